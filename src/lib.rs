@@ -2,4 +2,5 @@
 //!
 //! The map; a room uses only rooms below it.
 
+pub mod config; // proxy.toml: read, checked and resolved before anything starts
 pub mod secret; // text that must never be shown

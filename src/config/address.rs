@@ -1,0 +1,127 @@
+//! Addresses to listen on: `"127.0.0.1:8080"`, `"[::1]:0"`, `"localhost:8080"`, `"unix:/run/wecom-proxy.sock"`.
+
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use super::error::{Error, quoted};
+use super::section::Item;
+
+/// What `sun_path` holds on Linux, less the closing zero; macOS holds four bytes less.
+const LONGEST_UNIX_PATH: usize = 107;
+
+const EXPECTED: &str = "an address like \"127.0.0.1:8080\", \"[::1]:8080\", \"localhost:8080\" or \"unix:/run/wecom-proxy.sock\"";
+
+/// An address to listen on.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Address {
+    /// An IP address and a port, which may be 0; `localhost` has become 127.0.0.1.
+    Tcp(SocketAddr),
+    /// A unix socket; a relative path was made relative to the file.
+    Unix(PathBuf),
+}
+
+impl Address {
+    /// Whether only this machine can reach it, as with every unix socket.
+    pub fn is_loopback(&self) -> bool {
+        match self {
+            Self::Tcp(address) => address.ip().to_canonical().is_loopback(),
+            Self::Unix(_) => true,
+        }
+    }
+
+    /// Whether both could not be open at once. Port 0 is a new port each time.
+    fn clashes(&self, other: &Self) -> bool {
+        self == other && !matches!(self, Self::Tcp(address) if address.port() == 0)
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// One address or a list of them, none of them twice, none of those in `taken`.
+pub(super) fn read(item: &Item<'_>, taken: &[Address]) -> Result<Vec<Address>, Error> {
+    let mut addresses: Vec<Address> = Vec::new();
+    for item in item.one_or_list(&format!("{EXPECTED}, or a list of them"))? {
+        let address = read_one(&item)?;
+        if addresses.iter().chain(taken).any(|other| other.clashes(&address)) {
+            return Err(item.error(format!("{} is listened on already", quoted(&address.to_string()))));
+        }
+        addresses.push(address);
+    }
+    if addresses.is_empty() {
+        return Err(item.error(format!("is empty; name at least one address, {EXPECTED}")));
+    }
+    Ok(addresses)
+}
+
+fn read_one(item: &Item<'_>) -> Result<Address, Error> {
+    let text = item.text(EXPECTED)?;
+    if let Some(path) = text.strip_prefix("unix:") {
+        return read_unix(item, path);
+    }
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        return Ok(Address::Tcp(address));
+    }
+    let refuse = |what: String| Err(item.error(format!("{} {what}", quoted(text))));
+    let Some((host, port)) =
+        text.rsplit_once(':').filter(|(host, _)| !host.contains(':') || host.starts_with('['))
+    else {
+        return refuse(format!("is not an address; write {EXPECTED}"));
+    };
+    let Some(port) = port.parse::<u16>().ok().filter(|_| !port.starts_with('+')) else {
+        return refuse("has no port from 0 to 65535 after its last colon".to_owned());
+    };
+    match host {
+        "localhost" => Ok(Address::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))),
+        "" | "*" => refuse(format!(
+            "names no address; write \"127.0.0.1:{port}\" for this machine only, or \"0.0.0.0:{port}\" for every interface"
+        )),
+        _ => refuse(format!("does not start with an IP address or localhost; write {EXPECTED}")),
+    }
+}
+
+fn read_unix(item: &Item<'_>, path: &str) -> Result<Address, Error> {
+    if path.is_empty() || path.contains('\0') {
+        return Err(item.error("has no path after \"unix:\"; write one like \"unix:/run/wecom-proxy.sock\""));
+    }
+    let path = item.place.document.resolve(path);
+    if path.as_os_str().len() > LONGEST_UNIX_PATH {
+        return Err(item.error(format!("is too long for a unix socket; at most {LONGEST_UNIX_PATH} bytes")));
+    }
+    Ok(Address::Unix(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn knows_what_only_this_machine_reaches() {
+        for (text, loopback) in [
+            ("127.0.0.1:80", true),
+            ("127.9.9.9:80", true),
+            ("[::1]:0", true),
+            ("[::ffff:127.0.0.1]:80", true),
+            ("0.0.0.0:80", false),
+            ("[::]:80", false),
+            ("10.0.0.1:80", false),
+            ("[::ffff:10.0.0.1]:80", false),
+        ] {
+            assert_eq!(Address::Tcp(text.parse().unwrap()).is_loopback(), loopback, "{text}");
+        }
+        assert!(Address::Unix("/run/x.sock".into()).is_loopback());
+    }
+
+    #[test]
+    fn shows_itself_as_it_is_written() {
+        assert_eq!(Address::Tcp("[::1]:80".parse().unwrap()).to_string(), "[::1]:80");
+        assert_eq!(Address::Unix("/run/x.sock".into()).to_string(), "unix:/run/x.sock");
+    }
+}

@@ -1,0 +1,61 @@
+//! `[admin]`: the second port, for whoever runs the proxy.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use super::address::{self, Address};
+use super::error::{Error, quoted};
+use super::keyhash::{self, KeyHash};
+use super::section::{Item, Section};
+use super::server::Server;
+use super::url;
+
+pub(super) const KEYS: &[&str] = &["listen", "key_sha256", "recent", "otlp"];
+
+/// Each is kept with its heads, so a million of them would be gigabytes.
+const MOST_RECENT: u64 = 100_000;
+
+/// `[admin]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Admin {
+    /// At least one, none of the server's.
+    pub listen: Vec<Address>,
+    /// Who may ask; None only where every address is loopback.
+    pub key_sha256: Option<KeyHash>,
+    /// Exchanges kept for the inspector; may be 0.
+    pub recent: usize,
+    /// Where traces go: an http or https URL without a slash at its end.
+    pub otlp: Option<String>,
+}
+
+pub(super) fn read(root: &Section<'_>, server: &Server) -> Result<Option<Admin>, Error> {
+    if root.find("admin").is_none() {
+        return Ok(None);
+    }
+    let section = root.section("admin", KEYS)?;
+    let default = Address::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, 9090)));
+    let admin = Admin {
+        listen: section.or("listen", vec![default], |item| address::read(item, &server.listen))?,
+        key_sha256: section.maybe("key_sha256", keyhash::read)?,
+        recent: section.or("recent", 500, |item| item.count(0..=MOST_RECENT))?,
+        otlp: section.maybe("otlp", read_otlp)?,
+    };
+    if let Some(exposed) =
+        admin.listen.iter().find(|address| !address.is_loopback() && admin.key_sha256.is_none())
+    {
+        return Err(section.place("listen").error(format!(
+            "{} can be reached from other machines, so admin.key_sha256 is needed; \"wecom-proxy key NAME\" makes one",
+            quoted(&exposed.to_string())
+        )));
+    }
+    Ok(Some(admin))
+}
+
+fn read_otlp(item: &Item<'_>) -> Result<String, Error> {
+    let example = "http://127.0.0.1:4317";
+    let url = url::read(item, &["http", "https"], example)?.anonymous(item)?;
+    if url.rest.contains(['?', '#', '\\']) {
+        return Err(item.error(format!("must hold no query; write one like {example:?}")));
+    }
+    let port = url.port.map(|port| format!(":{port}")).unwrap_or_default();
+    Ok(format!("{}://{}{port}{}", url.scheme, url.bracketed_host(), url.rest.trim_end_matches('/')))
+}

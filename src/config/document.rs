@@ -1,0 +1,93 @@
+//! One file while it is read: its text, its lines, and what was noticed in it.
+
+use std::cell::RefCell;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use toml::de::DeTable;
+use zeroize::Zeroizing;
+
+use super::error::{Error, Warning, quoted};
+
+/// Far beyond any real file; keeps a device or a log file named by mistake out of memory.
+const LONGEST: u64 = 16 << 20;
+
+pub(super) struct Document<'a> {
+    path: PathBuf,
+    /// May hold secrets in plain text, so it is wiped.
+    text: Zeroizing<String>,
+    env: &'a dyn Fn(&str) -> Option<String>,
+    warnings: RefCell<Vec<Warning>>,
+}
+
+impl<'a> Document<'a> {
+    pub(super) fn read(path: &Path, env: &'a dyn Fn(&str) -> Option<String>) -> Result<Self, Error> {
+        let refuse = |what| Error { file: path.to_owned(), line: None, key: None, what };
+        let mut text = Zeroizing::new(String::new());
+        let length = File::open(path)
+            .and_then(|file| file.take(LONGEST + 1).read_to_string(&mut text))
+            .map_err(|e| refuse(format!("cannot be read: {e}")))?;
+        if length as u64 > LONGEST {
+            return Err(refuse("is too long for a configuration; at most 16MiB".to_owned()));
+        }
+        Ok(Self { path: path.to_owned(), text, env, warnings: RefCell::default() })
+    }
+
+    pub(super) fn parse(&self) -> Result<DeTable<'_>, Error> {
+        DeTable::parse(&self.text).map(|table| table.into_inner()).map_err(|error| self.syntax_error(&error))
+    }
+
+    /// toml's own `Display` would print the line, and with it a secret; its message holds none of the text.
+    fn syntax_error(&self, error: &toml::de::Error) -> Error {
+        let mut what = format!("is not valid TOML: {}", error.message());
+        if error.message() == "duplicate key" {
+            // What such a span covers is surely a key, which may be shown.
+            let key = error.span().and_then(|span| self.text.get(span)).unwrap_or_default();
+            what = format!("{} stands here twice; keep one", quoted(key));
+        }
+        Error {
+            file: self.path.clone(),
+            line: error.span().map(|span| self.line(span.start)),
+            key: None,
+            what,
+        }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The line, counted from 1, of the byte at `offset`.
+    pub(super) fn line(&self, offset: usize) -> usize {
+        self.text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1
+    }
+
+    /// `path` as it is meant in this file: relative to it.
+    pub(super) fn resolve(&self, path: &str) -> PathBuf {
+        match self.path.parent() {
+            Some(parent) => parent.join(path),
+            None => PathBuf::from(path),
+        }
+    }
+
+    pub(super) fn env(&self, name: &str) -> Option<String> {
+        (self.env)(name)
+    }
+
+    /// The same lookup, for the files that this one includes.
+    pub(super) fn lookup(&self) -> &'a dyn Fn(&str) -> Option<String> {
+        self.env
+    }
+
+    pub(super) fn warn(&self, warning: Warning) {
+        self.warnings.borrow_mut().push(warning);
+    }
+
+    /// The warnings, by line.
+    pub(super) fn into_warnings(self) -> Vec<Warning> {
+        let mut warnings = self.warnings.into_inner();
+        warnings.sort_by_key(|warning| warning.line);
+        warnings
+    }
+}

@@ -1,0 +1,70 @@
+//! What is said about a configuration: errors that refuse it and warnings that do not.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// Why a configuration is refused. It never holds the text of a secret, nor a line of the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Error {
+    /// The file, as it was named by the caller or found by `include`.
+    pub file: PathBuf,
+    /// The line, counted from 1, where one is to blame.
+    pub line: Option<usize>,
+    /// The dotted path of the key, like `server.listen`.
+    pub key: Option<String>,
+    /// What is wrong and what is allowed.
+    pub what: String,
+}
+
+impl std::error::Error for Error {}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        display(f, &self.file, self.line, self.key.as_deref(), &self.what)
+    }
+}
+
+/// What works but should not stay so.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Warning {
+    /// The file, as it was named by the caller or found by `include`.
+    pub file: PathBuf,
+    /// The line, counted from 1.
+    pub line: Option<usize>,
+    /// The dotted path of the key.
+    pub key: Option<String>,
+    /// What to change, and why.
+    pub text: String,
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        display(f, &self.file, self.line, self.key.as_deref(), &self.text)
+    }
+}
+
+fn display(
+    f: &mut fmt::Formatter<'_>,
+    file: &Path,
+    line: Option<usize>,
+    key: Option<&str>,
+    text: &str,
+) -> fmt::Result {
+    write!(f, "{}", file.display())?;
+    if let Some(line) = line {
+        write!(f, ":{line}")?;
+    }
+    if let Some(key) = key {
+        write!(f, ": {key}")?;
+    }
+    write!(f, ": {text}")
+}
+
+/// `text` as it may stand in a message: quoted, on one line, not too long. Not for secrets.
+pub(super) fn quoted(text: &str) -> String {
+    const LONGEST: usize = 80;
+    match text.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{:?}…", &text[..end]),
+        None => format!("{text:?}"),
+    }
+}

@@ -1,0 +1,181 @@
+//! Patterns of paths under `/cgi-bin/`, and of methods with them: what a client may call, what carries its own token.
+
+use std::fmt;
+
+use http::Method;
+
+use super::error::{Error, quoted};
+use super::near::suggestion;
+use super::section::Item;
+
+const ROOT: &str = "/cgi-bin/";
+
+const METHODS: [(&str, Method); 7] = [
+    ("GET", Method::GET),
+    ("HEAD", Method::HEAD),
+    ("POST", Method::POST),
+    ("PUT", Method::PUT),
+    ("PATCH", Method::PATCH),
+    ("DELETE", Method::DELETE),
+    ("OPTIONS", Method::OPTIONS),
+];
+
+/// A path under `/cgi-bin/`. A last segment that is just `*` stands for everything below; any other `*` for any text
+/// within its segment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PathPattern(String);
+
+impl PathPattern {
+    /// Whether `path` is meant, taken letter by letter as it will be sent: without its query, escapes not decoded.
+    pub fn matches(&self, path: &str) -> bool {
+        let mut segments = path.split('/');
+        let mut wanted = self.0.split('/').peekable();
+        while let Some(pattern) = wanted.next() {
+            let Some(segment) = segments.next() else { return false };
+            if pattern == "*" && wanted.peek().is_none() {
+                return true;
+            }
+            if !glob(pattern, segment) {
+                return false;
+            }
+        }
+        segments.next().is_none()
+    }
+}
+
+impl fmt::Display for PathPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What a client may call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AllowPattern {
+    /// None: every method.
+    pub method: Option<Method>,
+    /// The paths.
+    pub path: PathPattern,
+}
+
+impl AllowPattern {
+    /// Everything under `/cgi-bin/`.
+    pub fn everything() -> Self {
+        Self { method: None, path: PathPattern(format!("{ROOT}*")) }
+    }
+
+    /// Whether the call is meant; `path` as in [`PathPattern::matches`].
+    pub fn matches(&self, method: &Method, path: &str) -> bool {
+        self.method.as_ref().is_none_or(|wanted| wanted == method) && self.path.matches(path)
+    }
+}
+
+impl fmt::Display for AllowPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(method) = &self.method {
+            write!(f, "{method} ")?;
+        }
+        self.path.fmt(f)
+    }
+}
+
+/// Whether `text` is `pattern`, in which each `*` stands for any text, also none. Linear in both for each `*`.
+pub(super) fn glob(pattern: &str, text: &str) -> bool {
+    let mut parts = pattern.split('*');
+    let first = parts.next().unwrap_or_default();
+    let Some(mut rest) = text.strip_prefix(first) else { return false };
+    let Some(last) = parts.next_back() else { return rest.is_empty() };
+    for part in parts {
+        let Some(at) = rest.find(part) else { return false };
+        rest = &rest[at + part.len()..];
+    }
+    rest.ends_with(last)
+}
+
+/// The list of an agent's `plain` paths.
+pub(super) fn read_paths(item: &Item<'_>) -> Result<Vec<PathPattern>, Error> {
+    let items = item.list("a list of paths like [\"/cgi-bin/corpgroup/*\"]")?;
+    items.iter().map(|item| read_path(item, item.text("a path like \"/cgi-bin/corpgroup/*\"")?)).collect()
+}
+
+/// The list of what a client may call, which says something.
+pub(super) fn read_allow(item: &Item<'_>) -> Result<Vec<AllowPattern>, Error> {
+    let items = item.list("a list like [\"POST /cgi-bin/message/send\", \"/cgi-bin/user/*\"]")?;
+    if items.is_empty() {
+        return Err(item.error("is empty, which would allow nothing; without this key everything is allowed"));
+    }
+    items.iter().map(read_call).collect()
+}
+
+fn read_call(item: &Item<'_>) -> Result<AllowPattern, Error> {
+    let text = item.text("a string like \"POST /cgi-bin/message/send\" or \"/cgi-bin/user/*\"")?;
+    let Some((method, path)) = text.split_once(' ') else {
+        return Ok(AllowPattern { method: None, path: read_path(item, text)? });
+    };
+    let known = METHODS.iter().find(|(name, _)| *name == method).ok_or_else(|| {
+        let names = METHODS.map(|(name, _)| name);
+        let meant = suggestion(method, names);
+        item.error(format!("{} is not a method; {meant}allowed: {}", quoted(method), names.join(", ")))
+    })?;
+    Ok(AllowPattern { method: Some(known.1.clone()), path: read_path(item, path)? })
+}
+
+fn read_path(item: &Item<'_>, path: &str) -> Result<PathPattern, Error> {
+    let refuse = |what: &str| Err(item.error(format!("{} {what}", quoted(path))));
+    let Some(below) = path.strip_prefix(ROOT) else {
+        return refuse("must start with /cgi-bin/; nothing else is forwarded");
+    };
+    if let Some(odd) = path.chars().find(|c| !c.is_ascii_graphic() || "?#%\\\"".contains(*c)) {
+        return refuse(&format!("holds {odd:?}; a pattern is a plain path, without query or escapes"));
+    }
+    if below.is_empty() || path.ends_with('/') {
+        return refuse(&format!("ends in a slash; write \"{path}*\" for everything below it"));
+    }
+    if below.split('/').any(|segment| matches!(segment, "" | "." | ".." | "**")) {
+        return refuse(
+            "holds an empty segment, \".\", \"..\" or \"**\"; a last \"/*\" means everything below",
+        );
+    }
+    Ok(PathPattern(path.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn matches_what_it_says() {
+        for (pattern, path, expected) in [
+            ("/cgi-bin/user/get", "/cgi-bin/user/get", true),
+            ("/cgi-bin/user/get", "/cgi-bin/user/gets", false),
+            ("/cgi-bin/user/get", "/cgi-bin/user/get/", false),
+            ("/cgi-bin/user/get", "/cgi-bin/user", false),
+            ("/cgi-bin/user/*", "/cgi-bin/user/get", true),
+            ("/cgi-bin/user/*", "/cgi-bin/user/a/b", true),
+            ("/cgi-bin/user/*", "/cgi-bin/user", false),
+            ("/cgi-bin/user/*", "/cgi-bin/users/get", false),
+            ("/cgi-bin/*", "/cgi-bin/a/b/c", true),
+            ("/cgi-bin/*/get", "/cgi-bin/user/get", true),
+            ("/cgi-bin/*/get", "/cgi-bin/user/a/get", false),
+            ("/cgi-bin/user/get*", "/cgi-bin/user/get_mobile", true),
+            ("/cgi-bin/user/get*", "/cgi-bin/user/get/x", false),
+            ("/cgi-bin/a*b*c/x", "/cgi-bin/abbc/x", true),
+            ("/cgi-bin/a*b*c/x", "/cgi-bin/ac/x", false),
+            ("/cgi-bin/aa*aa", "/cgi-bin/aaa", false),
+            ("/cgi-bin/user/get", "/cgi-bin/user/%67et", false),
+            ("/cgi-bin/user/get", "/cgi-bin/User/get", false),
+        ] {
+            assert_eq!(PathPattern(pattern.to_owned()).matches(path), expected, "{pattern} {path}");
+        }
+    }
+
+    #[test]
+    fn a_method_narrows_it() {
+        let mut allow = AllowPattern::everything();
+        assert!(allow.matches(&Method::DELETE, "/cgi-bin/x"));
+        allow.method = Some(Method::POST);
+        assert!(allow.matches(&Method::POST, "/cgi-bin/x"));
+        assert!(!allow.matches(&Method::GET, "/cgi-bin/x"));
+        assert_eq!(allow.to_string(), "POST /cgi-bin/*");
+    }
+}

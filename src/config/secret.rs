@@ -1,0 +1,61 @@
+//! Secrets: `{ env = "NAME" }`, `{ file = "path" }` or a plain string. No message ever shows one.
+
+use zeroize::Zeroizing;
+
+use super::error::Error;
+use super::files;
+use super::section::Item;
+use crate::secret::Masked;
+
+pub(super) const KEYS: &[&str] = &["env", "file"];
+
+const EXPECTED: &str = "{ env = \"NAME\" }, { file = \"path\" } or a string";
+
+/// The secret: visible ASCII, not empty.
+pub(super) fn read(item: &Item<'_>) -> Result<Masked, Error> {
+    if let Some(text) = item.as_str() {
+        let secret = checked(item, "is", text)?;
+        item.place.warn(
+            "stands in this file as plain text; write { env = \"NAME\" } or { file = \"path\" } instead",
+        );
+        return Ok(secret);
+    }
+    let section = item.section(EXPECTED, KEYS)?;
+    match (section.find("env"), section.find("file")) {
+        (Some(env), None) => from_env(&env),
+        (None, Some(file)) => {
+            let text = files::secret_text(&file)?;
+            checked(&file, "names a file that is", text.trim_end_matches(['\r', '\n']))
+        }
+        (Some(_), Some(_)) => Err(item.error("names both env and file; keep one")),
+        (None, None) => Err(item.error(format!("must be {EXPECTED}"))),
+    }
+}
+
+fn from_env(item: &Item<'_>) -> Result<Masked, Error> {
+    let name = item.text("the name of an environment variable")?;
+    let is_name = |name: &str| {
+        name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+            && name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+    };
+    if !is_name(name) {
+        // Not shown: somebody may have put the secret here.
+        return Err(item.error("must be the name of an environment variable: letters, digits and _"));
+    }
+    let Some(text) = item.place.document.env(name).map(Zeroizing::new) else {
+        return Err(item.error(format!("the environment variable {name} is not set")));
+    };
+    checked(item, &format!("the environment variable {name} is"), &text)
+}
+
+fn checked(item: &Item<'_>, what: &str, text: &str) -> Result<Masked, Error> {
+    if text.is_empty() {
+        return Err(item.error(format!("{what} empty")));
+    }
+    if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(item.error(format!(
+            "{what} no secret: it holds something else than visible ASCII, perhaps a space or a line break"
+        )));
+    }
+    Ok(Masked::new(text))
+}

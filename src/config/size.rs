@@ -1,0 +1,98 @@
+//! Sizes: `"64MiB"`, or a plain number of bytes.
+
+use std::ops::RangeInclusive;
+
+use super::error::{Error, quoted};
+use super::section::Item;
+
+/// From the largest to the smallest. No KB, MB, GB: half of the world means 1000 by them, the other half 1024.
+const UNITS: [(&str, u64); 4] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
+
+/// Offsets in files are signed, so no more than this can be kept anywhere.
+pub(super) const LARGEST: u64 = i64::MAX as u64;
+
+/// The size in bytes.
+pub(super) fn read(item: &Item<'_>, range: RangeInclusive<u64>) -> Result<u64, Error> {
+    let expected = "a size like \"64MiB\" (B, KiB, MiB, GiB) or a plain number of bytes";
+    let size = match item.as_u64() {
+        Some(bytes) => bytes,
+        None => {
+            let text = item.text(expected)?;
+            parse(text).ok_or_else(|| item.error(format!("{} is not {expected}", quoted(text))))?
+        }
+    };
+    if size < *range.start() {
+        return Err(item.error(format!("is too small; at least {}", write(*range.start()))));
+    }
+    if size > *range.end() {
+        return Err(item.error("is larger than anything that can be kept".to_owned()));
+    }
+    Ok(size)
+}
+
+/// None where it is no size. One too large to count becomes the largest there is, which no range contains.
+fn parse(text: &str) -> Option<u64> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    if number.is_empty() {
+        return None;
+    }
+    let factor = if unit.is_empty() { 1 } else { UNITS.iter().find(|(name, _)| *name == unit)?.1 };
+    // All digits, so the only failure left is overflow.
+    Some(number.parse::<u64>().unwrap_or(u64::MAX).saturating_mul(factor))
+}
+
+/// The size as it would stand in the file, in the largest unit that shows all of it.
+pub fn write(bytes: u64) -> String {
+    let unit = UNITS.iter().find(|(_, factor)| bytes != 0 && bytes.is_multiple_of(*factor));
+    let (name, factor) = unit.unwrap_or(&("B", 1));
+    format!("{}{name}", bytes / factor)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn reads_each_unit_and_nothing_else() {
+        for (text, bytes) in
+            [("0", 0), ("12", 12), ("12B", 12), ("3KiB", 3072), ("64MiB", 64 << 20), ("2GiB", 2 << 30)]
+        {
+            assert_eq!(parse(text), Some(bytes), "{text}");
+        }
+        for text in ["", "MiB", "64 MiB", "64MB", "64mib", "64M", "-1B", "1.5GiB", "1TiB", "1_000", "٣B"] {
+            assert_eq!(parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn counts_what_overflows_as_too_large() {
+        for text in ["18446744073709551616", "99999999999999999999GiB", "18446744073709551615KiB"] {
+            assert!(parse(text).is_some_and(|size| size > LARGEST), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn survives_any_text(text in any::<String>()) {
+            parse(&text);
+        }
+
+        #[test]
+        fn survives_anything_like_a_size(text in "[0-9]{0,30}(B|KiB|MiB|GiB|KB)?") {
+            parse(&text);
+        }
+
+        #[test]
+        fn reads_what_it_writes(bytes in any::<u64>()) {
+            prop_assert_eq!(parse(&write(bytes)), Some(bytes));
+        }
+
+        #[test]
+        fn reads_what_it_writes_in_whole_units(number in 0..=1_000_000u64, unit in 0..4usize) {
+            let bytes = number * UNITS[unit].1;
+            prop_assert_eq!(parse(&write(bytes)), Some(bytes));
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! The parts of a URL, as much as the settings need. Complaints never show the URL: it may hold a password.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use super::error::Error;
+use super::section::Item;
+
+pub(super) struct Url<'a> {
+    pub(super) scheme: &'a str,
+    /// What stands before the `@`.
+    pub(super) userinfo: Option<&'a str>,
+    /// In lower case; an IPv6 address without its brackets.
+    pub(super) host: String,
+    pub(super) port: Option<u16>,
+    /// Path, query and fragment.
+    pub(super) rest: &'a str,
+}
+
+/// A URL with one of `schemes`; `example` shows how it is written.
+pub(super) fn read<'a>(item: &Item<'a>, schemes: &[&str], example: &str) -> Result<Url<'a>, Error> {
+    let text = item.text(&format!("a URL like {example:?}"))?;
+    let scheme = text.split_once("://").map(|(scheme, _)| scheme);
+    if !scheme.is_some_and(|scheme| schemes.contains(&scheme)) {
+        let schemes = schemes.iter().map(|scheme| format!("{scheme}://")).collect::<Vec<_>>().join(" or ");
+        return Err(item.error(format!("must start with {schemes}, as in {example:?}")));
+    }
+    parse(text).map_err(|what| item.error(format!("{what}; write one like {example:?}")))
+}
+
+impl Url<'_> {
+    /// The host as it is written before a port.
+    pub(super) fn bracketed_host(&self) -> String {
+        if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() }
+    }
+
+    /// Refuses what a plain `scheme://host:port` does not have.
+    pub(super) fn bare(self, item: &Item<'_>) -> Result<Self, Error> {
+        if !matches!(self.rest, "" | "/") {
+            return Err(item.error("must hold nothing after the host and port: no path, no query"));
+        }
+        Ok(self)
+    }
+
+    /// Refuses a user or password.
+    pub(super) fn anonymous(self, item: &Item<'_>) -> Result<Self, Error> {
+        match self.userinfo {
+            Some(_) => Err(item.error("must hold no user or password before the host")),
+            None => Ok(self),
+        }
+    }
+}
+
+fn parse(text: &str) -> Result<Url<'_>, &'static str> {
+    if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err("holds a space or a character that is not ASCII");
+    }
+    let (scheme, after) = text.split_once("://").ok_or("has no scheme")?;
+    let (authority, rest) = after.split_at(after.find(['/', '?', '#', '\\']).unwrap_or(after.len()));
+    let (userinfo, host_port) = match authority.rsplit_once('@') {
+        Some((userinfo, host_port)) => (Some(userinfo), host_port),
+        None => (None, authority),
+    };
+    let (host, port) = match host_port.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
+        _ => (host_port, None),
+    };
+    let port = port.map(parse_port).transpose()?;
+    Ok(Url { scheme, userinfo, host: parse_host(host)?, port, rest })
+}
+
+fn parse_port(text: &str) -> Result<u16, &'static str> {
+    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse()
+        .ok()
+        .filter(|port| digits && *port != 0)
+        .ok_or("must have a port from 1 to 65535 after the host")
+}
+
+fn parse_host(text: &str) -> Result<String, &'static str> {
+    if let Some(inner) = text.strip_prefix('[') {
+        let inner = inner.strip_suffix(']').ok_or("has a host with an unclosed bracket")?;
+        let address =
+            inner.parse::<Ipv6Addr>().map_err(|_| "has brackets around something that is no IPv6 address")?;
+        return Ok(address.to_string());
+    }
+    let is_name = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+    };
+    if text.len() > 253 || !text.split('.').all(is_name) {
+        return Err("has no host, or one that is neither a name nor an address");
+    }
+    // A name whose last label is a number would be taken for an address by some, and for a name by others.
+    let numeric = text.rsplit('.').next().is_some_and(|label| label.bytes().all(|b| b.is_ascii_digit()));
+    if numeric && text.parse::<Ipv4Addr>().is_err() {
+        return Err("has a host that looks like an IPv4 address and is none");
+    }
+    Ok(text.to_ascii_lowercase())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn takes_a_url_apart() {
+        let url = parse("http://u:p@s@Egress.Example:3128/x?y").unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!((url.scheme, url.userinfo, url.rest), ("http", Some("u:p@s"), "/x?y"));
+        assert_eq!((url.host.as_str(), url.port), ("egress.example", Some(3128)));
+        let url = parse("https://[::1]").unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!((url.host.as_str(), url.port, url.bracketed_host().as_str()), ("::1", None, "[::1]"));
+        let url = parse("https://[2001:DB8::1]:8443/").unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!((url.host.as_str(), url.port), ("2001:db8::1", Some(8443)));
+    }
+
+    #[test]
+    fn refuses_odd_hosts_and_ports() {
+        for text in [
+            "http://",
+            "http:///x",
+            "http://:80",
+            "http://a:",
+            "http://a:0",
+            "http://a:+80",
+            "http://a:65536",
+            "http://a..b",
+            "http://a b",
+            "http://a%2f",
+            "http://999.1.1.1",
+            "http://1.2.3",
+            "http://[::1",
+            "http://::1",
+            "http://[1.2.3.4]",
+            "http://例え",
+            "http://a,b",
+        ] {
+            assert!(parse(text).is_err(), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn survives_any_text(text in "(https?://)?[ -~é]{0,40}") {
+            let _ = parse(&text);
+        }
+    }
+}
