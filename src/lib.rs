@@ -2,5 +2,10 @@
 //!
 //! The map; a room uses only rooms below it.
 
-pub mod config; // proxy.toml: read, checked and resolved before anything starts
+pub mod upstream; // the way out: pooled connections to WeCom
+pub mod config; // proxy.toml
+pub mod upload; // a request's body: streamed, bounded, kept for another attempt
+pub mod headers; // which headers stop here
+pub mod io; // byte streams as one type
+pub mod deadline; // a deadline that is cheap to move
 pub mod secret; // text that must never be shown

@@ -1,0 +1,82 @@
+//! A deadline that is cheap to move: the timer behind it is touched only when it fires too early.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use tokio::time::{Instant, Sleep, sleep_until};
+
+/// A point in time that a poll function can wait for. Moving it later costs a store; the timer wheel learns of it only
+/// when the old point passes. It stops by itself: a deadline that nobody polls wakes nobody.
+#[derive(Debug)]
+pub struct Deadline {
+    at: Option<Instant>,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Deadline {
+    /// A deadline that is not running.
+    pub const fn idle() -> Self {
+        Self { at: None, timer: None }
+    }
+
+    /// Sets it `after` from now, whatever it was.
+    pub fn set(&mut self, after: Duration) {
+        self.at = Instant::now().checked_add(after);
+    }
+
+    /// Sets it `after` from now unless it runs already.
+    pub fn set_if_idle(&mut self, after: Duration) {
+        if self.at.is_none() {
+            self.set(after);
+        }
+    }
+
+    /// Stops it.
+    pub fn clear(&mut self) {
+        self.at = None;
+    }
+
+    /// Ready once the deadline has passed; pending, with the task to be woken, while it has not; pending for ever when
+    /// it is not running.
+    pub fn poll_passed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(at) = self.at else { return Poll::Pending };
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(at)));
+        if timer.deadline() > at {
+            timer.as_mut().reset(at);
+        }
+        loop {
+            ready!(timer.as_mut().poll(cx));
+            if timer.deadline() >= at {
+                return Poll::Ready(());
+            }
+            timer.as_mut().reset(at);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn moving_it_later_or_earlier_holds() {
+        let began = Instant::now();
+        let mut deadline = Deadline::idle();
+        deadline.set(Duration::from_secs(1));
+        assert!(poll_fn(|cx| Poll::Ready(deadline.poll_passed(cx).is_pending())).await);
+        deadline.set(Duration::from_secs(5));
+        poll_fn(|cx| deadline.poll_passed(cx)).await;
+        assert_eq!(began.elapsed().as_secs(), 5);
+        deadline.set(Duration::from_secs(60));
+        assert!(poll_fn(|cx| Poll::Ready(deadline.poll_passed(cx).is_pending())).await);
+        deadline.set(Duration::from_secs(2));
+        poll_fn(|cx| deadline.poll_passed(cx)).await;
+        assert_eq!(began.elapsed().as_secs(), 7);
+    }
+}

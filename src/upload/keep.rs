@@ -1,0 +1,214 @@
+//! Where kept bodies lie: in memory up to the budget, then in temporary files that have no name.
+
+use std::{
+    fs::File,
+    future::Future,
+    io,
+    os::unix::fs::FileExt,
+    path::PathBuf,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Bytes, BytesMut};
+use tokio::task::{JoinHandle, spawn_blocking};
+
+/// Pieces below this size are copied together: a byte that comes alone would otherwise hold the whole buffer that it was
+/// read into.
+const SMALL: usize = 4 * 1024;
+/// How much is read back from a file at once.
+const READ_BACK: u64 = 128 * 1024;
+
+/// The room that all kept bodies share.
+#[derive(Debug)]
+pub struct Shelf {
+    memory: u64,
+    in_memory: AtomicU64,
+    in_files: AtomicU64,
+    dir: PathBuf,
+}
+
+impl Shelf {
+    /// At most `memory` bytes in memory for all bodies together, the rest in files under `dir`.
+    pub fn new(memory: u64, dir: PathBuf) -> Self {
+        Self { memory, in_memory: AtomicU64::new(0), in_files: AtomicU64::new(0), dir }
+    }
+
+    /// Bytes that are kept in memory now.
+    pub fn in_memory(&self) -> u64 {
+        self.in_memory.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that are kept in files now.
+    pub fn in_files(&self) -> u64 {
+        self.in_files.load(Ordering::Relaxed)
+    }
+
+    /// Takes room in memory for `bytes` more of a body that has `held` already. One body gets no more than an eighth of
+    /// the budget, so that one large upload neither fills the memory nor takes it from all the others.
+    fn reserve(&self, held: u64, bytes: u64) -> bool {
+        if held + bytes > self.memory / 8 {
+            return false;
+        }
+        let fits = |now: u64| now.checked_add(bytes).filter(|sum| *sum <= self.memory);
+        self.in_memory.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_ok()
+    }
+}
+
+/// How far a reader has come in what is kept.
+#[derive(Debug, Default)]
+pub(super) struct Place {
+    piece: usize,
+    within: usize,
+    file: u64,
+}
+
+impl Place {
+    /// Moves to the end of what is kept: the reader has seen the newest piece as it came.
+    pub(super) fn skip(&mut self, kept: &Kept) {
+        self.piece = kept.pieces.len();
+        self.within = kept.tail.len();
+        self.file = kept.file_bytes;
+    }
+}
+
+/// One body's kept bytes: whole pieces, a tail of small ones, then a file.
+pub(super) struct Kept {
+    shelf: Arc<Shelf>,
+    pieces: Vec<Bytes>,
+    tail: BytesMut,
+    memory_bytes: u64,
+    file: Option<Arc<File>>,
+    file_bytes: u64,
+    writing: Option<JoinHandle<io::Result<()>>>,
+    reading: Option<JoinHandle<io::Result<Bytes>>>,
+    lost: bool,
+}
+
+impl Kept {
+    pub(super) fn new(shelf: Arc<Shelf>) -> Self {
+        Self {
+            shelf,
+            pieces: Vec::new(),
+            tail: BytesMut::new(),
+            memory_bytes: 0,
+            file: None,
+            file_bytes: 0,
+            writing: None,
+            reading: None,
+            lost: false,
+        }
+    }
+
+    /// Whether all that came is here. A full disk costs the retry, not the request.
+    pub(super) fn is_whole(&self) -> bool {
+        !self.lost
+    }
+
+    /// Keeps one more piece. One that goes to a file is still being written when this returns; see [`Kept::poll_idle`].
+    pub(super) fn push(&mut self, piece: &Bytes) {
+        if self.lost {
+            return;
+        }
+        let bytes = piece.len() as u64;
+        if self.file.is_none() && self.shelf.reserve(self.memory_bytes, bytes) {
+            self.memory_bytes += bytes;
+            return self.push_memory(piece);
+        }
+        let file = match &self.file {
+            Some(file) => file.clone(),
+            None => match tempfile::tempfile_in(&self.shelf.dir) {
+                Ok(file) => self.file.insert(Arc::new(file)).clone(),
+                Err(error) => return self.lose(&error),
+            },
+        };
+        let (piece, at) = (piece.clone(), self.file_bytes);
+        self.file_bytes += bytes;
+        self.shelf.in_files.fetch_add(bytes, Ordering::Relaxed);
+        self.writing = Some(spawn_blocking(move || file.write_all_at(&piece, at)));
+    }
+
+    fn push_memory(&mut self, piece: &Bytes) {
+        if piece.len() < SMALL {
+            self.tail.extend_from_slice(piece);
+            if self.tail.len() < SMALL {
+                return;
+            }
+        }
+        if !self.tail.is_empty() {
+            self.pieces.push(self.tail.split().freeze());
+        }
+        if piece.len() >= SMALL {
+            self.pieces.push(piece.clone());
+        }
+    }
+
+    /// Ready when no write is under way, so that a slow disk holds the client back instead of filling the memory.
+    pub(super) fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(writing) = &mut self.writing {
+            let written = ready!(Pin::new(writing).poll(cx));
+            self.writing = None;
+            if let Err(error) = written.unwrap_or_else(|panic| Err(io::Error::other(panic))) {
+                self.lose(&error);
+            }
+        }
+        Poll::Ready(())
+    }
+
+    /// The next kept bytes from `place` on, `None` at the end of what is kept.
+    pub(super) fn poll_read(
+        &mut self,
+        place: &mut Place,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<Option<Bytes>>> {
+        while let Some(piece) = self.pieces.get(place.piece) {
+            let rest = piece.slice(place.within..);
+            (place.piece, place.within) = (place.piece + 1, 0);
+            if !rest.is_empty() {
+                return Poll::Ready(Ok(Some(rest)));
+            }
+        }
+        if place.within < self.tail.len() {
+            let rest = Bytes::copy_from_slice(&self.tail[place.within..]);
+            place.within = self.tail.len();
+            return Poll::Ready(Ok(Some(rest)));
+        }
+        let Some(file) = self.file.as_ref().filter(|_| place.file < self.file_bytes) else {
+            return Poll::Ready(Ok(None));
+        };
+        let reading = self.reading.get_or_insert_with(|| {
+            let (file, at) = (file.clone(), place.file);
+            let bytes = READ_BACK.min(self.file_bytes - at) as usize;
+            spawn_blocking(move || {
+                let mut piece = vec![0; bytes];
+                file.read_exact_at(&mut piece, at).map(|()| Bytes::from(piece))
+            })
+        });
+        let read = ready!(Pin::new(reading).poll(cx));
+        self.reading = None;
+        let piece = read.unwrap_or_else(|panic| Err(io::Error::other(panic)))?;
+        place.file += piece.len() as u64;
+        Poll::Ready(Ok(Some(piece)))
+    }
+
+    /// Forgets a read that an earlier reader had begun.
+    pub(super) fn rewind(&mut self) {
+        self.reading = None;
+    }
+
+    fn lose(&mut self, error: &io::Error) {
+        tracing::warn!(%error, "a request's body could not be kept in a temporary file; it cannot be sent again");
+        self.lost = true;
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.shelf.in_memory.fetch_sub(self.memory_bytes, Ordering::Relaxed);
+        self.shelf.in_files.fetch_sub(self.file_bytes, Ordering::Relaxed);
+    }
+}

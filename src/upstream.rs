@@ -1,0 +1,299 @@
+//! The way out: requests to the one upstream that the configuration names, on connections that are used again.
+//!
+//! It knows nothing of tokens. One [`Upstream`] belongs to one runtime; what it sends is driven by the task that asks.
+
+mod dial;
+mod framing;
+mod h1;
+mod h2;
+mod head;
+mod pool;
+mod settings;
+
+use std::{
+    future::poll_fn,
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+
+pub use self::settings::{Settings, SettingsError};
+use self::{dial::Addresses, pool::Pool};
+use crate::{
+    headers,
+    upload::{Reader, Upload, UploadError},
+};
+
+/// A request as it leaves. It has no `Debug`: the target carries a token.
+pub struct Outgoing<'a> {
+    /// The method, as the client sent it.
+    pub method: &'a Method,
+    /// Path and query, with the token in it.
+    pub target: &'a str,
+    /// The client's headers; those that stay here are left out when the head is written.
+    pub headers: &'a HeaderMap,
+    /// What the client's `Connection` header named.
+    pub nominated: &'a [HeaderName],
+    /// How long the body is.
+    pub body: BodyLength,
+}
+
+impl<'a> Outgoing<'a> {
+    /// The headers that leave.
+    fn headers_out(&self) -> impl Iterator<Item = (&'a HeaderName, &'a HeaderValue)> {
+        let nominated = self.nominated;
+        self.headers.iter().filter(move |(name, _)| !headers::stays_here(name) && !nominated.contains(name))
+    }
+}
+
+/// What is known of a request's body before it is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BodyLength {
+    /// There is none, and nothing is said of it.
+    Absent,
+    /// This many bytes, none included.
+    Known(u64),
+    /// It ends when it ends.
+    Unknown,
+}
+
+impl BodyLength {
+    fn known(self) -> Option<u64> {
+        match self {
+            Self::Absent => Some(0),
+            Self::Known(length) => Some(length),
+            Self::Unknown => None,
+        }
+    }
+}
+
+/// Why there is no answer, or no whole one, and whether the upstream can have acted on the request.
+#[derive(Debug)]
+pub struct Failure {
+    /// What went wrong.
+    pub flaw: Flaw,
+    /// How much of the request was sent.
+    pub sent: Sent,
+}
+
+/// How much of a request the upstream may have seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sent {
+    /// Not a byte: it surely did nothing.
+    Nothing,
+    /// Some or all of it.
+    Perhaps,
+}
+
+/// What went wrong. The texts name no URL, query or header of the request.
+#[derive(Debug, thiserror::Error)]
+pub enum Flaw {
+    /// No connection could be made.
+    #[error("{0}")]
+    Unreachable(String),
+    /// The connection closed before a byte of the answer.
+    #[error("it closed the connection without an answer")]
+    Closed,
+    /// The connection closed in the middle of the answer.
+    #[error("it broke off in the middle of its answer")]
+    Truncated,
+    /// The connection failed in the middle of the answer.
+    #[error("the connection failed: {0}")]
+    Io(io::Error),
+    /// No head within `upstream.response_timeout`.
+    #[error("no answer within upstream.response_timeout")]
+    NoAnswer,
+    /// A silence in the answer's body longer than `upstream.body_timeout`.
+    #[error("its answer stalled for longer than upstream.body_timeout")]
+    Stalled,
+    /// The answer's head cannot be trusted.
+    #[error("{0}")]
+    Head(&'static str),
+    /// The answer's body cannot be trusted to end where it seems to.
+    #[error("{0}")]
+    Framing(#[source] framing::FramingError),
+    /// The HTTP/2 connection failed.
+    #[error("{0}")]
+    Http2(String),
+    /// It was the client's side that failed.
+    #[error("{0}")]
+    Upload(UploadError),
+}
+
+/// An answer whose body is still to come.
+pub struct Answer {
+    /// The status, as the upstream sent it.
+    pub status: StatusCode,
+    /// Its headers, without hop-by-hop ones.
+    pub headers: HeaderMap,
+    /// Its body.
+    pub body: AnswerBody,
+}
+
+/// An answer's body.
+pub struct AnswerBody(Source);
+
+enum Source {
+    Ended,
+    Http1(Box<h1::Exchange>),
+    Http2(h2::Answer),
+}
+
+impl AnswerBody {
+    /// The next piece; `None` at the end.
+    pub fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Failure>>> {
+        let polled = match &mut self.0 {
+            Source::Ended => Poll::Ready(None),
+            Source::Http1(exchange) => exchange.poll_data(cx),
+            Source::Http2(answer) => answer.poll_data(cx),
+        };
+        match polled {
+            Poll::Ready(Some(Err(_))) => self.0 = Source::Ended,
+            Poll::Ready(_) => self.finish_if_ended(),
+            Poll::Pending => {}
+        }
+        polled
+    }
+
+    /// The next piece; `None` at the end.
+    pub async fn data(&mut self) -> Option<Result<Bytes, Failure>> {
+        poll_fn(|cx| self.poll_data(cx)).await
+    }
+
+    /// Whether all of it was taken. It may say no where the end is not yet known.
+    pub fn is_ended(&self) -> bool {
+        matches!(self.0, Source::Ended)
+    }
+
+    /// A connection is free for the next request as soon as the last byte was read, not when somebody asks once more.
+    fn finish_if_ended(&mut self) {
+        let ended = match &self.0 {
+            Source::Ended => false,
+            Source::Http1(exchange) => exchange.is_ended(),
+            Source::Http2(answer) => answer.is_ended(),
+        };
+        if ended && let Source::Http1(exchange) = std::mem::replace(&mut self.0, Source::Ended) {
+            exchange.finish();
+        }
+    }
+}
+
+/// Connections to the upstream, for the tasks of one runtime.
+pub struct Upstream {
+    pool: Arc<Pool>,
+    addresses: Addresses,
+    /// Whether the upstream spoke HTTP/2 when last asked; fresh connections are then made one at a time.
+    speaks_http2: AtomicBool,
+    dialling: tokio::sync::Mutex<()>,
+}
+
+impl Upstream {
+    /// An upstream without connections.
+    pub fn new(settings: Arc<Settings>) -> Self {
+        let speaks_http2 = AtomicBool::new(settings.tls.is_some());
+        Self { pool: Pool::new(settings), addresses: Addresses::default(), speaks_http2, dialling: Default::default() }
+    }
+
+    /// Sends a request and returns its answer once the head is there.
+    ///
+    /// It is sent a second time only where the upstream surely did not act on it: a kept connection proved closed
+    /// before a byte of the answer, and the method is idempotent or nothing had been sent.
+    pub async fn send(&self, outgoing: &Outgoing<'_>, upload: Option<&Upload>) -> Result<Answer, Failure> {
+        let mut fresh = false;
+        loop {
+            let (line, used_before) = self.line(fresh).await?;
+            let reader = match upload.map(Upload::reader) {
+                None => None,
+                Some(Some(reader)) => Some(reader),
+                Some(None) => return Err(Failure { flaw: Flaw::Upload(UploadError::Lost), sent: Sent::Perhaps }),
+            };
+            let failure = match line.send(&self.pool, outgoing, reader).await {
+                Ok(answer) => return Ok(answer),
+                Err(failure) => failure,
+            };
+            let stale = used_before && !fresh && matches!(failure.flaw, Flaw::Closed | Flaw::Http2(_));
+            let harmless = failure.sent == Sent::Nothing || outgoing.method.is_idempotent();
+            let sendable = upload.is_none_or(Upload::can_be_read_again);
+            if !(stale && harmless && sendable) {
+                return Err(failure);
+            }
+            fresh = true;
+        }
+    }
+
+    /// A connection for one request, and whether it has carried others.
+    async fn line(&self, fresh: bool) -> Result<(Line, bool), Failure> {
+        if !fresh && let Some(line) = self.kept_line() {
+            return Ok((line, true));
+        }
+        if !self.speaks_http2.load(Ordering::Relaxed) {
+            return Ok((self.dial().await?, false));
+        }
+        // One HTTP/2 connection serves all: whoever comes while it is made waits for it.
+        let _turn = self.dialling.lock().await;
+        if !self.speaks_http2.load(Ordering::Relaxed) {
+            drop(_turn);
+            return Ok((self.dial().await?, false));
+        }
+        match self.pool.shared() {
+            Some(sender) => Ok((Line::Http2(sender), true)),
+            None => Ok((self.dial().await?, false)),
+        }
+    }
+
+    fn kept_line(&self) -> Option<Line> {
+        if self.speaks_http2.load(Ordering::Relaxed)
+            && let Some(sender) = self.pool.shared()
+        {
+            return Some(Line::Http2(sender));
+        }
+        self.pool.take().map(Line::Http1)
+    }
+
+    async fn dial(&self) -> Result<Line, Failure> {
+        let nothing_sent = |flaw| Failure { flaw, sent: Sent::Nothing };
+        let dialled = dial::dial(&self.pool.settings, &self.addresses).await.map_err(nothing_sent)?;
+        self.speaks_http2.store(dialled.http2, Ordering::Relaxed);
+        if !dialled.http2 {
+            return Ok(Line::Http1(h1::Connection::new(dialled.stream)));
+        }
+        let sender = h2::Sender::handshake(dialled.stream).await.map_err(nothing_sent)?;
+        self.pool.share(sender.clone());
+        Ok(Line::Http2(sender))
+    }
+}
+
+/// A connection that is about to carry a request.
+enum Line {
+    Http1(h1::Connection),
+    Http2(h2::Sender),
+}
+
+impl Line {
+    async fn send(
+        self,
+        pool: &Arc<Pool>,
+        outgoing: &Outgoing<'_>,
+        reader: Option<Reader>,
+    ) -> Result<Answer, Failure> {
+        let (status, headers, mut body) = match self {
+            Self::Http1(connection) => {
+                let mut exchange = Box::new(h1::Exchange::begin(connection, pool.clone(), outgoing, reader));
+                let (status, headers) = poll_fn(|cx| exchange.poll_head(cx)).await?;
+                (status, headers, AnswerBody(Source::Http1(exchange)))
+            }
+            Self::Http2(mut sender) => {
+                let (status, headers, answer) = sender.send(&pool.settings, outgoing, reader).await?;
+                (status, headers, AnswerBody(Source::Http2(answer)))
+            }
+        };
+        body.finish_if_ended();
+        Ok(Answer { status, headers, body })
+    }
+}

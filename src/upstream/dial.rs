@@ -1,0 +1,161 @@
+//! How a connection to the upstream is made: the name, the address, the CONNECT proxy if there is one, TLS.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::{Instant, timeout_at},
+};
+use tokio_rustls::TlsConnector;
+
+use super::{Flaw, Settings};
+use crate::io::Stream;
+
+/// How long a name's addresses are remembered.
+const NAME_LIFETIME: Duration = Duration::from_secs(30);
+/// Most bytes of an egress proxy's answer to CONNECT.
+const MAX_CONNECT_HEAD: usize = 8 * 1024;
+
+/// A fresh connection, and what TLS agreed to speak on it.
+pub(super) struct Dialled {
+    pub(super) stream: Stream,
+    pub(super) http2: bool,
+}
+
+/// The addresses behind the name that is dialled, the one that worked last first.
+#[derive(Default)]
+pub(super) struct Addresses(Mutex<Option<(Instant, Vec<SocketAddr>)>>);
+
+/// Connects, all within `connect_timeout`.
+pub(super) async fn dial(settings: &Arc<Settings>, addresses: &Addresses) -> Result<Dialled, Flaw> {
+    let until = Instant::now() + settings.connect_timeout;
+    let slow = |what: &str| Flaw::Unreachable(format!("{what} took longer than upstream.connect_timeout"));
+    let (host, port) = settings.dialled();
+    let tcp = addresses.connect(host, port, until).await?;
+    let _ = tcp.set_nodelay(true);
+    let mut stream = Stream::Tcp(tcp);
+    if settings.via.is_some() {
+        let opened = timeout_at(until, open_tunnel(settings, &mut stream)).await;
+        opened.map_err(|_| slow("the egress proxy's answer"))??;
+    }
+    let Some((tls, name)) = &settings.tls else { return Ok(Dialled { stream, http2: false }) };
+    let greeting = TlsConnector::from(tls.clone()).connect(name.clone(), stream);
+    let tls = timeout_at(until, greeting).await.map_err(|_| slow("the TLS handshake"))?.map_err(tls_flaw)?;
+    let http2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
+    Ok(Dialled { stream: Stream::ClientTls(Box::new(tls)), http2 })
+}
+
+impl Addresses {
+    async fn connect(&self, host: &str, port: u16, until: Instant) -> Result<TcpStream, Flaw> {
+        let addresses = self.resolve(host, port, until).await?;
+        let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
+        for (tried, address) in addresses.iter().enumerate() {
+            // A dead address gets its share of the time, not all of it.
+            let share = until.saturating_duration_since(Instant::now()) / (addresses.len() - tried) as u32;
+            match timeout_at(Instant::now() + share, TcpStream::connect(address)).await {
+                Ok(Ok(tcp)) => {
+                    if tried > 0 {
+                        self.prefer(*address);
+                    }
+                    return Ok(tcp);
+                }
+                Ok(Err(error)) => last = error,
+                Err(_) => last = io::ErrorKind::TimedOut.into(),
+            }
+        }
+        self.forget();
+        Err(Flaw::Unreachable(format!("cannot connect to {host}:{port}: {last}")))
+    }
+
+    async fn resolve(&self, host: &str, port: u16, until: Instant) -> Result<Vec<SocketAddr>, Flaw> {
+        if let Some((since, known)) = &*self.known()
+            && since.elapsed() < NAME_LIFETIME
+        {
+            return Ok(known.clone());
+        }
+        let bare = host.trim_start_matches('[').trim_end_matches(']');
+        let looked_up = timeout_at(until, tokio::net::lookup_host((bare, port))).await;
+        let found: Vec<_> = match looked_up {
+            Ok(Ok(found)) => found.collect(),
+            Ok(Err(error)) => return Err(Flaw::Unreachable(format!("cannot resolve {host}: {error}"))),
+            Err(_) => return Err(Flaw::Unreachable(format!("resolving {host} took longer than upstream.connect_timeout"))),
+        };
+        if found.is_empty() {
+            return Err(Flaw::Unreachable(format!("{host} has no address")));
+        }
+        *self.known() = Some((Instant::now(), found.clone()));
+        Ok(found)
+    }
+
+    fn prefer(&self, address: SocketAddr) {
+        if let Some((_, known)) = &mut *self.known() {
+            known.sort_by_key(|other| *other != address);
+        }
+    }
+
+    fn forget(&self) {
+        *self.known() = None;
+    }
+
+    fn known(&self) -> std::sync::MutexGuard<'_, Option<(Instant, Vec<SocketAddr>)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Asks the egress proxy for a tunnel to the upstream.
+async fn open_tunnel(settings: &Settings, stream: &mut Stream) -> Result<(), Flaw> {
+    let broken = |error: io::Error| Flaw::Unreachable(format!("the egress proxy (upstream.via) broke off: {error}"));
+    let target = format!("{}:{}", settings.host, settings.port);
+    let mut request = format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n");
+    if let Some(authorization) = settings.via.as_ref().and_then(|via| via.authorization.as_ref()) {
+        request.push_str(&format!("Proxy-Authorization: {}\r\n", authorization.expose()));
+    }
+    request.push_str("\r\n");
+    stream.write_all(request.as_bytes()).await.map_err(broken)?;
+    let mut head = Vec::new();
+    // A byte at a time: what follows the head belongs to the tunnel.
+    while !head.ends_with(b"\r\n\r\n") {
+        if head.len() == MAX_CONNECT_HEAD {
+            return Err(Flaw::Unreachable("the egress proxy (upstream.via) answered CONNECT with no end".into()));
+        }
+        head.push(stream.read_u8().await.map_err(broken)?);
+    }
+    let status = head.split(|byte| *byte == b' ').nth(1).and_then(|code| std::str::from_utf8(code).ok());
+    match status.and_then(|code| code.get(..3)).and_then(|code| code.parse::<u16>().ok()) {
+        Some(200..=299) => Ok(()),
+        Some(407) => Err(Flaw::Unreachable(
+            "the egress proxy wants a user and password: write upstream.via = \"http://USER:PASSWORD@HOST:PORT\"".into(),
+        )),
+        Some(code) => Err(Flaw::Unreachable(format!("the egress proxy (upstream.via) refused the tunnel with {code}"))),
+        None => Err(Flaw::Unreachable("the egress proxy (upstream.via) does not speak HTTP".into())),
+    }
+}
+
+/// Says what is wrong with the upstream's certificate in words that lead somewhere.
+fn tls_flaw(error: io::Error) -> Flaw {
+    use rustls::{CertificateError as Bad, Error};
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
+    Flaw::Unreachable(match inner {
+        Some(Error::InvalidCertificate(Bad::NotValidForName | Bad::NotValidForNameContext { .. })) => {
+            "the upstream's certificate is not for its name: check upstream.url".into()
+        }
+        Some(Error::InvalidCertificate(Bad::UnknownIssuer)) => {
+            "the upstream's certificate is from an authority that is not trusted here: for a private one set upstream.ca_file"
+                .into()
+        }
+        Some(Error::InvalidCertificate(Bad::Expired | Bad::ExpiredContext { .. })) => {
+            "the upstream's certificate has expired: check this machine's clock".into()
+        }
+        Some(Error::InvalidCertificate(Bad::NotValidYet | Bad::NotValidYetContext { .. })) => {
+            "the upstream's certificate is not valid yet: check this machine's clock".into()
+        }
+        Some(Error::InvalidCertificate(bad)) => format!("the upstream's certificate is refused: {bad}"),
+        _ => format!("the TLS handshake with the upstream failed: {error}"),
+    })
+}

@@ -1,0 +1,269 @@
+//! How a response's body is framed on an HTTP/1 connection: decided once from its head, then taken off byte by byte.
+//! Strict: what two parsers could read in two ways is an error.
+
+use bytes::{Buf, Bytes, BytesMut};
+use http::{HeaderMap, Method, StatusCode, header};
+
+/// Longest line of a chunk's size, with its extensions.
+const MAX_CHUNK_LINE: usize = 1024;
+/// Most bytes of trailers after the last chunk.
+const MAX_TRAILERS: usize = 16 * 1024;
+
+/// A response that cannot be trusted to end where it seems to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum FramingError {
+    #[error("its Content-Length is not one number")]
+    Length,
+    #[error("its Transfer-Encoding is not exactly \"chunked\"")]
+    TransferEncoding,
+    #[error("its chunks are not well formed")]
+    Chunk,
+}
+
+/// What is left of a response's body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Framing {
+    /// Nothing.
+    Done,
+    /// This many bytes.
+    Length(u64),
+    /// Chunks.
+    Chunked(Chunk),
+    /// All that comes until the connection closes.
+    UntilClose,
+}
+
+/// Where in the chunked coding the next byte stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Chunk {
+    /// In the line that gives a chunk's size.
+    Size,
+    /// In a chunk, with this many bytes to go.
+    Data(u64),
+    /// Before the line end that closes a chunk.
+    DataEnd,
+    /// In the trailers, with this many bytes of them seen.
+    Trailers(usize),
+}
+
+/// One step of taking a body off the buffer.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// A piece of the body.
+    Data(Bytes),
+    /// More must be read first.
+    Starved,
+    /// The body has ended.
+    End,
+}
+
+impl Framing {
+    /// Reads it off a response's head (RFC 9112 §6.3).
+    pub(super) fn of(
+        method: &Method,
+        status: StatusCode,
+        headers: &HeaderMap,
+    ) -> Result<Self, FramingError> {
+        let bodiless = method == Method::HEAD || matches!(status.as_u16(), 204 | 304);
+        let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+        let length = content_length(headers)?;
+        if let Some(coding) = codings.next() {
+            let chunked = coding.as_bytes().eq_ignore_ascii_case(b"chunked");
+            if !chunked || codings.next().is_some() || length.is_some() {
+                return Err(FramingError::TransferEncoding);
+            }
+        }
+        Ok(match length {
+            _ if bodiless => Self::Done,
+            _ if headers.contains_key(header::TRANSFER_ENCODING) => Self::Chunked(Chunk::Size),
+            Some(0) => Self::Done,
+            Some(length) => Self::Length(length),
+            None => Self::UntilClose,
+        })
+    }
+
+    /// Takes the next piece of the body off `buffer`.
+    pub(super) fn step(&mut self, buffer: &mut BytesMut) -> Result<Step, FramingError> {
+        match self {
+            Self::Done => Ok(Step::End),
+            _ if buffer.is_empty() => Ok(Step::Starved),
+            Self::UntilClose => Ok(Step::Data(buffer.split().freeze())),
+            Self::Length(left) => {
+                let piece = take(buffer, left);
+                if *left == 0 {
+                    *self = Self::Done;
+                }
+                Ok(Step::Data(piece))
+            }
+            Self::Chunked(_) => self.step_chunk(buffer),
+        }
+    }
+
+    fn step_chunk(&mut self, buffer: &mut BytesMut) -> Result<Step, FramingError> {
+        while let Self::Chunked(chunk) = self {
+            match chunk {
+                Chunk::Size => match line(buffer, MAX_CHUNK_LINE)? {
+                    None => return Ok(Step::Starved),
+                    Some(line) => {
+                        *chunk = match chunk_size(&line)? {
+                            0 => Chunk::Trailers(0),
+                            size => Chunk::Data(size),
+                        }
+                    }
+                },
+                Chunk::Data(_) if buffer.is_empty() => return Ok(Step::Starved),
+                Chunk::Data(left) => {
+                    let piece = take(buffer, left);
+                    if *left == 0 {
+                        *chunk = Chunk::DataEnd;
+                    }
+                    return Ok(Step::Data(piece));
+                }
+                Chunk::DataEnd => match buffer.get(..2) {
+                    None if b"\r\n".starts_with(buffer) => return Ok(Step::Starved),
+                    Some(b"\r\n") => {
+                        buffer.advance(2);
+                        *chunk = Chunk::Size;
+                    }
+                    _ => return Err(FramingError::Chunk),
+                },
+                Chunk::Trailers(seen) => match line(buffer, MAX_TRAILERS - *seen)? {
+                    None => return Ok(Step::Starved),
+                    Some(line) if line.is_empty() => *self = Self::Done,
+                    Some(line) => *seen = (*seen + line.len() + 2).min(MAX_TRAILERS),
+                },
+            }
+        }
+        Ok(Step::End)
+    }
+}
+
+/// The one Content-Length of a head; the same number said several times is still one.
+fn content_length(headers: &HeaderMap) -> Result<Option<u64>, FramingError> {
+    let mut length = None;
+    for value in headers.get_all(header::CONTENT_LENGTH) {
+        let digits = value.as_bytes();
+        if digits.is_empty() || digits.len() > 18 || !digits.iter().all(u8::is_ascii_digit) {
+            return Err(FramingError::Length);
+        }
+        let number = digits.iter().fold(0, |sum: u64, digit| sum * 10 + u64::from(digit - b'0'));
+        if length.replace(number).is_some_and(|before| before != number) {
+            return Err(FramingError::Length);
+        }
+    }
+    Ok(length)
+}
+
+/// Takes at most `left` bytes off the buffer.
+fn take(buffer: &mut BytesMut, left: &mut u64) -> Bytes {
+    let bytes = usize::try_from(*left).unwrap_or(usize::MAX).min(buffer.len());
+    *left -= bytes as u64;
+    buffer.split_to(bytes).freeze()
+}
+
+/// Takes a whole line off the buffer, without its line end.
+fn line(buffer: &mut BytesMut, longest: usize) -> Result<Option<BytesMut>, FramingError> {
+    let Some(at) = memchr::memchr(b'\n', &buffer[..]) else {
+        return if buffer.len() > longest { Err(FramingError::Chunk) } else { Ok(None) };
+    };
+    if at > longest || at == 0 || buffer[at - 1] != b'\r' {
+        return Err(FramingError::Chunk);
+    }
+    let mut line = buffer.split_to(at + 1);
+    line.truncate(at - 1);
+    Ok(Some(line))
+}
+
+/// A chunk's size: hexadecimal digits, then nothing or an extension, which means nothing to us.
+fn chunk_size(line: &[u8]) -> Result<u64, FramingError> {
+    let digits = line.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
+    let extension = line[digits..].trim_ascii_start();
+    if digits == 0 || digits > 15 || !(extension.is_empty() || extension[0] == b';') || line.contains(&b'\r') {
+        return Err(FramingError::Chunk);
+    }
+    let text = std::str::from_utf8(&line[..digits]).map_err(|_| FramingError::Chunk)?;
+    u64::from_str_radix(text, 16).map_err(|_| FramingError::Chunk)
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn decode(wire: &[u8], cuts: &[usize]) -> Result<(Vec<u8>, bool), FramingError> {
+        let (mut framing, mut buffer, mut body) = (Framing::Chunked(Chunk::Size), BytesMut::new(), Vec::new());
+        let mut rest = wire;
+        for cut in cuts.iter().copied().chain([wire.len()]) {
+            let (now, later) = rest.split_at(cut.min(rest.len()));
+            buffer.extend_from_slice(now);
+            rest = later;
+            loop {
+                match framing.step(&mut buffer)? {
+                    Step::Data(piece) => body.extend_from_slice(&piece),
+                    Step::Starved => break,
+                    Step::End => return Ok((body, true)),
+                }
+            }
+        }
+        Ok((body, false))
+    }
+
+    proptest! {
+        #[test]
+        fn chunks_come_out_whole_however_they_are_cut(
+            pieces in prop::collection::vec(prop::collection::vec(any::<u8>(), 1..300), 0..8),
+            cuts in prop::collection::vec(0usize..40, 0..60),
+        ) {
+            let mut wire = Vec::new();
+            for piece in &pieces {
+                wire.extend_from_slice(format!("{:x};note=1\r\n", piece.len()).as_bytes());
+                wire.extend_from_slice(piece);
+                wire.extend_from_slice(b"\r\n");
+            }
+            wire.extend_from_slice(b"0\r\nX-Trailer: yes\r\n\r\n");
+            prop_assert_eq!(decode(&wire, &cuts), Ok((pieces.concat(), true)));
+        }
+
+        #[test]
+        fn garbage_never_panics(
+            wire in prop::collection::vec(any::<u8>(), 0..200),
+            cuts in prop::collection::vec(0usize..20, 0..20),
+        ) {
+            let _ = decode(&wire, &cuts);
+        }
+    }
+
+    #[test]
+    fn what_can_be_read_in_two_ways_is_refused() {
+        for wire in ["\r\n", "g\r\n", "-1\r\n", "+1\r\n", "1 1\r\n", "1\n", "ffffffffffffffff\r\n", "1\r\naX\r\n", "0x1\r\n"] {
+            assert_eq!(decode(wire.as_bytes(), &[]), Err(FramingError::Chunk), "{wire:?}");
+        }
+    }
+
+    fn framing(headers: &[(&'static str, &'static str)]) -> Result<Framing, FramingError> {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.append(*name, HeaderValue::from_static(value));
+        }
+        Framing::of(&Method::GET, StatusCode::OK, &map)
+    }
+
+    #[test]
+    fn a_head_says_how_its_body_ends() {
+        assert_eq!(framing(&[("content-length", "5")]), Ok(Framing::Length(5)));
+        assert_eq!(framing(&[("content-length", "5"), ("content-length", "5")]), Ok(Framing::Length(5)));
+        assert_eq!(framing(&[("transfer-encoding", "Chunked")]), Ok(Framing::Chunked(Chunk::Size)));
+        assert_eq!(framing(&[]), Ok(Framing::UntilClose));
+        for bad in ["", "+5", "-5", "5, 5", "5 ", "0x5", "9999999999999999999"] {
+            assert_eq!(framing(&[("content-length", bad)]), Err(FramingError::Length), "{bad:?}");
+        }
+        assert_eq!(framing(&[("content-length", "5"), ("content-length", "6")]), Err(FramingError::Length));
+        for bad in ["x, chunked", "chunked, chunked", "identity", "gzip", ""] {
+            assert_eq!(framing(&[("transfer-encoding", bad)]), Err(FramingError::TransferEncoding), "{bad:?}");
+        }
+        let both = [("transfer-encoding", "chunked"), ("content-length", "5")];
+        assert_eq!(framing(&both), Err(FramingError::TransferEncoding));
+    }
+}

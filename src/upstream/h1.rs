@@ -1,0 +1,326 @@
+//! One request and its answer on an HTTP/1.1 connection, driven in the task that asked: no task, channel or timer of its
+//! own stands between the two sides.
+
+use std::{
+    fmt::Write as _,
+    future::Future,
+    io::{self, IoSlice},
+    mem::MaybeUninit,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll, Waker, ready},
+};
+
+use bytes::{Buf, Bytes, BytesMut};
+use http::{HeaderMap, Method, StatusCode};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+
+use super::{
+    BodyLength, Failure, Flaw, Outgoing, Sent,
+    framing::{Framing, Step},
+    head::{self, Head},
+    pool::Pool,
+};
+use crate::{deadline::Deadline, io::Stream, upload::Reader};
+
+/// First read of an answer; small replies fit.
+const SMALL_READ: usize = 8 * 1024;
+/// Reads of an answer that proved to be large.
+const LARGE_READ: usize = 128 * 1024;
+
+/// A connection between two requests.
+pub(super) struct Connection {
+    stream: Stream,
+    inbound: BytesMut,
+    outbound: BytesMut,
+    deadline: Deadline,
+}
+
+impl Connection {
+    pub(super) fn new(stream: Stream) -> Self {
+        Self { stream, inbound: BytesMut::new(), outbound: BytesMut::new(), deadline: Deadline::idle() }
+    }
+
+    /// Whether an idle connection is still open and silent. It looks no further than what the runtime has already been
+    /// told by the kernel.
+    pub(super) fn is_quiet(&mut self) -> bool {
+        let mut byte = [0; 1];
+        let mut buffer = ReadBuf::new(&mut byte);
+        let mut cx = Context::from_waker(Waker::noop());
+        // Under TLS this also takes in session tickets, which are no answer to anything.
+        Pin::new(&mut self.stream).poll_read(&mut cx, &mut buffer).is_pending()
+    }
+
+    /// The same, asking the kernel: for a connection that was idle for a while before it carries a request that must
+    /// not be sent twice.
+    pub(super) fn is_quiet_in_kernel(&mut self) -> bool {
+        let silent = self.stream.tcp().is_none_or(|tcp| {
+            let mut byte = [MaybeUninit::uninit(); 1];
+            let peeked = socket2::SockRef::from(tcp).peek(&mut byte);
+            matches!(peeked, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+        });
+        silent && self.is_quiet()
+    }
+}
+
+/// What is still to be taken from the client.
+enum Sending {
+    /// Nothing: there was no body, or its last piece is in hand.
+    Nothing,
+    /// More pieces.
+    Body { reader: Reader, chunked: bool },
+    /// Nothing, though there may be more: the upstream takes no more. Its answer may be there all the same.
+    Refused,
+}
+
+/// A request on the wire, and its answer as far as it has come.
+pub(super) struct Exchange {
+    connection: Connection,
+    pool: Arc<Pool>,
+    method: Method,
+    sending: Sending,
+    piece: Bytes,
+    after_piece: &'static [u8],
+    framing: Framing,
+    reusable: bool,
+    wrote: bool,
+    next_read: usize,
+}
+
+impl Exchange {
+    /// Writes the head into the connection's buffer; nothing is sent before the first poll.
+    pub(super) fn begin(
+        mut connection: Connection,
+        pool: Arc<Pool>,
+        outgoing: &Outgoing<'_>,
+        reader: Option<Reader>,
+    ) -> Self {
+        head::write(&mut connection.outbound, outgoing, &pool.settings.authority);
+        let chunked = outgoing.body == BodyLength::Unknown;
+        Self {
+            connection,
+            pool,
+            method: outgoing.method.clone(),
+            sending: reader.map_or(Sending::Nothing, |reader| Sending::Body { reader, chunked }),
+            piece: Bytes::new(),
+            after_piece: b"",
+            framing: Framing::Done,
+            reusable: true,
+            wrote: false,
+            next_read: SMALL_READ,
+        }
+    }
+
+    /// Sends, and waits for the answer's head.
+    pub(super) fn poll_head(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(StatusCode, HeaderMap), Failure>> {
+        if let Poll::Ready(Err(failure)) = self.poll_send(cx) {
+            return Poll::Ready(Err(failure));
+        }
+        loop {
+            if let Some(head) = self.take_head().map_err(|flaw| self.failure(flaw))? {
+                self.connection.deadline.clear();
+                return Poll::Ready(Ok(head));
+            }
+            match self.poll_read(cx) {
+                Poll::Ready(Ok(0)) => {
+                    let flaw = if self.connection.inbound.is_empty() { Flaw::Closed } else { Flaw::Truncated };
+                    return Poll::Ready(Err(self.failure(flaw)));
+                }
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(error)) => {
+                    let flaw = if self.connection.inbound.is_empty() { Flaw::Closed } else { Flaw::Io(error) };
+                    return Poll::Ready(Err(self.failure(flaw)));
+                }
+                // A client that is slow to send has a bound of its own; the upstream owes nothing meanwhile.
+                Poll::Pending if self.awaits_client() => {
+                    self.connection.deadline.clear();
+                    return Poll::Pending;
+                }
+                Poll::Pending => {
+                    self.connection.deadline.set_if_idle(self.pool.settings.response_timeout);
+                    ready!(self.connection.deadline.poll_passed(cx));
+                    return Poll::Ready(Err(self.failure(Flaw::NoAnswer)));
+                }
+            }
+        }
+    }
+
+    /// The next piece of the answer's body; `None` at its end.
+    pub(super) fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Failure>>> {
+        // An upstream may answer while it still takes the upload: both go on side by side.
+        if let Poll::Ready(Err(failure)) = self.poll_send(cx) {
+            return Poll::Ready(Some(Err(failure)));
+        }
+        loop {
+            match self.framing.step(&mut self.connection.inbound) {
+                Ok(Step::Data(piece)) => {
+                    self.connection.deadline.clear();
+                    return Poll::Ready(Some(Ok(piece)));
+                }
+                Ok(Step::End) => return Poll::Ready(None),
+                Ok(Step::Starved) => {}
+                Err(error) => return Poll::Ready(Some(Err(self.failure(Flaw::Framing(error))))),
+            }
+            match self.poll_read(cx) {
+                Poll::Ready(Ok(0)) if self.framing == Framing::UntilClose => {
+                    self.framing = Framing::Done;
+                    return Poll::Ready(None);
+                }
+                Poll::Ready(Ok(0)) => return Poll::Ready(Some(Err(self.failure(Flaw::Truncated)))),
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(error)) => return Poll::Ready(Some(Err(self.failure(Flaw::Io(error))))),
+                Poll::Pending => {
+                    self.connection.deadline.set_if_idle(self.pool.settings.body_timeout);
+                    ready!(self.connection.deadline.poll_passed(cx));
+                    return Poll::Ready(Some(Err(self.failure(Flaw::Stalled))));
+                }
+            }
+        }
+    }
+
+    /// Whether the whole answer has been taken.
+    pub(super) fn is_ended(&self) -> bool {
+        self.framing == Framing::Done
+    }
+
+    /// Ends the exchange. A connection on which both sides have said all they had to say goes back to the pool; any
+    /// other is closed.
+    pub(super) fn finish(mut self) {
+        let clean = self.reusable
+            && self.is_ended()
+            && matches!(self.sending, Sending::Nothing)
+            && !self.has_unsent()
+            && self.connection.inbound.is_empty();
+        if clean {
+            self.connection.deadline.clear();
+            if self.next_read > SMALL_READ {
+                self.connection.inbound = BytesMut::new();
+            }
+            self.pool.put(self.connection);
+        }
+    }
+
+    fn failure(&self, flaw: Flaw) -> Failure {
+        Failure { flaw, sent: if self.wrote { Sent::Perhaps } else { Sent::Nothing } }
+    }
+
+    fn has_unsent(&self) -> bool {
+        !(self.connection.outbound.is_empty() && self.piece.is_empty() && self.after_piece.is_empty())
+    }
+
+    fn awaits_client(&self) -> bool {
+        matches!(self.sending, Sending::Body { .. }) && !self.has_unsent()
+    }
+
+    /// Writes as much as the upstream takes and the client has sent. Ready when there is nothing left to send.
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        loop {
+            // The first piece of the body rides with the head.
+            let mut starved = false;
+            if self.piece.is_empty() && self.after_piece.is_empty() {
+                starved = self.poll_piece(cx)?.is_pending();
+            }
+            if !self.has_unsent() {
+                let flushed = Pin::new(&mut self.connection.stream).poll_flush(cx);
+                return match flushed {
+                    Poll::Ready(Ok(())) if !starved => Poll::Ready(Ok(())),
+                    Poll::Ready(Err(error)) => Poll::Ready(self.give_up_sending(&error)),
+                    _ => Poll::Pending,
+                };
+            }
+            if let Err(error) = ready!(self.poll_write(cx)) {
+                return Poll::Ready(self.give_up_sending(&error));
+            }
+        }
+    }
+
+    /// An upstream that takes no more may have answered already: its answer decides, not the failed write.
+    fn give_up_sending(&mut self, error: &io::Error) -> Result<(), Failure> {
+        tracing::debug!(%error, "the upstream takes no more of a request");
+        self.sending = Sending::Refused;
+        self.reusable = false;
+        self.piece = Bytes::new();
+        self.after_piece = b"";
+        self.connection.outbound.clear();
+        Ok(())
+    }
+
+    /// Takes the body's next piece from the client. Ready when there is something to write or nothing left to take.
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Result<Poll<()>, Failure> {
+        let Sending::Body { reader, chunked } = &mut self.sending else { return Ok(Poll::Ready(())) };
+        let Poll::Ready(taken) = reader.poll_piece(cx) else { return Ok(Poll::Pending) };
+        let (chunked, ended) = (*chunked, reader.is_ended());
+        let piece = match taken {
+            Ok(piece) => piece,
+            Err(error) => return Err(self.failure(Flaw::Upload(error))),
+        };
+        if chunked {
+            if let Some(piece) = &piece {
+                let _ = write!(self.connection.outbound, "{:x}\r\n", piece.len());
+            }
+            self.after_piece = match (&piece, ended) {
+                (Some(_), false) => b"\r\n",
+                (Some(_), true) => b"\r\n0\r\n\r\n",
+                (None, _) => b"0\r\n\r\n",
+            };
+        }
+        if ended {
+            self.sending = Sending::Nothing;
+        }
+        self.piece = piece.unwrap_or_default();
+        Ok(Poll::Ready(()))
+    }
+
+    /// Writes once: what is left of the head, the piece in hand and what closes its chunk, together.
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Connection { stream, outbound, deadline, .. } = &mut self.connection;
+        let written = if self.piece.is_empty() && self.after_piece.is_empty() {
+            ready!(Pin::new(stream).poll_write(cx, outbound))?
+        } else {
+            let slices = [IoSlice::new(outbound), IoSlice::new(&self.piece), IoSlice::new(self.after_piece)];
+            // An empty first slice would make a stream without vectored writes write nothing.
+            let first = slices.iter().position(|slice| !slice.is_empty()).unwrap_or(0);
+            ready!(Pin::new(stream).poll_write_vectored(cx, &slices[first..]))?
+        };
+        if written == 0 {
+            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+        }
+        self.wrote = true;
+        deadline.set(self.pool.settings.response_timeout);
+        let of_outbound = written.min(outbound.len());
+        outbound.advance(of_outbound);
+        let of_piece = (written - of_outbound).min(self.piece.len());
+        self.piece.advance(of_piece);
+        self.after_piece = &self.after_piece[written - of_outbound - of_piece..];
+        Poll::Ready(Ok(()))
+    }
+
+    /// Reads once into the buffer; 0 is the end of the stream.
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let Connection { stream, inbound, .. } = &mut self.connection;
+        inbound.reserve(self.next_read);
+        let read = ready!(pin!(stream.read_buf(inbound)).poll(cx))?;
+        if read >= self.next_read {
+            self.next_read = LARGE_READ;
+        }
+        Poll::Ready(Ok(read))
+    }
+
+    /// The answer's head, once the buffer holds all of it. Interim answers (1xx) are dropped.
+    fn take_head(&mut self) -> Result<Option<(StatusCode, HeaderMap)>, Flaw> {
+        loop {
+            let Some(Head { status, headers, persistent }) = head::take(&mut self.connection.inbound)? else {
+                return Ok(None);
+            };
+            if status.is_informational() {
+                continue;
+            }
+            self.framing = Framing::of(&self.method, status, &headers).map_err(Flaw::Framing)?;
+            self.reusable &= persistent && self.framing != Framing::UntilClose;
+            return Ok(Some((status, headers)));
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! Requests on the one HTTP/2 connection that all share. hyper speaks the protocol; here are our bounds.
+
+use std::{
+    pin::{Pin, pin},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, StatusCode, Uri, Version, uri};
+use http_body::{Body, Frame, SizeHint};
+use hyper::{body::Incoming, client::conn::http2};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+
+use super::{Failure, Flaw, Outgoing, Sent, Settings};
+use crate::{
+    deadline::Deadline,
+    headers,
+    io::Stream,
+    upload::{Reader, UploadError},
+};
+
+/// How often a silent connection is pinged, and how long the answer may take.
+const PING: Duration = Duration::from_secs(20);
+
+/// A handle on the connection.
+#[derive(Clone)]
+pub(super) struct Sender(http2::SendRequest<UploadBody>);
+
+impl Sender {
+    /// Says hello on a fresh connection, which is then driven by a task of its own.
+    pub(super) async fn handshake(stream: Stream) -> Result<Self, Flaw> {
+        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .keep_alive_interval(PING)
+            .keep_alive_timeout(PING)
+            .max_header_list_size(64 * 1024)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| Flaw::Http2(error.to_string()))?;
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "an HTTP/2 connection to the upstream ended");
+            }
+        });
+        Ok(Self(sender))
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.0.is_closed()
+    }
+
+    /// Sends a request and waits for the answer's head.
+    pub(super) async fn send(
+        &mut self,
+        settings: &Arc<Settings>,
+        outgoing: &Outgoing<'_>,
+        reader: Option<Reader>,
+    ) -> Result<(StatusCode, HeaderMap, Answer), Failure> {
+        let progress = Arc::new(Progress::default());
+        let request = request(settings, outgoing, reader, progress.clone())?;
+        let mut sent = pin!(self.0.try_send_request(request));
+        let response = loop {
+            let before = progress.pieces.load(Ordering::Relaxed);
+            match tokio::time::timeout(settings.response_timeout, &mut sent).await {
+                Ok(Ok(response)) => break response,
+                Ok(Err(mut refused)) => {
+                    let sent = if refused.take_message().is_some() { Sent::Nothing } else { Sent::Perhaps };
+                    let error = refused.into_error();
+                    let flaw = upload_error(&error).map_or_else(|| Flaw::Http2(error.to_string()), Flaw::Upload);
+                    return Err(Failure { flaw, sent });
+                }
+                // While the body moves, or the client is slow to send it, the upstream owes no answer.
+                Err(_) if progress.awaits_client.load(Ordering::Relaxed) => {}
+                Err(_) if progress.pieces.load(Ordering::Relaxed) != before => {}
+                Err(_) => return Err(Failure { flaw: Flaw::NoAnswer, sent: Sent::Perhaps }),
+            }
+        };
+        let (mut parts, body) = response.into_parts();
+        headers::remove_hop_by_hop(&mut parts.headers);
+        let answer = Answer { body, silence: Deadline::idle(), body_timeout: settings.body_timeout };
+        Ok((parts.status, parts.headers, answer))
+    }
+}
+
+fn request(
+    settings: &Settings,
+    outgoing: &Outgoing<'_>,
+    reader: Option<Reader>,
+    progress: Arc<Progress>,
+) -> Result<Request<UploadBody>, Failure> {
+    let malformed = || Failure { flaw: Flaw::Http2("the request's target is not a URI".into()), sent: Sent::Nothing };
+    let path = uri::PathAndQuery::try_from(outgoing.target).map_err(|_| malformed())?;
+    let mut parts = uri::Parts::default();
+    parts.scheme = Some(uri::Scheme::HTTPS);
+    parts.authority = settings.authority.parse().ok();
+    parts.path_and_query = Some(path);
+    let mut request = Request::new(UploadBody { reader, length: outgoing.body.known(), progress });
+    *request.version_mut() = Version::HTTP_2;
+    *request.method_mut() = outgoing.method.clone();
+    *request.uri_mut() = Uri::from_parts(parts).map_err(|_| malformed())?;
+    for (name, value) in outgoing.headers_out() {
+        request.headers_mut().append(name, value.clone());
+    }
+    Ok(request)
+}
+
+/// Whether it was the client's side of the body that failed.
+fn upload_error(error: &hyper::Error) -> Option<UploadError> {
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        if let Some(upload) = cause.downcast_ref::<UploadError>() {
+            return Some(*upload);
+        }
+        source = cause.source();
+    }
+    None
+}
+
+/// A request's body as hyper wants it.
+struct UploadBody {
+    reader: Option<Reader>,
+    length: Option<u64>,
+    progress: Arc<Progress>,
+}
+
+/// What has become of a request's body, for whoever waits for the answer.
+#[derive(Default)]
+struct Progress {
+    pieces: AtomicU64,
+    awaits_client: AtomicBool,
+}
+
+impl Body for UploadBody {
+    type Data = Bytes;
+    type Error = UploadError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, UploadError>>> {
+        let this = &mut *self;
+        let Some(reader) = &mut this.reader else { return Poll::Ready(None) };
+        let piece = reader.poll_piece(cx);
+        this.progress.awaits_client.store(piece.is_pending(), Ordering::Relaxed);
+        this.progress.pieces.fetch_add(1, Ordering::Relaxed);
+        piece.map(|piece| piece.map(|piece| piece.map(Frame::data)).transpose())
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.reader.as_ref().is_none_or(Reader::is_ended)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.length.map_or_else(SizeHint::default, SizeHint::with_exact)
+    }
+}
+
+/// An answer's body.
+pub(super) struct Answer {
+    body: Incoming,
+    silence: Deadline,
+    body_timeout: Duration,
+}
+
+impl Answer {
+    /// The next piece; `None` at the end.
+    pub(super) fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Failure>>> {
+        let failure = |flaw| Poll::Ready(Some(Err(Failure { flaw, sent: Sent::Perhaps })));
+        loop {
+            let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
+                self.silence.set_if_idle(self.body_timeout);
+                ready!(self.silence.poll_passed(cx));
+                return failure(Flaw::Stalled);
+            };
+            self.silence.clear();
+            match frame {
+                None => return Poll::Ready(None),
+                Some(Err(error)) => return failure(Flaw::Http2(error.to_string())),
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        return Poll::Ready(Some(Ok(data)));
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) fn is_ended(&self) -> bool {
+        self.body.is_end_stream()
+    }
+}

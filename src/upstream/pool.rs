@@ -1,0 +1,93 @@
+//! Idle HTTP/1 connections, and the shared HTTP/2 one. One pool belongs to one runtime.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::{Settings, h1, h2};
+
+/// How often idle connections are looked through.
+const SWEEP: Duration = Duration::from_secs(1);
+/// A connection idle for longer than this is asked about in the kernel before it carries a request.
+const DOUBTFUL: Duration = Duration::from_millis(100);
+
+/// The connections that are open and not in use.
+pub(super) struct Pool {
+    pub(super) settings: Arc<Settings>,
+    kept: Mutex<Kept>,
+}
+
+#[derive(Default)]
+struct Kept {
+    idle: Vec<(h1::Connection, Instant)>,
+    shared: Option<h2::Sender>,
+    sweeping: bool,
+}
+
+impl Pool {
+    pub(super) fn new(settings: Arc<Settings>) -> Arc<Self> {
+        Arc::new(Self { settings, kept: Mutex::default() })
+    }
+
+    /// The connection used last, if it still looks open.
+    pub(super) fn take(&self) -> Option<h1::Connection> {
+        let mut kept = self.kept();
+        while let Some((mut connection, since)) = kept.idle.pop() {
+            let idle = since.elapsed();
+            let open = match idle > DOUBTFUL {
+                true => idle < self.settings.idle_timeout && connection.is_quiet_in_kernel(),
+                false => connection.is_quiet(),
+            };
+            if open {
+                return Some(connection);
+            }
+        }
+        None
+    }
+
+    /// Keeps a connection for the next request.
+    pub(super) fn put(self: &Arc<Self>, connection: h1::Connection) {
+        let mut kept = self.kept();
+        kept.idle.push((connection, Instant::now()));
+        if !kept.sweeping {
+            kept.sweeping = true;
+            tokio::spawn(sweep(Arc::downgrade(self)));
+        }
+    }
+
+    /// The HTTP/2 connection, if there is one that takes requests.
+    pub(super) fn shared(&self) -> Option<h2::Sender> {
+        let mut kept = self.kept();
+        if kept.shared.as_ref().is_some_and(h2::Sender::is_closed) {
+            kept.shared = None;
+        }
+        kept.shared.clone()
+    }
+
+    /// Makes this the HTTP/2 connection.
+    pub(super) fn share(&self, sender: h2::Sender) {
+        self.kept().shared = Some(sender);
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Closes what the upstream has closed, and what was idle too long, until nothing is idle any more.
+async fn sweep(pool: Weak<Pool>) {
+    loop {
+        tokio::time::sleep(SWEEP).await;
+        let Some(pool) = pool.upgrade() else { return };
+        let idle_timeout = pool.settings.idle_timeout;
+        let mut kept = pool.kept();
+        kept.idle.retain_mut(|(connection, since)| since.elapsed() < idle_timeout && connection.is_quiet());
+        if kept.idle.is_empty() {
+            kept.sweeping = false;
+            return;
+        }
+    }
+}
