@@ -4,6 +4,7 @@
 //! often missing on success, is not always the first one, and occurs nested with other meanings.
 
 mod coded;
+mod grant;
 mod gzip;
 mod number;
 mod scanner;
@@ -14,6 +15,7 @@ mod generate;
 mod properties;
 
 pub use coded::{MAX_DECOMPRESSED, ReplyScanner};
+pub use grant::{Grant, GrantError, parse_grant};
 pub use scanner::{ErrcodeScanner, MAX_DEPTH, Verdict};
 
 use http::header::{CONTENT_DISPOSITION, CONTENT_TYPE};

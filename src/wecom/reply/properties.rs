@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use super::generate::{
     Chance, deflated, gzipped, json, oracle, pieces, raw_deflated, scanned, scanned_as, written,
 };
+use super::parse_grant;
 
 /// A few bytes replaced, inserted or removed, with a liking for those that matter.
 fn mutate(body: &mut Vec<u8>, chance: &mut Chance) {
@@ -58,6 +59,7 @@ proptest! {
             for encoding in ["gzip", "deflate", "br"] {
                 prop_assert_eq!(scanned_as(encoding, pieces(&body, chance)), scanned_as(encoding, [&body[..]]));
             }
+            let _ = parse_grant(&body);
         }
     }
 
