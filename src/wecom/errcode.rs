@@ -1,0 +1,243 @@
+//! The errcodes operators meet most: what each means, and what to do about it. One table, ordered by errcode.
+//!
+//! Source: WeCom's global error code list (企业微信开发者中心, 全局错误码), and for what to do, the pages of the calls.
+
+/// The call succeeded.
+pub const OK: i64 = 0;
+/// WeCom is busy; whether the call was done is not known.
+pub const BUSY: i64 = -1;
+/// The secret is wrong, was reset, or the app is disabled.
+pub const INVALID_SECRET: i64 = 40001;
+/// There is no such corpid.
+pub const INVALID_CORPID: i64 = 40013;
+/// The access_token is not valid, or this kind of app may not call this API at all.
+pub const INVALID_TOKEN: i64 = 40014;
+/// A parameter is not valid.
+pub const INVALID_PARAMETER: i64 = 40035;
+/// The secret is not valid.
+pub const BAD_SECRET: i64 = 40091;
+/// The query has no access_token: whoever was to add it did not.
+pub const MISSING_TOKEN: i64 = 41001;
+/// The query has no corpid.
+pub const MISSING_CORPID: i64 = 41002;
+/// The query has no secret.
+pub const MISSING_SECRET: i64 = 41004;
+/// The access_token has expired, or was voided early.
+pub const TOKEN_EXPIRED: i64 = 42001;
+/// The body is too large.
+pub const TOO_LARGE: i64 = 45001;
+/// Called too often.
+pub const FREQUENCY: i64 = 45009;
+/// gettoken refuses this app's credential.
+pub const APP_REFUSED: i64 = 45031;
+/// Too many calls at a time.
+pub const CONCURRENCY: i64 = 45033;
+/// This app may not call this API.
+pub const API_FORBIDDEN: i64 = 48002;
+/// The app is disabled.
+pub const APP_DISABLED: i64 = 50003;
+/// The caller's address is not among the app's trusted ones.
+pub const UNTRUSTED_ADDRESS: i64 = 60020;
+
+/// What an errcode means and what to do about it, for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Explanation {
+    /// The code.
+    pub errcode: i64,
+    /// What it means, in plain ASCII.
+    pub meaning_en: &'static str,
+    /// 含义。
+    pub meaning_zh: &'static str,
+    /// What to do, in plain ASCII.
+    pub action_en: &'static str,
+    /// 处理办法。
+    pub action_zh: &'static str,
+    hint: &'static str,
+}
+
+/// What `errcode` means and what to do about it, where it is one of the common ones.
+pub fn explain(errcode: i64) -> Option<&'static Explanation> {
+    TABLE.binary_search_by_key(&errcode, |row| row.errcode).ok().map(|found| &TABLE[found])
+}
+
+/// The English explanation in a line of visible ASCII, fit for a header's value.
+pub fn hint(errcode: i64) -> Option<&'static str> {
+    explain(errcode).map(|row| row.hint)
+}
+
+/// Whether gettoken, answering this, must not be asked again soon: the credential is refused, or it was asked too often.
+///
+/// WeCom bans the *address* of who repeats a wrong secret, and with it every agent behind that address.
+pub const fn is_credential_or_frequency(errcode: i64) -> bool {
+    matches!(
+        errcode,
+        INVALID_SECRET
+            | INVALID_CORPID
+            | BAD_SECRET
+            | MISSING_CORPID
+            | MISSING_SECRET
+            | FREQUENCY
+            | APP_REFUSED
+            | CONCURRENCY
+            | APP_DISABLED
+    )
+}
+
+macro_rules! table {
+    ($($errcode:expr => $meaning_en:literal, $meaning_zh:literal; $action_en:literal, $action_zh:literal.)*) => {
+        &[$(Explanation {
+            errcode: $errcode,
+            meaning_en: $meaning_en,
+            meaning_zh: $meaning_zh,
+            action_en: $action_en,
+            action_zh: $action_zh,
+            hint: concat!($meaning_en, ": ", $action_en),
+        }),*]
+    };
+}
+
+static TABLE: &[Explanation] = table! {
+    BUSY => "WeCom is busy", "系统繁忙";
+        "try again a little later, three times at most", "稍后重试，最多三次".
+    INVALID_SECRET => "the secret is wrong, was reset, or the app is disabled", "不合法的secret参数";
+        "compare the agent's secret with the app's page in the admin console; do not keep trying",
+        "在管理后台的应用详情页核对secret；不要反复重试".
+    40003 => "no such userid", "无效的UserID";
+        "check the userid; it is the account in the contacts, not the member's name",
+        "检查userid，它是通讯录中的帐号，不是成员姓名".
+    40004 => "this kind of media file is not allowed", "不合法的媒体文件类型";
+        "check the file's format against the upload limits", "对照上传限制检查文件格式".
+    40007 => "the media_id is not valid", "不合法的media_id参数";
+        "upload the file again; temporary media last three days, and belong to the corp that uploaded them",
+        "重新上传文件；临时素材三天内有效，且只属于上传的企业".
+    40008 => "the msgtype is not valid", "不合法的msgtype参数";
+        "use one of the documented message types", "使用文档列出的消息类型".
+    INVALID_CORPID => "no such corpid", "不合法的CorpID";
+        "copy the corpid from My Company in the admin console", "在管理后台“我的企业”页复制企业ID".
+    INVALID_TOKEN => "the access_token is not valid, or this kind of app may not call this API",
+        "不合法的access_token，或这类应用不能调用该接口";
+        "the proxy renews the token by itself; if it stays, use an app that is allowed to call this API",
+        "代理会自动换取新token；若仍出现，请改用有权调用该接口的应用".
+    40029 => "the OAuth code is not valid", "不合法的oauth_code";
+        "a code serves once and for five minutes, and only for the app it was issued for",
+        "code只能用一次，五分钟内有效，且只用于签发它的应用".
+    INVALID_PARAMETER => "a parameter is not valid", "不合法的参数";
+        "compare the request with the API's page; errmsg may name the parameter",
+        "对照接口文档检查参数，errmsg可能指出是哪一个".
+    40056 => "the agentid is not valid", "不合法的agentid";
+        "use the AgentId on the app's page in the admin console, as a number",
+        "使用管理后台应用详情页的AgentId，数字类型".
+    40058 => "a parameter is not valid", "不合法的参数";
+        "errmsg names the parameter", "errmsg会指出具体参数".
+    40082 => "the suite_access_token is not valid", "不合法的suite_token";
+        "fetch a new suite_access_token; the proxy does not hold this kind of token",
+        "重新获取suite_access_token；代理不管理这类token".
+    BAD_SECRET => "the secret is not valid", "secret不合法";
+        "compare the agent's secret with the app's page in the admin console; do not keep trying",
+        "在管理后台的应用详情页核对secret；不要反复重试".
+    MISSING_TOKEN => "the request had no access_token", "缺少access_token参数";
+        "if the call went through the proxy, report it: the proxy should have added the token",
+        "若请求经由代理，请反馈：token本应由代理加上".
+    MISSING_CORPID => "the request had no corpid", "缺少corpid参数";
+        "add corpid to the query", "在查询参数中加上corpid".
+    MISSING_SECRET => "the request had no secret", "缺少secret参数";
+        "add corpsecret to the query", "在查询参数中加上corpsecret".
+    41011 => "the request had no agentid", "缺少agentid参数";
+        "add the app's agentid to the body", "在请求体中加上应用的agentid".
+    TOKEN_EXPIRED => "the access_token has expired", "access_token已过期";
+        "the proxy renews the token by itself; a client that holds a pass fetches a new one by gettoken",
+        "代理会自动换取新token；持有通行token的客户端请重新调用gettoken".
+    42009 => "the suite_access_token has expired", "suite_access_token已过期";
+        "fetch a new suite_access_token; the proxy does not hold this kind of token",
+        "重新获取suite_access_token；代理不管理这类token".
+    44004 => "the text of the message is empty", "文本消息content参数为空";
+        "send some text in content", "在content中填写内容".
+    TOO_LARGE => "the file is too large", "多媒体文件大小超过限制";
+        "send a smaller one: images and videos 10 MB, voice 2 MB, files 20 MB",
+        "减小文件：图片、视频10MB，语音2MB，普通文件20MB".
+    45002 => "the message is too long", "消息内容大小超过限制";
+        "shorten it, or split it", "缩短或拆分消息".
+    FREQUENCY => "called too often", "接口调用超过限制";
+        "slow down and wait: the block lasts a minute, an hour or the day, by the limit that was hit",
+        "降低频率并等待：按触发的限制，封禁一分钟、一小时或当天".
+    CONCURRENCY => "too many calls at the same time", "接口并发调用超过限制";
+        "send fewer at a time", "减少同时进行的调用".
+    API_FORBIDDEN => "this app may not call this API", "API接口无权限调用";
+        "grant the app the permission in the admin console, or use the app whose secret has it",
+        "在管理后台为应用开通权限，或改用有权限的应用的secret".
+    48006 => "the permission for this API was withdrawn", "接口权限被收回";
+        "ask WeCom or the corp's administrator why it was withdrawn", "向企业微信或企业管理员了解收回原因".
+    50001 => "the redirect_url's host is not a trusted domain", "redirect_url未登记可信域名";
+        "add the domain to the app's trusted domains", "在应用的可信域名中登记该域名".
+    50002 => "the member is outside of what the app may see", "成员不在权限范围";
+        "add the member to the app's visible range", "把成员加入应用的可见范围".
+    APP_DISABLED => "the app is disabled", "应用已禁用";
+        "enable it in the admin console", "在管理后台启用该应用".
+    60003 => "no such department", "部门ID不存在";
+        "check the department's id", "检查部门ID".
+    60011 => "no permission for this member, department or tag", "指定的成员/部门/标签参数无权限";
+        "widen the app's visible range, or use the secret that may manage contacts",
+        "扩大应用的可见范围，或使用有通讯录权限的secret".
+    UNTRUSTED_ADDRESS => "the address this call came from is not among the app's trusted IPs", "访问ip不在白名单之中";
+        "add the address that errmsg gives after 'from ip:' to the app's trusted IPs; it takes about a minute",
+        "把errmsg中“from ip:”后的地址加入应用的企业可信IP，约一分钟生效".
+    60104 => "the mobile number is taken", "手机号码已存在";
+        "find the member who has it", "查找已使用该号码的成员".
+    60111 => "no such userid", "UserID不存在";
+        "check the userid; the member may have left", "检查userid，成员可能已离职".
+    81013 => "none of the members, departments and tags is valid and allowed",
+        "UserID、部门ID、标签ID全部非法或无权限";
+        "check touser, toparty and totag, and the app's visible range",
+        "检查touser、toparty、totag以及应用的可见范围".
+    82001 => "no member, department or tag was given", "指定的成员/部门/标签全部为空";
+        "fill in at least one of touser, toparty and totag", "touser、toparty、totag至少填一个".
+    84061 => "not an external contact of this member", "不存在外部联系人的关系";
+        "check the userid and the external_userid", "检查userid与external_userid".
+    84074 => "no permission for external contacts", "没有外部联系人权限";
+        "let the app call customer contact APIs, and the member use customer contact, in the admin console",
+        "在管理后台把应用设为可调用客户联系接口，并为成员开启客户联系".
+    93000 => "the webhook's URL is not valid, or its bot was removed from the group",
+        "机器人webhookurl不合法或者机器人已经被移除出群";
+        "compare the key with the bot's page in the group", "在群里的机器人详情页核对key".
+    301002 => "this token may not operate that app", "无权限操作指定的应用";
+        "the agentid in the request must be that of the agent whose token is used",
+        "请求中的agentid须与所用token的应用一致".
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::HeaderValue;
+
+    #[test]
+    fn the_table_is_in_order_and_complete() {
+        assert!(TABLE.is_sorted_by(|a, b| a.errcode < b.errcode));
+        for row in TABLE {
+            assert_eq!(explain(row.errcode), Some(row));
+            for text in [row.meaning_en, row.meaning_zh, row.action_en, row.action_zh] {
+                assert!(!text.is_empty() && !text.contains(['\n', '\r']), "{}", row.errcode);
+            }
+            assert!(!row.meaning_zh.is_ascii(), "{}", row.errcode);
+        }
+        for unknown in [OK, 1, -2, 40002, i64::MIN, i64::MAX] {
+            assert_eq!(explain(unknown), None);
+        }
+    }
+
+    #[test]
+    fn hints_fit_a_header() {
+        for row in TABLE {
+            let text = hint(row.errcode).unwrap();
+            assert!(text.bytes().all(|byte| matches!(byte, b' '..=b'~')) && text.len() <= 240, "{text}");
+            assert!(HeaderValue::from_str(text).is_ok());
+        }
+        assert_eq!(hint(50003), Some("the app is disabled: enable it in the admin console"));
+        assert_eq!(hint(0), None);
+    }
+
+    #[test]
+    fn the_codes_after_which_gettoken_rests() {
+        let long: Vec<i64> = (-1..1_000_000).filter(|code| is_credential_or_frequency(*code)).collect();
+        assert_eq!(long, [40001, 40013, 40091, 41002, 41004, 45009, 45031, 45033, 50003]);
+    }
+}

@@ -1,0 +1,292 @@
+//! Finds the top-level `errcode` of a JSON reply while its bytes arrive: no allocation, constant memory, no I/O.
+
+use memchr::memchr2;
+
+use super::number::{Number, Step};
+
+#[cfg(test)]
+mod tests;
+
+/// How deep a reply may nest before it is given up: one bit of memory a level.
+pub const MAX_DEPTH: usize = 1024;
+
+const KEY: &[u8] = b"errcode";
+const BOM: &[u8] = b"\xEF\xBB\xBF";
+
+/// What is known of a reply's errcode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// More of the body is needed.
+    Undecided,
+    /// The top-level errcode.
+    Found(i64),
+    /// There is none, whatever follows.
+    None,
+}
+
+/// Finds the top-level `errcode` of a JSON object whose bytes arrive in pieces; where they are cut makes no difference.
+///
+/// - The **first** `errcode` key of the top-level object decides, escapes in it resolved. (A parser that lets the last of
+///   two equal keys win has to read the whole body; WeCom never sends two.) It counts if its value is a number that is
+///   mathematically an integer and fits an `i64`: `40014`, `4.0014e4` and `40014.0` are the same, `"40014"` is none.
+/// - What is found stands, even if the body is malformed further on. What is malformed before that has no errcode:
+///   brackets, commas, colons, literals, numbers, escapes and control characters are checked as in RFC 8259, nesting goes
+///   to [`MAX_DEPTH`]. Not checked: UTF-8, and whether surrogate escapes come in pairs; neither can hide or forge a key.
+/// - A byte order mark and white space may lead. A body that is no object is decided at its first byte, an object without
+///   an errcode at its closing brace.
+#[derive(Clone, Debug)]
+pub struct ErrcodeScanner {
+    verdict: Verdict,
+    state: State,
+    nest: Nest,
+    /// Whether the string being read is a key.
+    in_key: bool,
+    /// How much of `errcode` the key being read has matched; `None` when it is another key, a nested one, or no key.
+    matched: Option<usize>,
+    /// Whether the value that comes next, or the number being read, is the errcode's.
+    wanted: bool,
+    number: Number,
+}
+
+/// What may come next.
+#[derive(Clone, Copy, Debug)]
+enum State {
+    Bom(usize),
+    Start,
+    KeyOrEnd,
+    Key,
+    Colon,
+    Value,
+    ValueOrEnd,
+    CommaOrEnd,
+    Text,
+    Escape,
+    Unicode { left: u8, code: u32 },
+    Number,
+    Literal(&'static [u8]),
+}
+
+impl ErrcodeScanner {
+    /// A scanner at the start of a body.
+    pub const fn new() -> Self {
+        Self {
+            verdict: Verdict::Undecided,
+            state: State::Bom(0),
+            nest: Nest { objects: [0; MAX_DEPTH / 64], depth: 0 },
+            in_key: false,
+            matched: None,
+            wanted: false,
+            number: Number::new(),
+        }
+    }
+
+    /// What is known so far.
+    pub const fn verdict(&self) -> Verdict {
+        self.verdict
+    }
+
+    /// Takes the next piece of the body. Once there is a verdict, it stays, and further pieces cost nothing.
+    pub fn feed(&mut self, bytes: &[u8]) -> Verdict {
+        let mut rest = bytes;
+        while let (Verdict::Undecided, Some((&byte, after))) = (self.verdict, rest.split_first()) {
+            rest = match self.state {
+                State::Text => self.text(rest),
+                State::Number => match self.number.push(byte) {
+                    Step::Taken => after,
+                    Step::Ended => {
+                        self.end_number(byte);
+                        rest
+                    }
+                    Step::Malformed => self.give_up(),
+                },
+                _ => match self.next(byte) {
+                    Some(state) => {
+                        self.state = state;
+                        after
+                    }
+                    None => self.give_up(),
+                },
+            };
+        }
+        self.verdict
+    }
+
+    /// The body has ended: what is undecided by now has no errcode, for its object was never closed.
+    pub fn finish(&mut self) -> Verdict {
+        if self.verdict == Verdict::Undecided {
+            self.verdict = Verdict::None;
+        }
+        self.verdict
+    }
+
+    fn give_up(&mut self) -> &'static [u8] {
+        self.verdict = Verdict::None;
+        &[]
+    }
+
+    /// What may follow `byte`; `None` where there can be no errcode any more.
+    fn next(&mut self, byte: u8) -> Option<State> {
+        match (self.state, byte) {
+            (State::Bom(seen), _) => self.bom(seen, byte),
+            (
+                State::Start
+                | State::KeyOrEnd
+                | State::Key
+                | State::Colon
+                | State::Value
+                | State::ValueOrEnd
+                | State::CommaOrEnd,
+                b' ' | b'\t' | b'\n' | b'\r',
+            ) => Some(self.state),
+            (State::Start, b'{') => self.open(true),
+            (State::KeyOrEnd | State::Key, b'"') => {
+                self.in_key = true;
+                self.matched = (self.nest.depth == 1).then_some(0);
+                Some(State::Text)
+            }
+            (State::Colon, b':') => Some(State::Value),
+            (State::KeyOrEnd, b'}') | (State::ValueOrEnd, b']') => self.close(),
+            (State::Value | State::ValueOrEnd, _) => self.begin_value(byte),
+            (State::CommaOrEnd, b',') if self.nest.in_object() => Some(State::Key),
+            (State::CommaOrEnd, b',') => Some(State::Value),
+            (State::CommaOrEnd, b'}') if self.nest.in_object() => self.close(),
+            (State::CommaOrEnd, b']') if !self.nest.in_object() => self.close(),
+            (State::Escape, b'u') => Some(State::Unicode { left: 4, code: 0 }),
+            (State::Escape, b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => {
+                self.matched = None; // none of these is a letter of the key
+                Some(State::Text)
+            }
+            (State::Unicode { left, code }, _) => self.unicode(left, code, byte),
+            (State::Literal(rest), _) => match rest.split_first()? {
+                (&expected, _) if expected != byte => None,
+                (_, []) => Some(State::CommaOrEnd),
+                (_, rest) => Some(State::Literal(rest)),
+            },
+            _ => None,
+        }
+    }
+
+    fn bom(&mut self, seen: usize, byte: u8) -> Option<State> {
+        match byte {
+            _ if byte == BOM[seen] && seen + 1 == BOM.len() => Some(State::Start),
+            _ if byte == BOM[seen] => Some(State::Bom(seen + 1)),
+            _ if seen > 0 => None,
+            _ => {
+                self.state = State::Start;
+                self.next(byte)
+            }
+        }
+    }
+
+    fn open(&mut self, object: bool) -> Option<State> {
+        self.nest.push(object).then_some(if object { State::KeyOrEnd } else { State::ValueOrEnd })
+    }
+
+    /// Leaves an object or array; `None` when it was the top-level one, which then had no errcode.
+    fn close(&mut self) -> Option<State> {
+        self.nest.depth -= 1;
+        (self.nest.depth > 0).then_some(State::CommaOrEnd)
+    }
+
+    fn begin_value(&mut self, byte: u8) -> Option<State> {
+        match byte {
+            b'-' | b'0'..=b'9' => {
+                self.number = Number::new();
+                self.number.push(byte);
+                Some(State::Number)
+            }
+            _ if self.wanted => None, // the first errcode decides, and it is no number
+            b'"' => {
+                self.in_key = false;
+                Some(State::Text)
+            }
+            b'{' => self.open(true),
+            b'[' => self.open(false),
+            b't' => Some(State::Literal(b"rue")),
+            b'f' => Some(State::Literal(b"alse")),
+            b'n' => Some(State::Literal(b"ull")),
+            _ => None,
+        }
+    }
+
+    /// Reads a string up to its end, an escape, or the end of the piece; gives what comes after.
+    fn text<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
+        let (run, rest) = bytes.split_at(memchr2(b'"', b'\\', bytes).unwrap_or(bytes.len()));
+        // Without an early exit, so that it compiles to vector instructions.
+        if run.iter().fold(false, |control, &byte| control | (byte < 0x20)) {
+            return self.give_up();
+        }
+        self.match_key(run);
+        let Some((&byte, after)) = rest.split_first() else { return rest };
+        if byte == b'\\' {
+            self.state = State::Escape;
+        } else if self.in_key {
+            self.wanted = self.matched == Some(KEY.len());
+            self.matched = None;
+            self.state = State::Colon;
+        } else {
+            self.state = State::CommaOrEnd;
+        }
+        after
+    }
+
+    fn match_key(&mut self, run: &[u8]) {
+        if let Some(matched) = self.matched {
+            self.matched = KEY[matched..].starts_with(run).then_some(matched + run.len());
+        }
+    }
+
+    /// A hexadecimal digit of a `\u` escape. A surrogate is simply no letter of the key.
+    fn unicode(&mut self, left: u8, code: u32, byte: u8) -> Option<State> {
+        let code = code << 4 | char::from(byte).to_digit(16)?;
+        if left > 1 {
+            return Some(State::Unicode { left: left - 1, code });
+        }
+        match u8::try_from(code) {
+            Ok(letter) if letter.is_ascii() => self.match_key(&[letter]),
+            _ => self.matched = None,
+        }
+        Some(State::Text)
+    }
+
+    /// The number ended before `after`, which must be able to follow one for the number to be whole.
+    fn end_number(&mut self, after: u8) {
+        self.state = State::CommaOrEnd;
+        if self.wanted {
+            let whole = matches!(after, b',' | b'}' | b' ' | b'\t' | b'\n' | b'\r');
+            self.verdict = match self.number.integer() {
+                Some(errcode) if whole => Verdict::Found(errcode),
+                _ => Verdict::None,
+            };
+        }
+    }
+}
+
+impl Default for ErrcodeScanner {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The open brackets: a bit each, set for an object.
+#[derive(Clone, Debug)]
+struct Nest {
+    objects: [u64; MAX_DEPTH / 64],
+    depth: usize,
+}
+
+impl Nest {
+    /// Whether there was room.
+    fn push(&mut self, object: bool) -> bool {
+        let Some(word) = self.objects.get_mut(self.depth / 64) else { return false };
+        let bit = 1 << (self.depth % 64);
+        *word = if object { *word | bit } else { *word & !bit };
+        self.depth += 1;
+        true
+    }
+
+    fn in_object(&self) -> bool {
+        let top = self.depth - 1; // asked only after a value, which is inside of something
+        self.objects[top / 64] >> (top % 64) & 1 == 1
+    }
+}
