@@ -2,6 +2,8 @@
 //!
 //! The map; a room uses only rooms below it.
 
+pub mod tokens; // current(agent), replace(refused): one gettoken however many ask
+
 pub mod upstream; // the way out: pooled connections to WeCom
 
 pub mod config; // proxy.toml

@@ -23,7 +23,10 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 
-pub use self::settings::{Settings, SettingsError};
+pub use self::{
+    framing::FramingError,
+    settings::{Settings, SettingsError},
+};
 use self::{dial::Addresses, pool::Pool};
 use crate::{
     headers,
@@ -117,7 +120,7 @@ pub enum Flaw {
     Head(&'static str),
     /// The answer's body cannot be trusted to end where it seems to.
     #[error("{0}")]
-    Framing(#[source] framing::FramingError),
+    Framing(#[source] FramingError),
     /// The HTTP/2 connection failed.
     #[error("{0}")]
     Http2(String),

@@ -11,11 +11,14 @@ const MAX_TRAILERS: usize = 16 * 1024;
 
 /// A response that cannot be trusted to end where it seems to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(super) enum FramingError {
+pub enum FramingError {
+    /// `Content-Length` is absent of sense or said twice.
     #[error("its Content-Length is not one number")]
     Length,
+    /// A coding other than one `chunked`, or one beside a length.
     #[error("its Transfer-Encoding is not exactly \"chunked\"")]
     TransferEncoding,
+    /// A chunk that two parsers could read in two ways.
     #[error("its chunks are not well formed")]
     Chunk,
 }

@@ -1,0 +1,94 @@
+//! The proxy's own errors: which kind, which status and errcode, and words that say what to do.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode, header};
+
+use super::reply::ReplyBody;
+use crate::wecom::errcode;
+
+/// The kinds of error that the proxy itself answers with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    BadRequest,
+    NoAgent,
+    Unauthenticated,
+    Forbidden,
+    UnknownAgent,
+    NoRoute,
+    BodyTooLarge,
+    TokenUnavailable,
+    UpstreamUnreachable,
+    UpstreamBroke,
+    Overloaded,
+    UpstreamTimeout,
+}
+
+impl Kind {
+    /// Its name in `X-Wecom-Proxy-Error`, its HTTP status and its errcode.
+    pub(super) fn facts(self) -> (&'static str, StatusCode, i64) {
+        match self {
+            Self::BadRequest => ("bad-request", StatusCode::BAD_REQUEST, errcode::INVALID_PARAMETER),
+            Self::NoAgent => ("no-agent", StatusCode::BAD_REQUEST, errcode::INVALID_PARAMETER),
+            Self::Unauthenticated => ("unauthenticated", StatusCode::UNAUTHORIZED, errcode::INVALID_SECRET),
+            Self::Forbidden => ("forbidden", StatusCode::FORBIDDEN, errcode::API_FORBIDDEN),
+            Self::UnknownAgent => ("unknown-agent", StatusCode::NOT_FOUND, errcode::INVALID_PARAMETER),
+            Self::NoRoute => ("no-route", StatusCode::NOT_FOUND, errcode::INVALID_PARAMETER),
+            Self::BodyTooLarge => ("body-too-large", StatusCode::PAYLOAD_TOO_LARGE, errcode::TOO_LARGE),
+            Self::TokenUnavailable => ("token-unavailable", StatusCode::BAD_GATEWAY, errcode::BUSY),
+            Self::UpstreamUnreachable => ("upstream-unreachable", StatusCode::BAD_GATEWAY, errcode::BUSY),
+            Self::UpstreamBroke => ("upstream-broke", StatusCode::BAD_GATEWAY, errcode::BUSY),
+            Self::Overloaded => ("overloaded", StatusCode::SERVICE_UNAVAILABLE, errcode::BUSY),
+            Self::UpstreamTimeout => ("upstream-timeout", StatusCode::GATEWAY_TIMEOUT, errcode::BUSY),
+        }
+    }
+}
+
+/// One such error.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    pub(super) kind: Kind,
+    pub(super) words: String,
+    pub(super) errcode: i64,
+    retry_after: Option<Duration>,
+}
+
+impl Refusal {
+    /// A refusal with the errcode of its kind.
+    pub(super) fn new(kind: Kind, words: impl Into<String>) -> Self {
+        Self { kind, words: words.into(), errcode: kind.facts().2, retry_after: None }
+    }
+
+    /// The same with WeCom's own errcode.
+    pub(super) fn with_errcode(self, errcode: i64) -> Self {
+        Self { errcode, ..self }
+    }
+
+    /// The same with advice when to come again.
+    pub(super) fn retry_after(self, wait: Duration) -> Self {
+        Self { retry_after: Some(wait), ..self }
+    }
+
+    /// As an answer; with HTTP 200 for a client that looks only at errcode.
+    pub(super) fn into_response(self, always_200: bool) -> Response<ReplyBody> {
+        let (name, status, _) = self.kind.facts();
+        let body = serde_json::json!({
+            "errcode": self.errcode,
+            "errmsg": format!("wecom-proxy: {}", self.words),
+        });
+        let mut response = Response::new(ReplyBody::whole(Bytes::from(body.to_string())));
+        *response.status_mut() = if always_200 { StatusCode::OK } else { status };
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json; charset=UTF-8"));
+        headers.insert("x-wecom-proxy-error", HeaderValue::from_static(name));
+        if self.kind == Kind::Unauthenticated {
+            let ways = "Bearer realm=\"wecom-proxy\", Basic realm=\"wecom-proxy\", charset=\"UTF-8\"";
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(ways));
+        }
+        if let Some(wait) = self.retry_after {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs().max(1)));
+        }
+        response
+    }
+}

@@ -1,0 +1,253 @@
+//! The request-target, taken apart and doubted: which agent, which path, what kind of call. Pure.
+
+use std::borrow::Cow;
+
+use http::{Method, Request, Version, uri::Uri};
+use percent_encoding::percent_decode_str;
+
+/// What is done with a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// The agent's token is put into its query.
+    Inject,
+    /// It carries a credential of its own and goes through as it came.
+    OwnCredential,
+    /// It asks for a token, which no client ever gets.
+    Gettoken,
+}
+
+/// A target that can be sent on.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Target<'a> {
+    /// The agent that the path's first segment names.
+    pub(super) agent: Option<&'a str>,
+    /// The path as it goes to the upstream, byte for byte as it came.
+    pub(super) path: &'a str,
+    /// The path as rules see it: decoded, without doubled slashes. Equal to `path` for nearly all calls.
+    pub(super) route: Cow<'a, str>,
+    /// The query as it came.
+    pub(super) query: Option<&'a str>,
+    /// What is done with it.
+    pub(super) kind: Kind,
+}
+
+/// Why a target is not sent on.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Doubt {
+    /// It may mean something else to the next reader: 400.
+    Malformed(&'static str),
+    /// It is well formed and leads nowhere: 404.
+    NoRoute,
+}
+
+/// The root of all that is sent on.
+const ROOT: &str = "/cgi-bin/";
+
+impl<'a> Target<'a> {
+    /// Takes a path and query apart.
+    pub(super) fn parse(path: &'a str, query: Option<&'a str>) -> Result<Self, Doubt> {
+        // The upstream would read a doubled slash before the root as a part of the path; it is a base URL's doing.
+        let trimmed = match path.as_bytes() {
+            [b'/', b'/', ..] => &path[path.len() - path.trim_start_matches('/').len() - 1..],
+            _ => path,
+        };
+        if query.is_some_and(|query| query.bytes().any(|byte| byte < b' ' || byte == 0x7f)) {
+            return Err(Doubt::Malformed("the query holds a control character"));
+        }
+        let (agent, rest) = match trimmed.starts_with(ROOT) {
+            true => (None, trimmed),
+            false => split_agent(trimmed)?,
+        };
+        let route = route(rest)?;
+        if !route.starts_with(ROOT) || route.len() == ROOT.len() {
+            return Err(Doubt::NoRoute);
+        }
+        let kind = kind(&route[ROOT.len()..]);
+        Ok(Self { agent, path: rest, route, query, kind })
+    }
+}
+
+/// Takes the agent's name off the front of a path.
+fn split_agent(path: &str) -> Result<(Option<&str>, &str), Doubt> {
+    check(path)?;
+    let after = path.strip_prefix('/').ok_or(Doubt::Malformed("the path does not begin with a slash"))?;
+    let (name, rest) = after.split_at(after.find('/').ok_or(Doubt::NoRoute)?);
+    let rest = &rest[rest.len() - rest.trim_start_matches('/').len() - 1..];
+    let named = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte));
+    if named && rest.starts_with(ROOT) { Ok((Some(name), rest)) } else { Err(Doubt::NoRoute) }
+}
+
+/// The path that rules are applied to, or the doubt that it may mean another one to the upstream.
+fn route(path: &str) -> Result<Cow<'_, str>, Doubt> {
+    check(path)?;
+    if !path.contains('%') && !path.contains("//") {
+        return Ok(Cow::Borrowed(path));
+    }
+    let decoded = percent_decode_str(path)
+        .decode_utf8()
+        .map_err(|_| Doubt::Malformed("the path is not UTF-8 once decoded"))?;
+    let mut route = String::with_capacity(decoded.len());
+    for letter in decoded.chars() {
+        if !(letter == '/' && route.ends_with('/')) {
+            route.push(letter);
+        }
+    }
+    Ok(Cow::Owned(route))
+}
+
+/// Refuses what could be read as another path further on.
+fn check(path: &str) -> Result<(), Doubt> {
+    let odd = |byte: u8| byte <= b' ' || byte >= 0x7f || b"\\\"<>^`{|}#".contains(&byte);
+    if path.bytes().any(odd) {
+        return Err(Doubt::Malformed("the path holds a character that must be percent-encoded"));
+    }
+    let mut text = Cow::Borrowed(path);
+    // Once as it came, once decoded, once decoded twice: someone behind may decode once more.
+    for _ in 0..3 {
+        if text.split('/').any(is_dot_segment) {
+            return Err(Doubt::Malformed("the path holds a dot segment"));
+        }
+        if !text.contains('%') {
+            return Ok(());
+        }
+        let decoded = percent_decode_str(&text).collect::<Vec<u8>>();
+        let encoded = text.bytes().filter(|byte| b"/\\".contains(byte)).count();
+        if decoded.iter().filter(|byte| b"/\\".contains(byte)).count() != encoded {
+            return Err(Doubt::Malformed("the path holds an encoded slash or backslash"));
+        }
+        if decoded.iter().any(|byte| *byte < b' ' || *byte == 0x7f) {
+            return Err(Doubt::Malformed("the path holds an encoded control character"));
+        }
+        let decoded =
+            String::from_utf8(decoded).map_err(|_| Doubt::Malformed("the path is not UTF-8 once decoded"))?;
+        if decoded == *text {
+            return Ok(());
+        }
+        text = Cow::Owned(decoded);
+    }
+    Err(Doubt::Malformed("the path is percent-encoded more than twice"))
+}
+
+/// `.` and `..`, with or without parameters behind a semicolon, which some servers cut off first.
+fn is_dot_segment(segment: &str) -> bool {
+    matches!(segment.split(';').next(), Some("." | ".."))
+}
+
+/// What kind of call a route below the root is. Servers differ in case and in trailing marks; a call that may be meant
+/// as gettoken is taken for one.
+fn kind(route: &str) -> Kind {
+    let bare = route.split(';').next().unwrap_or(route).trim_end_matches('/');
+    let under = |root: &str| {
+        let head = bare.as_bytes().get(..root.len()).is_some_and(|head| head.eq_ignore_ascii_case(root.as_bytes()));
+        head && bare.as_bytes().get(root.len()) == Some(&b'/')
+    };
+    if bare.eq_ignore_ascii_case("gettoken") {
+        Kind::Gettoken
+    } else if under("webhook") || under("service") || under("license") {
+        Kind::OwnCredential
+    } else {
+        Kind::Inject
+    }
+}
+
+/// Checks what stands around the path: the method, the form of the target, `Host`, the framing.
+pub(super) fn check_head<B>(request: &Request<B>, is_here: impl Fn(&str) -> bool) -> Result<(), &'static str> {
+    if matches!(*request.method(), Method::CONNECT | Method::TRACE) {
+        return Err("CONNECT and TRACE are not for this proxy");
+    }
+    let headers = request.headers();
+    if request.version() < Version::HTTP_2 {
+        let mut hosts = headers.get_all(http::header::HOST).iter();
+        match (hosts.next(), hosts.next()) {
+            (None, _) if request.version() == Version::HTTP_11 => return Err("there is no Host header"),
+            (_, Some(_)) => return Err("there is more than one Host header"),
+            _ => {}
+        }
+        check_absolute_form(request.uri(), is_here)?;
+        let mut codings = headers.get_all(http::header::TRANSFER_ENCODING).iter();
+        if let Some(coding) = codings.next()
+            && (!coding.as_bytes().eq_ignore_ascii_case(b"chunked") || codings.next().is_some())
+        {
+            return Err("Transfer-Encoding is not exactly \"chunked\"");
+        }
+    }
+    Ok(())
+}
+
+/// An absolute-form target is what a client sends that takes us for its forward proxy.
+fn check_absolute_form(uri: &Uri, is_here: impl Fn(&str) -> bool) -> Result<(), &'static str> {
+    match uri.authority() {
+        Some(authority) if !is_here(authority.as_str()) => {
+            Err("the target names another host: write it as a path, and set this proxy as base URL, not as forward proxy")
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn parse(target: &str) -> Result<(Option<&str>, &str, String, Kind), Doubt> {
+        let (path, query) = target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
+        Target::parse(path, query).map(|target| (target.agent, target.path, target.route.into_owned(), target.kind))
+    }
+
+    #[test]
+    fn paths_that_go_out() {
+        for (given, agent, path, route, kind) in [
+            ("/cgi-bin/user/get?a=1", None, "/cgi-bin/user/get", "/cgi-bin/user/get", Kind::Inject),
+            ("/hr/cgi-bin/user/get", Some("hr"), "/cgi-bin/user/get", "/cgi-bin/user/get", Kind::Inject),
+            ("//cgi-bin/user/get", None, "/cgi-bin/user/get", "/cgi-bin/user/get", Kind::Inject),
+            ("/hr//cgi-bin/user/get", Some("hr"), "/cgi-bin/user/get", "/cgi-bin/user/get", Kind::Inject),
+            ("/cgi-bin/oa//book", None, "/cgi-bin/oa//book", "/cgi-bin/oa/book", Kind::Inject),
+            ("/cgi-bin/user/%67et", None, "/cgi-bin/user/%67et", "/cgi-bin/user/get", Kind::Inject),
+            ("/cgi-bin/gettoken", None, "/cgi-bin/gettoken", "/cgi-bin/gettoken", Kind::Gettoken),
+            ("/hr/cgi-bin//GetToken/", Some("hr"), "/cgi-bin//GetToken/", "/cgi-bin/GetToken/", Kind::Gettoken),
+            ("/cgi-bin/%67ettoken;a", None, "/cgi-bin/%67ettoken;a", "/cgi-bin/gettoken;a", Kind::Gettoken),
+            ("/cgi-bin/webhook/send?key=1", None, "/cgi-bin/webhook/send", "/cgi-bin/webhook/send", Kind::OwnCredential),
+            ("/cgi-bin/service/x", None, "/cgi-bin/service/x", "/cgi-bin/service/x", Kind::OwnCredential),
+            ("/cgi-bin/services/x", None, "/cgi-bin/services/x", "/cgi-bin/services/x", Kind::Inject),
+        ] {
+            assert_eq!(parse(given), Ok((agent, path, route.to_owned(), kind)), "{given}");
+        }
+    }
+
+    #[test]
+    fn paths_that_do_not() {
+        for given in ["/", "/hr", "/cgi-bin", "/cgi-bin/", "/hr/cgi-bin/", "/foo/bar", "/a/b/cgi-bin/user/get", "/cgi-binx/a", "/h.r/cgi-bin/a"] {
+            assert_eq!(parse(given), Err(Doubt::NoRoute), "{given}");
+        }
+        for given in [
+            "/cgi-bin/../a", "/cgi-bin/a/..", "/cgi-bin/./a", "/cgi-bin/%2e%2e/a", "/cgi-bin/%2E/a", "/cgi-bin/.%2e/a",
+            "/cgi-bin/%252e%252e/a", "/cgi-bin/..;a=b/c", "/cgi-bin/a%2fb", "/cgi-bin/a%5cb", "/cgi-bin/a\\b",
+            "/cgi-bin/a%252fb", "/cgi-bin/a%00", "/cgi-bin/a%0d%0a", "/cgi-bin/a%7f", "/cgi-bin/%c0%ae%c0%ae/a",
+            "/cgi-bin/\u{e9}", "/cgi-bin/a b", "/hr/../cgi-bin/a", "/%2e%2e/cgi-bin/a", "/cgi-bin/%25252525",
+            "/cgi-bin/a?b\x01", "/../cgi-bin/a",
+        ] {
+            assert!(matches!(parse(given), Err(Doubt::Malformed(_))), "{given}: {:?}", parse(given));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_goes_out_stays_below_the_root_however_often_it_is_decoded(path in "/[a-z./%2eEfF5cC;\\\\-]{0,40}") {
+            let path = format!("/cgi-bin{path}");
+            if let Ok(target) = Target::parse(&path, None) {
+                let mut text = target.path.to_owned();
+                for _ in 0..4 {
+                    let mut depth = 0;
+                    for segment in text.split('/').filter(|segment| !segment.is_empty()) {
+                        let is_dots = segment.split(';').next() == Some("..");
+                        depth += if is_dots { -1 } else { 1 };
+                        prop_assert!(depth > 0 && !is_dots, "{}", text);
+                    }
+                    prop_assert!(!text.contains('\\'));
+                    text = percent_decode_str(&text).decode_utf8_lossy().into_owned();
+                }
+            }
+        }
+    }
+}

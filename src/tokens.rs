@@ -1,0 +1,368 @@
+//! One agent's access_token: who needs one gets the current one, who was refused gets the next, and however many ask
+//! there is one gettoken.
+//!
+//! Two verbs carry the rest: [`TokenSlot::current`] and [`TokenSlot::replace`]. A renewal runs in a task of its own, so
+//! that no caller who goes away takes it from the others. What the slot tells to others about itself is in `report`.
+
+mod backoff;
+mod budget;
+pub mod fetch;
+mod report;
+mod token;
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use arc_swap::ArcSwapOption;
+use tokio::{
+    runtime::Handle,
+    sync::watch,
+    time::{Instant, sleep_until},
+};
+
+pub use self::{
+    fetch::{Credentials, FetchError},
+    report::{LastRenewal, Report},
+    token::Token,
+};
+use self::{backoff::Backoff, budget::Budget};
+use crate::wecom::reply::Grant;
+
+/// An agent whose renewal brought the refused token back is left alone for this long at first, and twice as long each
+/// time after, up to [`LONGEST_HOLD`].
+const HOLD: Duration = Duration::from_secs(10);
+/// Longest such hold.
+const LONGEST_HOLD: Duration = Duration::from_secs(60);
+/// A token that gettoken hands out although it should have expired is believed for this long.
+const PAST_EXPIRY: Duration = Duration::from_secs(60);
+
+/// Where tokens come from. A trait so that the life of a token can be tested without a network.
+pub trait Source: Send + Sync {
+    /// Fetches a token once.
+    fn fetch<'a>(
+        &'a self,
+        credentials: &'a Credentials,
+    ) -> Pin<Box<dyn Future<Output = Result<Grant, FetchError>> + Send + 'a>>;
+}
+
+/// What all agents' tokens share.
+pub struct Issuer {
+    source: Box<dyn Source>,
+    runtime: Handle,
+    refresh_ahead: Duration,
+    budget: Budget,
+}
+
+impl Issuer {
+    /// Renewals run on `runtime`, which must outlive the callers'. `refresh_ahead` is how long before its expiry a
+    /// token in use is renewed.
+    pub fn new(source: Box<dyn Source>, runtime: Handle, refresh_ahead: Duration) -> Arc<Self> {
+        Arc::new(Self { source, runtime, refresh_ahead, budget: Budget::default() })
+    }
+}
+
+/// Why a token is fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// There was none.
+    First,
+    /// The one there was has expired.
+    Expired,
+    /// The upstream refused the one there was.
+    Refused,
+    /// The one there is will expire soon.
+    Ahead,
+    /// An operator asked for it.
+    Asked,
+}
+
+impl Reason {
+    /// One word, for logs and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::First => "first",
+            Self::Expired => "expired",
+            Self::Refused => "refused",
+            Self::Ahead => "ahead",
+            Self::Asked => "asked",
+        }
+    }
+}
+
+/// What became of a refused token.
+#[derive(Debug)]
+pub enum Replacement {
+    /// A newer token; send the request with it.
+    Renewed(Arc<Token>),
+    /// gettoken handed the refused token out again; it is worth one try.
+    SameAgain(Arc<Token>),
+    /// No renewal now: the last one brought this very token, or too many have left this proxy. The refusal stands.
+    Held,
+    /// The renewal failed.
+    Unavailable(Arc<FetchError>),
+}
+
+type Outcome = Result<Arc<Token>, Arc<FetchError>>;
+type Flight = watch::Receiver<Option<Outcome>>;
+
+/// The token of one agent, and all that is known of getting one. It belongs to one pair of corpid and secret: a changed
+/// secret makes a new slot.
+pub struct TokenSlot {
+    agent: String,
+    credentials: Credentials,
+    issuer: Arc<Issuer>,
+    current: ArcSwapOption<Token>,
+    used: AtomicBool,
+    asked_for: AtomicBool,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    flight: Option<Flight>,
+    backoff: Backoff,
+    hold: Option<Hold>,
+    refused_in_flight: bool,
+    last: Option<LastRenewal>,
+}
+
+/// gettoken brought the refused token back.
+#[derive(Clone, Copy)]
+struct Hold {
+    until: Instant,
+    length: Duration,
+}
+
+impl TokenSlot {
+    /// A slot without a token.
+    pub fn new(agent: &str, credentials: Credentials, issuer: Arc<Issuer>) -> Arc<Self> {
+        Arc::new(Self {
+            agent: agent.to_owned(),
+            credentials,
+            issuer,
+            current: ArcSwapOption::empty(),
+            used: AtomicBool::new(false),
+            asked_for: AtomicBool::new(false),
+            state: Mutex::default(),
+        })
+    }
+
+    /// Whose token it is.
+    pub fn credentials(&self) -> &Credentials {
+        &self.credentials
+    }
+
+    /// The token that serves at `now`, if there is one. Takes no lock that a renewal can hold.
+    pub fn ready(self: &Arc<Self>, now: Instant) -> Option<Arc<Token>> {
+        let token = self.current.load();
+        let token = token.as_ref().filter(|token| now < token.usable_until)?;
+        if !self.used.load(Ordering::Relaxed) {
+            self.used.store(true, Ordering::Relaxed);
+            if now >= token.renew_at {
+                // Nobody used it when its renewal was due.
+                self.issuer.runtime.spawn(keep_fresh(Arc::downgrade(self), token.clone()));
+            }
+        }
+        Some(token.clone())
+    }
+
+    /// The token that serves now; fetches one if there is none, once for all that ask. While fetching fails, the last
+    /// failure comes back at once until it is time for another try.
+    pub async fn current(self: &Arc<Self>) -> Outcome {
+        let flight = {
+            let mut state = self.state();
+            let now = Instant::now();
+            if let Some(token) = self.ready(now) {
+                return Ok(token);
+            }
+            self.asked_for.store(true, Ordering::Relaxed);
+            if state.flight.is_none()
+                && let Some(failure) = state.backoff.holds(now)
+            {
+                return Err(failure);
+            }
+            let reason = if self.current.load().is_some() { Reason::Expired } else { Reason::First };
+            self.join_or_start(&mut state, reason)?
+        };
+        self.used.store(true, Ordering::Relaxed);
+        landed(flight).await
+    }
+
+    /// What to do about a token that the upstream refused. If there is a newer one by now, that is the answer; only a
+    /// refusal of the current one causes a gettoken.
+    pub async fn replace(self: &Arc<Self>, refused: &Token) -> Replacement {
+        let flight = {
+            let mut state = self.state();
+            let now = Instant::now();
+            if let Some(token) = self.ready(now).filter(|token| !token.is_same_as(refused)) {
+                return Replacement::Renewed(token);
+            }
+            if state.flight.is_none() {
+                if state.hold.is_some_and(|hold| now < hold.until) {
+                    return Replacement::Held;
+                }
+                if let Some(failure) = state.backoff.holds(now) {
+                    return Replacement::Unavailable(failure);
+                }
+            }
+            state.refused_in_flight = true;
+            match self.join_or_start(&mut state, Reason::Refused) {
+                Ok(flight) => flight,
+                Err(_) => return Replacement::Held,
+            }
+        };
+        match landed(flight).await {
+            Ok(token) if token.is_same_as(refused) => Replacement::SameAgain(token),
+            Ok(token) => Replacement::Renewed(token),
+            Err(failure) => Replacement::Unavailable(failure),
+        }
+    }
+
+    /// Fetches a token whatever failed before: an operator says that it is worth a try.
+    pub async fn refresh(self: &Arc<Self>) -> Outcome {
+        let flight = {
+            let mut state = self.state();
+            state.backoff = Backoff::default();
+            state.hold = None;
+            self.asked_for.store(true, Ordering::Relaxed);
+            self.join_or_start(&mut state, Reason::Asked)?
+        };
+        landed(flight).await
+    }
+
+    /// The flight under way, or a new one. Fails where the hour's budget is spent.
+    fn join_or_start(self: &Arc<Self>, state: &mut State, reason: Reason) -> Result<Flight, Arc<FetchError>> {
+        if let Some(flight) = &state.flight {
+            return Ok(flight.clone());
+        }
+        // The first fetch and each expiry are due whatever the budget says; only what repeats is counted.
+        let due = matches!(reason, Reason::First | Reason::Expired) && state.backoff.is_clear();
+        if !due && !self.issuer.budget.take(Instant::now()) {
+            return Err(state.backoff.last().unwrap_or_else(|| Arc::new(FetchError::Budget)));
+        }
+        let (landing, flight) = watch::channel(None);
+        state.flight = Some(flight.clone());
+        let slot = self.clone();
+        self.issuer.runtime.spawn(async move {
+            let asked = Instant::now();
+            let fetched = slot.issuer.source.fetch(&slot.credentials).await;
+            landing.send_replace(Some(slot.land(reason, asked, fetched)));
+        });
+        Ok(flight)
+    }
+
+    /// Takes in what a flight brought.
+    fn land(self: &Arc<Self>, reason: Reason, asked: Instant, fetched: Result<Grant, FetchError>) -> Outcome {
+        let mut state = self.state();
+        state.flight = None;
+        let refused = std::mem::take(&mut state.refused_in_flight);
+        let now = Instant::now();
+        let outcome = match fetched {
+            Ok(grant) => Ok(self.take_in(&mut state, refused, asked, grant)),
+            Err(failure) => Err(state.backoff.fail(now, failure)),
+        };
+        state.last = Some(LastRenewal {
+            at: SystemTime::now(),
+            reason: reason.as_str(),
+            failure: outcome.as_ref().err().map(ToString::to_string),
+        });
+        let agent = self.agent.as_str();
+        match &outcome {
+            Ok(token) => tracing::info!(
+                agent,
+                reason = reason.as_str(),
+                expires_in_s = token.usable_until.saturating_duration_since(now).as_secs(),
+                "token renewed"
+            ),
+            Err(failure) => tracing::warn!(
+                agent,
+                reason = reason.as_str(),
+                %failure,
+                next_try_in_s = state.backoff.wait(now).as_secs(),
+                "token not renewed"
+            ),
+        }
+        outcome
+    }
+
+    /// Makes a grant the current token, unless it is the one that is current already.
+    fn take_in(self: &Arc<Self>, state: &mut State, refused: bool, asked: Instant, grant: Grant) -> Arc<Token> {
+        state.backoff = Backoff::default();
+        let before = self.current.load_full();
+        let same = before.as_ref().filter(|before| before.value.expose() == grant.token.expose());
+        let token = match same {
+            None => {
+                state.hold = None;
+                Arc::new(Token::granted(grant, asked, self.issuer.refresh_ahead))
+            }
+            Some(before) => {
+                if refused {
+                    let length = state.hold.map_or(HOLD, |hold| (2 * hold.length).min(LONGEST_HOLD));
+                    state.hold = Some(Hold { until: Instant::now() + length, length });
+                }
+                Arc::new(before.granted_again(asked, PAST_EXPIRY))
+            }
+        };
+        self.current.store(Some(token.clone()));
+        self.used.store(false, Ordering::Relaxed);
+        self.issuer.runtime.spawn(keep_fresh(Arc::downgrade(self), token.clone()));
+        token
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Waits for a flight to land.
+async fn landed(mut flight: Flight) -> Outcome {
+    match flight.wait_for(Option::is_some).await {
+        Ok(outcome) => outcome.clone().unwrap_or_else(|| Err(Arc::new(FetchError::Stopped))),
+        Err(_) => Err(Arc::new(FetchError::Stopped)),
+    }
+}
+
+/// Renews a token in use before it expires, in the background. Ends when the token is no longer the current one, when
+/// nobody used it, or when it has expired and the next request will fetch anyway.
+async fn keep_fresh(slot: Weak<TokenSlot>, token: Arc<Token>) {
+    let mut at = token.renew_at;
+    loop {
+        sleep_until(at).await;
+        let Some(slot) = slot.upgrade() else { return };
+        let still_current = slot.current.load().as_ref().is_some_and(|current| Arc::ptr_eq(current, &token));
+        if !still_current || !slot.used.load(Ordering::Relaxed) {
+            return;
+        }
+        let now = Instant::now();
+        let (flight, retry_at) = {
+            let mut state = slot.state();
+            let reason = if now < token.usable_until { Reason::Ahead } else { Reason::Expired };
+            let wait = state.backoff.wait(now);
+            let flight = match wait.is_zero() {
+                true => slot.join_or_start(&mut state, reason).ok(),
+                false => None,
+            };
+            (flight, now + wait.max(Duration::from_secs(1)))
+        };
+        if let Some(flight) = flight
+            && landed(flight).await.is_ok()
+        {
+            // The new token, or the same one with its next date, has a keeper of its own.
+            return;
+        }
+        if now >= token.usable_until {
+            return;
+        }
+        at = retry_at.min(token.usable_until);
+    }
+}
+
+#[cfg(test)]
+mod tests;

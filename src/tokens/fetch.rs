@@ -1,0 +1,137 @@
+//! gettoken: the one call that carries a secret.
+
+use std::{future::Future, pin::Pin, time::Duration};
+
+use http::{HeaderMap, HeaderValue, Method, header};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+
+use super::Source;
+use crate::{
+    secret::Masked,
+    upstream::{BodyLength, Flaw, Outgoing, Upstream},
+    wecom::{
+        errcode,
+        reply::{Grant, GrantError, parse_grant},
+    },
+};
+
+/// Most bytes of gettoken's answer.
+const MAX_ANSWER: usize = 64 * 1024;
+
+/// What a token is bought with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Credentials {
+    /// The company's id.
+    pub corpid: String,
+    /// The application's secret.
+    pub secret: Masked,
+}
+
+/// Why no token came. The texts hold neither the secret nor the URL.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// WeCom refused.
+    #[error("gettoken was refused with errcode {errcode}: {errmsg}")]
+    Refused {
+        /// WeCom's code.
+        errcode: i64,
+        /// WeCom's words.
+        errmsg: String,
+    },
+    /// WeCom could not be asked, or its answer broke off.
+    #[error("gettoken did not get through: {0}")]
+    Upstream(String),
+    /// The answer makes no sense.
+    #[error("gettoken was answered with HTTP {status} and no usable token: {what}")]
+    Senseless {
+        /// The HTTP status.
+        status: u16,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+    /// This proxy has asked as often as it may.
+    #[error("this proxy has called gettoken 300 times in the last hour; it waits, lest WeCom bans its address")]
+    Budget,
+    /// The renewal was cut off.
+    #[error("the renewal was cut off: the proxy is stopping")]
+    Stopped,
+}
+
+impl FetchError {
+    /// Whether repeating it soon endangers the whole address.
+    pub(super) fn is_dangerous(&self) -> bool {
+        matches!(self, Self::Refused { errcode, .. } if errcode::is_credential_or_frequency(*errcode))
+    }
+
+    /// WeCom's errcode, -1 where WeCom said none.
+    pub fn errcode(&self) -> i64 {
+        match self {
+            Self::Refused { errcode, .. } => *errcode,
+            _ => errcode::BUSY,
+        }
+    }
+}
+
+/// Tokens from the real upstream.
+pub struct Gettoken {
+    upstream: Upstream,
+    /// Longest that one call may take.
+    patience: Duration,
+}
+
+impl Gettoken {
+    /// Asks through `upstream`; gives up after `patience`.
+    pub fn new(upstream: Upstream, patience: Duration) -> Self {
+        Self { upstream, patience }
+    }
+
+    async fn ask(&self, credentials: &Credentials) -> Result<Grant, FetchError> {
+        let secret = credentials.secret.expose();
+        let target = Masked::new(format!(
+            "/cgi-bin/gettoken?corpid={}&corpsecret={}",
+            utf8_percent_encode(&credentials.corpid, NON_ALPHANUMERIC),
+            utf8_percent_encode(secret, NON_ALPHANUMERIC),
+        ));
+        let mut headers = HeaderMap::new();
+        headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
+        headers.insert(header::USER_AGENT, HeaderValue::from_static(concat!("wecom-proxy/", env!("CARGO_PKG_VERSION"))));
+        let outgoing = Outgoing {
+            method: &Method::GET,
+            target: target.expose(),
+            headers: &headers,
+            nominated: &[],
+            body: BodyLength::Absent,
+        };
+        let upstream = |flaw: Flaw| FetchError::Upstream(flaw.to_string());
+        let mut answer = self.upstream.send(&outgoing, None).await.map_err(|failure| upstream(failure.flaw))?;
+        let status = answer.status.as_u16();
+        let mut body = Vec::new();
+        while let Some(piece) = answer.body.data().await {
+            body.extend_from_slice(&piece.map_err(|failure| upstream(failure.flaw))?);
+            if body.len() > MAX_ANSWER {
+                return Err(FetchError::Senseless { status, what: "it is longer than 64 KiB" });
+            }
+        }
+        parse_grant(&body).map_err(|error| match error {
+            // WeCom is not known to echo a secret; if it ever did, it would stop here.
+            GrantError::Refused { errcode, errmsg } => {
+                FetchError::Refused { errcode, errmsg: errmsg.replace(secret, "[masked]") }
+            }
+            GrantError::NotJson => FetchError::Senseless { status, what: "it is not JSON" },
+            GrantError::NoToken => FetchError::Senseless { status, what: "it holds no access_token" },
+            GrantError::BadToken => FetchError::Senseless { status, what: "its access_token cannot stand in a URL" },
+        })
+    }
+}
+
+impl Source for Gettoken {
+    fn fetch<'a>(
+        &'a self,
+        credentials: &'a Credentials,
+    ) -> Pin<Box<dyn Future<Output = Result<Grant, FetchError>> + Send + 'a>> {
+        Box::pin(async move {
+            let late = |_| FetchError::Upstream(format!("no answer within {} s", self.patience.as_secs()));
+            tokio::time::timeout(self.patience, self.ask(credentials)).await.map_err(late)?
+        })
+    }
+}

@@ -1,0 +1,55 @@
+//! What a slot tells to operators: dates and failures, never a value.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, SystemTime},
+};
+
+use tokio::time::Instant;
+
+use super::TokenSlot;
+
+/// The last renewal and how it went.
+#[derive(Debug, Clone)]
+pub struct LastRenewal {
+    /// When it ended.
+    pub at: SystemTime,
+    /// Why it was done: `first`, `expired`, `refused`, `ahead` or `asked`.
+    pub reason: &'static str,
+    /// What failed; `None` when a token came.
+    pub failure: Option<String>,
+}
+
+/// The state of one agent's token.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// Whether a request has asked for a token since the slot was made.
+    pub asked_for: bool,
+    /// Whether there is a token that serves now.
+    pub usable: bool,
+    /// When the current value was first seen and when it expires.
+    pub dates: Option<(SystemTime, SystemTime)>,
+    /// The last renewal, if there was one.
+    pub last: Option<LastRenewal>,
+    /// How long no other gettoken will be tried after failures; zero when nothing fails.
+    pub next_try_in: Duration,
+    /// The last failure, while no success has followed it.
+    pub failing: Option<String>,
+}
+
+impl TokenSlot {
+    /// How the token is, now.
+    pub fn report(self: &Arc<Self>) -> Report {
+        let now = Instant::now();
+        let token = self.current.load_full();
+        let state = self.state();
+        Report {
+            asked_for: self.asked_for.load(Ordering::Relaxed),
+            usable: token.as_ref().is_some_and(|token| now < token.usable_until),
+            dates: token.map(|token| (token.first_seen, token.expires_at)),
+            last: state.last.clone(),
+            next_try_in: state.backoff.wait(now),
+            failing: state.backoff.last().map(|failure| failure.to_string()),
+        }
+    }
+}

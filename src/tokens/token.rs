@@ -1,0 +1,59 @@
+//! A token and its dates.
+
+use std::time::{Duration, SystemTime};
+
+use tokio::time::Instant;
+
+use crate::{secret::Masked, wecom::reply::Grant};
+
+/// An access_token that was current at some time. Its value shows only through [`Masked::expose`].
+#[derive(Debug)]
+pub struct Token {
+    /// The token itself.
+    pub value: Masked,
+    /// When this value was first handed out here.
+    pub first_seen: SystemTime,
+    /// When it expires, by what WeCom said when this value was first seen.
+    pub expires_at: SystemTime,
+    /// Until when it is used without asking again.
+    pub(super) usable_until: Instant,
+    /// From when on it is worth renewing.
+    pub(super) renew_at: Instant,
+}
+
+impl Token {
+    /// A token whose value was not seen before. Its life is counted from the asking, not from the answer.
+    pub(super) fn granted(grant: Grant, asked: Instant, refresh_ahead: Duration) -> Self {
+        let now = SystemTime::now();
+        let usable_until = asked + grant.expires_in;
+        // A life that is short beside the lead is renewed in its last quarter.
+        let lead = refresh_ahead.min(grant.expires_in / 4);
+        Self {
+            value: grant.token,
+            first_seen: now,
+            expires_at: now - asked.elapsed() + grant.expires_in,
+            usable_until,
+            renew_at: usable_until - lead,
+        }
+    }
+
+    /// The same value once more: its expiry does not move. It is asked for again halfway to the expiry; one that should
+    /// have expired by now is believed for `past_expiry`, for WeCom hands it out.
+    pub(super) fn granted_again(&self, asked: Instant, past_expiry: Duration) -> Self {
+        let left = self.usable_until.saturating_duration_since(asked);
+        let usable_until = if left.is_zero() { asked + past_expiry } else { self.usable_until };
+        let next = asked + (left / 2).max(Duration::from_secs(1));
+        Self {
+            value: self.value.clone(),
+            first_seen: self.first_seen,
+            expires_at: self.expires_at,
+            usable_until,
+            renew_at: if left.is_zero() { usable_until } else { next.min(usable_until).max(self.renew_at) },
+        }
+    }
+
+    /// Whether both have the same value.
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        self.value.expose() == other.value.expose()
+    }
+}
