@@ -41,7 +41,7 @@ mod tests {
     fn debug_text_shows_nothing_of_it() {
         let masked = Masked::new("s3cret-of-hr");
         assert_eq!(format!("{masked:?}"), "[masked]");
-        assert_eq!(format!("{:#?}", Some(&masked)).contains("s3cret"), false);
+        assert!(!format!("{:#?}", Some(&masked)).contains("s3cret"));
         assert_eq!(masked.expose(), "s3cret-of-hr");
     }
 }
