@@ -10,7 +10,8 @@ use super::section::Item;
 /// What `sun_path` holds on Linux, less the closing zero; macOS holds four bytes less.
 const LONGEST_UNIX_PATH: usize = 107;
 
-const EXPECTED: &str = "an address like \"127.0.0.1:8080\", \"[::1]:8080\", \"localhost:8080\" or \"unix:/run/wecom-proxy.sock\"";
+const EXAMPLES: &str =
+    "\"127.0.0.1:8080\", \"[::1]:8080\", \"localhost:8080\" or \"unix:/run/wecom-proxy.sock\"";
 
 /// An address to listen on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -48,7 +49,7 @@ impl fmt::Display for Address {
 /// One address or a list of them, none of them twice, none of those in `taken`.
 pub(super) fn read(item: &Item<'_>, taken: &[Address]) -> Result<Vec<Address>, Error> {
     let mut addresses: Vec<Address> = Vec::new();
-    for item in item.one_or_list(&format!("{EXPECTED}, or a list of them"))? {
+    for item in item.one_or_list(&format!("an address like {EXAMPLES}, or a list of them"))? {
         let address = read_one(&item)?;
         if addresses.iter().chain(taken).any(|other| other.clashes(&address)) {
             return Err(item.error(format!("{} is listened on already", quoted(&address.to_string()))));
@@ -56,13 +57,13 @@ pub(super) fn read(item: &Item<'_>, taken: &[Address]) -> Result<Vec<Address>, E
         addresses.push(address);
     }
     if addresses.is_empty() {
-        return Err(item.error(format!("is empty; name at least one address, {EXPECTED}")));
+        return Err(item.error(format!("is empty; name at least one address like {EXAMPLES}")));
     }
     Ok(addresses)
 }
 
 fn read_one(item: &Item<'_>) -> Result<Address, Error> {
-    let text = item.text(EXPECTED)?;
+    let text = item.text(&format!("an address like {EXAMPLES}"))?;
     if let Some(path) = text.strip_prefix("unix:") {
         return read_unix(item, path);
     }
@@ -73,7 +74,7 @@ fn read_one(item: &Item<'_>) -> Result<Address, Error> {
     let Some((host, port)) =
         text.rsplit_once(':').filter(|(host, _)| !host.contains(':') || host.starts_with('['))
     else {
-        return refuse(format!("is not an address; write {EXPECTED}"));
+        return refuse(format!("is not an address; write one like {EXAMPLES}"));
     };
     let Some(port) = port.parse::<u16>().ok().filter(|_| !port.starts_with('+')) else {
         return refuse("has no port from 0 to 65535 after its last colon".to_owned());
@@ -83,7 +84,7 @@ fn read_one(item: &Item<'_>) -> Result<Address, Error> {
         "" | "*" => refuse(format!(
             "names no address; write \"127.0.0.1:{port}\" for this machine only, or \"0.0.0.0:{port}\" for every interface"
         )),
-        _ => refuse(format!("does not start with an IP address or localhost; write {EXPECTED}")),
+        _ => refuse(format!("does not start with an IP address or localhost; write one like {EXAMPLES}")),
     }
 }
 

@@ -60,7 +60,7 @@ fn read_one(name: &str, item: &Item<'_>) -> Result<Agent, Error> {
         name: name.to_owned(),
         corpid: section.need("corpid", "corpid = \"ww1234567890abcdef\"", read_corpid)?,
         secret: section.need("secret", "secret = { env = \"WECOM_HR_SECRET\" }", secret::read)?,
-        agentid: section.maybe("agentid", |item| item.number(0..=i64::MAX as u64))?,
+        agentid: section.maybe("agentid", |item| item.number(0..=u64::MAX))?,
         accept_secret: section.or("accept_secret", false, Item::boolean)?,
         limit: section.maybe("limit", limit::read)?,
         plain: section.or("plain", Vec::new(), pattern::read_paths)?,

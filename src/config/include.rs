@@ -39,11 +39,12 @@ pub(super) fn read<'a>(root: &Section<'_>, main: &Document<'a>) -> Result<Vec<Do
 /// The whole of an included file.
 pub(super) fn section<'a>(document: &'a Document<'a>, table: &'a DeTable<'a>) -> Result<Section<'a>, Error> {
     let elsewhere = "belongs in the main file; an included one holds only [agents.*] and [clients.*]";
-    let main = Section::root(document, table, super::KEYS)?;
-    match super::KEYS.iter().find(|key| !KEYS.contains(key) && main.find(key).is_some()) {
-        Some(key) => Err(main.place(key).error(elsewhere)),
-        None => Section::root(document, table, KEYS),
+    if let Ok(main) = Section::root(document, table, super::KEYS)
+        && let Some(key) = super::KEYS.iter().find(|key| !KEYS.contains(key) && main.find(key).is_some())
+    {
+        return Err(main.place(key).error(elsewhere));
     }
+    Section::root(document, table, KEYS)
 }
 
 fn expand(item: &Item<'_>) -> Result<Vec<PathBuf>, Error> {

@@ -7,8 +7,11 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::document::Document;
-use super::error::{Error, Warning, quoted};
+use super::error::{Error, Warning, quoted, shortened};
 use super::near::suggestion;
+
+/// What a semaphore counts with ease and no machine reaches.
+pub(super) const MOST_AT_ONCE: u64 = 1_000_000;
 
 /// Where something stands.
 #[derive(Clone)]
@@ -196,10 +199,8 @@ impl<'a> Item<'a> {
         self.value.as_bool().ok_or_else(|| self.wrong_type("true or false"))
     }
 
-    /// The number, if it is one that fits.
-    pub(super) fn as_u64(&self) -> Option<u64> {
-        let DeValue::Integer(integer) = self.value else { return None };
-        u64::from_str_radix(integer.as_str(), integer.radix()).ok()
+    pub(super) fn is_number(&self) -> bool {
+        self.value.is_integer()
     }
 
     /// A whole number within `range`.
@@ -211,9 +212,10 @@ impl<'a> Item<'a> {
         let DeValue::Integer(integer) = self.value else {
             return Err(self.wrong_type(&expected));
         };
-        self.as_u64()
+        u64::from_str_radix(integer.as_str(), integer.radix())
+            .ok()
             .filter(|number| range.contains(number))
-            .ok_or_else(|| self.error(format!("must be {expected}, not {}", quoted(&integer.to_string()))))
+            .ok_or_else(|| self.error(format!("must be {expected}, not {}", shortened(&integer.to_string()))))
     }
 
     /// A count within `range`, as memory counts.

@@ -8,7 +8,7 @@ use super::address::{self, Address};
 use super::duration::{self, FROM_ZERO, POSITIVE};
 use super::error::{Error, quoted};
 use super::files;
-use super::section::{Item, Section};
+use super::section::{Item, MOST_AT_ONCE, Section};
 use super::size;
 
 pub(super) const KEYS: &[&str] = &[
@@ -24,9 +24,6 @@ pub(super) const KEYS: &[&str] = &[
 ];
 
 pub(super) const TLS_KEYS: &[&str] = &["cert", "key", "client_ca"];
-
-/// What a semaphore counts with ease and no machine reaches.
-pub(super) const MOST_AT_ONCE: u64 = 1_000_000;
 
 /// `[server]`
 #[derive(Clone, Debug, PartialEq, Eq)]

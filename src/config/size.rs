@@ -14,18 +14,20 @@ pub(super) const LARGEST: u64 = i64::MAX as u64;
 /// The size in bytes.
 pub(super) fn read(item: &Item<'_>, range: RangeInclusive<u64>) -> Result<u64, Error> {
     let expected = "a size like \"64MiB\" (B, KiB, MiB, GiB) or a plain number of bytes";
-    let size = match item.as_u64() {
-        Some(bytes) => bytes,
-        None => {
-            let text = item.text(expected)?;
-            parse(text).ok_or_else(|| item.error(format!("{} is not {expected}", quoted(text))))?
-        }
-    };
+    if item.is_number() {
+        return item.number(range);
+    }
+    let text = item.text(expected)?;
+    let size = parse(text).ok_or_else(|| item.error(format!("{} is not {expected}", quoted(text))))?;
     if size < *range.start() {
-        return Err(item.error(format!("is too small; at least {}", write(*range.start()))));
+        return Err(item.error(format!(
+            "{} is too small; at least {:?}",
+            quoted(text),
+            write(*range.start())
+        )));
     }
     if size > *range.end() {
-        return Err(item.error("is larger than anything that can be kept".to_owned()));
+        return Err(item.error(format!("{} is larger than anything that can be kept", quoted(text))));
     }
     Ok(size)
 }

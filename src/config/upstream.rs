@@ -12,8 +12,7 @@ use zeroize::Zeroizing;
 use super::duration::{self, FROM_ZERO, POSITIVE};
 use super::error::Error;
 use super::files;
-use super::section::{Item, Section};
-use super::server::MOST_AT_ONCE;
+use super::section::{Item, MOST_AT_ONCE, Section};
 use super::url::{self, Url};
 use crate::secret::Masked;
 

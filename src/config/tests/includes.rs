@@ -1,0 +1,87 @@
+//! Files that include others.
+
+use super::{AGENT, complaint, directory, load_in};
+
+const SALES: &str = "[agents.sales]\ncorpid = \"ww1\"\nsecret = { file = \"sales.secret\" }\n";
+
+#[test]
+fn are_read_in_order_each_once() {
+    let main = format!("include = [\"d/*.toml\", \"d/b.toml\", \"*.toml\"]\n{AGENT}");
+    let billing = "[clients.billing]\nkey_sha256 = \"HASH\"\nagents = [\"sales\"]\n";
+    let directory = directory(&[
+        ("proxy.toml", &main),
+        ("d/a.toml", billing),
+        ("d/b.toml", SALES),
+        ("d/sales.secret", "hunter2\r\n"),
+        ("d/.hidden.toml", "not TOML"),
+        ("d/notes.txt", "not TOML"),
+        ("d/x.toml/y", "a directory"),
+    ]);
+    let config = load_in(directory.path()).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(config.agents.keys().collect::<Vec<_>>(), ["hr", "sales"]);
+    assert_eq!(config.agents["sales"].secret.expose(), "hunter2");
+    assert_eq!(config.clients.keys().collect::<Vec<_>>(), ["billing"]);
+}
+
+#[test]
+fn patterns_may_match_nothing() {
+    let main = format!("include = \"nowhere/*.toml\"\n{AGENT}");
+    assert!(load_in(directory(&[("proxy.toml", &main)]).path()).is_ok());
+}
+
+#[test]
+fn are_refused_with_the_file_to_blame() {
+    let main = format!("include = [\n  \"d/*.toml\",\n]\n{AGENT}");
+    for (included, said) in [
+        ("x = 1", "d/a.toml:1: x: unknown key \"x\"; allowed: agents, clients"),
+        (
+            "[client.a]",
+            "d/a.toml:1: client: unknown table \"client\"; did you mean \"clients\"? allowed: agents, clients",
+        ),
+        (
+            "\n[log]",
+            "d/a.toml:2: log: belongs in the main file; an included one holds only [agents.*] and [clients.*]",
+        ),
+        (
+            "include = []",
+            "d/a.toml:1: include: belongs in the main file; an included one holds only [agents.*] and [clients.*]",
+        ),
+        (
+            "\n[agents.hr]",
+            "d/a.toml:2: agents.hr: stands in proxy.toml:4 already; give one of them another name",
+        ),
+        (
+            "[agents.x]",
+            "d/a.toml:1: agents.x.corpid: is missing; write one like corpid = \"ww1234567890abcdef\"",
+        ),
+        (
+            "= hunter2",
+            "d/a.toml:1: is not valid TOML: unquoted keys cannot be empty, expected letters, numbers, `-`, `_`",
+        ),
+    ] {
+        assert_eq!(complaint(&[("proxy.toml", &main), ("d/a.toml", included)]), said);
+    }
+}
+
+#[test]
+fn have_to_be_there() {
+    for (include, said) in [
+        ("\"d/a.toml\"", "proxy.toml:1: include: there is no file \"d/a.toml\""),
+        ("[\"d\"]", "proxy.toml:1: include[0]: d: cannot be read: Is a directory (os error 21)"),
+        (
+            "[\"*/a.toml\"]",
+            "proxy.toml:1: include[0]: \"*/a.toml\" cannot be followed; a * may stand in the file's name only",
+        ),
+        (
+            "[\"d/**\"]",
+            "proxy.toml:1: include[0]: \"d/**\" cannot be followed; a * may stand in the file's name only",
+        ),
+        (
+            "7",
+            "proxy.toml:1: include: must be a path like \"agents.d/*.toml\", or a list of them, not a whole number",
+        ),
+    ] {
+        let main = format!("include = {include}\n{AGENT}");
+        assert_eq!(complaint(&[("proxy.toml", &main), ("d/x", "")]), said);
+    }
+}

@@ -1,0 +1,144 @@
+//! Secrets: where they come from, and what is said when they do not.
+
+use super::{AGENT, complaint, load_text, warnings};
+
+fn with_secret(secret: &str) -> String {
+    format!("[agents.hr]\ncorpid = \"ww1\"\nsecret = {secret}\n")
+}
+
+#[test]
+fn are_refused_without_being_shown() {
+    for (secret, said) in [
+        (
+            "7",
+            "agents.hr.secret: must be { env = \"NAME\" }, { file = \"path\" } or a string, not a whole number",
+        ),
+        (
+            "[\"hunter2\"]",
+            "agents.hr.secret: must be { env = \"NAME\" }, { file = \"path\" } or a string, not a list",
+        ),
+        ("{}", "agents.hr.secret: must be { env = \"NAME\" }, { file = \"path\" } or a string"),
+        ("\"\"", "agents.hr.secret: is empty"),
+        (
+            "\"hunter2 x\"",
+            "agents.hr.secret: is no secret: it holds something else than visible ASCII, perhaps a space or a line break",
+        ),
+        ("{ env = \"EMPTY\" }", "agents.hr.secret.env: the environment variable EMPTY is empty"),
+        ("{ env = \"UNSET\" }", "agents.hr.secret.env: the environment variable UNSET is not set"),
+        (
+            "{ env = \"SPACED\" }",
+            "agents.hr.secret.env: the environment variable SPACED is no secret: it holds something else than visible ASCII, perhaps a space or a line break",
+        ),
+        (
+            "{ env = \"hunter2-x\" }",
+            "agents.hr.secret.env: must be the name of an environment variable: letters, digits and _",
+        ),
+        (
+            "{ env = 7 }",
+            "agents.hr.secret.env: must be the name of an environment variable, not a whole number",
+        ),
+        (
+            "{ evn = \"HR\" }",
+            "agents.hr.secret.evn: unknown key \"evn\"; did you mean \"env\"? allowed: env, file",
+        ),
+        ("{ env = \"HR\", file = \"f\" }", "agents.hr.secret: names both env and file; keep one"),
+        (
+            "{ file = \"none\" }",
+            "agents.hr.secret.file: \"none\" cannot be read: No such file or directory (os error 2)",
+        ),
+        ("{ file = \"d\" }", "agents.hr.secret.file: \"d\" is not a file"),
+        ("{ file = \"\" }", "agents.hr.secret.file: must be a path, relative to this file or absolute"),
+        ("{ file = \"newline\" }", "agents.hr.secret.file: names a file that is empty"),
+        (
+            "{ file = \"two\" }",
+            "agents.hr.secret.file: names a file that is no secret: it holds something else than visible ASCII, perhaps a space or a line break",
+        ),
+    ] {
+        let files =
+            [("proxy.toml", &*with_secret(secret)), ("d/x", ""), ("newline", "\n"), ("two", "hunter2\nx\n")];
+        assert_eq!(complaint(&files), format!("proxy.toml:3: {said}"), "{secret}");
+    }
+}
+
+#[test]
+fn are_warned_of_where_others_can_read_them() {
+    assert_eq!(
+        warnings(&[("proxy.toml", &with_secret("\"hunter2\""))]),
+        [
+            "proxy.toml:3: agents.hr.secret: stands in this file as plain text; write { env = \"NAME\" } or { file = \"path\" } instead"
+        ]
+    );
+    assert_eq!(
+        warnings(&[("proxy.toml", &with_secret("{ file = \"f\" }")), ("f", "hunter2\n")]),
+        [
+            "proxy.toml:3: agents.hr.secret.file: \"f\" can be read by everybody on this machine; chmod o-r takes that back"
+        ]
+    );
+    assert_eq!(warnings(&[("proxy.toml", AGENT)]), [""; 0]);
+}
+
+#[test]
+fn other_warnings() {
+    for (text, said) in [
+        (
+            "[upstream]\nurl = \"http://qyapi.example\"",
+            "proxy.toml:2: upstream.url: is not https, so secrets and tokens cross the network for everybody to read",
+        ),
+        (
+            "[upstream]\nvia = \"http://u:hunter2@egress\"",
+            "proxy.toml:2: upstream.via: holds a password as plain text; keep this file from other readers",
+        ),
+        (
+            "[clients.a]\nkey = { env = \"SHORT\" }\nagents = [\"*\"]",
+            "proxy.toml:2: clients.a.key: is shorter than 16 characters and easy to guess",
+        ),
+        (
+            "[clients.a]\nkey = { env = \"HR\" }\nagents = [\"*\"]",
+            "proxy.toml:2: clients.a.key: is the real secret of agents.hr; give the client a key of its own",
+        ),
+    ] {
+        assert_eq!(warnings(&[("proxy.toml", &format!("{text}\n{AGENT}"))]), [said]);
+    }
+}
+
+#[test]
+fn redis_is_read_and_refused_for_now() {
+    for (store, said) in [
+        (
+            "{ redis = \"redis://u:hunter2@h/1\", key = { env = \"LONG\" } }",
+            "tokens.store: redis is not built yet; use \"memory\"",
+        ),
+        (
+            "\"redis://:hunter2@h\"",
+            "tokens.store: must be \"memory\" or { redis = \"redis://127.0.0.1:6379/0\", key = { env = \"STORE_KEY\" } }",
+        ),
+        (
+            "{ redis = \"hunter2\", key = { env = \"LONG\" } }",
+            "tokens.store.redis: must start with redis:// or rediss://, as in \"redis://127.0.0.1:6379/0\"",
+        ),
+        (
+            "{ redis = \"redis://:hunter2@h/x\", key = { env = \"LONG\" } }",
+            "tokens.store.redis: must hold nothing but the database's number after the host, as in \"redis://127.0.0.1:6379/0\"",
+        ),
+        (
+            "{ redis = \"redis://h\" }",
+            "tokens.store.key: is missing; write one like key = { env = \"STORE_KEY\" }",
+        ),
+        (
+            "{ redis = \"redis://h\", key = { env = \"HR\" } }",
+            "tokens.store.key: is too short; it must have 32 characters or more",
+        ),
+        (
+            "{ redis = \"redis://h\", prefix = \"{x}\", key = { env = \"LONG\" } }",
+            "tokens.store.prefix: must be at most 64 visible ASCII characters, none of { } [ ] * ? \\",
+        ),
+        (
+            "{ redsi = \"redis://h\" }",
+            "tokens.store.redsi: unknown key \"redsi\"; did you mean \"redis\"? allowed: redis, prefix, key",
+        ),
+    ] {
+        let text = format!("tokens.store = {store}\n{AGENT}");
+        assert_eq!(complaint(&[("proxy.toml", &text)]), format!("proxy.toml:1: {said}"));
+    }
+    assert!(load_text(&format!("tokens.store = \"memory\"\n{AGENT}")).is_ok());
+}
