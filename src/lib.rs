@@ -1,8 +1,14 @@
 //! wecom-proxy: plain requests go in, the right agent's access_token goes out with them.
 //!
-//! The map; a room uses only rooms below it.
+//! The map; a room uses only rooms below it, `server` and `proxy` one another.
 
-pub mod tokens; // current(agent), replace(refused): one gettoken however many ask
+pub mod server; // the way in: connections, their time-outs, an orderly end
+
+pub mod proxy; // the life of one request
+
+pub mod directory; // who may call, and through which agent
+
+pub mod tokens; // current, replace: one gettoken however many ask
 
 pub mod upstream; // the way out: pooled connections to WeCom
 

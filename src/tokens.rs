@@ -140,6 +140,13 @@ struct Hold {
     length: Duration,
 }
 
+impl Hold {
+    fn after(before: Option<Self>) -> Self {
+        let length = before.map_or(HOLD, |hold| (2 * hold.length).min(LONGEST_HOLD));
+        Self { until: Instant::now() + length, length }
+    }
+}
+
 impl TokenSlot {
     /// A slot without a token.
     pub fn new(agent: &str, credentials: Credentials, issuer: Arc<Issuer>) -> Arc<Self> {
@@ -225,6 +232,15 @@ impl TokenSlot {
         }
     }
 
+    /// Says that a token was refused although it had just been renewed, as it is for an app that may not call an API at
+    /// all: renewing again and again would help nobody.
+    pub fn refused_again(&self, token: &Token) {
+        let mut state = self.state();
+        if self.current.load().as_ref().is_some_and(|current| current.is_same_as(token)) {
+            state.hold = Some(Hold::after(state.hold));
+        }
+    }
+
     /// Fetches a token whatever failed before: an operator says that it is worth a try.
     pub async fn refresh(self: &Arc<Self>) -> Outcome {
         let flight = {
@@ -304,8 +320,7 @@ impl TokenSlot {
             }
             Some(before) => {
                 if refused {
-                    let length = state.hold.map_or(HOLD, |hold| (2 * hold.length).min(LONGEST_HOLD));
-                    state.hold = Some(Hold { until: Instant::now() + length, length });
+                    state.hold = Some(Hold::after(state.hold));
                 }
                 Arc::new(before.granted_again(asked, PAST_EXPIRY))
             }

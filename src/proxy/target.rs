@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use http::{Method, Request, Version, uri::Uri};
+use http::{Method, Version, request::Parts, uri::Uri};
 use percent_encoding::percent_decode_str;
 
 /// What is done with a call.
@@ -151,19 +151,19 @@ fn kind(route: &str) -> Kind {
 }
 
 /// Checks what stands around the path: the method, the form of the target, `Host`, the framing.
-pub(super) fn check_head<B>(request: &Request<B>, is_here: impl Fn(&str) -> bool) -> Result<(), &'static str> {
-    if matches!(*request.method(), Method::CONNECT | Method::TRACE) {
+pub(super) fn check_head(parts: &Parts, is_here: impl Fn(&str) -> bool) -> Result<(), &'static str> {
+    if matches!(parts.method, Method::CONNECT | Method::TRACE) {
         return Err("CONNECT and TRACE are not for this proxy");
     }
-    let headers = request.headers();
-    if request.version() < Version::HTTP_2 {
+    let headers = &parts.headers;
+    if parts.version < Version::HTTP_2 {
         let mut hosts = headers.get_all(http::header::HOST).iter();
         match (hosts.next(), hosts.next()) {
-            (None, _) if request.version() == Version::HTTP_11 => return Err("there is no Host header"),
+            (None, _) if parts.version == Version::HTTP_11 => return Err("there is no Host header"),
             (_, Some(_)) => return Err("there is more than one Host header"),
             _ => {}
         }
-        check_absolute_form(request.uri(), is_here)?;
+        check_absolute_form(&parts.uri, is_here)?;
         let mut codings = headers.get_all(http::header::TRANSFER_ENCODING).iter();
         if let Some(coding) = codings.next()
             && (!coding.as_bytes().eq_ignore_ascii_case(b"chunked") || codings.next().is_some())

@@ -1,0 +1,257 @@
+//! One client's connection: the deadlines that hyper leaves to us, and a close that loses no answer.
+
+use std::{
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+
+use crate::{deadline::Deadline, io::Stream};
+
+/// How long, and how much, is read after the last answer from a client that was still sending.
+const LINGER: Duration = Duration::from_secs(5);
+const LINGER_BYTES: u64 = 256 * 1024 * 1024;
+
+/// How long a client may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Timeouts {
+    /// From a head's first byte to its last; the TLS handshake too.
+    pub head: Duration,
+    /// Between two requests.
+    pub idle: Duration,
+    /// To take the next bytes of an answer.
+    pub stall: Duration,
+}
+
+/// What the requests of a connection and its stream know of one another. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Link(Arc<State>);
+
+#[derive(Debug)]
+struct State {
+    local: Option<SocketAddr>,
+    requests: AtomicU32,
+    lingers: AtomicBool,
+}
+
+/// A request is being served; dropped when its answer has been handed over.
+#[derive(Debug)]
+pub struct Busy(Link);
+
+impl Link {
+    /// The link of a connection that came in at `local`.
+    pub fn new(local: Option<SocketAddr>) -> Self {
+        Self(Arc::new(State { local, requests: AtomicU32::new(0), lingers: AtomicBool::new(false) }))
+    }
+
+    /// Marks the connection as in use.
+    pub fn busy(&self) -> Busy {
+        self.0.requests.fetch_add(1, Ordering::Relaxed);
+        Busy(self.clone())
+    }
+
+    /// Whether `authority` is the address that the client connected to.
+    pub fn is_local(&self, authority: &str) -> bool {
+        self.0.local.is_some_and(|local| {
+            let port = local.port();
+            authority.parse::<SocketAddr>().is_ok_and(|named| named == local)
+                || (local.ip().is_loopback() && authority.eq_ignore_ascii_case(&format!("localhost:{port}")))
+        })
+    }
+
+    /// Asks for a careful close: the client is still sending a body that nobody reads.
+    pub fn linger(&self) {
+        self.0.lingers.store(true, Ordering::Relaxed);
+    }
+
+    /// [`Link::linger`], for later.
+    pub fn lingerer(&self) -> impl FnOnce() + Send + 'static {
+        let link = self.clone();
+        move || link.linger()
+    }
+
+    fn is_busy(&self) -> bool {
+        self.0.requests.load(Ordering::Relaxed) > 0
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.0.requests.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A client's byte stream with its deadlines.
+pub(super) struct ClientStream {
+    stream: Stream,
+    link: Link,
+    timeouts: Timeouts,
+    /// Read while finding out the protocol, and still to be handed to hyper.
+    first: Vec<u8>,
+    first_taken: usize,
+    was_busy: bool,
+    in_head: bool,
+    reading: Deadline,
+    writing: Deadline,
+    lingering: Deadline,
+    shut: bool,
+    lingered: u64,
+}
+
+impl ClientStream {
+    pub(super) fn new(stream: Stream, link: Link, timeouts: Timeouts) -> Self {
+        Self {
+            stream,
+            link,
+            timeouts,
+            first: Vec::new(),
+            first_taken: 0,
+            was_busy: false,
+            in_head: false,
+            reading: Deadline::idle(),
+            writing: Deadline::idle(),
+            lingering: Deadline::idle(),
+            shut: false,
+            lingered: 0,
+        }
+    }
+
+    /// Whether the client's first bytes are `preface`. What was read to find out is read again by hyper.
+    pub(super) async fn begins_with(&mut self, preface: &[u8]) -> io::Result<bool> {
+        let mut buffer = [0; 1024];
+        let first = self.stream.read(&mut buffer).await?;
+        self.first.extend_from_slice(&buffer[..first]);
+        self.in_head = first > 0;
+        let head = self.timeouts.head;
+        let rest = async {
+            while !self.first.is_empty() && self.first.len() < preface.len() && preface.starts_with(&self.first) {
+                let read = self.stream.read(&mut buffer).await?;
+                self.first.extend_from_slice(&buffer[..read]);
+                if read == 0 {
+                    return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
+                }
+            }
+            io::Result::Ok(())
+        };
+        tokio::time::timeout(head, rest).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+        Ok(self.first.starts_with(preface))
+    }
+
+    /// Whether the client has taken too long over its next head, or over beginning one.
+    fn poll_head_late(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let busy = self.link.is_busy();
+        if busy || self.was_busy {
+            self.in_head = false;
+            self.reading.clear();
+        }
+        self.was_busy = busy;
+        if busy {
+            return Poll::Pending;
+        }
+        self.reading.set_if_idle(if self.in_head { self.timeouts.head } else { self.timeouts.idle });
+        self.reading.poll_passed(cx)
+    }
+
+    /// Reads on after the last answer until the client stops sending, so that the answer is not lost in a reset.
+    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.lingering.set_if_idle(LINGER);
+        let mut buffer = [0; 16 * 1024];
+        while self.lingered < LINGER_BYTES && self.lingering.poll_passed(cx).is_pending() {
+            let mut buffer = ReadBuf::new(&mut buffer);
+            match ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer)) {
+                Ok(()) if !buffer.filled().is_empty() => self.lingered += buffer.filled().len() as u64,
+                _ => break,
+            }
+        }
+        Poll::Ready(())
+    }
+}
+
+impl AsyncRead for ClientStream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if this.first_taken < this.first.len() {
+            let rest = &this.first[this.first_taken..];
+            let taken = rest.len().min(buf.remaining());
+            buf.put_slice(&rest[..taken]);
+            this.first_taken += taken;
+            if this.first_taken == this.first.len() {
+                (this.first, this.first_taken) = (Vec::new(), 0);
+            }
+            return Poll::Ready(Ok(()));
+        }
+        let before = buf.filled().len();
+        match Pin::new(&mut this.stream).poll_read(cx, buf) {
+            Poll::Ready(read) => {
+                if buf.filled().len() > before && !this.in_head && !this.link.is_busy() {
+                    this.in_head = true;
+                    this.reading.clear();
+                    this.was_busy = false;
+                }
+                Poll::Ready(read)
+            }
+            Poll::Pending => {
+                ready!(this.poll_head_late(cx));
+                Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+            }
+        }
+    }
+}
+
+impl ClientStream {
+    /// Turns a write that stays pending for too long into an error.
+    fn bounded<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.writing.clear();
+            return written;
+        }
+        self.writing.set_if_idle(self.timeouts.stall);
+        ready!(self.writing.poll_passed(cx));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl AsyncWrite for ClientStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.bounded(cx, written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.bounded(cx, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        self.bounded(cx, flushed)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.shut {
+            let shut = Pin::new(&mut self.stream).poll_shutdown(cx);
+            ready!(self.bounded(cx, shut))?;
+            self.shut = true;
+        }
+        if self.link.0.lingers.load(Ordering::Relaxed) {
+            ready!(self.poll_linger(cx));
+        }
+        Poll::Ready(Ok(()))
+    }
+}
