@@ -154,9 +154,11 @@ impl Simulator {
         self.0.control
     }
 
-    /// Closes the listeners and all connections, whatever other handles there are.
-    pub fn stop(&self) {
+    /// Closes the listeners and all connections, whatever other handles there are, and returns when they are closed:
+    /// from then on nobody can connect, and the addresses are free for another simulator.
+    pub async fn stop(&self) {
         self.0.stop.send_modify(|()| ());
+        self.0.stop.closed().await;
     }
 }
 

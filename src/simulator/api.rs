@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use hyper::body::{Body as _, Incoming};
-use hyper::header::{CONTENT_TYPE, EXPECT};
+use hyper::header::{EXPECT, HeaderName};
 use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
 
@@ -58,15 +58,18 @@ fn at_the_door(call: &mut Call, peer: IpAddr) -> Option<Answer> {
 
 fn instead(canned: Canned, route: Option<&'static Route>, peer: IpAddr) -> Answer {
     let status = StatusCode::from_u16(canned.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    match (canned.errcode, canned.body) {
-        (Some(errcode), _) => {
+    let answer = match canned.errcode {
+        Some(errcode) => {
             let json =
                 route.map_or_else(|| words::failure(errcode, peer), |route| route.failure(errcode, peer));
             Answer::from(json).with_status(status)
         }
-        (None, Some((content_type, body))) => Answer::bytes(status, body).header(CONTENT_TYPE, content_type),
-        (None, None) => Answer::empty(status),
-    }
+        None => Answer::bytes(status, canned.body),
+    };
+    canned.headers.iter().fold(answer, |answer, (name, value)| match HeaderName::try_from(name) {
+        Ok(name) => answer.header(name, value),
+        Err(_) => answer,
+    })
 }
 
 /// Lets a body that nobody waits for run out, beside the answer.

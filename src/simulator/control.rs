@@ -49,9 +49,11 @@ const CALLS: &[Call] = &[
         done()
     }),
     post("fail", &["errcode", "status", "path", "agent", "count"], fail),
-    post("answer", &["status", "type", "path", "agent", "count"], |shared, order| {
+    post("answer", &["status", "type", "admitted", "path", "agent", "count"], |shared, order| {
         let content_type = order.value("type").unwrap_or_else(|| "application/json".to_owned());
-        order.inject(shared, Fault::answer(order.status()?.unwrap_or(200), &content_type, order.body.clone()))
+        let fault = Fault::answer(order.status()?.unwrap_or(200), &content_type, order.body.clone());
+        let fault = if order.number_or("admitted", false)? { fault.admitted() } else { fault };
+        order.inject(shared, fault)
     }),
     post("drop", &["when", "path", "agent", "count"], |shared, order| {
         order.inject(shared, Fault::drop(order.when()?))

@@ -13,6 +13,7 @@ pub struct Fault {
     path: Option<String>,
     agent: Option<String>,
     left: Option<u64>,
+    admitted_only: bool,
 }
 
 /// Where in an exchange the connection is closed. Over HTTP/2 all its streams go with it.
@@ -43,7 +44,14 @@ enum Kind {
 pub(super) struct Canned {
     pub(super) status: u16,
     pub(super) errcode: Option<i64>,
-    pub(super) body: Option<(String, Bytes)>,
+    pub(super) headers: Vec<(String, String)>,
+    pub(super) body: Bytes,
+}
+
+impl Canned {
+    fn empty(status: u16) -> Self {
+        Self { status, errcode: None, headers: Vec::new(), body: Bytes::new() }
+    }
 }
 
 impl Fault {
@@ -59,18 +67,18 @@ impl Fault {
 
     /// This errcode instead of the answer; nothing is executed. A token that does not serve is refused all the same.
     pub fn errcode(errcode: i64) -> Self {
-        Self::always(Kind::Answer(Canned { status: 200, errcode: Some(errcode), body: None }))
+        Self::always(Kind::Answer(Canned { errcode: Some(errcode), ..Canned::empty(200) })).admitted()
     }
 
     /// This HTTP status and an empty body instead of the answer, before the token is looked at, as a gateway would.
     pub fn status(status: u16) -> Self {
-        Self::always(Kind::Answer(Canned { status, errcode: None, body: None }))
+        Self::always(Kind::Answer(Canned::empty(status)))
     }
 
     /// These very bytes instead of the answer, before the token is looked at.
     pub fn answer(status: u16, content_type: &str, body: impl Into<Bytes>) -> Self {
-        let body = Some((content_type.to_owned(), body.into()));
-        Self::always(Kind::Answer(Canned { status, errcode: None, body }))
+        Self::always(Kind::Answer(Canned { body: body.into(), ..Canned::empty(status) }))
+            .with_header("content-type", content_type)
     }
 
     /// The connection is closed, once unless [`times`](Fault::times) says otherwise.
@@ -106,6 +114,20 @@ impl Fault {
         self
     }
 
+    /// Only requests whose token or secret serves: the others are refused as ever.
+    pub fn admitted(mut self) -> Self {
+        self.admitted_only = true;
+        self
+    }
+
+    /// An answer with this header besides, e.g. `content-encoding`. One that HTTP does not allow is left out.
+    pub fn with_header(mut self, name: &str, value: &str) -> Self {
+        if let Kind::Answer(canned) = &mut self.kind {
+            canned.headers.push((name.to_owned(), value.to_owned()));
+        }
+        self
+    }
+
     /// An errcode with this HTTP status instead of 200.
     pub fn with_status(mut self, status: u16) -> Self {
         if let Kind::Answer(canned) = &mut self.kind {
@@ -120,14 +142,12 @@ impl Fault {
     }
 
     fn always(kind: Kind) -> Self {
-        Self { kind, path: None, agent: None, left: None }
+        Self { kind, path: None, agent: None, left: None, admitted_only: false }
     }
 
     fn fits(&self, path: &str, agent: Option<&str>, admitted: bool) -> bool {
-        // A refused token is refused before any errcode of the call itself, as in WeCom.
-        let needs_admission = matches!(&self.kind, Kind::Answer(canned) if canned.errcode.is_some());
         self.left != Some(0)
-            && (admitted || !needs_admission)
+            && (admitted || !self.admitted_only)
             && self.path.as_deref().is_none_or(|wanted| wanted == path)
             && self.agent.as_deref().is_none_or(|wanted| Some(wanted) == agent)
     }

@@ -19,6 +19,14 @@ async fn until(socket: &mut TcpStream, end: &str) -> String {
     String::from_utf8(text).unwrap()
 }
 
+async fn open_h2(wecom: &Simulator) -> http2::SendRequest<Full<Bytes>> {
+    let socket = TcpStream::connect(wecom.api_addr()).await.unwrap();
+    let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(socket));
+    let (sender, connection) = handshake.await.unwrap();
+    tokio::spawn(connection);
+    sender
+}
+
 async fn in_time<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(std::time::Duration::from_secs(10), future).await.expect("in time")
 }
@@ -60,19 +68,26 @@ async fn who_waits_to_continue_is_refused_without() {
 #[tokio::test]
 async fn http_2_without_tls() {
     let wecom = simulator().await;
-    let socket = TcpStream::connect(wecom.api_addr()).await.unwrap();
-    let (mut sender, connection) =
-        http2::handshake(TokioExecutor::new(), TokioIo::new(socket)).await.unwrap();
-    tokio::spawn(connection);
+    let mut sender = open_h2(&wecom).await;
     let uri = format!("http://x/cgi-bin/gettoken?{HR}");
     let get = || Request::get(&uri).body(Full::<Bytes>::default()).unwrap();
     let got = read(sender.send_request(get()).await.unwrap()).await.unwrap();
     assert_eq!((got.errcode(), got.header("content-length").parse()), (0, Ok(got.body.len())));
     assert_eq!(wecom.requests()[0].version, "HTTP/2.0");
-    wecom.inject(Fault::drop(When::Body)).unwrap();
-    let answer = sender.send_request(get()).await.unwrap();
-    assert!(read(answer).await.is_err());
+    for when in [When::Head, When::Body] {
+        let mut sender = open_h2(&wecom).await;
+        wecom.inject(Fault::drop(when)).unwrap();
+        let answer = sender.send_request(get()).await.unwrap();
+        assert!(read(answer).await.is_err());
+    }
+    for when in [When::Arrival, When::Before] {
+        let mut sender = open_h2(&wecom).await;
+        wecom.inject(Fault::drop(when)).unwrap();
+        assert!(sender.send_request(get()).await.is_err());
+    }
+    drop(sender);
     wecom.wait_until(|seen| seen.connections_open() == 0).await.unwrap();
+    assert_eq!(wecom.look(|seen| (seen.connections(), seen.executed("/cgi-bin/gettoken"))), (5, 4));
 }
 
 #[tokio::test]
@@ -130,6 +145,18 @@ async fn connections_end_with_the_simulator_and_when_told_to() {
     drop(clone);
     assert_eq!(in_time(idle.read(&mut [0])).await.unwrap(), 0);
     in_time(async { while TcpStream::connect(api).await.is_ok() {} }).await;
+}
+
+#[tokio::test]
+async fn another_simulator_takes_the_place_of_one_that_stopped() {
+    let wecom = simulator().await;
+    let mut idle = raw(&wecom, "").await;
+    wecom.wait_until(|seen| seen.connections_open() == 1).await.unwrap();
+    in_time(wecom.stop()).await;
+    assert_eq!(in_time(idle.read(&mut [0])).await.unwrap(), 0);
+    assert!(TcpStream::connect(wecom.api_addr()).await.is_err());
+    let next = Simulator::start(Settings::default(), wecom.api_addr(), wecom.control_addr()).await.unwrap();
+    assert_eq!(call(&next, "GET /cgi-bin/tag/list").await.errcode(), 41001);
 }
 
 #[tokio::test]
