@@ -79,7 +79,14 @@ pub(super) fn user(_: &mut State, sent: &Sent<'_>) -> Answer {
 
 /// `user/simplelist?department_id=&fetch_child=`
 pub(super) fn simple_users(_: &mut State, sent: &Sent<'_>) -> Answer {
-    let simple = |person: &Person| json!({ "userid": person.userid, "name": person.name, "department": person.departments, "open_userid": "" });
+    let simple = |person: &Person| {
+        json!({
+            "userid": person.userid,
+            "name": person.name,
+            "department": person.departments,
+            "open_userid": "",
+        })
+    };
     user_list(sent, simple)
 }
 
