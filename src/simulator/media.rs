@@ -1,0 +1,168 @@
+//! Files: uploaded as multipart, kept in memory, downloaded whole or in part.
+
+use std::collections::VecDeque;
+use std::ops::RangeInclusive;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use hyper::StatusCode;
+use hyper::header::{ACCEPT_RANGES, CONTENT_DISPOSITION, CONTENT_RANGE, CONTENT_TYPE, RANGE};
+
+use super::answer::{Answer, Json};
+use super::chance;
+use super::multipart::{self, File};
+use super::routes::Sent;
+use super::state::State;
+
+const SHELF: usize = 256 << 20;
+const MB: usize = 1 << 20;
+
+/// The files kept; the oldest go when there is no more room.
+#[derive(Default)]
+pub(super) struct Shelf {
+    files: VecDeque<(String, File)>,
+    bytes: usize,
+}
+
+impl Shelf {
+    pub(super) fn count(&self) -> usize {
+        self.files.len()
+    }
+
+    fn keep(&mut self, file: File) -> String {
+        self.bytes += file.bytes.len();
+        let media_id = chance::text(64);
+        self.files.push_back((media_id.clone(), file));
+        while self.bytes > SHELF {
+            let Some((_, oldest)) = self.files.pop_front() else { break };
+            self.bytes -= oldest.bytes.len();
+        }
+        media_id
+    }
+
+    fn find(&self, media_id: &str) -> Option<&File> {
+        self.files.iter().find(|(known, _)| known == media_id).map(|(_, file)| file)
+    }
+}
+
+/// `media/upload?type=` and `webhook/upload_media?type=`
+pub(super) fn upload(state: &mut State, sent: &Sent<'_>) -> Answer {
+    let kind = sent.query.value("type").unwrap_or_default();
+    let most = match kind.as_str() {
+        "image" | "video" => 10 * MB,
+        "voice" => 2 * MB,
+        "file" => 20 * MB,
+        _ => return Json::new(40004, "").into(),
+    };
+    let file = match received(sent, most) {
+        Ok(file) => file,
+        Err(errcode) => return Json::new(errcode, "").into(),
+    };
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let media_id = state.shelf.keep(file);
+    Json::ok().with("type", kind).with("media_id", media_id).with("created_at", now.to_string()).into()
+}
+
+/// `media/uploadimg`: the picture is not kept.
+pub(super) fn upload_image(_: &mut State, sent: &Sent<'_>) -> Answer {
+    match received(sent, 2 * MB) {
+        Ok(_) => Json::ok().with("url", format!("https://p.example.com/{}/0", chance::text(32))).into(),
+        Err(errcode) => Json::new(errcode, "").into(),
+    }
+}
+
+/// `media/get?media_id=`, also of `generated-<BYTES>`.
+pub(super) fn download(state: &mut State, sent: &Sent<'_>) -> Answer {
+    let Some(media_id) = sent.query.value("media_id").filter(|id| !id.is_empty()) else {
+        return Json::new(41006, "").into();
+    };
+    let made = media_id.strip_prefix("generated-").and_then(|bytes| bytes.parse::<u64>().ok());
+    if let Some(bytes) = made {
+        let part = |status, from, to| Answer::generated(status, from, to);
+        return deliver(sent, bytes, "application/octet-stream", "generated.bin", part);
+    }
+    let Some(file) = state.shelf.find(&media_id) else {
+        return Json::new(40007, "").into();
+    };
+    let part = |status, from, to| Answer::bytes(status, file.bytes.slice(from as usize..to as usize));
+    deliver(sent, file.bytes.len() as u64, &file.content_type, &file.name, part)
+}
+
+fn received(sent: &Sent<'_>, most: usize) -> Result<File, i64> {
+    let content_type = sent.head.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let file = multipart::find(&sent.body(), content_type.unwrap_or(""), "media").ok_or(41005)?;
+    match file.bytes.len() {
+        0 => Err(44001),
+        length if length > most => Err(40006),
+        _ => Ok(file),
+    }
+}
+
+fn deliver(
+    sent: &Sent<'_>,
+    total: u64,
+    content_type: &str,
+    name: &str,
+    part: impl Fn(StatusCode, u64, u64) -> Answer,
+) -> Answer {
+    let range = sent.head.headers.get(RANGE).and_then(|value| value.to_str().ok());
+    let answer = match range.and_then(|range| satisfy(range, total)) {
+        None => part(StatusCode::OK, 0, total),
+        Some(Ok(range)) => part(StatusCode::PARTIAL_CONTENT, *range.start(), *range.end() + 1)
+            .header(CONTENT_RANGE, format!("bytes {}-{}/{total}", range.start(), range.end())),
+        Some(Err(())) => {
+            return Answer::bytes(StatusCode::RANGE_NOT_SATISFIABLE, Bytes::new())
+                .header(CONTENT_RANGE, format!("bytes */{total}"));
+        }
+    };
+    answer
+        .fine()
+        .header(CONTENT_TYPE, content_type)
+        .header(CONTENT_DISPOSITION, format!("attachment; filename=\"{name}\""))
+        .header(ACCEPT_RANGES, "bytes")
+}
+
+/// The one range that is asked for. None where the header is to be ignored: not understood, or several.
+fn satisfy(header: &str, total: u64) -> Option<Result<RangeInclusive<u64>, ()>> {
+    let (first, last) = header.strip_prefix("bytes=")?.trim().split_once('-')?;
+    let range = match (first, last) {
+        ("", last) => {
+            let wanted: u64 = last.parse().ok()?;
+            if wanted == 0 || total == 0 {
+                return Some(Err(()));
+            }
+            total.saturating_sub(wanted)..=total - 1
+        }
+        (first, "") => first.parse().ok()?..=total.saturating_sub(1),
+        (first, last) => {
+            let (first, last): (u64, u64) = (first.parse().ok()?, last.parse().ok()?);
+            if last < first {
+                return None;
+            }
+            first..=last.min(total.saturating_sub(1))
+        }
+    };
+    Some(if *range.start() < total { Ok(range) } else { Err(()) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges() {
+        assert_eq!(satisfy("bytes=0-9", 100), Some(Ok(0..=9)));
+        assert_eq!(satisfy("bytes=90-", 100), Some(Ok(90..=99)));
+        assert_eq!(satisfy("bytes=-10", 100), Some(Ok(90..=99)));
+        assert_eq!(satisfy("bytes=-1000", 100), Some(Ok(0..=99)));
+        assert_eq!(satisfy("bytes=50-1000", 100), Some(Ok(50..=99)));
+        assert_eq!(satisfy("bytes=100-", 100), Some(Err(())));
+        assert_eq!(satisfy("bytes=-0", 100), Some(Err(())));
+        assert_eq!(satisfy("bytes=0-", 0), Some(Err(())));
+        for ignored in
+            ["bytes=9-0", "bytes=0-1,3-4", "lines=1-2", "bytes=x-", "bytes=", "bytes=18446744073709551616-"]
+        {
+            assert_eq!(satisfy(ignored, 100), None, "{ignored}");
+        }
+    }
+}

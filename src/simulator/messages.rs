@@ -1,0 +1,78 @@
+//! Messages, which are checked as far as a program's mistakes go, and kept.
+
+use serde_json::Value;
+
+use super::answer::{Answer, Json};
+use super::records::Message;
+use super::routes::Sent;
+use super::state::State;
+use super::{chance, directory};
+
+const OF_APPS: &[&str] = &[
+    "text",
+    "image",
+    "voice",
+    "video",
+    "file",
+    "textcard",
+    "news",
+    "mpnews",
+    "markdown",
+    "miniprogram_notice",
+    "template_card",
+];
+const OF_WEBHOOKS: &[&str] =
+    &["text", "markdown", "markdown_v2", "image", "news", "file", "voice", "template_card"];
+
+/// `message/send`. Unknown userids are named in `invaliduser`, and the message counts as sent.
+pub(super) fn send(state: &mut State, sent: &Sent<'_>) -> Answer {
+    let message = match parse(sent, OF_APPS) {
+        Ok(message) => message,
+        Err(errcode) => return Json::new(errcode, "").into(),
+    };
+    let filled = |key: &str| message[key].as_str().is_some_and(|text| !text.is_empty());
+    if !["touser", "toparty", "totag"].into_iter().any(filled) {
+        return Json::new(81013, "").into();
+    }
+    // Alertmanager, for one, sends it as a string.
+    let agentid = &message["agentid"];
+    if agentid.as_u64().or_else(|| agentid.as_str()?.parse().ok()).is_none() {
+        return Json::new(41011, "").into();
+    }
+    let users = message["touser"].as_str().unwrap_or("").split('|');
+    let unknown: Vec<&str> =
+        users.filter(|user| !user.is_empty() && *user != "@all" && !directory::knows(user)).collect();
+    let json = Json::ok();
+    let json = if unknown.is_empty() { json } else { json.with("invaliduser", unknown.join("|")) };
+    let answer = json.with("msgid", chance::text(48));
+    keep(state, sent, message);
+    answer.into()
+}
+
+/// `webhook/send?key=`
+pub(super) fn webhook(state: &mut State, sent: &Sent<'_>) -> Answer {
+    match parse(sent, OF_WEBHOOKS) {
+        Ok(message) => {
+            keep(state, sent, message);
+            Json::ok().into()
+        }
+        Err(errcode) => Json::new(errcode, "").into(),
+    }
+}
+
+/// The message, whatever its Content-Type, or an errcode.
+fn parse(sent: &Sent<'_>, kinds: &[&str]) -> Result<Value, i64> {
+    let message: Value = serde_json::from_slice(&sent.body()).map_err(|_| 40035)?;
+    let kind = message["msgtype"].as_str().filter(|kind| kinds.contains(kind)).ok_or(40008)?;
+    let content = message[kind].as_object().ok_or(40035)?;
+    let wordy = matches!(kind, "text" | "markdown" | "markdown_v2");
+    if wordy && content.get("content").and_then(Value::as_str).is_none_or(str::is_empty) {
+        return Err(44004);
+    }
+    Ok(message)
+}
+
+fn keep(state: &mut State, sent: &Sent<'_>, body: Value) {
+    let agent = sent.agent.map(|agent| state.agents.name(agent).to_owned());
+    state.log.keep(Message { seq: sent.seq, agent, body });
+}

@@ -1,0 +1,108 @@
+//! Finding the one file in a multipart body.
+
+use bytes::Bytes;
+use memchr::memmem;
+
+/// An uploaded file.
+pub(super) struct File {
+    pub(super) name: String,
+    pub(super) content_type: String,
+    pub(super) bytes: Bytes,
+}
+
+/// The file in the field of this name. Other fields, and parameters that no standard has, are passed over.
+pub(super) fn find(body: &Bytes, content_type: &str, field: &str) -> Option<File> {
+    if !content_type.to_ascii_lowercase().starts_with("multipart/form-data") {
+        return None;
+    }
+    let boundary = parameter(content_type, "boundary").filter(|boundary| !boundary.is_empty())?;
+    let delimiter = format!("\r\n--{boundary}");
+    let opening = &delimiter.as_bytes()[2..];
+    let mut at = if body.starts_with(opening) {
+        opening.len()
+    } else {
+        memmem::find(body, delimiter.as_bytes())? + delimiter.len()
+    };
+    while body[at..].starts_with(b"\r\n") {
+        let head_end = at + memmem::find(&body[at..], b"\r\n\r\n")?;
+        let head = String::from_utf8_lossy(&body[at..head_end]).into_owned();
+        let from = head_end + 4;
+        let to = from - 2 + memmem::find(&body[from - 2..], delimiter.as_bytes())?;
+        if let Some(file) = part(&head, field, || body.slice(from.min(to)..to)) {
+            return Some(file);
+        }
+        at = to + delimiter.len();
+    }
+    None
+}
+
+fn part(head: &str, field: &str, bytes: impl FnOnce() -> Bytes) -> Option<File> {
+    let header = |wanted: &str| {
+        let of = |line: &str| {
+            line.split_once(':')
+                .filter(|(name, _)| name.eq_ignore_ascii_case(wanted))
+                .map(|(_, value)| value.trim().to_owned())
+        };
+        head.lines().find_map(of)
+    };
+    let disposition = header("content-disposition")?;
+    if parameter(&disposition, "name")? != field {
+        return None;
+    }
+    let name = parameter(&disposition, "filename")?;
+    // The name comes back inside quotes in a header.
+    let name: String = name.chars().filter(|c| !c.is_control() && *c != '"' && *c != '\\').collect();
+    let content_type = header("content-type").unwrap_or_else(|| "application/octet-stream".to_owned());
+    Some(File { name, content_type, bytes: bytes() })
+}
+
+/// A parameter of a header's value, unquoted.
+fn parameter(value: &str, wanted: &str) -> Option<String> {
+    let mut rest = value;
+    loop {
+        rest = &rest[rest.find(';')? + 1..];
+        let (name, after) = rest.split_once('=')?;
+        let (found, left) = match after.trim_start().strip_prefix('"') {
+            Some(quoted) => quoted.split_once('"')?,
+            None => after.split_at(after.find(';').unwrap_or(after.len())),
+        };
+        if name.trim().eq_ignore_ascii_case(wanted) {
+            return Some(found.trim().to_owned());
+        }
+        rest = left;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BODY: &[u8] = b"--b\r\nContent-Disposition: form-data; name=\"note\"\r\n\r\nhello\r\n\
+        --b\r\nContent-Disposition: form-data; name=\"media\"; filename=\"a;b.txt\"; filelength=6\r\n\
+        Content-Type: text/plain\r\n\r\n\r\n--a\n\r\n--b--\r\n";
+
+    #[test]
+    fn the_file_among_other_fields() {
+        let file = find(&Bytes::from_static(BODY), "multipart/form-data; boundary=\"b\"", "media").unwrap();
+        assert_eq!((file.name.as_str(), file.content_type.as_str()), ("a;b.txt", "text/plain"));
+        assert_eq!(&file.bytes[..], b"\r\n--a\n");
+    }
+
+    #[test]
+    fn an_empty_file() {
+        let body = "--b\r\nContent-Disposition: form-data; name=media; filename=x\r\n\r\n\r\n--b--";
+        assert_eq!(
+            find(&Bytes::from(body), "multipart/form-data; boundary=b", "media").unwrap().bytes.len(),
+            0
+        );
+    }
+
+    #[test]
+    fn no_cut_of_a_body_makes_it_panic() {
+        for end in 0..BODY.len() {
+            find(&Bytes::from_static(&BODY[..end]), "multipart/form-data; boundary=b", "media");
+        }
+        assert!(find(&Bytes::from_static(BODY), "application/json", "media").is_none());
+        assert!(find(&Bytes::from_static(BODY), "multipart/form-data", "media").is_none());
+    }
+}

@@ -1,0 +1,179 @@
+use super::*;
+
+async fn authorised(wecom: &Simulator, line: &str, body: impl Into<Bytes>) -> Got {
+    let token = token(wecom).await;
+    let joint = if line.contains('?') { '&' } else { '?' };
+    send(wecom, request(&format!("{line}{joint}access_token={token}"), body)).await.expect("an answer")
+}
+
+#[tokio::test]
+async fn the_directory() {
+    let wecom = simulator().await;
+    let user = authorised(&wecom, "GET /cgi-bin/user/get?userid=zhangsan", "").await;
+    assert!(
+        user.body.starts_with(r#"{"errcode":0,"errmsg":"ok","userid":"zhangsan","name":"张三","#.as_bytes())
+    );
+    assert_eq!(authorised(&wecom, "GET /cgi-bin/user/get?userid=nobody", "").await.errcode(), 60111);
+    assert_eq!(authorised(&wecom, "GET /cgi-bin/user/get", "").await.errcode(), 41009);
+    for (line, list, length) in [
+        ("GET /cgi-bin/user/simplelist?department_id=1", "userlist", 1),
+        ("GET /cgi-bin/user/simplelist?department_id=1&fetch_child=1", "userlist", 6),
+        ("GET /cgi-bin/user/list?department_id=3", "userlist", 2),
+        ("GET /cgi-bin/department/list", "department", 4),
+        ("GET /cgi-bin/department/list?id=2", "department", 1),
+        ("GET /cgi-bin/tag/list", "taglist", 2),
+        ("GET /cgi-bin/tag/get?tagid=1", "userlist", 2),
+    ] {
+        let got = authorised(&wecom, line, "").await;
+        assert_eq!(got.json()[list].as_array().map(Vec::len), Some(length), "{line}");
+    }
+    assert_eq!(authorised(&wecom, "GET /cgi-bin/user/list?department_id=9", "").await.errcode(), 60123);
+    assert_eq!(authorised(&wecom, "GET /cgi-bin/department/list?id=x", "").await.errcode(), 60123);
+    assert_eq!(authorised(&wecom, "GET /cgi-bin/tag/get?tagid=9", "").await.errcode(), 40068);
+    assert_eq!(wecom.executed("/cgi-bin/user/get"), 1);
+}
+
+#[tokio::test]
+async fn messages_are_checked_and_kept() {
+    let wecom = simulator().await;
+    let good = r#"{"touser":"lisi|nobody","msgtype":"text","agentid":1000002,"text":{"content":"你好"}}"#;
+    let got = authorised(&wecom, "POST /cgi-bin/message/send", good).await;
+    assert_eq!((got.errcode(), got.json()["invaliduser"].as_str()), (0, Some("nobody")));
+    assert!(got.json()["msgid"].is_string());
+    for (body, errcode) in [
+        ("", 40035),
+        ("{", 40035),
+        (r#"{"touser":"lisi","agentid":1}"#, 40008),
+        (r#"{"touser":"lisi","agentid":1,"msgtype":"poem","poem":{}}"#, 40008),
+        (r#"{"touser":"lisi","agentid":1,"msgtype":"text"}"#, 40035),
+        (r#"{"touser":"lisi","agentid":1,"msgtype":"text","text":{"content":""}}"#, 44004),
+        (r#"{"touser":"","agentid":1,"msgtype":"text","text":{"content":"x"}}"#, 81013),
+        (r#"{"touser":"lisi","msgtype":"text","text":{"content":"x"}}"#, 41011),
+    ] {
+        assert_eq!(authorised(&wecom, "POST /cgi-bin/message/send", body).await.errcode(), errcode, "{body}");
+    }
+    let long = vec![b' '; (2 << 20) + 1];
+    assert_eq!(authorised(&wecom, "POST /cgi-bin/message/send", long).await.errcode(), 45001);
+    let hook = "POST /cgi-bin/webhook/send?key=";
+    let key = "00000000-1111-2222-3333-444444444444";
+    let note = r#"{"msgtype":"markdown","markdown":{"content":"**up**"}}"#;
+    assert_eq!(send(&wecom, request(&format!("{hook}{key}"), note)).await.unwrap().errcode(), 0);
+    assert_eq!(send(&wecom, request(&format!("{hook}x"), note)).await.unwrap().errcode(), 93000);
+    let messages = wecom.messages();
+    assert_eq!(messages.len(), 2);
+    assert_eq!(
+        (messages[0].agent.as_deref(), &messages[0].body["text"]["content"]),
+        (Some("hr"), &"你好".into())
+    );
+    assert_eq!((messages[1].agent.as_deref(), &messages[1].body["msgtype"]), (None, &"markdown".into()));
+    assert_eq!(wecom.executed("/cgi-bin/message/send"), 1);
+}
+
+#[tokio::test]
+async fn a_file_goes_up_and_comes_down_whole_and_in_part() {
+    let wecom = simulator().await;
+    let token = token(&wecom).await;
+    let file = generated(7, 5000);
+    let mut body = b"--xx\r\nContent-Disposition: form-data; name=\"media\"; filename=\"\xe8\xae\xb0.pdf\"; filelength=5000\r\n\
+        Content-Type: application/pdf\r\n\r\n".to_vec();
+    body.extend_from_slice(&file);
+    body.extend_from_slice(b"\r\n--xx--\r\n");
+    let upload = |kind: &str| {
+        let mut up =
+            request(&format!("POST /cgi-bin/media/upload?access_token={token}&type={kind}"), body.clone());
+        up.headers_mut().insert("content-type", "multipart/form-data; boundary=xx".parse().unwrap());
+        up
+    };
+    assert_eq!(send(&wecom, upload("poem")).await.unwrap().errcode(), 40004);
+    let up = send(&wecom, upload("file")).await.unwrap().json();
+    assert_eq!((&up["errcode"], &up["type"]), (&0.into(), &"file".into()));
+    assert!(up["created_at"].as_str().unwrap().parse::<u64>().is_ok());
+    let line =
+        format!("GET /cgi-bin/media/get?media_id={}&access_token={token}", up["media_id"].as_str().unwrap());
+    let down = call(&wecom, &line).await;
+    assert_eq!((down.status, &down.body), (StatusCode::OK, &file));
+    assert_eq!((down.header("content-type"), down.header("error-code")), ("application/pdf", "0"));
+    assert_eq!(down.headers["content-disposition"].as_bytes(), "attachment; filename=\"记.pdf\"".as_bytes());
+    let ranged = |range: &str| {
+        let mut down = request(&line, "");
+        down.headers_mut().insert("range", range.parse().unwrap());
+        down
+    };
+    let part = send(&wecom, ranged("bytes=1000-1999")).await.unwrap();
+    assert_eq!((part.status, &part.body[..]), (StatusCode::PARTIAL_CONTENT, &file[1000..2000]));
+    assert_eq!(part.header("content-range"), "bytes 1000-1999/5000");
+    let beyond = send(&wecom, ranged("bytes=5000-")).await.unwrap();
+    assert_eq!(
+        (beyond.status, beyond.header("content-range")),
+        (StatusCode::RANGE_NOT_SATISFIABLE, "bytes */5000")
+    );
+    let unknown = call(&wecom, &format!("GET /cgi-bin/media/get?media_id=x&access_token={token}")).await;
+    assert_eq!((unknown.status, unknown.errcode()), (StatusCode::OK, 40007));
+    assert_eq!(authorised(&wecom, "POST /cgi-bin/media/upload?type=file", "{}").await.errcode(), 41005);
+}
+
+#[tokio::test]
+async fn a_generated_file_has_its_bytes_at_every_place() {
+    let wecom = simulator().await;
+    let line =
+        format!("GET /cgi-bin/media/get?media_id=generated-1000000&access_token={}", token(&wecom).await);
+    let whole = call(&wecom, &line).await;
+    assert_eq!((whole.header("content-length"), whole.body.len()), ("1000000", 1_000_000));
+    let mut at = 0;
+    while at < whole.body.len() {
+        let expected = generated(at as u64, whole.body.len() - at);
+        assert_eq!(whole.body[at..at + expected.len()], expected);
+        at += expected.len();
+    }
+    let mut down = request(&line, "");
+    down.headers_mut().insert("range", "bytes=999990-".parse().unwrap());
+    assert_eq!(send(&wecom, down).await.unwrap().body, generated(999_990, 10));
+    let head = call(&wecom, &line.replace("GET", "HEAD")).await;
+    assert_eq!((head.header("content-length"), head.body.len()), ("1000000", 0));
+}
+
+#[tokio::test]
+async fn tickets_and_addresses() {
+    let wecom = simulator().await;
+    let first = authorised(&wecom, "GET /cgi-bin/get_jsapi_ticket", "").await;
+    let ticket = first.json()["ticket"].as_str().unwrap().to_owned();
+    assert_eq!(first.body, format!(r#"{{"errcode":0,"errmsg":"ok","ticket":"{ticket}","expires_in":7200}}"#));
+    assert_eq!(authorised(&wecom, "GET /cgi-bin/get_jsapi_ticket", "").await.json()["ticket"], *ticket);
+    let agents = authorised(&wecom, "GET /cgi-bin/ticket/get?type=agent_config", "").await;
+    assert_ne!(agents.json()["ticket"], *ticket);
+    assert_eq!(authorised(&wecom, "GET /cgi-bin/ticket/get", "").await.errcode(), 40035);
+    let listed = authorised(&wecom, "GET /cgi-bin/getcallbackip", "").await;
+    assert!(
+        listed.body.starts_with(br#"{"ip_list":["#)
+            && listed.body.ends_with(br#"],"errcode":0,"errmsg":"ok"}"#)
+    );
+    let refused = call(&wecom, "GET /cgi-bin/get_api_domain_ip").await;
+    assert!(
+        refused.body.starts_with(br#"{"ip_list":[],"errcode":41001,"errmsg":"access_token missing, hint: ["#)
+    );
+    assert!(refused.json()["errmsg"].as_str().unwrap().contains("from ip: 127.0.0.1, more info at https://"));
+}
+
+#[tokio::test]
+async fn the_echo_says_all_but_the_token() {
+    let wecom = simulator().await;
+    let token = token(&wecom).await;
+    let line = format!("PATCH /cgi-bin/simulator/echo?&a=%20b+c&access_token={token}&z");
+    let got = send(&wecom, request(&line, "abc")).await.unwrap();
+    let json = got.json();
+    assert_eq!((&json["method"], &json["query"]), (&"PATCH".into(), &"&a=%20b+c&access_token=&z".into()));
+    assert_eq!(json["body_sha256"], "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+    assert_eq!((&json["body_bytes"], &json["headers"][0][1]), (&3.into(), &"qyapi.weixin.qq.com".into()));
+    assert!(!String::from_utf8_lossy(&got.body).contains(&token));
+    let records = wecom.requests();
+    assert_eq!(records[0].query, "corpid=ww1234567890abcdef&corpsecret=***");
+    let record = &records[1];
+    assert_eq!(record.query, "&a=%20b+c&access_token=token#1&z");
+    assert_eq!((record.agent.as_deref(), record.token, record.errcode), (Some("hr"), Some(1), Some(0)));
+    assert_eq!((record.body_bytes, record.header("host")), (3, vec!["qyapi.weixin.qq.com"]));
+    assert_eq!(record.body_sha256.as_deref(), json["body_sha256"].as_str());
+    let open = call(&wecom, "GET /cgi-bin/service/echo?suite_access_token=s&access_token=other").await;
+    assert_eq!(open.json()["query"], "suite_access_token=s&access_token=");
+    let lost = call(&wecom, "GET /cgi-bin/no/such/call").await;
+    assert_eq!((lost.status, lost.body.len()), (StatusCode::NOT_FOUND, 0));
+}

@@ -1,0 +1,170 @@
+use std::future::Future;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_rustls::{TlsConnector, rustls};
+
+use super::*;
+
+async fn raw(wecom: &Simulator, head: &str) -> TcpStream {
+    let mut socket = TcpStream::connect(wecom.api_addr()).await.unwrap();
+    socket.write_all(head.as_bytes()).await.unwrap();
+    socket
+}
+
+async fn until(socket: &mut TcpStream, end: &str) -> String {
+    let mut text = Vec::new();
+    while !text.ends_with(end.as_bytes()) {
+        text.push(socket.read_u8().await.expect("more bytes"));
+    }
+    String::from_utf8(text).unwrap()
+}
+
+async fn open_h2(wecom: &Simulator) -> http2::SendRequest<Full<Bytes>> {
+    let socket = TcpStream::connect(wecom.api_addr()).await.unwrap();
+    let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(socket));
+    let (sender, connection) = handshake.await.unwrap();
+    tokio::spawn(connection);
+    sender
+}
+
+async fn in_time<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(std::time::Duration::from_secs(10), future).await.expect("in time")
+}
+
+#[tokio::test]
+async fn a_refused_upload_is_answered_before_its_body_is_here() {
+    let wecom = simulator().await;
+    let head = "POST /cgi-bin/media/upload?type=file&access_token=void HTTP/1.1\r\nHost: x\r\nContent-Length: 6\r\n\r\nabc";
+    let mut socket = raw(&wecom, head).await;
+    let answer = in_time(until(&mut socket, "}")).await;
+    assert!(
+        answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.contains("Error-Code: 40014\r\n"),
+        "{answer}"
+    );
+    // The rest is read all the same, and the connection serves on.
+    socket.write_all(b"defGET /cgi-bin/tag/list HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    assert!(in_time(until(&mut socket, "}")).await.contains("Error-Code: 41001\r\n"));
+    wecom.wait_until(|seen| seen.requests().all(|record| record.body_sha256.is_some())).await.unwrap();
+    assert_eq!(wecom.requests()[0].body_bytes, 6);
+    assert_eq!(wecom.look(|seen| seen.connections()), 1);
+}
+
+#[tokio::test]
+async fn who_waits_to_continue_is_refused_without() {
+    let wecom = simulator().await;
+    let head = "POST /cgi-bin/media/upload?type=file HTTP/1.1\r\nHost: x\r\nContent-Length: 6\r\nExpect: 100-continue\r\n\r\n";
+    let mut socket = raw(&wecom, head).await;
+    let mut answer = String::new();
+    in_time(socket.read_to_string(&mut answer)).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    let token = token(&wecom).await;
+    let head =
+        format!("PUT /cgi-bin/simulator/sink?access_token={token} HTTP/1.0\r\nContent-Length: 3\r\n\r\nabc");
+    let mut answer = String::new();
+    in_time(raw(&wecom, &head).await.read_to_string(&mut answer)).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.0 200 OK\r\n") && answer.contains("\"body_bytes\":3"), "{answer}");
+}
+
+#[tokio::test]
+async fn http_2_without_tls() {
+    let wecom = simulator().await;
+    let mut sender = open_h2(&wecom).await;
+    let uri = format!("http://x/cgi-bin/gettoken?{HR}");
+    let get = || Request::get(&uri).body(Full::<Bytes>::default()).unwrap();
+    let got = read(sender.send_request(get()).await.unwrap()).await.unwrap();
+    assert_eq!((got.errcode(), got.header("content-length").parse()), (0, Ok(got.body.len())));
+    assert_eq!(wecom.requests()[0].version, "HTTP/2.0");
+    for when in [When::Head, When::Body] {
+        let mut sender = open_h2(&wecom).await;
+        wecom.inject(Fault::drop(when)).unwrap();
+        let answer = sender.send_request(get()).await.unwrap();
+        assert!(read(answer).await.is_err());
+    }
+    for when in [When::Arrival, When::Before] {
+        let mut sender = open_h2(&wecom).await;
+        wecom.inject(Fault::drop(when)).unwrap();
+        assert!(sender.send_request(get()).await.is_err());
+    }
+    drop(sender);
+    wecom.wait_until(|seen| seen.connections_open() == 0).await.unwrap();
+    assert_eq!(wecom.look(|seen| (seen.connections(), seen.executed("/cgi-bin/gettoken"))), (5, 4));
+}
+
+#[tokio::test]
+async fn tls_with_and_without_http_2() {
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let server =
+        rustls::ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
+    let mut server =
+        server.unwrap().with_no_client_auth().with_single_cert(vec![made.cert.der().clone()], key).unwrap();
+    server.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    let wecom =
+        Simulator::local(Settings { tls: Some(Arc::new(server)), ..Settings::default() }).await.unwrap();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(made.cert.der().clone()).unwrap();
+    for (alpn, version) in [(&b"h2"[..], "HTTP/2.0"), (b"http/1.1", "HTTP/1.1")] {
+        let client = rustls::ClientConfig::builder_with_provider(provider.clone())
+            .with_safe_default_protocol_versions();
+        let mut client = client.unwrap().with_root_certificates(roots.clone()).with_no_client_auth();
+        client.alpn_protocols = vec![alpn.to_vec()];
+        let socket = TcpStream::connect(wecom.api_addr()).await.unwrap();
+        let name = "localhost".try_into().unwrap();
+        let stream = TlsConnector::from(Arc::new(client)).connect(name, socket).await.unwrap();
+        assert_eq!(stream.get_ref().1.alpn_protocol(), Some(alpn));
+        let get = Request::get(format!("https://localhost/cgi-bin/gettoken?{HR}"));
+        let get = get.body(Full::<Bytes>::default()).unwrap();
+        let io = TokioIo::new(stream);
+        let answer = if alpn == b"h2" {
+            let (mut sender, connection) = http2::handshake(TokioExecutor::new(), io).await.unwrap();
+            tokio::spawn(connection);
+            sender.send_request(get).await.unwrap()
+        } else {
+            let (mut sender, connection) = http1::handshake(io).await.unwrap();
+            tokio::spawn(connection);
+            sender.send_request(get).await.unwrap()
+        };
+        assert_eq!(read(answer).await.unwrap().errcode(), 0);
+        assert_eq!(wecom.requests().last().unwrap().version, version);
+    }
+}
+
+#[tokio::test]
+async fn connections_end_with_the_simulator_and_when_told_to() {
+    let wecom = simulator().await;
+    let mut idle = raw(&wecom, "").await;
+    wecom.wait_until(|seen| seen.connections_open() == 1).await.unwrap();
+    wecom.disconnect();
+    assert_eq!(in_time(idle.read(&mut [0])).await.unwrap(), 0);
+    let mut idle = raw(&wecom, "").await;
+    wecom.wait_until(|seen| seen.connections_open() == 1).await.unwrap();
+    let (api, clone) = (wecom.api_addr(), wecom.clone());
+    drop(wecom);
+    assert_eq!(call(&clone, "GET /cgi-bin/tag/list").await.errcode(), 41001);
+    drop(clone);
+    assert_eq!(in_time(idle.read(&mut [0])).await.unwrap(), 0);
+    in_time(async { while TcpStream::connect(api).await.is_ok() {} }).await;
+}
+
+#[tokio::test]
+async fn another_simulator_takes_the_place_of_one_that_stopped() {
+    let wecom = simulator().await;
+    let mut idle = raw(&wecom, "").await;
+    wecom.wait_until(|seen| seen.connections_open() == 1).await.unwrap();
+    in_time(wecom.stop()).await;
+    assert_eq!(in_time(idle.read(&mut [0])).await.unwrap(), 0);
+    assert!(TcpStream::connect(wecom.api_addr()).await.is_err());
+    let next = Simulator::start(Settings::default(), wecom.api_addr(), wecom.control_addr()).await.unwrap();
+    assert_eq!(call(&next, "GET /cgi-bin/tag/list").await.errcode(), 41001);
+}
+
+#[tokio::test]
+async fn a_large_body_streams_through_the_sink() {
+    let wecom = simulator().await;
+    let token = token(&wecom).await;
+    let body = vec![7; 16 << 20];
+    let got =
+        send(&wecom, request(&format!("POST /cgi-bin/simulator/sink?access_token={token}"), body)).await;
+    assert_eq!(got.unwrap().json()["body_bytes"], 16 << 20);
+}
