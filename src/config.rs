@@ -34,7 +34,7 @@ pub use address::Address;
 pub use admin::Admin;
 pub use agents::Agent;
 pub use clients::{AgentSet, Client};
-pub use duration::write as write_duration;
+pub use duration::{parse as parse_duration, write as write_duration};
 pub use error::{Error, Warning};
 pub use keyhash::KeyHash;
 pub use limit::Limit;

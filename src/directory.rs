@@ -75,7 +75,8 @@ pub struct Directory {
 impl Directory {
     /// Builds it from the configuration. An agent of `before` whose corpid and secret did not change keeps its token.
     pub fn new(config: &config::Config, issuer: &Arc<Issuer>, before: Option<&Self>) -> Self {
-        let agents = config.agents.values().map(|agent| (agent.name.clone(), build_agent(agent, issuer, before)));
+        let agents =
+            config.agents.values().map(|agent| (agent.name.clone(), build_agent(agent, issuer, before)));
         let clients = config.clients.values().map(|client| {
             let built = Client {
                 name: client.name.clone(),
@@ -114,7 +115,9 @@ impl Directory {
         let mut usable = match client.map(|client| &client.agents) {
             // Named ones are few even where there are many agents.
             Some(AgentSet::Named(names)) if names.len() > 1 => return None,
-            Some(AgentSet::Named(names)) => return names.iter().next().and_then(|name| self.agents.get(name)),
+            Some(AgentSet::Named(names)) => {
+                return names.iter().next().and_then(|name| self.agents.get(name));
+            }
             _ => self.agents.values(),
         };
         usable.next().filter(|_| usable.next().is_none())

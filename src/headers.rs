@@ -27,7 +27,14 @@ pub fn stays_here(name: &HeaderName) -> bool {
     is_hop_by_hop(name)
         || matches!(
             name_text,
-            "host" | "content-length" | "expect" | "authorization" | "x-api-key" | "cookie" | "forwarded" | "via"
+            "host"
+                | "content-length"
+                | "expect"
+                | "authorization"
+                | "x-api-key"
+                | "cookie"
+                | "forwarded"
+                | "via"
         )
         || name_text.starts_with("x-wecom-")
         || name_text.starts_with("x-forwarded-")

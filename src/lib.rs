@@ -2,6 +2,14 @@
 //!
 //! The map; a room uses only rooms below it, `server` and `proxy` one another.
 
+pub mod commands; // what each command of the program does
+
+pub mod app; // wires the rooms together; the only file that knows all of them
+
+pub mod admin; // the second port: what is well and what is not
+
+pub mod telemetry; // logs
+
 pub mod server; // the way in: connections, their time-outs, an orderly end
 
 pub mod proxy; // the life of one request
@@ -25,4 +33,5 @@ pub mod io; // byte streams as one type
 pub mod deadline; // a deadline that is cheap to move
 
 pub mod secret; // text that must never be shown
+
 pub mod simulator; // a WeCom that expires, revokes, stalls and counts; shares nothing with the other rooms

@@ -1,3 +1,81 @@
-//! The program.
+//! The program: arguments in, exit status out.
 
-fn main() {}
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+use wecom_proxy::commands::{self, Failed};
+
+/// A reverse proxy for the WeCom (企业微信) server API that owns the access tokens.
+#[derive(Parser)]
+#[command(version, about, max_term_width = 100)]
+struct Arguments {
+    /// The configuration file
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "WECOM_PROXY_CONFIG",
+        default_value = "proxy.toml"
+    )]
+    config: PathBuf,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the proxy (the default)
+    Serve,
+    /// Validate the configuration and show its agents and clients
+    Check,
+    /// Try it: simulator and proxy in one process, nothing to configure
+    Demo {
+        /// Where the demo's proxy listens; port 0 takes a free one
+        #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
+        listen: std::net::SocketAddr,
+    },
+    /// Run the WeCom simulator alone
+    Simulator {
+        /// Where the simulated API listens
+        #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8081")]
+        listen: std::net::SocketAddr,
+        /// Where the simulator takes orders: revoke, expire, delay, fail, drop
+        #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8082")]
+        control: std::net::SocketAddr,
+        /// How long a token serves, such as 10s or 2h
+        #[arg(long, value_name = "DURATION", default_value = "2h", value_parser = commands::duration)]
+        token_lifetime: std::time::Duration,
+    },
+    /// Ask the admin listener's /readyz; for container health checks
+    Health,
+    /// Print shell completions
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+}
+
+fn main() -> ExitCode {
+    let Arguments { config, command } = Arguments::parse();
+    let outcome = match command.unwrap_or(Command::Serve) {
+        Command::Serve => commands::serve(&config),
+        Command::Check => commands::check(&config),
+        Command::Demo { listen } => commands::demo(listen),
+        Command::Simulator { listen, control, token_lifetime } => {
+            commands::simulator(listen, control, token_lifetime)
+        }
+        Command::Health => commands::health(&config),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Arguments::command(), "wecom-proxy", &mut std::io::stdout());
+            Ok(())
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failed { status, words }) => {
+            eprintln!("wecom-proxy: {words}");
+            ExitCode::from(status)
+        }
+    }
+}

@@ -131,7 +131,8 @@ impl Proxy {
         notes: &mut Notes,
     ) -> Result<Response<ReplyBody>, Refusal> {
         let directory = self.directory.load_full();
-        let is_here = |host: &str| host.eq_ignore_ascii_case(&self.rules.upstream_authority) || link.is_local(host);
+        let is_here =
+            |host: &str| host.eq_ignore_ascii_case(&self.rules.upstream_authority) || link.is_local(host);
         target::check_head(parts, is_here).map_err(|words| Refusal::new(Kind::BadRequest, words))?;
         let target = Target::parse(parts.uri.path(), parts.uri.query());
         notes.client = identify::client(&directory, &parts.headers)?;
@@ -139,7 +140,10 @@ impl Proxy {
         let target = target.map_err(doubt)?;
         notes.agent = identify::agent(&directory, client, &target, &parts.headers)?;
         if client.is_some_and(|client| !client.may_call(&parts.method, &target.route)) {
-            return Err(Refusal::new(Kind::Forbidden, "this client may not call this path; the operator's allow list says so"));
+            return Err(Refusal::new(
+                Kind::Forbidden,
+                "this client may not call this path; the operator's allow list says so",
+            ));
         }
         let own_credential = match target.kind {
             target::Kind::Inject => notes.agent.as_ref().is_some_and(|agent| agent.is_plain(&target.route)),
@@ -156,7 +160,8 @@ impl Proxy {
         };
         let (upload, length) = self.receive(parts, body, link, agent.is_some())?;
         let permit = self.admit().await?;
-        let forward = Forward { parts, target: &target, nominated: headers::nominated(&parts.headers), length };
+        let forward =
+            Forward { parts, target: &target, nominated: headers::nominated(&parts.headers), length };
         let answer = match agent {
             None => self.send_plain(&forward, upload.as_ref(), notes).await?,
             Some(agent) => self.send_with_token(&forward, &agent, upload.as_ref(), notes).await?,
@@ -244,7 +249,9 @@ impl Proxy {
 
         let first = self.exchange(forward, &target(&token), upload).await?;
         notes.upstream = first.took;
-        let Some(refused_with) = first.errcode.filter(|errcode| self.rules.refresh_errcodes.contains(errcode)) else {
+        let Some(refused_with) =
+            first.errcode.filter(|errcode| self.rules.refresh_errcodes.contains(errcode))
+        else {
             if let Some(upload) = upload {
                 upload.settle();
             }
@@ -302,7 +309,10 @@ impl Proxy {
             Flaw::NoAnswer | Flaw::Stalled => Kind::UpstreamTimeout,
             Flaw::Upload(UploadError::TooLarge) => return too_large(self.rules.bounds.bytes),
             Flaw::Upload(UploadError::Silent) => {
-                return Refusal::new(Kind::BadRequest, "the request's body stalled for longer than server.body_timeout");
+                return Refusal::new(
+                    Kind::BadRequest,
+                    "the request's body stalled for longer than server.body_timeout",
+                );
             }
             Flaw::Upload(UploadError::Broken) => {
                 return Refusal::new(Kind::BadRequest, "the request's body broke off or is not well formed");
@@ -314,7 +324,13 @@ impl Proxy {
     }
 
     /// Puts the proxy's own headers onto an answer.
-    fn sign(&self, parts: &request::Parts, notes: &Notes, request_id: HeaderValue, headers: &mut http::HeaderMap) {
+    fn sign(
+        &self,
+        parts: &request::Parts,
+        notes: &Notes,
+        request_id: HeaderValue,
+        headers: &mut http::HeaderMap,
+    ) {
         headers.insert(REQUEST_ID, request_id);
         if let Some(agent) = &notes.agent {
             headers.insert(AGENT, agent.name_header.clone());
@@ -382,7 +398,10 @@ fn doubt(doubt: Doubt) -> Refusal {
 }
 
 fn too_large(bound: u64) -> Refusal {
-    Refusal::new(Kind::BodyTooLarge, format!("the request's body is larger than server.max_request_body ({bound} bytes)"))
+    Refusal::new(
+        Kind::BodyTooLarge,
+        format!("the request's body is larger than server.max_request_body ({bound} bytes)"),
+    )
 }
 
 fn token_unavailable(failure: &FetchError) -> Refusal {

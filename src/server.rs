@@ -20,11 +20,11 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
+use self::link::{ClientStream, Timeouts};
 pub use self::{
     link::{Busy, Link},
     listen::{Bound, Listener},
 };
-use self::link::{ClientStream, Timeouts};
 use crate::{io::Stream, proxy::Proxy};
 
 /// Most bytes of a request's head.
@@ -88,7 +88,10 @@ pub async fn serve(listener: Listener, server: Arc<Server>, proxy: Arc<Proxy>) {
     }
 }
 
-async fn accept(listener: &Listener, places: &Arc<Semaphore>) -> io::Result<(Stream, Link, OwnedSemaphorePermit)> {
+async fn accept(
+    listener: &Listener,
+    places: &Arc<Semaphore>,
+) -> io::Result<(Stream, Link, OwnedSemaphorePermit)> {
     let place = places.clone().acquire_owned().await.map_err(io::Error::other)?;
     let (stream, local) = listener.accept().await?;
     Ok((stream, Link::new(local), place))
@@ -118,11 +121,20 @@ async fn converse(stream: Stream, link: Link, server: &Server, proxy: &Arc<Proxy
     let mut client = ClientStream::new(stream, link.clone(), server.timeouts);
     let http2 = match by_alpn {
         Some(http2) => http2,
-        None => match timeout(server.timeouts.idle, client.begins_with(PREFACE)).await {
-            Ok(Ok(begins)) => begins,
-            Ok(Err(error)) => return tracing::debug!(%error, "a connection ended before its first request"),
-            Err(_) => return,
-        },
+        None => {
+            let mut stopping = server.stopping.clone();
+            let begins = tokio::select! {
+                _ = stopping.wait_for(|stop| *stop) => return,
+                begins = timeout(server.timeouts.idle, client.begins_with(PREFACE)) => begins,
+            };
+            match begins {
+                Ok(Ok(begins)) => begins,
+                Ok(Err(error)) => {
+                    return tracing::debug!(%error, "a connection ended before its first request");
+                }
+                Err(_) => return,
+            }
+        }
     };
     let outcome = match http2 {
         true => serve_http2(client, &link, server, proxy).await,
@@ -133,8 +145,16 @@ async fn converse(stream: Stream, link: Link, server: &Server, proxy: &Arc<Proxy
     }
 }
 
-async fn serve_http1(client: ClientStream, link: &Link, server: &Server, proxy: &Arc<Proxy>) -> hyper::Result<()> {
-    let service = service_fn(|request| async move { Ok::<_, std::convert::Infallible>(proxy.handle(request, link).await) });
+async fn serve_http1(
+    client: ClientStream,
+    link: &Link,
+    server: &Server,
+    proxy: &Arc<Proxy>,
+) -> hyper::Result<()> {
+    let service =
+        service_fn(
+            |request| async move { Ok::<_, std::convert::Infallible>(proxy.handle(request, link).await) },
+        );
     // The time-outs are the stream's own: hyper's single one would serve for idling and for slow heads alike.
     let connection = http1::Builder::new()
         .header_read_timeout(None)
@@ -149,7 +169,12 @@ async fn serve_http1(client: ClientStream, link: &Link, server: &Server, proxy: 
     connection.await
 }
 
-async fn serve_http2(client: ClientStream, link: &Link, server: &Server, proxy: &Arc<Proxy>) -> hyper::Result<()> {
+async fn serve_http2(
+    client: ClientStream,
+    link: &Link,
+    server: &Server,
+    proxy: &Arc<Proxy>,
+) -> hyper::Result<()> {
     let service = service_fn(|request| {
         // Each stream is a task of its own.
         let (proxy, link) = (proxy.clone(), link.clone());

@@ -27,12 +27,12 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
+use self::{backoff::Backoff, budget::Budget};
 pub use self::{
     fetch::{Credentials, FetchError},
     report::{LastRenewal, Report},
     token::Token,
 };
-use self::{backoff::Backoff, budget::Budget};
 use crate::wecom::reply::Grant;
 
 /// An agent whose renewal brought the refused token back is left alone for this long at first, and twice as long each
@@ -309,7 +309,13 @@ impl TokenSlot {
     }
 
     /// Makes a grant the current token, unless it is the one that is current already.
-    fn take_in(self: &Arc<Self>, state: &mut State, refused: bool, asked: Instant, grant: Grant) -> Arc<Token> {
+    fn take_in(
+        self: &Arc<Self>,
+        state: &mut State,
+        refused: bool,
+        asked: Instant,
+        grant: Grant,
+    ) -> Arc<Token> {
         state.backoff = Backoff::default();
         let before = self.current.load_full();
         let same = before.as_ref().filter(|before| before.value.expose() == grant.token.expose());

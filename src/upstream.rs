@@ -23,11 +23,11 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 
+use self::{dial::Addresses, pool::Pool};
 pub use self::{
     framing::FramingError,
     settings::{Settings, SettingsError},
 };
-use self::{dial::Addresses, pool::Pool};
 use crate::{
     headers,
     upload::{Reader, Upload, UploadError},
@@ -200,7 +200,12 @@ impl Upstream {
     /// An upstream without connections.
     pub fn new(settings: Arc<Settings>) -> Self {
         let speaks_http2 = AtomicBool::new(settings.tls.is_some());
-        Self { pool: Pool::new(settings), addresses: Addresses::default(), speaks_http2, dialling: Default::default() }
+        Self {
+            pool: Pool::new(settings),
+            addresses: Addresses::default(),
+            speaks_http2,
+            dialling: Default::default(),
+        }
     }
 
     /// Sends a request and returns its answer once the head is there.
@@ -214,7 +219,9 @@ impl Upstream {
             let reader = match upload.map(Upload::reader) {
                 None => None,
                 Some(Some(reader)) => Some(reader),
-                Some(None) => return Err(Failure { flaw: Flaw::Upload(UploadError::Lost), sent: Sent::Perhaps }),
+                Some(None) => {
+                    return Err(Failure { flaw: Flaw::Upload(UploadError::Lost), sent: Sent::Perhaps });
+                }
             };
             let failure = match line.send(&self.pool, outgoing, reader).await {
                 Ok(answer) => return Ok(answer),

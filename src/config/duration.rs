@@ -36,8 +36,8 @@ pub(super) fn read(item: &Item<'_>, range: RangeInclusive<Duration>) -> Result<D
     Ok(duration)
 }
 
-/// None where it is no duration. One too large to count becomes the largest there is, which no range contains.
-fn parse(text: &str) -> Option<Duration> {
+/// Reads a duration like `75s`; none where it is not one. One too large to count becomes the largest there is, which no range contains.
+pub fn parse(text: &str) -> Option<Duration> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
     let (_, factor) = UNITS.iter().find(|(name, _)| *name == unit)?;

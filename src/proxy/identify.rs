@@ -25,12 +25,18 @@ pub(super) fn client(directory: &Directory, headers: &HeaderMap) -> Result<Optio
     let mut shown = None;
     for key in [authorization_key(headers)?, api_key(headers)?].into_iter().flatten() {
         let client = directory.client(key.expose()).ok_or_else(|| {
-            Refusal::new(Kind::Unauthenticated, "this key belongs to no client; ask the operator for a valid one")
+            Refusal::new(
+                Kind::Unauthenticated,
+                "this key belongs to no client; ask the operator for a valid one",
+            )
         })?;
         if let Some(other) = shown.replace(client.clone())
             && !Arc::ptr_eq(&other, client)
         {
-            return Err(Refusal::new(Kind::BadRequest, "the request shows the keys of two clients; send only one"));
+            return Err(Refusal::new(
+                Kind::BadRequest,
+                "the request shows the keys of two clients; send only one",
+            ));
         }
     }
     if shown.is_none() && !directory.is_open() {
@@ -58,7 +64,9 @@ pub(super) fn agent(
     match target.agent.or(header) {
         Some(name) => match directory.agent(name, client) {
             Some(agent) => Ok(Some(agent.clone())),
-            None => Err(Refusal::new(Kind::UnknownAgent, format!("there is no agent {name:?} for this caller"))),
+            None => {
+                Err(Refusal::new(Kind::UnknownAgent, format!("there is no agent {name:?} for this caller")))
+            }
         },
         None => Ok(directory.only_agent(client).cloned()),
     }
@@ -80,14 +88,21 @@ fn authorization_key(headers: &HeaderMap) -> Result<Option<Masked>, Refusal> {
         return Ok(Some(Masked::new(rest)));
     }
     if scheme.eq_ignore_ascii_case("basic") {
-        let pair = BASE64_STANDARD.decode(rest).ok().and_then(|pair| String::from_utf8(pair).ok()).map(Masked::new);
-        let password = pair.as_ref().and_then(|pair| pair.expose().split_once(':')).map(|(_, password)| password);
+        let pair =
+            BASE64_STANDARD.decode(rest).ok().and_then(|pair| String::from_utf8(pair).ok()).map(Masked::new);
+        let password =
+            pair.as_ref().and_then(|pair| pair.expose().split_once(':')).map(|(_, password)| password);
         return match password {
             Some(password) => Ok(Some(Masked::new(password))),
-            None => Err(Refusal::new(Kind::Unauthenticated, "the Basic credentials are not base64 of USER:KEY")),
+            None => {
+                Err(Refusal::new(Kind::Unauthenticated, "the Basic credentials are not base64 of USER:KEY"))
+            }
         };
     }
-    Err(Refusal::new(Kind::Unauthenticated, "this Authorization scheme is not known here; use Bearer or Basic"))
+    Err(Refusal::new(
+        Kind::Unauthenticated,
+        "this Authorization scheme is not known here; use Bearer or Basic",
+    ))
 }
 
 fn api_key(headers: &HeaderMap) -> Result<Option<Masked>, Refusal> {
@@ -99,10 +114,15 @@ fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a st
     let mut values = headers.get_all(name).iter();
     let Some(value) = values.next() else { return Ok(None) };
     if values.next().is_some() {
-        return Err(Refusal::new(Kind::BadRequest, format!("the header {name} stands there twice; send it once")));
+        return Err(Refusal::new(
+            Kind::BadRequest,
+            format!("the header {name} stands there twice; send it once"),
+        ));
     }
     match value.to_str() {
         Ok(text) => Ok(Some(text)),
-        Err(_) => Err(Refusal::new(Kind::BadRequest, format!("the header {name} holds more than visible ASCII"))),
+        Err(_) => {
+            Err(Refusal::new(Kind::BadRequest, format!("the header {name} holds more than visible ASCII")))
+        }
     }
 }

@@ -73,7 +73,8 @@ fn split_agent(path: &str) -> Result<(Option<&str>, &str), Doubt> {
     let after = path.strip_prefix('/').ok_or(Doubt::Malformed("the path does not begin with a slash"))?;
     let (name, rest) = after.split_at(after.find('/').ok_or(Doubt::NoRoute)?);
     let rest = &rest[rest.len() - rest.trim_start_matches('/').len() - 1..];
-    let named = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte));
+    let named =
+        !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte));
     if named && rest.starts_with(ROOT) { Ok((Some(name), rest)) } else { Err(Doubt::NoRoute) }
 }
 
@@ -138,7 +139,8 @@ fn is_dot_segment(segment: &str) -> bool {
 fn kind(route: &str) -> Kind {
     let bare = route.split(';').next().unwrap_or(route).trim_end_matches('/');
     let under = |root: &str| {
-        let head = bare.as_bytes().get(..root.len()).is_some_and(|head| head.eq_ignore_ascii_case(root.as_bytes()));
+        let head =
+            bare.as_bytes().get(..root.len()).is_some_and(|head| head.eq_ignore_ascii_case(root.as_bytes()));
         head && bare.as_bytes().get(root.len()) == Some(&b'/')
     };
     if bare.eq_ignore_ascii_case("gettoken") {
@@ -177,9 +179,9 @@ pub(super) fn check_head(parts: &Parts, is_here: impl Fn(&str) -> bool) -> Resul
 /// An absolute-form target is what a client sends that takes us for its forward proxy.
 fn check_absolute_form(uri: &Uri, is_here: impl Fn(&str) -> bool) -> Result<(), &'static str> {
     match uri.authority() {
-        Some(authority) if !is_here(authority.as_str()) => {
-            Err("the target names another host: write it as a path, and set this proxy as base URL, not as forward proxy")
-        }
+        Some(authority) if !is_here(authority.as_str()) => Err(
+            "the target names another host: write it as a path, and set this proxy as base URL, not as forward proxy",
+        ),
         _ => Ok(()),
     }
 }
@@ -191,8 +193,10 @@ mod tests {
     use super::*;
 
     fn parse(target: &str) -> Result<(Option<&str>, &str, String, Kind), Doubt> {
-        let (path, query) = target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
-        Target::parse(path, query).map(|target| (target.agent, target.path, target.route.into_owned(), target.kind))
+        let (path, query) =
+            target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
+        Target::parse(path, query)
+            .map(|target| (target.agent, target.path, target.route.into_owned(), target.kind))
     }
 
     #[test]
@@ -205,9 +209,21 @@ mod tests {
             ("/cgi-bin/oa//book", None, "/cgi-bin/oa//book", "/cgi-bin/oa/book", Kind::Inject),
             ("/cgi-bin/user/%67et", None, "/cgi-bin/user/%67et", "/cgi-bin/user/get", Kind::Inject),
             ("/cgi-bin/gettoken", None, "/cgi-bin/gettoken", "/cgi-bin/gettoken", Kind::Gettoken),
-            ("/hr/cgi-bin//GetToken/", Some("hr"), "/cgi-bin//GetToken/", "/cgi-bin/GetToken/", Kind::Gettoken),
+            (
+                "/hr/cgi-bin//GetToken/",
+                Some("hr"),
+                "/cgi-bin//GetToken/",
+                "/cgi-bin/GetToken/",
+                Kind::Gettoken,
+            ),
             ("/cgi-bin/%67ettoken;a", None, "/cgi-bin/%67ettoken;a", "/cgi-bin/gettoken;a", Kind::Gettoken),
-            ("/cgi-bin/webhook/send?key=1", None, "/cgi-bin/webhook/send", "/cgi-bin/webhook/send", Kind::OwnCredential),
+            (
+                "/cgi-bin/webhook/send?key=1",
+                None,
+                "/cgi-bin/webhook/send",
+                "/cgi-bin/webhook/send",
+                Kind::OwnCredential,
+            ),
             ("/cgi-bin/service/x", None, "/cgi-bin/service/x", "/cgi-bin/service/x", Kind::OwnCredential),
             ("/cgi-bin/services/x", None, "/cgi-bin/services/x", "/cgi-bin/services/x", Kind::Inject),
         ] {
@@ -217,15 +233,43 @@ mod tests {
 
     #[test]
     fn paths_that_do_not() {
-        for given in ["/", "/hr", "/cgi-bin", "/cgi-bin/", "/hr/cgi-bin/", "/foo/bar", "/a/b/cgi-bin/user/get", "/cgi-binx/a", "/h.r/cgi-bin/a"] {
+        for given in [
+            "/",
+            "/hr",
+            "/cgi-bin",
+            "/cgi-bin/",
+            "/hr/cgi-bin/",
+            "/foo/bar",
+            "/a/b/cgi-bin/user/get",
+            "/cgi-binx/a",
+            "/h.r/cgi-bin/a",
+        ] {
             assert_eq!(parse(given), Err(Doubt::NoRoute), "{given}");
         }
         for given in [
-            "/cgi-bin/../a", "/cgi-bin/a/..", "/cgi-bin/./a", "/cgi-bin/%2e%2e/a", "/cgi-bin/%2E/a", "/cgi-bin/.%2e/a",
-            "/cgi-bin/%252e%252e/a", "/cgi-bin/..;a=b/c", "/cgi-bin/a%2fb", "/cgi-bin/a%5cb", "/cgi-bin/a\\b",
-            "/cgi-bin/a%252fb", "/cgi-bin/a%00", "/cgi-bin/a%0d%0a", "/cgi-bin/a%7f", "/cgi-bin/%c0%ae%c0%ae/a",
-            "/cgi-bin/\u{e9}", "/cgi-bin/a b", "/hr/../cgi-bin/a", "/%2e%2e/cgi-bin/a", "/cgi-bin/%25252525",
-            "/cgi-bin/a?b\x01", "/../cgi-bin/a",
+            "/cgi-bin/../a",
+            "/cgi-bin/a/..",
+            "/cgi-bin/./a",
+            "/cgi-bin/%2e%2e/a",
+            "/cgi-bin/%2E/a",
+            "/cgi-bin/.%2e/a",
+            "/cgi-bin/%252e%252e/a",
+            "/cgi-bin/..;a=b/c",
+            "/cgi-bin/a%2fb",
+            "/cgi-bin/a%5cb",
+            "/cgi-bin/a\\b",
+            "/cgi-bin/a%252fb",
+            "/cgi-bin/a%00",
+            "/cgi-bin/a%0d%0a",
+            "/cgi-bin/a%7f",
+            "/cgi-bin/%c0%ae%c0%ae/a",
+            "/cgi-bin/\u{e9}",
+            "/cgi-bin/a b",
+            "/hr/../cgi-bin/a",
+            "/%2e%2e/cgi-bin/a",
+            "/cgi-bin/%25252525",
+            "/cgi-bin/a?b\x01",
+            "/../cgi-bin/a",
         ] {
             assert!(matches!(parse(given), Err(Doubt::Malformed(_))), "{given}: {:?}", parse(given));
         }

@@ -132,7 +132,10 @@ impl ClientStream {
         self.in_head = first > 0;
         let head = self.timeouts.head;
         let rest = async {
-            while !self.first.is_empty() && self.first.len() < preface.len() && preface.starts_with(&self.first) {
+            while !self.first.is_empty()
+                && self.first.len() < preface.len()
+                && preface.starts_with(&self.first)
+            {
                 let read = self.stream.read(&mut buffer).await?;
                 self.first.extend_from_slice(&buffer[..read]);
                 if read == 0 {
@@ -176,7 +179,11 @@ impl ClientStream {
 }
 
 impl AsyncRead for ClientStream {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let this = &mut *self;
         if this.first_taken < this.first.len() {
             let rest = &this.first[this.first_taken..];

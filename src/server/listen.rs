@@ -84,7 +84,7 @@ pub enum Listener {
 
 impl Listener {
     /// The next connection, and the address that it came in at.
-    pub(super) async fn accept(&self) -> io::Result<(Stream, Option<SocketAddr>)> {
+    pub async fn accept(&self) -> io::Result<(Stream, Option<SocketAddr>)> {
         match self {
             Self::Tcp(listener) => {
                 let (stream, _) = listener.accept().await?;

@@ -29,7 +29,8 @@ impl Backoff {
         let times = self.0.as_ref().map_or(0, |failing| failing.times);
         let wait = wait(times, failure.is_dangerous(), random_unit());
         let failure = Arc::new(failure);
-        self.0 = Some(Failing { failure: failure.clone(), until: now + wait, times: times.saturating_add(1) });
+        self.0 =
+            Some(Failing { failure: failure.clone(), until: now + wait, times: times.saturating_add(1) });
         failure
     }
 

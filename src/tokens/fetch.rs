@@ -50,7 +50,9 @@ pub enum FetchError {
         what: &'static str,
     },
     /// This proxy has asked as often as it may.
-    #[error("this proxy has called gettoken 300 times in the last hour; it waits, lest WeCom bans its address")]
+    #[error(
+        "this proxy has called gettoken 300 times in the last hour; it waits, lest WeCom bans its address"
+    )]
     Budget,
     /// The renewal was cut off.
     #[error("the renewal was cut off: the proxy is stopping")]
@@ -94,7 +96,10 @@ impl Gettoken {
         ));
         let mut headers = HeaderMap::new();
         headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
-        headers.insert(header::USER_AGENT, HeaderValue::from_static(concat!("wecom-proxy/", env!("CARGO_PKG_VERSION"))));
+        headers.insert(
+            header::USER_AGENT,
+            HeaderValue::from_static(concat!("wecom-proxy/", env!("CARGO_PKG_VERSION"))),
+        );
         let outgoing = Outgoing {
             method: &Method::GET,
             target: target.expose(),
@@ -103,7 +108,8 @@ impl Gettoken {
             body: BodyLength::Absent,
         };
         let upstream = |flaw: Flaw| FetchError::Upstream(flaw.to_string());
-        let mut answer = self.upstream.send(&outgoing, None).await.map_err(|failure| upstream(failure.flaw))?;
+        let mut answer =
+            self.upstream.send(&outgoing, None).await.map_err(|failure| upstream(failure.flaw))?;
         let status = answer.status.as_u16();
         let mut body = Vec::new();
         while let Some(piece) = answer.body.data().await {
@@ -119,7 +125,9 @@ impl Gettoken {
             }
             GrantError::NotJson => FetchError::Senseless { status, what: "it is not JSON" },
             GrantError::NoToken => FetchError::Senseless { status, what: "it holds no access_token" },
-            GrantError::BadToken => FetchError::Senseless { status, what: "its access_token cannot stand in a URL" },
+            GrantError::BadToken => {
+                FetchError::Senseless { status, what: "its access_token cannot stand in a URL" }
+            }
         })
     }
 }

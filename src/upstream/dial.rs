@@ -84,7 +84,11 @@ impl Addresses {
         let found: Vec<_> = match looked_up {
             Ok(Ok(found)) => found.collect(),
             Ok(Err(error)) => return Err(Flaw::Unreachable(format!("cannot resolve {host}: {error}"))),
-            Err(_) => return Err(Flaw::Unreachable(format!("resolving {host} took longer than upstream.connect_timeout"))),
+            Err(_) => {
+                return Err(Flaw::Unreachable(format!(
+                    "resolving {host} took longer than upstream.connect_timeout"
+                )));
+            }
         };
         if found.is_empty() {
             return Err(Flaw::Unreachable(format!("{host} has no address")));
@@ -110,7 +114,8 @@ impl Addresses {
 
 /// Asks the egress proxy for a tunnel to the upstream.
 async fn open_tunnel(settings: &Settings, stream: &mut Stream) -> Result<(), Flaw> {
-    let broken = |error: io::Error| Flaw::Unreachable(format!("the egress proxy (upstream.via) broke off: {error}"));
+    let broken =
+        |error: io::Error| Flaw::Unreachable(format!("the egress proxy (upstream.via) broke off: {error}"));
     let target = format!("{}:{}", settings.host, settings.port);
     let mut request = format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n");
     if let Some(authorization) = settings.via.as_ref().and_then(|via| via.authorization.as_ref()) {
@@ -122,7 +127,9 @@ async fn open_tunnel(settings: &Settings, stream: &mut Stream) -> Result<(), Fla
     // A byte at a time: what follows the head belongs to the tunnel.
     while !head.ends_with(b"\r\n\r\n") {
         if head.len() == MAX_CONNECT_HEAD {
-            return Err(Flaw::Unreachable("the egress proxy (upstream.via) answered CONNECT with no end".into()));
+            return Err(Flaw::Unreachable(
+                "the egress proxy (upstream.via) answered CONNECT with no end".into(),
+            ));
         }
         head.push(stream.read_u8().await.map_err(broken)?);
     }

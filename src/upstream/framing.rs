@@ -62,11 +62,7 @@ pub(super) enum Step {
 
 impl Framing {
     /// Reads it off a response's head (RFC 9112 §6.3).
-    pub(super) fn of(
-        method: &Method,
-        status: StatusCode,
-        headers: &HeaderMap,
-    ) -> Result<Self, FramingError> {
+    pub(super) fn of(method: &Method, status: StatusCode, headers: &HeaderMap) -> Result<Self, FramingError> {
         let bodiless = method == Method::HEAD || matches!(status.as_u16(), 204 | 304);
         let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
         let length = content_length(headers)?;
@@ -181,7 +177,8 @@ fn line(buffer: &mut BytesMut, longest: usize) -> Result<Option<BytesMut>, Frami
 fn chunk_size(line: &[u8]) -> Result<u64, FramingError> {
     let digits = line.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
     let extension = line[digits..].trim_ascii_start();
-    if digits == 0 || digits > 15 || !(extension.is_empty() || extension[0] == b';') || line.contains(&b'\r') {
+    if digits == 0 || digits > 15 || !(extension.is_empty() || extension[0] == b';') || line.contains(&b'\r')
+    {
         return Err(FramingError::Chunk);
     }
     let text = std::str::from_utf8(&line[..digits]).map_err(|_| FramingError::Chunk)?;
@@ -196,7 +193,8 @@ mod tests {
     use super::*;
 
     fn decode(wire: &[u8], cuts: &[usize]) -> Result<(Vec<u8>, bool), FramingError> {
-        let (mut framing, mut buffer, mut body) = (Framing::Chunked(Chunk::Size), BytesMut::new(), Vec::new());
+        let (mut framing, mut buffer, mut body) =
+            (Framing::Chunked(Chunk::Size), BytesMut::new(), Vec::new());
         let mut rest = wire;
         for cut in cuts.iter().copied().chain([wire.len()]) {
             let (now, later) = rest.split_at(cut.min(rest.len()));
@@ -240,7 +238,17 @@ mod tests {
 
     #[test]
     fn what_can_be_read_in_two_ways_is_refused() {
-        for wire in ["\r\n", "g\r\n", "-1\r\n", "+1\r\n", "1 1\r\n", "1\n", "ffffffffffffffff\r\n", "1\r\naX\r\n", "0x1\r\n"] {
+        for wire in [
+            "\r\n",
+            "g\r\n",
+            "-1\r\n",
+            "+1\r\n",
+            "1 1\r\n",
+            "1\n",
+            "ffffffffffffffff\r\n",
+            "1\r\naX\r\n",
+            "0x1\r\n",
+        ] {
             assert_eq!(decode(wire.as_bytes(), &[]), Err(FramingError::Chunk), "{wire:?}");
         }
     }
@@ -264,7 +272,11 @@ mod tests {
         }
         assert_eq!(framing(&[("content-length", "5"), ("content-length", "6")]), Err(FramingError::Length));
         for bad in ["x, chunked", "chunked, chunked", "identity", "gzip", ""] {
-            assert_eq!(framing(&[("transfer-encoding", bad)]), Err(FramingError::TransferEncoding), "{bad:?}");
+            assert_eq!(
+                framing(&[("transfer-encoding", bad)]),
+                Err(FramingError::TransferEncoding),
+                "{bad:?}"
+            );
         }
         let both = [("transfer-encoding", "chunked"), ("content-length", "5")];
         assert_eq!(framing(&both), Err(FramingError::TransferEncoding));

@@ -126,12 +126,14 @@ impl Exchange {
             }
             match self.poll_read(cx) {
                 Poll::Ready(Ok(0)) => {
-                    let flaw = if self.connection.inbound.is_empty() { Flaw::Closed } else { Flaw::Truncated };
+                    let flaw =
+                        if self.connection.inbound.is_empty() { Flaw::Closed } else { Flaw::Truncated };
                     return Poll::Ready(Err(self.failure(flaw)));
                 }
                 Poll::Ready(Ok(_)) => {}
                 Poll::Ready(Err(error)) => {
-                    let flaw = if self.connection.inbound.is_empty() { Flaw::Closed } else { Flaw::Io(error) };
+                    let flaw =
+                        if self.connection.inbound.is_empty() { Flaw::Closed } else { Flaw::Io(error) };
                     return Poll::Ready(Err(self.failure(flaw)));
                 }
                 // A client that is slow to send has a bound of its own; the upstream owes nothing meanwhile.

@@ -71,7 +71,8 @@ impl Sender {
                 Ok(Err(mut refused)) => {
                     let sent = if refused.take_message().is_some() { Sent::Nothing } else { Sent::Perhaps };
                     let error = refused.into_error();
-                    let flaw = upload_error(&error).map_or_else(|| Flaw::Http2(error.to_string()), Flaw::Upload);
+                    let flaw =
+                        upload_error(&error).map_or_else(|| Flaw::Http2(error.to_string()), Flaw::Upload);
                     return Err(Failure { flaw, sent });
                 }
                 // While the body moves, or the client is slow to send it, the upstream owes no answer.
@@ -93,7 +94,8 @@ fn request(
     reader: Option<Reader>,
     progress: Arc<Progress>,
 ) -> Result<Request<UploadBody>, Failure> {
-    let malformed = || Failure { flaw: Flaw::Http2("the request's target is not a URI".into()), sent: Sent::Nothing };
+    let malformed =
+        || Failure { flaw: Flaw::Http2("the request's target is not a URI".into()), sent: Sent::Nothing };
     let path = uri::PathAndQuery::try_from(outgoing.target).map_err(|_| malformed())?;
     let mut parts = uri::Parts::default();
     parts.scheme = Some(uri::Scheme::HTTPS);

@@ -51,8 +51,11 @@ pub(super) struct Head {
 pub(super) fn take(buffer: &mut BytesMut) -> Result<Option<Head>, Flaw> {
     let mut lines = [const { MaybeUninit::uninit() }; MAX_HEADERS];
     let mut response = httparse::Response::new(&mut []);
-    let parsed =
-        httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut response, buffer, &mut lines);
+    let parsed = httparse::ParserConfig::default().parse_response_with_uninit_headers(
+        &mut response,
+        buffer,
+        &mut lines,
+    );
     let length = match parsed {
         Ok(httparse::Status::Complete(length)) if length <= MAX_HEAD => length,
         Ok(httparse::Status::Partial) if buffer.len() < MAX_HEAD => return Ok(None),
@@ -81,7 +84,8 @@ pub(super) fn take(buffer: &mut BytesMut) -> Result<Option<Head>, Flaw> {
     let mut headers = HeaderMap::with_capacity(count + 4);
     let mut nominates = false;
     for (name, value) in &places[..count] {
-        let name = HeaderName::from_bytes(&head[name.clone()]).map_err(|_| Flaw::Head("a header's name is not one"))?;
+        let name = HeaderName::from_bytes(&head[name.clone()])
+            .map_err(|_| Flaw::Head("a header's name is not one"))?;
         let value = shared_value(&head, value)?;
         if name == header::CONNECTION {
             let options = || value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
@@ -105,5 +109,6 @@ pub(super) fn take(buffer: &mut BytesMut) -> Result<Option<Head>, Flaw> {
 
 /// A header's value without copying it out of the head.
 fn shared_value(head: &Bytes, place: &Range<usize>) -> Result<HeaderValue, Flaw> {
-    HeaderValue::from_maybe_shared(head.slice(place.clone())).map_err(|_| Flaw::Head("a header's value is not one"))
+    HeaderValue::from_maybe_shared(head.slice(place.clone()))
+        .map_err(|_| Flaw::Head("a header's value is not one"))
 }

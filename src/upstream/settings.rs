@@ -49,7 +49,8 @@ impl Settings {
             false => None,
             true => {
                 let bare = upstream.host.trim_start_matches('[').trim_end_matches(']').to_owned();
-                let name = ServerName::try_from(bare).map_err(|_| SettingsError::Name(upstream.host.clone()))?;
+                let name =
+                    ServerName::try_from(bare).map_err(|_| SettingsError::Name(upstream.host.clone()))?;
                 Some((Arc::new(client_config(upstream.ca_file.as_deref())?), name))
             }
         };
@@ -78,7 +79,8 @@ fn client_config(ca_file: Option<&std::path::Path>) -> Result<ClientConfig, Sett
         None => roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),
         Some(path) => {
             let wrong = |what: String| SettingsError::CaFile { path: path.to_owned(), what };
-            let certificates = CertificateDer::pem_file_iter(path).map_err(|error| wrong(error.to_string()))?;
+            let certificates =
+                CertificateDer::pem_file_iter(path).map_err(|error| wrong(error.to_string()))?;
             for certificate in certificates {
                 let certificate = certificate.map_err(|error| wrong(error.to_string()))?;
                 roots.add(certificate).map_err(|error| wrong(error.to_string()))?;

@@ -1,0 +1,70 @@
+//! What each command of the program does. Results go to stdout, logs and complaints to stderr.
+
+mod check;
+mod demo;
+mod health;
+mod run;
+mod simulator;
+
+use std::{fmt, future::Future, path::Path, time::Duration};
+
+pub use self::{check::check, demo::demo, health::health, simulator::simulator};
+use crate::{
+    app::{App, Prepared},
+    config,
+    telemetry::Telemetry,
+};
+
+/// Why the program ends with a status other than 0.
+#[derive(Debug)]
+pub struct Failed {
+    /// 2 for a bad command line or configuration, 1 for anything else.
+    pub status: u8,
+    /// What to tell the operator.
+    pub words: String,
+}
+
+impl Failed {
+    /// The configuration is at fault.
+    fn config(words: impl fmt::Display) -> Self {
+        Self { status: 2, words: words.to_string() }
+    }
+
+    /// Something else is.
+    fn other(words: impl fmt::Display) -> Self {
+        Self { status: 1, words: words.to_string() }
+    }
+}
+
+/// Runs the proxy until it is told to stop.
+pub fn serve(path: &Path) -> Result<(), Failed> {
+    let prepared = prepare(path)?;
+    let telemetry = Telemetry::start(prepared.log());
+    for warning in prepared.warnings() {
+        tracing::warn!("{warning}");
+    }
+    on_runtime(async {
+        let app = App::start(prepared).map_err(Failed::other)?;
+        run::until_told_to_stop(app, &telemetry).await
+    })
+}
+
+/// A duration on the command line, written as in the configuration.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    config::parse_duration(text).ok_or_else(|| "write it like 10s (ms, s, m, h)".to_owned())
+}
+
+/// Loads the file and what it names.
+fn prepare(path: &Path) -> Result<Prepared, Failed> {
+    let config = config::load(path).map_err(Failed::config)?;
+    Prepared::new(config).map_err(|error| Failed::config(format!("{}: {error}", path.display())))
+}
+
+/// The runtime of everything but requests.
+fn on_runtime<T>(work: impl Future<Output = Result<T, Failed>>) -> Result<T, Failed> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failed::other)?;
+    let outcome = runtime.block_on(work);
+    runtime.shutdown_background();
+    outcome
+}

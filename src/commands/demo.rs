@@ -1,0 +1,69 @@
+//! `demo`: simulator and proxy in one process, and three curl lines to try.
+
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddr},
+};
+
+use super::{Failed, on_runtime, run};
+use crate::{
+    app::{App, Prepared},
+    config::{self, Address},
+    simulator::{Settings, Simulator},
+    telemetry::Telemetry,
+};
+
+/// Runs the demo until it is told to stop.
+pub fn demo(listen: SocketAddr) -> Result<(), Failed> {
+    on_runtime(async {
+        let free = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let settings = Settings::default();
+        let agents = settings.agents.clone();
+        let simulator = Simulator::start(settings, free, free).await.map_err(Failed::other)?;
+        let mut text = format!(
+            "[server]\nlisten = \"{listen}\"\nopen = true\n\n[upstream]\nurl = \"http://{}\"\n\n[admin]\nlisten = \"127.0.0.1:0\"\n",
+            simulator.api_addr()
+        );
+        for agent in &agents {
+            let (name, corpid, agentid) = (&agent.name, &agent.corpid, agent.agentid);
+            let section = format!(
+                "\n[agents.{name}]\ncorpid = \"{corpid}\"\nsecret = {{ env = \"{name}\" }}\nagentid = {agentid}\n"
+            );
+            text.push_str(&section);
+        }
+        let dir = tempfile::tempdir().map_err(Failed::other)?;
+        let path = dir.path().join("proxy.toml");
+        fs::write(&path, text).map_err(Failed::other)?;
+        let secret =
+            |name: &str| agents.iter().find(|agent| agent.name == name).map(|agent| agent.secret.clone());
+        let config = config::load_with(&path, &secret).map_err(Failed::other)?;
+        let telemetry = Telemetry::start(config.log);
+        let app = App::start(Prepared::new(config).map_err(Failed::other)?).map_err(Failed::other)?;
+        introduce(&app, &simulator);
+        run::until_told_to_stop(app, &telemetry).await
+    })
+}
+
+/// Prints what to try. Every line works as it stands.
+fn introduce(app: &App, simulator: &Simulator) {
+    let Some(Address::Tcp(proxy)) = app.addresses().first() else { return };
+    let mut proxy = *proxy;
+    if proxy.ip().is_unspecified() {
+        proxy.set_ip(Ipv4Addr::LOCALHOST.into());
+    }
+    let control = simulator.control_addr();
+    println!(
+        "wecom-proxy demo: a proxy on http://{proxy} before a simulated WeCom. Paste these, in another terminal:\n"
+    );
+    println!("# 1. A call without any token; the proxy adds it");
+    println!("curl 'http://{proxy}/hr/cgi-bin/user/get?userid=zhangsan'\n");
+    println!("# 2. A message");
+    println!(
+        "curl 'http://{proxy}/hr/cgi-bin/message/send' -d '{{\"touser\":\"zhangsan\",\"msgtype\":\"text\",\"agentid\":1000002,\"text\":{{\"content\":\"你好\"}}}}'\n"
+    );
+    println!("# 3. The token is voided, and the next call is answered all the same: see X-Wecom-Retried");
+    println!(
+        "curl -s -X POST 'http://{control}/control/revoke?agent=hr' && curl -i 'http://{proxy}/hr/cgi-bin/user/get?userid=zhangsan'\n"
+    );
+    println!("What the simulator can do: curl http://{control}/control    Stop: Ctrl-C");
+}

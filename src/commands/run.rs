@@ -1,0 +1,54 @@
+//! A running proxy and the signals that it obeys.
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::Failed;
+use crate::{app::App, config::Address, telemetry::Telemetry};
+
+/// Says that the proxy is ready, then waits for a signal: SIGTERM or SIGINT ends it in order, a second one at once,
+/// SIGHUP reloads the configuration.
+pub(super) async fn until_told_to_stop(app: App, telemetry: &Telemetry) -> Result<(), Failed> {
+    let listen = |kind| signal(kind).map_err(Failed::other);
+    let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+    let mut hangup = listen(SignalKind::hangup())?;
+    announce(&app);
+    loop {
+        tokio::select! {
+            () = either(&mut terminate, &mut interrupt) => break,
+            _ = hangup.recv() => match app.reload() {
+                Ok(log) => telemetry.follow(log),
+                Err(error) => tracing::error!(%error, "the configuration was not reloaded; the old one goes on"),
+            },
+        }
+    }
+    tracing::info!("stopping; requests in flight may finish");
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    tokio::select! {
+        () = either(&mut terminate, &mut interrupt) => Err(Failed::other("told to stop twice; ended at once")),
+        drained = app.shut_down() => {
+            tracing::info!(drained, "stopped");
+            Ok(())
+        }
+    }
+}
+
+async fn either(terminate: &mut Signal, interrupt: &mut Signal) {
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
+/// One log line with every real address, and word to systemd where it waits for one.
+fn announce(app: &App) {
+    let written =
+        |addresses: &[Address]| addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    tracing::info!(
+        target: "wecom_proxy::ready",
+        listen = written(app.addresses()),
+        admin = written(app.admin_addresses()),
+        version = env!("CARGO_PKG_VERSION"),
+        "ready"
+    );
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+}

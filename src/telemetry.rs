@@ -1,0 +1,61 @@
+//! Logs to stderr: format and level from the configuration, no secret at any level.
+
+use std::io::IsTerminal;
+
+use tracing::{Level, Metadata, Subscriber};
+use tracing_subscriber::{
+    EnvFilter, Layer, Registry, filter::FilterFn, fmt, layer::SubscriberExt, registry::LookupSpan, reload,
+    util::SubscriberInitExt,
+};
+
+use crate::config::{Log, LogFormat};
+
+/// The running log, whose level can be changed.
+#[derive(Clone)]
+pub struct Telemetry(reload::Handle<EnvFilter, Registry>);
+
+impl Telemetry {
+    /// Starts the log of this process. Call it once.
+    pub fn start(log: Log) -> Self {
+        let (filter, handle) = reload::Layer::new(filter(log));
+        let registry = tracing_subscriber::registry().with(filter);
+        // A second start, as in tests, keeps the first log.
+        let _ = registry.with(lines(log.format)).try_init();
+        Self(handle)
+    }
+
+    /// Follows a changed level.
+    pub fn follow(&self, log: Log) {
+        let _ = self.0.reload(filter(log));
+    }
+}
+
+/// The level of the configuration, unless `RUST_LOG` says otherwise. What an operator always wants to see stays.
+fn filter(log: Log) -> EnvFilter {
+    let spelled = std::env::var(EnvFilter::DEFAULT_ENV).ok().filter(|spelled| !spelled.is_empty());
+    let filter = EnvFilter::new(spelled.unwrap_or_else(|| log.level.as_str().to_owned()));
+    let always = ["wecom_proxy::ready=info", "access=info"];
+    let always =
+        always.iter().take(if log.access { 2 } else { 1 }).filter_map(|directive| directive.parse().ok());
+    always.fold(filter, EnvFilter::add_directive)
+}
+
+fn lines<S>(format: LogFormat) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: Subscriber + for<'span> LookupSpan<'span>,
+{
+    let lines = fmt::layer().with_writer(std::io::stderr);
+    match format {
+        LogFormat::Json => lines.json().flatten_event(true).with_filter(FilterFn::new(is_safe)).boxed(),
+        LogFormat::Text => {
+            let colour = std::io::stderr().is_terminal();
+            lines.with_ansi(colour).with_filter(FilterFn::new(is_safe)).boxed()
+        }
+    }
+}
+
+/// Libraries below trace what goes over the wire, tokens and keys with it: only their warnings are let through.
+fn is_safe(event: &Metadata<'_>) -> bool {
+    let ours = event.target() == "access" || event.target().starts_with("wecom_proxy");
+    ours || *event.level() <= Level::WARN
+}

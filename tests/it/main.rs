@@ -1,0 +1,4 @@
+//! Stories about the proxy, told over real sockets with the simulator as WeCom.
+
+mod relay;
+mod stage;

@@ -1,0 +1,285 @@
+//! What every story is played on: a simulated WeCom, the proxy before it, and a caller.
+
+use std::{fs, io, net::SocketAddr, path::PathBuf, sync::Arc};
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full};
+use hyper::{
+    body::Incoming,
+    client::conn::{http1, http2},
+};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+use wecom_proxy::{
+    app::{App, Prepared},
+    config::{self, Address},
+    simulator::{Settings, Simulator},
+};
+
+/// A path that the simulator answers with what it was sent.
+pub const ECHO: &str = "/cgi-bin/simulator/echo";
+/// A call as most programs make them.
+pub const USER_GET: &str = "/cgi-bin/user/get?userid=zhangsan";
+
+/// Open, with the simulator's agents `hr` and `ops`.
+pub const OPEN: &str = r#"
+[server]
+listen = "127.0.0.1:0"
+[upstream]
+url = "http://{api}"
+[admin]
+listen = "127.0.0.1:0"
+{agents}
+"#;
+
+/// The simulated WeCom and the proxy.
+pub struct Stage {
+    pub wecom: Simulator,
+    pub proxy: App,
+    pub dir: TempDir,
+}
+
+impl Stage {
+    /// An open proxy with the agents `hr` and `ops`.
+    pub async fn open() -> Self {
+        Self::with(OPEN).await
+    }
+
+    /// A proxy with this configuration, in which `{api}` stands for the simulator's address, `{agents}` for its agents'
+    /// sections and `{dir}` for a directory of the stage's own.
+    pub async fn with(toml: &str) -> Self {
+        Self::set(Settings::default(), toml).await
+    }
+
+    /// The same with another simulator.
+    pub async fn set(settings: Settings, toml: &str) -> Self {
+        let dir = TempDir::new().expect("a temporary directory");
+        let wecom = Simulator::local(settings.clone()).await.expect("a simulator");
+        let path = write_config(&dir, &wecom, &settings, toml);
+        let config = config::load(&path).unwrap_or_else(|error| panic!("{error}"));
+        let proxy = App::start(Prepared::new(config).expect("usable files")).expect("a proxy");
+        Self { wecom, proxy, dir }
+    }
+
+    /// Writes another configuration in place of the first, for a reload.
+    pub fn rewrite(&self, toml: &str) -> PathBuf {
+        write_config(&self.dir, &self.wecom, &Settings::default(), toml)
+    }
+
+    /// Where the proxy listens.
+    pub fn address(&self) -> SocketAddr {
+        tcp(self.proxy.addresses())
+    }
+
+    /// Where its admin listener is.
+    pub fn admin(&self) -> SocketAddr {
+        tcp(self.proxy.admin_addresses())
+    }
+
+    /// A GET through the agent `hr`.
+    pub async fn get(&self, path: &str) -> Reply {
+        self.call(Request::get(format!("/hr{path}")), "").await
+    }
+
+    /// A POST through the agent `hr`.
+    pub async fn post(&self, path: &str, body: impl Into<Bytes>) -> Reply {
+        self.call(Request::post(format!("/hr{path}")), body).await
+    }
+
+    /// One request on a connection of its own.
+    pub async fn call(&self, request: http::request::Builder, body: impl Into<Bytes>) -> Reply {
+        let mut caller = Caller::http1(self.address()).await;
+        caller.call(request, body).await
+    }
+
+    /// Bytes as they are, and all that comes back until the proxy closes the connection or the answer is complete.
+    pub async fn raw(&self, bytes: impl AsRef<[u8]>) -> String {
+        raw(self.address(), bytes).await
+    }
+}
+
+fn write_config(dir: &TempDir, wecom: &Simulator, settings: &Settings, toml: &str) -> PathBuf {
+    let agents: String = settings.agents.iter().map(|agent| agent_section(agent, "")).collect();
+    let text = toml
+        .replace("{api}", &wecom.api_addr().to_string())
+        .replace("{agents}", &agents)
+        .replace("{dir}", &dir.path().display().to_string());
+    let path = dir.path().join("proxy.toml");
+    fs::write(&path, text).expect("the configuration is written");
+    path
+}
+
+/// An agent of the simulator as a section of the configuration, with `more` lines.
+pub fn agent_section(agent: &wecom_proxy::simulator::Agent, more: &str) -> String {
+    let wecom_proxy::simulator::Agent { name, corpid, secret, agentid } = agent;
+    format!("\n[agents.{name}]\ncorpid = \"{corpid}\"\nsecret = \"{secret}\"\nagentid = {agentid}\n{more}\n")
+}
+
+fn tcp(addresses: &[Address]) -> SocketAddr {
+    let found = addresses.iter().find_map(|address| match address {
+        Address::Tcp(address) => Some(*address),
+        Address::Unix(_) => None,
+    });
+    found.expect("a TCP listener")
+}
+
+/// A whole answer.
+#[derive(Debug)]
+pub struct Reply {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+}
+
+impl Reply {
+    /// Takes in an answer to its end.
+    pub async fn take(response: Response<Incoming>) -> Self {
+        let (parts, body) = response.into_parts();
+        let body = body.collect().await.expect("a whole body").to_bytes();
+        Self { status: parts.status, headers: parts.headers, body }
+    }
+
+    /// A header's text; empty where there is none.
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().expect("visible ASCII"))
+    }
+
+    /// The body as text.
+    pub fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).expect("UTF-8")
+    }
+
+    /// The body as JSON.
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.text()))
+    }
+
+    /// The errcode in the body.
+    pub fn errcode(&self) -> i64 {
+        self.json()["errcode"].as_i64().unwrap_or_else(|| panic!("no errcode: {}", self.text()))
+    }
+
+    /// Asserts that WeCom carried the call out.
+    #[track_caller]
+    pub fn is_ok(&self) -> &Self {
+        assert_eq!((self.status, self.errcode()), (StatusCode::OK, 0), "{}", self.text());
+        self
+    }
+
+    /// Asserts that the proxy itself answered, with this kind, status and errcode.
+    #[track_caller]
+    pub fn is_own(&self, kind: &str, status: u16, errcode: i64) -> &Self {
+        let own = (self.header("x-wecom-proxy-error"), self.status.as_u16(), self.errcode());
+        assert_eq!(own, (kind, status, errcode), "{}", self.text());
+        assert!(self.json()["errmsg"].as_str().is_some_and(|words| words.starts_with("wecom-proxy: ")));
+        self
+    }
+}
+
+/// One connection of a client.
+pub enum Caller {
+    Http1(http1::SendRequest<Full<Bytes>>),
+    Http2(http2::SendRequest<Full<Bytes>>),
+}
+
+impl Caller {
+    /// Over plain HTTP/1.1.
+    pub async fn http1(address: SocketAddr) -> Self {
+        Self::http1_over(TcpStream::connect(address).await.expect("a connection")).await
+    }
+
+    /// Over HTTP/1.1 on any stream.
+    pub async fn http1_over<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static>(
+        stream: S,
+    ) -> Self {
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.expect("a handshake");
+        tokio::spawn(connection);
+        Self::Http1(sender)
+    }
+
+    /// Over HTTP/2 with prior knowledge.
+    pub async fn http2(address: SocketAddr) -> Self {
+        Self::http2_over(TcpStream::connect(address).await.expect("a connection")).await
+    }
+
+    /// Over HTTP/2 on any stream.
+    pub async fn http2_over<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static>(
+        stream: S,
+    ) -> Self {
+        let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
+        let (sender, connection) = handshake.await.expect("a handshake");
+        tokio::spawn(connection);
+        Self::Http2(sender)
+    }
+
+    /// A GET through the agent `hr`.
+    pub async fn get(&mut self, path: &str) -> Reply {
+        self.call(Request::get(format!("/hr{path}")), "").await
+    }
+
+    /// One request and its whole answer.
+    pub async fn call(&mut self, request: http::request::Builder, body: impl Into<Bytes>) -> Reply {
+        let request = request.body(Full::new(body.into())).expect("a request");
+        Reply::take(self.send(request).await.expect("an answer")).await
+    }
+
+    /// One request and its answer's head.
+    pub async fn send(&mut self, mut request: Request<Full<Bytes>>) -> hyper::Result<Response<Incoming>> {
+        match self {
+            Self::Http1(sender) => {
+                if !request.headers().contains_key(header::HOST) {
+                    request
+                        .headers_mut()
+                        .insert(header::HOST, header::HeaderValue::from_static("proxy.test"));
+                }
+                sender.ready().await?;
+                sender.send_request(request).await
+            }
+            Self::Http2(sender) => {
+                let target = format!("http://proxy.test{}", request.uri());
+                *request.uri_mut() = target.parse().expect("a target");
+                sender.ready().await?;
+                sender.send_request(request).await
+            }
+        }
+    }
+}
+
+/// Sends bytes as they are on a connection of their own, half-closes, and returns all that comes back.
+pub async fn raw(address: SocketAddr, bytes: impl AsRef<[u8]>) -> String {
+    let mut stream = TcpStream::connect(address).await.expect("a connection");
+    let sent: io::Result<()> = async {
+        stream.write_all(bytes.as_ref()).await?;
+        stream.flush().await
+    }
+    .await;
+    let mut answer = Vec::new();
+    // A proxy that refuses early may close before all was sent; what it said first is what counts.
+    let _ = (sent, stream.read_to_end(&mut answer).await);
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+/// Runs `callers` calls at once, each on a connection of its own.
+pub async fn all_at_once(stage: &Arc<Stage>, callers: usize, path: &'static str) -> Vec<Reply> {
+    let calls: Vec<_> = (0..callers)
+        .map(|_| {
+            let stage = stage.clone();
+            tokio::spawn(async move { stage.get(path).await })
+        })
+        .collect();
+    let mut replies = Vec::with_capacity(callers);
+    for call in calls {
+        replies.push(call.await.expect("no panic"));
+    }
+    replies
+}
+
+/// The simulator's POST counterpart of a request, for tests that need a method by name.
+pub fn method(name: &str) -> Method {
+    name.parse().expect("a method")
+}
