@@ -1,0 +1,24 @@
+# One static program on an empty image, for the architecture that the image is built for (amd64, arm64).
+
+FROM rust:1.95-slim-bookworm AS build
+WORKDIR /build
+COPY Cargo.toml Cargo.lock ./
+COPY src src
+# With --target the flags reach the program only, not the build scripts and macros, which cannot be static.
+RUN target="$(rustc -vV | sed -n 's/^host: //p')" \
+    && RUSTFLAGS='-C target-feature=+crt-static' cargo build --release --locked --target "$target" \
+    && mkdir -p /image \
+    && mkdir -m 1777 /image/tmp \
+    && cp "target/$target/release/wecom-proxy" /image/wecom-proxy
+
+FROM scratch
+# The program, and the /tmp in which it keeps large request bodies for another attempt.
+COPY --from=build /image/ /
+USER 65532:65532
+ENV WECOM_PROXY_CONFIG=/etc/wecom-proxy/proxy.toml
+# The proxy. server.listen must be "0.0.0.0:8080" here, for which it needs a client, or server.open = true.
+EXPOSE 8080
+# Asks the admin listener: the configuration needs [admin].
+HEALTHCHECK --interval=30s --timeout=6s --start-period=5s CMD ["/wecom-proxy", "health"]
+ENTRYPOINT ["/wecom-proxy"]
+CMD ["serve"]

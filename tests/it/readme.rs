@@ -1,0 +1,298 @@
+//! Both READMEs: they say the same, and every command and every setting in them works as it stands there.
+//!
+//! A fenced block's second word says how it is played: `start` starts the program; `demo`, `serve` and `keys` are typed
+//! while it runs; `key` makes a key; of `container` and `tests` only the files that they name are looked for. A toml
+//! block is a whole file, or a `fragment` that is added to the first one.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    path::Path,
+    process::{Child, ChildStderr, ChildStdout, Command, Stdio},
+};
+
+use tempfile::TempDir;
+use toml::{Table, Value};
+use wecom_proxy::config;
+
+const ENGLISH: &str = include_str!("../../README.md");
+const CHINESE: &str = include_str!("../../README.zh-CN.md");
+const STAGES: [&str; 7] = ["start", "demo", "serve", "key", "keys", "container", "tests"];
+
+/// The addresses that the READMEs name: the proxy's, its admin listener's and that of the demo's simulator.
+const PROXY: &str = "127.0.0.1:8080";
+const ADMIN: &str = "127.0.0.1:9090";
+const CONTROL: &str = "127.0.0.1:45678";
+
+/// A fenced block.
+#[derive(Debug, PartialEq)]
+struct Block {
+    language: String,
+    word: String,
+    /// Without comments.
+    text: String,
+}
+
+/// The levels of a README's headings, and its blocks.
+fn read(readme: &str) -> (Vec<usize>, Vec<Block>) {
+    let (mut headings, mut blocks, mut open) = (Vec::new(), Vec::new(), None::<Block>);
+    for line in readme.lines() {
+        match (line.strip_prefix("```"), open.as_mut()) {
+            (Some(_), Some(_)) => blocks.extend(open.take()),
+            (Some(info), None) => {
+                let (language, word) = info.split_once(' ').unwrap_or((info, ""));
+                open = Some(Block { language: language.into(), word: word.into(), text: String::new() });
+            }
+            (None, Some(block)) if !line.starts_with('#') => block.text.extend([line, "\n"]),
+            (None, None) if line.starts_with('#') => headings.push(line.find(' ').expect("a heading")),
+            _ => {}
+        }
+    }
+    assert_eq!(open, None, "a block without an end");
+    (headings, blocks)
+}
+
+/// The texts of the blocks in this language that have this word.
+fn texts(language: &str, word: &str) -> Vec<String> {
+    let wanted = |block: &Block| block.language == language && block.word == word;
+    let found: Vec<_> =
+        read(ENGLISH).1.into_iter().filter(wanted).map(|block| block.text.trim_end().to_owned()).collect();
+    assert!(!found.is_empty(), "no block ```{language} {word}");
+    found
+}
+
+/// The first configuration that the READMEs show, which is whole.
+fn first_file() -> Table {
+    table(&texts("toml", "")[0])
+}
+
+fn table(text: &str) -> Table {
+    text.parse().expect("TOML")
+}
+
+/// A program that was started as a README says, and what it says to its user.
+struct Running {
+    child: Child,
+    stdout: BufReader<ChildStdout>,
+    stderr: BufReader<ChildStderr>,
+}
+
+impl Running {
+    fn start(script: &str, dir: &Path) -> Self {
+        let mut child = shell(script, dir).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("sh");
+        let stdout = BufReader::new(child.stdout.take().expect("its stdout"));
+        let stderr = BufReader::new(child.stderr.take().expect("its stderr"));
+        Self { child, stdout, stderr }
+    }
+
+    /// The TCP addresses of the line that says ready: the proxy's and the admin listener's.
+    fn ready(&mut self) -> (String, String) {
+        let said = lines_until(&mut self.stderr, |line| line.contains(": ready "));
+        let line = said.lines().last().expect("a line");
+        let address = |name: &str| {
+            let (_, rest) = line.split_once(&format!(" {name}=\"")).expect("the addresses");
+            let mut all = rest.split('"').next().expect("a closing quote").split(", ");
+            all.find(|address| !address.starts_with("unix:")).expect("a TCP address").to_owned()
+        };
+        (address("listen"), address("admin"))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = (self.child.kill(), self.child.wait());
+    }
+}
+
+/// What comes up to and with the line that `is_last`.
+fn lines_until(from: &mut impl BufRead, mut is_last: impl FnMut(&str) -> bool) -> String {
+    let mut said = String::new();
+    loop {
+        let mut line = String::new();
+        assert!(from.read_line(&mut line).expect("text") > 0, "it ended, having said:\n{said}");
+        said.push_str(&line);
+        if is_last(&line) {
+            return said;
+        }
+    }
+}
+
+/// A shell whose `wecom-proxy` is the one just built, and whose `curl` fails where the answer is an error.
+fn shell(script: &str, dir: &Path) -> Command {
+    let built = Path::new(env!("CARGO_BIN_EXE_wecom-proxy")).parent().expect("its directory").display();
+    let path = std::env::var("PATH").expect("a path");
+    let mut shell = Command::new("sh");
+    shell.args(["-euc", &format!("curl() {{ command curl -fsS \"$@\"; }}\n{script}")]).current_dir(dir);
+    shell.env("PATH", format!("{built}:{path}")).env("RUST_LOG", "info").env_remove("WECOM_PROXY_CONFIG");
+    shell
+}
+
+/// Types a block; returns what it prints. Every call of the API in it must succeed.
+fn type_in(block: &str, shell: &mut Command) -> String {
+    let output = shell.output().expect("sh");
+    let (said, complaint) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{block}\n{said}\n{complaint}");
+    assert_eq!(said.matches("\"errcode\":0,").count(), block.matches("/cgi-bin/").count(), "{block}\n{said}");
+    said.into_owned()
+}
+
+/// A simulated WeCom, and the proxy before it, started as the READMEs say.
+struct Stage {
+    proxy: Running,
+    listen: String,
+    admin: String,
+    secret: String,
+    dir: TempDir,
+    _wecom: Running,
+}
+
+impl Stage {
+    /// With the first file and `more`.
+    fn serve(more: Table) -> Self {
+        let dir = TempDir::new().expect("a directory");
+        let script = "exec wecom-proxy simulator --listen 127.0.0.1:0 --control 127.0.0.1:0";
+        let mut wecom = Running::start(script, dir.path());
+        let mut agents = 0;
+        let shown = lines_until(&mut wecom.stdout, |line| {
+            agents += usize::from(line.starts_with("agentid"));
+            agents == 2
+        });
+        let shown = table(&shown);
+        let secret = shown["agents"]["hr"]["secret"].as_str().expect("a secret").to_owned();
+
+        let mut file = first_file();
+        file.extend(more);
+        file.insert("upstream".into(), shown["upstream"].clone());
+        file.extend(table("[server]\nlisten = \"127.0.0.1:0\""));
+        // `wecom-proxy health` asks the first of them, whose port must not be 0.
+        file.extend(table("[admin]\nlisten = [\"unix:admin.sock\", \"127.0.0.1:0\"]"));
+        fs::write(dir.path().join("proxy.toml"), file.to_string()).expect("the file");
+
+        let script = texts("sh", "start")[1]
+            .replace("'…'", &format!("'{secret}'"))
+            .replace("cargo run --release -- serve", "exec wecom-proxy serve")
+            .replace("cargo run --release -- ", "wecom-proxy ");
+        assert!(!script.contains("cargo"), "{script}");
+        let mut proxy = Running::start(&script, dir.path());
+        let (listen, admin) = proxy.ready();
+        Self { proxy, listen, admin, secret, dir, _wecom: wecom }
+    }
+
+    fn type_in(&self, block: &str, key: &str) -> String {
+        let block = block.replace(PROXY, &self.listen).replace(ADMIN, &self.admin);
+        let mut shell = shell(&block, self.dir.path());
+        shell.env("PID", self.proxy.child.id().to_string()).env("KEY", key);
+        type_in(&block, shell.env("WECOM_HR_SECRET", &self.secret))
+    }
+}
+
+#[test]
+fn both_say_the_same() {
+    let ((headings, blocks), (other_headings, other_blocks)) = (read(ENGLISH), read(CHINESE));
+    assert_eq!(headings, other_headings);
+    assert_eq!(blocks, other_blocks);
+    let count = |readme: &str, mark: &str| readme.lines().filter(|line| line.starts_with(mark)).count();
+    for mark in ["| ", "- "] {
+        assert_eq!(count(ENGLISH, mark), count(CHINESE, mark), "{mark}");
+    }
+    for Block { language, word, .. } in blocks {
+        let known = match language.as_str() {
+            "sh" => STAGES.contains(&word.as_str()),
+            "toml" => ["", "fragment"].contains(&word.as_str()),
+            _ => false,
+        };
+        assert!(known, "```{language} {word}");
+    }
+}
+
+#[test]
+fn every_setting_is_accepted() {
+    let dir = TempDir::new().expect("a directory");
+    for name in ["server.pem", "server.key", "ca.pem"] {
+        fs::write(dir.path().join(name), "").expect("a file");
+    }
+    let path = dir.path().join("proxy.toml");
+    let check = |file: &str| {
+        fs::write(&path, file).expect("the file");
+        let secret = |name: &str| (name == "WECOM_HR_SECRET").then(|| "secret".to_owned());
+        config::load_with(&path, &secret).unwrap_or_else(|error| panic!("{file}\n{error}"))
+    };
+    for file in texts("toml", "") {
+        assert!(check(&file).warnings.is_empty(), "{file}");
+    }
+    let fragments = texts("toml", "fragment");
+    let mut base = first_file();
+    base.extend(table(fragments.iter().find(|text| text.contains("[clients.")).expect("a client")));
+    for fragment in fragments {
+        let mut file = base.clone();
+        file.extend(table(&fragment));
+        check(&file.to_string());
+    }
+}
+
+#[test]
+fn the_demo_prints_what_the_readme_shows() {
+    let dir = TempDir::new().expect("a directory");
+    let start = &texts("sh", "start")[0];
+    assert_eq!(start, "cargo run --release -- demo");
+    let mut demo = Running::start("exec wecom-proxy demo --listen 127.0.0.1:0", dir.path());
+    let (listen, _) = demo.ready();
+    let printed = lines_until(&mut demo.stdout, |line| line.contains("Ctrl-C"));
+    let (_, control) = printed.split_once("-X POST 'http://").expect("the third line");
+    let control = control.split('/').next().expect("an address");
+    let mut said = String::new();
+    for block in texts("sh", "demo") {
+        let block = block.replace(PROXY, &listen).replace(CONTROL, control);
+        for line in block.lines() {
+            assert!(printed.lines().any(|other| other == line), "{line}\n{printed}");
+        }
+        said += &type_in(&block, &mut shell(&block, dir.path()));
+    }
+    assert!(said.contains("x-wecom-retried: 40014"), "{said}");
+}
+
+#[test]
+fn an_operator_follows_the_readme() {
+    let stage = Stage::serve(Table::new());
+    let said: String = texts("sh", "serve").iter().map(|block| stage.type_in(block, "")).collect();
+    assert_eq!(said.matches("\"status\":\"ok\"").count(), 3, "{said}");
+    assert!(said.contains("\"state\":\"valid\""), "{said}");
+}
+
+#[test]
+fn clients_show_the_key_that_was_made_for_them() {
+    let dir = TempDir::new().expect("a directory");
+    let script = format!("{}\necho \"$KEY\"", texts("sh", "key")[0]);
+    let made = type_in(&script, &mut shell(&script, dir.path()));
+    let (hash, key) = made.trim_end().split_once("  -\n").expect("a hash and a key");
+    let fragments = texts("toml", "fragment");
+    let mut clients = table(fragments.iter().find(|text| text.contains("key_sha256")).expect("a client"));
+    clients["clients"]["billing"]["key_sha256"] = Value::String(hash.to_owned());
+    let stage = Stage::serve(clients);
+    for block in texts("sh", "keys") {
+        stage.type_in(&block, key);
+    }
+    let refused = shell(&format!("curl 'http://{}/cgi-bin/user/get'", stage.listen), dir.path()).output();
+    assert!(!refused.expect("sh").status.success(), "no key was needed");
+}
+
+#[test]
+fn the_files_that_they_name_are_there() {
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let named = |name: &str| assert!(repository.join(name).exists(), "{name} is not there");
+    for readme in [ENGLISH, CHINESE] {
+        for link in readme.split("](").skip(1) {
+            named(link.split(')').next().expect("a link's end"));
+        }
+    }
+    for name in ["proxy.toml", "Dockerfile", ".dockerignore"] {
+        named(name);
+    }
+    for block in texts("sh", "tests") {
+        named(block.strip_prefix("sh ").expect("a script"));
+    }
+    let dockerfile = fs::read_to_string(repository.join("Dockerfile")).expect("a text");
+    let runs = dockerfile.contains("WECOM_PROXY_CONFIG=/etc/wecom-proxy/proxy.toml");
+    assert!(runs && texts("sh", "container")[0].contains(":/etc/wecom-proxy:"));
+}
