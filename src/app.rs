@@ -218,6 +218,7 @@ impl App {
             ("tokens", fresh.tokens != before.tokens),
             ("replay", fresh.replay != before.replay),
             ("admin", fresh.admin != before.admin),
+            ("log", config::Log { level: before.log.level, ..fresh.log } != before.log),
         ];
         for (section, _) in restart.iter().filter(|(_, changed)| *changed) {
             tracing::warn!(section, "a change in this section needs a restart; the old settings go on");

@@ -13,13 +13,15 @@ use crate::{
     telemetry::Telemetry,
 };
 
+/// Where the demo's simulator takes orders, as the lone simulator does by default.
+const CONTROL_PORT: u16 = 8082;
+
 /// Runs the demo until it is told to stop.
 pub fn demo(listen: SocketAddr) -> Result<(), Failed> {
     on_runtime(async {
-        let free = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let settings = Settings::default();
         let agents = settings.agents.clone();
-        let simulator = Simulator::start(settings, free, free).await.map_err(Failed::other)?;
+        let simulator = simulator(settings, listen).await?;
         let mut text = format!(
             "[server]\nlisten = \"{listen}\"\nopen = true\n\n[upstream]\nurl = \"http://{}\"\n\n[admin]\nlisten = \"127.0.0.1:0\"\n",
             simulator.api_addr()
@@ -31,7 +33,10 @@ pub fn demo(listen: SocketAddr) -> Result<(), Failed> {
             );
             text.push_str(&section);
         }
-        let dir = tempfile::tempdir().map_err(Failed::other)?;
+        let no_dir = |error| {
+            Failed::other(format!("cannot make a temporary directory for the demo's proxy.toml: {error}"))
+        };
+        let dir = tempfile::tempdir().map_err(no_dir)?;
         let path = dir.path().join("proxy.toml");
         fs::write(&path, text).map_err(Failed::other)?;
         let secret =
@@ -42,6 +47,18 @@ pub fn demo(listen: SocketAddr) -> Result<(), Failed> {
         introduce(&app, &simulator);
         run::until_told_to_stop(app, &telemetry).await
     })
+}
+
+/// A simulator whose control address is the same each time, so that a line typed once can be typed again; another one
+/// where that is taken, or where the caller wants a free port anyway.
+async fn simulator(settings: Settings, listen: SocketAddr) -> Result<Simulator, Failed> {
+    let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    if listen.port() != 0
+        && let Ok(simulator) = Simulator::start(settings.clone(), local(0), local(CONTROL_PORT)).await
+    {
+        return Ok(simulator);
+    }
+    Simulator::start(settings, local(0), local(0)).await.map_err(Failed::other)
 }
 
 /// Prints what to try. Every line works as it stands.

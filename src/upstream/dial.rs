@@ -37,7 +37,12 @@ pub(super) async fn dial(settings: &Arc<Settings>, addresses: &Addresses) -> Res
     let until = Instant::now() + settings.connect_timeout;
     let slow = |what: &str| Flaw::Unreachable(format!("{what} took longer than upstream.connect_timeout"));
     let (host, port) = settings.dialled();
-    let tcp = addresses.connect(host, port, until).await?;
+    let tcp = addresses.connect(host, port, until).await.map_err(|flaw| match (flaw, &settings.via) {
+        (Flaw::Unreachable(what), Some(_)) => {
+            Flaw::Unreachable(format!("the egress proxy (upstream.via): {what}"))
+        }
+        (flaw, _) => flaw,
+    })?;
     let _ = tcp.set_nodelay(true);
     let mut stream = Stream::Tcp(tcp);
     if settings.via.is_some() {
