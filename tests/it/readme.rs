@@ -22,7 +22,7 @@ const STAGES: [&str; 7] = ["start", "demo", "serve", "key", "keys", "container",
 /// The addresses that the READMEs name: the proxy's, its admin listener's and that of the demo's simulator.
 const PROXY: &str = "127.0.0.1:8080";
 const ADMIN: &str = "127.0.0.1:9090";
-const CONTROL: &str = "127.0.0.1:45678";
+const CONTROL: &str = "127.0.0.1:8082";
 
 /// A fenced block.
 #[derive(Debug, PartialEq)]
