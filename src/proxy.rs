@@ -101,7 +101,12 @@ impl Proxy {
         let (began, busy) = (Instant::now(), link.busy());
         let (parts, body) = request.into_parts();
         let mut notes = Notes::default();
+        let has_body = !body.is_end_stream();
         let answered = self.relay(&parts, body, link, &mut notes).await;
+        if answered.is_err() && has_body {
+            // Perhaps nobody reads it any more, and the client is still sending.
+            link.linger();
+        }
         let error = answered.as_ref().err().map(|refusal| refusal.kind.facts().0);
         let mut response = answered.unwrap_or_else(|refusal| {
             notes.errcode = Some(refusal.errcode);
@@ -192,7 +197,6 @@ impl Proxy {
             return Ok((None, if says_so || wants { BodyLength::Known(0) } else { BodyLength::Absent }));
         }
         if declared.is_some_and(|declared| declared > self.rules.bounds.bytes) {
-            link.linger();
             return Err(too_large(self.rules.bounds.bytes));
         }
         let upload = Upload::new(body, declared, self.rules.bounds, keep.then_some(&self.rules.shelf));

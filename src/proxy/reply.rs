@@ -24,7 +24,7 @@ pub struct ReplyBody {
     /// What was sent so far, for the log.
     entry: Option<Box<Entry>>,
     /// The connection is in use until the body has been handed over.
-    _busy: Option<Busy>,
+    busy: Option<Busy>,
 }
 
 enum Pieces {
@@ -45,7 +45,7 @@ struct Streamed {
 impl ReplyBody {
     /// A body that is all there.
     pub(super) fn whole(body: Bytes) -> Self {
-        Self { pieces: Pieces::Whole(body), entry: None, _busy: None }
+        Self { pieces: Pieces::Whole(body), entry: None, busy: None }
     }
 
     /// A body of which `held` is here and `rest` is to come.
@@ -59,12 +59,12 @@ impl ReplyBody {
             return Self::whole(held.pop_front().unwrap_or_default());
         }
         let streamed = Streamed { held, rest, _upload: upload, _permit: Some(permit) };
-        Self { pieces: Pieces::Streamed(Box::new(streamed)), entry: None, _busy: None }
+        Self { pieces: Pieces::Streamed(Box::new(streamed)), entry: None, busy: None }
     }
 
     /// Holds these until the body has ended.
     pub(super) fn until_end(self, entry: Option<Box<Entry>>, busy: Busy) -> Self {
-        Self { entry, _busy: Some(busy), ..self }
+        Self { entry, busy: Some(busy), ..self }
     }
 }
 
@@ -97,6 +97,9 @@ impl Body for ReplyBody {
                 tracing::warn!(failure = %failure.flaw, "the upstream broke off in the middle of an answer");
                 if let Some(entry) = entry {
                     entry.broke();
+                }
+                if let Some(busy) = &self.busy {
+                    busy.sever();
                 }
                 Some(Err(Broken))
             }

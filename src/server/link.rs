@@ -40,6 +40,7 @@ struct State {
     local: Option<SocketAddr>,
     requests: AtomicU32,
     lingers: AtomicBool,
+    severed: AtomicBool,
 }
 
 /// A request is being served; dropped when its answer has been handed over.
@@ -49,7 +50,12 @@ pub struct Busy(Link);
 impl Link {
     /// The link of a connection that came in at `local`.
     pub fn new(local: Option<SocketAddr>) -> Self {
-        Self(Arc::new(State { local, requests: AtomicU32::new(0), lingers: AtomicBool::new(false) }))
+        Self(Arc::new(State {
+            local,
+            requests: AtomicU32::new(0),
+            lingers: AtomicBool::new(false),
+            severed: AtomicBool::new(false),
+        }))
     }
 
     /// Marks the connection as in use.
@@ -83,6 +89,14 @@ impl Link {
     }
 }
 
+impl Busy {
+    /// Says that this answer broke off. Over HTTP/1 the connection will end with a reset: to a client that knows no
+    /// framing, or does not look at it, an orderly close would mean that the answer is whole.
+    pub fn sever(&self) {
+        self.0.0.severed.store(true, Ordering::Relaxed);
+    }
+}
+
 impl Drop for Busy {
     fn drop(&mut self) {
         self.0.0.requests.fetch_sub(1, Ordering::Relaxed);
@@ -99,6 +113,8 @@ pub(super) struct ClientStream {
     first_taken: usize,
     was_busy: bool,
     in_head: bool,
+    /// What comes over HTTP/2 between two requests is no head: it may be a ping or a window.
+    http2: bool,
     reading: Deadline,
     writing: Deadline,
     lingering: Deadline,
@@ -116,6 +132,7 @@ impl ClientStream {
             first_taken: 0,
             was_busy: false,
             in_head: false,
+            http2: false,
             reading: Deadline::idle(),
             writing: Deadline::idle(),
             lingering: Deadline::idle(),
@@ -146,6 +163,11 @@ impl ClientStream {
         };
         tokio::time::timeout(head, rest).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
         Ok(self.first.starts_with(preface))
+    }
+
+    /// Says that the client speaks HTTP/2.
+    pub(super) fn speak_http2(&mut self) {
+        (self.http2, self.in_head) = (true, false);
     }
 
     /// Whether the client has taken too long over its next head, or over beginning one.
@@ -198,7 +220,7 @@ impl AsyncRead for ClientStream {
         let before = buf.filled().len();
         match Pin::new(&mut this.stream).poll_read(cx, buf) {
             Poll::Ready(read) => {
-                if buf.filled().len() > before && !this.in_head && !this.link.is_busy() {
+                if buf.filled().len() > before && !this.http2 && !this.in_head && !this.link.is_busy() {
                     this.in_head = true;
                     this.reading.clear();
                     this.was_busy = false;
@@ -260,5 +282,16 @@ impl AsyncWrite for ClientStream {
             ready!(self.poll_linger(cx));
         }
         Poll::Ready(Ok(()))
+    }
+}
+
+impl Drop for ClientStream {
+    fn drop(&mut self) {
+        if self.link.0.severed.load(Ordering::Relaxed)
+            && !self.http2
+            && let Some(tcp) = self.stream.tcp()
+        {
+            let _ = tcp.set_zero_linger();
+        }
     }
 }
