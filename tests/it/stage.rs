@@ -1,6 +1,6 @@
 //! What every story is played on: a simulated WeCom, the proxy before it, and a caller.
 
-use std::{fs, future::Future, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{fs, future::Future, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
@@ -11,15 +11,14 @@ use hyper::{
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tempfile::TempDir;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-};
+use tokio::net::TcpStream;
 use wecom_proxy::{
     app::{App, Prepared},
     config::{self, Address},
     simulator::{Record, Settings, Simulator},
 };
+
+use crate::wire::Line;
 
 /// A path that the simulator answers with what it was sent.
 pub const ECHO: &str = "/cgi-bin/simulator/echo";
@@ -167,7 +166,7 @@ impl Stage {
         caller.call(request, body).await
     }
 
-    /// Bytes as they are, and all that comes back until the proxy closes the connection or the answer is complete.
+    /// Bytes as they are, and all that comes back until the proxy closes the connection.
     pub async fn raw(&self, bytes: impl AsRef<[u8]>) -> String {
         raw(self.address(), bytes).await
     }
@@ -322,16 +321,10 @@ impl Caller {
 
 /// Sends bytes as they are on a connection of their own, and returns all that comes back until the proxy closes it.
 pub async fn raw(address: SocketAddr, bytes: impl AsRef<[u8]>) -> String {
-    let mut stream = TcpStream::connect(address).await.expect("a connection");
-    let sent: io::Result<()> = async {
-        stream.write_all(bytes.as_ref()).await?;
-        stream.flush().await
-    }
-    .await;
-    let mut answer = Vec::new();
+    let mut line = Line::to(address).await;
     // A proxy that refuses early may close before all was sent; what it said first is what counts.
-    let _ = (sent, soon(stream.read_to_end(&mut answer)).await);
-    String::from_utf8_lossy(&answer).into_owned()
+    let _ = line.say(bytes).await;
+    String::from_utf8_lossy(&line.rest().await.0).into_owned()
 }
 
 /// Runs `callers` calls at once, each on a connection of its own.
