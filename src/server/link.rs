@@ -6,13 +6,16 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
     time::Duration,
 };
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
+    time::Instant,
+};
 
 use crate::{deadline::Deadline, io::Stream};
 
@@ -38,7 +41,13 @@ pub struct Link(Arc<State>);
 #[derive(Debug)]
 struct State {
     local: Option<SocketAddr>,
+    born: Instant,
+    /// When the last request was done, in milliseconds since `born`.
+    quiet_since: AtomicU64,
+    /// Requests that are being served.
     requests: AtomicU32,
+    /// Requests that ever were.
+    begun: AtomicU32,
     lingers: AtomicBool,
     severed: AtomicBool,
 }
@@ -52,7 +61,10 @@ impl Link {
     pub fn new(local: Option<SocketAddr>) -> Self {
         Self(Arc::new(State {
             local,
+            born: Instant::now(),
+            quiet_since: AtomicU64::new(0),
             requests: AtomicU32::new(0),
+            begun: AtomicU32::new(0),
             lingers: AtomicBool::new(false),
             severed: AtomicBool::new(false),
         }))
@@ -61,6 +73,7 @@ impl Link {
     /// Marks the connection as in use.
     pub fn busy(&self) -> Busy {
         self.0.requests.fetch_add(1, Ordering::Relaxed);
+        self.0.begun.fetch_add(1, Ordering::Relaxed);
         Busy(self.clone())
     }
 
@@ -84,6 +97,10 @@ impl Link {
         move || link.linger()
     }
 
+    fn quiet_since(&self) -> Instant {
+        self.0.born + Duration::from_millis(self.0.quiet_since.load(Ordering::Relaxed))
+    }
+
     fn is_busy(&self) -> bool {
         self.0.requests.load(Ordering::Relaxed) > 0
     }
@@ -99,7 +116,10 @@ impl Busy {
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.0.requests.fetch_sub(1, Ordering::Relaxed);
+        let state = &self.0.0;
+        let now = u64::try_from(state.born.elapsed().as_millis()).unwrap_or(u64::MAX);
+        state.quiet_since.store(now, Ordering::Relaxed);
+        state.requests.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -111,7 +131,8 @@ pub(super) struct ClientStream {
     /// Read while finding out the protocol, and still to be handed to hyper.
     first: Vec<u8>,
     first_taken: usize,
-    was_busy: bool,
+    /// Requests that were begun when last looked.
+    begun: u32,
     in_head: bool,
     /// What comes over HTTP/2 between two requests is no head: it may be a ping or a window.
     http2: bool,
@@ -130,7 +151,7 @@ impl ClientStream {
             timeouts,
             first: Vec::new(),
             first_taken: 0,
-            was_busy: false,
+            begun: 0,
             in_head: false,
             http2: false,
             reading: Deadline::idle(),
@@ -170,19 +191,34 @@ impl ClientStream {
         (self.http2, self.in_head) = (true, false);
     }
 
-    /// Whether the client has taken too long over its next head, or over beginning one.
-    fn poll_head_late(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let busy = self.link.is_busy();
-        if busy || self.was_busy {
-            self.in_head = false;
+    /// Whether a request is being served. A head that has become a request is over, also where it was served between
+    /// two looks.
+    fn is_busy(&mut self) -> bool {
+        let (busy, begun) = (self.link.is_busy(), self.link.0.begun.load(Ordering::Relaxed));
+        if busy || begun != self.begun {
+            (self.begun, self.in_head) = (begun, false);
             self.reading.clear();
         }
-        self.was_busy = busy;
-        if busy {
-            return Poll::Pending;
+        busy
+    }
+
+    /// Whether the client has taken too long over its next head, or over beginning one.
+    fn poll_head_late(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            let busy = self.is_busy();
+            if busy {
+                // Nobody calls when the request is done: the timer looks again, and then knows since when it is quiet.
+                self.reading.set(self.timeouts.idle);
+            } else if self.in_head {
+                self.reading.set_if_idle(self.timeouts.head);
+            } else {
+                self.reading.set_after(self.link.quiet_since(), self.timeouts.idle);
+            }
+            ready!(self.reading.poll_passed(cx));
+            if !busy {
+                return Poll::Ready(());
+            }
         }
-        self.reading.set_if_idle(if self.in_head { self.timeouts.head } else { self.timeouts.idle });
-        self.reading.poll_passed(cx)
     }
 
     /// Reads on after the last answer until the client stops sending, so that the answer is not lost in a reset.
@@ -220,10 +256,9 @@ impl AsyncRead for ClientStream {
         let before = buf.filled().len();
         match Pin::new(&mut this.stream).poll_read(cx, buf) {
             Poll::Ready(read) => {
-                if buf.filled().len() > before && !this.http2 && !this.in_head && !this.link.is_busy() {
+                if buf.filled().len() > before && !this.is_busy() && !this.http2 && !this.in_head {
                     this.in_head = true;
                     this.reading.clear();
-                    this.was_busy = false;
                 }
                 Poll::Ready(read)
             }

@@ -103,14 +103,31 @@ async fn the_second_head_on_a_connection_is_bounded_as_well() {
 
 #[tokio::test]
 async fn a_silent_connection_is_closed() {
-    let stage = Stage::with(&bounded("idle_timeout = \"300ms\"", "")).await;
+    let stage = Stage::with(&bounded("idle_timeout = \"300ms\"\nheader_timeout = \"60s\"", "")).await;
     let mut line = Line::to(stage.address()).await;
     assert_eq!(is_closed(&mut line).await, b"");
 
+    for requests in [1, 2] {
+        let mut line = Line::to(stage.address()).await;
+        for _ in 0..requests {
+            line.say(format!("GET /hr{USER_GET} HTTP/1.1\r\nHost: x\r\n\r\n")).await.expect("it is taken");
+            assert!(line.answer().await.0.starts_with("HTTP/1.1 200 "));
+        }
+        assert_eq!(is_closed(&mut line).await, b"");
+    }
+}
+
+#[tokio::test]
+async fn a_kept_connection_outlives_header_timeout_between_two_requests() {
+    let stage = Stage::with(&bounded("header_timeout = \"200ms\"", "")).await;
     let mut line = Line::to(stage.address()).await;
-    line.say(format!("GET /hr{USER_GET} HTTP/1.1\r\nHost: x\r\n\r\n")).await.expect("it is taken");
-    assert!(line.answer().await.0.starts_with("HTTP/1.1 200 "));
-    assert_eq!(is_closed(&mut line).await, b"");
+    for _ in 0..3 {
+        line.say(format!("GET /hr{USER_GET} HTTP/1.1\r\nHost: x\r\n\r\n")).await.expect("it is taken");
+        assert!(line.answer().await.0.starts_with("HTTP/1.1 200 "));
+        // That nothing happens has no event: twice as long as a head may take.
+        let silence = tokio::time::timeout(std::time::Duration::from_millis(400), line.more()).await;
+        assert!(silence.is_err(), "the connection was closed");
+    }
 }
 
 /// The preface of HTTP/2 and empty settings.
