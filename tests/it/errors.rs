@@ -259,3 +259,18 @@ async fn who_waits_for_a_place_gets_one_when_there_is_one() {
     assert!(stage.wecom.look(|seen| seen.in_flight_max()) <= 2);
     assert_eq!(Settings::default().agents.len(), 2);
 }
+
+#[tokio::test]
+async fn a_json_answer_that_breaks_off_before_its_errcode_showed_is_upstream_broke_over_both_protocols() {
+    let stage = Stage::open().await;
+    stage.get(USER_GET).await.is_ok();
+    for http2 in [false, true] {
+        stage.wecom.inject(Fault::drop(When::Head).on("/cgi-bin/user/get")).expect("a fault");
+        let mut caller = match http2 {
+            true => Caller::http2(stage.address()).await,
+            false => Caller::http1(stage.address()).await,
+        };
+        caller.get(USER_GET).await.is_own("upstream-broke", 502, -1);
+        caller.get(USER_GET).await.is_ok();
+    }
+}

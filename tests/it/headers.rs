@@ -244,3 +244,20 @@ async fn a_retry_is_said_with_the_errcode_that_caused_it() {
     stage.wecom.expire("hr").expect("an agent");
     assert_eq!(stage.get(USER_GET).await.is_ok().header("x-wecom-retried"), "42001");
 }
+
+#[tokio::test]
+async fn an_http_2_caller_loses_its_headers_of_the_connection_too() {
+    let stage = Stage::open().await;
+    let request = Request::post(format!("/hr{ECHO}"))
+        .header("te", "trailers")
+        .header("cookie", "a=b")
+        .header("cookie", "c=d")
+        .header("authorization", "Bearer k")
+        .header("x-forwarded-for", "192.0.2.1")
+        .header("host", "evil.test")
+        .header("x-kept", "1");
+    Caller::http2(stage.address()).await.call(request, "{}").await.is_ok();
+    let mut names: Vec<_> = stage.last_seen(ECHO).headers.into_iter().map(|(name, _)| name).collect();
+    names.sort();
+    assert_eq!(names, ["content-length", "host", "x-kept"]);
+}

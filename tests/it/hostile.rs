@@ -181,7 +181,7 @@ async fn only_a_target_that_means_this_proxy_or_its_upstream_is_taken() {
 #[tokio::test]
 async fn a_host_of_the_clients_own_choice_goes_nowhere() {
     let stage = Stage::open().await;
-    for host in ["evil.test", "", "127.0.0.1:1", "evil.test:99999"] {
+    for host in ["evil.test", "", "127.0.0.1:1", "[::1]:80", "under_score"] {
         let given = format!("GET /hr{ECHO} HTTP/1.1\r\nHost: {host}\r\nX-Forwarded-Host: evil.test\r\n\r\n");
         assert_eq!(told(&stage, given).await.0, "200", "{host}");
         assert_eq!(stage.last_seen(ECHO).header("host"), [stage.wecom.api_addr().to_string()]);
@@ -250,4 +250,14 @@ async fn one_hostile_caller_does_no_harm_to_the_next() {
         line.reset();
     }
     stage.get(USER_GET).await.is_ok();
+}
+
+#[tokio::test]
+async fn a_host_that_is_none_is_refused() {
+    let stage = Stage::open().await;
+    for host in ["a b", "a/b", "a?b", "a@b", "[::1", "a:b:c", "x\r\n\t folded"] {
+        let given = format!("GET /hr{USER_GET} HTTP/1.1\r\nHost: {host}\r\n\r\n");
+        assert_eq!(told(&stage, given).await.0, "400", "{host}");
+    }
+    assert_eq!(stage.wecom.requests().len(), 0);
 }

@@ -217,3 +217,26 @@ async fn an_upstream_that_never_reads_is_upstream_timeout() {
     let (reply, _call) = tokio::join!(stage.post(ECHO, vec![1; 30_000_000]), puppet.call());
     reply.is_own("upstream-timeout", 504, -1);
 }
+
+#[tokio::test]
+async fn gettoken_that_gets_no_answer_is_token_unavailable() {
+    let stage = Stage::with(&bounded("", "response_timeout = \"200ms\"")).await;
+    stage.wecom.inject(Fault::hold().on("/cgi-bin/gettoken")).expect("a fault");
+    stage.get(USER_GET).await.is_own("token-unavailable", 502, -1);
+    assert_eq!(stage.got_through(), 0);
+}
+
+#[tokio::test]
+async fn a_caller_that_takes_no_answer_is_let_go() {
+    let mut puppet = Puppet::new().await;
+    let stage = Stage::facing(puppet.address, &bounded("body_timeout = \"300ms\"", "")).await;
+    let mut line = Line::to(stage.address()).await;
+    line.say(format!("GET /hr{USER_GET} HTTP/1.1\r\nHost: x\r\n\r\n")).await.expect("it is taken");
+    let mut call = puppet.call().await;
+    let head = "HTTP/1.1 200 OK\r\nContent-Type: video/mp4\r\nContent-Length: 9000000000\r\n\r\n";
+    call.line.say(head).await.expect("it is taken");
+    let piece = vec![b'x'; 64 * 1024];
+    // It ends when the proxy has closed the upstream's connection.
+    while call.line.say(&piece).await.is_ok() {}
+    drop(line);
+}
