@@ -30,17 +30,15 @@ async fn an_answer_that_does_not_begin_is_upstream_timeout() {
 
 #[tokio::test]
 async fn an_answer_that_stalls_before_its_head_went_on_is_upstream_timeout() {
-    let stage = Stage::with(&bounded("", "body_timeout = \"200ms\"")).await;
-    stage.wecom.inject(Fault::stall().on("/cgi-bin/user/get")).expect("a fault");
     let mut puppet = Puppet::new().await;
-    let facing = Stage::facing(puppet.address, &bounded("", "body_timeout = \"200ms\"")).await;
+    let stage = Stage::facing(puppet.address, &bounded("", "body_timeout = \"200ms\"")).await;
     let play = async {
         let mut call = puppet.call().await;
         let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{\"a\":";
         call.line.say(head).await.expect("it is taken");
         call
     };
-    let (reply, _call) = tokio::join!(facing.get(USER_GET), play);
+    let (reply, _call) = tokio::join!(stage.get(USER_GET), play);
     reply.is_own("upstream-timeout", 504, -1);
 }
 
