@@ -123,7 +123,7 @@ impl Admin {
             .iter()
             .filter_map(|(name, report)| report.failing.clone().map(|failure| (name.clone(), failure.into())))
             .collect();
-        let well = !stopping && (!ready || !tokenless);
+        let well = !(stopping || ready && tokenless);
         let status = match (stopping, ready && tokenless) {
             (true, _) => "shutting down",
             (_, true) => "no agent has a token that serves",

@@ -28,6 +28,11 @@ impl Deadline {
         self.at = Instant::now().checked_add(after);
     }
 
+    /// Sets it `after` that moment, whatever it was.
+    pub fn set_after(&mut self, moment: Instant, after: Duration) {
+        self.at = moment.checked_add(after);
+    }
+
     /// Sets it `after` from now unless it runs already.
     pub fn set_if_idle(&mut self, after: Duration) {
         if self.at.is_none() {

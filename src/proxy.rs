@@ -114,9 +114,13 @@ impl Proxy {
         let directory = self.directory.load_full();
         let is_here =
             |host: &str| host.eq_ignore_ascii_case(&self.rules.upstream_authority) || link.is_local(host);
-        target::check_head(parts, is_here).map_err(|words| Refusal::new(Kind::BadRequest, words))?;
+        let sound = target::check_head(parts, is_here);
         let target = Target::parse(parts.uri.path(), parts.uri.query());
-        record.client = identify::client(&directory, &parts.headers)?;
+        // Who calls is asked first: a client may want even the refusal of a malformed request in HTTP 200.
+        let client = identify::client(&directory, &parts.headers);
+        record.client = client.as_ref().ok().cloned().flatten();
+        sound.map_err(|words| Refusal::new(Kind::BadRequest, words))?;
+        client?;
         let client = record.client.as_deref();
         let target = target.map_err(doubt)?;
         record.agent = identify::agent(&directory, client, &target, &parts.headers)?;

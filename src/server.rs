@@ -175,7 +175,7 @@ async fn serve_http2(
     server: &Server,
     proxy: &Arc<Proxy>,
 ) -> hyper::Result<()> {
-    client.speaks_http2();
+    client.speak_http2();
     let service = service_fn(|request| {
         // Each stream is a task of its own.
         let (proxy, link) = (proxy.clone(), link.clone());

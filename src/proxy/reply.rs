@@ -23,7 +23,7 @@ pub struct ReplyBody {
     pieces: Pieces,
     record: Option<Record>,
     /// The connection is in use until the body has been handed over.
-    _busy: Option<Busy>,
+    busy: Option<Busy>,
 }
 
 enum Pieces {
@@ -44,7 +44,7 @@ struct Streamed {
 impl ReplyBody {
     /// A body that is all there.
     pub(super) fn whole(body: Bytes) -> Self {
-        Self { pieces: Pieces::Whole(body), record: None, _busy: None }
+        Self { pieces: Pieces::Whole(body), record: None, busy: None }
     }
 
     /// A body of which `held` is here and `rest` is to come.
@@ -58,13 +58,13 @@ impl ReplyBody {
             return Self::whole(held.pop_front().unwrap_or_default());
         }
         let streamed = Streamed { held, rest, _upload: upload, _permit: Some(permit) };
-        Self { pieces: Pieces::Streamed(Box::new(streamed)), record: None, _busy: None }
+        Self { pieces: Pieces::Streamed(Box::new(streamed)), record: None, busy: None }
     }
 
     /// Holds these until the body has ended.
     pub(super) fn until_end(self, mut record: Record, busy: Busy) -> Self {
         record.whole = self.has_ended();
-        Self { record: Some(record), _busy: Some(busy), ..self }
+        Self { record: Some(record), busy: Some(busy), ..self }
     }
 
     fn has_ended(&self) -> bool {
@@ -100,6 +100,9 @@ impl Body for ReplyBody {
         Poll::Ready(piece.map(|piece| {
             piece.map(Frame::data).map_err(|failure| {
                 tracing::warn!(failure = %failure.flaw, "the upstream broke off in the middle of an answer");
+                if let Some(busy) = &self.busy {
+                    busy.sever();
+                }
                 Broken
             })
         }))

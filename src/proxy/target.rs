@@ -2,7 +2,11 @@
 
 use std::borrow::Cow;
 
-use http::{Method, Version, request::Parts, uri::Uri};
+use http::{
+    Method, Version,
+    request::Parts,
+    uri::{Authority, Uri},
+};
 use percent_encoding::percent_decode_str;
 
 /// What is done with a call.
@@ -163,6 +167,7 @@ pub(super) fn check_head(parts: &Parts, is_here: impl Fn(&str) -> bool) -> Resul
         match (hosts.next(), hosts.next()) {
             (None, _) if parts.version == Version::HTTP_11 => return Err("there is no Host header"),
             (_, Some(_)) => return Err("there is more than one Host header"),
+            (Some(host), None) if !is_host(host.as_bytes()) => return Err("the Host header names no host"),
             _ => {}
         }
         check_absolute_form(&parts.uri, is_here)?;
@@ -174,6 +179,11 @@ pub(super) fn check_head(parts: &Parts, is_here: impl Fn(&str) -> bool) -> Resul
         }
     }
     Ok(())
+}
+
+/// `host` or `host:port`; empty where the target has no authority (RFC 9112 §3.2).
+fn is_host(text: &[u8]) -> bool {
+    text.is_empty() || (!text.contains(&b'@') && Authority::try_from(text).is_ok())
 }
 
 /// An absolute-form target is what a client sends that takes us for its forward proxy.

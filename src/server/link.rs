@@ -6,13 +6,16 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
     time::Duration,
 };
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
+    time::Instant,
+};
 
 use crate::{deadline::Deadline, io::Stream};
 
@@ -38,8 +41,15 @@ pub struct Link(Arc<State>);
 #[derive(Debug)]
 struct State {
     local: Option<SocketAddr>,
+    born: Instant,
+    /// When the last request was done, in milliseconds since `born`.
+    quiet_since: AtomicU64,
+    /// Requests that are being served.
     requests: AtomicU32,
+    /// Requests that ever were.
+    begun: AtomicU32,
     lingers: AtomicBool,
+    severed: AtomicBool,
 }
 
 /// A request is being served; dropped when its answer has been handed over.
@@ -49,12 +59,21 @@ pub struct Busy(Link);
 impl Link {
     /// The link of a connection that came in at `local`.
     pub fn new(local: Option<SocketAddr>) -> Self {
-        Self(Arc::new(State { local, requests: AtomicU32::new(0), lingers: AtomicBool::new(false) }))
+        Self(Arc::new(State {
+            local,
+            born: Instant::now(),
+            quiet_since: AtomicU64::new(0),
+            requests: AtomicU32::new(0),
+            begun: AtomicU32::new(0),
+            lingers: AtomicBool::new(false),
+            severed: AtomicBool::new(false),
+        }))
     }
 
     /// Marks the connection as in use.
     pub fn busy(&self) -> Busy {
         self.0.requests.fetch_add(1, Ordering::Relaxed);
+        self.0.begun.fetch_add(1, Ordering::Relaxed);
         Busy(self.clone())
     }
 
@@ -78,14 +97,29 @@ impl Link {
         move || link.linger()
     }
 
+    fn quiet_since(&self) -> Instant {
+        self.0.born + Duration::from_millis(self.0.quiet_since.load(Ordering::Relaxed))
+    }
+
     fn is_busy(&self) -> bool {
         self.0.requests.load(Ordering::Relaxed) > 0
     }
 }
 
+impl Busy {
+    /// Says that this answer broke off. Over HTTP/1 the connection will end with a reset: to a client that knows no
+    /// framing, or does not look at it, an orderly close would mean that the answer is whole.
+    pub fn sever(&self) {
+        self.0.0.severed.store(true, Ordering::Relaxed);
+    }
+}
+
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.0.requests.fetch_sub(1, Ordering::Relaxed);
+        let state = &self.0.0;
+        let now = u64::try_from(state.born.elapsed().as_millis()).unwrap_or(u64::MAX);
+        state.quiet_since.store(now, Ordering::Relaxed);
+        state.requests.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -97,9 +131,10 @@ pub(super) struct ClientStream {
     /// Read while finding out the protocol, and still to be handed to hyper.
     first: Vec<u8>,
     first_taken: usize,
-    was_busy: bool,
+    /// Requests that were begun when last looked.
+    begun: u32,
     in_head: bool,
-    /// HTTP/2 frames come at any time; there only idling is bounded here.
+    /// What comes over HTTP/2 between two requests is no head: it may be a ping or a window.
     http2: bool,
     reading: Deadline,
     writing: Deadline,
@@ -116,7 +151,7 @@ impl ClientStream {
             timeouts,
             first: Vec::new(),
             first_taken: 0,
-            was_busy: false,
+            begun: 0,
             in_head: false,
             http2: false,
             reading: Deadline::idle(),
@@ -152,24 +187,38 @@ impl ClientStream {
     }
 
     /// Says that the client speaks HTTP/2.
-    pub(super) fn speaks_http2(&mut self) {
-        self.http2 = true;
-        self.in_head = false;
+    pub(super) fn speak_http2(&mut self) {
+        (self.http2, self.in_head) = (true, false);
+    }
+
+    /// Whether a request is being served. A head that has become a request is over, also where it was served between
+    /// two looks.
+    fn is_busy(&mut self) -> bool {
+        let (busy, begun) = (self.link.is_busy(), self.link.0.begun.load(Ordering::Relaxed));
+        if busy || begun != self.begun {
+            (self.begun, self.in_head) = (begun, false);
+            self.reading.clear();
+        }
+        busy
     }
 
     /// Whether the client has taken too long over its next head, or over beginning one.
     fn poll_head_late(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let busy = self.link.is_busy();
-        if busy || self.was_busy {
-            self.in_head = false;
-            self.reading.clear();
+        loop {
+            let busy = self.is_busy();
+            if busy {
+                // Nobody calls when the request is done: the timer looks again, and then knows since when it is quiet.
+                self.reading.set(self.timeouts.idle);
+            } else if self.in_head {
+                self.reading.set_if_idle(self.timeouts.head);
+            } else {
+                self.reading.set_after(self.link.quiet_since(), self.timeouts.idle);
+            }
+            ready!(self.reading.poll_passed(cx));
+            if !busy {
+                return Poll::Ready(());
+            }
         }
-        self.was_busy = busy;
-        if busy {
-            return Poll::Pending;
-        }
-        self.reading.set_if_idle(if self.in_head { self.timeouts.head } else { self.timeouts.idle });
-        self.reading.poll_passed(cx)
     }
 
     /// Reads on after the last answer until the client stops sending, so that the answer is not lost in a reset.
@@ -207,10 +256,9 @@ impl AsyncRead for ClientStream {
         let before = buf.filled().len();
         match Pin::new(&mut this.stream).poll_read(cx, buf) {
             Poll::Ready(read) => {
-                if buf.filled().len() > before && !this.in_head && !this.http2 && !this.link.is_busy() {
+                if buf.filled().len() > before && !this.is_busy() && !this.http2 && !this.in_head {
                     this.in_head = true;
                     this.reading.clear();
-                    this.was_busy = false;
                 }
                 Poll::Ready(read)
             }
@@ -269,5 +317,16 @@ impl AsyncWrite for ClientStream {
             ready!(self.poll_linger(cx));
         }
         Poll::Ready(Ok(()))
+    }
+}
+
+impl Drop for ClientStream {
+    fn drop(&mut self) {
+        if self.link.0.severed.load(Ordering::Relaxed)
+            && !self.http2
+            && let Some(tcp) = self.stream.tcp()
+        {
+            let _ = tcp.set_zero_linger();
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! What every story is played on: a simulated WeCom, the proxy before it, and a caller.
 
-use std::{fs, io, net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{fs, future::Future, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
@@ -11,15 +11,14 @@ use hyper::{
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tempfile::TempDir;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-};
+use tokio::net::TcpStream;
 use wecom_proxy::{
     app::{App, Prepared},
     config::{self, Address},
-    simulator::{Settings, Simulator},
+    simulator::{Record, Settings, Simulator},
 };
+
+use crate::wire::Line;
 
 /// A path that the simulator answers with what it was sent.
 pub const ECHO: &str = "/cgi-bin/simulator/echo";
@@ -36,6 +35,52 @@ url = "http://{api}"
 listen = "127.0.0.1:0"
 {agents}
 "#;
+
+/// The same four sections, with four clients; see [`key`] for what each shows.
+pub const KEYED: &str = r#"
+[server]
+listen = "127.0.0.1:0"
+[upstream]
+url = "http://{api}"
+[admin]
+listen = "127.0.0.1:0"
+{agents}
+[clients.billing]
+key = "key-of-billing-0000000000"
+agents = ["hr"]
+[clients.crm]
+key = "key-of-crm-0000000000"
+agents = ["*"]
+[clients.narrow]
+key = "key-of-narrow-0000000000"
+agents = ["hr"]
+allow = ["POST /cgi-bin/message/send", "/cgi-bin/user/*"]
+[clients.alert]
+key = "key-of-alert-0000000000"
+agents = ["hr"]
+allow = ["/cgi-bin/user/*", "/cgi-bin/simulator/*"]
+always_200 = true
+"#;
+
+/// The key of a client of [`KEYED`].
+pub fn key(client: &str) -> String {
+    format!("key-of-{client}-0000000000")
+}
+
+/// Longer than anything here takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Waits for what must come, and fails where it does not.
+#[track_caller]
+pub fn soon<T>(coming: impl Future<Output = T>) -> impl Future<Output = T> {
+    let place = std::panic::Location::caller();
+    async move {
+        match tokio::time::timeout(PATIENCE, coming).await {
+            Ok(come) => come,
+            Err(_) => panic!("waited in vain at {place}"),
+        }
+    }
+}
 
 /// The simulated WeCom and the proxy.
 pub struct Stage {
@@ -58,9 +103,21 @@ impl Stage {
 
     /// The same with another simulator.
     pub async fn set(settings: Settings, toml: &str) -> Self {
-        let dir = TempDir::new().expect("a temporary directory");
         let wecom = Simulator::local(settings.clone()).await.expect("a simulator");
-        let path = write_config(&dir, &wecom, &settings, toml);
+        let api = wecom.api_addr();
+        Self::start(wecom, api, &settings, toml)
+    }
+
+    /// A proxy whose upstream is not the simulator but whatever listens at `api`.
+    pub async fn facing(api: SocketAddr, toml: &str) -> Self {
+        let settings = Settings::default();
+        let wecom = Simulator::local(settings.clone()).await.expect("a simulator");
+        Self::start(wecom, api, &settings, toml)
+    }
+
+    fn start(wecom: Simulator, api: SocketAddr, settings: &Settings, toml: &str) -> Self {
+        let dir = TempDir::new().expect("a temporary directory");
+        let path = write_config(&dir, api, settings, toml);
         let config = config::load(&path).unwrap_or_else(|error| panic!("{error}"));
         let proxy = App::start(Prepared::new(config).expect("usable files")).expect("a proxy");
         Self { wecom, proxy, dir }
@@ -68,7 +125,19 @@ impl Stage {
 
     /// Writes another configuration in place of the first, for a reload.
     pub fn rewrite(&self, toml: &str) -> PathBuf {
-        write_config(&self.dir, &self.wecom, &Settings::default(), toml)
+        write_config(&self.dir, self.wecom.api_addr(), &Settings::default(), toml)
+    }
+
+    /// The last request that WeCom got for this path.
+    #[track_caller]
+    pub fn last_seen(&self, path: &str) -> Record {
+        let last = self.wecom.look(|seen| seen.requests().rev().find(|record| record.path == path).cloned());
+        last.unwrap_or_else(|| panic!("WeCom got nothing for {path}"))
+    }
+
+    /// How many requests WeCom got, gettoken aside.
+    pub fn got_through(&self) -> usize {
+        self.wecom.look(|seen| seen.requests().filter(|record| record.path != "/cgi-bin/gettoken").count())
     }
 
     /// Where the proxy listens.
@@ -97,16 +166,16 @@ impl Stage {
         caller.call(request, body).await
     }
 
-    /// Bytes as they are, and all that comes back until the proxy closes the connection or the answer is complete.
+    /// Bytes as they are, and all that comes back until the proxy closes the connection.
     pub async fn raw(&self, bytes: impl AsRef<[u8]>) -> String {
         raw(self.address(), bytes).await
     }
 }
 
-fn write_config(dir: &TempDir, wecom: &Simulator, settings: &Settings, toml: &str) -> PathBuf {
+fn write_config(dir: &TempDir, api: SocketAddr, settings: &Settings, toml: &str) -> PathBuf {
     let agents: String = settings.agents.iter().map(|agent| agent_section(agent, "")).collect();
     let text = toml
-        .replace("{api}", &wecom.api_addr().to_string())
+        .replace("{api}", &api.to_string())
         .replace("{agents}", &agents)
         .replace("{dir}", &dir.path().display().to_string());
     let path = dir.path().join("proxy.toml");
@@ -225,7 +294,7 @@ impl Caller {
     /// One request and its whole answer.
     pub async fn call(&mut self, request: http::request::Builder, body: impl Into<Bytes>) -> Reply {
         let request = request.body(Full::new(body.into())).expect("a request");
-        Reply::take(self.send(request).await.expect("an answer")).await
+        soon(async { Reply::take(self.send(request).await.expect("an answer")).await }).await
     }
 
     /// One request and its answer's head.
@@ -250,18 +319,12 @@ impl Caller {
     }
 }
 
-/// Sends bytes as they are on a connection of their own, half-closes, and returns all that comes back.
+/// Sends bytes as they are on a connection of their own, and returns all that comes back until the proxy closes it.
 pub async fn raw(address: SocketAddr, bytes: impl AsRef<[u8]>) -> String {
-    let mut stream = TcpStream::connect(address).await.expect("a connection");
-    let sent: io::Result<()> = async {
-        stream.write_all(bytes.as_ref()).await?;
-        stream.flush().await
-    }
-    .await;
-    let mut answer = Vec::new();
+    let mut line = Line::to(address).await;
     // A proxy that refuses early may close before all was sent; what it said first is what counts.
-    let _ = (sent, stream.read_to_end(&mut answer).await);
-    String::from_utf8_lossy(&answer).into_owned()
+    let _ = line.say(bytes).await;
+    String::from_utf8_lossy(&line.rest().await.0).into_owned()
 }
 
 /// Runs `callers` calls at once, each on a connection of its own.

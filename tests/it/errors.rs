@@ -1,0 +1,275 @@
+//! §9: each error of the proxy's own, and what a caller sees of an upstream that misbehaves.
+
+use http::Request;
+use wecom_proxy::simulator::{Fault, When};
+
+use crate::{
+    stage::{Caller, ECHO, KEYED, OPEN, Reply, Stage, USER_GET, key, soon},
+    wire::{Line, Puppet},
+};
+
+/// A port that nobody listens on.
+async fn dead_end() -> std::net::SocketAddr {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    listener.local_addr().expect("an address")
+}
+
+/// Answers one call through the proxy with these bytes, closes the connection, and returns what the caller got.
+async fn answered_with(bytes: &[u8]) -> Reply {
+    let mut puppet = Puppet::new().await;
+    let stage = Stage::facing(puppet.address, OPEN).await;
+    let play = async {
+        let mut call = puppet.call().await;
+        call.line.say(bytes).await.expect("it is taken");
+    };
+    let (reply, ()) = tokio::join!(stage.get(USER_GET), play);
+    reply
+}
+
+#[tokio::test]
+async fn every_answer_of_the_proxys_own_is_json_that_names_no_secret() {
+    let stage = Stage::with(KEYED).await;
+    stage.wecom.reset_secret("hr", "another").expect("an agent");
+    let get = |client: &str, path: &str| {
+        Request::get(format!("{path}&access_token=theirs&corpsecret=hush")).header("x-api-key", key(client))
+    };
+    for (request, kind, status, errcode) in [
+        (get("crm", "/hr/../x?a"), "bad-request", 400, 40035),
+        (get("crm", "/cgi-bin/user/get?a"), "no-agent", 400, 40035),
+        (get("nobody", "/cgi-bin/user/get?a"), "unauthenticated", 401, 40001),
+        (get("narrow", "/cgi-bin/tag/list?a"), "forbidden", 403, 48002),
+        (get("crm", "/nil/cgi-bin/user/get?a"), "unknown-agent", 404, 40035),
+        (get("crm", "/?a"), "no-route", 404, 40035),
+        (get("crm", "/hr/cgi-bin/user/get?a"), "token-unavailable", 502, 40001),
+    ] {
+        let reply = stage.call(request, "").await;
+        reply.is_own(kind, status, errcode);
+        assert!(reply.header("content-type").starts_with("application/json"));
+        assert!(!reply.header("x-request-id").is_empty() && !reply.header("server-timing").is_empty());
+        let all = format!("{reply:?}");
+        for secret in ["theirs", "hush", "key-of-", "not-a-secret", "another"] {
+            assert!(!all.contains(secret), "{kind} shows {secret}: {all}");
+        }
+        assert_eq!(reply.header("www-authenticate").is_empty(), status != 401);
+    }
+}
+
+#[tokio::test]
+async fn a_refused_credential_comes_with_wecoms_own_errcode_and_words() {
+    for errcode in [40001, 40013, 45009, -1] {
+        let stage = Stage::open().await;
+        stage.wecom.inject(Fault::errcode(errcode).on("/cgi-bin/gettoken")).expect("a fault");
+        let reply = stage.get(USER_GET).await;
+        reply.is_own("token-unavailable", 502, errcode);
+        assert!(reply.text().contains(&format!("errcode {errcode}")), "{}", reply.text());
+        assert_eq!((reply.header("x-wecom-agent"), stage.got_through()), ("hr", 0));
+    }
+}
+
+#[tokio::test]
+async fn a_gettoken_without_sense_is_token_unavailable() {
+    for body in ["<html>", "{\"errcode\":0,", "{\"errcode\":0,\"errmsg\":\"ok\"}", ""] {
+        let stage = Stage::open().await;
+        stage.wecom.inject(Fault::answer(200, "text/html", body).on("/cgi-bin/gettoken")).expect("a fault");
+        stage.get(USER_GET).await.is_own("token-unavailable", 502, -1);
+    }
+    let nobody = dead_end().await;
+    Stage::facing(nobody, OPEN).await.get(USER_GET).await.is_own("token-unavailable", 502, -1);
+}
+
+#[tokio::test]
+async fn a_body_above_the_bound_is_refused_whether_declared_or_not() {
+    let stage = Stage::with(&OPEN.replace("[upstream]", "max_request_body = \"1000\"\n[upstream]")).await;
+    stage.post(ECHO, vec![1; 1000]).await.is_ok();
+    stage.post(ECHO, vec![1; 1001]).await.is_own("body-too-large", 413, 45001);
+    assert_eq!(stage.got_through(), 1);
+
+    let mut line = Line::to(stage.address()).await;
+    let chunk = format!("3e9\r\n{}\r\n", "x".repeat(1001));
+    let head = "Host: x\r\nTransfer-Encoding: chunked\r\n\r\n";
+    line.say(format!("POST /hr{ECHO} HTTP/1.1\r\n{head}{chunk}")).await.expect("it is taken");
+    let (head, body) = line.answer().await;
+    assert!(head.starts_with("HTTP/1.1 413 ") && head.contains("body-too-large"), "{head}{body}");
+    assert_eq!(stage.wecom.executed(ECHO), 1);
+
+    let mut caller = Caller::http2(stage.address()).await;
+    caller.call(Request::post(format!("/hr{ECHO}")), vec![1; 1001]).await.is_own(
+        "body-too-large",
+        413,
+        45001,
+    );
+    caller.get(USER_GET).await.is_ok();
+}
+
+#[tokio::test]
+async fn a_body_refused_early_costs_the_caller_neither_the_answer_nor_a_wait() {
+    let stage = Stage::with(KEYED).await;
+    for request in [
+        Request::post(ECHO),
+        Request::post("/nowhere").header("x-api-key", key("crm")),
+        Request::post("/cgi-bin/tag/list").header("x-api-key", key("narrow")),
+    ] {
+        let reply = stage.call(request, vec![1; 20_000_000]).await;
+        assert!(reply.status.is_client_error(), "{reply:?}");
+        assert!(!reply.header("x-wecom-proxy-error").is_empty());
+    }
+    let mut line = Line::to(stage.address()).await;
+    let head = "Host: x\r\nContent-Length: 20000000\r\nConnection: keep-alive\r\n\r\n";
+    line.say(format!("POST {ECHO} HTTP/1.1\r\n{head}")).await.expect("it is taken");
+    line.say(vec![1; 20_000_000]).await.expect("it is taken to its end");
+    let (head, _) = line.answer().await;
+    assert!(head.starts_with("HTTP/1.1 401 "), "{head}");
+}
+
+#[tokio::test]
+async fn an_upstream_that_is_not_there_is_unreachable() {
+    let stage = Stage::open().await;
+    stage.get(USER_GET).await.is_ok();
+    stage.wecom.stop().await;
+    let reply = stage.get(USER_GET).await;
+    reply.is_own("upstream-unreachable", 502, -1);
+    let reply = stage.call(Request::post("/cgi-bin/webhook/send?key=hush"), "{}").await;
+    assert!(!reply.is_own("upstream-unreachable", 502, -1).text().contains("hush"));
+}
+
+#[tokio::test]
+async fn an_answer_that_cannot_be_trusted_is_upstream_broke() {
+    for bytes in [
+        &b""[..],
+        b"HTTP/1.1 200 OK\r\nContent-Le",
+        b"SSH-2.0-OpenSSH_9.6\r\n",
+        b"\x16\x03\x01\x02\x00",
+        b"HTTP/1.1 200 OK\r\nno colon\r\n\r\n",
+        b"HTTP/1.1 20 OK\r\n\r\n",
+        b"HTTP/1.1 099 OK\r\n\r\n",
+        b"HTTP/2 200 OK\r\n\r\n",
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: identity\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2, 2\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\nContent-Length: +2\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 9223372036854775808\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 20\r\n\r\n{\"errcode\"",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n0\r\n\r\n",
+    ] {
+        let reply = answered_with(bytes).await;
+        let shown = String::from_utf8_lossy(bytes);
+        assert_eq!(reply.header("x-wecom-proxy-error"), "upstream-broke", "{shown:?}: {reply:?}");
+        reply.is_own("upstream-broke", 502, -1);
+        assert!(!reply.text().contains("TOKEN-OF"), "{reply:?}");
+    }
+}
+
+#[tokio::test]
+async fn interim_answers_are_passed_over() {
+    let reply = answered_with(
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: <x>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi",
+    )
+    .await;
+    assert_eq!((reply.status.as_u16(), reply.text(), reply.header("link")), (200, "hi", ""));
+}
+
+#[tokio::test]
+async fn a_dropped_call_is_upstream_broke_and_never_sent_twice() {
+    let stage = Stage::open().await;
+    let message = r#"{"touser":"zhangsan","msgtype":"text","agentid":1000002,"text":{"content":"hi"}}"#;
+    // Once on a fresh connection and once on a kept one.
+    for _ in 0..2 {
+        stage.wecom.reset();
+        stage.wecom.inject(Fault::drop(When::Before).on("/cgi-bin/message/send")).expect("a fault");
+        stage.post("/cgi-bin/message/send", message).await.is_own("upstream-broke", 502, -1);
+        assert_eq!((stage.wecom.messages().len(), stage.got_through()), (1, 1));
+        stage.get(USER_GET).await.is_ok();
+    }
+}
+
+#[tokio::test]
+async fn an_upstream_that_breaks_off_breaks_the_callers_connection_off() {
+    let media = "/cgi-bin/media/get?media_id=generated-1000000";
+    for chunked in [false, true] {
+        let stage = Stage::open().await;
+        for http2 in [false, true] {
+            stage.wecom.reset();
+            if chunked {
+                stage.wecom.inject(Fault::pieces(50_000)).expect("a fault");
+            }
+            stage.get(USER_GET).await.is_ok();
+            stage.wecom.inject(Fault::drop(When::Body).on("/cgi-bin/media/get")).expect("a fault");
+            let mut caller = match http2 {
+                true => Caller::http2(stage.address()).await,
+                false => Caller::http1(stage.address()).await,
+            };
+            let request = Request::get(format!("/hr{media}")).body(Default::default()).expect("a request");
+            let response = soon(caller.send(request)).await.expect("a head");
+            assert_eq!(response.status(), 200);
+            let body = soon(http_body_util::BodyExt::collect(response.into_body())).await;
+            assert!(body.is_err(), "a short body looks whole: chunked {chunked}, HTTP/2 {http2}");
+            if http2 {
+                // The stream broke, not what else goes on beside it.
+                caller.get(USER_GET).await.is_ok();
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_caller_that_knows_no_framing_sees_the_break_too() {
+    let stage = Stage::open().await;
+    stage.wecom.inject(Fault::pieces(50_000).on("/cgi-bin/media/get")).expect("a fault");
+    stage.wecom.inject(Fault::drop(When::Body).on("/cgi-bin/media/get")).expect("a fault");
+    let mut line = Line::to(stage.address()).await;
+    let media = "/hr/cgi-bin/media/get?media_id=generated-1000000";
+    line.say(format!("GET {media} HTTP/1.0\r\n\r\n")).await.expect("it is taken");
+    let (_, end) = line.rest().await;
+    assert!(end.is_err(), "an orderly close would mean that the file is whole");
+}
+
+#[tokio::test]
+async fn too_many_at_once_are_told_to_come_again() {
+    let bounds = "max_in_flight = 1\nqueue_timeout = \"20ms\"\n[admin]";
+    let stage = Stage::with(&OPEN.replace("[admin]", bounds)).await;
+    stage.get(USER_GET).await.is_ok();
+    stage.wecom.inject(Fault::hold().on(ECHO)).expect("a fault");
+    let busy = async {
+        stage.get(ECHO).await.is_ok();
+    };
+    let second = async {
+        stage.wecom.wait_until(|seen| seen.received(ECHO) == 1).await.expect("it arrives");
+        let reply = stage.get(USER_GET).await;
+        assert!(
+            reply.is_own("overloaded", 503, -1).header("retry-after").parse::<u32>().expect("a number") >= 1
+        );
+        stage.wecom.release();
+    };
+    tokio::join!(busy, second);
+    stage.get(USER_GET).await.is_ok();
+}
+
+#[tokio::test]
+async fn who_waits_for_a_place_gets_one_when_there_is_one() {
+    let stage = Stage::with(&OPEN.replace("[admin]", "max_in_flight = 2\n[admin]")).await;
+    let stage = std::sync::Arc::new(stage);
+    for reply in crate::stage::all_at_once(&stage, 50, USER_GET).await {
+        reply.is_ok();
+    }
+    assert!(stage.wecom.look(|seen| seen.in_flight_max()) <= 2);
+}
+
+#[tokio::test]
+async fn a_json_answer_that_breaks_off_before_its_errcode_showed_is_upstream_broke_over_both_protocols() {
+    let stage = Stage::open().await;
+    stage.get(USER_GET).await.is_ok();
+    for http2 in [false, true] {
+        stage.wecom.inject(Fault::drop(When::Head).on("/cgi-bin/user/get")).expect("a fault");
+        let mut caller = match http2 {
+            true => Caller::http2(stage.address()).await,
+            false => Caller::http1(stage.address()).await,
+        };
+        caller.get(USER_GET).await.is_own("upstream-broke", 502, -1);
+        caller.get(USER_GET).await.is_ok();
+    }
+}

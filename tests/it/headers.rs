@@ -1,0 +1,263 @@
+//! §5: which headers cross, in either direction, and which the proxy adds.
+
+use http::Request;
+use wecom_proxy::simulator::Fault;
+
+use crate::{
+    stage::{Caller, ECHO, OPEN, Stage, USER_GET},
+    wire::{Line, Puppet},
+};
+
+#[tokio::test]
+async fn what_belongs_to_the_client_or_its_connection_stays_here() {
+    let stage = Stage::open().await;
+    let mut line = Line::to(stage.address()).await;
+    let stays = "Connection: close, X-Named, te , Host, Content-Length, \r\nX-Named: 1\r\nKeep-Alive: 1\r\n\
+        Proxy-Connection: keep-alive\r\nTE: trailers\r\nTrailer: X-T\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n\
+        Proxy-Authorization: Basic eDp5\r\nAuthorization: Bearer k\r\nX-Api-Key: k\r\nCookie: a=b\r\nForwarded: for=1\r\n\
+        X-Forwarded-For: 192.0.2.1\r\nX-Forwarded-Host: evil\r\nX-Forwarded-Anything: 1\r\nVia: 1.0 x\r\n\
+        X-Wecom-Debug: 1\r\nX-Wecom-Whatever: 1\r\n";
+    let goes = "User-Agent: Zabbix/6.0 (odd)  agent\r\nAccept: */*\r\nAccept-Encoding: gzip\r\nX-Other: a\r\nX-Other: b\r\n\
+        Content-Type: application/x-www-form-urlencoded\r\nIf-None-Match: \"x\"\r\nX-Request-Id: r-1\r\nRange: bytes=0-1\r\n";
+    let request =
+        format!("POST /hr{ECHO} HTTP/1.1\r\nHost: evil.test\r\n{stays}{goes}Content-Length: 2\r\n\r\n{{}}");
+    line.say(request).await.expect("it is taken");
+    let (head, body) = line.answer().await;
+    assert!(head.starts_with("HTTP/1.1 200 "), "{head}{body}");
+    let mut seen = stage.last_seen(ECHO).headers;
+    seen.sort();
+    let api = stage.wecom.api_addr().to_string();
+    let expected = [
+        ("accept", "*/*"),
+        ("accept-encoding", "gzip"),
+        ("content-length", "2"),
+        ("content-type", "application/x-www-form-urlencoded"),
+        ("host", api.as_str()),
+        ("if-none-match", "\"x\""),
+        ("range", "bytes=0-1"),
+        ("user-agent", "Zabbix/6.0 (odd)  agent"),
+        ("x-other", "a"),
+        ("x-other", "b"),
+        ("x-request-id", "r-1"),
+    ];
+    let expected: Vec<_> =
+        expected.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    assert_eq!(seen, expected);
+}
+
+#[tokio::test]
+async fn a_request_without_a_user_agent_gets_none() {
+    let stage = Stage::open().await;
+    stage.get(ECHO).await.is_ok();
+    assert!(stage.last_seen(ECHO).header("user-agent").is_empty());
+}
+
+#[tokio::test]
+async fn javas_offer_of_h2c_is_left_alone() {
+    let stage = Stage::open().await;
+    let mut line = Line::to(stage.address()).await;
+    for _ in 0..2 {
+        line.say(format!(
+            "GET /hr{USER_GET} HTTP/1.1\r\nConnection: Upgrade, HTTP2-Settings\r\nHost: x\r\n\
+             HTTP2-Settings: AAEAAEAAAAIAAAAB\r\nUpgrade: h2c\r\n\r\n"
+        ))
+        .await
+        .expect("it is taken");
+        assert!(line.answer().await.0.starts_with("HTTP/1.1 200 "));
+    }
+    assert!(stage.last_seen("/cgi-bin/user/get").header("upgrade").is_empty());
+}
+
+#[tokio::test]
+async fn an_answer_passes_with_its_status_headers_and_body() {
+    let stage = Stage::open().await;
+    for status in [200, 201, 302, 400, 404, 418, 429, 500, 503, 599] {
+        stage.wecom.reset();
+        let answer = Fault::answer(status, "text/html; charset=gbk", "<b>\u{1}as it is</b>")
+            .with_header("x-anything", "kept")
+            .with_header("set-cookie", "a=1")
+            .with_header("set-cookie", "b=2")
+            .with_header("location", "http://elsewhere.test/?x=1")
+            .with_header("server", "nginx")
+            .with_header("date", "Thu, 01 Jan 1970 00:00:00 GMT")
+            .with_header("server-timing", "theirs;dur=1")
+            .on(ECHO);
+        stage.wecom.inject(answer).expect("a fault");
+        let reply = stage.get(ECHO).await;
+        assert_eq!((reply.status.as_u16(), reply.text()), (status, "<b>\u{1}as it is</b>"));
+        for (name, value) in [
+            ("content-type", "text/html; charset=gbk"),
+            ("x-anything", "kept"),
+            ("location", "http://elsewhere.test/?x=1"),
+            ("server", "nginx"),
+            ("date", "Thu, 01 Jan 1970 00:00:00 GMT"),
+            ("x-wecom-proxy-error", ""),
+        ] {
+            assert_eq!(reply.header(name), value, "{name}");
+        }
+        assert_eq!(reply.headers.get_all("set-cookie").iter().count(), 2);
+        let timings: Vec<_> = reply.headers.get_all("server-timing").iter().collect();
+        assert_eq!((timings.len(), timings[0].to_str().expect("text")), (2, "theirs;dur=1"));
+        assert_eq!(stage.got_through(), 1);
+    }
+}
+
+#[tokio::test]
+async fn what_belongs_to_the_upstreams_connection_stays_there() {
+    for framing in
+        ["Content-Length: 2\r\n\r\nhi", "Transfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\nX-T: 1\r\n\r\n"]
+    {
+        let mut puppet = Puppet::new().await;
+        let stage = Stage::facing(puppet.address, OPEN).await;
+        let play = async {
+            let mut call = puppet.call().await;
+            call.line
+                .say(format!(
+                    "HTTP/1.1 200 OK\r\nConnection: X-Named, keep-alive, content-length\r\nX-Named: 1\r\nKeep-Alive: timeout=9\r\n\
+                     Proxy-Authenticate: Basic\r\nUpgrade: h2c\r\nTrailer: X-T\r\nContent-Type: image/png\r\nX-Kept: 1\r\n{framing}"
+                ))
+                .await
+                .expect("it is taken");
+            call
+        };
+        let mut caller = Caller::http2(stage.address()).await;
+        let (reply, _call) = tokio::join!(caller.get(USER_GET), play);
+        assert_eq!((reply.status.as_u16(), reply.text(), reply.header("x-kept")), (200, "hi", "1"));
+        for name in [
+            "connection",
+            "x-named",
+            "keep-alive",
+            "proxy-authenticate",
+            "upgrade",
+            "trailer",
+            "transfer-encoding",
+            "x-t",
+        ] {
+            assert_eq!(reply.header(name), "", "{name}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn head_says_the_length_and_sends_nothing() {
+    let stage = Stage::open().await;
+    let mut line = Line::to(stage.address()).await;
+    for _ in 0..2 {
+        let media = "/cgi-bin/media/get?media_id=generated-1000";
+        line.say(format!("HEAD /hr{media} HTTP/1.1\r\nHost: x\r\n\r\n")).await.expect("it is taken");
+        let head = line.head().await.to_ascii_lowercase();
+        assert!(head.starts_with("http/1.1 200 ") && head.contains("content-length: 1000\r\n"), "{head}");
+    }
+}
+
+#[tokio::test]
+async fn a_range_comes_as_206() {
+    let stage = Stage::open().await;
+    let media = "/hr/cgi-bin/media/get?media_id=generated-1000";
+    let reply = stage.call(Request::get(media).header("range", "bytes=10-19"), "").await;
+    assert_eq!((reply.status.as_u16(), reply.header("content-range")), (206, "bytes 10-19/1000"));
+    assert_eq!(reply.body.len(), 10);
+    let reply = stage.call(Request::get(media).header("range", "bytes=5000-"), "").await;
+    assert_eq!((reply.status.as_u16(), reply.header("content-range")), (416, "bytes */1000"));
+}
+
+#[tokio::test]
+async fn answers_without_a_body_stay_without() {
+    for (status, length) in [("204 No Content", ""), ("304 Not Modified", "Content-Length: 77\r\n")] {
+        let mut puppet = Puppet::new().await;
+        let stage = Stage::facing(puppet.address, OPEN).await;
+        let play = async {
+            let mut call = puppet.call().await;
+            call.line
+                .say(format!("HTTP/1.1 {status}\r\nETag: \"x\"\r\n{length}\r\n"))
+                .await
+                .expect("it is taken");
+            call
+        };
+        let (reply, _call) = tokio::join!(stage.get(USER_GET), play);
+        assert_eq!((reply.status.as_str(), reply.text(), reply.header("etag")), (&status[..3], "", "\"x\""));
+        assert_eq!(reply.header("transfer-encoding"), "");
+    }
+}
+
+#[tokio::test]
+async fn a_sane_request_id_is_kept_and_any_other_replaced() {
+    let stage = Stage::open().await;
+    let longest = "x".repeat(128);
+    for sane in ["a", "0d3c-1/2:3_4.5+6=", longest.as_str()] {
+        let reply = stage.call(Request::get(format!("/hr{USER_GET}")).header("x-request-id", sane), "").await;
+        assert_eq!(reply.header("x-request-id"), sane);
+    }
+    let too_long = "x".repeat(129);
+    let mut made = std::collections::HashSet::new();
+    for insane in ["", "a b", "<script>", "a,b", "a\"b", "a\tb", too_long.as_str()] {
+        let reply =
+            stage.call(Request::get(format!("/hr{USER_GET}")).header("x-request-id", insane), "").await;
+        assert!(made.insert(reply.header("x-request-id").to_owned()), "{reply:?}");
+        assert!(reply.header("x-request-id").len() >= 16 && reply.header("x-request-id") != insane);
+    }
+    let refused = stage.call(Request::get("/nowhere").header("x-request-id", "mine"), "").await;
+    assert_eq!(refused.header("x-request-id"), "mine");
+}
+
+#[tokio::test]
+async fn server_timing_says_where_the_time_went() {
+    let stage = Stage::open().await;
+    let slow = Fault::delay(std::time::Duration::from_millis(30));
+    stage.wecom.inject(slow).expect("a fault");
+    let timing = |reply: &crate::stage::Reply| -> Vec<f64> {
+        let text = reply.header("server-timing").to_owned();
+        let parts = text.strip_prefix("token;dur=").and_then(|rest| rest.split_once(", upstream;dur="));
+        let (token, upstream) = parts.unwrap_or_else(|| panic!("{text}"));
+        [token, upstream].iter().map(|part| part.parse().expect("a number")).collect()
+    };
+    let cold = timing(&stage.get(USER_GET).await);
+    assert!(cold[0] >= 29.0 && cold[1] >= 29.0, "{cold:?}");
+    let warm = timing(&stage.get(USER_GET).await);
+    assert!(warm[0] < 29.0 && warm[1] >= 29.0, "{warm:?}");
+}
+
+#[tokio::test]
+async fn a_hint_comes_to_who_asks_for_it() {
+    let stage = Stage::open().await;
+    stage.wecom.inject(Fault::errcode(60020).on(ECHO)).expect("a fault");
+    stage.wecom.inject(Fault::errcode(123_456).on("/cgi-bin/tag/list")).expect("a fault");
+    let ask = |path: &str, debug: &str| {
+        Request::get(format!("/hr{path}")).header("x-wecom-debug", debug.to_owned())
+    };
+    let reply = stage.call(ask(ECHO, "1"), "").await;
+    assert_eq!(reply.errcode(), 60020);
+    assert!(reply.header("x-wecom-hint").contains("trusted IPs"), "{reply:?}");
+    assert_eq!(stage.call(ask(ECHO, "0"), "").await.header("x-wecom-hint"), "");
+    assert_eq!(stage.get(ECHO).await.header("x-wecom-hint"), "");
+    assert_eq!(stage.call(ask(USER_GET, "1"), "").await.is_ok().header("x-wecom-hint"), "");
+    let unknown = stage.call(ask("/cgi-bin/tag/list", "1"), "").await;
+    assert_eq!((unknown.errcode(), unknown.header("x-wecom-hint")), (123_456, ""));
+}
+
+#[tokio::test]
+async fn a_retry_is_said_with_the_errcode_that_caused_it() {
+    let stage = Stage::open().await;
+    assert_eq!(stage.get(USER_GET).await.is_ok().header("x-wecom-retried"), "");
+    stage.wecom.revoke("hr").expect("an agent");
+    assert_eq!(stage.get(USER_GET).await.is_ok().header("x-wecom-retried"), "40014");
+    stage.wecom.expire("hr").expect("an agent");
+    assert_eq!(stage.get(USER_GET).await.is_ok().header("x-wecom-retried"), "42001");
+}
+
+#[tokio::test]
+async fn an_http_2_caller_loses_its_headers_of_the_connection_too() {
+    let stage = Stage::open().await;
+    let request = Request::post(format!("/hr{ECHO}"))
+        .header("te", "trailers")
+        .header("cookie", "a=b")
+        .header("cookie", "c=d")
+        .header("authorization", "Bearer k")
+        .header("x-forwarded-for", "192.0.2.1")
+        .header("host", "evil.test")
+        .header("x-kept", "1");
+    Caller::http2(stage.address()).await.call(request, "{}").await.is_ok();
+    let mut names: Vec<_> = stage.last_seen(ECHO).headers.into_iter().map(|(name, _)| name).collect();
+    names.sort();
+    assert_eq!(names, ["content-length", "host", "x-kept"]);
+}

@@ -1,0 +1,195 @@
+//! §5: bodies stream in both directions, held back by whoever is slower.
+
+use std::time::Duration;
+
+use http::Request;
+use http_body_util::BodyExt;
+use tokio::time::timeout;
+use wecom_proxy::simulator::{Fault, generated};
+
+use crate::{
+    stage::{Caller, ECHO, OPEN, Stage, USER_GET, soon},
+    wire::{Line, Puppet},
+};
+
+/// More than the sockets on the way and the proxy together may hold.
+const MUCH: usize = 40_000_000;
+/// Nothing moved for so long: whoever writes is held back. There is no event that says so.
+const HELD_BACK: Duration = Duration::from_millis(500);
+
+/// Writes until it is held back; returns how much was taken.
+async fn fill(line: &mut Line, most: usize) -> usize {
+    let (piece, mut taken) = (vec![b'x'; 64 * 1024], 0);
+    while taken < most && timeout(HELD_BACK, line.say(&piece)).await.is_ok_and(|said| said.is_ok()) {
+        taken += piece.len();
+    }
+    taken
+}
+
+#[tokio::test]
+async fn the_first_byte_of_a_download_does_not_wait_for_its_last() {
+    for framing in ["Content-Length: 10", "Transfer-Encoding: chunked", "Connection: close"] {
+        let chunked = framing.contains("chunked");
+        for http2 in [false, true] {
+            let mut puppet = Puppet::new().await;
+            let stage = Stage::facing(puppet.address, OPEN).await;
+            let mut caller = match http2 {
+                true => Caller::http2(stage.address()).await,
+                false => Caller::http1(stage.address()).await,
+            };
+            let request = Request::get(format!("/hr{USER_GET}")).body(Default::default()).expect("a request");
+            let play = async {
+                let mut call = puppet.call().await;
+                let first = if chunked { "5\r\nfirst\r\n" } else { "first" };
+                let head = format!("HTTP/1.1 200 OK\r\nContent-Type: image/png\r\n{framing}\r\n\r\n{first}");
+                call.line.say(head).await.expect("it is taken");
+                call
+            };
+            let (response, mut call) = tokio::join!(soon(caller.send(request)), play);
+            let mut body = response.expect("a head").into_body();
+            let first = soon(body.frame()).await.expect("a frame").expect("data").into_data().expect("data");
+            assert_eq!(first, "first", "{framing}");
+            call.line
+                .say(if chunked { "4\r\nlast\r\n0\r\n\r\n" } else { "-last" })
+                .await
+                .expect("it is taken");
+            drop(call);
+            let rest = soon(body.collect()).await.expect("the rest").to_bytes();
+            assert_eq!(rest, if chunked { "last" } else { "-last" }, "{framing}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn json_is_held_back_no_longer_than_it_takes_to_see_the_errcode() {
+    let mut puppet = Puppet::new().await;
+    let stage = Stage::facing(puppet.address, OPEN).await;
+    let mut line = Line::to(stage.address()).await;
+    line.say(format!("GET /hr{USER_GET} HTTP/1.1\r\nHost: x\r\n\r\n")).await.expect("it is taken");
+    let mut call = puppet.call().await;
+    let begun = r#"{"errcode":0,"userlist":["#;
+    let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n";
+    call.line.say(format!("{head}{begun}")).await.expect("it is taken");
+    assert!(line.head().await.starts_with("HTTP/1.1 200 "));
+    assert_eq!(line.bytes(begun.len()).await, begun.as_bytes());
+}
+
+#[tokio::test]
+async fn the_first_byte_of_an_upload_does_not_wait_for_its_last() {
+    let mut puppet = Puppet::new().await;
+    let stage = Stage::facing(puppet.address, OPEN).await;
+    let mut line = Line::to(stage.address()).await;
+    line.say("POST /hr/cgi-bin/media/upload HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nfirst")
+        .await
+        .expect("taken");
+    let mut call = puppet.call().await;
+    assert!(call.head.contains("content-length: 10\r\n"), "{}", call.head);
+    assert_eq!(call.line.bytes(5).await, b"first");
+    line.say("-last").await.expect("it is taken");
+    assert_eq!(call.line.bytes(5).await, b"-last");
+    call.line.say("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.expect("it is taken");
+    assert_eq!(line.answer().await.1, "ok");
+}
+
+#[tokio::test]
+async fn a_large_download_arrives_whole() {
+    let stage = Stage::open().await;
+    for http2 in [false, true] {
+        let mut caller = match http2 {
+            true => Caller::http2(stage.address()).await,
+            false => Caller::http1(stage.address()).await,
+        };
+        let reply = caller.get("/cgi-bin/media/get?media_id=generated-10485760").await;
+        assert_eq!((reply.body.len(), reply.header("content-length")), (10_485_760, "10485760"));
+        let mut at = 0;
+        while at < reply.body.len() {
+            let expected = generated(at as u64, reply.body.len() - at);
+            assert!(reply.body[at..].starts_with(&expected), "at {at}");
+            at += expected.len();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_caller_that_reads_nothing_holds_the_upstream_back() {
+    let mut puppet = Puppet::new().await;
+    let stage = Stage::facing(puppet.address, OPEN).await;
+    let mut line = Line::to(stage.address()).await;
+    line.say(format!("GET /hr{USER_GET} HTTP/1.1\r\nHost: x\r\n\r\n")).await.expect("it is taken");
+    let mut call = puppet.call().await;
+    let head = "HTTP/1.1 200 OK\r\nContent-Type: video/mp4\r\nContent-Length: 9000000000\r\n\r\n";
+    call.line.say(head).await.expect("it is taken");
+    let taken = fill(&mut call.line, MUCH).await;
+    assert!(taken < MUCH, "the proxy took {taken} bytes that nobody read");
+    assert!(line.head().await.starts_with("HTTP/1.1 200 "));
+    line.bytes(taken / 2).await;
+    assert!(fill(&mut call.line, 1_000_000).await > 0, "it goes on once somebody reads");
+}
+
+#[tokio::test]
+async fn an_upstream_that_reads_nothing_holds_the_caller_back() {
+    let mut puppet = Puppet::new().await;
+    let stage = Stage::facing(puppet.address, OPEN).await;
+    let mut line = Line::to(stage.address()).await;
+    line.say(format!("POST /hr{ECHO} HTTP/1.1\r\nHost: x\r\nContent-Length: 60000000\r\n\r\n"))
+        .await
+        .expect("taken");
+    let _call = puppet.call().await;
+    let taken = fill(&mut line, MUCH).await;
+    assert!(taken < MUCH, "the proxy took {taken} bytes that nobody read");
+}
+
+#[tokio::test]
+async fn an_upstream_may_answer_before_it_has_read_all() {
+    let mut puppet = Puppet::new().await;
+    let stage = Stage::facing(puppet.address, OPEN).await;
+    let play = async {
+        let mut call = puppet.call().await;
+        call.line.say("HTTP/1.1 413 Too Large\r\nContent-Length: 5\r\n\r\nearly").await.expect("it is taken");
+        call
+    };
+    let (reply, _call) = tokio::join!(stage.post(ECHO, vec![1; 30_000_000]), play);
+    assert_eq!((reply.status.as_u16(), reply.text()), (413, "early"));
+    assert_eq!(reply.header("x-wecom-proxy-error"), "");
+}
+
+#[tokio::test]
+async fn when_the_caller_leaves_the_upstream_is_let_go() {
+    for answer in ["", "HTTP/1.1 200 OK\r\nContent-Type: image/png\r\nContent-Length: 10\r\n\r\nfirst"] {
+        let mut puppet = Puppet::new().await;
+        let stage = Stage::facing(puppet.address, OPEN).await;
+        let mut line = Line::to(stage.address()).await;
+        line.say(format!("GET /hr{USER_GET} HTTP/1.1\r\nHost: x\r\n\r\n")).await.expect("it is taken");
+        let mut call = puppet.call().await;
+        call.line.say(answer).await.expect("it is taken");
+        if !answer.is_empty() {
+            line.head().await;
+        }
+        line.reset();
+        let _ = call.line.rest().await;
+    }
+}
+
+#[tokio::test]
+async fn an_upload_broken_off_never_looks_whole_to_the_upstream() {
+    let stage = Stage::open().await;
+    stage.get(USER_GET).await.is_ok();
+    for lines in ["Content-Length: 10\r\n\r\nhalf", "Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n"] {
+        stage.wecom.reset();
+        let mut line = Line::to(stage.address()).await;
+        line.say(format!("POST /hr{ECHO} HTTP/1.1\r\nHost: x\r\n{lines}")).await.expect("it is taken");
+        stage.wecom.wait_until(|seen| seen.received(ECHO) == 1).await.expect("it arrives");
+        drop(line);
+        stage.wecom.wait_until(|seen| seen.in_flight() == 0).await.expect("it is let go");
+        assert_eq!(stage.wecom.executed(ECHO), 0);
+    }
+}
+
+#[tokio::test]
+async fn pieces_of_one_byte_arrive_whole() {
+    let stage = Stage::open().await;
+    stage.wecom.inject(Fault::pieces(1)).expect("a fault");
+    stage.get(USER_GET).await.is_ok();
+    let reply = stage.get("/cgi-bin/media/get?media_id=generated-3000").await;
+    assert_eq!(reply.body, generated(0, 3000));
+}

@@ -1,0 +1,240 @@
+//! Every wait has an end: towards the upstream, and towards a client that is slow or silent.
+
+use wecom_proxy::simulator::Fault;
+
+use crate::{
+    stage::{Caller, ECHO, OPEN, Stage, USER_GET, soon},
+    wire::{Line, Puppet},
+};
+
+/// Open, with these lines in `[server]` and `[upstream]`.
+fn bounded(server: &str, upstream: &str) -> String {
+    OPEN.replace("[upstream]", &format!("{server}\n[upstream]\n{upstream}"))
+}
+
+/// The proxy says no more, and closes.
+async fn is_closed(line: &mut Line) -> Vec<u8> {
+    line.rest().await.0
+}
+
+#[tokio::test]
+async fn an_answer_that_does_not_begin_is_upstream_timeout() {
+    let stage = Stage::with(&bounded("", "response_timeout = \"200ms\"")).await;
+    stage.get(USER_GET).await.is_ok();
+    stage.wecom.inject(Fault::hold().on(ECHO)).expect("a fault");
+    stage.get(ECHO).await.is_own("upstream-timeout", 504, -1);
+    stage.post(ECHO, "{}").await.is_own("upstream-timeout", 504, -1);
+    assert_eq!(stage.got_through(), 3);
+    stage.get(USER_GET).await.is_ok();
+}
+
+#[tokio::test]
+async fn an_answer_that_stalls_before_its_head_went_on_is_upstream_timeout() {
+    let mut puppet = Puppet::new().await;
+    let stage = Stage::facing(puppet.address, &bounded("", "body_timeout = \"200ms\"")).await;
+    let play = async {
+        let mut call = puppet.call().await;
+        let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{\"a\":";
+        call.line.say(head).await.expect("it is taken");
+        call
+    };
+    let (reply, _call) = tokio::join!(stage.get(USER_GET), play);
+    reply.is_own("upstream-timeout", 504, -1);
+}
+
+#[tokio::test]
+async fn an_answer_that_stalls_later_breaks_the_callers_connection_off() {
+    let stage = Stage::with(&bounded("", "body_timeout = \"200ms\"")).await;
+    stage.wecom.inject(Fault::stall().on("/cgi-bin/media/get")).expect("a fault");
+    for http2 in [false, true] {
+        let mut caller = match http2 {
+            true => Caller::http2(stage.address()).await,
+            false => Caller::http1(stage.address()).await,
+        };
+        let media = "/hr/cgi-bin/media/get?media_id=generated-100000";
+        let request = http::Request::get(media).body(Default::default()).expect("a request");
+        let response = soon(caller.send(request)).await.expect("a head");
+        assert!(soon(http_body_util::BodyExt::collect(response.into_body())).await.is_err());
+    }
+}
+
+#[tokio::test]
+async fn a_head_that_does_not_end_is_cut_off() {
+    let stage = Stage::with(&bounded("header_timeout = \"300ms\"", "")).await;
+    for beginning in [
+        "G",
+        "GET /hr/cgi-bin/user/get HTTP/1.1\r\nHost: x\r\n",
+        "P",
+        "PRI * HT",
+        "PRI * HTTP/2.0\r\n\r\nSM\r\n",
+    ] {
+        let mut line = Line::to(stage.address()).await;
+        line.say(beginning).await.expect("it is taken");
+        assert_eq!(is_closed(&mut line).await, b"", "{beginning:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_head_that_drips_is_cut_off_all_the_same() {
+    let stage = Stage::with(&bounded("header_timeout = \"300ms\"", "")).await;
+    let mut line = Line::to(stage.address()).await;
+    line.say("GET /hr/cgi-bin/user/get HTTP/1.1\r\nHost: x\r\nX-Slow: ").await.expect("it is taken");
+    let mut drips = tokio::time::interval(std::time::Duration::from_millis(20));
+    let cut = async {
+        while line.say("x").await.is_ok() {
+            drips.tick().await;
+        }
+    };
+    soon(cut).await;
+    assert_eq!(stage.got_through(), 0);
+}
+
+#[tokio::test]
+async fn the_second_head_on_a_connection_is_bounded_as_well() {
+    let stage = Stage::with(&bounded("header_timeout = \"300ms\"", "")).await;
+    let mut line = Line::to(stage.address()).await;
+    line.say(format!("GET /hr{USER_GET} HTTP/1.1\r\nHost: x\r\n\r\n")).await.expect("it is taken");
+    assert!(line.answer().await.0.starts_with("HTTP/1.1 200 "));
+    line.say("GET /hr").await.expect("it is taken");
+    assert_eq!(is_closed(&mut line).await, b"");
+}
+
+#[tokio::test]
+async fn a_silent_connection_is_closed() {
+    let stage = Stage::with(&bounded("idle_timeout = \"300ms\"\nheader_timeout = \"60s\"", "")).await;
+    let mut line = Line::to(stage.address()).await;
+    assert_eq!(is_closed(&mut line).await, b"");
+
+    for requests in [1, 2] {
+        let mut line = Line::to(stage.address()).await;
+        for _ in 0..requests {
+            line.say(format!("GET /hr{USER_GET} HTTP/1.1\r\nHost: x\r\n\r\n")).await.expect("it is taken");
+            assert!(line.answer().await.0.starts_with("HTTP/1.1 200 "));
+        }
+        assert_eq!(is_closed(&mut line).await, b"");
+    }
+}
+
+#[tokio::test]
+async fn a_kept_connection_outlives_header_timeout_between_two_requests() {
+    let stage = Stage::with(&bounded("header_timeout = \"200ms\"", "")).await;
+    let mut line = Line::to(stage.address()).await;
+    for _ in 0..3 {
+        line.say(format!("GET /hr{USER_GET} HTTP/1.1\r\nHost: x\r\n\r\n")).await.expect("it is taken");
+        assert!(line.answer().await.0.starts_with("HTTP/1.1 200 "));
+        // That nothing happens has no event: twice as long as a head may take.
+        let silence = tokio::time::timeout(std::time::Duration::from_millis(400), line.more()).await;
+        assert!(silence.is_err(), "the connection was closed");
+    }
+}
+
+/// The preface of HTTP/2 and empty settings.
+const HELLO: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00";
+
+#[tokio::test]
+async fn a_silent_http_2_connection_is_closed() {
+    let stage = Stage::with(&bounded("idle_timeout = \"300ms\"\nheader_timeout = \"60s\"", "")).await;
+    let mut line = Line::to(stage.address()).await;
+    line.say(HELLO).await.expect("it is taken");
+    is_closed(&mut line).await;
+
+    let mut line = Line::to(stage.address()).await;
+    let path = format!("/hr{USER_GET}");
+    // GET, http, a path and an authority, none of them indexed.
+    let block = [b"\x82\x86\x04", &[path.len() as u8][..], path.as_bytes(), b"\x01\x01x"].concat();
+    let headers = [&[0, 0, block.len() as u8, 1, 5, 0, 0, 0, 1], &block[..]].concat();
+    line.say([HELLO, &headers].concat()).await.expect("it is taken");
+    is_closed(&mut line).await;
+    assert_eq!(stage.wecom.executed("/cgi-bin/user/get"), 1);
+}
+
+#[tokio::test]
+async fn an_idle_http_2_connection_that_only_pings_lives_until_idle_timeout() {
+    let stage = Stage::with(&bounded("header_timeout = \"200ms\"", "")).await;
+    let mut line = Line::to(stage.address()).await;
+    line.say(HELLO).await.expect("it is taken");
+    // Three times as long as a head may take: nothing here is one.
+    let mut pings = tokio::time::interval(std::time::Duration::from_millis(50));
+    for _ in 0..12 {
+        pings.tick().await;
+        line.say(b"\x00\x00\x08\x06\x00\x00\x00\x00\x00onetwo12").await.expect("it is open");
+    }
+    let mut pongs = 0;
+    while pongs < 12 {
+        let head = line.bytes(9).await;
+        let length = usize::from(head[1]) << 8 | usize::from(head[2]);
+        line.bytes(length).await;
+        pongs += usize::from(head[3] == 6);
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_takes_long_is_not_idle() {
+    let stage = Stage::with(&bounded("idle_timeout = \"100ms\"\nheader_timeout = \"100ms\"", "")).await;
+    stage.wecom.inject(Fault::delay(std::time::Duration::from_millis(400)).on(ECHO)).expect("a fault");
+    stage.get(ECHO).await.is_ok();
+    Caller::http2(stage.address()).await.get(ECHO).await.is_ok();
+}
+
+#[tokio::test]
+async fn a_body_that_stalls_is_refused_and_the_upstream_let_go() {
+    let stage = Stage::with(&bounded("body_timeout = \"300ms\"", "")).await;
+    stage.get(USER_GET).await.is_ok();
+    for lines in ["Content-Length: 10\r\n\r\nhalf", "Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n"] {
+        let mut line = Line::to(stage.address()).await;
+        line.say(format!("POST /hr{ECHO} HTTP/1.1\r\nHost: x\r\n{lines}")).await.expect("it is taken");
+        let (head, body) = line.answer().await;
+        assert!(head.starts_with("HTTP/1.1 400 ") && body.contains("server.body_timeout"), "{head}{body}");
+    }
+    stage.wecom.wait_until(|seen| seen.in_flight() == 0).await.expect("the upstream is let go");
+    assert_eq!(stage.wecom.executed(ECHO), 0);
+}
+
+#[tokio::test]
+async fn a_body_that_is_slow_but_moves_is_taken() {
+    let toml = bounded("body_timeout = \"2s\"", "response_timeout = \"100ms\"");
+    let stage = Stage::with(&toml).await;
+    let mut line = Line::to(stage.address()).await;
+    line.say(format!("POST /hr{ECHO} HTTP/1.1\r\nHost: x\r\nContent-Length: 12\r\n\r\n"))
+        .await
+        .expect("taken");
+    // The upstream owes no answer while the client takes its time.
+    let mut drips = tokio::time::interval(std::time::Duration::from_millis(60));
+    for _ in 0..12 {
+        drips.tick().await;
+        line.say("x").await.expect("it is taken");
+    }
+    let (head, body) = line.answer().await;
+    assert!(head.starts_with("HTTP/1.1 200 "), "{head}{body}");
+}
+
+#[tokio::test]
+async fn an_upstream_that_never_reads_is_upstream_timeout() {
+    let mut puppet = Puppet::new().await;
+    let stage = Stage::facing(puppet.address, &bounded("", "response_timeout = \"300ms\"")).await;
+    let (reply, _call) = tokio::join!(stage.post(ECHO, vec![1; 30_000_000]), puppet.call());
+    reply.is_own("upstream-timeout", 504, -1);
+}
+
+#[tokio::test]
+async fn gettoken_that_gets_no_answer_is_token_unavailable() {
+    let stage = Stage::with(&bounded("", "response_timeout = \"200ms\"")).await;
+    stage.wecom.inject(Fault::hold().on("/cgi-bin/gettoken")).expect("a fault");
+    stage.get(USER_GET).await.is_own("token-unavailable", 502, -1);
+    assert_eq!(stage.got_through(), 0);
+}
+
+#[tokio::test]
+async fn a_caller_that_takes_no_answer_is_let_go() {
+    let mut puppet = Puppet::new().await;
+    let stage = Stage::facing(puppet.address, &bounded("body_timeout = \"300ms\"", "")).await;
+    let mut line = Line::to(stage.address()).await;
+    line.say(format!("GET /hr{USER_GET} HTTP/1.1\r\nHost: x\r\n\r\n")).await.expect("it is taken");
+    let mut call = puppet.call().await;
+    let head = "HTTP/1.1 200 OK\r\nContent-Type: video/mp4\r\nContent-Length: 9000000000\r\n\r\n";
+    call.line.say(head).await.expect("it is taken");
+    let piece = vec![b'x'; 64 * 1024];
+    // It ends when the proxy has closed the upstream's connection.
+    while call.line.say(&piece).await.is_ok() {}
+    drop(line);
+}

@@ -1,0 +1,138 @@
+//! Both ends of the proxy spoken by hand, for what no library would send or accept.
+
+use std::{io, net::SocketAddr};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::mpsc,
+};
+
+use crate::stage::soon;
+
+/// A connection on which a story says each byte.
+pub struct Line {
+    stream: TcpStream,
+    seen: Vec<u8>,
+}
+
+impl Line {
+    /// To the proxy.
+    pub async fn to(address: SocketAddr) -> Self {
+        Self { stream: soon(TcpStream::connect(address)).await.expect("a connection"), seen: Vec::new() }
+    }
+
+    /// Sends bytes as they are. The other side may have closed: what it said first is what counts.
+    pub async fn say(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
+        soon(async {
+            self.stream.write_all(bytes.as_ref()).await?;
+            self.stream.flush().await
+        })
+        .await
+    }
+
+    /// Reads on; false at the end of the stream.
+    pub async fn more(&mut self) -> io::Result<bool> {
+        Ok(soon(self.stream.read_buf(&mut self.seen)).await? > 0)
+    }
+
+    /// A head, with the empty line that ends it; what came of one where the stream ended first.
+    pub async fn head(&mut self) -> String {
+        loop {
+            if let Some(at) = self.seen.windows(4).position(|four| four == b"\r\n\r\n") {
+                let head: Vec<u8> = self.seen.drain(..at + 4).collect();
+                return String::from_utf8_lossy(&head).into_owned();
+            }
+            if !self.more().await.unwrap_or(false) {
+                return String::from_utf8_lossy(&std::mem::take(&mut self.seen)).into_owned();
+            }
+        }
+    }
+
+    /// The next bytes, this many.
+    pub async fn bytes(&mut self, count: usize) -> Vec<u8> {
+        while self.seen.len() < count {
+            assert!(self.more().await.expect("more bytes"), "the stream ended early");
+        }
+        self.seen.drain(..count).collect()
+    }
+
+    /// An answer with a length: its head, and its body as text.
+    pub async fn answer(&mut self) -> (String, String) {
+        let head = self.head().await;
+        let length = head.to_ascii_lowercase().lines().find_map(|line| {
+            line.strip_prefix("content-length:").map(|length| length.trim().parse().expect("a number"))
+        });
+        let body = self.bytes(length.unwrap_or(0)).await;
+        (head, String::from_utf8_lossy(&body).into_owned())
+    }
+
+    /// All that comes until the stream ends, and how it ends.
+    pub async fn rest(&mut self) -> (Vec<u8>, io::Result<()>) {
+        loop {
+            match self.more().await {
+                Ok(true) => {}
+                Ok(false) => return (std::mem::take(&mut self.seen), Ok(())),
+                Err(error) => return (std::mem::take(&mut self.seen), Err(error)),
+            }
+        }
+    }
+
+    /// Closes it with a reset.
+    pub fn reset(self) {
+        self.stream.set_zero_linger().expect("a socket");
+    }
+}
+
+/// An upstream that answers gettoken as WeCom does, and leaves every other call to the story.
+pub struct Puppet {
+    pub address: SocketAddr,
+    calls: mpsc::UnboundedReceiver<Call>,
+}
+
+/// A call that reached the puppet: its head, and the connection on which the story answers.
+pub struct Call {
+    pub head: String,
+    pub line: Line,
+}
+
+impl Puppet {
+    /// Listens on a free port.
+    pub async fn new() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let (calls, taken) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(answer_gettoken(Line { stream, seen: Vec::new() }, calls.clone()));
+            }
+        });
+        Self { address, calls: taken }
+    }
+
+    /// The next call.
+    pub async fn call(&mut self) -> Call {
+        soon(self.calls.recv()).await.expect("the listener lives")
+    }
+}
+
+async fn answer_gettoken(mut line: Line, calls: mpsc::UnboundedSender<Call>) {
+    // A kept connection may wait for its next call as long as the story lasts.
+    while let Ok(()) = line.stream.readable().await {
+        let head = line.head().await;
+        if head.is_empty() {
+            return;
+        }
+        if !head.starts_with("GET /cgi-bin/gettoken?") {
+            let _ = calls.send(Call { head, line });
+            return;
+        }
+        let body = r#"{"errcode":0,"errmsg":"ok","access_token":"TOKEN-OF-THE-PUPPET","expires_in":7200}"#;
+        let length = body.len();
+        let head =
+            format!("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n");
+        if line.say(head + body).await.is_err() {
+            return;
+        }
+    }
+}
