@@ -104,7 +104,7 @@ impl Admin {
                 response
             }
             "/api/agents" => {
-                let agents: Vec<_> = self.directory.load().agents().map(|agent| describe(agent)).collect();
+                let agents: Vec<_> = self.directory.load().agents().map(describe).collect();
                 json_response(StatusCode::OK, &json!({ "agents": agents }))
             }
             _ => problem(StatusCode::NOT_FOUND, "there is /healthz, /readyz and /api/agents"),
@@ -123,7 +123,7 @@ impl Admin {
             .iter()
             .filter_map(|(name, report)| report.failing.clone().map(|failure| (name.clone(), failure.into())))
             .collect();
-        let well = !stopping && !(ready && tokenless);
+        let well = !stopping && (!ready || !tokenless);
         let status = match (stopping, ready && tokenless) {
             (true, _) => "shutting down",
             (_, true) => "no agent has a token that serves",

@@ -3,10 +3,10 @@
 //!
 //! [`Proxy::handle`] turns every outcome into an answer; [`Proxy::relay`] is the way itself.
 
-mod access;
 mod identify;
 mod inspect;
 mod query;
+mod record;
 mod refusal;
 mod reply;
 mod target;
@@ -22,7 +22,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use bytes::BytesMut;
-use http::{HeaderName, HeaderValue, Method, Request, Response, header, request};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, header, request};
 use hyper::body::{Body as _, Incoming};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -31,13 +31,13 @@ use tokio::{
 
 pub use self::reply::{Broken, ReplyBody};
 use self::{
-    access::Entry,
     inspect::{Inspected, inspect},
+    record::Record,
     refusal::{Kind, Refusal},
     target::{Doubt, Target},
 };
 use crate::{
-    directory::{Agent, Client, Directory},
+    directory::{Agent, Directory},
     headers,
     server::Link,
     tokens::{FetchError, Replacement, Token},
@@ -79,17 +79,6 @@ pub struct Proxy {
     ids: Ids,
 }
 
-/// What becomes known of a request on its way.
-#[derive(Default)]
-struct Notes {
-    client: Option<Arc<Client>>,
-    agent: Option<Arc<Agent>>,
-    retried: Option<i64>,
-    errcode: Option<i64>,
-    token: Duration,
-    upstream: Duration,
-}
-
 impl Proxy {
     /// A proxy with an upstream of its own.
     pub fn new(directory: Arc<ArcSwap<Directory>>, rules: Arc<Rules>, upstream: Upstream) -> Self {
@@ -100,45 +89,37 @@ impl Proxy {
     pub async fn handle(&self, request: Request<Incoming>, link: &Link) -> Response<ReplyBody> {
         let (began, busy) = (Instant::now(), link.busy());
         let (parts, body) = request.into_parts();
-        let mut notes = Notes::default();
-        let answered = self.relay(&parts, body, link, &mut notes).await;
-        let error = answered.as_ref().err().map(|refusal| refusal.kind.facts().0);
-        let mut response = answered.unwrap_or_else(|refusal| {
-            notes.errcode = Some(refusal.errcode);
-            refusal.into_response(notes.client.as_ref().is_some_and(|client| client.always_200))
-        });
-        let request_id = self.request_id(&parts);
-        let entry = self.rules.access_log.then(|| {
-            let mut entry = Entry::new(began, parts.method.clone(), parts.uri.clone());
-            entry.request_id = String::from_utf8_lossy(request_id.as_bytes()).into_owned();
-            entry.client = notes.client.as_ref().map(|client| client.name.clone()).unwrap_or_default();
-            entry.agent = notes.agent.as_ref().map(|agent| agent.name.clone()).unwrap_or_default();
-            (entry.status, entry.errcode) = (response.status().as_u16(), notes.errcode);
-            (entry.retried, entry.error) = (notes.retried, error);
-            (entry.token, entry.upstream) = (notes.token, notes.upstream);
-            Box::new(entry)
-        });
-        self.sign(&parts, &notes, request_id, response.headers_mut());
-        response.map(|body| body.until_end(entry, busy))
+        let (method, uri, request_id) = (parts.method.clone(), parts.uri.clone(), self.request_id(&parts));
+        let mut record = Record::new(began, method, uri, request_id, self.rules.access_log);
+        let mut response = match self.relay(&parts, Unread::new(body, link), link, &mut record).await {
+            Ok(response) => response,
+            Err(refusal) => {
+                (record.error, record.errcode) = (Some(refusal.kind.facts().0), Some(refusal.errcode));
+                refusal.into_response(record.client.as_ref().is_some_and(|client| client.always_200))
+            }
+        };
+        record.status = response.status().as_u16();
+        sign(&parts, &record, response.headers_mut());
+        response.map(|body| body.until_end(record, busy))
     }
 
     /// The way of a request; every `?` on it is an answer of the proxy's own.
     async fn relay(
         &self,
         parts: &request::Parts,
-        body: Incoming,
+        body: Unread<'_>,
         link: &Link,
-        notes: &mut Notes,
+        record: &mut Record,
     ) -> Result<Response<ReplyBody>, Refusal> {
         let directory = self.directory.load_full();
         let is_here =
             |host: &str| host.eq_ignore_ascii_case(&self.rules.upstream_authority) || link.is_local(host);
         target::check_head(parts, is_here).map_err(|words| Refusal::new(Kind::BadRequest, words))?;
         let target = Target::parse(parts.uri.path(), parts.uri.query());
-        notes.client = identify::client(&directory, &parts.headers)?;
-        let client = notes.client.as_deref();
+        record.client = identify::client(&directory, &parts.headers)?;
+        let client = record.client.as_deref();
         let target = target.map_err(doubt)?;
-        notes.agent = identify::agent(&directory, client, &target, &parts.headers)?;
+        record.agent = identify::agent(&directory, client, &target, &parts.headers)?;
         if client.is_some_and(|client| !client.may_call(&parts.method, &target.route)) {
             return Err(Refusal::new(
                 Kind::Forbidden,
@@ -146,14 +127,14 @@ impl Proxy {
             ));
         }
         let own_credential = match target.kind {
-            target::Kind::Inject => notes.agent.as_ref().is_some_and(|agent| agent.is_plain(&target.route)),
+            target::Kind::Inject => record.agent.as_ref().is_some_and(|agent| agent.is_plain(&target.route)),
             target::Kind::OwnCredential => true,
             target::Kind::Gettoken => {
                 let words = "no token is handed out; leave gettoken out and call the API itself, the proxy adds the token";
                 return Err(Refusal::new(Kind::NoRoute, words));
             }
         };
-        let agent = match (&notes.agent, own_credential) {
+        let agent = match (&record.agent, own_credential) {
             (Some(agent), false) => Some(agent.clone()),
             (None, false) => return Err(identify::no_agent()),
             (_, true) => None,
@@ -163,10 +144,10 @@ impl Proxy {
         let forward =
             Forward { parts, target: &target, nominated: headers::nominated(&parts.headers), length };
         let answer = match agent {
-            None => self.send_plain(&forward, upload.as_ref(), notes).await?,
-            Some(agent) => self.send_with_token(&forward, &agent, upload.as_ref(), notes).await?,
+            None => self.send_plain(&forward, upload.as_ref(), record).await?,
+            Some(agent) => self.send_with_token(&forward, &agent, upload.as_ref(), record).await?,
         };
-        notes.errcode = answer.errcode;
+        record.errcode = answer.errcode;
         let mut response = Response::new(ReplyBody::streamed(answer.held, answer.rest, upload, permit));
         *response.status_mut() = answer.status;
         *response.headers_mut() = answer.headers;
@@ -177,20 +158,19 @@ impl Proxy {
     fn receive(
         &self,
         parts: &request::Parts,
-        body: Incoming,
+        body: Unread<'_>,
         link: &Link,
         keep: bool,
     ) -> Result<(Option<Upload>, BodyLength), Refusal> {
-        let declared = body.size_hint().exact();
-        if body.is_end_stream() || declared == Some(0) {
+        let declared = body.declared();
+        if declared.is_some_and(|declared| declared > self.rules.bounds.bytes) {
+            return Err(too_large(self.rules.bounds.bytes));
+        }
+        let Some(body) = body.take().filter(|_| declared != Some(0)) else {
             let says_so = parts.headers.contains_key(header::CONTENT_LENGTH);
             let wants = matches!(parts.method, Method::POST | Method::PUT | Method::PATCH);
             return Ok((None, if says_so || wants { BodyLength::Known(0) } else { BodyLength::Absent }));
-        }
-        if declared.is_some_and(|declared| declared > self.rules.bounds.bytes) {
-            link.linger();
-            return Err(too_large(self.rules.bounds.bytes));
-        }
+        };
         let upload = Upload::new(body, declared, self.rules.bounds, keep.then_some(&self.rules.shelf));
         upload.on_unread(link.lingerer());
         Ok((Some(upload), declared.map_or(BodyLength::Unknown, BodyLength::Known)))
@@ -215,7 +195,7 @@ impl Proxy {
         &self,
         forward: &Forward<'_>,
         upload: Option<&Upload>,
-        notes: &mut Notes,
+        record: &mut Record,
     ) -> Result<Inspected, Refusal> {
         let mut target = forward.target.path.to_owned();
         if let Some(query) = forward.target.query {
@@ -223,7 +203,7 @@ impl Proxy {
             target.push_str(query);
         }
         let answer = self.exchange(forward, &target, upload).await?;
-        notes.upstream = answer.took;
+        record.upstream = answer.took;
         Ok(answer)
     }
 
@@ -233,14 +213,14 @@ impl Proxy {
         forward: &Forward<'_>,
         agent: &Arc<Agent>,
         upload: Option<&Upload>,
-        notes: &mut Notes,
+        record: &mut Record,
     ) -> Result<Inspected, Refusal> {
         let asked = Instant::now();
         let token = match agent.slot.ready(asked) {
             Some(token) => token,
             None => {
                 let fetched = agent.slot.current().await;
-                notes.token = asked.elapsed();
+                record.token = asked.elapsed();
                 fetched.map_err(|failure| token_unavailable(&failure))?
             }
         };
@@ -248,7 +228,7 @@ impl Proxy {
         let target = |token: &Token| query::with_token(forward.target.path, &query, token.value.expose());
 
         let first = self.exchange(forward, &target(&token), upload).await?;
-        notes.upstream = first.took;
+        record.upstream = first.took;
         let Some(refused_with) =
             first.errcode.filter(|errcode| self.rules.refresh_errcodes.contains(errcode))
         else {
@@ -265,16 +245,16 @@ impl Proxy {
         }
         let asked = Instant::now();
         let replacement = agent.slot.replace(&token).await;
-        notes.token += asked.elapsed();
+        record.token += asked.elapsed();
         let next = match replacement {
             Replacement::Renewed(next) | Replacement::SameAgain(next) => next,
             Replacement::Held => return Ok(first),
             Replacement::Unavailable(failure) => return Err(token_unavailable(&failure)),
         };
         drop(first);
-        notes.retried = Some(refused_with);
+        record.retried = Some(refused_with);
         let second = self.exchange(forward, &target(&next), upload).await?;
-        notes.upstream += second.took;
+        record.upstream += second.took;
         if let Some(upload) = upload {
             upload.settle();
         }
@@ -326,33 +306,6 @@ impl Proxy {
         Refusal::new(kind, format!("WeCom did not answer as it should: {words}"))
     }
 
-    /// Puts the proxy's own headers onto an answer.
-    fn sign(
-        &self,
-        parts: &request::Parts,
-        notes: &Notes,
-        request_id: HeaderValue,
-        headers: &mut http::HeaderMap,
-    ) {
-        headers.insert(REQUEST_ID, request_id);
-        if let Some(agent) = &notes.agent {
-            headers.insert(AGENT, agent.name_header.clone());
-        }
-        let (token, upstream) = (notes.token.as_secs_f64() * 1e3, notes.upstream.as_secs_f64() * 1e3);
-        let mut timing = BytesMut::with_capacity(48);
-        let _ = write!(timing, "token;dur={token:.3}, upstream;dur={upstream:.3}");
-        if let Ok(timing) = HeaderValue::from_maybe_shared(timing.freeze()) {
-            headers.append(SERVER_TIMING, timing);
-        }
-        if let Some(errcode) = notes.retried {
-            headers.insert(RETRIED, HeaderValue::from(errcode));
-        }
-        let hint = notes.errcode.filter(|errcode| *errcode != errcode::OK).and_then(errcode::hint);
-        if let Some(hint) = hint.filter(|_| parts.headers.get(DEBUG).is_some_and(|value| value == "1")) {
-            headers.insert(HINT, HeaderValue::from_static(hint));
-        }
-    }
-
     /// The caller's own id if it sent a sane one, else a new one.
     fn request_id(&self, parts: &request::Parts) -> HeaderValue {
         let own = parts.headers.get(REQUEST_ID).filter(|value| {
@@ -361,6 +314,58 @@ impl Proxy {
             (1..=128).contains(&text.len()) && text.iter().all(sane)
         });
         own.cloned().unwrap_or_else(|| self.ids.next())
+    }
+}
+
+/// Puts the proxy's own headers onto an answer.
+fn sign(parts: &request::Parts, record: &Record, headers: &mut HeaderMap) {
+    headers.insert(REQUEST_ID, record.request_id.clone());
+    if let Some(agent) = &record.agent {
+        headers.insert(AGENT, agent.name_header.clone());
+    }
+    let (token, upstream) = (record.token.as_secs_f64() * 1e3, record.upstream.as_secs_f64() * 1e3);
+    let mut timing = BytesMut::with_capacity(48);
+    let _ = write!(timing, "token;dur={token:.3}, upstream;dur={upstream:.3}");
+    if let Ok(timing) = HeaderValue::from_maybe_shared(timing.freeze()) {
+        headers.append(SERVER_TIMING, timing);
+    }
+    if let Some(errcode) = record.retried {
+        headers.insert(RETRIED, HeaderValue::from(errcode));
+    }
+    let hint = record.errcode.filter(|errcode| *errcode != errcode::OK).and_then(errcode::hint);
+    if let Some(hint) = hint.filter(|_| parts.headers.get(DEBUG).is_some_and(|value| value == "1")) {
+        headers.insert(HINT, HeaderValue::from_static(hint));
+    }
+}
+
+/// A body that nobody has begun to read. Where it is dropped like that, the connection is closed with care: the client
+/// may still be sending.
+struct Unread<'a> {
+    body: Option<Incoming>,
+    link: &'a Link,
+}
+
+impl<'a> Unread<'a> {
+    fn new(body: Incoming, link: &'a Link) -> Self {
+        Self { body: Some(body).filter(|body| !body.is_end_stream()), link }
+    }
+
+    /// How long it is, as far as its head says.
+    fn declared(&self) -> Option<u64> {
+        self.body.as_ref().map_or(Some(0), |body| body.size_hint().exact())
+    }
+
+    /// The body, to be read.
+    fn take(mut self) -> Option<Incoming> {
+        self.body.take()
+    }
+}
+
+impl Drop for Unread<'_> {
+    fn drop(&mut self) {
+        if self.body.is_some() {
+            self.link.linger();
+        }
     }
 }
 

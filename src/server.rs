@@ -170,11 +170,12 @@ async fn serve_http1(
 }
 
 async fn serve_http2(
-    client: ClientStream,
+    mut client: ClientStream,
     link: &Link,
     server: &Server,
     proxy: &Arc<Proxy>,
 ) -> hyper::Result<()> {
+    client.speaks_http2();
     let service = service_fn(|request| {
         // Each stream is a task of its own.
         let (proxy, link) = (proxy.clone(), link.clone());

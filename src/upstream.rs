@@ -22,6 +22,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use tokio::time::Instant;
 
 use self::{dial::Addresses, pool::Pool};
 pub use self::{
@@ -193,7 +194,8 @@ pub struct Upstream {
     addresses: Addresses,
     /// Whether the upstream spoke HTTP/2 when last asked; fresh connections are then made one at a time.
     speaks_http2: AtomicBool,
-    dialling: tokio::sync::Mutex<()>,
+    /// Held while a connection is made that may serve all; what failed last, and when.
+    dialling: tokio::sync::Mutex<Option<(Instant, String)>>,
 }
 
 impl Upstream {
@@ -245,16 +247,24 @@ impl Upstream {
         if !self.speaks_http2.load(Ordering::Relaxed) {
             return Ok((self.dial().await?, false));
         }
-        // One HTTP/2 connection serves all: whoever comes while it is made waits for it.
-        let _turn = self.dialling.lock().await;
+        // One HTTP/2 connection serves all: whoever comes while it is made waits for it, and shares its failure.
+        let came = Instant::now();
+        let mut last_failure = self.dialling.lock().await;
+        if let Some(sender) = self.pool.shared() {
+            return Ok((Line::Http2(sender), true));
+        }
+        if let Some((at, what)) = &*last_failure
+            && *at >= came
+        {
+            return Err(Failure { flaw: Flaw::Unreachable(what.clone()), sent: Sent::Nothing });
+        }
         if !self.speaks_http2.load(Ordering::Relaxed) {
-            drop(_turn);
+            drop(last_failure);
             return Ok((self.dial().await?, false));
         }
-        match self.pool.shared() {
-            Some(sender) => Ok((Line::Http2(sender), true)),
-            None => Ok((self.dial().await?, false)),
-        }
+        let dialled = self.dial().await;
+        *last_failure = dialled.as_ref().err().map(|failure| (Instant::now(), failure.flaw.to_string()));
+        Ok((dialled?, false))
     }
 
     fn kept_line(&self) -> Option<Line> {

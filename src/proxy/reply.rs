@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::access::Entry;
+use super::record::Record;
 use crate::{server::Busy, upload::Upload, upstream::AnswerBody};
 
 /// The answer broke off; the caller's connection is broken off too, so that no short body looks whole.
@@ -21,8 +21,7 @@ pub struct Broken;
 /// A body towards the caller.
 pub struct ReplyBody {
     pieces: Pieces,
-    /// What was sent so far, for the log.
-    entry: Option<Box<Entry>>,
+    record: Option<Record>,
     /// The connection is in use until the body has been handed over.
     _busy: Option<Busy>,
 }
@@ -45,7 +44,7 @@ struct Streamed {
 impl ReplyBody {
     /// A body that is all there.
     pub(super) fn whole(body: Bytes) -> Self {
-        Self { pieces: Pieces::Whole(body), entry: None, _busy: None }
+        Self { pieces: Pieces::Whole(body), record: None, _busy: None }
     }
 
     /// A body of which `held` is here and `rest` is to come.
@@ -59,12 +58,20 @@ impl ReplyBody {
             return Self::whole(held.pop_front().unwrap_or_default());
         }
         let streamed = Streamed { held, rest, _upload: upload, _permit: Some(permit) };
-        Self { pieces: Pieces::Streamed(Box::new(streamed)), entry: None, _busy: None }
+        Self { pieces: Pieces::Streamed(Box::new(streamed)), record: None, _busy: None }
     }
 
     /// Holds these until the body has ended.
-    pub(super) fn until_end(self, entry: Option<Box<Entry>>, busy: Busy) -> Self {
-        Self { entry, _busy: Some(busy), ..self }
+    pub(super) fn until_end(self, mut record: Record, busy: Busy) -> Self {
+        record.whole = self.has_ended();
+        Self { record: Some(record), _busy: Some(busy), ..self }
+    }
+
+    fn has_ended(&self) -> bool {
+        match &self.pieces {
+            Pieces::Whole(body) => body.is_empty(),
+            Pieces::Streamed(streamed) => streamed.held.is_empty() && streamed.rest.is_ended(),
+        }
     }
 }
 
@@ -84,30 +91,22 @@ impl Body for ReplyBody {
                 None => ready!(streamed.rest.poll_data(cx)),
             },
         };
-        let entry = self.entry.as_deref_mut();
-        Poll::Ready(match piece {
-            None => None,
-            Some(Ok(piece)) => {
-                if let Some(entry) = entry {
-                    entry.sent(piece.len());
-                }
-                Some(Ok(Frame::data(piece)))
-            }
-            Some(Err(failure)) => {
+        let ended = self.has_ended();
+        if let Some(record) = &mut self.record {
+            record.bytes +=
+                piece.as_ref().map_or(0, |piece| piece.as_ref().map_or(0, |piece| piece.len() as u64));
+            record.whole = ended && !matches!(piece, Some(Err(_)));
+        }
+        Poll::Ready(piece.map(|piece| {
+            piece.map(Frame::data).map_err(|failure| {
                 tracing::warn!(failure = %failure.flaw, "the upstream broke off in the middle of an answer");
-                if let Some(entry) = entry {
-                    entry.broke();
-                }
-                Some(Err(Broken))
-            }
-        })
+                Broken
+            })
+        }))
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.pieces {
-            Pieces::Whole(body) => body.is_empty(),
-            Pieces::Streamed(streamed) => streamed.held.is_empty() && streamed.rest.is_ended(),
-        }
+        self.has_ended()
     }
 
     fn size_hint(&self) -> SizeHint {

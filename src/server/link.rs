@@ -99,6 +99,8 @@ pub(super) struct ClientStream {
     first_taken: usize,
     was_busy: bool,
     in_head: bool,
+    /// HTTP/2 frames come at any time; there only idling is bounded here.
+    http2: bool,
     reading: Deadline,
     writing: Deadline,
     lingering: Deadline,
@@ -116,6 +118,7 @@ impl ClientStream {
             first_taken: 0,
             was_busy: false,
             in_head: false,
+            http2: false,
             reading: Deadline::idle(),
             writing: Deadline::idle(),
             lingering: Deadline::idle(),
@@ -146,6 +149,12 @@ impl ClientStream {
         };
         tokio::time::timeout(head, rest).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
         Ok(self.first.starts_with(preface))
+    }
+
+    /// Says that the client speaks HTTP/2.
+    pub(super) fn speaks_http2(&mut self) {
+        self.http2 = true;
+        self.in_head = false;
     }
 
     /// Whether the client has taken too long over its next head, or over beginning one.
@@ -198,7 +207,7 @@ impl AsyncRead for ClientStream {
         let before = buf.filled().len();
         match Pin::new(&mut this.stream).poll_read(cx, buf) {
             Poll::Ready(read) => {
-                if buf.filled().len() > before && !this.in_head && !this.link.is_busy() {
+                if buf.filled().len() > before && !this.in_head && !this.http2 && !this.link.is_busy() {
                     this.in_head = true;
                     this.reading.clear();
                     this.was_busy = false;
