@@ -7,6 +7,7 @@
 mod backoff;
 mod budget;
 pub mod fetch;
+mod hold;
 mod report;
 mod token;
 
@@ -27,7 +28,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use self::{backoff::Backoff, budget::Budget};
+use self::{backoff::Backoff, budget::Budget, hold::Hold};
 pub use self::{
     fetch::{Credentials, FetchError},
     report::{LastRenewal, Report},
@@ -35,11 +36,6 @@ pub use self::{
 };
 use crate::wecom::reply::Grant;
 
-/// An agent whose renewal brought the refused token back is left alone for this long at first, and twice as long each
-/// time after, up to [`LONGEST_HOLD`].
-const HOLD: Duration = Duration::from_secs(10);
-/// Longest such hold.
-const LONGEST_HOLD: Duration = Duration::from_secs(60);
 /// A token that gettoken hands out although it should have expired is believed for this long.
 const PAST_EXPIRY: Duration = Duration::from_secs(60);
 
@@ -143,26 +139,6 @@ struct State {
     /// The one gettoken that is due whatever the hour's budget says, for there is no token or it has expired, was made.
     due_spent: bool,
     last: Option<LastRenewal>,
-}
-
-/// gettoken brought the refused token back.
-#[derive(Clone, Copy)]
-struct Hold {
-    until: Instant,
-    length: Duration,
-}
-
-impl Hold {
-    /// A hold that begins at `now`: twice as long as the one before, unless that one is long over.
-    fn after(before: Option<Self>, now: Instant) -> Self {
-        let recent = before.filter(|hold| now < hold.until + LONGEST_HOLD);
-        let length = recent.map_or(HOLD, |hold| (2 * hold.length).min(LONGEST_HOLD));
-        Self { until: now + length, length }
-    }
-
-    fn is_on(&self, now: Instant) -> bool {
-        now < self.until
-    }
 }
 
 impl TokenSlot {
@@ -343,7 +319,7 @@ impl TokenSlot {
         let token = match same {
             None => {
                 // A new token is worth a try; if it is refused at once like the last one, the next hold is longer.
-                state.hold = state.hold.map(|hold| Hold { until: hold.until.min(Instant::now()), ..hold });
+                state.hold = state.hold.map(|hold| hold.lifted(Instant::now()));
                 state.due_spent = false;
                 Arc::new(Token::granted(grant, asked, self.issuer.refresh_ahead))
             }

@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "the stage serves stories that are still to be told")]
 
 mod refresh;
+mod refresh_http2;
 mod relay;
 mod replay;
 mod stage;

@@ -57,11 +57,12 @@ async fn a_token_voided_under_a_thousand_callers_is_renewed_once() {
     };
     stage.wecom.wait_until(|seen| seen.executed(USER) == 501).await.expect("the first half is through");
     stage.wecom.release();
-    for reply in callers.await.expect("no panic") {
-        assert_eq!(reply.is_ok().header("x-wecom-retried"), "40014");
-    }
-    eprintln!("gettokens for a token voided under 1,000 callers: {}", seen(&stage).0 - 1);
-    assert_eq!(seen(&stage), (2, 2001));
+    let replies = callers.await.expect("no panic");
+    let retried = |reply: &&Reply| reply.is_ok().header("x-wecom-retried") == "40014";
+    let healed = replies.iter().filter(retried).count();
+    eprintln!("gettokens for a token voided under 1,000 callers, {healed} refused: {}", seen(&stage).0 - 1);
+    assert!(healed >= 500, "{healed}");
+    assert_eq!(seen(&stage), (2, 1001 + healed));
     assert_eq!(stage.wecom.executed(USER), 1001, "each was carried out once");
 }
 

@@ -80,7 +80,7 @@ impl Fake {
     }
 
     /// The answer when the next ones are used up.
-    pub(super) fn from_now_on(&self, says: Says) {
+    pub(super) fn then_always(&self, says: Says) {
         self.inner().otherwise = says;
     }
 

@@ -71,7 +71,7 @@ async fn run(seed: u64) -> usize {
                 }));
             }
             5 => fake.revoke("a"),
-            6 => fake.from_now_on(Says::Behaves),
+            6 => fake.then_always(Says::Behaves),
             7 => fake.next(&[[Says::Same, Says::New, Says::Refuses(-1), Says::Refuses(45009), Says::Panics]
                 [chance.below(5) as usize]]),
             8 => fake.hold(chance.below(2) == 0),

@@ -92,7 +92,7 @@ async fn a_token_in_use_is_renewed_ahead_and_nobody_waits() {
     assert_eq!(serial(&at_once(&slot).expect("a token")), 1);
     pass(6795.0).await;
     assert_eq!(fake.calls(), 1, "not before it is due");
-    fake.from_now_on(Says::New);
+    fake.then_always(Says::New);
     fake.hold(true);
     pass(10.0).await;
     assert_eq!(fake.calls(), 2);
@@ -105,7 +105,7 @@ async fn a_token_in_use_is_renewed_ahead_and_nobody_waits() {
 #[tokio::test(start_paused = true)]
 async fn whoever_waited_for_a_token_uses_it() {
     let fake = Fake::new(7200);
-    fake.from_now_on(Says::New);
+    fake.then_always(Says::New);
     let slot = fake.slot();
     slot.current().await.expect("a token");
     pass(6901.0).await;
@@ -115,7 +115,7 @@ async fn whoever_waited_for_a_token_uses_it() {
 #[tokio::test(start_paused = true)]
 async fn an_agent_that_nobody_uses_is_left_alone() {
     let fake = Fake::new(7200);
-    fake.from_now_on(Says::New);
+    fake.then_always(Says::New);
     let slot = fake.slot();
     slot.current().await.expect("a token");
     pass(100_000.0).await;
@@ -127,7 +127,7 @@ async fn an_agent_that_nobody_uses_is_left_alone() {
 #[tokio::test(start_paused = true)]
 async fn a_use_in_the_last_minutes_renews_too() {
     let fake = Fake::new(7200);
-    fake.from_now_on(Says::New);
+    fake.then_always(Says::New);
     let slot = fake.slot();
     slot.refresh().await.expect("a token");
     pass(7000.0).await;
@@ -142,7 +142,7 @@ async fn a_valid_token_serves_on_while_its_renewal_fails() {
     let fake = Fake::new(7200);
     let slot = fake.slot();
     slot.current().await.expect("a token");
-    fake.from_now_on(Says::Refuses(-1));
+    fake.then_always(Says::Refuses(-1));
     for second in 1..7200 {
         pass(1.0).await;
         if second < 7199 {
@@ -153,7 +153,7 @@ async fn a_valid_token_serves_on_while_its_renewal_fails() {
     pass(2.0).await;
     let failure = tokio::time::timeout(Duration::from_secs(1), slot.current()).await.expect("at once");
     assert_eq!(failure.expect_err("it has expired").errcode(), -1);
-    fake.from_now_on(Says::New);
+    fake.then_always(Says::New);
     pass(61.0).await;
     assert_eq!(serial(&slot.current().await.expect("a token")), 2);
 }
@@ -184,7 +184,7 @@ async fn an_expired_token_that_gettoken_still_hands_out_is_believed_for_a_minute
     let slot = fake.slot();
     slot.current().await.expect("a token");
     pass(6000.0).await;
-    fake.from_now_on(Says::Same);
+    fake.then_always(Says::Same);
     pass(1201.0).await;
     let before = fake.calls();
     for _ in 0..6000 {

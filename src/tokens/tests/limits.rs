@@ -34,7 +34,7 @@ async fn refused(slot: &Arc<TokenSlot>) {
 #[tokio::test(start_paused = true)]
 async fn many_agents_refused_all_the_time_stay_within_the_hours_budget() {
     let fake = Fake::new(24 * 3600);
-    fake.from_now_on(Says::New);
+    fake.then_always(Says::New);
     let slots = agents(&fake);
     for _ in 0..3 * 3600 {
         for slot in &slots {
@@ -51,7 +51,7 @@ async fn many_agents_refused_all_the_time_stay_within_the_hours_budget() {
 #[tokio::test(start_paused = true)]
 async fn many_agents_whose_gettoken_fails_stay_within_it_too() {
     let fake = Fake::new(7200);
-    fake.from_now_on(Says::Refuses(-1));
+    fake.then_always(Says::Refuses(-1));
     let slots = agents(&fake);
     for second in 0..2 * 3600 {
         for slot in &slots {
@@ -69,7 +69,7 @@ async fn many_agents_whose_gettoken_fails_stay_within_it_too() {
 #[tokio::test(start_paused = true)]
 async fn one_expiry_is_one_call_even_if_gettoken_never_moves_on() {
     let fake = Fake::new(60);
-    fake.from_now_on(Says::Same);
+    fake.then_always(Says::Same);
     let slots = agents(&fake);
     for _ in 0..2 * 3600 {
         for slot in &slots {
@@ -84,7 +84,7 @@ async fn one_expiry_is_one_call_even_if_gettoken_never_moves_on() {
 #[tokio::test(start_paused = true)]
 async fn an_agent_refused_with_every_new_token_leaves_room_for_the_others() {
     let fake = Fake::new(24 * 3600);
-    fake.from_now_on(Says::New);
+    fake.then_always(Says::New);
     let slot = fake.slot();
     for _ in 0..3600 {
         refused(&slot).await;
@@ -96,7 +96,7 @@ async fn an_agent_refused_with_every_new_token_leaves_room_for_the_others() {
 #[tokio::test(start_paused = true)]
 async fn a_spent_budget_stops_no_first_token_and_no_expiry() {
     let fake = Fake::new(7200);
-    fake.from_now_on(Says::New);
+    fake.then_always(Says::New);
     let issuer = fake.issuer();
     let (greedy, modest) = (agent(&issuer, "greedy"), agent(&issuer, "modest"));
     while greedy.refresh().await.is_ok() {}

@@ -14,7 +14,7 @@ async fn a_refused_token_that_comes_back_gets_one_try_and_then_ten_seconds_of_pe
     let fake = Fake::new(7200);
     let slot = fake.slot();
     let token = slot.current().await.expect("a token");
-    fake.from_now_on(Says::Same);
+    fake.then_always(Says::Same);
     assert_eq!(replaced(&slot.replace(&token).await), (1, true));
     slot.refused_again(&token);
     let held = Instant::now();
@@ -36,7 +36,7 @@ async fn the_peace_grows_to_a_minute() {
     let fake = Fake::new(7200);
     let slot = fake.slot();
     let token = slot.current().await.expect("a token");
-    fake.from_now_on(Says::Same);
+    fake.then_always(Says::Same);
     for _ in 0..6_000 {
         let _ = slot.replace(&token).await;
         slot.refused_again(&token);
@@ -50,7 +50,7 @@ async fn the_peace_grows_to_a_minute() {
 #[tokio::test(start_paused = true)]
 async fn two_hundred_refused_again_together_count_once() {
     let fake = Fake::new(7200);
-    fake.from_now_on(Says::New);
+    fake.then_always(Says::New);
     let slot = fake.slot();
     let old = slot.current().await.expect("a token");
     let Replacement::Renewed(new) = slot.replace(&old).await else { panic!("not renewed") };
@@ -68,7 +68,7 @@ async fn a_refusal_while_gettoken_fails_is_told_at_once() {
     let fake = Fake::new(7200);
     let slot = fake.slot();
     let token = slot.current().await.expect("a token");
-    fake.from_now_on(Says::Refuses(40001));
+    fake.then_always(Says::Refuses(40001));
     for _ in 0..200 {
         let Replacement::Unavailable(failure) = slot.replace(&token).await else { panic!("a token") };
         assert_eq!(failure.errcode(), 40001);
@@ -91,14 +91,14 @@ async fn ask_for(slot: &std::sync::Arc<TokenSlot>, errcode: i64, seconds: u64) {
 #[tokio::test(start_paused = true)]
 async fn a_failing_gettoken_is_left_alone_from_one_second_to_a_minute() {
     let fake = Fake::new(7200);
-    fake.from_now_on(Says::Refuses(-1));
+    fake.then_always(Says::Refuses(-1));
     let slot = fake.slot();
     ask_for(&slot, -1, 1200).await;
     let gaps = fake.gaps();
     assert!(gaps.iter().all(|gap| (1.0..60.2).contains(gap)), "{gaps:?}");
     assert!(gaps[0] < 1.5 && gaps[gaps.len() - 1] > 50.0, "{gaps:?}");
     assert!(gaps.windows(2).all(|pair| pair[1] >= pair[0] - 6.2), "{gaps:?}");
-    fake.from_now_on(Says::New);
+    fake.then_always(Says::New);
     pass(60.0).await;
     slot.current().await.expect("a token");
     assert!(slot.report().failing.is_none(), "a success forgets the failures");
@@ -108,7 +108,7 @@ async fn a_failing_gettoken_is_left_alone_from_one_second_to_a_minute() {
 async fn a_dangerous_errcode_is_left_alone_from_a_minute_to_a_quarter_of_an_hour() {
     for errcode in [40001, 40013, 40091, 41002, 41004, 45009, 45031, 45033, 50003] {
         let fake = Fake::new(7200);
-        fake.from_now_on(Says::Refuses(errcode));
+        fake.then_always(Says::Refuses(errcode));
         let slot = fake.slot();
         ask_for(&slot, errcode, 3600).await;
         let gaps = fake.gaps();
@@ -130,10 +130,10 @@ async fn an_operator_who_asks_gets_a_try_at_once() {
     let token = slot.refresh().await.expect("a token");
     assert_eq!(fake.calls(), 3);
 
-    fake.from_now_on(Says::Same);
+    fake.then_always(Says::Same);
     assert_eq!(replaced(&slot.replace(&token).await), (1, true));
     assert!(matches!(slot.replace(&token).await, Replacement::Held));
-    fake.from_now_on(Says::New);
+    fake.then_always(Says::New);
     assert_eq!(serial(&slot.refresh().await.expect("a token")), 2, "a hold does not bind him either");
 }
 
