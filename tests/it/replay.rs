@@ -31,17 +31,20 @@ fn body(length: usize) -> Bytes {
     bytes.into()
 }
 
+/// Heads and bodies, in order.
+type Heard = Arc<Mutex<Vec<(String, Vec<u8>)>>>;
+
 /// A WeCom that takes a request to its last byte before it judges it, and keeps all that came.
 struct Patient {
     address: SocketAddr,
-    heard: Arc<Mutex<Vec<(String, Vec<u8>)>>>,
+    heard: Heard,
 }
 
 impl Patient {
     async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
-        let heard: Arc<Mutex<Vec<_>>> = Arc::default();
+        let heard = Heard::default();
         let (all, gettokens) = (heard.clone(), Arc::new(Mutex::new(0)));
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
@@ -52,7 +55,7 @@ impl Patient {
     }
 
     /// Hands out T1, T2 …; refuses whatever carries an odd one.
-    async fn serve(stream: TcpStream, all: Arc<Mutex<Vec<(String, Vec<u8>)>>>, gettokens: Arc<Mutex<u32>>) {
+    async fn serve(stream: TcpStream, all: Heard, gettokens: Arc<Mutex<u32>>) {
         let mut stream = BufReader::new(stream);
         while let Some((head, body)) = read_request(&mut stream).await {
             let said = if head.starts_with("GET /cgi-bin/gettoken") {

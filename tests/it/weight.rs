@@ -43,7 +43,7 @@ impl Program {
         let mut lines = BufReader::new(child.stderr.take().expect("a pipe")).lines();
         let ready = lines.by_ref().map_while(Result::ok).find(|line| line.contains("ready"));
         let ready = ready.expect("a line that says ready");
-        let address = ready.split(|c: char| c == '"' || c == ' ' || c == '=');
+        let address = ready.split(['"', ' ', '=']);
         let address = address.filter_map(|word| word.parse().ok()).next();
         // Whoever writes logs must not block because nobody reads them.
         std::thread::spawn(move || lines.for_each(drop));
