@@ -242,6 +242,9 @@ impl Proxy {
             return Ok(first);
         };
         if upload.is_some_and(|upload| !upload.can_be_read_again()) {
+            // It costs this request its retry; those after it need the next token all the same.
+            let slot = agent.slot.clone();
+            tokio::spawn(async move { slot.replace(&token).await });
             return Ok(first);
         }
         let asked = Instant::now();

@@ -7,6 +7,7 @@
 mod backoff;
 mod budget;
 pub mod fetch;
+mod hold;
 mod report;
 mod token;
 
@@ -27,7 +28,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use self::{backoff::Backoff, budget::Budget};
+use self::{backoff::Backoff, budget::Budget, hold::Hold};
 pub use self::{
     fetch::{Credentials, FetchError},
     report::{LastRenewal, Report},
@@ -35,11 +36,6 @@ pub use self::{
 };
 use crate::wecom::reply::Grant;
 
-/// An agent whose renewal brought the refused token back is left alone for this long at first, and twice as long each
-/// time after, up to [`LONGEST_HOLD`].
-const HOLD: Duration = Duration::from_secs(10);
-/// Longest such hold.
-const LONGEST_HOLD: Duration = Duration::from_secs(60);
 /// A token that gettoken hands out although it should have expired is believed for this long.
 const PAST_EXPIRY: Duration = Duration::from_secs(60);
 
@@ -109,6 +105,16 @@ pub enum Replacement {
     Unavailable(Arc<FetchError>),
 }
 
+impl Replacement {
+    fn of(outcome: Outcome, refused: &Token) -> Self {
+        match outcome {
+            Ok(token) if token.is_same_as(refused) => Self::SameAgain(token),
+            Ok(token) => Self::Renewed(token),
+            Err(failure) => Self::Unavailable(failure),
+        }
+    }
+}
+
 type Outcome = Result<Arc<Token>, Arc<FetchError>>;
 type Flight = watch::Receiver<Option<Outcome>>;
 
@@ -130,21 +136,9 @@ struct State {
     backoff: Backoff,
     hold: Option<Hold>,
     refused_in_flight: bool,
+    /// The one gettoken that is due whatever the hour's budget says, for there is no token or it has expired, was made.
+    due_spent: bool,
     last: Option<LastRenewal>,
-}
-
-/// gettoken brought the refused token back.
-#[derive(Clone, Copy)]
-struct Hold {
-    until: Instant,
-    length: Duration,
-}
-
-impl Hold {
-    fn after(before: Option<Self>) -> Self {
-        let length = before.map_or(HOLD, |hold| (2 * hold.length).min(LONGEST_HOLD));
-        Self { until: Instant::now() + length, length }
-    }
 }
 
 impl TokenSlot {
@@ -198,8 +192,7 @@ impl TokenSlot {
             let reason = if self.current.load().is_some() { Reason::Expired } else { Reason::First };
             self.join_or_start(&mut state, reason)?
         };
-        self.used.store(true, Ordering::Relaxed);
-        landed(flight).await
+        self.used_after(landed(flight).await)
     }
 
     /// What to do about a token that the upstream refused. If there is a newer one by now, that is the answer; only a
@@ -208,11 +201,12 @@ impl TokenSlot {
         let flight = {
             let mut state = self.state();
             let now = Instant::now();
-            if let Some(token) = self.ready(now).filter(|token| !token.is_same_as(refused)) {
-                return Replacement::Renewed(token);
+            if !self.current.load().as_ref().is_some_and(|current| current.is_same_as(refused)) {
+                drop(state);
+                return Replacement::of(self.current().await, refused);
             }
             if state.flight.is_none() {
-                if state.hold.is_some_and(|hold| now < hold.until) {
+                if state.hold.is_some_and(|hold| hold.is_on(now)) {
                     return Replacement::Held;
                 }
                 if let Some(failure) = state.backoff.holds(now) {
@@ -225,19 +219,17 @@ impl TokenSlot {
                 Err(_) => return Replacement::Held,
             }
         };
-        match landed(flight).await {
-            Ok(token) if token.is_same_as(refused) => Replacement::SameAgain(token),
-            Ok(token) => Replacement::Renewed(token),
-            Err(failure) => Replacement::Unavailable(failure),
-        }
+        Replacement::of(self.used_after(landed(flight).await), refused)
     }
 
     /// Says that a token was refused although it had just been renewed, as it is for an app that may not call an API at
     /// all: renewing again and again would help nobody.
     pub fn refused_again(&self, token: &Token) {
-        let mut state = self.state();
-        if self.current.load().as_ref().is_some_and(|current| current.is_same_as(token)) {
-            state.hold = Some(Hold::after(state.hold));
+        let (mut state, now) = (self.state(), Instant::now());
+        let is_current = self.current.load().as_ref().is_some_and(|current| current.is_same_as(token));
+        // However many were refused together, it counts once.
+        if is_current && !state.hold.is_some_and(|hold| hold.is_on(now)) {
+            state.hold = Some(Hold::after(state.hold, now));
         }
     }
 
@@ -258,8 +250,9 @@ impl TokenSlot {
         if let Some(flight) = &state.flight {
             return Ok(flight.clone());
         }
-        // The first fetch and each expiry are due whatever the budget says; only what repeats is counted.
-        let due = matches!(reason, Reason::First | Reason::Expired) && state.backoff.is_clear();
+        // The first fetch and each token's expiry are due whatever the budget says; what repeats is counted.
+        let due = matches!(reason, Reason::First | Reason::Expired) && !state.due_spent;
+        state.due_spent |= due;
         if !due && !self.issuer.budget.take(Instant::now()) {
             return Err(state.backoff.last().unwrap_or_else(|| Arc::new(FetchError::Budget)));
         }
@@ -268,7 +261,11 @@ impl TokenSlot {
         let slot = self.clone();
         self.issuer.runtime.spawn(async move {
             let asked = Instant::now();
-            let fetched = slot.issuer.source.fetch(&slot.credentials).await;
+            let fetching = slot.clone();
+            // In a task of its own: a panic in there must not leave a flight that never lands.
+            let fetching =
+                tokio::spawn(async move { fetching.issuer.source.fetch(&fetching.credentials).await });
+            let fetched = fetching.await.unwrap_or(Err(FetchError::Stopped));
             landing.send_replace(Some(slot.land(reason, asked, fetched)));
         });
         Ok(flight)
@@ -321,12 +318,14 @@ impl TokenSlot {
         let same = before.as_ref().filter(|before| before.value.expose() == grant.token.expose());
         let token = match same {
             None => {
-                state.hold = None;
+                // A new token is worth a try; if it is refused at once like the last one, the next hold is longer.
+                state.hold = state.hold.map(|hold| hold.lifted(Instant::now()));
+                state.due_spent = false;
                 Arc::new(Token::granted(grant, asked, self.issuer.refresh_ahead))
             }
             Some(before) => {
                 if refused {
-                    state.hold = Some(Hold::after(state.hold));
+                    state.hold = Some(Hold::after(state.hold, Instant::now()));
                 }
                 Arc::new(before.granted_again(asked, PAST_EXPIRY))
             }
@@ -335,6 +334,14 @@ impl TokenSlot {
         self.used.store(false, Ordering::Relaxed);
         self.issuer.runtime.spawn(keep_fresh(Arc::downgrade(self), token.clone()));
         token
+    }
+
+    /// Who waited for a token uses it.
+    fn used_after(&self, outcome: Outcome) -> Outcome {
+        if outcome.is_ok() {
+            self.used.store(true, Ordering::Relaxed);
+        }
+        outcome
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -48,11 +48,6 @@ impl Backoff {
     pub(super) fn last(&self) -> Option<Arc<FetchError>> {
         self.0.as_ref().map(|failing| failing.failure.clone())
     }
-
-    /// Whether nothing failed since the last success.
-    pub(super) fn is_clear(&self) -> bool {
-        self.0.is_none()
-    }
 }
 
 /// The wait after `times` failures before this one; `jitter` is from 0 to 1, so that agents which failed together do

@@ -55,7 +55,7 @@ pub enum FetchError {
     )]
     Budget,
     /// The renewal was cut off.
-    #[error("the renewal was cut off: the proxy is stopping")]
+    #[error("the renewal was cut off")]
     Stopped,
 }
 

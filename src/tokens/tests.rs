@@ -1,1 +1,10 @@
 //! The life of a token, in paused time and without a network.
+//!
+//! Time here is tokio's: the wall clock stands still in these tests, so that they say nothing of `first_seen` and
+//! `expires_at`, which are for people; what the proxy acts on are Instants.
+
+mod fake; // a gettoken that does as it is told
+mod interleavings; // many short lives by chance
+mod life; // fetched, used, renewed
+mod limits; // how many calls leave the proxy
+mod trouble; // refused, failing

@@ -1,7 +1,6 @@
 //! Stories about the proxy, told over real sockets with the simulator as WeCom.
 
-// One binary: nobody imports from it, and not every story needs all of the stage.
-#![allow(dead_code, unreachable_pub)]
+#![allow(unreachable_pub, reason = "a test program has no public side")]
 
 mod errors;
 mod forward;
@@ -9,8 +8,12 @@ mod headers;
 mod hostile;
 mod identify;
 mod readme;
+mod refresh;
+mod refresh_http2;
 mod relay;
+mod replay;
 mod stage;
 mod stream;
 mod timeouts;
+mod weight;
 mod wire;

@@ -346,3 +346,14 @@ pub async fn all_at_once(stage: &Arc<Stage>, callers: usize, path: &'static str)
 pub fn method(name: &str) -> Method {
     name.parse().expect("a method")
 }
+
+/// Waits until a condition holds, at most 20 s.
+pub async fn wait_for(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let met = async {
+        while !condition().await {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    };
+    let waited = tokio::time::timeout(std::time::Duration::from_secs(20), met).await;
+    waited.unwrap_or_else(|_| panic!("waited in vain for {what}"));
+}

@@ -1,0 +1,110 @@
+//! What the program weighs while large bodies go through it.
+
+use std::{
+    io::{BufRead, BufReader},
+    net::SocketAddr,
+    process::{Child, Command, Stdio},
+    time::Instant,
+};
+
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use tempfile::TempDir;
+use wecom_proxy::simulator::{Settings, Simulator, generated};
+
+use crate::stage::{Caller, USER_GET, agent_section};
+
+const MIB: u64 = 1 << 20;
+/// Beyond what it weighs when idle.
+const MOST: u64 = 64 * MIB;
+
+/// The program as a process of its own, with its default configuration.
+struct Program {
+    child: Child,
+    address: SocketAddr,
+}
+
+impl Program {
+    fn start(dir: &TempDir, wecom: &Simulator) -> Self {
+        let agents: String =
+            Settings::default().agents.iter().map(|agent| agent_section(agent, "")).collect();
+        let upstream = format!("[upstream]\nurl = \"http://{}\"\n", wecom.api_addr());
+        let path = dir.path().join("proxy.toml");
+        std::fs::write(&path, format!("[server]\nlisten = \"127.0.0.1:0\"\n{upstream}{agents}"))
+            .expect("written");
+        let mut child = Command::new(env!("CARGO_BIN_EXE_wecom-proxy"))
+            .arg("serve")
+            .arg("--config")
+            .arg(&path)
+            .env_remove("RUST_LOG")
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program starts");
+        let mut lines = BufReader::new(child.stderr.take().expect("a pipe")).lines();
+        let ready = lines.by_ref().map_while(Result::ok).find(|line| line.contains("ready"));
+        let ready = ready.expect("a line that says ready");
+        let address = ready.split(['"', ' ', '=']);
+        let address = address.filter_map(|word| word.parse().ok()).next();
+        // Whoever writes logs must not block because nobody reads them.
+        std::thread::spawn(move || lines.for_each(drop));
+        Self { address: address.unwrap_or_else(|| panic!("no address in {ready}")), child }
+    }
+
+    /// A line of the process's status, in bytes.
+    fn status(&self, name: &str) -> u64 {
+        let path = format!("/proc/{}/status", self.child.id());
+        let status = std::fs::read_to_string(path).expect("the program runs");
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("the line");
+        let kib = line.trim_start_matches(':').trim().trim_end_matches(" kB");
+        kib.parse::<u64>().expect("a number") * 1024
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = (self.child.kill(), self.child.wait());
+    }
+}
+
+#[tokio::test]
+#[cfg(target_os = "linux")]
+async fn large_bodies_weigh_little() {
+    let dir = TempDir::new().expect("a directory");
+    let wecom = Simulator::local(Settings::default()).await.expect("a simulator");
+    let program = Program::start(&dir, &wecom);
+    let mut caller = Caller::http1(program.address).await;
+    caller.get(USER_GET).await.is_ok();
+    let idle = program.status("VmRSS");
+
+    let (began, total) = (Instant::now(), 1024 * MIB);
+    let download = http::Request::get(format!("/hr/cgi-bin/media/get?media_id=generated-{total}"));
+    let download = download.body(http_body_util::Full::new(Bytes::new())).expect("a request");
+    let mut body = caller.send(download).await.expect("an answer").into_body();
+    let (mut at, mut sampled) = (0, 0);
+    while let Some(frame) = body.frame().await {
+        let piece = frame.expect("a whole body").into_data().expect("data");
+        // Every piece at its start: a lost or doubled byte shifts all that follow it.
+        let expected = generated(at, piece.len().min(16));
+        assert_eq!(piece[..expected.len()], expected[..], "at {at}");
+        (at, sampled) = (at + piece.len() as u64, sampled + expected.len());
+    }
+    assert_eq!(at, total);
+    let took = began.elapsed().as_secs_f64();
+    let after = program.status("VmHWM");
+    let mib = |bytes: u64| bytes as f64 / MIB as f64;
+    eprintln!(
+        "1 GiB down in {took:.1} s ({sampled} bytes compared): idle {:.1} MiB, at most {:.1} MiB",
+        mib(idle),
+        mib(after)
+    );
+    assert!(after - idle < MOST, "{:.1} MiB beyond idle", mib(after - idle));
+
+    let began = Instant::now();
+    let upload = http::Request::post("/hr/cgi-bin/simulator/sink");
+    let reply = caller.call(upload, vec![b'x'; 64 * MIB as usize]).await;
+    assert_eq!(reply.is_ok().json()["body_bytes"], 64 * MIB);
+    let after = program.status("VmHWM");
+    let took = began.elapsed().as_secs_f64();
+    eprintln!("64 MiB up in {took:.1} s: at most {:.1} MiB", mib(after));
+    assert!(after - idle < MOST, "{:.1} MiB beyond idle", mib(after - idle));
+}
