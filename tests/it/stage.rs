@@ -103,7 +103,8 @@ impl Stage {
     }
 }
 
-fn write_config(dir: &TempDir, wecom: &Simulator, settings: &Settings, toml: &str) -> PathBuf {
+/// Writes a configuration as [`Stage::with`] understands it.
+pub fn write_config(dir: &TempDir, wecom: &Simulator, settings: &Settings, toml: &str) -> PathBuf {
     let agents: String = settings.agents.iter().map(|agent| agent_section(agent, "")).collect();
     let text = toml
         .replace("{api}", &wecom.api_addr().to_string())
