@@ -245,8 +245,13 @@ impl Upstream {
         if !self.speaks_http2.load(Ordering::Relaxed) {
             return Ok((self.dial().await?, false));
         }
-        // One HTTP/2 connection serves all: whoever comes while it is made waits for it.
-        let _turn = self.dialling.lock().await;
+        // One HTTP/2 connection serves all: whoever comes while it is made waits for it, and no longer than making one
+        // may take. Were it to fail for one after the other, the last would wait for all their time-outs.
+        let patience = self.pool.settings.connect_timeout;
+        let Ok(_turn) = tokio::time::timeout(patience, self.dialling.lock()).await else {
+            let words = "no connection could be made within upstream.connect_timeout";
+            return Err(Failure { flaw: Flaw::Unreachable(words.into()), sent: Sent::Nothing });
+        };
         if !self.speaks_http2.load(Ordering::Relaxed) {
             drop(_turn);
             return Ok((self.dial().await?, false));

@@ -34,8 +34,11 @@ impl Authority {
     pub fn new() -> Self {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.distinguished_name.push(DnType::CommonName, "an authority of the tests");
         let key = KeyPair::generate().expect("a key");
+        // A name of its own, or one authority would pass for another with a wrong signature.
+        params
+            .distinguished_name
+            .push(DnType::CommonName, format!("authority {:02x?}", &key.public_key_raw()[1..9]));
         let certificate = params.self_signed(&key).expect("a certificate");
         let dir = TempDir::new().expect("a temporary directory");
         fs::write(dir.path().join("ca.pem"), certificate.pem()).expect("a file");

@@ -2,6 +2,7 @@
 
 use std::{fs, net::SocketAddr, sync::Arc, time::Duration};
 
+use http::Request;
 use tokio::{net::TcpListener, time::Instant};
 use wecom_proxy::{
     app::Prepared,
@@ -11,7 +12,7 @@ use wecom_proxy::{
 
 use crate::{
     certificates::{Authority, Identity},
-    stage::{ECHO, Reply, Stage, USER_GET, all_at_once},
+    stage::{Caller, ECHO, Reply, Stage, USER_GET, all_at_once},
 };
 
 const WEBHOOK: &str = "/cgi-bin/webhook/send?key=00000000-1111-2222-3333-444444444444";
@@ -97,24 +98,42 @@ async fn many_callers_share_few_http2_connections() {
     assert!(connections <= workers + 1, "{connections} connections for {workers} workers");
 }
 
+/// Ends all connections of the simulator, and waits until they are gone.
+async fn disconnect(stage: &Stage) {
+    stage.wecom.disconnect();
+    stage.wecom.wait_until(|seen| seen.connections_open() == 0).await.expect("they close");
+}
+
 #[tokio::test]
 async fn an_http2_connection_that_dies_is_replaced() {
     let stage = well(BOTH).await;
-    for _ in 0..5 {
-        stage.get(USER_GET).await.is_ok();
-        stage.wecom.disconnect();
-        stage.get(USER_GET).await.is_ok();
-        stage.wecom.disconnect();
-        stage.post(ECHO, "{}").await.is_ok();
+    // One connection of a client stays with one worker, and so with one connection to the upstream.
+    let mut caller = Caller::http1(stage.address()).await;
+    for _ in 0..10 {
+        caller.get(USER_GET).await.is_ok();
+        disconnect(&stage).await;
     }
-    // With a request on it: a GET is sent again, since it does no harm.
-    stage.wecom.inject(Fault::hold().on("/cgi-bin/user/get").times(1)).expect("a fault");
-    let held = async {
-        stage.wecom.wait_until(|seen| seen.in_flight() == 1).await.expect("a request");
-        stage.wecom.disconnect();
-    };
-    let (reply, ()) = tokio::join!(stage.get(USER_GET), held);
-    reply.is_ok();
+    caller.get(USER_GET).await.is_ok();
+    // With a request on it: a GET is sent again, since it does no harm; a POST may have been carried out.
+    for path in [USER_GET, ECHO] {
+        let bare = path.split('?').next().expect("a path");
+        stage.wecom.inject(Fault::hold().on(bare).times(1)).expect("a fault");
+        let cut = async {
+            stage.wecom.wait_until(|seen| seen.in_flight() == 1).await.expect("a request");
+            stage.wecom.disconnect();
+        };
+        match path {
+            ECHO => tokio::join!(caller.call(Request::post(format!("/hr{ECHO}")), "{}"), cut).0.is_own(
+                "upstream-broke",
+                502,
+                -1,
+            ),
+            _ => tokio::join!(caller.get(path), cut).0.is_ok(),
+        };
+        stage.wecom.reset();
+    }
+    caller.get(USER_GET).await.is_ok();
+    assert_eq!(stage.wecom.look(|seen| seen.received(ECHO)), 0, "it was not sent again");
 }
 
 /// What the proxy says of an upstream that it cannot trust, with and without a token to get first.
