@@ -111,14 +111,16 @@ impl Admin {
         }
     }
 
-    /// Well unless the proxy is stopping; ready unless, besides, no agent that was asked for has a token that serves.
-    /// One agent's bad secret must not take the others out of service.
+    /// Well unless the proxy is stopping; ready unless, besides, every agent that was asked for fails and has no token
+    /// that serves. One agent's bad secret must not take the others out of service, and a token that ran out while
+    /// nobody asked is no failure: whoever asks next gets another.
     fn health(&self, ready: bool) -> Response<Full<Bytes>> {
         let stopping = *self.stopping.borrow();
         let reports: Vec<_> =
             self.directory.load().agents().map(|agent| (agent.name.clone(), agent.slot.report())).collect();
         let mut asked_for = reports.iter().filter(|(_, report)| report.asked_for).peekable();
-        let tokenless = asked_for.peek().is_some() && asked_for.all(|(_, report)| !report.usable);
+        let tokenless = asked_for.peek().is_some()
+            && asked_for.all(|(_, report)| !report.usable && report.failing.is_some());
         let failing: serde_json::Map<_, _> = reports
             .iter()
             .filter_map(|(name, report)| report.failing.clone().map(|failure| (name.clone(), failure.into())))
