@@ -187,7 +187,7 @@ async fn health_tells_whether_the_proxy_is_ready() {
     let toml =
         OPEN.replace("[admin]\nlisten = \"127.0.0.1:0\"", "[admin]\nlisten = \"unix:{dir}/admin.sock\"");
     let path = write_config(&dir, &wecom, &Settings::default(), &toml);
-    let health = || run_wecom_proxy(&["health", "--config", text(&path)]);
+    let health = async || run_wecom_proxy(&["health", "--config", text(&path)]).await;
     ends(&health().await, 1, &["did not answer"]);
     let proxy = Process::serve(&path).await;
     let ended = health().await;
