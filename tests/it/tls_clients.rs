@@ -1,9 +1,10 @@
 //! TLS towards clients: protocols by ALPN, client certificates, and a certificate that is replaced.
 
-use std::fs;
+use std::{fs, time::Duration};
 
 use http::Request;
 use tempfile::TempDir;
+use tokio::net::TcpStream;
 
 use crate::{
     certificates::{Authority, Identity},
@@ -100,6 +101,22 @@ async fn a_reload_takes_a_new_certificate_and_leaves_open_connections_alone() {
     assert!(error.contains("server.tls"), "{error}");
     assert!(is_served(&stage, &after, None).await);
     assert_eq!(stage.wecom.gettoken_count("hr").expect("an agent"), 1);
+}
+
+#[tokio::test]
+async fn clients_that_have_not_greeted_yet_hold_up_no_shutdown() {
+    let authority = Authority::new();
+    let dir = files(&authority.server("localhost"));
+    let stage = Stage::with(&config(&dir, "")).await;
+    let mut mute = Vec::new();
+    for _ in 0..4 {
+        mute.push(TcpStream::connect(stage.address()).await.expect("a connection"));
+    }
+    let greeted = authority.connect(stage.address(), &["http/1.1"], None).await.expect("a handshake");
+    let fresh = authority.connect(stage.address(), &["h2"], None).await.expect("a handshake");
+    let stopped = tokio::time::timeout(Duration::from_secs(5), stage.proxy.shut_down()).await;
+    assert_eq!(stopped, Ok(true));
+    drop((greeted, fresh, mute));
 }
 
 #[tokio::test]
