@@ -104,7 +104,7 @@ impl Admin {
                 response
             }
             "/api/agents" => {
-                let agents: Vec<_> = self.directory.load().agents().map(|agent| describe(agent)).collect();
+                let agents: Vec<_> = self.directory.load().agents().map(describe).collect();
                 json_response(StatusCode::OK, &json!({ "agents": agents }))
             }
             _ => problem(StatusCode::NOT_FOUND, "there is /healthz, /readyz and /api/agents"),
@@ -125,8 +125,8 @@ impl Admin {
             .iter()
             .filter_map(|(name, report)| report.failing.clone().map(|failure| (name.clone(), failure.into())))
             .collect();
-        let well = !stopping && !(ready && tokenless);
-        let status = match (stopping, ready && tokenless) {
+        let unready = ready && tokenless;
+        let status = match (stopping, unready) {
             (true, _) => "shutting down",
             (_, true) => "no agent has a token that serves",
             _ if failing.is_empty() => "ok",
@@ -138,7 +138,8 @@ impl Admin {
             "store": { "kind": "memory", "ok": true },
             "listeners": self.listeners.iter().map(ToString::to_string).collect::<Vec<_>>(),
         });
-        json_response(if well { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, &body)
+        let unwell = stopping || unready;
+        json_response(if unwell { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK }, &body)
     }
 
     fn admits(&self, headers: &HeaderMap) -> bool {

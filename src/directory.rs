@@ -84,7 +84,7 @@ impl Directory {
                 agents: client.agents.clone(),
                 allow: client.allow.clone(),
             };
-            (*client.key.as_bytes(), (client.key.clone(), Arc::new(built)))
+            (*client.key.as_bytes(), (client.key, Arc::new(built)))
         });
         Self { agents: agents.collect(), clients: clients.collect(), open: config.is_open() }
     }

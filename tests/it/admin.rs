@@ -7,7 +7,7 @@ use wecom_proxy::simulator::{Fault, Settings, Simulator};
 
 use crate::{
     process::Process,
-    stage::{Caller, OPEN, Reply, Stage, USER_GET, write_config},
+    stage::{Caller, OPEN, Reply, Stage, USER_GET, method, write_config},
 };
 
 const KEY: &str = "the-key-of-the-operator-0123456789";
@@ -163,9 +163,11 @@ async fn other_paths_and_methods_are_refused_in_words() {
     }
     for path in ["/healthz", "/readyz", "/api/agents"] {
         let mut caller = Caller::http1(stage.admin()).await;
-        let reply = caller.call(Request::post(path), "{}").await;
-        assert_eq!(reply.status, StatusCode::METHOD_NOT_ALLOWED, "{path}");
-        assert!(reply.header("allow").contains("GET"));
+        for name in ["POST", "PUT", "DELETE", "OPTIONS", "TRACE"] {
+            let reply = caller.call(Request::builder().uri(path).method(method(name)), "").await;
+            assert_eq!(reply.status, StatusCode::METHOD_NOT_ALLOWED, "{name} {path}");
+            assert!(reply.header("allow").contains("GET"));
+        }
         let head = caller.call(Request::head(path), "").await;
         assert_eq!((head.status, head.body.len()), (StatusCode::OK, 0));
     }

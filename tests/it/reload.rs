@@ -1,9 +1,10 @@
 //! The configuration read again: in the library, and by SIGHUP in the real program.
 
-use std::{fs, path::PathBuf};
+use std::{fs, path::PathBuf, time::Duration};
 
 use http::Request;
 use tempfile::TempDir;
+use tokio::time::timeout;
 use wecom_proxy::simulator::{Agent, Fault, Settings, Simulator};
 
 use crate::{
@@ -178,17 +179,25 @@ async fn sighup_reloads_and_a_bad_file_is_logged_as_an_error() {
 #[tokio::test]
 async fn the_log_level_follows_the_file() {
     let scene = scene().await;
-    let at = |level: &str| format!("{OPEN}\n[log]\nlevel = \"{level}\"\n");
-    let proxy = Process::serve(&write(&scene, &at("error"))).await;
-    write(&scene, &at("info"));
+    let at = |level: &str, more: &str| format!("{OPEN}\n[log]\nlevel = \"{level}\"\n{more}");
+    let proxy = Process::serve(&write(&scene, &at("error", ""))).await;
+    write(&scene, &at("info", "[agents.it]\ncorpid = \"ww1\"\nsecret = \"a-secret-of-it\"\n"));
     proxy.signal("HUP");
-    write(&scene, OPEN);
-    // The first reload happened under the level `error`; the second says so under `info`.
-    let mut caller = Caller::http1(proxy.address().await).await;
-    caller.get(USER_GET).await.is_ok();
+    // This reload still happens under the level `error`, which does not speak of it; the new agent does.
+    let admin = proxy.admin().await;
+    let known = async {
+        while !Caller::http1(admin)
+            .await
+            .call(Request::get("/api/agents"), "")
+            .await
+            .text()
+            .contains("\"it\"")
+        {}
+    };
+    timeout(Duration::from_secs(10), known).await.expect("a reload");
     proxy.signal("HUP");
     proxy.err.line("configuration reloaded").await;
-    write(&scene, &at("error"));
+    write(&scene, &at("error", ""));
     proxy.signal("HUP");
     proxy.err.nth_line("configuration reloaded", 1).await;
     let ended = proxy.stop().await;

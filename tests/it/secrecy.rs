@@ -92,8 +92,8 @@ fn the_search_finds_what_it_should() {
 
 async fn tells_nothing(tls: bool, format: &str) {
     let authority = Authority::new();
-    let mut settings = Settings::default();
-    settings.tls = tls.then(|| authority.server("127.0.0.1").server_config(&["h2", "http/1.1"]));
+    let tls_config = tls.then(|| authority.server("127.0.0.1").server_config(&["h2", "http/1.1"]));
+    let settings = Settings { tls: tls_config, ..Settings::default() };
     let wecom = Simulator::local(settings).await.expect("a simulator");
     let dir = TempDir::new().expect("a directory");
     let path = configure(dir.path(), &wecom, tls.then_some(&authority), format);
