@@ -136,6 +136,23 @@ async fn an_http2_connection_that_dies_is_replaced() {
     assert_eq!(stage.wecom.look(|seen| seen.received(ECHO)), 0, "it was not sent again");
 }
 
+#[tokio::test]
+async fn an_idle_http2_connection_is_closed_and_one_in_use_is_not_cut() {
+    let authority = Authority::new();
+    let toml = behind(&authority, "idle_timeout = \"1s\"");
+    let stage = secure(&authority.server("127.0.0.1"), BOTH, &toml).await;
+    let mut caller = Caller::http1(stage.address()).await;
+    caller.get(USER_GET).await.is_ok();
+    stage
+        .wecom
+        .inject(Fault::delay(Duration::from_millis(2500)).on("/cgi-bin/user/get").times(1))
+        .expect("a fault");
+    caller.get(USER_GET).await.is_ok();
+    stage.wecom.wait_until(|seen| seen.connections_open() == 0).await.expect("it closes");
+    caller.get(USER_GET).await.is_ok();
+    assert_eq!(stage.wecom.look(|seen| seen.received("/cgi-bin/user/get")), 3, "none was sent twice");
+}
+
 /// What the proxy says of an upstream that it cannot trust, with and without a token to get first.
 async fn refusals(identity: &Identity, toml: &str) -> [Reply; 2] {
     let stage = secure(identity, BOTH, toml).await;
