@@ -112,6 +112,7 @@ pub struct App {
     tls: Arc<ArcSwapOption<rustls::ServerConfig>>,
     places: Arc<Semaphore>,
     shelf: Arc<Shelf>,
+    bound: Arc<Vec<Bound>>,
     stopping: watch::Sender<bool>,
     ended: watch::Sender<bool>,
     workers: Vec<thread::JoinHandle<()>>,
@@ -160,7 +161,7 @@ impl App {
                 let runtime = Builder::new_current_thread().enable_all().build()?;
                 runtime.block_on(async {
                     let proxy = Arc::new(Proxy::new(directory, rules, Upstream::new(upstream)));
-                    work(&bound, &server, &proxy, ended).await
+                    work(bound, &server, &proxy, ended).await
                 })
             };
             thread::Builder::new().name(format!("worker-{nth}")).spawn(move || {
@@ -177,6 +178,7 @@ impl App {
             tls,
             places,
             shelf,
+            bound,
             stopping,
             ended,
             workers,
@@ -239,6 +241,8 @@ impl App {
     /// whether all of them finished.
     pub async fn shut_down(self) -> bool {
         self.stopping.send_replace(true);
+        // With the workers' handles gone too, whoever connects is refused and can go elsewhere at once.
+        drop(self.bound);
         let all = u32::try_from(self.config.server.max_connections).unwrap_or(u32::MAX);
         let drained = timeout(self.config.server.shutdown_grace, self.places.acquire_many(all)).await.is_ok();
         self.ended.send_replace(true);
@@ -274,14 +278,15 @@ fn rules(config: &Config, shelf: &Arc<Shelf>) -> Rules {
 
 /// One worker's life: accept from every listener until told to stop, then serve what is open until told to end.
 async fn work(
-    bound: &[Bound],
+    bound: Arc<Vec<Bound>>,
     server: &Arc<Server>,
     proxy: &Arc<Proxy>,
     mut ended: watch::Receiver<bool>,
 ) -> io::Result<()> {
-    for bound in bound {
+    for bound in bound.iter() {
         tokio::spawn(server::serve(bound.listener()?, server.clone(), proxy.clone()));
     }
+    drop(bound);
     let _ = ended.wait_for(|ended| *ended).await;
     Ok(())
 }

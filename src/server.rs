@@ -105,36 +105,37 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 
 /// Serves one connection to its end.
 async fn converse(stream: Stream, link: Link, server: &Server, proxy: &Arc<Proxy>) {
+    let mut stopping = server.stopping.clone();
     let secure = server.tls.load_full();
     let stream = match secure {
         None => stream,
-        Some(config) => match timeout(server.timeouts.head, TlsAcceptor::from(config).accept(stream)).await {
-            Ok(Ok(tls)) => Stream::ServerTls(Box::new(tls)),
-            Ok(Err(error)) => return tracing::debug!(%error, "a TLS handshake with a client failed"),
-            Err(_) => return tracing::debug!("a TLS handshake with a client took too long"),
-        },
+        Some(config) => {
+            let greeting = timeout(server.timeouts.head, TlsAcceptor::from(config).accept(stream));
+            let greeted = tokio::select! {
+                _ = stopping.wait_for(|stop| *stop) => return,
+                greeted = greeting => greeted,
+            };
+            match greeted {
+                Ok(Ok(tls)) => Stream::ServerTls(Box::new(tls)),
+                Ok(Err(error)) => return tracing::debug!(%error, "a TLS handshake with a client failed"),
+                Err(_) => return tracing::debug!("a TLS handshake with a client took too long"),
+            }
+        }
     };
     let by_alpn = match &stream {
         Stream::ServerTls(tls) => Some(tls.get_ref().1.alpn_protocol() == Some(b"h2")),
         _ => None,
     };
     let mut client = ClientStream::new(stream, link.clone(), server.timeouts);
-    let http2 = match by_alpn {
-        Some(http2) => http2,
-        None => {
-            let mut stopping = server.stopping.clone();
-            let begins = tokio::select! {
-                _ = stopping.wait_for(|stop| *stop) => return,
-                begins = timeout(server.timeouts.idle, client.begins_with(PREFACE)) => begins,
-            };
-            match begins {
-                Ok(Ok(begins)) => begins,
-                Ok(Err(error)) => {
-                    return tracing::debug!(%error, "a connection ended before its first request");
-                }
-                Err(_) => return,
-            }
-        }
+    // Until its first bytes are here a connection is idle, whatever protocol TLS agreed on.
+    let begins = tokio::select! {
+        _ = stopping.wait_for(|stop| *stop) => return,
+        begins = timeout(server.timeouts.idle, client.begins_with(PREFACE)) => begins,
+    };
+    let http2 = match begins {
+        Ok(Ok(begins)) => by_alpn.unwrap_or(begins),
+        Ok(Err(error)) => return tracing::debug!(%error, "a connection ended before its first request"),
+        Err(_) => return,
     };
     let outcome = match http2 {
         true => serve_http2(client, &link, server, proxy).await,

@@ -89,11 +89,10 @@ impl Gettoken {
 
     async fn ask(&self, credentials: &Credentials) -> Result<Grant, FetchError> {
         let secret = credentials.secret.expose();
-        let target = Masked::new(format!(
-            "/cgi-bin/gettoken?corpid={}&corpsecret={}",
-            utf8_percent_encode(&credentials.corpid, NON_ALPHANUMERIC),
-            utf8_percent_encode(secret, NON_ALPHANUMERIC),
-        ));
+        let encoded = Masked::new(utf8_percent_encode(secret, NON_ALPHANUMERIC).to_string());
+        let corpid = utf8_percent_encode(&credentials.corpid, NON_ALPHANUMERIC);
+        let target =
+            Masked::new(format!("/cgi-bin/gettoken?corpid={corpid}&corpsecret={}", encoded.expose()));
         let mut headers = HeaderMap::new();
         headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
         headers.insert(
@@ -119,9 +118,10 @@ impl Gettoken {
             }
         }
         parse_grant(&body).map_err(|error| match error {
-            // WeCom is not known to echo a secret; if it ever did, it would stop here.
+            // WeCom is not known to echo a secret, but a gateway before it may say the URL back: it stops here.
             GrantError::Refused { errcode, errmsg } => {
-                FetchError::Refused { errcode, errmsg: errmsg.replace(secret, "[masked]") }
+                let errmsg = errmsg.replace(secret, "[masked]").replace(encoded.expose(), "[masked]");
+                FetchError::Refused { errcode, errmsg }
             }
             GrantError::NotJson => FetchError::Senseless { status, what: "it is not JSON" },
             GrantError::NoToken => FetchError::Senseless { status, what: "it holds no access_token" },

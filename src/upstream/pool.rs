@@ -23,7 +23,8 @@ pub(super) struct Pool {
 #[derive(Default)]
 struct Kept {
     idle: Vec<(h1::Connection, Instant)>,
-    shared: Option<h2::Sender>,
+    /// With the moment at which it was last asked for.
+    shared: Option<(h2::Sender, Instant)>,
     sweeping: bool,
 }
 
@@ -52,6 +53,10 @@ impl Pool {
     pub(super) fn put(self: &Arc<Self>, connection: h1::Connection) {
         let mut kept = self.kept();
         kept.idle.push((connection, Instant::now()));
+        self.see_to_sweeping(&mut kept);
+    }
+
+    fn see_to_sweeping(self: &Arc<Self>, kept: &mut Kept) {
         if !kept.sweeping {
             kept.sweeping = true;
             tokio::spawn(sweep(Arc::downgrade(self)));
@@ -61,19 +66,33 @@ impl Pool {
     /// The HTTP/2 connection, if there is one that takes requests.
     pub(super) fn shared(&self) -> Option<h2::Sender> {
         let mut kept = self.kept();
-        if kept.shared.as_ref().is_some_and(h2::Sender::is_closed) {
-            kept.shared = None;
-        }
-        kept.shared.clone()
+        kept.forget_idle_shared(self.settings.idle_timeout);
+        let (sender, asked_for) = kept.shared.as_mut()?;
+        *asked_for = Instant::now();
+        Some(sender.clone())
     }
 
     /// Makes this the HTTP/2 connection.
-    pub(super) fn share(&self, sender: h2::Sender) {
-        self.kept().shared = Some(sender);
+    pub(super) fn share(self: &Arc<Self>, sender: h2::Sender) {
+        let mut kept = self.kept();
+        kept.shared = Some((sender, Instant::now()));
+        self.see_to_sweeping(&mut kept);
     }
 
     fn kept(&self) -> MutexGuard<'_, Kept> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Kept {
+    /// Lets the HTTP/2 connection go if it is closed or was idle for too long. It closes when its last request has ended.
+    fn forget_idle_shared(&mut self, idle_timeout: Duration) {
+        let gone = |(sender, asked_for): &(h2::Sender, Instant)| {
+            sender.is_closed() || asked_for.elapsed() >= idle_timeout
+        };
+        if self.shared.as_ref().is_some_and(gone) {
+            self.shared = None;
+        }
     }
 }
 
@@ -85,7 +104,8 @@ async fn sweep(pool: Weak<Pool>) {
         let idle_timeout = pool.settings.idle_timeout;
         let mut kept = pool.kept();
         kept.idle.retain_mut(|(connection, since)| since.elapsed() < idle_timeout && connection.is_quiet());
-        if kept.idle.is_empty() {
+        kept.forget_idle_shared(idle_timeout);
+        if kept.idle.is_empty() && kept.shared.is_none() {
             kept.sweeping = false;
             return;
         }

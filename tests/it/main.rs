@@ -2,18 +2,29 @@
 
 #![allow(unreachable_pub, reason = "a test program has no public side")]
 
+mod admin;
+mod certificates;
+mod drain;
+mod egress;
 mod errors;
 mod forward;
 mod headers;
 mod hostile;
 mod identify;
+mod process;
+mod program;
 mod readme;
+mod real_programs;
 mod refresh;
 mod refresh_http2;
 mod relay;
+mod reload;
 mod replay;
+mod secrecy;
 mod stage;
 mod stream;
 mod timeouts;
+mod tls;
+mod tls_clients;
 mod weight;
 mod wire;

@@ -172,7 +172,8 @@ impl Stage {
     }
 }
 
-fn write_config(dir: &TempDir, api: SocketAddr, settings: &Settings, toml: &str) -> PathBuf {
+/// Writes a configuration as [`Stage::with`] understands it.
+pub fn write_config(dir: &TempDir, api: SocketAddr, settings: &Settings, toml: &str) -> PathBuf {
     let agents: String = settings.agents.iter().map(|agent| agent_section(agent, "")).collect();
     let text = toml
         .replace("{api}", &api.to_string())

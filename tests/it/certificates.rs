@@ -1,0 +1,132 @@
+//! A certificate authority of the tests' own, and TLS from a client's side.
+
+use std::{fs, net::SocketAddr, path::PathBuf, sync::Arc};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    date_time_ymd,
+};
+use rustls::{
+    ClientConfig, RootCertStore, ServerConfig,
+    crypto::{CryptoProvider, aws_lc_rs},
+    pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer},
+};
+use tempfile::TempDir;
+use tokio::net::TcpStream;
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
+/// Signs certificates; its own is in a file.
+pub struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    root: CertificateDer<'static>,
+    dir: TempDir,
+}
+
+/// A certificate and its key.
+pub struct Identity {
+    pub pem: String,
+    pub key_pem: String,
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivatePkcs8KeyDer<'static>,
+}
+
+impl Authority {
+    pub fn new() -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().expect("a key");
+        // A name of its own, or one authority would pass for another with a wrong signature.
+        params
+            .distinguished_name
+            .push(DnType::CommonName, format!("authority {:02x?}", &key.public_key_raw()[1..9]));
+        let certificate = params.self_signed(&key).expect("a certificate");
+        let dir = TempDir::new().expect("a temporary directory");
+        fs::write(dir.path().join("ca.pem"), certificate.pem()).expect("a file");
+        Self { root: certificate.der().clone(), issuer: Issuer::new(params, key), dir }
+    }
+
+    /// The file of its own certificate.
+    pub fn file(&self) -> PathBuf {
+        self.dir.path().join("ca.pem")
+    }
+
+    /// A certificate for a server of this name or address.
+    pub fn server(&self, name: &str) -> Identity {
+        self.sign(name, |params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth])
+    }
+
+    /// The same, expired long ago.
+    pub fn expired(&self, name: &str) -> Identity {
+        self.sign(name, |params| {
+            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+            params.not_before = date_time_ymd(2001, 1, 1);
+            params.not_after = date_time_ymd(2002, 1, 1);
+        })
+    }
+
+    /// A certificate for a client.
+    pub fn client(&self, name: &str) -> Identity {
+        self.sign(name, |params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth])
+    }
+
+    fn sign(&self, name: &str, alter: impl FnOnce(&mut CertificateParams)) -> Identity {
+        let mut params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
+        alter(&mut params);
+        let key = KeyPair::generate().expect("a key");
+        let certificate = params.signed_by(&key, &self.issuer).expect("a certificate");
+        Identity {
+            pem: certificate.pem(),
+            key_pem: key.serialize_pem(),
+            chain: vec![certificate.der().clone()],
+            key: PrivatePkcs8KeyDer::from(key.serialize_der()),
+        }
+    }
+
+    /// Greets a TLS server as a client that trusts this authority alone, with these protocols by ALPN.
+    pub async fn connect(
+        &self,
+        address: SocketAddr,
+        alpn: &[&str],
+        identity: Option<&Identity>,
+    ) -> std::io::Result<TlsStream<TcpStream>> {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.root.clone()).expect("a root");
+        let builder = ClientConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_root_certificates(roots);
+        let mut config = match identity {
+            None => builder.with_no_client_auth(),
+            Some(identity) => {
+                let key = PrivateKeyDer::from(identity.key.clone_key());
+                builder.with_client_auth_cert(identity.chain.clone(), key).expect("an identity")
+            }
+        };
+        config.alpn_protocols = protocols(alpn);
+        let stream = TcpStream::connect(address).await?;
+        let name = "localhost".try_into().expect("a name");
+        TlsConnector::from(Arc::new(config)).connect(name, stream).await
+    }
+}
+
+impl Identity {
+    /// What a TLS server with this certificate needs.
+    pub fn server_config(&self, alpn: &[&str]) -> Arc<ServerConfig> {
+        let mut config = ServerConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_no_client_auth()
+            .with_single_cert(self.chain.clone(), PrivateKeyDer::from(self.key.clone_key()))
+            .expect("an identity");
+        config.alpn_protocols = protocols(alpn);
+        Arc::new(config)
+    }
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(aws_lc_rs::default_provider())
+}
+
+fn protocols(alpn: &[&str]) -> Vec<Vec<u8>> {
+    alpn.iter().map(|protocol| protocol.as_bytes().to_vec()).collect()
+}

@@ -1,0 +1,123 @@
+//! `upstream.via`: leaving through a CONNECT proxy.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+};
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional},
+    net::{TcpListener, TcpStream},
+};
+use wecom_proxy::simulator::Settings;
+
+use crate::{
+    certificates::Authority,
+    stage::{ECHO, Stage, USER_GET},
+};
+
+/// A tiny CONNECT proxy that keeps the heads it was sent.
+struct Egress {
+    address: SocketAddr,
+    heads: Arc<Mutex<Vec<String>>>,
+}
+
+impl Egress {
+    /// Answers with `refusal`; without one it opens the tunnel.
+    async fn start(refusal: Option<&'static str>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let heads = Arc::<Mutex<Vec<String>>>::default();
+        let kept = heads.clone();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(tunnel(stream, kept.clone(), refusal));
+            }
+        });
+        Self { address, heads }
+    }
+
+    fn heads(&self) -> Vec<String> {
+        self.heads.lock().expect("no panic").clone()
+    }
+
+    /// A stage whose upstream is behind this proxy and TLS; `login` stands before its host.
+    async fn stage(&self, login: &str) -> Stage {
+        let authority = Authority::new();
+        let tls = authority.server("127.0.0.1").server_config(&["h2", "http/1.1"]);
+        let toml = format!(
+            "[server]\nlisten = \"127.0.0.1:0\"\n[upstream]\nurl = \"https://{{api}}\"\nca_file = \"{}\"\nvia = \"http://{login}{}\"\n{{agents}}",
+            authority.file().display(),
+            self.address
+        );
+        Stage::set(Settings { tls: Some(tls), ..Settings::default() }, &toml).await
+    }
+}
+
+async fn tunnel(mut stream: TcpStream, heads: Arc<Mutex<Vec<String>>>, refusal: Option<&'static str>) {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let Ok(byte) = stream.read_u8().await else { return };
+        head.push(byte);
+    }
+    let head = String::from_utf8(head).expect("UTF-8");
+    let target = head.split(' ').nth(1).expect("a target").to_owned();
+    heads.lock().expect("no panic").push(head);
+    if let Some(refusal) = refusal {
+        let _ = stream.write_all(refusal.as_bytes()).await;
+        return;
+    }
+    let mut upstream = TcpStream::connect(target).await.expect("the simulator");
+    stream.write_all(b"HTTP/1.1 200 Connection established\r\nVia: test\r\n\r\n").await.expect("a tunnel");
+    let _ = copy_bidirectional(&mut stream, &mut upstream).await;
+}
+
+#[tokio::test]
+async fn requests_leave_through_the_egress_proxy_with_its_password() {
+    let egress = Egress::start(None).await;
+    let stage = egress.stage("robot:p%40ss-word@").await;
+    stage.get(USER_GET).await.is_ok();
+    stage.post(ECHO, "{}").await.is_ok();
+    let target = stage.wecom.api_addr();
+    let login = BASE64_STANDARD.encode("robot:p@ss-word");
+    for head in egress.heads() {
+        assert!(head.starts_with(&format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n")), "{head}");
+        assert!(head.contains(&format!("\r\nProxy-Authorization: Basic {login}\r\n")), "{head}");
+        assert!(!head.contains("not-a-secret") && !head.contains("access_token"), "{head}");
+    }
+    assert_eq!(egress.heads().len() as u64, stage.wecom.look(|seen| seen.connections()));
+    for record in stage.wecom.requests() {
+        assert_eq!(record.header("proxy-authorization"), Vec::<&str>::new());
+    }
+}
+
+#[tokio::test]
+async fn without_a_user_no_credentials_are_shown() {
+    let egress = Egress::start(None).await;
+    egress.stage("").await.get(USER_GET).await.is_ok();
+    assert!(!egress.heads().is_empty());
+    assert!(egress.heads().iter().all(|head| !head.contains("Authorization")));
+}
+
+#[tokio::test]
+async fn a_tunnel_that_is_refused_is_told_to_the_caller() {
+    let cases = [
+        ("HTTP/1.1 403 Forbidden\r\nContent-Length: 3\r\n\r\nno!", "403"),
+        ("HTTP/1.1 407 Proxy Authentication Required\r\n\r\n", "USER:PASSWORD"),
+        ("what?\r\n\r\n", "does not speak HTTP"),
+        ("", "broke off"),
+        ("HTTP/1.1 101 Switching Protocols\r\n\r\n", "101"),
+    ];
+    for (refusal, words) in cases {
+        let egress = Egress::start(Some(refusal)).await;
+        let stage = egress.stage("robot:p%40ss-word@").await;
+        let reply = stage.get(USER_GET).await;
+        reply.is_own("token-unavailable", 502, -1);
+        assert!(reply.text().contains(words), "{}", reply.text());
+        assert!(!reply.text().contains("p@ss-word") && !reply.text().contains("p%40ss"), "{}", reply.text());
+        let webhook = stage.post("/cgi-bin/webhook/send?key=00000000-1111", "{}").await;
+        webhook.is_own("upstream-unreachable", 502, -1);
+        assert_eq!(stage.wecom.look(|seen| seen.connections()), 0);
+    }
+}

@@ -1,0 +1,197 @@
+//! The real program, and others beside it: started, listened to, told to stop, and never left behind.
+
+use std::{
+    io::Read,
+    net::SocketAddr,
+    path::PathBuf,
+    process::{Child, Command, Output, Stdio},
+    time::Duration,
+};
+
+use tokio::{sync::watch, task::spawn_blocking, time::timeout};
+
+/// Longest wait for anything that a program should do.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A running program.
+pub struct Process {
+    child: Child,
+    pub out: Text,
+    pub err: Text,
+}
+
+/// How a program ended.
+#[derive(Debug)]
+pub struct Ended {
+    pub status: i32,
+    pub out: String,
+    pub err: String,
+}
+
+/// What a program has written so far.
+#[derive(Clone)]
+pub struct Text(watch::Receiver<(String, bool)>);
+
+/// A command of the real program, without the surroundings' settings.
+pub fn wecom_proxy(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_wecom-proxy"));
+    for name in ["RUST_LOG", "WECOM_PROXY_CONFIG", "NOTIFY_SOCKET", "WECOM_HR_SECRET"] {
+        command.env_remove(name);
+    }
+    command.args(arguments);
+    command
+}
+
+impl Process {
+    /// Starts a command and listens to what it writes.
+    pub fn start(mut command: Command) -> Self {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("the program starts");
+        let out = Text::follow(child.stdout.take().expect("a pipe"));
+        let err = Text::follow(child.stderr.take().expect("a pipe"));
+        Self { child, out, err }
+    }
+
+    /// `serve` with this configuration, once it is ready.
+    pub async fn serve(config: &std::path::Path) -> Self {
+        let process =
+            Self::start(wecom_proxy(&["serve", "--config", config.to_str().expect("a path in UTF-8")]));
+        process.err.line("ready listen=").await;
+        process
+    }
+
+    /// Where the proxy listens, by the line that says so.
+    pub async fn address(&self) -> SocketAddr {
+        field(&self.err.line("ready listen=").await, "listen").parse().expect("an address")
+    }
+
+    /// Where its admin listener is.
+    pub async fn admin(&self) -> SocketAddr {
+        field(&self.err.line("ready listen=").await, "admin").parse().expect("an address")
+    }
+
+    /// Sends it a signal by name.
+    pub fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        let sent = Command::new("kill").args(["-s", name, pid.as_str()]).status().expect("kill is there");
+        assert!(sent.success(), "no signal {name} to {pid}");
+    }
+
+    /// Waits for its end.
+    pub async fn ended(mut self) -> Ended {
+        let (out, err) = (self.out.clone().whole().await, self.err.clone().whole().await);
+        let waited = spawn_blocking(move || self.child.wait()).await.expect("no panic");
+        Ended { status: waited.expect("a status").code().unwrap_or(-1), out, err }
+    }
+
+    /// Tells it to stop and waits for its end.
+    pub async fn stop(self) -> Ended {
+        self.signal("TERM");
+        self.ended().await
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Text {
+    fn follow(mut pipe: impl Read + Send + 'static) -> Self {
+        let (sender, receiver) = watch::channel((String::new(), false));
+        std::thread::spawn(move || {
+            let mut buffer = [0; 8192];
+            let mut bytes = Vec::new();
+            while let Ok(read @ 1..) = pipe.read(&mut buffer) {
+                bytes.extend_from_slice(&buffer[..read]);
+                let text = String::from_utf8_lossy(&bytes).into_owned();
+                sender.send_modify(|seen| seen.0 = text);
+            }
+            sender.send_modify(|seen| seen.1 = true);
+        });
+        Self(receiver)
+    }
+
+    /// What has come so far.
+    pub fn now(&self) -> String {
+        self.0.borrow().0.clone()
+    }
+
+    /// Waits for a whole line with these words in it.
+    pub async fn line(&self, words: &str) -> String {
+        self.nth_line(words, 0).await
+    }
+
+    /// Waits for a whole line with these words in it, after `before` others.
+    pub async fn nth_line(&self, words: &str, before: usize) -> String {
+        let find = |text: &str| {
+            let lines = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+            lines.filter(|line| line.contains(words)).nth(before).map(str::to_owned)
+        };
+        let mut seen = self.0.clone();
+        let waited = timeout(PATIENCE, seen.wait_for(|(text, ended)| *ended || find(text).is_some())).await;
+        drop(waited);
+        find(&self.now()).unwrap_or_else(|| panic!("no {words:?} in:\n{}", self.now()))
+    }
+
+    /// Waits for the end of the stream.
+    async fn whole(mut self) -> String {
+        let waited = timeout(PATIENCE, self.0.wait_for(|(_, ended)| *ended)).await.map(drop);
+        assert!(waited.is_ok(), "the program does not end:\n{}", self.now());
+        self.now()
+    }
+}
+
+/// A field of a log line in text.
+pub fn field(line: &str, name: &str) -> String {
+    let begin = format!("{name}=\"");
+    let rest = line.split(&begin).nth(1).unwrap_or_else(|| panic!("no {name} in {line}"));
+    rest.split('"').next().expect("a value").to_owned()
+}
+
+/// Runs a command to its end, within bounds.
+pub async fn run(command: Command) -> Ended {
+    Process::start(command).ended().await
+}
+
+/// Runs the real program to its end.
+pub async fn run_wecom_proxy(arguments: &[&str]) -> Ended {
+    run(wecom_proxy(arguments)).await
+}
+
+/// Runs curl with these arguments; what it printed.
+pub async fn curl(arguments: &[&str]) -> String {
+    let ended = curl_outcome(arguments).await;
+    assert_eq!(ended.status, 0, "curl {arguments:?}: {}", ended.err);
+    ended.out
+}
+
+/// Runs curl with these arguments, however it ends.
+pub async fn curl_outcome(arguments: &[&str]) -> Ended {
+    let mut command = Command::new(tool("curl"));
+    command.args(["--silent", "--show-error", "--max-time", "20", "--noproxy", "*"]).args(arguments);
+    run(command).await
+}
+
+/// A program by name, which must be there.
+pub fn tool(name: &str) -> String {
+    let there =
+        Command::new(name).arg("--version").output().is_ok_and(|Output { status, .. }| status.success());
+    assert!(there, "{name} is missing; `sh tests/run.sh` installs what these tests need");
+    name.to_owned()
+}
+
+/// The interpreter of the tests' own Python environment.
+pub fn python() -> PathBuf {
+    let own = concat!(env!("CARGO_MANIFEST_DIR"), "/target/venv/bin/python");
+    let python = std::env::var_os("PYTHON").map_or_else(|| PathBuf::from(own), PathBuf::from);
+    let has = Command::new(&python).args(["-c", "import requests"]).output();
+    assert!(
+        has.is_ok_and(|output| output.status.success()),
+        "{} has no requests; `sh tests/run.sh` makes target/venv, PYTHON=… names another interpreter",
+        python.display()
+    );
+    python
+}

@@ -1,0 +1,291 @@
+//! The program as an operator meets it: its commands, its messages, its exit status.
+
+use std::{fs, net::TcpListener, path::PathBuf, process::Command};
+
+use tempfile::TempDir;
+use wecom_proxy::simulator::{Settings, Simulator};
+
+use crate::{
+    process::{Ended, Process, curl, field, run, run_wecom_proxy, tool, wecom_proxy},
+    stage::{OPEN, write_config},
+};
+
+const CHECKED_IN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/proxy.toml");
+
+/// A configuration that passes, in a directory of its own.
+fn config(text: &str) -> (TempDir, PathBuf) {
+    let dir = TempDir::new().expect("a directory");
+    let path = dir.path().join("proxy.toml");
+    fs::write(&path, text).expect("a file");
+    (dir, path)
+}
+
+fn text(path: &std::path::Path) -> &str {
+    path.to_str().expect("a path in UTF-8")
+}
+
+const SMALL: &str = r#"
+[server]
+listen = "127.0.0.1:0"
+[agents.hr]
+corpid = "ww1234567890abcdef"
+secret = { env = "WECOM_HR_SECRET" }
+"#;
+
+#[track_caller]
+fn ends(ended: &Ended, status: i32, words: &[&str]) {
+    assert_eq!(ended.status, status, "{ended:?}");
+    for word in words {
+        assert!(ended.err.contains(word), "no {word:?} in {}", ended.err);
+    }
+}
+
+#[tokio::test]
+async fn the_demo_prints_three_lines_that_work_as_they_stand() {
+    let demo = Process::start(wecom_proxy(&["demo", "--listen", "127.0.0.1:0"]));
+    demo.out.line("Ctrl-C").await;
+    demo.err.line("ready listen=").await;
+    let said = demo.out.now();
+    let lines: Vec<_> = said.lines().filter(|line| line.starts_with("curl ")).collect();
+    assert_eq!(lines.len(), 3, "{said}");
+    tool("curl");
+    let paste = async |line: &str| {
+        let mut bash = Command::new(tool("bash"));
+        bash.args(["-c", line]).env("no_proxy", "*");
+        let ended = run(bash).await;
+        assert_eq!(ended.status, 0, "{line}: {}", ended.err);
+        ended.out
+    };
+    let first: serde_json::Value = serde_json::from_str(&paste(lines[0]).await).expect("JSON");
+    assert_eq!((&first["errcode"], &first["userid"]), (&0.into(), &"zhangsan".into()), "{first}");
+    let second: serde_json::Value = serde_json::from_str(&paste(lines[1]).await).expect("JSON");
+    assert_eq!(second["errcode"], 0, "{second}");
+    let third = paste(lines[2]).await.to_lowercase();
+    assert!(third.contains("http/1.1 200") && third.contains("x-wecom-retried: 40014"), "{third}");
+    assert!(third.contains("\"errcode\":0") && third.contains("zhangsan"), "{third}");
+
+    let control =
+        lines[2].split('\'').nth(1).and_then(|url| url.split("/control").next()).expect("an address");
+    let messages = curl(&[&format!("{control}/control/messages")]).await;
+    assert!(messages.contains("你好"), "{messages}");
+    let ended = demo.stop().await;
+    assert_eq!(ended.status, 0, "{}", ended.err);
+    assert!(!ended.err.contains("not-a-secret") && !ended.out.contains("not-a-secret"));
+}
+
+#[tokio::test]
+async fn the_simulators_lines_serve_as_a_configuration() {
+    let arguments = ["simulator", "--listen", "127.0.0.1:0", "--control", "127.0.0.1:0"];
+    let simulator = Process::start(wecom_proxy(&arguments));
+    simulator.out.line("agentid = 1000003").await;
+    let printed = simulator.out.now();
+    let (_dir, path) = config(&format!("[server]\nlisten = \"127.0.0.1:0\"\n\n{printed}"));
+    let proxy = Process::serve(&path).await;
+    let address = proxy.address().await;
+    for agent in ["hr", "ops"] {
+        let answer = curl(&[&format!("http://{address}/{agent}/cgi-bin/user/get?userid=zhangsan")]).await;
+        assert!(answer.contains("\"errcode\":0"), "{answer}");
+    }
+    assert_eq!(proxy.stop().await.status, 0);
+    let ended = simulator.stop().await;
+    assert_eq!(ended.status, 0, "{}", ended.err);
+}
+
+#[tokio::test]
+async fn the_checked_in_configuration_passes_once_its_secret_is_there() {
+    let mut check = wecom_proxy(&["check", "--config", CHECKED_IN]);
+    check.env("WECOM_HR_SECRET", "a-secret-that-nobody-sees");
+    let ended = run(check).await;
+    ends(&ended, 0, &[]);
+    assert!(ended.out.contains("hr") && ended.out.contains("ww1234567890abcdef"), "{}", ended.out);
+    assert!(ended.out.contains("is valid"), "{}", ended.out);
+    assert!(!ended.out.contains("a-secret-that") && !ended.err.contains("a-secret-that"), "{ended:?}");
+    let ended = run_wecom_proxy(&["check", "--config", CHECKED_IN]).await;
+    let line = fs::read_to_string(CHECKED_IN).expect("the file");
+    let line = 1 + line.lines().position(|line| line.contains("WECOM_HR_SECRET")).expect("a line");
+    ends(&ended, 2, &[&format!("proxy.toml:{line}"), "agents.hr.secret", "WECOM_HR_SECRET", "not set"]);
+    assert_eq!(ended.out, "");
+}
+
+#[tokio::test]
+async fn check_shows_who_may_call_and_warns_of_plain_secrets() {
+    let (_dir, path) = config(
+        "[agents.hr]\ncorpid = \"ww1\"\nsecret = \"a-plain-secret-of-hr\"\nagentid = 7\n[clients.billing]\nkey = \"a-plain-key-of-billing-0123456789\"\nagents = [\"hr\"]\nallow = [\"POST /cgi-bin/message/send\"]\n",
+    );
+    let ended = run_wecom_proxy(&["check", "--config", text(&path)]).await;
+    ends(&ended, 0, &["warning", "plain text", "agents.hr.secret", "clients.billing.key"]);
+    for words in ["hr", "ww1", "7", "billing", "POST /cgi-bin/message/send"] {
+        assert!(ended.out.contains(words), "{}", ended.out);
+    }
+    assert!(!format!("{ended:?}").contains("a-plain-"), "{ended:?}");
+}
+
+#[tokio::test]
+async fn a_bad_configuration_is_refused_with_file_line_and_key() {
+    let cases = [
+        ("[server]\nlissten = \"a\"\n", "proxy.toml:2", "server.lissten"),
+        ("[server]\nheader_timeout = \"soon\"\n", "proxy.toml:2", "server.header_timeout"),
+        ("[upstream]\nurl = \"ftp://a\"\n", "proxy.toml:2", "upstream.url"),
+        ("\n[server\n", "proxy.toml:2", ""),
+        ("[upstream]\n\nca_file = \"missing.pem\"\n", "proxy.toml:3", "upstream.ca_file"),
+        ("[server]\ntls = { cert = \"a.pem\", key = \"b.pem\" }\n", "proxy.toml:2", "server.tls.cert"),
+        ("[server]\nlisten = \"0.0.0.0:0\"\n", "proxy.toml:2", "server.listen"),
+    ];
+    for (bad, place, key) in cases {
+        let good = "[agents.hr]\ncorpid = \"ww1\"\nsecret = \"a-plain-secret\"\n";
+        let (_dir, path) = config(&format!("{bad}{good}"));
+        for command in ["serve", "check"] {
+            let ended = run_wecom_proxy(&[command, "--config", text(&path)]).await;
+            ends(&ended, 2, &["wecom-proxy: ", place, key]);
+            assert!(!ended.err.contains("a-plain-secret"), "{}", ended.err);
+        }
+    }
+    for command in ["serve", "check", "health"] {
+        let ended = run_wecom_proxy(&[command, "--config", "/nowhere/proxy.toml"]).await;
+        ends(&ended, 2, &["/nowhere/proxy.toml"]);
+    }
+}
+
+#[tokio::test]
+async fn a_bad_command_line_is_refused() {
+    let lines: &[&[&str]] = &[
+        &["dance"],
+        &["--confg", "a"],
+        &["completions", "dos"],
+        &["demo", "--listen", "everywhere"],
+        &["simulator", "--token-lifetime", "soon"],
+        &["serve", "--config"],
+    ];
+    for arguments in lines {
+        let ended = run_wecom_proxy(arguments).await;
+        assert_eq!((ended.status, &*ended.out), (2, ""), "{arguments:?}: {}", ended.err);
+        assert!(!ended.err.is_empty(), "{arguments:?}");
+    }
+    for arguments in [["--help"], ["--version"]] {
+        ends(&run_wecom_proxy(&arguments).await, 0, &[]);
+    }
+}
+
+#[tokio::test]
+async fn a_port_in_use_ends_it_with_1() {
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("an address").to_string();
+    let (_dir, path) = config(&SMALL.replace("127.0.0.1:0", &address));
+    let mut serve = wecom_proxy(&["serve", "--config", text(&path)]);
+    serve.env("WECOM_HR_SECRET", "a");
+    ends(&run(serve).await, 1, &["cannot listen on", &address]);
+    let ended = run_wecom_proxy(&["demo", "--listen", &address]).await;
+    ends(&ended, 1, &["cannot listen on", &address]);
+    let ended = run_wecom_proxy(&["simulator", "--listen", &address, "--control", "127.0.0.1:0"]).await;
+    ends(&ended, 1, &["cannot listen on", &address]);
+}
+
+#[tokio::test]
+async fn health_tells_whether_the_proxy_is_ready() {
+    let wecom = Simulator::local(Settings::default()).await.expect("a simulator");
+    let dir = TempDir::new().expect("a directory");
+    let toml =
+        OPEN.replace("[admin]\nlisten = \"127.0.0.1:0\"", "[admin]\nlisten = \"unix:{dir}/admin.sock\"");
+    let path = write_config(&dir, wecom.api_addr(), &Settings::default(), &toml);
+    let health = async || run_wecom_proxy(&["health", "--config", text(&path)]).await;
+    ends(&health().await, 1, &["did not answer"]);
+    let proxy = Process::serve(&path).await;
+    let ended = health().await;
+    ends(&ended, 0, &[]);
+    assert!(ended.out.contains("\"status\":\"ok\""), "{}", ended.out);
+    for agent in ["hr", "ops"] {
+        wecom.reset_secret(agent, "another-secret").expect("an agent");
+    }
+    let address = proxy.address().await;
+    curl(&[&format!("http://{address}/hr/cgi-bin/user/get?userid=zhangsan")]).await;
+    let ended = health().await;
+    ends(&ended, 1, &["not ready"]);
+    assert!(ended.out.contains("40001"), "{}", ended.out);
+    assert_eq!(proxy.stop().await.status, 0);
+    ends(&health().await, 1, &["did not answer"]);
+    write_config(
+        &dir,
+        wecom.api_addr(),
+        &Settings::default(),
+        &OPEN.replace("[admin]\nlisten = \"127.0.0.1:0\"", ""),
+    );
+    ends(&health().await, 2, &["[admin]"]);
+}
+
+#[tokio::test]
+async fn completions_are_printed_for_each_shell() {
+    for (shell, words) in
+        [("bash", "complete -F"), ("zsh", "#compdef wecom-proxy"), ("fish", "complete -c wecom-proxy")]
+    {
+        let ended = run_wecom_proxy(&["completions", shell]).await;
+        ends(&ended, 0, &[]);
+        assert!(ended.out.contains(words) && ended.out.contains("simulator"), "{}", ended.out);
+    }
+    let script = run_wecom_proxy(&["completions", "bash"]).await.out;
+    let mut bash = Command::new(tool("bash"));
+    bash.args(["-n", "-c", &script]);
+    ends(&run(bash).await, 0, &[]);
+}
+
+#[tokio::test]
+async fn the_configuration_is_named_before_or_after_the_command_or_by_the_environment() {
+    let (_dir, path) = config(SMALL);
+    let (_other_dir, other) = config("[server]\nlissten = 1\n");
+    let path = text(&path);
+    let lines: &[(&[&str], &str)] = &[
+        (&["check", "--config", path], ""),
+        (&["--config", path, "check"], ""),
+        (&["check"], path),
+        (&["check", "--config", path], text(&other)),
+        (&["--config", path, "check"], text(&other)),
+    ];
+    for (arguments, variable) in lines {
+        let mut command = wecom_proxy(arguments);
+        command.env("WECOM_HR_SECRET", "a-secret");
+        if !variable.is_empty() {
+            command.env("WECOM_PROXY_CONFIG", variable);
+        }
+        let ended = run(command).await;
+        ends(&ended, 0, &[]);
+        assert!(ended.out.contains(&format!("{path} is valid")), "{arguments:?}: {}", ended.out);
+    }
+    // `serve` is the default.
+    for arguments in [&["--config", path][..], &[], &["serve"]] {
+        let mut command = wecom_proxy(arguments);
+        command.env("WECOM_HR_SECRET", "a-secret").env("WECOM_PROXY_CONFIG", path);
+        let proxy = Process::start(command);
+        proxy.err.line("ready listen=").await;
+        assert_eq!(proxy.stop().await.status, 0);
+    }
+}
+
+#[tokio::test]
+async fn the_ready_line_has_real_ports_whatever_the_level_and_format() {
+    for level in ["info", "error"] {
+        let text_format = format!("{SMALL}[admin]\nlisten = \"127.0.0.1:0\"\n[log]\nlevel = \"{level}\"\n");
+        let json_format = format!("{text_format}format = \"json\"\n");
+        let start = |toml: &str| {
+            let (dir, path) = config(toml);
+            let mut command = wecom_proxy(&["--config", text(&path)]);
+            command.env("WECOM_HR_SECRET", "a-secret");
+            (dir, Process::start(command))
+        };
+        let (_dir, proxy) = start(&text_format);
+        let line = proxy.err.line("ready listen=").await;
+        let (listen, admin) = (field(&line, "listen"), field(&line, "admin"));
+        let (_json_dir, json_proxy) = start(&json_format);
+        let line = json_proxy.err.line("\"message\":\"ready\"").await;
+        let line: serde_json::Value = serde_json::from_str(&line).expect("JSON");
+        assert_eq!(line["level"], "INFO");
+        for address in [&*listen, &*admin, line["listen"].as_str().unwrap(), line["admin"].as_str().unwrap()]
+        {
+            let real: std::net::SocketAddr = address.parse().expect("an address");
+            assert_ne!(real.port(), 0);
+            std::net::TcpStream::connect(real).expect("somebody listens");
+        }
+        for proxy in [proxy, json_proxy] {
+            let ended = proxy.stop().await;
+            assert_eq!((ended.status, &*ended.out), (0, ""), "logs go to stderr");
+        }
+    }
+}

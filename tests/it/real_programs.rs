@@ -1,0 +1,228 @@
+//! Programs that nobody wrote for this proxy: curl, and Python's requests as scripts use it.
+
+use std::{fs, process::Command};
+
+use tokio::net::TcpListener;
+use wecom_proxy::simulator::Record;
+
+use crate::{
+    certificates::Authority,
+    process::{Ended, curl, curl_outcome, python, run, tool},
+    stage::{ECHO, Stage, USER_GET},
+};
+
+const KEY: &str = "the-key-of-billing-0123456789abcdef";
+
+const CONFIG: &str = r#"
+[server]
+listen = ["127.0.0.1:0", "unix:{dir}/proxy.sock"]
+{tls}
+[upstream]
+url = "http://{api}"
+{agents}
+[clients.billing]
+key = "the-key-of-billing-0123456789abcdef"
+agents = ["hr"]
+"#;
+
+async fn stage() -> Stage {
+    Stage::with(&CONFIG.replace("{tls}", "")).await
+}
+
+fn api_key() -> String {
+    format!("X-Api-Key: {KEY}")
+}
+
+fn url(stage: &Stage, path: &str) -> String {
+    format!("http://{}{path}", stage.address())
+}
+
+#[track_caller]
+fn is_fine(answer: &str) {
+    assert!(answer.contains("\"errcode\":0"), "{answer}");
+}
+
+/// The last call of this path that WeCom saw.
+fn last(stage: &Stage, path: &str) -> Record {
+    stage.wecom.requests().into_iter().rfind(|record| record.path == path).expect("a request")
+}
+
+fn sha256(bytes: &[u8]) -> Option<String> {
+    use sha2::Digest;
+    Some(sha2::Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+#[tokio::test]
+async fn curl_in_every_version_of_http() {
+    let stage = stage().await;
+    let user_get = url(&stage, USER_GET);
+    let versions =
+        [("--http1.0", "HTTP/1."), ("--http1.1", "HTTP/1.1 200"), ("--http2-prior-knowledge", "HTTP/2 200")];
+    for (option, head) in versions {
+        let answer = curl(&["-i", option, "-H", &api_key(), &user_get]).await;
+        is_fine(&answer);
+        assert!(answer.starts_with(head), "{option}: {answer}");
+    }
+    // An upgrade to HTTP/2 that is offered and not taken up.
+    is_fine(&curl(&["--http2", "-H", &api_key(), &user_get]).await);
+    // Several on one connection.
+    let twice = curl(&["-H", &api_key(), &user_get, &user_get]).await;
+    assert_eq!(twice.matches("\"errcode\":0").count(), 2, "{twice}");
+}
+
+#[tokio::test]
+async fn curl_shows_its_key_in_every_way() {
+    let stage = stage().await;
+    let user_get = url(&stage, USER_GET);
+    let (basic, bearer) = (format!("billing:{KEY}"), format!("Authorization: Bearer {KEY}"));
+    for shown in [["-u", &basic], ["-H", &bearer], ["-H", &api_key()], ["--oauth2-bearer", KEY]] {
+        is_fine(&curl(&[&shown[..], &[&user_get]].concat()).await);
+        let record = last(&stage, "/cgi-bin/user/get");
+        for name in ["authorization", "x-api-key", "cookie"] {
+            assert_eq!(record.header(name), Vec::<&str>::new());
+        }
+        assert!(record.header("user-agent")[0].starts_with("curl/"));
+    }
+    let refused = curl(&["-i", "-u", "billing:wrong", &user_get]).await;
+    assert!(refused.contains(" 401 ") && refused.contains("40001"), "{refused}");
+}
+
+#[tokio::test]
+async fn curl_over_tls() {
+    let authority = Authority::new();
+    let identity = authority.server("localhost");
+    let files = tempfile::tempdir().expect("a directory");
+    let at = |name: &str| files.path().join(name).display().to_string();
+    fs::write(at("a.pem"), &identity.pem).expect("a file");
+    fs::write(at("a.key"), &identity.key_pem).expect("a file");
+    let tls = format!("tls = {{ cert = \"{}\", key = \"{}\" }}", at("a.pem"), at("a.key"));
+    let stage = Stage::with(&CONFIG.replace("{tls}", &tls)).await;
+    let user_get = format!("https://localhost:{}{USER_GET}", stage.address().port());
+    let ca = authority.file().display().to_string();
+    for (option, head) in [("--http2", "HTTP/2 200"), ("--http1.1", "HTTP/1.1 200")] {
+        let answer = curl(&["-i", "--cacert", &ca, option, "-H", &api_key(), &user_get]).await;
+        is_fine(&answer);
+        assert!(answer.starts_with(head), "{option}: {answer}");
+    }
+    // The same over the unix socket, under the name in the certificate.
+    let socket = stage.dir.path().join("proxy.sock").display().to_string();
+    is_fine(&curl(&["--unix-socket", &socket, "--cacert", &ca, "-H", &api_key(), &user_get]).await);
+    let distrusted = curl_outcome(&["-H", &api_key(), &user_get]).await;
+    assert_ne!(distrusted.status, 0, "{}", distrusted.out);
+}
+
+#[tokio::test]
+async fn curl_over_a_unix_socket() {
+    let stage = stage().await;
+    let socket = stage.dir.path().join("proxy.sock").display().to_string();
+    let user_get = format!("http://localhost{USER_GET}");
+    for option in ["--http1.1", "--http2-prior-knowledge"] {
+        is_fine(&curl(&[option, "--unix-socket", &socket, "-H", &api_key(), &user_get]).await);
+    }
+}
+
+#[tokio::test]
+async fn curl_sends_bodies_of_every_kind() {
+    let stage = stage().await;
+    let file = stage.dir.path().join("body");
+    let body: Vec<u8> = (0..3 << 20).map(|at: u32| (at % 253) as u8).collect();
+    fs::write(&file, &body).expect("a file");
+    let data = format!("@{}", file.display());
+    let (echo, path) = (url(&stage, ECHO), file.display().to_string());
+    let api_key = api_key();
+    let ways: &[&[&str]] = &[
+        // Beyond a mebibyte curl asks first: Expect: 100-continue.
+        &["--http1.1", "--data-binary", &data],
+        &["--http1.1", "-H", "Expect: 100-continue", "--data-binary", &data],
+        &["--http1.1", "-H", "Expect:", "--data-binary", &data],
+        &["--http1.1", "-H", "Transfer-Encoding: chunked", "--data-binary", &data],
+        &["--http1.1", "-H", "Transfer-Encoding: chunked", "-X", "POST", "-T", &path],
+        &["--http2-prior-knowledge", "--data-binary", &data],
+        &["--http1.0", "--data-binary", &data],
+    ];
+    for way in ways {
+        for void in [false, true] {
+            if void {
+                stage.wecom.revoke("hr").expect("an agent");
+            }
+            is_fine(&curl(&[way, &["-H", &*api_key, &*echo][..]].concat()).await);
+            let record = last(&stage, ECHO);
+            assert_eq!((record.executed, record.body_bytes), (true, body.len() as u64), "{way:?}");
+            assert_eq!(record.body_sha256, sha256(&body), "{way:?}");
+            assert_eq!(record.header("expect"), Vec::<&str>::new());
+        }
+    }
+    // From a pipe, whose length nobody knows.
+    let mut bash = Command::new(tool("bash"));
+    let line = "cat \"$1\" | curl -sS --noproxy '*' --max-time 20 -X POST -T - -H \"$2\" \"$3\"";
+    bash.args(["-c", line, "bash", &path, &api_key, &echo]);
+    let ended = run(bash).await;
+    is_fine(&ended.out);
+    assert_eq!(last(&stage, ECHO).body_sha256, sha256(&body));
+}
+
+#[tokio::test]
+async fn curl_is_told_to_continue_before_it_loses_patience() {
+    let stage = stage().await;
+    let arguments = ["-v", "--http1.1", "-H", "Expect: 100-continue", "--expect100-timeout", "15"];
+    let echo = url(&stage, ECHO);
+    let ended: Ended = curl_outcome(&[&arguments[..], &["-H", &api_key(), "-d", "{}", &echo]].concat()).await;
+    is_fine(&ended.out);
+    assert!(ended.err.contains("< HTTP/1.1 100 Continue"), "{}", ended.err);
+    // Who has no key is refused without being asked for the body.
+    let ended = curl_outcome(&[&arguments[..], &["-d", "{}", &echo]].concat()).await;
+    assert!(ended.out.contains("40001") && !ended.err.contains("100 Continue"), "{}", ended.err);
+}
+
+#[tokio::test]
+async fn curl_uploads_a_file_and_gets_it_back_in_parts() {
+    let stage = stage().await;
+    let at = |name: &str| stage.dir.path().join(name).display().to_string();
+    let content: Vec<u8> = (0..1 << 20).map(|at: u32| (at % 249) as u8).collect();
+    fs::write(at("out"), &content).expect("a file");
+    let upload = url(&stage, "/cgi-bin/media/upload?type=file");
+    let answer = curl(&["-H", &api_key(), "-F", &format!("media=@{}", at("out")), &upload]).await;
+    let answer: serde_json::Value = serde_json::from_str(&answer).expect("JSON");
+    let media_id = answer["media_id"].as_str().unwrap_or_else(|| panic!("{answer}"));
+    let get = url(&stage, &format!("/cgi-bin/media/get?media_id={media_id}"));
+    curl(&["-H", &api_key(), "-o", &at("back"), &get]).await;
+    assert!(fs::read(at("back")).expect("a file") == content);
+    curl(&["-H", &api_key(), "-r", "100-299", "-o", &at("part"), &get]).await;
+    assert!(fs::read(at("part")).expect("a file") == content[100..300]);
+    // Half of it is here already: -C goes on from there.
+    fs::write(at("rest"), &content[..content.len() / 2]).expect("a file");
+    curl(&["-H", &api_key(), "-C", "-", "-o", &at("rest"), &get]).await;
+    assert!(fs::read(at("rest")).expect("a file") == content);
+    let head = curl(&["-I", "-H", &api_key(), &get]).await;
+    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+}
+
+#[tokio::test]
+async fn curl_takes_the_proxy_for_a_forward_proxy_and_nobody_gets_out() {
+    let stage = stage().await;
+    let outside = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let proxy = url(&stage, "");
+    let target = format!("http://{}{USER_GET}", outside.local_addr().expect("an address"));
+    for tunnel in [&[][..], &["-p"]] {
+        let options = ["-i", "--noproxy", "", "-x", &proxy, "-H", &api_key(), &target];
+        let ended = curl_outcome(&[tunnel, &options[..]].concat()).await;
+        assert!(!ended.out.contains(" 200 "), "{}", ended.out);
+    }
+    let waited = tokio::time::timeout(std::time::Duration::from_millis(100), outside.accept()).await;
+    assert!(waited.is_err(), "somebody got out");
+}
+
+#[tokio::test]
+async fn a_python_script_runs_as_it_did_before() {
+    let stage = stage().await;
+    let python = python();
+    let mut script = Command::new(python);
+    script.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/programs/legacy.py"));
+    script.args([&url(&stage, ""), KEY]).env("NO_PROXY", "127.0.0.1").env("no_proxy", "127.0.0.1");
+    let ended = run(script).await;
+    assert_eq!((ended.status, ended.out.trim()), (0, "legacy: fine"), "{}", ended.err);
+    let texts: Vec<_> = stage.wecom.messages().into_iter().map(|message| message.body).collect();
+    let said: Vec<_> = texts.iter().map(|body| body["text"]["content"].as_str().expect("a text")).collect();
+    assert_eq!(said, ["hello", "你好，世界 😀 \" \\ \n", "chunked"]);
+    assert_eq!(stage.wecom.gettoken_count("hr").expect("an agent"), 1);
+}

@@ -1,0 +1,43 @@
+#!/bin/sh
+# All tests. What they need beside Rust is installed where it is missing; nothing is skipped.
+set -eu
+cd "$(dirname "$0")/.."
+
+say() { printf 'tests/run.sh: %s\n' "$*" >&2; }
+fail() { say "$*"; exit 1; }
+has() { command -v "$1" >/dev/null 2>&1; }
+
+install() {
+    as_root=
+    if [ "$(id -u)" -ne 0 ]; then
+        has sudo || fail "$* must be installed, and neither root nor sudo is at hand: install it and come again"
+        as_root=sudo
+    fi
+    has apt-get || fail "$* must be installed, and there is no apt-get here: install it and come again"
+    say "installing $*"
+    $as_root apt-get update -qq || fail "apt-get update failed, so $* cannot be installed"
+    $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null ||
+        fail "apt-get could not install $*"
+}
+
+has cargo || fail "cargo is missing: install Rust as rust-toolchain.toml wants it (rustup does it by itself)"
+has cc || install gcc libc6-dev
+has curl || install curl
+has bash || install bash
+has kill || install procps
+
+# The programs of the tests run in an environment of their own, made anew when what it holds has changed.
+venv=target/venv
+wanted=tests/requirements.txt
+if ! { cmp -s "$wanted" "$venv/installed.txt" && "$venv/bin/python" -c 'import requests' 2>/dev/null; }; then
+    python3 -c 'import venv, ensurepip' 2>/dev/null || install python3 python3-venv
+    say "making $venv"
+    rm -rf "$venv"
+    mkdir -p target
+    python3 -m venv "$venv" || fail "python3 cannot make a virtual environment; is python3-venv installed?"
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$wanted" ||
+        fail "pip could not install what $wanted lists"
+    cp "$wanted" "$venv/installed.txt"
+fi
+
+exec cargo test --locked "$@"
