@@ -3,12 +3,13 @@
 mod check;
 mod demo;
 mod health;
+mod key;
 mod run;
 mod simulator;
 
 use std::{fmt, future::Future, path::Path, time::Duration};
 
-pub use self::{check::check, demo::demo, health::health, simulator::simulator};
+pub use self::{check::check, demo::demo, health::health, key::key, simulator::simulator};
 use crate::{
     app::{App, Prepared},
     config,

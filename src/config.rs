@@ -39,6 +39,7 @@ pub use error::{Error, Warning};
 pub use keyhash::KeyHash;
 pub use limit::Limit;
 pub use log::{Level, Log, LogFormat};
+pub use named::is_name;
 pub use pattern::{AllowPattern, PathPattern};
 pub use replay::Replay;
 pub use server::{Server, ServerTls};

@@ -10,6 +10,10 @@ use http::HeaderValue;
 
 use crate::{
     config::{self, AgentSet, KeyHash},
+    limits::Bucket,
+    passes::PassKey,
+    secret::Masked,
+    tickets::Tickets,
     tokens::{Credentials, Issuer, TokenSlot},
 };
 
@@ -25,6 +29,14 @@ pub struct Agent {
     pub agentid: Option<u64>,
     /// Its token.
     pub slot: Arc<TokenSlot>,
+    /// Its tickets, as old as its slot.
+    pub tickets: Arc<Tickets>,
+    /// What its passes are authenticated with.
+    pub pass_key: PassKey,
+    /// How often it may be used, whoever sends.
+    pub limit: Option<Arc<Bucket>>,
+    /// Whether its real secret serves as a key for it.
+    pub accept_secret: bool,
     plain: Vec<config::PathPattern>,
 }
 
@@ -48,6 +60,10 @@ pub struct Client {
     pub name: String,
     /// Whether the proxy's own errors go to it with HTTP 200.
     pub always_200: bool,
+    /// Its key's hash.
+    pub key: KeyHash,
+    /// How often it may call.
+    pub limit: Option<Arc<Bucket>>,
     agents: AgentSet,
     allow: Vec<config::AllowPattern>,
 }
@@ -68,25 +84,54 @@ impl Client {
 #[derive(Debug)]
 pub struct Directory {
     agents: BTreeMap<String, Arc<Agent>>,
-    clients: HashMap<[u8; 32], (KeyHash, Arc<Client>)>,
+    clients: HashMap<[u8; 32], Arc<Client>>,
+    clients_by_name: HashMap<String, Arc<Client>>,
+    agents_by_corpid: HashMap<String, Vec<Arc<Agent>>>,
+    /// By the hash of corpid and secret; only those whose secret is accepted.
+    agents_by_secret: HashMap<[u8; 32], (KeyHash, Arc<Agent>)>,
     open: bool,
 }
 
 impl Directory {
     /// Builds it from the configuration. An agent of `before` whose corpid and secret did not change keeps its token.
     pub fn new(config: &config::Config, issuer: &Arc<Issuer>, before: Option<&Self>) -> Self {
-        let agents =
-            config.agents.values().map(|agent| (agent.name.clone(), build_agent(agent, issuer, before)));
-        let clients = config.clients.values().map(|client| {
-            let built = Client {
+        let mut built = Self {
+            agents: BTreeMap::new(),
+            clients: HashMap::new(),
+            clients_by_name: HashMap::new(),
+            agents_by_corpid: HashMap::new(),
+            agents_by_secret: HashMap::new(),
+            open: config.is_open(),
+        };
+        for agent in config.agents.values() {
+            built.add_agent(agent, issuer, before);
+        }
+        for client in config.clients.values() {
+            let known = before.and_then(|before| before.clients_by_name.get(&client.name));
+            let client = Arc::new(Client {
                 name: client.name.clone(),
                 always_200: client.always_200,
+                key: client.key,
+                limit: bucket(client.limit, known.and_then(|known| known.limit.as_ref())),
                 agents: client.agents.clone(),
                 allow: client.allow.clone(),
-            };
-            (*client.key.as_bytes(), (client.key, Arc::new(built)))
-        });
-        Self { agents: agents.collect(), clients: clients.collect(), open: config.is_open() }
+            });
+            built.clients.insert(*client.key.as_bytes(), client.clone());
+            built.clients_by_name.insert(client.name.clone(), client);
+        }
+        built
+    }
+
+    fn add_agent(&mut self, agent: &config::Agent, issuer: &Arc<Issuer>, before: Option<&Self>) {
+        let agent =
+            Arc::new(build_agent(agent, issuer, before.and_then(|before| before.agents.get(&agent.name))));
+        if self.open || agent.accept_secret {
+            let Credentials { corpid, secret } = agent.slot.credentials();
+            let hash = secret_hash(corpid, secret.expose());
+            self.agents_by_secret.insert(*hash.as_bytes(), (hash, agent.clone()));
+        }
+        self.agents_by_corpid.entry(agent.corpid.clone()).or_default().push(agent.clone());
+        self.agents.insert(agent.name.clone(), agent);
     }
 
     /// Whether callers without a key are served.
@@ -102,7 +147,24 @@ impl Directory {
     /// The client with this key. Found by its hash and compared in constant time.
     pub fn client(&self, key: &str) -> Option<&Arc<Client>> {
         let hash = KeyHash::of(key);
-        self.clients.get(hash.as_bytes()).filter(|(known, _)| *known == hash).map(|(_, client)| client)
+        self.clients.get(hash.as_bytes()).filter(|client| client.key == hash)
+    }
+
+    /// The client of this name, for a pass that names it.
+    pub fn client_named(&self, name: &str) -> Option<&Arc<Client>> {
+        self.clients_by_name.get(name)
+    }
+
+    /// The agent with this company and real secret, where secrets are accepted. Found by a hash and compared in constant
+    /// time.
+    pub fn agent_by_secret(&self, corpid: &str, secret: &str) -> Option<&Arc<Agent>> {
+        let hash = secret_hash(corpid, secret);
+        self.agents_by_secret.get(hash.as_bytes()).filter(|(known, _)| *known == hash).map(|(_, agent)| agent)
+    }
+
+    /// All agents of a company.
+    pub fn agents_of(&self, corpid: &str) -> impl Iterator<Item = &Arc<Agent>> {
+        self.agents_by_corpid.get(corpid).into_iter().flatten()
     }
 
     /// The agent of this name, if the caller may use it.
@@ -134,20 +196,36 @@ impl Directory {
     }
 }
 
-fn build_agent(agent: &config::Agent, issuer: &Arc<Issuer>, before: Option<&Directory>) -> Arc<Agent> {
+fn build_agent(agent: &config::Agent, issuer: &Arc<Issuer>, known: Option<&Arc<Agent>>) -> Agent {
     let credentials = Credentials { corpid: agent.corpid.clone(), secret: agent.secret.clone() };
-    let kept = before.and_then(|before| before.agents.get(&agent.name));
-    let slot = match kept.filter(|kept| *kept.slot.credentials() == credentials) {
-        Some(kept) => kept.slot.clone(),
-        None => TokenSlot::new(&agent.name, credentials, issuer.clone()),
+    let pass_key = PassKey::derive(&agent.corpid, &agent.secret);
+    let (slot, tickets) = match known.filter(|known| *known.slot.credentials() == credentials) {
+        Some(known) => (known.slot.clone(), known.tickets.clone()),
+        None => (TokenSlot::new(&agent.name, credentials, issuer.clone()), Arc::default()),
     };
-    Arc::new(Agent {
+    Agent {
         name: agent.name.clone(),
         // The configuration lets only [A-Za-z0-9_-] into a name.
         name_header: HeaderValue::from_str(&agent.name).unwrap_or(HeaderValue::from_static("")),
         corpid: agent.corpid.clone(),
         agentid: agent.agentid,
         slot,
+        tickets,
+        pass_key,
+        limit: bucket(agent.limit, known.and_then(|known| known.limit.as_ref())),
+        accept_secret: agent.accept_secret,
         plain: agent.plain.clone(),
-    })
+    }
+}
+
+/// A bucket for a limit; the one there was, as full as it is, where the limit did not change.
+fn bucket(limit: Option<config::Limit>, known: Option<&Arc<Bucket>>) -> Option<Arc<Bucket>> {
+    let limit = limit?;
+    Some(
+        known.filter(|known| known.limit() == limit).cloned().unwrap_or_else(|| Arc::new(Bucket::new(limit))),
+    )
+}
+
+fn secret_hash(corpid: &str, secret: &str) -> KeyHash {
+    KeyHash::of(Masked::new(format!("{corpid}\0{secret}")).expose())
 }

@@ -47,6 +47,11 @@ enum Command {
         #[arg(long, value_name = "DURATION", default_value = "2h", value_parser = commands::duration)]
         token_lifetime: std::time::Duration,
     },
+    /// Make a client's key and the lines that hold its hash
+    Key {
+        /// The client's name
+        name: String,
+    },
     /// Ask the admin listener's /readyz; for container health checks
     Health,
     /// Print shell completions
@@ -65,6 +70,7 @@ fn main() -> ExitCode {
         Command::Simulator { listen, control, token_lifetime } => {
             commands::simulator(listen, control, token_lifetime)
         }
+        Command::Key { name } => commands::key(&name),
         Command::Health => commands::health(&config),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "wecom-proxy", &mut std::io::stdout());

@@ -3,6 +3,7 @@
 //!
 //! [`Proxy::handle`] turns every outcome into an answer; [`Proxy::relay`] is the way itself.
 
+mod gettoken;
 mod identify;
 mod inspect;
 mod query;
@@ -40,6 +41,7 @@ use crate::{
     directory::{Agent, Directory},
     headers,
     server::Link,
+    tickets::{Ended, TicketKind},
     tokens::{FetchError, Replacement, Token},
     upload::{Bounds, Shelf, Upload, UploadError},
     upstream::{BodyLength, Failure, Flaw, Outgoing, Upstream},
@@ -52,6 +54,9 @@ const RETRIED: HeaderName = HeaderName::from_static("x-wecom-retried");
 const HINT: HeaderName = HeaderName::from_static("x-wecom-hint");
 const DEBUG: HeaderName = HeaderName::from_static("x-wecom-debug");
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
+
+/// Most bytes of a ticket's answer.
+const MAX_TICKET: usize = 64 * 1024;
 
 /// The bounds and settings that all workers share.
 pub struct Rules {
@@ -117,28 +122,30 @@ impl Proxy {
         let sound = target::check_head(parts, is_here);
         let target = Target::parse(parts.uri.path(), parts.uri.query());
         // Who calls is asked first: a client may want even the refusal of a malformed request in HTTP 200.
-        let client = identify::client(&directory, &parts.headers);
-        record.client = client.as_ref().ok().cloned().flatten();
+        let by_key = identify::by_key(&directory, &parts.headers);
+        record.client = by_key.as_ref().ok().cloned().flatten();
         sound.map_err(|words| Refusal::new(Kind::BadRequest, words))?;
-        client?;
-        let client = record.client.as_deref();
-        let target = target.map_err(doubt)?;
-        record.agent = identify::agent(&directory, client, &target, &parts.headers)?;
-        if client.is_some_and(|client| !client.may_call(&parts.method, &target.route)) {
-            return Err(Refusal::new(
-                Kind::Forbidden,
-                "this client may not call this path; the operator's allow list says so",
-            ));
-        }
-        let own_credential = match target.kind {
-            target::Kind::Inject => record.agent.as_ref().is_some_and(|agent| agent.is_plain(&target.route)),
-            target::Kind::OwnCredential => true,
-            target::Kind::Gettoken => {
-                let words = "no token is handed out; leave gettoken out and call the API itself, the proxy adds the token";
-                return Err(Refusal::new(Kind::NoRoute, words));
+        by_key?;
+        let target = match target {
+            Ok(target) => target,
+            // Where a path leads is for those to know who may call.
+            Err(Doubt::NoRoute) if record.client.is_none() && !directory.is_open() => {
+                return Err(identify::unauthenticated());
             }
+            Err(other) => return Err(doubt(other)),
         };
-        let agent = match (&record.agent, own_credential) {
+        if target.kind == target::Kind::Gettoken {
+            return gettoken::answer(&directory, record.client.clone(), &target, &parts.headers, record);
+        }
+        let caller = identify::caller(&directory, record.client.clone(), &target, &parts.headers)?;
+        (record.client, record.agent) = (caller.client, caller.agent);
+        if record.client.as_ref().is_some_and(|client| !client.may_call(&parts.method, &target.route)) {
+            let words = "this client may not call this path; the operator's allow list says so";
+            return Err(Refusal::new(Kind::Forbidden, words));
+        }
+        identify::admit(record.client.as_ref().and_then(|client| client.limit.as_ref()), "this client")?;
+        identify::admit(record.agent.as_ref().and_then(|agent| agent.limit.as_ref()), "this agent")?;
+        let agent = match (&record.agent, caller.own_credential) {
             (Some(agent), false) => Some(agent.clone()),
             (None, false) => return Err(identify::no_agent()),
             (_, true) => None,
@@ -147,9 +154,10 @@ impl Proxy {
         let permit = self.admit().await?;
         let forward =
             Forward { parts, target: &target, nominated: headers::nominated(&parts.headers), length };
-        let answer = match agent {
-            None => self.send_plain(&forward, upload.as_ref(), record).await?,
-            Some(agent) => self.send_with_token(&forward, &agent, upload.as_ref(), record).await?,
+        let answer = match (agent, target.ticket(&parts.method)) {
+            (None, _) => self.send_plain(&forward, upload.as_ref(), record).await?,
+            (Some(agent), Some(kind)) => self.ticket(&forward, &agent, kind, record).await?,
+            (Some(agent), None) => self.send_with_token(&forward, &agent, upload.as_ref(), record).await?,
         };
         record.errcode = answer.errcode;
         let mut response = Response::new(ReplyBody::streamed(answer.held, answer.rest, upload, permit));
@@ -266,6 +274,47 @@ impl Proxy {
             agent.slot.refused_again(&next);
         }
         Ok(second)
+    }
+
+    /// A ticket: the kept one, or a new one, fetched once however many ask.
+    async fn ticket(
+        &self,
+        forward: &Forward<'_>,
+        agent: &Arc<Agent>,
+        kind: TicketKind,
+        record: &mut Record,
+    ) -> Result<Inspected, Refusal> {
+        let (slot, came) = (agent.tickets.of(kind), Instant::now());
+        if let Some(kept) = slot.answer(came) {
+            return Ok(Inspected::local(kept));
+        }
+        let mut turn = slot.turn().await;
+        match (slot.answer(Instant::now()), turn.ended_since(came)) {
+            (Some(kept), _) => return Ok(Inspected::local(kept)),
+            (None, Some(Ended::Answered(body))) => return Ok(Inspected::local(body)),
+            (None, Some(Ended::Failed)) => {
+                let words = "another request has just failed to fetch this ticket; come again";
+                return Err(Refusal::new(Kind::UpstreamBroke, words));
+            }
+            (None, None) => {}
+        }
+        turn.end(Ended::Failed);
+        // Nobody's own headers: the answer is everybody's.
+        let (parts, ()) = Request::new(()).into_parts();
+        let neutral = Forward {
+            parts: &parts,
+            target: forward.target,
+            nominated: Vec::new(),
+            length: BodyLength::Absent,
+        };
+        let asked = Instant::now();
+        let answer = self.send_with_token(&neutral, agent, None, record).await?;
+        let answer = answer.collect(MAX_TICKET).await.map_err(|failure| self.failed(failure))?;
+        if let (http::StatusCode::OK, Some(body)) = (answer.status, answer.whole()) {
+            slot.keep(asked, &body);
+            turn.end(Ended::Answered(body));
+        }
+        Ok(answer)
     }
 
     /// Sends once and looks at the answer.

@@ -150,6 +150,11 @@ enum Source {
 }
 
 impl AnswerBody {
+    /// A body of which nothing is to come.
+    pub const fn ended() -> Self {
+        Self(Source::Ended)
+    }
+
     /// The next piece; `None` at the end.
     pub fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Failure>>> {
         let polled = match &mut self.0 {

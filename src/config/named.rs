@@ -32,9 +32,17 @@ pub(super) fn gather<'a>(
     Ok(all)
 }
 
+/// Whether an agent or client may have this name.
+pub fn is_name(name: &str) -> bool {
+    has_only_letters(name) && name.len() <= LONGEST_NAME
+}
+
+fn has_only_letters(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+}
+
 fn check_name(item: &Item<'_>, name: &str) -> Result<(), Error> {
-    let letters = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
-    if name.is_empty() || !letters {
+    if !has_only_letters(name) {
         return Err(item.error("is not a name; use letters, digits, _ and -"));
     }
     if name.len() > LONGEST_NAME {

@@ -1,24 +1,46 @@
 //! Who is calling and through which agent.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use http::{HeaderMap, HeaderName, header};
 
 use super::{
+    gettoken::unix_now,
+    query,
     refusal::{Kind, Refusal},
-    target::Target,
+    target::{self, Target},
 };
 use crate::{
     directory::{Agent, Client, Directory},
+    limits::Bucket,
+    passes::{self, BadPass, Claim, Scratch},
     secret::Masked,
 };
 
 const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 const AGENT: HeaderName = HeaderName::from_static("x-wecom-agent");
 
-/// The client whose key the headers show; `None` for a caller without one where the proxy is open.
-pub(super) fn client(directory: &Directory, headers: &HeaderMap) -> Result<Option<Arc<Client>>, Refusal> {
+/// Who calls, and what the call is made with.
+#[derive(Debug)]
+pub(super) struct Caller {
+    /// The client; `None` for a caller without a key or pass, or with a pass that was bought with an agent's secret.
+    pub(super) client: Option<Arc<Client>>,
+    /// The agent; `None` where nothing says which.
+    pub(super) agent: Option<Arc<Agent>>,
+    /// Whether the call carries a credential of its own, and gets no token.
+    pub(super) own_credential: bool,
+}
+
+/// What the `access_token` of a call says.
+enum Shown {
+    Nothing,
+    Pass { agent: Arc<Agent>, client: Option<Arc<Client>> },
+    Bad(BadPass),
+}
+
+/// The client whose key the headers show, if they show one.
+pub(super) fn by_key(directory: &Directory, headers: &HeaderMap) -> Result<Option<Arc<Client>>, Refusal> {
     if !directory.knows_keys() {
         return Ok(None);
     }
@@ -33,27 +55,93 @@ pub(super) fn client(directory: &Directory, headers: &HeaderMap) -> Result<Optio
         if let Some(other) = shown.replace(client.clone())
             && !Arc::ptr_eq(&other, client)
         {
-            return Err(Refusal::new(
-                Kind::BadRequest,
-                "the request shows the keys of two clients; send only one",
-            ));
+            return Err(two_clients());
         }
-    }
-    if shown.is_none() && !directory.is_open() {
-        let ways = "send your key as \"Authorization: Bearer KEY\", as \"X-Api-Key: KEY\" or by HTTP Basic as the password";
-        return Err(Refusal::new(Kind::Unauthenticated, ways));
     }
     Ok(shown)
 }
 
-/// The agent: the path's first segment, `X-Wecom-Agent`, the client's only one, the only one there is. `None` where
-/// nothing says which.
-pub(super) fn agent(
+/// Who calls, by key or pass, and the agent: the pass's, the path's first segment, `X-Wecom-Agent`, the client's only
+/// one, the only one there is. `by_key` is the client whose key the headers show.
+pub(super) fn caller(
     directory: &Directory,
-    client: Option<&Client>,
+    by_key: Option<Arc<Client>>,
     target: &Target<'_>,
     headers: &HeaderMap,
-) -> Result<Option<Arc<Agent>>, Refusal> {
+) -> Result<Caller, Refusal> {
+    let named = named_agent(target, headers)?;
+    let known = match named {
+        Some(name) => directory.agent(name, by_key.as_deref()),
+        None => directory.only_agent(by_key.as_deref()),
+    };
+    let own_credential = target.kind == target::Kind::OwnCredential
+        || known.is_some_and(|agent| agent.is_plain(&target.route));
+    if own_credential {
+        refuse_pass(target)?;
+    }
+    let bad = match if own_credential { Shown::Nothing } else { shown_token(directory, target)? } {
+        Shown::Pass { agent, client } if !agent.is_plain(&target.route) => {
+            return by_pass(by_key, named, agent, client);
+        }
+        Shown::Pass { .. } => return Err(bad_pass(BadPass::Forged)),
+        Shown::Bad(bad) => Some(bad),
+        Shown::Nothing => None,
+    };
+    if by_key.is_none() && !directory.is_open() {
+        return Err(bad.map_or_else(unauthenticated, bad_pass));
+    }
+    match (known, named, bad) {
+        (None, Some(name), _) => Err(unknown_agent(name)),
+        (None, None, Some(bad)) => Err(bad_pass(bad)),
+        (agent, _, _) => Ok(Caller { client: by_key, agent: agent.cloned(), own_credential }),
+    }
+}
+
+/// The caller that a good pass names, if nothing else in the request contradicts it.
+fn by_pass(
+    by_key: Option<Arc<Client>>,
+    named: Option<&str>,
+    agent: Arc<Agent>,
+    client: Option<Arc<Client>>,
+) -> Result<Caller, Refusal> {
+    if let (Some(by_key), Some(client)) = (&by_key, &client)
+        && !Arc::ptr_eq(by_key, client)
+    {
+        return Err(two_clients());
+    }
+    if named.is_some_and(|named| named != agent.name) {
+        let words = "the pass and the path or X-Wecom-Agent name two different agents; name one";
+        return Err(Refusal::new(Kind::BadRequest, words));
+    }
+    let client = by_key.or(client);
+    if client.as_ref().is_some_and(|client| !client.may_use(&agent.name)) {
+        return Err(unknown_agent(&agent.name));
+    }
+    Ok(Caller { client, agent: Some(agent), own_credential: false })
+}
+
+/// Refuses a pass where it would leave: on a path that carries a credential of its own.
+fn refuse_pass(target: &Target<'_>) -> Result<(), Refusal> {
+    let marked = query::tokens(target.query.unwrap_or_default()).any(|token| passes::is_marked(&token));
+    if marked { Err(bad_pass(BadPass::Forged)) } else { Ok(()) }
+}
+
+/// Counts a request against a limit.
+pub(super) fn admit(limit: Option<&Arc<Bucket>>, whose: &str) -> Result<(), Refusal> {
+    let Some(Err(wait)) = limit.map(|limit| limit.take()) else { return Ok(()) };
+    let words = format!("{whose} has sent all that its limit allows; come again in {} s", seconds(wait));
+    Err(Refusal::new(Kind::RateLimited, words).retry_after(wait))
+}
+
+fn seconds(wait: Duration) -> u64 {
+    wait.as_secs_f64().ceil().max(1.0) as u64
+}
+
+/// The agent that the path or the header names.
+pub(super) fn named_agent<'a>(
+    target: &Target<'a>,
+    headers: &'a HeaderMap,
+) -> Result<Option<&'a str>, Refusal> {
     let header = single(headers, &AGENT)?;
     if let (Some(segment), Some(header)) = (target.agent, header)
         && segment != header
@@ -61,15 +149,12 @@ pub(super) fn agent(
         let words = "the path and X-Wecom-Agent name two different agents; name one";
         return Err(Refusal::new(Kind::BadRequest, words));
     }
-    match target.agent.or(header) {
-        Some(name) => match directory.agent(name, client) {
-            Some(agent) => Ok(Some(agent.clone())),
-            None => {
-                Err(Refusal::new(Kind::UnknownAgent, format!("there is no agent {name:?} for this caller")))
-            }
-        },
-        None => Ok(directory.only_agent(client).cloned()),
-    }
+    Ok(target.agent.or(header))
+}
+
+/// What to say of an agent that is not there, or not for this caller.
+pub(super) fn unknown_agent(name: &str) -> Refusal {
+    Refusal::new(Kind::UnknownAgent, format!("there is no agent {name:?} for this caller"))
 }
 
 /// What to say to a caller who chose no agent.
@@ -77,6 +162,69 @@ pub(super) fn no_agent() -> Refusal {
     let ways = "choose an agent: by the path (/NAME/cgi-bin/…), by the header X-Wecom-Agent: NAME, \
                 or with the key of a client that has only one agent";
     Refusal::new(Kind::NoAgent, ways)
+}
+
+/// What to say to a caller who showed nothing.
+pub(super) fn unauthenticated() -> Refusal {
+    let ways = "send your key as \"Authorization: Bearer KEY\", as \"X-Api-Key: KEY\", by HTTP Basic as the password, \
+                or a pass that gettoken gave you as access_token";
+    Refusal::new(Kind::Unauthenticated, ways)
+}
+
+fn two_clients() -> Refusal {
+    Refusal::new(Kind::BadRequest, "the request shows the credentials of two clients; send only one")
+}
+
+fn bad_pass(bad: BadPass) -> Refusal {
+    match bad {
+        BadPass::Expired => {
+            Refusal::new(Kind::PassExpired, "access_token expired: call gettoken for a new one")
+        }
+        BadPass::Forged => Refusal::new(
+            Kind::PassInvalid,
+            "invalid access_token: it is none that gettoken gave out here; call gettoken",
+        ),
+    }
+}
+
+/// What the call's `access_token` is worth. One good pass decides, whatever stands beside it.
+fn shown_token(directory: &Directory, target: &Target<'_>) -> Result<Shown, Refusal> {
+    let mut shown = Shown::Nothing;
+    for token in query::tokens(target.query.unwrap_or_default()) {
+        match (believe(directory, &token), &shown) {
+            (Ok((agent, client)), Shown::Pass { agent: other, client: other_client }) => {
+                let same_client = client.as_ref().map(Arc::as_ptr) == other_client.as_ref().map(Arc::as_ptr);
+                if !Arc::ptr_eq(&agent, other) || !same_client {
+                    return Err(Refusal::new(
+                        Kind::BadRequest,
+                        "the query holds two different passes; send one",
+                    ));
+                }
+            }
+            (Ok((agent, client)), _) => shown = Shown::Pass { agent, client },
+            (Err(_), Shown::Pass { .. } | Shown::Bad(BadPass::Expired)) => {}
+            (Err(bad), _) => shown = Shown::Bad(bad),
+        }
+    }
+    Ok(shown)
+}
+
+/// The agent and client of a pass, if it is a good one now.
+fn believe(directory: &Directory, token: &str) -> Result<(Arc<Agent>, Option<Arc<Client>>), BadPass> {
+    let mut scratch = Scratch::default();
+    let claim = Claim::read(token, &mut scratch).ok_or(BadPass::Forged)?;
+    let agent = directory.agent(claim.agent, None).ok_or(BadPass::Forged)?;
+    let client = match claim.client {
+        // Bought with the agent's own secret.
+        "" if directory.is_open() || agent.accept_secret => None,
+        "" => return Err(BadPass::Forged),
+        name => Some(directory.client_named(name).ok_or(BadPass::Forged)?),
+    };
+    agent.pass_key.verify(&claim, client.map(|client| &client.key), unix_now())?;
+    if client.is_some_and(|client| !client.may_use(&agent.name)) {
+        return Err(BadPass::Forged);
+    }
+    Ok((agent.clone(), client.cloned()))
 }
 
 /// The key in `Authorization`, as Bearer or as the password of Basic.

@@ -3,11 +3,11 @@
 use std::{collections::VecDeque, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 
 use crate::{
     upstream::{Answer, AnswerBody, Failure},
-    wecom::reply::{ReplyScanner, Verdict, may_carry_errcode},
+    wecom::reply::{ReplyScanner, Verdict, errcode_of, may_carry_errcode},
 };
 
 /// An answer whose errcode has not shown within this many bytes is taken for one without. A refusal is some hundred
@@ -26,6 +26,40 @@ pub(super) struct Inspected {
     pub(super) errcode: Option<i64>,
     /// How long the head took.
     pub(super) took: Duration,
+}
+
+impl Inspected {
+    /// An answer of the proxy's own, in WeCom's words.
+    pub(super) fn local(body: Bytes) -> Self {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json; charset=UTF-8"));
+        let errcode = errcode_of(&body);
+        Self {
+            status: StatusCode::OK,
+            headers,
+            held: [body].into(),
+            rest: AnswerBody::ended(),
+            errcode,
+            took: Duration::ZERO,
+        }
+    }
+
+    /// Takes in the rest of the body, if it is no longer than `most` bytes.
+    pub(super) async fn collect(mut self, most: usize) -> Result<Self, Failure> {
+        let mut length: usize = self.held.iter().map(Bytes::len).sum();
+        while length < most
+            && let Some(piece) = self.rest.data().await.transpose()?
+        {
+            length += piece.len();
+            self.held.push_back(piece);
+        }
+        Ok(self)
+    }
+
+    /// The whole body, if all of it is here.
+    pub(super) fn whole(&self) -> Option<Bytes> {
+        self.rest.is_ended().then(|| self.held.iter().flatten().copied().collect())
+    }
 }
 
 /// Reads on until the errcode has shown, or it is certain that there is none.

@@ -42,6 +42,15 @@ pub(super) fn with_token(path: &str, query: &str, token: &str) -> String {
     target
 }
 
+/// The values of every `access_token`, decoded, but for empty ones.
+pub(super) fn tokens(query: &str) -> impl Iterator<Item = Cow<'_, str>> {
+    let plain =
+        memchr(b'%', query.as_bytes()).is_none() && memmem::find(query.as_bytes(), NAME.as_bytes()).is_none();
+    let parameters = if plain { "" } else { query }.split('&').filter(|parameter| is_token(parameter));
+    let values = parameters.filter_map(|parameter| parameter.split_once('=')).map(|(_, value)| value);
+    values.filter(|value| !value.is_empty()).map(|value| percent_decode_str(value).decode_utf8_lossy())
+}
+
 fn is_token(parameter: &str) -> bool {
     let name = parameter.split('=').next().unwrap_or(parameter);
     name == NAME || (name.contains('%') && percent_decode_str(name).eq(NAME.bytes()))

@@ -18,6 +18,10 @@ pub(super) enum Kind {
     UnknownAgent,
     NoRoute,
     BodyTooLarge,
+    RateLimited,
+    GettokenRefused,
+    PassExpired,
+    PassInvalid,
     TokenUnavailable,
     UpstreamUnreachable,
     UpstreamBroke,
@@ -36,6 +40,11 @@ impl Kind {
             Self::UnknownAgent => ("unknown-agent", StatusCode::NOT_FOUND, errcode::INVALID_PARAMETER),
             Self::NoRoute => ("no-route", StatusCode::NOT_FOUND, errcode::INVALID_PARAMETER),
             Self::BodyTooLarge => ("body-too-large", StatusCode::PAYLOAD_TOO_LARGE, errcode::TOO_LARGE),
+            Self::RateLimited => ("rate-limited", StatusCode::TOO_MANY_REQUESTS, errcode::FREQUENCY),
+            // What WeCom itself says of tokens and secrets it says in HTTP 200, and programs act on the errcode.
+            Self::GettokenRefused => ("gettoken-refused", StatusCode::OK, errcode::INVALID_SECRET),
+            Self::PassExpired => ("pass-expired", StatusCode::OK, errcode::TOKEN_EXPIRED),
+            Self::PassInvalid => ("pass-invalid", StatusCode::OK, errcode::INVALID_TOKEN),
             Self::TokenUnavailable => ("token-unavailable", StatusCode::BAD_GATEWAY, errcode::BUSY),
             Self::UpstreamUnreachable => ("upstream-unreachable", StatusCode::BAD_GATEWAY, errcode::BUSY),
             Self::UpstreamBroke => ("upstream-broke", StatusCode::BAD_GATEWAY, errcode::BUSY),
@@ -87,7 +96,7 @@ impl Refusal {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(ways));
         }
         if let Some(wait) = self.retry_after {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs().max(1)));
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs_f64().ceil().max(1.0) as u64));
         }
         response
     }

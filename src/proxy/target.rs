@@ -9,6 +9,9 @@ use http::{
 };
 use percent_encoding::percent_decode_str;
 
+use super::query::without_token;
+use crate::tickets::TicketKind;
+
 /// What is done with a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -16,7 +19,7 @@ pub(super) enum Kind {
     Inject,
     /// It carries a credential of its own and goes through as it came.
     OwnCredential,
-    /// It asks for a token, which no client ever gets.
+    /// It asks for a token; answered here, with a pass.
     Gettoken,
 }
 
@@ -68,6 +71,20 @@ impl<'a> Target<'a> {
         }
         let kind = kind(&route[ROOT.len()..]);
         Ok(Self { agent, path: rest, route, query, kind })
+    }
+
+    /// The ticket that the call asks for, and nothing else with it.
+    pub(super) fn ticket(&self, method: &Method) -> Option<TicketKind> {
+        if method != Method::GET {
+            return None;
+        }
+        let (kind, wanted): (_, &[&str]) = match &*self.route {
+            "/cgi-bin/get_jsapi_ticket" => (TicketKind::Jsapi, &[]),
+            "/cgi-bin/ticket/get" => (TicketKind::AgentConfig, &["type=agent_config"]),
+            _ => return None,
+        };
+        let query = without_token(self.query.unwrap_or_default());
+        query.split('&').filter(|parameter| !parameter.is_empty()).eq(wanted.iter().copied()).then_some(kind)
     }
 }
 

@@ -35,7 +35,12 @@ async fn every_answer_of_the_proxys_own_is_json_that_names_no_secret() {
     };
     for (request, kind, status, errcode) in [
         (get("crm", "/hr/../x?a"), "bad-request", 400, 40035),
-        (get("crm", "/cgi-bin/user/get?a"), "no-agent", 400, 40035),
+        (
+            Request::get("/cgi-bin/user/get?corpsecret=hush").header("x-api-key", key("crm")),
+            "no-agent",
+            400,
+            40035,
+        ),
         (get("nobody", "/cgi-bin/user/get?a"), "unauthenticated", 401, 40001),
         (get("narrow", "/cgi-bin/tag/list?a"), "forbidden", 403, 48002),
         (get("crm", "/nil/cgi-bin/user/get?a"), "unknown-agent", 404, 40035),

@@ -1,0 +1,24 @@
+//! `key`: a random key for a client, shown once.
+
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+
+use super::Failed;
+use crate::{config, secret::Masked};
+
+/// Prints a new key and the lines of the configuration that hold only its hash.
+pub fn key(name: &str) -> Result<(), Failed> {
+    if !config::is_name(name) {
+        return Err(Failed::config(format!(
+            "{name:?} is no name for a client; a name is of A-Z, a-z, 0-9, _ and -, at most 64 of them"
+        )));
+    }
+    let mut random = [0; 32];
+    getrandom::fill(&mut random).map_err(Failed::other)?;
+    let key = Masked::new(BASE64_URL_SAFE_NO_PAD.encode(random));
+    let hash: String =
+        config::KeyHash::of(key.expose()).as_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+    println!("{}\n", key.expose());
+    println!("# Above: the key of {name}. It is shown only now; give it to that program alone.");
+    println!("# For proxy.toml:\n[clients.{name}]\nkey_sha256 = \"{hash}\"\nagents = [\"*\"]");
+    Ok(())
+}

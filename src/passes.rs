@@ -1,0 +1,206 @@
+//! Passes: what a client holds in place of a token. A pass names agent and client and says when it was made; it is
+//! authenticated and holds nothing secret. Pure, but for the clock that callers hand in.
+//!
+//! The text is `wp1-` and base64url of: the time it was made (8 bytes, seconds since 1970), the agent's name and the
+//! client's (each after a byte of length), and an HMAC-SHA-256 of all that and the client's key hash, under a key derived
+//! from the agent's corpid and secret. So every replica with the same configuration accepts it, and a changed secret or
+//! key voids it.
+
+use std::time::Duration;
+
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+
+use crate::{config::KeyHash, secret::Masked};
+
+/// What every pass begins with; a real token does not.
+const MARK: &str = "wp1-";
+/// What a pass claims to live, as real tokens do.
+pub const CLAIMED_LIFE: Duration = Duration::from_secs(7200);
+/// How long it is accepted: some programs keep a token two hours by a clock of their own.
+const ACCEPTED_LIFE: Duration = Duration::from_secs(2 * 7200);
+/// How far ahead another replica's clock may be.
+const SKEW: Duration = Duration::from_secs(300);
+/// Longest name of an agent or client.
+const LONGEST_NAME: usize = 64;
+/// Longest pass before it is encoded.
+const LONGEST: usize = 8 + 2 * (1 + LONGEST_NAME) + MAC_BYTES;
+const MAC_BYTES: usize = 32;
+const TIME_BYTES: usize = 8;
+
+/// What passes of one agent are authenticated with.
+#[derive(Clone)]
+pub struct PassKey(Hmac<Sha256>);
+
+/// Why a text is no pass that serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BadPass {
+    /// It was a pass, and its time is over.
+    Expired,
+    /// It is something else, or was made under another secret or key.
+    Forged,
+}
+
+/// What a pass says of itself, not yet believed.
+#[derive(Debug)]
+pub struct Claim<'a> {
+    bytes: &'a [u8],
+    made: u64,
+    /// The agent it names.
+    pub agent: &'a str,
+    /// The client it names; empty for a caller that had none.
+    pub client: &'a str,
+}
+
+/// Room for a decoded pass.
+pub struct Scratch([u8; LONGEST]);
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Self([0; LONGEST])
+    }
+}
+
+/// Whether a text has the mark of a pass, good or bad.
+pub fn is_marked(text: &str) -> bool {
+    text.starts_with(MARK)
+}
+
+impl PassKey {
+    /// Derives the key from what the agent's real token is bought with.
+    pub fn derive(corpid: &str, secret: &Masked) -> Self {
+        let mut derivation = keyed(secret.expose().as_bytes());
+        derivation.update(b"wecom-proxy pass v1\0");
+        derivation.update(corpid.as_bytes());
+        Self(keyed(&derivation.finalize().into_bytes()))
+    }
+
+    /// Makes a pass. `client_key` is the hash of the client's key; `None` for a caller without one.
+    pub fn issue(&self, agent: &str, client: &str, client_key: Option<&KeyHash>, now: u64) -> Masked {
+        let mut bytes = Vec::with_capacity(LONGEST);
+        bytes.extend_from_slice(&now.to_be_bytes());
+        for name in [agent, client] {
+            bytes.push(name.len() as u8);
+            bytes.extend_from_slice(name.as_bytes());
+        }
+        let mac = self.mac(&bytes, client_key).finalize().into_bytes();
+        bytes.extend_from_slice(&mac);
+        let mut pass = String::from(MARK);
+        BASE64_URL_SAFE_NO_PAD.encode_string(&bytes, &mut pass);
+        Masked::new(pass)
+    }
+
+    /// Believes a claim, or says why not. `now` is in seconds since 1970.
+    pub fn verify(&self, claim: &Claim<'_>, client_key: Option<&KeyHash>, now: u64) -> Result<(), BadPass> {
+        let (said, mac) = claim.bytes.split_at(claim.bytes.len() - MAC_BYTES);
+        self.mac(said, client_key).verify_slice(mac).map_err(|_| BadPass::Forged)?;
+        if claim.made > now + SKEW.as_secs() {
+            return Err(BadPass::Forged);
+        }
+        if now.saturating_sub(claim.made) >= ACCEPTED_LIFE.as_secs() { Err(BadPass::Expired) } else { Ok(()) }
+    }
+
+    fn mac(&self, said: &[u8], client_key: Option<&KeyHash>) -> Hmac<Sha256> {
+        let mut mac = self.0.clone();
+        mac.update(said);
+        mac.update(client_key.map_or(&[][..], |key| key.as_bytes()));
+        mac
+    }
+}
+
+impl<'a> Claim<'a> {
+    /// Reads what a pass says of itself; `None` for anything that has not the form of one.
+    pub fn read(text: &str, scratch: &'a mut Scratch) -> Option<Self> {
+        let encoded = text.strip_prefix(MARK)?;
+        let length = BASE64_URL_SAFE_NO_PAD.decode_slice(encoded, &mut scratch.0).ok()?;
+        let bytes = &scratch.0[..length];
+        let said = &bytes[..length.checked_sub(MAC_BYTES)?];
+        let (made, names) = said.split_at_checked(TIME_BYTES)?;
+        let made = u64::from_be_bytes(made.try_into().ok()?);
+        let (agent, rest) = take_name(names)?;
+        let (client, rest) = take_name(rest)?;
+        (rest.is_empty() && !agent.is_empty()).then_some(Self { bytes, made, agent, client })
+    }
+}
+
+fn keyed(key: &[u8]) -> Hmac<Sha256> {
+    match Hmac::new_from_slice(key) {
+        Ok(mac) => mac,
+        // HMAC takes a key of any length (RFC 2104).
+        Err(_) => unreachable!("HMAC refuses no key"),
+    }
+}
+
+fn take_name(bytes: &[u8]) -> Option<(&str, &[u8])> {
+    let (length, rest) = bytes.split_first()?;
+    let (name, rest) = rest.split_at_checked(usize::from(*length))?;
+    Some((std::str::from_utf8(name).ok()?, rest))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const NOW: u64 = 1_790_000_000;
+
+    fn key(secret: &str) -> PassKey {
+        PassKey::derive("ww1234567890abcdef", &Masked::new(secret))
+    }
+
+    fn check(
+        key: &PassKey,
+        text: &str,
+        client_key: Option<&KeyHash>,
+        now: u64,
+    ) -> Result<(String, String), BadPass> {
+        let mut scratch = Scratch::default();
+        let claim = Claim::read(text, &mut scratch).ok_or(BadPass::Forged)?;
+        key.verify(&claim, client_key, now)?;
+        Ok((claim.agent.to_owned(), claim.client.to_owned()))
+    }
+
+    #[test]
+    fn a_pass_serves_for_twice_what_it_claims_and_only_under_its_secret_and_key() {
+        let (billing, other) = (KeyHash::of("key of billing"), KeyHash::of("another key"));
+        let pass = key("s").issue("hr", "billing", Some(&billing), NOW);
+        let text = pass.expose();
+        let good = Ok(("hr".to_owned(), "billing".to_owned()));
+        assert_eq!(check(&key("s"), text, Some(&billing), NOW), good);
+        assert_eq!(check(&key("s"), text, Some(&billing), NOW + 14_399), good);
+        assert_eq!(check(&key("s"), text, Some(&billing), NOW + 14_400), Err(BadPass::Expired));
+        assert_eq!(check(&key("s"), text, Some(&billing), NOW - 301), Err(BadPass::Forged));
+        assert_eq!(check(&key("t"), text, Some(&billing), NOW), Err(BadPass::Forged));
+        assert_eq!(check(&key("s"), text, Some(&other), NOW), Err(BadPass::Forged));
+        assert_eq!(check(&key("s"), text, None, NOW), Err(BadPass::Forged));
+        assert_eq!(check(&key("t"), text, None, NOW + 99_999), Err(BadPass::Forged));
+    }
+
+    #[test]
+    fn the_longest_names_fit() {
+        let name = "n".repeat(LONGEST_NAME);
+        let pass = key("s").issue(&name, &name, None, NOW);
+        assert!(pass.expose().len() <= 512, "{}", pass.expose().len());
+        assert!(pass.expose().bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte)));
+        assert_eq!(check(&key("s"), pass.expose(), None, NOW), Ok((name.clone(), name)));
+    }
+
+    proptest! {
+        #[test]
+        fn no_changed_letter_goes_unnoticed(at in 0usize..100, letter in "[A-Za-z0-9_-]") {
+            let pass = key("s").issue("hr", "billing", None, NOW);
+            let mut text = pass.expose().to_owned();
+            let at = at % text.len();
+            prop_assume!(text[at..=at] != letter);
+            text.replace_range(at..=at, &letter);
+            prop_assert_eq!(check(&key("s"), &text, None, NOW), Err(BadPass::Forged));
+        }
+
+        #[test]
+        fn garbage_is_forged_and_never_panics(text in "(wp1-)?.{0,400}", now in any::<u32>()) {
+            prop_assert_eq!(check(&key("s"), &text, None, u64::from(now)), Err(BadPass::Forged));
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! The tickets of one agent: kept until shortly before they expire, because WeCom limits how often they may be fetched.
+//! Who fetches, and how, is the caller's business; here it is seen to that one does and the others wait.
+
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use serde::Deserialize;
+use tokio::{
+    sync::{Mutex as AsyncMutex, MutexGuard as Turn},
+    time::Instant,
+};
+
+use crate::secret::Masked;
+
+/// A ticket is fetched anew so long before it expires, or halfway where its life is short beside that.
+const AHEAD: Duration = Duration::from_secs(300);
+/// Longest life that an answer is believed.
+const LONGEST_LIFE: Duration = Duration::from_secs(7200);
+
+/// The two kinds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TicketKind {
+    /// `get_jsapi_ticket`: the company's.
+    Jsapi,
+    /// `ticket/get?type=agent_config`: the application's.
+    AgentConfig,
+}
+
+/// Both tickets of one agent; they go when its secret changes.
+#[derive(Debug, Default)]
+pub struct Tickets {
+    jsapi: TicketSlot,
+    agent_config: TicketSlot,
+}
+
+/// One ticket.
+#[derive(Debug, Default)]
+pub struct TicketSlot {
+    kept: Mutex<Option<Kept>>,
+    turn: AsyncMutex<Option<(Instant, Ended)>>,
+}
+
+/// How a fetch that brought no ticket ended.
+#[derive(Debug, Clone)]
+pub enum Ended {
+    /// WeCom said something else, this.
+    Answered(Bytes),
+    /// There was no answer.
+    Failed,
+}
+
+/// The right to fetch a ticket; the others wait for it to be dropped.
+#[derive(Debug)]
+pub struct FetchTurn<'a>(Turn<'a, Option<(Instant, Ended)>>);
+
+#[derive(Debug, Clone)]
+struct Kept {
+    ticket: Masked,
+    usable_until: Instant,
+    expires: Instant,
+}
+
+impl Tickets {
+    /// The ticket of a kind.
+    pub fn of(&self, kind: TicketKind) -> &TicketSlot {
+        match kind {
+            TicketKind::Jsapi => &self.jsapi,
+            TicketKind::AgentConfig => &self.agent_config,
+        }
+    }
+}
+
+impl TicketSlot {
+    /// The kept ticket as WeCom would answer it, with what is left of its life.
+    pub fn answer(&self, now: Instant) -> Option<Bytes> {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = kept.as_ref().filter(|kept| now < kept.usable_until)?;
+        let (ticket, left) = (kept.ticket.expose(), kept.expires.saturating_duration_since(now).as_secs());
+        let body = serde_json::json!(ticket);
+        Some(format!(r#"{{"errcode":0,"errmsg":"ok","ticket":{body},"expires_in":{left}}}"#).into())
+    }
+
+    /// Waits until nobody else is fetching it.
+    pub async fn turn(&self) -> FetchTurn<'_> {
+        FetchTurn(self.turn.lock().await)
+    }
+
+    /// Keeps the ticket of an answer; an answer without one is not kept.
+    pub fn keep(&self, asked: Instant, body: &[u8]) {
+        #[derive(Deserialize)]
+        struct Answer {
+            errcode: i64,
+            ticket: String,
+            expires_in: u64,
+        }
+        let Ok(answer) = serde_json::from_slice::<Answer>(body) else { return };
+        if answer.errcode != 0 || answer.ticket.is_empty() || answer.expires_in == 0 {
+            return;
+        }
+        let life = Duration::from_secs(answer.expires_in).min(LONGEST_LIFE);
+        let expires = asked + life;
+        let kept =
+            Kept { ticket: Masked::new(answer.ticket), usable_until: expires - AHEAD.min(life / 2), expires };
+        *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(kept);
+    }
+}
+
+impl FetchTurn<'_> {
+    /// How the last fetch ended, if that was after `came` and it brought nothing: whoever waited for it is told the same.
+    pub fn ended_since(&self, came: Instant) -> Option<Ended> {
+        self.0.as_ref().filter(|(at, _)| *at >= came).map(|(_, ended)| ended.clone())
+    }
+
+    /// Tells those who wait that this fetch brought no ticket.
+    pub fn end(&mut self, ended: Ended) {
+        *self.0 = Some((Instant::now(), ended));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_ticket_is_kept_until_shortly_before_it_expires() {
+        let tickets = Tickets::default();
+        let slot = tickets.of(TicketKind::Jsapi);
+        assert_eq!(slot.answer(Instant::now()), None);
+        slot.keep(Instant::now(), br#"{"errcode":0,"errmsg":"ok","ticket":"T\"1","expires_in":7200}"#);
+        tokio::time::advance(Duration::from_secs(6899)).await;
+        let answer = slot.answer(Instant::now()).expect("a kept ticket");
+        assert_eq!(&answer[..], br#"{"errcode":0,"errmsg":"ok","ticket":"T\"1","expires_in":301}"#);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(slot.answer(Instant::now()), None);
+        assert_eq!(tickets.of(TicketKind::AgentConfig).answer(Instant::now()), None);
+    }
+
+    #[test]
+    fn what_is_no_ticket_is_not_kept() {
+        let tickets = Tickets::default();
+        for body in [
+            r#"{"errcode":45009,"errmsg":"limit"}"#,
+            r#"{"errcode":40014,"ticket":"T","expires_in":7200}"#,
+            r#"{"errcode":0,"ticket":"","expires_in":7200}"#,
+            r#"{"errcode":0,"ticket":"T","expires_in":0}"#,
+            r#"{"errcode":0,"ticket":"T","expires_in":-1}"#,
+            "<html>",
+        ] {
+            tickets.of(TicketKind::Jsapi).keep(Instant::now(), body.as_bytes());
+            assert_eq!(tickets.of(TicketKind::Jsapi).answer(Instant::now()), None, "{body}");
+        }
+    }
+}
