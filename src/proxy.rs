@@ -263,9 +263,15 @@ impl Proxy {
             Replacement::Held => return Ok(first),
             Replacement::Unavailable(failure) => return Err(token_unavailable(&failure)),
         };
-        drop(first);
         record.retried = Some(refused_with);
-        let second = self.exchange(forward, &target(&next), upload).await?;
+        let second = match self.exchange(forward, &target(&next), upload).await {
+            // The disk lost what was kept of the body: the refusal is all that there is to tell.
+            Err(_) if upload.is_some_and(|upload| upload.failure() == Some(UploadError::Lost)) => {
+                record.retried = None;
+                return Ok(first);
+            }
+            second => second?,
+        };
         record.upstream += second.took;
         if let Some(upload) = upload {
             upload.settle();

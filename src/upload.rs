@@ -212,6 +212,7 @@ impl Reader {
                 Ok(None) => {}
                 Err(error) => {
                     tracing::warn!(%error, "a kept request body could not be read back");
+                    state.failed = Some(UploadError::Lost);
                     return Poll::Ready(Err(UploadError::Lost));
                 }
             }

@@ -74,6 +74,10 @@ impl Place {
         self.within = kept.tail.len();
         self.file = kept.file_bytes;
     }
+
+    fn is_end_of(&self, kept: &Kept) -> bool {
+        self.piece == kept.pieces.len() && self.within == kept.tail.len() && self.file == kept.file_bytes
+    }
 }
 
 /// One body's kept bytes: whole pieces, a tail of small ones, then a file.
@@ -165,6 +169,10 @@ impl Kept {
         place: &mut Place,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<Option<Bytes>>> {
+        // A piece that could not be written leaves a gap that nobody may send over.
+        if self.lost && !place.is_end_of(self) {
+            return Poll::Ready(Err(io::Error::other("a piece of it was not kept")));
+        }
         while let Some(piece) = self.pieces.get(place.piece) {
             let rest = piece.slice(place.within..);
             (place.piece, place.within) = (place.piece + 1, 0);
@@ -210,5 +218,53 @@ impl Drop for Kept {
     fn drop(&mut self) {
         self.shelf.in_memory.fetch_sub(self.memory_bytes, Ordering::Relaxed);
         self.shelf.in_files.fetch_sub(self.file_bytes, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use super::*;
+
+    async fn read_all(kept: &mut Kept) -> io::Result<Vec<u8>> {
+        let (mut place, mut all) = (Place::default(), Vec::new());
+        poll_fn(|cx| kept.poll_idle(cx)).await;
+        while let Some(piece) = poll_fn(|cx| kept.poll_read(&mut place, cx)).await? {
+            all.extend_from_slice(&piece);
+        }
+        Ok(all)
+    }
+
+    #[tokio::test]
+    async fn what_was_kept_comes_back_whole_from_memory_and_file_and_leaves_nothing() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let shelf = Arc::new(Shelf::new(8 * 10_000, dir.path().to_owned()));
+        let mut kept = Kept::new(shelf.clone());
+        let mut expected = Vec::new();
+        for size in [1, 100, 5000, 3, 4000, 20_000, 7, 300_000] {
+            poll_fn(|cx| kept.poll_idle(cx)).await;
+            let piece = Bytes::from(vec![size as u8; size]);
+            expected.extend_from_slice(&piece);
+            kept.push(&piece);
+        }
+        assert_eq!(read_all(&mut kept).await.expect("all of it"), expected);
+        assert!(shelf.in_memory() <= 10_000 && shelf.in_files() > 0);
+        assert_eq!(dir.path().read_dir().expect("a directory").count(), 0);
+        drop(kept);
+        assert_eq!((shelf.in_memory(), shelf.in_files()), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn a_piece_that_could_not_be_written_is_never_sent_over() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut kept = Kept::new(Arc::new(Shelf::new(0, dir.path().to_owned())));
+        kept.push(&Bytes::from_static(b"first"));
+        poll_fn(|cx| kept.poll_idle(cx)).await;
+        // Opened for reading only, as a full disk would do to the next write.
+        kept.file = Some(Arc::new(File::open("/dev/null").expect("a file")));
+        kept.push(&Bytes::from_static(b"second"));
+        assert!(read_all(&mut kept).await.is_err());
+        assert!(!kept.is_whole());
     }
 }
