@@ -170,6 +170,7 @@ fn describe(agent: &Arc<Agent>) -> Value {
         "token": {
             "state": match (report.usable, report.dates) {
                 (true, _) => "valid",
+                (false, Some(_)) if report.refused => "refused",
                 (false, Some(_)) => "expired",
                 (false, None) => "none",
             },

@@ -7,7 +7,13 @@ mod key;
 mod run;
 mod simulator;
 
-use std::{fmt, future::Future, path::Path, time::Duration};
+use std::{
+    fmt,
+    future::Future,
+    io::{self, Write},
+    path::Path,
+    time::Duration,
+};
 
 pub use self::{check::check, demo::demo, health::health, key::key, simulator::simulator};
 use crate::{
@@ -53,6 +59,15 @@ pub fn serve(path: &Path) -> Result<(), Failed> {
 /// A duration on the command line, written as in the configuration.
 pub fn duration(text: &str) -> Result<Duration, String> {
     config::parse_duration(text).ok_or_else(|| "write it like 10s (ms, s, m, h)".to_owned())
+}
+
+/// Prints a result. Whoever reads it may have seen enough: a closed pipe is no failure.
+pub fn say(text: impl AsRef<[u8]>) -> Result<(), Failed> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(text.as_ref()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failed::other(error)),
+        _ => Ok(()),
+    }
 }
 
 /// Loads the file and what it names.

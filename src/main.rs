@@ -73,8 +73,9 @@ fn main() -> ExitCode {
         Command::Key { name } => commands::key(&name),
         Command::Health => commands::health(&config),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Arguments::command(), "wecom-proxy", &mut std::io::stdout());
-            Ok(())
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "wecom-proxy", &mut script);
+            commands::say(script)
         }
     };
     match outcome {

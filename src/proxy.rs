@@ -244,6 +244,7 @@ impl Proxy {
         let Some(refused_with) =
             first.errcode.filter(|errcode| self.rules.refresh_errcodes.contains(errcode))
         else {
+            token.worked();
             if let Some(upload) = upload {
                 upload.settle();
             }
@@ -278,6 +279,8 @@ impl Proxy {
         }
         if second.errcode.is_some_and(|errcode| self.rules.refresh_errcodes.contains(&errcode)) {
             agent.slot.refused_again(&next);
+        } else {
+            next.worked();
         }
         Ok(second)
     }

@@ -34,7 +34,7 @@ pub use self::{
     report::{LastRenewal, Report},
     token::Token,
 };
-use crate::wecom::reply::Grant;
+use crate::wecom::{errcode, reply::Grant};
 
 /// A token that gettoken hands out although it should have expired is believed for this long.
 const PAST_EXPIRY: Duration = Duration::from_secs(60);
@@ -205,6 +205,9 @@ impl TokenSlot {
                 drop(state);
                 return Replacement::of(self.current().await, refused);
             }
+            if let Some(current) = &*self.current.load() {
+                current.refused();
+            }
             if state.flight.is_none() {
                 if state.hold.is_some_and(|hold| hold.is_on(now)) {
                     return Replacement::Held;
@@ -297,7 +300,8 @@ impl TokenSlot {
             Err(failure) => tracing::warn!(
                 agent,
                 reason = reason.as_str(),
-                %failure,
+                failure = failure.to_string(),
+                hint = errcode::hint(failure.errcode()),
                 next_try_in_s = state.backoff.wait(now).as_secs(),
                 "token not renewed"
             ),

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Failed, prepare};
+use super::{Failed, prepare, say};
 use crate::config::{AgentSet, Config};
 
 /// Prints the agents and clients, and warnings to stderr.
@@ -11,16 +11,14 @@ pub fn check(path: &Path) -> Result<(), Failed> {
     for warning in prepared.warnings() {
         eprintln!("warning: {warning}");
     }
-    print!("{}", overview(prepared.config()));
-    println!("\n{} is valid", path.display());
-    Ok(())
+    say(format!("{}\n{} is valid\n", overview(prepared.config()), path.display()))
 }
 
 fn overview(config: &Config) -> String {
     let agents = config.agents.values().map(|agent| {
         let agentid = agent.agentid.map_or_else(|| "-".to_owned(), |agentid| agentid.to_string());
         let limit = agent.limit.map_or_else(|| "-".to_owned(), |limit| limit.to_string());
-        vec![agent.name.clone(), agent.corpid.clone(), agentid, "resolved".to_owned(), limit]
+        vec![agent.name.clone(), agent.corpid.clone(), agentid, "found".to_owned(), limit]
     });
     let mut text = table(&["AGENT", "CORPID", "AGENTID", "SECRET", "LIMIT"], agents.collect());
     text.push('\n');

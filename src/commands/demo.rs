@@ -5,7 +5,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
 };
 
-use super::{Failed, on_runtime, run};
+use super::{Failed, on_runtime, run, say};
 use crate::{
     app::{App, Prepared},
     config::{self, Address},
@@ -44,7 +44,7 @@ pub fn demo(listen: SocketAddr) -> Result<(), Failed> {
         let config = config::load_with(&path, &secret).map_err(Failed::other)?;
         let telemetry = Telemetry::start(config.log);
         let app = App::start(Prepared::new(config).map_err(Failed::other)?).map_err(Failed::other)?;
-        introduce(&app, &simulator);
+        introduce(&app, &simulator)?;
         run::until_told_to_stop(app, &telemetry).await
     })
 }
@@ -62,25 +62,26 @@ async fn simulator(settings: Settings, listen: SocketAddr) -> Result<Simulator, 
 }
 
 /// Prints what to try. Every line works as it stands.
-fn introduce(app: &App, simulator: &Simulator) {
-    let Some(Address::Tcp(proxy)) = app.addresses().first() else { return };
+fn introduce(app: &App, simulator: &Simulator) -> Result<(), Failed> {
+    let Some(Address::Tcp(proxy)) = app.addresses().first() else { return Ok(()) };
     let mut proxy = *proxy;
     if proxy.ip().is_unspecified() {
         proxy.set_ip(Ipv4Addr::LOCALHOST.into());
     }
     let control = simulator.control_addr();
-    println!(
-        "wecom-proxy demo: a proxy on http://{proxy} before a simulated WeCom. Paste these, in another terminal:\n"
-    );
-    println!("# 1. A call without any token; the proxy adds it");
-    println!("curl 'http://{proxy}/hr/cgi-bin/user/get?userid=zhangsan'\n");
-    println!("# 2. A message");
-    println!(
-        "curl 'http://{proxy}/hr/cgi-bin/message/send' -d '{{\"touser\":\"zhangsan\",\"msgtype\":\"text\",\"agentid\":1000002,\"text\":{{\"content\":\"你好\"}}}}'\n"
-    );
-    println!("# 3. The token is voided, and the next call is answered all the same: see X-Wecom-Retried");
-    println!(
-        "curl -s -X POST 'http://{control}/control/revoke?agent=hr' && curl -i 'http://{proxy}/hr/cgi-bin/user/get?userid=zhangsan'\n"
-    );
-    println!("What the simulator can do: curl http://{control}/control    Stop: Ctrl-C");
+    say(format!(
+        r#"wecom-proxy demo: a proxy on http://{proxy} before a simulated WeCom. Paste these, in another terminal:
+
+# 1. A call without any token; the proxy adds it
+curl 'http://{proxy}/hr/cgi-bin/user/get?userid=zhangsan'
+
+# 2. A message
+curl 'http://{proxy}/hr/cgi-bin/message/send' -d '{{"touser":"zhangsan","msgtype":"text","agentid":1000002,"text":{{"content":"你好"}}}}'
+
+# 3. The token is voided, and the next call is answered all the same: see X-Wecom-Retried
+curl -s -X POST 'http://{control}/control/revoke?agent=hr' && curl -i 'http://{proxy}/hr/cgi-bin/user/get?userid=zhangsan'
+
+What the simulator can do: curl http://{control}/control    Stop: Ctrl-C
+"#
+    ))
 }

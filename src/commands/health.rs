@@ -11,7 +11,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Failed, on_runtime};
+use super::{Failed, on_runtime, say};
 use crate::{
     config::{self, Address},
     io::Stream,
@@ -20,9 +20,14 @@ use crate::{
 /// Longest wait for the answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// What stands for a secret that is not set; as long as the longest that is asked for.
+const UNSET: &str = "this-variable-is-not-set-in-this-shell";
+
 /// Prints what `/readyz` says; fails unless it says ready.
 pub fn health(path: &Path) -> Result<(), Failed> {
-    let config = config::load(path).map_err(Failed::config)?;
+    // Only the address matters here: a variable that holds a secret need not be set in the shell that asks.
+    let env = |name: &str| Some(std::env::var(name).unwrap_or_else(|_| UNSET.to_owned()));
+    let config = config::load_with(path, &env).map_err(Failed::config)?;
     let Some(address) = config.admin.as_ref().and_then(|admin| admin.listen.first()).cloned() else {
         return Err(Failed::config(format!(
             "{}: there is no admin listener to ask; add [admin]",
@@ -34,7 +39,7 @@ pub fn health(path: &Path) -> Result<(), Failed> {
         let (status, body) = asked
             .map_err(|_| Failed::other(format!("{address} did not answer within {} s", PATIENCE.as_secs())))?
             .map_err(|error| Failed::other(format!("{address} did not answer: {error}")))?;
-        println!("{}", String::from_utf8_lossy(&body).trim_end());
+        say(&body)?;
         if status == StatusCode::OK { Ok(()) } else { Err(Failed::other(format!("not ready ({status})"))) }
     })
 }

@@ -2,7 +2,7 @@
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 
-use super::Failed;
+use super::{Failed, say};
 use crate::{config, secret::Masked};
 
 /// Prints a new key and the lines of the configuration that hold only its hash.
@@ -17,8 +17,11 @@ pub fn key(name: &str) -> Result<(), Failed> {
     let key = Masked::new(BASE64_URL_SAFE_NO_PAD.encode(random));
     let hash: String =
         config::KeyHash::of(key.expose()).as_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
-    println!("{}\n", key.expose());
-    println!("# Above: the key of {name}. It is shown only now; give it to that program alone.");
-    println!("# For proxy.toml:\n[clients.{name}]\nkey_sha256 = \"{hash}\"\nagents = [\"*\"]");
-    Ok(())
+    say(format!(
+        "{}\n\n\
+         # Above: the key of {name}. It is shown only now; give it to that program alone.\n\
+         # For proxy.toml; better than all agents are those it needs, such as [\"hr\"]:\n\
+         [clients.{name}]\nkey_sha256 = \"{hash}\"\nagents = [\"*\"]\n",
+        key.expose()
+    ))
 }

@@ -2,29 +2,33 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
 
-use super::{Failed, on_runtime};
-use crate::simulator::{Settings, Simulator};
+use super::{Failed, on_runtime, say};
+use crate::simulator::{Agent, Settings, Simulator};
 
 /// Runs the simulator until it is told to stop.
 pub fn simulator(listen: SocketAddr, control: SocketAddr, token_lifetime: Duration) -> Result<(), Failed> {
     on_runtime(async {
         let settings = Settings { token_lifetime, ..Settings::default() };
         let agents = settings.agents.clone();
-        let cannot = |error| Failed::other(format!("cannot listen on {listen} and {control}: {error}"));
-        let simulator = Simulator::start(settings, listen, control).await.map_err(cannot)?;
-        println!(
-            "# A simulated WeCom. Its control address: curl http://{}/control",
-            simulator.control_addr()
+        let simulator =
+            Simulator::serve(settings, bind(listen).await?, bind(control).await?).map_err(Failed::other)?;
+        let mut text = format!(
+            "# A simulated WeCom. Its control address: curl http://{}/control\n# For proxy.toml:\n[upstream]\nurl = \"http://{}\"\n",
+            simulator.control_addr(),
+            simulator.api_addr()
         );
-        println!("# For proxy.toml:\n[upstream]\nurl = \"http://{}\"", simulator.api_addr());
-        for agent in agents {
-            println!(
-                "\n[agents.{}]\ncorpid = \"{}\"\nsecret = \"{}\"\nagentid = {}",
-                agent.name, agent.corpid, agent.secret, agent.agentid
+        for Agent { name, corpid, secret, agentid } in agents {
+            let section = format!(
+                "\n[agents.{name}]\ncorpid = \"{corpid}\"\nsecret = \"{secret}\"\nagentid = {agentid}\n"
             );
+            text.push_str(&section);
         }
+        say(text)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(Failed::other)?;
         tokio::select! {
             _ = terminate.recv() => {}
@@ -33,4 +37,10 @@ pub fn simulator(listen: SocketAddr, control: SocketAddr, token_lifetime: Durati
         simulator.stop().await;
         Ok(())
     })
+}
+
+async fn bind(address: SocketAddr) -> Result<TcpListener, Failed> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|error| Failed::other(format!("cannot listen on {address}: {error}")))
 }

@@ -41,9 +41,14 @@ pub fn server_config(tls: &ServerTls) -> Result<Arc<ServerConfig>, TlsError> {
             builder.with_client_cert_verifier(verifier)
         }
     };
-    let mut config = builder
-        .with_single_cert(chain, key)
-        .map_err(|error| wrong(&tls.cert, format!("does not go with the key: {error}")))?;
+    let mut config = builder.with_single_cert(chain, key).map_err(|error| match error {
+        rustls::Error::InconsistentKeys(_) => {
+            wrong(&tls.cert, "does not go with the key in server.tls.key".into())
+        }
+        error => {
+            wrong(&tls.cert, format!("cannot be served: {error}; it wants an X.509 version 3 certificate"))
+        }
+    })?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Arc::new(config))
 }

@@ -25,8 +25,10 @@ pub struct LastRenewal {
 pub struct Report {
     /// Whether a request has asked for a token since the slot was made.
     pub asked_for: bool,
-    /// Whether there is a token that serves now.
+    /// Whether there is a token that serves now, as far as the last use of it tells.
     pub usable: bool,
+    /// Whether the upstream refused the current token when it was last used.
+    pub refused: bool,
     /// When the current value was first seen and when it expires.
     pub dates: Option<(SystemTime, SystemTime)>,
     /// The last renewal, if there was one.
@@ -45,7 +47,8 @@ impl TokenSlot {
         let state = self.state();
         Report {
             asked_for: self.asked_for.load(Ordering::Relaxed),
-            usable: token.as_ref().is_some_and(|token| now < token.usable_until),
+            usable: token.as_ref().is_some_and(|token| now < token.usable_until && !token.is_refused()),
+            refused: token.as_ref().is_some_and(|token| token.is_refused()),
             dates: token.map(|token| (token.first_seen, token.expires_at)),
             last: state.last.clone(),
             next_try_in: state.backoff.wait(now),

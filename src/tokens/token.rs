@@ -1,6 +1,9 @@
 //! A token and its dates.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, SystemTime},
+};
 
 use tokio::time::Instant;
 
@@ -19,6 +22,8 @@ pub struct Token {
     pub(super) usable_until: Instant,
     /// From when on it is worth renewing.
     pub(super) renew_at: Instant,
+    /// The upstream refused it, and nothing went well with it since.
+    refused: AtomicBool,
 }
 
 impl Token {
@@ -34,6 +39,7 @@ impl Token {
             expires_at: now - asked.elapsed() + grant.expires_in,
             usable_until,
             renew_at: usable_until - lead,
+            refused: AtomicBool::new(false),
         }
     }
 
@@ -49,11 +55,30 @@ impl Token {
             expires_at: self.expires_at,
             usable_until,
             renew_at: if left.is_zero() { usable_until } else { next.min(usable_until).max(self.renew_at) },
+            refused: AtomicBool::new(false),
         }
     }
 
     /// Whether both have the same value.
     pub fn is_same_as(&self, other: &Self) -> bool {
         self.value.expose() == other.value.expose()
+    }
+
+    /// Notes that the upstream refused it. It goes on serving while no other can be had: it may have been refused for
+    /// one API only.
+    pub(super) fn refused(&self) {
+        self.refused.store(true, Ordering::Relaxed);
+    }
+
+    /// Notes that a request went well with it.
+    pub fn worked(&self) {
+        if self.refused.load(Ordering::Relaxed) {
+            self.refused.store(false, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether it was refused when last used.
+    pub(super) fn is_refused(&self) -> bool {
+        self.refused.load(Ordering::Relaxed)
     }
 }

@@ -224,3 +224,16 @@ async fn a_caller_that_says_nothing_keeps_nobody_else_out() {
     }
     assert_eq!(admin(&stage, "/healthz").await.status, StatusCode::OK);
 }
+
+#[tokio::test]
+async fn a_token_that_wecom_refuses_and_that_cannot_be_renewed_is_not_called_valid() {
+    let stage = Stage::open().await;
+    stage.get(USER_GET).await.is_ok();
+    stage.wecom.reset_secret("hr", "another").expect("an agent");
+    stage.get(USER_GET).await.is_own("token-unavailable", 502, 40001);
+    let mut admin = Caller::http1(stage.admin()).await;
+    let ready = admin.call(http::Request::get("/readyz"), "").await;
+    assert_eq!(ready.status, 503, "{}", ready.text());
+    let agents = admin.call(http::Request::get("/api/agents"), "").await.json();
+    assert_eq!(agents["agents"][0]["token"]["state"], "refused", "{agents}");
+}
