@@ -8,6 +8,7 @@ mod drain;
 mod egress;
 mod errors;
 mod forward;
+mod gettoken;
 mod headers;
 mod hostile;
 mod identify;
