@@ -99,6 +99,9 @@ impl Proxy {
         let mut response = match self.relay(&parts, Unread::new(body, link), link, &mut record).await {
             Ok(response) => response,
             Err(refusal) => {
+                // Not every refusal waits until a pass was looked at.
+                let by_pass = || identify::client_of_pass(&self.directory.load(), parts.uri.query());
+                record.client = record.client.take().or_else(by_pass);
                 (record.error, record.errcode) = (Some(refusal.kind.facts().0), Some(refusal.errcode));
                 refusal.into_response(record.client.as_ref().is_some_and(|client| client.always_200))
             }

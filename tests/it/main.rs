@@ -12,6 +12,7 @@ mod gettoken;
 mod headers;
 mod hostile;
 mod identify;
+mod passes;
 mod process;
 mod program;
 mod readme;
