@@ -301,7 +301,6 @@ impl Proxy {
             }
             (None, None) => {}
         }
-        turn.end(Ended::Failed);
         // Nobody's own headers: the answer is everybody's.
         let (parts, ()) = Request::new(()).into_parts();
         let neutral = Forward {
@@ -311,13 +310,25 @@ impl Proxy {
             length: BodyLength::Absent,
         };
         let asked = Instant::now();
-        let answer = self.send_with_token(&neutral, agent, None, record).await?;
-        let answer = answer.collect(MAX_TICKET).await.map_err(|failure| self.failed(failure))?;
-        if let (http::StatusCode::OK, Some(body)) = (answer.status, answer.whole()) {
-            slot.keep(asked, &body);
-            turn.end(Ended::Answered(body));
+        // A caller who leaves meanwhile ends nothing: the next in the row fetches instead.
+        let fetched = async {
+            let answer = self.send_with_token(&neutral, agent, None, record).await?;
+            answer.collect(MAX_TICKET).await.map_err(|failure| self.failed(failure))
         }
-        Ok(answer)
+        .await;
+        match &fetched {
+            Ok(answer) => match answer.whole().filter(|_| answer.status == http::StatusCode::OK) {
+                Some(body) => {
+                    slot.keep(asked, &body);
+                    turn.end(Ended::Answered(body));
+                }
+                None => turn.end(Ended::Failed),
+            },
+            // Why there is no token, the agent's slot tells each of them, and at once.
+            Err(refusal) if refusal.kind == Kind::TokenUnavailable => {}
+            Err(_) => turn.end(Ended::Failed),
+        }
+        fetched
     }
 
     /// Sends once and looks at the answer.

@@ -25,6 +25,7 @@ mod replay;
 mod secrecy;
 mod stage;
 mod stream;
+mod tickets;
 mod timeouts;
 mod tls;
 mod tls_clients;
