@@ -12,6 +12,8 @@ mod gettoken;
 mod headers;
 mod hostile;
 mod identify;
+mod legacy;
+mod limits;
 mod passes;
 mod process;
 mod program;
