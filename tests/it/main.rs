@@ -12,6 +12,7 @@ mod gettoken;
 mod headers;
 mod hostile;
 mod identify;
+mod key;
 mod legacy;
 mod limits;
 mod passes;
