@@ -3,7 +3,10 @@
 use http::Request;
 use wecom_proxy::simulator::Settings;
 
-use crate::stage::{Caller, KEYED, OPEN, Reply, Stage, agent_section, key, method};
+use crate::{
+    stage::{Caller, KEYED, OPEN, Reply, Stage, agent_section, key, method},
+    wire::Line,
+};
 
 /// The company of the simulator's agents.
 pub const CORPID: &str = "ww1234567890abcdef";
@@ -231,4 +234,49 @@ async fn the_longest_names_still_make_a_pass() {
     let stage = Stage::with(&config).await;
     let pass = pass_of(&ask(&stage, gettoken("key-of-long-0000000000")).await);
     ask(&stage, format!("/cgi-bin/user/get?userid=zhangsan&access_token={pass}")).await.is_ok();
+}
+
+#[tokio::test]
+async fn a_body_that_nobody_asked_for_does_not_cost_the_pass_nor_the_connection_unannounced() {
+    let stage = Stage::with(KEYED).await;
+    let mut line = Line::to(stage.address()).await;
+    let target = gettoken(&key("billing"));
+    for _ in 0..3 {
+        let request = format!("POST {target} HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{{}}");
+        line.say(request).await.expect("it is taken");
+        let (head, body) = line.answer().await;
+        pass_in(&body);
+        if head.to_ascii_lowercase().contains("connection: close") {
+            line = Line::to(stage.address()).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn head_and_http_1_0_are_answered_too() {
+    let stage = Stage::with(KEYED).await;
+    let target = gettoken(&key("billing"));
+    let answer = stage.raw(format!("GET {target} HTTP/1.0\r\n\r\n")).await;
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+    assert!(head.starts_with("HTTP/1.0 200 "), "{head}");
+    pass_in(body);
+    let answer = stage.raw(format!("HEAD {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")).await;
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("\r\n\r\n"), "{answer}");
+    assert!(answer.to_ascii_lowercase().contains(&format!("content-length: {}", body.len())), "{answer}");
+}
+
+#[tokio::test]
+async fn an_open_proxy_with_clients_takes_keys_and_real_secrets() {
+    let stage = Stage::with(&KEYED.replace("[server]", "[server]\nopen = true")).await;
+    let list = |pass: &str| format!("/cgi-bin/department/list?access_token={pass}");
+    let by_secret = pass_of(&ask(&stage, gettoken(HR)).await);
+    ask(&stage, list(&by_secret)).await.is_ok();
+    let narrow = pass_of(&ask(&stage, gettoken(&key("narrow"))).await);
+    ask(&stage, list(&narrow)).await.is_own("forbidden", 403, 48002);
+    // A key that is withdrawn in an open proxy: its pass is none, and is replaced where the agent is named.
+    stage.rewrite(&OPEN.replace("[server]", "[server]\nopen = true"));
+    stage.proxy.reload().expect("a reload");
+    ask(&stage, list(&narrow)).await.is_own("pass-invalid", 200, 40014);
+    ask(&stage, format!("/ops{}", list(&narrow))).await.is_ok();
+    ask(&stage, list(&by_secret)).await.is_ok();
 }

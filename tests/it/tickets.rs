@@ -214,3 +214,17 @@ async fn a_ticket_is_had_by_a_pass_and_what_the_client_sent_beside_it_stays_here
     assert_eq!(record.query, "access_token=token#1");
     assert!(record.header("x-of-the-caller").is_empty());
 }
+
+#[tokio::test]
+async fn a_kept_ticket_is_for_those_who_may_ask_for_it() {
+    let stage = Stage::with(KEYED).await;
+    let ask = |client: &str, target: &str| {
+        stage.call(Request::get(target.to_owned()).header("x-api-key", crate::stage::key(client)), "")
+    };
+    ticket(&ask("crm", &format!("/hr{JSAPI}")).await);
+    ticket(&ask("billing", JSAPI).await);
+    ask("narrow", JSAPI).await.is_own("forbidden", 403, 48002);
+    stage.get(JSAPI).await.is_own("unauthenticated", 401, 40001);
+    ask("billing", &format!("/ops{JSAPI}")).await.is_own("unknown-agent", 404, 40035);
+    assert_eq!(fetched(&stage, JSAPI), 1);
+}
