@@ -87,8 +87,8 @@ pub struct Directory {
     clients: HashMap<[u8; 32], Arc<Client>>,
     clients_by_name: HashMap<String, Arc<Client>>,
     agents_by_corpid: HashMap<String, Vec<Arc<Agent>>>,
-    /// By the hash of corpid and secret; only those whose secret is accepted.
-    agents_by_secret: HashMap<[u8; 32], (KeyHash, Arc<Agent>)>,
+    /// By the hash of corpid and secret, which several may share; only those whose secret is accepted.
+    agents_by_secret: HashMap<[u8; 32], Vec<(KeyHash, Arc<Agent>)>>,
     open: bool,
 }
 
@@ -128,7 +128,7 @@ impl Directory {
         if self.open || agent.accept_secret {
             let Credentials { corpid, secret } = agent.slot.credentials();
             let hash = secret_hash(corpid, secret.expose());
-            self.agents_by_secret.insert(*hash.as_bytes(), (hash, agent.clone()));
+            self.agents_by_secret.entry(*hash.as_bytes()).or_default().push((hash, agent.clone()));
         }
         self.agents_by_corpid.entry(agent.corpid.clone()).or_default().push(agent.clone());
         self.agents.insert(agent.name.clone(), agent);
@@ -155,11 +155,12 @@ impl Directory {
         self.clients_by_name.get(name)
     }
 
-    /// The agent with this company and real secret, where secrets are accepted. Found by a hash and compared in constant
+    /// The agents with this company and real secret, where secrets are accepted. Found by a hash and compared in constant
     /// time.
-    pub fn agent_by_secret(&self, corpid: &str, secret: &str) -> Option<&Arc<Agent>> {
+    pub fn agents_by_secret(&self, corpid: &str, secret: &str) -> impl Iterator<Item = &Arc<Agent>> {
         let hash = secret_hash(corpid, secret);
-        self.agents_by_secret.get(hash.as_bytes()).filter(|(known, _)| *known == hash).map(|(_, agent)| agent)
+        let found = self.agents_by_secret.get(hash.as_bytes()).into_iter().flatten();
+        found.filter(move |(known, _)| *known == hash).map(|(_, agent)| agent)
     }
 
     /// All agents of a company.

@@ -99,6 +99,9 @@ impl Proxy {
         let mut response = match self.relay(&parts, Unread::new(body, link), link, &mut record).await {
             Ok(response) => response,
             Err(refusal) => {
+                // Not every refusal waits until a pass was looked at.
+                let by_pass = || identify::client_of_pass(&self.directory.load(), parts.uri.query());
+                record.client = record.client.take().or_else(by_pass);
                 (record.error, record.errcode) = (Some(refusal.kind.facts().0), Some(refusal.errcode));
                 refusal.into_response(record.client.as_ref().is_some_and(|client| client.always_200))
             }
@@ -307,7 +310,6 @@ impl Proxy {
             }
             (None, None) => {}
         }
-        turn.end(Ended::Failed);
         // Nobody's own headers: the answer is everybody's.
         let (parts, ()) = Request::new(()).into_parts();
         let neutral = Forward {
@@ -317,13 +319,25 @@ impl Proxy {
             length: BodyLength::Absent,
         };
         let asked = Instant::now();
-        let answer = self.send_with_token(&neutral, agent, None, record).await?;
-        let answer = answer.collect(MAX_TICKET).await.map_err(|failure| self.failed(failure))?;
-        if let (http::StatusCode::OK, Some(body)) = (answer.status, answer.whole()) {
-            slot.keep(asked, &body);
-            turn.end(Ended::Answered(body));
+        // A caller who leaves meanwhile ends nothing: the next in the row fetches instead.
+        let fetched = async {
+            let answer = self.send_with_token(&neutral, agent, None, record).await?;
+            answer.collect(MAX_TICKET).await.map_err(|failure| self.failed(failure))
         }
-        Ok(answer)
+        .await;
+        match &fetched {
+            Ok(answer) => match answer.whole().filter(|_| answer.status == http::StatusCode::OK) {
+                Some(body) => {
+                    slot.keep(asked, &body);
+                    turn.end(Ended::Answered(body));
+                }
+                None => turn.end(Ended::Failed),
+            },
+            // Why there is no token, the agent's slot tells each of them, and at once.
+            Err(refusal) if refusal.kind == Kind::TokenUnavailable => {}
+            Err(_) => turn.end(Ended::Failed),
+        }
+        fetched
     }
 
     /// Sends once and looks at the answer.

@@ -56,9 +56,11 @@ pub(super) fn answer(
         }
         None => {
             record.client.clone_from(&shown);
-            let agent = directory.agent_by_secret(&corpid, corpsecret.expose()).cloned();
-            let agent = agent.filter(|agent| named.is_none_or(|named| named == agent.name));
-            let agent = agent.filter(|agent| shown.as_ref().is_none_or(|client| client.may_use(&agent.name)));
+            let is_meant = |agent: &&Arc<Agent>| {
+                named.is_none_or(|named| named == agent.name)
+                    && shown.as_ref().is_none_or(|client| client.may_use(&agent.name))
+            };
+            let agent = directory.agents_by_secret(&corpid, corpsecret.expose()).find(is_meant).cloned();
             (shown, agent.ok_or_else(|| wrong(directory, &corpid))?)
         }
     };

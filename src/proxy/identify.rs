@@ -1,6 +1,6 @@
 //! Who is calling and through which agent.
 
-use std::{sync::Arc, time::Duration};
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use http::{HeaderMap, HeaderName, header};
@@ -79,7 +79,7 @@ pub(super) fn caller(
     if own_credential {
         refuse_pass(target)?;
     }
-    let bad = match if own_credential { Shown::Nothing } else { shown_token(directory, target)? } {
+    let bad = match if own_credential { Shown::Nothing } else { shown_token(directory, target.query)? } {
         Shown::Pass { agent, client } if !agent.is_plain(&target.route) => {
             return by_pass(by_key, named, agent, client);
         }
@@ -120,10 +120,23 @@ fn by_pass(
     Ok(Caller { client, agent: Some(agent), own_credential: false })
 }
 
-/// Refuses a pass where it would leave: on a path that carries a credential of its own.
+/// The client that a good pass in the query names: who it is that is refused.
+pub(super) fn client_of_pass(directory: &Directory, query: Option<&str>) -> Option<Arc<Client>> {
+    match shown_token(directory, query) {
+        Ok(Shown::Pass { client, .. }) => client,
+        _ => None,
+    }
+}
+
+/// Refuses a pass where it would leave: on a path that carries a credential of its own, whatever that is called.
 fn refuse_pass(target: &Target<'_>) -> Result<(), Refusal> {
-    let marked = query::tokens(target.query.unwrap_or_default()).any(|token| passes::is_marked(&token));
-    if marked { Err(bad_pass(BadPass::Forged)) } else { Ok(()) }
+    let query = target.query.unwrap_or_default();
+    let is_pass = |value: Cow<'_, str>| Claim::read(&value, &mut Scratch::default()).is_some();
+    if query::tokens(query).any(|token| passes::is_marked(&token)) || query::values(query).any(is_pass) {
+        Err(bad_pass(BadPass::Forged))
+    } else {
+        Ok(())
+    }
 }
 
 /// Counts a request against a limit.
@@ -188,9 +201,9 @@ fn bad_pass(bad: BadPass) -> Refusal {
 }
 
 /// What the call's `access_token` is worth. One good pass decides, whatever stands beside it.
-fn shown_token(directory: &Directory, target: &Target<'_>) -> Result<Shown, Refusal> {
+fn shown_token(directory: &Directory, query: Option<&str>) -> Result<Shown, Refusal> {
     let mut shown = Shown::Nothing;
-    for token in query::tokens(target.query.unwrap_or_default()) {
+    for token in query::tokens(query.unwrap_or_default()) {
         match (believe(directory, &token), &shown) {
             (Ok((agent, client)), Shown::Pass { agent: other, client: other_client }) => {
                 let same_client = client.as_ref().map(Arc::as_ptr) == other_client.as_ref().map(Arc::as_ptr);
