@@ -25,6 +25,7 @@ has cc || install gcc libc6-dev
 has curl || install curl
 has bash || install bash
 has kill || install procps
+has openssl || install openssl
 # Its service is not needed, only the program.
 has prometheus-alertmanager || install prometheus-alertmanager
 { has node && has npm; } || install nodejs npm
