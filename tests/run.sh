@@ -52,7 +52,7 @@ if ! { cmp -s "$wanted" "$modules/installed.json" && [ -d "$modules/node_modules
     rm -rf "$modules"
     mkdir -p "$modules"
     cp tests/programs/package.json "$wanted" "$modules"
-    (cd "$modules" && npm ci --silent --ignore-scripts --no-audit --no-fund) ||
+    (cd "$modules" && npm ci --loglevel=error --ignore-scripts --no-audit --no-fund) ||
         fail "npm could not install what $wanted lists"
     cp "$wanted" "$modules/installed.json"
 fi

@@ -47,7 +47,7 @@ fn control(stage: &Stage) -> String {
     format!("http://{}", stage.wecom.control_addr())
 }
 
-/// Every call was carried out with a token of WeCom's, and WeCom saw neither the key nor a pass.
+/// WeCom never saw the key, and refused only what carried a voided token: it would have refused a pass too.
 #[track_caller]
 fn was_served(stage: &Stage, retried: usize) {
     let records = stage.wecom.requests();
