@@ -30,8 +30,10 @@ mod answer; // what goes back
 mod api; // the life of one request
 mod body; // request bodies
 mod chance; // random text
+mod changes; // people, departments, tags: made, altered, taken away
+mod company; // who there is
 mod control; // the control address
-mod directory; // people, departments, tags
+mod directory; // people, departments, tags: read
 mod echo; // what came, said back
 mod faults; // what is to go wrong
 mod listen; // listeners and connections
@@ -207,7 +209,7 @@ impl Simulator {
         self.0.shared.disconnect();
     }
 
-    /// Takes all faults away and forgets what was seen; agents, secrets, tokens and media stay.
+    /// Takes all faults away and forgets what was seen; agents, secrets, tokens, people and media stay.
     pub fn reset(&self) {
         self.change(State::reset);
     }

@@ -25,11 +25,15 @@ has cc || install gcc libc6-dev
 has curl || install curl
 has bash || install bash
 has kill || install procps
+has openssl || install openssl
+# Its service is not needed, only the program.
+has prometheus-alertmanager || install prometheus-alertmanager
+{ has node && has npm; } || install nodejs npm
 
 # The programs of the tests run in an environment of their own, made anew when what it holds has changed.
 venv=target/venv
 wanted=tests/requirements.txt
-if ! { cmp -s "$wanted" "$venv/installed.txt" && "$venv/bin/python" -c 'import requests' 2>/dev/null; }; then
+if ! { cmp -s "$wanted" "$venv/installed.txt" && "$venv/bin/python" -c 'import requests, wechatpy' 2>/dev/null; }; then
     python3 -c 'import venv, ensurepip' 2>/dev/null || install python3 python3-venv
     say "making $venv"
     rm -rf "$venv"
@@ -38,6 +42,19 @@ if ! { cmp -s "$wanted" "$venv/installed.txt" && "$venv/bin/python" -c 'import r
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$wanted" ||
         fail "pip could not install what $wanted lists"
     cp "$wanted" "$venv/installed.txt"
+fi
+
+# The same for node.
+modules=target/node
+wanted=tests/programs/package-lock.json
+if ! { cmp -s "$wanted" "$modules/installed.json" && [ -d "$modules/node_modules/node-easywechat" ]; }; then
+    say "making $modules"
+    rm -rf "$modules"
+    mkdir -p "$modules"
+    cp tests/programs/package.json "$wanted" "$modules"
+    (cd "$modules" && npm ci --loglevel=error --ignore-scripts --no-audit --no-fund) ||
+        fail "npm could not install what $wanted lists"
+    cp "$wanted" "$modules/installed.json"
 fi
 
 exec cargo test --locked "$@"

@@ -3,10 +3,10 @@
 use serde_json::Value;
 
 use super::answer::{Answer, Json};
+use super::chance;
 use super::records::Message;
 use super::routes::Sent;
 use super::state::State;
-use super::{chance, directory};
 
 const OF_APPS: &[&str] = &[
     "text",
@@ -41,7 +41,7 @@ pub(super) fn send(state: &mut State, sent: &Sent<'_>) -> Answer {
     }
     let users = message["touser"].as_str().unwrap_or("").split('|');
     let unknown: Vec<&str> =
-        users.filter(|user| !user.is_empty() && *user != "@all" && !directory::knows(user)).collect();
+        users.filter(|user| !user.is_empty() && *user != "@all" && !state.company.knows(user)).collect();
     let json = Json::ok();
     let json = if unknown.is_empty() { json } else { json.with("invaliduser", unknown.join("|")) };
     let answer = json.with("msgid", chance::text(48));

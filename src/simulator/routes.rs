@@ -9,7 +9,7 @@ use super::answer::{Answer, Json};
 use super::body::Taken;
 use super::query::Query;
 use super::state::State;
-use super::{directory, echo, media, messages, words};
+use super::{changes, directory, echo, media, messages, words};
 
 use Credential::{Nothing, Secret, Token, WebhookKey};
 
@@ -60,6 +60,17 @@ const ROUTES: &[Route] = &[
     call("/cgi-bin/department/list", Token, NOTHING, directory::departments),
     call("/cgi-bin/tag/list", Token, NOTHING, directory::tags),
     call("/cgi-bin/tag/get", Token, NOTHING, directory::tag),
+    call("/cgi-bin/user/create", Token, JSON, changes::create_user),
+    call("/cgi-bin/user/update", Token, JSON, changes::update_user),
+    call("/cgi-bin/user/delete", Token, NOTHING, changes::delete_user),
+    call("/cgi-bin/department/create", Token, JSON, changes::create_department),
+    call("/cgi-bin/department/update", Token, JSON, changes::update_department),
+    call("/cgi-bin/department/delete", Token, NOTHING, changes::delete_department),
+    call("/cgi-bin/tag/create", Token, JSON, changes::create_tag),
+    call("/cgi-bin/tag/update", Token, JSON, changes::update_tag),
+    call("/cgi-bin/tag/delete", Token, NOTHING, changes::delete_tag),
+    call("/cgi-bin/tag/addtagusers", Token, JSON, changes::tag_users),
+    call("/cgi-bin/tag/deltagusers", Token, JSON, changes::untag_users),
     call("/cgi-bin/message/send", Token, JSON, messages::send),
     call("/cgi-bin/media/upload", Token, FILE, media::upload),
     call("/cgi-bin/media/uploadimg", Token, FILE, media::upload_image),

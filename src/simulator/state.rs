@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use super::Settings;
 use super::agents::{Agents, Refused, UnknownAgent};
 use super::body::Taken;
+use super::company::Company;
 use super::faults::{Effects, Fault, Faults};
 use super::listen::Line;
 use super::media::Shelf;
@@ -69,6 +70,7 @@ pub(super) struct State {
     pub(super) faults: Faults,
     pub(super) log: Log,
     pub(super) shelf: Shelf,
+    pub(super) company: Company,
     webhook_keys: Vec<String>,
 }
 
@@ -89,6 +91,7 @@ impl State {
             faults: Faults::default(),
             log: Log::default(),
             shelf: Shelf::default(),
+            company: Company::default(),
             webhook_keys: settings.webhook_keys,
         }
     }

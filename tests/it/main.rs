@@ -25,6 +25,7 @@ mod refresh_http2;
 mod relay;
 mod reload;
 mod replay;
+mod sdks;
 mod secrecy;
 mod stage;
 mod stream;

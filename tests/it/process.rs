@@ -187,10 +187,10 @@ pub fn tool(name: &str) -> String {
 pub fn python() -> PathBuf {
     let own = concat!(env!("CARGO_MANIFEST_DIR"), "/target/venv/bin/python");
     let python = std::env::var_os("PYTHON").map_or_else(|| PathBuf::from(own), PathBuf::from);
-    let has = Command::new(&python).args(["-c", "import requests"]).output();
+    let has = Command::new(&python).args(["-c", "import requests, wechatpy"]).output();
     assert!(
         has.is_ok_and(|output| output.status.success()),
-        "{} has no requests; `sh tests/run.sh` makes target/venv, PYTHON=… names another interpreter",
+        "{} lacks requests or wechatpy; `sh tests/run.sh` makes target/venv, PYTHON=… names another interpreter",
         python.display()
     );
     python

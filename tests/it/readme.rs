@@ -1,7 +1,8 @@
-//! Both READMEs: they say the same, and every command and every setting in them works as it stands there.
+//! The READMEs and the pages on clients, in both languages: they say the same, and every command and every setting in
+//! them works as it stands there.
 //!
 //! A fenced block's second word says how it is played: `start` starts the program; `demo`, `serve` and `keys` are typed
-//! while it runs; `key` makes a key; of `container` and `tests` only the files that they name are looked for. A toml
+//! while it runs; `key` makes a key; `ca` makes certificates; of `container` and `tests` only the files that they name are looked for. A toml
 //! block is a whole file, or a `fragment` that is added to the first one.
 
 use std::{
@@ -12,12 +13,16 @@ use std::{
 };
 
 use tempfile::TempDir;
-use toml::{Table, Value};
+use toml::Table;
 use wecom_proxy::config;
 
 const ENGLISH: &str = include_str!("../../README.md");
 const CHINESE: &str = include_str!("../../README.zh-CN.md");
-const STAGES: [&str; 7] = ["start", "demo", "serve", "key", "keys", "container", "tests"];
+const CLIENTS: &str = include_str!("../../docs/clients.md");
+const CLIENTS_CHINESE: &str = include_str!("../../docs/clients.zh-CN.md");
+const STAGES: [&str; 8] = ["start", "demo", "serve", "key", "keys", "ca", "container", "tests"];
+/// What is shown of other programs, and not played.
+const FOREIGN: [&str; 7] = ["java", "php", "python", "go", "csharp", "yaml", "env"];
 
 /// The addresses that the READMEs name: the proxy's, its admin listener's and that of the demo's simulator.
 const PROXY: &str = "127.0.0.1:8080";
@@ -55,8 +60,8 @@ fn read(readme: &str) -> (Vec<usize>, Vec<Block>) {
 /// The texts of the blocks in this language that have this word.
 fn texts(language: &str, word: &str) -> Vec<String> {
     let wanted = |block: &Block| block.language == language && block.word == word;
-    let found: Vec<_> =
-        read(ENGLISH).1.into_iter().filter(wanted).map(|block| block.text.trim_end().to_owned()).collect();
+    let blocks = [ENGLISH, CLIENTS].into_iter().flat_map(|page| read(page).1);
+    let found: Vec<_> = blocks.filter(wanted).map(|block| block.text.trim_end().to_owned()).collect();
     assert!(!found.is_empty(), "no block ```{language} {word}");
     found
 }
@@ -189,20 +194,22 @@ impl Stage {
 
 #[test]
 fn both_say_the_same() {
-    let ((headings, blocks), (other_headings, other_blocks)) = (read(ENGLISH), read(CHINESE));
-    assert_eq!(headings, other_headings);
-    assert_eq!(blocks, other_blocks);
-    let count = |readme: &str, mark: &str| readme.lines().filter(|line| line.starts_with(mark)).count();
-    for mark in ["| ", "- "] {
-        assert_eq!(count(ENGLISH, mark), count(CHINESE, mark), "{mark}");
-    }
-    for Block { language, word, .. } in blocks {
-        let known = match language.as_str() {
-            "sh" => STAGES.contains(&word.as_str()),
-            "toml" => ["", "fragment"].contains(&word.as_str()),
-            _ => false,
-        };
-        assert!(known, "```{language} {word}");
+    for (english, chinese) in [(ENGLISH, CHINESE), (CLIENTS, CLIENTS_CHINESE)] {
+        let ((headings, blocks), (other_headings, other_blocks)) = (read(english), read(chinese));
+        assert_eq!(headings, other_headings);
+        assert_eq!(blocks, other_blocks);
+        let count = |page: &str, mark: &str| page.lines().filter(|line| line.starts_with(mark)).count();
+        for mark in ["| ", "- "] {
+            assert_eq!(count(english, mark), count(chinese, mark), "{mark}");
+        }
+        for Block { language, word, .. } in blocks {
+            let known = match language.as_str() {
+                "sh" => STAGES.contains(&word.as_str()),
+                "toml" => ["", "fragment"].contains(&word.as_str()),
+                foreign => FOREIGN.contains(&foreign) && word.is_empty(),
+            };
+            assert!(known, "```{language} {word}");
+        }
     }
 }
 
@@ -263,12 +270,12 @@ fn an_operator_follows_the_readme() {
 #[test]
 fn clients_show_the_key_that_was_made_for_them() {
     let dir = TempDir::new().expect("a directory");
-    let script = format!("{}\necho \"$KEY\"", texts("sh", "key")[0]);
-    let made = type_in(&script, &mut shell(&script, dir.path()));
-    let (hash, key) = made.trim_end().split_once("  -\n").expect("a hash and a key");
+    let script = &texts("sh", "key")[0];
+    let made = type_in(script, &mut shell(script, dir.path()));
+    let (key, lines) = made.split_once('\n').expect("a key, and lines");
     let fragments = texts("toml", "fragment");
     let mut clients = table(fragments.iter().find(|text| text.contains("key_sha256")).expect("a client"));
-    clients["clients"]["billing"]["key_sha256"] = Value::String(hash.to_owned());
+    clients["clients"]["billing"]["key_sha256"] = table(lines)["clients"]["billing"]["key_sha256"].clone();
     let stage = Stage::serve(clients);
     for block in texts("sh", "keys") {
         stage.type_in(&block, key);
@@ -278,12 +285,29 @@ fn clients_show_the_key_that_was_made_for_them() {
 }
 
 #[test]
+fn the_private_ca_vouches_for_the_host() {
+    let dir = TempDir::new().expect("a directory");
+    let script = &texts("sh", "ca")[0];
+    type_in(script, &mut shell(script, dir.path()));
+    let check = "openssl verify -CAfile ca.pem -verify_hostname qyapi.weixin.qq.com server.pem";
+    assert!(type_in(check, &mut shell(check, dir.path())).contains("OK"));
+}
+
+#[test]
 fn the_files_that_they_name_are_there() {
     let repository = Path::new(env!("CARGO_MANIFEST_DIR"));
     let named = |name: &str| assert!(repository.join(name).exists(), "{name} is not there");
-    for readme in [ENGLISH, CHINESE] {
-        for link in readme.split("](").skip(1) {
-            named(link.split(')').next().expect("a link's end"));
+    let pages = [("", ENGLISH), ("", CHINESE), ("docs", CLIENTS), ("docs", CLIENTS_CHINESE)];
+    for (folder, page) in pages {
+        for link in page.split("](").skip(1) {
+            let target = link.split(')').next().expect("a link's end");
+            let (file, anchor) = target.split_once('#').unwrap_or((target, ""));
+            let path = repository.join(folder).join(file);
+            let read = || fs::read_to_string(&path).unwrap_or_else(|error| panic!("{target}: {error}"));
+            let text = if file.is_empty() { page.to_owned() } else { read() };
+            let headings = text.lines().filter(|line| line.starts_with('#'));
+            let mut anchors = headings.map(|line| line.trim_start_matches(['#', ' ']).to_lowercase());
+            assert!(anchor.is_empty() || anchors.any(|line| line.replace(' ', "-") == anchor), "{target}");
         }
     }
     for name in ["proxy.toml", "Dockerfile", ".dockerignore"] {

@@ -34,6 +34,48 @@ async fn the_directory() {
 }
 
 #[tokio::test]
+async fn the_directory_changes() {
+    let wecom = simulator().await;
+    for (line, body, errcode) in [
+        ("POST /cgi-bin/department/create", r#"{"name":"测试部","parentid":1}"#, 0),
+        ("POST /cgi-bin/department/create", r#"{"name":"测试部","parentid":1}"#, 60008),
+        ("POST /cgi-bin/department/create", r#"{"name":"x","parentid":99}"#, 60004),
+        ("POST /cgi-bin/department/update", r#"{"id":5,"name":"质量部"}"#, 0),
+        ("POST /cgi-bin/department/update", r#"{"id":99,"name":"x"}"#, 60123),
+        ("POST /cgi-bin/user/create", r#"{"userid":"new","name":"新人","department":[5]}"#, 0),
+        ("POST /cgi-bin/user/create", r#"{"userid":"new","name":"新人","department":[5]}"#, 60102),
+        ("POST /cgi-bin/user/create", r#"{"userid":"x","name":"x","department":[99]}"#, 60123),
+        ("POST /cgi-bin/user/create", r#"{"userid":"x","department":1}"#, 40035),
+        ("POST /cgi-bin/user/update", r#"{"userid":"new","name":"旧人"}"#, 0),
+        ("POST /cgi-bin/user/update", r#"{"userid":"x"}"#, 60111),
+        ("POST /cgi-bin/tag/create", r#"{"tagname":"夜班"}"#, 0),
+        ("POST /cgi-bin/tag/create", r#"{"tagname":"夜班"}"#, 40071),
+        ("POST /cgi-bin/tag/update", r#"{"tagid":3,"tagname":"早班"}"#, 0),
+        ("POST /cgi-bin/tag/addtagusers", r#"{"tagid":3,"userlist":["new","nobody"]}"#, 0),
+        ("POST /cgi-bin/tag/addtagusers", r#"{"tagid":3,"userlist":["nobody"]}"#, 40070),
+        ("POST /cgi-bin/tag/addtagusers", r#"{"tagid":99,"userlist":["new"]}"#, 40068),
+    ] {
+        assert_eq!(authorised(&wecom, line, body).await.errcode(), errcode, "{line} {body}");
+    }
+    let user = authorised(&wecom, "GET /cgi-bin/user/get?userid=new", "").await.json();
+    assert_eq!((user["name"].as_str(), &user["department"]), (Some("旧人"), &serde_json::json!([5])));
+    let tag = authorised(&wecom, "GET /cgi-bin/tag/get?tagid=3", "").await.json();
+    assert_eq!((tag["tagname"].as_str(), tag["userlist"][0]["userid"].as_str()), (Some("早班"), Some("new")));
+    for (line, body, errcode) in [
+        ("POST /cgi-bin/tag/deltagusers", r#"{"tagid":3,"userlist":["new"]}"#, 0),
+        ("GET /cgi-bin/tag/delete?tagid=3", "", 0),
+        ("GET /cgi-bin/tag/delete?tagid=3", "", 40068),
+        ("GET /cgi-bin/department/delete?id=5", "", 60005),
+        ("GET /cgi-bin/department/delete?id=99", "", 60123),
+        ("GET /cgi-bin/user/delete?userid=new", "", 0),
+        ("GET /cgi-bin/user/delete?userid=new", "", 60111),
+        ("GET /cgi-bin/department/delete?id=5", "", 0),
+    ] {
+        assert_eq!(authorised(&wecom, line, body).await.errcode(), errcode, "{line} {body}");
+    }
+}
+
+#[tokio::test]
 async fn messages_are_checked_and_kept() {
     let wecom = simulator().await;
     let good = r#"{"touser":"lisi|nobody","msgtype":"text","agentid":1000002,"text":{"content":"你好"}}"#;
