@@ -1,7 +1,5 @@
 //! `key`: a random key for a client, shown once.
 
-use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
-
 use super::{Failed, say};
 use crate::{config, secret::Masked};
 
@@ -14,9 +12,8 @@ pub fn key(name: &str) -> Result<(), Failed> {
     }
     let mut random = [0; 32];
     getrandom::fill(&mut random).map_err(Failed::other)?;
-    let key = Masked::new(BASE64_URL_SAFE_NO_PAD.encode(random));
-    let hash: String =
-        config::KeyHash::of(key.expose()).as_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+    let key = Masked::new(hex(&random));
+    let hash = hex(config::KeyHash::of(key.expose()).as_bytes());
     say(format!(
         "{}\n\n\
          # Above: the key of {name}. It is shown only now; give it to that program alone.\n\
@@ -24,4 +21,9 @@ pub fn key(name: &str) -> Result<(), Failed> {
          [clients.{name}]\nkey_sha256 = \"{hash}\"\nagents = [\"*\"]\n",
         key.expose()
     ))
+}
+
+/// Hex digits: no command line, URL or file needs to quote them.
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
