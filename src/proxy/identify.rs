@@ -120,9 +120,9 @@ fn by_pass(
     Ok(Caller { client, agent: Some(agent), own_credential: false })
 }
 
-/// Refuses a pass where it would leave: on a path that carries a credential of its own.
+/// Refuses a pass where it would leave, whatever the parameter is called: on a path that carries a credential of its own.
 fn refuse_pass(target: &Target<'_>) -> Result<(), Refusal> {
-    let marked = query::tokens(target.query.unwrap_or_default()).any(|token| passes::is_marked(&token));
+    let marked = query::values(target.query.unwrap_or_default()).any(|value| passes::is_marked(&value));
     if marked { Err(bad_pass(BadPass::Forged)) } else { Ok(()) }
 }
 

@@ -51,6 +51,12 @@ pub(super) fn tokens(query: &str) -> impl Iterator<Item = Cow<'_, str>> {
     values.filter(|value| !value.is_empty()).map(|value| percent_decode_str(value).decode_utf8_lossy())
 }
 
+/// Every parameter's value, decoded, without white space around it.
+pub(super) fn values(query: &str) -> impl Iterator<Item = String> {
+    let values = query.split('&').filter_map(|parameter| parameter.split_once('=')).map(|(_, value)| value);
+    values.map(|value| percent_decode_str(value).decode_utf8_lossy().trim().to_owned())
+}
+
 fn is_token(parameter: &str) -> bool {
     let name = parameter.split('=').next().unwrap_or(parameter);
     name == NAME || (name.contains('%') && percent_decode_str(name).eq(NAME.bytes()))
