@@ -298,7 +298,6 @@ impl Proxy {
             }
             (None, None) => {}
         }
-        turn.end(Ended::Failed);
         // Nobody's own headers: the answer is everybody's.
         let (parts, ()) = Request::new(()).into_parts();
         let neutral = Forward {
@@ -308,13 +307,20 @@ impl Proxy {
             length: BodyLength::Absent,
         };
         let asked = Instant::now();
-        let answer = self.send_with_token(&neutral, agent, None, record).await?;
-        let answer = answer.collect(MAX_TICKET).await.map_err(|failure| self.failed(failure))?;
-        if let (http::StatusCode::OK, Some(body)) = (answer.status, answer.whole()) {
-            slot.keep(asked, &body);
-            turn.end(Ended::Answered(body));
-        }
-        Ok(answer)
+        let answer = match self.send_with_token(&neutral, agent, None, record).await {
+            Ok(answer) => answer.collect(MAX_TICKET).await.map_err(|failure| self.failed(failure)),
+            Err(refusal) => Err(refusal),
+        };
+        // Who leaves meanwhile never comes here: that is no failure, and the next in turn fetches it.
+        let whole = answer.as_ref().ok().filter(|answer| answer.status == http::StatusCode::OK);
+        turn.end(match whole.and_then(Inspected::whole) {
+            Some(body) => {
+                slot.keep(asked, &body);
+                Ended::Answered(body)
+            }
+            None => Ended::Failed,
+        });
+        answer
     }
 
     /// Sends once and looks at the answer.
