@@ -25,6 +25,7 @@ use arc_swap::ArcSwap;
 use bytes::BytesMut;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, header, request};
 use hyper::body::{Body as _, Incoming};
+use memchr::memmem;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, timeout},
@@ -242,7 +243,8 @@ impl Proxy {
         let query = query::without_token(forward.target.query.unwrap_or_default());
         let target = |token: &Token| query::with_token(forward.target.path, &query, token.value.expose());
 
-        let first = self.exchange(forward, &target(&token), upload).await?;
+        let mut first = self.exchange(forward, &target(&token), upload).await?;
+        conceal(&mut first.headers, &token);
         record.upstream = first.took;
         let Some(refused_with) =
             first.errcode.filter(|errcode| self.rules.refresh_errcodes.contains(errcode))
@@ -268,7 +270,7 @@ impl Proxy {
             Replacement::Unavailable(failure) => return Err(token_unavailable(&failure)),
         };
         record.retried = Some(refused_with);
-        let second = match self.exchange(forward, &target(&next), upload).await {
+        let mut second = match self.exchange(forward, &target(&next), upload).await {
             // The disk lost what was kept of the body: the refusal is all that there is to tell.
             Err(_) if upload.is_some_and(|upload| upload.failure() == Some(UploadError::Lost)) => {
                 record.retried = None;
@@ -276,6 +278,7 @@ impl Proxy {
             }
             second => second?,
         };
+        conceal(&mut second.headers, &next);
         record.upstream += second.took;
         if let Some(upload) = upload {
             upload.settle();
@@ -471,6 +474,24 @@ impl Ids {
         let mut text = BytesMut::with_capacity(24);
         let _ = write!(text, "{:016x}{nth:08x}", self.prefix);
         HeaderValue::from_maybe_shared(text.freeze()).unwrap_or(HeaderValue::from_static("-"))
+    }
+}
+
+/// Takes the token out of an answer's headers: an upstream that redirects may say the request's URL back.
+fn conceal(headers: &mut HeaderMap, token: &Token) {
+    let token = token.value.expose();
+    for value in headers.values_mut().filter(|value| value.len() >= token.len()) {
+        let mut text = BytesMut::new();
+        let mut rest = value.as_bytes();
+        while let Some(at) = memmem::find(rest, token.as_bytes()) {
+            text.extend_from_slice(&rest[..at]);
+            rest = &rest[at + token.len()..];
+        }
+        if rest.len() < value.len() {
+            text.extend_from_slice(rest);
+            // What is left of a header's value is one.
+            *value = HeaderValue::from_maybe_shared(text.freeze()).unwrap_or(HeaderValue::from_static(""));
+        }
     }
 }
 

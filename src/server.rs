@@ -4,6 +4,7 @@
 
 mod link;
 mod listen;
+mod streams;
 pub mod tls;
 
 use std::{io, sync::Arc, time::Duration};
@@ -13,17 +14,20 @@ use hyper::{
     server::conn::{http1, http2},
     service::service_fn,
 };
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, watch},
     time::{sleep, timeout},
 };
 use tokio_rustls::TlsAcceptor;
 
-use self::link::{ClientStream, Timeouts};
 pub use self::{
     link::{Busy, Link},
     listen::{Bound, Listener},
+};
+use self::{
+    link::{ClientStream, Timeouts},
+    streams::Streams,
 };
 use crate::{io::Stream, proxy::Proxy};
 
@@ -182,7 +186,7 @@ async fn serve_http2(
         let (proxy, link) = (proxy.clone(), link.clone());
         async move { Ok::<_, std::convert::Infallible>(proxy.handle(request, &link).await) }
     });
-    let connection = http2::Builder::new(TokioExecutor::new())
+    let connection = http2::Builder::new(Streams(server.timeouts.stall))
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(MAX_HEAD as u32)

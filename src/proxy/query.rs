@@ -51,10 +51,10 @@ pub(super) fn tokens(query: &str) -> impl Iterator<Item = Cow<'_, str>> {
     values.filter(|value| !value.is_empty()).map(|value| percent_decode_str(value).decode_utf8_lossy())
 }
 
-/// The values of all parameters, decoded.
-pub(super) fn values(query: &str) -> impl Iterator<Item = Cow<'_, str>> {
+/// Every parameter's value, decoded, without white space around it.
+pub(super) fn values(query: &str) -> impl Iterator<Item = String> {
     let values = query.split('&').filter_map(|parameter| parameter.split_once('=')).map(|(_, value)| value);
-    values.map(|value| percent_decode_str(value).decode_utf8_lossy())
+    values.map(|value| percent_decode_str(value).decode_utf8_lossy().trim().to_owned())
 }
 
 fn is_token(parameter: &str) -> bool {

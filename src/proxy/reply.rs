@@ -11,7 +11,11 @@ use http_body::{Body, Frame, SizeHint};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::record::Record;
-use crate::{server::Busy, upload::Upload, upstream::AnswerBody};
+use crate::{
+    server::Busy,
+    upload::Upload,
+    upstream::{AnswerBody, Failure},
+};
 
 /// The answer broke off; the caller's connection is broken off too, so that no short body looks whole.
 #[derive(Debug, thiserror::Error)]
@@ -64,7 +68,32 @@ impl ReplyBody {
     /// Holds these until the body has ended.
     pub(super) fn until_end(self, mut record: Record, busy: Busy) -> Self {
         record.whole = self.has_ended();
+        // The head comes first; what follows waits for the client to take it.
+        busy.offer();
         Self { record: Some(record), busy: Some(busy), ..self }
+    }
+
+    /// The next piece, no longer than may be handed over at once.
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Failure>>> {
+        let longest = self.busy.as_ref().map_or(usize::MAX, Busy::longest_piece);
+        let streamed = match &mut self.pieces {
+            Pieces::Whole(body) if body.is_empty() => return Poll::Ready(None),
+            Pieces::Whole(body) => {
+                return Poll::Ready(Some(Ok(body.split_to(longest.min(body.len())))));
+            }
+            Pieces::Streamed(streamed) => streamed,
+        };
+        let mut piece = match streamed.held.pop_front() {
+            Some(piece) => piece,
+            None => match ready!(streamed.rest.poll_data(cx)) {
+                Some(Ok(piece)) => piece,
+                other => return Poll::Ready(other),
+            },
+        };
+        if piece.len() > longest {
+            streamed.held.push_front(piece.split_off(longest));
+        }
+        Poll::Ready(Some(Ok(piece)))
     }
 
     fn has_ended(&self) -> bool {
@@ -83,14 +112,11 @@ impl Body for ReplyBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
-        let piece = match &mut self.pieces {
-            Pieces::Whole(body) if body.is_empty() => None,
-            Pieces::Whole(body) => Some(Ok(std::mem::take(body))),
-            Pieces::Streamed(streamed) => match streamed.held.pop_front() {
-                Some(piece) => Some(Ok(piece)),
-                None => ready!(streamed.rest.poll_data(cx)),
-            },
-        };
+        let polled = self.poll_piece(cx);
+        if let Some(busy) = &self.busy {
+            if polled.is_ready() { busy.offer() } else { busy.owe() }
+        }
+        let piece = ready!(polled);
         let ended = self.has_ended();
         if let Some(record) = &mut self.record {
             record.bytes +=

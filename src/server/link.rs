@@ -17,11 +17,14 @@ use tokio::{
     time::Instant,
 };
 
+use super::streams::Turn;
 use crate::{deadline::Deadline, io::Stream};
 
 /// How long, and how much, is read after the last answer from a client that was still sending.
 const LINGER: Duration = Duration::from_secs(5);
 const LINGER_BYTES: u64 = 256 * 1024 * 1024;
+/// Longest piece of an answer over HTTP/2: what a frame holds by default.
+const PIECE: usize = 16 * 1024;
 
 /// How long a client may take.
 #[derive(Debug, Clone, Copy)]
@@ -54,7 +57,10 @@ struct State {
 
 /// A request is being served; dropped when its answer has been handed over.
 #[derive(Debug)]
-pub struct Busy(Link);
+pub struct Busy {
+    link: Link,
+    turn: Option<Arc<Turn>>,
+}
 
 impl Link {
     /// The link of a connection that came in at `local`.
@@ -74,7 +80,7 @@ impl Link {
     pub fn busy(&self) -> Busy {
         self.0.requests.fetch_add(1, Ordering::Relaxed);
         self.0.begun.fetch_add(1, Ordering::Relaxed);
-        Busy(self.clone())
+        Busy { link: self.clone(), turn: Turn::of_this_stream() }
     }
 
     /// Whether `authority` is the address that the client connected to.
@@ -110,13 +116,33 @@ impl Busy {
     /// Says that this answer broke off. Over HTTP/1 the connection will end with a reset: to a client that knows no
     /// framing, or does not look at it, an orderly close would mean that the answer is whole.
     pub fn sever(&self) {
-        self.0.0.severed.store(true, Ordering::Relaxed);
+        self.link.0.severed.store(true, Ordering::Relaxed);
+    }
+
+    /// Says that a piece of the answer is there for the client to take.
+    pub fn offer(&self) {
+        if let Some(turn) = &self.turn {
+            turn.offer();
+        }
+    }
+
+    /// Says that it is the upstream that has to go on, and no longer the client.
+    pub fn owe(&self) {
+        if let Some(turn) = &self.turn {
+            turn.owe();
+        }
+    }
+
+    /// Longest piece that is handed over at once. Over HTTP/2 the next one is asked for when this one is gone, and that
+    /// is all that shows whether the client takes anything.
+    pub fn longest_piece(&self) -> usize {
+        if self.turn.is_some() { PIECE } else { usize::MAX }
     }
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        let state = &self.0.0;
+        let state = &self.link.0;
         let now = u64::try_from(state.born.elapsed().as_millis()).unwrap_or(u64::MAX);
         state.quiet_since.store(now, Ordering::Relaxed);
         state.requests.fetch_sub(1, Ordering::Relaxed);

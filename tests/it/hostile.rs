@@ -1,7 +1,9 @@
 //! What no honest client sends. The upstream gets nothing of it, or exactly one clean request.
 
+use wecom_proxy::simulator::Fault;
+
 use crate::{
-    stage::{ECHO, KEYED, OPEN, Stage, USER_GET},
+    stage::{ECHO, KEYED, OPEN, Stage, USER_GET, wait_for},
     wire::Line,
 };
 
@@ -260,4 +262,25 @@ async fn a_host_that_is_none_is_refused() {
         assert_eq!(told(&stage, given).await.0, "400", "{host}");
     }
     assert_eq!(stage.wecom.requests().len(), 0);
+}
+
+#[tokio::test]
+async fn who_asks_for_a_ticket_and_leaves_takes_it_from_nobody() {
+    const TICKET: &str = "/cgi-bin/get_jsapi_ticket";
+    let stage = Stage::open().await;
+    stage.get(USER_GET).await.is_ok();
+    stage.wecom.inject(Fault::hold().on(TICKET).times(1)).expect("a fault");
+    let mut leaver = Line::to(stage.address()).await;
+    leaver.say(get(&format!("/hr{TICKET}"), "")).await.expect("it is taken");
+    wait_for("the ticket's call", async || {
+        stage.wecom.look(|seen| seen.requests().any(|r| r.path == TICKET))
+    })
+    .await;
+    let leave = async {
+        // Long enough that the other waits for the same ticket.
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        leaver.reset();
+    };
+    let (reply, ()) = tokio::join!(stage.get(TICKET), leave);
+    reply.is_ok();
 }

@@ -257,3 +257,18 @@ async fn always_200_covers_whatever_goes_wrong_for_that_client() {
     call_as(&stage, "alert", trace).await.is_own("bad-request", 200, 40035);
     call_as(&stage, "billing", Request::get("/favicon.ico")).await.is_own("no-route", 404, 40035);
 }
+
+#[tokio::test]
+async fn a_pass_does_not_leave_on_a_path_with_a_credential_of_its_own() {
+    let stage = Stage::open().await;
+    let path = "/cgi-bin/service/get_corp_token?a=1";
+    stage.call(Request::get(path), "").await;
+    assert_eq!(stage.got_through(), 1);
+    for shown in
+        ["access_token=wp1-x", "%61ccess_token=%20wp1-x", "suite_access_token=wp1-x", "key=%77p1-x%0a"]
+    {
+        let reply = stage.call(Request::get(format!("{path}&{shown}")), "").await;
+        assert_eq!(reply.errcode(), 40014, "{shown}");
+    }
+    assert_eq!(stage.got_through(), 1);
+}

@@ -256,3 +256,19 @@ fn the_debug_text_of_a_configuration_shows_nothing() {
     holds_none("the configuration's Debug text", &shown);
     assert!(!shown.contains("the-password") && !shown.contains(&in_base64("the-password-of-the-robot")[0]));
 }
+
+#[tokio::test]
+async fn a_redirect_that_says_the_url_back_says_no_token() {
+    let mut puppet = crate::wire::Puppet::new().await;
+    let stage = crate::stage::Stage::facing(puppet.address, crate::stage::OPEN).await;
+    let play = async {
+        let mut call = puppet.call().await;
+        let target = call.head.split(' ').nth(1).expect("a target").to_owned();
+        assert!(target.contains("TOKEN-OF-THE-PUPPET"));
+        let head = format!("HTTP/1.1 301 Moved\r\nLocation: https://x{target}/\r\nContent-Length: 0\r\n\r\n");
+        call.line.say(head).await.expect("it is taken");
+    };
+    let (reply, ()) = tokio::join!(stage.get("/cgi-bin/user?a=1"), play);
+    assert_eq!(reply.status.as_u16(), 301);
+    assert_eq!(reply.header("location"), "https://x/cgi-bin/user?a=1&access_token=/");
+}

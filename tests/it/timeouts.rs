@@ -1,5 +1,12 @@
 //! Every wait has an end: towards the upstream, and towards a client that is slow or silent.
 
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Request;
+use http_body_util::{BodyExt, Empty};
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use wecom_proxy::simulator::Fault;
 
 use crate::{
@@ -237,4 +244,54 @@ async fn a_caller_that_takes_no_answer_is_let_go() {
     // It ends when the proxy has closed the upstream's connection.
     while call.line.say(&piece).await.is_ok() {}
     drop(line);
+}
+
+/// The same with windows that are shut from the start.
+const SHUT: &[u8] =
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x06\x04\x00\x00\x00\x00\x00\x00\x04\x00\x00\x00\x00";
+
+#[tokio::test]
+async fn an_http_2_caller_that_takes_no_answer_is_let_go() {
+    let stage = Stage::with(&bounded("body_timeout = \"300ms\"", "max_in_flight = 1")).await;
+    // The proxy's own answers wait for the window as the upstream's do.
+    for path in ["/nowhere".to_owned(), format!("/hr{ECHO}")] {
+        let mut line = Line::to(stage.address()).await;
+        let block = [b"\x82\x86\x04", &[path.len() as u8][..], path.as_bytes(), b"\x01\x01x"].concat();
+        let headers = [&[0, 0, block.len() as u8, 1, 5, 0, 0, 0, 1], &block[..]].concat();
+        line.say([SHUT, &headers].concat()).await.expect("it is taken");
+        // It ends with RST_STREAM, and with it the place in flight is free.
+        while {
+            let head = line.bytes(9).await;
+            line.bytes(usize::from(head[1]) << 8 | usize::from(head[2])).await;
+            head[3] != 3
+        } {}
+        stage.get(USER_GET).await.is_ok();
+    }
+}
+
+#[tokio::test]
+async fn an_http_2_caller_that_is_slow_but_takes_something_gets_it_all() {
+    let mut puppet = Puppet::new().await;
+    let stage = Stage::facing(puppet.address, &bounded("body_timeout = \"1500ms\"", "")).await;
+    let tcp = tokio::net::TcpStream::connect(stage.address()).await.expect("a connection");
+    let handshake = http2::Builder::new(TokioExecutor::new())
+        .initial_stream_window_size(20_000)
+        .handshake(TokioIo::new(tcp));
+    let (mut sender, connection) = handshake.await.expect("a handshake");
+    tokio::spawn(connection);
+    let request = Request::get(format!("http://proxy.test/hr{USER_GET}")).body(Empty::<Bytes>::new());
+    let sending = sender.send_request(request.expect("a request"));
+    let play = async {
+        let mut call = puppet.call().await;
+        let head = "HTTP/1.1 200 OK\r\nContent-Type: video/mp4\r\nContent-Length: 100000\r\n\r\n";
+        call.line.say([head.as_bytes(), &[b'x'; 100_000]].concat()).await.expect("it is taken");
+        call
+    };
+    let (answer, _call) = soon(async { tokio::join!(sending, play) }).await;
+    let (mut body, mut taken) = (answer.expect("an answer").into_body(), 0);
+    while let Some(frame) = soon(body.frame()).await {
+        taken += frame.expect("more").data_ref().map_or(0, Bytes::len);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    assert_eq!(taken, 100_000);
 }
