@@ -55,7 +55,7 @@ impl Admin {
                 _ = ended.wait_for(|ended| *ended) => break,
                 accepted = listener.accept() => accepted,
             };
-            let (Ok((stream, _)), Ok(place)) = (accepted, places.clone().try_acquire_owned()) else {
+            let (Ok((stream, ..)), Ok(place)) = (accepted, places.clone().try_acquire_owned()) else {
                 // Out of descriptors or of places: whoever asks will ask again.
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;

@@ -1,6 +1,6 @@
 //! wecom-proxy: plain requests go in, the right agent's access_token goes out with them.
 //!
-//! The map; a room uses only rooms below it, `server` and `proxy` one another.
+//! The map; a room uses only rooms below it.
 
 pub mod commands; // what each command of the program does
 
@@ -31,6 +31,8 @@ pub mod config; // proxy.toml
 pub mod wecom; // facts of WeCom, no I/O
 
 pub mod upload; // a request's body: streamed, bounded, kept for another attempt
+
+pub mod link; // what a connection's requests and its byte stream tell one another
 
 pub mod headers; // which headers stop here
 

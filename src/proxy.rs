@@ -41,7 +41,7 @@ use self::{
 use crate::{
     directory::{Agent, Directory},
     headers,
-    server::Link,
+    link::Link,
     tickets::{Ended, TicketKind},
     tokens::{FetchError, Replacement, Token},
     upload::{Bounds, Shelf, Upload, UploadError},
@@ -188,7 +188,8 @@ impl Proxy {
             return Ok((None, if says_so || wants { BodyLength::Known(0) } else { BodyLength::Absent }));
         };
         let upload = Upload::new(body, declared, self.rules.bounds, keep.then_some(&self.rules.shelf));
-        upload.on_unread(link.lingerer());
+        let link = link.clone();
+        upload.on_unread(move |rest| link.leave(rest));
         Ok((Some(upload), declared.map_or(BodyLength::Unknown, BodyLength::Known)))
     }
 
@@ -442,8 +443,8 @@ impl<'a> Unread<'a> {
 
 impl Drop for Unread<'_> {
     fn drop(&mut self) {
-        if self.body.is_some() {
-            self.link.linger();
+        if let Some(body) = self.body.take() {
+            self.link.leave(body);
         }
     }
 }

@@ -2,10 +2,10 @@
 //!
 //! [`serve`] takes what a listener accepts and hands each request to the proxy. It knows nothing of tokens or agents.
 
-mod link;
 mod listen;
 mod streams;
 pub mod tls;
+mod wire;
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -21,15 +21,12 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-pub use self::{
-    link::{Busy, Link},
-    listen::{Bound, Listener},
-};
+pub use self::listen::{Bound, Listener};
 use self::{
-    link::{ClientStream, Timeouts},
     streams::Streams,
+    wire::{ClientStream, Timeouts},
 };
-use crate::{io::Stream, proxy::Proxy};
+use crate::{io::Stream, link::Link, proxy::Proxy};
 
 /// Most bytes of a request's head.
 const MAX_HEAD: usize = 64 * 1024;
@@ -97,8 +94,8 @@ async fn accept(
     places: &Arc<Semaphore>,
 ) -> io::Result<(Stream, Link, OwnedSemaphorePermit)> {
     let place = places.clone().acquire_owned().await.map_err(io::Error::other)?;
-    let (stream, local) = listener.accept().await?;
-    Ok((stream, Link::new(local), place))
+    let (stream, local, peer) = listener.accept().await?;
+    Ok((stream, Link::new(local, peer), place))
 }
 
 /// Whether accepting failed because of the one connection that was to be accepted.

@@ -63,7 +63,7 @@ struct State {
     kept: Option<Kept>,
     attempt: u32,
     failed: Option<UploadError>,
-    unread: Option<Box<dyn FnOnce() + Send>>,
+    unread: Option<Box<dyn FnOnce(Incoming) + Send>>,
 }
 
 impl Upload {
@@ -82,9 +82,9 @@ impl Upload {
         })))
     }
 
-    /// Calls `told` when this body is dropped before its end was read, so that the connection can be closed with care.
-    pub fn on_unread(&self, told: impl FnOnce() + Send + 'static) {
-        self.state().unread = Some(Box::new(told));
+    /// Hands what is left of this body to `leave` when it is dropped before its end was read.
+    pub fn on_unread(&self, leave: impl FnOnce(Incoming) + Send + 'static) {
+        self.state().unread = Some(Box::new(leave));
     }
 
     /// The length that the client declared; `None` for a body of unknown length.
@@ -182,10 +182,9 @@ impl State {
 
 impl Drop for State {
     fn drop(&mut self) {
-        if self.source.as_ref().is_some_and(|source| !source.is_end_stream())
-            && let Some(told) = self.unread.take()
-        {
-            told();
+        let unread = self.source.take().filter(|source| !source.is_end_stream());
+        if let (Some(source), Some(leave)) = (unread, self.unread.take()) {
+            leave(source);
         }
     }
 }

@@ -12,7 +12,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::record::Record;
 use crate::{
-    server::Busy,
+    link::Busy,
     upload::Upload,
     upstream::{AnswerBody, Failure},
 };

@@ -1,6 +1,11 @@
 //! Listening sockets. One bound socket is shared by all workers, each of which accepts from it.
 
-use std::{fs, io, net::SocketAddr, os::unix::fs::FileTypeExt, path::PathBuf};
+use std::{
+    fs, io,
+    net::{IpAddr, SocketAddr},
+    os::unix::fs::FileTypeExt,
+    path::PathBuf,
+};
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, UnixListener};
@@ -83,16 +88,16 @@ pub enum Listener {
 }
 
 impl Listener {
-    /// The next connection, and the address that it came in at.
-    pub async fn accept(&self) -> io::Result<(Stream, Option<SocketAddr>)> {
+    /// The next connection, the address that it came in at, and where it came from.
+    pub async fn accept(&self) -> io::Result<(Stream, Option<SocketAddr>, Option<IpAddr>)> {
         match self {
             Self::Tcp(listener) => {
-                let (stream, _) = listener.accept().await?;
+                let (stream, peer) = listener.accept().await?;
                 let _ = stream.set_nodelay(true);
                 let local = stream.local_addr().ok();
-                Ok((Stream::Tcp(stream), local))
+                Ok((Stream::Tcp(stream), local, Some(peer.ip())))
             }
-            Self::Unix(listener) => Ok((Stream::Unix(listener.accept().await?.0), None)),
+            Self::Unix(listener) => Ok((Stream::Unix(listener.accept().await?.0), None, None)),
         }
     }
 }

@@ -6,49 +6,14 @@
 use std::{
     future::{Future, poll_fn},
     pin::pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     task::{Poll, ready},
     time::Duration,
 };
 
 use hyper::rt::Executor;
 
-use crate::deadline::Deadline;
-
-tokio::task_local! {
-    static TURN: Arc<Turn>;
-}
-
-/// Whose turn it is on a stream. Odd while something lies there for the client; each piece has a number of its own.
-#[derive(Debug, Default)]
-pub(super) struct Turn(AtomicU64);
-
-impl Turn {
-    /// That of the stream whose task this is; none over HTTP/1.
-    pub(super) fn of_this_stream() -> Option<Arc<Self>> {
-        TURN.try_with(Arc::clone).ok()
-    }
-
-    /// There is a new piece for the client.
-    pub(super) fn offer(&self) {
-        let now = self.0.load(Ordering::Relaxed);
-        self.0.store(now + 1 + now % 2, Ordering::Relaxed);
-    }
-
-    /// There is nothing for the client.
-    pub(super) fn owe(&self) {
-        let now = self.0.load(Ordering::Relaxed);
-        self.0.store(now + now % 2, Ordering::Relaxed);
-    }
-
-    /// The number of what lies there for the client.
-    fn offered(&self) -> Option<u64> {
-        Some(self.0.load(Ordering::Relaxed)).filter(|now| now % 2 == 1)
-    }
-}
+use crate::{deadline::Deadline, link::Turn};
 
 /// Runs streams; one whose client does not take the piece that lies there for so long is reset.
 #[derive(Debug, Clone)]
@@ -62,7 +27,7 @@ where
     fn execute(&self, stream: F) {
         let (patience, turn) = (self.0, Arc::<Turn>::default());
         let watched = turn.clone();
-        tokio::spawn(TURN.scope(turn, async move {
+        tokio::spawn(turn.scope(async move {
             let mut stream = pin!(stream);
             let (mut deadline, mut seen) = (Deadline::idle(), None);
             poll_fn(|cx| {

@@ -1,30 +1,19 @@
-//! One client's connection: the deadlines that hyper leaves to us, and a close that loses no answer.
+//! One client's byte stream: the deadlines that hyper leaves to us, and a close that loses no answer.
 
 use std::{
     io,
-    net::SocketAddr,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
-    },
     task::{Context, Poll, ready},
     time::Duration,
 };
 
-use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
-    time::Instant,
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+
+use crate::{
+    deadline::Deadline,
+    io::Stream,
+    link::{LINGER, LINGER_BYTES, Link},
 };
-
-use super::streams::Turn;
-use crate::{deadline::Deadline, io::Stream};
-
-/// How long, and how much, is read after the last answer from a client that was still sending.
-const LINGER: Duration = Duration::from_secs(5);
-const LINGER_BYTES: u64 = 256 * 1024 * 1024;
-/// Longest piece of an answer over HTTP/2: what a frame holds by default.
-const PIECE: usize = 16 * 1024;
 
 /// How long a client may take.
 #[derive(Debug, Clone, Copy)]
@@ -35,118 +24,6 @@ pub struct Timeouts {
     pub idle: Duration,
     /// To take the next bytes of an answer.
     pub stall: Duration,
-}
-
-/// What the requests of a connection and its stream know of one another. Clones share it.
-#[derive(Debug, Clone)]
-pub struct Link(Arc<State>);
-
-#[derive(Debug)]
-struct State {
-    local: Option<SocketAddr>,
-    born: Instant,
-    /// When the last request was done, in milliseconds since `born`.
-    quiet_since: AtomicU64,
-    /// Requests that are being served.
-    requests: AtomicU32,
-    /// Requests that ever were.
-    begun: AtomicU32,
-    lingers: AtomicBool,
-    severed: AtomicBool,
-}
-
-/// A request is being served; dropped when its answer has been handed over.
-#[derive(Debug)]
-pub struct Busy {
-    link: Link,
-    turn: Option<Arc<Turn>>,
-}
-
-impl Link {
-    /// The link of a connection that came in at `local`.
-    pub fn new(local: Option<SocketAddr>) -> Self {
-        Self(Arc::new(State {
-            local,
-            born: Instant::now(),
-            quiet_since: AtomicU64::new(0),
-            requests: AtomicU32::new(0),
-            begun: AtomicU32::new(0),
-            lingers: AtomicBool::new(false),
-            severed: AtomicBool::new(false),
-        }))
-    }
-
-    /// Marks the connection as in use.
-    pub fn busy(&self) -> Busy {
-        self.0.requests.fetch_add(1, Ordering::Relaxed);
-        self.0.begun.fetch_add(1, Ordering::Relaxed);
-        Busy { link: self.clone(), turn: Turn::of_this_stream() }
-    }
-
-    /// Whether `authority` is the address that the client connected to.
-    pub fn is_local(&self, authority: &str) -> bool {
-        self.0.local.is_some_and(|local| {
-            let port = local.port();
-            authority.parse::<SocketAddr>().is_ok_and(|named| named == local)
-                || (local.ip().is_loopback() && authority.eq_ignore_ascii_case(&format!("localhost:{port}")))
-        })
-    }
-
-    /// Asks for a careful close: the client is still sending a body that nobody reads.
-    pub fn linger(&self) {
-        self.0.lingers.store(true, Ordering::Relaxed);
-    }
-
-    /// [`Link::linger`], for later.
-    pub fn lingerer(&self) -> impl FnOnce() + Send + 'static {
-        let link = self.clone();
-        move || link.linger()
-    }
-
-    fn quiet_since(&self) -> Instant {
-        self.0.born + Duration::from_millis(self.0.quiet_since.load(Ordering::Relaxed))
-    }
-
-    fn is_busy(&self) -> bool {
-        self.0.requests.load(Ordering::Relaxed) > 0
-    }
-}
-
-impl Busy {
-    /// Says that this answer broke off. Over HTTP/1 the connection will end with a reset: to a client that knows no
-    /// framing, or does not look at it, an orderly close would mean that the answer is whole.
-    pub fn sever(&self) {
-        self.link.0.severed.store(true, Ordering::Relaxed);
-    }
-
-    /// Says that a piece of the answer is there for the client to take.
-    pub fn offer(&self) {
-        if let Some(turn) = &self.turn {
-            turn.offer();
-        }
-    }
-
-    /// Says that it is the upstream that has to go on, and no longer the client.
-    pub fn owe(&self) {
-        if let Some(turn) = &self.turn {
-            turn.owe();
-        }
-    }
-
-    /// Longest piece that is handed over at once. Over HTTP/2 the next one is asked for when this one is gone, and that
-    /// is all that shows whether the client takes anything.
-    pub fn longest_piece(&self) -> usize {
-        if self.turn.is_some() { PIECE } else { usize::MAX }
-    }
-}
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        let state = &self.link.0;
-        let now = u64::try_from(state.born.elapsed().as_millis()).unwrap_or(u64::MAX);
-        state.quiet_since.store(now, Ordering::Relaxed);
-        state.requests.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 /// A client's byte stream with its deadlines.
@@ -220,7 +97,7 @@ impl ClientStream {
     /// Whether a request is being served. A head that has become a request is over, also where it was served between
     /// two looks.
     fn is_busy(&mut self) -> bool {
-        let (busy, begun) = (self.link.is_busy(), self.link.0.begun.load(Ordering::Relaxed));
+        let (busy, begun) = (self.link.is_busy(), self.link.begun());
         if busy || begun != self.begun {
             (self.begun, self.in_head) = (begun, false);
             self.reading.clear();
@@ -339,7 +216,7 @@ impl AsyncWrite for ClientStream {
             ready!(self.bounded(cx, shut))?;
             self.shut = true;
         }
-        if self.link.0.lingers.load(Ordering::Relaxed) {
+        if self.link.lingers() {
             ready!(self.poll_linger(cx));
         }
         Poll::Ready(Ok(()))
@@ -348,7 +225,7 @@ impl AsyncWrite for ClientStream {
 
 impl Drop for ClientStream {
     fn drop(&mut self) {
-        if self.link.0.severed.load(Ordering::Relaxed)
+        if self.link.is_severed()
             && !self.http2
             && let Some(tcp) = self.stream.tcp()
         {
