@@ -93,18 +93,20 @@ impl Proxy {
 
     /// Answers one request. Whatever happens, the caller learns it in WeCom's shape.
     pub async fn handle(&self, request: Request<Incoming>, link: &Link) -> Response<ReplyBody> {
-        let (began, busy) = (Instant::now(), link.busy());
+        let busy = link.busy();
         let (parts, body) = request.into_parts();
-        let (method, uri, request_id) = (parts.method.clone(), parts.uri.clone(), self.request_id(&parts));
-        let mut record = Record::new(began, method, uri, request_id, self.rules.access_log);
+        let mut record = Record::new(&parts, self.request_id(&parts), link.peer(), self.rules.access_log);
         let mut response = match self.relay(&parts, Unread::new(body, link), link, &mut record).await {
             Ok(response) => response,
             Err(refusal) => {
                 // Not every refusal waits until a pass was looked at.
                 let by_pass = || identify::client_of_pass(&self.directory.load(), parts.uri.query());
                 record.client = record.client.take().or_else(by_pass);
-                (record.error, record.errcode) = (Some(refusal.kind.facts().0), Some(refusal.errcode));
-                refusal.into_response(record.client.as_ref().is_some_and(|client| client.always_200))
+                let always_200 = record.client.as_ref().is_some_and(|client| client.always_200);
+                record.errcode = Some(refusal.errcode);
+                let response = refusal.to_response(always_200);
+                record.error = Some((refusal.kind, refusal.words));
+                response
             }
         };
         record.status = response.status().as_u16();
@@ -155,7 +157,6 @@ impl Proxy {
             (_, true) => None,
         };
         let (upload, length) = self.receive(parts, body, link, agent.is_some())?;
-        let permit = self.admit().await?;
         let forward =
             Forward { parts, target: &target, nominated: headers::nominated(&parts.headers), length };
         let answer = match (agent, target.ticket(&parts.method)) {
@@ -164,7 +165,7 @@ impl Proxy {
             (Some(agent), None) => self.send_with_token(&forward, &agent, upload.as_ref(), record).await?,
         };
         record.errcode = answer.errcode;
-        let mut response = Response::new(ReplyBody::streamed(answer.held, answer.rest, upload, permit));
+        let mut response = Response::new(ReplyBody::streamed(answer.held, answer.rest, upload, answer.place));
         *response.status_mut() = answer.status;
         *response.headers_mut() = answer.headers;
         Ok(response)
@@ -219,9 +220,10 @@ impl Proxy {
             target.push('?');
             target.push_str(query);
         }
+        let place = self.admit().await?;
         let answer = self.exchange(forward, &target, upload).await?;
         record.upstream = answer.took;
-        Ok(answer)
+        Ok(answer.at(place))
     }
 
     /// Sends a request with the agent's token; with the next token once more if this one was refused.
@@ -244,6 +246,8 @@ impl Proxy {
         let query = query::without_token(forward.target.query.unwrap_or_default());
         let target = |token: &Token| query::with_token(forward.target.path, &query, token.value.expose());
 
+        // Who waits for a token takes no place from those who have one.
+        let place = self.admit().await?;
         let mut first = self.exchange(forward, &target(&token), upload).await?;
         conceal(&mut first.headers, &token);
         record.upstream = first.took;
@@ -254,13 +258,13 @@ impl Proxy {
             if let Some(upload) = upload {
                 upload.settle();
             }
-            return Ok(first);
+            return Ok(first.at(place));
         };
         if upload.is_some_and(|upload| !upload.can_be_read_again()) {
             // It costs this request its retry; those after it need the next token all the same.
             let slot = agent.slot.clone();
             tokio::spawn(async move { slot.replace(&token).await });
-            return Ok(first);
+            return Ok(first.at(place));
         }
         let asked = Instant::now();
         let replacement = agent.slot.replace(&token).await;
@@ -275,7 +279,7 @@ impl Proxy {
             // The disk lost what was kept of the body: the refusal is all that there is to tell.
             Err(_) if upload.is_some_and(|upload| upload.failure() == Some(UploadError::Lost)) => {
                 record.retried = None;
-                return Ok(first);
+                return Ok(first.at(place));
             }
             second => second?,
         };
@@ -289,7 +293,7 @@ impl Proxy {
         } else {
             next.worked();
         }
-        Ok(second)
+        Ok(second.at(place))
     }
 
     /// A ticket: the kept one, or a new one, fetched once however many ask.
@@ -382,8 +386,12 @@ impl Proxy {
             }
             _ => Kind::UpstreamBroke,
         };
-        tracing::warn!(failure = %failure.flaw, kind = kind.facts().0, "a request got no answer from the upstream");
-        Refusal::new(kind, format!("WeCom did not answer as it should: {words}"))
+        let what = if kind == Kind::UpstreamUnreachable {
+            "cannot be reached"
+        } else {
+            "did not answer as it should"
+        };
+        Refusal::new(kind, format!("WeCom {what}: {words}"))
     }
 
     /// The caller's own id if it sent a sane one, else a new one.

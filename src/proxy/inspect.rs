@@ -4,6 +4,7 @@ use std::{collections::VecDeque, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::{
     upstream::{Answer, AnswerBody, Failure},
@@ -26,6 +27,8 @@ pub(super) struct Inspected {
     pub(super) errcode: Option<i64>,
     /// How long the head took.
     pub(super) took: Duration,
+    /// The request's place among those in flight, until its answer has ended.
+    pub(super) place: Option<OwnedSemaphorePermit>,
 }
 
 impl Inspected {
@@ -41,7 +44,13 @@ impl Inspected {
             rest: AnswerBody::ended(),
             errcode,
             took: Duration::ZERO,
+            place: None,
         }
+    }
+
+    /// The same, holding a place among the requests in flight.
+    pub(super) fn at(self, place: OwnedSemaphorePermit) -> Self {
+        Self { place: Some(place), ..self }
     }
 
     /// Takes in the rest of the body, if it is no longer than `most` bytes.
@@ -82,5 +91,5 @@ pub(super) async fn inspect(answer: Answer, took: Duration) -> Result<Inspected,
             errcode = Some(found);
         }
     }
-    Ok(Inspected { status, headers, held, rest: body, errcode, took })
+    Ok(Inspected { status, headers, held, rest: body, errcode, took, place: None })
 }

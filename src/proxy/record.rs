@@ -1,16 +1,19 @@
 //! What becomes known of one request on its way, and the access log's line about it when its answer has ended.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
-use http::{HeaderValue, Method, Uri};
+use http::{HeaderValue, Method, Uri, request::Parts};
 use tokio::time::Instant;
 
+use super::refusal::Kind;
 use crate::directory::{Agent, Client};
 
 /// One request. Dropped when its answer has been handed over, or when its caller has left.
 pub(super) struct Record {
     pub(super) began: Instant,
     pub(super) request_id: HeaderValue,
+    /// Where the caller is.
+    pub(super) peer: Option<IpAddr>,
     pub(super) client: Option<Arc<Client>>,
     pub(super) agent: Option<Arc<Agent>>,
     /// The answer's HTTP status; 0 where the caller left before there was one.
@@ -18,8 +21,8 @@ pub(super) struct Record {
     pub(super) errcode: Option<i64>,
     /// The errcode for which the request was sent once more.
     pub(super) retried: Option<i64>,
-    /// The kind of the proxy's own error.
-    pub(super) error: Option<&'static str>,
+    /// The proxy's own error: its kind, and its words.
+    pub(super) error: Option<(Kind, String)>,
     /// Time spent waiting for a token.
     pub(super) token: Duration,
     /// Time spent waiting for the heads of the upstream's answers.
@@ -34,17 +37,12 @@ pub(super) struct Record {
 }
 
 impl Record {
-    /// A request that began at `began`; `logged` says whether its line is written.
-    pub(super) fn new(
-        began: Instant,
-        method: Method,
-        uri: Uri,
-        request_id: HeaderValue,
-        logged: bool,
-    ) -> Self {
+    /// A request that begins now; `logged` says whether its line is written where all goes well.
+    pub(super) fn new(parts: &Parts, request_id: HeaderValue, peer: Option<IpAddr>, logged: bool) -> Self {
         Self {
-            began,
+            began: Instant::now(),
             request_id,
+            peer,
             client: None,
             agent: None,
             status: 0,
@@ -55,37 +53,55 @@ impl Record {
             upstream: Duration::ZERO,
             bytes: 0,
             whole: false,
-            method,
-            uri,
+            method: parts.method.clone(),
+            uri: parts.uri.clone(),
             logged,
         }
     }
 }
 
+/// Writes the line at the given level.
+macro_rules! line {
+    ($level:ident, $record:ident) => {
+        tracing::$level!(
+            target: "access",
+            request_id = $record.request_id.to_str().unwrap_or_default(),
+            peer = $record.peer.map(tracing::field::display),
+            client = $record.client.as_ref().map(|client| client.name.as_str()),
+            agent = $record.agent.as_ref().map(|agent| agent.name.as_str()),
+            method = %$record.method,
+            path = $record.path(),
+            status = $record.status,
+            errcode = $record.errcode,
+            retried = $record.retried,
+            error = $record.error.as_ref().map(|(kind, _)| kind.facts().0),
+            reason = $record.error.as_ref().map(|(_, words)| words.as_str()),
+            bytes = $record.bytes,
+            whole = $record.whole,
+            token_ms = milliseconds($record.token),
+            upstream_ms = milliseconds($record.upstream),
+            total_ms = milliseconds($record.began.elapsed()),
+            "request"
+        )
+    };
+}
+
+impl Record {
+    /// The path without its query, and without what a mistyped query left in it: both may hold secrets.
+    fn path(&self) -> &str {
+        let path = self.uri.path();
+        &path[..path.find(['&', '=']).unwrap_or(path.len())]
+    }
+}
+
 impl Drop for Record {
     fn drop(&mut self) {
-        if !self.logged {
-            return;
+        let failed = self.error.as_ref().is_some_and(|(kind, _)| kind.facts().1.is_server_error());
+        if failed {
+            line!(warn, self);
+        } else if self.logged {
+            line!(info, self);
         }
-        // The path without its query, which may hold secrets.
-        tracing::info!(
-            target: "access",
-            request_id = self.request_id.to_str().unwrap_or_default(),
-            client = self.client.as_ref().map(|client| client.name.as_str()),
-            agent = self.agent.as_ref().map(|agent| agent.name.as_str()),
-            method = %self.method,
-            path = self.uri.path(),
-            status = self.status,
-            errcode = self.errcode,
-            retried = self.retried,
-            error = self.error,
-            bytes = self.bytes,
-            whole = self.whole,
-            token_ms = milliseconds(self.token),
-            upstream_ms = milliseconds(self.upstream),
-            total_ms = milliseconds(self.began.elapsed()),
-            "request"
-        );
     }
 }
 

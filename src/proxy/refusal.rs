@@ -80,7 +80,7 @@ impl Refusal {
     }
 
     /// As an answer; with HTTP 200 for a client that looks only at errcode.
-    pub(super) fn into_response(self, always_200: bool) -> Response<ReplyBody> {
+    pub(super) fn to_response(&self, always_200: bool) -> Response<ReplyBody> {
         let (name, status, _) = self.kind.facts();
         let body = serde_json::json!({
             "errcode": self.errcode,

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::record::Record;
+use super::{record::Record, refusal::Kind};
 use crate::{
     link::Busy,
     upload::Upload,
@@ -42,7 +42,7 @@ struct Streamed {
     /// The upload may go on beside the answer.
     _upload: Option<Upload>,
     /// The request counts as in flight until here.
-    _permit: Option<OwnedSemaphorePermit>,
+    _place: Option<OwnedSemaphorePermit>,
 }
 
 impl ReplyBody {
@@ -56,12 +56,12 @@ impl ReplyBody {
         mut held: VecDeque<Bytes>,
         rest: AnswerBody,
         upload: Option<Upload>,
-        permit: OwnedSemaphorePermit,
+        place: Option<OwnedSemaphorePermit>,
     ) -> Self {
         if rest.is_ended() && held.len() <= 1 {
             return Self::whole(held.pop_front().unwrap_or_default());
         }
-        let streamed = Streamed { held, rest, _upload: upload, _permit: Some(permit) };
+        let streamed = Streamed { held, rest, _upload: upload, _place: place };
         Self { pieces: Pieces::Streamed(Box::new(streamed)), record: None, busy: None }
     }
 
@@ -119,13 +119,14 @@ impl Body for ReplyBody {
         let piece = ready!(polled);
         let ended = self.has_ended();
         if let Some(record) = &mut self.record {
-            record.bytes +=
-                piece.as_ref().map_or(0, |piece| piece.as_ref().map_or(0, |piece| piece.len() as u64));
-            record.whole = ended && !matches!(piece, Some(Err(_)));
+            match &piece {
+                Some(Ok(piece)) => (record.bytes, record.whole) = (record.bytes + piece.len() as u64, ended),
+                Some(Err(failure)) => record.error = Some((Kind::UpstreamBroke, failure.flaw.to_string())),
+                None => record.whole = ended,
+            }
         }
         Poll::Ready(piece.map(|piece| {
-            piece.map(Frame::data).map_err(|failure| {
-                tracing::warn!(failure = %failure.flaw, "the upstream broke off in the middle of an answer");
+            piece.map(Frame::data).map_err(|_| {
                 if let Some(busy) = &self.busy {
                     busy.sever();
                 }

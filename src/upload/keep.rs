@@ -20,6 +20,8 @@ use tokio::task::{JoinHandle, spawn_blocking};
 /// Pieces below this size are copied together: a byte that comes alone would otherwise hold the whole buffer that it was
 /// read into.
 const SMALL: usize = 4 * 1024;
+/// How much is written to a file at once; a write is a task of its own, and must not be one for each byte.
+const WRITE: usize = 64 * 1024;
 /// How much is read back from a file at once.
 const READ_BACK: u64 = 128 * 1024;
 
@@ -43,7 +45,7 @@ impl Shelf {
         self.in_memory.load(Ordering::Relaxed)
     }
 
-    /// Bytes that are kept in files now.
+    /// Bytes that are kept in files now, or on their way there.
     pub fn in_files(&self) -> u64 {
         self.in_files.load(Ordering::Relaxed)
     }
@@ -64,7 +66,7 @@ impl Shelf {
 pub(super) struct Place {
     piece: usize,
     within: usize,
-    file: u64,
+    spilled: u64,
 }
 
 impl Place {
@@ -72,11 +74,11 @@ impl Place {
     pub(super) fn skip(&mut self, kept: &Kept) {
         self.piece = kept.pieces.len();
         self.within = kept.tail.len();
-        self.file = kept.file_bytes;
+        self.spilled = kept.spilled();
     }
 
     fn is_end_of(&self, kept: &Kept) -> bool {
-        self.piece == kept.pieces.len() && self.within == kept.tail.len() && self.file == kept.file_bytes
+        self.piece == kept.pieces.len() && self.within == kept.tail.len() && self.spilled == kept.spilled()
     }
 }
 
@@ -88,6 +90,8 @@ pub(super) struct Kept {
     memory_bytes: u64,
     file: Option<Arc<File>>,
     file_bytes: u64,
+    /// What goes into the file next.
+    gathered: BytesMut,
     writing: Option<JoinHandle<io::Result<()>>>,
     reading: Option<JoinHandle<io::Result<Bytes>>>,
     lost: bool,
@@ -102,6 +106,7 @@ impl Kept {
             memory_bytes: 0,
             file: None,
             file_bytes: 0,
+            gathered: BytesMut::new(),
             writing: None,
             reading: None,
             lost: false,
@@ -118,9 +123,9 @@ impl Kept {
         if self.lost {
             return;
         }
-        let bytes = piece.len() as u64;
-        if self.file.is_none() && self.shelf.reserve(self.memory_bytes, bytes) {
-            self.memory_bytes += bytes;
+        let length = piece.len() as u64;
+        if self.file.is_none() && self.shelf.reserve(self.memory_bytes, length) {
+            self.memory_bytes += length;
             return self.push_memory(piece);
         }
         let file = match &self.file {
@@ -130,10 +135,24 @@ impl Kept {
                 Err(error) => return self.lose(&error),
             },
         };
-        let (piece, at) = (piece.clone(), self.file_bytes);
-        self.file_bytes += bytes;
-        self.shelf.in_files.fetch_add(bytes, Ordering::Relaxed);
+        self.shelf.in_files.fetch_add(length, Ordering::Relaxed);
+        let piece = if self.gathered.is_empty() && piece.len() >= WRITE {
+            piece.clone()
+        } else {
+            self.gathered.extend_from_slice(piece);
+            if self.gathered.len() < WRITE {
+                return;
+            }
+            self.gathered.split().freeze()
+        };
+        let at = self.file_bytes;
+        self.file_bytes += piece.len() as u64;
         self.writing = Some(spawn_blocking(move || file.write_all_at(&piece, at)));
+    }
+
+    /// Bytes that are beyond the memory, written or gathered.
+    fn spilled(&self) -> u64 {
+        self.file_bytes + self.gathered.len() as u64
     }
 
     fn push_memory(&mut self, piece: &Bytes) {
@@ -185,11 +204,14 @@ impl Kept {
             place.within = self.tail.len();
             return Poll::Ready(Ok(Some(rest)));
         }
-        let Some(file) = self.file.as_ref().filter(|_| place.file < self.file_bytes) else {
-            return Poll::Ready(Ok(None));
+        let Some(file) = self.file.as_ref().filter(|_| place.spilled < self.file_bytes) else {
+            let rest = self.gathered.get(place.spilled.saturating_sub(self.file_bytes) as usize..);
+            let rest = rest.filter(|rest| !rest.is_empty()).map(Bytes::copy_from_slice);
+            place.spilled = self.spilled();
+            return Poll::Ready(Ok(rest));
         };
         let reading = self.reading.get_or_insert_with(|| {
-            let (file, at) = (file.clone(), place.file);
+            let (file, at) = (file.clone(), place.spilled);
             let bytes = READ_BACK.min(self.file_bytes - at) as usize;
             spawn_blocking(move || {
                 let mut piece = vec![0; bytes];
@@ -199,7 +221,7 @@ impl Kept {
         let read = ready!(Pin::new(reading).poll(cx));
         self.reading = None;
         let piece = read.unwrap_or_else(|panic| Err(io::Error::other(panic)))?;
-        place.file += piece.len() as u64;
+        place.spilled += piece.len() as u64;
         Poll::Ready(Ok(Some(piece)))
     }
 
@@ -217,7 +239,7 @@ impl Kept {
 impl Drop for Kept {
     fn drop(&mut self) {
         self.shelf.in_memory.fetch_sub(self.memory_bytes, Ordering::Relaxed);
-        self.shelf.in_files.fetch_sub(self.file_bytes, Ordering::Relaxed);
+        self.shelf.in_files.fetch_sub(self.spilled(), Ordering::Relaxed);
     }
 }
 
@@ -242,7 +264,7 @@ mod tests {
         let shelf = Arc::new(Shelf::new(8 * 10_000, dir.path().to_owned()));
         let mut kept = Kept::new(shelf.clone());
         let mut expected = Vec::new();
-        for size in [1, 100, 5000, 3, 4000, 20_000, 7, 300_000] {
+        for size in [1, 100, 5000, 3, 4000, 20_000, 7, 300_000, 1, 70_000, 5] {
             poll_fn(|cx| kept.poll_idle(cx)).await;
             let piece = Bytes::from(vec![size as u8; size]);
             expected.extend_from_slice(&piece);
@@ -259,11 +281,11 @@ mod tests {
     async fn a_piece_that_could_not_be_written_is_never_sent_over() {
         let dir = tempfile::tempdir().expect("a directory");
         let mut kept = Kept::new(Arc::new(Shelf::new(0, dir.path().to_owned())));
-        kept.push(&Bytes::from_static(b"first"));
+        kept.push(&Bytes::from(vec![1; WRITE]));
         poll_fn(|cx| kept.poll_idle(cx)).await;
         // Opened for reading only, as a full disk would do to the next write.
         kept.file = Some(Arc::new(File::open("/dev/null").expect("a file")));
-        kept.push(&Bytes::from_static(b"second"));
+        kept.push(&Bytes::from(vec![2; WRITE]));
         assert!(read_all(&mut kept).await.is_err());
         assert!(!kept.is_whole());
     }
