@@ -15,6 +15,7 @@ mod identify;
 mod key;
 mod legacy;
 mod limits;
+mod log;
 mod passes;
 mod process;
 mod program;

@@ -226,3 +226,20 @@ async fn a_python_script_runs_as_it_did_before() {
     assert_eq!(said, ["hello", "你好，世界 😀 \" \\ \n", "chunked"]);
     assert_eq!(stage.wecom.gettoken_count("hr").expect("an agent"), 1);
 }
+
+#[tokio::test]
+async fn curl_reads_the_refusal_of_a_large_upload_that_it_is_still_sending() {
+    let stage = stage().await;
+    let file = stage.dir.path().join("large");
+    fs::File::create(&file).and_then(|file| file.set_len(70 << 20)).expect("a sparse file");
+    let file = file.to_str().expect("a path in UTF-8");
+    let upload = url(&stage, "/hr/cgi-bin/media/upload?type=file");
+    for version in ["--http1.1", "--http2-prior-knowledge"] {
+        for (key, errcode) in [(KEY, "45001"), ("nobody's-key", "40001")] {
+            let header = format!("X-Api-Key: {key}");
+            let answer =
+                curl(&[version, "-H", &header, "-H", "Expect:", "-X", "POST", "-T", file, &upload]).await;
+            assert!(answer.contains(errcode), "{version} {errcode}: {answer}");
+        }
+    }
+}
