@@ -10,22 +10,15 @@ mod query;
 mod record;
 mod refusal;
 mod reply;
+mod sign;
 mod target;
+mod unread;
 
-use std::{
-    fmt::Write as _,
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
-use bytes::BytesMut;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, header, request};
-use hyper::body::{Body as _, Incoming};
-use memchr::memmem;
+use http::{HeaderName, Method, Request, Response, header, request};
+use hyper::body::Incoming;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, timeout},
@@ -36,7 +29,9 @@ use self::{
     inspect::{Inspected, inspect},
     record::Record,
     refusal::{Kind, Refusal},
+    sign::{Ids, conceal, sign},
     target::{Doubt, Target},
+    unread::Unread,
 };
 use crate::{
     directory::{Agent, Directory},
@@ -46,15 +41,7 @@ use crate::{
     tokens::{FetchError, Replacement, Token},
     upload::{Bounds, Shelf, Upload, UploadError},
     upstream::{BodyLength, Failure, Flaw, Outgoing, Upstream},
-    wecom::errcode,
 };
-
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-const AGENT: HeaderName = HeaderName::from_static("x-wecom-agent");
-const RETRIED: HeaderName = HeaderName::from_static("x-wecom-retried");
-const HINT: HeaderName = HeaderName::from_static("x-wecom-hint");
-const DEBUG: HeaderName = HeaderName::from_static("x-wecom-debug");
-const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
 /// Most bytes of a ticket's answer.
 const MAX_TICKET: usize = 64 * 1024;
@@ -95,7 +82,7 @@ impl Proxy {
     pub async fn handle(&self, request: Request<Incoming>, link: &Link) -> Response<ReplyBody> {
         let busy = link.busy();
         let (parts, body) = request.into_parts();
-        let mut record = Record::new(&parts, self.request_id(&parts), link.peer(), self.rules.access_log);
+        let mut record = Record::new(&parts, self.ids.of(&parts), link.peer(), self.rules.access_log);
         let mut response = match self.relay(&parts, Unread::new(body, link), link, &mut record).await {
             Ok(response) => response,
             Err(refusal) => {
@@ -393,68 +380,6 @@ impl Proxy {
         };
         Refusal::new(kind, format!("WeCom {what}: {words}"))
     }
-
-    /// The caller's own id if it sent a sane one, else a new one.
-    fn request_id(&self, parts: &request::Parts) -> HeaderValue {
-        let own = parts.headers.get(REQUEST_ID).filter(|value| {
-            let text = value.as_bytes();
-            let sane = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.:/+=".contains(byte);
-            (1..=128).contains(&text.len()) && text.iter().all(sane)
-        });
-        own.cloned().unwrap_or_else(|| self.ids.next())
-    }
-}
-
-/// Puts the proxy's own headers onto an answer.
-fn sign(parts: &request::Parts, record: &Record, headers: &mut HeaderMap) {
-    headers.insert(REQUEST_ID, record.request_id.clone());
-    if let Some(agent) = &record.agent {
-        headers.insert(AGENT, agent.name_header.clone());
-    }
-    let (token, upstream) = (record.token.as_secs_f64() * 1e3, record.upstream.as_secs_f64() * 1e3);
-    let mut timing = BytesMut::with_capacity(48);
-    let _ = write!(timing, "token;dur={token:.3}, upstream;dur={upstream:.3}");
-    if let Ok(timing) = HeaderValue::from_maybe_shared(timing.freeze()) {
-        headers.append(SERVER_TIMING, timing);
-    }
-    if let Some(errcode) = record.retried {
-        headers.insert(RETRIED, HeaderValue::from(errcode));
-    }
-    let hint = record.errcode.filter(|errcode| *errcode != errcode::OK).and_then(errcode::hint);
-    if let Some(hint) = hint.filter(|_| parts.headers.get(DEBUG).is_some_and(|value| value == "1")) {
-        headers.insert(HINT, HeaderValue::from_static(hint));
-    }
-}
-
-/// A body that nobody has begun to read. Where it is dropped like that, the connection is closed with care: the client
-/// may still be sending.
-struct Unread<'a> {
-    body: Option<Incoming>,
-    link: &'a Link,
-}
-
-impl<'a> Unread<'a> {
-    fn new(body: Incoming, link: &'a Link) -> Self {
-        Self { body: Some(body).filter(|body| !body.is_end_stream()), link }
-    }
-
-    /// How long it is, as far as its head says.
-    fn declared(&self) -> Option<u64> {
-        self.body.as_ref().map_or(Some(0), |body| body.size_hint().exact())
-    }
-
-    /// The body, to be read.
-    fn take(mut self) -> Option<Incoming> {
-        self.body.take()
-    }
-}
-
-impl Drop for Unread<'_> {
-    fn drop(&mut self) {
-        if let Some(body) = self.body.take() {
-            self.link.leave(body);
-        }
-    }
 }
 
 /// A request on its way, as far as both tries share it.
@@ -463,45 +388,6 @@ struct Forward<'a> {
     target: &'a Target<'a>,
     nominated: Vec<HeaderName>,
     length: BodyLength,
-}
-
-/// Request ids: random where the process began, counted from there.
-struct Ids {
-    prefix: u64,
-    next: AtomicU32,
-}
-
-impl Default for Ids {
-    fn default() -> Self {
-        Self { prefix: getrandom::u64().unwrap_or_default(), next: AtomicU32::new(0) }
-    }
-}
-
-impl Ids {
-    fn next(&self) -> HeaderValue {
-        let nth = self.next.fetch_add(1, Ordering::Relaxed);
-        let mut text = BytesMut::with_capacity(24);
-        let _ = write!(text, "{:016x}{nth:08x}", self.prefix);
-        HeaderValue::from_maybe_shared(text.freeze()).unwrap_or(HeaderValue::from_static("-"))
-    }
-}
-
-/// Takes the token out of an answer's headers: an upstream that redirects may say the request's URL back.
-fn conceal(headers: &mut HeaderMap, token: &Token) {
-    let token = token.value.expose();
-    for value in headers.values_mut().filter(|value| value.len() >= token.len()) {
-        let mut text = BytesMut::new();
-        let mut rest = value.as_bytes();
-        while let Some(at) = memmem::find(rest, token.as_bytes()) {
-            text.extend_from_slice(&rest[..at]);
-            rest = &rest[at + token.len()..];
-        }
-        if rest.len() < value.len() {
-            text.extend_from_slice(rest);
-            // What is left of a header's value is one.
-            *value = HeaderValue::from_maybe_shared(text.freeze()).unwrap_or(HeaderValue::from_static(""));
-        }
-    }
 }
 
 fn doubt(doubt: Doubt) -> Refusal {
