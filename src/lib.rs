@@ -18,11 +18,11 @@ pub mod directory; // who may call, and through which agent
 
 pub mod tickets; // an agent's tickets, kept until shortly before they expire
 
-pub mod passes; // what a client holds in place of a token
-
 pub mod limits; // how often
 
 pub mod tokens; // current, replace: one gettoken however many ask
+
+pub mod passes; // what a client holds in place of a token
 
 pub mod upstream; // the way out: pooled connections to WeCom
 

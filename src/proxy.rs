@@ -118,15 +118,9 @@ impl Proxy {
         let by_key = identify::by_key(&directory, &parts.headers);
         record.client = by_key.as_ref().ok().cloned().flatten();
         sound.map_err(|words| Refusal::new(Kind::BadRequest, words))?;
+        // A wrong base URL is said to be one, and not a wrong key.
+        let target = target.map_err(doubt)?;
         by_key?;
-        let target = match target {
-            Ok(target) => target,
-            // Where a path leads is for those to know who may call.
-            Err(Doubt::NoRoute) if record.client.is_none() && !directory.is_open() => {
-                return Err(identify::unauthenticated());
-            }
-            Err(other) => return Err(doubt(other)),
-        };
         if target.kind == target::Kind::Gettoken {
             return gettoken::answer(&directory, record.client.clone(), &target, &parts.headers, record);
         }
@@ -393,7 +387,10 @@ struct Forward<'a> {
 fn doubt(doubt: Doubt) -> Refusal {
     match doubt {
         Doubt::Malformed(words) => Refusal::new(Kind::BadRequest, words),
-        Doubt::NoRoute => Refusal::new(Kind::NoRoute, "only /cgi-bin/… and /AGENT/cgi-bin/… lead anywhere"),
+        Doubt::NoRoute => Refusal::new(
+            Kind::NoRoute,
+            "only /cgi-bin/… and /AGENT/cgi-bin/… lead anywhere; is the base URL right?",
+        ),
     }
 }
 

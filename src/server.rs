@@ -118,7 +118,10 @@ async fn converse(stream: Stream, link: Link, server: &Server, proxy: &Arc<Proxy
             };
             match greeted {
                 Ok(Ok(tls)) => Stream::ServerTls(Box::new(tls)),
-                Ok(Err(error)) => return tracing::debug!(%error, "a TLS handshake with a client failed"),
+                Ok(Err(error)) => {
+                    let (peer, error) = (link.peer().map(tracing::field::display), error.to_string());
+                    return tracing::info!(peer, error, "a TLS handshake with a client failed");
+                }
                 Err(_) => return tracing::debug!("a TLS handshake with a client took too long"),
             }
         }

@@ -34,7 +34,7 @@ pub use self::{
     report::{LastRenewal, Report},
     token::Token,
 };
-use crate::wecom::{errcode, reply::Grant};
+use crate::wecom::reply::Grant;
 
 /// A token that gettoken hands out although it should have expired is believed for this long.
 const PAST_EXPIRY: Duration = Duration::from_secs(60);
@@ -301,7 +301,7 @@ impl TokenSlot {
                 agent,
                 reason = reason.as_str(),
                 failure = failure.to_string(),
-                hint = errcode::hint(failure.errcode()),
+                hint = failure.hint(),
                 next_try_in_s = state.backoff.wait(now).as_secs(),
                 "token not renewed"
             ),

@@ -173,7 +173,7 @@ pub(super) fn no_agent() -> Refusal {
 }
 
 /// What to say to a caller who showed nothing.
-pub(super) fn unauthenticated() -> Refusal {
+fn unauthenticated() -> Refusal {
     let ways = "send your key as \"Authorization: Bearer KEY\", as \"X-Api-Key: KEY\", by HTTP Basic as the password, \
                 or a pass that gettoken gave you as access_token";
     Refusal::new(Kind::Unauthenticated, ways)
@@ -190,7 +190,7 @@ fn bad_pass(bad: BadPass) -> Refusal {
         }
         BadPass::Forged => Refusal::new(
             Kind::PassInvalid,
-            "invalid access_token: it is none that gettoken gave out here; call gettoken",
+            "invalid access_token: it is none that gettoken gave out here, or no longer one; call gettoken",
         ),
     }
 }

@@ -7,6 +7,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::Source;
 use crate::{
+    passes,
     secret::Masked,
     upstream::{BodyLength, Flaw, Outgoing, Upstream},
     wecom::{
@@ -15,6 +16,8 @@ use crate::{
     },
 };
 
+/// What is wrong where the proxy's own answer comes back to it.
+const LOOP: &str = "it is a pass of wecom-proxy: upstream.url leads back to a proxy; on this machine the name must lead to WeCom";
 /// Most bytes of gettoken's answer.
 const MAX_ANSWER: usize = 64 * 1024;
 
@@ -63,6 +66,14 @@ impl FetchError {
     /// Whether repeating it soon endangers the whole address.
     pub(super) fn is_dangerous(&self) -> bool {
         matches!(self, Self::Refused { errcode, .. } if errcode::is_credential_or_frequency(*errcode))
+    }
+
+    /// What to do about it, where it was WeCom that refused.
+    pub(super) fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Refused { errcode, .. } => errcode::hint(*errcode),
+            _ => None,
+        }
     }
 
     /// WeCom's errcode, -1 where WeCom said none.
@@ -117,7 +128,7 @@ impl Gettoken {
                 return Err(FetchError::Senseless { status, what: "it is longer than 64 KiB" });
             }
         }
-        parse_grant(&body).map_err(|error| match error {
+        let grant = parse_grant(&body).map_err(|error| match error {
             // WeCom is not known to echo a secret, but a gateway before it may say the URL back: it stops here.
             GrantError::Refused { errcode, errmsg } => {
                 let errmsg = errmsg.replace(secret, "[masked]").replace(encoded.expose(), "[masked]");
@@ -128,7 +139,12 @@ impl Gettoken {
             GrantError::BadToken => {
                 FetchError::Senseless { status, what: "its access_token cannot stand in a URL" }
             }
-        })
+        })?;
+        // Calls made with a pass would come back here again and again.
+        if passes::is_marked(grant.token.expose()) {
+            return Err(FetchError::Senseless { status, what: LOOP });
+        }
+        Ok(grant)
     }
 }
 

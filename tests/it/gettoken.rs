@@ -4,7 +4,7 @@ use http::Request;
 use wecom_proxy::simulator::Settings;
 
 use crate::{
-    stage::{Caller, KEYED, OPEN, Reply, Stage, agent_section, key, method},
+    stage::{Caller, KEYED, OPEN, Reply, Stage, USER_GET, agent_section, key, method},
     wire::Line,
 };
 
@@ -279,4 +279,14 @@ async fn an_open_proxy_with_clients_takes_keys_and_real_secrets() {
     ask(&stage, list(&narrow)).await.is_own("pass-invalid", 200, 40014);
     ask(&stage, format!("/ops{}", list(&narrow))).await.is_ok();
     ask(&stage, list(&by_secret)).await.is_ok();
+}
+
+#[tokio::test]
+async fn a_proxy_whose_upstream_is_a_proxy_does_not_call_round_in_circles() {
+    let inner = Stage::open().await;
+    let outer = Stage::facing(inner.address(), OPEN).await;
+    let reply = outer.get(USER_GET).await;
+    reply.is_own("token-unavailable", 502, -1);
+    assert!(reply.text().contains("upstream.url leads back to a proxy"), "{}", reply.text());
+    assert_eq!(inner.got_through(), 0);
 }
