@@ -4,15 +4,7 @@
 //! request never crosses from one core to another. Renewals, the admin listener and signals live on the caller's
 //! runtime, where they take no worker's time.
 
-use std::{
-    io,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    thread,
-    time::Duration,
-};
+use std::{io, sync::Arc, thread, time::Duration};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::{
@@ -118,7 +110,6 @@ pub struct App {
     workers: Vec<thread::JoinHandle<()>>,
     addresses: Vec<Address>,
     admin_addresses: Vec<Address>,
-    reloads: AtomicU64,
 }
 
 impl App {
@@ -184,7 +175,6 @@ impl App {
             workers,
             addresses,
             admin_addresses,
-            reloads: AtomicU64::new(0),
         })
     }
 
@@ -232,7 +222,6 @@ impl App {
         let (agents, clients) = (directory.agents().count(), directory.client_count());
         self.directory.store(Arc::new(directory));
         self.tls.store(prepared.tls);
-        self.reloads.fetch_add(1, Ordering::Relaxed);
         tracing::info!(agents, clients, "configuration reloaded");
         Ok(prepared.config.log)
     }
