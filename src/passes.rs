@@ -42,8 +42,7 @@ pub enum BadPass {
     Forged,
 }
 
-/// What a pass says of itself, not yet believed.
-#[derive(Debug)]
+/// What a pass says of itself, not yet believed. It has no `Debug`: it holds the pass.
 pub struct Claim<'a> {
     bytes: &'a [u8],
     made: u64,

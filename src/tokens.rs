@@ -4,6 +4,7 @@
 //! Two verbs carry the rest: [`TokenSlot::current`] and [`TokenSlot::replace`]. A renewal runs in a task of its own, so
 //! that no caller who goes away takes it from the others. What the slot tells to others about itself is in `report`.
 
+mod ahead;
 mod backoff;
 mod budget;
 pub mod fetch;
@@ -15,20 +16,16 @@ use std::{
     future::Future,
     pin::Pin,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, SystemTime},
 };
 
 use arc_swap::ArcSwapOption;
-use tokio::{
-    runtime::Handle,
-    sync::watch,
-    time::{Instant, sleep_until},
-};
+use tokio::{runtime::Handle, sync::watch, time::Instant};
 
-use self::{backoff::Backoff, budget::Budget, hold::Hold};
+use self::{ahead::keep_fresh, backoff::Backoff, budget::Budget, hold::Hold};
 pub use self::{
     fetch::{Credentials, FetchError},
     report::{LastRenewal, Report},
@@ -358,41 +355,6 @@ async fn landed(mut flight: Flight) -> Outcome {
     match flight.wait_for(Option::is_some).await {
         Ok(outcome) => outcome.clone().unwrap_or_else(|| Err(Arc::new(FetchError::Stopped))),
         Err(_) => Err(Arc::new(FetchError::Stopped)),
-    }
-}
-
-/// Renews a token in use before it expires, in the background. Ends when the token is no longer the current one, when
-/// nobody used it, or when it has expired and the next request will fetch anyway.
-async fn keep_fresh(slot: Weak<TokenSlot>, token: Arc<Token>) {
-    let mut at = token.renew_at;
-    loop {
-        sleep_until(at).await;
-        let Some(slot) = slot.upgrade() else { return };
-        let still_current = slot.current.load().as_ref().is_some_and(|current| Arc::ptr_eq(current, &token));
-        if !still_current || !slot.used.load(Ordering::Relaxed) {
-            return;
-        }
-        let now = Instant::now();
-        let (flight, retry_at) = {
-            let mut state = slot.state();
-            let reason = if now < token.usable_until { Reason::Ahead } else { Reason::Expired };
-            let wait = state.backoff.wait(now);
-            let flight = match wait.is_zero() {
-                true => slot.join_or_start(&mut state, reason).ok(),
-                false => None,
-            };
-            (flight, now + wait.max(Duration::from_secs(1)))
-        };
-        if let Some(flight) = flight
-            && landed(flight).await.is_ok()
-        {
-            // The new token, or the same one with its next date, has a keeper of its own.
-            return;
-        }
-        if now >= token.usable_until {
-            return;
-        }
-        at = retry_at.min(token.usable_until);
     }
 }
 

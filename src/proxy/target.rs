@@ -1,6 +1,6 @@
 //! The request-target, taken apart and doubted: which agent, which path, what kind of call. Pure.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, fmt};
 
 use http::{
     Method, Version,
@@ -24,7 +24,7 @@ pub(super) enum Kind {
 }
 
 /// A target that can be sent on.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(PartialEq, Eq)]
 pub(super) struct Target<'a> {
     /// The agent that the path's first segment names.
     pub(super) agent: Option<&'a str>,
@@ -36,6 +36,17 @@ pub(super) struct Target<'a> {
     pub(super) query: Option<&'a str>,
     /// What is done with it.
     pub(super) kind: Kind,
+}
+
+impl fmt::Debug for Target<'_> {
+    /// Without the query, which may hold secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Target")
+            .field("agent", &self.agent)
+            .field("path", &self.path)
+            .field("kind", &self.kind)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Why a target is not sent on.

@@ -45,6 +45,15 @@ impl Authority {
         Self { root: certificate.der().clone(), issuer: Issuer::new(params, key), dir }
     }
 
+    /// A line of `[server]` for TLS as this host, with its files beside the authority's own.
+    pub fn server_line(&self, host: &str) -> String {
+        let (identity, at) = (self.server(host), |name: &str| self.dir.path().join(name));
+        fs::write(at("server.pem"), &identity.pem).expect("a file");
+        fs::write(at("server.key"), &identity.key_pem).expect("a file");
+        let (cert, key) = (at("server.pem").display().to_string(), at("server.key").display().to_string());
+        format!("tls = {{ cert = \"{cert}\", key = \"{key}\" }}")
+    }
+
     /// The file of its own certificate.
     pub fn file(&self) -> PathBuf {
         self.dir.path().join("ca.pem")

@@ -90,13 +90,7 @@ async fn curl_shows_its_key_in_every_way() {
 #[tokio::test]
 async fn curl_over_tls() {
     let authority = Authority::new();
-    let identity = authority.server("localhost");
-    let files = tempfile::tempdir().expect("a directory");
-    let at = |name: &str| files.path().join(name).display().to_string();
-    fs::write(at("a.pem"), &identity.pem).expect("a file");
-    fs::write(at("a.key"), &identity.key_pem).expect("a file");
-    let tls = format!("tls = {{ cert = \"{}\", key = \"{}\" }}", at("a.pem"), at("a.key"));
-    let stage = Stage::with(&CONFIG.replace("{tls}", &tls)).await;
+    let stage = Stage::with(&CONFIG.replace("{tls}", &authority.server_line("localhost"))).await;
     let user_get = format!("https://localhost:{}{USER_GET}", stage.address().port());
     let ca = authority.file().display().to_string();
     for (option, head) in [("--http2", "HTTP/2 200"), ("--http1.1", "HTTP/1.1 200")] {

@@ -81,13 +81,7 @@ async fn wechatpy_with_another_base_url() {
 #[tokio::test]
 async fn wechatpy_with_its_host_as_it_is() {
     let authority = Authority::new();
-    let identity = authority.server("qyapi.weixin.qq.com");
-    let files = tempfile::tempdir().expect("a directory");
-    let at = |name: &str| files.path().join(name).display().to_string();
-    fs::write(at("a.pem"), &identity.pem).expect("a file");
-    fs::write(at("a.key"), &identity.key_pem).expect("a file");
-    let tls = format!("tls = {{ cert = \"{}\", key = \"{}\" }}", at("a.pem"), at("a.key"));
-    let stage = Stage::with(&CONFIG.replace("{tls}", &tls)).await;
+    let stage = Stage::with(&CONFIG.replace("{tls}", &authority.server_line("qyapi.weixin.qq.com"))).await;
     let mut command = command(python());
     let proxy = stage.address().to_string();
     command.args([&program("wechatpy_work.py"), "fixed", CORPID, KEY, &control(&stage), &proxy]);
