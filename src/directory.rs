@@ -6,8 +6,6 @@ use std::{
     sync::Arc,
 };
 
-use http::HeaderValue;
-
 use crate::{
     config::{self, AgentSet, KeyHash},
     limits::Bucket,
@@ -21,8 +19,6 @@ use crate::{
 pub struct Agent {
     /// Its name, as it stands in the configuration.
     pub name: String,
-    /// The same as a header's value.
-    pub name_header: HeaderValue,
     /// The company's id.
     pub corpid: String,
     /// The application's number, where the configuration gives it.
@@ -206,8 +202,6 @@ fn build_agent(agent: &config::Agent, issuer: &Arc<Issuer>, known: Option<&Arc<A
     };
     Agent {
         name: agent.name.clone(),
-        // The configuration lets only [A-Za-z0-9_-] into a name.
-        name_header: HeaderValue::from_str(&agent.name).unwrap_or(HeaderValue::from_static("")),
         corpid: agent.corpid.clone(),
         agentid: agent.agentid,
         slot,

@@ -32,9 +32,11 @@ pub mod wecom; // facts of WeCom, no I/O
 
 pub mod upload; // a request's body: streamed, bounded, kept for another attempt
 
-pub mod link; // what a connection's requests and its byte stream tell one another
+pub mod framing; // where a body ends on an HTTP/1 connection
 
-pub mod headers; // which headers stop here
+pub mod fields; // header lines, and which of them stop here
+
+pub mod buffers; // read and write buffers at hand on each thread
 
 pub mod io; // byte streams as one type
 

@@ -10,36 +10,36 @@ mod query;
 mod record;
 mod refusal;
 mod reply;
+mod request;
 mod sign;
 mod target;
-mod unread;
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
-use http::{HeaderName, Method, Request, Response, header, request};
-use hyper::body::Incoming;
+use http::{Method, StatusCode};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, timeout},
 };
 
-pub use self::reply::{Broken, ReplyBody};
 use self::{
     inspect::{Inspected, inspect},
     record::Record,
     refusal::{Kind, Refusal},
-    sign::{Ids, conceal, sign},
+    sign::{Ids, sign, wants_explanation},
     target::{Doubt, Target},
-    unread::Unread,
+};
+pub use self::{
+    reply::{Broken, Reply, ReplyBody},
+    request::{Request, Target as RequestTarget},
 };
 use crate::{
     directory::{Agent, Directory},
-    headers,
-    link::Link,
+    fields::{Fields, Known},
     tickets::{Ended, TicketKind},
     tokens::{FetchError, Replacement, Token},
-    upload::{Bounds, Shelf, Upload, UploadError},
+    upload::{Body, Bounds, Shelf, Upload, UploadError},
     upstream::{BodyLength, Failure, Flaw, Outgoing, Upstream},
 };
 
@@ -79,54 +79,46 @@ impl Proxy {
     }
 
     /// Answers one request. Whatever happens, the caller learns it in WeCom's shape.
-    pub async fn handle(&self, request: Request<Incoming>, link: &Link) -> Response<ReplyBody> {
-        let busy = link.busy();
-        let (parts, body) = request.into_parts();
-        let mut record = Record::new(&parts, self.ids.of(&parts), link.peer(), self.rules.access_log);
-        let mut response = match self.relay(&parts, Unread::new(body, link), link, &mut record).await {
-            Ok(response) => response,
+    pub async fn handle(&self, request: Request, body: Body) -> Reply {
+        let mut record = Record::new(&request, self.ids.of(&request), self.rules.access_log);
+        let reply = match self.relay(&request, body, &mut record).await {
+            Ok(reply) => reply,
             Err(refusal) => {
                 // Not every refusal waits until a pass was looked at.
-                let by_pass = || identify::client_of_pass(&self.directory.load(), parts.uri.query());
+                let by_pass = || identify::client_of_pass(&self.directory.load(), request.target.query());
                 record.client = record.client.take().or_else(by_pass);
-                let always_200 = record.client.as_ref().is_some_and(|client| client.always_200);
-                record.errcode = Some(refusal.errcode);
-                let response = refusal.to_response(always_200);
-                record.error = Some((refusal.kind, refusal.words));
-                response
+                refuse(refusal, &mut record)
             }
         };
-        record.status = response.status().as_u16();
-        sign(&parts, &record, response.headers_mut());
-        response.map(|body| body.until_end(record, busy))
+        finish(reply, record, wants_explanation(&request))
+    }
+
+    /// Answers what is no request: a head that cannot be trusted.
+    pub fn refuse_head(&self, status: StatusCode, words: &'static str, request: &Request) -> Reply {
+        let mut record = Record::new(request, self.ids.of(request), self.rules.access_log);
+        let reply = refuse(Refusal::new(Kind::BadRequest, words).with_status(status), &mut record);
+        finish(reply, record, false)
     }
 
     /// The way of a request; every `?` on it is an answer of the proxy's own.
-    async fn relay(
-        &self,
-        parts: &request::Parts,
-        body: Unread<'_>,
-        link: &Link,
-        record: &mut Record,
-    ) -> Result<Response<ReplyBody>, Refusal> {
+    async fn relay(&self, request: &Request, body: Body, record: &mut Record) -> Result<Reply, Refusal> {
         let directory = self.directory.load_full();
-        let is_here =
-            |host: &str| host.eq_ignore_ascii_case(&self.rules.upstream_authority) || link.is_local(host);
-        let sound = target::check_head(parts, is_here);
-        let target = Target::parse(parts.uri.path(), parts.uri.query());
+        let sound = target::check_head(request, |host, local| self.is_here(host, local));
+        let (path, query) = request.target.split();
+        let target = Target::parse(path, query);
         // Who calls is asked first: a client may want even the refusal of a malformed request in HTTP 200.
-        let by_key = identify::by_key(&directory, &parts.headers);
+        let by_key = identify::by_key(&directory, &request.fields);
         record.client = by_key.as_ref().ok().cloned().flatten();
         sound.map_err(|words| Refusal::new(Kind::BadRequest, words))?;
         // A wrong base URL is said to be one, and not a wrong key.
         let target = target.map_err(doubt)?;
         by_key?;
         if target.kind == target::Kind::Gettoken {
-            return gettoken::answer(&directory, record.client.clone(), &target, &parts.headers, record);
+            return gettoken::answer(&directory, record.client.clone(), &target, &request.fields, record);
         }
-        let caller = identify::caller(&directory, record.client.clone(), &target, &parts.headers)?;
+        let caller = identify::caller(&directory, record.client.clone(), &target, &request.fields)?;
         (record.client, record.agent) = (caller.client, caller.agent);
-        if record.client.as_ref().is_some_and(|client| !client.may_call(&parts.method, &target.route)) {
+        if record.client.as_ref().is_some_and(|client| !client.may_call(&request.method, &target.route)) {
             let words = "this client may not call this path; the operator's allow list says so";
             return Err(Refusal::new(Kind::Forbidden, words));
         }
@@ -137,42 +129,49 @@ impl Proxy {
             (None, false) => return Err(identify::no_agent()),
             (_, true) => None,
         };
-        let (upload, length) = self.receive(parts, body, link, agent.is_some())?;
-        let forward =
-            Forward { parts, target: &target, nominated: headers::nominated(&parts.headers), length };
-        let answer = match (agent, target.ticket(&parts.method)) {
+        let (upload, length) = self.receive(request, body, agent.is_some())?;
+        let forward = Forward { method: &request.method, fields: &request.fields, target: &target, length };
+        let answer = match (agent, target.ticket(&request.method)) {
             (None, _) => self.send_plain(&forward, upload.as_ref(), record).await?,
             (Some(agent), Some(kind)) => self.ticket(&forward, &agent, kind, record).await?,
             (Some(agent), None) => self.send_with_token(&forward, &agent, upload.as_ref(), record).await?,
         };
         record.errcode = answer.errcode;
-        let mut response = Response::new(ReplyBody::streamed(answer.held, answer.rest, upload, answer.place));
-        *response.status_mut() = answer.status;
-        *response.headers_mut() = answer.headers;
-        Ok(response)
+        Ok(Reply::passed_on(answer, upload))
+    }
+
+    /// Whether a target in absolute form means this proxy, or the upstream as a client sees it that takes us for its
+    /// forward proxy.
+    fn is_here(&self, authority: &str, local: Option<SocketAddr>) -> bool {
+        let is_local = local.is_some_and(|local| {
+            let port = local.port();
+            authority.parse::<SocketAddr>().is_ok_and(|named| named == local)
+                || (local.ip().is_loopback() && authority.eq_ignore_ascii_case(&format!("localhost:{port}")))
+        });
+        is_local || authority.eq_ignore_ascii_case(&self.rules.upstream_authority)
     }
 
     /// The body as it will be sent, or the refusal of one that is declared too large.
     fn receive(
         &self,
-        parts: &request::Parts,
-        body: Unread<'_>,
-        link: &Link,
+        request: &Request,
+        body: Body,
         keep: bool,
     ) -> Result<(Option<Upload>, BodyLength), Refusal> {
         let declared = body.declared();
         if declared.is_some_and(|declared| declared > self.rules.bounds.bytes) {
             return Err(too_large(self.rules.bounds.bytes));
         }
-        let Some(body) = body.take().filter(|_| declared != Some(0)) else {
-            let says_so = parts.headers.contains_key(header::CONTENT_LENGTH);
-            let wants = matches!(parts.method, Method::POST | Method::PUT | Method::PATCH);
-            return Ok((None, if says_so || wants { BodyLength::Known(0) } else { BodyLength::Absent }));
+        let upload = Upload::new(body, self.rules.bounds, keep.then_some(&self.rules.shelf));
+        let wants = || matches!(request.method, Method::POST | Method::PUT | Method::PATCH);
+        let length = match declared {
+            Some(0) if upload.is_none() && !request.fields.contains(Known::ContentLength) && !wants() => {
+                BodyLength::Absent
+            }
+            Some(length) => BodyLength::Known(length),
+            None => BodyLength::Unknown,
         };
-        let upload = Upload::new(body, declared, self.rules.bounds, keep.then_some(&self.rules.shelf));
-        let link = link.clone();
-        upload.on_unread(move |rest| link.leave(rest));
-        Ok((Some(upload), declared.map_or(BodyLength::Unknown, BodyLength::Known)))
+        Ok((upload, length))
     }
 
     /// A place among the requests in flight.
@@ -196,13 +195,10 @@ impl Proxy {
         upload: Option<&Upload>,
         record: &mut Record,
     ) -> Result<Inspected, Refusal> {
-        let mut target = forward.target.path.to_owned();
-        if let Some(query) = forward.target.query {
-            target.push('?');
-            target.push_str(query);
-        }
+        let query = forward.target.query;
+        let target = [forward.target.path, query.map_or("", |_| "?"), query.unwrap_or_default()];
         let place = self.admit().await?;
-        let answer = self.exchange(forward, &target, upload).await?;
+        let answer = self.exchange(forward, &target, None, upload).await?;
         record.upstream = answer.took;
         Ok(answer.at(place))
     }
@@ -225,12 +221,11 @@ impl Proxy {
             }
         };
         let query = query::without_token(forward.target.query.unwrap_or_default());
-        let target = |token: &Token| query::with_token(forward.target.path, &query, token.value.expose());
 
         // Who waits for a token takes no place from those who have one.
         let place = self.admit().await?;
-        let mut first = self.exchange(forward, &target(&token), upload).await?;
-        conceal(&mut first.headers, &token);
+        let target = query::with_token(forward.target.path, &query, token.value.expose());
+        let first = self.exchange(forward, &target, Some(&token), upload).await?;
         record.upstream = first.took;
         let Some(refused_with) =
             first.errcode.filter(|errcode| self.rules.refresh_errcodes.contains(errcode))
@@ -256,7 +251,8 @@ impl Proxy {
             Replacement::Unavailable(failure) => return Err(token_unavailable(&failure)),
         };
         record.retried = Some(refused_with);
-        let mut second = match self.exchange(forward, &target(&next), upload).await {
+        let target = query::with_token(forward.target.path, &query, next.value.expose());
+        let second = match self.exchange(forward, &target, Some(&next), upload).await {
             // The disk lost what was kept of the body: the refusal is all that there is to tell.
             Err(_) if upload.is_some_and(|upload| upload.failure() == Some(UploadError::Lost)) => {
                 record.retried = None;
@@ -264,7 +260,6 @@ impl Proxy {
             }
             second => second?,
         };
-        conceal(&mut second.headers, &next);
         record.upstream += second.took;
         if let Some(upload) = upload {
             upload.settle();
@@ -300,13 +295,7 @@ impl Proxy {
             (None, None) => {}
         }
         // Nobody's own headers: the answer is everybody's.
-        let (parts, ()) = Request::new(()).into_parts();
-        let neutral = Forward {
-            parts: &parts,
-            target: forward.target,
-            nominated: Vec::new(),
-            length: BodyLength::Absent,
-        };
+        let neutral = Forward { fields: &Fields::default(), length: BodyLength::Absent, ..*forward };
         let asked = Instant::now();
         // A caller who leaves meanwhile ends nothing: the next in the row fetches instead.
         let fetched = async {
@@ -333,20 +322,16 @@ impl Proxy {
     async fn exchange(
         &self,
         forward: &Forward<'_>,
-        target: &str,
+        target: &[&str],
+        token: Option<&Token>,
         upload: Option<&Upload>,
     ) -> Result<Inspected, Refusal> {
         let sent = Instant::now();
-        let outgoing = Outgoing {
-            method: &forward.parts.method,
-            target,
-            headers: &forward.parts.headers,
-            nominated: &forward.nominated,
-            body: forward.length,
-        };
+        let outgoing =
+            Outgoing { method: forward.method, target, fields: forward.fields, body: forward.length };
         let failed = |failure: Failure| self.failed(failure);
         let answer = self.upstream.send(&outgoing, upload).await.map_err(failed)?;
-        inspect(answer, sent.elapsed()).await.map_err(failed)
+        inspect(answer, token, sent.elapsed()).await.map_err(failed)
     }
 
     /// What the caller is told of a failure.
@@ -378,10 +363,27 @@ impl Proxy {
 
 /// A request on its way, as far as both tries share it.
 struct Forward<'a> {
-    parts: &'a request::Parts,
+    method: &'a Method,
+    fields: &'a Fields,
     target: &'a Target<'a>,
-    nominated: Vec<HeaderName>,
     length: BodyLength,
+}
+
+/// A refusal as an answer.
+fn refuse(refusal: Refusal, record: &mut Record) -> Reply {
+    let always_200 = record.client.as_ref().is_some_and(|client| client.always_200);
+    record.errcode = Some(refusal.errcode);
+    let reply = refusal.to_reply(always_200);
+    record.error = Some((refusal.kind, refusal.words));
+    reply
+}
+
+/// What every answer gets before it leaves.
+fn finish(mut reply: Reply, mut record: Record, explains: bool) -> Reply {
+    record.status = reply.status.as_u16();
+    sign(&record, explains, &mut reply.lines);
+    reply.body.until_end(record);
+    reply
 }
 
 fn doubt(doubt: Doubt) -> Refusal {

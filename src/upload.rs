@@ -7,15 +7,12 @@ mod keep;
 
 use std::{
     fmt,
-    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, ready},
     time::Duration,
 };
 
 use bytes::Bytes;
-use http_body::Body;
-use hyper::body::Incoming;
 
 pub use self::keep::Shelf;
 use self::keep::{Kept, Place};
@@ -50,56 +47,84 @@ pub struct Bounds {
     pub silence: Duration,
 }
 
+/// A request's body as the server found it, before anybody has decided to read it.
+pub enum Body {
+    /// There is none.
+    None,
+    /// It came together with the head.
+    Whole(Bytes),
+    /// It comes piece by piece.
+    Streamed(Box<dyn Source>),
+}
+
+impl Body {
+    /// How long it is, as far as its head says.
+    pub fn declared(&self) -> Option<u64> {
+        match self {
+            Self::None => Some(0),
+            Self::Whole(whole) => Some(whole.len() as u64),
+            Self::Streamed(source) => source.declared(),
+        }
+    }
+}
+
+/// Where the pieces of a body come from. What is not read of it when it is dropped is its own concern.
+pub trait Source: Send {
+    /// How long the body is, as far as its head says.
+    fn declared(&self) -> Option<u64>;
+    /// The next piece; `None` at the end.
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Cut>>;
+    /// Whether the last piece was handed out. It may say no where the end is not yet known.
+    fn is_ended(&self) -> bool;
+}
+
+/// The client went away in the middle of its body, or sent one that is not well formed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cut;
+
 /// A request's body that can be read more than once. Cloning gives another handle on the same body.
 #[derive(Clone)]
-pub struct Upload(Arc<Mutex<State>>);
+pub struct Upload(Kind);
+
+#[derive(Clone)]
+enum Kind {
+    Whole(Bytes),
+    Streamed(Arc<Mutex<State>>),
+}
 
 struct State {
-    source: Option<Incoming>,
-    declared: Option<u64>,
+    source: Option<Box<dyn Source>>,
     received: u64,
     bounds: Bounds,
     silence: Deadline,
     kept: Option<Kept>,
     attempt: u32,
     failed: Option<UploadError>,
-    unread: Option<Box<dyn FnOnce(Incoming) + Send>>,
 }
 
 impl Upload {
-    /// Wraps a body of `declared` bytes, if known. With a shelf the pieces are kept for another attempt.
-    pub fn new(source: Incoming, declared: Option<u64>, bounds: Bounds, shelf: Option<&Arc<Shelf>>) -> Self {
-        Self(Arc::new(Mutex::new(State {
+    /// Takes a body to read it; `None` where there is none. With a shelf its pieces are kept for another attempt.
+    pub fn new(body: Body, bounds: Bounds, shelf: Option<&Arc<Shelf>>) -> Option<Self> {
+        let source = match body {
+            Body::None => return None,
+            Body::Whole(whole) => return Some(Self(Kind::Whole(whole))),
+            Body::Streamed(source) => source,
+        };
+        Some(Self(Kind::Streamed(Arc::new(Mutex::new(State {
             source: Some(source),
-            declared,
             received: 0,
             bounds,
             silence: Deadline::idle(),
             kept: shelf.map(|shelf| Kept::new(shelf.clone())),
             attempt: 0,
             failed: None,
-            unread: None,
-        })))
-    }
-
-    /// Hands what is left of this body to `leave` when it is dropped before its end was read.
-    pub fn on_unread(&self, leave: impl FnOnce(Incoming) + Send + 'static) {
-        self.state().unread = Some(Box::new(leave));
-    }
-
-    /// The length that the client declared; `None` for a body of unknown length.
-    pub fn declared(&self) -> Option<u64> {
-        self.state().declared
-    }
-
-    /// Bytes that came from the client so far.
-    pub fn received(&self) -> u64 {
-        self.state().received
+        })))))
     }
 
     /// Whether [`Upload::reader`] would give one.
     pub fn can_be_read_again(&self) -> bool {
-        let state = self.state();
+        let Kind::Streamed(state) = &self.0 else { return true };
+        let state = locked(state);
         state.received == 0 || state.kept.as_ref().is_some_and(Kept::is_whole)
     }
 
@@ -109,27 +134,38 @@ impl Upload {
         if !self.can_be_read_again() {
             return None;
         }
-        let mut state = self.state();
-        state.attempt += 1;
-        if let Some(kept) = &mut state.kept {
-            kept.rewind();
-        }
-        Some(Reader { upload: self.clone(), attempt: state.attempt, place: Place::default(), ended: false })
+        let attempt = match &self.0 {
+            Kind::Whole(_) => 0,
+            Kind::Streamed(state) => {
+                let mut state = locked(state);
+                state.attempt += 1;
+                if let Some(kept) = &mut state.kept {
+                    kept.rewind();
+                }
+                state.attempt
+            }
+        };
+        Some(Reader { upload: self.clone(), attempt, place: Place::default(), ended: false })
     }
 
     /// Lets go of what was kept: there will be no other attempt. A running reader goes on with what still comes.
     pub fn settle(&self) {
-        self.state().kept = None;
+        if let Kind::Streamed(state) = &self.0 {
+            locked(state).kept = None;
+        }
     }
 
     /// Why the client's side failed, if it did.
     pub fn failure(&self) -> Option<UploadError> {
-        self.state().failed
+        match &self.0 {
+            Kind::Whole(_) => None,
+            Kind::Streamed(state) => locked(state).failed,
+        }
     }
+}
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+fn locked(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl fmt::Debug for Upload {
@@ -144,48 +180,28 @@ impl State {
         if let Some(failed) = self.failed {
             return Poll::Ready(Err(failed));
         }
-        loop {
-            let Some(source) = self.source.as_mut() else { return Poll::Ready(Ok(None)) };
-            let Poll::Ready(frame) = Pin::new(&mut *source).poll_frame(cx) else {
-                self.silence.set_if_idle(self.bounds.silence);
-                ready!(self.silence.poll_passed(cx));
-                return self.fail(UploadError::Silent);
-            };
-            self.silence.clear();
-            match frame {
-                Some(Ok(frame)) => {
-                    // Trailers are hop-by-hop here: nobody sends them to WeCom.
-                    let Ok(data) = frame.into_data() else { continue };
-                    if data.is_empty() {
-                        continue;
-                    }
-                    self.received += data.len() as u64;
-                    if self.received > self.bounds.bytes {
-                        return self.fail(UploadError::TooLarge);
-                    }
-                    if source.is_end_stream() {
-                        self.source = None;
-                    }
-                    return Poll::Ready(Ok(Some(data)));
-                }
-                Some(Err(_)) => return self.fail(UploadError::Broken),
-                None => self.source = None,
-            }
+        let Some(source) = self.source.as_mut() else { return Poll::Ready(Ok(None)) };
+        let Poll::Ready(piece) = source.poll_piece(cx) else {
+            self.silence.set_if_idle(self.bounds.silence);
+            ready!(self.silence.poll_passed(cx));
+            return self.fail(UploadError::Silent);
+        };
+        self.silence.clear();
+        let ended = source.is_ended();
+        let Ok(piece) = piece else { return self.fail(UploadError::Broken) };
+        self.received += piece.as_ref().map_or(0, Bytes::len) as u64;
+        if self.received > self.bounds.bytes {
+            return self.fail(UploadError::TooLarge);
         }
+        if ended || piece.is_none() {
+            self.source = None;
+        }
+        Poll::Ready(Ok(piece))
     }
 
     fn fail(&mut self, error: UploadError) -> Poll<Result<Option<Bytes>, UploadError>> {
         self.failed = Some(error);
         Poll::Ready(Err(error))
-    }
-}
-
-impl Drop for State {
-    fn drop(&mut self) {
-        let unread = self.source.take().filter(|source| !source.is_end_stream());
-        if let (Some(source), Some(leave)) = (unread, self.unread.take()) {
-            leave(source);
-        }
     }
 }
 
@@ -200,7 +216,14 @@ pub struct Reader {
 impl Reader {
     /// The next piece; `None` at the end.
     pub fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, UploadError>> {
-        let mut state = self.upload.state();
+        let state = match &self.upload.0 {
+            Kind::Streamed(state) => state,
+            Kind::Whole(whole) => {
+                let piece = (!std::mem::replace(&mut self.ended, true)).then(|| whole.clone());
+                return Poll::Ready(Ok(piece));
+            }
+        };
+        let mut state = locked(state);
         if state.attempt != self.attempt {
             return Poll::Ready(Err(UploadError::Superseded));
         }

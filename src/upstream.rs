@@ -3,7 +3,6 @@
 //! It knows nothing of tokens. One [`Upstream`] belongs to one runtime; what it sends is driven by the task that asks.
 
 mod dial;
-mod framing;
 mod h1;
 mod h2;
 mod head;
@@ -21,16 +20,14 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use http::{Method, StatusCode};
 use tokio::time::Instant;
 
+pub use self::settings::{Settings, SettingsError};
 use self::{dial::Addresses, pool::Pool};
-pub use self::{
-    framing::FramingError,
-    settings::{Settings, SettingsError},
-};
 use crate::{
-    headers,
+    fields::Fields,
+    framing::FramingError,
     upload::{Reader, Upload, UploadError},
 };
 
@@ -38,22 +35,12 @@ use crate::{
 pub struct Outgoing<'a> {
     /// The method, as the client sent it.
     pub method: &'a Method,
-    /// Path and query, with the token in it.
-    pub target: &'a str,
-    /// The client's headers; those that stay here are left out when the head is written.
-    pub headers: &'a HeaderMap,
-    /// What the client's `Connection` header named.
-    pub nominated: &'a [HeaderName],
+    /// Path and query, with the token in it, in pieces that belong together.
+    pub target: &'a [&'a str],
+    /// The client's header lines; those that stay here are left out when the head is written.
+    pub fields: &'a Fields,
     /// How long the body is.
     pub body: BodyLength,
-}
-
-impl<'a> Outgoing<'a> {
-    /// The headers that leave.
-    fn headers_out(&self) -> impl Iterator<Item = (&'a HeaderName, &'a HeaderValue)> {
-        let nominated = self.nominated;
-        self.headers.iter().filter(move |(name, _)| !headers::stays_here(name) && !nominated.contains(name))
-    }
 }
 
 /// What is known of a request's body before it is sent.
@@ -134,8 +121,10 @@ pub enum Flaw {
 pub struct Answer {
     /// The status, as the upstream sent it.
     pub status: StatusCode,
-    /// Its headers, without hop-by-hop ones.
-    pub headers: HeaderMap,
+    /// Its header lines; those of its connection are left out when they are passed on.
+    pub fields: Fields,
+    /// How long its head says that the body is, or would be.
+    pub length: Option<u64>,
     /// Its body.
     pub body: AnswerBody,
 }
@@ -145,6 +134,8 @@ pub struct AnswerBody(Source);
 
 enum Source {
     Ended,
+    /// All of it came with the head.
+    Whole(Bytes),
     Http1(Box<h1::Exchange>),
     Http2(h2::Answer),
 }
@@ -159,6 +150,7 @@ impl AnswerBody {
     pub fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Failure>>> {
         let polled = match &mut self.0 {
             Source::Ended => Poll::Ready(None),
+            Source::Whole(whole) => Poll::Ready(Some(Ok(std::mem::take(whole)))),
             Source::Http1(exchange) => exchange.poll_data(cx),
             Source::Http2(answer) => answer.poll_data(cx),
         };
@@ -184,6 +176,7 @@ impl AnswerBody {
     fn finish_if_ended(&mut self) {
         let ended = match &self.0 {
             Source::Ended => false,
+            Source::Whole(whole) => whole.is_empty(),
             Source::Http1(exchange) => exchange.is_ended(),
             Source::Http2(answer) => answer.is_ended(),
         };
@@ -307,18 +300,9 @@ impl Line {
         outgoing: &Outgoing<'_>,
         reader: Option<Reader>,
     ) -> Result<Answer, Failure> {
-        let (status, headers, mut body) = match self {
-            Self::Http1(connection) => {
-                let mut exchange = Box::new(h1::Exchange::begin(connection, pool.clone(), outgoing, reader));
-                let (status, headers) = poll_fn(|cx| exchange.poll_head(cx)).await?;
-                (status, headers, AnswerBody(Source::Http1(exchange)))
-            }
-            Self::Http2(mut sender) => {
-                let (status, headers, answer) = sender.send(&pool.settings, outgoing, reader).await?;
-                (status, headers, AnswerBody(Source::Http2(answer)))
-            }
-        };
-        body.finish_if_ended();
-        Ok(Answer { status, headers, body })
+        match self {
+            Self::Http1(connection) => h1::send(connection, pool, outgoing, reader).await,
+            Self::Http2(mut sender) => sender.send(&pool.settings, outgoing, reader).await,
+        }
     }
 }

@@ -7,18 +7,19 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Response, header};
+use http::StatusCode;
 use percent_encoding::percent_decode_str;
 
 use super::{
     identify,
     record::Record,
     refusal::{Kind, Refusal},
-    reply::ReplyBody,
+    reply::Reply,
     target::Target,
 };
 use crate::{
     directory::{Agent, Client, Directory},
+    fields::Fields,
     passes::CLAIMED_LIFE,
     secret::Masked,
     wecom::errcode,
@@ -29,9 +30,9 @@ pub(super) fn answer(
     directory: &Directory,
     shown: Option<Arc<Client>>,
     target: &Target<'_>,
-    headers: &HeaderMap,
+    fields: &Fields,
     record: &mut Record,
-) -> Result<Response<ReplyBody>, Refusal> {
+) -> Result<Reply, Refusal> {
     let query = target.query.unwrap_or_default();
     let corpid = parameter(query, "corpid");
     let corpsecret = parameter(query, "corpsecret").map(|secret| Masked::new(secret.into_owned()));
@@ -47,7 +48,7 @@ pub(super) fn answer(
             "the request shows the keys of two clients; send only one",
         ));
     }
-    let named = identify::named_agent(target, headers)?;
+    let named = identify::named_agent(target, fields)?;
     let (client, agent) = match by_key {
         Some(client) => {
             record.client = Some(client.clone());
@@ -118,14 +119,12 @@ fn refused(errcode: i64, words: &str) -> Refusal {
 }
 
 /// The answer that legacy programs take apart by position: this key order, no spaces.
-fn granted(pass: &Masked) -> Response<ReplyBody> {
+fn granted(pass: &Masked) -> Reply {
     let (pass, life) = (pass.expose(), CLAIMED_LIFE.as_secs());
     let body = format!(r#"{{"errcode":0,"errmsg":"ok","access_token":"{pass}","expires_in":{life}}}"#);
-    let mut response = Response::new(ReplyBody::whole(Bytes::from(body)));
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json; charset=UTF-8"));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    response
+    let mut reply = Reply::own(StatusCode::OK, Bytes::from(body));
+    reply.lines.put(b"cache-control", b"no-store");
+    reply
 }
 
 /// A parameter's value, decoded; `None` where it is absent or empty. A plus stays a plus: neither keys nor secrets hold

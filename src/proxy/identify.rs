@@ -3,7 +3,6 @@
 use std::{sync::Arc, time::Duration};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
-use http::{HeaderMap, HeaderName, header};
 
 use super::{
     gettoken::unix_now,
@@ -13,13 +12,11 @@ use super::{
 };
 use crate::{
     directory::{Agent, Client, Directory},
+    fields::{Fields, Known},
     limits::Bucket,
     passes::{self, BadPass, Claim, Scratch},
     secret::Masked,
 };
-
-const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
-const AGENT: HeaderName = HeaderName::from_static("x-wecom-agent");
 
 /// Who calls, and what the call is made with.
 #[derive(Debug)]
@@ -40,12 +37,12 @@ enum Shown {
 }
 
 /// The client whose key the headers show, if they show one.
-pub(super) fn by_key(directory: &Directory, headers: &HeaderMap) -> Result<Option<Arc<Client>>, Refusal> {
+pub(super) fn by_key(directory: &Directory, fields: &Fields) -> Result<Option<Arc<Client>>, Refusal> {
     if !directory.knows_keys() {
         return Ok(None);
     }
     let mut shown = None;
-    for key in [authorization_key(headers)?, api_key(headers)?].into_iter().flatten() {
+    for key in [authorization_key(fields)?, api_key(fields)?].into_iter().flatten() {
         let client = directory.client(key.expose()).ok_or_else(|| {
             Refusal::new(
                 Kind::Unauthenticated,
@@ -67,9 +64,9 @@ pub(super) fn caller(
     directory: &Directory,
     by_key: Option<Arc<Client>>,
     target: &Target<'_>,
-    headers: &HeaderMap,
+    fields: &Fields,
 ) -> Result<Caller, Refusal> {
-    let named = named_agent(target, headers)?;
+    let named = named_agent(target, fields)?;
     let known = match named {
         Some(name) => directory.agent(name, by_key.as_deref()),
         None => directory.only_agent(by_key.as_deref()),
@@ -146,11 +143,8 @@ fn seconds(wait: Duration) -> u64 {
 }
 
 /// The agent that the path or the header names.
-pub(super) fn named_agent<'a>(
-    target: &Target<'a>,
-    headers: &'a HeaderMap,
-) -> Result<Option<&'a str>, Refusal> {
-    let header = single(headers, &AGENT)?;
+pub(super) fn named_agent<'a>(target: &Target<'a>, fields: &'a Fields) -> Result<Option<&'a str>, Refusal> {
+    let header = single(fields, Known::Agent, "X-Wecom-Agent")?;
     if let (Some(segment), Some(header)) = (target.agent, header)
         && segment != header
     {
@@ -235,13 +229,28 @@ fn believe(directory: &Directory, token: &str) -> Result<(Arc<Agent>, Option<Arc
     Ok((agent.clone(), client.cloned()))
 }
 
+/// A key as it was shown: where it stood, or taken out of what it was encoded in.
+enum Key<'a> {
+    Plain(&'a str),
+    Decoded(Masked),
+}
+
+impl Key<'_> {
+    fn expose(&self) -> &str {
+        match self {
+            Self::Plain(key) => key,
+            Self::Decoded(key) => key.expose(),
+        }
+    }
+}
+
 /// The key in `Authorization`, as Bearer or as the password of Basic.
-fn authorization_key(headers: &HeaderMap) -> Result<Option<Masked>, Refusal> {
-    let Some(value) = single(headers, &header::AUTHORIZATION)? else { return Ok(None) };
-    let (scheme, rest) = value.trim().split_once(' ').unwrap_or((value.trim(), ""));
+fn authorization_key(fields: &Fields) -> Result<Option<Key<'_>>, Refusal> {
+    let Some(value) = single(fields, Known::Authorization, "Authorization")? else { return Ok(None) };
+    let (scheme, rest) = value.split_once(' ').unwrap_or((value, ""));
     let rest = rest.trim();
     if scheme.eq_ignore_ascii_case("bearer") {
-        return Ok(Some(Masked::new(rest)));
+        return Ok(Some(Key::Plain(rest)));
     }
     if scheme.eq_ignore_ascii_case("basic") {
         let pair =
@@ -249,7 +258,7 @@ fn authorization_key(headers: &HeaderMap) -> Result<Option<Masked>, Refusal> {
         let password =
             pair.as_ref().and_then(|pair| pair.expose().split_once(':')).map(|(_, password)| password);
         return match password {
-            Some(password) => Ok(Some(Masked::new(password))),
+            Some(password) => Ok(Some(Key::Decoded(Masked::new(password)))),
             None => {
                 Err(Refusal::new(Kind::Unauthenticated, "the Basic credentials are not base64 of USER:KEY"))
             }
@@ -261,24 +270,24 @@ fn authorization_key(headers: &HeaderMap) -> Result<Option<Masked>, Refusal> {
     ))
 }
 
-fn api_key(headers: &HeaderMap) -> Result<Option<Masked>, Refusal> {
-    Ok(single(headers, &API_KEY)?.map(|key| Masked::new(key.trim())))
+fn api_key(fields: &Fields) -> Result<Option<Key<'_>>, Refusal> {
+    Ok(single(fields, Known::ApiKey, "X-Api-Key")?.map(Key::Plain))
 }
 
 /// The value of a header that may stand only once.
-fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, Refusal> {
-    let mut values = headers.get_all(name).iter();
+fn single<'a>(fields: &'a Fields, known: Known, name: &str) -> Result<Option<&'a str>, Refusal> {
+    let mut values = fields.all(known);
     let Some(value) = values.next() else { return Ok(None) };
     if values.next().is_some() {
-        return Err(Refusal::new(
-            Kind::BadRequest,
-            format!("the header {name} stands there twice; send it once"),
-        ));
+        let words = format!("the header {name} stands there twice; send it once");
+        return Err(Refusal::new(Kind::BadRequest, words));
     }
-    match value.to_str() {
-        Ok(text) => Ok(Some(text)),
-        Err(_) => {
-            Err(Refusal::new(Kind::BadRequest, format!("the header {name} holds more than visible ASCII")))
+    let is_visible = |byte: &u8| matches!(byte, b' '..=b'~' | b'\t');
+    match std::str::from_utf8(value) {
+        Ok(text) if value.iter().all(is_visible) => Ok(Some(text.trim())),
+        _ => {
+            let words = format!("the header {name} holds more than visible ASCII");
+            Err(Refusal::new(Kind::BadRequest, words))
         }
     }
 }

@@ -3,10 +3,13 @@
 use std::{collections::VecDeque, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http::StatusCode;
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::sign::passed_on;
 use crate::{
+    fields::{Block, Known},
+    tokens::Token,
     upstream::{Answer, AnswerBody, Failure},
     wecom::reply::{ReplyScanner, Verdict, errcode_of, may_carry_errcode},
 };
@@ -18,9 +21,14 @@ const LONGEST_LOOK: usize = 1024 * 1024;
 /// An answer that was looked at.
 pub(super) struct Inspected {
     pub(super) status: StatusCode,
-    pub(super) headers: HeaderMap,
-    /// What was held back while looking, in order.
-    pub(super) held: VecDeque<Bytes>,
+    /// Its header lines, as they go on to the caller.
+    pub(super) lines: Block,
+    /// Whether there is a `Date` among them.
+    pub(super) dated: bool,
+    /// How long its head says that the body is, or would be.
+    pub(super) length: Option<u64>,
+    /// What was held back while looking.
+    pub(super) held: Held,
     /// What is still to come.
     pub(super) rest: AnswerBody,
     /// The top-level errcode, where one showed.
@@ -31,16 +39,52 @@ pub(super) struct Inspected {
     pub(super) place: Option<OwnedSemaphorePermit>,
 }
 
+/// Pieces of a body that are here, in order. Nearly always there is one, or none.
+#[derive(Default)]
+pub(super) struct Held {
+    first: Option<Bytes>,
+    more: VecDeque<Bytes>,
+}
+
+impl Held {
+    fn push(&mut self, piece: Bytes) {
+        match self.first {
+            None if self.more.is_empty() => self.first = Some(piece),
+            _ => self.more.push_back(piece),
+        }
+    }
+
+    /// Takes the next piece.
+    pub(super) fn pop(&mut self) -> Option<Bytes> {
+        self.first.take().or_else(|| self.more.pop_front())
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.first.is_none() && self.more.is_empty()
+    }
+
+    /// Takes the only piece, or nothing if there is none; `None` where there are several.
+    pub(super) fn take_whole(&mut self) -> Option<Bytes> {
+        self.more.is_empty().then(|| self.first.take().unwrap_or_default())
+    }
+
+    fn pieces(&self) -> impl Iterator<Item = &Bytes> {
+        self.first.iter().chain(&self.more)
+    }
+}
+
 impl Inspected {
     /// An answer of the proxy's own, in WeCom's words.
     pub(super) fn local(body: Bytes) -> Self {
-        let mut headers = HeaderMap::new();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json; charset=UTF-8"));
         let errcode = errcode_of(&body);
+        let mut lines = Block::with_capacity(512);
+        lines.put(b"content-type", b"application/json; charset=UTF-8");
         Self {
             status: StatusCode::OK,
-            headers,
-            held: [body].into(),
+            lines,
+            dated: false,
+            length: Some(body.len() as u64),
+            held: Held { first: Some(body), more: VecDeque::new() },
             rest: AnswerBody::ended(),
             errcode,
             took: Duration::ZERO,
@@ -55,41 +99,46 @@ impl Inspected {
 
     /// Takes in the rest of the body, if it is no longer than `most` bytes.
     pub(super) async fn collect(mut self, most: usize) -> Result<Self, Failure> {
-        let mut length: usize = self.held.iter().map(Bytes::len).sum();
+        let mut length: usize = self.held.pieces().map(Bytes::len).sum();
         while length < most
             && let Some(piece) = self.rest.data().await.transpose()?
         {
             length += piece.len();
-            self.held.push_back(piece);
+            self.held.push(piece);
         }
         Ok(self)
     }
 
     /// The whole body, if all of it is here.
     pub(super) fn whole(&self) -> Option<Bytes> {
-        self.rest.is_ended().then(|| self.held.iter().flatten().copied().collect())
+        self.rest.is_ended().then(|| self.held.pieces().flatten().copied().collect())
     }
 }
 
-/// Reads on until the errcode has shown, or it is certain that there is none.
-pub(super) async fn inspect(answer: Answer, took: Duration) -> Result<Inspected, Failure> {
-    let Answer { status, headers, mut body } = answer;
-    let (mut held, mut errcode) = (VecDeque::new(), None);
-    if may_carry_errcode(status, &headers) {
-        let mut scanner = ReplyScanner::new(&headers);
-        let (mut verdict, mut length) = (scanner.verdict(), 0);
-        while verdict == Verdict::Undecided && length < LONGEST_LOOK {
+/// Reads on until the errcode has shown, or it is certain that there is none. `token` is what the request was sent with.
+pub(super) async fn inspect(
+    answer: Answer,
+    token: Option<&Token>,
+    took: Duration,
+) -> Result<Inspected, Failure> {
+    let Answer { status, fields, length, mut body } = answer;
+    let (mut held, mut errcode) = (Held::default(), None);
+    if may_carry_errcode(status, &fields) {
+        let mut scanner = ReplyScanner::new(&fields);
+        let (mut verdict, mut looked_at) = (scanner.verdict(), 0);
+        while verdict == Verdict::Undecided && looked_at < LONGEST_LOOK {
             let Some(piece) = body.data().await.transpose()? else {
                 verdict = scanner.finish();
                 break;
             };
             verdict = scanner.feed(&piece);
-            length += piece.len();
-            held.push_back(piece);
+            looked_at += piece.len();
+            held.push(piece);
         }
         if let Verdict::Found(found) = verdict {
             errcode = Some(found);
         }
     }
-    Ok(Inspected { status, headers, held, rest: body, errcode, took, place: None })
+    let (lines, dated) = (passed_on(&fields, token), fields.contains(Known::Date));
+    Ok(Inspected { status, lines, dated, length, held, rest: body, errcode, took, place: None })
 }

@@ -27,19 +27,10 @@ pub(super) fn without_token(query: &str) -> Cow<'_, str> {
     Cow::Owned(kept)
 }
 
-/// Path, query and token as one target.
-pub(super) fn with_token(path: &str, query: &str, token: &str) -> String {
-    let mut target = String::with_capacity(path.len() + query.len() + token.len() + NAME.len() + 3);
-    target.push_str(path);
-    target.push('?');
-    target.push_str(query);
-    if !query.is_empty() && !query.ends_with('&') {
-        target.push('&');
-    }
-    target.push_str(NAME);
-    target.push('=');
-    target.push_str(token);
-    target
+/// Path, query and token as the pieces of one target.
+pub(super) fn with_token<'a>(path: &'a str, query: &'a str, token: &'a str) -> [&'a str; 5] {
+    let separator = if query.is_empty() || query.ends_with('&') { "access_token=" } else { "&access_token=" };
+    [path, "?", query, separator, token]
 }
 
 /// The values of every `access_token`, decoded, but for empty ones.
@@ -87,7 +78,7 @@ mod tests {
             ("access_token", "?access_token=T"),
             ("access%5ftoken=%&x=%", "?x=%&access_token=T"),
         ] {
-            assert_eq!(with_token("", &without_token(given), "T"), expected, "{given}");
+            assert_eq!(with_token("", &without_token(given), "T").concat(), expected, "{given}");
         }
     }
 
@@ -97,7 +88,7 @@ mod tests {
             parts in prop::collection::vec("(access_token|access%5ftoken|%61ccess_token|acc|)(=)?[a-z%=]{0,5}", 0..8)
         ) {
             let query = parts.join("&");
-            let target = with_token("/p", &without_token(&query), "T");
+            let target = with_token("/p", &without_token(&query), "T").concat();
             let sent = target.strip_prefix("/p?").unwrap_or_default();
             let names = |text: &str| -> Vec<(String, String)> {
                 text.split('&').filter(|part| !part.is_empty()).map(|part| {

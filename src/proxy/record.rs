@@ -2,16 +2,20 @@
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
-use http::{HeaderValue, Method, Uri, request::Parts};
+use http::Method;
 use tokio::time::Instant;
 
-use super::refusal::Kind;
+use super::{
+    refusal::Kind,
+    request::{Request, Target},
+    sign::RequestId,
+};
 use crate::directory::{Agent, Client};
 
 /// One request. Dropped when its answer has been handed over, or when its caller has left.
 pub(super) struct Record {
     pub(super) began: Instant,
-    pub(super) request_id: HeaderValue,
+    pub(super) request_id: RequestId,
     /// Where the caller is.
     pub(super) peer: Option<IpAddr>,
     pub(super) client: Option<Arc<Client>>,
@@ -32,17 +36,17 @@ pub(super) struct Record {
     /// Whether the whole answer was handed over.
     pub(super) whole: bool,
     method: Method,
-    uri: Uri,
+    target: Target,
     logged: bool,
 }
 
 impl Record {
     /// A request that begins now; `logged` says whether its line is written where all goes well.
-    pub(super) fn new(parts: &Parts, request_id: HeaderValue, peer: Option<IpAddr>, logged: bool) -> Self {
+    pub(super) fn new(request: &Request, request_id: RequestId, logged: bool) -> Self {
         Self {
             began: Instant::now(),
             request_id,
-            peer,
+            peer: request.peer,
             client: None,
             agent: None,
             status: 0,
@@ -53,8 +57,8 @@ impl Record {
             upstream: Duration::ZERO,
             bytes: 0,
             whole: false,
-            method: parts.method.clone(),
-            uri: parts.uri.clone(),
+            method: request.method.clone(),
+            target: request.target.clone(),
             logged,
         }
     }
@@ -65,7 +69,7 @@ macro_rules! line {
     ($level:ident, $record:ident) => {
         tracing::$level!(
             target: "access",
-            request_id = $record.request_id.to_str().unwrap_or_default(),
+            request_id = $record.request_id.as_str(),
             peer = $record.peer.map(tracing::field::display),
             client = $record.client.as_ref().map(|client| client.name.as_str()),
             agent = $record.agent.as_ref().map(|agent| agent.name.as_str()),
@@ -89,7 +93,7 @@ macro_rules! line {
 impl Record {
     /// The path without its query, and without what a mistyped query left in it: both may hold secrets.
     fn path(&self) -> &str {
-        let path = self.uri.path();
+        let path = self.target.path();
         &path[..path.find(['&', '=']).unwrap_or(path.len())]
     }
 }

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Response, StatusCode, header};
+use http::StatusCode;
 
-use super::reply::ReplyBody;
+use super::reply::Reply;
 use crate::wecom::errcode;
 
 /// The kinds of error that the proxy itself answers with.
@@ -60,13 +60,14 @@ pub(super) struct Refusal {
     pub(super) kind: Kind,
     pub(super) words: String,
     pub(super) errcode: i64,
+    status: Option<StatusCode>,
     retry_after: Option<Duration>,
 }
 
 impl Refusal {
     /// A refusal with the errcode of its kind.
     pub(super) fn new(kind: Kind, words: impl Into<String>) -> Self {
-        Self { kind, words: words.into(), errcode: kind.facts().2, retry_after: None }
+        Self { kind, words: words.into(), errcode: kind.facts().2, status: None, retry_after: None }
     }
 
     /// The same with WeCom's own errcode.
@@ -79,25 +80,29 @@ impl Refusal {
         Self { retry_after: Some(wait), ..self }
     }
 
+    /// The same with a status that says more than its kind's.
+    pub(super) fn with_status(self, status: StatusCode) -> Self {
+        Self { status: Some(status), ..self }
+    }
+
     /// As an answer; with HTTP 200 for a client that looks only at errcode.
-    pub(super) fn to_response(&self, always_200: bool) -> Response<ReplyBody> {
+    pub(super) fn to_reply(&self, always_200: bool) -> Reply {
         let (name, status, _) = self.kind.facts();
+        let status = if always_200 { StatusCode::OK } else { self.status.unwrap_or(status) };
         let body = serde_json::json!({
             "errcode": self.errcode,
             "errmsg": format!("wecom-proxy: {}", self.words),
         });
-        let mut response = Response::new(ReplyBody::whole(Bytes::from(body.to_string())));
-        *response.status_mut() = if always_200 { StatusCode::OK } else { status };
-        let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json; charset=UTF-8"));
-        headers.insert("x-wecom-proxy-error", HeaderValue::from_static(name));
+        let mut reply = Reply::own(status, Bytes::from(body.to_string()));
+        reply.lines.put(b"x-wecom-proxy-error", name.as_bytes());
         if self.kind == Kind::Unauthenticated {
             let ways = "Bearer realm=\"wecom-proxy\", Basic realm=\"wecom-proxy\", charset=\"UTF-8\"";
-            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(ways));
+            reply.lines.put(b"www-authenticate", ways.as_bytes());
         }
         if let Some(wait) = self.retry_after {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs_f64().ceil().max(1.0) as u64));
+            let seconds = wait.as_secs_f64().ceil().max(1.0) as u64;
+            reply.lines.put(b"retry-after", itoa::Buffer::new().format(seconds).as_bytes());
         }
-        response
+        reply
     }
 }

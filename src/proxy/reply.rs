@@ -1,18 +1,18 @@
-//! The body that goes to the caller, and what must last until its end.
+//! An answer as the server takes it: its head, and a body with what must last until its end.
 
-use std::{
-    collections::VecDeque,
-    pin::Pin,
-    task::{Context, Poll, ready},
-};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http_body::{Body, Frame, SizeHint};
+use http::StatusCode;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{record::Record, refusal::Kind};
+use super::{
+    inspect::{Held, Inspected},
+    record::Record,
+    refusal::Kind,
+};
 use crate::{
-    link::Busy,
+    fields::Block,
     upload::Upload,
     upstream::{AnswerBody, Failure},
 };
@@ -22,12 +22,46 @@ use crate::{
 #[error("the upstream broke off in the middle of its answer")]
 pub struct Broken;
 
+/// An answer to a caller. It has no `Debug`: it may hold a pass.
+pub struct Reply {
+    /// The status.
+    pub status: StatusCode,
+    /// The header lines, but for those that frame the body.
+    pub lines: Block,
+    /// Whether there is a `Date` among them.
+    pub dated: bool,
+    /// How long the body is; to a HEAD, how long it would be.
+    pub length: Option<u64>,
+    /// The body.
+    pub body: ReplyBody,
+}
+
+impl Reply {
+    /// An answer of the proxy's own.
+    pub(super) fn own(status: StatusCode, body: Bytes) -> Self {
+        let mut lines = Block::with_capacity(512);
+        lines.put(b"content-type", b"application/json; charset=UTF-8");
+        Self { status, lines, dated: false, length: Some(body.len() as u64), body: ReplyBody::whole(body) }
+    }
+
+    /// The upstream's answer.
+    pub(super) fn passed_on(answer: Inspected, upload: Option<Upload>) -> Self {
+        let Inspected { status, lines, dated, length, mut held, rest, place, .. } = answer;
+        let whole = if rest.is_ended() { held.take_whole() } else { None };
+        let (length, body) = match whole {
+            // What is said of a body that is not there goes through as it was said: to a HEAD, and with a 304.
+            Some(whole) if whole.is_empty() => (length, ReplyBody::whole(whole)),
+            Some(whole) => (Some(whole.len() as u64), ReplyBody::whole(whole)),
+            None => (length, ReplyBody::streamed(Streamed { held, rest, _upload: upload, _place: place })),
+        };
+        Self { status, lines, dated, length, body }
+    }
+}
+
 /// A body towards the caller.
 pub struct ReplyBody {
     pieces: Pieces,
     record: Option<Record>,
-    /// The connection is in use until the body has been handed over.
-    busy: Option<Busy>,
 }
 
 enum Pieces {
@@ -37,7 +71,7 @@ enum Pieces {
 
 /// What is still on its way from the upstream.
 struct Streamed {
-    held: VecDeque<Bytes>,
+    held: Held,
     rest: AnswerBody,
     /// The upload may go on beside the answer.
     _upload: Option<Upload>,
@@ -46,103 +80,51 @@ struct Streamed {
 }
 
 impl ReplyBody {
-    /// A body that is all there.
-    pub(super) fn whole(body: Bytes) -> Self {
-        Self { pieces: Pieces::Whole(body), record: None, busy: None }
+    fn whole(body: Bytes) -> Self {
+        Self { pieces: Pieces::Whole(body), record: None }
     }
 
-    /// A body of which `held` is here and `rest` is to come.
-    pub(super) fn streamed(
-        mut held: VecDeque<Bytes>,
-        rest: AnswerBody,
-        upload: Option<Upload>,
-        place: Option<OwnedSemaphorePermit>,
-    ) -> Self {
-        if rest.is_ended() && held.len() <= 1 {
-            return Self::whole(held.pop_front().unwrap_or_default());
-        }
-        let streamed = Streamed { held, rest, _upload: upload, _place: place };
-        Self { pieces: Pieces::Streamed(Box::new(streamed)), record: None, busy: None }
+    fn streamed(streamed: Streamed) -> Self {
+        Self { pieces: Pieces::Streamed(Box::new(streamed)), record: None }
     }
 
-    /// Holds these until the body has ended.
-    pub(super) fn until_end(self, mut record: Record, busy: Busy) -> Self {
-        record.whole = self.has_ended();
-        // The head comes first; what follows waits for the client to take it.
-        busy.offer();
-        Self { record: Some(record), busy: Some(busy), ..self }
+    /// Holds the record until the body has ended.
+    pub(super) fn until_end(&mut self, mut record: Record) {
+        record.whole = self.is_ended();
+        self.record = Some(record);
     }
 
-    /// The next piece, no longer than may be handed over at once.
-    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Failure>>> {
-        let longest = self.busy.as_ref().map_or(usize::MAX, Busy::longest_piece);
-        let streamed = match &mut self.pieces {
-            Pieces::Whole(body) if body.is_empty() => return Poll::Ready(None),
-            Pieces::Whole(body) => {
-                return Poll::Ready(Some(Ok(body.split_to(longest.min(body.len())))));
-            }
-            Pieces::Streamed(streamed) => streamed,
+    /// The next piece; `None` at the end.
+    pub fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Broken>>> {
+        let piece = ready!(self.poll_pieces(cx));
+        let ended = self.is_ended();
+        let Some(record) = &mut self.record else {
+            return Poll::Ready(piece.map(|piece| piece.map_err(|_| Broken)));
         };
-        let mut piece = match streamed.held.pop_front() {
-            Some(piece) => piece,
-            None => match ready!(streamed.rest.poll_data(cx)) {
-                Some(Ok(piece)) => piece,
-                other => return Poll::Ready(other),
+        match &piece {
+            Some(Ok(piece)) => (record.bytes, record.whole) = (record.bytes + piece.len() as u64, ended),
+            Some(Err(failure)) => record.error = Some((Kind::UpstreamBroke, failure.flaw.to_string())),
+            None => record.whole = ended,
+        }
+        Poll::Ready(piece.map(|piece| piece.map_err(|_| Broken)))
+    }
+
+    fn poll_pieces(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Failure>>> {
+        match &mut self.pieces {
+            Pieces::Whole(body) if body.is_empty() => Poll::Ready(None),
+            Pieces::Whole(body) => Poll::Ready(Some(Ok(std::mem::take(body)))),
+            Pieces::Streamed(streamed) => match streamed.held.pop() {
+                Some(piece) => Poll::Ready(Some(Ok(piece))),
+                None => streamed.rest.poll_data(cx),
             },
-        };
-        if piece.len() > longest {
-            streamed.held.push_front(piece.split_off(longest));
         }
-        Poll::Ready(Some(Ok(piece)))
     }
 
-    fn has_ended(&self) -> bool {
+    /// Whether all of it was taken. It may say no where the end is not yet known.
+    pub fn is_ended(&self) -> bool {
         match &self.pieces {
             Pieces::Whole(body) => body.is_empty(),
             Pieces::Streamed(streamed) => streamed.held.is_empty() && streamed.rest.is_ended(),
-        }
-    }
-}
-
-impl Body for ReplyBody {
-    type Data = Bytes;
-    type Error = Broken;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
-        let polled = self.poll_piece(cx);
-        if let Some(busy) = &self.busy {
-            if polled.is_ready() { busy.offer() } else { busy.owe() }
-        }
-        let piece = ready!(polled);
-        let ended = self.has_ended();
-        if let Some(record) = &mut self.record {
-            match &piece {
-                Some(Ok(piece)) => (record.bytes, record.whole) = (record.bytes + piece.len() as u64, ended),
-                Some(Err(failure)) => record.error = Some((Kind::UpstreamBroke, failure.flaw.to_string())),
-                None => record.whole = ended,
-            }
-        }
-        Poll::Ready(piece.map(|piece| {
-            piece.map(Frame::data).map_err(|_| {
-                if let Some(busy) = &self.busy {
-                    busy.sever();
-                }
-                Broken
-            })
-        }))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.has_ended()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match &self.pieces {
-            Pieces::Whole(body) => SizeHint::with_exact(body.len() as u64),
-            Pieces::Streamed(_) => SizeHint::default(),
         }
     }
 }

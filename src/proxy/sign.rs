@@ -1,67 +1,100 @@
-//! The headers of an answer that are the proxy's own, and what must not be in those that are not.
+//! The header lines of an answer that are the proxy's own, and what must not be in those that are not.
 
 use std::{
-    fmt::Write,
     sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
 };
 
-use bytes::BytesMut;
-use http::{HeaderMap, HeaderName, HeaderValue, request};
+use bytes::{BufMut, Bytes, BytesMut};
 use memchr::memmem;
 
-use super::record::Record;
-use crate::{tokens::Token, wecom::errcode};
+use super::{record::Record, request::Request};
+use crate::{
+    fields::{Block, Fields, Known},
+    tokens::Token,
+    wecom::errcode,
+};
 
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-const AGENT: HeaderName = HeaderName::from_static("x-wecom-agent");
-const RETRIED: HeaderName = HeaderName::from_static("x-wecom-retried");
-const HINT: HeaderName = HeaderName::from_static("x-wecom-hint");
-const DEBUG: HeaderName = HeaderName::from_static("x-wecom-debug");
-const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
-
-/// Puts the proxy's own headers onto an answer.
-pub(super) fn sign(parts: &request::Parts, record: &Record, headers: &mut HeaderMap) {
-    headers.insert(REQUEST_ID, record.request_id.clone());
+/// Puts the proxy's own lines onto an answer.
+pub(super) fn sign(record: &Record, explains: bool, lines: &mut Block) {
+    lines.put(b"x-request-id", record.request_id.as_str().as_bytes());
     if let Some(agent) = &record.agent {
-        headers.insert(AGENT, agent.name_header.clone());
+        lines.put(b"x-wecom-agent", agent.name.as_bytes());
     }
-    let (token, upstream) = (record.token.as_micros(), record.upstream.as_micros());
-    let mut timing = BytesMut::with_capacity(48);
-    let _ = write!(
-        timing,
-        "token;dur={}.{:03}, upstream;dur={}.{:03}",
-        token / 1000,
-        token % 1000,
-        upstream / 1000,
-        upstream % 1000
-    );
-    if let Ok(timing) = HeaderValue::from_maybe_shared(timing.freeze()) {
-        headers.append(SERVER_TIMING, timing);
-    }
+    let room = lines.room();
+    room.reserve(96);
+    room.put_slice(b"server-timing: token;dur=");
+    put_milliseconds(room, record.token);
+    room.put_slice(b", upstream;dur=");
+    put_milliseconds(room, record.upstream);
+    room.put_slice(b"\r\n");
     if let Some(errcode) = record.retried {
-        headers.insert(RETRIED, HeaderValue::from(errcode));
+        lines.put(b"x-wecom-retried", itoa::Buffer::new().format(errcode).as_bytes());
     }
     let hint = record.errcode.filter(|errcode| *errcode != errcode::OK).and_then(errcode::hint);
-    if let Some(hint) = hint.filter(|_| parts.headers.get(DEBUG).is_some_and(|value| value == "1")) {
-        headers.insert(HINT, HeaderValue::from_static(hint));
+    if let Some(hint) = hint.filter(|_| explains) {
+        lines.put(b"x-wecom-hint", hint.as_bytes());
     }
 }
 
-/// Takes the token out of an answer's headers: an upstream that redirects may say the request's URL back.
-pub(super) fn conceal(headers: &mut HeaderMap, token: &Token) {
-    let token = token.value.expose();
-    for value in headers.values_mut().filter(|value| value.len() >= token.len()) {
-        let mut text = BytesMut::new();
-        let mut rest = value.as_bytes();
-        while let Some(at) = memmem::find(rest, token.as_bytes()) {
-            text.extend_from_slice(&rest[..at]);
-            rest = &rest[at + token.len()..];
+/// Whether the caller wants to be told what an errcode means.
+pub(super) fn wants_explanation(request: &Request) -> bool {
+    request.fields.first(Known::Debug).is_some_and(|value| value == b"1")
+}
+
+/// Milliseconds with three decimals.
+fn put_milliseconds(room: &mut BytesMut, duration: Duration) {
+    let micros = duration.as_micros() as u64;
+    let thousandths = (micros % 1000) as u32;
+    room.put_slice(itoa::Buffer::new().format(micros / 1000).as_bytes());
+    room.put_u8(b'.');
+    // The leading one keeps the zeros behind it.
+    room.put_slice(&itoa::Buffer::new().format(1000 + thousandths).as_bytes()[1..]);
+}
+
+/// The lines of an answer that go on to the caller, without the token: an upstream that redirects may say the request's
+/// URL back.
+pub(super) fn passed_on(fields: &Fields, token: Option<&Token>) -> Block {
+    let mut lines = Block::with_capacity(1024);
+    let token = token.map(|token| token.value.expose().as_bytes());
+    for field in fields.to_caller() {
+        match token {
+            Some(token) if field.value.len() >= token.len() => {
+                lines.put(field.name, &without(token, field.value));
+            }
+            _ => lines.put(field.name, field.value),
         }
-        if rest.len() < value.len() {
-            text.extend_from_slice(rest);
-            // What is left of a header's value is one.
-            *value = HeaderValue::from_maybe_shared(text.freeze()).unwrap_or(HeaderValue::from_static(""));
-        }
+    }
+    lines
+}
+
+/// A text without any occurrence of `token`.
+fn without(token: &[u8], text: &[u8]) -> Vec<u8> {
+    let (mut kept, mut rest) = (Vec::new(), text);
+    while let Some(at) = memmem::find(rest, token) {
+        kept.extend_from_slice(&rest[..at]);
+        rest = &rest[at + token.len()..];
+    }
+    kept.extend_from_slice(rest);
+    kept
+}
+
+/// What a request is called in the log and towards its caller.
+pub(super) enum RequestId {
+    /// The caller's own.
+    Given(Bytes),
+    /// One of ours, in hexadecimal digits.
+    Made([u8; 24]),
+}
+
+impl RequestId {
+    /// It is visible ASCII.
+    pub(super) fn as_str(&self) -> &str {
+        let text = match self {
+            Self::Given(text) => &text[..],
+            Self::Made(text) => &text[..],
+        };
+        std::str::from_utf8(text).unwrap_or_default()
     }
 }
 
@@ -79,19 +112,56 @@ impl Default for Ids {
 
 impl Ids {
     /// The caller's own id if it sent a sane one, else a new one.
-    pub(super) fn of(&self, parts: &request::Parts) -> HeaderValue {
-        let own = parts.headers.get(REQUEST_ID).filter(|value| {
-            let text = value.as_bytes();
-            let sane = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.:/+=".contains(byte);
-            (1..=128).contains(&text.len()) && text.iter().all(sane)
-        });
-        own.cloned().unwrap_or_else(|| self.next())
+    pub(super) fn of(&self, request: &Request) -> RequestId {
+        let sane = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.:/+=".contains(byte);
+        let own = request.fields.first_shared(Known::RequestId);
+        match own.filter(|text| (1..=128).contains(&text.len()) && text.iter().all(sane)) {
+            Some(text) => RequestId::Given(text),
+            None => self.next(),
+        }
     }
 
-    fn next(&self) -> HeaderValue {
+    fn next(&self) -> RequestId {
         let nth = self.next.fetch_add(1, Ordering::Relaxed);
-        let mut text = BytesMut::with_capacity(24);
-        let _ = write!(text, "{:016x}{nth:08x}", self.prefix);
-        HeaderValue::from_maybe_shared(text.freeze()).unwrap_or(HeaderValue::from_static("-"))
+        let mut text = [0; 24];
+        put_hex(&mut text[..16], self.prefix);
+        put_hex(&mut text[16..], u64::from(nth));
+        RequestId::Made(text)
+    }
+}
+
+/// The last digits of a number, as many as there is room for.
+fn put_hex(room: &mut [u8], mut number: u64) {
+    for digit in room.iter_mut().rev() {
+        *digit = b"0123456789abcdef"[(number % 16) as usize];
+        number /= 16;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_count_on_from_a_random_prefix() {
+        let ids = Ids { prefix: 0xfedc_ba98_7654_3210, next: AtomicU32::new(0xff) };
+        assert_eq!(ids.next().as_str(), "fedcba9876543210000000ff");
+        assert_eq!(ids.next().as_str(), "fedcba987654321000000100");
+    }
+
+    #[test]
+    fn a_text_loses_every_token() {
+        assert_eq!(without(b"T0k", b"/a?access_token=T0k&b=T0k"), b"/a?access_token=&b=");
+        assert_eq!(without(b"T0k", b"T0"), b"T0");
+    }
+
+    #[test]
+    fn milliseconds_have_three_decimals() {
+        let text = |micros| {
+            let mut room = BytesMut::new();
+            put_milliseconds(&mut room, Duration::from_micros(micros));
+            String::from_utf8(room.to_vec()).expect("text")
+        };
+        assert_eq!([text(0), text(7), text(1234), text(5_000_010)], ["0.000", "0.007", "1.234", "5000.010"]);
     }
 }

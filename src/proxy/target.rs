@@ -1,16 +1,12 @@
 //! The request-target, taken apart and doubted: which agent, which path, what kind of call. Pure.
 
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, fmt, net::SocketAddr};
 
-use http::{
-    Method, Version,
-    request::Parts,
-    uri::{Authority, Uri},
-};
+use http::{Method, Version, uri::Authority};
 use percent_encoding::percent_decode_str;
 
-use super::query::without_token;
-use crate::tickets::TicketKind;
+use super::{query::without_token, request::Request};
+use crate::{fields::Known, tickets::TicketKind};
 
 /// What is done with a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,8 +65,10 @@ impl<'a> Target<'a> {
             [b'/', b'/', ..] => &path[path.len() - path.trim_start_matches('/').len() - 1..],
             _ => path,
         };
-        if query.is_some_and(|query| query.bytes().any(|byte| byte < b' ' || byte == 0x7f)) {
-            return Err(Doubt::Malformed("the query holds a control character"));
+        if query.is_some_and(|query| query.bytes().any(|byte| byte <= b' ' || byte == 0x7f || byte == b'#')) {
+            let words =
+                "the query holds a space, a control character or a \"#\", which must be percent-encoded";
+            return Err(Doubt::Malformed(words));
         }
         let (agent, rest) = match trimmed.starts_with(ROOT) {
             true => (None, trimmed),
@@ -128,10 +126,22 @@ fn route(path: &str) -> Result<Cow<'_, str>, Doubt> {
     Ok(Cow::Owned(route))
 }
 
+/// Which bytes may not stand in a path as they are.
+const IS_ODD: [bool; 256] = {
+    let (mut odd, mut byte) = ([false; 256], 0);
+    while byte < 256 {
+        let plain = byte as u8;
+        odd[byte] = plain <= b' '
+            || plain >= 0x7f
+            || matches!(plain, b'\\' | b'"' | b'<' | b'>' | b'^' | b'`' | b'{' | b'|' | b'}' | b'#');
+        byte += 1;
+    }
+    odd
+};
+
 /// Refuses what could be read as another path further on.
 fn check(path: &str) -> Result<(), Doubt> {
-    let odd = |byte: u8| byte <= b' ' || byte >= 0x7f || b"\\\"<>^`{|}#".contains(&byte);
-    if path.bytes().any(odd) {
+    if path.bytes().any(|byte| IS_ODD[usize::from(byte)]) {
         return Err(Doubt::Malformed("the path holds a character that must be percent-encoded"));
     }
     let mut text = Cow::Borrowed(path);
@@ -184,44 +194,41 @@ fn kind(route: &str) -> Kind {
     }
 }
 
-/// Checks what stands around the path: the method, the form of the target, `Host`, the framing.
-pub(super) fn check_head(parts: &Parts, is_here: impl Fn(&str) -> bool) -> Result<(), &'static str> {
-    if matches!(parts.method, Method::CONNECT | Method::TRACE) {
+/// Checks what stands around the path: the method, the form of the target, `Host`.
+pub(super) fn check_head(
+    request: &Request,
+    is_here: impl Fn(&str, Option<SocketAddr>) -> bool,
+) -> Result<(), &'static str> {
+    if matches!(request.method, Method::CONNECT | Method::TRACE) {
         return Err("CONNECT and TRACE are not for this proxy");
     }
-    let headers = &parts.headers;
-    if parts.version < Version::HTTP_2 {
-        let mut hosts = headers.get_all(http::header::HOST).iter();
+    if request.version < Version::HTTP_2 {
+        let mut hosts = request.fields.all(Known::Host);
         match (hosts.next(), hosts.next()) {
-            (None, _) if parts.version == Version::HTTP_11 => return Err("there is no Host header"),
+            (None, _) if request.version == Version::HTTP_11 => return Err("there is no Host header"),
             (_, Some(_)) => return Err("there is more than one Host header"),
-            (Some(host), None) if !is_host(host.as_bytes()) => return Err("the Host header names no host"),
+            (Some(host), None) if !is_host(host) => return Err("the Host header names no host"),
             _ => {}
         }
-        check_absolute_form(&parts.uri, is_here)?;
-        let mut codings = headers.get_all(http::header::TRANSFER_ENCODING).iter();
-        if let Some(coding) = codings.next()
-            && (!coding.as_bytes().eq_ignore_ascii_case(b"chunked") || codings.next().is_some())
-        {
-            return Err("Transfer-Encoding is not exactly \"chunked\"");
-        }
+    }
+    if let Some(flaw) = request.framing_flaw {
+        return Err(flaw);
+    }
+    // An absolute-form target is what a client sends that takes us for its forward proxy.
+    if let Some((authority, local)) = &request.absolute
+        && !std::str::from_utf8(authority).is_ok_and(|authority| is_here(authority, *local))
+    {
+        return Err(
+            "the target names another host: write it as a path, and set this proxy as base URL, not as forward proxy",
+        );
     }
     Ok(())
 }
 
-/// `host` or `host:port`; empty where the target has no authority (RFC 9112 §3.2).
+/// `host` or `host:port`; empty where the target has no authority (RFC 9112 §3.2). Nearly all are plain.
 fn is_host(text: &[u8]) -> bool {
-    text.is_empty() || (!text.contains(&b'@') && Authority::try_from(text).is_ok())
-}
-
-/// An absolute-form target is what a client sends that takes us for its forward proxy.
-fn check_absolute_form(uri: &Uri, is_here: impl Fn(&str) -> bool) -> Result<(), &'static str> {
-    match uri.authority() {
-        Some(authority) if !is_here(authority.as_str()) => Err(
-            "the target names another host: write it as a path, and set this proxy as base URL, not as forward proxy",
-        ),
-        _ => Ok(()),
-    }
+    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'.' || *byte == b'-';
+    text.iter().all(is_plain) || (!text.contains(&b'@') && Authority::try_from(text).is_ok())
 }
 
 #[cfg(test)]

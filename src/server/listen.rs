@@ -42,6 +42,8 @@ impl Bound {
                 let socket = Socket::new(Domain::for_address(*address), Type::STREAM, Some(Protocol::TCP))?;
                 socket.set_reuse_address(true)?;
                 socket.set_nonblocking(true)?;
+                // Every connection that is accepted inherits it.
+                socket.set_tcp_nodelay(true)?;
                 socket.bind(&(*address).into())?;
                 socket.listen(BACKLOG)?;
                 let listener = std::net::TcpListener::from(socket);
@@ -88,16 +90,14 @@ pub enum Listener {
 }
 
 impl Listener {
-    /// The next connection, the address that it came in at, and where it came from.
-    pub async fn accept(&self) -> io::Result<(Stream, Option<SocketAddr>, Option<IpAddr>)> {
+    /// The next connection, and where it came from.
+    pub async fn accept(&self) -> io::Result<(Stream, Option<IpAddr>)> {
         match self {
             Self::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
-                let _ = stream.set_nodelay(true);
-                let local = stream.local_addr().ok();
-                Ok((Stream::Tcp(stream), local, Some(peer.ip())))
+                Ok((Stream::Tcp(stream), Some(peer.ip())))
             }
-            Self::Unix(listener) => Ok((Stream::Unix(listener.accept().await?.0), None, None)),
+            Self::Unix(listener) => Ok((Stream::Unix(listener.accept().await?.0), None)),
         }
     }
 }

@@ -2,11 +2,12 @@
 
 use std::{future::Future, pin::Pin, time::Duration};
 
-use http::{HeaderMap, HeaderValue, Method, header};
+use http::Method;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::Source;
 use crate::{
+    fields::Fields,
     passes,
     secret::Masked,
     upstream::{BodyLength, Flaw, Outgoing, Upstream},
@@ -104,17 +105,14 @@ impl Gettoken {
         let corpid = utf8_percent_encode(&credentials.corpid, NON_ALPHANUMERIC);
         let target =
             Masked::new(format!("/cgi-bin/gettoken?corpid={corpid}&corpsecret={}", encoded.expose()));
-        let mut headers = HeaderMap::new();
-        headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
-        headers.insert(
-            header::USER_AGENT,
-            HeaderValue::from_static(concat!("wecom-proxy/", env!("CARGO_PKG_VERSION"))),
-        );
+        let fields = Fields::of(&[
+            ("accept", "application/json"),
+            ("user-agent", concat!("wecom-proxy/", env!("CARGO_PKG_VERSION"))),
+        ]);
         let outgoing = Outgoing {
             method: &Method::GET,
-            target: target.expose(),
-            headers: &headers,
-            nominated: &[],
+            target: &[target.expose()],
+            fields: &fields,
             body: BodyLength::Absent,
         };
         let upstream = |flaw: Flaw| FetchError::Upstream(flaw.to_string());

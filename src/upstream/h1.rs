@@ -3,7 +3,7 @@
 
 use std::{
     fmt::Write as _,
-    future::Future,
+    future::{Future, poll_fn},
     io::{self, IoSlice},
     mem::MaybeUninit,
     pin::{Pin, pin},
@@ -12,16 +12,20 @@ use std::{
 };
 
 use bytes::{Buf, Bytes, BytesMut};
-use http::{HeaderMap, Method, StatusCode};
+use http::Method;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
 use super::{
-    BodyLength, Failure, Flaw, Outgoing, Sent,
-    framing::{Framing, Step},
+    Answer, AnswerBody, BodyLength, Failure, Flaw, Outgoing, Sent, Source,
     head::{self, Head},
     pool::Pool,
 };
-use crate::{deadline::Deadline, io::Stream, upload::Reader};
+use crate::{
+    deadline::Deadline,
+    framing::{Framing, Step, answer_length},
+    io::Stream,
+    upload::Reader,
+};
 
 /// First read of an answer; small replies fit.
 const SMALL_READ: usize = 8 * 1024;
@@ -63,6 +67,27 @@ impl Connection {
     }
 }
 
+/// Sends a request and waits for the answer's head. What came with it is taken along, and a connection that is done with
+/// goes back to the pool at once.
+pub(super) async fn send(
+    connection: Connection,
+    pool: &Arc<Pool>,
+    outgoing: &Outgoing<'_>,
+    reader: Option<Reader>,
+) -> Result<Answer, Failure> {
+    let mut exchange = Exchange::begin(connection, pool.clone(), outgoing, reader);
+    let Head { status, fields, .. } = poll_fn(|cx| exchange.poll_head(cx)).await?;
+    let length = answer_length(&fields).unwrap_or_default();
+    let body = match exchange.take_whole() {
+        Some(whole) => {
+            exchange.finish();
+            if whole.is_empty() { Source::Ended } else { Source::Whole(whole) }
+        }
+        None => Source::Http1(Box::new(exchange)),
+    };
+    Ok(Answer { status, fields, length, body: AnswerBody(body) })
+}
+
 /// What is still to be taken from the client.
 enum Sending {
     /// Nothing: there was no body, or its last piece is in hand.
@@ -89,7 +114,7 @@ pub(super) struct Exchange {
 
 impl Exchange {
     /// Writes the head into the connection's buffer; nothing is sent before the first poll.
-    pub(super) fn begin(
+    fn begin(
         mut connection: Connection,
         pool: Arc<Pool>,
         outgoing: &Outgoing<'_>,
@@ -112,10 +137,7 @@ impl Exchange {
     }
 
     /// Sends, and waits for the answer's head.
-    pub(super) fn poll_head(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<(StatusCode, HeaderMap), Failure>> {
+    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Head, Failure>> {
         if let Poll::Ready(Err(failure)) = self.poll_send(cx) {
             return Poll::Ready(Err(failure));
         }
@@ -148,6 +170,21 @@ impl Exchange {
                 }
             }
         }
+    }
+
+    /// The whole body, if nothing is to come of it and nothing to be sent.
+    fn take_whole(&mut self) -> Option<Bytes> {
+        let length = match self.framing {
+            _ if !matches!(self.sending, Sending::Nothing) => return None,
+            Framing::Done => 0,
+            Framing::Length(length) => usize::try_from(length).ok()?,
+            Framing::Chunked(_) | Framing::UntilClose => return None,
+        };
+        if self.connection.inbound.len() < length {
+            return None;
+        }
+        self.framing = Framing::Done;
+        Some(self.connection.inbound.split_to(length).freeze())
     }
 
     /// The next piece of the answer's body; `None` at its end.
@@ -291,7 +328,8 @@ impl Exchange {
             return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
         }
         self.wrote = true;
-        deadline.set(self.pool.settings.response_timeout);
+        // It runs while nothing moves.
+        deadline.clear();
         let of_outbound = written.min(outbound.len());
         outbound.advance(of_outbound);
         let of_piece = (written - of_outbound).min(self.piece.len());
@@ -312,17 +350,16 @@ impl Exchange {
     }
 
     /// The answer's head, once the buffer holds all of it. Interim answers (1xx) are dropped.
-    fn take_head(&mut self) -> Result<Option<(StatusCode, HeaderMap)>, Flaw> {
+    fn take_head(&mut self) -> Result<Option<Head>, Flaw> {
         loop {
-            let Some(Head { status, headers, persistent }) = head::take(&mut self.connection.inbound)? else {
-                return Ok(None);
-            };
-            if status.is_informational() {
+            let Some(head) = head::take(&mut self.connection.inbound)? else { return Ok(None) };
+            if head.status.is_informational() {
                 continue;
             }
-            self.framing = Framing::of(&self.method, status, &headers).map_err(Flaw::Framing)?;
-            self.reusable &= persistent && self.framing != Framing::UntilClose;
-            return Ok(Some((status, headers)));
+            self.framing =
+                Framing::of_answer(&self.method, head.status, &head.fields).map_err(Flaw::Framing)?;
+            self.reusable &= head.persistent && self.framing != Framing::UntilClose;
+            return Ok(Some(head));
         }
     }
 }

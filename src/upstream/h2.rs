@@ -11,15 +11,16 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, StatusCode, Uri, Version, uri};
+use http::{HeaderName, HeaderValue, Request, Uri, Version, uri};
 use http_body::{Body, Frame, SizeHint};
 use hyper::{body::Incoming, client::conn::http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 
-use super::{Failure, Flaw, Outgoing, Sent, Settings};
+use super::{AnswerBody, Failure, Flaw, Outgoing, Sent, Settings, Source};
 use crate::{
     deadline::Deadline,
-    headers,
+    fields::Fields,
+    framing::answer_length,
     io::Stream,
     upload::{Reader, UploadError},
 };
@@ -60,7 +61,7 @@ impl Sender {
         settings: &Arc<Settings>,
         outgoing: &Outgoing<'_>,
         reader: Option<Reader>,
-    ) -> Result<(StatusCode, HeaderMap, Answer), Failure> {
+    ) -> Result<super::Answer, Failure> {
         let progress = Arc::new(Progress::default());
         let request = request(settings, outgoing, reader, progress.clone())?;
         let mut sent = pin!(self.0.try_send_request(request));
@@ -81,10 +82,14 @@ impl Sender {
                 Err(_) => return Err(Failure { flaw: Flaw::NoAnswer, sent: Sent::Perhaps }),
             }
         };
-        let (mut parts, body) = response.into_parts();
-        headers::remove_hop_by_hop(&mut parts.headers);
+        let (parts, body) = response.into_parts();
+        let fields = Fields::of_map(&parts.headers);
+        let length = answer_length(&fields)
+            .map_err(|error| Failure { flaw: Flaw::Framing(error), sent: Sent::Perhaps })?;
         let answer = Answer { body, silence: Deadline::idle(), body_timeout: settings.body_timeout };
-        Ok((parts.status, parts.headers, answer))
+        let ended = answer.is_ended();
+        let body = AnswerBody(if ended { Source::Ended } else { Source::Http2(answer) });
+        Ok(super::Answer { status: parts.status, fields, length, body })
     }
 }
 
@@ -96,7 +101,7 @@ fn request(
 ) -> Result<Request<UploadBody>, Failure> {
     let malformed =
         || Failure { flaw: Flaw::Http2("the request's target is not a URI".into()), sent: Sent::Nothing };
-    let path = uri::PathAndQuery::try_from(outgoing.target).map_err(|_| malformed())?;
+    let path = uri::PathAndQuery::try_from(outgoing.target.concat()).map_err(|_| malformed())?;
     let mut parts = uri::Parts::default();
     parts.scheme = Some(uri::Scheme::HTTPS);
     parts.authority = settings.authority.parse().ok();
@@ -105,8 +110,11 @@ fn request(
     *request.version_mut() = Version::HTTP_2;
     *request.method_mut() = outgoing.method.clone();
     *request.uri_mut() = Uri::from_parts(parts).map_err(|_| malformed())?;
-    for (name, value) in outgoing.headers_out() {
-        request.headers_mut().append(name, value.clone());
+    for field in outgoing.fields.to_upstream() {
+        let (name, value) = (HeaderName::from_bytes(field.name), HeaderValue::from_bytes(field.value));
+        if let (Ok(name), Ok(value)) = (name, value) {
+            request.headers_mut().append(name, value);
+        }
     }
     Ok(request)
 }

@@ -1,12 +1,12 @@
 //! The head of a request as HTTP/1.1 text, and the head of an answer out of it.
 
-use std::{fmt::Write as _, mem::MaybeUninit, ops::Range};
+use std::{fmt::Write as _, mem::MaybeUninit};
 
-use bytes::{BufMut, Bytes, BytesMut};
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use bytes::{BufMut, BytesMut};
+use http::StatusCode;
 
 use super::{BodyLength, Flaw, Outgoing};
-use crate::headers;
+use crate::fields::{Fields, Found};
 
 /// Most bytes of an answer's head.
 const MAX_HEAD: usize = 64 * 1024;
@@ -15,17 +15,19 @@ const MAX_HEADERS: usize = 128;
 
 /// Writes a request's head. `authority` is the upstream's, whatever the client's `Host` was.
 pub(super) fn write(out: &mut BytesMut, outgoing: &Outgoing<'_>, authority: &str) {
-    out.reserve(512 + outgoing.target.len());
+    out.reserve(1024);
     out.put_slice(outgoing.method.as_str().as_bytes());
     out.put_u8(b' ');
-    out.put_slice(outgoing.target.as_bytes());
+    for piece in outgoing.target {
+        out.put_slice(piece.as_bytes());
+    }
     out.put_slice(b" HTTP/1.1\r\nhost: ");
     out.put_slice(authority.as_bytes());
     out.put_slice(b"\r\n");
-    for (name, value) in outgoing.headers_out() {
-        out.put_slice(name.as_str().as_bytes());
+    for field in outgoing.fields.to_upstream() {
+        out.put_slice(field.name);
         out.put_slice(b": ");
-        out.put_slice(value.as_bytes());
+        out.put_slice(field.value);
         out.put_slice(b"\r\n");
     }
     match outgoing.body {
@@ -41,8 +43,7 @@ pub(super) fn write(out: &mut BytesMut, outgoing: &Outgoing<'_>, authority: &str
 /// An answer's head.
 pub(super) struct Head {
     pub(super) status: StatusCode,
-    /// Without hop-by-hop headers, but for `Transfer-Encoding`, which the framing is read from.
-    pub(super) headers: HeaderMap,
+    pub(super) fields: Fields,
     /// Whether the connection outlives the answer.
     pub(super) persistent: bool,
 }
@@ -68,47 +69,9 @@ pub(super) fn take(buffer: &mut BytesMut) -> Result<Option<Head>, Flaw> {
     if status == StatusCode::SWITCHING_PROTOCOLS {
         return Err(Flaw::Head("it switches to another protocol, which nobody asked for"));
     }
-    let mut persistent = response.version == Some(1);
-
-    let base = buffer.as_ptr() as usize;
-    let within = |text: &[u8]| -> Range<usize> {
-        let start = text.as_ptr() as usize - base;
-        start..start + text.len()
-    };
-    let mut places = [const { (0..0, 0..0) }; MAX_HEADERS];
-    let count = response.headers.len();
-    for (place, line) in places.iter_mut().zip(response.headers.iter()) {
-        *place = (within(line.name.as_bytes()), within(line.value));
-    }
-    let head = buffer.split_to(length).freeze();
-    let mut headers = HeaderMap::with_capacity(count + 4);
-    let mut nominates = false;
-    for (name, value) in &places[..count] {
-        let name = HeaderName::from_bytes(&head[name.clone()])
-            .map_err(|_| Flaw::Head("a header's name is not one"))?;
-        let value = shared_value(&head, value)?;
-        if name == header::CONNECTION {
-            let options = || value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
-            persistent &= !options().any(|option| option.eq_ignore_ascii_case(b"close"));
-            nominates |= options().any(|option| !option.eq_ignore_ascii_case(b"keep-alive"));
-        } else if name != header::TRANSFER_ENCODING && headers::is_hop_by_hop(&name) {
-            continue;
-        }
-        headers.append(name, value);
-    }
-    if nominates {
-        for name in headers::nominated(&headers) {
-            if name != header::CONTENT_LENGTH && name != header::TRANSFER_ENCODING {
-                headers.remove(name);
-            }
-        }
-    }
-    headers.remove(header::CONNECTION);
-    Ok(Some(Head { status, headers, persistent }))
-}
-
-/// A header's value without copying it out of the head.
-fn shared_value(head: &Bytes, place: &Range<usize>) -> Result<HeaderValue, Flaw> {
-    HeaderValue::from_maybe_shared(head.slice(place.clone()))
-        .map_err(|_| Flaw::Head("a header's value is not one"))
+    let is_new = response.version == Some(1);
+    let found = Found::new(buffer, response.headers);
+    let fields = found.within(buffer.split_to(length).freeze());
+    let persistent = is_new && !fields.connection_says(b"close");
+    Ok(Some(Head { status, fields, persistent }))
 }

@@ -18,29 +18,31 @@ pub use coded::{MAX_DECOMPRESSED, ReplyScanner};
 pub use grant::{Grant, GrantError, parse_grant};
 pub use scanner::{ErrcodeScanner, MAX_DEPTH, Verdict};
 
-use http::header::{CONTENT_DISPOSITION, CONTENT_TYPE};
-use http::{HeaderMap, StatusCode};
+use http::StatusCode;
+
+use crate::fields::{Fields, Known};
 
 /// Whether a response with this head is one whose body may carry an errcode, and is to be scanned.
 ///
 /// Its type is JSON of some kind, `text/plain`, or not given. A download is never scanned, for it may itself be a JSON
 /// file with an `errcode` of its own: it has a Content-Disposition (WeCom's errors have none) or is a part (206).
-pub fn may_carry_errcode(status: StatusCode, headers: &HeaderMap) -> bool {
+pub fn may_carry_errcode(status: StatusCode, fields: &Fields) -> bool {
     let no_body_of_its_own =
         matches!(status, StatusCode::NO_CONTENT | StatusCode::PARTIAL_CONTENT | StatusCode::NOT_MODIFIED);
-    if no_body_of_its_own || status.is_informational() || headers.contains_key(CONTENT_DISPOSITION) {
+    if no_body_of_its_own || status.is_informational() || fields.contains(Known::ContentDisposition) {
         return false;
     }
-    match headers.get(CONTENT_TYPE) {
-        None => true,
-        Some(value) => value.to_str().is_ok_and(is_json_or_plain),
-    }
+    fields.first(Known::ContentType).is_none_or(is_json_or_plain)
 }
 
-fn is_json_or_plain(content_type: &str) -> bool {
-    let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    matches!(essence.as_str(), "" | "application/json" | "text/json" | "text/plain")
-        || essence.ends_with("+json")
+fn is_json_or_plain(content_type: &[u8]) -> bool {
+    let essence = content_type.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
+    let is = |known: &[u8]| essence.eq_ignore_ascii_case(known);
+    is(b"application/json")
+        || is(b"text/json")
+        || is(b"text/plain")
+        || essence.is_empty()
+        || essence.len() > 5 && essence[essence.len() - 5..].eq_ignore_ascii_case(b"+json")
 }
 
 /// The top-level errcode of a whole reply, by the rules of [`ErrcodeScanner`].
@@ -54,17 +56,15 @@ pub fn errcode_of(body: &[u8]) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http::HeaderValue;
 
-    fn typed(content_type: &'static str) -> bool {
-        let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(content_type))]);
-        may_carry_errcode(StatusCode::OK, &headers)
+    fn typed(content_type: &str) -> bool {
+        may_carry_errcode(StatusCode::OK, &Fields::of(&[("Content-Type", content_type)]))
     }
 
     #[test]
     fn json_plain_text_and_untyped_replies_are_scanned() {
-        assert!(may_carry_errcode(StatusCode::OK, &HeaderMap::new()));
-        assert!(may_carry_errcode(StatusCode::BAD_REQUEST, &HeaderMap::new()));
+        assert!(may_carry_errcode(StatusCode::OK, &Fields::default()));
+        assert!(may_carry_errcode(StatusCode::BAD_REQUEST, &Fields::default()));
         for yes in [
             "application/json",
             "application/json; charset=UTF-8",
@@ -84,13 +84,15 @@ mod tests {
 
     #[test]
     fn downloads_parts_and_empty_answers_are_not() {
-        let mut headers = HeaderMap::new();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        let json = ("Content-Type", "application/json");
         for status in [206, 204, 304, 101] {
-            assert!(!may_carry_errcode(StatusCode::from_u16(status).unwrap(), &headers), "{status}");
+            assert!(
+                !may_carry_errcode(StatusCode::from_u16(status).unwrap(), &Fields::of(&[json])),
+                "{status}"
+            );
         }
-        headers.insert(CONTENT_DISPOSITION, HeaderValue::from_static("attachment; filename=\"a.json\""));
-        assert!(!may_carry_errcode(StatusCode::OK, &headers));
+        let download = Fields::of(&[json, ("Content-disposition", "attachment; filename=\"a.json\"")]);
+        assert!(!may_carry_errcode(StatusCode::OK, &download));
     }
 
     #[test]

@@ -2,11 +2,10 @@
 //! needed. The body itself is not touched; it goes to the caller as it came.
 
 use flate2::{Decompress, FlushDecompress, Status};
-use http::HeaderMap;
-use http::header::CONTENT_ENCODING;
 
 use super::gzip::GzipHead;
 use super::scanner::{ErrcodeScanner, Verdict};
+use crate::fields::{Fields, Known};
 
 /// How much decompressed text is searched before a compressed reply is held to have no errcode: a bomb costs no more.
 /// A reply that is not compressed has no such bound, for its search costs no more than its transport.
@@ -46,10 +45,10 @@ enum Coding {
 
 impl ReplyScanner {
     /// A scanner for the body of a response with these headers.
-    pub fn new(headers: &HeaderMap) -> Self {
+    pub fn new(fields: &Fields) -> Self {
         let mut coding = Coding::Identity;
-        let encodings = headers.get_all(CONTENT_ENCODING).iter();
-        for token in encodings.flat_map(|value| value.as_bytes().split(|&byte| byte == b',')) {
+        let encodings = fields.all(Known::ContentEncoding);
+        for token in encodings.flat_map(|value| value.split(|&byte| byte == b',')) {
             let token = token.trim_ascii().to_ascii_lowercase();
             coding = match (coding, token.as_slice()) {
                 (coding, b"" | b"identity") => coding,
@@ -159,16 +158,12 @@ enum Inflated<'a> {
 mod tests {
     use super::super::generate::{deflated, gzipped, raw_deflated, scanned_as};
     use super::*;
-    use http::HeaderValue;
 
     const REFUSED: &[u8] = br#"{"errcode":40014,"errmsg":"invalid access_token"}"#;
 
-    fn scanner(encodings: &[&'static str]) -> ReplyScanner {
-        let mut headers = HeaderMap::new();
-        for encoding in encodings {
-            headers.append(CONTENT_ENCODING, HeaderValue::from_static(encoding));
-        }
-        ReplyScanner::new(&headers)
+    fn scanner(encodings: &[&str]) -> ReplyScanner {
+        let lines: Vec<_> = encodings.iter().map(|encoding| ("Content-Encoding", *encoding)).collect();
+        ReplyScanner::new(&Fields::of(&lines))
     }
 
     #[test]

@@ -172,9 +172,8 @@ pub(super) fn scanned<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Verdict
 }
 
 /// The final verdict on an encoded body in pieces.
-pub(super) fn scanned_as<'a>(encoding: &'static str, pieces: impl IntoIterator<Item = &'a [u8]>) -> Verdict {
-    let headers = [(http::header::CONTENT_ENCODING, http::HeaderValue::from_static(encoding))];
-    let mut scanner = ReplyScanner::new(&headers.into_iter().collect());
+pub(super) fn scanned_as<'a>(encoding: &str, pieces: impl IntoIterator<Item = &'a [u8]>) -> Verdict {
+    let mut scanner = ReplyScanner::new(&crate::fields::Fields::of(&[("Content-Encoding", encoding)]));
     for piece in pieces {
         scanner.feed(piece);
     }

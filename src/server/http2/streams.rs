@@ -13,7 +13,8 @@ use std::{
 
 use hyper::rt::Executor;
 
-use crate::{deadline::Deadline, link::Turn};
+use super::link::Turn;
+use crate::deadline::Deadline;
 
 /// Runs streams; one whose client does not take the piece that lies there for so long is reset.
 #[derive(Debug, Clone)]

@@ -1,31 +1,36 @@
-//! How a response's body is framed on an HTTP/1 connection: decided once from its head, then taken off byte by byte.
-//! Strict: what two parsers could read in two ways is an error.
+//! How a body is framed on an HTTP/1 connection, in either direction: decided once from its head, then taken off byte by
+//! byte. Strict: what two parsers could read in two ways is an error.
 
 use bytes::{Buf, Bytes, BytesMut};
-use http::{HeaderMap, Method, StatusCode, header};
+use http::{Method, StatusCode, Version};
+
+use crate::fields::{Fields, Known};
 
 /// Longest line of a chunk's size, with its extensions.
 const MAX_CHUNK_LINE: usize = 1024;
 /// Most bytes of trailers after the last chunk.
 const MAX_TRAILERS: usize = 16 * 1024;
 
-/// A response that cannot be trusted to end where it seems to.
+/// A message that cannot be trusted to end where it seems to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum FramingError {
     /// `Content-Length` is absent of sense or said twice.
     #[error("its Content-Length is not one number")]
     Length,
-    /// A coding other than one `chunked`, or one beside a length.
+    /// A coding other than one `chunked`.
     #[error("its Transfer-Encoding is not exactly \"chunked\"")]
     TransferEncoding,
+    /// A coding where there can be none: beside a length, or before HTTP/1.1.
+    #[error("it has a Transfer-Encoding beside a Content-Length, or is of HTTP/1.0")]
+    TwoFramings,
     /// A chunk that two parsers could read in two ways.
     #[error("its chunks are not well formed")]
     Chunk,
 }
 
-/// What is left of a response's body.
+/// What is left of a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Framing {
+pub enum Framing {
     /// Nothing.
     Done,
     /// This many bytes.
@@ -38,7 +43,7 @@ pub(super) enum Framing {
 
 /// Where in the chunked coding the next byte stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Chunk {
+pub enum Chunk {
     /// In the line that gives a chunk's size.
     Size,
     /// In a chunk, with this many bytes to go.
@@ -51,7 +56,7 @@ pub(super) enum Chunk {
 
 /// One step of taking a body off the buffer.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Step {
+pub enum Step {
     /// A piece of the body.
     Data(Bytes),
     /// More must be read first.
@@ -61,20 +66,29 @@ pub(super) enum Step {
 }
 
 impl Framing {
-    /// Reads it off a response's head (RFC 9112 §6.3).
-    pub(super) fn of(method: &Method, status: StatusCode, headers: &HeaderMap) -> Result<Self, FramingError> {
-        let bodiless = method == Method::HEAD || matches!(status.as_u16(), 204 | 304);
-        let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
-        let length = content_length(headers)?;
-        if let Some(coding) = codings.next() {
-            let chunked = coding.as_bytes().eq_ignore_ascii_case(b"chunked");
-            if !chunked || codings.next().is_some() || length.is_some() {
-                return Err(FramingError::TransferEncoding);
-            }
+    /// Reads it off a request's head (RFC 9112 §6.3).
+    pub fn of_request(version: Version, fields: &Fields) -> Result<Self, FramingError> {
+        let chunked = is_chunked(fields)?;
+        let mut lengths = fields.all(Known::ContentLength);
+        let length = lengths.next().map(number).transpose()?;
+        match (chunked, length) {
+            _ if lengths.next().is_some() => Err(FramingError::Length),
+            (true, Some(_)) => Err(FramingError::TwoFramings),
+            (true, None) if version < Version::HTTP_11 => Err(FramingError::TwoFramings),
+            (true, None) => Ok(Self::Chunked(Chunk::Size)),
+            (false, None | Some(0)) => Ok(Self::Done),
+            (false, Some(length)) => Ok(Self::Length(length)),
         }
+    }
+
+    /// Reads it off an answer's head (RFC 9112 §6.3).
+    pub fn of_answer(method: &Method, status: StatusCode, fields: &Fields) -> Result<Self, FramingError> {
+        let bodiless = method == Method::HEAD || matches!(status.as_u16(), 204 | 304);
+        let (chunked, length) = (is_chunked(fields)?, answer_length(fields)?);
         Ok(match length {
+            Some(_) if chunked => return Err(FramingError::TwoFramings),
             _ if bodiless => Self::Done,
-            _ if headers.contains_key(header::TRANSFER_ENCODING) => Self::Chunked(Chunk::Size),
+            _ if chunked => Self::Chunked(Chunk::Size),
             Some(0) => Self::Done,
             Some(length) => Self::Length(length),
             None => Self::UntilClose,
@@ -82,7 +96,7 @@ impl Framing {
     }
 
     /// Takes the next piece of the body off `buffer`.
-    pub(super) fn step(&mut self, buffer: &mut BytesMut) -> Result<Step, FramingError> {
+    pub fn step(&mut self, buffer: &mut BytesMut) -> Result<Step, FramingError> {
         match self {
             Self::Done => Ok(Step::End),
             _ if buffer.is_empty() => Ok(Step::Starved),
@@ -137,20 +151,36 @@ impl Framing {
     }
 }
 
-/// The one Content-Length of a head; the same number said several times is still one.
-fn content_length(headers: &HeaderMap) -> Result<Option<u64>, FramingError> {
+/// Whether a head says that its body is chunked, and nothing else of it.
+fn is_chunked(fields: &Fields) -> Result<bool, FramingError> {
+    let mut codings = fields.all(Known::TransferEncoding);
+    match (codings.next(), codings.next()) {
+        (None, _) => Ok(false),
+        (Some(coding), None) if coding.eq_ignore_ascii_case(b"chunked") => Ok(true),
+        _ => Err(FramingError::TransferEncoding),
+    }
+}
+
+/// The one Content-Length of an answer's head; the same number said several times is still one.
+pub fn answer_length(fields: &Fields) -> Result<Option<u64>, FramingError> {
     let mut length = None;
-    for value in headers.get_all(header::CONTENT_LENGTH) {
-        let digits = value.as_bytes();
-        if digits.is_empty() || digits.len() > 18 || !digits.iter().all(u8::is_ascii_digit) {
-            return Err(FramingError::Length);
-        }
-        let number = digits.iter().fold(0, |sum: u64, digit| sum * 10 + u64::from(digit - b'0'));
-        if length.replace(number).is_some_and(|before| before != number) {
+    for value in fields.all(Known::ContentLength) {
+        let number = number(value)?;
+        if number > i64::MAX as u64 || length.replace(number).is_some_and(|before| before != number) {
             return Err(FramingError::Length);
         }
     }
     Ok(length)
+}
+
+/// Digits and nothing else.
+fn number(value: &[u8]) -> Result<u64, FramingError> {
+    let digit = |sum: u64, digit: &u8| match digit {
+        b'0'..=b'9' => sum.checked_mul(10)?.checked_add(u64::from(digit - b'0')),
+        _ => None,
+    };
+    let is_sane = (1..=20).contains(&value.len());
+    value.iter().try_fold(0, digit).filter(|_| is_sane).ok_or(FramingError::Length)
 }
 
 /// Takes at most `left` bytes off the buffer.
@@ -187,7 +217,6 @@ fn chunk_size(line: &[u8]) -> Result<u64, FramingError> {
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
     use proptest::prelude::*;
 
     use super::*;
@@ -253,32 +282,41 @@ mod tests {
         }
     }
 
-    fn framing(headers: &[(&'static str, &'static str)]) -> Result<Framing, FramingError> {
-        let mut map = HeaderMap::new();
-        for (name, value) in headers {
-            map.append(*name, HeaderValue::from_static(value));
-        }
-        Framing::of(&Method::GET, StatusCode::OK, &map)
+    fn answer(headers: &[(&str, &str)]) -> Result<Framing, FramingError> {
+        Framing::of_answer(&Method::GET, StatusCode::OK, &Fields::of(headers))
+    }
+
+    fn request(headers: &[(&str, &str)]) -> Result<Framing, FramingError> {
+        Framing::of_request(Version::HTTP_11, &Fields::of(headers))
     }
 
     #[test]
     fn a_head_says_how_its_body_ends() {
-        assert_eq!(framing(&[("content-length", "5")]), Ok(Framing::Length(5)));
-        assert_eq!(framing(&[("content-length", "5"), ("content-length", "5")]), Ok(Framing::Length(5)));
-        assert_eq!(framing(&[("transfer-encoding", "Chunked")]), Ok(Framing::Chunked(Chunk::Size)));
-        assert_eq!(framing(&[]), Ok(Framing::UntilClose));
-        for bad in ["", "+5", "-5", "5, 5", "5 ", "0x5", "9999999999999999999"] {
-            assert_eq!(framing(&[("content-length", bad)]), Err(FramingError::Length), "{bad:?}");
+        for framing in [answer, request] {
+            assert_eq!(framing(&[("content-length", "5")]), Ok(Framing::Length(5)));
+            assert_eq!(framing(&[("Transfer-Encoding", "Chunked")]), Ok(Framing::Chunked(Chunk::Size)));
+            for bad in ["", "+5", "-5", "5, 5", "5 ", "0x5", "99999999999999999999", "000000000000000000005"]
+            {
+                assert_eq!(framing(&[("content-length", bad)]), Err(FramingError::Length), "{bad:?}");
+            }
+            let two = [("content-length", "5"), ("content-length", "6")];
+            assert_eq!(framing(&two), Err(FramingError::Length));
+            for bad in ["x, chunked", "chunked, chunked", "identity", "gzip", "", "chunked;q=1"] {
+                assert_eq!(
+                    framing(&[("transfer-encoding", bad)]),
+                    Err(FramingError::TransferEncoding),
+                    "{bad:?}"
+                );
+            }
+            let both = [("transfer-encoding", "chunked"), ("content-length", "5")];
+            assert_eq!(framing(&both), Err(FramingError::TwoFramings));
+            let twice = [("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")];
+            assert_eq!(framing(&twice), Err(FramingError::TransferEncoding));
         }
-        assert_eq!(framing(&[("content-length", "5"), ("content-length", "6")]), Err(FramingError::Length));
-        for bad in ["x, chunked", "chunked, chunked", "identity", "gzip", ""] {
-            assert_eq!(
-                framing(&[("transfer-encoding", bad)]),
-                Err(FramingError::TransferEncoding),
-                "{bad:?}"
-            );
-        }
-        let both = [("transfer-encoding", "chunked"), ("content-length", "5")];
-        assert_eq!(framing(&both), Err(FramingError::TransferEncoding));
+        let twice = [("content-length", "5"), ("content-length", "5")];
+        assert_eq!((answer(&twice), request(&twice)), (Ok(Framing::Length(5)), Err(FramingError::Length)));
+        assert_eq!((answer(&[]), request(&[])), (Ok(Framing::UntilClose), Ok(Framing::Done)));
+        let chunked = Fields::of(&[("transfer-encoding", "chunked")]);
+        assert_eq!(Framing::of_request(Version::HTTP_10, &chunked), Err(FramingError::TwoFramings));
     }
 }

@@ -1,0 +1,31 @@
+//! Read and write buffers that are at hand on each thread: a connection between two requests needs none.
+
+use std::cell::RefCell;
+
+use bytes::BytesMut;
+
+/// Room in a buffer: small requests and answers fit.
+pub const SIZE: usize = 8 * 1024;
+/// Most buffers that wait on one thread.
+const MOST: usize = 64;
+
+thread_local! {
+    static AT_HAND: RefCell<Vec<BytesMut>> = const { RefCell::new(Vec::new()) };
+}
+
+/// An empty buffer of [`SIZE`].
+pub fn take() -> BytesMut {
+    AT_HAND.with_borrow_mut(Vec::pop).unwrap_or_else(|| BytesMut::with_capacity(SIZE))
+}
+
+/// Gives a buffer back, whatever is in it. One whose memory is still in use elsewhere, or that has grown, is let go.
+pub fn give(mut buffer: BytesMut) {
+    buffer.clear();
+    if buffer.try_reclaim(SIZE) && buffer.capacity() <= 2 * SIZE {
+        AT_HAND.with_borrow_mut(|at_hand| {
+            if at_hand.len() < MOST {
+                at_hand.push(buffer);
+            }
+        });
+    }
+}

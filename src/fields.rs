@@ -1,0 +1,409 @@
+//! The header lines of an HTTP message, in the order and the spelling in which they came, each told apart once.
+//!
+//! A header that speaks of one connection, or of one proxy, never crosses to the other side; which those are stands here.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+/// A header line's name, as far as this proxy acts on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Known {
+    /// None of the others.
+    Other,
+    /// `Authorization`
+    Authorization,
+    /// `Connection`
+    Connection,
+    /// `Content-Disposition`
+    ContentDisposition,
+    /// `Content-Encoding`
+    ContentEncoding,
+    /// `Content-Length`
+    ContentLength,
+    /// `Content-Type`
+    ContentType,
+    /// `Date`
+    Date,
+    /// `Expect`
+    Expect,
+    /// `Host`
+    Host,
+    /// `Transfer-Encoding`
+    TransferEncoding,
+    /// `X-Api-Key`
+    ApiKey,
+    /// `X-Request-Id`
+    RequestId,
+    /// `X-Wecom-Agent`
+    Agent,
+    /// `X-Wecom-Debug`
+    Debug,
+    /// `X-Wecom-Retried`
+    Retried,
+    /// `X-Wecom-Hint`
+    Hint,
+    /// Any other that begins with `X-Wecom-`.
+    Wecom,
+    /// What the client's network tells of itself (`Forwarded`, `Via`, `X-Forwarded-*`), and `Cookie`.
+    Private,
+    /// What belongs to one connection (RFC 9110 §7.6.1) and has no name of its own here.
+    Hop,
+}
+
+impl Known {
+    /// Tells a name apart, in whatever case it is written.
+    pub fn of(name: &[u8]) -> Self {
+        let is = |known: &str| name.eq_ignore_ascii_case(known.as_bytes());
+        let begins = |known: &str| {
+            name.get(..known.len()).is_some_and(|start| start.eq_ignore_ascii_case(known.as_bytes()))
+        };
+        match name.len() {
+            2 if is("te") => Self::Hop,
+            3 if is("via") => Self::Private,
+            4 if is("host") => Self::Host,
+            4 if is("date") => Self::Date,
+            6 if is("expect") => Self::Expect,
+            6 if is("cookie") => Self::Private,
+            7 if is("trailer") || is("upgrade") => Self::Hop,
+            9 if is("x-api-key") => Self::ApiKey,
+            9 if is("forwarded") => Self::Private,
+            10 if is("connection") => Self::Connection,
+            10 if is("keep-alive") => Self::Hop,
+            12 if is("content-type") => Self::ContentType,
+            12 if is("x-request-id") => Self::RequestId,
+            12 if is("x-wecom-hint") => Self::Hint,
+            13 if is("authorization") => Self::Authorization,
+            13 if is("x-wecom-agent") => Self::Agent,
+            13 if is("x-wecom-debug") => Self::Debug,
+            14 if is("content-length") => Self::ContentLength,
+            14 if is("http2-settings") => Self::Hop,
+            15 if is("x-wecom-retried") => Self::Retried,
+            16 if is("content-encoding") => Self::ContentEncoding,
+            16 if is("proxy-connection") => Self::Hop,
+            17 if is("transfer-encoding") => Self::TransferEncoding,
+            18 if is("proxy-authenticate") => Self::Hop,
+            19 if is("content-disposition") => Self::ContentDisposition,
+            19 if is("proxy-authorization") => Self::Hop,
+            25 if is("proxy-authentication-info") => Self::Hop,
+            8.. if begins("x-wecom-") => Self::Wecom,
+            12.. if begins("x-forwarded-") => Self::Private,
+            _ => Self::Other,
+        }
+    }
+
+    /// Whether it belongs to one connection, or says how a message is framed on it, in either direction.
+    fn is_of_connection(self) -> bool {
+        matches!(self, Self::Connection | Self::TransferEncoding | Self::Hop)
+    }
+
+    /// Whether an answer's line is one that the proxy writes itself.
+    fn is_said_anew(self) -> bool {
+        matches!(self, Self::ContentLength | Self::RequestId | Self::Agent | Self::Retried | Self::Hint)
+    }
+
+    /// Whether a request's line stays here beside those: the client's credentials, what is said to this proxy, what the
+    /// client's network tells of itself, and what is written anew or answered here.
+    fn stays_here(self) -> bool {
+        matches!(
+            self,
+            Self::Host
+                | Self::ContentLength
+                | Self::Expect
+                | Self::Authorization
+                | Self::ApiKey
+                | Self::Private
+                | Self::Agent
+                | Self::Debug
+                | Self::Retried
+                | Self::Hint
+                | Self::Wecom
+        )
+    }
+}
+
+/// One header line.
+#[derive(Clone, Copy)]
+pub struct Field<'a> {
+    /// What its name means here.
+    pub known: Known,
+    /// Its name, as it was spelled.
+    pub name: &'a [u8],
+    /// Its value, without white space around it.
+    pub value: &'a [u8],
+}
+
+/// All header lines of one message. It has no `Debug`: some carry credentials.
+#[derive(Default)]
+pub struct Fields {
+    text: Bytes,
+    lines: Vec<Line>,
+}
+
+/// Where a line stands in the text.
+#[derive(Clone, Copy)]
+struct Line {
+    known: Known,
+    /// The message's `Connection` names it.
+    nominated: bool,
+    name: Span,
+    value: Span,
+}
+
+#[derive(Clone, Copy)]
+struct Span {
+    start: u32,
+    end: u32,
+}
+
+impl Span {
+    /// Where `part` stands in a text that begins at `base`. Heads are bounded far below 4 GiB.
+    fn of(part: &[u8], base: usize) -> Self {
+        let start = (part.as_ptr() as usize - base) as u32;
+        Self { start, end: start + part.len() as u32 }
+    }
+
+    fn of_text(self, text: &[u8]) -> &[u8] {
+        &text[self.start as usize..self.end as usize]
+    }
+}
+
+/// Lines that were found in a buffer, before their text is taken off it.
+pub struct Found(Vec<Line>);
+
+impl Found {
+    /// What httparse found in the text that begins at `base`.
+    pub fn new(base: &[u8], headers: &[httparse::Header<'_>]) -> Self {
+        let base = base.as_ptr() as usize;
+        let line = |header: &httparse::Header<'_>| Line {
+            known: Known::of(header.name.as_bytes()),
+            nominated: false,
+            name: Span::of(header.name.as_bytes(), base),
+            value: Span::of(header.value, base),
+        };
+        Self(headers.iter().map(line).collect())
+    }
+
+    /// The lines together with their text.
+    pub fn within(self, text: Bytes) -> Fields {
+        let mut fields = Fields { text, lines: self.0 };
+        fields.nominate();
+        fields
+    }
+}
+
+impl Fields {
+    /// Lines of the proxy's own.
+    pub fn of(lines: &[(&str, &str)]) -> Self {
+        Self::copied(lines.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())))
+    }
+
+    /// The lines of a message that came over HTTP/2.
+    pub fn of_map(map: &HeaderMap) -> Self {
+        Self::copied(map.iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes())))
+    }
+
+    fn copied<'a>(lines: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> Self {
+        let mut text = BytesMut::new();
+        let mut span = |part: &[u8]| {
+            let start = text.len() as u32;
+            text.put_slice(part);
+            Span { start, end: text.len() as u32 }
+        };
+        let lines = lines.map(|(name, value)| Line {
+            known: Known::of(name),
+            nominated: false,
+            name: span(name),
+            value: span(value),
+        });
+        let lines = lines.collect();
+        let mut fields = Self { text: text.freeze(), lines };
+        fields.nominate();
+        fields
+    }
+
+    /// Marks the lines that `Connection` names.
+    fn nominate(&mut self) {
+        let Self { text, lines } = self;
+        for nth in 0..lines.len() {
+            if lines[nth].known == Known::Connection {
+                for option in options(lines[nth].value.of_text(text)) {
+                    let is_plain =
+                        option.eq_ignore_ascii_case(b"close") || option.eq_ignore_ascii_case(b"keep-alive");
+                    for line in lines.iter_mut().filter(|_| !is_plain) {
+                        line.nominated |= line.name.of_text(text).eq_ignore_ascii_case(option);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Every line.
+    pub fn iter(&self) -> impl Iterator<Item = Field<'_>> {
+        self.lines.iter().map(|line| self.field(line))
+    }
+
+    fn field(&self, line: &Line) -> Field<'_> {
+        Field {
+            known: line.known,
+            name: line.name.of_text(&self.text),
+            value: line.value.of_text(&self.text),
+        }
+    }
+
+    /// The values of every line with this name.
+    pub fn all(&self, known: Known) -> impl Iterator<Item = &[u8]> {
+        let lines = self.lines.iter().filter(move |line| line.known == known);
+        lines.map(|line| line.value.of_text(&self.text))
+    }
+
+    /// The first value with this name.
+    pub fn first(&self, known: Known) -> Option<&[u8]> {
+        self.all(known).next()
+    }
+
+    /// The same, sharing the message's text.
+    pub fn first_shared(&self, known: Known) -> Option<Bytes> {
+        self.first(known).map(|value| self.text.slice_ref(value))
+    }
+
+    /// Whether there is a line with this name.
+    pub fn contains(&self, known: Known) -> bool {
+        self.first(known).is_some()
+    }
+
+    /// Whether a `Connection` line says this.
+    pub fn connection_says(&self, wanted: &[u8]) -> bool {
+        self.all(Known::Connection).flat_map(options).any(|option| option.eq_ignore_ascii_case(wanted))
+    }
+
+    /// Of a request: the lines that go on to the upstream.
+    pub fn to_upstream(&self) -> impl Iterator<Item = Field<'_>> {
+        let leaves =
+            |line: &&Line| !(line.nominated || line.known.is_of_connection() || line.known.stays_here());
+        self.lines.iter().filter(leaves).map(|line| self.field(line))
+    }
+
+    /// Of an answer: the lines that go on to the caller. Its length is not among them: how the body is framed is decided
+    /// anew, whatever the upstream nominates.
+    pub fn to_caller(&self) -> impl Iterator<Item = Field<'_>> {
+        let leaves =
+            |line: &&Line| !(line.nominated || line.known.is_of_connection() || line.known.is_said_anew());
+        self.lines.iter().filter(leaves).map(|line| self.field(line))
+    }
+}
+
+/// The options of a `Connection` line.
+fn options(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii).filter(|option| !option.is_empty())
+}
+
+/// Header lines ready for the wire: `name: value`, each with its line end.
+#[derive(Default)]
+pub struct Block(BytesMut);
+
+impl Block {
+    /// A block with room for so many bytes.
+    pub fn with_capacity(bytes: usize) -> Self {
+        Self(BytesMut::with_capacity(bytes))
+    }
+
+    /// Adds a line. Neither part may hold a line end: what came from outside was parsed as a line, what is our own is
+    /// written by us.
+    pub fn put(&mut self, name: &[u8], value: &[u8]) {
+        self.0.reserve(name.len() + value.len() + 4);
+        self.0.put_slice(name);
+        self.0.put_slice(b": ");
+        self.0.put_slice(value);
+        self.0.put_slice(b"\r\n");
+    }
+
+    /// Room to write lines into, each with its line end.
+    pub fn room(&mut self) -> &mut BytesMut {
+        &mut self.0
+    }
+
+    /// The lines as they go over the wire.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// The same lines for a message that leaves over HTTP/2. A line that cannot be one there is left out.
+    pub fn to_map(&self) -> HeaderMap {
+        let mut map = HeaderMap::new();
+        let mut rest = &self.0[..];
+        while let Some(end) = memchr::memchr(b'\n', rest) {
+            let line = rest[..end].trim_ascii_end();
+            rest = &rest[end + 1..];
+            let Some(colon) = memchr::memchr(b':', line) else { continue };
+            let name = HeaderName::from_bytes(&line[..colon]);
+            let value = HeaderValue::from_bytes(line[colon + 1..].trim_ascii_start());
+            if let (Ok(name), Ok(value)) = (name, value) {
+                map.append(name, value);
+            }
+        }
+        map
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names<'a>(fields: impl Iterator<Item = Field<'a>>) -> Vec<String> {
+        fields.map(|field| String::from_utf8_lossy(field.name).into_owned()).collect()
+    }
+
+    #[test]
+    fn a_request_keeps_here_what_is_not_for_wecom() {
+        let fields = Fields::of(&[
+            ("Host", "x"),
+            ("User-Agent", "curl"),
+            ("AUTHORIZATION", "Bearer x"),
+            ("x-api-key", "x"),
+            ("Cookie", "a"),
+            ("Via", "1.1 x"),
+            ("Forwarded", "for=x"),
+            ("X-Forwarded-For", "x"),
+            ("X-Forwarded-Anything", "x"),
+            ("X-Wecom-Agent", "hr"),
+            ("X-Wecom-New", "x"),
+            ("Content-Length", "3"),
+            ("Expect", "100-continue"),
+            ("TE", "trailers"),
+            ("Proxy-Authorization", "x"),
+            ("Transfer-Encoding", "chunked"),
+            ("X-Wecom", "stays as it is not ours"),
+            ("X-Request-Id", "1"),
+            ("Connection", "keep-alive, X-Mine,,close"),
+            ("x-MINE", "1"),
+            ("Accept", "*/*"),
+        ]);
+        assert_eq!(names(fields.to_upstream()), ["User-Agent", "X-Wecom", "X-Request-Id", "Accept"]);
+        assert!(fields.connection_says(b"Close") && !fields.connection_says(b"upgrade"));
+        assert_eq!(fields.first(Known::Agent), Some(&b"hr"[..]));
+    }
+
+    #[test]
+    fn an_answer_loses_what_was_its_connections() {
+        let fields = Fields::of(&[
+            ("Content-Type", "text/plain"),
+            ("Content-Length", "3"),
+            ("Connection", "content-length, X-Hop"),
+            ("X-Hop", "1"),
+            ("Keep-Alive", "timeout=5"),
+            ("Set-Cookie", "a"),
+            ("Set-Cookie", "b"),
+        ]);
+        assert_eq!(names(fields.to_caller()), ["Content-Type", "Set-Cookie", "Set-Cookie"]);
+    }
+
+    #[test]
+    fn a_block_is_the_same_over_both_protocols() {
+        let mut block = Block::default();
+        block.put(b"X-One", b"a: b");
+        block.put(b"x-empty", b"");
+        assert_eq!(block.as_bytes(), b"X-One: a: b\r\nx-empty: \r\n");
+        let map = block.to_map();
+        assert_eq!((map["x-one"].as_bytes(), map["x-empty"].as_bytes()), (&b"a: b"[..], &b""[..]));
+    }
+}

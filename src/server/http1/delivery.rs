@@ -1,0 +1,213 @@
+//! One answer on its way to the client: head and body in as few writes as they take.
+
+use std::{
+    fmt::Write as _,
+    io::IoSlice,
+    task::{Context, Poll, ready},
+    time::{Duration, SystemTime},
+};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use http::{Method, StatusCode, Version};
+
+use super::wire::Wire;
+use crate::{
+    buffers,
+    deadline::Deadline,
+    proxy::{Broken, Reply, ReplyBody},
+};
+
+/// Pieces up to this size are copied behind the head: that costs less than a second slice.
+const SMALL: usize = 4 * 1024;
+
+/// How an answer ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    /// All of it was handed over.
+    Whole,
+    /// It broke off, or the client does not take it.
+    Broken,
+}
+
+/// What the request says of how it is to be answered.
+#[derive(Clone, Copy)]
+pub(super) struct Manner {
+    pub(super) version: Version,
+    pub(super) is_head: bool,
+    /// The connection is to be kept.
+    pub(super) keep: bool,
+}
+
+impl Manner {
+    pub(super) fn of(method: &Method, version: Version, keep: bool) -> Self {
+        Self { version, is_head: method == Method::HEAD, keep }
+    }
+}
+
+/// An answer that is being written.
+pub(super) struct Delivery {
+    /// Head, chunk sizes, small pieces.
+    out: BytesMut,
+    /// A large piece, behind what is in `out`.
+    piece: Bytes,
+    /// What closes that piece's chunk.
+    after_piece: &'static [u8],
+    /// It lasts until all was handed over, and with it the request's record.
+    body: ReplyBody,
+    /// The last piece is in hand, or gone.
+    ended: bool,
+    chunked: bool,
+    /// How much of the body is still owed, where that was said.
+    owed: Option<u64>,
+    stalled: Deadline,
+}
+
+impl Delivery {
+    /// Writes the head. Whether the connection can be kept after it is returned too.
+    pub(super) fn begin(reply: Reply, manner: Manner) -> (Self, bool) {
+        let Reply { status, lines, dated, length, body } = reply;
+        let mut out = buffers::take();
+        let new = manner.version == Version::HTTP_11;
+        let bodiless = manner.is_head || matches!(status.as_u16(), 204 | 304);
+        let until_close = length.is_none() && !bodiless && !new;
+        let keep = manner.keep && !until_close;
+        out.put_slice(if new { b"HTTP/1.1 " } else { b"HTTP/1.0 " });
+        out.put_slice(status.as_str().as_bytes());
+        out.put_u8(b' ');
+        out.put_slice(status.canonical_reason().unwrap_or_default().as_bytes());
+        out.put_slice(b"\r\n");
+        out.put_slice(lines.as_bytes());
+        match length {
+            _ if status == StatusCode::NO_CONTENT => {}
+            Some(length) => {
+                out.put_slice(b"content-length: ");
+                out.put_slice(itoa::Buffer::new().format(length).as_bytes());
+                out.put_slice(b"\r\n");
+            }
+            None if new && !bodiless => out.put_slice(b"transfer-encoding: chunked\r\n"),
+            None => {}
+        }
+        if !dated {
+            let _ = write!(out, "date: {}\r\n", httpdate::HttpDate::from(SystemTime::now()));
+        }
+        match (new, keep) {
+            (true, false) => out.put_slice(b"connection: close\r\n"),
+            (false, true) => out.put_slice(b"connection: keep-alive\r\n"),
+            _ => {}
+        }
+        out.put_slice(b"\r\n");
+        let delivery = Self {
+            out,
+            piece: Bytes::new(),
+            after_piece: b"",
+            ended: bodiless,
+            body,
+            chunked: new && length.is_none() && !bodiless,
+            owed: length.filter(|_| !bodiless),
+            stalled: Deadline::idle(),
+        };
+        (delivery, keep)
+    }
+
+    /// Writes as much as the client takes. `stall` is how long it may take nothing.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>, wire: &Wire, stall: Duration) -> Poll<End> {
+        loop {
+            let mut starved = false;
+            if self.piece.is_empty() && self.after_piece.is_empty() && !self.ended {
+                match self.poll_next_piece(cx) {
+                    Poll::Ready(Ok(())) => {}
+                    Poll::Ready(Err(Broken)) => return Poll::Ready(End::Broken),
+                    Poll::Pending => starved = true,
+                }
+            }
+            let mut wire = wire.lock();
+            if !self.has_unsent() {
+                let flushed = wire.poll_flush(cx);
+                if matches!(flushed, Poll::Ready(Err(_))) {
+                    return Poll::Ready(End::Broken);
+                }
+                if starved {
+                    ready!(wire.poll_left(cx));
+                    return Poll::Ready(End::Broken);
+                }
+                if !self.ended {
+                    continue;
+                }
+                if flushed.is_ready() {
+                    return Poll::Ready(End::Whole);
+                }
+                return self.poll_stalled(cx, stall);
+            }
+            let written = if self.piece.is_empty() && self.after_piece.is_empty() {
+                wire.poll_write(cx, &[IoSlice::new(&self.out)])
+            } else {
+                let slices =
+                    [IoSlice::new(&self.out), IoSlice::new(&self.piece), IoSlice::new(self.after_piece)];
+                // An empty first slice would make a stream without vectored writes write nothing.
+                let first = slices.iter().position(|slice| !slice.is_empty()).unwrap_or(0);
+                wire.poll_write(cx, &slices[first..])
+            };
+            match written {
+                Poll::Ready(Ok(written)) if written > 0 => self.advance(written),
+                Poll::Ready(_) => return Poll::Ready(End::Broken),
+                Poll::Pending => return self.poll_stalled(cx, stall),
+            }
+        }
+    }
+
+    /// Waits for a client that takes nothing, as long as it may.
+    fn poll_stalled(&mut self, cx: &mut Context<'_>, stall: Duration) -> Poll<End> {
+        self.stalled.set_if_idle(stall);
+        self.stalled.poll_passed(cx).map(|()| End::Broken)
+    }
+
+    fn has_unsent(&self) -> bool {
+        !(self.out.is_empty() && self.piece.is_empty() && self.after_piece.is_empty())
+    }
+
+    /// Takes the body's next piece. It is in hand then, or the body is over.
+    fn poll_next_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+        let piece = ready!(self.body.poll_piece(cx)).transpose()?;
+        let ended = piece.is_none() || self.body.is_ended();
+        let piece = piece.unwrap_or_default();
+        if let Some(owed) = &mut self.owed {
+            *owed = owed.checked_sub(piece.len() as u64).ok_or(Broken)?;
+            if ended && *owed > 0 {
+                return Poll::Ready(Err(Broken));
+            }
+        }
+        let in_chunk = self.chunked && !piece.is_empty();
+        if in_chunk {
+            let _ = write!(self.out, "{:x}\r\n", piece.len());
+        }
+        let after: &'static [u8] = match (in_chunk, self.chunked && ended) {
+            (true, true) => b"\r\n0\r\n\r\n",
+            (true, false) => b"\r\n",
+            (false, true) => b"0\r\n\r\n",
+            (false, false) => b"",
+        };
+        if piece.len() <= SMALL {
+            self.out.extend_from_slice(&piece);
+            self.out.extend_from_slice(after);
+        } else {
+            (self.piece, self.after_piece) = (piece, after);
+        }
+        self.ended = ended;
+        Poll::Ready(Ok(()))
+    }
+
+    fn advance(&mut self, written: usize) {
+        self.stalled.clear();
+        let of_out = written.min(self.out.len());
+        self.out.advance(of_out);
+        let of_piece = (written - of_out).min(self.piece.len());
+        self.piece.advance(of_piece);
+        self.after_piece = &self.after_piece[written - of_out - of_piece..];
+    }
+}
+
+impl Drop for Delivery {
+    fn drop(&mut self) {
+        buffers::give(std::mem::take(&mut self.out));
+    }
+}

@@ -1,0 +1,147 @@
+//! The head of an HTTP/1 request, taken off what a client sent. Strict: what could be read in two ways is refused.
+
+use std::mem::MaybeUninit;
+
+use bytes::{Bytes, BytesMut};
+use http::{Method, StatusCode, Version};
+
+use crate::{
+    fields::{Fields, Found, Known},
+    framing::{Framing, FramingError},
+    proxy::RequestTarget,
+};
+
+/// Most bytes of a head.
+pub(super) const MAX_HEAD: usize = 64 * 1024;
+/// Most header lines.
+const MAX_LINES: usize = 100;
+
+/// A request's head.
+pub(super) struct Head {
+    pub(super) method: Method,
+    pub(super) version: Version,
+    pub(super) target: RequestTarget,
+    /// The authority of a target in absolute form.
+    pub(super) authority: Option<Bytes>,
+    pub(super) fields: Fields,
+    /// How the body is framed, or why nobody can tell.
+    pub(super) framing: Result<Framing, FramingError>,
+}
+
+impl Head {
+    /// Whether the client wants to send more requests on this connection.
+    pub(super) fn is_persistent(&self) -> bool {
+        match self.version {
+            Version::HTTP_11 => !self.fields.connection_says(b"close"),
+            _ => self.fields.connection_says(b"keep-alive") && !self.fields.connection_says(b"close"),
+        }
+    }
+
+    /// Whether the client waits for a word before it sends the body.
+    pub(super) fn expects_continue(&self) -> bool {
+        self.version == Version::HTTP_11
+            && self.fields.all(Known::Expect).any(|value| value.eq_ignore_ascii_case(b"100-continue"))
+    }
+}
+
+/// A head that is none.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Malformed {
+    pub(super) status: StatusCode,
+    pub(super) words: &'static str,
+}
+
+const fn malformed(words: &'static str) -> Malformed {
+    Malformed { status: StatusCode::BAD_REQUEST, words }
+}
+
+const fn too_large(words: &'static str) -> Malformed {
+    Malformed { status: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, words }
+}
+
+/// Takes a whole head off the buffer; `None` while it is not all there.
+pub(super) fn take(buffer: &mut BytesMut) -> Result<Option<Head>, Malformed> {
+    let mut lines = [const { MaybeUninit::uninit() }; MAX_LINES];
+    let mut request = httparse::Request::new(&mut []);
+    let length = match request.parse_with_uninit_headers(buffer, &mut lines) {
+        Ok(httparse::Status::Complete(length)) if length <= MAX_HEAD => length,
+        Ok(httparse::Status::Partial) if buffer.len() < MAX_HEAD => return Ok(None),
+        Ok(httparse::Status::Partial) if !buffer.contains(&b'\n') => {
+            let words = "the request's target is longer than 64 KiB";
+            return Err(Malformed { status: StatusCode::URI_TOO_LONG, words });
+        }
+        Ok(_) => return Err(too_large("the request's head is longer than 64 KiB")),
+        Err(error) => return Err(flaw(error)),
+    };
+    check_line_ends(&buffer[..length])?;
+    let (Some(method), Some(target), Some(version)) = (request.method, request.path, request.version) else {
+        return Err(malformed("the request line is not complete"));
+    };
+    let method = Method::from_bytes(method.as_bytes()).map_err(|_| malformed("the method is not one"))?;
+    let version = if version == 0 { Version::HTTP_10 } else { Version::HTTP_11 };
+    let start = target.as_ptr() as usize - buffer.as_ptr() as usize;
+    let (target_at, authority_at) = forms(target);
+    let found = Found::new(buffer, request.headers);
+
+    let text = buffer.split_to(length).freeze();
+    let part = |at: (usize, usize)| text.slice(start + at.0..start + at.1);
+    let authority = authority_at.map(part);
+    let target = match part(target_at) {
+        // `http://host` stands for `http://host/`.
+        empty if empty.is_empty() && authority.is_some() => Bytes::from_static(b"/"),
+        target => target,
+    };
+    let target = RequestTarget::new(target).ok_or(malformed("the request's target is not UTF-8"))?;
+    let fields = found.within(text);
+    let framing = Framing::of_request(version, &fields);
+    Ok(Some(Head { method, version, target, authority, fields, framing }))
+}
+
+/// A line ends in CR LF. What ends in LF alone is two lines to one reader and one to another.
+fn check_line_ends(head: &[u8]) -> Result<(), Malformed> {
+    let is_bare = |at: usize| at == 0 || head[at - 1] != b'\r';
+    match memchr::memchr_iter(b'\n', head).any(is_bare) {
+        true => Err(malformed("a line of the head ends without a carriage return")),
+        false => Ok(()),
+    }
+}
+
+/// Where in a request-target path and query stand, and the authority if it is in absolute form.
+fn forms(target: &str) -> ((usize, usize), Option<(usize, usize)>) {
+    let whole = (0, target.len());
+    if target.starts_with('/') {
+        return (whole, None);
+    }
+    let has =
+        |scheme: &str| target.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme));
+    let Some(scheme) = ["http://", "https://"].into_iter().find(|scheme| has(scheme)) else {
+        return (whole, None);
+    };
+    let rest = &target[scheme.len()..];
+    let end = scheme.len() + rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    ((end, target.len()), Some((scheme.len(), end)))
+}
+
+/// What the caller is told of a head that cannot be parsed.
+fn flaw(error: httparse::Error) -> Malformed {
+    use httparse::Error;
+    match error {
+        Error::TooManyHeaders => too_large("the request has more than 100 header lines"),
+        Error::HeaderName => malformed("a header's name is not one, or a header line is folded"),
+        Error::HeaderValue => malformed("a header's value holds a control character"),
+        Error::Version => malformed("the request line does not end in HTTP/1.0 or HTTP/1.1"),
+        _ => malformed("the request line or a header line is malformed"),
+    }
+}
+
+/// What the caller is told of a body that nobody knows the end of.
+pub(super) fn words(error: FramingError) -> &'static str {
+    match error {
+        FramingError::Length => "Content-Length is not one number",
+        FramingError::TransferEncoding => "Transfer-Encoding is not exactly \"chunked\"",
+        FramingError::TwoFramings => {
+            "Transfer-Encoding stands beside Content-Length, or in a request of HTTP/1.0"
+        }
+        FramingError::Chunk => "the body's chunks are not well formed",
+    }
+}

@@ -1,0 +1,217 @@
+//! The byte stream of one HTTP/1 connection, and a request's body read from it.
+
+use std::{
+    future::Future,
+    io::{self, IoSlice},
+    pin::{Pin, pin},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+
+use crate::{
+    buffers,
+    deadline::Deadline,
+    framing::{Framing, Step},
+    io::Stream,
+    upload::{Cut, Source},
+};
+
+/// How much a client may send ahead while its request is served.
+const MOST_AHEAD: usize = buffers::SIZE;
+/// Reads of a body that proved to be large.
+const LARGE_READ: usize = 128 * 1024;
+/// What a client is told that waits with its body.
+const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
+/// The stream, shared by the task that talks over it and the body that is read from it. Both are one task most of the
+/// time: the lock is there to be free.
+#[derive(Clone)]
+pub(super) struct Wire(Arc<Mutex<Inner>>);
+
+/// What the lock guards.
+pub(super) struct Inner {
+    stream: Stream,
+    /// What was read and not yet used. Between two requests it has no memory of its own.
+    pub(super) inbound: BytesMut,
+    /// What is still to come of the request's body.
+    pub(super) framing: Framing,
+    /// The client waits for a word before it sends the body.
+    pub(super) continue_due: bool,
+    next_read: usize,
+}
+
+impl Wire {
+    pub(super) fn new(stream: Stream) -> Self {
+        Self(Arc::new(Mutex::new(Inner {
+            stream,
+            inbound: BytesMut::new(),
+            framing: Framing::Done,
+            continue_due: false,
+            next_read: buffers::SIZE,
+        })))
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a body is still being read from it.
+    pub(super) fn has_reader(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
+    }
+
+    /// The stream and what was read from it, for another protocol.
+    pub(super) fn into_parts(self) -> Option<(Stream, BytesMut)> {
+        let inner = Arc::into_inner(self.0)?.into_inner().unwrap_or_else(PoisonError::into_inner);
+        Some((inner.stream, inner.inbound))
+    }
+}
+
+impl Inner {
+    /// The byte stream itself.
+    pub(super) fn stream(&self) -> &Stream {
+        &self.stream
+    }
+
+    /// Reads once into the buffer; 0 is the end of the stream. A buffer that stays empty goes back.
+    pub(super) fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if self.inbound.capacity() == 0 {
+            self.inbound = buffers::take();
+        }
+        // Not more than there is room for, as long as that is something: a pipelined request needs no second buffer.
+        if self.inbound.capacity() - self.inbound.len() < self.next_read / 8 {
+            self.inbound.reserve(self.next_read);
+        }
+        let filled = pin!(self.stream.read_buf(&mut self.inbound)).poll(cx);
+        if filled.is_pending() && self.inbound.is_empty() {
+            self.let_go();
+        }
+        filled
+    }
+
+    /// Gives the buffer back, whatever is in it.
+    pub(super) fn let_go(&mut self) {
+        buffers::give(std::mem::take(&mut self.inbound));
+        self.next_read = buffers::SIZE;
+    }
+
+    /// Ready when the client has gone away. What it sends ahead is kept for later, within bounds; while a body is on its
+    /// way, whoever reads it notices.
+    pub(super) fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while self.framing == Framing::Done && self.inbound.len() < MOST_AHEAD {
+            match ready!(self.poll_fill(cx)) {
+                Ok(read) if read > 0 => {}
+                _ => return Poll::Ready(()),
+            }
+        }
+        Poll::Pending
+    }
+
+    /// Throws away what is already here of a body that nobody reads. Whether that was all of it.
+    pub(super) fn discard_body(&mut self) -> bool {
+        while let Ok(Step::Data(_)) = self.framing.step(&mut self.inbound) {}
+        self.framing == Framing::Done
+    }
+
+    /// The next piece of the request's body; `None` at its end.
+    fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Cut>> {
+        loop {
+            match self.framing.step(&mut self.inbound) {
+                Ok(Step::Data(piece)) => return Poll::Ready(Ok(Some(piece))),
+                Ok(Step::End) => return Poll::Ready(Ok(None)),
+                Ok(Step::Starved) => {}
+                Err(_) => return Poll::Ready(Err(Cut)),
+            }
+            if self.continue_due {
+                self.continue_due = false;
+                // A few bytes on a connection that has sent nothing since: they fit, or the client is none.
+                let told = Pin::new(&mut self.stream).poll_write(cx, CONTINUE);
+                if !matches!(told, Poll::Ready(Ok(written)) if written == CONTINUE.len()) {
+                    return Poll::Ready(Err(Cut));
+                }
+                let _ = Pin::new(&mut self.stream).poll_flush(cx);
+            }
+            match ready!(self.poll_fill(cx)) {
+                Ok(0) | Err(_) => return Poll::Ready(Err(Cut)),
+                Ok(read) if read >= self.next_read => self.next_read = LARGE_READ,
+                Ok(_) => {}
+            }
+        }
+    }
+
+    /// Writes once.
+    pub(super) fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match slices {
+            [only] => Pin::new(&mut self.stream).poll_write(cx, only),
+            several => Pin::new(&mut self.stream).poll_write_vectored(cx, several),
+        }
+    }
+
+    pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    /// Reads on and throws away, until the client stops sending or a bound is reached.
+    pub(super) fn poll_drain(
+        &mut self,
+        cx: &mut Context<'_>,
+        deadline: &mut Deadline,
+        left: &mut u64,
+    ) -> Poll<()> {
+        let mut buffer = [0; 16 * 1024];
+        while *left > 0 && deadline.poll_passed(cx).is_pending() {
+            let mut buffer = ReadBuf::new(&mut buffer);
+            match ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer)) {
+                Ok(()) if !buffer.filled().is_empty() => {
+                    *left = left.saturating_sub(buffer.filled().len() as u64);
+                }
+                _ => break,
+            }
+        }
+        Poll::Ready(())
+    }
+
+    /// Makes the connection end with a reset.
+    pub(super) fn sever(&self) {
+        if let Some(tcp) = self.stream.tcp() {
+            let _ = tcp.set_zero_linger();
+        }
+    }
+}
+
+/// The body of the request that is being served.
+pub(super) struct WireBody {
+    pub(super) wire: Wire,
+    pub(super) declared: Option<u64>,
+}
+
+impl Source for WireBody {
+    fn declared(&self) -> Option<u64> {
+        self.declared
+    }
+
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Cut>> {
+        self.wire.lock().poll_body(cx)
+    }
+
+    fn is_ended(&self) -> bool {
+        self.wire.lock().framing == Framing::Done
+    }
+}
+
+/// How long, and how much, is read after the last answer from a client that was still sending.
+pub(super) const LINGER: Duration = Duration::from_secs(5);
+/// See [`LINGER`].
+pub(super) const LINGER_BYTES: u64 = 256 * 1024 * 1024;

@@ -1,0 +1,245 @@
+//! HTTP/2 towards clients: hyper speaks it; here are our bounds, and the way from its types to ours and back.
+
+mod link;
+mod stream;
+mod streams;
+
+use std::{
+    net::IpAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use http::{Method, Response, Version, header};
+use http_body::{Frame, SizeHint};
+use http_body_util::BodyExt;
+use hyper::{body::Incoming, server::conn::http2, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{io::AsyncReadExt, runtime::Handle, sync::watch, time::timeout};
+
+use self::{
+    link::{Busy, Link, Turn},
+    stream::ClientStream,
+    streams::Streams,
+};
+use super::{MAX_HEAD, Timeouts};
+use crate::{
+    fields::Fields,
+    io::Stream,
+    proxy::{Broken, Proxy, Reply, ReplyBody, Request, RequestTarget},
+    upload::{Body, Cut, Source},
+};
+
+/// Streams that one connection may have open.
+const MAX_STREAMS: u32 = 256;
+/// Longest piece of an answer that is handed over at once: what a frame holds by default. The next one is asked for when
+/// this one is gone, and that is all that shows whether the client takes anything.
+const PIECE: usize = 16 * 1024;
+/// How long, and how much, is taken of a body that nobody reads any more.
+const THROW_AWAY: (Duration, u64) = (Duration::from_secs(5), 256 * 1024 * 1024);
+
+/// Serves one connection to its end. `first` is what was read of it already.
+pub(super) async fn serve(
+    mut stream: Stream,
+    mut first: BytesMut,
+    peer: Option<IpAddr>,
+    timeouts: Timeouts,
+    mut stopping: watch::Receiver<bool>,
+    proxy: &Arc<Proxy>,
+) {
+    if first.is_empty() {
+        // Until its first bytes are here a connection is idle; hyper would wait for them when it is to stop.
+        let begins = tokio::select! {
+            _ = stopping.wait_for(|stop| *stop) => return,
+            begins = timeout(timeouts.idle, stream.read_buf(&mut first)) => begins,
+        };
+        if !matches!(begins, Ok(Ok(read)) if read > 0) {
+            return;
+        }
+    }
+    let link = Link::new();
+    let client = ClientStream::new(stream, first, link.clone(), timeouts);
+    let service = service_fn(|request| {
+        // Each stream is a task of its own.
+        let (proxy, link) = (proxy.clone(), link.clone());
+        async move { Ok::<_, std::convert::Infallible>(answer(request, peer, &link, &proxy).await) }
+    });
+    let connection = http2::Builder::new(Streams(timeouts.stall))
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(MAX_HEAD as u32)
+        .keep_alive_interval(timeouts.idle)
+        .serve_connection(TokioIo::new(client), service);
+    let mut connection = std::pin::pin!(connection);
+    let ended = tokio::select! {
+        outcome = connection.as_mut() => Some(outcome),
+        _ = stopping.wait_for(|stop| *stop) => None,
+    };
+    let outcome = match ended {
+        Some(outcome) => outcome,
+        None => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = outcome {
+        tracing::debug!(%error, "a client's connection ended");
+    }
+}
+
+/// Has one request answered.
+async fn answer(
+    request: http::Request<Incoming>,
+    peer: Option<IpAddr>,
+    link: &Link,
+    proxy: &Proxy,
+) -> Response<StreamBody> {
+    let busy = link.busy();
+    let (parts, body) = request.into_parts();
+    let is_head = parts.method == Method::HEAD;
+    let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
+    let request = Request {
+        method: parts.method,
+        version: Version::HTTP_2,
+        // hyper's targets are text.
+        target: RequestTarget::new(Bytes::copy_from_slice(target.as_bytes())).unwrap_or_default(),
+        absolute: None,
+        framing_flaw: None,
+        fields: Fields::of_map(&parts.headers),
+        peer,
+    };
+    let Reply { status, lines, length, body, .. } = proxy.handle(request, StreamUpload::body(body)).await;
+    let turn = Turn::of_this_stream();
+    // The head comes first; what follows waits for the client to take it.
+    turn.offer();
+    let mut headers = lines.to_map();
+    if let Some(length) = length {
+        headers.insert(header::CONTENT_LENGTH, length.into());
+    }
+    let mut response =
+        Response::new(StreamBody { body, over: is_head, rest: Bytes::new(), turn, _busy: busy });
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
+    response
+}
+
+/// A request's body as hyper reads it.
+struct StreamUpload(Option<Incoming>);
+
+impl StreamUpload {
+    fn body(incoming: Incoming) -> Body {
+        use http_body::Body as _;
+        if incoming.is_end_stream() { Body::None } else { Body::Streamed(Box::new(Self(Some(incoming)))) }
+    }
+}
+
+impl Source for StreamUpload {
+    fn declared(&self) -> Option<u64> {
+        use http_body::Body as _;
+        self.0.as_ref().and_then(|body| body.size_hint().exact())
+    }
+
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Cut>> {
+        use http_body::Body as _;
+        loop {
+            let Some(body) = &mut self.0 else { return Poll::Ready(Ok(None)) };
+            match ready!(Pin::new(body).poll_frame(cx)) {
+                // Trailers are hop-by-hop here: nobody sends them to WeCom.
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) if !data.is_empty() => return Poll::Ready(Ok(Some(data))),
+                    _ => {}
+                },
+                Some(Err(_)) => return Poll::Ready(Err(Cut)),
+                None => self.0 = None,
+            }
+        }
+    }
+
+    fn is_ended(&self) -> bool {
+        use http_body::Body as _;
+        self.0.as_ref().is_none_or(Incoming::is_end_stream)
+    }
+}
+
+impl Drop for StreamUpload {
+    /// The rest of a body that nobody reads is taken and thrown away: clients take a reset stream for a failure even where
+    /// the answer is there.
+    fn drop(&mut self) {
+        if !self.is_ended()
+            && let (Some(body), Ok(runtime)) = (self.0.take(), Handle::try_current())
+        {
+            runtime.spawn(throw_away(body));
+        }
+    }
+}
+
+/// Takes what still comes of a body, within bounds.
+async fn throw_away(mut body: Incoming) {
+    let (longest, most) = THROW_AWAY;
+    let all = async {
+        let mut taken = 0;
+        while let Some(Ok(frame)) = body.frame().await {
+            taken += frame.data_ref().map_or(0, |data| data.len() as u64);
+            if taken > most {
+                return;
+            }
+        }
+    };
+    let _ = timeout(longest, all).await;
+}
+
+/// An answer's body as hyper wants it.
+struct StreamBody {
+    body: ReplyBody,
+    /// There is none, or no more of it.
+    over: bool,
+    /// What is left of a piece that was too long.
+    rest: Bytes,
+    turn: Arc<Turn>,
+    /// The connection is in use until the body has been handed over.
+    _busy: Busy,
+}
+
+impl http_body::Body for StreamBody {
+    type Data = Bytes;
+    type Error = Broken;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        if self.over {
+            return Poll::Ready(None);
+        }
+        if self.rest.is_empty() {
+            let polled = self.body.poll_piece(cx);
+            if polled.is_pending() {
+                // It is the upstream that has to go on, and no longer the client.
+                self.turn.owe();
+            }
+            match ready!(polled) {
+                Some(Ok(piece)) => self.rest = piece,
+                Some(Err(broken)) => return Poll::Ready(Some(Err(broken))),
+                None => {
+                    self.over = true;
+                    return Poll::Ready(None);
+                }
+            }
+        }
+        self.turn.offer();
+        let length = self.rest.len().min(PIECE);
+        let piece = self.rest.split_to(length);
+        Poll::Ready(Some(Ok(Frame::data(piece))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.over || (self.rest.is_empty() && self.body.is_ended())
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::default()
+    }
+}

@@ -1,0 +1,100 @@
+//! What the streams of an HTTP/2 connection tell its byte stream, that it is in use, and their own task: whether the
+//! client takes what lies there for it.
+
+use std::{
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+/// What the requests of a connection and its stream know of one another. Clones share it.
+#[derive(Debug, Clone)]
+pub(super) struct Link(Arc<State>);
+
+#[derive(Debug)]
+struct State {
+    born: Instant,
+    /// When the last request was done, in milliseconds since `born`.
+    quiet_since: AtomicU64,
+    /// Requests that are being served.
+    requests: AtomicU32,
+}
+
+/// A request is being served; dropped when its answer has been handed over.
+#[derive(Debug)]
+pub(super) struct Busy(Link);
+
+impl Link {
+    /// The link of a new connection.
+    pub(super) fn new() -> Self {
+        let born = Instant::now();
+        Self(Arc::new(State { born, quiet_since: AtomicU64::new(0), requests: AtomicU32::new(0) }))
+    }
+
+    /// Marks the connection as in use.
+    pub(super) fn busy(&self) -> Busy {
+        self.0.requests.fetch_add(1, Ordering::Relaxed);
+        Busy(self.clone())
+    }
+
+    /// When the last request was done; when the connection came, if there was none.
+    pub(super) fn quiet_since(&self) -> Instant {
+        self.0.born + Duration::from_millis(self.0.quiet_since.load(Ordering::Relaxed))
+    }
+
+    /// Whether a request is being served.
+    pub(super) fn is_busy(&self) -> bool {
+        self.0.requests.load(Ordering::Relaxed) > 0
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        let state = &self.0.0;
+        let now = u64::try_from(state.born.elapsed().as_millis()).unwrap_or(u64::MAX);
+        state.quiet_since.store(now, Ordering::Relaxed);
+        state.requests.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+tokio::task_local! {
+    static TURN: Arc<Turn>;
+}
+
+/// Whose turn it is on a stream. Odd while something lies there for the client; each piece has a number of its own.
+#[derive(Debug, Default)]
+pub(super) struct Turn(AtomicU64);
+
+impl Turn {
+    /// Runs a stream's task with this as its turn.
+    pub(super) fn scope<F: Future>(self: Arc<Self>, stream: F) -> impl Future<Output = F::Output> {
+        TURN.scope(self, stream)
+    }
+
+    /// That of the stream whose task this is.
+    pub(super) fn of_this_stream() -> Arc<Self> {
+        TURN.try_with(Arc::clone).unwrap_or_default()
+    }
+
+    /// There is a new piece for the client.
+    pub(super) fn offer(&self) {
+        let now = self.0.load(Ordering::Relaxed);
+        self.0.store(now + 1 + now % 2, Ordering::Relaxed);
+    }
+
+    /// There is nothing for the client.
+    pub(super) fn owe(&self) {
+        let now = self.0.load(Ordering::Relaxed);
+        self.0.store(now + now % 2, Ordering::Relaxed);
+    }
+
+    /// The number of what lies there for the client.
+    pub(super) fn offered(&self) -> Option<u64> {
+        Some(self.0.load(Ordering::Relaxed)).filter(|now| now % 2 == 1)
+    }
+}
