@@ -34,6 +34,7 @@ use self::{
     unread::Unread,
 };
 use crate::{
+    access::AccessLog,
     directory::{Agent, Directory},
     headers,
     link::Link,
@@ -60,8 +61,6 @@ pub struct Rules {
     pub queue_timeout: Duration,
     /// The upstream's name, which a client that takes us for a forward proxy may use.
     pub upstream_authority: String,
-    /// Whether each request is logged.
-    pub access_log: bool,
 }
 
 /// The proxy as one worker sees it.
@@ -70,19 +69,25 @@ pub struct Proxy {
     rules: Arc<Rules>,
     upstream: Upstream,
     ids: Ids,
+    access: AccessLog,
 }
 
 impl Proxy {
-    /// A proxy with an upstream of its own.
-    pub fn new(directory: Arc<ArcSwap<Directory>>, rules: Arc<Rules>, upstream: Upstream) -> Self {
-        Self { directory, rules, upstream, ids: Ids::default() }
+    /// A proxy with an upstream and a buffer of the access log of its own.
+    pub fn new(
+        directory: Arc<ArcSwap<Directory>>,
+        rules: Arc<Rules>,
+        upstream: Upstream,
+        access: AccessLog,
+    ) -> Self {
+        Self { directory, rules, upstream, ids: Ids::default(), access }
     }
 
     /// Answers one request. Whatever happens, the caller learns it in WeCom's shape.
     pub async fn handle(&self, request: Request<Incoming>, link: &Link) -> Response<ReplyBody> {
         let busy = link.busy();
         let (parts, body) = request.into_parts();
-        let mut record = Record::new(&parts, self.ids.of(&parts), link.peer(), self.rules.access_log);
+        let mut record = Record::new(&parts, self.ids.of(&parts), link.peer(), self.access.clone());
         let mut response = match self.relay(&parts, Unread::new(body, link), link, &mut record).await {
             Ok(response) => response,
             Err(refusal) => {
