@@ -10,7 +10,7 @@ use super::{Level, Line};
 
 const HEX: &[u8; 16] = b"0123456789abcdef";
 
-/// A field's name with what stands around it, for each layout.
+/// A field's name with what stands around it, in each layout and in the layouts' order.
 struct Label([&'static str; 3]);
 
 macro_rules! label {
