@@ -14,6 +14,7 @@ use tokio::{
 };
 
 use crate::{
+    access::{self, AccessLog},
     admin::Admin,
     config::{self, Address, Config},
     directory::Directory,
@@ -110,6 +111,7 @@ pub struct App {
     workers: Vec<thread::JoinHandle<()>>,
     addresses: Vec<Address>,
     admin_addresses: Vec<Address>,
+    access: AccessLog,
 }
 
 impl App {
@@ -145,13 +147,15 @@ impl App {
         let server = Arc::new(Server::new(&config.server, tls.clone(), places.clone(), stop_seen));
         let bound = Arc::new(bound);
         let cores = thread::available_parallelism().map_or(1, usize::from);
+        let access = AccessLog::stderr(config.log, cores)?;
         let workers = (0..cores).map(|nth| {
             let (server, bound, ended) = (server.clone(), bound.clone(), end_seen.clone());
             let (directory, rules, upstream) = (directory.clone(), rules.clone(), upstream.clone());
+            let access = access.for_worker();
             let work = move || -> io::Result<()> {
                 let runtime = Builder::new_current_thread().enable_all().build()?;
                 runtime.block_on(async {
-                    let proxy = Arc::new(Proxy::new(directory, rules, Upstream::new(upstream)));
+                    let proxy = Arc::new(Proxy::new(directory, rules, Upstream::new(upstream), access));
                     work(bound, &server, &proxy, ended).await
                 })
             };
@@ -175,6 +179,7 @@ impl App {
             workers,
             addresses,
             admin_addresses,
+            access,
         })
     }
 
@@ -186,6 +191,11 @@ impl App {
     /// Where the admin listener is.
     pub fn admin_addresses(&self) -> &[Address] {
         &self.admin_addresses
+    }
+
+    /// The access log.
+    pub fn access(&self) -> &AccessLog {
+        &self.access
     }
 
     /// The room for kept request bodies.
@@ -235,11 +245,12 @@ impl App {
         let all = u32::try_from(self.config.server.max_connections).unwrap_or(u32::MAX);
         let drained = timeout(self.config.server.shutdown_grace, self.places.acquire_many(all)).await.is_ok();
         self.ended.send_replace(true);
-        let workers = self.workers;
+        let (workers, access) = (self.workers, self.access);
         let _ = tokio::task::spawn_blocking(move || {
             for worker in workers {
                 let _ = worker.join();
             }
+            access.flush(access::LAST_LINES);
         })
         .await;
         drained
@@ -261,7 +272,6 @@ fn rules(config: &Config, shelf: &Arc<Shelf>) -> Rules {
         in_flight: Arc::new(Semaphore::new(config.upstream.max_in_flight)),
         queue_timeout: config.upstream.queue_timeout,
         upstream_authority: config.upstream.authority.clone(),
-        access_log: config.log.access,
     }
 }
 

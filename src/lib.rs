@@ -14,6 +14,8 @@ pub mod server; // the way in: connections, their time-outs, an orderly end
 
 pub mod proxy; // the life of one request
 
+pub mod access; // the access log: a line a request, none of which waits for it
+
 pub mod directory; // who may call, and through which agent
 
 pub mod tickets; // an agent's tickets, kept until shortly before they expire

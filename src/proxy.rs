@@ -35,6 +35,7 @@ pub use self::{
     request::{Request, Target as RequestTarget},
 };
 use crate::{
+    access::AccessLog,
     directory::{Agent, Directory},
     fields::{Fields, Known},
     tickets::{Ended, TicketKind},
@@ -60,8 +61,6 @@ pub struct Rules {
     pub queue_timeout: Duration,
     /// The upstream's name, which a client that takes us for a forward proxy may use.
     pub upstream_authority: String,
-    /// Whether each request is logged.
-    pub access_log: bool,
 }
 
 /// The proxy as one worker sees it.
@@ -70,17 +69,23 @@ pub struct Proxy {
     rules: Arc<Rules>,
     upstream: Upstream,
     ids: Ids,
+    access: AccessLog,
 }
 
 impl Proxy {
-    /// A proxy with an upstream of its own.
-    pub fn new(directory: Arc<ArcSwap<Directory>>, rules: Arc<Rules>, upstream: Upstream) -> Self {
-        Self { directory, rules, upstream, ids: Ids::default() }
+    /// A proxy with an upstream and a buffer of the access log of its own.
+    pub fn new(
+        directory: Arc<ArcSwap<Directory>>,
+        rules: Arc<Rules>,
+        upstream: Upstream,
+        access: AccessLog,
+    ) -> Self {
+        Self { directory, rules, upstream, ids: Ids::default(), access }
     }
 
     /// Answers one request. Whatever happens, the caller learns it in WeCom's shape.
     pub async fn handle(&self, request: Request, body: Body) -> Reply {
-        let mut record = Record::new(&request, self.ids.of(&request), self.rules.access_log);
+        let mut record = Record::new(&request, self.ids.of(&request), self.access.clone());
         let reply = match self.relay(&request, body, &mut record).await {
             Ok(reply) => reply,
             Err(refusal) => {
@@ -95,7 +100,7 @@ impl Proxy {
 
     /// Answers what is no request: a head that cannot be trusted.
     pub fn refuse_head(&self, status: StatusCode, words: &'static str, request: &Request) -> Reply {
-        let mut record = Record::new(request, self.ids.of(request), self.rules.access_log);
+        let mut record = Record::new(request, self.ids.of(request), self.access.clone());
         let reply = refuse(Refusal::new(Kind::BadRequest, words).with_status(status), &mut record);
         finish(reply, record, false)
     }

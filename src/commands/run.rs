@@ -3,7 +3,7 @@
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::Failed;
-use crate::{app::App, config::Address, telemetry::Telemetry};
+use crate::{access::LAST_LINES, app::App, config::Address, telemetry::Telemetry};
 
 /// Says that the proxy is ready, then waits for a signal: SIGTERM or SIGINT ends it in order, a second one at once,
 /// SIGHUP reloads the configuration.
@@ -23,8 +23,12 @@ pub(super) async fn until_told_to_stop(app: App, telemetry: &Telemetry) -> Resul
     }
     tracing::info!("stopping; requests in flight may finish");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    let access = app.access().clone();
     tokio::select! {
-        () = either(&mut terminate, &mut interrupt) => Err(Failed::other("told to stop twice; ended at once")),
+        () = either(&mut terminate, &mut interrupt) => {
+            access.flush(LAST_LINES);
+            Err(Failed::other("told to stop twice; ended at once"))
+        }
         drained = app.shut_down() => {
             tracing::info!(drained, "stopped");
             Ok(())

@@ -10,7 +10,10 @@ use super::{
     request::{Request, Target},
     sign::RequestId,
 };
-use crate::directory::{Agent, Client};
+use crate::{
+    access::{AccessLog, Level, Line},
+    directory::{Agent, Client},
+};
 
 /// One request. Dropped when its answer has been handed over, or when its caller has left.
 pub(super) struct Record {
@@ -37,12 +40,12 @@ pub(super) struct Record {
     pub(super) whole: bool,
     method: Method,
     target: Target,
-    logged: bool,
+    access: AccessLog,
 }
 
 impl Record {
-    /// A request that begins now; `logged` says whether its line is written where all goes well.
-    pub(super) fn new(request: &Request, request_id: RequestId, logged: bool) -> Self {
+    /// A request that begins now, and whose line will go to `access`.
+    pub(super) fn new(request: &Request, request_id: RequestId, access: AccessLog) -> Self {
         Self {
             began: Instant::now(),
             request_id,
@@ -59,35 +62,9 @@ impl Record {
             whole: false,
             method: request.method.clone(),
             target: request.target.clone(),
-            logged,
+            access,
         }
     }
-}
-
-/// Writes the line at the given level.
-macro_rules! line {
-    ($level:ident, $record:ident) => {
-        tracing::$level!(
-            target: "access",
-            request_id = $record.request_id.as_str(),
-            peer = $record.peer.map(tracing::field::display),
-            client = $record.client.as_ref().map(|client| client.name.as_str()),
-            agent = $record.agent.as_ref().map(|agent| agent.name.as_str()),
-            method = %$record.method,
-            path = $record.path(),
-            status = $record.status,
-            errcode = $record.errcode,
-            retried = $record.retried,
-            error = $record.error.as_ref().map(|(kind, _)| kind.facts().0),
-            reason = $record.error.as_ref().map(|(_, words)| words.as_str()),
-            bytes = $record.bytes,
-            whole = $record.whole,
-            token_ms = milliseconds($record.token),
-            upstream_ms = milliseconds($record.upstream),
-            total_ms = milliseconds($record.began.elapsed()),
-            "request"
-        )
-    };
 }
 
 impl Record {
@@ -101,15 +78,28 @@ impl Record {
 impl Drop for Record {
     fn drop(&mut self) {
         let failed = self.error.as_ref().is_some_and(|(kind, _)| kind.facts().1.is_server_error());
-        if failed {
-            line!(warn, self);
-        } else if self.logged {
-            line!(info, self);
+        let level = if failed { Level::Warn } else { Level::Info };
+        if !self.access.wants(level) {
+            return;
         }
+        self.access.write(&Line {
+            level,
+            request_id: self.request_id.as_str(),
+            peer: self.peer,
+            client: self.client.as_ref().map(|client| client.name.as_str()),
+            agent: self.agent.as_ref().map(|agent| agent.name.as_str()),
+            method: self.method.as_str(),
+            path: self.path(),
+            status: self.status,
+            errcode: self.errcode,
+            retried: self.retried,
+            error: self.error.as_ref().map(|(kind, _)| kind.facts().0),
+            reason: self.error.as_ref().map(|(_, words)| words.as_str()),
+            bytes: self.bytes,
+            whole: self.whole,
+            token: self.token,
+            upstream: self.upstream,
+            total: self.began.elapsed(),
+        });
     }
-}
-
-/// Milliseconds with three decimals.
-fn milliseconds(duration: Duration) -> f64 {
-    (duration.as_secs_f64() * 1e6).round() / 1e3
 }

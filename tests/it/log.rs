@@ -1,12 +1,19 @@
 //! What the log tells an operator about a request that went wrong.
 
+use std::{
+    io::{BufRead, BufReader, Lines, PipeReader},
+    path::Path,
+    process::Child,
+};
+
 use http::Request;
 use tempfile::TempDir;
+use tokio::task::spawn_blocking;
 use wecom_proxy::simulator::{Fault, Settings, Simulator, When};
 
 use crate::{
-    process::Process,
-    stage::{Caller, KEYED, key, write_config},
+    process::{Process, field, wecom_proxy},
+    stage::{Caller, KEYED, OPEN, USER_GET, key, soon, write_config},
 };
 
 async fn logged() -> (Simulator, Process, Caller, TempDir) {
@@ -58,4 +65,178 @@ async fn a_mistyped_query_leaves_no_secret_in_the_logged_path() {
     let line = proxy.err.line("night-shift-3").await;
     assert!(line.contains("path=\"/hr/cgi-bin/gettoken\""), "{line}");
     assert!(!proxy.err.now().contains("hush-hush"));
+}
+
+/// The simulator, and a directory for the configuration.
+async fn scene() -> (Simulator, TempDir) {
+    let wecom = Simulator::local(Settings::default()).await.expect("a simulator");
+    (wecom, TempDir::new().expect("a directory"))
+}
+
+fn write((wecom, dir): &(Simulator, TempDir), more: &str) -> std::path::PathBuf {
+    write_config(dir, wecom.api_addr(), &Settings::default(), &format!("{OPEN}{more}"))
+}
+
+/// A call that goes well and one that does not, whose ids end in this.
+async fn well_and_not(wecom: &Simulator, caller: &mut Caller, end: &str) {
+    let well = Request::get(format!("/hr{USER_GET}")).header("x-request-id", format!("well-{end}"));
+    caller.call(well, "").await.is_ok();
+    wecom.inject(Fault::drop(When::Before).on("/cgi-bin/message/send")).expect("a fault");
+    let failed = Request::post("/hr/cgi-bin/message/send").header("x-request-id", format!("failed-{end}"));
+    caller.call(failed, "{}").await.is_own("upstream-broke", 502, -1);
+}
+
+#[tokio::test]
+async fn without_an_access_log_only_failures_are_told() {
+    let scene = scene().await;
+    let proxy = Process::serve(&write(&scene, "[log]\naccess = false\n")).await;
+    let mut caller = Caller::http1(proxy.address().await).await;
+    well_and_not(&scene.0, &mut caller, "1").await;
+    assert!(proxy.err.line("failed-1").await.contains("WARN access"));
+    let ended = proxy.stop().await;
+    assert!(!ended.err.contains("well-1"), "{}", ended.err);
+}
+
+#[tokio::test]
+async fn the_environment_says_which_lines_there_are() {
+    for (directives, [well, failed]) in [("info", [false, true]), ("warn,access=off", [false, false])] {
+        let scene = scene().await;
+        let path = write(&scene, "[log]\naccess = false\n");
+        let mut command = wecom_proxy(&["--config", path.to_str().expect("UTF-8")]);
+        command.env("RUST_LOG", directives);
+        let proxy = Process::start(command);
+        let mut caller = Caller::http1(proxy.address().await).await;
+        well_and_not(&scene.0, &mut caller, "1").await;
+        let ended = proxy.stop().await;
+        let told = ["well-1", "failed-1"].map(|id| ended.err.contains(id));
+        assert_eq!(told, [well, failed], "{directives}: {}", ended.err);
+    }
+}
+
+#[tokio::test]
+async fn the_access_log_follows_the_file() {
+    let scene = scene().await;
+    let proxy = Process::serve(&write(&scene, "")).await;
+    let (mut caller, mut admin) =
+        (Caller::http1(proxy.address().await).await, Caller::http1(proxy.admin().await).await);
+    well_and_not(&scene.0, &mut caller, "1").await;
+    write(&scene, "[log]\naccess = false\nlevel = \"error\"\n");
+    proxy.signal("HUP");
+    proxy.err.line("configuration reloaded").await;
+    // The admin listener lives where signals are obeyed: once it answers, this one was.
+    admin.call(Request::get("/healthz"), "").await;
+    well_and_not(&scene.0, &mut caller, "2").await;
+    let ended = proxy.stop().await;
+    let told = ["well-1", "failed-1", "well-2", "failed-2"].map(|id| ended.err.contains(id));
+    assert_eq!(told, [true, true, false, false], "{}", ended.err);
+}
+
+/// The ids of the lines that hold these words, in order.
+fn ids<'a>(lines: impl Iterator<Item = &'a str>, words: &str) -> Vec<String> {
+    lines.filter(|line| line.contains(words)).map(|line| field(line, "request_id")).collect()
+}
+
+/// A refused call, numbered.
+async fn refused(caller: &mut Caller, number: usize, path: &str) {
+    let request = Request::get(path).header("x-request-id", number.to_string());
+    caller.call(request, "").await.is_own("no-route", 404, 40035);
+}
+
+#[tokio::test]
+async fn every_line_is_out_when_the_program_ends() {
+    let numbers: Vec<_> = (0..200).map(|number| number.to_string()).collect();
+    for signals in [1, 2] {
+        let scene = scene().await;
+        let proxy = Process::serve(&write(&scene, "")).await;
+        let mut held = Caller::http1(proxy.address().await).await;
+        let mut caller = Caller::http1(proxy.address().await).await;
+        if signals == 2 {
+            held.get(USER_GET).await.is_ok();
+            scene.0.inject(Fault::hold().on("/cgi-bin/user/get")).expect("a fault");
+            let request = Request::get(format!("/hr{USER_GET}")).body(Default::default()).expect("a request");
+            tokio::spawn(async move { held.send(request).await });
+            scene.0.wait_until(|seen| seen.in_flight() == 1).await.expect("a request");
+        }
+        for number in 0..numbers.len() {
+            refused(&mut caller, number, "/nowhere").await;
+        }
+        proxy.signal("TERM");
+        if signals == 2 {
+            proxy.err.line("stopping").await;
+            proxy.signal("TERM");
+        }
+        let ended = proxy.ended().await;
+        assert_eq!(ended.status, signals - 1, "{}", ended.err);
+        assert_eq!(ids(ended.err.lines(), "no-route"), numbers);
+        assert_eq!(ended.err.contains("stopped"), signals == 1, "{}", ended.err);
+    }
+}
+
+/// The program, whose stderr is read only where the test says so.
+struct Unread {
+    child: Child,
+    err: Option<Lines<BufReader<PipeReader>>>,
+}
+
+impl Unread {
+    fn serve(config: &Path) -> Self {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        let mut command = wecom_proxy(&["serve", "--config", config.to_str().expect("UTF-8")]);
+        let child = command.stderr(writer).spawn().expect("the program starts");
+        Self { child, err: Some(BufReader::new(reader).lines()) }
+    }
+
+    /// Reads up to the line with these words, or to the end.
+    async fn read_to(&mut self, words: &str) -> Vec<String> {
+        let words = words.to_owned();
+        let mut err = self.err.take().expect("nobody else reads");
+        let reading = spawn_blocking(move || {
+            let mut read = Vec::new();
+            while let Some(Ok(line)) = err.next() {
+                read.push(line);
+                if read.last().is_some_and(|line| line.contains(&words)) {
+                    break;
+                }
+            }
+            (read, err)
+        });
+        let (read, err) = soon(reading).await.expect("no panic");
+        self.err = Some(err);
+        read
+    }
+}
+
+impl Drop for Unread {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[tokio::test]
+async fn requests_do_not_wait_for_whoever_reads_the_log() {
+    // More than the pipe and all buffers hold.
+    const REQUESTS: usize = 100;
+    let path = format!("/{}", "x".repeat(40_000));
+    let scene = scene().await;
+    let mut proxy = Unread::serve(&write(&scene, ""));
+    let ready = proxy.read_to("ready listen=").await;
+    let address = field(ready.last().expect("a line"), "listen").parse().expect("an address");
+    let mut caller = Caller::http1(address).await;
+    for number in 0..REQUESTS {
+        refused(&mut caller, number, &path).await;
+    }
+    let mut read = proxy.read_to("were lost").await;
+    let lost = read.last().and_then(|line| line.split(" lines=").nth(1)).expect("how many");
+    let lost: usize = lost.split_whitespace().next().and_then(|lost| lost.parse().ok()).expect("a number");
+    assert!(lost > 0);
+    let kept: Vec<_> = (0..REQUESTS - lost).map(|number| number.to_string()).collect();
+    let last = format!("request_id=\"{}\"", kept.last().expect("not all were lost"));
+    if !read.iter().any(|line| line.contains(&last)) {
+        read.extend(proxy.read_to(&last).await);
+    }
+    assert_eq!(ids(read.iter().map(String::as_str), "no-route"), kept, "those that came first are kept");
+    refused(&mut caller, REQUESTS, "/nowhere").await;
+    let read = proxy.read_to("/nowhere").await;
+    assert_eq!(ids(read.iter().map(String::as_str), "no-route"), [REQUESTS.to_string()], "it goes on");
 }
