@@ -223,20 +223,20 @@ async fn requests_do_not_wait_for_whoever_reads_the_log() {
     let ready = proxy.read_to("ready listen=").await;
     let address = field(ready.last().expect("a line"), "listen").parse().expect("an address");
     let mut caller = Caller::http1(address).await;
-    for number in 0..REQUESTS {
+    // One more than counts: a request has its answer before it has its line, but the next one waits for both.
+    for number in 0..=REQUESTS {
         refused(&mut caller, number, &path).await;
     }
     let mut read = proxy.read_to("were lost").await;
     let lost = read.last().and_then(|line| line.split(" lines=").nth(1)).expect("how many");
     let lost: usize = lost.split_whitespace().next().and_then(|lost| lost.parse().ok()).expect("a number");
     assert!(lost > 0);
-    let kept: Vec<_> = (0..REQUESTS - lost).map(|number| number.to_string()).collect();
-    let last = format!("request_id=\"{}\"", kept.last().expect("not all were lost"));
-    if !read.iter().any(|line| line.contains(&last)) {
-        read.extend(proxy.read_to(&last).await);
-    }
-    assert_eq!(ids(read.iter().map(String::as_str), "no-route"), kept, "those that came first are kept");
-    refused(&mut caller, REQUESTS, "/nowhere").await;
-    let read = proxy.read_to("/nowhere").await;
-    assert_eq!(ids(read.iter().map(String::as_str), "no-route"), [REQUESTS.to_string()], "it goes on");
+    refused(&mut caller, REQUESTS + 1, "/nowhere").await;
+    read.extend(proxy.read_to("/nowhere").await);
+    let mut kept = ids(read.iter().map(String::as_str), "no-route");
+    assert_eq!(kept.pop(), Some((REQUESTS + 1).to_string()), "it goes on");
+    kept.retain(|id| *id != REQUESTS.to_string());
+    assert!((REQUESTS..=REQUESTS + 1).contains(&(kept.len() + lost)), "{lost} lost, {} kept", kept.len());
+    let first: Vec<_> = (0..kept.len()).map(|number| number.to_string()).collect();
+    assert_eq!(kept, first, "those that came first are kept");
 }
