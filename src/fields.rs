@@ -5,6 +5,8 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
+use crate::buffers;
+
 /// A header line's name, as far as this proxy acts on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Known {
@@ -298,15 +300,21 @@ fn options(value: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 /// Header lines ready for the wire: `name: value`, each with its line end.
-#[derive(Default)]
 pub struct Block(BytesMut);
 
-impl Block {
-    /// A block with room for so many bytes.
-    pub fn with_capacity(bytes: usize) -> Self {
-        Self(BytesMut::with_capacity(bytes))
+impl Default for Block {
+    fn default() -> Self {
+        Self(buffers::take())
     }
+}
 
+impl Drop for Block {
+    fn drop(&mut self) {
+        buffers::give(std::mem::take(&mut self.0));
+    }
+}
+
+impl Block {
     /// Adds a line. Neither part may hold a line end: what came from outside was parsed as a line, what is our own is
     /// written by us.
     pub fn put(&mut self, name: &[u8], value: &[u8]) {

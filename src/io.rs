@@ -38,6 +38,11 @@ macro_rules! each {
 }
 
 impl Stream {
+    /// Whether there is no TLS on it.
+    pub fn is_plain(&self) -> bool {
+        matches!(self, Self::Tcp(_) | Self::Unix(_))
+    }
+
     /// The TCP socket at the bottom, if there is one.
     pub fn tcp(&self) -> Option<&TcpStream> {
         match self {

@@ -138,7 +138,7 @@ impl Proxy {
         let forward = Forward { method: &request.method, fields: &request.fields, target: &target, length };
         let answer = match (agent, target.ticket(&request.method)) {
             (None, _) => self.send_plain(&forward, upload.as_ref(), record).await?,
-            (Some(agent), Some(kind)) => self.ticket(&forward, &agent, kind, record).await?,
+            (Some(agent), Some(kind)) => Box::pin(self.ticket(&forward, &agent, kind, record)).await?,
             (Some(agent), None) => self.send_with_token(&forward, &agent, upload.as_ref(), record).await?,
         };
         record.errcode = answer.errcode;

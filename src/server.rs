@@ -105,22 +105,23 @@ fn is_of_one_connection(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
 }
 
-/// Serves one connection to its end.
+/// Serves one connection to its end. What is not needed while an HTTP/1 connection idles has a box of its own.
 async fn converse(stream: Stream, peer: Option<IpAddr>, server: &Server, proxy: &Arc<Proxy>) {
     let (timeouts, stopping) = (server.timeouts, &server.stopping);
     let (stream, by_alpn) = match server.tls.load_full() {
         None => (stream, None),
-        Some(config) => match greet(stream, peer, config, server).await {
+        Some(config) => match Box::pin(greet(stream, peer, config, server)).await {
             Some((stream, http2)) => (stream, Some(http2)),
             None => return,
         },
     };
     if by_alpn == Some(true) {
-        return http2::serve(stream, BytesMut::new(), peer, timeouts, stopping.clone(), proxy).await;
+        let serving = http2::serve(stream, BytesMut::new(), peer, timeouts, stopping.clone(), proxy);
+        return Box::pin(serving).await;
     }
-    let http2 = http1::serve(stream, peer, by_alpn.is_none(), timeouts, stopping, proxy).await;
+    let http2 = http1::serve(stream, peer, by_alpn.is_none(), timeouts, stopping.clone(), proxy).await;
     if let Some((stream, first)) = http2 {
-        http2::serve(stream, first, peer, timeouts, stopping.clone(), proxy).await;
+        Box::pin(http2::serve(stream, first, peer, timeouts, stopping.clone(), proxy)).await;
     }
 }
 

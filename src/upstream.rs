@@ -215,7 +215,12 @@ impl Upstream {
     pub async fn send(&self, outgoing: &Outgoing<'_>, upload: Option<&Upload>) -> Result<Answer, Failure> {
         let mut fresh = false;
         loop {
-            let (line, used_before) = self.line(fresh).await?;
+            let kept = if fresh { None } else { self.kept_line() };
+            let (line, used_before) = match kept {
+                Some(line) => (line, true),
+                // Seldom, and it takes much room.
+                None => Box::pin(self.fresh_line()).await?,
+            };
             let reader = match upload.map(Upload::reader) {
                 None => None,
                 Some(Some(reader)) => Some(reader),
@@ -237,11 +242,8 @@ impl Upstream {
         }
     }
 
-    /// A connection for one request, and whether it has carried others.
-    async fn line(&self, fresh: bool) -> Result<(Line, bool), Failure> {
-        if !fresh && let Some(line) = self.kept_line() {
-            return Ok((line, true));
-        }
+    /// A connection where there is none to use again, and whether it has carried other requests all the same.
+    async fn fresh_line(&self) -> Result<(Line, bool), Failure> {
         if !self.speaks_http2.load(Ordering::Relaxed) {
             return Ok((self.dial().await?, false));
         }
@@ -302,7 +304,7 @@ impl Line {
     ) -> Result<Answer, Failure> {
         match self {
             Self::Http1(connection) => h1::send(connection, pool, outgoing, reader).await,
-            Self::Http2(mut sender) => sender.send(&pool.settings, outgoing, reader).await,
+            Self::Http2(mut sender) => Box::pin(sender.send(&pool.settings, outgoing, reader)).await,
         }
     }
 }

@@ -35,7 +35,12 @@ impl KeyHash {
 
 impl PartialEq for KeyHash {
     fn eq(&self, other: &Self) -> bool {
-        self.0.ct_eq(&other.0).into()
+        // Word by word: byte by byte costs four times as much.
+        let words = |hash: &[u8; 32]| {
+            let (words, _) = hash.as_chunks::<8>();
+            [0, 1, 2, 3].map(|nth| u64::from_ne_bytes(words[nth]))
+        };
+        words(&self.0).ct_eq(&words(&other.0)).into()
     }
 }
 

@@ -28,6 +28,16 @@ pub struct PathPattern(String);
 impl PathPattern {
     /// Whether `path` is meant, taken letter by letter as it will be sent: without its query, escapes not decoded.
     pub fn matches(&self, path: &str) -> bool {
+        // Nearly all patterns have no other star than the last.
+        match self.0.strip_suffix("/*") {
+            Some(above) if !above.contains('*') => {
+                path.strip_prefix(above).is_some_and(|below| below.starts_with('/'))
+            }
+            _ => self.matches_segments(path),
+        }
+    }
+
+    fn matches_segments(&self, path: &str) -> bool {
         let mut segments = path.split('/');
         let mut wanted = self.0.split('/').peekable();
         while let Some(pattern) = wanted.next() {

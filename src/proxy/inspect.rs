@@ -77,7 +77,7 @@ impl Inspected {
     /// An answer of the proxy's own, in WeCom's words.
     pub(super) fn local(body: Bytes) -> Self {
         let errcode = errcode_of(&body);
-        let mut lines = Block::with_capacity(512);
+        let mut lines = Block::default();
         lines.put(b"content-type", b"application/json; charset=UTF-8");
         Self {
             status: StatusCode::OK,

@@ -1,17 +1,24 @@
 //! The query with the agent's token in it: byte for byte what came, less every access_token, plus one at the end. Pure.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, sync::LazyLock};
 
-use memchr::{memchr, memmem};
+use memchr::{memchr, memmem::Finder};
 use percent_encoding::percent_decode_str;
 
 /// The parameter's name.
 const NAME: &str = "access_token";
 
+static FINDER: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(NAME));
+
+/// Whether there can be no token in a query: nothing is encoded, and the name does not occur.
+fn is_plain(query: &str) -> bool {
+    memchr(b'%', query.as_bytes()).is_none()
+        && (query.len() < NAME.len() || FINDER.find(query.as_bytes()).is_none())
+}
+
 /// The query without any parameter whose decoded name is `access_token`.
 pub(super) fn without_token(query: &str) -> Cow<'_, str> {
-    let bytes = query.as_bytes();
-    if memchr(b'%', bytes).is_none() && memmem::find(bytes, NAME.as_bytes()).is_none() {
+    if is_plain(query) {
         return Cow::Borrowed(query);
     }
     if !query.split('&').any(is_token) {
@@ -35,9 +42,8 @@ pub(super) fn with_token<'a>(path: &'a str, query: &'a str, token: &'a str) -> [
 
 /// The values of every `access_token`, decoded, but for empty ones.
 pub(super) fn tokens(query: &str) -> impl Iterator<Item = Cow<'_, str>> {
-    let plain =
-        memchr(b'%', query.as_bytes()).is_none() && memmem::find(query.as_bytes(), NAME.as_bytes()).is_none();
-    let parameters = if plain { "" } else { query }.split('&').filter(|parameter| is_token(parameter));
+    let parameters =
+        if is_plain(query) { "" } else { query }.split('&').filter(|parameter| is_token(parameter));
     let values = parameters.filter_map(|parameter| parameter.split_once('=')).map(|(_, value)| value);
     values.filter(|value| !value.is_empty()).map(|value| percent_decode_str(value).decode_utf8_lossy())
 }

@@ -39,7 +39,7 @@ pub struct Reply {
 impl Reply {
     /// An answer of the proxy's own.
     pub(super) fn own(status: StatusCode, body: Bytes) -> Self {
-        let mut lines = Block::with_capacity(512);
+        let mut lines = Block::default();
         lines.put(b"content-type", b"application/json; charset=UTF-8");
         Self { status, lines, dated: false, length: Some(body.len() as u64), body: ReplyBody::whole(body) }
     }

@@ -55,7 +55,7 @@ fn put_milliseconds(room: &mut BytesMut, duration: Duration) {
 /// The lines of an answer that go on to the caller, without the token: an upstream that redirects may say the request's
 /// URL back.
 pub(super) fn passed_on(fields: &Fields, token: Option<&Token>) -> Block {
-    let mut lines = Block::with_capacity(1024);
+    let mut lines = Block::default();
     let token = token.map(|token| token.value.expose().as_bytes());
     for field in fields.to_caller() {
         match token {

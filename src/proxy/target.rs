@@ -111,7 +111,8 @@ fn split_agent(path: &str) -> Result<(Option<&str>, &str), Doubt> {
 /// The path that rules are applied to, or the doubt that it may mean another one to the upstream.
 fn route(path: &str) -> Result<Cow<'_, str>, Doubt> {
     check(path)?;
-    if !path.contains('%') && !path.contains("//") {
+    let is_plain = !path.as_bytes().windows(2).any(|pair| pair == b"//" || pair[0] == b'%');
+    if is_plain && !path.ends_with('%') {
         return Ok(Cow::Borrowed(path));
     }
     let decoded = percent_decode_str(path)
@@ -143,6 +144,10 @@ const IS_ODD: [bool; 256] = {
 fn check(path: &str) -> Result<(), Doubt> {
     if path.bytes().any(|byte| IS_ODD[usize::from(byte)]) {
         return Err(Doubt::Malformed("the path holds a character that must be percent-encoded"));
+    }
+    // Nearly all paths are plain letters and slashes.
+    if memchr::memchr2(b'.', b'%', path.as_bytes()).is_none() {
+        return Ok(());
     }
     let mut text = Cow::Borrowed(path);
     // Once as it came, once decoded, once decoded twice: someone behind may decode once more.

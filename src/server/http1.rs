@@ -1,15 +1,17 @@
 //! HTTP/1 towards clients: one task a connection, which reads a head, has it answered, writes the answer, and begins anew.
 //!
-//! A connection between two requests owns no buffer and one timer at most.
+//! A connection between two requests owns no buffer, one timer at most, and none of the room that answering takes.
 
 mod delivery;
 mod head;
+mod rooms;
 mod wire;
 
 use std::{
     future::{Future, poll_fn},
     net::IpAddr,
     pin::pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -28,7 +30,7 @@ use crate::{
     fields::Fields,
     framing::Framing,
     io::Stream,
-    proxy::{Proxy, Request, RequestTarget},
+    proxy::{Proxy, Reply, Request, RequestTarget},
     upload::Body,
 };
 
@@ -49,10 +51,10 @@ pub(super) async fn serve(
     peer: Option<IpAddr>,
     may_be_http2: bool,
     timeouts: Timeouts,
-    stopping: &watch::Receiver<bool>,
-    proxy: &Proxy,
+    mut stopping: watch::Receiver<bool>,
+    proxy: &Arc<Proxy>,
 ) -> Option<(Stream, BytesMut)> {
-    let conversation = Conversation {
+    let mut conversation = Conversation {
         wire: Wire::new(stream),
         peer,
         may_be_http2,
@@ -60,7 +62,31 @@ pub(super) async fn serve(
         stop_seen: stopping.clone(),
         waiting: Deadline::idle(),
     };
-    conversation.run(stopping.clone(), proxy).await
+    let mut stop = pin!(stopping.wait_for(|stop| *stop));
+    // Once is enough: it wakes this task whenever it comes, and then `stop_seen` tells.
+    poll_fn(|cx| {
+        let _ = stop.as_mut().poll(cx);
+        Poll::Ready(())
+    })
+    .await;
+    let mut keep = true;
+    while keep {
+        keep = match conversation.next().await {
+            Next::Http2 => return conversation.wire.into_parts(),
+            Next::Over => false,
+            Next::Head(head) => {
+                let kept;
+                (conversation, kept) = rooms::run(conversation.answer(head, proxy.clone())).await;
+                kept
+            }
+            Next::Malformed(malformed) => {
+                (conversation, _) = rooms::run(conversation.refuse(malformed, proxy.clone())).await;
+                false
+            }
+        };
+    }
+    conversation.wire.lock().let_go();
+    None
 }
 
 /// One client's connection.
@@ -74,47 +100,22 @@ struct Conversation {
 }
 
 impl Conversation {
-    async fn run(mut self, mut stopping: watch::Receiver<bool>, proxy: &Proxy) -> Option<(Stream, BytesMut)> {
-        let mut stop = pin!(stopping.wait_for(|stop| *stop));
-        // Once is enough: it wakes this task whenever it comes, and then `stop_seen` tells.
-        let mut stops = poll_fn(|cx| Poll::Ready(stop.as_mut().poll(cx).is_ready())).await;
-        let mut keep = true;
-        while keep {
-            keep = match self.next(stops).await {
-                Next::Http2 => return self.wire.into_parts(),
-                Next::Over => false,
-                Next::Head(head) => self.answer(head, proxy).await,
-                Next::Malformed(malformed) => self.refuse(&malformed, proxy).await,
-            };
-            stops = self.is_stopping();
-        }
-        self.wire.lock().let_go();
-        None
-    }
-
     fn is_stopping(&self) -> bool {
         self.stop_seen.has_changed().unwrap_or(true) || *self.stop_seen.borrow()
     }
 
     /// Waits for the next request's head.
-    async fn next(&mut self, stops: bool) -> Next {
-        let mut wire = self.wire.clone();
+    async fn next(&mut self) -> Next {
         let mut seen = 0;
         self.waiting.clear();
-        let next = poll_fn(|cx| self.poll_next(cx, &mut wire, &mut seen, stops)).await;
+        let next = poll_fn(|cx| self.poll_next(cx, &mut seen)).await;
         self.waiting.clear();
         next
     }
 
-    fn poll_next(
-        &mut self,
-        cx: &mut Context<'_>,
-        wire: &mut Wire,
-        seen: &mut usize,
-        stops: bool,
-    ) -> Poll<Next> {
-        let mut wire = wire.lock();
-        loop {
+    fn poll_next(&mut self, cx: &mut Context<'_>, seen: &mut usize) -> Poll<Next> {
+        let mut wire = self.wire.lock();
+        let begins = loop {
             // A head that drips is parsed again when a line of it has ended, not for each byte.
             let fresh = &wire.inbound[*seen..];
             if !fresh.is_empty() && (*seen == 0 || fresh.contains(&b'\n') || wire.inbound.len() >= MAX_HEAD) {
@@ -137,25 +138,25 @@ impl Conversation {
                     if begins {
                         self.waiting.clear();
                     }
-                    continue;
                 }
                 Poll::Ready(_) => return Poll::Ready(Next::Over),
-                Poll::Pending => {}
+                Poll::Pending => break begins,
             }
-            if begins && (stops || self.is_stopping()) {
-                return Poll::Ready(Next::Over);
-            }
-            self.waiting.set_if_idle(if begins { self.timeouts.idle } else { self.timeouts.head });
-            ready!(self.waiting.poll_passed(cx));
+        };
+        drop(wire);
+        if begins && self.is_stopping() {
             return Poll::Ready(Next::Over);
         }
+        self.waiting.set_if_idle(if begins { self.timeouts.idle } else { self.timeouts.head });
+        ready!(self.waiting.poll_passed(cx));
+        Poll::Ready(Next::Over)
     }
 
-    /// Has one request answered. Whether the connection is to be kept.
-    async fn answer(&mut self, head: Head, proxy: &Proxy) -> bool {
+    /// Has one request answered. Whether the connection is to be kept is returned with it.
+    async fn answer(mut self, head: Head, proxy: Arc<Proxy>) -> (Self, bool) {
         self.may_be_http2 = false;
         let persistent = head.is_persistent() && head.framing.is_ok();
-        let body = self.body(&head);
+        let (body, streams) = self.body(&head);
         let local = || self.wire.lock().stream().tcp().and_then(|tcp| tcp.local_addr().ok());
         let manner = Manner::of(&head.method, head.version, persistent);
         let request = Request {
@@ -167,35 +168,48 @@ impl Conversation {
             fields: head.fields,
             peer: self.peer,
         };
-        let mut handling = pin!(proxy.handle(request, body));
-        let answered = poll_fn(|cx| match handling.as_mut().poll(cx) {
-            Poll::Ready(reply) => Poll::Ready(Some(reply)),
-            // Nobody is there to take the answer: what is under way for it ends here.
-            Poll::Pending => self.wire.lock().poll_left(cx).map(|()| None),
-        });
-        let Some(reply) = answered.await else { return false };
-        self.deliver(reply, manner).await
+        let answered = {
+            let mut handling = pin!(proxy.handle(request, body));
+            let answered = poll_fn(|cx| match handling.as_mut().poll(cx) {
+                Poll::Ready(reply) => Poll::Ready(Some(reply)),
+                // Nobody is there to take the answer: what is under way for it ends here.
+                Poll::Pending => self.wire.lock().poll_left(cx).map(|()| None),
+            });
+            answered.await
+        };
+        let Some(reply) = answered else { return (self, false) };
+        let keep = match self.deliver(reply, manner, streams).await {
+            Outcome::Kept => true,
+            Outcome::Severed => false,
+            Outcome::Over { still_sending } => {
+                self.close(still_sending).await;
+                false
+            }
+        };
+        (self, keep)
     }
 
-    /// The body that follows a head.
-    fn body(&self, head: &Head) -> Body {
-        let Ok(framing) = head.framing else { return Body::None };
+    /// The body that follows a head, and whether it is still to come.
+    fn body(&self, head: &Head) -> (Body, bool) {
+        let framing = head.framing.unwrap_or(Framing::Done);
+        if framing == Framing::Done {
+            return (Body::None, false);
+        }
         let mut wire = self.wire.lock();
         let declared = match framing {
-            Framing::Done => return Body::None,
             Framing::Length(length) if length <= wire.inbound.len() as u64 => {
-                return Body::Whole(wire.inbound.split_to(length as usize).freeze());
+                return (Body::Whole(wire.inbound.split_to(length as usize).freeze()), false);
             }
             Framing::Length(length) => Some(length),
-            Framing::Chunked(_) | Framing::UntilClose => None,
+            _ => None,
         };
         wire.framing = framing;
         wire.continue_due = head.expects_continue() && wire.inbound.is_empty();
-        Body::Streamed(Box::new(WireBody { wire: self.wire.clone(), declared }))
+        (Body::Streamed(Box::new(WireBody { wire: self.wire.clone(), declared })), true)
     }
 
-    /// Answers what is no request, and ends the connection.
-    async fn refuse(&mut self, malformed: &Malformed, proxy: &Proxy) -> bool {
+    /// Answers what is no request. The connection is over then.
+    async fn refuse(self, malformed: Malformed, proxy: Arc<Proxy>) -> (Self, bool) {
         let nothing = Request {
             method: Method::from_bytes(b"-").unwrap_or_default(),
             version: Version::HTTP_11,
@@ -206,13 +220,17 @@ impl Conversation {
             peer: self.peer,
         };
         let reply = proxy.refuse_head(malformed.status, malformed.words, &nothing);
-        self.deliver(reply, Manner { version: Version::HTTP_11, is_head: false, keep: false }).await
+        let manner = Manner { version: Version::HTTP_11, is_head: false, keep: false };
+        if self.deliver(reply, manner, false).await != Outcome::Severed {
+            self.close(true).await;
+        }
+        (self, false)
     }
 
-    /// Writes an answer. Whether the connection is to be kept.
-    async fn deliver(&mut self, reply: crate::proxy::Reply, manner: Manner) -> bool {
+    /// Writes an answer. `streams`: the request's body did not come with its head.
+    async fn deliver(&self, reply: Reply, manner: Manner, streams: bool) -> Outcome {
         // A body that nobody will read: what is here of it is thrown away, for the rest there is no use.
-        let left_over = !self.wire.has_reader() && !self.wire.lock().discard_body();
+        let left_over = streams && !self.wire.has_reader() && !self.wire.lock().discard_body();
         let keep = manner.keep && !left_over && !self.is_stopping();
         let (mut delivery, keep) = Delivery::begin(reply, Manner { keep, ..manner });
         let end = poll_fn(|cx| delivery.poll(cx, &self.wire, self.timeouts.stall)).await;
@@ -221,34 +239,50 @@ impl Conversation {
             // To a client that knows no framing, or does not look at it, an orderly close would mean that the answer is
             // whole.
             self.wire.lock().sever();
-            return false;
+            return Outcome::Severed;
         }
-        let unread = !self.wire.lock().discard_body();
-        if keep && !unread {
-            return true;
+        let unread = streams && !self.wire.lock().discard_body();
+        match keep && !unread {
+            true => Outcome::Kept,
+            false => Outcome::Over { still_sending: unread || !self.wire.lock().inbound.is_empty() },
         }
-        self.close(unread || !manner.keep).await;
-        false
     }
 
-    /// Closes with care: a client that is still sending would lose the answer in a reset.
-    async fn close(&mut self, lingers: bool) {
+    /// Closes. A client that is still sending would lose the answer in a reset: what it sends is read for a while.
+    async fn close(&self, still_sending: bool) {
         let mut deadline = Deadline::idle();
         deadline.set(LINGER);
-        let mut left = LINGER_BYTES;
-        let (wire, mut shut) = (self.wire.clone(), false);
+        let (mut left, mut shut) = (LINGER_BYTES, false);
         poll_fn(|cx| {
-            let mut wire = wire.lock();
+            let mut wire = self.wire.lock();
+            if !still_sending && wire.stream().is_plain() {
+                // Closing it says all there is to say.
+                return Poll::Ready(());
+            }
             if !shut {
                 if ready!(wire.poll_shutdown(cx)).is_err() {
                     return Poll::Ready(());
                 }
                 shut = true;
             }
-            if lingers { wire.poll_drain(cx, &mut deadline, &mut left) } else { Poll::Ready(()) }
+            if still_sending { wire.poll_drain(cx, &mut deadline, &mut left) } else { Poll::Ready(()) }
         })
         .await;
     }
+}
+
+/// What becomes of a connection after an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    /// It waits for the next request.
+    Kept,
+    /// It ends with a reset.
+    Severed,
+    /// It is to be closed.
+    Over {
+        /// The client may not have said all that it wants to say.
+        still_sending: bool,
+    },
 }
 
 /// Whether this is how HTTP/2 begins, as far as it goes.
