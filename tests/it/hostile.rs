@@ -1,5 +1,15 @@
 //! What no honest client sends. The upstream gets nothing of it, or exactly one clean request.
 
+mod canon;
+mod chunks;
+mod framing;
+mod heads;
+mod pipelines;
+mod recorder;
+mod table;
+mod targets;
+mod today;
+
 use wecom_proxy::simulator::Fault;
 
 use crate::{
