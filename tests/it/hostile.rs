@@ -2,8 +2,11 @@
 
 mod canon;
 mod chunks;
+mod floods;
+mod frames;
 mod framing;
 mod heads;
+mod http2;
 mod pipelines;
 mod recorder;
 mod table;

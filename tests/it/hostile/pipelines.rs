@@ -48,7 +48,11 @@ fn check(arrivals: &[Arrival], series: usize, count: usize, answers: &str) {
     for arrival in arrivals {
         match &arrival.state {
             State::Whole(seen) if seen.target.contains(&mark) => {
-                assert!(is_right(seen, series, nths.len()), "{} of {series}: {seen:?}", nths.len());
+                assert!(
+                    is_right(seen, series, nths.len()),
+                    "{} of {series}: {seen:?}\n{answers}",
+                    nths.len()
+                );
                 nths.push(arrival.nth);
             }
             State::Whole(_) => {}

@@ -85,4 +85,16 @@ pub const TODAY: &[(&str, &str)] = &[
     ("target javascript://OWN/hr/cgi-bin/case, host OWN", "it was served as GET"),
     ("target x://OWN/hr/cgi-bin/case, host proxy.test", "it was served as GET"),
     ("target x://OWN/hr/cgi-bin/case, host OWN", "it was served as GET"),
+    // The same over HTTP/2.
+    ("h2: instead, :path: /hr/cgi-bin/case#x", "it was served"),
+    ("h2: instead, :scheme: ", "it was served"),
+    ("h2: instead, :scheme: ftp", "it was served"),
+    // RFC 9113 §8.3.1 has no user in an authority.
+    ("h2: instead, :authority: user@proxy.test", "it was served"),
+    // RFC 9113 §8.1 has no pseudo-fields in trailers. They go nowhere, but the request is malformed.
+    ("h2: a path in the trailers", "it was served"),
+    ("h2: a status in the trailers", "it was served"),
+    // RFC 9113 §8.2.1 has no space around a value. It goes out with the value as it came.
+    ("h2: a space before a value", "the upstream got what is not canonical: a header's value is \" z\""),
+    ("h2: a space behind a value", "the upstream got what is not canonical: a header's value is \"z \""),
 ];
