@@ -1,5 +1,18 @@
 //! What no honest client sends. The upstream gets nothing of it, or exactly one clean request.
 
+mod canon;
+mod chunks;
+mod floods;
+mod frames;
+mod framing;
+mod heads;
+mod http2;
+mod pipelines;
+mod recorder;
+mod table;
+mod targets;
+mod today;
+
 use wecom_proxy::simulator::Fault;
 
 use crate::{
