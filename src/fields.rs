@@ -201,7 +201,9 @@ impl Fields {
 
     /// The lines of a message that came over HTTP/2.
     pub fn of_map(map: &HeaderMap) -> Self {
-        Self::copied(map.iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes())))
+        Self::copied(
+            map.iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes().trim_ascii())),
+        )
     }
 
     fn copied<'a>(lines: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> Self {

@@ -39,6 +39,8 @@ pub enum Framing {
     Chunked(Chunk),
     /// All that comes until the connection closes.
     UntilClose,
+    /// Nobody knows: what came was not well formed.
+    Broken,
 }
 
 /// Where in the chunked coding the next byte stands.
@@ -95,9 +97,18 @@ impl Framing {
         })
     }
 
-    /// Takes the next piece of the body off `buffer`.
+    /// Takes the next piece of the body off `buffer`. After an error nothing is taken any more.
     pub fn step(&mut self, buffer: &mut BytesMut) -> Result<Step, FramingError> {
+        let step = self.take_step(buffer);
+        if step.is_err() {
+            *self = Self::Broken;
+        }
+        step
+    }
+
+    fn take_step(&mut self, buffer: &mut BytesMut) -> Result<Step, FramingError> {
         match self {
+            Self::Broken => Err(FramingError::Chunk),
             Self::Done => Ok(Step::End),
             _ if buffer.is_empty() => Ok(Step::Starved),
             Self::UntilClose => Ok(Step::Data(buffer.split().freeze())),
@@ -143,6 +154,7 @@ impl Framing {
                 Chunk::Trailers(seen) => match line(buffer, MAX_TRAILERS - *seen)? {
                     None => return Ok(Step::Starved),
                     Some(line) if line.is_empty() => *self = Self::Done,
+                    Some(line) if !is_trailer(&line) => return Err(FramingError::Chunk),
                     Some(line) => *seen = (*seen + line.len() + 2).min(MAX_TRAILERS),
                 },
             }
@@ -206,13 +218,25 @@ fn line(buffer: &mut BytesMut, longest: usize) -> Result<Option<BytesMut>, Frami
 /// A chunk's size: hexadecimal digits, then nothing or an extension, which means nothing to us.
 fn chunk_size(line: &[u8]) -> Result<u64, FramingError> {
     let digits = line.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
-    let extension = line[digits..].trim_ascii_start();
-    if digits == 0 || digits > 15 || !(extension.is_empty() || extension[0] == b';') || line.contains(&b'\r')
+    let before_extension = line[digits..].iter().find(|byte| !matches!(byte, b' ' | b'\t'));
+    let extends = digits < line.len();
+    let is_control = |byte: &u8| byte.is_ascii_control() && *byte != b'\t';
+    if !(1..=15).contains(&digits)
+        || (extends && before_extension != Some(&b';'))
+        || line.iter().any(is_control)
     {
         return Err(FramingError::Chunk);
     }
     let text = std::str::from_utf8(&line[..digits]).map_err(|_| FramingError::Chunk)?;
     u64::from_str_radix(text, 16).map_err(|_| FramingError::Chunk)
+}
+
+/// Whether a line could be a header's: a name, a colon, and no control characters behind it.
+fn is_trailer(line: &[u8]) -> bool {
+    let name = line.iter().position(|byte| *byte == b':').unwrap_or_default();
+    let is_letter = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
+    let is_control = |byte: &u8| byte.is_ascii_control() && *byte != b'\t';
+    name > 0 && line[..name].iter().all(is_letter) && !line[name..].iter().any(is_control)
 }
 
 #[cfg(test)]
@@ -266,6 +290,15 @@ mod tests {
     }
 
     #[test]
+    fn after_an_error_there_is_no_way_on() {
+        let mut framing = Framing::Chunked(Chunk::Size);
+        let mut buffer = BytesMut::from(&b"hello\r\n0\r\n\r\n"[..]);
+        for _ in 0..3 {
+            assert_eq!(framing.step(&mut buffer), Err(FramingError::Chunk));
+        }
+    }
+
+    #[test]
     fn what_can_be_read_in_two_ways_is_refused() {
         for wire in [
             "\r\n",
@@ -273,10 +306,18 @@ mod tests {
             "-1\r\n",
             "+1\r\n",
             "1 1\r\n",
+            "1 \r\n",
+            "1\x0c\r\n",
+            "1;a\0\r\n",
             "1\n",
             "ffffffffffffffff\r\n",
             "1\r\naX\r\n",
             "0x1\r\n",
+            "0\r\nX\r\n\r\n",
+            "0\r\nX : 1\r\n\r\n",
+            "0\r\n X: 1\r\n\r\n",
+            "0\r\nX: 1\r\r\n\r\n",
+            "0\r\n\n",
         ] {
             assert_eq!(decode(wire.as_bytes(), &[]), Err(FramingError::Chunk), "{wire:?}");
         }

@@ -216,10 +216,12 @@ impl Proxy {
         upload: Option<&Upload>,
         record: &mut Record,
     ) -> Result<Inspected, Refusal> {
-        let asked = Instant::now();
-        let token = match agent.slot.ready(asked) {
+        // Nothing has taken time since the request began; for a ticket, whoever waits long enough for it to matter is
+        // helped by the refusal.
+        let token = match agent.slot.ready(record.began) {
             Some(token) => token,
             None => {
+                let asked = Instant::now();
                 let fetched = agent.slot.current().await;
                 record.token = asked.elapsed();
                 fetched.map_err(|failure| token_unavailable(&failure))?
@@ -331,12 +333,12 @@ impl Proxy {
         token: Option<&Token>,
         upload: Option<&Upload>,
     ) -> Result<Inspected, Refusal> {
-        let sent = Instant::now();
+        let at = Instant::now();
         let outgoing =
-            Outgoing { method: forward.method, target, fields: forward.fields, body: forward.length };
+            Outgoing { method: forward.method, target, fields: forward.fields, body: forward.length, at };
         let failed = |failure: Failure| self.failed(failure);
         let answer = self.upstream.send(&outgoing, upload).await.map_err(failed)?;
-        inspect(answer, token, sent.elapsed()).await.map_err(failed)
+        inspect(answer, token, at).await.map_err(failed)
     }
 
     /// What the caller is told of a failure.

@@ -41,6 +41,8 @@ pub struct Outgoing<'a> {
     pub fields: &'a Fields,
     /// How long the body is.
     pub body: BodyLength,
+    /// Now: the caller has asked the clock, and asking costs.
+    pub at: Instant,
 }
 
 /// What is known of a request's body before it is sent.
@@ -127,6 +129,8 @@ pub struct Answer {
     pub length: Option<u64>,
     /// Its body.
     pub body: AnswerBody,
+    /// When its head was there.
+    pub came: Instant,
 }
 
 /// An answer's body.
@@ -181,7 +185,7 @@ impl AnswerBody {
             Source::Http2(answer) => answer.is_ended(),
         };
         if ended && let Source::Http1(exchange) = std::mem::replace(&mut self.0, Source::Ended) {
-            exchange.finish();
+            exchange.finish(Instant::now());
         }
     }
 }
@@ -215,7 +219,7 @@ impl Upstream {
     pub async fn send(&self, outgoing: &Outgoing<'_>, upload: Option<&Upload>) -> Result<Answer, Failure> {
         let mut fresh = false;
         loop {
-            let kept = if fresh { None } else { self.kept_line() };
+            let kept = if fresh { None } else { self.kept_line(outgoing.at) };
             let (line, used_before) = match kept {
                 Some(line) => (line, true),
                 // Seldom, and it takes much room.
@@ -267,13 +271,13 @@ impl Upstream {
         Ok((dialled?, false))
     }
 
-    fn kept_line(&self) -> Option<Line> {
+    fn kept_line(&self, now: Instant) -> Option<Line> {
         if self.speaks_http2.load(Ordering::Relaxed)
             && let Some(sender) = self.pool.shared()
         {
             return Some(Line::Http2(sender));
         }
-        self.pool.take().map(Line::Http1)
+        self.pool.take(now).map(Line::Http1)
     }
 
     async fn dial(&self) -> Result<Line, Failure> {

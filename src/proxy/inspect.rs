@@ -4,7 +4,7 @@ use std::{collections::VecDeque, time::Duration};
 
 use bytes::Bytes;
 use http::StatusCode;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
 use super::sign::passed_on;
 use crate::{
@@ -115,13 +115,15 @@ impl Inspected {
     }
 }
 
-/// Reads on until the errcode has shown, or it is certain that there is none. `token` is what the request was sent with.
+/// Reads on until the errcode has shown, or it is certain that there is none. `token` is what the request was
+/// sent with, and `sent` when.
 pub(super) async fn inspect(
     answer: Answer,
     token: Option<&Token>,
-    took: Duration,
+    sent: Instant,
 ) -> Result<Inspected, Failure> {
-    let Answer { status, fields, length, mut body } = answer;
+    let Answer { status, fields, length, mut body, came } = answer;
+    let took = came.saturating_duration_since(sent);
     let (mut held, mut errcode) = (Held::default(), None);
     if may_carry_errcode(status, &fields) {
         let mut scanner = ReplyScanner::new(&fields);

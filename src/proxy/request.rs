@@ -17,8 +17,8 @@ pub struct Request {
     pub target: Target,
     /// The authority of a target in absolute form, and the address that the client connected to.
     pub absolute: Option<(Bytes, Option<SocketAddr>)>,
-    /// Why nobody can tell where its body ends, if that is so; it has none then.
-    pub framing_flaw: Option<&'static str>,
+    /// What the server found wrong with it; nobody can tell where its body ends then, and it has none.
+    pub flaw: Option<&'static str>,
     /// Its header lines.
     pub fields: Fields,
     /// Where the client is; `None` where it came over a unix socket.

@@ -1,8 +1,12 @@
 //! The request-target, taken apart and doubted: which agent, which path, what kind of call. Pure.
 
-use std::{borrow::Cow, fmt, net::SocketAddr};
+use std::{
+    borrow::Cow,
+    fmt,
+    net::{Ipv6Addr, SocketAddr},
+};
 
-use http::{Method, Version, uri::Authority};
+use http::{Method, Version};
 use percent_encoding::percent_decode_str;
 
 use super::{query::without_token, request::Request};
@@ -216,7 +220,7 @@ pub(super) fn check_head(
             _ => {}
         }
     }
-    if let Some(flaw) = request.framing_flaw {
+    if let Some(flaw) = request.flaw {
         return Err(flaw);
     }
     // An absolute-form target is what a client sends that takes us for its forward proxy.
@@ -230,10 +234,20 @@ pub(super) fn check_head(
     Ok(())
 }
 
-/// `host` or `host:port`; empty where the target has no authority (RFC 9112 §3.2). Nearly all are plain.
+/// `host` or `host:port`; empty where the target has no authority (RFC 9112 §3.2).
 fn is_host(text: &[u8]) -> bool {
-    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'.' || *byte == b'-';
-    text.iter().all(is_plain) || (!text.contains(&b'@') && Authority::try_from(text).is_ok())
+    let (host, port) = match text.iter().rposition(|byte| *byte == b':') {
+        Some(colon) if !text[colon..].contains(&b']') => (&text[..colon], &text[colon + 1..]),
+        _ => (text, &b""[..]),
+    };
+    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=%".contains(byte);
+    let is_name = match host.strip_prefix(b"[").map(|literal| literal.strip_suffix(b"]")) {
+        Some(literal) => literal
+            .and_then(|literal| std::str::from_utf8(literal).ok())
+            .is_some_and(|literal| literal.parse::<Ipv6Addr>().is_ok()),
+        None => host.iter().all(is_plain),
+    };
+    is_name && port.len() <= 5 && port.iter().all(u8::is_ascii_digit)
 }
 
 #[cfg(test)]

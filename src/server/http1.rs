@@ -164,7 +164,7 @@ impl Conversation {
             version: head.version,
             target: head.target,
             absolute: head.authority.map(|authority| (authority, local())),
-            framing_flaw: head.framing.err().map(head::words),
+            flaw: head.framing.err().map(head::words),
             fields: head.fields,
             peer: self.peer,
         };
@@ -215,7 +215,7 @@ impl Conversation {
             version: Version::HTTP_11,
             target: RequestTarget::new(Bytes::from_static(b"-")).unwrap_or_default(),
             absolute: None,
-            framing_flaw: None,
+            flaw: None,
             fields: Fields::default(),
             peer: self.peer,
         };

@@ -13,7 +13,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use http::{Method, Response, Version, header};
+use http::{Method, Response, Uri, Version, header};
 use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
@@ -107,7 +107,7 @@ async fn answer(
         // hyper's targets are text.
         target: RequestTarget::new(Bytes::copy_from_slice(target.as_bytes())).unwrap_or_default(),
         absolute: None,
-        framing_flaw: None,
+        flaw: flaw(&parts.uri),
         fields: Fields::of_map(&parts.headers),
         peer,
     };
@@ -124,6 +124,15 @@ async fn answer(
     *response.status_mut() = status;
     *response.headers_mut() = headers;
     response
+}
+
+/// What hyper lets through and should not (RFC 9113 §8.3.1).
+fn flaw(uri: &Uri) -> Option<&'static str> {
+    if !matches!(uri.scheme_str(), None | Some("http" | "https")) {
+        return Some("the scheme is neither http nor https");
+    }
+    let has_user = uri.authority().is_some_and(|authority| authority.as_str().contains('@'));
+    has_user.then_some("the authority names a user")
 }
 
 /// A request's body as hyper reads it.

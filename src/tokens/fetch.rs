@@ -4,6 +4,7 @@ use std::{future::Future, pin::Pin, time::Duration};
 
 use http::Method;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use tokio::time::Instant;
 
 use super::Source;
 use crate::{
@@ -114,6 +115,7 @@ impl Gettoken {
             target: &[target.expose()],
             fields: &fields,
             body: BodyLength::Absent,
+            at: Instant::now(),
         };
         let upstream = |flaw: Flaw| FetchError::Upstream(flaw.to_string());
         let mut answer =

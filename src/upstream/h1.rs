@@ -13,7 +13,10 @@ use std::{
 
 use bytes::{Buf, Bytes, BytesMut};
 use http::Method;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
+    time::Instant,
+};
 
 use super::{
     Answer, AnswerBody, BodyLength, Failure, Flaw, Outgoing, Sent, Source,
@@ -77,15 +80,16 @@ pub(super) async fn send(
 ) -> Result<Answer, Failure> {
     let mut exchange = Exchange::begin(connection, pool.clone(), outgoing, reader);
     let Head { status, fields, .. } = poll_fn(|cx| exchange.poll_head(cx)).await?;
+    let came = Instant::now();
     let length = answer_length(&fields).unwrap_or_default();
     let body = match exchange.take_whole() {
         Some(whole) => {
-            exchange.finish();
+            exchange.finish(came);
             if whole.is_empty() { Source::Ended } else { Source::Whole(whole) }
         }
         None => Source::Http1(Box::new(exchange)),
     };
-    Ok(Answer { status, fields, length, body: AnswerBody(body) })
+    Ok(Answer { status, fields, length, body: AnswerBody(body), came })
 }
 
 /// What is still to be taken from the client.
@@ -178,7 +182,7 @@ impl Exchange {
             _ if !matches!(self.sending, Sending::Nothing) => return None,
             Framing::Done => 0,
             Framing::Length(length) => usize::try_from(length).ok()?,
-            Framing::Chunked(_) | Framing::UntilClose => return None,
+            Framing::Chunked(_) | Framing::UntilClose | Framing::Broken => return None,
         };
         if self.connection.inbound.len() < length {
             return None;
@@ -227,7 +231,7 @@ impl Exchange {
 
     /// Ends the exchange. A connection on which both sides have said all they had to say goes back to the pool; any
     /// other is closed.
-    pub(super) fn finish(mut self) {
+    pub(super) fn finish(mut self, now: Instant) {
         let clean = self.reusable
             && self.is_ended()
             && matches!(self.sending, Sending::Nothing)
@@ -238,7 +242,7 @@ impl Exchange {
             if self.next_read > SMALL_READ {
                 self.connection.inbound = BytesMut::new();
             }
-            self.pool.put(self.connection);
+            self.pool.put(self.connection, now);
         }
     }
 

@@ -15,6 +15,7 @@ use http::{HeaderName, HeaderValue, Request, Uri, Version, uri};
 use http_body::{Body, Frame, SizeHint};
 use hyper::{body::Incoming, client::conn::http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::time::Instant;
 
 use super::{AnswerBody, Failure, Flaw, Outgoing, Sent, Settings, Source};
 use crate::{
@@ -82,6 +83,7 @@ impl Sender {
                 Err(_) => return Err(Failure { flaw: Flaw::NoAnswer, sent: Sent::Perhaps }),
             }
         };
+        let came = Instant::now();
         let (parts, body) = response.into_parts();
         let fields = Fields::of_map(&parts.headers);
         let length = answer_length(&fields)
@@ -89,7 +91,7 @@ impl Sender {
         let answer = Answer { body, silence: Deadline::idle(), body_timeout: settings.body_timeout };
         let ended = answer.is_ended();
         let body = AnswerBody(if ended { Source::Ended } else { Source::Http2(answer) });
-        Ok(super::Answer { status: parts.status, fields, length, body })
+        Ok(super::Answer { status: parts.status, fields, length, body, came })
     }
 }
 

@@ -34,10 +34,10 @@ impl Pool {
     }
 
     /// The connection used last, if it still looks open.
-    pub(super) fn take(&self) -> Option<h1::Connection> {
+    pub(super) fn take(&self, now: Instant) -> Option<h1::Connection> {
         let mut kept = self.kept();
         while let Some((mut connection, since)) = kept.idle.pop() {
-            let idle = since.elapsed();
+            let idle = now.saturating_duration_since(since);
             let open = match idle > DOUBTFUL {
                 true => idle < self.settings.idle_timeout && connection.is_quiet_in_kernel(),
                 false => connection.is_quiet(),
@@ -50,9 +50,9 @@ impl Pool {
     }
 
     /// Keeps a connection for the next request.
-    pub(super) fn put(self: &Arc<Self>, connection: h1::Connection) {
+    pub(super) fn put(self: &Arc<Self>, connection: h1::Connection, now: Instant) {
         let mut kept = self.kept();
-        kept.idle.push((connection, Instant::now()));
+        kept.idle.push((connection, now));
         self.see_to_sweeping(&mut kept);
     }
 

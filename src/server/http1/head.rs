@@ -80,13 +80,15 @@ pub(super) fn take(buffer: &mut BytesMut) -> Result<Option<Head>, Malformed> {
     let method = Method::from_bytes(method.as_bytes()).map_err(|_| malformed("the method is not one"))?;
     let version = if version == 0 { Version::HTTP_10 } else { Version::HTTP_11 };
     let start = target.as_ptr() as usize - buffer.as_ptr() as usize;
-    let (target_at, authority_at) = forms(target);
+    let path_at =
+        path_start(target).ok_or(malformed("the request's target is neither a path nor an http URL"))?;
+    let authority_at = authority_start(target).map(|authority| start + authority..start + path_at);
+    let target_at = start + path_at..start + target.len();
     let found = Found::new(buffer, request.headers);
 
     let text = buffer.split_to(length).freeze();
-    let part = |at: (usize, usize)| text.slice(start + at.0..start + at.1);
-    let authority = authority_at.map(part);
-    let target = match part(target_at) {
+    let authority = authority_at.map(|at| text.slice(at));
+    let target = match text.slice(target_at) {
         // `http://host` stands for `http://host/`.
         empty if empty.is_empty() && authority.is_some() => Bytes::from_static(b"/"),
         target => target,
@@ -106,20 +108,20 @@ fn check_line_ends(head: &[u8]) -> Result<(), Malformed> {
     }
 }
 
-/// Where in a request-target path and query stand, and the authority if it is in absolute form.
-fn forms(target: &str) -> ((usize, usize), Option<(usize, usize)>) {
-    let whole = (0, target.len());
+/// Where in a request-target the path begins. What has none is for other kinds of server.
+fn path_start(target: &str) -> Option<usize> {
     if target.starts_with('/') {
-        return (whole, None);
+        return Some(0);
     }
-    let has =
-        |scheme: &str| target.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme));
-    let Some(scheme) = ["http://", "https://"].into_iter().find(|scheme| has(scheme)) else {
-        return (whole, None);
-    };
-    let rest = &target[scheme.len()..];
-    let end = scheme.len() + rest.find(['/', '?', '#']).unwrap_or(rest.len());
-    ((end, target.len()), Some((scheme.len(), end)))
+    let authority = authority_start(target)?;
+    Some(target[authority..].find(['/', '?', '#']).map_or(target.len(), |end| authority + end))
+}
+
+/// Where the authority begins, if the target is in absolute form.
+fn authority_start(target: &str) -> Option<usize> {
+    let begins =
+        |scheme: &&str| target.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme));
+    ["http://", "https://"].iter().find(|scheme| begins(scheme)).map(|scheme| scheme.len())
 }
 
 /// What the caller is told of a head that cannot be parsed.

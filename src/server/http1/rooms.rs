@@ -16,8 +16,11 @@ thread_local! {
     static EMPTY: RefCell<Vec<ReusableBoxFuture<'static, Answered>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Runs a future in a room that was used before, if there is one.
-pub(super) async fn run(future: impl Future<Output = Answered> + Send + 'static) -> Answered {
+/// Runs a future in a room that was used before, if there is one. Not an `async fn`, for that would keep the future a
+/// second time.
+pub(super) fn run(
+    future: impl Future<Output = Answered> + Send + 'static,
+) -> impl Future<Output = Answered> + Send {
     let mut room = match EMPTY.with_borrow_mut(Vec::pop) {
         Some(mut room) => {
             room.set(future);
@@ -25,11 +28,13 @@ pub(super) async fn run(future: impl Future<Output = Answered> + Send + 'static)
         }
         None => ReusableBoxFuture::new(future),
     };
-    let answered = poll_fn(|cx| room.poll(cx)).await;
-    EMPTY.with_borrow_mut(|empty| {
-        if empty.len() < MOST {
-            empty.push(room);
-        }
-    });
-    answered
+    async move {
+        let answered = poll_fn(|cx| room.poll(cx)).await;
+        EMPTY.with_borrow_mut(|empty| {
+            if empty.len() < MOST {
+                empty.push(room);
+            }
+        });
+        answered
+    }
 }

@@ -189,7 +189,7 @@ fn header(line: &[u8]) -> Result<(String, String), String> {
         return Err("a header line has no colon".to_owned());
     };
     let (name, value) = (&line[..colon], &line[colon + 1..]);
-    if name.is_empty() || !name.iter().all(|byte| is_token(*byte) && !byte.is_ascii_uppercase()) {
+    if name.is_empty() || !name.iter().copied().all(is_token) {
         return Err(format!("a header's name is {:?}", String::from_utf8_lossy(name)));
     }
     let value = value.strip_prefix(b" ").unwrap_or(value);
@@ -198,7 +198,7 @@ fn header(line: &[u8]) -> Result<(String, String), String> {
     {
         return Err(format!("a header's value is {:?}", String::from_utf8_lossy(value)));
     }
-    Ok((latin1(name), latin1(value)))
+    Ok((latin1(name).to_ascii_lowercase(), latin1(value)))
 }
 
 fn is_token(byte: u8) -> bool {
