@@ -98,6 +98,7 @@ impl Request {
             }
             Replacement::SameAgain(next) => {
                 wecom.expect(next.is_same_as(&token), || "another token is said to be the same".to_owned());
+                wecom.came_back(slot.credentials(), &next);
                 wecom.note(|seen| seen.same_again += 1);
                 next
             }

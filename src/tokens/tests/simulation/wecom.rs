@@ -24,6 +24,7 @@ pub(super) const SLOWEST: Duration = Duration::from_secs(45);
 const HOUR: Duration = Duration::from_secs(3_600);
 /// As the contract has it.
 const CALLS_AN_HOUR: usize = 300;
+const HELD: Duration = Duration::from_secs(10);
 const BELIEVED_PAST_EXPIRY: Duration = Duration::from_secs(60);
 
 /// How gettoken answers an account for a while.
@@ -89,6 +90,8 @@ struct Account {
     failures: u32,
     /// Until when at least, and for what errcode.
     left_alone: Option<(Instant, i64)>,
+    /// Until when no refusal of this token is worth a renewal, for the last one brought it back.
+    held: Option<(Instant, u64)>,
 }
 
 struct Call {
@@ -125,6 +128,7 @@ impl Wecom {
             newest: 0,
             failures: 0,
             left_alone: None,
+            held: None,
         };
         self.inner().accounts.insert(account_of(slot.credentials()), account);
     }
@@ -154,7 +158,13 @@ impl Wecom {
         }
         let mut inner = self.inner();
         let account = inner.account(&account_of(slot.credentials()));
-        (account.failures, account.left_alone) = (0, None);
+        (account.failures, account.left_alone, account.held) = (0, None, None);
+    }
+
+    /// A refused token came back.
+    pub(super) fn came_back(&self, credentials: &Credentials, token: &Token) {
+        let held = (Instant::now() + HELD, serial(token));
+        self.inner().account(&account_of(credentials)).held = Some(held);
     }
 
     /// The errcode of the last failure, while it is too early for another try.
@@ -227,10 +237,14 @@ impl Wecom {
     fn begin(&self, account: &str) -> (Mood, Duration, bool) {
         let now = Instant::now();
         let mut inner = self.inner();
-        let Account { slot, in_flight, left_alone, mood, .. } = inner.account(account);
+        let Account { slot, in_flight, left_alone, held, mood, .. } = inner.account(account);
         let (two, early) = (*in_flight, left_alone.is_some_and(|(until, _)| now < until));
         *in_flight = true;
-        let (slot, mood) = (slot.upgrade(), *mood);
+        let (slot, mood, held) = (slot.upgrade(), *mood, *held);
+        // What is renewed ahead is not renewed for its refusals.
+        let renewed = slot.as_ref().and_then(|slot| usable(slot)).filter(|token| now < token.renew_at);
+        let in_vain = renewed
+            .is_some_and(|token| held.is_some_and(|(until, held)| now < until && serial(&token) == held));
         let lacking = slot.filter(|slot| usable(slot).is_none());
         let due =
             lacking.map(|slot| (account.to_owned(), slot.current.load_full().map(|token| serial(&token))));
@@ -247,6 +261,7 @@ impl Wecom {
         let decided_first = inner.chance.below(2) == 0;
         drop(inner);
         self.expect(!two, || "two gettokens at once for one agent".to_owned());
+        self.expect(!in_vain, || "a gettoken for a token that has just come back".to_owned());
         self.expect(!early, || "a gettoken while it is to be left alone".to_owned());
         (mood, delay, decided_first)
     }
