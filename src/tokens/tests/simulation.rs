@@ -268,6 +268,8 @@ impl Simulation {
                     old.truncate(8);
                 }
             }
+            let kept = slot.state().flight.as_ref().is_some_and(|flight| flight.borrow().is_some());
+            self.wecom.expect(!kept, || "who asks is told of a gettoken that is over".to_owned());
             let ask = || pin!(slot.current()).poll(&mut Context::from_waker(Waker::noop()));
             if let Some(current) = usable(slot) {
                 let polled = ask();
