@@ -4,7 +4,13 @@
 //! request never crosses from one core to another. Renewals, the admin listener and signals live on the caller's
 //! runtime, where they take no worker's time.
 
-use std::{io, sync::Arc, thread, time::Duration};
+use std::{
+    io, mem,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+    time::Duration,
+};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::{
@@ -99,10 +105,9 @@ pub enum ReloadError {
 
 /// A running proxy.
 pub struct App {
-    config: Config,
-    directory: Arc<ArcSwap<Directory>>,
-    issuer: Arc<Issuer>,
-    tls: Arc<ArcSwapOption<rustls::ServerConfig>>,
+    reloader: Arc<Reloader>,
+    shutdown_grace: Duration,
+    max_connections: usize,
     places: Arc<Semaphore>,
     shelf: Arc<Shelf>,
     bound: Arc<Vec<Bound>>,
@@ -114,10 +119,21 @@ pub struct App {
     access: AccessLog,
 }
 
+/// What a reload replaces, and what it needs for that.
+pub struct Reloader {
+    /// As it was at the start; agents and clients are in the directory.
+    settings: Config,
+    directory: Arc<ArcSwap<Directory>>,
+    issuer: Arc<Issuer>,
+    tls: Arc<ArcSwapOption<rustls::ServerConfig>>,
+    /// Of two reloads the one that read the file last must have the last word.
+    turn: Mutex<()>,
+}
+
 impl App {
     /// Opens every listener and starts the workers. Must be called on the runtime that renewals will live on.
     pub fn start(prepared: Prepared) -> Result<Self, StartError> {
-        let Prepared { config, upstream, tls } = prepared;
+        let Prepared { mut config, upstream, tls } = prepared;
         let bound = open_all(&config.server.listen)?;
         let admin_bound = open_all(config.admin.as_ref().map_or(&[][..], |admin| &admin.listen))?;
         let addresses: Vec<_> = bound.iter().map(Bound::address).collect();
@@ -126,7 +142,8 @@ impl App {
         let patience = config.upstream.connect_timeout + config.upstream.response_timeout + GETTOKEN_BODY;
         let gettoken = Gettoken::new(Upstream::new(upstream.clone()), patience);
         let issuer = Issuer::new(Box::new(gettoken), Handle::current(), config.tokens.refresh_ahead);
-        let directory = Arc::new(ArcSwap::from_pointee(Directory::new(&config, &issuer, None)));
+        let directory = Arc::new(ArcSwap::from_pointee(Directory::new(&mut config, &issuer, None)));
+        config.warnings = Vec::new();
         let shelf_dir = config.replay.dir.clone().unwrap_or_else(std::env::temp_dir);
         let shelf = Arc::new(Shelf::new(config.replay.memory, shelf_dir));
         let rules = Arc::new(rules(&config, &shelf));
@@ -167,10 +184,9 @@ impl App {
         });
         let workers = workers.collect::<io::Result<Vec<_>>>()?;
         Ok(Self {
-            config,
-            directory,
-            issuer,
-            tls,
+            shutdown_grace: config.server.shutdown_grace,
+            max_connections: config.server.max_connections,
+            reloader: Arc::new(Reloader { settings: config, directory, issuer, tls, turn: Mutex::new(()) }),
             places,
             shelf,
             bound,
@@ -203,12 +219,45 @@ impl App {
         &self.shelf
     }
 
-    /// Reads the file again. What it says of agents, clients and certificates holds from the next request on; the new
-    /// log settings are returned. A file that does not pass changes nothing.
+    /// See [`Reloader::reload`].
     pub fn reload(&self) -> Result<config::Log, ReloadError> {
-        let fresh = config::load(&self.config.path)?;
-        let prepared = Prepared::new(fresh)?;
-        let (fresh, before) = (&prepared.config, &self.config);
+        self.reloader.reload()
+    }
+
+    /// For a reload on another thread.
+    pub fn reloader(&self) -> Arc<Reloader> {
+        self.reloader.clone()
+    }
+
+    /// Takes no more requests, waits for those in flight as long as `server.shutdown_grace` allows, then ends. Returns
+    /// whether all of them finished.
+    pub async fn shut_down(self) -> bool {
+        self.stopping.send_replace(true);
+        // With the workers' handles gone too, whoever connects is refused and can go elsewhere at once.
+        drop(self.bound);
+        let all = u32::try_from(self.max_connections).unwrap_or(u32::MAX);
+        let drained = timeout(self.shutdown_grace, self.places.acquire_many(all)).await.is_ok();
+        self.ended.send_replace(true);
+        let (workers, access) = (self.workers, self.access);
+        let _ = tokio::task::spawn_blocking(move || {
+            for worker in workers {
+                let _ = worker.join();
+            }
+            access.flush(access::LAST_LINES);
+        })
+        .await;
+        drained
+    }
+}
+
+impl Reloader {
+    /// Reads the file again. What it says of agents, clients and certificates holds from the next request on; the new
+    /// log settings are returned. A file that does not pass changes nothing. With very many agents it takes a while, and so
+    /// it is not for a thread that others wait for.
+    pub fn reload(&self) -> Result<config::Log, ReloadError> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let Prepared { config: mut fresh, tls, .. } = Prepared::new(load_apart(&self.settings.path)?)?;
+        let before = &self.settings;
         let kept_server = config::Server {
             tls: before.server.tls.clone(),
             open: before.server.open,
@@ -225,36 +274,37 @@ impl App {
         for (section, _) in restart.iter().filter(|(_, changed)| *changed) {
             tracing::warn!(section, "a change in this section needs a restart; the old settings go on");
         }
-        for warning in &fresh.warnings {
+        for warning in mem::take(&mut fresh.warnings) {
             tracing::warn!("{warning}");
         }
-        let directory = Directory::new(fresh, &self.issuer, Some(&self.directory.load()));
+        let directory = Directory::new(&mut fresh, &self.issuer, Some(&self.directory.load()));
         let (agents, clients) = (directory.agents().count(), directory.client_count());
-        self.directory.store(Arc::new(directory));
-        self.tls.store(prepared.tls);
+        let replaced = self.directory.swap(Arc::new(directory));
+        self.tls.store(tls);
         tracing::info!(agents, clients, "configuration reloaded");
-        Ok(prepared.config.log)
+        retire(replaced);
+        Ok(fresh.log)
     }
+}
 
-    /// Takes no more requests, waits for those in flight as long as `server.shutdown_grace` allows, then ends. Returns
-    /// whether all of them finished.
-    pub async fn shut_down(self) -> bool {
-        self.stopping.send_replace(true);
-        // With the workers' handles gone too, whoever connects is refused and can go elsewhere at once.
-        drop(self.bound);
-        let all = u32::try_from(self.config.server.max_connections).unwrap_or(u32::MAX);
-        let drained = timeout(self.config.server.shutdown_grace, self.places.acquire_many(all)).await.is_ok();
-        self.ended.send_replace(true);
-        let (workers, access) = (self.workers, self.access);
-        let _ = tokio::task::spawn_blocking(move || {
-            for worker in workers {
-                let _ = worker.join();
-            }
-            access.flush(access::LAST_LINES);
-        })
-        .await;
-        drained
-    }
+/// Loads the file on a thread that ends with it. Reading takes far more memory than what is kept, and the allocator gives
+/// a thread's memory back to the system only where nothing in it is still in use.
+fn load_apart(path: &Path) -> Result<Config, config::Error> {
+    let loaded = thread::scope(|scope| scope.spawn(|| config::load(path)).join());
+    loaded.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// Waits on a thread of its own until the last request has let go of a directory: freeing a large one takes a while, in
+/// which a worker would serve nobody.
+fn retire(directory: Arc<Directory>) {
+    let wait = move || {
+        let mut directory = directory;
+        while let Err(in_use) = Arc::try_unwrap(directory) {
+            directory = in_use;
+            thread::sleep(Duration::from_millis(100));
+        }
+    };
+    let _ = thread::Builder::new().name("retire".to_owned()).spawn(wait);
 }
 
 fn open_all(addresses: &[Address]) -> Result<Vec<Bound>, StartError> {

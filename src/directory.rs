@@ -1,9 +1,12 @@
 //! Who may call, and through which agent: the part of the configuration that a reload replaces as a whole.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    borrow::Borrow,
+    collections::{HashMap, HashSet},
     fmt,
-    sync::Arc,
+    hash::{Hash, Hasher},
+    mem,
+    sync::{Arc, LazyLock},
 };
 
 use crate::{
@@ -27,14 +30,16 @@ pub struct Agent {
     pub slot: Arc<TokenSlot>,
     /// Its tickets, as old as its slot.
     pub tickets: Arc<Tickets>,
-    /// What its passes are authenticated with.
-    pub pass_key: PassKey,
+    /// What its passes are authenticated with; derived when the first is made or shown, for there may be very many agents.
+    pub pass_key: LazyLock<Box<PassKey>, Derivation>,
     /// How often it may be used, whoever sends.
     pub limit: Option<Arc<Bucket>>,
     /// Whether its real secret serves as a key for it.
     pub accept_secret: bool,
     plain: Vec<config::PathPattern>,
 }
+
+type Derivation = Box<dyn FnOnce() -> Box<PassKey> + Send + Sync>;
 
 impl Agent {
     /// Whether the operator says that this path carries a credential of its own.
@@ -76,58 +81,59 @@ impl Client {
     }
 }
 
-/// All agents and clients.
+/// All agents and clients. What a request looks up takes the same time however many there are, and no entry has memory
+/// of its own, so that a reload leaves no holes behind.
 #[derive(Debug)]
 pub struct Directory {
-    agents: BTreeMap<String, Arc<Agent>>,
+    agents: HashSet<ByName<Agent>>,
+    agents_in_order: Vec<Arc<Agent>>,
+    /// By corpid; only gettoken asks for these.
+    agents_by_company: Vec<Arc<Agent>>,
     clients: HashMap<[u8; 32], Arc<Client>>,
-    clients_by_name: HashMap<String, Arc<Client>>,
-    agents_by_corpid: HashMap<String, Vec<Arc<Agent>>>,
+    clients_by_name: HashSet<ByName<Client>>,
     /// By the hash of corpid and secret, which several may share; only those whose secret is accepted.
     agents_by_secret: HashMap<[u8; 32], Vec<(KeyHash, Arc<Agent>)>>,
     open: bool,
 }
 
 impl Directory {
-    /// Builds it from the configuration. An agent of `before` whose corpid and secret did not change keeps its token.
-    pub fn new(config: &config::Config, issuer: &Arc<Issuer>, before: Option<&Self>) -> Self {
+    /// Builds it from the configuration, whose agents and clients it takes. An agent of `before` whose corpid and secret
+    /// did not change keeps its token, and whoever did not change at all is taken over as it is.
+    pub fn new(config: &mut config::Config, issuer: &Arc<Issuer>, before: Option<&Self>) -> Self {
+        let open = config.is_open();
+        let (agents, clients) = (mem::take(&mut config.agents), mem::take(&mut config.clients));
         let mut built = Self {
-            agents: BTreeMap::new(),
-            clients: HashMap::new(),
-            clients_by_name: HashMap::new(),
-            agents_by_corpid: HashMap::new(),
+            agents: HashSet::with_capacity(agents.len()),
+            agents_in_order: Vec::with_capacity(agents.len()),
+            agents_by_company: Vec::new(),
             agents_by_secret: HashMap::new(),
-            open: config.is_open(),
+            clients: HashMap::with_capacity(clients.len()),
+            clients_by_name: HashSet::with_capacity(clients.len()),
+            open,
         };
-        for agent in config.agents.values() {
-            built.add_agent(agent, issuer, before);
+        for (name, agent) in agents {
+            let known = before.and_then(|before| before.agents.get(&*name));
+            built.add_agent(build_agent(agent, issuer, known.map(|ByName(known)| known)));
         }
-        for client in config.clients.values() {
-            let known = before.and_then(|before| before.clients_by_name.get(&client.name));
-            let client = Arc::new(Client {
-                name: client.name.clone(),
-                always_200: client.always_200,
-                key: client.key,
-                limit: bucket(client.limit, known.and_then(|known| known.limit.as_ref())),
-                agents: client.agents.clone(),
-                allow: client.allow.clone(),
-            });
+        built.agents_by_company.clone_from(&built.agents_in_order);
+        built.agents_by_company.sort_by(|one, other| one.corpid.cmp(&other.corpid));
+        for (name, client) in clients {
+            let known = before.and_then(|before| before.client_named(&name));
+            let client = build_client(client, known);
             built.clients.insert(*client.key.as_bytes(), client.clone());
-            built.clients_by_name.insert(client.name.clone(), client);
+            built.clients_by_name.insert(ByName(client));
         }
         built
     }
 
-    fn add_agent(&mut self, agent: &config::Agent, issuer: &Arc<Issuer>, before: Option<&Self>) {
-        let agent =
-            Arc::new(build_agent(agent, issuer, before.and_then(|before| before.agents.get(&agent.name))));
+    fn add_agent(&mut self, agent: Arc<Agent>) {
         if self.open || agent.accept_secret {
             let Credentials { corpid, secret } = agent.slot.credentials();
             let hash = secret_hash(corpid, secret.expose());
             self.agents_by_secret.entry(*hash.as_bytes()).or_default().push((hash, agent.clone()));
         }
-        self.agents_by_corpid.entry(agent.corpid.clone()).or_default().push(agent.clone());
-        self.agents.insert(agent.name.clone(), agent);
+        self.agents_in_order.push(agent.clone());
+        self.agents.insert(ByName(agent));
     }
 
     /// Whether callers without a key are served.
@@ -148,7 +154,7 @@ impl Directory {
 
     /// The client of this name, for a pass that names it.
     pub fn client_named(&self, name: &str) -> Option<&Arc<Client>> {
-        self.clients_by_name.get(name)
+        self.clients_by_name.get(name).map(|ByName(client)| client)
     }
 
     /// The agents with this company and real secret, where secrets are accepted. Found by a hash and compared in constant
@@ -159,14 +165,36 @@ impl Directory {
         found.filter(move |(known, _)| *known == hash).map(|(_, agent)| agent)
     }
 
-    /// All agents of a company.
-    pub fn agents_of(&self, corpid: &str) -> impl Iterator<Item = &Arc<Agent>> {
-        self.agents_by_corpid.get(corpid).into_iter().flatten()
+    /// Whether there is any agent of this company.
+    pub fn knows_company(&self, corpid: &str) -> bool {
+        !self.company(corpid).is_empty()
+    }
+
+    /// The agents of a company that this client may use.
+    pub fn agents_of<'a>(
+        &'a self,
+        corpid: &'a str,
+        client: &'a Client,
+    ) -> impl Iterator<Item = &'a Arc<Agent>> {
+        // Of a company's agents, which may be very many, a client mostly knows a few.
+        let (named, all) = match &client.agents {
+            AgentSet::Named(names) => (Some(names), &[][..]),
+            AgentSet::All => (None, self.company(corpid)),
+        };
+        let named = named.into_iter().flatten().filter_map(|name| self.agent(name, None));
+        named.filter(move |agent| agent.corpid == corpid).chain(all)
+    }
+
+    fn company(&self, corpid: &str) -> &[Arc<Agent>] {
+        let from = self.agents_by_company.partition_point(|agent| *agent.corpid < *corpid);
+        let rest = &self.agents_by_company[from..];
+        &rest[..rest.partition_point(|agent| agent.corpid == corpid)]
     }
 
     /// The agent of this name, if the caller may use it.
     pub fn agent(&self, name: &str, client: Option<&Client>) -> Option<&Arc<Agent>> {
-        self.agents.get(name).filter(|_| client.is_none_or(|client| client.may_use(name)))
+        let ByName(agent) = self.agents.get(name)?;
+        client.is_none_or(|client| client.may_use(name)).then_some(agent)
     }
 
     /// The only agent that the caller may use.
@@ -175,16 +203,16 @@ impl Directory {
             // Named ones are few even where there are many agents.
             Some(AgentSet::Named(names)) if names.len() > 1 => return None,
             Some(AgentSet::Named(names)) => {
-                return names.iter().next().and_then(|name| self.agents.get(name));
+                return names.iter().next().and_then(|name| self.agent(name, None));
             }
-            _ => self.agents.values(),
+            _ => self.agents_in_order.iter(),
         };
         usable.next().filter(|_| usable.next().is_none())
     }
 
     /// All agents, by name.
     pub fn agents(&self) -> impl Iterator<Item = &Arc<Agent>> {
-        self.agents.values()
+        self.agents_in_order.iter()
     }
 
     /// How many clients there are.
@@ -193,24 +221,95 @@ impl Directory {
     }
 }
 
-fn build_agent(agent: &config::Agent, issuer: &Arc<Issuer>, known: Option<&Arc<Agent>>) -> Agent {
-    let credentials = Credentials { corpid: agent.corpid.clone(), secret: agent.secret.clone() };
-    let pass_key = PassKey::derive(&agent.corpid, &agent.secret);
-    let (slot, tickets) = match known.filter(|known| *known.slot.credentials() == credentials) {
+/// An agent or client as a member of a set, where it is found by its name.
+struct ByName<T>(Arc<T>);
+
+trait Named {
+    fn name(&self) -> &str;
+}
+
+impl Named for Agent {
+    fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl Named for Client {
+    fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl<T: Named> Borrow<str> for ByName<T> {
+    fn borrow(&self) -> &str {
+        self.0.name()
+    }
+}
+
+impl<T: Named> Hash for ByName<T> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.name().hash(state);
+    }
+}
+
+impl<T: Named> PartialEq for ByName<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.name() == other.0.name()
+    }
+}
+
+impl<T: Named> Eq for ByName<T> {}
+
+impl<T: fmt::Debug> fmt::Debug for ByName<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+fn build_agent(agent: config::Agent, issuer: &Arc<Issuer>, known: Option<&Arc<Agent>>) -> Arc<Agent> {
+    let config::Agent { name, corpid, secret, agentid, accept_secret, limit, plain } = agent;
+    let credentials = Credentials { corpid: corpid.clone(), secret };
+    let heir = known.filter(|known| *known.slot.credentials() == credentials);
+    if let Some(known) = heir
+        && (known.agentid, known.accept_secret) == (agentid, accept_secret)
+        && known.limit.as_ref().map(|bucket| bucket.limit()) == limit
+        && known.plain == plain
+    {
+        return known.clone();
+    }
+    let (slot, tickets) = match heir {
         Some(known) => (known.slot.clone(), known.tickets.clone()),
-        None => (TokenSlot::new(&agent.name, credentials, issuer.clone()), Arc::default()),
+        None => (TokenSlot::new(&name, credentials, issuer.clone()), Arc::default()),
     };
-    Agent {
-        name: agent.name.clone(),
-        corpid: agent.corpid.clone(),
-        agentid: agent.agentid,
+    let bought_with = slot.clone();
+    let derive = move || {
+        let Credentials { corpid, secret } = bought_with.credentials();
+        Box::new(PassKey::derive(corpid, secret))
+    };
+    Arc::new(Agent {
+        name,
+        corpid,
+        agentid,
         slot,
         tickets,
-        pass_key,
-        limit: bucket(agent.limit, known.and_then(|known| known.limit.as_ref())),
-        accept_secret: agent.accept_secret,
-        plain: agent.plain.clone(),
+        pass_key: LazyLock::new(Box::new(derive)),
+        limit: bucket(limit, known.and_then(|known| known.limit.as_ref())),
+        accept_secret,
+        plain,
+    })
+}
+
+fn build_client(client: config::Client, known: Option<&Arc<Client>>) -> Arc<Client> {
+    let config::Client { name, key, agents, allow, limit, always_200 } = client;
+    if let Some(known) = known
+        && (known.key, known.always_200) == (key, always_200)
+        && known.limit.as_ref().map(|bucket| bucket.limit()) == limit
+        && (&known.agents, &known.allow) == (&agents, &allow)
+    {
+        return known.clone();
     }
+    let limit = bucket(limit, known.and_then(|known| known.limit.as_ref()));
+    Arc::new(Client { name, always_200, key, limit, agents, allow })
 }
 
 /// A bucket for a limit; the one there was, as full as it is, where the limit did not change.

@@ -2,7 +2,7 @@
 //! Who fetches, and how, is the caller's business; here it is seen to that one does and the others wait.
 
 use std::{
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -29,11 +29,12 @@ pub enum TicketKind {
     AgentConfig,
 }
 
-/// Both tickets of one agent; they go when its secret changes.
+/// Both tickets of one agent; they go when its secret changes. Most agents never have one, so that there is room for
+/// one only when it is asked for.
 #[derive(Debug, Default)]
 pub struct Tickets {
-    jsapi: TicketSlot,
-    agent_config: TicketSlot,
+    jsapi: OnceLock<Box<TicketSlot>>,
+    agent_config: OnceLock<Box<TicketSlot>>,
 }
 
 /// One ticket.
@@ -66,10 +67,11 @@ struct Kept {
 impl Tickets {
     /// The ticket of a kind.
     pub fn of(&self, kind: TicketKind) -> &TicketSlot {
-        match kind {
+        let slot = match kind {
             TicketKind::Jsapi => &self.jsapi,
             TicketKind::AgentConfig => &self.agent_config,
-        }
+        };
+        slot.get_or_init(Box::default)
     }
 }
 

@@ -51,13 +51,16 @@ pub struct Issuer {
     runtime: Handle,
     refresh_ahead: Duration,
     budget: Budget,
+    /// From 0 to 1; a field so that a life of tokens can be repeated in tests.
+    jitter: Box<dyn Fn() -> f64 + Send + Sync>,
 }
 
 impl Issuer {
     /// Renewals run on `runtime`, which must outlive the callers'. `refresh_ahead` is how long before its expiry a
     /// token in use is renewed.
     pub fn new(source: Box<dyn Source>, runtime: Handle, refresh_ahead: Duration) -> Arc<Self> {
-        Arc::new(Self { source, runtime, refresh_ahead, budget: Budget::default() })
+        let (budget, jitter) = (Budget::default(), Box::new(backoff::random_unit));
+        Arc::new(Self { source, runtime, refresh_ahead, budget, jitter })
     }
 }
 
@@ -237,10 +240,12 @@ impl TokenSlot {
     pub async fn refresh(self: &Arc<Self>) -> Outcome {
         let flight = {
             let mut state = self.state();
+            self.asked_for.store(true, Ordering::Relaxed);
+            let flight = self.join_or_start(&mut state, Reason::Asked)?;
+            // Only now: where the budget is spent there is no try, and what failed before stays as it is.
             state.backoff = Backoff::default();
             state.hold = None;
-            self.asked_for.store(true, Ordering::Relaxed);
-            self.join_or_start(&mut state, Reason::Asked)?
+            flight
         };
         landed(flight).await
     }
@@ -279,7 +284,7 @@ impl TokenSlot {
         let now = Instant::now();
         let outcome = match fetched {
             Ok(grant) => Ok(self.take_in(&mut state, refused, asked, grant)),
-            Err(failure) => Err(state.backoff.fail(now, failure)),
+            Err(failure) => Err(state.backoff.fail(now, failure, (self.issuer.jitter)())),
         };
         state.last = Some(LastRenewal {
             at: SystemTime::now(),

@@ -8,9 +8,11 @@ use crate::config::{AgentSet, Config};
 /// Prints the agents and clients, and warnings to stderr.
 pub fn check(path: &Path) -> Result<(), Failed> {
     let prepared = prepare(path)?;
-    for warning in prepared.warnings() {
-        eprintln!("warning: {warning}");
-    }
+    // In one piece: there may be one for each of very many agents.
+    eprint!(
+        "{}",
+        prepared.warnings().iter().map(|warning| format!("warning: {warning}\n")).collect::<String>()
+    );
     say(format!("{}\n{} is valid\n", overview(prepared.config()), path.display()))
 }
 

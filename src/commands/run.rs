@@ -15,10 +15,7 @@ pub(super) async fn until_told_to_stop(app: App, telemetry: &Telemetry) -> Resul
     loop {
         tokio::select! {
             () = either(&mut terminate, &mut interrupt) => break,
-            _ = hangup.recv() => match app.reload() {
-                Ok(log) => telemetry.follow(log),
-                Err(error) => tracing::error!(%error, "the configuration was not reloaded; the old one goes on"),
-            },
+            _ = hangup.recv() => reload(&app, telemetry).await,
         }
     }
     tracing::info!("stopping; requests in flight may finish");
@@ -33,6 +30,16 @@ pub(super) async fn until_told_to_stop(app: App, telemetry: &Telemetry) -> Resul
             tracing::info!(drained, "stopped");
             Ok(())
         }
+    }
+}
+
+/// Reads the configuration again, away from this thread: that may take a while, and renewals happen here.
+async fn reload(app: &App, telemetry: &Telemetry) {
+    let reloader = app.reloader();
+    match tokio::task::spawn_blocking(move || reloader.reload()).await {
+        Ok(Ok(log)) => telemetry.follow(log),
+        Ok(Err(error)) => tracing::error!(%error, "the configuration was not reloaded; the old one goes on"),
+        Err(_) => tracing::error!("the reload broke off"),
     }
 }
 

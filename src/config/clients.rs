@@ -1,6 +1,6 @@
 //! `[clients.*]`: the programs that call the proxy, and what each of them may do.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::agents::Agent;
 use super::error::{Error, quoted};
@@ -61,7 +61,9 @@ pub(super) fn read(
 ) -> Result<BTreeMap<String, Client>, Error> {
     let mut clients: BTreeMap<String, Client> = BTreeMap::new();
     let mut keys: BTreeMap<[u8; 32], Place<'_>> = BTreeMap::new();
-    for (name, item) in named::gather(roots, "clients")? {
+    let items = named::gather(roots, "clients")?;
+    let secrets = if items.is_empty() { HashMap::new() } else { by_secret(agents) };
+    for (name, item) in items {
         let section = item.section("a table with key_sha256 and agents", KEYS)?;
         let (key, place) = read_key(&section, &item)?;
         if let Some(first) = keys.insert(*key.as_bytes(), place.clone()) {
@@ -70,11 +72,8 @@ pub(super) fn read(
                 place.error(format!("is the same key as the one in {first}; each client needs its own"))
             );
         }
-        if let Some(agent) = agents.values().find(|agent| KeyHash::of(agent.secret.expose()) == key) {
-            place.warn(format!(
-                "is the real secret of agents.{}; give the client a key of its own",
-                agent.name
-            ));
+        if let Some(agent) = secrets.get(key.as_bytes()) {
+            place.warn(format!("is the real secret of agents.{agent}; give the client a key of its own"));
         }
         let client = Client {
             name: name.to_owned(),
@@ -88,6 +87,15 @@ pub(super) fn read(
         clients.insert(name.to_owned(), client);
     }
     Ok(clients)
+}
+
+/// The agents by their secrets' hashes, so that each client need not be held against each agent.
+fn by_secret(agents: &BTreeMap<String, Agent>) -> HashMap<[u8; 32], &str> {
+    let mut all = HashMap::with_capacity(agents.len());
+    for agent in agents.values() {
+        all.entry(*KeyHash::of(agent.secret.expose()).as_bytes()).or_insert(agent.name.as_str());
+    }
+    all
 }
 
 /// The key's hash, and where it stands.

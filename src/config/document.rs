@@ -1,6 +1,6 @@
 //! One file while it is read: its text, its lines, and what was noticed in it.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -17,6 +17,8 @@ pub(super) struct Document<'a> {
     path: PathBuf,
     /// May hold secrets in plain text, so it is wiped.
     text: Zeroizing<String>,
+    /// Where each line ends, found when the first line number is asked for: a file may have a hundred thousand entries.
+    line_ends: OnceCell<Vec<usize>>,
     env: &'a dyn Fn(&str) -> Option<String>,
     warnings: RefCell<Vec<Warning>>,
 }
@@ -31,7 +33,13 @@ impl<'a> Document<'a> {
         if length as u64 > LONGEST {
             return Err(refuse("is too long for a configuration; at most 16MiB".to_owned()));
         }
-        Ok(Self { path: path.to_owned(), text, env, warnings: RefCell::default() })
+        Ok(Self {
+            path: path.to_owned(),
+            text,
+            line_ends: OnceCell::new(),
+            env,
+            warnings: RefCell::default(),
+        })
     }
 
     pub(super) fn parse(&self) -> Result<DeTable<'_>, Error> {
@@ -60,7 +68,8 @@ impl<'a> Document<'a> {
 
     /// The line, counted from 1, of the byte at `offset`.
     pub(super) fn line(&self, offset: usize) -> usize {
-        self.text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1
+        let ends = self.line_ends.get_or_init(|| memchr::memchr_iter(b'\n', self.text.as_bytes()).collect());
+        ends.partition_point(|end| *end < offset) + 1
     }
 
     /// `path` as it is meant in this file: relative to it.

@@ -1,6 +1,6 @@
 //! Files and directories that settings name: there, and readable, before anything starts.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -21,24 +21,28 @@ pub(super) fn readable(item: &Item<'_>) -> Result<PathBuf, Error> {
 
 /// The same for a file that only its owner should read.
 pub(super) fn private(item: &Item<'_>) -> Result<PathBuf, Error> {
-    let path = readable(item)?;
-    warn_if_public(&item.place, &path);
+    let path = item.path()?;
+    let (_, metadata) = open(item, &path)?;
+    warn_if_public(&item.place, &path, &metadata);
     Ok(path)
 }
 
-/// What a file with a secret says.
+/// What a file with a secret says. Each agent may have such a file, so it is looked at and opened only once.
 pub(super) fn secret_text(item: &Item<'_>) -> Result<Zeroizing<String>, Error> {
-    let path = private(item)?;
-    let name = quoted(&path.to_string_lossy());
-    let mut bytes = Zeroizing::new(Vec::new());
-    open(item, &path)?
-        .take(LONGEST_SECRET + 1)
+    let path = item.path()?;
+    let (file, metadata) = open(item, &path)?;
+    warn_if_public(&item.place, &path, &metadata);
+    let refuse = |what: &str| item.error(format!("{} {what}", quoted(&path.to_string_lossy())));
+    // Room for all of it and one byte for the end to be found at once.
+    let room = metadata.len().min(LONGEST_SECRET) as usize + 1;
+    let mut bytes = Zeroizing::new(Vec::with_capacity(room));
+    file.take(LONGEST_SECRET + 1)
         .read_to_end(&mut bytes)
-        .map_err(|e| item.error(format!("{name} cannot be read: {e}")))?;
+        .map_err(|e| refuse(&format!("cannot be read: {e}")))?;
     if bytes.len() as u64 > LONGEST_SECRET {
-        return Err(item.error(format!("{name} is too long for a secret")));
+        return Err(refuse("is too long for a secret"));
     }
-    let text = std::str::from_utf8(&bytes).map_err(|_| item.error(format!("{name} is not text")))?;
+    let text = std::str::from_utf8(&bytes).map_err(|_| refuse("is not text"))?;
     Ok(Zeroizing::new(text.to_owned()))
 }
 
@@ -53,23 +57,24 @@ pub(super) fn directory(item: &Item<'_>) -> Result<PathBuf, Error> {
 }
 
 /// Looks before it opens, for opening a pipe would wait for ever.
-fn open(item: &Item<'_>, path: &Path) -> Result<File, Error> {
-    let name = quoted(&path.to_string_lossy());
-    let refuse = |e: std::io::Error| item.error(format!("{name} cannot be read: {e}"));
-    if !fs::metadata(path).map_err(refuse)?.is_file() {
-        return Err(item.error(format!("{name} is not a file")));
+fn open(item: &Item<'_>, path: &Path) -> Result<(File, Metadata), Error> {
+    let refuse = |what: &str| item.error(format!("{} {what}", quoted(&path.to_string_lossy())));
+    let unreadable = |e: std::io::Error| refuse(&format!("cannot be read: {e}"));
+    let metadata = fs::metadata(path).map_err(unreadable)?;
+    if !metadata.is_file() {
+        return Err(refuse("is not a file"));
     }
-    File::open(path).map_err(refuse)
+    Ok((File::open(path).map_err(unreadable)?, metadata))
 }
 
 #[cfg(unix)]
-fn warn_if_public(place: &Place<'_>, path: &Path) {
+fn warn_if_public(place: &Place<'_>, path: &Path, metadata: &Metadata) {
     use std::os::unix::fs::PermissionsExt;
-    if fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o004 != 0) {
+    if metadata.permissions().mode() & 0o004 != 0 {
         let name = quoted(&path.to_string_lossy());
         place.warn(format!("{name} can be read by everybody on this machine; chmod o-r takes that back"));
     }
 }
 
 #[cfg(not(unix))]
-fn warn_if_public(_: &Place<'_>, _: &Path) {}
+fn warn_if_public(_: &Place<'_>, _: &Path, _: &Metadata) {}

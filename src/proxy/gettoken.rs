@@ -93,7 +93,7 @@ fn agent_of_client(
         let agent = directory.agent(named, Some(client)).ok_or_else(|| identify::unknown_agent(named))?;
         return if agent.corpid == corpid { Ok(agent.clone()) } else { Err(unknown()) };
     }
-    let mut agents = directory.agents_of(corpid).filter(|agent| client.may_use(&agent.name));
+    let mut agents = directory.agents_of(corpid, client);
     let first = agents.next().ok_or_else(unknown)?;
     if agents.next().is_some() {
         let words = "this key has several agents of this company; put the agent's name first in the path (/NAME/cgi-bin/gettoken)";
@@ -104,7 +104,7 @@ fn agent_of_client(
 
 /// WeCom's own answer to a wrong secret or company.
 fn wrong(directory: &Directory, corpid: &str) -> Refusal {
-    if directory.agents_of(corpid).next().is_some() {
+    if directory.knows_company(corpid) {
         refused(
             errcode::INVALID_SECRET,
             "invalid credential: corpsecret is neither a client's key nor a secret that is accepted here",

@@ -24,10 +24,10 @@ struct Failing {
 }
 
 impl Backoff {
-    /// Counts one more failure.
-    pub(super) fn fail(&mut self, now: Instant, failure: FetchError) -> Arc<FetchError> {
+    /// Counts one more failure; `jitter` is from 0 to 1.
+    pub(super) fn fail(&mut self, now: Instant, failure: FetchError, jitter: f64) -> Arc<FetchError> {
         let times = self.0.as_ref().map_or(0, |failing| failing.times);
-        let wait = wait(times, failure.is_dangerous(), random_unit());
+        let wait = wait(times, failure.is_dangerous(), jitter);
         let failure = Arc::new(failure);
         self.0 =
             Some(Failing { failure: failure.clone(), until: now + wait, times: times.saturating_add(1) });
@@ -58,7 +58,8 @@ fn wait(times: u32, dangerous: bool, jitter: f64) -> Duration {
     doubled.mul_f64(0.9 + 0.3 * jitter).clamp(first, longest)
 }
 
-fn random_unit() -> f64 {
+/// Chance, from 0 to 1.
+pub(super) fn random_unit() -> f64 {
     f64::from(getrandom::u32().unwrap_or(u32::MAX / 2)) / f64::from(u32::MAX)
 }
 

@@ -29,6 +29,14 @@ impl Budget {
         calls.push_back(now);
         true
     }
+
+    /// Whether there is no call left.
+    #[cfg(test)]
+    pub(super) fn is_spent(&self, now: Instant) -> bool {
+        let calls = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let counting = |call: &&Instant| now.saturating_duration_since(**call) < WINDOW;
+        calls.iter().filter(counting).count() >= CALLS
+    }
 }
 
 #[cfg(test)]

@@ -26,6 +26,7 @@ mod refresh_http2;
 mod relay;
 mod reload;
 mod replay;
+mod scale;
 mod sdks;
 mod secrecy;
 mod stage;

@@ -77,6 +77,17 @@ impl Process {
         assert!(sent.success(), "no signal {name} to {pid}");
     }
 
+    /// The processor time that it has taken so far.
+    #[cfg(target_os = "linux")]
+    pub fn cpu(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("it runs");
+        // After the name, which may hold anything and ends in the last parenthesis, user and system time are the 12th
+        // and 13th, in hundredths of a second.
+        let fields = stat.rsplit(')').next().expect("fields").split_whitespace();
+        let ticks: u64 = fields.skip(11).take(2).map(|ticks| ticks.parse::<u64>().expect("a number")).sum();
+        Duration::from_millis(10 * ticks)
+    }
+
     /// Waits for its end.
     pub async fn ended(mut self) -> Ended {
         let (out, err) = (self.out.clone().whole().await, self.err.clone().whole().await);

@@ -109,6 +109,19 @@ async fn a_spent_budget_stops_no_first_token_and_no_expiry() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_operators_try_that_is_not_made_forgets_no_failure() {
+    let fake = Fake::new(7200);
+    let issuer = fake.issuer();
+    let (greedy, failing) = (agent(&issuer, "greedy"), agent(&issuer, "failing"));
+    while greedy.refresh().await.is_ok() {}
+    fake.then_always(Says::Refuses(40001));
+    assert_eq!(failing.current().await.expect_err("refused").errcode(), 40001);
+    assert_eq!(failing.refresh().await.expect_err("no call is left").errcode(), 40001);
+    assert_eq!(failing.current().await.expect_err("left alone").errcode(), 40001);
+    assert_eq!(fake.calls(), 301);
+}
+
+#[tokio::test(start_paused = true)]
 async fn tokens_of_the_shortest_life_do_not_busy_the_loop() {
     for life in [1, 2, 3] {
         let fake = Fake::new(life);
