@@ -56,40 +56,54 @@ impl Known {
     /// Tells a name apart, in whatever case it is written.
     pub fn of(name: &[u8]) -> Self {
         let is = |known: &str| name.eq_ignore_ascii_case(known.as_bytes());
+        // Length and first letter leave one or two to be compared.
+        match (name.len(), name.first().map_or(0, |first| first | 0x20)) {
+            (2, b't') if is("te") => Self::Hop,
+            (3, b'v') if is("via") => Self::Private,
+            (4, b'h') if is("host") => Self::Host,
+            (4, b'd') if is("date") => Self::Date,
+            (6, b'e') if is("expect") => Self::Expect,
+            (6, b'c') if is("cookie") => Self::Private,
+            (7, b't') if is("trailer") => Self::Hop,
+            (7, b'u') if is("upgrade") => Self::Hop,
+            (9, b'f') if is("forwarded") => Self::Private,
+            (10, b'c') if is("connection") => Self::Connection,
+            (10, b'k') if is("keep-alive") => Self::Hop,
+            (12, b'c') if is("content-type") => Self::ContentType,
+            (13, b'a') if is("authorization") => Self::Authorization,
+            (14, b'c') if is("content-length") => Self::ContentLength,
+            (14, b'h') if is("http2-settings") => Self::Hop,
+            (16, b'c') if is("content-encoding") => Self::ContentEncoding,
+            (17, b't') if is("transfer-encoding") => Self::TransferEncoding,
+            (19, b'c') if is("content-disposition") => Self::ContentDisposition,
+            (16 | 18 | 19 | 25, b'p') => match () {
+                () if is("proxy-connection") => Self::Hop,
+                () if is("proxy-authenticate") => Self::Hop,
+                () if is("proxy-authorization") => Self::Hop,
+                () if is("proxy-authentication-info") => Self::Hop,
+                () => Self::Other,
+            },
+            (8.., b'x') => Self::of_x(name),
+            _ => Self::Other,
+        }
+    }
+
+    /// The same for a name that begins with an X.
+    fn of_x(name: &[u8]) -> Self {
+        let is = |known: &str| name.eq_ignore_ascii_case(known.as_bytes());
         let begins = |known: &str| {
             name.get(..known.len()).is_some_and(|start| start.eq_ignore_ascii_case(known.as_bytes()))
         };
         match name.len() {
-            2 if is("te") => Self::Hop,
-            3 if is("via") => Self::Private,
-            4 if is("host") => Self::Host,
-            4 if is("date") => Self::Date,
-            6 if is("expect") => Self::Expect,
-            6 if is("cookie") => Self::Private,
-            7 if is("trailer") || is("upgrade") => Self::Hop,
             9 if is("x-api-key") => Self::ApiKey,
-            9 if is("forwarded") => Self::Private,
-            10 if is("connection") => Self::Connection,
-            10 if is("keep-alive") => Self::Hop,
-            12 if is("content-type") => Self::ContentType,
             12 if is("x-request-id") => Self::RequestId,
+            _ if begins("x-forwarded-") => Self::Private,
+            _ if !begins("x-wecom-") => Self::Other,
             12 if is("x-wecom-hint") => Self::Hint,
-            13 if is("authorization") => Self::Authorization,
             13 if is("x-wecom-agent") => Self::Agent,
             13 if is("x-wecom-debug") => Self::Debug,
-            14 if is("content-length") => Self::ContentLength,
-            14 if is("http2-settings") => Self::Hop,
             15 if is("x-wecom-retried") => Self::Retried,
-            16 if is("content-encoding") => Self::ContentEncoding,
-            16 if is("proxy-connection") => Self::Hop,
-            17 if is("transfer-encoding") => Self::TransferEncoding,
-            18 if is("proxy-authenticate") => Self::Hop,
-            19 if is("content-disposition") => Self::ContentDisposition,
-            19 if is("proxy-authorization") => Self::Hop,
-            25 if is("proxy-authentication-info") => Self::Hop,
-            8.. if begins("x-wecom-") => Self::Wecom,
-            12.. if begins("x-forwarded-") => Self::Private,
-            _ => Self::Other,
+            _ => Self::Wecom,
         }
     }
 

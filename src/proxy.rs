@@ -109,8 +109,7 @@ impl Proxy {
     async fn relay(&self, request: &Request, body: Body, record: &mut Record) -> Result<Reply, Refusal> {
         let directory = self.directory.load_full();
         let sound = target::check_head(request, |host, local| self.is_here(host, local));
-        let (path, query) = request.target.split();
-        let target = Target::parse(path, query);
+        let target = Target::parse(request.target.path(), request.target.query());
         // Who calls is asked first: a client may want even the refusal of a malformed request in HTTP 200.
         let by_key = identify::by_key(&directory, &request.fields);
         record.client = by_key.as_ref().ok().cloned().flatten();

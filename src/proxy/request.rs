@@ -1,6 +1,9 @@
 //! A request as the server hands it over, whatever version of HTTP it came by.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use http::{Method, Version};
@@ -25,32 +28,27 @@ pub struct Request {
     pub peer: Option<IpAddr>,
 }
 
-/// Path and query as they came. They are UTF-8.
-#[derive(Clone, Default)]
-pub struct Target(Bytes);
+/// Path and query as they came. Clones share the text.
+#[derive(Clone)]
+pub struct Target {
+    text: Arc<str>,
+    /// Where the question mark stands.
+    mark: Option<usize>,
+}
 
 impl Target {
-    /// A target, if it is text.
-    pub fn new(text: Bytes) -> Option<Self> {
-        std::str::from_utf8(&text).is_ok().then_some(Self(text))
+    /// A target.
+    pub fn new(text: &str) -> Self {
+        Self { text: text.into(), mark: memchr::memchr(b'?', text.as_bytes()) }
     }
 
     /// The path, without the query.
     pub fn path(&self) -> &str {
-        self.split().0
+        &self.text[..self.mark.unwrap_or(self.text.len())]
     }
 
     /// The query, without its question mark.
     pub fn query(&self) -> Option<&str> {
-        self.split().1
-    }
-
-    /// Both.
-    pub fn split(&self) -> (&str, Option<&str>) {
-        let text = std::str::from_utf8(&self.0).unwrap_or_default();
-        match memchr::memchr(b'?', text.as_bytes()) {
-            Some(mark) => (&text[..mark], Some(&text[mark + 1..])),
-            None => (text, None),
-        }
+        self.mark.map(|mark| &self.text[mark + 1..])
     }
 }

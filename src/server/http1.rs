@@ -15,7 +15,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use http::{Method, Version};
 use tokio::sync::watch;
 
@@ -76,12 +76,12 @@ pub(super) async fn serve(
             Next::Over => false,
             Next::Head(head) => {
                 let kept;
-                (conversation, kept) = rooms::run(conversation.answer(head, proxy.clone())).await;
+                (conversation, kept) = rooms::answer(conversation, head, proxy.clone()).await;
                 kept
             }
             Next::Malformed(malformed) => {
-                (conversation, _) = rooms::run(conversation.refuse(malformed, proxy.clone())).await;
-                false
+                Box::pin(conversation.refuse(malformed, proxy)).await;
+                return None;
             }
         };
     }
@@ -143,6 +143,9 @@ impl Conversation {
                 Poll::Pending => break begins,
             }
         };
+        if begins {
+            wire.let_go();
+        }
         drop(wire);
         if begins && self.is_stopping() {
             return Poll::Ready(Next::Over);
@@ -152,8 +155,8 @@ impl Conversation {
         Poll::Ready(Next::Over)
     }
 
-    /// Has one request answered. Whether the connection is to be kept is returned with it.
-    async fn answer(mut self, head: Head, proxy: Arc<Proxy>) -> (Self, bool) {
+    /// Has one request answered. Whether the connection is to be kept.
+    async fn answer(&mut self, head: Head, proxy: &Proxy) -> bool {
         self.may_be_http2 = false;
         let persistent = head.is_persistent() && head.framing.is_ok();
         let (body, streams) = self.body(&head);
@@ -177,16 +180,15 @@ impl Conversation {
             });
             answered.await
         };
-        let Some(reply) = answered else { return (self, false) };
-        let keep = match self.deliver(reply, manner, streams).await {
+        let Some(reply) = answered else { return false };
+        match self.deliver(reply, manner, streams).await {
             Outcome::Kept => true,
             Outcome::Severed => false,
             Outcome::Over { still_sending } => {
                 self.close(still_sending).await;
                 false
             }
-        };
-        (self, keep)
+        }
     }
 
     /// The body that follows a head, and whether it is still to come.
@@ -209,11 +211,11 @@ impl Conversation {
     }
 
     /// Answers what is no request. The connection is over then.
-    async fn refuse(self, malformed: Malformed, proxy: Arc<Proxy>) -> (Self, bool) {
+    async fn refuse(self, malformed: Malformed, proxy: &Proxy) {
         let nothing = Request {
             method: Method::from_bytes(b"-").unwrap_or_default(),
             version: Version::HTTP_11,
-            target: RequestTarget::new(Bytes::from_static(b"-")).unwrap_or_default(),
+            target: RequestTarget::new("-"),
             absolute: None,
             flaw: None,
             fields: Fields::default(),
@@ -224,7 +226,6 @@ impl Conversation {
         if self.deliver(reply, manner, false).await != Outcome::Severed {
             self.close(true).await;
         }
-        (self, false)
     }
 
     /// Writes an answer. `streams`: the request's body did not come with its head.

@@ -104,8 +104,7 @@ async fn answer(
     let request = Request {
         method: parts.method,
         version: Version::HTTP_2,
-        // hyper's targets are text.
-        target: RequestTarget::new(Bytes::copy_from_slice(target.as_bytes())).unwrap_or_default(),
+        target: RequestTarget::new(target),
         absolute: None,
         flaw: flaw(&parts.uri),
         fields: Fields::of_map(&parts.headers),

@@ -32,6 +32,8 @@ use crate::{
 
 /// First read of an answer; small replies fit.
 const SMALL_READ: usize = 8 * 1024;
+/// Pieces up to this size are copied behind the head: that costs less than a second slice.
+const SMALL_PIECE: usize = 4 * 1024;
 /// Reads of an answer that proved to be large.
 const LARGE_READ: usize = 128 * 1024;
 
@@ -295,25 +297,34 @@ impl Exchange {
     fn poll_piece(&mut self, cx: &mut Context<'_>) -> Result<Poll<()>, Failure> {
         let Sending::Body { reader, chunked } = &mut self.sending else { return Ok(Poll::Ready(())) };
         let Poll::Ready(taken) = reader.poll_piece(cx) else { return Ok(Poll::Pending) };
-        let (chunked, ended) = (*chunked, reader.is_ended());
-        let piece = match taken {
-            Ok(piece) => piece,
+        let chunked = *chunked;
+        let (piece, ended) = match taken {
+            Ok(piece) => {
+                let ended = piece.is_none() || reader.is_ended();
+                (piece, ended)
+            }
             Err(error) => return Err(self.failure(Flaw::Upload(error))),
         };
-        if chunked {
-            if let Some(piece) = &piece {
-                let _ = write!(self.connection.outbound, "{:x}\r\n", piece.len());
-            }
-            self.after_piece = match (&piece, ended) {
-                (Some(_), false) => b"\r\n",
-                (Some(_), true) => b"\r\n0\r\n\r\n",
-                (None, _) => b"0\r\n\r\n",
-            };
+        let piece = piece.unwrap_or_default();
+        let in_chunk = chunked && !piece.is_empty();
+        if in_chunk {
+            let _ = write!(self.connection.outbound, "{:x}\r\n", piece.len());
+        }
+        let after: &'static [u8] = match (in_chunk, chunked && ended) {
+            (true, true) => b"\r\n0\r\n\r\n",
+            (true, false) => b"\r\n",
+            (false, true) => b"0\r\n\r\n",
+            (false, false) => b"",
+        };
+        if piece.len() <= SMALL_PIECE {
+            self.connection.outbound.extend_from_slice(&piece);
+            self.connection.outbound.extend_from_slice(after);
+        } else {
+            (self.piece, self.after_piece) = (piece, after);
         }
         if ended {
             self.sending = Sending::Nothing;
         }
-        self.piece = piece.unwrap_or_default();
         Ok(Poll::Ready(()))
     }
 

@@ -83,17 +83,13 @@ pub(super) fn take(buffer: &mut BytesMut) -> Result<Option<Head>, Malformed> {
     let path_at =
         path_start(target).ok_or(malformed("the request's target is neither a path nor an http URL"))?;
     let authority_at = authority_start(target).map(|authority| start + authority..start + path_at);
-    let target_at = start + path_at..start + target.len();
+    // `http://host` stands for `http://host/`.
+    let target = if path_at == target.len() { "/" } else { &target[path_at..] };
+    let target = RequestTarget::new(target);
     let found = Found::new(buffer, request.headers);
 
     let text = buffer.split_to(length).freeze();
     let authority = authority_at.map(|at| text.slice(at));
-    let target = match text.slice(target_at) {
-        // `http://host` stands for `http://host/`.
-        empty if empty.is_empty() && authority.is_some() => Bytes::from_static(b"/"),
-        target => target,
-    };
-    let target = RequestTarget::new(target).ok_or(malformed("the request's target is not UTF-8"))?;
     let fields = found.within(text);
     let framing = Framing::of_request(version, &fields);
     Ok(Some(Head { method, version, target, authority, fields, framing }))

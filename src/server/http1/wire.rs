@@ -77,7 +77,7 @@ impl Inner {
         &self.stream
     }
 
-    /// Reads once into the buffer; 0 is the end of the stream. A buffer that stays empty goes back.
+    /// Reads once into the buffer; 0 is the end of the stream.
     pub(super) fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         if self.inbound.capacity() == 0 {
             self.inbound = buffers::take();
@@ -86,11 +86,7 @@ impl Inner {
         if self.inbound.capacity() - self.inbound.len() < self.next_read / 8 {
             self.inbound.reserve(self.next_read);
         }
-        let filled = pin!(self.stream.read_buf(&mut self.inbound)).poll(cx);
-        if filled.is_pending() && self.inbound.is_empty() {
-            self.let_go();
-        }
-        filled
+        pin!(self.stream.read_buf(&mut self.inbound)).poll(cx)
     }
 
     /// Gives the buffer back, whatever is in it.
