@@ -7,7 +7,7 @@ use std::{
     io::{self, IoSlice},
     mem::MaybeUninit,
     pin::{Pin, pin},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     task::{Context, Poll, Waker, ready},
 };
 
@@ -34,8 +34,10 @@ use crate::{
 const SMALL_READ: usize = 8 * 1024;
 /// Pieces up to this size are copied behind the head: that costs less than a second slice.
 const SMALL_PIECE: usize = 4 * 1024;
-/// Reads of an answer that proved to be large.
+/// Reads of an answer that proved to be large, as long as there are few of them.
 const LARGE_READ: usize = 128 * 1024;
+/// What all large reads of a worker share: a client that takes nothing more of its download holds what was read last.
+const LARGE_READS: usize = 16 * 1024 * 1024;
 
 /// A connection between two requests.
 pub(super) struct Connection {
@@ -115,7 +117,28 @@ pub(super) struct Exchange {
     framing: Framing,
     reusable: bool,
     wrote: bool,
-    next_read: usize,
+    large: Option<Large>,
+}
+
+/// An answer that proved to be large. It counts among the others as long as it lasts.
+struct Large(Arc<Pool>);
+
+impl Large {
+    fn new(pool: &Arc<Pool>) -> Self {
+        pool.large.fetch_add(1, Ordering::Relaxed);
+        Self(pool.clone())
+    }
+
+    /// How much to read at once.
+    fn read(&self) -> usize {
+        (LARGE_READS / self.0.large.load(Ordering::Relaxed).max(1)).clamp(SMALL_READ, LARGE_READ)
+    }
+}
+
+impl Drop for Large {
+    fn drop(&mut self) {
+        self.0.large.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Exchange {
@@ -138,7 +161,7 @@ impl Exchange {
             framing: Framing::Done,
             reusable: true,
             wrote: false,
-            next_read: SMALL_READ,
+            large: None,
         }
     }
 
@@ -241,7 +264,7 @@ impl Exchange {
             && self.connection.inbound.is_empty();
         if clean {
             self.connection.deadline.clear();
-            if self.next_read > SMALL_READ {
+            if self.large.is_some() {
                 self.connection.inbound = BytesMut::new();
             }
             self.pool.put(self.connection, now);
@@ -356,10 +379,10 @@ impl Exchange {
     /// Reads once into the buffer; 0 is the end of the stream.
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let Connection { stream, inbound, .. } = &mut self.connection;
-        inbound.reserve(self.next_read);
+        inbound.reserve(self.large.as_ref().map_or(SMALL_READ, Large::read));
         let read = ready!(pin!(stream.read_buf(inbound)).poll(cx))?;
-        if read >= self.next_read {
-            self.next_read = LARGE_READ;
+        if read >= SMALL_READ && self.large.is_none() {
+            self.large = Some(Large::new(&self.pool));
         }
         Poll::Ready(Ok(read))
     }

@@ -1,7 +1,7 @@
 //! Idle HTTP/1 connections, and the shared HTTP/2 one. One pool belongs to one runtime.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic::AtomicUsize},
     time::Duration,
 };
 
@@ -18,6 +18,8 @@ const DOUBTFUL: Duration = Duration::from_millis(100);
 pub(super) struct Pool {
     pub(super) settings: Arc<Settings>,
     kept: Mutex<Kept>,
+    /// Large answers that are on their way.
+    pub(super) large: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -30,7 +32,7 @@ struct Kept {
 
 impl Pool {
     pub(super) fn new(settings: Arc<Settings>) -> Arc<Self> {
-        Arc::new(Self { settings, kept: Mutex::default() })
+        Arc::new(Self { settings, kept: Mutex::default(), large: AtomicUsize::new(0) })
     }
 
     /// The connection used last, if it still looks open.

@@ -134,6 +134,8 @@ impl Inner {
             match ready!(self.poll_fill(cx)) {
                 Ok(0) | Err(_) => return Poll::Ready(Err(Cut)),
                 Ok(read) if read >= self.next_read => self.next_read = LARGE_READ,
+                // A client that is slow needs no more.
+                Ok(read) if read < buffers::SIZE => self.next_read = buffers::SIZE,
                 Ok(_) => {}
             }
         }
