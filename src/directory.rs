@@ -9,6 +9,8 @@ use std::{
     sync::{Arc, LazyLock},
 };
 
+use foldhash::fast::RandomState;
+
 use crate::{
     config::{self, AgentSet, KeyHash},
     limits::Bucket,
@@ -85,12 +87,12 @@ impl Client {
 /// of its own, so that a reload leaves no holes behind.
 #[derive(Debug)]
 pub struct Directory {
-    agents: HashSet<ByName<Agent>>,
+    agents: HashSet<ByName<Agent>, RandomState>,
     agents_in_order: Vec<Arc<Agent>>,
     /// By corpid; only gettoken asks for these.
     agents_by_company: Vec<Arc<Agent>>,
-    clients: HashMap<[u8; 32], Arc<Client>>,
-    clients_by_name: HashSet<ByName<Client>>,
+    clients: HashMap<[u8; 32], Arc<Client>, RandomState>,
+    clients_by_name: HashSet<ByName<Client>, RandomState>,
     /// By the hash of corpid and secret, which several may share; only those whose secret is accepted.
     agents_by_secret: HashMap<[u8; 32], Vec<(KeyHash, Arc<Agent>)>>,
     open: bool,
@@ -103,12 +105,12 @@ impl Directory {
         let open = config.is_open();
         let (agents, clients) = (mem::take(&mut config.agents), mem::take(&mut config.clients));
         let mut built = Self {
-            agents: HashSet::with_capacity(agents.len()),
+            agents: HashSet::with_capacity_and_hasher(agents.len(), RandomState::default()),
             agents_in_order: Vec::with_capacity(agents.len()),
             agents_by_company: Vec::new(),
             agents_by_secret: HashMap::new(),
-            clients: HashMap::with_capacity(clients.len()),
-            clients_by_name: HashSet::with_capacity(clients.len()),
+            clients: HashMap::with_capacity_and_hasher(clients.len(), RandomState::default()),
+            clients_by_name: HashSet::with_capacity_and_hasher(clients.len(), RandomState::default()),
             open,
         };
         for (name, agent) in agents {

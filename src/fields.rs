@@ -153,6 +153,9 @@ pub struct Field<'a> {
 pub struct Fields {
     text: Bytes,
     lines: Vec<Line>,
+    /// What `Connection` says.
+    close: bool,
+    keep_alive: bool,
 }
 
 /// Where a line stands in the text.
@@ -201,7 +204,7 @@ impl Found {
 
     /// The lines together with their text.
     pub fn within(self, text: Bytes) -> Fields {
-        let mut fields = Fields { text, lines: self.0 };
+        let mut fields = Fields { text, lines: self.0, ..Fields::default() };
         fields.nominate();
         fields
     }
@@ -234,20 +237,25 @@ impl Fields {
             value: span(value),
         });
         let lines = lines.collect();
-        let mut fields = Self { text: text.freeze(), lines };
+        let mut fields = Self { text: text.freeze(), lines, ..Self::default() };
         fields.nominate();
         fields
     }
 
-    /// Marks the lines that `Connection` names.
+    /// Takes in what `Connection` says, and marks the lines that it names.
     fn nominate(&mut self) {
-        let Self { text, lines } = self;
+        let Self { text, lines, close, keep_alive } = self;
         for nth in 0..lines.len() {
-            if lines[nth].known == Known::Connection {
-                for option in options(lines[nth].value.of_text(text)) {
-                    let is_plain =
-                        option.eq_ignore_ascii_case(b"close") || option.eq_ignore_ascii_case(b"keep-alive");
-                    for line in lines.iter_mut().filter(|_| !is_plain) {
+            if lines[nth].known != Known::Connection {
+                continue;
+            }
+            for option in options(lines[nth].value.of_text(text)) {
+                if option.eq_ignore_ascii_case(b"close") {
+                    *close = true;
+                } else if option.eq_ignore_ascii_case(b"keep-alive") {
+                    *keep_alive = true;
+                } else {
+                    for line in lines.iter_mut() {
                         line.nominated |= line.name.of_text(text).eq_ignore_ascii_case(option);
                     }
                 }
@@ -289,9 +297,14 @@ impl Fields {
         self.first(known).is_some()
     }
 
-    /// Whether a `Connection` line says this.
-    pub fn connection_says(&self, wanted: &[u8]) -> bool {
-        self.all(Known::Connection).flat_map(options).any(|option| option.eq_ignore_ascii_case(wanted))
+    /// Whether `Connection` says `close`.
+    pub fn says_close(&self) -> bool {
+        self.close
+    }
+
+    /// Whether `Connection` says `keep-alive`.
+    pub fn says_keep_alive(&self) -> bool {
+        self.keep_alive
     }
 
     /// Of a request: the lines that go on to the upstream.
@@ -403,7 +416,7 @@ mod tests {
             ("Accept", "*/*"),
         ]);
         assert_eq!(names(fields.to_upstream()), ["User-Agent", "X-Wecom", "X-Request-Id", "Accept"]);
-        assert!(fields.connection_says(b"Close") && !fields.connection_says(b"upgrade"));
+        assert!(fields.says_close() && fields.says_keep_alive());
         assert_eq!(fields.first(Known::Agent), Some(&b"hr"[..]));
     }
 

@@ -226,7 +226,7 @@ impl Proxy {
                 fetched.map_err(|failure| token_unavailable(&failure))?
             }
         };
-        let query = query::without_token(forward.target.query.unwrap_or_default());
+        let query = forward.target.query_without_token();
 
         // Who waits for a token takes no place from those who have one.
         let place = self.admit().await?;

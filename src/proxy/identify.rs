@@ -76,7 +76,8 @@ pub(super) fn caller(
     if own_credential {
         refuse_pass(target)?;
     }
-    let bad = match if own_credential { Shown::Nothing } else { shown_token(directory, target.query)? } {
+    let may_show = target.may_hold_token && !own_credential;
+    let bad = match if may_show { shown_token(directory, target.query)? } else { Shown::Nothing } {
         Shown::Pass { agent, client } if !agent.is_plain(&target.route) => {
             return by_pass(by_key, named, agent, client);
         }
@@ -247,8 +248,8 @@ impl Key<'_> {
 /// The key in `Authorization`, as Bearer or as the password of Basic.
 fn authorization_key(fields: &Fields) -> Result<Option<Key<'_>>, Refusal> {
     let Some(value) = single(fields, Known::Authorization, "Authorization")? else { return Ok(None) };
-    let (scheme, rest) = value.split_once(' ').unwrap_or((value, ""));
-    let rest = rest.trim();
+    let space = memchr::memchr(b' ', value.as_bytes()).unwrap_or(value.len());
+    let (scheme, rest) = (&value[..space], value[space..].trim_ascii());
     if scheme.eq_ignore_ascii_case("bearer") {
         return Ok(Some(Key::Plain(rest)));
     }
@@ -282,9 +283,9 @@ fn single<'a>(fields: &'a Fields, known: Known, name: &str) -> Result<Option<&'a
         let words = format!("the header {name} stands there twice; send it once");
         return Err(Refusal::new(Kind::BadRequest, words));
     }
-    let is_visible = |byte: &u8| matches!(byte, b' '..=b'~' | b'\t');
+    let visible = |so_far: bool, byte: &u8| so_far & (((*byte >= b' ') & (*byte <= b'~')) | (*byte == b'\t'));
     match std::str::from_utf8(value) {
-        Ok(text) if value.iter().all(is_visible) => Ok(Some(text.trim())),
+        Ok(text) if value.iter().fold(true, visible) => Ok(Some(text)),
         _ => {
             let words = format!("the header {name} holds more than visible ASCII");
             Err(Refusal::new(Kind::BadRequest, words))

@@ -10,17 +10,14 @@ const NAME: &str = "access_token";
 
 static FINDER: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(NAME));
 
-/// Whether there can be no token in a query: nothing is encoded, and the name does not occur.
-fn is_plain(query: &str) -> bool {
-    memchr(b'%', query.as_bytes()).is_none()
-        && (query.len() < NAME.len() || FINDER.find(query.as_bytes()).is_none())
+/// Whether there may be a token in a query: something is encoded, or the name occurs.
+pub(super) fn may_hold_token(query: &str) -> bool {
+    memchr(b'%', query.as_bytes()).is_some()
+        || (query.len() >= NAME.len() && FINDER.find(query.as_bytes()).is_some())
 }
 
 /// The query without any parameter whose decoded name is `access_token`.
 pub(super) fn without_token(query: &str) -> Cow<'_, str> {
-    if is_plain(query) {
-        return Cow::Borrowed(query);
-    }
     if !query.split('&').any(is_token) {
         return Cow::Borrowed(query);
     }
@@ -42,8 +39,7 @@ pub(super) fn with_token<'a>(path: &'a str, query: &'a str, token: &'a str) -> [
 
 /// The values of every `access_token`, decoded, but for empty ones.
 pub(super) fn tokens(query: &str) -> impl Iterator<Item = Cow<'_, str>> {
-    let parameters =
-        if is_plain(query) { "" } else { query }.split('&').filter(|parameter| is_token(parameter));
+    let parameters = query.split('&').filter(|parameter| is_token(parameter));
     let values = parameters.filter_map(|parameter| parameter.split_once('=')).map(|(_, value)| value);
     values.filter(|value| !value.is_empty()).map(|value| percent_decode_str(value).decode_utf8_lossy())
 }

@@ -100,13 +100,15 @@ impl RequestId {
 
 /// Request ids: random where the process began, counted from there.
 pub(super) struct Ids {
-    prefix: u64,
+    prefix: [u8; 16],
     next: AtomicU32,
 }
 
 impl Default for Ids {
     fn default() -> Self {
-        Self { prefix: getrandom::u64().unwrap_or_default(), next: AtomicU32::new(0) }
+        let mut prefix = [0; 16];
+        put_hex(&mut prefix, getrandom::u64().unwrap_or_default());
+        Self { prefix, next: AtomicU32::new(0) }
     }
 }
 
@@ -124,7 +126,7 @@ impl Ids {
     fn next(&self) -> RequestId {
         let nth = self.next.fetch_add(1, Ordering::Relaxed);
         let mut text = [0; 24];
-        put_hex(&mut text[..16], self.prefix);
+        text[..16].copy_from_slice(&self.prefix);
         put_hex(&mut text[16..], u64::from(nth));
         RequestId::Made(text)
     }
@@ -144,7 +146,7 @@ mod tests {
 
     #[test]
     fn ids_count_on_from_a_random_prefix() {
-        let ids = Ids { prefix: 0xfedc_ba98_7654_3210, next: AtomicU32::new(0xff) };
+        let ids = Ids { prefix: *b"fedcba9876543210", next: AtomicU32::new(0xff) };
         assert_eq!(ids.next().as_str(), "fedcba9876543210000000ff");
         assert_eq!(ids.next().as_str(), "fedcba987654321000000100");
     }

@@ -72,6 +72,6 @@ pub(super) fn take(buffer: &mut BytesMut) -> Result<Option<Head>, Flaw> {
     let is_new = response.version == Some(1);
     let found = Found::new(buffer, response.headers);
     let fields = found.within(buffer.split_to(length).freeze());
-    let persistent = is_new && !fields.connection_says(b"close");
+    let persistent = is_new && !fields.says_close();
     Ok(Some(Head { status, fields, persistent }))
 }

@@ -32,8 +32,8 @@ impl Head {
     /// Whether the client wants to send more requests on this connection.
     pub(super) fn is_persistent(&self) -> bool {
         match self.version {
-            Version::HTTP_11 => !self.fields.connection_says(b"close"),
-            _ => self.fields.connection_says(b"keep-alive") && !self.fields.connection_says(b"close"),
+            Version::HTTP_11 => !self.fields.says_close(),
+            _ => self.fields.says_keep_alive() && !self.fields.says_close(),
         }
     }
 
