@@ -389,7 +389,7 @@ impl Exchange {
 
     /// The answer's head, once the buffer holds all of it. Interim answers (1xx) are dropped.
     fn take_head(&mut self) -> Result<Option<Head>, Flaw> {
-        loop {
+        while !self.connection.inbound.is_empty() {
             let Some(head) = head::take(&mut self.connection.inbound)? else { return Ok(None) };
             if head.status.is_informational() {
                 continue;
@@ -399,5 +399,6 @@ impl Exchange {
             self.reusable &= head.persistent && self.framing != Framing::UntilClose;
             return Ok(Some(head));
         }
+        Ok(None)
     }
 }
