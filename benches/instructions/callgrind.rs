@@ -6,7 +6,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use crate::count::{COUNTED, LEFT_OUT};
+use crate::count::{COUNTED, TOGGLES};
 
 /// What tells the program that it is the one that is counted.
 pub const INSIDE: &str = "--inside";
@@ -49,9 +49,8 @@ pub fn run() -> Result<Counted, String> {
         .envs(["PATH", "TMPDIR"].iter().filter_map(|name| Some((name, env::var_os(name)?))))
         .arg("--tool=callgrind")
         .arg(format!("--callgrind-out-file={}", dir.path().join("out").display()))
-        .arg(format!("--toggle-collect=*{COUNTED}*"))
-        .arg(format!("--toggle-collect=*{LEFT_OUT}*"))
-        .arg(format!("--dump-after=*{COUNTED}*"))
+        .arg(format!("--toggle-collect={TOGGLES}"))
+        .arg(format!("--dump-after={COUNTED}"))
         .arg(own)
         .arg(INSIDE)
         .stdin(Stdio::null())
@@ -69,16 +68,17 @@ pub fn run() -> Result<Counted, String> {
     let processor = lines.next().unwrap_or_default().to_owned();
     let part = |(nth, line): (usize, &str)| {
         let (rounds, name) = line.split_once(' ')?;
-        let all = total(dir.path(), nth + 1).ok()??;
+        // The dump before it is of the rounds that warm it up.
+        let all = total(dir.path(), 2 * (nth + 1)).ok()??;
         Some((name.to_owned(), all / rounds.parse::<u64>().ok()?))
     };
     let parts = lines.enumerate().map(part).collect::<Option<Vec<_>>>();
     let parts =
-        parts.ok_or("callgrind left no count for a part; what it was told to count may be inlined")?;
+        parts.ok_or("callgrind left no count for a part; the functions that it is told of may be inlined, or have other names")?;
     Ok(Counted { processor, parts })
 }
 
-/// The instructions in the dump that callgrind made when the nth part was through.
+/// The instructions in the nth dump.
 fn total(dir: &Path, nth: usize) -> io::Result<Option<u64>> {
     let dump = fs::read_to_string(dir.join(format!("out.{nth}")))?;
     let total = dump.lines().find_map(|line| line.strip_prefix("totals: "));
