@@ -96,7 +96,7 @@ impl Baseline {
             false => format!("It was counted by {}, and now by {version}, which may be why.\n", self.version),
         };
         Err(format!(
-            "more than {MARGIN} % worse than benches/baseline.txt:\n{worse}{elsewhere}\
+            "worse than benches/baseline.txt allows, which is {MARGIN} %:\n{worse}{elsewhere}\
              If it is worth it, renew the baseline and commit it: {RENEW}"
         ))
     }

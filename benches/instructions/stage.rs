@@ -181,7 +181,7 @@ impl Play<'_> {
                 if upstream.is_none() {
                     *upstream = connected(&stage.upstream);
                 }
-                let asked = upstream.as_mut().and_then(|upstream| arrived(upstream));
+                let asked = upstream.as_mut().and_then(arrived);
                 // What came with one write is there as a whole.
                 asked.inspect(|asked| assert!(asked.contains(TOKEN), "{asked}")).is_some()
             })
