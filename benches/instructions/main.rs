@@ -1,9 +1,9 @@
 //! Counts the instructions of each part of a request's way, and compares them with `benches/baseline.txt`.
 //!
 //! Time is no measure on a machine that does other things too; instructions are. They are counted by callgrind, all parts
-//! in one run, and are the same to a small fraction each time. Of iai-callgrind and gungraun, which do the like, neither
-//! serves: they want a second program of the very same version installed, and keep what they compare with in `target/`,
-//! not in a file that is committed.
+//! in one run, and are the same to a small fraction each time. gungraun (once iai-callgrind), which does the like, wants a
+//! second program of the very same version installed, and compares with what callgrind itself wrote for an earlier run, not
+//! with a text that can be committed and read.
 //!
 //! - `cargo bench --bench instructions` compares,
 //! - `cargo bench --bench instructions -- renew` makes what is counted now the baseline.
