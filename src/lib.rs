@@ -2,6 +2,9 @@
 //!
 //! The map; a room uses only rooms below it.
 
+#[doc(hidden)]
+pub mod bench; // what benches/ counts of the rooms' insides
+
 pub mod commands; // what each command of the program does
 
 pub mod app; // wires the rooms together; the only file that knows all of them

@@ -3,6 +3,7 @@
 //!
 //! [`Proxy::handle`] turns every outcome into an answer; [`Proxy::relay`] is the way itself.
 
+pub(crate) mod bench;
 mod gettoken;
 mod identify;
 mod inspect;

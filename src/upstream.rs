@@ -2,6 +2,7 @@
 //!
 //! It knows nothing of tokens. One [`Upstream`] belongs to one runtime; what it sends is driven by the task that asks.
 
+pub(crate) mod bench;
 mod dial;
 mod h1;
 mod h2;

@@ -1,5 +1,6 @@
 #!/bin/sh
-# All tests. What they need beside Rust is installed where it is missing; nothing is skipped.
+# All tests, and behind them the count of instructions. What they need beside Rust is installed where it is missing; nothing
+# is skipped. Arguments go to cargo test, and then nothing is counted.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -26,6 +27,7 @@ has curl || install curl
 has bash || install bash
 has kill || install procps
 has openssl || install openssl
+has valgrind || install valgrind
 # Its service is not needed, only the program.
 has prometheus-alertmanager || install prometheus-alertmanager
 { has node && has npm; } || install nodejs npm
@@ -57,4 +59,5 @@ if ! { cmp -s "$wanted" "$modules/installed.json" && [ -d "$modules/node_modules
     cp "$wanted" "$modules/installed.json"
 fi
 
-exec cargo test --locked "$@"
+cargo test --locked "$@"
+[ $# -gt 0 ] || exec cargo bench --locked --bench instructions

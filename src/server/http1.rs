@@ -2,6 +2,7 @@
 //!
 //! A connection between two requests owns no buffer, one timer at most, and none of the room that answering takes.
 
+pub(crate) mod bench;
 mod delivery;
 mod head;
 mod rooms;

@@ -1,0 +1,13 @@
+//! The part of a connection's work that `benches/` counts.
+
+use bytes::BytesMut;
+
+use super::head;
+use crate::proxy::Request;
+
+/// Takes a request's head off what a client sent.
+pub fn request_head(buffer: &mut BytesMut) -> Option<Request> {
+    let head = head::take(buffer).ok().flatten()?;
+    let head::Head { method, version, target, fields, .. } = head;
+    Some(Request { method, version, target, absolute: None, flaw: None, fields, peer: None })
+}
