@@ -31,6 +31,11 @@ has valgrind || install valgrind
 # Its service is not needed, only the program.
 has prometheus-alertmanager || install prometheus-alertmanager
 { has node && has npm; } || install nodejs npm
+# What bench/run.py needs and compares with. Debian keeps servers where only root's PATH looks.
+has wrk || install wrk
+{ has nginx || [ -x /usr/sbin/nginx ]; } || install nginx
+{ has haproxy || [ -x /usr/sbin/haproxy ]; } || install haproxy
+[ -e /usr/lib/nginx/modules/ngx_http_lua_module.so ] || install libnginx-mod-http-lua
 
 # The programs of the tests run in an environment of their own, made anew when what it holds has changed.
 venv=target/venv

@@ -3,6 +3,7 @@
 #![allow(unreachable_pub, reason = "a test program has no public side")]
 
 mod admin;
+mod bench;
 mod certificates;
 mod drain;
 mod egress;

@@ -1,9 +1,9 @@
-//! The READMEs and the pages on clients, in both languages: they say the same, and every command and every setting in
-//! them works as it stands there.
+//! The READMEs and the pages on clients and on performance, in both languages: they say the same, and every command and
+//! every setting in them works as it stands there.
 //!
 //! A fenced block's second word says how it is played: `start` starts the program; `demo`, `serve` and `keys` are typed
-//! while it runs; `key` makes a key; `ca` makes certificates; of `container` and `tests` only the files that they name are looked for. A toml
-//! block is a whole file, or a `fragment` that is added to the first one.
+//! while it runs; `key` makes a key; `ca` makes certificates; of `container`, `tests` and `bench` only the files that
+//! they name are looked for. A toml block is a whole file, or a `fragment` that is added to the first one.
 
 use std::{
     fs,
@@ -20,7 +20,9 @@ const ENGLISH: &str = include_str!("../../README.md");
 const CHINESE: &str = include_str!("../../README.zh-CN.md");
 const CLIENTS: &str = include_str!("../../docs/clients.md");
 const CLIENTS_CHINESE: &str = include_str!("../../docs/clients.zh-CN.md");
-const STAGES: [&str; 8] = ["start", "demo", "serve", "key", "keys", "ca", "container", "tests"];
+const PERFORMANCE: &str = include_str!("../../docs/performance.md");
+const PERFORMANCE_CHINESE: &str = include_str!("../../docs/performance.zh-CN.md");
+const STAGES: [&str; 9] = ["start", "demo", "serve", "key", "keys", "ca", "container", "tests", "bench"];
 /// What is shown of other programs, and not played.
 const FOREIGN: [&str; 7] = ["java", "php", "python", "go", "csharp", "yaml", "env"];
 
@@ -60,7 +62,7 @@ fn read(readme: &str) -> (Vec<usize>, Vec<Block>) {
 /// The texts of the blocks in this language that have this word.
 fn texts(language: &str, word: &str) -> Vec<String> {
     let wanted = |block: &Block| block.language == language && block.word == word;
-    let blocks = [ENGLISH, CLIENTS].into_iter().flat_map(|page| read(page).1);
+    let blocks = [ENGLISH, CLIENTS, PERFORMANCE].into_iter().flat_map(|page| read(page).1);
     let found: Vec<_> = blocks.filter(wanted).map(|block| block.text.trim_end().to_owned()).collect();
     assert!(!found.is_empty(), "no block ```{language} {word}");
     found
@@ -194,7 +196,8 @@ impl Stage {
 
 #[test]
 fn both_say_the_same() {
-    for (english, chinese) in [(ENGLISH, CHINESE), (CLIENTS, CLIENTS_CHINESE)] {
+    let pages = [(ENGLISH, CHINESE), (CLIENTS, CLIENTS_CHINESE), (PERFORMANCE, PERFORMANCE_CHINESE)];
+    for (english, chinese) in pages {
         let ((headings, blocks), (other_headings, other_blocks)) = (read(english), read(chinese));
         assert_eq!(headings, other_headings);
         assert_eq!(blocks, other_blocks);
@@ -297,8 +300,8 @@ fn the_private_ca_vouches_for_the_host() {
 fn the_files_that_they_name_are_there() {
     let repository = Path::new(env!("CARGO_MANIFEST_DIR"));
     let named = |name: &str| assert!(repository.join(name).exists(), "{name} is not there");
-    let pages = [("", ENGLISH), ("", CHINESE), ("docs", CLIENTS), ("docs", CLIENTS_CHINESE)];
-    for (folder, page) in pages {
+    let in_docs = [CLIENTS, CLIENTS_CHINESE, PERFORMANCE, PERFORMANCE_CHINESE].map(|page| ("docs", page));
+    for (folder, page) in [("", ENGLISH), ("", CHINESE)].into_iter().chain(in_docs) {
         for link in page.split("](").skip(1) {
             let target = link.split(')').next().expect("a link's end");
             let (file, anchor) = target.split_once('#').unwrap_or((target, ""));
@@ -315,6 +318,9 @@ fn the_files_that_they_name_are_there() {
     }
     for block in texts("sh", "tests") {
         named(block.strip_prefix("sh ").expect("a script"));
+    }
+    for block in texts("sh", "bench") {
+        named(block.strip_prefix("python3 ").expect("a script"));
     }
     let dockerfile = fs::read_to_string(repository.join("Dockerfile")).expect("a text");
     let runs = dockerfile.contains("WECOM_PROXY_CONFIG=/etc/wecom-proxy/proxy.toml");

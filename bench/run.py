@@ -1,0 +1,318 @@
+#!/usr/bin/env python3
+"""What wecom-proxy costs beside nginx and HAProxy, measured on this machine in under three minutes.
+
+    python3 bench/run.py
+
+It needs Linux, two CPUs, cargo, wrk and nginx. HAProxy and nginx's Lua module add rows where they are installed:
+apt install wrk nginx haproxy libnginx-mod-http-lua. Everything stays on 127.0.0.1 and in a temporary directory, and
+whatever it starts ends with it. docs/performance.md says what the numbers mean.
+"""
+
+import argparse
+import contextlib
+import ctypes
+import json
+import os
+import pathlib
+import resource
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+# No __pycache__ in the tree.
+sys.dont_write_bytecode = True
+from peers import KEY, LUA_MODULES, MB, Problem, find, haproxy, nginx_inject, nginx_lua, program, stand_in, wecom_proxy
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+MESSAGE = '{"touser":"zhangsan","msgtype":"text","agentid":1000002,"text":{"content":"%s"}}' % ("x" * 420)
+FILE = f"string.rep('x', {10 * MB})"
+GET = "/hr/cgi-bin/user/get?userid=zhangsan"
+IDLE = 1000
+
+# name, target, the request's body in wrk's Lua, least bytes of an answer, connections, a new connection for each request
+SCENARIOS = [
+    ("small GET", GET, "", 100, 64, False),
+    ("small POST", "/hr/cgi-bin/message/send?debug=0", f"'{MESSAGE}'", 100, 64, False),
+    ("GET, new connection", GET, "", 100, 64, True),
+    ("1 MB JSON down", "/hr/cgi-bin/user/list?department_id=1", "", MB, 16, False),
+    ("10 MB down", "/hr/cgi-bin/media/get?media_id=1", "", 10 * MB, 4, False),
+    ("10 MB up", "/hr/cgi-bin/media/upload?type=file", FILE, 100, 4, False),
+]
+
+
+def free_ports(count):
+    """Below those that the kernel hands out, where nobody who asks for any port can take one of them meanwhile; two
+    benchmarks at a time begin at different ones."""
+    found, first = [], 16 * os.getpid() % 10000
+    for nth in range(10000):
+        port = 21000 + (first + nth) % 10000
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise Problem("there are no free ports between 21000 and 31000")
+
+
+def bound_to_us():
+    """In a child: ends with this program, even where this is killed."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+class Server:
+    """A program that serves on a port, on one CPU."""
+
+    def __init__(self, name, port, command, cpu, log):
+        self.name, self.port, self.command, self.cpu, self.log = name, port, command, cpu, log
+        self.process = None
+
+    def __enter__(self):
+        def prepare():
+            bound_to_us()
+            os.sched_setaffinity(0, {self.cpu})
+
+        environment = {key: value for key, value in os.environ.items() if key not in ("RUST_LOG", "NOTIFY_SOCKET")}
+        with open(self.log, "ab") as log:
+            # A session of its own: Ctrl-C reaches this program only, which then ends the others in order.
+            self.process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                                            env=environment, start_new_session=True, preexec_fn=prepare)
+        try:
+            self.wait()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def wait(self):
+        until = time.monotonic() + 10
+        while True:
+            with contextlib.suppress(OSError):
+                return socket.create_connection(("127.0.0.1", self.port), 1).close()
+            if self.process.poll() is not None or time.monotonic() > until:
+                raise Problem(f"{self.name} did not start:\n{self.log.read_text(errors='replace')[-2000:]}")
+            time.sleep(0.02)
+
+    def __exit__(self, *_):
+        self.process.terminate()
+        try:
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            # Its session holds nothing but what it started itself.
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+    def processes(self):
+        """Its own and, for nginx, the worker's."""
+        children = pathlib.Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return [pathlib.Path("/proc", str(pid)) for pid in [self.process.pid, *children]]
+
+    def cpu_us(self):
+        """Processor time so far, what the kernel did in its name included."""
+        tasks = [task for process in self.processes() for task in process.glob("task/*/schedstat")]
+        return sum(int(task.read_text().split()[0]) for task in tasks) / 1000
+
+    def memory_kb(self, line):
+        """A line of the status of the process that serves."""
+        lines = (self.processes()[-1] / "status").read_text().splitlines()
+        return int(next(found for found in lines if found.startswith(line)).split()[1])
+
+    def forget_peak(self):
+        (self.processes()[-1] / "clear_refs").write_text("5")
+
+
+def end_wrk(wrk):
+    """It knows only whole seconds, but an interrupt ends it at any time, unless it comes just before wrk goes to sleep:
+    then it takes another one. What wrk has said."""
+    for _ in range(15):
+        wrk.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return wrk.communicate(timeout=2)[0]
+    raise Problem("wrk does not end")
+
+
+def load(server, scenario, seconds, directory):
+    """One run of wrk against one server."""
+    name, target, body, least, connections, close = scenario
+    script = directory / "wrk.lua"
+    script.write_text((f"wrk.method = 'POST'; wrk.body = {body}" if body else "") + """
+      function done(summary, latency)
+        local e = summary.errors
+        print(string.format('RESULT [%d, %d, %d, %d, %d, %d]', summary.requests, summary.duration, summary.bytes,
+          e.connect + e.read + e.write + e.status + e.timeout, latency:percentile(50), latency:percentile(99)))
+      end""")
+    command = [program("wrk"), "-t1", f"-c{connections}", "-d60s", "--timeout", "20s", "-s", script]
+    command += ["-H", f"X-Api-Key: {KEY}"] + (["-H", "Connection: close"] if close else [])
+    server.forget_peak()
+    before = server.cpu_us()
+    with subprocess.Popen(command + [f"http://127.0.0.1:{server.port}{target}"], stdout=subprocess.PIPE, text=True,
+                          start_new_session=True, preexec_fn=bound_to_us) as wrk:
+        try:
+            time.sleep(seconds)
+            said = end_wrk(wrk)
+        finally:
+            wrk.kill()
+    used = server.cpu_us() - before
+    result = [line for line in said.splitlines() if line.startswith("RESULT ")]
+    requests, took, received, errors, p50, p99 = json.loads(result[0][7:]) if result else [0] * 6
+    if result and not requests and not errors and seconds < 5:
+        # Too slow a machine, or too large a body, for so short a run.
+        return load(server, scenario, 4 * seconds, directory)
+    if errors or not requests or received < requests * least:
+        raise Problem(f"{server.name}, {name}: {requests} answers, {errors} errors; wrk said:\n{said}")
+    return {"cpu": used / requests, "rate": requests / took * 1e6, "p50": p50 / 1000, "p99": p99 / 1000,
+            "peak": server.memory_kb("VmHWM") / 1024, "busy": used / took * 100}
+
+
+def idle(server):
+    """KB resident at rest, and with connections that have had one answer each and are kept."""
+    def one():
+        connection = socket.create_connection(("127.0.0.1", server.port), 5)
+        connection.sendall(f"GET {GET} HTTP/1.1\r\nHost: wecom\r\nX-Api-Key: {KEY}\r\n\r\n".encode())
+        answer = b""
+        while not answer.endswith(b"}"):
+            piece = connection.recv(65536)
+            if not piece:
+                raise Problem(f"{server.name} closed a connection after: {answer.decode(errors='replace')}")
+            answer += piece
+        if b'"zhangsan"' not in answer:
+            raise Problem(f"{server.name} answered: {answer.decode(errors='replace')}")
+        return connection
+
+    with one():
+        before = server.memory_kb("VmRSS")
+    with contextlib.ExitStack() as kept:
+        for _ in range(IDLE):
+            kept.enter_context(one())
+        return before, server.memory_kb("VmRSS")
+
+
+def choose_cpus():
+    """One for the proxy and one for the load; not two threads of one core where there is a choice."""
+    cpus = sorted(os.sched_getaffinity(0))
+    siblings = pathlib.Path(f"/sys/devices/system/cpu/cpu{cpus[0]}/topology/thread_siblings_list")
+    same = siblings.read_text().strip().replace("-", ",").split(",") if siblings.exists() else []
+    others = [cpu for cpu in cpus[1:] if str(cpu) not in same] or cpus[1:]
+    if not others:
+        print("There is only one CPU: the load takes its time from the proxies.", file=sys.stderr)
+    return cpus[0], (others or cpus)[0]
+
+
+def warn_unless_idle():
+    """Others' work shows in every number, and not in the same way in each."""
+    def spent():
+        user, nice, system = pathlib.Path("/proc/stat").read_text().split()[1:4]
+        return int(user) + int(nice) + int(system)
+
+    before = spent()
+    time.sleep(0.5)
+    share = (spent() - before) / (0.5 * os.sysconf("SC_CLK_TCK"))
+    if share > 0.1:
+        print(f"Other programs take {share:.0%} of a CPU: do not trust the numbers before they have ended.", file=sys.stderr)
+
+
+def tell(names, at_rest, runs):
+    """Markdown tables. A number is the median of the rounds, a ratio that of the ratios within a round."""
+    def ratio(scenario, name, other):
+        if (scenario, other) not in runs:
+            return "–"
+        pairs = zip(runs[scenario, name], runs[scenario, other])
+        return f"{statistics.median(mine['cpu'] / theirs['cpu'] for mine, theirs in pairs):.2f}"
+
+    print("| | | CPU µs a request | ÷ nginx | ÷ HAProxy | requests/s | CPU busy | p50 ms | p99 ms | peak MB |")
+    print("|---|---|--:|--:|--:|--:|--:|--:|--:|--:|")
+    for scenario, *_ in SCENARIOS:
+        for name in names:
+            of = {key: statistics.median(run[key] for run in runs[scenario, name]) for key in runs[scenario, name][0]}
+            digits = 1 if of["cpu"] < 1000 else 0
+            print(f"| {scenario} | {name} | {of['cpu']:,.{digits}f} | {ratio(scenario, name, 'nginx')} "
+                  f"| {ratio(scenario, name, 'HAProxy')} | {of['rate']:,.0f} | {of['busy']:.0f}% "
+                  f"| {of['p50']:.2f} | {of['p99']:.2f} | {of['peak']:.1f} |")
+    print(f"\n| | resident MB at rest | with {IDLE:,} idle connections | KB each |")
+    print("|---|--:|--:|--:|")
+    for name in names:
+        before, after = at_rest[name]
+        print(f"| {name} | {before / 1024:.1f} | {after / 1024:.1f} | {(after - before) / IDLE:.1f} |")
+
+
+def measure(options, directory, binary):
+    proxy_cpu, load_cpu = choose_cpus()
+    warn_unless_idle()
+    # What is started later inherits it: wrk and the stand-in share this CPU.
+    os.sched_setaffinity(0, {load_cpu})
+    kinds = {"nginx": nginx_inject}
+    if find("haproxy"):
+        kinds["HAProxy"] = haproxy
+    if all(module.exists() for module in LUA_MODULES):
+        kinds["nginx + Lua, whole job"] = nginx_lua
+    missing = {"HAProxy": "haproxy", "nginx + Lua, whole job": "libnginx-mod-http-lua"}
+    for package in (package for name, package in missing.items() if name not in kinds):
+        print(f"Not compared, for it is missing: apt install {package}", file=sys.stderr)
+    kinds["wecom-proxy"] = wecom_proxy(binary, "false")
+    kinds["wecom-proxy, access log"] = wecom_proxy(binary, "true")
+    wecom, *ports = free_ports(1 + len(kinds))
+    server = lambda name, port, command, cpu: Server(name, port, command, cpu, directory / f"{port}.log")
+    peers = [server(name, port, kind(directory, port, wecom), proxy_cpu) for (name, kind), port in zip(kinds.items(), ports)]
+    with server("the stand-in for WeCom", wecom, stand_in(directory, wecom), load_cpu), contextlib.ExitStack() as running:
+        at_rest = {}
+        for peer in peers:
+            # A process that has not worked yet: one that has would serve them from memory it already holds.
+            with peer:
+                at_rest[peer.name] = idle(peer)
+        for peer in peers:
+            running.enter_context(peer)
+        runs = {}
+        for nth in range(options.rounds):
+            print(f"round {nth + 1} of {options.rounds}", file=sys.stderr, flush=True)
+            for scenario in SCENARIOS:
+                # Neighbours in time are compared, and none is always the first.
+                for at in range(len(peers)):
+                    peer = peers[(at + nth) % len(peers)]
+                    run = load(peer, scenario, options.seconds, directory)
+                    runs.setdefault((scenario[0], peer.name), []).append(run)
+    tell(list(kinds), at_rest, runs)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=0.7, help="of each run")
+    parser.add_argument("--smoke", action="store_true", help="one short round: whether it works, not how fast")
+    parser.add_argument("--program", type=pathlib.Path, help="a wecom-proxy that is built already")
+    options = parser.parse_args()
+    if options.smoke:
+        options.rounds, options.seconds = 1, 0.2
+
+    ends = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def end(number, _):
+        # Once: what was started ends and the directory goes, however impatient somebody is.
+        for other in ends:
+            signal.signal(other, signal.SIG_IGN)
+        sys.exit(128 + number)
+    for number in ends:
+        signal.signal(number, end)
+
+    program("wrk"), program("nginx")
+    if not pathlib.Path("/proc/self/schedstat").exists():
+        raise Problem("this kernel does not count processor time in /proc/PID/schedstat")
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if hard != resource.RLIM_INFINITY and hard < 4 * IDLE:
+        raise Problem(f"at most {hard} files may be open here; {4 * IDLE} are needed: see ulimit -Hn")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (16 * IDLE if hard == resource.RLIM_INFINITY else min(hard, 16 * IDLE), hard))
+    binary = options.program and options.program.resolve()
+    if not binary:
+        subprocess.run([program("cargo"), "build", "--release", "--locked"], cwd=REPOSITORY, check=True)
+        binary = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", REPOSITORY / "target")) / "release" / "wecom-proxy"
+    with tempfile.TemporaryDirectory(prefix="wecom-proxy-bench-") as directory:
+        measure(options, pathlib.Path(directory), binary)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (Problem, subprocess.CalledProcessError) as problem:
+        sys.exit(f"bench/run.py: {problem}")
