@@ -98,6 +98,10 @@ struct State {
     bounds: Bounds,
     silence: Deadline,
     kept: Option<Kept>,
+    /// There will be no other attempt.
+    settled: bool,
+    /// The running attempt has read all that was kept.
+    caught_up: bool,
     attempt: u32,
     failed: Option<UploadError>,
 }
@@ -116,6 +120,8 @@ impl Upload {
             bounds,
             silence: Deadline::idle(),
             kept: shelf.map(|shelf| Kept::new(shelf.clone())),
+            settled: false,
+            caught_up: true,
             attempt: 0,
             failed: None,
         })))))
@@ -142,16 +148,20 @@ impl Upload {
                 if let Some(kept) = &mut state.kept {
                     kept.rewind();
                 }
+                state.caught_up = state.received == 0;
                 state.attempt
             }
         };
         Some(Reader { upload: self.clone(), attempt, place: Place::default(), ended: false })
     }
 
-    /// Lets go of what was kept: there will be no other attempt. A running reader goes on with what still comes.
+    /// There will be no other attempt: what was kept goes as soon as the running reader has read it. It goes on with what
+    /// still comes.
     pub fn settle(&self) {
         if let Kind::Streamed(state) = &self.0 {
-            locked(state).kept = None;
+            let mut state = locked(state);
+            state.settled = true;
+            state.let_go();
         }
     }
 
@@ -175,6 +185,13 @@ impl fmt::Debug for Upload {
 }
 
 impl State {
+    /// Lets go of what was kept, if nobody will read it any more.
+    fn let_go(&mut self) {
+        if self.settled && self.caught_up {
+            self.kept = None;
+        }
+    }
+
     /// The next piece that the client sends.
     fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, UploadError>> {
         if let Some(failed) = self.failed {
@@ -231,7 +248,10 @@ impl Reader {
             ready!(kept.poll_idle(cx));
             match ready!(kept.poll_read(&mut self.place, cx)) {
                 Ok(Some(piece)) => return Poll::Ready(Ok(Some(piece))),
-                Ok(None) => {}
+                Ok(None) => {
+                    state.caught_up = true;
+                    state.let_go();
+                }
                 Err(error) => {
                     tracing::warn!(%error, "a kept request body could not be read back");
                     state.failed = Some(UploadError::Lost);
@@ -257,5 +277,83 @@ impl Reader {
 impl fmt::Debug for Reader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Reader")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use super::*;
+
+    /// A client that has sent these.
+    struct Sent(Vec<&'static [u8]>);
+
+    impl Source for Sent {
+        fn declared(&self) -> Option<u64> {
+            None
+        }
+
+        fn poll_piece(&mut self, _: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Cut>> {
+            let next = (!self.0.is_empty()).then(|| Bytes::from_static(self.0.remove(0)));
+            Poll::Ready(Ok(next))
+        }
+
+        fn is_ended(&self) -> bool {
+            self.0.is_empty()
+        }
+    }
+
+    fn upload(pieces: &[&'static [u8]]) -> (Upload, Arc<Shelf>) {
+        let shelf = Arc::new(Shelf::new(1 << 20, std::env::temp_dir()));
+        let bounds = Bounds { bytes: 1 << 20, silence: Duration::from_secs(1) };
+        let body = Body::Streamed(Box::new(Sent(pieces.to_vec())));
+        (Upload::new(body, bounds, Some(&shelf)).expect("a body"), shelf)
+    }
+
+    fn read(reader: &mut Reader) -> Option<Bytes> {
+        match reader.poll_piece(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Ok(piece)) => piece,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn an_attempt_that_is_settled_early_still_gets_all_that_was_kept() {
+        let (upload, shelf) = upload(&[b"one ", b"two ", b"three"]);
+        let mut first = upload.reader().expect("a reader");
+        assert_eq!([read(&mut first), read(&mut first)].concat_all(), "one two ");
+        let mut second = upload.reader().expect("another");
+        upload.settle();
+        let mut whole = Vec::new();
+        while let Some(piece) = read(&mut second) {
+            whole.extend_from_slice(&piece);
+        }
+        assert_eq!(whole, b"one two three");
+        assert_eq!(shelf.in_memory(), 0, "what was kept is gone");
+    }
+
+    #[test]
+    fn a_first_attempt_that_is_settled_keeps_nothing_more() {
+        let (upload, shelf) = upload(&[b"one ", b"two ", b"three"]);
+        let mut first = upload.reader().expect("a reader");
+        read(&mut first);
+        assert_eq!(shelf.in_memory(), 4);
+        upload.settle();
+        assert_eq!(shelf.in_memory(), 0);
+        assert_eq!([read(&mut first), read(&mut first)].concat_all(), "two three");
+        assert_eq!((read(&mut first), shelf.in_memory()), (None, 0));
+        assert!(!upload.can_be_read_again());
+    }
+
+    trait ConcatAll {
+        fn concat_all(self) -> String;
+    }
+
+    impl ConcatAll for [Option<Bytes>; 2] {
+        fn concat_all(self) -> String {
+            let pieces = self.into_iter().flatten().map(|piece| String::from_utf8_lossy(&piece).into_owned());
+            pieces.collect()
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{
     identify,
-    query::{with_token, without_token},
+    query::{may_hold_token, with_token, without_token},
     record::Record,
     request::Request,
     sign::{Ids, passed_on, sign},
@@ -24,7 +24,8 @@ pub fn route(path: &str, query: Option<&str>) -> Option<usize> {
 
 /// Puts the agent's token into a query in place of the caller's; how long the target is.
 pub fn rewrite(path: &str, query: &str, token: &str) -> usize {
-    with_token(path, &without_token(query), token).map(str::len).into_iter().sum()
+    let query = if may_hold_token(query) { without_token(query) } else { query.into() };
+    with_token(path, &query, token).map(str::len).into_iter().sum()
 }
 
 /// The client whose key the header lines show.

@@ -288,7 +288,8 @@ impl Exchange {
         loop {
             // The first piece of the body rides with the head.
             let mut starved = false;
-            if self.piece.is_empty() && self.after_piece.is_empty() {
+            let has_room = self.connection.outbound.len() < SMALL_READ;
+            if has_room && self.piece.is_empty() && self.after_piece.is_empty() {
                 starved = self.poll_piece(cx)?.is_pending();
             }
             if !self.has_unsent() {

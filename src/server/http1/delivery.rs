@@ -113,7 +113,10 @@ impl Delivery {
     pub(super) fn poll(&mut self, cx: &mut Context<'_>, wire: &Wire, stall: Duration) -> Poll<End> {
         loop {
             let mut starved = false;
-            if self.piece.is_empty() && self.after_piece.is_empty() && !self.ended {
+            // What waits to be written is bounded: whoever wakes this task need not be the client that takes it.
+            let has_room =
+                self.piece.is_empty() && self.after_piece.is_empty() && self.out.len() < buffers::SIZE;
+            if has_room && !self.ended {
                 match self.poll_next_piece(cx) {
                     Poll::Ready(Ok(())) => {}
                     Poll::Ready(Err(Broken)) => return Poll::Ready(End::Broken),
