@@ -101,14 +101,18 @@ impl ErrcodeScanner {
     pub fn feed(&mut self, bytes: &[u8]) -> Verdict {
         let mut rest = bytes;
         while let (Verdict::Undecided, Some((&byte, after))) = (self.verdict, rest.split_first()) {
+            if let State::Key | State::Value | State::CommaOrEnd = self.state
+                && rest.len() >= WORTH
+                && !self.wanted
+            {
+                let taken = self.stride(rest);
+                if taken > 0 {
+                    rest = &rest[taken..];
+                    continue;
+                }
+            }
             rest = match self.state {
                 State::Text => self.text(rest),
-                State::Key | State::Value | State::CommaOrEnd if rest.len() >= WORTH && !self.wanted => {
-                    match self.stride(rest) {
-                        0 => self.creep(byte, after),
-                        taken => &rest[taken..],
-                    }
-                }
                 State::Number => match self.number.push(byte) {
                     Step::Taken => after,
                     Step::Ended => {
@@ -117,21 +121,16 @@ impl ErrcodeScanner {
                     }
                     Step::Malformed => self.give_up(),
                 },
-                _ => self.creep(byte, after),
+                _ => match self.next(byte) {
+                    Some(state) => {
+                        self.state = state;
+                        after
+                    }
+                    None => self.give_up(),
+                },
             };
         }
         self.verdict
-    }
-
-    /// Takes one byte; gives what comes `after`.
-    fn creep<'a>(&mut self, byte: u8, after: &'a [u8]) -> &'a [u8] {
-        match self.next(byte) {
-            Some(state) => {
-                self.state = state;
-                after
-            }
-            None => self.give_up(),
-        }
     }
 
     /// Goes over whole keys, values and what stands between them, for a quarter of what single bytes cost; says how many
