@@ -6,6 +6,7 @@
 mod coded;
 mod grant;
 mod gzip;
+mod inflater;
 mod number;
 mod scanner;
 

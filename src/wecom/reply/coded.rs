@@ -1,9 +1,10 @@
 //! The same search in a body as it came over the wire: decompressed on the side, piece by piece, and no further than
 //! needed. The body itself is not touched; it goes to the caller as it came.
 
-use flate2::{Decompress, FlushDecompress, Status};
+use flate2::{FlushDecompress, Status};
 
 use super::gzip::GzipHead;
+use super::inflater::Inflater;
 use super::scanner::{ErrcodeScanner, Verdict};
 use crate::fields::{Fields, Known};
 
@@ -33,12 +34,12 @@ pub struct ReplyScanner {
 enum Coding {
     Identity,
     Gzip(GzipHead),
-    GzipBody(Decompress),
+    GzipBody(Inflater),
     /// So many bytes of checksum and length are left; the decompressor serves the next member.
-    GzipTail(Decompress, u8),
+    GzipTail(Inflater, u8),
     /// Zlib or raw: its first byte will tell.
     Deflate,
-    DeflateBody(Decompress),
+    DeflateBody(Inflater),
     /// Not readable, damaged, or over.
     Blind,
 }
@@ -95,7 +96,7 @@ impl ReplyScanner {
         match coding {
             Coding::Identity | Coding::Blind => (Coding::Blind, &[]),
             Coding::Gzip(head) => match head.next(first) {
-                Some(GzipHead::Over) => (Coding::GzipBody(Decompress::new(false)), after),
+                Some(GzipHead::Over) => (Coding::GzipBody(Inflater::take(false)), after),
                 Some(head) => (Coding::Gzip(head), after),
                 None => (Coding::Blind, after),
             },
@@ -111,7 +112,7 @@ impl ReplyScanner {
             }
             Coding::GzipTail(data, left) => (Coding::GzipTail(data, left - 1), after),
             // Zlib's first byte has method 8 in its low half; no encoder starts a raw block like that.
-            Coding::Deflate => (Coding::DeflateBody(Decompress::new(first & 0x0F == 8)), bytes),
+            Coding::Deflate => (Coding::DeflateBody(Inflater::take(first & 0x0F == 8)), bytes),
             Coding::DeflateBody(mut data) => match self.inflate(&mut data, bytes) {
                 Inflated::More => (Coding::DeflateBody(data), &[]),
                 Inflated::End(_) | Inflated::Stop => (Coding::Blind, &[]),
@@ -120,7 +121,7 @@ impl ReplyScanner {
     }
 
     /// Decompresses `bytes` and searches what comes out, a small buffer at a time.
-    fn inflate<'a>(&mut self, data: &mut Decompress, bytes: &'a [u8]) -> Inflated<'a> {
+    fn inflate<'a>(&mut self, data: &mut Inflater, bytes: &'a [u8]) -> Inflated<'a> {
         let mut text = [0; 4096];
         let mut rest = bytes;
         loop {

@@ -3,9 +3,9 @@
 use proptest::prelude::*;
 
 use super::generate::{
-    Chance, deflated, gzipped, json, oracle, pieces, raw_deflated, scanned, scanned_as, written,
+    Chance, Json, deflated, gzipped, json, oracle, pieces, raw_deflated, scanned, scanned_as, written,
 };
-use super::parse_grant;
+use super::{Verdict, parse_grant};
 
 /// A few bytes replaced, inserted or removed, with a liking for those that matter.
 fn mutate(body: &mut Vec<u8>, chance: &mut Chance) {
@@ -48,6 +48,24 @@ proptest! {
         if let Some(expected) = oracle(&body) {
             prop_assert_eq!(whole, expected, "{}", String::from_utf8_lossy(&body));
         }
+    }
+
+    /// Single bytes never make a whole key or value, so that what goes over these at a time is held against what does not.
+    #[test]
+    fn a_long_list_mutated_is_the_same_whole_and_in_single_bytes(
+        items in prop::collection::vec(json(), 1..12),
+        seed: u64,
+    ) {
+        let chance = &mut Chance::new(seed);
+        let errcode = ("errcode".to_owned(), Json::Bare("40014"));
+        let list = Json::Object(vec![("list".to_owned(), Json::Array(items)), errcode]);
+        let mut body = written(&list, chance);
+        prop_assert_eq!(scanned([&body[..]]), Verdict::Found(40014));
+        prop_assert_eq!(scanned(pieces(&body, chance)), Verdict::Found(40014));
+        mutate(&mut body, chance);
+        let single = scanned(body.chunks(1));
+        prop_assert_eq!(scanned([&body[..]]), single, "{}", String::from_utf8_lossy(&body));
+        prop_assert_eq!(scanned(pieces(&body, chance)), single);
     }
 
     #[test]
