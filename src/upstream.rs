@@ -167,6 +167,13 @@ impl AnswerBody {
         polled
     }
 
+    /// Goes on with the request's body, where it still comes. Over HTTP/2 that goes by itself.
+    pub fn drive_upload(&mut self, cx: &mut Context<'_>) {
+        if let Source::Http1(exchange) = &mut self.0 {
+            exchange.drive_upload(cx);
+        }
+    }
+
     /// The next piece; `None` at the end.
     pub async fn data(&mut self) -> Option<Result<Bytes, Failure>> {
         poll_fn(|cx| self.poll_data(cx)).await

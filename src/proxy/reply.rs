@@ -120,6 +120,14 @@ impl ReplyBody {
         }
     }
 
+    /// Goes on with the request's body, where it still comes, though nobody takes the answer's. A failure shows with the
+    /// next piece.
+    pub fn drive_upload(&mut self, cx: &mut Context<'_>) {
+        if let Pieces::Streamed(streamed) = &mut self.pieces {
+            streamed.rest.drive_upload(cx);
+        }
+    }
+
     /// Whether all of it was taken. It may say no where the end is not yet known.
     pub fn is_ended(&self) -> bool {
         match &self.pieces {

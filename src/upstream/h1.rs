@@ -249,6 +249,11 @@ impl Exchange {
         }
     }
 
+    /// Sends on what comes of the request's body. What fails in that fails again with the next piece of the answer.
+    pub(super) fn drive_upload(&mut self, cx: &mut Context<'_>) {
+        let _ = self.poll_send(cx);
+    }
+
     /// Whether the whole answer has been taken.
     pub(super) fn is_ended(&self) -> bool {
         self.framing == Framing::Done

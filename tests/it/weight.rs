@@ -10,9 +10,13 @@ use std::{
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use wecom_proxy::simulator::{Settings, Simulator, generated};
 
-use crate::stage::{Caller, USER_GET, agent_section};
+use crate::{
+    stage::{Caller, USER_GET, agent_section, soon},
+    wire::{Line, Puppet},
+};
 
 const MIB: u64 = 1 << 20;
 /// Beyond what it weighs when idle.
@@ -25,10 +29,10 @@ struct Program {
 }
 
 impl Program {
-    fn start(dir: &TempDir, wecom: &Simulator) -> Self {
+    fn start(dir: &TempDir, upstream: SocketAddr) -> Self {
         let agents: String =
             Settings::default().agents.iter().map(|agent| agent_section(agent, "")).collect();
-        let upstream = format!("[upstream]\nurl = \"http://{}\"\n", wecom.api_addr());
+        let upstream = format!("[upstream]\nurl = \"http://{upstream}\"\n");
         let path = dir.path().join("proxy.toml");
         std::fs::write(&path, format!("[server]\nlisten = \"127.0.0.1:0\"\n{upstream}{agents}"))
             .expect("written");
@@ -71,7 +75,7 @@ impl Drop for Program {
 async fn large_bodies_weigh_little() {
     let dir = TempDir::new().expect("a directory");
     let wecom = Simulator::local(Settings::default()).await.expect("a simulator");
-    let program = Program::start(&dir, &wecom);
+    let program = Program::start(&dir, wecom.api_addr());
     let mut caller = Caller::http1(program.address).await;
     caller.get(USER_GET).await.is_ok();
     let idle = program.status("VmRSS");
@@ -107,4 +111,37 @@ async fn large_bodies_weigh_little() {
     let took = began.elapsed().as_secs_f64();
     eprintln!("64 MiB up in {took:.1} s: at most {:.1} MiB", mib(after));
     assert!(after - idle < MOST, "{:.1} MiB beyond idle", mib(after - idle));
+}
+
+#[tokio::test]
+#[cfg(target_os = "linux")]
+async fn an_answer_that_nobody_takes_does_not_grow_with_every_byte_of_the_upload() {
+    const CHUNK: usize = 4000;
+    let dir = TempDir::new().expect("a directory");
+    let mut puppet = Puppet::new().await;
+    let program = Program::start(&dir, puppet.address);
+    let mut line = Line::to(program.address).await;
+    let head = "POST /hr/cgi-bin/x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n";
+    line.say(head).await.expect("it is taken");
+    let call = puppet.call().await;
+    let (mut uploaded, mut answering) = call.line.stream.into_split();
+    let answer = tokio::spawn(async move {
+        let head = "HTTP/1.1 200 OK\r\nContent-Type: video/mp4\r\nTransfer-Encoding: chunked\r\n\r\n";
+        answering.write_all(head.as_bytes()).await.expect("it is taken");
+        let chunk = [format!("{CHUNK:x}\r\n").as_bytes(), &[b'z'; CHUNK], b"\r\n"].concat();
+        while answering.write_all(&chunk).await.is_ok() {}
+    });
+    // The upload comes byte by byte, and each byte wakes the request; the answer is not read.
+    let mut before = 0;
+    for nth in 0..10_000 {
+        line.say("1\r\na\r\n").await.expect("it is taken");
+        let mut piece = [0; 64];
+        soon(uploaded.read(&mut piece)).await.expect("it comes through");
+        if nth == 2_000 {
+            before = program.status("VmRSS");
+        }
+    }
+    let grown = program.status("VmRSS").saturating_sub(before);
+    assert!(grown < 8 * MIB, "{:.1} MiB for 8,000 bytes", grown as f64 / MIB as f64);
+    answer.abort();
 }

@@ -12,7 +12,7 @@ use crate::stage::soon;
 
 /// A connection on which a story says each byte.
 pub struct Line {
-    stream: TcpStream,
+    pub stream: TcpStream,
     seen: Vec<u8>,
 }
 

@@ -153,7 +153,12 @@ impl Delivery {
             match written {
                 Poll::Ready(Ok(written)) if written > 0 => self.advance(written),
                 Poll::Ready(_) => return Poll::Ready(End::Broken),
-                Poll::Pending => return self.poll_stalled(cx, stall),
+                Poll::Pending => {
+                    drop(wire);
+                    // A client may send all of its request before it reads any of the answer.
+                    self.body.drive_upload(cx);
+                    return self.poll_stalled(cx, stall);
+                }
             }
         }
     }
