@@ -80,7 +80,7 @@ impl Prepared {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// An address cannot be listened on.
-    #[error("cannot listen on {address}: {error}")]
+    #[error("cannot listen on {address}: {error}; choose another address, or end what listens there")]
     Listen {
         /// The address, as configured.
         address: Address,
