@@ -254,7 +254,7 @@ impl Proxy {
         record.token += asked.elapsed();
         let next = match replacement {
             Replacement::Renewed(next) | Replacement::SameAgain(next) => next,
-            Replacement::Held => return Ok(first),
+            Replacement::Held => return Ok(first.at(place)),
             Replacement::Unavailable(failure) => return Err(token_unavailable(&failure)),
         };
         record.retried = Some(refused_with);

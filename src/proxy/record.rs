@@ -70,8 +70,7 @@ impl Record {
 impl Record {
     /// The path without its query, and without what a mistyped query left in it: both may hold secrets.
     fn path(&self) -> &str {
-        let path = self.target.path();
-        &path[..path.find(['&', '=']).unwrap_or(path.len())]
+        shown(self.target.path())
     }
 }
 
@@ -101,5 +100,37 @@ impl Drop for Record {
             upstream: self.upstream,
             total: self.began.elapsed(),
         });
+    }
+}
+
+/// A path up to where a mistyped query begins, encoded or not.
+fn shown(path: &str) -> &str {
+    let encoded = |at: usize| {
+        let code = path.as_bytes().get(at + 1..at + 3).unwrap_or_default();
+        [b"3f", b"3d", b"26"].iter().any(|mark| code.eq_ignore_ascii_case(*mark))
+    };
+    let mut marks = memchr::memchr3_iter(b'&', b'=', b'%', path.as_bytes());
+    let end = marks.find(|at| path.as_bytes()[*at] != b'%' || encoded(*at));
+    &path[..end.unwrap_or(path.len())]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mistyped_query_is_not_shown() {
+        for (path, expected) in [
+            ("/cgi-bin/user/%67et", "/cgi-bin/user/%67et"),
+            ("/cgi-bin/a&access_token=x", "/cgi-bin/a"),
+            ("/cgi-bin/a=x", "/cgi-bin/a"),
+            ("/cgi-bin/a%3Faccess_token%3Dx", "/cgi-bin/a"),
+            ("/cgi-bin/a%3daccess", "/cgi-bin/a"),
+            ("/cgi-bin/a%26b", "/cgi-bin/a"),
+            ("/cgi-bin/a%2", "/cgi-bin/a%2"),
+            ("/cgi-bin/a%", "/cgi-bin/a%"),
+        ] {
+            assert_eq!(shown(path), expected);
+        }
     }
 }

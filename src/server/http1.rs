@@ -23,7 +23,7 @@ use tokio::sync::watch;
 use self::{
     delivery::{Delivery, End, Manner},
     head::{Head, MAX_HEAD, Malformed},
-    wire::{LINGER, LINGER_BYTES, Wire, WireBody},
+    wire::{LINGER, LINGER_BYTES, Wire},
 };
 use super::{PREFACE, Timeouts};
 use crate::{
@@ -181,7 +181,10 @@ impl Conversation {
             });
             answered.await
         };
-        let Some(reply) = answered else { return false };
+        let Some(reply) = answered else {
+            self.wire.lock().end_body();
+            return false;
+        };
         match self.deliver(reply, manner, streams).await {
             Outcome::Kept => true,
             Outcome::Severed => false,
@@ -208,7 +211,8 @@ impl Conversation {
         };
         wire.framing = framing;
         wire.continue_due = head.expects_continue() && wire.inbound.is_empty();
-        (Body::Streamed(Box::new(WireBody { wire: self.wire.clone(), declared })), true)
+        drop(wire);
+        (Body::Streamed(Box::new(self.wire.body(declared))), true)
     }
 
     /// Answers what is no request. The connection is over then.
@@ -243,7 +247,14 @@ impl Conversation {
             self.wire.lock().sever();
             return Outcome::Severed;
         }
-        let unread = streams && !self.wire.lock().discard_body();
+        // Over HTTP/2 towards the upstream the body may still have a reader when the answer has ended. It gets no more of
+        // it, nor of what follows.
+        let unread = streams && {
+            let has_reader = self.wire.has_reader();
+            let mut wire = self.wire.lock();
+            wire.end_body();
+            wire.framing != Framing::Done && (has_reader || !wire.discard_body())
+        };
         match keep && !unread {
             true => Outcome::Kept,
             false => Outcome::Over { still_sending: unread || !self.wire.lock().inbound.is_empty() },

@@ -32,6 +32,8 @@ use crate::{
 
 /// First read of an answer; small replies fit.
 const SMALL_READ: usize = 8 * 1024;
+/// Most interim answers (1xx) before the one that counts.
+const MOST_INTERIM: u32 = 32;
 /// Pieces up to this size are copied behind the head: that costs less than a second slice.
 const SMALL_PIECE: usize = 4 * 1024;
 /// Reads of an answer that proved to be large, as long as there are few of them.
@@ -117,6 +119,8 @@ pub(super) struct Exchange {
     framing: Framing,
     reusable: bool,
     wrote: bool,
+    /// Interim answers that were passed over.
+    interim: u32,
     large: Option<Large>,
 }
 
@@ -161,6 +165,7 @@ impl Exchange {
             framing: Framing::Done,
             reusable: true,
             wrote: false,
+            interim: 0,
             large: None,
         }
     }
@@ -398,6 +403,10 @@ impl Exchange {
         while !self.connection.inbound.is_empty() {
             let Some(head) = head::take(&mut self.connection.inbound)? else { return Ok(None) };
             if head.status.is_informational() {
+                self.interim += 1;
+                if self.interim > MOST_INTERIM {
+                    return Err(Flaw::Head("it sends interim answers without end"));
+                }
                 continue;
             }
             self.framing =

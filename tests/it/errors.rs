@@ -179,6 +179,16 @@ async fn interim_answers_are_passed_over() {
 }
 
 #[tokio::test]
+async fn interim_answers_without_end_are_upstream_broke() {
+    let flood = b"HTTP/1.1 102 Processing\r\n\r\n".repeat(40);
+    answered_with(&[&flood[..], b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"].concat()).await.is_own(
+        "upstream-broke",
+        502,
+        -1,
+    );
+}
+
+#[tokio::test]
 async fn a_dropped_call_is_upstream_broke_and_never_sent_twice() {
     let stage = Stage::open().await;
     let message = r#"{"touser":"zhangsan","msgtype":"text","agentid":1000002,"text":{"content":"hi"}}"#;

@@ -4,7 +4,7 @@ use std::{
     future::Future,
     io::{self, IoSlice},
     pin::{Pin, pin},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -41,6 +41,8 @@ pub(super) struct Inner {
     pub(super) framing: Framing,
     /// The client waits for a word before it sends the body.
     pub(super) continue_due: bool,
+    /// Whose body it is that comes: a reader of an earlier request's may still be there, and must get nothing of it.
+    request: u64,
     next_read: usize,
 }
 
@@ -51,6 +53,7 @@ impl Wire {
             inbound: BytesMut::new(),
             framing: Framing::Done,
             continue_due: false,
+            request: 0,
             next_read: buffers::SIZE,
         })))
     }
@@ -59,9 +62,14 @@ impl Wire {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether a body is still being read from it.
+    /// The body of the request that begins now. It does not keep the connection open.
+    pub(super) fn body(&self, declared: Option<u64>) -> WireBody {
+        WireBody { wire: Arc::downgrade(&self.0), request: self.lock().request, declared }
+    }
+
+    /// Whether somebody may still read a body from it.
     pub(super) fn has_reader(&self) -> bool {
-        Arc::strong_count(&self.0) > 1
+        Arc::weak_count(&self.0) > 0
     }
 
     /// The stream and what was read from it, for another protocol.
@@ -105,6 +113,11 @@ impl Inner {
             }
         }
         Poll::Pending
+    }
+
+    /// Nobody gets any more of the body that came.
+    pub(super) fn end_body(&mut self) {
+        self.request += 1;
     }
 
     /// Throws away what is already here of a body that nobody reads. Whether that was all of it.
@@ -191,8 +204,15 @@ impl Inner {
 
 /// The body of the request that is being served.
 pub(super) struct WireBody {
-    pub(super) wire: Wire,
-    pub(super) declared: Option<u64>,
+    wire: Weak<Mutex<Inner>>,
+    request: u64,
+    declared: Option<u64>,
+}
+
+impl WireBody {
+    fn wire(&self) -> Option<Wire> {
+        self.wire.upgrade().map(Wire)
+    }
 }
 
 impl Source for WireBody {
@@ -201,11 +221,19 @@ impl Source for WireBody {
     }
 
     fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Cut>> {
-        self.wire.lock().poll_body(cx)
+        let Some(wire) = self.wire() else { return Poll::Ready(Err(Cut)) };
+        let mut wire = wire.lock();
+        if wire.request != self.request {
+            return Poll::Ready(Err(Cut));
+        }
+        wire.poll_body(cx)
     }
 
     fn is_ended(&self) -> bool {
-        self.wire.lock().framing == Framing::Done
+        self.wire().is_some_and(|wire| {
+            let wire = wire.lock();
+            wire.request == self.request && wire.framing == Framing::Done
+        })
     }
 }
 
@@ -213,3 +241,45 @@ impl Source for WireBody {
 pub(super) const LINGER: Duration = Duration::from_secs(5);
 /// See [`LINGER`].
 pub(super) const LINGER_BYTES: u64 = 256 * 1024 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use tokio::{io::AsyncWriteExt, net::UnixStream};
+
+    use super::*;
+
+    fn piece(body: &mut WireBody) -> impl Future<Output = Result<Option<Bytes>, Cut>> {
+        poll_fn(|cx| body.poll_piece(cx))
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_outlives_its_request_gets_nothing_of_the_next() {
+        let (mut client, ours) = UnixStream::pair().expect("a pair");
+        let wire = Wire::new(Stream::Unix(ours));
+        wire.lock().framing = Framing::Length(6);
+        let mut first = wire.body(Some(6));
+        client.write_all(b"onetwo").await.expect("it is taken");
+        assert_eq!(piece(&mut first).await, Ok(Some(Bytes::from_static(b"onetwo"))));
+
+        wire.lock().end_body();
+        wire.lock().framing = Framing::Length(5);
+        let mut second = wire.body(Some(5));
+        client.write_all(b"three").await.expect("it is taken");
+        assert_eq!((piece(&mut first).await, first.is_ended()), (Err(Cut), false));
+        assert_eq!(piece(&mut second).await, Ok(Some(Bytes::from_static(b"three"))));
+        assert!(second.is_ended());
+    }
+
+    #[tokio::test]
+    async fn a_reader_does_not_keep_the_connection_open() {
+        let (mut client, ours) = UnixStream::pair().expect("a pair");
+        let wire = Wire::new(Stream::Unix(ours));
+        wire.lock().framing = Framing::Length(6);
+        let mut body = wire.body(Some(6));
+        drop(wire);
+        assert_eq!(client.read(&mut [0; 1]).await.expect("the end"), 0);
+        assert_eq!(piece(&mut body).await, Err(Cut));
+    }
+}
