@@ -9,6 +9,7 @@ mod h2;
 mod head;
 mod pool;
 mod settings;
+mod trust;
 
 use std::{
     future::poll_fn,

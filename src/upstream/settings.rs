@@ -1,12 +1,19 @@
 //! `[upstream]`, made ready: trusted roots loaded, names parsed.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use rustls::{
     ClientConfig, RootCertStore,
+    client::WebPkiServerVerifier,
+    crypto::CryptoProvider,
     pki_types::{CertificateDer, ServerName, pem::PemObject},
 };
 
+use super::trust::Trust;
 use crate::config;
 
 /// Why the upstream cannot be set up.
@@ -73,26 +80,36 @@ impl Settings {
     }
 }
 
-fn client_config(ca_file: Option<&std::path::Path>) -> Result<ClientConfig, SettingsError> {
-    let mut roots = RootCertStore::empty();
-    match ca_file {
-        None => roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),
-        Some(path) => {
-            let wrong = |what: String| SettingsError::CaFile { path: path.to_owned(), what };
-            let certificates =
-                CertificateDer::pem_file_iter(path).map_err(|error| wrong(error.to_string()))?;
-            for certificate in certificates {
-                let certificate = certificate.map_err(|error| wrong(error.to_string()))?;
-                roots.add(certificate).map_err(|error| wrong(error.to_string()))?;
-            }
-            if roots.is_empty() {
-                return Err(wrong("holds no certificate; it wants PEM with BEGIN CERTIFICATE".into()));
-            }
-        }
-    }
+fn client_config(ca_file: Option<&Path>) -> Result<ClientConfig, SettingsError> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
-    let mut config = builder.with_root_certificates(roots).with_no_client_auth();
+    let builder =
+        ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
+    let mut config = match ca_file {
+        None => {
+            let roots = RootCertStore::from_iter(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+            builder.with_root_certificates(roots).with_no_client_auth()
+        }
+        Some(path) => {
+            let trust = Arc::new(trust(path, provider)?);
+            builder.dangerous().with_custom_certificate_verifier(trust).with_no_client_auth()
+        }
+    };
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
+}
+
+/// Reads the certificates of `ca_file`.
+fn trust(path: &Path, provider: Arc<CryptoProvider>) -> Result<Trust, SettingsError> {
+    let wrong = |what: String| SettingsError::CaFile { path: path.to_owned(), what };
+    let (mut roots, mut listed) = (RootCertStore::empty(), Vec::new());
+    for certificate in CertificateDer::pem_file_iter(path).map_err(|error| wrong(error.to_string()))? {
+        let certificate = certificate.map_err(|error| wrong(error.to_string()))?;
+        roots.add(certificate.clone()).map_err(|error| wrong(error.to_string()))?;
+        listed.push(certificate);
+    }
+    if roots.is_empty() {
+        return Err(wrong("holds no certificate; it wants PEM with BEGIN CERTIFICATE".into()));
+    }
+    let authorities = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build();
+    Ok(Trust { authorities: authorities.map_err(|error| wrong(error.to_string()))?, listed })
 }

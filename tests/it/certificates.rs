@@ -73,6 +73,24 @@ impl Authority {
         })
     }
 
+    /// A certificate that nobody but itself has signed, as `openssl req -x509` makes them, with a file of it.
+    pub fn self_signed(name: &str, alter: impl FnOnce(&mut CertificateParams)) -> (Self, Identity) {
+        let mut params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        alter(&mut params);
+        let key = KeyPair::generate().expect("a key");
+        let certificate = params.self_signed(&key).expect("a certificate");
+        let identity = Identity {
+            pem: certificate.pem(),
+            key_pem: key.serialize_pem(),
+            chain: vec![certificate.der().clone()],
+            key: PrivatePkcs8KeyDer::from(key.serialize_der()),
+        };
+        let dir = TempDir::new().expect("a temporary directory");
+        fs::write(dir.path().join("ca.pem"), certificate.pem()).expect("a file");
+        (Self { root: certificate.der().clone(), issuer: Issuer::new(params, key), dir }, identity)
+    }
+
     /// A certificate for a client.
     pub fn client(&self, name: &str) -> Identity {
         self.sign(name, |params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth])

@@ -174,6 +174,23 @@ fn says(replies: &[Reply; 2], words: &str) {
 }
 
 #[tokio::test]
+async fn a_self_signed_certificate_is_trusted_where_it_is_listed_itself() {
+    let (listed, identity) = Authority::self_signed("127.0.0.1", |_| {});
+    let stage = secure(&identity, BOTH, &behind(&listed, "")).await;
+    stage.get(USER_GET).await.is_ok();
+
+    let (other, _) = Authority::self_signed("127.0.0.1", |_| {});
+    refusals(&identity, &behind(&other, "")).await;
+    let (listed, identity) = Authority::self_signed("elsewhere.test", |_| {});
+    says(&refusals(&identity, &behind(&listed, "")).await, "certificate is not for its name");
+    let (listed, identity) = Authority::self_signed("127.0.0.1", |params| {
+        params.not_before = rcgen::date_time_ymd(2001, 1, 1);
+        params.not_after = rcgen::date_time_ymd(2002, 1, 1);
+    });
+    says(&refusals(&identity, &behind(&listed, "")).await, "certificate has expired");
+}
+
+#[tokio::test]
 async fn a_certificate_for_another_name_is_refused() {
     let authority = Authority::new();
     let replies = refusals(&authority.server("elsewhere.test"), &behind(&authority, "")).await;
