@@ -25,6 +25,10 @@ use crate::{io::Stream, proxy::Proxy};
 const MAX_HEAD: usize = 64 * 1024;
 /// How long accepting rests when the system is out of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How long, and how much, is read after the last answer from a client that was still sending.
+const LINGER: Duration = Duration::from_secs(5);
+/// See [`LINGER`].
+const LINGER_BYTES: u64 = 256 * 1024 * 1024;
 /// What a client that speaks HTTP/2 without TLS says first.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::StatusCode;
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
-use super::sign::passed_on;
+use super::sign::{own_lines, passed_on};
 use crate::{
     fields::{Block, Known},
     tokens::Token,
@@ -77,11 +77,9 @@ impl Inspected {
     /// An answer of the proxy's own, in WeCom's words.
     pub(super) fn local(body: Bytes) -> Self {
         let errcode = errcode_of(&body);
-        let mut lines = Block::default();
-        lines.put(b"content-type", b"application/json; charset=UTF-8");
         Self {
             status: StatusCode::OK,
-            lines,
+            lines: own_lines(),
             dated: false,
             length: Some(body.len() as u64),
             held: Held { first: Some(body), more: VecDeque::new() },

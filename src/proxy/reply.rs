@@ -10,6 +10,7 @@ use super::{
     inspect::{Held, Inspected},
     record::Record,
     refusal::Kind,
+    sign::own_lines,
 };
 use crate::{
     fields::Block,
@@ -39,9 +40,13 @@ pub struct Reply {
 impl Reply {
     /// An answer of the proxy's own.
     pub(super) fn own(status: StatusCode, body: Bytes) -> Self {
-        let mut lines = Block::default();
-        lines.put(b"content-type", b"application/json; charset=UTF-8");
-        Self { status, lines, dated: false, length: Some(body.len() as u64), body: ReplyBody::whole(body) }
+        Self {
+            status,
+            lines: own_lines(),
+            dated: false,
+            length: Some(body.len() as u64),
+            body: ReplyBody::whole(body),
+        }
     }
 
     /// The upstream's answer.

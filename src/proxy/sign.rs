@@ -15,6 +15,13 @@ use crate::{
     wecom::errcode,
 };
 
+/// What an answer begins with whose body is the proxy's own.
+pub(super) fn own_lines() -> Block {
+    let mut lines = Block::default();
+    lines.put(b"content-type", b"application/json; charset=UTF-8");
+    lines
+}
+
 /// Puts the proxy's own lines onto an answer.
 pub(super) fn sign(record: &Record, explains: bool, lines: &mut Block) {
     lines.put(b"x-request-id", record.request_id.as_str().as_bytes());

@@ -23,9 +23,9 @@ use tokio::sync::watch;
 use self::{
     delivery::{Delivery, End, Manner},
     head::{Head, MAX_HEAD, Malformed},
-    wire::{LINGER, LINGER_BYTES, Wire},
+    wire::Wire,
 };
-use super::{PREFACE, Timeouts};
+use super::{LINGER, LINGER_BYTES, PREFACE, Timeouts};
 use crate::{
     deadline::Deadline,
     fields::Fields,
@@ -101,8 +101,9 @@ struct Conversation {
 }
 
 impl Conversation {
+    /// The flag turns once, and no clone of the receiver has looked at it: that it changed says all, without a lock.
     fn is_stopping(&self) -> bool {
-        self.stop_seen.has_changed().unwrap_or(true) || *self.stop_seen.borrow()
+        self.stop_seen.has_changed().unwrap_or(true)
     }
 
     /// Waits for the next request's head.

@@ -9,7 +9,6 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
-    time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
@@ -25,7 +24,7 @@ use self::{
     stream::ClientStream,
     streams::Streams,
 };
-use super::{MAX_HEAD, Timeouts};
+use super::{LINGER, LINGER_BYTES, MAX_HEAD, Timeouts};
 use crate::{
     fields::Fields,
     io::Stream,
@@ -38,8 +37,6 @@ const MAX_STREAMS: u32 = 256;
 /// Longest piece of an answer that is handed over at once: what a frame holds by default. The next one is asked for when
 /// this one is gone, and that is all that shows whether the client takes anything.
 const PIECE: usize = 16 * 1024;
-/// How long, and how much, is taken of a body that nobody reads any more.
-const THROW_AWAY: (Duration, u64) = (Duration::from_secs(5), 256 * 1024 * 1024);
 
 /// Serves one connection to its end. `first` is what was read of it already.
 pub(super) async fn serve(
@@ -186,17 +183,16 @@ impl Drop for StreamUpload {
 
 /// Takes what still comes of a body, within bounds.
 async fn throw_away(mut body: Incoming) {
-    let (longest, most) = THROW_AWAY;
     let all = async {
         let mut taken = 0;
         while let Some(Ok(frame)) = body.frame().await {
             taken += frame.data_ref().map_or(0, |data| data.len() as u64);
-            if taken > most {
+            if taken > LINGER_BYTES {
                 return;
             }
         }
     };
-    let _ = timeout(longest, all).await;
+    let _ = timeout(LINGER, all).await;
 }
 
 /// An answer's body as hyper wants it.

@@ -6,7 +6,6 @@ use std::{
     pin::{Pin, pin},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     task::{Context, Poll, ready},
-    time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
@@ -29,7 +28,6 @@ const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 /// The stream, shared by the task that talks over it and the body that is read from it. Both are one task most of the
 /// time: the lock is there to be free.
-#[derive(Clone)]
 pub(super) struct Wire(Arc<Mutex<Inner>>);
 
 /// What the lock guards.
@@ -236,11 +234,6 @@ impl Source for WireBody {
         })
     }
 }
-
-/// How long, and how much, is read after the last answer from a client that was still sending.
-pub(super) const LINGER: Duration = Duration::from_secs(5);
-/// See [`LINGER`].
-pub(super) const LINGER_BYTES: u64 = 256 * 1024 * 1024;
 
 #[cfg(test)]
 mod tests {
