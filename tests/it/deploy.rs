@@ -6,6 +6,7 @@ mod monitoring;
 mod units;
 
 use std::{
+    collections::HashMap,
     fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
@@ -15,6 +16,7 @@ use std::{
 
 use serde_json::Value;
 use tempfile::TempDir;
+use tokio::sync::OnceCell;
 use wecom_proxy::config;
 
 use crate::process::{Ended, python, run, run_wecom_proxy};
@@ -55,22 +57,34 @@ async fn succeed(command: Command) -> Ended {
     ended
 }
 
-/// Every document of a YAML text.
-async fn yaml(text: &str) -> Vec<Value> {
-    let dir = TempDir::new().expect("a directory");
-    let path = dir.path().join("text.yaml");
-    fs::write(&path, text).expect("a file");
+/// The documents of a YAML file of the repository. All are read at once, and once: what takes long is Python's start.
+async fn yaml(name: &str) -> &'static [Value] {
+    static ALL: OnceCell<HashMap<String, Vec<Value>>> = OnceCell::const_new();
+    let all = ALL.get_or_init(async || {
+        let mut names = manifest_names();
+        names.push("deploy/compose/compose.yaml".to_owned());
+        names.extend(
+            ["prometheus", "rules", "rules.test"].map(|name| format!("deploy/prometheus/{name}.yml")),
+        );
+        let documents = parse_yaml(&names.iter().map(|name| file(name)).collect::<Vec<_>>()).await;
+        names.into_iter().zip(documents).collect()
+    });
+    all.await.get(name).unwrap_or_else(|| panic!("{name} was not read"))
+}
+
+/// The documents of each of these YAML files.
+async fn parse_yaml(paths: &[PathBuf]) -> Vec<Vec<Value>> {
     let mut command = Command::new(python());
-    command.args([
-        "-c",
-        "import json, sys, yaml; print(json.dumps(list(yaml.safe_load_all(open(sys.argv[1])))))",
-    ]);
-    let ended = succeed({
-        command.arg(&path);
-        command
-    })
-    .await;
-    serde_json::from_str(&ended.out).expect("JSON")
+    let script = "import json, sys, yaml
+print(json.dumps([list(yaml.load_all(open(path), yaml.CSafeLoader)) for path in sys.argv[1:]]))";
+    command.args(["-c", script]).args(paths);
+    serde_json::from_str(&succeed(command).await.out).expect("JSON")
+}
+
+/// Kubernetes' manifests, the example too.
+fn manifest_names() -> Vec<String> {
+    let entries = fs::read_dir(file("deploy/kubernetes")).expect("a directory").flatten();
+    entries.map(|entry| format!("deploy/kubernetes/{}", entry.file_name().to_string_lossy())).collect()
 }
 
 /// Runs `check` on a configuration that names secrets in `secrets`, with files of these names in that directory's place.

@@ -6,70 +6,64 @@ use serde_json::Value;
 use tempfile::TempDir;
 use toml::Table;
 
-use super::{check, file, passes_check, program, seconds, shutdown_grace, succeed, text, with, yaml};
+use super::{
+    check, file, manifest_names, passes_check, program, seconds, shutdown_grace, succeed, text, with, yaml,
+};
 use crate::process::{python, run_wecom_proxy};
 
 const COMPOSE: &str = "deploy/compose/compose.yaml";
 const COMPOSE_CONFIG: &str = "deploy/compose/config/proxy.toml";
-const KUBERNETES: &str = "deploy/kubernetes";
 
 /// The texts in a list.
 fn texts(list: &Value) -> Vec<&str> {
     list.as_array().into_iter().flatten().map(|item| item.as_str().expect("a text")).collect()
 }
 
-/// The Compose file as docker-compose understands it.
-async fn compose() -> Value {
+#[tokio::test]
+async fn docker_compose_understands_its_file() {
     let dir = TempDir::new().expect("a directory");
     let path = dir.path().join("compose.yaml");
-    // Debian's version does not know this key yet.
+    // Debian 12's version does not know this key yet.
     fs::write(&path, with(&text(COMPOSE), &[("\nname: wecom-proxy\n", "\n")])).expect("a file");
     let mut command = program("docker-compose", "--version");
     command.arg("-f").arg(path).arg("--project-directory").arg(file("deploy/compose")).arg("config");
-    yaml(&succeed(command).await.out).await.remove(0)
-}
-
-/// The names of the secrets that a service of the Compose file sees in /run/secrets.
-fn secrets(service: &Value) -> Vec<&str> {
-    let all = service["secrets"].as_array().into_iter().flatten();
-    all.map(|secret| secret["source"].as_str().expect("a name")).collect()
+    succeed(command).await;
 }
 
 #[tokio::test]
 async fn the_compose_file_fits_together() {
-    let compose = compose().await;
+    let compose = &yaml(COMPOSE).await[0];
     let [proxy, valkey, prometheus] =
         ["proxy", "valkey", "prometheus"].map(|name| &compose["services"][name]);
     let config: Table = text(COMPOSE_CONFIG).parse().expect("TOML");
     assert!(seconds(proxy["stop_grace_period"].as_str().expect("a time")) > shutdown_grace());
     let mounts = texts(&proxy["volumes"]);
-    let mounted = |from: &str, to: &str| format!("{}:{to}:ro", file(from).display());
-    assert!(mounts.contains(&&*mounted("deploy/compose/config", "/etc/wecom-proxy")), "{mounts:?}");
+    assert!(mounts.contains(&"./config:/etc/wecom-proxy:ro"), "{mounts:?}");
     assert!(config["server"]["listen"].as_str().is_some_and(|listen| listen.ends_with(":8080")));
-    assert_eq!(texts(&proxy["ports"]), ["127.0.0.1:8080:8080/tcp"]);
+    assert_eq!(texts(&proxy["ports"]), ["127.0.0.1:8080:8080"]);
     assert_eq!(config["tokens"]["store"]["redis"].as_str(), Some("redis://valkey:6379/0"));
     for service in [proxy, valkey, prometheus] {
-        assert!(service["networks"].as_object().is_some_and(|networks| networks.contains_key("inside")));
+        assert!(texts(&service["networks"]).contains(&"inside"));
         assert_eq!((&service["read_only"], texts(&service["cap_drop"])), (&Value::Bool(true), vec!["ALL"]));
         assert_eq!(texts(&service["security_opt"]), ["no-new-privileges:true"]);
     }
-    let scraped = yaml(&text("deploy/prometheus/prometheus.yml")).await.remove(0);
+    let scraped = &yaml("deploy/prometheus/prometheus.yml").await[0];
     let scraped = &scraped["scrape_configs"][0];
     assert_eq!(texts(&scraped["static_configs"][0]["targets"]), ["proxy:9090"]);
     assert!(config["admin"]["listen"].as_str().is_some_and(|listen| listen.ends_with(":9090")));
     let key = scraped["authorization"]["credentials_file"].as_str().expect("a path");
-    assert_eq!(secrets(prometheus), [key.strip_prefix("/run/secrets/").expect("a secret")]);
+    assert_eq!(texts(&prometheus["secrets"]), [key.strip_prefix("/run/secrets/").expect("a secret")]);
     let mounts = texts(&prometheus["volumes"]);
     for name in ["prometheus.yml", "rules.yml"] {
-        let mount = mounted(&format!("deploy/prometheus/{name}"), &format!("/etc/prometheus/{name}"));
+        let mount = format!("../prometheus/{name}:/etc/prometheus/{name}:ro");
         assert!(mounts.contains(&&*mount), "{mount}: {mounts:?}");
     }
 }
 
 #[tokio::test]
 async fn the_compose_file_has_what_its_configuration_needs() {
-    let (compose, config) = (compose().await, text(COMPOSE_CONFIG));
-    let names = secrets(&compose["services"]["proxy"]);
+    let (compose, config) = (&yaml(COMPOSE).await[0], text(COMPOSE_CONFIG));
+    let names = texts(&compose["services"]["proxy"]["secrets"]);
     let whole = check(&config, "/run/secrets", &names).await;
     if whole.status != 0 {
         // Until the shared store is built, everything else must be right.
@@ -80,36 +74,30 @@ async fn the_compose_file_has_what_its_configuration_needs() {
     }
 }
 
-/// Each manifest with its file's name.
-async fn manifests() -> Vec<(String, Value)> {
-    let mut all = Vec::new();
-    for entry in fs::read_dir(file(KUBERNETES)).expect("a directory").flatten() {
-        let name = entry.file_name().into_string().expect("UTF-8");
-        let documents = yaml(&text(&format!("{KUBERNETES}/{name}"))).await;
-        all.extend(documents.into_iter().map(|document| (name.clone(), document)));
+async fn manifest(kind: &str) -> &'static Value {
+    for name in manifest_names() {
+        if let Some(found) = yaml(&name).await.iter().find(|manifest| manifest["kind"] == kind) {
+            return found;
+        }
     }
-    all
-}
-
-async fn manifest(kind: &str) -> Value {
-    let found = manifests().await.into_iter().find(|(_, manifest)| manifest["kind"] == kind);
-    found.unwrap_or_else(|| panic!("no {kind}")).1
+    panic!("no {kind}");
 }
 
 #[tokio::test]
 async fn kubernetes_understands_the_manifests() {
     let mut command = Command::new(python());
     command.args(["-c", "from kubernetes_validate.__main__ import main; main()", "--strict"]);
-    let names: Vec<_> =
-        fs::read_dir(file(KUBERNETES)).expect("a directory").flatten().map(|entry| entry.path()).collect();
+    let names = manifest_names();
     assert_eq!(names.len(), 6, "{names:?}");
-    command.args(&names);
+    command.args(names.iter().map(|name| file(name)));
     let ended = succeed(command).await;
     let said = ended.out + &ended.err;
     assert_eq!(said.matches(" passed for resource ").count(), names.len(), "{said}");
     // kubectl apply -f with the directory must not put an example in the place of the secret.
-    for (name, manifest) in manifests().await {
-        assert_eq!(name.ends_with(".yaml"), manifest["kind"] != "Secret", "{name}");
+    for name in names {
+        for manifest in yaml(&name).await {
+            assert_eq!(name.ends_with(".yaml"), manifest["kind"] != "Secret", "{name}");
+        }
     }
 }
 

@@ -47,8 +47,8 @@ fn queries(dashboard: &Value) -> Vec<String> {
 
 /// The expressions and the names of the alerts.
 async fn rules() -> (Vec<String>, BTreeSet<String>) {
-    let rules = yaml(&text("deploy/prometheus/rules.yml")).await.remove(0);
-    let rules = rules["groups"][0]["rules"].as_array().expect("rules").clone();
+    let rules = &yaml("deploy/prometheus/rules.yml").await[0];
+    let rules = rules["groups"][0]["rules"].as_array().expect("rules");
     let all = |key: &str| -> Vec<String> {
         rules.iter().map(|rule| rule[key].as_str().expect("a text").to_owned()).collect()
     };
@@ -85,8 +85,8 @@ async fn prometheus_understands_the_rules_and_its_configuration() {
 #[tokio::test]
 async fn every_alert_comes_when_it_should_and_only_then() {
     succeed(promtool(&["test", "rules", "rules.test.yml"])).await;
-    let tests = yaml(&text("deploy/prometheus/rules.test.yml")).await.remove(0);
-    let tests = tests["tests"].as_array().expect("tests").clone();
+    let tests = &yaml("deploy/prometheus/rules.test.yml").await[0];
+    let tests = tests["tests"].as_array().expect("tests");
     let cases = tests.iter().flat_map(|test| test["alert_rule_test"].as_array().expect("cases"));
     let (fired, silent): (Vec<_>, Vec<_>) = cases.partition(|case| case["exp_alerts"].is_array());
     let names = |cases: Vec<&Value>| -> BTreeSet<String> {
