@@ -4,6 +4,7 @@ mod check;
 mod demo;
 mod health;
 mod key;
+mod man;
 mod run;
 mod simulator;
 
@@ -15,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-pub use self::{check::check, demo::demo, health::health, key::key, simulator::simulator};
+pub use self::{check::check, demo::demo, health::health, key::key, man::man, simulator::simulator};
 use crate::{
     app::{App, Prepared},
     config,

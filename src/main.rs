@@ -59,6 +59,8 @@ enum Command {
         /// The shell
         shell: Shell,
     },
+    /// Print the manual page, for man -l
+    Man,
 }
 
 fn main() -> ExitCode {
@@ -77,6 +79,7 @@ fn main() -> ExitCode {
             clap_complete::generate(shell, &mut Arguments::command(), "wecom-proxy", &mut script);
             commands::say(script)
         }
+        Command::Man => commands::man(Arguments::command()),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

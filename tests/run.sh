@@ -30,6 +30,12 @@ has openssl || install openssl
 has valgrind || install valgrind
 # Its service is not needed, only the program.
 has prometheus-alertmanager || install prometheus-alertmanager
+# What deploy/ is for, to read it. Of none of these is the service needed.
+has systemd-analyze || install systemd
+has promtool || install prometheus
+has caddy || install caddy
+has docker-compose || install docker-compose
+has groff || install groff-base
 { has node && has npm; } || install nodejs npm
 # What bench/run.py needs and compares with. Debian keeps servers where only root's PATH looks.
 has wrk || install wrk
@@ -40,7 +46,7 @@ has wrk || install wrk
 # The programs of the tests run in an environment of their own, made anew when what it holds has changed.
 venv=target/venv
 wanted=tests/requirements.txt
-if ! { cmp -s "$wanted" "$venv/installed.txt" && "$venv/bin/python" -c 'import requests, wechatpy' 2>/dev/null; }; then
+if ! { cmp -s "$wanted" "$venv/installed.txt" && "$venv/bin/python" -c 'import kubernetes_validate, requests, wechatpy' 2>/dev/null; }; then
     python3 -c 'import venv, ensurepip' 2>/dev/null || install python3 python3-venv
     say "making $venv"
     rm -rf "$venv"

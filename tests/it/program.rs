@@ -213,6 +213,32 @@ async fn health_tells_whether_the_proxy_is_ready() {
 }
 
 #[tokio::test]
+async fn the_manual_page_tells_of_every_command() {
+    let dir = TempDir::new().expect("a directory");
+    let page = dir.path().join("wecom-proxy.1");
+    let ended = run_wecom_proxy(&["man"]).await;
+    ends(&ended, 0, &[]);
+    fs::write(&page, ended.out).expect("a file");
+    let mut groff = Command::new(tool("groff"));
+    groff.args(["-man", "-Tutf8", "-Kutf8", "-ww", "-P-cbou"]).arg(&page);
+    let ended = run(groff).await;
+    // What it does not like it only complains of.
+    assert_eq!((ended.status, &*ended.err), (0, ""));
+    let help = run_wecom_proxy(&["--help"]).await.out;
+    let (_, commands) = help.split_once("Commands:\n").expect("commands");
+    let named = commands.lines().map_while(|line| line.strip_prefix("  ")?.split(' ').next());
+    let mut count = 0;
+    for command in named.filter(|command| !["", "help"].contains(command)) {
+        assert!(ended.out.contains(&format!("   wecom-proxy {command}\n")), "{command}: {}", ended.out);
+        count += 1;
+    }
+    assert!(count >= 8, "{help}");
+    for words in ["--token-lifetime", "--config", "SIGHUP", "EXIT STATUS"] {
+        assert!(ended.out.contains(words), "{words}: {}", ended.out);
+    }
+}
+
+#[tokio::test]
 async fn completions_are_printed_for_each_shell() {
     for (shell, words) in
         [("bash", "complete -F"), ("zsh", "#compdef wecom-proxy"), ("fish", "complete -c wecom-proxy")]

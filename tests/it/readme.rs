@@ -1,9 +1,9 @@
-//! The READMEs and the pages on clients and on performance, in both languages: they say the same, and every command and
+//! The READMEs and the pages on clients, deployment and performance, in both languages: they say the same, and every command and
 //! every setting in them works as it stands there.
 //!
 //! A fenced block's second word says how it is played: `start` starts the program; `demo`, `serve` and `keys` are typed
-//! while it runs; `key` makes a key; `ca` makes certificates; of `container`, `tests` and `bench` only the files that
-//! they name are looked for. A toml block is a whole file, or a `fragment` that is added to the first one.
+//! while it runs; `key` makes a key; `ca` makes certificates; `print` leaves files; of `container`, `install`,
+//! `tests` and `bench` only the files that they name are looked for. A toml block is a whole file, or a `fragment` that is added to the first one.
 
 use std::{
     fs,
@@ -20,9 +20,12 @@ const ENGLISH: &str = include_str!("../../README.md");
 const CHINESE: &str = include_str!("../../README.zh-CN.md");
 const CLIENTS: &str = include_str!("../../docs/clients.md");
 const CLIENTS_CHINESE: &str = include_str!("../../docs/clients.zh-CN.md");
+const DEPLOYMENT: &str = include_str!("../../docs/deployment.md");
+const DEPLOYMENT_CHINESE: &str = include_str!("../../docs/deployment.zh-CN.md");
 const PERFORMANCE: &str = include_str!("../../docs/performance.md");
 const PERFORMANCE_CHINESE: &str = include_str!("../../docs/performance.zh-CN.md");
-const STAGES: [&str; 9] = ["start", "demo", "serve", "key", "keys", "ca", "container", "tests", "bench"];
+const STAGES: [&str; 11] =
+    ["start", "demo", "serve", "key", "keys", "ca", "container", "install", "print", "tests", "bench"];
 /// What is shown of other programs, and not played.
 const FOREIGN: [&str; 7] = ["java", "php", "python", "go", "csharp", "yaml", "env"];
 
@@ -62,7 +65,7 @@ fn read(readme: &str) -> (Vec<usize>, Vec<Block>) {
 /// The texts of the blocks in this language that have this word.
 fn texts(language: &str, word: &str) -> Vec<String> {
     let wanted = |block: &Block| block.language == language && block.word == word;
-    let blocks = [ENGLISH, CLIENTS, PERFORMANCE].into_iter().flat_map(|page| read(page).1);
+    let blocks = [ENGLISH, CLIENTS, DEPLOYMENT, PERFORMANCE].into_iter().flat_map(|page| read(page).1);
     let found: Vec<_> = blocks.filter(wanted).map(|block| block.text.trim_end().to_owned()).collect();
     assert!(!found.is_empty(), "no block ```{language} {word}");
     found
@@ -196,7 +199,12 @@ impl Stage {
 
 #[test]
 fn both_say_the_same() {
-    let pages = [(ENGLISH, CHINESE), (CLIENTS, CLIENTS_CHINESE), (PERFORMANCE, PERFORMANCE_CHINESE)];
+    let pages = [
+        (ENGLISH, CHINESE),
+        (CLIENTS, CLIENTS_CHINESE),
+        (DEPLOYMENT, DEPLOYMENT_CHINESE),
+        (PERFORMANCE, PERFORMANCE_CHINESE),
+    ];
     for (english, chinese) in pages {
         let ((headings, blocks), (other_headings, other_blocks)) = (read(english), read(chinese));
         assert_eq!(headings, other_headings);
@@ -300,14 +308,20 @@ fn the_private_ca_vouches_for_the_host() {
 fn the_files_that_they_name_are_there() {
     let repository = Path::new(env!("CARGO_MANIFEST_DIR"));
     let named = |name: &str| assert!(repository.join(name).exists(), "{name} is not there");
-    let in_docs = [CLIENTS, CLIENTS_CHINESE, PERFORMANCE, PERFORMANCE_CHINESE].map(|page| ("docs", page));
+    let in_docs =
+        [CLIENTS, CLIENTS_CHINESE, DEPLOYMENT, DEPLOYMENT_CHINESE, PERFORMANCE, PERFORMANCE_CHINESE]
+            .map(|page| ("docs", page));
     for (folder, page) in [("", ENGLISH), ("", CHINESE)].into_iter().chain(in_docs) {
         for link in page.split("](").skip(1) {
             let target = link.split(')').next().expect("a link's end");
             let (file, anchor) = target.split_once('#').unwrap_or((target, ""));
             let path = repository.join(folder).join(file);
             let read = || fs::read_to_string(&path).unwrap_or_else(|error| panic!("{target}: {error}"));
-            let text = if file.is_empty() { page.to_owned() } else { read() };
+            let text = match file {
+                "" => page.to_owned(),
+                _ if path.is_dir() => String::new(),
+                _ => read(),
+            };
             let headings = text.lines().filter(|line| line.starts_with('#'));
             let mut anchors = headings.map(|line| line.trim_start_matches(['#', ' ']).to_lowercase());
             assert!(anchor.is_empty() || anchors.any(|line| line.replace(' ', "-") == anchor), "{target}");
@@ -315,6 +329,12 @@ fn the_files_that_they_name_are_there() {
     }
     for name in ["proxy.toml", "Dockerfile", ".dockerignore"] {
         named(name);
+    }
+    for block in texts("sh", "install") {
+        let words = block.split_whitespace().filter(|word| word.starts_with("deploy/"));
+        words.filter(|word| !word.contains("/secrets")).for_each(named);
+        let checked = Command::new("sh").args(["-nc", &block]).output().expect("sh");
+        assert!(checked.status.success(), "{block}");
     }
     for block in texts("sh", "tests") {
         named(block.strip_prefix("sh ").expect("a script"));
@@ -325,4 +345,15 @@ fn the_files_that_they_name_are_there() {
     let dockerfile = fs::read_to_string(repository.join("Dockerfile")).expect("a text");
     let runs = dockerfile.contains("WECOM_PROXY_CONFIG=/etc/wecom-proxy/proxy.toml");
     assert!(runs && texts("sh", "container")[0].contains(":/etc/wecom-proxy:"));
+}
+
+#[test]
+fn the_manual_and_the_completions_are_there() {
+    let dir = TempDir::new().expect("a directory");
+    let script = &texts("sh", "print")[0];
+    type_in(script, &mut shell(script, dir.path()));
+    for (name, words) in [("wecom-proxy.1", ".TH wecom-proxy 1"), ("wecom-proxy.bash", "complete -F")] {
+        let text = fs::read_to_string(dir.path().join(name)).expect("a text");
+        assert!(text.contains(words), "{text}");
+    }
 }

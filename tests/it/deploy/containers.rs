@@ -1,0 +1,197 @@
+//! The image, the Compose file and Kubernetes' manifests.
+
+use std::{fs, process::Command};
+
+use serde_json::Value;
+use tempfile::TempDir;
+use toml::Table;
+
+use super::{
+    check, file, manifest_names, passes_check, program, seconds, shutdown_grace, succeed, text, with, yaml,
+};
+use crate::process::{python, run_wecom_proxy};
+
+const COMPOSE: &str = "deploy/compose/compose.yaml";
+const COMPOSE_CONFIG: &str = "deploy/compose/config/proxy.toml";
+
+/// The texts in a list.
+fn texts(list: &Value) -> Vec<&str> {
+    list.as_array().into_iter().flatten().map(|item| item.as_str().expect("a text")).collect()
+}
+
+#[tokio::test]
+async fn docker_compose_understands_its_file() {
+    let dir = TempDir::new().expect("a directory");
+    let path = dir.path().join("compose.yaml");
+    // Debian 12's version does not know this key yet.
+    fs::write(&path, with(&text(COMPOSE), &[("\nname: wecom-proxy\n", "\n")])).expect("a file");
+    let mut command = program("docker-compose", "--version");
+    command.arg("-f").arg(path).arg("--project-directory").arg(file("deploy/compose")).arg("config");
+    succeed(command).await;
+}
+
+#[tokio::test]
+async fn the_compose_file_fits_together() {
+    let compose = &yaml(COMPOSE).await[0];
+    let [proxy, valkey, prometheus] =
+        ["proxy", "valkey", "prometheus"].map(|name| &compose["services"][name]);
+    let config: Table = text(COMPOSE_CONFIG).parse().expect("TOML");
+    assert!(seconds(proxy["stop_grace_period"].as_str().expect("a time")) > shutdown_grace());
+    let mounts = texts(&proxy["volumes"]);
+    assert!(mounts.contains(&"./config:/etc/wecom-proxy:ro"), "{mounts:?}");
+    assert!(config["server"]["listen"].as_str().is_some_and(|listen| listen.ends_with(":8080")));
+    assert_eq!(texts(&proxy["ports"]), ["127.0.0.1:8080:8080"]);
+    assert_eq!(config["tokens"]["store"]["redis"].as_str(), Some("redis://valkey:6379/0"));
+    for service in [proxy, valkey, prometheus] {
+        assert!(texts(&service["networks"]).contains(&"inside"));
+        assert_eq!((&service["read_only"], texts(&service["cap_drop"])), (&Value::Bool(true), vec!["ALL"]));
+        assert_eq!(texts(&service["security_opt"]), ["no-new-privileges:true"]);
+    }
+    let scraped = &yaml("deploy/prometheus/prometheus.yml").await[0];
+    let scraped = &scraped["scrape_configs"][0];
+    assert_eq!(texts(&scraped["static_configs"][0]["targets"]), ["proxy:9090"]);
+    assert!(config["admin"]["listen"].as_str().is_some_and(|listen| listen.ends_with(":9090")));
+    let key = scraped["authorization"]["credentials_file"].as_str().expect("a path");
+    assert_eq!(texts(&prometheus["secrets"]), [key.strip_prefix("/run/secrets/").expect("a secret")]);
+    let mounts = texts(&prometheus["volumes"]);
+    for name in ["prometheus.yml", "rules.yml"] {
+        let mount = format!("../prometheus/{name}:/etc/prometheus/{name}:ro");
+        assert!(mounts.contains(&&*mount), "{mount}: {mounts:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_compose_file_has_what_its_configuration_needs() {
+    let (compose, config) = (&yaml(COMPOSE).await[0], text(COMPOSE_CONFIG));
+    let names = texts(&compose["services"]["proxy"]["secrets"]);
+    let whole = check(&config, "/run/secrets", &names).await;
+    if whole.status != 0 {
+        // Until the shared store is built, everything else must be right.
+        assert!(whole.err.contains("redis is not built yet"), "{}", whole.err);
+        let (before, rest) = config.split_once("[tokens]\n").expect("a section");
+        let (_, after) = rest.split_once("\n\n").expect("another section");
+        passes_check(&format!("{before}{after}"), "/run/secrets", &names).await;
+    }
+}
+
+async fn manifest(kind: &str) -> &'static Value {
+    for name in manifest_names() {
+        if let Some(found) = yaml(&name).await.iter().find(|manifest| manifest["kind"] == kind) {
+            return found;
+        }
+    }
+    panic!("no {kind}");
+}
+
+#[tokio::test]
+async fn kubernetes_understands_the_manifests() {
+    let mut command = Command::new(python());
+    command.args(["-c", "from kubernetes_validate.__main__ import main; main()", "--strict"]);
+    let names = manifest_names();
+    assert_eq!(names.len(), 6, "{names:?}");
+    command.args(names.iter().map(|name| file(name)));
+    let ended = succeed(command).await;
+    let said = ended.out + &ended.err;
+    assert_eq!(said.matches(" passed for resource ").count(), names.len(), "{said}");
+    // kubectl apply -f with the directory must not put an example in the place of the secret.
+    for name in names {
+        for manifest in yaml(&name).await {
+            assert_eq!(name.ends_with(".yaml"), manifest["kind"] != "Secret", "{name}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_replica_leaves_in_order_and_has_no_rights() {
+    let deployment = manifest("Deployment").await;
+    let (labels, pod) =
+        (&deployment["spec"]["template"]["metadata"]["labels"], &deployment["spec"]["template"]["spec"]);
+    let container = &pod["containers"][0];
+    let before = container["lifecycle"]["preStop"]["sleep"]["seconds"].as_u64().expect("seconds");
+    let whole = pod["terminationGracePeriodSeconds"].as_u64().expect("seconds");
+    assert!(before > 0 && whole > before + shutdown_grace().as_secs());
+    // While it stops /healthz fails; nobody may kill it for that.
+    let probe = |name: &str, key: &str| container[name][key].as_u64().expect("a number");
+    let patience = probe("livenessProbe", "periodSeconds") * probe("livenessProbe", "failureThreshold");
+    assert!(patience > whole, "{patience}");
+    assert_eq!(deployment["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"], 0);
+    let selectors = [
+        &deployment["spec"]["selector"]["matchLabels"],
+        &manifest("PodDisruptionBudget").await["spec"]["selector"]["matchLabels"],
+        &manifest("NetworkPolicy").await["spec"]["podSelector"]["matchLabels"],
+        &manifest("Service").await["spec"]["selector"],
+    ];
+    assert!(selectors.iter().all(|selector| *selector == labels), "{selectors:?}");
+    let (of_pod, of_container) = (&pod["securityContext"], &container["securityContext"]);
+    assert_eq!((&of_pod["runAsNonRoot"], &of_pod["runAsUser"]), (&Value::Bool(true), &Value::from(65532)));
+    assert_eq!(of_pod["seccompProfile"]["type"], "RuntimeDefault");
+    assert_eq!(of_container["readOnlyRootFilesystem"], true);
+    assert_eq!(of_container["allowPrivilegeEscalation"], false);
+    assert_eq!(texts(&of_container["capabilities"]["drop"]), ["ALL"]);
+}
+
+#[tokio::test]
+async fn the_manifests_fit_the_configuration() {
+    let (config, deployment) = (manifest("ConfigMap").await, manifest("Deployment").await);
+    let config = config["data"]["proxy.toml"].as_str().expect("a text");
+    let pod = &deployment["spec"]["template"]["spec"];
+    let container = &pod["containers"][0];
+    let mount = |name: &str| {
+        let mounts = container["volumeMounts"].as_array().expect("mounts");
+        let found = mounts.iter().find(|mount| mount["name"] == name);
+        found
+            .and_then(|mount| mount["mountPath"].as_str())
+            .unwrap_or_else(|| panic!("no mount {name}"))
+            .to_owned()
+    };
+    assert_eq!((mount("config").as_str(), mount("spool").as_str()), ("/etc/wecom-proxy", "/tmp"));
+    let secret = manifest("Secret").await;
+    let names: Vec<_> =
+        secret["stringData"].as_object().expect("secrets").keys().map(String::as_str).collect();
+    passes_check(config, &mount("secrets"), &names).await;
+    let table: Table = config.parse().expect("TOML");
+    for port in container["ports"].as_array().expect("ports") {
+        let section = if port["name"] == "admin" { "admin" } else { "server" };
+        let listen = table[section]["listen"].as_str().expect("an address");
+        assert_eq!(listen, format!("0.0.0.0:{}", port["containerPort"]));
+    }
+    for probe in ["startupProbe", "readinessProbe", "livenessProbe"] {
+        assert_eq!(container[probe]["httpGet"]["port"], "admin");
+    }
+    assert_eq!(manifest("Service").await["spec"]["ports"][0]["targetPort"], "http");
+}
+
+/// The instructions of the Dockerfile, each as its name and the rest.
+fn dockerfile() -> Vec<(String, String)> {
+    let text = text("Dockerfile").replace("\\\n", " ");
+    let lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+    lines
+        .map(|line| line.split_once(' ').expect("an instruction"))
+        .map(|(a, b)| (a.to_owned(), b.to_owned()))
+        .collect()
+}
+
+#[tokio::test]
+async fn the_image_starts_what_there_is() {
+    let (lines, ignored) = (dockerfile(), text(".dockerignore"));
+    for (name, rest) in lines.iter().filter(|(name, rest)| name == "COPY" && !rest.starts_with("--from")) {
+        for source in rest.split_whitespace().rev().skip(1) {
+            assert!(file(source).exists() && ignored.contains(&format!("!{source}\n")), "{name} {source}");
+        }
+    }
+    let last = |name: &str| {
+        let found = lines.iter().rev().find(|line| line.0 == name);
+        found.unwrap_or_else(|| panic!("no {name}")).1.as_str()
+    };
+    assert_eq!((last("FROM"), last("USER")), ("scratch", "65532:65532"));
+    // An empty image has no shell: only a list of words can be started.
+    let words = |text: &str| -> Vec<String> { serde_json::from_str(text).expect("a list of words") };
+    let program = words(last("ENTRYPOINT"));
+    let health = words(last("HEALTHCHECK").split_once("CMD ").expect("a command").1);
+    assert_eq!(program, ["/wecom-proxy"]);
+    assert_eq!(program[..], health[..1]);
+    for command in [words(last("CMD")), health[1..].to_vec()] {
+        let ended = run_wecom_proxy(&[&command[0], "--help"]).await;
+        assert_eq!((ended.status, command.len()), (0, 1), "{command:?}");
+    }
+}

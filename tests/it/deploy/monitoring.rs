@@ -1,0 +1,152 @@
+//! Prometheus's rules and configuration, checked by promtool, and Grafana's dashboard.
+
+use std::{collections::BTreeSet, fs, process::Command};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::{file, program, succeed, text, with, yaml};
+
+/// Every metric that there is.
+const METRICS: [&str; 16] = [
+    "wecom_proxy_requests_total",
+    "wecom_proxy_request_duration_seconds_bucket",
+    "wecom_proxy_upstream_duration_seconds_bucket",
+    "wecom_proxy_errcodes_total",
+    "wecom_proxy_token_refreshes_total",
+    "wecom_proxy_token_expiry_timestamp_seconds",
+    "wecom_proxy_retries_total",
+    "wecom_proxy_refusals_total",
+    "wecom_proxy_access_log_dropped_total",
+    "wecom_proxy_replay_memory_bytes",
+    "wecom_proxy_in_flight",
+    "wecom_proxy_connections",
+    "wecom_proxy_build_info",
+    "process_cpu_seconds_total",
+    "process_resident_memory_bytes",
+    "up",
+];
+
+fn promtool(arguments: &[&str]) -> Command {
+    let mut command = program("promtool", "--version");
+    command.args(arguments).current_dir(file("deploy/prometheus"));
+    command
+}
+
+fn dashboard() -> Value {
+    serde_json::from_str(&text("deploy/grafana/wecom-proxy.json")).expect("JSON")
+}
+
+/// What each panel of the dashboard asks for, with values for its variables.
+fn queries(dashboard: &Value) -> Vec<String> {
+    let panels = dashboard["panels"].as_array().expect("panels").iter();
+    let targets = panels.flat_map(|panel| panel["targets"].as_array().into_iter().flatten());
+    let text = |target: &Value| target["expr"].as_str().expect("a query").to_owned();
+    targets.map(text).map(|query| query.replace("$__rate_interval", "5m")).collect()
+}
+
+/// The expressions and the names of the alerts.
+async fn rules() -> (Vec<String>, BTreeSet<String>) {
+    let rules = &yaml("deploy/prometheus/rules.yml").await[0];
+    let rules = rules["groups"][0]["rules"].as_array().expect("rules");
+    let all = |key: &str| -> Vec<String> {
+        rules.iter().map(|rule| rule[key].as_str().expect("a text").to_owned()).collect()
+    };
+    (all("expr"), all("alert").into_iter().collect())
+}
+
+/// The names in a query that may be metrics: words that begin as they do, or stand before a selector.
+fn metrics(query: &str) -> BTreeSet<&str> {
+    let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let mut found = BTreeSet::new();
+    for (at, _) in query.match_indices(|c: char| !is_word(c)).chain([(query.len(), "")]) {
+        let word = query[..at].rsplit(|c: char| !is_word(c)).next().expect("a word");
+        let selects = query[at..].starts_with('{') && !word.is_empty();
+        if selects || word.starts_with("wecom_proxy_") || word.starts_with("process_") {
+            found.insert(word);
+        }
+    }
+    found
+}
+
+#[tokio::test]
+async fn prometheus_understands_the_rules_and_its_configuration() {
+    succeed(promtool(&["check", "rules", "rules.yml"])).await;
+    let dir = TempDir::new().expect("a directory");
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    let key = at("admin");
+    fs::write(&key, "a-key").expect("a file");
+    let config = with(&text("deploy/prometheus/prometheus.yml"), &[("/run/secrets/admin", &key)]);
+    fs::write(at("prometheus.yml"), config).expect("a file");
+    fs::copy(file("deploy/prometheus/rules.yml"), at("rules.yml")).expect("a file");
+    succeed(promtool(&["check", "config", &at("prometheus.yml")])).await;
+}
+
+#[tokio::test]
+async fn every_alert_comes_when_it_should_and_only_then() {
+    succeed(promtool(&["test", "rules", "rules.test.yml"])).await;
+    let tests = &yaml("deploy/prometheus/rules.test.yml").await[0];
+    let tests = tests["tests"].as_array().expect("tests");
+    let cases = tests.iter().flat_map(|test| test["alert_rule_test"].as_array().expect("cases"));
+    let (fired, silent): (Vec<_>, Vec<_>) = cases.partition(|case| case["exp_alerts"].is_array());
+    let names = |cases: Vec<&Value>| -> BTreeSet<String> {
+        cases.iter().map(|case| case["alertname"].as_str().expect("a name").to_owned()).collect()
+    };
+    let (_, alerts) = rules().await;
+    assert_eq!((&names(fired), &names(silent)), (&alerts, &alerts));
+}
+
+#[tokio::test]
+async fn prometheus_understands_what_the_dashboard_asks() {
+    let dir = TempDir::new().expect("a directory");
+    let path = dir.path().join("queries.yml");
+    let mut all = "groups:\n  - name: dashboard\n    rules:\n".to_owned();
+    for (number, query) in queries(&dashboard()).iter().enumerate() {
+        let query = Value::String(query.clone());
+        all += &format!("      - {{ record: \"query:{number}\", expr: {query} }}\n");
+    }
+    fs::write(&path, all).expect("a file");
+    succeed(promtool(&["check", "rules", path.to_str().expect("a path in UTF-8")])).await;
+}
+
+#[tokio::test]
+async fn rules_and_dashboard_name_only_metrics_that_there_are() {
+    let mut asked = queries(&dashboard());
+    let variables = dashboard()["templating"]["list"].as_array().expect("variables").clone();
+    asked.extend(variables.iter().filter_map(|variable| variable["definition"].as_str()).map(str::to_owned));
+    asked.extend(rules().await.0);
+    let named: BTreeSet<_> = asked.iter().flat_map(|query| metrics(query)).collect();
+    let unknown: Vec<_> = named.iter().filter(|name| !METRICS.contains(name)).collect();
+    assert!(unknown.is_empty(), "{unknown:?}");
+    assert!(named.len() > 12, "{named:?}");
+}
+
+#[test]
+fn the_dashboard_is_whole() {
+    let dashboard = dashboard();
+    let panels = dashboard["panels"].as_array().expect("panels");
+    let ids: BTreeSet<_> = panels.iter().map(|panel| panel["id"].as_u64().expect("an id")).collect();
+    assert_eq!(ids.len(), panels.len(), "an id twice");
+    let mut taken = BTreeSet::new();
+    for panel in panels {
+        let of = |key: &str| panel["gridPos"][key].as_u64().expect("a number");
+        assert!(of("x") + of("w") <= 24, "{}", panel["title"]);
+        for place in
+            (of("y")..of("y") + of("h")).flat_map(|y| (of("x")..of("x") + of("w")).map(move |x| (x, y)))
+        {
+            assert!(taken.insert(place), "{} lies on another", panel["title"]);
+        }
+        for target in panel["targets"].as_array().into_iter().flatten() {
+            assert_eq!(target["datasource"]["uid"], "${datasource}", "{}", panel["title"]);
+        }
+    }
+    let variables = dashboard["templating"]["list"].as_array().expect("variables");
+    let names: Vec<_> = variables.iter().map(|variable| variable["name"].as_str().expect("a name")).collect();
+    assert_eq!(names, ["datasource", "job", "instance", "agent"]);
+    let asked = queries(&dashboard).join("\n");
+    for variable in asked.split('$').skip(1) {
+        let name = variable.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').next().expect("a name");
+        assert!(names.contains(&name), "${name} is no variable");
+    }
+    assert_eq!(dashboard["id"], Value::Null, "an id of somebody's Grafana");
+}
