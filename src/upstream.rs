@@ -10,6 +10,7 @@ mod head;
 mod pool;
 mod settings;
 mod trust;
+mod whole;
 
 use std::{
     future::poll_fn,
@@ -25,7 +26,10 @@ use bytes::Bytes;
 use http::{Method, StatusCode};
 use tokio::time::Instant;
 
-pub use self::settings::{Settings, SettingsError};
+pub use self::{
+    settings::{Settings, SettingsError},
+    whole::Whole,
+};
 use self::{dial::Addresses, pool::Pool};
 use crate::{
     fields::Fields,
