@@ -26,13 +26,13 @@ use crate::{
     directory::Directory,
     proxy::{Proxy, Rules},
     server::{self, Bound, Server, tls},
-    tokens::{Issuer, fetch::Gettoken},
+    tokens::{
+        Issuer,
+        fetch::{Gettoken, patience},
+    },
     upload::{Bounds, Shelf},
     upstream::{Settings, SettingsError, Upstream},
 };
-
-/// Beside connecting and waiting for the head, so long may a gettoken take for its few bytes of body.
-const GETTOKEN_BODY: Duration = Duration::from_secs(5);
 
 /// A configuration whose files were read and found usable.
 pub struct Prepared {
@@ -63,6 +63,11 @@ impl Prepared {
     /// The configuration.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// The way to WeCom.
+    pub fn upstream(&self) -> &Arc<Settings> {
+        &self.upstream
     }
 
     /// How to log.
@@ -139,8 +144,7 @@ impl App {
         let addresses: Vec<_> = bound.iter().map(Bound::address).collect();
         let admin_addresses: Vec<_> = admin_bound.iter().map(Bound::address).collect();
 
-        let patience = config.upstream.connect_timeout + config.upstream.response_timeout + GETTOKEN_BODY;
-        let gettoken = Gettoken::new(Upstream::new(upstream.clone()), patience);
+        let gettoken = Gettoken::new(Upstream::new(upstream.clone()), patience(&config.upstream));
         let issuer = Issuer::new(Box::new(gettoken), Handle::current(), config.tokens.refresh_ahead);
         let directory = Arc::new(ArcSwap::from_pointee(Directory::new(&mut config, &issuer, None)));
         config.warnings = Vec::new();

@@ -26,11 +26,11 @@ use bytes::Bytes;
 use http::{Method, StatusCode};
 use tokio::time::Instant;
 
+use self::{dial::Addresses, pool::Pool};
 pub use self::{
     settings::{Settings, SettingsError},
     whole::Whole,
 };
-use self::{dial::Addresses, pool::Pool};
 use crate::{
     fields::Fields,
     framing::FramingError,

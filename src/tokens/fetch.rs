@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use super::Source;
 use crate::{
-    passes,
+    config, passes,
     secret::Masked,
     upstream::{Flaw, Upstream, Whole},
     wecom::{
@@ -22,6 +22,9 @@ use crate::{
 
 /// What is wrong where the proxy's own answer comes back to it.
 const LOOP: &str = "it is a pass of wecom-proxy: upstream.url leads back to a proxy; on this machine the name must lead to WeCom";
+
+/// Beside connecting and waiting for the head, so long may an answer take for its few bytes of body.
+const BODY: Duration = Duration::from_secs(5);
 
 /// What a token is bought with.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,6 +93,11 @@ impl FetchError {
     }
 }
 
+/// How long one call of the proxy's own may take.
+pub fn patience(upstream: &config::Upstream) -> Duration {
+    upstream.connect_timeout + upstream.response_timeout + BODY
+}
+
 /// Tokens from the real upstream.
 pub struct Gettoken {
     upstream: Upstream,
@@ -101,6 +109,11 @@ impl Gettoken {
     /// Asks through `upstream`; gives up after `patience`.
     pub fn new(upstream: Upstream, patience: Duration) -> Self {
         Self { upstream, patience }
+    }
+
+    /// What it asks through.
+    pub fn upstream(&self) -> &Upstream {
+        &self.upstream
     }
 
     /// One gettoken, whatever it says, and the upstream's clock where its answer tells the time.

@@ -124,7 +124,9 @@ impl Addresses {
 fn advice(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::ConnectionRefused => "; nothing listens there, or a firewall refuses",
-        io::ErrorKind::TimedOut => "; a firewall may be in the way, or the way out leads through a proxy (upstream.via)",
+        io::ErrorKind::TimedOut => {
+            "; a firewall may be in the way, or the way out leads through a proxy (upstream.via)"
+        }
         _ => "",
     }
 }

@@ -251,7 +251,9 @@ mod tests {
         for row in TABLE {
             assert_eq!(explain(row.errcode), Some(row));
             let places = row.place_en.into_iter().chain(row.place_zh);
-            for text in [row.meaning_en, row.meaning_zh, row.action_en, row.action_zh].into_iter().chain(places) {
+            for text in
+                [row.meaning_en, row.meaning_zh, row.action_en, row.action_zh].into_iter().chain(places)
+            {
                 assert!(!text.is_empty() && !text.contains(['\n', '\r']), "{}", row.errcode);
             }
             assert!(!row.meaning_zh.is_ascii(), "{}", row.errcode);
@@ -269,7 +271,8 @@ mod tests {
             assert!(text.bytes().all(|byte| matches!(byte, b' '..=b'~')) && text.len() <= 320, "{text}");
             assert!(HeaderValue::from_str(text).is_ok());
         }
-        let disabled = "the app is disabled: enable it again (admin console: App Management > Apps > the app)";
+        let disabled =
+            "the app is disabled: enable it again (admin console: App Management > Apps > the app)";
         assert_eq!(hint(50003), Some(disabled));
         assert_eq!(hint(44004), Some("the text of the message is empty: send some text in content"));
         assert_eq!(hint(0), None);
