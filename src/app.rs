@@ -124,6 +124,23 @@ pub struct App {
     access: AccessLog,
 }
 
+/// A running proxy in a few words, for the log.
+#[derive(Debug)]
+pub struct Outline {
+    /// Where requests go: a URL without any password.
+    pub upstream: String,
+    /// The egress proxy they leave through.
+    pub via: Option<String>,
+    /// How many agents there are.
+    pub agents: usize,
+    /// How many clients there are.
+    pub clients: usize,
+    /// Where tokens are kept: `memory` or `redis`.
+    pub store: &'static str,
+    /// Whether callers without a key are served.
+    pub open: bool,
+}
+
 /// What a reload replaces, and what it needs for that.
 pub struct Reloader {
     /// As it was at the start; agents and clients are in the directory.
@@ -211,6 +228,20 @@ impl App {
     /// Where the admin listener is.
     pub fn admin_addresses(&self) -> &[Address] {
         &self.admin_addresses
+    }
+
+    /// What it serves, now.
+    pub fn outline(&self) -> Outline {
+        let settings = &self.reloader.settings;
+        let directory = self.reloader.directory.load();
+        Outline {
+            upstream: settings.upstream.origin(),
+            via: settings.upstream.via.as_ref().map(config::Via::address),
+            agents: directory.agents().count(),
+            clients: directory.client_count(),
+            store: settings.tokens.store.kind(),
+            open: directory.is_open(),
+        }
     }
 
     /// The access log.

@@ -38,9 +38,10 @@ enum Command {
     },
     /// Try it: simulator and proxy in one process, nothing to configure
     Demo {
-        /// Where the demo's proxy listens; port 0 takes a free one
-        #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
-        listen: std::net::SocketAddr,
+        /// Where the demo's proxy listens; port 0 takes a free one [default: 127.0.0.1:8080, or a free port where that is
+        /// taken]
+        #[arg(long, value_name = "ADDRESS")]
+        listen: Option<std::net::SocketAddr>,
     },
     /// Run the WeCom simulator alone
     Simulator {

@@ -8,8 +8,7 @@ use crate::{
 
 /// The table of agents, then what is wrong with each, what to do about it and where.
 pub(super) fn text(config: &Config, report: &Report, paint: Paint) -> String {
-    let scheme = if config.upstream.tls { "https" } else { "http" };
-    let mut text = format!("\n{scheme}://{} was asked about each agent:\n\n", config.upstream.authority);
+    let mut text = format!("\n{} was asked about each agent:\n\n", config.upstream.origin());
     let rows = report.agents.iter().map(row).collect();
     text += &paint.table(&["AGENT", "GETTOKEN", "CALL", "RESULT", "TOOK"], rows);
     for finding in &report.agents {
