@@ -1,6 +1,6 @@
 //! What a person reads: tables with aligned columns, in colour on a terminal and in plain text elsewhere.
 
-use std::{env, io::IsTerminal};
+use std::{env, ffi::OsString, io::IsTerminal};
 
 /// How a piece of text is meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,10 +31,14 @@ impl Paint {
         Self::on(std::io::stderr().is_terminal())
     }
 
-    /// `NO_COLOR`, if it is not empty, keeps colour off a terminal too: no-color.org.
     fn on(terminal: bool) -> Self {
-        let refused = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        let dumb = env::var_os("TERM").is_some_and(|term| term == "dumb");
+        Self::with(terminal, &|name| env::var_os(name))
+    }
+
+    /// `NO_COLOR`, if it is not empty, keeps colour off a terminal too: no-color.org.
+    fn with(terminal: bool, env: &dyn Fn(&str) -> Option<OsString>) -> Self {
+        let refused = env("NO_COLOR").is_some_and(|value| !value.is_empty());
+        let dumb = env("TERM").is_some_and(|term| term == "dumb");
         Self { colour: terminal && !refused && !dumb }
     }
 
@@ -133,6 +137,21 @@ mod tests {
     fn columns_are_aligned_as_a_terminal_draws_them() {
         let table = Paint { colour: false }.table(&["名", "RESULT", "N"], rows());
         assert_eq!(table, "名    RESULT  N\n人事  ok      1\ne\u{301}té   40001\n");
+    }
+
+    #[test]
+    fn colour_is_for_terminals_that_want_it() {
+        let colour = |terminal, set: &[(&str, &str)]| {
+            let set: Vec<_> =
+                set.iter().map(|(name, value)| ((*name).to_owned(), OsString::from(value))).collect();
+            let env =
+                move |name: &str| set.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone());
+            Paint::with(terminal, &env).colour
+        };
+        assert!(colour(true, &[]) && colour(true, &[("NO_COLOR", ""), ("TERM", "xterm")]));
+        assert!(
+            !colour(false, &[]) && !colour(true, &[("NO_COLOR", "1")]) && !colour(true, &[("TERM", "dumb")])
+        );
     }
 
     #[test]

@@ -5,6 +5,7 @@
 mod admin;
 mod bench;
 mod certificates;
+mod check;
 mod drain;
 mod egress;
 mod errors;
