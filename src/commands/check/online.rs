@@ -4,6 +4,7 @@ use crate::{
     commands::paint::{Cell, Paint, Tone},
     config::Config,
     doctor::{Finding, Outcome, Problem, Report},
+    wecom::errcode,
 };
 
 /// The table of agents, then what is wrong with each, what to do about it and where.
@@ -17,7 +18,7 @@ pub(super) fn text(config: &Config, report: &Report, paint: Paint) -> String {
             text += &advice(config, problem);
         }
     }
-    let remarks = [stopped(report), wrong_clock(report), without_agentid(config)];
+    let remarks = [stopped(report), wrong_clock(report), without_agentid(config, report)];
     for remark in remarks.into_iter().flatten() {
         text += &format!("\n{}: {remark}\n", paint.text(Tone::Warning, "note"));
     }
@@ -67,18 +68,20 @@ fn subject(finding: &Finding) -> String {
 /// What it means, what to do and where, in both languages: the admin console is mostly met in Chinese.
 fn advice(config: &Config, problem: &Problem) -> String {
     let mut text = String::new();
-    if let Some(address) = problem.seen_from() {
+    if let Some(address) =
+        problem.seen_from().filter(|_| problem.errcode() == Some(errcode::UNTRUSTED_ADDRESS))
+    {
         let who = if config.upstream.via.is_some() { "upstream.via" } else { "this machine" };
         text += &format!("  WeCom sees {who} as {address}.\n");
     }
     let Some(row) = problem.explanation() else { return text };
-    text += &format!("  {}: {}\n", row.meaning_en, row.action_en);
+    text += &format!("  It means: {}.\n  What to do: {}.\n", row.meaning_en, row.action_en);
     if let Some(place) = row.place_en {
         text += &format!("  Admin console: {place}\n");
     }
-    text += &format!("  {}：{}\n", row.meaning_zh, row.action_zh);
+    text += &format!("  含义：{}。\n  处理：{}。\n", row.meaning_zh, row.action_zh);
     if let Some(place) = row.place_zh {
-        text += &format!("  管理后台 → {place}\n");
+        text += &format!("  管理后台：{place}\n");
     }
     text
 }
@@ -97,9 +100,14 @@ fn wrong_clock(report: &Report) -> Option<String> {
     ))
 }
 
-fn without_agentid(config: &Config) -> Option<String> {
-    let names = config.agents.values().filter(|agent| agent.agentid.is_none()).map(|agent| &*agent.name);
-    let names: Vec<_> = names.collect();
+/// The agents that are fine as far as was tried, which was not far.
+fn without_agentid(config: &Config, report: &Report) -> Option<String> {
+    let fine = config
+        .agents
+        .values()
+        .zip(&report.agents)
+        .filter(|(agent, finding)| agent.agentid.is_none() && matches!(finding.outcome, Outcome::Fine));
+    let names: Vec<_> = fine.map(|(agent, _)| &*agent.name).collect();
     let text = "no agentid is set, so little but the token was tried; with it the app and its trusted IPs are tried too";
     (!names.is_empty()).then(|| format!("{}: {text}", names.join(", ")))
 }
