@@ -121,7 +121,13 @@ async fn a_wrong_secret_is_told_and_the_others_are_asked_all_the_same() {
     says(
         &ended,
         1,
-        &["hr, gettoken: errcode 40001", place, "应用管理 → 应用 → 选择应用 → Secret", "40001  "],
+        &[
+            "hr, gettoken: errcode 40001",
+            "What to do: ",
+            place,
+            "应用管理 → 应用 → 选择应用 → Secret",
+            "40001  ",
+        ],
     );
     assert!(ended.err.contains("1 of 2 agents failed"), "{}", ended.err);
     assert_eq!(row(&ended, "ops")[1..5], ["ok", "agent/get", "ok", "ok"]);
@@ -170,6 +176,7 @@ async fn without_an_agentid_only_the_token_is_tried() {
     let toml = "[upstream]\nurl = \"http://{api}\"\n[agents.hr]\ncorpid = \"ww1234567890abcdef\"\nsecret = \"not-a-secret-hr-0000000000000000000000000000\"\n";
     let ended = surgery.check(toml, &["--online"]).await;
     says(&ended, 0, &["note: hr: no agentid is set"]);
+    assert!(!ended.out.contains("What to do"), "{}", ended.out);
     assert_eq!(surgery.called(), [GETTOKEN, "/cgi-bin/get_api_domain_ip"]);
 }
 
@@ -290,12 +297,16 @@ async fn a_way_that_leads_nowhere_is_told_once() {
 }
 
 #[tokio::test]
-async fn a_silent_upstream_is_told() {
-    let surgery = Surgery::open().await;
+async fn a_silent_upstream_is_told_and_soon_left_alone() {
+    let surgery = Surgery::with_wrong_secrets(4).await;
     surgery.wecom.inject(Fault::hold().on(GETTOKEN)).expect("a fault");
     let ended = surgery.check(&away("url = \"http://{api}\""), &["--online"]).await;
-    says(&ended, 1, &["no answer within upstream.response_timeout"]);
-    assert_eq!(row(&ended, "ops")[1], "no-answer");
+    says(
+        &ended,
+        1,
+        &["no answer within upstream.response_timeout", "three agents in a row had no good answer"],
+    );
+    assert_eq!([row(&ended, "agent2")[1], row(&ended, "agent3")[1]], ["no-answer", "-"]);
 }
 
 #[tokio::test]

@@ -101,6 +101,7 @@ fn wrong_clock(report: &Report) -> Option<String> {
 }
 
 /// The agents that are fine as far as was tried, which was not far.
+/// The agents that are fine as far as was tried, which was not far.
 fn without_agentid(config: &Config, report: &Report) -> Option<String> {
     let fine = config
         .agents
