@@ -85,7 +85,7 @@ impl Prepared {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// An address cannot be listened on.
-    #[error("cannot listen on {address}: {error}; choose another address, or end what listens there")]
+    #[error("cannot listen on {address}: {error}; {}", listen_advice(.error))]
     Listen {
         /// The address, as configured.
         address: Address,
@@ -95,6 +95,17 @@ pub enum StartError {
     /// A thread or runtime could not be made.
     #[error("cannot start a worker: {0}")]
     Worker(#[from] io::Error),
+}
+
+fn listen_advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            "a port below 1024 needs root or CAP_NET_BIND_SERVICE, a unix socket a directory that may be written to"
+        }
+        io::ErrorKind::AddrNotAvailable => "this machine has no such address",
+        io::ErrorKind::NotFound => "make the directory first",
+        _ => "choose another address, or end what listens there",
+    }
 }
 
 /// Why a reload changed nothing.

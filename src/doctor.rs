@@ -108,6 +108,18 @@ pub enum Stop {
     NoAnswers,
 }
 
+impl Stop {
+    /// One word for programs.
+    pub fn kind(self) -> &'static str {
+        match self {
+            Self::Frequency => "frequency",
+            Self::Refusals => "refusals",
+            Self::Unreachable => "unreachable",
+            Self::NoAnswers => "no-answers",
+        }
+    }
+}
+
 /// Asks about every agent of `config`, through `upstream`.
 pub async fn examine(config: &Config, upstream: &Arc<Settings>) -> Report {
     let mut report = Report { agents: Vec::new(), stopped: None, clock_ahead: None };

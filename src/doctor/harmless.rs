@@ -13,6 +13,9 @@ use crate::{
     wecom::reply::{GrantError, parse_success},
 };
 
+/// Most bytes of an answer. An app lists who may see it, one by one.
+const MAX_ANSWER: usize = 1024 * 1024;
+
 /// Which call tries an agent's token.
 pub(super) enum Harmless {
     /// `agent/get`: every app may read itself. It fails where the agentid is another app's, where this address is not
@@ -51,7 +54,8 @@ impl Harmless {
         patience: Duration,
     ) -> Result<(), Problem> {
         let late = |_| Problem::NoAnswer(format!("no answer within {} s", patience.as_secs()));
-        let whole = timeout(patience, upstream.ask(&self.target(token))).await.map_err(late)??;
+        let whole =
+            timeout(patience, upstream.ask(&self.target(token), MAX_ANSWER)).await.map_err(late)??;
         let answer = read(&whole, token)?;
         match answer.get("close").and_then(Value::as_i64) {
             Some(1) => Err(Problem::Disabled),
@@ -64,7 +68,7 @@ fn read(whole: &Whole, token: &Masked) -> Result<Map<String, Value>, Problem> {
     let status = whole.status;
     let senseless =
         |what: &str| Problem::Senseless(format!("it was answered with HTTP {status}, and {what}"));
-    let body = whole.body.as_ref().ok_or_else(|| senseless("it is longer than 64 KiB"))?;
+    let body = whole.body.as_ref().ok_or_else(|| senseless("it is longer than 1 MiB"))?;
     match parse_success(body) {
         Ok(answer) if status == 200 => Ok(answer),
         Ok(_) => Err(senseless("without an errcode")),

@@ -23,6 +23,8 @@ use crate::{
 /// What is wrong where the proxy's own answer comes back to it.
 const LOOP: &str = "it is a pass of wecom-proxy: upstream.url leads back to a proxy; on this machine the name must lead to WeCom";
 
+/// Most bytes of gettoken's answer.
+const MAX_ANSWER: usize = 64 * 1024;
 /// Beside connecting and waiting for the head, so long may an answer take for its few bytes of body.
 const BODY: Duration = Duration::from_secs(5);
 
@@ -118,7 +120,7 @@ impl Gettoken {
 
     /// One gettoken, whatever it says, and the upstream's clock where its answer tells the time.
     pub async fn ask(&self, credentials: &Credentials) -> (Option<SystemTime>, Result<Grant, FetchError>) {
-        match timeout(self.patience, self.upstream.ask(&target(credentials))).await {
+        match timeout(self.patience, self.upstream.ask(&target(credentials), MAX_ANSWER)).await {
             Err(_) => (None, Err(FetchError::Late(self.patience))),
             Ok(Err(flaw)) => (None, Err(FetchError::Upstream(flaw))),
             Ok(Ok(whole)) => (whole.date, grant(credentials, whole)),

@@ -11,22 +11,19 @@ use crate::{
     secret::Masked,
 };
 
-/// Most bytes of such an answer.
-const MAX_ANSWER: usize = 64 * 1024;
-
 /// An answer taken whole. It has no `Debug`: its body may hold a token.
 pub struct Whole {
     /// The HTTP status.
     pub status: u16,
     /// What it says by the upstream's clock, where it says so.
     pub date: Option<SystemTime>,
-    /// Its body; `None` where that is longer than 64 KiB.
+    /// Its body; `None` where that is longer than was asked for.
     pub body: Option<Vec<u8>>,
 }
 
 impl Upstream {
-    /// Asks for `target`, path and query, in the proxy's own name.
-    pub async fn ask(&self, target: &Masked) -> Result<Whole, Flaw> {
+    /// Asks for `target`, path and query, in the proxy's own name, and takes at most so many bytes of body.
+    pub async fn ask(&self, target: &Masked, most: usize) -> Result<Whole, Flaw> {
         let fields = Fields::of(&[
             ("accept", "application/json"),
             ("user-agent", concat!("wecom-proxy/", env!("CARGO_PKG_VERSION"))),
@@ -43,7 +40,7 @@ impl Upstream {
         let mut body = Vec::new();
         while let Some(piece) = answer.body.data().await {
             body.extend_from_slice(&piece.map_err(|failure| failure.flaw)?);
-            if body.len() > MAX_ANSWER {
+            if body.len() > most {
                 return Ok(Whole { status, date, body: None });
             }
         }

@@ -181,6 +181,16 @@ async fn without_an_agentid_only_the_token_is_tried() {
 }
 
 #[tokio::test]
+async fn an_app_that_thousands_may_see_is_fine() {
+    let surgery = Surgery::open().await;
+    let users = vec![json!({"userid": "a-member-with-a-long-userid"}); 5000];
+    let large =
+        json!({"errcode": 0, "errmsg": "ok", "close": 0, "allow_userinfos": {"user": users}}).to_string();
+    surgery.wecom.inject(Fault::answer(200, "application/json", large).on(AGENT_GET)).expect("a fault");
+    says(&surgery.online().await, 0, &["agent/get ok"]);
+}
+
+#[tokio::test]
 async fn a_closed_app_is_told() {
     let surgery = Surgery::open().await;
     let closed = Fault::answer(200, "application/json", r#"{"errcode":0,"errmsg":"ok","close":1}"#);
@@ -199,6 +209,9 @@ async fn three_refusals_in_a_row_are_enough() {
     says(&ended, 1, &["note: no more agents were asked about: three agents in a row were refused"]);
     assert!(ended.err.contains("3 of 5 agents failed, and 2 were not asked about"), "{}", ended.err);
     assert_eq!(surgery.called(), [GETTOKEN; 3]);
+    let said = json_of(&surgery, PLAIN, &["--online"], 1).await;
+    assert_eq!((&said["online"]["stopped"], &said["online"]["ok"]), (&json!("refusals"), &json!(false)));
+    assert_eq!(said["agents"][3]["online"]["result"], "not-asked");
     assert_eq!(row(&ended, "agent3")[1..], ["-", "-", "not", "asked", "-"]);
 }
 

@@ -175,7 +175,16 @@ async fn a_port_in_use_ends_it_with_1() {
     serve.env("WECOM_HR_SECRET", "a");
     ends(&run(serve).await, 1, &["cannot listen on", &address]);
     let ended = run_wecom_proxy(&["demo", "--listen", &address]).await;
-    ends(&ended, 1, &["cannot listen on", &address]);
+    ends(&ended, 1, &["cannot listen on", &address, "end what listens there"]);
+    for (listen, words) in [
+        ("192.0.2.1:8099\"\nopen = true #", "this machine has no such address"),
+        ("unix:no-such-directory/a.sock", "make the directory first"),
+    ] {
+        let (_dir, path) = config(&SMALL.replace("127.0.0.1:0", listen));
+        let mut serve = wecom_proxy(&["serve", "--config", text(&path)]);
+        serve.env("WECOM_HR_SECRET", "a");
+        ends(&run(serve).await, 1, &["cannot listen on", words]);
+    }
     let ended = run_wecom_proxy(&["simulator", "--listen", &address, "--control", "127.0.0.1:0"]).await;
     ends(&ended, 1, &["cannot listen on", &address, "another address with --listen, or end what listens"]);
     let ended = run_wecom_proxy(&["simulator", "--listen", "127.0.0.1:0", "--control", &address]).await;

@@ -8,7 +8,7 @@ use super::{agents_of, allowed};
 use crate::{
     commands::Refused,
     config::Config,
-    doctor::{Finding, Outcome, Problem, Report},
+    doctor::{Finding, Outcome, Problem, Report, Stop},
 };
 
 #[derive(Serialize)]
@@ -60,7 +60,7 @@ struct Client<'a> {
 #[derive(Serialize)]
 struct Online {
     ok: bool,
-    stopped: Option<String>,
+    stopped: Option<&'static str>,
     clock_ahead_s: Option<i64>,
 }
 
@@ -156,7 +156,7 @@ pub(super) fn valid(config: &Config, report: Option<&Report>) -> String {
 fn online(report: &Report) -> Online {
     Online {
         ok: report.is_fine(),
-        stopped: report.stopped.map(|stop| stop.to_string()),
+        stopped: report.stopped.map(Stop::kind),
         clock_ahead_s: report.clock_ahead,
     }
 }
