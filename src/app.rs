@@ -26,13 +26,13 @@ use crate::{
     directory::Directory,
     proxy::{Proxy, Rules},
     server::{self, Bound, Server, tls},
-    tokens::{Issuer, fetch::Gettoken},
+    tokens::{
+        Issuer,
+        fetch::{Gettoken, patience},
+    },
     upload::{Bounds, Shelf},
     upstream::{Settings, SettingsError, Upstream},
 };
-
-/// Beside connecting and waiting for the head, so long may a gettoken take for its few bytes of body.
-const GETTOKEN_BODY: Duration = Duration::from_secs(5);
 
 /// A configuration whose files were read and found usable.
 pub struct Prepared {
@@ -65,6 +65,11 @@ impl Prepared {
         &self.config
     }
 
+    /// The way to WeCom.
+    pub fn upstream(&self) -> &Arc<Settings> {
+        &self.upstream
+    }
+
     /// How to log.
     pub fn log(&self) -> config::Log {
         self.config.log
@@ -80,7 +85,7 @@ impl Prepared {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// An address cannot be listened on.
-    #[error("cannot listen on {address}: {error}; choose another address, or end what listens there")]
+    #[error("cannot listen on {address}: {error}; {}", listen_advice(.error))]
     Listen {
         /// The address, as configured.
         address: Address,
@@ -90,6 +95,17 @@ pub enum StartError {
     /// A thread or runtime could not be made.
     #[error("cannot start a worker: {0}")]
     Worker(#[from] io::Error),
+}
+
+fn listen_advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            "a port below 1024 needs root or CAP_NET_BIND_SERVICE, a unix socket a directory that may be written to"
+        }
+        io::ErrorKind::AddrNotAvailable => "this machine has no such address",
+        io::ErrorKind::NotFound => "make the directory first",
+        _ => "choose another address, or end what listens there",
+    }
 }
 
 /// Why a reload changed nothing.
@@ -119,6 +135,23 @@ pub struct App {
     access: AccessLog,
 }
 
+/// A running proxy in a few words, for the log.
+#[derive(Debug)]
+pub struct Outline {
+    /// Where requests go: a URL without any password.
+    pub upstream: String,
+    /// The egress proxy they leave through.
+    pub via: Option<String>,
+    /// How many agents there are.
+    pub agents: usize,
+    /// How many clients there are.
+    pub clients: usize,
+    /// Where tokens are kept: `memory` or `redis`.
+    pub store: &'static str,
+    /// Whether callers without a key are served.
+    pub open: bool,
+}
+
 /// What a reload replaces, and what it needs for that.
 pub struct Reloader {
     /// As it was at the start; agents and clients are in the directory.
@@ -139,8 +172,7 @@ impl App {
         let addresses: Vec<_> = bound.iter().map(Bound::address).collect();
         let admin_addresses: Vec<_> = admin_bound.iter().map(Bound::address).collect();
 
-        let patience = config.upstream.connect_timeout + config.upstream.response_timeout + GETTOKEN_BODY;
-        let gettoken = Gettoken::new(Upstream::new(upstream.clone()), patience);
+        let gettoken = Gettoken::new(Upstream::new(upstream.clone()), patience(&config.upstream));
         let issuer = Issuer::new(Box::new(gettoken), Handle::current(), config.tokens.refresh_ahead);
         let directory = Arc::new(ArcSwap::from_pointee(Directory::new(&mut config, &issuer, None)));
         config.warnings = Vec::new();
@@ -207,6 +239,20 @@ impl App {
     /// Where the admin listener is.
     pub fn admin_addresses(&self) -> &[Address] {
         &self.admin_addresses
+    }
+
+    /// What it serves, now.
+    pub fn outline(&self) -> Outline {
+        let settings = &self.reloader.settings;
+        let directory = self.reloader.directory.load();
+        Outline {
+            upstream: settings.upstream.origin(),
+            via: settings.upstream.via.as_ref().map(config::Via::address),
+            agents: directory.agents().count(),
+            clients: directory.client_count(),
+            store: settings.tokens.store.kind(),
+            open: directory.is_open(),
+        }
     }
 
     /// The access log.

@@ -5,6 +5,7 @@ mod demo;
 mod health;
 mod key;
 mod man;
+mod paint;
 mod run;
 mod simulator;
 
@@ -12,13 +13,20 @@ use std::{
     fmt,
     future::Future,
     io::{self, Write},
-    path::Path,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
-pub use self::{check::check, demo::demo, health::health, key::key, man::man, simulator::simulator};
+pub use self::{
+    check::{Manner, check},
+    demo::demo,
+    health::health,
+    key::key,
+    man::man,
+    simulator::simulator,
+};
 use crate::{
-    app::{App, Prepared},
+    app::{App, Prepared, Unusable},
     config,
     telemetry::Telemetry,
 };
@@ -46,7 +54,7 @@ impl Failed {
 
 /// Runs the proxy until it is told to stop.
 pub fn serve(path: &Path) -> Result<(), Failed> {
-    let prepared = prepare(path)?;
+    let prepared = prepared(path)?;
     let telemetry = Telemetry::start(prepared.log());
     for warning in prepared.warnings() {
         tracing::warn!("{warning}");
@@ -71,10 +79,26 @@ pub fn say(text: impl AsRef<[u8]>) -> Result<(), Failed> {
     }
 }
 
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+enum Refused {
+    /// The file itself.
+    #[error(transparent)]
+    File(#[from] config::Error),
+    /// What it names.
+    #[error("{file}: {1}", file = .0.display())]
+    Named(PathBuf, Unusable),
+}
+
+impl From<Refused> for Failed {
+    fn from(refused: Refused) -> Self {
+        Self::config(refused)
+    }
+}
+
 /// Loads the file and what it names.
-fn prepare(path: &Path) -> Result<Prepared, Failed> {
-    let config = config::load(path).map_err(Failed::config)?;
-    Prepared::new(config).map_err(|error| Failed::config(format!("{}: {error}", path.display())))
+fn prepared(path: &Path) -> Result<Prepared, Refused> {
+    Prepared::new(config::load(path)?).map_err(|error| Refused::Named(path.to_owned(), error))
 }
 
 /// The runtime of everything but requests.

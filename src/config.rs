@@ -92,7 +92,10 @@ pub fn load(path: &Path) -> Result<Config, Error> {
 
 /// [`load`], with `env` asked for environment variables.
 pub fn load_with(path: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<Config, Error> {
-    let main = Document::read(path, env)?;
+    let main = Document::read(path, env).map_err(|error| match path.exists() {
+        true => error,
+        false => Error { what: error.what + "; --config FILE names another", ..error },
+    })?;
     let table = main.parse()?;
     let root = Section::root(&main, &table, KEYS)?;
     let included = include::read(&root, &main)?;

@@ -25,6 +25,8 @@ pub mod tickets; // an agent's tickets, kept until shortly before they expire
 
 pub mod limits; // how often
 
+pub mod doctor; // asks WeCom about each agent, and says what is wrong
+
 pub mod tokens; // current, replace: one gettoken however many ask
 
 pub mod passes; // what a client holds in place of a token

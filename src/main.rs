@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
-use wecom_proxy::commands::{self, Failed};
+use wecom_proxy::commands::{self, Failed, Manner};
 
 /// A reverse proxy for the WeCom (企业微信) server API that owns the access tokens.
 #[derive(Parser)]
@@ -28,12 +28,20 @@ enum Command {
     /// Run the proxy (the default)
     Serve,
     /// Validate the configuration and show its agents and clients
-    Check,
+    Check {
+        /// Ask WeCom about each agent too: one gettoken and one harmless call for each
+        #[arg(long)]
+        online: bool,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
     /// Try it: simulator and proxy in one process, nothing to configure
     Demo {
-        /// Where the demo's proxy listens; port 0 takes a free one
-        #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
-        listen: std::net::SocketAddr,
+        /// Where the demo's proxy listens; port 0 takes a free one [default: 127.0.0.1:8080, or a free port where that is
+        /// taken]
+        #[arg(long, value_name = "ADDRESS")]
+        listen: Option<std::net::SocketAddr>,
     },
     /// Run the WeCom simulator alone
     Simulator {
@@ -67,7 +75,7 @@ fn main() -> ExitCode {
     let Arguments { config, command } = Arguments::parse();
     let outcome = match command.unwrap_or(Command::Serve) {
         Command::Serve => commands::serve(&config),
-        Command::Check => commands::check(&config),
+        Command::Check { online, json } => commands::check(&config, Manner { online, json }),
         Command::Demo { listen } => commands::demo(listen),
         Command::Simulator { listen, control, token_lifetime } => {
             commands::simulator(listen, control, token_lifetime)

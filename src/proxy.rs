@@ -123,10 +123,7 @@ impl Proxy {
         }
         let caller = identify::caller(&directory, record.client.clone(), &target, &request.fields)?;
         (record.client, record.agent) = (caller.client, caller.agent);
-        if record.client.as_ref().is_some_and(|client| !client.may_call(&request.method, &target.route)) {
-            let words = "this client may not call this path; the operator's allow list says so";
-            return Err(Refusal::new(Kind::Forbidden, words));
-        }
+        identify::permit(record.client.as_deref(), &request.method, &target.route)?;
         identify::admit(record.client.as_ref().and_then(|client| client.limit.as_ref()), "this client")?;
         identify::admit(record.agent.as_ref().and_then(|agent| agent.limit.as_ref()), "this agent")?;
         let agent = match (&record.agent, caller.own_credential) {

@@ -10,6 +10,7 @@ mod head;
 mod pool;
 mod settings;
 mod trust;
+mod whole;
 
 use std::{
     future::poll_fn,
@@ -25,8 +26,11 @@ use bytes::Bytes;
 use http::{Method, StatusCode};
 use tokio::time::Instant;
 
-pub use self::settings::{Settings, SettingsError};
 use self::{dial::Addresses, pool::Pool};
+pub use self::{
+    settings::{Settings, SettingsError},
+    whole::Whole,
+};
 use crate::{
     fields::Fields,
     framing::FramingError,

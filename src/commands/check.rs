@@ -1,60 +1,106 @@
-//! `check`: validates the configuration and shows what it says.
+//! `check`: validates the configuration and shows what it says; with `--online` it asks WeCom about each agent too.
+
+mod json;
+mod online;
 
 use std::path::Path;
 
-use super::{Failed, prepare, say};
-use crate::config::{AgentSet, Config};
+use super::{
+    Failed, on_runtime,
+    paint::{Cell, Paint, Tone},
+    prepared, say,
+};
+use crate::{
+    app::Prepared,
+    config::{AgentSet, Client, Config, Warning},
+    doctor::{self, Report},
+};
 
-/// Prints the agents and clients, and warnings to stderr.
-pub fn check(path: &Path) -> Result<(), Failed> {
-    let prepared = prepare(path)?;
-    // In one piece: there may be one for each of very many agents.
-    eprint!(
-        "{}",
-        prepared.warnings().iter().map(|warning| format!("warning: {warning}\n")).collect::<String>()
-    );
-    say(format!("{}\n{} is valid\n", overview(prepared.config()), path.display()))
+/// How to check, and what to print.
+#[derive(Debug, Clone, Copy)]
+pub struct Manner {
+    /// Ask WeCom about each agent.
+    pub online: bool,
+    /// Print one JSON object instead of tables.
+    pub json: bool,
 }
 
-fn overview(config: &Config) -> String {
+/// Prints the agents and clients, warnings to stderr, and what WeCom says of each agent where it is asked.
+pub fn check(path: &Path, Manner { online, json }: Manner) -> Result<(), Failed> {
+    let prepared = match prepared(path) {
+        Ok(prepared) => prepared,
+        Err(refused) => {
+            if json {
+                say(json::refused(path, &refused))?;
+            }
+            return Err(refused.into());
+        }
+    };
+    if !json {
+        warn(prepared.warnings());
+        say(format!("{}\n{} is valid\n", overview(prepared.config(), Paint::stdout()), path.display()))?;
+    }
+    let report = if online { Some(ask(&prepared)?) } else { None };
+    match (&report, json) {
+        (report, true) => say(json::valid(prepared.config(), report.as_ref()))?,
+        (Some(report), false) => say(online::text(prepared.config(), report, Paint::stdout()))?,
+        (None, false) => {}
+    }
+    match report {
+        Some(report) if !report.is_fine() => Err(Failed::other(online::summary(&report))),
+        _ => Ok(()),
+    }
+}
+
+fn ask(prepared: &Prepared) -> Result<Report, Failed> {
+    on_runtime(async { Ok(doctor::examine(prepared.config(), prepared.upstream()).await) })
+}
+
+/// In one piece: there may be one for each of very many agents.
+fn warn(warnings: &[Warning]) {
+    let mark = Paint::stderr().text(Tone::Warning, "warning");
+    eprint!("{}", warnings.iter().map(|warning| format!("{mark}: {warning}\n")).collect::<String>());
+}
+
+fn overview(config: &Config, paint: Paint) -> String {
     let agents = config.agents.values().map(|agent| {
-        let agentid = agent.agentid.map_or_else(|| "-".to_owned(), |agentid| agentid.to_string());
-        let limit = agent.limit.map_or_else(|| "-".to_owned(), |limit| limit.to_string());
-        vec![agent.name.clone(), agent.corpid.clone(), agentid, "found".to_owned(), limit]
+        vec![
+            Cell::plain(&agent.name),
+            Cell::plain(&agent.corpid),
+            Cell::maybe(agent.agentid),
+            Cell::of(Tone::Good, "found"),
+            Cell::maybe(agent.limit.as_ref()),
+        ]
     });
-    let mut text = table(&["AGENT", "CORPID", "AGENTID", "SECRET", "LIMIT"], agents.collect());
+    let mut text = paint.table(&["AGENT", "CORPID", "AGENTID", "SECRET", "LIMIT"], agents.collect());
     text.push('\n');
     if config.clients.is_empty() {
         text.push_str("No clients: the proxy is open to whoever reaches it.\n");
         return text;
     }
     let clients = config.clients.values().map(|client| {
-        let agents = match &client.agents {
-            AgentSet::All => "*".to_owned(),
-            AgentSet::Named(names) => names.iter().cloned().collect::<Vec<_>>().join(", "),
-        };
-        let allow = client.allow.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        let limit = client.limit.map_or_else(|| "-".to_owned(), |limit| limit.to_string());
-        vec![client.name.clone(), agents, allow, limit]
+        vec![
+            Cell::plain(&client.name),
+            Cell::plain(agents_of(client).join(", ")),
+            Cell::plain(allowed(client).join(", ")),
+            Cell::maybe(client.limit.as_ref()),
+        ]
     });
-    text.push_str(&table(&["CLIENT", "AGENTS", "ALLOW", "LIMIT"], clients.collect()));
+    text.push_str(&paint.table(&["CLIENT", "AGENTS", "ALLOW", "LIMIT"], clients.collect()));
     if config.is_open() {
         text.push_str("\nCallers without a key are served too (server.open).\n");
     }
     text
 }
 
-/// Rows under their titles, each column as wide as its widest cell.
-fn table(titles: &[&str], rows: Vec<Vec<String>>) -> String {
-    let titles: Vec<_> = titles.iter().map(ToString::to_string).collect();
-    let rows: Vec<_> = std::iter::once(titles).chain(rows).collect();
-    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width =
-        |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
-    let widths: Vec<_> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
-    let line = |row: &Vec<String>| {
-        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
-        format!("{}\n", cells.collect::<Vec<_>>().join("  ").trim_end())
-    };
-    rows.iter().map(line).collect()
+/// The agents it may use; `*` for all.
+fn agents_of(client: &Client) -> Vec<&str> {
+    match &client.agents {
+        AgentSet::All => vec!["*"],
+        AgentSet::Named(names) => names.iter().map(String::as_str).collect(),
+    }
+}
+
+fn allowed(client: &Client) -> Vec<String> {
+    client.allow.iter().map(ToString::to_string).collect()
 }

@@ -30,7 +30,7 @@ pub fn health(path: &Path) -> Result<(), Failed> {
     let config = config::load_with(path, &env).map_err(Failed::config)?;
     let Some(address) = config.admin.as_ref().and_then(|admin| admin.listen.first()).cloned() else {
         return Err(Failed::config(format!(
-            "{}: there is no admin listener to ask; add [admin]",
+            "{}: there is no admin listener to ask; add a line [admin] to the file, and restart the proxy",
             path.display()
         )));
     };

@@ -50,15 +50,22 @@ async fn either(terminate: &mut Signal, interrupt: &mut Signal) {
     }
 }
 
-/// One log line with every real address, and word to systemd where it waits for one.
+/// One log line with every real address and what is served there, and word to systemd where it waits for one.
 fn announce(app: &App) {
     let written =
         |addresses: &[Address]| addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let outline = app.outline();
     tracing::info!(
         target: "wecom_proxy::ready",
         listen = written(app.addresses()),
         admin = written(app.admin_addresses()),
         version = env!("CARGO_PKG_VERSION"),
+        upstream = outline.upstream,
+        via = outline.via,
+        agents = outline.agents,
+        clients = outline.clients,
+        store = outline.store,
+        open = outline.open,
         "ready"
     );
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);

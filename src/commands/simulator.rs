@@ -16,7 +16,8 @@ pub fn simulator(listen: SocketAddr, control: SocketAddr, token_lifetime: Durati
         let settings = Settings { token_lifetime, ..Settings::default() };
         let agents = settings.agents.clone();
         let simulator =
-            Simulator::serve(settings, bind(listen).await?, bind(control).await?).map_err(Failed::other)?;
+            Simulator::serve(settings, bind("--listen", listen).await?, bind("--control", control).await?)
+                .map_err(Failed::other)?;
         let mut text = format!(
             "# A simulated WeCom. Its control address: curl http://{}/control\n# For proxy.toml:\n[upstream]\nurl = \"http://{}\"\n",
             simulator.control_addr(),
@@ -39,8 +40,9 @@ pub fn simulator(listen: SocketAddr, control: SocketAddr, token_lifetime: Durati
     })
 }
 
-async fn bind(address: SocketAddr) -> Result<TcpListener, Failed> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|error| Failed::other(format!("cannot listen on {address}: {error}")))
+async fn bind(option: &str, address: SocketAddr) -> Result<TcpListener, Failed> {
+    TcpListener::bind(address).await.map_err(|error| {
+        let what = format!("cannot listen on {address}: {error}");
+        Failed::other(format!("{what}; choose another address with {option}, or end what listens there"))
+    })
 }

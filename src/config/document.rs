@@ -9,6 +9,7 @@ use toml::de::DeTable;
 use zeroize::Zeroizing;
 
 use super::error::{Error, Warning, quoted};
+use super::files;
 
 /// Far beyond any real file; keeps a device or a log file named by mistake out of memory.
 const LONGEST: u64 = 16 << 20;
@@ -29,7 +30,7 @@ impl<'a> Document<'a> {
         let mut text = Zeroizing::new(String::new());
         let length = File::open(path)
             .and_then(|file| file.take(LONGEST + 1).read_to_string(&mut text))
-            .map_err(|e| refuse(format!("cannot be read: {e}")))?;
+            .map_err(|e| refuse(files::unreadable(path, &e)))?;
         if length as u64 > LONGEST {
             return Err(refuse("is too long for a configuration; at most 16MiB".to_owned()));
         }

@@ -1,7 +1,7 @@
 //! Files and directories that settings name: there, and readable, before anything starts.
 
 use std::fs::{self, File, Metadata};
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
@@ -36,9 +36,7 @@ pub(super) fn secret_text(item: &Item<'_>) -> Result<Zeroizing<String>, Error> {
     // Room for all of it and one byte for the end to be found at once.
     let room = metadata.len().min(LONGEST_SECRET) as usize + 1;
     let mut bytes = Zeroizing::new(Vec::with_capacity(room));
-    file.take(LONGEST_SECRET + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|e| refuse(&format!("cannot be read: {e}")))?;
+    file.take(LONGEST_SECRET + 1).read_to_end(&mut bytes).map_err(|e| refuse(&unreadable(&path, &e)))?;
     if bytes.len() as u64 > LONGEST_SECRET {
         return Err(refuse("is too long for a secret"));
     }
@@ -49,17 +47,60 @@ pub(super) fn secret_text(item: &Item<'_>) -> Result<Zeroizing<String>, Error> {
 pub(super) fn directory(item: &Item<'_>) -> Result<PathBuf, Error> {
     let path = item.path()?;
     let name = quoted(&path.to_string_lossy());
-    let metadata = fs::metadata(&path).map_err(|e| item.error(format!("{name} cannot be used: {e}")))?;
+    let metadata = fs::metadata(&path)
+        .map_err(|e| item.error(format!("{name} cannot be used: {e}{}", advice(&path, &e))))?;
     if !metadata.is_dir() {
         return Err(item.error(format!("{name} is not a directory")));
     }
     Ok(path)
 }
 
+/// That a file cannot be read, why, and what to do about it.
+pub(super) fn unreadable(path: &Path, error: &io::Error) -> String {
+    format!("cannot be read: {error}{}", advice(path, error))
+}
+
+/// What to do where a path cannot be used.
+pub(super) fn advice(path: &Path, error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::NotFound if path.is_relative() => match std::env::current_dir() {
+            Ok(here) => format!("; it was looked for in {}", here.display()),
+            Err(_) => String::new(),
+        },
+        io::ErrorKind::PermissionDenied => denied(path),
+        _ => String::new(),
+    }
+}
+
+/// Who is not let in, and by whom.
+#[cfg(unix)]
+fn denied(path: &Path) -> String {
+    use std::os::unix::fs::MetadataExt;
+    // Linux knows there who runs this program.
+    let runner = fs::metadata("/proc/self").map_or_else(
+        |_| "the user who runs this program".to_owned(),
+        |me| format!("user {}, who runs this program,", me.uid()),
+    );
+    match fs::metadata(path) {
+        Ok(file) => format!(
+            "; {runner} must be let in: it belongs to user {}, group {}, and has mode {:03o}; chown or chmod it",
+            file.uid(),
+            file.gid(),
+            file.mode() & 0o777
+        ),
+        Err(_) => format!("; {runner} must be let into each directory on the way there"),
+    }
+}
+
+#[cfg(not(unix))]
+fn denied(_: &Path) -> String {
+    String::new()
+}
+
 /// Looks before it opens, for opening a pipe would wait for ever.
 fn open(item: &Item<'_>, path: &Path) -> Result<(File, Metadata), Error> {
     let refuse = |what: &str| item.error(format!("{} {what}", quoted(&path.to_string_lossy())));
-    let unreadable = |e: std::io::Error| refuse(&format!("cannot be read: {e}"));
+    let unreadable = |e: io::Error| refuse(&unreadable(path, &e));
     let metadata = fs::metadata(path).map_err(unreadable)?;
     if !metadata.is_file() {
         return Err(refuse("is not a file"));

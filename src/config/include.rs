@@ -9,6 +9,7 @@ use toml::de::DeTable;
 
 use super::document::Document;
 use super::error::{Error, quoted};
+use super::files;
 use super::pattern::glob;
 use super::section::{Item, Section};
 
@@ -68,7 +69,10 @@ fn expand(item: &Item<'_>) -> Result<Vec<PathBuf>, Error> {
 /// The files in `directory` whose names match, by name. As in a shell, `*` does not stand for a leading dot.
 fn matching(item: &Item<'_>, directory: &Path, pattern: &str) -> Result<Vec<PathBuf>, Error> {
     let shown = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
-    let refuse = |e| item.error(format!("{} cannot be listed: {e}", quoted(&shown.to_string_lossy())));
+    let refuse = |e| {
+        let advice = files::advice(shown, &e);
+        item.error(format!("{} cannot be listed: {e}{advice}", quoted(&shown.to_string_lossy())))
+    };
     let entries = match fs::read_dir(shown) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.map_err(refuse)?,

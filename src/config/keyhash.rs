@@ -23,6 +23,11 @@ impl KeyHash {
         &self.0
     }
 
+    /// One digit all over: what examples have in a hash's place.
+    fn is_placeholder(&self) -> bool {
+        self.0.iter().all(|byte| *byte == self.0[0] && byte >> 4 == byte & 0xF)
+    }
+
     fn from_hex(text: &str) -> Option<Self> {
         let digits: Vec<u32> = text.chars().map(|digit| digit.to_digit(16)).collect::<Option<_>>()?;
         let bytes: Vec<u8> = digits
@@ -56,6 +61,11 @@ pub(super) fn read(item: &Item<'_>) -> Result<KeyHash, Error> {
     let expected = "the key's SHA-256 in 64 hex digits, as \"wecom-proxy key NAME\" prints it";
     let text = item.text(expected)?;
     let hash = KeyHash::from_hex(text).ok_or_else(|| item.error(format!("must be {expected}")))?;
+    if hash.is_placeholder() {
+        return Err(item.error(
+            "is a placeholder, the hash of no key; put what \"wecom-proxy key NAME\" prints in its place",
+        ));
+    }
     if hash == KeyHash::of("") {
         return Err(item.error("is the hash of an empty key; \"wecom-proxy key NAME\" makes a good one"));
     }
@@ -83,5 +93,12 @@ mod tests {
             assert_eq!(KeyHash::from_hex(text), None, "{text}");
         }
         assert_eq!(format!("{:?}", KeyHash::of("abc")), "[hash]");
+    }
+
+    #[test]
+    fn one_digit_all_over_is_a_placeholder() {
+        let of = |hex: &str| KeyHash::from_hex(hex).unwrap().is_placeholder();
+        assert!(of(&"0".repeat(64)) && of(&"f".repeat(64)));
+        assert!(!of(&"01".repeat(32)) && !of(&format!("{}1", "0".repeat(63))));
     }
 }

@@ -52,10 +52,61 @@ fn checked(item: &Item<'_>, what: &str, text: &str) -> Result<Masked, Error> {
     if text.is_empty() {
         return Err(item.error(format!("{what} empty")));
     }
+    if is_placeholder(text) {
+        return Err(item.error(format!("{what} a placeholder; put the real one in its place")));
+    }
     if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err(item.error(format!(
             "{what} no secret: it holds something else than visible ASCII, perhaps a space or a line break"
         )));
     }
     Ok(Masked::new(text))
+}
+
+/// What stands where somebody still has to write a secret. To send it would be one more wrong secret to WeCom, which bans
+/// for them, and as a client's key it would let in whoever guesses it.
+fn is_placeholder(text: &str) -> bool {
+    const WORDS: &[&str] =
+        &["changeme", "replaceme", "placeholder", "todo", "tbd", "yoursecret", "yourkey", "yoursecrethere"];
+    // Nothing is copied: it may be a secret.
+    let is = |known: &str| {
+        let letters = text.bytes().filter(|byte| !matches!(byte, b'-' | b'_' | b' '));
+        letters.map(|byte| byte.to_ascii_lowercase()).eq(known.bytes())
+    };
+    let mut chars = text.chars();
+    let first = chars.next();
+    let one_char = text.chars().nth(2).is_some() && chars.all(|char| Some(char) == first);
+    let bracketed = text.starts_with('<') && text.ends_with('>');
+    // A variable that nothing has put a value for.
+    let variable = text.starts_with("${") && text.ends_with('}');
+    WORDS.iter().any(|known| is(known)) || one_char || bracketed || variable || text == "…"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_placeholder;
+
+    #[test]
+    fn placeholders_are_told_from_secrets() {
+        for text in [
+            "changeme",
+            "Change-Me",
+            "CHANGE_ME",
+            "xxx",
+            "XXXXXXXX",
+            "***",
+            "...",
+            "…",
+            "<secret>",
+            "${SECRET}",
+            "todo",
+        ] {
+            assert!(is_placeholder(text), "{text}");
+        }
+        for text in
+            ["", "a", "aa", "secret", "hunter2", "s3cret-of-hr", "xxy", "$2y$10", "${A}b", "todo-list-app"]
+        {
+            assert!(!is_placeholder(text), "{text}");
+        }
+    }
 }

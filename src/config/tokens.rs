@@ -43,6 +43,16 @@ pub enum Store {
     Redis(Redis),
 }
 
+impl Store {
+    /// `memory` or `redis`.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Redis(_) => "redis",
+        }
+    }
+}
+
 /// `tokens.store` with `redis` in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Redis {

@@ -70,6 +70,24 @@ pub struct Via {
     pub authorization: Option<Masked>,
 }
 
+impl Upstream {
+    /// `https://qyapi.weixin.qq.com`
+    pub fn origin(&self) -> String {
+        let scheme = if self.tls { "https" } else { "http" };
+        format!("{scheme}://{}", self.authority)
+    }
+}
+
+impl Via {
+    /// `egress:3128`, without the user and password.
+    pub fn address(&self) -> String {
+        match self.host.contains(':') {
+            true => format!("[{}]:{}", self.host, self.port),
+            false => format!("{}:{}", self.host, self.port),
+        }
+    }
+}
+
 struct Origin {
     tls: bool,
     host: String,

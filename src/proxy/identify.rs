@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
+use http::Method;
 
 use super::{
     gettoken::unix_now,
@@ -130,6 +131,15 @@ pub(super) fn client_of_pass(directory: &Directory, query: Option<&str>) -> Opti
 fn refuse_pass(target: &Target<'_>) -> Result<(), Refusal> {
     let marked = query::values(target.query.unwrap_or_default()).any(|value| passes::is_marked(&value));
     if marked { Err(bad_pass(BadPass::Forged)) } else { Ok(()) }
+}
+
+/// Refuses what the client's `allow` does not list.
+pub(super) fn permit(client: Option<&Client>, method: &Method, path: &str) -> Result<(), Refusal> {
+    let Some(client) = client.filter(|client| !client.may_call(method, path)) else { return Ok(()) };
+    let key = format!("clients.{}.allow", client.name);
+    let words =
+        format!("this client may not call this path: it is not in {key}, where the operator can add it");
+    Err(Refusal::new(Kind::Forbidden, words))
 }
 
 /// Counts a request against a limit.

@@ -128,6 +128,16 @@ impl Agents {
         &self.members[agent].agent.name
     }
 
+    /// Whether this agentid is the agent's own: 301002 where it is another app's, 40056 where it is nobody's.
+    pub(super) fn judge_agentid(&self, agent: usize, agentid: &str) -> Result<u64, Refused> {
+        let wanted: u64 = agentid.parse().map_err(|_| Refused(40056))?;
+        match self.members.iter().position(|member| member.agent.agentid == wanted) {
+            None => Err(Refused(40056)),
+            Some(_) if self.members[agent].agent.agentid == wanted => Ok(wanted),
+            Some(_) => Err(Refused(301_002)),
+        }
+    }
+
     pub(super) fn gettokens(&self, agent: usize) -> u64 {
         self.members[agent].gettokens
     }

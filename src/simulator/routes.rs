@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use bytes::Bytes;
 use hyper::http::request::Parts;
 
+use super::agents::Refused;
 use super::answer::{Answer, Json};
 use super::body::Taken;
 use super::query::Query;
@@ -71,6 +72,7 @@ const ROUTES: &[Route] = &[
     call("/cgi-bin/tag/delete", Token, NOTHING, changes::delete_tag),
     call("/cgi-bin/tag/addtagusers", Token, JSON, changes::tag_users),
     call("/cgi-bin/tag/deltagusers", Token, JSON, changes::untag_users),
+    call("/cgi-bin/agent/get", Token, NOTHING, app),
     call("/cgi-bin/message/send", Token, JSON, messages::send),
     call("/cgi-bin/media/upload", Token, FILE, media::upload),
     call("/cgi-bin/media/uploadimg", Token, FILE, media::upload_image),
@@ -124,6 +126,20 @@ fn gettoken(state: &mut State, sent: &Sent<'_>) -> Answer {
     let Some(agent) = sent.agent else { return Json::new(40001, "").into() };
     let (token, expires_in) = state.agents.issue(agent);
     Json::ok().with("access_token", token).with("expires_in", expires_in).into()
+}
+
+/// `agent/get?agentid=`: an app may read itself and no other.
+fn app(state: &mut State, sent: &Sent<'_>) -> Answer {
+    let Some(agent) = sent.agent else { return Json::new(40014, "").into() };
+    let wanted = sent.query.value("agentid").filter(|id| !id.is_empty());
+    match wanted.map(|id| state.agents.judge_agentid(agent, &id)) {
+        None => Json::new(41011, "").into(),
+        Some(Err(Refused(errcode))) => Json::new(errcode, "").into(),
+        Some(Ok(agentid)) => {
+            let name = state.agents.name(agent);
+            Json::ok().with("agentid", agentid).with("name", name).with("close", 0).into()
+        }
+    }
 }
 
 fn jsapi_ticket(state: &mut State, sent: &Sent<'_>) -> Answer {

@@ -26,6 +26,7 @@ fn meaning(errcode: i64) -> &'static str {
         40013 => "invalid corpid",
         40014 => "invalid access_token",
         40035 => "invalid parameter",
+        40056 => "invalid agentid",
         40068 => "invalid tagid",
         40070 => "all list invalid",
         40071 => "tag already existed",
@@ -54,6 +55,7 @@ fn meaning(errcode: i64) -> &'static str {
         60123 => "invalid party id",
         81013 => "user & party & tag all invalid",
         93000 => "invalid webhook url",
+        301_002 => "not allow operate another agent with this accesstoken",
         _ => "failed, as the simulator was told",
     }
 }

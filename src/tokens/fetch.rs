@@ -1,17 +1,19 @@
 //! gettoken: the one call that carries a secret.
 
-use std::{future::Future, pin::Pin, time::Duration};
+use std::{
+    future::Future,
+    pin::Pin,
+    time::{Duration, SystemTime},
+};
 
-use http::Method;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use tokio::time::Instant;
+use tokio::time::timeout;
 
 use super::Source;
 use crate::{
-    fields::Fields,
-    passes,
+    config, passes,
     secret::Masked,
-    upstream::{BodyLength, Flaw, Outgoing, Upstream},
+    upstream::{Flaw, Upstream, Whole},
     wecom::{
         errcode,
         reply::{Grant, GrantError, parse_grant},
@@ -20,8 +22,11 @@ use crate::{
 
 /// What is wrong where the proxy's own answer comes back to it.
 const LOOP: &str = "it is a pass of wecom-proxy: upstream.url leads back to a proxy; on this machine the name must lead to WeCom";
+
 /// Most bytes of gettoken's answer.
 const MAX_ANSWER: usize = 64 * 1024;
+/// Beside connecting and waiting for the head, so long may an answer take for its few bytes of body.
+const BODY: Duration = Duration::from_secs(5);
 
 /// What a token is bought with.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,7 +50,10 @@ pub enum FetchError {
     },
     /// WeCom could not be asked, or its answer broke off.
     #[error("gettoken did not get through: {0}")]
-    Upstream(String),
+    Upstream(Flaw),
+    /// All of it together took too long.
+    #[error("gettoken did not get through: no answer within {} s", .0.as_secs())]
+    Late(Duration),
     /// The answer makes no sense.
     #[error("gettoken was answered with HTTP {status} and no usable token: {what}")]
     Senseless {
@@ -87,6 +95,11 @@ impl FetchError {
     }
 }
 
+/// How long one call of the proxy's own may take.
+pub fn patience(upstream: &config::Upstream) -> Duration {
+    upstream.connect_timeout + upstream.response_timeout + BODY
+}
+
 /// Tokens from the real upstream.
 pub struct Gettoken {
     upstream: Upstream,
@@ -100,51 +113,48 @@ impl Gettoken {
         Self { upstream, patience }
     }
 
-    async fn ask(&self, credentials: &Credentials) -> Result<Grant, FetchError> {
-        let secret = credentials.secret.expose();
-        let encoded = Masked::new(utf8_percent_encode(secret, NON_ALPHANUMERIC).to_string());
-        let corpid = utf8_percent_encode(&credentials.corpid, NON_ALPHANUMERIC);
-        let target =
-            Masked::new(format!("/cgi-bin/gettoken?corpid={corpid}&corpsecret={}", encoded.expose()));
-        let fields = Fields::of(&[
-            ("accept", "application/json"),
-            ("user-agent", concat!("wecom-proxy/", env!("CARGO_PKG_VERSION"))),
-        ]);
-        let outgoing = Outgoing {
-            method: &Method::GET,
-            target: &[target.expose()],
-            fields: &fields,
-            body: BodyLength::Absent,
-            at: Instant::now(),
-        };
-        let upstream = |flaw: Flaw| FetchError::Upstream(flaw.to_string());
-        let mut answer =
-            self.upstream.send(&outgoing, None).await.map_err(|failure| upstream(failure.flaw))?;
-        let status = answer.status.as_u16();
-        let mut body = Vec::new();
-        while let Some(piece) = answer.body.data().await {
-            body.extend_from_slice(&piece.map_err(|failure| upstream(failure.flaw))?);
-            if body.len() > MAX_ANSWER {
-                return Err(FetchError::Senseless { status, what: "it is longer than 64 KiB" });
-            }
+    /// What it asks through.
+    pub fn upstream(&self) -> &Upstream {
+        &self.upstream
+    }
+
+    /// One gettoken, whatever it says, and the upstream's clock where its answer tells the time.
+    pub async fn ask(&self, credentials: &Credentials) -> (Option<SystemTime>, Result<Grant, FetchError>) {
+        match timeout(self.patience, self.upstream.ask(&target(credentials), MAX_ANSWER)).await {
+            Err(_) => (None, Err(FetchError::Late(self.patience))),
+            Ok(Err(flaw)) => (None, Err(FetchError::Upstream(flaw))),
+            Ok(Ok(whole)) => (whole.date, grant(credentials, whole)),
         }
-        let grant = parse_grant(&body).map_err(|error| match error {
-            // WeCom is not known to echo a secret, but a gateway before it may say the URL back: it stops here.
-            GrantError::Refused { errcode, errmsg } => {
-                let errmsg = errmsg.replace(secret, "[masked]").replace(encoded.expose(), "[masked]");
-                FetchError::Refused { errcode, errmsg }
-            }
-            GrantError::NotJson => FetchError::Senseless { status, what: "it is not JSON" },
-            GrantError::NoToken => FetchError::Senseless { status, what: "it holds no access_token" },
-            GrantError::BadToken => {
-                FetchError::Senseless { status, what: "its access_token cannot stand in a URL" }
-            }
-        })?;
-        // Calls made with a pass would come back here again and again.
-        if passes::is_marked(grant.token.expose()) {
-            return Err(FetchError::Senseless { status, what: LOOP });
+    }
+}
+
+fn target(Credentials { corpid, secret }: &Credentials) -> Masked {
+    let corpid = utf8_percent_encode(corpid, NON_ALPHANUMERIC);
+    Masked::new(format!("/cgi-bin/gettoken?corpid={corpid}&corpsecret={}", encoded(secret).expose()))
+}
+
+fn encoded(secret: &Masked) -> Masked {
+    Masked::new(utf8_percent_encode(secret.expose(), NON_ALPHANUMERIC).to_string())
+}
+
+fn grant(Credentials { secret, .. }: &Credentials, whole: Whole) -> Result<Grant, FetchError> {
+    let status = whole.status;
+    let senseless = |what| FetchError::Senseless { status, what };
+    let body = whole.body.ok_or_else(|| senseless("it is longer than 64 KiB"))?;
+    let grant = parse_grant(&body).map_err(|error| match error {
+        // WeCom is not known to echo a secret, but a gateway before it may say the URL back: it stops here.
+        GrantError::Refused { errcode, errmsg } => {
+            let errmsg = errmsg.replace(secret.expose(), "[masked]");
+            FetchError::Refused { errcode, errmsg: errmsg.replace(encoded(secret).expose(), "[masked]") }
         }
-        Ok(grant)
+        GrantError::NotJson => senseless("it is not JSON"),
+        GrantError::NoToken => senseless("it holds no access_token"),
+        GrantError::BadToken => senseless("its access_token cannot stand in a URL"),
+    })?;
+    // Calls made with a pass would come back here again and again.
+    match passes::is_marked(grant.token.expose()) {
+        true => Err(senseless(LOOP)),
+        false => Ok(grant),
     }
 }
 
@@ -153,9 +163,6 @@ impl Source for Gettoken {
         &'a self,
         credentials: &'a Credentials,
     ) -> Pin<Box<dyn Future<Output = Result<Grant, FetchError>> + Send + 'a>> {
-        Box::pin(async move {
-            let late = |_| FetchError::Upstream(format!("no answer within {} s", self.patience.as_secs()));
-            tokio::time::timeout(self.patience, self.ask(credentials)).await.map_err(late)?
-        })
+        Box::pin(async move { self.ask(credentials).await.1 })
     }
 }

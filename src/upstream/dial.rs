@@ -75,7 +75,7 @@ impl Addresses {
             }
         }
         self.forget();
-        Err(Flaw::Unreachable(format!("cannot connect to {host}:{port}: {last}")))
+        Err(Flaw::Unreachable(format!("cannot connect to {host}:{port}: {last}{}", advice(&last))))
     }
 
     async fn resolve(&self, host: &str, port: u16, until: Instant) -> Result<Vec<SocketAddr>, Flaw> {
@@ -88,7 +88,10 @@ impl Addresses {
         let looked_up = timeout_at(until, tokio::net::lookup_host((bare, port))).await;
         let found: Vec<_> = match looked_up {
             Ok(Ok(found)) => found.collect(),
-            Ok(Err(error)) => return Err(Flaw::Unreachable(format!("cannot resolve {host}: {error}"))),
+            Ok(Err(error)) => {
+                let what = format!("cannot resolve {host}: {error}; check the name and this machine's DNS");
+                return Err(Flaw::Unreachable(what));
+            }
             Err(_) => {
                 return Err(Flaw::Unreachable(format!(
                     "resolving {host} took longer than upstream.connect_timeout"
@@ -114,6 +117,17 @@ impl Addresses {
 
     fn known(&self) -> std::sync::MutexGuard<'_, Option<(Instant, Vec<SocketAddr>)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What to do about a connection that was not made.
+fn advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => "; nothing listens there, or a firewall refuses",
+        io::ErrorKind::TimedOut => {
+            "; a firewall may be in the way, or the way out leads through a proxy (upstream.via)"
+        }
+        _ => "",
     }
 }
 
@@ -144,7 +158,7 @@ async fn open_tunnel(settings: &Settings, stream: &mut Stream) -> Result<(), Fla
         Some(407) => Err(Flaw::Unreachable(
             "the egress proxy wants a user and password: write upstream.via = \"http://USER:PASSWORD@HOST:PORT\"".into(),
         )),
-        Some(code) => Err(Flaw::Unreachable(format!("the egress proxy (upstream.via) refused the tunnel with {code}"))),
+        Some(code) => Err(Flaw::Unreachable(format!("the egress proxy (upstream.via) refused the tunnel with {code}: it must allow CONNECT to the host of upstream.url"))),
         None => Err(Flaw::Unreachable("the egress proxy (upstream.via) does not speak HTTP".into())),
     }
 }
@@ -162,10 +176,10 @@ fn tls_flaw(error: io::Error) -> Flaw {
                 .into()
         }
         Some(Error::InvalidCertificate(Bad::Expired | Bad::ExpiredContext { .. })) => {
-            "the upstream's certificate has expired: check this machine's clock".into()
+            "the upstream's certificate has expired: renew it, or set this machine's clock".into()
         }
         Some(Error::InvalidCertificate(Bad::NotValidYet | Bad::NotValidYetContext { .. })) => {
-            "the upstream's certificate is not valid yet: check this machine's clock".into()
+            "the upstream's certificate is not valid yet: set this machine's clock".into()
         }
         Some(Error::InvalidCertificate(bad)) => format!("the upstream's certificate is refused: {bad}"),
         _ => format!("the TLS handshake with the upstream failed: {error}"),

@@ -52,6 +52,10 @@ pub struct Explanation {
     pub action_en: &'static str,
     /// 处理办法。
     pub action_zh: &'static str,
+    /// Where in WeCom's admin console that is done, menu by menu, in plain ASCII; `None` where it is not done there.
+    pub place_en: Option<&'static str>,
+    /// 在管理后台的哪里处理。
+    pub place_zh: Option<&'static str>,
     hint: &'static str,
 }
 
@@ -83,25 +87,42 @@ pub const fn is_credential_or_frequency(errcode: i64) -> bool {
     )
 }
 
+/// Whether it says that there were too many calls, so that any further one makes it worse.
+pub const fn is_frequency(errcode: i64) -> bool {
+    matches!(errcode, FREQUENCY | CONCURRENCY)
+}
+
 macro_rules! table {
-    ($($errcode:expr => $meaning_en:literal, $meaning_zh:literal; $action_en:literal, $action_zh:literal.)*) => {
+    ($($errcode:expr => $meaning_en:literal, $meaning_zh:literal; $action_en:literal, $action_zh:literal
+        $(; in $place_en:literal, $place_zh:literal)?.)*) => {
         &[$(Explanation {
             errcode: $errcode,
             meaning_en: $meaning_en,
             meaning_zh: $meaning_zh,
             action_en: $action_en,
             action_zh: $action_zh,
-            hint: concat!($meaning_en, ": ", $action_en),
+            place_en: first(&[$($place_en)?]),
+            place_zh: first(&[$($place_zh)?]),
+            hint: concat!($meaning_en, ": ", $action_en $(, " (admin console: ", $place_en, ")")?),
         }),*]
     };
+}
+
+const fn first(all: &[&'static str]) -> Option<&'static str> {
+    match all {
+        [] => None,
+        [first, ..] => Some(*first),
+    }
 }
 
 static TABLE: &[Explanation] = table! {
     BUSY => "WeCom is busy", "系统繁忙";
         "try again a little later, three times at most", "稍后重试，最多三次".
-    INVALID_SECRET => "the secret is wrong, was reset, or the app is disabled", "不合法的secret参数";
-        "compare the agent's secret with the app's page in the admin console; do not keep trying",
-        "在管理后台的应用详情页核对secret；不要反复重试".
+    INVALID_SECRET => "the secret is wrong, was reset, or the app is disabled",
+        "不合法的secret参数：secret有误、已重置，或应用已停用";
+        "compare the agent's secret with the one in the admin console; do not keep trying",
+        "在管理后台核对secret；不要反复重试";
+        in "App Management > Apps > the app > Secret", "应用管理 → 应用 → 选择应用 → Secret".
     40003 => "no such userid", "无效的UserID";
         "check the userid; it is the account in the contacts, not the member's name",
         "检查userid，它是通讯录中的帐号，不是成员姓名".
@@ -113,7 +134,8 @@ static TABLE: &[Explanation] = table! {
     40008 => "the msgtype is not valid", "不合法的msgtype参数";
         "use one of the documented message types", "使用文档列出的消息类型".
     INVALID_CORPID => "no such corpid", "不合法的CorpID";
-        "copy the corpid from My Company in the admin console", "在管理后台“我的企业”页复制企业ID".
+        "copy the corpid from the admin console", "在管理后台复制企业ID";
+        in "My Company > Company Information > Company ID", "我的企业 → 企业信息 → 企业ID".
     INVALID_TOKEN => "the access_token is not valid, or this kind of app may not call this API",
         "不合法的access_token，或这类应用不能调用该接口";
         "the proxy renews the token by itself; if it stays, use an app that is allowed to call this API",
@@ -125,16 +147,18 @@ static TABLE: &[Explanation] = table! {
         "compare the request with the API's page; errmsg may name the parameter",
         "对照接口文档检查参数，errmsg可能指出是哪一个".
     40056 => "the agentid is not valid", "不合法的agentid";
-        "use the AgentId on the app's page in the admin console, as a number",
-        "使用管理后台应用详情页的AgentId，数字类型".
+        "use the AgentId of an app that is there, as a number",
+        "使用现有应用的AgentId，数字类型";
+        in "App Management > Apps > the app > AgentId", "应用管理 → 应用 → 选择应用 → AgentId".
     40058 => "a parameter is not valid", "不合法的参数";
         "errmsg names the parameter", "errmsg会指出具体参数".
     40082 => "the suite_access_token is not valid", "不合法的suite_token";
         "fetch a new suite_access_token; the proxy does not hold this kind of token",
         "重新获取suite_access_token；代理不管理这类token".
-    BAD_SECRET => "the secret is not valid", "secret不合法";
-        "compare the agent's secret with the app's page in the admin console; do not keep trying",
-        "在管理后台的应用详情页核对secret；不要反复重试".
+    BAD_SECRET => "the secret is not valid, perhaps another company's", "secret不合法，可能用了别的企业的secret";
+        "compare the agent's corpid and secret with those in the admin console; do not keep trying",
+        "在管理后台核对corpid和secret；不要反复重试";
+        in "App Management > Apps > the app > Secret", "应用管理 → 应用 → 选择应用 → Secret".
     MISSING_TOKEN => "the request had no access_token", "缺少access_token参数";
         "if the call went through the proxy, report it: the proxy should have added the token",
         "若请求经由代理，请反馈：token本应由代理加上".
@@ -143,7 +167,8 @@ static TABLE: &[Explanation] = table! {
     MISSING_SECRET => "the request had no secret", "缺少secret参数";
         "add corpsecret to the query", "在查询参数中加上corpsecret".
     41011 => "the request had no agentid", "缺少agentid参数";
-        "add the app's agentid to the body", "在请求体中加上应用的agentid".
+        "add the app's agentid to the body", "在请求体中加上应用的agentid";
+        in "App Management > Apps > the app > AgentId", "应用管理 → 应用 → 选择应用 → AgentId".
     TOKEN_EXPIRED => "the access_token has expired", "access_token已过期";
         "the proxy renews the token by itself; a client that holds a pass fetches a new one by gettoken",
         "代理会自动换取新token；持有通行token的客户端请重新调用gettoken".
@@ -163,24 +188,32 @@ static TABLE: &[Explanation] = table! {
     CONCURRENCY => "too many calls at the same time", "接口并发调用超过限制";
         "send fewer at a time", "减少同时进行的调用".
     API_FORBIDDEN => "this app may not call this API", "API接口无权限调用";
-        "grant the app the permission in the admin console, or use the app whose secret has it",
-        "在管理后台为应用开通权限，或改用有权限的应用的secret".
+        "contacts are changed with the secret of contacts sync, customers are reached with that of an app on the list of apps that may call; use that secret, or put the app on the list",
+        "修改通讯录须用“通讯录同步”的secret，客户联系接口须用“可调用接口的应用”中的应用；改用相应的secret，或把应用加入其中";
+        in "Management Tools > Contacts Sync, or Customer Contact > API", "管理工具 → 通讯录同步，或 客户联系 → API → 可调用接口的应用".
     48006 => "the permission for this API was withdrawn", "接口权限被收回";
-        "ask WeCom or the corp's administrator why it was withdrawn", "向企业微信或企业管理员了解收回原因".
+        "the app was long unused; an administrator has to enable it again",
+        "企业长时间未使用应用，须由企业管理员重新启用";
+        in "App Management > Apps > the app", "应用管理 → 应用 → 选择应用".
     50001 => "the redirect_url's host is not a trusted domain", "redirect_url未登记可信域名";
-        "add the domain to the app's trusted domains", "在应用的可信域名中登记该域名".
+        "add the domain, with its port, to the app's trusted domains", "在应用的可信域名中登记该域名，端口也须一致";
+        in "App Management > Apps > the app > Web Authorization and JS-SDK", "应用管理 → 应用 → 选择应用 → 网页授权及JS-SDK".
     50002 => "the member is outside of what the app may see", "成员不在权限范围";
-        "add the member to the app's visible range", "把成员加入应用的可见范围".
+        "add the member to the app's visible range", "把成员加入应用的可见范围";
+        in "App Management > Apps > the app > Allowed users", "应用管理 → 应用 → 选择应用 → 可见范围".
     APP_DISABLED => "the app is disabled", "应用已禁用";
-        "enable it in the admin console", "在管理后台启用该应用".
+        "enable it again", "重新启用该应用";
+        in "App Management > Apps > the app", "应用管理 → 应用 → 选择应用".
     60003 => "no such department", "部门ID不存在";
         "check the department's id", "检查部门ID".
     60011 => "no permission for this member, department or tag", "指定的成员/部门/标签参数无权限";
-        "widen the app's visible range, or use the secret that may manage contacts",
-        "扩大应用的可见范围，或使用有通讯录权限的secret".
+        "widen the app's visible range; to change contacts, use the secret of contacts sync",
+        "扩大应用的可见范围；修改通讯录须用“通讯录同步”的secret";
+        in "App Management > Apps > the app > Allowed users", "应用管理 → 应用 → 选择应用 → 可见范围".
     UNTRUSTED_ADDRESS => "the address this call came from is not among the app's trusted IPs", "访问ip不在白名单之中";
-        "add the address that errmsg gives after 'from ip:' to the app's trusted IPs; it takes about a minute",
-        "把errmsg中“from ip:”后的地址加入应用的企业可信IP，约一分钟生效".
+        "add the address that errmsg gives after 'from ip:' to the app's trusted IPs; it takes about a minute, and first wants a trusted domain or a URL for receiving messages",
+        "把errmsg中“from ip:”后的地址加入应用的企业可信IP，约一分钟生效；配置前须先设置可信域名或接收消息服务器URL";
+        in "App Management > Apps > the app > Company's Trusted IP", "应用管理 → 应用 → 选择应用 → 企业可信IP".
     60104 => "the mobile number is taken", "手机号码已存在";
         "find the member who has it", "查找已使用该号码的成员".
     60111 => "no such userid", "UserID不存在";
@@ -188,20 +221,23 @@ static TABLE: &[Explanation] = table! {
     81013 => "none of the members, departments and tags is valid and allowed",
         "UserID、部门ID、标签ID全部非法或无权限";
         "check touser, toparty and totag, and the app's visible range",
-        "检查touser、toparty、totag以及应用的可见范围".
+        "检查touser、toparty、totag以及应用的可见范围";
+        in "App Management > Apps > the app > Allowed users", "应用管理 → 应用 → 选择应用 → 可见范围".
     82001 => "no member, department or tag was given", "指定的成员/部门/标签全部为空";
         "fill in at least one of touser, toparty and totag", "touser、toparty、totag至少填一个".
     84061 => "not an external contact of this member", "不存在外部联系人的关系";
         "check the userid and the external_userid", "检查userid与external_userid".
     84074 => "no permission for external contacts", "没有外部联系人权限";
-        "let the app call customer contact APIs, and the member use customer contact, in the admin console",
-        "在管理后台把应用设为可调用客户联系接口，并为成员开启客户联系".
+        "let the app call customer contact APIs, and the member use customer contact",
+        "把应用设为可调用客户联系接口，并为成员开启客户联系";
+        in "Customer Contact > API, and > Permissions", "客户联系 → API → 可调用接口的应用，及 权限配置".
     93000 => "the webhook's URL is not valid, or its bot was removed from the group",
         "机器人webhookurl不合法或者机器人已经被移除出群";
         "compare the key with the bot's page in the group", "在群里的机器人详情页核对key".
     301002 => "this token may not operate that app", "无权限操作指定的应用";
-        "the agentid in the request must be that of the agent whose token is used",
-        "请求中的agentid须与所用token的应用一致".
+        "the agentid must be that of the app whose secret is used: compare the agentid in the request and in proxy.toml",
+        "agentid须与所用secret属于同一应用：核对请求和proxy.toml中的agentid";
+        in "App Management > Apps > the app > AgentId", "应用管理 → 应用 → 选择应用 → AgentId".
 };
 
 #[cfg(test)]
@@ -214,10 +250,14 @@ mod tests {
         assert!(TABLE.is_sorted_by(|a, b| a.errcode < b.errcode));
         for row in TABLE {
             assert_eq!(explain(row.errcode), Some(row));
-            for text in [row.meaning_en, row.meaning_zh, row.action_en, row.action_zh] {
+            let places = row.place_en.into_iter().chain(row.place_zh);
+            for text in
+                [row.meaning_en, row.meaning_zh, row.action_en, row.action_zh].into_iter().chain(places)
+            {
                 assert!(!text.is_empty() && !text.contains(['\n', '\r']), "{}", row.errcode);
             }
             assert!(!row.meaning_zh.is_ascii(), "{}", row.errcode);
+            assert_eq!(row.place_en.is_some(), row.place_zh.is_some(), "{}", row.errcode);
         }
         for unknown in [OK, 1, -2, 40002, i64::MIN, i64::MAX] {
             assert_eq!(explain(unknown), None);
@@ -228,10 +268,13 @@ mod tests {
     fn hints_fit_a_header() {
         for row in TABLE {
             let text = hint(row.errcode).unwrap();
-            assert!(text.bytes().all(|byte| matches!(byte, b' '..=b'~')) && text.len() <= 240, "{text}");
+            assert!(text.bytes().all(|byte| matches!(byte, b' '..=b'~')) && text.len() <= 320, "{text}");
             assert!(HeaderValue::from_str(text).is_ok());
         }
-        assert_eq!(hint(50003), Some("the app is disabled: enable it in the admin console"));
+        let disabled =
+            "the app is disabled: enable it again (admin console: App Management > Apps > the app)";
+        assert_eq!(hint(50003), Some(disabled));
+        assert_eq!(hint(44004), Some("the text of the message is empty: send some text in content"));
         assert_eq!(hint(0), None);
     }
 

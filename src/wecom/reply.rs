@@ -16,7 +16,7 @@ mod generate;
 mod properties;
 
 pub use coded::{MAX_DECOMPRESSED, ReplyScanner};
-pub use grant::{Grant, GrantError, parse_grant};
+pub use grant::{Grant, GrantError, caller_in, parse_grant, parse_success};
 pub use scanner::{ErrcodeScanner, MAX_DEPTH, Verdict};
 
 use http::StatusCode;

@@ -229,6 +229,7 @@ async fn an_allow_list_holds_for_methods_and_paths() {
         let reply = call_as(&stage, "narrow", forbidden).await;
         assert_eq!(reply.header("x-wecom-proxy-error"), "forbidden", "{uri:?}");
         reply.is_own("forbidden", 403, 48002);
+        assert!(reply.text().contains("clients.narrow.allow"), "{}", reply.text());
     }
     assert_eq!(stage.wecom.requests().len(), before);
 }

@@ -5,6 +5,7 @@
 mod admin;
 mod bench;
 mod certificates;
+mod check;
 mod deploy;
 mod drain;
 mod egress;

@@ -175,9 +175,38 @@ async fn a_port_in_use_ends_it_with_1() {
     serve.env("WECOM_HR_SECRET", "a");
     ends(&run(serve).await, 1, &["cannot listen on", &address]);
     let ended = run_wecom_proxy(&["demo", "--listen", &address]).await;
-    ends(&ended, 1, &["cannot listen on", &address]);
+    ends(&ended, 1, &["cannot listen on", &address, "end what listens there"]);
+    for (listen, words) in [
+        ("192.0.2.1:8099\"\nopen = true #", "this machine has no such address"),
+        ("unix:no-such-directory/a.sock", "make the directory first"),
+    ] {
+        let (_dir, path) = config(&SMALL.replace("127.0.0.1:0", listen));
+        let mut serve = wecom_proxy(&["serve", "--config", text(&path)]);
+        serve.env("WECOM_HR_SECRET", "a");
+        ends(&run(serve).await, 1, &["cannot listen on", words]);
+    }
     let ended = run_wecom_proxy(&["simulator", "--listen", &address, "--control", "127.0.0.1:0"]).await;
-    ends(&ended, 1, &["cannot listen on", &address]);
+    ends(&ended, 1, &["cannot listen on", &address, "another address with --listen, or end what listens"]);
+    let ended = run_wecom_proxy(&["simulator", "--listen", "127.0.0.1:0", "--control", &address]).await;
+    ends(&ended, 1, &["cannot listen on", &address, "another address with --control"]);
+}
+
+#[tokio::test]
+async fn a_demo_whose_usual_ports_are_taken_says_so_and_takes_others() {
+    // Where somebody else has them they are taken all the same.
+    let _held = [8080, 8082].map(|port| TcpListener::bind(("127.0.0.1", port)));
+    let demo = Process::start(wecom_proxy(&["demo"]));
+    let address = demo.address().await;
+    demo.out.line("Ctrl-C").await;
+    let said = demo.out.now();
+    let moved = format!("Port 8080 is taken, so the proxy is on {address} instead.\n");
+    assert!(said.starts_with(&moved), "{said}");
+    assert!(
+        said.contains("Port 8082 is taken, so the simulator's control address is on 127.0.0.1:"),
+        "{said}"
+    );
+    assert!(said.contains(&format!("curl 'http://{address}/hr/cgi-bin/user/get")), "{said}");
+    assert_eq!(demo.stop().await.status, 0);
 }
 
 #[tokio::test]
@@ -209,7 +238,7 @@ async fn health_tells_whether_the_proxy_is_ready() {
         &Settings::default(),
         &OPEN.replace("[admin]\nlisten = \"127.0.0.1:0\"", ""),
     );
-    ends(&health().await, 2, &["[admin]"]);
+    ends(&health().await, 2, &["add a line [admin] to the file, and restart"]);
 }
 
 #[tokio::test]
@@ -298,11 +327,16 @@ async fn the_ready_line_has_real_ports_whatever_the_level_and_format() {
         };
         let (_dir, proxy) = start(&text_format);
         let line = proxy.err.line("ready listen=").await;
+        let served = r#"upstream="https://qyapi.weixin.qq.com" agents=1 clients=0 store="memory" open=true"#;
+        assert!(line.contains(served), "{line}");
         let (listen, admin) = (field(&line, "listen"), field(&line, "admin"));
         let (_json_dir, json_proxy) = start(&json_format);
         let line = json_proxy.err.line("\"message\":\"ready\"").await;
         let line: serde_json::Value = serde_json::from_str(&line).expect("JSON");
-        assert_eq!(line["level"], "INFO");
+        assert_eq!(
+            (&line["level"], &line["agents"], &line["open"]),
+            (&"INFO".into(), &1.into(), &true.into())
+        );
         for address in [&*listen, &*admin, line["listen"].as_str().unwrap(), line["admin"].as_str().unwrap()]
         {
             let real: std::net::SocketAddr = address.parse().expect("an address");

@@ -246,7 +246,7 @@ fn the_debug_text_of_a_configuration_shows_nothing() {
     let text = CONFIG
         .replace("{url}", "http://127.0.0.1:1")
         .replace("{upstream}", "via = \"http://robot:the-password-of-the-robot@127.0.0.1:2\"")
-        .replace("{operator}", &"0".repeat(64))
+        .replace("{operator}", &"01".repeat(32))
         .replace("{format}", "text");
     fs::write(&path, text).expect("a file");
     let of =

@@ -153,5 +153,8 @@ fn files_without_an_agent_or_without_anything() {
                  corpid = \"ww1234567890abcdef\"\nsecret = { env = \"WECOM_HR_SECRET\" }";
     assert_eq!(complaint(&[("proxy.toml", "")]), format!("proxy.toml{lines}"));
     assert_eq!(complaint(&[("proxy.toml", "\n[agents]")]), format!("proxy.toml:2{lines}"));
-    assert_eq!(complaint(&[]), "proxy.toml: cannot be read: No such file or directory (os error 2)");
+    assert_eq!(
+        complaint(&[]),
+        "proxy.toml: cannot be read: No such file or directory (os error 2); --config FILE names another"
+    );
 }

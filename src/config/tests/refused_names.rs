@@ -130,6 +130,10 @@ fn agents_and_clients() {
             ":3: clients.a.agents[0]: must be an agent's name, not a whole number",
         ),
         (
+            "[clients.a]\nkey_sha256 = \"0000000000000000000000000000000000000000000000000000000000000000\"\nagents = [\"hr\"]",
+            r#":2: clients.a.key_sha256: is a placeholder, the hash of no key; put what "wecom-proxy key NAME" prints in its place"#,
+        ),
+        (
             "[clients.a]\nkey_sha256 = \"HASH\"\nagents = [\"hr\"]\nallow = []",
             ":4: clients.a.allow: is empty, which would allow nothing; without this key everything is allowed",
         ),

@@ -1,6 +1,6 @@
 //! Secrets: where they come from, and what is said when they do not.
 
-use super::{AGENT, complaint, load_text, warnings};
+use super::{AGENT, complaint, directory, load_text, warnings};
 
 fn with_secret(secret: &str) -> String {
     format!("[agents.hr]\ncorpid = \"ww1\"\nsecret = {secret}\n")
@@ -22,6 +22,12 @@ fn are_refused_without_being_shown() {
         (
             "\"hunter2 x\"",
             "agents.hr.secret: is no secret: it holds something else than visible ASCII, perhaps a space or a line break",
+        ),
+        ("\"changeme\"", "agents.hr.secret: is a placeholder; put the real one in its place"),
+        ("\"…\"", "agents.hr.secret: is a placeholder; put the real one in its place"),
+        (
+            "{ file = \"xs\" }",
+            "agents.hr.secret.file: names a file that is a placeholder; put the real one in its place",
         ),
         ("{ env = \"EMPTY\" }", "agents.hr.secret.env: the environment variable EMPTY is empty"),
         ("{ env = \"UNSET\" }", "agents.hr.secret.env: the environment variable UNSET is not set"),
@@ -54,8 +60,13 @@ fn are_refused_without_being_shown() {
             "agents.hr.secret.file: names a file that is no secret: it holds something else than visible ASCII, perhaps a space or a line break",
         ),
     ] {
-        let files =
-            [("proxy.toml", &*with_secret(secret)), ("d/x", ""), ("newline", "\n"), ("two", "hunter2\nx\n")];
+        let files = [
+            ("proxy.toml", &*with_secret(secret)),
+            ("d/x", ""),
+            ("newline", "\n"),
+            ("two", "hunter2\nx\n"),
+            ("xs", "xxxx\n"),
+        ];
         assert_eq!(complaint(&files), format!("proxy.toml:3: {said}"), "{secret}");
     }
 }
@@ -141,4 +152,24 @@ fn redis_is_read_and_refused_for_now() {
         assert_eq!(complaint(&[("proxy.toml", &text)]), format!("proxy.toml:1: {said}"));
     }
     assert!(load_text(&format!("tokens.store = \"memory\"\n{AGENT}")).is_ok());
+}
+
+/// Root reads whatever there is, so that the message is tried without a file.
+#[cfg(unix)]
+#[test]
+fn who_is_not_let_in_is_told() {
+    let directory = directory(&[("f", "")]);
+    let path = directory.path().join("f");
+    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let denied = std::io::Error::from(std::io::ErrorKind::PermissionDenied);
+    let said = super::super::files::unreadable(&path, &denied);
+    assert!(
+        said.starts_with("cannot be read: permission denied; user ") && said.contains("mode 600"),
+        "{said}"
+    );
+    let said = super::super::files::unreadable(&path.join("under-a-file"), &denied);
+    assert!(said.contains("each directory on the way"), "{said}");
+    let missing = std::io::Error::from(std::io::ErrorKind::NotFound);
+    let said = super::super::files::unreadable(std::path::Path::new("proxy.toml"), &missing);
+    assert!(said.contains("; it was looked for in /"), "{said}");
 }

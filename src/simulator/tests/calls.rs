@@ -34,6 +34,19 @@ async fn the_directory() {
 }
 
 #[tokio::test]
+async fn an_app_reads_itself_and_no_other() {
+    let wecom = simulator().await;
+    let own = authorised(&wecom, "GET /cgi-bin/agent/get?agentid=1000002", "").await;
+    assert_eq!((own.errcode(), &own.json()["agentid"]), (0, &1_000_002.into()));
+    for (query, errcode) in
+        [("?agentid=1000003", 301_002), ("?agentid=7", 40056), ("?agentid=x", 40056), ("", 41011)]
+    {
+        let line = format!("GET /cgi-bin/agent/get{query}");
+        assert_eq!(authorised(&wecom, &line, "").await.errcode(), errcode, "{query}");
+    }
+}
+
+#[tokio::test]
 async fn the_directory_changes() {
     let wecom = simulator().await;
     for (line, body, errcode) in [

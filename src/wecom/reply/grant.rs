@@ -1,6 +1,6 @@
 //! What gettoken answered.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use serde_json::{Map, Value};
 
@@ -52,21 +52,34 @@ pub enum GrantError {
 /// may be an integer, spelled `7200.0` or `"7200"` too; where it is missing, not positive or no whole number of seconds,
 /// the documented 7200 s are assumed; beyond 24 h it is cut down.
 pub fn parse_grant(body: &[u8]) -> Result<Grant, GrantError> {
-    let text = String::from_utf8_lossy(body.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(body));
-    let mut answer: Map<String, Value> = serde_json::from_str(&text).map_err(|_| GrantError::NotJson)?;
-    match errcode_of(text.as_bytes()) {
-        None | Some(0) => {}
-        Some(errcode) => {
-            let errmsg = answer.get("errmsg").and_then(Value::as_str).unwrap_or_default();
-            return Err(GrantError::Refused { errcode, errmsg: presentable(errmsg) });
-        }
-    }
+    let mut answer = parse_success(body)?;
     let token = match answer.remove("access_token") {
         None | Some(Value::Null) => return Err(GrantError::NoToken),
         Some(Value::String(token)) if is_token(&token) => Masked::new(token),
         Some(_) => return Err(GrantError::BadToken),
     };
     Ok(Grant { token, expires_in: life(answer.get("expires_in")) })
+}
+
+/// Reads a small answer to the proxy's own call: the object, where WeCom did not refuse.
+///
+/// Bytes that are not UTF-8 are replaced, as in [`parse_grant`].
+pub fn parse_success(body: &[u8]) -> Result<Map<String, Value>, GrantError> {
+    let text = String::from_utf8_lossy(body.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(body));
+    let answer: Map<String, Value> = serde_json::from_str(&text).map_err(|_| GrantError::NotJson)?;
+    match errcode_of(text.as_bytes()) {
+        None | Some(0) => Ok(answer),
+        Some(errcode) => {
+            let errmsg = answer.get("errmsg").and_then(Value::as_str).unwrap_or_default();
+            Err(GrantError::Refused { errcode, errmsg: presentable(errmsg) })
+        }
+    }
+}
+
+/// The caller's address as WeCom saw it, where an errmsg tells it. It is for people, like the errmsg itself.
+pub fn caller_in(errmsg: &str) -> Option<IpAddr> {
+    let (_, rest) = errmsg.split_once("from ip: ")?;
+    rest.split([',', ' ']).next()?.parse().ok()
 }
 
 fn presentable(errmsg: &str) -> String {
@@ -154,6 +167,19 @@ mod tests {
         assert_eq!(refused(b"{\"errmsg\":7,\"errcode\":45009.0}"), (45009, String::new()));
         let long = format!("{{\"errcode\":1,\"errmsg\":\"{}\"}}", "错".repeat(600));
         assert_eq!(refused(long.as_bytes()).1.chars().count(), 512);
+    }
+
+    #[test]
+    fn the_address_that_wecom_saw() {
+        let told = |from: &str| caller_in(&format!("not allow to access from your ip, hint: [1], {from}"));
+        let more = "more info at https://open.work.weixin.qq.com/devtool/query?e=60020";
+        for address in ["203.0.113.7", "2001:db8::7"] {
+            assert_eq!(told(&format!("from ip: {address}, {more}")), address.parse().ok());
+            assert_eq!(told(&format!("from ip: {address}")), address.parse().ok());
+        }
+        for from in ["", "from ip: ", "from ip: nowhere", "from ip: 203.0.113.777, more"] {
+            assert_eq!(told(from), None, "{from}");
+        }
     }
 
     #[test]

@@ -278,7 +278,7 @@ impl Wecom {
                 return Err(FetchError::Refused { errcode, errmsg: "as it likes".to_owned() });
             }
             Mood::Breaks => return Err(FetchError::Stopped),
-            Mood::Silent if moody => return Err(FetchError::Upstream("no answer".to_owned())),
+            Mood::Silent if moody => return Err(FetchError::Late(Duration::from_secs(30))),
             Mood::Restless => None,
             Mood::Stuck => account.granted,
             _ => account.granted.filter(|(_, until)| now < *until),
@@ -292,7 +292,7 @@ impl Wecom {
             }
         };
         match mood {
-            Mood::Silent => Err(FetchError::Upstream("no answer".to_owned())),
+            Mood::Silent => Err(FetchError::Late(Duration::from_secs(30))),
             _ => Ok(Grant { token: Masked::new(format!("T{serial}")), expires_in: life }),
         }
     }

@@ -1,0 +1,114 @@
+//! What WeCom said of each agent, for people.
+
+use crate::{
+    commands::paint::{Cell, Paint, Tone},
+    config::Config,
+    doctor::{Finding, Outcome, Problem, Report},
+    wecom::errcode,
+};
+
+/// The table of agents, then what is wrong with each, what to do about it and where.
+pub(super) fn text(config: &Config, report: &Report, paint: Paint) -> String {
+    let mut text = format!("\n{} was asked about each agent:\n\n", config.upstream.origin());
+    let rows = report.agents.iter().map(row).collect();
+    text += &paint.table(&["AGENT", "GETTOKEN", "CALL", "RESULT", "TOOK"], rows);
+    for finding in &report.agents {
+        if let Some(problem) = finding.outcome.problem() {
+            text += &format!("\n{}: {problem}\n", paint.text(Tone::Bad, &subject(finding)));
+            text += &advice(config, problem);
+        }
+    }
+    let remarks = [stopped(report), wrong_clock(report), without_agentid(config, report)];
+    for remark in remarks.into_iter().flatten() {
+        text += &format!("\n{}: {remark}\n", paint.text(Tone::Warning, "note"));
+    }
+    text
+}
+
+/// One line on all of it.
+pub(super) fn summary(report: &Report) -> String {
+    let all = report.agents.len();
+    let failed = report.agents.iter().filter(|finding| finding.outcome.problem().is_some()).count();
+    match report.agents.iter().filter(|finding| matches!(finding.outcome, Outcome::NotAsked)).count() {
+        0 => format!("{failed} of {all} agents failed"),
+        unasked => format!("{failed} of {all} agents failed, and {unasked} were not asked about"),
+    }
+}
+
+fn row(finding: &Finding) -> Vec<Cell> {
+    let (good, bad) = (|| Cell::of(Tone::Good, "ok"), |text: &str| Cell::of(Tone::Bad, text));
+    let none = || Cell::plain("-");
+    let call = finding.call;
+    let (gettoken, call, result) = match &finding.outcome {
+        Outcome::Fine => (good(), Cell::plain(format!("{call} ok")), good()),
+        Outcome::NoToken(problem) => (bad(&code(problem)), none(), bad("failed")),
+        Outcome::NoCall(problem) => (good(), bad(&format!("{call} {}", code(problem))), bad("failed")),
+        Outcome::NotAsked => (none(), none(), Cell::of(Tone::Warning, "not asked")),
+    };
+    let took = match finding.outcome {
+        Outcome::NotAsked => none(),
+        _ => Cell::plain(format!("{} ms", finding.took.as_millis())),
+    };
+    vec![Cell::plain(&finding.agent), gettoken, call, result, took]
+}
+
+/// The errcode, or the kind of failure where WeCom said none.
+fn code(problem: &Problem) -> String {
+    problem.errcode().map_or_else(|| problem.kind().to_owned(), |errcode| errcode.to_string())
+}
+
+fn subject(finding: &Finding) -> String {
+    let step = match finding.outcome {
+        Outcome::NoCall(_) => finding.call,
+        _ => "gettoken",
+    };
+    format!("{}, {step}", finding.agent)
+}
+
+/// What it means, what to do and where, in both languages: the admin console is mostly met in Chinese.
+fn advice(config: &Config, problem: &Problem) -> String {
+    let mut text = String::new();
+    if let Some(address) =
+        problem.seen_from().filter(|_| problem.errcode() == Some(errcode::UNTRUSTED_ADDRESS))
+    {
+        let who = if config.upstream.via.is_some() { "upstream.via" } else { "this machine" };
+        text += &format!("  WeCom sees {who} as {address}.\n");
+    }
+    let Some(row) = problem.explanation() else { return text };
+    text += &format!("  It means: {}.\n  What to do: {}.\n", row.meaning_en, row.action_en);
+    if let Some(place) = row.place_en {
+        text += &format!("  Admin console: {place}\n");
+    }
+    text += &format!("  含义：{}。\n  处理：{}。\n", row.meaning_zh, row.action_zh);
+    if let Some(place) = row.place_zh {
+        text += &format!("  管理后台：{place}\n");
+    }
+    text
+}
+
+fn stopped(report: &Report) -> Option<String> {
+    let unasked = report.agents.iter().any(|finding| matches!(finding.outcome, Outcome::NotAsked));
+    report.stopped.filter(|_| unasked).map(|stop| format!("no more agents were asked about: {stop}"))
+}
+
+fn wrong_clock(report: &Report) -> Option<String> {
+    let ahead = report.wrong_clock()?;
+    let way = if ahead > 0 { "ahead of" } else { "behind" };
+    let seconds = ahead.unsigned_abs();
+    Some(format!(
+        "this machine's clock is {seconds} s {way} WeCom's; set it, or certificates and passes fail"
+    ))
+}
+
+/// The agents that are fine as far as was tried, which was not far.
+/// The agents that are fine as far as was tried, which was not far.
+fn without_agentid(config: &Config, report: &Report) -> Option<String> {
+    let fine = config
+        .agents
+        .values()
+        .zip(&report.agents)
+        .filter(|(agent, finding)| agent.agentid.is_none() && matches!(finding.outcome, Outcome::Fine));
+    let names: Vec<_> = fine.map(|(agent, _)| &*agent.name).collect();
+    let text = "no agentid is set, so little but the token was tried; with it the app and its trusted IPs are tried too";
+    (!names.is_empty()).then(|| format!("{}: {text}", names.join(", ")))
+}
