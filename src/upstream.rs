@@ -3,6 +3,7 @@
 //! It knows nothing of tokens. One [`Upstream`] belongs to one runtime; what it sends is driven by the task that asks.
 
 pub(crate) mod bench;
+mod connection;
 mod dial;
 mod h1;
 mod h2;
@@ -26,7 +27,7 @@ use http::{Method, StatusCode};
 use tokio::time::Instant;
 
 pub use self::settings::{Settings, SettingsError};
-use self::{dial::Addresses, pool::Pool};
+use self::{connection::Connection, dial::Addresses, pool::Pool};
 use crate::{
     fields::Fields,
     framing::FramingError,
@@ -294,7 +295,7 @@ impl Upstream {
         let dialled = dial::dial(&self.pool.settings, &self.addresses).await.map_err(nothing_sent)?;
         self.speaks_http2.store(dialled.http2, Ordering::Relaxed);
         if !dialled.http2 {
-            return Ok(Line::Http1(h1::Connection::new(dialled.stream)));
+            return Ok(Line::Http1(Connection::new(dialled.stream)));
         }
         let sender = h2::Sender::handshake(dialled.stream).await.map_err(nothing_sent)?;
         self.pool.share(sender.clone());
@@ -304,7 +305,7 @@ impl Upstream {
 
 /// A connection that is about to carry a request.
 enum Line {
-    Http1(h1::Connection),
+    Http1(Connection),
     Http2(h2::Sender),
 }
 
