@@ -8,6 +8,7 @@ mod certificates;
 mod drain;
 mod egress;
 mod errors;
+mod faults;
 mod forward;
 mod gettoken;
 mod headers;
