@@ -242,6 +242,7 @@ impl Upstream {
                     return Err(Failure { flaw: Flaw::Upload(UploadError::Lost), sent: Sent::Perhaps });
                 }
             };
+            let mark = line.mark();
             let failure = match line.send(&self.pool, outgoing, reader).await {
                 Ok(answer) => return Ok(answer),
                 Err(failure) => failure,
@@ -251,6 +252,9 @@ impl Upstream {
             let sendable = upload.is_none_or(Upload::can_be_read_again);
             if !(stale && harmless && sendable) {
                 return Err(failure);
+            }
+            if let Some(mark) = mark {
+                self.pool.shun(&mark);
             }
             fresh = true;
         }
@@ -310,6 +314,14 @@ enum Line {
 }
 
 impl Line {
+    /// Which connection it is, where others use it too.
+    fn mark(&self) -> Option<h2::Mark> {
+        match self {
+            Self::Http1(_) => None,
+            Self::Http2(sender) => Some(sender.mark()),
+        }
+    }
+
     async fn send(
         self,
         pool: &Arc<Pool>,

@@ -81,6 +81,14 @@ impl Pool {
         self.see_to_sweeping(&mut kept);
     }
 
+    /// Gives no more requests to this HTTP/2 connection. It may be dead before it knows; what is on it goes on.
+    pub(super) fn shun(&self, connection: &h2::Mark) {
+        let mut kept = self.kept();
+        if kept.shared.as_ref().is_some_and(|(sender, _)| sender.is_on(connection)) {
+            kept.shared = None;
+        }
+    }
+
     fn kept(&self) -> MutexGuard<'_, Kept> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,16 +1,8 @@
 //! The upstream's faults, and callers who leave, over each protocol that either side speaks. Nothing is carried out twice
 //! that may not be, nothing waits longer than its time-out, no short answer looks whole, and the next request is served.
 
-mod answers;
 mod breaks;
 mod callers;
-mod early;
-mod idle;
-mod leaving;
-mod names;
-mod peer;
-mod slow;
-mod tokens;
 
 use std::fmt;
 
@@ -29,18 +21,25 @@ enum Speech {
 impl Speech {
     const ALL: [Self; 3] = [Self::Http1, Self::Http1Tls, Self::Http2];
 
-    /// A stage whose WeCom speaks this, with these lines in `[server]` and `[upstream]`.
-    async fn stage(self, server: &str, upstream: &str) -> Stage {
+    /// A stage whose WeCom speaks this, with these lines in `[server]` and `[upstream]`; and whoever signed WeCom's
+    /// certificate.
+    async fn stage(self, server: &str, upstream: &str) -> (Stage, Authority) {
+        let authority = Authority::new();
+        let under_tls = |alpn: &[&str]| {
+            let tls = Some(authority.server("127.0.0.1").server_config(alpn));
+            let url = format!("url = \"https://{{api}}\"\nca_file = \"{}\"", authority.file().display());
+            (Settings { tls, ..Settings::default() }, url)
+        };
         let (settings, url) = match self {
             Self::Http1 => (Settings::default(), "url = \"http://{api}\"".to_owned()),
-            Self::Http1Tls => secure(&["http/1.1"]),
-            Self::Http2 => secure(&["h2"]),
+            Self::Http1Tls => under_tls(&["http/1.1"]),
+            Self::Http2 => under_tls(&["h2"]),
         };
         let toml = format!(
             "[server]\nlisten = \"127.0.0.1:0\"\n{server}\n[upstream]\n{url}\n{upstream}\n[replay]\nmemory = \
              \"64KiB\"\n{{agents}}"
         );
-        Stage::set(settings, &toml).await
+        (Stage::set(settings, &toml).await, authority)
     }
 }
 
@@ -52,13 +51,4 @@ impl fmt::Display for Speech {
             Self::Http2 => "an upstream of HTTP/2",
         })
     }
-}
-
-fn secure(alpn: &[&str]) -> (Settings, String) {
-    let authority = Authority::new();
-    let tls = Some(authority.server("127.0.0.1").server_config(alpn));
-    let url = format!("url = \"https://{{api}}\"\nca_file = \"{}\"", authority.file().display());
-    // The file is read when the proxy starts, which is after this returns.
-    std::mem::forget(authority);
-    (Settings { tls, ..Settings::default() }, url)
 }
