@@ -145,14 +145,12 @@ impl Exchange {
             }
             match self.poll_read(cx) {
                 Poll::Ready(Ok(0)) => {
-                    let flaw =
-                        if self.connection.inbound.is_empty() { Flaw::Closed } else { Flaw::Truncated };
+                    let flaw = if self.has_begun() { Flaw::Truncated } else { Flaw::Closed };
                     return Poll::Ready(Err(self.failure(flaw)));
                 }
                 Poll::Ready(Ok(_)) => {}
                 Poll::Ready(Err(error)) => {
-                    let flaw =
-                        if self.connection.inbound.is_empty() { Flaw::Closed } else { Flaw::Io(error) };
+                    let flaw = if self.has_begun() { Flaw::Io(error) } else { Flaw::Closed };
                     return Poll::Ready(Err(self.failure(flaw)));
                 }
                 // A client that is slow to send has a bound of its own; the upstream owes nothing meanwhile.
@@ -246,6 +244,11 @@ impl Exchange {
 
     fn failure(&self, flaw: Flaw) -> Failure {
         Failure { flaw, sent: if self.wrote { Sent::Perhaps } else { Sent::Nothing } }
+    }
+
+    /// Whether a byte of the answer has come; an interim answer is one.
+    fn has_begun(&self) -> bool {
+        self.interim > 0 || !self.connection.inbound.is_empty()
     }
 
     fn has_unsent(&self) -> bool {

@@ -1,8 +1,13 @@
 //! The upstream's faults, and callers who leave, over each protocol that either side speaks. Nothing is carried out twice
 //! that may not be, nothing waits longer than its time-out, no short answer looks whole, and the next request is served.
 
+mod answers;
 mod breaks;
 mod callers;
+mod early;
+mod idle;
+mod leaving;
+mod peer;
 
 use std::fmt;
 

@@ -105,7 +105,11 @@ impl Asker {
                         let (head, body) = response.into_parts();
                         match soon(body.collect()).await {
                             Err(_) => (Told::BrokenOff, false),
-                            Ok(body) => (Told::whole(head.status, &head.headers, body.to_bytes()), true),
+                            Ok(body) => {
+                                let closes =
+                                    head.headers.get("connection").is_some_and(|value| value == "close");
+                                (Told::whole(head.status, &head.headers, body.to_bytes()), !closes)
+                            }
                         }
                     }
                 }
