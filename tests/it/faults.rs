@@ -8,6 +8,7 @@ mod early;
 mod idle;
 mod leaving;
 mod peer;
+mod tokens;
 
 use std::fmt;
 
@@ -24,8 +25,6 @@ enum Speech {
 }
 
 impl Speech {
-    const ALL: [Self; 3] = [Self::Http1, Self::Http1Tls, Self::Http2];
-
     /// A stage whose WeCom speaks this, with these lines in `[server]` and `[upstream]`; and whoever signed WeCom's
     /// certificate.
     async fn stage(self, server: &str, upstream: &str) -> (Stage, Authority) {
@@ -56,4 +55,14 @@ impl fmt::Display for Speech {
             Self::Http2 => "an upstream of HTTP/2",
         })
     }
+}
+
+/// Runs them side by side.
+async fn side_by_side(calls: impl Iterator<Item = impl Future<Output = ()>>) {
+    let mut calls: Vec<_> = calls.map(Box::pin).collect();
+    std::future::poll_fn(|cx| {
+        calls.retain_mut(|call| call.as_mut().poll(cx).is_pending());
+        if calls.is_empty() { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+    })
+    .await;
 }

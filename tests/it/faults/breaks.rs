@@ -81,11 +81,7 @@ async fn next_one_is_served(asker: &mut Asker) {
 
 #[tokio::test]
 async fn a_caller_of_http_1_0_is_told_the_truth() {
-    tokio::join!(
-        play(Speech::Http1, Tongue::Http10),
-        play(Speech::Http1Tls, Tongue::Http10),
-        play(Speech::Http2, Tongue::Http10)
-    );
+    tokio::join!(play(Speech::Http1, Tongue::Http10), play(Speech::Http2, Tongue::Http10));
 }
 
 #[tokio::test]
@@ -99,9 +95,5 @@ async fn a_caller_of_http_1_1_is_told_the_truth() {
 
 #[tokio::test]
 async fn a_caller_of_http_2_is_told_the_truth() {
-    tokio::join!(
-        play(Speech::Http1, Tongue::Http2),
-        play(Speech::Http1Tls, Tongue::Http2),
-        play(Speech::Http2, Tongue::Http2)
-    );
+    tokio::join!(play(Speech::Http1, Tongue::Http2), play(Speech::Http2, Tongue::Http2));
 }

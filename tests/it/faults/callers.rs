@@ -19,10 +19,6 @@ pub(super) enum Tongue {
     Http2,
 }
 
-impl Tongue {
-    pub(super) const ALL: [Self; 3] = [Self::Http10, Self::Http11, Self::Http2];
-}
-
 /// What a caller was told.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Told {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::{
     callers::{Asker, Tongue},
     peer::{CASE, Peer, Step, json},
+    side_by_side,
 };
 use crate::stage::{OPEN, Stage};
 
@@ -46,21 +47,11 @@ async fn an_answer_that_nobody_asked_for_is_nobodys_among_many_callers() {
             let calls = askers.iter_mut().enumerate();
             let calls =
                 calls.map(|(of, asker)| next_one_is_served(asker, "POST", (round * 2 + nth) * 8 + of));
-            futures_of(calls).await;
+            side_by_side(calls).await;
             peer.say_unasked(&stray).await;
         }
     }
     assert_eq!(peer.heard().len(), 20 * 2 * 8, "each went out once");
-}
-
-/// Runs them side by side.
-async fn futures_of(calls: impl Iterator<Item = impl Future<Output = ()>>) {
-    let mut calls: Vec<_> = calls.map(Box::pin).collect();
-    std::future::poll_fn(|cx| {
-        calls.retain_mut(|call| call.as_mut().poll(cx).is_pending());
-        if calls.is_empty() { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
-    })
-    .await;
 }
 
 #[tokio::test]

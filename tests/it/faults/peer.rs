@@ -2,7 +2,10 @@
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -12,7 +15,6 @@ use crate::stage::{soon, wait_for};
 
 /// The path whose calls are answered as the story wants; every other is answered well.
 pub(super) const CASE: &str = "/cgi-bin/case";
-const TOKEN: &str = r#"{"errcode":0,"errmsg":"ok","access_token":"TOKEN-OF-THE-PEER","expires_in":7200}"#;
 
 /// What is done with a call, one after the other.
 #[derive(Clone, Debug)]
@@ -41,9 +43,13 @@ pub(super) struct Peer {
 
 #[derive(Default)]
 struct Shared {
+    /// How gettoken is answered; well, if nothing is said.
+    grants: Mutex<Option<Vec<Step>>>,
     /// How the next calls of [`CASE`] are answered; the last one stays.
     plays: Mutex<Vec<Vec<Step>>>,
     heads: Mutex<Vec<String>>,
+    /// How many tokens it has handed out.
+    tokens: AtomicUsize,
     connections: Mutex<Vec<Weak<TcpStream>>>,
 }
 
@@ -75,6 +81,16 @@ impl Peer {
     /// Answers the next call of [`CASE`] like the first, those after it like the second.
     pub(super) fn plays_two(&self, first: Vec<Step>, then: Vec<Step>) {
         *locked(&self.shared.plays) = vec![then, first];
+    }
+
+    /// Answers gettoken from now on like this.
+    pub(super) fn grants(&self, steps: Vec<Step>) {
+        *locked(&self.shared.grants) = Some(steps);
+    }
+
+    /// How often gettoken was called.
+    pub(super) fn granted(&self) -> usize {
+        self.shared.tokens.load(Ordering::Relaxed)
     }
 
     /// Says this, unasked, on every connection that is open.
@@ -113,12 +129,10 @@ impl Conversation {
         while let Some(head) = self.head().await {
             locked(&self.shared.heads).push(head.clone());
             let target = head.split(' ').nth(1).unwrap_or_default();
-            if target.starts_with(CASE) {
-                let steps = {
-                    let mut plays = locked(&self.shared.plays);
-                    if plays.len() > 1 { plays.pop() } else { plays.last().cloned() }
-                };
-                for step in steps.expect("a play") {
+            let is_gettoken = target.starts_with("/cgi-bin/gettoken?");
+            let nth = if is_gettoken { self.shared.tokens.fetch_add(1, Ordering::Relaxed) } else { 0 };
+            if let Some(steps) = self.steps(target) {
+                for step in steps {
                     if !self.play(step, &head).await {
                         return;
                     }
@@ -126,8 +140,8 @@ impl Conversation {
                 continue;
             }
             self.take_body(&head).await;
-            let body = if target.starts_with("/cgi-bin/gettoken?") {
-                TOKEN.to_owned()
+            let body = if is_gettoken {
+                format!("{{\"errcode\":0,\"access_token\":\"TOKEN-OF-THE-PEER-{nth}\",\"expires_in\":7200}}")
             } else {
                 format!(
                     "{{\"errcode\":0,\"target\":\"{}\"}}",
@@ -138,6 +152,18 @@ impl Conversation {
                 return;
             }
         }
+    }
+
+    /// What the story wants done with this call, if anything.
+    fn steps(&self, target: &str) -> Option<Vec<Step>> {
+        if target.starts_with("/cgi-bin/gettoken?") {
+            return locked(&self.shared.grants).clone();
+        }
+        if !target.starts_with(CASE) {
+            return None;
+        }
+        let mut plays = locked(&self.shared.plays);
+        if plays.len() > 1 { plays.pop() } else { plays.last().cloned() }
     }
 
     /// Whether the connection goes on.
