@@ -8,9 +8,6 @@ use super::{
 };
 use crate::stage::{OPEN, Stage};
 
-/// Times that a case here never reaches, unless it is about them.
-const TIMES: &str = "response_timeout = \"250ms\"\nbody_timeout = \"250ms\"\nmax_in_flight = 1\n[admin]";
-
 /// What is said, what becomes of the connection, and what a caller is told.
 struct Case {
     method: &'static str,
@@ -32,7 +29,12 @@ fn sound(method: &'static str, said: &str, told: &'static str, body: &'static st
 /// Plays each case, and asks for something else on the same connection after it.
 async fn play(tongue: Tongue, cases: Vec<Case>) {
     let peer = Peer::new().await;
-    let stage = Stage::facing(peer.address, &OPEN.replace("[admin]", TIMES)).await;
+    // No time-out ends a case that is not about one.
+    let falls_silent = |case: &Case| matches!(case.then, Some(Step::Silence));
+    let wait = if cases.iter().any(falls_silent) { "400ms" } else { "30s" };
+    let times =
+        format!("response_timeout = \"{wait}\"\nbody_timeout = \"{wait}\"\nmax_in_flight = 1\n[admin]");
+    let stage = Stage::facing(peer.address, &OPEN.replace("[admin]", &times)).await;
     let mut asker = Asker::new(tongue, stage.address());
     for (nth, case) in cases.into_iter().enumerate() {
         let shown = String::from_utf8_lossy(&case.said[..case.said.len().min(120)]).into_owned();
@@ -141,15 +143,27 @@ fn short() -> Vec<Case> {
     cases.push(chunked("5\r\nfirst and more\r\n0\r\n\r\n", Step::Close));
     cases.push(chunked("5\r\nfirst\r\nfffffffffffffffff\r\n", Step::Close));
     cases.push(png("\r\nuntil the end", Step::Reset));
-    cases.push(png("\r\nuntil the end", Step::Silence));
-    cases.push(png("Content-Length: 10\r\n\r\nnine byte", Step::Silence));
-    cases.push(chunked("5\r\nfirst\r\n", Step::Silence));
     cases
+}
+
+#[rustfmt::skip]
+fn stalled() -> Vec<Case> {
+    let png = |lines: &str| get(format!("HTTP/1.1 200 OK\r\nContent-Type: image/png\r\n{lines}"), Some(Step::Silence), "broken off");
+    vec![
+        png("\r\nuntil the end"),
+        png("Content-Length: 10\r\n\r\nnine byte"),
+        png("Transfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n"),
+    ]
 }
 
 #[tokio::test]
 async fn what_is_short_never_looks_whole() {
     play_all(short).await;
+}
+
+#[tokio::test]
+async fn what_stalls_never_looks_whole() {
+    play_all(stalled).await;
 }
 
 #[rustfmt::skip]

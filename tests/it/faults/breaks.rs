@@ -11,7 +11,7 @@ use crate::stage::{ECHO, Stage, USER_GET};
 /// An answer without errcode, whose head goes on at once.
 const MEDIA: &str = "/cgi-bin/media/get?media_id=generated-200000";
 const TIMES: &str =
-    "response_timeout = \"250ms\"\nbody_timeout = \"250ms\"\nmax_in_flight = 1\nqueue_timeout = \"5s\"";
+    "response_timeout = \"400ms\"\nbody_timeout = \"400ms\"\nmax_in_flight = 1\nqueue_timeout = \"5s\"";
 
 /// What goes wrong, with which request, what the caller is told, and how often WeCom got the request and carried it out.
 struct Case {

@@ -65,6 +65,8 @@ impl Peer {
         let all = shared.clone();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
+                // What is said unasked must be there before the next request, not after it.
+                stream.set_nodelay(true).expect("a socket");
                 let stream = Arc::new(stream);
                 locked(&all.connections).push(Arc::downgrade(&stream));
                 tokio::spawn(Conversation { stream, shared: all.clone(), seen: Vec::new() }.hold());

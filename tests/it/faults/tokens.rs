@@ -12,12 +12,13 @@ use crate::stage::{OPEN, Reply, Stage, wait_for};
 const GOOD: &str = r#"{"errcode":0,"errmsg":"ok","access_token":"GOOD-TOKEN","expires_in":7200}"#;
 const NEXT: &str = "/cgi-bin/user/get?userid=x";
 
-/// A proxy whose gettoken is answered with this.
+/// A proxy whose gettoken is answered with this, and which waits for it no longer than it must.
 async fn scene(gettoken: Vec<Step>) -> (Peer, Stage) {
     let peer = Peer::new().await;
+    let wait = if matches!(gettoken.last(), Some(Step::Silence)) { "300ms" } else { "30s" };
     peer.grants(gettoken);
-    let toml = OPEN.replace("[admin]", "response_timeout = \"300ms\"\nbody_timeout = \"300ms\"\n[admin]");
-    let stage = Stage::facing(peer.address, &toml).await;
+    let times = format!("response_timeout = \"{wait}\"\nbody_timeout = \"{wait}\"\n[admin]");
+    let stage = Stage::facing(peer.address, &OPEN.replace("[admin]", &times)).await;
     (peer, stage)
 }
 
