@@ -94,6 +94,8 @@ enum Kind {
 
 struct State {
     source: Option<Box<dyn Source>>,
+    /// What its head said of its length.
+    declared: Option<u64>,
     received: u64,
     bounds: Bounds,
     silence: Deadline,
@@ -115,6 +117,7 @@ impl Upload {
             Body::Streamed(source) => source,
         };
         Some(Self(Kind::Streamed(Arc::new(Mutex::new(State {
+            declared: source.declared(),
             source: Some(source),
             received: 0,
             bounds,
@@ -210,7 +213,14 @@ impl State {
         if self.received > self.bounds.bytes {
             return self.fail(UploadError::TooLarge);
         }
-        if ended || piece.is_none() {
+        let over = ended || piece.is_none();
+        // The upstream was told this length: one byte less or more, and the next request would begin in the wrong place.
+        let belied =
+            self.declared.is_some_and(|length| self.received > length || (over && self.received < length));
+        if belied {
+            return self.fail(UploadError::Broken);
+        }
+        if over {
             self.source = None;
         }
         Poll::Ready(Ok(piece))
@@ -286,12 +296,12 @@ mod tests {
 
     use super::*;
 
-    /// A client that has sent these.
-    struct Sent(Vec<&'static [u8]>);
+    /// A client that has sent these, and what it said of their length.
+    struct Sent(Vec<&'static [u8]>, Option<u64>);
 
     impl Source for Sent {
         fn declared(&self) -> Option<u64> {
-            None
+            self.1
         }
 
         fn poll_piece(&mut self, _: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Cut>> {
@@ -305,9 +315,13 @@ mod tests {
     }
 
     fn upload(pieces: &[&'static [u8]]) -> (Upload, Arc<Shelf>) {
+        declared(pieces, None)
+    }
+
+    fn declared(pieces: &[&'static [u8]], length: Option<u64>) -> (Upload, Arc<Shelf>) {
         let shelf = Arc::new(Shelf::new(1 << 20, std::env::temp_dir()));
         let bounds = Bounds { bytes: 1 << 20, silence: Duration::from_secs(1) };
-        let body = Body::Streamed(Box::new(Sent(pieces.to_vec())));
+        let body = Body::Streamed(Box::new(Sent(pieces.to_vec(), length)));
         (Upload::new(body, bounds, Some(&shelf)).expect("a body"), shelf)
     }
 
@@ -331,6 +345,21 @@ mod tests {
         }
         assert_eq!(whole, b"one two three");
         assert_eq!(shelf.in_memory(), 0, "what was kept is gone");
+    }
+
+    #[test]
+    fn a_body_is_as_long_as_its_head_said_or_broken() {
+        for (length, wanted) in [(6, Some(UploadError::Broken)), (7, None), (8, Some(UploadError::Broken))] {
+            let (upload, _shelf) = declared(&[b"one ", b"two"], Some(length));
+            let mut reader = upload.reader().expect("a reader");
+            let mut cx = Context::from_waker(Waker::noop());
+            let mut failed = None;
+            while failed.is_none() && !reader.is_ended() {
+                let Poll::Ready(piece) = reader.poll_piece(&mut cx) else { panic!("all of it is here") };
+                failed = piece.err();
+            }
+            assert_eq!((failed, upload.failure()), (wanted, wanted), "{length}");
+        }
     }
 
     #[test]

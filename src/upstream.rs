@@ -3,6 +3,7 @@
 //! It knows nothing of tokens. One [`Upstream`] belongs to one runtime; what it sends is driven by the task that asks.
 
 pub(crate) mod bench;
+mod connection;
 mod dial;
 mod h1;
 mod h2;
@@ -26,7 +27,7 @@ use bytes::Bytes;
 use http::{Method, StatusCode};
 use tokio::time::Instant;
 
-use self::{dial::Addresses, pool::Pool};
+use self::{connection::Connection, dial::Addresses, pool::Pool};
 pub use self::{
     settings::{Settings, SettingsError},
     whole::Whole,
@@ -245,6 +246,7 @@ impl Upstream {
                     return Err(Failure { flaw: Flaw::Upload(UploadError::Lost), sent: Sent::Perhaps });
                 }
             };
+            let mark = line.mark();
             let failure = match line.send(&self.pool, outgoing, reader).await {
                 Ok(answer) => return Ok(answer),
                 Err(failure) => failure,
@@ -254,6 +256,9 @@ impl Upstream {
             let sendable = upload.is_none_or(Upload::can_be_read_again);
             if !(stale && harmless && sendable) {
                 return Err(failure);
+            }
+            if let Some(mark) = mark {
+                self.pool.shun(&mark);
             }
             fresh = true;
         }
@@ -298,7 +303,7 @@ impl Upstream {
         let dialled = dial::dial(&self.pool.settings, &self.addresses).await.map_err(nothing_sent)?;
         self.speaks_http2.store(dialled.http2, Ordering::Relaxed);
         if !dialled.http2 {
-            return Ok(Line::Http1(h1::Connection::new(dialled.stream)));
+            return Ok(Line::Http1(Connection::new(dialled.stream)));
         }
         let sender = h2::Sender::handshake(dialled.stream).await.map_err(nothing_sent)?;
         self.pool.share(sender.clone());
@@ -308,11 +313,19 @@ impl Upstream {
 
 /// A connection that is about to carry a request.
 enum Line {
-    Http1(h1::Connection),
+    Http1(Connection),
     Http2(h2::Sender),
 }
 
 impl Line {
+    /// Which connection it is, where others use it too.
+    fn mark(&self) -> Option<h2::Mark> {
+        match self {
+            Self::Http1(_) => None,
+            Self::Http2(sender) => Some(sender.mark()),
+        }
+    }
+
     async fn send(
         self,
         pool: &Arc<Pool>,

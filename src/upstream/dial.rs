@@ -58,7 +58,23 @@ pub(super) async fn dial(settings: &Arc<Settings>, addresses: &Addresses) -> Res
 
 impl Addresses {
     async fn connect(&self, host: &str, port: u16, until: Instant) -> Result<TcpStream, Flaw> {
-        let addresses = self.resolve(host, port, until).await?;
+        if let Some(remembered) = self.remembered() {
+            // The name may have other addresses by now: there must be time left to ask for them.
+            let half = Instant::now() + until.saturating_duration_since(Instant::now()) / 2;
+            if let Ok(tcp) = self.try_all(&remembered, half).await {
+                return Ok(tcp);
+            }
+            self.forget();
+        }
+        let found = resolve(host, port, until).await?;
+        *self.known() = Some((Instant::now(), found.clone()));
+        self.try_all(&found, until).await.map_err(|error| {
+            self.forget();
+            Flaw::Unreachable(format!("cannot connect to {host}:{port}: {error}{}", advice(&error)))
+        })
+    }
+
+    async fn try_all(&self, addresses: &[SocketAddr], until: Instant) -> io::Result<TcpStream> {
         let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
         for (tried, address) in addresses.iter().enumerate() {
             // A dead address gets its share of the time, not all of it.
@@ -74,35 +90,13 @@ impl Addresses {
                 Err(_) => last = io::ErrorKind::TimedOut.into(),
             }
         }
-        self.forget();
-        Err(Flaw::Unreachable(format!("cannot connect to {host}:{port}: {last}{}", advice(&last))))
+        Err(last)
     }
 
-    async fn resolve(&self, host: &str, port: u16, until: Instant) -> Result<Vec<SocketAddr>, Flaw> {
-        if let Some((since, known)) = &*self.known()
-            && since.elapsed() < NAME_LIFETIME
-        {
-            return Ok(known.clone());
-        }
-        let bare = host.trim_start_matches('[').trim_end_matches(']');
-        let looked_up = timeout_at(until, tokio::net::lookup_host((bare, port))).await;
-        let found: Vec<_> = match looked_up {
-            Ok(Ok(found)) => found.collect(),
-            Ok(Err(error)) => {
-                let what = format!("cannot resolve {host}: {error}; check the name and this machine's DNS");
-                return Err(Flaw::Unreachable(what));
-            }
-            Err(_) => {
-                return Err(Flaw::Unreachable(format!(
-                    "resolving {host} took longer than upstream.connect_timeout"
-                )));
-            }
-        };
-        if found.is_empty() {
-            return Err(Flaw::Unreachable(format!("{host} has no address")));
-        }
-        *self.known() = Some((Instant::now(), found.clone()));
-        Ok(found)
+    fn remembered(&self) -> Option<Vec<SocketAddr>> {
+        let known = self.known();
+        let (since, addresses) = known.as_ref()?;
+        (since.elapsed() < NAME_LIFETIME).then(|| addresses.clone())
     }
 
     fn prefer(&self, address: SocketAddr) {
@@ -129,6 +123,27 @@ fn advice(error: &io::Error) -> &'static str {
         }
         _ => "",
     }
+}
+
+async fn resolve(host: &str, port: u16, until: Instant) -> Result<Vec<SocketAddr>, Flaw> {
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    let found: Vec<_> = match timeout_at(until, tokio::net::lookup_host((bare, port))).await {
+        Ok(Ok(found)) => found.collect(),
+        Ok(Err(error)) => {
+            return Err(Flaw::Unreachable(format!(
+                "cannot resolve {host}: {error}; check the name and this machine's DNS"
+            )));
+        }
+        Err(_) => {
+            return Err(Flaw::Unreachable(format!(
+                "resolving {host} took longer than upstream.connect_timeout"
+            )));
+        }
+    };
+    if found.is_empty() {
+        return Err(Flaw::Unreachable(format!("{host} has no address")));
+    }
+    Ok(found)
 }
 
 /// Asks the egress proxy for a tunnel to the upstream.
@@ -184,4 +199,54 @@ fn tls_flaw(error: io::Error) -> Flaw {
         Some(Error::InvalidCertificate(bad)) => format!("the upstream's certificate is refused: {bad}"),
         _ => format!("the TLS handshake with the upstream failed: {error}"),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    impl Addresses {
+        fn of(known: &[SocketAddr]) -> Self {
+            Self(Mutex::new(Some((Instant::now(), known.to_vec()))))
+        }
+
+        async fn connected(&self, port: u16) -> Result<SocketAddr, Flaw> {
+            let until = Instant::now() + Duration::from_secs(10);
+            let tcp = self.connect("localhost", port, until).await?;
+            Ok(tcp.peer_addr().expect("an address"))
+        }
+    }
+
+    async fn listener() -> (TcpListener, SocketAddr) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        (listener, address)
+    }
+
+    #[tokio::test]
+    async fn of_several_addresses_the_one_that_lives_is_found_and_remembered() {
+        let (dead, (_listener, live)) = (listener().await.1, listener().await);
+        let addresses = Addresses::of(&[dead, live]);
+        assert_eq!(addresses.connected(live.port()).await.expect("a connection"), live);
+        assert_eq!(addresses.remembered(), Some(vec![live, dead]));
+    }
+
+    #[tokio::test]
+    async fn a_name_that_has_moved_is_asked_for_again_before_the_request_fails() {
+        let (gone, (_listener, live)) = (listener().await.1, listener().await);
+        let addresses = Addresses::of(&[gone]);
+        let found = addresses.connected(live.port()).await.expect("a connection");
+        assert_eq!(found.port(), live.port());
+        assert!(!addresses.remembered().expect("addresses").contains(&gone));
+    }
+
+    #[tokio::test]
+    async fn what_is_dead_at_every_address_is_not_remembered() {
+        let gone = listener().await.1;
+        let addresses = Addresses::of(&[gone]);
+        assert!(matches!(addresses.connected(gone.port()).await, Err(Flaw::Unreachable(_))));
+        assert_eq!(addresses.remembered(), None);
+    }
 }

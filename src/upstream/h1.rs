@@ -5,28 +5,26 @@ use std::{
     fmt::Write as _,
     future::{Future, poll_fn},
     io::{self, IoSlice},
-    mem::MaybeUninit,
     pin::{Pin, pin},
     sync::{Arc, atomic::Ordering},
-    task::{Context, Poll, Waker, ready},
+    task::{Context, Poll, ready},
 };
 
 use bytes::{Buf, Bytes, BytesMut};
 use http::Method;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
+    io::{AsyncReadExt, AsyncWrite},
     time::Instant,
 };
 
 use super::{
     Answer, AnswerBody, BodyLength, Failure, Flaw, Outgoing, Sent, Source,
+    connection::Connection,
     head::{self, Head},
     pool::Pool,
 };
 use crate::{
-    deadline::Deadline,
     framing::{Framing, Step, answer_length},
-    io::Stream,
     upload::Reader,
 };
 
@@ -40,41 +38,6 @@ const SMALL_PIECE: usize = 4 * 1024;
 const LARGE_READ: usize = 128 * 1024;
 /// What all large reads of a worker share: a client that takes nothing more of its download holds what was read last.
 const LARGE_READS: usize = 16 * 1024 * 1024;
-
-/// A connection between two requests.
-pub(super) struct Connection {
-    stream: Stream,
-    inbound: BytesMut,
-    outbound: BytesMut,
-    deadline: Deadline,
-}
-
-impl Connection {
-    pub(super) fn new(stream: Stream) -> Self {
-        Self { stream, inbound: BytesMut::new(), outbound: BytesMut::new(), deadline: Deadline::idle() }
-    }
-
-    /// Whether an idle connection is still open and silent. It looks no further than what the runtime has already been
-    /// told by the kernel.
-    pub(super) fn is_quiet(&mut self) -> bool {
-        let mut byte = [0; 1];
-        let mut buffer = ReadBuf::new(&mut byte);
-        let mut cx = Context::from_waker(Waker::noop());
-        // Under TLS this also takes in session tickets, which are no answer to anything.
-        Pin::new(&mut self.stream).poll_read(&mut cx, &mut buffer).is_pending()
-    }
-
-    /// The same, asking the kernel: for a connection that was idle for a while before it carries a request that must
-    /// not be sent twice.
-    pub(super) fn is_quiet_in_kernel(&mut self) -> bool {
-        let silent = self.stream.tcp().is_none_or(|tcp| {
-            let mut byte = [MaybeUninit::uninit(); 1];
-            let peeked = socket2::SockRef::from(tcp).peek(&mut byte);
-            matches!(peeked, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
-        });
-        silent && self.is_quiet()
-    }
-}
 
 /// Sends a request and waits for the answer's head. What came with it is taken along, and a connection that is done with
 /// goes back to the pool at once.
@@ -182,14 +145,12 @@ impl Exchange {
             }
             match self.poll_read(cx) {
                 Poll::Ready(Ok(0)) => {
-                    let flaw =
-                        if self.connection.inbound.is_empty() { Flaw::Closed } else { Flaw::Truncated };
+                    let flaw = if self.has_begun() { Flaw::Truncated } else { Flaw::Closed };
                     return Poll::Ready(Err(self.failure(flaw)));
                 }
                 Poll::Ready(Ok(_)) => {}
                 Poll::Ready(Err(error)) => {
-                    let flaw =
-                        if self.connection.inbound.is_empty() { Flaw::Closed } else { Flaw::Io(error) };
+                    let flaw = if self.has_begun() { Flaw::Io(error) } else { Flaw::Closed };
                     return Poll::Ready(Err(self.failure(flaw)));
                 }
                 // A client that is slow to send has a bound of its own; the upstream owes nothing meanwhile.
@@ -283,6 +244,11 @@ impl Exchange {
 
     fn failure(&self, flaw: Flaw) -> Failure {
         Failure { flaw, sent: if self.wrote { Sent::Perhaps } else { Sent::Nothing } }
+    }
+
+    /// Whether a byte of the answer has come; an interim answer is one.
+    fn has_begun(&self) -> bool {
+        self.interim > 0 || !self.connection.inbound.is_empty()
     }
 
     fn has_unsent(&self) -> bool {

@@ -31,7 +31,14 @@ const PING: Duration = Duration::from_secs(20);
 
 /// A handle on the connection.
 #[derive(Clone)]
-pub(super) struct Sender(http2::SendRequest<UploadBody>);
+pub(super) struct Sender {
+    requests: http2::SendRequest<UploadBody>,
+    connection: Mark,
+}
+
+/// Which connection it is.
+#[derive(Clone)]
+pub(super) struct Mark(Arc<()>);
 
 impl Sender {
     /// Says hello on a fresh connection, which is then driven by a task of its own.
@@ -49,11 +56,19 @@ impl Sender {
                 tracing::debug!(%error, "an HTTP/2 connection to the upstream ended");
             }
         });
-        Ok(Self(sender))
+        Ok(Self { requests: sender, connection: Mark(Arc::new(())) })
     }
 
     pub(super) fn is_closed(&self) -> bool {
-        self.0.is_closed()
+        self.requests.is_closed()
+    }
+
+    pub(super) fn mark(&self) -> Mark {
+        self.connection.clone()
+    }
+
+    pub(super) fn is_on(&self, connection: &Mark) -> bool {
+        Arc::ptr_eq(&self.connection.0, &connection.0)
     }
 
     /// Sends a request and waits for the answer's head.
@@ -65,7 +80,7 @@ impl Sender {
     ) -> Result<super::Answer, Failure> {
         let progress = Arc::new(Progress::default());
         let request = request(settings, outgoing, reader, progress.clone())?;
-        let mut sent = pin!(self.0.try_send_request(request));
+        let mut sent = pin!(self.requests.try_send_request(request));
         let response = loop {
             let before = progress.pieces.load(Ordering::Relaxed);
             match tokio::time::timeout(settings.response_timeout, &mut sent).await {

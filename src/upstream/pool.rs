@@ -7,7 +7,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{Settings, h1, h2};
+use super::{Settings, connection::Connection, h2};
 
 /// How often idle connections are looked through.
 const SWEEP: Duration = Duration::from_secs(1);
@@ -24,7 +24,7 @@ pub(super) struct Pool {
 
 #[derive(Default)]
 struct Kept {
-    idle: Vec<(h1::Connection, Instant)>,
+    idle: Vec<(Connection, Instant)>,
     /// With the moment at which it was last asked for.
     shared: Option<(h2::Sender, Instant)>,
     sweeping: bool,
@@ -36,7 +36,7 @@ impl Pool {
     }
 
     /// The connection used last, if it still looks open.
-    pub(super) fn take(&self, now: Instant) -> Option<h1::Connection> {
+    pub(super) fn take(&self, now: Instant) -> Option<Connection> {
         let mut kept = self.kept();
         while let Some((mut connection, since)) = kept.idle.pop() {
             let idle = now.saturating_duration_since(since);
@@ -52,7 +52,7 @@ impl Pool {
     }
 
     /// Keeps a connection for the next request.
-    pub(super) fn put(self: &Arc<Self>, connection: h1::Connection, now: Instant) {
+    pub(super) fn put(self: &Arc<Self>, connection: Connection, now: Instant) {
         let mut kept = self.kept();
         kept.idle.push((connection, now));
         self.see_to_sweeping(&mut kept);
@@ -79,6 +79,14 @@ impl Pool {
         let mut kept = self.kept();
         kept.shared = Some((sender, Instant::now()));
         self.see_to_sweeping(&mut kept);
+    }
+
+    /// Gives no more requests to this HTTP/2 connection. It may be dead before it knows; what is on it goes on.
+    pub(super) fn shun(&self, connection: &h2::Mark) {
+        let mut kept = self.kept();
+        if kept.shared.as_ref().is_some_and(|(sender, _)| sender.is_on(connection)) {
+            kept.shared = None;
+        }
     }
 
     fn kept(&self) -> MutexGuard<'_, Kept> {

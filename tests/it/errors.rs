@@ -1,29 +1,17 @@
 //! §9: each error of the proxy's own, and what a caller sees of an upstream that misbehaves.
 
 use http::Request;
-use wecom_proxy::simulator::{Fault, When};
+use wecom_proxy::simulator::Fault;
 
 use crate::{
-    stage::{Caller, ECHO, KEYED, OPEN, Reply, Stage, USER_GET, key, soon},
-    wire::{Line, Puppet},
+    stage::{Caller, ECHO, KEYED, OPEN, Stage, USER_GET, key},
+    wire::Line,
 };
 
 /// A port that nobody listens on.
 async fn dead_end() -> std::net::SocketAddr {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
     listener.local_addr().expect("an address")
-}
-
-/// Answers one call through the proxy with these bytes, closes the connection, and returns what the caller got.
-async fn answered_with(bytes: &[u8]) -> Reply {
-    let mut puppet = Puppet::new().await;
-    let stage = Stage::facing(puppet.address, OPEN).await;
-    let play = async {
-        let mut call = puppet.call().await;
-        call.line.say(bytes).await.expect("it is taken");
-    };
-    let (reply, ()) = tokio::join!(stage.get(USER_GET), play);
-    reply
 }
 
 #[tokio::test]
@@ -72,14 +60,14 @@ async fn a_refused_credential_comes_with_wecoms_own_errcode_and_words() {
 }
 
 #[tokio::test]
-async fn a_gettoken_without_sense_is_token_unavailable() {
-    for body in ["<html>", "{\"errcode\":0,", "{\"errcode\":0,\"errmsg\":\"ok\"}", ""] {
-        let stage = Stage::open().await;
-        stage.wecom.inject(Fault::answer(200, "text/html", body).on("/cgi-bin/gettoken")).expect("a fault");
-        stage.get(USER_GET).await.is_own("token-unavailable", 502, -1);
-    }
+async fn a_gettoken_that_cannot_be_sent_is_token_unavailable() {
     let nobody = dead_end().await;
     Stage::facing(nobody, OPEN).await.get(USER_GET).await.is_own("token-unavailable", 502, -1);
+    let nowhere = Stage::with(&OPEN.replace("{api}", "wecom.invalid")).await;
+    let refused = nowhere.get(USER_GET).await;
+    assert!(refused.is_own("token-unavailable", 502, -1).text().contains("cannot resolve wecom.invalid"));
+    let webhook = nowhere.call(Request::post("/cgi-bin/webhook/send?key=hush"), "{}").await;
+    webhook.is_own("upstream-unreachable", 502, -1);
 }
 
 #[tokio::test]
@@ -138,112 +126,6 @@ async fn an_upstream_that_is_not_there_is_unreachable() {
 }
 
 #[tokio::test]
-async fn an_answer_that_cannot_be_trusted_is_upstream_broke() {
-    for bytes in [
-        &b""[..],
-        b"HTTP/1.1 200 OK\r\nContent-Le",
-        b"SSH-2.0-OpenSSH_9.6\r\n",
-        b"\x16\x03\x01\x02\x00",
-        b"HTTP/1.1 200 OK\r\nno colon\r\n\r\n",
-        b"HTTP/1.1 20 OK\r\n\r\n",
-        b"HTTP/1.1 099 OK\r\n\r\n",
-        b"HTTP/2 200 OK\r\n\r\n",
-        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: identity\r\n\r\n{}",
-        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
-        b"HTTP/1.1 200 OK\r\nContent-Length: 2, 2\r\n\r\n{}",
-        b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n{}",
-        b"HTTP/1.1 200 OK\r\nContent-Length: +2\r\n\r\n{}",
-        b"HTTP/1.1 200 OK\r\nContent-Length: 9223372036854775808\r\n\r\n{}",
-        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 20\r\n\r\n{\"errcode\"",
-        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n0\r\n\r\n",
-    ] {
-        let reply = answered_with(bytes).await;
-        let shown = String::from_utf8_lossy(bytes);
-        assert_eq!(reply.header("x-wecom-proxy-error"), "upstream-broke", "{shown:?}: {reply:?}");
-        reply.is_own("upstream-broke", 502, -1);
-        assert!(!reply.text().contains("TOKEN-OF"), "{reply:?}");
-    }
-}
-
-#[tokio::test]
-async fn interim_answers_are_passed_over() {
-    let reply = answered_with(
-        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: <x>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi",
-    )
-    .await;
-    assert_eq!((reply.status.as_u16(), reply.text(), reply.header("link")), (200, "hi", ""));
-}
-
-#[tokio::test]
-async fn interim_answers_without_end_are_upstream_broke() {
-    let flood = b"HTTP/1.1 102 Processing\r\n\r\n".repeat(40);
-    answered_with(&[&flood[..], b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"].concat()).await.is_own(
-        "upstream-broke",
-        502,
-        -1,
-    );
-}
-
-#[tokio::test]
-async fn a_dropped_call_is_upstream_broke_and_never_sent_twice() {
-    let stage = Stage::open().await;
-    let message = r#"{"touser":"zhangsan","msgtype":"text","agentid":1000002,"text":{"content":"hi"}}"#;
-    // Once on a fresh connection and once on a kept one.
-    for _ in 0..2 {
-        stage.wecom.reset();
-        stage.wecom.inject(Fault::drop(When::Before).on("/cgi-bin/message/send")).expect("a fault");
-        stage.post("/cgi-bin/message/send", message).await.is_own("upstream-broke", 502, -1);
-        assert_eq!((stage.wecom.messages().len(), stage.got_through()), (1, 1));
-        stage.get(USER_GET).await.is_ok();
-    }
-}
-
-#[tokio::test]
-async fn an_upstream_that_breaks_off_breaks_the_callers_connection_off() {
-    let media = "/cgi-bin/media/get?media_id=generated-1000000";
-    for chunked in [false, true] {
-        let stage = Stage::open().await;
-        for http2 in [false, true] {
-            stage.wecom.reset();
-            if chunked {
-                stage.wecom.inject(Fault::pieces(50_000)).expect("a fault");
-            }
-            stage.get(USER_GET).await.is_ok();
-            stage.wecom.inject(Fault::drop(When::Body).on("/cgi-bin/media/get")).expect("a fault");
-            let mut caller = match http2 {
-                true => Caller::http2(stage.address()).await,
-                false => Caller::http1(stage.address()).await,
-            };
-            let request = Request::get(format!("/hr{media}")).body(Default::default()).expect("a request");
-            let response = soon(caller.send(request)).await.expect("a head");
-            assert_eq!(response.status(), 200);
-            let body = soon(http_body_util::BodyExt::collect(response.into_body())).await;
-            assert!(body.is_err(), "a short body looks whole: chunked {chunked}, HTTP/2 {http2}");
-            if http2 {
-                // The stream broke, not what else goes on beside it.
-                caller.get(USER_GET).await.is_ok();
-            }
-        }
-    }
-}
-
-#[tokio::test]
-async fn a_caller_that_knows_no_framing_sees_the_break_too() {
-    let stage = Stage::open().await;
-    stage.wecom.inject(Fault::pieces(50_000).on("/cgi-bin/media/get")).expect("a fault");
-    stage.wecom.inject(Fault::drop(When::Body).on("/cgi-bin/media/get")).expect("a fault");
-    let mut line = Line::to(stage.address()).await;
-    let media = "/hr/cgi-bin/media/get?media_id=generated-1000000";
-    line.say(format!("GET {media} HTTP/1.0\r\n\r\n")).await.expect("it is taken");
-    let (_, end) = line.rest().await;
-    assert!(end.is_err(), "an orderly close would mean that the file is whole");
-}
-
-#[tokio::test]
 async fn too_many_at_once_are_told_to_come_again() {
     let bounds = "max_in_flight = 1\nqueue_timeout = \"20ms\"\n[admin]";
     let stage = Stage::with(&OPEN.replace("[admin]", bounds)).await;
@@ -272,19 +154,4 @@ async fn who_waits_for_a_place_gets_one_when_there_is_one() {
         reply.is_ok();
     }
     assert!(stage.wecom.look(|seen| seen.in_flight_max()) <= 2);
-}
-
-#[tokio::test]
-async fn a_json_answer_that_breaks_off_before_its_errcode_showed_is_upstream_broke_over_both_protocols() {
-    let stage = Stage::open().await;
-    stage.get(USER_GET).await.is_ok();
-    for http2 in [false, true] {
-        stage.wecom.inject(Fault::drop(When::Head).on("/cgi-bin/user/get")).expect("a fault");
-        let mut caller = match http2 {
-            true => Caller::http2(stage.address()).await,
-            false => Caller::http1(stage.address()).await,
-        };
-        caller.get(USER_GET).await.is_own("upstream-broke", 502, -1);
-        caller.get(USER_GET).await.is_ok();
-    }
 }

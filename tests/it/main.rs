@@ -10,6 +10,7 @@ mod deploy;
 mod drain;
 mod egress;
 mod errors;
+mod faults;
 mod forward;
 mod gettoken;
 mod headers;

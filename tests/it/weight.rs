@@ -145,3 +145,39 @@ async fn an_answer_that_nobody_takes_does_not_grow_with_every_byte_of_the_upload
     assert!(grown < 8 * MIB, "{:.1} MiB for 8,000 bytes", grown as f64 / MIB as f64);
     answer.abort();
 }
+
+#[tokio::test]
+#[cfg(target_os = "linux")]
+async fn json_that_never_shows_an_errcode_weighs_little() {
+    const PIECE: usize = 64 * 1024;
+    let dir = TempDir::new().expect("a directory");
+    let mut puppet = Puppet::new().await;
+    let program = Program::start(&dir, puppet.address);
+    let mut line = Line::to(program.address).await;
+    line.say(format!("GET /hr{USER_GET} HTTP/1.1\r\nHost: x\r\n\r\n")).await.expect("it is taken");
+    let mut call = puppet.call().await;
+    let idle = program.status("VmRSS");
+    let pieces = 100 * MIB as usize / PIECE;
+    let total = pieces * PIECE;
+    let answering = tokio::spawn(async move {
+        let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n";
+        call.line.say(format!("{head}Content-Length: {total}\r\n\r\n")).await.expect("it is taken");
+        call.line
+            .say([b"{\"list\":[0", &b",0".repeat(PIECE / 2 - 5)[..]].concat())
+            .await
+            .expect("it is taken");
+        for _ in 1..pieces {
+            call.line.say(b",0".repeat(PIECE / 2)).await.expect("it is taken");
+        }
+    });
+    assert!(line.head().await.starts_with("HTTP/1.1 200 "));
+    let mut came = 0;
+    while came < total {
+        let piece = (total - came).min(PIECE);
+        came += line.bytes(piece).await.len();
+    }
+    answering.await.expect("all of it was taken");
+    let grown = program.status("VmHWM").saturating_sub(idle);
+    eprintln!("100 MiB of JSON without an errcode: {:.1} MiB", grown as f64 / MIB as f64);
+    assert!(grown < 16 * MIB, "{:.1} MiB beyond idle", grown as f64 / MIB as f64);
+}

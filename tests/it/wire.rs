@@ -57,6 +57,16 @@ impl Line {
         self.seen.drain(..count).collect()
     }
 
+    /// The next bytes, this many; `None` where the stream ends first.
+    pub async fn whole(&mut self, count: usize) -> Option<Vec<u8>> {
+        while self.seen.len() < count {
+            if !self.more().await.unwrap_or(false) {
+                return None;
+            }
+        }
+        Some(self.seen.drain(..count).collect())
+    }
+
     /// An answer with a length: its head, and its body as text.
     pub async fn answer(&mut self) -> (String, String) {
         let head = self.head().await;

@@ -5,7 +5,7 @@ use std::{
     io::{self, IoSlice},
     pin::{Pin, pin},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
 };
 
 use bytes::{Bytes, BytesMut};
@@ -42,6 +42,8 @@ pub(super) struct Inner {
     /// Whose body it is that comes: a reader of an earlier request's may still be there, and must get nothing of it.
     request: u64,
     next_read: usize,
+    /// Who wants to know when the client leaves, and cannot look while another task reads the body.
+    watcher: Option<Waker>,
 }
 
 impl Wire {
@@ -53,6 +55,7 @@ impl Wire {
             continue_due: false,
             request: 0,
             next_read: buffers::SIZE,
+            watcher: None,
         })))
     }
 
@@ -110,6 +113,9 @@ impl Inner {
                 _ => return Poll::Ready(()),
             }
         }
+        if self.framing != Framing::Done {
+            self.watcher = Some(cx.waker().clone());
+        }
         Poll::Pending
     }
 
@@ -127,7 +133,13 @@ impl Inner {
     /// The next piece of the request's body; `None` at its end.
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Cut>> {
         loop {
-            match self.framing.step(&mut self.inbound) {
+            let step = self.framing.step(&mut self.inbound);
+            if self.framing == Framing::Done
+                && let Some(watcher) = self.watcher.take()
+            {
+                watcher.wake();
+            }
+            match step {
                 Ok(Step::Data(piece)) => return Poll::Ready(Ok(Some(piece))),
                 Ok(Step::End) => return Poll::Ready(Ok(None)),
                 Ok(Step::Starved) => {}

@@ -1,0 +1,84 @@
+//! An HTTP/1.1 connection to the upstream between two requests: is it fit for the next one?
+
+use std::{
+    future::{Future, poll_fn},
+    io,
+    mem::MaybeUninit,
+    pin::{Pin, pin},
+    task::{Context, Waker},
+};
+
+use bytes::BytesMut;
+use tokio::{
+    io::{AsyncRead, ReadBuf},
+    task::unconstrained,
+};
+
+use crate::{deadline::Deadline, io::Stream};
+
+/// A connection between two requests.
+pub(super) struct Connection {
+    pub(super) stream: Stream,
+    pub(super) inbound: BytesMut,
+    pub(super) outbound: BytesMut,
+    pub(super) deadline: Deadline,
+}
+
+impl Connection {
+    pub(super) fn new(stream: Stream) -> Self {
+        Self { stream, inbound: BytesMut::new(), outbound: BytesMut::new(), deadline: Deadline::idle() }
+    }
+
+    /// Whether an idle connection is still open and silent, as far as the runtime has been told by the kernel. Whatever came
+    /// before the runtime last looked for news is seen, and costs a system call; silence costs none.
+    pub(super) fn is_quiet(&mut self) -> bool {
+        let mut byte = [0; 1];
+        if let Stream::Tcp(tcp) = &self.stream {
+            return matches!(tcp.try_read(&mut byte), Err(error) if error.kind() == io::ErrorKind::WouldBlock);
+        }
+        let mut buffer = ReadBuf::new(&mut byte);
+        // Under TLS this also takes in session tickets, which are no answer to anything. A task that has used up its turn
+        // would be told that nothing has come, whatever has.
+        let read = poll_fn(|cx| Pin::new(&mut self.stream).poll_read(cx, &mut buffer));
+        let mut cx = Context::from_waker(Waker::noop());
+        pin!(unconstrained(read)).poll(&mut cx).is_pending()
+    }
+
+    /// The same, asking the kernel: for a connection that was idle for a while before it carries a request that must
+    /// not be sent twice.
+    pub(super) fn is_quiet_in_kernel(&mut self) -> bool {
+        let silent = self.stream.tcp().is_none_or(|tcp| {
+            let mut byte = [MaybeUninit::uninit(); 1];
+            let peeked = socket2::SockRef::from(tcp).peek(&mut byte);
+            matches!(peeked, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+        });
+        silent && self.is_quiet()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::AsyncWriteExt,
+        net::{TcpListener, TcpStream},
+        task::coop::{consume_budget, has_budget_remaining},
+    };
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_nobody_asked_for_is_seen_by_a_task_that_has_used_up_its_turn() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let ours =
+            TcpStream::connect(listener.local_addr().expect("an address")).await.expect("a connection");
+        let (mut theirs, _) = listener.accept().await.expect("a connection");
+        let mut connection = Connection::new(Stream::Tcp(ours));
+        assert!(connection.is_quiet());
+        theirs.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.expect("it is taken");
+        connection.stream.tcp().expect("TCP").readable().await.expect("news");
+        while has_budget_remaining() {
+            consume_budget().await;
+        }
+        assert!(!connection.is_quiet());
+    }
+}

@@ -1,0 +1,68 @@
+//! The upstream's faults, and callers who leave, over each protocol that either side speaks. Nothing is carried out twice
+//! that may not be, nothing waits longer than its time-out, no short answer looks whole, and the next request is served.
+
+mod answers;
+mod breaks;
+mod callers;
+mod early;
+mod idle;
+mod leaving;
+mod peer;
+mod tokens;
+
+use std::fmt;
+
+use wecom_proxy::simulator::Settings;
+
+use crate::{certificates::Authority, stage::Stage};
+
+/// What the simulated WeCom speaks.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Speech {
+    Http1,
+    Http1Tls,
+    Http2,
+}
+
+impl Speech {
+    /// A stage whose WeCom speaks this, with these lines in `[server]` and `[upstream]`; and whoever signed WeCom's
+    /// certificate.
+    async fn stage(self, server: &str, upstream: &str) -> (Stage, Authority) {
+        let authority = Authority::new();
+        let under_tls = |alpn: &[&str]| {
+            let tls = Some(authority.server("127.0.0.1").server_config(alpn));
+            let url = format!("url = \"https://{{api}}\"\nca_file = \"{}\"", authority.file().display());
+            (Settings { tls, ..Settings::default() }, url)
+        };
+        let (settings, url) = match self {
+            Self::Http1 => (Settings::default(), "url = \"http://{api}\"".to_owned()),
+            Self::Http1Tls => under_tls(&["http/1.1"]),
+            Self::Http2 => under_tls(&["h2"]),
+        };
+        let toml = format!(
+            "[server]\nlisten = \"127.0.0.1:0\"\n{server}\n[upstream]\n{url}\n{upstream}\n[replay]\nmemory = \
+             \"64KiB\"\n{{agents}}"
+        );
+        (Stage::set(settings, &toml).await, authority)
+    }
+}
+
+impl fmt::Display for Speech {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Http1 => "an upstream of HTTP/1.1",
+            Self::Http1Tls => "an upstream of HTTP/1.1 under TLS",
+            Self::Http2 => "an upstream of HTTP/2",
+        })
+    }
+}
+
+/// Runs them side by side.
+async fn side_by_side(calls: impl Iterator<Item = impl Future<Output = ()>>) {
+    let mut calls: Vec<_> = calls.map(Box::pin).collect();
+    std::future::poll_fn(|cx| {
+        calls.retain_mut(|call| call.as_mut().poll(cx).is_pending());
+        if calls.is_empty() { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+    })
+    .await;
+}

@@ -1,0 +1,265 @@
+//! An upstream of HTTP/1.1 that says, byte for byte, what a story tells it to say.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::stage::{soon, wait_for};
+
+/// The path whose calls are answered as the story wants; every other is answered well.
+pub(super) const CASE: &str = "/cgi-bin/case";
+
+/// What is done with a call, one after the other.
+#[derive(Clone, Debug)]
+pub(super) enum Step {
+    /// Says this.
+    Say(Vec<u8>),
+    /// Says this over and over, until nobody listens.
+    SayForEver(Vec<u8>),
+    /// Says this byte by byte, with this time between two.
+    Drip(Vec<u8>, Duration),
+    /// Reads the call's body first.
+    TakeBody,
+    /// Closes in order.
+    Close,
+    /// Closes with a reset.
+    Reset,
+    /// Says nothing more, and waits until the other side closes.
+    Silence,
+}
+
+/// The upstream. It serves as long as its runtime lives.
+pub(super) struct Peer {
+    pub(super) address: SocketAddr,
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    /// How gettoken is answered; well, if nothing is said.
+    grants: Mutex<Option<Vec<Step>>>,
+    /// How the next calls of [`CASE`] are answered; the last one stays.
+    plays: Mutex<Vec<Vec<Step>>>,
+    heads: Mutex<Vec<String>>,
+    /// How many tokens it has handed out.
+    tokens: AtomicUsize,
+    connections: Mutex<Vec<Weak<TcpStream>>>,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Peer {
+    pub(super) async fn new() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let shared = Arc::<Shared>::default();
+        let all = shared.clone();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                // What is said unasked must be there before the next request, not after it.
+                stream.set_nodelay(true).expect("a socket");
+                let stream = Arc::new(stream);
+                locked(&all.connections).push(Arc::downgrade(&stream));
+                tokio::spawn(Conversation { stream, shared: all.clone(), seen: Vec::new() }.hold());
+            }
+        });
+        Self { address, shared }
+    }
+
+    /// Answers the calls of [`CASE`] from now on like this.
+    pub(super) fn plays(&self, steps: Vec<Step>) {
+        *locked(&self.shared.plays) = vec![steps];
+    }
+
+    /// Answers the next call of [`CASE`] like the first, those after it like the second.
+    pub(super) fn plays_two(&self, first: Vec<Step>, then: Vec<Step>) {
+        *locked(&self.shared.plays) = vec![then, first];
+    }
+
+    /// Answers gettoken from now on like this.
+    pub(super) fn grants(&self, steps: Vec<Step>) {
+        *locked(&self.shared.grants) = Some(steps);
+    }
+
+    /// How often gettoken was called.
+    pub(super) fn granted(&self) -> usize {
+        self.shared.tokens.load(Ordering::Relaxed)
+    }
+
+    /// Says this, unasked, on every connection that is open.
+    pub(super) async fn say_unasked(&self, bytes: &[u8]) {
+        for stream in self.open() {
+            let _ = say(&stream, bytes).await;
+        }
+    }
+
+    /// Waits until no more than this many connections are open.
+    pub(super) async fn has_open(&self, most: usize) {
+        wait_for("closed connections", async || self.open().len() <= most).await;
+    }
+
+    fn open(&self) -> Vec<Arc<TcpStream>> {
+        locked(&self.shared.connections).iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// What came since the last question, gettoken aside: the first line of each head.
+    pub(super) fn heard(&self) -> Vec<String> {
+        let heads = std::mem::take(&mut *locked(&self.shared.heads));
+        let lines = heads.iter().map(|head| head.lines().next().unwrap_or_default().to_owned());
+        lines.filter(|line| !line.contains("/cgi-bin/gettoken?")).collect()
+    }
+}
+
+/// One connection.
+struct Conversation {
+    stream: Arc<TcpStream>,
+    shared: Arc<Shared>,
+    seen: Vec<u8>,
+}
+
+impl Conversation {
+    async fn hold(mut self) {
+        while let Some(head) = self.head().await {
+            locked(&self.shared.heads).push(head.clone());
+            let target = head.split(' ').nth(1).unwrap_or_default();
+            let is_gettoken = target.starts_with("/cgi-bin/gettoken?");
+            let nth = if is_gettoken { self.shared.tokens.fetch_add(1, Ordering::Relaxed) } else { 0 };
+            if let Some(steps) = self.steps(target) {
+                for step in steps {
+                    if !self.play(step, &head).await {
+                        return;
+                    }
+                }
+                continue;
+            }
+            self.take_body(&head).await;
+            let body = if is_gettoken {
+                format!("{{\"errcode\":0,\"access_token\":\"TOKEN-OF-THE-PEER-{nth}\",\"expires_in\":7200}}")
+            } else {
+                format!(
+                    "{{\"errcode\":0,\"target\":\"{}\"}}",
+                    target.split("access_token").next().unwrap_or("")
+                )
+            };
+            if say(&self.stream, &json(&body)).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// What the story wants done with this call, if anything.
+    fn steps(&self, target: &str) -> Option<Vec<Step>> {
+        if target.starts_with("/cgi-bin/gettoken?") {
+            return locked(&self.shared.grants).clone();
+        }
+        if !target.starts_with(CASE) {
+            return None;
+        }
+        let mut plays = locked(&self.shared.plays);
+        if plays.len() > 1 { plays.pop() } else { plays.last().cloned() }
+    }
+
+    /// Whether the connection goes on.
+    async fn play(&mut self, step: Step, head: &str) -> bool {
+        match step {
+            Step::Say(bytes) => say(&self.stream, &bytes).await.is_ok(),
+            Step::SayForEver(bytes) => {
+                while say(&self.stream, &bytes).await.is_ok() {}
+                false
+            }
+            Step::Drip(bytes, every) => {
+                let mut drips = tokio::time::interval(every);
+                for byte in bytes {
+                    drips.tick().await;
+                    if say(&self.stream, &[byte]).await.is_err() {
+                        return false;
+                    }
+                }
+                true
+            }
+            Step::TakeBody => {
+                self.take_body(head).await;
+                true
+            }
+            Step::Close => false,
+            Step::Reset => {
+                self.stream.set_zero_linger().expect("a socket");
+                false
+            }
+            Step::Silence => {
+                while self.more().await {}
+                false
+            }
+        }
+    }
+
+    async fn head(&mut self) -> Option<String> {
+        loop {
+            if let Some(at) = self.seen.windows(4).position(|four| four == b"\r\n\r\n") {
+                let head: Vec<u8> = self.seen.drain(..at + 4).collect();
+                return Some(String::from_utf8_lossy(&head).into_owned());
+            }
+            if !self.more().await {
+                return None;
+            }
+        }
+    }
+
+    async fn take_body(&mut self, head: &str) {
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+        let length: usize = length.map_or(0, |length| length.parse().expect("a length"));
+        while self.seen.len() < length {
+            if !self.more().await {
+                return;
+            }
+        }
+        self.seen.drain(..length);
+    }
+
+    /// Reads on; false at the end.
+    async fn more(&mut self) -> bool {
+        let mut piece = [0; 64 * 1024];
+        loop {
+            if self.stream.readable().await.is_err() {
+                return false;
+            }
+            match self.stream.try_read(&mut piece) {
+                Ok(0) => return false,
+                Ok(read) => {
+                    self.seen.extend_from_slice(&piece[..read]);
+                    return true;
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(_) => return false,
+            }
+        }
+    }
+}
+
+async fn say(stream: &TcpStream, mut bytes: &[u8]) -> std::io::Result<()> {
+    while !bytes.is_empty() {
+        soon(stream.writable()).await?;
+        match stream.try_write(bytes) {
+            Ok(written) => bytes = &bytes[written..],
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// An answer in JSON.
+pub(super) fn json(body: &str) -> Vec<u8> {
+    let length = body.len();
+    format!("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}")
+        .into()
+}
