@@ -96,6 +96,8 @@ async fn passes_check(toml: &str, secrets: &str, names: &[&str]) {
 
 async fn check(toml: &str, secrets: &str, names: &[&str]) -> Ended {
     let dir = TempDir::new().expect("a directory");
+    // Whoever copies the file puts hashes of keys in place of these; as they are they are refused.
+    let toml = &toml.replace(&"0".repeat(64), &"4bf5122f".repeat(8));
     for name in names {
         let path = dir.path().join(name);
         fs::write(&path, "a-secret-of-more-than-thirty-two-characters\n").expect("a file");
