@@ -19,6 +19,7 @@ pub use self::{check::check, demo::demo, health::health, key::key, simulator::si
 use crate::{
     app::{App, Prepared},
     config,
+    server::Inherited,
     telemetry::Telemetry,
 };
 
@@ -45,13 +46,14 @@ impl Failed {
 
 /// Runs the proxy until it is told to stop.
 pub fn serve(path: &Path) -> Result<(), Failed> {
+    let inherited = Inherited::take().map_err(Failed::other)?;
     let prepared = prepare(path)?;
     let telemetry = Telemetry::start(prepared.log());
     for warning in prepared.warnings() {
         tracing::warn!("{warning}");
     }
     on_runtime(async {
-        let app = App::start(prepared).map_err(Failed::other)?;
+        let app = App::start_with(prepared, inherited).map_err(Failed::other)?;
         run::until_told_to_stop(app, &telemetry).await
     })
 }

@@ -24,7 +24,7 @@ use self::{
     stream::ClientStream,
     streams::Streams,
 };
-use super::{LINGER, LINGER_BYTES, MAX_HEAD, Timeouts};
+use super::{LINGER, LINGER_BYTES, MAX_HEAD, Timeouts, house::Seat};
 use crate::{
     fields::Fields,
     io::Stream,
@@ -45,24 +45,29 @@ pub(super) async fn serve(
     peer: Option<IpAddr>,
     timeouts: Timeouts,
     mut stopping: watch::Receiver<bool>,
+    seat: Arc<Seat>,
     proxy: &Arc<Proxy>,
 ) {
+    let stop_seen = stopping.clone();
+    let link = Link::new(seat.clone());
     if first.is_empty() {
         // Until its first bytes are here a connection is idle; hyper would wait for them when it is to stop.
         let begins = tokio::select! {
             _ = stopping.wait_for(|stop| *stop) => return,
+            () = seat.asked() => return,
             begins = timeout(timeouts.idle, stream.read_buf(&mut first)) => begins,
         };
         if !matches!(begins, Ok(Ok(read)) if read > 0) {
             return;
         }
     }
-    let link = Link::new();
     let client = ClientStream::new(stream, first, link.clone(), timeouts);
     let service = service_fn(|request| {
         // Each stream is a task of its own.
         let (proxy, link) = (proxy.clone(), link.clone());
-        async move { Ok::<_, std::convert::Infallible>(answer(request, peer, &link, &proxy).await) }
+        // Of what a client sends before it hears that this is the end, nothing goes to the upstream.
+        let late = stop_seen.has_changed().unwrap_or(true);
+        async move { Ok::<_, std::convert::Infallible>(answer(request, peer, late, &link, &proxy).await) }
     });
     let connection = http2::Builder::new(Streams(timeouts.stall))
         .timer(TokioTimer::new())
@@ -74,6 +79,7 @@ pub(super) async fn serve(
     let ended = tokio::select! {
         outcome = connection.as_mut() => Some(outcome),
         _ = stopping.wait_for(|stop| *stop) => None,
+        () = seat.asked() => None,
     };
     let outcome = match ended {
         Some(outcome) => outcome,
@@ -91,6 +97,7 @@ pub(super) async fn serve(
 async fn answer(
     request: http::Request<Incoming>,
     peer: Option<IpAddr>,
+    late: bool,
     link: &Link,
     proxy: &Proxy,
 ) -> Response<StreamBody> {
@@ -106,6 +113,7 @@ async fn answer(
         flaw: flaw(&parts.uri),
         fields: Fields::of_map(&parts.headers),
         peer,
+        late,
     };
     let Reply { status, lines, length, body, .. } = proxy.handle(request, StreamUpload::body(body)).await;
     let turn = Turn::of_this_stream();
