@@ -5,8 +5,8 @@ use std::collections::{HashMap, VecDeque};
 
 use foldhash::fast::RandomState;
 
-/// Of what somebody already has, this part must be free besides, or there is no more for them.
-const PART: usize = 16;
+/// So many times as much as is free somebody may already have, or there is no more for them.
+const TIMES: usize = 16;
 
 /// What a request counts for: its client, its agent, its endpoint, each as a hash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,7 +87,7 @@ impl<T> Turns<T> {
 
     /// Whose turn it is, where `free` places are free. It counts as holding one from now on.
     pub(super) fn next(&mut self, free: usize) -> Option<(Flow, T)> {
-        self.root.next(free).map(|waiting| (waiting.flow, waiting.who))
+        self.root.next(free.saturating_mul(TIMES)).map(|waiting| (waiting.flow, waiting.who))
     }
 
     /// Sends away all who wait.
@@ -108,10 +108,10 @@ impl<T> Branch<T> {
     }
 
     fn leaves_enough(&self, way: &[u64], free: usize, count: impl Fn(&Self) -> usize) -> bool {
-        let (mut branch, mut room) = (self, free);
+        let (mut branch, mut room) = (self, free.saturating_mul(TIMES));
         for name in way {
             let Some(below) = branch.below.get(name) else { break };
-            room = room.saturating_sub(count(below) / PART);
+            room = room.saturating_sub(count(below));
             branch = below;
         }
         room > 0
@@ -174,7 +174,7 @@ impl<T> Branch<T> {
         for _ in 0..self.order.len() {
             let name = self.order.pop_front()?;
             let Some(below) = self.below.get_mut(&name) else { continue };
-            let next = match room.saturating_sub(below.held / PART) {
+            let next = match room.saturating_sub(below.held) {
                 0 => None,
                 room => below.next(room),
             };

@@ -17,6 +17,7 @@ mod key;
 mod legacy;
 mod limits;
 mod log;
+mod overload;
 mod passes;
 mod process;
 mod program;
