@@ -15,7 +15,7 @@ use std::{
 use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::{
     runtime::{Builder, Handle},
-    sync::watch,
+    sync::{mpsc, watch},
     time::timeout,
 };
 
@@ -32,6 +32,8 @@ use crate::{
     upstream::{Settings, SettingsError, Upstream},
 };
 
+/// How long closing the listeners may take before nobody waits for it.
+const CLOSING: Duration = Duration::from_secs(1);
 /// Beside connecting and waiting for the head, so long may a gettoken take for its few bytes of body.
 const GETTOKEN_BODY: Duration = Duration::from_secs(5);
 
@@ -112,6 +114,8 @@ pub struct App {
     reloader: Arc<Reloader>,
     shutdown_grace: Duration,
     server: Arc<Server>,
+    /// Ends when all listeners are closed.
+    listening: mpsc::Receiver<()>,
     in_flight: Arc<Places>,
     shelf: Arc<Shelf>,
     stopping: watch::Sender<bool>,
@@ -173,17 +177,19 @@ impl App {
         }
         let server = Arc::new(Server::new(&config.server, tls.clone(), stop_seen));
         let bound = Arc::new(bound);
+        let (open, listening) = mpsc::channel(1);
         let cores = thread::available_parallelism().map_or(1, usize::from);
         let access = AccessLog::stderr(config.log, cores)?;
         let workers = (0..cores).map(|nth| {
-            let (server, bound, ended) = (server.clone(), bound.clone(), end_seen.clone());
+            let (server, bound, ended, open) =
+                (server.clone(), bound.clone(), end_seen.clone(), open.clone());
             let (directory, rules, upstream) = (directory.clone(), rules.clone(), upstream.clone());
             let access = access.for_worker();
             let work = move || -> io::Result<()> {
                 let runtime = Builder::new_current_thread().enable_all().build()?;
                 runtime.block_on(async {
                     let proxy = Arc::new(Proxy::new(directory, rules, Upstream::new(upstream), access));
-                    work(bound, &server, &proxy, ended).await
+                    work(bound, &server, &proxy, open, ended).await
                 })
             };
             thread::Builder::new().name(format!("worker-{nth}")).spawn(move || {
@@ -197,6 +203,7 @@ impl App {
             shutdown_grace: config.server.shutdown_grace,
             reloader: Arc::new(Reloader { settings: config, directory, issuer, tls, turn: Mutex::new(()) }),
             server,
+            listening,
             in_flight,
             shelf,
             stopping,
@@ -240,11 +247,13 @@ impl App {
 
     /// Takes no more requests, waits for those in flight as long as `server.shutdown_grace` allows, then ends. Returns
     /// whether all of them finished.
-    pub async fn shut_down(self) -> bool {
+    pub async fn shut_down(mut self) -> bool {
         // The workers close the listeners: whoever connects is refused then, and can go elsewhere at once.
         self.stopping.send_replace(true);
         // Nothing of what waits has been sent: it can go elsewhere too.
         self.in_flight.close();
+        // Before that somebody may still come.
+        let _ = timeout(CLOSING, self.listening.recv()).await;
         let drained = timeout(self.shutdown_grace, self.server.house.emptied()).await.is_ok();
         self.ended.send_replace(true);
         let (workers, access) = (self.workers, self.access);
@@ -340,12 +349,17 @@ async fn work(
     bound: Arc<Vec<Bound>>,
     server: &Arc<Server>,
     proxy: &Arc<Proxy>,
+    open: mpsc::Sender<()>,
     mut ended: watch::Receiver<bool>,
 ) -> io::Result<()> {
     for bound in bound.iter() {
-        tokio::spawn(server::serve(bound.listener()?, server.clone(), proxy.clone()));
+        let (serving, open) = (server::serve(bound.listener()?, server.clone(), proxy.clone()), open.clone());
+        tokio::spawn(async move {
+            serving.await;
+            drop(open);
+        });
     }
-    drop(bound);
+    drop((bound, open));
     let _ = ended.wait_for(|ended| *ended).await;
     Ok(())
 }

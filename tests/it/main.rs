@@ -33,6 +33,7 @@ mod sdks;
 mod secrecy;
 mod stage;
 mod stream;
+mod takeover;
 mod tickets;
 mod timeouts;
 mod tls;
