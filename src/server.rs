@@ -144,6 +144,12 @@ async fn converse(
     }
 }
 
+/// Passes a moment after the server has stopped.
+async fn last_call(stopping: &mut watch::Receiver<bool>) {
+    let _ = stopping.wait_for(|stop| *stop).await;
+    sleep(LAST_CALL).await;
+}
+
 /// The TLS handshake. Whether HTTP/2 was agreed on is returned too.
 async fn greet(
     stream: Stream,
@@ -153,12 +159,8 @@ async fn greet(
 ) -> Option<(Stream, bool)> {
     let mut stopping = server.stopping.clone();
     let greeting = timeout(server.timeouts.head, TlsAcceptor::from(config).accept(stream));
-    let last_call = async {
-        let _ = stopping.wait_for(|stop| *stop).await;
-        sleep(LAST_CALL).await;
-    };
     let greeted = tokio::select! {
-        () = last_call => return None,
+        () = last_call(&mut stopping) => return None,
         greeted = greeting => greeted,
     };
     match greeted {

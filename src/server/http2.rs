@@ -24,7 +24,7 @@ use self::{
     stream::ClientStream,
     streams::Streams,
 };
-use super::{LINGER, LINGER_BYTES, MAX_HEAD, Timeouts, house::Seat};
+use super::{LINGER, LINGER_BYTES, MAX_HEAD, Timeouts, house::Seat, last_call};
 use crate::{
     fields::Fields,
     io::Stream,
@@ -53,7 +53,7 @@ pub(super) async fn serve(
     if first.is_empty() {
         // Until its first bytes are here a connection is idle; hyper would wait for them when it is to stop.
         let begins = tokio::select! {
-            _ = stopping.wait_for(|stop| *stop) => return,
+            () = last_call(&mut stopping) => return,
             () = seat.asked() => return,
             begins = timeout(timeouts.idle, stream.read_buf(&mut first)) => begins,
         };
@@ -66,7 +66,7 @@ pub(super) async fn serve(
         // Each stream is a task of its own.
         let (proxy, link) = (proxy.clone(), link.clone());
         // Of what a client sends before it hears that this is the end, nothing goes to the upstream.
-        let late = stop_seen.has_changed().unwrap_or(true);
+        let late = stop_seen.has_changed().unwrap_or(true) && !link.is_fresh();
         async move { Ok::<_, std::convert::Infallible>(answer(request, peer, late, &link, &proxy).await) }
     });
     let connection = http2::Builder::new(Streams(timeouts.stall))

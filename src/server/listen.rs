@@ -170,3 +170,25 @@ impl BoundSocket {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_waits_when_it_closes_is_left_over_unless_the_socket_stays_open() {
+        let local = Address::Tcp(SocketAddr::from(([127, 0, 0, 1], 0)));
+        for stays_open in [false, true] {
+            let mut bound = Bound::open(&local).expect("a port");
+            bound.stays_open = stays_open;
+            let Address::Tcp(address) = bound.address() else { unreachable!() };
+            let callers: Vec<_> = (0..3).map(|_| std::net::TcpStream::connect(address)).collect();
+            assert!(callers.iter().all(Result::is_ok));
+            let left = bound.listener().expect("a handle").left_over().count();
+            assert_eq!(left, if stays_open { 0 } else { 3 });
+            let next = bound.listener().expect("another").accept();
+            let taken = tokio::time::timeout(std::time::Duration::from_millis(200), next).await;
+            assert_eq!(taken.is_ok(), stays_open, "the next process gets them");
+        }
+    }
+}

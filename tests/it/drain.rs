@@ -13,6 +13,7 @@ use tokio::{
 use wecom_proxy::simulator::{Fault, Settings, Simulator};
 
 use crate::{
+    certificates::Authority,
     process::{Process, field, wecom_proxy},
     stage::{Caller, ECHO, OPEN, USER_GET, write_config},
     wire::Line,
@@ -266,6 +267,25 @@ async fn who_has_just_connected_is_still_served() {
     let (head, _) = line.answer().await;
     assert!(head.starts_with("HTTP/1.1 200") && says_close(&head), "{head}");
     assert_eq!(line.rest().await.0, b"");
+    assert_eq!(scene.proxy.ended().await.status, 0);
+}
+
+#[tokio::test]
+async fn who_has_just_greeted_is_still_served_over_tls_and_both_protocols() {
+    let authority = Authority::new();
+    let wecom = Simulator::local(Settings::default()).await.expect("a simulator");
+    let dir = TempDir::new().expect("a directory");
+    let toml = OPEN.replace("[upstream]", &format!("{}\n[upstream]", authority.server_line("localhost")));
+    let proxy = Process::serve(&write_config(&dir, wecom.api_addr(), &Settings::default(), &toml)).await;
+    let scene = Scene { wecom, dir, address: proxy.address().await, proxy };
+    let greet = async |alpn| authority.connect(scene.address, &[alpn], None).await.expect("a handshake");
+    let (http1, http2) = (greet("http/1.1").await, greet("h2").await);
+    scene.term().await;
+    refused(scene.address).await;
+    let (mut http1, mut http2) = (Caller::http1_over(http1).await, Caller::http2_over(http2).await);
+    let (one, two) = tokio::join!(http1.get(USER_GET), http2.get(USER_GET));
+    one.is_ok();
+    two.is_ok();
     assert_eq!(scene.proxy.ended().await.status, 0);
 }
 

@@ -1,4 +1,4 @@
-//! The READMEs and the pages on clients and on performance, in both languages: they say the same, and every command and
+//! The READMEs and the pages on clients, on operations and on performance, in both languages: they say the same, and every command and
 //! every setting in them works as it stands there.
 //!
 //! A fenced block's second word says how it is played: `start` starts the program; `demo`, `serve` and `keys` are typed
@@ -22,9 +22,11 @@ const CLIENTS: &str = include_str!("../../docs/clients.md");
 const CLIENTS_CHINESE: &str = include_str!("../../docs/clients.zh-CN.md");
 const PERFORMANCE: &str = include_str!("../../docs/performance.md");
 const PERFORMANCE_CHINESE: &str = include_str!("../../docs/performance.zh-CN.md");
+const OPERATIONS: &str = include_str!("../../docs/operations.md");
+const OPERATIONS_CHINESE: &str = include_str!("../../docs/operations.zh-CN.md");
 const STAGES: [&str; 9] = ["start", "demo", "serve", "key", "keys", "ca", "container", "tests", "bench"];
 /// What is shown of other programs, and not played.
-const FOREIGN: [&str; 7] = ["java", "php", "python", "go", "csharp", "yaml", "env"];
+const FOREIGN: [&str; 8] = ["java", "php", "python", "go", "csharp", "yaml", "env", "ini"];
 
 /// The addresses that the READMEs name: the proxy's, its admin listener's and that of the demo's simulator.
 const PROXY: &str = "127.0.0.1:8080";
@@ -196,7 +198,12 @@ impl Stage {
 
 #[test]
 fn both_say_the_same() {
-    let pages = [(ENGLISH, CHINESE), (CLIENTS, CLIENTS_CHINESE), (PERFORMANCE, PERFORMANCE_CHINESE)];
+    let pages = [
+        (ENGLISH, CHINESE),
+        (CLIENTS, CLIENTS_CHINESE),
+        (PERFORMANCE, PERFORMANCE_CHINESE),
+        (OPERATIONS, OPERATIONS_CHINESE),
+    ];
     for (english, chinese) in pages {
         let ((headings, blocks), (other_headings, other_blocks)) = (read(english), read(chinese));
         assert_eq!(headings, other_headings);
@@ -300,7 +307,9 @@ fn the_private_ca_vouches_for_the_host() {
 fn the_files_that_they_name_are_there() {
     let repository = Path::new(env!("CARGO_MANIFEST_DIR"));
     let named = |name: &str| assert!(repository.join(name).exists(), "{name} is not there");
-    let in_docs = [CLIENTS, CLIENTS_CHINESE, PERFORMANCE, PERFORMANCE_CHINESE].map(|page| ("docs", page));
+    let in_docs =
+        [CLIENTS, CLIENTS_CHINESE, OPERATIONS, OPERATIONS_CHINESE, PERFORMANCE, PERFORMANCE_CHINESE]
+            .map(|page| ("docs", page));
     for (folder, page) in [("", ENGLISH), ("", CHINESE)].into_iter().chain(in_docs) {
         for link in page.split("](").skip(1) {
             let target = link.split(')').next().expect("a link's end");

@@ -52,6 +52,11 @@ impl Link {
         self.0.born + Duration::from_millis(self.0.quiet_since.load(Ordering::Relaxed))
     }
 
+    /// Whether no request has come yet.
+    pub(super) fn is_fresh(&self) -> bool {
+        !self.is_busy() && self.0.quiet_since.load(Ordering::Relaxed) == 0
+    }
+
     /// Whether a request is being served.
     pub(super) fn is_busy(&self) -> bool {
         self.0.requests.load(Ordering::Relaxed) > 0
