@@ -71,7 +71,7 @@ impl Server {
     ) -> Self {
         let timeouts =
             Timeouts { head: server.header_timeout, idle: server.idle_timeout, stall: server.body_timeout };
-        Self { timeouts, tls, house: House::new(server.max_connections), stopping }
+        Self { timeouts, tls, house: House::new(house::room_for(server.max_connections)), stopping }
     }
 }
 

@@ -5,6 +5,7 @@
 //! with a request, and those that had one a moment ago, stay.
 
 use std::{
+    fs,
     future::{Future, poll_fn},
     io,
     pin::pin,
@@ -31,6 +32,32 @@ const AT_ONCE: usize = 64;
 const SAY_AGAIN: Duration = Duration::from_secs(60);
 /// A seat on which something happens.
 const BUSY: u64 = u64::MAX;
+
+/// Descriptors for everything but connections: listeners, files, what the runtimes need.
+const OTHER_DESCRIPTORS: usize = 24;
+
+/// How many connections there may be where the configuration says so many. A quarter of the descriptors that the system
+/// allows is for the way to the upstream: a connection that takes the last one cannot be served.
+pub(super) fn room_for(max_connections: usize) -> usize {
+    let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    let Some(descriptors) = descriptors_allowed(&limits) else { return max_connections };
+    let room = (descriptors / 4 * 3).saturating_sub(OTHER_DESCRIPTORS).max(1);
+    if room < max_connections {
+        tracing::warn!(
+            max_connections,
+            descriptors,
+            room,
+            "the system allows too few open files for max_connections; raise the limit (LimitNOFILE= or ulimit -n)"
+        );
+    }
+    max_connections.min(room)
+}
+
+/// The soft limit on open files in what Linux says of a process; `None` where there is none.
+fn descriptors_allowed(limits: &str) -> Option<usize> {
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    line.split_whitespace().next()?.parse().ok()
+}
 
 /// All connections of one server.
 #[derive(Debug)]
@@ -224,4 +251,23 @@ fn is_due(said: &Mutex<Option<Instant>>) -> bool {
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limit_on_open_files_is_found() {
+        let limits = "Limit                     Soft Limit           Hard Limit           Units     \n\
+                      Max processes             127                  127                  processes \n\
+                      Max open files            1024                 524288               files     \n";
+        assert_eq!(descriptors_allowed(limits), Some(1024));
+        assert_eq!(descriptors_allowed(&limits.replace("1024  ", "unlimited")), None);
+        assert_eq!(descriptors_allowed(""), None);
+        assert!(
+            fs::read_to_string("/proc/self/limits")
+                .is_ok_and(|limits| descriptors_allowed(&limits).is_some())
+        );
+    }
 }

@@ -5,6 +5,7 @@ mod stream;
 mod streams;
 
 use std::{
+    future::poll_fn,
     net::IpAddr,
     pin::Pin,
     sync::Arc,
@@ -24,7 +25,7 @@ use self::{
     stream::ClientStream,
     streams::Streams,
 };
-use super::{LINGER, LINGER_BYTES, MAX_HEAD, Timeouts, house::Seat, last_call};
+use super::{LAST_CALL, LINGER, LINGER_BYTES, MAX_HEAD, Timeouts, house::Seat, last_call};
 use crate::{
     fields::Fields,
     io::Stream,
@@ -78,7 +79,7 @@ pub(super) async fn serve(
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         outcome = connection.as_mut() => Some(outcome),
-        _ = stopping.wait_for(|stop| *stop) => None,
+        () = farewell(&mut stopping, &link) => None,
         () = seat.asked() => None,
     };
     let outcome = match ended {
@@ -91,6 +92,15 @@ pub(super) async fn serve(
     if let Err(error) = outcome {
         tracing::debug!(%error, "a client's connection ended");
     }
+}
+
+/// Passes when a connection is to be told that the server has stopped. One that has just come gets a moment for its first
+/// request: once told, a client makes none.
+async fn farewell(stopping: &mut watch::Receiver<bool>, link: &Link) {
+    let _ = stopping.wait_for(|stop| *stop).await;
+    // Whatever the client sends wakes this task.
+    let begun = poll_fn(|_| if link.is_fresh() { Poll::Pending } else { Poll::Ready(()) });
+    let _ = timeout(LAST_CALL, begun).await;
 }
 
 /// Has one request answered.

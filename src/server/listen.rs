@@ -186,8 +186,8 @@ mod tests {
             assert!(callers.iter().all(Result::is_ok));
             let left = bound.listener().expect("a handle").left_over().count();
             assert_eq!(left, if stays_open { 0 } else { 3 });
-            let next = bound.listener().expect("another").accept();
-            let taken = tokio::time::timeout(std::time::Duration::from_millis(200), next).await;
+            let next = bound.listener().expect("another");
+            let taken = tokio::time::timeout(std::time::Duration::from_millis(200), next.accept()).await;
             assert_eq!(taken.is_ok(), stays_open, "the next process gets them");
         }
     }

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, process::Command, time::Duration};
 
 use http::Request;
-use tokio::{io::AsyncReadExt, net::TcpStream, task::JoinHandle, time::Instant};
+use tokio::{task::JoinHandle, time::Instant};
 use wecom_proxy::simulator::{Fault, Settings, Simulator};
 
 use crate::{
@@ -258,33 +258,24 @@ async fn fewer_connections_than_listeners_starve_none_of_them() {
 
 #[tokio::test]
 async fn without_descriptors_it_neither_spins_nor_floods_the_log_and_goes_on_when_there_are_some() {
-    let wecom = Simulator::local(Settings::default()).await.expect("a simulator");
-    let dir = tempfile::TempDir::new().expect("a directory");
-    let config = write_config(&dir, wecom.api_addr(), &Settings::default(), OPEN);
-    let mut command = Command::new("sh");
-    let words =
-        format!("ulimit -n 64; exec '{}' --config '{}'", env!("CARGO_BIN_EXE_wecom-proxy"), config.display());
-    command.args(["-c", &words]).env_remove("RUST_LOG").env_remove("NOTIFY_SOCKET");
-    let proxy = Process::start(command);
-    let address = proxy.address().await;
+    let (_wecom, _dir, proxy, address) = program("").await;
     Caller::http1(address).await.get(USER_GET).await.is_ok();
+    proxy.allow_descriptors(64);
     // They begin a request: none of them is idle.
     let mut crowd = Vec::new();
     for _ in 0..100 {
-        let mut stream = soon(TcpStream::connect(address)).await.expect("a connection");
-        tokio::io::AsyncWriteExt::write_all(&mut stream, b"GET ").await.expect("it is taken");
-        crowd.push(stream);
+        let mut line = Line::to(address).await;
+        line.say("GET ").await.expect("it is taken");
+        crowd.push(line);
     }
     proxy.err.line("no connection can be accepted").await;
     let before = proxy.cpu();
     tokio::time::sleep(Duration::from_millis(500)).await;
     let spent = proxy.cpu() - before;
     assert!(spent < Duration::from_millis(200), "{spent:?} of processor time in half a second");
-    for stream in &mut crowd {
-        // Those that were accepted are let go, the others with them.
-        stream.set_zero_linger().expect("a socket");
+    for line in crowd {
+        line.reset();
     }
-    drop(crowd);
     let mut caller = Line::to(address).await;
     caller.say(call()).await.expect("it is taken");
     assert!(caller.answer().await.0.starts_with("HTTP/1.1 200"));
@@ -294,23 +285,25 @@ async fn without_descriptors_it_neither_spins_nor_floods_the_log_and_goes_on_whe
 }
 
 #[tokio::test]
-async fn without_descriptors_idle_connections_are_closed_for_new_ones() {
+async fn where_descriptors_are_few_there_are_some_for_the_upstream_and_idle_connections_make_room() {
     let wecom = Simulator::local(Settings::default()).await.expect("a simulator");
     let dir = tempfile::TempDir::new().expect("a directory");
     let config = write_config(&dir, wecom.api_addr(), &Settings::default(), OPEN);
     let mut command = Command::new("sh");
-    let words =
-        format!("ulimit -n 64; exec '{}' --config '{}'", env!("CARGO_BIN_EXE_wecom-proxy"), config.display());
-    command.args(["-c", &words]).env_remove("RUST_LOG").env_remove("NOTIFY_SOCKET");
+    let words = "ulimit -n 64; exec \"$0\" --config \"$1\"";
+    command.args(["-c", words, env!("CARGO_BIN_EXE_wecom-proxy")]).arg(config);
+    command.env_remove("RUST_LOG").env_remove("NOTIFY_SOCKET");
     let proxy = Process::start(command);
+    proxy.err.line("too few open files for max_connections").await;
     let address = proxy.address().await;
-    Caller::http1(address).await.get(USER_GET).await.is_ok();
     let mut silent = Vec::new();
-    for _ in 0..80 {
-        silent.push(soon(TcpStream::connect(address)).await.expect("a connection"));
+    for _ in 0..40 {
+        silent.push(Line::to(address).await);
     }
-    let mut caller = Line::to(address).await;
-    caller.say(call()).await.expect("it is taken");
-    assert!(soon(caller.answer()).await.0.starts_with("HTTP/1.1 200"));
-    assert_eq!(soon(silent[0].read(&mut [0; 1])).await.expect("an orderly end"), 0);
+    let mut callers = kept(address, 3).await;
+    assert_eq!(silent[0].rest().await.0, b"", "the oldest were closed");
+    callers[0].say(call()).await.expect("it is taken");
+    assert!(callers[0].answer().await.0.starts_with("HTTP/1.1 200"));
+    let ended = proxy.stop().await;
+    assert!(!ended.err.contains("no connection can be accepted"), "{}", ended.err);
 }

@@ -102,6 +102,13 @@ impl Process {
         Duration::from_millis(10 * ticks)
     }
 
+    /// Bounds how many files it may have open from now on.
+    pub fn allow_descriptors(&self, most: usize) {
+        let (pid, most) = (format!("--pid={}", self.child.id()), format!("--nofile={most}:{most}"));
+        let set = Command::new(tool("prlimit")).args([pid, most]).status().expect("prlimit is there");
+        assert!(set.success(), "no limit for its descriptors");
+    }
+
     /// Waits for its end.
     pub async fn ended(mut self) -> Ended {
         let (out, err) = (self.out.clone().whole().await, self.err.clone().whole().await);
