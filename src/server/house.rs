@@ -83,7 +83,7 @@ struct Seats {
 #[derive(Debug)]
 pub(super) struct Seat {
     born: Instant,
-    /// In milliseconds since `born`, or [`BUSY`].
+    /// In microseconds since `born`, or [`BUSY`].
     idle_since: AtomicU64,
     asked: AtomicBool,
     waker: OnceLock<Waker>,
@@ -178,7 +178,7 @@ impl House {
     /// Those that have been idle for longest, the oldest last.
     fn longest_idle(&self) -> Vec<(u64, Weak<Seat>)> {
         let Some(latest) = self.born.elapsed().checked_sub(LEAST_IDLE) else { return Vec::new() };
-        let latest = milliseconds(latest);
+        let latest = microseconds(latest);
         let mut found: Vec<_> = {
             let seats = locked(&self.seats);
             let idle = |seat: &Weak<Seat>| {
@@ -204,7 +204,7 @@ impl Seat {
 
     /// Nothing has happened since then. Whether the connection is to leave.
     pub(super) fn rest_from(&self, moment: Instant) -> bool {
-        self.idle_since.store(milliseconds(moment.saturating_duration_since(self.born)), Relaxed);
+        self.idle_since.store(microseconds(moment.saturating_duration_since(self.born)), Relaxed);
         self.is_asked()
     }
 
@@ -235,8 +235,8 @@ impl Seat {
     }
 }
 
-fn milliseconds(duration: Duration) -> u64 {
-    duration.as_secs() * 1000 + u64::from(duration.subsec_millis())
+fn microseconds(duration: Duration) -> u64 {
+    duration.as_secs() * 1_000_000 + u64::from(duration.subsec_micros())
 }
 
 /// Whether something is to be said again.

@@ -66,10 +66,11 @@ impl Link {
 impl Drop for Busy {
     fn drop(&mut self) {
         let state = &self.0.0;
-        let now = u64::try_from(state.born.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let age = state.born.elapsed();
+        let now = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
         state.quiet_since.store(now, Ordering::Relaxed);
         if state.requests.fetch_sub(1, Ordering::Relaxed) == 1 {
-            state.seat.rest_from(state.born + Duration::from_millis(now));
+            state.seat.rest_from(state.born + age);
         }
     }
 }
