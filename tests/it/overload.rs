@@ -298,7 +298,7 @@ async fn where_descriptors_are_few_there_are_some_for_the_upstream_and_idle_conn
     let address = proxy.address().await;
     let mut silent = Vec::new();
     // More than twice as many as there is room for: all of the first ones have to go.
-    for _ in 0..70 {
+    for _ in 0..50 {
         silent.push(Line::to(address).await);
     }
     let mut callers = kept(address, 3).await;
