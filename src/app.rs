@@ -15,7 +15,7 @@ use std::{
 use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::{
     runtime::{Builder, Handle},
-    sync::{Semaphore, watch},
+    sync::{mpsc, watch},
     time::timeout,
 };
 
@@ -24,8 +24,9 @@ use crate::{
     admin::Admin,
     config::{self, Address, Config},
     directory::Directory,
+    limits::places::Places,
     proxy::{Proxy, Rules},
-    server::{self, Bound, Server, tls},
+    server::{self, Bound, Inherited, InheritedError, Server, tls},
     tokens::{
         Issuer,
         fetch::{Gettoken, patience},
@@ -33,6 +34,9 @@ use crate::{
     upload::{Bounds, Shelf},
     upstream::{Settings, SettingsError, Upstream},
 };
+
+/// How long closing the listeners may take before nobody waits for it.
+const CLOSING: Duration = Duration::from_secs(1);
 
 /// A configuration whose files were read and found usable.
 pub struct Prepared {
@@ -92,6 +96,9 @@ pub enum StartError {
         /// What the system says.
         error: io::Error,
     },
+    /// A socket that was handed over cannot be used.
+    #[error(transparent)]
+    Inherited(#[from] InheritedError),
     /// A thread or runtime could not be made.
     #[error("cannot start a worker: {0}")]
     Worker(#[from] io::Error),
@@ -123,10 +130,11 @@ pub enum ReloadError {
 pub struct App {
     reloader: Arc<Reloader>,
     shutdown_grace: Duration,
-    max_connections: usize,
-    places: Arc<Semaphore>,
+    server: Arc<Server>,
+    /// Ends when all listeners are closed.
+    listening: mpsc::Receiver<()>,
+    in_flight: Arc<Places>,
     shelf: Arc<Shelf>,
-    bound: Arc<Vec<Bound>>,
     stopping: watch::Sender<bool>,
     ended: watch::Sender<bool>,
     workers: Vec<thread::JoinHandle<()>>,
@@ -166,9 +174,16 @@ pub struct Reloader {
 impl App {
     /// Opens every listener and starts the workers. Must be called on the runtime that renewals will live on.
     pub fn start(prepared: Prepared) -> Result<Self, StartError> {
+        Self::start_with(prepared, Inherited::default())
+    }
+
+    /// The same with sockets that are open already, in place of those that it would open at their addresses.
+    pub fn start_with(prepared: Prepared, mut inherited: Inherited) -> Result<Self, StartError> {
         let Prepared { mut config, upstream, tls } = prepared;
-        let bound = open_all(&config.server.listen)?;
-        let admin_bound = open_all(config.admin.as_ref().map_or(&[][..], |admin| &admin.listen))?;
+        let bound = open_all(&config.server.listen, &mut inherited)?;
+        let admin_listen = config.admin.as_ref().map_or(&[][..], |admin| &admin.listen);
+        let admin_bound = open_all(admin_listen, &mut inherited)?;
+        inherited.used_up()?;
         let addresses: Vec<_> = bound.iter().map(Bound::address).collect();
         let admin_addresses: Vec<_> = admin_bound.iter().map(Bound::address).collect();
 
@@ -178,9 +193,9 @@ impl App {
         config.warnings = Vec::new();
         let shelf_dir = config.replay.dir.clone().unwrap_or_else(std::env::temp_dir);
         let shelf = Arc::new(Shelf::new(config.replay.memory, shelf_dir));
-        let rules = Arc::new(rules(&config, &shelf));
+        let in_flight = Arc::new(Places::new(config.upstream.max_in_flight));
+        let rules = Arc::new(rules(&config, &shelf, &in_flight));
         let tls = Arc::new(ArcSwapOption::from(tls));
-        let places = Arc::new(Semaphore::new(config.server.max_connections));
         let (stopping, stop_seen) = watch::channel(false);
         let (ended, end_seen) = watch::channel(false);
 
@@ -193,19 +208,21 @@ impl App {
         for bound in admin_bound {
             tokio::spawn(admin.clone().serve(bound.listener()?, bound, end_seen.clone()));
         }
-        let server = Arc::new(Server::new(&config.server, tls.clone(), places.clone(), stop_seen));
+        let server = Arc::new(Server::new(&config.server, tls.clone(), stop_seen));
         let bound = Arc::new(bound);
+        let (open, listening) = mpsc::channel(1);
         let cores = thread::available_parallelism().map_or(1, usize::from);
         let access = AccessLog::stderr(config.log, cores)?;
         let workers = (0..cores).map(|nth| {
-            let (server, bound, ended) = (server.clone(), bound.clone(), end_seen.clone());
+            let (server, bound, ended, open) =
+                (server.clone(), bound.clone(), end_seen.clone(), open.clone());
             let (directory, rules, upstream) = (directory.clone(), rules.clone(), upstream.clone());
             let access = access.for_worker();
             let work = move || -> io::Result<()> {
                 let runtime = Builder::new_current_thread().enable_all().build()?;
                 runtime.block_on(async {
                     let proxy = Arc::new(Proxy::new(directory, rules, Upstream::new(upstream), access));
-                    work(bound, &server, &proxy, ended).await
+                    work(bound, &server, &proxy, open, ended).await
                 })
             };
             thread::Builder::new().name(format!("worker-{nth}")).spawn(move || {
@@ -217,11 +234,11 @@ impl App {
         let workers = workers.collect::<io::Result<Vec<_>>>()?;
         Ok(Self {
             shutdown_grace: config.server.shutdown_grace,
-            max_connections: config.server.max_connections,
             reloader: Arc::new(Reloader { settings: config, directory, issuer, tls, turn: Mutex::new(()) }),
-            places,
+            server,
+            listening,
+            in_flight,
             shelf,
-            bound,
             stopping,
             ended,
             workers,
@@ -277,12 +294,14 @@ impl App {
 
     /// Takes no more requests, waits for those in flight as long as `server.shutdown_grace` allows, then ends. Returns
     /// whether all of them finished.
-    pub async fn shut_down(self) -> bool {
+    pub async fn shut_down(mut self) -> bool {
+        // The workers close the listeners: whoever connects is refused then, and can go elsewhere at once.
         self.stopping.send_replace(true);
-        // With the workers' handles gone too, whoever connects is refused and can go elsewhere at once.
-        drop(self.bound);
-        let all = u32::try_from(self.max_connections).unwrap_or(u32::MAX);
-        let drained = timeout(self.shutdown_grace, self.places.acquire_many(all)).await.is_ok();
+        // Nothing of what waits has been sent: it can go elsewhere too.
+        self.in_flight.close();
+        // Before that somebody may still come.
+        let _ = timeout(CLOSING, self.listening.recv()).await;
+        let drained = timeout(self.shutdown_grace, self.server.house.emptied()).await.is_ok();
         self.ended.send_replace(true);
         let (workers, access) = (self.workers, self.access);
         let _ = tokio::task::spawn_blocking(move || {
@@ -353,19 +372,20 @@ fn retire(directory: Arc<Directory>) {
     let _ = thread::Builder::new().name("retire".to_owned()).spawn(wait);
 }
 
-fn open_all(addresses: &[Address]) -> Result<Vec<Bound>, StartError> {
-    let open = |address: &Address| {
-        Bound::open(address).map_err(|error| StartError::Listen { address: address.clone(), error })
+fn open_all(addresses: &[Address], inherited: &mut Inherited) -> Result<Vec<Bound>, StartError> {
+    let open = |address: &Address| match inherited.listening_on(address) {
+        Some(bound) => Ok(bound),
+        None => Bound::open(address).map_err(|error| StartError::Listen { address: address.clone(), error }),
     };
     addresses.iter().map(open).collect()
 }
 
-fn rules(config: &Config, shelf: &Arc<Shelf>) -> Rules {
+fn rules(config: &Config, shelf: &Arc<Shelf>, in_flight: &Arc<Places>) -> Rules {
     Rules {
         refresh_errcodes: config.tokens.refresh_errcodes.clone(),
         bounds: Bounds { bytes: config.server.max_request_body, silence: config.server.body_timeout },
         shelf: shelf.clone(),
-        in_flight: Arc::new(Semaphore::new(config.upstream.max_in_flight)),
+        in_flight: in_flight.clone(),
         queue_timeout: config.upstream.queue_timeout,
         upstream_authority: config.upstream.authority.clone(),
     }
@@ -376,12 +396,17 @@ async fn work(
     bound: Arc<Vec<Bound>>,
     server: &Arc<Server>,
     proxy: &Arc<Proxy>,
+    open: mpsc::Sender<()>,
     mut ended: watch::Receiver<bool>,
 ) -> io::Result<()> {
     for bound in bound.iter() {
-        tokio::spawn(server::serve(bound.listener()?, server.clone(), proxy.clone()));
+        let (serving, open) = (server::serve(bound.listener()?, server.clone(), proxy.clone()), open.clone());
+        tokio::spawn(async move {
+            serving.await;
+            drop(open);
+        });
     }
-    drop(bound);
+    drop((bound, open));
     let _ = ended.wait_for(|ended| *ended).await;
     Ok(())
 }

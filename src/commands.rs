@@ -28,6 +28,7 @@ pub use self::{
 use crate::{
     app::{App, Prepared, Unusable},
     config,
+    server::Inherited,
     telemetry::Telemetry,
 };
 
@@ -54,13 +55,14 @@ impl Failed {
 
 /// Runs the proxy until it is told to stop.
 pub fn serve(path: &Path) -> Result<(), Failed> {
+    let inherited = Inherited::take().map_err(Failed::other)?;
     let prepared = prepared(path)?;
     let telemetry = Telemetry::start(prepared.log());
     for warning in prepared.warnings() {
         tracing::warn!("{warning}");
     }
     on_runtime(async {
-        let app = App::start(prepared).map_err(Failed::other)?;
+        let app = App::start_with(prepared, inherited).map_err(Failed::other)?;
         run::until_told_to_stop(app, &telemetry).await
     })
 }

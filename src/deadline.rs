@@ -40,6 +40,19 @@ impl Deadline {
         }
     }
 
+    /// Sets it `after` from now unless it passes sooner.
+    pub fn set_no_later(&mut self, after: Duration) {
+        let at = Instant::now().checked_add(after);
+        if self.at.is_none_or(|set| at.is_some_and(|at| at < set)) {
+            self.at = at;
+        }
+    }
+
+    /// When it passes, if it runs.
+    pub fn at(&self) -> Option<Instant> {
+        self.at
+    }
+
     /// Stops it.
     pub fn clear(&mut self) {
         self.at = None;

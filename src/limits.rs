@@ -1,4 +1,8 @@
-//! How often: one bucket for each client and agent that has a limit.
+//! How often, and how many at once: a bucket for each client and agent that has a limit, and the places among the requests
+//! in flight.
+
+pub mod places;
+mod turns;
 
 use std::{fmt, num::NonZeroU32, time::Duration};
 

@@ -19,10 +19,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use http::{Method, StatusCode};
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::{Instant, timeout},
-};
+use tokio::time::Instant;
 
 use self::{
     inspect::{Inspected, inspect},
@@ -39,6 +36,7 @@ use crate::{
     access::AccessLog,
     directory::{Agent, Directory},
     fields::{Fields, Known},
+    limits::places::{NoPlace, Place, Places},
     tickets::{Ended, TicketKind},
     tokens::{FetchError, Replacement, Token},
     upload::{Body, Bounds, Shelf, Upload, UploadError},
@@ -57,7 +55,7 @@ pub struct Rules {
     /// Where bodies are kept for another attempt.
     pub shelf: Arc<Shelf>,
     /// Requests that are with the upstream.
-    pub in_flight: Arc<Semaphore>,
+    pub in_flight: Arc<Places>,
     /// How long a request waits for a place among them.
     pub queue_timeout: Duration,
     /// The upstream's name, which a client that takes us for a forward proxy may use.
@@ -118,6 +116,9 @@ impl Proxy {
         // A wrong base URL is said to be one, and not a wrong key.
         let target = target.map_err(doubt)?;
         by_key?;
+        if request.late {
+            return Err(Refusal::shutting_down());
+        }
         if target.kind == target::Kind::Gettoken {
             return gettoken::answer(&directory, record.client.clone(), &target, &request.fields, record);
         }
@@ -177,17 +178,24 @@ impl Proxy {
     }
 
     /// A place among the requests in flight.
-    async fn admit(&self) -> Result<OwnedSemaphorePermit, Refusal> {
-        if let Ok(permit) = self.rules.in_flight.clone().try_acquire_owned() {
-            return Ok(permit);
+    async fn admit(&self, forward: &Forward<'_>, record: &Record) -> Result<Place, Refusal> {
+        let places = &self.rules.in_flight;
+        if let Some(place) = places.take() {
+            return Ok(place);
         }
-        match timeout(self.rules.queue_timeout, self.rules.in_flight.clone().acquire_owned()).await {
-            Ok(Ok(permit)) => Ok(permit),
-            _ => {
-                let words = "too many requests are waiting for WeCom; come again in a moment";
-                Err(Refusal::new(Kind::Overloaded, words).retry_after(Duration::from_secs(1)))
-            }
-        }
+        let client = record.client.as_ref().map(|client| client.name.as_str());
+        let agent = record.agent.as_ref().map(|agent| agent.name.as_str());
+        let flow = places.flow(client, agent, &forward.target.route);
+        Box::pin(places.wait(flow, self.rules.queue_timeout)).await.map_err(|none| {
+            let words = match none {
+                NoPlace::Closed => return Refusal::shutting_down(),
+                NoPlace::Late => {
+                    "too many requests are with WeCom and none was done in time; come again in a moment"
+                }
+                NoPlace::Full => "too many requests are waiting for WeCom; come again in a moment",
+            };
+            Refusal::new(Kind::Overloaded, words).retry_after(Duration::from_secs(1))
+        })
     }
 
     /// Sends a request that carries a credential of its own, as it came.
@@ -199,7 +207,7 @@ impl Proxy {
     ) -> Result<Inspected, Refusal> {
         let query = forward.target.query;
         let target = [forward.target.path, query.map_or("", |_| "?"), query.unwrap_or_default()];
-        let place = self.admit().await?;
+        let place = self.admit(forward, record).await?;
         let answer = self.exchange(forward, &target, None, upload).await?;
         record.upstream = answer.took;
         Ok(answer.at(place))
@@ -227,7 +235,7 @@ impl Proxy {
         let query = forward.target.query_without_token();
 
         // Who waits for a token takes no place from those who have one.
-        let place = self.admit().await?;
+        let place = self.admit(forward, record).await?;
         let target = query::with_token(forward.target.path, &query, token.value.expose());
         let first = self.exchange(forward, &target, Some(&token), upload).await?;
         record.upstream = first.took;

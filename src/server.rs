@@ -2,6 +2,7 @@
 //!
 //! [`serve`] takes what a listener accepts and hands each request to the proxy. It knows nothing of tokens or agents.
 
+mod house;
 mod http1;
 mod http2;
 mod listen;
@@ -12,19 +13,25 @@ use std::{io, net::IpAddr, sync::Arc, time::Duration};
 use arc_swap::ArcSwapOption;
 use bytes::BytesMut;
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    sync::watch,
     time::{sleep, timeout},
 };
 use tokio_rustls::TlsAcceptor;
 
+use self::house::Seat;
 pub(crate) use self::http1::bench;
-pub use self::listen::{Bound, Listener};
+pub use self::{
+    house::House,
+    listen::{Bound, Inherited, InheritedError, Listener},
+};
 use crate::{io::Stream, proxy::Proxy};
 
 /// Most bytes of a request's head.
 const MAX_HEAD: usize = 64 * 1024;
 /// How long accepting rests when the system is out of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How long a client that has just connected has for its first request when the server stops.
+const LAST_CALL: Duration = Duration::from_secs(1);
 /// How long, and how much, is read after the last answer from a client that was still sending.
 const LINGER: Duration = Duration::from_secs(5);
 /// See [`LINGER`].
@@ -49,8 +56,8 @@ pub struct Server {
     pub timeouts: Timeouts,
     /// TLS, where clients speak it; a reload puts another one here.
     pub tls: Arc<ArcSwapOption<rustls::ServerConfig>>,
-    /// Places for connections.
-    pub places: Arc<Semaphore>,
+    /// Where connections have their seats.
+    pub house: House,
     /// Turns true when no more requests are taken.
     pub stopping: watch::Receiver<bool>,
 }
@@ -60,48 +67,47 @@ impl Server {
     pub fn new(
         server: &crate::config::Server,
         tls: Arc<ArcSwapOption<rustls::ServerConfig>>,
-        places: Arc<Semaphore>,
         stopping: watch::Receiver<bool>,
     ) -> Self {
         let timeouts =
             Timeouts { head: server.header_timeout, idle: server.idle_timeout, stall: server.body_timeout };
-        Self { timeouts, tls, places, stopping }
+        Self { timeouts, tls, house: House::new(house::room_for(server.max_connections)), stopping }
     }
 }
 
-/// Accepts connections until the server stops. Connections in use go on; wait for them by the places they hold.
+/// Accepts connections until the server stops. Connections in use go on; wait for them by the seats they have.
 pub async fn serve(listener: Listener, server: Arc<Server>, proxy: Arc<Proxy>) {
     let mut stopping = server.stopping.clone();
     loop {
-        // A place first: what is not accepted waits in the kernel, where it costs nothing.
         let accepted = tokio::select! {
-            _ = stopping.wait_for(|stop| *stop) => return,
-            accepted = accept(&listener, &server.places) => accepted,
+            _ = stopping.wait_for(|stop| *stop) => break,
+            accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, peer, place)) => {
-                let (server, proxy) = (server.clone(), proxy.clone());
-                tokio::spawn(async move {
-                    converse(stream, peer, &server, &proxy).await;
-                    drop(place);
-                });
+            Ok((stream, peer)) => {
+                // A seat second: a listener that held one while nobody comes would take it from the others. What is not
+                // accepted waits in the kernel, where it costs nothing.
+                let seat = tokio::select! {
+                    _ = stopping.wait_for(|stop| *stop) => server.house.free_seat(),
+                    seat = server.house.seat() => seat,
+                };
+                if let Some(seat) = seat {
+                    tokio::spawn(converse(stream, peer, seat, server.clone(), proxy.clone()));
+                }
             }
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
-                tracing::error!(%error, "no connection can be accepted; trying again");
+                server.house.cannot_accept(&error);
                 sleep(ACCEPT_PAUSE).await;
             }
         }
     }
-}
-
-async fn accept(
-    listener: &Listener,
-    places: &Arc<Semaphore>,
-) -> io::Result<(Stream, Option<IpAddr>, OwnedSemaphorePermit)> {
-    let place = places.clone().acquire_owned().await.map_err(io::Error::other)?;
-    let (stream, peer) = listener.accept().await?;
-    Ok((stream, peer, place))
+    // Whoever is connected already, as far as they can see, would be thrown out when the socket closes.
+    for (stream, peer) in listener.left_over() {
+        if let Some(seat) = server.house.free_seat() {
+            tokio::spawn(converse(stream, peer, seat, server.clone(), proxy.clone()));
+        }
+    }
 }
 
 /// Whether accepting failed because of the one connection that was to be accepted.
@@ -111,23 +117,37 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 }
 
 /// Serves one connection to its end. What is not needed while an HTTP/1 connection idles has a box of its own.
-async fn converse(stream: Stream, peer: Option<IpAddr>, server: &Server, proxy: &Arc<Proxy>) {
-    let (timeouts, stopping) = (server.timeouts, &server.stopping);
+async fn converse(
+    stream: Stream,
+    peer: Option<IpAddr>,
+    seat: Arc<Seat>,
+    server: Arc<Server>,
+    proxy: Arc<Proxy>,
+) {
+    let (timeouts, stopping, proxy) = (server.timeouts, &server.stopping, &proxy);
+    seat.take().await;
     let (stream, by_alpn) = match server.tls.load_full() {
         None => (stream, None),
-        Some(config) => match Box::pin(greet(stream, peer, config, server)).await {
+        Some(config) => match Box::pin(greet(stream, peer, config, &server)).await {
             Some((stream, http2)) => (stream, Some(http2)),
             None => return,
         },
     };
     if by_alpn == Some(true) {
-        let serving = http2::serve(stream, BytesMut::new(), peer, timeouts, stopping.clone(), proxy);
+        let serving = http2::serve(stream, BytesMut::new(), peer, timeouts, stopping.clone(), seat, proxy);
         return Box::pin(serving).await;
     }
-    let http2 = http1::serve(stream, peer, by_alpn.is_none(), timeouts, stopping.clone(), proxy).await;
-    if let Some((stream, first)) = http2 {
-        Box::pin(http2::serve(stream, first, peer, timeouts, stopping.clone(), proxy)).await;
+    let first =
+        http1::serve(stream, peer, by_alpn.is_none(), timeouts, stopping.clone(), seat.clone(), proxy);
+    if let Some((stream, first)) = first.await {
+        Box::pin(http2::serve(stream, first, peer, timeouts, stopping.clone(), seat, proxy)).await;
     }
+}
+
+/// Passes a moment after the server has stopped.
+async fn last_call(stopping: &mut watch::Receiver<bool>) {
+    let _ = stopping.wait_for(|stop| *stop).await;
+    sleep(LAST_CALL).await;
 }
 
 /// The TLS handshake. Whether HTTP/2 was agreed on is returned too.
@@ -140,7 +160,7 @@ async fn greet(
     let mut stopping = server.stopping.clone();
     let greeting = timeout(server.timeouts.head, TlsAcceptor::from(config).accept(stream));
     let greeted = tokio::select! {
-        _ = stopping.wait_for(|stop| *stop) => return None,
+        () = last_call(&mut stopping) => return None,
         greeted = greeting => greeted,
     };
     match greeted {

@@ -15,12 +15,13 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use tempfile::TempDir;
 use tokio::{
     runtime::{Builder, Runtime},
-    sync::{Semaphore, watch},
+    sync::watch,
 };
 use wecom_proxy::{
     access::AccessLog,
     config::{self, Address, Log, LogFormat},
     directory::{Agent, Directory},
+    limits::places::Places,
     proxy::{Proxy, Rules},
     secret::Masked,
     server::{self, Bound, Server},
@@ -119,7 +120,7 @@ impl Stage {
             refresh_errcodes: config.tokens.refresh_errcodes.clone(),
             bounds: Bounds { bytes: config.server.max_request_body, silence: config.server.body_timeout },
             shelf: Arc::new(Shelf::new(config.replay.memory, dir.path().to_owned())),
-            in_flight: Arc::new(Semaphore::new(config.upstream.max_in_flight)),
+            in_flight: Arc::new(Places::new(config.upstream.max_in_flight)),
             queue_timeout: config.upstream.queue_timeout,
             upstream_authority: config.upstream.authority.clone(),
         };
@@ -131,8 +132,7 @@ impl Stage {
             }
             let shared = Arc::new(ArcSwap::new(directory.clone()));
             let proxy = Proxy::new(shared, Arc::new(rules), Upstream::new(settings), access.for_worker());
-            let places = Arc::new(Semaphore::new(config.server.max_connections));
-            let server = Server::new(&config.server, Arc::new(ArcSwapOption::empty()), places, stop_seen);
+            let server = Server::new(&config.server, Arc::new(ArcSwapOption::empty()), stop_seen);
             tokio::spawn(server::serve(bound.listener()?, Arc::new(server), Arc::new(proxy)));
             Ok::<_, io::Error>(())
         })?;

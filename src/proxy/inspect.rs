@@ -4,11 +4,12 @@ use std::{collections::VecDeque, time::Duration};
 
 use bytes::Bytes;
 use http::StatusCode;
-use tokio::{sync::OwnedSemaphorePermit, time::Instant};
+use tokio::time::Instant;
 
 use super::sign::{own_lines, passed_on};
 use crate::{
     fields::{Block, Known},
+    limits::places::Place,
     tokens::Token,
     upstream::{Answer, AnswerBody, Failure},
     wecom::reply::{ReplyScanner, Verdict, errcode_of, may_carry_errcode},
@@ -36,7 +37,7 @@ pub(super) struct Inspected {
     /// How long the head took.
     pub(super) took: Duration,
     /// The request's place among those in flight, until its answer has ended.
-    pub(super) place: Option<OwnedSemaphorePermit>,
+    pub(super) place: Option<Place>,
 }
 
 /// Pieces of a body that are here, in order. Nearly always there is one, or none.
@@ -91,7 +92,7 @@ impl Inspected {
     }
 
     /// The same, holding a place among the requests in flight.
-    pub(super) fn at(self, place: OwnedSemaphorePermit) -> Self {
+    pub(super) fn at(self, place: Place) -> Self {
         Self { place: Some(place), ..self }
     }
 

@@ -26,6 +26,7 @@ pub(super) enum Kind {
     UpstreamUnreachable,
     UpstreamBroke,
     Overloaded,
+    ShuttingDown,
     UpstreamTimeout,
 }
 
@@ -49,6 +50,7 @@ impl Kind {
             Self::UpstreamUnreachable => ("upstream-unreachable", StatusCode::BAD_GATEWAY, errcode::BUSY),
             Self::UpstreamBroke => ("upstream-broke", StatusCode::BAD_GATEWAY, errcode::BUSY),
             Self::Overloaded => ("overloaded", StatusCode::SERVICE_UNAVAILABLE, errcode::BUSY),
+            Self::ShuttingDown => ("shutting-down", StatusCode::SERVICE_UNAVAILABLE, errcode::BUSY),
             Self::UpstreamTimeout => ("upstream-timeout", StatusCode::GATEWAY_TIMEOUT, errcode::BUSY),
         }
     }
@@ -68,6 +70,14 @@ impl Refusal {
     /// A refusal with the errcode of its kind.
     pub(super) fn new(kind: Kind, words: impl Into<String>) -> Self {
         Self { kind, words: words.into(), errcode: kind.facts().2, status: None, retry_after: None }
+    }
+
+    /// The refusal of a request that comes when the proxy is to stop. Nothing of it was sent.
+    pub(super) fn shutting_down() -> Self {
+        Self::new(
+            Kind::ShuttingDown,
+            "the proxy is shutting down; send the request again, on a new connection",
+        )
     }
 
     /// The same with WeCom's own errcode.

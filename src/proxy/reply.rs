@@ -4,7 +4,6 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http::StatusCode;
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     inspect::{Held, Inspected},
@@ -14,6 +13,7 @@ use super::{
 };
 use crate::{
     fields::Block,
+    limits::places::Place,
     upload::Upload,
     upstream::{AnswerBody, Failure},
 };
@@ -81,7 +81,7 @@ struct Streamed {
     /// The upload may go on beside the answer.
     _upload: Option<Upload>,
     /// The request counts as in flight until here.
-    _place: Option<OwnedSemaphorePermit>,
+    _place: Option<Place>,
 }
 
 impl ReplyBody {

@@ -26,6 +26,8 @@ pub struct Request {
     pub fields: Fields,
     /// Where the client is; `None` where it came over a unix socket.
     pub peer: Option<IpAddr>,
+    /// It came when no more requests are taken.
+    pub late: bool,
 }
 
 /// Path and query as they came. Clones share the text.

@@ -25,7 +25,7 @@ use self::{
     head::{Head, MAX_HEAD, Malformed},
     wire::Wire,
 };
-use super::{LINGER, LINGER_BYTES, PREFACE, Timeouts};
+use super::{LAST_CALL, LINGER, LINGER_BYTES, PREFACE, Timeouts, house::Seat};
 use crate::{
     deadline::Deadline,
     fields::Fields,
@@ -53,6 +53,7 @@ pub(super) async fn serve(
     may_be_http2: bool,
     timeouts: Timeouts,
     mut stopping: watch::Receiver<bool>,
+    seat: Arc<Seat>,
     proxy: &Arc<Proxy>,
 ) -> Option<(Stream, BytesMut)> {
     let mut conversation = Conversation {
@@ -60,7 +61,9 @@ pub(super) async fn serve(
         peer,
         may_be_http2,
         timeouts,
+        fresh: true,
         stop_seen: stopping.clone(),
+        seat,
         waiting: Deadline::idle(),
     };
     let mut stop = pin!(stopping.wait_for(|stop| *stop));
@@ -95,8 +98,11 @@ struct Conversation {
     wire: Wire,
     peer: Option<IpAddr>,
     may_be_http2: bool,
+    /// No request has been answered on it.
+    fresh: bool,
     timeouts: Timeouts,
     stop_seen: watch::Receiver<bool>,
+    seat: Arc<Seat>,
     waiting: Deadline,
 }
 
@@ -139,6 +145,7 @@ impl Conversation {
                 Poll::Ready(Ok(read)) if read > 0 => {
                     if begins {
                         self.waiting.clear();
+                        self.seat.stir();
                     }
                 }
                 Poll::Ready(_) => return Poll::Ready(Next::Over),
@@ -149,17 +156,32 @@ impl Conversation {
             wire.let_go();
         }
         drop(wire);
-        if begins && self.is_stopping() {
+        self.waiting.set_if_idle(if begins { self.timeouts.idle } else { self.timeouts.head });
+        if begins && self.is_unwanted() {
             return Poll::Ready(Next::Over);
         }
-        self.waiting.set_if_idle(if begins { self.timeouts.idle } else { self.timeouts.head });
         ready!(self.waiting.poll_passed(cx));
         Poll::Ready(Next::Over)
+    }
+
+    /// Whether a connection on which no request begins is to be closed. One that has just come gets a moment still when the
+    /// server stops: its request is on the way, and whoever sent it has seen that somebody is there.
+    fn is_unwanted(&mut self) -> bool {
+        if self.is_stopping() {
+            if !self.fresh {
+                return true;
+            }
+            self.waiting.set_no_later(LAST_CALL);
+        }
+        let idle = self.waiting.at().and_then(|end| end.checked_sub(self.timeouts.idle));
+        idle.is_some_and(|since| self.seat.rest_from(since))
     }
 
     /// Has one request answered. Whether the connection is to be kept.
     async fn answer(&mut self, head: Head, proxy: &Proxy) -> bool {
         self.may_be_http2 = false;
+        // What a kept connection brings now could have come on another one.
+        let late = !std::mem::take(&mut self.fresh) && self.is_stopping();
         let persistent = head.is_persistent() && head.framing.is_ok();
         let (body, streams) = self.body(&head);
         let local = || self.wire.lock().stream().tcp().and_then(|tcp| tcp.local_addr().ok());
@@ -172,6 +194,7 @@ impl Conversation {
             flaw: head.framing.err().map(head::words),
             fields: head.fields,
             peer: self.peer,
+            late,
         };
         let answered = {
             let mut handling = pin!(proxy.handle(request, body));
@@ -226,6 +249,7 @@ impl Conversation {
             flaw: None,
             fields: Fields::default(),
             peer: self.peer,
+            late: false,
         };
         let reply = proxy.refuse_head(malformed.status, malformed.words, &nothing);
         let manner = Manner { version: Version::HTTP_11, is_head: false, keep: false };
@@ -238,7 +262,7 @@ impl Conversation {
     async fn deliver(&self, reply: Reply, manner: Manner, streams: bool) -> Outcome {
         // A body that nobody will read: what is here of it is thrown away, for the rest there is no use.
         let left_over = streams && !self.wire.has_reader() && !self.wire.lock().discard_body();
-        let keep = manner.keep && !left_over && !self.is_stopping();
+        let keep = manner.keep && !left_over && !self.is_stopping() && !self.seat.is_asked();
         let (mut delivery, keep) = Delivery::begin(reply, Manner { keep, ..manner });
         let end = poll_fn(|cx| delivery.poll(cx, &self.wire, self.timeouts.stall)).await;
         drop(delivery);

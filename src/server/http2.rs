@@ -5,6 +5,7 @@ mod stream;
 mod streams;
 
 use std::{
+    future::poll_fn,
     net::IpAddr,
     pin::Pin,
     sync::Arc,
@@ -24,7 +25,7 @@ use self::{
     stream::ClientStream,
     streams::Streams,
 };
-use super::{LINGER, LINGER_BYTES, MAX_HEAD, Timeouts};
+use super::{LAST_CALL, LINGER, LINGER_BYTES, MAX_HEAD, Timeouts, house::Seat, last_call};
 use crate::{
     fields::Fields,
     io::Stream,
@@ -45,24 +46,29 @@ pub(super) async fn serve(
     peer: Option<IpAddr>,
     timeouts: Timeouts,
     mut stopping: watch::Receiver<bool>,
+    seat: Arc<Seat>,
     proxy: &Arc<Proxy>,
 ) {
+    let stop_seen = stopping.clone();
+    let link = Link::new(seat.clone());
     if first.is_empty() {
         // Until its first bytes are here a connection is idle; hyper would wait for them when it is to stop.
         let begins = tokio::select! {
-            _ = stopping.wait_for(|stop| *stop) => return,
+            () = last_call(&mut stopping) => return,
+            () = seat.asked() => return,
             begins = timeout(timeouts.idle, stream.read_buf(&mut first)) => begins,
         };
         if !matches!(begins, Ok(Ok(read)) if read > 0) {
             return;
         }
     }
-    let link = Link::new();
     let client = ClientStream::new(stream, first, link.clone(), timeouts);
     let service = service_fn(|request| {
         // Each stream is a task of its own.
         let (proxy, link) = (proxy.clone(), link.clone());
-        async move { Ok::<_, std::convert::Infallible>(answer(request, peer, &link, &proxy).await) }
+        // Of what a client sends before it hears that this is the end, nothing goes to the upstream.
+        let late = stop_seen.has_changed().unwrap_or(true) && !link.is_fresh();
+        async move { Ok::<_, std::convert::Infallible>(answer(request, peer, late, &link, &proxy).await) }
     });
     let connection = http2::Builder::new(Streams(timeouts.stall))
         .timer(TokioTimer::new())
@@ -73,7 +79,8 @@ pub(super) async fn serve(
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         outcome = connection.as_mut() => Some(outcome),
-        _ = stopping.wait_for(|stop| *stop) => None,
+        () = farewell(&mut stopping, &link) => None,
+        () = seat.asked() => None,
     };
     let outcome = match ended {
         Some(outcome) => outcome,
@@ -87,10 +94,20 @@ pub(super) async fn serve(
     }
 }
 
+/// Passes when a connection is to be told that the server has stopped. One that has just come gets a moment for its first
+/// request: once told, a client makes none.
+async fn farewell(stopping: &mut watch::Receiver<bool>, link: &Link) {
+    let _ = stopping.wait_for(|stop| *stop).await;
+    // Whatever the client sends wakes this task.
+    let begun = poll_fn(|_| if link.is_fresh() { Poll::Pending } else { Poll::Ready(()) });
+    let _ = timeout(LAST_CALL, begun).await;
+}
+
 /// Has one request answered.
 async fn answer(
     request: http::Request<Incoming>,
     peer: Option<IpAddr>,
+    late: bool,
     link: &Link,
     proxy: &Proxy,
 ) -> Response<StreamBody> {
@@ -106,6 +123,7 @@ async fn answer(
         flaw: flaw(&parts.uri),
         fields: Fields::of_map(&parts.headers),
         peer,
+        late,
     };
     let Reply { status, lines, length, body, .. } = proxy.handle(request, StreamUpload::body(body)).await;
     let turn = Turn::of_this_stream();

@@ -3,6 +3,7 @@
 use std::{
     io::Read,
     net::SocketAddr,
+    os::fd::OwnedFd,
     path::PathBuf,
     process::{Child, Command, Output, Stdio},
     time::Duration,
@@ -44,8 +45,21 @@ pub fn wecom_proxy(arguments: &[&str]) -> Command {
 
 impl Process {
     /// Starts a command and listens to what it writes.
-    pub fn start(mut command: Command) -> Self {
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    pub fn start(command: Command) -> Self {
+        Self::start_with(command, Stdio::null())
+    }
+
+    /// Starts `serve` with a listening socket that it is handed as systemd would.
+    pub fn start_handing(socket: OwnedFd, config: &std::path::Path) -> Self {
+        let mut command = Command::new("sh");
+        let words = "exec 3<&0 0</dev/null; LISTEN_FDS=1 LISTEN_PID=$$ exec \"$0\" --config \"$1\"";
+        command.args(["-c", words, env!("CARGO_BIN_EXE_wecom-proxy")]).arg(config);
+        command.env_remove("RUST_LOG").env_remove("NOTIFY_SOCKET");
+        Self::start_with(command, Stdio::from(socket))
+    }
+
+    fn start_with(mut command: Command, input: Stdio) -> Self {
+        command.stdin(input).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the program starts");
         let out = Text::follow(child.stdout.take().expect("a pipe"));
         let err = Text::follow(child.stderr.take().expect("a pipe"));
@@ -86,6 +100,13 @@ impl Process {
         let fields = stat.rsplit(')').next().expect("fields").split_whitespace();
         let ticks: u64 = fields.skip(11).take(2).map(|ticks| ticks.parse::<u64>().expect("a number")).sum();
         Duration::from_millis(10 * ticks)
+    }
+
+    /// Bounds how many files it may have open from now on.
+    pub fn allow_descriptors(&self, most: usize) {
+        let (pid, most) = (format!("--pid={}", self.child.id()), format!("--nofile={most}:{most}"));
+        let set = Command::new(tool("prlimit")).args([pid, most]).status().expect("prlimit is there");
+        assert!(set.success(), "no limit for its descriptors");
     }
 
     /// Waits for its end.

@@ -1,4 +1,4 @@
-//! The READMEs and the pages on clients, deployment and performance, in both languages: they say the same, and every command and
+//! The READMEs and the pages under docs, in both languages: they say the same, and every command and
 //! every setting in them works as it stands there.
 //!
 //! A fenced block's second word says how it is played: `start` starts the program; `demo`, `serve` and `keys` are typed
@@ -19,12 +19,13 @@ use wecom_proxy::config;
 
 const ENGLISH: &str = include_str!("../../README.md");
 const CHINESE: &str = include_str!("../../README.zh-CN.md");
-const CLIENTS: &str = include_str!("../../docs/clients.md");
-const CLIENTS_CHINESE: &str = include_str!("../../docs/clients.zh-CN.md");
-const DEPLOYMENT: &str = include_str!("../../docs/deployment.md");
-const DEPLOYMENT_CHINESE: &str = include_str!("../../docs/deployment.zh-CN.md");
-const PERFORMANCE: &str = include_str!("../../docs/performance.md");
-const PERFORMANCE_CHINESE: &str = include_str!("../../docs/performance.zh-CN.md");
+/// Those under docs, English beside Chinese.
+const PAGES: [(&str, &str); 4] = [
+    (include_str!("../../docs/clients.md"), include_str!("../../docs/clients.zh-CN.md")),
+    (include_str!("../../docs/deployment.md"), include_str!("../../docs/deployment.zh-CN.md")),
+    (include_str!("../../docs/operations.md"), include_str!("../../docs/operations.zh-CN.md")),
+    (include_str!("../../docs/performance.md"), include_str!("../../docs/performance.zh-CN.md")),
+];
 const STAGES: [&str; 12] = [
     "start",
     "demo",
@@ -40,7 +41,7 @@ const STAGES: [&str; 12] = [
     "bench",
 ];
 /// What is shown of other programs, and not played.
-const FOREIGN: [&str; 7] = ["java", "php", "python", "go", "csharp", "yaml", "env"];
+const FOREIGN: [&str; 8] = ["java", "php", "python", "go", "csharp", "yaml", "env", "ini"];
 
 /// The addresses that the READMEs name: the proxy's, its admin listener's and that of the demo's simulator.
 const PROXY: &str = "127.0.0.1:8080";
@@ -78,7 +79,8 @@ fn read(readme: &str) -> (Vec<usize>, Vec<Block>) {
 /// The texts of the blocks in this language that have this word.
 fn texts(language: &str, word: &str) -> Vec<String> {
     let wanted = |block: &Block| block.language == language && block.word == word;
-    let blocks = [ENGLISH, CLIENTS, DEPLOYMENT, PERFORMANCE].into_iter().flat_map(|page| read(page).1);
+    let pages = [ENGLISH].into_iter().chain(PAGES.map(|(english, _)| english));
+    let blocks = pages.flat_map(|page| read(page).1);
     let found: Vec<_> = blocks.filter(wanted).map(|block| block.text.trim_end().to_owned()).collect();
     assert!(!found.is_empty(), "no block ```{language} {word}");
     found
@@ -213,12 +215,7 @@ impl Stage {
 
 #[test]
 fn both_say_the_same() {
-    let pages = [
-        (ENGLISH, CHINESE),
-        (CLIENTS, CLIENTS_CHINESE),
-        (DEPLOYMENT, DEPLOYMENT_CHINESE),
-        (PERFORMANCE, PERFORMANCE_CHINESE),
-    ];
+    let pages = [(ENGLISH, CHINESE)].into_iter().chain(PAGES);
     for (english, chinese) in pages {
         let ((headings, blocks), (other_headings, other_blocks)) = (read(english), read(chinese));
         assert_eq!(headings, other_headings);
@@ -323,9 +320,7 @@ fn the_private_ca_vouches_for_the_host() {
 fn the_files_that_they_name_are_there() {
     let repository = Path::new(env!("CARGO_MANIFEST_DIR"));
     let named = |name: &str| assert!(repository.join(name).exists(), "{name} is not there");
-    let in_docs =
-        [CLIENTS, CLIENTS_CHINESE, DEPLOYMENT, DEPLOYMENT_CHINESE, PERFORMANCE, PERFORMANCE_CHINESE]
-            .map(|page| ("docs", page));
+    let in_docs = PAGES.into_iter().flat_map(|(english, chinese)| [("docs", english), ("docs", chinese)]);
     for (folder, page) in [("", ENGLISH), ("", CHINESE)].into_iter().chain(in_docs) {
         for link in page.split("](").skip(1) {
             let target = link.split(')').next().expect("a link's end");

@@ -4,10 +4,11 @@ use std::{fs, path::PathBuf, time::Duration};
 
 use http::Request;
 use tempfile::TempDir;
-use tokio::time::timeout;
+use tokio::{sync::watch, time::timeout};
 use wecom_proxy::simulator::{Agent, Fault, Settings, Simulator};
 
 use crate::{
+    certificates::Authority,
     process::Process,
     stage::{Caller, OPEN, Reply, Stage, USER_GET, write_config},
 };
@@ -218,4 +219,48 @@ async fn sections_that_need_a_restart_say_so() {
         assert!(line.is_some_and(|line| line.contains("restart")), "{section}: {said}");
     }
     assert!(!said.contains("section=\"admin\""), "{said}");
+}
+
+#[tokio::test]
+async fn reloads_under_load_lose_nothing_and_new_handshakes_see_the_new_certificate() {
+    let (old, new) = (Authority::new(), Authority::new());
+    let scene = scene().await;
+    let with = |line: &str| OPEN.replace("[upstream]", &format!("{line}\n[upstream]"));
+    let (old_line, new_line) = (old.server_line("localhost"), new.server_line("localhost"));
+    let proxy = Process::serve(&write(&scene, &with(&old_line))).await;
+    let address = proxy.address().await;
+    let (stop, stopped) = watch::channel(false);
+    let mut load = Vec::new();
+    for http2 in [false, true, false, true] {
+        let alpn = if http2 { ["h2"] } else { ["http/1.1"] };
+        let stream = old.connect(address, &alpn, None).await.expect("a handshake");
+        let mut caller = match http2 {
+            true => Caller::http2_over(stream).await,
+            false => Caller::http1_over(stream).await,
+        };
+        let stopped = stopped.clone();
+        load.push(tokio::spawn(async move {
+            let mut calls = 0;
+            while !*stopped.borrow() {
+                caller.get(USER_GET).await.is_ok();
+                calls += 1;
+            }
+            calls
+        }));
+    }
+    for (nth, (authority, line)) in
+        [(&new, &new_line), (&old, &old_line), (&new, &new_line)].into_iter().enumerate()
+    {
+        write(&scene, &with(line));
+        proxy.signal("HUP");
+        proxy.err.nth_line("configuration reloaded", nth).await;
+        let stream = authority.connect(address, &["http/1.1"], None).await.expect("the new certificate");
+        Caller::http1_over(stream).await.get(USER_GET).await.is_ok();
+    }
+    assert!(old.connect(address, &[], None).await.is_err(), "the old certificate is gone");
+    stop.send_replace(true);
+    for calls in load {
+        assert!(calls.await.expect("each call was answered") > 0);
+    }
+    assert_eq!(proxy.stop().await.status, 0);
 }

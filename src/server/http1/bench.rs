@@ -9,5 +9,5 @@ use crate::proxy::Request;
 pub fn request_head(buffer: &mut BytesMut) -> Option<Request> {
     let head = head::take(buffer).ok().flatten()?;
     let head::Head { method, version, target, fields, .. } = head;
-    Some(Request { method, version, target, absolute: None, flaw: None, fields, peer: None })
+    Some(Request { method, version, target, absolute: None, flaw: None, fields, peer: None, late: false })
 }

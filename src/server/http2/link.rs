@@ -12,6 +12,8 @@ use std::{
 
 use tokio::time::Instant;
 
+use crate::server::house::Seat;
+
 /// What the requests of a connection and its stream know of one another. Clones share it.
 #[derive(Debug, Clone)]
 pub(super) struct Link(Arc<State>);
@@ -19,6 +21,7 @@ pub(super) struct Link(Arc<State>);
 #[derive(Debug)]
 struct State {
     born: Instant,
+    seat: Arc<Seat>,
     /// When the last request was done, in milliseconds since `born`.
     quiet_since: AtomicU64,
     /// Requests that are being served.
@@ -30,21 +33,28 @@ struct State {
 pub(super) struct Busy(Link);
 
 impl Link {
-    /// The link of a new connection.
-    pub(super) fn new() -> Self {
+    /// The link of a new connection, which has this seat.
+    pub(super) fn new(seat: Arc<Seat>) -> Self {
         let born = Instant::now();
-        Self(Arc::new(State { born, quiet_since: AtomicU64::new(0), requests: AtomicU32::new(0) }))
+        seat.rest_from(born);
+        Self(Arc::new(State { born, seat, quiet_since: AtomicU64::new(0), requests: AtomicU32::new(0) }))
     }
 
     /// Marks the connection as in use.
     pub(super) fn busy(&self) -> Busy {
         self.0.requests.fetch_add(1, Ordering::Relaxed);
+        self.0.seat.stir();
         Busy(self.clone())
     }
 
     /// When the last request was done; when the connection came, if there was none.
     pub(super) fn quiet_since(&self) -> Instant {
         self.0.born + Duration::from_millis(self.0.quiet_since.load(Ordering::Relaxed))
+    }
+
+    /// Whether no request has come yet.
+    pub(super) fn is_fresh(&self) -> bool {
+        !self.is_busy() && self.0.quiet_since.load(Ordering::Relaxed) == 0
     }
 
     /// Whether a request is being served.
@@ -56,9 +66,12 @@ impl Link {
 impl Drop for Busy {
     fn drop(&mut self) {
         let state = &self.0.0;
-        let now = u64::try_from(state.born.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let age = state.born.elapsed();
+        let now = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
         state.quiet_since.store(now, Ordering::Relaxed);
-        state.requests.fetch_sub(1, Ordering::Relaxed);
+        if state.requests.fetch_sub(1, Ordering::Relaxed) == 1 {
+            state.seat.rest_from(state.born + age);
+        }
     }
 }
 
