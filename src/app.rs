@@ -7,7 +7,7 @@
 use std::{
     io, mem,
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     thread,
     time::Duration,
 };
@@ -21,11 +21,14 @@ use tokio::{
 
 use crate::{
     access::{self, AccessLog},
-    admin::Admin,
+    admin::{self, Admin, Reloaded},
     config::{self, Address, Config},
     directory::Directory,
-    proxy::{Proxy, Rules},
+    metrics::Metrics,
+    proxy::{Books, Proxy, Rules},
+    recent::Recent,
     server::{self, Bound, Server, tls},
+    telemetry::Telemetry,
     tokens::{Issuer, fetch::Gettoken},
     upload::{Bounds, Shelf},
     upstream::{Settings, SettingsError, Upstream},
@@ -126,6 +129,7 @@ pub struct Reloader {
     directory: Arc<ArcSwap<Directory>>,
     issuer: Arc<Issuer>,
     tls: Arc<ArcSwapOption<rustls::ServerConfig>>,
+    telemetry: OnceLock<Telemetry>,
     /// Of two reloads the one that read the file last must have the last word.
     turn: Mutex<()>,
 }
@@ -152,27 +156,25 @@ impl App {
         let (stopping, stop_seen) = watch::channel(false);
         let (ended, end_seen) = watch::channel(false);
 
-        let admin = Arc::new(Admin::new(
-            config.admin.as_ref().and_then(|admin| admin.key_sha256),
-            directory.clone(),
-            [&addresses[..], &admin_addresses[..]].concat(),
-            stop_seen.clone(),
-        ));
-        for bound in admin_bound {
-            tokio::spawn(admin.clone().serve(bound.listener()?, bound, end_seen.clone()));
-        }
-        let server = Arc::new(Server::new(&config.server, tls.clone(), places.clone(), stop_seen));
+        let server = Arc::new(Server::new(&config.server, tls.clone(), places.clone(), stop_seen.clone()));
         let bound = Arc::new(bound);
         let cores = thread::available_parallelism().map_or(1, usize::from);
         let access = AccessLog::stderr(config.log, cores)?;
+        let metrics = Arc::new(Metrics::default());
+        let recent = Arc::new(Recent::new(config.admin.as_ref().map_or(0, |admin| admin.recent), cores));
         let workers = (0..cores).map(|nth| {
             let (server, bound, ended) = (server.clone(), bound.clone(), end_seen.clone());
             let (directory, rules, upstream) = (directory.clone(), rules.clone(), upstream.clone());
-            let access = access.for_worker();
+            let books = Arc::new(Books {
+                access: access.for_worker(),
+                // Without an admin listener nobody would ever ask.
+                counter: config.admin.is_some().then(|| metrics.counter()),
+                recorder: recent.recorder(),
+            });
             let work = move || -> io::Result<()> {
                 let runtime = Builder::new_current_thread().enable_all().build()?;
                 runtime.block_on(async {
-                    let proxy = Arc::new(Proxy::new(directory, rules, Upstream::new(upstream), access));
+                    let proxy = Arc::new(Proxy::new(directory, rules, Upstream::new(upstream), books));
                     work(bound, &server, &proxy, ended).await
                 })
             };
@@ -183,10 +185,44 @@ impl App {
             })
         });
         let workers = workers.collect::<io::Result<Vec<_>>>()?;
+        let (shutdown_grace, max_connections) = (config.server.shutdown_grace, config.server.max_connections);
+        let (key, max_in_flight) =
+            (config.admin.as_ref().and_then(|admin| admin.key_sha256), config.upstream.max_in_flight);
+        let (turn, telemetry) = (Mutex::new(()), OnceLock::new());
+        let reloader = Arc::new(Reloader {
+            settings: config,
+            directory: directory.clone(),
+            issuer: issuer.clone(),
+            tls,
+            telemetry,
+            turn,
+        });
+        let orders = reloader.clone();
+        let admin = Arc::new(Admin {
+            key,
+            directory,
+            listeners: [&addresses[..], &admin_addresses[..]].concat(),
+            stopping: stop_seen,
+            metrics,
+            recent,
+            readers: Arc::new(Semaphore::new(admin::MOST_READERS)),
+            issuer,
+            server,
+            rules,
+            max_in_flight,
+            access: access.clone(),
+            reload: Box::new(move || orders.reload().map_err(|error| error.to_string())),
+        });
+        if !admin_bound.is_empty() {
+            tokio::spawn(admin.clone().keep_time(end_seen.clone()));
+        }
+        for bound in admin_bound {
+            tokio::spawn(admin.clone().serve(bound.listener()?, bound, end_seen.clone()));
+        }
         Ok(Self {
-            shutdown_grace: config.server.shutdown_grace,
-            max_connections: config.server.max_connections,
-            reloader: Arc::new(Reloader { settings: config, directory, issuer, tls, turn: Mutex::new(()) }),
+            reloader,
+            shutdown_grace,
+            max_connections,
             places,
             shelf,
             bound,
@@ -220,7 +256,7 @@ impl App {
     }
 
     /// See [`Reloader::reload`].
-    pub fn reload(&self) -> Result<config::Log, ReloadError> {
+    pub fn reload(&self) -> Result<Reloaded, ReloadError> {
         self.reloader.reload()
     }
 
@@ -251,10 +287,21 @@ impl App {
 }
 
 impl Reloader {
-    /// Reads the file again. What it says of agents, clients and certificates holds from the next request on; the new
-    /// log settings are returned. A file that does not pass changes nothing. With very many agents it takes a while, and so
-    /// it is not for a thread that others wait for.
-    pub fn reload(&self) -> Result<config::Log, ReloadError> {
+    /// From now on the running log follows what a reload says of its level.
+    pub fn lead(&self, telemetry: &Telemetry) {
+        let _ = self.telemetry.set(telemetry.clone());
+    }
+
+    /// Reads the file again. What it says of agents, clients, certificates and the log's level holds from the next request
+    /// on. A file that does not pass changes nothing, which is logged too. With very many agents it takes a while, and so it
+    /// is not for a thread that others wait for.
+    pub fn reload(&self) -> Result<Reloaded, ReloadError> {
+        self.read_again().inspect_err(|error| {
+            tracing::error!(%error, "the configuration was not reloaded; the old one goes on");
+        })
+    }
+
+    fn read_again(&self) -> Result<Reloaded, ReloadError> {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let Prepared { config: mut fresh, tls, .. } = Prepared::new(load_apart(&self.settings.path)?)?;
         let before = &self.settings;
@@ -271,10 +318,13 @@ impl Reloader {
             ("admin", fresh.admin != before.admin),
             ("log", config::Log { level: before.log.level, ..fresh.log } != before.log),
         ];
-        for (section, _) in restart.iter().filter(|(_, changed)| *changed) {
+        let restart: Vec<_> =
+            restart.into_iter().filter(|(_, changed)| *changed).map(|(section, _)| section).collect();
+        for section in &restart {
             tracing::warn!(section, "a change in this section needs a restart; the old settings go on");
         }
-        for warning in mem::take(&mut fresh.warnings) {
+        let warnings: Vec<_> = mem::take(&mut fresh.warnings).iter().map(ToString::to_string).collect();
+        for warning in &warnings {
             tracing::warn!("{warning}");
         }
         let directory = Directory::new(&mut fresh, &self.issuer, Some(&self.directory.load()));
@@ -282,8 +332,11 @@ impl Reloader {
         let replaced = self.directory.swap(Arc::new(directory));
         self.tls.store(tls);
         tracing::info!(agents, clients, "configuration reloaded");
+        if let Some(telemetry) = self.telemetry.get() {
+            telemetry.follow(fresh.log);
+        }
         retire(replaced);
-        Ok(fresh.log)
+        Ok(Reloaded { agents, clients, restart, warnings })
     }
 }
 

@@ -7,7 +7,15 @@ mod http2;
 mod listen;
 pub mod tls;
 
-use std::{io, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use arc_swap::ArcSwapOption;
 use bytes::BytesMut;
@@ -53,6 +61,24 @@ pub struct Server {
     pub places: Arc<Semaphore>,
     /// Turns true when no more requests are taken.
     pub stopping: watch::Receiver<bool>,
+    /// Connections that are open. The places do not tell: whoever waits for a connection holds one already.
+    open: AtomicUsize,
+}
+
+/// One connection is open as long as this lives.
+struct Opened(Arc<Server>);
+
+impl Opened {
+    fn on(server: &Arc<Server>) -> Self {
+        server.open.fetch_add(1, Ordering::Relaxed);
+        Self(server.clone())
+    }
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Server {
@@ -65,7 +91,12 @@ impl Server {
     ) -> Self {
         let timeouts =
             Timeouts { head: server.header_timeout, idle: server.idle_timeout, stall: server.body_timeout };
-        Self { timeouts, tls, places, stopping }
+        Self { timeouts, tls, places, stopping, open: AtomicUsize::new(0) }
+    }
+
+    /// How many connections are open.
+    pub fn connections(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
     }
 }
 
@@ -80,10 +111,10 @@ pub async fn serve(listener: Listener, server: Arc<Server>, proxy: Arc<Proxy>) {
         };
         match accepted {
             Ok((stream, peer, place)) => {
-                let (server, proxy) = (server.clone(), proxy.clone());
+                let (opened, proxy) = (Opened::on(&server), proxy.clone());
                 tokio::spawn(async move {
-                    converse(stream, peer, &server, &proxy).await;
-                    drop(place);
+                    converse(stream, peer, &opened.0, &proxy).await;
+                    drop((opened, place));
                 });
             }
             Err(error) if is_of_one_connection(&error) => {}
