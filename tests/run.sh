@@ -28,7 +28,8 @@ has bash || install bash
 has kill || install procps
 has openssl || install openssl
 has valgrind || install valgrind
-# Its service is not needed, only the program.
+# Neither service is needed, only the programs.
+has promtool || install prometheus
 has prometheus-alertmanager || install prometheus-alertmanager
 { has node && has npm; } || install nodejs npm
 # What bench/run.py needs and compares with. Debian keeps servers where only root's PATH looks.

@@ -122,7 +122,8 @@ impl Stage {
         let books = Arc::new(Books {
             access: access.for_worker(),
             counter: Some(Metrics::default().counter()),
-            recorder: Recent::new(500, 1).recorder(),
+            // Few, so that the slots are soon used again.
+            recorder: Recent::new(10, 1).recorder(),
         });
         let rules = Rules {
             refresh_errcodes: config.tokens.refresh_errcodes.clone(),

@@ -20,6 +20,7 @@ impl Admin {
         let admin = self.clone();
         let first = tokio::task::spawn_blocking(move || {
             admin.metrics.collect(SystemTime::now());
+            admin.forget_removed();
             let mut text = Text::default();
             admin.write_own(&mut text);
             admin.write_tokens(&mut text);

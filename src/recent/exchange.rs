@@ -114,6 +114,7 @@ impl Exchange {
             beginning(line.reason.unwrap_or_default(), MOST_WORDS),
             line.error.unwrap_or_default(),
         ];
+        self.text.reserve(texts.iter().map(|text| text.len()).sum());
         for (text, end) in texts.into_iter().zip(&mut self.ends) {
             self.text.push_str(text);
             *end = self.text.len();
