@@ -149,7 +149,14 @@ impl Admin {
             "/readyz" => return self.health(true),
             _ => {}
         }
-        match guard::admit(self.key.as_ref(), &request) {
+        let admitted = guard::admit(self.key.as_ref(), &request);
+        let admitted = match request.method() {
+            &Method::POST if is_order(request.uri().path()) => {
+                admitted.and_then(|()| guard::admit_order(&request))
+            }
+            _ => admitted,
+        };
+        match admitted {
             Ok(()) => self.answer_admitted(&request, cut).await,
             Err(Refused::Unauthenticated) => answer::unauthenticated(),
             Err(Refused::Forbidden(words)) => problem(StatusCode::FORBIDDEN, words),
@@ -162,22 +169,22 @@ impl Admin {
         cut: Arc<Notify>,
     ) -> Response<Body> {
         let path = request.uri().path();
-        let refreshed = path.strip_prefix("/api/agents/").and_then(|rest| rest.strip_suffix("/refresh"));
-        let reads = matches!(*request.method(), Method::GET | Method::HEAD);
-        match (path, refreshed) {
-            (_, Some(_)) | ("/api/reload", _) if request.method() != Method::POST => not_allowed("POST"),
-            (_, Some(agent)) => self.refresh(agent).await,
-            ("/api/reload", _) => self.reload().await,
-            ("/metrics" | "/api/agents" | "/api/overview" | "/api/requests" | "/api/requests/stream", _)
-                if !reads =>
-            {
-                not_allowed("GET, HEAD")
-            }
-            ("/metrics", _) => self.scrape().await,
-            ("/api/agents", _) => self.agents(),
-            ("/api/overview", _) => self.overview().await,
-            ("/api/requests", _) => self.requests(request.uri().query()),
-            ("/api/requests/stream", _) => self.stream(request, cut),
+        if is_order(path) {
+            return match (request.method(), agent_to_refresh(path)) {
+                (&Method::POST, Some(agent)) => self.refresh(agent).await,
+                (&Method::POST, None) => self.reload().await,
+                _ => not_allowed("POST"),
+            };
+        }
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            return not_allowed("GET, HEAD");
+        }
+        match path {
+            "/metrics" => self.scrape().await,
+            "/api/agents" => self.agents(),
+            "/api/overview" => self.overview().await,
+            "/api/requests" => self.requests(request.uri().query()),
+            "/api/requests/stream" => self.stream(request, cut),
             _ => problem(
                 StatusCode::NOT_FOUND,
                 "there is /healthz, /readyz, /metrics, /api/agents, /api/overview, /api/requests, /api/requests/stream, \
@@ -185,6 +192,16 @@ impl Admin {
             ),
         }
     }
+}
+
+/// Whether it changes something.
+fn is_order(path: &str) -> bool {
+    path == "/api/reload" || agent_to_refresh(path).is_some()
+}
+
+/// The agent whose token is to be renewed.
+fn agent_to_refresh(path: &str) -> Option<&str> {
+    path.strip_prefix("/api/agents/")?.strip_suffix("/refresh")
 }
 
 /// How long until the next minute has begun.

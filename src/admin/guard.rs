@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
-use http::{HeaderMap, Method, Request, header, uri::Authority};
+use http::{HeaderMap, Request, header, uri::Authority};
 
 use crate::config::KeyHash;
 
@@ -14,19 +14,18 @@ pub(super) enum Refused {
     Forbidden(&'static str),
 }
 
-/// Lets a request in that shows the key, if there is one, and that no foreign page has a browser send.
+/// Lets a request in that shows the key, if there is one. Without a key whoever is here is let in; a foreign name that leads
+/// here brings a page from elsewhere.
 pub(super) fn admit<B>(key: Option<&KeyHash>, request: &Request<B>) -> Result<(), Refused> {
     match key {
-        Some(key) if !shows(request.headers(), key) => return Err(Refused::Unauthenticated),
-        // Without a key whoever is here is let in; a foreign name that leads here brings a page from elsewhere.
+        Some(key) if !shows(request.headers(), key) => Err(Refused::Unauthenticated),
         None if !names_this_machine(request) => {
             let words =
                 "without a key this listener is asked by an address or as localhost, and by no other name";
-            return Err(Refused::Forbidden(words));
+            Err(Refused::Forbidden(words))
         }
-        _ => {}
+        _ => Ok(()),
     }
-    if *request.method() == Method::POST { admit_order(request) } else { Ok(()) }
 }
 
 fn shows(headers: &HeaderMap, key: &KeyHash) -> bool {
@@ -62,7 +61,7 @@ fn is_this_machine(authority: &str) -> bool {
 
 /// An order must not come from another site's page. Browsers say where from, and they ask before they send a header that
 /// no form can.
-fn admit_order<B>(request: &Request<B>) -> Result<(), Refused> {
+pub(super) fn admit_order<B>(request: &Request<B>) -> Result<(), Refused> {
     let value =
         |name| request.headers().get(name).map(|value: &http::HeaderValue| value.to_str().unwrap_or("?"));
     let foreign = Refused::Forbidden("this order comes from another site's page");
@@ -95,7 +94,8 @@ mod tests {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        admit(None, &request.body(()).expect("a request"))
+        let request = request.body(()).expect("a request");
+        admit(None, &request).and_then(|()| admit_order(&request))
     }
 
     #[test]

@@ -137,3 +137,34 @@ fn write_histogram(text: &mut Text, name: &str, agent: &str, histogram: &Histogr
     text.sample(&format!("{name}_sum"), &[("agent", agent)], histogram.sum());
     text.sample(&format!("{name}_count"), &[("agent", agent)], so_far);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn very_many_agents_are_told_page_by_page_and_none_twice() {
+        const AGENTS: usize = 5000;
+        let metrics = Arc::new(Metrics::default());
+        for nth in 0..AGENTS {
+            let name = format!("agent-{nth}");
+            lock(&metrics.ledger).agents.entry(name.into()).or_default().errcodes.add(0, 1, 1);
+        }
+        let pages: Vec<_> = Series::of(metrics.clone()).collect();
+        assert!(pages.iter().all(|page| page.len() < PAGE + 8 * 1024));
+        let text = pages.concat();
+        for (line, times) in [
+            ("# TYPE wecom_proxy_errcodes_total counter", 1),
+            ("wecom_proxy_errcodes_total{", AGENTS),
+            ("wecom_proxy_request_duration_seconds_count{", AGENTS),
+            ("wecom_proxy_upstream_duration_seconds_bucket{", 16 * AGENTS),
+        ] {
+            assert_eq!(text.lines().filter(|found| found.starts_with(line)).count(), times, "{line}");
+        }
+        // Who goes between two pages is not looked for.
+        let mut series = Series::of(metrics.clone());
+        series.next();
+        lock(&metrics.ledger).keep(|agent| agent == "agent-99", |_| true);
+        assert!(series.map(|page| page.matches("\"agent-99\"").count()).sum::<usize>() > 16);
+    }
+}

@@ -1,4 +1,4 @@
-//! The READMEs and the pages on clients and on performance, in both languages: they say the same, and every command and
+//! The READMEs and the pages on clients, monitoring and performance, in both languages: they say the same, and every command and
 //! every setting in them works as it stands there.
 //!
 //! A fenced block's second word says how it is played: `start` starts the program; `demo`, `serve` and `keys` are typed
@@ -20,6 +20,8 @@ const ENGLISH: &str = include_str!("../../README.md");
 const CHINESE: &str = include_str!("../../README.zh-CN.md");
 const CLIENTS: &str = include_str!("../../docs/clients.md");
 const CLIENTS_CHINESE: &str = include_str!("../../docs/clients.zh-CN.md");
+const MONITORING: &str = include_str!("../../docs/monitoring.md");
+const MONITORING_CHINESE: &str = include_str!("../../docs/monitoring.zh-CN.md");
 const PERFORMANCE: &str = include_str!("../../docs/performance.md");
 const PERFORMANCE_CHINESE: &str = include_str!("../../docs/performance.zh-CN.md");
 const STAGES: [&str; 9] = ["start", "demo", "serve", "key", "keys", "ca", "container", "tests", "bench"];
@@ -62,7 +64,7 @@ fn read(readme: &str) -> (Vec<usize>, Vec<Block>) {
 /// The texts of the blocks in this language that have this word.
 fn texts(language: &str, word: &str) -> Vec<String> {
     let wanted = |block: &Block| block.language == language && block.word == word;
-    let blocks = [ENGLISH, CLIENTS, PERFORMANCE].into_iter().flat_map(|page| read(page).1);
+    let blocks = [ENGLISH, CLIENTS, MONITORING, PERFORMANCE].into_iter().flat_map(|page| read(page).1);
     let found: Vec<_> = blocks.filter(wanted).map(|block| block.text.trim_end().to_owned()).collect();
     assert!(!found.is_empty(), "no block ```{language} {word}");
     found
@@ -196,7 +198,12 @@ impl Stage {
 
 #[test]
 fn both_say_the_same() {
-    let pages = [(ENGLISH, CHINESE), (CLIENTS, CLIENTS_CHINESE), (PERFORMANCE, PERFORMANCE_CHINESE)];
+    let pages = [
+        (ENGLISH, CHINESE),
+        (CLIENTS, CLIENTS_CHINESE),
+        (MONITORING, MONITORING_CHINESE),
+        (PERFORMANCE, PERFORMANCE_CHINESE),
+    ];
     for (english, chinese) in pages {
         let ((headings, blocks), (other_headings, other_blocks)) = (read(english), read(chinese));
         assert_eq!(headings, other_headings);
@@ -268,6 +275,8 @@ fn an_operator_follows_the_readme() {
     let said: String = texts("sh", "serve").iter().map(|block| stage.type_in(block, "")).collect();
     assert_eq!(said.matches("\"status\":\"ok\"").count(), 3, "{said}");
     assert!(said.contains("\"state\":\"valid\""), "{said}");
+    assert!(said.contains("\nwecom_proxy_requests_total{"), "{said}");
+    assert!(said.contains("\"same_token\":") && said.contains("\"needs_restart\":[]"), "{said}");
 }
 
 #[test]
@@ -300,7 +309,8 @@ fn the_private_ca_vouches_for_the_host() {
 fn the_files_that_they_name_are_there() {
     let repository = Path::new(env!("CARGO_MANIFEST_DIR"));
     let named = |name: &str| assert!(repository.join(name).exists(), "{name} is not there");
-    let in_docs = [CLIENTS, CLIENTS_CHINESE, PERFORMANCE, PERFORMANCE_CHINESE].map(|page| ("docs", page));
+    let pages = [CLIENTS, CLIENTS_CHINESE, MONITORING, MONITORING_CHINESE, PERFORMANCE, PERFORMANCE_CHINESE];
+    let in_docs = pages.map(|page| ("docs", page));
     for (folder, page) in [("", ENGLISH), ("", CHINESE)].into_iter().chain(in_docs) {
         for link in page.split("](").skip(1) {
             let target = link.split(')').next().expect("a link's end");
