@@ -183,7 +183,7 @@ impl Admin {
             "/metrics" => self.scrape().await,
             "/api/agents" => self.agents(),
             "/api/overview" => self.overview().await,
-            "/api/requests" => self.requests(request.uri().query()),
+            "/api/requests" => self.requests(request.uri().query()).await,
             "/api/requests/stream" => self.stream(request, cut),
             _ => problem(
                 StatusCode::NOT_FOUND,

@@ -33,14 +33,19 @@ const STALL: Duration = Duration::from_secs(60);
 
 impl Admin {
     /// The last exchanges, the newest first.
-    pub(super) fn requests(&self, query: Option<&str>) -> Response<Body> {
+    pub(super) async fn requests(&self, query: Option<&str>) -> Response<Body> {
         let (filter, limit) = match read_query(query) {
             Ok(read) => read,
             Err(words) => return problem(StatusCode::BAD_REQUEST, &words),
         };
         let limit = limit.unwrap_or(DEFAULT_LIMIT).min(self.recent.most());
-        let exchanges: Vec<_> = self.recent.latest(&filter, limit).iter().map(tell).collect();
-        json_response(StatusCode::OK, &json!({ "requests": exchanges }))
+        let recent = self.recent.clone();
+        // There may be very many.
+        let told = tokio::task::spawn_blocking(move || {
+            let exchanges: Vec<_> = recent.latest(&filter, limit).iter().map(tell).collect();
+            json_response(StatusCode::OK, &json!({ "requests": exchanges }))
+        });
+        told.await.unwrap_or_else(|_| problem(StatusCode::INTERNAL_SERVER_ERROR, "the look-up broke off"))
     }
 
     /// The exchanges that come, as server-sent events.

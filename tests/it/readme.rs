@@ -142,7 +142,11 @@ fn type_in(block: &str, shell: &mut Command) -> String {
     let (said, complaint) =
         (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{block}\n{said}\n{complaint}");
-    assert_eq!(said.matches("\"errcode\":0,\"errmsg\"").count(), block.matches("/cgi-bin/").count(), "{block}\n{said}");
+    assert_eq!(
+        said.matches("\"errcode\":0,\"errmsg\"").count(),
+        block.matches("/cgi-bin/").count(),
+        "{block}\n{said}"
+    );
     said.into_owned()
 }
 
