@@ -209,7 +209,10 @@ async fn a_follower_who_is_too_slow_is_told_how_much_it_missed() {
                 let data: Value = serde_json::from_str(data).expect("JSON");
                 lost += data["lost"].as_u64().expect("a number");
             }
-            None => told += 1,
+            None => {
+                assert!(event.starts_with("data: "), "{event:?} after {told} told and {lost} lost");
+                told += 1;
+            }
         }
     }
     assert!(lost > 0 && told > 0 && told + lost == many as u64, "{told} told, {lost} lost");
