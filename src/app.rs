@@ -162,40 +162,34 @@ impl App {
         let access = AccessLog::stderr(config.log, cores)?;
         let metrics = Arc::new(Metrics::default());
         let recent = Arc::new(Recent::new(config.admin.as_ref().map_or(0, |admin| admin.recent), cores));
+        let crew = Crew {
+            server: server.clone(),
+            bound: bound.clone(),
+            directory: directory.clone(),
+            rules: rules.clone(),
+            upstream,
+            ended: end_seen.clone(),
+        };
         let workers = (0..cores).map(|nth| {
-            let (server, bound, ended) = (server.clone(), bound.clone(), end_seen.clone());
-            let (directory, rules, upstream) = (directory.clone(), rules.clone(), upstream.clone());
-            let books = Arc::new(Books {
+            let books = Books {
                 access: access.for_worker(),
                 // Without an admin listener nobody would ever ask.
                 counter: config.admin.is_some().then(|| metrics.counter()),
                 recorder: recent.recorder(),
-            });
-            let work = move || -> io::Result<()> {
-                let runtime = Builder::new_current_thread().enable_all().build()?;
-                runtime.block_on(async {
-                    let proxy = Arc::new(Proxy::new(directory, rules, Upstream::new(upstream), books));
-                    work(bound, &server, &proxy, ended).await
-                })
             };
-            thread::Builder::new().name(format!("worker-{nth}")).spawn(move || {
-                if let Err(error) = work() {
-                    tracing::error!(%error, "a worker ended");
-                }
-            })
+            crew.clone().start_worker(nth, Arc::new(books))
         });
         let workers = workers.collect::<io::Result<Vec<_>>>()?;
         let (shutdown_grace, max_connections) = (config.server.shutdown_grace, config.server.max_connections);
         let (key, max_in_flight) =
             (config.admin.as_ref().and_then(|admin| admin.key_sha256), config.upstream.max_in_flight);
-        let (turn, telemetry) = (Mutex::new(()), OnceLock::new());
         let reloader = Arc::new(Reloader {
             settings: config,
             directory: directory.clone(),
             issuer: issuer.clone(),
             tls,
-            telemetry,
-            turn,
+            telemetry: OnceLock::new(),
+            turn: Mutex::new(()),
         });
         let orders = reloader.clone();
         let admin = Arc::new(Admin {
@@ -213,12 +207,7 @@ impl App {
             access: access.clone(),
             reload: Box::new(move || orders.reload().map_err(|error| error.to_string())),
         });
-        if !admin_bound.is_empty() {
-            tokio::spawn(admin.clone().keep_time(end_seen.clone()));
-        }
-        for bound in admin_bound {
-            tokio::spawn(admin.clone().serve(bound.listener()?, bound, end_seen.clone()));
-        }
+        open_admin(&admin, admin_bound, &end_seen)?;
         Ok(Self {
             reloader,
             shutdown_grace,
@@ -375,6 +364,47 @@ fn rules(config: &Config, shelf: &Arc<Shelf>) -> Rules {
         in_flight: Arc::new(Semaphore::new(config.upstream.max_in_flight)),
         queue_timeout: config.upstream.queue_timeout,
         upstream_authority: config.upstream.authority.clone(),
+    }
+}
+
+/// Has the admin listener served, where there is one.
+fn open_admin(admin: &Arc<Admin>, bound: Vec<Bound>, ended: &watch::Receiver<bool>) -> io::Result<()> {
+    if !bound.is_empty() {
+        tokio::spawn(admin.clone().keep_time(ended.clone()));
+    }
+    for bound in bound {
+        tokio::spawn(admin.clone().serve(bound.listener()?, bound, ended.clone()));
+    }
+    Ok(())
+}
+
+/// What every worker is given.
+#[derive(Clone)]
+struct Crew {
+    server: Arc<Server>,
+    bound: Arc<Vec<Bound>>,
+    directory: Arc<ArcSwap<Directory>>,
+    rules: Arc<Rules>,
+    upstream: Arc<Settings>,
+    ended: watch::Receiver<bool>,
+}
+
+impl Crew {
+    /// Starts a worker on a thread of its own.
+    fn start_worker(self, nth: usize, books: Arc<Books>) -> io::Result<thread::JoinHandle<()>> {
+        let Self { server, bound, directory, rules, upstream, ended } = self;
+        let work = move || -> io::Result<()> {
+            let runtime = Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(async {
+                let proxy = Arc::new(Proxy::new(directory, rules, Upstream::new(upstream), books));
+                work(bound, &server, &proxy, ended).await
+            })
+        };
+        thread::Builder::new().name(format!("worker-{nth}")).spawn(move || {
+            if let Err(error) = work() {
+                tracing::error!(%error, "a worker ended");
+            }
+        })
     }
 }
 
