@@ -4,6 +4,8 @@
 //! request never crosses from one core to another. Renewals, the admin listener and signals live on the caller's
 //! runtime, where they take no worker's time.
 
+mod crew;
+
 use std::{
     io, mem,
     path::Path,
@@ -14,20 +16,21 @@ use std::{
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::{
-    runtime::{Builder, Handle},
+    runtime::Handle,
     sync::{Semaphore, watch},
     time::timeout,
 };
 
+use self::crew::Crew;
 use crate::{
     access::{self, AccessLog},
     admin::{self, Admin, Reloaded},
     config::{self, Address, Config},
     directory::Directory,
     metrics::Metrics,
-    proxy::{Books, Proxy, Rules},
+    proxy::{Books, Rules},
     recent::Recent,
-    server::{self, Bound, Server, tls},
+    server::{Bound, Server, tls},
     telemetry::Telemetry,
     tokens::{Issuer, fetch::Gettoken},
     upload::{Bounds, Shelf},
@@ -375,50 +378,5 @@ fn open_admin(admin: &Arc<Admin>, bound: Vec<Bound>, ended: &watch::Receiver<boo
     for bound in bound {
         tokio::spawn(admin.clone().serve(bound.listener()?, bound, ended.clone()));
     }
-    Ok(())
-}
-
-/// What every worker is given.
-#[derive(Clone)]
-struct Crew {
-    server: Arc<Server>,
-    bound: Arc<Vec<Bound>>,
-    directory: Arc<ArcSwap<Directory>>,
-    rules: Arc<Rules>,
-    upstream: Arc<Settings>,
-    ended: watch::Receiver<bool>,
-}
-
-impl Crew {
-    /// Starts a worker on a thread of its own.
-    fn start_worker(self, nth: usize, books: Arc<Books>) -> io::Result<thread::JoinHandle<()>> {
-        let Self { server, bound, directory, rules, upstream, ended } = self;
-        let work = move || -> io::Result<()> {
-            let runtime = Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(async {
-                let proxy = Arc::new(Proxy::new(directory, rules, Upstream::new(upstream), books));
-                work(bound, &server, &proxy, ended).await
-            })
-        };
-        thread::Builder::new().name(format!("worker-{nth}")).spawn(move || {
-            if let Err(error) = work() {
-                tracing::error!(%error, "a worker ended");
-            }
-        })
-    }
-}
-
-/// One worker's life: accept from every listener until told to stop, then serve what is open until told to end.
-async fn work(
-    bound: Arc<Vec<Bound>>,
-    server: &Arc<Server>,
-    proxy: &Arc<Proxy>,
-    mut ended: watch::Receiver<bool>,
-) -> io::Result<()> {
-    for bound in bound.iter() {
-        tokio::spawn(server::serve(bound.listener()?, server.clone(), proxy.clone()));
-    }
-    drop(bound);
-    let _ = ended.wait_for(|ended| *ended).await;
     Ok(())
 }
