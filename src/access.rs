@@ -46,6 +46,8 @@ pub enum Level {
 pub struct Line<'a> {
     /// How much it matters.
     pub level: Level,
+    /// When the answer ended.
+    pub at: SystemTime,
     /// The request's id.
     pub request_id: &'a str,
     /// Where the caller is.
@@ -139,7 +141,7 @@ impl AccessLog {
         let mut sheet = lock(sheet);
         let Sheet { lines, stamp } = &mut *sheet;
         if desk.has_room(lines.len()) {
-            layout.write(lines, stamp.at(SystemTime::now()), line);
+            layout.write(lines, stamp.at(line.at), line);
         } else {
             desk.lost_one();
         }

@@ -1,4 +1,14 @@
-//! The second port: what is well and what is not, for operators and their tools.
+//! The second port, for operators and their tools: what is well and what is not, what was counted, what came through last,
+//! and two orders that it takes.
+
+mod agents;
+mod answer;
+mod guard;
+mod health;
+mod orders;
+mod overview;
+mod requests;
+mod scrape;
 
 use std::{
     convert::Infallible,
@@ -7,46 +17,67 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use base64::{Engine, prelude::BASE64_STANDARD};
-use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::Full;
+use http::{Method, Request, Response, StatusCode};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use serde_json::{Value, json};
-use tokio::sync::{Semaphore, watch};
+use tokio::{
+    sync::{Notify, Semaphore, watch},
+    time::{sleep, timeout},
+};
 
+pub use self::orders::{Reload, Reloaded};
+use self::{
+    answer::{Body, not_allowed, problem},
+    guard::Refused,
+};
 use crate::{
+    access::AccessLog,
     config::{Address, KeyHash},
-    directory::{Agent, Directory},
+    directory::Directory,
     io::Stream,
-    server::{Bound, Listener},
+    metrics::Metrics,
+    proxy::Rules,
+    recent::Recent,
+    server::{Bound, Listener, Server},
+    tokens::Issuer,
 };
 
 /// Connections to the admin listener that may be open at once.
 const MAX_CONNECTIONS: usize = 256;
 /// How long an operator's tool may take for a request's head, and between two.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// So many may follow the stream of exchanges at once.
+pub const MOST_READERS: usize = 32;
 
-/// What the admin listener answers from.
+/// What the admin listener answers from. With a key all but the health checks need it.
 pub struct Admin {
-    key: Option<KeyHash>,
-    directory: Arc<ArcSwap<Directory>>,
-    listeners: Vec<Address>,
-    stopping: watch::Receiver<bool>,
+    /// Who may ask.
+    pub key: Option<KeyHash>,
+    /// Agents and clients.
+    pub directory: Arc<ArcSwap<Directory>>,
+    /// Where the proxy and this listen.
+    pub listeners: Vec<Address>,
+    /// Turns true when no more requests are taken.
+    pub stopping: watch::Receiver<bool>,
+    /// What was counted of requests.
+    pub metrics: Arc<Metrics>,
+    /// The last exchanges.
+    pub recent: Arc<Recent>,
+    /// Places for those who follow the exchanges; see [`MOST_READERS`].
+    pub readers: Arc<Semaphore>,
+    /// Where tokens come from.
+    pub issuer: Arc<Issuer>,
+    /// The way in.
+    pub server: Arc<Server>,
+    /// The bounds of all workers.
+    pub rules: Arc<Rules>,
+    /// The access log.
+    pub access: AccessLog,
+    /// Reads the configuration again.
+    pub reload: Reload,
 }
 
 impl Admin {
-    /// Answers about `directory`. With a key all but the health checks need it.
-    pub fn new(
-        key: Option<KeyHash>,
-        directory: Arc<ArcSwap<Directory>>,
-        listeners: Vec<Address>,
-        stopping: watch::Receiver<bool>,
-    ) -> Self {
-        Self { key, directory, listeners, stopping }
-    }
-
     /// Serves until `ended` turns true; `bound` stays open that long.
     pub async fn serve(self: Arc<Self>, listener: Listener, bound: Bound, mut ended: watch::Receiver<bool>) {
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
@@ -57,7 +88,7 @@ impl Admin {
             };
             let (Ok((stream, ..)), Ok(place)) = (accepted, places.clone().try_acquire_owned()) else {
                 // Out of descriptors or of places: whoever asks will ask again.
-                tokio::time::sleep(Duration::from_millis(50)).await;
+                sleep(Duration::from_millis(50)).await;
                 continue;
             };
             let admin = self.clone();
@@ -69,135 +100,122 @@ impl Admin {
         drop(bound);
     }
 
+    /// Collects what was counted when a minute begins, and drops what is left of removed agents and clients, until `ended`
+    /// turns true.
+    pub async fn keep_time(self: Arc<Self>, mut ended: watch::Receiver<bool>) {
+        while timeout(to_next_minute(), ended.wait_for(|ended| *ended)).await.is_err() {
+            let admin = self.clone();
+            let collected = tokio::task::spawn_blocking(move || {
+                admin.metrics.collect(SystemTime::now());
+                admin.forget_removed();
+            });
+            let _ = collected.await;
+        }
+    }
+
+    fn forget_removed(&self) {
+        let directory = self.directory.load_full();
+        self.metrics.forget_removed(&directory);
+        self.issuer.keep_renewals_of(|agent| directory.agent(agent, None).is_some());
+    }
+
     async fn converse(self: Arc<Self>, stream: Stream) {
+        let cut = Arc::new(Notify::new());
         let service = service_fn(|request| {
-            let answer = self.answer(&request);
-            async { Ok::<_, Infallible>(answer) }
+            let (admin, cut) = (self.clone(), cut.clone());
+            async move { Ok::<_, Infallible>(admin.answer(request, cut).await) }
         });
-        let served = http1::Builder::new()
+        let serving = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(PATIENCE)
-            .serve_connection(TokioIo::new(stream), service)
-            .await;
+            .serve_connection(TokioIo::new(stream), service);
+        let served = tokio::select! {
+            served = serving => served,
+            () = cut.notified() => return,
+        };
         if let Err(error) = served {
             tracing::debug!(%error, "a connection to the admin listener ended");
         }
     }
 
-    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    /// Answers one request; `cut` ends its connection.
+    async fn answer(self: Arc<Self>, request: Request<Incoming>, cut: Arc<Notify>) -> Response<Body> {
+        let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+        match request.uri().path() {
+            "/healthz" | "/readyz" if !reads => return not_allowed("GET, HEAD"),
+            "/healthz" => return self.health(false),
+            "/readyz" => return self.health(true),
+            _ => {}
+        }
+        let admitted = guard::admit(self.key.as_ref(), &request);
+        let admitted = match request.method() {
+            &Method::POST if is_order(request.uri().path()) => {
+                admitted.and_then(|()| guard::admit_order(&request))
+            }
+            _ => admitted,
+        };
+        match admitted {
+            Ok(()) => self.answer_admitted(&request, cut).await,
+            Err(Refused::Unauthenticated) => answer::unauthenticated(),
+            Err(Refused::Forbidden(words)) => problem(StatusCode::FORBIDDEN, words),
+        }
+    }
+
+    async fn answer_admitted(
+        self: Arc<Self>,
+        request: &Request<Incoming>,
+        cut: Arc<Notify>,
+    ) -> Response<Body> {
         let path = request.uri().path();
+        if is_order(path) {
+            return match (request.method(), agent_to_refresh(path)) {
+                (&Method::POST, Some(agent)) => self.refresh(agent).await,
+                (&Method::POST, None) => self.reload().await,
+                _ => not_allowed("POST"),
+            };
+        }
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            let mut response = problem(StatusCode::METHOD_NOT_ALLOWED, "only GET is answered here");
-            response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
-            return response;
+            return not_allowed("GET, HEAD");
         }
         match path {
-            "/healthz" => self.health(false),
-            "/readyz" => self.health(true),
-            _ if !self.admits(request.headers()) => {
-                let words = "this listener has a key: send it as \"Authorization: Bearer KEY\" or by HTTP Basic as the password";
-                let mut response = problem(StatusCode::UNAUTHORIZED, words);
-                let ways = HeaderValue::from_static(
-                    "Bearer realm=\"wecom-proxy admin\", Basic realm=\"wecom-proxy admin\"",
-                );
-                response.headers_mut().insert(header::WWW_AUTHENTICATE, ways);
-                response
-            }
-            "/api/agents" => {
-                let agents: Vec<_> = self.directory.load().agents().map(describe).collect();
-                json_response(StatusCode::OK, &json!({ "agents": agents }))
-            }
-            _ => problem(StatusCode::NOT_FOUND, "there is /healthz, /readyz and /api/agents"),
+            "/metrics" => self.scrape().await,
+            "/api/agents" => self.agents(),
+            "/api/overview" => self.overview().await,
+            "/api/requests" => self.requests(request.uri().query()).await,
+            "/api/requests/stream" => self.stream(request, cut),
+            _ => problem(
+                StatusCode::NOT_FOUND,
+                "there is /healthz, /readyz, /metrics, /api/agents, /api/overview, /api/requests, /api/requests/stream, \
+                 and to POST to, /api/agents/NAME/refresh and /api/reload",
+            ),
         }
     }
-
-    /// Well unless the proxy is stopping; ready unless, besides, every agent that was asked for fails and has no token
-    /// that serves. One agent's bad secret must not take the others out of service, and a token that ran out while
-    /// nobody asked is no failure: whoever asks next gets another.
-    fn health(&self, ready: bool) -> Response<Full<Bytes>> {
-        let stopping = *self.stopping.borrow();
-        let reports: Vec<_> =
-            self.directory.load().agents().map(|agent| (agent.name.clone(), agent.slot.report())).collect();
-        let mut asked_for = reports.iter().filter(|(_, report)| report.asked_for).peekable();
-        let tokenless = asked_for.peek().is_some()
-            && asked_for.all(|(_, report)| {
-                // Once it is time for another try only a request can make it, and none comes to who is not ready.
-                !report.usable && report.failing.is_some() && !report.next_try_in.is_zero()
-            });
-        let failing: serde_json::Map<_, _> = reports
-            .iter()
-            .filter_map(|(name, report)| report.failing.clone().map(|failure| (name.clone(), failure.into())))
-            .collect();
-        let unready = ready && tokenless;
-        let status = match (stopping, unready) {
-            (true, _) => "shutting down",
-            (_, true) => "no agent has a token that serves",
-            _ if failing.is_empty() => "ok",
-            _ => "ok, but some agents fail",
-        };
-        let body = json!({
-            "status": status,
-            "agents": { "total": reports.len(), "failing": failing },
-            "store": { "kind": "memory", "ok": true },
-            "listeners": self.listeners.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        });
-        let unwell = stopping || unready;
-        json_response(if unwell { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK }, &body)
-    }
-
-    fn admits(&self, headers: &HeaderMap) -> bool {
-        let Some(key) = &self.key else { return true };
-        let shown = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-        let Some((scheme, rest)) = shown.and_then(|shown| shown.split_once(' ')) else { return false };
-        if scheme.eq_ignore_ascii_case("bearer") {
-            return KeyHash::of(rest.trim()) == *key;
-        }
-        let pair = BASE64_STANDARD.decode(rest.trim()).ok().and_then(|pair| String::from_utf8(pair).ok());
-        let password = pair.as_deref().and_then(|pair| pair.split_once(':')).map(|(_, password)| password);
-        scheme.eq_ignore_ascii_case("basic") && password.is_some_and(|password| KeyHash::of(password) == *key)
-    }
 }
 
-/// One agent and its token's health; times in seconds since 1970, or from now where they say so.
-fn describe(agent: &Arc<Agent>) -> Value {
-    let report = agent.slot.report();
-    let epoch =
-        |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    json!({
-        "name": agent.name,
-        "corpid": agent.corpid,
-        "agentid": agent.agentid,
-        "token": {
-            "state": match (report.usable, report.dates) {
-                (true, _) => "valid",
-                (false, Some(_)) if report.refused => "refused",
-                (false, Some(_)) => "expired",
-                (false, None) => "none",
-            },
-            "first_seen": report.dates.map(|(first_seen, _)| epoch(first_seen)),
-            "age_seconds": report.dates.map(|(first_seen, _)| first_seen.elapsed().map_or(0, |age| age.as_secs())),
-            "expires_at": report.dates.map(|(_, expires_at)| epoch(expires_at)),
-        },
-        "last_renewal": report.last.map(|last| json!({
-            "at": epoch(last.at),
-            "reason": last.reason,
-            "ok": last.failure.is_none(),
-            "failure": last.failure,
-        })),
-        "failing": report.failing,
-        "next_try_in_seconds": report.next_try_in.as_secs(),
-    })
+/// Whether it changes something.
+fn is_order(path: &str) -> bool {
+    path == "/api/reload" || agent_to_refresh(path).is_some()
 }
 
-fn problem(status: StatusCode, words: &str) -> Response<Full<Bytes>> {
-    json_response(status, &json!({ "error": words }))
+/// The agent whose token is to be renewed.
+fn agent_to_refresh(path: &str) -> Option<&str> {
+    path.strip_prefix("/api/agents/")?.strip_suffix("/refresh")
 }
 
-fn json_response(status: StatusCode, body: &Value) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(format!("{body}\n"))));
-    *response.status_mut() = status;
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    response
+/// How long until the next minute has begun.
+fn to_next_minute() -> Duration {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let next = Duration::from_secs((since.as_secs() / 60 + 1) * 60);
+    // Not a moment too early, where the clocks differ.
+    next - since + Duration::from_millis(5)
+}
+
+/// Seconds since 1970.
+fn epoch(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// Milliseconds with three decimals.
+fn milliseconds(duration: Duration) -> f64 {
+    duration.as_micros() as f64 / 1000.0
 }

@@ -4,29 +4,35 @@
 //! request never crosses from one core to another. Renewals, the admin listener and signals live on the caller's
 //! runtime, where they take no worker's time.
 
+mod crew;
+
 use std::{
     io, mem,
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     thread,
     time::Duration,
 };
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::{
-    runtime::{Builder, Handle},
-    sync::{mpsc, watch},
+    runtime::Handle,
+    sync::{Semaphore, mpsc, watch},
     time::timeout,
 };
 
+use self::crew::Crew;
 use crate::{
     access::{self, AccessLog},
-    admin::Admin,
+    admin::{self, Admin, Reloaded},
     config::{self, Address, Config},
     directory::Directory,
     limits::places::Places,
-    proxy::{Proxy, Rules},
-    server::{self, Bound, Inherited, InheritedError, Server, tls},
+    metrics::Metrics,
+    proxy::{Books, Rules},
+    recent::Recent,
+    server::{Bound, Inherited, InheritedError, Server, tls},
+    telemetry::Telemetry,
     tokens::{
         Issuer,
         fetch::{Gettoken, patience},
@@ -167,6 +173,7 @@ pub struct Reloader {
     directory: Arc<ArcSwap<Directory>>,
     issuer: Arc<Issuer>,
     tls: Arc<ArcSwapOption<rustls::ServerConfig>>,
+    telemetry: OnceLock<Telemetry>,
     /// Of two reloads the one that read the file last must have the last word.
     turn: Mutex<()>,
 }
@@ -199,42 +206,63 @@ impl App {
         let (stopping, stop_seen) = watch::channel(false);
         let (ended, end_seen) = watch::channel(false);
 
-        let admin = Arc::new(Admin::new(
-            config.admin.as_ref().and_then(|admin| admin.key_sha256),
-            directory.clone(),
-            [&addresses[..], &admin_addresses[..]].concat(),
-            stop_seen.clone(),
-        ));
-        for bound in admin_bound {
-            tokio::spawn(admin.clone().serve(bound.listener()?, bound, end_seen.clone()));
-        }
-        let server = Arc::new(Server::new(&config.server, tls.clone(), stop_seen));
+        let server = Arc::new(Server::new(&config.server, tls.clone(), stop_seen.clone()));
         let bound = Arc::new(bound);
         let (open, listening) = mpsc::channel(1);
         let cores = thread::available_parallelism().map_or(1, usize::from);
         let access = AccessLog::stderr(config.log, cores)?;
+        let metrics = Arc::new(Metrics::default());
+        let recent = Arc::new(Recent::new(config.admin.as_ref().map_or(0, |admin| admin.recent), cores));
+        let crew = Crew {
+            server: server.clone(),
+            bound,
+            directory: directory.clone(),
+            rules: rules.clone(),
+            upstream,
+            ended: end_seen.clone(),
+            open,
+        };
         let workers = (0..cores).map(|nth| {
-            let (server, bound, ended, open) =
-                (server.clone(), bound.clone(), end_seen.clone(), open.clone());
-            let (directory, rules, upstream) = (directory.clone(), rules.clone(), upstream.clone());
-            let access = access.for_worker();
-            let work = move || -> io::Result<()> {
-                let runtime = Builder::new_current_thread().enable_all().build()?;
-                runtime.block_on(async {
-                    let proxy = Arc::new(Proxy::new(directory, rules, Upstream::new(upstream), access));
-                    work(bound, &server, &proxy, open, ended).await
-                })
+            let books = Books {
+                access: access.for_worker(),
+                // Without an admin listener nobody would ever ask.
+                counter: config.admin.is_some().then(|| metrics.counter()),
+                recorder: recent.recorder(),
             };
-            thread::Builder::new().name(format!("worker-{nth}")).spawn(move || {
-                if let Err(error) = work() {
-                    tracing::error!(%error, "a worker ended");
-                }
-            })
+            crew.clone().start_worker(nth, Arc::new(books))
         });
         let workers = workers.collect::<io::Result<Vec<_>>>()?;
+        // Only the workers hold the listeners now.
+        drop(crew);
+        let shutdown_grace = config.server.shutdown_grace;
+        let key = config.admin.as_ref().and_then(|admin| admin.key_sha256);
+        let reloader = Arc::new(Reloader {
+            settings: config,
+            directory: directory.clone(),
+            issuer: issuer.clone(),
+            tls,
+            telemetry: OnceLock::new(),
+            turn: Mutex::new(()),
+        });
+        let orders = reloader.clone();
+        let admin = Arc::new(Admin {
+            key,
+            directory,
+            listeners: [&addresses[..], &admin_addresses[..]].concat(),
+            stopping: stop_seen,
+            metrics,
+            recent,
+            readers: Arc::new(Semaphore::new(admin::MOST_READERS)),
+            issuer,
+            server: server.clone(),
+            rules,
+            access: access.clone(),
+            reload: Box::new(move || orders.reload().map_err(|error| error.to_string())),
+        });
+        open_admin(&admin, admin_bound, &end_seen)?;
         Ok(Self {
-            shutdown_grace: config.server.shutdown_grace,
-            reloader: Arc::new(Reloader { settings: config, directory, issuer, tls, turn: Mutex::new(()) }),
+            reloader,
+            shutdown_grace,
             server,
             listening,
             in_flight,
@@ -283,7 +311,7 @@ impl App {
     }
 
     /// See [`Reloader::reload`].
-    pub fn reload(&self) -> Result<config::Log, ReloadError> {
+    pub fn reload(&self) -> Result<Reloaded, ReloadError> {
         self.reloader.reload()
     }
 
@@ -316,10 +344,21 @@ impl App {
 }
 
 impl Reloader {
-    /// Reads the file again. What it says of agents, clients and certificates holds from the next request on; the new
-    /// log settings are returned. A file that does not pass changes nothing. With very many agents it takes a while, and so
-    /// it is not for a thread that others wait for.
-    pub fn reload(&self) -> Result<config::Log, ReloadError> {
+    /// From now on the running log follows what a reload says of its level.
+    pub fn lead(&self, telemetry: &Telemetry) {
+        let _ = self.telemetry.set(telemetry.clone());
+    }
+
+    /// Reads the file again. What it says of agents, clients, certificates and the log's level holds from the next request
+    /// on. A file that does not pass changes nothing, which is logged too. With very many agents it takes a while, and so it
+    /// is not for a thread that others wait for.
+    pub fn reload(&self) -> Result<Reloaded, ReloadError> {
+        self.read_again().inspect_err(|error| {
+            tracing::error!(%error, "the configuration was not reloaded; the old one goes on");
+        })
+    }
+
+    fn read_again(&self) -> Result<Reloaded, ReloadError> {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let Prepared { config: mut fresh, tls, .. } = Prepared::new(load_apart(&self.settings.path)?)?;
         let before = &self.settings;
@@ -336,10 +375,13 @@ impl Reloader {
             ("admin", fresh.admin != before.admin),
             ("log", config::Log { level: before.log.level, ..fresh.log } != before.log),
         ];
-        for (section, _) in restart.iter().filter(|(_, changed)| *changed) {
+        let restart: Vec<_> =
+            restart.into_iter().filter(|(_, changed)| *changed).map(|(section, _)| section).collect();
+        for section in &restart {
             tracing::warn!(section, "a change in this section needs a restart; the old settings go on");
         }
-        for warning in mem::take(&mut fresh.warnings) {
+        let warnings: Vec<_> = mem::take(&mut fresh.warnings).iter().map(ToString::to_string).collect();
+        for warning in &warnings {
             tracing::warn!("{warning}");
         }
         let directory = Directory::new(&mut fresh, &self.issuer, Some(&self.directory.load()));
@@ -347,8 +389,11 @@ impl Reloader {
         let replaced = self.directory.swap(Arc::new(directory));
         self.tls.store(tls);
         tracing::info!(agents, clients, "configuration reloaded");
+        if let Some(telemetry) = self.telemetry.get() {
+            telemetry.follow(fresh.log);
+        }
         retire(replaced);
-        Ok(fresh.log)
+        Ok(Reloaded { agents, clients, restart, warnings })
     }
 }
 
@@ -391,22 +436,13 @@ fn rules(config: &Config, shelf: &Arc<Shelf>, in_flight: &Arc<Places>) -> Rules 
     }
 }
 
-/// One worker's life: accept from every listener until told to stop, then serve what is open until told to end.
-async fn work(
-    bound: Arc<Vec<Bound>>,
-    server: &Arc<Server>,
-    proxy: &Arc<Proxy>,
-    open: mpsc::Sender<()>,
-    mut ended: watch::Receiver<bool>,
-) -> io::Result<()> {
-    for bound in bound.iter() {
-        let (serving, open) = (server::serve(bound.listener()?, server.clone(), proxy.clone()), open.clone());
-        tokio::spawn(async move {
-            serving.await;
-            drop(open);
-        });
+/// Has the admin listener served, where there is one.
+fn open_admin(admin: &Arc<Admin>, bound: Vec<Bound>, ended: &watch::Receiver<bool>) -> io::Result<()> {
+    if !bound.is_empty() {
+        tokio::spawn(admin.clone().keep_time(ended.clone()));
     }
-    drop((bound, open));
-    let _ = ended.wait_for(|ended| *ended).await;
+    for bound in bound {
+        tokio::spawn(admin.clone().serve(bound.listener()?, bound, ended.clone()));
+    }
     Ok(())
 }

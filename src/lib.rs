@@ -9,13 +9,17 @@ pub mod commands; // what each command of the program does
 
 pub mod app; // wires the rooms together; the only file that knows all of them
 
-pub mod admin; // the second port: what is well and what is not
+pub mod admin; // the second port: what is well and what is not, what was counted, and orders
 
 pub mod telemetry; // logs
 
 pub mod server; // the way in: connections, their time-outs, an orderly end
 
 pub mod proxy; // the life of one request
+
+pub mod recent; // the last exchanges, for whoever looks into them
+
+pub mod metrics; // what is counted of requests
 
 pub mod access; // the access log: a line a request, none of which waits for it
 

@@ -29,11 +29,11 @@ use self::{
     target::{Doubt, Target},
 };
 pub use self::{
+    record::Books,
     reply::{Broken, Reply, ReplyBody},
     request::{Request, Target as RequestTarget},
 };
 use crate::{
-    access::AccessLog,
     directory::{Agent, Directory},
     fields::{Fields, Known},
     limits::places::{NoPlace, Place, Places},
@@ -68,23 +68,23 @@ pub struct Proxy {
     rules: Arc<Rules>,
     upstream: Upstream,
     ids: Ids,
-    access: AccessLog,
+    books: Arc<Books>,
 }
 
 impl Proxy {
-    /// A proxy with an upstream and a buffer of the access log of its own.
+    /// A proxy with an upstream and books of its own.
     pub fn new(
         directory: Arc<ArcSwap<Directory>>,
         rules: Arc<Rules>,
         upstream: Upstream,
-        access: AccessLog,
+        books: Arc<Books>,
     ) -> Self {
-        Self { directory, rules, upstream, ids: Ids::default(), access }
+        Self { directory, rules, upstream, ids: Ids::default(), books }
     }
 
     /// Answers one request. Whatever happens, the caller learns it in WeCom's shape.
     pub async fn handle(&self, request: Request, body: Body) -> Reply {
-        let mut record = Record::new(&request, self.ids.of(&request), self.access.clone());
+        let mut record = Record::new(&request, self.ids.of(&request), self.books.clone());
         let reply = match self.relay(&request, body, &mut record).await {
             Ok(reply) => reply,
             Err(refusal) => {
@@ -99,7 +99,7 @@ impl Proxy {
 
     /// Answers what is no request: a head that cannot be trusted.
     pub fn refuse_head(&self, status: StatusCode, words: &'static str, request: &Request) -> Reply {
-        let mut record = Record::new(request, self.ids.of(request), self.access.clone());
+        let mut record = Record::new(request, self.ids.of(request), self.books.clone());
         let reply = refuse(Refusal::new(Kind::BadRequest, words).with_status(status), &mut record);
         finish(reply, record, false)
     }

@@ -73,6 +73,11 @@ impl Server {
             Timeouts { head: server.header_timeout, idle: server.idle_timeout, stall: server.body_timeout };
         Self { timeouts, tls, house: House::new(house::room_for(server.max_connections)), stopping }
     }
+
+    /// How many connections are open.
+    pub fn connections(&self) -> usize {
+        self.house.taken()
+    }
 }
 
 /// Accepts connections until the server stops. Connections in use go on; wait for them by the seats they have.

@@ -9,6 +9,7 @@ mod backoff;
 mod budget;
 pub mod fetch;
 mod hold;
+mod renewals;
 mod report;
 mod token;
 
@@ -25,9 +26,10 @@ use std::{
 use arc_swap::ArcSwapOption;
 use tokio::{runtime::Handle, sync::watch, time::Instant};
 
-use self::{ahead::keep_fresh, backoff::Backoff, budget::Budget, hold::Hold};
+use self::{ahead::keep_fresh, backoff::Backoff, budget::Budget, hold::Hold, renewals::Renewals};
 pub use self::{
     fetch::{Credentials, FetchError},
+    renewals::Renewed,
     report::{LastRenewal, Report},
     token::Token,
 };
@@ -51,6 +53,7 @@ pub struct Issuer {
     runtime: Handle,
     refresh_ahead: Duration,
     budget: Budget,
+    renewals: Renewals,
     /// From 0 to 1; a field so that a life of tokens can be repeated in tests.
     jitter: Box<dyn Fn() -> f64 + Send + Sync>,
 }
@@ -60,7 +63,17 @@ impl Issuer {
     /// token in use is renewed.
     pub fn new(source: Box<dyn Source>, runtime: Handle, refresh_ahead: Duration) -> Arc<Self> {
         let (budget, jitter) = (Budget::default(), Box::new(backoff::random_unit));
-        Arc::new(Self { source, runtime, refresh_ahead, budget, jitter })
+        Arc::new(Self { source, runtime, refresh_ahead, budget, renewals: Renewals::default(), jitter })
+    }
+
+    /// How many renewals there were, by agent, reason and outcome.
+    pub fn renewals(&self) -> Vec<Renewed> {
+        self.renewals.all()
+    }
+
+    /// Drops the counts of all agents but these.
+    pub fn keep_renewals_of(&self, agents: impl Fn(&str) -> bool) {
+        self.renewals.keep(agents);
     }
 }
 
@@ -292,6 +305,7 @@ impl TokenSlot {
             failure: outcome.as_ref().err().map(ToString::to_string),
         });
         let agent = self.agent.as_str();
+        self.issuer.renewals.count(agent, reason, outcome.is_ok());
         match &outcome {
             Ok(token) => tracing::info!(
                 agent,

@@ -28,7 +28,8 @@ has bash || install bash
 has kill || install procps
 has openssl || install openssl
 has valgrind || install valgrind
-# Its service is not needed, only the program.
+# Neither service is needed, only the programs.
+has promtool || install prometheus
 has prometheus-alertmanager || install prometheus-alertmanager
 # What deploy/ is for, to read it. Of none of these is the service needed.
 has systemd-analyze || install systemd

@@ -101,7 +101,7 @@ fn answers(counter: &mut Counter, stage: &Stage) -> io::Result<()> {
     let fields = head(&answer_head(300));
     let request =
         bench::request_head(&mut BytesMut::from("GET /cgi-bin/user/get HTTP/1.1\r\nHost: x\r\n\r\n"));
-    let signer = bench::Signer::new(&request.expect("a head"), stage.agent(), stage.access.clone());
+    let signer = bench::Signer::new(&request.expect("a head"), stage.agent(), stage.books.clone());
     let token = stage.token();
     counter.count("answer lines", MANY, || signer.lines(black_box(&fields), &token));
 
@@ -163,6 +163,7 @@ fn errcode_last(length: usize) -> String {
 fn lines(counter: &mut Counter, stage: &Stage) -> io::Result<()> {
     let line = Line {
         level: Level::Info,
+        at: SystemTime::now(),
         request_id: "0123456789abcdef00000001",
         peer: Some(IpAddr::V4(Ipv4Addr::new(192, 168, 12, 34))),
         client: Some("billing"),

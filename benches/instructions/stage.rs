@@ -22,7 +22,9 @@ use wecom_proxy::{
     config::{self, Address, Log, LogFormat},
     directory::{Agent, Directory},
     limits::places::Places,
-    proxy::{Proxy, Rules},
+    metrics::Metrics,
+    proxy::{Books, Proxy, Rules},
+    recent::Recent,
     secret::Masked,
     server::{self, Bound, Server},
     telemetry::Telemetry,
@@ -75,6 +77,8 @@ pub struct Stage {
     pub directory: Arc<Directory>,
     /// An access log that nobody reads.
     pub access: AccessLog,
+    /// Where a worker writes down its requests.
+    pub books: Arc<Books>,
     upstream: TcpListener,
     socket: PathBuf,
     // The listening socket, which goes when nobody holds it, and what says that the server goes on.
@@ -116,6 +120,12 @@ impl Stage {
         let directory = Arc::new(Directory::new(&mut config, &issuer, None));
         let settings = Arc::new(Settings::new(&config.upstream).map_err(io::Error::other)?);
         let access = AccessLog::start(config.log, 1, false, Box::new(io::sink()))?;
+        let books = Arc::new(Books {
+            access: access.for_worker(),
+            counter: Some(Metrics::default().counter()),
+            // Few, so that the slots are soon used again.
+            recorder: Recent::new(10, 1).recorder(),
+        });
         let rules = Rules {
             refresh_errcodes: config.tokens.refresh_errcodes.clone(),
             bounds: Bounds { bytes: config.server.max_request_body, silence: config.server.body_timeout },
@@ -131,12 +141,13 @@ impl Stage {
                 agent.slot.current().await.map_err(io::Error::other)?;
             }
             let shared = Arc::new(ArcSwap::new(directory.clone()));
-            let proxy = Proxy::new(shared, Arc::new(rules), Upstream::new(settings), access.for_worker());
+            let upstream = Upstream::new(settings);
+            let proxy = Proxy::new(shared, Arc::new(rules), upstream, books.clone());
             let server = Server::new(&config.server, Arc::new(ArcSwapOption::empty()), stop_seen);
             tokio::spawn(server::serve(bound.listener()?, Arc::new(server), Arc::new(proxy)));
             Ok::<_, io::Error>(())
         })?;
-        Ok(Self { runtime, directory, access, upstream, socket, _bound: (bound, stopping), _dir: dir })
+        Ok(Self { runtime, directory, access, books, upstream, socket, _bound: (bound, stopping), _dir: dir })
     }
 
     /// The agent `hr`.

@@ -24,6 +24,7 @@ fn log(format: LogFormat) -> Log {
 fn about(request_id: &str) -> Line<'_> {
     Line {
         level: Level::Info,
+        at: SystemTime::UNIX_EPOCH,
         request_id,
         peer: None,
         client: None,
@@ -108,6 +109,7 @@ impl Told {
         let [token, upstream, total] = self.micros.map(Duration::from_micros);
         Line {
             level: if self.warn { Level::Warn } else { Level::Info },
+            at: SystemTime::UNIX_EPOCH,
             request_id: &self.texts[0],
             peer: self.peer,
             client,

@@ -11,11 +11,12 @@ pub(super) async fn until_told_to_stop(app: App, telemetry: &Telemetry) -> Resul
     let listen = |kind| signal(kind).map_err(Failed::other);
     let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
     let mut hangup = listen(SignalKind::hangup())?;
+    app.reloader().lead(telemetry);
     announce(&app);
     loop {
         tokio::select! {
             () = either(&mut terminate, &mut interrupt) => break,
-            _ = hangup.recv() => reload(&app, telemetry).await,
+            _ = hangup.recv() => reload(&app).await,
         }
     }
     tracing::info!("stopping; requests in flight may finish");
@@ -34,12 +35,11 @@ pub(super) async fn until_told_to_stop(app: App, telemetry: &Telemetry) -> Resul
 }
 
 /// Reads the configuration again, away from this thread: that may take a while, and renewals happen here.
-async fn reload(app: &App, telemetry: &Telemetry) {
+async fn reload(app: &App) {
     let reloader = app.reloader();
-    match tokio::task::spawn_blocking(move || reloader.reload()).await {
-        Ok(Ok(log)) => telemetry.follow(log),
-        Ok(Err(error)) => tracing::error!(%error, "the configuration was not reloaded; the old one goes on"),
-        Err(_) => tracing::error!("the reload broke off"),
+    // How it went, it says in the log.
+    if tokio::task::spawn_blocking(move || drop(reloader.reload())).await.is_err() {
+        tracing::error!("the reload broke off");
     }
 }
 

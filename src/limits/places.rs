@@ -83,6 +83,11 @@ impl Places {
         }
     }
 
+    /// How many places are taken.
+    pub fn taken(&self) -> usize {
+        self.taken.load(SeqCst)
+    }
+
     /// A place, where nobody need be told apart.
     pub fn take(self: &Arc<Self>) -> Option<Place> {
         self.claim(self.common).map(|_| Place { places: self.clone(), flow: None })
@@ -272,7 +277,7 @@ mod tests {
             assert_eq!(held.len(), taken, "of {total}");
             assert_eq!(take_as(&places, "another").await.is_ok(), taken < total);
             drop(held);
-            assert_eq!(places.taken.load(SeqCst), 0);
+            assert_eq!(places.taken(), 0);
         }
     }
 

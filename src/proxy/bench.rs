@@ -5,13 +5,12 @@ use std::sync::Arc;
 use super::{
     identify,
     query::{may_hold_token, with_token, without_token},
-    record::Record,
+    record::{Books, Record},
     request::Request,
     sign::{Ids, passed_on, sign},
     target::Target,
 };
 use crate::{
-    access::AccessLog,
     directory::{Agent, Client, Directory},
     fields::{Block, Fields},
     tokens::Token,
@@ -43,8 +42,8 @@ pub struct Signer(Record);
 
 impl Signer {
     /// A request that goes through this agent.
-    pub fn new(request: &Request, agent: Arc<Agent>, access: AccessLog) -> Self {
-        let mut record = Record::new(request, Ids::default().of(request), access);
+    pub fn new(request: &Request, agent: Arc<Agent>, books: Arc<Books>) -> Self {
+        let mut record = Record::new(request, Ids::default().of(request), books);
         record.agent = Some(agent);
         Self(record)
     }

@@ -1,6 +1,10 @@
-//! What becomes known of one request on its way, and the access log's line about it when its answer has ended.
+//! What becomes known of one request on its way, and where it is written down when its answer has ended.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use http::Method;
 use tokio::time::Instant;
@@ -13,7 +17,38 @@ use super::{
 use crate::{
     access::{AccessLog, Level, Line},
     directory::{Agent, Client},
+    metrics::Counter,
+    recent::Recorder,
 };
+
+/// Where one worker writes down what became of each request.
+pub struct Books {
+    /// The access log.
+    pub access: AccessLog,
+    /// The metrics, where somebody can ask for them.
+    pub counter: Option<Counter>,
+    /// The recent exchanges, where somebody can ask for them.
+    pub recorder: Option<Recorder>,
+}
+
+impl Books {
+    fn enter(&self, line: &Line<'_>, agent: Option<&Arc<Agent>>, client: Option<&Arc<Client>>) {
+        if let Some(counter) = &self.counter {
+            counter.count(line, agent, client);
+        }
+        if let Some(recorder) = &self.recorder {
+            recorder.keep(line);
+        }
+        if self.access.wants(line.level) {
+            self.access.write(line);
+        }
+    }
+
+    /// Whether anybody wants to know of a request.
+    fn are_kept(&self, level: Level) -> bool {
+        self.counter.is_some() || self.recorder.is_some() || self.access.wants(level)
+    }
+}
 
 /// One request. Dropped when its answer has been handed over, or when its caller has left.
 pub(super) struct Record {
@@ -40,12 +75,12 @@ pub(super) struct Record {
     pub(super) whole: bool,
     method: Method,
     target: Target,
-    access: AccessLog,
+    books: Arc<Books>,
 }
 
 impl Record {
-    /// A request that begins now, and whose line will go to `access`.
-    pub(super) fn new(request: &Request, request_id: RequestId, access: AccessLog) -> Self {
+    /// A request that begins now, and which will be entered in `books`.
+    pub(super) fn new(request: &Request, request_id: RequestId, books: Arc<Books>) -> Self {
         Self {
             began: Instant::now(),
             request_id,
@@ -62,7 +97,7 @@ impl Record {
             whole: false,
             method: request.method.clone(),
             target: request.target.clone(),
-            access,
+            books,
         }
     }
 }
@@ -78,11 +113,12 @@ impl Drop for Record {
     fn drop(&mut self) {
         let failed = self.error.as_ref().is_some_and(|(kind, _)| kind.facts().1.is_server_error());
         let level = if failed { Level::Warn } else { Level::Info };
-        if !self.access.wants(level) {
+        if !self.books.are_kept(level) {
             return;
         }
-        self.access.write(&Line {
+        let line = Line {
             level,
+            at: SystemTime::now(),
             request_id: self.request_id.as_str(),
             peer: self.peer,
             client: self.client.as_ref().map(|client| client.name.as_str()),
@@ -99,7 +135,8 @@ impl Drop for Record {
             token: self.token,
             upstream: self.upstream,
             total: self.began.elapsed(),
-        });
+        };
+        self.books.enter(&line, self.agent.as_ref(), self.client.as_ref());
     }
 }
 

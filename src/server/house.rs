@@ -104,6 +104,11 @@ impl House {
         }
     }
 
+    /// How many seats are taken.
+    pub fn taken(&self) -> usize {
+        self.most.saturating_sub(self.places.available_permits())
+    }
+
     /// Waits until nobody is there any more.
     pub async fn emptied(&self) {
         let all = u32::try_from(self.most).unwrap_or(u32::MAX);

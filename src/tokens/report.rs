@@ -40,6 +40,11 @@ pub struct Report {
 }
 
 impl TokenSlot {
+    /// When the current token expires, if there is one.
+    pub fn expires_at(&self) -> Option<SystemTime> {
+        self.current.load().as_ref().map(|token| token.expires_at)
+    }
+
     /// How the token is, now.
     pub fn report(self: &Arc<Self>) -> Report {
         let now = Instant::now();

@@ -20,9 +20,10 @@ use wecom_proxy::config;
 const ENGLISH: &str = include_str!("../../README.md");
 const CHINESE: &str = include_str!("../../README.zh-CN.md");
 /// Those under docs, English beside Chinese.
-const PAGES: [(&str, &str); 4] = [
+const PAGES: [(&str, &str); 5] = [
     (include_str!("../../docs/clients.md"), include_str!("../../docs/clients.zh-CN.md")),
     (include_str!("../../docs/deployment.md"), include_str!("../../docs/deployment.zh-CN.md")),
+    (include_str!("../../docs/monitoring.md"), include_str!("../../docs/monitoring.zh-CN.md")),
     (include_str!("../../docs/operations.md"), include_str!("../../docs/operations.zh-CN.md")),
     (include_str!("../../docs/performance.md"), include_str!("../../docs/performance.zh-CN.md")),
 ];
@@ -158,7 +159,11 @@ fn type_in(block: &str, shell: &mut Command) -> String {
     let (said, complaint) =
         (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{block}\n{said}\n{complaint}");
-    assert_eq!(said.matches("\"errcode\":0,").count(), block.matches("/cgi-bin/").count(), "{block}\n{said}");
+    assert_eq!(
+        said.matches("\"errcode\":0,\"errmsg\"").count(),
+        block.matches("/cgi-bin/").count(),
+        "{block}\n{said}"
+    );
     said.into_owned()
 }
 
@@ -288,6 +293,8 @@ fn an_operator_follows_the_readme() {
     let said: String = texts("sh", "serve").iter().map(|block| stage.type_in(block, "")).collect();
     assert_eq!(said.matches("\"status\":\"ok\"").count(), 3, "{said}");
     assert!(said.contains("\"state\":\"valid\"") && said.contains("agent/get ok"), "{said}");
+    assert!(said.contains("\nwecom_proxy_requests_total{"), "{said}");
+    assert!(said.contains("\"same_token\":") && said.contains("\"needs_restart\":[]"), "{said}");
 }
 
 #[test]

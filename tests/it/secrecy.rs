@@ -232,8 +232,13 @@ async fn call_all(listen: &str) -> String {
 async fn ask_admin(admin: &str) -> String {
     let key = format!("Authorization: Bearer {OPERATOR}");
     let mut answers = String::new();
-    for path in ["/api/agents", "/readyz", "/healthz"] {
+    let reads = ["/api/agents", "/readyz", "/healthz", "/metrics", "/api/requests", "/api/overview"];
+    for path in reads {
         answers.push_str(&curl(&["-i", "-H", &key, &format!("http://{admin}{path}")]).await);
+    }
+    for path in ["/api/agents/ops/refresh", "/api/agents/it/refresh", "/api/reload"] {
+        let order = ["-i", "-H", &key, "--json", "{}", &format!("http://{admin}{path}")];
+        answers.push_str(&curl(&order).await);
     }
     assert!(answers.contains("\"corpid\""), "{answers}");
     answers

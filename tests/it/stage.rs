@@ -303,9 +303,7 @@ impl Caller {
         match self {
             Self::Http1(sender) => {
                 if !request.headers().contains_key(header::HOST) {
-                    request
-                        .headers_mut()
-                        .insert(header::HOST, header::HeaderValue::from_static("proxy.test"));
+                    request.headers_mut().insert(header::HOST, header::HeaderValue::from_static("localhost"));
                 }
                 sender.ready().await?;
                 sender.send_request(request).await

@@ -162,6 +162,7 @@ impl Simulation {
             source: Box::new(wecom.clone()),
             runtime: Handle::current(),
             refresh_ahead: Duration::from_secs(300),
+            renewals: Default::default(),
             budget: Budget::default(),
             jitter: Box::new(move || jitter.unit()),
         });

@@ -1,0 +1,50 @@
+//! `/api/agents`.
+
+use std::sync::Arc;
+
+use http::{Response, StatusCode};
+use serde_json::{Value, json};
+
+use super::{
+    Admin,
+    answer::{Body, json_response},
+    epoch,
+};
+use crate::directory::Agent;
+
+impl Admin {
+    /// All agents and their tokens' health.
+    pub(super) fn agents(&self) -> Response<Body> {
+        let agents: Vec<_> = self.directory.load().agents().map(describe).collect();
+        json_response(StatusCode::OK, &json!({ "agents": agents }))
+    }
+}
+
+/// One agent and its token's health; times in seconds since 1970, or from now where they say so.
+fn describe(agent: &Arc<Agent>) -> Value {
+    let report = agent.slot.report();
+    json!({
+        "name": agent.name,
+        "corpid": agent.corpid,
+        "agentid": agent.agentid,
+        "token": {
+            "state": match (report.usable, report.dates) {
+                (true, _) => "valid",
+                (false, Some(_)) if report.refused => "refused",
+                (false, Some(_)) => "expired",
+                (false, None) => "none",
+            },
+            "first_seen": report.dates.map(|(first_seen, _)| epoch(first_seen)),
+            "age_seconds": report.dates.map(|(first_seen, _)| first_seen.elapsed().map_or(0, |age| age.as_secs())),
+            "expires_at": report.dates.map(|(_, expires_at)| epoch(expires_at)),
+        },
+        "last_renewal": report.last.map(|last| json!({
+            "at": epoch(last.at),
+            "reason": last.reason,
+            "ok": last.failure.is_none(),
+            "failure": last.failure,
+        })),
+        "failing": report.failing,
+        "next_try_in_seconds": report.next_try_in.as_secs(),
+    })
+}

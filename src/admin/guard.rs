@@ -1,0 +1,137 @@
+//! Who may ask, and whose browser was talked into asking.
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use http::{HeaderMap, Request, header, uri::Authority};
+
+use crate::config::KeyHash;
+
+/// Why a request is not answered.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Refused {
+    Unauthenticated,
+    Forbidden(&'static str),
+}
+
+/// Lets a request in that shows the key, if there is one. Without a key whoever is here is let in; a foreign name that leads
+/// here brings a page from elsewhere.
+pub(super) fn admit<B>(key: Option<&KeyHash>, request: &Request<B>) -> Result<(), Refused> {
+    match key {
+        Some(key) if !shows(request.headers(), key) => Err(Refused::Unauthenticated),
+        None if !names_this_machine(request) => {
+            let words =
+                "without a key this listener is asked by an address or as localhost, and by no other name";
+            Err(Refused::Forbidden(words))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn shows(headers: &HeaderMap, key: &KeyHash) -> bool {
+    let shown = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let Some((scheme, rest)) = shown.and_then(|shown| shown.split_once(' ')) else { return false };
+    if scheme.eq_ignore_ascii_case("bearer") {
+        return KeyHash::of(rest.trim()) == *key;
+    }
+    let pair = BASE64_STANDARD.decode(rest.trim()).ok().and_then(|pair| String::from_utf8(pair).ok());
+    let password = pair.as_deref().and_then(|pair| pair.split_once(':')).map(|(_, password)| password);
+    scheme.eq_ignore_ascii_case("basic") && password.is_some_and(|password| KeyHash::of(password) == *key)
+}
+
+/// Whether the request's host is an address or localhost. Browsers always name one.
+fn names_this_machine<B>(request: &Request<B>) -> bool {
+    let by_target = request.uri().authority().map(Authority::as_str);
+    let mut by_header =
+        request.headers().get_all(header::HOST).iter().map(|value| value.to_str().unwrap_or("?"));
+    by_header.all(is_this_machine) && by_target.is_none_or(is_this_machine)
+}
+
+fn is_this_machine(authority: &str) -> bool {
+    let Ok(authority) = authority.parse::<Authority>() else { return false };
+    let host = authority.host().trim_end_matches('.');
+    let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let is_address = match address {
+        Some(address) => address.parse::<Ipv6Addr>().is_ok(),
+        None => host.parse::<IpAddr>().is_ok(),
+    };
+    let is_local = |host: &str| host == "localhost" || host.ends_with(".localhost");
+    is_address || is_local(&host.to_ascii_lowercase())
+}
+
+/// An order must not come from another site's page. Browsers say where from, and they ask before they send a header that
+/// no form can.
+pub(super) fn admit_order<B>(request: &Request<B>) -> Result<(), Refused> {
+    let value =
+        |name| request.headers().get(name).map(|value: &http::HeaderValue| value.to_str().unwrap_or("?"));
+    let foreign = Refused::Forbidden("this order comes from another site's page");
+    if !matches!(value("sec-fetch-site"), None | Some("same-origin" | "none")) {
+        return Err(foreign);
+    }
+    if let Some(origin) = value("origin") {
+        let authority = origin.split_once("://").map(|(_, authority)| authority);
+        if authority.is_none() || authority != value("host") {
+            return Err(foreign);
+        }
+    }
+    let is_json = |kind: &str| {
+        kind.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"))
+    };
+    if value("content-type").is_some_and(is_json) || value("x-requested-with").is_some() {
+        return Ok(());
+    }
+    Err(Refused::Forbidden(
+        "an order needs the header \"Content-Type: application/json\" or \"X-Requested-With\", which no other site's form can send",
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn order(headers: &[(&str, &str)]) -> Result<(), Refused> {
+        let mut request = Request::post("/api/reload");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(()).expect("a request");
+        admit(None, &request).and_then(|()| admit_order(&request))
+    }
+
+    #[test]
+    fn a_name_that_leads_here_is_not_enough() {
+        for host in
+            ["127.0.0.1:9090", "127.0.0.1", "[::1]:9090", "localhost:9090", "LocalHost", "x.localhost."]
+        {
+            assert!(is_this_machine(host), "{host}");
+        }
+        for host in ["rebind.example:9090", "localhost.example", "127.0.0.1.example", "[::1", "", "a b", "?"]
+        {
+            assert!(!is_this_machine(host), "{host}");
+        }
+    }
+
+    #[test]
+    fn an_order_from_a_foreign_page_is_refused() {
+        let json = ("content-type", "application/json");
+        let host = ("host", "127.0.0.1:9090");
+        assert_eq!(order(&[host, json]), Ok(()));
+        assert_eq!(order(&[host, ("content-type", "Application/JSON; charset=utf-8")]), Ok(()));
+        assert_eq!(order(&[host, ("x-requested-with", "curl")]), Ok(()));
+        let own = ("origin", "http://127.0.0.1:9090");
+        assert_eq!(order(&[host, json, own, ("sec-fetch-site", "same-origin")]), Ok(()));
+        for refused in [
+            &[host][..],
+            &[host, ("content-type", "text/plain")],
+            &[host, ("content-type", "application/x-www-form-urlencoded")],
+            &[host, json, ("sec-fetch-site", "cross-site")],
+            &[host, json, ("sec-fetch-site", "same-site")],
+            &[host, json, ("origin", "http://127.0.0.1:8080")],
+            &[host, json, ("origin", "https://elsewhere.example")],
+            &[host, json, ("origin", "null")],
+            &[("host", "rebind.example"), json],
+        ] {
+            assert!(order(refused).is_err(), "{refused:?}");
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! `/healthz` and `/readyz`.
+
+use http::{Response, StatusCode};
+use serde_json::json;
+
+use super::{
+    Admin,
+    answer::{Body, json_response},
+};
+
+impl Admin {
+    /// Well unless the proxy is stopping; ready unless, besides, every agent that was asked for fails and has no token
+    /// that serves. One agent's bad secret must not take the others out of service, and a token that ran out while
+    /// nobody asked is no failure: whoever asks next gets another.
+    pub(super) fn health(&self, ready: bool) -> Response<Body> {
+        let stopping = *self.stopping.borrow();
+        let reports: Vec<_> =
+            self.directory.load().agents().map(|agent| (agent.name.clone(), agent.slot.report())).collect();
+        let mut asked_for = reports.iter().filter(|(_, report)| report.asked_for).peekable();
+        let tokenless = asked_for.peek().is_some()
+            && asked_for.all(|(_, report)| {
+                // Once it is time for another try only a request can make it, and none comes to who is not ready.
+                !report.usable && report.failing.is_some() && !report.next_try_in.is_zero()
+            });
+        let failing: serde_json::Map<_, _> = reports
+            .iter()
+            .filter_map(|(name, report)| report.failing.clone().map(|failure| (name.clone(), failure.into())))
+            .collect();
+        let unready = ready && tokenless;
+        let status = match (stopping, unready) {
+            (true, _) => "shutting down",
+            (_, true) => "no agent has a token that serves",
+            _ if failing.is_empty() => "ok",
+            _ => "ok, but some agents fail",
+        };
+        let body = json!({
+            "status": status,
+            "agents": { "total": reports.len(), "failing": failing },
+            "store": { "kind": "memory", "ok": true },
+            "listeners": self.listeners.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        });
+        let unwell = stopping || unready;
+        json_response(if unwell { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK }, &body)
+    }
+}

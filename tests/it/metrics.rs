@@ -1,0 +1,258 @@
+//! What is counted, as Prometheus reads it, and the last hour as a page may draw it.
+
+use std::{io::Write, process::Stdio};
+
+use http::{Request, StatusCode};
+use tokio::net::TcpStream;
+use wecom_proxy::simulator::Fault;
+
+use crate::{
+    process::tool,
+    stage::{Caller, KEYED, OPEN, Reply, Stage, USER_GET, key, wait_for},
+};
+
+async fn ask(stage: &Stage, path: &str) -> Reply {
+    Caller::http1(stage.admin()).await.call(Request::get(path), "").await
+}
+
+async fn scrape(stage: &Stage) -> String {
+    ask(stage, "/metrics").await.text().to_owned()
+}
+
+/// The value of one series.
+fn value(text: &str, series: &str) -> Option<f64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '))?;
+    Some(line.parse().expect("a number"))
+}
+
+/// Waits until a series has this value: a request is counted when its answer has gone.
+async fn counted(stage: &Stage, series: &str, expected: f64) -> String {
+    let mut text = String::new();
+    wait_for(series, async || {
+        text = scrape(stage).await;
+        value(&text, series) == Some(expected)
+    })
+    .await;
+    text
+}
+
+async fn call_as(stage: &Stage, client: &str, path: &str) -> Reply {
+    let request = Request::get(path).header("authorization", format!("Bearer {}", key(client)));
+    stage.call(request, "").await
+}
+
+#[tokio::test]
+async fn every_metric_counts_what_its_name_says() {
+    let stage = Stage::with(KEYED).await;
+    let hr = format!("/hr{USER_GET}");
+    call_as(&stage, "billing", &hr).await.is_ok();
+    stage.wecom.revoke("hr").expect("an agent");
+    assert_eq!(call_as(&stage, "billing", &hr).await.is_ok().header("x-wecom-retried"), "40014");
+    call_as(&stage, "crm", &format!("/ops{USER_GET}")).await.is_ok();
+    stage.wecom.inject(Fault::errcode(60020).on("/cgi-bin/user/get").times(1)).expect("a fault");
+    call_as(&stage, "crm", &hr).await;
+    stage.wecom.inject(Fault::status(500).on("/cgi-bin/user/get").times(1)).expect("a fault");
+    call_as(&stage, "crm", &hr).await;
+    stage.get(USER_GET).await.is_own("unauthenticated", 401, 40001);
+
+    counted(&stage, r#"wecom_proxy_requests_total{agent="hr",client="crm",status="500"}"#, 1.0).await;
+    let text = counted(&stage, r#"wecom_proxy_requests_total{agent="",client="",status="401"}"#, 1.0).await;
+    for (series, expected) in [
+        (r#"wecom_proxy_requests_total{agent="hr",client="billing",status="200"}"#, 2.0),
+        (r#"wecom_proxy_requests_total{agent="hr",client="crm",status="200"}"#, 1.0),
+        (r#"wecom_proxy_requests_total{agent="ops",client="crm",status="200"}"#, 1.0),
+        (r#"wecom_proxy_request_duration_seconds_count{agent="hr"}"#, 4.0),
+        (r#"wecom_proxy_request_duration_seconds_bucket{agent="hr",le="+Inf"}"#, 4.0),
+        (r#"wecom_proxy_upstream_duration_seconds_count{agent="hr"}"#, 4.0),
+        (r#"wecom_proxy_upstream_duration_seconds_count{agent=""}"#, 0.0),
+        (r#"wecom_proxy_errcodes_total{agent="hr",errcode="0"}"#, 2.0),
+        (r#"wecom_proxy_errcodes_total{agent="hr",errcode="60020"}"#, 1.0),
+        (r#"wecom_proxy_retries_total{agent="hr",errcode="40014"}"#, 1.0),
+        (r#"wecom_proxy_token_refreshes_total{agent="hr",reason="first",result="ok"}"#, 1.0),
+        (r#"wecom_proxy_token_refreshes_total{agent="hr",reason="refused",result="ok"}"#, 1.0),
+        (r#"wecom_proxy_refusals_total{kind="unauthenticated"}"#, 1.0),
+        (&format!("wecom_proxy_build_info{{version=\"{}\"}}", env!("CARGO_PKG_VERSION")), 1.0),
+        ("wecom_proxy_in_flight", 0.0),
+        ("wecom_proxy_access_log_dropped_total", 0.0),
+        ("wecom_proxy_replay_memory_bytes", 0.0),
+    ] {
+        assert_eq!(value(&text, series), Some(expected), "{series} in\n{text}");
+    }
+    let now =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("a time").as_secs_f64();
+    let expiry = value(&text, r#"wecom_proxy_token_expiry_timestamp_seconds{agent="hr"}"#).expect("a token");
+    assert!((now..now + 7201.0).contains(&expiry), "{expiry}");
+    let sum = value(&text, r#"wecom_proxy_request_duration_seconds_sum{agent="hr"}"#).expect("a sum");
+    assert!((0.000_01..60.0).contains(&sum), "{sum}");
+    if cfg!(target_os = "linux") {
+        let began = value(&text, "process_start_time_seconds").expect("a time");
+        assert!((now - 3600.0..now + 1.0).contains(&began), "{began}");
+        assert!(value(&text, "process_resident_memory_bytes").is_some_and(|bytes| bytes > 1e6), "{text}");
+        assert!(value(&text, "process_cpu_seconds_total").is_some_and(|seconds| seconds > 0.0), "{text}");
+        let open = value(&text, "process_open_fds").expect("some");
+        assert!(value(&text, "process_max_fds").is_some_and(|most| most > open && open > 5.0), "{text}");
+    }
+    promtool_accepts(&text);
+}
+
+/// Has the tool of Prometheus itself look at it.
+fn promtool_accepts(text: &str) {
+    let mut command = std::process::Command::new(tool("promtool"));
+    command.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("promtool starts");
+    child.stdin.take().expect("a pipe").write_all(text.as_bytes()).expect("it reads");
+    let output = child.wait_with_output().expect("it ends");
+    let said =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.trim().is_empty(), "{said}\n{text}");
+}
+
+#[tokio::test]
+async fn the_answer_is_what_prometheus_expects() {
+    let stage = Stage::open().await;
+    let reply = ask(&stage, "/metrics").await;
+    assert_eq!(reply.status, StatusCode::OK);
+    assert_eq!(reply.header("content-type"), "text/plain; version=0.0.4; charset=utf-8");
+    promtool_accepts(reply.text());
+    let head = Caller::http1(stage.admin()).await.call(Request::head("/metrics"), "").await;
+    assert_eq!((head.status, head.body.len()), (StatusCode::OK, 0));
+}
+
+#[tokio::test]
+async fn nothing_that_a_caller_invents_becomes_a_label() {
+    let stage = Stage::with(KEYED).await;
+    for nth in 0..50 {
+        stage.raw(format!("M{nth} /agent{nth}/cgi-bin/x HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {}\r\n\r\n", key("crm"))).await;
+        stage
+            .raw(format!(
+                "GET /{nth} HTTP/1.1\r\nHost: x\r\nX-Wecom-Agent: a{nth}\r\nConnection: close\r\n\r\n"
+            ))
+            .await;
+    }
+    counted(&stage, r#"wecom_proxy_refusals_total{kind="no-route"}"#, 50.0).await;
+    let text =
+        counted(&stage, r#"wecom_proxy_requests_total{agent="",client="crm",status="404"}"#, 50.0).await;
+    let requests = text.lines().filter(|line| line.starts_with("wecom_proxy_requests_total{")).count();
+    assert_eq!(requests, 2, "{text}");
+}
+
+#[tokio::test]
+async fn errcodes_are_told_apart_up_to_a_bound() {
+    let stage = Stage::open().await;
+    for errcode in 1..=70 {
+        stage
+            .wecom
+            .inject(Fault::errcode(80_000 + errcode).on("/cgi-bin/user/get").times(1))
+            .expect("a fault");
+        stage.get(USER_GET).await;
+    }
+    let series = r#"wecom_proxy_request_duration_seconds_count{agent="hr"}"#;
+    let text = counted(&stage, series, 70.0).await;
+    let lines: Vec<_> = text.lines().filter(|line| line.starts_with("wecom_proxy_errcodes_total{")).collect();
+    assert_eq!(lines.len(), 65, "{lines:?}");
+    assert_eq!(value(&text, r#"wecom_proxy_errcodes_total{agent="hr",errcode="other"}"#), Some(6.0));
+}
+
+#[tokio::test]
+async fn who_stays_keeps_its_counts_over_a_reload_and_who_goes_takes_them_away() {
+    let stage = Stage::with(KEYED).await;
+    call_as(&stage, "billing", &format!("/hr{USER_GET}")).await.is_ok();
+    call_as(&stage, "crm", &format!("/hr{USER_GET}")).await.is_ok();
+    call_as(&stage, "crm", &format!("/ops{USER_GET}")).await.is_ok();
+    let of_billing = r#"wecom_proxy_requests_total{agent="hr",client="billing",status="200"}"#;
+    let of_ops = r#"wecom_proxy_requests_total{agent="ops",client="crm",status="200"}"#;
+    counted(&stage, of_billing, 1.0).await;
+    counted(&stage, of_ops, 1.0).await;
+
+    // Another limit makes another agent of the same name, and another secret another slot for its token.
+    let text = std::fs::read_to_string(stage.rewrite(KEYED)).expect("the configuration");
+    let (hr, rest) = text.split_once("[agents.ops]").expect("the second agent");
+    let clients = &rest[rest.find("[clients.").expect("clients")..];
+    let hr = hr.replace("[agents.hr]", "[agents.hr]\nlimit = \"1000/s\"");
+    let hr = hr.replace("secret = \"", "secret = \"not-");
+    std::fs::write(
+        stage.dir.path().join("proxy.toml"),
+        format!("{hr}{}", clients.replace("[clients.crm]", "[clients.crm2]")),
+    )
+    .expect("a file");
+    let reloaded = stage.proxy.reload().expect("a reload");
+    assert_eq!((reloaded.agents, reloaded.clients), (1, 4));
+    call_as(&stage, "billing", &format!("/hr{USER_GET}")).await.is_own("token-unavailable", 502, 40001);
+
+    let failed = r#"wecom_proxy_requests_total{agent="hr",client="billing",status="502"}"#;
+    let text = counted(&stage, failed, 1.0).await;
+    assert_eq!(value(&text, of_billing), Some(1.0), "{text}");
+    assert_eq!(
+        value(&text, r#"wecom_proxy_request_duration_seconds_count{agent="hr"}"#),
+        Some(3.0),
+        "{text}"
+    );
+    let renewals = |result| {
+        format!("wecom_proxy_token_refreshes_total{{agent=\"hr\",reason=\"first\",result=\"{result}\"}}")
+    };
+    assert_eq!([value(&text, &renewals("ok")), value(&text, &renewals("failed"))], [Some(1.0); 2], "{text}");
+    assert!(!text.contains("\"ops\"") && !text.contains("\"crm\""), "{text}");
+}
+
+#[tokio::test]
+async fn connections_and_requests_in_flight_are_seen_while_they_last() {
+    let stage = Stage::open().await;
+    counted(&stage, "wecom_proxy_connections", 0.0).await;
+    let silent = [TcpStream::connect(stage.address()).await, TcpStream::connect(stage.address()).await];
+    counted(&stage, "wecom_proxy_connections", 2.0).await;
+    stage.wecom.inject(Fault::hold().on("/cgi-bin/user/get")).expect("a fault");
+    let during = async {
+        counted(&stage, "wecom_proxy_in_flight", 1.0).await;
+        counted(&stage, "wecom_proxy_connections", 3.0).await;
+        stage.wecom.release();
+    };
+    tokio::join!(stage.get(USER_GET), during).0.is_ok();
+    drop(silent);
+    counted(&stage, "wecom_proxy_connections", 0.0).await;
+    counted(&stage, "wecom_proxy_in_flight", 0.0).await;
+}
+
+#[tokio::test]
+async fn the_last_hour_is_told_in_one_answer() {
+    let stage = Stage::with(KEYED).await;
+    call_as(&stage, "billing", &format!("/hr{USER_GET}")).await.is_ok();
+    call_as(&stage, "crm", &format!("/ops{USER_GET}")).await.is_ok();
+    stage.wecom.inject(Fault::errcode(60020).on("/cgi-bin/user/get").times(1)).expect("a fault");
+    call_as(&stage, "crm", &format!("/hr{USER_GET}")).await;
+    stage.get(USER_GET).await.is_own("unauthenticated", 401, 40001);
+    let mut overview = serde_json::Value::Null;
+    let sum = |overview: &serde_json::Value, name: &str| -> u64 {
+        let minutes = overview["minutes"].as_array().expect("a list");
+        minutes.iter().map(|minute| minute[name].as_u64().expect("a number")).sum()
+    };
+    wait_for("four requests", async || {
+        overview = ask(&stage, "/api/overview").await.json();
+        sum(&overview, "requests") == 4
+    })
+    .await;
+    assert_eq!(sum(&overview, "failed"), 2, "{overview}");
+    let busy = overview["minutes"].as_array().expect("a list").iter().find(|minute| minute["requests"] != 0);
+    let minute = busy.expect("a minute");
+    assert!(minute["p50_ms"].as_f64() > Some(0.0) && minute["p99_ms"].as_f64() >= minute["p50_ms"].as_f64());
+    assert_eq!(minute["at"].as_u64().map(|at| at % 60), Some(0));
+    let expected = serde_json::json!([
+        { "name": null, "requests": 1, "failed": 1, "errcodes": {} },
+        { "name": "hr", "requests": 2, "failed": 1, "errcodes": { "60020": 1 } },
+        { "name": "ops", "requests": 1, "failed": 0, "errcodes": {} },
+    ]);
+    assert_eq!(overview["agents"], expected);
+    let crm = overview["clients"].as_array().expect("a list").iter().find(|client| client["name"] == "crm");
+    let uses = serde_json::json!([{ "name": "hr", "requests": 1 }, { "name": "ops", "requests": 1 }]);
+    assert_eq!(crm.expect("it called")["agents"], uses);
+    assert_eq!(overview["unlisted_requests"], 0);
+}
+
+#[tokio::test]
+async fn http2_is_counted_too() {
+    let stage = Stage::with(OPEN).await;
+    let mut caller = Caller::http2(stage.address()).await;
+    for _ in 0..20 {
+        caller.get(USER_GET).await.is_ok();
+    }
+    counted(&stage, r#"wecom_proxy_requests_total{agent="hr",client="",status="200"}"#, 20.0).await;
+}

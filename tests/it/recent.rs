@@ -1,0 +1,261 @@
+//! The last exchanges: looked into afterwards, and followed as they come.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, StatusCode};
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::net::TcpStream;
+use wecom_proxy::simulator::Fault;
+
+use crate::{
+    stage::{Caller, KEYED, OPEN, Reply, Stage, USER_GET, key, soon, wait_for},
+    wire::Line,
+};
+
+async fn ask(stage: &Stage, path: &str) -> Reply {
+    Caller::http1(stage.admin()).await.call(Request::get(path), "").await
+}
+
+/// What is kept that passes this filter, once there are so many.
+async fn kept(stage: &Stage, query: &str, many: usize) -> Vec<Value> {
+    let mut found = Vec::new();
+    wait_for(query, async || {
+        let reply = ask(stage, &format!("/api/requests?{query}")).await.json();
+        found = reply["requests"].as_array().unwrap_or_else(|| panic!("{reply}")).clone();
+        found.len() == many
+    })
+    .await;
+    found
+}
+
+async fn call_as(stage: &Stage, client: &str, path: &str) -> Reply {
+    let request = Request::get(path).header("authorization", format!("Bearer {}", key(client)));
+    stage.call(request, "").await
+}
+
+/// Somebody who follows the stream.
+struct Follower {
+    body: Incoming,
+    text: String,
+}
+
+impl Follower {
+    async fn of(stage: &Stage, query: &str) -> Self {
+        let stream = TcpStream::connect(stage.admin()).await.expect("a connection");
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.expect("a handshake");
+        tokio::spawn(connection);
+        let request = Request::get(format!("/api/requests/stream{query}")).header("host", "localhost");
+        let response = sender
+            .send_request(request.body(Empty::<Bytes>::new()).expect("a request"))
+            .await
+            .expect("an answer");
+        assert_eq!(
+            (response.status(), &response.headers()["content-type"]),
+            (StatusCode::OK, &"text/event-stream".parse().expect("a value"))
+        );
+        let mut follower = Self { body: response.into_body(), text: String::new() };
+        // From the first words on, it is told of all that comes.
+        assert!(follower.event().await.expect("words").starts_with(": "));
+        follower
+    }
+
+    /// The next event, up to its empty line; `None` at the end.
+    async fn event(&mut self) -> Option<String> {
+        loop {
+            if let Some((event, rest)) = self.text.split_once("\n\n") {
+                let (event, rest) = (event.to_owned(), rest.to_owned());
+                self.text = rest;
+                return Some(event);
+            }
+            let frame = soon(self.body.frame()).await?.expect("a whole body");
+            self.text.push_str(std::str::from_utf8(frame.data_ref().expect("data")).expect("UTF-8"));
+        }
+    }
+
+    async fn exchange(&mut self) -> Value {
+        let event = self.event().await.expect("an event");
+        serde_json::from_str(event.strip_prefix("data: ").unwrap_or_else(|| panic!("{event}"))).expect("JSON")
+    }
+}
+
+#[tokio::test]
+async fn an_exchange_is_kept_as_the_access_log_tells_it() {
+    let stage = Stage::with(KEYED).await;
+    call_as(&stage, "billing", &format!("/hr{USER_GET}")).await.is_ok();
+    stage.wecom.revoke("hr").expect("an agent");
+    call_as(&stage, "billing", &format!("/hr{USER_GET}")).await.is_ok();
+    stage.call(Request::get(format!("/hr{USER_GET}")).header("x-request-id", "mine-1"), "").await;
+    let all = kept(&stage, "", 3).await;
+    let [refused, retried, first] = &all[..] else { panic!("{all:?}") };
+    for (name, expected) in [
+        ("method", "GET".into()),
+        ("path", "/hr/cgi-bin/user/get".into()),
+        ("agent", "hr".into()),
+        ("client", "billing".into()),
+        ("status", 200.into()),
+        ("errcode", 0.into()),
+        ("hint", Value::Null),
+        ("retried", 40014.into()),
+        ("error", Value::Null),
+        ("reason", Value::Null),
+        ("peer", "127.0.0.1".into()),
+        ("whole", true.into()),
+    ] {
+        assert_eq!(retried[name], expected, "{name}: {retried}");
+    }
+    assert_eq!(first["retried"], Value::Null);
+    assert!(first["bytes"].as_u64() > Some(10) && first["upstream_ms"].as_f64() > Some(0.0), "{first}");
+    assert!(
+        first["token_ms"].as_f64() > Some(0.0) && first["total_ms"].as_f64() > first["upstream_ms"].as_f64()
+    );
+    assert_eq!(refused["request_id"], "mine-1");
+    assert_eq!((&refused["status"], &refused["error"]), (&401.into(), &"unauthenticated".into()));
+    assert!(refused["reason"].as_str().is_some_and(|words| words.contains("send your key")), "{refused}");
+    assert_eq!((&refused["client"], &refused["agent"]), (&Value::Null, &Value::Null));
+    let text = Value::from(all.clone()).to_string();
+    assert!(
+        !text.contains("userid") && !text.contains("access_token=") && !text.contains("key-of"),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn a_filter_chooses_and_a_limit_cuts() {
+    let stage = Stage::with(KEYED).await;
+    call_as(&stage, "billing", &format!("/hr{USER_GET}")).await.is_ok();
+    call_as(&stage, "crm", &format!("/ops{USER_GET}")).await.is_ok();
+    stage.wecom.inject(Fault::errcode(60020).on("/cgi-bin/department/list")).expect("a fault");
+    call_as(&stage, "crm", "/ops/cgi-bin/department/list").await;
+    stage.get(USER_GET).await;
+    assert_eq!(kept(&stage, "", 4).await[0]["status"], 401, "the newest comes first");
+    for (query, many) in [
+        ("agent=hr", 1),
+        ("agent=ops", 2),
+        ("agent=", 1),
+        ("client=crm", 2),
+        ("client=nobody", 0),
+        ("errcode=0", 2),
+        ("errcode=60020", 1),
+        ("status=4xx", 1),
+        ("status=200", 3),
+        ("path=department%2Flist", 1),
+        ("agent=ops&errcode=0", 1),
+        ("limit=3", 3),
+        ("limit=0", 0),
+        ("limit=1000000", 4),
+    ] {
+        kept(&stage, query, many).await;
+    }
+    for wrong in ["status=abc", "limit=-1", "errcode=", "who=me"] {
+        let reply = ask(&stage, &format!("/api/requests?{wrong}")).await;
+        assert_eq!(reply.status, StatusCode::BAD_REQUEST, "{wrong}");
+    }
+}
+
+#[tokio::test]
+async fn no_more_than_admin_recent_are_kept() {
+    let stage = Stage::with(&OPEN.replace("[admin]", "[admin]\nrecent = 3")).await;
+    for nth in 0..8 {
+        stage.get(&format!("/cgi-bin/simulator/echo/{nth}")).await;
+    }
+    wait_for("the last one", async || {
+        let newest = ask(&stage, "/api/requests").await.json()["requests"][0]["path"].clone();
+        newest == "/hr/cgi-bin/simulator/echo/7"
+    })
+    .await;
+    let paths: Vec<_> = kept(&stage, "", 3).await.iter().map(|it| it["path"].to_string()).collect();
+    assert!(paths[2].ends_with("/5\""), "{paths:?}");
+
+    let stage = Stage::with(&OPEN.replace("[admin]", "[admin]\nrecent = 0")).await;
+    stage.get(USER_GET).await.is_ok();
+    assert_eq!(kept(&stage, "", 0).await.len(), 0);
+}
+
+#[tokio::test]
+async fn a_follower_sees_what_it_asked_for_as_it_comes() {
+    let stage = Stage::open().await;
+    stage.get(USER_GET).await.is_ok();
+    kept(&stage, "", 1).await;
+    let (mut all, mut of_ops) = (Follower::of(&stage, "").await, Follower::of(&stage, "?agent=ops").await);
+    stage.get("/cgi-bin/user/get?userid=first").await;
+    assert_eq!(all.exchange().await["agent"], "hr", "what was there before is not told");
+    stage.call(Request::get(format!("/ops{USER_GET}")), "").await.is_ok();
+    assert_eq!(all.exchange().await["agent"], "ops");
+    assert_eq!(of_ops.exchange().await["agent"], "ops");
+    assert_eq!(ask(&stage, "/api/requests/stream?limit=3").await.status, StatusCode::BAD_REQUEST);
+    let head = Caller::http1(stage.admin()).await.call(Request::head("/api/requests/stream"), "").await;
+    assert_eq!((head.status, head.body.len()), (StatusCode::OK, 0));
+}
+
+#[tokio::test]
+async fn a_follower_who_is_too_slow_is_told_how_much_it_missed() {
+    let stage = Stage::with(&OPEN.replace("[admin]", "[admin]\nrecent = 2")).await;
+    let mut follower = Follower::of(&stage, "").await;
+    // Far more than is kept, and faster than anybody is told.
+    let mut caller = Line::to(stage.address()).await;
+    let many = 400;
+    let request = format!("GET /hr{USER_GET} HTTP/1.1\r\nHost: x\r\n\r\n");
+    caller.say(request.repeat(many)).await.expect("the proxy reads");
+    let (mut told, mut lost) = (0, 0);
+    while told + lost < many as u64 {
+        let event = follower.event().await.expect("an event");
+        match event.strip_prefix("event: lost\ndata: ") {
+            Some(data) => {
+                let data: Value = serde_json::from_str(data).expect("JSON");
+                lost += data["lost"].as_u64().expect("a number");
+            }
+            None => {
+                assert!(event.starts_with("data: "), "{event:?} after {told} told and {lost} lost");
+                told += 1;
+            }
+        }
+    }
+    assert!(lost > 0 && told > 0 && told + lost == many as u64, "{told} told, {lost} lost");
+}
+
+#[tokio::test]
+async fn followers_are_bounded_and_their_places_come_back() {
+    let stage = Stage::open().await;
+    let mut followers = Vec::new();
+    for _ in 0..32 {
+        followers.push(Follower::of(&stage, "").await);
+    }
+    let status = async || ask(&stage, "/api/requests/stream?errcode=1").await.status;
+    assert_eq!(status().await, StatusCode::SERVICE_UNAVAILABLE);
+    followers.truncate(31);
+    wait_for("a place", async || {
+        let head = Caller::http1(stage.admin()).await.call(Request::head("/api/requests/stream"), "").await;
+        head.status == StatusCode::OK
+    })
+    .await;
+    Follower::of(&stage, "").await;
+}
+
+#[tokio::test]
+async fn the_stream_ends_when_the_proxy_stops() {
+    let stage = Stage::open().await;
+    let mut follower = Follower::of(&stage, "").await;
+    let Stage { proxy, .. } = stage;
+    let (drained, end) = tokio::join!(soon(proxy.shut_down()), follower.event());
+    assert!(drained);
+    assert_eq!(end, None);
+}
+
+#[tokio::test]
+async fn without_a_follower_or_an_answer_the_exchange_is_kept_too() {
+    let stage = Stage::open().await;
+    stage.wecom.inject(Fault::hold().on("/cgi-bin/user/get")).expect("a fault");
+    let mut line = Line::to(stage.address()).await;
+    line.say(format!("GET /hr{USER_GET} HTTP/1.1\r\nHost: x\r\n\r\n")).await.expect("the proxy reads");
+    stage.wecom.wait_until(|seen| seen.in_flight() == 1).await.expect("a request");
+    drop(line);
+    let left = &kept(&stage, "status=0", 1).await[0];
+    assert_eq!((&left["whole"], &left["bytes"]), (&false.into(), &0.into()), "{left}");
+    assert!(Duration::from_secs_f64(left["total_ms"].as_f64().expect("a number") / 1000.0) > Duration::ZERO);
+    stage.wecom.release();
+}
