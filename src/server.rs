@@ -17,7 +17,7 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-pub(crate) use self::http1::bench;
+pub(crate) use self::http1::{bench, fuzz};
 pub use self::listen::{Bound, Listener};
 use crate::{io::Stream, proxy::Proxy};
 

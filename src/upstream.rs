@@ -4,6 +4,7 @@
 
 pub(crate) mod bench;
 mod dial;
+pub(crate) mod fuzz;
 mod h1;
 mod h2;
 mod head;
