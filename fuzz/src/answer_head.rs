@@ -8,7 +8,9 @@ use wecom_proxy::{
     fuzz::{AnswerHead, answer_head},
 };
 
-use crate::model::{Body, Line, body, connection_options, header_line, is_token_letter, is_value_byte, pieces};
+use super::model::{
+    Body, Line, body, connection_options, header_line, is_token_letter, is_value_byte, pieces,
+};
 
 /// The input is a byte that says how to cut, and what an upstream sends.
 pub fn check(data: &[u8]) {

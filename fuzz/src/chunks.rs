@@ -3,7 +3,7 @@
 use bytes::BytesMut;
 use wecom_proxy::framing::{Chunk, Framing, Step};
 
-use crate::model::{header_line, is_value_byte, pieces};
+use super::model::{header_line, is_value_byte, pieces};
 
 const LONGEST_LINE: usize = 1024;
 const MOST_TRAILERS: usize = 16 * 1024;

@@ -7,7 +7,8 @@ use toml::Value;
 use wecom_proxy::config::load_with;
 
 /// What stands for secrets in an input. Long enough not to be a part of anything else.
-const SECRETS: [&str; 3] = ["s3cret-of-the-agent-0001", "k3y-of-the-client-000002", "passw0rd-of-the-proxy-03"];
+const SECRETS: [&str; 3] =
+    ["s3cret-of-the-agent-0001", "k3y-of-the-client-000002", "passw0rd-of-the-proxy-03"];
 
 thread_local! {
     static DIRECTORY: RefCell<Option<TempDir>> = const { RefCell::new(None) };

@@ -10,7 +10,7 @@ use wecom_proxy::{
     wecom::reply::{ErrcodeScanner, MAX_DECOMPRESSED, ReplyScanner, Verdict},
 };
 
-use crate::model::pieces;
+use super::model::pieces;
 
 /// The input is a byte that says how to cut, and a reply.
 pub fn check(data: &[u8]) {

@@ -3,7 +3,7 @@
 
 use wecom_proxy::fuzz::{Kind, way};
 
-use crate::model::decoded;
+use super::model::decoded;
 
 const TOKEN: &str = "the-agents-own-TOKEN";
 

@@ -7,7 +7,7 @@ use wecom_proxy::{
     fuzz::{RequestHead, request_head},
 };
 
-use crate::model::{Body, Line, body, connection_options, header_line, is_token_letter, pieces};
+use super::model::{Body, Line, body, connection_options, header_line, is_token_letter, pieces};
 
 const LONGEST: usize = 64 * 1024;
 const MOST_LINES: usize = 100;

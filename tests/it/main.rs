@@ -20,6 +20,7 @@ mod log;
 mod passes;
 mod process;
 mod program;
+mod properties;
 mod readme;
 mod real_programs;
 mod refresh;
