@@ -133,6 +133,12 @@ pub struct Reloader {
 impl App {
     /// Opens every listener and starts the workers. Must be called on the runtime that renewals will live on.
     pub fn start(prepared: Prepared) -> Result<Self, StartError> {
+        let access = AccessLog::stderr(prepared.config.log, cores())?;
+        Self::start_with(prepared, access)
+    }
+
+    /// The same with an access log that somebody else has begun.
+    pub fn start_with(prepared: Prepared, access: AccessLog) -> Result<Self, StartError> {
         let Prepared { mut config, upstream, tls } = prepared;
         let bound = open_all(&config.server.listen)?;
         let admin_bound = open_all(config.admin.as_ref().map_or(&[][..], |admin| &admin.listen))?;
@@ -163,9 +169,7 @@ impl App {
         }
         let server = Arc::new(Server::new(&config.server, tls.clone(), places.clone(), stop_seen));
         let bound = Arc::new(bound);
-        let cores = thread::available_parallelism().map_or(1, usize::from);
-        let access = AccessLog::stderr(config.log, cores)?;
-        let workers = (0..cores).map(|nth| {
+        let workers = (0..cores()).map(|nth| {
             let (server, bound, ended) = (server.clone(), bound.clone(), end_seen.clone());
             let (directory, rules, upstream) = (directory.clone(), rules.clone(), upstream.clone());
             let access = access.for_worker();
@@ -305,6 +309,10 @@ fn retire(directory: Arc<Directory>) {
         }
     };
     let _ = thread::Builder::new().name("retire".to_owned()).spawn(wait);
+}
+
+fn cores() -> usize {
+    thread::available_parallelism().map_or(1, usize::from)
 }
 
 fn open_all(addresses: &[Address]) -> Result<Vec<Bound>, StartError> {

@@ -5,6 +5,7 @@
 mod admin;
 mod bench;
 mod certificates;
+mod confidant;
 mod drain;
 mod egress;
 mod errors;

@@ -3,7 +3,7 @@
 use std::{fs, net::TcpListener, path::PathBuf, process::Command};
 
 use tempfile::TempDir;
-use wecom_proxy::simulator::{Settings, Simulator};
+use wecom_proxy::simulator::Settings;
 
 use crate::{
     process::{Ended, Process, curl, field, run, run_wecom_proxy, tool, wecom_proxy},
@@ -182,7 +182,7 @@ async fn a_port_in_use_ends_it_with_1() {
 
 #[tokio::test]
 async fn health_tells_whether_the_proxy_is_ready() {
-    let wecom = Simulator::local(Settings::default()).await.expect("a simulator");
+    let wecom = crate::confidant::simulator(Settings::default()).await;
     let dir = TempDir::new().expect("a directory");
     let toml =
         OPEN.replace("[admin]\nlisten = \"127.0.0.1:0\"", "[admin]\nlisten = \"unix:{dir}/admin.sock\"");
