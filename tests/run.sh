@@ -1,6 +1,6 @@
 #!/bin/sh
-# All tests, and behind them the search for what stays behind and the count of instructions. What they need beside Rust is installed where it is missing; nothing
-# is skipped. Arguments go to cargo test, and then only that is done.
+# All tests, and behind them the search for what stays behind and the count of instructions. What they need beside Rust is
+# installed where it is missing; nothing is skipped. Arguments go to cargo test, and then only that is done.
 set -eu
 cd "$(dirname "$0")/.."
 
