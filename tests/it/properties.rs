@@ -177,6 +177,8 @@ fn no_configuration_panics_or_gives_a_secret_away() {
         "listen",
         "[log]",
         "passw0rd-of-the-proxy-03",
+        " ",
+        "\u{e9}",
     ];
     hold("configuration", checks::configuration::check, words, 600);
 }
