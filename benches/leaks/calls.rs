@@ -17,8 +17,8 @@ use wecom_proxy::simulator::{Fault, Settings, Simulator, When};
 
 use crate::{program::Program, stage::soon, wire::Line};
 
-/// A body that finds no room in the memory which the configuration allows, in bytes.
-const LARGE: usize = 48 * 1024;
+/// A body that finds no room in all the memory which the configuration allows, in bytes.
+const LARGE: usize = 96 * 1024;
 const CONFIG: &str = r#"
 [server]
 listen = "127.0.0.1:0"
@@ -55,7 +55,8 @@ enum Call {
     Pass,
     Webhook,
     Broken(When),
-    Retried,
+    /// Its token has just been revoked. Only the first 300 are renewed: no more gettokens leave in an hour.
+    Revoked,
     Leaves,
     HalfBody,
     Http2,
@@ -82,7 +83,7 @@ const CALLS: [(&str, Call); 25] = [
     ("get", Call::Get),
     ("upstream breaks before its answer", Call::Broken(When::Before)),
     ("upstream breaks in its answer", Call::Broken(When::Body)),
-    ("retried", Call::Retried),
+    ("after a refusal", Call::Revoked),
     ("leaves", Call::Leaves),
     ("half a body", Call::HalfBody),
     ("http2", Call::Http2),
@@ -113,7 +114,7 @@ impl Scene {
 
     /// So many calls, one after the other, of every kind in turn.
     pub async fn calls(&self, from: u64, calls: u64) {
-        let mut client = Client { scene: self, line: None, http2: None, pass: String::new() };
+        let mut client = Client { scene: self, line: None, http2: None, pass: String::new(), resets: false };
         for nth in from..from + calls {
             let (name, call) = CALLS[nth as usize % CALLS.len()];
             let outcome = soon(client.call(call)).await;
@@ -136,6 +137,7 @@ struct Client<'a> {
     line: Option<Line>,
     http2: Option<http2::SendRequest<Full<Bytes>>>,
     pass: String,
+    resets: bool,
 }
 
 impl Client<'_> {
@@ -167,7 +169,7 @@ impl Client<'_> {
                 self.kept(&posted(path, "{\"msgtype\":\"text\",\"text\":{\"content\":\"a\"}}")).await
             }
             Call::Broken(when) => self.broken(when).await,
-            Call::Retried => {
+            Call::Revoked => {
                 self.scene.wecom.revoke("hr").expect("an agent");
                 self.kept(&posted("/hr/cgi-bin/message/send", small)).await
             }
@@ -231,10 +233,11 @@ impl Client<'_> {
     }
 
     /// Goes away before there can be an answer, half of the times with a reset.
-    async fn leave(&self, request: &str) -> String {
+    async fn leave(&mut self, request: &str) -> String {
         let mut line = Line::to(self.scene.program.address).await;
         let _ = line.say(request).await;
-        if self.pass.len() % 2 == 0 {
+        self.resets = !self.resets;
+        if self.resets {
             line.reset();
         }
         "gone".to_owned()

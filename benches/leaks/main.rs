@@ -16,10 +16,7 @@ mod stage;
 
 use std::{process::ExitCode, sync::Arc, time::Instant};
 
-use self::{
-    calls::Scene,
-    program::{Program, Weight},
-};
+use self::{calls::Scene, program::Weight};
 
 /// Before it is weighed for the first time: buffers, pools and the allocator's arenas have their size then.
 const WARM_UP: u64 = 20_000;
@@ -34,7 +31,7 @@ fn main() -> ExitCode {
     if !std::env::args().any(|argument| argument == "--bench") {
         return ExitCode::SUCCESS;
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     match runtime.expect("a runtime").block_on(run()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(words) => {

@@ -30,9 +30,9 @@ pub struct Weight {
     pub descriptors: usize,
     /// In the directory for bodies that find no room in memory; they have no name there, and are open.
     pub files: usize,
-    pub threads: u64,
+    pub threads: usize,
     /// To the upstream.
-    pub connections: u64,
+    pub connections: usize,
 }
 
 impl Program {
@@ -86,8 +86,8 @@ impl Program {
             memory: number("VmRSS") * 1024,
             descriptors: descriptors.len(),
             files: unnamed + named,
-            threads: number("Threads"),
-            connections: wecom.look(|seen| seen.connections_open()),
+            threads: number("Threads") as usize,
+            connections: wecom.look(|seen| seen.connections_open()) as usize,
         }
     }
 }
