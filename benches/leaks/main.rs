@@ -71,12 +71,7 @@ fn compare(before: &Weight, after: &Weight) -> Result<(), String> {
     if grown > MOST_GROWTH {
         return Err(format!("its memory has grown by {:.1} MiB", grown as f64 / f64::from(1 << 20)));
     }
-    for (what, before, after) in [
-        ("file descriptors", before.descriptors, after.descriptors),
-        ("temporary files", before.files, after.files),
-        ("threads", before.threads, after.threads),
-        ("connections", before.connections, after.connections),
-    ] {
+    for ((what, before), (_, after)) in before.counts().into_iter().zip(after.counts()) {
         if after > before {
             return Err(format!("there were {before} {what}, and there are {after}"));
         }

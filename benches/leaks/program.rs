@@ -13,7 +13,9 @@ use tokio::time::{Instant, sleep};
 use wecom_proxy::simulator::Simulator;
 
 /// Longer than the program keeps an idle connection in this configuration.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(40);
+/// A thread that read or wrote a file waits ten seconds for another.
+const REST: Duration = Duration::from_secs(11);
 
 /// The program as a process of its own.
 pub struct Program {
@@ -55,19 +57,20 @@ impl Program {
         Self { child, address: address.expect("an address"), spilled: spilled.to_owned() }
     }
 
-    /// What it holds once nobody calls: it is waited for until its idle connections are gone and two looks agree.
+    /// What it holds once nobody calls: it is waited for until its idle connections and threads are gone.
     pub async fn at_rest(&self, wecom: &Simulator) -> Weight {
         let deadline = Instant::now() + PATIENCE;
-        let mut last = self.weigh(wecom);
-        loop {
+        let (mut last, mut since) = (self.weigh(wecom), Instant::now());
+        while Instant::now() < deadline && (last.connections > 0 || since.elapsed() < REST) {
             // No event tells that a process has nothing left to do.
-            sleep(Duration::from_secs(1)).await;
+            sleep(Duration::from_millis(500)).await;
             let now = self.weigh(wecom);
-            if (now == last && now.connections == 0) || Instant::now() > deadline {
-                return now;
+            if now.counts() != last.counts() {
+                since = Instant::now();
             }
             last = now;
         }
+        last
     }
 
     fn weigh(&self, wecom: &Simulator) -> Weight {
@@ -89,6 +92,18 @@ impl Program {
             threads: number("Threads") as usize,
             connections: wecom.look(|seen| seen.connections_open()) as usize,
         }
+    }
+}
+
+impl Weight {
+    /// All but the memory, of which some comes and goes.
+    pub fn counts(&self) -> [(&'static str, usize); 4] {
+        [
+            ("file descriptors", self.descriptors),
+            ("temporary files", self.files),
+            ("threads", self.threads),
+            ("connections", self.connections),
+        ]
     }
 }
 
