@@ -149,6 +149,15 @@ pub struct App {
     access: AccessLog,
 }
 
+/// What there is already when a proxy starts.
+#[derive(Default)]
+pub struct Surroundings {
+    /// Sockets that are open, in place of those that it would open at their addresses.
+    pub inherited: Inherited,
+    /// An access log that somebody else has begun, in place of one to stderr.
+    pub access: Option<AccessLog>,
+}
+
 /// A running proxy in a few words, for the log.
 #[derive(Debug)]
 pub struct Outline {
@@ -181,11 +190,12 @@ pub struct Reloader {
 impl App {
     /// Opens every listener and starts the workers. Must be called on the runtime that renewals will live on.
     pub fn start(prepared: Prepared) -> Result<Self, StartError> {
-        Self::start_with(prepared, Inherited::default())
+        Self::start_with(prepared, Surroundings::default())
     }
 
-    /// The same with sockets that are open already, in place of those that it would open at their addresses.
-    pub fn start_with(prepared: Prepared, mut inherited: Inherited) -> Result<Self, StartError> {
+    /// The same with what there is already.
+    pub fn start_with(prepared: Prepared, surroundings: Surroundings) -> Result<Self, StartError> {
+        let Surroundings { mut inherited, access } = surroundings;
         let Prepared { mut config, upstream, tls } = prepared;
         let bound = open_all(&config.server.listen, &mut inherited)?;
         let admin_listen = config.admin.as_ref().map_or(&[][..], |admin| &admin.listen);
@@ -210,7 +220,7 @@ impl App {
         let bound = Arc::new(bound);
         let (open, listening) = mpsc::channel(1);
         let cores = thread::available_parallelism().map_or(1, usize::from);
-        let access = AccessLog::stderr(config.log, cores)?;
+        let access = access.map_or_else(|| AccessLog::stderr(config.log, cores), Ok)?;
         let metrics = Arc::new(Metrics::default());
         let recent = Arc::new(Recent::new(config.admin.as_ref().map_or(0, |admin| admin.recent), cores));
         let crew = Crew {

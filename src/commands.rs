@@ -26,7 +26,7 @@ pub use self::{
     simulator::simulator,
 };
 use crate::{
-    app::{App, Prepared, Unusable},
+    app::{App, Prepared, Surroundings, Unusable},
     config,
     server::Inherited,
     telemetry::Telemetry,
@@ -62,7 +62,8 @@ pub fn serve(path: &Path) -> Result<(), Failed> {
         tracing::warn!("{warning}");
     }
     on_runtime(async {
-        let app = App::start_with(prepared, inherited).map_err(Failed::other)?;
+        let surroundings = Surroundings { inherited, access: None };
+        let app = App::start_with(prepared, surroundings).map_err(Failed::other)?;
         run::until_told_to_stop(app, &telemetry).await
     })
 }

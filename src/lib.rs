@@ -5,6 +5,9 @@
 #[doc(hidden)]
 pub mod bench; // what benches/ counts of the rooms' insides
 
+#[doc(hidden)]
+pub mod fuzz; // what fuzz/ tries of the rooms' insides
+
 pub mod commands; // what each command of the program does
 
 pub mod app; // wires the rooms together; the only file that knows all of them

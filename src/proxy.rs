@@ -4,6 +4,7 @@
 //! [`Proxy::handle`] turns every outcome into an answer; [`Proxy::relay`] is the way itself.
 
 pub(crate) mod bench;
+pub(crate) mod fuzz;
 mod gettoken;
 mod identify;
 mod inspect;
@@ -205,8 +206,7 @@ impl Proxy {
         upload: Option<&Upload>,
         record: &mut Record,
     ) -> Result<Inspected, Refusal> {
-        let query = forward.target.query;
-        let target = [forward.target.path, query.map_or("", |_| "?"), query.unwrap_or_default()];
+        let target = query::as_it_came(forward.target.path, forward.target.query);
         let place = self.admit(forward, record).await?;
         let answer = self.exchange(forward, &target, None, upload).await?;
         record.upstream = answer.took;

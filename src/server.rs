@@ -19,7 +19,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use self::house::Seat;
-pub(crate) use self::http1::bench;
+pub(crate) use self::http1::{bench, fuzz};
 pub use self::{
     house::House,
     listen::{Bound, Inherited, InheritedError, Listener},

@@ -50,7 +50,7 @@ mod words; // errcodes in words
 #[cfg(test)]
 mod tests;
 
-pub use agents::{Agent, UnknownAgent};
+pub use agents::{Agent, Issued, UnknownAgent};
 pub use answer::generated;
 pub use faults::{Fault, When};
 pub use records::{Message, Record};
@@ -234,6 +234,11 @@ impl Simulator {
     /// How often gettoken was called with this agent's corpid and secret, however it was answered.
     pub fn gettoken_count(&self, agent: &str) -> Result<u64, UnknownAgent> {
         self.0.shared.read(|state| Ok(state.agents.gettokens(state.agents.find(agent)?)))
+    }
+
+    /// The tokens that it has issued and will issue.
+    pub fn issued(&self) -> Issued {
+        self.0.shared.read(|state| state.agents.issued())
     }
 
     /// How often this call was carried out with errcode 0.

@@ -4,8 +4,8 @@ use std::io::IsTerminal;
 
 use tracing::{Level, Metadata, Subscriber};
 use tracing_subscriber::{
-    EnvFilter, Layer, Registry, filter::FilterFn, fmt, layer::SubscriberExt, registry::LookupSpan, reload,
-    util::SubscriberInitExt,
+    EnvFilter, Layer, Registry, filter::FilterFn, fmt, fmt::MakeWriter, layer::SubscriberExt,
+    registry::LookupSpan, reload, util::SubscriberInitExt,
 };
 
 use crate::config::{Log, LogFormat};
@@ -17,10 +17,18 @@ pub struct Telemetry(reload::Handle<EnvFilter, Registry>);
 impl Telemetry {
     /// Starts the log of this process. Call it once.
     pub fn start(log: Log) -> Self {
+        Self::start_on(log, std::io::stderr().is_terminal(), std::io::stderr)
+    }
+
+    /// The same on anything that makes a writer for each line; `colour` for people at a terminal.
+    pub fn start_on<W>(log: Log, colour: bool, out: W) -> Self
+    where
+        W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+    {
         let (filter, handle) = reload::Layer::new(filter(log));
         let registry = tracing_subscriber::registry().with(filter);
         // A second start, as in tests, keeps the first log.
-        let _ = registry.with(lines(log.format)).try_init();
+        let _ = registry.with(lines(log.format, colour, out)).try_init();
         Self(handle)
     }
 
@@ -40,17 +48,15 @@ fn filter(log: Log) -> EnvFilter {
     always.fold(filter, EnvFilter::add_directive)
 }
 
-fn lines<S>(format: LogFormat) -> Box<dyn Layer<S> + Send + Sync>
+fn lines<S, W>(format: LogFormat, colour: bool, out: W) -> Box<dyn Layer<S> + Send + Sync>
 where
     S: Subscriber + for<'span> LookupSpan<'span>,
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    let lines = fmt::layer().with_writer(std::io::stderr);
+    let lines = fmt::layer().with_writer(out);
     match format {
         LogFormat::Json => lines.json().flatten_event(true).with_filter(FilterFn::new(is_safe)).boxed(),
-        LogFormat::Text => {
-            let colour = std::io::stderr().is_terminal();
-            lines.with_ansi(colour).with_filter(FilterFn::new(is_safe)).boxed()
-        }
+        LogFormat::Text => lines.with_ansi(colour).with_filter(FilterFn::new(is_safe)).boxed(),
     }
 }
 

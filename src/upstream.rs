@@ -5,6 +5,7 @@
 pub(crate) mod bench;
 mod connection;
 mod dial;
+pub(crate) mod fuzz;
 mod h1;
 mod h2;
 mod head;

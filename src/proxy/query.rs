@@ -37,6 +37,11 @@ pub(super) fn with_token<'a>(path: &'a str, query: &'a str, token: &'a str) -> [
     [path, "?", query, separator, token]
 }
 
+/// Path and query as the pieces of one target, byte for byte.
+pub(super) fn as_it_came<'a>(path: &'a str, query: Option<&'a str>) -> [&'a str; 3] {
+    [path, query.map_or("", |_| "?"), query.unwrap_or_default()]
+}
+
 /// The values of every `access_token`, decoded, but for empty ones.
 pub(super) fn tokens(query: &str) -> impl Iterator<Item = Cow<'_, str>> {
     let parameters = query.split('&').filter(|parameter| is_token(parameter));

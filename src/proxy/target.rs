@@ -14,7 +14,7 @@ use crate::{fields::Known, tickets::TicketKind};
 
 /// What is done with a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub enum Kind {
     /// The agent's token is put into its query.
     Inject,
     /// It carries a credential of its own and goes through as it came.

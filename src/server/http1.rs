@@ -4,6 +4,7 @@
 
 pub(crate) mod bench;
 mod delivery;
+pub(crate) mod fuzz;
 mod head;
 mod rooms;
 mod wire;

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -91,6 +92,22 @@ pub(super) struct Agents {
     by_text: HashMap<String, u64>,
     lifetime: Duration,
     gettoken_limit: Option<u32>,
+    issued: Issued,
+}
+
+/// The tokens that a simulator has issued, in order. Clones share them, and keep no simulator running.
+#[derive(Clone, Default)]
+pub struct Issued(Arc<Mutex<Vec<String>>>);
+
+impl Issued {
+    /// Their texts, from the `from`th on.
+    pub fn since(&self, from: usize) -> Vec<String> {
+        self.tokens().get(from..).map(<[String]>::to_vec).unwrap_or_default()
+    }
+
+    fn tokens(&self) -> MutexGuard<'_, Vec<String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Agents {
@@ -101,6 +118,7 @@ impl Agents {
             by_text: HashMap::new(),
             lifetime,
             gettoken_limit,
+            issued: Issued::default(),
         };
         agents.into_iter().for_each(|agent| all.add(agent));
         all
@@ -115,6 +133,10 @@ impl Agents {
         }
         let member = Member { agent, token: None, same_token: false, gettokens: 0, tickets: HashMap::new() };
         self.members.push(member);
+    }
+
+    pub(super) fn issued(&self) -> Issued {
+        self.issued.clone()
     }
 
     pub(super) fn find(&self, name: &str) -> Result<usize, UnknownAgent> {
@@ -265,6 +287,7 @@ impl Agents {
 
     fn mint(&mut self, agent: usize) -> u64 {
         let text = chance::text(TOKEN_CHARS);
+        self.issued.tokens().push(text.clone());
         self.tokens.push(Token {
             text: text.clone(),
             agent,

@@ -3,7 +3,7 @@
 use http::{Request, StatusCode};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
-use wecom_proxy::simulator::{Fault, Settings, Simulator};
+use wecom_proxy::simulator::{Fault, Settings};
 
 use crate::{
     process::Process,
@@ -124,7 +124,7 @@ async fn a_first_token_that_is_on_its_way_is_no_failure() {
 
 #[tokio::test]
 async fn while_shutting_down_it_is_neither_well_nor_ready() {
-    let wecom = Simulator::local(Settings::default()).await.expect("a simulator");
+    let wecom = crate::confidant::simulator(Settings::default()).await;
     let dir = tempfile::tempdir().expect("a directory");
     let proxy = Process::serve(&write_config(&dir, wecom.api_addr(), &Settings::default(), OPEN)).await;
     let mut caller = Caller::http1(proxy.address().await).await;

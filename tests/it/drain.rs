@@ -31,7 +31,7 @@ struct Scene {
 
 impl Scene {
     async fn new(grace: &str) -> Self {
-        let wecom = Simulator::local(Settings::default()).await.expect("a simulator");
+        let wecom = crate::confidant::simulator(Settings::default()).await;
         let dir = TempDir::new().expect("a directory");
         let toml = OPEN.replace("[upstream]", &format!("shutdown_grace = \"{grace}\"\n[upstream]"));
         let proxy = Process::serve(&write_config(&dir, wecom.api_addr(), &Settings::default(), &toml)).await;
@@ -167,7 +167,7 @@ async fn sighup_while_stopping_does_no_harm() {
 
 #[tokio::test]
 async fn a_unix_socket_goes_with_its_program() {
-    let wecom = Simulator::local(Settings::default()).await.expect("a simulator");
+    let wecom = crate::confidant::simulator(Settings::default()).await;
     let dir = TempDir::new().expect("a directory");
     let toml = OPEN.replacen("\"127.0.0.1:0\"", "[\"127.0.0.1:0\", \"unix:{dir}/proxy.sock\"]", 1);
     let proxy = Process::serve(&write_config(&dir, wecom.api_addr(), &Settings::default(), &toml)).await;

@@ -17,7 +17,7 @@ use crate::{
 };
 
 async fn logged() -> (Simulator, Process, Caller, TempDir) {
-    let wecom = Simulator::local(Settings::default()).await.expect("a simulator");
+    let wecom = crate::confidant::simulator(Settings::default()).await;
     let dir = TempDir::new().expect("a directory");
     let proxy = Process::serve(&write_config(&dir, wecom.api_addr(), &Settings::default(), KEYED)).await;
     let caller = Caller::http1(proxy.address().await).await;
@@ -69,7 +69,7 @@ async fn a_mistyped_query_leaves_no_secret_in_the_logged_path() {
 
 /// The simulator, and a directory for the configuration.
 async fn scene() -> (Simulator, TempDir) {
-    let wecom = Simulator::local(Settings::default()).await.expect("a simulator");
+    let wecom = crate::confidant::simulator(Settings::default()).await;
     (wecom, TempDir::new().expect("a directory"))
 }
 
@@ -89,7 +89,7 @@ async fn well_and_not(wecom: &Simulator, caller: &mut Caller, end: &str) {
 #[tokio::test]
 async fn without_an_access_log_only_failures_are_told() {
     let scene = scene().await;
-    let proxy = Process::serve(&write(&scene, "[log]\naccess = false\n")).await;
+    let proxy = Process::serve_as_told(&write(&scene, "[log]\naccess = false\n")).await;
     let mut caller = Caller::http1(proxy.address().await).await;
     well_and_not(&scene.0, &mut caller, "1").await;
     assert!(proxy.err.line("failed-1").await.contains("WARN access"));
@@ -116,7 +116,7 @@ async fn the_environment_says_which_lines_there_are() {
 #[tokio::test]
 async fn the_access_log_follows_the_file() {
     let scene = scene().await;
-    let proxy = Process::serve(&write(&scene, "")).await;
+    let proxy = Process::serve_as_told(&write(&scene, "")).await;
     let (mut caller, mut admin) =
         (Caller::http1(proxy.address().await).await, Caller::http1(proxy.admin().await).await);
     well_and_not(&scene.0, &mut caller, "1").await;

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use crate::confidant::{self, Overheard};
 use tokio::{sync::watch, task::spawn_blocking, time::timeout};
 
 /// Longest wait for anything that a program should do.
@@ -17,6 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// A running program.
 pub struct Process {
     child: Child,
+    overheard: Option<Overheard>,
     pub out: Text,
     pub err: Text,
 }
@@ -60,16 +62,27 @@ impl Process {
 
     fn start_with(mut command: Command, input: Stdio) -> Self {
         command.stdin(input).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let overheard = confidant::read_along(&command);
         let mut child = command.spawn().expect("the program starts");
         let out = Text::follow(child.stdout.take().expect("a pipe"));
         let err = Text::follow(child.stderr.take().expect("a pipe"));
-        Self { child, out, err }
+        Self { child, overheard, out, err }
     }
 
-    /// `serve` with this configuration, once it is ready.
+    /// `serve` with this configuration, once it is ready. It logs everything, whatever the file says.
     pub async fn serve(config: &std::path::Path) -> Self {
-        let process =
-            Self::start(wecom_proxy(&["serve", "--config", config.to_str().expect("a path in UTF-8")]));
+        Self::serve_at(config, Some("trace")).await
+    }
+
+    /// The same, and it logs what the file wants.
+    pub async fn serve_as_told(config: &std::path::Path) -> Self {
+        Self::serve_at(config, None).await
+    }
+
+    async fn serve_at(config: &std::path::Path, level: Option<&str>) -> Self {
+        let mut command = wecom_proxy(&["serve", "--config", config.to_str().expect("a path in UTF-8")]);
+        command.envs(level.map(|level| ("RUST_LOG", level)));
+        let process = Self::start(command);
         process.err.line("ready listen=").await;
         process
     }
@@ -127,6 +140,9 @@ impl Drop for Process {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if let Some(overheard) = self.overheard.as_ref().filter(|_| !std::thread::panicking()) {
+            overheard.search(&self.out.now(), &self.err.now());
+        }
     }
 }
 
@@ -204,7 +220,11 @@ pub async fn curl(arguments: &[&str]) -> String {
 pub async fn curl_outcome(arguments: &[&str]) -> Ended {
     let mut command = Command::new(tool("curl"));
     command.args(["--silent", "--show-error", "--max-time", "20", "--noproxy", "*"]).args(arguments);
-    run(command).await
+    let asked = arguments.iter().find_map(|argument| argument.strip_prefix("http")).unwrap_or_default();
+    let path = asked.splitn(4, '/').nth(3).map(|path| format!("/{path}")).unwrap_or_default();
+    let ended = run(command).await;
+    confidant::heard(&path, "", ended.out.as_bytes());
+    ended
 }
 
 /// A program by name, which must be there.

@@ -3,7 +3,7 @@
 use std::{fs, net::TcpListener, path::PathBuf, process::Command};
 
 use tempfile::TempDir;
-use wecom_proxy::simulator::{Settings, Simulator};
+use wecom_proxy::simulator::Settings;
 
 use crate::{
     process::{Ended, Process, curl, field, run, run_wecom_proxy, tool, wecom_proxy},
@@ -211,7 +211,7 @@ async fn a_demo_whose_usual_ports_are_taken_says_so_and_takes_others() {
 
 #[tokio::test]
 async fn health_tells_whether_the_proxy_is_ready() {
-    let wecom = Simulator::local(Settings::default()).await.expect("a simulator");
+    let wecom = crate::confidant::simulator(Settings::default()).await;
     let dir = TempDir::new().expect("a directory");
     let toml =
         OPEN.replace("[admin]\nlisten = \"127.0.0.1:0\"", "[admin]\nlisten = \"unix:{dir}/admin.sock\"");

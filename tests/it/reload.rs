@@ -139,7 +139,7 @@ async fn a_request_in_flight_is_not_disturbed_even_if_its_agent_goes() {
 
 /// The simulator, and a directory for the real program's configuration.
 async fn scene() -> (Simulator, TempDir) {
-    let wecom = Simulator::local(Settings::default()).await.expect("a simulator");
+    let wecom = crate::confidant::simulator(Settings::default()).await;
     (wecom, TempDir::new().expect("a directory"))
 }
 
@@ -181,7 +181,7 @@ async fn sighup_reloads_and_a_bad_file_is_logged_as_an_error() {
 async fn the_log_level_follows_the_file() {
     let scene = scene().await;
     let at = |level: &str, more: &str| format!("{OPEN}\n[log]\nlevel = \"{level}\"\n{more}");
-    let proxy = Process::serve(&write(&scene, &at("error", ""))).await;
+    let proxy = Process::serve_as_told(&write(&scene, &at("error", ""))).await;
     write(&scene, &at("info", "[agents.it]\ncorpid = \"ww1\"\nsecret = \"a-secret-of-it\"\n"));
     proxy.signal("HUP");
     // This reload still happens under the level `error`, which does not speak of it; the new agent does.

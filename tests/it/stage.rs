@@ -18,7 +18,10 @@ use wecom_proxy::{
     simulator::{Record, Settings, Simulator},
 };
 
-use crate::wire::Line;
+use crate::{
+    confidant::{self, Watch},
+    wire::Line,
+};
 
 /// A path that the simulator answers with what it was sent.
 pub const ECHO: &str = "/cgi-bin/simulator/echo";
@@ -87,6 +90,7 @@ pub struct Stage {
     pub wecom: Simulator,
     pub proxy: App,
     pub dir: TempDir,
+    _watch: Watch,
 }
 
 impl Stage {
@@ -103,7 +107,7 @@ impl Stage {
 
     /// The same with another simulator.
     pub async fn set(settings: Settings, toml: &str) -> Self {
-        let wecom = Simulator::local(settings.clone()).await.expect("a simulator");
+        let wecom = confidant::simulator(settings.clone()).await;
         let api = wecom.api_addr();
         Self::start(wecom, api, &settings, toml)
     }
@@ -111,7 +115,7 @@ impl Stage {
     /// A proxy whose upstream is not the simulator but whatever listens at `api`.
     pub async fn facing(api: SocketAddr, toml: &str) -> Self {
         let settings = Settings::default();
-        let wecom = Simulator::local(settings.clone()).await.expect("a simulator");
+        let wecom = confidant::simulator(settings.clone()).await;
         Self::start(wecom, api, &settings, toml)
     }
 
@@ -119,8 +123,8 @@ impl Stage {
         let dir = TempDir::new().expect("a temporary directory");
         let path = write_config(&dir, api, settings, toml);
         let config = config::load(&path).unwrap_or_else(|error| panic!("{error}"));
-        let proxy = App::start(Prepared::new(config).expect("usable files")).expect("a proxy");
-        Self { wecom, proxy, dir }
+        let (proxy, watch) = confidant::proxy(&path, Prepared::new(config).expect("usable files"));
+        Self { wecom, proxy, dir, _watch: watch }
     }
 
     /// Writes another configuration in place of the first, for a reload.
@@ -295,11 +299,16 @@ impl Caller {
     /// One request and its whole answer.
     pub async fn call(&mut self, request: http::request::Builder, body: impl Into<Bytes>) -> Reply {
         let request = request.body(Full::new(body.into())).expect("a request");
-        soon(async { Reply::take(self.send(request).await.expect("an answer")).await }).await
+        let path = request.uri().path().to_owned();
+        let reply = soon(async { Reply::take(self.send(request).await.expect("an answer")).await }).await;
+        confidant::heard(&path, &format!("{:?}", reply.headers), &reply.body);
+        reply
     }
 
     /// One request and its answer's head.
     pub async fn send(&mut self, mut request: Request<Full<Bytes>>) -> hyper::Result<Response<Incoming>> {
+        let lines = request.headers().iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
+        confidant::keep_credentials(&request.uri().to_string(), lines);
         match self {
             Self::Http1(sender) => {
                 if !request.headers().contains_key(header::HOST) {

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use http_body_util::BodyExt;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use wecom_proxy::simulator::{Settings, Simulator, generated};
+use wecom_proxy::simulator::{Settings, generated};
 
 use crate::{
     stage::{Caller, USER_GET, agent_section, soon},
@@ -74,7 +74,7 @@ impl Drop for Program {
 #[cfg(target_os = "linux")]
 async fn large_bodies_weigh_little() {
     let dir = TempDir::new().expect("a directory");
-    let wecom = Simulator::local(Settings::default()).await.expect("a simulator");
+    let wecom = crate::confidant::simulator(Settings::default()).await;
     let program = Program::start(&dir, wecom.api_addr());
     let mut caller = Caller::http1(program.address).await;
     caller.get(USER_GET).await.is_ok();

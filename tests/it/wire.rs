@@ -8,18 +8,33 @@ use tokio::{
     sync::mpsc,
 };
 
-use crate::stage::soon;
+use crate::{confidant, stage::soon};
 
 /// A connection on which a story says each byte.
 pub struct Line {
     pub stream: TcpStream,
     seen: Vec<u8>,
+    heard: Option<Heard>,
+}
+
+/// The beginning of what a proxy said on a connection, for whoever watches over its secrets.
+#[derive(Default)]
+struct Heard(Vec<u8>);
+
+impl Drop for Heard {
+    fn drop(&mut self) {
+        let text = String::from_utf8_lossy(&self.0);
+        // Of an answer that is not the proxy's own only the head is for it to answer for.
+        let head = text.split_once("\r\n\r\n").map_or(&*text, |(head, _)| head);
+        confidant::heard("", head, text[head.len()..].as_bytes());
+    }
 }
 
 impl Line {
     /// To the proxy.
     pub async fn to(address: SocketAddr) -> Self {
-        Self { stream: soon(TcpStream::connect(address)).await.expect("a connection"), seen: Vec::new() }
+        let stream = soon(TcpStream::connect(address)).await.expect("a connection");
+        Self { stream, seen: Vec::new(), heard: Some(Heard::default()) }
     }
 
     /// Sends bytes as they are. The other side may have closed: what it said first is what counts.
@@ -33,7 +48,11 @@ impl Line {
 
     /// Reads on; false at the end of the stream.
     pub async fn more(&mut self) -> io::Result<bool> {
-        Ok(soon(self.stream.read_buf(&mut self.seen)).await? > 0)
+        let read = soon(self.stream.read_buf(&mut self.seen)).await?;
+        if let Some(Heard(heard)) = self.heard.as_mut().filter(|heard| heard.0.len() < 64 * 1024) {
+            heard.extend_from_slice(&self.seen[self.seen.len() - read..]);
+        }
+        Ok(read > 0)
     }
 
     /// A head, with the empty line that ends it; what came of one where the stream ended first.
@@ -109,12 +128,13 @@ pub struct Call {
 impl Puppet {
     /// Listens on a free port.
     pub async fn new() -> Self {
+        confidant::keep("TOKEN-OF-THE-PUPPET");
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let (calls, taken) = mpsc::unbounded_channel();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(answer_gettoken(Line { stream, seen: Vec::new() }, calls.clone()));
+                tokio::spawn(answer_gettoken(Line { stream, seen: Vec::new(), heard: None }, calls.clone()));
             }
         });
         Self { address, calls: taken }

@@ -1,0 +1,14 @@
+//! What is read from strangers, and what must hold of it whatever they send: one `check` each, which panics where it does
+//! not. The fuzz targets call them, and so does the ordinary test run (`tests/it/properties.rs`).
+//!
+//! The models beside them are written from what was promised and from the RFCs, and share no code with the proxy.
+
+pub mod answer_head;
+pub mod chunks;
+pub mod configuration;
+pub mod errcode;
+pub mod model;
+pub mod pass;
+pub mod query;
+pub mod request_head;
+pub mod target;

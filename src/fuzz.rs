@@ -1,0 +1,8 @@
+//! What `fuzz/` tries of the rooms' insides, a door to each. It is hidden because it is no part of the library's
+//! interface; whatever is public anyway is tried from where it is.
+
+pub use crate::{
+    proxy::fuzz::{Kind, Way, way},
+    server::fuzz::{RequestHead, request_head},
+    upstream::fuzz::{AnswerHead, answer_head},
+};

@@ -1,0 +1,24 @@
+//! What an answer's head says.
+
+use bytes::BytesMut;
+use http::StatusCode;
+
+use super::head;
+use crate::fields::Fields;
+
+/// An answer's head.
+pub struct AnswerHead {
+    /// Its status.
+    pub status: StatusCode,
+    /// Its header lines.
+    pub fields: Fields,
+    /// Whether the connection outlives it.
+    pub persistent: bool,
+}
+
+/// Takes an answer's head off what the upstream sent. An error has the words for the log.
+pub fn answer_head(buffer: &mut BytesMut) -> Result<Option<AnswerHead>, String> {
+    let Some(head) = head::take(buffer).map_err(|flaw| flaw.to_string())? else { return Ok(None) };
+    let head::Head { status, fields, persistent } = head;
+    Ok(Some(AnswerHead { status, fields, persistent }))
+}

@@ -1,0 +1,226 @@
+//! What `fuzz/` tries for hours, tried for a moment in every run: the same checks, on the same seeds, on seeds put together
+//! and mutated, and on texts made of the words that matter.
+
+use std::{fs, path::PathBuf};
+
+use proptest::{prelude::*, sample::Index};
+
+#[path = "../../fuzz/src/lib.rs"]
+mod checks;
+
+/// The inputs that are kept for a fuzz target.
+fn seeds(target: &str) -> Vec<Vec<u8>> {
+    let directory: PathBuf = [env!("CARGO_MANIFEST_DIR"), "fuzz/corpus", target].iter().collect();
+    let files = fs::read_dir(&directory).unwrap_or_else(|error| panic!("{}: {error}", directory.display()));
+    let mut paths: Vec<_> = files.map(|file| file.expect("a file").path()).collect();
+    paths.sort();
+    assert!(!paths.is_empty(), "no seeds in {}", directory.display());
+    paths.into_iter().map(|path| fs::read(path).expect("a seed")).collect()
+}
+
+/// One change to an input.
+#[derive(Clone, Debug)]
+enum Change {
+    Insert(Index, Vec<u8>),
+    Replace(Index, Vec<u8>),
+    Remove(Index, usize),
+    /// All from here on is another seed's.
+    Cross(Index, Index),
+}
+
+fn change(words: &'static [&'static str]) -> impl Strategy<Value = Change> {
+    let text = move || {
+        prop_oneof![
+            3 => prop::sample::select(words).prop_map(|word| word.as_bytes().to_vec()),
+            1 => prop::collection::vec(any::<u8>(), 1..4),
+        ]
+    };
+    prop_oneof![
+        3 => (any::<Index>(), text()).prop_map(|(at, text)| Change::Insert(at, text)),
+        2 => (any::<Index>(), text()).prop_map(|(at, text)| Change::Replace(at, text)),
+        1 => (any::<Index>(), 1usize..8).prop_map(|(at, length)| Change::Remove(at, length)),
+        1 => (any::<Index>(), any::<Index>()).prop_map(|(at, seed)| Change::Cross(at, seed)),
+    ]
+}
+
+fn apply(change: &Change, input: &mut Vec<u8>, seeds: &[Vec<u8>]) {
+    let length = input.len();
+    match change {
+        Change::Insert(at, text) => {
+            let at = at.index(length + 1);
+            input.splice(at..at, text.iter().copied()).for_each(drop);
+        }
+        Change::Replace(at, text) => {
+            let at = at.index(length + 1);
+            input.splice(at..(at + text.len()).min(length), text.iter().copied()).for_each(drop);
+        }
+        Change::Remove(at, count) => {
+            let at = at.index(length + 1);
+            input.drain(at..(at + count).min(length)).for_each(drop);
+        }
+        Change::Cross(at, seed) => {
+            input.truncate(at.index(length + 1));
+            let other = seed.get(seeds);
+            input.extend_from_slice(&other[at.index(other.len() + 1)..]);
+        }
+    }
+}
+
+/// Runs a check on every seed, and on seeds with some changes.
+fn hold(target: &str, check: fn(&[u8]), words: &'static [&'static str], cases: u32) {
+    let seeds = seeds(target);
+    seeds.iter().for_each(|seed| check(seed));
+    let config = ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
+    proptest!(config, |(seed: Index, changes in prop::collection::vec(change(words), 0..6))| {
+        let mut input = seed.get(&seeds).clone();
+        changes.iter().for_each(|change| apply(change, &mut input, &seeds));
+        check(&input);
+    });
+}
+
+#[test]
+fn the_errcode_is_what_a_full_parser_finds() {
+    let words = &[
+        "\"errcode\"",
+        ":",
+        "40014",
+        "-",
+        "4.0e3",
+        "{",
+        "}",
+        "[",
+        "]",
+        ",",
+        "\"",
+        "\\",
+        "\\u0065",
+        "null",
+        "\"a\":1,",
+        " ",
+        "\u{feff}",
+        "1e400",
+        "\\ud800",
+        "0",
+    ];
+    hold("errcode", checks::errcode::check, words, 600);
+}
+
+#[test]
+fn a_target_goes_where_it_seems_to_go() {
+    let words = &[
+        "/",
+        "//",
+        ".",
+        "..",
+        "%2e",
+        "%2F",
+        "%5c",
+        "\\",
+        "%25",
+        "%00",
+        ";",
+        "cgi-bin",
+        "hr",
+        "gettoken",
+        "webhook/",
+        "service/",
+        "license/",
+        "%",
+        "?",
+        "a",
+        "%e4%bd%a0",
+        "\u{e9}",
+        " ",
+        "#",
+    ];
+    hold("target", checks::target::check, words, 3000);
+}
+
+#[test]
+fn a_query_loses_its_tokens_and_nothing_else() {
+    let words =
+        &["&", "=", "access_token", "%61", "access%5ftoken", "a=1", "%", "%5", "+", "?", "#", " ", "_"];
+    hold("query", checks::query::check, words, 2000);
+}
+
+#[test]
+fn only_what_was_sealed_is_opened() {
+    hold("pass", checks::pass::check, &["wp1-", "A", "=", "-", "_", "\0", "AAAAAGqxO4AB"], 600);
+}
+
+#[test]
+fn no_configuration_panics_or_gives_a_secret_away() {
+    let words = &[
+        "secret",
+        "key",
+        " = ",
+        "\"",
+        "s3cret-of-the-agent-0001",
+        "{ env = \"UNSET\" }",
+        "[",
+        "]",
+        "\n",
+        "[agents.hr]",
+        "[clients.a]",
+        "include = ",
+        "\"*\"",
+        "via",
+        "url",
+        "http://",
+        "@",
+        ":",
+        "'",
+        "#",
+        "1",
+        "\"\"\"",
+        "k3y-of-the-client-000002",
+        "listen",
+        "[log]",
+        "passw0rd-of-the-proxy-03",
+        " ",
+        "\u{e9}",
+    ];
+    hold("configuration", checks::configuration::check, words, 600);
+}
+
+const HEAD: &[&str] = &[
+    "\r\n",
+    "\n",
+    "\r",
+    ":",
+    " ",
+    "\t",
+    "Content-Length: 5\r\n",
+    "Transfer-Encoding: chunked\r\n",
+    ", chunked",
+    "Connection: close\r\n",
+    "HTTP/1.1",
+    "HTTP/1.0",
+    "\0",
+    "\u{e9}",
+    "Host: x\r\n",
+    "0",
+    "http://",
+    "//",
+    "?",
+    "A: ",
+    "100",
+    "204",
+];
+
+#[test]
+fn a_requests_head_says_one_thing() {
+    hold("request_head", checks::request_head::check, HEAD, 2000);
+}
+
+#[test]
+fn an_answers_head_says_one_thing() {
+    hold("answer_head", checks::answer_head::check, HEAD, 2000);
+}
+
+#[test]
+fn chunks_have_one_reading() {
+    let words =
+        &["\r\n", "\n", "\r", "0", "5", "a", "F", ";", " ", "\t", "x=\"\r\n\"", "A: b\r\n", "0\r\n\r\n"];
+    hold("chunks", checks::chunks::check, words, 2000);
+}
