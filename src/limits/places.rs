@@ -37,6 +37,9 @@ use super::turns::Turns;
 /// As many may wait as there are places, and no fewer than so many.
 const LEAST_ROOM: usize = 1024;
 
+/// Fewer places than these are all given to whoever comes first: a few that are held back would be too many of them.
+const FEW: usize = 64;
+
 /// Places for requests.
 #[derive(Debug)]
 pub struct Places {
@@ -135,7 +138,7 @@ impl Places {
     }
 
     fn place_or_turn(self: &Arc<Self>, row: &mut Row, flow: Flow) -> Result<Asked, NoPlace> {
-        if row.turns.may_hold(&flow, self.free()) && self.claim(self.total).is_some() {
+        if row.turns.may_hold(&flow, self.spare(self.free())) && self.claim(self.total).is_some() {
             row.turns.hold(&flow);
             return Ok(Asked::Place(self.counted(flow)));
         }
@@ -159,7 +162,7 @@ impl Places {
         while row.turns.waiting() > 0
             && let Some(free) = self.claim(self.total)
         {
-            let Some((flow, sender)) = row.turns.next(free) else {
+            let Some((flow, sender)) = row.turns.next(self.spare(free)) else {
                 self.taken.fetch_sub(1, SeqCst);
                 break;
             };
@@ -179,6 +182,11 @@ impl Places {
             }
         }
         None
+    }
+
+    /// What of the free places the first rule sees: of few places none is held back.
+    fn spare(&self, free: usize) -> usize {
+        if free > 0 && self.total < FEW { usize::MAX } else { free }
     }
 
     fn free(&self) -> usize {
@@ -268,7 +276,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_flood_leaves_places_to_others_and_few_places_are_all_given() {
-        for (total, taken) in [(1, 1), (2, 2), (12, 12), (16, 15), (64, 59), (4096, 3773)] {
+        for (total, taken) in [(1, 1), (2, 2), (16, 16), (63, 63), (64, 59), (4096, 3773)] {
             let places = Arc::new(Places::new(total));
             let mut held = Vec::new();
             while let Ok(place) = take_as(&places, "flood").await {
