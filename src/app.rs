@@ -26,6 +26,7 @@ use crate::{
     directory::Directory,
     proxy::{Proxy, Rules},
     server::{self, Bound, Server, tls},
+    store::{self, Store},
     tokens::{Issuer, fetch::Gettoken},
     upload::{Bounds, Shelf},
     upstream::{Settings, SettingsError, Upstream},
@@ -39,6 +40,7 @@ pub struct Prepared {
     config: Config,
     upstream: Arc<Settings>,
     tls: Option<Arc<rustls::ServerConfig>>,
+    store: Option<store::Settings>,
 }
 
 /// What the configuration names cannot be used.
@@ -50,6 +52,9 @@ pub enum Unusable {
     /// The part of TLS towards clients.
     #[error(transparent)]
     Tls(#[from] tls::TlsError),
+    /// The store that replicas share.
+    #[error(transparent)]
+    Store(#[from] store::StoreError),
 }
 
 impl Prepared {
@@ -57,7 +62,11 @@ impl Prepared {
     pub fn new(config: Config) -> Result<Self, Unusable> {
         let upstream = Arc::new(Settings::new(&config.upstream)?);
         let tls = config.server.tls.as_ref().map(tls::server_config).transpose()?;
-        Ok(Self { config, upstream, tls })
+        let store = match &config.tokens.store {
+            config::Store::Memory => None,
+            config::Store::Redis(redis) => Some(store::Settings::new(redis)?),
+        };
+        Ok(Self { config, upstream, tls, store })
     }
 
     /// The configuration.
@@ -133,7 +142,7 @@ pub struct Reloader {
 impl App {
     /// Opens every listener and starts the workers. Must be called on the runtime that renewals will live on.
     pub fn start(prepared: Prepared) -> Result<Self, StartError> {
-        let Prepared { mut config, upstream, tls } = prepared;
+        let Prepared { mut config, upstream, tls, store } = prepared;
         let bound = open_all(&config.server.listen)?;
         let admin_bound = open_all(config.admin.as_ref().map_or(&[][..], |admin| &admin.listen))?;
         let addresses: Vec<_> = bound.iter().map(Bound::address).collect();
@@ -141,7 +150,14 @@ impl App {
 
         let patience = config.upstream.connect_timeout + config.upstream.response_timeout + GETTOKEN_BODY;
         let gettoken = Gettoken::new(Upstream::new(upstream.clone()), patience);
-        let issuer = Issuer::new(Box::new(gettoken), Handle::current(), config.tokens.refresh_ahead);
+        let (runtime, ahead) = (Handle::current(), config.tokens.refresh_ahead);
+        let issuer = match store {
+            None => Issuer::new(Box::new(gettoken), runtime, ahead),
+            Some(settings) => {
+                let store = Store::open(settings, &runtime);
+                Issuer::sharing(Box::new(gettoken), runtime, ahead, store)
+            }
+        };
         let directory = Arc::new(ArcSwap::from_pointee(Directory::new(&mut config, &issuer, None)));
         config.warnings = Vec::new();
         let shelf_dir = config.replay.dir.clone().unwrap_or_else(std::env::temp_dir);
@@ -217,6 +233,11 @@ impl App {
     /// The room for kept request bodies.
     pub fn shelf(&self) -> &Shelf {
         &self.shelf
+    }
+
+    /// Why the store that replicas share is away; `None` while it is there, and where there is none.
+    pub fn store_trouble(&self) -> Option<String> {
+        self.reloader.issuer.store_trouble()
     }
 
     /// See [`Reloader::reload`].

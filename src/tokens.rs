@@ -2,7 +2,8 @@
 //! there is one gettoken.
 //!
 //! Two verbs carry the rest: [`TokenSlot::current`] and [`TokenSlot::replace`]. A renewal runs in a task of its own, so
-//! that no caller who goes away takes it from the others. What the slot tells to others about itself is in `report`.
+//! that no caller who goes away takes it from the others. Where replicas share a store, one of them asks for all
+//! (`shared`). What the slot tells to others about itself is in `report`.
 
 mod ahead;
 mod backoff;
@@ -10,6 +11,7 @@ mod budget;
 pub mod fetch;
 mod hold;
 mod report;
+mod shared;
 mod token;
 
 use std::{
@@ -25,13 +27,22 @@ use std::{
 use arc_swap::ArcSwapOption;
 use tokio::{runtime::Handle, sync::watch, time::Instant};
 
-use self::{ahead::keep_fresh, backoff::Backoff, budget::Budget, hold::Hold};
+use self::{
+    ahead::keep_fresh,
+    backoff::Backoff,
+    budget::Budget,
+    hold::Hold,
+    shared::{Obtained, Shared},
+};
 pub use self::{
     fetch::{Credentials, FetchError},
     report::{LastRenewal, Report},
     token::Token,
 };
-use crate::wecom::reply::Grant;
+use crate::{
+    store::{Said, Store},
+    wecom::reply::Grant,
+};
 
 /// A token that gettoken hands out although it should have expired is believed for this long.
 const PAST_EXPIRY: Duration = Duration::from_secs(60);
@@ -51,6 +62,7 @@ pub struct Issuer {
     runtime: Handle,
     refresh_ahead: Duration,
     budget: Budget,
+    shared: Option<Shared>,
     /// From 0 to 1; a field so that a life of tokens can be repeated in tests.
     jitter: Box<dyn Fn() -> f64 + Send + Sync>,
 }
@@ -59,8 +71,45 @@ impl Issuer {
     /// Renewals run on `runtime`, which must outlive the callers'. `refresh_ahead` is how long before its expiry a
     /// token in use is renewed.
     pub fn new(source: Box<dyn Source>, runtime: Handle, refresh_ahead: Duration) -> Arc<Self> {
+        Arc::new(Self::with(source, runtime, refresh_ahead, None))
+    }
+
+    /// The same, with what it gets shared among the replicas that use this store.
+    pub fn sharing(
+        source: Box<dyn Source>,
+        runtime: Handle,
+        refresh_ahead: Duration,
+        (store, said): (Arc<Store>, Said),
+    ) -> Arc<Self> {
+        let issuer = Arc::new(Self::with(source, runtime, refresh_ahead, Some(Shared::new(store))));
+        issuer.runtime.spawn(shared::listen(Arc::downgrade(&issuer), said));
+        issuer
+    }
+
+    fn with(
+        source: Box<dyn Source>,
+        runtime: Handle,
+        refresh_ahead: Duration,
+        shared: Option<Shared>,
+    ) -> Self {
         let (budget, jitter) = (Budget::default(), Box::new(backoff::random_unit));
-        Arc::new(Self { source, runtime, refresh_ahead, budget, jitter })
+        Self { source, runtime, refresh_ahead, budget, shared, jitter }
+    }
+}
+
+impl Issuer {
+    /// How long before its expiry the next token is renewed. Replicas that share it do not all wake at once: most find that
+    /// another has renewed it.
+    fn refresh_ahead(&self) -> Duration {
+        match self.shared {
+            Some(_) => self.refresh_ahead.mul_f64(1.0 - (self.jitter)() / 2.0),
+            None => self.refresh_ahead,
+        }
+    }
+
+    /// Why the store that replicas share is away; `None` while it is there, and where there is none.
+    pub fn store_trouble(&self) -> Option<String> {
+        self.shared.as_ref().and_then(Shared::trouble)
     }
 }
 
@@ -110,6 +159,7 @@ impl Replacement {
         match outcome {
             Ok(token) if token.is_same_as(refused) => Self::SameAgain(token),
             Ok(token) => Self::Renewed(token),
+            Err(failure) if matches!(*failure, FetchError::Budget) => Self::Held,
             Err(failure) => Self::Unavailable(failure),
         }
     }
@@ -258,7 +308,9 @@ impl TokenSlot {
         // The first fetch and each token's expiry are due whatever the budget says; what repeats is counted.
         let due = matches!(reason, Reason::First | Reason::Expired) && !state.due_spent;
         state.due_spent |= due;
-        if !due && !self.issuer.budget.take(Instant::now()) {
+        // With other replicas it is not yet known who asks.
+        let asks = self.issuer.shared.is_none();
+        if asks && !due && !self.issuer.budget.take(Instant::now()) {
             return Err(state.backoff.last().unwrap_or_else(|| Arc::new(FetchError::Budget)));
         }
         let (landing, flight) = watch::channel(None);
@@ -268,22 +320,37 @@ impl TokenSlot {
             let asked = Instant::now();
             let fetching = slot.clone();
             // In a task of its own: a panic in there must not leave a flight that never lands.
-            let fetching =
-                tokio::spawn(async move { fetching.issuer.source.fetch(&fetching.credentials).await });
+            let fetching = tokio::spawn(async move { fetching.obtain(reason, due).await });
             let fetched = fetching.await.unwrap_or(Err(FetchError::Stopped));
             landing.send_replace(Some(slot.land(reason, asked, fetched)));
         });
         Ok(flight)
     }
 
+    async fn obtain(self: &Arc<Self>, reason: Reason, due: bool) -> Result<Obtained, FetchError> {
+        match &self.issuer.shared {
+            Some(shared) => shared.obtain(self, reason, due).await,
+            None => self.issuer.source.fetch(&self.credentials).await.map(Obtained::alone),
+        }
+    }
+
     /// Takes in what a flight brought.
-    fn land(self: &Arc<Self>, reason: Reason, asked: Instant, fetched: Result<Grant, FetchError>) -> Outcome {
+    fn land(
+        self: &Arc<Self>,
+        reason: Reason,
+        asked: Instant,
+        fetched: Result<Obtained, FetchError>,
+    ) -> Outcome {
         let mut state = self.state();
         state.flight = None;
         let refused = std::mem::take(&mut state.refused_in_flight);
         let now = Instant::now();
         let outcome = match fetched {
-            Ok(grant) => Ok(self.take_in(&mut state, refused, asked, grant)),
+            Ok(obtained) => Ok(self.take_in(&mut state, refused, asked, obtained)),
+            // Nothing was asked, so nothing failed.
+            Err(FetchError::Budget) => {
+                return Err(state.backoff.last().unwrap_or_else(|| Arc::new(FetchError::Budget)));
+            }
             Err(failure) => Err(state.backoff.fail(now, failure, (self.issuer.jitter)())),
         };
         state.last = Some(LastRenewal {
@@ -317,7 +384,7 @@ impl TokenSlot {
         state: &mut State,
         refused: bool,
         asked: Instant,
-        grant: Grant,
+        Obtained { grant, fence }: Obtained,
     ) -> Arc<Token> {
         state.backoff = Backoff::default();
         let before = self.current.load_full();
@@ -327,19 +394,28 @@ impl TokenSlot {
                 // A new token is worth a try; if it is refused at once like the last one, the next hold is longer.
                 state.hold = state.hold.map(|hold| hold.lifted(Instant::now()));
                 state.due_spent = false;
-                Arc::new(Token::granted(grant, asked, self.issuer.refresh_ahead))
+                Arc::new(Token::granted(grant, fence, asked, self.issuer.refresh_ahead()))
             }
             Some(before) => {
                 if refused {
                     state.hold = Some(Hold::after(state.hold, Instant::now()));
                 }
-                Arc::new(before.granted_again(asked, PAST_EXPIRY))
+                Arc::new(before.granted_again(fence, asked, PAST_EXPIRY))
             }
         };
         self.current.store(Some(token.clone()));
         self.used.store(false, Ordering::Relaxed);
         self.issuer.runtime.spawn(keep_fresh(Arc::downgrade(self), token.clone()));
         token
+    }
+
+    /// Takes in what another replica got. Where this one is asking too, that will see to it.
+    fn adopt(self: &Arc<Self>, obtained: Obtained, same_again: bool) {
+        let mut state = self.state();
+        let is_newer = self.current.load().as_ref().is_none_or(|current| current.fence() < obtained.fence);
+        if state.flight.is_none() && is_newer {
+            self.take_in(&mut state, same_again, Instant::now(), obtained);
+        }
     }
 
     /// Who waited for a token uses it.

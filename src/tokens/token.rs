@@ -1,7 +1,7 @@
 //! A token and its dates.
 
 use std::{
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
     time::{Duration, SystemTime},
 };
 
@@ -24,11 +24,13 @@ pub struct Token {
     pub(super) renew_at: Instant,
     /// The upstream refused it, and nothing went well with it since.
     refused: AtomicBool,
+    /// Which of two in the store that replicas share is the newer; 0 for one that is not known there.
+    fence: AtomicU64,
 }
 
 impl Token {
     /// A token whose value was not seen before. Its life is counted from the asking, not from the answer.
-    pub(super) fn granted(grant: Grant, asked: Instant, refresh_ahead: Duration) -> Self {
+    pub(super) fn granted(grant: Grant, fence: u64, asked: Instant, refresh_ahead: Duration) -> Self {
         let now = SystemTime::now();
         let usable_until = asked + grant.expires_in;
         // A life that is short beside the lead is renewed in its last quarter.
@@ -40,12 +42,13 @@ impl Token {
             usable_until,
             renew_at: usable_until - lead,
             refused: AtomicBool::new(false),
+            fence: AtomicU64::new(fence),
         }
     }
 
     /// The same value once more: its expiry does not move. It is asked for again halfway to the expiry; one that should
     /// have expired by now is believed for `past_expiry`, for WeCom hands it out.
-    pub(super) fn granted_again(&self, asked: Instant, past_expiry: Duration) -> Self {
+    pub(super) fn granted_again(&self, fence: u64, asked: Instant, past_expiry: Duration) -> Self {
         let left = self.usable_until.saturating_duration_since(asked);
         let usable_until = if left.is_zero() { asked + past_expiry } else { self.usable_until };
         let next = asked + (left / 2).max(Duration::from_secs(1));
@@ -56,12 +59,23 @@ impl Token {
             usable_until,
             renew_at: if left.is_zero() { usable_until } else { next.min(usable_until).max(self.renew_at) },
             refused: AtomicBool::new(false),
+            fence: AtomicU64::new(fence),
         }
     }
 
     /// Whether both have the same value.
     pub fn is_same_as(&self, other: &Self) -> bool {
         self.value.expose() == other.value.expose()
+    }
+
+    /// See the field.
+    pub(super) fn fence(&self) -> u64 {
+        self.fence.load(Ordering::Relaxed)
+    }
+
+    /// Notes under which fence the store knows it.
+    pub(super) fn is_stored_as(&self, fence: u64) {
+        self.fence.store(fence, Ordering::Relaxed);
     }
 
     /// Notes that the upstream refused it. It goes on serving while no other can be had: it may have been refused for
