@@ -21,6 +21,7 @@ use crate::{
     directory::{Agent, Directory},
     io::Stream,
     server::{Bound, Listener},
+    tokens::Issuer,
 };
 
 /// Connections to the admin listener that may be open at once.
@@ -32,19 +33,21 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub struct Admin {
     key: Option<KeyHash>,
     directory: Arc<ArcSwap<Directory>>,
+    issuer: Arc<Issuer>,
     listeners: Vec<Address>,
     stopping: watch::Receiver<bool>,
 }
 
 impl Admin {
-    /// Answers about `directory`. With a key all but the health checks need it.
+    /// Answers about `directory` and where its tokens come from. With a key all but the health checks need it.
     pub fn new(
         key: Option<KeyHash>,
         directory: Arc<ArcSwap<Directory>>,
+        issuer: Arc<Issuer>,
         listeners: Vec<Address>,
         stopping: watch::Receiver<bool>,
     ) -> Self {
-        Self { key, directory, listeners, stopping }
+        Self { key, directory, issuer, listeners, stopping }
     }
 
     /// Serves until `ended` turns true; `bound` stays open that long.
@@ -138,11 +141,19 @@ impl Admin {
         let body = json!({
             "status": status,
             "agents": { "total": reports.len(), "failing": failing },
-            "store": { "kind": "memory", "ok": true },
+            "store": self.store(),
             "listeners": self.listeners.iter().map(ToString::to_string).collect::<Vec<_>>(),
         });
         let unwell = stopping || unready;
         json_response(if unwell { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK }, &body)
+    }
+
+    fn store(&self) -> Value {
+        match (self.issuer.is_shared(), self.issuer.store_trouble()) {
+            (false, _) => json!({ "kind": "memory", "ok": true }),
+            (true, None) => json!({ "kind": "redis", "ok": true }),
+            (true, Some(trouble)) => json!({ "kind": "redis", "ok": false, "trouble": trouble }),
+        }
     }
 
     fn admits(&self, headers: &HeaderMap) -> bool {

@@ -171,6 +171,7 @@ impl App {
         let admin = Arc::new(Admin::new(
             config.admin.as_ref().and_then(|admin| admin.key_sha256),
             directory.clone(),
+            issuer.clone(),
             [&addresses[..], &admin_addresses[..]].concat(),
             stop_seen.clone(),
         ));

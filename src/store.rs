@@ -60,10 +60,12 @@ pub struct Away;
 pub struct Record {
     /// What was put there.
     pub value: Zeroizing<Vec<u8>>,
-    /// Which of two is the newer.
+    /// Which of two is the newer: at least the microseconds since 1970 when its lease was given, by the store's clock.
     pub fence: u64,
     /// How long it will be there.
     pub life: Duration,
+    /// Whether it was made for the lease of its fence, and not known to somebody before.
+    pub is_fresh: bool,
 }
 
 /// What came of asking for something newer than what one has.
@@ -180,11 +182,14 @@ impl Store {
             claim.key(self.key(name, "failure")).key(self.key(name, "counter"));
             claim.arg(held).arg(&lease).arg(milliseconds(LEASE));
             claim.arg(milliseconds(REMEMBERED)).arg(u8::from(force));
-            let (what, value, fence, time) = self.ask::<(String, Vec<u8>, u64, i64)>(&claim).await?;
+            let (what, value, fence, time, fresh) =
+                self.ask::<(String, Vec<u8>, u64, i64, u8)>(&claim).await?;
             let time = Duration::from_millis(time.try_into().unwrap_or_default());
             let text = self.sealer.open(name, &value);
             return Ok(match (what.as_str(), text) {
-                ("record", Some(value)) => Claim::Record(Record { value, fence, life: time }),
+                ("record", Some(value)) => {
+                    Claim::Record(Record { value, fence, life: time, is_fresh: fresh == 1 })
+                }
                 ("record", None) if fence > held => {
                     tracing::warn!(name, "the store holds a value of another version or key; it is replaced");
                     held = fence;
@@ -201,14 +206,14 @@ impl Store {
     pub async fn read(&self, name: &str) -> Result<Option<Record>, Away> {
         let mut read = self.scripts.read.prepare_invoke();
         read.key(self.key(name, "record"));
-        let (value, fence, time) = self.ask::<(Vec<u8>, u64, i64)>(&read).await?;
+        let (value, fence, time, fresh) = self.ask::<(Vec<u8>, u64, i64, u8)>(&read).await?;
         let life = Duration::from_millis(time.try_into().unwrap_or_default());
         let value = self.sealer.open(name, &value).filter(|_| !life.is_zero());
-        Ok(value.map(|value| Record { value, fence, life }))
+        Ok(value.map(|value| Record { value, fence, life, is_fresh: fresh == 1 }))
     }
 
-    /// Puts down what was made under a lease, for as long as it lives, and tells the others. False where somebody else has
-    /// put down something newer meanwhile.
+    /// Puts down what was made under a lease, or what the caller has had for longer, for as long as it lives, and tells the
+    /// others. False where somebody else has put down something newer meanwhile.
     pub async fn put(
         &self,
         name: &str,
@@ -222,7 +227,7 @@ impl Store {
         let mut put = self.scripts.put.prepare_invoke();
         put.key(self.key(name, "record")).key(self.key(name, "lease")).key(self.key(name, "failure"));
         put.arg(lease.fence).arg(sealed).arg(milliseconds(life).max(1)).arg(&lease.owner);
-        put.arg(self.link.channel()).arg(news.to_text());
+        put.arg(self.link.channel()).arg(news.to_text()).arg(u8::from(event != Event::Known));
         self.ask::<u8>(&put).await.map(|done| done == 1)
     }
 

@@ -107,6 +107,11 @@ impl Issuer {
         }
     }
 
+    /// Whether there is a store that replicas share.
+    pub fn is_shared(&self) -> bool {
+        self.shared.is_some()
+    }
+
     /// Why the store that replicas share is away; `None` while it is there, and where there is none.
     pub fn store_trouble(&self) -> Option<String> {
         self.shared.as_ref().and_then(Shared::trouble)
@@ -126,6 +131,8 @@ pub enum Reason {
     Ahead,
     /// An operator asked for it.
     Asked,
+    /// Another replica has a newer one.
+    Shared,
 }
 
 impl Reason {
@@ -137,6 +144,7 @@ impl Reason {
             Self::Refused => "refused",
             Self::Ahead => "ahead",
             Self::Asked => "asked",
+            Self::Shared => "shared",
         }
     }
 }
@@ -345,6 +353,7 @@ impl TokenSlot {
         state.flight = None;
         let refused = std::mem::take(&mut state.refused_in_flight);
         let now = Instant::now();
+        let by_another = fetched.as_ref().is_ok_and(|obtained| !obtained.own);
         let outcome = match fetched {
             Ok(obtained) => Ok(self.take_in(&mut state, refused, asked, obtained)),
             // Nothing was asked, so nothing failed.
@@ -363,6 +372,7 @@ impl TokenSlot {
             Ok(token) => tracing::info!(
                 agent,
                 reason = reason.as_str(),
+                by_another_replica = by_another.then_some(true),
                 expires_in_s = token.usable_until.saturating_duration_since(now).as_secs(),
                 "token renewed"
             ),
@@ -384,7 +394,7 @@ impl TokenSlot {
         state: &mut State,
         refused: bool,
         asked: Instant,
-        Obtained { grant, fence }: Obtained,
+        Obtained { grant, fence, .. }: Obtained,
     ) -> Arc<Token> {
         state.backoff = Backoff::default();
         let before = self.current.load_full();
@@ -415,6 +425,9 @@ impl TokenSlot {
         let is_newer = self.current.load().as_ref().is_none_or(|current| current.fence() < obtained.fence);
         if state.flight.is_none() && is_newer {
             self.take_in(&mut state, same_again, Instant::now(), obtained);
+            let reason = Reason::Shared.as_str();
+            state.last = Some(LastRenewal { at: SystemTime::now(), reason, failure: None });
+            tracing::info!(agent = self.agent.as_str(), reason, "token renewed");
         }
     }
 

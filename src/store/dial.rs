@@ -16,7 +16,7 @@ use super::{StoreError, news::Word};
 use crate::config::{Node, Redis, Topology};
 
 /// Longest wait for one answer. A store that is slower than this is of no use to a request that waits.
-pub(super) const ANSWER: Duration = Duration::from_millis(300);
+pub(super) const ANSWER: Duration = Duration::from_secs(1);
 /// Longest wait for a connection.
 pub(super) const CONNECT: Duration = Duration::from_secs(2);
 

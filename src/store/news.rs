@@ -9,6 +9,8 @@ pub enum Event {
     Renewed,
     /// There is a newer record, and it is the refused token again.
     SameAgain,
+    /// There is a record that a replica has had for longer than the store.
+    Known,
     /// The token of this fence was refused.
     Refused,
     /// A lease ended without a record.
@@ -26,9 +28,10 @@ pub struct News {
     pub name: String,
 }
 
-const WORDS: [(Event, &str); 4] = [
+const WORDS: [(Event, &str); 5] = [
     (Event::Renewed, "renewed"),
     (Event::SameAgain, "same"),
+    (Event::Known, "known"),
     (Event::Refused, "refused"),
     (Event::Ended, "ended"),
 ];

@@ -35,17 +35,19 @@ const PATIENCE: Duration = Duration::from_secs(45);
 pub(super) struct Obtained {
     pub(super) grant: Grant,
     pub(super) fence: u64,
+    /// Whether this replica asked for it.
+    pub(super) own: bool,
 }
 
 impl Obtained {
     /// What this replica got by itself.
     pub(super) fn alone(grant: Grant) -> Self {
-        Self { grant, fence: 0 }
+        Self { grant, fence: 0, own: true }
     }
 
     fn from(record: &Record) -> Option<Self> {
         let token = Masked::new(str::from_utf8(&record.value).ok().filter(|token| !token.is_empty())?);
-        Some(Self { grant: Grant { token, expires_in: record.life }, fence: record.fence })
+        Some(Self { grant: Grant { token, expires_in: record.life }, fence: record.fence, own: false })
     }
 }
 
@@ -112,6 +114,8 @@ impl Shared {
         let news = self.enter(&name, slot);
         let held = slot.current.load_full();
         let is_held = |grant: &Grant| held.as_ref().is_some_and(|held| held.value == grant.token);
+        // What this replica got without the store may be newer than what the store has kept meanwhile.
+        let is_older = |stored: &Obtained| held.as_ref().is_some_and(|held| held.is_newer_than(stored.fence));
         let mut fence = held.as_ref().map_or(0, |held| held.fence());
         let (mut waited, give_up) = (false, Instant::now() + PATIENCE);
         while Instant::now() < give_up {
@@ -121,12 +125,16 @@ impl Shared {
             match self.store.claim(&name, fence, reason == Reason::Asked).await {
                 Err(Away) => break,
                 Ok(Claim::Record(record)) => match Obtained::from(&record) {
-                    // The refused token: it is in the store, but nobody has asked WeCom since the refusal.
-                    Some(obtained) if is_held(&obtained.grant) && reason == Reason::Refused && !waited => {
+                    // The refused token is in the store, but nobody is known to have asked WeCom since the refusal.
+                    Some(obtained)
+                        if is_held(&obtained.grant)
+                            && reason == Reason::Refused
+                            && !(waited && record.is_fresh) =>
+                    {
                         fence = obtained.fence;
                     }
-                    Some(obtained) => return Ok(obtained),
-                    None => fence = record.fence,
+                    Some(obtained) if !is_older(&obtained) => return Ok(obtained),
+                    _ => fence = record.fence,
                 },
                 Ok(Claim::Failed { failure, .. }) => return Err(Told::parse(&failure).into()),
                 Ok(Claim::Taken { left }) => {
@@ -177,7 +185,7 @@ impl Shared {
         let fence = current.as_ref().map_or(0, |current| current.fence());
         match (news.event, current) {
             (Event::Refused, Some(current)) if fence == news.fence => current.refused(),
-            (Event::Renewed | Event::SameAgain, _) if fence < news.fence => {
+            (Event::Renewed | Event::SameAgain | Event::Known, _) if fence < news.fence => {
                 let store = self.store.clone();
                 issuer.runtime.spawn(async move {
                     if let Ok(Some(record)) = store.read(&news.name).await
@@ -211,7 +219,7 @@ impl Shared {
                     let fence = stored.map_or(0, |stored| stored.fence);
                     if let Claim::Ours { lease, .. } = self.store.claim(&name, fence, false).await? {
                         let value = current.value.expose().as_bytes();
-                        self.store.put(&name, &lease, value, left, Event::Renewed).await?;
+                        self.store.put(&name, &lease, value, left, Event::Known).await?;
                         current.is_stored_as(lease.fence);
                     }
                 }
@@ -286,7 +294,7 @@ impl Round<'_> {
         };
         let value = grant.token.expose().as_bytes();
         match self.shared.store.put(self.name, &self.lease, value, life, event).await {
-            Ok(true) => Some(Obtained { grant, fence: self.lease.fence }),
+            Ok(true) => Some(Obtained { grant, fence: self.lease.fence, own: true }),
             Ok(false) => None,
             Err(Away) => Some(Obtained::alone(grant)),
         }

@@ -73,6 +73,12 @@ impl Token {
         self.fence.load(Ordering::Relaxed)
     }
 
+    /// Whether it came after the record of this fence, as far as clocks tell; only for one that the store does not know.
+    pub(super) fn is_newer_than(&self, fence: u64) -> bool {
+        let made = SystemTime::UNIX_EPOCH + Duration::from_micros(fence);
+        self.fence() == 0 && made < self.first_seen
+    }
+
     /// Notes under which fence the store knows it.
     pub(super) fn is_stored_as(&self, fence: u64) {
         self.fence.store(fence, Ordering::Relaxed);

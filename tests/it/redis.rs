@@ -36,6 +36,35 @@ impl Redis {
         redis
     }
 
+    /// A sentinel that watches one master, alone, and acts within a second.
+    pub async fn sentinel(master: SocketAddr) -> Self {
+        let sentinel = Self {
+            address: free_address(),
+            dir: TempDir::new().expect("a temporary directory"),
+            options: Vec::new(),
+            process: None,
+        };
+        let config = format!(
+            "port {}\nbind 127.0.0.1\nsentinel monitor mymaster {} {} 1\n\
+             sentinel down-after-milliseconds mymaster 500\nsentinel failover-timeout mymaster 3000\n",
+            sentinel.address.port(),
+            master.ip(),
+            master.port()
+        );
+        let path = sentinel.dir.path().join("sentinel.conf");
+        std::fs::write(&path, config).expect("the configuration is written");
+        let mut command = Command::new(tool("redis-server"));
+        command.arg(&path).arg("--sentinel").current_dir(sentinel.dir.path());
+        let process = Some(Process::start(command));
+        wait_for("the sentinel", async || TcpStream::connect(sentinel.address).await.is_ok()).await;
+        let sentinel = Self { process, ..sentinel };
+        wait_for("its replicas", async || {
+            sentinel.ask(&["SENTINEL", "REPLICAS", "mymaster"]).await.contains("127.0.0.1")
+        })
+        .await;
+        sentinel
+    }
+
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address

@@ -1,6 +1,10 @@
 //! Secrets: where they come from, and what is said when they do not.
 
 use super::{AGENT, complaint, load_text, warnings};
+use crate::{
+    config::{Node, Store, Topology},
+    secret::Masked,
+};
 
 fn with_secret(secret: &str) -> String {
     format!("[agents.hr]\ncorpid = \"ww1\"\nsecret = {secret}\n")

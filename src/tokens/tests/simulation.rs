@@ -163,6 +163,7 @@ impl Simulation {
             runtime: Handle::current(),
             refresh_ahead: Duration::from_secs(300),
             budget: Budget::default(),
+            shared: None,
             jitter: Box::new(move || jitter.unit()),
         });
         let mut simulation =
