@@ -149,7 +149,7 @@ impl Admin {
     }
 
     fn store(&self) -> Value {
-        match (self.issuer.is_shared(), self.issuer.store_trouble()) {
+        match (self.issuer.store().is_some(), self.issuer.store_trouble()) {
             (false, _) => json!({ "kind": "memory", "ok": true }),
             (true, None) => json!({ "kind": "redis", "ok": true }),
             (true, Some(trouble)) => json!({ "kind": "redis", "ok": false, "trouble": trouble }),

@@ -39,7 +39,7 @@ use crate::{
     access::AccessLog,
     directory::{Agent, Directory},
     fields::{Fields, Known},
-    tickets::{Ended, TicketKind},
+    tickets::{Elsewhere, Ended, TicketKind},
     tokens::{FetchError, Replacement, Token},
     upload::{Body, Bounds, Shelf, Upload, UploadError},
     upstream::{BodyLength, Failure, Flaw, Outgoing, Upstream},
@@ -301,19 +301,33 @@ impl Proxy {
             }
             (None, None) => {}
         }
-        // Nobody's own headers: the answer is everybody's.
-        let neutral = Forward { fields: &Fields::default(), length: BodyLength::Absent, ..*forward };
+        let elsewhere = match agent.slot.store() {
+            Some(store) => slot.elsewhere(kind, agent.slot.credentials(), store).await,
+            None => Elsewhere::Unknown,
+        };
+        let shared = match elsewhere {
+            Elsewhere::Kept(answer) => return Ok(Inspected::local(answer)),
+            Elsewhere::Answered(body) => {
+                turn.end(Ended::Answered(body.clone()));
+                return Ok(Inspected::local(body));
+            }
+            Elsewhere::Ours(shared) => Some(shared),
+            Elsewhere::Unknown => None,
+        };
         let asked = Instant::now();
         // A caller who leaves meanwhile ends nothing: the next in the row fetches instead.
-        let fetched = async {
-            let answer = self.send_with_token(&neutral, agent, None, record).await?;
-            answer.collect(MAX_TICKET).await.map_err(|failure| self.failed(failure))
-        }
-        .await;
+        let fetching = self.fetch_ticket(forward, agent, record);
+        let fetched = match &shared {
+            Some(shared) => shared.hold(fetching).await,
+            None => fetching.await,
+        };
         match &fetched {
             Ok(answer) => match answer.whole().filter(|_| answer.status == http::StatusCode::OK) {
                 Some(body) => {
                     slot.keep(asked, &body);
+                    if let Some(shared) = shared {
+                        shared.tell(slot, &body).await;
+                    }
                     turn.end(Ended::Answered(body));
                 }
                 None => turn.end(Ended::Failed),
@@ -323,6 +337,18 @@ impl Proxy {
             Err(_) => turn.end(Ended::Failed),
         }
         fetched
+    }
+
+    async fn fetch_ticket(
+        &self,
+        forward: &Forward<'_>,
+        agent: &Arc<Agent>,
+        record: &mut Record,
+    ) -> Result<Inspected, Refusal> {
+        // Nobody's own headers: the answer is everybody's.
+        let neutral = Forward { fields: &Fields::default(), length: BodyLength::Absent, ..*forward };
+        let answer = self.send_with_token(&neutral, agent, None, record).await?;
+        answer.collect(MAX_TICKET).await.map_err(|failure| self.failed(failure))
     }
 
     /// Sends once and looks at the answer.

@@ -9,9 +9,13 @@ mod dial;
 mod link;
 mod news;
 mod seal;
+mod watch;
 
 use std::{
+    fmt,
+    future::Future,
     path::PathBuf,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -20,11 +24,18 @@ use std::{
 };
 
 use redis::{FromRedisValue, Script, ScriptInvocation};
-use tokio::{runtime::Handle, sync::mpsc};
+use tokio::{
+    runtime::Handle,
+    sync::mpsc,
+    time::{MissedTickBehavior, interval},
+};
 use zeroize::Zeroizing;
 
-pub use self::news::{Event, News, Word};
-use self::{dial::Dialler, link::Link, seal::Sealer};
+use self::{dial::Dialler, link::Link, seal::Sealer, watch::Watches};
+pub use self::{
+    news::{Event, News, Word},
+    watch::Watch,
+};
 
 use crate::config::Redis;
 
@@ -113,6 +124,7 @@ pub struct Store {
     replica: String,
     leases: AtomicU64,
     scripts: Scripts,
+    watches: Watches,
 }
 
 /// How to reach and use the configured store; making it connects to nothing.
@@ -142,6 +154,12 @@ struct Scripts {
     extend: Script,
 }
 
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Store({})", self.prefix)
+    }
+}
+
 impl Store {
     /// A store that begins to connect on `runtime`. With it comes what it says by itself, to be listened to.
     pub fn open(settings: Settings, runtime: &Handle) -> (Arc<Self>, Said) {
@@ -162,6 +180,7 @@ impl Store {
             replica: format!("{:016x}", getrandom::u64().unwrap_or_default()),
             leases: AtomicU64::new(0),
             scripts,
+            watches: Watches::default(),
         });
         (store, said)
     }
@@ -256,6 +275,34 @@ impl Store {
         let mut extend = self.scripts.extend.prepare_invoke();
         extend.key(self.key(name, "lease")).arg(&lease.owner).arg(milliseconds(LEASE));
         self.ask::<u8>(&extend).await.map(|done| done == 1)
+    }
+
+    /// Keeps a lease as long as `making` takes.
+    pub async fn while_extending<T>(&self, name: &str, lease: &Lease, making: impl Future<Output = T>) -> T {
+        let mut making = pin!(making);
+        let mut ticks = interval(LEASE / 3);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        ticks.tick().await;
+        loop {
+            tokio::select! {
+                biased;
+                made = &mut making => return made,
+                _ = ticks.tick() => {
+                    // Whoever lost it goes on: its record comes too late, or in time all the same.
+                    let _ = self.extend(name, lease).await;
+                }
+            }
+        }
+    }
+
+    /// Hears the news of a name from now on.
+    pub fn watch(&self, name: &str) -> Watch<'_> {
+        self.watches.of(name)
+    }
+
+    /// Wakes whoever watches this name.
+    pub fn wake(&self, name: &str) {
+        self.watches.wake(name);
     }
 
     /// Tells the others; nobody waits for it.

@@ -107,9 +107,9 @@ impl Issuer {
         }
     }
 
-    /// Whether there is a store that replicas share.
-    pub fn is_shared(&self) -> bool {
-        self.shared.is_some()
+    /// The store that replicas share, where there is one.
+    pub fn store(&self) -> Option<&Arc<Store>> {
+        self.shared.as_ref().map(Shared::store)
     }
 
     /// Why the store that replicas share is away; `None` while it is there, and where there is none.
@@ -211,6 +211,11 @@ impl TokenSlot {
             asked_for: AtomicBool::new(false),
             state: Mutex::default(),
         })
+    }
+
+    /// The store that replicas share, where there is one.
+    pub fn store(&self) -> Option<&Arc<Store>> {
+        self.issuer.store()
     }
 
     /// Whose token it is.

@@ -5,7 +5,6 @@
 
 use std::{
     collections::HashMap,
-    pin::pin,
     str,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
@@ -14,22 +13,17 @@ use std::{
 use hmac::{Hmac, KeyInit, Mac};
 use serde::{Deserialize, Serialize};
 use sha2::Sha256;
-use tokio::{
-    sync::Notify,
-    time::{Instant, MissedTickBehavior, interval, timeout},
-};
+use tokio::time::Instant;
 
 use super::{Credentials, FetchError, Issuer, PAST_EXPIRY, Reason, Token, TokenSlot, backoff};
 use crate::{
     secret::Masked,
-    store::{Away, Claim, Event, LEASE, Lease, News, Record, Said, Store, Word},
+    store::{Away, Claim, Event, Lease, News, Record, Said, Store, Word},
     wecom::reply::Grant,
 };
 
-/// How often the store is asked whether another replica is done, where its news do not come through.
-const LOOK: Duration = Duration::from_millis(250);
 /// How long another replica's gettoken is waited for before this one asks by itself.
-const PATIENCE: Duration = Duration::from_secs(45);
+pub(super) const PATIENCE: Duration = Duration::from_secs(45);
 
 /// A token that came, and what the store knows it by: 0 where it does not know it.
 pub(super) struct Obtained {
@@ -55,12 +49,7 @@ impl Obtained {
 pub(super) struct Shared {
     store: Arc<Store>,
     /// By name in the store; only agents that were asked for.
-    slots: Mutex<HashMap<String, Entry>>,
-}
-
-struct Entry {
-    slot: Weak<TokenSlot>,
-    news: Arc<Notify>,
+    slots: Mutex<HashMap<String, Weak<TokenSlot>>>,
 }
 
 /// A failure as the replicas tell it to each other.
@@ -98,6 +87,10 @@ impl Shared {
         Self { store, slots: Mutex::default() }
     }
 
+    pub(super) fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
     /// Why the store is away.
     pub(super) fn trouble(&self) -> Option<String> {
         self.store.trouble()
@@ -110,8 +103,10 @@ impl Shared {
         reason: Reason,
         due: bool,
     ) -> Result<Obtained, FetchError> {
-        let name = name(&slot.credentials);
-        let news = self.enter(&name, slot);
+        let name = slot.credentials.name_in_store("");
+        self.enter(&name, slot);
+        // Before asking, so that nothing said meanwhile is missed.
+        let watch = self.store.watch(&name);
         let held = slot.current.load_full();
         let is_held = |grant: &Grant| held.as_ref().is_some_and(|held| held.value == grant.token);
         // What this replica got without the store may be newer than what the store has kept meanwhile.
@@ -119,9 +114,6 @@ impl Shared {
         let mut fence = held.as_ref().map_or(0, |held| held.fence());
         let (mut waited, give_up) = (false, Instant::now() + PATIENCE);
         while Instant::now() < give_up {
-            // Before asking, so that nothing said meanwhile is missed.
-            let mut told = pin!(news.notified());
-            told.as_mut().enable();
             match self.store.claim(&name, fence, reason == Reason::Asked).await {
                 Err(Away) => break,
                 Ok(Claim::Record(record)) => match Obtained::from(&record) {
@@ -139,7 +131,7 @@ impl Shared {
                 Ok(Claim::Failed { failure, .. }) => return Err(Told::parse(&failure).into()),
                 Ok(Claim::Taken { left }) => {
                     waited = true;
-                    let _ = timeout(left.clamp(Duration::from_millis(1), LOOK), told).await;
+                    watch.news(left).await;
                 }
                 Ok(Claim::Ours { lease, failure }) => {
                     let times = failure.map_or(0, |failure| Told::parse(&failure).times.saturating_add(1));
@@ -155,31 +147,19 @@ impl Shared {
     }
 
     /// Notes that a slot wants to hear of its name.
-    fn enter(&self, name: &str, slot: &Arc<TokenSlot>) -> Arc<Notify> {
+    fn enter(&self, name: &str, slot: &Arc<TokenSlot>) {
         let mut slots = self.slots();
-        if let Some(entry) = slots.get(name)
-            && entry.slot.ptr_eq(&Arc::downgrade(slot))
-        {
-            return entry.news.clone();
-        }
         // Of agents that are gone nothing else would remind us.
         if slots.len() == slots.capacity() {
-            slots.retain(|_, entry| entry.slot.strong_count() > 0);
+            slots.retain(|_, slot| slot.strong_count() > 0);
         }
-        let news = Arc::new(Notify::new());
-        slots.insert(name.to_owned(), Entry { slot: Arc::downgrade(slot), news: news.clone() });
-        news
+        slots.insert(name.to_owned(), Arc::downgrade(slot));
     }
 
     /// Hears news of another replica, or of this one.
     fn hear(&self, issuer: &Arc<Issuer>, news: News) {
-        let slot = match self.slots().get(&news.name) {
-            Some(entry) => {
-                entry.news.notify_waiters();
-                entry.slot.upgrade()
-            }
-            None => None,
-        };
+        self.store.wake(&news.name);
+        let slot = self.slots().get(&news.name).and_then(Weak::upgrade);
         let Some(slot) = slot else { return };
         let current = slot.current.load_full();
         let fence = current.as_ref().map_or(0, |current| current.fence());
@@ -203,8 +183,7 @@ impl Shared {
     async fn catch_up(&self) -> Result<(), Away> {
         let known: Vec<_> = {
             let slots = self.slots();
-            let known = slots.iter().map(|(name, entry)| (name.clone(), entry.slot.clone()));
-            known.collect()
+            slots.iter().map(|(name, slot)| (name.clone(), slot.clone())).collect()
         };
         for (name, slot) in known {
             let Some(slot) = slot.upgrade() else { continue };
@@ -229,7 +208,7 @@ impl Shared {
         Ok(())
     }
 
-    fn slots(&self) -> MutexGuard<'_, HashMap<String, Entry>> {
+    fn slots(&self) -> MutexGuard<'_, HashMap<String, Weak<TokenSlot>>> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -249,7 +228,8 @@ impl Round<'_> {
         if reason == Reason::Refused {
             self.tell_refusal();
         }
-        match self.while_extending(self.slot.ask(due)).await {
+        let asking = self.slot.ask(due);
+        match self.shared.store.while_extending(self.name, &self.lease, asking).await {
             Ok(grant) => Ok(self.put(reason, grant).await),
             Err(failure) => {
                 self.end(&failure, times).await;
@@ -263,24 +243,6 @@ impl Round<'_> {
         let news = News { event: Event::Refused, fence, name: self.name.to_owned() };
         let store = self.shared.store.clone();
         self.slot.issuer.runtime.spawn(async move { store.tell(&news).await });
-    }
-
-    /// Keeps the lease as long as gettoken takes.
-    async fn while_extending<T>(&self, asking: impl Future<Output = T>) -> T {
-        let mut asking = pin!(asking);
-        let mut ticks = interval(LEASE / 3);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        ticks.tick().await;
-        loop {
-            tokio::select! {
-                biased;
-                asked = &mut asking => return asked,
-                _ = ticks.tick() => {
-                    // Whoever lost it goes on: its record comes too late, or in time all the same.
-                    let _ = self.shared.store.extend(self.name, &self.lease).await;
-                }
-            }
-        }
     }
 
     async fn put(&self, reason: Reason, grant: Grant) -> Option<Obtained> {
@@ -351,14 +313,17 @@ impl TokenSlot {
     }
 }
 
-/// Under which name the store keeps the token that these credentials buy: it says nothing of them, and a changed secret
-/// has another.
-fn name(credentials: &Credentials) -> String {
-    let Ok(mut mac) = <Hmac<Sha256> as KeyInit>::new_from_slice(credentials.secret.expose().as_bytes())
-    else {
-        return String::new();
-    };
-    mac.update(b"wecom-proxy store v1\0");
-    mac.update(credentials.corpid.as_bytes());
-    mac.finalize().into_bytes()[..16].iter().map(|byte| format!("{byte:02x}")).collect()
+impl Credentials {
+    /// Under which name the store keeps what these credentials buy, the token or `what` else: it says nothing of them, and
+    /// a changed secret has another.
+    pub fn name_in_store(&self, what: &str) -> String {
+        let Ok(mut mac) = <Hmac<Sha256> as KeyInit>::new_from_slice(self.secret.expose().as_bytes()) else {
+            return String::new();
+        };
+        mac.update(b"wecom-proxy store v1");
+        mac.update(what.as_bytes());
+        mac.update(b"\0");
+        mac.update(self.corpid.as_bytes());
+        mac.finalize().into_bytes()[..16].iter().map(|byte| format!("{byte:02x}")).collect()
+    }
 }

@@ -3,6 +3,7 @@
 mod away;
 mod fleets;
 mod killed;
+mod tickets;
 
 use std::{sync::Arc, time::Duration};
 
