@@ -24,6 +24,7 @@ use crate::{
     admin::Admin,
     config::{self, Address, Config},
     directory::Directory,
+    limits::Limits,
     proxy::{Proxy, Rules},
     server::{self, Bound, Server, tls},
     store::{self, Store},
@@ -134,6 +135,7 @@ pub struct Reloader {
     settings: Config,
     directory: Arc<ArcSwap<Directory>>,
     issuer: Arc<Issuer>,
+    limits: Limits,
     tls: Arc<ArcSwapOption<rustls::ServerConfig>>,
     /// Of two reloads the one that read the file last must have the last word.
     turn: Mutex<()>,
@@ -158,7 +160,10 @@ impl App {
                 Issuer::sharing(Box::new(gettoken), runtime, ahead, store)
             }
         };
-        let directory = Arc::new(ArcSwap::from_pointee(Directory::new(&mut config, &issuer, None)));
+        let limits =
+            issuer.store().map(|store| Limits::sharing(store, &Handle::current())).unwrap_or_default();
+        let directory = Directory::new(&mut config, &issuer, &limits, None);
+        let directory = Arc::new(ArcSwap::from_pointee(directory));
         config.warnings = Vec::new();
         let shelf_dir = config.replay.dir.clone().unwrap_or_else(std::env::temp_dir);
         let shelf = Arc::new(Shelf::new(config.replay.memory, shelf_dir));
@@ -203,7 +208,14 @@ impl App {
         Ok(Self {
             shutdown_grace: config.server.shutdown_grace,
             max_connections: config.server.max_connections,
-            reloader: Arc::new(Reloader { settings: config, directory, issuer, tls, turn: Mutex::new(()) }),
+            reloader: Arc::new(Reloader {
+                settings: config,
+                directory,
+                issuer,
+                limits,
+                tls,
+                turn: Mutex::new(()),
+            }),
             places,
             shelf,
             bound,
@@ -299,7 +311,7 @@ impl Reloader {
         for warning in mem::take(&mut fresh.warnings) {
             tracing::warn!("{warning}");
         }
-        let directory = Directory::new(&mut fresh, &self.issuer, Some(&self.directory.load()));
+        let directory = Directory::new(&mut fresh, &self.issuer, &self.limits, Some(&self.directory.load()));
         let (agents, clients) = (directory.agents().count(), directory.client_count());
         let replaced = self.directory.swap(Arc::new(directory));
         self.tls.store(tls);

@@ -34,6 +34,12 @@ enum Command {
         /// Where the demo's proxy listens; port 0 takes a free one
         #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
         listen: std::net::SocketAddr,
+        /// How many proxies there are behind that address, which share their tokens through Redis
+        #[arg(long, value_name = "COUNT", default_value = "1", value_parser = clap::value_parser!(u8).range(1..=9))]
+        replicas: u8,
+        /// The Redis that they share, such as redis://127.0.0.1:6379/0; without it redis-server is started for the demo
+        #[arg(long, value_name = "URL", requires = "replicas")]
+        redis: Option<String>,
     },
     /// Run the WeCom simulator alone
     Simulator {
@@ -66,7 +72,7 @@ fn main() -> ExitCode {
     let outcome = match command.unwrap_or(Command::Serve) {
         Command::Serve => commands::serve(&config),
         Command::Check => commands::check(&config),
-        Command::Demo { listen } => commands::demo(listen),
+        Command::Demo { listen, replicas, redis } => commands::demo(listen, replicas, redis),
         Command::Simulator { listen, control, token_lifetime } => {
             commands::simulator(listen, control, token_lifetime)
         }

@@ -127,8 +127,16 @@ impl Proxy {
             let words = "this client may not call this path; the operator's allow list says so";
             return Err(Refusal::new(Kind::Forbidden, words));
         }
-        identify::admit(record.client.as_ref().and_then(|client| client.limit.as_ref()), "this client")?;
-        identify::admit(record.agent.as_ref().and_then(|agent| agent.limit.as_ref()), "this agent")?;
+        identify::admit(
+            record.client.as_ref().and_then(|client| client.limit.as_ref()),
+            record.began,
+            "this client",
+        )?;
+        identify::admit(
+            record.agent.as_ref().and_then(|agent| agent.limit.as_ref()),
+            record.began,
+            "this agent",
+        )?;
         let agent = match (&record.agent, caller.own_credential) {
             (Some(agent), false) => Some(agent.clone()),
             (None, false) => return Err(identify::no_agent()),

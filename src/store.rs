@@ -8,8 +8,11 @@
 mod dial;
 mod link;
 mod news;
+#[cfg(test)]
+pub(crate) mod pretended;
 mod seal;
 mod watch;
+mod way;
 
 use std::{
     fmt,
@@ -23,7 +26,7 @@ use std::{
     time::Duration,
 };
 
-use redis::{FromRedisValue, Script, ScriptInvocation};
+use redis::FromRedisValue;
 use tokio::{
     runtime::Handle,
     sync::mpsc,
@@ -31,7 +34,13 @@ use tokio::{
 };
 use zeroize::Zeroizing;
 
-use self::{dial::Dialler, link::Link, seal::Sealer, watch::Watches};
+use self::{
+    dial::Dialler,
+    link::Link,
+    seal::Sealer,
+    watch::Watches,
+    way::{Ask, Script, Way},
+};
 pub use self::{
     news::{Event, News, Word},
     watch::Watch,
@@ -117,13 +126,12 @@ pub type Said = mpsc::UnboundedReceiver<Word>;
 
 /// A store that is shared with other replicas.
 pub struct Store {
-    link: Arc<Link>,
+    way: Way,
     sealer: Sealer,
     prefix: String,
     /// Tells this process from all others.
     replica: String,
     leases: AtomicU64,
-    scripts: Scripts,
     watches: Watches,
 }
 
@@ -146,14 +154,6 @@ impl Settings {
     }
 }
 
-struct Scripts {
-    claim: Script,
-    read: Script,
-    put: Script,
-    end: Script,
-    extend: Script,
-}
-
 impl fmt::Debug for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Store({})", self.prefix)
@@ -165,29 +165,24 @@ impl Store {
     pub fn open(settings: Settings, runtime: &Handle) -> (Arc<Self>, Said) {
         let Settings { dialler, sealer, prefix, says, said } = settings;
         let link = Link::open(dialler, &prefix, runtime, says);
-        let script = Script::new;
-        let scripts = Scripts {
-            claim: script(include_str!("store/scripts/claim.lua")),
-            read: script(include_str!("store/scripts/read.lua")),
-            put: script(include_str!("store/scripts/put.lua")),
-            end: script(include_str!("store/scripts/end.lua")),
-            extend: script(include_str!("store/scripts/extend.lua")),
-        };
-        let store = Arc::new(Self {
-            link,
+        let store = Arc::new(Self::over(Way::redis(link), sealer, prefix));
+        (store, said)
+    }
+
+    fn over(way: Way, sealer: Sealer, prefix: String) -> Self {
+        Self {
+            way,
             sealer,
             prefix,
             replica: format!("{:016x}", getrandom::u64().unwrap_or_default()),
             leases: AtomicU64::new(0),
-            scripts,
             watches: Watches::default(),
-        });
-        (store, said)
+        }
     }
 
     /// Why the store is away; `None` while it is there. Names no secret.
     pub fn trouble(&self) -> Option<String> {
-        self.link.trouble()
+        self.way.trouble()
     }
 
     /// Asks for a record newer than `held`, the fence of the one that the caller has (0: none), or for the lease to make
@@ -196,13 +191,13 @@ impl Store {
         let mut held = held;
         loop {
             let lease = format!("{}:{}", self.replica, self.leases.fetch_add(1, Ordering::Relaxed));
-            let mut claim = self.scripts.claim.prepare_invoke();
+            let mut claim = Ask::new(Script::Claim);
             claim.key(self.key(name, "record")).key(self.key(name, "lease"));
             claim.key(self.key(name, "failure")).key(self.key(name, "counter"));
             claim.arg(held).arg(&lease).arg(milliseconds(LEASE));
             claim.arg(milliseconds(REMEMBERED)).arg(u8::from(force));
             let (what, value, fence, time, fresh) =
-                self.ask::<(String, Vec<u8>, u64, i64, u8)>(&claim).await?;
+                self.ask::<(String, Vec<u8>, u64, i64, u8)>(claim).await?;
             let time = Duration::from_millis(time.try_into().unwrap_or_default());
             let text = self.sealer.open(name, &value);
             return Ok(match (what.as_str(), text) {
@@ -223,9 +218,9 @@ impl Store {
 
     /// The record of a name, if there is one that can be understood.
     pub async fn read(&self, name: &str) -> Result<Option<Record>, Away> {
-        let mut read = self.scripts.read.prepare_invoke();
+        let mut read = Ask::new(Script::Read);
         read.key(self.key(name, "record"));
-        let (value, fence, time, fresh) = self.ask::<(Vec<u8>, u64, i64, u8)>(&read).await?;
+        let (value, fence, time, fresh) = self.ask::<(Vec<u8>, u64, i64, u8)>(read).await?;
         let life = Duration::from_millis(time.try_into().unwrap_or_default());
         let value = self.sealer.open(name, &value).filter(|_| !life.is_zero());
         Ok(value.map(|value| Record { value, fence, life, is_fresh: fresh == 1 }))
@@ -243,11 +238,11 @@ impl Store {
     ) -> Result<bool, Away> {
         let sealed = self.sealer.seal(name, value).ok_or(Away)?;
         let news = News { event, fence: lease.fence, name: name.to_owned() };
-        let mut put = self.scripts.put.prepare_invoke();
+        let mut put = Ask::new(Script::Put);
         put.key(self.key(name, "record")).key(self.key(name, "lease")).key(self.key(name, "failure"));
         put.arg(lease.fence).arg(sealed).arg(milliseconds(life).max(1)).arg(&lease.owner);
-        put.arg(self.link.channel()).arg(news.to_text()).arg(u8::from(event != Event::Known));
-        self.ask::<u8>(&put).await.map(|done| done == 1)
+        put.arg(self.channel()).arg(news.to_text()).arg(u8::from(event != Event::Known));
+        self.ask::<u8>(put).await.map(|done| done == 1)
     }
 
     /// Ends a lease that brought nothing. With a failure the others leave it alone for as long.
@@ -264,17 +259,17 @@ impl Store {
             None => (Vec::new(), 0),
         };
         let news = News { event: Event::Ended, fence: 0, name: name.to_owned() };
-        let mut end = self.scripts.end.prepare_invoke();
+        let mut end = Ask::new(Script::End);
         end.key(self.key(name, "lease")).key(self.key(name, "failure"));
-        end.arg(&lease.owner).arg(self.link.channel()).arg(news.to_text()).arg(value).arg(time);
-        self.ask::<u8>(&end).await.map(|_| ())
+        end.arg(&lease.owner).arg(self.channel()).arg(news.to_text()).arg(value).arg(time);
+        self.ask::<u8>(end).await.map(|_| ())
     }
 
     /// Makes a lease last for [`LEASE`] from now. False where it was lost.
     pub async fn extend(&self, name: &str, lease: &Lease) -> Result<bool, Away> {
-        let mut extend = self.scripts.extend.prepare_invoke();
+        let mut extend = Ask::new(Script::Extend);
         extend.key(self.key(name, "lease")).arg(&lease.owner).arg(milliseconds(LEASE));
-        self.ask::<u8>(&extend).await.map(|done| done == 1)
+        self.ask::<u8>(extend).await.map(|done| done == 1)
     }
 
     /// Keeps a lease as long as `making` takes.
@@ -295,6 +290,18 @@ impl Store {
         }
     }
 
+    /// Takes from buckets that are refilled evenly, each by its name and how many microseconds what was taken within `since`
+    /// takes to refill; answers in how many microseconds each is full, which may be less than none.
+    pub async fn count(&self, taken: &[(&str, u64)], since: Duration) -> Result<Vec<i64>, Away> {
+        let mut count = Ask::new(Script::Count);
+        count.arg(since.as_micros().try_into().unwrap_or(u64::MAX));
+        for (name, taken) in taken {
+            // All in one slot of a cluster, for they are counted together.
+            count.key(format!("{}{{limits}}:{name}", self.prefix)).arg(*taken);
+        }
+        self.ask(count).await
+    }
+
     /// Hears the news of a name from now on.
     pub fn watch(&self, name: &str) -> Watch<'_> {
         self.watches.of(name)
@@ -307,15 +314,12 @@ impl Store {
 
     /// Tells the others; nobody waits for it.
     pub async fn tell(&self, news: &News) -> Result<(), Away> {
-        let mut connection = self.link.connection().ok_or(Away)?;
-        let mut publish = redis::cmd("PUBLISH");
-        publish.arg(self.link.channel()).arg(news.to_text());
-        publish.exec_async(&mut connection).await.map_err(|error| self.failed(&error))
+        self.way.tell(self.channel(), &news.to_text()).await
     }
 
     /// Has the connection looked at, for something said that it broke.
     pub fn doubt(&self) {
-        self.link.doubt();
+        self.way.doubt();
     }
 
     /// The braces keep what belongs to one name in one slot of a cluster.
@@ -323,14 +327,12 @@ impl Store {
         format!("{}{{{name}}}:{what}", self.prefix)
     }
 
-    async fn ask<T: FromRedisValue>(&self, script: &ScriptInvocation<'_>) -> Result<T, Away> {
-        let mut connection = self.link.connection().ok_or(Away)?;
-        script.invoke_async(&mut connection).await.map_err(|error| self.failed(&error))
+    fn channel(&self) -> String {
+        format!("{}news", self.prefix)
     }
 
-    fn failed(&self, error: &redis::RedisError) -> Away {
-        self.link.failed(error);
-        Away
+    async fn ask<T: FromRedisValue>(&self, ask: Ask) -> Result<T, Away> {
+        self.way.ask(ask).await
     }
 }
 

@@ -27,6 +27,8 @@ use std::{
 use arc_swap::ArcSwapOption;
 use tokio::{runtime::Handle, sync::watch, time::Instant};
 
+#[cfg(test)]
+pub(crate) use self::token::wall_clock;
 use self::{
     ahead::keep_fresh,
     backoff::Backoff,
@@ -98,13 +100,10 @@ impl Issuer {
 }
 
 impl Issuer {
-    /// How long before its expiry the next token is renewed. Replicas that share it do not all wake at once: most find that
-    /// another has renewed it.
-    fn refresh_ahead(&self) -> Duration {
-        match self.shared {
-            Some(_) => self.refresh_ahead.mul_f64(1.0 - (self.jitter)() / 2.0),
-            None => self.refresh_ahead,
-        }
+    /// Where this replica comes among those that share a token, from 0 to 1: they do not all wake at once, and most find
+    /// that another has renewed it.
+    fn stagger(&self) -> f64 {
+        self.shared.as_ref().map_or(0.0, |_| (self.jitter)())
     }
 
     /// The store that replicas share, where there is one.
@@ -196,7 +195,23 @@ struct State {
     refused_in_flight: bool,
     /// The one gettoken that is due whatever the hour's budget says, for there is no token or it has expired, was made.
     due_spent: bool,
+    /// The one that is due ahead of the current token's expiry was made.
+    ahead_spent: bool,
     last: Option<LastRenewal>,
+}
+
+impl State {
+    /// Whether a gettoken for this reason is made whatever the hour's budget says: the first, one ahead of each token's
+    /// expiry, and one when it has expired all the same, for while a token is valid gettoken may hand it out again. What
+    /// repeats is counted.
+    fn is_due(&mut self, reason: Reason) -> bool {
+        let spent = match reason {
+            Reason::First | Reason::Expired => &mut self.due_spent,
+            Reason::Ahead => &mut self.ahead_spent,
+            Reason::Refused | Reason::Asked | Reason::Shared => return false,
+        };
+        !std::mem::replace(spent, true)
+    }
 }
 
 impl TokenSlot {
@@ -318,12 +333,15 @@ impl TokenSlot {
         if let Some(flight) = &state.flight {
             return Ok(flight.clone());
         }
-        // The first fetch and each token's expiry are due whatever the budget says; what repeats is counted.
-        let due = matches!(reason, Reason::First | Reason::Expired) && !state.due_spent;
-        state.due_spent |= due;
-        // With other replicas it is not yet known who asks.
-        let asks = self.issuer.shared.is_none();
-        if asks && !due && !self.issuer.budget.take(Instant::now()) {
+        let (due, now) = (state.is_due(reason), Instant::now());
+        let has_budget = match (&self.issuer.shared, reason) {
+            (None, _) => due || self.issuer.budget.take(now),
+            // Nobody waits for it, and the store is spared the question.
+            (Some(_), Reason::Ahead) => due || !self.issuer.budget.is_spent(now),
+            // With other replicas it is not yet known who asks.
+            (Some(_), _) => true,
+        };
+        if !has_budget {
             return Err(state.backoff.last().unwrap_or_else(|| Arc::new(FetchError::Budget)));
         }
         let (landing, flight) = watch::channel(None);
@@ -408,14 +426,15 @@ impl TokenSlot {
             None => {
                 // A new token is worth a try; if it is refused at once like the last one, the next hold is longer.
                 state.hold = state.hold.map(|hold| hold.lifted(Instant::now()));
-                state.due_spent = false;
-                Arc::new(Token::granted(grant, fence, asked, self.issuer.refresh_ahead()))
+                (state.due_spent, state.ahead_spent) = (false, false);
+                let lead = ahead::lead(self.issuer.refresh_ahead, &grant, self.issuer.stagger());
+                Arc::new(Token::granted(grant, fence, asked, lead))
             }
             Some(before) => {
                 if refused {
                     state.hold = Some(Hold::after(state.hold, Instant::now()));
                 }
-                Arc::new(before.granted_again(fence, asked, PAST_EXPIRY))
+                Arc::new(before.granted_again(fence, asked, PAST_EXPIRY, self.issuer.stagger()))
             }
         };
         self.current.store(Some(token.clone()));

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
+use tokio::time::Instant;
 
 use super::{
     gettoken::unix_now,
@@ -132,9 +133,9 @@ fn refuse_pass(target: &Target<'_>) -> Result<(), Refusal> {
     if marked { Err(bad_pass(BadPass::Forged)) } else { Ok(()) }
 }
 
-/// Counts a request against a limit.
-pub(super) fn admit(limit: Option<&Arc<Bucket>>, whose: &str) -> Result<(), Refusal> {
-    let Some(Err(wait)) = limit.map(|limit| limit.take()) else { return Ok(()) };
+/// Counts a request that came at `now` against a limit.
+pub(super) fn admit(limit: Option<&Arc<Bucket>>, now: Instant, whose: &str) -> Result<(), Refusal> {
+    let Some(Err(wait)) = limit.map(|limit| limit.take(now)) else { return Ok(()) };
     let words = format!("{whose} has sent all that its limit allows; come again in {} s", seconds(wait));
     Err(Refusal::new(Kind::RateLimited, words).retry_after(wait))
 }

@@ -57,11 +57,6 @@ impl Link {
         link
     }
 
-    /// The channel on which replicas tell each other news.
-    pub(super) fn channel(&self) -> &str {
-        &self.channel
-    }
-
     /// The connection, if the store is there.
     pub(super) fn connection(&self) -> Option<Connection> {
         self.current.load().as_deref().cloned()

@@ -7,6 +7,7 @@ use std::{
 
 use tokio::time::Instant;
 
+use super::ahead::late;
 use crate::{secret::Masked, wecom::reply::Grant};
 
 /// An access_token that was current at some time. Its value shows only through [`Masked::expose`].
@@ -30,11 +31,10 @@ pub struct Token {
 
 impl Token {
     /// A token whose value was not seen before. Its life is counted from the asking, not from the answer.
-    pub(super) fn granted(grant: Grant, fence: u64, asked: Instant, refresh_ahead: Duration) -> Self {
-        let now = SystemTime::now();
+    /// It is renewed `lead` before it expires.
+    pub(super) fn granted(grant: Grant, fence: u64, asked: Instant, lead: Duration) -> Self {
+        let now = wall_clock();
         let usable_until = asked + grant.expires_in;
-        // A life that is short beside the lead is renewed in its last quarter.
-        let lead = refresh_ahead.min(grant.expires_in / 4);
         Self {
             value: grant.token,
             first_seen: now,
@@ -46,12 +46,18 @@ impl Token {
         }
     }
 
-    /// The same value once more: its expiry does not move. It is asked for again halfway to the expiry; one that should
-    /// have expired by now is believed for `past_expiry`, for WeCom hands it out.
-    pub(super) fn granted_again(&self, fence: u64, asked: Instant, past_expiry: Duration) -> Self {
+    /// The same value once more: its expiry does not move. It is asked for again halfway to the expiry, or later by
+    /// `stagger`; one that should have expired by now is believed for `past_expiry`, for WeCom hands it out.
+    pub(super) fn granted_again(
+        &self,
+        fence: u64,
+        asked: Instant,
+        past_expiry: Duration,
+        stagger: f64,
+    ) -> Self {
         let left = self.usable_until.saturating_duration_since(asked);
         let usable_until = if left.is_zero() { asked + past_expiry } else { self.usable_until };
-        let next = asked + (left / 2).max(Duration::from_secs(1));
+        let next = asked + (left / 2).max(Duration::from_secs(1)) + late(left / 2, stagger);
         Self {
             value: self.value.clone(),
             first_seen: self.first_seen,
@@ -101,4 +107,17 @@ impl Token {
     pub(super) fn is_refused(&self) -> bool {
         self.refused.load(Ordering::Relaxed)
     }
+}
+
+/// The time of day. In tests it moves with tokio's clock, which may be paused.
+#[cfg(not(test))]
+pub(crate) fn wall_clock() -> SystemTime {
+    SystemTime::now()
+}
+
+#[cfg(test)]
+pub(crate) fn wall_clock() -> SystemTime {
+    static BASE: std::sync::LazyLock<(SystemTime, std::time::Instant)> =
+        std::sync::LazyLock::new(|| (SystemTime::now(), std::time::Instant::now()));
+    BASE.0 + Instant::now().into_std().saturating_duration_since(BASE.1)
 }

@@ -2,7 +2,7 @@
 //! every setting in them works as it stands there.
 //!
 //! A fenced block's second word says how it is played: `start` starts the program; `demo`, `serve` and `keys` are typed
-//! while it runs; `key` makes a key; `ca` makes certificates; of `container`, `tests` and `bench` only the files that
+//! while it runs, and `replicas` while the demo of several proxies does; `key` makes a key; `ca` makes certificates; of `container`, `tests` and `bench` only the files that
 //! they name are looked for. A toml block is a whole file, or a `fragment` that is added to the first one.
 
 use std::{
@@ -22,7 +22,8 @@ const CLIENTS: &str = include_str!("../../docs/clients.md");
 const CLIENTS_CHINESE: &str = include_str!("../../docs/clients.zh-CN.md");
 const PERFORMANCE: &str = include_str!("../../docs/performance.md");
 const PERFORMANCE_CHINESE: &str = include_str!("../../docs/performance.zh-CN.md");
-const STAGES: [&str; 9] = ["start", "demo", "serve", "key", "keys", "ca", "container", "tests", "bench"];
+const STAGES: [&str; 10] =
+    ["start", "demo", "replicas", "serve", "key", "keys", "ca", "container", "tests", "bench"];
 /// What is shown of other programs, and not played.
 const FOREIGN: [&str; 7] = ["java", "php", "python", "go", "csharp", "yaml", "env"];
 
@@ -176,7 +177,7 @@ impl Stage {
         file.extend(table("[admin]\nlisten = [\"unix:admin.sock\", \"127.0.0.1:0\"]"));
         fs::write(dir.path().join("proxy.toml"), file.to_string()).expect("the file");
 
-        let script = texts("sh", "start")[1]
+        let script = texts("sh", "start")[2]
             .replace("'…'", &format!("'{secret}'"))
             .replace("cargo run --release -- serve", "exec wecom-proxy serve")
             .replace("cargo run --release -- ", "wecom-proxy ");
@@ -260,6 +261,31 @@ fn the_demo_prints_what_the_readme_shows() {
         said += &type_in(&block, &mut shell(&block, dir.path()));
     }
     assert!(said.contains("x-wecom-retried: 40014"), "{said}");
+}
+
+#[test]
+fn three_proxies_share_what_the_readme_shows() {
+    crate::process::tool("redis-server");
+    let dir = TempDir::new().expect("a directory");
+    assert_eq!(texts("sh", "start")[1], "cargo run --release -- demo --replicas 3");
+    let script = "exec wecom-proxy demo --replicas 3 --listen 127.0.0.1:0";
+    let mut demo = Running::start(script, dir.path());
+    let printed = lines_until(&mut demo.stdout, |line| line.contains("Ctrl-C"));
+    let address = |before: &str| {
+        let (_, rest) = printed.split_once(before).expect("a line");
+        rest.split(['/', ',']).next().expect("an address").to_owned()
+    };
+    let (listen, control) = (address("proxies behind http://"), address("-X POST 'http://"));
+    let block = texts("sh", "replicas")[0].replace(PROXY, &listen).replace(CONTROL, &control);
+    for line in block.lines() {
+        assert!(printed.lines().any(|other| other == line), "{line}\n{printed}");
+    }
+    let output = shell(&block, dir.path()).output().expect("sh");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(said.matches("\"errcode\":0,").count(), 6, "{said}");
+    assert!(said.contains("x-wecom-retried: 40014"), "{said}");
+    assert!(said.trim_end().ends_with("}2"), "gettokens: {said}");
 }
 
 #[test]

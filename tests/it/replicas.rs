@@ -3,6 +3,7 @@
 mod away;
 mod fleets;
 mod killed;
+mod limits;
 mod tickets;
 
 use std::{sync::Arc, time::Duration};
@@ -28,7 +29,12 @@ struct Replicas {
 impl Replicas {
     /// So many, once the store is there for each.
     async fn start(count: usize, store: &str) -> Self {
-        let toml = format!("{OPEN}\n[tokens]\n{store}\n");
+        Self::with(OPEN, count, store).await
+    }
+
+    /// The same with another configuration.
+    async fn with(toml: &str, count: usize, store: &str) -> Self {
+        let toml = format!("{toml}\n[tokens]\n{store}\n");
         let first = Arc::new(Stage::with(&toml).await);
         let mut others = Vec::new();
         for _ in 1..count {
@@ -65,7 +71,8 @@ impl Replicas {
     /// So many callers at each replica, all at once; each must be answered well.
     async fn crowd(&self, each: usize) {
         let mut crowds = JoinSet::new();
-        for stage in self.all().cloned() {
+        for stage in self.all() {
+            let stage = stage.clone();
             crowds.spawn(async move { all_at_once(&stage, each, USER_GET).await });
         }
         for reply in crowds.join_all().await.iter().flatten() {

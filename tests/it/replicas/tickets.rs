@@ -17,7 +17,8 @@ const AGENT_CONFIG: &str = "/cgi-bin/ticket/get?type=agent_config";
 /// So many callers at each replica, all at once.
 async fn crowd(replicas: &Replicas, each: usize, target: &'static str) -> Vec<Reply> {
     let mut crowds = JoinSet::new();
-    for stage in replicas.all().cloned() {
+    for stage in replicas.all() {
+        let stage = stage.clone();
         crowds.spawn(async move { all_at_once(&stage, each, target).await });
     }
     crowds.join_all().await.into_iter().flatten().collect()
