@@ -23,7 +23,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use redis::FromRedisValue;
@@ -119,6 +119,16 @@ pub struct Lease {
     /// What the record will be told apart by.
     pub fence: u64,
     owner: String,
+}
+
+impl Lease {
+    /// The same for a record that was made at this time, before the lease was given, and after the record of the fence
+    /// `before`.
+    pub fn made_at(self, time: SystemTime, before: u64) -> Self {
+        let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let made = since.as_micros().try_into().unwrap_or(u64::MAX);
+        Self { fence: made.clamp(before.saturating_add(1), self.fence.max(before.saturating_add(1))), ..self }
+    }
 }
 
 /// What the store says by itself: news, and that it is there again.

@@ -192,14 +192,16 @@ impl Shared {
             let left = current.usable_until.saturating_duration_since(Instant::now());
             match stored {
                 Some(stored) if stored.grant.token == current.value => current.is_stored_as(stored.fence),
-                // What lives longer was fetched later.
-                Some(stored) if stored.grant.expires_in >= left => slot.adopt(stored, false),
+                Some(stored) if !current.is_newer_than(stored.fence) => slot.adopt(stored, false),
                 stored if !left.is_zero() && !current.is_refused() => {
                     let fence = stored.map_or(0, |stored| stored.fence);
                     if let Claim::Ours { lease, .. } = self.store.claim(&name, fence, false).await? {
+                        // It is as old as it is, and not as new as the lease.
+                        let lease = lease.made_at(current.first_seen, fence);
                         let value = current.value.expose().as_bytes();
-                        self.store.put(&name, &lease, value, left, Event::Known).await?;
-                        current.is_stored_as(lease.fence);
+                        if self.store.put(&name, &lease, value, left, Event::Known).await? {
+                            current.is_stored_as(lease.fence);
+                        }
                     }
                 }
                 _ => {}

@@ -79,10 +79,13 @@ impl Token {
         self.fence.load(Ordering::Relaxed)
     }
 
-    /// Whether it came after the record of this fence, as far as clocks tell; only for one that the store does not know.
+    /// Whether the record of this fence is no newer; for one that the store does not know, as far as clocks tell.
     pub(super) fn is_newer_than(&self, fence: u64) -> bool {
         let made = SystemTime::UNIX_EPOCH + Duration::from_micros(fence);
-        self.fence() == 0 && made < self.first_seen
+        match self.fence() {
+            0 => made < self.first_seen,
+            known => known >= fence,
+        }
     }
 
     /// Notes under which fence the store knows it.

@@ -72,6 +72,8 @@ struct Inner {
     serial: u64,
     /// When something was last wrong with the store or the way to it.
     troubled: Instant,
+    /// By token, when it was first asked for and last given.
+    flights: HashMap<u64, (Instant, Instant)>,
     seen: Seen,
     breach: Option<String>,
 }
@@ -122,7 +124,14 @@ impl Wecom {
         (delay, fails)
     }
 
-    fn end(&self, account: &str, fails: bool) -> Result<Grant, FetchError> {
+    /// Nobody can know which of two is the older that were under way together.
+    fn may_follow(&self, older: u64, newer: u64) -> bool {
+        let inner = self.inner();
+        let (older, newer) = (inner.flights.get(&older), inner.flights.get(&newer));
+        older.zip(newer).is_some_and(|((_, given), (asked, _))| given >= asked)
+    }
+
+    fn end(&self, account: &str, asked: Instant, fails: bool) -> Result<Grant, FetchError> {
         let mut inner = self.inner();
         let now = Instant::now();
         let next = inner.serial + 1;
@@ -134,6 +143,7 @@ impl Wecom {
         let known = account.granted.filter(|(_, until)| now < *until);
         let (serial, until) = *account.granted.insert(known.unwrap_or((next, now + LIFE)));
         inner.serial = inner.serial.max(serial);
+        inner.flights.entry(serial).or_insert((asked, now)).1 = now;
         Ok(Grant { token: Masked::new(format!("T{serial}")), expires_in: until - now })
     }
 }
@@ -144,9 +154,10 @@ impl Source for Wecom {
         credentials: &'a Credentials,
     ) -> Pin<Box<dyn Future<Output = Result<Grant, FetchError>> + Send + 'a>> {
         Box::pin(async move {
+            let asked = Instant::now();
             let (delay, fails) = self.begin(&credentials.corpid);
             sleep(delay).await;
-            self.end(&credentials.corpid, fails)
+            self.end(&credentials.corpid, asked, fails)
         })
     }
 }
@@ -201,6 +212,7 @@ impl Fleet {
             accounts: HashMap::new(),
             serial: 0,
             troubled: Instant::now(),
+            flights: HashMap::new(),
             seen: Seen::default(),
             breach: None,
         })));
@@ -263,7 +275,8 @@ impl Fleet {
             for (slot, newest) in replica.slots.iter().zip(&mut replica.newest) {
                 let Some(current) = slot.current.load_full() else { continue };
                 let is = serial(&current);
-                self.wecom.expect(is >= *newest, || format!("token {is} took the place of {newest}"));
+                let is_right = is >= *newest || self.wecom.may_follow(is, *newest);
+                self.wecom.expect(is_right, || format!("token {is} took the place of {newest}"));
                 *newest = is;
                 if Instant::now() < current.usable_until {
                     let polled = pin!(slot.current()).poll(&mut Context::from_waker(Waker::noop()));
