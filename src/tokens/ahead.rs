@@ -4,11 +4,12 @@
 //! all replicas that have it agree. One of them comes first by a few seconds; the others find that it was done.
 
 use std::{
+    hash::BuildHasher,
     sync::{Arc, Weak, atomic::Ordering},
     time::Duration,
 };
 
-use sha2::{Digest, Sha256};
+use foldhash::quality::FixedState;
 use tokio::time::{Instant, sleep_until};
 
 use super::{Reason, Token, TokenSlot, landed};
@@ -34,8 +35,8 @@ pub(super) fn late(time: Duration, stagger: f64) -> Duration {
 
 /// From 0 to 1, evenly over all tokens.
 fn share(token: &Masked) -> f64 {
-    let digest: [u8; 32] = Sha256::digest(token.expose()).into();
-    f64::from(u16::from_be_bytes([digest[0], digest[1]])) / f64::from(u16::MAX)
+    let hash = FixedState::default().hash_one(token.expose());
+    f64::from((hash >> 32) as u32) / f64::from(u32::MAX)
 }
 
 /// Renews a token in use before it expires, in the background. Ends when the token is no longer the current one, when
