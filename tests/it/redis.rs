@@ -24,7 +24,7 @@ impl Redis {
         Self::with(&[]).await
     }
 
-    /// The same with more options of its command line.
+    /// The same with more options of its command line, in which `{port}` stands for its port.
     pub async fn with(options: &[&str]) -> Self {
         let mut redis = Self {
             address: free_address(),
@@ -80,7 +80,9 @@ impl Redis {
         let mut command = Command::new(tool("redis-server"));
         command.args(["--port", &self.address.port().to_string(), "--bind", "127.0.0.1"]);
         command.args(["--save", "", "--appendonly", "no", "--daemonize", "no"]);
-        command.args(&self.options).current_dir(self.dir.path());
+        let port = self.address.port().to_string();
+        command.args(self.options.iter().map(|option| option.replace("{port}", &port)));
+        command.current_dir(self.dir.path());
         self.process = Some(Process::start(command));
         wait_for("redis-server", async || TcpStream::connect(self.address).await.is_ok()).await;
     }

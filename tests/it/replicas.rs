@@ -4,6 +4,8 @@ mod away;
 mod fleets;
 mod killed;
 mod limits;
+mod parted;
+mod secured;
 mod tickets;
 
 use std::{sync::Arc, time::Duration};

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
+use tokio::task::JoinSet;
 use wecom_proxy::simulator::{Fault, Settings, Simulator};
 
 use super::{GETTOKEN, USER};
@@ -65,6 +66,33 @@ async fn a_replica_killed_in_its_gettoken_is_replaced_within_its_lease() {
     eprintln!("the next replica had a token {:?} after the kill", killed.elapsed());
     assert!(killed.elapsed() < Duration::from_secs(6));
     assert_eq!(wecom.look(|seen| (seen.received(GETTOKEN), seen.executed(USER))), (2, 1));
+    let _ = asking.await;
+}
+
+#[tokio::test]
+async fn two_thousand_callers_lose_nothing_when_the_replica_that_asks_for_all_is_killed() {
+    let (wecom, redis, one, other) = two_replicas().await;
+    let (second, third) = tokio::join!(Replica::start(&wecom, &redis), Replica::start(&wecom, &redis));
+    let others = [other, second, third, Replica::start(&wecom, &redis).await];
+    let asking = one.ask_in_vain(&wecom, 1).await;
+    let mut callers = JoinSet::new();
+    for replica in &others {
+        let address = replica.process.address().await;
+        for _ in 0..25 {
+            // Twenty calls on each of these connections.
+            let Caller::Http2(connection) = Caller::http2(address).await else {
+                unreachable!("it is HTTP/2")
+            };
+            for _ in 0..20 {
+                let mut caller = Caller::Http2(connection.clone());
+                callers.spawn(async move { caller.get(USER_GET).await });
+            }
+        }
+    }
+    one.process.signal("KILL");
+    let replies = soon(callers.join_all()).await;
+    assert!(replies.iter().all(|reply| reply.is_ok().status == 200));
+    assert_eq!(wecom.look(|seen| (seen.received(GETTOKEN), seen.executed(USER))), (2, 2000));
     let _ = asking.await;
 }
 
