@@ -1,4 +1,4 @@
-//! The READMEs and the pages on clients and on performance, in both languages: they say the same, and every command and
+//! The READMEs and the pages on clients, on performance and on scale, in both languages: they say the same, and every command and
 //! every setting in them works as it stands there.
 //!
 //! A fenced block's second word says how it is played: `start` starts the program; `demo`, `serve` and `keys` are typed
@@ -22,6 +22,8 @@ const CLIENTS: &str = include_str!("../../docs/clients.md");
 const CLIENTS_CHINESE: &str = include_str!("../../docs/clients.zh-CN.md");
 const PERFORMANCE: &str = include_str!("../../docs/performance.md");
 const PERFORMANCE_CHINESE: &str = include_str!("../../docs/performance.zh-CN.md");
+const SCALE: &str = include_str!("../../docs/scale.md");
+const SCALE_CHINESE: &str = include_str!("../../docs/scale.zh-CN.md");
 const STAGES: [&str; 10] =
     ["start", "demo", "replicas", "serve", "key", "keys", "ca", "container", "tests", "bench"];
 /// What is shown of other programs, and not played.
@@ -63,7 +65,7 @@ fn read(readme: &str) -> (Vec<usize>, Vec<Block>) {
 /// The texts of the blocks in this language that have this word.
 fn texts(language: &str, word: &str) -> Vec<String> {
     let wanted = |block: &Block| block.language == language && block.word == word;
-    let blocks = [ENGLISH, CLIENTS, PERFORMANCE].into_iter().flat_map(|page| read(page).1);
+    let blocks = [ENGLISH, CLIENTS, PERFORMANCE, SCALE].into_iter().flat_map(|page| read(page).1);
     let found: Vec<_> = blocks.filter(wanted).map(|block| block.text.trim_end().to_owned()).collect();
     assert!(!found.is_empty(), "no block ```{language} {word}");
     found
@@ -197,7 +199,12 @@ impl Stage {
 
 #[test]
 fn both_say_the_same() {
-    let pages = [(ENGLISH, CHINESE), (CLIENTS, CLIENTS_CHINESE), (PERFORMANCE, PERFORMANCE_CHINESE)];
+    let pages = [
+        (ENGLISH, CHINESE),
+        (CLIENTS, CLIENTS_CHINESE),
+        (PERFORMANCE, PERFORMANCE_CHINESE),
+        (SCALE, SCALE_CHINESE),
+    ];
     for (english, chinese) in pages {
         let ((headings, blocks), (other_headings, other_blocks)) = (read(english), read(chinese));
         assert_eq!(headings, other_headings);
@@ -226,7 +233,11 @@ fn every_setting_is_accepted() {
     let path = dir.path().join("proxy.toml");
     let check = |file: &str| {
         fs::write(&path, file).expect("the file");
-        let secret = |name: &str| (name == "WECOM_HR_SECRET").then(|| "secret".to_owned());
+        let secret = |name: &str| match name {
+            "WECOM_HR_SECRET" | "STORE_PASSWORD" => Some("secret".to_owned()),
+            "STORE_KEY" | "STORE_OLD_KEY" => Some(name.repeat(4)),
+            _ => None,
+        };
         config::load_with(&path, &secret).unwrap_or_else(|error| panic!("{file}\n{error}"))
     };
     for file in texts("toml", "") {
@@ -326,7 +337,8 @@ fn the_private_ca_vouches_for_the_host() {
 fn the_files_that_they_name_are_there() {
     let repository = Path::new(env!("CARGO_MANIFEST_DIR"));
     let named = |name: &str| assert!(repository.join(name).exists(), "{name} is not there");
-    let in_docs = [CLIENTS, CLIENTS_CHINESE, PERFORMANCE, PERFORMANCE_CHINESE].map(|page| ("docs", page));
+    let in_docs = [CLIENTS, CLIENTS_CHINESE, PERFORMANCE, PERFORMANCE_CHINESE, SCALE, SCALE_CHINESE]
+        .map(|page| ("docs", page));
     for (folder, page) in [("", ENGLISH), ("", CHINESE)].into_iter().chain(in_docs) {
         for link in page.split("](").skip(1) {
             let target = link.split(')').next().expect("a link's end");
