@@ -27,11 +27,12 @@ use crate::{
     admin::{self, Admin, Reloaded},
     config::{self, Address, Config},
     directory::Directory,
-    limits::places::Places,
+    limits::{Limits, places::Places},
     metrics::Metrics,
     proxy::{Books, Rules},
     recent::Recent,
     server::{Bound, Inherited, InheritedError, Server, tls},
+    store::{self, Store},
     telemetry::Telemetry,
     tokens::{
         Issuer,
@@ -49,6 +50,7 @@ pub struct Prepared {
     config: Config,
     upstream: Arc<Settings>,
     tls: Option<Arc<rustls::ServerConfig>>,
+    store: Option<store::Settings>,
 }
 
 /// What the configuration names cannot be used.
@@ -60,6 +62,9 @@ pub enum Unusable {
     /// The part of TLS towards clients.
     #[error(transparent)]
     Tls(#[from] tls::TlsError),
+    /// The store that replicas share.
+    #[error(transparent)]
+    Store(#[from] store::StoreError),
 }
 
 impl Prepared {
@@ -67,7 +72,11 @@ impl Prepared {
     pub fn new(config: Config) -> Result<Self, Unusable> {
         let upstream = Arc::new(Settings::new(&config.upstream)?);
         let tls = config.server.tls.as_ref().map(tls::server_config).transpose()?;
-        Ok(Self { config, upstream, tls })
+        let store = match &config.tokens.store {
+            config::Store::Memory => None,
+            config::Store::Redis(redis) => Some(store::Settings::new(redis)?),
+        };
+        Ok(Self { config, upstream, tls, store })
     }
 
     /// The configuration.
@@ -181,6 +190,7 @@ pub struct Reloader {
     settings: Config,
     directory: Arc<ArcSwap<Directory>>,
     issuer: Arc<Issuer>,
+    limits: Limits,
     tls: Arc<ArcSwapOption<rustls::ServerConfig>>,
     telemetry: OnceLock<Telemetry>,
     /// Of two reloads the one that read the file last must have the last word.
@@ -196,7 +206,7 @@ impl App {
     /// The same with what there is already.
     pub fn start_with(prepared: Prepared, surroundings: Surroundings) -> Result<Self, StartError> {
         let Surroundings { mut inherited, access } = surroundings;
-        let Prepared { mut config, upstream, tls } = prepared;
+        let Prepared { mut config, upstream, tls, store } = prepared;
         let bound = open_all(&config.server.listen, &mut inherited)?;
         let admin_listen = config.admin.as_ref().map_or(&[][..], |admin| &admin.listen);
         let admin_bound = open_all(admin_listen, &mut inherited)?;
@@ -205,8 +215,18 @@ impl App {
         let admin_addresses: Vec<_> = admin_bound.iter().map(Bound::address).collect();
 
         let gettoken = Gettoken::new(Upstream::new(upstream.clone()), patience(&config.upstream));
-        let issuer = Issuer::new(Box::new(gettoken), Handle::current(), config.tokens.refresh_ahead);
-        let directory = Arc::new(ArcSwap::from_pointee(Directory::new(&mut config, &issuer, None)));
+        let (runtime, ahead) = (Handle::current(), config.tokens.refresh_ahead);
+        let issuer = match store {
+            None => Issuer::new(Box::new(gettoken), runtime, ahead),
+            Some(settings) => {
+                let store = Store::open(settings, &runtime);
+                Issuer::sharing(Box::new(gettoken), runtime, ahead, store)
+            }
+        };
+        let limits =
+            issuer.store().map(|store| Limits::sharing(store, &Handle::current())).unwrap_or_default();
+        let directory = Directory::new(&mut config, &issuer, &limits, None);
+        let directory = Arc::new(ArcSwap::from_pointee(directory));
         config.warnings = Vec::new();
         let shelf_dir = config.replay.dir.clone().unwrap_or_else(std::env::temp_dir);
         let shelf = Arc::new(Shelf::new(config.replay.memory, shelf_dir));
@@ -250,6 +270,7 @@ impl App {
             settings: config,
             directory: directory.clone(),
             issuer: issuer.clone(),
+            limits,
             tls,
             telemetry: OnceLock::new(),
             turn: Mutex::new(()),
@@ -318,6 +339,11 @@ impl App {
     /// The room for kept request bodies.
     pub fn shelf(&self) -> &Shelf {
         &self.shelf
+    }
+
+    /// Why the store that replicas share is away; `None` while it is there, and where there is none.
+    pub fn store_trouble(&self) -> Option<String> {
+        self.reloader.issuer.store_trouble()
     }
 
     /// See [`Reloader::reload`].
@@ -394,7 +420,7 @@ impl Reloader {
         for warning in &warnings {
             tracing::warn!("{warning}");
         }
-        let directory = Directory::new(&mut fresh, &self.issuer, Some(&self.directory.load()));
+        let directory = Directory::new(&mut fresh, &self.issuer, &self.limits, Some(&self.directory.load()));
         let (agents, clients) = (directory.agents().count(), directory.client_count());
         let replaced = self.directory.swap(Arc::new(directory));
         self.tls.store(tls);

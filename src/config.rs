@@ -21,6 +21,7 @@ mod secret;
 mod section;
 mod server;
 mod size;
+mod store;
 #[cfg(test)]
 mod tests;
 mod tokens;
@@ -44,7 +45,8 @@ pub use pattern::{AllowPattern, PathPattern};
 pub use replay::Replay;
 pub use server::{Server, ServerTls};
 pub use size::write as write_size;
-pub use tokens::{Redis, Store, Tokens};
+pub use store::{Node, Redis, Store, Topology};
+pub use tokens::Tokens;
 pub use upstream::{Upstream, Via};
 
 use document::Document;

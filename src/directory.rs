@@ -13,7 +13,7 @@ use foldhash::fast::RandomState;
 
 use crate::{
     config::{self, AgentSet, KeyHash},
-    limits::Bucket,
+    limits::{Bucket, Limits},
     passes::PassKey,
     secret::Masked,
     tickets::Tickets,
@@ -99,9 +99,14 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// Builds it from the configuration, whose agents and clients it takes. An agent of `before` whose corpid and secret
+    /// Builds it from the configuration, whose agents and clients it takes; `limits` makes their buckets. An agent of `before` whose corpid and secret
     /// did not change keeps its token, and whoever did not change at all is taken over as it is.
-    pub fn new(config: &mut config::Config, issuer: &Arc<Issuer>, before: Option<&Self>) -> Self {
+    pub fn new(
+        config: &mut config::Config,
+        issuer: &Arc<Issuer>,
+        limits: &Limits,
+        before: Option<&Self>,
+    ) -> Self {
         let open = config.is_open();
         let (agents, clients) = (mem::take(&mut config.agents), mem::take(&mut config.clients));
         let mut built = Self {
@@ -115,13 +120,13 @@ impl Directory {
         };
         for (name, agent) in agents {
             let known = before.and_then(|before| before.agents.get(&*name));
-            built.add_agent(build_agent(agent, issuer, known.map(|ByName(known)| known)));
+            built.add_agent(build_agent(agent, issuer, limits, known.map(|ByName(known)| known)));
         }
         built.agents_by_company.clone_from(&built.agents_in_order);
         built.agents_by_company.sort_by(|one, other| one.corpid.cmp(&other.corpid));
         for (name, client) in clients {
             let known = before.and_then(|before| before.client_named(&name));
-            let client = build_client(client, known);
+            let client = build_client(client, limits, known);
             built.clients.insert(*client.key.as_bytes(), client.clone());
             built.clients_by_name.insert(ByName(client));
         }
@@ -268,7 +273,12 @@ impl<T: fmt::Debug> fmt::Debug for ByName<T> {
     }
 }
 
-fn build_agent(agent: config::Agent, issuer: &Arc<Issuer>, known: Option<&Arc<Agent>>) -> Arc<Agent> {
+fn build_agent(
+    agent: config::Agent,
+    issuer: &Arc<Issuer>,
+    limits: &Limits,
+    known: Option<&Arc<Agent>>,
+) -> Arc<Agent> {
     let config::Agent { name, corpid, secret, agentid, accept_secret, limit, plain } = agent;
     let credentials = Credentials { corpid: corpid.clone(), secret };
     let heir = known.filter(|known| *known.slot.credentials() == credentials);
@@ -288,6 +298,8 @@ fn build_agent(agent: config::Agent, issuer: &Arc<Issuer>, known: Option<&Arc<Ag
         let Credentials { corpid, secret } = bought_with.credentials();
         Box::new(PassKey::derive(corpid, secret))
     };
+    let limit =
+        bucket(limits, limit, known.and_then(|known| known.limit.as_ref()), || format!("agent:{name}"));
     Arc::new(Agent {
         name,
         corpid,
@@ -295,13 +307,13 @@ fn build_agent(agent: config::Agent, issuer: &Arc<Issuer>, known: Option<&Arc<Ag
         slot,
         tickets,
         pass_key: LazyLock::new(Box::new(derive)),
-        limit: bucket(limit, known.and_then(|known| known.limit.as_ref())),
+        limit,
         accept_secret,
         plain,
     })
 }
 
-fn build_client(client: config::Client, known: Option<&Arc<Client>>) -> Arc<Client> {
+fn build_client(client: config::Client, limits: &Limits, known: Option<&Arc<Client>>) -> Arc<Client> {
     let config::Client { name, key, agents, allow, limit, always_200 } = client;
     if let Some(known) = known
         && (known.key, known.always_200) == (key, always_200)
@@ -310,16 +322,21 @@ fn build_client(client: config::Client, known: Option<&Arc<Client>>) -> Arc<Clie
     {
         return known.clone();
     }
-    let limit = bucket(limit, known.and_then(|known| known.limit.as_ref()));
+    let limit =
+        bucket(limits, limit, known.and_then(|known| known.limit.as_ref()), || format!("client:{name}"));
     Arc::new(Client { name, always_200, key, limit, agents, allow })
 }
 
 /// A bucket for a limit; the one there was, as full as it is, where the limit did not change.
-fn bucket(limit: Option<config::Limit>, known: Option<&Arc<Bucket>>) -> Option<Arc<Bucket>> {
+fn bucket(
+    limits: &Limits,
+    limit: Option<config::Limit>,
+    known: Option<&Arc<Bucket>>,
+    name: impl FnOnce() -> String,
+) -> Option<Arc<Bucket>> {
     let limit = limit?;
-    Some(
-        known.filter(|known| known.limit() == limit).cloned().unwrap_or_else(|| Arc::new(Bucket::new(limit))),
-    )
+    let known = known.filter(|known| known.limit() == limit).cloned();
+    Some(known.unwrap_or_else(|| limits.bucket(limit, name)))
 }
 
 fn secret_hash(corpid: &str, secret: &str) -> KeyHash {

@@ -36,6 +36,8 @@ pub mod doctor; // asks WeCom about each agent, and says what is wrong
 
 pub mod tokens; // current, replace: one gettoken however many ask
 
+pub mod store; // what replicas share: records, the right to make the next, news
+
 pub mod passes; // what a client holds in place of a token
 
 pub mod upstream; // the way out: pooled connections to WeCom

@@ -1,34 +1,70 @@
 //! How often, and how many at once: a bucket for each client and agent that has a limit, and the places among the requests
 //! in flight.
+//!
+//! A bucket is a moment: until when what was taken is paid back, at the limit's pace. Where replicas share a store they
+//! tell each other how much they took, a few times a second and never while a request waits (`shared`).
 
 pub mod places;
 mod turns;
 
-use std::{fmt, num::NonZeroU32, time::Duration};
+mod shared;
 
-use governor::{
-    DefaultDirectRateLimiter, Quota, RateLimiter,
-    clock::{Clock, DefaultClock},
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
+use tokio::time::Instant;
+
+use self::shared::Counted;
+pub use self::shared::Limits;
 use crate::config::Limit;
 
-/// A limit and how much of it is used.
+/// A limit and how much of it is used: `limit.count` requests may come at once, then they are refilled evenly over
+/// `limit.per`.
 pub struct Bucket {
     limit: Limit,
-    limiter: DefaultDirectRateLimiter,
-    clock: DefaultClock,
+    pace: Pace,
+    /// What times are counted from.
+    base: Instant,
+    /// When all that was taken is refilled, in nanoseconds.
+    full_at: AtomicU64,
+    /// Where other replicas take from the same limit.
+    counted: Option<Counted>,
+}
+
+/// A limit in nanoseconds.
+#[derive(Debug, Clone, Copy)]
+struct Pace {
+    /// How long one request's worth takes to refill.
+    one: u64,
+    /// How long an empty bucket takes.
+    all: u64,
+}
+
+impl Pace {
+    fn of(limit: Limit) -> Self {
+        let one = nanoseconds(limit.per) / u64::from(limit.count.max(1));
+        let one = one.max(1);
+        Self { one, all: one.saturating_mul(u64::from(limit.count.max(1))) }
+    }
+
+    /// Takes one at `now` from a bucket that is full at `full_at`: when it is full after that, or how long until there is one.
+    fn take(self, full_at: u64, now: u64) -> Result<u64, u64> {
+        let next = full_at.max(now).saturating_add(self.one);
+        let early = (next - now).saturating_sub(self.all);
+        if early == 0 { Ok(next) } else { Err(early) }
+    }
 }
 
 impl Bucket {
-    /// A full bucket: `limit.count` requests may come at once, then they are refilled evenly over `limit.per`.
-    pub fn new(limit: Limit) -> Self {
-        let count = NonZeroU32::new(limit.count).unwrap_or(NonZeroU32::MIN);
-        let refill = (limit.per / limit.count.max(1)).max(Duration::from_nanos(1));
-        // A period of more than nothing makes a quota; the floor above sees to that.
-        let quota = Quota::with_period(refill).unwrap_or(Quota::per_second(count)).allow_burst(count);
-        let clock = DefaultClock::default();
-        Self { limit, limiter: RateLimiter::direct_with_clock(quota, clock.clone()), clock }
+    fn new(limit: Limit, counted: Option<Counted>) -> Arc<Self> {
+        let (pace, base) = (Pace::of(limit), Instant::now());
+        Arc::new(Self { limit, pace, base, full_at: AtomicU64::new(0), counted })
     }
 
     /// What it was made from.
@@ -37,9 +73,32 @@ impl Bucket {
     }
 
     /// Takes one request's worth; when there is none, how long until there is.
-    pub fn take(&self) -> Result<(), Duration> {
-        self.limiter.check().map_err(|early| early.wait_time_from(self.clock.now()))
+    pub fn take(self: &Arc<Self>, now: Instant) -> Result<(), Duration> {
+        let now = self.since(now);
+        let mut full_at = self.full_at.load(Ordering::Relaxed);
+        let taken = loop {
+            let next = match self.pace.take(full_at, now) {
+                Ok(next) => next,
+                Err(early) => break Err(Duration::from_nanos(early)),
+            };
+            match self.full_at.compare_exchange_weak(full_at, next, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => break Ok(()),
+                Err(other) => full_at = other,
+            }
+        };
+        if let Some(counted) = &self.counted {
+            counted.note(self, u64::from(taken.is_ok()));
+        }
+        taken
     }
+
+    fn since(&self, now: Instant) -> u64 {
+        nanoseconds(now.saturating_duration_since(self.base))
+    }
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    time.as_nanos().try_into().unwrap_or(u64::MAX)
 }
 
 impl fmt::Debug for Bucket {
@@ -50,13 +109,47 @@ impl fmt::Debug for Bucket {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
     fn a_bucket_gives_its_count_and_then_says_how_long_to_wait() {
-        let bucket = Bucket::new(Limit { count: 3, per: Duration::from_secs(3600) });
-        assert!((0..3).all(|_| bucket.take().is_ok()));
-        let wait = bucket.take().expect_err("an empty bucket");
+        let bucket = Bucket::new(Limit { count: 3, per: Duration::from_secs(3600) }, None);
+        let now = Instant::now();
+        assert!((0..3).all(|_| bucket.take(now).is_ok()));
+        let wait = bucket.take(now).expect_err("an empty bucket");
         assert!((1190..=1200).contains(&wait.as_secs()), "{wait:?}");
+        assert!(bucket.take(now + wait).is_ok() && bucket.take(now + wait).is_err());
+        assert!((0..3).all(|_| bucket.take(now + 3 * Duration::from_secs(3600)).is_ok()));
+    }
+
+    proptest! {
+        #[test]
+        fn any_stretch_of_time_holds_its_count_and_what_is_refilled(
+            count in 1u32..50, per in prop_oneof![Just(1u64), Just(60), Just(3600)],
+            steps in prop::collection::vec(0u64..2_000, 1..400),
+        ) {
+            let bucket = Bucket::new(Limit { count, per: Duration::from_secs(per) }, None);
+            let (mut now, mut taken) = (bucket.base, Vec::new());
+            for step in steps {
+                now += Duration::from_millis(step);
+                match bucket.take(now) {
+                    Ok(()) => taken.push(now),
+                    Err(wait) => prop_assert!(wait <= Duration::from_secs(per)),
+                }
+            }
+            for (nth, from) in taken.iter().enumerate() {
+                let refilled = |to: &Instant| (*to - *from).as_secs_f64() * f64::from(count) / per as f64;
+                for (more, to) in taken[nth..].iter().enumerate() {
+                    prop_assert!((more + 1) as f64 <= f64::from(count) + refilled(to) + 0.001);
+                }
+            }
+        }
+
+        #[test]
+        fn any_limit_has_a_pace(count in any::<u32>(), per in any::<u64>(), at in any::<u64>(), now in any::<u64>()) {
+            let _ = Pace::of(Limit { count, per: Duration::from_secs(per) }).take(at, now);
+        }
     }
 }

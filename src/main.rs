@@ -42,6 +42,12 @@ enum Command {
         /// taken]
         #[arg(long, value_name = "ADDRESS")]
         listen: Option<std::net::SocketAddr>,
+        /// How many proxies there are behind that address, which share their tokens through Redis
+        #[arg(long, value_name = "COUNT", default_value = "1", value_parser = clap::value_parser!(u8).range(1..=9))]
+        replicas: u8,
+        /// The Redis that they share, such as redis://127.0.0.1:6379/0; without it redis-server is started for the demo
+        #[arg(long, value_name = "URL", requires = "replicas")]
+        redis: Option<String>,
     },
     /// Run the WeCom simulator alone
     Simulator {
@@ -76,7 +82,7 @@ fn main() -> ExitCode {
     let outcome = match command.unwrap_or(Command::Serve) {
         Command::Serve => commands::serve(&config),
         Command::Check { online, json } => commands::check(&config, Manner { online, json }),
-        Command::Demo { listen } => commands::demo(listen),
+        Command::Demo { listen, replicas, redis } => commands::demo(listen, replicas, redis),
         Command::Simulator { listen, control, token_lifetime } => {
             commands::simulator(listen, control, token_lifetime)
         }

@@ -15,6 +15,7 @@ mod reply;
 mod request;
 mod sign;
 mod target;
+mod ticket;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -38,14 +39,10 @@ use crate::{
     directory::{Agent, Directory},
     fields::{Fields, Known},
     limits::places::{NoPlace, Place, Places},
-    tickets::{Ended, TicketKind},
     tokens::{FetchError, Replacement, Token},
     upload::{Body, Bounds, Shelf, Upload, UploadError},
     upstream::{BodyLength, Failure, Flaw, Outgoing, Upstream},
 };
-
-/// Most bytes of a ticket's answer.
-const MAX_TICKET: usize = 64 * 1024;
 
 /// The bounds and settings that all workers share.
 pub struct Rules {
@@ -126,8 +123,9 @@ impl Proxy {
         let caller = identify::caller(&directory, record.client.clone(), &target, &request.fields)?;
         (record.client, record.agent) = (caller.client, caller.agent);
         identify::permit(record.client.as_deref(), &request.method, &target.route)?;
-        identify::admit(record.client.as_ref().and_then(|client| client.limit.as_ref()), "this client")?;
-        identify::admit(record.agent.as_ref().and_then(|agent| agent.limit.as_ref()), "this agent")?;
+        let (client, agent) = (record.client.as_ref(), record.agent.as_ref());
+        identify::admit(client.and_then(|client| client.limit.as_ref()), record.began, "this client")?;
+        identify::admit(agent.and_then(|agent| agent.limit.as_ref()), record.began, "this agent")?;
         let agent = match (&record.agent, caller.own_credential) {
             (Some(agent), false) => Some(agent.clone()),
             (None, false) => return Err(identify::no_agent()),
@@ -282,52 +280,6 @@ impl Proxy {
             next.worked();
         }
         Ok(second.at(place))
-    }
-
-    /// A ticket: the kept one, or a new one, fetched once however many ask.
-    async fn ticket(
-        &self,
-        forward: &Forward<'_>,
-        agent: &Arc<Agent>,
-        kind: TicketKind,
-        record: &mut Record,
-    ) -> Result<Inspected, Refusal> {
-        let (slot, came) = (agent.tickets.of(kind), Instant::now());
-        if let Some(kept) = slot.answer(came) {
-            return Ok(Inspected::local(kept));
-        }
-        let mut turn = slot.turn().await;
-        match (slot.answer(Instant::now()), turn.ended_since(came)) {
-            (Some(kept), _) => return Ok(Inspected::local(kept)),
-            (None, Some(Ended::Answered(body))) => return Ok(Inspected::local(body)),
-            (None, Some(Ended::Failed)) => {
-                let words = "another request has just failed to fetch this ticket; come again";
-                return Err(Refusal::new(Kind::UpstreamBroke, words));
-            }
-            (None, None) => {}
-        }
-        // Nobody's own headers: the answer is everybody's.
-        let neutral = Forward { fields: &Fields::default(), length: BodyLength::Absent, ..*forward };
-        let asked = Instant::now();
-        // A caller who leaves meanwhile ends nothing: the next in the row fetches instead.
-        let fetched = async {
-            let answer = self.send_with_token(&neutral, agent, None, record).await?;
-            answer.collect(MAX_TICKET).await.map_err(|failure| self.failed(failure))
-        }
-        .await;
-        match &fetched {
-            Ok(answer) => match answer.whole().filter(|_| answer.status == http::StatusCode::OK) {
-                Some(body) => {
-                    slot.keep(asked, &body);
-                    turn.end(Ended::Answered(body));
-                }
-                None => turn.end(Ended::Failed),
-            },
-            // Why there is no token, the agent's slot tells each of them, and at once.
-            Err(refusal) if refusal.kind == Kind::TokenUnavailable => {}
-            Err(_) => turn.end(Ended::Failed),
-        }
-        fetched
     }
 
     /// Sends once and looks at the answer.

@@ -1,8 +1,11 @@
 //! The tickets of one agent: kept until shortly before they expire, because WeCom limits how often they may be fetched.
-//! Who fetches, and how, is the caller's business; here it is seen to that one does and the others wait.
+//! Who fetches, and how, is the caller's business; here it is seen to that one does and the others wait, those at other
+//! replicas too where a store is shared.
+
+mod shared;
 
 use std::{
-    sync::{Mutex, OnceLock, PoisonError},
+    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -13,6 +16,7 @@ use tokio::{
     time::Instant,
 };
 
+pub use self::shared::{Elsewhere, SharedTurn};
 use crate::secret::Masked;
 
 /// A ticket is fetched anew so long before it expires, or halfway where its life is short beside that.
@@ -62,6 +66,18 @@ struct Kept {
     ticket: Masked,
     usable_until: Instant,
     expires: Instant,
+    /// Which of two in the store is the newer; 0 for one that is not known there.
+    fence: u64,
+}
+
+impl TicketKind {
+    /// One word, for its name in the store.
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Jsapi => "jsapi",
+            Self::AgentConfig => "agent_config",
+        }
+    }
 }
 
 impl Tickets {
@@ -78,7 +94,7 @@ impl Tickets {
 impl TicketSlot {
     /// The kept ticket as WeCom would answer it, with what is left of its life.
     pub fn answer(&self, now: Instant) -> Option<Bytes> {
-        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = self.kept();
         let kept = kept.as_ref().filter(|kept| now < kept.usable_until)?;
         let (ticket, left) = (kept.ticket.expose(), kept.expires.saturating_duration_since(now).as_secs());
         let body = serde_json::json!(ticket);
@@ -104,9 +120,12 @@ impl TicketSlot {
         }
         let life = Duration::from_secs(answer.expires_in).min(LONGEST_LIFE);
         let expires = asked + life;
-        let kept =
-            Kept { ticket: Masked::new(answer.ticket), usable_until: expires - AHEAD.min(life / 2), expires };
-        *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(kept);
+        let (ticket, usable_until) = (Masked::new(answer.ticket), expires - AHEAD.min(life / 2));
+        *self.kept() = Some(Kept { ticket, usable_until, expires, fence: 0 });
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Option<Kept>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

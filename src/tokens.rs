@@ -2,7 +2,8 @@
 //! there is one gettoken.
 //!
 //! Two verbs carry the rest: [`TokenSlot::current`] and [`TokenSlot::replace`]. A renewal runs in a task of its own, so
-//! that no caller who goes away takes it from the others. What the slot tells to others about itself is in `report`.
+//! that no caller who goes away takes it from the others. Where replicas share a store, one of them asks for all
+//! (`shared`). What the slot tells to others about itself is in `report`.
 
 mod ahead;
 mod backoff;
@@ -11,6 +12,7 @@ pub mod fetch;
 mod hold;
 mod renewals;
 mod report;
+mod shared;
 mod token;
 
 use std::{
@@ -26,14 +28,26 @@ use std::{
 use arc_swap::ArcSwapOption;
 use tokio::{runtime::Handle, sync::watch, time::Instant};
 
-use self::{ahead::keep_fresh, backoff::Backoff, budget::Budget, hold::Hold, renewals::Renewals};
+#[cfg(test)]
+pub(crate) use self::token::wall_clock;
+use self::{
+    ahead::keep_fresh,
+    backoff::Backoff,
+    budget::Budget,
+    hold::Hold,
+    renewals::Renewals,
+    shared::{Obtained, Shared},
+};
 pub use self::{
     fetch::{Credentials, FetchError},
     renewals::Renewed,
     report::{LastRenewal, Report},
     token::Token,
 };
-use crate::wecom::reply::Grant;
+use crate::{
+    store::{Said, Store},
+    wecom::reply::Grant,
+};
 
 /// A token that gettoken hands out although it should have expired is believed for this long.
 const PAST_EXPIRY: Duration = Duration::from_secs(60);
@@ -54,6 +68,7 @@ pub struct Issuer {
     refresh_ahead: Duration,
     budget: Budget,
     renewals: Renewals,
+    shared: Option<Shared>,
     /// From 0 to 1; a field so that a life of tokens can be repeated in tests.
     jitter: Box<dyn Fn() -> f64 + Send + Sync>,
 }
@@ -62,10 +77,33 @@ impl Issuer {
     /// Renewals run on `runtime`, which must outlive the callers'. `refresh_ahead` is how long before its expiry a
     /// token in use is renewed.
     pub fn new(source: Box<dyn Source>, runtime: Handle, refresh_ahead: Duration) -> Arc<Self> {
-        let (budget, jitter) = (Budget::default(), Box::new(backoff::random_unit));
-        Arc::new(Self { source, runtime, refresh_ahead, budget, renewals: Renewals::default(), jitter })
+        Arc::new(Self::with(source, runtime, refresh_ahead, None))
     }
 
+    /// The same, with what it gets shared among the replicas that use this store.
+    pub fn sharing(
+        source: Box<dyn Source>,
+        runtime: Handle,
+        refresh_ahead: Duration,
+        (store, said): (Arc<Store>, Said),
+    ) -> Arc<Self> {
+        let issuer = Arc::new(Self::with(source, runtime, refresh_ahead, Some(Shared::new(store))));
+        issuer.runtime.spawn(shared::listen(Arc::downgrade(&issuer), said));
+        issuer
+    }
+
+    fn with(
+        source: Box<dyn Source>,
+        runtime: Handle,
+        refresh_ahead: Duration,
+        shared: Option<Shared>,
+    ) -> Self {
+        let (budget, jitter) = (Budget::default(), Box::new(backoff::random_unit));
+        Self { source, runtime, refresh_ahead, budget, renewals: Renewals::default(), shared, jitter }
+    }
+}
+
+impl Issuer {
     /// How many renewals there were, by agent, reason and outcome.
     pub fn renewals(&self) -> Vec<Renewed> {
         self.renewals.all()
@@ -74,6 +112,22 @@ impl Issuer {
     /// Drops the counts of all agents but these.
     pub fn keep_renewals_of(&self, agents: impl Fn(&str) -> bool) {
         self.renewals.keep(agents);
+    }
+
+    /// Where this replica comes among those that share a token, from 0 to 1: they do not all wake at once, and most find
+    /// that another has renewed it.
+    fn stagger(&self) -> f64 {
+        self.shared.as_ref().map_or(0.0, |_| (self.jitter)())
+    }
+
+    /// The store that replicas share, where there is one.
+    pub fn store(&self) -> Option<&Arc<Store>> {
+        self.shared.as_ref().map(Shared::store)
+    }
+
+    /// Why the store that replicas share is away; `None` while it is there, and where there is none.
+    pub fn store_trouble(&self) -> Option<String> {
+        self.shared.as_ref().and_then(Shared::trouble)
     }
 }
 
@@ -90,6 +144,8 @@ pub enum Reason {
     Ahead,
     /// An operator asked for it.
     Asked,
+    /// Another replica has a newer one.
+    Shared,
 }
 
 impl Reason {
@@ -101,6 +157,7 @@ impl Reason {
             Self::Refused => "refused",
             Self::Ahead => "ahead",
             Self::Asked => "asked",
+            Self::Shared => "shared",
         }
     }
 }
@@ -123,6 +180,7 @@ impl Replacement {
         match outcome {
             Ok(token) if token.is_same_as(refused) => Self::SameAgain(token),
             Ok(token) => Self::Renewed(token),
+            Err(failure) if matches!(*failure, FetchError::Budget) => Self::Held,
             Err(failure) => Self::Unavailable(failure),
         }
     }
@@ -151,7 +209,23 @@ struct State {
     refused_in_flight: bool,
     /// The one gettoken that is due whatever the hour's budget says, for there is no token or it has expired, was made.
     due_spent: bool,
+    /// The one that is due ahead of the current token's expiry was made.
+    ahead_spent: bool,
     last: Option<LastRenewal>,
+}
+
+impl State {
+    /// Whether a gettoken for this reason is made whatever the hour's budget says: the first, one ahead of each token's
+    /// expiry, and one when it has expired all the same, for while a token is valid gettoken may hand it out again. What
+    /// repeats is counted.
+    fn is_due(&mut self, reason: Reason) -> bool {
+        let spent = match reason {
+            Reason::First | Reason::Expired => &mut self.due_spent,
+            Reason::Ahead => &mut self.ahead_spent,
+            Reason::Refused | Reason::Asked | Reason::Shared => return false,
+        };
+        !std::mem::replace(spent, true)
+    }
 }
 
 impl TokenSlot {
@@ -166,6 +240,11 @@ impl TokenSlot {
             asked_for: AtomicBool::new(false),
             state: Mutex::default(),
         })
+    }
+
+    /// The store that replicas share, where there is one.
+    pub fn store(&self) -> Option<&Arc<Store>> {
+        self.issuer.store()
     }
 
     /// Whose token it is.
@@ -268,10 +347,15 @@ impl TokenSlot {
         if let Some(flight) = &state.flight {
             return Ok(flight.clone());
         }
-        // The first fetch and each token's expiry are due whatever the budget says; what repeats is counted.
-        let due = matches!(reason, Reason::First | Reason::Expired) && !state.due_spent;
-        state.due_spent |= due;
-        if !due && !self.issuer.budget.take(Instant::now()) {
+        let (due, now) = (state.is_due(reason), Instant::now());
+        let has_budget = match (&self.issuer.shared, reason) {
+            (None, _) => due || self.issuer.budget.take(now),
+            // Nobody waits for it, and the store is spared the question.
+            (Some(_), Reason::Ahead) => due || !self.issuer.budget.is_spent(now),
+            // With other replicas it is not yet known who asks.
+            (Some(_), _) => true,
+        };
+        if !has_budget {
             return Err(state.backoff.last().unwrap_or_else(|| Arc::new(FetchError::Budget)));
         }
         let (landing, flight) = watch::channel(None);
@@ -281,22 +365,38 @@ impl TokenSlot {
             let asked = Instant::now();
             let fetching = slot.clone();
             // In a task of its own: a panic in there must not leave a flight that never lands.
-            let fetching =
-                tokio::spawn(async move { fetching.issuer.source.fetch(&fetching.credentials).await });
+            let fetching = tokio::spawn(async move { fetching.obtain(reason, due).await });
             let fetched = fetching.await.unwrap_or(Err(FetchError::Stopped));
             landing.send_replace(Some(slot.land(reason, asked, fetched)));
         });
         Ok(flight)
     }
 
+    async fn obtain(self: &Arc<Self>, reason: Reason, due: bool) -> Result<Obtained, FetchError> {
+        match &self.issuer.shared {
+            Some(shared) => shared.obtain(self, reason, due).await,
+            None => self.issuer.source.fetch(&self.credentials).await.map(Obtained::alone),
+        }
+    }
+
     /// Takes in what a flight brought.
-    fn land(self: &Arc<Self>, reason: Reason, asked: Instant, fetched: Result<Grant, FetchError>) -> Outcome {
+    fn land(
+        self: &Arc<Self>,
+        reason: Reason,
+        asked: Instant,
+        fetched: Result<Obtained, FetchError>,
+    ) -> Outcome {
         let mut state = self.state();
         state.flight = None;
         let refused = std::mem::take(&mut state.refused_in_flight);
         let now = Instant::now();
+        let by_another = fetched.as_ref().is_ok_and(|obtained| !obtained.own);
         let outcome = match fetched {
-            Ok(grant) => Ok(self.take_in(&mut state, refused, asked, grant)),
+            Ok(obtained) => Ok(self.take_in(&mut state, refused, asked, obtained)),
+            // Nothing was asked, so nothing failed.
+            Err(FetchError::Budget) => {
+                return Err(state.backoff.last().unwrap_or_else(|| Arc::new(FetchError::Budget)));
+            }
             Err(failure) => Err(state.backoff.fail(now, failure, (self.issuer.jitter)())),
         };
         state.last = Some(LastRenewal {
@@ -305,11 +405,13 @@ impl TokenSlot {
             failure: outcome.as_ref().err().map(ToString::to_string),
         });
         let agent = self.agent.as_str();
-        self.issuer.renewals.count(agent, reason, outcome.is_ok());
+        let counted = if by_another { Reason::Shared } else { reason };
+        self.issuer.renewals.count(agent, counted, outcome.is_ok());
         match &outcome {
             Ok(token) => tracing::info!(
                 agent,
                 reason = reason.as_str(),
+                by_another_replica = by_another.then_some(true),
                 expires_in_s = token.usable_until.saturating_duration_since(now).as_secs(),
                 "token renewed"
             ),
@@ -331,7 +433,7 @@ impl TokenSlot {
         state: &mut State,
         refused: bool,
         asked: Instant,
-        grant: Grant,
+        Obtained { grant, fence, .. }: Obtained,
     ) -> Arc<Token> {
         state.backoff = Backoff::default();
         let before = self.current.load_full();
@@ -340,20 +442,34 @@ impl TokenSlot {
             None => {
                 // A new token is worth a try; if it is refused at once like the last one, the next hold is longer.
                 state.hold = state.hold.map(|hold| hold.lifted(Instant::now()));
-                state.due_spent = false;
-                Arc::new(Token::granted(grant, asked, self.issuer.refresh_ahead))
+                (state.due_spent, state.ahead_spent) = (false, false);
+                let lead = ahead::lead(self.issuer.refresh_ahead, &grant, self.issuer.stagger());
+                Arc::new(Token::granted(grant, fence, asked, lead))
             }
             Some(before) => {
                 if refused {
                     state.hold = Some(Hold::after(state.hold, Instant::now()));
                 }
-                Arc::new(before.granted_again(asked, PAST_EXPIRY))
+                Arc::new(before.granted_again(fence, asked, PAST_EXPIRY, self.issuer.stagger()))
             }
         };
         self.current.store(Some(token.clone()));
         self.used.store(false, Ordering::Relaxed);
         self.issuer.runtime.spawn(keep_fresh(Arc::downgrade(self), token.clone()));
         token
+    }
+
+    /// Takes in what another replica got. Where this one is asking too, that will see to it.
+    fn adopt(self: &Arc<Self>, obtained: Obtained, same_again: bool) {
+        let mut state = self.state();
+        let is_newer = self.current.load().as_ref().is_none_or(|held| !held.is_newer_than(obtained.fence));
+        if state.flight.is_none() && is_newer {
+            self.take_in(&mut state, same_again, Instant::now(), obtained);
+            let reason = Reason::Shared.as_str();
+            state.last = Some(LastRenewal { at: SystemTime::now(), reason, failure: None });
+            self.issuer.renewals.count(&self.agent, Reason::Shared, true);
+            tracing::info!(agent = self.agent.as_str(), reason, "token renewed");
+        }
     }
 
     /// Who waited for a token uses it.

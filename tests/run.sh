@@ -16,9 +16,19 @@ install() {
     fi
     has apt-get || fail "$* must be installed, and there is no apt-get here: install it and come again"
     say "installing $*"
+    forbid_services
     $as_root apt-get update -qq || fail "apt-get update failed, so $* cannot be installed"
     $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null ||
         fail "apt-get could not install $*"
+}
+
+# Of a server only the program is wanted: unless somebody else decides that already, none is started for being installed.
+forbid_services() {
+    policy=/usr/sbin/policy-rc.d
+    [ ! -e "$policy" ] || return 0
+    trap '$as_root rm -f "$policy"' EXIT
+    printf '#!/bin/sh\nexit 101\n' | $as_root tee "$policy" >/dev/null
+    $as_root chmod 755 "$policy"
 }
 
 has cargo || fail "cargo is missing: install Rust as rust-toolchain.toml wants it (rustup does it by itself)"
@@ -28,8 +38,7 @@ has bash || install bash
 has kill || install procps
 has openssl || install openssl
 has valgrind || install valgrind
-# Neither service is needed, only the programs.
-has promtool || install prometheus
+# Its service is not needed, only the program.
 has prometheus-alertmanager || install prometheus-alertmanager
 # What deploy/ is for, to read it. Of none of these is the service needed.
 has systemd-analyze || install systemd
@@ -38,6 +47,8 @@ has caddy || install caddy
 has docker-compose || install docker-compose
 has groff || install groff-base
 { has node && has npm; } || install nodejs npm
+# With redis-cli; `redis-server --sentinel` is the sentinel.
+{ has redis-server && has redis-cli; } || install redis-server
 # What bench/run.py needs and compares with. Debian keeps servers where only root's PATH looks.
 has wrk || install wrk
 { has nginx || [ -x /usr/sbin/nginx ]; } || install nginx
@@ -70,6 +81,9 @@ if ! { cmp -s "$wanted" "$modules/installed.json" && [ -d "$modules/node_modules
         fail "npm could not install what $wanted lists"
     cp "$wanted" "$modules/installed.json"
 fi
+
+# What follows may end in another program, which does not clean up.
+[ -z "${policy-}" ] || { $as_root rm -f "$policy"; trap - EXIT; }
 
 cargo test --locked "$@"
 [ $# -eq 0 ] || exit 0

@@ -21,7 +21,7 @@ use wecom_proxy::{
     access::AccessLog,
     config::{self, Address, Log, LogFormat},
     directory::{Agent, Directory},
-    limits::places::Places,
+    limits::{Limits, places::Places},
     metrics::Metrics,
     proxy::{Books, Proxy, Rules},
     recent::Recent,
@@ -117,7 +117,7 @@ impl Stage {
 
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let issuer = Issuer::new(Box::new(Granting), runtime.handle().clone(), config.tokens.refresh_ahead);
-        let directory = Arc::new(Directory::new(&mut config, &issuer, None));
+        let directory = Arc::new(Directory::new(&mut config, &issuer, &Limits::default(), None));
         let settings = Arc::new(Settings::new(&config.upstream).map_err(io::Error::other)?);
         let access = AccessLog::start(config.log, 1, false, Box::new(io::sink()))?;
         let books = Arc::new(Books {

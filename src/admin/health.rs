@@ -1,7 +1,7 @@
 //! `/healthz` and `/readyz`.
 
 use http::{Response, StatusCode};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{
     Admin,
@@ -36,10 +36,18 @@ impl Admin {
         let body = json!({
             "status": status,
             "agents": { "total": reports.len(), "failing": failing },
-            "store": { "kind": "memory", "ok": true },
+            "store": self.store(),
             "listeners": self.listeners.iter().map(ToString::to_string).collect::<Vec<_>>(),
         });
         let unwell = stopping || unready;
         json_response(if unwell { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK }, &body)
+    }
+
+    fn store(&self) -> Value {
+        match (self.issuer.store().is_some(), self.issuer.store_trouble()) {
+            (false, _) => json!({ "kind": "memory", "ok": true }),
+            (true, None) => json!({ "kind": "redis", "ok": true }),
+            (true, Some(trouble)) => json!({ "kind": "redis", "ok": false, "trouble": trouble }),
+        }
     }
 }

@@ -48,6 +48,15 @@ impl Admin {
         for (kind, count) in self.metrics.refusals() {
             text.sample("wecom_proxy_refusals_total", &[("kind", &*kind)], count);
         }
+        if self.issuer.store().is_some() {
+            let help = "1 while the store that replicas share is there, 0 while this one goes on by itself.";
+            text.single(
+                "wecom_proxy_store_up",
+                "gauge",
+                help,
+                u8::from(self.issuer.store_trouble().is_none()),
+            );
+        }
         let help = "Lines of the access log that were lost.";
         text.single("wecom_proxy_access_log_dropped_total", "counter", help, self.access.dropped());
         let help = "Memory that request bodies take which are kept for a retry.";
@@ -56,7 +65,11 @@ impl Admin {
 
     fn write_tokens(&self, text: &mut Text) {
         let name = "wecom_proxy_token_refreshes_total";
-        text.family(name, "counter", "Calls of gettoken, by why they were made and whether a token came.");
+        text.family(
+            name,
+            "counter",
+            "Calls of gettoken, by why they were made and whether a token came; shared: another replica's.",
+        );
         for renewed in self.issuer.renewals() {
             let result = if renewed.ok { "ok" } else { "failed" };
             let labels =

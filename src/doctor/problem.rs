@@ -99,7 +99,7 @@ impl From<FetchError> for Problem {
             FetchError::Refused { errcode, errmsg } => Self::Refused { errcode, errmsg },
             FetchError::Upstream(flaw) => flaw.into(),
             FetchError::Senseless { .. } => Self::Senseless(error.to_string()),
-            FetchError::Late(_) | FetchError::Budget | FetchError::Stopped => {
+            FetchError::Late(_) | FetchError::Elsewhere(_) | FetchError::Budget | FetchError::Stopped => {
                 Self::NoAnswer(error.to_string())
             }
         }

@@ -67,7 +67,7 @@ pub(super) fn answer(
     };
     record.agent = Some(agent.clone());
     if let Some(client) = &client {
-        identify::admit(client.limit.as_ref(), "this client")?;
+        identify::admit(client.limit.as_ref(), record.began, "this client")?;
     }
     let (name, key) = client.as_ref().map_or(("", None), |client| (client.name.as_str(), Some(&client.key)));
     let pass = agent.pass_key.issue(&agent.name, name, key, unix_now());

@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use http::Method;
+use tokio::time::Instant;
 
 use super::{
     gettoken::unix_now,
@@ -142,9 +143,9 @@ pub(super) fn permit(client: Option<&Client>, method: &Method, path: &str) -> Re
     Err(Refusal::new(Kind::Forbidden, words))
 }
 
-/// Counts a request against a limit.
-pub(super) fn admit(limit: Option<&Arc<Bucket>>, whose: &str) -> Result<(), Refusal> {
-    let Some(Err(wait)) = limit.map(|limit| limit.take()) else { return Ok(()) };
+/// Counts a request that came at `now` against a limit.
+pub(super) fn admit(limit: Option<&Arc<Bucket>>, now: Instant, whose: &str) -> Result<(), Refusal> {
+    let Some(Err(wait)) = limit.map(|limit| limit.take(now)) else { return Ok(()) };
     let words = format!("{whose} has sent all that its limit allows; come again in {} s", seconds(wait));
     Err(Refusal::new(Kind::RateLimited, words).retry_after(wait))
 }

@@ -1,13 +1,43 @@
 //! Renewal before expiry, in the background, for tokens that are in use.
+//!
+//! Tokens that were fetched together are not renewed together: when it is time for one, the token itself decides, and so
+//! all replicas that have it agree. One of them comes first by a few seconds; the others find that it was done.
 
 use std::{
+    hash::BuildHasher,
     sync::{Arc, Weak, atomic::Ordering},
     time::Duration,
 };
 
+use foldhash::quality::FixedState;
 use tokio::time::{Instant, sleep_until};
 
 use super::{Reason, Token, TokenSlot, landed};
+use crate::{secret::Masked, wecom::reply::Grant};
+
+/// The least part of the configured time ahead that is left for a renewal and its repetitions.
+const LEAST: f64 = 0.25;
+/// Longest time by which one of several replicas comes after the first.
+const STAGGER: Duration = Duration::from_secs(10);
+
+/// How long before its expiry a token is renewed: `most`, or half of its life if that is less, or a part of it that the
+/// token decides. A replica that shares it comes later by `stagger`, from 0 to 1.
+pub(super) fn lead(most: Duration, grant: &Grant, stagger: f64) -> Duration {
+    let most = most.min(grant.expires_in / 2);
+    let lead = most.mul_f64(LEAST + (1.0 - LEAST) * share(&grant.token));
+    lead.saturating_sub(late(lead, stagger))
+}
+
+/// How much later than the first of several replicas one acts that has so much time.
+pub(super) fn late(time: Duration, stagger: f64) -> Duration {
+    STAGGER.min(time / 2).mul_f64(stagger)
+}
+
+/// From 0 to 1, evenly over all tokens.
+fn share(token: &Masked) -> f64 {
+    let hash = FixedState::default().hash_one(token.expose());
+    f64::from((hash >> 32) as u32) / f64::from(u32::MAX)
+}
 
 /// Renews a token in use before it expires, in the background. Ends when the token is no longer the current one, when
 /// nobody used it, or when it has expired and the next request will fetch anyway.

@@ -52,7 +52,7 @@ impl Backoff {
 
 /// The wait after `times` failures before this one; `jitter` is from 0 to 1, so that agents which failed together do
 /// not try again together.
-fn wait(times: u32, dangerous: bool, jitter: f64) -> Duration {
+pub(super) fn wait(times: u32, dangerous: bool, jitter: f64) -> Duration {
     let (first, longest) = if dangerous { DANGEROUS } else { ORDINARY };
     let doubled = first.saturating_mul(1 << times.min(10)).min(longest);
     doubled.mul_f64(0.9 + 0.3 * jitter).clamp(first, longest)

@@ -31,7 +31,6 @@ impl Budget {
     }
 
     /// Whether there is no call left.
-    #[cfg(test)]
     pub(super) fn is_spent(&self, now: Instant) -> bool {
         let calls = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let counting = |call: &&Instant| now.saturating_duration_since(**call) < WINDOW;

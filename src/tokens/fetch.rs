@@ -62,6 +62,9 @@ pub enum FetchError {
         /// What is wrong with it.
         what: &'static str,
     },
+    /// Another replica tried, and it is too early for another try.
+    #[error("{0} (asked by another replica)")]
+    Elsewhere(String),
     /// This proxy has asked as often as it may.
     #[error(
         "this proxy has called gettoken 300 times in the last hour; it waits, lest WeCom bans its address"

@@ -7,7 +7,8 @@ use std::{
 
 use super::Reason;
 
-const REASONS: [Reason; 5] = [Reason::First, Reason::Expired, Reason::Refused, Reason::Ahead, Reason::Asked];
+const REASONS: [Reason; 6] =
+    [Reason::First, Reason::Expired, Reason::Refused, Reason::Ahead, Reason::Asked, Reason::Shared];
 
 /// Counts of renewals, which outlive the slots: a changed secret begins no new count.
 #[derive(Default)]

@@ -14,7 +14,7 @@ use super::TokenSlot;
 pub struct LastRenewal {
     /// When it ended.
     pub at: SystemTime,
-    /// Why it was done: `first`, `expired`, `refused`, `ahead` or `asked`.
+    /// Why it was done: `first`, `expired`, `refused`, `ahead`, `asked` or `shared`.
     pub reason: &'static str,
     /// What failed; `None` when a token came.
     pub failure: Option<String>,

@@ -7,5 +7,7 @@ mod fake; // a gettoken that does as it is told
 mod interleavings; // many short lives by chance
 mod life; // fetched, used, renewed
 mod limits; // how many calls leave the proxy
+mod replicas; // several proxies with one store, by chance
+mod schedule; // when very many are renewed
 mod simulation; // long lives by chance, held against a model at every step
 mod trouble; // refused, failing

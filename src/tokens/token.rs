@@ -1,12 +1,13 @@
 //! A token and its dates.
 
 use std::{
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
     time::{Duration, SystemTime},
 };
 
 use tokio::time::Instant;
 
+use super::ahead::late;
 use crate::{secret::Masked, wecom::reply::Grant};
 
 /// An access_token that was current at some time. Its value shows only through [`Masked::expose`].
@@ -24,15 +25,16 @@ pub struct Token {
     pub(super) renew_at: Instant,
     /// The upstream refused it, and nothing went well with it since.
     refused: AtomicBool,
+    /// Which of two in the store that replicas share is the newer; 0 for one that is not known there.
+    fence: AtomicU64,
 }
 
 impl Token {
     /// A token whose value was not seen before. Its life is counted from the asking, not from the answer.
-    pub(super) fn granted(grant: Grant, asked: Instant, refresh_ahead: Duration) -> Self {
-        let now = SystemTime::now();
+    /// It is renewed `lead` before it expires.
+    pub(super) fn granted(grant: Grant, fence: u64, asked: Instant, lead: Duration) -> Self {
+        let now = wall_clock();
         let usable_until = asked + grant.expires_in;
-        // A life that is short beside the lead is renewed in its last quarter.
-        let lead = refresh_ahead.min(grant.expires_in / 4);
         Self {
             value: grant.token,
             first_seen: now,
@@ -40,15 +42,22 @@ impl Token {
             usable_until,
             renew_at: usable_until - lead,
             refused: AtomicBool::new(false),
+            fence: AtomicU64::new(fence),
         }
     }
 
-    /// The same value once more: its expiry does not move. It is asked for again halfway to the expiry; one that should
-    /// have expired by now is believed for `past_expiry`, for WeCom hands it out.
-    pub(super) fn granted_again(&self, asked: Instant, past_expiry: Duration) -> Self {
+    /// The same value once more: its expiry does not move. It is asked for again halfway to the expiry, or later by
+    /// `stagger`; one that should have expired by now is believed for `past_expiry`, for WeCom hands it out.
+    pub(super) fn granted_again(
+        &self,
+        fence: u64,
+        asked: Instant,
+        past_expiry: Duration,
+        stagger: f64,
+    ) -> Self {
         let left = self.usable_until.saturating_duration_since(asked);
         let usable_until = if left.is_zero() { asked + past_expiry } else { self.usable_until };
-        let next = asked + (left / 2).max(Duration::from_secs(1));
+        let next = asked + (left / 2).max(Duration::from_secs(1)) + late(left / 2, stagger);
         Self {
             value: self.value.clone(),
             first_seen: self.first_seen,
@@ -56,12 +65,32 @@ impl Token {
             usable_until,
             renew_at: if left.is_zero() { usable_until } else { next.min(usable_until).max(self.renew_at) },
             refused: AtomicBool::new(false),
+            fence: AtomicU64::new(fence),
         }
     }
 
     /// Whether both have the same value.
     pub fn is_same_as(&self, other: &Self) -> bool {
         self.value.expose() == other.value.expose()
+    }
+
+    /// See the field.
+    pub(super) fn fence(&self) -> u64 {
+        self.fence.load(Ordering::Relaxed)
+    }
+
+    /// Whether the record of this fence is no newer; for one that the store does not know, as far as clocks tell.
+    pub(super) fn is_newer_than(&self, fence: u64) -> bool {
+        let made = SystemTime::UNIX_EPOCH + Duration::from_micros(fence);
+        match self.fence() {
+            0 => made < self.first_seen,
+            known => known >= fence,
+        }
+    }
+
+    /// Notes under which fence the store knows it.
+    pub(super) fn is_stored_as(&self, fence: u64) {
+        self.fence.store(fence, Ordering::Relaxed);
     }
 
     /// Notes that the upstream refused it. It goes on serving while no other can be had: it may have been refused for
@@ -81,4 +110,17 @@ impl Token {
     pub(super) fn is_refused(&self) -> bool {
         self.refused.load(Ordering::Relaxed)
     }
+}
+
+/// The time of day. In tests it moves with tokio's clock, which may be paused.
+#[cfg(not(test))]
+pub(crate) fn wall_clock() -> SystemTime {
+    SystemTime::now()
+}
+
+#[cfg(test)]
+pub(crate) fn wall_clock() -> SystemTime {
+    static BASE: std::sync::LazyLock<(SystemTime, std::time::Instant)> =
+        std::sync::LazyLock::new(|| (SystemTime::now(), std::time::Instant::now()));
+    BASE.0 + Instant::now().into_std().saturating_duration_since(BASE.1)
 }

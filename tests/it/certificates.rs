@@ -45,13 +45,18 @@ impl Authority {
         Self { root: certificate.der().clone(), issuer: Issuer::new(params, key), dir }
     }
 
-    /// A line of `[server]` for TLS as this host, with its files beside the authority's own.
+    /// A line of `[server]` for TLS as this host.
     pub fn server_line(&self, host: &str) -> String {
+        let [cert, key] = self.server_files(host);
+        format!("tls = {{ cert = \"{cert}\", key = \"{key}\" }}")
+    }
+
+    /// The files of a certificate for this host and of its key, beside the authority's own.
+    pub fn server_files(&self, host: &str) -> [String; 2] {
         let (identity, at) = (self.server(host), |name: &str| self.dir.path().join(name));
         fs::write(at("server.pem"), &identity.pem).expect("a file");
         fs::write(at("server.key"), &identity.key_pem).expect("a file");
-        let (cert, key) = (at("server.pem").display().to_string(), at("server.key").display().to_string());
-        format!("tls = {{ cert = \"{cert}\", key = \"{key}\" }}")
+        ["server.pem", "server.key"].map(|name| at(name).display().to_string())
     }
 
     /// The file of its own certificate.

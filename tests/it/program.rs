@@ -349,3 +349,10 @@ async fn the_ready_line_has_real_ports_whatever_the_level_and_format() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_demo_of_several_proxies_says_what_it_lacks() {
+    let mut demo = wecom_proxy(&["demo", "--replicas", "2", "--listen", "127.0.0.1:0"]);
+    demo.env("PATH", "/nowhere");
+    ends(&run(demo).await, 1, &["redis-server", "--redis"]);
+}

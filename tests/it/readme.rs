@@ -2,7 +2,7 @@
 //! every setting in them works as it stands there.
 //!
 //! A fenced block's second word says how it is played: `start` starts the program; `demo`, `serve` and `keys` are typed
-//! while it runs; `simulator` is the WeCom behind it; `key` makes a key; `ca` makes certificates; `print` leaves files; of
+//! while it runs, and `replicas` while the demo of several proxies does; `simulator` is the WeCom behind it; `key` makes a key; `ca` makes certificates; `print` leaves files; of
 //! `container`, `install`, `tests` and `bench` only the files that they name are looked for. A toml block is a whole file,
 //! or a `fragment` that is added to the first one.
 
@@ -20,16 +20,18 @@ use wecom_proxy::config;
 const ENGLISH: &str = include_str!("../../README.md");
 const CHINESE: &str = include_str!("../../README.zh-CN.md");
 /// Those under docs, English beside Chinese.
-const PAGES: [(&str, &str); 5] = [
+const PAGES: [(&str, &str); 6] = [
     (include_str!("../../docs/clients.md"), include_str!("../../docs/clients.zh-CN.md")),
     (include_str!("../../docs/deployment.md"), include_str!("../../docs/deployment.zh-CN.md")),
     (include_str!("../../docs/monitoring.md"), include_str!("../../docs/monitoring.zh-CN.md")),
     (include_str!("../../docs/operations.md"), include_str!("../../docs/operations.zh-CN.md")),
     (include_str!("../../docs/performance.md"), include_str!("../../docs/performance.zh-CN.md")),
+    (include_str!("../../docs/scale.md"), include_str!("../../docs/scale.zh-CN.md")),
 ];
-const STAGES: [&str; 12] = [
+const STAGES: [&str; 13] = [
     "start",
     "demo",
+    "replicas",
     "serve",
     "simulator",
     "key",
@@ -200,7 +202,7 @@ impl Stage {
         file.extend(table("[admin]\nlisten = [\"unix:admin.sock\", \"127.0.0.1:0\"]"));
         fs::write(dir.path().join("proxy.toml"), file.to_string()).expect("the file");
 
-        let script = texts("sh", "start")[1]
+        let script = texts("sh", "start")[2]
             .replace("'…'", &format!("'{secret}'"))
             .replace("cargo run --release -- serve", "exec wecom-proxy serve")
             .replace("cargo run --release -- ", "wecom-proxy ");
@@ -250,7 +252,11 @@ fn every_setting_is_accepted() {
     let check = |file: &str| {
         // Where the page shows a hash there are zeros, which stand for the reader's own.
         fs::write(&path, file.replace(&"0".repeat(64), &"01".repeat(32))).expect("the file");
-        let secret = |name: &str| (name == "WECOM_HR_SECRET").then(|| "secret".to_owned());
+        let secret = |name: &str| match name {
+            "WECOM_HR_SECRET" | "STORE_PASSWORD" => Some("secret".to_owned()),
+            "STORE_KEY" | "STORE_OLD_KEY" => Some(name.repeat(4)),
+            _ => None,
+        };
         config::load_with(&path, &secret).unwrap_or_else(|error| panic!("{file}\n{error}"))
     };
     for file in texts("toml", "") {
@@ -285,6 +291,31 @@ fn the_demo_prints_what_the_readme_shows() {
         said += &type_in(&block, &mut shell(&block, dir.path()));
     }
     assert!(said.contains("x-wecom-retried: 40014"), "{said}");
+}
+
+#[test]
+fn three_proxies_share_what_the_readme_shows() {
+    crate::process::tool("redis-server");
+    let dir = TempDir::new().expect("a directory");
+    assert_eq!(texts("sh", "start")[1], "cargo run --release -- demo --replicas 3");
+    let script = "exec wecom-proxy demo --replicas 3 --listen 127.0.0.1:0";
+    let mut demo = Running::start(script, dir.path());
+    let printed = lines_until(&mut demo.stdout, |line| line.contains("Ctrl-C"));
+    let address = |before: &str| {
+        let (_, rest) = printed.split_once(before).expect("a line");
+        rest.split(['/', ',']).next().expect("an address").to_owned()
+    };
+    let (listen, control) = (address("proxies behind http://"), address("-X POST 'http://"));
+    let block = texts("sh", "replicas")[0].replace(PROXY, &listen).replace(CONTROL, &control);
+    for line in block.lines() {
+        assert!(printed.lines().any(|other| other == line), "{line}\n{printed}");
+    }
+    let output = shell(&block, dir.path()).output().expect("sh");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(said.matches("\"errcode\":0,").count(), 6, "{said}");
+    assert!(said.contains("x-wecom-retried: 40014"), "{said}");
+    assert!(said.trim_end().ends_with("}2"), "gettokens: {said}");
 }
 
 #[test]

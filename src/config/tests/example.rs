@@ -69,7 +69,7 @@ fn everything_is_in_it() {
             .collect();
         assert!(missing.is_empty(), "{path}: {missing:?}");
     }
-    for key in [secret::KEYS, tokens::REDIS_KEYS].concat() {
+    for key in [secret::KEYS, store::KEYS].concat() {
         assert!(EXAMPLE.contains(&format!("{key} = ")), "{key}");
     }
 }

@@ -1,6 +1,10 @@
 //! Secrets: where they come from, and what is said when they do not.
 
 use super::{AGENT, complaint, directory, load_text, warnings};
+use crate::{
+    config::{Node, Store, Topology},
+    secret::Masked,
+};
 
 fn with_secret(secret: &str) -> String {
     format!("[agents.hr]\ncorpid = \"ww1\"\nsecret = {secret}\n")
@@ -113,23 +117,41 @@ fn other_warnings() {
 }
 
 #[test]
-fn redis_is_read_and_refused_for_now() {
+fn a_store_that_makes_no_sense_is_refused() {
+    const KEY: &str = "key = { env = \"LONG\" }";
     for (store, said) in [
-        (
-            "{ redis = \"redis://u:hunter2@h/1\", key = { env = \"LONG\" } }",
-            "tokens.store: redis is not built yet; use \"memory\"",
-        ),
         (
             "\"redis://:hunter2@h\"",
             "tokens.store: must be \"memory\" or { redis = \"redis://127.0.0.1:6379/0\", key = { env = \"STORE_KEY\" } }",
         ),
         (
-            "{ redis = \"hunter2\", key = { env = \"LONG\" } }",
+            "{ redis = \"hunter2\", KEY }",
             "tokens.store.redis: must start with redis:// or rediss://, as in \"redis://127.0.0.1:6379/0\"",
         ),
         (
-            "{ redis = \"redis://:hunter2@h/x\", key = { env = \"LONG\" } }",
+            "{ redis = \"redis://:hunter2@h/x\", KEY }",
             "tokens.store.redis: must hold nothing but the database's number after the host, as in \"redis://127.0.0.1:6379/0\"",
+        ),
+        ("{ redis = [], KEY }", "tokens.store.redis: is empty; write one like \"redis://127.0.0.1:6379/0\""),
+        (
+            "{ redis = [\"redis://a\", \"redis://b\"], KEY }",
+            "tokens.store.redis: names several servers; say cluster = true, or sentinel = \"mymaster\"",
+        ),
+        (
+            "{ redis = [\"redis://a\", \"rediss://b\"], cluster = true, KEY }",
+            "tokens.store.redis: must name the same scheme, user, password and database in every URL",
+        ),
+        (
+            "{ redis = \"redis://a/1\", cluster = true, KEY }",
+            "tokens.store.redis: names a database, but a cluster has only number 0",
+        ),
+        (
+            "{ redis = \"redis://a\", cluster = true, sentinel = \"m\", KEY }",
+            "tokens.store.cluster: stands beside sentinel; a store is one or the other",
+        ),
+        (
+            "{ redis = \"redis://a\", sentinel = \"\", KEY }",
+            "tokens.store.sentinel: must be the name under which the sentinels know the master",
         ),
         (
             "{ redis = \"redis://h\" }",
@@ -140,18 +162,42 @@ fn redis_is_read_and_refused_for_now() {
             "tokens.store.key: is too short; it must have 32 characters or more",
         ),
         (
-            "{ redis = \"redis://h\", prefix = \"{x}\", key = { env = \"LONG\" } }",
+            "{ redis = \"redis://h\", prefix = \"{x}\", KEY }",
             "tokens.store.prefix: must be at most 64 visible ASCII characters, none of { } [ ] * ? \\",
         ),
         (
             "{ redsi = \"redis://h\" }",
-            "tokens.store.redsi: unknown key \"redsi\"; did you mean \"redis\"? allowed: redis, prefix, key",
+            "tokens.store.redsi: unknown key \"redsi\"; did you mean \"redis\"? allowed: redis, cluster, sentinel, user, password, ca_file, prefix, key, old_key",
         ),
     ] {
-        let text = format!("tokens.store = {store}\n{AGENT}");
+        let text = format!("tokens.store = {}\n{AGENT}", store.replace("KEY", KEY));
         assert_eq!(complaint(&[("proxy.toml", &text)]), format!("proxy.toml:1: {said}"));
     }
-    assert!(load_text(&format!("tokens.store = \"memory\"\n{AGENT}")).is_ok());
+}
+
+#[test]
+fn a_store_is_read_in_each_of_its_forms() {
+    let read = |store: &str| {
+        let text = format!("tokens.store = {store}\n{AGENT}");
+        load_text(&text).unwrap_or_else(|error| panic!("{error}")).tokens.store
+    };
+    assert_eq!(read("\"memory\""), Store::Memory);
+    let Store::Redis(redis) =
+        read("{ redis = \"rediss://u%40x:p%2Fw@H:7000/3\", prefix = \"p:\", key = { env = \"LONG\" } }")
+    else {
+        panic!("a shared store");
+    };
+    assert_eq!((redis.tls, redis.database, redis.prefix.as_str()), (true, 3, "p:"));
+    assert_eq!((redis.user.as_deref(), redis.password), (Some("u@x"), Some(Masked::new("p/w"))));
+    assert_eq!(redis.nodes, [Node { host: "h".to_owned(), port: 7000 }]);
+    let Store::Redis(redis) = read(
+        "{ redis = [\"redis://a\", \"redis://b:1\"], sentinel = \"m\", key = { env = \"LONG\" }, old_key = { env = \"LONG\" } }",
+    ) else {
+        panic!("a shared store");
+    };
+    assert_eq!(redis.topology, Topology::Sentinel("m".to_owned()));
+    assert_eq!(redis.nodes.iter().map(|node| node.port).collect::<Vec<_>>(), [26379, 1]);
+    assert_eq!(redis.prefix, "wecom-proxy:");
 }
 
 /// Root reads whatever there is, so that the message is tried without a file.

@@ -94,7 +94,7 @@ async fn a_token_in_use_is_renewed_ahead_and_nobody_waits() {
     assert_eq!(fake.calls(), 1, "not before it is due");
     fake.then_always(Says::New);
     fake.hold(true);
-    pass(10.0).await;
+    pass(235.0).await;
     assert_eq!(fake.calls(), 2);
     assert_eq!(serial(&at_once(&slot).expect("a token")), 1, "the old one serves on meanwhile");
     fake.hold(false);
@@ -108,7 +108,7 @@ async fn whoever_waited_for_a_token_uses_it() {
     fake.then_always(Says::New);
     let slot = fake.slot();
     slot.current().await.expect("a token");
-    pass(6901.0).await;
+    pass(7126.0).await;
     assert_eq!(fake.calls(), 2);
 }
 
@@ -130,7 +130,7 @@ async fn a_use_in_the_last_minutes_renews_too() {
     fake.then_always(Says::New);
     let slot = fake.slot();
     slot.refresh().await.expect("a token");
-    pass(7000.0).await;
+    pass(7126.0).await;
     assert_eq!(fake.calls(), 1, "nobody has used it yet");
     assert_eq!(serial(&at_once(&slot).expect("a token")), 1);
     settle().await;

@@ -67,7 +67,7 @@ async fn many_agents_whose_gettoken_fails_stay_within_it_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_expiry_is_one_call_even_if_gettoken_never_moves_on() {
+async fn one_expiry_is_two_calls_even_if_gettoken_never_moves_on() {
     let fake = Fake::new(60);
     fake.then_always(Says::Same);
     let slots = agents(&fake);
@@ -78,7 +78,8 @@ async fn one_expiry_is_one_call_even_if_gettoken_never_moves_on() {
         pass(1.0).await;
     }
     let busiest = busiest_hour(&fake.call_times());
-    assert!(busiest <= 300 + 2 * AGENTS, "{busiest} calls within an hour");
+    // Its first, one ahead of its expiry, one after that.
+    assert!(busiest <= 300 + 3 * AGENTS, "{busiest} calls within an hour");
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,7 +1,7 @@
 //! Long lives by chance, held against a model at every step. Everything is drawn from a seed, and time and tasks are
 //! those of one paused runtime, so that a run that fails can be repeated: `SIMULATION_SEED=17 cargo test simulation`.
 
-mod chance;
+pub(super) mod chance;
 mod wecom; // the far side, and what it can tell of the proxy by the calls it gets
 
 use std::{
@@ -164,6 +164,7 @@ impl Simulation {
             refresh_ahead: Duration::from_secs(300),
             renewals: Default::default(),
             budget: Budget::default(),
+            shared: None,
             jitter: Box::new(move || jitter.unit()),
         });
         let mut simulation =
@@ -329,7 +330,7 @@ fn a_long_life_keeps_every_promise_at_every_step() {
     let Seen { answered, renewed, same_again, held, unavailable, failed, .. } = seen;
     let Seen { refused_again, left, made_anew, spent, .. } = seen;
     let rarest = [answered, renewed, same_again, held, unavailable, failed, refused_again, left, made_anew];
-    assert!(rarest.into_iter().all(|times| times > 500) && spent > 500, "too little happened: {seen:?}");
+    assert!(rarest.into_iter().all(|times| times > 500) && spent > 300, "too little happened: {seen:?}");
 }
 
 #[test]

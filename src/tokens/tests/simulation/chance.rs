@@ -2,27 +2,27 @@
 
 use std::sync::{Mutex, PoisonError};
 
-pub(super) struct Chance(u64);
+pub(in super::super) struct Chance(u64);
 
 impl Chance {
-    pub(super) fn new(seed: u64) -> Self {
+    pub(in super::super) fn new(seed: u64) -> Self {
         Self(seed)
     }
 
     /// Another that does not depend on how often this one is asked later.
-    pub(super) fn fork(&mut self) -> Self {
+    pub(in super::super) fn fork(&mut self) -> Self {
         Self(self.next())
     }
 
-    pub(super) fn below(&mut self, bound: u64) -> u64 {
+    pub(in super::super) fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound
     }
 
-    pub(super) fn one_of<T: Copy>(&mut self, choices: &[T]) -> T {
+    pub(in super::super) fn one_of<T: Copy>(&mut self, choices: &[T]) -> T {
         choices[self.below(choices.len() as u64) as usize]
     }
 
-    pub(super) fn shared(self) -> Shared {
+    pub(in super::super) fn shared(self) -> Shared {
         Shared(Mutex::new(self))
     }
 
@@ -35,11 +35,11 @@ impl Chance {
     }
 }
 
-pub(super) struct Shared(Mutex<Chance>);
+pub(in super::super) struct Shared(Mutex<Chance>);
 
 impl Shared {
     /// From 0 to 1.
-    pub(super) fn unit(&self) -> f64 {
+    pub(in super::super) fn unit(&self) -> f64 {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).below(1_001) as f64 / 1_000.0
     }
 }

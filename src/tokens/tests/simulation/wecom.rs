@@ -97,7 +97,7 @@ struct Account {
 struct Call {
     at: Instant,
     /// The account and its last token, where the proxy had none that serves: its first, or an expiry.
-    due: Option<(String, Option<u64>)>,
+    due: Option<(String, Option<u64>, bool)>,
 }
 
 fn account_of(credentials: &Credentials) -> String {
@@ -245,9 +245,12 @@ impl Wecom {
         let renewed = slot.as_ref().and_then(|slot| usable(slot)).filter(|token| now < token.renew_at);
         let in_vain = renewed
             .is_some_and(|token| held.is_some_and(|(until, held)| now < until && serial(&token) == held));
-        let lacking = slot.filter(|slot| usable(slot).is_none());
-        let due =
-            lacking.map(|slot| (account.to_owned(), slot.current.load_full().map(|token| serial(&token))));
+        // The first, one ahead of each expiry, and one after it.
+        let lacks = |slot: &Arc<TokenSlot>| usable(slot).is_none_or(|token| now >= token.renew_at);
+        let due = slot.filter(lacks).map(|slot| {
+            let current = slot.current.load_full().map(|token| serial(&token));
+            (account.to_owned(), current, usable(&slot).is_some())
+        });
         inner.calls.push(Call { at: now, due });
         let mood = match mood {
             Mood::Moody => inner.chance.one_of(&Mood::ALL),

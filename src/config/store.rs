@@ -1,0 +1,227 @@
+//! `store` in `[tokens]`: where replicas share what they hold.
+
+use std::path::PathBuf;
+
+use percent_encoding::percent_decode_str;
+
+use super::error::Error;
+use super::secret;
+use super::section::{Item, Section};
+use super::url;
+use crate::secret::Masked;
+
+pub(super) const KEYS: &[&str] =
+    &["redis", "cluster", "sentinel", "user", "password", "ca_file", "prefix", "key", "old_key"];
+
+const SHORTEST_KEY: usize = 32;
+
+const EXAMPLE_URL: &str = "redis://127.0.0.1:6379/0";
+
+const EXPECTED: &str =
+    "\"memory\" or { redis = \"redis://127.0.0.1:6379/0\", key = { env = \"STORE_KEY\" } }";
+
+/// Where tokens and tickets are kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Store {
+    /// In this process.
+    Memory,
+    /// In Redis or Valkey, shared with other replicas.
+    Redis(Box<Redis>),
+}
+
+impl Store {
+    /// `memory` or `redis`.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Redis(_) => "redis",
+        }
+    }
+}
+
+/// `tokens.store` with `redis` in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Redis {
+    /// Where to connect to: the server, some nodes of the cluster, or the sentinels.
+    pub nodes: Vec<Node>,
+    /// What these nodes are.
+    pub topology: Topology,
+    /// Whether connections are made under TLS.
+    pub tls: bool,
+    /// Roots to trust instead of the system's.
+    pub ca_file: Option<PathBuf>,
+    /// Who we are, where the server has users.
+    pub user: Option<String>,
+    /// The server's password.
+    pub password: Option<Masked>,
+    /// The database's number.
+    pub database: u32,
+    /// What every name in the store starts with.
+    pub prefix: String,
+    /// What the values are encrypted under; 32 characters or more.
+    pub key: Masked,
+    /// The key before that one: what was encrypted under it is still understood.
+    pub old_key: Option<Masked>,
+}
+
+/// One address of the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// In lower case, an IPv6 address without brackets.
+    pub host: String,
+    /// To connect to.
+    pub port: u16,
+}
+
+/// How the servers of the store stand to each other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Topology {
+    /// One server, or one address behind which there is always one.
+    Single,
+    /// A Redis Cluster.
+    Cluster,
+    /// Sentinels know who the master of this name is.
+    Sentinel(String),
+}
+
+pub(super) fn read(item: &Item<'_>) -> Result<Store, Error> {
+    match item.as_str() {
+        Some("memory") => Ok(Store::Memory),
+        // Not shown: it may be a URL with a password.
+        Some(_) => Err(item.error(format!("must be {EXPECTED}"))),
+        None => read_redis(&item.section(EXPECTED, KEYS)?).map(|redis| Store::Redis(Box::new(redis))),
+    }
+}
+
+fn read_redis(section: &Section<'_>) -> Result<Redis, Error> {
+    let servers = section.need("redis", &format!("redis = {EXAMPLE_URL:?}"), read_servers)?;
+    let cluster = section.or("cluster", false, Item::boolean)?;
+    let sentinel = section.maybe("sentinel", read_master)?;
+    let topology = match (cluster, sentinel) {
+        (true, Some(_)) => {
+            return Err(section
+                .place("cluster")
+                .error("stands beside sentinel; a store is one or the other"));
+        }
+        (true, None) => Topology::Cluster,
+        (false, Some(master)) => Topology::Sentinel(master),
+        (false, None) => Topology::Single,
+    };
+    let place = section.place("redis");
+    if topology == Topology::Single && servers.len() > 1 {
+        return Err(place.error("names several servers; say cluster = true, or sentinel = \"mymaster\""));
+    }
+    if topology == Topology::Cluster && servers.iter().any(|server| server.database != 0) {
+        return Err(place.error("names a database, but a cluster has only number 0"));
+    }
+    let default_port = if matches!(topology, Topology::Sentinel(_)) { 26379 } else { 6379 };
+    let nodes = servers
+        .iter()
+        .map(|server| Node { host: server.host.clone(), port: server.port.unwrap_or(default_port) });
+    let nodes = nodes.collect();
+    let Some(first) = servers.into_iter().next() else {
+        return Err(place.error(format!("is empty; write one like {EXAMPLE_URL:?}")));
+    };
+    Ok(Redis {
+        nodes,
+        topology,
+        tls: first.tls,
+        ca_file: section.maybe("ca_file", Item::path)?,
+        user: section.maybe("user", |item| Ok(item.text("a user's name")?.to_owned()))?.or(first.user),
+        password: section.maybe("password", secret::read)?.or(first.password),
+        database: first.database,
+        prefix: section.or("prefix", "wecom-proxy:".to_owned(), read_prefix)?,
+        key: section.need("key", "key = { env = \"STORE_KEY\" }", read_key)?,
+        old_key: section.maybe("old_key", read_key)?,
+    })
+}
+
+/// One URL of `redis`.
+struct Server {
+    tls: bool,
+    host: String,
+    port: Option<u16>,
+    user: Option<String>,
+    password: Option<Masked>,
+    database: u32,
+}
+
+fn read_servers(item: &Item<'_>) -> Result<Vec<Server>, Error> {
+    let items = item.one_or_list(&format!("a URL like {EXAMPLE_URL:?}, or a list of them"))?;
+    let servers = items.iter().map(read_server).collect::<Result<Vec<_>, _>>()?;
+    let like_first = |server: &Server| {
+        let Some(first) = servers.first() else { return true };
+        (server.tls, &server.user, &server.password, server.database)
+            == (first.tls, &first.user, &first.password, first.database)
+    };
+    match servers.iter().all(like_first) {
+        true => Ok(servers),
+        false => Err(item.error("must name the same scheme, user, password and database in every URL")),
+    }
+}
+
+fn read_server(item: &Item<'_>) -> Result<Server, Error> {
+    let url = url::read(item, &["redis", "rediss"], EXAMPLE_URL)?;
+    let decoded = |text: &str| {
+        let decoded = percent_decode_str(text).decode_utf8();
+        decoded
+            .map(|text| text.into_owned())
+            .map_err(|_| item.error("has a user or password that is not UTF-8"))
+    };
+    let (user, password) = match url.userinfo {
+        None => (None, None),
+        Some(userinfo) => {
+            let (user, password) = userinfo.split_once(':').unwrap_or((userinfo, ""));
+            (Some(decoded(user)?), Some(decoded(password)?))
+        }
+    };
+    if password.as_ref().is_some_and(|password| !password.is_empty()) {
+        item.place.warn("holds a password as plain text; write password = { env = \"NAME\" } beside it");
+    }
+    Ok(Server {
+        tls: url.scheme == "rediss",
+        database: read_database(item, url.rest)?,
+        port: url.port,
+        host: url.host,
+        user: user.filter(|user| !user.is_empty()),
+        password: password.filter(|password| !password.is_empty()).map(Masked::new),
+    })
+}
+
+fn read_database(item: &Item<'_>, rest: &str) -> Result<u32, Error> {
+    let number = rest.strip_prefix('/').unwrap_or(rest);
+    if number.is_empty() {
+        return Ok(0);
+    }
+    let digits = number.bytes().all(|byte| byte.is_ascii_digit());
+    number.parse().ok().filter(|_| digits).ok_or_else(|| {
+        item.error(format!(
+            "must hold nothing but the database's number after the host, as in {EXAMPLE_URL:?}"
+        ))
+    })
+}
+
+fn read_master(item: &Item<'_>) -> Result<String, Error> {
+    let text = item.text("the master's name, like \"mymaster\"")?;
+    match !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        true => Ok(text.to_owned()),
+        false => Err(item.error("must be the name under which the sentinels know the master")),
+    }
+}
+
+/// Braces are kept for the hash tags by which a cluster keeps a lock beside its value.
+fn read_prefix(item: &Item<'_>) -> Result<String, Error> {
+    let text = item.text("a string like \"wecom-proxy:\"")?;
+    if text.len() > 64 || !text.bytes().all(|b| b.is_ascii_graphic() && !b"{}*?[]\\".contains(&b)) {
+        return Err(item.error("must be at most 64 visible ASCII characters, none of { } [ ] * ? \\"));
+    }
+    Ok(text.to_owned())
+}
+
+fn read_key(item: &Item<'_>) -> Result<Masked, Error> {
+    let key = secret::read(item)?;
+    if key.expose().len() < SHORTEST_KEY {
+        return Err(item.error(format!("is too short; it must have {SHORTEST_KEY} characters or more")));
+    }
+    Ok(key)
+}

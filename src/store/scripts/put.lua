@@ -1,0 +1,15 @@
+-- Puts a record in place of an older one, ends the lease, and tells it. A caller that slept through its lease comes too late
+-- if somebody with a later fence was here.
+--
+-- KEYS: the record, the lease, the failure. ARGV: the fence, the value, its milliseconds, the caller, the channel, the news, 1
+-- if the value was made under this lease.
+-- Answers 1, or 0 if there is a newer record.
+if redis.call('TYPE', KEYS[1]).ok ~= 'hash' then redis.call('DEL', KEYS[1]) end
+local ours = redis.call('GET', KEYS[2]) == ARGV[4]
+if ours then redis.call('DEL', KEYS[2]) end
+if (tonumber(redis.call('HGET', KEYS[1], 'fence')) or 0) >= tonumber(ARGV[1]) then return 0 end
+redis.call('HSET', KEYS[1], 'value', ARGV[2], 'fence', ARGV[1], 'fresh', ARGV[7])
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+redis.call('DEL', KEYS[3])
+redis.call('PUBLISH', ARGV[5], ARGV[6])
+return 1

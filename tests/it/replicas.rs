@@ -1,0 +1,184 @@
+//! Many replicas share one store: one of them asks for a token, all of them use it; and without the store each goes on.
+
+mod away;
+mod fleets;
+mod killed;
+mod limits;
+mod parted;
+mod secured;
+mod tickets;
+
+use std::{sync::Arc, time::Duration};
+
+use http::Request;
+use tokio::task::JoinSet;
+use wecom_proxy::simulator::{Fault, Settings};
+
+use crate::{
+    redis::Redis,
+    stage::{Caller, OPEN, Stage, USER_GET, all_at_once, wait_for},
+};
+
+const GETTOKEN: &str = "/cgi-bin/gettoken";
+const USER: &str = "/cgi-bin/user/get";
+
+/// Replicas of one proxy before one WeCom; the first is on the stage with it.
+struct Replicas {
+    first: Arc<Stage>,
+    others: Vec<Arc<Stage>>,
+}
+
+impl Replicas {
+    /// So many, once the store is there for each.
+    async fn start(count: usize, store: &str) -> Self {
+        Self::with(OPEN, count, store).await
+    }
+
+    /// The same with another configuration.
+    async fn with(toml: &str, count: usize, store: &str) -> Self {
+        let toml = format!("{toml}\n[tokens]\n{store}\n");
+        let first = Arc::new(Stage::with(&toml).await);
+        let mut others = Vec::new();
+        for _ in 1..count {
+            others.push(Arc::new(Stage::facing(first.wecom.api_addr(), &toml).await));
+        }
+        let replicas = Self { first, others };
+        replicas.joined().await;
+        replicas
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Arc<Stage>> {
+        [&self.first].into_iter().chain(&self.others)
+    }
+
+    /// The store is there for each of them.
+    async fn joined(&self) {
+        for stage in self.all() {
+            wait_for("the store", async || stage.proxy.store_trouble().is_none()).await;
+        }
+    }
+
+    /// Each of them has noticed that the store is away.
+    async fn parted(&self) {
+        for stage in self.all() {
+            wait_for("the loss of the store", async || stage.proxy.store_trouble().is_some()).await;
+        }
+    }
+
+    /// How often gettoken reached WeCom, and how many calls of `user/get` it carried out.
+    fn seen(&self) -> (usize, u64) {
+        self.first.wecom.look(|seen| (seen.received(GETTOKEN), seen.executed(USER)))
+    }
+
+    /// So many callers at each replica, all at once; each must be answered well.
+    async fn crowd(&self, each: usize) {
+        let mut crowds = JoinSet::new();
+        for stage in self.all() {
+            let stage = stage.clone();
+            crowds.spawn(async move { all_at_once(&stage, each, USER_GET).await });
+        }
+        for reply in crowds.join_all().await.iter().flatten() {
+            reply.is_ok();
+        }
+    }
+
+    /// Voids the token and has every replica used at once; returns how many gettokens that took.
+    async fn voided(&self, each: usize) -> usize {
+        let (gettokens, executed) = self.seen();
+        self.first.wecom.revoke("hr").expect("an agent");
+        self.crowd(each).await;
+        let (now, executed_now) = self.seen();
+        assert_eq!(executed_now - executed, (each * (1 + self.others.len())) as u64, "each once, none lost");
+        now - gettokens
+    }
+}
+
+#[tokio::test]
+async fn five_replicas_fetch_one_token_and_renew_it_once() {
+    let redis = Redis::start().await;
+    let replicas = Replicas::start(5, &redis.store()).await;
+    replicas.first.wecom.inject(Fault::delay(Duration::from_millis(200)).on(GETTOKEN)).expect("a fault");
+    replicas.crowd(400).await;
+    assert_eq!(replicas.seen(), (1, 2000), "a cold start");
+    assert_eq!(replicas.voided(400).await, 1, "a voided token");
+}
+
+#[tokio::test]
+async fn a_renewal_is_known_to_the_others_before_they_are_refused() {
+    let redis = Redis::start().await;
+    let replicas = Replicas::start(3, &redis.store()).await;
+    replicas.crowd(1).await;
+    replicas.first.wecom.revoke("hr").expect("an agent");
+    let reply = replicas.first.get(USER_GET).await;
+    assert_eq!(reply.is_ok().header("x-wecom-retried"), "40014");
+    let told = std::time::Instant::now();
+    for stage in &replicas.others {
+        wait_for("the news", async || last_renewal(stage).await == "shared").await;
+    }
+    eprintln!("all others know of a renewal after {:?}", told.elapsed());
+    for stage in &replicas.others {
+        assert_eq!(stage.get(USER_GET).await.is_ok().header("x-wecom-retried"), "");
+    }
+    assert_eq!(replicas.seen().0, 2);
+}
+
+/// Why the agent's token was last renewed, by the admin listener.
+async fn last_renewal(stage: &Stage) -> String {
+    let mut caller = Caller::http1(stage.admin()).await;
+    let agents = caller.call(Request::get("/api/agents"), "").await.json();
+    let agents = agents["agents"].as_array().expect("a list").clone();
+    let hr = agents.into_iter().find(|agent| agent["name"] == "hr").expect("the agent");
+    hr["last_renewal"]["reason"].as_str().unwrap_or_default().to_owned()
+}
+
+#[tokio::test]
+async fn a_wrong_secret_is_tried_by_one_replica_only() {
+    let redis = Redis::start().await;
+    let replicas = Replicas::start(3, &redis.store()).await;
+    replicas.first.wecom.inject(Fault::errcode(40001).on(GETTOKEN).times(100)).expect("a fault");
+    for stage in replicas.all() {
+        for _ in 0..3 {
+            let reply = stage.get(USER_GET).await;
+            reply.is_own("token-unavailable", 502, 40001);
+        }
+    }
+    assert_eq!(replicas.seen().0, 1, "a repeated wrong secret bans the address of all");
+}
+
+#[tokio::test]
+async fn the_refused_token_again_costs_one_gettoken_for_all() {
+    let redis = Redis::start().await;
+    let replicas = Replicas::start(3, &redis.store()).await;
+    replicas.crowd(1).await;
+    replicas.first.wecom.inject(Fault::errcode(40014).on(USER).times(1000)).expect("a fault");
+    let reply = replicas.first.get(USER_GET).await;
+    assert_eq!(reply.errcode(), 40014);
+    for stage in &replicas.others {
+        wait_for("the news", async || last_renewal(stage).await == "shared").await;
+        assert_eq!(stage.get(USER_GET).await.errcode(), 40014);
+    }
+    assert_eq!(replicas.seen().0, 2);
+}
+
+#[tokio::test]
+async fn nothing_in_the_store_shows_a_secret_or_a_token() {
+    let redis = Redis::start().await;
+    let replicas = Replicas::start(2, &redis.store()).await;
+    replicas.crowd(2).await;
+    let agent = &Settings::default().agents[0];
+    // Asked again, WeCom says the token that is valid.
+    let target = format!("{GETTOKEN}?corpid={}&corpsecret={}", agent.corpid, agent.secret);
+    let token =
+        Caller::http1(replicas.first.wecom.api_addr()).await.call(Request::get(target), "").await.json();
+    let token = token["access_token"].as_str().expect("a token");
+    let keys = redis.ask(&["--raw", "KEYS", "*"]).await;
+    assert!(keys.lines().any(|key| key.starts_with("wecom-proxy:{") && key.ends_with(":record")), "{keys}");
+    for key in keys.lines() {
+        let dump = redis.ask(&["--raw", "DUMP", key]).await;
+        for text in [&keys, &dump] {
+            assert!(
+                !text.contains(token) && !text.contains(&*agent.secret) && !text.contains(crate::redis::KEY)
+            );
+        }
+    }
+}
