@@ -7,7 +7,7 @@ use tempfile::TempDir;
 use toml::Table;
 
 use super::{
-    check, file, manifest_names, passes_check, program, seconds, shutdown_grace, succeed, text, with, yaml,
+    file, manifest_names, passes_check, program, seconds, shutdown_grace, succeed, text, with, yaml,
 };
 use crate::process::{python, run_wecom_proxy};
 
