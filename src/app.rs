@@ -5,6 +5,7 @@
 //! runtime, where they take no worker's time.
 
 mod crew;
+mod export;
 
 use std::{
     io, mem,
@@ -18,10 +19,10 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::{
     runtime::Handle,
     sync::{Semaphore, mpsc, watch},
-    time::timeout,
+    time::{Instant, timeout},
 };
 
-use self::crew::Crew;
+use self::{crew::Crew, export::Export};
 use crate::{
     access::{self, AccessLog},
     admin::{self, Admin, Reloaded},
@@ -37,6 +38,7 @@ use crate::{
         Issuer,
         fetch::{Gettoken, patience},
     },
+    traces::{Receiver, ReceiverError, Traces},
     upload::{Bounds, Shelf},
     upstream::{Settings, SettingsError, Upstream},
 };
@@ -49,6 +51,7 @@ pub struct Prepared {
     config: Config,
     upstream: Arc<Settings>,
     tls: Option<Arc<rustls::ServerConfig>>,
+    receiver: Option<Receiver>,
 }
 
 /// What the configuration names cannot be used.
@@ -60,6 +63,9 @@ pub enum Unusable {
     /// The part of TLS towards clients.
     #[error(transparent)]
     Tls(#[from] tls::TlsError),
+    /// The receiver of traces.
+    #[error(transparent)]
+    Receiver(#[from] ReceiverError),
 }
 
 impl Prepared {
@@ -67,7 +73,9 @@ impl Prepared {
     pub fn new(config: Config) -> Result<Self, Unusable> {
         let upstream = Arc::new(Settings::new(&config.upstream)?);
         let tls = config.server.tls.as_ref().map(tls::server_config).transpose()?;
-        Ok(Self { config, upstream, tls })
+        let otlp = config.admin.as_ref().and_then(|admin| admin.otlp.as_ref());
+        let receiver = otlp.map(Receiver::new).transpose()?;
+        Ok(Self { config, upstream, tls, receiver })
     }
 
     /// The configuration.
@@ -147,6 +155,7 @@ pub struct App {
     addresses: Vec<Address>,
     admin_addresses: Vec<Address>,
     access: AccessLog,
+    export: Option<Export>,
 }
 
 /// A running proxy in a few words, for the log.
@@ -186,7 +195,7 @@ impl App {
 
     /// The same with sockets that are open already, in place of those that it would open at their addresses.
     pub fn start_with(prepared: Prepared, mut inherited: Inherited) -> Result<Self, StartError> {
-        let Prepared { mut config, upstream, tls } = prepared;
+        let Prepared { mut config, upstream, tls, receiver } = prepared;
         let bound = open_all(&config.server.listen, &mut inherited)?;
         let admin_listen = config.admin.as_ref().map_or(&[][..], |admin| &admin.listen);
         let admin_bound = open_all(admin_listen, &mut inherited)?;
@@ -213,6 +222,8 @@ impl App {
         let access = AccessLog::stderr(config.log, cores)?;
         let metrics = Arc::new(Metrics::default());
         let recent = Arc::new(Recent::new(config.admin.as_ref().map_or(0, |admin| admin.recent), cores));
+        let export = receiver.map(|receiver| Export::start(receiver, &config, cores));
+        let traces = export.as_ref().map(|export| export.traces.clone());
         let crew = Crew {
             server: server.clone(),
             bound,
@@ -228,6 +239,7 @@ impl App {
                 // Without an admin listener nobody would ever ask.
                 counter: config.admin.is_some().then(|| metrics.counter()),
                 recorder: recent.recorder(),
+                tracer: traces.as_ref().map(Traces::tracer),
             };
             crew.clone().start_worker(nth, Arc::new(books))
         });
@@ -252,6 +264,7 @@ impl App {
             stopping: stop_seen,
             metrics,
             recent,
+            traces,
             readers: Arc::new(Semaphore::new(admin::MOST_READERS)),
             issuer,
             server: server.clone(),
@@ -273,6 +286,7 @@ impl App {
             addresses,
             admin_addresses,
             access,
+            export,
         })
     }
 
@@ -329,9 +343,10 @@ impl App {
         self.in_flight.close();
         // Before that somebody may still come.
         let _ = timeout(CLOSING, self.listening.recv()).await;
+        let until = Instant::now() + self.shutdown_grace;
         let drained = timeout(self.shutdown_grace, self.server.house.emptied()).await.is_ok();
         self.ended.send_replace(true);
-        let (workers, access) = (self.workers, self.access);
+        let (workers, access, export) = (self.workers, self.access, self.export);
         let _ = tokio::task::spawn_blocking(move || {
             for worker in workers {
                 let _ = worker.join();
@@ -339,6 +354,9 @@ impl App {
             access.flush(access::LAST_LINES);
         })
         .await;
+        if let Some(export) = export {
+            export.end(until).await;
+        }
         drained
     }
 }

@@ -165,6 +165,7 @@ fn lines(counter: &mut Counter, stage: &Stage) -> io::Result<()> {
         level: Level::Info,
         at: SystemTime::now(),
         request_id: "0123456789abcdef00000001",
+        trace_id: None,
         peer: Some(IpAddr::V4(Ipv4Addr::new(192, 168, 12, 34))),
         client: Some("billing"),
         agent: Some("hr"),

@@ -125,6 +125,7 @@ impl Stage {
             counter: Some(Metrics::default().counter()),
             // Few, so that the slots are soon used again.
             recorder: Recent::new(10, 1).recorder(),
+            tracer: None,
         });
         let rules = Rules {
             refresh_errcodes: config.tokens.refresh_errcodes.clone(),
