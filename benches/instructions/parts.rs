@@ -211,5 +211,9 @@ fn whole(counter: &mut Counter, stage: &Stage) -> io::Result<()> {
         message.len()
     );
     counter.count("whole POST with a pass", MANY, || play.request(&post));
+
+    let traced = Stage::set_traced()?;
+    let mut play = traced.play(format!("{}{body}", answer_head(body.len())))?;
+    counter.count("whole GET with a key, traced", MANY, || play.request(&get));
     Ok(())
 }

@@ -80,7 +80,7 @@ fn a_line_has_its_fields_in_order() {
     );
     assert_eq!(laid_out(Layout::Plain, &line), text);
     let json = concat!(
-        r#"{"timestamp":"1970-01-01T00:00:00.000000Z","level":"WARN","message":"request","request_id":"a-1","#,
+        r#"{"timestamp":"1970-01-01T00:00:00.000000Z","level":"WARN","message":"request","request_id":"a-1","trace_id":"4bf92f3577b34da6a3ce929d0e0e4736","#,
         r#""peer":"192.0.2.10","client":"billing","agent":"hr","method":"POST","path":"/hr/cgi-bin/\"x\"","#,
         r#""status":502,"errcode":-1,"retried":42001,"error":"upstream-broke","reason":"WeCom said:\n没有","#,
         r#""bytes":18446744073709551615,"whole":false,"token_ms":0.000,"upstream_ms":1.499,"#,
