@@ -50,6 +50,8 @@ pub struct Line<'a> {
     pub at: SystemTime,
     /// The request's id.
     pub request_id: &'a str,
+    /// The id of the trace that it belongs to.
+    pub trace_id: Option<&'a str>,
     /// Where the caller is.
     pub peer: Option<IpAddr>,
     /// The client's name.

@@ -40,6 +40,7 @@ use crate::{
     recent::Recent,
     server::{Bound, Listener, Server},
     tokens::Issuer,
+    traces::Traces,
 };
 
 /// Connections to the admin listener that may be open at once.
@@ -63,6 +64,8 @@ pub struct Admin {
     pub metrics: Arc<Metrics>,
     /// The last exchanges.
     pub recent: Arc<Recent>,
+    /// The traces, where somebody receives them.
+    pub traces: Option<Traces>,
     /// Places for those who follow the exchanges; see [`MOST_READERS`].
     pub readers: Arc<Semaphore>,
     /// Where tokens come from.

@@ -5,6 +5,7 @@
 //! runtime, where they take no worker's time.
 
 mod crew;
+mod export;
 
 use std::{
     io, mem,
@@ -18,10 +19,10 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::{
     runtime::Handle,
     sync::{Semaphore, mpsc, watch},
-    time::timeout,
+    time::{Instant, timeout},
 };
 
-use self::crew::Crew;
+use self::{crew::Crew, export::Export};
 use crate::{
     access::{self, AccessLog},
     admin::{self, Admin, Reloaded},
@@ -38,6 +39,7 @@ use crate::{
         Issuer,
         fetch::{Gettoken, patience},
     },
+    traces::{Receiver, ReceiverError, Traces},
     upload::{Bounds, Shelf},
     upstream::{Settings, SettingsError, Upstream},
 };
@@ -51,6 +53,7 @@ pub struct Prepared {
     upstream: Arc<Settings>,
     tls: Option<Arc<rustls::ServerConfig>>,
     store: Option<store::Settings>,
+    receiver: Option<Receiver>,
 }
 
 /// What the configuration names cannot be used.
@@ -65,6 +68,9 @@ pub enum Unusable {
     /// The store that replicas share.
     #[error(transparent)]
     Store(#[from] store::StoreError),
+    /// The receiver of traces.
+    #[error(transparent)]
+    Receiver(#[from] ReceiverError),
 }
 
 impl Prepared {
@@ -76,7 +82,9 @@ impl Prepared {
             config::Store::Memory => None,
             config::Store::Redis(redis) => Some(store::Settings::new(redis)?),
         };
-        Ok(Self { config, upstream, tls, store })
+        let otlp = config.admin.as_ref().and_then(|admin| admin.otlp.as_ref());
+        let receiver = otlp.map(Receiver::new).transpose()?;
+        Ok(Self { config, upstream, tls, store, receiver })
     }
 
     /// The configuration.
@@ -156,6 +164,7 @@ pub struct App {
     addresses: Vec<Address>,
     admin_addresses: Vec<Address>,
     access: AccessLog,
+    export: Option<Export>,
 }
 
 /// What there is already when a proxy starts.
@@ -206,7 +215,7 @@ impl App {
     /// The same with what there is already.
     pub fn start_with(prepared: Prepared, surroundings: Surroundings) -> Result<Self, StartError> {
         let Surroundings { mut inherited, access } = surroundings;
-        let Prepared { mut config, upstream, tls, store } = prepared;
+        let Prepared { mut config, upstream, tls, store, receiver } = prepared;
         let bound = open_all(&config.server.listen, &mut inherited)?;
         let admin_listen = config.admin.as_ref().map_or(&[][..], |admin| &admin.listen);
         let admin_bound = open_all(admin_listen, &mut inherited)?;
@@ -243,6 +252,8 @@ impl App {
         let access = access.map_or_else(|| AccessLog::stderr(config.log, cores), Ok)?;
         let metrics = Arc::new(Metrics::default());
         let recent = Arc::new(Recent::new(config.admin.as_ref().map_or(0, |admin| admin.recent), cores));
+        let export = receiver.map(|receiver| Export::start(receiver, &config, cores));
+        let traces = export.as_ref().map(|export| export.traces.clone());
         let crew = Crew {
             server: server.clone(),
             bound,
@@ -258,6 +269,7 @@ impl App {
                 // Without an admin listener nobody would ever ask.
                 counter: config.admin.is_some().then(|| metrics.counter()),
                 recorder: recent.recorder(),
+                tracer: traces.as_ref().map(Traces::tracer),
             };
             crew.clone().start_worker(nth, Arc::new(books))
         });
@@ -283,6 +295,7 @@ impl App {
             stopping: stop_seen,
             metrics,
             recent,
+            traces,
             readers: Arc::new(Semaphore::new(admin::MOST_READERS)),
             issuer,
             server: server.clone(),
@@ -304,6 +317,7 @@ impl App {
             addresses,
             admin_addresses,
             access,
+            export,
         })
     }
 
@@ -365,9 +379,10 @@ impl App {
         self.in_flight.close();
         // Before that somebody may still come.
         let _ = timeout(CLOSING, self.listening.recv()).await;
+        let until = Instant::now() + self.shutdown_grace;
         let drained = timeout(self.shutdown_grace, self.server.house.emptied()).await.is_ok();
         self.ended.send_replace(true);
-        let (workers, access) = (self.workers, self.access);
+        let (workers, access, export) = (self.workers, self.access, self.export);
         let _ = tokio::task::spawn_blocking(move || {
             for worker in workers {
                 let _ = worker.join();
@@ -375,6 +390,9 @@ impl App {
             access.flush(access::LAST_LINES);
         })
         .await;
+        if let Some(export) = export {
+            export.end(until).await;
+        }
         drained
     }
 }

@@ -30,6 +30,8 @@ pub enum Known {
     Expect,
     /// `Host`
     Host,
+    /// `Traceparent`
+    Traceparent,
     /// `Transfer-Encoding`
     TransferEncoding,
     /// `X-Api-Key`
@@ -46,7 +48,7 @@ pub enum Known {
     Hint,
     /// Any other that begins with `X-Wecom-`.
     Wecom,
-    /// What the client's network tells of itself (`Forwarded`, `Via`, `X-Forwarded-*`), and `Cookie`.
+    /// What the client's network tells of itself (`Forwarded`, `Via`, `X-Forwarded-*`, `Tracestate`, `Baggage`), and `Cookie`.
     Private,
     /// What belongs to one connection (RFC 9110 §7.6.1) and has no name of its own here.
     Hop,
@@ -66,9 +68,12 @@ impl Known {
             (6, b'c') if is("Cookie") => Self::Private,
             (7, b't') if is("Trailer") => Self::Hop,
             (7, b'u') if is("Upgrade") => Self::Hop,
+            (7, b'b') if is("Baggage") => Self::Private,
             (9, b'f') if is("Forwarded") => Self::Private,
             (10, b'c') if is("Connection") => Self::Connection,
             (10, b'k') if is("Keep-Alive") => Self::Hop,
+            (10, b't') if is("Tracestate") => Self::Private,
+            (11, b't') if is("Traceparent") => Self::Traceparent,
             (12, b'c') if is("Content-Type") => Self::ContentType,
             (13, b'a') if is("Authorization") => Self::Authorization,
             (14, b'c') if is("Content-Length") => Self::ContentLength,
@@ -128,6 +133,7 @@ impl Known {
                 | Self::Authorization
                 | Self::ApiKey
                 | Self::Private
+                | Self::Traceparent
                 | Self::Agent
                 | Self::Debug
                 | Self::Retried
@@ -408,6 +414,9 @@ mod tests {
             ("Forwarded", "for=x"),
             ("X-Forwarded-For", "x"),
             ("X-Forwarded-Anything", "x"),
+            ("Traceparent", "00-x"),
+            ("TRACESTATE", "x"),
+            ("baggage", "x"),
             ("X-Wecom-Agent", "hr"),
             ("X-Wecom-New", "x"),
             ("Content-Length", "3"),

@@ -24,6 +24,8 @@ pub mod recent; // the last exchanges, for whoever looks into them
 
 pub mod metrics; // what is counted of requests
 
+pub mod traces; // spans for OpenTelemetry, and their way to whoever receives them
+
 pub mod access; // the access log: a line a request, none of which waits for it
 
 pub mod directory; // who may call, and through which agent

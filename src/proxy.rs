@@ -40,6 +40,7 @@ use crate::{
     fields::{Fields, Known},
     limits::places::{NoPlace, Place, Places},
     tokens::{FetchError, Replacement, Token},
+    traces::Doing,
     upload::{Body, Bounds, Shelf, Upload, UploadError},
     upstream::{BodyLength, Failure, Flaw, Outgoing, Upstream},
 };
@@ -177,7 +178,7 @@ impl Proxy {
     }
 
     /// A place among the requests in flight.
-    async fn admit(&self, forward: &Forward<'_>, record: &Record) -> Result<Place, Refusal> {
+    async fn admit(&self, forward: &Forward<'_>, record: &mut Record) -> Result<Place, Refusal> {
         let places = &self.rules.in_flight;
         if let Some(place) = places.take() {
             return Ok(place);
@@ -185,16 +186,10 @@ impl Proxy {
         let client = record.client.as_ref().map(|client| client.name.as_str());
         let agent = record.agent.as_ref().map(|agent| agent.name.as_str());
         let flow = places.flow(client, agent, &forward.target.route);
-        Box::pin(places.wait(flow, self.rules.queue_timeout)).await.map_err(|none| {
-            let words = match none {
-                NoPlace::Closed => return Refusal::shutting_down(),
-                NoPlace::Late => {
-                    "too many requests are with WeCom and none was done in time; come again in a moment"
-                }
-                NoPlace::Full => "too many requests are waiting for WeCom; come again in a moment",
-            };
-            Refusal::new(Kind::Overloaded, words).retry_after(Duration::from_secs(1))
-        })
+        record.begin_now(Doing::Queue);
+        let waited = Box::pin(places.wait(flow, self.rules.queue_timeout)).await.map_err(no_place);
+        record.end_now(waited.as_ref().err().map(|refusal| refusal.kind));
+        waited
     }
 
     /// Sends a request that carries a credential of its own, as it came.
@@ -206,7 +201,7 @@ impl Proxy {
     ) -> Result<Inspected, Refusal> {
         let target = query::as_it_came(forward.target.path, forward.target.query);
         let place = self.admit(forward, record).await?;
-        let answer = self.exchange(forward, &target, None, upload).await?;
+        let answer = self.exchange(forward, &target, None, upload, record).await?;
         record.upstream = answer.took;
         Ok(answer.at(place))
     }
@@ -225,8 +220,10 @@ impl Proxy {
             Some(token) => token,
             None => {
                 let asked = Instant::now();
+                record.begin(Doing::Token, asked);
                 let fetched = agent.slot.current().await;
                 record.token = asked.elapsed();
+                record.end(record.token, fetched.as_ref().err().map(|_| Kind::TokenUnavailable));
                 fetched.map_err(|failure| token_unavailable(&failure))?
             }
         };
@@ -235,7 +232,7 @@ impl Proxy {
         // Who waits for a token takes no place from those who have one.
         let place = self.admit(forward, record).await?;
         let target = query::with_token(forward.target.path, &query, token.value.expose());
-        let first = self.exchange(forward, &target, Some(&token), upload).await?;
+        let first = self.exchange(forward, &target, Some(&token), upload, record).await?;
         record.upstream = first.took;
         let Some(refused_with) =
             first.errcode.filter(|errcode| self.rules.refresh_errcodes.contains(errcode))
@@ -253,8 +250,12 @@ impl Proxy {
             return Ok(first.at(place));
         }
         let asked = Instant::now();
+        record.begin(Doing::Token, asked);
         let replacement = agent.slot.replace(&token).await;
-        record.token += asked.elapsed();
+        let waited = asked.elapsed();
+        record.token += waited;
+        let failed = matches!(replacement, Replacement::Unavailable(_)).then_some(Kind::TokenUnavailable);
+        record.end(waited, failed);
         let next = match replacement {
             Replacement::Renewed(next) | Replacement::SameAgain(next) => next,
             Replacement::Held => return Ok(first.at(place)),
@@ -262,7 +263,7 @@ impl Proxy {
         };
         record.retried = Some(refused_with);
         let target = query::with_token(forward.target.path, &query, next.value.expose());
-        let second = match self.exchange(forward, &target, Some(&next), upload).await {
+        let second = match self.exchange(forward, &target, Some(&next), upload, record).await {
             // The disk lost what was kept of the body: the refusal is all that there is to tell.
             Err(_) if upload.is_some_and(|upload| upload.failure() == Some(UploadError::Lost)) => {
                 record.retried = None;
@@ -289,13 +290,23 @@ impl Proxy {
         target: &[&str],
         token: Option<&Token>,
         upload: Option<&Upload>,
+        record: &mut Record,
     ) -> Result<Inspected, Refusal> {
         let at = Instant::now();
+        record.goes_to(&forward.target.route);
+        record.begin(Doing::Try, at);
         let outgoing =
             Outgoing { method: forward.method, target, fields: forward.fields, body: forward.length, at };
-        let failed = |failure: Failure| self.failed(failure);
-        let answer = self.upstream.send(&outgoing, upload).await.map_err(failed)?;
-        inspect(answer, token, at).await.map_err(failed)
+        let inspected = match self.upstream.send(&outgoing, upload).await {
+            Ok(answer) => inspect(answer, token, at).await,
+            Err(failure) => Err(failure),
+        };
+        let inspected = inspected.map_err(|failure| self.failed(failure));
+        match &inspected {
+            Ok(answer) => record.answered(answer.took, answer.status.as_u16(), answer.errcode),
+            Err(refusal) => record.end_now(Some(refusal.kind)),
+        }
+        inspected
     }
 
     /// What the caller is told of a failure.
@@ -358,6 +369,15 @@ fn doubt(doubt: Doubt) -> Refusal {
             "only /cgi-bin/… and /AGENT/cgi-bin/… lead anywhere; is the base URL right?",
         ),
     }
+}
+
+fn no_place(none: NoPlace) -> Refusal {
+    let words = match none {
+        NoPlace::Closed => return Refusal::shutting_down(),
+        NoPlace::Late => "too many requests are with WeCom and none was done in time; come again in a moment",
+        NoPlace::Full => "too many requests are waiting for WeCom; come again in a moment",
+    };
+    Refusal::new(Kind::Overloaded, words).retry_after(Duration::from_secs(1))
 }
 
 fn too_large(bound: u64) -> Refusal {

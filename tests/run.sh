@@ -58,7 +58,7 @@ has wrk || install wrk
 # The programs of the tests run in an environment of their own, made anew when what it holds has changed.
 venv=target/venv
 wanted=tests/requirements.txt
-if ! { cmp -s "$wanted" "$venv/installed.txt" && "$venv/bin/python" -c 'import kubernetes_validate, requests, wechatpy' 2>/dev/null; }; then
+if ! { cmp -s "$wanted" "$venv/installed.txt" && "$venv/bin/python" -c 'import grpc, kubernetes_validate, requests, wechatpy; import opentelemetry.proto' 2>/dev/null; }; then
     python3 -c 'import venv, ensurepip' 2>/dev/null || install python3 python3-venv
     say "making $venv"
     rm -rf "$venv"

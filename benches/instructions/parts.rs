@@ -165,6 +165,7 @@ fn lines(counter: &mut Counter, stage: &Stage) -> io::Result<()> {
         level: Level::Info,
         at: SystemTime::now(),
         request_id: "0123456789abcdef00000001",
+        trace_id: None,
         peer: Some(IpAddr::V4(Ipv4Addr::new(192, 168, 12, 34))),
         client: Some("billing"),
         agent: Some("hr"),
@@ -210,5 +211,9 @@ fn whole(counter: &mut Counter, stage: &Stage) -> io::Result<()> {
         message.len()
     );
     counter.count("whole POST with a pass", MANY, || play.request(&post));
+
+    let traced = Stage::set_traced()?;
+    let mut play = traced.play(format!("{}{body}", answer_head(body.len())))?;
+    counter.count("whole GET with a key, traced", MANY, || play.request(&get));
     Ok(())
 }

@@ -29,6 +29,7 @@ use wecom_proxy::{
     server::{self, Bound, Server},
     telemetry::Telemetry,
     tokens::{Credentials, FetchError, Issuer, Source, Token},
+    traces::{Facts, Tracer, Traces},
     upload::{Bounds, Shelf},
     upstream::{Settings, Upstream},
     wecom::reply::Grant,
@@ -102,6 +103,17 @@ impl Source for Granting {
 impl Stage {
     /// Sets it up, with a token for each agent.
     pub fn set() -> io::Result<Self> {
+        Self::set_with(None)
+    }
+
+    /// The same, and each request has a trace, which nobody receives.
+    pub fn set_traced() -> io::Result<Self> {
+        let (host, port) = ("127.0.0.1".to_owned(), 80);
+        let facts = Facts { scheme: "http", upstream: format!("http://{host}:{port}"), host, port };
+        Self::set_with(Some(Traces::new(facts, 1).tracer()))
+    }
+
+    fn set_with(tracer: Option<Tracer>) -> io::Result<Self> {
         let dir = TempDir::new()?;
         let upstream = TcpListener::bind("127.0.0.1:0")?;
         upstream.set_nonblocking(true)?;
@@ -125,6 +137,7 @@ impl Stage {
             counter: Some(Metrics::default().counter()),
             // Few, so that the slots are soon used again.
             recorder: Recent::new(10, 1).recorder(),
+            tracer,
         });
         let rules = Rules {
             refresh_errcodes: config.tokens.refresh_errcodes.clone(),

@@ -52,6 +52,7 @@ struct Pen<'a> {
 impl Pen<'_> {
     fn fields(&mut self, line: &Line<'_>) {
         self.text(label!("request_id"), line.request_id);
+        self.maybe_text(label!("trace_id"), line.trace_id);
         if let Some(peer) = line.peer {
             self.address(label!("peer"), peer);
         }

@@ -26,6 +26,7 @@ fn about(request_id: &str) -> Line<'_> {
         level: Level::Info,
         at: SystemTime::UNIX_EPOCH,
         request_id,
+        trace_id: None,
         peer: None,
         client: None,
         agent: None,
@@ -54,6 +55,7 @@ fn laid_out(layout: Layout, line: &Line<'_>) -> String {
 fn a_line_has_its_fields_in_order() {
     let line = Line {
         level: Level::Warn,
+        trace_id: Some("4bf92f3577b34da6a3ce929d0e0e4736"),
         peer: Some(IpAddr::from([192, 0, 2, 10])),
         client: Some("billing"),
         agent: Some("hr"),
@@ -71,14 +73,14 @@ fn a_line_has_its_fields_in_order() {
         ..about("a-1")
     };
     let text = concat!(
-        "1970-01-01T00:00:00.000000Z  WARN access: request request_id=\"a-1\" peer=192.0.2.10 client=\"billing\" ",
+        "1970-01-01T00:00:00.000000Z  WARN access: request request_id=\"a-1\" trace_id=\"4bf92f3577b34da6a3ce929d0e0e4736\" peer=192.0.2.10 client=\"billing\" ",
         "agent=\"hr\" method=POST path=\"/hr/cgi-bin/\\\"x\\\"\" status=502 errcode=-1 retried=42001 ",
         "error=\"upstream-broke\" reason=\"WeCom said:\\n没有\" bytes=18446744073709551615 whole=false ",
         "token_ms=0.000 upstream_ms=1.499 total_ms=61002.000\n"
     );
     assert_eq!(laid_out(Layout::Plain, &line), text);
     let json = concat!(
-        r#"{"timestamp":"1970-01-01T00:00:00.000000Z","level":"WARN","message":"request","request_id":"a-1","#,
+        r#"{"timestamp":"1970-01-01T00:00:00.000000Z","level":"WARN","message":"request","request_id":"a-1","trace_id":"4bf92f3577b34da6a3ce929d0e0e4736","#,
         r#""peer":"192.0.2.10","client":"billing","agent":"hr","method":"POST","path":"/hr/cgi-bin/\"x\"","#,
         r#""status":502,"errcode":-1,"retried":42001,"error":"upstream-broke","reason":"WeCom said:\n没有","#,
         r#""bytes":18446744073709551615,"whole":false,"token_ms":0.000,"upstream_ms":1.499,"#,
@@ -111,6 +113,7 @@ impl Told {
             level: if self.warn { Level::Warn } else { Level::Info },
             at: SystemTime::UNIX_EPOCH,
             request_id: &self.texts[0],
+            trace_id: None,
             peer: self.peer,
             client,
             agent,

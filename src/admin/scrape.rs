@@ -9,7 +9,10 @@ use super::{
     answer::{Body, of_type},
     epoch,
 };
-use crate::metrics::{Series, Text, write_process};
+use crate::{
+    metrics::{Series, Text, write_process},
+    traces::Traces,
+};
 
 /// The Prometheus text format.
 const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -59,6 +62,9 @@ impl Admin {
         }
         let help = "Lines of the access log that were lost.";
         text.single("wecom_proxy_access_log_dropped_total", "counter", help, self.access.dropped());
+        let help = "Spans that were lost on their way to the receiver of traces.";
+        let lost = self.traces.as_ref().map_or(0, Traces::dropped);
+        text.single("wecom_proxy_spans_dropped_total", "counter", help, lost);
         let help = "Memory that request bodies take which are kept for a retry.";
         text.single("wecom_proxy_replay_memory_bytes", "gauge", help, self.rules.shelf.in_memory());
     }

@@ -5,9 +5,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use super::address::{self, Address};
 use super::error::{Error, quoted};
 use super::keyhash::{self, KeyHash};
-use super::section::{Item, Section};
+use super::otlp::{self, Otlp};
+use super::section::Section;
 use super::server::Server;
-use super::url;
 
 pub(super) const KEYS: &[&str] = &["listen", "key_sha256", "recent", "otlp"];
 
@@ -23,8 +23,8 @@ pub struct Admin {
     pub key_sha256: Option<KeyHash>,
     /// Exchanges kept for the inspector; may be 0.
     pub recent: usize,
-    /// Where traces go: an http or https URL without a slash at its end.
-    pub otlp: Option<String>,
+    /// Where traces go.
+    pub otlp: Option<Otlp>,
 }
 
 pub(super) fn read(root: &Section<'_>, server: &Server) -> Result<Option<Admin>, Error> {
@@ -37,7 +37,7 @@ pub(super) fn read(root: &Section<'_>, server: &Server) -> Result<Option<Admin>,
         listen: section.or("listen", vec![default], |item| address::read(item, &server.listen))?,
         key_sha256: section.maybe("key_sha256", keyhash::read)?,
         recent: section.or("recent", 500, |item| item.count(0..=MOST_RECENT))?,
-        otlp: section.maybe("otlp", read_otlp)?,
+        otlp: section.maybe("otlp", otlp::read)?,
     };
     if let Some(exposed) =
         admin.listen.iter().find(|address| !address.is_loopback() && admin.key_sha256.is_none())
@@ -48,14 +48,4 @@ pub(super) fn read(root: &Section<'_>, server: &Server) -> Result<Option<Admin>,
         )));
     }
     Ok(Some(admin))
-}
-
-fn read_otlp(item: &Item<'_>) -> Result<String, Error> {
-    let example = "http://127.0.0.1:4317";
-    let url = url::read(item, &["http", "https"], example)?.anonymous(item)?;
-    if url.rest.contains(['?', '#', '\\']) {
-        return Err(item.error(format!("must hold no query; write one like {example:?}")));
-    }
-    let port = url.port.map(|port| format!(":{port}")).unwrap_or_default();
-    Ok(format!("{}://{}{port}{}", url.scheme, url.bracketed_host(), url.rest.trim_end_matches('/')))
 }

@@ -19,6 +19,7 @@ use crate::{
     directory::{Agent, Client},
     metrics::Counter,
     recent::Recorder,
+    traces::{Doing, Outcome, Trace, Tracer},
 };
 
 /// Where one worker writes down what became of each request.
@@ -29,6 +30,8 @@ pub struct Books {
     pub counter: Option<Counter>,
     /// The recent exchanges, where somebody can ask for them.
     pub recorder: Option<Recorder>,
+    /// The traces, where somebody receives them.
+    pub tracer: Option<Tracer>,
 }
 
 impl Books {
@@ -46,7 +49,7 @@ impl Books {
 
     /// Whether anybody wants to know of a request.
     fn are_kept(&self, level: Level) -> bool {
-        self.counter.is_some() || self.recorder.is_some() || self.access.wants(level)
+        self.counter.is_some() || self.recorder.is_some() || self.tracer.is_some() || self.access.wants(level)
     }
 }
 
@@ -73,6 +76,7 @@ pub(super) struct Record {
     pub(super) bytes: u64,
     /// Whether the whole answer was handed over.
     pub(super) whole: bool,
+    trace: Option<Box<Trace>>,
     method: Method,
     target: Target,
     books: Arc<Books>,
@@ -81,8 +85,10 @@ pub(super) struct Record {
 impl Record {
     /// A request that begins now, and which will be entered in `books`.
     pub(super) fn new(request: &Request, request_id: RequestId, books: Arc<Books>) -> Self {
+        let began = Instant::now();
+        let trace = books.tracer.as_ref().map(|tracer| tracer.begin(&request.fields, request.version, began));
         Self {
-            began: Instant::now(),
+            began,
             request_id,
             peer: request.peer,
             client: None,
@@ -95,11 +101,61 @@ impl Record {
             upstream: Duration::ZERO,
             bytes: 0,
             whole: false,
+            trace,
             method: request.method.clone(),
             target: request.target.clone(),
             books,
         }
     }
+}
+
+/// What a trace is told; nothing where nobody wants one.
+impl Record {
+    /// The request will be sent to this endpoint.
+    pub(super) fn goes_to(&mut self, route: &str) {
+        if let Some(trace) = &mut self.trace {
+            trace.set_route(shown(route));
+        }
+    }
+
+    /// A step of the request begins.
+    pub(super) fn begin(&mut self, doing: Doing, at: Instant) {
+        if let Some(trace) = &mut self.trace {
+            trace.begin(doing, at);
+        }
+    }
+
+    /// The same, now.
+    pub(super) fn begin_now(&mut self, doing: Doing) {
+        if let Some(trace) = &mut self.trace {
+            trace.begin(doing, Instant::now());
+        }
+    }
+
+    /// The last step ends after so long, well or with an error of this kind.
+    pub(super) fn end(&mut self, took: Duration, error: Option<Kind>) {
+        if let Some(trace) = &mut self.trace {
+            trace.end(took, failed(error));
+        }
+    }
+
+    /// The same, now.
+    pub(super) fn end_now(&mut self, error: Option<Kind>) {
+        if let Some(trace) = &mut self.trace {
+            trace.end_now(failed(error));
+        }
+    }
+
+    /// WeCom has answered after so long.
+    pub(super) fn answered(&mut self, took: Duration, status: u16, errcode: Option<i64>) {
+        if let Some(trace) = &mut self.trace {
+            trace.end(took, Outcome { status, errcode, error: None });
+        }
+    }
+}
+
+fn failed(error: Option<Kind>) -> Outcome {
+    Outcome { error: error.map(|kind| kind.facts().0), ..Outcome::default() }
 }
 
 impl Record {
@@ -116,10 +172,12 @@ impl Drop for Record {
         if !self.books.are_kept(level) {
             return;
         }
+        let trace_id = self.trace.as_ref().map(|trace| trace.id());
         let line = Line {
             level,
             at: SystemTime::now(),
             request_id: self.request_id.as_str(),
+            trace_id: trace_id.as_ref().and_then(|id| std::str::from_utf8(id).ok()),
             peer: self.peer,
             client: self.client.as_ref().map(|client| client.name.as_str()),
             agent: self.agent.as_ref().map(|agent| agent.name.as_str()),
@@ -137,6 +195,9 @@ impl Drop for Record {
             total: self.began.elapsed(),
         };
         self.books.enter(&line, self.agent.as_ref(), self.client.as_ref());
+        if let (Some(tracer), Some(trace)) = (&self.books.tracer, &self.trace) {
+            tracer.write(trace, &line);
+        }
     }
 }
 

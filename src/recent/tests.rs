@@ -12,6 +12,7 @@ fn about(nth: u64, path: &str) -> Line<'_> {
         level: Level::Info,
         at: SystemTime::UNIX_EPOCH + Duration::from_secs(nth),
         request_id: "an-id",
+        trace_id: None,
         peer: Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
         client: None,
         agent: Some("hr"),

@@ -48,5 +48,6 @@ mod tickets;
 mod timeouts;
 mod tls;
 mod tls_clients;
+mod traces;
 mod weight;
 mod wire;

@@ -241,7 +241,7 @@ pub fn python() -> PathBuf {
     let python = std::env::var_os("PYTHON").map_or_else(|| PathBuf::from(own), PathBuf::from);
     // Found, not imported: that takes long.
     let look = "import importlib.util as u
-exit(not all(map(u.find_spec, ['kubernetes_validate', 'requests', 'wechatpy'])))";
+exit(not all(map(u.find_spec, ['grpc', 'kubernetes_validate', 'opentelemetry', 'requests', 'wechatpy'])))";
     let has = Command::new(&python).args(["-c", look]).output();
     assert!(
         has.is_ok_and(|output| output.status.success()),

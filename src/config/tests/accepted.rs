@@ -107,10 +107,27 @@ fn open_to_the_world_where_it_is_meant_or_has_clients() {
 
 #[test]
 fn an_admin_listener_beyond_loopback_with_a_key() {
-    let text = "[admin]\nlisten = [\"0.0.0.0:9090\"]\nkey_sha256 = \"HASH\"\nrecent = 0\notlp = \"https://Traces:1/v1/\"";
+    let text = "[admin]\nlisten = [\"0.0.0.0:9090\"]\nkey_sha256 = \"HASH\"\nrecent = 0";
     let admin = load_about(text).admin.unwrap();
     assert_eq!((admin.key_sha256, admin.recent), (Some(KeyHash::of("abc")), 0));
-    assert_eq!(admin.otlp.as_deref(), Some("https://traces:1/v1"));
+}
+
+#[test]
+fn how_traces_go_shows_in_the_port_or_the_path() {
+    let grpc = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
+    for (url, is_grpc, expected) in [
+        ("http://127.0.0.1:4317", true, format!("http://127.0.0.1:4317{grpc}")),
+        ("https://Traces:4317/", true, format!("https://traces:4317{grpc}")),
+        (&format!("http://traces:5000{grpc}"), true, format!("http://traces:5000{grpc}")),
+        ("http://[::1]:4318", false, "http://[::1]:4318/v1/traces".to_owned()),
+        ("https://traces", false, "https://traces:443/v1/traces".to_owned()),
+        ("http://traces:4317/v1/traces/", false, "http://traces:4317/v1/traces".to_owned()),
+        ("https://traces:1/otlp/", false, "https://traces:1/otlp/v1/traces".to_owned()),
+    ] {
+        let admin = load_about(&format!("[admin]\notlp = \"{url}\"")).admin.unwrap();
+        let otlp = admin.otlp.unwrap();
+        assert_eq!((otlp.grpc, otlp.to_string()), (is_grpc, expected), "{url}");
+    }
 }
 
 #[test]

@@ -1,0 +1,65 @@
+//! `admin.otlp`: where traces go, and how.
+
+use std::fmt;
+
+use super::error::Error;
+use super::section::Item;
+use super::url;
+
+/// The port that OpenTelemetry keeps for gRPC; 4318 is the one for HTTP.
+const GRPC_PORT: u16 = 4317;
+/// Where traces go over gRPC.
+const GRPC_PATH: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
+/// Where they go over HTTP, behind whatever path the URL has.
+const HTTP_PATH: &str = "/v1/traces";
+
+/// A receiver of traces.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Otlp {
+    /// Whether it is reached over TLS.
+    pub tls: bool,
+    /// In lower case; an IPv6 address has no brackets.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+    /// Whether it speaks gRPC, and else protobuf over HTTP.
+    pub grpc: bool,
+    /// The path that is posted to.
+    pub path: String,
+}
+
+impl Otlp {
+    /// Host and port as they are written in a URL.
+    pub fn authority(&self) -> String {
+        if self.host.contains(':') {
+            format!("[{}]:{}", self.host, self.port)
+        } else {
+            format!("{}:{}", self.host, self.port)
+        }
+    }
+}
+
+impl fmt::Display for Otlp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = if self.tls { "https" } else { "http" };
+        write!(f, "{scheme}://{}{}", self.authority(), self.path)
+    }
+}
+
+pub(super) fn read(item: &Item<'_>) -> Result<Otlp, Error> {
+    let example = "http://127.0.0.1:4317";
+    let url = url::read(item, &["http", "https"], example)?.anonymous(item)?;
+    if url.rest.contains(['?', '#', '\\']) {
+        return Err(item.error(format!("must hold no query; write one like {example:?}")));
+    }
+    let tls = url.scheme == "https";
+    let port = url.port.unwrap_or(if tls { 443 } else { 80 });
+    let path = url.rest.trim_end_matches('/');
+    let (grpc, path) = match path {
+        "" if port == GRPC_PORT => (true, GRPC_PATH.to_owned()),
+        GRPC_PATH => (true, GRPC_PATH.to_owned()),
+        _ if path.ends_with(HTTP_PATH) => (false, path.to_owned()),
+        _ => (false, format!("{path}{HTTP_PATH}")),
+    };
+    Ok(Otlp { tls, host: url.host, port, grpc, path })
+}

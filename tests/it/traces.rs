@@ -1,0 +1,354 @@
+//! Traces as OpenTelemetry's own messages have them, at a receiver that reads them with its own library.
+
+use std::{net::SocketAddr, process::Command, time::Duration};
+
+use http::Request;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::{net::TcpListener, time::Instant};
+use wecom_proxy::simulator::{Fault, Settings, Simulator, When};
+
+use crate::{
+    process::{Process, field, python},
+    stage::{Caller, ECHO, KEYED, OPEN, Stage, USER_GET, key, wait_for, write_config},
+};
+
+const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+const CALLER: &str = "00f067aa0ba902b7";
+const TOKEN: &str = "first-token-that-the-test-knows_0123456789";
+const GRPC: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
+
+/// The receiver, in a process of its own.
+struct Receiver {
+    process: Process,
+    http: String,
+    grpc: String,
+}
+
+impl Receiver {
+    async fn start(arguments: &[&str]) -> Self {
+        let mut command = Command::new(python());
+        command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/programs/otlp_receiver.py")).args(arguments);
+        let process = Process::start(command);
+        let ready = process.out.line("ready").await;
+        let [http, grpc] = ["http", "grpc"].map(|kind| format!("http://127.0.0.1:{}", field(&ready, kind)));
+        Self { process, http, grpc: grpc + GRPC }
+    }
+
+    fn deliveries(&self) -> Vec<Value> {
+        let out = self.process.out.now();
+        let lines = out.split_inclusive('\n').filter(|line| line.starts_with('{') && line.ends_with('\n'));
+        lines.map(|line| serde_json::from_str(line).expect("JSON")).collect()
+    }
+
+    fn answers(&self) -> Vec<String> {
+        self.deliveries().iter().map(|one| one["answer"].as_str().expect("one").to_owned()).collect()
+    }
+
+    /// Waits until so many spans were taken.
+    async fn spans(&self, count: usize) -> Vec<Value> {
+        let mut spans = Vec::new();
+        wait_for("spans", async || {
+            let taken = self.deliveries();
+            spans = taken.iter().filter_map(|one| one["spans"].as_array()).flatten().cloned().collect();
+            spans.len() >= count
+        })
+        .await;
+        assert_eq!(spans.len(), count, "{spans:#?}");
+        spans
+    }
+
+    async fn answered(&self, answer: &str) {
+        wait_for(answer, async || self.answers().iter().any(|one| one == answer)).await;
+    }
+}
+
+/// A configuration whose traces go there.
+fn traced(toml: &str, url: &str) -> String {
+    toml.replace("[admin]", &format!("[admin]\notlp = \"{url}\""))
+}
+
+async fn dropped(stage: &Stage) -> u64 {
+    let text = Caller::http1(stage.admin()).await.call(Request::get("/metrics"), "").await;
+    let mut lines = text.text().lines();
+    let value = lines.find_map(|line| line.strip_prefix("wecom_proxy_spans_dropped_total "));
+    value.expect("the metric").parse().expect("a number")
+}
+
+fn of_kind<'a>(spans: &'a [Value], kind: &str) -> Vec<&'a Value> {
+    spans.iter().filter(|span| span["kind"] == kind).collect()
+}
+
+fn named<'a>(spans: &'a [Value], name: &str) -> Vec<&'a Value> {
+    spans.iter().filter(|span| span["name"] == name).collect()
+}
+
+fn nanos(span: &Value, edge: &str) -> u64 {
+    span[edge].as_u64().expect("a time")
+}
+
+async fn a_retry_as_a_tree(grpc: bool) {
+    let receiver = Receiver::start(&[]).await;
+    let stage = Stage::with(&traced(KEYED, if grpc { &receiver.grpc } else { &receiver.http })).await;
+    // The first token is known here, and not to WeCom.
+    let grant = json!({ "errcode": 0, "errmsg": "ok", "access_token": TOKEN, "expires_in": 7200 });
+    let grant = Fault::answer(200, "application/json", grant.to_string()).on("/cgi-bin/gettoken").times(1);
+    stage.wecom.inject(grant).expect("a fault");
+    let call = Request::post(format!("/hr{ECHO}?access_token=hush-hush&x=query-of-it"))
+        .header("x-api-key", key("billing"))
+        .header("x-request-id", "night-shift-7")
+        .header("traceparent", format!("00-{TRACE}-{CALLER}-01"))
+        .header("Tracestate", "vendor=state-of-it")
+        .header("baggage", "user=baggage-of-it");
+    assert_eq!(stage.call(call, "{}").await.header("x-wecom-retried"), "40014");
+    let spans = &receiver.spans(5).await[..];
+    let [request] = of_kind(spans, "SPAN_KIND_SERVER")[..] else { panic!("{spans:#?}") };
+    for span in spans {
+        assert_eq!(span["trace_id"], TRACE);
+        let parent = if span == request { CALLER } else { request["span_id"].as_str().expect("an id") };
+        assert_eq!(span["parent"], parent);
+        assert_eq!(span["flags"], if span == request { 0x301 } else { 0x101 });
+        assert!(nanos(request, "start") <= nanos(span, "start"), "{spans:#?}");
+        assert!(nanos(span, "start") <= nanos(span, "end"), "{spans:#?}");
+        assert!(nanos(span, "end") <= nanos(request, "end"), "{spans:#?}");
+        let resource = &span["resource"];
+        assert_eq!(resource["service.name"], "wecom-proxy");
+        assert_eq!(span["scope"], json!(["wecom-proxy", env!("CARGO_PKG_VERSION")]));
+    }
+    assert_eq!(
+        (&request["name"], &request["status"]),
+        (&json!(format!("POST {ECHO}")), &json!("STATUS_CODE_UNSET"))
+    );
+    let mut attributes = request["attributes"].clone();
+    let size = attributes.as_object_mut().expect("some").remove("http.response.body.size");
+    assert!(size.expect("its size").as_u64().is_some_and(|size| size > 0));
+    let expected = json!({
+        "http.request.method": "POST", "http.response.status_code": 200, "http.route": ECHO,
+        "url.scheme": "http", "url.path": format!("/hr{ECHO}"), "network.protocol.version": "1.1",
+        "client.address": "127.0.0.1", "wecom.agent": "hr", "wecom.client": "billing",
+        "wecom.retried": 40014, "wecom.request_id": "night-shift-7", "wecom.errcode": attributes["wecom.errcode"],
+    });
+    assert_eq!(attributes, expected);
+
+    let [first, token] = named(spans, "token")[..] else { panic!("{spans:#?}") };
+    for token in [first, token] {
+        assert_eq!(token["attributes"], json!({ "wecom.agent": "hr", "wecom.client": "billing" }));
+    }
+    let [refused, answered] = of_kind(spans, "SPAN_KIND_CLIENT")[..] else { panic!("{spans:#?}") };
+    assert!(nanos(first, "end") <= nanos(refused, "start"));
+    assert!(
+        nanos(refused, "end") <= nanos(token, "start") && nanos(token, "end") <= nanos(answered, "start")
+    );
+    let upstream = stage.wecom.api_addr();
+    let expected = json!({
+        "http.request.method": "POST", "http.response.status_code": 200, "url.full": format!("http://{upstream}{ECHO}"),
+        "url.template": ECHO, "server.address": "127.0.0.1", "server.port": upstream.port(),
+        "wecom.agent": "hr", "wecom.client": "billing", "wecom.errcode": 40014, "error.type": "40014",
+    });
+    assert_eq!((&refused["attributes"], &refused["status"]), (&expected, &json!("STATUS_CODE_ERROR")));
+    assert_eq!(answered["attributes"]["http.request.resend_count"], 1);
+    assert_eq!(
+        (answered["attributes"].get("error.type"), &answered["status"]),
+        (None, &json!("STATUS_CODE_UNSET"))
+    );
+
+    let text = receiver.process.out.now();
+    let secret = Settings::default().agents[0].secret.clone();
+    for secret in
+        [&*key("billing"), "hush-hush", "query-of-it", "state-of-it", "baggage-of-it", TOKEN, &secret]
+    {
+        assert!(!text.contains(secret), "{secret} in {text}");
+    }
+    for record in stage.wecom.requests() {
+        for (name, _) in record.headers {
+            assert!(!["traceparent", "tracestate", "baggage"].contains(&&*name.to_lowercase()), "{name}");
+        }
+    }
+    let delivery = &receiver.deliveries()[0];
+    assert_eq!(delivery["by"], if grpc { "grpc" } else { "http" });
+    if !grpc {
+        let headers = &delivery["headers"];
+        assert_eq!(
+            (&headers[":path"], &headers["content-type"]),
+            (&json!("/v1/traces"), &json!("application/x-protobuf"))
+        );
+    }
+    assert_eq!(dropped(&stage).await, 0);
+}
+
+#[tokio::test]
+async fn a_request_with_a_retry_is_a_tree_under_its_callers_span() {
+    a_retry_as_a_tree(false).await;
+}
+
+#[tokio::test]
+async fn the_same_tree_comes_over_grpc() {
+    a_retry_as_a_tree(true).await;
+}
+
+#[tokio::test]
+async fn who_waits_for_a_place_has_a_span_for_it() {
+    let receiver = Receiver::start(&[]).await;
+    let toml = OPEN.replace("[admin]", "max_in_flight = 1\nqueue_timeout = \"15s\"\n[admin]");
+    let stage = Stage::with(&traced(&toml, &receiver.http)).await;
+    stage.get(USER_GET).await.is_ok();
+    let before = receiver.spans(3 + 1).await;
+    // The only place is never common property.
+    assert_eq!(named(&before, "queue").len(), 1);
+    stage.wecom.inject(Fault::hold().on("/cgi-bin/user/get").times(1)).expect("a fault");
+    let (mut first, mut second) =
+        (Caller::http1(stage.address()).await, Caller::http1(stage.address()).await);
+    let held = tokio::spawn(async move { first.get(USER_GET).await });
+    stage.wecom.wait_until(|seen| seen.in_flight() == 1).await.expect("a request");
+    let began = Instant::now();
+    let waiting = tokio::spawn(async move { second.get(ECHO).await });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    stage.wecom.release();
+    held.await.expect("no panic");
+    waiting.await.expect("no panic");
+    let most = began.elapsed().as_nanos() as u64;
+    let spans = receiver.spans(before.len() + 6).await;
+    let waited = named(&spans, "queue").into_iter().map(|span| nanos(span, "end") - nanos(span, "start"));
+    let longest = waited.max().expect("one");
+    assert!((50_000_000..most).contains(&longest), "{longest} of {most}");
+}
+
+#[tokio::test]
+async fn what_goes_wrong_has_its_kind() {
+    let receiver = Receiver::start(&[]).await;
+    let stage = Stage::with(&traced(OPEN, &receiver.http)).await;
+    stage.wecom.inject(Fault::drop(When::Before).on("/cgi-bin/message/send")).expect("a fault");
+    stage.post("/cgi-bin/message/send", "{}").await.is_own("upstream-broke", 502, -1);
+    let spans = receiver.spans(3).await;
+    for span in spans.iter().filter(|span| span["name"] == "POST /cgi-bin/message/send") {
+        assert_eq!(
+            (&span["attributes"]["error.type"], &span["status"]),
+            (&json!("upstream-broke"), &json!("STATUS_CODE_ERROR"))
+        );
+    }
+    let message = of_kind(&spans, "SPAN_KIND_SERVER")[0]["message"].as_str().expect("words").to_owned();
+    assert!(message.contains("closed the connection without an answer"), "{message}");
+
+    // A caller's own mistake is no error of the proxy's, and what it invents is no name.
+    stage.call(Request::builder().method("HUSH").uri("/nowhere"), "").await.is_own("no-route", 404, 40035);
+    let spans = receiver.spans(4).await;
+    let (span, attributes) = (&spans[3], &spans[3]["attributes"]);
+    assert_eq!(
+        (&span["name"], &span["status"], &span["parent"]),
+        (&json!("HTTP"), &json!("STATUS_CODE_UNSET"), &json!(""))
+    );
+    assert_eq!(
+        (&attributes["http.request.method"], &attributes["error.type"]),
+        (&json!("_OTHER"), &json!("no-route"))
+    );
+
+    // A caller who leaves ends what was begun.
+    stage.wecom.inject(Fault::hold().on("/cgi-bin/user/get")).expect("a fault");
+    let address = stage.address();
+    let mut caller = Caller::http1(address).await;
+    let call = tokio::spawn(async move { caller.get(USER_GET).await });
+    stage.wecom.wait_until(|seen| seen.in_flight() == 1).await.expect("a request");
+    call.abort();
+    let spans = receiver.spans(6).await;
+    for span in &spans[4..] {
+        assert_eq!(
+            (&span["attributes"]["error.type"], &span["status"]),
+            (&json!("caller-left"), &json!("STATUS_CODE_UNSET"))
+        );
+        assert_eq!(span["attributes"].get("http.response.status_code"), None);
+    }
+}
+
+#[tokio::test]
+async fn a_receiver_that_is_busy_gets_them_later_and_one_that_refuses_does_not() {
+    for (grpc, answers) in
+        [(false, ["503", "429:1", "ok"]), (true, ["UNAVAILABLE", "RESOURCE_EXHAUSTED", "ok"])]
+    {
+        let receiver = Receiver::start(&answers[..2]).await;
+        let stage = Stage::with(&traced(OPEN, if grpc { &receiver.grpc } else { &receiver.http })).await;
+        let began = Instant::now();
+        stage.get(USER_GET).await.is_ok();
+        receiver.spans(3).await;
+        assert_eq!(receiver.answers(), answers);
+        assert!(grpc || began.elapsed() >= Duration::from_millis(1400), "it wanted a second for itself");
+        assert_eq!(dropped(&stage).await, 0);
+    }
+    for (grpc, refusal) in [(false, "400"), (true, "INVALID_ARGUMENT")] {
+        let receiver = Receiver::start(&[refusal, "part"]).await;
+        let stage = Stage::with(&traced(OPEN, if grpc { &receiver.grpc } else { &receiver.http })).await;
+        stage.get(USER_GET).await.is_ok();
+        receiver.answered(refusal).await;
+        wait_for("the count", async || dropped(&stage).await == 3).await;
+        stage.get(USER_GET).await.is_ok();
+        receiver.spans(2).await;
+        wait_for("the count", async || dropped(&stage).await == 4).await;
+    }
+}
+
+/// A proxy in a process of its own, whose traces go there.
+async fn proxy(url: &str) -> (Simulator, Process, Caller, TempDir) {
+    let wecom = Simulator::local(Settings::default()).await.expect("a simulator");
+    let dir = TempDir::new().expect("a directory");
+    let toml = traced(OPEN, url).replace("[upstream]", "shutdown_grace = \"1s\"\n[upstream]");
+    let proxy = Process::serve(&write_config(&dir, wecom.api_addr(), &Settings::default(), &toml)).await;
+    let caller = Caller::http1(proxy.address().await).await;
+    (wecom, proxy, caller, dir)
+}
+
+async fn free_port() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("an address")
+}
+
+#[tokio::test]
+async fn a_receiver_that_is_away_holds_up_nobody_and_gets_them_when_it_is_back() {
+    let address = free_port().await;
+    let (_wecom, proxy, mut caller, _dir) = proxy(&format!("http://{address}")).await;
+    caller.get(USER_GET).await.is_ok();
+    let line = proxy.err.line("traces cannot be delivered").await;
+    assert!(
+        line.contains(&format!("http://{address}/v1/traces")) && line.contains("cannot connect"),
+        "{line}"
+    );
+    caller.get(USER_GET).await.is_ok();
+    let receiver = Receiver::start(&["--port", &address.port().to_string()]).await;
+    receiver.spans(5).await;
+    proxy.err.line("traces are delivered again").await;
+    let ended = proxy.stop().await;
+    assert_eq!(ended.err.matches("cannot be delivered").count(), 1, "{}", ended.err);
+    assert!(!ended.err.contains("were not delivered"), "{}", ended.err);
+}
+
+#[tokio::test]
+async fn what_is_left_goes_out_when_the_program_ends() {
+    let receiver = Receiver::start(&[]).await;
+    let (_wecom, proxy, mut caller, _dir) = proxy(&receiver.http).await;
+    caller.get(USER_GET).await.is_ok();
+    assert_eq!(proxy.stop().await.status, 0);
+    receiver.spans(3).await;
+}
+
+#[tokio::test]
+async fn a_receiver_that_does_not_answer_holds_up_neither_requests_nor_the_end() {
+    let receiver = Receiver::start(&["hang"]).await;
+    let (_wecom, proxy, mut caller, _dir) = proxy(&receiver.http).await;
+    caller.get(USER_GET).await.is_ok();
+    receiver.answered("hang").await;
+    let began = Instant::now();
+    caller.get(USER_GET).await.is_ok();
+    let ended = proxy.stop().await;
+    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+    assert!(ended.status == 0 && ended.err.contains("the last traces were not delivered"), "{}", ended.err);
+}
+
+#[tokio::test]
+async fn a_caller_that_does_not_sample_has_its_trace_in_the_log_alone() {
+    let receiver = Receiver::start(&[]).await;
+    let (_wecom, proxy, mut caller, _dir) = proxy(&receiver.http).await;
+    for (flags, id) in [("00", "night-shift-1"), ("01", "night-shift-2")] {
+        let request = Request::get(format!("/hr{USER_GET}")).header("x-request-id", id);
+        caller.call(request.header("traceparent", format!("00-{TRACE}-{CALLER}-{flags}")), "").await.is_ok();
+        assert_eq!(field(&proxy.err.line(id).await, "trace_id"), TRACE);
+    }
+    let spans = receiver.spans(2).await;
+    assert_eq!(of_kind(&spans, "SPAN_KIND_SERVER")[0]["attributes"]["wecom.request_id"], "night-shift-2");
+}
