@@ -7,8 +7,10 @@ pub(crate) mod bench;
 mod gettoken;
 mod identify;
 mod inspect;
+mod look;
 mod query;
 mod record;
+mod redact;
 mod refusal;
 mod reply;
 mod request;
@@ -23,6 +25,7 @@ use tokio::time::Instant;
 
 use self::{
     inspect::{Inspected, inspect},
+    look::Look,
     record::Record,
     refusal::{Kind, Refusal},
     sign::{Ids, sign, wants_explanation},
@@ -124,6 +127,7 @@ impl Proxy {
         }
         let caller = identify::caller(&directory, record.client.clone(), &target, &request.fields)?;
         (record.client, record.agent) = (caller.client, caller.agent);
+        record.look = Look::begin(&directory, record.agent.as_ref(), request, record.began);
         identify::permit(record.client.as_deref(), &request.method, &target.route)?;
         identify::admit(record.client.as_ref().and_then(|client| client.limit.as_ref()), "this client")?;
         identify::admit(record.agent.as_ref().and_then(|agent| agent.limit.as_ref()), "this agent")?;
@@ -131,6 +135,10 @@ impl Proxy {
             (Some(agent), false) => Some(agent.clone()),
             (None, false) => return Err(identify::no_agent()),
             (_, true) => None,
+        };
+        let body = match &record.look {
+            Some(look) => look.tap(body),
+            None => body,
         };
         let (upload, length) = self.receive(request, body, agent.is_some())?;
         let forward = Forward { method: &request.method, fields: &request.fields, target: &target, length };
@@ -208,7 +216,7 @@ impl Proxy {
         let query = forward.target.query;
         let target = [forward.target.path, query.map_or("", |_| "?"), query.unwrap_or_default()];
         let place = self.admit(forward, record).await?;
-        let answer = self.exchange(forward, &target, None, upload).await?;
+        let answer = self.exchange(forward, &target, None, upload, record).await?;
         record.upstream = answer.took;
         Ok(answer.at(place))
     }
@@ -228,7 +236,7 @@ impl Proxy {
             None => {
                 let asked = Instant::now();
                 let fetched = agent.slot.current().await;
-                record.token = asked.elapsed();
+                record.waited_for_token(asked);
                 fetched.map_err(|failure| token_unavailable(&failure))?
             }
         };
@@ -237,7 +245,7 @@ impl Proxy {
         // Who waits for a token takes no place from those who have one.
         let place = self.admit(forward, record).await?;
         let target = query::with_token(forward.target.path, &query, token.value.expose());
-        let first = self.exchange(forward, &target, Some(&token), upload).await?;
+        let first = self.exchange(forward, &target, Some(&token), upload, record).await?;
         record.upstream = first.took;
         let Some(refused_with) =
             first.errcode.filter(|errcode| self.rules.refresh_errcodes.contains(errcode))
@@ -256,7 +264,7 @@ impl Proxy {
         }
         let asked = Instant::now();
         let replacement = agent.slot.replace(&token).await;
-        record.token += asked.elapsed();
+        record.waited_for_token(asked);
         let next = match replacement {
             Replacement::Renewed(next) | Replacement::SameAgain(next) => next,
             Replacement::Held => return Ok(first.at(place)),
@@ -264,7 +272,7 @@ impl Proxy {
         };
         record.retried = Some(refused_with);
         let target = query::with_token(forward.target.path, &query, next.value.expose());
-        let second = match self.exchange(forward, &target, Some(&next), upload).await {
+        let second = match self.exchange(forward, &target, Some(&next), upload, record).await {
             // The disk lost what was kept of the body: the refusal is all that there is to tell.
             Err(_) if upload.is_some_and(|upload| upload.failure() == Some(UploadError::Lost)) => {
                 record.retried = None;
@@ -337,13 +345,21 @@ impl Proxy {
         target: &[&str],
         token: Option<&Token>,
         upload: Option<&Upload>,
+        record: &mut Record,
     ) -> Result<Inspected, Refusal> {
         let at = Instant::now();
+        if let Some(look) = &mut record.look {
+            look.sends(at, token);
+        }
         let outgoing =
             Outgoing { method: forward.method, target, fields: forward.fields, body: forward.length, at };
         let failed = |failure: Failure| self.failed(failure);
         let answer = self.upstream.send(&outgoing, upload).await.map_err(failed)?;
-        inspect(answer, token, at).await.map_err(failed)
+        let answer = inspect(answer, token, at).await.map_err(failed)?;
+        if let Some(look) = &mut record.look {
+            look.got(&answer);
+        }
+        Ok(answer)
     }
 
     /// What the caller is told of a failure.
@@ -394,6 +410,9 @@ fn refuse(refusal: Refusal, record: &mut Record) -> Reply {
 fn finish(mut reply: Reply, mut record: Record, explains: bool) -> Reply {
     record.status = reply.status.as_u16();
     sign(&record, explains, &mut reply.lines);
+    if let Some(look) = &mut record.look {
+        look.answers(reply.lines.as_bytes());
+    }
     reply.body.until_end(record);
     reply
 }

@@ -10,6 +10,7 @@ use http::Method;
 use tokio::time::Instant;
 
 use super::{
+    look::Look,
     refusal::Kind,
     request::{Request, Target},
     sign::RequestId,
@@ -18,7 +19,7 @@ use crate::{
     access::{AccessLog, Level, Line},
     directory::{Agent, Client},
     metrics::Counter,
-    recent::Recorder,
+    recent::{Detail, Recorder},
 };
 
 /// Where one worker writes down what became of each request.
@@ -32,12 +33,18 @@ pub struct Books {
 }
 
 impl Books {
-    fn enter(&self, line: &Line<'_>, agent: Option<&Arc<Agent>>, client: Option<&Arc<Client>>) {
+    fn enter(
+        &self,
+        line: &Line<'_>,
+        agent: Option<&Arc<Agent>>,
+        client: Option<&Arc<Client>>,
+        detail: Option<Arc<Detail>>,
+    ) {
         if let Some(counter) = &self.counter {
             counter.count(line, agent, client);
         }
         if let Some(recorder) = &self.recorder {
-            recorder.keep(line);
+            recorder.keep(line, detail);
         }
         if self.access.wants(line.level) {
             self.access.write(line);
@@ -73,6 +80,8 @@ pub(super) struct Record {
     pub(super) bytes: u64,
     /// Whether the whole answer was handed over.
     pub(super) whole: bool,
+    /// What an operator wants to see of it besides.
+    pub(super) look: Option<Box<Look>>,
     method: Method,
     target: Target,
     books: Arc<Books>,
@@ -95,6 +104,7 @@ impl Record {
             upstream: Duration::ZERO,
             bytes: 0,
             whole: false,
+            look: None,
             method: request.method.clone(),
             target: request.target.clone(),
             books,
@@ -103,6 +113,14 @@ impl Record {
 }
 
 impl Record {
+    /// It has waited for a token since then.
+    pub(super) fn waited_for_token(&mut self, since: Instant) {
+        self.token += since.elapsed();
+        if let Some(look) = &mut self.look {
+            look.waited(since);
+        }
+    }
+
     /// The path without its query, and without what a mistyped query left in it: both may hold secrets.
     fn path(&self) -> &str {
         shown(self.target.path())
@@ -116,6 +134,7 @@ impl Drop for Record {
         if !self.books.are_kept(level) {
             return;
         }
+        let detail = self.look.take().map(|look| Arc::new(look.end()));
         let line = Line {
             level,
             at: SystemTime::now(),
@@ -136,7 +155,7 @@ impl Drop for Record {
             upstream: self.upstream,
             total: self.began.elapsed(),
         };
-        self.books.enter(&line, self.agent.as_ref(), self.client.as_ref());
+        self.books.enter(&line, self.agent.as_ref(), self.client.as_ref(), detail);
     }
 }
 
