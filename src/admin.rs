@@ -60,6 +60,8 @@ pub struct Admin {
     pub directory: Arc<ArcSwap<Directory>>,
     /// Where the proxy and this listen.
     pub listeners: Vec<Address>,
+    /// Whether the proxy's own speak TLS.
+    pub tls: bool,
     /// Turns true when no more requests are taken.
     pub stopping: watch::Receiver<bool>,
     /// What was counted of requests.

@@ -4,8 +4,10 @@
 
 mod admin;
 mod bench;
+mod browser;
 mod certificates;
 mod check;
+mod dashboard;
 mod deploy;
 mod drain;
 mod egress;
