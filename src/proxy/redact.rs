@@ -162,8 +162,19 @@ fn value_after(bytes: &[u8], name_end: usize) -> Option<Range<usize>> {
     let skip =
         |from: usize, what: &[u8]| from + bytes[from..].iter().take_while(|byte| what.contains(byte)).count();
     let sign = skip(name_end, b"\\\"' \t\r\n");
-    if !matches!(bytes.get(sign), Some(b':' | b'=')) {
-        return None;
+    let next = bytes.get(sign + 1);
+    match bytes.get(sign) {
+        Some(b':') => {}
+        // At the end of a text, which is not the beginning of one.
+        Some(b'=')
+            if next == Some(&b'"') && bytes.get(sign + 2).is_none_or(|it| b",}] \r\n".contains(it)) =>
+        {
+            return None;
+        }
+        Some(b'=') => {}
+        // A pair as a list, as some write header lines.
+        Some(b',') if bytes.get(name_end) == Some(&b'"') && next == Some(&b'"') => {}
+        _ => return None,
     }
     let opening = skip(sign + 1, b" \t\r\n");
     let quote = skip(opening, b"\\");
@@ -231,6 +242,9 @@ mod tests {
             (r#"{"in":"{\"secret\":\"a b\",\"n\":1}"}"#, r#"{"in":"{\"secret\":\"[masked]\",\"n\":1}"}"#),
             ("a=1&corpsecret=x%20y&b=2", "a=1&corpsecret=[masked]&b=2"),
             (r#"{"secretary":"Li","ticket_id":"7"}"#, r#"{"secretary":"Li","ticket_id":"7"}"#),
+            (r#"{"query":"access_token=","n":1}"#, r#"{"query":"access_token=","n":1}"#),
+            (r#"[["x-my-token","a"],["n","b"]]"#, r#"[["x-my-token","[masked]"],["n","b"]]"#),
+            (r#"secret="a b" n=1"#, r#"secret="[masked]" n=1"#),
             (r#"{"userid":"张三"}"#, r#"{"userid":"张三"}"#),
             (r#"{"a":"b\\u0041"}"#, r#"{"a":"b\\u0041"}"#),
         ] {

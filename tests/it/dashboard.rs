@@ -8,7 +8,7 @@ use wecom_proxy::simulator::{Agent, Fault, Settings};
 
 use crate::{
     browser::Browser,
-    stage::{Caller, KEYED, OPEN, Stage, USER_GET, key, wait_for},
+    stage::{Caller, ECHO, KEYED, OPEN, Stage, USER_GET, key, wait_for},
 };
 
 const KEY: &str = "the-key-of-the-operator-0123456789";
@@ -95,13 +95,17 @@ async fn one_exchange_is_opened_and_holds_no_secret() {
     let stage = Stage::with(KEYED).await;
     let secrets: Vec<_> = Settings::default().agents.iter().map(|agent| agent.secret.clone()).collect();
     let mut browser = opened(&stage).await;
+    let (first_token, second_token) = ("first-token-of-hr_0123456789", "second-token-of-hr_0123456789");
+    grant(&stage, first_token);
+    answer(&stage, "/cgi-bin/user/get", r#"{"errcode":0,"errmsg":"ok"}"#);
     send(&stage, "crm", "GET", &format!("/hr{USER_GET}"), "").await;
     browser.click("#agents [data-key='inspect hr']").await;
     browser.click("#ask-yes").await;
     browser.until("document.querySelector('#agents').innerText.includes('Stop looking')").await;
 
-    let first_token = token(&stage);
-    stage.wecom.revoke("hr").expect("an agent");
+    answer(&stage, ECHO, format!(r#"{{"errcode":42001,"errmsg":"{first_token} is old"}}"#));
+    grant(&stage, second_token);
+    answer(&stage, ECHO, format!(r#"{{"errcode":0,"errmsg":"ok","said":"{second_token}","ticket":"x-5"}}"#));
     let body = format!(
         r#"{{"touser":"张三","note":"{} and {} and {}","corpsecret":"x-1","in":"{{\"access_token\":\"x-2\"}}"}}"#,
         secrets[0],
@@ -112,8 +116,6 @@ async fn one_exchange_is_opened_and_holds_no_secret() {
     let request = Request::post(path).header("content-type", "application/json");
     let request = request.header("authorization", format!("Bearer {}", key("crm"))).header("x-shop", "7");
     stage.call(request.header("x-my-token", "x-4"), body).await.is_ok();
-    let second_token = token(&stage);
-    assert_ne!(first_token, second_token);
     browser.until(&format!("{ROWS} === 2")).await;
     browser.click("#requests tbody tr:first-child button").await;
     browser.until("document.querySelectorAll('#exchange pre').length === 3").await;
@@ -127,8 +129,10 @@ async fn one_exchange_is_opened_and_holds_no_secret() {
         "x-my-token\t[masked]",
         "\"note\":\"[masked] and [masked] and [masked]\"",
         "\"corpsecret\":\"[masked]\"",
-        "40014",
-        "try 1: 200, 40014",
+        "The token was refused with 42001",
+        "[masked] is old",
+        "\"said\":\"[masked]\",\"ticket\":\"[masked]\"",
+        "try 1: 200, 42001",
         "try 2: 200, 0",
         "Answer to try 1, not passed on",
         "x-wecom-retried",
@@ -156,9 +160,19 @@ async fn one_exchange_is_opened_and_holds_no_secret() {
     let kept = details(&stage).await.to_string();
     assert!(kept.contains("张三"), "{kept}");
     let [one, other] = [&secrets[0], &secrets[1]];
-    for secret in
-        [one, other, &first_token, &second_token, &key("crm"), &key("billing"), "x-1", "x-2", "x-3", "x-4"]
-    {
+    for secret in [
+        one,
+        other,
+        first_token,
+        second_token,
+        &key("crm"),
+        &key("billing"),
+        "x-1",
+        "x-2",
+        "x-3",
+        "x-4",
+        "x-5",
+    ] {
         assert!(!everything.as_str().expect("a text").contains(secret), "the page holds {secret}");
         assert!(!kept.contains(secret), "what is kept holds {secret}: {kept}");
     }
@@ -173,14 +187,19 @@ async fn one_exchange_is_opened_and_holds_no_secret() {
     browser.is_content();
 }
 
-/// The token that WeCom saw last.
-fn token(stage: &Stage) -> String {
-    let query = stage.wecom.look(|seen| {
-        let last = seen.requests().rev().find(|record| record.query.contains("access_token="));
-        last.map(|record| record.query.clone())
-    });
-    let query = query.expect("a request with a token");
-    query.rsplit("access_token=").next().expect("a token").to_owned()
+/// Lets WeCom hand out a token that the test knows.
+fn grant(stage: &Stage, token: &str) {
+    let grant =
+        json!({ "errcode": 0, "errmsg": "ok", "access_token": token, "expires_in": 7200 }).to_string();
+    answer(stage, "/cgi-bin/gettoken", grant);
+}
+
+/// Lets WeCom answer the next call of this path.
+fn answer(stage: &Stage, path: &str, body: impl Into<String>) {
+    stage
+        .wecom
+        .inject(Fault::answer(200, "application/json", body.into()).on(path).times(1))
+        .expect("a fault");
 }
 
 /// What is kept of the exchange that came last, details too.
@@ -213,7 +232,7 @@ async fn orders_are_given_by_keyboard_alone_and_asked_for_first() {
     browser.press("Enter").await;
     browser.until("document.querySelector('#ask').open").await;
     browser.press("Escape").await;
-    browser.until("!document.querySelector('#ask').open").await;
+    browser.until("!document.querySelector('#ask')").await;
     assert_eq!(stage.wecom.gettoken_count("hr").expect("an agent"), 1, "nothing was ordered");
     browser.press("Enter").await;
     browser.until("document.querySelector('#ask').open").await;

@@ -41,13 +41,6 @@ function showPager(from, shown, all, pages) {
     pages > 1 ? make("button", { type: "button", "data-key": "next", disabled: agentList.page >= pages - 1, onclick: turn(1) }, say("next")) : ""));
 }
 
-// What is rendered anew takes the keyboard's place along.
-function keepingFocus(place, render) {
-  const key = place.contains(document.activeElement) ? document.activeElement.dataset.key : null;
-  render();
-  if (key) [...place.querySelectorAll("[data-key]")].find((it) => it.dataset.key === key)?.focus();
-}
-
 function agentRow(table, agent) {
   const hour = agentList.hours.get(agent.name);
   const counted = hour ? [number(hour.requests), hour.failed ? make("span", { class: "sub" }, say("failed") + " " + number(hour.failed)) : ""] : "0";

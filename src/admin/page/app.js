@@ -64,8 +64,6 @@ function start() {
   sayEverywhere();
   byId("language").addEventListener("click", () => { switchLanguage(); show(); showExchanges(); tellState(tail.state); });
   byId("reload").addEventListener("click", reload);
-  byId("ask-yes").addEventListener("click", () => byId("ask").close("yes"));
-  byId("ask-no").addEventListener("click", () => byId("ask").close("no"));
   byId("agent-search").addEventListener("input", () => { agentList.page = 0; showAgents(); });
   byId("agent-failing").addEventListener("change", () => { agentList.page = 0; showAgents(); });
   startInspector();

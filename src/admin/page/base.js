@@ -44,8 +44,9 @@ function span(seconds) {
   const units = language === "zh" ? [" 小时", " 分", " 秒"] : [" h", " min", " s"];
   seconds = Math.max(0, Math.round(seconds));
   if (seconds < 120) return seconds + units[2];
-  if (seconds < 7200) return Math.round(seconds / 60) + units[1];
-  return Math.floor(seconds / 3600) + units[0] + " " + Math.round((seconds % 3600) / 60) + units[1];
+  const minutes = Math.round(seconds / 60), hours = Math.floor(minutes / 60);
+  if (minutes < 100) return minutes + units[1];
+  return hours + units[0] + (minutes % 60 ? " " + minutes % 60 + units[1] : "");
 }
 
 function clock(epoch, precise) {
@@ -77,16 +78,35 @@ function notice(words, kind) {
   if (kind === "good") noticeEnds = setTimeout(() => notice(""), 10000);
 }
 
+function byKey(key) { return [...document.querySelectorAll("[data-key]")].find((it) => it.dataset.key === key); }
+
+// What is rendered anew takes the keyboard's place along.
+function keepingFocus(place, render) {
+  const key = place.contains(document.activeElement) ? document.activeElement.dataset.key : null;
+  render();
+  if (key) byKey(key)?.focus();
+}
+
+// The keyboard comes back to where it was, though that may have been rendered anew.
+function showDialog(dialog) {
+  const key = document.activeElement?.dataset.key;
+  dialog.addEventListener("close", () => { if (key && document.activeElement === document.body) byKey(key)?.focus(); }, { once: true });
+  dialog.showModal();
+}
+
 // Asks before something is done; true if it shall be.
 function confirmed(title, words, yes) {
-  const dialog = byId("ask");
-  byId("ask-title").textContent = title;
-  byId("ask-words").textContent = words;
-  byId("ask-yes").textContent = yes;
-  dialog.returnValue = "";
-  dialog.showModal();
-  byId("ask-no").focus();
-  return new Promise((answer) => dialog.addEventListener("close", () => answer(dialog.returnValue === "yes"), { once: true }));
+  const end = (answer) => () => dialog.close(answer);
+  const dialog = make("dialog", { id: "ask", "aria-labelledby": "ask-title" },
+    make("h2", { id: "ask-title" }, title), make("p", null, words),
+    make("div", { class: "bar" },
+      make("button", { type: "button", id: "ask-yes", class: "main", onclick: end("yes") }, yes),
+      make("button", { type: "button", id: "ask-no", autofocus: true, onclick: end("no") }, say("cancel"))));
+  document.body.append(dialog);
+  return new Promise((answer) => {
+    showDialog(dialog);
+    dialog.addEventListener("close", () => { dialog.remove(); answer(dialog.returnValue === "yes"); });
+  });
 }
 
 async function order(path, tell) {

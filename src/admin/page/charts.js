@@ -1,7 +1,7 @@
 // Three small charts of sixty minutes. A chart library would lie in the tree as other people's code and be several times
 // this page; these need no axes, zoom or cursor beyond what SVG gives.
 const SVG = "http://www.w3.org/2000/svg";
-const WIDTH = 300, HEIGHT = 110, TOP = 12, BOTTOM = 96, MINUTES = 60;
+const WIDTH = 300, HEIGHT = 100, TOP = 2, BOTTOM = 98, MINUTES = 60;
 
 function draw(name, attributes, text) {
   const element = document.createElementNS(SVG, name);
@@ -29,8 +29,8 @@ function chart(title, minutes, now, series) {
   for (const value of [0, most / 2, most]) svg.append(draw("line", { class: "grid", x1: 0, x2: WIDTH, y1: height(value), y2: height(value), "vector-effect": "non-scaling-stroke" }));
   for (const one of series) svg.append(one.bars ? bars(one, minutes, now, height) : line(one, minutes, now, height));
   const legend = series.map(({ name, kind, of, write }) => make("i", { class: kind }, name + " " + (last(of) === null ? "–" : write(last(of)))));
-  const scale = make("span", { class: "push" }, say("minutesAgo", 60) + " … " + say("now") + ", 0–" + number(most));
-  return make("figure", null, make("figcaption", null, make("strong", null, title), legend, scale), svg);
+  const scale = make("p", { class: "scale" }, make("span", null, say("minutesAgo", 60)), make("span", null, "0–" + number(most)), make("span", null, say("now")));
+  return make("figure", null, make("figcaption", null, make("strong", null, title), legend), svg, scale);
 }
 
 function bars({ of, kind }, minutes, now, height) {

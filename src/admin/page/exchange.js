@@ -7,7 +7,7 @@ function meaning(errcode) { return explained.get(errcode)?.[language]; }
 async function openExchange(exchange) {
   const dialog = byId("exchange");
   showExchange(exchange, null);
-  if (!dialog.open) dialog.showModal();
+  if (!dialog.open) showDialog(dialog);
   if (!exchange.has_detail) return;
   try {
     const { requests } = await ask("api/requests?limit=100&id=" + encodeURIComponent(exchange.request_id));
@@ -74,7 +74,7 @@ function steps(exchange, detail) {
 function timings(exchange, detail) {
   const all = exchange.total_ms || 1, known = steps(exchange, detail);
   const end = Math.max(0, ...known.map(([, began, took]) => began + took));
-  const shown = [...known, ...(all - end > 0 ? [[say("rest"), end, all - end, "red"]] : [])];
+  const shown = [...known, ...(all - end > 0 ? [[say("rest"), end, all - end, "gray"]] : [])];
   const lines = shown.flatMap(([name, began, took, kind]) => {
     const svg = draw("svg", { viewBox: "0 0 100 10", preserveAspectRatio: "none", class: kind, "aria-hidden": "true" });
     svg.append(draw("rect", { class: "bar-of", x: Math.min(99.5, 100 * began / all), y: 1, width: Math.max(0.5, 100 * took / all), height: 8 }));

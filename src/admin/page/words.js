@@ -5,7 +5,7 @@ const WORDS = {
     agents: "Agents", findAgent: "Find", onlyFailing: "only those that fail", exchanges: "Recent exchanges",
     agent: "Agent", client: "Client", status: "Status", path: "Path", clear: "Clear", pause: "Pause", resume: "Resume",
     announce: "read new ones aloud", clients: "Clients", redacted: "Nothing here holds a secret, key, token or pass.",
-    cancel: "Cancel", close: "Close", token: "Token", expiry: "Expires", age: "Age", lastRenewal: "Last renewal",
+    cancel: "Cancel", close: "Close", token: "Token", expiry: "Expires", age: "age", lastRenewal: "Last renewal",
     errcodes: "Errcodes, last hour", requests: "Requests", failed: "Failed", actions: "Actions", renew: "Renew",
     renewOf: "Renew the token of {0}", inspect: "Look inside", inspectOf: "Keep headers and bodies of {0} for 10 minutes",
     inspectEnd: "Stop looking", inspectEndOf: "Stop keeping headers and bodies of {0}",
