@@ -36,6 +36,8 @@ has systemd-analyze || install systemd
 has promtool || install prometheus
 has caddy || install caddy
 has docker-compose || install docker-compose
+# The dashboard is looked at in a real browser.
+has chromium || install chromium
 has groff || install groff-base
 { has node && has npm; } || install nodejs npm
 # What bench/run.py needs and compares with. Debian keeps servers where only root's PATH looks.

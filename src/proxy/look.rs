@@ -160,7 +160,7 @@ impl Look {
         });
         let (text, binary) = body.text();
         // Behind the end of a text that was cut off a secret may go on which nobody has seen.
-        let most = if body.cut { text.len().saturating_sub(BEYOND).min(BODY) } else { BODY };
+        let most = if body.cut && !binary { text.len().saturating_sub(BEYOND).min(BODY) } else { BODY };
         Message {
             headers: lines.map(|(name, value)| (name.clone(), self.value(name, value))).collect(),
             body: self.shown(text, most),
@@ -253,4 +253,37 @@ fn text_of(bytes: &[u8]) -> String {
 
 fn locked(excerpt: &Mutex<Excerpt>) -> std::sync::MutexGuard<'_, Excerpt> {
     excerpt.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn excerpt(pieces: &[&[u8]]) -> Excerpt {
+        let mut excerpt = Excerpt::default();
+        pieces.iter().for_each(|piece| excerpt.push(piece));
+        excerpt
+    }
+
+    #[test]
+    fn a_body_is_seen_up_to_its_first_byte_that_is_no_text() {
+        for (body, expected) in [
+            (&b"plain\ttext\r\n"[..], ("plain\ttext\r\n", false)),
+            (b"name=\"media\"\r\n\r\n\x89PNG", ("name=\"media\"\r\n\r\n", true)),
+            (b"a\0b", ("a", true)),
+            ("half \u{5f20}".as_bytes().split_last().expect("bytes").1, ("half ", true)),
+        ] {
+            assert_eq!(excerpt(&[body]).text(), expected);
+        }
+    }
+
+    #[test]
+    fn a_long_body_is_cut_wherever_its_pieces_end() {
+        let long = "\u{5f20}".repeat(4000);
+        let (one, other) = long.as_bytes().split_at(5000);
+        let excerpt = excerpt(&[one, other]);
+        assert!(excerpt.cut && excerpt.bytes.len() == BODY + BEYOND);
+        let (text, binary) = excerpt.text();
+        assert!(!binary && long.starts_with(text), "a character that was cut is no other kind of body");
+    }
 }

@@ -150,7 +150,10 @@ async fn one_exchange_is_opened_and_holds_no_secret() {
         "curl -X 'POST' -H \"Authorization: Bearer $KEY\" -H 'content-type: application/json' -H 'x-shop: 7'";
     assert!(curl.starts_with(start), "{curl}");
     assert!(
-        curl.ends_with(&format!(" 'http://{}/hr/cgi-bin/simulator/echo?debug=1'", stage.address())),
+        curl.ends_with(&format!(
+            " 'http://{}/hr/cgi-bin/simulator/echo?debug=1&secret=[masked]'",
+            stage.address()
+        )),
         "{curl}"
     );
 
