@@ -84,3 +84,18 @@ fn what_is_long_is_cut_and_the_next_one_is_not() {
     let kept = &recent.latest(&Filter::default(), 1)[0];
     assert_eq!((kept.path(), kept.agent(), kept.client()), ("/short", "hr", ""));
 }
+
+#[test]
+fn only_the_newest_keep_their_details() {
+    let recent = Recent::new(1000, 1);
+    let ring = recent.recorder().expect("a ring");
+    let many = MOST_DETAILS as u64 + 10;
+    for nth in 0..many {
+        ring.keep(&about(nth, "/"), Some(Arc::default()));
+        ring.keep(&about(nth, "/"), None);
+    }
+    let kept = recent.latest(&Filter::default(), 1000);
+    let detailed: Vec<_> = kept.iter().filter(|it| it.detail.is_some()).map(|it| it.at).collect();
+    assert_eq!(detailed.len(), MOST_DETAILS);
+    assert_eq!(detailed.last(), Some(&(SystemTime::UNIX_EPOCH + Duration::from_secs(10))));
+}
