@@ -53,12 +53,12 @@ impl Recorder {
 
 impl Ring {
     fn keep(&mut self, line: &Line<'_>, detail: Option<Arc<Detail>>) {
+        if detail.is_some() {
+            self.note_detail();
+        }
         let place = (self.written % self.room as u64) as usize;
         if place == self.slots.len() {
             self.slots.push(Exchange::default());
-        }
-        if detail.is_some() {
-            self.note_detail();
         }
         self.slots[place].write(line, detail);
         self.written += 1;
