@@ -1,12 +1,14 @@
 //! The second port, for operators and their tools: what is well and what is not, what was counted, what came through last,
-//! and two orders that it takes.
+//! a page that shows it all, and the orders that it takes.
 
 mod agents;
 mod answer;
+mod detail;
 mod guard;
 mod health;
 mod orders;
 mod overview;
+mod page;
 mod requests;
 mod scrape;
 
@@ -29,6 +31,7 @@ pub use self::orders::{Reload, Reloaded};
 use self::{
     answer::{Body, not_allowed, problem},
     guard::Refused,
+    orders::Order,
 };
 use crate::{
     access::AccessLog,
@@ -58,6 +61,8 @@ pub struct Admin {
     pub directory: Arc<ArcSwap<Directory>>,
     /// Where the proxy and this listen.
     pub listeners: Vec<Address>,
+    /// Whether the proxy's own speak TLS.
+    pub tls: bool,
     /// Turns true when no more requests are taken.
     pub stopping: watch::Receiver<bool>,
     /// What was counted of requests.
@@ -152,7 +157,7 @@ impl Admin {
         }
         let admitted = guard::admit(self.key.as_ref(), &request);
         let admitted = match request.method() {
-            &Method::POST if is_order(request.uri().path()) => {
+            &Method::POST if Order::of(request.uri().path()).is_some() => {
                 admitted.and_then(|()| guard::admit_order(&request))
             }
             _ => admitted,
@@ -170,10 +175,9 @@ impl Admin {
         cut: Arc<Notify>,
     ) -> Response<Body> {
         let path = request.uri().path();
-        if is_order(path) {
-            return match (request.method(), agent_to_refresh(path)) {
-                (&Method::POST, Some(agent)) => self.refresh(agent).await,
-                (&Method::POST, None) => self.reload().await,
+        if let Some(order) = Order::of(path) {
+            return match request.method() {
+                &Method::POST => self.obey(order, request.uri().query()).await,
                 _ => not_allowed("POST"),
             };
         }
@@ -181,28 +185,20 @@ impl Admin {
             return not_allowed("GET, HEAD");
         }
         match path {
+            "/" => page::page(),
             "/metrics" => self.scrape().await,
             "/api/agents" => self.agents(),
+            "/api/errcodes" => agents::errcodes(),
             "/api/overview" => self.overview().await,
             "/api/requests" => self.requests(request.uri().query()).await,
             "/api/requests/stream" => self.stream(request, cut),
             _ => problem(
                 StatusCode::NOT_FOUND,
-                "there is /healthz, /readyz, /metrics, /api/agents, /api/overview, /api/requests, /api/requests/stream, \
-                 and to POST to, /api/agents/NAME/refresh and /api/reload",
+                "there is /, /healthz, /readyz, /metrics, /api/agents, /api/errcodes, /api/overview, /api/requests, \
+                 /api/requests/stream, and to POST to, /api/agents/NAME/refresh, /api/agents/NAME/inspect and /api/reload",
             ),
         }
     }
-}
-
-/// Whether it changes something.
-fn is_order(path: &str) -> bool {
-    path == "/api/reload" || agent_to_refresh(path).is_some()
-}
-
-/// The agent whose token is to be renewed.
-fn agent_to_refresh(path: &str) -> Option<&str> {
-    path.strip_prefix("/api/agents/")?.strip_suffix("/refresh")
 }
 
 /// How long until the next minute has begun.

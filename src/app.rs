@@ -287,11 +287,12 @@ impl App {
             telemetry: OnceLock::new(),
             turn: Mutex::new(()),
         });
-        let orders = reloader.clone();
+        let (orders, speaks_tls) = (reloader.clone(), reloader.settings.server.tls.is_some());
         let admin = Arc::new(Admin {
             key,
             directory,
             listeners: [&addresses[..], &admin_addresses[..]].concat(),
+            tls: speaks_tls,
             stopping: stop_seen,
             metrics,
             recent,

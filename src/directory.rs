@@ -1,20 +1,23 @@
 //! Who may call, and through which agent: the part of the configuration that a reload replaces as a whole.
 
+mod inspection;
+
 use std::{
     borrow::Borrow,
     collections::{HashMap, HashSet},
     fmt,
     hash::{Hash, Hasher},
     mem,
-    sync::{Arc, LazyLock},
+    sync::{Arc, LazyLock, OnceLock},
 };
 
 use foldhash::fast::RandomState;
 
+pub use self::inspection::Inspection;
 use crate::{
     config::{self, AgentSet, KeyHash},
     limits::{Bucket, Limits},
-    passes::PassKey,
+    passes::{self, PassKey},
     secret::Masked,
     tickets::Tickets,
     tokens::{Credentials, Issuer, TokenSlot},
@@ -38,6 +41,8 @@ pub struct Agent {
     pub limit: Option<Arc<Bucket>>,
     /// Whether its real secret serves as a key for it.
     pub accept_secret: bool,
+    /// Whether an operator looks closely at its exchanges.
+    pub inspection: Arc<Inspection>,
     plain: Vec<config::PathPattern>,
 }
 
@@ -95,6 +100,8 @@ pub struct Directory {
     clients_by_name: HashSet<ByName<Client>, RandomState>,
     /// By the hash of corpid and secret, which several may share; only those whose secret is accepted.
     agents_by_secret: HashMap<[u8; 32], Vec<(KeyHash, Arc<Agent>)>>,
+    /// The hashes of all secrets; made when somebody looks into exchanges.
+    secrets: OnceLock<HashSet<[u8; 32]>>,
     open: bool,
 }
 
@@ -114,6 +121,7 @@ impl Directory {
             agents_in_order: Vec::with_capacity(agents.len()),
             agents_by_company: Vec::new(),
             agents_by_secret: HashMap::new(),
+            secrets: OnceLock::new(),
             clients: HashMap::with_capacity_and_hasher(clients.len(), RandomState::default()),
             clients_by_name: HashSet::with_capacity_and_hasher(clients.len(), RandomState::default()),
             open,
@@ -217,6 +225,18 @@ impl Directory {
         usable.next().filter(|_| usable.next().is_none())
     }
 
+    /// Whether a text is any agent's secret or token, any client's key, or a pass. It takes a while where there are many
+    /// agents.
+    pub fn is_secret(&self, text: &str) -> bool {
+        let hash_of_secret =
+            |agent: &Arc<Agent>| *KeyHash::of(agent.slot.credentials().secret.expose()).as_bytes();
+        let secrets = self.secrets.get_or_init(|| self.agents().map(hash_of_secret).collect());
+        passes::is_marked(text)
+            || secrets.contains(KeyHash::of(text).as_bytes())
+            || self.client(text).is_some()
+            || self.agents().any(|agent| agent.slot.held().is_some_and(|token| token.value.expose() == text))
+    }
+
     /// All agents, by name.
     pub fn agents(&self) -> impl Iterator<Item = &Arc<Agent>> {
         self.agents_in_order.iter()
@@ -289,9 +309,9 @@ fn build_agent(
     {
         return known.clone();
     }
-    let (slot, tickets) = match heir {
-        Some(known) => (known.slot.clone(), known.tickets.clone()),
-        None => (TokenSlot::new(&name, credentials, issuer.clone()), Arc::default()),
+    let (slot, tickets, inspection) = match heir {
+        Some(known) => (known.slot.clone(), known.tickets.clone(), known.inspection.clone()),
+        None => (TokenSlot::new(&name, credentials, issuer.clone()), Arc::default(), Arc::default()),
     };
     let bought_with = slot.clone();
     let derive = move || {
@@ -309,6 +329,7 @@ fn build_agent(
         pass_key: LazyLock::new(Box::new(derive)),
         limit,
         accept_secret,
+        inspection,
         plain,
     })
 }

@@ -319,6 +319,12 @@ impl Fields {
         self.keep_alive
     }
 
+    /// The lines that do not belong to one connection.
+    pub fn beyond_connection(&self) -> impl Iterator<Item = Field<'_>> {
+        let leaves = |line: &&Line| !(line.nominated || line.known.is_of_connection());
+        self.lines.iter().filter(leaves).map(|line| self.field(line))
+    }
+
     /// Of a request: the lines that go on to the upstream.
     pub fn to_upstream(&self) -> impl Iterator<Item = Field<'_>> {
         let leaves =

@@ -8,8 +8,10 @@ pub(crate) mod fuzz;
 mod gettoken;
 mod identify;
 mod inspect;
+mod look;
 mod query;
 mod record;
+mod redact;
 mod refusal;
 mod reply;
 mod request;
@@ -25,6 +27,7 @@ use tokio::time::Instant;
 
 use self::{
     inspect::{Inspected, inspect},
+    look::Look,
     record::Record,
     refusal::{Kind, Refusal},
     sign::{Ids, sign, wants_explanation},
@@ -123,6 +126,7 @@ impl Proxy {
         }
         let caller = identify::caller(&directory, record.client.clone(), &target, &request.fields)?;
         (record.client, record.agent) = (caller.client, caller.agent);
+        record.look = Look::begin(&directory, record.agent.as_ref(), request, record.began);
         identify::permit(record.client.as_deref(), &request.method, &target.route)?;
         let (client, agent) = (record.client.as_ref(), record.agent.as_ref());
         identify::admit(client.and_then(|client| client.limit.as_ref()), record.began, "this client")?;
@@ -131,6 +135,10 @@ impl Proxy {
             (Some(agent), false) => Some(agent.clone()),
             (None, false) => return Err(identify::no_agent()),
             (_, true) => None,
+        };
+        let body = match &record.look {
+            Some(look) => look.tap(body),
+            None => body,
         };
         let (upload, length) = self.receive(request, body, agent.is_some())?;
         let forward = Forward { method: &request.method, fields: &request.fields, target: &target, length };
@@ -222,8 +230,7 @@ impl Proxy {
                 let asked = Instant::now();
                 record.begin(Doing::Token, asked);
                 let fetched = agent.slot.current().await;
-                record.token = asked.elapsed();
-                record.end(record.token, fetched.as_ref().err().map(|_| Kind::TokenUnavailable));
+                record.waited_for_token(asked, fetched.is_err());
                 fetched.map_err(|failure| token_unavailable(&failure))?
             }
         };
@@ -252,10 +259,7 @@ impl Proxy {
         let asked = Instant::now();
         record.begin(Doing::Token, asked);
         let replacement = agent.slot.replace(&token).await;
-        let waited = asked.elapsed();
-        record.token += waited;
-        let failed = matches!(replacement, Replacement::Unavailable(_)).then_some(Kind::TokenUnavailable);
-        record.end(waited, failed);
+        record.waited_for_token(asked, matches!(replacement, Replacement::Unavailable(_)));
         let next = match replacement {
             Replacement::Renewed(next) | Replacement::SameAgain(next) => next,
             Replacement::Held => return Ok(first.at(place)),
@@ -295,6 +299,9 @@ impl Proxy {
         let at = Instant::now();
         record.goes_to(&forward.target.route);
         record.begin(Doing::Try, at);
+        if let Some(look) = &mut record.look {
+            look.sends(at, token);
+        }
         let outgoing =
             Outgoing { method: forward.method, target, fields: forward.fields, body: forward.length, at };
         let inspected = match self.upstream.send(&outgoing, upload).await {
@@ -303,7 +310,12 @@ impl Proxy {
         };
         let inspected = inspected.map_err(|failure| self.failed(failure));
         match &inspected {
-            Ok(answer) => record.answered(answer.took, answer.status.as_u16(), answer.errcode),
+            Ok(answer) => {
+                record.answered(answer.took, answer.status.as_u16(), answer.errcode);
+                if let Some(look) = &mut record.look {
+                    look.got(answer);
+                }
+            }
             Err(refusal) => record.end_now(Some(refusal.kind)),
         }
         inspected
@@ -357,6 +369,9 @@ fn refuse(refusal: Refusal, record: &mut Record) -> Reply {
 fn finish(mut reply: Reply, mut record: Record, explains: bool) -> Reply {
     record.status = reply.status.as_u16();
     sign(&record, explains, &mut reply.lines);
+    if let Some(look) = &mut record.look {
+        look.answers(reply.lines.as_bytes());
+    }
     reply.body.until_end(record);
     reply
 }

@@ -3,20 +3,27 @@
 //! Each worker writes into a ring of its own. Who reads copies a few exchanges at a time, so that no worker waits for
 //! longer than that takes, and a reader who is too slow finds that some have been written over.
 
+mod detail;
 mod exchange;
 
 use std::{
     cmp::Reverse,
+    collections::VecDeque,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-pub use self::exchange::{Exchange, Filter};
+pub use self::{
+    detail::{Detail, Message, Try},
+    exchange::{Exchange, Filter},
+};
 use crate::access::Line;
 
 /// Copied at a time, while the worker may have to wait.
 const SLICE: u64 = 32;
 /// A worker keeps so many, if they are to be kept at all, however many workers there are.
 const LEAST_SHARE: usize = 1000;
+/// Of so many exchanges a worker keeps the details; each may take some ten KiB.
+const MOST_DETAILS: usize = 200;
 
 /// The rings of all workers.
 pub struct Recent {
@@ -33,23 +40,40 @@ struct Ring {
     room: usize,
     /// How many were written so far; the nth is at n modulo the room.
     written: u64,
+    /// Which of them have details, the oldest first.
+    detailed: VecDeque<u64>,
 }
 
 impl Recorder {
     /// Keeps an exchange, by the line that the access log has of it.
-    pub fn keep(&self, line: &Line<'_>) {
-        lock(&self.0).keep(line);
+    pub fn keep(&self, line: &Line<'_>, detail: Option<Arc<Detail>>) {
+        lock(&self.0).keep(line, detail);
     }
 }
 
 impl Ring {
-    fn keep(&mut self, line: &Line<'_>) {
+    fn keep(&mut self, line: &Line<'_>, detail: Option<Arc<Detail>>) {
+        if detail.is_some() {
+            self.note_detail();
+        }
         let place = (self.written % self.room as u64) as usize;
         if place == self.slots.len() {
             self.slots.push(Exchange::default());
         }
-        self.slots[place].write(line);
+        self.slots[place].write(line, detail);
         self.written += 1;
+    }
+
+    /// The next one has details; the oldest ones lose theirs when there are too many.
+    fn note_detail(&mut self) {
+        self.detailed.push_back(self.written);
+        if self.detailed.len() > MOST_DETAILS
+            && let Some(nth) = self.detailed.pop_front()
+            && nth >= self.oldest()
+        {
+            let place = (nth % self.room as u64) as usize;
+            self.slots[place].detail = None;
+        }
     }
 
     /// The first that is still there.
@@ -72,7 +96,12 @@ impl Recent {
 
     /// Another worker's ring; `None` where nothing is to be kept.
     pub fn recorder(&self) -> Option<Recorder> {
-        let ring = Arc::new(Mutex::new(Ring { slots: Vec::new(), room: self.share, written: 0 }));
+        let ring = Arc::new(Mutex::new(Ring {
+            slots: Vec::new(),
+            room: self.share,
+            written: 0,
+            detailed: VecDeque::new(),
+        }));
         (self.most > 0).then(|| {
             lock(&self.rings).push(ring.clone());
             Recorder(ring)

@@ -252,6 +252,11 @@ impl TokenSlot {
         &self.credentials
     }
 
+    /// The token that there is, whether it serves or not; for whoever must not show it.
+    pub fn held(&self) -> Option<Arc<Token>> {
+        self.current.load_full()
+    }
+
     /// The token that serves at `now`, if there is one. Takes no lock that a renewal can hold.
     pub fn ready(self: &Arc<Self>, now: Instant) -> Option<Arc<Token>> {
         let token = self.current.load();

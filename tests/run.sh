@@ -45,6 +45,8 @@ has systemd-analyze || install systemd
 has promtool || install prometheus
 has caddy || install caddy
 has docker-compose || install docker-compose
+# The dashboard is looked at in a real browser.
+has chromium || install chromium
 has groff || install groff-base
 { has node && has npm; } || install nodejs npm
 # With redis-cli; `redis-server --sentinel` is the sentinel.

@@ -1,4 +1,4 @@
-//! `/api/agents`.
+//! `/api/agents` and `/api/errcodes`.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use super::{
     answer::{Body, json_response},
     epoch,
 };
-use crate::directory::Agent;
+use crate::{directory::Agent, wecom::errcode};
 
 impl Admin {
     /// All agents and their tokens' health.
@@ -18,6 +18,18 @@ impl Admin {
         let agents: Vec<_> = self.directory.load().agents().map(describe).collect();
         json_response(StatusCode::OK, &json!({ "agents": agents }))
     }
+}
+
+/// What the common errcodes mean, and what to do.
+pub(super) fn errcodes() -> Response<Body> {
+    let rows = errcode::all().iter().map(|row| {
+        json!({
+            "errcode": row.errcode,
+            "en": { "meaning": row.meaning_en, "action": row.action_en, "place": row.place_en },
+            "zh": { "meaning": row.meaning_zh, "action": row.action_zh, "place": row.place_zh },
+        })
+    });
+    json_response(StatusCode::OK, &json!({ "errcodes": rows.collect::<Vec<_>>() }))
 }
 
 /// One agent and its token's health; times in seconds since 1970, or from now where they say so.
@@ -44,6 +56,7 @@ fn describe(agent: &Arc<Agent>) -> Value {
             "ok": last.failure.is_none(),
             "failure": last.failure,
         })),
+        "inspected_until": agent.inspection.until().map(epoch),
         "failing": report.failing,
         "next_try_in_seconds": report.next_try_in.as_secs(),
     })

@@ -84,8 +84,10 @@ pub(super) fn unauthenticated() -> Response<Body> {
     let words =
         "this listener has a key: send it as \"Authorization: Bearer KEY\" or by HTTP Basic as the password";
     let mut response = problem(StatusCode::UNAUTHORIZED, words);
-    let ways =
-        HeaderValue::from_static("Bearer realm=\"wecom-proxy admin\", Basic realm=\"wecom-proxy admin\"");
-    response.headers_mut().insert(header::WWW_AUTHENTICATE, ways);
+    // A line each: Chromium sees no other way behind the first one of a line.
+    for way in ["Basic realm=\"wecom-proxy admin\", charset=\"UTF-8\"", "Bearer realm=\"wecom-proxy admin\""]
+    {
+        response.headers_mut().append(header::WWW_AUTHENTICATE, HeaderValue::from_static(way));
+    }
     response
 }

@@ -1,6 +1,6 @@
-//! What an operator may order: `POST /api/agents/NAME/refresh` and `POST /api/reload`.
+//! What an operator may order: `POST /api/agents/NAME/refresh`, `POST /api/agents/NAME/inspect` and `POST /api/reload`.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use http::{Response, StatusCode};
 use serde_json::json;
@@ -10,6 +10,35 @@ use super::{
     answer::{Body, json_response, problem},
     epoch,
 };
+use crate::config::parse_duration;
+
+/// Nobody looks into an agent's exchanges for longer than this without saying so again.
+const LONGEST_LOOK: Duration = Duration::from_secs(3600);
+
+/// An order, by where it is posted to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Order<'a> {
+    /// Renew this agent's token.
+    Refresh(&'a str),
+    /// Keep what this agent's exchanges look like.
+    Inspect(&'a str),
+    /// Read the configuration again.
+    Reload,
+}
+
+impl<'a> Order<'a> {
+    /// The order of this path, if it is one.
+    pub(super) fn of(path: &'a str) -> Option<Self> {
+        if path == "/api/reload" {
+            return Some(Self::Reload);
+        }
+        match path.strip_prefix("/api/agents/")?.rsplit_once('/')? {
+            (agent, "refresh") => Some(Self::Refresh(agent)),
+            (agent, "inspect") => Some(Self::Inspect(agent)),
+            _ => None,
+        }
+    }
+}
 
 /// Reads the configuration again; where that fails, what is wrong with it.
 pub type Reload = Box<dyn Fn() -> Result<Reloaded, String> + Send + Sync>;
@@ -28,8 +57,33 @@ pub struct Reloaded {
 }
 
 impl Admin {
+    /// Does what was ordered, and says how it went.
+    pub(super) async fn obey(self: Arc<Self>, order: Order<'_>, query: Option<&str>) -> Response<Body> {
+        match order {
+            Order::Refresh(agent) => self.refresh(agent).await,
+            Order::Inspect(agent) => self.inspect(agent, query),
+            Order::Reload => self.reload().await,
+        }
+    }
+
+    /// Keeps what an agent's exchanges look like, for as long as the query says.
+    fn inspect(&self, name: &str, query: Option<&str>) -> Response<Body> {
+        let Some(agent) = self.directory.load().agent(name, None).cloned() else {
+            return problem(StatusCode::NOT_FOUND, "there is no agent of this name");
+        };
+        let asked = query.and_then(|query| query.strip_prefix("for=")).and_then(parse_duration);
+        let Some(how_long) = asked.filter(|asked| *asked <= LONGEST_LOOK) else {
+            let words = "say for how long: ?for=10m, at most 1h; ?for=0s ends it";
+            return problem(StatusCode::BAD_REQUEST, words);
+        };
+        agent.inspection.last(how_long);
+        tracing::info!(agent = agent.name, seconds = how_long.as_secs(), "an operator looks into exchanges");
+        let until = agent.inspection.until().map(epoch);
+        json_response(StatusCode::OK, &json!({ "ok": true, "agent": agent.name, "inspected_until": until }))
+    }
+
     /// Renews an agent's token, whatever failed before.
-    pub(super) async fn refresh(&self, name: &str) -> Response<Body> {
+    async fn refresh(&self, name: &str) -> Response<Body> {
         let Some(agent) = self.directory.load().agent(name, None).cloned() else {
             return problem(StatusCode::NOT_FOUND, "there is no agent of this name");
         };
@@ -60,7 +114,7 @@ impl Admin {
     }
 
     /// Reads the configuration again.
-    pub(super) async fn reload(self: Arc<Self>) -> Response<Body> {
+    async fn reload(self: Arc<Self>) -> Response<Body> {
         let admin = self.clone();
         let reloaded = tokio::task::spawn_blocking(move || (admin.reload)()).await;
         match reloaded.unwrap_or_else(|_| Err("the reload broke off".to_owned())) {

@@ -30,7 +30,8 @@ impl Admin {
         let body = json!({
             "at": epoch(now),
             "version": env!("CARGO_PKG_VERSION"),
-            "connections": connections,
+            "tls": self.tls,
+        "connections": connections,
             "in_flight": in_flight,
             "minutes": minutes.iter().map(tell_minute).collect::<Vec<_>>(),
             "agents": agents,

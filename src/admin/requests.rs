@@ -14,7 +14,7 @@ use tokio::{
 use super::{
     Admin,
     answer::{Body, json_response, of_type, problem},
-    milliseconds,
+    detail, milliseconds,
     overview::named,
 };
 use crate::{
@@ -42,6 +42,7 @@ impl Admin {
         let recent = self.recent.clone();
         // There may be very many.
         let told = tokio::task::spawn_blocking(move || {
+            let tell = if filter.request_id.is_some() { tell_whole } else { tell };
             let exchanges: Vec<_> = recent.latest(&filter, limit).iter().map(tell).collect();
             json_response(StatusCode::OK, &json!({ "requests": exchanges }))
         });
@@ -148,7 +149,15 @@ fn tell(exchange: &Exchange) -> Value {
         "token_ms": milliseconds(exchange.token),
         "upstream_ms": milliseconds(exchange.upstream),
         "total_ms": milliseconds(exchange.total),
+        "has_detail": exchange.detail.is_some(),
     })
+}
+
+/// The same, and what it looked like, where that was kept.
+fn tell_whole(exchange: &Exchange) -> Value {
+    let mut told = tell(exchange);
+    told["detail"] = exchange.detail.as_deref().map_or(Value::Null, detail::tell);
+    told
 }
 
 /// The filter and the limit that a query names.
@@ -164,12 +173,13 @@ fn read_query(query: Option<&str>) -> Result<(Filter, Option<usize>), String> {
             "agent" => filter.agent = Some(value),
             "client" => filter.client = Some(value),
             "path" => filter.path = Some(value),
+            "id" => filter.request_id = Some(value),
             "errcode" => {
                 filter.errcode = Some(value.parse().map_err(|_| wrong("write a number like 60020"))?);
             }
             "status" => filter.status = Some(statuses(&value).ok_or_else(|| wrong("write 502 or 5xx"))?),
             "limit" => limit = Some(value.parse().map_err(|_| wrong("write a number like 100"))?),
-            _ => return Err("there is agent, client, errcode, status, path and limit".to_owned()),
+            _ => return Err("there is agent, client, errcode, status, path, id and limit".to_owned()),
         }
     }
     Ok((filter, limit))
@@ -200,6 +210,7 @@ mod tests {
             errcode: Some(-1),
             status: Some(500..=599),
             path: Some("user/get".to_owned()),
+            request_id: None,
         };
         assert_eq!((filter, limit), (expected, Some(7)));
         assert_eq!(read_query(Some("status=0")).expect("a filter").0.status, Some(0..=0));

@@ -69,7 +69,8 @@ impl Held {
         self.more.is_empty().then(|| self.first.take().unwrap_or_default())
     }
 
-    fn pieces(&self) -> impl Iterator<Item = &Bytes> {
+    /// The pieces that are still here.
+    pub(super) fn pieces(&self) -> impl Iterator<Item = &Bytes> {
         self.first.iter().chain(&self.more)
     }
 }

@@ -10,6 +10,7 @@ use http::Method;
 use tokio::time::Instant;
 
 use super::{
+    look::Look,
     refusal::Kind,
     request::{Request, Target},
     sign::RequestId,
@@ -18,7 +19,7 @@ use crate::{
     access::{AccessLog, Level, Line},
     directory::{Agent, Client},
     metrics::Counter,
-    recent::Recorder,
+    recent::{Detail, Recorder},
     traces::{Doing, Outcome, Trace, Tracer},
 };
 
@@ -35,12 +36,18 @@ pub struct Books {
 }
 
 impl Books {
-    fn enter(&self, line: &Line<'_>, agent: Option<&Arc<Agent>>, client: Option<&Arc<Client>>) {
+    fn enter(
+        &self,
+        line: &Line<'_>,
+        agent: Option<&Arc<Agent>>,
+        client: Option<&Arc<Client>>,
+        detail: Option<Arc<Detail>>,
+    ) {
         if let Some(counter) = &self.counter {
             counter.count(line, agent, client);
         }
         if let Some(recorder) = &self.recorder {
-            recorder.keep(line);
+            recorder.keep(line, detail);
         }
         if self.access.wants(line.level) {
             self.access.write(line);
@@ -77,6 +84,8 @@ pub(super) struct Record {
     /// Whether the whole answer was handed over.
     pub(super) whole: bool,
     trace: Option<Box<Trace>>,
+    /// What an operator wants to see of it besides.
+    pub(super) look: Option<Box<Look>>,
     method: Method,
     target: Target,
     books: Arc<Books>,
@@ -102,6 +111,7 @@ impl Record {
             bytes: 0,
             whole: false,
             trace,
+            look: None,
             method: request.method.clone(),
             target: request.target.clone(),
             books,
@@ -159,6 +169,16 @@ fn failed(error: Option<Kind>) -> Outcome {
 }
 
 impl Record {
+    /// It has waited for a token since then, perhaps in vain.
+    pub(super) fn waited_for_token(&mut self, since: Instant, in_vain: bool) {
+        let waited = since.elapsed();
+        self.token += waited;
+        self.end(waited, in_vain.then_some(Kind::TokenUnavailable));
+        if let Some(look) = &mut self.look {
+            look.waited(since);
+        }
+    }
+
     /// The path without its query, and without what a mistyped query left in it: both may hold secrets.
     fn path(&self) -> &str {
         shown(self.target.path())
@@ -173,6 +193,7 @@ impl Drop for Record {
             return;
         }
         let trace_id = self.trace.as_ref().map(|trace| trace.id());
+        let detail = self.look.take().map(|look| Arc::new(look.end()));
         let line = Line {
             level,
             at: SystemTime::now(),
@@ -194,7 +215,7 @@ impl Drop for Record {
             upstream: self.upstream,
             total: self.began.elapsed(),
         };
-        self.books.enter(&line, self.agent.as_ref(), self.client.as_ref());
+        self.books.enter(&line, self.agent.as_ref(), self.client.as_ref(), detail);
         if let (Some(tracer), Some(trace)) = (&self.books.tracer, &self.trace) {
             tracer.write(trace, &line);
         }

@@ -107,7 +107,12 @@ impl ReplyBody {
             return Poll::Ready(piece.map(|piece| piece.map_err(|_| Broken)));
         };
         match &piece {
-            Some(Ok(piece)) => (record.bytes, record.whole) = (record.bytes + piece.len() as u64, ended),
+            Some(Ok(piece)) => {
+                (record.bytes, record.whole) = (record.bytes + piece.len() as u64, ended);
+                if let Some(look) = &mut record.look {
+                    look.passes(piece);
+                }
+            }
             Some(Err(failure)) => record.error = Some((Kind::UpstreamBroke, failure.flaw.to_string())),
             None => record.whole = ended,
         }

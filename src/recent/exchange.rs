@@ -3,9 +3,11 @@
 use std::{
     net::IpAddr,
     ops::RangeInclusive,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
+use super::Detail;
 use crate::access::Line;
 
 /// Most bytes that are kept of a method, a path, and an error's words. The other texts are short by themselves.
@@ -36,6 +38,8 @@ pub struct Exchange {
     pub upstream: Duration,
     /// Time from the request's head to its answer's end.
     pub total: Duration,
+    /// What it looked like, where somebody wanted to see it.
+    pub detail: Option<Arc<Detail>>,
     /// All texts, one behind the other, so that a slot that is used again has room for them.
     text: String,
     /// Where each of them ends.
@@ -55,6 +59,7 @@ impl Default for Exchange {
             token: Duration::ZERO,
             upstream: Duration::ZERO,
             total: Duration::ZERO,
+            detail: None,
             text: String::new(),
             ends: [0; 7],
         }
@@ -103,7 +108,7 @@ impl Exchange {
     }
 
     /// Becomes the summary of another exchange.
-    pub(super) fn write(&mut self, line: &Line<'_>) {
+    pub(super) fn write(&mut self, line: &Line<'_>, detail: Option<Arc<Detail>>) {
         self.text.clear();
         let texts = [
             line.request_id,
@@ -123,6 +128,7 @@ impl Exchange {
         (self.errcode, self.retried) = (line.errcode, line.retried);
         (self.bytes, self.whole) = (line.bytes, line.whole);
         (self.token, self.upstream, self.total) = (line.token, line.upstream, line.total);
+        self.detail = detail;
     }
 }
 
@@ -144,6 +150,8 @@ pub struct Filter {
     pub status: Option<RangeInclusive<u16>>,
     /// What the path holds.
     pub path: Option<String>,
+    /// The request's id.
+    pub request_id: Option<String>,
 }
 
 impl Filter {
@@ -151,6 +159,7 @@ impl Filter {
     pub fn passes(&self, exchange: &Exchange) -> bool {
         let is = |wanted: &Option<String>, name: &str| wanted.as_ref().is_none_or(|wanted| wanted == name);
         is(&self.agent, exchange.agent())
+            && is(&self.request_id, exchange.request_id())
             && is(&self.client, exchange.client())
             && self.errcode.is_none_or(|errcode| exchange.errcode == Some(errcode))
             && self.status.as_ref().is_none_or(|statuses| statuses.contains(&exchange.status))

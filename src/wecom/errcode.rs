@@ -64,6 +64,11 @@ pub fn explain(errcode: i64) -> Option<&'static Explanation> {
     TABLE.binary_search_by_key(&errcode, |row| row.errcode).ok().map(|found| &TABLE[found])
 }
 
+/// All that are explained, by errcode.
+pub fn all() -> &'static [Explanation] {
+    TABLE
+}
+
 /// The English explanation in a line of visible ASCII, fit for a header's value.
 pub fn hint(errcode: i64) -> Option<&'static str> {
     explain(errcode).map(|row| row.hint)

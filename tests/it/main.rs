@@ -4,9 +4,11 @@
 
 mod admin;
 mod bench;
+mod browser;
 mod certificates;
 mod check;
 mod confidant;
+mod dashboard;
 mod deploy;
 mod drain;
 mod egress;

@@ -259,3 +259,39 @@ async fn without_a_follower_or_an_answer_the_exchange_is_kept_too() {
     assert!(Duration::from_secs_f64(left["total_ms"].as_f64().expect("a number") / 1000.0) > Duration::ZERO);
     stage.wecom.release();
 }
+
+#[tokio::test]
+async fn what_an_exchange_looks_like_is_kept_only_while_somebody_looks() {
+    let stage = Stage::with(KEYED).await;
+    let inspect = async |how_long: &str| {
+        let order = Request::post(format!("/api/agents/hr/inspect?for={how_long}"));
+        let order = order.header("content-type", "application/json");
+        assert_eq!(Caller::http1(stage.admin()).await.call(order, "").await.status, StatusCode::OK);
+    };
+    let send = async |id: &str, body: String| {
+        let request = Request::post("/hr/cgi-bin/simulator/echo").header("x-request-id", id);
+        let request = request.header("authorization", format!("Bearer {}", key("crm")));
+        stage.call(request.header("content-type", "text/plain"), body).await.is_ok();
+        kept(&stage, &format!("id={id}"), 1).await.remove(0)["detail"].clone()
+    };
+    assert_eq!(send("before", "a body".to_owned()).await, Value::Null);
+    inspect("10m").await;
+    let seen = send("during", "a body".to_owned()).await;
+    assert_eq!(
+        (&seen["request"]["body"], &seen["request"]["cut"]),
+        (&"a body".into(), &false.into()),
+        "{seen}"
+    );
+    assert!(seen["answer"]["body"].as_str().is_some_and(|body| body.contains("body_bytes")), "{seen}");
+    assert_eq!(seen["tries"].as_array().map(Vec::len), Some(1));
+
+    // A key across the place where the body is cut shows nothing of itself, and what is long comes in pieces.
+    let long = format!("{} {} {}", "x".repeat(4090), key("billing"), "y ".repeat(200_000));
+    let seen = send("long", long).await;
+    let body = seen["request"]["body"].as_str().expect("a text");
+    assert!(body.ends_with("x [masked]") && body.len() < 4200, "{}", &body[4000..]);
+    assert_eq!(seen["request"]["cut"], true);
+
+    inspect("0s").await;
+    assert_eq!(send("after", "a body".to_owned()).await, Value::Null);
+}

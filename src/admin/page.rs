@@ -1,0 +1,70 @@
+//! `/`: the dashboard, one page that needs nothing from elsewhere.
+
+use std::sync::LazyLock;
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use bytes::Bytes;
+use http::{HeaderValue, Response, header};
+use sha2::{Digest, Sha256};
+
+use super::answer::{Body, of_type};
+
+const FRAME: &str = include_str!("page/index.html");
+const STYLE: &str = include_str!("page/style.css");
+/// One script, in parts that use only those before them.
+const SCRIPT: &str = concat!(
+    "\"use strict\";\n",
+    include_str!("page/words.js"),
+    include_str!("page/base.js"),
+    include_str!("page/charts.js"),
+    include_str!("page/agents.js"),
+    include_str!("page/exchange.js"),
+    include_str!("page/inspector.js"),
+    include_str!("page/app.js"),
+);
+
+static PAGE: LazyLock<Bytes> =
+    LazyLock::new(|| Bytes::from(FRAME.replace("/*style*/", STYLE).replace("/*script*/", SCRIPT)));
+
+/// Nothing runs but the page's own script, and it speaks to nobody but this listener.
+static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
+    let (script, style) = (hash(SCRIPT), hash(STYLE));
+    let policy = format!(
+        "default-src 'none'; script-src '{script}'; style-src '{style}'; img-src data:; connect-src 'self'; \
+         base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    );
+    HeaderValue::try_from(policy).unwrap_or(HeaderValue::from_static("default-src 'none'"))
+});
+
+fn hash(text: &str) -> String {
+    format!("sha256-{}", BASE64_STANDARD.encode(Sha256::digest(text)))
+}
+
+/// The page.
+pub(super) fn page() -> Response<Body> {
+    let mut response = of_type("text/html; charset=utf-8", Body::Whole(PAGE.clone()));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_SECURITY_POLICY, POLICY.clone());
+    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    headers.insert(header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_text_goes_in_as_text_and_nothing_comes_from_elsewhere() {
+        for way in ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "Function("] {
+            assert!(!SCRIPT.contains(way), "{way}");
+        }
+        let page = std::str::from_utf8(&PAGE).expect("UTF-8");
+        for way in ["src=\"http", "href=\"http", " style=\"", " onclick="] {
+            assert!(!page.contains(way), "{way}");
+        }
+        assert!(!STYLE.contains("url(") && !STYLE.contains("@import"));
+        assert_eq!(page.matches("</script>").count(), 1);
+        assert!(page.contains(SCRIPT) && page.contains(STYLE));
+    }
+}

@@ -1,0 +1,46 @@
+//! What an exchange looked like, where an operator wanted to see it. Whoever makes one has taken all secrets out.
+
+use std::time::Duration;
+
+/// Header lines and the beginnings of the bodies of one exchange.
+#[derive(Debug, Default)]
+pub struct Detail {
+    /// The query.
+    pub query: String,
+    /// What the caller sent.
+    pub request: Message,
+    /// What the caller got.
+    pub answer: Message,
+    /// When the request waited for a token: from its beginning, and how long.
+    pub waits: Vec<(Duration, Duration)>,
+    /// What was sent to the upstream, in order.
+    pub tries: Vec<Try>,
+}
+
+/// Header lines, and the beginning of a body.
+#[derive(Debug, Default, Clone)]
+pub struct Message {
+    /// Names and values.
+    pub headers: Vec<(String, String)>,
+    /// As much of the body as was kept, up to the first byte that is no text.
+    pub body: String,
+    /// Whether it is longer, as far as it was seen.
+    pub cut: bool,
+    /// Whether what follows is no text.
+    pub binary: bool,
+}
+
+/// One sending to the upstream.
+#[derive(Debug, Clone)]
+pub struct Try {
+    /// When it was sent, from the request's beginning.
+    pub began: Duration,
+    /// How long its answer's head took; `None` where there was none.
+    pub took: Option<Duration>,
+    /// The answer's HTTP status; 0 where there was none.
+    pub status: u16,
+    /// The answer's errcode.
+    pub errcode: Option<i64>,
+    /// The answer, where it did not go on to the caller.
+    pub refused: Option<Message>,
+}

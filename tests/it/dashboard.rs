@@ -1,0 +1,384 @@
+//! The dashboard in a real browser.
+
+use std::time::{Duration, Instant};
+
+use http::Request;
+use serde_json::{Value, json};
+use wecom_proxy::simulator::{Agent, Fault, Settings};
+
+use crate::{
+    browser::Browser,
+    stage::{Caller, ECHO, KEYED, OPEN, Stage, USER_GET, key, wait_for},
+};
+
+const KEY: &str = "the-key-of-the-operator-0123456789";
+
+async fn opened(stage: &Stage) -> Browser {
+    let mut browser = Browser::start().await;
+    browser.resize(1280, 1000).await;
+    browser.open(stage.admin()).await;
+    browser.until("document.querySelectorAll('#agents tbody tr th').length > 0").await;
+    browser.until("document.querySelector('#health').innerText").await;
+    browser
+}
+
+async fn send(stage: &Stage, client: &str, method: &str, path: &str, body: &'static str) {
+    let request = Request::builder().method(method).uri(path).header("content-type", "application/json");
+    stage.call(request.header("authorization", format!("Bearer {}", key(client))), body).await;
+}
+
+/// Lets three clients do what clients do, a refused token and an errcode among it.
+async fn traffic(stage: &Stage) {
+    send(stage, "billing", "GET", &format!("/hr{USER_GET}"), "").await;
+    send(stage, "crm", "GET", &format!("/ops{USER_GET}"), "").await;
+    stage.wecom.revoke("hr").expect("an agent");
+    send(stage, "billing", "GET", "/hr/cgi-bin/department/list", "").await;
+    stage.wecom.inject(Fault::errcode(60020).on("/cgi-bin/user/simplelist")).expect("a fault");
+    send(stage, "crm", "GET", "/hr/cgi-bin/user/simplelist", "").await;
+    stage.get(USER_GET).await;
+}
+
+/// How many exchanges are listed.
+const ROWS: &str = "document.querySelectorAll('#requests tbody tr button').length";
+
+#[tokio::test]
+async fn it_shows_agents_and_exchanges_as_they_come() {
+    let stage = Stage::with(KEYED).await;
+    let mut browser = opened(&stage).await;
+    browser.until("document.querySelector('#requests').innerText.includes('No exchange matches')").await;
+    traffic(&stage).await;
+    browser.until(&format!("{ROWS} === 5")).await;
+    browser.until("document.querySelector('#agents').innerText.includes('60020')").await;
+    let agents = browser.text("#agents").await;
+    for words in ["hr", "ops", "valid", "ww1234567890abcdef", "in 2 h", "was refused"] {
+        assert!(agents.contains(words), "no {words} in {agents}");
+    }
+    assert!(browser.text("#numbers").await.contains("requests"));
+    assert!(browser.text("#clients").await.contains("billing"));
+    assert!(browser.text("#health").await.contains("ok"));
+    assert_eq!(browser.eval("document.querySelectorAll('#charts svg').length").await, 3);
+    assert!(browser.eval("document.querySelectorAll('#charts rect').length").await.as_u64() > Some(0));
+    browser.picture("light").await;
+    let dark = json!({ "features": [{ "name": "prefers-color-scheme", "value": "dark" }] });
+    browser.call("Emulation.setEmulatedMedia", dark).await;
+    let ground = browser.eval("getComputedStyle(document.body).backgroundColor").await;
+    assert_eq!(ground, "rgb(18, 21, 27)");
+    browser.picture("dark").await;
+
+    // A filter, and what comes while it is there.
+    browser.fill("[name=errcode]", "60020").await;
+    browser.until(&format!("{ROWS} === 1")).await;
+    send(&stage, "billing", "GET", &format!("/hr{USER_GET}"), "").await;
+    stage.wecom.inject(Fault::errcode(60020).on("/cgi-bin/user/simplelist")).expect("a fault");
+    send(&stage, "billing", "GET", "/hr/cgi-bin/user/simplelist?one=more", "").await;
+    browser.until(&format!("{ROWS} === 2")).await;
+    browser.click("#filter [type=reset]").await;
+    browser.until(&format!("{ROWS} === 7")).await;
+    browser.fill("[name=client]", "crm").await;
+    browser.fill("[name=path]", "simplelist").await;
+    browser.until(&format!("{ROWS} === 1")).await;
+    browser.click("#filter [type=reset]").await;
+    browser.until(&format!("{ROWS} === 7")).await;
+
+    // Paused, what comes is only counted.
+    browser.click("#pause").await;
+    send(&stage, "billing", "GET", &format!("/hr{USER_GET}"), "").await;
+    browser.until("document.querySelector('#tail-state').innerText.includes('1 came')").await;
+    assert_eq!(browser.eval(ROWS).await, 7);
+    browser.click("#pause").await;
+    browser.until(&format!("{ROWS} === 8")).await;
+    browser.is_content();
+}
+
+#[tokio::test]
+async fn one_exchange_is_opened_and_holds_no_secret() {
+    let stage = Stage::with(KEYED).await;
+    let secrets: Vec<_> = Settings::default().agents.iter().map(|agent| agent.secret.clone()).collect();
+    let mut browser = opened(&stage).await;
+    let (first_token, second_token) = ("first-token-of-hr_0123456789", "second-token-of-hr_0123456789");
+    grant(&stage, first_token);
+    answer(&stage, "/cgi-bin/user/get", r#"{"errcode":0,"errmsg":"ok"}"#);
+    send(&stage, "crm", "GET", &format!("/hr{USER_GET}"), "").await;
+    browser.click("#agents [data-key='inspect hr']").await;
+    browser.click("#ask-yes").await;
+    browser.until("document.querySelector('#agents').innerText.includes('Stop looking')").await;
+
+    answer(&stage, ECHO, format!(r#"{{"errcode":42001,"errmsg":"{first_token} is old"}}"#));
+    grant(&stage, second_token);
+    answer(&stage, ECHO, format!(r#"{{"errcode":0,"errmsg":"ok","said":"{second_token}","ticket":"x-5"}}"#));
+    let body = format!(
+        r#"{{"touser":"张三","note":"{} and {} and {}","corpsecret":"x-1","in":"{{\"access_token\":\"x-2\"}}"}}"#,
+        secrets[0],
+        secrets[1],
+        key("billing")
+    );
+    let path = format!("/hr/cgi-bin/simulator/echo?debug=1&access_token={first_token}&secret=x-3");
+    let request = Request::post(path).header("content-type", "application/json");
+    let request = request.header("authorization", format!("Bearer {}", key("crm"))).header("x-shop", "7");
+    stage.call(request.header("x-my-token", "x-4"), body).await.is_ok();
+    browser.until(&format!("{ROWS} === 2")).await;
+    browser.click("#requests tbody tr:first-child button").await;
+    browser.until("document.querySelectorAll('#exchange pre').length === 3").await;
+    let shown = browser.text("#exchange").await;
+    for words in [
+        "POST /hr/cgi-bin/simulator/echo",
+        "debug=1&access_token=[masked]&secret=[masked]",
+        "张三",
+        "x-shop",
+        "authorization\t[masked]",
+        "x-my-token\t[masked]",
+        "\"note\":\"[masked] and [masked] and [masked]\"",
+        "\"corpsecret\":\"[masked]\"",
+        "The token was refused with 42001",
+        "[masked] is old",
+        "\"said\":\"[masked]\",\"ticket\":\"[masked]\"",
+        "try 1: 200, 42001",
+        "try 2: 200, 0",
+        "Answer to try 1, not passed on",
+        "x-wecom-retried",
+    ] {
+        assert!(shown.contains(words), "no {words} in {shown}");
+    }
+    browser.picture("exchange").await;
+    browser
+        .eval("navigator.clipboard.writeText = (text) => { window.copied = text; return Promise.resolve(); }")
+        .await;
+    browser.click("#exchange [data-key=curl]").await;
+    let curl = browser.until("window.copied").await;
+    let curl = curl.as_str().expect("a text");
+    let start =
+        "curl -X 'POST' -H \"Authorization: Bearer $KEY\" -H 'content-type: application/json' -H 'x-shop: 7'";
+    assert!(curl.starts_with(start), "{curl}");
+    assert!(
+        curl.ends_with(&format!(
+            " 'http://{}/hr/cgi-bin/simulator/echo?debug=1&secret=[masked]'",
+            stage.address()
+        )),
+        "{curl}"
+    );
+
+    let everything = browser.eval("document.documentElement.outerHTML + window.copied").await;
+    let api = Caller::http1(stage.admin()).await.call(Request::get("/api/requests?id="), "").await;
+    assert_eq!(api.json()["requests"], json!([]));
+    let kept = details(&stage).await.to_string();
+    assert!(kept.contains("张三"), "{kept}");
+    let [one, other] = [&secrets[0], &secrets[1]];
+    for secret in [
+        one,
+        other,
+        first_token,
+        second_token,
+        &key("crm"),
+        &key("billing"),
+        "x-1",
+        "x-2",
+        "x-3",
+        "x-4",
+        "x-5",
+    ] {
+        assert!(!everything.as_str().expect("a text").contains(secret), "the page holds {secret}");
+        assert!(!kept.contains(secret), "what is kept holds {secret}: {kept}");
+    }
+
+    browser.press("Escape").await;
+    browser.click("#agents [data-key='inspect hr']").await;
+    browser.until("document.querySelector('#notice').innerText.includes('no longer kept')").await;
+    send(&stage, "crm", "GET", &format!("/hr{USER_GET}"), "").await;
+    browser.until(&format!("{ROWS} === 3")).await;
+    browser.click("#requests tbody tr:first-child button").await;
+    browser.until("document.querySelector('#exchange').innerText.includes('were not kept')").await;
+    browser.is_content();
+}
+
+/// Lets WeCom hand out a token that the test knows.
+fn grant(stage: &Stage, token: &str) {
+    let grant =
+        json!({ "errcode": 0, "errmsg": "ok", "access_token": token, "expires_in": 7200 }).to_string();
+    answer(stage, "/cgi-bin/gettoken", grant);
+}
+
+/// Lets WeCom answer the next call of this path.
+fn answer(stage: &Stage, path: &str, body: impl Into<String>) {
+    stage
+        .wecom
+        .inject(Fault::answer(200, "application/json", body.into()).on(path).times(1))
+        .expect("a fault");
+}
+
+/// What is kept of the exchange that came last, details too.
+async fn details(stage: &Stage) -> Value {
+    let ask =
+        async |path: String| Caller::http1(stage.admin()).await.call(Request::get(path), "").await.json();
+    let newest = ask("/api/requests?limit=1".to_owned()).await;
+    let id = newest["requests"][0]["request_id"].as_str().expect("an id").to_owned();
+    ask(format!("/api/requests?id={id}")).await
+}
+
+#[tokio::test]
+async fn orders_are_given_by_keyboard_alone_and_asked_for_first() {
+    let stage = Stage::open().await;
+    stage.get(USER_GET).await.is_ok();
+    let mut browser = opened(&stage).await;
+    // From the top: past the link that skips, to the button that renews.
+    for _ in 0..40 {
+        browser.press("Tab").await;
+        if browser.eval("document.activeElement.dataset.key === 'renew hr'").await == true {
+            break;
+        }
+    }
+    assert_eq!(
+        browser.eval("document.activeElement.getAttribute('aria-label')").await,
+        "Renew the token of hr"
+    );
+    let outline = browser.eval("getComputedStyle(document.activeElement).outlineStyle").await;
+    assert_eq!(outline, "solid", "the focus is seen");
+    browser.press("Enter").await;
+    browser.until("document.querySelector('#ask').open").await;
+    browser.press("Escape").await;
+    browser.until("!document.querySelector('#ask')").await;
+    assert_eq!(stage.wecom.gettoken_count("hr").expect("an agent"), 1, "nothing was ordered");
+    browser.press("Enter").await;
+    browser.until("document.querySelector('#ask').open").await;
+    // The way out has the focus first.
+    assert_eq!(browser.eval("document.activeElement.id").await, "ask-no");
+    browser.eval("document.querySelector('#ask-yes').focus()").await;
+    browser.press("Enter").await;
+    browser.until("document.querySelector('#notice').innerText.includes('same token')").await;
+    assert_eq!(stage.wecom.gettoken_count("hr").expect("an agent"), 2);
+    assert_eq!(browser.eval("document.activeElement.dataset.key").await, "renew hr", "and the focus is back");
+
+    browser.click("#reload").await;
+    browser.click("#ask-yes").await;
+    browser.until("document.querySelector('#notice').innerText.includes('Reloaded: 2 agents')").await;
+
+    // An exchange is opened and left.
+    browser.eval("document.querySelector('#requests tbody button').focus()").await;
+    browser.press("Enter").await;
+    browser.until("document.querySelector('#exchange').open").await;
+    browser.press("Escape").await;
+    browser.until("!document.querySelector('#exchange').open").await;
+    assert_eq!(browser.eval("document.activeElement.closest('table')?.id").await, "requests");
+    assert_eq!(browser.eval("document.querySelector('#spoken').getAttribute('aria-live')").await, "off");
+    let unnamed = "[...document.querySelectorAll('button, input')].filter((it) => !(it.innerText || it.labels?.[0]?.innerText || it.getAttribute('aria-label'))).filter((it) => it.checkVisibility()).length";
+    assert_eq!(browser.eval(unnamed).await, 0, "each has a name");
+    browser.is_content();
+}
+
+#[tokio::test]
+async fn with_a_key_it_speaks_chinese_and_fits_a_small_window() {
+    use sha2::Digest;
+    let hash: String = sha2::Sha256::digest(KEY).iter().map(|byte| format!("{byte:02x}")).collect();
+    let stage = Stage::with(&OPEN.replace("[admin]", &format!("[admin]\nkey_sha256 = \"{hash}\""))).await;
+    stage.get(USER_GET).await.is_ok();
+    stage.wecom.inject(Fault::errcode(60020).on("/cgi-bin/user/get")).expect("a fault");
+    stage.get(USER_GET).await;
+    let mut browser = Browser::start().await;
+    browser.login = Some(("operator", KEY));
+    browser.call("Fetch.enable", json!({ "handleAuthRequests": true })).await;
+    let agent = json!({ "userAgent": "Chromium", "acceptLanguage": "zh-CN,zh" });
+    browser.call("Network.setUserAgentOverride", agent).await;
+    browser.resize(1280, 1000).await;
+    browser.open(stage.admin()).await;
+    browser.until(&format!("{ROWS} === 2")).await;
+    browser.until("document.querySelector('#agents').innerText.includes('有效')").await;
+    // The stream works with the key too.
+    stage.get(USER_GET).await;
+    browser.until(&format!("{ROWS} === 3")).await;
+    assert_eq!(browser.eval("document.documentElement.lang").await, "zh-CN");
+    browser.picture("zh").await;
+    let english = "[...document.querySelectorAll('h2, button[data-words], label span')].map((it) => it.innerText).filter((text) => /^[\\x20-\\x7e]+$/.test(text)).join()";
+    assert_eq!(browser.eval(english).await, "");
+    browser.click("#requests tbody tr:nth-child(2) button").await;
+    browser.until("document.querySelector('#exchange').innerText.includes('访问ip不在白名单之中')").await;
+    browser.until("document.querySelector('#exchange').innerText.includes('企业可信IP')").await;
+    browser.picture("zh-exchange").await;
+    browser.press("Escape").await;
+
+    browser.resize(360, 740).await;
+    browser.picture("narrow").await;
+    let width = "document.documentElement.scrollWidth";
+    assert_eq!(browser.eval(width).await, 360, "nothing reaches beyond the window");
+    browser.click("#requests tbody tr:nth-child(2) button").await;
+    browser.picture("narrow-exchange").await;
+    assert_eq!(browser.eval(width).await, 360);
+    let inside =
+        "document.querySelector('#exchange').scrollWidth <= document.querySelector('#exchange').clientWidth";
+    assert_eq!(browser.eval(inside).await, true);
+    browser.press("Escape").await;
+    browser.click("#language").await;
+    browser.until("document.querySelector('#agents-title').innerText === 'Agents'").await;
+    browser.open(stage.admin()).await;
+    browser.until("document.querySelector('#agents-title').innerText === 'Agents'").await;
+    browser.is_content();
+}
+
+#[tokio::test]
+async fn a_thousand_agents_stay_usable() {
+    let agents = (0..1000).map(|nth| Agent {
+        name: format!("agent-{nth:04}"),
+        corpid: "ww1234567890abcdef".to_owned(),
+        secret: format!("secret-of-agent-{nth:04}-000000000000000000"),
+        agentid: 1_000_000 + nth,
+    });
+    let settings = Settings { agents: agents.collect(), ..Settings::default() };
+    let stage = Stage::set(settings, OPEN).await;
+    for nth in 0..30 {
+        stage.call(Request::get(format!("/agent-{:04}{USER_GET}", nth * 33)), "").await.is_ok();
+    }
+    let mut browser = Browser::start().await;
+    browser.resize(1280, 1000).await;
+    let began = Instant::now();
+    browser.open(stage.admin()).await;
+    browser.until("document.querySelector('#agent-pager').innerText.includes('of 1,000')").await;
+    assert!(began.elapsed() < Duration::from_secs(2), "it took {:?}", began.elapsed());
+    assert_eq!(browser.eval("document.querySelectorAll('#agents tbody tr').length").await, 20);
+    browser.picture("thousand").await;
+    let began = Instant::now();
+    browser.fill("#agent-search", "agent-0777").await;
+    browser.until("document.querySelectorAll('#agents tbody tr').length === 1").await;
+    assert!(began.elapsed() < Duration::from_secs(1), "it took {:?}", began.elapsed());
+    browser.fill("#agent-search", "agent").await;
+    browser.click("#agent-pager [data-key=next]").await;
+    browser.until("document.querySelector('#agent-pager').innerText.includes('21–40')").await;
+    assert_eq!(browser.eval("document.querySelectorAll('#agents tbody tr').length").await, 20);
+    browser.is_content();
+}
+
+#[tokio::test]
+async fn the_page_is_guarded_and_asks_nobody_else() {
+    let stage = Stage::open().await;
+    let ask =
+        async |request: http::request::Builder| Caller::http1(stage.admin()).await.call(request, "").await;
+    let page = ask(Request::get("/")).await;
+    assert_eq!(page.header("content-type"), "text/html; charset=utf-8");
+    let policy = page.header("content-security-policy");
+    for rule in ["default-src 'none'", "connect-src 'self'", "frame-ancestors 'none'", "base-uri 'none'"] {
+        assert!(policy.contains(rule), "{policy}");
+    }
+    assert!(!policy.contains("unsafe"), "{policy}");
+    let guards = ["x-content-type-options", "referrer-policy"].map(|name| page.header(name));
+    assert_eq!(guards, ["nosniff", "no-referrer"]);
+    assert_eq!(ask(Request::get("/").header("host", "rebind.example")).await.status, 403);
+
+    // For how long somebody may look.
+    let inspect = async |query: &str| {
+        let request = Request::post(format!("/api/agents/hr/inspect{query}"));
+        ask(request.header("content-type", "application/json")).await
+    };
+    for wrong in ["", "?for=", "?for=61m", "?for=1d", "?for=-1s", "?until=10m"] {
+        assert_eq!(inspect(wrong).await.status, 400, "{wrong}");
+    }
+    assert_eq!(ask(Request::post("/api/agents/hr/inspect?for=1m")).await.status, 403, "another site's page");
+    assert!(inspect("?for=1h").await.json()["inspected_until"].is_u64());
+    assert!(inspect("?for=0s").await.json()["inspected_until"].is_null());
+    assert!(inspect("?for=50ms").await.json()["ok"] == true);
+    wait_for("its end", async || {
+        ask(Request::get("/api/agents")).await.json()["agents"][0]["inspected_until"].is_null()
+    })
+    .await;
+    let rows =
+        ask(Request::get("/api/errcodes")).await.json()["errcodes"].as_array().expect("a list").clone();
+    let untrusted = rows.iter().find(|row| row["errcode"] == 60020).expect("60020");
+    assert_eq!(untrusted["zh"]["meaning"], "访问ip不在白名单之中");
+    assert!(untrusted["en"]["place"].as_str().is_some_and(|place| place.contains("Trusted IP")));
+}
