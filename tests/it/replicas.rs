@@ -5,6 +5,7 @@ mod fleets;
 mod killed;
 mod limits;
 mod parted;
+mod scripts;
 mod secured;
 mod tickets;
 

@@ -1,0 +1,133 @@
+//! The scripts of the store, each by itself on a real server.
+
+use crate::redis::Redis;
+
+const CLAIM: &str = include_str!("../../../src/store/scripts/claim.lua");
+const COUNT: &str = include_str!("../../../src/store/scripts/count.lua");
+const END: &str = include_str!("../../../src/store/scripts/end.lua");
+const EXTEND: &str = include_str!("../../../src/store/scripts/extend.lua");
+const PUT: &str = include_str!("../../../src/store/scripts/put.lua");
+const READ: &str = include_str!("../../../src/store/scripts/read.lua");
+
+/// What a script answers, a line for each value.
+async fn call(redis: &Redis, script: &str, keys: &[&str], arguments: &[&str]) -> Vec<String> {
+    let count = keys.len().to_string();
+    let words = [&["--raw", "EVAL", script, &count], keys, arguments].concat();
+    redis.ask(&words).await.lines().map(str::to_owned).collect()
+}
+
+/// Claims as `caller`, who holds what has this fence.
+async fn claim(redis: &Redis, held: &str, caller: &str, force: &str) -> Vec<String> {
+    call(redis, CLAIM, &["record", "lease", "failure", "counter"], &[held, caller, "3000", "60000", force])
+        .await
+}
+
+/// Puts `value` down as `caller`.
+async fn put(redis: &Redis, fence: &str, value: &str, caller: &str) -> String {
+    let arguments = [fence, value, "60000", caller, "news", "told", "1"];
+    call(redis, PUT, &["record", "lease", "failure"], &arguments).await.concat()
+}
+
+fn number(text: &str) -> u64 {
+    text.parse().unwrap_or_else(|_| panic!("{text:?} is no number"))
+}
+
+#[tokio::test]
+async fn one_has_the_lease_and_what_they_put_down_is_there_for_all() {
+    let redis = Redis::start().await;
+    let first = claim(&redis, "0", "one", "0").await;
+    assert_eq!((first[0].as_str(), first[1].as_str()), ("ours", ""));
+    let taken = claim(&redis, "0", "two", "0").await;
+    assert_eq!(taken[0], "taken");
+    assert!((1..=3000).contains(&number(&taken[3])), "{taken:?}");
+    assert_eq!(put(&redis, &first[2], "value", "one").await, "1");
+    let record = claim(&redis, "0", "two", "0").await;
+    assert_eq!(record[..3], ["record", "value", &first[2]]);
+    assert_eq!((number(&record[3]) <= 60_000, record[4].as_str()), (true, "1"));
+    // Who has it already may make the next, which is a later one.
+    let next = claim(&redis, &first[2], "two", "0").await;
+    assert_eq!(next[0], "ours");
+    assert!(number(&next[2]) > number(&first[2]));
+}
+
+#[tokio::test]
+async fn a_lease_lasts_as_long_as_its_holder_extends_it_and_ends_by_its_hand_only() {
+    let redis = Redis::start().await;
+    claim(&redis, "0", "one", "0").await;
+    redis.ask(&["PEXPIRE", "lease", "1000000"]).await;
+    assert_eq!(call(&redis, EXTEND, &["lease"], &["two", "9000000"]).await, ["0"]);
+    assert!(number(redis.ask(&["PTTL", "lease"]).await.trim()) <= 1_000_000);
+    assert_eq!(call(&redis, EXTEND, &["lease"], &["one", "9000000"]).await, ["1"]);
+    assert!(number(redis.ask(&["PTTL", "lease"]).await.trim()) > 1_000_000);
+    assert_eq!(
+        call(&redis, END, &["lease", "failure"], &["two", "news", "ended", "why", "1000"]).await,
+        ["0"]
+    );
+    assert_eq!(redis.ask(&["--raw", "EXISTS", "lease", "failure"]).await.trim(), "1");
+    assert_eq!(call(&redis, END, &["lease", "failure"], &["one", "news", "ended", "", "0"]).await, ["1"]);
+    assert_eq!(redis.ask(&["--raw", "EXISTS", "lease", "failure"]).await.trim(), "0");
+}
+
+#[tokio::test]
+async fn who_comes_with_an_older_fence_puts_nothing_down() {
+    let redis = Redis::start().await;
+    assert_eq!(put(&redis, "20", "newer", "two").await, "1");
+    for fence in ["19", "20"] {
+        assert_eq!(put(&redis, fence, "older", "one").await, "0");
+    }
+    let record = call(&redis, READ, &["record"], &[]).await;
+    assert_eq!(record[..2], ["newer", "20"]);
+    assert_eq!(put(&redis, "21", "newest", "one").await, "1");
+    // A store that was wiped gives no older fences than it gave before.
+    redis.ask(&["FLUSHALL"]).await;
+    let first = claim(&redis, "0", "one", "0").await;
+    redis.ask(&["FLUSHALL"]).await;
+    assert!(number(&claim(&redis, "0", "one", "0").await[2]) > number(&first[2]));
+}
+
+#[tokio::test]
+async fn a_failure_holds_the_others_back_for_its_wait_and_is_remembered_for_longer() {
+    let redis = Redis::start().await;
+    claim(&redis, "0", "one", "0").await;
+    call(&redis, END, &["lease", "failure"], &["one", "news", "ended", "why", "70000"]).await;
+    let failed = claim(&redis, "0", "two", "0").await;
+    assert_eq!(failed[..2], ["failed", "why"]);
+    assert!((1..=10_000).contains(&number(&failed[3])), "{failed:?}");
+    let forced = claim(&redis, "0", "two", "1").await;
+    assert_eq!(forced[..2], ["ours", "why"]);
+    redis.ask(&["DEL", "lease"]).await;
+    redis.ask(&["PEXPIRE", "failure", "60000"]).await;
+    assert_eq!(claim(&redis, "0", "two", "0").await[..2], ["ours", "why"], "the wait is over");
+    assert_eq!(put(&redis, "9007199254740000", "value", "two").await, "1");
+    assert_eq!(redis.ask(&["--raw", "EXISTS", "failure"]).await.trim(), "0");
+}
+
+#[tokio::test]
+async fn keys_of_another_kind_are_replaced() {
+    let redis = Redis::start().await;
+    for key in ["record", "lease", "failure", "counter"] {
+        redis.ask(&["RPUSH", key, "nonsense"]).await;
+    }
+    assert_eq!(call(&redis, READ, &["record"], &[]).await[1], "0");
+    let ours = claim(&redis, "0", "one", "0").await;
+    assert_eq!(ours[0], "ours");
+    redis.ask(&["SET", "record", "nonsense"]).await;
+    assert_eq!(put(&redis, &ours[2], "value", "one").await, "1");
+    redis.ask(&["SADD", "bucket", "nonsense"]).await;
+    assert_eq!(call(&redis, COUNT, &["bucket"], &["0", "1000"]).await.len(), 1);
+}
+
+#[tokio::test]
+async fn what_is_taken_from_a_bucket_adds_up_and_what_is_not_leaves_no_key() {
+    let redis = Redis::start().await;
+    let full_in = async |taken: &str| {
+        let answer = call(&redis, COUNT, &["bucket", "other"], &["0", taken, "0"]).await;
+        (number(&answer[0]), number(&answer[1]))
+    };
+    let (first, _) = full_in("60000000").await;
+    assert_eq!(first, 60_000_000);
+    let (second, other) = full_in("60000000").await;
+    assert!((60_000_001..=120_000_000).contains(&second), "{second}");
+    assert_eq!(other, 0);
+    assert_eq!(redis.ask(&["--raw", "EXISTS", "bucket", "other"]).await.trim(), "1");
+}
