@@ -22,6 +22,8 @@ use tokio::{
     time::{Instant, timeout},
 };
 
+use super::hushed::Hushed;
+
 /// Who was busy within this time is not idle: a client that sends one request after the other is to keep its connection.
 const LEAST_IDLE: Duration = Duration::from_millis(500);
 /// How often a listener that waits for a place looks for an idle connection again.
@@ -62,6 +64,8 @@ fn descriptors_allowed(limits: &str) -> Option<usize> {
 /// All connections of one server.
 #[derive(Debug)]
 pub struct House {
+    /// TLS handshakes that failed.
+    pub(super) handshakes: Hushed,
     places: Arc<Semaphore>,
     most: usize,
     born: Instant,
@@ -94,6 +98,7 @@ impl House {
     /// A house for so many connections.
     pub fn new(most: usize) -> Self {
         Self {
+            handshakes: Hushed::default(),
             places: Arc::new(Semaphore::new(most)),
             most,
             born: Instant::now(),
