@@ -30,7 +30,7 @@ pub use self::{
 use crate::{
     app::{App, Prepared, Surroundings, Unusable},
     config,
-    server::Inherited,
+    server::{self, Inherited},
     telemetry::Telemetry,
 };
 
@@ -61,6 +61,7 @@ impl Failed {
 /// Runs the proxy until it is told to stop.
 pub fn serve(path: &Path) -> Result<(), Failed> {
     let inherited = Inherited::take().map_err(Failed::other)?;
+    server::raise_descriptors();
     let prepared = prepared(path)?;
     let telemetry = Telemetry::start(prepared.log()).map_err(Failed::other)?;
     let _last_lines = LastLines(&telemetry);

@@ -22,7 +22,7 @@ use tokio_rustls::TlsAcceptor;
 use self::house::Seat;
 pub(crate) use self::http1::{bench, fuzz};
 pub use self::{
-    house::House,
+    house::{House, admin_room, raise_descriptors},
     listen::{Bound, Inherited, InheritedError, Listener},
 };
 use crate::{io::Stream, proxy::Proxy};
