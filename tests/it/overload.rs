@@ -313,7 +313,7 @@ async fn where_descriptors_are_few_there_are_some_for_the_upstream_and_idle_conn
 async fn it_takes_as_many_descriptors_as_the_system_lets_it() {
     let wecom = Simulator::local(Settings::default()).await.expect("a simulator");
     let dir = tempfile::TempDir::new().expect("a directory");
-    let settings = format!("{OPEN}[server]\nmax_connections = 500\n");
+    let settings = OPEN.replace("[server]\n", "[server]\nmax_connections = 500\n");
     let config = write_config(&dir, wecom.api_addr(), &Settings::default(), &settings);
     let mut command = Command::new("sh");
     let words = "ulimit -Hn 1024; ulimit -Sn 64; exec \"$0\" --config \"$1\"";
