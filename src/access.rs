@@ -17,11 +17,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use self::{
-    layout::Layout,
-    stamp::Stamp,
-    writer::{Desk, lock},
-};
+pub(crate) use self::writer::{Desk, Stderr, Subject};
+use self::{layout::Layout, stamp::Stamp, writer::lock};
 use crate::config::{Log, LogFormat};
 
 /// How long the end of the program waits for the last lines to be written.
@@ -99,7 +96,7 @@ struct Handle {
 
 /// Lines that wait, and the time on the last of them.
 #[derive(Default)]
-struct Sheet {
+pub(crate) struct Sheet {
     lines: Vec<u8>,
     stamp: Stamp,
 }
@@ -108,7 +105,7 @@ impl AccessLog {
     /// A log on stderr, whose room for waiting lines is shared among so many workers. Fails where no thread can be
     /// started.
     pub fn stderr(log: Log, workers: usize) -> io::Result<Self> {
-        Self::start(log, workers, io::stderr().is_terminal(), Box::new(io::stderr()))
+        Self::start(log, workers, io::stderr().is_terminal(), Box::new(Stderr))
     }
 
     /// A log on anything that can be written to; `colour` for people at a terminal.
@@ -118,7 +115,8 @@ impl AccessLog {
             LogFormat::Text if colour => Layout::Coloured,
             LogFormat::Text => Layout::Plain,
         };
-        let desk = Arc::new(Desk::open((WAITING / workers.max(1)).max(LEAST_SHARE), out)?);
+        let share = (WAITING / workers.max(1)).max(LEAST_SHARE);
+        let desk = Arc::new(Desk::open(Subject::Access, share, out)?);
         Ok(Self(Arc::new(Handle { every_request: log.access, layout, sheet: desk.sheet(), desk })))
     }
 

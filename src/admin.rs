@@ -11,6 +11,7 @@ mod overview;
 mod page;
 mod requests;
 mod scrape;
+mod seats;
 
 use std::{
     convert::Infallible,
@@ -27,11 +28,15 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-pub use self::orders::{Reload, Reloaded};
 use self::{
     answer::{Body, not_allowed, problem},
     guard::Refused,
     orders::Order,
+    seats::{Seat, Watched},
+};
+pub use self::{
+    orders::{Reload, Reloaded},
+    seats::Seats,
 };
 use crate::{
     access::AccessLog,
@@ -46,9 +51,7 @@ use crate::{
     traces::Traces,
 };
 
-/// Connections to the admin listener that may be open at once.
-const MAX_CONNECTIONS: usize = 256;
-/// How long an operator's tool may take for a request's head, and between two.
+/// How long an operator's tool may take for a request's head, between two, and to take the next bytes of an answer.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// So many may follow the stream of exchanges at once.
 pub const MOST_READERS: usize = 32;
@@ -71,6 +74,8 @@ pub struct Admin {
     pub recent: Arc<Recent>,
     /// The traces, where somebody receives them.
     pub traces: Option<Traces>,
+    /// Places for connections.
+    pub seats: Seats,
     /// Places for those who follow the exchanges; see [`MOST_READERS`].
     pub readers: Arc<Semaphore>,
     /// Where tokens come from.
@@ -88,22 +93,22 @@ pub struct Admin {
 impl Admin {
     /// Serves until `ended` turns true; `bound` stays open that long.
     pub async fn serve(self: Arc<Self>, listener: Listener, bound: Bound, mut ended: watch::Receiver<bool>) {
-        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         loop {
             let accepted = tokio::select! {
                 _ = ended.wait_for(|ended| *ended) => break,
                 accepted = listener.accept() => accepted,
             };
-            let (Ok((stream, ..)), Ok(place)) = (accepted, places.clone().try_acquire_owned()) else {
-                // Out of descriptors or of places: whoever asks will ask again.
+            let Ok((stream, ..)) = accepted else {
+                // Out of descriptors: whoever asks will ask again.
+                self.seats.ask_one_to_leave();
                 sleep(Duration::from_millis(50)).await;
                 continue;
             };
-            let admin = self.clone();
-            tokio::spawn(async move {
-                admin.converse(stream).await;
-                drop(place);
-            });
+            let seat = tokio::select! {
+                _ = ended.wait_for(|ended| *ended) => break,
+                seat = self.seats.seat() => seat,
+            };
+            tokio::spawn(self.clone().converse(stream, seat));
         }
         drop(bound);
     }
@@ -127,19 +132,27 @@ impl Admin {
         self.issuer.keep_renewals_of(|agent| directory.agent(agent, None).is_some());
     }
 
-    async fn converse(self: Arc<Self>, stream: Stream) {
+    async fn converse(self: Arc<Self>, stream: Stream, seat: Arc<Seat>) {
         let cut = Arc::new(Notify::new());
         let service = service_fn(|request| {
-            let (admin, cut) = (self.clone(), cut.clone());
-            async move { Ok::<_, Infallible>(admin.answer(request, cut).await) }
+            let (admin, cut, seat) = (self.clone(), cut.clone(), seat.clone());
+            async move {
+                let _busy = seat.busy();
+                let answer = admin.answer(request, cut).await;
+                if matches!(answer.body(), Body::Stream(_)) {
+                    seat.follow();
+                }
+                Ok::<_, Infallible>(answer)
+            }
         });
         let serving = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(PATIENCE)
-            .serve_connection(TokioIo::new(stream), service);
+            .serve_connection(TokioIo::new(Watched::new(stream, seat.clone(), PATIENCE)), service);
         let served = tokio::select! {
             served = serving => served,
             () = cut.notified() => return,
+            () = seat.asked() => return,
         };
         if let Err(error) = served {
             tracing::debug!(%error, "a connection to the admin listener ended");
@@ -160,7 +173,7 @@ impl Admin {
             &Method::POST if Order::of(request.uri().path()).is_some() => {
                 admitted.and_then(|()| guard::admit_order(&request))
             }
-            _ => admitted,
+            _ => admitted.and_then(|()| guard::admit_reader(&request)),
         };
         match admitted {
             Ok(()) => self.answer_admitted(&request, cut).await,

@@ -32,7 +32,7 @@ use crate::{
     metrics::Metrics,
     proxy::{Books, Rules},
     recent::Recent,
-    server::{Bound, Inherited, InheritedError, Server, tls},
+    server::{self, Bound, Inherited, InheritedError, Server, tls},
     store::{self, Store},
     telemetry::Telemetry,
     tokens::{
@@ -297,6 +297,7 @@ impl App {
             metrics,
             recent,
             traces,
+            seats: admin::Seats::new(server::admin_room()),
             readers: Arc::new(Semaphore::new(admin::MOST_READERS)),
             issuer,
             server: server.clone(),

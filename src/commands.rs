@@ -14,6 +14,8 @@ use std::{
     future::Future,
     io::{self, Write},
     path::{Path, PathBuf},
+    sync::mpsc,
+    thread,
     time::Duration,
 };
 
@@ -28,9 +30,12 @@ pub use self::{
 use crate::{
     app::{App, Prepared, Surroundings, Unusable},
     config,
-    server::Inherited,
+    server::{self, Inherited},
     telemetry::Telemetry,
 };
+
+/// How long an end that is to come at once waits for anything.
+const AT_ONCE: Duration = Duration::from_millis(500);
 
 /// Why the program ends with a status other than 0.
 #[derive(Debug)]
@@ -56,8 +61,10 @@ impl Failed {
 /// Runs the proxy until it is told to stop.
 pub fn serve(path: &Path) -> Result<(), Failed> {
     let inherited = Inherited::take().map_err(Failed::other)?;
+    server::raise_descriptors();
     let prepared = prepared(path)?;
-    let telemetry = Telemetry::start(prepared.log());
+    let telemetry = Telemetry::start(prepared.log()).map_err(Failed::other)?;
+    let _last_lines = LastLines(&telemetry);
     for warning in prepared.warnings() {
         tracing::warn!("{warning}");
     }
@@ -68,9 +75,31 @@ pub fn serve(path: &Path) -> Result<(), Failed> {
     })
 }
 
+/// Sees to it that what was logged is written before the program ends, however it ends.
+struct LastLines<'a>(&'a Telemetry);
+
+impl Drop for LastLines<'_> {
+    fn drop(&mut self) {
+        self.0.flush(AT_ONCE);
+    }
+}
+
 /// A duration on the command line, written as in the configuration.
 pub fn duration(text: &str) -> Result<Duration, String> {
     config::parse_duration(text).ok_or_else(|| "write it like 10s (ms, s, m, h)".to_owned())
+}
+
+/// Tells the operator why the program ends. A stderr that nobody reads does not keep it from ending.
+pub fn complain(words: &str) {
+    let (said, heard) = mpsc::channel();
+    let line = format!("wecom-proxy: {words}\n");
+    let say = move || {
+        let _ = io::stderr().write_all(line.as_bytes());
+        let _ = said.send(());
+    };
+    if thread::Builder::new().spawn(say).is_ok() {
+        let _ = heard.recv_timeout(AT_ONCE);
+    }
 }
 
 /// Prints a result. Whoever reads it may have seen enough: a closed pipe is no failure.

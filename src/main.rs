@@ -98,7 +98,7 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failed { status, words }) => {
-            eprintln!("wecom-proxy: {words}");
+            commands::complain(&words);
             ExitCode::from(status)
         }
     }

@@ -5,6 +5,7 @@
 mod house;
 mod http1;
 mod http2;
+mod hushed;
 mod listen;
 pub mod tls;
 
@@ -21,7 +22,7 @@ use tokio_rustls::TlsAcceptor;
 use self::house::Seat;
 pub(crate) use self::http1::{bench, fuzz};
 pub use self::{
-    house::House,
+    house::{House, admin_room, raise_descriptors},
     listen::{Bound, Inherited, InheritedError, Listener},
 };
 use crate::{io::Stream, proxy::Proxy};
@@ -174,8 +175,12 @@ async fn greet(
             return Some((Stream::ServerTls(Box::new(tls)), http2));
         }
         Ok(Err(error)) => {
-            let (peer, error) = (peer.map(tracing::field::display), error.to_string());
-            tracing::info!(peer, error, "a TLS handshake with a client failed");
+            // Anybody can fail as often as they like.
+            if let Some(unsaid) = server.house.handshakes.speak() {
+                let (peer, error) = (peer.map(tracing::field::display), error.to_string());
+                let unsaid = (unsaid > 0).then_some(unsaid);
+                tracing::info!(peer, error, unsaid, "a TLS handshake with a client failed");
+            }
         }
         Err(_) => tracing::debug!("a TLS handshake with a client took too long"),
     }

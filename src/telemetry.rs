@@ -1,6 +1,9 @@
-//! Logs to stderr: format and level from the configuration, no secret at any level.
+//! Logs to stderr: format and level from the configuration, no secret at any level. A thread of its own writes the lines, so
+//! that a stderr which nobody reads holds up nothing.
 
-use std::io::IsTerminal;
+mod quill;
+
+use std::{io, io::IsTerminal, time::Duration};
 
 use tracing::{Level, Metadata, Subscriber};
 use tracing_subscriber::{
@@ -8,16 +11,27 @@ use tracing_subscriber::{
     registry::LookupSpan, reload, util::SubscriberInitExt,
 };
 
-use crate::config::{Log, LogFormat};
+use self::quill::Quill;
+use crate::{
+    access::Stderr,
+    config::{Log, LogFormat},
+};
 
 /// The running log, whose level can be changed.
 #[derive(Clone)]
-pub struct Telemetry(reload::Handle<EnvFilter, Registry>);
+pub struct Telemetry {
+    filter: reload::Handle<EnvFilter, Registry>,
+    /// `None` where somebody else writes the lines.
+    quill: Option<Quill>,
+}
 
 impl Telemetry {
-    /// Starts the log of this process. Call it once.
-    pub fn start(log: Log) -> Self {
-        Self::start_on(log, std::io::stderr().is_terminal(), std::io::stderr)
+    /// Starts the log of this process. Call it once, and [`flush`](Self::flush) at the end. Fails where no thread can be
+    /// started.
+    pub fn start(log: Log) -> io::Result<Self> {
+        let quill = Quill::on(Box::new(Stderr))?;
+        let begun = Self::start_on(log, io::stderr().is_terminal(), quill.clone());
+        Ok(Self { quill: Some(quill), ..begun })
     }
 
     /// The same on anything that makes a writer for each line; `colour` for people at a terminal.
@@ -29,12 +43,18 @@ impl Telemetry {
         let registry = tracing_subscriber::registry().with(filter);
         // A second start, as in tests, keeps the first log.
         let _ = registry.with(lines(log.format, colour, out)).try_init();
-        Self(handle)
+        Self { filter: handle, quill: None }
+    }
+
+    /// Waits until every line written before has gone out, but no longer than `most`; returns whether it has. Blocks
+    /// its thread.
+    pub fn flush(&self, most: Duration) -> bool {
+        self.quill.as_ref().is_none_or(|quill| quill.flush(most))
     }
 
     /// Follows a changed level.
     pub fn follow(&self, log: Log) {
-        let _ = self.0.reload(filter(log));
+        let _ = self.filter.reload(filter(log));
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! The first line after a silence wakes the thread, which writes it at once. Then it rests for a moment, in which only a
 //! buffer that has become large wakes it, so that a busy proxy's requests wake nobody. Where a rest brought nothing it
-//! sleeps until the next line.
+//! sleeps until the next line. The running log has such a thread too, which does not rest.
 
 use std::{
     io::{self, ErrorKind, Write},
@@ -17,7 +17,7 @@ use std::{
 
 use super::Sheet;
 
-/// How long a line waits for others, unless they are many.
+/// How long a line about a request waits for others, unless they are many.
 const REST: Duration = Duration::from_millis(50);
 /// So many bytes wait for nothing.
 const MANY: usize = 32 * 1024;
@@ -29,8 +29,62 @@ const FULL: Duration = Duration::from_millis(10);
 /// In place of a number of bytes that wakes the writer: it is awake.
 const AWAKE: usize = usize::MAX;
 
+/// What is written about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Subject {
+    /// Requests.
+    Access,
+    /// All else.
+    Events,
+}
+
+impl Subject {
+    fn thread(self) -> &'static str {
+        match self {
+            Self::Access => "access-log",
+            Self::Events => "log",
+        }
+    }
+
+    fn rest(self) -> Duration {
+        match self {
+            Self::Access => REST,
+            Self::Events => Duration::ZERO,
+        }
+    }
+
+    fn tell_of_lost(self, lines: u64) {
+        match self {
+            Self::Access => tracing::warn!(
+                lines,
+                "lines of the access log were lost: they came faster than they could be written"
+            ),
+            Self::Events => {
+                tracing::warn!(
+                    lines,
+                    "lines of the log were lost: they came faster than they could be written"
+                );
+            }
+        }
+    }
+}
+
+/// The program's stderr. Two threads write to it, and what one of them writes stays in one piece.
+pub(crate) struct Stderr;
+
+impl Write for Stderr {
+    fn write(&mut self, batch: &[u8]) -> io::Result<usize> {
+        let left = deliver(&mut io::stderr().lock(), batch);
+        Ok(batch.len() - left.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// Where workers leave their lines. The writer ends with it.
-pub(super) struct Desk(Arc<Shared>);
+pub(crate) struct Desk(Arc<Shared>);
 
 struct Shared {
     sheets: Mutex<Vec<Arc<Mutex<Sheet>>>>,
@@ -62,7 +116,7 @@ impl Orders {
 
 impl Desk {
     /// Starts the writer. `share` is the most that may wait in one sheet, in bytes.
-    pub(super) fn open(share: usize, out: Box<dyn Write + Send>) -> io::Result<Self> {
+    pub(crate) fn open(subject: Subject, share: usize, out: Box<dyn Write + Send>) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             sheets: Mutex::default(),
             share,
@@ -72,16 +126,29 @@ impl Desk {
             ordered: Condvar::new(),
             flushed: Condvar::new(),
         });
-        let writer = Writer { shared: shared.clone(), out, batch: Vec::new(), said: 0, said_at: None };
-        thread::Builder::new().name("access-log".to_owned()).spawn(move || writer.work())?;
+        let writer =
+            Writer { subject, shared: shared.clone(), out, batch: Vec::new(), said: 0, said_at: None };
+        thread::Builder::new().name(subject.thread().to_owned()).spawn(move || writer.work())?;
         Ok(Self(shared))
     }
 
     /// Another sheet.
-    pub(super) fn sheet(&self) -> Arc<Mutex<Sheet>> {
+    pub(crate) fn sheet(&self) -> Arc<Mutex<Sheet>> {
         let sheet = Arc::<Mutex<Sheet>>::default();
         lock(&self.0.sheets).push(sheet.clone());
         sheet
+    }
+
+    /// Leaves a line on a sheet, or drops and counts it where there is no room.
+    pub(crate) fn leave(&self, sheet: &Mutex<Sheet>, line: &[u8]) {
+        let mut sheet = lock(sheet);
+        match self.has_room(sheet.lines.len()) {
+            true => sheet.lines.extend_from_slice(line),
+            false => self.lost_one(),
+        }
+        let waiting = sheet.lines.len();
+        drop(sheet);
+        self.left(waiting);
     }
 
     /// Whether a line may be added to a sheet with so many bytes.
@@ -109,7 +176,7 @@ impl Desk {
     }
 
     /// Waits until what lies on the sheets now has been written, at most so long; returns whether it was.
-    pub(super) fn flush(&self, most: Duration) -> bool {
+    pub(crate) fn flush(&self, most: Duration) -> bool {
         let mut mine = 0;
         self.order(|orders| {
             orders.asked += 1;
@@ -133,6 +200,7 @@ impl Drop for Desk {
 }
 
 struct Writer {
+    subject: Subject,
     shared: Arc<Shared>,
     out: Box<dyn Write + Send>,
     /// A sheet's lines while they are written; its room goes back to a sheet afterwards.
@@ -173,7 +241,8 @@ impl Writer {
         for sheet in sheets {
             mem::swap(&mut lock(&sheet).lines, &mut self.batch);
             any |= !self.batch.is_empty();
-            let lost = deliver(&mut self.out, &self.batch);
+            let left = deliver(&mut self.out, &self.batch);
+            let lost = memchr::memchr_iter(b'\n', left).count() as u64;
             self.shared.dropped.fetch_add(lost, Ordering::Relaxed);
             self.batch.clear();
         }
@@ -186,10 +255,7 @@ impl Writer {
         if lost > self.said && (now || self.silence() >= SAY) {
             let lines = lost - self.said;
             (self.said, self.said_at) = (lost, Some(Instant::now()));
-            tracing::warn!(
-                lines,
-                "lines of the access log were lost: they came faster than they could be written"
-            );
+            self.subject.tell_of_lost(lines);
         }
     }
 
@@ -201,7 +267,7 @@ impl Writer {
     fn rest(&self, after_lines: bool) {
         let unsaid = self.shared.dropped.load(Ordering::Relaxed) > self.said;
         let (enough, most) = match after_lines {
-            true => (MANY, Some(REST)),
+            true => (MANY, Some(self.subject.rest())),
             false => (1, unsaid.then(|| SAY.saturating_sub(self.silence()))),
         };
         self.shared.wakes.store(enough, Ordering::Relaxed);
@@ -224,8 +290,8 @@ impl Shared {
     }
 }
 
-/// Writes a batch; returns how many of its lines were not taken whole.
-fn deliver(out: &mut dyn Write, mut batch: &[u8]) -> u64 {
+/// Writes a batch; returns what was not taken of it.
+fn deliver<'a>(out: &mut dyn Write, mut batch: &'a [u8]) -> &'a [u8] {
     while !batch.is_empty() {
         match out.write(batch) {
             Ok(taken @ 1..) => batch = &batch[taken..],
@@ -235,7 +301,7 @@ fn deliver(out: &mut dyn Write, mut batch: &[u8]) -> u64 {
             _ => break,
         }
     }
-    memchr::memchr_iter(b'\n', batch).count() as u64
+    batch
 }
 
 /// A lock that a panic elsewhere does not spoil.

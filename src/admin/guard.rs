@@ -59,25 +59,32 @@ fn is_this_machine(authority: &str) -> bool {
     is_address || is_local(&host.to_ascii_lowercase())
 }
 
-/// An order must not come from another site's page. Browsers say where from, and they ask before they send a header that
-/// no form can.
-pub(super) fn admit_order<B>(request: &Request<B>) -> Result<(), Refused> {
-    let value =
-        |name| request.headers().get(name).map(|value: &http::HeaderValue| value.to_str().unwrap_or("?"));
-    let foreign = Refused::Forbidden("this order comes from another site's page");
-    if !matches!(value("sec-fetch-site"), None | Some("same-origin" | "none")) {
+/// What is told here is not for other sites' pages. Browsers say where from.
+pub(super) fn admit_reader<B>(request: &Request<B>) -> Result<(), Refused> {
+    let foreign = Refused::Forbidden("this comes from another site's page");
+    if !matches!(value(request, "sec-fetch-site"), None | Some("same-origin" | "none")) {
         return Err(foreign);
     }
-    if let Some(origin) = value("origin") {
+    if let Some(origin) = value(request, "origin") {
         let authority = origin.split_once("://").map(|(_, authority)| authority);
-        if authority.is_none() || authority != value("host") {
+        if authority.is_none() || authority != value(request, "host") {
             return Err(foreign);
         }
     }
+    Ok(())
+}
+
+fn value<'a, B>(request: &'a Request<B>, name: &str) -> Option<&'a str> {
+    request.headers().get(name).map(|value| value.to_str().unwrap_or("?"))
+}
+
+/// An order must not come from another site's page either, and browsers ask before they send a header that no form can.
+pub(super) fn admit_order<B>(request: &Request<B>) -> Result<(), Refused> {
+    admit_reader(request)?;
     let is_json = |kind: &str| {
         kind.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"))
     };
-    if value("content-type").is_some_and(is_json) || value("x-requested-with").is_some() {
+    if value(request, "content-type").is_some_and(is_json) || value(request, "x-requested-with").is_some() {
         return Ok(());
     }
     Err(Refused::Forbidden(
@@ -132,6 +139,26 @@ mod tests {
             &[("host", "rebind.example"), json],
         ] {
             assert!(order(refused).is_err(), "{refused:?}");
+        }
+    }
+
+    #[test]
+    fn other_sites_pages_do_not_read() {
+        let read = |name, value| {
+            let request = Request::get("/api/overview").header("host", "127.0.0.1:9090").header(name, value);
+            admit_reader(&request.body(()).expect("a request"))
+        };
+        for (name, value) in [
+            ("sec-fetch-site", "same-origin"),
+            ("sec-fetch-site", "none"),
+            ("origin", "http://127.0.0.1:9090"),
+        ] {
+            assert_eq!(read(name, value), Ok(()), "{value}");
+        }
+        for (name, value) in
+            [("sec-fetch-site", "cross-site"), ("sec-fetch-site", "same-site"), ("origin", "null")]
+        {
+            assert!(read(name, value).is_err(), "{value}");
         }
     }
 }

@@ -130,6 +130,8 @@ impl Reader {
 /// One exchange; times in milliseconds, and seconds since 1970.
 fn tell(exchange: &Exchange) -> Value {
     let at = exchange.at.duration_since(std::time::SystemTime::UNIX_EPOCH).unwrap_or_default();
+    // The proxy's own errors say themselves what to do.
+    let is_wecoms = matches!(exchange.error(), "" | "token-unavailable");
     json!({
         "request_id": exchange.request_id(),
         "at": at.as_millis() as f64 / 1000.0,
@@ -140,7 +142,7 @@ fn tell(exchange: &Exchange) -> Value {
         "path": exchange.path(),
         "status": exchange.status,
         "errcode": exchange.errcode,
-        "hint": exchange.errcode.filter(|errcode| *errcode != errcode::OK).and_then(errcode::hint),
+        "hint": exchange.errcode.filter(|errcode| is_wecoms && *errcode != errcode::OK).and_then(errcode::hint),
         "retried": exchange.retried,
         "error": named(exchange.error()),
         "reason": named(exchange.reason()),

@@ -102,7 +102,7 @@ fn start(text: &str, dir: &TempDir, agents: &[Agent]) -> Result<(App, Telemetry)
     let secret =
         |name: &str| agents.iter().find(|agent| agent.name == name).map(|agent| agent.secret.clone());
     let config = config::load_with(&path, &secret).map_err(Failed::other)?;
-    let telemetry = Telemetry::start(config.log);
+    let telemetry = Telemetry::start(config.log).map_err(Failed::other)?;
     let app = App::start(Prepared::new(config).map_err(Failed::other)?).map_err(Failed::other)?;
     Ok((app, telemetry))
 }

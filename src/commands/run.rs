@@ -2,7 +2,7 @@
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::Failed;
+use super::{AT_ONCE, Failed};
 use crate::{access::LAST_LINES, app::App, config::Address, telemetry::Telemetry};
 
 /// Says that the proxy is ready, then waits for a signal: SIGTERM or SIGINT ends it in order, a second one at once,
@@ -24,11 +24,13 @@ pub(super) async fn until_told_to_stop(app: App, telemetry: &Telemetry) -> Resul
     let access = app.access().clone();
     tokio::select! {
         () = either(&mut terminate, &mut interrupt) => {
-            access.flush(LAST_LINES);
+            // Where nobody takes what is written, nobody waits for it long.
+            access.flush(AT_ONCE);
             Err(Failed::other("told to stop twice; ended at once"))
         }
         drained = app.shut_down() => {
             tracing::info!(drained, "stopped");
+            telemetry.flush(LAST_LINES);
             Ok(())
         }
     }

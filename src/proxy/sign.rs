@@ -8,7 +8,7 @@ use std::{
 use bytes::{BufMut, Bytes, BytesMut};
 use memchr::memmem;
 
-use super::{record::Record, request::Request};
+use super::{record::Record, refusal::Kind, request::Request};
 use crate::{
     fields::{Block, Fields, Known},
     tokens::Token,
@@ -38,7 +38,9 @@ pub(super) fn sign(record: &Record, explains: bool, lines: &mut Block) {
     if let Some(errcode) = record.retried {
         lines.put(b"x-wecom-retried", itoa::Buffer::new().format(errcode).as_bytes());
     }
-    let hint = record.errcode.filter(|errcode| *errcode != errcode::OK).and_then(errcode::hint);
+    // The proxy's own errors say themselves what to do; what the table says of their errcodes is meant for WeCom's.
+    let wecoms = record.error.as_ref().is_none_or(|(kind, _)| *kind == Kind::TokenUnavailable);
+    let hint = record.errcode.filter(|errcode| wecoms && *errcode != errcode::OK).and_then(errcode::hint);
     if let Some(hint) = hint.filter(|_| explains) {
         lines.put(b"x-wecom-hint", hint.as_bytes());
     }

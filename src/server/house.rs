@@ -17,10 +17,13 @@ use std::{
     time::Duration,
 };
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, timeout},
 };
+
+use super::hushed::Hushed;
 
 /// Who was busy within this time is not idle: a client that sends one request after the other is to keep its connection.
 const LEAST_IDLE: Duration = Duration::from_millis(500);
@@ -35,13 +38,16 @@ const BUSY: u64 = u64::MAX;
 
 /// Descriptors for everything but connections: listeners, files, what the runtimes need.
 const OTHER_DESCRIPTORS: usize = 24;
+/// Connections to the admin listener that may be open at once, and how many there may be at least where descriptors are few.
+const ADMIN_CONNECTIONS: usize = 64;
+const LEAST_ADMIN_CONNECTIONS: usize = 4;
 
 /// How many connections there may be where the configuration says so many. A quarter of the descriptors that the system
 /// allows is for the way to the upstream: a connection that takes the last one cannot be served.
 pub(super) fn room_for(max_connections: usize) -> usize {
-    let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
-    let Some(descriptors) = descriptors_allowed(&limits) else { return max_connections };
-    let room = (descriptors / 4 * 3).saturating_sub(OTHER_DESCRIPTORS).max(1);
+    let Some(descriptors) = descriptors() else { return max_connections };
+    let others = OTHER_DESCRIPTORS + admin_share(descriptors);
+    let room = (descriptors / 4 * 3).saturating_sub(others).max(1);
     if room < max_connections {
         tracing::warn!(
             max_connections,
@@ -53,6 +59,26 @@ pub(super) fn room_for(max_connections: usize) -> usize {
     max_connections.min(room)
 }
 
+/// How many connections there may be to the admin listener: they take descriptors too.
+pub fn admin_room() -> usize {
+    descriptors().map_or(ADMIN_CONNECTIONS, admin_share)
+}
+
+fn admin_share(descriptors: usize) -> usize {
+    (descriptors / 16).clamp(LEAST_ADMIN_CONNECTIONS, ADMIN_CONNECTIONS)
+}
+
+/// Allows this process as many open files as the system lets it allow itself.
+pub fn raise_descriptors() {
+    let allowed = getrlimit(Resource::Nofile);
+    // Where it cannot be, the old limit holds.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: allowed.maximum, ..allowed });
+}
+
+fn descriptors() -> Option<usize> {
+    descriptors_allowed(&fs::read_to_string("/proc/self/limits").unwrap_or_default())
+}
+
 /// The soft limit on open files in what Linux says of a process; `None` where there is none.
 fn descriptors_allowed(limits: &str) -> Option<usize> {
     let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
@@ -62,6 +88,8 @@ fn descriptors_allowed(limits: &str) -> Option<usize> {
 /// All connections of one server.
 #[derive(Debug)]
 pub struct House {
+    /// TLS handshakes that failed.
+    pub(super) handshakes: Hushed,
     places: Arc<Semaphore>,
     most: usize,
     born: Instant,
@@ -94,6 +122,7 @@ impl House {
     /// A house for so many connections.
     pub fn new(most: usize) -> Self {
         Self {
+            handshakes: Hushed::default(),
             places: Arc::new(Semaphore::new(most)),
             most,
             born: Instant::now(),
@@ -274,5 +303,6 @@ mod tests {
             fs::read_to_string("/proc/self/limits")
                 .is_ok_and(|limits| descriptors_allowed(&limits).is_some())
         );
+        assert_eq!([64, 160, 1024, 65536].map(admin_share), [4, 10, 64, 64]);
     }
 }

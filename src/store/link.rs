@@ -19,6 +19,8 @@ use super::{
     news::Word,
 };
 
+/// Why there is no connection before the first attempt has ended.
+const NOT_YET: &str = "not connected yet";
 /// How often a connection is looked at.
 const LOOK: Duration = Duration::from_millis(500);
 /// Shortest and longest pause between two attempts to connect.
@@ -49,7 +51,7 @@ impl Link {
             channel: format!("{prefix}news"),
             probe: format!("{prefix}probe"),
             current: ArcSwapOption::empty(),
-            trouble: Mutex::new(Some("not connected yet".to_owned())),
+            trouble: Mutex::new(Some(NOT_YET.to_owned())),
             troubled: Notify::new(),
             says,
         });
@@ -80,8 +82,8 @@ impl Link {
 
     fn lose(&self, why: String) {
         self.current.store(None);
-        let first = self.lock().replace(why.clone()).is_none();
-        if first {
+        let before = self.lock().replace(why.clone());
+        if before.is_none_or(|before| before == NOT_YET) {
             tracing::warn!(why, "the store is away; this replica goes on by itself from memory");
         }
     }

@@ -239,3 +239,26 @@ async fn a_token_that_wecom_refuses_and_that_cannot_be_renewed_is_not_called_val
     let agents = admin.call(http::Request::get("/api/agents"), "").await.json();
     assert_eq!(agents["agents"][0]["token"]["state"], "refused", "{agents}");
 }
+
+#[tokio::test]
+async fn a_health_check_gets_in_however_many_stay() {
+    let stage = Stage::open().await;
+    let mut silent = Vec::new();
+    for _ in 0..300 {
+        silent.push(TcpStream::connect(stage.admin()).await.expect("a connection"));
+    }
+    assert_eq!(crate::stage::soon(ready(&stage)).await.0, 200);
+    drop(silent);
+}
+
+#[tokio::test]
+async fn another_sites_page_is_told_of_health_only() {
+    let stage = Stage::open().await;
+    for (path, status) in
+        [("/healthz", 200), ("/metrics", 403), ("/api/overview", 403), ("/api/requests/stream", 403)]
+    {
+        let request = Request::get(path).header("sec-fetch-site", "cross-site");
+        let reply = Caller::http1(stage.admin()).await.call(request, "").await;
+        assert_eq!(reply.status.as_u16(), status, "{path}");
+    }
+}

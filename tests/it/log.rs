@@ -240,3 +240,31 @@ async fn requests_do_not_wait_for_whoever_reads_the_log() {
     let first: Vec<_> = (0..kept.len()).map(|number| number.to_string()).collect();
     assert_eq!(kept, first, "those that came first are kept");
 }
+
+#[tokio::test]
+async fn a_log_that_nobody_reads_stops_neither_orders_nor_health_nor_the_end() {
+    let scene = scene().await;
+    let mut proxy = Unread::serve(&write(&scene, ""));
+    let ready = proxy.read_to("ready listen=").await;
+    let at = |name| field(ready.last().expect("a line"), name).parse().expect("an address");
+    let (mut caller, mut admin) = (Caller::http1(at("listen")).await, Caller::http1(at("admin")).await);
+    // More than the pipe holds, and then lines that are not about requests.
+    let path = format!("/{}", "x".repeat(40_000));
+    for number in 0..4 {
+        refused(&mut caller, number, &path).await;
+    }
+    for _ in 0..20 {
+        let order = Request::post("/api/reload").header("x-requested-with", "a test");
+        assert_eq!(soon(admin.call(order, "")).await.status, 200);
+    }
+    assert_eq!(soon(admin.call(Request::get("/readyz"), "")).await.status, 200);
+    let began = std::time::Instant::now();
+    let pid = proxy.child.id().to_string();
+    for _ in 0..2 {
+        assert!(std::process::Command::new("kill").arg(&pid).status().expect("kill is there").success());
+    }
+    while proxy.child.try_wait().expect("a status").is_none() {
+        assert!(began.elapsed().as_secs() < 10, "it does not end");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+}

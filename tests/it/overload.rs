@@ -308,3 +308,19 @@ async fn where_descriptors_are_few_there_are_some_for_the_upstream_and_idle_conn
     let ended = proxy.stop().await;
     assert!(!ended.err.contains("no connection can be accepted"), "{}", ended.err);
 }
+
+#[tokio::test]
+async fn it_takes_as_many_descriptors_as_the_system_lets_it() {
+    let wecom = Simulator::local(Settings::default()).await.expect("a simulator");
+    let dir = tempfile::TempDir::new().expect("a directory");
+    let settings = OPEN.replace("[server]\n", "[server]\nmax_connections = 500\n");
+    let config = write_config(&dir, wecom.api_addr(), &Settings::default(), &settings);
+    let mut command = Command::new("sh");
+    let words = "ulimit -Hn 1024; ulimit -Sn 64; exec \"$0\" --config \"$1\"";
+    command.args(["-c", words, env!("CARGO_BIN_EXE_wecom-proxy")]).arg(config);
+    command.env_remove("RUST_LOG").env_remove("NOTIFY_SOCKET");
+    let proxy = Process::start(command);
+    proxy.err.line("ready listen=").await;
+    let ended = proxy.stop().await;
+    assert!(!ended.err.contains("too few open files"), "{}", ended.err);
+}

@@ -47,8 +47,9 @@ function statusChip({ status }) {
   return chip(status, status >= 500 ? "bad" : status >= 400 ? "warn" : "good");
 }
 
-function explanation({ errcode, retried }) {
-  const told = errcode ? meaning(errcode) : null;
+function explanation({ errcode, retried, error }) {
+  // The proxy's own errors say themselves what to do.
+  const told = errcode && (!error || error === "token-unavailable") ? meaning(errcode) : null;
   const parts = [
     told ? make("p", null, make("strong", null, errcode + " – " + say("hint") + ": "), told.meaning) : null,
     told ? make("p", null, make("strong", null, say("todo") + ": "), told.action) : null,
