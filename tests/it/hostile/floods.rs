@@ -226,7 +226,7 @@ async fn what_may_be_sent_ahead_has_a_bound() {
         match (*kind, *flags, *of) {
             (SETTINGS, 0, 0) => {
                 let windows = payload.chunks_exact(6).filter(|setting| setting[..2] == [0, 4]);
-                stream = windows.map(|setting| number(&setting[2..])).last().unwrap_or(stream);
+                stream = windows.map(|setting| number(&setting[2..])).next_back().unwrap_or(stream);
             }
             (WINDOW_UPDATE, _, 0) => connection += number(payload),
             _ => {}
