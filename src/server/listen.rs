@@ -237,7 +237,7 @@ mod tests {
 
         let forbidden = bound("forbidden", Type::STREAM);
         forbidden.listen(1).expect("it listens");
-        let nothing = std::os::unix::fs::PermissionsExt::from_mode(0);
+        let nothing = std::os::unix::fs::PermissionsExt::from_mode(0o000);
         fs::set_permissions(at("forbidden"), nothing).expect("it is ours");
         assert_eq!(opened_over(&at("forbidden")), taken);
 
