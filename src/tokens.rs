@@ -10,6 +10,7 @@ mod backoff;
 mod budget;
 pub mod fetch;
 mod hold;
+mod past;
 mod renewals;
 mod report;
 mod shared;
@@ -35,6 +36,7 @@ use self::{
     backoff::Backoff,
     budget::Budget,
     hold::Hold,
+    past::Past,
     renewals::Renewals,
     shared::{Obtained, Shared},
 };
@@ -67,6 +69,7 @@ pub struct Issuer {
     runtime: Handle,
     refresh_ahead: Duration,
     budget: Budget,
+    past: Past,
     renewals: Renewals,
     shared: Option<Shared>,
     /// From 0 to 1; a field so that a life of tokens can be repeated in tests.
@@ -99,7 +102,8 @@ impl Issuer {
         shared: Option<Shared>,
     ) -> Self {
         let (budget, jitter) = (Budget::default(), Box::new(backoff::random_unit));
-        Self { source, runtime, refresh_ahead, budget, renewals: Renewals::default(), shared, jitter }
+        let (past, renewals) = (Past::default(), Renewals::default());
+        Self { source, runtime, refresh_ahead, budget, past, renewals, shared, jitter }
     }
 }
 
@@ -215,16 +219,16 @@ struct State {
 }
 
 impl State {
-    /// Whether a gettoken for this reason is made whatever the hour's budget says: the first, one ahead of each token's
-    /// expiry, and one when it has expired all the same, for while a token is valid gettoken may hand it out again. What
-    /// repeats is counted.
-    fn is_due(&mut self, reason: Reason) -> bool {
+    /// Whether a gettoken for this reason is made whatever the hour's budget says: the agent's first, one ahead of each
+    /// token's expiry, and one when it has expired all the same, for while a token is valid gettoken may hand it out again.
+    /// What repeats is counted, and so is the first of a changed secret.
+    fn is_due(&mut self, reason: Reason, is_agents_first: impl FnOnce() -> bool) -> bool {
         let spent = match reason {
             Reason::First | Reason::Expired => &mut self.due_spent,
             Reason::Ahead => &mut self.ahead_spent,
             Reason::Refused | Reason::Asked | Reason::Shared => return false,
         };
-        !std::mem::replace(spent, true)
+        !std::mem::replace(spent, true) && (reason != Reason::First || is_agents_first())
     }
 }
 
@@ -281,12 +285,15 @@ impl TokenSlot {
                 return Ok(token);
             }
             self.asked_for.store(true, Ordering::Relaxed);
-            if state.flight.is_none()
-                && let Some(failure) = state.backoff.holds(now)
-            {
-                return Err(failure);
-            }
             let reason = if self.current.load().is_some() { Reason::Expired } else { Reason::First };
+            if state.flight.is_none() {
+                if reason == Reason::First && state.backoff.last().is_none() {
+                    state.backoff = self.issuer.past.failures(&self.credentials, now);
+                }
+                if let Some(failure) = state.backoff.holds(now) {
+                    return Err(failure);
+                }
+            }
             self.join_or_start(&mut state, reason)?
         };
         self.used_after(landed(flight).await)
@@ -352,7 +359,8 @@ impl TokenSlot {
         if let Some(flight) = &state.flight {
             return Ok(flight.clone());
         }
-        let (due, now) = (state.is_due(reason), Instant::now());
+        let due = state.is_due(reason, || self.issuer.past.is_first(&self.agent));
+        let now = Instant::now();
         let has_budget = match (&self.issuer.shared, reason) {
             (None, _) => due || self.issuer.budget.take(now),
             // Nobody waits for it, and the store is spared the question.
@@ -404,6 +412,7 @@ impl TokenSlot {
             }
             Err(failure) => Err(state.backoff.fail(now, failure, (self.issuer.jitter)())),
         };
+        self.issuer.past.note(&self.credentials, &state.backoff, now);
         state.last = Some(LastRenewal {
             at: SystemTime::now(),
             reason: reason.as_str(),

@@ -90,7 +90,7 @@ fn agent_of_client(
     let unknown =
         || refused(errcode::INVALID_CORPID, "invalid corpid: this key has no agent of this company");
     if let Some(named) = named {
-        let agent = directory.agent(named, Some(client)).ok_or_else(|| identify::unknown_agent(named))?;
+        let agent = directory.agent(named, Some(client)).ok_or_else(identify::unknown_agent)?;
         return if agent.corpid == corpid { Ok(agent.clone()) } else { Err(unknown()) };
     }
     let mut agents = directory.agents_of(corpid, client);

@@ -10,6 +10,7 @@ use super::{
     gettoken::unix_now,
     query,
     refusal::{Kind, Refusal},
+    request::Request,
     target::{self, Target},
 };
 use crate::{
@@ -91,7 +92,7 @@ pub(super) fn caller(
         return Err(bad.map_or_else(unauthenticated, bad_pass));
     }
     match (known, named, bad) {
-        (None, Some(name), _) => Err(unknown_agent(name)),
+        (None, Some(_), _) => Err(unknown_agent()),
         (None, None, Some(bad)) => Err(bad_pass(bad)),
         (agent, _, _) => Ok(Caller { client: by_key, agent: agent.cloned(), own_credential }),
     }
@@ -115,7 +116,7 @@ fn by_pass(
     }
     let client = by_key.or(client);
     if client.as_ref().is_some_and(|client| !client.may_use(&agent.name)) {
-        return Err(unknown_agent(&agent.name));
+        return Err(unknown_agent());
     }
     Ok(Caller { client, agent: Some(agent), own_credential: false })
 }
@@ -166,9 +167,10 @@ pub(super) fn named_agent<'a>(target: &Target<'a>, fields: &'a Fields) -> Result
     Ok(target.agent.or(header))
 }
 
-/// What to say of an agent that is not there, or not for this caller.
-pub(super) fn unknown_agent(name: &str) -> Refusal {
-    Refusal::new(Kind::UnknownAgent, format!("there is no agent {name:?} for this caller"))
+/// What to say of an agent that is not there, or not for this caller. What stands in its place may be a key: it is not
+/// said back.
+pub(super) fn unknown_agent() -> Refusal {
+    Refusal::new(Kind::UnknownAgent, "there is no agent of this name for this caller")
 }
 
 /// What to say to a caller who chose no agent.
@@ -284,6 +286,22 @@ fn authorization_key(fields: &Fields) -> Result<Option<Key<'_>>, Refusal> {
 
 fn api_key(fields: &Fields) -> Result<Option<Key<'_>>, Refusal> {
     Ok(single(fields, Known::ApiKey, "X-Api-Key")?.map(Key::Plain))
+}
+
+/// Whether a text is a pass, or a key that this very request shows.
+pub(super) fn is_credential(request: &Request, text: &str) -> bool {
+    let (fields, target) = (&request.fields, &request.target);
+    // Whatever the scheme is: what follows it.
+    let ends_authorization = |value: &[u8]| {
+        let before = value.trim_ascii().strip_suffix(text.as_bytes());
+        before.is_some_and(|before| before.is_empty() || before.ends_with(b" "))
+    };
+    passes::is_marked(text)
+        || fields.all(Known::ApiKey).any(|value| value.trim_ascii() == text.as_bytes())
+        || fields.all(Known::Authorization).any(ends_authorization)
+        || matches!(authorization_key(fields), Ok(Some(Key::Decoded(key))) if key.expose() == text)
+        || (target.path().ends_with("/gettoken")
+            && query::values(target.query().unwrap_or_default()).any(|value| value == text))
 }
 
 /// The value of a header that may stand only once.

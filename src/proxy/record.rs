@@ -202,7 +202,7 @@ impl Drop for Record {
             peer: self.peer,
             client: self.client.as_ref().map(|client| client.name.as_str()),
             agent: self.agent.as_ref().map(|agent| agent.name.as_str()),
-            method: self.method.as_str(),
+            method: method(&self.method),
             path: self.path(),
             status: self.status,
             errcode: self.errcode,
@@ -222,6 +222,24 @@ impl Drop for Record {
     }
 }
 
+/// The name of a registered method. Any other is a word of the caller's own, and may be a key that lost its place.
+fn method(method: &Method) -> &str {
+    match *method {
+        Method::GET | Method::POST => method.as_str(),
+        _ if REGISTERED.binary_search(&method.as_str()).is_ok() => method.as_str(),
+        _ => "-",
+    }
+}
+
+/// IANA's registry of HTTP methods.
+#[rustfmt::skip]
+const REGISTERED: [&str; 40] = [
+    "ACL", "BASELINE-CONTROL", "BIND", "CHECKIN", "CHECKOUT", "CONNECT", "COPY", "DELETE", "GET", "HEAD", "LABEL",
+    "LINK", "LOCK", "MERGE", "MKACTIVITY", "MKCALENDAR", "MKCOL", "MKREDIRECTREF", "MKWORKSPACE", "MOVE", "OPTIONS",
+    "ORDERPATCH", "PATCH", "POST", "PRI", "PROPFIND", "PROPPATCH", "PUT", "QUERY", "REBIND", "REPORT", "SEARCH",
+    "TRACE", "UNBIND", "UNCHECKOUT", "UNLINK", "UNLOCK", "UPDATE", "UPDATEREDIRECTREF", "VERSION-CONTROL",
+];
+
 /// A path up to where a mistyped query begins, encoded or not.
 fn shown(path: &str) -> &str {
     let encoded = |at: usize| {
@@ -236,6 +254,17 @@ fn shown(path: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_registered_methods_are_named() {
+        assert!(REGISTERED.is_sorted());
+        for name in REGISTERED {
+            assert_eq!(method(&Method::from_bytes(name.as_bytes()).expect("a method")), name);
+        }
+        for other in ["get", "GE", "key-of-crm", "-"] {
+            assert_eq!(method(&Method::from_bytes(other.as_bytes()).expect("a method")), "-");
+        }
+    }
 
     #[test]
     fn a_mistyped_query_is_not_shown() {

@@ -8,7 +8,7 @@ use std::{
 use bytes::{BufMut, Bytes, BytesMut};
 use memchr::memmem;
 
-use super::{record::Record, refusal::Kind, request::Request};
+use super::{identify::is_credential, record::Record, refusal::Kind, request::Request};
 use crate::{
     fields::{Block, Fields, Known},
     tokens::Token,
@@ -126,9 +126,10 @@ impl Ids {
     pub(super) fn of(&self, request: &Request) -> RequestId {
         let sane = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.:/+=".contains(byte);
         let own = request.fields.first_shared(Known::RequestId);
-        match own.filter(|text| (1..=128).contains(&text.len()) && text.iter().all(sane)) {
-            Some(text) => RequestId::Given(text),
-            None => self.next(),
+        let own = own.filter(|text| (1..=128).contains(&text.len()) && text.iter().all(sane));
+        match own.map(RequestId::Given) {
+            Some(id) if !is_credential(request, id.as_str()) => id,
+            _ => self.next(),
         }
     }
 

@@ -7,6 +7,8 @@ mod delivery;
 pub(crate) mod fuzz;
 mod head;
 mod rooms;
+#[cfg(test)]
+mod tests;
 mod wire;
 
 use std::{
@@ -299,10 +301,12 @@ impl Conversation {
                 return Poll::Ready(());
             }
             if !shut {
-                if ready!(wire.poll_shutdown(cx)).is_err() {
-                    return Poll::Ready(());
+                match wire.poll_shutdown(cx) {
+                    Poll::Ready(Ok(())) => shut = true,
+                    Poll::Ready(Err(_)) => return Poll::Ready(()),
+                    // The last word under TLS has no room behind what the client does not take.
+                    Poll::Pending => return deadline.poll_passed(cx),
                 }
-                shut = true;
             }
             if still_sending { wire.poll_drain(cx, &mut deadline, &mut left) } else { Poll::Ready(()) }
         })

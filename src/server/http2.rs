@@ -35,6 +35,10 @@ use crate::{
 
 /// Streams that one connection may have open.
 const MAX_STREAMS: u32 = 256;
+/// What a client may send ahead on one stream and on all of a connection: beside this no bound holds what nobody reads yet.
+const STREAM_WINDOW: u32 = 64 * 1024;
+/// See [`STREAM_WINDOW`].
+const CONNECTION_WINDOW: u32 = 256 * 1024;
 /// Longest piece of an answer that is handed over at once: what a frame holds by default. The next one is asked for when
 /// this one is gone, and that is all that shows whether the client takes anything.
 const PIECE: usize = 16 * 1024;
@@ -74,6 +78,8 @@ pub(super) async fn serve(
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(MAX_HEAD as u32)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .keep_alive_interval(timeouts.idle)
         .serve_connection(TokioIo::new(client), service);
     let mut connection = std::pin::pin!(connection);

@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 pub use self::inherited::{Inherited, InheritedError};
@@ -102,15 +102,24 @@ fn open_tcp(address: SocketAddr) -> io::Result<Bound> {
 }
 
 fn open_unix(path: &Path) -> io::Result<Bound> {
-    let stale = fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket())
-        && std::os::unix::net::UnixStream::connect(path).is_err();
-    if stale {
+    if fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) && is_stale(path) {
         fs::remove_file(path)?;
     }
     let listener = std::os::unix::net::UnixListener::bind(path)?;
     listener.set_nonblocking(true)?;
     let (address, file) = (Address::Unix(path.to_owned()), Some(Arc::new(SocketFile::new(path))));
     Ok(Bound { socket: BoundSocket::Unix(listener), address, stays_open: false, file })
+}
+
+/// Whether nobody listens on a unix socket. One that may not be connected to, or on which no more connections can wait,
+/// belongs to somebody who lives.
+fn is_stale(path: &Path) -> bool {
+    let connect = || {
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        socket.set_nonblocking(true)?;
+        socket.connect(&SockAddr::unix(path)?)
+    };
+    connect().is_err_and(|error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused)
 }
 
 /// A listening socket on one worker.
@@ -190,5 +199,49 @@ mod tests {
             let taken = tokio::time::timeout(std::time::Duration::from_millis(200), next.accept()).await;
             assert_eq!(taken.is_ok(), stays_open, "the next process gets them");
         }
+    }
+
+    /// What opening a socket in the place of this one comes to; `None` where it waits.
+    fn opened_over(path: &Path) -> Option<Result<(), io::ErrorKind>> {
+        let (tell, told) = std::sync::mpsc::channel();
+        let address = Address::Unix(path.to_owned());
+        std::thread::spawn(move || tell.send(Bound::open(&address).map(drop).map_err(|error| error.kind())));
+        told.recv_timeout(std::time::Duration::from_secs(5)).ok()
+    }
+
+    #[test]
+    fn a_unix_socket_is_replaced_only_where_nobody_listens() {
+        let dir = tempfile::TempDir::new().expect("a directory");
+        let at = |name: &str| dir.path().join(name);
+        let bound = |name: &str, kind: Type| {
+            let socket = Socket::new(Domain::UNIX, kind, None).expect("a socket");
+            socket.bind(&SockAddr::unix(at(name)).expect("an address")).expect("it is free");
+            socket
+        };
+        let taken = Some(Err(io::ErrorKind::AddrInUse));
+
+        let full = bound("full", Type::STREAM);
+        full.listen(0).expect("it listens");
+        let caller = || {
+            let caller = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+            caller.set_nonblocking(true)?;
+            caller.connect(&SockAddr::unix(at("full"))?)?;
+            io::Result::Ok(caller)
+        };
+        let waiting: Vec<_> = (0..100).map_while(|_| caller().ok()).collect();
+        assert!((1..100).contains(&waiting.len()), "no more can wait");
+        assert_eq!(opened_over(&at("full")), taken);
+
+        let _of_another_kind = bound("of-another-kind", Type::DGRAM);
+        assert_eq!(opened_over(&at("of-another-kind")), taken, "it cannot be connected to");
+
+        let forbidden = bound("forbidden", Type::STREAM);
+        forbidden.listen(1).expect("it listens");
+        let nothing = std::os::unix::fs::PermissionsExt::from_mode(0o000);
+        fs::set_permissions(at("forbidden"), nothing).expect("it is ours");
+        assert_eq!(opened_over(&at("forbidden")), taken);
+
+        drop(bound("left-behind", Type::STREAM));
+        assert_eq!(opened_over(&at("left-behind")), Some(Ok(())));
     }
 }

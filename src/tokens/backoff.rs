@@ -13,10 +13,10 @@ const ORDINARY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_s
 const DANGEROUS: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(15 * 60));
 
 /// The failures in a row of one agent.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Backoff(Option<Failing>);
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Failing {
     failure: Arc<FetchError>,
     until: Instant,
@@ -37,6 +37,11 @@ impl Backoff {
     /// The last failure, while it is too early for another try.
     pub(super) fn holds(&self, now: Instant) -> Option<Arc<FetchError>> {
         self.0.as_ref().filter(|failing| now < failing.until).map(|failing| failing.failure.clone())
+    }
+
+    /// Whether it is so long ago that another failure would be one by itself.
+    pub(super) fn is_over(&self, now: Instant) -> bool {
+        self.0.as_ref().is_none_or(|failing| now >= failing.until + DANGEROUS.1)
     }
 
     /// How long until another try.

@@ -67,6 +67,44 @@ async fn a_mistyped_query_leaves_no_secret_in_the_logged_path() {
     assert!(!proxy.err.now().contains("hush-hush"));
 }
 
+#[tokio::test]
+async fn a_key_in_the_wrong_place_is_not_logged() {
+    use base64::{Engine, prelude::BASE64_STANDARD};
+    let (_wecom, proxy, mut caller, _dir) = logged().await;
+    let crm = key("crm");
+    let with_key = |request: http::request::Builder| request.header("x-api-key", &crm);
+    let user_get = || Request::get(format!("/hr{USER_GET}"));
+    let basic = BASE64_STANDARD.encode(format!("crm:{crm}"));
+    let gettoken = format!("/hr/cgi-bin/gettoken?corpid=ww1234567890abcdef&corpsecret={crm}");
+    let pass = caller.call(Request::get(&gettoken), "").await.json()["access_token"].clone();
+    let pass = pass.as_str().expect("a pass");
+    for request in [
+        with_key(user_get()).method(&*crm),
+        with_key(Request::get(USER_GET)).header("x-wecom-agent", &crm),
+        with_key(user_get()).header("x-request-id", &crm),
+        user_get().header("authorization", format!("Bearer {crm}")).header("x-request-id", &crm),
+        user_get().header("authorization", format!("Basic {basic}")).header("x-request-id", &crm),
+        user_get().header("authorization", format!("Basic {basic}")).header("x-request-id", &basic),
+        user_get().header("authorization", &crm).header("x-request-id", &crm),
+        Request::get(&gettoken).header("x-request-id", &crm),
+        with_key(user_get()).header("x-request-id", pass),
+    ] {
+        let id = caller.call(request, "").await.header("x-request-id").to_owned();
+        let line = proxy.err.line(&id).await;
+        for secret in [&*crm, &*basic, pass] {
+            assert!(!id.contains(secret) && !line.contains(secret), "{line}");
+        }
+    }
+    // An id that is only like it is the caller's own.
+    let request = with_key(user_get()).header("x-request-id", &crm[..8]);
+    assert_eq!(caller.call(request, "").await.header("x-request-id"), &crm[..8]);
+    let line = proxy.err.line(&crm[..8]).await;
+    assert!(line.contains("method=GET"), "{line}");
+    let all = proxy.err.now();
+    assert!(all.contains("method=-"), "{all}");
+    assert!(![&*crm, &*basic, pass].iter().any(|secret| all.contains(secret)), "{all}");
+}
+
 /// The simulator, and a directory for the configuration.
 async fn scene() -> (Simulator, TempDir) {
     let wecom = crate::confidant::simulator(Settings::default()).await;

@@ -185,7 +185,12 @@ impl Source for Fake {
 
 /// Another agent of the same issuer.
 pub(super) fn agent(issuer: &Arc<Issuer>, name: &str) -> Arc<TokenSlot> {
-    let credentials = Credentials { corpid: name.to_owned(), secret: Masked::new("not-a-secret") };
+    agent_with(issuer, name, "not-a-secret")
+}
+
+/// The same with a secret of its own.
+pub(super) fn agent_with(issuer: &Arc<Issuer>, name: &str, secret: &str) -> Arc<TokenSlot> {
+    let credentials = Credentials { corpid: name.to_owned(), secret: Masked::new(secret) };
     TokenSlot::new(name, credentials, issuer.clone())
 }
 

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::{
     super::{Replacement, TokenSlot},
-    fake::{Fake, Says, agent, pass},
+    fake::{Fake, Says, agent, agent_with, pass},
 };
 
 const AGENTS: usize = 50;
@@ -134,4 +134,37 @@ async fn tokens_of_the_shortest_life_do_not_busy_the_loop() {
         let most = 60.0 / (0.75 * life as f64) + 62.0;
         assert!(fake.calls() as f64 <= most, "{} calls in a minute, life {life}", fake.calls());
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_secret_that_changes_to_and_fro_is_left_alone_while_it_is_wrong() {
+    let fake = Fake::new(7200);
+    fake.then_always(Says::Refuses(40001));
+    let issuer = fake.issuer();
+    for nth in 0..400 {
+        let slot = agent_with(&issuer, "a", ["one", "other"][nth % 2]);
+        assert_eq!(slot.current().await.expect_err("refused").errcode(), 40001);
+        pass(0.1).await;
+    }
+    assert_eq!(fake.calls(), 2, "one for each secret within its 60 s");
+    pass(3600.0 - 40.0).await;
+    let _ = agent_with(&issuer, "a", "one").current().await;
+    assert_eq!(fake.calls(), 3, "its time has come");
+    // An operator's word counts more.
+    fake.then_always(Says::New);
+    agent_with(&issuer, "a", "one").refresh().await.expect("a token");
+    agent_with(&issuer, "a", "one").current().await.expect("nothing is held against it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn however_often_its_secret_changes_an_agent_has_one_first_gettoken() {
+    let fake = Fake::new(7200);
+    fake.then_always(Says::Refuses(40001));
+    let issuer = fake.issuer();
+    for nth in 0..400 {
+        let _ = agent_with(&issuer, "a", &format!("secret-{nth}")).current().await;
+    }
+    assert_eq!(fake.calls(), 301, "each is tried at once while the hour's budget lasts");
+    fake.then_always(Says::New);
+    agent(&issuer, "b").current().await.expect("its first");
 }

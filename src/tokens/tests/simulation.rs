@@ -164,6 +164,7 @@ impl Simulation {
             refresh_ahead: Duration::from_secs(300),
             renewals: Default::default(),
             budget: Budget::default(),
+            past: Default::default(),
             shared: None,
             jitter: Box::new(move || jitter.unit()),
         });

@@ -2,7 +2,7 @@
 
 use super::{
     frames::{
-        ACK, CONTINUATION, Client, DATA, END_HEADERS, END_STREAM, End, GOAWAY, HEADERS, PADDED, PING,
+        ACK, CONTINUATION, Client, DATA, END_HEADERS, END_STREAM, End, Frame, GOAWAY, HEADERS, PADDED, PING,
         PREFACE, PRIORITY, RST_STREAM, SETTINGS, WINDOW_UPDATE, field, frame, integer, setting, string,
     },
     recorder::{Arrival, State},
@@ -212,6 +212,33 @@ async fn a_body_of_nothing_has_a_bound() {
             _ => panic!("{what}: {end:?}, {arrivals:?}"),
         }
     }
+}
+
+#[tokio::test]
+async fn what_may_be_sent_ahead_has_a_bound() {
+    let scene = Scene::open().await;
+    let mut client = hello(&scene, b"").await;
+    client.say([post(1), frame(PING, 0, 0, *b"answered")].concat()).await;
+    let frames = client.until(|frame| frame.kind == PING && frame.flags == ACK).await;
+    let number = |bytes: &[u8]| u32::from_be_bytes(bytes.try_into().expect("four bytes"));
+    let (mut stream, mut connection) = (65_535, 65_535);
+    for Frame { kind, flags, stream: of, payload } in &frames {
+        match (*kind, *flags, *of) {
+            (SETTINGS, 0, 0) => {
+                let windows = payload.chunks_exact(6).filter(|setting| setting[..2] == [0, 4]);
+                stream = windows.map(|setting| number(&setting[2..])).next_back().unwrap_or(stream);
+            }
+            (WINDOW_UPDATE, _, 0) => connection += number(payload),
+            _ => {}
+        }
+    }
+    assert!(stream <= 64 * 1024 && connection <= 256 * 1024, "{stream} a stream, {connection} in all");
+
+    // Who sends more all the same is sent away.
+    let more = frame(DATA, 0, 1, [0; 16_384]).repeat(40);
+    client.say_meanwhile(more);
+    let frames = client.until(|frame| [GOAWAY, RST_STREAM].contains(&frame.kind)).await;
+    assert!(frames.last().is_some_and(|frame| frame.payload.ends_with(&[0, 0, 0, 3])), "{frames:?}");
 }
 
 #[tokio::test]

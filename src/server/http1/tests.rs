@@ -1,0 +1,71 @@
+//! The end of a connection whose client takes nothing.
+
+use std::pin::Pin;
+
+use rcgen::{CertifiedKey, generate_simple_self_signed};
+use rustls::{
+    ClientConfig, RootCertStore, ServerConfig,
+    crypto::aws_lc_rs,
+    pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
+};
+use tokio::{
+    io::AsyncWrite,
+    net::UnixStream,
+    time::{Duration, Instant, timeout},
+};
+use tokio_rustls::{TlsAcceptor, TlsConnector, client::TlsStream};
+
+use super::*;
+use crate::server::House;
+
+/// Both ends of a connection under TLS.
+async fn tls_pair() -> (Stream, TlsStream<UnixStream>) {
+    let CertifiedKey { cert, signing_key } =
+        generate_simple_self_signed(vec!["localhost".to_owned()]).expect("a certificate");
+    let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(signing_key.serialize_der()));
+    let mut roots = RootCertStore::empty();
+    roots.add(cert.der().clone()).expect("a root");
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let server = ServerConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_no_client_auth()
+        .with_single_cert(vec![cert.der().clone()], key)
+        .expect("an identity");
+    let client = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let (far, near) = UnixStream::pair().expect("a pair");
+    let name = "localhost".try_into().expect("a name");
+    let (near, far) = tokio::join!(
+        TlsAcceptor::from(Arc::new(server)).accept(Stream::Unix(near)),
+        TlsConnector::from(Arc::new(client)).connect(name, far),
+    );
+    (Stream::ServerTls(Box::new(near.expect("a handshake"))), far.expect("a handshake"))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_takes_nothing_does_not_keep_its_seat() {
+    for still_sending in [false, true] {
+        let (mut stream, _client) = tls_pair().await;
+        let mut fill = |cx: &mut Context<'_>| Pin::new(&mut stream).poll_write(cx, &[0; 16 * 1024]);
+        while poll_fn(|cx| Poll::Ready(fill(cx).is_ready())).await {}
+        let (_stop, stop_seen) = watch::channel(false);
+        let conversation = Conversation {
+            wire: Wire::new(stream),
+            peer: None,
+            may_be_http2: false,
+            fresh: false,
+            timeouts: Timeouts { head: LINGER, idle: LINGER, stall: LINGER },
+            stop_seen,
+            seat: House::new(1).free_seat().expect("a seat"),
+            waiting: Deadline::idle(),
+        };
+        let began = Instant::now();
+        let closed = timeout(10 * LINGER, conversation.close(still_sending)).await;
+        assert_eq!(closed, Ok(()), "it is closed at last");
+        assert!(began.elapsed() >= LINGER - Duration::from_millis(1), "and not before its time");
+    }
+}
