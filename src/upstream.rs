@@ -270,16 +270,17 @@ impl Upstream {
         if !self.speaks_http2.load(Ordering::Relaxed) {
             return Ok((self.dial().await?, false));
         }
-        // One HTTP/2 connection serves all: whoever comes while it is made waits for it, and shares its failure.
+        // One HTTP/2 connection serves many: whoever comes while it is made waits for it, and shares its failure.
         let came = Instant::now();
         let mut last_failure = self.dialling.lock().await;
-        if let Some(sender) = self.pool.shared() {
-            return Ok((Line::Http2(sender), true));
+        if let Some(place) = self.pool.shared() {
+            return Ok((Line::Http2(place), true));
         }
         if let Some((at, what)) = &*last_failure
             && *at >= came
         {
-            return Err(Failure { flaw: Flaw::Unreachable(what.clone()), sent: Sent::Nothing });
+            let failure = Failure { flaw: Flaw::Unreachable(what.clone()), sent: Sent::Nothing };
+            return self.crowded_line().ok_or(failure);
         }
         if !self.speaks_http2.load(Ordering::Relaxed) {
             drop(last_failure);
@@ -287,35 +288,45 @@ impl Upstream {
         }
         let dialled = self.dial().await;
         *last_failure = dialled.as_ref().err().map(|failure| (Instant::now(), failure.flaw.to_string()));
-        Ok((dialled?, false))
+        match dialled {
+            Ok(line) => Ok((line, false)),
+            Err(failure) => self.crowded_line().ok_or(failure),
+        }
+    }
+
+    /// Where no more connections can be made, a request waits for its turn on one that there is.
+    fn crowded_line(&self) -> Option<(Line, bool)> {
+        self.pool.crowded().map(|place| (Line::Http2(place), true))
     }
 
     fn kept_line(&self, now: Instant) -> Option<Line> {
         if self.speaks_http2.load(Ordering::Relaxed)
-            && let Some(sender) = self.pool.shared()
+            && let Some(place) = self.pool.shared()
         {
-            return Some(Line::Http2(sender));
+            return Some(Line::Http2(place));
         }
         self.pool.take(now).map(Line::Http1)
     }
 
     async fn dial(&self) -> Result<Line, Failure> {
         let nothing_sent = |flaw| Failure { flaw, sent: Sent::Nothing };
+        let until = Instant::now() + self.pool.settings.connect_timeout;
         let dialled = dial::dial(&self.pool.settings, &self.addresses).await.map_err(nothing_sent)?;
         self.speaks_http2.store(dialled.http2, Ordering::Relaxed);
         if !dialled.http2 {
             return Ok(Line::Http1(Connection::new(dialled.stream)));
         }
-        let sender = h2::Sender::handshake(dialled.stream).await.map_err(nothing_sent)?;
-        self.pool.share(sender.clone());
-        Ok(Line::Http2(sender))
+        let greeted = tokio::time::timeout_at(until, h2::Sender::handshake(dialled.stream)).await;
+        let silent = |_| Err(Flaw::Unreachable("no hello in HTTP/2 within upstream.connect_timeout".into()));
+        let sender = greeted.unwrap_or_else(silent).map_err(nothing_sent)?;
+        Ok(Line::Http2(self.pool.share(sender)))
     }
 }
 
 /// A connection that is about to carry a request.
 enum Line {
     Http1(Connection),
-    Http2(h2::Sender),
+    Http2(h2::Place),
 }
 
 impl Line {
@@ -323,7 +334,7 @@ impl Line {
     fn mark(&self) -> Option<h2::Mark> {
         match self {
             Self::Http1(_) => None,
-            Self::Http2(sender) => Some(sender.mark()),
+            Self::Http2(place) => Some(place.mark()),
         }
     }
 
@@ -335,7 +346,7 @@ impl Line {
     ) -> Result<Answer, Failure> {
         match self {
             Self::Http1(connection) => h1::send(connection, pool, outgoing, reader).await,
-            Self::Http2(mut sender) => Box::pin(sender.send(&pool.settings, outgoing, reader)).await,
+            Self::Http2(place) => Box::pin(place.send(&pool.settings, outgoing, reader)).await,
         }
     }
 }
