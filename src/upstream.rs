@@ -119,7 +119,10 @@ pub enum Flaw {
     /// The answer's body cannot be trusted to end where it seems to.
     #[error("{0}")]
     Framing(#[source] FramingError),
-    /// The HTTP/2 connection failed.
+    /// It said over HTTP/2 that it did nothing with the request.
+    #[error("it refused the request before it did anything")]
+    Refused,
+    /// The request failed over HTTP/2.
     #[error("{0}")]
     Http2(String),
     /// It was the client's side that failed.
@@ -229,8 +232,8 @@ impl Upstream {
 
     /// Sends a request and returns its answer once the head is there.
     ///
-    /// It is sent a second time only where the upstream surely did not act on it: a kept connection proved closed
-    /// before a byte of the answer, and the method is idempotent or nothing had been sent.
+    /// It is sent a second time only where that does no harm: a kept connection proved closed before a byte of the
+    /// answer, and the method is idempotent or nothing had been sent; or the upstream said that it did nothing.
     pub async fn send(&self, outgoing: &Outgoing<'_>, upload: Option<&Upload>) -> Result<Answer, Failure> {
         let mut fresh = false;
         loop {
@@ -252,14 +255,15 @@ impl Upstream {
                 Ok(answer) => return Ok(answer),
                 Err(failure) => failure,
             };
-            let stale = used_before && !fresh && matches!(failure.flaw, Flaw::Closed | Flaw::Http2(_));
+            let closed = matches!(failure.flaw, Flaw::Closed);
+            if closed && let Some(mark) = mark {
+                self.pool.shun(&mark);
+            }
+            let stale = closed && used_before || matches!(failure.flaw, Flaw::Refused);
             let harmless = failure.sent == Sent::Nothing || outgoing.method.is_idempotent();
             let sendable = upload.is_none_or(Upload::can_be_read_again);
-            if !(stale && harmless && sendable) {
+            if fresh || !(stale && harmless && sendable) {
                 return Err(failure);
-            }
-            if let Some(mark) = mark {
-                self.pool.shun(&mark);
             }
             fresh = true;
         }

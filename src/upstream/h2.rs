@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use ::h2::Reason;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Request, Uri, Version, uri};
 use http_body::{Body, Frame, SizeHint};
@@ -161,11 +162,8 @@ impl Place {
             match tokio::time::timeout(settings.response_timeout, &mut sent).await {
                 Ok(Ok(response)) => break response,
                 Ok(Err(mut refused)) => {
-                    let sent = if refused.take_message().is_some() { Sent::Nothing } else { Sent::Perhaps };
-                    let error = refused.into_error();
-                    let flaw =
-                        upload_error(&error).map_or_else(|| Flaw::Http2(error.to_string()), Flaw::Upload);
-                    return Err(Failure { flaw, sent });
+                    let left = refused.take_message().is_none();
+                    return Err(judge(&refused.into_error(), left));
                 }
                 // While the body moves, or the client is slow to send it, the upstream owes no answer.
                 Err(_) if progress.awaits_client.load(Ordering::Relaxed) => {}
@@ -216,12 +214,41 @@ fn request(
     Ok(request)
 }
 
-/// Whether it was the client's side of the body that failed.
-fn upload_error(error: &hyper::Error) -> Option<UploadError> {
+/// What it means that there is no answer. A stream's reset says nothing of its connection: the upstream may have acted on
+/// the request, unless it says that it did not.
+fn judge(error: &hyper::Error, left: bool) -> Failure {
+    if !left {
+        return Failure { flaw: Flaw::Closed, sent: Sent::Nothing };
+    }
+    if let Some(upload) = cause(error) {
+        return Failure { flaw: Flaw::Upload(*upload), sent: Sent::Perhaps };
+    }
+    let (flaw, sent) = match cause::<::h2::Error>(error) {
+        Some(reset) if is_refusal(reset) => (Flaw::Refused, Sent::Nothing),
+        // A connection told to go away in peace names the last stream it saw to; this one came after it.
+        Some(away) if away.is_go_away() && away.is_remote() && away.reason() == Some(Reason::NO_ERROR) => {
+            (Flaw::Closed, Sent::Nothing)
+        }
+        Some(away) if away.is_io() || away.is_go_away() && away.is_remote() => (Flaw::Closed, Sent::Perhaps),
+        // Nothing of the protocol: the connection fell silent, or its end came first.
+        None if error.is_timeout() || error.is_closed() || error.is_canceled() => {
+            (Flaw::Closed, Sent::Perhaps)
+        }
+        _ => (Flaw::Http2(error.to_string()), Sent::Perhaps),
+    };
+    Failure { flaw, sent }
+}
+
+fn is_refusal(error: &::h2::Error) -> bool {
+    error.is_reset() && error.is_remote() && error.reason() == Some(Reason::REFUSED_STREAM)
+}
+
+/// The cause of this kind, if there is one.
+fn cause<E: std::error::Error + 'static>(error: &hyper::Error) -> Option<&E> {
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
-        if let Some(upload) = cause.downcast_ref::<UploadError>() {
-            return Some(*upload);
+        if let Some(found) = cause.downcast_ref() {
+            return Some(found);
         }
         source = cause.source();
     }

@@ -49,5 +49,6 @@ mod timeouts;
 mod tls;
 mod tls_clients;
 mod traces;
+mod upstream_http2;
 mod weight;
 mod wire;
