@@ -2,6 +2,7 @@
 
 use std::{
     future::poll_fn,
+    io,
     pin::{Pin, pin},
     sync::{
         Arc,
@@ -230,8 +231,12 @@ fn judge(error: &hyper::Error, left: bool) -> Failure {
             (Flaw::Closed, Sent::Nothing)
         }
         Some(away) if away.is_io() || away.is_go_away() && away.is_remote() => (Flaw::Closed, Sent::Perhaps),
-        // Nothing of the protocol: the connection fell silent, or its end came first.
-        None if error.is_timeout() || error.is_closed() || error.is_canceled() => {
+        // Nothing of the protocol: the connection broke or fell silent, or its end came first.
+        None if cause::<io::Error>(error).is_some()
+            || error.is_timeout()
+            || error.is_closed()
+            || error.is_canceled() =>
+        {
             (Flaw::Closed, Sent::Perhaps)
         }
         _ => (Flaw::Http2(error.to_string()), Sent::Perhaps),
