@@ -119,7 +119,10 @@ pub enum Flaw {
     /// The answer's body cannot be trusted to end where it seems to.
     #[error("{0}")]
     Framing(#[source] FramingError),
-    /// The HTTP/2 connection failed.
+    /// It said over HTTP/2 that it did nothing with the request.
+    #[error("it refused the request before it did anything")]
+    Refused,
+    /// The request failed over HTTP/2.
     #[error("{0}")]
     Http2(String),
     /// It was the client's side that failed.
@@ -229,8 +232,8 @@ impl Upstream {
 
     /// Sends a request and returns its answer once the head is there.
     ///
-    /// It is sent a second time only where the upstream surely did not act on it: a kept connection proved closed
-    /// before a byte of the answer, and the method is idempotent or nothing had been sent.
+    /// It is sent a second time only where that does no harm: a kept connection proved closed before a byte of the
+    /// answer, and the method is idempotent or nothing had been sent; or the upstream said that it did nothing.
     pub async fn send(&self, outgoing: &Outgoing<'_>, upload: Option<&Upload>) -> Result<Answer, Failure> {
         let mut fresh = false;
         loop {
@@ -252,14 +255,15 @@ impl Upstream {
                 Ok(answer) => return Ok(answer),
                 Err(failure) => failure,
             };
-            let stale = used_before && !fresh && matches!(failure.flaw, Flaw::Closed | Flaw::Http2(_));
+            let closed = matches!(failure.flaw, Flaw::Closed);
+            if closed && let Some(mark) = mark {
+                self.pool.shun(&mark);
+            }
+            let stale = closed && used_before || matches!(failure.flaw, Flaw::Refused);
             let harmless = failure.sent == Sent::Nothing || outgoing.method.is_idempotent();
             let sendable = upload.is_none_or(Upload::can_be_read_again);
-            if !(stale && harmless && sendable) {
+            if fresh || !(stale && harmless && sendable) {
                 return Err(failure);
-            }
-            if let Some(mark) = mark {
-                self.pool.shun(&mark);
             }
             fresh = true;
         }
@@ -270,16 +274,17 @@ impl Upstream {
         if !self.speaks_http2.load(Ordering::Relaxed) {
             return Ok((self.dial().await?, false));
         }
-        // One HTTP/2 connection serves all: whoever comes while it is made waits for it, and shares its failure.
+        // One HTTP/2 connection serves many: whoever comes while it is made waits for it, and shares its failure.
         let came = Instant::now();
         let mut last_failure = self.dialling.lock().await;
-        if let Some(sender) = self.pool.shared() {
-            return Ok((Line::Http2(sender), true));
+        if let Some(place) = self.pool.shared() {
+            return Ok((Line::Http2(place), true));
         }
         if let Some((at, what)) = &*last_failure
             && *at >= came
         {
-            return Err(Failure { flaw: Flaw::Unreachable(what.clone()), sent: Sent::Nothing });
+            let failure = Failure { flaw: Flaw::Unreachable(what.clone()), sent: Sent::Nothing };
+            return self.crowded_line().ok_or(failure);
         }
         if !self.speaks_http2.load(Ordering::Relaxed) {
             drop(last_failure);
@@ -287,35 +292,45 @@ impl Upstream {
         }
         let dialled = self.dial().await;
         *last_failure = dialled.as_ref().err().map(|failure| (Instant::now(), failure.flaw.to_string()));
-        Ok((dialled?, false))
+        match dialled {
+            Ok(line) => Ok((line, false)),
+            Err(failure) => self.crowded_line().ok_or(failure),
+        }
+    }
+
+    /// Where no more connections can be made, a request waits for its turn on one that there is.
+    fn crowded_line(&self) -> Option<(Line, bool)> {
+        self.pool.crowded().map(|place| (Line::Http2(place), true))
     }
 
     fn kept_line(&self, now: Instant) -> Option<Line> {
         if self.speaks_http2.load(Ordering::Relaxed)
-            && let Some(sender) = self.pool.shared()
+            && let Some(place) = self.pool.shared()
         {
-            return Some(Line::Http2(sender));
+            return Some(Line::Http2(place));
         }
         self.pool.take(now).map(Line::Http1)
     }
 
     async fn dial(&self) -> Result<Line, Failure> {
         let nothing_sent = |flaw| Failure { flaw, sent: Sent::Nothing };
+        let until = Instant::now() + self.pool.settings.connect_timeout;
         let dialled = dial::dial(&self.pool.settings, &self.addresses).await.map_err(nothing_sent)?;
         self.speaks_http2.store(dialled.http2, Ordering::Relaxed);
         if !dialled.http2 {
             return Ok(Line::Http1(Connection::new(dialled.stream)));
         }
-        let sender = h2::Sender::handshake(dialled.stream).await.map_err(nothing_sent)?;
-        self.pool.share(sender.clone());
-        Ok(Line::Http2(sender))
+        let greeted = tokio::time::timeout_at(until, h2::Sender::handshake(dialled.stream)).await;
+        let silent = |_| Err(Flaw::Unreachable("no hello in HTTP/2 within upstream.connect_timeout".into()));
+        let sender = greeted.unwrap_or_else(silent).map_err(nothing_sent)?;
+        Ok(Line::Http2(self.pool.share(sender)))
     }
 }
 
 /// A connection that is about to carry a request.
 enum Line {
     Http1(Connection),
-    Http2(h2::Sender),
+    Http2(h2::Place),
 }
 
 impl Line {
@@ -323,7 +338,7 @@ impl Line {
     fn mark(&self) -> Option<h2::Mark> {
         match self {
             Self::Http1(_) => None,
-            Self::Http2(sender) => Some(sender.mark()),
+            Self::Http2(place) => Some(place.mark()),
         }
     }
 
@@ -335,7 +350,7 @@ impl Line {
     ) -> Result<Answer, Failure> {
         match self {
             Self::Http1(connection) => h1::send(connection, pool, outgoing, reader).await,
-            Self::Http2(mut sender) => Box::pin(sender.send(&pool.settings, outgoing, reader)).await,
+            Self::Http2(place) => Box::pin(place.send(&pool.settings, outgoing, reader)).await,
         }
     }
 }

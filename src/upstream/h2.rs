@@ -1,15 +1,18 @@
-//! Requests on the one HTTP/2 connection that all share. hyper speaks the protocol; here are our bounds.
+//! Requests on HTTP/2 connections that all share. hyper speaks the protocol; here are our bounds.
 
 use std::{
+    future::poll_fn,
+    io,
     pin::{Pin, pin},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll, ready},
     time::Duration,
 };
 
+use ::h2::Reason;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Request, Uri, Version, uri};
 use http_body::{Body, Frame, SizeHint};
@@ -29,56 +32,130 @@ use crate::{
 /// How often a silent connection is pinged, and how long the answer may take.
 const PING: Duration = Duration::from_secs(20);
 
-/// A handle on the connection.
-#[derive(Clone)]
+/// How much of an answer may come that nobody has taken yet.
+const STREAM_WINDOW: u32 = 256 * 1024;
+/// The same of all answers on a connection: so large that it never binds, or who takes slowly would stop all others.
+const CONNECTION_WINDOW: u32 = 1 << 30;
+/// Most requests at once on a connection, whatever the upstream would allow.
+const MOST_STREAMS: usize = (CONNECTION_WINDOW / STREAM_WINDOW) as usize;
+/// Stands for what the upstream allows until it has said so; nobody says this.
+const UNSAID: usize = usize::MAX - 1;
+/// How often a fresh connection is asked whether the upstream has said it.
+const ASK: Duration = Duration::from_millis(1);
+
+type Connection = http2::Connection<TokioIo<Stream>, UploadBody, TokioExecutor>;
+
+/// A handle on a connection.
 pub(super) struct Sender {
     requests: http2::SendRequest<UploadBody>,
-    connection: Mark,
+    load: Arc<Load>,
+}
+
+/// How many requests a connection carries, and how many it may.
+struct Load {
+    open: AtomicUsize,
+    most: AtomicUsize,
 }
 
 /// Which connection it is.
-#[derive(Clone)]
-pub(super) struct Mark(Arc<()>);
+pub(super) struct Mark(Arc<Load>);
 
 impl Sender {
-    /// Says hello on a fresh connection, which is then driven by a task of its own.
+    /// Says hello on a fresh connection, which is then driven by a task of its own. It waits for the upstream's hello
+    /// too: that says how many requests fit.
     pub(super) async fn handshake(stream: Stream) -> Result<Self, Flaw> {
-        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+        let failed = |error: hyper::Error| Flaw::Http2(error.to_string());
+        let (requests, mut connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .keep_alive_interval(PING)
             .keep_alive_timeout(PING)
             .max_header_list_size(64 * 1024)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .initial_max_send_streams(UNSAID)
             .handshake(TokioIo::new(stream))
             .await
-            .map_err(|error| Flaw::Http2(error.to_string()))?;
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "an HTTP/2 connection to the upstream ended");
+            .map_err(failed)?;
+        while connection.current_max_send_streams() == UNSAID {
+            if let Ok(ended) = tokio::time::timeout(ASK, &mut connection).await {
+                return Err(ended.err().map_or(Flaw::Closed, failed));
             }
-        });
-        Ok(Self { requests: sender, connection: Mark(Arc::new(())) })
+        }
+        let load = Arc::new(Load { open: AtomicUsize::new(0), most: AtomicUsize::new(most(&connection)) });
+        tokio::spawn(drive(connection, load.clone()));
+        Ok(Self { requests, load })
     }
 
     pub(super) fn is_closed(&self) -> bool {
         self.requests.is_closed()
     }
 
-    pub(super) fn mark(&self) -> Mark {
-        self.connection.clone()
+    pub(super) fn is_on(&self, connection: &Mark) -> bool {
+        Arc::ptr_eq(&self.load, &connection.0)
     }
 
-    pub(super) fn is_on(&self, connection: &Mark) -> bool {
-        Arc::ptr_eq(&self.connection.0, &connection.0)
+    /// How many requests it carries.
+    pub(super) fn open(&self) -> usize {
+        self.load.open.load(Ordering::Relaxed)
+    }
+
+    /// Whether the upstream takes another request on it now.
+    pub(super) fn has_room(&self) -> bool {
+        self.open() < self.load.most.load(Ordering::Relaxed)
+    }
+
+    /// A place for one request, whether there is room or not.
+    pub(super) fn place(&self) -> Place {
+        self.load.open.fetch_add(1, Ordering::Relaxed);
+        Place { requests: self.requests.clone(), taken: Taken(self.load.clone()) }
+    }
+}
+
+async fn drive(mut connection: Connection, load: Arc<Load>) {
+    let ended = poll_fn(|cx| {
+        let polled = Pin::new(&mut connection).poll(cx);
+        if polled.is_pending() {
+            load.most.store(most(&connection), Ordering::Relaxed);
+        }
+        polled
+    });
+    if let Err(error) = ended.await {
+        tracing::debug!(%error, "an HTTP/2 connection to the upstream ended");
+    }
+}
+
+fn most(connection: &Connection) -> usize {
+    connection.current_max_send_streams().clamp(1, MOST_STREAMS)
+}
+
+/// A place for one request on a connection.
+pub(super) struct Place {
+    requests: http2::SendRequest<UploadBody>,
+    taken: Taken,
+}
+
+/// Counts a request as long as it lives.
+struct Taken(Arc<Load>);
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Place {
+    pub(super) fn mark(&self) -> Mark {
+        Mark(self.taken.0.clone())
     }
 
     /// Sends a request and waits for the answer's head.
     pub(super) async fn send(
-        &mut self,
+        mut self,
         settings: &Arc<Settings>,
         outgoing: &Outgoing<'_>,
         reader: Option<Reader>,
     ) -> Result<super::Answer, Failure> {
-        let progress = Arc::new(Progress::default());
+        let progress = Arc::new(Progress::of(self.taken));
         let request = request(settings, outgoing, reader, progress.clone())?;
         let mut sent = pin!(self.requests.try_send_request(request));
         let response = loop {
@@ -86,11 +163,8 @@ impl Sender {
             match tokio::time::timeout(settings.response_timeout, &mut sent).await {
                 Ok(Ok(response)) => break response,
                 Ok(Err(mut refused)) => {
-                    let sent = if refused.take_message().is_some() { Sent::Nothing } else { Sent::Perhaps };
-                    let error = refused.into_error();
-                    let flaw =
-                        upload_error(&error).map_or_else(|| Flaw::Http2(error.to_string()), Flaw::Upload);
-                    return Err(Failure { flaw, sent });
+                    let left = refused.take_message().is_none();
+                    return Err(judge(&refused.into_error(), left));
                 }
                 // While the body moves, or the client is slow to send it, the upstream owes no answer.
                 Err(_) if progress.awaits_client.load(Ordering::Relaxed) => {}
@@ -103,7 +177,12 @@ impl Sender {
         let fields = Fields::of_map(&parts.headers);
         let length = answer_length(&fields)
             .map_err(|error| Failure { flaw: Flaw::Framing(error), sent: Sent::Perhaps })?;
-        let answer = Answer { body, silence: Deadline::idle(), body_timeout: settings.body_timeout };
+        let answer = Answer {
+            body,
+            _progress: progress,
+            silence: Deadline::idle(),
+            body_timeout: settings.body_timeout,
+        };
         let ended = answer.is_ended();
         let body = AnswerBody(if ended { Source::Ended } else { Source::Http2(answer) });
         Ok(super::Answer { status: parts.status, fields, length, body, came })
@@ -136,12 +215,45 @@ fn request(
     Ok(request)
 }
 
-/// Whether it was the client's side of the body that failed.
-fn upload_error(error: &hyper::Error) -> Option<UploadError> {
+/// What it means that there is no answer. A stream's reset says nothing of its connection: the upstream may have acted on
+/// the request, unless it says that it did not.
+fn judge(error: &hyper::Error, left: bool) -> Failure {
+    if !left {
+        return Failure { flaw: Flaw::Closed, sent: Sent::Nothing };
+    }
+    if let Some(upload) = cause(error) {
+        return Failure { flaw: Flaw::Upload(*upload), sent: Sent::Perhaps };
+    }
+    let (flaw, sent) = match cause::<::h2::Error>(error) {
+        Some(reset) if is_refusal(reset) => (Flaw::Refused, Sent::Nothing),
+        // A connection told to go away in peace names the last stream it saw to; this one came after it.
+        Some(away) if away.is_go_away() && away.is_remote() && away.reason() == Some(Reason::NO_ERROR) => {
+            (Flaw::Closed, Sent::Nothing)
+        }
+        Some(away) if away.is_io() || away.is_go_away() && away.is_remote() => (Flaw::Closed, Sent::Perhaps),
+        // Nothing of the protocol: the connection broke or fell silent, or its end came first.
+        None if cause::<io::Error>(error).is_some()
+            || error.is_timeout()
+            || error.is_closed()
+            || error.is_canceled() =>
+        {
+            (Flaw::Closed, Sent::Perhaps)
+        }
+        _ => (Flaw::Http2(error.to_string()), Sent::Perhaps),
+    };
+    Failure { flaw, sent }
+}
+
+fn is_refusal(error: &::h2::Error) -> bool {
+    error.is_reset() && error.is_remote() && error.reason() == Some(Reason::REFUSED_STREAM)
+}
+
+/// The cause of this kind, if there is one.
+fn cause<E: std::error::Error + 'static>(error: &hyper::Error) -> Option<&E> {
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
-        if let Some(upload) = cause.downcast_ref::<UploadError>() {
-            return Some(*upload);
+        if let Some(found) = cause.downcast_ref() {
+            return Some(found);
         }
         source = cause.source();
     }
@@ -155,11 +267,17 @@ struct UploadBody {
     progress: Arc<Progress>,
 }
 
-/// What has become of a request's body, for whoever waits for the answer.
-#[derive(Default)]
+/// What has become of a request's body, for whoever waits for the answer. The request counts until both bodies are gone.
 struct Progress {
     pieces: AtomicU64,
     awaits_client: AtomicBool,
+    _taken: Taken,
+}
+
+impl Progress {
+    fn of(taken: Taken) -> Self {
+        Self { pieces: AtomicU64::new(0), awaits_client: AtomicBool::new(false), _taken: taken }
+    }
 }
 
 impl Body for UploadBody {
@@ -190,6 +308,7 @@ impl Body for UploadBody {
 /// An answer's body.
 pub(super) struct Answer {
     body: Incoming,
+    _progress: Arc<Progress>,
     silence: Deadline,
     body_timeout: Duration,
 }

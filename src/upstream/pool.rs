@@ -1,4 +1,4 @@
-//! Idle HTTP/1 connections, and the shared HTTP/2 one. One pool belongs to one runtime.
+//! Idle HTTP/1 connections, and the shared HTTP/2 ones. One pool belongs to one runtime.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic::AtomicUsize},
@@ -14,6 +14,10 @@ const SWEEP: Duration = Duration::from_secs(1);
 /// A connection idle for longer than this is asked about in the kernel before it carries a request.
 const DOUBTFUL: Duration = Duration::from_millis(100);
 
+/// Most HTTP/2 connections at once. With a hundred requests on each they carry more than `upstream.max_in_flight` usually
+/// allows.
+const MOST_SHARED: usize = 64;
+
 /// The connections that are open and not in use.
 pub(super) struct Pool {
     pub(super) settings: Arc<Settings>,
@@ -25,8 +29,8 @@ pub(super) struct Pool {
 #[derive(Default)]
 struct Kept {
     idle: Vec<(Connection, Instant)>,
-    /// With the moment at which it was last asked for.
-    shared: Option<(h2::Sender, Instant)>,
+    /// With the moment at which each was last asked for.
+    shared: Vec<(h2::Sender, Instant)>,
     sweeping: bool,
 }
 
@@ -65,28 +69,34 @@ impl Pool {
         }
     }
 
-    /// The HTTP/2 connection, if there is one that takes requests.
-    pub(super) fn shared(&self) -> Option<h2::Sender> {
+    /// A place on an HTTP/2 connection, if there is one with room, or if there may be no more connections.
+    pub(super) fn shared(&self) -> Option<h2::Place> {
         let mut kept = self.kept();
         kept.forget_idle_shared(self.settings.idle_timeout);
-        let (sender, asked_for) = kept.shared.as_mut()?;
-        *asked_for = Instant::now();
-        Some(sender.clone())
+        if let Some((sender, asked_for)) = kept.shared.iter_mut().find(|(sender, _)| sender.has_room()) {
+            *asked_for = Instant::now();
+            return Some(sender.place());
+        }
+        if kept.shared.len() < MOST_SHARED { None } else { kept.least_crowded() }
     }
 
-    /// Makes this the HTTP/2 connection.
-    pub(super) fn share(self: &Arc<Self>, sender: h2::Sender) {
+    /// A place on an HTTP/2 connection where it may have to wait until others have ended.
+    pub(super) fn crowded(&self) -> Option<h2::Place> {
+        self.kept().least_crowded()
+    }
+
+    /// Lets others use this HTTP/2 connection; a place on it.
+    pub(super) fn share(self: &Arc<Self>, sender: h2::Sender) -> h2::Place {
         let mut kept = self.kept();
-        kept.shared = Some((sender, Instant::now()));
+        let place = sender.place();
+        kept.shared.push((sender, Instant::now()));
         self.see_to_sweeping(&mut kept);
+        place
     }
 
     /// Gives no more requests to this HTTP/2 connection. It may be dead before it knows; what is on it goes on.
     pub(super) fn shun(&self, connection: &h2::Mark) {
-        let mut kept = self.kept();
-        if kept.shared.as_ref().is_some_and(|(sender, _)| sender.is_on(connection)) {
-            kept.shared = None;
-        }
+        self.kept().shared.retain(|(sender, _)| !sender.is_on(connection));
     }
 
     fn kept(&self) -> MutexGuard<'_, Kept> {
@@ -95,14 +105,17 @@ impl Pool {
 }
 
 impl Kept {
-    /// Lets the HTTP/2 connection go if it is closed or was idle for too long. It closes when its last request has ended.
+    /// Lets HTTP/2 connections go that are closed, or carry nothing and were idle for too long.
     fn forget_idle_shared(&mut self, idle_timeout: Duration) {
-        let gone = |(sender, asked_for): &(h2::Sender, Instant)| {
-            sender.is_closed() || asked_for.elapsed() >= idle_timeout
-        };
-        if self.shared.as_ref().is_some_and(gone) {
-            self.shared = None;
-        }
+        self.shared.retain(|(sender, asked_for)| {
+            !sender.is_closed() && (sender.open() > 0 || asked_for.elapsed() < idle_timeout)
+        });
+    }
+
+    fn least_crowded(&mut self) -> Option<h2::Place> {
+        let (sender, asked_for) = self.shared.iter_mut().min_by_key(|(sender, _)| sender.open())?;
+        *asked_for = Instant::now();
+        Some(sender.place())
     }
 }
 
@@ -115,7 +128,7 @@ async fn sweep(pool: Weak<Pool>) {
         let mut kept = pool.kept();
         kept.idle.retain_mut(|(connection, since)| since.elapsed() < idle_timeout && connection.is_quiet());
         kept.forget_idle_shared(idle_timeout);
-        if kept.idle.is_empty() && kept.shared.is_none() {
+        if kept.idle.is_empty() && kept.shared.is_empty() {
             kept.sweeping = false;
             return;
         }

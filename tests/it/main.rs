@@ -51,5 +51,6 @@ mod timeouts;
 mod tls;
 mod tls_clients;
 mod traces;
+mod upstream_http2;
 mod weight;
 mod wire;

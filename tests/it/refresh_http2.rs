@@ -7,21 +7,32 @@ use wecom_proxy::simulator::{Settings, generated};
 
 use crate::stage::{ECHO, OPEN, Stage, USER_GET, all_at_once};
 
-/// A stage whose WeCom offers HTTP/2 under TLS; the directory holds its certificate.
-async fn stage() -> (Stage, TempDir) {
+/// A TLS server of HTTP/2, and a directory with its certificate in `ca.pem`.
+pub fn certified() -> (Arc<rustls::ServerConfig>, TempDir) {
     let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).expect("a certificate");
     let dir = TempDir::new().expect("a directory");
-    let ca = dir.path().join("ca.pem");
-    std::fs::write(&ca, made.cert.pem()).expect("written");
+    std::fs::write(dir.path().join("ca.pem"), made.cert.pem()).expect("written");
     let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).expect("a key");
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let server = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
     let server = server.expect("versions").with_no_client_auth();
     let mut server = server.with_single_cert(vec![made.cert.der().clone()], key).expect("usable");
     server.alpn_protocols = vec![b"h2".to_vec()];
-    let settings = Settings { tls: Some(Arc::new(server)), ..Settings::default() };
+    (Arc::new(server), dir)
+}
+
+/// A configuration whose upstream shows the certificate in this directory.
+pub fn trusting(dir: &TempDir) -> String {
+    let ca = dir.path().join("ca.pem");
     let upstream = format!("url = \"https://{{api}}\"\nca_file = \"{}\"", ca.display());
-    (Stage::set(settings, &OPEN.replace("url = \"http://{api}\"", &upstream)).await, dir)
+    OPEN.replace("url = \"http://{api}\"", &upstream)
+}
+
+/// A stage whose WeCom offers HTTP/2 under TLS; the directory holds its certificate.
+async fn stage() -> (Stage, TempDir) {
+    let (server, dir) = certified();
+    let settings = Settings { tls: Some(server), ..Settings::default() };
+    (Stage::set(settings, &trusting(&dir)).await, dir)
 }
 
 #[tokio::test]

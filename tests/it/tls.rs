@@ -95,7 +95,8 @@ async fn many_callers_share_few_http2_connections() {
     assert_eq!(stage.wecom.gettoken_count("hr").expect("an agent"), 1);
     let workers = std::thread::available_parallelism().map_or(1, usize::from) as u64;
     let connections = stage.wecom.look(|seen| seen.connections());
-    assert!(connections <= workers + 1, "{connections} connections for {workers} workers");
+    // The simulator takes 200 requests at once on each, and the callers need not be spread evenly.
+    assert!(connections <= workers + 2, "{connections} connections for {workers} workers");
 }
 
 /// Ends all connections of the simulator, and waits until they are gone.

@@ -1,0 +1,209 @@
+//! An upstream of HTTP/2 that resets, refuses, hangs up and lets wait: what one caller suffers is no other's concern, and
+//! nothing is sent twice that may have been done.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use h2::{Reason, RecvStream, server::SendResponse};
+use http::{Method, Request, Response};
+use http_body_util::Full;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tempfile::TempDir;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+
+use crate::{
+    refresh_http2::{certified, trusting},
+    stage::{Caller, Stage, USER_GET, soon, wait_for},
+};
+
+const PIECE: usize = 16 * 1024;
+
+/// What the upstream was asked, and what it sent.
+#[derive(Default)]
+struct Peer {
+    heard: Mutex<Vec<String>>,
+    connections: AtomicUsize,
+    sent: AtomicUsize,
+}
+
+impl Peer {
+    /// How often this was asked, over all connections.
+    fn heard(&self, line: &str) -> usize {
+        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.iter().filter(|other| *other == line).count()
+    }
+
+    async fn listen(self: Arc<Self>, listener: TcpListener, acceptor: TlsAcceptor, streams: u32) {
+        while let Ok((socket, _)) = listener.accept().await {
+            tokio::spawn(self.clone().serve(socket, acceptor.clone(), streams));
+        }
+    }
+
+    async fn serve(self: Arc<Self>, socket: TcpStream, acceptor: TlsAcceptor, streams: u32) {
+        let Ok(stream) = acceptor.accept(socket).await else { return };
+        let mut builder = h2::server::Builder::new();
+        let Ok(mut connection) = builder.max_concurrent_streams(streams).handshake(stream).await else {
+            return;
+        };
+        self.connections.fetch_add(1, Ordering::Relaxed);
+        while let Some(Ok((request, respond))) = connection.accept().await {
+            let line = format!("{} {}", request.method(), request.uri().path());
+            let first = self.heard(&line) == 0;
+            self.heard.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+            match request.uri().path() {
+                "/cgi-bin/closes-once" if first => return,
+                "/cgi-bin/goes-once" if first => connection.abrupt_shutdown(Reason::INTERNAL_ERROR),
+                _ => drop(tokio::spawn(self.clone().answer(request, respond, first))),
+            }
+        }
+    }
+
+    async fn answer(
+        self: Arc<Self>,
+        request: Request<RecvStream>,
+        mut respond: SendResponse<Bytes>,
+        first: bool,
+    ) {
+        match request.uri().path() {
+            "/cgi-bin/hangs" => std::future::pending().await,
+            "/cgi-bin/resets" => respond.send_reset(Reason::INTERNAL_ERROR),
+            "/cgi-bin/hints" => {
+                let hint = Response::builder().status(103).body(()).expect("a hint");
+                respond.send_informational(hint).expect("sent");
+                respond.send_reset(Reason::INTERNAL_ERROR);
+            }
+            "/cgi-bin/refuses" => respond.send_reset(Reason::REFUSED_STREAM),
+            "/cgi-bin/refuses-once" if first => respond.send_reset(Reason::REFUSED_STREAM),
+            "/cgi-bin/media/get" => self.pour(respond).await,
+            _ => {
+                let body = r#"{"errcode":0,"access_token":"TOKEN-OF-THE-PEER","expires_in":7200}"#;
+                let head = Response::builder().header("content-type", "application/json").body(());
+                let sent = respond.send_response(head.expect("a head"), false);
+                let _ = sent.and_then(|mut stream| stream.send_data(body.into(), true));
+            }
+        }
+    }
+
+    /// An answer without an end.
+    async fn pour(&self, mut respond: SendResponse<Bytes>) {
+        let Ok(mut stream) = respond.send_response(Response::new(()), false) else { return };
+        loop {
+            stream.reserve_capacity(PIECE);
+            let Some(Ok(room)) = std::future::poll_fn(|cx| stream.poll_capacity(cx)).await else { return };
+            if stream.send_data(vec![b'x'; room].into(), false).is_err() {
+                return;
+            }
+            self.sent.fetch_add(room, Ordering::Relaxed);
+        }
+    }
+}
+
+/// A proxy before an upstream that takes this many requests at once on a connection.
+async fn stage(streams: u32) -> (Stage, Arc<Peer>, TempDir) {
+    let (server, dir) = certified();
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let peer = Arc::new(Peer::default());
+    tokio::spawn(peer.clone().listen(listener, TlsAcceptor::from(server), streams));
+    (Stage::facing(address, &trusting(&dir)).await, peer, dir)
+}
+
+async fn status(stage: &Stage, method: Method, path: &str) -> u16 {
+    stage.call(Request::builder().method(method).uri(format!("/hr{path}")), "").await.status.as_u16()
+}
+
+#[tokio::test]
+async fn calls_that_hang_leave_room_for_others() {
+    let (stage, peer, _dir) = stage(4).await;
+    let (stage, calls) = (Arc::new(stage), 60);
+    stage.get(USER_GET).await.is_ok();
+    for _ in 0..calls {
+        let stage = stage.clone();
+        tokio::spawn(async move { stage.get("/cgi-bin/hangs").await });
+    }
+    wait_for("all calls", async || peer.heard("GET /cgi-bin/hangs") == calls).await;
+    for _ in 0..8 {
+        stage.get(USER_GET).await.is_ok();
+    }
+    let connections = peer.connections.load(Ordering::Relaxed);
+    assert!((calls / 4..calls / 2).contains(&connections), "{connections}");
+}
+
+/// Many downloads of which nothing is taken, all on one connection.
+async fn take_nothing(proxy: SocketAddr, downloads: usize) -> http2::SendRequest<Full<Bytes>> {
+    let stream = TcpStream::connect(proxy).await.expect("a connection");
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder.initial_stream_window_size(1024);
+    let (mut sender, connection) = builder.handshake(TokioIo::new(stream)).await.expect("a handshake");
+    tokio::spawn(connection);
+    for _ in 0..downloads {
+        let request = Request::get("http://proxy.test/hr/cgi-bin/media/get?media_id=1");
+        let response = sender.send_request(request.body(Full::default()).expect("a request"));
+        let response = soon(response).await.expect("an answer");
+        tokio::spawn(async move {
+            let _kept = response;
+            std::future::pending::<()>().await;
+        });
+    }
+    sender
+}
+
+#[tokio::test]
+async fn downloads_that_nobody_takes_stop_no_others() {
+    let (stage, peer, _dir) = stage(1000).await;
+    let mut sender = take_nothing(stage.address(), 60).await;
+    // What waits for its taker is far more than what hyper lets wait on a connection by itself.
+    wait_for("full windows", async || peer.sent.load(Ordering::Relaxed) > 12 << 20).await;
+    let request = Request::get(format!("http://proxy.test/hr{USER_GET}")).body(Full::default());
+    let response = soon(sender.send_request(request.expect("a request"))).await.expect("an answer");
+    assert_eq!(response.status(), 200);
+    stage.get(USER_GET).await.is_ok();
+}
+
+#[tokio::test]
+async fn a_stream_that_was_reset_is_not_sent_again_and_its_connection_serves_on() {
+    let (stage, peer, _dir) = stage(100).await;
+    let mut caller = Caller::http1(stage.address()).await;
+    caller.get(USER_GET).await.is_ok();
+    let connections = peer.connections.load(Ordering::Relaxed);
+    for path in ["/cgi-bin/resets", "/cgi-bin/hints"] {
+        for method in [Method::GET, Method::POST] {
+            let request = Request::builder().method(method.clone()).uri(format!("/hr{path}"));
+            assert_eq!(caller.call(request, "").await.status, 502, "{method} {path}");
+            assert_eq!(peer.heard(&format!("{method} {path}")), 1);
+        }
+    }
+    caller.get(USER_GET).await.is_ok();
+    assert_eq!(peer.connections.load(Ordering::Relaxed), connections);
+}
+
+#[tokio::test]
+async fn what_the_upstream_refused_is_sent_once_more() {
+    let (stage, peer, _dir) = stage(100).await;
+    assert_eq!(status(&stage, Method::POST, "/cgi-bin/refuses-once").await, 200);
+    assert_eq!(peer.heard("POST /cgi-bin/refuses-once"), 2);
+    assert_eq!(status(&stage, Method::POST, "/cgi-bin/refuses").await, 502);
+    assert_eq!(peer.heard("POST /cgi-bin/refuses"), 2);
+}
+
+#[tokio::test]
+async fn a_connection_that_ends_costs_a_get_nothing_and_a_post_its_answer() {
+    for path in ["/cgi-bin/closes-once", "/cgi-bin/goes-once"] {
+        for (method, answered, heard) in [(Method::GET, 200, 2), (Method::POST, 502, 1)] {
+            let (stage, peer, _dir) = stage(100).await;
+            let mut caller = Caller::http1(stage.address()).await;
+            caller.get(USER_GET).await.is_ok();
+            let request = Request::builder().method(method.clone()).uri(format!("/hr{path}"));
+            assert_eq!(caller.call(request, "").await.status, answered, "{method} {path}");
+            assert_eq!(peer.heard(&format!("{method} {path}")), heard, "{method} {path}");
+        }
+    }
+}
