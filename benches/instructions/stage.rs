@@ -125,7 +125,7 @@ impl Stage {
         std::fs::write(&path, text)?;
         let mut config = config::load(&path).map_err(io::Error::other)?;
         // Without it nobody would want the access log's lines.
-        Telemetry::start(config.log);
+        Telemetry::start(config.log)?;
 
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let issuer = Issuer::new(Box::new(Granting), runtime.handle().clone(), config.tokens.refresh_ahead);
