@@ -173,6 +173,8 @@ impl Admin {
             &Method::POST if Order::of(request.uri().path()).is_some() => {
                 admitted.and_then(|()| guard::admit_order(&request))
             }
+            // The page itself tells nothing, and a link may lead to it.
+            _ if request.uri().path() == "/" => admitted,
             _ => admitted.and_then(|()| guard::admit_reader(&request)),
         };
         match admitted {

@@ -60,11 +60,19 @@ async fn play(speech: Speech, tongue: Tongue) {
         stage.wecom.inject(case.fault.on(path)).expect("a fault");
         let body = if case.method == "GET" { "" } else { "{\"a\":1}" };
         let told = asker.ask(case.method, case.path, body).await;
+        // Over HTTP/2 the stream may break before the connection is seen to: then WeCom may have acted, and nothing is sent
+        // again.
+        let (expected, received, executed) = match speech {
+            Speech::Http2 if case.received == 2 && told.to_string() != case.told => {
+                ("502 upstream-broke", 1, case.executed - 1)
+            }
+            _ => (case.told, case.received, case.executed),
+        };
         // To a caller of HTTP/1.0 that is told no length only the reset shows.
-        assert_eq!(told.to_string(), case.told, "{name}: {told:?}");
+        assert_eq!(told.to_string(), expected, "{name}: {told:?}");
         stage.wecom.release();
         next_one_is_served(&mut asker).await;
-        assert_eq!(counts(&stage, path), (case.received, case.executed), "{name}");
+        assert_eq!(counts(&stage, path), (received, executed), "{name}");
     }
 }
 
