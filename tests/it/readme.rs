@@ -11,6 +11,7 @@ use std::{
     io::{BufRead, BufReader},
     path::Path,
     process::{Child, ChildStderr, ChildStdout, Command, Stdio},
+    time::Duration,
 };
 
 use tempfile::TempDir;
@@ -126,8 +127,16 @@ impl Running {
     }
 }
 
+/// In order, so that what the program has started ends with it; by force where that takes too long.
 impl Drop for Running {
     fn drop(&mut self) {
+        let _ = Command::new("kill").arg(self.child.id().to_string()).status();
+        for _ in 0..100 {
+            if matches!(self.child.try_wait(), Ok(Some(_)) | Err(_)) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
         let _ = (self.child.kill(), self.child.wait());
     }
 }
