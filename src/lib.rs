@@ -12,7 +12,7 @@ pub mod commands; // what each command of the program does
 
 pub mod app; // wires the rooms together; the only file that knows all of them
 
-pub mod admin; // the second port: what is well and what is not, what was counted, and orders
+pub mod admin; // the second port: what is well and what is not, what was counted, orders, the dashboard
 
 pub mod telemetry; // logs
 
@@ -32,7 +32,7 @@ pub mod directory; // who may call, and through which agent
 
 pub mod tickets; // an agent's tickets, kept until shortly before they expire
 
-pub mod limits; // how often
+pub mod limits; // how often, and how many at once
 
 pub mod doctor; // asks WeCom about each agent, and says what is wrong
 

@@ -105,9 +105,7 @@ impl Issuer {
         let (past, renewals) = (Past::default(), Renewals::default());
         Self { source, runtime, refresh_ahead, budget, past, renewals, shared, jitter }
     }
-}
 
-impl Issuer {
     /// How many renewals there were, by agent, reason and outcome.
     pub fn renewals(&self) -> Vec<Renewed> {
         self.renewals.all()

@@ -252,11 +252,15 @@ async fn a_health_check_gets_in_however_many_stay() {
 }
 
 #[tokio::test]
-async fn another_sites_page_is_told_of_health_only() {
+async fn another_sites_page_may_lead_here_and_is_told_of_health_only() {
     let stage = Stage::open().await;
-    for (path, status) in
-        [("/healthz", 200), ("/metrics", 403), ("/api/overview", 403), ("/api/requests/stream", 403)]
-    {
+    for (path, status) in [
+        ("/", 200),
+        ("/healthz", 200),
+        ("/metrics", 403),
+        ("/api/overview", 403),
+        ("/api/requests/stream", 403),
+    ] {
         let request = Request::get(path).header("sec-fetch-site", "cross-site");
         let reply = Caller::http1(stage.admin()).await.call(request, "").await;
         assert_eq!(reply.status.as_u16(), status, "{path}");

@@ -233,6 +233,10 @@ async fn a_hint_comes_to_who_asks_for_it() {
     assert_eq!(stage.call(ask(USER_GET, "1"), "").await.is_ok().header("x-wecom-hint"), "");
     let unknown = stage.call(ask("/cgi-bin/tag/list", "1"), "").await;
     assert_eq!((unknown.errcode(), unknown.header("x-wecom-hint")), (123_456, ""));
+    // The proxy's own errors say themselves what to do; WeCom's words for their errcodes would lead astray.
+    let keyed = Stage::with(crate::stage::KEYED).await;
+    let own = keyed.call(ask(USER_GET, "1"), "").await;
+    assert_eq!(own.is_own("unauthenticated", 401, 40001).header("x-wecom-hint"), "");
 }
 
 #[tokio::test]

@@ -137,3 +137,16 @@ async fn a_rolling_restart_costs_no_gettoken_and_loses_nothing() {
     }
     assert_eq!(wecom.look(|seen| (seen.received(GETTOKEN), seen.executed(USER))), (1, asked));
 }
+
+#[tokio::test]
+async fn a_store_that_was_never_reached_is_said() {
+    let mut redis = Redis::start().await;
+    redis.kill().await;
+    let wecom = Simulator::local(Settings::default()).await.expect("a simulator");
+    let dir = TempDir::new().expect("a temporary directory");
+    let toml = format!("{OPEN}\n[tokens]\n{}\n", redis.store());
+    let path = write_config(&dir, wecom.api_addr(), &Settings::default(), &toml);
+    let process = Process::serve(&path).await;
+    process.err.line("the store is away").await;
+    assert_eq!(process.stop().await.status, 0);
+}
