@@ -3,7 +3,7 @@
 use std::{
     future::Future,
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 
@@ -15,12 +15,14 @@ use tokio::time::{Instant, Sleep, sleep_until};
 pub struct Deadline {
     at: Option<Instant>,
     timer: Option<Pin<Box<Sleep>>>,
+    /// Whom the timer wakes.
+    waker: Option<Waker>,
 }
 
 impl Deadline {
     /// A deadline that is not running.
     pub const fn idle() -> Self {
-        Self { at: None, timer: None }
+        Self { at: None, timer: None, waker: None }
     }
 
     /// Sets it `after` from now, whatever it was.
@@ -65,6 +67,14 @@ impl Deadline {
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(at)));
         if timer.deadline() > at {
             timer.as_mut().reset(at);
+        }
+        // Telling it once is enough, as long as it is the same task that waits.
+        let is_told = self.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker()));
+        if is_told && !timer.is_elapsed() {
+            return Poll::Pending;
+        }
+        if !is_told {
+            self.waker = Some(cx.waker().clone());
         }
         loop {
             ready!(timer.as_mut().poll(cx));

@@ -2,9 +2,15 @@
 //!
 //! A header that speaks of one connection, or of one proxy, never crosses to the other side; which those are stands here.
 
+mod familiar;
+
+use std::sync::Arc;
+
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
+pub use self::familiar::Familiar;
+use self::familiar::{Digits, Ready};
 use crate::buffers;
 
 /// A header line's name, as far as this proxy acts on it.
@@ -160,14 +166,35 @@ pub struct Field<'a> {
     pub value: &'a [u8],
 }
 
-/// All header lines of one message. It has no `Debug`: some carry credentials.
-#[derive(Default)]
+impl Field<'_> {
+    /// Writes it as a line.
+    fn put(&self, out: &mut BytesMut) {
+        out.reserve(self.name.len() + self.value.len() + 4);
+        out.put_slice(self.name);
+        out.put_slice(b": ");
+        out.put_slice(self.value);
+        out.put_slice(b"\r\n");
+    }
+}
+
+/// All header lines of one message; clones share them. It has no `Debug`: some carry credentials.
+#[derive(Clone, Default)]
 pub struct Fields {
+    lines: Arc<Lines>,
+    /// What `Content-Length` says here, where the lines are shared with other messages.
+    length: Option<Digits>,
+}
+
+/// Lines, and the text in which they stand.
+#[derive(Default)]
+struct Lines {
     text: Bytes,
-    lines: Vec<Line>,
+    each: Vec<Line>,
     /// What `Connection` says.
     close: bool,
     keep_alive: bool,
+    /// What was made of lines that come again and again.
+    familiar: Option<Ready>,
 }
 
 /// Where a line stands in the text.
@@ -198,6 +225,12 @@ impl Span {
     }
 }
 
+/// Where in a message the header lines begin: behind its first line, before which there may be empty ones.
+pub fn lines_at(message: &[u8]) -> Option<usize> {
+    let begin = message.iter().position(|byte| !matches!(byte, b'\r' | b'\n'))?;
+    memchr::memchr(b'\n', &message[begin..]).map(|end| begin + end + 1)
+}
+
 /// Lines that were found in a buffer, before their text is taken off it.
 pub struct Found(Vec<Line>);
 
@@ -216,9 +249,7 @@ impl Found {
 
     /// The lines together with their text.
     pub fn within(self, text: Bytes) -> Fields {
-        let mut fields = Fields { text, lines: self.0, ..Fields::default() };
-        fields.nominate();
-        fields
+        Lines::new(text, self.0).into()
     }
 }
 
@@ -249,49 +280,29 @@ impl Fields {
             value: span(value),
         });
         let lines = lines.collect();
-        let mut fields = Self { text: text.freeze(), lines, ..Self::default() };
-        fields.nominate();
-        fields
-    }
-
-    /// Takes in what `Connection` says, and marks the lines that it names.
-    fn nominate(&mut self) {
-        let Self { text, lines, close, keep_alive } = self;
-        for nth in 0..lines.len() {
-            if lines[nth].known != Known::Connection {
-                continue;
-            }
-            for option in options(lines[nth].value.of_text(text)) {
-                if option.eq_ignore_ascii_case(b"close") {
-                    *close = true;
-                } else if option.eq_ignore_ascii_case(b"keep-alive") {
-                    *keep_alive = true;
-                } else {
-                    for line in lines.iter_mut() {
-                        line.nominated |= line.name.of_text(text).eq_ignore_ascii_case(option);
-                    }
-                }
-            }
-        }
+        Lines::new(text.freeze(), lines).into()
     }
 
     /// Every line.
     pub fn iter(&self) -> impl Iterator<Item = Field<'_>> {
-        self.lines.iter().map(|line| self.field(line))
+        self.lines.each.iter().map(|line| self.field(line))
     }
 
     fn field(&self, line: &Line) -> Field<'_> {
-        Field {
-            known: line.known,
-            name: line.name.of_text(&self.text),
-            value: line.value.of_text(&self.text),
+        Field { known: line.known, name: line.name.of_text(&self.lines.text), value: self.value(line) }
+    }
+
+    fn value(&self, line: &Line) -> &[u8] {
+        match &self.length {
+            Some(length) if line.known == Known::ContentLength => length.as_bytes(),
+            _ => line.value.of_text(&self.lines.text),
         }
     }
 
     /// The values of every line with this name.
     pub fn all(&self, known: Known) -> impl Iterator<Item = &[u8]> {
-        let lines = self.lines.iter().filter(move |line| line.known == known);
-        lines.map(|line| line.value.of_text(&self.text))
+        let lines = self.lines.each.iter().filter(move |line| line.known == known);
+        lines.map(|line| self.value(line))
     }
 
     /// The first value with this name.
@@ -299,9 +310,10 @@ impl Fields {
         self.all(known).next()
     }
 
-    /// The same, sharing the message's text.
+    /// The same, sharing the message's text. Not for `Content-Length`, of which the text may be another message's.
     pub fn first_shared(&self, known: Known) -> Option<Bytes> {
-        self.first(known).map(|value| self.text.slice_ref(value))
+        let line = self.lines.each.iter().find(|line| line.known == known)?;
+        Some(self.lines.text.slice_ref(line.value.of_text(&self.lines.text)))
     }
 
     /// Whether there is a line with this name.
@@ -311,33 +323,89 @@ impl Fields {
 
     /// Whether `Connection` says `close`.
     pub fn says_close(&self) -> bool {
-        self.close
+        self.lines.close
     }
 
     /// Whether `Connection` says `keep-alive`.
     pub fn says_keep_alive(&self) -> bool {
-        self.keep_alive
+        self.lines.keep_alive
     }
 
     /// The lines that do not belong to one connection.
     pub fn beyond_connection(&self) -> impl Iterator<Item = Field<'_>> {
-        let leaves = |line: &&Line| !(line.nominated || line.known.is_of_connection());
-        self.lines.iter().filter(leaves).map(|line| self.field(line))
+        self.lines.each.iter().filter(|line| line.outlives_connection()).map(|line| self.field(line))
     }
 
     /// Of a request: the lines that go on to the upstream.
     pub fn to_upstream(&self) -> impl Iterator<Item = Field<'_>> {
-        let leaves =
-            |line: &&Line| !(line.nominated || line.known.is_of_connection() || line.known.stays_here());
-        self.lines.iter().filter(leaves).map(|line| self.field(line))
+        let leaves = |line: &&Line| line.outlives_connection() && !line.known.stays_here();
+        self.lines.each.iter().filter(leaves).map(|line| self.field(line))
+    }
+
+    /// Writes those lines.
+    pub fn put_to_upstream(&self, out: &mut BytesMut) {
+        match &self.lines.familiar {
+            Some(ready) => out.put_slice(ready.to_upstream()),
+            None => self.to_upstream().for_each(|field| field.put(out)),
+        }
     }
 
     /// Of an answer: the lines that go on to the caller. Its length is not among them: how the body is framed is decided
     /// anew, whatever the upstream nominates.
     pub fn to_caller(&self) -> impl Iterator<Item = Field<'_>> {
-        let leaves =
-            |line: &&Line| !(line.nominated || line.known.is_of_connection() || line.known.is_said_anew());
-        self.lines.iter().filter(leaves).map(|line| self.field(line))
+        let leaves = |line: &&Line| line.outlives_connection() && !line.known.is_said_anew();
+        self.lines.each.iter().filter(leaves).map(|line| self.field(line))
+    }
+
+    /// The same ready for the wire, if they are at hand and none of their values is as long as `too_long`.
+    pub fn ready_for_caller(&self, too_long: usize) -> Option<&[u8]> {
+        self.lines.familiar.as_ref()?.to_caller(too_long)
+    }
+
+    /// What tells lines that came before from all others, for as long as a clone of them is held.
+    pub fn mark(&self) -> Option<usize> {
+        self.lines.familiar.as_ref().map(|_| Arc::as_ptr(&self.lines) as usize)
+    }
+}
+
+impl From<Lines> for Fields {
+    fn from(lines: Lines) -> Self {
+        Self { lines: Arc::new(lines), length: None }
+    }
+}
+
+impl Line {
+    fn outlives_connection(&self) -> bool {
+        !(self.nominated || self.known.is_of_connection())
+    }
+}
+
+impl Lines {
+    fn new(text: Bytes, each: Vec<Line>) -> Self {
+        let mut lines = Self { text, each, ..Self::default() };
+        lines.nominate();
+        lines
+    }
+
+    /// Takes in what `Connection` says, and marks the lines that it names.
+    fn nominate(&mut self) {
+        let Self { text, each, close, keep_alive, .. } = self;
+        for nth in 0..each.len() {
+            if each[nth].known != Known::Connection {
+                continue;
+            }
+            for option in options(each[nth].value.of_text(text)) {
+                if option.eq_ignore_ascii_case(b"close") {
+                    *close = true;
+                } else if option.eq_ignore_ascii_case(b"keep-alive") {
+                    *keep_alive = true;
+                } else {
+                    for line in each.iter_mut() {
+                        line.nominated |= line.name.of_text(text).eq_ignore_ascii_case(option);
+                    }
+                }
+            }
+        }
     }
 }
 
@@ -365,11 +433,7 @@ impl Block {
     /// Adds a line. Neither part may hold a line end: what came from outside was parsed as a line, what is our own is
     /// written by us.
     pub fn put(&mut self, name: &[u8], value: &[u8]) {
-        self.0.reserve(name.len() + value.len() + 4);
-        self.0.put_slice(name);
-        self.0.put_slice(b": ");
-        self.0.put_slice(value);
-        self.0.put_slice(b"\r\n");
+        Field { known: Known::Other, name, value }.put(&mut self.0);
     }
 
     /// Room to write lines into, each with its line end.

@@ -60,6 +60,8 @@ pub mod io; // byte streams as one type
 
 pub mod deadline; // a deadline that is cheap to move
 
+pub mod clock; // the wall clock, asked seldom
+
 pub mod secret; // text that must never be shown
 
 pub mod simulator; // a WeCom that expires, revokes, stalls and counts; shares nothing with the other rooms

@@ -3,6 +3,7 @@
 //!
 //! [`Proxy::handle`] turns every outcome into an answer; [`Proxy::relay`] is the way itself.
 
+mod acquaintances;
 pub(crate) mod bench;
 pub(crate) mod fuzz;
 mod gettoken;
@@ -22,10 +23,11 @@ mod ticket;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
-use http::{Method, StatusCode};
+use http::{Method, StatusCode, Version};
 use tokio::time::Instant;
 
 use self::{
+    acquaintances::Acquaintances,
     inspect::{Inspected, inspect},
     look::Look,
     record::Record,
@@ -70,6 +72,7 @@ pub struct Proxy {
     rules: Arc<Rules>,
     upstream: Upstream,
     ids: Ids,
+    acquaintances: Acquaintances,
     books: Arc<Books>,
 }
 
@@ -81,12 +84,19 @@ impl Proxy {
         upstream: Upstream,
         books: Arc<Books>,
     ) -> Self {
-        Self { directory, rules, upstream, ids: Ids::default(), books }
+        Self {
+            directory,
+            rules,
+            upstream,
+            ids: Ids::default(),
+            acquaintances: Acquaintances::default(),
+            books,
+        }
     }
 
     /// Answers one request. Whatever happens, the caller learns it in WeCom's shape.
     pub async fn handle(&self, request: Request, body: Body) -> Reply {
-        let mut record = Record::new(&request, self.ids.of(&request), self.books.clone());
+        let mut record = Box::new(Record::new(&request, self.ids.of(&request), self.books.clone()));
         let reply = match self.relay(&request, body, &mut record).await {
             Ok(reply) => reply,
             Err(refusal) => {
@@ -101,7 +111,7 @@ impl Proxy {
 
     /// Answers what is no request: a head that cannot be trusted.
     pub fn refuse_head(&self, status: StatusCode, words: &'static str, request: &Request) -> Reply {
-        let mut record = Record::new(request, self.ids.of(request), self.books.clone());
+        let mut record = Box::new(Record::new(request, self.ids.of(request), self.books.clone()));
         let reply = refuse(Refusal::new(Kind::BadRequest, words).with_status(status), &mut record);
         finish(reply, record, false)
     }
@@ -109,11 +119,19 @@ impl Proxy {
     /// The way of a request; every `?` on it is an answer of the proxy's own.
     async fn relay(&self, request: &Request, body: Body, record: &mut Record) -> Result<Reply, Refusal> {
         let directory = self.directory.load_full();
-        let sound = target::check_head(request, |host, local| self.is_here(host, local));
+        let known = self.acquaintances.recall(&request.fields, &directory);
+        let is_here = |host: &str, local| self.is_here(host, local);
+        let sound = target::check_head(request, known.is_some(), is_here);
         let target = Target::parse(request.target.path(), request.target.query());
         // Who calls is asked first: a client may want even the refusal of a malformed request in HTTP 200.
-        let by_key = identify::by_key(&directory, &request.fields);
-        record.client = by_key.as_ref().ok().cloned().flatten();
+        let is_new = known.is_none();
+        let by_key = known.map_or_else(|| identify::by_key(&directory, &request.fields), Ok);
+        if let Ok(client) = &by_key {
+            if is_new && sound.is_ok() && request.version == Version::HTTP_11 {
+                self.acquaintances.remember(&request.fields, &directory, client.as_ref());
+            }
+            record.client.clone_from(client);
+        }
         sound.map_err(|words| Refusal::new(Kind::BadRequest, words))?;
         // A wrong base URL is said to be one, and not a wrong key.
         let target = target.map_err(doubt)?;
@@ -196,6 +214,7 @@ impl Proxy {
         let flow = places.flow(client, agent, &forward.target.route);
         record.begin_now(Doing::Queue);
         let waited = Box::pin(places.wait(flow, self.rules.queue_timeout)).await.map_err(no_place);
+        record.now = Instant::now();
         record.end_now(waited.as_ref().err().map(|refusal| refusal.kind));
         waited
     }
@@ -296,7 +315,7 @@ impl Proxy {
         upload: Option<&Upload>,
         record: &mut Record,
     ) -> Result<Inspected, Refusal> {
-        let at = Instant::now();
+        let at = record.now;
         record.goes_to(&forward.target.route);
         record.begin(Doing::Try, at);
         if let Some(look) = &mut record.look {
@@ -366,7 +385,7 @@ fn refuse(refusal: Refusal, record: &mut Record) -> Reply {
 }
 
 /// What every answer gets before it leaves.
-fn finish(mut reply: Reply, mut record: Record, explains: bool) -> Reply {
+fn finish(mut reply: Reply, mut record: Box<Record>, explains: bool) -> Reply {
     record.status = reply.status.as_u16();
     sign(&record, explains, &mut reply.lines);
     if let Some(look) = &mut record.look {

@@ -152,7 +152,7 @@ enum Source {
     /// All of it came with the head.
     Whole(Bytes),
     Http1(Box<h1::Exchange>),
-    Http2(h2::Answer),
+    Http2(Box<h2::Answer>),
 }
 
 impl AnswerBody {
@@ -251,10 +251,11 @@ impl Upstream {
                 }
             };
             let mark = line.mark();
-            let failure = match line.send(&self.pool, outgoing, reader).await {
-                Ok(answer) => return Ok(answer),
-                Err(failure) => failure,
-            };
+            let failure =
+                match line.send(&self.pool, outgoing, reader, used_before.then_some(outgoing.at)).await {
+                    Ok(answer) => return Ok(answer),
+                    Err(failure) => failure,
+                };
             let closed = matches!(failure.flaw, Flaw::Closed);
             if closed && let Some(mark) = mark {
                 self.pool.shun(&mark);
@@ -318,7 +319,7 @@ impl Upstream {
         let dialled = dial::dial(&self.pool.settings, &self.addresses).await.map_err(nothing_sent)?;
         self.speaks_http2.store(dialled.http2, Ordering::Relaxed);
         if !dialled.http2 {
-            return Ok(Line::Http1(Connection::new(dialled.stream)));
+            return Ok(Line::Http1(Box::new(Connection::new(dialled.stream))));
         }
         let greeted = tokio::time::timeout_at(until, h2::Sender::handshake(dialled.stream)).await;
         let silent = |_| Err(Flaw::Unreachable("no hello in HTTP/2 within upstream.connect_timeout".into()));
@@ -329,7 +330,7 @@ impl Upstream {
 
 /// A connection that is about to carry a request.
 enum Line {
-    Http1(Connection),
+    Http1(Box<Connection>),
     Http2(h2::Place),
 }
 
@@ -347,9 +348,10 @@ impl Line {
         pool: &Arc<Pool>,
         outgoing: &Outgoing<'_>,
         reader: Option<Reader>,
+        now: Option<Instant>,
     ) -> Result<Answer, Failure> {
         match self {
-            Self::Http1(connection) => h1::send(connection, pool, outgoing, reader).await,
+            Self::Http1(connection) => h1::send(connection, pool, outgoing, reader, now).await,
             Self::Http2(place) => Box::pin(place.send(&pool.settings, outgoing, reader)).await,
         }
     }

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use wecom_proxy::{
     access::{LAST_LINES, Level, Line},
     bench,
-    fields::Fields,
+    fields::{Familiar, Fields},
     wecom::reply::{ReplyScanner, Verdict},
 };
 
@@ -50,8 +50,13 @@ fn ways_in(counter: &mut Counter, stage: &Stage) {
         "GET /hr/cgi-bin/user/get?userid=zhangsan HTTP/1.1\r\n{LINES}Authorization: Bearer {KEY}\r\n\r\n"
     );
     counter.count("request head", MANY, || {
+        let (mut buffer, mut strange) = aside(|| (BytesMut::from(&*head), Familiar::default()));
+        bench::request_head(&mut buffer, &mut strange).expect("a head")
+    });
+    let mut familiar = Familiar::default();
+    counter.count("request head, familiar", MANY, || {
         let mut buffer = aside(|| BytesMut::from(&*head));
-        bench::request_head(&mut buffer).expect("a head")
+        bench::request_head(&mut buffer, &mut familiar).expect("a head")
     });
 
     let target = |path: &str, query| bench::route(black_box(path), black_box(query)).expect("a route");
@@ -93,15 +98,21 @@ fn pass(stage: &Stage) -> String {
 fn answers(counter: &mut Counter, stage: &Stage) -> io::Result<()> {
     let head = answer_head(r#"{"errcode":0}"#.len());
     counter.count("answer head", MANY, || {
+        let (mut buffer, mut strange) = aside(|| (BytesMut::from(&*head), Familiar::default()));
+        bench::answer_head(&mut buffer, &mut strange).expect("a head")
+    });
+    let mut familiar = Familiar::default();
+    counter.count("answer head, familiar", MANY, || {
         let mut buffer = aside(|| BytesMut::from(&*head));
-        bench::answer_head(&mut buffer).expect("a head")
+        bench::answer_head(&mut buffer, &mut familiar).expect("a head")
     });
 
-    let head = |text: &str| bench::answer_head(&mut BytesMut::from(text)).expect("a head");
+    let head =
+        |text: &str| bench::answer_head(&mut BytesMut::from(text), &mut Familiar::default()).expect("a head");
     let fields = head(&answer_head(300));
-    let request =
-        bench::request_head(&mut BytesMut::from("GET /cgi-bin/user/get HTTP/1.1\r\nHost: x\r\n\r\n"));
-    let signer = bench::Signer::new(&request.expect("a head"), stage.agent(), stage.books.clone());
+    let mut request = BytesMut::from("GET /cgi-bin/user/get HTTP/1.1\r\nHost: x\r\n\r\n");
+    let request = bench::request_head(&mut request, &mut Familiar::default()).expect("a head");
+    let signer = bench::Signer::new(&request, stage.agent(), stage.books.clone());
     let token = stage.token();
     counter.count("answer lines", MANY, || signer.lines(black_box(&fields), &token));
 

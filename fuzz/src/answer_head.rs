@@ -4,20 +4,22 @@
 use bytes::BytesMut;
 use http::Method;
 use wecom_proxy::{
+    fields::Familiar,
     framing::Framing,
     fuzz::{AnswerHead, answer_head},
 };
 
 use super::model::{
-    Body, Line, body, connection_options, header_line, is_token_letter, is_value_byte, pieces,
+    Body, Line, body, changed, connection_options, header_line, is_token_letter, is_value_byte, pieces,
 };
 
 /// The input is a byte that says how to cut, and what an upstream sends.
 pub fn check(data: &[u8]) {
     let Some((how, wire)) = data.split_first() else { return };
-    let (whole, left) = taken([wire]);
-    let (cut, _) = taken(pieces(*how, wire));
+    let (whole, left) = taken([wire], &mut Familiar::default());
+    let (cut, _) = taken(pieces(*how, wire), &mut Familiar::default());
     assert_eq!(summary(&whole), summary(&cut), "the cuts make a difference");
+    check_again(*how, wire);
     let model = read(wire);
     match (&whole, &model) {
         (Ok(Some(head)), model) => {
@@ -36,15 +38,27 @@ pub fn check(data: &[u8]) {
 
 type Taken = Result<Option<AnswerHead>, String>;
 
-fn taken<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> (Taken, BytesMut) {
+fn taken<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, familiar: &mut Familiar) -> (Taken, BytesMut) {
     let (mut buffer, mut outcome) = (BytesMut::new(), Ok(None));
     for piece in pieces {
         buffer.extend_from_slice(piece);
         if matches!(outcome, Ok(None)) {
-            outcome = answer_head(&mut buffer);
+            outcome = answer_head(&mut buffer, familiar);
         }
     }
     (outcome, buffer)
+}
+
+/// A connection that brought the same lines before, or nearly the same, is read no other way.
+fn check_again(how: u8, wire: &[u8]) {
+    let mut familiar = Familiar::default();
+    (0..3).for_each(|_| drop(taken([wire], &mut familiar)));
+    for wire in [wire, &changed(how, wire)] {
+        let (again, left) = taken([wire], &mut familiar);
+        let (anew, left_anew) = taken([wire], &mut Familiar::default());
+        assert_eq!(summary(&again), summary(&anew), "what came before makes a difference");
+        assert_eq!(left, left_anew);
+    }
 }
 
 fn summary(taken: &Taken) -> Result<Option<String>, ()> {

@@ -92,6 +92,16 @@ pub fn connection_options(lines: &[Line<'_>]) -> Vec<Vec<u8>> {
     options.map(|option| option.trim_ascii().to_ascii_lowercase()).collect()
 }
 
+/// The bytes with one of them changed, as the first byte of an input wants it.
+pub fn changed(how: u8, bytes: &[u8]) -> Vec<u8> {
+    let mut changed = bytes.to_vec();
+    if !changed.is_empty() {
+        let at = usize::from(how) * 7 % changed.len();
+        changed[at] = b"07\r\n: a"[usize::from(how) % 7];
+    }
+    changed
+}
+
 /// The bytes in pieces, as the first byte of an input wants them: whole, single, or of a few lengths in turn.
 pub fn pieces(how: u8, bytes: &[u8]) -> Vec<&[u8]> {
     let lengths: &[usize] = match how % 4 {

@@ -3,11 +3,12 @@
 use bytes::BytesMut;
 use http::Version;
 use wecom_proxy::{
+    fields::Familiar,
     framing::Framing,
     fuzz::{RequestHead, request_head},
 };
 
-use super::model::{Body, Line, body, connection_options, header_line, is_token_letter, pieces};
+use super::model::{Body, Line, body, changed, connection_options, header_line, is_token_letter, pieces};
 
 const LONGEST: usize = 64 * 1024;
 const MOST_LINES: usize = 100;
@@ -15,9 +16,10 @@ const MOST_LINES: usize = 100;
 /// The input is a byte that says how to cut, and what a client sends.
 pub fn check(data: &[u8]) {
     let Some((how, wire)) = data.split_first() else { return };
-    let (whole, left) = taken([wire]);
-    let (cut, left_of_cut) = taken(pieces(*how, wire));
+    let (whole, left) = taken([wire], &mut Familiar::default());
+    let (cut, left_of_cut) = taken(pieces(*how, wire), &mut Familiar::default());
     assert_eq!(summary(&whole), summary(&cut), "the cuts make a difference");
+    check_again(*how, wire);
     let model = read(wire);
     match (&whole, &model) {
         (Ok(Some(head)), Some(model)) => {
@@ -36,15 +38,27 @@ pub fn check(data: &[u8]) {
 type Taken = Result<Option<RequestHead>, u16>;
 
 /// What becomes of the head when it comes in these pieces, and what is left behind it.
-fn taken<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> (Taken, BytesMut) {
+fn taken<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, familiar: &mut Familiar) -> (Taken, BytesMut) {
     let (mut buffer, mut outcome) = (BytesMut::new(), Ok(None));
     for piece in pieces {
         buffer.extend_from_slice(piece);
         if matches!(outcome, Ok(None)) {
-            outcome = request_head(&mut buffer).map_err(|status| status.as_u16());
+            outcome = request_head(&mut buffer, familiar).map_err(|status| status.as_u16());
         }
     }
     (outcome, buffer)
+}
+
+/// A connection that brought the same lines before, or nearly the same, is read no other way.
+fn check_again(how: u8, wire: &[u8]) {
+    let mut familiar = Familiar::default();
+    (0..3).for_each(|_| drop(taken([wire], &mut familiar)));
+    for wire in [wire, &changed(how, wire)] {
+        let (again, left) = taken([wire], &mut familiar);
+        let (anew, left_anew) = taken([wire], &mut Familiar::default());
+        assert_eq!(summary(&again), summary(&anew), "what came before makes a difference");
+        assert_eq!(left, left_anew);
+    }
 }
 
 fn summary(taken: &Taken) -> Result<Option<String>, ()> {

@@ -1,10 +1,6 @@
 //! What becomes known of one request on its way, and where it is written down when its answer has ended.
 
-use std::{
-    net::IpAddr,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use http::Method;
 use tokio::time::Instant;
@@ -17,6 +13,7 @@ use super::{
 };
 use crate::{
     access::{AccessLog, Level, Line},
+    clock,
     directory::{Agent, Client},
     metrics::Counter,
     recent::{Detail, Recorder},
@@ -63,6 +60,10 @@ impl Books {
 /// One request. Dropped when its answer has been handed over, or when its caller has left.
 pub(super) struct Record {
     pub(super) began: Instant,
+    /// What the clock said last: nothing has taken time since.
+    pub(super) now: Instant,
+    /// When its answer had been handed over, where that is known.
+    pub(super) ended: Option<Instant>,
     pub(super) request_id: RequestId,
     /// Where the caller is.
     pub(super) peer: Option<IpAddr>,
@@ -98,6 +99,8 @@ impl Record {
         let trace = books.tracer.as_ref().map(|tracer| tracer.begin(&request.fields, request.version, began));
         Self {
             began,
+            now: began,
+            ended: None,
             request_id,
             peer: request.peer,
             client: None,
@@ -137,8 +140,8 @@ impl Record {
 
     /// The same, now.
     pub(super) fn begin_now(&mut self, doing: Doing) {
-        if let Some(trace) = &mut self.trace {
-            trace.begin(doing, Instant::now());
+        if self.trace.is_some() {
+            self.begin(doing, Instant::now());
         }
     }
 
@@ -171,7 +174,8 @@ fn failed(error: Option<Kind>) -> Outcome {
 impl Record {
     /// It has waited for a token since then, perhaps in vain.
     pub(super) fn waited_for_token(&mut self, since: Instant, in_vain: bool) {
-        let waited = since.elapsed();
+        self.now = Instant::now();
+        let waited = self.now.saturating_duration_since(since);
         self.token += waited;
         self.end(waited, in_vain.then_some(Kind::TokenUnavailable));
         if let Some(look) = &mut self.look {
@@ -192,11 +196,12 @@ impl Drop for Record {
         if !self.books.are_kept(level) {
             return;
         }
+        let ended = self.ended.unwrap_or_else(Instant::now);
         let trace_id = self.trace.as_ref().map(|trace| trace.id());
         let detail = self.look.take().map(|look| Arc::new(look.end()));
         let line = Line {
             level,
-            at: SystemTime::now(),
+            at: clock::wall(ended),
             request_id: self.request_id.as_str(),
             trace_id: trace_id.as_ref().and_then(|id| std::str::from_utf8(id).ok()),
             peer: self.peer,
@@ -213,7 +218,7 @@ impl Drop for Record {
             whole: self.whole,
             token: self.token,
             upstream: self.upstream,
-            total: self.began.elapsed(),
+            total: ended.saturating_duration_since(self.began),
         };
         self.books.enter(&line, self.agent.as_ref(), self.client.as_ref(), detail);
         if let (Some(tracer), Some(trace)) = (&self.books.tracer, &self.trace) {

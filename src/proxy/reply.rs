@@ -4,6 +4,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http::StatusCode;
+use tokio::time::Instant;
 
 use super::{
     inspect::{Held, Inspected},
@@ -66,7 +67,7 @@ impl Reply {
 /// A body towards the caller.
 pub struct ReplyBody {
     pieces: Pieces,
-    record: Option<Record>,
+    record: Option<Box<Record>>,
 }
 
 enum Pieces {
@@ -94,9 +95,16 @@ impl ReplyBody {
     }
 
     /// Holds the record until the body has ended.
-    pub(super) fn until_end(&mut self, mut record: Record) {
+    pub(super) fn until_end(&mut self, mut record: Box<Record>) {
         record.whole = self.is_ended();
         self.record = Some(record);
+    }
+
+    /// All of it was handed over, or never will be, by this moment.
+    pub fn end(&mut self, now: Instant) {
+        if let Some(record) = &mut self.record {
+            record.ended = Some(now);
+        }
     }
 
     /// The next piece; `None` at the end.

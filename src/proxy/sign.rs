@@ -66,6 +66,10 @@ fn put_milliseconds(room: &mut BytesMut, duration: Duration) {
 pub(super) fn passed_on(fields: &Fields, token: Option<&Token>) -> Block {
     let mut lines = Block::default();
     let token = token.map(|token| token.value.expose().as_bytes());
+    if let Some(ready) = fields.ready_for_caller(token.map_or(usize::MAX, <[u8]>::len)) {
+        lines.room().put_slice(ready);
+        return lines;
+    }
     for field in fields.to_caller() {
         match token {
             Some(token) if field.value.len() >= token.len() => {

@@ -223,15 +223,16 @@ fn kind(route: &str) -> Kind {
     }
 }
 
-/// Checks what stands around the path: the method, the form of the target, `Host`.
+/// Checks what stands around the path: the method, the form of the target, and `Host`, unless that was done before.
 pub(super) fn check_head(
     request: &Request,
+    host_is_sound: bool,
     is_here: impl Fn(&str, Option<SocketAddr>) -> bool,
 ) -> Result<(), &'static str> {
     if matches!(request.method, Method::CONNECT | Method::TRACE) {
         return Err("CONNECT and TRACE are not for this proxy");
     }
-    if request.version < Version::HTTP_2 {
+    if request.version < Version::HTTP_2 && !host_is_sound {
         let mut hosts = request.fields.all(Known::Host);
         match (hosts.next(), hosts.next()) {
             (None, _) if request.version == Version::HTTP_11 => return Err("there is no Host header"),

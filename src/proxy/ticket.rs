@@ -57,6 +57,7 @@ impl Proxy {
             Elsewhere::Unknown => None,
         };
         let asked = Instant::now();
+        record.now = asked;
         // A caller who leaves meanwhile ends nothing: the next in the row fetches instead.
         let fetching = self.fetch_ticket(forward, agent, record);
         let fetched = match &shared {

@@ -21,7 +21,7 @@ use std::{
 
 use bytes::BytesMut;
 use http::{Method, Version};
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
 use self::{
     delivery::{Delivery, End, Manner},
@@ -31,7 +31,7 @@ use self::{
 use super::{LAST_CALL, LINGER, LINGER_BYTES, PREFACE, Timeouts, house::Seat};
 use crate::{
     deadline::Deadline,
-    fields::Fields,
+    fields::{Familiar, Fields},
     framing::Framing,
     io::Stream,
     proxy::{Proxy, Reply, Request, RequestTarget},
@@ -59,7 +59,7 @@ pub(super) async fn serve(
     seat: Arc<Seat>,
     proxy: &Arc<Proxy>,
 ) -> Option<(Stream, BytesMut)> {
-    let mut conversation = Conversation {
+    let mut conversation = Box::new(Conversation {
         wire: Wire::new(stream),
         peer,
         may_be_http2,
@@ -68,7 +68,10 @@ pub(super) async fn serve(
         stop_seen: stopping.clone(),
         seat,
         waiting: Deadline::idle(),
-    };
+        answered_at: None,
+        familiar: Familiar::default(),
+        proxy: proxy.clone(),
+    });
     let mut stop = pin!(stopping.wait_for(|stop| *stop));
     // Once is enough: it wakes this task whenever it comes, and then `stop_seen` tells.
     poll_fn(|cx| {
@@ -83,11 +86,11 @@ pub(super) async fn serve(
             Next::Over => false,
             Next::Head(head) => {
                 let kept;
-                (conversation, kept) = rooms::answer(conversation, head, proxy.clone()).await;
+                (conversation, kept) = rooms::answer(conversation, head).await;
                 kept
             }
             Next::Malformed(malformed) => {
-                Box::pin(conversation.refuse(malformed, proxy)).await;
+                Box::pin(conversation.refuse(malformed)).await;
                 return None;
             }
         };
@@ -107,6 +110,11 @@ struct Conversation {
     stop_seen: watch::Receiver<bool>,
     seat: Arc<Seat>,
     waiting: Deadline,
+    /// When the last answer was handed over; until its connection waits again.
+    answered_at: Option<Instant>,
+    /// The header lines that its requests bring.
+    familiar: Familiar,
+    proxy: Arc<Proxy>,
 }
 
 impl Conversation {
@@ -135,7 +143,7 @@ impl Conversation {
                         return Poll::Ready(Next::Http2);
                     }
                 } else {
-                    match head::take(&mut wire.inbound) {
+                    match head::take(&mut wire.inbound, &mut self.familiar) {
                         Ok(Some(head)) => return Poll::Ready(Next::Head(head)),
                         Ok(None) => {}
                         Err(malformed) => return Poll::Ready(Next::Malformed(malformed)),
@@ -159,7 +167,13 @@ impl Conversation {
             wire.let_go();
         }
         drop(wire);
-        self.waiting.set_if_idle(if begins { self.timeouts.idle } else { self.timeouts.head });
+        if self.waiting.at().is_none() {
+            let (since, patience) = match begins {
+                true => (self.answered_at.take(), self.timeouts.idle),
+                false => (None, self.timeouts.head),
+            };
+            self.waiting.set_after(since.unwrap_or_else(Instant::now), patience);
+        }
         if begins && self.is_unwanted() {
             return Poll::Ready(Next::Over);
         }
@@ -181,7 +195,7 @@ impl Conversation {
     }
 
     /// Has one request answered. Whether the connection is to be kept.
-    async fn answer(&mut self, head: Head, proxy: &Proxy) -> bool {
+    async fn answer(&mut self, head: Head) -> bool {
         self.may_be_http2 = false;
         // What a kept connection brings now could have come on another one.
         let late = !std::mem::take(&mut self.fresh) && self.is_stopping();
@@ -200,7 +214,7 @@ impl Conversation {
             late,
         };
         let answered = {
-            let mut handling = pin!(proxy.handle(request, body));
+            let mut handling = pin!(self.proxy.handle(request, body));
             let answered = poll_fn(|cx| match handling.as_mut().poll(cx) {
                 Poll::Ready(reply) => Poll::Ready(Some(reply)),
                 // Nobody is there to take the answer: what is under way for it ends here.
@@ -216,7 +230,7 @@ impl Conversation {
             Outcome::Kept => true,
             Outcome::Severed => false,
             Outcome::Over { still_sending } => {
-                self.close(still_sending).await;
+                close(&self.wire, still_sending).await;
                 false
             }
         }
@@ -243,7 +257,7 @@ impl Conversation {
     }
 
     /// Answers what is no request. The connection is over then.
-    async fn refuse(self, malformed: Malformed, proxy: &Proxy) {
+    async fn refuse(&mut self, malformed: Malformed) {
         let nothing = Request {
             method: Method::from_bytes(b"-").unwrap_or_default(),
             version: Version::HTTP_11,
@@ -254,21 +268,23 @@ impl Conversation {
             peer: self.peer,
             late: false,
         };
-        let reply = proxy.refuse_head(malformed.status, malformed.words, &nothing);
+        let reply = self.proxy.refuse_head(malformed.status, malformed.words, &nothing);
         let manner = Manner { version: Version::HTTP_11, is_head: false, keep: false };
         if self.deliver(reply, manner, false).await != Outcome::Severed {
-            self.close(true).await;
+            close(&self.wire, true).await;
         }
     }
 
     /// Writes an answer. `streams`: the request's body did not come with its head.
-    async fn deliver(&self, reply: Reply, manner: Manner, streams: bool) -> Outcome {
+    async fn deliver(&mut self, reply: Reply, manner: Manner, streams: bool) -> Outcome {
         // A body that nobody will read: what is here of it is thrown away, for the rest there is no use.
         let left_over = streams && !self.wire.has_reader() && !self.wire.lock().discard_body();
         let keep = manner.keep && !left_over && !self.is_stopping() && !self.seat.is_asked();
         let (mut delivery, keep) = Delivery::begin(reply, Manner { keep, ..manner });
         let end = poll_fn(|cx| delivery.poll(cx, &self.wire, self.timeouts.stall)).await;
-        drop(delivery);
+        let now = Instant::now();
+        delivery.end(now);
+        self.answered_at = Some(now);
         if end == End::Broken {
             // To a client that knows no framing, or does not look at it, an orderly close would mean that the answer is
             // whole.
@@ -288,30 +304,6 @@ impl Conversation {
             false => Outcome::Over { still_sending: unread || !self.wire.lock().inbound.is_empty() },
         }
     }
-
-    /// Closes. A client that is still sending would lose the answer in a reset: what it sends is read for a while.
-    async fn close(&self, still_sending: bool) {
-        let mut deadline = Deadline::idle();
-        deadline.set(LINGER);
-        let (mut left, mut shut) = (LINGER_BYTES, false);
-        poll_fn(|cx| {
-            let mut wire = self.wire.lock();
-            if !still_sending && wire.stream().is_plain() {
-                // Closing it says all there is to say.
-                return Poll::Ready(());
-            }
-            if !shut {
-                match wire.poll_shutdown(cx) {
-                    Poll::Ready(Ok(())) => shut = true,
-                    Poll::Ready(Err(_)) => return Poll::Ready(()),
-                    // The last word under TLS has no room behind what the client does not take.
-                    Poll::Pending => return deadline.poll_passed(cx),
-                }
-            }
-            if still_sending { wire.poll_drain(cx, &mut deadline, &mut left) } else { Poll::Ready(()) }
-        })
-        .await;
-    }
 }
 
 /// What becomes of a connection after an answer.
@@ -326,6 +318,30 @@ enum Outcome {
         /// The client may not have said all that it wants to say.
         still_sending: bool,
     },
+}
+
+/// Closes. A client that is still sending would lose the answer in a reset: what it sends is read for a while.
+async fn close(wire: &Wire, still_sending: bool) {
+    let mut deadline = Deadline::idle();
+    deadline.set(LINGER);
+    let (mut left, mut shut) = (LINGER_BYTES, false);
+    poll_fn(|cx| {
+        let mut wire = wire.lock();
+        if !still_sending && wire.stream().is_plain() {
+            // Closing it says all there is to say.
+            return Poll::Ready(());
+        }
+        if !shut {
+            match wire.poll_shutdown(cx) {
+                Poll::Ready(Ok(())) => shut = true,
+                Poll::Ready(Err(_)) => return Poll::Ready(()),
+                // The last word under TLS has no room behind what the client does not take.
+                Poll::Pending => return deadline.poll_passed(cx),
+            }
+        }
+        if still_sending { wire.poll_drain(cx, &mut deadline, &mut left) } else { Poll::Ready(()) }
+    })
+    .await;
 }
 
 /// Whether this is how HTTP/2 begins, as far as it goes.

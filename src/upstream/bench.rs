@@ -3,9 +3,9 @@
 use bytes::BytesMut;
 
 use super::head;
-use crate::fields::Fields;
+use crate::fields::{Familiar, Fields};
 
 /// Takes an answer's head off what the upstream sent; its lines.
-pub fn answer_head(buffer: &mut BytesMut) -> Option<Fields> {
-    head::take(buffer).ok().flatten().map(|head| head.fields)
+pub fn answer_head(buffer: &mut BytesMut, familiar: &mut Familiar) -> Option<Fields> {
+    head::take(buffer, familiar).ok().flatten().map(|head| head.fields)
 }

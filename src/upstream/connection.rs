@@ -14,7 +14,7 @@ use tokio::{
     task::unconstrained,
 };
 
-use crate::{deadline::Deadline, io::Stream};
+use crate::{deadline::Deadline, fields::Familiar, io::Stream};
 
 /// A connection between two requests.
 pub(super) struct Connection {
@@ -22,11 +22,19 @@ pub(super) struct Connection {
     pub(super) inbound: BytesMut,
     pub(super) outbound: BytesMut,
     pub(super) deadline: Deadline,
+    /// The header lines that its answers bring.
+    pub(super) familiar: Familiar,
 }
 
 impl Connection {
     pub(super) fn new(stream: Stream) -> Self {
-        Self { stream, inbound: BytesMut::new(), outbound: BytesMut::new(), deadline: Deadline::idle() }
+        Self {
+            stream,
+            inbound: BytesMut::new(),
+            outbound: BytesMut::new(),
+            deadline: Deadline::idle(),
+            familiar: Familiar::default(),
+        }
     }
 
     /// Whether an idle connection is still open and silent, as far as the runtime has been told by the kernel. Whatever came

@@ -40,14 +40,16 @@ const LARGE_READ: usize = 128 * 1024;
 const LARGE_READS: usize = 16 * 1024 * 1024;
 
 /// Sends a request and waits for the answer's head. What came with it is taken along, and a connection that is done with
-/// goes back to the pool at once.
+/// goes back to the pool at once. `now` is what the clock says, if it was just asked.
 pub(super) async fn send(
-    connection: Connection,
+    connection: Box<Connection>,
     pool: &Arc<Pool>,
     outgoing: &Outgoing<'_>,
     reader: Option<Reader>,
+    now: Option<Instant>,
 ) -> Result<Answer, Failure> {
     let mut exchange = Exchange::begin(connection, pool.clone(), outgoing, reader);
+    exchange.now = now;
     let Head { status, fields, .. } = poll_fn(|cx| exchange.poll_head(cx)).await?;
     let came = Instant::now();
     let length = answer_length(&fields).unwrap_or_default();
@@ -73,13 +75,15 @@ enum Sending {
 
 /// A request on the wire, and its answer as far as it has come.
 pub(super) struct Exchange {
-    connection: Connection,
+    connection: Box<Connection>,
     pool: Arc<Pool>,
     method: Method,
     sending: Sending,
     piece: Bytes,
     after_piece: &'static [u8],
     framing: Framing,
+    /// What the clock says, until time has passed.
+    now: Option<Instant>,
     reusable: bool,
     wrote: bool,
     /// Interim answers that were passed over.
@@ -111,7 +115,7 @@ impl Drop for Large {
 impl Exchange {
     /// Writes the head into the connection's buffer; nothing is sent before the first poll.
     fn begin(
-        mut connection: Connection,
+        mut connection: Box<Connection>,
         pool: Arc<Pool>,
         outgoing: &Outgoing<'_>,
         reader: Option<Reader>,
@@ -126,6 +130,7 @@ impl Exchange {
             piece: Bytes::new(),
             after_piece: b"",
             framing: Framing::Done,
+            now: None,
             reusable: true,
             wrote: false,
             interim: 0,
@@ -135,6 +140,7 @@ impl Exchange {
 
     /// Sends, and waits for the answer's head.
     fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Head, Failure>> {
+        let now = self.now.take();
         if let Poll::Ready(Err(failure)) = self.poll_send(cx) {
             return Poll::Ready(Err(failure));
         }
@@ -159,7 +165,11 @@ impl Exchange {
                     return Poll::Pending;
                 }
                 Poll::Pending => {
-                    self.connection.deadline.set_if_idle(self.pool.settings.response_timeout);
+                    let deadline = &mut self.connection.deadline;
+                    if deadline.at().is_none() {
+                        let patience = self.pool.settings.response_timeout;
+                        deadline.set_after(now.unwrap_or_else(Instant::now), patience);
+                    }
                     ready!(self.connection.deadline.poll_passed(cx));
                     return Poll::Ready(Err(self.failure(Flaw::NoAnswer)));
                 }
@@ -330,7 +340,7 @@ impl Exchange {
 
     /// Writes once: what is left of the head, the piece in hand and what closes its chunk, together.
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Connection { stream, outbound, deadline, .. } = &mut self.connection;
+        let Connection { stream, outbound, deadline, .. } = &mut *self.connection;
         let written = if self.piece.is_empty() && self.after_piece.is_empty() {
             ready!(Pin::new(stream).poll_write(cx, outbound))?
         } else {
@@ -355,7 +365,7 @@ impl Exchange {
 
     /// Reads once into the buffer; 0 is the end of the stream.
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let Connection { stream, inbound, .. } = &mut self.connection;
+        let Connection { stream, inbound, .. } = &mut *self.connection;
         inbound.reserve(self.large.as_ref().map_or(SMALL_READ, Large::read));
         let read = ready!(pin!(stream.read_buf(inbound)).poll(cx))?;
         if read >= SMALL_READ && self.large.is_none() {
@@ -366,8 +376,9 @@ impl Exchange {
 
     /// The answer's head, once the buffer holds all of it. Interim answers (1xx) are dropped.
     fn take_head(&mut self) -> Result<Option<Head>, Flaw> {
-        while !self.connection.inbound.is_empty() {
-            let Some(head) = head::take(&mut self.connection.inbound)? else { return Ok(None) };
+        let Connection { inbound, familiar, .. } = &mut *self.connection;
+        while !inbound.is_empty() {
+            let Some(head) = head::take(inbound, familiar)? else { return Ok(None) };
             if head.status.is_informational() {
                 self.interim += 1;
                 if self.interim > MOST_INTERIM {

@@ -184,7 +184,7 @@ impl Place {
             body_timeout: settings.body_timeout,
         };
         let ended = answer.is_ended();
-        let body = AnswerBody(if ended { Source::Ended } else { Source::Http2(answer) });
+        let body = AnswerBody(if ended { Source::Ended } else { Source::Http2(Box::new(answer)) });
         Ok(super::Answer { status: parts.status, fields, length, body, came })
     }
 }

@@ -2,11 +2,11 @@
 
 use std::{fmt::Write as _, mem::MaybeUninit};
 
-use bytes::{BufMut, BytesMut};
+use bytes::{Buf, BufMut, BytesMut};
 use http::StatusCode;
 
 use super::{BodyLength, Flaw, Outgoing};
-use crate::fields::{Fields, Found};
+use crate::fields::{Familiar, Fields, Found, lines_at};
 
 /// Most bytes of an answer's head.
 const MAX_HEAD: usize = 64 * 1024;
@@ -24,12 +24,7 @@ pub(super) fn write(out: &mut BytesMut, outgoing: &Outgoing<'_>, authority: &str
     out.put_slice(b" HTTP/1.1\r\nhost: ");
     out.put_slice(authority.as_bytes());
     out.put_slice(b"\r\n");
-    for field in outgoing.fields.to_upstream() {
-        out.put_slice(field.name);
-        out.put_slice(b": ");
-        out.put_slice(field.value);
-        out.put_slice(b"\r\n");
-    }
+    outgoing.fields.put_to_upstream(out);
     match outgoing.body {
         BodyLength::Absent => {}
         BodyLength::Known(length) => {
@@ -48,8 +43,12 @@ pub(super) struct Head {
     pub(super) persistent: bool,
 }
 
-/// Takes a whole head off the buffer; `None` while it is not all there.
-pub(super) fn take(buffer: &mut BytesMut) -> Result<Option<Head>, Flaw> {
+/// Takes a whole head off the buffer; `None` while it is not all there. `familiar` are the lines that this connection
+/// brought before.
+pub(super) fn take(buffer: &mut BytesMut, familiar: &mut Familiar) -> Result<Option<Head>, Flaw> {
+    if let Some(head) = take_familiar(buffer, familiar) {
+        return Ok(Some(head));
+    }
     let mut lines = [const { MaybeUninit::uninit() }; MAX_HEADERS];
     let mut response = httparse::Response::new(&mut []);
     let parsed = httparse::ParserConfig::default().parse_response_with_uninit_headers(
@@ -64,14 +63,41 @@ pub(super) fn take(buffer: &mut BytesMut) -> Result<Option<Head>, Flaw> {
         Err(httparse::Error::TooManyHeaders) => return Err(Flaw::Head("it has more than 128 header lines")),
         Err(_) => return Err(Flaw::Head("it does not speak HTTP/1.1")),
     };
+    let said = said(&response)?;
+    let lines_at = lines_at(&buffer[..length]).unwrap_or(length);
+    let found = Found::new(&buffer[lines_at..], response.headers);
+    buffer.advance(lines_at);
+    let fields = found.within(buffer.split_to(length - lines_at).freeze());
+    familiar.note(&fields);
+    Ok(Some(Head::new(said, fields)))
+}
+
+/// The same for a head of which only the first line is new. What is wrong with one is not said here.
+fn take_familiar(buffer: &mut BytesMut, familiar: &mut Familiar) -> Option<Head> {
+    let lines_at = lines_at(buffer)?;
+    let (fields, end) = familiar.recognise(&buffer[lines_at..])?;
+    let mut response = httparse::Response::new(&mut []);
+    if lines_at + end > MAX_HEAD || response.parse(&buffer[..lines_at]).ok()?.is_complete() {
+        return None;
+    }
+    let said = said(&response).ok()?;
+    buffer.advance(lines_at + end);
+    Some(Head::new(said, fields))
+}
+
+/// Takes in the status line: the status, and whether it is of HTTP/1.1.
+fn said(response: &httparse::Response<'_, '_>) -> Result<(StatusCode, bool), Flaw> {
     let status = response.code.and_then(|code| StatusCode::from_u16(code).ok());
     let status = status.ok_or(Flaw::Head("its status is not a number from 100 to 999"))?;
     if status == StatusCode::SWITCHING_PROTOCOLS {
         return Err(Flaw::Head("it switches to another protocol, which nobody asked for"));
     }
-    let is_new = response.version == Some(1);
-    let found = Found::new(buffer, response.headers);
-    let fields = found.within(buffer.split_to(length).freeze());
-    let persistent = is_new && !fields.says_close();
-    Ok(Some(Head { status, fields, persistent }))
+    Ok((status, response.version == Some(1)))
+}
+
+impl Head {
+    fn new((status, is_new): (StatusCode, bool), fields: Fields) -> Self {
+        let persistent = is_new && !fields.says_close();
+        Self { status, fields, persistent }
+    }
 }

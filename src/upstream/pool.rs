@@ -28,7 +28,7 @@ pub(super) struct Pool {
 
 #[derive(Default)]
 struct Kept {
-    idle: Vec<(Connection, Instant)>,
+    idle: Vec<(Box<Connection>, Instant)>,
     /// With the moment at which each was last asked for.
     shared: Vec<(h2::Sender, Instant)>,
     sweeping: bool,
@@ -40,7 +40,7 @@ impl Pool {
     }
 
     /// The connection used last, if it still looks open.
-    pub(super) fn take(&self, now: Instant) -> Option<Connection> {
+    pub(super) fn take(&self, now: Instant) -> Option<Box<Connection>> {
         let mut kept = self.kept();
         while let Some((mut connection, since)) = kept.idle.pop() {
             let idle = now.saturating_duration_since(since);
@@ -56,7 +56,7 @@ impl Pool {
     }
 
     /// Keeps a connection for the next request.
-    pub(super) fn put(self: &Arc<Self>, connection: Connection, now: Instant) {
+    pub(super) fn put(self: &Arc<Self>, connection: Box<Connection>, now: Instant) {
         let mut kept = self.kept();
         kept.idle.push((connection, now));
         self.see_to_sweeping(&mut kept);

@@ -9,6 +9,7 @@ use std::{
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::{Method, StatusCode, Version};
+use tokio::time::Instant;
 
 use super::wire::Wire;
 use crate::{
@@ -151,7 +152,13 @@ impl Delivery {
                 wire.poll_write(cx, &slices[first..])
             };
             match written {
-                Poll::Ready(Ok(written)) if written > 0 => self.advance(written),
+                Poll::Ready(Ok(written)) if written > 0 => {
+                    self.advance(written);
+                    // Nothing is left in a plain stream that would have to be flushed.
+                    if self.ended && !self.has_unsent() && wire.stream().is_plain() {
+                        return Poll::Ready(End::Whole);
+                    }
+                }
                 Poll::Ready(_) => return Poll::Ready(End::Broken),
                 Poll::Pending => {
                     drop(wire);
@@ -202,6 +209,11 @@ impl Delivery {
         }
         self.ended = ended;
         Poll::Ready(Ok(()))
+    }
+
+    /// It has ended by this moment.
+    pub(super) fn end(mut self, now: Instant) {
+        self.body.end(now);
     }
 
     fn advance(&mut self, written: usize) {

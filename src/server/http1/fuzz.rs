@@ -5,7 +5,7 @@ use http::{Method, StatusCode, Version};
 
 use super::head;
 use crate::{
-    fields::Fields,
+    fields::{Familiar, Fields},
     framing::{Framing, FramingError},
     proxy::RequestTarget,
 };
@@ -28,9 +28,14 @@ pub struct RequestHead {
     pub persistent: bool,
 }
 
-/// Takes a request's head off what a client sent. An error has the status that answers it.
-pub fn request_head(buffer: &mut BytesMut) -> Result<Option<RequestHead>, StatusCode> {
-    let Some(head) = head::take(buffer).map_err(|malformed| malformed.status)? else { return Ok(None) };
+/// Takes a request's head off what a client sent that brought `familiar` lines before. An error has the status that answers it.
+pub fn request_head(
+    buffer: &mut BytesMut,
+    familiar: &mut Familiar,
+) -> Result<Option<RequestHead>, StatusCode> {
+    let Some(head) = head::take(buffer, familiar).map_err(|malformed| malformed.status)? else {
+        return Ok(None);
+    };
     let persistent = head.is_persistent();
     let head::Head { method, version, target, authority, fields, framing } = head;
     Ok(Some(RequestHead { method, version, target, authority, fields, framing, persistent }))

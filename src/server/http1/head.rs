@@ -2,11 +2,11 @@
 
 use std::mem::MaybeUninit;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use http::{Method, StatusCode, Version};
 
 use crate::{
-    fields::{Fields, Found, Known},
+    fields::{Familiar, Fields, Found, Known, lines_at},
     framing::{Framing, FramingError},
     proxy::RequestTarget,
 };
@@ -29,6 +29,12 @@ pub(super) struct Head {
 }
 
 impl Head {
+    fn new(asked: Asked, fields: Fields) -> Self {
+        let Asked { method, version, target, authority } = asked;
+        let framing = Framing::of_request(version, &fields);
+        Self { method, version, target, authority, fields, framing }
+    }
+
     /// Whether the client wants to send more requests on this connection.
     pub(super) fn is_persistent(&self) -> bool {
         match self.version {
@@ -59,8 +65,20 @@ const fn too_large(words: &'static str) -> Malformed {
     Malformed { status: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, words }
 }
 
-/// Takes a whole head off the buffer; `None` while it is not all there.
-pub(super) fn take(buffer: &mut BytesMut) -> Result<Option<Head>, Malformed> {
+/// What a request line says.
+struct Asked {
+    method: Method,
+    version: Version,
+    target: RequestTarget,
+    authority: Option<Bytes>,
+}
+
+/// Takes a whole head off the buffer; `None` while it is not all there. `familiar` are the lines that this connection
+/// brought before.
+pub(super) fn take(buffer: &mut BytesMut, familiar: &mut Familiar) -> Result<Option<Head>, Malformed> {
+    if let Some(head) = take_familiar(buffer, familiar) {
+        return Ok(Some(head));
+    }
     let mut lines = [const { MaybeUninit::uninit() }; MAX_LINES];
     let mut request = httparse::Request::new(&mut []);
     let length = match request.parse_with_uninit_headers(buffer, &mut lines) {
@@ -74,25 +92,43 @@ pub(super) fn take(buffer: &mut BytesMut) -> Result<Option<Head>, Malformed> {
         Err(error) => return Err(flaw(error)),
     };
     check_line_ends(&buffer[..length])?;
+    let asked = asked(&request)?;
+    let lines_at = lines_at(&buffer[..length]).unwrap_or(length);
+    let found = Found::new(&buffer[lines_at..], request.headers);
+    buffer.advance(lines_at);
+    let fields = found.within(buffer.split_to(length - lines_at).freeze());
+    familiar.note(&fields);
+    Ok(Some(Head::new(asked, fields)))
+}
+
+/// The same for a head of which only the first line is new. What is wrong with one is not said here.
+fn take_familiar(buffer: &mut BytesMut, familiar: &mut Familiar) -> Option<Head> {
+    let lines_at = lines_at(buffer)?;
+    let (fields, end) = familiar.recognise(&buffer[lines_at..])?;
+    let first_line = buffer[..lines_at].strip_suffix(b"\r\n").map(|_| &buffer[..lines_at])?;
+    let mut request = httparse::Request::new(&mut []);
+    if lines_at + end > MAX_HEAD || request.parse(first_line).ok()?.is_complete() {
+        return None;
+    }
+    let asked = asked(&request).ok()?;
+    buffer.advance(lines_at + end);
+    Some(Head::new(asked, fields))
+}
+
+/// Takes in the request line.
+fn asked(request: &httparse::Request<'_, '_>) -> Result<Asked, Malformed> {
     let (Some(method), Some(target), Some(version)) = (request.method, request.path, request.version) else {
         return Err(malformed("the request line is not complete"));
     };
     let method = Method::from_bytes(method.as_bytes()).map_err(|_| malformed("the method is not one"))?;
     let version = if version == 0 { Version::HTTP_10 } else { Version::HTTP_11 };
-    let start = target.as_ptr() as usize - buffer.as_ptr() as usize;
     let path_at =
         path_start(target).ok_or(malformed("the request's target is neither a path nor an http URL"))?;
-    let authority_at = authority_start(target).map(|authority| start + authority..start + path_at);
+    let authority =
+        authority_start(target).map(|start| Bytes::copy_from_slice(&target.as_bytes()[start..path_at]));
     // `http://host` stands for `http://host/`.
     let target = if path_at == target.len() { "/" } else { &target[path_at..] };
-    let target = RequestTarget::new(target);
-    let found = Found::new(buffer, request.headers);
-
-    let text = buffer.split_to(length).freeze();
-    let authority = authority_at.map(|at| text.slice(at));
-    let fields = found.within(text);
-    let framing = Framing::of_request(version, &fields);
-    Ok(Some(Head { method, version, target, authority, fields, framing }))
+    Ok(Asked { method, version, target: RequestTarget::new(target), authority })
 }
 
 /// A line ends in CR LF. What ends in LF alone is two lines to one reader and one to another.

@@ -2,49 +2,42 @@
 //! a request: so they stay where they are, and connections come and go.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     future::{Future, poll_fn},
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::Poll,
 };
 
 use super::{Conversation, head::Head};
-use crate::proxy::Proxy;
 
 /// Most rooms that wait on one thread.
 const MOST: usize = 64;
 
+/// A future that answers one request after the other.
+type Room = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Who comes in, and who goes out: a connection with a request, and one with whether it is to be kept.
+type In = (Box<Conversation>, Head);
+type Out = (Box<Conversation>, bool);
+
 thread_local! {
     static EMPTY: RefCell<Vec<Room>> = const { RefCell::new(Vec::new()) };
-}
-
-/// A future that answers one request after the other, and the door through which they come.
-struct Room {
-    door: Arc<Mutex<Door>>,
-    answering: Pin<Box<dyn Future<Output = ()> + Send>>,
-}
-
-enum Door {
-    Shut,
-    /// A connection with a request.
-    In(Conversation, Head, Arc<Proxy>),
-    /// The connection, and whether it is to be kept.
-    Out(Conversation, bool),
+    /// The door of all rooms. Whoever comes in or goes out passes it while the room is polled, so it is never in anybody's way.
+    static IN: Cell<Option<In>> = const { Cell::new(None) };
+    static OUT: Cell<Option<Out>> = const { Cell::new(None) };
 }
 
 /// Has one request answered. The connection comes back, with whether it is to be kept.
-pub(super) async fn answer(
-    conversation: Conversation,
-    head: Head,
-    proxy: Arc<Proxy>,
-) -> (Conversation, bool) {
-    let mut room = EMPTY.with_borrow_mut(Vec::pop).unwrap_or_else(Room::open);
-    *room.door() = Door::In(conversation, head, proxy);
+pub(super) async fn answer(conversation: Box<Conversation>, head: Head) -> (Box<Conversation>, bool) {
+    let mut room = EMPTY.with_borrow_mut(Vec::pop).unwrap_or_else(open);
+    let mut coming = Some((conversation, head));
     let answered = poll_fn(|cx| {
+        if coming.is_some() {
+            IN.set(coming.take());
+        }
         // It goes on for ever; what counts is whether somebody has come out.
-        let _ = room.answering.as_mut().poll(cx);
-        room.door().go_out()
+        let _ = room.as_mut().poll(cx);
+        OUT.take().map_or(Poll::Pending, Poll::Ready)
     })
     .await;
     EMPTY.with_borrow_mut(|empty| {
@@ -55,48 +48,13 @@ pub(super) async fn answer(
     answered
 }
 
-impl Door {
-    fn come_in(&mut self) -> Poll<(Conversation, Head, Arc<Proxy>)> {
-        match std::mem::replace(self, Self::Shut) {
-            Self::In(conversation, head, proxy) => Poll::Ready((conversation, head, proxy)),
-            other => {
-                *self = other;
-                Poll::Pending
-            }
+fn open() -> Room {
+    Box::pin(async {
+        loop {
+            // Whoever comes in polls.
+            let (mut conversation, head) = poll_fn(|_| IN.take().map_or(Poll::Pending, Poll::Ready)).await;
+            let keep = conversation.answer(head).await;
+            OUT.set(Some((conversation, keep)));
         }
-    }
-
-    fn go_out(&mut self) -> Poll<(Conversation, bool)> {
-        match std::mem::replace(self, Self::Shut) {
-            Self::Out(conversation, keep) => Poll::Ready((conversation, keep)),
-            other => {
-                *self = other;
-                Poll::Pending
-            }
-        }
-    }
-}
-
-impl Room {
-    fn open() -> Self {
-        let door = Arc::new(Mutex::new(Door::Shut));
-        let inside = door.clone();
-        let answering = Box::pin(async move {
-            loop {
-                // Whoever comes in polls.
-                let (mut conversation, head, proxy) = poll_fn(|_| lock(&inside).come_in()).await;
-                let keep = conversation.answer(head, &proxy).await;
-                *lock(&inside) = Door::Out(conversation, keep);
-            }
-        });
-        Self { door, answering }
-    }
-
-    fn door(&self) -> MutexGuard<'_, Door> {
-        lock(&self.door)
-    }
-}
-
-fn lock(door: &Mutex<Door>) -> MutexGuard<'_, Door> {
-    door.lock().unwrap_or_else(PoisonError::into_inner)
+    })
 }

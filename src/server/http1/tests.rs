@@ -16,7 +16,6 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, TlsConnector, client::TlsStream};
 
 use super::*;
-use crate::server::House;
 
 /// Both ends of a connection under TLS.
 async fn tls_pair() -> (Stream, TlsStream<UnixStream>) {
@@ -52,19 +51,9 @@ async fn a_client_that_takes_nothing_does_not_keep_its_seat() {
         let (mut stream, _client) = tls_pair().await;
         let mut fill = |cx: &mut Context<'_>| Pin::new(&mut stream).poll_write(cx, &[0; 16 * 1024]);
         while poll_fn(|cx| Poll::Ready(fill(cx).is_ready())).await {}
-        let (_stop, stop_seen) = watch::channel(false);
-        let conversation = Conversation {
-            wire: Wire::new(stream),
-            peer: None,
-            may_be_http2: false,
-            fresh: false,
-            timeouts: Timeouts { head: LINGER, idle: LINGER, stall: LINGER },
-            stop_seen,
-            seat: House::new(1).free_seat().expect("a seat"),
-            waiting: Deadline::idle(),
-        };
+        let wire = Wire::new(stream);
         let began = Instant::now();
-        let closed = timeout(10 * LINGER, conversation.close(still_sending)).await;
+        let closed = timeout(10 * LINGER, close(&wire, still_sending)).await;
         assert_eq!(closed, Ok(()), "it is closed at last");
         assert!(began.elapsed() >= LINGER - Duration::from_millis(1), "and not before its time");
     }

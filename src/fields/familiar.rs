@@ -1,0 +1,212 @@
+//! Header lines that came before. Most programs send the same lines with each request on a connection, and a server with
+//! each answer: what was made of them once serves again, and all that is left to do is to compare them. Only the number in
+//! `Content-Length` may differ.
+
+use std::{
+    cell::RefCell,
+    hash::{BuildHasher, Hasher},
+    sync::Arc,
+};
+
+use bytes::{Bytes, BytesMut};
+use foldhash::fast::RandomState;
+
+use super::{Field, Fields, Known, Line, Lines, Span};
+
+/// Longest text that is remembered.
+const LONGEST: usize = 1024;
+/// How many are remembered on each thread, for connections that have not met them yet.
+const MOST: usize = 256;
+/// Most digits of a length.
+const MOST_DIGITS: usize = 20;
+
+/// The lines that one connection brought last, of two kinds: a client that reads and writes in turn is not strange each time.
+#[derive(Default)]
+pub struct Familiar([Option<Arc<Lines>>; 2]);
+
+/// What was made of lines that came before.
+pub(super) struct Ready {
+    /// The number in `Content-Length`.
+    length: Option<Span>,
+    /// What goes on to the upstream.
+    to_upstream: Bytes,
+    /// What goes on to the caller, and how long its longest value is.
+    to_caller: (Bytes, usize),
+}
+
+/// The number in `Content-Length`, as it is written.
+#[derive(Clone, Copy)]
+pub(super) struct Digits {
+    text: [u8; MOST_DIGITS],
+    count: u8,
+}
+
+impl Familiar {
+    /// The lines at the beginning of `text`, if they came before on this connection, and how many bytes they are with the
+    /// empty line behind them.
+    pub fn recognise(&mut self, text: &[u8]) -> Option<(Fields, usize)> {
+        let nth = self.0.iter().flatten().position(|lines| lines.begin(text).is_some())?;
+        if nth > 0 {
+            self.0.swap(0, nth);
+        }
+        let lines = self.0[0].as_ref()?;
+        let (end, length) = lines.begin(text)?;
+        Some((Fields { lines: lines.clone(), length }, end))
+    }
+
+    /// Takes note of lines that had to be read. Those that came before, if only on another connection, are recognised from now
+    /// on.
+    pub fn note(&mut self, fields: &Fields) {
+        thread_local! {
+            static SEEN: RefCell<Seen> = RefCell::default();
+        }
+        if let Some(lines) = SEEN.with_borrow_mut(|seen| seen.note(&fields.lines)) {
+            self.0.rotate_right(1);
+            self.0[0] = Some(lines);
+        }
+    }
+}
+
+/// What one thread has seen.
+struct Seen {
+    hasher: RandomState,
+    slots: Vec<Slot>,
+}
+
+#[derive(Clone, Default)]
+struct Slot {
+    /// The hash of lines that came once.
+    once: u64,
+    /// Lines that came again, and their hash.
+    again: Option<(u64, Arc<Lines>)>,
+}
+
+impl Default for Seen {
+    fn default() -> Self {
+        Self { hasher: RandomState::default(), slots: vec![Slot::default(); MOST] }
+    }
+}
+
+impl Seen {
+    /// The lines as they are remembered, if they came before.
+    fn note(&mut self, lines: &Lines) -> Option<Arc<Lines>> {
+        if !lines.may_come_again() {
+            return None;
+        }
+        let parts = lines.around(lines.length());
+        let mut hasher = self.hasher.build_hasher();
+        parts.iter().for_each(|part| hasher.write(part));
+        let hash = hasher.finish();
+        let slot = &mut self.slots[hash as usize % MOST];
+        // A text is compared only with one of the same hash: how long that takes tells nobody how a secret in it begins.
+        if let Some((known, again)) = &slot.again
+            && *known == hash
+            && again.around(again.length()) == parts
+        {
+            return Some(again.clone());
+        }
+        if slot.once != hash {
+            slot.once = hash;
+            return None;
+        }
+        let again = Arc::new(lines.made_ready());
+        slot.again = Some((hash, again.clone()));
+        Some(again)
+    }
+}
+
+impl Lines {
+    /// Whether they are worth remembering.
+    fn may_come_again(&self) -> bool {
+        let is_rare = |line: &Line| matches!(line.known, Known::RequestId | Known::Traceparent);
+        let lengths = self.each.iter().filter(|line| line.known == Known::ContentLength);
+        self.text.len() <= LONGEST && !self.each.iter().any(is_rare) && lengths.count() <= 1
+    }
+
+    /// Where the number stands in `Content-Length`, if it is one.
+    fn length(&self) -> Option<Span> {
+        if let Some(ready) = &self.familiar {
+            return ready.length;
+        }
+        let line = self.each.iter().find(|line| line.known == Known::ContentLength)?;
+        Digits::of(line.value.of_text(&self.text)).map(|_| line.value)
+    }
+
+    /// The text before and behind that number.
+    fn around(&self, length: Option<Span>) -> [&[u8]; 2] {
+        match length {
+            Some(length) => [&self.text[..length.start as usize], &self.text[length.end as usize..]],
+            None => [&self.text, &[]],
+        }
+    }
+
+    /// Whether `text` begins with these lines: where they end, and the number that it has in `Content-Length`.
+    fn begin(&self, text: &[u8]) -> Option<(usize, Option<Digits>)> {
+        let length = self.length();
+        let [before, behind] = self.around(length);
+        let mut rest = text.strip_prefix(before)?;
+        let digits = match length {
+            Some(_) => {
+                let count = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
+                let digits = Digits::of(&rest[..count])?;
+                rest = &rest[count..];
+                Some(digits)
+            }
+            None => None,
+        };
+        let rest = rest.strip_prefix(behind)?;
+        Some((text.len() - rest.len(), digits))
+    }
+
+    /// The same with a text of their own, and laid out for either direction.
+    fn made_ready(&self) -> Self {
+        let lines = Self::new(Bytes::copy_from_slice(&self.text), self.each.clone());
+        let length = lines.length();
+        let fields = Fields::from(lines);
+        let longest = fields.to_caller().map(|field| field.value.len()).max().unwrap_or_default();
+        let ready = Ready {
+            length,
+            to_upstream: laid_out(fields.to_upstream()),
+            to_caller: (laid_out(fields.to_caller()), longest),
+        };
+        let Lines { text, each, close, keep_alive, .. } = &*fields.lines;
+        Self {
+            text: text.clone(),
+            each: each.clone(),
+            close: *close,
+            keep_alive: *keep_alive,
+            familiar: Some(ready),
+        }
+    }
+}
+
+impl Ready {
+    pub(super) fn to_upstream(&self) -> &[u8] {
+        &self.to_upstream
+    }
+
+    /// What goes on to the caller, if none of its values is as long as that.
+    pub(super) fn to_caller(&self, too_long: usize) -> Option<&[u8]> {
+        let (lines, longest) = &self.to_caller;
+        (*longest < too_long).then_some(lines)
+    }
+}
+
+fn laid_out<'a>(fields: impl Iterator<Item = Field<'a>>) -> Bytes {
+    let mut lines = BytesMut::new();
+    fields.for_each(|field| field.put(&mut lines));
+    lines.freeze()
+}
+
+impl Digits {
+    fn of(text: &[u8]) -> Option<Self> {
+        let count = u8::try_from(text.len()).ok().filter(|count| (1..=MOST_DIGITS as u8).contains(count))?;
+        let mut digits = Self { text: [0; MOST_DIGITS], count };
+        digits.text[..text.len()].copy_from_slice(text);
+        text.iter().all(u8::is_ascii_digit).then_some(digits)
+    }
+
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        &self.text[..usize::from(self.count)]
+    }
+}
