@@ -55,15 +55,16 @@ impl Familiar {
     }
 
     /// Takes note of lines that had to be read. Those that came before, if only on another connection, are recognised from now
-    /// on.
-    pub fn note(&mut self, fields: &Fields) {
+    /// on, and come back as they are remembered.
+    pub fn note(&mut self, fields: Fields) -> Fields {
         thread_local! {
             static SEEN: RefCell<Seen> = RefCell::default();
         }
-        if let Some(lines) = SEEN.with_borrow_mut(|seen| seen.note(&fields.lines)) {
-            self.0.rotate_right(1);
-            self.0[0] = Some(lines);
-        }
+        let Some(lines) = SEEN.with_borrow_mut(|seen| seen.note(&fields.lines)) else { return fields };
+        self.0.rotate_right(1);
+        self.0[0] = Some(lines.clone());
+        let length = fields.first(Known::ContentLength).and_then(Digits::of);
+        Fields { lines, length }
     }
 }
 
@@ -208,5 +209,124 @@ impl Digits {
 
     pub(super) fn as_bytes(&self) -> &[u8] {
         &self.text[..usize::from(self.count)]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A name that no other test uses: what one of them has seen another must not know.
+    fn lines(name: &str, more: &str) -> String {
+        format!("Host: x\r\nX-Test: {name}\r\n{more}Accept: */*\r\n\r\n")
+    }
+
+    fn read(text: &str) -> Fields {
+        let mut room = [httparse::EMPTY_HEADER; 16];
+        let httparse::Status::Complete((_, headers)) =
+            httparse::parse_headers(text.as_bytes(), &mut room).expect("lines")
+        else {
+            panic!("the lines do not end");
+        };
+        super::super::Found::new(text.as_bytes(), headers).within(Bytes::copy_from_slice(text.as_bytes()))
+    }
+
+    fn told(fields: &Fields) -> Vec<(Vec<u8>, Vec<u8>)> {
+        fields.iter().map(|field| (field.name.to_vec(), field.value.to_vec())).collect()
+    }
+
+    #[test]
+    fn lines_are_recognised_when_they_came_twice_whoever_brought_them() {
+        let text = lines("twice", "");
+        let mut first = Familiar::default();
+        let fields = first.note(read(&text));
+        assert!(fields.mark().is_none() && first.recognise(text.as_bytes()).is_none(), "once is not often");
+        let mut other = Familiar::default();
+        let fields = other.note(read(&text));
+        assert!(fields.mark().is_some(), "the second time they come as they are remembered");
+        let more = text.clone() + "GET /";
+        let (again, end) = other.recognise(more.as_bytes()).expect("they came before");
+        assert_eq!((again.mark(), end), (fields.mark(), text.len()));
+        assert_eq!(told(&again), told(&read(&text)));
+        assert!(first.recognise(text.as_bytes()).is_none(), "each connection looks for itself");
+    }
+
+    #[test]
+    fn a_length_may_differ_and_nothing_else() {
+        let mut familiar = Familiar::default();
+        for length in ["12", "7"] {
+            let fields = familiar.note(read(&lines("length", &format!("Content-Length: {length}\r\n"))));
+            assert_eq!(fields.first(Known::ContentLength), Some(length.as_bytes()));
+        }
+        for length in ["0", "7", "00000000000000000012", "99999999999999999999"] {
+            let text = lines("length", &format!("Content-Length: {length}\r\n"));
+            let (fields, end) = familiar.recognise(text.as_bytes()).expect("only the length differs");
+            assert_eq!(end, text.len());
+            assert_eq!(told(&fields), told(&read(&text)));
+        }
+        for strange in ["", "-1", "+7", "7 ", " 7", "7,7", "0x7", "7\r\nA: b", "111111111111111111111"] {
+            let text = lines("length", &format!("Content-Length: {strange}\r\n"));
+            assert!(familiar.recognise(text.as_bytes()).is_none(), "{strange:?}");
+        }
+        let text = lines("length", "Content-Length: 7\r\n");
+        for at in 0..text.len() {
+            let mut other = text.clone().into_bytes();
+            other[at] = other[at].wrapping_add(1);
+            let recognised = familiar.recognise(&other);
+            assert_eq!(recognised.is_some(), text.as_bytes()[at] == b'7', "byte {at}");
+            assert!(familiar.recognise(&text.as_bytes()[..at]).is_none(), "it is not whole");
+        }
+    }
+
+    #[test]
+    fn a_connection_knows_two_kinds() {
+        let [reads, writes, third] = ["reads", "writes", "third"].map(|name| lines(name, ""));
+        let mut familiar = Familiar::default();
+        for text in [&reads, &writes, &third] {
+            (0..2).for_each(|_| drop(familiar.note(read(text))));
+        }
+        for _ in 0..3 {
+            for text in [&writes, &third] {
+                assert!(familiar.recognise(text.as_bytes()).is_some());
+            }
+        }
+        assert!(familiar.recognise(reads.as_bytes()).is_none());
+    }
+
+    #[test]
+    fn what_is_never_the_same_is_not_remembered() {
+        let long = format!("X-Long: {}\r\n", "a".repeat(LONGEST));
+        let twice = "Content-Length: 7\r\ncontent-length: 7\r\n";
+        for more in ["X-Request-Id: 1\r\n", "traceparent: 00-1\r\n", twice, &long] {
+            let text = lines("rare", more);
+            let mut familiar = Familiar::default();
+            (0..3).for_each(|_| assert!(familiar.note(read(&text)).mark().is_none()));
+            assert!(familiar.recognise(text.as_bytes()).is_none(), "{more}");
+        }
+    }
+
+    #[test]
+    fn what_is_ready_is_what_would_be_written() {
+        let more = "Connection: close, X-Mine\r\nX-Mine: 1\r\nAuthorization: Bearer k\r\nCookie: a\r\nDate: now\r\n\
+                    Content-Length: 5\r\nX-Request-Agent: hr\r\nX-Wecom-Retried: 1\r\n";
+        let text = lines("ready", more);
+        let mut familiar = Familiar::default();
+        let anew = familiar.note(read(&text));
+        let again = familiar.note(read(&text));
+        let to_upstream = |fields: &Fields| {
+            let mut out = BytesMut::new();
+            fields.put_to_upstream(&mut out);
+            out
+        };
+        assert_eq!(to_upstream(&again), to_upstream(&anew));
+        assert_eq!(
+            (again.says_close(), again.says_keep_alive()),
+            (anew.says_close(), anew.says_keep_alive())
+        );
+        assert!(anew.ready_for_caller(usize::MAX).is_none());
+        let ready = again.ready_for_caller(usize::MAX).expect("it is ready");
+        assert_eq!(ready, laid_out(anew.to_caller()));
+        // The longest value that goes on to the caller, of `Authorization`.
+        assert!(again.ready_for_caller(8).is_none() && again.ready_for_caller(9).is_some());
     }
 }

@@ -67,8 +67,7 @@ pub(super) fn take(buffer: &mut BytesMut, familiar: &mut Familiar) -> Result<Opt
     let lines_at = lines_at(&buffer[..length]).unwrap_or(length);
     let found = Found::new(&buffer[lines_at..], response.headers);
     buffer.advance(lines_at);
-    let fields = found.within(buffer.split_to(length - lines_at).freeze());
-    familiar.note(&fields);
+    let fields = familiar.note(found.within(buffer.split_to(length - lines_at).freeze()));
     Ok(Some(Head::new(said, fields)))
 }
 

@@ -272,3 +272,53 @@ async fn a_unix_socket_is_an_address_too() {
     let stream = tokio::net::UnixStream::connect(&socket).await.expect("a connection");
     Caller::http2_over(stream).await.get(USER_GET).await.is_ok();
 }
+
+/// The same lines again and again on one connection, with bodies of every length; and then others.
+#[tokio::test]
+async fn what_is_the_same_as_before_is_not_taken_for_more_than_that() {
+    let stage = Stage::open().await;
+    let mut line = Line::to(stage.address()).await;
+    let post = |lines: &str, body: &str| {
+        let length = body.len();
+        let head =
+            format!("POST /hr{ECHO} HTTP/1.1\r\nHost: proxy.test\r\n{lines}Content-Length: {length}\r\n");
+        format!("{head}X-Last: 1\r\n\r\n{body}")
+    };
+    for length in [3, 3, 3, 0, 1, 12, 3, 5000, 70_000, 3] {
+        for lines in ["X-Mine: a\r\n", "X-Mine: b\r\n"] {
+            let body = "x".repeat(length);
+            line.say(post(lines, &body)).await.expect("it is taken");
+            let (head, _) = line.answer().await;
+            assert!(head.starts_with("HTTP/1.1 200 "), "{length}: {head}");
+            let seen = stage.last_seen(ECHO);
+            assert_eq!((seen.body_bytes, seen.header("x-mine")), (length as u64, vec![&lines[8..9]]));
+            assert_eq!(seen.header("x-last"), ["1"]);
+        }
+    }
+    // Two requests in one piece, cut anywhere.
+    let two = post("X-Mine: a\r\n", "abc") + &post("X-Mine: a\r\n", "defg");
+    for cut in (0..two.len()).step_by(7) {
+        let before = stage.wecom.requests().len();
+        line.say(&two[..cut]).await.expect("it is taken");
+        line.say(&two[cut..]).await.expect("it is taken");
+        for _ in 0..2 {
+            assert!(line.answer().await.0.starts_with("HTTP/1.1 200 "), "cut at {cut}");
+        }
+        assert_eq!(stage.wecom.requests().len(), before + 2);
+        assert_eq!(stage.last_seen(ECHO).body_bytes, 4);
+    }
+}
+
+/// What HTTP/1.0 may leave out HTTP/1.1 may not, though everything else was the same before.
+#[tokio::test]
+async fn a_host_that_was_not_needed_before_is_needed_now() {
+    let stage = Stage::open().await;
+    let mut line = Line::to(stage.address()).await;
+    let get = |version: &str| format!("GET /hr{USER_GET} HTTP/{version}\r\nConnection: keep-alive\r\n\r\n");
+    for _ in 0..4 {
+        line.say(get("1.0")).await.expect("it is taken");
+        assert!(line.answer().await.0.starts_with("HTTP/1.0 200 "));
+    }
+    line.say(get("1.1")).await.expect("it is taken");
+    assert!(line.answer().await.0.starts_with("HTTP/1.1 400 "));
+}

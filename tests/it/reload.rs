@@ -34,6 +34,28 @@ fn keys(billing: &str) -> String {
     KEYS.replace("BILLING", billing)
 }
 
+/// A kept connection on which the same lines came often is asked for its key anew when the clients change.
+#[tokio::test]
+async fn a_key_that_was_changed_is_refused_on_a_connection_that_is_known() {
+    let (old, new) = ("the-old-key-0123456789abcdef", "the-new-key-0123456789abcdef");
+    let stage = Stage::with(&keys(old)).await;
+    let mut caller = Caller::http1(stage.address()).await;
+    let with = |key: &str| Request::get(format!("/hr{USER_GET}")).header("x-api-key", key);
+    for _ in 0..4 {
+        caller.call(with(old), "").await.is_ok();
+    }
+    stage.rewrite(&keys(new));
+    stage.proxy.reload().expect("a reload");
+    for _ in 0..2 {
+        caller.call(with(old), "").await.is_own("unauthenticated", 401, 40001);
+    }
+    for _ in 0..4 {
+        caller.call(with(new), "").await.is_ok();
+    }
+    let mut other = Caller::http1(stage.address()).await;
+    other.call(with(old), "").await.is_own("unauthenticated", 401, 40001);
+}
+
 async fn as_client(stage: &Stage, key: &str) -> Reply {
     let request = Request::get(format!("/hr{USER_GET}")).header("x-api-key", key);
     stage.call(request, "").await

@@ -96,8 +96,7 @@ pub(super) fn take(buffer: &mut BytesMut, familiar: &mut Familiar) -> Result<Opt
     let lines_at = lines_at(&buffer[..length]).unwrap_or(length);
     let found = Found::new(&buffer[lines_at..], request.headers);
     buffer.advance(lines_at);
-    let fields = found.within(buffer.split_to(length - lines_at).freeze());
-    familiar.note(&fields);
+    let fields = familiar.note(found.within(buffer.split_to(length - lines_at).freeze()));
     Ok(Some(Head::new(asked, fields)))
 }
 
@@ -105,7 +104,8 @@ pub(super) fn take(buffer: &mut BytesMut, familiar: &mut Familiar) -> Result<Opt
 fn take_familiar(buffer: &mut BytesMut, familiar: &mut Familiar) -> Option<Head> {
     let lines_at = lines_at(buffer)?;
     let (fields, end) = familiar.recognise(&buffer[lines_at..])?;
-    let first_line = buffer[..lines_at].strip_suffix(b"\r\n").map(|_| &buffer[..lines_at])?;
+    let first_line = &buffer[..lines_at];
+    check_line_ends(first_line).ok()?;
     let mut request = httparse::Request::new(&mut []);
     if lines_at + end > MAX_HEAD || request.parse(first_line).ok()?.is_complete() {
         return None;
