@@ -118,6 +118,10 @@ impl Known {
         }
     }
 
+    fn bit(self) -> u32 {
+        1 << self as u32
+    }
+
     /// Whether it belongs to one connection, or says how a message is framed on it, in either direction.
     fn is_of_connection(self) -> bool {
         matches!(self, Self::Connection | Self::TransferEncoding | Self::Hop)
@@ -190,6 +194,8 @@ pub struct Fields {
 struct Lines {
     text: Bytes,
     each: Vec<Line>,
+    /// A bit for each kind of name that occurs.
+    kinds: u32,
     /// What `Connection` says.
     close: bool,
     keep_alive: bool,
@@ -301,8 +307,9 @@ impl Fields {
 
     /// The values of every line with this name.
     pub fn all(&self, known: Known) -> impl Iterator<Item = &[u8]> {
-        let lines = self.lines.each.iter().filter(move |line| line.known == known);
-        lines.map(|line| self.value(line))
+        // Most of what is asked for is not there.
+        let each = if self.lines.kinds & known.bit() == 0 { &[][..] } else { &self.lines.each };
+        each.iter().filter(move |line| line.known == known).map(|line| self.value(line))
     }
 
     /// The first value with this name.
@@ -382,7 +389,8 @@ impl Line {
 
 impl Lines {
     fn new(text: Bytes, each: Vec<Line>) -> Self {
-        let mut lines = Self { text, each, ..Self::default() };
+        let kinds = each.iter().fold(0, |kinds, line| kinds | line.known.bit());
+        let mut lines = Self { text, each, kinds, ..Self::default() };
         lines.nominate();
         lines
     }

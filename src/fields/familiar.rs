@@ -45,13 +45,11 @@ impl Familiar {
     /// The lines at the beginning of `text`, if they came before on this connection, and how many bytes they are with the
     /// empty line behind them.
     pub fn recognise(&mut self, text: &[u8]) -> Option<(Fields, usize)> {
-        let nth = self.0.iter().flatten().position(|lines| lines.begin(text).is_some())?;
-        if nth > 0 {
-            self.0.swap(0, nth);
-        }
-        let lines = self.0[0].as_ref()?;
-        let (end, length) = lines.begin(text)?;
-        Some((Fields { lines: lines.clone(), length }, end))
+        let mut known = self.0.iter().flatten().enumerate();
+        let (nth, lines, (end, length)) =
+            known.find_map(|(nth, lines)| lines.begin(text).map(|begin| (nth, lines.clone(), begin)))?;
+        self.0.swap(0, nth);
+        Some((Fields { lines, length }, end))
     }
 
     /// Takes note of lines that had to be read. Those that came before, if only on another connection, are recognised from now
@@ -170,14 +168,9 @@ impl Lines {
             to_upstream: laid_out(fields.to_upstream()),
             to_caller: (laid_out(fields.to_caller()), longest),
         };
-        let Lines { text, each, close, keep_alive, .. } = &*fields.lines;
-        Self {
-            text: text.clone(),
-            each: each.clone(),
-            close: *close,
-            keep_alive: *keep_alive,
-            familiar: Some(ready),
-        }
+        let Lines { text, each, kinds, close, keep_alive, .. } = &*fields.lines;
+        let (kinds, close, keep_alive, familiar) = (*kinds, *close, *keep_alive, Some(ready));
+        Self { text: text.clone(), each: each.clone(), kinds, close, keep_alive, familiar }
     }
 }
 

@@ -99,7 +99,7 @@ impl ErrcodeScanner {
 
     /// Takes the next piece of the body. Once there is a verdict, it stays, and further pieces cost nothing.
     pub fn feed(&mut self, bytes: &[u8]) -> Verdict {
-        let mut rest = bytes;
+        let mut rest = self.usual_start(bytes);
         while let (Verdict::Undecided, Some((&byte, after))) = (self.verdict, rest.split_first()) {
             if let State::Key | State::Value | State::CommaOrEnd = self.state
                 && rest.len() >= WORTH
@@ -131,6 +131,17 @@ impl ErrcodeScanner {
             };
         }
         self.verdict
+    }
+
+    /// Goes over the way in which most replies begin.
+    fn usual_start<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
+        match (self.state, bytes.strip_prefix(br#"{"errcode":"#)) {
+            (State::Bom(0), Some(rest)) if self.nest.push(true) => {
+                (self.state, self.in_key, self.wanted) = (State::Value, true, true);
+                rest
+            }
+            _ => bytes,
+        }
     }
 
     /// Goes over whole keys, values and what stands between them, for a quarter of what single bytes cost; says how many
