@@ -352,6 +352,11 @@ impl App {
         &self.access
     }
 
+    /// The places among the requests in flight.
+    pub fn places(&self) -> &Places {
+        &self.in_flight
+    }
+
     /// The room for kept request bodies.
     pub fn shelf(&self) -> &Shelf {
         &self.shelf

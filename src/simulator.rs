@@ -138,6 +138,7 @@ impl Simulator {
     /// Where a listener does not know its address.
     pub fn serve(settings: Settings, api: TcpListener, control: TcpListener) -> io::Result<Self> {
         let (api_addr, control_addr) = (api.local_addr()?, control.local_addr()?);
+        listen::lengthen(&api)?;
         let (stop, stopped) = watch::channel(());
         let tls = settings.tls.clone();
         let shared = Arc::new(Shared::new(settings));

@@ -17,8 +17,10 @@ install() {
     has apt-get || fail "$* must be installed, and there is no apt-get here: install it and come again"
     say "installing $*"
     forbid_services
-    $as_root apt-get update -qq || fail "apt-get update failed, so $* cannot be installed"
-    $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null ||
+    # Mirrors fail for a moment, and another apt-get may be at work.
+    patient="-o Acquire::Retries=5 -o DPkg::Lock::Timeout=300"
+    $as_root apt-get $patient update -qq || fail "apt-get update failed, so $* cannot be installed"
+    $as_root env DEBIAN_FRONTEND=noninteractive apt-get $patient install -y -qq --no-install-recommends "$@" >/dev/null ||
         fail "apt-get could not install $*"
 }
 

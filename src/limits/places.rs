@@ -91,6 +91,11 @@ impl Places {
         self.taken.load(SeqCst)
     }
 
+    /// How many wait for one.
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(SeqCst)
+    }
+
     /// A place, where nobody need be told apart.
     pub fn take(self: &Arc<Self>) -> Option<Place> {
         self.claim(self.common).map(|_| Place { places: self.clone(), flow: None })

@@ -11,6 +11,7 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, watch};
@@ -20,6 +21,8 @@ use super::answer::{Body, Severed};
 use super::state::Shared;
 use super::{api, control};
 
+/// Connections that wait in the kernel. Whoever comes to a full queue is not refused: he waits seconds for his next try.
+const BACKLOG: i32 = 4096;
 const IDLE: Duration = Duration::from_secs(75);
 const TLS_HANDSHAKE: Duration = Duration::from_secs(10);
 
@@ -36,6 +39,11 @@ impl Line {
         self.cut.notify_one();
         Severed
     }
+}
+
+/// Lets as many wait in the kernel as thousands of callers at once need.
+pub(super) fn lengthen(listener: &TcpListener) -> io::Result<()> {
+    SockRef::from(listener).listen(BACKLOG)
 }
 
 /// Serves the API until `stop` goes.

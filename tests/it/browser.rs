@@ -12,7 +12,10 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 
-use crate::{process::tool, stage::soon};
+use crate::{
+    process::tool,
+    stage::{PATIENCE, soon},
+};
 
 /// A browser with one page.
 pub struct Browser {
@@ -151,7 +154,7 @@ impl Browser {
             if !matches!(value, Value::Null | Value::Bool(false)) {
                 return value;
             }
-            if began.elapsed() > Duration::from_secs(20) {
+            if began.elapsed() > PATIENCE {
                 let text = self.eval("document.body.innerText").await;
                 panic!(
                     "waited in vain for {expression}; complaints: {:?}; the page: {text}",

@@ -280,7 +280,7 @@ async fn a_gateway_that_says_the_url_back_gives_nothing_away() {
 
 /// A configuration for an upstream that is no WeCom.
 fn away(upstream: &str) -> String {
-    format!("[upstream]\n{upstream}\nconnect_timeout = \"2s\"\nresponse_timeout = \"100ms\"\n{{agents}}")
+    format!("[upstream]\n{upstream}\nconnect_timeout = \"2s\"\nresponse_timeout = \"2s\"\n{{agents}}")
 }
 
 /// An address where nobody listens.

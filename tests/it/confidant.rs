@@ -24,7 +24,7 @@ use wecom_proxy::{
 };
 
 use self::search::Search;
-use crate::stage::{Caller, Stage, USER_GET};
+use crate::stage::{Caller, PATIENCE, Stage, USER_GET};
 
 mod search;
 
@@ -211,7 +211,7 @@ impl Drop for Watch {
     fn drop(&mut self) {
         // A story that has failed already says so.
         if !std::thread::panicking() {
-            assert!(self.access.flush(wecom_proxy::access::LAST_LINES), "the access log is not written");
+            assert!(self.access.flush(PATIENCE), "the access log is not written");
             let mut confidant = confidant();
             // What a reload has brought.
             confidant.learn_file(&self.path, &|name| std::env::var(name).ok());
@@ -220,6 +220,16 @@ impl Drop for Watch {
             assert!(found.is_none(), "a story tells a secret: {}", found.unwrap_or_default());
         }
     }
+}
+
+/// Where all that was told so far ends.
+pub fn told() -> usize {
+    confidant().told.len()
+}
+
+/// Whether these words were told after that, in this story or one that is played beside it.
+pub fn was_told_since(from: usize, words: &str) -> bool {
+    memchr::memmem::find(&confidant().told[from..], words.as_bytes()).is_some()
 }
 
 /// What somebody got from a proxy: passes are to be kept, errors of its own and headers tell nothing.

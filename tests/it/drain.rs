@@ -19,7 +19,8 @@ use crate::{
     wire::Line,
 };
 
-const SOON: Duration = Duration::from_secs(5);
+/// Without waiting for anything: every grace here but the shortest is far longer.
+const SOON: Duration = Duration::from_secs(20);
 
 /// The real program before a simulator; `grace` is its `shutdown_grace`.
 struct Scene {
@@ -71,7 +72,7 @@ async fn refused(address: SocketAddr) {
 
 #[tokio::test]
 async fn a_request_in_flight_finishes_and_new_connections_are_refused() {
-    let scene = Scene::new("30s").await;
+    let scene = Scene::new("10m").await;
     let call = scene.held().await;
     scene.term().await;
     refused(scene.address).await;
@@ -85,7 +86,7 @@ async fn a_request_in_flight_finishes_and_new_connections_are_refused() {
 
 #[tokio::test]
 async fn idle_connections_close_at_once() {
-    let scene = Scene::new("30s").await;
+    let scene = Scene::new("10m").await;
     let mut idle = Vec::new();
     for first in ["", "GET /hr/cgi-bin/user/get?userid=zhangsan HTTP/1.1\r\nHost: a\r\n\r\n"] {
         let mut stream = TcpStream::connect(scene.address).await.expect("a connection");
@@ -111,7 +112,7 @@ async fn idle_connections_close_at_once() {
 
 #[tokio::test]
 async fn a_stream_of_http2_in_flight_finishes() {
-    let scene = Scene::new("30s").await;
+    let scene = Scene::new("10m").await;
     let mut caller = Caller::http2(scene.address).await;
     caller.get(USER_GET).await.is_ok();
     scene.wecom.inject(Fault::hold().on("/cgi-bin/user/get")).expect("a fault");
@@ -141,7 +142,7 @@ async fn when_the_grace_has_passed_it_ends_anyway() {
 #[tokio::test]
 async fn a_second_signal_ends_it_at_once() {
     for second in ["TERM", "INT"] {
-        let scene = Scene::new("30s").await;
+        let scene = Scene::new("10m").await;
         let call = scene.held().await;
         scene.term().await;
         let began = Instant::now();
@@ -155,7 +156,7 @@ async fn a_second_signal_ends_it_at_once() {
 
 #[tokio::test]
 async fn sighup_while_stopping_does_no_harm() {
-    let scene = Scene::new("30s").await;
+    let scene = Scene::new("10m").await;
     let call = scene.held().await;
     scene.term().await;
     scene.proxy.signal("HUP");
@@ -179,7 +180,7 @@ async fn a_unix_socket_goes_with_its_program() {
 
 #[tokio::test]
 async fn the_service_manager_is_told() {
-    let scene = Scene::new("30s").await;
+    let scene = Scene::new("10m").await;
     let manager = scene.dir.path().join("notify.sock");
     let socket = UnixDatagram::bind(&manager).expect("a socket");
     socket.set_read_timeout(Some(Duration::from_secs(10))).expect("a time-out");
@@ -220,7 +221,7 @@ fn says_close(head: &str) -> bool {
 
 #[tokio::test]
 async fn what_comes_late_on_a_kept_connection_is_told_so_and_goes_nowhere() {
-    let scene = Scene::new("30s").await;
+    let scene = Scene::new("10m").await;
     let mut line = kept(scene.address).await;
     let late = call(USER_GET);
     let (beginning, rest) = late.split_at(20);
@@ -241,7 +242,7 @@ async fn what_comes_late_on_a_kept_connection_is_told_so_and_goes_nowhere() {
 
 #[tokio::test]
 async fn the_last_answer_says_close_and_what_was_sent_ahead_goes_nowhere() {
-    let scene = Scene::new("30s").await;
+    let scene = Scene::new("10m").await;
     let mut line = kept(scene.address).await;
     scene.wecom.inject(Fault::hold().on("/cgi-bin/user/get")).expect("a fault");
     line.say(call(USER_GET) + &call(USER_GET)).await.expect("it is taken");
@@ -258,7 +259,7 @@ async fn the_last_answer_says_close_and_what_was_sent_ahead_goes_nowhere() {
 
 #[tokio::test]
 async fn who_has_just_connected_is_still_served() {
-    let scene = Scene::new("30s").await;
+    let scene = Scene::new("10m").await;
     kept(scene.address).await;
     let mut line = Line::to(scene.address).await;
     scene.term().await;
@@ -291,7 +292,7 @@ async fn who_has_just_greeted_is_still_served_over_tls_and_both_protocols() {
 
 #[tokio::test]
 async fn who_waits_in_the_kernel_when_the_stop_comes_is_served() {
-    let scene = Scene::new("30s").await;
+    let scene = Scene::new("10m").await;
     kept(scene.address).await;
     scene.proxy.signal("STOP");
     let mut lines = Vec::new();
@@ -313,7 +314,7 @@ async fn who_waits_in_the_kernel_when_the_stop_comes_is_served() {
 async fn what_waits_for_a_place_is_told_so_and_goes_nowhere() {
     let wecom = Simulator::local(Settings::default()).await.expect("a simulator");
     let dir = TempDir::new().expect("a directory");
-    let toml = OPEN.replace("[admin]", "max_in_flight = 1\nqueue_timeout = \"20s\"\n[admin]");
+    let toml = OPEN.replace("[admin]", "max_in_flight = 1\nqueue_timeout = \"10m\"\n[admin]");
     let proxy = Process::serve(&write_config(&dir, wecom.api_addr(), &Settings::default(), &toml)).await;
     let scene = Scene { wecom, dir, address: proxy.address().await, proxy };
     let held = scene.held().await;
@@ -334,7 +335,7 @@ async fn what_waits_for_a_place_is_told_so_and_goes_nowhere() {
 
 #[tokio::test]
 async fn a_stream_that_comes_before_the_client_knows_is_told_so_and_goes_nowhere() {
-    let scene = Scene::new("30s").await;
+    let scene = Scene::new("10m").await;
     let (gate, shut) = watch::channel(false);
     let mut caller = Caller::http2(behind_a_gate(scene.address, shut).await).await;
     caller.get(USER_GET).await.is_ok();

@@ -127,7 +127,7 @@ async fn an_upstream_that_is_not_there_is_unreachable() {
 
 #[tokio::test]
 async fn too_many_at_once_are_told_to_come_again() {
-    let bounds = "max_in_flight = 1\nqueue_timeout = \"20ms\"\n[admin]";
+    let bounds = "max_in_flight = 1\nqueue_timeout = \"2s\"\n[admin]";
     let stage = Stage::with(&OPEN.replace("[admin]", bounds)).await;
     stage.get(USER_GET).await.is_ok();
     stage.wecom.inject(Fault::hold().on(ECHO)).expect("a fault");

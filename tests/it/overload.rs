@@ -13,11 +13,11 @@ use crate::{
 };
 
 /// Far less than any time-out here that a story could wait for by mistake.
-const AT_ONCE: Duration = Duration::from_secs(2);
+const AT_ONCE: Duration = Duration::from_secs(20);
 
 /// Places for 64 and a wait that no story outlasts.
 fn scarce(toml: &str) -> String {
-    toml.replace("[admin]", "max_in_flight = 64\nqueue_timeout = \"15s\"\n[admin]")
+    toml.replace("[admin]", "max_in_flight = 64\nqueue_timeout = \"10m\"\n[admin]")
 }
 
 /// Calls on a connection each that hold their places; those that find none wait.
@@ -85,7 +85,7 @@ async fn without_clients_it_is_agents_that_share() {
 #[tokio::test]
 async fn who_comes_after_a_flood_has_the_next_turn() {
     let stage =
-        Stage::with(&KEYED.replace("[admin]", "max_in_flight = 1\nqueue_timeout = \"15s\"\n[admin]")).await;
+        Stage::with(&KEYED.replace("[admin]", "max_in_flight = 1\nqueue_timeout = \"10m\"\n[admin]")).await;
     as_client(&stage, "crm", &format!("/hr{USER_GET}")).await.is_ok();
     // Each call of the flood takes its time: 40 of them would take two seconds and more.
     stage.wecom.inject(Fault::delay(Duration::from_millis(50)).on(ECHO)).expect("a fault");
@@ -100,7 +100,7 @@ async fn who_comes_after_a_flood_has_the_next_turn() {
 #[tokio::test]
 async fn an_agent_whose_gettoken_hangs_takes_no_place_from_another() {
     let stage =
-        Stage::with(&OPEN.replace("[admin]", "max_in_flight = 2\nqueue_timeout = \"50ms\"\n[admin]")).await;
+        Stage::with(&OPEN.replace("[admin]", "max_in_flight = 2\nqueue_timeout = \"10m\"\n[admin]")).await;
     stage.wecom.inject(Fault::hold().on("/cgi-bin/gettoken").of("hr")).expect("a fault");
     let flood = Flood::of(&stage, 20, &format!("/hr{USER_GET}"), "nobody").await;
     stage.wecom.wait_until(|seen| seen.received("/cgi-bin/gettoken") == 1).await.expect("a gettoken");
@@ -116,7 +116,7 @@ async fn an_agent_whose_gettoken_hangs_takes_no_place_from_another() {
 #[tokio::test]
 async fn who_finds_the_row_full_is_told_at_once() {
     let stage =
-        Stage::with(&KEYED.replace("[admin]", "max_in_flight = 1\nqueue_timeout = \"15s\"\n[admin]")).await;
+        Stage::with(&KEYED.replace("[admin]", "max_in_flight = 1\nqueue_timeout = \"10m\"\n[admin]")).await;
     as_client(&stage, "crm", &format!("/hr{USER_GET}")).await.is_ok();
     stage.wecom.inject(Fault::hold().on(ECHO)).expect("a fault");
     // Over HTTP/2, which needs few connections for many requests.

@@ -9,11 +9,16 @@ use std::{
     time::Duration,
 };
 
-use crate::confidant::{self, Overheard};
+use crate::{
+    confidant::{self, Overheard},
+    stage::PATIENCE,
+};
 use tokio::{sync::watch, task::spawn_blocking, time::timeout};
 
-/// Longest wait for anything that a program should do.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Longest wait for a program that runs to its end by itself: some do much, on a machine that has other work.
+const WHOLE_RUN: Duration = Duration::from_secs(240);
+/// Longest wait for what a program writes.
+const A_LINE: Duration = Duration::from_secs(60);
 
 /// A running program.
 pub struct Process {
@@ -122,9 +127,14 @@ impl Process {
         assert!(set.success(), "no limit for its descriptors");
     }
 
-    /// Waits for its end.
-    pub async fn ended(mut self) -> Ended {
-        let (out, err) = (self.out.clone().whole().await, self.err.clone().whole().await);
+    /// Waits for its end, which is near.
+    pub async fn ended(self) -> Ended {
+        self.ended_within(PATIENCE).await
+    }
+
+    /// Waits for its end, at most so long.
+    async fn ended_within(mut self, most: Duration) -> Ended {
+        let (out, err) = (self.out.clone().whole(most).await, self.err.clone().whole(most).await);
         let waited = spawn_blocking(move || self.child.wait()).await.expect("no panic");
         Ended { status: waited.expect("a status").code().unwrap_or(-1), out, err }
     }
@@ -150,14 +160,19 @@ impl Text {
     fn follow(mut pipe: impl Read + Send + 'static) -> Self {
         let (sender, receiver) = watch::channel((String::new(), false));
         std::thread::spawn(move || {
-            let mut buffer = [0; 8192];
+            let mut buffer = [0; 64 * 1024];
             let mut bytes = Vec::new();
             while let Ok(read @ 1..) = pipe.read(&mut buffer) {
                 bytes.extend_from_slice(&buffer[..read]);
-                let text = String::from_utf8_lossy(&bytes).into_owned();
-                sender.send_modify(|seen| seen.0 = text);
+                // Only whole lines are text yet: a letter may have been cut in two.
+                let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+                let lines: Vec<u8> = bytes.drain(..whole).collect();
+                sender.send_modify(|seen| seen.0.push_str(&String::from_utf8_lossy(&lines)));
             }
-            sender.send_modify(|seen| seen.1 = true);
+            sender.send_modify(|seen| {
+                seen.0.push_str(&String::from_utf8_lossy(&bytes));
+                seen.1 = true;
+            });
         });
         Self(receiver)
     }
@@ -179,14 +194,14 @@ impl Text {
             lines.filter(|line| line.contains(words)).nth(before).map(str::to_owned)
         };
         let mut seen = self.0.clone();
-        let waited = timeout(PATIENCE, seen.wait_for(|(text, ended)| *ended || find(text).is_some())).await;
+        let waited = timeout(A_LINE, seen.wait_for(|(text, ended)| *ended || find(text).is_some())).await;
         drop(waited);
         find(&self.now()).unwrap_or_else(|| panic!("no {words:?} in:\n{}", self.now()))
     }
 
     /// Waits for the end of the stream.
-    async fn whole(mut self) -> String {
-        let waited = timeout(PATIENCE, self.0.wait_for(|(_, ended)| *ended)).await.map(drop);
+    async fn whole(mut self, most: Duration) -> String {
+        let waited = timeout(most, self.0.wait_for(|(_, ended)| *ended)).await.map(drop);
         assert!(waited.is_ok(), "the program does not end:\n{}", self.now());
         self.now()
     }
@@ -201,7 +216,7 @@ pub fn field(line: &str, name: &str) -> String {
 
 /// Runs a command to its end, within bounds.
 pub async fn run(command: Command) -> Ended {
-    Process::start(command).ended().await
+    Process::start(command).ended_within(WHOLE_RUN).await
 }
 
 /// Runs the real program to its end.

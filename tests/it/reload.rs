@@ -1,16 +1,16 @@
 //! The configuration read again: in the library, and by SIGHUP in the real program.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{fs, path::PathBuf};
 
 use http::Request;
 use tempfile::TempDir;
-use tokio::{sync::watch, time::timeout};
+use tokio::sync::watch;
 use wecom_proxy::simulator::{Agent, Fault, Settings, Simulator};
 
 use crate::{
     certificates::Authority,
     process::Process,
-    stage::{Caller, OPEN, Reply, Stage, USER_GET, write_config},
+    stage::{Caller, OPEN, Reply, Stage, USER_GET, soon, write_config},
 };
 
 const IT: &str = "not-a-secret-it-0000000000000000000000000000";
@@ -217,7 +217,7 @@ async fn the_log_level_follows_the_file() {
             .contains("\"it\"")
         {}
     };
-    timeout(Duration::from_secs(10), known).await.expect("a reload");
+    soon(known).await;
     proxy.signal("HUP");
     proxy.err.line("configuration reloaded").await;
     write(&scene, &at("error", ""));

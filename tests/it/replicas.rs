@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use wecom_proxy::simulator::{Fault, Settings};
 
 use crate::{
+    confidant,
     redis::Redis,
     stage::{Caller, OPEN, Stage, USER_GET, all_at_once, wait_for},
 };
@@ -38,7 +39,8 @@ impl Replicas {
     /// The same with another configuration.
     async fn with(toml: &str, count: usize, store: &str) -> Self {
         let toml = format!("{toml}\n[tokens]\n{store}\n");
-        let first = Arc::new(Stage::with(&toml).await);
+        // A store that answers late, for its answers wait behind thousands of the simulator's, is away.
+        let first = Arc::new(Stage::beside(&toml).await);
         let mut others = Vec::new();
         for _ in 1..count {
             others.push(Arc::new(Stage::facing(first.wecom.api_addr(), &toml).await));
@@ -83,6 +85,22 @@ impl Replicas {
         }
     }
 
+    /// Asserts that a voided token costs one gettoken, where every replica is used at once. On a machine that stands still the
+    /// store may not answer for a second: it is away then, and replicas rightly ask by themselves. That proves nothing, and
+    /// it is tried again.
+    async fn renew_once(&self, each: usize) {
+        for _ in 0..5 {
+            let before = confidant::told();
+            let gettokens = self.voided(each).await;
+            if gettokens == 1 || !confidant::was_told_since(before, "the store is away") {
+                assert_eq!(gettokens, 1, "the token is shared");
+                return;
+            }
+            self.joined().await;
+        }
+        panic!("the store was away each time");
+    }
+
     /// Voids the token and has every replica used at once; returns how many gettokens that took.
     async fn voided(&self, each: usize) -> usize {
         let (gettokens, executed) = self.seen();
@@ -101,7 +119,7 @@ async fn five_replicas_fetch_one_token_and_renew_it_once() {
     replicas.first.wecom.inject(Fault::delay(Duration::from_millis(200)).on(GETTOKEN)).expect("a fault");
     replicas.crowd(400).await;
     assert_eq!(replicas.seen(), (1, 2000), "a cold start");
-    assert_eq!(replicas.voided(400).await, 1, "a voided token");
+    replicas.renew_once(400).await;
 }
 
 #[tokio::test]

@@ -75,8 +75,14 @@ async fn cost(agents: usize) -> Duration {
 
 #[tokio::test]
 async fn four_times_the_agents_cost_about_four_times_as_much() {
-    let few = cost(5_000).await;
-    let many = cost(20_000).await;
-    eprintln!("5,000 agents: {few:?}, 20,000 agents: {many:?} of processor time");
-    assert!(many < 6 * few, "5,000 agents cost {few:?}, 20,000 cost {many:?}");
+    let (mut few, mut many) = (Duration::MAX, Duration::MAX);
+    for _ in 0..3 {
+        few = few.min(cost(5_000).await);
+        many = many.min(cost(20_000).await);
+        eprintln!("5,000 agents: {few:?}, 20,000 agents: {many:?} of processor time");
+        if many < 6 * few {
+            return;
+        }
+    }
+    panic!("5,000 agents cost {few:?}, 20,000 cost {many:?}");
 }

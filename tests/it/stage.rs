@@ -1,6 +1,13 @@
 //! What every story is played on: a simulated WeCom, the proxy before it, and a caller.
 
-use std::{fs, future::Future, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fs,
+    future::Future,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
@@ -11,7 +18,10 @@ use hyper::{
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tempfile::TempDir;
-use tokio::net::TcpStream;
+use tokio::{
+    net::TcpStream,
+    runtime::{Builder, Handle},
+};
 use wecom_proxy::{
     app::{App, Prepared},
     config::{self, Address},
@@ -70,8 +80,9 @@ pub fn key(client: &str) -> String {
     format!("key-of-{client}-0000000000")
 }
 
-/// Longer than anything here takes on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Longer than anything here takes on a busy machine, and shorter than most of the proxy's own time-outs where a story sets
+/// none: what is waited for comes by itself.
+pub const PATIENCE: Duration = Duration::from_secs(25);
 
 /// Waits for what must come, and fails where it does not.
 #[track_caller]
@@ -108,6 +119,20 @@ impl Stage {
     /// The same with another simulator.
     pub async fn set(settings: Settings, toml: &str) -> Self {
         let wecom = confidant::simulator(settings.clone()).await;
+        let api = wecom.api_addr();
+        Self::start(wecom, api, &settings, toml)
+    }
+
+    /// The same before a simulator that has a thread of its own: what the story's thread does is not to wait for it.
+    pub async fn beside(toml: &str) -> Self {
+        static ASIDE: LazyLock<Handle> = LazyLock::new(|| {
+            let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+            let handle = runtime.handle().clone();
+            std::thread::spawn(move || runtime.block_on(std::future::pending::<()>()));
+            handle
+        });
+        let settings = Settings::default();
+        let wecom = ASIDE.spawn(confidant::simulator(settings.clone())).await.expect("no panic");
         let api = wecom.api_addr();
         Self::start(wecom, api, &settings, toml)
     }
@@ -335,19 +360,26 @@ pub async fn raw(address: SocketAddr, bytes: impl AsRef<[u8]>) -> String {
     String::from_utf8_lossy(&line.rest().await.0).into_owned()
 }
 
-/// Runs `callers` calls at once, each on a connection of its own.
+/// Runs `callers` calls at once, each on a connection of its own. They have a thread of their own: what lives on the story's,
+/// as the simulator and renewals do, is not to wait for all of them.
 pub async fn all_at_once(stage: &Arc<Stage>, callers: usize, path: &'static str) -> Vec<Reply> {
-    let calls: Vec<_> = (0..callers)
-        .map(|_| {
-            let stage = stage.clone();
-            tokio::spawn(async move { stage.get(path).await })
+    let stage = stage.clone();
+    let crowd = tokio::task::spawn_blocking(move || {
+        let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            let mut calls = Vec::with_capacity(callers);
+            for _ in 0..callers {
+                let stage = stage.clone();
+                calls.push(tokio::spawn(async move { stage.get(path).await }));
+            }
+            let mut replies = Vec::with_capacity(callers);
+            for call in calls {
+                replies.push(call.await.expect("no panic"));
+            }
+            replies
         })
-        .collect();
-    let mut replies = Vec::with_capacity(callers);
-    for call in calls {
-        replies.push(call.await.expect("no panic"));
-    }
-    replies
+    });
+    crowd.await.expect("no panic")
 }
 
 /// The simulator's POST counterpart of a request, for tests that need a method by name.
@@ -355,13 +387,13 @@ pub fn method(name: &str) -> Method {
     name.parse().expect("a method")
 }
 
-/// Waits until a condition holds, at most 20 s.
+/// Waits until a condition holds.
 pub async fn wait_for(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let met = async {
         while !condition().await {
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    let waited = tokio::time::timeout(std::time::Duration::from_secs(20), met).await;
+    let waited = tokio::time::timeout(PATIENCE, met).await;
     waited.unwrap_or_else(|_| panic!("waited in vain for {what}"));
 }

@@ -262,5 +262,5 @@ async fn callers_of_an_upstream_that_never_greets_do_not_wait_for_one_another() 
         reply.is_own("upstream-unreachable", 502, -1);
         assert!(reply.text().contains("upstream.connect_timeout"), "{}", reply.text());
     }
-    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
 }

@@ -114,7 +114,7 @@ async fn clients_that_have_not_greeted_yet_hold_up_no_shutdown() {
     }
     let greeted = authority.connect(stage.address(), &["http/1.1"], None).await.expect("a handshake");
     let fresh = authority.connect(stage.address(), &["h2"], None).await.expect("a handshake");
-    let stopped = tokio::time::timeout(Duration::from_secs(5), stage.proxy.shut_down()).await;
+    let stopped = tokio::time::timeout(Duration::from_secs(20), stage.proxy.shut_down()).await;
     assert_eq!(stopped, Ok(true));
     drop((greeted, fresh, mute));
 }

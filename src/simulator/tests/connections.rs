@@ -160,6 +160,17 @@ async fn another_simulator_takes_the_place_of_one_that_stopped() {
 }
 
 #[tokio::test]
+async fn a_thousand_who_come_while_it_is_busy_wait_in_the_kernel() {
+    let wecom = simulator().await;
+    // None of this gives the simulator's tasks a turn.
+    let seconds = std::time::Duration::from_secs(10);
+    let come = |_| std::net::TcpStream::connect_timeout(&wecom.api_addr(), seconds);
+    let lines: Vec<_> = (0..1000).map(come).collect::<Result<_, _>>().expect("room for all");
+    wecom.wait_until(|seen| seen.connections_open() == 1000).await.unwrap();
+    drop(lines);
+}
+
+#[tokio::test]
 async fn a_large_body_streams_through_the_sink() {
     let wecom = simulator().await;
     let token = token(&wecom).await;

@@ -5,13 +5,16 @@ use wecom_proxy::simulator::{Fault, When};
 use super::{
     Speech,
     callers::{Asker, Tongue},
+    side_by_side,
 };
 use crate::stage::{ECHO, Stage, USER_GET};
 
 /// An answer without errcode, whose head goes on at once.
 const MEDIA: &str = "/cgi-bin/media/get?media_id=generated-200000";
-const TIMES: &str =
-    "response_timeout = \"400ms\"\nbody_timeout = \"400ms\"\nmax_in_flight = 1\nqueue_timeout = \"5s\"";
+/// What an upstream that falls silent costs; nobody else is so slow, even where the machine stands still for a while.
+const SILENCE: &str = "2s";
+/// No time-out ends a case that is not about one.
+const EVER: &str = "10m";
 
 /// What goes wrong, with which request, what the caller is told, and how often WeCom got the request and carried it out.
 struct Case {
@@ -21,11 +24,13 @@ struct Case {
     told: &'static str,
     received: usize,
     executed: u64,
+    falls_silent: bool,
 }
 
 #[rustfmt::skip]
 fn cases() -> Vec<Case> {
-    let case = |fault: Fault, method, path, told, received, executed| Case { fault, method, path, told, received, executed };
+    let case = |fault: Fault, method, path, told, received, executed| Case { fault, method, path, told, received, executed, falls_silent: false };
+    let silent = |fault: Fault, method, path, told| Case { falls_silent: true, ..case(fault.times(1), method, path, told, 1, 1) };
     let drop = |when| Fault::drop(when);
     vec![
         // The connection was kept, and not a byte of an answer came: what does no harm twice goes out again.
@@ -39,19 +44,30 @@ fn cases() -> Vec<Case> {
         case(drop(When::Head), "GET", MEDIA, "broken off", 1, 1),
         case(drop(When::Body), "POST", ECHO, "broken off", 1, 1),
         case(drop(When::Body), "GET", MEDIA, "broken off", 1, 1),
-        case(Fault::stall().times(1), "POST", ECHO, "broken off", 1, 1),
-        case(Fault::stall().times(1), "GET", MEDIA, "broken off", 1, 1),
-        case(Fault::hold().times(1), "GET", ECHO, "504 upstream-timeout", 1, 1),
-        case(Fault::hold().times(1), "POST", ECHO, "504 upstream-timeout", 1, 1),
+        silent(Fault::stall(), "POST", ECHO, "broken off"),
+        silent(Fault::stall(), "GET", MEDIA, "broken off"),
+        silent(Fault::hold(), "GET", ECHO, "504 upstream-timeout"),
+        silent(Fault::hold(), "POST", ECHO, "504 upstream-timeout"),
         case(Fault::pieces(1).times(1), "POST", ECHO, "200", 1, 1),
         case(Fault::pieces(1000).times(1), "GET", MEDIA, "200", 1, 1),
     ]
 }
 
+/// Plays the cases one after the other; each that waits for a time-out beside them, by itself.
 async fn play(speech: Speech, tongue: Tongue) {
-    let (stage, _authority) = speech.stage("", TIMES).await;
+    let (silent, others): (Vec<_>, Vec<_>) = cases().into_iter().partition(|case| case.falls_silent);
+    let silent = silent.into_iter().map(|case| (vec![case], SILENCE));
+    side_by_side(silent.chain([(others, EVER)]).map(|(cases, wait)| play_on(speech, tongue, cases, wait)))
+        .await;
+}
+
+async fn play_on(speech: Speech, tongue: Tongue, cases: Vec<Case>, wait: &str) {
+    let times = format!(
+        "response_timeout = \"{wait}\"\nbody_timeout = \"{wait}\"\nmax_in_flight = 1\nqueue_timeout = \"10m\""
+    );
+    let (stage, _authority) = speech.stage("", &times).await;
     let mut asker = Asker::new(tongue, stage.address());
-    for case in cases() {
+    for case in cases {
         // A connection to WeCom is kept now, in the part of the proxy that serves this caller.
         next_one_is_served(&mut asker).await;
         stage.wecom.reset();

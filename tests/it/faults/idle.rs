@@ -1,7 +1,5 @@
 //! A kept connection to the upstream that closes, or brings what nobody asked for, between two requests.
 
-use std::time::Duration;
-
 use super::{
     callers::{Asker, Tongue},
     peer::{CASE, Peer, Step, json},
@@ -118,10 +116,10 @@ async fn what_fails_on_a_fresh_connection_is_not_sent_again() {
 #[tokio::test]
 async fn what_idles_too_long_is_closed_by_us() {
     let peer = Peer::new().await;
-    let toml = OPEN.replace("[admin]", "idle_timeout = \"300ms\"\n[admin]");
+    let toml = OPEN.replace("[admin]", "idle_timeout = \"2s\"\n[admin]");
     let stage = Stage::facing(peer.address, &toml).await;
     let mut asker = Asker::new(Tongue::Http11, stage.address());
     next_one_is_served(&mut asker, "GET", 0).await;
-    tokio::time::timeout(Duration::from_secs(10), peer.has_open(0)).await.expect("all is closed");
+    peer.has_open(0).await;
     next_one_is_served(&mut asker, "POST", 1).await;
 }

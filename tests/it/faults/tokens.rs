@@ -15,7 +15,7 @@ const NEXT: &str = "/cgi-bin/user/get?userid=x";
 /// A proxy whose gettoken is answered with this, and which waits for it no longer than it must.
 async fn scene(gettoken: Vec<Step>) -> (Peer, Stage) {
     let peer = Peer::new().await;
-    let wait = if matches!(gettoken.last(), Some(Step::Silence)) { "300ms" } else { "30s" };
+    let wait = if matches!(gettoken.last(), Some(Step::Silence)) { "2s" } else { "10m" };
     peer.grants(gettoken);
     let times = format!("response_timeout = \"{wait}\"\nbody_timeout = \"{wait}\"\n[admin]");
     let stage = Stage::facing(peer.address, &OPEN.replace("[admin]", &times)).await;

@@ -1,6 +1,6 @@
 //! HTTP/2 by hand: frames as bytes, header blocks without compression, and what the proxy makes of them.
 
-use std::{net::SocketAddr, time::Duration};
+use std::net::SocketAddr;
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -9,8 +9,10 @@ use tokio::{
         tcp::{OwnedReadHalf, OwnedWriteHalf},
     },
     task::JoinHandle,
+    time::timeout,
 };
 
+use super::table::LONGEST;
 use crate::stage::soon;
 
 pub const DATA: u8 = 0;
@@ -130,7 +132,7 @@ impl Client {
     pub fn say_meanwhile(&mut self, bytes: Vec<u8>) -> JoinHandle<OwnedWriteHalf> {
         let mut writing = self.writing.take().expect("the writing side");
         tokio::spawn(async move {
-            let _ = soon(writing.write_all(&bytes)).await;
+            let _ = timeout(LONGEST, writing.write_all(&bytes)).await;
             writing
         })
     }
@@ -172,7 +174,7 @@ impl Client {
                 }
             }
         };
-        tokio::time::timeout(Duration::from_secs(6), end).await.unwrap_or(End::Hung)
+        timeout(LONGEST, end).await.unwrap_or(End::Hung)
     }
 
     /// All frames until there is one like this, or none any more.

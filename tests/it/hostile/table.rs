@@ -32,8 +32,8 @@ pub const CANARY: &str = "/cgi-bin/canary";
 /// What each case is for.
 pub const CASE: &str = "/cgi-bin/case";
 
-/// Longer than any answer takes, and shorter than the proxy's own time-outs: what comes later was waited for in vain.
-const PATIENCE: Duration = Duration::from_secs(6);
+/// What takes longer hangs: a flood of frames is much work without optimization, on a machine that has other work.
+pub const LONGEST: Duration = Duration::from_secs(120);
 
 /// The wrapped request, with which a smuggler wants to be served.
 pub fn hidden() -> Vec<u8> {
@@ -178,10 +178,14 @@ impl Scene {
         Self::with(OPEN, "").await
     }
 
-    /// A proxy that serves honest requests with these header lines.
+    /// A proxy that serves honest requests with these header lines. No time-out of its own ends anything: what hangs, hangs.
     pub async fn with(toml: &str, lines: &'static str) -> Self {
         let recorder = Recorder::new().await;
-        let stage = Stage::facing(recorder.address, toml).await;
+        let patient = toml.replace(
+            "[upstream]",
+            "header_timeout = \"10m\"\nbody_timeout = \"10m\"\nidle_timeout = \"10m\"\n[upstream]\nresponse_timeout = \"10m\"",
+        );
+        let stage = Stage::facing(recorder.address, &patient).await;
         let marker = Line::to(stage.address()).await;
         let mut scene = Self { recorder, stage, marker, lines };
         scene.mark().await;
@@ -261,7 +265,7 @@ impl Scene {
         };
         let mut heard = Vec::new();
         let read = async { while reading.read_buf(&mut heard).await.is_ok_and(|read| read > 0) {} };
-        let ended = tokio::time::timeout(PATIENCE, async { tokio::join!(write, read) }).await.is_ok();
+        let ended = tokio::time::timeout(LONGEST, async { tokio::join!(write, read) }).await.is_ok();
         Heard { bytes: heard, ended }
     }
 }
