@@ -23,7 +23,7 @@ use tokio::time::Instant;
 use super::{AnswerBody, Failure, Flaw, Outgoing, Sent, Settings, Source};
 use crate::{
     deadline::Deadline,
-    fields::Fields,
+    fields::{Fields, is_quoted},
     framing::answer_length,
     io::Stream,
     upload::{Reader, UploadError},
@@ -174,6 +174,9 @@ impl Place {
         };
         let came = Instant::now();
         let (parts, body) = response.into_parts();
+        if parts.headers.keys().any(is_quoted) {
+            return Err(Failure { flaw: Flaw::Head("it names a header that is none"), sent: Sent::Perhaps });
+        }
         let fields = Fields::of_map(&parts.headers);
         let length = answer_length(&fields)
             .map_err(|error| Failure { flaw: Flaw::Framing(error), sent: Sent::Perhaps })?;
