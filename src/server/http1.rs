@@ -136,7 +136,10 @@ impl Conversation {
                     }
                 } else {
                     match head::take(&mut wire.inbound) {
-                        Ok(Some(head)) => return Poll::Ready(Next::Head(head)),
+                        Ok(Some(head)) => {
+                            self.seat.stir();
+                            return Poll::Ready(Next::Head(head));
+                        }
                         Ok(None) => {}
                         Err(malformed) => return Poll::Ready(Next::Malformed(malformed)),
                     }
@@ -148,7 +151,6 @@ impl Conversation {
                 Poll::Ready(Ok(read)) if read > 0 => {
                     if begins {
                         self.waiting.clear();
-                        self.seat.stir();
                     }
                 }
                 Poll::Ready(_) => return Poll::Ready(Next::Over),
@@ -160,24 +162,28 @@ impl Conversation {
         }
         drop(wire);
         self.waiting.set_if_idle(if begins { self.timeouts.idle } else { self.timeouts.head });
-        if begins && self.is_unwanted() {
+        if self.is_unwanted(begins) {
             return Poll::Ready(Next::Over);
         }
         ready!(self.waiting.poll_passed(cx));
         Poll::Ready(Next::Over)
     }
 
-    /// Whether a connection on which no request begins is to be closed. One that has just come gets a moment still when the
-    /// server stops: its request is on the way, and whoever sent it has seen that somebody is there.
-    fn is_unwanted(&mut self) -> bool {
+    /// Whether a connection that has no request is to be closed. One that has just come gets a moment still when the server
+    /// stops, and so does half a head: a request is on the way, and whoever sent it has seen that somebody is there. Half a
+    /// head is no request, and makes room in a full house.
+    fn is_unwanted(&mut self, begins: bool) -> bool {
         if self.is_stopping() {
-            if !self.fresh {
+            if begins && !self.fresh {
                 return true;
             }
             self.waiting.set_no_later(LAST_CALL);
         }
-        let idle = self.waiting.at().and_then(|end| end.checked_sub(self.timeouts.idle));
-        idle.is_some_and(|since| self.seat.rest_from(since))
+        let since = |patience| self.waiting.at().and_then(|end| end.checked_sub(patience));
+        match begins {
+            true => since(self.timeouts.idle).is_some_and(|since| self.seat.rest_from(since)),
+            false => since(self.timeouts.head).is_some_and(|since| self.seat.begins_from(since)),
+        }
     }
 
     /// Has one request answered. Whether the connection is to be kept.
