@@ -92,7 +92,11 @@ pub(super) async fn serve(
         Some(outcome) => outcome,
         None => {
             connection.as_mut().graceful_shutdown();
-            connection.await
+            // hyper waits for the client's word that it has heard, and a client may say nothing for as long as it likes.
+            tokio::select! {
+                outcome = connection => outcome,
+                () = link.deserted(LAST_CALL, timeouts.stall) => return,
+            }
         }
     };
     if let Err(error) = outcome {

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 use crate::server::house::Seat;
 
@@ -50,6 +50,23 @@ impl Link {
     /// When the last request was done; when the connection came, if there was none.
     pub(super) fn quiet_since(&self) -> Instant {
         self.0.born + Duration::from_millis(self.0.quiet_since.load(Ordering::Relaxed))
+    }
+
+    /// Passes when a client that is told to leave has had time enough: `unused` where there is no request any more, `stall`
+    /// behind one that was served meanwhile, some of whose answer may still be on its way.
+    pub(super) async fn deserted(&self, unused: Duration, stall: Duration) {
+        let told = Instant::now();
+        loop {
+            let (busy, quiet_since) = (self.is_busy(), self.quiet_since());
+            // A moment is counted in whole milliseconds: one that is the same may have been later.
+            let was_used = busy || quiet_since + Duration::from_millis(1) > told;
+            let patience = if was_used { stall } else { unused };
+            let since = if busy { Instant::now() } else { quiet_since.max(told) };
+            if since.elapsed() >= patience && !busy {
+                return;
+            }
+            sleep_until(since + patience).await;
+        }
     }
 
     /// Whether no request has come yet.
