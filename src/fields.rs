@@ -7,6 +7,10 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::buffers;
 
+/// Most headers that `Connection` may name. Each is looked for among all lines: without a bound, one long line is worth
+/// milliseconds of work.
+const MAX_OPTIONS: usize = 100;
+
 /// A header line's name, as far as this proxy acts on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Known {
@@ -174,6 +178,8 @@ pub struct Fields {
     /// What `Connection` says.
     close: bool,
     keep_alive: bool,
+    /// It says more than anybody means.
+    rambles: bool,
 }
 
 /// Where a line stands in the text.
@@ -262,12 +268,18 @@ impl Fields {
 
     /// Takes in what `Connection` says, and marks the lines that it names.
     fn nominate(&mut self) {
-        let Self { text, lines, close, keep_alive } = self;
+        let Self { text, lines, close, keep_alive, rambles } = self;
+        let mut options_seen = 0;
         for nth in 0..lines.len() {
             if lines[nth].known != Known::Connection {
                 continue;
             }
             for option in options(lines[nth].value.of_text(text)) {
+                options_seen += 1;
+                if options_seen > MAX_OPTIONS {
+                    *rambles = true;
+                    return;
+                }
                 if option.eq_ignore_ascii_case(b"close") {
                     *close = true;
                 } else if option.eq_ignore_ascii_case(b"keep-alive") {
@@ -323,6 +335,12 @@ impl Fields {
     /// Whether `Connection` says `keep-alive`.
     pub fn says_keep_alive(&self) -> bool {
         self.keep_alive
+    }
+
+    /// Whether `Connection` names so many headers that not all of them were looked for: such a message is not to be passed
+    /// on.
+    pub fn names_too_many(&self) -> bool {
+        self.rambles
     }
 
     /// The lines that do not belong to one connection.

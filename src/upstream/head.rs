@@ -6,7 +6,10 @@ use bytes::{BufMut, BytesMut};
 use http::StatusCode;
 
 use super::{BodyLength, Flaw, Outgoing};
-use crate::fields::{Fields, Found};
+use crate::{
+    fields::{Fields, Found},
+    framing::has_bare_line_feed,
+};
 
 /// Most bytes of an answer's head.
 const MAX_HEAD: usize = 64 * 1024;
@@ -64,6 +67,9 @@ pub(super) fn take(buffer: &mut BytesMut) -> Result<Option<Head>, Flaw> {
         Err(httparse::Error::TooManyHeaders) => return Err(Flaw::Head("it has more than 128 header lines")),
         Err(_) => return Err(Flaw::Head("it does not speak HTTP/1.1")),
     };
+    if has_bare_line_feed(&buffer[..length]) {
+        return Err(Flaw::Head("a line of its head ends without a carriage return"));
+    }
     let status = response.code.and_then(|code| StatusCode::from_u16(code).ok());
     let status = status.ok_or(Flaw::Head("its status is not a number from 100 to 999"))?;
     if status == StatusCode::SWITCHING_PROTOCOLS {
@@ -72,6 +78,9 @@ pub(super) fn take(buffer: &mut BytesMut) -> Result<Option<Head>, Flaw> {
     let is_new = response.version == Some(1);
     let found = Found::new(buffer, response.headers);
     let fields = found.within(buffer.split_to(length).freeze());
+    if fields.names_too_many() {
+        return Err(Flaw::Head("its Connection names more than 100 headers"));
+    }
     let persistent = is_new && !fields.says_close();
     Ok(Some(Head { status, fields, persistent }))
 }

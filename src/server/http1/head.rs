@@ -7,7 +7,7 @@ use http::{Method, StatusCode, Version};
 
 use crate::{
     fields::{Fields, Found, Known},
-    framing::{Framing, FramingError},
+    framing::{Framing, FramingError, has_bare_line_feed},
     proxy::RequestTarget,
 };
 
@@ -73,7 +73,9 @@ pub(super) fn take(buffer: &mut BytesMut) -> Result<Option<Head>, Malformed> {
         Ok(_) => return Err(too_large("the request's head is longer than 64 KiB")),
         Err(error) => return Err(flaw(error)),
     };
-    check_line_ends(&buffer[..length])?;
+    if has_bare_line_feed(&buffer[..length]) {
+        return Err(malformed("a line of the head ends without a carriage return"));
+    }
     let (Some(method), Some(target), Some(version)) = (request.method, request.path, request.version) else {
         return Err(malformed("the request line is not complete"));
     };
@@ -91,17 +93,11 @@ pub(super) fn take(buffer: &mut BytesMut) -> Result<Option<Head>, Malformed> {
     let text = buffer.split_to(length).freeze();
     let authority = authority_at.map(|at| text.slice(at));
     let fields = found.within(text);
+    if fields.names_too_many() {
+        return Err(too_large("Connection names more than 100 headers"));
+    }
     let framing = Framing::of_request(version, &fields);
     Ok(Some(Head { method, version, target, authority, fields, framing }))
-}
-
-/// A line ends in CR LF. What ends in LF alone is two lines to one reader and one to another.
-fn check_line_ends(head: &[u8]) -> Result<(), Malformed> {
-    let is_bare = |at: usize| at == 0 || head[at - 1] != b'\r';
-    match memchr::memchr_iter(b'\n', head).any(is_bare) {
-        true => Err(malformed("a line of the head ends without a carriage return")),
-        false => Ok(()),
-    }
 }
 
 /// Where in a request-target the path begins. What has none is for other kinds of server.
