@@ -261,7 +261,8 @@ impl Conversation {
             late: false,
         };
         let reply = proxy.refuse_head(malformed.status, malformed.words, &nothing);
-        let manner = Manner { version: Version::HTTP_11, is_head: false, keep: false };
+        let is_head = self.wire.lock().inbound.trim_ascii_start().starts_with(b"HEAD ");
+        let manner = Manner { version: Version::HTTP_11, is_head, keep: false };
         if self.deliver(reply, manner, false).await != Outcome::Severed {
             self.close(true).await;
         }
