@@ -153,16 +153,16 @@ fn is_named(name: &[u8], usual: &str) -> bool {
     name == usual.as_bytes() || name.eq_ignore_ascii_case(usual.as_bytes())
 }
 
-/// One header line.
-#[derive(Clone, Copy)]
-pub struct Field<'a> {
-    /// What its name means here.
 /// Whether a name that came over HTTP/2 holds a quotation mark: the http crate takes it for a letter, and no name may hold
 /// one (RFC 9110 §5.6.2).
 pub fn is_quoted(name: &HeaderName) -> bool {
     memchr::memchr(b'"', name.as_str().as_bytes()).is_some()
 }
 
+/// One header line.
+#[derive(Clone, Copy)]
+pub struct Field<'a> {
+    /// What its name means here.
     pub known: Known,
     /// Its name, as it was spelled.
     pub name: &'a [u8],
