@@ -95,7 +95,7 @@ pub(super) async fn serve(
             // hyper waits for the client's word that it has heard, and a client may say nothing for as long as it likes.
             tokio::select! {
                 outcome = connection => outcome,
-                () = link.deserted(LAST_CALL, timeouts.stall) => return,
+                () = link.deserted(LAST_CALL) => return,
             }
         }
     };

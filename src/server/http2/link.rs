@@ -5,7 +5,7 @@ use std::{
     future::Future,
     sync::{
         Arc,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -26,6 +26,8 @@ struct State {
     quiet_since: AtomicU64,
     /// Requests that are being served.
     requests: AtomicU32,
+    /// The client does not take what is written.
+    stuck: AtomicBool,
 }
 
 /// A request is being served; dropped when its answer has been handed over.
@@ -37,7 +39,8 @@ impl Link {
     pub(super) fn new(seat: Arc<Seat>) -> Self {
         let born = Instant::now();
         seat.rest_from(born);
-        Self(Arc::new(State { born, seat, quiet_since: AtomicU64::new(0), requests: AtomicU32::new(0) }))
+        let (quiet_since, requests, stuck) = (AtomicU64::new(0), AtomicU32::new(0), AtomicBool::new(false));
+        Self(Arc::new(State { born, seat, quiet_since, requests, stuck }))
     }
 
     /// Marks the connection as in use.
@@ -52,21 +55,26 @@ impl Link {
         self.0.born + Duration::from_millis(self.0.quiet_since.load(Ordering::Relaxed))
     }
 
-    /// Passes when a client that is told to leave has had time enough: `unused` where there is no request any more, `stall`
-    /// behind one that was served meanwhile, some of whose answer may still be on its way.
-    pub(super) async fn deserted(&self, unused: Duration, stall: Duration) {
-        let told = Instant::now();
+    /// Passes when a client that is told to leave has had this long without a request and without a byte that it does not
+    /// take.
+    pub(super) async fn deserted(&self, patience: Duration) {
+        let mut since = Instant::now();
         loop {
-            let (busy, quiet_since) = (self.is_busy(), self.quiet_since());
-            // A moment is counted in whole milliseconds: one that is the same may have been later.
-            let was_used = busy || quiet_since + Duration::from_millis(1) > told;
-            let patience = if was_used { stall } else { unused };
-            let since = if busy { Instant::now() } else { quiet_since.max(told) };
-            if since.elapsed() >= patience && !busy {
+            if self.is_busy() || self.0.stuck.load(Ordering::Relaxed) {
+                since = Instant::now();
+            }
+            since = since.max(self.quiet_since());
+            if since.elapsed() >= patience {
                 return;
             }
             sleep_until(since + patience).await;
         }
+    }
+
+    /// Says whether there are bytes that the client does not take. The last ones of an answer may be among them when its
+    /// request is done.
+    pub(super) fn set_stuck(&self, stuck: bool) {
+        self.0.stuck.store(stuck, Ordering::Relaxed);
     }
 
     /// Whether no request has come yet.

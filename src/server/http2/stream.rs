@@ -91,6 +91,7 @@ impl AsyncRead for ClientStream {
 impl ClientStream {
     /// Turns a write that stays pending for too long into an error.
     fn bounded<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        self.link.set_stuck(written.is_pending());
         if written.is_ready() {
             self.writing.clear();
             return written;
