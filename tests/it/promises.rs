@@ -288,6 +288,14 @@ const PROMISES: &[(&str, &[&str])] = &[
             "overload::without_descriptors_it_neither_spins_nor_floods_the_log_and_goes_on_when_there_are_some",
         ],
     ),
+    (
+        "what strangers repeat fills no log",
+        &[
+            "log::what_a_stranger_repeats_does_not_fill_the_log",
+            "log::requests_do_not_wait_for_whoever_reads_the_log",
+            "src/server/hushed.rs::a_few_are_said_and_the_others_counted",
+        ],
+    ),
     // A client that leaves, a process that ends.
     (
         "a client that leaves takes its call along, and nobody else's token",
