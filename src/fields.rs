@@ -13,6 +13,10 @@ pub use self::familiar::Familiar;
 use self::familiar::{Digits, Ready};
 use crate::buffers;
 
+/// Most headers that `Connection` may name. Each is looked for among all lines: without a bound, one long line is worth
+/// milliseconds of work.
+const MAX_OPTIONS: usize = 100;
+
 /// A header line's name, as far as this proxy acts on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Known {
@@ -159,6 +163,12 @@ fn is_named(name: &[u8], usual: &str) -> bool {
     name == usual.as_bytes() || name.eq_ignore_ascii_case(usual.as_bytes())
 }
 
+/// Whether a name that came over HTTP/2 holds a quotation mark: the http crate takes it for a letter, and no name may hold
+/// one (RFC 9110 §5.6.2).
+pub fn is_quoted(name: &HeaderName) -> bool {
+    memchr::memchr(b'"', name.as_str().as_bytes()).is_some()
+}
+
 /// One header line.
 #[derive(Clone, Copy)]
 pub struct Field<'a> {
@@ -199,6 +209,8 @@ struct Lines {
     /// What `Connection` says.
     close: bool,
     keep_alive: bool,
+    /// It says more than anybody means.
+    rambles: bool,
     /// What was made of lines that come again and again.
     familiar: Option<Ready>,
 }
@@ -338,6 +350,12 @@ impl Fields {
         self.lines.keep_alive
     }
 
+    /// Whether `Connection` names so many headers that not all of them were looked for: such a message is not to be passed
+    /// on.
+    pub fn names_too_many(&self) -> bool {
+        self.lines.rambles
+    }
+
     /// The lines that do not belong to one connection.
     pub fn beyond_connection(&self) -> impl Iterator<Item = Field<'_>> {
         self.lines.each.iter().filter(|line| line.outlives_connection()).map(|line| self.field(line))
@@ -397,12 +415,18 @@ impl Lines {
 
     /// Takes in what `Connection` says, and marks the lines that it names.
     fn nominate(&mut self) {
-        let Self { text, each, close, keep_alive, .. } = self;
+        let Self { text, each, close, keep_alive, rambles, .. } = self;
+        let mut options_seen = 0;
         for nth in 0..each.len() {
             if each[nth].known != Known::Connection {
                 continue;
             }
             for option in options(each[nth].value.of_text(text)) {
+                options_seen += 1;
+                if options_seen > MAX_OPTIONS {
+                    *rambles = true;
+                    return;
+                }
                 if option.eq_ignore_ascii_case(b"close") {
                     *close = true;
                 } else if option.eq_ignore_ascii_case(b"keep-alive") {

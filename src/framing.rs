@@ -163,6 +163,11 @@ impl Framing {
     }
 }
 
+/// Whether a line of a head ends in LF alone: that is two lines to one reader and one to another.
+pub fn has_bare_line_feed(head: &[u8]) -> bool {
+    memchr::memchr_iter(b'\n', head).any(|at| at == 0 || head[at - 1] != b'\r')
+}
+
 /// Whether a head says that its body is chunked, and nothing else of it.
 fn is_chunked(fields: &Fields) -> Result<bool, FramingError> {
     let mut codings = fields.all(Known::TransferEncoding);

@@ -15,7 +15,7 @@ use arc_swap::ArcSwapOption;
 use bytes::BytesMut;
 use tokio::{
     sync::watch,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_rustls::TlsAcceptor;
 
@@ -134,10 +134,15 @@ async fn converse(
     seat.take().await;
     let (stream, by_alpn) = match server.tls.load_full() {
         None => (stream, None),
-        Some(config) => match Box::pin(greet(stream, peer, config, &server)).await {
-            Some((stream, http2)) => (stream, Some(http2)),
-            None => return,
-        },
+        Some(config) => {
+            seat.begins_from(Instant::now());
+            let greeted = tokio::select! {
+                () = seat.asked() => None,
+                greeted = Box::pin(greet(stream, peer, config, &server)) => greeted,
+            };
+            let Some((stream, http2)) = greeted else { return };
+            (stream, Some(http2))
+        }
     };
     if by_alpn == Some(true) {
         let serving = http2::serve(stream, BytesMut::new(), peer, timeouts, stopping.clone(), seat, proxy);

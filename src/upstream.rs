@@ -22,6 +22,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -228,6 +229,12 @@ impl Upstream {
             speaks_http2,
             dialling: Default::default(),
         }
+    }
+
+    /// How long a call with a small answer may take: to connect, to the head, and as long as its body may be silent.
+    pub fn patience(&self) -> Duration {
+        let Settings { connect_timeout, response_timeout, body_timeout, .. } = &*self.pool.settings;
+        *connect_timeout + *response_timeout + *body_timeout
     }
 
     /// Sends a request and returns its answer once the head is there.

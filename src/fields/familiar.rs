@@ -168,9 +168,16 @@ impl Lines {
             to_upstream: laid_out(fields.to_upstream()),
             to_caller: (laid_out(fields.to_caller()), longest),
         };
-        let Lines { text, each, kinds, close, keep_alive, .. } = &*fields.lines;
-        let (kinds, close, keep_alive, familiar) = (*kinds, *close, *keep_alive, Some(ready));
-        Self { text: text.clone(), each: each.clone(), kinds, close, keep_alive, familiar }
+        let Lines { text, each, kinds, close, keep_alive, rambles, familiar: _ } = &*fields.lines;
+        Self {
+            text: text.clone(),
+            each: each.clone(),
+            kinds: *kinds,
+            close: *close,
+            keep_alive: *keep_alive,
+            rambles: *rambles,
+            familiar: Some(ready),
+        }
     }
 }
 

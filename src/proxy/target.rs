@@ -255,20 +255,23 @@ pub(super) fn check_head(
     Ok(())
 }
 
-/// `host` or `host:port`; empty where the target has no authority (RFC 9112 §3.2).
+/// `host` or `host:port`; empty where the target has no authority (RFC 9112 §3.2). A comma would make a list of hosts, which
+/// means as much as two lines.
 fn is_host(text: &[u8]) -> bool {
     let (host, port) = match text.iter().rposition(|byte| *byte == b':') {
         Some(colon) if !text[colon..].contains(&b']') => (&text[..colon], &text[colon + 1..]),
         _ => (text, &b""[..]),
     };
-    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=%".contains(byte);
+    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+;=%".contains(byte);
     let is_name = match host.strip_prefix(b"[").map(|literal| literal.strip_suffix(b"]")) {
         Some(literal) => literal
             .and_then(|literal| std::str::from_utf8(literal).ok())
             .is_some_and(|literal| literal.parse::<Ipv6Addr>().is_ok()),
         None => host.iter().all(is_plain),
     };
-    is_name && port.len() <= 5 && port.iter().all(u8::is_ascii_digit)
+    let is_digit = port.iter().all(u8::is_ascii_digit);
+    let is_port = std::str::from_utf8(port).is_ok_and(|port| port.is_empty() || port.parse::<u16>().is_ok());
+    is_name && is_digit && is_port
 }
 
 #[cfg(test)]

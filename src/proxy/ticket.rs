@@ -1,8 +1,8 @@
 //! A ticket: the kept one, that of another replica, or a new one, fetched once however many ask.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::{
     Forward, Proxy,
@@ -19,6 +19,8 @@ use crate::{
 
 /// Most bytes of a ticket's answer.
 const MAX_TICKET: usize = 64 * 1024;
+/// How many calls a fetch may take: one that is refused, gettoken, and one more.
+const CALLS: u32 = 3;
 
 impl Proxy {
     /// A ticket: the kept one, or a new one, fetched once however many ask.
@@ -59,7 +61,15 @@ impl Proxy {
         let asked = Instant::now();
         record.now = asked;
         // A caller who leaves meanwhile ends nothing: the next in the row fetches instead.
-        let fetching = self.fetch_ticket(forward, agent, record);
+        let most = CALLS * self.upstream.patience();
+        let fetching = async {
+            // Others wait for it: an answer that drips must not hold them up for as long as it likes.
+            let Ok(fetched) = timeout(most, self.fetch_ticket(forward, agent, record)).await else {
+                record.end_now(Some(Kind::UpstreamTimeout));
+                return Err(late(most));
+            };
+            fetched
+        };
         let fetched = match &shared {
             Some(shared) => shared.hold(fetching).await,
             None => fetching.await,
@@ -93,4 +103,10 @@ impl Proxy {
         let answer = self.send_with_token(&neutral, agent, None, record).await?;
         answer.collect(MAX_TICKET).await.map_err(|failure| self.failed(failure))
     }
+}
+
+fn late(most: Duration) -> Refusal {
+    let words =
+        format!("WeCom did not answer as it should: no ticket came within {:.1} s", most.as_secs_f64());
+    Refusal::new(Kind::UpstreamTimeout, words)
 }

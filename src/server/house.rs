@@ -2,7 +2,7 @@
 //!
 //! Each connection has a seat, which says since when nothing has happened on it. When the house is full the one that has
 //! been idle for longest is asked to leave; that costs the others nothing, for nobody keeps a list in order. Connections
-//! with a request, and those that had one a moment ago, stay.
+//! with a request, and those that had one a moment ago, stay; half a head, or half a greeting, is none for long.
 
 use std::{
     fs,
@@ -27,6 +27,8 @@ use super::hushed::Hushed;
 
 /// Who was busy within this time is not idle: a client that sends one request after the other is to keep its connection.
 const LEAST_IDLE: Duration = Duration::from_millis(500);
+/// So long half a head or half a greeting is taken for the beginning of a request.
+const BEGINNING: Duration = Duration::from_secs(2);
 /// How often a listener that waits for a place looks for an idle connection again.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// So many are found with one look at all connections.
@@ -240,6 +242,11 @@ impl Seat {
     pub(super) fn rest_from(&self, moment: Instant) -> bool {
         self.idle_since.store(microseconds(moment.saturating_duration_since(self.born)), Relaxed);
         self.is_asked()
+    }
+
+    /// Something began then and is not whole yet. Whether the connection is to leave.
+    pub(super) fn begins_from(&self, moment: Instant) -> bool {
+        self.rest_from(moment + BEGINNING)
     }
 
     /// Something happens.

@@ -144,7 +144,10 @@ impl Conversation {
                     }
                 } else {
                     match head::take(&mut wire.inbound, &mut self.familiar) {
-                        Ok(Some(head)) => return Poll::Ready(Next::Head(head)),
+                        Ok(Some(head)) => {
+                            self.seat.stir();
+                            return Poll::Ready(Next::Head(head));
+                        }
                         Ok(None) => {}
                         Err(malformed) => return Poll::Ready(Next::Malformed(malformed)),
                     }
@@ -156,7 +159,6 @@ impl Conversation {
                 Poll::Ready(Ok(read)) if read > 0 => {
                     if begins {
                         self.waiting.clear();
-                        self.seat.stir();
                     }
                 }
                 Poll::Ready(_) => return Poll::Ready(Next::Over),
@@ -174,24 +176,28 @@ impl Conversation {
             };
             self.waiting.set_after(since.unwrap_or_else(Instant::now), patience);
         }
-        if begins && self.is_unwanted() {
+        if self.is_unwanted(begins) {
             return Poll::Ready(Next::Over);
         }
         ready!(self.waiting.poll_passed(cx));
         Poll::Ready(Next::Over)
     }
 
-    /// Whether a connection on which no request begins is to be closed. One that has just come gets a moment still when the
-    /// server stops: its request is on the way, and whoever sent it has seen that somebody is there.
-    fn is_unwanted(&mut self) -> bool {
+    /// Whether a connection that has no request is to be closed. One that has just come gets a moment still when the server
+    /// stops, and so does half a head: a request is on the way, and whoever sent it has seen that somebody is there. Half a
+    /// head is no request, and makes room in a full house.
+    fn is_unwanted(&mut self, begins: bool) -> bool {
         if self.is_stopping() {
-            if !self.fresh {
+            if begins && !self.fresh {
                 return true;
             }
             self.waiting.set_no_later(LAST_CALL);
         }
-        let idle = self.waiting.at().and_then(|end| end.checked_sub(self.timeouts.idle));
-        idle.is_some_and(|since| self.seat.rest_from(since))
+        let since = |patience| self.waiting.at().and_then(|end| end.checked_sub(patience));
+        match begins {
+            true => since(self.timeouts.idle).is_some_and(|since| self.seat.rest_from(since)),
+            false => since(self.timeouts.head).is_some_and(|since| self.seat.begins_from(since)),
+        }
     }
 
     /// Has one request answered. Whether the connection is to be kept.
@@ -269,7 +275,8 @@ impl Conversation {
             late: false,
         };
         let reply = self.proxy.refuse_head(malformed.status, malformed.words, &nothing);
-        let manner = Manner { version: Version::HTTP_11, is_head: false, keep: false };
+        let is_head = self.wire.lock().inbound.trim_ascii_start().starts_with(b"HEAD ");
+        let manner = Manner { version: Version::HTTP_11, is_head, keep: false };
         if self.deliver(reply, manner, false).await != Outcome::Severed {
             close(&self.wire, true).await;
         }

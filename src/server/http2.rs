@@ -13,7 +13,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use http::{Method, Response, Uri, Version, header};
+use http::{HeaderMap, Method, Response, Uri, Version, header};
 use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
@@ -27,7 +27,7 @@ use self::{
 };
 use super::{LAST_CALL, LINGER, LINGER_BYTES, MAX_HEAD, Timeouts, house::Seat, last_call};
 use crate::{
-    fields::Fields,
+    fields::{Fields, is_quoted},
     io::Stream,
     proxy::{Broken, Proxy, Reply, ReplyBody, Request, RequestTarget},
     upload::{Body, Cut, Source},
@@ -92,7 +92,11 @@ pub(super) async fn serve(
         Some(outcome) => outcome,
         None => {
             connection.as_mut().graceful_shutdown();
-            connection.await
+            // hyper waits for the client's word that it has heard, and a client may say nothing for as long as it likes.
+            tokio::select! {
+                outcome = connection => outcome,
+                () = link.deserted(LAST_CALL) => return,
+            }
         }
     };
     if let Err(error) = outcome {
@@ -126,7 +130,7 @@ async fn answer(
         version: Version::HTTP_2,
         target: RequestTarget::new(target),
         absolute: None,
-        flaw: flaw(&parts.uri),
+        flaw: flaw(&parts.uri, &parts.headers),
         fields: Fields::of_map(&parts.headers),
         peer,
         late,
@@ -146,8 +150,11 @@ async fn answer(
     response
 }
 
-/// What hyper lets through and should not (RFC 9113 §8.3.1).
-fn flaw(uri: &Uri) -> Option<&'static str> {
+/// What hyper lets through and should not (RFC 9113 §8.2.1, §8.3.1).
+fn flaw(uri: &Uri, headers: &HeaderMap) -> Option<&'static str> {
+    if headers.keys().any(is_quoted) {
+        return Some("a header's name holds a quotation mark");
+    }
     if !matches!(uri.scheme_str(), None | Some("http" | "https")) {
         return Some("the scheme is neither http nor https");
     }

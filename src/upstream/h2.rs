@@ -23,7 +23,7 @@ use tokio::time::Instant;
 use super::{AnswerBody, Failure, Flaw, Outgoing, Sent, Settings, Source};
 use crate::{
     deadline::Deadline,
-    fields::Fields,
+    fields::{Fields, is_quoted},
     framing::answer_length,
     io::Stream,
     upload::{Reader, UploadError},
@@ -174,6 +174,9 @@ impl Place {
         };
         let came = Instant::now();
         let (parts, body) = response.into_parts();
+        if parts.headers.keys().any(is_quoted) {
+            return Err(Failure { flaw: Flaw::Head("it names a header that is none"), sent: Sent::Perhaps });
+        }
         let fields = Fields::of_map(&parts.headers);
         let length = answer_length(&fields)
             .map_err(|error| Failure { flaw: Flaw::Framing(error), sent: Sent::Perhaps })?;
@@ -197,7 +200,7 @@ fn request(
 ) -> Result<Request<UploadBody>, Failure> {
     let malformed =
         || Failure { flaw: Flaw::Http2("the request's target is not a URI".into()), sent: Sent::Nothing };
-    let path = uri::PathAndQuery::try_from(outgoing.target.concat()).map_err(|_| malformed())?;
+    let path = uri::PathAndQuery::try_from(encoded(outgoing.target)).map_err(|_| malformed())?;
     let mut parts = uri::Parts::default();
     parts.scheme = Some(uri::Scheme::HTTPS);
     parts.authority = settings.authority.parse().ok();
@@ -213,6 +216,16 @@ fn request(
         }
     }
     Ok(request)
+}
+
+/// A target as the http crate takes it. Three letters that should not stand in a query as they are, and that HTTP/1 carries
+/// all the same, are encoded.
+fn encoded(target: &[&str]) -> String {
+    let target = target.concat();
+    match memchr::memchr3(b'"', b'<', b'>', target.as_bytes()) {
+        None => target,
+        Some(_) => target.replace('"', "%22").replace('<', "%3C").replace('>', "%3E"),
+    }
 }
 
 /// What it means that there is no answer. A stream's reset says nothing of its connection: the upstream may have acted on

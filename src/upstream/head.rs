@@ -6,7 +6,10 @@ use bytes::{Buf, BufMut, BytesMut};
 use http::StatusCode;
 
 use super::{BodyLength, Flaw, Outgoing};
-use crate::fields::{Familiar, Fields, Found, lines_at};
+use crate::{
+    fields::{Familiar, Fields, Found, lines_at},
+    framing::has_bare_line_feed,
+};
 
 /// Most bytes of an answer's head.
 const MAX_HEAD: usize = 64 * 1024;
@@ -63,20 +66,30 @@ pub(super) fn take(buffer: &mut BytesMut, familiar: &mut Familiar) -> Result<Opt
         Err(httparse::Error::TooManyHeaders) => return Err(Flaw::Head("it has more than 128 header lines")),
         Err(_) => return Err(Flaw::Head("it does not speak HTTP/1.1")),
     };
+    if has_bare_line_feed(&buffer[..length]) {
+        return Err(Flaw::Head("a line of its head ends without a carriage return"));
+    }
     let said = said(&response)?;
     let lines_at = lines_at(&buffer[..length]).unwrap_or(length);
     let found = Found::new(&buffer[lines_at..], response.headers);
     buffer.advance(lines_at);
-    let fields = familiar.note(found.within(buffer.split_to(length - lines_at).freeze()));
-    Ok(Some(Head::new(said, fields)))
+    let fields = found.within(buffer.split_to(length - lines_at).freeze());
+    if fields.names_too_many() {
+        return Err(Flaw::Head("its Connection names more than 100 headers"));
+    }
+    Ok(Some(Head::new(said, familiar.note(fields))))
 }
 
 /// The same for a head of which only the first line is new. What is wrong with one is not said here.
 fn take_familiar(buffer: &mut BytesMut, familiar: &mut Familiar) -> Option<Head> {
     let lines_at = lines_at(buffer)?;
     let (fields, end) = familiar.recognise(&buffer[lines_at..])?;
+    let first_line = &buffer[..lines_at];
+    if lines_at + end > MAX_HEAD || has_bare_line_feed(first_line) {
+        return None;
+    }
     let mut response = httparse::Response::new(&mut []);
-    if lines_at + end > MAX_HEAD || response.parse(&buffer[..lines_at]).ok()?.is_complete() {
+    if response.parse(first_line).ok()?.is_complete() {
         return None;
     }
     let said = said(&response).ok()?;

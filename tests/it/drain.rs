@@ -111,6 +111,34 @@ async fn idle_connections_close_at_once() {
 }
 
 #[tokio::test]
+async fn clients_that_do_not_hear_and_half_a_head_hold_up_no_end() {
+    let scene = Scene::new("30s").await;
+    let hello = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    let mut mute = Vec::new();
+    // None of them answers when it is told to leave; one has begun a request.
+    for more in [&b""[..], b"\0\0\x09\x01\x01\0\0\0\x01\x82\x86"] {
+        let mut line = Line::to(scene.address).await;
+        line.say([&hello[..], more].concat()).await.expect("it is taken");
+        line.bytes(9).await;
+        mute.push(line);
+    }
+    for half in ["GET /hr", "PRI * HTTP"] {
+        let mut line = Line::to(scene.address).await;
+        line.say(half).await.expect("it is taken");
+        mute.push(line);
+    }
+    let mut kept = Line::to(scene.address).await;
+    kept.say(format!("GET /hr{USER_GET} HTTP/1.1\r\nHost: a\r\n\r\n")).await.expect("it is taken");
+    kept.answer().await;
+    kept.say("GET /hr").await.expect("it is taken");
+    let began = Instant::now();
+    scene.term().await;
+    let ended = scene.proxy.ended().await;
+    assert_eq!(ended.status, 0, "{}", ended.err);
+    assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
+}
+
+#[tokio::test]
 async fn a_stream_of_http2_in_flight_finishes() {
     let scene = Scene::new("10m").await;
     let mut caller = Caller::http2(scene.address).await;

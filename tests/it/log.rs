@@ -12,8 +12,10 @@ use tokio::task::spawn_blocking;
 use wecom_proxy::simulator::{Fault, Settings, Simulator, When};
 
 use crate::{
+    certificates::Authority,
     process::{Process, field, wecom_proxy},
     stage::{Caller, KEYED, OPEN, PATIENCE, USER_GET, key, soon, write_config},
+    wire::Line,
 };
 
 async fn logged() -> (Simulator, Process, Caller, TempDir) {
@@ -247,6 +249,51 @@ impl Drop for Unread {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// How a client of TLS begins that names its server in letters that no name has.
+fn odd_hello() -> Vec<u8> {
+    let name = [&[0, 0, 0, 9, 0, 7, 0, 0, 4][..], &[0xff; 4]].concat();
+    let length = |bytes: &[u8]| bytes.len() as u8;
+    let offer = [&[3, 3][..], &[7; 32], &[0, 0, 2, 0x13, 1, 1, 0, 0, length(&name)], &name].concat();
+    let hello = [&[1, 0, 0, length(&offer)][..], &offer].concat();
+    [&[22, 3, 1, 0, length(&hello)][..], &hello].concat()
+}
+
+#[tokio::test]
+async fn what_a_stranger_repeats_does_not_fill_the_log() {
+    let scene = scene().await;
+    let proxy = Process::serve(&write(&scene, "")).await;
+    let mut line = Line::to(proxy.address().await).await;
+    // Answers to pings that nobody sent, and a ping behind them.
+    let pong = b"\0\0\x08\x06\x01\0\0\0\0unwanted".repeat(100);
+    let hello = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    line.say([&hello[..], &pong, b"\0\0\x08\x06\0\0\0\0\0answered"].concat()).await.expect("it is taken");
+    while {
+        let head = line.bytes(9).await;
+        let payload = line.bytes(usize::from(head[1]) << 8 | usize::from(head[2])).await;
+        payload != b"answered"
+    } {}
+    let plain = proxy.stop().await.err;
+
+    let identity = Authority::new().server("localhost");
+    let (cert, key) = (scene.1.path().join("server.pem"), scene.1.path().join("server.key"));
+    std::fs::write(&cert, &identity.pem).expect("a file");
+    std::fs::write(&key, &identity.key_pem).expect("a file");
+    let tls = format!("tls = {{ cert = \"{}\", key = \"{}\" }}\n[upstream]", cert.display(), key.display());
+    let toml = OPEN.replace("[upstream]", &tls);
+    let config = write_config(&scene.1, scene.0.api_addr(), &Settings::default(), &toml);
+    let proxy = Process::serve(&config).await;
+    for _ in 0..100 {
+        let mut line = Line::to(proxy.address().await).await;
+        line.say(odd_hello()).await.expect("it is taken");
+        let _ = line.rest().await;
+    }
+    let secure = proxy.stop().await.err;
+    assert!(secure.contains("a TLS handshake with a client failed"), "{secure}");
+    for log in [plain, secure] {
+        assert!(log.lines().count() < 20, "{log}");
     }
 }
 

@@ -29,6 +29,7 @@ mod overload;
 mod passes;
 mod process;
 mod program;
+mod promises;
 mod properties;
 mod readme;
 mod real_programs;

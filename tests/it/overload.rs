@@ -236,6 +236,39 @@ async fn connections_with_a_request_stay_and_who_comes_then_waits_for_one_to_end
 }
 
 #[tokio::test]
+async fn what_only_begins_keeps_nobody_out_of_a_full_house() {
+    let lines = "max_connections = 3\nheader_timeout = \"60s\"\nidle_timeout = \"60s\"";
+    let (_wecom, _dir, _proxy, address) = program(lines).await;
+    let http2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0\0\0\x09\x01\x01\0\0\0\x01\x82\x86";
+    for half in [&b""[..], b"\r\n", b"GET /hr", b"GET / HTTP/1.1\r\nHost: x\r\n", &http2[..20], http2] {
+        let mut crowd = Vec::new();
+        for _ in 0..3 {
+            let mut line = Line::to(address).await;
+            line.say(half).await.expect("it is taken");
+            crowd.push(line);
+        }
+        // One drips on.
+        let (mut drips, mut last) = (tokio::time::interval(Duration::from_millis(100)), crowd.pop());
+        let drip = async {
+            while let Some(line) = &mut last {
+                drips.tick().await;
+                if !half.is_empty() && line.say("x").await.is_err() {
+                    last = None;
+                }
+            }
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            lines = kept(address, 3) => assert_eq!(lines.len(), 3),
+            () = drip => unreachable!(),
+        }
+        for line in &mut crowd {
+            assert!(!line.rest().await.0.starts_with(b"HTTP/1.1 200"), "{half:?} has made room");
+        }
+    }
+}
+
+#[tokio::test]
 async fn fewer_connections_than_listeners_starve_none_of_them() {
     let wecom = Simulator::local(Settings::default()).await.expect("a simulator");
     let dir = tempfile::TempDir::new().expect("a directory");

@@ -9,6 +9,7 @@ use wecom_proxy::simulator::{Fault, When};
 use crate::{
     gettoken::{HR, pass},
     stage::{Caller, KEYED, OPEN, Reply, Stage, all_at_once, wait_for},
+    wire::Puppet,
 };
 
 const JSAPI: &str = "/cgi-bin/get_jsapi_ticket";
@@ -126,6 +127,28 @@ async fn an_upstream_that_breaks_off_is_told_to_those_who_wait_and_not_kept() {
     }
     assert_eq!(fetched(&stage, JSAPI), 1);
     ticket(&stage.get(JSAPI).await);
+}
+
+#[tokio::test]
+async fn a_ticket_that_drips_holds_nobody_up_for_ever() {
+    let mut puppet = Puppet::new().await;
+    let bounds = "connect_timeout = \"200ms\"\nresponse_timeout = \"200ms\"\nbody_timeout = \"200ms\"";
+    let toml = OPEN.replace("[upstream]", &format!("[upstream]\n{bounds}"));
+    let stage = Stage::facing(puppet.address, &toml).await;
+    let drip = async {
+        let mut call = puppet.call().await;
+        let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 9000\r\n\r\n{";
+        call.line.say(head).await.expect("it is taken");
+        // Never silent for long, and never done.
+        let mut drips = tokio::time::interval(Duration::from_millis(50));
+        while call.line.say(" ").await.is_ok() {
+            drips.tick().await;
+        }
+    };
+    let (one, other, ()) = tokio::join!(stage.get(JSAPI), stage.get(JSAPI), drip);
+    let mut statuses = [one.status.as_u16(), other.status.as_u16()];
+    statuses.sort_unstable();
+    assert_eq!(statuses, [502, 504], "one has waited for the other");
 }
 
 #[tokio::test]

@@ -158,6 +158,54 @@ async fn a_silent_http_2_connection_is_closed() {
 }
 
 #[tokio::test]
+async fn half_a_head_of_http_2_is_cut_off() {
+    let stage = Stage::with(&bounded("header_timeout = \"300ms\"\nidle_timeout = \"60s\"", "")).await;
+    stage.wecom.inject(Fault::hold().on(ECHO)).expect("a fault");
+    let begins = b"\0\0\x02\x01\x01\0\0\0\x03\x82\x86";
+    let goes_on = b"\0\0\0\x09\0\0\0\0\x03";
+    let path = format!("/hr{ECHO}");
+    let block = [b"\x82\x86\x04", &[path.len() as u8][..], path.as_bytes(), b"\x01\x01x"].concat();
+    let other = [&[0, 0, block.len() as u8, 1, 5, 0, 0, 0, 1], &block[..]].concat();
+    // A request that is being served beside it changes nothing.
+    for before in [&b""[..], &other] {
+        for drip in [&b""[..], goes_on] {
+            let mut line = Line::to(stage.address()).await;
+            line.say([HELLO, before, begins].concat()).await.expect("it is taken");
+            if drip.is_empty() {
+                is_closed(&mut line).await;
+                continue;
+            }
+            let mut drips = tokio::time::interval(Duration::from_millis(50));
+            let cut = async {
+                while line.say(drip).await.is_ok() {
+                    drips.tick().await;
+                }
+            };
+            soon(cut).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_of_http_2_that_may_be_gone_is_asked() {
+    let stage = Stage::with(&bounded("idle_timeout = \"300ms\"", "")).await;
+    stage.wecom.inject(Fault::hold().on(ECHO)).expect("a fault");
+    let path = format!("/hr{ECHO}");
+    let block = [b"\x82\x86\x04", &[path.len() as u8][..], path.as_bytes(), b"\x01\x01x"].concat();
+    let mut line = Line::to(stage.address()).await;
+    line.say([HELLO, &[0, 0, block.len() as u8, 1, 5, 0, 0, 0, 1], &block[..]].concat())
+        .await
+        .expect("taken");
+    // While a request lasts, silence is no reason to close: a ping tells whether anybody is there.
+    while {
+        let head = line.bytes(9).await;
+        line.bytes(usize::from(head[1]) << 8 | usize::from(head[2])).await;
+        (head[3], head[4]) != (6, 0)
+    } {}
+    stage.wecom.release();
+}
+
+#[tokio::test]
 async fn an_idle_http_2_connection_that_only_pings_lives_until_idle_timeout() {
     let stage = Stage::with(&bounded("header_timeout = \"2s\"", "")).await;
     let mut line = Line::to(stage.address()).await;

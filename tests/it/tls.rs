@@ -65,6 +65,20 @@ async fn an_upstream_that_offers_http2_is_spoken_to_in_http2() {
 }
 
 #[tokio::test]
+async fn a_query_with_letters_that_http2_does_not_take_gets_through_encoded() {
+    let stage = well(BOTH).await;
+    let target = format!("/hr{ECHO}?a=\"b\"&c=<d>&e={{|}}^`\\\u{5f20}");
+    let given = format!("GET {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    let answer = stage.raw(given).await;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    let query = "a=%22b%22&c=%3Cd%3E&e={|}^`\\\u{5f20}&access_token=token#1";
+    assert_eq!(
+        (stage.last_seen(ECHO).query.as_str(), &versions(&stage)[..]),
+        (query, &["HTTP/2.0".to_owned()][..])
+    );
+}
+
+#[tokio::test]
 async fn a_large_body_is_replayed_over_http2_after_a_refresh() {
     let stage = well(BOTH).await;
     stage.get(USER_GET).await.is_ok();

@@ -4,11 +4,11 @@ use std::{fs, time::Duration};
 
 use http::Request;
 use tempfile::TempDir;
-use tokio::net::TcpStream;
+use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 use crate::{
     certificates::{Authority, Identity},
-    stage::{Caller, Stage, USER_GET},
+    stage::{Caller, Stage, USER_GET, soon},
 };
 
 const CONFIG: &str = r#"
@@ -117,6 +117,23 @@ async fn clients_that_have_not_greeted_yet_hold_up_no_shutdown() {
     let stopped = tokio::time::timeout(Duration::from_secs(20), stage.proxy.shut_down()).await;
     assert_eq!(stopped, Ok(true));
     drop((greeted, fresh, mute));
+}
+
+#[tokio::test]
+async fn clients_that_do_not_greet_keep_nobody_out_of_a_full_house() {
+    let authority = Authority::new();
+    let dir = files(&authority.server("localhost"));
+    let bounds = "max_connections = 2\nheader_timeout = \"60s\"\n[upstream]";
+    let stage = Stage::with(&config(&dir, "").replace("[upstream]", bounds)).await;
+    for said in [&b""[..], b"\x16\x03\x01\x02\x00"] {
+        let mut mute = Vec::new();
+        for _ in 0..2 {
+            let mut stream = TcpStream::connect(stage.address()).await.expect("a connection");
+            stream.write_all(said).await.expect("it is taken");
+            mute.push(stream);
+        }
+        assert!(soon(is_served(&stage, &authority, None)).await);
+    }
 }
 
 #[tokio::test]

@@ -83,6 +83,10 @@ impl Peer {
             "/cgi-bin/refuses" => respond.send_reset(Reason::REFUSED_STREAM),
             "/cgi-bin/refuses-once" if first => respond.send_reset(Reason::REFUSED_STREAM),
             "/cgi-bin/media/get" => self.pour(respond).await,
+            "/cgi-bin/quotes" => {
+                let head = Response::builder().header("x\"y", "z").body(()).expect("the library takes it");
+                let _ = respond.send_response(head, true);
+            }
             _ => {
                 let body = r#"{"errcode":0,"access_token":"TOKEN-OF-THE-PEER","expires_in":7200}"#;
                 let head = Response::builder().header("content-type", "application/json").body(());
@@ -183,6 +187,14 @@ async fn a_stream_that_was_reset_is_not_sent_again_and_its_connection_serves_on(
     }
     caller.get(USER_GET).await.is_ok();
     assert_eq!(peer.connections.load(Ordering::Relaxed), connections);
+}
+
+#[tokio::test]
+async fn a_header_whose_name_is_none_is_not_passed_on() {
+    let (stage, peer, _dir) = stage(100).await;
+    stage.get("/cgi-bin/quotes").await.is_own("upstream-broke", 502, -1);
+    assert_eq!(peer.heard("GET /cgi-bin/quotes"), 1);
+    stage.get(USER_GET).await.is_ok();
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use http::{Method, StatusCode, Version};
 
 use crate::{
     fields::{Familiar, Fields, Found, Known, lines_at},
-    framing::{Framing, FramingError},
+    framing::{Framing, FramingError, has_bare_line_feed},
     proxy::RequestTarget,
 };
 
@@ -91,13 +91,18 @@ pub(super) fn take(buffer: &mut BytesMut, familiar: &mut Familiar) -> Result<Opt
         Ok(_) => return Err(too_large("the request's head is longer than 64 KiB")),
         Err(error) => return Err(flaw(error)),
     };
-    check_line_ends(&buffer[..length])?;
+    if has_bare_line_feed(&buffer[..length]) {
+        return Err(malformed("a line of the head ends without a carriage return"));
+    }
     let asked = asked(&request)?;
     let lines_at = lines_at(&buffer[..length]).unwrap_or(length);
     let found = Found::new(&buffer[lines_at..], request.headers);
     buffer.advance(lines_at);
-    let fields = familiar.note(found.within(buffer.split_to(length - lines_at).freeze()));
-    Ok(Some(Head::new(asked, fields)))
+    let fields = found.within(buffer.split_to(length - lines_at).freeze());
+    if fields.names_too_many() {
+        return Err(too_large("Connection names more than 100 headers"));
+    }
+    Ok(Some(Head::new(asked, familiar.note(fields))))
 }
 
 /// The same for a head of which only the first line is new. What is wrong with one is not said here.
@@ -105,9 +110,11 @@ fn take_familiar(buffer: &mut BytesMut, familiar: &mut Familiar) -> Option<Head>
     let lines_at = lines_at(buffer)?;
     let (fields, end) = familiar.recognise(&buffer[lines_at..])?;
     let first_line = &buffer[..lines_at];
-    check_line_ends(first_line).ok()?;
+    if lines_at + end > MAX_HEAD || has_bare_line_feed(first_line) {
+        return None;
+    }
     let mut request = httparse::Request::new(&mut []);
-    if lines_at + end > MAX_HEAD || request.parse(first_line).ok()?.is_complete() {
+    if request.parse(first_line).ok()?.is_complete() {
         return None;
     }
     let asked = asked(&request).ok()?;
@@ -129,15 +136,6 @@ fn asked(request: &httparse::Request<'_, '_>) -> Result<Asked, Malformed> {
     // `http://host` stands for `http://host/`.
     let target = if path_at == target.len() { "/" } else { &target[path_at..] };
     Ok(Asked { method, version, target: RequestTarget::new(target), authority })
-}
-
-/// A line ends in CR LF. What ends in LF alone is two lines to one reader and one to another.
-fn check_line_ends(head: &[u8]) -> Result<(), Malformed> {
-    let is_bare = |at: usize| at == 0 || head[at - 1] != b'\r';
-    match memchr::memchr_iter(b'\n', head).any(is_bare) {
-        true => Err(malformed("a line of the head ends without a carriage return")),
-        false => Ok(()),
-    }
 }
 
 /// Where in a request-target the path begins. What has none is for other kinds of server.

@@ -5,12 +5,12 @@ use std::{
     future::Future,
     sync::{
         Arc,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 use crate::server::house::Seat;
 
@@ -26,6 +26,8 @@ struct State {
     quiet_since: AtomicU64,
     /// Requests that are being served.
     requests: AtomicU32,
+    /// The client does not take what is written.
+    stuck: AtomicBool,
 }
 
 /// A request is being served; dropped when its answer has been handed over.
@@ -37,7 +39,8 @@ impl Link {
     pub(super) fn new(seat: Arc<Seat>) -> Self {
         let born = Instant::now();
         seat.rest_from(born);
-        Self(Arc::new(State { born, seat, quiet_since: AtomicU64::new(0), requests: AtomicU32::new(0) }))
+        let (quiet_since, requests, stuck) = (AtomicU64::new(0), AtomicU32::new(0), AtomicBool::new(false));
+        Self(Arc::new(State { born, seat, quiet_since, requests, stuck }))
     }
 
     /// Marks the connection as in use.
@@ -50,6 +53,28 @@ impl Link {
     /// When the last request was done; when the connection came, if there was none.
     pub(super) fn quiet_since(&self) -> Instant {
         self.0.born + Duration::from_millis(self.0.quiet_since.load(Ordering::Relaxed))
+    }
+
+    /// Passes when a client that is told to leave has had this long without a request and without a byte that it does not
+    /// take.
+    pub(super) async fn deserted(&self, patience: Duration) {
+        let mut since = Instant::now();
+        loop {
+            if self.is_busy() || self.0.stuck.load(Ordering::Relaxed) {
+                since = Instant::now();
+            }
+            since = since.max(self.quiet_since());
+            if since.elapsed() >= patience {
+                return;
+            }
+            sleep_until(since + patience).await;
+        }
+    }
+
+    /// Says whether there are bytes that the client does not take. The last ones of an answer may be among them when its
+    /// request is done.
+    pub(super) fn set_stuck(&self, stuck: bool) {
+        self.0.stuck.store(stuck, Ordering::Relaxed);
     }
 
     /// Whether no request has come yet.

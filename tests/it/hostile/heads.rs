@@ -228,8 +228,15 @@ async fn a_head_of_any_size_has_an_end() {
             post(format!("Content-Length: {}5\r\n", "0".repeat(70_000)), "hello"),
         ),
         shut("a head of 1,000 lines of 200 bytes", get(format!("X: {}\r\n", long(196)).repeat(1000))),
-        open("Connection with 5,000 names", get(format!("Connection: {}close\r\n", "x-y, ".repeat(5000))))
-            .last(),
+        open("Connection with 90 names", get(format!("Connection: {}close\r\n", "x-y, ".repeat(89)))).last(),
+        shut("Connection with 5,000 names", get(format!("Connection: {}close\r\n", "x-y, ".repeat(5000)))),
+        shut("Connection with 30,000 names beside many lines", {
+            get(format!("Connection: {}a\r\n{}", "a,".repeat(30_000), "b: c\r\n".repeat(95)))
+        }),
+        shut(
+            "20 lines of Connection with 20 names",
+            get(format!("Connection: {}\r\n", "a,".repeat(20)).repeat(20)),
+        ),
         open("20 lines of Connection", get("Connection: x-y\r\n".repeat(20) + "X-Y: z\r\n"))
             .without(&["x-y"]),
         open("50 lines of Cookie", get("Cookie: a=b\r\n".repeat(50))),

@@ -164,6 +164,8 @@ async fn fields_that_are_none_are_refused() {
         ("x\u{fc}", "z"),
         ("x\u{7f}", "z"),
         ("x(y)", "z"),
+        ("x\"y", "z"),
+        ("\"", "z"),
         ("x-y", "a\r\nb: c"),
         ("x-y", "a\nb: c"),
         ("x-y", "a\rb"),
