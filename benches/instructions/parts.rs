@@ -174,6 +174,8 @@ fn lines(counter: &mut Counter, stage: &Stage) -> io::Result<()> {
         status: 200,
         errcode: Some(0),
         retried: None,
+        first_try: None,
+        request_bytes: None,
         error: None,
         reason: None,
         bytes: 314,

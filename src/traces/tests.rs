@@ -26,6 +26,8 @@ fn line() -> Line<'static> {
         retried: None,
         error: None,
         reason: None,
+        first_try: None,
+        request_bytes: None,
         bytes: 1,
         whole: true,
         token: Duration::ZERO,

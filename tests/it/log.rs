@@ -49,9 +49,13 @@ async fn a_failure_of_the_upstream_is_a_warning_with_its_reason() {
     let reply = caller.call(request.header("x-request-id", "night-shift-2"), "{}").await;
     reply.is_own("upstream-broke", 502, -1);
     let line = proxy.err.line("night-shift-2").await;
-    for part in
-        ["WARN access", "error=\"upstream-broke\"", "closed the connection without an answer", "agent=\"hr\""]
-    {
+    for part in [
+        "WARN access",
+        "error=\"upstream-broke\"",
+        "closed the connection without an answer",
+        "agent=\"hr\"",
+        "request_bytes=2 bytes=",
+    ] {
         assert!(line.contains(part), "no {part} in {line}");
     }
 }
@@ -94,6 +98,12 @@ async fn a_key_in_the_wrong_place_is_not_logged() {
         for secret in [&*crm, &*basic, pass] {
             assert!(!id.contains(secret) && !line.contains(secret), "{line}");
         }
+    }
+    // As a segment of the path, before the agent or behind the endpoint.
+    for path in [format!("/{pass}/cgi-bin/user/get"), format!("/hr/cgi-bin/user/get/{pass}")] {
+        let id = caller.call(with_key(Request::get(path)), "").await.header("x-request-id").to_owned();
+        let line = proxy.err.line(&id).await;
+        assert!(line.contains("/[masked]") && !line.contains(pass), "{line}");
     }
     // An id that is only like it is the caller's own.
     let request = with_key(user_get()).header("x-request-id", &crm[..8]);
