@@ -83,6 +83,8 @@ pub struct Line<'a> {
     pub upstream: Duration,
     /// Time from the request's head to its answer's end.
     pub total: Duration,
+    /// What the errcode means and what to do, where that is done in WeCom's admin console.
+    pub hint: Option<&'a str>,
 }
 
 /// The try whose token was refused.

@@ -73,6 +73,7 @@ impl Pen<'_> {
         self.milliseconds(label!("token_ms"), line.token);
         self.milliseconds(label!("upstream_ms"), line.upstream);
         self.milliseconds(label!("total_ms"), line.total);
+        self.maybe_text(label!("hint"), line.hint);
     }
 
     fn begin(&mut self, time: &[u8], level: Level) {

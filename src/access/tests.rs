@@ -44,6 +44,7 @@ fn about(request_id: &str) -> Line<'_> {
         token: Duration::ZERO,
         upstream: Duration::ZERO,
         total: Duration::ZERO,
+        hint: None,
     }
 }
 
@@ -99,7 +100,7 @@ struct Told {
     warn: bool,
     texts: [String; 2],
     method: String,
-    names: [Option<String>; 4],
+    names: [Option<String>; 5],
     peer: Option<IpAddr>,
     status: u16,
     errcodes: [Option<i64>; 2],
@@ -111,7 +112,7 @@ struct Told {
 
 impl Told {
     fn line(&self) -> Line<'_> {
-        let [client, agent, error, reason] = self.names.each_ref().map(Option::as_deref);
+        let [client, agent, error, reason, hint] = self.names.each_ref().map(Option::as_deref);
         let [token, upstream, total] = self.micros.map(Duration::from_micros);
         Line {
             level: if self.warn { Level::Warn } else { Level::Info },
@@ -135,6 +136,7 @@ impl Told {
             token,
             upstream,
             total,
+            hint,
         }
     }
 }
@@ -144,7 +146,7 @@ fn told(text: &'static str, method: &'static str) -> impl Strategy<Value = Told>
     let peer = option::of(any::<IpAddr>());
     // tracing shows no zeros at the end; with another digit there, both show three.
     let micros = (0..1u64 << 40).prop_map(|number| number / 10 * 10 + 1 + number % 9);
-    let texts = (prop::array::uniform2(text), method, prop::array::uniform4(option::of(text)), peer);
+    let texts = (prop::array::uniform2(text), method, prop::array::uniform5(option::of(text)), peer);
     let numbers = (
         any::<(bool, u16, bool)>(),
         prop::array::uniform2(option::of(any::<i64>())),
@@ -219,6 +221,7 @@ fn by_tracing(layout: Layout, line: &Line<'_>) -> String {
                 token_ms = milliseconds(line.token),
                 upstream_ms = milliseconds(line.upstream),
                 total_ms = milliseconds(line.total),
+                hint = line.hint,
                 "request"
             )
         };

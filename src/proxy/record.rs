@@ -23,6 +23,7 @@ use crate::{
     metrics::Counter,
     recent::{Detail, Recorder},
     traces::{Doing, Outcome, Trace, Tracer},
+    wecom::errcode,
 };
 
 /// Where one worker writes down what became of each request.
@@ -187,6 +188,15 @@ impl Record {
         }
     }
 
+    /// What the errcode means and what to do, where somebody has to put something right in WeCom's admin console: the other
+    /// errcodes are the callers' affair, and may be frequent. The proxy's own errors say themselves what to do.
+    fn hint(&self) -> Option<&'static str> {
+        let errcode = self.errcode.filter(|errcode| *errcode != errcode::OK)?;
+        let wecoms = self.error.as_ref().is_none_or(|(kind, _)| *kind == Kind::TokenUnavailable);
+        let is_for_operators = errcode::explain(errcode).is_some_and(|row| row.place_en.is_some());
+        errcode::hint(errcode).filter(|_| wecoms && is_for_operators)
+    }
+
     /// The path without its query, and without what a mistyped query or a credential that lost its place left in it.
     fn path(&self) -> Cow<'_, str> {
         shown(self.target.path(), self.agent.as_ref().map(|agent| agent.name.as_str()))
@@ -227,6 +237,7 @@ impl Drop for Record {
             token: self.token,
             upstream: self.upstream,
             total,
+            hint: self.hint(),
         };
         self.books.enter(&line, self.agent.as_ref(), self.client.as_ref(), detail);
         if let (Some(tracer), Some(trace)) = (&self.books.tracer, &self.trace) {
@@ -257,10 +268,11 @@ const REGISTERED: [&str; 40] = [
 /// the name of a known one.
 fn shown<'a>(path: &'a str, agent: Option<&str>) -> Cow<'a, str> {
     let path = before_query(path);
-    let is_odd = |segment: &&str| may_be_credential(segment) && Some(*segment) != agent;
-    if !path.split('/').any(|segment| is_odd(&segment)) {
+    // That most paths hold nothing of the kind is soon seen.
+    if !may_be_credential(path) {
         return Cow::Borrowed(path);
     }
+    let is_odd = |segment: &&str| may_be_credential(segment) && Some(*segment) != agent;
     let segments = path.split('/').map(|segment| if is_odd(&segment) { MASK } else { segment });
     Cow::Owned(segments.collect::<Vec<_>>().join("/"))
 }
@@ -275,11 +287,11 @@ fn before_query(path: &str) -> &str {
     &path[..end.unwrap_or(path.len())]
 }
 
-/// Whether a segment is as long as a credential and made of what one is made of. WeCom's own are small letters and
+/// Whether a segment, or one of a path's, is as long as a credential and made of what one is made of. WeCom's own are small letters and
 /// underscores, with a digit at most.
 fn may_be_credential(segment: &str) -> bool {
     let is_odd = |byte: &u8| byte.is_ascii_digit() || byte.is_ascii_uppercase() || *byte == b'%';
-    segment.len() >= 16 && segment.as_bytes().iter().filter(|byte| is_odd(byte)).nth(2).is_some()
+    segment.len() >= 16 && segment.as_bytes().iter().filter(|byte| is_odd(byte)).count() > 2
 }
 
 #[cfg(test)]

@@ -30,6 +30,7 @@ fn about(nth: u64, path: &str) -> Line<'_> {
         token: Duration::ZERO,
         upstream: Duration::ZERO,
         total: Duration::ZERO,
+        hint: None,
     }
 }
 

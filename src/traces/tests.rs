@@ -33,6 +33,7 @@ fn line() -> Line<'static> {
         token: Duration::ZERO,
         upstream: Duration::ZERO,
         total: Duration::from_secs(1),
+        hint: None,
     }
 }
 

@@ -61,6 +61,24 @@ async fn a_failure_of_the_upstream_is_a_warning_with_its_reason() {
 }
 
 #[tokio::test]
+async fn an_errcode_that_an_operator_puts_right_says_how() {
+    let (wecom, proxy, mut caller, _dir) = logged().await;
+    for (errcode, hint) in [(60020, Some("Company's Trusted IP")), (60111, None)] {
+        wecom.inject(Fault::errcode(errcode).on("/cgi-bin/user/get").times(1)).expect("a fault");
+        let request = Request::get(format!("/hr{USER_GET}")).header("x-api-key", key("crm"));
+        caller.call(request.header("x-request-id", format!("night-shift-{errcode}")), "").await;
+        let line = proxy.err.line(&format!("night-shift-{errcode}")).await;
+        assert!(line.contains(&format!("errcode={errcode}")), "{line}");
+        assert_eq!(line.contains(" hint="), hint.is_some(), "{line}");
+        assert!(line.contains(hint.unwrap_or_default()), "{line}");
+    }
+    // An errcode of the proxy's own is not WeCom's.
+    caller.call(Request::get(USER_GET).header("x-request-id", "night-shift-401"), "").await;
+    let line = proxy.err.line("night-shift-401").await;
+    assert!(line.contains("errcode=40001") && !line.contains(" hint="), "{line}");
+}
+
+#[tokio::test]
 async fn a_mistyped_query_leaves_no_secret_in_the_logged_path() {
     let (_wecom, proxy, mut caller, _dir) = logged().await;
     let request =

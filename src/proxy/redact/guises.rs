@@ -2,6 +2,7 @@
 
 use base64::{Engine, prelude::BASE64_STANDARD_NO_PAD};
 use foldhash::HashSet;
+use zeroize::Zeroize;
 
 use super::plain::{Plain, canonical_byte};
 
@@ -72,6 +73,12 @@ pub(super) struct Guise {
     pub(super) text: Vec<u8>,
     /// So much on either side may be made of the secret too.
     pub(super) around: usize,
+}
+
+impl Drop for Guise {
+    fn drop(&mut self) {
+        self.text.zeroize();
+    }
 }
 
 /// A secret in every form in which it is looked for: as it is, in base64 wherever in a longer text it begins, and in
