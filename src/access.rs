@@ -69,6 +69,10 @@ pub struct Line<'a> {
     pub error: Option<&'a str>,
     /// Its words.
     pub reason: Option<&'a str>,
+    /// How the first try went, where the request was sent once more. It is not in the line, which tells of both together.
+    pub first_try: Option<FirstTry>,
+    /// Bytes of the request's body that had come when its answer began; `None` where it had none.
+    pub request_bytes: Option<u64>,
     /// Bytes of the answer's body.
     pub bytes: u64,
     /// Whether the whole answer was handed over.
@@ -79,6 +83,17 @@ pub struct Line<'a> {
     pub upstream: Duration,
     /// Time from the request's head to its answer's end.
     pub total: Duration,
+    /// What the errcode means and what to do, where that is done in WeCom's admin console.
+    pub hint: Option<&'a str>,
+}
+
+/// The try whose token was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FirstTry {
+    /// Time spent waiting for its token.
+    pub token: Duration,
+    /// Time spent waiting for the upstream's refusal.
+    pub upstream: Duration,
 }
 
 /// The running log. Clones write into the same buffer; it goes on until the last of all handles is gone, and what was

@@ -8,7 +8,7 @@ use std::{
     fmt,
     hash::{Hash, Hasher},
     mem,
-    sync::{Arc, LazyLock, OnceLock},
+    sync::{Arc, LazyLock},
 };
 
 use foldhash::fast::RandomState;
@@ -17,7 +17,7 @@ pub use self::inspection::Inspection;
 use crate::{
     config::{self, AgentSet, KeyHash},
     limits::{Bucket, Limits},
-    passes::{self, PassKey},
+    passes::PassKey,
     secret::Masked,
     tickets::Tickets,
     tokens::{Credentials, Issuer, TokenSlot},
@@ -100,8 +100,6 @@ pub struct Directory {
     clients_by_name: HashSet<ByName<Client>, RandomState>,
     /// By the hash of corpid and secret, which several may share; only those whose secret is accepted.
     agents_by_secret: HashMap<[u8; 32], Vec<(KeyHash, Arc<Agent>)>>,
-    /// The hashes of all secrets; made when somebody looks into exchanges.
-    secrets: OnceLock<HashSet<[u8; 32]>>,
     open: bool,
 }
 
@@ -121,7 +119,6 @@ impl Directory {
             agents_in_order: Vec::with_capacity(agents.len()),
             agents_by_company: Vec::new(),
             agents_by_secret: HashMap::new(),
-            secrets: OnceLock::new(),
             clients: HashMap::with_capacity_and_hasher(clients.len(), RandomState::default()),
             clients_by_name: HashSet::with_capacity_and_hasher(clients.len(), RandomState::default()),
             open,
@@ -225,16 +222,16 @@ impl Directory {
         usable.next().filter(|_| usable.next().is_none())
     }
 
-    /// Whether a text is any agent's secret or token, any client's key, or a pass. It takes a while where there are many
-    /// agents.
-    pub fn is_secret(&self, text: &str) -> bool {
-        let hash_of_secret =
-            |agent: &Arc<Agent>| *KeyHash::of(agent.slot.credentials().secret.expose()).as_bytes();
-        let secrets = self.secrets.get_or_init(|| self.agents().map(hash_of_secret).collect());
-        passes::is_marked(text)
-            || secrets.contains(KeyHash::of(text).as_bytes())
-            || self.client(text).is_some()
-            || self.agents().any(|agent| agent.slot.held().is_some_and(|token| token.value.expose() == text))
+    /// Tells every secret that is known here as it is: of each agent its secret, its token and its tickets. It takes a
+    /// while where there are very many agents.
+    pub fn each_secret(&self, tell: &mut dyn FnMut(&str)) {
+        for agent in self.agents() {
+            tell(agent.slot.credentials().secret.expose());
+            if let Some(token) = agent.slot.held() {
+                tell(token.value.expose());
+            }
+            agent.tickets.each(tell);
+        }
     }
 
     /// All agents, by name.

@@ -41,6 +41,7 @@ pub use self::{
     request::{Request, Target as RequestTarget},
 };
 use crate::{
+    access::FirstTry,
     directory::{Agent, Directory},
     fields::{Fields, Known},
     limits::places::{NoPlace, Place, Places},
@@ -161,10 +162,12 @@ impl Proxy {
         let (upload, length) = self.receive(request, body, agent.is_some())?;
         let forward = Forward { method: &request.method, fields: &request.fields, target: &target, length };
         let answer = match (agent, target.ticket(&request.method)) {
-            (None, _) => self.send_plain(&forward, upload.as_ref(), record).await?,
-            (Some(agent), Some(kind)) => Box::pin(self.ticket(&forward, &agent, kind, record)).await?,
-            (Some(agent), None) => self.send_with_token(&forward, &agent, upload.as_ref(), record).await?,
+            (None, _) => self.send_plain(&forward, upload.as_ref(), record).await,
+            (Some(agent), Some(kind)) => Box::pin(self.ticket(&forward, &agent, kind, record)).await,
+            (Some(agent), None) => self.send_with_token(&forward, &agent, upload.as_ref(), record).await,
         };
+        record.request_bytes = upload.as_ref().map(Upload::received);
+        let answer = answer?;
         record.errcode = answer.errcode;
         Ok(Reply::passed_on(answer, upload))
     }
@@ -275,6 +278,7 @@ impl Proxy {
             tokio::spawn(async move { slot.replace(&token).await });
             return Ok(first.at(place));
         }
+        let first_try = FirstTry { token: record.token, upstream: first.took };
         let asked = Instant::now();
         record.begin(Doing::Token, asked);
         let replacement = agent.slot.replace(&token).await;
@@ -285,11 +289,12 @@ impl Proxy {
             Replacement::Unavailable(failure) => return Err(token_unavailable(&failure)),
         };
         record.retried = Some(refused_with);
+        record.first_try = Some(first_try);
         let target = query::with_token(forward.target.path, &query, next.value.expose());
         let second = match self.exchange(forward, &target, Some(&next), upload, record).await {
             // The disk lost what was kept of the body: the refusal is all that there is to tell.
             Err(_) if upload.is_some_and(|upload| upload.failure() == Some(UploadError::Lost)) => {
-                record.retried = None;
+                (record.retried, record.first_try) = (None, None);
                 return Ok(first.at(place));
             }
             second => second?,

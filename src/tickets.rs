@@ -89,6 +89,16 @@ impl Tickets {
         };
         slot.get_or_init(Box::default)
     }
+
+    /// Tells those that are kept.
+    pub fn each(&self, tell: &mut dyn FnMut(&str)) {
+        for slot in [&self.jsapi, &self.agent_config].into_iter().filter_map(OnceLock::get) {
+            let kept = slot.kept().as_ref().map(|kept| kept.ticket.clone());
+            if let Some(ticket) = kept {
+                tell(ticket.expose());
+            }
+        }
+    }
 }
 
 impl TicketSlot {

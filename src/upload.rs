@@ -168,6 +168,14 @@ impl Upload {
         }
     }
 
+    /// How many bytes have come so far.
+    pub fn received(&self) -> u64 {
+        match &self.0 {
+            Kind::Whole(whole) => whole.len() as u64,
+            Kind::Streamed(state) => locked(state).received,
+        }
+    }
+
     /// Why the client's side failed, if it did.
     pub fn failure(&self) -> Option<UploadError> {
         match &self.0 {

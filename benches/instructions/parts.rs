@@ -185,6 +185,8 @@ fn lines(counter: &mut Counter, stage: &Stage) -> io::Result<()> {
         status: 200,
         errcode: Some(0),
         retried: None,
+        first_try: None,
+        request_bytes: None,
         error: None,
         reason: None,
         bytes: 314,
@@ -192,6 +194,7 @@ fn lines(counter: &mut Counter, stage: &Stage) -> io::Result<()> {
         token: Duration::ZERO,
         upstream: Duration::from_micros(23_456),
         total: Duration::from_micros(24_567),
+        hint: None,
     };
     let json = stage.json_log()?;
     for (name, log) in [("access line, text", &stage.access), ("access line, JSON", &json)] {

@@ -65,11 +65,15 @@ impl Pen<'_> {
         self.maybe_errcode(label!("retried"), line.retried);
         self.maybe_text(label!("error"), line.error);
         self.maybe_text(label!("reason"), line.reason);
+        if let Some(bytes) = line.request_bytes {
+            self.number(label!("request_bytes"), bytes);
+        }
         self.number(label!("bytes"), line.bytes);
         self.flag(label!("whole"), line.whole);
         self.milliseconds(label!("token_ms"), line.token);
         self.milliseconds(label!("upstream_ms"), line.upstream);
         self.milliseconds(label!("total_ms"), line.total);
+        self.maybe_text(label!("hint"), line.hint);
     }
 
     fn begin(&mut self, time: &[u8], level: Level) {

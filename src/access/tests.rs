@@ -37,11 +37,14 @@ fn about(request_id: &str) -> Line<'_> {
         retried: None,
         error: None,
         reason: None,
+        first_try: None,
+        request_bytes: None,
         bytes: 0,
         whole: true,
         token: Duration::ZERO,
         upstream: Duration::ZERO,
         total: Duration::ZERO,
+        hint: None,
     }
 }
 
@@ -66,6 +69,7 @@ fn a_line_has_its_fields_in_order() {
         retried: Some(42001),
         error: Some("upstream-broke"),
         reason: Some("WeCom said:\n没有"),
+        request_bytes: Some(4096),
         bytes: 18_446_744_073_709_551_615,
         whole: false,
         upstream: Duration::from_nanos(1_499_499),
@@ -75,7 +79,7 @@ fn a_line_has_its_fields_in_order() {
     let text = concat!(
         "1970-01-01T00:00:00.000000Z  WARN access: request request_id=\"a-1\" trace_id=\"4bf92f3577b34da6a3ce929d0e0e4736\" peer=192.0.2.10 client=\"billing\" ",
         "agent=\"hr\" method=POST path=\"/hr/cgi-bin/\\\"x\\\"\" status=502 errcode=-1 retried=42001 ",
-        "error=\"upstream-broke\" reason=\"WeCom said:\\n没有\" bytes=18446744073709551615 whole=false ",
+        "error=\"upstream-broke\" reason=\"WeCom said:\\n没有\" request_bytes=4096 bytes=18446744073709551615 whole=false ",
         "token_ms=0.000 upstream_ms=1.499 total_ms=61002.000\n"
     );
     assert_eq!(laid_out(Layout::Plain, &line), text);
@@ -83,7 +87,7 @@ fn a_line_has_its_fields_in_order() {
         r#"{"timestamp":"1970-01-01T00:00:00.000000Z","level":"WARN","message":"request","request_id":"a-1","trace_id":"4bf92f3577b34da6a3ce929d0e0e4736","#,
         r#""peer":"192.0.2.10","client":"billing","agent":"hr","method":"POST","path":"/hr/cgi-bin/\"x\"","#,
         r#""status":502,"errcode":-1,"retried":42001,"error":"upstream-broke","reason":"WeCom said:\n没有","#,
-        r#""bytes":18446744073709551615,"whole":false,"token_ms":0.000,"upstream_ms":1.499,"#,
+        r#""request_bytes":4096,"bytes":18446744073709551615,"whole":false,"token_ms":0.000,"upstream_ms":1.499,"#,
         r#""total_ms":61002.000,"target":"access"}"#,
         "\n"
     );
@@ -96,10 +100,11 @@ struct Told {
     warn: bool,
     texts: [String; 2],
     method: String,
-    names: [Option<String>; 4],
+    names: [Option<String>; 5],
     peer: Option<IpAddr>,
     status: u16,
     errcodes: [Option<i64>; 2],
+    request_bytes: Option<u64>,
     bytes: u64,
     whole: bool,
     micros: [u64; 3],
@@ -107,7 +112,7 @@ struct Told {
 
 impl Told {
     fn line(&self) -> Line<'_> {
-        let [client, agent, error, reason] = self.names.each_ref().map(Option::as_deref);
+        let [client, agent, error, reason, hint] = self.names.each_ref().map(Option::as_deref);
         let [token, upstream, total] = self.micros.map(Duration::from_micros);
         Line {
             level: if self.warn { Level::Warn } else { Level::Info },
@@ -124,11 +129,14 @@ impl Told {
             retried: self.errcodes[1],
             error,
             reason,
+            first_try: None,
+            request_bytes: self.request_bytes,
             bytes: self.bytes,
             whole: self.whole,
             token,
             upstream,
             total,
+            hint,
         }
     }
 }
@@ -138,10 +146,18 @@ fn told(text: &'static str, method: &'static str) -> impl Strategy<Value = Told>
     let peer = option::of(any::<IpAddr>());
     // tracing shows no zeros at the end; with another digit there, both show three.
     let micros = (0..1u64 << 40).prop_map(|number| number / 10 * 10 + 1 + number % 9);
-    let texts = (prop::array::uniform2(text), method, prop::array::uniform4(option::of(text)), peer);
-    let numbers = (any::<(bool, u16, bool)>(), prop::array::uniform2(option::of(any::<i64>())), any::<u64>());
+    let texts = (prop::array::uniform2(text), method, prop::array::uniform5(option::of(text)), peer);
+    let numbers = (
+        any::<(bool, u16, bool)>(),
+        prop::array::uniform2(option::of(any::<i64>())),
+        any::<(Option<u64>, u64)>(),
+    );
     (texts, numbers, prop::array::uniform3(micros)).prop_map(
-        |((texts, method, names, peer), ((warn, status, whole), errcodes, bytes), micros)| Told {
+        |(
+            (texts, method, names, peer),
+            ((warn, status, whole), errcodes, (request_bytes, bytes)),
+            micros,
+        )| Told {
             warn,
             texts,
             method,
@@ -149,6 +165,7 @@ fn told(text: &'static str, method: &'static str) -> impl Strategy<Value = Told>
             peer,
             status,
             errcodes,
+            request_bytes,
             bytes,
             whole,
             micros,
@@ -198,11 +215,13 @@ fn by_tracing(layout: Layout, line: &Line<'_>) -> String {
                 retried = line.retried,
                 error = line.error,
                 reason = line.reason,
+                request_bytes = line.request_bytes,
                 bytes = line.bytes,
                 whole = line.whole,
                 token_ms = milliseconds(line.token),
                 upstream_ms = milliseconds(line.upstream),
                 total_ms = milliseconds(line.total),
+                hint = line.hint,
                 "request"
             )
         };

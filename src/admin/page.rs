@@ -10,10 +10,14 @@ use sha2::{Digest, Sha256};
 use super::answer::{Body, of_type};
 
 const FRAME: &str = include_str!("page/index.html");
-const STYLE: &str = include_str!("page/style.css");
-/// One script, in parts that use only those before them.
+const STYLE: &str = concat!(include_str!("page/uplot/uPlot.min.css"), "\n", include_str!("page/style.css"));
+/// One script, in parts that use only those before them. The first is uPlot, which draws the charts; its licence goes with
+/// it.
 const SCRIPT: &str = concat!(
-    "\"use strict\";\n",
+    "\"use strict\";\n/*!\n",
+    include_str!("page/uplot/LICENSE"),
+    "*/\n",
+    include_str!("page/uplot/uPlot.iife.min.js"),
     include_str!("page/words.js"),
     include_str!("page/base.js"),
     include_str!("page/charts.js"),

@@ -144,8 +144,13 @@ fn tell(exchange: &Exchange) -> Value {
         "errcode": exchange.errcode,
         "hint": exchange.errcode.filter(|errcode| is_wecoms && *errcode != errcode::OK).and_then(errcode::hint),
         "retried": exchange.retried,
+        "first_try": exchange.first_try.map(|first| json!({
+            "token_ms": milliseconds(first.token),
+            "upstream_ms": milliseconds(first.upstream),
+        })),
         "error": named(exchange.error()),
         "reason": named(exchange.reason()),
+        "request_bytes": exchange.request_bytes,
         "bytes": exchange.bytes,
         "whole": exchange.whole,
         "token_ms": milliseconds(exchange.token),

@@ -8,12 +8,13 @@ use std::{
     time::Duration,
 };
 
+use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::{
     inspect::Inspected,
-    redact::{MASK, is_secret_name, redact, redact_query},
+    redact::{MASK, Secrets, is_secret_name, redact_query, secret_values},
     request::Request,
 };
 use crate::{
@@ -31,11 +32,12 @@ const BODY: usize = 4 * 1024;
 const BEYOND: usize = 1024;
 /// So much of all header lines is shown, and of one query.
 const HEAD: usize = 8 * 1024;
+/// The shortest credential of a caller that is searched for everywhere.
+const SHORTEST_SHOWN: usize = 6;
 
 /// What was seen of one exchange so far. It has no `Debug`: it holds credentials.
 pub(super) struct Look {
     directory: Arc<Directory>,
-    agent: Arc<Agent>,
     began: Instant,
     query: Option<String>,
     request_lines: Vec<(String, String)>,
@@ -44,7 +46,8 @@ pub(super) struct Look {
     answer_body: Excerpt,
     waits: Vec<(Duration, Duration)>,
     tries: Vec<Sent>,
-    tokens: Vec<Masked>,
+    /// What its caller showed, and the tokens that it was sent with.
+    own: Vec<Masked>,
 }
 
 /// The beginning of a body.
@@ -69,10 +72,9 @@ impl Look {
         request: &Request,
         began: Instant,
     ) -> Option<Box<Self>> {
-        let agent = agent.filter(|agent| agent.inspection.is_on())?;
+        agent.filter(|agent| agent.inspection.is_on())?;
         Some(Box::new(Self {
             directory: directory.clone(),
-            agent: agent.clone(),
             began,
             query: request.target.query().map(str::to_owned),
             request_lines: request_lines(&request.fields),
@@ -81,7 +83,7 @@ impl Look {
             answer_body: Excerpt::default(),
             waits: Vec::new(),
             tries: Vec::new(),
-            tokens: Vec::new(),
+            own: credentials(request),
         }))
     }
 
@@ -107,7 +109,7 @@ impl Look {
     /// The request is being sent, with this token.
     pub(super) fn sends(&mut self, at: Instant, token: Option<&Token>) {
         let began = at.saturating_duration_since(self.began);
-        self.tokens.extend(token.map(|token| token.value.clone()));
+        self.own.extend(token.map(|token| token.value.clone()));
         let facts = Try { began, took: None, status: 0, errcode: None, refused: None };
         self.tries.push(Sent { facts, lines: Vec::new(), body: Excerpt::default() });
     }
@@ -132,51 +134,64 @@ impl Look {
     }
 
     /// What was seen, without anything secret.
-    pub(super) fn end(mut self) -> Detail {
-        self.tokens.extend(self.agent.slot.held().map(|token| token.value.clone()));
+    pub(super) fn end(self) -> Detail {
+        let request_body = std::mem::take(&mut *locked(&self.request_body));
+        let own: Vec<_> = self.own.iter().map(Masked::expose).collect();
+        let is_key = |word: &str| self.directory.client(word).is_some();
+        let directory = &self.directory;
+        let secrets =
+            Secrets::among(&self.texts(&request_body), &own, |tell| directory.each_secret(tell), &is_key);
         // The last one's answer is what the caller got.
         let passed_on = self.tries.len().saturating_sub(1);
         let tries = self.tries.iter().enumerate().map(|(nth, sent)| {
-            let refused = (nth < passed_on).then(|| self.message(&sent.lines, &sent.body));
+            let refused = (nth < passed_on).then(|| message(&secrets, &sent.lines, &sent.body));
             Try { refused, ..sent.facts.clone() }
         });
         Detail {
-            query: self
-                .query
-                .as_deref()
-                .map_or_else(String::new, |query| self.shown(&redact_query(query), HEAD)),
-            request: self.message(&self.request_lines, &locked(&self.request_body)),
-            answer: self.message(&self.answer_lines, &self.answer_body),
+            query: secrets.redact(&redact_query(self.query()), HEAD),
+            request: message(&secrets, &self.request_lines, &request_body),
+            answer: message(&secrets, &self.answer_lines, &self.answer_body),
             tries: tries.collect(),
             waits: self.waits.clone(),
         }
     }
 
-    fn message(&self, lines: &[(String, String)], body: &Excerpt) -> Message {
-        let mut room = HEAD;
-        let lines = lines.iter().take_while(|(name, value)| {
-            room = room.saturating_sub(name.len() + value.len());
-            room > 0
-        });
-        let (text, binary) = body.text();
-        // Behind the end of a text that was cut off a secret may go on which nobody has seen.
-        let most = if body.cut && !binary { text.len().saturating_sub(BEYOND).min(BODY) } else { BODY };
-        Message {
-            headers: lines.map(|(name, value)| (name.clone(), self.value(name, value))).collect(),
-            body: self.shown(text, most),
-            cut: body.cut || text.len() > most,
-            binary,
+    fn query(&self) -> &str {
+        self.query.as_deref().unwrap_or_default()
+    }
+
+    /// All that may be shown.
+    fn texts<'a>(&'a self, request_body: &'a Excerpt) -> Vec<&'a str> {
+        let tried = self.tries.iter().map(|sent| (&sent.lines, &sent.body));
+        let messages = [(&self.request_lines, request_body), (&self.answer_lines, &self.answer_body)];
+        let mut texts = vec![self.query()];
+        for (lines, body) in messages.into_iter().chain(tried) {
+            texts.extend(lines.iter().flat_map(|(name, value)| [&**name, value]));
+            texts.push(body.text().0);
         }
+        texts
     }
+}
 
-    fn value(&self, name: &str, value: &str) -> String {
-        if is_secret_name(name) { MASK.to_owned() } else { self.shown(value, HEAD) }
-    }
-
-    fn shown(&self, text: &str, most: usize) -> String {
-        let mut secrets: Vec<_> = self.tokens.iter().map(Masked::expose).collect();
-        secrets.push(self.agent.slot.credentials().secret.expose());
-        redact(text, &secrets, &|word| self.directory.is_secret(word), most)
+/// A message as it may be shown.
+fn message(secrets: &Secrets<'_>, lines: &[(String, String)], body: &Excerpt) -> Message {
+    let mut room = HEAD;
+    let lines = lines.iter().take_while(|(name, value)| {
+        room = room.saturating_sub(name.len() + value.len());
+        room > 0
+    });
+    let shown = lines.map(|(name, value)| {
+        let value = if is_secret_name(name) { MASK.to_owned() } else { secrets.redact(value, HEAD) };
+        (secrets.redact(name, HEAD), value)
+    });
+    let (text, binary) = body.text();
+    // Behind the end of a text that was cut off a secret may go on which nobody has seen.
+    let most = if body.cut && !binary { text.len().saturating_sub(BEYOND).min(BODY) } else { BODY };
+    Message {
+        headers: shown.collect(),
+        body: secrets.redact(text, most),
+        cut: body.cut || text.len() > most,
+        binary,
     }
 }
 
@@ -235,6 +250,24 @@ fn request_lines(fields: &Fields) -> Vec<(String, String)> {
         (text_of(name), value)
     });
     shown.collect()
+}
+
+/// What a caller shows of itself, whether it was right or not: keys, passes and the like, as they are and as they were
+/// written.
+fn credentials(request: &Request) -> Vec<Masked> {
+    let mut shown = Vec::new();
+    for value in request.fields.all(Known::Authorization).chain(request.fields.all(Known::ApiKey)) {
+        let value = text_of(value.trim_ascii());
+        let bare = value.split_once(' ').map_or(&*value, |(_, rest)| rest.trim());
+        let pair = BASE64_STANDARD.decode(bare).ok().and_then(|pair| String::from_utf8(pair).ok());
+        let password = pair.as_deref().and_then(|pair| pair.split_once(':')).map(|(_, password)| password);
+        shown.extend(password.map(Masked::new));
+        shown.push(Masked::new(bare));
+    }
+    shown.extend(secret_values(request.target.query().unwrap_or_default()).map(Masked::new));
+    // What is shorter is part of too much else; it is masked where it stood.
+    shown.retain(|shown| shown.expose().len() >= SHORTEST_SHOWN);
+    shown
 }
 
 /// The lines of a block.

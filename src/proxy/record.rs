@@ -1,23 +1,25 @@
 //! What becomes known of one request on its way, and where it is written down when its answer has ended.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{borrow::Cow, net::IpAddr, sync::Arc, time::Duration};
 
 use http::Method;
 use tokio::time::Instant;
 
 use super::{
     look::Look,
+    redact::MASK,
     refusal::Kind,
     request::{Request, Target},
     sign::RequestId,
 };
 use crate::{
-    access::{AccessLog, Level, Line},
+    access::{AccessLog, FirstTry, Level, Line},
     clock,
     directory::{Agent, Client},
     metrics::Counter,
     recent::{Detail, Recorder},
     traces::{Doing, Outcome, Trace, Tracer},
+    wecom::errcode,
 };
 
 /// Where one worker writes down what became of each request.
@@ -74,12 +76,16 @@ pub(super) struct Record {
     pub(super) errcode: Option<i64>,
     /// The errcode for which the request was sent once more.
     pub(super) retried: Option<i64>,
+    /// How the try went for which it was sent once more.
+    pub(super) first_try: Option<FirstTry>,
     /// The proxy's own error: its kind, and its words.
     pub(super) error: Option<(Kind, String)>,
     /// Time spent waiting for a token.
     pub(super) token: Duration,
     /// Time spent waiting for the heads of the upstream's answers.
     pub(super) upstream: Duration,
+    /// Bytes of the request's body that had come when its answer began; `None` where it had none.
+    pub(super) request_bytes: Option<u64>,
     /// Bytes of the answer's body that went to the caller.
     pub(super) bytes: u64,
     /// Whether the whole answer was handed over.
@@ -108,9 +114,11 @@ impl Record {
             status: 0,
             errcode: None,
             retried: None,
+            first_try: None,
             error: None,
             token: Duration::ZERO,
             upstream: Duration::ZERO,
+            request_bytes: None,
             bytes: 0,
             whole: false,
             trace,
@@ -127,7 +135,7 @@ impl Record {
     /// The request will be sent to this endpoint.
     pub(super) fn goes_to(&mut self, route: &str) {
         if let Some(trace) = &mut self.trace {
-            trace.set_route(shown(route));
+            trace.set_route(&shown(route, None));
         }
     }
 
@@ -183,9 +191,18 @@ impl Record {
         }
     }
 
-    /// The path without its query, and without what a mistyped query left in it: both may hold secrets.
-    fn path(&self) -> &str {
-        shown(self.target.path())
+    /// What the errcode means and what to do, where somebody has to put something right in WeCom's admin console: the other
+    /// errcodes are the callers' affair, and may be frequent. The proxy's own errors say themselves what to do.
+    fn hint(&self) -> Option<&'static str> {
+        let errcode = self.errcode.filter(|errcode| *errcode != errcode::OK)?;
+        let wecoms = self.error.as_ref().is_none_or(|(kind, _)| *kind == Kind::TokenUnavailable);
+        let is_for_operators = errcode::explain(errcode).is_some_and(|row| row.place_en.is_some());
+        errcode::hint(errcode).filter(|_| wecoms && is_for_operators)
+    }
+
+    /// The path without its query, and without what a mistyped query or a credential that lost its place left in it.
+    fn path(&self) -> Cow<'_, str> {
+        shown(self.target.path(), self.agent.as_ref().map(|agent| agent.name.as_str()))
     }
 }
 
@@ -196,9 +213,11 @@ impl Drop for Record {
         if !self.books.are_kept(level) {
             return;
         }
+        // What takes time here is none of the request's.
         let ended = self.ended.unwrap_or_else(Instant::now);
         let trace_id = self.trace.as_ref().map(|trace| trace.id());
         let detail = self.look.take().map(|look| Arc::new(look.end()));
+        let path = self.path();
         let line = Line {
             level,
             at: clock::wall(ended),
@@ -208,17 +227,20 @@ impl Drop for Record {
             client: self.client.as_ref().map(|client| client.name.as_str()),
             agent: self.agent.as_ref().map(|agent| agent.name.as_str()),
             method: method(&self.method),
-            path: self.path(),
+            path: &path,
             status: self.status,
             errcode: self.errcode,
             retried: self.retried,
             error: self.error.as_ref().map(|(kind, _)| kind.facts().0),
             reason: self.error.as_ref().map(|(_, words)| words.as_str()),
+            first_try: self.first_try,
+            request_bytes: self.request_bytes,
             bytes: self.bytes,
             whole: self.whole,
             token: self.token,
             upstream: self.upstream,
             total: ended.saturating_duration_since(self.began),
+            hint: self.hint(),
         };
         self.books.enter(&line, self.agent.as_ref(), self.client.as_ref(), detail);
         if let (Some(tracer), Some(trace)) = (&self.books.tracer, &self.trace) {
@@ -245,8 +267,20 @@ const REGISTERED: [&str; 40] = [
     "TRACE", "UNBIND", "UNCHECKOUT", "UNLINK", "UNLOCK", "UPDATE", "UPDATEREDIRECTREF", "VERSION-CONTROL",
 ];
 
-/// A path up to where a mistyped query begins, encoded or not.
-fn shown(path: &str) -> &str {
+/// A path up to where a mistyped query begins, encoded or not, and without segments that may be credentials. `agent` is
+/// the name of a known one.
+fn shown<'a>(path: &'a str, agent: Option<&str>) -> Cow<'a, str> {
+    let path = before_query(path);
+    // That most paths hold nothing of the kind is soon seen.
+    if !may_be_credential(path) {
+        return Cow::Borrowed(path);
+    }
+    let is_odd = |segment: &&str| may_be_credential(segment) && Some(*segment) != agent;
+    let segments = path.split('/').map(|segment| if is_odd(&segment) { MASK } else { segment });
+    Cow::Owned(segments.collect::<Vec<_>>().join("/"))
+}
+
+fn before_query(path: &str) -> &str {
     let encoded = |at: usize| {
         let code = path.as_bytes().get(at + 1..at + 3).unwrap_or_default();
         [b"3f", b"3d", b"26"].iter().any(|mark| code.eq_ignore_ascii_case(*mark))
@@ -254,6 +288,13 @@ fn shown(path: &str) -> &str {
     let mut marks = memchr::memchr3_iter(b'&', b'=', b'%', path.as_bytes());
     let end = marks.find(|at| path.as_bytes()[*at] != b'%' || encoded(*at));
     &path[..end.unwrap_or(path.len())]
+}
+
+/// Whether a segment, or one of a path's, is as long as a credential and made of what one is made of. WeCom's own are small letters and
+/// underscores, with a digit at most.
+fn may_be_credential(segment: &str) -> bool {
+    let is_odd = |byte: &u8| byte.is_ascii_digit() || byte.is_ascii_uppercase() || *byte == b'%';
+    segment.len() >= 16 && segment.as_bytes().iter().filter(|byte| is_odd(byte)).count() > 2
 }
 
 #[cfg(test)]
@@ -283,7 +324,29 @@ mod tests {
             ("/cgi-bin/a%2", "/cgi-bin/a%2"),
             ("/cgi-bin/a%", "/cgi-bin/a%"),
         ] {
-            assert_eq!(shown(path), expected);
+            assert_eq!(shown(path, None), expected);
         }
+    }
+
+    #[test]
+    fn a_credential_that_lost_its_place_is_not_shown() {
+        let (secret, pass) = ("Z9x-yW8v_0123456789abcdefABCDEF-_0123456789a", "wp1-AAAAAGqxO4ABbgFu");
+        for (path, expected) in [
+            (format!("/{secret}/cgi-bin/user/get"), "/[masked]/cgi-bin/user/get"),
+            (format!("/hr/cgi-bin/user/get/{pass}"), "/hr/cgi-bin/user/get/[masked]"),
+            (format!("/cgi-bin/{secret}/{secret}&a=b"), "/cgi-bin/[masked]/[masked]"),
+            ("/cgi-bin/%61ccess%5Ftoken%2Fx%2Fy".to_owned(), "/cgi-bin/[masked]"),
+        ] {
+            assert_eq!(shown(&path, Some("hr")), expected);
+        }
+        for path in [
+            "/cgi-bin/idconvert/unionid_to_external_userid_3rd",
+            "/cgi-bin/externalcontact/get_user_behavior_data",
+            "/contacts-sync-of-everybody/cgi-bin/user/get",
+            "/Agent-Number-2026/cgi-bin/user/get",
+        ] {
+            assert_eq!(shown(path, Some("Agent-Number-2026")), path);
+        }
+        assert_eq!(shown("/Agent-Number-2026/cgi-bin/user/get", None), "/[masked]/cgi-bin/user/get");
     }
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::Detail;
-use crate::access::Line;
+use crate::access::{FirstTry, Line};
 
 /// Most bytes that are kept of a method, a path, and an error's words. The other texts are short by themselves.
 const MOST_METHOD: usize = 32;
@@ -28,6 +28,10 @@ pub struct Exchange {
     pub errcode: Option<i64>,
     /// The errcode for which the request was sent once more.
     pub retried: Option<i64>,
+    /// How the first try went, where it was sent once more.
+    pub first_try: Option<FirstTry>,
+    /// Bytes of the request's body that had come when its answer began; `None` where it had none.
+    pub request_bytes: Option<u64>,
     /// Bytes of the answer's body.
     pub bytes: u64,
     /// Whether the whole answer was handed over.
@@ -54,6 +58,8 @@ impl Default for Exchange {
             status: 0,
             errcode: None,
             retried: None,
+            first_try: None,
+            request_bytes: None,
             bytes: 0,
             whole: false,
             token: Duration::ZERO,
@@ -125,8 +131,8 @@ impl Exchange {
             *end = self.text.len();
         }
         (self.at, self.peer, self.status) = (line.at, line.peer, line.status);
-        (self.errcode, self.retried) = (line.errcode, line.retried);
-        (self.bytes, self.whole) = (line.bytes, line.whole);
+        (self.errcode, self.retried, self.first_try) = (line.errcode, line.retried, line.first_try);
+        (self.request_bytes, self.bytes, self.whole) = (line.request_bytes, line.bytes, line.whole);
         (self.token, self.upstream, self.total) = (line.token, line.upstream, line.total);
         self.detail = detail;
     }

@@ -23,11 +23,14 @@ fn about(nth: u64, path: &str) -> Line<'_> {
         retried: None,
         error: None,
         reason: None,
+        first_try: None,
+        request_bytes: None,
         bytes: 1,
         whole: true,
         token: Duration::ZERO,
         upstream: Duration::ZERO,
         total: Duration::ZERO,
+        hint: None,
     }
 }
 

@@ -101,6 +101,9 @@ impl Tree<'_> {
         if line.status > 0 {
             integer(out, ATTRIBUTE, "http.response.status_code", i64::from(line.status));
         }
+        if let Some(bytes) = line.request_bytes {
+            integer(out, ATTRIBUTE, "http.request.body.size", i64::try_from(bytes).unwrap_or(i64::MAX));
+        }
         integer(out, ATTRIBUTE, "http.response.body.size", i64::try_from(line.bytes).unwrap_or(i64::MAX));
         self.whose(out);
         maybe_integer(out, "wecom.errcode", line.errcode);

@@ -26,11 +26,14 @@ fn line() -> Line<'static> {
         retried: None,
         error: None,
         reason: None,
+        first_try: None,
+        request_bytes: None,
         bytes: 1,
         whole: true,
         token: Duration::ZERO,
         upstream: Duration::ZERO,
         total: Duration::from_secs(1),
+        hint: None,
     }
 }
 

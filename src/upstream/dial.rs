@@ -180,7 +180,7 @@ async fn open_tunnel(settings: &Settings, stream: &mut Stream) -> Result<(), Fla
 
 /// Says what is wrong with the upstream's certificate in words that lead somewhere.
 fn tls_flaw(error: io::Error) -> Flaw {
-    use rustls::{CertificateError as Bad, Error};
+    use rustls::{CertificateError as Bad, Error, InvalidMessage};
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
     Flaw::Unreachable(match inner {
         Some(Error::InvalidCertificate(Bad::NotValidForName | Bad::NotValidForNameContext { .. })) => {
@@ -196,8 +196,19 @@ fn tls_flaw(error: io::Error) -> Flaw {
         Some(Error::InvalidCertificate(Bad::NotValidYet | Bad::NotValidYetContext { .. })) => {
             "the upstream's certificate is not valid yet: set this machine's clock".into()
         }
+        Some(Error::InvalidCertificate(Bad::Other(other))) if other.to_string() == "CaUsedAsEndEntity" => {
+            "the upstream's certificate is self-signed and not trusted here: to trust it, set upstream.ca_file to it"
+                .into()
+        }
+        Some(Error::InvalidCertificate(Bad::Other(other))) => {
+            format!("the upstream's certificate is refused: {other}")
+        }
         Some(Error::InvalidCertificate(bad)) => format!("the upstream's certificate is refused: {bad}"),
-        _ => format!("the TLS handshake with the upstream failed: {error}"),
+        Some(Error::InvalidMessage(InvalidMessage::InvalidContentType)) => {
+            "what answers does not speak TLS: check the scheme and the port of upstream.url; a firewall or an egress proxy may answer in its place"
+                .into()
+        }
+        _ => format!("the TLS handshake with the upstream failed: {error}; a firewall may break it off"),
     })
 }
 

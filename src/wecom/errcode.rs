@@ -176,7 +176,7 @@ static TABLE: &[Explanation] = table! {
         in "App Management > Apps > the app > AgentId", "应用管理 → 应用 → 选择应用 → AgentId".
     TOKEN_EXPIRED => "the access_token has expired", "access_token已过期";
         "the proxy renews the token by itself; a client that holds a pass fetches a new one by gettoken",
-        "代理会自动换取新token；持有通行token的客户端请重新调用gettoken".
+        "代理会自动换取新token；持有通行证的客户端请重新调用gettoken".
     42009 => "the suite_access_token has expired", "suite_access_token已过期";
         "fetch a new suite_access_token; the proxy does not hold this kind of token",
         "重新获取suite_access_token；代理不管理这类token".

@@ -207,7 +207,7 @@ async fn three_refusals_in_a_row_are_enough() {
     let surgery = Surgery::with_wrong_secrets(5).await;
     let ended = surgery.online().await;
     says(&ended, 1, &["note: no more agents were asked about: three agents in a row were refused"]);
-    assert!(ended.err.contains("3 of 5 agents failed, and 2 were not asked about"), "{}", ended.err);
+    assert!(ended.err.contains("3 of 5 agents failed, and 2 not asked about"), "{}", ended.err);
     assert_eq!(surgery.called(), [GETTOKEN; 3]);
     let said = json_of(&surgery, PLAIN, &["--online"], 1).await;
     assert_eq!((&said["online"]["stopped"], &said["online"]["ok"]), (&json!("refusals"), &json!(false)));
@@ -351,6 +351,21 @@ async fn a_certificate_that_is_not_trusted_is_told() {
     let surgery = Surgery::set(serving(authority.expired("127.0.0.1"))).await;
     let ended = surgery.check(&over_tls(Some(&authority)), &["--online"]).await;
     says(&ended, 1, &["certificate has expired: renew it, or set this machine's clock"]);
+    let (_, itself) = Authority::self_signed("127.0.0.1", |_| {});
+    let surgery = Surgery::set(serving(itself)).await;
+    let ended = surgery.check(&over_tls(Some(&other)), &["--online"]).await;
+    says(
+        &ended,
+        1,
+        &["certificate is self-signed and not trusted here: to trust it, set upstream.ca_file to it"],
+    );
+}
+
+#[tokio::test]
+async fn what_speaks_no_tls_is_told() {
+    let surgery = Surgery::open().await;
+    let ended = surgery.check("[upstream]\nurl = \"https://{api}\"\n{agents}", &["--online"]).await;
+    says(&ended, 1, &["does not speak TLS: check the scheme and the port of upstream.url"]);
 }
 
 async fn json_of(surgery: &Surgery, toml: &str, options: &[&str], status: i32) -> Value {

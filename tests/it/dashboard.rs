@@ -38,6 +38,15 @@ async fn traffic(stage: &Stage) {
     stage.get(USER_GET).await;
 }
 
+/// Asserts that axe, which judges pages by the rules of accessibility, has nothing to complain of.
+async fn is_for_everybody(browser: &mut Browser) {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/target/node/node_modules/axe-core/axe.min.js");
+    let axe = std::fs::read_to_string(path).expect("`sh tests/run.sh` installs what this test needs");
+    browser.eval(&format!("{axe}; true")).await;
+    let judge = "axe.run({ resultTypes: ['violations'] }).then(({ violations }) => violations.map(({ id, nodes }) => id + ': ' + nodes.map((node) => node.target)).join('; '))";
+    assert_eq!(browser.eval(judge).await, "");
+}
+
 /// How many exchanges are listed.
 const ROWS: &str = "document.querySelectorAll('#requests tbody tr button').length";
 
@@ -56,15 +65,36 @@ async fn it_shows_agents_and_exchanges_as_they_come() {
     assert!(browser.text("#numbers").await.contains("requests"));
     assert!(browser.text("#clients").await.contains("billing"));
     assert!(browser.text("#health").await.contains("ok"));
-    assert_eq!(browser.eval("document.querySelectorAll('#charts svg').length").await, 3);
-    assert!(browser.eval("document.querySelectorAll('#charts rect').length").await.as_u64() > Some(0));
+    assert_eq!(browser.eval("document.querySelectorAll('#charts canvas').length").await, 3);
+    let counted = "shownCharts.list[0].u.data[1].some((it) => it >= 5)";
+    assert_eq!(browser.eval(counted).await, true);
+    // A chart tells of the minute that somebody points at, and else of the last one.
+    let caption = "document.querySelector('#charts figcaption').innerText";
+    assert!(!browser.eval(caption).await.as_str().expect("a text").contains(':'));
+    let place = browser.eval("(({ x, y, width }) => ({ x: x + width - 30, y: y + 40 }))(document.querySelector('#charts .u-over').getBoundingClientRect())").await;
+    let pointed = json!({ "type": "mouseMoved", "x": place["x"], "y": place["y"] });
+    browser.call("Input.dispatchMouseEvent", pointed).await;
+    browser.until(&format!("/\\d\\d:\\d\\d/.test({caption})")).await;
+    is_for_everybody(&mut browser).await;
     browser.picture("light").await;
     let dark = json!({ "features": [{ "name": "prefers-color-scheme", "value": "dark" }] });
     browser.call("Emulation.setEmulatedMedia", dark).await;
     let ground = browser.eval("getComputedStyle(document.body).backgroundColor").await;
     assert_eq!(ground, "rgb(18, 21, 27)");
+    is_for_everybody(&mut browser).await;
     browser.picture("dark").await;
 
+    // Of a request that was sent twice both tries are seen, though nobody looked inside.
+    let sent_twice = "[...document.querySelectorAll('#requests tbody tr')].find((it) => it.innerText.includes('sent twice'))";
+    browser.until(&format!("({sent_twice}.querySelector('button').click(), true)")).await;
+    let steps = "[...document.querySelectorAll('#exchange .waterfall span')].map((it) => it.innerText).filter((it) => !it.includes('ms')).join()";
+    assert_eq!(browser.eval(steps).await, "try 1: 40014,token,try 2: 0,proxy and body");
+    is_for_everybody(&mut browser).await;
+    browser.press("Escape").await;
+
+    // A filter that is none is said to be one.
+    browser.fill("[name=errcode]", "sixty").await;
+    browser.until("document.querySelector('#tail-state').innerText.includes('errcode is a number')").await;
     // A filter, and what comes while it is there.
     browser.fill("[name=errcode]", "60020").await;
     browser.until(&format!("{ROWS} === 1")).await;

@@ -51,11 +51,33 @@ async fn a_failure_of_the_upstream_is_a_warning_with_its_reason() {
     let reply = caller.call(request.header("x-request-id", "night-shift-2"), "{}").await;
     reply.is_own("upstream-broke", 502, -1);
     let line = proxy.err.line("night-shift-2").await;
-    for part in
-        ["WARN access", "error=\"upstream-broke\"", "closed the connection without an answer", "agent=\"hr\""]
-    {
+    for part in [
+        "WARN access",
+        "error=\"upstream-broke\"",
+        "closed the connection without an answer",
+        "agent=\"hr\"",
+        "request_bytes=2 bytes=",
+    ] {
         assert!(line.contains(part), "no {part} in {line}");
     }
+}
+
+#[tokio::test]
+async fn an_errcode_that_an_operator_puts_right_says_how() {
+    let (wecom, proxy, mut caller, _dir) = logged().await;
+    for (errcode, hint) in [(60020, Some("Company's Trusted IP")), (60111, None)] {
+        wecom.inject(Fault::errcode(errcode).on("/cgi-bin/user/get").times(1)).expect("a fault");
+        let request = Request::get(format!("/hr{USER_GET}")).header("x-api-key", key("crm"));
+        caller.call(request.header("x-request-id", format!("night-shift-{errcode}")), "").await;
+        let line = proxy.err.line(&format!("night-shift-{errcode}")).await;
+        assert!(line.contains(&format!("errcode={errcode}")), "{line}");
+        assert_eq!(line.contains(" hint="), hint.is_some(), "{line}");
+        assert!(line.contains(hint.unwrap_or_default()), "{line}");
+    }
+    // An errcode of the proxy's own is not WeCom's.
+    caller.call(Request::get(USER_GET).header("x-request-id", "night-shift-401"), "").await;
+    let line = proxy.err.line("night-shift-401").await;
+    assert!(line.contains("errcode=40001") && !line.contains(" hint="), "{line}");
 }
 
 #[tokio::test]
@@ -96,6 +118,12 @@ async fn a_key_in_the_wrong_place_is_not_logged() {
         for secret in [&*crm, &*basic, pass] {
             assert!(!id.contains(secret) && !line.contains(secret), "{line}");
         }
+    }
+    // As a segment of the path, before the agent or behind the endpoint.
+    for path in [format!("/{pass}/cgi-bin/user/get"), format!("/hr/cgi-bin/user/get/{pass}")] {
+        let id = caller.call(with_key(Request::get(path)), "").await.header("x-request-id").to_owned();
+        let line = proxy.err.line(&id).await;
+        assert!(line.contains("/[masked]") && !line.contains(pass), "{line}");
     }
     // An id that is only like it is the caller's own.
     let request = with_key(user_get()).header("x-request-id", &crm[..8]);

@@ -48,6 +48,10 @@ async fn the_demo_prints_three_lines_that_work_as_they_stand() {
     let said = demo.out.now();
     let lines: Vec<_> = said.lines().filter(|line| line.starts_with("curl ")).collect();
     assert_eq!(lines.len(), 3, "{said}");
+    // A link to the dashboard, which answers.
+    let dashboard = said.lines().find(|line| line.starts_with("What came through")).expect("a line");
+    let (_, link) = dashboard.split_once(": ").expect("a link");
+    assert!(curl(&[link]).await.contains("<title>wecom-proxy</title>"), "{dashboard}");
     tool("curl");
     let paste = async |line: &str| {
         let mut bash = Command::new(tool("bash"));

@@ -392,6 +392,7 @@ fn the_files_that_they_name_are_there() {
         words.filter(|word| !word.contains("/secrets")).for_each(named);
         let checked = Command::new("sh").args(["-nc", &block]).output().expect("sh");
         assert!(checked.status.success(), "{block}");
+        is_edited_first(&block);
     }
     for block in texts("sh", "tests") {
         named(block.strip_prefix("sh ").expect("a script"));
@@ -402,6 +403,20 @@ fn the_files_that_they_name_are_there() {
     let dockerfile = fs::read_to_string(repository.join("Dockerfile")).expect("a text");
     let runs = dockerfile.contains("WECOM_PROXY_CONFIG=/etc/wecom-proxy/proxy.toml");
     assert!(runs && texts("sh", "container")[0].contains(":/etc/wecom-proxy:"));
+}
+
+/// What is to be copied holds what no agent, key or registry is called: it is edited before anything is started with it.
+fn is_edited_first(block: &str) {
+    let starts = ["systemctl enable", " up -d", "kubectl apply"];
+    let line_of = |is_it: &dyn Fn(&str) -> bool| block.lines().position(is_it);
+    let started = line_of(&|line| starts.iter().any(|start| line.contains(start))).expect("a start");
+    for config in ["/etc/wecom-proxy/proxy.toml", "deploy/compose/config/proxy.toml", "configmap.yaml"] {
+        let edits = |line: &str| line.contains("${EDITOR") && line.contains(config);
+        if line_of(&edits).is_some_and(|edited| edited < started) {
+            return;
+        }
+    }
+    panic!("nothing is edited in\n{block}");
 }
 
 #[test]

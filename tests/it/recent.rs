@@ -9,9 +9,10 @@ use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::TcpStream;
-use wecom_proxy::simulator::Fault;
+use wecom_proxy::simulator::{Fault, Settings};
 
 use crate::{
+    confidant,
     stage::{Caller, KEYED, OPEN, Reply, Stage, USER_GET, key, soon, wait_for},
     wire::Line,
 };
@@ -294,4 +295,83 @@ async fn what_an_exchange_looks_like_is_kept_only_while_somebody_looks() {
 
     inspect("0s").await;
     assert_eq!(send("after", "a body".to_owned()).await, Value::Null);
+}
+
+/// Ways in which a program may write a secret into a request, beside writing it as it is.
+fn ways(secret: &str) -> Vec<String> {
+    use base64::{Engine, prelude::BASE64_STANDARD};
+    let percent = |text: &str| {
+        percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC).to_string()
+    };
+    let escaped: String = secret.chars().map(|char| format!("\\u{:04x}", u32::from(char))).collect();
+    let entities: String = secret.chars().map(|char| format!("&#{};", u32::from(char))).collect();
+    vec![
+        secret.to_owned(),
+        format!("glued{secret}glued"),
+        percent(secret),
+        percent(&percent(secret)),
+        format!("https%3A%2F%2Fx%2F%3Fnote%3D{}", percent(&percent(secret))),
+        escaped,
+        entities,
+        secret.to_uppercase(),
+        format!("Basic {}", BASE64_STANDARD.encode(format!("someone:{secret}"))),
+        BASE64_STANDARD.encode(format!("{{\"note\":\"{secret}\"}}")),
+    ]
+}
+
+#[tokio::test]
+async fn whatever_way_a_secret_takes_nobody_who_looks_inside_sees_it() {
+    let stage = Stage::with(KEYED).await;
+    let order = Request::post("/api/agents/hr/inspect?for=10m").header("content-type", "application/json");
+    assert_eq!(Caller::http1(stage.admin()).await.call(order, "").await.status, StatusCode::OK);
+    let crm = key("crm");
+    for agent in ["hr", "ops"] {
+        call_as(&stage, "crm", &format!("/{agent}{USER_GET}")).await.is_ok();
+    }
+    let ticket = call_as(&stage, "crm", "/ops/cgi-bin/get_jsapi_ticket").await.json()["ticket"].clone();
+    let gettoken = format!("/hr/cgi-bin/gettoken?corpid=ww1234567890abcdef&corpsecret={crm}");
+    let pass = stage.call(Request::get(gettoken), "").await.json()["access_token"].clone();
+    let settings = Settings::default();
+    let mut secrets: Vec<_> = settings.agents.iter().map(|agent| agent.secret.clone()).collect();
+    secrets.extend([&ticket, &pass].map(|secret| secret.as_str().expect("a text").to_owned()));
+    secrets.extend(stage.wecom.issued().since(0));
+    secrets.push(crm.clone());
+    assert!(secrets.len() >= 7, "two secrets, two tokens, a ticket, a pass and a key");
+    let known: Vec<_> = secrets.iter().map(String::as_str).collect();
+    for (nth, secret) in secrets.iter().enumerate() {
+        for (way, written) in ways(secret).into_iter().enumerate() {
+            let id = format!("{nth}-{way}");
+            let form =
+                format!("--b\r\nContent-Disposition: form-data; name=\"note\"\r\n\r\n{written}\r\n--b--\r\n");
+            let echo =
+                serde_json::json!({ "errcode": 0, "errmsg": written, "nested": [{ "note": written }] });
+            let answer = Fault::answer(200, "application/json", echo.to_string());
+            stage.wecom.inject(answer.on("/cgi-bin/simulator/echo").times(1)).expect("a fault");
+            let in_query =
+                percent_encoding::utf8_percent_encode(&written, percent_encoding::NON_ALPHANUMERIC);
+            let request = Request::post(format!("/hr/cgi-bin/simulator/echo?note={in_query}"))
+                .header("x-request-id", &id);
+            let request = request.header("authorization", format!("Bearer {crm}")).header("x-note", &written);
+            stage.call(request.header("content-type", "multipart/form-data; boundary=b"), form).await.is_ok();
+            let exchange = kept(&stage, &format!("id={id}"), 1).await.remove(0);
+            let detail = &exchange["detail"];
+            for place in [&detail["query"], &detail["request"]["body"], &detail["answer"]["body"]] {
+                assert!(place.as_str().is_some_and(|text| text.contains("[masked]")), "{written}: {detail}");
+            }
+            let told = exchange.to_string();
+            let found = confidant::found_in(&told, &known);
+            assert!(found.is_none() && !told.contains(&written), "{written}: {told}");
+            let told = told.to_lowercase();
+            assert!(known.iter().all(|known| !told.contains(&known.to_lowercase())), "{written}: {told}");
+        }
+    }
+
+    // Half of a secret is none that is told either, nor one in the name of a header line.
+    let half = &secrets[1][..30];
+    let request =
+        Request::post("/hr/cgi-bin/simulator/echo").header("x-request-id", "half").header(&crm, "1");
+    let request = request.header("authorization", format!("Bearer {crm}"));
+    stage.call(request, format!("a=1&b={half}")).await.is_ok();
+    let told = kept(&stage, "id=half", 1).await[0]["detail"].to_string();
+    assert!(told.contains("a=1&b=[masked]") && !told.contains(&half[..12]) && !told.contains(&crm), "{told}");
 }

@@ -127,6 +127,7 @@ async fn a_retry_as_a_tree(grpc: bool) {
         "url.scheme": "http", "url.path": format!("/hr{ECHO}"), "network.protocol.version": "1.1",
         "client.address": "127.0.0.1", "wecom.agent": "hr", "wecom.client": "billing",
         "wecom.retried": 40014, "wecom.request_id": "night-shift-7", "wecom.errcode": attributes["wecom.errcode"],
+        "http.request.body.size": 2,
     });
     assert_eq!(attributes, expected);
 

@@ -1,7 +1,7 @@
 // The agents and their tokens. Of very many only a page is rendered.
 const AGENTS_A_PAGE = 20;
 const STATES = { valid: "good", refused: "bad", expired: "warn", none: "" };
-const REASONS = { first: "first", expired: "expiredReason", refused: "refusedReason", ahead: "ahead", asked: "asked" };
+const REASONS = { first: "first", expired: "expiredReason", refused: "refusedReason", ahead: "ahead", asked: "asked", shared: "sharedReason" };
 const agentList = { all: [], hours: new Map(), at: 0, page: 0 };
 
 function takeAgents(agents, overview) {

@@ -66,6 +66,7 @@ function start() {
   byId("reload").addEventListener("click", reload);
   byId("agent-search").addEventListener("input", () => { agentList.page = 0; showAgents(); });
   byId("agent-failing").addEventListener("change", () => { agentList.page = 0; showAgents(); });
+  for (const change of [matchMedia("(prefers-color-scheme: dark)"), window]) change.addEventListener(change === window ? "resize" : "change", () => { if (latest) showCharts(latest.overview.minutes); });
   startInspector();
   learnErrcodes().catch((error) => notice(say("failedTo", error.message), "bad"));
   refresh();

@@ -1,77 +1,82 @@
-// Three small charts of sixty minutes. A chart library would lie in the tree as other people's code and be several times
-// this page; these need no axes, zoom or cursor beyond what SVG gives.
-const SVG = "http://www.w3.org/2000/svg";
-const WIDTH = 300, HEIGHT = 100, TOP = 2, BOTTOM = 98, MINUTES = 60;
+// Three small charts of the last hour, drawn by uPlot.
+const MINUTES = 60, CHART_HEIGHT = 150;
+const shownCharts = { list: [], looks: "" };
 
-function draw(name, attributes, text) {
+function colour(name) { return getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim(); }
+
+function hourAndMinute(epoch) { return new Date(epoch * 1000).toLocaleTimeString("en-GB", { hour: "2-digit", minute: "2-digit" }); }
+
+// A chart in its figure. Its caption tells the values of the minute under the cursor, or else the last ones.
+function chart(title, series) {
+  const legend = series.map(({ kind }) => make("i", { class: kind })), minute = make("span"), plot = make("div", { class: "plot", role: "img" });
+  const figure = make("figure", null, make("figcaption", null, make("strong", null, title), legend, minute), plot);
+  byId("charts").append(figure);
+  const tell = (u) => {
+    const nth = u.cursor.idx ?? null, last = (values) => values.findLast((value) => value !== null);
+    series.forEach(({ name, write }, at) => {
+      const value = nth === null ? last(u.data[at + 1]) : u.data[at + 1][nth];
+      legend[at].textContent = name + " " + (value === undefined || value === null ? "–" : write(value));
+    });
+    minute.textContent = nth === null ? "" : hourAndMinute(u.data[0][nth]);
+    plot.setAttribute("aria-label", title + ": " + legend.map((it) => it.textContent).join(", "));
+  };
+  const u = new uPlot(looks(plot.clientWidth, series, tell), [[], ...series.map(() => [])], plot);
+  return { u, series, plot, tell };
+}
+
+function looks(width, series, tell) {
+  // Halves of a request are no scale.
+  const bars = series.every((it) => it.bars), axis = { stroke: colour("quiet"), grid: { stroke: colour("line"), width: 1 }, ticks: { show: false }, font: "11px system-ui, sans-serif" };
+  const drawn = series.map(({ kind, bars }) => ({
+    stroke: colour(kind), fill: bars ? colour(kind) : undefined, width: bars ? 0 : 1.8,
+    paths: bars ? uPlot.paths.bars({ size: [0.8] }) : undefined, points: { show: !bars, size: 4, width: 0, fill: colour(kind) },
+  }));
+  return {
+    width, height: CHART_HEIGHT, legend: { show: false }, series: [{}, ...drawn],
+    cursor: { y: false, drag: { x: false, y: false } },
+    scales: { x: { range: (u, first, last) => [first - 30, last + 30] }, y: { range: (u, least, most) => [0, Math.max(1, most * 1.05)] } },
+    axes: [{ ...axis, size: 24, space: 45, values: (u, splits) => splits.map(hourAndMinute) }, { ...axis, size: 46, space: 30, values: (u, splits) => splits.map((it) => bars && it % 1 ? "" : number(it)) }],
+    hooks: { setCursor: [tell], setData: [tell] },
+  };
+}
+
+// They are made anew when what they look like has changed.
+function showCharts(minutes) {
+  const whole = (value) => number(Math.round(value)), place = byId("charts");
+  const now = [language, colour("blue"), place.clientWidth].join();
+  if (now !== shownCharts.looks) {
+    shownCharts.looks = now;
+    shownCharts.list.forEach(({ u }) => u.destroy());
+    place.replaceChildren();
+    shownCharts.list = [
+      chart(say("perMinute"), [{ name: say("requests"), kind: "blue", bars: true, of: (it) => it.requests, write: whole }]),
+      chart(say("errors"), [{ name: say("failed"), kind: "bad", bars: true, of: (it) => it.failed, write: whole }]),
+      chart(say("latency"), [
+        { name: "p50", kind: "blue", of: (it) => it.p50_ms, write: milliseconds },
+        { name: "p99", kind: "warn", of: (it) => it.p99_ms, write: milliseconds }]),
+    ];
+    // The first one has made room for the others.
+    shownCharts.list.forEach(({ u, plot }) => u.setSize({ width: plot.clientWidth, height: CHART_HEIGHT }));
+  }
+  // Minutes before the proxy's beginning stay empty.
+  const known = new Map(minutes.map((it) => [it.at, it])), end = minutes.at(-1)?.at ?? 0;
+  const all = Array.from({ length: MINUTES }, (_, nth) => end - (MINUTES - 1 - nth) * 60);
+  for (const { u, series } of shownCharts.list) u.setData([all, ...series.map(({ of }) => all.map((at) => known.has(at) ? of(known.get(at)) : null))]);
+}
+
+const SVG = "http://www.w3.org/2000/svg";
+
+function draw(name, attributes) {
   const element = document.createElementNS(SVG, name);
   for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
-  if (text !== undefined) element.textContent = text;
   return element;
-}
-
-// The next number above that is easy to read.
-function round(value) {
-  const power = 10 ** Math.floor(Math.log10(Math.max(value, 1)));
-  return [1, 2, 5, 10].map((step) => step * power).find((step) => step >= value);
-}
-
-// Where a minute stands; those before the proxy's beginning stay empty.
-function place(minute, now) { return WIDTH * (1 - (now - minute.at + 60) / (MINUTES * 60)); }
-
-function chart(title, minutes, now, series) {
-  const values = series.flatMap(({ of }) => minutes.map(of)).filter((value) => value !== null);
-  const most = round(Math.max(1, ...values));
-  const height = (value) => BOTTOM - (BOTTOM - TOP) * (value / most);
-  const last = (of) => { const some = minutes.map(of).filter((value) => value !== null); return some.length ? some[some.length - 1] : null; };
-  const said = series.map(({ name, of, write }) => name + " " + (last(of) === null ? "–" : write(last(of)))).join(", ");
-  const svg = draw("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": title + ": " + said, preserveAspectRatio: "none" });
-  for (const value of [0, most / 2, most]) svg.append(draw("line", { class: "grid", x1: 0, x2: WIDTH, y1: height(value), y2: height(value), "vector-effect": "non-scaling-stroke" }));
-  for (const one of series) svg.append(one.bars ? bars(one, minutes, now, height) : line(one, minutes, now, height));
-  const legend = series.map(({ name, kind, of, write }) => make("i", { class: kind }, name + " " + (last(of) === null ? "–" : write(last(of)))));
-  const scale = make("p", { class: "scale" }, make("span", null, say("minutesAgo", 60)), make("span", null, "0–" + number(most)), make("span", null, say("now")));
-  return make("figure", null, make("figcaption", null, make("strong", null, title), legend), svg, scale);
-}
-
-function bars({ of, kind }, minutes, now, height) {
-  const group = draw("g", { class: kind });
-  for (const minute of minutes) {
-    const value = of(minute);
-    if (!value) continue;
-    const bar = draw("rect", { class: "bar-of", x: place(minute, now), width: WIDTH / MINUTES - 1, y: height(value), height: BOTTOM - height(value) });
-    bar.append(draw("title", {}, clock(minute.at) + ": " + number(value)));
-    group.append(bar);
-  }
-  return group;
-}
-
-// Where nothing was measured the line has a gap; a lone minute is a dash.
-function line({ of, kind }, minutes, now, height) {
-  let path = "", open = false;
-  for (const minute of minutes) {
-    const value = of(minute);
-    if (value !== null) {
-      const x = place(minute, now) + WIDTH / MINUTES / 2;
-      path += open ? `L${x} ${height(value)}` : `M${x - 1.5} ${height(value)}L${x + 1.5} ${height(value)}`;
-    }
-    open = value !== null;
-  }
-  const group = draw("g", { class: kind });
-  group.append(draw("path", { class: "line", d: path, "vector-effect": "non-scaling-stroke" }));
-  return group;
 }
 
 function showOverview(overview) {
   const { minutes } = overview, requests = minutes.reduce((sum, it) => sum + it.requests, 0), failed = minutes.reduce((sum, it) => sum + it.failed, 0);
   const facts = [["total", number(requests)], ["failedShare", requests ? (100 * failed / requests).toFixed(failed && failed / requests < 0.1 ? 1 : 0) + " %" : "–"], ["inFlight", number(overview.in_flight)], ["connections", number(overview.connections)]];
   byId("numbers").replaceChildren(...facts.map(([word, value]) => make("div", null, make("dt", null, say(word)), make("dd", null, value))));
-  const whole = (value) => number(Math.round(value)), now = minutes.length ? minutes[minutes.length - 1].at : overview.at;
-  byId("charts").replaceChildren(
-    chart(say("perMinute"), minutes, now, [{ name: say("requests"), kind: "blue", bars: true, of: (it) => it.requests, write: whole }]),
-    chart(say("errors"), minutes, now, [{ name: say("failed"), kind: "red", bars: true, of: (it) => it.failed, write: whole }]),
-    chart(say("latency"), minutes, now, [
-      { name: "p50", kind: "blue", of: (it) => it.p50_ms, write: milliseconds },
-      { name: "p99", kind: "amber", of: (it) => it.p99_ms, write: milliseconds }]));
+  showCharts(minutes);
 }
 
 function showClients(overview) {

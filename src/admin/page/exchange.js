@@ -35,6 +35,7 @@ function facts(exchange, detail) {
   const told = [
     ["time", clock(exchange.at, true)], ["status", statusChip(exchange)], ["errcodes", exchange.errcode === null ? "–" : String(exchange.errcode), "errcode"],
     ["agent", exchange.agent ?? "–"], ["client", exchange.client ?? say("nobody")], ["peer", exchange.peer ?? "–"], ["requestId", exchange.request_id],
+    exchange.request_bytes === null ? null : ["requestBytes", say("bytesOf", number(exchange.request_bytes))],
     ["bytes", say("bytesOf", number(exchange.bytes)) + (exchange.whole ? "" : " – " + say("cutOff"))],
     detail?.query ? ["query", detail.query] : null,
     exchange.error ? ["ownError", exchange.error + ": " + (exchange.reason ?? "")] : null,
@@ -62,8 +63,12 @@ function explanation({ errcode, retried, error }) {
 // What took how long, from the request's beginning. Without details the order is known, but not what lay between.
 function steps(exchange, detail) {
   if (!detail) {
-    const upstream = exchange.upstream_ms;
-    return [[say("waitToken"), 0, exchange.token_ms, "amber"], [say("upstream"), exchange.token_ms, upstream, "blue"]].filter(([, , took]) => took > 0);
+    const { first_try: first, token_ms: token, upstream_ms: upstream, errcode, status } = exchange, tried = (nth, answer) => say("tryN", nth) + ": " + answer;
+    const known = first
+      ? [[say("waitToken"), first.token_ms, "amber"], [tried(1, exchange.retried), first.upstream_ms, "blue"], [say("waitToken"), token - first.token_ms, "amber"], [tried(2, errcode ?? (status || say("noAnswer"))), upstream - first.upstream_ms, "blue"]]
+      : [[say("waitToken"), token, "amber"], [say("upstream"), upstream, "blue"]];
+    let at = 0;
+    return known.filter(([, took]) => took > 0).map(([name, took, kind]) => [name, (at += took) - took, took, kind]);
   }
   const waits = detail.waits.map((it) => [say("waitToken"), it.began_ms, it.took_ms, "amber"]);
   const tries = detail.tries.map((it, nth) => [say("tryN", nth + 1) + ": " + (it.status || say("noAnswer")) + (it.errcode === null ? "" : ", " + it.errcode), it.began_ms, it.took_ms ?? exchange.total_ms - it.began_ms, "blue"]);

@@ -16,7 +16,10 @@ async function follow() {
   tail.source?.close();
   tail.waiting = [];
   tail.loading = true;
-  if (!byId("filter").checkValidity()) return;
+  if (!byId("filter").checkValidity()) {
+    tellState("badFilter");
+    return;
+  }
   const wanted = filterQuery();
   const source = tail.source = new EventSource(ROOT + "api/requests/stream?" + wanted);
   source.addEventListener("message", (event) => comes(JSON.parse(event.data)));

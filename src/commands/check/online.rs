@@ -31,7 +31,7 @@ pub(super) fn summary(report: &Report) -> String {
     let failed = report.agents.iter().filter(|finding| finding.outcome.problem().is_some()).count();
     match report.agents.iter().filter(|finding| matches!(finding.outcome, Outcome::NotAsked)).count() {
         0 => format!("{failed} of {all} agents failed"),
-        unasked => format!("{failed} of {all} agents failed, and {unasked} were not asked about"),
+        unasked => format!("{failed} of {all} agents failed, and {unasked} not asked about"),
     }
 }
 
@@ -100,7 +100,6 @@ fn wrong_clock(report: &Report) -> Option<String> {
     ))
 }
 
-/// The agents that are fine as far as was tried, which was not far.
 /// The agents that are fine as far as was tried, which was not far.
 fn without_agentid(config: &Config, report: &Report) -> Option<String> {
     let fine = config

@@ -1,0 +1,167 @@
+//! A text with its escapes resolved, which remembers where each byte comes from.
+
+use std::ops::Range;
+
+/// So often escapes are resolved: a URL inside of a URL inside of JSON inside of JSON.
+const DEEPEST: usize = 4;
+
+/// Bytes, and where in the original text each of them begins and ends.
+#[derive(Default)]
+pub(super) struct Plain {
+    pub(super) bytes: Vec<u8>,
+    places: Vec<(usize, usize)>,
+}
+
+impl Plain {
+    /// The text as it is, then with its escapes resolved, theirs, and so on while there are any.
+    pub(super) fn levels(text: &str) -> Vec<Self> {
+        let mut levels = vec![Self {
+            bytes: text.as_bytes().to_vec(),
+            places: (0..text.len()).map(|at| (at, at + 1)).collect(),
+        }];
+        while levels.len() <= DEEPEST
+            && let Some(next) = levels.last().and_then(Self::resolved)
+        {
+            levels.push(next);
+        }
+        levels
+    }
+
+    /// Where in the original text this part stands.
+    pub(super) fn origin(&self, part: Range<usize>) -> Range<usize> {
+        let (from, upto) = (self.places.get(part.start), self.places.get(part.end.wrapping_sub(1)));
+        from.zip(upto).map_or(0..0, |((from, _), (_, upto))| *from..*upto)
+    }
+
+    /// In one form, however it is written: small letters, one of the two alphabets of base64, and no white space.
+    pub(super) fn canonical(&self) -> Self {
+        let mut canonical = Self::default();
+        for (byte, place) in self.bytes.iter().zip(&self.places) {
+            if let Some(byte) = canonical_byte(*byte) {
+                canonical.bytes.push(byte);
+                canonical.places.push(*place);
+            }
+        }
+        canonical
+    }
+
+    /// With its escapes resolved; `None` where it has none.
+    fn resolved(&self) -> Option<Self> {
+        let (mut resolved, mut at, mut any) = (Self::default(), 0, false);
+        while let Some(byte) = self.bytes.get(at) {
+            let escape = if b"%\\&".contains(byte) { escape(&self.bytes[at..]) } else { None };
+            any |= escape.is_some();
+            let (meant, length) = escape.unwrap_or((Meant::Byte(*byte), 1));
+            let origin = self.origin(at..at + length);
+            let mut room = [0; 4];
+            let bytes = match meant {
+                Meant::Byte(byte) => {
+                    room[0] = byte;
+                    &room[..1]
+                }
+                Meant::Char(char) => char.encode_utf8(&mut room).as_bytes(),
+            };
+            resolved.bytes.extend_from_slice(bytes);
+            resolved.places.extend(bytes.iter().map(|_| (origin.start, origin.end)));
+            at += length;
+        }
+        any.then_some(resolved)
+    }
+}
+
+/// A byte in the form in which secrets are looked for; `None` for white space.
+pub(super) fn canonical_byte(byte: u8) -> Option<u8> {
+    match byte {
+        b'-' => Some(b'+'),
+        b'_' => Some(b'/'),
+        _ if byte.is_ascii_whitespace() => None,
+        _ => Some(byte.to_ascii_lowercase()),
+    }
+}
+
+/// What an escape stands for.
+enum Meant {
+    Byte(u8),
+    Char(char),
+}
+
+/// What the escape at the beginning stands for, and how long it is: one of URLs, of JSON or of HTML.
+fn escape(text: &[u8]) -> Option<(Meant, usize)> {
+    match text {
+        [b'%', high, low, ..] => Some((Meant::Byte(hex(&[*high, *low])? as u8), 3)),
+        [b'\\', b'u', digits @ ..] => {
+            char::from_u32(hex(digits.get(..4)?)?).map(|char| (Meant::Char(char), 6))
+        }
+        [b'\\', b'x', digits @ ..] => Some((Meant::Char(char::from_u32(hex(digits.get(..2)?)?)?), 4)),
+        [b'\\', b'n' | b'r' | b't' | b'b' | b'f', ..] => Some((Meant::Byte(b' '), 2)),
+        [b'\\', byte @ (b'"' | b'\'' | b'/' | b'\\'), ..] => Some((Meant::Byte(*byte), 2)),
+        [b'&', rest @ ..] => {
+            let end = rest.iter().take(9).position(|byte| *byte == b';')?;
+            let meant = match &rest[..end] {
+                b"amp" => Meant::Byte(b'&'),
+                b"quot" => Meant::Byte(b'"'),
+                b"lt" => Meant::Byte(b'<'),
+                b"gt" => Meant::Byte(b'>'),
+                [b'#', b'x' | b'X', digits @ ..] => Meant::Char(char::from_u32(hex(digits)?)?),
+                [b'#', digits @ ..] => {
+                    let number = str::from_utf8(digits).ok()?.parse().ok()?;
+                    Meant::Char(char::from_u32(number)?)
+                }
+                _ => return None,
+            };
+            Some((meant, end + 2))
+        }
+        _ => None,
+    }
+}
+
+fn hex(digits: &[u8]) -> Option<u32> {
+    // No sign, which a number may have and an escape may not.
+    let digits =
+        str::from_utf8(digits).ok().filter(|digits| digits.bytes().all(|it| it.is_ascii_hexdigit()))?;
+    u32::from_str_radix(digits, 16).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn escapes_are_resolved_one_inside_of_the_other() {
+        for (text, expected) in [
+            ("a%2Fb", "a/b"),
+            ("a%252Fb", "a/b"),
+            (r"a\/b\u002fc\\/d", "a/b/c/d"),
+            (r#"{\"k\":\"\u5f20\"}"#, "{\"k\":\"张\"}"),
+            ("a&amp;b&#47;c&#x2F;d", "a&b/c/d"),
+            ("%2%zz\\q&;&#;&#x;%u", "%2%zz\\q&;&#;&#x;%u"),
+            ("\\ud800\\u+123%+1", "\\ud800\\u+123%+1"),
+            ("100%", "100%"),
+        ] {
+            let levels = Plain::levels(text);
+            let deepest = levels.last().expect("a level");
+            assert_eq!(String::from_utf8_lossy(&deepest.bytes), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_part_is_found_again_in_the_text() {
+        let text = r"x张%25\u0032\/y";
+        let levels = Plain::levels(text);
+        for level in &levels {
+            assert_eq!(level.origin(0..level.bytes.len()), 0..text.len());
+            assert_eq!(level.origin(1..4), 1..4);
+        }
+        let last = levels.last().expect("a level");
+        let at = last.bytes.iter().position(|byte| *byte == b'2').expect("the digit");
+        assert_eq!(&text[last.origin(at..at + 1)], r"\u0032");
+        assert_eq!(levels[0].origin(3..3), 3..3);
+        assert_eq!(levels[0].origin(0..0), 0..0);
+    }
+
+    #[test]
+    fn however_deep_it_is_there_is_an_end() {
+        let text = format!("%{}41", "25".repeat(50));
+        assert_eq!(Plain::levels(&text).len(), DEEPEST + 1);
+    }
+}
