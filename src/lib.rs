@@ -54,6 +54,8 @@ pub mod framing; // where a body ends on an HTTP/1 connection
 
 pub mod fields; // header lines, and which of them stop here
 
+pub mod outbox; // what waits to be written on an HTTP/1 connection
+
 pub mod buffers; // read and write buffers at hand on each thread
 
 pub mod io; // byte streams as one type

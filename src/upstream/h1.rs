@@ -2,15 +2,14 @@
 //! own stands between the two sides.
 
 use std::{
-    fmt::Write as _,
     future::{Future, poll_fn},
-    io::{self, IoSlice},
+    io,
     pin::{Pin, pin},
     sync::{Arc, atomic::Ordering},
     task::{Context, Poll, ready},
 };
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use http::Method;
 use tokio::{
     io::{AsyncReadExt, AsyncWrite},
@@ -32,8 +31,6 @@ use crate::{
 const SMALL_READ: usize = 8 * 1024;
 /// Most interim answers (1xx) before the one that counts.
 const MOST_INTERIM: u32 = 32;
-/// Pieces up to this size are copied behind the head: that costs less than a second slice.
-const SMALL_PIECE: usize = 4 * 1024;
 /// Reads of an answer that proved to be large, as long as there are few of them.
 const LARGE_READ: usize = 128 * 1024;
 /// What all large reads of a worker share: a client that takes nothing more of its download holds what was read last.
@@ -79,8 +76,6 @@ pub(super) struct Exchange {
     pool: Arc<Pool>,
     method: Method,
     sending: Sending,
-    piece: Bytes,
-    after_piece: &'static [u8],
     framing: Framing,
     /// What the clock says, until time has passed.
     now: Option<Instant>,
@@ -120,15 +115,13 @@ impl Exchange {
         outgoing: &Outgoing<'_>,
         reader: Option<Reader>,
     ) -> Self {
-        head::write(&mut connection.outbound, outgoing, &pool.settings.authority);
+        head::write(connection.outbox.text(), outgoing, &pool.settings.authority);
         let chunked = outgoing.body == BodyLength::Unknown;
         Self {
             connection,
             pool,
             method: outgoing.method.clone(),
             sending: reader.map_or(Sending::Nothing, |reader| Sending::Body { reader, chunked }),
-            piece: Bytes::new(),
-            after_piece: b"",
             framing: Framing::Done,
             now: None,
             reusable: true,
@@ -241,7 +234,7 @@ impl Exchange {
         let clean = self.reusable
             && self.is_ended()
             && matches!(self.sending, Sending::Nothing)
-            && !self.has_unsent()
+            && self.connection.outbox.is_empty()
             && self.connection.inbound.is_empty();
         if clean {
             self.connection.deadline.clear();
@@ -261,12 +254,8 @@ impl Exchange {
         self.interim > 0 || !self.connection.inbound.is_empty()
     }
 
-    fn has_unsent(&self) -> bool {
-        !(self.connection.outbound.is_empty() && self.piece.is_empty() && self.after_piece.is_empty())
-    }
-
     fn awaits_client(&self) -> bool {
-        matches!(self.sending, Sending::Body { .. }) && !self.has_unsent()
+        matches!(self.sending, Sending::Body { .. }) && self.connection.outbox.is_empty()
     }
 
     /// Writes as much as the upstream takes and the client has sent. Ready when there is nothing left to send.
@@ -274,11 +263,10 @@ impl Exchange {
         loop {
             // The first piece of the body rides with the head.
             let mut starved = false;
-            let has_room = self.connection.outbound.len() < SMALL_READ;
-            if has_room && self.piece.is_empty() && self.after_piece.is_empty() {
+            if self.connection.outbox.has_room() {
                 starved = self.poll_piece(cx)?.is_pending();
             }
-            if !self.has_unsent() {
+            if self.connection.outbox.is_empty() {
                 let flushed = Pin::new(&mut self.connection.stream).poll_flush(cx);
                 return match flushed {
                     Poll::Ready(Ok(())) if !starved => Poll::Ready(Ok(())),
@@ -297,9 +285,7 @@ impl Exchange {
         tracing::debug!(%error, "the upstream takes no more of a request");
         self.sending = Sending::Refused;
         self.reusable = false;
-        self.piece = Bytes::new();
-        self.after_piece = b"";
-        self.connection.outbound.clear();
+        self.connection.outbox.clear();
         Ok(())
     }
 
@@ -315,51 +301,20 @@ impl Exchange {
             }
             Err(error) => return Err(self.failure(Flaw::Upload(error))),
         };
-        let piece = piece.unwrap_or_default();
-        let in_chunk = chunked && !piece.is_empty();
-        if in_chunk {
-            let _ = write!(self.connection.outbound, "{:x}\r\n", piece.len());
-        }
-        let after: &'static [u8] = match (in_chunk, chunked && ended) {
-            (true, true) => b"\r\n0\r\n\r\n",
-            (true, false) => b"\r\n",
-            (false, true) => b"0\r\n\r\n",
-            (false, false) => b"",
-        };
-        if piece.len() <= SMALL_PIECE {
-            self.connection.outbound.extend_from_slice(&piece);
-            self.connection.outbound.extend_from_slice(after);
-        } else {
-            (self.piece, self.after_piece) = (piece, after);
-        }
+        self.connection.outbox.put(piece.unwrap_or_default(), chunked, ended);
         if ended {
             self.sending = Sending::Nothing;
         }
         Ok(Poll::Ready(()))
     }
 
-    /// Writes once: what is left of the head, the piece in hand and what closes its chunk, together.
+    /// Writes once.
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Connection { stream, outbound, deadline, .. } = &mut *self.connection;
-        let written = if self.piece.is_empty() && self.after_piece.is_empty() {
-            ready!(Pin::new(stream).poll_write(cx, outbound))?
-        } else {
-            let slices = [IoSlice::new(outbound), IoSlice::new(&self.piece), IoSlice::new(self.after_piece)];
-            // An empty first slice would make a stream without vectored writes write nothing.
-            let first = slices.iter().position(|slice| !slice.is_empty()).unwrap_or(0);
-            ready!(Pin::new(stream).poll_write_vectored(cx, &slices[first..]))?
-        };
-        if written == 0 {
-            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-        }
+        let Connection { stream, outbox, deadline, .. } = &mut *self.connection;
+        ready!(outbox.poll_write(stream, cx))?;
         self.wrote = true;
         // It runs while nothing moves.
         deadline.clear();
-        let of_outbound = written.min(outbound.len());
-        outbound.advance(of_outbound);
-        let of_piece = (written - of_outbound).min(self.piece.len());
-        self.piece.advance(of_piece);
-        self.after_piece = &self.after_piece[written - of_outbound - of_piece..];
         Poll::Ready(Ok(()))
     }
 

@@ -2,12 +2,11 @@
 
 use std::{
     fmt::Write as _,
-    io::IoSlice,
     task::{Context, Poll, ready},
     time::{Duration, SystemTime},
 };
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::BufMut;
 use http::{Method, StatusCode, Version};
 use tokio::time::Instant;
 
@@ -15,11 +14,9 @@ use super::wire::Wire;
 use crate::{
     buffers,
     deadline::Deadline,
+    outbox::Outbox,
     proxy::{Broken, Reply, ReplyBody},
 };
-
-/// Pieces up to this size are copied behind the head: that costs less than a second slice.
-const SMALL: usize = 4 * 1024;
 
 /// How an answer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,12 +44,7 @@ impl Manner {
 
 /// An answer that is being written.
 pub(super) struct Delivery {
-    /// Head, chunk sizes, small pieces.
-    out: BytesMut,
-    /// A large piece, behind what is in `out`.
-    piece: Bytes,
-    /// What closes that piece's chunk.
-    after_piece: &'static [u8],
+    out: Outbox,
     /// It lasts until all was handed over, and with it the request's record.
     body: ReplyBody,
     /// The last piece is in hand, or gone.
@@ -98,9 +90,7 @@ impl Delivery {
         }
         out.put_slice(b"\r\n");
         let delivery = Self {
-            out,
-            piece: Bytes::new(),
-            after_piece: b"",
+            out: Outbox::within(out),
             ended: bodiless,
             body,
             chunked: new && length.is_none() && !bodiless,
@@ -114,10 +104,7 @@ impl Delivery {
     pub(super) fn poll(&mut self, cx: &mut Context<'_>, wire: &Wire, stall: Duration) -> Poll<End> {
         loop {
             let mut starved = false;
-            // What waits to be written is bounded: whoever wakes this task need not be the client that takes it.
-            let has_room =
-                self.piece.is_empty() && self.after_piece.is_empty() && self.out.len() < buffers::SIZE;
-            if has_room && !self.ended {
+            if !self.ended && self.out.has_room() {
                 match self.poll_next_piece(cx) {
                     Poll::Ready(Ok(())) => {}
                     Poll::Ready(Err(Broken)) => return Poll::Ready(End::Broken),
@@ -125,7 +112,7 @@ impl Delivery {
                 }
             }
             let mut wire = wire.lock();
-            if !self.has_unsent() {
+            if self.out.is_empty() {
                 let flushed = wire.poll_flush(cx);
                 if matches!(flushed, Poll::Ready(Err(_))) {
                     return Poll::Ready(End::Broken);
@@ -142,24 +129,15 @@ impl Delivery {
                 }
                 return self.poll_stalled(cx, stall);
             }
-            let written = if self.piece.is_empty() && self.after_piece.is_empty() {
-                wire.poll_write(cx, &[IoSlice::new(&self.out)])
-            } else {
-                let slices =
-                    [IoSlice::new(&self.out), IoSlice::new(&self.piece), IoSlice::new(self.after_piece)];
-                // An empty first slice would make a stream without vectored writes write nothing.
-                let first = slices.iter().position(|slice| !slice.is_empty()).unwrap_or(0);
-                wire.poll_write(cx, &slices[first..])
-            };
-            match written {
-                Poll::Ready(Ok(written)) if written > 0 => {
-                    self.advance(written);
+            match wire.poll_write(cx, &mut self.out) {
+                Poll::Ready(Ok(())) => {
+                    self.stalled.clear();
                     // Nothing is left in a plain stream that would have to be flushed.
-                    if self.ended && !self.has_unsent() && wire.stream().is_plain() {
+                    if self.ended && self.out.is_empty() && wire.stream().is_plain() {
                         return Poll::Ready(End::Whole);
                     }
                 }
-                Poll::Ready(_) => return Poll::Ready(End::Broken),
+                Poll::Ready(Err(_)) => return Poll::Ready(End::Broken),
                 Poll::Pending => {
                     drop(wire);
                     // A client may send all of its request before it reads any of the answer.
@@ -176,10 +154,6 @@ impl Delivery {
         self.stalled.poll_passed(cx).map(|()| End::Broken)
     }
 
-    fn has_unsent(&self) -> bool {
-        !(self.out.is_empty() && self.piece.is_empty() && self.after_piece.is_empty())
-    }
-
     /// Takes the body's next piece. It is in hand then, or the body is over.
     fn poll_next_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
         let piece = ready!(self.body.poll_piece(cx)).transpose()?;
@@ -191,22 +165,7 @@ impl Delivery {
                 return Poll::Ready(Err(Broken));
             }
         }
-        let in_chunk = self.chunked && !piece.is_empty();
-        if in_chunk {
-            let _ = write!(self.out, "{:x}\r\n", piece.len());
-        }
-        let after: &'static [u8] = match (in_chunk, self.chunked && ended) {
-            (true, true) => b"\r\n0\r\n\r\n",
-            (true, false) => b"\r\n",
-            (false, true) => b"0\r\n\r\n",
-            (false, false) => b"",
-        };
-        if piece.len() <= SMALL {
-            self.out.extend_from_slice(&piece);
-            self.out.extend_from_slice(after);
-        } else {
-            (self.piece, self.after_piece) = (piece, after);
-        }
+        self.out.put(piece, self.chunked, ended);
         self.ended = ended;
         Poll::Ready(Ok(()))
     }
@@ -215,19 +174,10 @@ impl Delivery {
     pub(super) fn end(mut self, now: Instant) {
         self.body.end(now);
     }
-
-    fn advance(&mut self, written: usize) {
-        self.stalled.clear();
-        let of_out = written.min(self.out.len());
-        self.out.advance(of_out);
-        let of_piece = (written - of_out).min(self.piece.len());
-        self.piece.advance(of_piece);
-        self.after_piece = &self.after_piece[written - of_out - of_piece..];
-    }
 }
 
 impl Drop for Delivery {
     fn drop(&mut self) {
-        buffers::give(std::mem::take(&mut self.out));
+        buffers::give(self.out.take_buffer());
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     future::Future,
-    io::{self, IoSlice},
+    io,
     pin::{Pin, pin},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     task::{Context, Poll, Waker, ready},
@@ -16,6 +16,7 @@ use crate::{
     deadline::Deadline,
     framing::{Framing, Step},
     io::Stream,
+    outbox::Outbox,
     upload::{Cut, Source},
 };
 
@@ -165,15 +166,8 @@ impl Inner {
     }
 
     /// Writes once.
-    pub(super) fn poll_write(
-        &mut self,
-        cx: &mut Context<'_>,
-        slices: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        match slices {
-            [only] => Pin::new(&mut self.stream).poll_write(cx, only),
-            several => Pin::new(&mut self.stream).poll_write_vectored(cx, several),
-        }
+    pub(super) fn poll_write(&mut self, cx: &mut Context<'_>, out: &mut Outbox) -> Poll<io::Result<()>> {
+        out.poll_write(&mut self.stream, cx)
     }
 
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
