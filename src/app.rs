@@ -6,11 +6,11 @@
 
 mod crew;
 mod export;
+mod reloader;
 
 use std::{
-    io, mem,
-    path::Path,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    io,
+    sync::{Arc, Mutex, OnceLock},
     thread,
     time::Duration,
 };
@@ -22,6 +22,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
+pub use self::reloader::{ReloadError, Reloader};
 use self::{crew::Crew, export::Export};
 use crate::{
     access::{self, AccessLog},
@@ -34,7 +35,6 @@ use crate::{
     recent::Recent,
     server::{self, Bound, Inherited, InheritedError, Server, tls},
     store::{self, Store},
-    telemetry::Telemetry,
     tokens::{
         Issuer,
         fetch::{Gettoken, patience},
@@ -138,17 +138,6 @@ fn listen_advice(error: &io::Error) -> &'static str {
     }
 }
 
-/// Why a reload changed nothing.
-#[derive(Debug, thiserror::Error)]
-pub enum ReloadError {
-    /// The file does not pass `check`.
-    #[error(transparent)]
-    Config(#[from] config::Error),
-    /// What it names cannot be used.
-    #[error(transparent)]
-    Unusable(#[from] Unusable),
-}
-
 /// A running proxy.
 pub struct App {
     reloader: Arc<Reloader>,
@@ -191,19 +180,6 @@ pub struct Outline {
     pub store: &'static str,
     /// Whether callers without a key are served.
     pub open: bool,
-}
-
-/// What a reload replaces, and what it needs for that.
-pub struct Reloader {
-    /// As it was at the start; agents and clients are in the directory.
-    settings: Config,
-    directory: Arc<ArcSwap<Directory>>,
-    issuer: Arc<Issuer>,
-    limits: Limits,
-    tls: Arc<ArcSwapOption<rustls::ServerConfig>>,
-    telemetry: OnceLock<Telemetry>,
-    /// Of two reloads the one that read the file last must have the last word.
-    turn: Mutex<()>,
 }
 
 impl App {
@@ -402,80 +378,6 @@ impl App {
         }
         drained
     }
-}
-
-impl Reloader {
-    /// From now on the running log follows what a reload says of its level.
-    pub fn lead(&self, telemetry: &Telemetry) {
-        let _ = self.telemetry.set(telemetry.clone());
-    }
-
-    /// Reads the file again. What it says of agents, clients, certificates and the log's level holds from the next request
-    /// on. A file that does not pass changes nothing, which is logged too. With very many agents it takes a while, and so it
-    /// is not for a thread that others wait for.
-    pub fn reload(&self) -> Result<Reloaded, ReloadError> {
-        self.read_again().inspect_err(|error| {
-            tracing::error!(%error, "the configuration was not reloaded; the old one goes on");
-        })
-    }
-
-    fn read_again(&self) -> Result<Reloaded, ReloadError> {
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        let Prepared { config: mut fresh, tls, .. } = Prepared::new(load_apart(&self.settings.path)?)?;
-        let before = &self.settings;
-        let kept_server = config::Server {
-            tls: before.server.tls.clone(),
-            open: before.server.open,
-            ..fresh.server.clone()
-        };
-        let restart = [
-            ("server", kept_server != before.server),
-            ("upstream", fresh.upstream != before.upstream),
-            ("tokens", fresh.tokens != before.tokens),
-            ("replay", fresh.replay != before.replay),
-            ("admin", fresh.admin != before.admin),
-            ("log", config::Log { level: before.log.level, ..fresh.log } != before.log),
-        ];
-        let restart: Vec<_> =
-            restart.into_iter().filter(|(_, changed)| *changed).map(|(section, _)| section).collect();
-        for section in &restart {
-            tracing::warn!(section, "a change in this section needs a restart; the old settings go on");
-        }
-        let warnings: Vec<_> = mem::take(&mut fresh.warnings).iter().map(ToString::to_string).collect();
-        for warning in &warnings {
-            tracing::warn!("{warning}");
-        }
-        let directory = Directory::new(&mut fresh, &self.issuer, &self.limits, Some(&self.directory.load()));
-        let (agents, clients) = (directory.agents().count(), directory.client_count());
-        let replaced = self.directory.swap(Arc::new(directory));
-        self.tls.store(tls);
-        tracing::info!(agents, clients, "configuration reloaded");
-        if let Some(telemetry) = self.telemetry.get() {
-            telemetry.follow(fresh.log);
-        }
-        retire(replaced);
-        Ok(Reloaded { agents, clients, restart, warnings })
-    }
-}
-
-/// Loads the file on a thread that ends with it. Reading takes far more memory than what is kept, and the allocator gives
-/// a thread's memory back to the system only where nothing in it is still in use.
-fn load_apart(path: &Path) -> Result<Config, config::Error> {
-    let loaded = thread::scope(|scope| scope.spawn(|| config::load(path)).join());
-    loaded.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-}
-
-/// Waits on a thread of its own until the last request has let go of a directory: freeing a large one takes a while, in
-/// which a worker would serve nobody.
-fn retire(directory: Arc<Directory>) {
-    let wait = move || {
-        let mut directory = directory;
-        while let Err(in_use) = Arc::try_unwrap(directory) {
-            directory = in_use;
-            thread::sleep(Duration::from_millis(100));
-        }
-    };
-    let _ = thread::Builder::new().name("retire".to_owned()).spawn(wait);
 }
 
 fn open_all(addresses: &[Address], inherited: &mut Inherited) -> Result<Vec<Bound>, StartError> {

@@ -10,15 +10,15 @@ mod backoff;
 mod budget;
 pub mod fetch;
 mod hold;
+mod issuer;
 mod past;
+mod reason;
 mod renewals;
 mod report;
 mod shared;
 mod token;
 
 use std::{
-    future::Future,
-    pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -27,142 +27,23 @@ use std::{
 };
 
 use arc_swap::ArcSwapOption;
-use tokio::{runtime::Handle, sync::watch, time::Instant};
+use tokio::{sync::watch, time::Instant};
 
 #[cfg(test)]
 pub(crate) use self::token::wall_clock;
-use self::{
-    ahead::keep_fresh,
-    backoff::Backoff,
-    budget::Budget,
-    hold::Hold,
-    past::Past,
-    renewals::Renewals,
-    shared::{Obtained, Shared},
-};
+use self::{ahead::keep_fresh, backoff::Backoff, hold::Hold, shared::Obtained};
 pub use self::{
     fetch::{Credentials, FetchError},
+    issuer::{Issuer, Source},
+    reason::Reason,
     renewals::Renewed,
     report::{LastRenewal, Report},
     token::Token,
 };
-use crate::{
-    store::{Said, Store},
-    wecom::reply::Grant,
-};
+use crate::store::Store;
 
 /// A token that gettoken hands out although it should have expired is believed for this long.
 const PAST_EXPIRY: Duration = Duration::from_secs(60);
-
-/// Where tokens come from. A trait so that the life of a token can be tested without a network.
-pub trait Source: Send + Sync {
-    /// Fetches a token once.
-    fn fetch<'a>(
-        &'a self,
-        credentials: &'a Credentials,
-    ) -> Pin<Box<dyn Future<Output = Result<Grant, FetchError>> + Send + 'a>>;
-}
-
-/// What all agents' tokens share.
-pub struct Issuer {
-    source: Box<dyn Source>,
-    runtime: Handle,
-    refresh_ahead: Duration,
-    budget: Budget,
-    past: Past,
-    renewals: Renewals,
-    shared: Option<Shared>,
-    /// From 0 to 1; a field so that a life of tokens can be repeated in tests.
-    jitter: Box<dyn Fn() -> f64 + Send + Sync>,
-}
-
-impl Issuer {
-    /// Renewals run on `runtime`, which must outlive the callers'. `refresh_ahead` is how long before its expiry a
-    /// token in use is renewed.
-    pub fn new(source: Box<dyn Source>, runtime: Handle, refresh_ahead: Duration) -> Arc<Self> {
-        Arc::new(Self::with(source, runtime, refresh_ahead, None))
-    }
-
-    /// The same, with what it gets shared among the replicas that use this store.
-    pub fn sharing(
-        source: Box<dyn Source>,
-        runtime: Handle,
-        refresh_ahead: Duration,
-        (store, said): (Arc<Store>, Said),
-    ) -> Arc<Self> {
-        let issuer = Arc::new(Self::with(source, runtime, refresh_ahead, Some(Shared::new(store))));
-        issuer.runtime.spawn(shared::listen(Arc::downgrade(&issuer), said));
-        issuer
-    }
-
-    fn with(
-        source: Box<dyn Source>,
-        runtime: Handle,
-        refresh_ahead: Duration,
-        shared: Option<Shared>,
-    ) -> Self {
-        let (budget, jitter) = (Budget::default(), Box::new(backoff::random_unit));
-        let (past, renewals) = (Past::default(), Renewals::default());
-        Self { source, runtime, refresh_ahead, budget, past, renewals, shared, jitter }
-    }
-
-    /// How many renewals there were, by agent, reason and outcome.
-    pub fn renewals(&self) -> Vec<Renewed> {
-        self.renewals.all()
-    }
-
-    /// Drops the counts of all agents but these.
-    pub fn keep_renewals_of(&self, agents: impl Fn(&str) -> bool) {
-        self.renewals.keep(agents);
-    }
-
-    /// Where this replica comes among those that share a token, from 0 to 1: they do not all wake at once, and most find
-    /// that another has renewed it.
-    fn stagger(&self) -> f64 {
-        self.shared.as_ref().map_or(0.0, |_| (self.jitter)())
-    }
-
-    /// The store that replicas share, where there is one.
-    pub fn store(&self) -> Option<&Arc<Store>> {
-        self.shared.as_ref().map(Shared::store)
-    }
-
-    /// Why the store that replicas share is away; `None` while it is there, and where there is none.
-    pub fn store_trouble(&self) -> Option<String> {
-        self.shared.as_ref().and_then(Shared::trouble)
-    }
-}
-
-/// Why a token is fetched.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reason {
-    /// There was none.
-    First,
-    /// The one there was has expired.
-    Expired,
-    /// The upstream refused the one there was.
-    Refused,
-    /// The one there is will expire soon.
-    Ahead,
-    /// An operator asked for it.
-    Asked,
-    /// Another replica has a newer one.
-    Shared,
-}
-
-impl Reason {
-    /// One word, for logs and metrics.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::First => "first",
-            Self::Expired => "expired",
-            Self::Refused => "refused",
-            Self::Ahead => "ahead",
-            Self::Asked => "asked",
-            Self::Shared => "shared",
-        }
-    }
-}
 
 /// What became of a refused token.
 #[derive(Debug)]

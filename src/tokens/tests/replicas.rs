@@ -342,7 +342,7 @@ fn replica(chance: &mut Chance, server: &Server, wecom: &Wecom, agents: u64) -> 
         Box::new(wecom.clone()),
         Handle::current(),
         Duration::from_secs(300),
-        Some(super::super::Shared::new(store)),
+        Some(super::super::shared::Shared::new(store)),
     );
     issuer.jitter = Box::new(move || jitter.unit());
     let issuer = Arc::new(issuer);

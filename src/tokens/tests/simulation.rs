@@ -19,7 +19,7 @@ use self::{
     chance::Chance,
     wecom::{Mood, SLOWEST, Wecom},
 };
-use super::super::{Budget, Credentials, Issuer, Replacement, Token, TokenSlot};
+use super::super::{Credentials, Issuer, Replacement, Token, TokenSlot, budget::Budget};
 use super::fake::{pass, serial};
 use crate::secret::Masked;
 
