@@ -293,8 +293,9 @@ fn before_query(path: &str) -> &str {
 /// Whether a segment, or one of a path's, is as long as a credential and made of what one is made of. WeCom's own are small letters and
 /// underscores, with a digit at most.
 fn may_be_credential(segment: &str) -> bool {
-    let is_odd = |byte: &u8| byte.is_ascii_digit() || byte.is_ascii_uppercase() || *byte == b'%';
-    segment.len() >= 16 && segment.as_bytes().iter().filter(|byte| is_odd(byte)).count() > 2
+    // Without a way out in the middle, for that is what lets it be done many bytes at a time.
+    let is_odd = |byte: &u8| byte.is_ascii_digit() | byte.is_ascii_uppercase() | (*byte == b'%');
+    segment.len() >= 16 && segment.as_bytes().iter().map(|byte| usize::from(is_odd(byte))).sum::<usize>() > 2
 }
 
 #[cfg(test)]
