@@ -327,7 +327,7 @@ async fn an_http_2_caller_that_is_slow_but_takes_something_gets_it_all() {
     let stage = Stage::facing(puppet.address, &bounded("body_timeout = \"5s\"", "")).await;
     let tcp = tokio::net::TcpStream::connect(stage.address()).await.expect("a connection");
     let handshake = http2::Builder::new(TokioExecutor::new())
-        .initial_stream_window_size(5_000)
+        .initial_stream_window_size(20_000)
         .handshake(TokioIo::new(tcp));
     let (mut sender, connection) = handshake.await.expect("a handshake");
     tokio::spawn(connection);
@@ -342,9 +342,13 @@ async fn an_http_2_caller_that_is_slow_but_takes_something_gets_it_all() {
     let (answer, _call) = soon(async { tokio::join!(sending, play) }).await;
     let (mut body, mut taken) = (answer.expect("an answer").into_body(), 0);
     while let Some(frame) = soon(body.frame()).await {
+        let before = taken;
         taken += frame.expect("more").data_ref().map_or(0, Bytes::len);
-        // Twenty pieces or more: in all longer than the time-out.
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        // What the proxy offers at once, 16 KiB at most, is taken in half of the time-out, however small its frames; all of it
+        // takes longer than that.
+        for _ in before / 10_000..taken / 10_000 {
+            tokio::time::sleep(Duration::from_millis(800)).await;
+        }
     }
     assert_eq!(taken, 100_000);
 }
