@@ -23,7 +23,7 @@ use crate::{
 /// How much a client may send ahead while its request is served.
 const MOST_AHEAD: usize = buffers::SIZE;
 /// Reads of a body that proved to be large.
-const LARGE_READ: usize = 256 * 1024;
+const LARGE_READ: usize = 512 * 1024;
 /// What a client is told that waits with its body.
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
