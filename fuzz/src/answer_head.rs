@@ -102,6 +102,7 @@ fn read(wire: &[u8]) -> Option<Model<'_>> {
     let status = status.parse().ok().filter(|_| digits && reason.bytes().all(is_value_byte))?;
     let lines = lines.map(|line| header_line(line.as_bytes())).collect::<Option<Vec<_>>>()?;
     let may_be_refused = lines.len() > 128
+        || connection_options(&lines).len() > 100
         || end + 4 > 64 * 1024
         || status < 100
         || status == 101

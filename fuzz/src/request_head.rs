@@ -12,6 +12,8 @@ use super::model::{Body, Line, body, changed, connection_options, header_line, i
 
 const LONGEST: usize = 64 * 1024;
 const MOST_LINES: usize = 100;
+/// Names in `Connection`.
+const MOST_OPTIONS: usize = 100;
 
 /// The input is a byte that says how to cut, and what a client sends.
 pub fn check(data: &[u8]) {
@@ -104,6 +106,7 @@ fn read(wire: &[u8]) -> Option<Model<'_>> {
     let may_be_refused = empty > 1
         || end + 4 > LONGEST
         || lines.len() > MOST_LINES
+        || connection_options(&lines).len() > MOST_OPTIONS
         || !target.is_ascii()
         || !(target.starts_with(b"/") || is_http(target));
     Some(Model { method, target, is_new, lines, rest: &wire[end + 4..], may_be_refused })

@@ -11,7 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, server::SendResponse};
-use http::{Method, Request, Response};
+use http::{HeaderName, Method, Request, Response};
 use http_body_util::Full;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -84,7 +84,8 @@ impl Peer {
             "/cgi-bin/refuses-once" if first => respond.send_reset(Reason::REFUSED_STREAM),
             "/cgi-bin/media/get" => self.pour(respond).await,
             "/cgi-bin/quotes" => {
-                let head = Response::builder().header("x\"y", "z").body(()).expect("the library takes it");
+                let name = HeaderName::from_lowercase(b"x\"y").expect("the library takes it");
+                let head = Response::builder().header(name, "z").body(()).expect("a head");
                 let _ = respond.send_response(head, true);
             }
             _ => {
