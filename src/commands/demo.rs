@@ -59,7 +59,8 @@ pub fn demo(listen: Option<SocketAddr>, replicas: u8, redis: Option<String>) -> 
         for app in [&first].into_iter().chain(&others) {
             replicas::joined(app).await?;
         }
-        introduce_replicas(relay.address(), replicas, wanted.port(), &simulator, control)?;
+        let dashboards = dashboards([&first].into_iter().chain(&others));
+        introduce_replicas(relay.address(), &dashboards, replicas, wanted.port(), &simulator, control)?;
         relay.serve([&first].into_iter().chain(&others).flat_map(App::addresses));
         let ended = run::until_told_to_stop(first, &telemetry).await;
         for app in others {
@@ -120,6 +121,7 @@ async fn simulator(settings: Settings, control: u16) -> Result<Simulator, Failed
 fn introduce(app: &App, wanted: u16, simulator: &Simulator, wanted_control: u16) -> Result<(), Failed> {
     let Some(Address::Tcp(proxy)) = app.addresses().first() else { return Ok(()) };
     let (proxy, control) = (reachable(*proxy), simulator.control_addr());
+    let dashboards = dashboards([app].into_iter());
     let moved =
         moved("proxy", wanted, proxy) + &moved("simulator's control address", wanted_control, control);
     say(format!(
@@ -134,9 +136,19 @@ curl 'http://{proxy}/hr/cgi-bin/message/send' -d '{{"touser":"zhangsan","msgtype
 # 3. The token is voided, and the next call is answered all the same: see X-Wecom-Retried
 curl -s -X POST 'http://{control}/control/revoke?agent=hr' && curl -i 'http://{proxy}/hr/cgi-bin/user/get?userid=zhangsan'
 
+What the proxy did, in a browser: {dashboards}
 What the simulator can do: curl http://{control}/control    Stop: Ctrl-C
 "#
     ))
+}
+
+/// Where the dashboards are.
+fn dashboards<'a>(apps: impl Iterator<Item = &'a App>) -> String {
+    let addresses = apps.flat_map(App::admin_addresses).filter_map(|address| match address {
+        Address::Tcp(address) => Some(format!("http://{}/", reachable(*address))),
+        Address::Unix(_) => None,
+    });
+    addresses.collect::<Vec<_>>().join("  ")
 }
 
 fn moved(what: &str, wanted: u16, real: SocketAddr) -> String {
@@ -149,6 +161,7 @@ fn moved(what: &str, wanted: u16, real: SocketAddr) -> String {
 /// The same for several proxies behind one address.
 fn introduce_replicas(
     relay: SocketAddr,
+    dashboards: &str,
     replicas: u8,
     wanted: u16,
     simulator: &Simulator,
@@ -169,6 +182,7 @@ curl -s -X POST 'http://{control}/control/revoke?agent=hr' && curl -i -H 'Connec
 # 3. How often they fetched a token, all together: once, and once more when it was voided
 curl -s 'http://{control}/control/requests' | grep -o '/gettoken"' | wc -l
 
+What each proxy did, in a browser: {dashboards}
 What the simulator can do: curl http://{control}/control    Stop: Ctrl-C
 "#
     ))
