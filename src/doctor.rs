@@ -1,10 +1,12 @@
-//! The doctor: asks WeCom about each agent, as `serve` would, and says what is wrong. It changes nothing, there or here.
+//! The doctor: asks WeCom about each agent, as `serve` would, tries the store that replicas share, and says what is wrong. It
+//! changes nothing, there or here.
 //!
 //! For each agent one gettoken and one harmless call leave, one agent after another, and it stops where going on could
 //! get this machine's address banned.
 
 mod harmless;
 mod problem;
+mod shared;
 
 use std::{
     sync::Arc,
@@ -14,7 +16,10 @@ use std::{
 use tokio::time::Instant;
 
 use self::harmless::Harmless;
-pub use self::problem::Problem;
+pub use self::{
+    problem::Problem,
+    shared::{StoreFinding, StoreHint},
+};
 use crate::{
     config::{Agent, Config},
     tokens::{
@@ -39,12 +44,19 @@ pub struct Report {
     pub stopped: Option<Stop>,
     /// How many seconds this machine's clock is ahead of WeCom's, where it is known; negative: behind.
     pub clock_ahead: Option<i64>,
+    /// The store that replicas share, where there is one.
+    pub store: Option<StoreFinding>,
 }
 
 impl Report {
-    /// Whether every agent was asked and works.
+    /// Whether every agent was asked and works, and the store does.
     pub fn is_fine(&self) -> bool {
-        self.agents.iter().all(|finding| matches!(finding.outcome, Outcome::Fine))
+        self.agents.iter().all(|finding| matches!(finding.outcome, Outcome::Fine)) && self.is_store_fine()
+    }
+
+    /// Whether the store works, or there is none.
+    pub fn is_store_fine(&self) -> bool {
+        self.store.as_ref().is_none_or(StoreFinding::is_fine)
     }
 
     /// How far the clock is off, where that is too far.
@@ -120,9 +132,10 @@ impl Stop {
     }
 }
 
-/// Asks about every agent of `config`, through `upstream`.
+/// Asks about every agent of `config`, through `upstream`, and tries the store.
 pub async fn examine(config: &Config, upstream: &Arc<Settings>) -> Report {
-    let mut report = Report { agents: Vec::new(), stopped: None, clock_ahead: None };
+    let store = shared::examine(config).await;
+    let mut report = Report { agents: Vec::new(), stopped: None, clock_ahead: None, store };
     let mut run = Run::default();
     for agent in config.agents.values() {
         let call = Harmless::of(agent);

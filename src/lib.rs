@@ -34,7 +34,7 @@ pub mod tickets; // an agent's tickets, kept until shortly before they expire
 
 pub mod limits; // how often, and how many at once
 
-pub mod doctor; // asks WeCom about each agent, and says what is wrong
+pub mod doctor; // asks WeCom about each agent, tries the store, and says what is wrong
 
 pub mod tokens; // current, replace: one gettoken however many ask
 

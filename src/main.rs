@@ -29,7 +29,7 @@ enum Command {
     Serve,
     /// Validate the configuration and show its agents and clients
     Check {
-        /// Ask WeCom about each agent too: one gettoken and one harmless call for each
+        /// Ask WeCom about each agent too, one gettoken and one harmless call for each, and try the store
         #[arg(long)]
         online: bool,
         /// Print one JSON object

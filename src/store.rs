@@ -11,6 +11,8 @@ mod news;
 #[cfg(test)]
 pub(crate) mod pretended;
 mod seal;
+#[cfg(test)]
+mod tests;
 mod watch;
 mod way;
 
@@ -23,14 +25,14 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use redis::FromRedisValue;
 use tokio::{
     runtime::Handle,
     sync::mpsc,
-    time::{MissedTickBehavior, interval},
+    time::{Instant, MissedTickBehavior, interval},
 };
 use zeroize::Zeroizing;
 
@@ -82,6 +84,8 @@ pub struct Record {
     pub value: Zeroizing<Vec<u8>>,
     /// Which of two is the newer: at least the microseconds since 1970 when its lease was given, by the store's clock.
     pub fence: u64,
+    /// How long ago that was, by the same clock.
+    pub age: Duration,
     /// How long it will be there.
     pub life: Duration,
     /// Whether it was made for the lease of its fence, and not known to somebody before.
@@ -119,14 +123,13 @@ pub struct Lease {
     /// What the record will be told apart by.
     pub fence: u64,
     owner: String,
+    given: Instant,
 }
 
 impl Lease {
-    /// The same for a record that was made at this time, before the lease was given, and after the record of the fence
-    /// `before`.
-    pub fn made_at(self, time: SystemTime, before: u64) -> Self {
-        let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let made = since.as_micros().try_into().unwrap_or(u64::MAX);
+    /// The same for a record that was made so long before the lease was given, and after the record of the fence `before`.
+    pub fn made_before(self, age: Duration, before: u64) -> Self {
+        let made = self.fence.saturating_sub(microseconds(age));
         Self { fence: made.clamp(before.saturating_add(1), self.fence.max(before.saturating_add(1))), ..self }
     }
 }
@@ -137,7 +140,7 @@ pub type Said = mpsc::UnboundedReceiver<Word>;
 /// A store that is shared with other replicas.
 pub struct Store {
     way: Way,
-    sealer: Sealer,
+    sealer: Arc<Sealer>,
     prefix: String,
     /// Tells this process from all others.
     replica: String,
@@ -148,7 +151,7 @@ pub struct Store {
 /// How to reach and use the configured store; making it connects to nothing.
 pub struct Settings {
     dialler: Dialler,
-    sealer: Sealer,
+    sealer: Arc<Sealer>,
     prefix: String,
     says: mpsc::UnboundedSender<Word>,
     said: Said,
@@ -157,9 +160,9 @@ pub struct Settings {
 impl Settings {
     /// Reads what the configuration names.
     pub fn new(redis: &Redis) -> Result<Self, StoreError> {
-        let sealer = Sealer::new(&redis.key, redis.old_key.as_ref()).ok_or(StoreError::Key)?;
+        let sealer = Arc::new(Sealer::new(&redis.key, redis.old_key.as_ref()).ok_or(StoreError::Key)?);
         let (says, said) = mpsc::unbounded_channel();
-        let dialler = Dialler::new(redis, says.clone())?;
+        let dialler = Dialler::new(redis, sealer.clone(), says.clone())?;
         Ok(Self { dialler, sealer, prefix: redis.prefix.clone(), says, said })
     }
 }
@@ -179,7 +182,7 @@ impl Store {
         (store, said)
     }
 
-    fn over(way: Way, sealer: Sealer, prefix: String) -> Self {
+    fn over(way: Way, sealer: Arc<Sealer>, prefix: String) -> Self {
         Self {
             way,
             sealer,
@@ -195,10 +198,15 @@ impl Store {
         self.way.trouble()
     }
 
+    /// Whether it was tried yet to reach it.
+    pub fn is_tried(&self) -> bool {
+        self.way.is_tried()
+    }
+
     /// Asks for a record newer than `held`, the fence of the one that the caller has (0: none), or for the lease to make
-    /// it. `force` asks whatever failed before. A record that cannot be understood counts as none.
+    /// it. `force` asks whatever failed before. What cannot be understood counts as nothing.
     pub async fn claim(&self, name: &str, held: u64, force: bool) -> Result<Claim, Away> {
-        let mut held = held;
+        let (mut held, mut force) = (held, force);
         loop {
             let lease = format!("{}:{}", self.replica, self.leases.fetch_add(1, Ordering::Relaxed));
             let mut claim = Ask::new(Script::Claim);
@@ -206,21 +214,35 @@ impl Store {
             claim.key(self.key(name, "failure")).key(self.key(name, "counter"));
             claim.arg(held).arg(&lease).arg(milliseconds(LEASE));
             claim.arg(milliseconds(REMEMBERED)).arg(u8::from(force));
-            let (what, value, fence, time, fresh) =
-                self.ask::<(String, Vec<u8>, u64, i64, u8)>(claim).await?;
-            let time = Duration::from_millis(time.try_into().unwrap_or_default());
-            let text = self.sealer.open(name, &value);
-            return Ok(match (what.as_str(), text) {
-                ("record", Some(value)) => {
-                    Claim::Record(Record { value, fence, life: time, is_fresh: fresh == 1 })
+            let (what, value, fence, time, fresh, age) =
+                self.ask::<(String, Vec<u8>, u64, u64, u8, u64)>(claim).await?;
+            let time = Duration::from_millis(time);
+            return Ok(match what.as_str() {
+                "record" => match self.record(name, &value, fence, time, fresh, age) {
+                    Some(record) => Claim::Record(record),
+                    None => {
+                        tracing::warn!(
+                            name,
+                            "the store holds a value of another version or key; it is replaced"
+                        );
+                        held = fence;
+                        continue;
+                    }
+                },
+                // For a failure the last is the time: one that is over was put there again.
+                "failed" => match self.failure(name, &value) {
+                    Some((until, failure)) if until > age => {
+                        Claim::Failed { failure, wait: time.min(Duration::from_micros(until - age)) }
+                    }
+                    _ => {
+                        force = true;
+                        continue;
+                    }
+                },
+                "ours" => {
+                    let failure = self.failure(name, &value).map(|(_, failure)| failure);
+                    Claim::Ours { lease: Lease { fence, owner: lease, given: Instant::now() }, failure }
                 }
-                ("record", None) if fence > held => {
-                    tracing::warn!(name, "the store holds a value of another version or key; it is replaced");
-                    held = fence;
-                    continue;
-                }
-                ("failed", Some(failure)) => Claim::Failed { failure, wait: time },
-                ("ours", failure) => Claim::Ours { lease: Lease { fence, owner: lease }, failure },
                 _ => Claim::Taken { left: time },
             });
         }
@@ -230,10 +252,37 @@ impl Store {
     pub async fn read(&self, name: &str) -> Result<Option<Record>, Away> {
         let mut read = Ask::new(Script::Read);
         read.key(self.key(name, "record"));
-        let (value, fence, time, fresh) = self.ask::<(Vec<u8>, u64, i64, u8)>(read).await?;
-        let life = Duration::from_millis(time.try_into().unwrap_or_default());
-        let value = self.sealer.open(name, &value).filter(|_| !life.is_zero());
-        Ok(value.map(|value| Record { value, fence, life, is_fresh: fresh == 1 }))
+        let (value, fence, time, fresh, age) = self.ask::<(Vec<u8>, u64, u64, u8, u64)>(read).await?;
+        Ok(self.record(name, &value, fence, Duration::from_millis(time), fresh, age))
+    }
+
+    /// A failure, and until when it holds the others back, in microseconds since 1970 by the store's clock.
+    fn failure(&self, name: &str, value: &[u8]) -> Option<(u64, Zeroizing<Vec<u8>>)> {
+        let mut failure = self.sealer.open(&failure_of(name), value)?;
+        let until = u64::from_be_bytes(*failure.first_chunk()?);
+        failure.drain(..size_of::<u64>());
+        Some((until, failure))
+    }
+
+    /// Whether what lies under a name can be understood; `None` where there is nothing.
+    pub async fn understands(&self, name: &str) -> Result<Option<bool>, Away> {
+        let mut read = Ask::new(Script::Read);
+        read.key(self.key(name, "record"));
+        let (value, fence, ..) = self.ask::<(Vec<u8>, u64, u64, u8, u64)>(read).await?;
+        Ok((!value.is_empty()).then(|| self.sealer.open(&record_of(name, fence), &value).is_some()))
+    }
+
+    fn record(
+        &self,
+        name: &str,
+        value: &[u8],
+        fence: u64,
+        life: Duration,
+        fresh: u8,
+        age: u64,
+    ) -> Option<Record> {
+        let value = self.sealer.open(&record_of(name, fence), value)?;
+        Some(Record { value, fence, life, age: Duration::from_micros(age), is_fresh: fresh == 1 })
     }
 
     /// Puts down what was made under a lease, or what the caller has had for longer, for as long as it lives, and tells the
@@ -246,12 +295,13 @@ impl Store {
         life: Duration,
         event: Event,
     ) -> Result<bool, Away> {
-        let sealed = self.sealer.seal(name, value).ok_or(Away)?;
+        let sealed = self.sealer.seal(&record_of(name, lease.fence), value).ok_or(Away)?;
         let news = News { event, fence: lease.fence, name: name.to_owned() };
+        let news = news.to_text(&self.sealer).ok_or(Away)?;
         let mut put = Ask::new(Script::Put);
         put.key(self.key(name, "record")).key(self.key(name, "lease")).key(self.key(name, "failure"));
         put.arg(lease.fence).arg(sealed).arg(milliseconds(life).max(1)).arg(&lease.owner);
-        put.arg(self.channel()).arg(news.to_text()).arg(u8::from(event != Event::Known));
+        put.arg(self.channel()).arg(news).arg(u8::from(event != Event::Known));
         self.ask::<u8>(put).await.map(|done| done == 1)
     }
 
@@ -264,14 +314,17 @@ impl Store {
     ) -> Result<(), Away> {
         let (value, time) = match failure {
             Some((value, wait)) => {
-                (self.sealer.seal(name, value).ok_or(Away)?, milliseconds(wait + REMEMBERED))
+                let until = lease.fence.saturating_add(microseconds(lease.given.elapsed() + wait));
+                let value = [&until.to_be_bytes(), value].concat();
+                (self.sealer.seal(&failure_of(name), &value).ok_or(Away)?, milliseconds(wait + REMEMBERED))
             }
             None => (Vec::new(), 0),
         };
         let news = News { event: Event::Ended, fence: 0, name: name.to_owned() };
+        let news = news.to_text(&self.sealer).ok_or(Away)?;
         let mut end = Ask::new(Script::End);
         end.key(self.key(name, "lease")).key(self.key(name, "failure"));
-        end.arg(&lease.owner).arg(self.channel()).arg(news.to_text()).arg(value).arg(time);
+        end.arg(&lease.owner).arg(self.channel()).arg(news).arg(value).arg(time);
         self.ask::<u8>(end).await.map(|_| ())
     }
 
@@ -304,7 +357,7 @@ impl Store {
     /// takes to refill; answers in how many microseconds each is full, which may be less than none.
     pub async fn count(&self, taken: &[(&str, u64)], since: Duration) -> Result<Vec<i64>, Away> {
         let mut count = Ask::new(Script::Count);
-        count.arg(since.as_micros().try_into().unwrap_or(u64::MAX));
+        count.arg(microseconds(since));
         for (name, taken) in taken {
             // All in one slot of a cluster, for they are counted together.
             count.key(format!("{}{{limits}}:{name}", self.prefix)).arg(*taken);
@@ -324,7 +377,7 @@ impl Store {
 
     /// Tells the others; nobody waits for it.
     pub async fn tell(&self, news: &News) -> Result<(), Away> {
-        self.way.tell(self.channel(), &news.to_text()).await
+        self.way.tell(self.channel(), &news.to_text(&self.sealer).ok_or(Away)?).await
     }
 
     /// Has the connection looked at, for something said that it broke.
@@ -332,18 +385,39 @@ impl Store {
         self.way.doubt();
     }
 
-    /// The braces keep what belongs to one name in one slot of a cluster.
     fn key(&self, name: &str, what: &str) -> String {
-        format!("{}{{{name}}}:{what}", self.prefix)
+        key(&self.prefix, name, what)
     }
 
     fn channel(&self) -> String {
-        format!("{}news", self.prefix)
+        channel(&self.prefix)
     }
 
     async fn ask<T: FromRedisValue>(&self, ask: Ask) -> Result<T, Away> {
         self.way.ask(ask).await
     }
+}
+
+/// The braces keep what belongs to one name in one slot of a cluster.
+fn key(prefix: &str, name: &str, what: &str) -> String {
+    format!("{prefix}{{{name}}}:{what}")
+}
+
+fn channel(prefix: &str) -> String {
+    format!("{prefix}news")
+}
+
+/// What a record is sealed for: it can be moved to no other name, and made no newer than it is.
+fn record_of(name: &str, fence: u64) -> String {
+    format!("{name}:record:{fence}")
+}
+
+fn failure_of(name: &str) -> String {
+    format!("{name}:failure")
+}
+
+fn microseconds(time: Duration) -> u64 {
+    time.as_micros().try_into().unwrap_or(u64::MAX)
 }
 
 fn milliseconds(time: Duration) -> u64 {

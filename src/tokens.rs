@@ -355,7 +355,7 @@ impl TokenSlot {
     /// Takes in what another replica got. Where this one is asking too, that will see to it.
     fn adopt(self: &Arc<Self>, obtained: Obtained, same_again: bool) {
         let mut state = self.state();
-        let is_newer = self.current.load().as_ref().is_none_or(|held| !held.is_newer_than(obtained.fence));
+        let is_newer = self.current.load().as_ref().is_none_or(|held| !obtained.is_older_than(held));
         if state.flight.is_none() && is_newer {
             self.take_in(&mut state, same_again, Instant::now(), obtained);
             let reason = Reason::Shared.as_str();

@@ -53,6 +53,11 @@ has groff || install groff-base
 { has node && has npm; } || install nodejs npm
 # With redis-cli; `redis-server --sentinel` is the sentinel.
 { has redis-server && has redis-cli; } || install redis-server
+# Networks that part.
+has ip || install iproute2
+{ has unshare && has nsenter; } || install util-linux
+# Clocks that are wrong.
+has faketime || install faketime
 # What bench/run.py needs and compares with. Debian keeps servers where only root's PATH looks.
 has wrk || install wrk
 { has nginx || [ -x /usr/sbin/nginx ]; } || install nginx

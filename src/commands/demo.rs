@@ -59,9 +59,9 @@ pub fn demo(listen: Option<SocketAddr>, replicas: u8, redis: Option<String>) -> 
         for app in [&first].into_iter().chain(&others) {
             replicas::joined(app).await?;
         }
-        let all: Vec<_> = [&first].into_iter().chain(&others).collect();
-        introduce_replicas(relay.address(), &all, wanted.port(), &simulator, control)?;
-        relay.serve(all.into_iter().flat_map(App::addresses));
+        let dashboards = dashboards([&first].into_iter().chain(&others));
+        introduce_replicas(relay.address(), &dashboards, replicas, wanted.port(), &simulator, control)?;
+        relay.serve([&first].into_iter().chain(&others).flat_map(App::addresses));
         let ended = run::until_told_to_stop(first, &telemetry).await;
         for app in others {
             app.shut_down().await;
@@ -121,7 +121,7 @@ async fn simulator(settings: Settings, control: u16) -> Result<Simulator, Failed
 fn introduce(app: &App, wanted: u16, simulator: &Simulator, wanted_control: u16) -> Result<(), Failed> {
     let Some(Address::Tcp(proxy)) = app.addresses().first() else { return Ok(()) };
     let (proxy, control) = (reachable(*proxy), simulator.control_addr());
-    let dashboards = dashboards([app]);
+    let dashboards = dashboards([app].into_iter());
     let moved =
         moved("proxy", wanted, proxy) + &moved("simulator's control address", wanted_control, control);
     say(format!(
@@ -142,10 +142,13 @@ What the simulator can do: curl http://{control}/control    Stop: Ctrl-C
     ))
 }
 
-/// Where each proxy's dashboard is.
-fn dashboards<'a>(apps: impl IntoIterator<Item = &'a App>) -> String {
-    let addresses = apps.into_iter().filter_map(|app| app.admin_addresses().first());
-    addresses.map(|address| format!("http://{address}/")).collect::<Vec<_>>().join(" ")
+/// Where the dashboards are.
+fn dashboards<'a>(apps: impl Iterator<Item = &'a App>) -> String {
+    let addresses = apps.flat_map(App::admin_addresses).filter_map(|address| match address {
+        Address::Tcp(address) => Some(format!("http://{}/", reachable(*address))),
+        Address::Unix(_) => None,
+    });
+    addresses.collect::<Vec<_>>().join("  ")
 }
 
 fn moved(what: &str, wanted: u16, real: SocketAddr) -> String {
@@ -158,13 +161,13 @@ fn moved(what: &str, wanted: u16, real: SocketAddr) -> String {
 /// The same for several proxies behind one address.
 fn introduce_replicas(
     relay: SocketAddr,
-    apps: &[&App],
+    dashboards: &str,
+    replicas: u8,
     wanted: u16,
     simulator: &Simulator,
     wanted_control: u16,
 ) -> Result<(), Failed> {
     let (proxy, control) = (reachable(relay), simulator.control_addr());
-    let (replicas, dashboards) = (apps.len(), dashboards(apps.iter().copied()));
     let moved =
         moved("proxies", wanted, proxy) + &moved("simulator's control address", wanted_control, control);
     say(format!(

@@ -1,6 +1,6 @@
 //! How the store is connected to: one server, a cluster, or whoever the sentinels say.
 
-use std::{fs, path::Path, time::Duration};
+use std::{fs, path::Path, sync::Arc, time::Duration};
 
 use redis::{
     AsyncConnectionConfig, Client, Cmd, ConnectionAddr, IntoConnectionInfo, Pipeline, ProtocolVersion,
@@ -12,7 +12,7 @@ use redis::{
 };
 use tokio::sync::{Mutex, mpsc};
 
-use super::{StoreError, news::Word};
+use super::{StoreError, news::Word, seal::Sealer};
 use crate::config::{Node, Redis, Topology};
 
 /// Longest wait for one answer. A store that is slower than this is of no use to a request that waits.
@@ -35,11 +35,15 @@ pub(super) enum Dialler {
 }
 
 impl Dialler {
-    /// What a connection says without having been asked goes to `says`.
-    pub(super) fn new(redis: &Redis, says: mpsc::UnboundedSender<Word>) -> Result<Self, StoreError> {
+    /// What a connection says without having been asked goes to `says`, where `sealer` believes it.
+    pub(super) fn new(
+        redis: &Redis,
+        sealer: Arc<Sealer>,
+        says: mpsc::UnboundedSender<Word>,
+    ) -> Result<Self, StoreError> {
         let roots = redis.ca_file.as_deref().map(read_roots).transpose()?;
         let roots = TlsCertificates { client_tls: None, root_cert: roots };
-        let heard = move |info: PushInfo| Word::of(info).map_or(Ok(()), |word| says.send(word));
+        let heard = move |info: PushInfo| Word::of(info, &sealer).map_or(Ok(()), |word| says.send(word));
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT))
             .set_response_timeout(Some(ANSWER));

@@ -1,6 +1,9 @@
-//! What replicas tell each other over the store's channel. Everything is right without it, only later.
+//! What replicas tell each other over the store's channel. Everything is right without it, only later. It is signed, for who
+//! may speak there need not be a replica.
 
 use redis::{FromRedisValue, PushInfo, PushKind};
+
+use super::seal::Sealer;
 
 /// What happened to something in the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,13 +41,13 @@ const WORDS: [(Event, &str); 5] = [
 
 impl News {
     /// As it goes over the channel.
-    pub(super) fn to_text(&self) -> String {
+    pub(super) fn to_text(&self, sealer: &Sealer) -> Option<String> {
         let word = WORDS.iter().find(|(event, _)| *event == self.event).map_or("", |(_, word)| word);
-        format!("{word} {} {}", self.fence, self.name)
+        sealer.sign(&format!("{word} {} {}", self.fence, self.name))
     }
 
-    pub(super) fn parse(text: &str) -> Option<Self> {
-        let mut parts = text.split(' ');
+    pub(super) fn parse(text: &str, sealer: &Sealer) -> Option<Self> {
+        let mut parts = sealer.signed(text)?.split(' ');
         let (word, fence, name) = (parts.next()?, parts.next()?, parts.next()?);
         let (event, _) = WORDS.iter().find(|(_, known)| *known == word)?;
         Some(Self { event: *event, fence: fence.parse().ok()?, name: name.to_owned() })
@@ -63,12 +66,12 @@ pub enum Word {
 }
 
 impl Word {
-    pub(super) fn of(info: PushInfo) -> Option<Self> {
+    pub(super) fn of(info: PushInfo, sealer: &Sealer) -> Option<Self> {
         match info.kind {
             PushKind::Disconnection => Some(Self::Lost),
             PushKind::Message => {
                 let text = info.data.into_iter().nth(1)?;
-                News::parse(&String::from_redis_value(text).ok()?).map(Self::News)
+                News::parse(&String::from_redis_value(text).ok()?, sealer).map(Self::News)
             }
             _ => None,
         }
@@ -80,17 +83,25 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::secret::Masked;
+
+    fn sealer() -> Sealer {
+        Sealer::new(&Masked::new("a key of the tests, long enough for it"), None).expect("a key")
+    }
 
     proptest! {
         #[test]
         fn news_come_as_they_went(which in 0..WORDS.len(), fence in any::<u64>(), name in "[0-9a-z:]{1,40}") {
             let news = News { event: WORDS[which].0, fence, name };
-            prop_assert_eq!(News::parse(&news.to_text()), Some(news));
+            let sealer = sealer();
+            prop_assert_eq!(News::parse(&news.to_text(&sealer).expect("text"), &sealer), Some(news));
         }
 
         #[test]
         fn any_text_is_survived(text in ".{0,60}") {
-            let _ = News::parse(&text);
+            let sealer = sealer();
+            prop_assert_eq!(News::parse(&text, &sealer), None);
+            let _ = News::parse(&sealer.sign(&text).expect("signed"), &sealer);
         }
     }
 }

@@ -68,9 +68,9 @@ impl Server {
         let state = State { is_cut: false, is_frozen: false, delay: Duration::ZERO };
         let line = Line { server: self.clone(), state: Arc::new(watch::Sender::new(state)), says };
         self.inner().lines.push(line.clone());
-        let sealer = Sealer::new(&Masked::new("a key of the tests, long enough for it"), None);
+        let sealer = sealer();
         let way = Way::Pretended(line.clone());
-        (Arc::new(Store::over(way, sealer.expect("a key"), "test:".to_owned())), said, line)
+        (Arc::new(Store::over(way, Arc::new(sealer.expect("a key")), "test:".to_owned())), said, line)
     }
 
     /// Forgets everything.
@@ -94,6 +94,16 @@ impl Server {
             Some((Kept::Record { value, fence, .. }, _)) => Some((fence, value)),
             _ => None,
         }
+    }
+
+    /// What a key holds that is no record.
+    pub(crate) fn text(&self, key: &str) -> Option<Vec<u8>> {
+        self.inner().text(key).map(|(text, _)| text)
+    }
+
+    /// Has a key hold this, whatever it held.
+    pub(crate) fn put(&self, key: &str, text: &[u8], life: Duration) {
+        self.inner().keep(key, Kept::Text(text.to_vec()), life.as_millis() as u64);
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -168,8 +178,9 @@ impl Inner {
         if self.loses > 0 && self.told.is_multiple_of(self.loses) {
             return;
         }
+        let sealer = sealer().expect("a key");
         for line in self.lines.iter().filter(|line| !line.state().is_cut) {
-            if let Some(news) = News::parse(news) {
+            if let Some(news) = News::parse(news, &sealer) {
                 let _ = line.says.send(Word::News(news));
             }
         }
@@ -187,9 +198,9 @@ impl Inner {
             Script::Claim => self.claim(keys, number(0), &arguments[1], number(2), number(3), number(4) == 1),
             Script::Read => match self.live(&keys[0]) {
                 Some((Kept::Record { value, fence, fresh }, until)) => {
-                    answer(&[bulk(&value), int(fence), left(until), int(u64::from(fresh))])
+                    answer(&[bulk(&value), int(fence), left(until), int(u64::from(fresh)), age(fence)])
                 }
-                _ => answer(&[bulk(b""), int(0), int(0), int(0)]),
+                _ => answer(&[bulk(b""), int(0), int(0), int(0), int(0)]),
             },
             Script::Put => {
                 if is_owner(self, &keys[1], 3) {
@@ -247,6 +258,7 @@ impl Inner {
                     int(fence),
                     left(until),
                     int(u64::from(fresh)),
+                    age(fence),
                 ]);
             }
             last = fence;
@@ -255,24 +267,39 @@ impl Inner {
         if let Some((failure, left)) = failure.as_ref().filter(|_| !force) {
             let wait = left.saturating_sub(Duration::from_millis(remembered)).as_millis() as u64;
             if wait > 0 {
-                return answer(&[bulk(b"failed"), bulk(failure), int(0), int(wait), int(0)]);
+                return answer(&[
+                    bulk(b"failed"),
+                    bulk(failure),
+                    int(0),
+                    int(wait),
+                    int(0),
+                    int(microseconds()),
+                ]);
             }
         }
         if let Some((_, until)) = self.live(&keys[1]) {
-            return answer(&[bulk(b"taken"), bulk(b""), int(0), left(until), int(0)]);
+            return answer(&[bulk(b"taken"), bulk(b""), int(0), left(until), int(0), int(0)]);
         }
         self.keep(&keys[1], Kept::Text(owner.to_vec()), lease);
         let counter = self.text(&keys[3]).and_then(|(text, _)| String::from_utf8(text).ok()?.parse().ok());
-        let next = microseconds().max(counter.unwrap_or(0) + 1).max(last + 1);
+        let next = microseconds().max(counter.unwrap_or(0) + 1).max(last.max(held) + 1);
         self.keep(&keys[3], Kept::Text(next.to_string().into_bytes()), 86_400_000);
         let failure = failure.map_or(Vec::new(), |(failure, _)| failure);
-        answer(&[bulk(b"ours"), bulk(&failure), int(next), int(0), int(0)])
+        answer(&[bulk(b"ours"), bulk(&failure), int(next), int(0), int(0), int(0)])
     }
 }
 
 fn microseconds() -> u64 {
     let since = crate::tokens::wall_clock().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970");
     since.as_micros().try_into().expect("before the year 500000")
+}
+
+fn age(fence: u64) -> Value {
+    int(microseconds().saturating_sub(fence))
+}
+
+fn sealer() -> Option<Sealer> {
+    Sealer::new(&Masked::new("a key of the tests, long enough for it"), None)
 }
 
 fn answer(values: &[Value]) -> Value {

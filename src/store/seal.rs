@@ -1,4 +1,4 @@
-//! How values lie in the store: encrypted, and bound to their name.
+//! How values lie in the store: encrypted, and bound to their place. And how news are signed.
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
 use hmac::{Hmac, KeyInit, Mac};
@@ -11,13 +11,15 @@ use crate::secret::Masked;
 const VERSION: u8 = 1;
 const KEY_ID_LEN: usize = 4;
 const HEAD_LEN: usize = 1 + KEY_ID_LEN + NONCE_LEN;
+const SIGNATURE_LEN: usize = 16;
 
-/// Seals with one key; opens what was sealed with that or with another one.
+/// Seals and signs with one key; opens and believes what was sealed and signed with that or with another one.
 pub(super) struct Sealer(Vec<SealingKey>);
 
 struct SealingKey {
     id: [u8; KEY_ID_LEN],
     key: RandomizedNonceKey,
+    signing: Hmac<Sha256>,
 }
 
 impl Sealer {
@@ -26,25 +28,50 @@ impl Sealer {
         [Some(key), old_key].into_iter().flatten().map(SealingKey::of).collect::<Option<_>>().map(Self)
     }
 
-    /// Encrypts; the value can be opened only under the same name.
-    pub(super) fn seal(&self, name: &str, text: &[u8]) -> Option<Vec<u8>> {
+    /// Encrypts; the value can be opened only at the same place.
+    pub(super) fn seal(&self, place: &str, text: &[u8]) -> Option<Vec<u8>> {
         let sealing = self.0.first()?;
         let mut sealed = Zeroizing::new(text.to_vec());
-        let nonce = sealing.key.seal_in_place_append_tag(Aad::from(name), &mut *sealed).ok()?;
+        let nonce = sealing.key.seal_in_place_append_tag(Aad::from(place), &mut *sealed).ok()?;
         Some([&[VERSION], &sealing.id[..], nonce.as_ref(), &sealed[..]].concat())
     }
 
-    /// What was sealed under this name. None for anything else, another version's or another key's value too.
-    pub(super) fn open(&self, name: &str, sealed: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+    /// What was sealed for this place. None for anything else, another version's or another key's value too.
+    pub(super) fn open(&self, place: &str, sealed: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
         let (head, text) = sealed.split_at_checked(HEAD_LEN)?;
         let (version, head) = head.split_first()?;
         let (id, nonce) = head.split_at(KEY_ID_LEN);
         let opening = self.0.iter().find(|key| *version == VERSION && key.id == id)?;
         let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
         let mut text = Zeroizing::new(text.to_vec());
-        let length = opening.key.open_in_place(nonce, Aad::from(name), &mut text).ok()?.len();
+        let length = opening.key.open_in_place(nonce, Aad::from(place), &mut text).ok()?.len();
         text.truncate(length);
         Some(text)
+    }
+
+    /// The text with a signature behind it.
+    pub(super) fn sign(&self, text: &str) -> Option<String> {
+        let mut mac = self.0.first()?.signing.clone();
+        mac.update(text.as_bytes());
+        let signature: String =
+            mac.finalize().into_bytes()[..SIGNATURE_LEN].iter().map(|byte| format!("{byte:02x}")).collect();
+        Some(format!("{text} {signature}"))
+    }
+
+    /// The text that was signed. None where nobody with a key did that.
+    pub(super) fn signed<'a>(&self, said: &'a str) -> Option<&'a str> {
+        let (text, signature) = said.rsplit_once(' ')?;
+        let signature = signature.as_bytes();
+        let mut bytes = [0; SIGNATURE_LEN];
+        for (byte, digits) in bytes.iter_mut().zip(signature.chunks_exact(2)) {
+            *byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
+        }
+        let is_by = |key: &SealingKey| {
+            let mut mac = key.signing.clone();
+            mac.update(text.as_bytes());
+            mac.verify_truncated_left(&bytes).is_ok()
+        };
+        (signature.len() == 2 * SIGNATURE_LEN && self.0.iter().any(is_by)).then_some(text)
     }
 }
 
@@ -54,7 +81,10 @@ impl SealingKey {
             Zeroizing::new(<[u8; 32]>::from(mac(key, b"wecom-proxy store: values")?.finalize().into_bytes()));
         let id = mac(key, b"wecom-proxy store: key id")?.finalize().into_bytes();
         let id = id[..KEY_ID_LEN].try_into().ok()?;
-        Some(Self { id, key: RandomizedNonceKey::new(&AES_256_GCM, &*bytes).ok()? })
+        let signing =
+            Zeroizing::new(<[u8; 32]>::from(mac(key, b"wecom-proxy store: news")?.finalize().into_bytes()));
+        let signing = <Hmac<Sha256> as KeyInit>::new_from_slice(&*signing).ok()?;
+        Some(Self { id, key: RandomizedNonceKey::new(&AES_256_GCM, &*bytes).ok()?, signing })
     }
 }
 
@@ -77,7 +107,7 @@ mod tests {
     const TWO: &str = "two-store-key-of-32-characters-xx";
 
     #[test]
-    fn what_was_sealed_is_opened_under_its_name_only() {
+    fn what_was_sealed_is_opened_at_its_place_only() {
         let sealer = sealer(ONE, None);
         let sealed = sealer.seal("a", b"token").expect("sealed");
         assert_eq!(&sealer.open("a", &sealed).expect("opened")[..], b"token");
@@ -93,6 +123,24 @@ mod tests {
     }
 
     #[test]
+    fn what_was_signed_is_believed_and_nothing_else() {
+        let sealer = sealer(ONE, None);
+        let said = sealer.sign("renewed 17 a").expect("signed");
+        assert_eq!(sealer.signed(&said), Some("renewed 17 a"));
+        for at in 0..said.len() {
+            let mut bent = said.clone().into_bytes();
+            bent[at] ^= 1;
+            let bent = String::from_utf8(bent).expect("ASCII");
+            assert_eq!(sealer.signed(&bent), None, "{bent}");
+            assert_eq!(sealer.signed(&said[..at]), None, "{at} bytes");
+        }
+        for nonsense in ["", " ", "renewed 17 a", "renewed 17 a ", "\u{e9} \u{e9}"] {
+            assert_eq!(sealer.signed(nonsense), None, "{nonsense}");
+        }
+        assert_eq!(sealer.signed(&format!("{said}00")), None);
+    }
+
+    #[test]
     fn a_key_is_changed_without_a_gap() {
         // First every replica learns the new key, then it seals with that, then the old one is dropped.
         let steps = [(ONE, None), (ONE, Some(TWO)), (TWO, Some(ONE)), (TWO, None)];
@@ -101,8 +149,11 @@ mod tests {
             for (from, to) in [(0, 1), (1, 0)] {
                 let sealed = pair[from].seal("a", b"token").expect("sealed");
                 assert!(pair[to].open("a", &sealed).is_some());
+                let said = pair[from].sign("news").expect("signed");
+                assert_eq!(pair[to].signed(&said), Some("news"));
             }
         }
         assert!(steps[3].open("a", &steps[0].seal("a", b"token").expect("sealed")).is_none());
+        assert_eq!(steps[3].signed(&steps[0].sign("news").expect("signed")), None);
     }
 }

@@ -1,10 +1,14 @@
 //! How the scripts are run: by the configured server, or, in tests, by a pretended one.
 
-use std::sync::Arc;
+use std::{future::Future, sync::Arc, time::Duration};
 
-use redis::{FromRedisValue, ToRedisArgs};
+use redis::{ErrorKind, FromRedisValue, RedisError, RedisResult, ToRedisArgs};
+use tokio::time::timeout;
 
-use super::{Away, link::Link};
+use super::{
+    Away,
+    link::{Link, late},
+};
 
 /// One of the store's scripts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,7 +79,7 @@ impl Way {
                 for argument in ask.arguments {
                     call.arg(argument);
                 }
-                call.invoke_async(&mut connection).await.map_err(|error| failed(link, &error))
+                within(link, call.invoke_async(&mut connection)).await
             }
             #[cfg(test)]
             Self::Pretended(line) => T::from_redis_value(line.ask(ask).await?).map_err(|_| Away),
@@ -88,7 +92,7 @@ impl Way {
                 let mut connection = link.connection().ok_or(Away)?;
                 let mut publish = redis::cmd("PUBLISH");
                 publish.arg(channel).arg(news);
-                publish.exec_async(&mut connection).await.map_err(|error| failed(link, &error))
+                within(link, publish.exec_async(&mut connection)).await
             }
             #[cfg(test)]
             Self::Pretended(line) => line.tell(news),
@@ -104,6 +108,15 @@ impl Way {
         }
     }
 
+    /// Whether it is known where it leads.
+    pub(super) fn is_tried(&self) -> bool {
+        match self {
+            Self::Redis { link, .. } => link.is_tried(),
+            #[cfg(test)]
+            Self::Pretended(_) => true,
+        }
+    }
+
     /// Has the connection looked at now.
     pub(super) fn doubt(&self) {
         match self {
@@ -114,7 +127,21 @@ impl Way {
     }
 }
 
-fn failed(link: &Link, error: &redis::RedisError) -> Away {
-    link.failed(error);
+/// One answer may need several: of a cluster another server is asked, of a script that was forgotten its text is sent.
+const LONGEST: Duration = Duration::from_secs(2);
+
+async fn within<T>(link: &Link, asking: impl Future<Output = RedisResult<T>>) -> Result<T, Away> {
+    match timeout(LONGEST, asking).await {
+        Ok(answer) => answer.map_err(|error| failed(link, &error)),
+        Err(_) => Err(failed(link, &late())),
+    }
+}
+
+/// An answer that makes no sense is nothing against the connection: it is about this one name.
+fn failed(link: &Link, error: &RedisError) -> Away {
+    match error.kind() {
+        ErrorKind::UnexpectedReturnType => tracing::warn!("the store gave an answer that makes no sense"),
+        _ => link.failed(error),
+    }
     Away
 }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::{runtime::Handle, time::Instant};
 
-use super::{Kept, TicketKind, TicketSlot};
+use super::{Kept, LONGEST_LIFE, TicketKind, TicketSlot};
 use crate::{
     secret::Masked,
     store::{Away, Claim, Event, Lease, Record, Store},
@@ -83,8 +83,8 @@ impl TicketSlot {
     fn take_in(&self, record: &Record) -> Option<Bytes> {
         let Stored { ticket, then_ms } = serde_json::from_slice(&record.value).ok()?;
         let (now, ticket) = (Instant::now(), Masked::new(ticket));
-        let usable_until = now + record.life;
-        let expires = usable_until + Duration::from_millis(then_ms);
+        let usable_until = now + record.life.min(LONGEST_LIFE);
+        let expires = usable_until + Duration::from_millis(then_ms).min(LONGEST_LIFE);
         *self.kept() = Some(Kept { ticket, usable_until, expires, fence: record.fence });
         self.answer(now)
     }

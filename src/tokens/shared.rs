@@ -13,22 +13,26 @@ use std::{
 use hmac::{Hmac, KeyInit, Mac};
 use serde::{Deserialize, Serialize};
 use sha2::Sha256;
-use tokio::time::Instant;
+use tokio::{sync::Semaphore, time::Instant};
 
 use super::{Credentials, FetchError, Issuer, PAST_EXPIRY, Reason, Token, TokenSlot, backoff};
 use crate::{
-    secret::Masked,
     store::{Away, Claim, Event, Lease, News, Record, Said, Store, Word},
     wecom::reply::Grant,
 };
 
 /// How long another replica's gettoken is waited for before this one asks by itself.
 pub(super) const PATIENCE: Duration = Duration::from_secs(45);
+/// How many records are read at once of those of which there was news.
+const READING: usize = 16;
 
 /// A token that came, and what the store knows it by: 0 where it does not know it.
+#[derive(Clone)]
 pub(super) struct Obtained {
     pub(super) grant: Grant,
     pub(super) fence: u64,
+    /// How long the store has known it.
+    age: Duration,
     /// Whether this replica asked for it.
     pub(super) own: bool,
 }
@@ -36,20 +40,33 @@ pub(super) struct Obtained {
 impl Obtained {
     /// What this replica got by itself.
     pub(super) fn alone(grant: Grant) -> Self {
-        Self { grant, fence: 0, own: true }
+        Self::under(0, grant)
+    }
+
+    /// What this replica got under a lease.
+    fn under(fence: u64, grant: Grant) -> Self {
+        Self { grant, fence, age: Duration::ZERO, own: true }
     }
 
     fn from(record: &Record) -> Option<Self> {
-        let token = Masked::new(str::from_utf8(&record.value).ok().filter(|token| !token.is_empty())?);
-        Some(Self { grant: Grant { token, expires_in: record.life }, fence: record.fence, own: false })
+        let grant = Grant::of(str::from_utf8(&record.value).ok()?, record.life)?;
+        Some(Self { grant, fence: record.fence, age: record.age, own: false })
+    }
+
+    /// Whether a token that this replica has is newer, or this very one.
+    pub(super) fn is_older_than(&self, held: &Token) -> bool {
+        held.is_newer_than(self.fence, self.age)
     }
 }
 
 /// What is shared, and who wants to hear of it.
 pub(super) struct Shared {
     store: Arc<Store>,
-    /// By name in the store; only agents that were asked for.
-    slots: Mutex<HashMap<String, Weak<TokenSlot>>>,
+    /// By name in the store; only agents that were asked for. Several may have the same credentials.
+    slots: Mutex<HashMap<String, Vec<Weak<TokenSlot>>>>,
+    /// By name, the news of records that are to be read.
+    unread: Mutex<HashMap<String, Event>>,
+    reading: Semaphore,
 }
 
 /// A failure as the replicas tell it to each other.
@@ -84,7 +101,7 @@ pub(super) async fn listen(issuer: Weak<Issuer>, mut said: Said) {
 
 impl Shared {
     pub(super) fn new(store: Arc<Store>) -> Self {
-        Self { store, slots: Mutex::default() }
+        Self { store, slots: Mutex::default(), unread: Mutex::default(), reading: Semaphore::new(READING) }
     }
 
     pub(super) fn store(&self) -> &Arc<Store> {
@@ -110,11 +127,14 @@ impl Shared {
         let held = slot.current.load_full();
         let is_held = |grant: &Grant| held.as_ref().is_some_and(|held| held.value == grant.token);
         // What this replica got without the store may be newer than what the store has kept meanwhile.
-        let is_older = |stored: &Obtained| held.as_ref().is_some_and(|held| held.is_newer_than(stored.fence));
+        let is_older = |stored: &Obtained| held.as_ref().is_some_and(|held| stored.is_older_than(held));
         let mut fence = held.as_ref().map_or(0, |held| held.fence());
         let (mut waited, give_up) = (false, Instant::now() + PATIENCE);
+        let mut force = reason == Reason::Asked;
+        // What is due is due once, and what failed on another replica's way to WeCom is tried on this one's, once.
+        let (mut due, mut tried, mut overtaken) = (due, false, false);
         while Instant::now() < give_up {
-            match self.store.claim(&name, fence, reason == Reason::Asked).await {
+            match self.store.claim(&name, fence, std::mem::take(&mut force)).await {
                 Err(Away) => break,
                 Ok(Claim::Record(record)) => match Obtained::from(&record) {
                     // The refused token is in the store, but nobody is known to have asked WeCom since the refusal.
@@ -128,18 +148,27 @@ impl Shared {
                     Some(obtained) if !is_older(&obtained) => return Ok(obtained),
                     _ => fence = record.fence,
                 },
-                Ok(Claim::Failed { failure, .. }) => return Err(Told::parse(&failure).into()),
+                Ok(Claim::Failed { failure, .. }) => {
+                    let told = Told::parse(&failure);
+                    if told.errcode.is_some() || std::mem::replace(&mut tried, true) {
+                        return Err(told.into());
+                    }
+                    force = true;
+                }
                 Ok(Claim::Taken { left }) => {
                     waited = true;
+                    force = reason == Reason::Asked;
                     watch.news(left).await;
                 }
                 Ok(Claim::Ours { lease, failure }) => {
                     let times = failure.map_or(0, |failure| Told::parse(&failure).times.saturating_add(1));
                     let round = Round { shared: self, name: &name, slot, held: held.as_deref(), lease };
-                    match round.ask(reason, due, times).await? {
-                        Some(obtained) => return Ok(obtained),
-                        None => fence = round.lease.fence,
+                    let (obtained, stands) = round.ask(reason, std::mem::take(&mut due), times).await?;
+                    // Who was slower than another replica takes what that one got, once.
+                    if stands || std::mem::replace(&mut overtaken, true) {
+                        return Ok(obtained);
                     }
+                    fence = round.lease.fence;
                 }
             }
         }
@@ -151,39 +180,64 @@ impl Shared {
         let mut slots = self.slots();
         // Of agents that are gone nothing else would remind us.
         if slots.len() == slots.capacity() {
-            slots.retain(|_, slot| slot.strong_count() > 0);
+            slots.retain(|_, slots| slots.iter().any(|slot| slot.strong_count() > 0));
         }
-        slots.insert(name.to_owned(), Arc::downgrade(slot));
+        let slots = slots.entry(name.to_owned()).or_default();
+        slots.retain(|other| other.strong_count() > 0);
+        if !slots.iter().any(|other| std::ptr::eq(other.as_ptr(), Arc::as_ptr(slot))) {
+            slots.push(Arc::downgrade(slot));
+        }
+    }
+
+    /// Who wants to hear of a name.
+    fn listeners(&self, name: &str) -> Vec<Arc<TokenSlot>> {
+        self.slots().get(name).into_iter().flatten().filter_map(Weak::upgrade).collect()
     }
 
     /// Hears news of another replica, or of this one.
     fn hear(&self, issuer: &Arc<Issuer>, news: News) {
         self.store.wake(&news.name);
-        let slot = self.slots().get(&news.name).and_then(Weak::upgrade);
-        let Some(slot) = slot else { return };
-        let current = slot.current.load_full();
-        let fence = current.as_ref().map_or(0, |current| current.fence());
-        match (news.event, current) {
-            (Event::Refused, Some(current)) if fence == news.fence => current.refused(),
-            (Event::Renewed | Event::SameAgain | Event::Known, _) if fence < news.fence => {
-                let store = self.store.clone();
-                issuer.runtime.spawn(async move {
-                    if let Ok(Some(record)) = store.read(&news.name).await
-                        && let Some(obtained) = Obtained::from(&record)
-                    {
-                        slot.adopt(obtained, news.event == Event::SameAgain);
-                    }
-                });
+        let mut is_due = false;
+        for slot in self.listeners(&news.name) {
+            let current = slot.current.load_full();
+            let fence = current.as_ref().map_or(0, |current| current.fence());
+            match (news.event, current) {
+                (Event::Refused, Some(current)) if fence == news.fence => current.refused(),
+                (Event::Renewed | Event::SameAgain | Event::Known, _) => is_due |= fence < news.fence,
+                _ => {}
             }
-            _ => {}
         }
+        if is_due && self.unread().insert(news.name.clone(), news.event).is_none() {
+            let reader = issuer.clone();
+            issuer.runtime.spawn(async move {
+                if let Some(shared) = &reader.shared {
+                    shared.read(&news.name).await;
+                }
+            });
+        }
+    }
+
+    /// Takes over the record of which there was news. However many there are, the store is asked for a few at a time, and
+    /// for each once.
+    async fn read(&self, name: &str) {
+        let turn = self.reading.acquire().await;
+        let event = self.unread().remove(name);
+        if let Ok(Some(record)) = self.store.read(name).await
+            && let Some(obtained) = Obtained::from(&record)
+        {
+            for slot in self.listeners(name) {
+                slot.adopt(obtained.clone(), event == Some(Event::SameAgain));
+            }
+        }
+        drop(turn);
     }
 
     /// The store is there again: what it does not know of is put there, and what others put there is taken over.
     async fn catch_up(&self) -> Result<(), Away> {
         let known: Vec<_> = {
             let slots = self.slots();
-            slots.iter().map(|(name, slot)| (name.clone(), slot.clone())).collect()
+            let each = slots.iter().flat_map(|(name, slots)| slots.iter().map(move |slot| (name, slot)));
+            each.map(|(name, slot)| (name.clone(), slot.clone())).collect()
         };
         for (name, slot) in known {
             let Some(slot) = slot.upgrade() else { continue };
@@ -192,12 +246,12 @@ impl Shared {
             let left = current.usable_until.saturating_duration_since(Instant::now());
             match stored {
                 Some(stored) if stored.grant.token == current.value => current.is_stored_as(stored.fence),
-                Some(stored) if !current.is_newer_than(stored.fence) => slot.adopt(stored, false),
+                Some(stored) if !stored.is_older_than(&current) => slot.adopt(stored, false),
                 stored if !left.is_zero() && !current.is_refused() => {
                     let fence = stored.map_or(0, |stored| stored.fence);
                     if let Claim::Ours { lease, .. } = self.store.claim(&name, fence, false).await? {
                         // It is as old as it is, and not as new as the lease.
-                        let lease = lease.made_at(current.first_seen, fence);
+                        let lease = lease.made_before(current.age(), fence);
                         let value = current.value.expose().as_bytes();
                         if self.store.put(&name, &lease, value, left, Event::Known).await? {
                             current.is_stored_as(lease.fence);
@@ -210,7 +264,11 @@ impl Shared {
         Ok(())
     }
 
-    fn slots(&self) -> MutexGuard<'_, HashMap<String, Weak<TokenSlot>>> {
+    fn unread(&self) -> MutexGuard<'_, HashMap<String, Event>> {
+        self.unread.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn slots(&self) -> MutexGuard<'_, HashMap<String, Vec<Weak<TokenSlot>>>> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -225,8 +283,8 @@ struct Round<'a> {
 }
 
 impl Round<'_> {
-    /// Asks WeCom and tells the others. `None`: another replica was faster, what it got is in the store.
-    async fn ask(&self, reason: Reason, due: bool, times: u32) -> Result<Option<Obtained>, FetchError> {
+    /// Asks WeCom and tells the others. False: another replica was faster, and what that one got is in the store.
+    async fn ask(&self, reason: Reason, due: bool, times: u32) -> Result<(Obtained, bool), FetchError> {
         if reason == Reason::Refused {
             self.tell_refusal();
         }
@@ -247,7 +305,7 @@ impl Round<'_> {
         self.slot.issuer.runtime.spawn(async move { store.tell(&news).await });
     }
 
-    async fn put(&self, reason: Reason, grant: Grant) -> Option<Obtained> {
+    async fn put(&self, reason: Reason, grant: Grant) -> (Obtained, bool) {
         let same = self.held.filter(|held| held.value == grant.token);
         // The same token does not live longer for having been asked for.
         let left = same.map(|held| held.usable_until.saturating_duration_since(Instant::now()));
@@ -258,9 +316,9 @@ impl Round<'_> {
         };
         let value = grant.token.expose().as_bytes();
         match self.shared.store.put(self.name, &self.lease, value, life, event).await {
-            Ok(true) => Some(Obtained { grant, fence: self.lease.fence, own: true }),
-            Ok(false) => None,
-            Err(Away) => Some(Obtained::alone(grant)),
+            Ok(true) => (Obtained::under(self.lease.fence, grant), true),
+            Ok(false) => (Obtained::alone(grant), false),
+            Err(Away) => (Obtained::alone(grant), true),
         }
     }
 

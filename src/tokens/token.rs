@@ -19,6 +19,8 @@ pub struct Token {
     pub first_seen: SystemTime,
     /// When it expires, by what WeCom said when this value was first seen.
     pub expires_at: SystemTime,
+    /// When this value was first handed out here, by a clock that nobody sets.
+    seen: Instant,
     /// Until when it is used without asking again.
     pub(super) usable_until: Instant,
     /// From when on it is worth renewing.
@@ -39,6 +41,7 @@ impl Token {
             value: grant.token,
             first_seen: now,
             expires_at: now - asked.elapsed() + grant.expires_in,
+            seen: Instant::now(),
             usable_until,
             renew_at: usable_until - lead,
             refused: AtomicBool::new(false),
@@ -62,6 +65,7 @@ impl Token {
             value: self.value.clone(),
             first_seen: self.first_seen,
             expires_at: self.expires_at,
+            seen: self.seen,
             usable_until,
             renew_at: if left.is_zero() { usable_until } else { next.min(usable_until).max(self.renew_at) },
             refused: AtomicBool::new(false),
@@ -79,11 +83,15 @@ impl Token {
         self.fence.load(Ordering::Relaxed)
     }
 
-    /// Whether the record of this fence is no newer; for one that the store does not know, as far as clocks tell.
-    pub(super) fn is_newer_than(&self, fence: u64) -> bool {
-        let made = SystemTime::UNIX_EPOCH + Duration::from_micros(fence);
+    /// How long it has been known here.
+    pub(super) fn age(&self) -> Duration {
+        self.seen.elapsed()
+    }
+
+    /// Whether the record of this fence is no newer; where the store does not know this one, by how old both are.
+    pub(super) fn is_newer_than(&self, fence: u64, age: Duration) -> bool {
         match self.fence() {
-            0 => made < self.first_seen,
+            0 => self.age() < age,
             known => known >= fence,
         }
     }

@@ -10,7 +10,8 @@ use wecom_proxy::simulator::{Agent, Fault, Settings, Simulator};
 use crate::{
     certificates::Authority,
     process::{Ended, run_wecom_proxy},
-    stage::write_config,
+    redis::{KEY, Redis},
+    stage::{OPEN, Stage, USER_GET, wait_for, write_config},
 };
 
 const AGENT_GET: &str = "/cgi-bin/agent/get";
@@ -207,7 +208,7 @@ async fn three_refusals_in_a_row_are_enough() {
     let surgery = Surgery::with_wrong_secrets(5).await;
     let ended = surgery.online().await;
     says(&ended, 1, &["note: no more agents were asked about: three agents in a row were refused"]);
-    assert!(ended.err.contains("3 of 5 agents failed, and 2 not asked about"), "{}", ended.err);
+    assert!(ended.err.contains("3 of 5 agents failed, and 2 were not asked about"), "{}", ended.err);
     assert_eq!(surgery.called(), [GETTOKEN; 3]);
     let said = json_of(&surgery, PLAIN, &["--online"], 1).await;
     assert_eq!((&said["online"]["stopped"], &said["online"]["ok"]), (&json!("refusals"), &json!(false)));
@@ -406,6 +407,65 @@ async fn programs_get_what_wecom_said_too() {
     for key in ["meaning_en", "meaning_zh", "action_en", "action_zh", "place_en", "place_zh"] {
         assert!(problem["hint"][key].is_string(), "{key}: {problem}");
     }
+}
+
+/// With a store under this key.
+fn sharing(redis: &Redis, key: &str) -> String {
+    format!("{PLAIN}[tokens]\nstore = {{ redis = \"redis://{}\", key = \"{key}\" }}\n", redis.address())
+}
+
+#[tokio::test]
+async fn the_store_is_tried_and_what_lies_there_is_read() {
+    const OTHER_KEY: &str = "another-store-key-of-the-stories-012345";
+    let surgery = Surgery::open().await;
+    let mut redis = Redis::start().await;
+    let toml = sharing(&redis, KEY);
+    let fine = format!("the store at {}: ok", redis.address());
+    says(&surgery.check(&toml, &["--online"]).await, 0, &[&fine, "tokens of 0 of 2 agents"]);
+
+    let replica = Stage::facing(surgery.wecom.api_addr(), &format!("{OPEN}{}", &toml[PLAIN.len()..])).await;
+    wait_for("the store", async || replica.proxy.store_trouble().is_none()).await;
+    replica.get(USER_GET).await.is_ok();
+    let before = redis.ask(&["--raw", "KEYS", "*:record"]).await;
+    says(&surgery.check(&toml, &["--online"]).await, 0, &[&fine, "tokens of 1 of 2 agents"]);
+    assert_eq!(redis.ask(&["--raw", "KEYS", "*:record"]).await, before);
+
+    let other = surgery.check(&sharing(&redis, OTHER_KEY), &["--online"]).await;
+    says(&other, 1, &["holds what this key cannot read, for hr", "the same tokens.store.key", "相同的"]);
+    assert!(other.err.contains("the agents are fine, but the store"), "{}", other.err);
+    let said =
+        json_of(&surgery, &sharing(&redis, OTHER_KEY), &["--online"], 1).await["online"]["store"].clone();
+    assert_eq!((&said["unreadable"], &said["hint"]["kind"]), (&json!(["hr"]), &json!("key")));
+    let said = json_of(&surgery, &toml, &["--online"], 0).await["online"]["store"].clone();
+    let facts = ["ok", "trouble", "readable", "hint"].map(|key| said[key].clone());
+    assert_eq!(facts, [json!(true), Value::Null, json!(1), Value::Null]);
+    assert_eq!(json_of(&surgery, PLAIN, &["--online"], 0).await["online"]["store"], Value::Null);
+
+    // What can be wrong with it, and what to do then.
+    drop(replica);
+    let wrong = async |redis: &Redis, toml: &str, kind: &str| {
+        let said = json_of(&surgery, toml, &["--online"], 1).await["online"]["store"].clone();
+        assert_eq!(said["hint"]["kind"], kind, "{}: {said}", redis.address());
+        for key in ["action_en", "action_zh"] {
+            assert!(said["hint"][key].as_str().is_some_and(|words| !words.is_empty()), "{said}");
+        }
+        says(&surgery.check(toml, &["--online"]).await, 1, &["cannot be used", "What to do: ", "处理："]);
+    };
+    redis.ask(&["CONFIG", "SET", "maxmemory", "1"]).await;
+    wrong(&redis, &toml, "full").await;
+    redis.ask(&["CONFIG", "SET", "maxmemory", "0"]).await;
+    redis.ask(&["REPLICAOF", "127.0.0.1", "1"]).await;
+    wrong(&redis, &toml, "read-only").await;
+    redis.ask(&["REPLICAOF", "NO", "ONE"]).await;
+    wrong(&redis, &toml.replace("key =", "sentinel = \"mymaster\", key ="), "sentinel").await;
+    redis.ask(&["ACL", "SETUSER", "default", "-publish"]).await;
+    wrong(&redis, &toml, "rights").await;
+    redis.ask(&["ACL", "SETUSER", "default", "+publish", ">a-password-of-the-stories"]).await;
+    wrong(&redis, &toml, "password").await;
+    wrong(&redis, &toml.replace("key =", "password = \"not-the-password\", key ="), "password").await;
+    wrong(&redis, &toml.replace("redis://", "rediss://"), "unreachable").await;
+    redis.kill().await;
+    wrong(&redis, &toml, "unreachable").await;
 }
 
 #[tokio::test]

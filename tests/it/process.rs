@@ -84,6 +84,15 @@ impl Process {
         Self::serve_at(config, None).await
     }
 
+    /// `serve` on a machine whose clock is that much off, like `+2h`.
+    pub async fn serve_at_another_time(config: &std::path::Path, offset: &str) -> Self {
+        let mut command = wecom_proxy(&["serve", "--config", config.to_str().expect("a path in UTF-8")]);
+        at_another_time(&mut command, offset);
+        let process = Self::start(command);
+        process.err.line("ready listen=").await;
+        process
+    }
+
     async fn serve_at(config: &std::path::Path, level: Option<&str>) -> Self {
         let mut command = wecom_proxy(&["serve", "--config", config.to_str().expect("a path in UTF-8")]);
         command.envs(level.map(|level| ("RUST_LOG", level)));
@@ -100,6 +109,11 @@ impl Process {
     /// Where its admin listener is.
     pub async fn admin(&self) -> SocketAddr {
         field(&self.err.line("ready listen=").await, "admin").parse().expect("an address")
+    }
+
+    /// Its number.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Sends it a signal by name.
@@ -212,6 +226,15 @@ pub fn field(line: &str, name: &str) -> String {
     let begin = format!("{name}=\"");
     let rest = line.split(&begin).nth(1).unwrap_or_else(|| panic!("no {name} in {line}"));
     rest.split('"').next().expect("a value").to_owned()
+}
+
+/// Has a command see a clock that is that much off, like `+2h`. Not by the program `faketime` itself, which would stand
+/// between: it is asked what it would set.
+fn at_another_time(command: &mut Command, offset: &str) {
+    let set = Command::new(tool("faketime")).args(["-f", "+0h", "env"]).output().expect("faketime runs");
+    let set = String::from_utf8_lossy(&set.stdout).into_owned();
+    let library = set.lines().find_map(|line| line.strip_prefix("LD_PRELOAD=")).expect("its library");
+    command.env("LD_PRELOAD", library).env("FAKETIME", offset).env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
 }
 
 /// Runs a command to its end, within bounds.

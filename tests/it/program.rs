@@ -7,6 +7,7 @@ use wecom_proxy::simulator::Settings;
 
 use crate::{
     process::{Ended, Process, curl, field, run, run_wecom_proxy, tool, wecom_proxy},
+    stage::wait_for,
     stage::{OPEN, write_config},
 };
 
@@ -72,6 +73,9 @@ async fn the_demo_prints_three_lines_that_work_as_they_stand() {
         lines[2].split('\'').nth(1).and_then(|url| url.split("/control").next()).expect("an address");
     let messages = curl(&[&format!("{control}/control/messages")]).await;
     assert!(messages.contains("你好"), "{messages}");
+    let line = said.lines().find(|line| line.starts_with("What the proxy did")).expect("a line");
+    let dashboard = line.split_whitespace().last().expect("an address");
+    assert!(curl(&[dashboard]).await.contains("<html"), "{dashboard}");
     let ended = demo.stop().await;
     assert_eq!(ended.status, 0, "{}", ended.err);
     assert!(!ended.err.contains("not-a-secret") && !ended.out.contains("not-a-secret"));
@@ -359,4 +363,45 @@ async fn a_demo_of_several_proxies_says_what_it_lacks() {
     let mut demo = wecom_proxy(&["demo", "--replicas", "2", "--listen", "127.0.0.1:0"]);
     demo.env("PATH", "/nowhere");
     ends(&run(demo).await, 1, &["redis-server", "--redis"]);
+}
+
+/// The processes that this one has started.
+async fn children(pid: &str) -> Vec<String> {
+    let mut pgrep = Command::new(tool("pgrep"));
+    pgrep.args(["-P", pid]);
+    run(pgrep).await.out.lines().map(str::to_owned).collect()
+}
+
+#[tokio::test]
+async fn a_demo_that_is_killed_leaves_no_redis_server_behind() {
+    let arguments = ["demo", "--replicas", "2", "--listen", "127.0.0.1:0"];
+    let demo = Process::start(wecom_proxy(&arguments));
+    demo.out.line("Ctrl-C").await;
+    let line = demo.out.line("What each proxy did").await;
+    assert_eq!(line.split_whitespace().filter(|word| word.starts_with("http://")).count(), 2, "{line}");
+    let [watchdog] = &children(&demo.id().to_string()).await[..] else { panic!("one process that watches") };
+    let [server] = &children(watchdog).await[..] else { panic!("one redis-server") };
+    let is_there = async || {
+        let mut ps = Command::new("ps");
+        ps.args(["-o", "args=", "-p", server]);
+        run(ps).await.out.contains("redis-server")
+    };
+    assert!(is_there().await);
+    demo.signal("KILL");
+    demo.ended().await;
+    wait_for("the end of its redis-server", async || !is_there().await).await;
+}
+
+#[tokio::test]
+async fn a_demo_that_waits_for_its_redis_says_so() {
+    // It takes connections, and that is all it does.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("redis://:a-password-of-the-stories@{}", silent.local_addr().expect("an address"));
+    let demo =
+        Process::start(wecom_proxy(&["demo", "--replicas", "2", "--redis", &url, "--listen", "127.0.0.1:0"]));
+    let line = demo.err.line("waiting for Redis").await;
+    assert!(line.contains("10 s at most"), "{line}");
+    let ended = demo.ended().await;
+    assert!(ended.status == 1 && ended.err.contains("do not reach Redis"), "{}", ended.err);
+    assert!(!ended.err.contains("a-password"), "{}", ended.err);
 }

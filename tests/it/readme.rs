@@ -2,7 +2,7 @@
 //! every setting in them works as it stands there.
 //!
 //! A fenced block's second word says how it is played: `start` starts the program; `demo`, `serve` and `keys` are typed
-//! while it runs, and `replicas` while the demo of several proxies does; `simulator` is the WeCom behind it; `key` makes a key; `ca` makes certificates; `print` leaves files; of
+//! while it runs, and `replicas` while the demo of several proxies does; `each` at each of three replicas and `one` at one of them; `simulator` is the WeCom behind it; `key` makes a key; `ca` makes certificates; `print` leaves files; of
 //! `container`, `install`, `tests` and `bench` only the files that they name are looked for. A toml block is a whole file,
 //! or a `fragment` that is added to the first one.
 
@@ -11,6 +11,7 @@ use std::{
     io::{BufRead, BufReader},
     path::Path,
     process::{Child, ChildStderr, ChildStdout, Command, Stdio},
+    rc::Rc,
     time::Duration,
 };
 
@@ -29,10 +30,12 @@ const PAGES: [(&str, &str); 6] = [
     (include_str!("../../docs/performance.md"), include_str!("../../docs/performance.zh-CN.md")),
     (include_str!("../../docs/scale.md"), include_str!("../../docs/scale.zh-CN.md")),
 ];
-const STAGES: [&str; 13] = [
+const STAGES: [&str; 15] = [
     "start",
     "demo",
     "replicas",
+    "each",
+    "one",
     "serve",
     "simulator",
     "key",
@@ -161,6 +164,7 @@ fn shell(script: &str, dir: &Path) -> Command {
     let mut shell = Command::new("sh");
     shell.args(["-euc", &format!("curl() {{ command curl -fsS \"$@\"; }}\n{script}")]).current_dir(dir);
     shell.env("PATH", format!("{built}:{path}")).env("RUST_LOG", "info").env_remove("WECOM_PROXY_CONFIG");
+    shell.env("STORE_KEY", "a-store-key-of-the-pages-0123456789");
     shell
 }
 
@@ -185,22 +189,31 @@ struct Stage {
     admin: String,
     secret: String,
     dir: TempDir,
-    _wecom: Running,
+    _wecom: Rc<Running>,
+}
+
+/// A simulated WeCom, and what it says of itself.
+fn simulator() -> (Rc<Running>, Table) {
+    let script = format!("exec {} --listen 127.0.0.1:0 --control 127.0.0.1:0", texts("sh", "simulator")[0]);
+    let mut wecom = Running::start(&script, Path::new("."));
+    let mut agents = 0;
+    let shown = lines_until(&mut wecom.stdout, |line| {
+        agents += usize::from(line.starts_with("agentid"));
+        agents == 2
+    });
+    (Rc::new(wecom), table(&shown))
 }
 
 impl Stage {
     /// With the first file and `more`.
     fn serve(more: Table) -> Self {
+        let (wecom, shown) = simulator();
+        Self::before(wecom, &shown, more)
+    }
+
+    /// Before this WeCom.
+    fn before(wecom: Rc<Running>, shown: &Table, more: Table) -> Self {
         let dir = TempDir::new().expect("a directory");
-        let script =
-            format!("exec {} --listen 127.0.0.1:0 --control 127.0.0.1:0", texts("sh", "simulator")[0]);
-        let mut wecom = Running::start(&script, dir.path());
-        let mut agents = 0;
-        let shown = lines_until(&mut wecom.stdout, |line| {
-            agents += usize::from(line.starts_with("agentid"));
-            agents == 2
-        });
-        let shown = table(&shown);
         let secret = shown["agents"]["hr"]["secret"].as_str().expect("a secret").to_owned();
 
         let mut file = first_file();
@@ -335,6 +348,41 @@ fn an_operator_follows_the_readme() {
     assert!(said.contains("\"state\":\"valid\"") && said.contains("agent/get ok"), "{said}");
     assert!(said.contains("\nwecom_proxy_requests_total{"), "{said}");
     assert!(said.contains("\"same_token\":") && said.contains("\"needs_restart\":[]"), "{said}");
+}
+
+#[test]
+fn three_replicas_are_seen_to_share() {
+    let redis = crate::redis::free_address();
+    let script =
+        format!("exec redis-server --port {} --bind 127.0.0.1 --save '' --appendonly no", redis.port());
+    let (dir, (wecom, shown)) = (TempDir::new().expect("a directory"), simulator());
+    crate::process::tool("redis-server");
+    let mut server = Running::start(&script, dir.path());
+    lines_until(&mut server.stdout, |line| line.contains("Ready to accept connections"));
+    let fragments = texts("toml", "fragment");
+    let store = fragments.iter().find(|text| text.contains("redis://10.0.0.5:6379/0")).expect("a store");
+    let store = store.replace("10.0.0.5:6379", &redis.to_string());
+    let replicas: Vec<_> = (0..3).map(|_| Stage::before(wecom.clone(), &shown, table(&store))).collect();
+    let (each, one) = (texts("sh", "each"), texts("sh", "one"));
+    let at_each = |block: &str| replicas.iter().map(|replica| replica.type_in(block, "")).collect::<Vec<_>>();
+    for said in at_each(&each[0]) {
+        assert!(said.contains(&format!("the store at {redis}: ok")), "{said}");
+    }
+    let counted = |said: &str, reason: &str| said.contains(&format!("reason=\"{reason}\",result=\"ok\"}} 1"));
+    for (nth, said) in at_each(&each[1]).iter().enumerate() {
+        assert!(said.contains(r#""store":{"kind":"redis","ok":true"#), "{said}");
+        assert_eq!((counted(said, "first"), counted(said, "shared")), (nth == 0, nth > 0), "{said}");
+    }
+    assert!(replicas[0].type_in(&one[0], "").contains("\"ok\":true"));
+    let heard = |said: &Vec<String>| {
+        said[0].contains("asked")
+            && said[1..].iter().all(|said| said.contains("reason=\"shared\",result=\"ok\"} 2"))
+    };
+    let rounds = (0..100).map(|_| {
+        std::thread::sleep(Duration::from_millis(50));
+        at_each(&each[2])
+    });
+    assert!(rounds.into_iter().any(|said| heard(&said)), "the others do not hear of it");
 }
 
 #[test]

@@ -8,7 +8,10 @@ use std::{
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 
-use crate::{process::Process, process::tool, stage::wait_for};
+use crate::{
+    process::{Process, tool},
+    stage::wait_for,
+};
 
 /// A server on a port of its own, without anything on disk.
 pub struct Redis {
@@ -101,9 +104,14 @@ impl Redis {
 
     /// Sends it a command and returns what redis-cli prints.
     pub async fn ask(&self, arguments: &[&str]) -> String {
+        self.asking(arguments).ended().await.out
+    }
+
+    /// Sends it a command that it may not answer.
+    pub fn asking(&self, arguments: &[&str]) -> Process {
         let mut command = Command::new(tool("redis-cli"));
         command.args(["-p", &self.address.port().to_string()]).args(arguments);
-        crate::process::run(command).await.out
+        Process::start(command)
     }
 }
 

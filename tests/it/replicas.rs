@@ -1,5 +1,6 @@
 //! Many replicas share one store: one of them asks for a token, all of them use it; and without the store each goes on.
 
+mod attacked;
 mod away;
 mod fleets;
 mod killed;
@@ -8,8 +9,16 @@ mod parted;
 mod scripts;
 mod secured;
 mod tickets;
+mod unequal;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use http::Request;
 use tokio::task::JoinSet;
@@ -112,6 +121,43 @@ impl Replicas {
     }
 }
 
+/// Callers that go on calling until they are told to stop.
+struct Load {
+    stop: Arc<AtomicBool>,
+    callers: JoinSet<u64>,
+    executed: u64,
+}
+
+impl Load {
+    /// Ten at each replica.
+    fn on(replicas: &Replicas) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut callers = JoinSet::new();
+        for stage in replicas.all() {
+            for _ in 0..10 {
+                let (stage, stop) = (stage.clone(), stop.clone());
+                callers.spawn(async move {
+                    let (mut caller, mut calls) = (Caller::http1(stage.address()).await, 0);
+                    while !stop.load(Ordering::Relaxed) {
+                        caller.get(USER_GET).await.is_ok();
+                        calls += 1;
+                    }
+                    calls
+                });
+            }
+        }
+        Self { stop, callers, executed: replicas.seen().1 }
+    }
+
+    /// Each call was answered well and carried out once.
+    async fn end(self, replicas: &Replicas) {
+        self.stop.store(true, Ordering::Relaxed);
+        let calls: u64 = self.callers.join_all().await.into_iter().sum();
+        assert_eq!(replicas.seen().1 - self.executed, calls, "each once, none lost");
+        assert!(calls > 100, "only {calls} calls");
+    }
+}
+
 #[tokio::test]
 async fn five_replicas_fetch_one_token_and_renew_it_once() {
     let redis = Redis::start().await;
@@ -127,27 +173,47 @@ async fn a_renewal_is_known_to_the_others_before_they_are_refused() {
     let redis = Redis::start().await;
     let replicas = Replicas::start(3, &redis.store()).await;
     replicas.crowd(1).await;
-    replicas.first.wecom.revoke("hr").expect("an agent");
-    let reply = replicas.first.get(USER_GET).await;
-    assert_eq!(reply.is_ok().header("x-wecom-retried"), "40014");
-    let told = std::time::Instant::now();
-    for stage in &replicas.others {
-        wait_for("the news", async || last_renewal(stage).await == "shared").await;
+    let mut fastest = Duration::MAX;
+    for round in 1..=5 {
+        let taken =
+            [taken_over(replicas.others[0].admin()).await, taken_over(replicas.others[1].admin()).await];
+        replicas.first.wecom.revoke("hr").expect("an agent");
+        let reply = replicas.first.get(USER_GET).await;
+        assert_eq!(reply.is_ok().header("x-wecom-retried"), "40014");
+        let told = Instant::now();
+        for (stage, taken) in replicas.others.iter().zip(taken) {
+            wait_for("the news", async || taken_over(stage.admin()).await > taken).await;
+        }
+        fastest = fastest.min(told.elapsed());
+        for stage in &replicas.others {
+            assert_eq!(stage.get(USER_GET).await.is_ok().header("x-wecom-retried"), "");
+        }
+        assert_eq!(replicas.seen().0, 1 + round);
     }
-    eprintln!("all others know of a renewal after {:?}", told.elapsed());
-    for stage in &replicas.others {
-        assert_eq!(stage.get(USER_GET).await.is_ok().header("x-wecom-retried"), "");
-    }
-    assert_eq!(replicas.seen().0, 2);
+    eprintln!("all others know of a renewal after {fastest:?}");
+    // The machine has other work: the best of a few.
+    assert!(fastest < Duration::from_millis(100), "{fastest:?}");
+}
+
+/// What the admin listener says of an agent.
+async fn agent_report(stage: &Stage, agent: &str) -> serde_json::Value {
+    let mut caller = Caller::http1(stage.admin()).await;
+    let agents = caller.call(Request::get("/api/agents"), "").await.json();
+    let agents = agents["agents"].as_array().expect("a list").clone();
+    agents.into_iter().find(|one| one["name"] == agent).expect("the agent")
 }
 
 /// Why the agent's token was last renewed, by the admin listener.
 async fn last_renewal(stage: &Stage) -> String {
-    let mut caller = Caller::http1(stage.admin()).await;
-    let agents = caller.call(Request::get("/api/agents"), "").await.json();
-    let agents = agents["agents"].as_array().expect("a list").clone();
-    let hr = agents.into_iter().find(|agent| agent["name"] == "hr").expect("the agent");
-    hr["last_renewal"]["reason"].as_str().unwrap_or_default().to_owned()
+    agent_report(stage, "hr").await["last_renewal"]["reason"].as_str().unwrap_or_default().to_owned()
+}
+
+/// How many tokens of `hr` it took over from others by now.
+async fn taken_over(admin: SocketAddr) -> u64 {
+    let metrics = Caller::http1(admin).await.call(Request::get("/metrics"), "").await;
+    let name = r#"wecom_proxy_token_refreshes_total{agent="hr",reason="shared",result="ok"} "#;
+    let count = metrics.text().lines().find_map(|line| line.strip_prefix(name));
+    count.map_or(0, |count| count.parse().expect("a number"))
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use super::{agents_of, allowed};
 use crate::{
     commands::Refused,
     config::Config,
-    doctor::{Finding, Outcome, Problem, Report, Stop},
+    doctor::{Finding, Outcome, Problem, Report, Stop, StoreFinding, StoreHint},
 };
 
 #[derive(Serialize)]
@@ -26,7 +26,7 @@ struct Checked<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     clients: Option<Vec<Client<'a>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    online: Option<Online>,
+    online: Option<Online<'a>>,
 }
 
 /// A complaint about the file.
@@ -56,12 +56,32 @@ struct Client<'a> {
     limit: Option<String>,
 }
 
-/// All agents together.
+/// All agents together, and the store.
 #[derive(Serialize)]
-struct Online {
+struct Online<'a> {
     ok: bool,
     stopped: Option<&'static str>,
     clock_ahead_s: Option<i64>,
+    store: Option<SharedStore<'a>>,
+}
+
+/// The store that replicas share.
+#[derive(Serialize)]
+struct SharedStore<'a> {
+    ok: bool,
+    place: &'a str,
+    trouble: Option<&'a str>,
+    readable: usize,
+    unreadable: &'a [String],
+    took_ms: u128,
+    hint: Option<StoreAdvice>,
+}
+
+#[derive(Serialize)]
+struct StoreAdvice {
+    kind: &'static str,
+    action_en: &'static str,
+    action_zh: &'static str,
 }
 
 /// One agent.
@@ -153,11 +173,25 @@ pub(super) fn valid(config: &Config, report: Option<&Report>) -> String {
     })
 }
 
-fn online(report: &Report) -> Online {
+fn online(report: &Report) -> Online<'_> {
     Online {
         ok: report.is_fine(),
         stopped: report.stopped.map(Stop::kind),
         clock_ahead_s: report.clock_ahead,
+        store: report.store.as_ref().map(store),
+    }
+}
+
+fn store(finding: &StoreFinding) -> SharedStore<'_> {
+    let advice = |StoreHint { kind, action_en, action_zh }| StoreAdvice { kind, action_en, action_zh };
+    SharedStore {
+        ok: finding.is_fine(),
+        place: &finding.place,
+        trouble: finding.trouble.as_deref(),
+        readable: finding.readable,
+        unreadable: &finding.unreadable,
+        took_ms: finding.took.as_millis(),
+        hint: finding.hint().map(advice),
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::{
     commands::paint::{Cell, Paint, Tone},
     config::Config,
-    doctor::{Finding, Outcome, Problem, Report},
+    doctor::{Finding, Outcome, Problem, Report, StoreFinding},
     wecom::errcode,
 };
 
@@ -18,6 +18,7 @@ pub(super) fn text(config: &Config, report: &Report, paint: Paint) -> String {
             text += &advice(config, problem);
         }
     }
+    text += &store(report, paint);
     let remarks = [stopped(report), wrong_clock(report), without_agentid(config, report)];
     for remark in remarks.into_iter().flatten() {
         text += &format!("\n{}: {remark}\n", paint.text(Tone::Warning, "note"));
@@ -29,10 +30,43 @@ pub(super) fn text(config: &Config, report: &Report, paint: Paint) -> String {
 pub(super) fn summary(report: &Report) -> String {
     let all = report.agents.len();
     let failed = report.agents.iter().filter(|finding| finding.outcome.problem().is_some()).count();
-    match report.agents.iter().filter(|finding| matches!(finding.outcome, Outcome::NotAsked)).count() {
-        0 => format!("{failed} of {all} agents failed"),
-        unasked => format!("{failed} of {all} agents failed, and {unasked} not asked about"),
+    let unasked = report.agents.iter().filter(|finding| matches!(finding.outcome, Outcome::NotAsked)).count();
+    let agents = match (failed, unasked) {
+        (0, 0) => return "the agents are fine, but the store that replicas share is not".to_owned(),
+        (_, 0) => format!("{failed} of {all} agents failed"),
+        _ => format!("{failed} of {all} agents failed, and {unasked} were not asked about"),
+    };
+    match report.is_store_fine() {
+        true => agents,
+        false => format!("{agents}; and the store that replicas share cannot be used"),
     }
+}
+
+/// The store that replicas share, where there is one.
+fn store(report: &Report, paint: Paint) -> String {
+    let Some(store) = &report.store else { return String::new() };
+    let StoreFinding { place, readable, unreadable, looked_for, took, .. } = store;
+    let took = took.as_millis();
+    let mut text = match (&store.trouble, unreadable.is_empty()) {
+        (Some(trouble), _) => {
+            let subject = paint.text(Tone::Bad, &format!("the store at {place}"));
+            format!("\n{subject}: cannot be used, so each replica goes on by itself: {trouble}\n")
+        }
+        (None, true) => {
+            let ok = paint.text(Tone::Good, "ok");
+            format!(
+                "\nthe store at {place}: {ok}, {took} ms; it holds tokens of {readable} of {looked_for} agents\n"
+            )
+        }
+        (None, false) => {
+            let subject = paint.text(Tone::Bad, &format!("the store at {place}"));
+            format!("\n{subject}: it holds what this key cannot read, for {}\n", unreadable.join(", "))
+        }
+    };
+    if let Some(hint) = store.hint() {
+        text += &format!("  What to do: {}.\n  处理：{}。\n", hint.action_en, hint.action_zh);
+    }
+    text
 }
 
 fn row(finding: &Finding) -> Vec<Cell> {

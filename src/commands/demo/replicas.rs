@@ -3,7 +3,7 @@
 use std::{
     io,
     net::{Ipv4Addr, SocketAddr},
-    process::{Child, Command, Stdio},
+    process::{Child, ChildStdin, Command, Stdio},
     time::Duration,
 };
 
@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use tokio::{
     io::copy_bidirectional,
     net::{TcpListener, TcpStream},
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use super::Failed;
@@ -22,9 +22,16 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How often it is looked for.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// A redis-server of the demo's own; it ends with it.
+/// How long it is waited for without a word.
+const SILENCE: Duration = Duration::from_millis(500);
+
+/// Runs the rest of its arguments until its input ends, which it does when the demo is gone, however that ended.
+const WATCHDOG: &str = "trap '' INT TERM HUP; \"$@\" & read -r _; kill -9 $!";
+
+/// A redis-server of the demo's own; it ends with it, even if nobody is left to end it.
 pub(super) struct Redis {
-    child: Child,
+    watchdog: Child,
+    input: Option<ChildStdin>,
     address: SocketAddr,
 }
 
@@ -34,16 +41,19 @@ impl Redis {
         let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.map_err(Failed::other)?;
         let address = free.local_addr().map_err(Failed::other)?;
         drop(free);
-        let mut command = Command::new("redis-server");
-        command.args(["--port", &address.port().to_string(), "--bind", "127.0.0.1"]);
-        command.args(["--save", "", "--appendonly", "no", "--daemonize", "no"]);
-        command.current_dir(dir.path()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let child = command.spawn().map_err(|error| {
+        let found = Command::new("redis-server").arg("--version").stdin(Stdio::null()).output();
+        found.map_err(|error| {
             let words = "cannot start redis-server, which several proxies share their tokens through; \
                          install it, or name one that runs with --redis redis://HOST:PORT";
             Failed::other(format!("{words}: {error}"))
         })?;
-        let server = Self { child, address };
+        let mut command = Command::new("sh");
+        command.args(["-c", WATCHDOG, "sh", "redis-server"]);
+        command.args(["--port", &address.port().to_string(), "--bind", "127.0.0.1"]);
+        command.args(["--save", "", "--appendonly", "no", "--daemonize", "no"]);
+        command.current_dir(dir.path()).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut watchdog = command.spawn().map_err(Failed::other)?;
+        let server = Self { input: watchdog.stdin.take(), watchdog, address };
         let answers = async {
             while TcpStream::connect(address).await.is_err() {
                 sleep(LOOK).await;
@@ -61,15 +71,21 @@ impl Redis {
 
 impl Drop for Redis {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        drop(self.input.take());
+        let _ = self.watchdog.wait();
     }
 }
 
-/// Waits until a proxy has found the store.
+/// Waits until a proxy has found the store, and says so where that takes long.
 pub(super) async fn joined(app: &App) -> Result<(), Failed> {
     let there = async {
-        while app.store_trouble().is_some() {
+        let begun = Instant::now();
+        let mut said = false;
+        while let Some(trouble) = app.store_trouble() {
+            if begun.elapsed() > SILENCE && !std::mem::replace(&mut said, true) {
+                let seconds = PATIENCE.as_secs();
+                eprintln!("wecom-proxy demo: waiting for Redis, for {seconds} s at most: {trouble}");
+            }
             sleep(LOOK).await;
         }
     };

@@ -24,6 +24,14 @@ pub struct Grant {
     pub expires_in: Duration,
 }
 
+impl Grant {
+    /// One that came another way than by gettoken's answer, where it is what a grant can be.
+    pub fn of(token: &str, expires_in: Duration) -> Option<Self> {
+        let expires_in = expires_in.min(LONGEST_LIFE);
+        is_token(token).then(|| Self { token: Masked::new(token), expires_in })
+    }
+}
+
 /// Why an answer of gettoken holds no token. No text of it shows the answer, WeCom's errmsg excepted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum GrantError {

@@ -1,9 +1,16 @@
 //! Replicas die, sleep and are replaced at the worst moments.
 
-use std::time::{Duration, Instant};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use tempfile::TempDir;
-use tokio::task::JoinSet;
+use tokio::{net::TcpStream, task::JoinSet};
 use wecom_proxy::simulator::{Fault, Settings, Simulator};
 
 use super::{GETTOKEN, USER};
@@ -137,6 +144,64 @@ async fn a_rolling_restart_costs_no_gettoken_and_loses_nothing() {
         assert_eq!(before.process.stop().await.status, 0);
     }
     assert_eq!(wecom.look(|seen| (seen.received(GETTOKEN), seen.executed(USER))), (1, asked));
+}
+
+/// A call at whichever replica takes it. One that was not answered at all is made anew at the next, as a balancer does.
+async fn call_at_any(addresses: &Mutex<Vec<SocketAddr>>, nth: &mut usize) {
+    loop {
+        *nth += 1;
+        let address = {
+            let addresses = addresses.lock().expect("no panic");
+            addresses[*nth % addresses.len()]
+        };
+        let Ok(stream) = TcpStream::connect(address).await else { continue };
+        let request = http::Request::get(format!("/hr{USER_GET}")).body(bytes::Bytes::new().into());
+        if let Ok(reply) = Caller::http1_over(stream).await.send(request.expect("a request")).await {
+            Reply::take(reply).await.is_ok();
+            return;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_rolling_restart_under_load_loses_nothing_and_does_nothing_twice() {
+    let wecom = Simulator::local(Settings::default()).await.expect("a simulator");
+    let redis = Redis::start().await;
+    let (mut replicas, addresses) = (Vec::new(), Arc::new(Mutex::new(Vec::new())));
+    for _ in 0..3 {
+        let replica = Replica::start(&wecom, &redis).await;
+        let address = replica.process.address().await;
+        addresses.lock().expect("no panic").push(address);
+        replicas.push(replica);
+    }
+    // So that there is always something under way where a replica is told to stop.
+    wecom.inject(Fault::delay(Duration::from_millis(20)).on(USER)).expect("a fault");
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut callers = JoinSet::new();
+    for first in 0..30 {
+        let (addresses, stop) = (addresses.clone(), stop.clone());
+        callers.spawn(async move {
+            let (mut nth, mut calls) = (first, 0);
+            while !stop.load(Ordering::Relaxed) {
+                call_at_any(&addresses, &mut nth).await;
+                calls += 1;
+            }
+            calls
+        });
+    }
+    for (place, replica) in replicas.iter_mut().enumerate() {
+        let next = Replica::start(&wecom, &redis).await;
+        let address = next.process.address().await;
+        addresses.lock().expect("no panic")[place] = address;
+        let before = std::mem::replace(replica, next);
+        assert_eq!(before.process.stop().await.status, 0);
+        wecom.revoke("hr").expect("an agent");
+        let executed = wecom.look(|seen| seen.executed(USER));
+        soon(wecom.wait_until(move |seen| seen.executed(USER) > executed + 100)).await.expect("calls");
+    }
+    stop.store(true, Ordering::Relaxed);
+    let calls: u64 = soon(callers.join_all()).await.into_iter().sum();
+    assert_eq!(wecom.look(|seen| (seen.received(GETTOKEN), seen.executed(USER))), (4, calls));
 }
 
 #[tokio::test]

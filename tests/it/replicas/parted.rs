@@ -1,27 +1,36 @@
-//! One replica loses the way to the store, and the others do not.
+//! One replica loses the way to the store, and the others do not: by a relay that breaks its connections, and by networks
+//! in which nothing comes through any more and nothing says so.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::SocketAddr,
+    process::Command,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
+use tempfile::TempDir;
 use tokio::{
     io::copy_bidirectional,
     net::{TcpListener, TcpStream},
     sync::watch,
 };
+use wecom_proxy::simulator::{Fault, Settings, Simulator};
 
-use super::Replicas;
+use super::{GETTOKEN, Replicas, USER};
 use crate::{
+    process::{Process, run, tool},
     redis::{KEY, Redis},
-    stage::{OPEN, Stage, USER_GET, wait_for},
+    stage::{Caller, OPEN, Reply, Stage, USER_GET, soon, wait_for, write_config},
 };
 
 /// A way to a server that can be cut: what is connected breaks, and what connects is closed at once.
-struct Way {
-    address: SocketAddr,
-    is_cut: watch::Sender<bool>,
+pub(super) struct Way {
+    pub(super) address: SocketAddr,
+    pub(super) is_cut: watch::Sender<bool>,
 }
 
 impl Way {
-    async fn to(server: SocketAddr) -> Self {
+    pub(super) async fn to(server: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let (is_cut, cut) = watch::channel(false);
@@ -72,3 +81,170 @@ async fn a_replica_that_is_cut_off_goes_on_by_itself_and_the_others_do_not_notic
     replicas.joined().await;
     replicas.renew_once(20).await;
 }
+
+/// The story about networks runs in a process with networks of its own, in which it may do as it likes, and which are gone
+/// with it. Root may have those, and on most systems everybody.
+#[tokio::test]
+async fn replicas_in_networks_that_part() {
+    let ways: [&[&str]; 3] = [
+        &["unshare", "--net"],
+        &["unshare", "--user", "--map-root-user", "--net"],
+        &["sudo", "--non-interactive", "unshare", "--net"],
+    ];
+    let works = |way: &&&[&str]| {
+        let tried = Command::new(way[0]).args(&way[1..]).args(["ip", "link", "set", "lo", "up"]).output();
+        tried.is_ok_and(|tried| tried.status.success())
+    };
+    let way = ways.iter().find(works).unwrap_or_else(|| {
+        panic!(
+            "no network namespace can be made here: {ways:?} all fail. This story needs root, sudo without a password, or \
+             user namespaces (sysctl kernel.unprivileged_userns_clone=1, kernel.apparmor_restrict_unprivileged_userns=0), \
+             and the command ip, which `sh tests/run.sh` installs"
+        )
+    });
+    let mut command = Command::new(way[0]);
+    command.args(&way[1..]).arg(std::env::current_exe().expect("this program"));
+    command.args(["--exact", "replicas::parted::in_networks_of_its_own", "--ignored", "--nocapture"]);
+    let ended = run(command).await;
+    assert!(ended.status == 0 && ended.out.contains("1 passed"), "{}{}", ended.out, ended.err);
+    eprint!("{}", ended.err);
+}
+
+/// Sets up networks where it may.
+fn ip(words: &str) {
+    let done = Command::new("ip").args(words.split(' ')).output().expect("the command ip");
+    assert!(done.status.success(), "ip {words}: {}", String::from_utf8_lossy(&done.stderr));
+}
+
+/// A replica on a network of its own, with a wire to WeCom and one to the store.
+struct Apart {
+    process: Process,
+    address: SocketAddr,
+    /// The near end of its wire to the store.
+    wire: String,
+    /// Keeps its network.
+    _network: Process,
+    _dir: TempDir,
+}
+
+impl Apart {
+    async fn start(nth: usize, wecom: &Simulator, redis: &Redis) -> Self {
+        let mut network = Command::new("unshare");
+        // It says when it is there, and ends by itself.
+        network.args(["--net", "sh", "-c", "echo there; exec sleep 300"]);
+        let network = Process::start(network);
+        network.out.line("there").await;
+        let pid = network.id();
+        for (wire, net) in [("w", 1), ("s", 2)] {
+            ip(&format!("link add {wire}{nth} type veth peer name {wire} netns {pid}"));
+            ip(&format!("addr add 10.{net}.{nth}.1/24 dev {wire}{nth}"));
+            ip(&format!("link set {wire}{nth} up"));
+            let mut inside = Command::new("nsenter");
+            inside.args(["-t", &pid.to_string(), "-n", "sh", "-c"]);
+            inside.arg(format!("ip addr add 10.{net}.{nth}.2/24 dev {wire} && ip link set {wire} up"));
+            let done = run(inside).await;
+            assert_eq!(done.status, 0, "{}", done.err);
+        }
+        let store = format!("redis://10.2.{nth}.1:{}", redis.address().port());
+        let toml = format!(
+            "[server]\nlisten = \"10.1.{nth}.2:0\"\nopen = true\n[upstream]\nurl = \"http://{{api}}\"\n{{agents}}\n\
+             [tokens]\nstore = {{ redis = \"{store}\", key = \"{KEY}\" }}\n"
+        );
+        let dir = TempDir::new().expect("a temporary directory");
+        let wecom = SocketAddr::new([10, 1, nth as u8, 1].into(), wecom.api_addr().port());
+        let config = write_config(&dir, wecom, &Settings::default(), &toml);
+        let mut proxy = Command::new("nsenter");
+        proxy.args(["-t", &pid.to_string(), "-n", env!("CARGO_BIN_EXE_wecom-proxy"), "serve", "--config"]);
+        let process = Process::start({
+            proxy.arg(config).env_remove("RUST_LOG");
+            proxy
+        });
+        let address = process.address().await;
+        process.err.line("the store is there").await;
+        Self { process, address, wire: format!("s{nth}"), _network: network, _dir: dir }
+    }
+
+    /// What it sends to the store from now on is lost, and what the store says to it.
+    fn cut(&self) {
+        ip(&format!("link set {} down", self.wire));
+    }
+
+    fn mend(&self) {
+        ip(&format!("link set {} up", self.wire));
+    }
+
+    async fn get(&self) -> Reply {
+        Caller::http1(self.address).await.get(USER_GET).await
+    }
+}
+
+#[tokio::test]
+#[ignore = "replicas_in_networks_that_part runs it, in networks of its own"]
+async fn in_networks_of_its_own() {
+    ip("link set lo up");
+    tool("redis-server");
+    let any = "0.0.0.0:0".parse().expect("an address");
+    let wecom = Simulator::start(Settings::default(), any, "127.0.0.1:0".parse().expect("an address"));
+    let wecom = wecom.await.expect("a simulator");
+    let redis = Redis::with(&["--bind", "0.0.0.0", "--protected-mode", "no"]).await;
+    let mut replicas = Vec::new();
+    for nth in 1..=3 {
+        replicas.push(Apart::start(nth, &wecom, &redis).await);
+    }
+    let seen = || wecom.look(|seen| (seen.received(GETTOKEN), seen.executed(USER)));
+    let all_ask = async || {
+        for replica in &replicas {
+            replica.get().await.is_ok();
+        }
+    };
+    all_ask().await;
+    assert_eq!(seen(), (1, 3), "all is well");
+
+    // Nobody has told the first that its way to the store is gone.
+    let [lonely, other, _] = &replicas[..] else { unreachable!("they are three") };
+    lonely.cut();
+    wecom.revoke("hr").expect("an agent");
+    let began = Instant::now();
+    lonely.get().await.is_ok();
+    let waited = began.elapsed();
+    assert!(waited < Duration::from_secs(3), "it found out after {waited:?}");
+    all_ask().await;
+    assert_eq!(seen(), (3, 7), "one gettoken for those who share, one for it alone");
+    lonely.process.err.line("the store is away").await;
+    for replica in &replicas[1..] {
+        assert!(!replica.process.err.now().contains("away"), "the others do not notice");
+    }
+    lonely.mend();
+    lonely.process.err.nth_line("the store is there", 1).await;
+    wecom.revoke("hr").expect("an agent");
+    all_ask().await;
+    assert_eq!(seen(), (4, 10), "together again");
+
+    // It is cut off in the middle of the gettoken that it makes for all.
+    wecom.inject(Fault::hold().on(GETTOKEN).times(1)).expect("a fault");
+    wecom.revoke("hr").expect("an agent");
+    let address = lonely.address;
+    let asking = tokio::spawn(async move { Caller::http1(address).await.get(USER_GET).await });
+    soon(wecom.wait_until(|seen| seen.received(GETTOKEN) == 5)).await.expect("gettoken");
+    lonely.cut();
+    let began = Instant::now();
+    other.get().await.is_ok();
+    let waited = began.elapsed();
+    assert!(waited < Duration::from_secs(6), "the next one had a token after {waited:?}");
+    let fence = async || redis.ask(&["--raw", "EVAL", FENCE, "0"]).await;
+    let newer = fence().await;
+    wecom.release();
+    soon(asking).await.expect("no panic").is_ok();
+    lonely.mend();
+    lonely.process.err.nth_line("the store is there", 2).await;
+    all_ask().await;
+    assert_eq!(
+        (seen(), fence().await),
+        ((6, 15), newer),
+        "what it was given before puts nothing over what is newer"
+    );
+    eprintln!("cut off in the middle of its gettoken: the next one had a token after {waited:?}");
+}
+
+/// The fence of the only record.
+pub(super) const FENCE: &str = "return redis.call('HGET', redis.call('KEYS', '*:record')[1], 'fence')";

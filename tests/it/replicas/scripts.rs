@@ -131,3 +131,73 @@ async fn what_is_taken_from_a_bucket_adds_up_and_what_is_not_leaves_no_key() {
     assert_eq!(other, 0);
     assert_eq!(redis.ask(&["--raw", "EXISTS", "bucket", "other"]).await.trim(), "1");
 }
+
+#[tokio::test]
+async fn a_bucket_that_makes_no_sense_or_was_written_by_another_clock_keeps_nobody_waiting() {
+    let redis = Redis::start().await;
+    let full_in = async |text: &str| {
+        redis.ask(&["SET", "bucket", text]).await;
+        let answer = call(&redis, COUNT, &["bucket"], &["200000", "10000000"]).await;
+        answer[0].parse::<i64>().unwrap_or_else(|_| panic!("{text}: {answer:?}"))
+    };
+    let time = redis.ask(&["--raw", "TIME"]).await;
+    let now = number(time.lines().next().expect("seconds")) * 1_000_000;
+    for nonsense in [
+        "",
+        "nonsense",
+        "inf",
+        "nan@nan",
+        "-5@7",
+        "9007199254740992",
+        "9223372036854775807@0",
+        &format!("{}@{now}", "9".repeat(400)),
+        &format!("{now}@{}", "9".repeat(400)),
+        "9000000000000000@1000000000000000",
+    ] {
+        assert_eq!(full_in(nonsense).await, 9_800_000, "{nonsense}");
+        assert!(redis.ask(&["GET", "bucket"]).await.contains('@'), "{nonsense}: and it is put right");
+    }
+    // It was full in a minute when it was written, by a clock that is hours ahead of this one.
+    let (written, hour) = (now + 5 * 3_600_000_000, 3_600_000_000);
+    assert_eq!(full_in(&format!("{}@{written}", written + 60_000_000)).await, 70_000_000);
+    // The same by a clock that is behind: by now it is full.
+    assert_eq!(full_in(&format!("{}@{}", now - hour + 60_000_000, now - hour)).await, 9_800_000);
+}
+
+#[tokio::test]
+async fn numbers_that_are_no_fences_count_as_none() {
+    let redis = Redis::start().await;
+    let now = number(&claim(&redis, "0", "one", "0").await[2]);
+    redis.ask(&["FLUSHALL"]).await;
+    let years = format!("{}", now + 365 * 86_400_000_000);
+    for nonsense in ["inf", "nan", "-1", "0.5", "1e300", "9007199254740992", "9223372036854775807", &years] {
+        redis.ask(&["HSET", "record", "value", "nonsense", "fence", nonsense]).await;
+        redis.ask(&["PEXPIRE", "record", "60000"]).await;
+        redis.ask(&["SET", "counter", nonsense]).await;
+        assert_eq!(call(&redis, READ, &["record"], &[]).await[1], "0", "{nonsense}");
+        let ours = claim(&redis, nonsense, "one", "0").await;
+        assert_eq!(ours[0], "ours", "{nonsense}");
+        assert!((now..now + 3_600_000_000).contains(&number(&ours[2])), "{nonsense}: {ours:?}");
+        assert_eq!(put(&redis, &ours[2], "value", "one").await, "1", "{nonsense}");
+        assert_eq!(claim(&redis, "0", "two", "0").await[..2], ["record", "value"], "{nonsense}");
+    }
+    // The next is newer than what the caller holds, even if the clock went back since.
+    redis.ask(&["FLUSHALL"]).await;
+    let held = now + 3_600_000_000;
+    assert_eq!(number(&claim(&redis, &held.to_string(), "one", "0").await[2]), held + 1);
+}
+
+#[tokio::test]
+async fn a_lease_or_a_failure_that_does_not_end_is_nobodys() {
+    let redis = Redis::start().await;
+    for left in [&["SET", "lease", "one"][..], &["SET", "lease", "one", "PX", "7000"]] {
+        redis.ask(left).await;
+        assert_eq!(claim(&redis, "0", "two", "0").await[0], "ours", "{left:?}");
+        redis.ask(&["FLUSHALL"]).await;
+    }
+    for failure in [&["SET", "failure", "why"][..], &["SET", "failure", "why", "PX", "1000000"]] {
+        redis.ask(failure).await;
+        assert_eq!(claim(&redis, "0", "two", "0").await[0], "ours", "{failure:?}");
+        redis.ask(&["FLUSHALL"]).await;
+    }
+}

@@ -7,10 +7,10 @@ use crate::{
     stage::{OPEN, Stage, wait_for},
 };
 
-const PASSWORD: &str = "password-of-the-stories";
+pub(super) const PASSWORD: &str = "password-of-the-stories";
 
 /// What a user of the store must be allowed; docs/scale.md says the same.
-const RIGHTS: &str = "~wecom-proxy:* &wecom-proxy:* -@all +hello +auth +ping +select +subscribe +unsubscribe \
+pub(super) const RIGHTS: &str = "~wecom-proxy:* &wecom-proxy:* -@all +hello +auth +ping +select +subscribe +unsubscribe \
                       +publish +evalsha +script|load +type +get +set +del +pttl +pexpire +hget +hset +hmget +time";
 
 #[tokio::test]
