@@ -136,7 +136,7 @@ curl 'http://{proxy}/hr/cgi-bin/message/send' -d '{{"touser":"zhangsan","msgtype
 # 3. The token is voided, and the next call is answered all the same: see X-Wecom-Retried
 curl -s -X POST 'http://{control}/control/revoke?agent=hr' && curl -i 'http://{proxy}/hr/cgi-bin/user/get?userid=zhangsan'
 
-What came through, in a browser: {dashboards}
+What the proxy did, in a browser: {dashboards}
 What the simulator can do: curl http://{control}/control    Stop: Ctrl-C
 "#
     ))
@@ -182,7 +182,7 @@ curl -s -X POST 'http://{control}/control/revoke?agent=hr' && curl -i -H 'Connec
 # 3. How often they fetched a token, all together: once, and once more when it was voided
 curl -s 'http://{control}/control/requests' | grep -o '/gettoken"' | wc -l
 
-What came through each of them, in a browser: {dashboards}
+What each proxy did, in a browser: {dashboards}
 What the simulator can do: curl http://{control}/control    Stop: Ctrl-C
 "#
     ))
