@@ -2,12 +2,15 @@
 
 use std::{
     future::Future,
-    pin::Pin,
+    pin::{Pin, pin},
     task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::{
+    task::unconstrained,
+    time::{Instant, Sleep, sleep_until},
+};
 
 /// A point in time that a poll function can wait for. Moving it later costs a store; the timer wheel learns of it only
 /// when the old point passes. It stops by itself: a deadline that nobody polls wakes nobody.
@@ -77,7 +80,8 @@ impl Deadline {
             self.waker = Some(cx.waker().clone());
         }
         loop {
-            ready!(timer.as_mut().poll(cx));
+            // The timer would not listen to a task that has used up its turn, and it is told only once.
+            ready!(pin!(unconstrained(timer.as_mut())).poll(cx));
             if timer.deadline() >= at {
                 return Poll::Ready(());
             }
@@ -90,7 +94,36 @@ impl Deadline {
 mod tests {
     use std::future::poll_fn;
 
+    use tokio::{
+        task::coop::{consume_budget, has_budget_remaining},
+        time::timeout,
+    };
+
     use super::*;
+
+    /// Polls once in a task that has used up its turn, and lets the runtime go on.
+    async fn polled_late(deadline: &mut Deadline) {
+        while has_budget_remaining() {
+            consume_budget().await;
+        }
+        assert!(poll_fn(|cx| Poll::Ready(deadline.poll_passed(cx).is_pending())).await);
+        tokio::task::yield_now().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_holds_when_it_was_first_looked_at_by_a_task_that_had_used_up_its_turn() {
+        let mut deadline = Deadline::idle();
+        deadline.set(Duration::from_secs(1));
+        polled_late(&mut deadline).await;
+        let passed = timeout(Duration::from_secs(9), poll_fn(|cx| deadline.poll_passed(cx)));
+        assert!(passed.await.is_ok(), "the timer woke nobody");
+        // The same where the timer has fired, and is set anew.
+        deadline.set(Duration::from_secs(1));
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        polled_late(&mut deadline).await;
+        let passed = timeout(Duration::from_secs(9), poll_fn(|cx| deadline.poll_passed(cx)));
+        assert!(passed.await.is_ok(), "the timer that was set anew woke nobody");
+    }
 
     #[tokio::test(start_paused = true)]
     async fn moving_it_later_or_earlier_holds() {

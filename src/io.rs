@@ -56,10 +56,17 @@ impl Stream {
     }
 }
 
+/// A peer that has left is an error and no signal. Apple's systems know no such flag; a Rust program ignores that signal
+/// anyway.
+#[cfg(not(target_vendor = "apple"))]
+const QUIETLY: SendFlags = SendFlags::NOSIGNAL;
+#[cfg(target_vendor = "apple")]
+const QUIETLY: SendFlags = SendFlags::empty();
+
 /// Sends past the C library, whose `send` is a point at which a thread can be cancelled: that takes two locked instructions
 /// each time.
 fn poll_send(tcp: &TcpStream, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-    let send = || Ok(retry_on_intr(|| rustix::net::send(tcp, bytes, SendFlags::NOSIGNAL))?);
+    let send = || Ok(retry_on_intr(|| rustix::net::send(tcp, bytes, QUIETLY))?);
     loop {
         ready!(tcp.poll_write_ready(cx))?;
         match tcp.try_io(Interest::WRITABLE, send) {

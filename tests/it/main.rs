@@ -13,6 +13,7 @@ mod deploy;
 mod drain;
 mod egress;
 mod errors;
+mod familiar;
 mod faults;
 mod forward;
 mod gettoken;

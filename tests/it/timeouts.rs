@@ -109,6 +109,23 @@ async fn the_second_head_on_a_connection_is_bounded_as_well() {
     assert_eq!(is_closed(&mut line).await, b"");
 }
 
+/// A task that has used up its turn is told by the runtime to come again, and told so by the timer too. However many requests
+/// come at once, the connection is closed when nothing follows.
+#[tokio::test]
+async fn a_connection_that_was_busy_at_first_is_closed_when_it_is_silent() {
+    let stage = Stage::with(&bounded("idle_timeout = \"1s\"\nheader_timeout = \"60s\"", "")).await;
+    let mut lines = Vec::new();
+    for requests in 110..140 {
+        let mut line = Line::to(stage.address()).await;
+        line.say("GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n".repeat(requests)).await.expect("it is taken");
+        lines.push((requests, line));
+    }
+    for (requests, line) in &mut lines {
+        let all = String::from_utf8(is_closed(line).await).expect("text");
+        assert_eq!(all.matches("HTTP/1.1 404 ").count(), *requests);
+    }
+}
+
 #[tokio::test]
 async fn a_silent_connection_is_closed() {
     let stage = Stage::with(&bounded("idle_timeout = \"2s\"\nheader_timeout = \"60s\"", "")).await;
