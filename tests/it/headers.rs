@@ -1,10 +1,12 @@
 //! §5: which headers cross, in either direction, and which the proxy adds.
 
+use std::time::{Duration, Instant};
+
 use http::Request;
 use wecom_proxy::simulator::Fault;
 
 use crate::{
-    stage::{Caller, ECHO, OPEN, Stage, USER_GET},
+    stage::{Caller, ECHO, OPEN, Reply, Stage, USER_GET, wait_for},
     wire::{Line, Puppet},
 };
 
@@ -200,21 +202,49 @@ async fn a_sane_request_id_is_kept_and_any_other_replaced() {
     assert_eq!(refused.header("x-request-id"), "mine");
 }
 
+/// The milliseconds that an answer says it took to wait for a token, and for WeCom.
+fn timing(reply: &Reply) -> Vec<f64> {
+    let text = reply.header("server-timing").to_owned();
+    let parts = text.strip_prefix("token;dur=").and_then(|rest| rest.split_once(", upstream;dur="));
+    let (token, upstream) = parts.unwrap_or_else(|| panic!("{text}"));
+    [token, upstream].iter().map(|part| part.parse().expect("a number")).collect()
+}
+
 #[tokio::test]
 async fn server_timing_says_where_the_time_went() {
     let stage = Stage::open().await;
-    let slow = Fault::delay(std::time::Duration::from_millis(30));
+    let slow = Fault::delay(Duration::from_millis(30));
     stage.wecom.inject(slow).expect("a fault");
-    let timing = |reply: &crate::stage::Reply| -> Vec<f64> {
-        let text = reply.header("server-timing").to_owned();
-        let parts = text.strip_prefix("token;dur=").and_then(|rest| rest.split_once(", upstream;dur="));
-        let (token, upstream) = parts.unwrap_or_else(|| panic!("{text}"));
-        [token, upstream].iter().map(|part| part.parse().expect("a number")).collect()
-    };
     let cold = timing(&stage.get(USER_GET).await);
     assert!(cold[0] >= 29.0 && cold[1] >= 29.0, "{cold:?}");
     let warm = timing(&stage.get(USER_GET).await);
     assert!(warm[0] < 29.0 && warm[1] >= 29.0, "{warm:?}");
+}
+
+/// Neither the wait for a token nor that for a place among the requests in flight is WeCom's time.
+#[tokio::test]
+async fn what_is_waited_for_here_is_not_the_upstreams_time() {
+    let stage =
+        Stage::with(&OPEN.replace("[admin]", "max_in_flight = 1\nqueue_timeout = \"10m\"\n[admin]")).await;
+    let slow = Duration::from_secs(3);
+    stage.wecom.inject(Fault::delay(slow).on("/cgi-bin/gettoken").times(1)).expect("a fault");
+    let asked = Instant::now();
+    let cold = timing(stage.get(USER_GET).await.is_ok());
+    let all = asked.elapsed().as_secs_f64() * 1000.0;
+    assert!(cold[0] >= 2999.0 && cold[0] + cold[1] <= all, "{cold:?} of {all}");
+    stage.wecom.inject(Fault::delay(slow).on(ECHO).times(1)).expect("a fault");
+    let wait = async {
+        wait_for("the slow call", async || {
+            stage.wecom.look(|seen| seen.requests().any(|record| record.path == ECHO))
+        })
+        .await;
+        let asked = Instant::now();
+        let waited = timing(stage.get(USER_GET).await.is_ok());
+        (waited, asked.elapsed().as_secs_f64() * 1000.0)
+    };
+    let (reply, (waited, all)) = tokio::join!(stage.get(ECHO), wait);
+    assert!(timing(&reply)[1] >= 2999.0, "{reply:?}");
+    assert!(waited[1] + 1000.0 < all, "{waited:?} of {all}");
 }
 
 #[tokio::test]
