@@ -9,7 +9,7 @@ use std::{
 
 use socket2::SockRef;
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::{TcpSocket, TcpStream},
     task::yield_now,
 };
 
@@ -55,7 +55,10 @@ pub struct Recorder {
 impl Recorder {
     /// Listens on a free port.
     pub async fn new() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let socket = TcpSocket::new_v4().expect("a socket");
+        socket.bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a port");
+        // Hundreds may come at once: who does not fit would be sent away in the end.
+        let listener = socket.listen(4096).expect("it listens");
         let address = listener.local_addr().expect("an address");
         let log = Arc::<Mutex<Log>>::default();
         let shared = log.clone();
