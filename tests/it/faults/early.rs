@@ -34,7 +34,7 @@ fn cases() -> Vec<Case> {
 
 async fn play(tongue: Tongue) {
     let peer = Peer::new().await;
-    let bounds = "max_in_flight = 1\nresponse_timeout = \"5s\"\n[replay]\nmemory = \"1MiB\"\n[admin]";
+    let bounds = "max_in_flight = 1\nresponse_timeout = \"20s\"\n[replay]\nmemory = \"1MiB\"\n[admin]";
     let stage = Stage::facing(peer.address, &OPEN.replace("[admin]", bounds)).await;
     let well = vec![Step::TakeBody, Step::Say(json("{\"errcode\":0}"))];
     // An upstream that reads no more after its answer is left; one that reads on may be asked again.

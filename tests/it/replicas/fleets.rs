@@ -126,7 +126,8 @@ async fn a_node_that_hangs_holds_nobody_up() {
         let began = Instant::now();
         let gettokens = replicas.voided(5).await;
         assert!((1..=3).contains(&gettokens), "{gettokens}");
-        assert!(began.elapsed() < Duration::from_secs(5), "it took {:?}", began.elapsed());
+        // On a machine that has other work too; a claim that is waited for would take three times as long.
+        assert!(began.elapsed() < Duration::from_secs(15), "it took {:?}", began.elapsed());
         node.signal("CONT");
         replicas.joined().await;
     }
