@@ -6,7 +6,7 @@ mod familiar;
 
 use std::sync::Arc;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 pub use self::familiar::Familiar;
@@ -244,30 +244,35 @@ impl Span {
 }
 
 /// Where in a message the header lines begin: behind its first line, before which there may be empty ones.
-pub fn lines_at(message: &[u8]) -> Option<usize> {
+fn lines_at(message: &[u8]) -> Option<usize> {
     let begin = message.iter().position(|byte| !matches!(byte, b'\r' | b'\n'))?;
     memchr::memchr(b'\n', &message[begin..]).map(|end| begin + end + 1)
 }
 
-/// Lines that were found in a buffer, before their text is taken off it.
-pub struct Found(Vec<Line>);
+/// Lines that were found in a head, before it is taken off its buffer.
+pub struct Found {
+    at: usize,
+    lines: Vec<Line>,
+}
 
 impl Found {
-    /// What httparse found in the text that begins at `base`.
-    pub fn new(base: &[u8], headers: &[httparse::Header<'_>]) -> Self {
-        let base = base.as_ptr() as usize;
+    /// What httparse found in this head.
+    pub fn new(head: &[u8], headers: &[httparse::Header<'_>]) -> Self {
+        let at = lines_at(head).unwrap_or(head.len());
+        let base = head[at..].as_ptr() as usize;
         let line = |header: &httparse::Header<'_>| Line {
             known: Known::of(header.name.as_bytes()),
             nominated: false,
             name: Span::of(header.name.as_bytes(), base),
             value: Span::of(header.value, base),
         };
-        Self(headers.iter().map(line).collect())
+        Self { at, lines: headers.iter().map(line).collect() }
     }
 
-    /// The lines together with their text.
-    pub fn within(self, text: Bytes) -> Fields {
-        Lines::new(text, self.0).into()
+    /// Takes the head, which is so long, off its buffer; the lines together with their text.
+    pub fn take_off(self, buffer: &mut BytesMut, length: usize) -> Fields {
+        buffer.advance(self.at);
+        Lines::new(buffer.split_to(length - self.at).freeze(), self.lines).into()
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use foldhash::fast::RandomState;
 
-use super::{Field, Fields, Known, Line, Lines, Span};
+use super::{Field, Fields, Known, Line, Lines, Span, lines_at};
 
 /// Longest text that is remembered.
 const LONGEST: usize = 1024;
@@ -42,9 +42,16 @@ pub(super) struct Digits {
 }
 
 impl Familiar {
+    /// The first line of a message, the lines behind it if they came before on this connection, and how long the head is.
+    pub fn recognise_head<'a>(&mut self, message: &'a [u8]) -> Option<(&'a [u8], Fields, usize)> {
+        let (first, rest) = message.split_at(lines_at(message)?);
+        let (fields, end) = self.recognise(rest)?;
+        Some((first, fields, first.len() + end))
+    }
+
     /// The lines at the beginning of `text`, if they came before on this connection, and how many bytes they are with the
     /// empty line behind them.
-    pub fn recognise(&mut self, text: &[u8]) -> Option<(Fields, usize)> {
+    fn recognise(&mut self, text: &[u8]) -> Option<(Fields, usize)> {
         let mut known = self.0.iter().flatten().enumerate();
         let (nth, lines, (end, length)) =
             known.find_map(|(nth, lines)| lines.begin(text).map(|begin| (nth, lines.clone(), begin)))?;
@@ -223,7 +230,7 @@ impl Digits {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::Found, *};
 
     /// A name that no other test uses: what one of them has seen another must not know.
     fn lines(name: &str, more: &str) -> String {
@@ -231,13 +238,12 @@ mod tests {
     }
 
     fn read(text: &str) -> Fields {
+        let mut buffer = BytesMut::from(&*format!("GET / HTTP/1.1\r\n{text}"));
+        let message = buffer.clone();
         let mut room = [httparse::EMPTY_HEADER; 16];
-        let httparse::Status::Complete((_, headers)) =
-            httparse::parse_headers(text.as_bytes(), &mut room).expect("lines")
-        else {
-            panic!("the lines do not end");
-        };
-        super::super::Found::new(text.as_bytes(), headers).within(Bytes::copy_from_slice(text.as_bytes()))
+        let mut request = httparse::Request::new(&mut room);
+        let length = request.parse(&message).expect("a head").unwrap();
+        Found::new(&message[..length], request.headers).take_off(&mut buffer, length)
     }
 
     fn told(fields: &Fields) -> Vec<(Vec<u8>, Vec<u8>)> {

@@ -7,7 +7,7 @@ use http::StatusCode;
 
 use super::{BodyLength, Flaw, Outgoing};
 use crate::{
-    fields::{Familiar, Fields, Found, lines_at},
+    fields::{Familiar, Fields, Found},
     framing::has_bare_line_feed,
 };
 
@@ -70,10 +70,7 @@ pub(super) fn take(buffer: &mut BytesMut, familiar: &mut Familiar) -> Result<Opt
         return Err(Flaw::Head("a line of its head ends without a carriage return"));
     }
     let said = said(&response)?;
-    let lines_at = lines_at(&buffer[..length]).unwrap_or(length);
-    let found = Found::new(&buffer[lines_at..], response.headers);
-    buffer.advance(lines_at);
-    let fields = found.within(buffer.split_to(length - lines_at).freeze());
+    let fields = Found::new(&buffer[..length], response.headers).take_off(buffer, length);
     if fields.names_too_many() {
         return Err(Flaw::Head("its Connection names more than 100 headers"));
     }
@@ -82,10 +79,8 @@ pub(super) fn take(buffer: &mut BytesMut, familiar: &mut Familiar) -> Result<Opt
 
 /// The same for a head of which only the first line is new. What is wrong with one is not said here.
 fn take_familiar(buffer: &mut BytesMut, familiar: &mut Familiar) -> Option<Head> {
-    let lines_at = lines_at(buffer)?;
-    let (fields, end) = familiar.recognise(&buffer[lines_at..])?;
-    let first_line = &buffer[..lines_at];
-    if lines_at + end > MAX_HEAD || has_bare_line_feed(first_line) {
+    let (first_line, fields, length) = familiar.recognise_head(buffer)?;
+    if length > MAX_HEAD || has_bare_line_feed(first_line) {
         return None;
     }
     let mut response = httparse::Response::new(&mut []);
@@ -93,7 +88,7 @@ fn take_familiar(buffer: &mut BytesMut, familiar: &mut Familiar) -> Option<Head>
         return None;
     }
     let said = said(&response).ok()?;
-    buffer.advance(lines_at + end);
+    buffer.advance(length);
     Some(Head::new(said, fields))
 }
 

@@ -6,7 +6,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use http::{Method, StatusCode, Version};
 
 use crate::{
-    fields::{Familiar, Fields, Found, Known, lines_at},
+    fields::{Familiar, Fields, Found, Known},
     framing::{Framing, FramingError, has_bare_line_feed},
     proxy::RequestTarget,
 };
@@ -95,10 +95,7 @@ pub(super) fn take(buffer: &mut BytesMut, familiar: &mut Familiar) -> Result<Opt
         return Err(malformed("a line of the head ends without a carriage return"));
     }
     let asked = asked(&request)?;
-    let lines_at = lines_at(&buffer[..length]).unwrap_or(length);
-    let found = Found::new(&buffer[lines_at..], request.headers);
-    buffer.advance(lines_at);
-    let fields = found.within(buffer.split_to(length - lines_at).freeze());
+    let fields = Found::new(&buffer[..length], request.headers).take_off(buffer, length);
     if fields.names_too_many() {
         return Err(too_large("Connection names more than 100 headers"));
     }
@@ -107,10 +104,8 @@ pub(super) fn take(buffer: &mut BytesMut, familiar: &mut Familiar) -> Result<Opt
 
 /// The same for a head of which only the first line is new. What is wrong with one is not said here.
 fn take_familiar(buffer: &mut BytesMut, familiar: &mut Familiar) -> Option<Head> {
-    let lines_at = lines_at(buffer)?;
-    let (fields, end) = familiar.recognise(&buffer[lines_at..])?;
-    let first_line = &buffer[..lines_at];
-    if lines_at + end > MAX_HEAD || has_bare_line_feed(first_line) {
+    let (first_line, fields, length) = familiar.recognise_head(buffer)?;
+    if length > MAX_HEAD || has_bare_line_feed(first_line) {
         return None;
     }
     let mut request = httparse::Request::new(&mut []);
@@ -118,7 +113,7 @@ fn take_familiar(buffer: &mut BytesMut, familiar: &mut Familiar) -> Option<Head>
         return None;
     }
     let asked = asked(&request).ok()?;
-    buffer.advance(lines_at + end);
+    buffer.advance(length);
     Some(Head::new(asked, fields))
 }
 
