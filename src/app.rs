@@ -41,7 +41,7 @@ use crate::{
     },
     traces::{Receiver, ReceiverError, Traces},
     upload::{Bounds, Shelf},
-    upstream::{Settings, SettingsError, Upstream},
+    upstream::{Settings, SettingsError},
 };
 
 /// How long closing the listeners may take before nobody waits for it.
@@ -199,7 +199,7 @@ impl App {
         let addresses: Vec<_> = bound.iter().map(Bound::address).collect();
         let admin_addresses: Vec<_> = admin_bound.iter().map(Bound::address).collect();
 
-        let gettoken = Gettoken::new(Upstream::new(upstream.clone()), patience(&config.upstream));
+        let gettoken = Gettoken::start(upstream.clone(), patience(&config.upstream))?;
         let (runtime, ahead) = (Handle::current(), config.tokens.refresh_ahead);
         let issuer = match store {
             None => Issuer::new(Box::new(gettoken), runtime, ahead),
@@ -247,7 +247,7 @@ impl App {
                 recorder: recent.recorder(),
                 tracer: traces.as_ref().map(Traces::tracer),
             };
-            crew.clone().start_worker(nth, Arc::new(books))
+            crew.clone().start_worker(nth, books)
         });
         let workers = workers.collect::<io::Result<Vec<_>>>()?;
         // Only the workers hold the listeners now.

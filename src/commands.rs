@@ -27,6 +27,8 @@ pub use self::{
     man::man,
     simulator::simulator,
 };
+use tokio::runtime::{Builder, LocalOptions};
+
 use crate::{
     app::{App, Prepared, Surroundings, Unusable},
     config,
@@ -135,8 +137,10 @@ fn prepared(path: &Path) -> Result<Prepared, Refused> {
 
 /// The runtime of everything but requests.
 fn on_runtime<T>(work: impl Future<Output = Result<T, Failed>>) -> Result<T, Failed> {
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failed::other)?;
+    let runtime = Builder::new_current_thread()
+        .enable_all()
+        .build_local(LocalOptions::default())
+        .map_err(Failed::other)?;
     let outcome = runtime.block_on(work);
     runtime.shutdown_background();
     outcome

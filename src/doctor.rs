@@ -24,7 +24,7 @@ use crate::{
     config::{Agent, Config},
     tokens::{
         Credentials,
-        fetch::{self, Gettoken},
+        fetch::{self, Asker},
     },
     upstream::{Settings, Upstream},
     wecom::errcode,
@@ -163,12 +163,12 @@ async fn ask(
     upstream: &Arc<Settings>,
     patience: Duration,
 ) -> (Option<SystemTime>, Outcome) {
-    let gettoken = Gettoken::new(Upstream::new(upstream.clone()), patience);
+    let asker = Asker::new(Upstream::new(upstream.clone()), patience);
     let credentials = Credentials { corpid: agent.corpid.clone(), secret: agent.secret.clone() };
-    let (date, grant) = gettoken.ask(&credentials).await;
+    let (date, grant) = asker.ask(&credentials).await;
     let outcome = match grant {
         Err(failure) => Outcome::NoToken(failure.into()),
-        Ok(grant) => match call.make(gettoken.upstream(), &grant.token, patience).await {
+        Ok(grant) => match call.make(asker.upstream(), &grant.token, patience).await {
             Err(problem) => Outcome::NoCall(problem),
             Ok(()) => Outcome::Fine,
         },

@@ -20,7 +20,7 @@ mod sign;
 mod target;
 mod ticket;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use http::{Method, StatusCode, Version};
@@ -74,7 +74,7 @@ pub struct Proxy {
     upstream: Upstream,
     ids: Ids,
     acquaintances: Acquaintances,
-    books: Arc<Books>,
+    books: Rc<Books>,
 }
 
 impl Proxy {
@@ -83,7 +83,7 @@ impl Proxy {
         directory: Arc<ArcSwap<Directory>>,
         rules: Arc<Rules>,
         upstream: Upstream,
-        books: Arc<Books>,
+        books: Rc<Books>,
     ) -> Self {
         Self {
             directory,

@@ -9,12 +9,13 @@ mod hushed;
 mod listen;
 pub mod tls;
 
-use std::{io, net::IpAddr, sync::Arc, time::Duration};
+use std::{io, net::IpAddr, rc::Rc, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwapOption;
 use bytes::BytesMut;
 use tokio::{
     sync::watch,
+    task::spawn_local,
     time::{Instant, sleep, timeout},
 };
 use tokio_rustls::TlsAcceptor;
@@ -82,7 +83,7 @@ impl Server {
 }
 
 /// Accepts connections until the server stops. Connections in use go on; wait for them by the seats they have.
-pub async fn serve(listener: Listener, server: Arc<Server>, proxy: Arc<Proxy>) {
+pub async fn serve(listener: Listener, server: Arc<Server>, proxy: Rc<Proxy>) {
     let mut stopping = server.stopping.clone();
     loop {
         let accepted = tokio::select! {
@@ -98,7 +99,7 @@ pub async fn serve(listener: Listener, server: Arc<Server>, proxy: Arc<Proxy>) {
                     seat = server.house.seat() => seat,
                 };
                 if let Some(seat) = seat {
-                    tokio::spawn(converse(stream, peer, seat, server.clone(), proxy.clone()));
+                    spawn_local(converse(stream, peer, seat, server.clone(), proxy.clone()));
                 }
             }
             Err(error) if is_of_one_connection(&error) => {}
@@ -111,7 +112,7 @@ pub async fn serve(listener: Listener, server: Arc<Server>, proxy: Arc<Proxy>) {
     // Whoever is connected already, as far as they can see, would be thrown out when the socket closes.
     for (stream, peer) in listener.left_over() {
         if let Some(seat) = server.house.free_seat() {
-            tokio::spawn(converse(stream, peer, seat, server.clone(), proxy.clone()));
+            spawn_local(converse(stream, peer, seat, server.clone(), proxy.clone()));
         }
     }
 }
@@ -128,7 +129,7 @@ async fn converse(
     peer: Option<IpAddr>,
     seat: Arc<Seat>,
     server: Arc<Server>,
-    proxy: Arc<Proxy>,
+    proxy: Rc<Proxy>,
 ) {
     let (timeouts, stopping, proxy) = (server.timeouts, &server.stopping, &proxy);
     seat.take().await;

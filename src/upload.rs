@@ -6,8 +6,10 @@
 mod keep;
 
 use std::{
+    cell::RefCell,
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    rc::Rc,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -69,7 +71,7 @@ impl Body {
 }
 
 /// Where the pieces of a body come from. What is not read of it when it is dropped is its own concern.
-pub trait Source: Send {
+pub trait Source {
     /// How long the body is, as far as its head says.
     fn declared(&self) -> Option<u64>;
     /// The next piece; `None` at the end.
@@ -89,7 +91,7 @@ pub struct Upload(Kind);
 #[derive(Clone)]
 enum Kind {
     Whole(Bytes),
-    Streamed(Arc<Mutex<State>>),
+    Streamed(Rc<RefCell<State>>),
 }
 
 struct State {
@@ -116,7 +118,7 @@ impl Upload {
             Body::Whole(whole) => return Some(Self(Kind::Whole(whole))),
             Body::Streamed(source) => source,
         };
-        Some(Self(Kind::Streamed(Arc::new(Mutex::new(State {
+        Some(Self(Kind::Streamed(Rc::new(RefCell::new(State {
             declared: source.declared(),
             source: Some(source),
             received: 0,
@@ -133,7 +135,7 @@ impl Upload {
     /// Whether [`Upload::reader`] would give one.
     pub fn can_be_read_again(&self) -> bool {
         let Kind::Streamed(state) = &self.0 else { return true };
-        let state = locked(state);
+        let state = state.borrow();
         state.received == 0 || state.kept.as_ref().is_some_and(Kept::is_whole)
     }
 
@@ -146,7 +148,7 @@ impl Upload {
         let attempt = match &self.0 {
             Kind::Whole(_) => 0,
             Kind::Streamed(state) => {
-                let mut state = locked(state);
+                let mut state = state.borrow_mut();
                 state.attempt += 1;
                 if let Some(kept) = &mut state.kept {
                     kept.rewind();
@@ -162,7 +164,7 @@ impl Upload {
     /// still comes.
     pub fn settle(&self) {
         if let Kind::Streamed(state) = &self.0 {
-            let mut state = locked(state);
+            let mut state = state.borrow_mut();
             state.settled = true;
             state.let_go();
         }
@@ -172,7 +174,7 @@ impl Upload {
     pub fn received(&self) -> u64 {
         match &self.0 {
             Kind::Whole(whole) => whole.len() as u64,
-            Kind::Streamed(state) => locked(state).received,
+            Kind::Streamed(state) => state.borrow().received,
         }
     }
 
@@ -180,13 +182,9 @@ impl Upload {
     pub fn failure(&self) -> Option<UploadError> {
         match &self.0 {
             Kind::Whole(_) => None,
-            Kind::Streamed(state) => locked(state).failed,
+            Kind::Streamed(state) => state.borrow().failed,
         }
     }
-}
-
-fn locked(state: &Mutex<State>) -> MutexGuard<'_, State> {
-    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl fmt::Debug for Upload {
@@ -258,7 +256,7 @@ impl Reader {
                 return Poll::Ready(Ok(piece));
             }
         };
-        let mut state = locked(state);
+        let mut state = state.borrow_mut();
         if state.attempt != self.attempt {
             return Poll::Ready(Err(UploadError::Superseded));
         }

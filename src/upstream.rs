@@ -15,12 +15,11 @@ mod trust;
 mod whole;
 
 use std::{
+    cell::Cell,
     future::poll_fn,
     io,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    rc::Rc,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -211,10 +210,10 @@ impl AnswerBody {
 
 /// Connections to the upstream, for the tasks of one runtime.
 pub struct Upstream {
-    pool: Arc<Pool>,
+    pool: Rc<Pool>,
     addresses: Addresses,
     /// Whether the upstream spoke HTTP/2 when last asked; fresh connections are then made one at a time.
-    speaks_http2: AtomicBool,
+    speaks_http2: Cell<bool>,
     /// Held while a connection is made that may serve all; what failed last, and when.
     dialling: tokio::sync::Mutex<Option<(Instant, String)>>,
 }
@@ -222,7 +221,7 @@ pub struct Upstream {
 impl Upstream {
     /// An upstream without connections.
     pub fn new(settings: Arc<Settings>) -> Self {
-        let speaks_http2 = AtomicBool::new(settings.tls.is_some());
+        let speaks_http2 = Cell::new(settings.tls.is_some());
         Self {
             pool: Pool::new(settings),
             addresses: Addresses::default(),
@@ -279,7 +278,7 @@ impl Upstream {
 
     /// A connection where there is none to use again, and whether it has carried other requests all the same.
     async fn fresh_line(&self) -> Result<(Line, bool), Failure> {
-        if !self.speaks_http2.load(Ordering::Relaxed) {
+        if !self.speaks_http2.get() {
             return Ok((self.dial().await?, false));
         }
         // One HTTP/2 connection serves many: whoever comes while it is made waits for it, and shares its failure.
@@ -294,7 +293,7 @@ impl Upstream {
             let failure = Failure { flaw: Flaw::Unreachable(what.clone()), sent: Sent::Nothing };
             return self.crowded_line().ok_or(failure);
         }
-        if !self.speaks_http2.load(Ordering::Relaxed) {
+        if !self.speaks_http2.get() {
             drop(last_failure);
             return Ok((self.dial().await?, false));
         }
@@ -312,7 +311,7 @@ impl Upstream {
     }
 
     fn kept_line(&self, now: Instant) -> Option<Line> {
-        if self.speaks_http2.load(Ordering::Relaxed)
+        if self.speaks_http2.get()
             && let Some(place) = self.pool.shared()
         {
             return Some(Line::Http2(place));
@@ -324,7 +323,7 @@ impl Upstream {
         let nothing_sent = |flaw| Failure { flaw, sent: Sent::Nothing };
         let until = Instant::now() + self.pool.settings.connect_timeout;
         let dialled = dial::dial(&self.pool.settings, &self.addresses).await.map_err(nothing_sent)?;
-        self.speaks_http2.store(dialled.http2, Ordering::Relaxed);
+        self.speaks_http2.set(dialled.http2);
         if !dialled.http2 {
             return Ok(Line::Http1(Box::new(Connection::new(dialled.stream))));
         }
@@ -352,7 +351,7 @@ impl Line {
 
     async fn send(
         self,
-        pool: &Arc<Pool>,
+        pool: &Rc<Pool>,
         outgoing: &Outgoing<'_>,
         reader: Option<Reader>,
         now: Option<Instant>,

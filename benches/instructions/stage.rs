@@ -7,6 +7,7 @@ use std::{
     os::unix::net::UnixStream,
     path::PathBuf,
     pin::Pin,
+    rc::Rc,
     sync::Arc,
     time::Duration,
 };
@@ -14,8 +15,9 @@ use std::{
 use arc_swap::{ArcSwap, ArcSwapOption};
 use tempfile::TempDir;
 use tokio::{
-    runtime::{Builder, Runtime},
+    runtime::{Builder, LocalOptions, LocalRuntime},
     sync::watch,
+    task::spawn_local,
 };
 use wecom_proxy::{
     access::AccessLog,
@@ -73,13 +75,13 @@ agents = ["*"]
 
 /// Everything in one place.
 pub struct Stage {
-    runtime: Runtime,
+    runtime: LocalRuntime,
     /// Who may call.
     pub directory: Arc<Directory>,
     /// An access log that nobody reads.
     pub access: AccessLog,
     /// Where a worker writes down its requests.
-    pub books: Arc<Books>,
+    pub books: Rc<Books>,
     upstream: TcpListener,
     socket: PathBuf,
     // The listening socket, which goes when nobody holds it, and what says that the server goes on.
@@ -127,12 +129,12 @@ impl Stage {
         // Without it nobody would want the access log's lines.
         Telemetry::start(config.log)?;
 
-        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
         let issuer = Issuer::new(Box::new(Granting), runtime.handle().clone(), config.tokens.refresh_ahead);
         let directory = Arc::new(Directory::new(&mut config, &issuer, &Limits::default(), None));
         let settings = Arc::new(Settings::new(&config.upstream).map_err(io::Error::other)?);
         let access = AccessLog::start(config.log, 1, false, Box::new(io::sink()))?;
-        let books = Arc::new(Books {
+        let books = Rc::new(Books {
             access: access.for_worker(),
             counter: Some(Metrics::default().counter()),
             // Few, so that the slots are soon used again.
@@ -157,7 +159,7 @@ impl Stage {
             let upstream = Upstream::new(settings);
             let proxy = Proxy::new(shared, Arc::new(rules), upstream, books.clone());
             let server = Server::new(&config.server, Arc::new(ArcSwapOption::empty()), stop_seen);
-            tokio::spawn(server::serve(bound.listener()?, Arc::new(server), Arc::new(proxy)));
+            spawn_local(server::serve(bound.listener()?, Arc::new(server), Rc::new(proxy)));
             Ok::<_, io::Error>(())
         })?;
         Ok(Self { runtime, directory, access, books, upstream, socket, _bound: (bound, stopping), _dir: dir })

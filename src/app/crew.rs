@@ -1,11 +1,12 @@
 //! The workers: a thread each, with a runtime, an upstream pool and a share of the connections of its own.
 
-use std::{io, sync::Arc, thread};
+use std::{io, rc::Rc, sync::Arc, thread};
 
 use arc_swap::ArcSwap;
 use tokio::{
-    runtime::Builder,
+    runtime::{Builder, LocalOptions},
     sync::{mpsc, watch},
+    task::spawn_local,
 };
 
 use crate::{
@@ -30,12 +31,12 @@ pub(super) struct Crew {
 
 impl Crew {
     /// Starts a worker on a thread of its own.
-    pub(super) fn start_worker(self, nth: usize, books: Arc<Books>) -> io::Result<thread::JoinHandle<()>> {
+    pub(super) fn start_worker(self, nth: usize, books: Books) -> io::Result<thread::JoinHandle<()>> {
         let Self { server, bound, directory, rules, upstream, ended, open } = self;
         let work = move || -> io::Result<()> {
-            let runtime = Builder::new_current_thread().enable_all().build()?;
+            let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
             runtime.block_on(async {
-                let proxy = Arc::new(Proxy::new(directory, rules, Upstream::new(upstream), books));
+                let proxy = Rc::new(Proxy::new(directory, rules, Upstream::new(upstream), Rc::new(books)));
                 work(bound, &server, &proxy, open, ended).await
             })
         };
@@ -51,13 +52,13 @@ impl Crew {
 async fn work(
     bound: Arc<Vec<Bound>>,
     server: &Arc<Server>,
-    proxy: &Arc<Proxy>,
+    proxy: &Rc<Proxy>,
     open: mpsc::Sender<()>,
     mut ended: watch::Receiver<bool>,
 ) -> io::Result<()> {
     for bound in bound.iter() {
         let (serving, open) = (server::serve(bound.listener()?, server.clone(), proxy.clone()), open.clone());
-        tokio::spawn(async move {
+        spawn_local(async move {
             serving.await;
             drop(open);
         });

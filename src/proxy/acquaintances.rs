@@ -1,7 +1,10 @@
 //! Callers whose header lines came before. Who they are was found out once, key and all; as long as the directory is the
 //! same, so is the answer.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::{
+    cell::RefCell,
+    sync::{Arc, Weak},
+};
 
 use crate::{
     directory::{Client, Directory},
@@ -12,7 +15,7 @@ use crate::{
 const MOST: usize = 256;
 
 /// The callers that one worker remembers.
-pub(super) struct Acquaintances(Mutex<Vec<Option<Acquaintance>>>);
+pub(super) struct Acquaintances(RefCell<Vec<Option<Acquaintance>>>);
 
 struct Acquaintance {
     /// Held, so that their mark is nobody else's.
@@ -24,7 +27,7 @@ struct Acquaintance {
 
 impl Default for Acquaintances {
     fn default() -> Self {
-        Self(Mutex::new((0..MOST).map(|_| None).collect()))
+        Self(RefCell::new((0..MOST).map(|_| None).collect()))
     }
 }
 
@@ -32,7 +35,7 @@ impl Acquaintances {
     /// The client whose key these lines show, if any, or `None` where that must be found out.
     pub(super) fn recall(&self, fields: &Fields, directory: &Arc<Directory>) -> Option<Option<Arc<Client>>> {
         let mark = fields.mark()?;
-        let known = self.known();
+        let known = self.0.borrow();
         let known = known[place(mark)].as_ref()?;
         let is_known =
             known.fields.mark() == Some(mark) && known.directory.as_ptr() == Arc::as_ptr(directory);
@@ -47,11 +50,7 @@ impl Acquaintances {
             directory: Arc::downgrade(directory),
             client: client.cloned(),
         };
-        self.known()[place(mark)] = Some(acquaintance);
-    }
-
-    fn known(&self) -> MutexGuard<'_, Vec<Option<Acquaintance>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.borrow_mut()[place(mark)] = Some(acquaintance);
     }
 }
 

@@ -1,6 +1,6 @@
 //! The parts of a request's way that `benches/` counts.
 
-use std::sync::Arc;
+use std::{rc::Rc, sync::Arc};
 
 use super::{
     identify,
@@ -42,7 +42,7 @@ pub struct Signer(Record);
 
 impl Signer {
     /// A request that goes through this agent.
-    pub fn new(request: &Request, agent: Arc<Agent>, books: Arc<Books>) -> Self {
+    pub fn new(request: &Request, agent: Arc<Agent>, books: Rc<Books>) -> Self {
         let mut record = Record::new(request, Ids::default().of(request), books);
         record.agent = Some(agent);
         Self(record)

@@ -3,7 +3,9 @@
 //! It is taken from what passes by and changes nothing. What it saw is redacted when the exchange has ended.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    cell::RefCell,
+    rc::Rc,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -41,7 +43,7 @@ pub(super) struct Look {
     began: Instant,
     query: Option<String>,
     request_lines: Vec<(String, String)>,
-    request_body: Arc<Mutex<Excerpt>>,
+    request_body: Rc<RefCell<Excerpt>>,
     answer_lines: Vec<(String, String)>,
     answer_body: Excerpt,
     waits: Vec<(Duration, Duration)>,
@@ -78,7 +80,7 @@ impl Look {
             began,
             query: request.target.query().map(str::to_owned),
             request_lines: request_lines(&request.fields),
-            request_body: Arc::default(),
+            request_body: Rc::default(),
             answer_lines: Vec::new(),
             answer_body: Excerpt::default(),
             waits: Vec::new(),
@@ -92,7 +94,7 @@ impl Look {
         match body {
             Body::None => Body::None,
             Body::Whole(whole) => {
-                locked(&self.request_body).push(&whole);
+                self.request_body.borrow_mut().push(&whole);
                 Body::Whole(whole)
             }
             Body::Streamed(source) => {
@@ -135,7 +137,7 @@ impl Look {
 
     /// What was seen, without anything secret.
     pub(super) fn end(self) -> Detail {
-        let request_body = std::mem::take(&mut *locked(&self.request_body));
+        let request_body = std::mem::take(&mut *self.request_body.borrow_mut());
         let own: Vec<_> = self.own.iter().map(Masked::expose).collect();
         let is_key = |word: &str| self.directory.client(word).is_some();
         let directory = &self.directory;
@@ -219,7 +221,7 @@ impl Excerpt {
 /// A body that is seen while it is read.
 struct Tapped {
     source: Box<dyn Source>,
-    seen: Arc<Mutex<Excerpt>>,
+    seen: Rc<RefCell<Excerpt>>,
 }
 
 impl Source for Tapped {
@@ -230,7 +232,7 @@ impl Source for Tapped {
     fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Cut>> {
         let piece = ready!(self.source.poll_piece(cx));
         if let Ok(Some(piece)) = &piece {
-            locked(&self.seen).push(piece);
+            self.seen.borrow_mut().push(piece);
         }
         Poll::Ready(piece)
     }
@@ -282,10 +284,6 @@ fn block_lines(block: &[u8]) -> Vec<(String, String)> {
 
 fn text_of(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
-}
-
-fn locked(excerpt: &Mutex<Excerpt>) -> std::sync::MutexGuard<'_, Excerpt> {
-    excerpt.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! What becomes known of one request on its way, and where it is written down when its answer has ended.
 
-use std::{borrow::Cow, net::IpAddr, sync::Arc, time::Duration};
+use std::{borrow::Cow, net::IpAddr, rc::Rc, sync::Arc, time::Duration};
 
 use http::Method;
 use tokio::time::Instant;
@@ -95,12 +95,12 @@ pub(super) struct Record {
     pub(super) look: Option<Box<Look>>,
     method: Method,
     target: Target,
-    books: Arc<Books>,
+    books: Rc<Books>,
 }
 
 impl Record {
     /// A request that begins now, and which will be entered in `books`.
-    pub(super) fn new(request: &Request, request_id: RequestId, books: Arc<Books>) -> Self {
+    pub(super) fn new(request: &Request, request_id: RequestId, books: Rc<Books>) -> Self {
         let began = Instant::now();
         let trace = books.tracer.as_ref().map(|tracer| tracer.begin(&request.fields, request.version, began));
         Self {

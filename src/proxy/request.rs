@@ -2,7 +2,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    rc::Rc,
 };
 
 use bytes::Bytes;
@@ -33,7 +33,7 @@ pub struct Request {
 /// Path and query as they came. Clones share the text.
 #[derive(Clone)]
 pub struct Target {
-    text: Arc<str>,
+    text: Rc<str>,
     /// Where the question mark stands.
     mark: Option<usize>,
 }

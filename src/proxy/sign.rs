@@ -1,9 +1,6 @@
 //! The header lines of an answer that are the proxy's own, and what must not be in those that are not.
 
-use std::{
-    sync::atomic::{AtomicU32, Ordering},
-    time::Duration,
-};
+use std::{cell::Cell, time::Duration};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use memchr::memmem;
@@ -114,14 +111,14 @@ impl RequestId {
 /// Request ids: random where the process began, counted from there.
 pub(super) struct Ids {
     prefix: [u8; 16],
-    next: AtomicU32,
+    next: Cell<u32>,
 }
 
 impl Default for Ids {
     fn default() -> Self {
         let mut prefix = [0; 16];
         put_hex(&mut prefix, getrandom::u64().unwrap_or_default());
-        Self { prefix, next: AtomicU32::new(0) }
+        Self { prefix, next: Cell::new(0) }
     }
 }
 
@@ -138,7 +135,8 @@ impl Ids {
     }
 
     fn next(&self) -> RequestId {
-        let nth = self.next.fetch_add(1, Ordering::Relaxed);
+        let nth = self.next.get();
+        self.next.set(nth.wrapping_add(1));
         let mut text = [0; 24];
         text[..16].copy_from_slice(&self.prefix);
         put_hex(&mut text[16..], u64::from(nth));
@@ -160,7 +158,7 @@ mod tests {
 
     #[test]
     fn ids_count_on_from_a_random_prefix() {
-        let ids = Ids { prefix: *b"fedcba9876543210", next: AtomicU32::new(0xff) };
+        let ids = Ids { prefix: *b"fedcba9876543210", next: Cell::new(0xff) };
         assert_eq!(ids.next().as_str(), "fedcba9876543210000000ff");
         assert_eq!(ids.next().as_str(), "fedcba987654321000000100");
     }

@@ -15,6 +15,7 @@ use std::{
     future::{Future, poll_fn},
     net::IpAddr,
     pin::pin,
+    rc::Rc,
     sync::Arc,
     task::{Context, Poll, ready},
 };
@@ -57,7 +58,7 @@ pub(super) async fn serve(
     timeouts: Timeouts,
     mut stopping: watch::Receiver<bool>,
     seat: Arc<Seat>,
-    proxy: &Arc<Proxy>,
+    proxy: &Rc<Proxy>,
 ) -> Option<(Stream, BytesMut)> {
     let mut conversation = Box::new(Conversation {
         wire: Wire::new(stream),
@@ -114,7 +115,7 @@ struct Conversation {
     answered_at: Option<Instant>,
     /// The header lines that its requests bring.
     familiar: Familiar,
-    proxy: Arc<Proxy>,
+    proxy: Rc<Proxy>,
 }
 
 impl Conversation {

@@ -8,6 +8,7 @@ use std::{
     future::poll_fn,
     net::IpAddr,
     pin::Pin,
+    rc::Rc,
     sync::Arc,
     task::{Context, Poll, ready},
 };
@@ -51,7 +52,7 @@ pub(super) async fn serve(
     timeouts: Timeouts,
     mut stopping: watch::Receiver<bool>,
     seat: Arc<Seat>,
-    proxy: &Arc<Proxy>,
+    proxy: &Rc<Proxy>,
 ) {
     let stop_seen = stopping.clone();
     let link = Link::new(seat.clone());

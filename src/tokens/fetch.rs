@@ -2,18 +2,27 @@
 
 use std::{
     future::Future,
+    io,
     pin::Pin,
+    rc::Rc,
+    sync::Arc,
+    thread,
     time::{Duration, SystemTime},
 };
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use tokio::time::timeout;
+use tokio::{
+    runtime::{Builder, LocalOptions},
+    sync::{mpsc, oneshot},
+    task::spawn_local,
+    time::timeout,
+};
 
 use super::Source;
 use crate::{
     config, passes,
     secret::Masked,
-    upstream::{Flaw, Upstream, Whole},
+    upstream::{Flaw, Settings, Upstream, Whole},
     wecom::{
         errcode,
         reply::{Grant, GrantError, parse_grant},
@@ -103,14 +112,14 @@ pub fn patience(upstream: &config::Upstream) -> Duration {
     upstream.connect_timeout + upstream.response_timeout + BODY
 }
 
-/// Tokens from the real upstream.
-pub struct Gettoken {
+/// Asks the real upstream.
+pub struct Asker {
     upstream: Upstream,
     /// Longest that one call may take.
     patience: Duration,
 }
 
-impl Gettoken {
+impl Asker {
     /// Asks through `upstream`; gives up after `patience`.
     pub fn new(upstream: Upstream, patience: Duration) -> Self {
         Self { upstream, patience }
@@ -161,11 +170,53 @@ fn grant(Credentials { secret, .. }: &Credentials, whole: Whole) -> Result<Grant
     }
 }
 
+/// Tokens from the real upstream, asked for on a thread of its own: an [`Asker`] stays on one.
+pub struct Gettoken(mpsc::UnboundedSender<Order>);
+
+/// What is to be asked, and who waits for the answer.
+type Order = (Credentials, oneshot::Sender<Result<Grant, FetchError>>);
+
+impl Gettoken {
+    /// Starts the thread, which ends with this. It asks through an upstream of these settings, and gives up after `patience`.
+    pub fn start(upstream: Arc<Settings>, patience: Duration) -> io::Result<Self> {
+        let (sender, orders) = mpsc::unbounded_channel();
+        thread::Builder::new().name("gettoken".to_owned()).spawn(
+            move || match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
+                Ok(runtime) => runtime.block_on(take(orders, Asker::new(Upstream::new(upstream), patience))),
+                Err(error) => tracing::error!(%error, "no token can be asked for"),
+            },
+        )?;
+        Ok(Self(sender))
+    }
+}
+
+/// Asks what is ordered, one beside the other.
+async fn take(mut orders: mpsc::UnboundedReceiver<Order>, asker: Asker) {
+    let asker = Rc::new(asker);
+    while let Some((credentials, mut answer)) = orders.recv().await {
+        let asker = asker.clone();
+        spawn_local(async move {
+            tokio::select! {
+                asked = asker.ask(&credentials) => drop(answer.send(asked.1)),
+                // Nobody waits for it any more.
+                () = answer.closed() => {}
+            }
+        });
+    }
+}
+
 impl Source for Gettoken {
     fn fetch<'a>(
         &'a self,
         credentials: &'a Credentials,
     ) -> Pin<Box<dyn Future<Output = Result<Grant, FetchError>> + Send + 'a>> {
-        Box::pin(async move { self.ask(credentials).await.1 })
+        let (sender, answer) = oneshot::channel();
+        let sent = self.0.send((credentials.clone(), sender));
+        Box::pin(async move {
+            match sent {
+                Ok(()) => answer.await.unwrap_or(Err(FetchError::Stopped)),
+                Err(_) => Err(FetchError::Stopped),
+            }
+        })
     }
 }

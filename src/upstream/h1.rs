@@ -5,7 +5,7 @@ use std::{
     future::{Future, poll_fn},
     io,
     pin::{Pin, pin},
-    sync::{Arc, atomic::Ordering},
+    rc::Rc,
     task::{Context, Poll, ready},
 };
 
@@ -40,7 +40,7 @@ const LARGE_READS: usize = 32 * 1024 * 1024;
 /// goes back to the pool at once. `now` is what the clock says, if it was just asked.
 pub(super) async fn send(
     connection: Box<Connection>,
-    pool: &Arc<Pool>,
+    pool: &Rc<Pool>,
     outgoing: &Outgoing<'_>,
     reader: Option<Reader>,
     now: Option<Instant>,
@@ -73,7 +73,7 @@ enum Sending {
 /// A request on the wire, and its answer as far as it has come.
 pub(super) struct Exchange {
     connection: Box<Connection>,
-    pool: Arc<Pool>,
+    pool: Rc<Pool>,
     method: Method,
     sending: Sending,
     framing: Framing,
@@ -87,23 +87,23 @@ pub(super) struct Exchange {
 }
 
 /// An answer that proved to be large. It counts among the others as long as it lasts.
-struct Large(Arc<Pool>);
+struct Large(Rc<Pool>);
 
 impl Large {
-    fn new(pool: &Arc<Pool>) -> Self {
-        pool.large.fetch_add(1, Ordering::Relaxed);
+    fn new(pool: &Rc<Pool>) -> Self {
+        pool.large.update(|large| large + 1);
         Self(pool.clone())
     }
 
     /// How much to read at once.
     fn read(&self) -> usize {
-        (LARGE_READS / self.0.large.load(Ordering::Relaxed).max(1)).clamp(SMALL_READ, LARGE_READ)
+        (LARGE_READS / self.0.large.get().max(1)).clamp(SMALL_READ, LARGE_READ)
     }
 }
 
 impl Drop for Large {
     fn drop(&mut self) {
-        self.0.large.fetch_sub(1, Ordering::Relaxed);
+        self.0.large.update(|large| large - 1);
     }
 }
 
@@ -111,7 +111,7 @@ impl Exchange {
     /// Writes the head into the connection's buffer; nothing is sent before the first poll.
     fn begin(
         mut connection: Box<Connection>,
-        pool: Arc<Pool>,
+        pool: Rc<Pool>,
         outgoing: &Outgoing<'_>,
         reader: Option<Reader>,
     ) -> Self {

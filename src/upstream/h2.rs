@@ -1,13 +1,12 @@
 //! Requests on HTTP/2 connections that all share. hyper speaks the protocol; here are our bounds.
 
 use std::{
-    future::poll_fn,
+    cell::Cell,
+    future::{Future, poll_fn},
     io,
     pin::{Pin, pin},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
-    },
+    rc::Rc,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -16,9 +15,9 @@ use ::h2::Reason;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Request, Uri, Version, uri};
 use http_body::{Body, Frame, SizeHint};
-use hyper::{body::Incoming, client::conn::http2};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::time::Instant;
+use hyper::{body::Incoming, client::conn::http2, rt::Executor};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{task::spawn_local, time::Instant};
 
 use super::{AnswerBody, Failure, Flaw, Outgoing, Sent, Settings, Source};
 use crate::{
@@ -43,29 +42,39 @@ const UNSAID: usize = usize::MAX - 1;
 /// How often a fresh connection is asked whether the upstream has said it.
 const ASK: Duration = Duration::from_millis(1);
 
-type Connection = http2::Connection<TokioIo<Stream>, UploadBody, TokioExecutor>;
+/// Runs what hyper has to run beside a connection.
+#[derive(Clone)]
+struct OnThisThread;
+
+impl<F: Future + 'static> Executor<F> for OnThisThread {
+    fn execute(&self, task: F) {
+        spawn_local(task);
+    }
+}
+
+type Connection = http2::Connection<TokioIo<Stream>, UploadBody, OnThisThread>;
 
 /// A handle on a connection.
 pub(super) struct Sender {
     requests: http2::SendRequest<UploadBody>,
-    load: Arc<Load>,
+    load: Rc<Load>,
 }
 
 /// How many requests a connection carries, and how many it may.
 struct Load {
-    open: AtomicUsize,
-    most: AtomicUsize,
+    open: Cell<usize>,
+    most: Cell<usize>,
 }
 
 /// Which connection it is.
-pub(super) struct Mark(Arc<Load>);
+pub(super) struct Mark(Rc<Load>);
 
 impl Sender {
     /// Says hello on a fresh connection, which is then driven by a task of its own. It waits for the upstream's hello
     /// too: that says how many requests fit.
     pub(super) async fn handshake(stream: Stream) -> Result<Self, Flaw> {
         let failed = |error: hyper::Error| Flaw::Http2(error.to_string());
-        let (requests, mut connection) = http2::Builder::new(TokioExecutor::new())
+        let (requests, mut connection) = http2::Builder::new(OnThisThread)
             .timer(TokioTimer::new())
             .keep_alive_interval(PING)
             .keep_alive_timeout(PING)
@@ -81,8 +90,8 @@ impl Sender {
                 return Err(ended.err().map_or(Flaw::Closed, failed));
             }
         }
-        let load = Arc::new(Load { open: AtomicUsize::new(0), most: AtomicUsize::new(most(&connection)) });
-        tokio::spawn(drive(connection, load.clone()));
+        let load = Rc::new(Load { open: Cell::new(0), most: Cell::new(most(&connection)) });
+        spawn_local(drive(connection, load.clone()));
         Ok(Self { requests, load })
     }
 
@@ -91,31 +100,31 @@ impl Sender {
     }
 
     pub(super) fn is_on(&self, connection: &Mark) -> bool {
-        Arc::ptr_eq(&self.load, &connection.0)
+        Rc::ptr_eq(&self.load, &connection.0)
     }
 
     /// How many requests it carries.
     pub(super) fn open(&self) -> usize {
-        self.load.open.load(Ordering::Relaxed)
+        self.load.open.get()
     }
 
     /// Whether the upstream takes another request on it now.
     pub(super) fn has_room(&self) -> bool {
-        self.open() < self.load.most.load(Ordering::Relaxed)
+        self.open() < self.load.most.get()
     }
 
     /// A place for one request, whether there is room or not.
     pub(super) fn place(&self) -> Place {
-        self.load.open.fetch_add(1, Ordering::Relaxed);
+        self.load.open.update(|open| open + 1);
         Place { requests: self.requests.clone(), taken: Taken(self.load.clone()) }
     }
 }
 
-async fn drive(mut connection: Connection, load: Arc<Load>) {
+async fn drive(mut connection: Connection, load: Rc<Load>) {
     let ended = poll_fn(|cx| {
         let polled = Pin::new(&mut connection).poll(cx);
         if polled.is_pending() {
-            load.most.store(most(&connection), Ordering::Relaxed);
+            load.most.set(most(&connection));
         }
         polled
     });
@@ -135,11 +144,11 @@ pub(super) struct Place {
 }
 
 /// Counts a request as long as it lives.
-struct Taken(Arc<Load>);
+struct Taken(Rc<Load>);
 
 impl Drop for Taken {
     fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Ordering::Relaxed);
+        self.0.open.update(|open| open - 1);
     }
 }
 
@@ -155,11 +164,11 @@ impl Place {
         outgoing: &Outgoing<'_>,
         reader: Option<Reader>,
     ) -> Result<super::Answer, Failure> {
-        let progress = Arc::new(Progress::of(self.taken));
+        let progress = Rc::new(Progress::of(self.taken));
         let request = request(settings, outgoing, reader, progress.clone())?;
         let mut sent = pin!(self.requests.try_send_request(request));
         let response = loop {
-            let before = progress.pieces.load(Ordering::Relaxed);
+            let before = progress.pieces.get();
             match tokio::time::timeout(settings.response_timeout, &mut sent).await {
                 Ok(Ok(response)) => break response,
                 Ok(Err(mut refused)) => {
@@ -167,8 +176,8 @@ impl Place {
                     return Err(judge(&refused.into_error(), left));
                 }
                 // While the body moves, or the client is slow to send it, the upstream owes no answer.
-                Err(_) if progress.awaits_client.load(Ordering::Relaxed) => {}
-                Err(_) if progress.pieces.load(Ordering::Relaxed) != before => {}
+                Err(_) if progress.awaits_client.get() => {}
+                Err(_) if progress.pieces.get() != before => {}
                 Err(_) => return Err(Failure { flaw: Flaw::NoAnswer, sent: Sent::Perhaps }),
             }
         };
@@ -196,7 +205,7 @@ fn request(
     settings: &Settings,
     outgoing: &Outgoing<'_>,
     reader: Option<Reader>,
-    progress: Arc<Progress>,
+    progress: Rc<Progress>,
 ) -> Result<Request<UploadBody>, Failure> {
     let malformed =
         || Failure { flaw: Flaw::Http2("the request's target is not a URI".into()), sent: Sent::Nothing };
@@ -277,19 +286,19 @@ fn cause<E: std::error::Error + 'static>(error: &hyper::Error) -> Option<&E> {
 struct UploadBody {
     reader: Option<Reader>,
     length: Option<u64>,
-    progress: Arc<Progress>,
+    progress: Rc<Progress>,
 }
 
 /// What has become of a request's body, for whoever waits for the answer. The request counts until both bodies are gone.
 struct Progress {
-    pieces: AtomicU64,
-    awaits_client: AtomicBool,
+    pieces: Cell<u64>,
+    awaits_client: Cell<bool>,
     _taken: Taken,
 }
 
 impl Progress {
     fn of(taken: Taken) -> Self {
-        Self { pieces: AtomicU64::new(0), awaits_client: AtomicBool::new(false), _taken: taken }
+        Self { pieces: Cell::new(0), awaits_client: Cell::new(false), _taken: taken }
     }
 }
 
@@ -304,8 +313,8 @@ impl Body for UploadBody {
         let this = &mut *self;
         let Some(reader) = &mut this.reader else { return Poll::Ready(None) };
         let piece = reader.poll_piece(cx);
-        this.progress.awaits_client.store(piece.is_pending(), Ordering::Relaxed);
-        this.progress.pieces.fetch_add(1, Ordering::Relaxed);
+        this.progress.awaits_client.set(piece.is_pending());
+        this.progress.pieces.update(|pieces| pieces + 1);
         piece.map(|piece| piece.map(|piece| piece.map(Frame::data)).transpose())
     }
 
@@ -321,7 +330,7 @@ impl Body for UploadBody {
 /// An answer's body.
 pub(super) struct Answer {
     body: Incoming,
-    _progress: Arc<Progress>,
+    _progress: Rc<Progress>,
     silence: Deadline,
     body_timeout: Duration,
 }

@@ -1,11 +1,13 @@
 //! Idle HTTP/1 connections, and the shared HTTP/2 ones. One pool belongs to one runtime.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic::AtomicUsize},
+    cell::{Cell, RefCell, RefMut},
+    rc::{Rc, Weak},
+    sync::Arc,
     time::Duration,
 };
 
-use tokio::time::Instant;
+use tokio::{task::spawn_local, time::Instant};
 
 use super::{Settings, connection::Connection, h2};
 
@@ -21,9 +23,9 @@ const MOST_SHARED: usize = 64;
 /// The connections that are open and not in use.
 pub(super) struct Pool {
     pub(super) settings: Arc<Settings>,
-    kept: Mutex<Kept>,
+    kept: RefCell<Kept>,
     /// Large answers that are on their way.
-    pub(super) large: AtomicUsize,
+    pub(super) large: Cell<usize>,
 }
 
 #[derive(Default)]
@@ -35,8 +37,8 @@ struct Kept {
 }
 
 impl Pool {
-    pub(super) fn new(settings: Arc<Settings>) -> Arc<Self> {
-        Arc::new(Self { settings, kept: Mutex::default(), large: AtomicUsize::new(0) })
+    pub(super) fn new(settings: Arc<Settings>) -> Rc<Self> {
+        Rc::new(Self { settings, kept: RefCell::default(), large: Cell::new(0) })
     }
 
     /// The connection used last, if it still looks open.
@@ -56,16 +58,16 @@ impl Pool {
     }
 
     /// Keeps a connection for the next request.
-    pub(super) fn put(self: &Arc<Self>, connection: Box<Connection>, now: Instant) {
+    pub(super) fn put(self: &Rc<Self>, connection: Box<Connection>, now: Instant) {
         let mut kept = self.kept();
         kept.idle.push((connection, now));
         self.see_to_sweeping(&mut kept);
     }
 
-    fn see_to_sweeping(self: &Arc<Self>, kept: &mut Kept) {
+    fn see_to_sweeping(self: &Rc<Self>, kept: &mut Kept) {
         if !kept.sweeping {
             kept.sweeping = true;
-            tokio::spawn(sweep(Arc::downgrade(self)));
+            spawn_local(sweep(Rc::downgrade(self)));
         }
     }
 
@@ -86,7 +88,7 @@ impl Pool {
     }
 
     /// Lets others use this HTTP/2 connection; a place on it.
-    pub(super) fn share(self: &Arc<Self>, sender: h2::Sender) -> h2::Place {
+    pub(super) fn share(self: &Rc<Self>, sender: h2::Sender) -> h2::Place {
         let mut kept = self.kept();
         let place = sender.place();
         kept.shared.push((sender, Instant::now()));
@@ -99,8 +101,8 @@ impl Pool {
         self.kept().shared.retain(|(sender, _)| !sender.is_on(connection));
     }
 
-    fn kept(&self) -> MutexGuard<'_, Kept> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    fn kept(&self) -> RefMut<'_, Kept> {
+        self.kept.borrow_mut()
     }
 }
 

@@ -14,7 +14,7 @@ use super::{Conversation, head::Head};
 const MOST: usize = 64;
 
 /// A future that answers one request after the other.
-type Room = Pin<Box<dyn Future<Output = ()> + Send>>;
+type Room = Pin<Box<dyn Future<Output = ()>>>;
 
 /// Who comes in, and who goes out: a connection with a request, and one with whether it is to be kept.
 type In = (Box<Conversation>, Head);

@@ -1,10 +1,11 @@
 //! The byte stream of one HTTP/1 connection, and a request's body read from it.
 
 use std::{
+    cell::{RefCell, RefMut},
     future::Future,
     io,
     pin::{Pin, pin},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    rc::{Rc, Weak},
     task::{Context, Poll, Waker, ready},
 };
 
@@ -27,11 +28,10 @@ const LARGE_READ: usize = 512 * 1024;
 /// What a client is told that waits with its body.
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
-/// The stream, shared by the task that talks over it and the body that is read from it. Both are one task most of the
-/// time: the lock is there to be free.
-pub(super) struct Wire(Arc<Mutex<Inner>>);
+/// The stream, shared by the task that talks over it and the body that is read from it. Nobody holds it while others run.
+pub(super) struct Wire(Rc<RefCell<Inner>>);
 
-/// What the lock guards.
+/// What they share.
 pub(super) struct Inner {
     stream: Stream,
     /// What was read and not yet used. Between two requests it has no memory of its own.
@@ -49,7 +49,7 @@ pub(super) struct Inner {
 
 impl Wire {
     pub(super) fn new(stream: Stream) -> Self {
-        Self(Arc::new(Mutex::new(Inner {
+        Self(Rc::new(RefCell::new(Inner {
             stream,
             inbound: BytesMut::new(),
             framing: Framing::Done,
@@ -60,23 +60,23 @@ impl Wire {
         })))
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn lock(&self) -> RefMut<'_, Inner> {
+        self.0.borrow_mut()
     }
 
     /// The body of the request that begins now. It does not keep the connection open.
     pub(super) fn body(&self, declared: Option<u64>) -> WireBody {
-        WireBody { wire: Arc::downgrade(&self.0), request: self.lock().request, declared }
+        WireBody { wire: Rc::downgrade(&self.0), request: self.lock().request, declared }
     }
 
     /// Whether somebody may still read a body from it.
     pub(super) fn has_reader(&self) -> bool {
-        Arc::weak_count(&self.0) > 0
+        Rc::weak_count(&self.0) > 0
     }
 
     /// The stream and what was read from it, for another protocol.
     pub(super) fn into_parts(self) -> Option<(Stream, BytesMut)> {
-        let inner = Arc::into_inner(self.0)?.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let inner = Rc::into_inner(self.0)?.into_inner();
         Some((inner.stream, inner.inbound))
     }
 }
@@ -208,7 +208,7 @@ impl Inner {
 
 /// The body of the request that is being served.
 pub(super) struct WireBody {
-    wire: Weak<Mutex<Inner>>,
+    wire: Weak<RefCell<Inner>>,
     request: u64,
     declared: Option<u64>,
 }

@@ -12,6 +12,7 @@ use std::{
 };
 
 use hyper::rt::Executor;
+use tokio::task::spawn_local;
 
 use super::link::Turn;
 use crate::deadline::Deadline;
@@ -22,13 +23,12 @@ pub(super) struct Streams(pub(super) Duration);
 
 impl<F> Executor<F> for Streams
 where
-    F: Future + Send + 'static,
-    F::Output: Send,
+    F: Future + 'static,
 {
     fn execute(&self, stream: F) {
         let (patience, turn) = (self.0, Arc::<Turn>::default());
         let watched = turn.clone();
-        tokio::spawn(turn.scope(async move {
+        spawn_local(turn.scope(async move {
             let mut stream = pin!(stream);
             let (mut deadline, mut seen) = (Deadline::idle(), None);
             poll_fn(|cx| {
