@@ -42,6 +42,7 @@ pub use self::{
 };
 use crate::{
     access::FirstTry,
+    deadline::Deadline,
     directory::{Agent, Directory},
     fields::{Fields, Known},
     limits::places::{NoPlace, Place, Places},
@@ -95,10 +96,14 @@ impl Proxy {
         }
     }
 
-    /// Answers one request. Whatever happens, the caller learns it in WeCom's shape.
-    pub async fn handle(&self, request: Request, body: Body) -> Reply {
-        let mut record = Box::new(Record::new(&request, self.ids.of(&request), self.books.clone()));
-        let reply = match self.relay(&request, body, &mut record).await {
+    /// Answers one request. Whatever happens, the caller learns it in WeCom's shape. `deadline` is for what takes time
+    /// meanwhile; where the caller has one that it does not need now, it serves again and again.
+    pub async fn handle(&self, request: &Request, body: Body, deadline: &mut Deadline) -> Reply {
+        let mut record = Box::new(Record::new(request, self.ids.of(request), self.books.clone()));
+        std::mem::swap(&mut record.deadline, deadline);
+        let relayed = self.relay(request, body, &mut record).await;
+        std::mem::swap(&mut record.deadline, deadline);
+        let reply = match relayed {
             Ok(reply) => reply,
             Err(refusal) => {
                 // Not every refusal waits until a pass was looked at.
@@ -107,7 +112,7 @@ impl Proxy {
                 refuse(refusal, &mut record)
             }
         };
-        finish(reply, record, wants_explanation(&request))
+        finish(reply, record, wants_explanation(request))
     }
 
     /// Answers what is no request: a head that cannot be trusted.
@@ -119,41 +124,9 @@ impl Proxy {
 
     /// The way of a request; every `?` on it is an answer of the proxy's own.
     async fn relay(&self, request: &Request, body: Body, record: &mut Record) -> Result<Reply, Refusal> {
-        let directory = self.directory.load_full();
-        let known = self.acquaintances.recall(&request.fields, &directory);
-        let is_here = |host: &str, local| self.is_here(host, local);
-        let sound = target::check_head(request, known.is_some(), is_here);
-        let target = Target::parse(request.target.path(), request.target.query());
-        // Who calls is asked first: a client may want even the refusal of a malformed request in HTTP 200.
-        let is_new = known.is_none();
-        let by_key = known.map_or_else(|| identify::by_key(&directory, &request.fields), Ok);
-        if let Ok(client) = &by_key {
-            if is_new && sound.is_ok() && request.version == Version::HTTP_11 {
-                self.acquaintances.remember(&request.fields, &directory, client.as_ref());
-            }
-            record.client.clone_from(client);
-        }
-        sound.map_err(|words| Refusal::new(Kind::BadRequest, words))?;
-        // A wrong base URL is said to be one, and not a wrong key.
-        let target = target.map_err(doubt)?;
-        by_key?;
-        if request.late {
-            return Err(Refusal::shutting_down());
-        }
-        if target.kind == target::Kind::Gettoken {
-            return gettoken::answer(&directory, record.client.clone(), &target, &request.fields, record);
-        }
-        let caller = identify::caller(&directory, record.client.clone(), &target, &request.fields)?;
-        (record.client, record.agent) = (caller.client, caller.agent);
-        record.look = Look::begin(&directory, record.agent.as_ref(), request, record.began);
-        identify::permit(record.client.as_deref(), &request.method, &target.route)?;
-        let (client, agent) = (record.client.as_ref(), record.agent.as_ref());
-        identify::admit(client.and_then(|client| client.limit.as_ref()), record.began, "this client")?;
-        identify::admit(agent.and_then(|agent| agent.limit.as_ref()), record.began, "this agent")?;
-        let agent = match (&record.agent, caller.own_credential) {
-            (Some(agent), false) => Some(agent.clone()),
-            (None, false) => return Err(identify::no_agent()),
-            (_, true) => None,
+        let (target, agent) = match self.judge(request, record)? {
+            Judged::Answered(reply) => return Ok(reply),
+            Judged::Sendable { target, agent } => (target, agent),
         };
         let body = match &record.look {
             Some(look) => look.tap(body),
@@ -170,6 +143,51 @@ impl Proxy {
         let answer = answer?;
         record.errcode = answer.errcode;
         Ok(Reply::passed_on(answer, upload))
+    }
+
+    /// Who calls, what for, and whether they may.
+    fn judge<'a>(&self, request: &'a Request, record: &mut Record) -> Result<Judged<'a>, Refusal> {
+        let directory = self.directory.load();
+        let known = self.acquaintances.recall(&request.fields, &directory);
+        let is_here = |host: &str, local| self.is_here(host, local);
+        let sound = target::check_head(request, known.is_some(), is_here);
+        let target = Target::parse(request.target.path(), request.target.query());
+        // Who calls is asked first: a client may want even the refusal of a malformed request in HTTP 200.
+        let is_new = known.is_none();
+        let by_key = known.map_or_else(|| identify::by_key(&directory, &request.fields), Ok);
+        let by_key = by_key.map(|client| {
+            if is_new && sound.is_ok() && request.version == Version::HTTP_11 {
+                self.acquaintances.remember(&request.fields, &directory, client.as_ref());
+            }
+            record.client = client;
+        });
+        sound.map_err(|words| Refusal::new(Kind::BadRequest, words))?;
+        // A wrong base URL is said to be one, and not a wrong key.
+        let target = target.map_err(doubt)?;
+        by_key?;
+        if request.late {
+            return Err(Refusal::shutting_down());
+        }
+        if target.kind == target::Kind::Gettoken {
+            let shown = record.client.clone();
+            return gettoken::answer(&directory, shown, &target, &request.fields, record).map(Judged::Answered);
+        }
+        let caller = identify::caller(&directory, record.client.as_ref(), &target, &request.fields)?;
+        if caller.by_pass.is_some() {
+            record.client = caller.by_pass;
+        }
+        record.agent = caller.agent;
+        record.look = Look::begin(&directory, record.agent.as_ref(), request, record.began);
+        identify::permit(record.client.as_deref(), &request.method, &target.route)?;
+        let (client, agent) = (record.client.as_ref(), record.agent.as_ref());
+        identify::admit(client.and_then(|client| client.limit.as_ref()), record.began, "this client")?;
+        identify::admit(agent.and_then(|agent| agent.limit.as_ref()), record.began, "this agent")?;
+        let agent = match (&record.agent, caller.own_credential) {
+            (Some(agent), false) => Some(agent.clone()),
+            (None, false) => return Err(identify::no_agent()),
+            (_, true) => None,
+        };
+        Ok(Judged::Sendable { target, agent })
     }
 
     /// Whether a target in absolute form means this proxy, or the upstream as a client sees it that takes us for its
@@ -328,7 +346,7 @@ impl Proxy {
         }
         let outgoing =
             Outgoing { method: forward.method, target, fields: forward.fields, body: forward.length, at };
-        let inspected = match self.upstream.send(&outgoing, upload).await {
+        let inspected = match self.upstream.send(&outgoing, upload, &mut record.deadline).await {
             Ok(answer) => inspect(answer, token, at).await,
             Err(failure) => Err(failure),
         };
@@ -370,6 +388,14 @@ impl Proxy {
         };
         Refusal::new(kind, format!("WeCom {what}: {words}"))
     }
+}
+
+/// What is to become of a request.
+enum Judged<'a> {
+    /// The answer is there already.
+    Answered(Reply),
+    /// It goes to the upstream, with this agent's token or with a credential of its own.
+    Sendable { target: Target<'a>, agent: Option<Arc<Agent>> },
 }
 
 /// A request on its way, as far as both tries share it.

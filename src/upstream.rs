@@ -34,6 +34,7 @@ pub use self::{
     whole::Whole,
 };
 use crate::{
+    deadline::Deadline,
     fields::Fields,
     framing::FramingError,
     upload::{Reader, Upload, UploadError},
@@ -240,7 +241,14 @@ impl Upstream {
     ///
     /// It is sent a second time only where that does no harm: a kept connection proved closed before a byte of the
     /// answer, and the method is idempotent or nothing had been sent; or the upstream said that it did nothing.
-    pub async fn send(&self, outgoing: &Outgoing<'_>, upload: Option<&Upload>) -> Result<Answer, Failure> {
+    ///
+    /// `deadline` is the caller's, not running: whoever waits for one answer after the other needs no timer for each.
+    pub async fn send(
+        &self,
+        outgoing: &Outgoing<'_>,
+        upload: Option<&Upload>,
+        deadline: &mut Deadline,
+    ) -> Result<Answer, Failure> {
         let mut fresh = false;
         loop {
             let kept = if fresh { None } else { self.kept_line(outgoing.at) };
@@ -257,8 +265,9 @@ impl Upstream {
                 }
             };
             let mark = line.mark();
+            let now = used_before.then_some(outgoing.at);
             let failure =
-                match line.send(&self.pool, outgoing, reader, used_before.then_some(outgoing.at)).await {
+                match line.send(&self.pool, outgoing, reader, now, deadline).await {
                     Ok(answer) => return Ok(answer),
                     Err(failure) => failure,
                 };
@@ -355,9 +364,10 @@ impl Line {
         outgoing: &Outgoing<'_>,
         reader: Option<Reader>,
         now: Option<Instant>,
+        deadline: &mut Deadline,
     ) -> Result<Answer, Failure> {
         match self {
-            Self::Http1(connection) => h1::send(connection, pool, outgoing, reader, now).await,
+            Self::Http1(connection) => h1::send(connection, pool, outgoing, reader, now, deadline).await,
             Self::Http2(place) => Box::pin(place.send(&pool.settings, outgoing, reader)).await,
         }
     }

@@ -24,8 +24,8 @@ use crate::{
 /// Who calls, and what the call is made with.
 #[derive(Debug)]
 pub(super) struct Caller {
-    /// The client; `None` for a caller without a key or pass, or with a pass that was bought with an agent's secret.
-    pub(super) client: Option<Arc<Client>>,
+    /// The client that a pass names where no key does; `None` for a pass that was bought with an agent's secret, too.
+    pub(super) by_pass: Option<Arc<Client>>,
     /// The agent; `None` where nothing says which.
     pub(super) agent: Option<Arc<Agent>>,
     /// Whether the call carries a credential of its own, and gets no token.
@@ -65,14 +65,14 @@ pub(super) fn by_key(directory: &Directory, fields: &Fields) -> Result<Option<Ar
 /// one, the only one there is. `by_key` is the client whose key the headers show.
 pub(super) fn caller(
     directory: &Directory,
-    by_key: Option<Arc<Client>>,
+    by_key: Option<&Arc<Client>>,
     target: &Target<'_>,
     fields: &Fields,
 ) -> Result<Caller, Refusal> {
     let named = named_agent(target, fields)?;
     let known = match named {
-        Some(name) => directory.agent(name, by_key.as_deref()),
-        None => directory.only_agent(by_key.as_deref()),
+        Some(name) => directory.agent(name, by_key.map(|client| &**client)),
+        None => directory.only_agent(by_key.map(|client| &**client)),
     };
     let own_credential = target.kind == target::Kind::OwnCredential
         || known.is_some_and(|agent| agent.is_plain(&target.route));
@@ -94,18 +94,18 @@ pub(super) fn caller(
     match (known, named, bad) {
         (None, Some(_), _) => Err(unknown_agent()),
         (None, None, Some(bad)) => Err(bad_pass(bad)),
-        (agent, _, _) => Ok(Caller { client: by_key, agent: agent.cloned(), own_credential }),
+        (agent, _, _) => Ok(Caller { by_pass: None, agent: agent.cloned(), own_credential }),
     }
 }
 
 /// The caller that a good pass names, if nothing else in the request contradicts it.
 fn by_pass(
-    by_key: Option<Arc<Client>>,
+    by_key: Option<&Arc<Client>>,
     named: Option<&str>,
     agent: Arc<Agent>,
     client: Option<Arc<Client>>,
 ) -> Result<Caller, Refusal> {
-    if let (Some(by_key), Some(client)) = (&by_key, &client)
+    if let (Some(by_key), Some(client)) = (by_key, &client)
         && !Arc::ptr_eq(by_key, client)
     {
         return Err(two_clients());
@@ -114,11 +114,11 @@ fn by_pass(
         let words = "the pass and the path or X-Wecom-Agent name two different agents; name one";
         return Err(Refusal::new(Kind::BadRequest, words));
     }
-    let client = by_key.or(client);
-    if client.as_ref().is_some_and(|client| !client.may_use(&agent.name)) {
+    if by_key.or(client.as_ref()).is_some_and(|client| !client.may_use(&agent.name)) {
         return Err(unknown_agent());
     }
-    Ok(Caller { client, agent: Some(agent), own_credential: false })
+    let by_pass = client.filter(|_| by_key.is_none());
+    Ok(Caller { by_pass, agent: Some(agent), own_credential: false })
 }
 
 /// The client that a good pass in the query names: who it is that is refused.

@@ -15,6 +15,7 @@ use super::{
 use crate::{
     access::{AccessLog, FirstTry, Level, Line},
     clock,
+    deadline::Deadline,
     directory::{Agent, Client},
     metrics::Counter,
     recent::{Detail, Recorder},
@@ -90,6 +91,8 @@ pub(super) struct Record {
     pub(super) bytes: u64,
     /// Whether the whole answer was handed over.
     pub(super) whole: bool,
+    /// For what its caller waits for; the caller's own between two requests.
+    pub(super) deadline: Deadline,
     trace: Option<Box<Trace>>,
     /// What an operator wants to see of it besides.
     pub(super) look: Option<Box<Look>>,
@@ -121,6 +124,7 @@ impl Record {
             request_bytes: None,
             bytes: 0,
             whole: false,
+            deadline: Deadline::idle(),
             trace,
             look: None,
             method: request.method.clone(),

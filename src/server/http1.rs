@@ -41,7 +41,8 @@ use crate::{
 
 /// What came of waiting for a request.
 enum Next {
-    Head(Head),
+    /// The next one's head is in its place.
+    Head,
     Malformed(Malformed),
     /// The client speaks HTTP/2.
     Http2,
@@ -71,6 +72,7 @@ pub(super) async fn serve(
         waiting: Deadline::idle(),
         answered_at: None,
         familiar: Familiar::default(),
+        head: None,
         proxy: proxy.clone(),
     });
     let mut stop = pin!(stopping.wait_for(|stop| *stop));
@@ -85,9 +87,9 @@ pub(super) async fn serve(
         keep = match conversation.next().await {
             Next::Http2 => return conversation.wire.into_parts(),
             Next::Over => false,
-            Next::Head(head) => {
+            Next::Head => {
                 let kept;
-                (conversation, kept) = rooms::answer(conversation, head).await;
+                (conversation, kept) = rooms::answer(conversation).await;
                 kept
             }
             Next::Malformed(malformed) => {
@@ -115,6 +117,8 @@ struct Conversation {
     answered_at: Option<Instant>,
     /// The header lines that its requests bring.
     familiar: Familiar,
+    /// That of the request that is to be answered next.
+    head: Option<Head>,
     proxy: Rc<Proxy>,
 }
 
@@ -128,9 +132,7 @@ impl Conversation {
     async fn next(&mut self) -> Next {
         let mut seen = 0;
         self.waiting.clear();
-        let next = poll_fn(|cx| self.poll_next(cx, &mut seen)).await;
-        self.waiting.clear();
-        next
+        poll_fn(|cx| self.poll_next(cx, &mut seen)).await
     }
 
     fn poll_next(&mut self, cx: &mut Context<'_>, seen: &mut usize) -> Poll<Next> {
@@ -147,7 +149,8 @@ impl Conversation {
                     match head::take(&mut wire.inbound, &mut self.familiar) {
                         Ok(Some(head)) => {
                             self.seat.stir();
-                            return Poll::Ready(Next::Head(head));
+                            self.head = Some(head);
+                            return Poll::Ready(Next::Head);
                         }
                         Ok(None) => {}
                         Err(malformed) => return Poll::Ready(Next::Malformed(malformed)),
@@ -202,7 +205,8 @@ impl Conversation {
     }
 
     /// Has one request answered. Whether the connection is to be kept.
-    async fn answer(&mut self, head: Head) -> bool {
+    async fn answer(&mut self) -> bool {
+        let Some(head) = self.head.take() else { return false };
         self.may_be_http2 = false;
         // What a kept connection brings now could have come on another one.
         let late = !std::mem::take(&mut self.fresh) && self.is_stopping();
@@ -220,8 +224,9 @@ impl Conversation {
             peer: self.peer,
             late,
         };
+        self.waiting.clear();
         let answered = {
-            let mut handling = pin!(self.proxy.handle(request, body));
+            let mut handling = pin!(self.proxy.handle(&request, body, &mut self.waiting));
             let answered = poll_fn(|cx| match handling.as_mut().poll(cx) {
                 Poll::Ready(reply) => Poll::Ready(Some(reply)),
                 // Nobody is there to take the answer: what is under way for it ends here.

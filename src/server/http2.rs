@@ -28,6 +28,7 @@ use self::{
 };
 use super::{LAST_CALL, LINGER, LINGER_BYTES, MAX_HEAD, Timeouts, house::Seat, last_call};
 use crate::{
+    deadline::Deadline,
     fields::{Fields, is_quoted},
     io::Stream,
     proxy::{Broken, Proxy, Reply, ReplyBody, Request, RequestTarget},
@@ -136,7 +137,7 @@ async fn answer(
         peer,
         late,
     };
-    let Reply { status, lines, length, body, .. } = proxy.handle(request, StreamUpload::body(body)).await;
+    let Reply { status, lines, length, body, .. } = proxy.handle(&request, StreamUpload::body(body), &mut Deadline::idle()).await;
     let turn = Turn::of_this_stream();
     // The head comes first; what follows waits for the client to take it.
     turn.offer();

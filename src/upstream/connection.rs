@@ -14,14 +14,13 @@ use tokio::{
     task::unconstrained,
 };
 
-use crate::{deadline::Deadline, fields::Familiar, io::Stream, outbox::Outbox};
+use crate::{fields::Familiar, io::Stream, outbox::Outbox};
 
 /// A connection between two requests.
 pub(super) struct Connection {
     pub(super) stream: Stream,
     pub(super) inbound: BytesMut,
     pub(super) outbox: Outbox,
-    pub(super) deadline: Deadline,
     /// The header lines that its answers bring.
     pub(super) familiar: Familiar,
 }
@@ -32,7 +31,6 @@ impl Connection {
             stream,
             inbound: BytesMut::new(),
             outbox: Outbox::default(),
-            deadline: Deadline::idle(),
             familiar: Familiar::default(),
         }
     }

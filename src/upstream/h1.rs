@@ -23,6 +23,7 @@ use super::{
     pool::Pool,
 };
 use crate::{
+    deadline::Deadline,
     framing::{Framing, Step, answer_length},
     upload::Reader,
 };
@@ -37,21 +38,25 @@ const LARGE_READ: usize = 512 * 1024;
 const LARGE_READS: usize = 32 * 1024 * 1024;
 
 /// Sends a request and waits for the answer's head. What came with it is taken along, and a connection that is done with
-/// goes back to the pool at once. `now` is what the clock says, if it was just asked.
+/// goes back to the pool at once. `now` is what the clock says, if it was just asked. `deadline` is the caller's, who needs it
+/// again when the answer is whole.
 pub(super) async fn send(
     connection: Box<Connection>,
     pool: &Rc<Pool>,
     outgoing: &Outgoing<'_>,
     reader: Option<Reader>,
     now: Option<Instant>,
+    deadline: &mut Deadline,
 ) -> Result<Answer, Failure> {
     let mut exchange = Exchange::begin(connection, pool.clone(), outgoing, reader);
     exchange.now = now;
+    std::mem::swap(&mut exchange.deadline, deadline);
     let Head { status, fields, .. } = poll_fn(|cx| exchange.poll_head(cx)).await?;
     let came = Instant::now();
     let length = answer_length(&fields).unwrap_or_default();
     let body = match exchange.take_whole() {
         Some(whole) => {
+            std::mem::swap(&mut exchange.deadline, deadline);
             exchange.finish(came);
             if whole.is_empty() { Source::Ended } else { Source::Whole(whole) }
         }
@@ -77,6 +82,7 @@ pub(super) struct Exchange {
     method: Method,
     sending: Sending,
     framing: Framing,
+    deadline: Deadline,
     /// What the clock says, until time has passed.
     now: Option<Instant>,
     reusable: bool,
@@ -123,6 +129,7 @@ impl Exchange {
             method: outgoing.method.clone(),
             sending: reader.map_or(Sending::Nothing, |reader| Sending::Body { reader, chunked }),
             framing: Framing::Done,
+            deadline: Deadline::idle(),
             now: None,
             reusable: true,
             wrote: false,
@@ -139,7 +146,7 @@ impl Exchange {
         }
         loop {
             if let Some(head) = self.take_head().map_err(|flaw| self.failure(flaw))? {
-                self.connection.deadline.clear();
+                self.deadline.clear();
                 return Poll::Ready(Ok(head));
             }
             match self.poll_read(cx) {
@@ -154,16 +161,15 @@ impl Exchange {
                 }
                 // A client that is slow to send has a bound of its own; the upstream owes nothing meanwhile.
                 Poll::Pending if self.awaits_client() => {
-                    self.connection.deadline.clear();
+                    self.deadline.clear();
                     return Poll::Pending;
                 }
                 Poll::Pending => {
-                    let deadline = &mut self.connection.deadline;
-                    if deadline.at().is_none() {
+                    if self.deadline.at().is_none() {
                         let patience = self.pool.settings.response_timeout;
-                        deadline.set_after(now.unwrap_or_else(Instant::now), patience);
+                        self.deadline.set_after(now.unwrap_or_else(Instant::now), patience);
                     }
-                    ready!(self.connection.deadline.poll_passed(cx));
+                    ready!(self.deadline.poll_passed(cx));
                     return Poll::Ready(Err(self.failure(Flaw::NoAnswer)));
                 }
             }
@@ -194,7 +200,7 @@ impl Exchange {
         loop {
             match self.framing.step(&mut self.connection.inbound) {
                 Ok(Step::Data(piece)) => {
-                    self.connection.deadline.clear();
+                    self.deadline.clear();
                     return Poll::Ready(Some(Ok(piece)));
                 }
                 Ok(Step::End) => return Poll::Ready(None),
@@ -210,8 +216,8 @@ impl Exchange {
                 Poll::Ready(Ok(_)) => {}
                 Poll::Ready(Err(error)) => return Poll::Ready(Some(Err(self.failure(Flaw::Io(error))))),
                 Poll::Pending => {
-                    self.connection.deadline.set_if_idle(self.pool.settings.body_timeout);
-                    ready!(self.connection.deadline.poll_passed(cx));
+                    self.deadline.set_if_idle(self.pool.settings.body_timeout);
+                    ready!(self.deadline.poll_passed(cx));
                     return Poll::Ready(Some(Err(self.failure(Flaw::Stalled))));
                 }
             }
@@ -237,7 +243,6 @@ impl Exchange {
             && self.connection.outbox.is_empty()
             && self.connection.inbound.is_empty();
         if clean {
-            self.connection.deadline.clear();
             if self.large.is_some() {
                 self.connection.inbound = BytesMut::new();
             }
@@ -310,11 +315,11 @@ impl Exchange {
 
     /// Writes once.
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Connection { stream, outbox, deadline, .. } = &mut *self.connection;
+        let Connection { stream, outbox, .. } = &mut *self.connection;
         ready!(outbox.poll_write(stream, cx))?;
         self.wrote = true;
         // It runs while nothing moves.
-        deadline.clear();
+        self.deadline.clear();
         Poll::Ready(Ok(()))
     }
 

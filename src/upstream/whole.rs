@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::{BodyLength, Flaw, Outgoing, Upstream};
 use crate::{
+    deadline::Deadline,
     fields::{Fields, Known},
     secret::Masked,
 };
@@ -35,7 +36,7 @@ impl Upstream {
             body: BodyLength::Absent,
             at: Instant::now(),
         };
-        let mut answer = self.send(&outgoing, None).await.map_err(|failure| failure.flaw)?;
+        let mut answer = self.send(&outgoing, None, &mut Deadline::idle()).await.map_err(|failure| failure.flaw)?;
         let (status, date) = (answer.status.as_u16(), date(&answer.fields));
         let mut body = Vec::new();
         while let Some(piece) = answer.body.data().await {

@@ -8,7 +8,7 @@ use std::{
     task::Poll,
 };
 
-use super::{Conversation, head::Head};
+use super::Conversation;
 
 /// Most rooms that wait on one thread.
 const MOST: usize = 64;
@@ -16,8 +16,8 @@ const MOST: usize = 64;
 /// A future that answers one request after the other.
 type Room = Pin<Box<dyn Future<Output = ()>>>;
 
-/// Who comes in, and who goes out: a connection with a request, and one with whether it is to be kept.
-type In = (Box<Conversation>, Head);
+/// Who comes in has a request; who goes out, whether the connection is to be kept.
+type In = Box<Conversation>;
 type Out = (Box<Conversation>, bool);
 
 thread_local! {
@@ -28,9 +28,9 @@ thread_local! {
 }
 
 /// Has one request answered. The connection comes back, with whether it is to be kept.
-pub(super) async fn answer(conversation: Box<Conversation>, head: Head) -> (Box<Conversation>, bool) {
+pub(super) async fn answer(conversation: Box<Conversation>) -> (Box<Conversation>, bool) {
     let mut room = EMPTY.with_borrow_mut(Vec::pop).unwrap_or_else(open);
-    let mut coming = Some((conversation, head));
+    let mut coming = Some(conversation);
     let answered = poll_fn(|cx| {
         if coming.is_some() {
             IN.set(coming.take());
@@ -52,8 +52,8 @@ fn open() -> Room {
     Box::pin(async {
         loop {
             // Whoever comes in polls.
-            let (mut conversation, head) = poll_fn(|_| IN.take().map_or(Poll::Pending, Poll::Ready)).await;
-            let keep = conversation.answer(head).await;
+            let mut conversation = poll_fn(|_| IN.take().map_or(Poll::Pending, Poll::Ready)).await;
+            let keep = conversation.answer().await;
             OUT.set(Some((conversation, keep)));
         }
     })
