@@ -3,6 +3,6 @@
 
 pub use crate::{
     proxy::bench::{Signer, client_of_key, client_of_pass, rewrite, route},
-    server::bench::request_head,
+    server::bench::{Habits, request_head},
     upstream::bench::answer_head,
 };

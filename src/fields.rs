@@ -9,8 +9,8 @@ use std::sync::Arc;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-pub use self::familiar::Familiar;
 use self::familiar::{Digits, Ready};
+pub use self::familiar::{Familiar, is_same};
 use crate::buffers;
 
 /// Most headers that `Connection` may name. Each is looked for among all lines: without a bound, one long line is worth
@@ -309,6 +309,11 @@ impl Fields {
     /// Every line.
     pub fn iter(&self) -> impl Iterator<Item = Field<'_>> {
         self.lines.each.iter().map(|line| self.field(line))
+    }
+
+    /// What the one `Content-Length` says, where that is known without reading the line.
+    pub fn known_length(&self) -> Option<u64> {
+        self.length.as_ref().and_then(Digits::number)
     }
 
     fn field(&self, line: &Line) -> Field<'_> {

@@ -72,9 +72,12 @@ impl Framing {
     pub fn of_request(version: Version, fields: &Fields) -> Result<Self, FramingError> {
         let chunked = is_chunked(fields)?;
         let mut lengths = fields.all(Known::ContentLength);
-        let length = lengths.next().map(number).transpose()?;
+        let length = match fields.known_length() {
+            None => lengths.next().map(number).transpose()?,
+            known => known,
+        };
         match (chunked, length) {
-            _ if lengths.next().is_some() => Err(FramingError::Length),
+            _ if fields.known_length().is_none() && lengths.next().is_some() => Err(FramingError::Length),
             (true, Some(_)) => Err(FramingError::TwoFramings),
             (true, None) if version < Version::HTTP_11 => Err(FramingError::TwoFramings),
             (true, None) => Ok(Self::Chunked(Chunk::Size)),
@@ -180,6 +183,9 @@ fn is_chunked(fields: &Fields) -> Result<bool, FramingError> {
 
 /// The one Content-Length of an answer's head; the same number said several times is still one.
 pub fn answer_length(fields: &Fields) -> Result<Option<u64>, FramingError> {
+    if let Some(known) = fields.known_length().filter(|known| *known <= i64::MAX as u64) {
+        return Ok(Some(known));
+    }
     let mut length = None;
     for value in fields.all(Known::ContentLength) {
         let number = number(value)?;

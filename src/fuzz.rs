@@ -3,6 +3,6 @@
 
 pub use crate::{
     proxy::fuzz::{Kind, Way, way},
-    server::fuzz::{RequestHead, request_head},
+    server::fuzz::{Habits, RequestHead, request_head},
     upstream::fuzz::{AnswerHead, answer_head},
 };

@@ -1,16 +1,18 @@
 //! Byte streams as one type a side: TCP or a unix socket, plain or under TLS.
 
 use std::{
+    future::Future,
     io,
-    pin::Pin,
+    pin::{Pin, pin},
     task::{Context, Poll, ready},
 };
 
+use bytes::BytesMut;
 use rustix::{io::retry_on_intr, net::SendFlags};
-
 use tokio::{
-    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, Interest, ReadBuf},
     net::{TcpStream, UnixStream},
+    task::coop::has_budget_remaining,
 };
 use tokio_rustls::{client, server};
 
@@ -45,6 +47,19 @@ impl Stream {
         matches!(self, Self::Tcp(_) | Self::Unix(_))
     }
 
+    /// Reads once into the buffer's spare room; 0 is the end of the stream. `caller` is who waits for this stream.
+    pub fn poll_fill(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffer: &mut BytesMut,
+        caller: &mut Caller,
+    ) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Tcp(tcp) => poll_receive(tcp, cx, buffer, caller),
+            _ => pin!(self.read_buf(buffer)).poll(cx),
+        }
+    }
+
     /// The TCP socket at the bottom, if there is one.
     pub fn tcp(&self) -> Option<&TcpStream> {
         match self {
@@ -52,6 +67,61 @@ impl Stream {
             Self::Unix(_) => None,
             Self::ServerTls(tls) => tls.get_ref().0.tcp(),
             Self::ClientTls(tls) => tls.get_ref().0.tcp(),
+        }
+    }
+}
+
+/// The task that the runtime will call when there is something to read: telling it anew each time costs.
+#[derive(Debug, Default)]
+pub struct Caller(Option<(usize, usize)>);
+
+impl Caller {
+    /// What a task is called by. Nobody else is called by the same as long as the runtime holds it.
+    fn of(cx: &Context<'_>) -> Self {
+        let waker = cx.waker();
+        Self(Some((waker.data().addr(), std::ptr::from_ref(waker.vtable()).addr())))
+    }
+}
+
+/// Reads if the runtime has heard that there is something, and has this task called if not.
+///
+/// The read comes before the question whether the task has used up its turn: whoever reads writes too, and that asks.
+fn poll_receive(
+    tcp: &TcpStream,
+    cx: &mut Context<'_>,
+    buffer: &mut BytesMut,
+    caller: &mut Caller,
+) -> Poll<io::Result<usize>> {
+    loop {
+        let (room, mut heard, mut last) = (buffer.capacity() - buffer.len(), false, None);
+        let received = tcp.try_io(Interest::READABLE, || {
+            heard = true;
+            let received = tcp.try_read_buf(buffer)?;
+            if (1..room).contains(&received) {
+                // There is no more, and the runtime need not try in order to see that.
+                last = Some(received);
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            Ok(received)
+        });
+        if heard {
+            // Whoever was to be called has been.
+            *caller = Caller::default();
+        }
+        match (last, received) {
+            (Some(received), _) => return Poll::Ready(Ok(received)),
+            (None, Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
+            (None, received) => return Poll::Ready(received),
+        }
+        let this = Caller::of(cx);
+        if caller.0 == this.0 {
+            return Poll::Pending;
+        }
+        // To a task that has used up its turn the runtime does not listen.
+        let listens = has_budget_remaining();
+        if tcp.poll_read_ready(cx)?.is_pending() {
+            *caller = if listens { this } else { Caller::default() };
+            return Poll::Pending;
         }
     }
 }

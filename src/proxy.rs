@@ -151,7 +151,7 @@ impl Proxy {
         let known = self.acquaintances.recall(&request.fields, &directory);
         let is_here = |host: &str, local| self.is_here(host, local);
         let sound = target::check_head(request, known.is_some(), is_here);
-        let target = Target::parse(request.target.path(), request.target.query());
+        let target = Target::of(&request.target);
         // Who calls is asked first: a client may want even the refusal of a malformed request in HTTP 200.
         let is_new = known.is_none();
         let by_key = known.map_or_else(|| identify::by_key(&directory, &request.fields), Ok);
@@ -170,7 +170,8 @@ impl Proxy {
         }
         if target.kind == target::Kind::Gettoken {
             let shown = record.client.clone();
-            return gettoken::answer(&directory, shown, &target, &request.fields, record).map(Judged::Answered);
+            return gettoken::answer(&directory, shown, &target, &request.fields, record)
+                .map(Judged::Answered);
         }
         let caller = identify::caller(&directory, record.client.as_ref(), &target, &request.fields)?;
         if caller.by_pass.is_some() {

@@ -266,11 +266,10 @@ impl Upstream {
             };
             let mark = line.mark();
             let now = used_before.then_some(outgoing.at);
-            let failure =
-                match line.send(&self.pool, outgoing, reader, now, deadline).await {
-                    Ok(answer) => return Ok(answer),
-                    Err(failure) => failure,
-                };
+            let failure = match line.send(&self.pool, outgoing, reader, now, deadline).await {
+                Ok(answer) => return Ok(answer),
+                Err(failure) => failure,
+            };
             let closed = matches!(failure.flaw, Flaw::Closed);
             if closed && let Some(mark) = mark {
                 self.pool.shun(&mark);

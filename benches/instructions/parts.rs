@@ -13,7 +13,7 @@ use http::Method;
 use tokio::time::Instant;
 use wecom_proxy::{
     access::{LAST_LINES, Level, Line},
-    bench,
+    bench::{self, Habits},
     fields::{Familiar, Fields},
     wecom::reply::{ReplyScanner, Verdict},
 };
@@ -50,10 +50,10 @@ fn ways_in(counter: &mut Counter, stage: &Stage) {
         "GET /hr/cgi-bin/user/get?userid=zhangsan HTTP/1.1\r\n{LINES}Authorization: Bearer {KEY}\r\n\r\n"
     );
     counter.count("request head", MANY, || {
-        let (mut buffer, mut strange) = aside(|| (BytesMut::from(&*head), Familiar::default()));
+        let (mut buffer, mut strange) = aside(|| (BytesMut::from(&*head), Habits::default()));
         bench::request_head(&mut buffer, &mut strange).expect("a head")
     });
-    let mut familiar = Familiar::default();
+    let mut familiar = Habits::default();
     counter.count("request head, familiar", MANY, || {
         let mut buffer = aside(|| BytesMut::from(&*head));
         bench::request_head(&mut buffer, &mut familiar).expect("a head")
@@ -111,7 +111,7 @@ fn answers(counter: &mut Counter, stage: &Stage) -> io::Result<()> {
         |text: &str| bench::answer_head(&mut BytesMut::from(text), &mut Familiar::default()).expect("a head");
     let fields = head(&answer_head(300));
     let mut request = BytesMut::from("GET /cgi-bin/user/get HTTP/1.1\r\nHost: x\r\n\r\n");
-    let request = bench::request_head(&mut request, &mut Familiar::default()).expect("a head");
+    let request = bench::request_head(&mut request, &mut Habits::default()).expect("a head");
     let signer = bench::Signer::new(&request, stage.agent(), stage.books.clone());
     let token = stage.token();
     counter.count("answer lines", MANY, || signer.lines(black_box(&fields), &token));

@@ -3,9 +3,8 @@
 use bytes::BytesMut;
 use http::Version;
 use wecom_proxy::{
-    fields::Familiar,
     framing::Framing,
-    fuzz::{RequestHead, request_head},
+    fuzz::{Habits, RequestHead, request_head},
 };
 
 use super::model::{Body, Line, body, changed, connection_options, header_line, is_token_letter, pieces};
@@ -18,8 +17,8 @@ const MOST_OPTIONS: usize = 100;
 /// The input is a byte that says how to cut, and what a client sends.
 pub fn check(data: &[u8]) {
     let Some((how, wire)) = data.split_first() else { return };
-    let (whole, left) = taken([wire], &mut Familiar::default());
-    let (cut, left_of_cut) = taken(pieces(*how, wire), &mut Familiar::default());
+    let (whole, left) = taken([wire], &mut Habits::default());
+    let (cut, left_of_cut) = taken(pieces(*how, wire), &mut Habits::default());
     assert_eq!(summary(&whole), summary(&cut), "the cuts make a difference");
     check_again(*how, wire);
     let model = read(wire);
@@ -40,12 +39,12 @@ pub fn check(data: &[u8]) {
 type Taken = Result<Option<RequestHead>, u16>;
 
 /// What becomes of the head when it comes in these pieces, and what is left behind it.
-fn taken<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, familiar: &mut Familiar) -> (Taken, BytesMut) {
+fn taken<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, habits: &mut Habits) -> (Taken, BytesMut) {
     let (mut buffer, mut outcome) = (BytesMut::new(), Ok(None));
     for piece in pieces {
         buffer.extend_from_slice(piece);
         if matches!(outcome, Ok(None)) {
-            outcome = request_head(&mut buffer, familiar).map_err(|status| status.as_u16());
+            outcome = request_head(&mut buffer, habits).map_err(|status| status.as_u16());
         }
     }
     (outcome, buffer)
@@ -53,11 +52,11 @@ fn taken<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, familiar: &mut Familiar
 
 /// A connection that brought the same lines before, or nearly the same, is read no other way.
 fn check_again(how: u8, wire: &[u8]) {
-    let mut familiar = Familiar::default();
-    (0..3).for_each(|_| drop(taken([wire], &mut familiar)));
+    let mut habits = Habits::default();
+    (0..3).for_each(|_| drop(taken([wire], &mut habits)));
     for wire in [wire, &changed(how, wire)] {
-        let (again, left) = taken([wire], &mut familiar);
-        let (anew, left_anew) = taken([wire], &mut Familiar::default());
+        let (again, left) = taken([wire], &mut habits);
+        let (anew, left_anew) = taken([wire], &mut Habits::default());
         assert_eq!(summary(&again), summary(&anew), "what came before makes a difference");
         assert_eq!(left, left_anew);
     }

@@ -37,6 +37,7 @@ pub(super) struct Ready {
 /// The number in `Content-Length`, as it is written.
 #[derive(Clone, Copy)]
 pub(super) struct Digits {
+    number: Option<u64>,
     text: [u8; MOST_DIGITS],
     count: u8,
 }
@@ -188,13 +189,18 @@ impl Lines {
     }
 }
 
-/// What comes behind `known`, if `text` begins with it. A proxy before this one may send several clients' requests on one
-/// connection: how long it takes is to tell none of them how another's key begins.
+/// What comes behind `known`, if `text` begins with it.
 fn behind_same<'a>(text: &'a [u8], known: &[u8]) -> Option<&'a [u8]> {
     let (begin, rest) = text.split_at_checked(known.len())?;
+    is_same(begin, known).then_some(rest)
+}
+
+/// Whether a text that came is one that came before. A proxy before this one may send several clients' requests on one
+/// connection: how long it takes is to tell none of them how another's key begins.
+pub fn is_same(text: &[u8], known: &[u8]) -> bool {
     // Without an early exit, so that it always takes the same time; it compiles to vector instructions.
-    let difference = begin.iter().zip(known).fold(0, |difference, (one, other)| difference | (one ^ other));
-    (difference == 0).then_some(rest)
+    let difference = |so_far: u8, (one, other): (&u8, &u8)| so_far | (one ^ other);
+    text.len() == known.len() && text.iter().zip(known).fold(0, difference) == 0
 }
 
 impl Ready {
@@ -218,9 +224,18 @@ fn laid_out<'a>(fields: impl Iterator<Item = Field<'a>>) -> Bytes {
 impl Digits {
     fn of(text: &[u8]) -> Option<Self> {
         let count = u8::try_from(text.len()).ok().filter(|count| (1..=MOST_DIGITS as u8).contains(count))?;
-        let mut digits = Self { text: [0; MOST_DIGITS], count };
+        let number = text.iter().try_fold(Some(0u64), |sum, byte| {
+            let digit = byte.is_ascii_digit().then(|| u64::from(byte - b'0'))?;
+            Some(sum.and_then(|sum| sum.checked_mul(10)?.checked_add(digit)))
+        })?;
+        let mut digits = Self { number, text: [0; MOST_DIGITS], count };
         digits.text[..text.len()].copy_from_slice(text);
-        text.iter().all(u8::is_ascii_digit).then_some(digits)
+        Some(digits)
+    }
+
+    /// What they say, if it is no larger than a number can be.
+    pub(super) fn number(&self) -> Option<u64> {
+        self.number
     }
 
     pub(super) fn as_bytes(&self) -> &[u8] {

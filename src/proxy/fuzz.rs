@@ -23,7 +23,7 @@ pub struct Way {
 /// and none for one that leads nowhere.
 pub fn way(target: &str, token: &str) -> Result<Way, Option<&'static str>> {
     let text = request::Target::new(target);
-    let target = Target::parse(text.path(), text.query()).map_err(|doubt| match doubt {
+    let target = Target::of(&text).map_err(|doubt| match doubt {
         Doubt::Malformed(words) => Some(words),
         Doubt::NoRoute => None,
     })?;

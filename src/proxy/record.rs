@@ -206,7 +206,8 @@ impl Record {
 
     /// The path without its query, and without what a mistyped query or a credential that lost its place left in it.
     fn path(&self) -> Cow<'_, str> {
-        shown(self.target.path(), self.agent.as_ref().map(|agent| agent.name.as_str()))
+        let masked = || shown(self.target.path(), self.agent.as_ref().map(|agent| agent.name.as_str()));
+        self.target.plain_path().map_or_else(masked, Cow::Borrowed)
     }
 }
 
@@ -274,14 +275,18 @@ const REGISTERED: [&str; 40] = [
 /// A path up to where a mistyped query begins, encoded or not, and without segments that may be credentials. `agent` is
 /// the name of a known one.
 fn shown<'a>(path: &'a str, agent: Option<&str>) -> Cow<'a, str> {
-    let path = before_query(path);
-    // That most paths hold nothing of the kind is soon seen.
-    if !may_be_credential(path) {
-        return Cow::Borrowed(path);
+    if let Some(plain) = plain(path) {
+        return Cow::Borrowed(plain);
     }
+    let path = before_query(path);
     let is_odd = |segment: &&str| may_be_credential(segment) && Some(*segment) != agent;
     let segments = path.split('/').map(|segment| if is_odd(&segment) { MASK } else { segment });
     Cow::Owned(segments.collect::<Vec<_>>().join("/"))
+}
+
+/// The same of a path in which nothing can be a credential, as it is with most; that is soon seen.
+pub(super) fn plain(path: &str) -> Option<&str> {
+    Some(before_query(path)).filter(|path| !may_be_credential(path))
 }
 
 fn before_query(path: &str) -> &str {

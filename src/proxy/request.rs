@@ -1,6 +1,7 @@
 //! A request as the server hands it over, whatever version of HTTP it came by.
 
 use std::{
+    cell::OnceCell,
     net::{IpAddr, SocketAddr},
     rc::Rc,
 };
@@ -8,6 +9,10 @@ use std::{
 use bytes::Bytes;
 use http::{Method, Version};
 
+use super::{
+    record::plain,
+    target::{Course, Doubt},
+};
 use crate::fields::Fields;
 
 /// One request, without its body. It has no `Debug`: its lines and its query may hold credentials.
@@ -30,27 +35,49 @@ pub struct Request {
     pub late: bool,
 }
 
-/// Path and query as they came. Clones share the text.
+/// Path and query as they came. Clones share the text, and what was found out about it: most programs send the same again.
 #[derive(Clone)]
-pub struct Target {
-    text: Rc<str>,
+pub struct Target(Rc<Text>);
+
+struct Text {
+    text: Box<str>,
     /// Where the question mark stands.
     mark: Option<usize>,
+    course: OnceCell<Result<Course, Doubt>>,
+    plain: OnceCell<Option<usize>>,
 }
 
 impl Target {
     /// A target.
     pub fn new(text: &str) -> Self {
-        Self { text: text.into(), mark: memchr::memchr(b'?', text.as_bytes()) }
+        let mark = memchr::memchr(b'?', text.as_bytes());
+        Self(Rc::new(Text { text: text.into(), mark, course: OnceCell::new(), plain: OnceCell::new() }))
+    }
+
+    /// Path and query.
+    pub fn text(&self) -> &str {
+        &self.0.text
     }
 
     /// The path, without the query.
     pub fn path(&self) -> &str {
-        &self.text[..self.mark.unwrap_or(self.text.len())]
+        &self.0.text[..self.0.mark.unwrap_or(self.0.text.len())]
     }
 
     /// The query, without its question mark.
     pub fn query(&self) -> Option<&str> {
-        self.mark.map(|mark| &self.text[mark + 1..])
+        self.0.mark.map(|mark| &self.0.text[mark + 1..])
+    }
+
+    /// Where it leads, which is found out once.
+    pub(super) fn course(&self) -> Result<&Course, Doubt> {
+        let found = self.0.course.get_or_init(|| Course::find(self.path(), self.query()));
+        found.as_ref().map_err(|doubt| *doubt)
+    }
+
+    /// How much of the path may be shown to whoever may see any path; `None` where some of it must be masked.
+    pub(super) fn plain_path(&self) -> Option<&str> {
+        let length = self.0.plain.get_or_init(|| plain(self.path()).map(str::len));
+        length.map(|length| &self.path()[..length])
     }
 }

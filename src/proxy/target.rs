@@ -4,12 +4,16 @@ use std::{
     borrow::Cow,
     fmt,
     net::{Ipv6Addr, SocketAddr},
+    ops::Range,
 };
 
 use http::{Method, Version};
 use percent_encoding::percent_decode_str;
 
-use super::{query, request::Request};
+use super::{
+    query,
+    request::{self, Request},
+};
 use crate::{fields::Known, tickets::TicketKind};
 
 /// What is done with a call.
@@ -51,8 +55,18 @@ impl fmt::Debug for Target<'_> {
     }
 }
 
+/// The same without the text: where in it things stand.
+pub(super) struct Course {
+    agent: Option<Range<usize>>,
+    path_at: usize,
+    /// The route, where it is not the path.
+    route: Option<Box<str>>,
+    may_hold_token: bool,
+    kind: Kind,
+}
+
 /// Why a target is not sent on.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Doubt {
     /// It may mean something else to the next reader: 400.
     Malformed(&'static str),
@@ -63,7 +77,37 @@ pub(super) enum Doubt {
 /// The root of all that is sent on.
 const ROOT: &str = "/cgi-bin/";
 
+impl Course {
+    /// Takes a path and query apart.
+    pub(super) fn find(path: &str, query: Option<&str>) -> Result<Self, Doubt> {
+        let Target { agent, path: rest, route, may_hold_token, kind, .. } = Target::parse(path, query)?;
+        let agent = agent.map(|agent| {
+            let start = agent.as_ptr().addr() - path.as_ptr().addr();
+            start..start + agent.len()
+        });
+        let route = match route {
+            Cow::Borrowed(_) => None,
+            Cow::Owned(route) => Some(route.into_boxed_str()),
+        };
+        Ok(Self { agent, path_at: path.len() - rest.len(), route, may_hold_token, kind })
+    }
+}
+
 impl<'a> Target<'a> {
+    /// Takes a target apart, if that was not done before.
+    pub(super) fn of(target: &'a request::Target) -> Result<Self, Doubt> {
+        let (course, path) = (target.course()?, target.path());
+        let rest = &path[course.path_at..];
+        Ok(Self {
+            agent: course.agent.clone().map(|agent| &path[agent]),
+            path: rest,
+            route: Cow::Borrowed(course.route.as_deref().unwrap_or(rest)),
+            query: target.query(),
+            may_hold_token: course.may_hold_token,
+            kind: course.kind,
+        })
+    }
+
     /// Takes a path and query apart.
     pub(super) fn parse(path: &'a str, query: Option<&'a str>) -> Result<Self, Doubt> {
         // The upstream would read a doubled slash before the root as a part of the path; it is a base URL's doing.

@@ -26,13 +26,13 @@ use tokio::{sync::watch, time::Instant};
 
 use self::{
     delivery::{Delivery, End, Manner},
-    head::{Head, MAX_HEAD, Malformed},
+    head::{Habits, Head, MAX_HEAD, Malformed},
     wire::Wire,
 };
 use super::{LAST_CALL, LINGER, LINGER_BYTES, PREFACE, Timeouts, house::Seat};
 use crate::{
     deadline::Deadline,
-    fields::{Familiar, Fields},
+    fields::Fields,
     framing::Framing,
     io::Stream,
     proxy::{Proxy, Reply, Request, RequestTarget},
@@ -71,7 +71,7 @@ pub(super) async fn serve(
         seat,
         waiting: Deadline::idle(),
         answered_at: None,
-        familiar: Familiar::default(),
+        habits: Habits::default(),
         head: None,
         proxy: proxy.clone(),
     });
@@ -115,8 +115,7 @@ struct Conversation {
     waiting: Deadline,
     /// When the last answer was handed over; until its connection waits again.
     answered_at: Option<Instant>,
-    /// The header lines that its requests bring.
-    familiar: Familiar,
+    habits: Habits,
     /// That of the request that is to be answered next.
     head: Option<Head>,
     proxy: Rc<Proxy>,
@@ -146,7 +145,7 @@ impl Conversation {
                         return Poll::Ready(Next::Http2);
                     }
                 } else {
-                    match head::take(&mut wire.inbound, &mut self.familiar) {
+                    match head::take(&mut wire.inbound, &mut self.habits) {
                         Ok(Some(head)) => {
                             self.seat.stir();
                             self.head = Some(head);

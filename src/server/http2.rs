@@ -137,7 +137,8 @@ async fn answer(
         peer,
         late,
     };
-    let Reply { status, lines, length, body, .. } = proxy.handle(&request, StreamUpload::body(body), &mut Deadline::idle()).await;
+    let Reply { status, lines, length, body, .. } =
+        proxy.handle(&request, StreamUpload::body(body), &mut Deadline::idle()).await;
     let turn = Turn::of_this_stream();
     // The head comes first; what follows waits for the client to take it.
     turn.offer();

@@ -14,11 +14,16 @@ use tokio::{
     task::unconstrained,
 };
 
-use crate::{fields::Familiar, io::Stream, outbox::Outbox};
+use crate::{
+    fields::Familiar,
+    io::{Caller, Stream},
+    outbox::Outbox,
+};
 
 /// A connection between two requests.
 pub(super) struct Connection {
     pub(super) stream: Stream,
+    pub(super) caller: Caller,
     pub(super) inbound: BytesMut,
     pub(super) outbox: Outbox,
     /// The header lines that its answers bring.
@@ -29,6 +34,7 @@ impl Connection {
     pub(super) fn new(stream: Stream) -> Self {
         Self {
             stream,
+            caller: Caller::default(),
             inbound: BytesMut::new(),
             outbox: Outbox::default(),
             familiar: Familiar::default(),

@@ -2,19 +2,16 @@
 //! own stands between the two sides.
 
 use std::{
-    future::{Future, poll_fn},
+    future::poll_fn,
     io,
-    pin::{Pin, pin},
+    pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use http::Method;
-use tokio::{
-    io::{AsyncReadExt, AsyncWrite},
-    time::Instant,
-};
+use tokio::{io::AsyncWrite, time::Instant};
 
 use super::{
     Answer, AnswerBody, BodyLength, Failure, Flaw, Outgoing, Sent, Source,
@@ -30,6 +27,8 @@ use crate::{
 
 /// First read of an answer; small replies fit.
 const SMALL_READ: usize = 8 * 1024;
+/// A body up to this size is copied: the buffer it came in need not be shared then.
+const COPIED: usize = 1024;
 /// Most interim answers (1xx) before the one that counts.
 const MOST_INTERIM: u32 = 32;
 /// Reads of an answer that proved to be large, as long as there are few of them.
@@ -188,7 +187,13 @@ impl Exchange {
             return None;
         }
         self.framing = Framing::Done;
-        Some(self.connection.inbound.split_to(length).freeze())
+        let inbound = &mut self.connection.inbound;
+        if length > COPIED {
+            return Some(inbound.split_to(length).freeze());
+        }
+        let whole = Bytes::copy_from_slice(&inbound[..length]);
+        inbound.advance(length);
+        Some(whole)
     }
 
     /// The next piece of the answer's body; `None` at its end.
@@ -325,9 +330,9 @@ impl Exchange {
 
     /// Reads once into the buffer; 0 is the end of the stream.
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let Connection { stream, inbound, .. } = &mut *self.connection;
+        let Connection { stream, inbound, caller, .. } = &mut *self.connection;
         inbound.reserve(self.large.as_ref().map_or(SMALL_READ, Large::read));
-        let read = ready!(pin!(stream.read_buf(inbound)).poll(cx))?;
+        let read = ready!(stream.poll_fill(cx, inbound, caller))?;
         if read >= SMALL_READ && self.large.is_none() {
             self.large = Some(Large::new(&self.pool));
         }

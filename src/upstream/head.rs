@@ -13,6 +13,8 @@ use crate::{
 
 /// Most bytes of an answer's head.
 const MAX_HEAD: usize = 64 * 1024;
+/// The first line of nearly every answer.
+const USUAL: &[u8] = b"HTTP/1.1 200 OK\r\n";
 /// Most header lines of an answer.
 const MAX_HEADERS: usize = 128;
 
@@ -80,16 +82,24 @@ pub(super) fn take(buffer: &mut BytesMut, familiar: &mut Familiar) -> Result<Opt
 /// The same for a head of which only the first line is new. What is wrong with one is not said here.
 fn take_familiar(buffer: &mut BytesMut, familiar: &mut Familiar) -> Option<Head> {
     let (first_line, fields, length) = familiar.recognise_head(buffer)?;
-    if length > MAX_HEAD || has_bare_line_feed(first_line) {
+    if length > MAX_HEAD {
+        return None;
+    }
+    let said = if first_line == USUAL { (StatusCode::OK, true) } else { first_line_alone(first_line)? };
+    buffer.advance(length);
+    Some(Head::new(said, fields))
+}
+
+/// What a status line says whose header lines are known.
+fn first_line_alone(line: &[u8]) -> Option<(StatusCode, bool)> {
+    if has_bare_line_feed(line) {
         return None;
     }
     let mut response = httparse::Response::new(&mut []);
-    if response.parse(first_line).ok()?.is_complete() {
+    if response.parse(line).ok()?.is_complete() {
         return None;
     }
-    let said = said(&response).ok()?;
-    buffer.advance(length);
-    Some(Head::new(said, fields))
+    said(&response).ok()
 }
 
 /// Takes in the status line: the status, and whether it is of HTTP/1.1.

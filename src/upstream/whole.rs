@@ -36,7 +36,8 @@ impl Upstream {
             body: BodyLength::Absent,
             at: Instant::now(),
         };
-        let mut answer = self.send(&outgoing, None, &mut Deadline::idle()).await.map_err(|failure| failure.flaw)?;
+        let mut answer =
+            self.send(&outgoing, None, &mut Deadline::idle()).await.map_err(|failure| failure.flaw)?;
         let (status, date) = (answer.status.as_u16(), date(&answer.fields));
         let mut body = Vec::new();
         while let Some(piece) = answer.body.data().await {

@@ -3,11 +3,12 @@
 use bytes::BytesMut;
 
 use super::head;
-use crate::{fields::Familiar, proxy::Request};
+pub use super::head::Habits;
+use crate::proxy::Request;
 
 /// Takes a request's head off what a client sent.
-pub fn request_head(buffer: &mut BytesMut, familiar: &mut Familiar) -> Option<Request> {
-    let head = head::take(buffer, familiar).ok().flatten()?;
+pub fn request_head(buffer: &mut BytesMut, habits: &mut Habits) -> Option<Request> {
+    let head = head::take(buffer, habits).ok().flatten()?;
     let head::Head { method, version, target, fields, .. } = head;
     Some(Request { method, version, target, absolute: None, flaw: None, fields, peer: None, late: false })
 }

@@ -4,8 +4,9 @@ use bytes::{Bytes, BytesMut};
 use http::{Method, StatusCode, Version};
 
 use super::head;
+pub use super::head::Habits;
 use crate::{
-    fields::{Familiar, Fields},
+    fields::Fields,
     framing::{Framing, FramingError},
     proxy::RequestTarget,
 };
@@ -28,12 +29,9 @@ pub struct RequestHead {
     pub persistent: bool,
 }
 
-/// Takes a request's head off what a client sent that brought `familiar` lines before. An error has the status that answers it.
-pub fn request_head(
-    buffer: &mut BytesMut,
-    familiar: &mut Familiar,
-) -> Result<Option<RequestHead>, StatusCode> {
-    let Some(head) = head::take(buffer, familiar).map_err(|malformed| malformed.status)? else {
+/// Takes a request's head off what a client sent with these habits. An error has the status that answers it.
+pub fn request_head(buffer: &mut BytesMut, habits: &mut Habits) -> Result<Option<RequestHead>, StatusCode> {
+    let Some(head) = head::take(buffer, habits).map_err(|malformed| malformed.status)? else {
         return Ok(None);
     };
     let persistent = head.is_persistent();

@@ -6,13 +6,15 @@ use bytes::{Buf, Bytes, BytesMut};
 use http::{Method, StatusCode, Version};
 
 use crate::{
-    fields::{Familiar, Fields, Found, Known},
+    fields::{Familiar, Fields, Found, Known, is_same},
     framing::{Framing, FramingError, has_bare_line_feed},
     proxy::RequestTarget,
 };
 
 /// Most bytes of a head.
 pub(super) const MAX_HEAD: usize = 64 * 1024;
+/// Longest target that is remembered.
+const LONGEST_USUAL: usize = 1024;
 /// Most header lines.
 const MAX_LINES: usize = 100;
 
@@ -73,10 +75,47 @@ struct Asked {
     authority: Option<Bytes>,
 }
 
-/// Takes a whole head off the buffer; `None` while it is not all there. `familiar` are the lines that this connection
-/// brought before.
-pub(super) fn take(buffer: &mut BytesMut, familiar: &mut Familiar) -> Result<Option<Head>, Malformed> {
-    if let Some(head) = take_familiar(buffer, familiar) {
+/// What the requests of a connection have in common with those before them.
+#[derive(Default)]
+pub struct Habits {
+    /// Their header lines.
+    familiar: Familiar,
+    /// What the last one asked for.
+    last: Option<Usual>,
+}
+
+/// Asked in HTTP/1.1, without an authority.
+struct Usual {
+    method: Method,
+    target: RequestTarget,
+}
+
+impl Habits {
+    /// What a line asks for, if it is the line of the request before. How long it takes to see that it is another does not
+    /// tell where they differ: there may be a pass in it.
+    fn recall(&self, first_line: &[u8]) -> Option<Asked> {
+        let Usual { method, target } = self.last.as_ref()?;
+        let rest = first_line.strip_prefix(method.as_str().as_bytes())?.strip_prefix(b" ")?;
+        let is_same = is_same(rest.strip_suffix(b" HTTP/1.1\r\n")?, target.text().as_bytes());
+        is_same.then(|| Asked {
+            method: method.clone(),
+            version: Version::HTTP_11,
+            target: target.clone(),
+            authority: None,
+        })
+    }
+
+    fn note(&mut self, asked: &Asked) {
+        let Asked { method, version, target, authority } = asked;
+        if *version == Version::HTTP_11 && authority.is_none() && target.text().len() <= LONGEST_USUAL {
+            self.last = Some(Usual { method: method.clone(), target: target.clone() });
+        }
+    }
+}
+
+/// Takes a whole head off the buffer; `None` while it is not all there.
+pub(super) fn take(buffer: &mut BytesMut, habits: &mut Habits) -> Result<Option<Head>, Malformed> {
+    if let Some(head) = take_familiar(buffer, habits) {
         return Ok(Some(head));
     }
     let mut lines = [const { MaybeUninit::uninit() }; MAX_LINES];
@@ -95,26 +134,42 @@ pub(super) fn take(buffer: &mut BytesMut, familiar: &mut Familiar) -> Result<Opt
         return Err(malformed("a line of the head ends without a carriage return"));
     }
     let asked = asked(&request)?;
+    habits.note(&asked);
     let fields = Found::new(&buffer[..length], request.headers).take_off(buffer, length);
     if fields.names_too_many() {
         return Err(too_large("Connection names more than 100 headers"));
     }
-    Ok(Some(Head::new(asked, familiar.note(fields))))
+    Ok(Some(Head::new(asked, habits.familiar.note(fields))))
 }
 
 /// The same for a head of which only the first line is new. What is wrong with one is not said here.
-fn take_familiar(buffer: &mut BytesMut, familiar: &mut Familiar) -> Option<Head> {
-    let (first_line, fields, length) = familiar.recognise_head(buffer)?;
-    if length > MAX_HEAD || has_bare_line_feed(first_line) {
+fn take_familiar(buffer: &mut BytesMut, habits: &mut Habits) -> Option<Head> {
+    let (first_line, fields, length) = habits.familiar.recognise_head(buffer)?;
+    if length > MAX_HEAD {
+        return None;
+    }
+    let asked = match habits.recall(first_line) {
+        Some(asked) => asked,
+        None => {
+            let asked = first_line_alone(first_line)?;
+            habits.note(&asked);
+            asked
+        }
+    };
+    buffer.advance(length);
+    Some(Head::new(asked, fields))
+}
+
+/// What a request line says whose header lines are known.
+fn first_line_alone(line: &[u8]) -> Option<Asked> {
+    if has_bare_line_feed(line) {
         return None;
     }
     let mut request = httparse::Request::new(&mut []);
-    if request.parse(first_line).ok()?.is_complete() {
+    if request.parse(line).ok()?.is_complete() {
         return None;
     }
-    let asked = asked(&request).ok()?;
-    buffer.advance(length);
-    Some(Head::new(asked, fields))
+    asked(&request).ok()
 }
 
 /// Takes in the request line.

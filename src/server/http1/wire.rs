@@ -2,21 +2,20 @@
 
 use std::{
     cell::{RefCell, RefMut},
-    future::Future,
     io,
-    pin::{Pin, pin},
+    pin::Pin,
     rc::{Rc, Weak},
     task::{Context, Poll, Waker, ready},
 };
 
 use bytes::{Bytes, BytesMut};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::{
     buffers,
     deadline::Deadline,
     framing::{Framing, Step},
-    io::Stream,
+    io::{Caller, Stream},
     outbox::Outbox,
     upload::{Cut, Source},
 };
@@ -43,6 +42,7 @@ pub(super) struct Inner {
     /// Whose body it is that comes: a reader of an earlier request's may still be there, and must get nothing of it.
     request: u64,
     next_read: usize,
+    caller: Caller,
     /// Who wants to know when the client leaves, and cannot look while another task reads the body.
     watcher: Option<Waker>,
 }
@@ -56,6 +56,7 @@ impl Wire {
             continue_due: false,
             request: 0,
             next_read: buffers::SIZE,
+            caller: Caller::default(),
             watcher: None,
         })))
     }
@@ -96,7 +97,7 @@ impl Inner {
         if self.inbound.capacity() - self.inbound.len() < self.next_read / 8 {
             self.inbound.reserve(self.next_read);
         }
-        pin!(self.stream.read_buf(&mut self.inbound)).poll(cx)
+        self.stream.poll_fill(cx, &mut self.inbound, &mut self.caller)
     }
 
     /// Gives the buffer back, whatever is in it.
@@ -243,9 +244,12 @@ impl Source for WireBody {
 
 #[cfg(test)]
 mod tests {
-    use std::future::poll_fn;
+    use std::future::{Future, poll_fn};
 
-    use tokio::{io::AsyncWriteExt, net::UnixStream};
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::UnixStream,
+    };
 
     use super::*;
 
