@@ -21,7 +21,8 @@ pub fn take() -> BytesMut {
 /// Gives a buffer back, whatever is in it. One whose memory is still in use elsewhere, or that has grown, is let go.
 pub fn give(mut buffer: BytesMut) {
     buffer.clear();
-    if buffer.try_reclaim(SIZE) && buffer.capacity() <= 2 * SIZE {
+    let is_whole = buffer.capacity() >= SIZE || buffer.try_reclaim(SIZE);
+    if is_whole && buffer.capacity() <= 2 * SIZE {
         AT_HAND.with_borrow_mut(|at_hand| {
             if at_hand.len() < MOST {
                 at_hand.push(buffer);

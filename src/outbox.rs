@@ -20,6 +20,8 @@ const SMALL: usize = 4 * 1024;
 pub struct Outbox {
     /// Heads, chunk sizes, small pieces.
     text: BytesMut,
+    /// How much of that was written.
+    sent: usize,
     piece: Bytes,
     after_piece: &'static [u8],
 }
@@ -37,7 +39,12 @@ impl Outbox {
 
     /// Takes the buffer out, whatever is in it.
     pub fn take_buffer(&mut self) -> BytesMut {
+        self.sent = 0;
         std::mem::take(&mut self.text)
+    }
+
+    fn unsent(&self) -> &[u8] {
+        &self.text[self.sent..]
     }
 
     /// Whether everything was written.
@@ -80,10 +87,10 @@ impl Outbox {
     ) -> Poll<io::Result<()>> {
         let stream = Pin::new(stream);
         let written = if self.piece.is_empty() && self.after_piece.is_empty() {
-            ready!(stream.poll_write(cx, &self.text))?
+            ready!(stream.poll_write(cx, self.unsent()))?
         } else {
             let slices =
-                [IoSlice::new(&self.text), IoSlice::new(&self.piece), IoSlice::new(self.after_piece)];
+                [IoSlice::new(self.unsent()), IoSlice::new(&self.piece), IoSlice::new(self.after_piece)];
             // An empty first slice would make a stream without vectored writes write nothing.
             let first = slices.iter().position(|slice| !slice.is_empty()).unwrap_or(0);
             ready!(stream.poll_write_vectored(cx, &slices[first..]))?
@@ -91,8 +98,13 @@ impl Outbox {
         if written == 0 {
             return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
         }
-        let of_text = written.min(self.text.len());
-        self.text.advance(of_text);
+        let of_text = written.min(self.unsent().len());
+        self.sent += of_text;
+        if self.sent == self.text.len() {
+            // From its beginning again: a buffer that is eaten up from the front has to be won back.
+            self.text.clear();
+            self.sent = 0;
+        }
         let of_piece = (written - of_text).min(self.piece.len());
         self.piece.advance(of_piece);
         self.after_piece = &self.after_piece[written - of_text - of_piece..];
@@ -102,6 +114,7 @@ impl Outbox {
     /// Throws away what was not written.
     pub fn clear(&mut self) {
         self.text.clear();
+        self.sent = 0;
         self.piece = Bytes::new();
         self.after_piece = b"";
     }

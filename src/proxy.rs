@@ -247,7 +247,7 @@ impl Proxy {
         forward: &Forward<'_>,
         upload: Option<&Upload>,
         record: &mut Record,
-    ) -> Result<Inspected, Refusal> {
+    ) -> Result<Box<Inspected>, Refusal> {
         let target = query::as_it_came(forward.target.path, forward.target.query);
         let place = self.admit(forward, record).await?;
         let answer = self.exchange(forward, &target, None, upload, record).await?;
@@ -262,7 +262,7 @@ impl Proxy {
         agent: &Arc<Agent>,
         upload: Option<&Upload>,
         record: &mut Record,
-    ) -> Result<Inspected, Refusal> {
+    ) -> Result<Box<Inspected>, Refusal> {
         // Nothing has taken time since the request began; for a ticket, whoever waits long enough for it to matter is
         // helped by the refusal.
         let token = match agent.slot.ready(record.began) {
@@ -338,7 +338,7 @@ impl Proxy {
         token: Option<&Token>,
         upload: Option<&Upload>,
         record: &mut Record,
-    ) -> Result<Inspected, Refusal> {
+    ) -> Result<Box<Inspected>, Refusal> {
         let at = record.now;
         record.goes_to(&forward.target.route);
         record.begin(Doing::Try, at);

@@ -13,11 +13,16 @@ use crate::{
 /// For so many pairs room is made before they come again.
 const MOST_ROOM: usize = 1024;
 
+/// An agent and a client, by where they lie.
+type Pair = (usize, usize);
+
 /// One worker's counts.
 #[derive(Default)]
 pub(super) struct Tally {
     /// Where the counts of an agent and a client are, by where these two lie in memory: their counts keep them there.
-    places: HashMap<(usize, usize), usize, RandomState>,
+    places: HashMap<Pair, usize, RandomState>,
+    /// The same of the pair that was counted last: often it is the next one too.
+    last: Option<(Pair, usize)>,
     pub(super) pairs: Vec<PairCounts>,
     /// The proxy's own errors by kind.
     pub(super) refusals: Vec<(Box<str>, u64)>,
@@ -75,6 +80,7 @@ impl Tally {
         let room = self.pairs.len().min(MOST_ROOM);
         Self {
             places: HashMap::with_capacity_and_hasher(room, RandomState::default()),
+            last: None,
             pairs: Vec::with_capacity(room),
             refusals: Vec::new(),
         }
@@ -91,10 +97,14 @@ impl Tally {
             agent.map_or(0, |agent| Arc::as_ptr(agent).addr()),
             client.map_or(0, |client| Arc::as_ptr(client).addr()),
         );
-        let place = *self.places.entry(pair).or_insert_with(|| {
-            self.pairs.push(PairCounts::new(agent, client));
-            self.pairs.len() - 1
-        });
+        let place = match self.last {
+            Some((last, place)) if last == pair => place,
+            _ => *self.places.entry(pair).or_insert_with(|| {
+                self.pairs.push(PairCounts::new(agent, client));
+                self.pairs.len() - 1
+            }),
+        };
+        self.last = Some((pair, place));
         self.pairs[place].count(line);
         if let Some(kind) = line.error {
             match self.refusals.iter_mut().find(|(known, _)| **known == *kind) {

@@ -77,9 +77,9 @@ impl Held {
 
 impl Inspected {
     /// An answer of the proxy's own, in WeCom's words.
-    pub(super) fn local(body: Bytes) -> Self {
+    pub(super) fn local(body: Bytes) -> Box<Self> {
         let errcode = errcode_of(&body);
-        Self {
+        Box::new(Self {
             status: StatusCode::OK,
             lines: own_lines(),
             dated: false,
@@ -89,16 +89,17 @@ impl Inspected {
             errcode,
             took: Duration::ZERO,
             place: None,
-        }
+        })
     }
 
     /// The same, holding a place among the requests in flight.
-    pub(super) fn at(self, place: Place) -> Self {
-        Self { place: Some(place), ..self }
+    pub(super) fn at(mut self: Box<Self>, place: Place) -> Box<Self> {
+        self.place = Some(place);
+        self
     }
 
     /// Takes in the rest of the body, if it is no longer than `most` bytes.
-    pub(super) async fn collect(mut self, most: usize) -> Result<Self, Failure> {
+    pub(super) async fn collect(mut self: Box<Self>, most: usize) -> Result<Box<Self>, Failure> {
         let mut length: usize = self.held.pieces().map(Bytes::len).sum();
         while length < most
             && let Some(piece) = self.rest.data().await.transpose()?
@@ -121,7 +122,7 @@ pub(super) async fn inspect(
     answer: Answer,
     token: Option<&Token>,
     sent: Instant,
-) -> Result<Inspected, Failure> {
+) -> Result<Box<Inspected>, Failure> {
     let Answer { status, fields, length, mut body, came } = answer;
     let took = came.saturating_duration_since(sent);
     let (mut held, mut errcode) = (Held::default(), None);
@@ -142,5 +143,5 @@ pub(super) async fn inspect(
         }
     }
     let (lines, dated) = (passed_on(&fields, token), fields.contains(Known::Date));
-    Ok(Inspected { status, lines, dated, length, held, rest: body, errcode, took, place: None })
+    Ok(Box::new(Inspected { status, lines, dated, length, held, rest: body, errcode, took, place: None }))
 }

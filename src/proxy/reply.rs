@@ -51,8 +51,8 @@ impl Reply {
     }
 
     /// The upstream's answer.
-    pub(super) fn passed_on(answer: Inspected, upload: Option<Upload>) -> Self {
-        let Inspected { status, lines, dated, length, mut held, rest, place, .. } = answer;
+    pub(super) fn passed_on(answer: Box<Inspected>, upload: Option<Upload>) -> Self {
+        let Inspected { status, lines, dated, length, mut held, rest, place, .. } = *answer;
         let whole = if rest.is_ended() { held.take_whole() } else { None };
         let (length, body) = match whole {
             // What is said of a body that is not there goes through as it was said: to a HEAD, and with a 304.

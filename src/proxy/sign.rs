@@ -21,7 +21,7 @@ pub(super) fn own_lines() -> Block {
 
 /// Puts the proxy's own lines onto an answer.
 pub(super) fn sign(record: &Record, explains: bool, lines: &mut Block) {
-    lines.put(b"x-request-id", record.request_id.as_str().as_bytes());
+    lines.put(b"x-request-id", record.request_id.as_bytes());
     if let Some(agent) = &record.agent {
         lines.put(b"x-wecom-agent", agent.name.as_bytes());
     }
@@ -50,6 +50,10 @@ pub(super) fn wants_explanation(request: &Request) -> bool {
 
 /// Milliseconds with three decimals.
 fn put_milliseconds(room: &mut BytesMut, duration: Duration) {
+    // Nearly always nothing was waited for.
+    if duration.is_zero() {
+        return room.put_slice(b"0.000");
+    }
     let micros = duration.as_micros() as u64;
     let thousandths = (micros % 1000) as u32;
     room.put_slice(itoa::Buffer::new().format(micros / 1000).as_bytes());
@@ -100,11 +104,14 @@ pub(super) enum RequestId {
 impl RequestId {
     /// It is visible ASCII.
     pub(super) fn as_str(&self) -> &str {
-        let text = match self {
-            Self::Given(text) => &text[..],
-            Self::Made(text) => &text[..],
-        };
-        std::str::from_utf8(text).unwrap_or_default()
+        std::str::from_utf8(self.as_bytes()).unwrap_or_default()
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::Given(text) => text,
+            Self::Made(text) => text,
+        }
     }
 }
 

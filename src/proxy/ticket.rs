@@ -30,7 +30,7 @@ impl Proxy {
         agent: &Arc<Agent>,
         kind: TicketKind,
         record: &mut Record,
-    ) -> Result<Inspected, Refusal> {
+    ) -> Result<Box<Inspected>, Refusal> {
         let (slot, came) = (agent.tickets.of(kind), Instant::now());
         if let Some(kept) = slot.answer(came) {
             return Ok(Inspected::local(kept));
@@ -97,7 +97,7 @@ impl Proxy {
         forward: &Forward<'_>,
         agent: &Arc<Agent>,
         record: &mut Record,
-    ) -> Result<Inspected, Refusal> {
+    ) -> Result<Box<Inspected>, Refusal> {
         // Nobody's own headers: the answer is everybody's.
         let neutral = Forward { fields: &Fields::default(), length: BodyLength::Absent, ..*forward };
         let answer = self.send_with_token(&neutral, agent, None, record).await?;
