@@ -14,7 +14,7 @@ use tokio::{
 
 /// A point in time that a poll function can wait for. Moving it later costs a store; the timer wheel learns of it only
 /// when the old point passes. It stops by itself: a deadline that nobody polls wakes nobody.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Deadline {
     at: Option<Instant>,
     timer: Option<Pin<Box<Sleep>>>,

@@ -7,24 +7,27 @@ mod http1;
 mod http2;
 mod hushed;
 mod listen;
+mod tables;
 pub mod tls;
 
-use std::{io, net::IpAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{io, net::IpAddr, pin::pin, rc::Rc, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwapOption;
 use bytes::BytesMut;
 use tokio::{
     sync::watch,
-    task::spawn_local,
     time::{Instant, sleep, timeout},
 };
 use tokio_rustls::TlsAcceptor;
 
-use self::house::Seat;
 pub(crate) use self::http1::{bench, fuzz};
 pub use self::{
     house::{House, admin_room, raise_descriptors},
     listen::{Bound, Inherited, InheritedError, Listener},
+};
+use self::{
+    http1::Leftovers,
+    tables::{Guest, Tables},
 };
 use crate::{io::Stream, proxy::Proxy};
 
@@ -76,6 +79,12 @@ impl Server {
         Self { timeouts, tls, house: House::new(house::room_for(server.max_connections)), stopping }
     }
 
+    /// Whether no more requests are taken. The flag turns once, and nobody has looked at it by this receiver: that it
+    /// changed says all, without a lock.
+    fn is_stopping(&self) -> bool {
+        self.stopping.has_changed().unwrap_or(true)
+    }
+
     /// How many connections are open.
     pub fn connections(&self) -> usize {
         self.house.taken()
@@ -85,21 +94,29 @@ impl Server {
 /// Accepts connections until the server stops. Connections in use go on; wait for them by the seats they have.
 pub async fn serve(listener: Listener, server: Arc<Server>, proxy: Rc<Proxy>) {
     let mut stopping = server.stopping.clone();
-    loop {
+    let mut stop = pin!(stopping.wait_for(|stop| *stop));
+    let tables = Tables::new(server.clone(), proxy);
+    while !server.is_stopping() {
         let accepted = tokio::select! {
-            _ = stopping.wait_for(|stop| *stop) => break,
+            biased;
             accepted = listener.accept() => accepted,
+            _ = &mut stop => break,
         };
         match accepted {
             Ok((stream, peer)) => {
                 // A seat second: a listener that held one while nobody comes would take it from the others. What is not
                 // accepted waits in the kernel, where it costs nothing.
-                let seat = tokio::select! {
-                    _ = stopping.wait_for(|stop| *stop) => server.house.free_seat(),
-                    seat = server.house.seat() => seat,
+                let seat = match server.house.free_seat() {
+                    None => tokio::select! {
+                        biased;
+                        seat = server.house.seat() => seat,
+                        // The loop ends with this one.
+                        _ = &mut stop => server.house.free_seat(),
+                    },
+                    free => free,
                 };
                 if let Some(seat) = seat {
-                    spawn_local(converse(stream, peer, seat, server.clone(), proxy.clone()));
+                    tables.serve(Guest { stream, peer, seat });
                 }
             }
             Err(error) if is_of_one_connection(&error) => {}
@@ -112,9 +129,11 @@ pub async fn serve(listener: Listener, server: Arc<Server>, proxy: Rc<Proxy>) {
     // Whoever is connected already, as far as they can see, would be thrown out when the socket closes.
     for (stream, peer) in listener.left_over() {
         if let Some(seat) = server.house.free_seat() {
-            spawn_local(converse(stream, peer, seat, server.clone(), proxy.clone()));
+            tables.serve(Guest { stream, peer, seat });
         }
     }
+    // Whoever waits for a request looks up now, and sees that the server stops.
+    server.house.call_all();
 }
 
 /// Whether accepting failed because of the one connection that was to be accepted.
@@ -124,14 +143,9 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 }
 
 /// Serves one connection to its end. What is not needed while an HTTP/1 connection idles has a box of its own.
-async fn converse(
-    stream: Stream,
-    peer: Option<IpAddr>,
-    seat: Arc<Seat>,
-    server: Arc<Server>,
-    proxy: Rc<Proxy>,
-) {
-    let (timeouts, stopping, proxy) = (server.timeouts, &server.stopping, &proxy);
+async fn converse(guest: Guest, server: &Arc<Server>, proxy: &Rc<Proxy>, leftovers: &mut Leftovers) {
+    let Guest { stream, peer, seat } = guest;
+    let (timeouts, stopping) = (server.timeouts, &server.stopping);
     seat.take().await;
     let (stream, by_alpn) = match server.tls.load_full() {
         None => (stream, None),
@@ -139,7 +153,7 @@ async fn converse(
             seat.begins_from(Instant::now());
             let greeted = tokio::select! {
                 () = seat.asked() => None,
-                greeted = Box::pin(greet(stream, peer, config, &server)) => greeted,
+                greeted = Box::pin(greet(stream, peer, config, server)) => greeted,
             };
             let Some((stream, http2)) = greeted else { return };
             (stream, Some(http2))
@@ -149,9 +163,8 @@ async fn converse(
         let serving = http2::serve(stream, BytesMut::new(), peer, timeouts, stopping.clone(), seat, proxy);
         return Box::pin(serving).await;
     }
-    let first =
-        http1::serve(stream, peer, by_alpn.is_none(), timeouts, stopping.clone(), seat.clone(), proxy);
-    if let Some((stream, first)) = first.await {
+    let guest = Guest { stream, peer, seat: seat.clone() };
+    if let Some((stream, first)) = http1::serve(guest, by_alpn.is_none(), server, proxy, leftovers).await {
         Box::pin(http2::serve(stream, first, peer, timeouts, stopping.clone(), seat, proxy)).await;
     }
 }

@@ -197,6 +197,12 @@ impl House {
         seat
     }
 
+    /// Wakes every connection's task.
+    pub(super) fn call_all(&self) {
+        let all = locked(&self.seats).all.clone();
+        all.iter().filter_map(Weak::upgrade).for_each(|seat| seat.call());
+    }
+
     fn ask_one_to_leave(&self) {
         let mut idle = locked(&self.idle);
         for looked in [false, true] {
@@ -269,10 +275,14 @@ impl Seat {
         if self.idle_since.load(Relaxed) != since || self.asked.swap(true, Relaxed) {
             return false;
         }
+        self.call();
+        true
+    }
+
+    fn call(&self) {
         if let Some(waker) = self.waker.get() {
             waker.wake_by_ref();
         }
-        true
     }
 }
 

@@ -22,14 +22,14 @@ use std::{
 
 use bytes::BytesMut;
 use http::{Method, Version};
-use tokio::{sync::watch, time::Instant};
+use tokio::time::Instant;
 
 use self::{
     delivery::{Delivery, End, Manner},
     head::{Habits, Head, MAX_HEAD, Malformed},
     wire::Wire,
 };
-use super::{LAST_CALL, LINGER, LINGER_BYTES, PREFACE, Timeouts, house::Seat};
+use super::{LAST_CALL, LINGER, LINGER_BYTES, PREFACE, Server, Timeouts, house::Seat, tables::Guest};
 use crate::{
     deadline::Deadline,
     fields::Fields,
@@ -50,41 +50,42 @@ enum Next {
     Over,
 }
 
+/// What a connection leaves to the one that its task serves next: a timer, and what its requests had in common. They may
+/// well come from the same program.
+#[derive(Default)]
+pub(super) struct Leftovers {
+    waiting: Deadline,
+    habits: Habits,
+}
+
 /// Serves one connection to its end. Gives it back where the client turns out to speak HTTP/2, with what was read;
-/// `may_be_http2` says whether it may.
+/// `may_be_http2` says whether it may. Must be woken when the server stops.
 pub(super) async fn serve(
-    stream: Stream,
-    peer: Option<IpAddr>,
+    guest: Guest,
     may_be_http2: bool,
-    timeouts: Timeouts,
-    mut stopping: watch::Receiver<bool>,
-    seat: Arc<Seat>,
+    server: &Arc<Server>,
     proxy: &Rc<Proxy>,
+    leftovers: &mut Leftovers,
 ) -> Option<(Stream, BytesMut)> {
+    let Guest { stream, peer, seat } = guest;
+    let Leftovers { waiting, habits } = std::mem::take(leftovers);
     let mut conversation = Box::new(Conversation {
         wire: Wire::new(stream),
         peer,
         may_be_http2,
-        timeouts,
+        timeouts: server.timeouts,
         fresh: true,
-        stop_seen: stopping.clone(),
+        server: server.clone(),
         seat,
-        waiting: Deadline::idle(),
+        waiting,
         answered_at: None,
-        habits: Habits::default(),
+        habits,
         head: None,
         proxy: proxy.clone(),
     });
-    let mut stop = pin!(stopping.wait_for(|stop| *stop));
-    // Once is enough: it wakes this task whenever it comes, and then `stop_seen` tells.
-    poll_fn(|cx| {
-        let _ = stop.as_mut().poll(cx);
-        Poll::Ready(())
-    })
-    .await;
-    let mut keep = true;
-    while keep {
-        keep = match conversation.next().await {
+    let mut next = conversation.next().await;
+    loop {
+        let keep = match next {
             Next::Http2 => return conversation.wire.into_parts(),
             Next::Over => false,
             Next::Head => {
@@ -94,11 +95,17 @@ pub(super) async fn serve(
             }
             Next::Malformed(malformed) => {
                 Box::pin(conversation.refuse(malformed)).await;
-                return None;
+                false
             }
         };
+        if !keep {
+            break;
+        }
+        next = conversation.next().await;
     }
-    conversation.wire.lock().let_go();
+    let Conversation { wire, waiting, habits, .. } = *conversation;
+    wire.lock().let_go();
+    *leftovers = Leftovers { waiting, habits };
     None
 }
 
@@ -110,7 +117,7 @@ struct Conversation {
     /// No request has been answered on it.
     fresh: bool,
     timeouts: Timeouts,
-    stop_seen: watch::Receiver<bool>,
+    server: Arc<Server>,
     seat: Arc<Seat>,
     waiting: Deadline,
     /// When the last answer was handed over; until its connection waits again.
@@ -122,11 +129,6 @@ struct Conversation {
 }
 
 impl Conversation {
-    /// The flag turns once, and no clone of the receiver has looked at it: that it changed says all, without a lock.
-    fn is_stopping(&self) -> bool {
-        self.stop_seen.has_changed().unwrap_or(true)
-    }
-
     /// Waits for the next request's head.
     async fn next(&mut self) -> Next {
         let mut seen = 0;
@@ -190,7 +192,7 @@ impl Conversation {
     /// stops, and so does half a head: a request is on the way, and whoever sent it has seen that somebody is there. Half a
     /// head is no request, and makes room in a full house.
     fn is_unwanted(&mut self, begins: bool) -> bool {
-        if self.is_stopping() {
+        if self.server.is_stopping() {
             if begins && !self.fresh {
                 return true;
             }
@@ -208,7 +210,7 @@ impl Conversation {
         let Some(head) = self.head.take() else { return false };
         self.may_be_http2 = false;
         // What a kept connection brings now could have come on another one.
-        let late = !std::mem::take(&mut self.fresh) && self.is_stopping();
+        let late = !std::mem::take(&mut self.fresh) && self.server.is_stopping();
         let persistent = head.is_persistent() && head.framing.is_ok();
         let (body, streams) = self.body(&head);
         let local = || self.wire.lock().stream().tcp().and_then(|tcp| tcp.local_addr().ok());
@@ -291,7 +293,7 @@ impl Conversation {
     async fn deliver(&mut self, reply: Reply, manner: Manner, streams: bool) -> Outcome {
         // A body that nobody will read: what is here of it is thrown away, for the rest there is no use.
         let left_over = streams && !self.wire.has_reader() && !self.wire.lock().discard_body();
-        let keep = manner.keep && !left_over && !self.is_stopping() && !self.seat.is_asked();
+        let keep = manner.keep && !left_over && !self.server.is_stopping() && !self.seat.is_asked();
         let (mut delivery, keep) = Delivery::begin(reply, Manner { keep, ..manner });
         let end = poll_fn(|cx| delivery.poll(cx, &self.wire, self.timeouts.stall)).await;
         let now = Instant::now();
