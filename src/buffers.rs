@@ -11,6 +11,17 @@ const MOST: usize = 64;
 
 thread_local! {
     static AT_HAND: RefCell<Vec<BytesMut>> = const { RefCell::new(Vec::new()) };
+    static TRAY: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Room for one read, of [`SIZE`], for as long as it takes to see how much came. What is in it means nothing.
+pub fn with_tray<R>(read: impl FnOnce(&mut [u8]) -> R) -> R {
+    TRAY.with_borrow_mut(|tray| {
+        if tray.is_empty() {
+            tray.resize(SIZE, 0);
+        }
+        read(tray)
+    })
 }
 
 /// An empty buffer of [`SIZE`].

@@ -8,13 +8,18 @@ use std::{
 };
 
 use bytes::BytesMut;
-use rustix::{io::retry_on_intr, net::SendFlags};
+use rustix::{
+    io::retry_on_intr,
+    net::{RecvFlags, SendFlags},
+};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, Interest, ReadBuf},
     net::{TcpStream, UnixStream},
     task::coop::has_budget_remaining,
 };
 use tokio_rustls::{client, server};
+
+use crate::buffers;
 
 /// One byte stream, whatever it runs over.
 #[derive(Debug)]
@@ -47,17 +52,23 @@ impl Stream {
         matches!(self, Self::Tcp(_) | Self::Unix(_))
     }
 
-    /// Reads once into the buffer's spare room; 0 is the end of the stream. `caller` is who waits for this stream.
+    /// Reads once to the buffer's end, about as much as `most`; 0 is the end of the stream. `caller` is who waits for this
+    /// stream.
     pub fn poll_fill(
         &mut self,
         cx: &mut Context<'_>,
         buffer: &mut BytesMut,
+        most: usize,
         caller: &mut Caller,
     ) -> Poll<io::Result<usize>> {
-        match self {
-            Self::Tcp(tcp) => poll_receive(tcp, cx, buffer, caller),
-            _ => pin!(self.read_buf(buffer)).poll(cx),
+        if let Self::Tcp(tcp) = self {
+            return poll_receive(tcp, cx, buffer, most, caller);
         }
+        if buffer.capacity() == 0 {
+            *buffer = buffers::take();
+        }
+        buffer.reserve(most);
+        pin!(self.read_buf(buffer)).poll(cx)
     }
 
     /// The TCP socket at the bottom, if there is one.
@@ -90,13 +101,14 @@ fn poll_receive(
     tcp: &TcpStream,
     cx: &mut Context<'_>,
     buffer: &mut BytesMut,
+    most: usize,
     caller: &mut Caller,
 ) -> Poll<io::Result<usize>> {
     loop {
-        let (room, mut heard, mut last) = (buffer.capacity() - buffer.len(), false, None);
+        let (mut heard, mut last) = (false, None);
         let received = tcp.try_io(Interest::READABLE, || {
             heard = true;
-            let received = tcp.try_read_buf(buffer)?;
+            let (received, room) = receive(tcp, buffer, most)?;
             if (1..room).contains(&received) {
                 // There is no more, and the runtime need not try in order to see that.
                 last = Some(received);
@@ -124,6 +136,24 @@ fn poll_receive(
             return Poll::Pending;
         }
     }
+}
+
+/// Reads at most `most` bytes, or more where these are many and the buffer has room; there was room for how many is returned too. A few are read past the C library, as [`poll_send`] sends, and
+/// copied: so a connection on which nothing comes needs no buffer.
+fn receive(tcp: &TcpStream, buffer: &mut BytesMut, most: usize) -> io::Result<(usize, usize)> {
+    if most > buffers::SIZE {
+        buffer.reserve(most);
+        let room = buffer.capacity() - buffer.len();
+        return Ok((tcp.try_read_buf(buffer)?, room));
+    }
+    buffers::with_tray(|tray| {
+        let (received, _) = retry_on_intr(|| rustix::net::recv(tcp, &mut tray[..most], RecvFlags::empty()))?;
+        if buffer.capacity() == 0 {
+            *buffer = buffers::take();
+        }
+        buffer.extend_from_slice(&tray[..received]);
+        Ok((received, most))
+    })
 }
 
 /// A peer that has left is an error and no signal. Apple's systems know no such flag; a Rust program ignores that signal

@@ -203,17 +203,12 @@ pub fn is_same(text: &[u8], known: &[u8]) -> bool {
     }
     // Without an early exit, so that it always takes the same time for the same length. The last piece overlaps the one
     // before it: a remainder taken byte by byte would cost more than all before it.
-    let unlike = |at: usize| match (text[at..].first_chunk(), known[at..].first_chunk()) {
-        (Some(one), Some(other)) => u128::from_ne_bytes(*one) ^ u128::from_ne_bytes(*other),
-        _ => u128::MAX,
-    };
-    match text.len().checked_sub(size_of::<u128>()) {
-        Some(last) => {
-            let before = (0..last).step_by(size_of::<u128>());
-            before.fold(unlike(last), |difference, at| difference | unlike(at)) == 0
-        }
-        None => text.iter().zip(known).fold(0, |difference, (one, other)| difference | (one ^ other)) == 0,
+    let unlike = |one: &[u8; 16], other: &[u8; 16]| u128::from_ne_bytes(*one) ^ u128::from_ne_bytes(*other);
+    if let (Some(one), Some(other)) = (text.last_chunk(), known.last_chunk()) {
+        let pieces = text.as_chunks().0.iter().zip(known.as_chunks().0);
+        return pieces.fold(unlike(one, other), |so_far, (one, other)| so_far | unlike(one, other)) == 0;
     }
+    text.iter().zip(known).fold(0, |so_far, (one, other)| so_far | (one ^ other)) == 0
 }
 
 impl Ready {

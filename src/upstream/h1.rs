@@ -331,8 +331,8 @@ impl Exchange {
     /// Reads once into the buffer; 0 is the end of the stream.
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let Connection { stream, inbound, caller, .. } = &mut *self.connection;
-        inbound.reserve(self.large.as_ref().map_or(SMALL_READ, Large::read));
-        let read = ready!(stream.poll_fill(cx, inbound, caller))?;
+        let most = self.large.as_ref().map_or(SMALL_READ, Large::read);
+        let read = ready!(stream.poll_fill(cx, inbound, most, caller))?;
         if read >= SMALL_READ && self.large.is_none() {
             self.large = Some(Large::new(&self.pool));
         }

@@ -90,14 +90,10 @@ impl Inner {
 
     /// Reads once into the buffer; 0 is the end of the stream.
     pub(super) fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        if self.inbound.capacity() == 0 {
-            self.inbound = buffers::take();
-        }
         // Not more than there is room for, as long as that is something: a pipelined request needs no second buffer.
-        if self.inbound.capacity() - self.inbound.len() < self.next_read / 8 {
-            self.inbound.reserve(self.next_read);
-        }
-        self.stream.poll_fill(cx, &mut self.inbound, &mut self.caller)
+        let room = self.inbound.capacity() - self.inbound.len();
+        let most = if room < self.next_read / 8 { self.next_read } else { room.min(self.next_read) };
+        self.stream.poll_fill(cx, &mut self.inbound, most, &mut self.caller)
     }
 
     /// Gives the buffer back, whatever is in it.
