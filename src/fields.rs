@@ -4,7 +4,7 @@
 
 mod familiar;
 
-use std::sync::Arc;
+use std::rc::Rc;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -194,7 +194,7 @@ impl Field<'_> {
 /// All header lines of one message; clones share them. It has no `Debug`: some carry credentials.
 #[derive(Clone, Default)]
 pub struct Fields {
-    lines: Arc<Lines>,
+    lines: Rc<Lines>,
     /// What `Content-Length` says here, where the lines are shared with other messages.
     length: Option<Digits>,
 }
@@ -399,13 +399,13 @@ impl Fields {
 
     /// What tells lines that came before from all others, for as long as a clone of them is held.
     pub fn mark(&self) -> Option<usize> {
-        self.lines.familiar.as_ref().map(|_| Arc::as_ptr(&self.lines) as usize)
+        self.lines.familiar.as_ref().map(|_| Rc::as_ptr(&self.lines) as usize)
     }
 }
 
 impl From<Lines> for Fields {
     fn from(lines: Lines) -> Self {
-        Self { lines: Arc::new(lines), length: None }
+        Self { lines: Rc::new(lines), length: None }
     }
 }
 

@@ -5,7 +5,7 @@
 use std::{
     cell::RefCell,
     hash::{BuildHasher, Hasher},
-    sync::Arc,
+    rc::Rc,
 };
 
 use bytes::{Bytes, BytesMut};
@@ -22,7 +22,7 @@ const MOST_DIGITS: usize = 20;
 
 /// The lines that one connection brought last, of two kinds: a client that reads and writes in turn is not strange each time.
 #[derive(Default)]
-pub struct Familiar([Option<Arc<Lines>>; 2]);
+pub struct Familiar([Option<Rc<Lines>>; 2]);
 
 /// What was made of lines that came before.
 pub(super) struct Ready {
@@ -85,7 +85,7 @@ struct Slot {
     /// The hash of lines that came once.
     once: u64,
     /// Lines that came again, and their hash.
-    again: Option<(u64, Arc<Lines>)>,
+    again: Option<(u64, Rc<Lines>)>,
 }
 
 impl Default for Seen {
@@ -96,7 +96,7 @@ impl Default for Seen {
 
 impl Seen {
     /// The lines as they are remembered, if they came before.
-    fn note(&mut self, lines: &Lines) -> Option<Arc<Lines>> {
+    fn note(&mut self, lines: &Lines) -> Option<Rc<Lines>> {
         if !lines.may_come_again() {
             return None;
         }
@@ -116,7 +116,7 @@ impl Seen {
             slot.once = hash;
             return None;
         }
-        let again = Arc::new(lines.made_ready());
+        let again = Rc::new(lines.made_ready());
         slot.again = Some((hash, again.clone()));
         Some(again)
     }
