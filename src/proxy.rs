@@ -20,7 +20,7 @@ mod sign;
 mod target;
 mod ticket;
 
-use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{future::poll_fn, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use http::{Method, StatusCode, Version};
@@ -28,7 +28,7 @@ use tokio::time::Instant;
 
 use self::{
     acquaintances::Acquaintances,
-    inspect::{Inspected, inspect},
+    inspect::{Inspected, Inspection},
     look::Look,
     record::Record,
     refusal::{Kind, Refusal},
@@ -225,17 +225,14 @@ impl Proxy {
         Ok((upload, length))
     }
 
-    /// A place among the requests in flight.
-    async fn admit(&self, forward: &Forward<'_>, record: &mut Record) -> Result<Place, Refusal> {
+    /// A place among the requests in flight, where there is none at once.
+    async fn wait_for_place(&self, forward: &Forward<'_>, record: &mut Record) -> Result<Place, Refusal> {
         let places = &self.rules.in_flight;
-        if let Some(place) = places.take() {
-            return Ok(place);
-        }
         let client = record.client.as_ref().map(|client| client.name.as_str());
         let agent = record.agent.as_ref().map(|agent| agent.name.as_str());
         let flow = places.flow(client, agent, &forward.target.route);
         record.begin_now(Doing::Queue);
-        let waited = Box::pin(places.wait(flow, self.rules.queue_timeout)).await.map_err(no_place);
+        let waited = places.wait(flow, self.rules.queue_timeout).await.map_err(no_place);
         record.now = Instant::now();
         record.end_now(waited.as_ref().err().map(|refusal| refusal.kind));
         waited
@@ -249,7 +246,10 @@ impl Proxy {
         record: &mut Record,
     ) -> Result<Box<Inspected>, Refusal> {
         let target = query::as_it_came(forward.target.path, forward.target.query);
-        let place = self.admit(forward, record).await?;
+        let place = match self.rules.in_flight.take() {
+            Some(place) => place,
+            None => Box::pin(self.wait_for_place(forward, record)).await?,
+        };
         let answer = self.exchange(forward, &target, None, upload, record).await?;
         record.upstream = answer.took;
         Ok(answer.at(place))
@@ -278,7 +278,10 @@ impl Proxy {
         let query = forward.target.query_without_token();
 
         // Who waits for a token takes no place from those who have one.
-        let place = self.admit(forward, record).await?;
+        let place = match self.rules.in_flight.take() {
+            Some(place) => place,
+            None => Box::pin(self.wait_for_place(forward, record)).await?,
+        };
         let target = query::with_token(forward.target.path, &query, token.value.expose());
         let first = self.exchange(forward, &target, Some(&token), upload, record).await?;
         record.upstream = first.took;
@@ -348,7 +351,10 @@ impl Proxy {
         let outgoing =
             Outgoing { method: forward.method, target, fields: forward.fields, body: forward.length, at };
         let inspected = match self.upstream.send(&outgoing, upload, &mut record.deadline).await {
-            Ok(answer) => inspect(answer, token, at).await,
+            Ok(answer) => {
+                let mut inspection = Inspection::begin(answer, token, at);
+                poll_fn(|cx| inspection.poll(cx)).await.map(|()| inspection.end())
+            }
             Err(failure) => Err(failure),
         };
         let inspected = inspected.map_err(|failure| self.failed(failure));

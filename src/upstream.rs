@@ -37,7 +37,7 @@ use crate::{
     deadline::Deadline,
     fields::Fields,
     framing::FramingError,
-    upload::{Reader, Upload, UploadError},
+    upload::{Upload, UploadError},
 };
 
 /// A request as it leaves. It has no `Debug`: the target carries a token.
@@ -266,7 +266,13 @@ impl Upstream {
             };
             let mark = line.mark();
             let now = used_before.then_some(outgoing.at);
-            let failure = match line.send(&self.pool, outgoing, reader, now, deadline).await {
+            let sent = match line {
+                Line::Http1(connection) => {
+                    h1::send(connection, &self.pool, outgoing, reader, now, deadline).await
+                }
+                Line::Http2(place) => Box::pin(place.send(&self.pool.settings, outgoing, reader)).await,
+            };
+            let failure = match sent {
                 Ok(answer) => return Ok(answer),
                 Err(failure) => failure,
             };
@@ -354,20 +360,6 @@ impl Line {
         match self {
             Self::Http1(_) => None,
             Self::Http2(place) => Some(place.mark()),
-        }
-    }
-
-    async fn send(
-        self,
-        pool: &Rc<Pool>,
-        outgoing: &Outgoing<'_>,
-        reader: Option<Reader>,
-        now: Option<Instant>,
-        deadline: &mut Deadline,
-    ) -> Result<Answer, Failure> {
-        match self {
-            Self::Http1(connection) => h1::send(connection, pool, outgoing, reader, now, deadline).await,
-            Self::Http2(place) => Box::pin(place.send(&pool.settings, outgoing, reader)).await,
         }
     }
 }

@@ -1,6 +1,10 @@
 //! A first look at an answer: is it a refusal of the token? No more of the body is held back than it takes to tell.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{
+    collections::VecDeque,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::StatusCode;
@@ -116,32 +120,54 @@ impl Inspected {
     }
 }
 
-/// Reads on until the errcode has shown, or it is certain that there is none. `token` is what the request was
-/// sent with, and `sent` when.
-pub(super) async fn inspect(
-    answer: Answer,
-    token: Option<&Token>,
-    sent: Instant,
-) -> Result<Box<Inspected>, Failure> {
-    let Answer { status, fields, length, mut body, came } = answer;
-    let took = came.saturating_duration_since(sent);
-    let (mut held, mut errcode) = (Held::default(), None);
-    if may_carry_errcode(status, &fields) {
-        let mut scanner = ReplyScanner::new(&fields);
-        let (mut verdict, mut looked_at) = (scanner.verdict(), 0);
-        while verdict == Verdict::Undecided && looked_at < LONGEST_LOOK {
-            let Some(piece) = body.data().await.transpose()? else {
+/// An answer that is being looked at.
+pub(super) struct Inspection {
+    seen: Box<Inspected>,
+    /// Gone where there is nothing to look for.
+    scanner: Option<ReplyScanner>,
+    looked_at: usize,
+}
+
+impl Inspection {
+    /// Begins with the head. `token` is what the request was sent with, and `sent` when.
+    pub(super) fn begin(answer: Answer, token: Option<&Token>, sent: Instant) -> Self {
+        let Answer { status, fields, length, body, came } = answer;
+        let seen = Box::new(Inspected {
+            status,
+            lines: passed_on(&fields, token),
+            dated: fields.contains(Known::Date),
+            length,
+            held: Held::default(),
+            rest: body,
+            errcode: None,
+            took: came.saturating_duration_since(sent),
+            place: None,
+        });
+        let scanner = may_carry_errcode(status, &fields).then(|| ReplyScanner::new(&fields));
+        Self { seen, scanner, looked_at: 0 }
+    }
+
+    /// Reads on until the errcode has shown, or it is certain that there is none.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        let Some(scanner) = &mut self.scanner else { return Poll::Ready(Ok(())) };
+        let mut verdict = scanner.verdict();
+        while verdict == Verdict::Undecided && self.looked_at < LONGEST_LOOK {
+            let Some(piece) = ready!(self.seen.rest.poll_data(cx)).transpose()? else {
                 verdict = scanner.finish();
                 break;
             };
             verdict = scanner.feed(&piece);
-            looked_at += piece.len();
-            held.push(piece);
+            self.looked_at += piece.len();
+            self.seen.held.push(piece);
         }
         if let Verdict::Found(found) = verdict {
-            errcode = Some(found);
+            self.seen.errcode = Some(found);
         }
+        Poll::Ready(Ok(()))
     }
-    let (lines, dated) = (passed_on(&fields, token), fields.contains(Known::Date));
-    Ok(Box::new(Inspected { status, lines, dated, length, held, rest: body, errcode, took, place: None }))
+
+    /// The answer, as far as it was looked at.
+    pub(super) fn end(self) -> Box<Inspected> {
+        self.seen
+    }
 }
