@@ -178,6 +178,17 @@ impl AnswerBody {
         polled
     }
 
+    /// Takes the whole body, if it came with the head.
+    pub fn take_whole(&mut self) -> Option<Bytes> {
+        match std::mem::replace(&mut self.0, Source::Ended) {
+            Source::Whole(whole) => Some(whole),
+            other => {
+                self.0 = other;
+                None
+            }
+        }
+    }
+
     /// Goes on with the request's body, where it still comes. Over HTTP/2 that goes by itself.
     pub fn drive_upload(&mut self, cx: &mut Context<'_>) {
         if let Source::Http1(exchange) = &mut self.0 {

@@ -123,16 +123,17 @@ impl Inspected {
 /// An answer that is being looked at.
 pub(super) struct Inspection {
     seen: Box<Inspected>,
-    /// Gone where there is nothing to look for.
-    scanner: Option<ReplyScanner>,
+    /// Where it is not yet known whether there is an errcode.
+    scanner: Option<Box<ReplyScanner>>,
     looked_at: usize,
 }
 
 impl Inspection {
-    /// Begins with the head. `token` is what the request was sent with, and `sent` when.
+    /// Looks at the head, and at the body if all of it came with the head. `token` is what the request was sent with, and
+    /// `sent` when.
     pub(super) fn begin(answer: Answer, token: Option<&Token>, sent: Instant) -> Self {
         let Answer { status, fields, length, body, came } = answer;
-        let seen = Box::new(Inspected {
+        let mut seen = Box::new(Inspected {
             status,
             lines: passed_on(&fields, token),
             dated: fields.contains(Known::Date),
@@ -143,7 +144,25 @@ impl Inspection {
             took: came.saturating_duration_since(sent),
             place: None,
         });
-        let scanner = may_carry_errcode(status, &fields).then(|| ReplyScanner::new(&fields));
+        if !may_carry_errcode(status, &fields) {
+            return Self { seen, scanner: None, looked_at: 0 };
+        }
+        let mut scanner = ReplyScanner::new(&fields);
+        let mut verdict = scanner.verdict();
+        if verdict == Verdict::Undecided
+            && let Some(whole) = seen.rest.take_whole()
+        {
+            verdict = scanner.feed(&whole);
+            seen.held.push(whole);
+            if verdict == Verdict::Undecided {
+                verdict = scanner.finish();
+            }
+        }
+        if let Verdict::Found(found) = verdict {
+            seen.errcode = Some(found);
+        }
+        // Seldom, and it takes much room.
+        let scanner = (verdict == Verdict::Undecided).then(|| Box::new(scanner));
         Self { seen, scanner, looked_at: 0 }
     }
 
