@@ -1,6 +1,6 @@
 //! The head of a request as HTTP/1.1 text, and the head of an answer out of it.
 
-use std::{fmt::Write as _, mem::MaybeUninit};
+use std::mem::MaybeUninit;
 
 use bytes::{Buf, BufMut, BytesMut};
 use http::StatusCode;
@@ -33,7 +33,9 @@ pub(super) fn write(out: &mut BytesMut, outgoing: &Outgoing<'_>, authority: &str
     match outgoing.body {
         BodyLength::Absent => {}
         BodyLength::Known(length) => {
-            let _ = write!(out, "content-length: {length}\r\n");
+            out.put_slice(b"content-length: ");
+            out.put_slice(itoa::Buffer::new().format(length).as_bytes());
+            out.put_slice(b"\r\n");
         }
         BodyLength::Unknown => out.put_slice(b"transfer-encoding: chunked\r\n"),
     }
