@@ -219,7 +219,7 @@ mod tests {
         io::AsyncWriteExt,
         net::TcpListener,
         task::coop::{consume_budget, has_budget_remaining},
-        time::timeout,
+        time::{Instant, timeout_at},
     };
 
     use super::*;
@@ -250,10 +250,17 @@ mod tests {
             assert!(poll_fn(|cx| Poll::Ready(self.poll(cx, 10).is_pending())).await, "something has come");
         }
 
-        /// Waits for bytes; how many there were.
-        fn read(&mut self, most: usize) -> impl Future<Output = usize> {
-            let read = timeout(Duration::from_secs(20), poll_fn(move |cx| self.poll(cx, most)));
-            async { read.await.expect("nobody was called").expect("no error") }
+        /// Waits until the runtime calls: a timer would call too, and then what has come is there.
+        async fn wait(&mut self, most: usize) -> io::Result<usize> {
+            let until = Instant::now() + Duration::from_secs(10);
+            let read = timeout_at(until, poll_fn(|cx| self.poll(cx, most))).await;
+            assert!(Instant::now() < until, "nobody was called");
+            read.expect("it came before")
+        }
+
+        /// The same; how many bytes there were.
+        async fn read(&mut self, most: usize) -> usize {
+            self.wait(most).await.expect("no error")
         }
     }
 
@@ -317,8 +324,7 @@ mod tests {
                 drop(theirs);
                 let mut read = 0;
                 let end = loop {
-                    let reading = poll_fn(|cx| side.poll(cx, 10));
-                    match timeout(Duration::from_secs(20), reading).await.expect("nobody was called") {
+                    match side.wait(10).await {
                         Ok(0) => break None,
                         Ok(more) => read += more,
                         Err(error) => break Some(error.kind()),

@@ -99,7 +99,9 @@ async fn left_at(stage: &Stage, point: Point, leave: Leave) {
             line.say(format!("POST /hr/cgi-bin/simulator/sink HTTP/1.1\r\n{head}"))
                 .await
                 .expect("it is taken");
-            line.say(vec![b'x'; 2_000_000]).await.expect("it is taken");
+            // Little, so that both tries wait for more.
+            let bytes = if refused { 1000 } else { 2_000_000 };
+            line.say(vec![b'x'; bytes]).await.expect("it is taken");
             let sink = |record: &&wecom_proxy::simulator::Record| record.path == "/cgi-bin/simulator/sink";
             let tries = 1 + usize::from(refused);
             let arrived = stage.wecom.wait_until(|seen| seen.requests().filter(sink).count() == tries);
