@@ -190,7 +190,10 @@ impl Client {
                 line.stream.shutdown().await?;
                 line.rest().await.1
             }
-            1 => Ok(line.reset()),
+            1 => {
+                line.reset();
+                Ok(())
+            }
             _ => Ok(()),
         }
     }
