@@ -256,7 +256,7 @@ async fn play(alpn: Option<&str>) {
     let troubled = stage.clone();
     let trouble = tokio::spawn(async move {
         loop {
-            tokio::time::sleep(Duration::from_millis(500)).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
             troubled.wecom.revoke("hr").expect("an agent");
             troubled.proxy.reload().expect("a reload");
         }
