@@ -210,3 +210,173 @@ impl AsyncWrite for Stream {
         each!(self.get_mut(), inner => Pin::new(inner).poll_shutdown(cx))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{future::poll_fn, time::Duration};
+
+    use tokio::{
+        io::AsyncWriteExt,
+        net::TcpListener,
+        task::coop::{consume_budget, has_budget_remaining},
+        time::{Instant, timeout_at},
+    };
+
+    use super::*;
+
+    /// One side of a connection, which knows whom the runtime calls.
+    struct Side {
+        stream: Stream,
+        caller: Caller,
+        buffer: BytesMut,
+    }
+
+    impl Side {
+        async fn pair() -> (Self, TcpStream) {
+            let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+            let address = listener.local_addr().expect("an address");
+            let ours = TcpStream::connect(address).await.expect("a connection");
+            let (theirs, _) = listener.accept().await.expect("a connection");
+            theirs.set_nodelay(true).expect("a socket");
+            (Self { stream: Stream::Tcp(ours), caller: Caller::default(), buffer: BytesMut::new() }, theirs)
+        }
+
+        fn poll(&mut self, cx: &mut Context<'_>, most: usize) -> Poll<io::Result<usize>> {
+            self.stream.poll_fill(cx, &mut self.buffer, most, &mut self.caller)
+        }
+
+        /// Looks once, in vain.
+        async fn look(&mut self) {
+            assert!(poll_fn(|cx| Poll::Ready(self.poll(cx, 10).is_pending())).await, "something has come");
+        }
+
+        /// Waits until the runtime calls: a timer would call too, and then what has come is there.
+        async fn wait(&mut self, most: usize) -> io::Result<usize> {
+            let until = Instant::now() + Duration::from_secs(10);
+            let read = timeout_at(until, poll_fn(|cx| self.poll(cx, most))).await;
+            assert!(Instant::now() < until, "nobody was called");
+            read.expect("it came before")
+        }
+
+        /// The same; how many bytes there were.
+        async fn read(&mut self, most: usize) -> usize {
+            self.wait(most).await.expect("no error")
+        }
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_has_used_up_its_turn_is_called_all_the_same() {
+        let (mut side, mut theirs) = Side::pair().await;
+        for again in 0..3 {
+            while has_budget_remaining() {
+                consume_budget().await;
+            }
+            side.look().await;
+            tokio::task::yield_now().await;
+            if again > 0 {
+                // Now the runtime has listened.
+                side.look().await;
+            }
+            theirs.write_all(b"late").await.expect("it is taken");
+            assert_eq!(side.read(10).await, 4);
+        }
+        assert_eq!(side.buffer, "latelatelate");
+    }
+
+    #[tokio::test]
+    async fn whoever_looked_last_is_called() {
+        let (mut side, mut theirs) = Side::pair().await;
+        for _ in 0..3 {
+            side.look().await;
+            let waiting = tokio::spawn(async move {
+                side.look().await;
+                (side.read(10).await, side)
+            });
+            tokio::task::yield_now().await;
+            theirs.write_all(b"to the other").await.expect("it is taken");
+            let read;
+            (read, side) = waiting.await.expect("no panic");
+            assert_eq!(read, 10);
+            // What was left is seen without a call.
+            assert_eq!(side.read(10).await, 2);
+            // One that looked, and has left its place to us.
+            let left = tokio::spawn(async move {
+                side.look().await;
+                side
+            });
+            side = left.await.expect("no panic");
+            side.look().await;
+            theirs.write_all(b"back").await.expect("it is taken");
+            assert_eq!(side.read(10).await, 4);
+        }
+    }
+
+    #[tokio::test]
+    async fn the_end_calls_whoever_waits_however_it_comes() {
+        for reset in [false, true] {
+            for rest in [0, 3, 10, 30_000] {
+                let (mut side, mut theirs) = Side::pair().await;
+                side.look().await;
+                theirs.write_all(&vec![b'x'; rest]).await.expect("it is taken");
+                if reset {
+                    theirs.set_zero_linger().expect("a socket");
+                }
+                drop(theirs);
+                let mut read = 0;
+                let end = loop {
+                    match side.wait(10).await {
+                        Ok(0) => break None,
+                        Ok(more) => read += more,
+                        Err(error) => break Some(error.kind()),
+                    }
+                };
+                match end {
+                    None => assert_eq!((read, reset), (rest, false)),
+                    Some(kind) => assert_eq!((kind, reset), (io::ErrorKind::ConnectionReset, true)),
+                }
+            }
+        }
+    }
+
+    /// Bytes that come as it pleases them, to one task and the other, some of which have used up their turn, and reads of
+    /// every size.
+    #[tokio::test]
+    async fn nothing_is_missed_however_it_comes() {
+        let (mut side, mut theirs) = Side::pair().await;
+        let whole: Vec<_> = (0..400_000u32).map(|nth| (nth % 251) as u8).collect();
+        let sent = whole.clone();
+        let writing = tokio::spawn(async move {
+            let (mut rest, mut size) = (&sent[..], 1);
+            while !rest.is_empty() {
+                size = size * 7 % 9973;
+                let (now, then) = rest.split_at(rest.len().min(size));
+                theirs.write_all(now).await.expect("it is taken");
+                rest = then;
+                if size % 3 == 0 {
+                    tokio::task::yield_now().await;
+                }
+            }
+            theirs
+        });
+        let mut most = 1;
+        while side.buffer.len() < whole.len() {
+            most = most * 11 % 19_937;
+            if most % 4 == 0 {
+                let reading = tokio::spawn(async move {
+                    side.read(most).await;
+                    side
+                });
+                side = reading.await.expect("no panic");
+                continue;
+            }
+            if most % 5 == 0 {
+                while has_budget_remaining() {
+                    consume_budget().await;
+                }
+            }
+            side.read(most).await;
+        }
+        assert!(side.buffer == whole);
+        writing.await.expect("no panic");
+    }
+}

@@ -175,13 +175,14 @@ mod tests {
         fn every_piece_arrives_in_order(
             lengths in prop::collection::vec(prop_oneof![0usize..10, 4090..4100usize, 9000..9001usize], 1..6),
             chunked: bool, most in prop_oneof![1usize..9, 5000..5001usize, 100_000..100_001usize], vectored: bool,
+            between in 0usize..4,
         ) {
             let (mut expected, mut outbox) = (b"head\r\n\r\n".to_vec(), Outbox::default());
             outbox.text().extend_from_slice(&expected);
             let mut narrow = Narrow { taken: Vec::new(), most, vectored, turn: 0 };
-            let mut cx = Context::from_waker(Waker::noop());
-            let mut drain = |outbox: &mut Outbox, narrow: &mut Narrow| {
+            let drain = |outbox: &mut Outbox, narrow: &mut Narrow| {
                 while !outbox.is_empty() {
+                    let mut cx = Context::from_waker(Waker::noop());
                     if let Poll::Ready(written) = outbox.poll_write(narrow, &mut cx) {
                         written.expect("it takes something");
                     }
@@ -202,6 +203,13 @@ mod tests {
                     drain(&mut outbox, &mut narrow);
                 }
                 outbox.put(piece.into(), chunked, nth == last);
+                // The next piece may come behind what was written in part.
+                for _ in 0..between {
+                    let mut cx = Context::from_waker(Waker::noop());
+                    if !outbox.is_empty() && let Poll::Ready(written) = outbox.poll_write(&mut narrow, &mut cx) {
+                        written.expect("it takes something");
+                    }
+                }
             }
             expected.extend_from_slice(if chunked { b"0\r\n\r\n" } else { b"" });
             drain(&mut outbox, &mut narrow);
@@ -217,5 +225,28 @@ mod tests {
         assert_eq!(written.map_err(|error| error.kind()), Err(io::ErrorKind::WriteZero));
         outbox.clear();
         assert!(outbox.is_empty() && outbox.has_room());
+    }
+
+    #[tokio::test]
+    async fn what_was_thrown_away_half_written_leaves_nothing_behind() {
+        for clears in [true, false] {
+            let mut narrow = Narrow { taken: Vec::new(), most: 3, vectored: true, turn: 0 };
+            let mut outbox = Outbox::within(BytesMut::from("first"));
+            poll_fn(|cx| outbox.poll_write(&mut narrow, cx)).await.expect("it takes something");
+            if clears {
+                outbox.clear();
+            } else {
+                outbox.take_buffer();
+            }
+            outbox.text().extend_from_slice(b"second");
+            while !outbox.is_empty() {
+                if let Poll::Ready(written) =
+                    poll_fn(|cx| Poll::Ready(outbox.poll_write(&mut narrow, cx))).await
+                {
+                    written.expect("it takes something");
+                }
+            }
+            assert_eq!(String::from_utf8_lossy(&narrow.taken), "firsecond");
+        }
     }
 }

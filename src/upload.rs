@@ -10,7 +10,7 @@ use std::{
     fmt,
     rc::Rc,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 
@@ -107,6 +107,8 @@ struct State {
     /// The running attempt has read all that was kept.
     caught_up: bool,
     attempt: u32,
+    /// The task of a reader that waits.
+    waiting: Option<Waker>,
     failed: Option<UploadError>,
 }
 
@@ -128,6 +130,7 @@ impl Upload {
             settled: false,
             caught_up: true,
             attempt: 0,
+            waiting: None,
             failed: None,
         })))))
     }
@@ -154,7 +157,13 @@ impl Upload {
                     kept.rewind();
                 }
                 state.caught_up = state.received == 0;
-                state.attempt
+                let attempt = state.attempt;
+                // Over HTTP/2 another task holds the reader before this one, and with it all that is kept; from now on the
+                // client calls the newer one's.
+                let superseded = state.waiting.take();
+                drop(state);
+                superseded.into_iter().for_each(Waker::wake);
+                attempt
             }
         };
         Some(Reader { upload: self.clone(), attempt, place: Place::default(), ended: false })
@@ -198,6 +207,41 @@ impl State {
     fn let_go(&mut self) {
         if self.settled && self.caught_up {
             self.kept = None;
+        }
+    }
+
+    /// The next piece behind what a reader has seen: a kept one, or what the client sends.
+    fn poll_next(
+        &mut self,
+        place: &mut Place,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Option<Bytes>, UploadError>> {
+        if let Some(kept) = &mut self.kept {
+            ready!(kept.poll_idle(cx));
+            match ready!(kept.poll_read(place, cx)) {
+                Ok(Some(piece)) => return Poll::Ready(Ok(Some(piece))),
+                Ok(None) => {
+                    self.caught_up = true;
+                    self.let_go();
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "a kept request body could not be read back");
+                    self.failed = Some(UploadError::Lost);
+                    return Poll::Ready(Err(UploadError::Lost));
+                }
+            }
+        }
+        let piece = ready!(self.poll_source(cx));
+        if let (Ok(Some(piece)), Some(kept)) = (&piece, &mut self.kept) {
+            kept.push(piece);
+            place.skip(kept);
+        }
+        Poll::Ready(piece)
+    }
+
+    fn note_who_waits(&mut self, cx: &Context<'_>) {
+        if !self.waiting.as_ref().is_some_and(|waiting| waiting.will_wake(cx.waker())) {
+            self.waiting = Some(cx.waker().clone());
         }
     }
 
@@ -260,28 +304,16 @@ impl Reader {
         if state.attempt != self.attempt {
             return Poll::Ready(Err(UploadError::Superseded));
         }
-        if let Some(kept) = &mut state.kept {
-            ready!(kept.poll_idle(cx));
-            match ready!(kept.poll_read(&mut self.place, cx)) {
-                Ok(Some(piece)) => return Poll::Ready(Ok(Some(piece))),
-                Ok(None) => {
-                    state.caught_up = true;
-                    state.let_go();
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "a kept request body could not be read back");
-                    state.failed = Some(UploadError::Lost);
-                    return Poll::Ready(Err(UploadError::Lost));
-                }
+        let piece = state.poll_next(&mut self.place, cx);
+        match &piece {
+            Poll::Pending => state.note_who_waits(cx),
+            Poll::Ready(piece) if state.caught_up => {
+                self.ended = matches!(piece, Ok(None)) || state.source.is_none();
             }
+            // More of what was kept may follow.
+            Poll::Ready(_) => {}
         }
-        let piece = ready!(state.poll_source(cx));
-        if let (Ok(Some(piece)), Some(kept)) = (&piece, &mut state.kept) {
-            kept.push(piece);
-            self.place.skip(kept);
-        }
-        self.ended = matches!(piece, Ok(None)) || state.source.is_none();
-        Poll::Ready(piece)
+        piece
     }
 
     /// Whether the last piece was handed out. It may say no where the end is not yet known.
@@ -298,7 +330,10 @@ impl fmt::Debug for Reader {
 
 #[cfg(test)]
 mod tests {
-    use std::task::Waker;
+    use std::{
+        sync::atomic::{AtomicUsize, Ordering},
+        task::Wake,
+    };
 
     use super::*;
 
@@ -365,6 +400,50 @@ mod tests {
                 failed = piece.err();
             }
             assert_eq!((failed, upload.failure()), (wanted, wanted), "{length}");
+        }
+    }
+
+    /// A client that sends nothing more.
+    struct Silent;
+
+    impl Source for Silent {
+        fn declared(&self) -> Option<u64> {
+            None
+        }
+
+        fn poll_piece(&mut self, _: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Cut>> {
+            Poll::Pending
+        }
+
+        fn is_ended(&self) -> bool {
+            false
+        }
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_waits_is_told_when_another_takes_over() {
+        struct Calls(AtomicUsize);
+        impl Wake for Calls {
+            fn wake(self: Arc<Self>) {
+                self.0.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        let bounds = Bounds { bytes: 1 << 20, silence: Duration::from_secs(1000) };
+        let upload = Upload::new(Body::Streamed(Box::new(Silent)), bounds, None).expect("a body");
+        let mut readers = Vec::new();
+        for nth in 0..3 {
+            let calls = Arc::new(Calls(AtomicUsize::new(0)));
+            let waker = Waker::from(calls.clone());
+            readers.push((upload.reader().expect("a reader"), calls, waker));
+            for (one, (reader, calls, waker)) in readers.iter_mut().enumerate() {
+                // Those of before were called once, and the newest one waits.
+                let polled = reader.poll_piece(&mut Context::from_waker(waker));
+                assert_eq!(calls.0.load(Ordering::Relaxed), usize::from(one < nth), "{one} of {nth}");
+                match one < nth {
+                    true => assert_eq!(polled, Poll::Ready(Err(UploadError::Superseded))),
+                    false => assert_eq!(polled, Poll::Pending),
+                }
+            }
         }
     }
 

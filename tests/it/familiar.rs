@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 
 use crate::{
-    stage::{ECHO, KEYED, OPEN, Stage, key},
+    stage::{ECHO, KEYED, OPEN, Stage, USER_GET, key},
     wire::{Line, Puppet},
 };
 
@@ -13,8 +13,16 @@ struct Dice(u64);
 
 impl Dice {
     fn pick<'a, T: ?Sized>(&mut self, among: &[&'a T]) -> &'a T {
+        among[self.next() % among.len()]
+    }
+
+    fn roll<T: Clone>(&mut self, among: &[T]) -> T {
+        among[self.next() % among.len()].clone()
+    }
+
+    fn next(&mut self) -> usize {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        among[(self.0 >> 33) as usize % among.len()]
+        (self.0 >> 33) as usize
     }
 }
 
@@ -244,5 +252,59 @@ async fn an_answer_with_known_lines_is_what_its_status_and_method_make_it() {
         assert_eq!(head.matches("X-Same: 1\r\n").count(), 1, "{nth}: {head}");
         assert_eq!(head.contains("content-length:"), length.contains("Length: "), "{nth}: {head}");
         assert_eq!(String::from_utf8_lossy(&caller.bytes(got.len()).await), got, "{nth}: {head}");
+    }
+}
+
+/// One connection after the other, each with one request: its task has served others before, with the same or nearly the
+/// same lines.
+#[tokio::test]
+async fn clients_that_follow_each_other_at_one_table_are_told_apart() {
+    let stage = Stage::with(KEYED).await;
+    let [billing, crm, narrow] = ["billing", "crm", "narrow"].map(key);
+    let shown = |key: &str| format!("X-Api-Key: {key}\r\n");
+    let lines =
+        [shown(&billing), shown(&crm), shown(&narrow), shown("key-of-nobody-0000000000"), String::new()];
+    // In twos that are equally long, or of which one begins like the other.
+    let first_lines = [
+        format!("GET /hr{ECHO}?a=1 HTTP/1.1\r\n"),
+        format!("GET /hr{ECHO}?a=2 HTTP/1.1\r\n"),
+        format!("GET /hr{ECHO}?a=12 HTTP/1.1\r\n"),
+        format!("GET /ops{ECHO}?a=1 HTTP/1.1\r\n"),
+        format!("PUT /hr{ECHO}?a=1 HTTP/1.1\r\n"),
+        format!("HEAD /hr{ECHO}?a=1 HTTP/1.1\r\n"),
+        format!("GET /hr{ECHO}?a=1 HTTP/1.0\r\n"),
+        format!("GET http://evil.test/hr{ECHO}?a=1 HTTP/1.1\r\n"),
+        format!("GET /hr{USER_GET}&a=1 HTTP/1.1\r\n"),
+    ];
+    let lengths = [("", ""), ("", ""), ("5", "hello"), ("7", "hello, ")];
+    let ask = async |asked: &Asked, once: &str| {
+        let before = stage.wecom.requests().len();
+        let mut line = Line::to(stage.address()).await;
+        line.say(asked.text(once)).await.expect("it is taken");
+        let answer = asked.answer(&mut line).await;
+        // The table is free when the connection has ended.
+        assert_eq!(line.rest().await.0, b"", "{answer}");
+        (answer, got(&stage, before))
+    };
+    let (mut dice, mut table) = (Dice(7), Vec::<(String, String, (&str, &str))>::new());
+    for nth in 0..300 {
+        if nth % 3 == 0 {
+            // Two of either, so that what was is often the same, and as often not.
+            table =
+                (0..2).map(|_| (dice.roll(&lines), dice.roll(&first_lines), dice.roll(&lengths))).collect();
+        }
+        let (first, second) = (&table[0], &table[1]);
+        let (lines, first_line, (length, body)) = match dice.roll(&[0, 1, 2, 3]) {
+            0 => first.clone(),
+            1 => (first.0.clone(), second.1.clone(), first.2),
+            2 => (second.0.clone(), first.1.clone(), second.2),
+            _ => second.clone(),
+        };
+        let lines = format!("Host: x\r\n{lines}Connection: close\r\nAccept: */*\r\n");
+        let asked = Asked { first_line, lines, length, body };
+        let expected = ask(&asked, &format!("X-Wecom-Once: {nth}\r\n")).await;
+        for _ in 0..2 {
+            assert_eq!(ask(&asked, "").await, expected, "{nth}: {}", asked.text(""));
+        }
     }
 }

@@ -15,7 +15,10 @@ use tokio::{
 };
 use wecom_proxy::simulator::{Fault, When, generated};
 
-use crate::stage::{Caller, ECHO, OPEN, Stage, USER_GET, soon, wait_for};
+use crate::{
+    stage::{Caller, ECHO, OPEN, Stage, USER_GET, soon, wait_for},
+    wire::{Line, Puppet},
+};
 
 const SEND: &str = "/cgi-bin/message/send";
 const MIB: usize = 1 << 20;
@@ -306,6 +309,33 @@ async fn an_answer_that_comes_before_the_upload_has_ended_reaches_the_caller() {
     }
     let whole = stage.post(ECHO, body(20 * MIB)).await;
     assert_eq!((whole.status, whole.errcode()), (StatusCode::OK, 45009));
+}
+
+/// The sockets on the way hold neither the body nor the answer.
+#[tokio::test]
+async fn a_caller_may_send_all_of_its_body_before_it_reads_any_of_the_answer() {
+    const LARGE: usize = 16 << 20;
+    let mut puppet = Puppet::new().await;
+    let stage = Stage::facing(puppet.address, OPEN).await;
+    let mut caller = Line::to(stage.address()).await;
+    let head = format!("POST /hr{ECHO} HTTP/1.1\r\nHost: x\r\nContent-Length: {LARGE}\r\n\r\n");
+    caller.say(head).await.expect("it is taken");
+    let call = puppet.call().await;
+    let (mut taking, mut answering) = call.line.stream.into_split();
+    let taken = tokio::spawn(async move {
+        let mut body = vec![0; LARGE];
+        taking.read_exact(&mut body).await.map(|_| body.iter().all(|byte| *byte == b'x'))
+    });
+    let answered = tokio::spawn(async move {
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {LARGE}\r\n\r\n");
+        answering.write_all(head.as_bytes()).await?;
+        answering.write_all(&vec![b'y'; LARGE]).await
+    });
+    assert!(caller.head().await.starts_with("HTTP/1.1 200 "));
+    caller.say(vec![b'x'; LARGE]).await.expect("it is taken, though the answer is not");
+    assert!(soon(taken).await.expect("no panic").expect("the whole body"), "byte for byte");
+    assert!(caller.bytes(LARGE).await.iter().all(|byte| *byte == b'y'));
+    answered.await.expect("no panic").expect("it is taken");
 }
 
 #[tokio::test]

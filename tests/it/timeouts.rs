@@ -52,6 +52,54 @@ async fn an_answer_that_stalls_before_its_head_went_on_is_upstream_timeout() {
     reply.is_own("upstream-timeout", 504, -1);
 }
 
+/// A connection brings one timer for all it waits for, and leaves it to the next connection: each wait has its own end.
+#[tokio::test]
+async fn whatever_was_waited_for_before_the_next_wait_has_its_end() {
+    let mut puppet = Puppet::new().await;
+    let upstream = "response_timeout = \"2s\"\nbody_timeout = \"2s\"";
+    let stage = Stage::facing(puppet.address, &bounded("idle_timeout = \"3s\"", upstream)).await;
+    let get = format!("GET /hr{USER_GET} HTTP/1.1\r\nHost: x\r\n\r\n");
+    let piece =
+        "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n";
+    let mut hangs = Vec::new();
+    for stalls in [true, false] {
+        let mut caller = Line::to(stage.address()).await;
+        if stalls {
+            // The token is refused, and to the second try nothing is said.
+            caller.say(&get).await.expect("it is taken");
+            let mut call = puppet.call().await;
+            let refusal = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 17\r\n\r\n{\"errcode\":40014}";
+            call.line.say(refusal).await.expect("it is taken");
+            assert!(call.line.head().await.starts_with("GET "));
+            assert!(caller.answer().await.0.starts_with("HTTP/1.1 504 "));
+            hangs.push(call);
+        }
+        // An answer in pieces, on a connection that is kept.
+        caller.say(&get).await.expect("it is taken");
+        let mut call = puppet.call().await;
+        call.line.say(piece).await.expect("it is taken");
+        assert!(caller.head().await.starts_with("HTTP/1.1 200 "));
+        call.line.say("0\r\n\r\n").await.expect("it is taken");
+        assert_eq!(caller.bytes(15).await, b"5\r\nhello\r\n0\r\n\r\n");
+        // It closes under the next request, and where that is sent again nothing is said.
+        caller.say(&get).await.expect("it is taken");
+        assert!(call.line.head().await.starts_with("GET "));
+        drop(call);
+        hangs.push(puppet.call().await);
+        assert!(caller.answer().await.0.starts_with("HTTP/1.1 504 "));
+        if stalls {
+            caller.say(&get).await.expect("it is taken");
+            let mut call = puppet.call().await;
+            call.line.say(piece).await.expect("it is taken");
+            assert!(caller.head().await.starts_with("HTTP/1.1 200 "));
+            hangs.push(call);
+            assert_eq!(caller.rest().await.0, b"5\r\nhello\r\n");
+        } else {
+            assert_eq!(is_closed(&mut caller).await, b"");
+        }
+    }
+}
+
 #[tokio::test]
 async fn an_answer_that_stalls_later_breaks_the_callers_connection_off() {
     let stage = Stage::with(&bounded("", "body_timeout = \"200ms\"")).await;

@@ -21,13 +21,20 @@ enum Point {
     WaitingForToken,
     Queued,
     Uploading,
+    UploadingAgain,
     Uploaded,
     InTheBody,
 }
 
 impl Point {
-    const ALL: [Self; 5] =
-        [Self::WaitingForToken, Self::Queued, Self::Uploading, Self::Uploaded, Self::InTheBody];
+    const ALL: [Self; 6] = [
+        Self::WaitingForToken,
+        Self::Queued,
+        Self::Uploading,
+        Self::UploadingAgain,
+        Self::Uploaded,
+        Self::InTheBody,
+    ];
 }
 
 /// How it leaves.
@@ -82,14 +89,23 @@ async fn left_at(stage: &Stage, point: Point, leave: Leave) {
             go(first, leave);
             return;
         }
-        Point::Uploading => {
+        Point::Uploading | Point::UploadingAgain => {
+            // WeCom need not have the body in order to refuse the token.
+            let refused = point == Point::UploadingAgain;
+            if refused {
+                stage.wecom.revoke("hr").expect("an agent");
+            }
             let head = "Host: x\r\nContent-Length: 3000000\r\n\r\n";
             line.say(format!("POST /hr/cgi-bin/simulator/sink HTTP/1.1\r\n{head}"))
                 .await
                 .expect("it is taken");
-            line.say(vec![b'x'; 2_000_000]).await.expect("it is taken");
-            let arrived = |record: &wecom_proxy::simulator::Record| record.path == "/cgi-bin/simulator/sink";
-            stage.wecom.wait_until(|seen| seen.requests().any(arrived)).await.expect("it arrives");
+            // Little, so that both tries wait for more.
+            let bytes = if refused { 1000 } else { 2_000_000 };
+            line.say(vec![b'x'; bytes]).await.expect("it is taken");
+            let sink = |record: &&wecom_proxy::simulator::Record| record.path == "/cgi-bin/simulator/sink";
+            let tries = 1 + usize::from(refused);
+            let arrived = stage.wecom.wait_until(|seen| seen.requests().filter(sink).count() == tries);
+            arrived.await.expect("it arrives");
         }
         Point::Uploaded => {
             stage.wecom.inject(Fault::hold().on(ECHO)).expect("a fault");
