@@ -138,8 +138,9 @@ fn poll_receive(
     }
 }
 
-/// Reads at most `most` bytes, or more where these are many and the buffer has room; there was room for how many is returned too. A few are read past the C library, as [`poll_send`] sends, and
-/// copied: so a connection on which nothing comes needs no buffer.
+/// Reads at most `most` bytes, or more where these are many and the buffer has room; for how many there was room is returned
+/// too. A few are read past the C library, as [`poll_send`] sends, and copied: so a connection on which nothing comes needs no
+/// buffer.
 fn receive(tcp: &TcpStream, buffer: &mut BytesMut, most: usize) -> io::Result<(usize, usize)> {
     if most > buffers::SIZE {
         buffer.reserve(most);
