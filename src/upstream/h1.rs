@@ -32,9 +32,9 @@ const COPIED: usize = 1024;
 /// Most interim answers (1xx) before the one that counts.
 const MOST_INTERIM: u32 = 32;
 /// Reads of an answer that proved to be large, as long as there are few of them.
-const LARGE_READ: usize = 512 * 1024;
+const LARGE_READ: usize = 1024 * 1024;
 /// What all large reads of a worker share: a client that takes nothing more of its download holds what was read last.
-const LARGE_READS: usize = 32 * 1024 * 1024;
+const LARGE_READS: usize = 64 * 1024 * 1024;
 
 /// Sends a request and waits for the answer's head. What came with it is taken along, and a connection that is done with
 /// goes back to the pool at once. `now` is what the clock says, if it was just asked. `deadline` is the caller's, who needs it
