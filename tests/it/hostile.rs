@@ -2,7 +2,6 @@
 
 mod canon;
 mod chunks;
-mod crowd;
 mod floods;
 mod frames;
 mod framing;
