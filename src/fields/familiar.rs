@@ -20,7 +20,8 @@ const MOST: usize = 256;
 /// Most digits of a length.
 const MOST_DIGITS: usize = 20;
 
-/// The lines that one connection brought last, of two kinds: a client that reads and writes in turn is not strange each time.
+/// The lines that one connection, or the one before it at the same table, brought last, of two kinds: a client that reads and
+/// writes in turn is not strange each time.
 #[derive(Default)]
 pub struct Familiar([Option<Rc<Lines>>; 2]);
 

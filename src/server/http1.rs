@@ -104,7 +104,7 @@ pub(super) async fn serve(
         next = conversation.next().await;
     }
     let Conversation { wire, waiting, habits, .. } = *conversation;
-    wire.lock().let_go();
+    wire.inner().let_go();
     *leftovers = Leftovers { waiting, habits };
     None
 }
@@ -137,7 +137,7 @@ impl Conversation {
     }
 
     fn poll_next(&mut self, cx: &mut Context<'_>, seen: &mut usize) -> Poll<Next> {
-        let mut wire = self.wire.lock();
+        let mut wire = self.wire.inner();
         let begins = loop {
             // A head that drips is parsed again when a line of it has ended, not for each byte.
             let fresh = &wire.inbound[*seen..];
@@ -213,7 +213,7 @@ impl Conversation {
         let late = !std::mem::take(&mut self.fresh) && self.server.is_stopping();
         let persistent = head.is_persistent() && head.framing.is_ok();
         let (body, streams) = self.body(&head);
-        let local = || self.wire.lock().stream().tcp().and_then(|tcp| tcp.local_addr().ok());
+        let local = || self.wire.inner().stream().tcp().and_then(|tcp| tcp.local_addr().ok());
         let manner = Manner::of(&head.method, head.version, persistent);
         let request = Request {
             method: head.method,
@@ -231,12 +231,12 @@ impl Conversation {
             let answered = poll_fn(|cx| match handling.as_mut().poll(cx) {
                 Poll::Ready(reply) => Poll::Ready(Some(reply)),
                 // Nobody is there to take the answer: what is under way for it ends here.
-                Poll::Pending => self.wire.lock().poll_left(cx).map(|()| None),
+                Poll::Pending => self.wire.inner().poll_left(cx).map(|()| None),
             });
             answered.await
         };
         let Some(reply) = answered else {
-            self.wire.lock().end_body();
+            self.wire.inner().end_body();
             return false;
         };
         match self.deliver(reply, manner, streams).await {
@@ -255,7 +255,7 @@ impl Conversation {
         if framing == Framing::Done {
             return (Body::None, false);
         }
-        let mut wire = self.wire.lock();
+        let mut wire = self.wire.inner();
         let declared = match framing {
             Framing::Length(length) if length <= wire.inbound.len() as u64 => {
                 return (Body::Whole(wire.inbound.split_to(length as usize).freeze()), false);
@@ -282,7 +282,7 @@ impl Conversation {
             late: false,
         };
         let reply = self.proxy.refuse_head(malformed.status, malformed.words, &nothing);
-        let is_head = self.wire.lock().inbound.trim_ascii_start().starts_with(b"HEAD ");
+        let is_head = self.wire.inner().inbound.trim_ascii_start().starts_with(b"HEAD ");
         let manner = Manner { version: Version::HTTP_11, is_head, keep: false };
         if self.deliver(reply, manner, false).await != Outcome::Severed {
             close(&self.wire, true).await;
@@ -292,7 +292,7 @@ impl Conversation {
     /// Writes an answer. `streams`: the request's body did not come with its head.
     async fn deliver(&mut self, reply: Reply, manner: Manner, streams: bool) -> Outcome {
         // A body that nobody will read: what is here of it is thrown away, for the rest there is no use.
-        let left_over = streams && !self.wire.has_reader() && !self.wire.lock().discard_body();
+        let left_over = streams && !self.wire.has_reader() && !self.wire.inner().discard_body();
         let keep = manner.keep && !left_over && !self.server.is_stopping() && !self.seat.is_asked();
         let (mut delivery, keep) = Delivery::begin(reply, Manner { keep, ..manner });
         let end = poll_fn(|cx| delivery.poll(cx, &self.wire, self.timeouts.stall)).await;
@@ -302,20 +302,20 @@ impl Conversation {
         if end == End::Broken {
             // To a client that knows no framing, or does not look at it, an orderly close would mean that the answer is
             // whole.
-            self.wire.lock().sever();
+            self.wire.inner().sever();
             return Outcome::Severed;
         }
         // Over HTTP/2 towards the upstream the body may still have a reader when the answer has ended. It gets no more of
         // it, nor of what follows.
         let unread = streams && {
             let has_reader = self.wire.has_reader();
-            let mut wire = self.wire.lock();
+            let mut wire = self.wire.inner();
             wire.end_body();
             wire.framing != Framing::Done && (has_reader || !wire.discard_body())
         };
         match keep && !unread {
             true => Outcome::Kept,
-            false => Outcome::Over { still_sending: unread || !self.wire.lock().inbound.is_empty() },
+            false => Outcome::Over { still_sending: unread || !self.wire.inner().inbound.is_empty() },
         }
     }
 }
@@ -340,7 +340,7 @@ async fn close(wire: &Wire, still_sending: bool) {
     deadline.set(LINGER);
     let (mut left, mut shut) = (LINGER_BYTES, false);
     poll_fn(|cx| {
-        let mut wire = wire.lock();
+        let mut wire = wire.inner();
         if !still_sending && wire.stream().is_plain() {
             // Closing it says all there is to say.
             return Poll::Ready(());

@@ -33,11 +33,7 @@ impl Drop for Heard {
 impl Line {
     /// To the proxy.
     pub async fn to(address: SocketAddr) -> Self {
-        Self::over(soon(TcpStream::connect(address)).await.expect("a connection"))
-    }
-
-    /// The same on a connection that is there.
-    pub fn over(stream: TcpStream) -> Self {
+        let stream = soon(TcpStream::connect(address)).await.expect("a connection");
         Self { stream, seen: Vec::new(), heard: Some(Heard::default()) }
     }
 

@@ -111,7 +111,7 @@ impl Delivery {
                     Poll::Pending => starved = true,
                 }
             }
-            let mut wire = wire.lock();
+            let mut wire = wire.inner();
             if self.out.is_empty() {
                 let flushed = wire.poll_flush(cx);
                 if matches!(flushed, Poll::Ready(Err(_))) {

@@ -61,13 +61,13 @@ impl Wire {
         })))
     }
 
-    pub(super) fn lock(&self) -> RefMut<'_, Inner> {
+    pub(super) fn inner(&self) -> RefMut<'_, Inner> {
         self.0.borrow_mut()
     }
 
     /// The body of the request that begins now. It does not keep the connection open.
     pub(super) fn body(&self, declared: Option<u64>) -> WireBody {
-        WireBody { wire: Rc::downgrade(&self.0), request: self.lock().request, declared }
+        WireBody { wire: Rc::downgrade(&self.0), request: self.inner().request, declared }
     }
 
     /// Whether somebody may still read a body from it.
@@ -223,7 +223,7 @@ impl Source for WireBody {
 
     fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Cut>> {
         let Some(wire) = self.wire() else { return Poll::Ready(Err(Cut)) };
-        let mut wire = wire.lock();
+        let mut wire = wire.inner();
         if wire.request != self.request {
             return Poll::Ready(Err(Cut));
         }
@@ -232,7 +232,7 @@ impl Source for WireBody {
 
     fn is_ended(&self) -> bool {
         self.wire().is_some_and(|wire| {
-            let wire = wire.lock();
+            let wire = wire.inner();
             wire.request == self.request && wire.framing == Framing::Done
         })
     }
@@ -257,13 +257,13 @@ mod tests {
     async fn a_reader_that_outlives_its_request_gets_nothing_of_the_next() {
         let (mut client, ours) = UnixStream::pair().expect("a pair");
         let wire = Wire::new(Stream::Unix(ours));
-        wire.lock().framing = Framing::Length(6);
+        wire.inner().framing = Framing::Length(6);
         let mut first = wire.body(Some(6));
         client.write_all(b"onetwo").await.expect("it is taken");
         assert_eq!(piece(&mut first).await, Ok(Some(Bytes::from_static(b"onetwo"))));
 
-        wire.lock().end_body();
-        wire.lock().framing = Framing::Length(5);
+        wire.inner().end_body();
+        wire.inner().framing = Framing::Length(5);
         let mut second = wire.body(Some(5));
         client.write_all(b"three").await.expect("it is taken");
         assert_eq!((piece(&mut first).await, first.is_ended()), (Err(Cut), false));
@@ -275,7 +275,7 @@ mod tests {
     async fn a_reader_does_not_keep_the_connection_open() {
         let (mut client, ours) = UnixStream::pair().expect("a pair");
         let wire = Wire::new(Stream::Unix(ours));
-        wire.lock().framing = Framing::Length(6);
+        wire.inner().framing = Framing::Length(6);
         let mut body = wire.body(Some(6));
         drop(wire);
         assert_eq!(client.read(&mut [0; 1]).await.expect("the end"), 0);
