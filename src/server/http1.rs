@@ -291,8 +291,14 @@ impl Conversation {
 
     /// Writes an answer. `streams`: the request's body did not come with its head.
     async fn deliver(&mut self, reply: Reply, manner: Manner, streams: bool) -> Outcome {
-        // A body that nobody will read: what is here of it is thrown away, for the rest there is no use.
-        let left_over = streams && !self.wire.has_reader() && !self.wire.inner().discard_body();
+        // Of a body that nobody will read, what is here is thrown away. Where more is still to come, or somebody reads on
+        // while the answer goes out, as over HTTP/2 towards the upstream, the connection ends with this answer, and the
+        // client is told so.
+        let left_over = streams && {
+            let has_reader = self.wire.has_reader();
+            let mut wire = self.wire.inner();
+            wire.framing != Framing::Done && (has_reader || !wire.discard_body())
+        };
         let keep = manner.keep && !left_over && !self.server.is_stopping() && !self.seat.is_asked();
         let (mut delivery, keep) = Delivery::begin(reply, Manner { keep, ..manner });
         let end = poll_fn(|cx| delivery.poll(cx, &self.wire, self.timeouts.stall)).await;
@@ -305,17 +311,16 @@ impl Conversation {
             self.wire.inner().sever();
             return Outcome::Severed;
         }
-        // Over HTTP/2 towards the upstream the body may still have a reader when the answer has ended. It gets no more of
-        // it, nor of what follows.
-        let unread = streams && {
-            let has_reader = self.wire.has_reader();
-            let mut wire = self.wire.inner();
+        let mut wire = self.wire.inner();
+        if streams {
+            // Whoever still reads gets nothing of what follows.
             wire.end_body();
-            wire.framing != Framing::Done && (has_reader || !wire.discard_body())
-        };
-        match keep && !unread {
+        }
+        match keep {
             true => Outcome::Kept,
-            false => Outcome::Over { still_sending: unread || !self.wire.inner().inbound.is_empty() },
+            false => {
+                Outcome::Over { still_sending: left_over && !wire.discard_body() || !wire.inbound.is_empty() }
+            }
         }
     }
 }

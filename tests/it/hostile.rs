@@ -2,6 +2,7 @@
 
 mod canon;
 mod chunks;
+mod crowd;
 mod floods;
 mod frames;
 mod framing;

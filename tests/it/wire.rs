@@ -33,7 +33,11 @@ impl Drop for Heard {
 impl Line {
     /// To the proxy.
     pub async fn to(address: SocketAddr) -> Self {
-        let stream = soon(TcpStream::connect(address)).await.expect("a connection");
+        Self::over(soon(TcpStream::connect(address)).await.expect("a connection"))
+    }
+
+    /// The same on a connection that is there.
+    pub fn over(stream: TcpStream) -> Self {
         Self { stream, seen: Vec::new(), heard: Some(Heard::default()) }
     }
 

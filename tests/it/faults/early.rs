@@ -5,7 +5,10 @@ use super::{
     callers::{Asker, Tongue},
     peer::{CASE, Peer, Step, json},
 };
-use crate::stage::{ECHO, OPEN, Stage, USER_GET};
+use crate::{
+    stage::{ECHO, OPEN, Stage, USER_GET},
+    wire::Line,
+};
 use wecom_proxy::simulator::Fault;
 
 /// More than the sockets on the way hold.
@@ -43,7 +46,7 @@ async fn play(tongue: Tongue) {
             let name = format!("{tongue:?}, {length}, {:?}, then {then:?}", String::from_utf8_lossy(&said));
             peer.heard();
             peer.plays_two(vec![Step::Say(said), then.clone()], well.clone());
-            // A connection on which a request was not taken to its end may close without a word.
+            // A connection on which a request was not taken to its end is closed.
             let mut asker = Asker::new(tongue, stage.address());
             assert_eq!(asker.ask("PUT", CASE, vec![b'x'; length]).await.to_string(), told, "{name}");
             assert_eq!(peer.heard().len(), heard, "{name}");
@@ -82,4 +85,22 @@ async fn an_early_answer_of_http_2_reaches_the_caller() {
         assert_eq!(told.to_string(), "413", "{tongue:?}");
         assert_eq!(asker().ask("POST", ECHO, "{}").await.to_string(), "200", "{tongue:?}");
     }
+}
+
+#[tokio::test]
+async fn an_early_answer_of_http_2_says_that_it_is_the_last() {
+    let (stage, _authority) = Speech::Http2.stage("", "max_in_flight = 1").await;
+    assert_eq!(stage.get(USER_GET).await.status, 200);
+    stage.wecom.inject(Fault::errcode(45009).on(ECHO).times(1)).expect("a fault");
+    let mut line = Line::to(stage.address()).await;
+    let half = "x".repeat(SMALL / 2);
+    line.say(format!("POST /hr{ECHO} HTTP/1.1\r\nHost: x\r\nContent-Length: {SMALL}\r\n\r\n{half}"))
+        .await
+        .expect("half");
+    let (head, body) = line.answer().await;
+    assert!(head.contains("\r\nconnection: close\r\n"), "{head}");
+    assert!(body.contains("45009"), "{body}");
+    line.say(half).await.expect("a client that takes no notice");
+    let (more, end) = line.rest().await;
+    assert!(more.is_empty() && end.is_ok(), "{end:?}: {}", String::from_utf8_lossy(&more));
 }
