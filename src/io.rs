@@ -164,16 +164,61 @@ const QUIETLY: SendFlags = SendFlags::NOSIGNAL;
 #[cfg(target_vendor = "apple")]
 const QUIETLY: SendFlags = SendFlags::empty();
 
+/// Holds back what fills no segment until more is said, or that no more will be.
+#[cfg(target_os = "linux")]
+const HELD_BACK: SendFlags = QUIETLY.union(SendFlags::MORE);
+#[cfg(not(target_os = "linux"))]
+const HELD_BACK: SendFlags = QUIETLY;
+
 /// Sends past the C library, whose `send` is a point at which a thread can be cancelled: that takes two locked instructions
 /// each time.
-fn poll_send(tcp: &TcpStream, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-    let send = || Ok(retry_on_intr(|| rustix::net::send(tcp, bytes, QUIETLY))?);
+fn poll_send(
+    tcp: &TcpStream,
+    cx: &mut Context<'_>,
+    bytes: &[u8],
+    flags: SendFlags,
+) -> Poll<io::Result<usize>> {
+    let send = || Ok(retry_on_intr(|| rustix::net::send(tcp, bytes, flags))?);
     loop {
         ready!(tcp.poll_write_ready(cx))?;
         match tcp.try_io(Interest::WRITABLE, send) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             sent => return Poll::Ready(sent),
         }
+    }
+}
+
+/// The way out for the last bytes on a stream, which must be shut down as soon as they are written: under TCP they then
+/// travel in one segment with its end, and wake the other side once.
+pub struct LastWord<'a>(pub &'a mut Stream);
+
+impl AsyncWrite for LastWord<'_> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut *self.get_mut().0 {
+            Stream::Tcp(tcp) => poll_send(tcp, cx, buf, HELD_BACK),
+            stream => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    /// What takes several slices fills segments anyway.
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut *self.get_mut().0).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.0.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.get_mut().0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.get_mut().0).poll_shutdown(cx)
     }
 }
 
@@ -186,7 +231,7 @@ impl AsyncRead for Stream {
 impl AsyncWrite for Stream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         if let Self::Tcp(tcp) = &*self {
-            return poll_send(tcp, cx, buf);
+            return poll_send(tcp, cx, buf, QUIETLY);
         }
         each!(self.get_mut(), inner => Pin::new(inner).poll_write(cx, buf))
     }
@@ -337,6 +382,22 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// A small answer and the end of its connection are one segment: the first is not on its way before the second.
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn the_last_word_leaves_with_the_end() {
+        let (mut side, theirs) = Side::pair().await;
+        let mut peer = theirs.into_std().expect("a socket");
+        LastWord(&mut side.stream).write_all(b"bye").await.expect("it is taken");
+        // What is sent on the loopback interface is there when the call returns.
+        let early = io::Read::read(&mut peer, &mut [0; 9]).map_err(|error| error.kind());
+        assert_eq!(early, Err(io::ErrorKind::WouldBlock));
+        side.stream.shutdown().await.expect("it ends");
+        let mut all = String::new();
+        io::Read::read_to_string(&mut peer, &mut all).expect("all, and the end");
+        assert_eq!(all, "bye");
     }
 
     /// Bytes that come as it pleases them, to one task and the other, some of which have used up their turn, and reads of

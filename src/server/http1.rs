@@ -341,24 +341,25 @@ enum Outcome {
 
 /// Closes. A client that is still sending would lose the answer in a reset: what it sends is read for a while.
 async fn close(wire: &Wire, still_sending: bool) {
-    let mut deadline = Deadline::idle();
-    deadline.set(LINGER);
-    let (mut left, mut shut) = (LINGER_BYTES, false);
+    let (mut deadline, mut left, mut shut) = (Deadline::idle(), LINGER_BYTES, false);
     poll_fn(|cx| {
         let mut wire = wire.inner();
-        if !still_sending && wire.stream().is_plain() {
-            // Closing it says all there is to say.
-            return Poll::Ready(());
-        }
         if !shut {
             match wire.poll_shutdown(cx) {
                 Poll::Ready(Ok(())) => shut = true,
                 Poll::Ready(Err(_)) => return Poll::Ready(()),
                 // The last word under TLS has no room behind what the client does not take.
-                Poll::Pending => return deadline.poll_passed(cx),
+                Poll::Pending => {
+                    deadline.set_if_idle(LINGER);
+                    return deadline.poll_passed(cx);
+                }
             }
         }
-        if still_sending { wire.poll_drain(cx, &mut deadline, &mut left) } else { Poll::Ready(()) }
+        if !still_sending {
+            return Poll::Ready(());
+        }
+        deadline.set_if_idle(LINGER);
+        wire.poll_drain(cx, &mut deadline, &mut left)
     })
     .await;
 }

@@ -50,13 +50,16 @@ pub(super) struct Delivery {
     /// The last piece is in hand, or gone.
     ended: bool,
     chunked: bool,
+    /// The connection ends with it.
+    parting: bool,
     /// How much of the body is still owed, where that was said.
     owed: Option<u64>,
     stalled: Deadline,
 }
 
 impl Delivery {
-    /// Writes the head. Whether the connection can be kept after it is returned too.
+    /// Writes the head. Whether the connection can be kept after it is returned too; where it is not, it must be shut down
+    /// when the answer has ended.
     pub(super) fn begin(reply: Reply, manner: Manner) -> (Self, bool) {
         let Reply { status, lines, dated, length, body } = reply;
         let mut out = buffers::take();
@@ -94,6 +97,7 @@ impl Delivery {
             ended: bodiless,
             body,
             chunked: new && length.is_none() && !bodiless,
+            parting: !keep,
             owed: length.filter(|_| !bodiless),
             stalled: Deadline::idle(),
         };
@@ -129,7 +133,7 @@ impl Delivery {
                 }
                 return self.poll_stalled(cx, stall);
             }
-            match wire.poll_write(cx, &mut self.out) {
+            match wire.poll_write(cx, &mut self.out, self.parting && self.ended) {
                 Poll::Ready(Ok(())) => {
                     self.stalled.clear();
                     // Nothing is left in a plain stream that would have to be flushed.

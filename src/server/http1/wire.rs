@@ -15,7 +15,7 @@ use crate::{
     buffers,
     deadline::Deadline,
     framing::{Framing, Step},
-    io::{Caller, Stream},
+    io::{Caller, LastWord, Stream},
     outbox::Outbox,
     upload::{Cut, Source},
 };
@@ -162,9 +162,17 @@ impl Inner {
         }
     }
 
-    /// Writes once.
-    pub(super) fn poll_write(&mut self, cx: &mut Context<'_>, out: &mut Outbox) -> Poll<io::Result<()>> {
-        out.poll_write(&mut self.stream, cx)
+    /// Writes once. Where it is the `last` that will be said, the stream must be shut down when it is written.
+    pub(super) fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        out: &mut Outbox,
+        last: bool,
+    ) -> Poll<io::Result<()>> {
+        match last {
+            true => out.poll_write(&mut LastWord(&mut self.stream), cx),
+            false => out.poll_write(&mut self.stream, cx),
+        }
     }
 
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
