@@ -92,7 +92,12 @@ pub struct Admin {
 
 impl Admin {
     /// Serves until `ended` turns true; `bound` stays open that long.
-    pub async fn serve(self: Arc<Self>, listener: Listener, bound: Bound, mut ended: watch::Receiver<bool>) {
+    pub async fn serve(
+        self: Arc<Self>,
+        mut listener: Listener,
+        bound: Bound,
+        mut ended: watch::Receiver<bool>,
+    ) {
         loop {
             let accepted = tokio::select! {
                 _ = ended.wait_for(|ended| *ended) => break,

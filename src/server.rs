@@ -92,7 +92,7 @@ impl Server {
 }
 
 /// Accepts connections until the server stops. Connections in use go on; wait for them by the seats they have.
-pub async fn serve(listener: Listener, server: Arc<Server>, proxy: Rc<Proxy>) {
+pub async fn serve(mut listener: Listener, server: Arc<Server>, proxy: Rc<Proxy>) {
     let mut stopping = server.stopping.clone();
     let mut stop = pin!(stopping.wait_for(|stop| *stop));
     let tables = Tables::new(server.clone(), proxy);

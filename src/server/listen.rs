@@ -4,13 +4,23 @@
 use std::{
     fs, io,
     net::{IpAddr, SocketAddr},
-    os::unix::fs::{FileTypeExt, MetadataExt},
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
+        unix::fs::{FileTypeExt, MetadataExt},
+    },
     path::{Path, PathBuf},
     sync::Arc,
 };
 
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::retry_on_intr,
+};
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    net::{TcpStream, UnixStream},
+};
 
 pub use self::inherited::{Inherited, InheritedError};
 use crate::{config::Address, io::Stream};
@@ -80,11 +90,13 @@ impl Bound {
 
     /// A handle for one worker; must be called on its runtime.
     pub fn listener(&self) -> io::Result<Listener> {
-        let socket = match &self.socket {
-            BoundSocket::Tcp(tcp) => ListenerSocket::Tcp(TcpListener::from_std(tcp.try_clone()?)?),
-            BoundSocket::Unix(unix) => ListenerSocket::Unix(UnixListener::from_std(unix.try_clone()?)?),
-        };
-        Ok(Listener { socket, stays_open: self.stays_open, _file: self.file.clone() })
+        #[expect(
+            deprecated,
+            reason = "its descriptor stays the same; what takes its place is unsafe to call"
+        )]
+        let socket = AsyncFd::with_interest(self.socket.try_clone()?, Interest::READABLE)?;
+
+        Ok(Listener { socket, accepted: false, stays_open: self.stays_open, _file: self.file.clone() })
     }
 }
 
@@ -125,26 +137,32 @@ fn is_stale(path: &Path) -> bool {
 /// A listening socket on one worker.
 #[derive(Debug)]
 pub struct Listener {
-    socket: ListenerSocket,
+    socket: AsyncFd<BoundSocket>,
+    /// Since the runtime last said that somebody waits.
+    accepted: bool,
     stays_open: bool,
     _file: Option<Arc<SocketFile>>,
 }
 
-#[derive(Debug)]
-enum ListenerSocket {
-    Tcp(TcpListener),
-    Unix(UnixListener),
-}
-
 impl Listener {
     /// The next connection, and where it came from.
-    pub async fn accept(&self) -> io::Result<(Stream, Option<IpAddr>)> {
-        match &self.socket {
-            ListenerSocket::Tcp(listener) => {
-                let (stream, peer) = listener.accept().await?;
-                Ok((Stream::Tcp(stream), Some(peer.ip())))
+    pub async fn accept(&mut self) -> io::Result<(Stream, Option<IpAddr>)> {
+        loop {
+            let mut ready = self.socket.readable().await?;
+            let socket = self.socket.get_ref();
+            // To accept where nobody waits makes a socket first and then throws it away, which costs eight times as much as
+            // to look. As a rule there is one for each time that the runtime says so.
+            if !self.accepted || socket.is_waited_for()? {
+                match socket.accept_now() {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    accepted => {
+                        self.accepted = true;
+                        return accepted;
+                    }
+                }
             }
-            ListenerSocket::Unix(listener) => Ok((Stream::Unix(listener.accept().await?.0), None)),
+            ready.clear_ready();
+            self.accepted = false;
         }
     }
 
@@ -152,17 +170,26 @@ impl Listener {
     /// process to accept them.
     pub(super) fn left_over(self) -> impl Iterator<Item = (Stream, Option<IpAddr>)> {
         let Self { socket, stays_open, .. } = self;
-        let left = (!stays_open).then(|| match socket {
-            ListenerSocket::Tcp(listener) => listener.into_std().map(BoundSocket::Tcp),
-            ListenerSocket::Unix(listener) => listener.into_std().map(BoundSocket::Unix),
-        });
-        left.and_then(Result::ok)
-            .into_iter()
-            .flat_map(|socket| std::iter::from_fn(move || socket.accept_now().ok()))
+        let left = (!stays_open).then(|| socket.into_inner());
+        left.into_iter().flat_map(|socket| std::iter::from_fn(move || socket.accept_now().ok()))
     }
 }
 
 impl BoundSocket {
+    fn try_clone(&self) -> io::Result<Self> {
+        Ok(match self {
+            Self::Tcp(listener) => Self::Tcp(listener.try_clone()?),
+            Self::Unix(listener) => Self::Unix(listener.try_clone()?),
+        })
+    }
+
+    /// Whether a connection waits already.
+    fn is_waited_for(&self) -> io::Result<bool> {
+        let mut socket = [PollFd::new(self, PollFlags::IN)];
+        let at_once = Timespec::default();
+        Ok(retry_on_intr(|| poll(&mut socket, Some(&at_once)))? > 0)
+    }
+
     /// A connection that waits already.
     fn accept_now(&self) -> io::Result<(Stream, Option<IpAddr>)> {
         match self {
@@ -177,6 +204,21 @@ impl BoundSocket {
                 Ok((Stream::Unix(UnixStream::from_std(stream)?), None))
             }
         }
+    }
+}
+
+impl AsFd for BoundSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(listener) => listener.as_fd(),
+            Self::Unix(listener) => listener.as_fd(),
+        }
+    }
+}
+
+impl AsRawFd for BoundSocket {
+    fn as_raw_fd(&self) -> RawFd {
+        self.as_fd().as_raw_fd()
     }
 }
 
@@ -195,9 +237,36 @@ mod tests {
             assert!(callers.iter().all(Result::is_ok));
             let left = bound.listener().expect("a handle").left_over().count();
             assert_eq!(left, if stays_open { 0 } else { 3 });
-            let next = bound.listener().expect("another");
+            let mut next = bound.listener().expect("another");
             let taken = tokio::time::timeout(std::time::Duration::from_millis(200), next.accept()).await;
             assert_eq!(taken.is_ok(), stays_open, "the next process gets them");
+        }
+    }
+
+    /// Callers in crowds of every size, some of whom come while the first are let in, and one or two who let them in.
+    #[tokio::test]
+    async fn nobody_who_comes_is_overlooked() {
+        let bound = Bound::open(&Address::Tcp(SocketAddr::from(([127, 0, 0, 1], 0)))).expect("a port");
+        let Address::Tcp(address) = bound.address() else { unreachable!() };
+        let caller = || std::net::TcpStream::connect(address).expect("a connection");
+        let mut workers = [bound.listener().expect("a handle"), bound.listener().expect("another")];
+        for crowd in 1..40 {
+            let mut callers: Vec<_> = std::iter::repeat_with(caller).take(crowd).collect();
+            for nth in 0..crowd + crowd / 3 {
+                if nth < crowd / 3 {
+                    callers.push(caller());
+                }
+                let [one, other] = &mut workers;
+                let next = async {
+                    tokio::select! {
+                        biased;
+                        taken = one.accept() => taken,
+                        taken = other.accept(), if crowd % 2 == 0 => taken,
+                    }
+                };
+                let taken = tokio::time::timeout(std::time::Duration::from_secs(10), next).await;
+                taken.expect("whoever waits is seen").expect("a connection");
+            }
         }
     }
 
