@@ -291,6 +291,14 @@ pub struct Reader {
 }
 
 impl Reader {
+    /// All that there is to be read, if it is there already; itself otherwise.
+    pub fn into_whole(self) -> Result<Bytes, Self> {
+        match self.upload.0 {
+            Kind::Whole(whole) if !self.ended => Ok(whole),
+            _ => Err(self),
+        }
+    }
+
     /// The next piece; `None` at the end.
     pub fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, UploadError>> {
         let state = match &self.upload.0 {
@@ -386,6 +394,22 @@ mod tests {
         }
         assert_eq!(whole, b"one two three");
         assert_eq!(shelf.in_memory(), 0, "what was kept is gone");
+    }
+
+    #[test]
+    fn a_body_that_is_here_already_is_taken_whole_and_again() {
+        let bounds = Bounds { bytes: 1 << 20, silence: Duration::from_secs(1) };
+        let whole = Upload::new(Body::Whole(Bytes::from_static(b"one")), bounds, None).expect("a body");
+        for _ in 0..2 {
+            assert_eq!(whole.reader().expect("a reader").into_whole().expect("all of it"), "one");
+        }
+        let mut begun = whole.reader().expect("a reader");
+        assert_eq!(read(&mut begun).expect("a piece"), "one");
+        let mut begun = begun.into_whole().expect_err("it has been read");
+        assert_eq!(read(&mut begun), None);
+        let (pieces, _shelf) = upload(&[b"one"]);
+        let mut coming = pieces.reader().expect("a reader").into_whole().expect_err("it is to come");
+        assert_eq!(read(&mut coming).expect("a piece"), "one");
     }
 
     #[test]

@@ -122,11 +122,19 @@ impl Exchange {
     ) -> Self {
         head::write(connection.outbox.text(), outgoing, &pool.settings.authority);
         let chunked = outgoing.body == BodyLength::Unknown;
+        let sending = match reader.map(Reader::into_whole) {
+            None => Sending::Nothing,
+            Some(Ok(whole)) => {
+                connection.outbox.put(whole, chunked, true);
+                Sending::Nothing
+            }
+            Some(Err(reader)) => Sending::Body { reader, chunked },
+        };
         Self {
             connection,
             pool,
             method: outgoing.method.clone(),
-            sending: reader.map_or(Sending::Nothing, |reader| Sending::Body { reader, chunked }),
+            sending,
             framing: Framing::Done,
             deadline: Deadline::idle(),
             now: None,
