@@ -184,7 +184,7 @@ impl Admin {
         };
         match admitted {
             Ok(()) => self.answer_admitted(&request, cut).await,
-            Err(Refused::Unauthenticated) => answer::unauthenticated(),
+            Err(Refused::Unauthenticated { shown }) => answer::unauthenticated(shown),
             Err(Refused::Forbidden(words)) => problem(StatusCode::FORBIDDEN, words),
         }
     }

@@ -164,6 +164,12 @@ impl Directory {
         self.clients.get(hash.as_bytes()).filter(|client| client.key == hash)
     }
 
+    /// Whether this text is what the file has in the place of a client's hash: somebody has taken the key for its hash, or
+    /// the hash for its key.
+    pub fn has_for_a_hash(&self, text: &str) -> bool {
+        KeyHash::from_hex(text).is_some_and(|hash| self.clients.contains_key(hash.as_bytes()))
+    }
+
     /// The client of this name, for a pass that names it.
     pub fn client_named(&self, name: &str) -> Option<&Arc<Client>> {
         self.clients_by_name.get(name).map(|ByName(client)| client)

@@ -20,7 +20,7 @@ mod sign;
 mod target;
 mod ticket;
 
-use std::{future::poll_fn, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{fmt::Write as _, future::poll_fn, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use http::{Method, StatusCode, Version};
@@ -46,7 +46,7 @@ use crate::{
     directory::{Agent, Directory},
     fields::{Fields, Known},
     limits::places::{NoPlace, Place, Places},
-    tokens::{FetchError, Replacement, Token},
+    tokens::{FetchError, Replacement, Token, whole_seconds},
     traces::Doing,
     upload::{Body, Bounds, Shelf, Upload, UploadError},
     upstream::{BodyLength, Failure, Flaw, Outgoing, Upstream},
@@ -272,7 +272,7 @@ impl Proxy {
                 record.begin(Doing::Token, asked);
                 let fetched = agent.slot.current().await;
                 record.waited_for_token(asked, fetched.is_err());
-                fetched.map_err(|failure| token_unavailable(&failure))?
+                fetched.map_err(|failure| token_unavailable(&failure, agent))?
             }
         };
         let query = forward.target.query_without_token();
@@ -308,7 +308,7 @@ impl Proxy {
         let next = match replacement {
             Replacement::Renewed(next) | Replacement::SameAgain(next) => next,
             Replacement::Held => return Ok(first.at(place)),
-            Replacement::Unavailable(failure) => return Err(token_unavailable(&failure)),
+            Replacement::Unavailable(failure) => return Err(token_unavailable(&failure, agent)),
         };
         record.retried = Some(refused_with);
         record.first_try = Some(first_try);
@@ -459,7 +459,11 @@ fn too_large(bound: u64) -> Refusal {
     )
 }
 
-fn token_unavailable(failure: &FetchError) -> Refusal {
-    let words = format!("there is no token for this agent: {failure}");
+fn token_unavailable(failure: &FetchError, agent: &Agent) -> Refusal {
+    let mut words = format!("there is no token for this agent: {failure}");
+    let wait = whole_seconds(agent.slot.next_try_in());
+    if wait > 0 {
+        let _ = write!(words, "; the next try is in {wait} s");
+    }
     Refusal::new(Kind::TokenUnavailable, words).with_errcode(failure.errcode())
 }

@@ -37,7 +37,7 @@ pub use self::{
     issuer::{Issuer, Source},
     reason::Reason,
     renewals::Renewed,
-    report::{LastRenewal, Report},
+    report::{LastRenewal, Report, whole_seconds},
     token::Token,
 };
 use crate::store::Store;
@@ -313,7 +313,7 @@ impl TokenSlot {
                 reason = reason.as_str(),
                 failure = failure.to_string(),
                 hint = failure.hint(),
-                next_try_in_s = state.backoff.wait(now).as_secs(),
+                next_try_in_s = whole_seconds(state.backoff.wait(now)),
                 "token not renewed"
             ),
         }

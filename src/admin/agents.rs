@@ -10,7 +10,7 @@ use super::{
     answer::{Body, json_response},
     epoch,
 };
-use crate::{directory::Agent, wecom::errcode};
+use crate::{directory::Agent, tokens::whole_seconds, wecom::errcode};
 
 impl Admin {
     /// All agents and their tokens' health.
@@ -58,6 +58,6 @@ fn describe(agent: &Arc<Agent>) -> Value {
         })),
         "inspected_until": agent.inspection.until().map(epoch),
         "failing": report.failing,
-        "next_try_in_seconds": report.next_try_in.as_secs(),
+        "next_try_in_seconds": whole_seconds(report.next_try_in),
     })
 }

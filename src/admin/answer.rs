@@ -79,10 +79,17 @@ pub(super) fn not_allowed(methods: &'static str) -> Response<Body> {
     response
 }
 
-/// The key is missing or wrong.
-pub(super) fn unauthenticated() -> Response<Body> {
-    let words =
-        "this listener has a key: send it as \"Authorization: Bearer KEY\" or by HTTP Basic as the password";
+/// The key is missing, or what is `shown` is another.
+pub(super) fn unauthenticated(shown: bool) -> Response<Body> {
+    let words = match shown {
+        true => {
+            "this is not the listener's key, of which admin.key_sha256 is the hash: send that as \"Authorization: Bearer \
+             KEY\" or by HTTP Basic as the password"
+        }
+        false => {
+            "this listener has a key: send it as \"Authorization: Bearer KEY\" or by HTTP Basic as the password"
+        }
+    };
     let mut response = problem(StatusCode::UNAUTHORIZED, words);
     // A line each: Chromium sees no other way behind the first one of a line.
     for way in ["Basic realm=\"wecom-proxy admin\", charset=\"UTF-8\"", "Bearer realm=\"wecom-proxy admin\""]

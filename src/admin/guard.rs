@@ -10,7 +10,10 @@ use crate::config::KeyHash;
 /// Why a request is not answered.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Refused {
-    Unauthenticated,
+    /// The key is missing, or what is shown is another.
+    Unauthenticated {
+        shown: bool,
+    },
     Forbidden(&'static str),
 }
 
@@ -18,7 +21,10 @@ pub(super) enum Refused {
 /// here brings a page from elsewhere.
 pub(super) fn admit<B>(key: Option<&KeyHash>, request: &Request<B>) -> Result<(), Refused> {
     match key {
-        Some(key) if !shows(request.headers(), key) => Err(Refused::Unauthenticated),
+        Some(key) if !shows(request.headers(), key) => {
+            let shown = request.headers().contains_key(header::AUTHORIZATION);
+            Err(Refused::Unauthenticated { shown })
+        }
         None if !names_this_machine(request) => {
             let words =
                 "without a key this listener is asked by an address or as localhost, and by no other name";

@@ -10,7 +10,7 @@ use super::{
     answer::{Body, json_response, problem},
     epoch,
 };
-use crate::config::parse_duration;
+use crate::{config::parse_duration, tokens::whole_seconds};
 
 /// Nobody looks into an agent's exchanges for longer than this without saying so again.
 const LONGEST_LOOK: Duration = Duration::from_secs(3600);
@@ -106,7 +106,7 @@ impl Admin {
                     "ok": false,
                     "agent": agent.name,
                     "failure": failure.to_string(),
-                    "next_try_in_seconds": agent.slot.report().next_try_in.as_secs(),
+                    "next_try_in_seconds": whole_seconds(agent.slot.next_try_in()),
                 });
                 json_response(StatusCode::BAD_GATEWAY, &body)
             }

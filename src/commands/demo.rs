@@ -27,6 +27,12 @@ const CONTROL_PORT: u16 = 8082;
 /// Runs the demo until it is told to stop: one proxy, or several that share their tokens through Redis. Where it is not
 /// told where to listen, it takes the usual port, or a free one.
 pub fn demo(listen: Option<SocketAddr>, replicas: u8, redis: Option<String>) -> Result<(), Failed> {
+    // Said here it names the option, and not a file that nobody has written.
+    if redis.as_ref().is_some_and(|url| !["redis://", "rediss://"].iter().any(|start| url.starts_with(start)))
+    {
+        let words = "--redis must start with redis:// or rediss://, as in redis://127.0.0.1:6379/0";
+        return Err(Failed::config(words));
+    }
     let wanted = listen.unwrap_or(local(PROXY_PORT));
     let control = if wanted.port() == 0 { 0 } else { CONTROL_PORT };
     let listen = listen.unwrap_or_else(usual_or_free);

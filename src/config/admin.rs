@@ -43,7 +43,7 @@ pub(super) fn read(root: &Section<'_>, server: &Server) -> Result<Option<Admin>,
         admin.listen.iter().find(|address| !address.is_loopback() && admin.key_sha256.is_none())
     {
         return Err(section.place("listen").error(format!(
-            "{} can be reached from other machines, so admin.key_sha256 is needed; \"wecom-proxy key NAME\" makes one",
+            "{} can be reached from other machines, so admin.key_sha256 is needed: the line of that name in what \"wecom-proxy key NAME\" prints, under [admin]",
             quoted(&exposed.to_string())
         )));
     }

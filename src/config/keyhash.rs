@@ -28,7 +28,8 @@ impl KeyHash {
         self.0.iter().all(|byte| *byte == self.0[0] && byte >> 4 == byte & 0xF)
     }
 
-    fn from_hex(text: &str) -> Option<Self> {
+    /// The hash that 64 hex digits spell.
+    pub(crate) fn from_hex(text: &str) -> Option<Self> {
         let digits: Vec<u32> = text.chars().map(|digit| digit.to_digit(16)).collect::<Option<_>>()?;
         let bytes: Vec<u8> = digits
             .chunks(2)

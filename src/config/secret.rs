@@ -65,9 +65,18 @@ fn checked(item: &Item<'_>, what: &str, text: &str) -> Result<Masked, Error> {
 
 /// What stands where somebody still has to write a secret. To send it would be one more wrong secret to WeCom, which bans
 /// for them, and as a client's key it would let in whoever guesses it.
-fn is_placeholder(text: &str) -> bool {
-    const WORDS: &[&str] =
-        &["changeme", "replaceme", "placeholder", "todo", "tbd", "yoursecret", "yourkey", "yoursecrethere"];
+pub(super) fn is_placeholder(text: &str) -> bool {
+    const WORDS: &[&str] = &[
+        "changeme",
+        "replaceme",
+        "placeholder",
+        "todo",
+        "tbd",
+        "yoursecret",
+        "yourkey",
+        "yoursecrethere",
+        "yourcorpid",
+    ];
     // Nothing is copied: it may be a secret.
     let is = |known: &str| {
         let letters = text.bytes().filter(|byte| !matches!(byte, b'-' | b'_' | b' '));

@@ -47,10 +47,14 @@ pub(super) fn by_key(directory: &Directory, fields: &Fields) -> Result<Option<Ar
     let mut shown = None;
     for key in [authorization_key(fields)?, api_key(fields)?].into_iter().flatten() {
         let client = directory.client(key.expose()).ok_or_else(|| {
-            Refusal::new(
-                Kind::Unauthenticated,
-                "this key belongs to no client; ask the operator for a valid one",
-            )
+            let words = match directory.has_for_a_hash(key.expose()) {
+                true => {
+                    "this is what the proxy's file has as key_sha256: a caller sends the key, and the file has its \
+                     SHA-256; \"wecom-proxy key NAME\" prints both"
+                }
+                false => "this key belongs to no client; ask the operator for a valid one",
+            };
+            Refusal::new(Kind::Unauthenticated, words)
         })?;
         if let Some(other) = shown.replace(client.clone())
             && !Arc::ptr_eq(&other, client)

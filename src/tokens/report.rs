@@ -39,7 +39,17 @@ pub struct Report {
     pub failing: Option<String>,
 }
 
+/// How many seconds it is until something that is not before.
+pub fn whole_seconds(wait: Duration) -> u64 {
+    wait.as_secs() + u64::from(wait.subsec_nanos() > 0)
+}
+
 impl TokenSlot {
+    /// How long no gettoken will be tried after failures; zero when nothing fails.
+    pub fn next_try_in(&self) -> Duration {
+        self.state().backoff.wait(Instant::now())
+    }
+
     /// When the current token expires, if there is one.
     pub fn expires_at(&self) -> Option<SystemTime> {
         self.current.load().as_ref().map(|token| token.expires_at)

@@ -213,6 +213,13 @@ async fn with_a_key_only_the_health_checks_are_open() {
             // A line each: a browser sees no other way behind the first one of a line.
             assert_eq!(ways, ["Basic", "Bearer"]);
             assert!(!reply.text().contains("corpid"));
+            // To send what was sent already once more helps nobody.
+            assert_eq!(
+                reply.text().contains("is not the listener's key"),
+                wrong.is_some(),
+                "{}",
+                reply.text()
+            );
         }
     }
 }

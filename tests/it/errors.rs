@@ -55,6 +55,11 @@ async fn a_refused_credential_comes_with_wecoms_own_errcode_and_words() {
         let reply = stage.get(USER_GET).await;
         reply.is_own("token-unavailable", 502, errcode);
         assert!(reply.text().contains(&format!("errcode {errcode}")), "{}", reply.text());
+        let wait =
+            reply.text().split_once("; the next try is in ").map(|(_, rest)| rest.trim_end_matches("\"}"));
+        let wait = wait.and_then(|wait| wait.strip_suffix(" s")?.parse::<u64>().ok());
+        let expected = if errcode == -1 { 1..=2 } else { 60..=75 };
+        assert!(wait.is_some_and(|wait| expected.contains(&wait)), "{}", reply.text());
         assert_eq!((reply.header("x-wecom-agent"), stage.got_through()), ("hr", 0));
     }
 }

@@ -37,6 +37,21 @@ async fn the_printed_lines_let_the_printed_key_in_and_no_other() {
 }
 
 #[tokio::test]
+async fn whoever_takes_a_key_for_its_hash_is_told_so() {
+    let (key, lines) = parts(&run_wecom_proxy(&["key", "billing"]).await);
+    let hash = lines.split('"').find(|word| word.len() == 64).expect("a hash").to_owned();
+    let shown = |key: &str| Request::get(format!("/ops{USER_GET}")).header("x-api-key", key);
+    for (in_the_file, sent) in [(&hash, &hash), (&key, &key)] {
+        let stage = Stage::with(&format!("{OPEN}\n{}", lines.replace(&hash, in_the_file))).await;
+        let reply = stage.call(shown(sent), "").await;
+        let words = reply.is_own("unauthenticated", 401, 40001).text();
+        assert!(words.contains("as key_sha256") && !words.contains(sent), "{words}");
+        let reply = stage.call(shown(&sent.replace(|any| any > 'b', "a")), "").await;
+        assert!(!reply.is_own("unauthenticated", 401, 40001).text().contains("key_sha256"));
+    }
+}
+
+#[tokio::test]
 async fn all_that_is_printed_can_be_pasted_once_the_key_is_cut_off() {
     let (_, lines) = parts(&run_wecom_proxy(&["key", "a-b_C9"]).await);
     let odd: Vec<_> = lines.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).collect();

@@ -158,6 +158,7 @@ async fn a_bad_command_line_is_refused() {
         &["--confg", "a"],
         &["completions", "dos"],
         &["demo", "--listen", "everywhere"],
+        &["demo", "--replicas", "2", "--redis", "127.0.0.1:6379"],
         &["simulator", "--token-lifetime", "soon"],
         &["serve", "--config"],
     ];

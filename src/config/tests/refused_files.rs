@@ -113,7 +113,7 @@ fn the_rest() {
         ("[log]\naccess = \"on\"", ":2: log.access: must be true or false, not a string"),
         (
             "[admin]\nlisten = \"0.0.0.0:9090\"",
-            r#":2: admin.listen: "0.0.0.0:9090" can be reached from other machines, so admin.key_sha256 is needed; "wecom-proxy key NAME" makes one"#,
+            r#":2: admin.listen: "0.0.0.0:9090" can be reached from other machines, so admin.key_sha256 is needed: the line of that name in what "wecom-proxy key NAME" prints, under [admin]"#,
         ),
         (
             "[admin]\nlisten = \"127.0.0.1:8080\"",

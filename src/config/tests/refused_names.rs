@@ -25,6 +25,14 @@ fn agents_and_clients() {
             r#":2: agents.x.corpid: "w w" is no corpid; it is visible ASCII without spaces"#,
         ),
         (
+            "[agents.x]\ncorpid = \"YOUR_CORPID\"\nsecret = { env = \"HR\" }",
+            ":2: agents.x.corpid: is a placeholder; put the real one in its place",
+        ),
+        (
+            "[agents.x]\ncorpid = \"wwxxxxxxxxxxxxxxxx\"\nsecret = { env = \"HR\" }",
+            ":2: agents.x.corpid: is a placeholder; put the real one in its place",
+        ),
+        (
             "[agents.x]\ncorpid = 1",
             r#":2: agents.x.corpid: must be a string like "ww1234567890abcdef", not a whole number"#,
         ),
