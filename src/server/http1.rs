@@ -318,9 +318,12 @@ impl Conversation {
         }
         match keep {
             true => Outcome::Kept,
-            false => {
-                Outcome::Over { still_sending: left_over && !wire.discard_body() || !wire.inbound.is_empty() }
-            }
+            // Who waits for an answer's end before it says more is not heard of here: that takes no reading.
+            false => Outcome::Over {
+                still_sending: left_over && !wire.discard_body()
+                    || !wire.inbound.is_empty()
+                    || wire.stream().has_heard(),
+            },
         }
     }
 }

@@ -1,10 +1,7 @@
 //! A connection on which a request was taken to its end is kept, however its body came.
 
 use super::{Speech, side_by_side};
-use crate::{
-    stage::USER_GET,
-    wire::Line,
-};
+use crate::{stage::USER_GET, wire::Line};
 
 /// Takes in nothing of what it is sent, and says how much it was.
 const SINK: &str = "/cgi-bin/simulator/sink";
