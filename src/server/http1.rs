@@ -104,6 +104,7 @@ pub(super) async fn serve(
         next = conversation.next().await;
     }
     let Conversation { wire, waiting, habits, .. } = *conversation;
+    wire.inner().end_body();
     wire.inner().let_go();
     *leftovers = Leftovers { waiting, habits };
     None
