@@ -71,6 +71,16 @@ impl Stream {
         pin!(self.read_buf(buffer)).poll(cx)
     }
 
+    /// Whether more has come, or the end, as far as the runtime has heard.
+    pub fn has_heard(&self) -> bool {
+        match self {
+            Self::Tcp(tcp) => tcp.try_io(Interest::READABLE, || Ok(())).is_ok(),
+            Self::Unix(unix) => unix.try_io(Interest::READABLE, || Ok(())).is_ok(),
+            Self::ServerTls(tls) => tls.get_ref().0.has_heard(),
+            Self::ClientTls(tls) => tls.get_ref().0.has_heard(),
+        }
+    }
+
     /// The TCP socket at the bottom, if there is one.
     pub fn tcp(&self) -> Option<&TcpStream> {
         match self {

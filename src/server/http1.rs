@@ -104,6 +104,7 @@ pub(super) async fn serve(
         next = conversation.next().await;
     }
     let Conversation { wire, waiting, habits, .. } = *conversation;
+    wire.inner().end_body();
     wire.inner().let_go();
     *leftovers = Leftovers { waiting, habits };
     None
@@ -318,9 +319,12 @@ impl Conversation {
         }
         match keep {
             true => Outcome::Kept,
-            false => {
-                Outcome::Over { still_sending: left_over && !wire.discard_body() || !wire.inbound.is_empty() }
-            }
+            // Who waits for an answer's end before it says more is not heard of here: that takes no reading.
+            false => Outcome::Over {
+                still_sending: left_over && !wire.discard_body()
+                    || !wire.inbound.is_empty()
+                    || wire.stream().has_heard(),
+            },
         }
     }
 }

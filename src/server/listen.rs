@@ -20,6 +20,7 @@ use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 use tokio::{
     io::{Interest, unix::AsyncFd},
     net::{TcpStream, UnixStream},
+    task::coop::consume_budget,
 };
 
 pub use self::inherited::{Inherited, InheritedError};
@@ -147,6 +148,8 @@ pub struct Listener {
 impl Listener {
     /// The next connection, and where it came from.
     pub async fn accept(&mut self) -> io::Result<(Stream, Option<IpAddr>)> {
+        // Where they come as fast as they are let in, whoever else works on this thread has to have a turn.
+        consume_budget().await;
         loop {
             let mut ready = self.socket.readable().await?;
             let socket = self.socket.get_ref();
@@ -224,6 +227,8 @@ impl AsRawFd for BoundSocket {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
 
     #[tokio::test]
@@ -241,6 +246,38 @@ mod tests {
             let taken = tokio::time::timeout(std::time::Duration::from_millis(200), next.accept()).await;
             assert_eq!(taken.is_ok(), stays_open, "the next process gets them");
         }
+    }
+
+    /// Callers who come as fast as they are let in keep nobody else from his work.
+    #[tokio::test]
+    async fn who_works_on_the_same_thread_has_his_turn_while_a_crowd_comes() {
+        let bound = Bound::open(&Address::Tcp(SocketAddr::from(([127, 0, 0, 1], 0)))).expect("a port");
+        let Address::Tcp(address) = bound.address() else { unreachable!() };
+        let caller = || std::net::TcpStream::connect(address).expect("a connection");
+        let crowd = 400;
+        let _callers: Vec<_> = std::iter::repeat_with(caller).take(crowd).collect();
+        let mut listener = bound.listener().expect("a handle");
+        let worked = Arc::new(AtomicUsize::new(0));
+        let works = worked.clone();
+        let other = tokio::spawn(async move {
+            loop {
+                works.fetch_add(1, Ordering::Relaxed);
+                tokio::task::yield_now().await;
+            }
+        });
+        // Before the first one is let in the runtime has to say that somebody is there.
+        let accepting = tokio::spawn(async move {
+            let first = listener.accept().await.map(drop);
+            let before = worked.load(Ordering::Relaxed);
+            for _ in 1..crowd {
+                listener.accept().await.expect("a connection");
+            }
+            (first, worked.load(Ordering::Relaxed) - before)
+        });
+        let (first, turns) = accepting.await.expect("no panic");
+        other.abort();
+        first.expect("a connection");
+        assert!(turns >= 2, "{turns} turns while {crowd} came");
     }
 
     /// Callers in crowds of every size, some of whom come while the first are let in, and one or two who let them in.

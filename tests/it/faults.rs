@@ -6,6 +6,7 @@ mod breaks;
 mod callers;
 mod early;
 mod idle;
+mod kept;
 mod leaving;
 mod peer;
 mod tokens;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use http::Request;
 use http_body_util::BodyExt;
-use tokio::time::timeout;
+use tokio::{net::TcpSocket, time::timeout};
 use wecom_proxy::simulator::{Fault, generated};
 
 use crate::{
@@ -108,6 +108,30 @@ async fn a_large_download_arrives_whole() {
             at += expected.len();
         }
     }
+}
+
+#[tokio::test]
+async fn what_is_said_behind_the_last_request_takes_nothing_of_its_answer() {
+    let mut puppet = Puppet::new().await;
+    let stage = Stage::facing(puppet.address, OPEN).await;
+    // A caller that takes little at a time: the answer's end is long here when it takes it.
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.set_recv_buffer_size(16 * 1024).expect("a socket");
+    let mut line = Line::over(soon(socket.connect(stage.address())).await.expect("a connection"));
+    let request = format!("GET /hr{USER_GET} HTTP/1.0\r\nHost: x\r\n\r\n");
+    line.say(&request).await.expect("it is taken");
+    let mut call = puppet.call().await;
+    call.line.say("HTTP/1.1 200 OK\r\nContent-Type: video/mp4\r\n\r\n").await.expect("it is taken");
+    let (piece, mut said) = (vec![b'x'; 64 * 1024], 0);
+    while said < MUCH && timeout(HELD_BACK, call.line.stream.writable()).await.is_ok() {
+        said += call.line.stream.try_write(&piece).unwrap_or(0);
+    }
+    drop(call);
+    line.say(&request).await.expect("it is taken");
+    line.head().await;
+    let (body, end) = line.rest().await;
+    end.expect("an orderly end");
+    assert_eq!(body.len(), said);
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -22,6 +23,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::{
     refresh_http2::{certified, trusting},
     stage::{Caller, Stage, USER_GET, soon, wait_for},
+    wire::Line,
 };
 
 const PIECE: usize = 16 * 1024;
@@ -74,6 +76,17 @@ impl Peer {
     ) {
         match request.uri().path() {
             "/cgi-bin/hangs" => std::future::pending().await,
+            "/cgi-bin/refuses-early" => {
+                let head = Response::builder().header("content-type", "application/json").body(());
+                let sent = respond.send_response(head.expect("a head"), false);
+                // Whoever sends the request's body has heard of the head by then, and waits for more of the body.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                let body = r#"{"errcode":40014,"errmsg":"invalid access_token"}"#;
+                let _ = sent.and_then(|mut stream| stream.send_data(body.into(), true));
+                // It neither takes the body nor says that it will not.
+                let _kept = request;
+                std::future::pending().await
+            }
             "/cgi-bin/resets" => respond.send_reset(Reason::INTERNAL_ERROR),
             "/cgi-bin/hints" => {
                 let hint = Response::builder().status(103).body(()).expect("a hint");
@@ -171,6 +184,24 @@ async fn downloads_that_nobody_takes_stop_no_others() {
     let response = soon(sender.send_request(request.expect("a request"))).await.expect("an answer");
     assert_eq!(response.status(), 200);
     stage.get(USER_GET).await.is_ok();
+}
+
+#[tokio::test]
+async fn a_body_that_was_answered_early_is_let_go_with_its_caller() {
+    let (stage, peer, _dir) = stage(100).await;
+    stage.get(USER_GET).await.is_ok();
+    let (half, shelf) = ("x".repeat(20_000), stage.proxy.shelf());
+    // The first one is sent twice; then the agent is left alone, and the others are told at once.
+    for nth in 1..4 {
+        let mut line = Line::to(stage.address()).await;
+        let head = "POST /hr/cgi-bin/refuses-early HTTP/1.1\r\nHost: x\r\nContent-Length: 40000\r\n\r\n";
+        line.say(format!("{head}{half}")).await.expect("it is taken");
+        let (head, body) = line.answer().await;
+        assert!(head.contains("\r\nconnection: close\r\n") && body.contains("40014"), "{head}{body}");
+        drop(line);
+        wait_for("an empty shelf", async || shelf.in_memory() + shelf.in_files() == 0).await;
+        assert_eq!(peer.heard("POST /cgi-bin/refuses-early"), nth + 1);
+    }
 }
 
 #[tokio::test]

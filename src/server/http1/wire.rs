@@ -45,6 +45,9 @@ pub(super) struct Inner {
     caller: Caller,
     /// Who wants to know when the client leaves, and cannot look while another task reads the body.
     watcher: Option<Waker>,
+    /// Who waits for more of the body. Nothing else tells that task when there will be no more: what the runtime called it
+    /// by goes with the stream.
+    reader: Option<Waker>,
 }
 
 impl Wire {
@@ -58,6 +61,7 @@ impl Wire {
             next_read: buffers::SIZE,
             caller: Caller::default(),
             watcher: None,
+            reader: None,
         })))
     }
 
@@ -120,6 +124,11 @@ impl Inner {
     /// Nobody gets any more of the body that came.
     pub(super) fn end_body(&mut self) {
         self.request += 1;
+        if self.framing != Framing::Done
+            && let Some(reader) = self.reader.take()
+        {
+            reader.wake();
+        }
     }
 
     /// Throws away what is already here of a body that nobody reads. Whether that was all of it.
@@ -152,7 +161,13 @@ impl Inner {
                 }
                 let _ = Pin::new(&mut self.stream).poll_flush(cx);
             }
-            match ready!(self.poll_fill(cx)) {
+            let Poll::Ready(filled) = self.poll_fill(cx) else {
+                if !self.reader.as_ref().is_some_and(|reader| reader.will_wake(cx.waker())) {
+                    self.reader = Some(cx.waker().clone());
+                }
+                return Poll::Pending;
+            };
+            match filled {
                 Ok(0) | Err(_) => return Poll::Ready(Err(Cut)),
                 Ok(read) if read >= self.next_read => self.next_read = LARGE_READ,
                 // A client that is slow needs no more.
