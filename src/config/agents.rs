@@ -6,7 +6,7 @@ use super::error::{Error, quoted};
 use super::limit::{self, Limit};
 use super::named;
 use super::pattern::{self, PathPattern};
-use super::secret::{self, is_placeholder};
+use super::secret::{self, asks_to_be_replaced};
 use super::section::{Item, Section};
 use crate::secret::Masked;
 
@@ -72,8 +72,8 @@ fn read_corpid(item: &Item<'_>) -> Result<String, Error> {
     if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err(item.error(format!("{} is no corpid; it is visible ASCII without spaces", quoted(text))));
     }
-    // Each starts with these two letters, and so do most of what stand for one.
-    if is_placeholder(text) || text.strip_prefix("ww").is_some_and(is_placeholder) {
+    let crossed_out = text.len() > 4 && text.trim_start_matches('w').bytes().all(|byte| byte == b'x');
+    if crossed_out || asks_to_be_replaced(text) {
         return Err(item.error("is a placeholder; put the real one in its place"));
     }
     Ok(text.to_owned())

@@ -65,7 +65,15 @@ fn checked(item: &Item<'_>, what: &str, text: &str) -> Result<Masked, Error> {
 
 /// What stands where somebody still has to write a secret. To send it would be one more wrong secret to WeCom, which bans
 /// for them, and as a client's key it would let in whoever guesses it.
-pub(super) fn is_placeholder(text: &str) -> bool {
+fn is_placeholder(text: &str) -> bool {
+    let mut chars = text.chars();
+    let first = chars.next();
+    let one_char = text.chars().nth(2).is_some() && chars.all(|char| Some(char) == first);
+    one_char || asks_to_be_replaced(text)
+}
+
+/// Whether it says that something else is to be put in its place.
+pub(super) fn asks_to_be_replaced(text: &str) -> bool {
     const WORDS: &[&str] = &[
         "changeme",
         "replaceme",
@@ -82,13 +90,10 @@ pub(super) fn is_placeholder(text: &str) -> bool {
         let letters = text.bytes().filter(|byte| !matches!(byte, b'-' | b'_' | b' '));
         letters.map(|byte| byte.to_ascii_lowercase()).eq(known.bytes())
     };
-    let mut chars = text.chars();
-    let first = chars.next();
-    let one_char = text.chars().nth(2).is_some() && chars.all(|char| Some(char) == first);
     let bracketed = text.starts_with('<') && text.ends_with('>');
     // A variable that nothing has put a value for.
     let variable = text.starts_with("${") && text.ends_with('}');
-    WORDS.iter().any(|known| is(known)) || one_char || bracketed || variable || text == "…"
+    WORDS.iter().any(|known| is(known)) || bracketed || variable || text == "…"
 }
 
 #[cfg(test)]
