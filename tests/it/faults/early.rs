@@ -40,8 +40,9 @@ async fn play(tongue: Tongue) {
     let bounds = "max_in_flight = 1\nresponse_timeout = \"20s\"\n[replay]\nmemory = \"1MiB\"\n[admin]";
     let stage = Stage::facing(peer.address, &OPEN.replace("[admin]", bounds)).await;
     let well = vec![Step::TakeBody, Step::Say(json("{\"errcode\":0}"))];
-    // An upstream that reads no more after its answer is left; one that reads on may be asked again.
-    for (length, then) in [(SMALL, Step::TakeBody), (LARGE, Step::TakeBody), (LARGE, Step::Silence)] {
+    // An upstream that reads no more after its answer is left; one that reads on may be asked again, and has
+    // to answer then.
+    for (length, then) in [(SMALL, Step::TakeBody), (LARGE, Step::TakeBody), (LARGE, Step::Deaf)] {
         for Case { said, told, heard } in cases() {
             let name = format!("{tongue:?}, {length}, {:?}, then {then:?}", String::from_utf8_lossy(&said));
             peer.heard();

@@ -31,8 +31,10 @@ pub(super) enum Step {
     Close,
     /// Closes with a reset.
     Reset,
-    /// Says nothing more, and waits until the other side closes.
+    /// Says nothing more, and reads on until the other side closes.
     Silence,
+    /// Says nothing more, and reads nothing either.
+    Deaf,
 }
 
 /// The upstream. It serves as long as its runtime lives.
@@ -199,6 +201,7 @@ impl Conversation {
                 while self.more().await {}
                 false
             }
+            Step::Deaf => std::future::pending().await,
         }
     }
 
