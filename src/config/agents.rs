@@ -72,6 +72,7 @@ fn read_corpid(item: &Item<'_>) -> Result<String, Error> {
     if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err(item.error(format!("{} is no corpid; it is visible ASCII without spaces", quoted(text))));
     }
+    // Each begins with these two letters, and so does most of what stands for one.
     let crossed_out = text.len() > 4 && text.trim_start_matches('w').bytes().all(|byte| byte == b'x');
     if crossed_out || asks_to_be_replaced(text) {
         return Err(item.error("is a placeholder; put the real one in its place"));

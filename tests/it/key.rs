@@ -41,12 +41,13 @@ async fn whoever_takes_a_key_for_its_hash_is_told_so() {
     let (key, lines) = parts(&run_wecom_proxy(&["key", "billing"]).await);
     let hash = lines.split('"').find(|word| word.len() == 64).expect("a hash").to_owned();
     let shown = |key: &str| Request::get(format!("/ops{USER_GET}")).header("x-api-key", key);
-    for (in_the_file, sent) in [(&hash, &hash), (&key, &key)] {
-        let stage = Stage::with(&format!("{OPEN}\n{}", lines.replace(&hash, in_the_file))).await;
-        let reply = stage.call(shown(sent), "").await;
+    // The hash sent as the key, and the key written as the hash.
+    for both in [&hash, &key] {
+        let stage = Stage::with(&format!("{OPEN}\n{}", lines.replace(&hash, both))).await;
+        let reply = stage.call(shown(both), "").await;
         let words = reply.is_own("unauthenticated", 401, 40001).text();
-        assert!(words.contains("as key_sha256") && !words.contains(sent), "{words}");
-        let reply = stage.call(shown(&sent.replace(|any| any > 'b', "a")), "").await;
+        assert!(words.contains("as key_sha256") && !words.contains(both), "{words}");
+        let reply = stage.call(shown(&both.replace(|any| any > 'b', "a")), "").await;
         assert!(!reply.is_own("unauthenticated", 401, 40001).text().contains("key_sha256"));
     }
 }
