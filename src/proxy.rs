@@ -7,6 +7,7 @@ mod acquaintances;
 pub(crate) mod bench;
 pub(crate) mod fuzz;
 mod gettoken;
+mod head_check;
 mod identify;
 mod inspect;
 mod look;
@@ -150,7 +151,7 @@ impl Proxy {
         let directory = self.directory.load();
         let known = self.acquaintances.recall(&request.fields, &directory);
         let is_here = |host: &str, local| self.is_here(host, local);
-        let sound = target::check_head(request, known.is_some(), is_here);
+        let sound = head_check::check_head(request, known.is_some(), is_here);
         let target = Target::of(&request.target);
         // Who calls is asked first: a client may want even the refusal of a malformed request in HTTP 200.
         let is_new = known.is_none();

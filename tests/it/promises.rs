@@ -109,8 +109,9 @@ const PROMISES: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "CONNECT and TRACE are refused",
+        "only seven methods, in exactly their letters, go out; CONNECT, TRACE and trace are refused",
         &[
+            "forward::a_method_in_other_letters_is_refused_and_not_sent",
             "hostile::heads_that_are_not_what_they_seem_are_refused",
             "hostile::targets::a_first_line_that_is_none_is_refused",
             "hostile::http2::fields_that_are_none_are_refused",
