@@ -213,6 +213,7 @@ impl App {
         let directory = Directory::new(&mut config, &issuer, &limits, None);
         let directory = Arc::new(ArcSwap::from_pointee(directory));
         config.warnings = Vec::new();
+        let included = Mutex::new(std::mem::take(&mut config.included));
         let shelf_dir = config.replay.dir.clone().unwrap_or_else(std::env::temp_dir);
         let shelf = Arc::new(Shelf::new(config.replay.memory, shelf_dir));
         let in_flight = Arc::new(Places::new(config.upstream.max_in_flight));
@@ -261,7 +262,8 @@ impl App {
             limits,
             tls,
             telemetry: OnceLock::new(),
-            turn: Mutex::new(()),
+            listening: addresses.clone(),
+            included,
         });
         let (orders, speaks_tls) = (reloader.clone(), reloader.settings.server.tls.is_some());
         let admin = Arc::new(Admin {
