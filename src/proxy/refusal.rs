@@ -60,7 +60,10 @@ impl Kind {
 #[derive(Debug)]
 pub(super) struct Refusal {
     pub(super) kind: Kind,
-    pub(super) words: String,
+    /// For the caller: no address, port, host or file of this machine or its network.
+    words: String,
+    /// For the log, where it may tell more.
+    detail: Option<String>,
     pub(super) errcode: i64,
     status: Option<StatusCode>,
     retry_after: Option<Duration>,
@@ -69,7 +72,14 @@ pub(super) struct Refusal {
 impl Refusal {
     /// A refusal with the errcode of its kind.
     pub(super) fn new(kind: Kind, words: impl Into<String>) -> Self {
-        Self { kind, words: words.into(), errcode: kind.facts().2, status: None, retry_after: None }
+        Self {
+            kind,
+            words: words.into(),
+            detail: None,
+            errcode: kind.facts().2,
+            status: None,
+            retry_after: None,
+        }
     }
 
     /// The refusal of a request that comes when the proxy is to stop. Nothing of it was sent.
@@ -78,6 +88,16 @@ impl Refusal {
             Kind::ShuttingDown,
             "the proxy is shutting down; send the request again, on a new connection",
         )
+    }
+
+    /// The same with other words for the log.
+    pub(super) fn with_detail(self, detail: String) -> Self {
+        Self { detail: Some(detail), ..self }
+    }
+
+    /// What the log says of it.
+    pub(super) fn into_reason(self) -> String {
+        self.detail.unwrap_or(self.words)
     }
 
     /// The same with WeCom's own errcode.
@@ -95,13 +115,13 @@ impl Refusal {
         Self { status: Some(status), ..self }
     }
 
-    /// As an answer; with HTTP 200 for a client that looks only at errcode.
-    pub(super) fn to_reply(&self, always_200: bool) -> Reply {
+    /// As an answer to this request; with HTTP 200 for a client that looks only at errcode. Under the id the log tells more.
+    pub(super) fn to_reply(&self, always_200: bool, request_id: &str) -> Reply {
         let (name, status, _) = self.kind.facts();
         let status = if always_200 { StatusCode::OK } else { self.status.unwrap_or(status) };
         let body = serde_json::json!({
             "errcode": self.errcode,
-            "errmsg": format!("wecom-proxy: {}", self.words),
+            "errmsg": format!("wecom-proxy: {} (request id {request_id})", self.words),
         });
         let mut reply = Reply::own(status, Bytes::from(body.to_string()));
         reply.lines.put(b"x-wecom-proxy-error", name.as_bytes());
