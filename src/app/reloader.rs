@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use arc_swap::{ArcSwap, ArcSwapOption};
+use arc_swap::ArcSwap;
 
 use super::{Prepared, Unusable};
 use crate::{
@@ -17,6 +17,7 @@ use crate::{
     config::{self, Address, Config},
     directory::Directory,
     limits::Limits,
+    server::Server,
     telemetry::Telemetry,
     tokens::Issuer,
 };
@@ -39,7 +40,7 @@ pub struct Reloader {
     pub(super) directory: Arc<ArcSwap<Directory>>,
     pub(super) issuer: Arc<Issuer>,
     pub(super) limits: Limits,
-    pub(super) tls: Arc<ArcSwapOption<rustls::ServerConfig>>,
+    pub(super) server: Arc<Server>,
     pub(super) telemetry: OnceLock<Telemetry>,
     /// The sockets that are bound, which no reload changes.
     pub(super) listening: Vec<Address>,
@@ -99,7 +100,10 @@ impl Reloader {
         }
         let replaced = self.directory.swap(Arc::new(directory));
         *included = mem::take(&mut fresh.included);
-        self.tls.store(tls);
+        let closed = self.server.replace_tls(tls);
+        if closed > 0 {
+            tracing::info!(closed, "closing connections that server.tls.client_ca no longer covers");
+        }
         tracing::info!(agents, clients, "configuration reloaded");
         if let Some(telemetry) = self.telemetry.get() {
             telemetry.follow(fresh.log);

@@ -329,6 +329,22 @@ const PROMISES: &[(&str, &[&str])] = &[
             "reload::reloads_under_load_lose_nothing_and_new_handshakes_see_the_new_certificate",
         ],
     ),
+    (
+        "a reload opens nothing that was closed, and what a changed client_ca excludes is closed",
+        &[
+            "reload_open::reload_without_clients_leaves_a_closed_proxy_closed",
+            "reload_open::include_that_matches_nothing_any_more_fails_the_reload",
+            "client_ca::client_ca_that_loses_an_authority_closes_its_clients",
+        ],
+    ),
+    (
+        "an error names nothing of the network behind the proxy, and guessing keys is slow for the guesser alone",
+        &[
+            "errors::errmsg_of_a_failure_names_no_address_but_the_log_does",
+            "guesses::wrong_keys_are_held_back_and_good_ones_are_not",
+            "guesses::held_back_guesses_keep_nobody_out_of_a_full_proxy",
+        ],
+    ),
     // Secrets.
     (
         "no caller sees a credential, and no error, log or page names one",
