@@ -3,6 +3,7 @@
 //! A line goes into its worker's buffer and nowhere else, so that neither a slow reader of stderr nor another worker
 //! can hold up a request. The buffers are bounded; what does not fit is dropped and counted.
 
+mod invisible;
 mod layout;
 mod stamp;
 mod tap;
@@ -17,7 +18,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-pub(crate) use self::writer::{Desk, Stderr, Subject};
+pub(crate) use self::{
+    invisible::{escape_json, is_invisible},
+    writer::{Desk, Stderr, Subject},
+};
 use self::{layout::Layout, stamp::Stamp, writer::lock};
 use crate::config::{Log, LogFormat};
 

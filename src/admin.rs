@@ -15,12 +15,13 @@ mod seats;
 
 use std::{
     convert::Infallible,
+    net::IpAddr,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use arc_swap::ArcSwap;
-use http::{Method, Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode, header};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
@@ -103,7 +104,7 @@ impl Admin {
                 _ = ended.wait_for(|ended| *ended) => break,
                 accepted = listener.accept() => accepted,
             };
-            let Ok((stream, ..)) = accepted else {
+            let Ok((stream, peer)) = accepted else {
                 // Out of descriptors: whoever asks will ask again.
                 self.seats.ask_one_to_leave();
                 sleep(Duration::from_millis(50)).await;
@@ -113,7 +114,7 @@ impl Admin {
                 _ = ended.wait_for(|ended| *ended) => break,
                 seat = self.seats.seat() => seat,
             };
-            tokio::spawn(self.clone().converse(stream, seat));
+            tokio::spawn(self.clone().converse(stream, peer, seat));
         }
         drop(bound);
     }
@@ -137,15 +138,20 @@ impl Admin {
         self.issuer.keep_renewals_of(|agent| directory.agent(agent, None).is_some());
     }
 
-    async fn converse(self: Arc<Self>, stream: Stream, seat: Arc<Seat>) {
+    async fn converse(self: Arc<Self>, stream: Stream, peer: Option<IpAddr>, seat: Arc<Seat>) {
         let cut = Arc::new(Notify::new());
         let service = service_fn(|request| {
             let (admin, cut, seat) = (self.clone(), cut.clone(), seat.clone());
             async move {
-                let _busy = seat.busy();
-                let answer = admin.answer(request, cut).await;
+                let busy = seat.busy();
+                let shows_key = request.headers().contains_key(header::AUTHORIZATION);
+                let answer = admin.clone().answer(request, cut).await;
                 if matches!(answer.body(), Body::Stream(_)) {
                     seat.follow();
+                }
+                drop(busy);
+                if shows_key && answer.status() == StatusCode::UNAUTHORIZED {
+                    sleep(admin.server.wrong_key_delay(peer)).await;
                 }
                 Ok::<_, Infallible>(answer)
             }

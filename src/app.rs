@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use arc_swap::{ArcSwap, ArcSwapOption};
+use arc_swap::ArcSwap;
 use tokio::{
     runtime::Handle,
     sync::{Semaphore, mpsc, watch},
@@ -51,7 +51,7 @@ const CLOSING: Duration = Duration::from_secs(1);
 pub struct Prepared {
     config: Config,
     upstream: Arc<Settings>,
-    tls: Option<Arc<rustls::ServerConfig>>,
+    tls: Option<Arc<tls::TlsTermination>>,
     store: Option<store::Settings>,
     receiver: Option<Receiver>,
 }
@@ -77,7 +77,7 @@ impl Prepared {
     /// Reads the certificates that the configuration names.
     pub fn new(config: Config) -> Result<Self, Unusable> {
         let upstream = Arc::new(Settings::new(&config.upstream)?);
-        let tls = config.server.tls.as_ref().map(tls::server_config).transpose()?;
+        let tls = config.server.tls.as_ref().map(tls::termination).transpose()?;
         let store = match &config.tokens.store {
             config::Store::Memory => None,
             config::Store::Redis(redis) => Some(store::Settings::new(redis)?),
@@ -213,15 +213,15 @@ impl App {
         let directory = Directory::new(&mut config, &issuer, &limits, None);
         let directory = Arc::new(ArcSwap::from_pointee(directory));
         config.warnings = Vec::new();
+        let included = Mutex::new(std::mem::take(&mut config.included));
         let shelf_dir = config.replay.dir.clone().unwrap_or_else(std::env::temp_dir);
         let shelf = Arc::new(Shelf::new(config.replay.memory, shelf_dir));
         let in_flight = Arc::new(Places::new(config.upstream.max_in_flight));
         let rules = Arc::new(rules(&config, &shelf, &in_flight));
-        let tls = Arc::new(ArcSwapOption::from(tls));
         let (stopping, stop_seen) = watch::channel(false);
         let (ended, end_seen) = watch::channel(false);
 
-        let server = Arc::new(Server::new(&config.server, tls.clone(), stop_seen.clone()));
+        let server = Arc::new(Server::new(&config.server, Arc::new(tls.into()), stop_seen.clone()));
         let bound = Arc::new(bound);
         let (open, listening) = mpsc::channel(1);
         let cores = thread::available_parallelism().map_or(1, usize::from);
@@ -259,9 +259,10 @@ impl App {
             directory: directory.clone(),
             issuer: issuer.clone(),
             limits,
-            tls,
+            server: server.clone(),
             telemetry: OnceLock::new(),
-            turn: Mutex::new(()),
+            listening: addresses.clone(),
+            included,
         });
         let (orders, speaks_tls) = (reloader.clone(), reloader.settings.server.tls.is_some());
         let admin = Arc::new(Admin {

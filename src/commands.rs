@@ -1,6 +1,7 @@
 //! What each command of the program does. Results go to stdout, logs and complaints to stderr.
 
 mod check;
+mod core_dumps;
 mod demo;
 mod health;
 mod key;
@@ -21,6 +22,7 @@ use std::{
 
 pub use self::{
     check::{Manner, check},
+    core_dumps::forbid_core_dumps,
     demo::demo,
     health::health,
     key::key,

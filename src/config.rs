@@ -78,6 +78,8 @@ pub struct Config {
     pub agents: BTreeMap<String, Agent>,
     /// `[clients.*]` by name.
     pub clients: BTreeMap<String, Client>,
+    /// How many files each pattern of `include` matched.
+    pub included: BTreeMap<String, usize>,
     /// What works but should not stay so, in the order of the files.
     pub warnings: Vec<Warning>,
 }
@@ -102,7 +104,7 @@ pub fn load_with(path: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<Co
     })?;
     let table = main.parse()?;
     let root = Section::root(&main, &table, KEYS)?;
-    let included = include::read(&root, &main)?;
+    let include::Included { documents: included, matched } = include::read(&root, &main)?;
     let tables = included.iter().map(Document::parse).collect::<Result<Vec<_>, _>>()?;
 
     let mut roots = vec![root.clone()];
@@ -110,6 +112,7 @@ pub fn load_with(path: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<Co
         roots.push(include::section(document, table)?);
     }
     let mut config = read(path, &root, &roots)?;
+    config.included = matched;
     config.warnings = main.into_warnings();
     config.warnings.extend(included.into_iter().flat_map(Document::into_warnings));
     Ok(config)
@@ -135,6 +138,7 @@ fn read(path: &Path, root: &Section<'_>, roots: &[Section<'_>]) -> Result<Config
         admin,
         agents,
         clients,
+        included: BTreeMap::new(),
         warnings: Vec::new(),
     })
 }

@@ -78,6 +78,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    commands::forbid_core_dumps();
     let Arguments { config, command } = Arguments::parse();
     let outcome = match command.unwrap_or(Command::Serve) {
         Command::Serve => commands::serve(&config),

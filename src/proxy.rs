@@ -7,6 +7,7 @@ mod acquaintances;
 pub(crate) mod bench;
 pub(crate) mod fuzz;
 mod gettoken;
+mod head_check;
 mod identify;
 mod inspect;
 mod look;
@@ -20,7 +21,7 @@ mod sign;
 mod target;
 mod ticket;
 
-use std::{fmt::Write as _, future::poll_fn, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{fmt::Display, future::poll_fn, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use http::{Method, StatusCode, Version};
@@ -150,7 +151,7 @@ impl Proxy {
         let directory = self.directory.load();
         let known = self.acquaintances.recall(&request.fields, &directory);
         let is_here = |host: &str, local| self.is_here(host, local);
-        let sound = target::check_head(request, known.is_some(), is_here);
+        let sound = head_check::check_head(request, known.is_some(), is_here);
         let target = Target::of(&request.target);
         // Who calls is asked first: a client may want even the refusal of a malformed request in HTTP 200.
         let is_new = known.is_none();
@@ -372,7 +373,6 @@ impl Proxy {
 
     /// What the caller is told of a failure.
     fn failed(&self, failure: Failure) -> Refusal {
-        let words = failure.flaw.to_string();
         let kind = match &failure.flaw {
             Flaw::Unreachable(_) => Kind::UpstreamUnreachable,
             Flaw::NoAnswer | Flaw::Stalled => Kind::UpstreamTimeout,
@@ -393,7 +393,8 @@ impl Proxy {
         } else {
             "did not answer as it should"
         };
-        Refusal::new(kind, format!("WeCom {what}: {words}"))
+        Refusal::new(kind, format!("WeCom {what}: {}", failure.flaw.public()))
+            .with_detail(format!("WeCom {what}: {}", failure.flaw))
     }
 }
 
@@ -417,8 +418,8 @@ struct Forward<'a> {
 fn refuse(refusal: Refusal, record: &mut Record) -> Reply {
     let always_200 = record.client.as_ref().is_some_and(|client| client.always_200);
     record.errcode = Some(refusal.errcode);
-    let reply = refusal.to_reply(always_200);
-    record.error = Some((refusal.kind, refusal.words));
+    let reply = refusal.to_reply(always_200, record.request_id.as_str());
+    record.error = Some((refusal.kind, refusal.into_reason()));
     reply
 }
 
@@ -460,10 +461,12 @@ fn too_large(bound: u64) -> Refusal {
 }
 
 fn token_unavailable(failure: &FetchError, agent: &Agent) -> Refusal {
-    let mut words = format!("there is no token for this agent: {failure}");
-    let wait = whole_seconds(agent.slot.next_try_in());
-    if wait > 0 {
-        let _ = write!(words, "; the next try is in {wait} s");
-    }
-    Refusal::new(Kind::TokenUnavailable, words).with_errcode(failure.errcode())
+    let next = match whole_seconds(agent.slot.next_try_in()) {
+        0 => String::new(),
+        wait => format!("; the next try is in {wait} s"),
+    };
+    let words = |why: &dyn Display| format!("there is no token for this agent: {why}{next}");
+    Refusal::new(Kind::TokenUnavailable, words(&failure.public()))
+        .with_detail(words(failure))
+        .with_errcode(failure.errcode())
 }

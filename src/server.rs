@@ -2,6 +2,8 @@
 //!
 //! [`serve`] takes what a listener accepts and hands each request to the proxy. It knows nothing of tokens or agents.
 
+mod client_auth;
+mod guesses;
 mod house;
 mod http1;
 mod http2;
@@ -21,13 +23,17 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 pub(crate) use self::http1::{bench, fuzz};
+use self::{
+    client_auth::Chain,
+    guesses::Guesses,
+    house::Seat,
+    http1::Leftovers,
+    tables::{Guest, Tables},
+    tls::TlsTermination,
+};
 pub use self::{
     house::{House, admin_room, raise_descriptors},
     listen::{Bound, Inherited, InheritedError, Listener},
-};
-use self::{
-    http1::Leftovers,
-    tables::{Guest, Tables},
 };
 use crate::{io::Stream, proxy::Proxy};
 
@@ -60,9 +66,10 @@ pub struct Server {
     /// The time-outs of a connection.
     pub timeouts: Timeouts,
     /// TLS, where clients speak it; a reload puts another one here.
-    pub tls: Arc<ArcSwapOption<rustls::ServerConfig>>,
+    tls: Arc<ArcSwapOption<TlsTermination>>,
     /// Where connections have their seats.
     pub house: House,
+    guesses: Guesses,
     /// Turns true when no more requests are taken.
     pub stopping: watch::Receiver<bool>,
 }
@@ -71,18 +78,47 @@ impl Server {
     /// A server within these bounds.
     pub fn new(
         server: &crate::config::Server,
-        tls: Arc<ArcSwapOption<rustls::ServerConfig>>,
+        tls: Arc<ArcSwapOption<TlsTermination>>,
         stopping: watch::Receiver<bool>,
     ) -> Self {
         let timeouts =
             Timeouts { head: server.header_timeout, idle: server.idle_timeout, stall: server.body_timeout };
-        Self { timeouts, tls, house: House::new(house::room_for(server.max_connections)), stopping }
+        Self {
+            timeouts,
+            tls,
+            house: House::new(house::room_for(server.max_connections)),
+            guesses: Guesses::new(),
+            stopping,
+        }
     }
 
     /// Whether no more requests are taken. The flag turns once, and nobody has looked at it by this receiver: that it
     /// changed says all, without a lock.
     fn is_stopping(&self) -> bool {
         self.stopping.has_changed().unwrap_or(true)
+    }
+
+    /// Takes other settings for new connections. Those whose client they do not accept are closed: idle ones at once, others
+    /// when their requests in flight are answered. Returns how many.
+    pub fn replace_tls(&self, fresh: Option<Arc<TlsTermination>>) -> usize {
+        let before = self.tls.swap(fresh.clone());
+        match tls::has_same_clients(before.as_deref(), fresh.as_deref()) {
+            true => 0,
+            false => self.house.revoke(|chain| tls::accepts(fresh.as_deref(), chain)),
+        }
+    }
+
+    /// Notes what a client has shown. Whether it is still accepted: the settings may have changed since `used` were taken.
+    fn admit(&self, seat: &Seat, used: Option<&Arc<TlsTermination>>, chain: Option<Chain>) -> bool {
+        seat.presented.set(chain);
+        let now = self.tls.load();
+        let (now, used) = (now.as_deref(), used.map(|used| &**used));
+        tls::has_same_clients(now, used) || seat.presented.is_covered(|chain| tls::accepts(now, chain))
+    }
+
+    /// Counts a wrong key that came from there. How long its refusal is to be held back.
+    pub fn wrong_key_delay(&self, peer: Option<IpAddr>) -> Duration {
+        self.guesses.delay(peer, Instant::now())
     }
 
     /// How many connections are open.
@@ -145,27 +181,30 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 /// Serves one connection to its end. What is not needed while an HTTP/1 connection idles has a box of its own.
 async fn converse(guest: Guest, server: &Arc<Server>, proxy: &Rc<Proxy>, leftovers: &mut Leftovers) {
     let Guest { stream, peer, seat } = guest;
-    let (timeouts, stopping) = (server.timeouts, &server.stopping);
     seat.take().await;
-    let (stream, by_alpn) = match server.tls.load_full() {
-        None => (stream, None),
-        Some(config) => {
+    let tls = server.tls.load_full();
+    let (stream, by_alpn, chain) = match &tls {
+        None => (stream, None, None),
+        Some(tls) => {
             seat.begins_from(Instant::now());
             let greeted = tokio::select! {
                 () = seat.asked() => None,
-                greeted = Box::pin(greet(stream, peer, config, server)) => greeted,
+                greeted = Box::pin(greet(stream, peer, tls.config.clone(), server)) => greeted,
             };
-            let Some((stream, http2)) = greeted else { return };
-            (stream, Some(http2))
+            let Some((stream, http2, chain)) = greeted else { return };
+            (stream, Some(http2), chain)
         }
     };
+    if !server.admit(&seat, tls.as_ref(), chain) {
+        return;
+    }
     if by_alpn == Some(true) {
-        let serving = http2::serve(stream, BytesMut::new(), peer, timeouts, stopping.clone(), seat, proxy);
+        let serving = http2::serve(stream, BytesMut::new(), peer, server, seat, proxy);
         return Box::pin(serving).await;
     }
     let guest = Guest { stream, peer, seat: seat.clone() };
     if let Some((stream, first)) = http1::serve(guest, by_alpn.is_none(), server, proxy, leftovers).await {
-        Box::pin(http2::serve(stream, first, peer, timeouts, stopping.clone(), seat, proxy)).await;
+        Box::pin(http2::serve(stream, first, peer, server, seat, proxy)).await;
     }
 }
 
@@ -175,13 +214,13 @@ async fn last_call(stopping: &mut watch::Receiver<bool>) {
     sleep(LAST_CALL).await;
 }
 
-/// The TLS handshake. Whether HTTP/2 was agreed on is returned too.
+/// The TLS handshake. Whether HTTP/2 was agreed on, and what the client has shown, is returned too.
 async fn greet(
     stream: Stream,
     peer: Option<IpAddr>,
     config: Arc<rustls::ServerConfig>,
     server: &Server,
-) -> Option<(Stream, bool)> {
+) -> Option<(Stream, bool, Option<Chain>)> {
     let mut stopping = server.stopping.clone();
     let greeting = timeout(server.timeouts.head, TlsAcceptor::from(config).accept(stream));
     let greeted = tokio::select! {
@@ -191,7 +230,8 @@ async fn greet(
     match greeted {
         Ok(Ok(tls)) => {
             let http2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
-            return Some((Stream::ServerTls(Box::new(tls)), http2));
+            let chain = tls.get_ref().1.peer_certificates().map(Chain::from);
+            return Some((Stream::ServerTls(Box::new(tls)), http2, chain));
         }
         Ok(Err(error)) => {
             // Anybody can fail as often as they like.

@@ -1,6 +1,7 @@
 //! Logs to stderr: format and level from the configuration, no secret at any level. A thread of its own writes the lines, so
 //! that a stderr which nobody reads holds up nothing.
 
+mod escaped;
 mod quill;
 
 use std::{io, io::IsTerminal, time::Duration};
@@ -11,7 +12,7 @@ use tracing_subscriber::{
     registry::LookupSpan, reload, util::SubscriberInitExt,
 };
 
-use self::quill::Quill;
+use self::{escaped::Escaped, quill::Quill};
 use crate::{
     access::Stderr,
     config::{Log, LogFormat},
@@ -73,7 +74,8 @@ where
     S: Subscriber + for<'span> LookupSpan<'span>,
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    let lines = fmt::layer().with_writer(out);
+    let json = matches!(format, LogFormat::Json);
+    let lines = fmt::layer().with_writer(Escaped { out, json });
     match format {
         LogFormat::Json => lines.json().flatten_event(true).with_filter(FilterFn::new(is_safe)).boxed(),
         LogFormat::Text => lines.with_ansi(colour).with_filter(FilterFn::new(is_safe)).boxed(),

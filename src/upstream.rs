@@ -12,6 +12,7 @@ mod head;
 mod pool;
 mod settings;
 mod trust;
+mod unreachable;
 mod whole;
 
 use std::{
@@ -31,6 +32,7 @@ use tokio::time::Instant;
 use self::{connection::Connection, dial::Addresses, pool::Pool};
 pub use self::{
     settings::{Settings, SettingsError},
+    unreachable::Unreachable,
     whole::Whole,
 };
 use crate::{
@@ -98,7 +100,7 @@ pub enum Sent {
 pub enum Flaw {
     /// No connection could be made.
     #[error("{0}")]
-    Unreachable(String),
+    Unreachable(Unreachable),
     /// The connection closed before a byte of the answer.
     #[error("it closed the connection without an answer")]
     Closed,
@@ -227,7 +229,7 @@ pub struct Upstream {
     /// Whether the upstream spoke HTTP/2 when last asked; fresh connections are then made one at a time.
     speaks_http2: Cell<bool>,
     /// Held while a connection is made that may serve all; what failed last, and when.
-    dialling: tokio::sync::Mutex<Option<(Instant, String)>>,
+    dialling: tokio::sync::Mutex<Option<(Instant, Unreachable)>>,
 }
 
 impl Upstream {
@@ -323,7 +325,7 @@ impl Upstream {
             return Ok((self.dial().await?, false));
         }
         let dialled = self.dial().await;
-        *last_failure = dialled.as_ref().err().map(|failure| (Instant::now(), failure.flaw.to_string()));
+        *last_failure = dialled.as_ref().err().map(|failure| (Instant::now(), (&failure.flaw).into()));
         match dialled {
             Ok(line) => Ok((line, false)),
             Err(failure) => self.crowded_line().ok_or(failure),
@@ -353,7 +355,10 @@ impl Upstream {
             return Ok(Line::Http1(Box::new(Connection::new(dialled.stream))));
         }
         let greeted = tokio::time::timeout_at(until, h2::Sender::handshake(dialled.stream)).await;
-        let silent = |_| Err(Flaw::Unreachable("no hello in HTTP/2 within upstream.connect_timeout".into()));
+        let silent = |_| {
+            let what = "no hello in HTTP/2 within upstream.connect_timeout";
+            Err(Flaw::Unreachable(Unreachable::general(what)))
+        };
         let sender = greeted.unwrap_or_else(silent).map_err(nothing_sent)?;
         Ok(Line::Http2(self.pool.share(sender)))
     }

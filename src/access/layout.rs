@@ -6,9 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Level, Line};
-
-const HEX: &[u8; 16] = b"0123456789abcdef";
+use super::{Level, Line, escape_json, is_invisible};
 
 /// A field's name with what stands around it, in each layout and in the layouts' order.
 struct Label([&'static str; 3]);
@@ -174,7 +172,7 @@ impl Pen<'_> {
         } else if self.layout == Layout::Json {
             json_string(self.out, text);
         } else {
-            let _ = write!(self.out, "{text:?}");
+            text_string(self.out, text);
         }
     }
 }
@@ -183,6 +181,17 @@ impl Pen<'_> {
 fn is_plain(text: &str) -> bool {
     let plain = |byte: u8| matches!(byte, b' '..=b'~') & (byte != b'"') & (byte != b'\\');
     text.bytes().fold(true, |so_far, byte| so_far & plain(byte))
+}
+
+/// As Rust's `Debug` writes it, which does not escape all that is invisible.
+fn text_string(out: &mut Vec<u8>, text: &str) {
+    for char in format!("{text:?}").chars() {
+        if is_invisible(char) {
+            let _ = write!(out, "{}", char.escape_unicode());
+        } else {
+            out.extend_from_slice(char.encode_utf8(&mut [0; 4]).as_bytes());
+        }
+    }
 }
 
 fn json_string(out: &mut Vec<u8>, text: &str) {
@@ -194,11 +203,7 @@ fn json_string(out: &mut Vec<u8>, text: &str) {
             '\n' => out.extend_from_slice(b"\\n"),
             '\r' => out.extend_from_slice(b"\\r"),
             '\t' => out.extend_from_slice(b"\\t"),
-            // All of them are below U+00A0.
-            control if control.is_control() => {
-                let code = control as usize;
-                out.extend_from_slice(&[b'\\', b'u', b'0', b'0', HEX[code >> 4 & 15], HEX[code & 15]]);
-            }
+            char if is_invisible(char) => escape_json(out, char),
             char => out.extend_from_slice(char.encode_utf8(&mut [0; 4]).as_bytes()),
         }
     }

@@ -1,6 +1,7 @@
 //! The configuration read again while the proxy runs.
 
 use std::{
+    collections::BTreeMap,
     mem,
     path::Path,
     sync::{Arc, Mutex, OnceLock, PoisonError},
@@ -8,14 +9,15 @@ use std::{
     time::Duration,
 };
 
-use arc_swap::{ArcSwap, ArcSwapOption};
+use arc_swap::ArcSwap;
 
 use super::{Prepared, Unusable};
 use crate::{
     admin::Reloaded,
-    config::{self, Config},
+    config::{self, Address, Config},
     directory::Directory,
     limits::Limits,
+    server::Server,
     telemetry::Telemetry,
     tokens::Issuer,
 };
@@ -38,10 +40,13 @@ pub struct Reloader {
     pub(super) directory: Arc<ArcSwap<Directory>>,
     pub(super) issuer: Arc<Issuer>,
     pub(super) limits: Limits,
-    pub(super) tls: Arc<ArcSwapOption<rustls::ServerConfig>>,
+    pub(super) server: Arc<Server>,
     pub(super) telemetry: OnceLock<Telemetry>,
-    /// Of two reloads the one that read the file last must have the last word.
-    pub(super) turn: Mutex<()>,
+    /// The sockets that are bound, which no reload changes.
+    pub(super) listening: Vec<Address>,
+    /// How many files each pattern of `include` matched when the file was last taken up. Held during a reload: of two, the
+    /// one that read the file last must have the last word.
+    pub(super) included: Mutex<BTreeMap<String, usize>>,
 }
 
 impl Reloader {
@@ -55,13 +60,16 @@ impl Reloader {
     /// is not for a thread that others wait for.
     pub fn reload(&self) -> Result<Reloaded, ReloadError> {
         self.read_again().inspect_err(|error| {
-            tracing::error!(%error, "the configuration was not reloaded; the old one goes on");
+            tracing::error!(%error, "configuration was not reloaded; the old one goes on");
         })
     }
 
     fn read_again(&self) -> Result<Reloaded, ReloadError> {
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut included = self.included.lock().unwrap_or_else(PoisonError::into_inner);
         let Prepared { config: mut fresh, tls, .. } = Prepared::new(load_apart(&self.settings.path)?)?;
+        refuse_lost_includes(&fresh, &included)?;
+        let was_open = self.directory.load().is_open();
+        self.refuse_opening(&fresh, was_open)?;
         let before = &self.settings;
         let kept_server = config::Server {
             tls: before.server.tls.clone(),
@@ -87,8 +95,15 @@ impl Reloader {
         }
         let directory = Directory::new(&mut fresh, &self.issuer, &self.limits, Some(&self.directory.load()));
         let (agents, clients) = (directory.agents().count(), directory.client_count());
+        if directory.is_open() && !was_open {
+            tracing::warn!("server.open = true: callers without a key are served from now on");
+        }
         let replaced = self.directory.swap(Arc::new(directory));
-        self.tls.store(tls);
+        *included = mem::take(&mut fresh.included);
+        let closed = self.server.replace_tls(tls);
+        if closed > 0 {
+            tracing::info!(closed, "closing connections that server.tls.client_ca no longer covers");
+        }
         tracing::info!(agents, clients, "configuration reloaded");
         if let Some(telemetry) = self.telemetry.get() {
             telemetry.follow(fresh.log);
@@ -96,6 +111,39 @@ impl Reloader {
         retire(replaced);
         Ok(Reloaded { agents, clients, restart, warnings })
     }
+
+    /// Refuses a file without clients that would serve callers without a key where they were not served before, or on a
+    /// socket that other machines reach. What counts are the sockets that are bound: `server.listen` needs a restart.
+    fn refuse_opening(&self, fresh: &Config, was_open: bool) -> Result<(), config::Error> {
+        if !fresh.clients.is_empty() || fresh.server.open {
+            return Ok(());
+        }
+        let exposed = self.listening.iter().find(|address| !address.is_loopback());
+        let what = match exposed {
+            Some(address) => format!("this proxy listens on {address}, which other machines can reach"),
+            None if !was_open => "this proxy serves only callers with a key".to_owned(),
+            None => return Ok(()),
+        };
+        let advice = "a reload without [clients.*] would open it: keep a client, or set server.open = true to allow it";
+        Err(refusal(fresh, "clients", format!("there is none, and {what}; {advice}")))
+    }
+}
+
+/// Refuses a pattern of `include` that matched files before and matches none now: they may be gone for a moment only.
+fn refuse_lost_includes(fresh: &Config, before: &BTreeMap<String, usize>) -> Result<(), config::Error> {
+    let lost = fresh.included.iter().find_map(|(pattern, files)| {
+        let before = *before.get(pattern)?;
+        (*files == 0 && before > 0).then_some((pattern, before))
+    });
+    let Some((pattern, before)) = lost else { return Ok(()) };
+    let what = format!(
+        "{pattern:?} matches no file, and matched {before} before; put the files back, or take the pattern out of include"
+    );
+    Err(refusal(fresh, "include", what))
+}
+
+fn refusal(fresh: &Config, key: &str, what: String) -> config::Error {
+    config::Error { file: fresh.path.clone(), line: None, key: Some(key.to_owned()), what }
 }
 
 /// Loads the file on a thread that ends with it. Reading takes far more memory than what is kept, and the allocator gives

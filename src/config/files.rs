@@ -76,11 +76,8 @@ pub(super) fn advice(path: &Path, error: &io::Error) -> String {
 #[cfg(unix)]
 fn denied(path: &Path) -> String {
     use std::os::unix::fs::MetadataExt;
-    // Linux knows there who runs this program.
-    let runner = fs::metadata("/proc/self").map_or_else(
-        |_| "the user who runs this program".to_owned(),
-        |me| format!("user {}, who runs this program,", me.uid()),
-    );
+    // Not the owner of /proc/self: of a process that leaves no core dumps it is root.
+    let runner = format!("user {}, who runs this program,", rustix::process::geteuid().as_raw());
     match fs::metadata(path) {
         Ok(file) => format!(
             "; {runner} must be let in: it belongs to user {}, group {}, and has mode {:03o}; chown or chmod it",

@@ -1,6 +1,6 @@
 //! `include`: further files with agents and clients.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -17,24 +17,36 @@ pub(super) const KEYS: &[&str] = &["agents", "clients"];
 
 const EXPECTED: &str = "a path like \"agents.d/*.toml\"";
 
-/// The files that `main` includes, in order, each once.
-pub(super) fn read<'a>(root: &Section<'_>, main: &Document<'a>) -> Result<Vec<Document<'a>>, Error> {
+/// What `include` led to.
+#[derive(Default)]
+pub(super) struct Included<'a> {
+    /// The files in order, each once.
+    pub(super) documents: Vec<Document<'a>>,
+    /// How many files each pattern matched.
+    pub(super) matched: BTreeMap<String, usize>,
+}
+
+/// Reads the files that `main` includes.
+pub(super) fn read<'a>(root: &Section<'_>, main: &Document<'a>) -> Result<Included<'a>, Error> {
+    let mut included = Included::default();
     let Some(item) = root.find("include") else {
-        return Ok(Vec::new());
+        return Ok(included);
     };
     // The main file may match its own pattern.
     let mut seen: BTreeSet<PathBuf> = fs::canonicalize(main.path()).into_iter().collect();
-    let mut documents = Vec::new();
     for item in item.one_or_list(&format!("{EXPECTED}, or a list of them"))? {
-        for path in expand(&item)? {
+        let paths = expand(&item)?;
+        included.matched.insert(item.text(EXPECTED)?.to_owned(), paths.len());
+        for path in paths {
             let real = fs::canonicalize(&path).unwrap_or_else(|_| path.clone());
             if seen.insert(real) {
                 let document = Document::read(&path, main.lookup());
-                documents.push(document.map_err(|e| item.error(format!("{}: {}", path.display(), e.what)))?);
+                let document = document.map_err(|e| item.error(format!("{}: {}", path.display(), e.what)))?;
+                included.documents.push(document);
             }
         }
     }
-    Ok(documents)
+    Ok(included)
 }
 
 /// The whole of an included file.

@@ -86,7 +86,7 @@ impl fmt::Display for Problem {
 impl From<Flaw> for Problem {
     fn from(flaw: Flaw) -> Self {
         match flaw {
-            Flaw::Unreachable(what) => Self::Unreachable(what),
+            Flaw::Unreachable(why) => Self::Unreachable(why.to_string()),
             Flaw::Head(_) | Flaw::Framing(_) => Self::Senseless(flaw.to_string()),
             other => Self::NoAnswer(other.to_string()),
         }

@@ -109,8 +109,9 @@ fn wrong(directory: &Directory, corpid: &str) -> Refusal {
             errcode::INVALID_SECRET,
             "invalid credential: corpsecret is neither a client's key nor a secret that is accepted here",
         )
+        .of_wrong_key()
     } else {
-        refused(errcode::INVALID_CORPID, "invalid corpid: no agent here is of this company")
+        refused(errcode::INVALID_CORPID, "invalid corpid: no agent here is of this company").of_wrong_key()
     }
 }
 

@@ -54,7 +54,7 @@ pub(super) fn by_key(directory: &Directory, fields: &Fields) -> Result<Option<Ar
                 }
                 false => "this key belongs to no client; ask the operator for a valid one",
             };
-            Refusal::new(Kind::Unauthenticated, words)
+            Refusal::new(Kind::Unauthenticated, words).of_wrong_key()
         })?;
         if let Some(other) = shown.replace(client.clone())
             && !Arc::ptr_eq(&other, client)

@@ -1,6 +1,6 @@
 //! The proxy's own errors: which kind, which status and errcode, and words that say what to do.
 
-use std::time::Duration;
+use std::{fmt::Write as _, time::Duration};
 
 use bytes::Bytes;
 use http::StatusCode;
@@ -60,8 +60,12 @@ impl Kind {
 #[derive(Debug)]
 pub(super) struct Refusal {
     pub(super) kind: Kind,
-    pub(super) words: String,
+    /// For the caller: no address, port, host or file of this machine or its network.
+    words: String,
+    /// For the log, where it may tell more.
+    detail: Option<String>,
     pub(super) errcode: i64,
+    wrong_key: bool,
     status: Option<StatusCode>,
     retry_after: Option<Duration>,
 }
@@ -69,15 +73,38 @@ pub(super) struct Refusal {
 impl Refusal {
     /// A refusal with the errcode of its kind.
     pub(super) fn new(kind: Kind, words: impl Into<String>) -> Self {
-        Self { kind, words: words.into(), errcode: kind.facts().2, status: None, retry_after: None }
+        Self {
+            kind,
+            words: words.into(),
+            detail: None,
+            wrong_key: false,
+            errcode: kind.facts().2,
+            status: None,
+            retry_after: None,
+        }
     }
 
-    /// The refusal of a request that comes when the proxy is to stop. Nothing of it was sent.
+    /// The refusal of a request that comes when the proxy is to stop, or when its connection is. Nothing of it was sent.
     pub(super) fn shutting_down() -> Self {
         Self::new(
             Kind::ShuttingDown,
-            "the proxy is shutting down; send the request again, on a new connection",
+            "the proxy is shutting down, or closes this connection; send the request again, on a new connection",
         )
+    }
+
+    /// The same with other words for the log.
+    pub(super) fn with_detail(self, detail: String) -> Self {
+        Self { detail: Some(detail), ..self }
+    }
+
+    /// What the log says of it.
+    pub(super) fn into_reason(self) -> String {
+        self.detail.unwrap_or(self.words)
+    }
+
+    /// The same for a key or secret that was shown and is none: guessing is slowed down.
+    pub(super) fn of_wrong_key(self) -> Self {
+        Self { wrong_key: true, ..self }
     }
 
     /// The same with WeCom's own errcode.
@@ -95,15 +122,18 @@ impl Refusal {
         Self { status: Some(status), ..self }
     }
 
-    /// As an answer; with HTTP 200 for a client that looks only at errcode.
-    pub(super) fn to_reply(&self, always_200: bool) -> Reply {
+    /// As an answer to this request; with HTTP 200 for a client that looks only at errcode. Under the id the log tells more.
+    pub(super) fn to_reply(&self, always_200: bool, request_id: &str) -> Reply {
         let (name, status, _) = self.kind.facts();
         let status = if always_200 { StatusCode::OK } else { self.status.unwrap_or(status) };
-        let body = serde_json::json!({
-            "errcode": self.errcode,
-            "errmsg": format!("wecom-proxy: {}", self.words),
-        });
+        let mut errmsg = format!("wecom-proxy: {}", self.words);
+        // A caller's own mistake is explained to the caller; what else went wrong stands in the log.
+        if self.kind.facts().1.is_server_error() {
+            let _ = write!(errmsg, " (request id {request_id})");
+        }
+        let body = serde_json::json!({ "errcode": self.errcode, "errmsg": errmsg });
         let mut reply = Reply::own(status, Bytes::from(body.to_string()));
+        reply.wrong_key = self.wrong_key;
         reply.lines.put(b"x-wecom-proxy-error", name.as_bytes());
         if self.kind == Kind::Unauthenticated {
             let ways = "Bearer realm=\"wecom-proxy\", Basic realm=\"wecom-proxy\", charset=\"UTF-8\"";

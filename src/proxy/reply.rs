@@ -36,6 +36,8 @@ pub struct Reply {
     pub length: Option<u64>,
     /// The body.
     pub body: ReplyBody,
+    /// It refuses a key that is none: the server may hold it back.
+    pub wrong_key: bool,
 }
 
 impl Reply {
@@ -47,6 +49,7 @@ impl Reply {
             dated: false,
             length: Some(body.len() as u64),
             body: ReplyBody::whole(body),
+            wrong_key: false,
         }
     }
 
@@ -60,7 +63,7 @@ impl Reply {
             Some(whole) => (Some(whole.len() as u64), ReplyBody::whole(whole)),
             None => (length, ReplyBody::streamed(Streamed { held, rest, _upload: upload, _place: place })),
         };
-        Self { status, lines, dated, length, body }
+        Self { status, lines, dated, length, body, wrong_key: false }
     }
 }
 

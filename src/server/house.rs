@@ -18,12 +18,13 @@ use std::{
 };
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustls::pki_types::CertificateDer;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, timeout},
 };
 
-use super::hushed::Hushed;
+use super::{client_auth::Presented, hushed::Hushed};
 
 /// Who was busy within this time is not idle: a client that sends one request after the other is to keep its connection.
 const LEAST_IDLE: Duration = Duration::from_millis(500);
@@ -116,6 +117,10 @@ pub(super) struct Seat {
     /// In microseconds since `born`, or [`BUSY`].
     idle_since: AtomicU64,
     asked: AtomicBool,
+    /// Its client would no longer be accepted: no request is served any more.
+    revoked: AtomicBool,
+    /// What its client has shown under TLS.
+    pub(super) presented: Presented,
     waker: OnceLock<Waker>,
     _place: OwnedSemaphorePermit,
 }
@@ -185,6 +190,8 @@ impl House {
             born: self.born,
             idle_since: AtomicU64::new(BUSY),
             asked: AtomicBool::new(false),
+            revoked: AtomicBool::new(false),
+            presented: Presented::default(),
             waker: OnceLock::new(),
             _place: place,
         });
@@ -201,6 +208,14 @@ impl House {
     pub(super) fn call_all(&self) {
         let all = locked(&self.seats).all.clone();
         all.iter().filter_map(Weak::upgrade).for_each(|seat| seat.call());
+    }
+
+    /// Closes the connections whose client `accepts` does not accept, each when the request that it serves is answered.
+    /// Returns how many.
+    pub(super) fn revoke(&self, accepts: impl Fn(Option<&[CertificateDer<'static>]>) -> bool) -> usize {
+        let all = locked(&self.seats).all.clone();
+        let seats = all.iter().filter_map(Weak::upgrade);
+        seats.filter(|seat| !seat.presented.is_covered(&accepts)).map(|seat| seat.revoke()).count()
     }
 
     fn ask_one_to_leave(&self) {
@@ -255,6 +270,11 @@ impl Seat {
         self.rest_from(moment + BEGINNING)
     }
 
+    /// Nothing happens that is worth its place: it goes before any that is idle.
+    pub(super) fn give_way(&self) {
+        self.idle_since.store(0, Relaxed);
+    }
+
     /// Something happens.
     pub(super) fn stir(&self) {
         self.idle_since.store(BUSY, Relaxed);
@@ -263,6 +283,17 @@ impl Seat {
     /// Whether the connection is to leave as soon as it is idle.
     pub(super) fn is_asked(&self) -> bool {
         self.asked.load(Relaxed)
+    }
+
+    /// Whether its client would no longer be accepted.
+    pub(super) fn is_revoked(&self) -> bool {
+        self.revoked.load(Relaxed)
+    }
+
+    fn revoke(&self) {
+        self.revoked.store(true, Relaxed);
+        self.asked.store(true, Relaxed);
+        self.call();
     }
 
     /// Waits until the connection is to leave; only on its own task.

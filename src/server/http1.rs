@@ -6,6 +6,7 @@ pub(crate) mod bench;
 mod delivery;
 pub(crate) mod fuzz;
 mod head;
+mod hold_back;
 mod rooms;
 #[cfg(test)]
 mod tests;
@@ -211,7 +212,7 @@ impl Conversation {
         let Some(head) = self.head.take() else { return false };
         self.may_be_http2 = false;
         // What a kept connection brings now could have come on another one.
-        let late = !std::mem::take(&mut self.fresh) && self.server.is_stopping();
+        let late = !std::mem::take(&mut self.fresh) && self.server.is_stopping() || self.seat.is_revoked();
         let persistent = head.is_persistent() && head.framing.is_ok();
         let (body, streams) = self.body(&head);
         let local = || self.wire.inner().stream().tcp().and_then(|tcp| tcp.local_addr().ok());
@@ -240,6 +241,10 @@ impl Conversation {
             self.wire.inner().end_body();
             return false;
         };
+        if reply.wrong_key && !Box::pin(self.hold_back()).await {
+            self.wire.inner().end_body();
+            return false;
+        }
         match self.deliver(reply, manner, streams).await {
             Outcome::Kept => true,
             Outcome::Severed => false,

@@ -11,6 +11,7 @@ use std::{
     rc::Rc,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
@@ -26,7 +27,7 @@ use self::{
     stream::ClientStream,
     streams::Streams,
 };
-use super::{LAST_CALL, LINGER, LINGER_BYTES, MAX_HEAD, Timeouts, house::Seat, last_call};
+use super::{LAST_CALL, LINGER, LINGER_BYTES, MAX_HEAD, Server, house::Seat, last_call};
 use crate::{
     deadline::Deadline,
     fields::{Fields, is_quoted},
@@ -50,11 +51,11 @@ pub(super) async fn serve(
     mut stream: Stream,
     mut first: BytesMut,
     peer: Option<IpAddr>,
-    timeouts: Timeouts,
-    mut stopping: watch::Receiver<bool>,
+    server: &Arc<Server>,
     seat: Arc<Seat>,
     proxy: &Rc<Proxy>,
 ) {
+    let (timeouts, mut stopping) = (server.timeouts, server.stopping.clone());
     let stop_seen = stopping.clone();
     let link = Link::new(seat.clone());
     if first.is_empty() {
@@ -71,10 +72,10 @@ pub(super) async fn serve(
     let client = ClientStream::new(stream, first, link.clone(), timeouts);
     let service = service_fn(|request| {
         // Each stream is a task of its own.
-        let (proxy, link) = (proxy.clone(), link.clone());
+        let (proxy, link, server) = (proxy.clone(), link.clone(), server.clone());
         // Of what a client sends before it hears that this is the end, nothing goes to the upstream.
-        let late = stop_seen.has_changed().unwrap_or(true) && !link.is_fresh();
-        async move { Ok::<_, std::convert::Infallible>(answer(request, peer, late, &link, &proxy).await) }
+        let late = stop_seen.has_changed().unwrap_or(true) && !link.is_fresh() || link.is_revoked();
+        async move { Ok::<_, std::convert::Infallible>(answer(request, peer, late, &link, &server, &proxy).await) }
     });
     let connection = http2::Builder::new(Streams(timeouts.stall))
         .timer(TokioTimer::new())
@@ -121,9 +122,11 @@ async fn answer(
     peer: Option<IpAddr>,
     late: bool,
     link: &Link,
+    server: &Server,
     proxy: &Proxy,
 ) -> Response<StreamBody> {
-    let busy = link.busy();
+    // A client that is no longer accepted cannot keep its connection open by requests.
+    let mut busy = (!link.is_revoked()).then(|| link.busy());
     let (parts, body) = request.into_parts();
     let is_head = parts.method == Method::HEAD;
     let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
@@ -137,8 +140,13 @@ async fn answer(
         peer,
         late,
     };
-    let Reply { status, lines, length, body, .. } =
+    let Reply { status, lines, length, body, wrong_key, .. } =
         proxy.handle(&request, StreamUpload::body(body), &mut Deadline::idle()).await;
+    let delay = if wrong_key { server.wrong_key_delay(peer) } else { Duration::ZERO };
+    if !delay.is_zero() {
+        busy = None;
+        link.hold_back(delay).await;
+    }
     let turn = Turn::of_this_stream();
     // The head comes first; what follows waits for the client to take it.
     turn.offer();
@@ -238,7 +246,7 @@ struct StreamBody {
     rest: Bytes,
     turn: Arc<Turn>,
     /// The connection is in use until the body has been handed over.
-    _busy: Busy,
+    _busy: Option<Busy>,
 }
 
 impl http_body::Body for StreamBody {

@@ -4,8 +4,9 @@ use std::{path::Path, path::PathBuf, sync::Arc};
 
 use rustls::{
     RootCertStore, ServerConfig,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
-    server::WebPkiClientVerifier,
+    crypto::CryptoProvider,
+    pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject},
+    server::{WebPkiClientVerifier, danger::ClientCertVerifier},
 };
 
 use crate::config::ServerTls;
@@ -18,8 +19,35 @@ pub struct TlsError {
     what: String,
 }
 
+/// TLS towards clients: what the handshake needs, and whose certificates clients must show.
+#[derive(Debug)]
+pub struct TlsTermination {
+    pub(super) config: Arc<ServerConfig>,
+    client_auth: Option<ClientAuth>,
+}
+
+/// What `client_ca` names.
+#[derive(Debug)]
+struct ClientAuth {
+    roots: Vec<CertificateDer<'static>>,
+    verifier: Arc<dyn ClientCertVerifier>,
+}
+
+/// Whether two settings accept the same clients; `None` is plain text. A changed server certificate makes no difference.
+pub(super) fn has_same_clients(one: Option<&TlsTermination>, other: Option<&TlsTermination>) -> bool {
+    let roots = |tls: Option<&TlsTermination>| Some(tls?.client_auth.as_ref()?.roots.clone());
+    roots(one) == roots(other)
+}
+
+/// Whether these settings accept a client that has shown this chain, or none; `None` is plain text.
+pub(super) fn accepts(tls: Option<&TlsTermination>, chain: Option<&[CertificateDer<'_>]>) -> bool {
+    let Some(auth) = tls.and_then(|tls| tls.client_auth.as_ref()) else { return true };
+    let Some((own, intermediates)) = chain.and_then(|chain| chain.split_first()) else { return false };
+    auth.verifier.verify_client_cert(own, intermediates, UnixTime::now()).is_ok()
+}
+
 /// Reads the files and builds what the handshake needs.
-pub fn server_config(tls: &ServerTls) -> Result<Arc<ServerConfig>, TlsError> {
+pub fn termination(tls: &ServerTls) -> Result<Arc<TlsTermination>, TlsError> {
     let wrong = |path: &Path, what: String| TlsError { path: path.to_owned(), what };
     let chain = certificates(&tls.cert)?;
     let key = PrivateKeyDer::from_pem_file(&tls.key)
@@ -28,18 +56,10 @@ pub fn server_config(tls: &ServerTls) -> Result<Arc<ServerConfig>, TlsError> {
     let builder = ServerConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .map_err(|error| wrong(&tls.cert, error.to_string()))?;
-    let builder = match &tls.client_ca {
+    let client_auth = tls.client_ca.as_deref().map(|path| client_auth(path, provider)).transpose()?;
+    let builder = match &client_auth {
         None => builder.with_no_client_auth(),
-        Some(path) => {
-            let mut roots = RootCertStore::empty();
-            for certificate in certificates(path)? {
-                roots.add(certificate).map_err(|error| wrong(path, error.to_string()))?;
-            }
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
-                .build()
-                .map_err(|error| wrong(path, error.to_string()))?;
-            builder.with_client_cert_verifier(verifier)
-        }
+        Some(auth) => builder.with_client_cert_verifier(auth.verifier.clone()),
     };
     let mut config = builder.with_single_cert(chain, key).map_err(|error| match error {
         rustls::Error::InconsistentKeys(_) => {
@@ -50,7 +70,19 @@ pub fn server_config(tls: &ServerTls) -> Result<Arc<ServerConfig>, TlsError> {
         }
     })?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(Arc::new(config))
+    Ok(Arc::new(TlsTermination { config: Arc::new(config), client_auth }))
+}
+
+fn client_auth(path: &Path, provider: Arc<CryptoProvider>) -> Result<ClientAuth, TlsError> {
+    let wrong = |what: String| TlsError { path: path.to_owned(), what };
+    let (roots, mut store) = (certificates(path)?, RootCertStore::empty());
+    for root in &roots {
+        store.add(root.clone()).map_err(|error| wrong(error.to_string()))?;
+    }
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(store), provider)
+        .build()
+        .map_err(|error| wrong(error.to_string()))?;
+    Ok(ClientAuth { roots, verifier })
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {

@@ -1,6 +1,7 @@
 //! gettoken: the one call that carries a secret.
 
 use std::{
+    borrow::Cow,
     future::Future,
     io,
     pin::Pin,
@@ -95,6 +96,15 @@ impl FetchError {
         match self {
             Self::Refused { errcode, .. } => errcode::hint(*errcode),
             _ => None,
+        }
+    }
+
+    /// What callers may see of it: WeCom's own words, and no address, port, host or file, which `Display` may name.
+    pub fn public(&self) -> Cow<'_, str> {
+        match self {
+            Self::Upstream(flaw) => format!("gettoken did not get through: {}", flaw.public()).into(),
+            Self::Elsewhere(_) => "gettoken did not get through (asked by another replica)".into(),
+            other => other.to_string().into(),
         }
     }
 

@@ -1,6 +1,7 @@
 //! How a connection to the upstream is made: the name, the address, the CONNECT proxy if there is one, TLS.
 
 use std::{
+    borrow::Cow,
     io,
     net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
@@ -14,7 +15,7 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
-use super::{Flaw, Settings};
+use super::{Flaw, Settings, Unreachable};
 use crate::io::Stream;
 
 /// How long a name's addresses are remembered.
@@ -35,12 +36,10 @@ pub(super) struct Addresses(Mutex<Option<(Instant, Vec<SocketAddr>)>>);
 /// Connects, all within `connect_timeout`.
 pub(super) async fn dial(settings: &Arc<Settings>, addresses: &Addresses) -> Result<Dialled, Flaw> {
     let until = Instant::now() + settings.connect_timeout;
-    let slow = |what: &str| Flaw::Unreachable(format!("{what} took longer than upstream.connect_timeout"));
+    let slow = |what: &str| unreachable(format!("{what} took longer than upstream.connect_timeout"));
     let (host, port) = settings.dialled();
     let tcp = addresses.connect(host, port, until).await.map_err(|flaw| match (flaw, &settings.via) {
-        (Flaw::Unreachable(what), Some(_)) => {
-            Flaw::Unreachable(format!("the egress proxy (upstream.via): {what}"))
-        }
+        (Flaw::Unreachable(why), Some(_)) => Flaw::Unreachable(why.at_egress_proxy()),
         (flaw, _) => flaw,
     })?;
     let _ = tcp.set_nodelay(true);
@@ -70,7 +69,7 @@ impl Addresses {
         *self.known() = Some((Instant::now(), found.clone()));
         self.try_all(&found, until).await.map_err(|error| {
             self.forget();
-            Flaw::Unreachable(format!("cannot connect to {host}:{port}: {error}{}", advice(&error)))
+            Flaw::Unreachable(Unreachable::connect(format_args!("{host}:{port}"), &error))
         })
     }
 
@@ -114,34 +113,28 @@ impl Addresses {
     }
 }
 
-/// What to do about a connection that was not made.
-fn advice(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::ConnectionRefused => "; nothing listens there, or a firewall refuses",
-        io::ErrorKind::TimedOut => {
-            "; a firewall may be in the way, or the way out leads through a proxy (upstream.via)"
-        }
-        _ => "",
-    }
+/// A reason that callers may see as it is.
+fn unreachable(text: impl Into<Cow<'static, str>>) -> Flaw {
+    Flaw::Unreachable(Unreachable::general(text))
 }
 
 async fn resolve(host: &str, port: u16, until: Instant) -> Result<Vec<SocketAddr>, Flaw> {
     let bare = host.trim_start_matches('[').trim_end_matches(']');
+    let failed =
+        |general: &'static str, detail| Err(Flaw::Unreachable(Unreachable::with_detail(general, detail)));
     let found: Vec<_> = match timeout_at(until, tokio::net::lookup_host((bare, port))).await {
         Ok(Ok(found)) => found.collect(),
         Ok(Err(error)) => {
-            return Err(Flaw::Unreachable(format!(
-                "cannot resolve {host}: {error}; check the name and this machine's DNS"
-            )));
+            let detail = format!("cannot resolve {host}: {error}; check the name and this machine's DNS");
+            return failed("its name was not found", detail);
         }
         Err(_) => {
-            return Err(Flaw::Unreachable(format!(
-                "resolving {host} took longer than upstream.connect_timeout"
-            )));
+            let detail = format!("resolving {host} took longer than upstream.connect_timeout");
+            return failed("resolving its name timed out", detail);
         }
     };
     if found.is_empty() {
-        return Err(Flaw::Unreachable(format!("{host} has no address")));
+        return failed("its name was not found", format!("{host} has no address"));
     }
     Ok(found)
 }
@@ -149,7 +142,7 @@ async fn resolve(host: &str, port: u16, until: Instant) -> Result<Vec<SocketAddr
 /// Asks the egress proxy for a tunnel to the upstream.
 async fn open_tunnel(settings: &Settings, stream: &mut Stream) -> Result<(), Flaw> {
     let broken =
-        |error: io::Error| Flaw::Unreachable(format!("the egress proxy (upstream.via) broke off: {error}"));
+        |error: io::Error| unreachable(format!("the egress proxy (upstream.via) broke off: {error}"));
     let target = format!("{}:{}", settings.host, settings.port);
     let mut request = format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n");
     if let Some(authorization) = settings.via.as_ref().and_then(|via| via.authorization.as_ref()) {
@@ -161,20 +154,20 @@ async fn open_tunnel(settings: &Settings, stream: &mut Stream) -> Result<(), Fla
     // A byte at a time: what follows the head belongs to the tunnel.
     while !head.ends_with(b"\r\n\r\n") {
         if head.len() == MAX_CONNECT_HEAD {
-            return Err(Flaw::Unreachable(
-                "the egress proxy (upstream.via) answered CONNECT with no end".into(),
-            ));
+            return Err(unreachable("the egress proxy (upstream.via) answered CONNECT with no end"));
         }
         head.push(stream.read_u8().await.map_err(broken)?);
     }
     let status = head.split(|byte| *byte == b' ').nth(1).and_then(|code| std::str::from_utf8(code).ok());
     match status.and_then(|code| code.get(..3)).and_then(|code| code.parse::<u16>().ok()) {
         Some(200..=299) => Ok(()),
-        Some(407) => Err(Flaw::Unreachable(
-            "the egress proxy wants a user and password: write upstream.via = \"http://USER:PASSWORD@HOST:PORT\"".into(),
+        Some(407) => Err(unreachable(
+            "the egress proxy wants a user and password: write upstream.via = \"http://USER:PASSWORD@HOST:PORT\"",
         )),
-        Some(code) => Err(Flaw::Unreachable(format!("the egress proxy (upstream.via) refused the tunnel with {code}: it must allow CONNECT to the host of upstream.url"))),
-        None => Err(Flaw::Unreachable("the egress proxy (upstream.via) does not speak HTTP".into())),
+        Some(code) => Err(unreachable(format!(
+            "the egress proxy (upstream.via) refused the tunnel with {code}: it must allow CONNECT to the host of upstream.url"
+        ))),
+        None => Err(unreachable("the egress proxy (upstream.via) does not speak HTTP")),
     }
 }
 
@@ -182,33 +175,38 @@ async fn open_tunnel(settings: &Settings, stream: &mut Stream) -> Result<(), Fla
 fn tls_flaw(error: io::Error) -> Flaw {
     use rustls::{CertificateError as Bad, Error, InvalidMessage};
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
+    let refused = |detail| Unreachable::with_detail("the upstream's certificate is refused", detail);
     Flaw::Unreachable(match inner {
         Some(Error::InvalidCertificate(Bad::NotValidForName | Bad::NotValidForNameContext { .. })) => {
-            "the upstream's certificate is not for its name: check upstream.url".into()
+            Unreachable::general("the upstream's certificate is not for its name: check upstream.url")
         }
-        Some(Error::InvalidCertificate(Bad::UnknownIssuer)) => {
-            "the upstream's certificate is from an authority that is not trusted here: for a private one set upstream.ca_file"
-                .into()
-        }
-        Some(Error::InvalidCertificate(Bad::Expired | Bad::ExpiredContext { .. })) => {
-            "the upstream's certificate has expired: renew it, or set this machine's clock".into()
-        }
+        Some(Error::InvalidCertificate(Bad::UnknownIssuer)) => Unreachable::general(
+            "the upstream's certificate is from an authority that is not trusted here: for a private one set upstream.ca_file",
+        ),
+        Some(Error::InvalidCertificate(Bad::Expired | Bad::ExpiredContext { .. })) => Unreachable::general(
+            "the upstream's certificate has expired: renew it, or set this machine's clock",
+        ),
         Some(Error::InvalidCertificate(Bad::NotValidYet | Bad::NotValidYetContext { .. })) => {
-            "the upstream's certificate is not valid yet: set this machine's clock".into()
+            Unreachable::general("the upstream's certificate is not valid yet: set this machine's clock")
         }
         Some(Error::InvalidCertificate(Bad::Other(other))) if other.to_string() == "CaUsedAsEndEntity" => {
-            "the upstream's certificate is self-signed and not trusted here: to trust it, set upstream.ca_file to it"
-                .into()
+            Unreachable::general(
+                "the upstream's certificate is self-signed and not trusted here: to trust it, set upstream.ca_file to it",
+            )
         }
         Some(Error::InvalidCertificate(Bad::Other(other))) => {
-            format!("the upstream's certificate is refused: {other}")
+            refused(format!("the upstream's certificate is refused: {other}"))
         }
-        Some(Error::InvalidCertificate(bad)) => format!("the upstream's certificate is refused: {bad}"),
-        Some(Error::InvalidMessage(InvalidMessage::InvalidContentType)) => {
-            "what answers does not speak TLS: check the scheme and the port of upstream.url; a firewall or an egress proxy may answer in its place"
-                .into()
+        Some(Error::InvalidCertificate(bad)) => {
+            refused(format!("the upstream's certificate is refused: {bad}"))
         }
-        _ => format!("the TLS handshake with the upstream failed: {error}; a firewall may break it off"),
+        Some(Error::InvalidMessage(InvalidMessage::InvalidContentType)) => Unreachable::general(
+            "what answers does not speak TLS: check the scheme and the port of upstream.url; a firewall or an egress proxy may answer in its place",
+        ),
+        _ => Unreachable::with_detail(
+            "the TLS handshake with the upstream failed",
+            format!("the TLS handshake with the upstream failed: {error}; a firewall may break it off"),
+        ),
     })
 }
 

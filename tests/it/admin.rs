@@ -162,7 +162,7 @@ async fn other_paths_and_methods_are_refused_in_words() {
     }
     for path in ["/healthz", "/readyz", "/api/agents"] {
         let mut caller = Caller::http1(stage.admin()).await;
-        for name in ["POST", "PUT", "DELETE", "OPTIONS", "TRACE"] {
+        for name in ["POST", "PUT", "DELETE", "OPTIONS", "TRACE", "trace", "get", "Post", "TRACK"] {
             let reply = caller.call(Request::builder().uri(path).method(method(name)), "").await;
             assert_eq!(reply.status, StatusCode::METHOD_NOT_ALLOWED, "{name} {path}");
             assert!(reply.header("allow").contains("GET"));

@@ -1,10 +1,13 @@
 //! §9: each error of the proxy's own, and what a caller sees of an upstream that misbehaves.
 
 use http::Request;
-use wecom_proxy::simulator::Fault;
+use tempfile::TempDir;
+use wecom_proxy::simulator::{Fault, Settings, Simulator};
 
 use crate::{
-    stage::{Caller, ECHO, KEYED, OPEN, Stage, USER_GET, key},
+    certificates::Authority,
+    process::Process,
+    stage::{Caller, ECHO, KEYED, OPEN, Stage, USER_GET, key, write_config},
     wire::Line,
 };
 
@@ -55,9 +58,8 @@ async fn a_refused_credential_comes_with_wecoms_own_errcode_and_words() {
         let reply = stage.get(USER_GET).await;
         reply.is_own("token-unavailable", 502, errcode);
         assert!(reply.text().contains(&format!("errcode {errcode}")), "{}", reply.text());
-        let wait =
-            reply.text().split_once("; the next try is in ").map(|(_, rest)| rest.trim_end_matches("\"}"));
-        let wait = wait.and_then(|wait| wait.strip_suffix(" s")?.parse::<u64>().ok());
+        let wait = reply.text().split_once("; the next try is in ").map(|(_, rest)| rest);
+        let wait = wait.and_then(|wait| wait.split_once(" s (request id ")?.0.parse::<u64>().ok());
         let expected = if errcode == -1 { 1..=2 } else { 60..=75 };
         assert!(wait.is_some_and(|wait| expected.contains(&wait)), "{}", reply.text());
         assert_eq!((reply.header("x-wecom-agent"), stage.got_through()), ("hr", 0));
@@ -70,9 +72,60 @@ async fn a_gettoken_that_cannot_be_sent_is_token_unavailable() {
     Stage::facing(nobody, OPEN).await.get(USER_GET).await.is_own("token-unavailable", 502, -1);
     let nowhere = Stage::with(&OPEN.replace("{api}", "wecom.invalid")).await;
     let refused = nowhere.get(USER_GET).await;
-    assert!(refused.is_own("token-unavailable", 502, -1).text().contains("cannot resolve wecom.invalid"));
+    assert!(refused.is_own("token-unavailable", 502, -1).text().contains("its name was not found"));
     let webhook = nowhere.call(Request::post("/cgi-bin/webhook/send?key=hush"), "{}").await;
     webhook.is_own("upstream-unreachable", 502, -1);
+}
+
+/// What it says of the network is for the operator, who finds it in the log under the request's id.
+#[tokio::test]
+async fn errmsg_of_a_failure_names_no_address_but_the_log_does() {
+    let dead = dead_end().await;
+    let (authority, other) = (Authority::new(), Authority::new());
+    let tls = authority.server("elsewhere.test").server_config(&["http/1.1"]);
+    let secure = Simulator::local(Settings { tls: Some(tls), ..Settings::default() }).await.expect("a WeCom");
+    let with_ca =
+        |ca: &Authority| format!("https://{}\"\nca_file = \"{}", secure.api_addr(), ca.file().display());
+    let port = format!(":{}", dead.port());
+    for (url, words, logged) in [
+        (format!("http://{dead}"), "connection refused", port.as_str()),
+        (
+            format!("http://{dead}\"\nvia = \"http://egress-user:hush@{dead}"),
+            "the egress proxy: connection refused",
+            &port,
+        ),
+        ("http://wecom.invalid".to_owned(), "its name was not found", "wecom.invalid"),
+        (
+            "http://a.test\"\nvia = \"http://egress.invalid:3128".to_owned(),
+            "egress proxy: its name was not found",
+            "egress.invalid",
+        ),
+        (with_ca(&authority), "certificate is not for its name", "not for its name"),
+        (with_ca(&other), "not trusted here", "not trusted here"),
+    ] {
+        let dir = TempDir::new().expect("a directory");
+        let toml = OPEN.replace("http://{api}", &url);
+        let config = write_config(&dir, dead, &Settings::default(), &toml);
+        let proxy = Process::serve(&config).await;
+        let mut caller = Caller::http1(proxy.address().await).await;
+        for (path, kind) in
+            [(USER_GET, "token-unavailable"), ("/cgi-bin/webhook/send?key=1", "upstream-unreachable")]
+        {
+            let reply = caller.get(path).await;
+            reply.is_own(kind, 502, -1);
+            let (id, text) = (reply.header("x-request-id"), format!("{:?} {}", reply.headers, reply.text()));
+            assert!(reply.text().contains(&format!("(request id {id})")), "{text}");
+            assert!(reply.text().contains(words), "{text}");
+            for detail in
+                ["127.0.0.1", &port, ".invalid", "egress-user", "hush", "a.test", "elsewhere", "/tmp", ".pem"]
+            {
+                assert!(!text.contains(detail), "{detail} in {text}");
+            }
+            let line = proxy.err.line(&format!("request_id=\"{id}\"")).await;
+            assert!(line.contains(logged), "{line}");
+        }
+        assert_eq!(proxy.stop().await.status, 0);
+    }
 }
 
 #[tokio::test]

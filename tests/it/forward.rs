@@ -4,7 +4,7 @@ use http::Request;
 use wecom_proxy::simulator::{Fault, Settings, generated};
 
 use crate::{
-    stage::{Caller, ECHO, OPEN, Stage, USER_GET, agent_section, method},
+    stage::{Caller, ECHO, KEYED, OPEN, Stage, USER_GET, agent_section, key, method},
     wire::Line,
 };
 
@@ -16,12 +16,42 @@ fn by_hand(start: &str, lines: &str, body: &str) -> String {
 #[tokio::test]
 async fn every_method_goes_through() {
     let stage = Stage::open().await;
-    for name in ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PROPFIND"] {
+    for name in ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"] {
         let request = Request::builder().method(method(name)).uri(format!("/hr{ECHO}"));
         let reply = stage.call(request, "").await;
         assert_eq!(reply.status, 200, "{name}");
         assert_eq!(stage.last_seen(ECHO).method, name);
     }
+}
+
+/// A lenient upstream reads `trace` as TRACE and reflects the token.
+#[tokio::test]
+async fn a_method_in_other_letters_is_refused_and_not_sent() {
+    let stage = Stage::with(KEYED).await;
+    let gettoken = format!("/cgi-bin/gettoken?corpid=ww1234567890abcdef&corpsecret={}", key("billing"));
+    let paths = [
+        USER_GET,
+        ECHO,
+        &gettoken,
+        "/cgi-bin/get_jsapi_ticket",
+        "/cgi-bin/webhook/send?key=00000000-1111",
+        "/cgi-bin/service/get_login_info",
+    ];
+    for http2 in [false, true] {
+        for name in ["trace", "Trace", "TRACE", "TRACK", "connect", "get", "Post", "PROPFIND", "QUERY", "X"] {
+            for path in paths {
+                let mut caller = match http2 {
+                    false => Caller::http1(stage.address()).await,
+                    true => Caller::http2(stage.address()).await,
+                };
+                let request = Request::builder().method(method(name)).uri(format!("/hr{path}"));
+                let request = request.header("x-api-key", key("billing"));
+                let reply = caller.call(request, "").await;
+                assert!(reply.is_own("bad-request", 400, 40035).text().contains("method"), "{name} {path}");
+            }
+        }
+    }
+    assert_eq!(stage.wecom.requests().len(), 0);
 }
 
 #[tokio::test]

@@ -109,8 +109,9 @@ const PROMISES: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "CONNECT and TRACE are refused",
+        "only seven methods, in exactly their letters, go out; CONNECT, TRACE and trace are refused",
         &[
+            "forward::a_method_in_other_letters_is_refused_and_not_sent",
             "hostile::heads_that_are_not_what_they_seem_are_refused",
             "hostile::targets::a_first_line_that_is_none_is_refused",
             "hostile::http2::fields_that_are_none_are_refused",
@@ -326,6 +327,22 @@ const PROMISES: &[(&str, &[&str])] = &[
             "reload::a_file_that_does_not_pass_changes_nothing",
             "reload::a_request_in_flight_is_not_disturbed_even_if_its_agent_goes",
             "reload::reloads_under_load_lose_nothing_and_new_handshakes_see_the_new_certificate",
+        ],
+    ),
+    (
+        "a reload opens nothing that was closed, and what a changed client_ca excludes is closed",
+        &[
+            "reload_open::reload_without_clients_leaves_a_closed_proxy_closed",
+            "reload_open::include_that_matches_nothing_any_more_fails_the_reload",
+            "client_ca::client_ca_that_loses_an_authority_closes_its_clients",
+        ],
+    ),
+    (
+        "an error names nothing of the network behind the proxy, and guessing keys is slow for the guesser alone",
+        &[
+            "errors::errmsg_of_a_failure_names_no_address_but_the_log_does",
+            "guesses::wrong_keys_are_held_back_and_good_ones_are_not",
+            "guesses::held_back_guesses_keep_nobody_out_of_a_full_proxy",
         ],
     ),
     // Secrets.

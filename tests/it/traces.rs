@@ -233,7 +233,7 @@ async fn what_goes_wrong_has_its_kind() {
     assert!(message.contains("closed the connection without an answer"), "{message}");
 
     // A caller's own mistake is no error of the proxy's, and what it invents is no name.
-    stage.call(Request::builder().method("HUSH").uri("/nowhere"), "").await.is_own("no-route", 404, 40035);
+    stage.call(Request::builder().method("HUSH").uri("/nowhere"), "").await.is_own("bad-request", 400, 40035);
     let spans = receiver.spans(4).await;
     let (span, attributes) = (&spans[3], &spans[3]["attributes"]);
     assert_eq!(
@@ -242,7 +242,7 @@ async fn what_goes_wrong_has_its_kind() {
     );
     assert_eq!(
         (&attributes["http.request.method"], &attributes["error.type"]),
-        (&json!("_OTHER"), &json!("no-route"))
+        (&json!("_OTHER"), &json!("bad-request"))
     );
 
     // A caller who leaves ends what was begun.

@@ -61,7 +61,7 @@ impl Delivery {
     /// Writes the head. Whether the connection can be kept after it is returned too; where it is not, it must be shut down
     /// when the answer has ended.
     pub(super) fn begin(reply: Reply, manner: Manner) -> (Self, bool) {
-        let Reply { status, lines, dated, length, body } = reply;
+        let Reply { status, lines, dated, length, body, .. } = reply;
         let mut out = buffers::take();
         let new = manner.version == Version::HTTP_11;
         let bodiless = manner.is_head || matches!(status.as_u16(), 204 | 304);

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::server::house::Seat;
 
@@ -75,6 +75,19 @@ impl Link {
     /// request is done.
     pub(super) fn set_stuck(&self, stuck: bool) {
         self.0.stuck.store(stuck, Ordering::Relaxed);
+    }
+
+    /// Whether the connection's client would no longer be accepted.
+    pub(super) fn is_revoked(&self) -> bool {
+        self.0.seat.is_revoked()
+    }
+
+    /// Lets time pass in which the connection gives way to any other, unless it has requests that are being served.
+    pub(super) async fn hold_back(&self, delay: Duration) {
+        if !self.is_busy() {
+            self.0.seat.give_way();
+        }
+        sleep(delay).await;
     }
 
     /// Whether no request has come yet.

@@ -58,4 +58,5 @@ async fn the_units_fit_the_configuration() {
     assert!(config.contains(&listen), "{listen}");
     assert!(seconds(setting(&service, "TimeoutStopSec")) > shutdown_grace());
     assert_eq!(setting(&service, "Type"), "notify");
+    assert_eq!(setting(&service, "LimitCORE"), "0");
 }

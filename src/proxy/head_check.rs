@@ -1,0 +1,99 @@
+//! Checks of a request's head beside its path: the method, `Host`, and the form of the target. Pure.
+
+use std::net::{Ipv6Addr, SocketAddr};
+
+use http::{Method, Version};
+
+use super::request::Request;
+use crate::fields::Known;
+
+/// Checks what stands around the path: the method, the form of the target, and `Host`, unless that was done before.
+pub(super) fn check_head(
+    request: &Request,
+    host_is_sound: bool,
+    is_here: impl Fn(&str, Option<SocketAddr>) -> bool,
+) -> Result<(), &'static str> {
+    if !is_forwarded(&request.method) {
+        return Err(
+            "the method must be GET, HEAD, POST, PUT, PATCH, DELETE or OPTIONS, in exactly these letters",
+        );
+    }
+    if request.version < Version::HTTP_2 && !host_is_sound {
+        let mut hosts = request.fields.all(Known::Host);
+        match (hosts.next(), hosts.next()) {
+            (None, _) if request.version == Version::HTTP_11 => return Err("there is no Host header"),
+            (_, Some(_)) => return Err("there is more than one Host header"),
+            (Some(host), None) if !is_host(host) => return Err("the Host header names no host"),
+            _ => {}
+        }
+    }
+    if let Some(flaw) = request.flaw {
+        return Err(flaw);
+    }
+    // An absolute-form target is what a client sends that takes us for its forward proxy.
+    if let Some((authority, local)) = &request.absolute
+        && !std::str::from_utf8(authority).is_ok_and(|authority| is_here(authority, *local))
+    {
+        return Err(
+            "the target names another host: write it as a path, and set this proxy as base URL, not as forward proxy",
+        );
+    }
+    Ok(())
+}
+
+/// Whether requests with this method go to the upstream. Methods are case-sensitive (RFC 9110 §9.1), but a lenient upstream
+/// reads `trace` as TRACE and would reflect the token, so a list of what may pass is the only safe one.
+fn is_forwarded(method: &Method) -> bool {
+    matches!(
+        *method,
+        Method::GET
+            | Method::POST
+            | Method::HEAD
+            | Method::PUT
+            | Method::PATCH
+            | Method::DELETE
+            | Method::OPTIONS
+    )
+}
+
+/// `host` or `host:port`; empty where the target has no authority (RFC 9112 §3.2). A comma would make a list of hosts, which
+/// means as much as two lines.
+fn is_host(text: &[u8]) -> bool {
+    let (host, port) = match text.iter().rposition(|byte| *byte == b':') {
+        Some(colon) if !text[colon..].contains(&b']') => (&text[..colon], &text[colon + 1..]),
+        _ => (text, &b""[..]),
+    };
+    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+;=%".contains(byte);
+    let is_name = match host.strip_prefix(b"[").map(|literal| literal.strip_suffix(b"]")) {
+        Some(literal) => literal
+            .and_then(|literal| std::str::from_utf8(literal).ok())
+            .is_some_and(|literal| literal.parse::<Ipv6Addr>().is_ok()),
+        None => host.iter().all(is_plain),
+    };
+    let is_digit = port.iter().all(u8::is_ascii_digit);
+    let is_port = std::str::from_utf8(port).is_ok_and(|port| port.is_empty() || port.parse::<u16>().is_ok());
+    is_name && is_digit && is_port
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn seven_methods_in_their_own_letters_pass() {
+        for name in ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"] {
+            assert!(is_forwarded(&Method::from_bytes(name.as_bytes()).expect("a method")), "{name}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_other_method_does_not_pass(name in "[A-Za-z!#$%&'*+.^_`|~-]{1,12}|[a-zA-Z]{3,7}") {
+            let allowed = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"].contains(&&*name);
+            let method = Method::from_bytes(name.as_bytes()).expect("a method");
+            prop_assert_eq!(is_forwarded(&method), allowed);
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! Text from outside in the log: nothing in it may hide or reorder what an operator sees.
+
+use tempfile::TempDir;
+use wecom_proxy::simulator::{Fault, Settings};
+
+use crate::{
+    process::{Process, wecom_proxy},
+    stage::{Caller, OPEN, USER_GET, write_config},
+    wire::Line,
+};
+
+/// Bidirectional controls, zero width, line and paragraph separators, C1, DEL, a tag.
+const ODD: [char; 12] = [
+    '\u{202e}',
+    '\u{2066}',
+    '\u{2069}',
+    '\u{200b}',
+    '\u{200d}',
+    '\u{feff}',
+    '\u{2028}',
+    '\u{2029}',
+    '\u{85}',
+    '\u{9b}',
+    '\u{7f}',
+    '\u{e0041}',
+];
+
+async fn escapes(format: &str) {
+    let wecom = crate::confidant::simulator(Settings::default()).await;
+    let odd = String::from_iter(ODD);
+    let refusal = serde_json::json!({ "errcode": 40001, "errmsg": format!("x{odd}y 张") }).to_string();
+    wecom.inject(Fault::answer(200, "application/json", refusal).on("/cgi-bin/gettoken")).expect("a fault");
+    let dir = TempDir::new().expect("a directory");
+    let toml = format!("{OPEN}\n[log]\nformat = \"{format}\"\n");
+    let config = write_config(&dir, wecom.api_addr(), &Settings::default(), &toml);
+    let proxy = Process::start(wecom_proxy(&["--config", config.to_str().expect("a path in UTF-8")]));
+    let ready = proxy.err.line("wecom_proxy::ready").await;
+    let address = ready.split(['"', ' ', ',']).find_map(|word| word.parse().ok()).expect("an address");
+    let reply = Caller::http1(address).await.get(USER_GET).await;
+    reply.is_own("token-unavailable", 502, 40001);
+    let mut line = Line::to(address).await;
+    let path = odd.replace('\u{7f}', "");
+    let head = format!("GET /hr/cgi-bin/{path} HTTP/1.1\r\nHost: x\r\nX-Request-Id: by-hand\r\n\r\n");
+    line.say(head).await.expect("it is taken");
+    assert!(line.head().await.starts_with("HTTP/1.1 400 "));
+    proxy.err.line("by-hand").await;
+    let said = proxy.stop().await.err;
+    assert!(said.lines().any(|line| line.contains("token not renewed") && line.contains('张')), "{said}");
+    for char in ODD {
+        assert!(!said.contains(char), "{char:?} in {said:?}");
+    }
+    let escape = if format == "json" { "\\u202e" } else { "\\u{202e}" };
+    assert_eq!(said.lines().filter(|line| line.contains(escape)).count(), 3, "{said}");
+    if format == "json" {
+        let read = |line: &str| serde_json::from_str::<serde_json::Value>(line).expect("JSON").to_string();
+        assert!(said.lines().map(read).any(|line| line.contains(ODD[0])), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn invisible_characters_are_escaped_in_json_lines() {
+    escapes("json").await;
+}
+
+#[tokio::test]
+async fn invisible_characters_are_escaped_in_text_lines() {
+    escapes("text").await;
+}
