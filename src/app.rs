@@ -214,7 +214,7 @@ impl App {
         let directory = Arc::new(ArcSwap::from_pointee(directory));
         config.warnings = Vec::new();
         let shelf_dir = config.replay.dir.clone().unwrap_or_else(std::env::temp_dir);
-        let shelf = Arc::new(Shelf::new(config.replay.memory, shelf_dir));
+        let shelf = Arc::new(Shelf::new(config.replay.memory, config.replay.disk, shelf_dir));
         let in_flight = Arc::new(Places::new(config.upstream.max_in_flight));
         let rules = Arc::new(rules(&config, &shelf, &in_flight));
         let tls = Arc::new(ArcSwapOption::from(tls));

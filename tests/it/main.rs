@@ -41,6 +41,7 @@ mod refresh_http2;
 mod relay;
 mod reload;
 mod replay;
+mod replay_disk;
 mod replicas;
 mod scale;
 mod sdks;
