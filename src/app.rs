@@ -215,7 +215,7 @@ impl App {
         config.warnings = Vec::new();
         let included = Mutex::new(std::mem::take(&mut config.included));
         let shelf_dir = config.replay.dir.clone().unwrap_or_else(std::env::temp_dir);
-        let shelf = Arc::new(Shelf::new(config.replay.memory, shelf_dir));
+        let shelf = Arc::new(Shelf::new(config.replay.memory, config.replay.disk, shelf_dir));
         let in_flight = Arc::new(Places::new(config.upstream.max_in_flight));
         let rules = Arc::new(rules(&config, &shelf, &in_flight));
         let (stopping, stop_seen) = watch::channel(false);

@@ -122,7 +122,7 @@ fn read(path: &Path, root: &Section<'_>, roots: &[Section<'_>]) -> Result<Config
     let server = server::read(root)?;
     let upstream = upstream::read(root)?;
     let tokens = tokens::read(root)?;
-    let replay = replay::read(root)?;
+    let replay = replay::read(root, &server)?;
     let log = log::read(root)?;
     let admin = admin::read(root, &server)?;
     let agents = agents::read(roots)?;

@@ -1,15 +1,16 @@
 //! How a body is framed on an HTTP/1 connection, in either direction: decided once from its head, then taken off byte by
 //! byte. Strict: what two parsers could read in two ways is an error.
 
+mod chunked;
+
 use bytes::{Buf, Bytes, BytesMut};
 use http::{Method, StatusCode, Version};
 
+pub use self::chunked::Chunked;
 use crate::fields::{Fields, Known};
 
-/// Longest line of a chunk's size, with its extensions.
-const MAX_CHUNK_LINE: usize = 1024;
-/// Most bytes of trailers after the last chunk.
-const MAX_TRAILERS: usize = 16 * 1024;
+/// Body bytes below this are copied out of the read buffer: a slice of it would keep all of it alive.
+pub const MIN_SLICE_BYTES: usize = 4 * 1024;
 
 /// A message that cannot be trusted to end where it seems to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -26,6 +27,9 @@ pub enum FramingError {
     /// A chunk that two parsers could read in two ways.
     #[error("its chunks are not well formed")]
     Chunk,
+    /// Far more chunk-size lines, extensions and trailers than data.
+    #[error("its chunk framing is more than 64 KiB and 16 times its data")]
+    Overhead,
 }
 
 /// What is left of a body.
@@ -36,24 +40,11 @@ pub enum Framing {
     /// This many bytes.
     Length(u64),
     /// Chunks.
-    Chunked(Chunk),
+    Chunked(Chunked),
     /// All that comes until the connection closes.
     UntilClose,
     /// Nobody knows: what came was not well formed.
     Broken,
-}
-
-/// Where in the chunked coding the next byte stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Chunk {
-    /// In the line that gives a chunk's size.
-    Size,
-    /// In a chunk, with this many bytes to go.
-    Data(u64),
-    /// Before the line end that closes a chunk.
-    DataEnd,
-    /// In the trailers, with this many bytes of them seen.
-    Trailers(usize),
 }
 
 /// One step of taking a body off the buffer.
@@ -68,6 +59,19 @@ pub enum Step {
 }
 
 impl Framing {
+    /// A chunked body from its first byte.
+    pub fn chunked() -> Self {
+        Self::Chunked(Chunked::default())
+    }
+
+    /// How many bytes of chunk framing were taken so far of a body that has not ended.
+    pub fn overhead(&self) -> u64 {
+        match self {
+            Self::Chunked(chunked) => chunked.overhead(),
+            _ => 0,
+        }
+    }
+
     /// Reads it off a request's head (RFC 9112 §6.3).
     pub fn of_request(version: Version, fields: &Fields) -> Result<Self, FramingError> {
         let chunked = is_chunked(fields)?;
@@ -80,7 +84,7 @@ impl Framing {
             _ if fields.known_length().is_none() && lengths.next().is_some() => Err(FramingError::Length),
             (true, Some(_)) => Err(FramingError::TwoFramings),
             (true, None) if version < Version::HTTP_11 => Err(FramingError::TwoFramings),
-            (true, None) => Ok(Self::Chunked(Chunk::Size)),
+            (true, None) => Ok(Self::chunked()),
             (false, None | Some(0)) => Ok(Self::Done),
             (false, Some(length)) => Ok(Self::Length(length)),
         }
@@ -93,7 +97,7 @@ impl Framing {
         Ok(match length {
             Some(_) if chunked => return Err(FramingError::TwoFramings),
             _ if bodiless => Self::Done,
-            _ if chunked => Self::Chunked(Chunk::Size),
+            _ if chunked => Self::chunked(),
             Some(0) => Self::Done,
             Some(length) => Self::Length(length),
             None => Self::UntilClose,
@@ -114,7 +118,10 @@ impl Framing {
             Self::Broken => Err(FramingError::Chunk),
             Self::Done => Ok(Step::End),
             _ if buffer.is_empty() => Ok(Step::Starved),
-            Self::UntilClose => Ok(Step::Data(buffer.split().freeze())),
+            Self::UntilClose => {
+                let here = buffer.len();
+                Ok(Step::Data(split(buffer, here)))
+            }
             Self::Length(left) => {
                 let piece = take(buffer, left);
                 if *left == 0 {
@@ -122,47 +129,14 @@ impl Framing {
                 }
                 Ok(Step::Data(piece))
             }
-            Self::Chunked(_) => self.step_chunk(buffer),
-        }
-    }
-
-    fn step_chunk(&mut self, buffer: &mut BytesMut) -> Result<Step, FramingError> {
-        while let Self::Chunked(chunk) = self {
-            match chunk {
-                Chunk::Size => match line(buffer, MAX_CHUNK_LINE)? {
-                    None => return Ok(Step::Starved),
-                    Some(line) => {
-                        *chunk = match chunk_size(&line)? {
-                            0 => Chunk::Trailers(0),
-                            size => Chunk::Data(size),
-                        }
-                    }
-                },
-                Chunk::Data(_) if buffer.is_empty() => return Ok(Step::Starved),
-                Chunk::Data(left) => {
-                    let piece = take(buffer, left);
-                    if *left == 0 {
-                        *chunk = Chunk::DataEnd;
-                    }
-                    return Ok(Step::Data(piece));
+            Self::Chunked(chunked) => {
+                let step = chunked.step(buffer)?;
+                if step == Step::End {
+                    *self = Self::Done;
                 }
-                Chunk::DataEnd => match buffer.get(..2) {
-                    None if b"\r\n".starts_with(buffer) => return Ok(Step::Starved),
-                    Some(b"\r\n") => {
-                        buffer.advance(2);
-                        *chunk = Chunk::Size;
-                    }
-                    _ => return Err(FramingError::Chunk),
-                },
-                Chunk::Trailers(seen) => match line(buffer, MAX_TRAILERS - *seen)? {
-                    None => return Ok(Step::Starved),
-                    Some(line) if line.is_empty() => *self = Self::Done,
-                    Some(line) if !is_trailer(&line) => return Err(FramingError::Chunk),
-                    Some(line) => *seen = (*seen + line.len() + 2).min(MAX_TRAILERS),
-                },
+                Ok(step)
             }
         }
-        Ok(Step::End)
     }
 }
 
@@ -210,44 +184,22 @@ fn number(value: &[u8]) -> Result<u64, FramingError> {
 fn take(buffer: &mut BytesMut, left: &mut u64) -> Bytes {
     let bytes = usize::try_from(*left).unwrap_or(usize::MAX).min(buffer.len());
     *left -= bytes as u64;
-    buffer.split_to(bytes).freeze()
+    split(buffer, bytes)
 }
 
-/// Takes a whole line off the buffer, without its line end.
-fn line(buffer: &mut BytesMut, longest: usize) -> Result<Option<BytesMut>, FramingError> {
-    let Some(at) = memchr::memchr(b'\n', &buffer[..]) else {
-        return if buffer.len() > longest { Err(FramingError::Chunk) } else { Ok(None) };
-    };
-    if at > longest || at == 0 || buffer[at - 1] != b'\r' {
-        return Err(FramingError::Chunk);
+/// Takes this many bytes off the buffer; see [`MIN_SLICE_BYTES`].
+pub fn split(buffer: &mut BytesMut, bytes: usize) -> Bytes {
+    if bytes >= MIN_SLICE_BYTES {
+        return buffer.split_to(bytes).freeze();
     }
-    let mut line = buffer.split_to(at + 1);
-    line.truncate(at - 1);
-    Ok(Some(line))
+    let piece = Bytes::copy_from_slice(&buffer[..bytes]);
+    buffer.advance(bytes);
+    piece
 }
 
-/// A chunk's size: hexadecimal digits, then nothing or an extension, which means nothing to us.
-fn chunk_size(line: &[u8]) -> Result<u64, FramingError> {
-    let digits = line.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
-    let before_extension = line[digits..].iter().find(|byte| !matches!(byte, b' ' | b'\t'));
-    let extends = digits < line.len();
-    let is_control = |byte: &u8| byte.is_ascii_control() && *byte != b'\t';
-    if !(1..=15).contains(&digits)
-        || (extends && before_extension != Some(&b';'))
-        || line.iter().any(is_control)
-    {
-        return Err(FramingError::Chunk);
-    }
-    let text = std::str::from_utf8(&line[..digits]).map_err(|_| FramingError::Chunk)?;
-    u64::from_str_radix(text, 16).map_err(|_| FramingError::Chunk)
-}
-
-/// Whether a line could be a header's: a name, a colon, and no control characters behind it.
-fn is_trailer(line: &[u8]) -> bool {
-    let name = line.iter().position(|byte| *byte == b':').unwrap_or_default();
-    let is_letter = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
-    let is_control = |byte: &u8| byte.is_ascii_control() && *byte != b'\t';
-    name > 0 && line[..name].iter().all(is_letter) && !line[name..].iter().any(is_control)
+/// The same bytes, copied where they may be a small slice of something large; see [`MIN_SLICE_BYTES`].
+pub fn detached(piece: Bytes) -> Bytes {
+    if piece.len() >= MIN_SLICE_BYTES { piece } else { Bytes::copy_from_slice(&piece) }
 }
 
 #[cfg(test)]
@@ -257,8 +209,7 @@ mod tests {
     use super::*;
 
     fn decode(wire: &[u8], cuts: &[usize]) -> Result<(Vec<u8>, bool), FramingError> {
-        let (mut framing, mut buffer, mut body) =
-            (Framing::Chunked(Chunk::Size), BytesMut::new(), Vec::new());
+        let (mut framing, mut buffer, mut body) = (Framing::chunked(), BytesMut::new(), Vec::new());
         let mut rest = wire;
         for cut in cuts.iter().copied().chain([wire.len()]) {
             let (now, later) = rest.split_at(cut.min(rest.len()));
@@ -302,7 +253,7 @@ mod tests {
 
     #[test]
     fn after_an_error_there_is_no_way_on() {
-        let mut framing = Framing::Chunked(Chunk::Size);
+        let mut framing = Framing::chunked();
         let mut buffer = BytesMut::from(&b"hello\r\n0\r\n\r\n"[..]);
         for _ in 0..3 {
             assert_eq!(framing.step(&mut buffer), Err(FramingError::Chunk));
@@ -346,7 +297,7 @@ mod tests {
     fn a_head_says_how_its_body_ends() {
         for framing in [answer, request] {
             assert_eq!(framing(&[("content-length", "5")]), Ok(Framing::Length(5)));
-            assert_eq!(framing(&[("Transfer-Encoding", "Chunked")]), Ok(Framing::Chunked(Chunk::Size)));
+            assert_eq!(framing(&[("Transfer-Encoding", "Chunked")]), Ok(Framing::chunked()));
             for bad in ["", "+5", "-5", "5, 5", "5 ", "0x5", "99999999999999999999", "000000000000000000005"]
             {
                 assert_eq!(framing(&[("content-length", bad)]), Err(FramingError::Length), "{bad:?}");

@@ -4,5 +4,6 @@
 pub use crate::{
     proxy::fuzz::{Kind, Way, way},
     server::fuzz::{Habits, RequestHead, request_head},
+    upload::fuzz::{held, on_runtime, written},
     upstream::fuzz::{AnswerHead, answer_head},
 };

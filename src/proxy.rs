@@ -49,7 +49,7 @@ use crate::{
     limits::places::{NoPlace, Place, Places},
     tokens::{FetchError, Replacement, Token, whole_seconds},
     traces::Doing,
-    upload::{Body, Bounds, Shelf, Upload, UploadError},
+    upload::{Body, Bounds, Full, Shelf, Upload, UploadError},
     upstream::{BodyLength, Failure, Flaw, Outgoing, Upstream},
 };
 
@@ -214,7 +214,8 @@ impl Proxy {
         if declared.is_some_and(|declared| declared > self.rules.bounds.bytes) {
             return Err(too_large(self.rules.bounds.bytes));
         }
-        let upload = Upload::new(body, self.rules.bounds, keep.then_some(&self.rules.shelf));
+        let shelf = keep.then_some(&self.rules.shelf);
+        let upload = Upload::new(body, self.rules.bounds, shelf).map_err(|Full| replay_full())?;
         let wants = || matches!(request.method, Method::POST | Method::PUT | Method::PATCH);
         let length = match declared {
             Some(0) if upload.is_none() && !request.fields.contains(Known::ContentLength) && !wants() => {
@@ -386,6 +387,13 @@ impl Proxy {
             Flaw::Upload(UploadError::Broken) => {
                 return Refusal::new(Kind::BadRequest, "the request's body broke off or is not well formed");
             }
+            Flaw::Upload(UploadError::Overhead) => {
+                return Refusal::new(
+                    Kind::BadRequest,
+                    "the chunk framing of the request's body is more than 64 KiB and 16 times its data; \
+                     send larger chunks, without extensions",
+                );
+            }
             _ => Kind::UpstreamBroke,
         };
         let what = if kind == Kind::UpstreamUnreachable {
@@ -458,6 +466,13 @@ fn too_large(bound: u64) -> Refusal {
         Kind::BodyTooLarge,
         format!("the request's body is larger than server.max_request_body ({bound} bytes)"),
     )
+}
+
+/// The refusal of a body that could not be kept for a retry. Nothing of it was sent.
+fn replay_full() -> Refusal {
+    let words = "request bodies that are kept for a retry leave no room for one of this length in replay.memory or \
+                 replay.disk; send it again in a moment, or raise replay.disk";
+    Refusal::new(Kind::Overloaded, words).retry_after(Duration::from_secs(1))
 }
 
 fn token_unavailable(failure: &FetchError, agent: &Agent) -> Refusal {

@@ -191,6 +191,15 @@ impl AnswerBody {
         }
     }
 
+    /// How many bytes of framing came with what was taken so far of a body that has not ended.
+    pub fn overhead(&self) -> u64 {
+        match &self.0 {
+            Source::Ended | Source::Whole(_) => 0,
+            Source::Http1(exchange) => exchange.overhead(),
+            Source::Http2(answer) => answer.overhead(),
+        }
+    }
+
     /// Goes on with the request's body, where it still comes. Over HTTP/2 that goes by itself.
     pub fn drive_upload(&mut self, cx: &mut Context<'_>) {
         if let Source::Http1(exchange) = &mut self.0 {

@@ -144,7 +144,7 @@ impl Stage {
         let rules = Rules {
             refresh_errcodes: config.tokens.refresh_errcodes.clone(),
             bounds: Bounds { bytes: config.server.max_request_body, silence: config.server.body_timeout },
-            shelf: Arc::new(Shelf::new(config.replay.memory, dir.path().to_owned())),
+            shelf: Arc::new(Shelf::new(config.replay.memory, config.replay.disk, dir.path().to_owned())),
             in_flight: Arc::new(Places::new(config.upstream.max_in_flight)),
             queue_timeout: config.upstream.queue_timeout,
             upstream_authority: config.upstream.authority.clone(),

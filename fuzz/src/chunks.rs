@@ -1,12 +1,14 @@
 //! The chunked coding, against a strict reader of RFC 9112 §7.1 that has all the bytes at once.
 
 use bytes::BytesMut;
-use wecom_proxy::framing::{Chunk, Framing, Step};
+use wecom_proxy::framing::{Framing, Step};
 
 use super::model::{header_line, is_value_byte, pieces};
 
 const LONGEST_LINE: usize = 1024;
 const MOST_TRAILERS: usize = 16 * 1024;
+const FREE_FRAMING: usize = 64 * 1024;
+const FRAMING_PER_BYTE: usize = 16;
 
 /// The input is a byte that says how to cut, and what comes.
 pub fn check(data: &[u8]) {
@@ -41,7 +43,7 @@ struct Read {
 }
 
 fn decoded<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Read {
-    let (mut framing, mut buffer) = (Framing::Chunked(Chunk::Size), BytesMut::new());
+    let (mut framing, mut buffer) = (Framing::chunked(), BytesMut::new());
     let (mut body, mut end) = (Vec::new(), End::Cut);
     for piece in pieces {
         buffer.extend_from_slice(piece);
@@ -62,17 +64,20 @@ fn decoded<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Read {
 }
 
 fn read(wire: &[u8]) -> Read {
-    let mut rest = wire;
+    let (mut rest, mut framing) = (wire, 0);
     let mut read = Read { body: Vec::new(), end: End::Broken, left: Vec::new(), is_long: false };
     read.end = loop {
-        match line(&mut rest, LONGEST_LINE, &mut read.is_long).map(|line| line.map(size)) {
-            Ok(Some(Some(0))) => break trailers(&mut rest, &mut read.is_long),
+        let line = line(&mut rest, LONGEST_LINE, &mut read.is_long);
+        framing += line.ok().flatten().map_or(0, |line| line.len() + 2);
+        match line.map(|line| line.map(size)) {
+            _ if is_too_much(framing, read.body.len()) => break End::Broken,
+            Ok(Some(Some(0))) => break trailers(&mut rest, framing, &read.body, &mut read.is_long),
             Ok(Some(Some(size))) => {
                 let here = usize::try_from(size).unwrap_or(usize::MAX).min(rest.len());
                 read.body.extend_from_slice(&rest[..here]);
                 rest = &rest[here..];
                 match rest {
-                    [b'\r', b'\n', ..] => rest = &rest[2..],
+                    [b'\r', b'\n', ..] => (rest, framing) = (&rest[2..], framing + 2),
                     [] | [b'\r'] => break End::Cut,
                     _ => break End::Broken,
                 }
@@ -87,11 +92,19 @@ fn read(wire: &[u8]) -> Read {
     read
 }
 
-fn trailers(rest: &mut &[u8], is_long: &mut bool) -> End {
+/// Whether there is far more framing than data.
+fn is_too_much(framing: usize, data: usize) -> bool {
+    framing > FREE_FRAMING + FRAMING_PER_BYTE * data
+}
+
+fn trailers(rest: &mut &[u8], framing: usize, body: &[u8], is_long: &mut bool) -> End {
     let mut seen = 0;
     loop {
-        match line(rest, MOST_TRAILERS.saturating_sub(seen), is_long) {
-            Ok(Some([])) => return End::Whole,
+        let line = line(rest, MOST_TRAILERS.saturating_sub(seen), is_long);
+        let all = framing + seen + line.ok().flatten().map_or(0, |line| line.len() + 2);
+        match line {
+            Ok(Some([])) if !is_too_much(all, body.len()) => return End::Whole,
+            Ok(Some(_)) if is_too_much(all, body.len()) => return End::Broken,
             Ok(Some(line)) if header_line(line).is_none() => return End::Broken,
             Ok(Some(line)) => seen += line.len() + 2,
             Ok(None) => return End::Cut,

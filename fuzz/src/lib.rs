@@ -10,5 +10,6 @@ pub mod errcode;
 pub mod model;
 pub mod pass;
 pub mod query;
+pub mod replay;
 pub mod request_head;
 pub mod target;

@@ -65,8 +65,12 @@ impl Admin {
         let help = "Spans that were lost on their way to the receiver of traces.";
         let lost = self.traces.as_ref().map_or(0, Traces::dropped);
         text.single("wecom_proxy_spans_dropped_total", "counter", help, lost);
-        let help = "Memory that request bodies take which are kept for a retry.";
+        let help = "Memory of the buffers that request bodies are kept in for a retry.";
         text.single("wecom_proxy_replay_memory_bytes", "gauge", help, self.rules.shelf.in_memory());
+        let help = "Disk that request bodies take, or have announced, which are kept for a retry.";
+        text.single("wecom_proxy_replay_disk_bytes", "gauge", help, self.rules.shelf.in_files());
+        let help = "Most disk that they may take: replay.disk.";
+        text.single("wecom_proxy_replay_disk_limit_bytes", "gauge", help, self.rules.shelf.max_in_files());
     }
 
     fn write_tokens(&self, text: &mut Text) {

@@ -1,12 +1,11 @@
 //! A first look at an answer: is it a refusal of the token? No more of the body is held back than it takes to tell.
 
 use std::{
-    collections::VecDeque,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::StatusCode;
 use tokio::time::Instant;
 
@@ -20,8 +19,9 @@ use crate::{
 };
 
 /// An answer whose errcode has not shown within this many bytes is taken for one without. A refusal is some hundred
-/// bytes; 4096 requests in flight must not hold back 4096 large lists.
-const LONGEST_LOOK: usize = 1024 * 1024;
+/// bytes; 4096 requests in flight must not hold back 4096 large lists. The framing counts too, or an answer of single
+/// bytes would be looked at many times as long.
+const LONGEST_LOOK: u64 = 1024 * 1024;
 
 /// An answer that was looked at.
 pub(super) struct Inspected {
@@ -44,24 +44,26 @@ pub(super) struct Inspected {
     pub(super) place: Option<Place>,
 }
 
-/// Pieces of a body that are here, in order. Nearly always there is one, or none.
+/// Pieces of a body that are here, in order. Nearly always there is one, or none. Those behind it are copied together:
+/// each may be a slice of a read buffer of its own, which it would keep alive.
 #[derive(Default)]
 pub(super) struct Held {
     first: Option<Bytes>,
-    more: VecDeque<Bytes>,
+    more: BytesMut,
 }
 
 impl Held {
     fn push(&mut self, piece: Bytes) {
         match self.first {
             None if self.more.is_empty() => self.first = Some(piece),
-            _ => self.more.push_back(piece),
+            _ => self.more.extend_from_slice(&piece),
         }
     }
 
     /// Takes the next piece.
     pub(super) fn pop(&mut self) -> Option<Bytes> {
-        self.first.take().or_else(|| self.more.pop_front())
+        let more = || (!self.more.is_empty()).then(|| std::mem::take(&mut self.more).freeze());
+        self.first.take().or_else(more)
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -74,8 +76,9 @@ impl Held {
     }
 
     /// The pieces that are still here.
-    pub(super) fn pieces(&self) -> impl Iterator<Item = &Bytes> {
-        self.first.iter().chain(&self.more)
+    pub(super) fn pieces(&self) -> impl Iterator<Item = &[u8]> {
+        let more = (!self.more.is_empty()).then_some(&self.more[..]);
+        self.first.as_deref().into_iter().chain(more)
     }
 }
 
@@ -88,7 +91,7 @@ impl Inspected {
             lines: own_lines(),
             dated: false,
             length: Some(body.len() as u64),
-            held: Held { first: Some(body), more: VecDeque::new() },
+            held: Held { first: Some(body), more: BytesMut::new() },
             rest: AnswerBody::ended(),
             errcode,
             took: Duration::ZERO,
@@ -104,7 +107,7 @@ impl Inspected {
 
     /// Takes in the rest of the body, if it is no longer than `most` bytes.
     pub(super) async fn collect(mut self: Box<Self>, most: usize) -> Result<Box<Self>, Failure> {
-        let mut length: usize = self.held.pieces().map(Bytes::len).sum();
+        let mut length: usize = self.held.pieces().map(<[u8]>::len).sum();
         while length < most
             && let Some(piece) = self.rest.data().await.transpose()?
         {
@@ -125,7 +128,7 @@ pub(super) struct Inspection {
     seen: Box<Inspected>,
     /// Where it is not yet known whether there is an errcode.
     scanner: Option<Box<ReplyScanner>>,
-    looked_at: usize,
+    looked_at: u64,
 }
 
 impl Inspection {
@@ -170,13 +173,13 @@ impl Inspection {
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
         let Some(scanner) = &mut self.scanner else { return Poll::Ready(Ok(())) };
         let mut verdict = scanner.verdict();
-        while verdict == Verdict::Undecided && self.looked_at < LONGEST_LOOK {
+        while verdict == Verdict::Undecided && self.looked_at + self.seen.rest.overhead() < LONGEST_LOOK {
             let Some(piece) = ready!(self.seen.rest.poll_data(cx)).transpose()? else {
                 verdict = scanner.finish();
                 break;
             };
             verdict = scanner.feed(&piece);
-            self.looked_at += piece.len();
+            self.looked_at += piece.len() as u64;
             self.seen.held.push(piece);
         }
         if let Verdict::Found(found) = verdict {

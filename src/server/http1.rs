@@ -34,7 +34,7 @@ use super::{LAST_CALL, LINGER, LINGER_BYTES, PREFACE, Server, Timeouts, house::S
 use crate::{
     deadline::Deadline,
     fields::Fields,
-    framing::Framing,
+    framing::{Framing, split},
     io::Stream,
     proxy::{Proxy, Reply, Request, RequestTarget},
     upload::Body,
@@ -264,7 +264,7 @@ impl Conversation {
         let mut wire = self.wire.inner();
         let declared = match framing {
             Framing::Length(length) if length <= wire.inbound.len() as u64 => {
-                return (Body::Whole(wire.inbound.split_to(length as usize).freeze()), false);
+                return (Body::Whole(split(&mut wire.inbound, length as usize)), false);
             }
             Framing::Length(length) => Some(length),
             _ => None,

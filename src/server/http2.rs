@@ -31,6 +31,7 @@ use super::{LAST_CALL, LINGER, LINGER_BYTES, MAX_HEAD, Server, house::Seat, last
 use crate::{
     deadline::Deadline,
     fields::{Fields, is_quoted},
+    framing::{MIN_SLICE_BYTES, detached},
     io::Stream,
     proxy::{Broken, Proxy, Reply, ReplyBody, Request, RequestTarget},
     upload::{Body, Cut, Source},
@@ -154,8 +155,14 @@ async fn answer(
     if let Some(length) = length {
         headers.insert(header::CONTENT_LENGTH, length.into());
     }
-    let mut response =
-        Response::new(StreamBody { body, over: is_head, rest: Bytes::new(), turn, _busy: busy });
+    let mut response = Response::new(StreamBody {
+        body,
+        over: is_head,
+        rest: Bytes::new(),
+        broken: false,
+        turn,
+        _busy: busy,
+    });
     *response.status_mut() = status;
     *response.headers_mut() = headers;
     response
@@ -196,10 +203,10 @@ impl Source for StreamUpload {
             match ready!(Pin::new(body).poll_frame(cx)) {
                 // Trailers are hop-by-hop here: nobody sends them to WeCom.
                 Some(Ok(frame)) => match frame.into_data() {
-                    Ok(data) if !data.is_empty() => return Poll::Ready(Ok(Some(data))),
+                    Ok(data) if !data.is_empty() => return Poll::Ready(Ok(Some(detached(data)))),
                     _ => {}
                 },
-                Some(Err(_)) => return Poll::Ready(Err(Cut)),
+                Some(Err(_)) => return Poll::Ready(Err(Cut::Broken)),
                 None => self.0 = None,
             }
         }
@@ -244,9 +251,29 @@ struct StreamBody {
     over: bool,
     /// What is left of a piece that was too long.
     rest: Bytes,
+    /// It has broken off behind that.
+    broken: bool,
     turn: Arc<Turn>,
     /// The connection is in use until the body has been handed over.
     _busy: Option<Busy>,
+}
+
+impl StreamBody {
+    /// A piece with the small ones behind it that are here already: each frame costs far more memory than one byte.
+    fn gathered(&mut self, first: Bytes, cx: &mut Context<'_>) -> Bytes {
+        let mut gathered = BytesMut::new();
+        while first.len() + gathered.len() < MIN_SLICE_BYTES && !self.body.is_ended() {
+            match self.body.poll_piece(cx) {
+                Poll::Ready(Some(Ok(next))) => gathered.extend_from_slice(&next),
+                Poll::Ready(Some(Err(Broken))) => {
+                    self.broken = true;
+                    break;
+                }
+                Poll::Ready(None) | Poll::Pending => break,
+            }
+        }
+        if gathered.is_empty() { first } else { [&first[..], &gathered].concat().into() }
+    }
 }
 
 impl http_body::Body for StreamBody {
@@ -261,13 +288,16 @@ impl http_body::Body for StreamBody {
             return Poll::Ready(None);
         }
         if self.rest.is_empty() {
+            if self.broken {
+                return Poll::Ready(Some(Err(Broken)));
+            }
             let polled = self.body.poll_piece(cx);
             if polled.is_pending() {
                 // It is the upstream that has to go on, and no longer the client.
                 self.turn.owe();
             }
             match ready!(polled) {
-                Some(Ok(piece)) => self.rest = piece,
+                Some(Ok(piece)) => self.rest = self.gathered(piece, cx),
                 Some(Err(broken)) => return Poll::Ready(Some(Err(broken))),
                 None => {
                     self.over = true;
@@ -282,7 +312,7 @@ impl http_body::Body for StreamBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.over || (self.rest.is_empty() && self.body.is_ended())
+        self.over || (self.rest.is_empty() && self.body.is_ended() && !self.broken)
     }
 
     fn size_hint(&self) -> SizeHint {

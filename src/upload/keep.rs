@@ -1,116 +1,113 @@
-//! Where kept bodies lie: in memory up to the budget, then in temporary files that have no name.
+//! One body's kept bytes: in memory as far as the budget goes, then in a temporary file that has no name.
+//!
+//! What comes is copied into buffers of its own: a slice of the read buffer would keep all of that alive, and only that
+//! buffer's owner knows how large it is. So what is counted is what is held.
 
 use std::{
+    fmt,
     fs::File,
     future::Future,
     io,
     os::unix::fs::FileExt,
-    path::PathBuf,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use bytes::{Bytes, BytesMut};
 use tokio::task::{JoinHandle, spawn_blocking};
 
-/// Pieces below this size are copied together: a byte that comes alone would otherwise hold the whole buffer that it was
-/// read into.
-const SMALL: usize = 4 * 1024;
-/// How much is written to a file at once; a write is a task of its own, and must not be one for each byte.
-const WRITE: usize = 64 * 1024;
+use super::budget::{Reserved, Shelf};
+
+/// A body's first buffer; each next one is as large as all before it, up to [`MAX_BLOCK_BYTES`].
+const MIN_BLOCK_BYTES: u64 = 1024;
+const MAX_BLOCK_BYTES: u64 = 64 * 1024;
+/// How much is gathered for one write to a file, where the memory is there: a write is a task of its own.
+const WRITE_BYTES: u64 = 64 * 1024;
+/// How much is gathered where the memory is used up: even then a write must not be one for each byte.
+const MIN_WRITE_BYTES: u64 = 4 * 1024;
 /// How much is read back from a file at once.
-const READ_BACK: u64 = 128 * 1024;
+const READ_BACK_BYTES: u64 = 128 * 1024;
 
-/// The room that all kept bodies share.
-#[derive(Debug)]
-pub struct Shelf {
-    memory: u64,
-    in_memory: AtomicU64,
-    in_files: AtomicU64,
-    dir: PathBuf,
-}
+/// There is room for a body of this length neither in memory nor on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Full;
 
-impl Shelf {
-    /// At most `memory` bytes in memory for all bodies together, the rest in files under `dir`.
-    pub fn new(memory: u64, dir: PathBuf) -> Self {
-        Self { memory, in_memory: AtomicU64::new(0), in_files: AtomicU64::new(0), dir }
-    }
-
-    /// Bytes that are kept in memory now.
-    pub fn in_memory(&self) -> u64 {
-        self.in_memory.load(Ordering::Relaxed)
-    }
-
-    /// Bytes that are kept in files now, or on their way there.
-    pub fn in_files(&self) -> u64 {
-        self.in_files.load(Ordering::Relaxed)
-    }
-
-    /// Takes room in memory for `bytes` more of a body that has `held` already. One body gets no more than an eighth of
-    /// the budget, so that one large upload neither fills the memory nor takes it from all the others.
-    fn reserve(&self, held: u64, bytes: u64) -> bool {
-        if held + bytes > self.memory / 8 {
-            return false;
-        }
-        let fits = |now: u64| now.checked_add(bytes).filter(|sum| *sum <= self.memory);
-        self.in_memory.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_ok()
-    }
-}
-
-/// How far a reader has come in what is kept.
+/// How far a reader has come in the body, in bytes.
 #[derive(Debug, Default)]
-pub(super) struct Place {
-    piece: usize,
-    within: usize,
-    spilled: u64,
-}
+pub(super) struct Place(u64);
 
 impl Place {
-    /// Moves to the end of what is kept: the reader has seen the newest piece as it came.
+    /// Moves to the end of what has come: the reader has seen the newest piece as it came.
     pub(super) fn skip(&mut self, kept: &Kept) {
-        self.piece = kept.pieces.len();
-        self.within = kept.tail.len();
-        self.spilled = kept.spilled();
-    }
-
-    fn is_end_of(&self, kept: &Kept) -> bool {
-        self.piece == kept.pieces.len() && self.within == kept.tail.len() && self.spilled == kept.spilled()
+        self.0 = kept.length;
     }
 }
 
-/// One body's kept bytes: whole pieces, a tail of small ones, then a file.
+/// A full buffer, and where in the body it begins.
+struct Block {
+    start: u64,
+    bytes: Bytes,
+}
+
+/// What goes into the file next.
+struct Gathered {
+    bytes: BytesMut,
+    _memory: Reserved,
+}
+
+/// What of a body lies in a file. The file goes when the last write is done, and its reservation with it.
+struct Spill {
+    file: File,
+    disk: Reserved,
+}
+
+/// One body's kept bytes, in order: full buffers, the one that fills, the file, what is gathered for it.
 pub(super) struct Kept {
     shelf: Arc<Shelf>,
-    pieces: Vec<Bytes>,
-    tail: BytesMut,
-    memory_bytes: u64,
-    file: Option<Arc<File>>,
-    file_bytes: u64,
-    /// What goes into the file next.
-    gathered: BytesMut,
+    /// How long the body is, as far as its head says.
+    announced: Option<u64>,
+    /// Bytes that have come.
+    length: u64,
+    blocks: Vec<Block>,
+    filling: BytesMut,
+    memory: Reserved,
+    /// Bytes in `blocks` and `filling`.
+    in_memory: u64,
+    /// What may be written to the file beyond what is there.
+    disk: Reserved,
+    spill: Option<Arc<Spill>>,
+    /// Bytes in the file, or on their way there.
+    written: u64,
+    gathered: Option<Gathered>,
     writing: Option<JoinHandle<io::Result<()>>>,
     reading: Option<JoinHandle<io::Result<Bytes>>>,
     lost: bool,
 }
 
 impl Kept {
-    pub(super) fn new(shelf: Arc<Shelf>) -> Self {
-        Self {
-            shelf,
-            pieces: Vec::new(),
-            tail: BytesMut::new(),
-            memory_bytes: 0,
-            file: None,
-            file_bytes: 0,
-            gathered: BytesMut::new(),
+    /// Room for a body. One whose length is announced has it on disk from now on where memory does not have it.
+    pub(super) fn new(shelf: &Arc<Shelf>, announced: Option<u64>) -> Result<Self, Full> {
+        let disk = Reserved::none(&shelf.disk);
+        if announced.is_some_and(|length| !shelf.fits_memory(length) && !disk.grow(length)) {
+            return Err(Full);
+        }
+        Ok(Self {
+            shelf: shelf.clone(),
+            announced,
+            length: 0,
+            blocks: Vec::new(),
+            filling: BytesMut::new(),
+            memory: Reserved::none(&shelf.memory),
+            in_memory: 0,
+            disk,
+            spill: None,
+            written: 0,
+            gathered: None,
             writing: None,
             reading: None,
             lost: false,
-        }
+        })
     }
 
     /// Whether all that came is here. A full disk costs the retry, not the request.
@@ -120,54 +117,110 @@ impl Kept {
 
     /// Keeps one more piece. One that goes to a file is still being written when this returns; see [`Kept::poll_idle`].
     pub(super) fn push(&mut self, piece: &Bytes) {
+        self.length += piece.len() as u64;
         if self.lost {
             return;
         }
-        let length = piece.len() as u64;
-        if self.file.is_none() && self.shelf.reserve(self.memory_bytes, length) {
-            self.memory_bytes += length;
-            return self.push_memory(piece);
+        let taken = if self.spill.is_none() { self.push_memory(piece) } else { 0 };
+        if taken < piece.len() {
+            self.push_file(piece.slice(taken..));
         }
-        let file = match &self.file {
-            Some(file) => file.clone(),
-            None => match tempfile::tempfile_in(&self.shelf.dir) {
-                Ok(file) => self.file.insert(Arc::new(file)).clone(),
-                Err(error) => return self.lose(&error),
-            },
-        };
-        self.shelf.in_files.fetch_add(length, Ordering::Relaxed);
-        let piece = if self.gathered.is_empty() && piece.len() >= WRITE {
-            piece.clone()
-        } else {
-            self.gathered.extend_from_slice(piece);
-            if self.gathered.len() < WRITE {
-                return;
+    }
+
+    /// Copies as much of a piece as there is memory for; how much that was is returned.
+    fn push_memory(&mut self, piece: &[u8]) -> usize {
+        let mut taken = 0;
+        while taken < piece.len() {
+            let room = self.filling.capacity() - self.filling.len();
+            if room == 0 {
+                if !self.next_block(piece.len() - taken) {
+                    break;
+                }
+                continue;
             }
-            self.gathered.split().freeze()
+            let now = room.min(piece.len() - taken);
+            self.filling.extend_from_slice(&piece[taken..taken + now]);
+            self.in_memory += now as u64;
+            taken += now;
+        }
+        taken
+    }
+
+    /// Begins another buffer, no larger than the budget, this body's share and what is still to come.
+    fn next_block(&mut self, piece: usize) -> bool {
+        if !self.filling.is_empty() {
+            let start = self.in_memory - self.filling.len() as u64;
+            self.blocks.push(Block { start, bytes: std::mem::take(&mut self.filling).freeze() });
+        }
+        let held = self.memory.bytes();
+        let wanted = held.max(piece as u64).clamp(MIN_BLOCK_BYTES, MAX_BLOCK_BYTES);
+        let to_come = self.announced.map_or(u64::MAX, |length| length.saturating_sub(self.in_memory));
+        let capacity = wanted.min(to_come).min(self.shelf.share().saturating_sub(held));
+        if capacity == 0 || !self.memory.grow(capacity) {
+            return false;
+        }
+        self.filling = BytesMut::with_capacity(capacity as usize);
+        true
+    }
+
+    fn push_file(&mut self, piece: Bytes) {
+        let spill = match self.spilling() {
+            Ok(spill) => spill,
+            Err(error) => return self.lose(&error),
         };
-        let at = self.file_bytes;
-        self.file_bytes += piece.len() as u64;
-        self.writing = Some(spawn_blocking(move || file.write_all_at(&piece, at)));
+        if !spill.disk.grow_to(self.spilled() + piece.len() as u64) {
+            return self.lose(&"replay.disk is used up");
+        }
+        if self.gather(&piece) {
+            return;
+        }
+        let (gathered, at) = (self.gathered.take(), self.written);
+        let before = gathered.as_ref().map_or(0, |gathered| gathered.bytes.len() as u64);
+        self.written += before + piece.len() as u64;
+        self.writing = Some(spawn_blocking(move || {
+            if let Some(gathered) = gathered {
+                spill.file.write_all_at(&gathered.bytes, at)?;
+            }
+            spill.file.write_all_at(&piece, at + before)
+        }));
+    }
+
+    /// The file, made where there is none.
+    fn spilling(&mut self) -> io::Result<Arc<Spill>> {
+        if let Some(spill) = &self.spill {
+            return Ok(spill.clone());
+        }
+        let file = tempfile::tempfile_in(self.shelf.dir())?;
+        let disk = std::mem::replace(&mut self.disk, Reserved::none(&self.shelf.disk));
+        // What is in memory takes no disk.
+        disk.shrink_to(self.announced.unwrap_or_default().saturating_sub(self.in_memory));
+        Ok(self.spill.insert(Arc::new(Spill { file, disk })).clone())
+    }
+
+    /// Puts a small piece aside for the next write; false where it must be written now.
+    fn gather(&mut self, piece: &Bytes) -> bool {
+        if self.gathered.is_none() {
+            let memory = Reserved::none(&self.shelf.memory);
+            let is_small = (piece.len() as u64) < MIN_WRITE_BYTES;
+            let memory = match (piece.len() as u64) < WRITE_BYTES {
+                true if self.shelf.share() >= WRITE_BYTES && memory.grow(WRITE_BYTES) => memory,
+                true if is_small => Reserved::forced(&self.shelf.memory, MIN_WRITE_BYTES),
+                _ => return false,
+            };
+            let bytes = BytesMut::with_capacity(memory.bytes() as usize);
+            self.gathered = Some(Gathered { bytes, _memory: memory });
+        }
+        let Some(Gathered { bytes, .. }) = &mut self.gathered else { return false };
+        let fits = bytes.len() + piece.len() <= bytes.capacity();
+        if fits {
+            bytes.extend_from_slice(piece);
+        }
+        fits
     }
 
     /// Bytes that are beyond the memory, written or gathered.
     fn spilled(&self) -> u64 {
-        self.file_bytes + self.gathered.len() as u64
-    }
-
-    fn push_memory(&mut self, piece: &Bytes) {
-        if piece.len() < SMALL {
-            self.tail.extend_from_slice(piece);
-            if self.tail.len() < SMALL {
-                return;
-            }
-        }
-        if !self.tail.is_empty() {
-            self.pieces.push(self.tail.split().freeze());
-        }
-        if piece.len() >= SMALL {
-            self.pieces.push(piece.clone());
-        }
+        self.written + self.gathered.as_ref().map_or(0, |gathered| gathered.bytes.len() as u64)
     }
 
     /// Ready when no write is under way, so that a slow disk holds the client back instead of filling the memory.
@@ -188,41 +241,50 @@ impl Kept {
         place: &mut Place,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<Option<Bytes>>> {
-        // A piece that could not be written leaves a gap that nobody may send over.
-        if self.lost && !place.is_end_of(self) {
+        if place.0 == self.length {
+            return Poll::Ready(Ok(None));
+        }
+        // A piece that could not be written leaves a gap that must not be sent over.
+        if self.lost {
             return Poll::Ready(Err(io::Error::other("a piece of it was not kept")));
         }
-        while let Some(piece) = self.pieces.get(place.piece) {
-            let rest = piece.slice(place.within..);
-            (place.piece, place.within) = (place.piece + 1, 0);
-            if !rest.is_empty() {
-                return Poll::Ready(Ok(Some(rest)));
+        let piece = match place.0.checked_sub(self.in_memory) {
+            None => self.from_memory(place.0),
+            Some(at) if at < self.written => ready!(self.poll_read_back(at, cx))?,
+            Some(at) => {
+                let from = (at - self.written) as usize;
+                let gathered = self.gathered.as_ref().and_then(|gathered| gathered.bytes.get(from..));
+                Bytes::copy_from_slice(gathered.unwrap_or_default())
             }
+        };
+        place.0 += piece.len() as u64;
+        Poll::Ready(Ok(Some(piece)))
+    }
+
+    fn from_memory(&self, at: u64) -> Bytes {
+        let filling = self.in_memory - self.filling.len() as u64;
+        if at >= filling {
+            return Bytes::copy_from_slice(&self.filling[(at - filling) as usize..]);
         }
-        if place.within < self.tail.len() {
-            let rest = Bytes::copy_from_slice(&self.tail[place.within..]);
-            place.within = self.tail.len();
-            return Poll::Ready(Ok(Some(rest)));
-        }
-        let Some(file) = self.file.as_ref().filter(|_| place.spilled < self.file_bytes) else {
-            let rest = self.gathered.get(place.spilled.saturating_sub(self.file_bytes) as usize..);
-            let rest = rest.filter(|rest| !rest.is_empty()).map(Bytes::copy_from_slice);
-            place.spilled = self.spilled();
-            return Poll::Ready(Ok(rest));
+        let nth = self.blocks.partition_point(|block| block.start <= at) - 1;
+        let Block { start, bytes } = &self.blocks[nth];
+        bytes.slice((at - start) as usize..)
+    }
+
+    fn poll_read_back(&mut self, at: u64, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+        let Some(spill) = &self.spill else {
+            return Poll::Ready(Err(io::Error::other("its file is gone")));
         };
         let reading = self.reading.get_or_insert_with(|| {
-            let (file, at) = (file.clone(), place.spilled);
-            let bytes = READ_BACK.min(self.file_bytes - at) as usize;
+            let (spill, bytes) = (spill.clone(), READ_BACK_BYTES.min(self.written - at) as usize);
             spawn_blocking(move || {
                 let mut piece = vec![0; bytes];
-                file.read_exact_at(&mut piece, at).map(|()| Bytes::from(piece))
+                spill.file.read_exact_at(&mut piece, at).map(|()| Bytes::from(piece))
             })
         });
         let read = ready!(Pin::new(reading).poll(cx));
         self.reading = None;
-        let piece = read.unwrap_or_else(|panic| Err(io::Error::other(panic)))?;
-        place.spilled += piece.len() as u64;
-        Poll::Ready(Ok(Some(piece)))
+        Poll::Ready(read.unwrap_or_else(|panic| Err(io::Error::other(panic))))
     }
 
     /// Forgets a read that an earlier reader had begun.
@@ -230,16 +292,23 @@ impl Kept {
         self.reading = None;
     }
 
-    fn lose(&mut self, error: &io::Error) {
-        tracing::warn!(%error, "a request's body could not be kept in a temporary file; it cannot be sent again");
+    /// Lets go of all that is kept: the request goes on, without another attempt.
+    fn lose(&mut self, error: &dyn fmt::Display) {
+        tracing::warn!(%error, "a request's body could not be kept; it cannot be sent again");
         self.lost = true;
+        self.blocks = Vec::new();
+        self.filling = BytesMut::new();
+        self.memory.shrink_to(0);
+        self.disk.shrink_to(0);
+        (self.gathered, self.spill, self.reading) = (None, None, None);
     }
-}
 
-impl Drop for Kept {
-    fn drop(&mut self) {
-        self.shelf.in_memory.fetch_sub(self.memory_bytes, Ordering::Relaxed);
-        self.shelf.in_files.fetch_sub(self.spilled(), Ordering::Relaxed);
+    /// Capacity of the buffers that it has now, and bytes that it may have in a file.
+    pub(super) fn held(&self) -> (u64, u64) {
+        let blocks: usize = self.blocks.iter().map(|block| block.bytes.len()).sum();
+        let gathered = self.gathered.as_ref().map_or(0, |gathered| gathered.bytes.capacity());
+        let disk = self.spill.as_ref().map_or(self.disk.bytes(), |spill| spill.disk.bytes());
+        ((blocks + self.filling.capacity() + gathered) as u64, disk)
     }
 }
 
@@ -248,6 +317,8 @@ mod tests {
     use std::future::poll_fn;
 
     use super::*;
+
+    const NO_BOUND: u64 = u64::MAX;
 
     async fn read_all(kept: &mut Kept) -> io::Result<Vec<u8>> {
         let (mut place, mut all) = (Place::default(), Vec::new());
@@ -258,35 +329,71 @@ mod tests {
         Ok(all)
     }
 
+    async fn push(kept: &mut Kept, size: usize) -> Vec<u8> {
+        poll_fn(|cx| kept.poll_idle(cx)).await;
+        let piece = vec![size as u8; size];
+        kept.push(&piece.clone().into());
+        poll_fn(|cx| kept.poll_idle(cx)).await;
+        piece
+    }
+
     #[tokio::test]
     async fn what_was_kept_comes_back_whole_from_memory_and_file_and_leaves_nothing() {
         let dir = tempfile::tempdir().expect("a directory");
-        let shelf = Arc::new(Shelf::new(8 * 10_000, dir.path().to_owned()));
-        let mut kept = Kept::new(shelf.clone());
-        let mut expected = Vec::new();
-        for size in [1, 100, 5000, 3, 4000, 20_000, 7, 300_000, 1, 70_000, 5] {
-            poll_fn(|cx| kept.poll_idle(cx)).await;
-            let piece = Bytes::from(vec![size as u8; size]);
-            expected.extend_from_slice(&piece);
-            kept.push(&piece);
+        for memory in [0, 1, 8 * 10_000, 8 << 20] {
+            let shelf = Arc::new(Shelf::new(memory, NO_BOUND, dir.path().to_owned()));
+            let mut kept = Kept::new(&shelf, None).expect("room");
+            let mut expected = Vec::new();
+            for size in [1, 100, 5000, 3, 4000, 20_000, 7, 300_000, 1, 70_000, 5] {
+                expected.extend(push(&mut kept, size).await);
+                assert_eq!(kept.held(), (shelf.in_memory(), shelf.in_files()));
+                assert!(shelf.in_memory() <= memory + MIN_WRITE_BYTES);
+            }
+            assert_eq!(read_all(&mut kept).await.expect("all of it"), expected);
+            assert_eq!(dir.path().read_dir().expect("a directory").count(), 0);
+            drop(kept);
+            assert_eq!((shelf.in_memory(), shelf.in_files()), (0, 0));
         }
-        assert_eq!(read_all(&mut kept).await.expect("all of it"), expected);
-        assert!(shelf.in_memory() <= 10_000 && shelf.in_files() > 0);
-        assert_eq!(dir.path().read_dir().expect("a directory").count(), 0);
-        drop(kept);
-        assert_eq!((shelf.in_memory(), shelf.in_files()), (0, 0));
     }
 
     #[tokio::test]
     async fn a_piece_that_could_not_be_written_is_never_sent_over() {
         let dir = tempfile::tempdir().expect("a directory");
-        let mut kept = Kept::new(Arc::new(Shelf::new(0, dir.path().to_owned())));
-        kept.push(&Bytes::from(vec![1; WRITE]));
-        poll_fn(|cx| kept.poll_idle(cx)).await;
+        let shelf = Arc::new(Shelf::new(0, NO_BOUND, dir.path().to_owned()));
+        let mut kept = Kept::new(&shelf, None).expect("room");
+        push(&mut kept, WRITE_BYTES as usize).await;
         // Opened for reading only, as a full disk would do to the next write.
-        kept.file = Some(Arc::new(File::open("/dev/null").expect("a file")));
-        kept.push(&Bytes::from(vec![2; WRITE]));
+        let file = File::open("/dev/null").expect("a file");
+        kept.spill = Some(Arc::new(Spill { file, disk: Reserved::none(&shelf.disk) }));
+        push(&mut kept, WRITE_BYTES as usize).await;
         assert!(read_all(&mut kept).await.is_err());
         assert!(!kept.is_whole());
+        assert_eq!((shelf.in_memory(), shelf.in_files()), (0, 0), "what is of no use is let go");
+    }
+
+    #[tokio::test]
+    async fn announced_length_beyond_both_budgets_is_full() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let shelf = Arc::new(Shelf::new(80_000, 20_000, dir.path().to_owned()));
+        assert!(matches!(Kept::new(&shelf, Some(20_001)), Err(Full)));
+        let mut first = Kept::new(&shelf, Some(15_000)).expect("room");
+        assert_eq!(shelf.in_files(), 15_000, "it is reserved before it comes");
+        assert!(matches!(Kept::new(&shelf, Some(10_001)), Err(Full)));
+        Kept::new(&shelf, Some(10_000)).expect("room in memory");
+        push(&mut first, 15_000).await;
+        assert_eq!((shelf.in_memory(), shelf.in_files()), (10_000, 5_000));
+        Kept::new(&shelf, Some(15_000)).expect("room again");
+    }
+
+    #[tokio::test]
+    async fn body_that_outgrows_the_disk_budget_is_let_go() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let shelf = Arc::new(Shelf::new(0, 100_000, dir.path().to_owned()));
+        let mut kept = Kept::new(&shelf, None).expect("room");
+        push(&mut kept, 60_000).await;
+        assert!(kept.is_whole() && shelf.in_files() == 60_000);
+        push(&mut kept, 60_000).await;
+        assert!(!kept.is_whole());
+        assert_eq!((shelf.in_memory(), shelf.in_files()), (0, 0));
     }
 }

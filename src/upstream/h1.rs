@@ -242,6 +242,11 @@ impl Exchange {
         let _ = self.poll_send(cx);
     }
 
+    /// How many bytes of framing came with what was taken so far.
+    pub(super) fn overhead(&self) -> u64 {
+        self.framing.overhead()
+    }
+
     /// Whether the whole answer has been taken.
     pub(super) fn is_ended(&self) -> bool {
         self.framing == Framing::Done

@@ -23,7 +23,7 @@ use super::{AnswerBody, Failure, Flaw, Outgoing, Sent, Settings, Source};
 use crate::{
     deadline::Deadline,
     fields::{Fields, is_quoted},
-    framing::answer_length,
+    framing::{answer_length, detached},
     io::Stream,
     upload::{Reader, UploadError},
 };
@@ -39,6 +39,8 @@ const CONNECTION_WINDOW: u32 = 1 << 30;
 const MOST_STREAMS: usize = (CONNECTION_WINDOW / STREAM_WINDOW) as usize;
 /// Stands for what the upstream allows until it has said so; nobody says this.
 const UNSAID: usize = usize::MAX - 1;
+/// What each frame has beside its payload.
+const FRAME_HEAD_BYTES: u64 = 9;
 /// How often a fresh connection is asked whether the upstream has said it.
 const ASK: Duration = Duration::from_millis(1);
 
@@ -194,6 +196,7 @@ impl Place {
             _progress: progress,
             silence: Deadline::idle(),
             body_timeout: settings.body_timeout,
+            overhead: 0,
         };
         let ended = answer.is_ended();
         let body = AnswerBody(if ended { Source::Ended } else { Source::Http2(Box::new(answer)) });
@@ -312,7 +315,7 @@ impl Body for UploadBody {
     ) -> Poll<Option<Result<Frame<Bytes>, UploadError>>> {
         let this = &mut *self;
         let Some(reader) = &mut this.reader else { return Poll::Ready(None) };
-        let piece = reader.poll_piece(cx);
+        let piece = reader.poll_gathered(cx);
         this.progress.awaits_client.set(piece.is_pending());
         this.progress.pieces.update(|pieces| pieces + 1);
         piece.map(|piece| piece.map(|piece| piece.map(Frame::data)).transpose())
@@ -333,6 +336,8 @@ pub(super) struct Answer {
     _progress: Rc<Progress>,
     silence: Deadline,
     body_timeout: Duration,
+    /// Bytes of framing so far.
+    overhead: u64,
 }
 
 impl Answer {
@@ -351,11 +356,17 @@ impl Answer {
                 Some(Err(error)) => return failure(Flaw::Http2(error.to_string())),
                 Some(Ok(frame)) => {
                     if let Ok(data) = frame.into_data() {
-                        return Poll::Ready(Some(Ok(data)));
+                        self.overhead += FRAME_HEAD_BYTES;
+                        return Poll::Ready(Some(Ok(detached(data))));
                     }
                 }
             }
         }
+    }
+
+    /// How many bytes of framing came with what was taken so far. The padding of frames is not among them.
+    pub(super) fn overhead(&self) -> u64 {
+        self.overhead
     }
 
     pub(super) fn is_ended(&self) -> bool {

@@ -46,6 +46,7 @@ mod relay;
 mod reload;
 mod reload_open;
 mod replay;
+mod replay_disk;
 mod replicas;
 mod scale;
 mod sdks;

@@ -75,6 +75,8 @@ async fn every_metric_counts_what_its_name_says() {
         ("wecom_proxy_in_flight", 0.0),
         ("wecom_proxy_access_log_dropped_total", 0.0),
         ("wecom_proxy_replay_memory_bytes", 0.0),
+        ("wecom_proxy_replay_disk_bytes", 0.0),
+        ("wecom_proxy_replay_disk_limit_bytes", 4_294_967_296.0),
     ] {
         assert_eq!(value(&text, series), Some(expected), "{series} in\n{text}");
     }

@@ -198,6 +198,20 @@ const PROMISES: &[(&str, &[&str])] = &[
             "replay::an_upload_that_is_refused_before_its_end_is_sent_whole",
             "replay::a_body_beyond_the_replay_memory_lies_in_a_file_without_a_name",
             "replay::a_replay_directory_that_cannot_be_written_costs_only_the_retry",
+            "replay_disk::announced_body_that_fits_nowhere_is_refused_unsent",
+            "replay_disk::announced_body_that_still_comes_has_its_disk",
+            "replay_disk::body_that_outgrows_the_disk_goes_on_without_a_retry",
+            "replay_disk::kept_bodies_never_take_more_than_their_budgets",
+            "properties::kept_bodies_cost_what_is_counted_and_come_back_whole",
+        ],
+    ),
+    (
+        "a body that is nearly all chunk framing is refused, and never weighs more than its data",
+        &[
+            "replay_disk::request_that_is_all_chunk_framing_is_refused",
+            "replay_disk::response_that_is_all_chunk_framing_is_upstream_broke",
+            "weight::kept_chunks_between_much_framing_weigh_what_is_counted",
+            "weight::json_of_single_bytes_weighs_little_while_it_is_looked_at",
         ],
     ),
     // Every wait ends.

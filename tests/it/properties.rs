@@ -219,6 +219,15 @@ fn an_answers_head_says_one_thing() {
 }
 
 #[test]
+fn kept_bodies_cost_what_is_counted_and_come_back_whole() {
+    let words = &[
+        "\0", "\u{1}", "\u{2}", "\u{3}", "\u{4}", "\u{6}", "\u{8}", "\u{f}", "\u{10}", "\u{16}", " ", "&",
+        "6", "?",
+    ];
+    hold("replay", checks::replay::check, words, 300);
+}
+
+#[test]
 fn chunks_have_one_reading() {
     let words =
         &["\r\n", "\n", "\r", "0", "5", "a", "F", ";", " ", "\t", "x=\"\r\n\"", "A: b\r\n", "0\r\n\r\n"];

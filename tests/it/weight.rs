@@ -30,11 +30,16 @@ struct Program {
 
 impl Program {
     fn start(dir: &TempDir, upstream: SocketAddr) -> Self {
+        Self::with(dir, upstream, "")
+    }
+
+    /// With more in its configuration.
+    fn with(dir: &TempDir, upstream: SocketAddr, more: &str) -> Self {
         let agents: String =
             Settings::default().agents.iter().map(|agent| agent_section(agent, "")).collect();
         let upstream = format!("[upstream]\nurl = \"http://{upstream}\"\n");
         let path = dir.path().join("proxy.toml");
-        std::fs::write(&path, format!("[server]\nlisten = \"127.0.0.1:0\"\n{upstream}{agents}"))
+        std::fs::write(&path, format!("[server]\nlisten = \"127.0.0.1:0\"\n{upstream}{more}{agents}"))
             .expect("written");
         let mut child = Command::new(env!("CARGO_BIN_EXE_wecom-proxy"))
             .arg("serve")
@@ -180,4 +185,66 @@ async fn json_that_never_shows_an_errcode_weighs_little() {
     let grown = program.status("VmHWM").saturating_sub(idle);
     eprintln!("100 MiB of JSON without an errcode: {:.1} MiB", grown as f64 / MIB as f64);
     assert!(grown < 16 * MIB, "{:.1} MiB beyond idle", grown as f64 / MIB as f64);
+}
+
+/// Chunks of one byte, each with an extension of so many bytes.
+fn extended(chunks: usize, extension: usize) -> String {
+    format!("1;{}\r\n \r\n", "e".repeat(extension)).repeat(chunks)
+}
+
+#[tokio::test]
+#[cfg(target_os = "linux")]
+async fn kept_chunks_between_much_framing_weigh_what_is_counted() {
+    let dir = TempDir::new().expect("a directory");
+    let mut puppet = Puppet::new().await;
+    let program = Program::with(&dir, puppet.address, "[replay]\nmemory = \"64MiB\"\n");
+    let mut line = Line::to(program.address).await;
+    let head = "POST /hr/cgi-bin/x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n";
+    line.say(head).await.expect("it is taken");
+    let mut call = puppet.call().await;
+    let idle = program.status("VmRSS");
+    // As much framing as there may be for each byte: one such chunk used to hold all that was read with it.
+    let unit = format!("1000\r\n{}\r\n{}", "A".repeat(4096), extended(60, 1000));
+    let taking = tokio::spawn(async move {
+        let mut piece = vec![0; 1 << 20];
+        while call.line.stream.read(&mut piece).await.is_ok_and(|read| read > 0) {}
+    });
+    for _ in 0..128 * MIB as usize / unit.len() {
+        line.say(&unit).await.expect("it is taken");
+    }
+    let grown = program.status("VmHWM").saturating_sub(idle);
+    eprintln!("128 MiB of chunks with 8 MiB of data: {:.1} MiB", grown as f64 / MIB as f64);
+    assert!(grown < 32 * MIB, "{:.1} MiB beyond idle", grown as f64 / MIB as f64);
+    drop(line);
+    soon(taking).await.expect("no panic");
+}
+
+#[tokio::test]
+#[cfg(target_os = "linux")]
+async fn json_of_single_bytes_weighs_little_while_it_is_looked_at() {
+    let dir = TempDir::new().expect("a directory");
+    let mut puppet = Puppet::new().await;
+    let program = Program::start(&dir, puppet.address);
+    for path in [USER_GET, "/cgi-bin/get_jsapi_ticket"] {
+        let mut line = Line::to(program.address).await;
+        line.say(format!("GET /hr{path} HTTP/1.1\r\nHost: x\r\n\r\n")).await.expect("it is taken");
+        let mut call = puppet.call().await;
+        let idle = program.status("VmRSS");
+        let answering = tokio::spawn(async move {
+            let head =
+                "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n";
+            call.line.say(format!("{head}6\r\n{{\"l\":[\r\n")).await.expect("it is taken");
+            let mut sent = 0;
+            // It is held back once the look has ended, for its caller takes nothing.
+            let piece = extended(4096, 9);
+            while sent < 40 * MIB as usize && call.line.stream.write_all(piece.as_bytes()).await.is_ok() {
+                sent += piece.len();
+            }
+        });
+        assert!(line.head().await.starts_with("HTTP/1.1 200 "), "{path}");
+        let grown = program.status("VmRSS").saturating_sub(idle);
+        eprintln!("{path} in single bytes: {:.1} MiB", grown as f64 / MIB as f64);
+        assert!(grown < 16 * MIB, "{path}: {:.1} MiB beyond idle", grown as f64 / MIB as f64);
+        answering.abort();
+    }
 }

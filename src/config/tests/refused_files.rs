@@ -93,6 +93,10 @@ fn the_rest() {
             r#":2: replay.memory: "lots" is not a size like "64MiB" (B, KiB, MiB, GiB) or a plain number of bytes"#,
         ),
         (
+            "[replay]\ndisk = \"lots\"",
+            r#":2: replay.disk: "lots" is not a size like "64MiB" (B, KiB, MiB, GiB) or a plain number of bytes"#,
+        ),
+        (
             "[replay]\ndir = \"none\"",
             r#":2: replay.dir: "none" cannot be used: No such file or directory (os error 2)"#,
         ),

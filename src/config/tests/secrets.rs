@@ -104,6 +104,11 @@ fn other_warnings() {
             "proxy.toml:2: upstream.via: holds a password as plain text; keep this file from other readers",
         ),
         (
+            "[replay]\ndisk = \"16MiB\"",
+            "proxy.toml:2: replay.disk: is smaller than server.max_request_body: bodies that fit neither in it nor in \
+             an eighth of replay.memory are refused or not sent again",
+        ),
+        (
             "[clients.a]\nkey = { env = \"SHORT\" }\nagents = [\"*\"]",
             "proxy.toml:2: clients.a.key: is shorter than 16 characters and easy to guess",
         ),

@@ -224,6 +224,6 @@ pub(super) fn words(error: FramingError) -> &'static str {
         FramingError::TwoFramings => {
             "Transfer-Encoding stands beside Content-Length, or in a request of HTTP/1.0"
         }
-        FramingError::Chunk => "the body's chunks are not well formed",
+        FramingError::Chunk | FramingError::Overhead => "the body's chunks are not well formed",
     }
 }

@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::{
     buffers,
     deadline::Deadline,
-    framing::{Framing, Step},
+    framing::{Framing, FramingError, Step},
     io::{Caller, LastWord, Stream},
     outbox::Outbox,
     upload::{Cut, Source},
@@ -150,14 +150,15 @@ impl Inner {
                 Ok(Step::Data(piece)) => return Poll::Ready(Ok(Some(piece))),
                 Ok(Step::End) => return Poll::Ready(Ok(None)),
                 Ok(Step::Starved) => {}
-                Err(_) => return Poll::Ready(Err(Cut)),
+                Err(FramingError::Overhead) => return Poll::Ready(Err(Cut::Overhead)),
+                Err(_) => return Poll::Ready(Err(Cut::Broken)),
             }
             if self.continue_due {
                 self.continue_due = false;
                 // A few bytes on a connection that has sent nothing since: they fit, or the client is none.
                 let told = Pin::new(&mut self.stream).poll_write(cx, CONTINUE);
                 if !matches!(told, Poll::Ready(Ok(written)) if written == CONTINUE.len()) {
-                    return Poll::Ready(Err(Cut));
+                    return Poll::Ready(Err(Cut::Broken));
                 }
                 let _ = Pin::new(&mut self.stream).poll_flush(cx);
             }
@@ -168,7 +169,7 @@ impl Inner {
                 return Poll::Pending;
             };
             match filled {
-                Ok(0) | Err(_) => return Poll::Ready(Err(Cut)),
+                Ok(0) | Err(_) => return Poll::Ready(Err(Cut::Broken)),
                 Ok(read) if read >= self.next_read => self.next_read = LARGE_READ,
                 // A client that is slow needs no more.
                 Ok(read) if read < buffers::SIZE => self.next_read = buffers::SIZE,
@@ -245,10 +246,10 @@ impl Source for WireBody {
     }
 
     fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Cut>> {
-        let Some(wire) = self.wire() else { return Poll::Ready(Err(Cut)) };
+        let Some(wire) = self.wire() else { return Poll::Ready(Err(Cut::Broken)) };
         let mut wire = wire.inner();
         if wire.request != self.request {
-            return Poll::Ready(Err(Cut));
+            return Poll::Ready(Err(Cut::Broken));
         }
         wire.poll_body(cx)
     }
@@ -289,7 +290,7 @@ mod tests {
         wire.inner().framing = Framing::Length(5);
         let mut second = wire.body(Some(5));
         client.write_all(b"three").await.expect("it is taken");
-        assert_eq!((piece(&mut first).await, first.is_ended()), (Err(Cut), false));
+        assert_eq!((piece(&mut first).await, first.is_ended()), (Err(Cut::Broken), false));
         assert_eq!(piece(&mut second).await, Ok(Some(Bytes::from_static(b"three"))));
         assert!(second.is_ended());
     }
@@ -302,6 +303,6 @@ mod tests {
         let mut body = wire.body(Some(6));
         drop(wire);
         assert_eq!(client.read(&mut [0; 1]).await.expect("the end"), 0);
-        assert_eq!(piece(&mut body).await, Err(Cut));
+        assert_eq!(piece(&mut body).await, Err(Cut::Broken));
     }
 }
