@@ -269,10 +269,12 @@ impl Found {
         Self { at, lines: headers.iter().map(line).collect() }
     }
 
-    /// Takes the head, which is so long, off its buffer; the lines together with their text.
+    /// Takes the head, which is so long, off its buffer; the lines together with their text. The text is a copy: the lines
+    /// may last as long as a request waits, and must not keep the whole buffer.
     pub fn take_off(self, buffer: &mut BytesMut, length: usize) -> Fields {
-        buffer.advance(self.at);
-        Lines::new(buffer.split_to(length - self.at).freeze(), self.lines).into()
+        let text = Bytes::copy_from_slice(&buffer[self.at..length]);
+        buffer.advance(length);
+        Lines::new(text, self.lines).into()
     }
 }
 

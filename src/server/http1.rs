@@ -171,8 +171,10 @@ impl Conversation {
                 Poll::Pending => break begins,
             }
         };
-        if begins {
-            wire.let_go();
+        match begins {
+            true => wire.let_go(),
+            // Half a head that drips.
+            false => wire.release_unused(),
         }
         drop(wire);
         if self.waiting.at().is_none() {
@@ -259,7 +261,7 @@ impl Conversation {
         let mut wire = self.wire.inner();
         let declared = match framing {
             Framing::Length(length) if length <= wire.inbound.len() as u64 => {
-                return (Body::Whole(wire.inbound.split_to(length as usize).freeze()), false);
+                return (Body::Whole(wire.take(length as usize)), false);
             }
             Framing::Length(length) => Some(length),
             _ => None,
