@@ -240,7 +240,7 @@ impl Proxy {
             Some(place) => place,
             None => Box::pin(self.wait_for_place(forward, record)).await?,
         };
-        let answer = self.exchange(forward, &target, None, upload, record).await?;
+        let answer = Box::pin(self.exchange(forward, &target, None, upload, record)).await?;
         record.upstream = answer.took;
         Ok(answer.at(place))
     }
@@ -267,7 +267,7 @@ impl Proxy {
             None => Box::pin(self.wait_for_place(forward, record)).await?,
         };
         let target = query::with_token(forward.target.path, &query, token.value.expose());
-        let first = self.exchange(forward, &target, Some(&token), upload, record).await?;
+        let first = Box::pin(self.exchange(forward, &target, Some(&token), upload, record)).await?;
         record.upstream = first.took;
         let Some(refused_with) =
             first.errcode.filter(|errcode| self.rules.refresh_errcodes.contains(errcode))
@@ -297,7 +297,7 @@ impl Proxy {
         record.retried = Some(refused_with);
         record.first_try = Some(first_try);
         let target = query::with_token(forward.target.path, &query, next.value.expose());
-        let second = match self.exchange(forward, &target, Some(&next), upload, record).await {
+        let second = match Box::pin(self.exchange(forward, &target, Some(&next), upload, record)).await {
             // The disk lost what was kept of the body: the refusal is all that there is to tell.
             Err(_) if upload.is_some_and(|upload| upload.failure() == Some(UploadError::Lost)) => {
                 (record.retried, record.first_try) = (None, None);
@@ -317,7 +317,7 @@ impl Proxy {
         Ok(second.at(place))
     }
 
-    /// Sends once and looks at the answer.
+    /// Sends once and looks at the answer. Its future is boxed: a request that still waits for a token has no room for it.
     async fn exchange(
         &self,
         forward: &Forward<'_>,
