@@ -65,7 +65,8 @@ mod tests {
             let limit = WaitLimit::new(MAX);
             let held = fill(&limit, |nth| (format!("c{}", nth % clients), "hr".into()));
             assert!((MAX * 8 / 10..MAX).contains(&held.len()), "{clients} clients: {}", held.len());
-            let others: Vec<_> = (0..100).filter_map(|_| limit.try_acquire(Some("c0"), Some("ops"))).collect();
+            let others: Vec<_> =
+                (0..100).filter_map(|_| limit.try_acquire(Some("c0"), Some("ops"))).collect();
             assert_eq!(others.len(), 100, "{clients} clients");
             drop((held, others));
             assert_eq!(limit.waiting(), 0);
@@ -77,7 +78,8 @@ mod tests {
         let limit = WaitLimit::new(MAX);
         let held = fill(&limit, |nth| ("crm".into(), format!("a{}", nth % 1000)));
         assert!((MAX * 8 / 10..MAX).contains(&held.len()), "{}", held.len());
-        let others: Vec<_> = (0..100).filter_map(|_| limit.try_acquire(Some("billing"), Some("a0"))).collect();
+        let others: Vec<_> =
+            (0..100).filter_map(|_| limit.try_acquire(Some("billing"), Some("a0"))).collect();
         assert_eq!(others.len(), 100);
     }
 

@@ -29,7 +29,8 @@ impl Proxy {
         match self.rules.waiting.try_acquire(client, agent) {
             Some(permit) => record.waits = Some(Box::new(permit)),
             None => {
-                let words = "too many requests are waiting for a token of their agents; come again in a moment";
+                let words =
+                    "too many requests are waiting for a token of their agents; come again in a moment";
                 return Err(overloaded(words));
             }
         }

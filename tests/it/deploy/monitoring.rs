@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use super::{file, program, succeed, text, with, yaml};
 
 /// Every metric that there is.
-const METRICS: [&str; 18] = [
+const METRICS: [&str; 19] = [
     "wecom_proxy_requests_total",
     "wecom_proxy_request_duration_seconds_bucket",
     "wecom_proxy_upstream_duration_seconds_bucket",
@@ -21,6 +21,7 @@ const METRICS: [&str; 18] = [
     "wecom_proxy_spans_dropped_total",
     "wecom_proxy_replay_memory_bytes",
     "wecom_proxy_in_flight",
+    "wecom_proxy_token_waiters",
     "wecom_proxy_connections",
     "wecom_proxy_store_up",
     "wecom_proxy_build_info",
