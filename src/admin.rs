@@ -54,6 +54,8 @@ use crate::{
 
 /// How long an operator's tool may take for a request's head, between two, and to take the next bytes of an answer.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Caps what a connection buffers of a request's head, and of a response: hyper's own bound is 400 KiB before a key is shown.
+const MAX_BUFFER: usize = 32 * 1024;
 /// So many may follow the stream of exchanges at once.
 pub const MOST_READERS: usize = 32;
 
@@ -159,6 +161,7 @@ impl Admin {
         let serving = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(PATIENCE)
+            .max_buf_size(MAX_BUFFER)
             .serve_connection(TokioIo::new(Watched::new(stream, seat.clone(), PATIENCE)), service);
         let served = tokio::select! {
             served = serving => served,

@@ -29,7 +29,7 @@ use crate::{
     admin::{self, Admin, Reloaded},
     config::{self, Address, Config},
     directory::Directory,
-    limits::{Limits, places::Places},
+    limits::{Limits, places::Places, waiting::WaitLimit},
     metrics::Metrics,
     proxy::{Books, Rules},
     recent::Recent,
@@ -395,6 +395,7 @@ fn rules(config: &Config, shelf: &Arc<Shelf>, in_flight: &Arc<Places>) -> Rules 
         bounds: Bounds { bytes: config.server.max_request_body, silence: config.server.body_timeout },
         shelf: shelf.clone(),
         in_flight: in_flight.clone(),
+        waiting: WaitLimit::new(config.upstream.max_in_flight),
         queue_timeout: config.upstream.queue_timeout,
         upstream_authority: config.upstream.authority.clone(),
     }

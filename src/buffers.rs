@@ -31,6 +31,9 @@ pub fn take() -> BytesMut {
 
 /// Gives a buffer back, whatever is in it. One whose memory is still in use elsewhere, or that has grown, is let go.
 pub fn give(mut buffer: BytesMut) {
+    if buffer.capacity() == 0 {
+        return;
+    }
     buffer.clear();
     let is_whole = buffer.capacity() >= SIZE || buffer.try_reclaim(SIZE);
     if is_whole && buffer.capacity() <= 2 * SIZE {

@@ -269,28 +269,32 @@ impl Found {
         Self { at, lines: headers.iter().map(line).collect() }
     }
 
-    /// Takes the head, which is so long, off its buffer; the lines together with their text.
+    /// Takes the head, which is so long, off its buffer; the lines together with their text. The text is a copy: the lines
+    /// may last as long as a request waits, and must not keep the whole buffer.
     pub fn take_off(self, buffer: &mut BytesMut, length: usize) -> Fields {
-        buffer.advance(self.at);
-        Lines::new(buffer.split_to(length - self.at).freeze(), self.lines).into()
+        let text = Bytes::copy_from_slice(&buffer[self.at..length]);
+        buffer.advance(length);
+        Lines::new(text, self.lines).into()
     }
 }
 
 impl Fields {
     /// Lines of the proxy's own.
     pub fn of(lines: &[(&str, &str)]) -> Self {
-        Self::copied(lines.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())))
+        let lines = || lines.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes()));
+        Self::copied(lines(), lines())
     }
 
     /// The lines of a message that came over HTTP/2.
     pub fn of_map(map: &HeaderMap) -> Self {
-        Self::copied(
-            map.iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes().trim_ascii())),
-        )
+        let lines =
+            || map.iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes().trim_ascii()));
+        Self::copied(lines(), lines())
     }
 
-    fn copied<'a>(lines: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> Self {
-        let mut text = BytesMut::new();
+    /// The lines, which are `counted` first: a text that lasts as long as a request waits takes no more memory than it needs.
+    fn copied<'a, L: Iterator<Item = (&'a [u8], &'a [u8])>>(counted: L, lines: L) -> Self {
+        let mut text = BytesMut::with_capacity(counted.map(|(name, value)| name.len() + value.len()).sum());
         let mut span = |part: &[u8]| {
             let start = text.len() as u32;
             text.put_slice(part);

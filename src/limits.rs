@@ -6,6 +6,7 @@
 
 pub mod places;
 mod turns;
+pub mod waiting;
 
 mod shared;
 

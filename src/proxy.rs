@@ -20,6 +20,7 @@ mod request;
 mod sign;
 mod target;
 mod ticket;
+mod wait;
 
 use std::{fmt::Display, future::poll_fn, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
@@ -46,7 +47,7 @@ use crate::{
     deadline::Deadline,
     directory::{Agent, Directory},
     fields::{Fields, Known},
-    limits::places::{NoPlace, Place, Places},
+    limits::{places::Places, waiting::WaitLimit},
     tokens::{FetchError, Replacement, Token, whole_seconds},
     traces::Doing,
     upload::{Body, Bounds, Full, Shelf, Upload, UploadError},
@@ -63,6 +64,8 @@ pub struct Rules {
     pub shelf: Arc<Shelf>,
     /// Requests that are with the upstream.
     pub in_flight: Arc<Places>,
+    /// Requests that wait for a token or a ticket.
+    pub waiting: WaitLimit,
     /// How long a request waits for a place among them.
     pub queue_timeout: Duration,
     /// The upstream's name, which a client that takes us for a forward proxy may use.
@@ -227,19 +230,6 @@ impl Proxy {
         Ok((upload, length))
     }
 
-    /// A place among the requests in flight, where there is none at once.
-    async fn wait_for_place(&self, forward: &Forward<'_>, record: &mut Record) -> Result<Place, Refusal> {
-        let places = &self.rules.in_flight;
-        let client = record.client.as_ref().map(|client| client.name.as_str());
-        let agent = record.agent.as_ref().map(|agent| agent.name.as_str());
-        let flow = places.flow(client, agent, &forward.target.route);
-        record.begin_now(Doing::Queue);
-        let waited = places.wait(flow, self.rules.queue_timeout).await.map_err(no_place);
-        record.now = Instant::now();
-        record.end_now(waited.as_ref().err().map(|refusal| refusal.kind));
-        waited
-    }
-
     /// Sends a request that carries a credential of its own, as it came.
     async fn send_plain(
         &self,
@@ -252,7 +242,7 @@ impl Proxy {
             Some(place) => place,
             None => Box::pin(self.wait_for_place(forward, record)).await?,
         };
-        let answer = self.exchange(forward, &target, None, upload, record).await?;
+        let answer = Box::pin(self.exchange(forward, &target, None, upload, record)).await?;
         record.upstream = answer.took;
         Ok(answer.at(place))
     }
@@ -269,13 +259,7 @@ impl Proxy {
         // helped by the refusal.
         let token = match agent.slot.ready(record.began) {
             Some(token) => token,
-            None => {
-                let asked = Instant::now();
-                record.begin(Doing::Token, asked);
-                let fetched = agent.slot.current().await;
-                record.waited_for_token(asked, fetched.is_err());
-                fetched.map_err(|failure| token_unavailable(&failure, agent))?
-            }
+            None => self.wait_for_token(agent, record).await?,
         };
         let query = forward.target.query_without_token();
 
@@ -285,7 +269,7 @@ impl Proxy {
             None => Box::pin(self.wait_for_place(forward, record)).await?,
         };
         let target = query::with_token(forward.target.path, &query, token.value.expose());
-        let first = self.exchange(forward, &target, Some(&token), upload, record).await?;
+        let first = Box::pin(self.exchange(forward, &target, Some(&token), upload, record)).await?;
         record.upstream = first.took;
         let Some(refused_with) =
             first.errcode.filter(|errcode| self.rules.refresh_errcodes.contains(errcode))
@@ -315,7 +299,7 @@ impl Proxy {
         record.retried = Some(refused_with);
         record.first_try = Some(first_try);
         let target = query::with_token(forward.target.path, &query, next.value.expose());
-        let second = match self.exchange(forward, &target, Some(&next), upload, record).await {
+        let second = match Box::pin(self.exchange(forward, &target, Some(&next), upload, record)).await {
             // The disk lost what was kept of the body: the refusal is all that there is to tell.
             Err(_) if upload.is_some_and(|upload| upload.failure() == Some(UploadError::Lost)) => {
                 (record.retried, record.first_try) = (None, None);
@@ -335,7 +319,7 @@ impl Proxy {
         Ok(second.at(place))
     }
 
-    /// Sends once and looks at the answer.
+    /// Sends once and looks at the answer. Its future is boxed: a request that still waits for a token has no room for it.
     async fn exchange(
         &self,
         forward: &Forward<'_>,
@@ -450,15 +434,6 @@ fn doubt(doubt: Doubt) -> Refusal {
             "only /cgi-bin/… and /AGENT/cgi-bin/… lead anywhere; is the base URL right?",
         ),
     }
-}
-
-fn no_place(none: NoPlace) -> Refusal {
-    let words = match none {
-        NoPlace::Closed => return Refusal::shutting_down(),
-        NoPlace::Late => "too many requests are with WeCom and none was done in time; come again in a moment",
-        NoPlace::Full => "too many requests are waiting for WeCom; come again in a moment",
-    };
-    Refusal::new(Kind::Overloaded, words).retry_after(Duration::from_secs(1))
 }
 
 fn too_large(bound: u64) -> Refusal {

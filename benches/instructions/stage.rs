@@ -23,7 +23,7 @@ use wecom_proxy::{
     access::AccessLog,
     config::{self, Address, Log, LogFormat},
     directory::{Agent, Directory},
-    limits::{Limits, places::Places},
+    limits::{Limits, places::Places, waiting::WaitLimit},
     metrics::Metrics,
     proxy::{Books, Proxy, Rules},
     recent::Recent,
@@ -146,6 +146,7 @@ impl Stage {
             bounds: Bounds { bytes: config.server.max_request_body, silence: config.server.body_timeout },
             shelf: Arc::new(Shelf::new(config.replay.memory, config.replay.disk, dir.path().to_owned())),
             in_flight: Arc::new(Places::new(config.upstream.max_in_flight)),
+            waiting: WaitLimit::new(config.upstream.max_in_flight),
             queue_timeout: config.upstream.queue_timeout,
             upstream_authority: config.upstream.authority.clone(),
         };

@@ -7,6 +7,7 @@ pub mod answer_head;
 pub mod chunks;
 pub mod configuration;
 pub mod errcode;
+pub mod http2_frames;
 pub mod model;
 pub mod pass;
 pub mod query;

@@ -45,6 +45,8 @@ impl Admin {
         text.family("wecom_proxy_build_info", "gauge", "Always 1; the label says which version runs.");
         text.sample("wecom_proxy_build_info", &version, 1);
         text.single("wecom_proxy_in_flight", "gauge", "Requests that are with WeCom.", self.in_flight());
+        let help = "Requests that wait for a token or a ticket.";
+        text.single("wecom_proxy_token_waiters", "gauge", help, self.rules.waiting.waiting());
         let help = "Connections of clients that are open.";
         text.single("wecom_proxy_connections", "gauge", help, self.server.connections());
         text.family("wecom_proxy_refusals_total", "counter", "Errors of the proxy's own, by their kind.");

@@ -35,7 +35,7 @@ pub use super::turns::Flow;
 use super::turns::Turns;
 
 /// As many may wait as there are places, and no fewer than so many.
-const LEAST_ROOM: usize = 1024;
+pub(super) const LEAST_ROOM: usize = 1024;
 
 /// Fewer places than these are all given to whoever comes first: a few that are held back would be too many of them.
 const FEW: usize = 64;
@@ -101,6 +101,12 @@ impl Places {
         self.claim(self.common).map(|_| Place { places: self.clone(), flow: None })
     }
 
+    /// A place at once or none, for requests that must not queue for it. `flow` is called only once half of the places are
+    /// taken.
+    pub fn try_take(self: &Arc<Self>, flow: impl FnOnce() -> Flow) -> Option<Place> {
+        self.take().or_else(|| self.grant(&mut self.row(), flow()))
+    }
+
     /// What a request counts for.
     pub fn flow(&self, client: Option<&str>, agent: Option<&str>, endpoint: &str) -> Flow {
         Flow([self.hasher.hash_one(client), self.hasher.hash_one(agent), self.hasher.hash_one(endpoint)])
@@ -143,9 +149,8 @@ impl Places {
     }
 
     fn place_or_turn(self: &Arc<Self>, row: &mut Row, flow: Flow) -> Result<Asked, NoPlace> {
-        if row.turns.may_hold(&flow, self.spare(self.free())) && self.claim(self.total).is_some() {
-            row.turns.hold(&flow);
-            return Ok(Asked::Place(self.counted(flow)));
+        if let Some(place) = self.grant(row, flow) {
+            return Ok(Asked::Place(place));
         }
         if row.closed {
             return Err(NoPlace::Closed);
@@ -157,6 +162,15 @@ impl Places {
         let number = row.turns.wait(flow, sender);
         self.waiting.store(row.turns.waiting(), SeqCst);
         Ok(Asked::Turn(Turn { places: self.clone(), flow, number, granted }))
+    }
+
+    /// A place that is free and that the first rule grants, counted for `flow`.
+    fn grant(self: &Arc<Self>, row: &mut Row, flow: Flow) -> Option<Place> {
+        let granted = row.turns.may_hold(&flow, self.spare(self.free())) && self.claim(self.total).is_some();
+        granted.then(|| {
+            row.turns.hold(&flow);
+            self.counted(flow)
+        })
     }
 
     /// Finds those whose turn it is, as far as there are places. They are told when the lock is free: one that has left
@@ -263,100 +277,4 @@ impl Drop for Place {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const PATIENCE: Duration = Duration::from_secs(2);
-
-    fn flow(places: &Places, client: &str) -> Flow {
-        places.flow(Some(client), Some("hr"), "/cgi-bin/user/get")
-    }
-
-    async fn take_as(places: &Arc<Places>, client: &str) -> Result<Place, NoPlace> {
-        match places.take() {
-            Some(place) => Ok(place),
-            None => places.wait(flow(places, client), PATIENCE).await,
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_flood_leaves_places_to_others_and_few_places_are_all_given() {
-        for (total, taken) in [(1, 1), (2, 2), (16, 16), (63, 63), (64, 59), (4096, 3773)] {
-            let places = Arc::new(Places::new(total));
-            let mut held = Vec::new();
-            while let Ok(place) = take_as(&places, "flood").await {
-                held.push(place);
-            }
-            assert_eq!(held.len(), taken, "of {total}");
-            assert_eq!(take_as(&places, "another").await.is_ok(), taken < total);
-            drop(held);
-            assert_eq!(places.taken(), 0);
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn who_waits_gets_the_place_that_comes_free_and_leaves_nothing_behind() {
-        let places = Arc::new(Places::new(1));
-        let first = take_as(&places, "one").await.expect("a place");
-        let late = take_as(&places, "two").await;
-        assert_eq!(late.map(drop), Err(NoPlace::Late));
-        let (second, ()) = tokio::join!(take_as(&places, "two"), async { drop(first) });
-        drop(second.expect("a place"));
-        assert_eq!((places.free(), places.row().turns.waiting()), (1, 0));
-        assert!(take_as(&places, "three").await.is_ok());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_row_is_bounded_and_a_flood_leaves_room_in_it() {
-        let places = Arc::new(Places::new(1));
-        let _held = take_as(&places, "one").await.expect("a place");
-        let mut waiting = Vec::new();
-        let full = loop {
-            match places.ask(flow(&places, "flood")) {
-                Ok(Asked::Turn(turn)) => waiting.push(turn),
-                Ok(Asked::Place(_)) => panic!("there is none"),
-                Err(full) => break full,
-            }
-        };
-        assert_eq!(full, NoPlace::Full);
-        assert!((LEAST_ROOM / 2..LEAST_ROOM).contains(&waiting.len()), "{}", waiting.len());
-        assert!(matches!(places.ask(flow(&places, "another")), Ok(Asked::Turn(_))));
-        waiting.clear();
-        assert_eq!(places.waiting.load(SeqCst), 0);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn when_it_closes_who_waits_is_told_and_who_need_not_wait_is_served() {
-        let places = Arc::new(Places::new(1));
-        let held = take_as(&places, "one").await.expect("a place");
-        let (waited, ()) = tokio::join!(take_as(&places, "two"), async { places.close() });
-        assert_eq!(waited.map(drop), Err(NoPlace::Closed));
-        assert_eq!(take_as(&places, "two").await.map(drop), Err(NoPlace::Closed));
-        drop(held);
-        assert!(take_as(&places, "two").await.is_ok());
-    }
-
-    #[test]
-    fn many_threads_lose_no_place_and_wake_everybody() {
-        let places = Arc::new(Places::new(3));
-        let work = |client: String| {
-            let places = places.clone();
-            move || {
-                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-                runtime.block_on(async {
-                    for _ in 0..3000 {
-                        let place = take_as(&places, &client).await.expect("a place in time");
-                        tokio::task::yield_now().await;
-                        drop(place);
-                    }
-                });
-                Ok::<_, std::io::Error>(())
-            }
-        };
-        let threads: Vec<_> = (0..6).map(|nth| std::thread::spawn(work(nth.to_string()))).collect();
-        for thread in threads {
-            thread.join().expect("no panic").expect("a runtime");
-        }
-        assert_eq!((places.free(), places.row().turns.waiting()), (3, 0));
-    }
-}
+mod tests;

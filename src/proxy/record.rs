@@ -17,6 +17,7 @@ use crate::{
     clock,
     deadline::Deadline,
     directory::{Agent, Client},
+    limits::waiting::WaitPermit,
     metrics::Counter,
     recent::{Detail, Recorder},
     traces::{Doing, Outcome, Trace, Tracer},
@@ -91,6 +92,8 @@ pub(super) struct Record {
     pub(super) bytes: u64,
     /// Whether the whole answer was handed over.
     pub(super) whole: bool,
+    /// The right to wait for a token or a ticket, while it does.
+    pub(super) waits: Option<Box<WaitPermit>>,
     /// For what its caller waits for; the caller's own between two requests.
     pub(super) deadline: Deadline,
     trace: Option<Box<Trace>>,
@@ -124,6 +127,7 @@ impl Record {
             request_bytes: None,
             bytes: 0,
             whole: false,
+            waits: None,
             deadline: Deadline::idle(),
             trace,
             look: None,

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     directory::Agent,
     fields::Fields,
-    tickets::{Elsewhere, Ended, TicketKind},
+    tickets::{Elsewhere, Ended, FetchTurn, TicketKind},
     upstream::BodyLength,
 };
 
@@ -35,7 +35,24 @@ impl Proxy {
         if let Some(kept) = slot.answer(came) {
             return Ok(Inspected::local(kept));
         }
-        let mut turn = slot.turn().await;
+        self.begin_wait(record)?;
+        let turn = slot.turn().await;
+        let fetched = self.ticket_in_turn(turn, came, forward, agent, kind, record).await;
+        record.waits = None;
+        fetched
+    }
+
+    /// The same for the one request that may fetch it now.
+    async fn ticket_in_turn(
+        &self,
+        mut turn: FetchTurn<'_>,
+        came: Instant,
+        forward: &Forward<'_>,
+        agent: &Arc<Agent>,
+        kind: TicketKind,
+        record: &mut Record,
+    ) -> Result<Box<Inspected>, Refusal> {
+        let slot = agent.tickets.of(kind);
         match (slot.answer(Instant::now()), turn.ended_since(came)) {
             (Some(kept), _) => return Ok(Inspected::local(kept)),
             (None, Some(Ended::Answered(body))) => return Ok(Inspected::local(body)),

@@ -172,8 +172,10 @@ impl Conversation {
                 Poll::Pending => break begins,
             }
         };
-        if begins {
-            wire.let_go();
+        match begins {
+            true => wire.let_go(),
+            // Half a head that drips.
+            false => wire.release_unused(),
         }
         drop(wire);
         if self.waiting.at().is_none() {

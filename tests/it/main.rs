@@ -60,5 +60,6 @@ mod tls;
 mod tls_clients;
 mod traces;
 mod upstream_http2;
+mod waiting;
 mod weight;
 mod wire;

@@ -73,6 +73,7 @@ async fn every_metric_counts_what_its_name_says() {
         (r#"wecom_proxy_refusals_total{kind="unauthenticated"}"#, 1.0),
         (&format!("wecom_proxy_build_info{{version=\"{}\"}}", env!("CARGO_PKG_VERSION")), 1.0),
         ("wecom_proxy_in_flight", 0.0),
+        ("wecom_proxy_token_waiters", 0.0),
         ("wecom_proxy_access_log_dropped_total", 0.0),
         ("wecom_proxy_replay_memory_bytes", 0.0),
         ("wecom_proxy_replay_disk_bytes", 0.0),

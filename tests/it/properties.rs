@@ -233,3 +233,19 @@ fn chunks_have_one_reading() {
         &["\r\n", "\n", "\r", "0", "5", "a", "F", ";", " ", "\t", "x=\"\r\n\"", "A: b\r\n", "0\r\n\r\n"];
     hold("chunks", checks::chunks::check, words, 2000);
 }
+
+#[test]
+fn frames_end_in_bounded_time_and_only_whole_requests_go_out() {
+    let words = &[
+        "\0\0",
+        "\u{3}\0",
+        "\u{6}\0A",
+        "\u{6}\0 ",
+        "\u{8}\0",
+        "\t\0\u{3}",
+        "\n\u{4}\0",
+        "\u{c}\t",
+        "\r\0\u{5}",
+    ];
+    hold("http2_frames", checks::http2_frames::check, words, 150);
+}

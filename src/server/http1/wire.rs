@@ -22,6 +22,8 @@ use crate::{
 
 /// How much a client may send ahead while its request is served.
 const MOST_AHEAD: usize = buffers::SIZE;
+/// So few bytes are copied rather than keep a buffer that others can use.
+const FEW: usize = buffers::SIZE / 4;
 /// Reads of a body that proved to be large.
 const LARGE_READ: usize = 512 * 1024;
 /// What a client is told that waits with its body.
@@ -110,15 +112,32 @@ impl Inner {
     /// way, whoever reads it notices.
     pub(super) fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         while self.framing == Framing::Done && self.inbound.len() < MOST_AHEAD {
-            match ready!(self.poll_fill(cx)) {
-                Ok(read) if read > 0 => {}
-                _ => return Poll::Ready(()),
+            match self.poll_fill(cx) {
+                Poll::Ready(Ok(read)) if read > 0 => {}
+                Poll::Ready(_) => return Poll::Ready(()),
+                Poll::Pending => break,
             }
         }
         if self.framing != Framing::Done {
             self.watcher = Some(cx.waker().clone());
         }
+        self.release_unused();
         Poll::Pending
+    }
+
+    /// Gives back what the buffer has beyond what is in it: a wait may be long, and thousands may wait. A buffer that has grown
+    /// for a large body stays.
+    pub(super) fn release_unused(&mut self) {
+        let (used, capacity) = (self.inbound.len(), self.inbound.capacity());
+        if capacity > 2 * buffers::SIZE {
+            return;
+        }
+        if used == 0 {
+            buffers::give(std::mem::take(&mut self.inbound));
+        } else if used <= FEW && capacity > 2 * FEW {
+            let few = BytesMut::from(&self.inbound[..]);
+            buffers::give(std::mem::replace(&mut self.inbound, few));
+        }
     }
 
     /// Nobody gets any more of the body that came.

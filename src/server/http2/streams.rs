@@ -5,7 +5,6 @@
 
 use std::{
     future::{Future, poll_fn},
-    pin::pin,
     sync::Arc,
     task::{Poll, ready},
     time::Duration,
@@ -28,8 +27,9 @@ where
     fn execute(&self, stream: F) {
         let (patience, turn) = (self.0, Arc::<Turn>::default());
         let watched = turn.clone();
+        // A future that is moved into another one and pinned there takes its room twice.
+        let mut stream = Box::pin(stream);
         spawn_local(turn.scope(async move {
-            let mut stream = pin!(stream);
             let (mut deadline, mut seen) = (Deadline::idle(), None);
             poll_fn(|cx| {
                 if stream.as_mut().poll(cx).is_ready() {

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use super::{file, program, succeed, text, with, yaml};
 
 /// Every metric that there is.
-const METRICS: [&str; 20] = [
+const METRICS: [&str; 21] = [
     "wecom_proxy_requests_total",
     "wecom_proxy_request_duration_seconds_bucket",
     "wecom_proxy_upstream_duration_seconds_bucket",
@@ -23,6 +23,7 @@ const METRICS: [&str; 20] = [
     "wecom_proxy_replay_disk_bytes",
     "wecom_proxy_replay_disk_limit_bytes",
     "wecom_proxy_in_flight",
+    "wecom_proxy_token_waiters",
     "wecom_proxy_connections",
     "wecom_proxy_store_up",
     "wecom_proxy_build_info",

@@ -1,0 +1,85 @@
+//! Where a request waits before it is sent: for a token, for a ticket that another request fetches, for a place in flight.
+//! How many wait is bounded; beyond the bound a request fails at once.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+
+use super::{
+    Forward, Proxy,
+    record::Record,
+    refusal::{Kind, Refusal},
+    token_unavailable,
+};
+use crate::{
+    directory::Agent,
+    limits::places::{NoPlace, Place},
+    tokens::Token,
+    traces::Doing,
+};
+
+impl Proxy {
+    /// Lets a request wait until `record.waits` is taken away again, if not too many do.
+    pub(super) fn begin_wait(&self, record: &mut Record) -> Result<(), Refusal> {
+        if record.waits.is_some() {
+            return Ok(());
+        }
+        let client = record.client.as_ref().map(|client| client.name.as_str());
+        let agent = record.agent.as_ref().map(|agent| agent.name.as_str());
+        match self.rules.waiting.try_acquire(client, agent) {
+            Some(permit) => record.waits = Some(Box::new(permit)),
+            None => {
+                let words =
+                    "too many requests are waiting for a token of their agents; come again in a moment";
+                return Err(overloaded(words));
+            }
+        }
+        Ok(())
+    }
+
+    /// The agent's token, where there is none that serves at once.
+    pub(super) async fn wait_for_token(
+        &self,
+        agent: &Arc<Agent>,
+        record: &mut Record,
+    ) -> Result<Arc<Token>, Refusal> {
+        self.begin_wait(record)?;
+        let asked = Instant::now();
+        record.begin(Doing::Token, asked);
+        let fetched = agent.slot.current().await;
+        record.waits = None;
+        record.waited_for_token(asked, fetched.is_err());
+        fetched.map_err(|failure| token_unavailable(&failure, agent))
+    }
+
+    /// A place among the requests in flight, where there is none at once.
+    pub(super) async fn wait_for_place(
+        &self,
+        forward: &Forward<'_>,
+        record: &mut Record,
+    ) -> Result<Place, Refusal> {
+        let places = &self.rules.in_flight;
+        let client = record.client.as_ref().map(|client| client.name.as_str());
+        let agent = record.agent.as_ref().map(|agent| agent.name.as_str());
+        let flow = places.flow(client, agent, &forward.target.route);
+        record.begin_now(Doing::Queue);
+        let waited = places.wait(flow, self.rules.queue_timeout).await.map_err(no_place);
+        record.now = Instant::now();
+        record.end_now(waited.as_ref().err().map(|refusal| refusal.kind));
+        waited
+    }
+}
+
+fn no_place(none: NoPlace) -> Refusal {
+    match none {
+        NoPlace::Closed => Refusal::shutting_down(),
+        NoPlace::Late => {
+            overloaded("too many requests are with WeCom and none was done in time; come again in a moment")
+        }
+        NoPlace::Full => overloaded("too many requests are waiting for WeCom; come again in a moment"),
+    }
+}
+
+fn overloaded(words: &'static str) -> Refusal {
+    Refusal::new(Kind::Overloaded, words).retry_after(Duration::from_secs(1))
+}

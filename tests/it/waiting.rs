@@ -1,0 +1,121 @@
+//! Requests that wait for a token: how many may, whom they keep from waiting, and what each of them costs.
+
+use http::Request;
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+use wecom_proxy::simulator::{Fault, Settings};
+
+use crate::{
+    process::Process,
+    stage::{Caller, KEYED, Reply, Stage, USER_GET, key, soon, wait_for, write_config},
+    wire::Line,
+};
+
+/// Of 1024 permits half are given to whoever comes; of the other half one agent and one client leave three nineteenths.
+const OF_ONE_AGENT: usize = 943;
+
+/// A flood over HTTP/2, which needs few connections: what still waits once so many were refused, and these.
+async fn flood(stage: &Stage, path: &str, refused: usize) -> (Vec<JoinHandle<Reply>>, Vec<Reply>) {
+    const COUNT: usize = 1000;
+    let mut calls = Vec::new();
+    for _ in 0..COUNT / 200 {
+        let Caller::Http2(sender) = Caller::http2(stage.address()).await else { unreachable!() };
+        for _ in 0..200 {
+            let mut sender = sender.clone();
+            let request = Request::get(format!("http://proxy.test{path}")).header("x-api-key", key("crm"));
+            let request = request.body(Default::default()).expect("a request");
+            calls.push(tokio::spawn(async move {
+                sender.ready().await.expect("a connection");
+                Reply::take(sender.send_request(request).await.expect("a response")).await
+            }));
+        }
+    }
+    let settled = async || calls.iter().filter(|call| call.is_finished()).count() >= refused;
+    wait_for("the requests beyond the bound to be refused", settled).await;
+    let (done, waiting): (Vec<_>, Vec<_>) = calls.into_iter().partition(JoinHandle::is_finished);
+    let mut replies = Vec::new();
+    for call in done {
+        let reply = soon(call).await.expect("no panic");
+        reply.is_own("overloaded", 503, -1);
+        assert_eq!(reply.header("retry-after"), "1");
+        replies.push(reply);
+    }
+    (waiting, replies)
+}
+
+/// Few places in flight, so that 1024 may wait.
+fn scarce() -> String {
+    KEYED.replace("[admin]", "max_in_flight = 64\nqueue_timeout = \"10m\"\n[admin]")
+}
+
+#[tokio::test]
+async fn waits_for_one_token_beyond_the_bound_fail_at_once() {
+    let stage = Stage::with(&scarce()).await;
+    stage.wecom.inject(Fault::hold().on("/cgi-bin/gettoken").of("hr")).expect("a fault");
+    let (waiting, refused) = flood(&stage, &format!("/hr{USER_GET}"), 1000 - OF_ONE_AGENT).await;
+    assert_eq!((waiting.len(), refused.len()), (OF_ONE_AGENT, 1000 - OF_ONE_AGENT));
+    // Another agent has no token either, and its requests may wait for one.
+    let request = Request::get(format!("/ops{USER_GET}")).header("x-api-key", key("crm"));
+    stage.call(request, "").await.is_ok();
+    waiting.iter().for_each(JoinHandle::abort);
+    stage.wecom.release();
+}
+
+#[tokio::test]
+async fn waits_for_a_ticket_beyond_the_bound_fail_at_once() {
+    let stage = Stage::with(&scarce()).await;
+    stage.wecom.inject(Fault::hold().on("/cgi-bin/get_jsapi_ticket")).expect("a fault");
+    // The request that fetches it waits no longer.
+    let (waiting, refused) = flood(&stage, "/hr/cgi-bin/get_jsapi_ticket", 999 - OF_ONE_AGENT).await;
+    assert!(refused.len() <= 1000 - OF_ONE_AGENT, "{}", refused.len());
+    stage.wecom.release();
+    for call in waiting {
+        soon(call).await.expect("no panic").is_ok();
+    }
+}
+
+#[tokio::test]
+#[cfg(target_os = "linux")]
+async fn a_request_that_waits_costs_less_than_four_kib() {
+    const WAITING: u64 = 1000;
+    // It accepts no connection: gettoken hangs.
+    let upstream = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let dir = TempDir::new().expect("a directory");
+    let api = upstream.local_addr().expect("an address");
+    let program = Process::serve(&write_config(&dir, api, &Settings::default(), KEYED)).await;
+    let address = program.address().await;
+    let mut admin = Caller::http1(program.admin().await).await;
+    let mut lines = Vec::new();
+    for _ in 0..WAITING {
+        let mut line = Line::to(address).await;
+        line.say("GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("it is taken");
+        assert!(line.answer().await.0.starts_with("HTTP/1.1 404 "));
+        lines.push(line);
+    }
+    let idle = resident(&program);
+    let more = format!(
+        "X-One: {}\r\nX-Two: {}\r\nX-Three: {}\r\n",
+        "a".repeat(150),
+        "b".repeat(150),
+        "c".repeat(150)
+    );
+    for (nth, line) in lines.iter_mut().enumerate() {
+        let request = format!(
+            "GET /hr{USER_GET} HTTP/1.1\r\nHost: x\r\nX-Request-Id: {nth}\r\nX-Api-Key: {}\r\n{more}\r\n",
+            key("crm")
+        );
+        line.say(request).await.expect("it is taken");
+    }
+    let all = format!("wecom_proxy_token_waiters {WAITING}\n");
+    wait_for("all of them to wait", async || admin.get("/metrics").await.text().contains(&all)).await;
+    let each = resident(&program).saturating_sub(idle) / WAITING;
+    eprintln!("a request that waits: {each} bytes");
+    assert!(each < 4096, "{each} bytes");
+}
+
+/// The process's resident memory in bytes.
+fn resident(program: &Process) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", program.id())).expect("it runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("the line");
+    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
+}
