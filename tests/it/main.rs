@@ -5,6 +5,7 @@
 mod admin;
 mod bench;
 mod browser;
+mod capture;
 mod certificates;
 mod check;
 mod confidant;
