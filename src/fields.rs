@@ -3,15 +3,22 @@
 //! A header that speaks of one connection, or of one proxy, never crosses to the other side; which those are stands here.
 
 mod familiar;
+mod shown;
 
 use std::rc::Rc;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use self::familiar::{Digits, Ready};
 pub use self::familiar::{Familiar, is_same};
-use crate::buffers;
+use self::{
+    familiar::{Digits, Ready},
+    shown::Credentials,
+};
+use crate::{
+    buffers,
+    secret::{wipe, wiped_bytes},
+};
 
 /// Most headers that `Connection` may name. Each is looked for among all lines: without a bound, one long line is worth
 /// milliseconds of work.
@@ -58,7 +65,9 @@ pub enum Known {
     Hint,
     /// Any other that begins with `X-Wecom-`.
     Wecom,
-    /// What the client's network tells of itself (`Forwarded`, `Via`, `X-Forwarded-*`, `Tracestate`, `Baggage`), and `Cookie`.
+    /// What a request says of its client's network or application (`Forwarded`, `Via`, `X-Forwarded-*`, `X-Real-IP` and its
+    /// like, `X-Original-*`, `X-Envoy-*`, `X-Scheme`, `Tracestate`, `Baggage`, `Cookie`, `Referer`, `Origin`), and
+    /// `Idempotency-Key`, which is meant for this proxy.
     Private,
     /// What belongs to one connection (RFC 9110 §7.6.1) and has no name of its own here.
     Hop,
@@ -76,9 +85,11 @@ impl Known {
             (4, b'd') if is("Date") => Self::Date,
             (6, b'e') if is("Expect") => Self::Expect,
             (6, b'c') if is("Cookie") => Self::Private,
+            (6, b'o') if is("Origin") => Self::Private,
             (7, b't') if is("Trailer") => Self::Hop,
             (7, b'u') if is("Upgrade") => Self::Hop,
             (7, b'b') if is("Baggage") => Self::Private,
+            (7, b'r') if is("Referer") => Self::Private,
             (9, b'f') if is("Forwarded") => Self::Private,
             (10, b'c') if is("Connection") => Self::Connection,
             (10, b'k') if is("Keep-Alive") => Self::Hop,
@@ -88,7 +99,10 @@ impl Known {
             (13, b'a') if is("Authorization") => Self::Authorization,
             (14, b'c') if is("Content-Length") => Self::ContentLength,
             (14, b'h') if is("HTTP2-Settings") => Self::Hop,
+            (14, b't') if is("True-Client-IP") => Self::Private,
+            (15, b'i') if is("Idempotency-Key") => Self::Private,
             (16, b'c') if is("Content-Encoding") => Self::ContentEncoding,
+            (16, b'c') if is("CF-Connecting-IP") => Self::Private,
             (17, b't') if is("Transfer-Encoding") => Self::TransferEncoding,
             (19, b'c') if is("Content-Disposition") => Self::ContentDisposition,
             (16 | 18 | 19 | 25, b'p') => match () {
@@ -110,9 +124,12 @@ impl Known {
             name.get(..known.len()).is_some_and(|start| start.eq_ignore_ascii_case(known.as_bytes()))
         };
         match name.len() {
+            8 if is("X-Scheme") => Self::Private,
             9 if is("X-Api-Key") => Self::ApiKey,
+            9 if is("X-Real-IP") => Self::Private,
+            11 if is("X-Client-IP") => Self::Private,
             12 if is("X-Request-Id") => Self::RequestId,
-            _ if begins("x-forwarded-") => Self::Private,
+            _ if ["x-forwarded-", "x-original-", "x-envoy-"].into_iter().any(begins) => Self::Private,
             _ if !begins("x-wecom-") => Self::Other,
             12 if is("X-Wecom-Hint") => Self::Hint,
             13 if is("X-Wecom-Agent") => Self::Agent,
@@ -211,6 +228,8 @@ struct Lines {
     keep_alive: bool,
     /// It says more than anybody means.
     rambles: bool,
+    /// Which credentials they show and repeat.
+    credentials: Credentials,
     /// What was made of lines that come again and again.
     familiar: Option<Ready>,
 }
@@ -276,25 +295,37 @@ impl Found {
         buffer.advance(length);
         Lines::new(text, self.lines).into()
     }
+
+    /// The same for a head in which there may be credentials: the lines get a text of their own, which is wiped when they
+    /// go, and what was read is wiped at once.
+    pub fn wipe_off(self, buffer: &mut BytesMut, length: usize) -> Fields {
+        let text = wiped_bytes(buffer[self.at..length].to_vec());
+        wipe(&mut buffer[..length]);
+        buffer.advance(length);
+        Lines::new(text, self.lines).into()
+    }
 }
 
 impl Fields {
     /// Lines of the proxy's own.
     pub fn of(lines: &[(&str, &str)]) -> Self {
-        let lines = || lines.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes()));
-        Self::copied(lines(), lines())
+        let length = lines.iter().map(|(name, value)| name.len() + value.len()).sum();
+        Self::copied(length, lines.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())))
     }
 
     /// The lines of a message that came over HTTP/2.
     pub fn of_map(map: &HeaderMap) -> Self {
-        let lines =
-            || map.iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes().trim_ascii()));
-        Self::copied(lines(), lines())
+        let length = map.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+        Self::copied(
+            length,
+            map.iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes().trim_ascii())),
+        )
     }
 
-    /// The lines, which are `counted` first: a text that lasts as long as a request waits takes no more memory than it needs.
-    fn copied<'a, L: Iterator<Item = (&'a [u8], &'a [u8])>>(counted: L, lines: L) -> Self {
-        let mut text = BytesMut::with_capacity(counted.map(|(name, value)| name.len() + value.len()).sum());
+    /// Lines with a text of their own, which is so long at most.
+    fn copied<'a>(length: usize, lines: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> Self {
+        // Of its whole length at once: memory that it outgrows would not be wiped.
+        let mut text = Vec::with_capacity(length);
         let mut span = |part: &[u8]| {
             let start = text.len() as u32;
             text.put_slice(part);
@@ -307,7 +338,7 @@ impl Fields {
             value: span(value),
         });
         let lines = lines.collect();
-        Lines::new(text.freeze(), lines).into()
+        Lines::new(wiped_bytes(text), lines).into()
     }
 
     /// Every line.
@@ -375,10 +406,13 @@ impl Fields {
         self.lines.each.iter().filter(|line| line.outlives_connection()).map(|line| self.field(line))
     }
 
-    /// Of a request: the lines that go on to the upstream.
+    /// Of a request: the lines that go on to the upstream. One that repeats a pass, or a key that the request shows, does
+    /// not.
     pub fn to_upstream(&self) -> impl Iterator<Item = Field<'_>> {
-        let leaves = |line: &&Line| line.outlives_connection() && !line.known.stays_here();
-        self.lines.each.iter().filter(leaves).map(|line| self.field(line))
+        let withheld = self.lines.withheld();
+        let each = self.lines.each.iter().enumerate();
+        let going = each.filter(|(nth, line)| line.leaves() && !withheld.contains(nth));
+        going.map(|(_, line)| self.field(line))
     }
 
     /// Writes those lines.
@@ -416,6 +450,11 @@ impl From<Lines> for Fields {
 impl Line {
     fn outlives_connection(&self) -> bool {
         !(self.nominated || self.known.is_of_connection())
+    }
+
+    /// Whether a request's line goes on to the upstream by its name.
+    fn leaves(&self) -> bool {
+        self.outlives_connection() && !self.known.stays_here()
     }
 }
 
@@ -530,6 +569,16 @@ mod tests {
             ("Forwarded", "for=x"),
             ("X-Forwarded-For", "x"),
             ("X-Forwarded-Anything", "x"),
+            ("x-real-ip", "x"),
+            ("X-Client-IP", "x"),
+            ("True-Client-Ip", "x"),
+            ("CF-Connecting-IP", "x"),
+            ("X-Original-URL", "x"),
+            ("X-Envoy-Original-Path", "x"),
+            ("X-Scheme", "x"),
+            ("Referer", "x"),
+            ("Origin", "x"),
+            ("Idempotency-Key", "x"),
             ("Traceparent", "00-x"),
             ("TRACESTATE", "x"),
             ("baggage", "x"),

@@ -64,6 +64,8 @@ pub mod deadline; // a deadline that is cheap to move
 
 pub mod clock; // the wall clock, asked seldom
 
-pub mod secret; // text that must never be shown
+pub mod credential; // passes and keys, recognised wherever they are repeated
+
+pub mod secret; // text that must never be shown, and wiping it
 
 pub mod simulator; // a WeCom that expires, revokes, stalls and counts; shares nothing with the other rooms

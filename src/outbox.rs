@@ -10,7 +10,7 @@ use std::{
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::AsyncWrite;
 
-use crate::buffers;
+use crate::{buffers, secret::wipe};
 
 /// Pieces up to this size are copied behind the text: that costs less than a second slice.
 const SMALL: usize = 4 * 1024;
@@ -39,8 +39,15 @@ impl Outbox {
 
     /// Takes the buffer out, whatever is in it.
     pub fn take_buffer(&mut self) -> BytesMut {
-        self.sent = 0;
+        self.clear_text();
         std::mem::take(&mut self.text)
+    }
+
+    /// Wipes the text: it may hold a token or a pass, and its memory is used again.
+    fn clear_text(&mut self) {
+        wipe(&mut self.text);
+        self.text.clear();
+        self.sent = 0;
     }
 
     fn unsent(&self) -> &[u8] {
@@ -102,8 +109,7 @@ impl Outbox {
         self.sent += of_text;
         if self.sent == self.text.len() {
             // From its beginning again: a buffer that is eaten up from the front has to be won back.
-            self.text.clear();
-            self.sent = 0;
+            self.clear_text();
         }
         let of_piece = (written - of_text).min(self.piece.len());
         self.piece.advance(of_piece);
@@ -113,8 +119,7 @@ impl Outbox {
 
     /// Throws away what was not written.
     pub fn clear(&mut self) {
-        self.text.clear();
-        self.sent = 0;
+        self.clear_text();
         self.piece = Bytes::new();
         self.after_piece = b"";
     }

@@ -11,11 +11,10 @@ use std::time::Duration;
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
+use zeroize::Zeroizing;
 
-use crate::{config::KeyHash, secret::Masked};
+use crate::{config::KeyHash, credential::PASS_MARK as MARK, secret::Masked};
 
-/// What every pass begins with; a real token does not.
-const MARK: &str = "wp1-";
 /// What a pass claims to live, as real tokens do.
 pub const CLAIMED_LIFE: Duration = Duration::from_secs(7200);
 /// How long it is accepted: some programs keep a token two hours by a clock of their own.
@@ -61,11 +60,6 @@ impl Default for Scratch {
     }
 }
 
-/// Whether a text has the mark of a pass, good or bad.
-pub fn is_marked(text: &str) -> bool {
-    text.starts_with(MARK)
-}
-
 impl PassKey {
     /// Derives the key from what the agent's real token is bought with.
     pub fn derive(corpid: &str, secret: &Masked) -> Self {
@@ -77,7 +71,7 @@ impl PassKey {
 
     /// Makes a pass. `client_key` is the hash of the client's key; `None` for a caller without one.
     pub fn issue(&self, agent: &str, client: &str, client_key: Option<&KeyHash>, now: u64) -> Masked {
-        let mut bytes = Vec::with_capacity(LONGEST);
+        let mut bytes = Zeroizing::new(Vec::with_capacity(LONGEST));
         bytes.extend_from_slice(&now.to_be_bytes());
         for name in [agent, client] {
             bytes.push(name.len() as u8);
@@ -85,8 +79,10 @@ impl PassKey {
         }
         let mac = self.mac(&bytes, client_key).finalize().into_bytes();
         bytes.extend_from_slice(&mac);
-        let mut pass = String::from(MARK);
-        BASE64_URL_SAFE_NO_PAD.encode_string(&bytes, &mut pass);
+        // Of its whole length at once: memory that it outgrows would not be wiped.
+        let mut pass = String::with_capacity(MARK.len() + 2 * LONGEST);
+        pass.push_str(MARK);
+        BASE64_URL_SAFE_NO_PAD.encode_string(&*bytes, &mut pass);
         Masked::new(pass)
     }
 

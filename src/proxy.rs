@@ -178,6 +178,9 @@ impl Proxy {
                 .map(Judged::Answered);
         }
         let caller = identify::caller(&directory, record.client.as_ref(), &target, &request.fields)?;
+        if record.client.is_some() {
+            identify::refuse_stray_key(&request.fields, &target, caller.own_credential)?;
+        }
         if caller.by_pass.is_some() {
             record.client = caller.by_pass;
         }

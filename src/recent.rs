@@ -5,6 +5,7 @@
 
 mod detail;
 mod exchange;
+mod queue;
 
 use std::{
     cmp::Reverse,
@@ -12,9 +13,11 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use self::queue::Queue;
 pub use self::{
     detail::{Detail, Message, Try},
     exchange::{Exchange, Filter},
+    queue::{Capture, Captured, Missing},
 };
 use crate::access::Line;
 
@@ -30,10 +33,14 @@ pub struct Recent {
     most: usize,
     share: usize,
     rings: Mutex<Vec<Arc<Mutex<Ring>>>>,
+    captures: Queue,
 }
 
-/// One worker's ring.
-pub struct Recorder(Arc<Mutex<Ring>>);
+/// One worker's ring, and the way to the thread that redacts.
+pub struct Recorder {
+    ring: Arc<Mutex<Ring>>,
+    captures: Queue,
+}
 
 struct Ring {
     slots: Vec<Exchange>,
@@ -45,14 +52,15 @@ struct Ring {
 }
 
 impl Recorder {
-    /// Keeps an exchange, by the line that the access log has of it.
-    pub fn keep(&self, line: &Line<'_>, detail: Option<Arc<Detail>>) {
-        lock(&self.0).keep(line, detail);
+    /// Keeps an exchange, by the line that the access log has of it. What was captured of it is redacted elsewhere.
+    pub fn keep(&self, line: &Line<'_>, capture: Option<Capture>) {
+        let captured = capture.map(|capture| self.captures.submit(capture));
+        lock(&self.ring).keep(line, captured);
     }
 }
 
 impl Ring {
-    fn keep(&mut self, line: &Line<'_>, detail: Option<Arc<Detail>>) {
+    fn keep(&mut self, line: &Line<'_>, detail: Option<Arc<Captured>>) {
         if detail.is_some() {
             self.note_detail();
         }
@@ -91,7 +99,7 @@ impl Recent {
     /// share.
     pub fn new(most: usize, workers: usize) -> Self {
         let share = (most / workers.max(1)).max(most.min(LEAST_SHARE));
-        Self { most, share, rings: Mutex::default() }
+        Self { most, share, rings: Mutex::default(), captures: Queue::default() }
     }
 
     /// Another worker's ring; `None` where nothing is to be kept.
@@ -104,8 +112,13 @@ impl Recent {
         }));
         (self.most > 0).then(|| {
             lock(&self.rings).push(ring.clone());
-            Recorder(ring)
+            Recorder { ring, captures: self.captures.clone() }
         })
+    }
+
+    /// How many captures were dropped for this reason.
+    pub fn captures_dropped(&self, reason: Missing) -> u64 {
+        self.captures.dropped(reason)
     }
 
     /// How many are kept at most.

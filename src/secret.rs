@@ -1,7 +1,8 @@
 //! Text that must never be shown: secrets, keys and tokens, masked in every printed form and wiped when dropped.
 
-use std::fmt;
+use std::{fmt, hint::black_box};
 
+use bytes::Bytes;
 use zeroize::Zeroize;
 
 /// A secret, key or token. `Debug` prints a mask, `Display` does not exist; [`Masked::expose`] is the only way to the
@@ -33,9 +34,54 @@ impl Drop for Masked {
     }
 }
 
+/// Overwrites bytes that held a secret. The barrier keeps the compiler from dropping writes that nothing reads; a volatile
+/// write for each byte would cost a small request more than its head does.
+pub fn wipe(bytes: &mut [u8]) {
+    bytes.fill(0);
+    black_box(bytes);
+}
+
+/// Bytes that are wiped when the last reference to them goes. Memory that the vector had before it grew is not.
+pub fn wiped_bytes(bytes: Vec<u8>) -> Bytes {
+    Bytes::from_owner(Wiped(bytes))
+}
+
+struct Wiped(Vec<u8>);
+
+impl AsRef<[u8]> for Wiped {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for Wiped {
+    fn drop(&mut self) {
+        wipe(&mut self.0);
+    }
+}
+
+/// Wipes a text and leaves an empty one.
+pub fn wipe_text(text: &mut String) {
+    wipe(&mut std::mem::take(text).into_bytes());
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn wiping_leaves_zeros() {
+        let mut bytes = *b"s3cret-of-hr";
+        wipe(&mut bytes);
+        assert_eq!(bytes, [0; 12]);
+        let mut text = "s3cret".to_owned();
+        wipe_text(&mut text);
+        assert!(text.is_empty());
+        let shared = wiped_bytes(b"s3cret".to_vec());
+        let part = shared.slice(2..);
+        drop(shared);
+        assert_eq!(&part[..], b"cret", "a part of it keeps it whole");
+    }
 
     #[test]
     fn debug_text_shows_nothing_of_it() {

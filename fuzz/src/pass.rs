@@ -3,7 +3,8 @@
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use wecom_proxy::{
     config::KeyHash,
-    passes::{BadPass, Claim, PassKey, Scratch, is_marked},
+    credential::is_marked,
+    passes::{BadPass, Claim, PassKey, Scratch},
     secret::Masked,
 };
 

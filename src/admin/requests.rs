@@ -18,7 +18,7 @@ use super::{
     overview::named,
 };
 use crate::{
-    recent::{Exchange, Filter, Tail},
+    recent::{Captured, Exchange, Filter, Missing, Tail},
     wecom::errcode,
 };
 
@@ -156,14 +156,17 @@ fn tell(exchange: &Exchange) -> Value {
         "token_ms": milliseconds(exchange.token),
         "upstream_ms": milliseconds(exchange.upstream),
         "total_ms": milliseconds(exchange.total),
-        "has_detail": exchange.detail.is_some(),
+        "has_detail": exchange.detail.as_ref().is_some_and(|detail| detail.missing().is_none()),
+        "detail_missing": exchange.detail.as_ref().and_then(|detail| detail.missing()).map(Missing::as_str),
     })
 }
 
 /// The same, and what it looked like, where that was kept.
 fn tell_whole(exchange: &Exchange) -> Value {
+    // Whether there are details is known only once they were waited for.
+    let shown = exchange.detail.as_deref().and_then(Captured::wait);
     let mut told = tell(exchange);
-    told["detail"] = exchange.detail.as_deref().map_or(Value::Null, detail::tell);
+    told["detail"] = shown.map_or(Value::Null, detail::tell);
     told
 }
 

@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     metrics::{Series, Text, write_process},
+    recent::Missing,
     traces::Traces,
 };
 
@@ -67,6 +68,11 @@ impl Admin {
         let help = "Spans that were lost on their way to the receiver of traces.";
         let lost = self.traces.as_ref().map_or(0, Traces::dropped);
         text.single("wecom_proxy_spans_dropped_total", "counter", help, lost);
+        let name = "wecom_proxy_captures_dropped_total";
+        text.family(name, "counter", "Captured exchanges whose details were dropped, by why.");
+        for reason in Missing::ALL {
+            text.sample(name, &[("reason", reason.as_str())], self.recent.captures_dropped(reason));
+        }
         let help = "Memory of the buffers that request bodies are kept in for a retry.";
         text.single("wecom_proxy_replay_memory_bytes", "gauge", help, self.rules.shelf.in_memory());
         let help = "Disk that request bodies take, or have announced, which are kept for a retry.";

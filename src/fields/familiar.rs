@@ -11,7 +11,8 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use foldhash::fast::RandomState;
 
-use super::{Field, Fields, Known, Line, Lines, Span, lines_at};
+use super::{Field, Fields, Known, Line, Lines, Span, lines_at, shown::Credentials};
+use crate::secret::wiped_bytes;
 
 /// Longest text that is remembered.
 const LONGEST: usize = 1024;
@@ -166,18 +167,24 @@ impl Lines {
         Some((text.len() - rest.len(), digits))
     }
 
+    /// Most bytes that they take on the wire: a space may be missing behind each colon.
+    fn laid_out_length(&self) -> usize {
+        self.text.len() + self.each.len()
+    }
+
     /// The same with a text of their own, and laid out for either direction.
     fn made_ready(&self) -> Self {
-        let lines = Self::new(Bytes::copy_from_slice(&self.text), self.each.clone());
+        let lines = Self::new(wiped_bytes(self.text.to_vec()), self.each.clone());
         let length = lines.length();
         let fields = Fields::from(lines);
         let longest = fields.to_caller().map(|field| field.value.len()).max().unwrap_or_default();
         let ready = Ready {
             length,
-            to_upstream: laid_out(fields.to_upstream()),
-            to_caller: (laid_out(fields.to_caller()), longest),
+            to_upstream: laid_out(fields.to_upstream(), self.laid_out_length()),
+            to_caller: (laid_out(fields.to_caller(), self.laid_out_length()), longest),
         };
-        let Lines { text, each, kinds, close, keep_alive, rambles, familiar: _ } = &*fields.lines;
+        let Lines { text, each, kinds, close, keep_alive, rambles, credentials: _, familiar: _ } =
+            &*fields.lines;
         Self {
             text: text.clone(),
             each: each.clone(),
@@ -185,6 +192,7 @@ impl Lines {
             close: *close,
             keep_alive: *keep_alive,
             rambles: *rambles,
+            credentials: Credentials::default(),
             familiar: Some(ready),
         }
     }
@@ -224,10 +232,12 @@ impl Ready {
     }
 }
 
-fn laid_out<'a>(fields: impl Iterator<Item = Field<'a>>) -> Bytes {
-    let mut lines = BytesMut::new();
+/// Lines as they go over the wire, which take at most so many bytes.
+fn laid_out<'a>(fields: impl Iterator<Item = Field<'a>>, length: usize) -> Bytes {
+    // Of the whole length at once: memory that it outgrows would not be wiped.
+    let mut lines = BytesMut::with_capacity(length);
     fields.for_each(|field| field.put(&mut lines));
-    lines.freeze()
+    wiped_bytes(lines.into())
 }
 
 impl Digits {
@@ -364,7 +374,7 @@ mod tests {
         );
         assert!(anew.ready_for_caller(usize::MAX).is_none());
         let ready = again.ready_for_caller(usize::MAX).expect("it is ready");
-        assert_eq!(ready, laid_out(anew.to_caller()));
+        assert_eq!(ready, laid_out(anew.to_caller(), text.len()));
         // The longest value that goes on to the caller, of `Authorization`.
         assert!(again.ready_for_caller(8).is_none() && again.ready_for_caller(9).is_some());
     }

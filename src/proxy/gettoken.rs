@@ -6,7 +6,6 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use bytes::Bytes;
 use http::StatusCode;
 use percent_encoding::percent_decode_str;
 
@@ -21,7 +20,7 @@ use crate::{
     directory::{Agent, Client, Directory},
     fields::Fields,
     passes::CLAIMED_LIFE,
-    secret::Masked,
+    secret::{Masked, wiped_bytes},
     wecom::errcode,
 };
 
@@ -121,9 +120,11 @@ fn refused(errcode: i64, words: &str) -> Refusal {
 
 /// The answer that legacy programs take apart by position: this key order, no spaces.
 fn granted(pass: &Masked) -> Reply {
-    let (pass, life) = (pass.expose(), CLAIMED_LIFE.as_secs());
-    let body = format!(r#"{{"errcode":0,"errmsg":"ok","access_token":"{pass}","expires_in":{life}}}"#);
-    let mut reply = Reply::own(StatusCode::OK, Bytes::from(body));
+    let life = CLAIMED_LIFE.as_secs();
+    let start = r#"{"errcode":0,"errmsg":"ok","access_token":""#;
+    // In one piece of memory, which is wiped.
+    let body = [start, pass.expose(), &format!(r#"","expires_in":{life}}}"#)].concat();
+    let mut reply = Reply::own(StatusCode::OK, wiped_bytes(body.into_bytes()));
     reply.lines.put(b"cache-control", b"no-store");
     reply
 }

@@ -14,10 +14,11 @@ use super::{
     target::{self, Target},
 };
 use crate::{
+    credential,
     directory::{Agent, Client, Directory},
     fields::{Fields, Known},
     limits::Bucket,
-    passes::{self, BadPass, Claim, Scratch},
+    passes::{BadPass, Claim, Scratch},
     secret::Masked,
 };
 
@@ -74,6 +75,9 @@ pub(super) fn caller(
     fields: &Fields,
 ) -> Result<Caller, Refusal> {
     let named = named_agent(target, fields)?;
+    if let Some(place) = target.stray_pass {
+        return Err(stray_pass(place));
+    }
     let known = match named {
         Some(name) => directory.agent(name, by_key.map(|client| &**client)),
         None => directory.only_agent(by_key.map(|client| &**client)),
@@ -135,8 +139,30 @@ pub(super) fn client_of_pass(directory: &Directory, query: Option<&str>) -> Opti
 
 /// Refuses a pass where it would leave, whatever the parameter is called: on a path that carries a credential of its own.
 fn refuse_pass(target: &Target<'_>) -> Result<(), Refusal> {
-    let marked = query::values(target.query.unwrap_or_default()).any(|value| passes::is_marked(&value));
-    if marked { Err(bad_pass(BadPass::Forged)) } else { Ok(()) }
+    let query = target.query.unwrap_or_default();
+    let marked = query::values(query).any(|value| credential::is_marked(&value));
+    if marked || credential::holds_pass(query.as_bytes()) { Err(bad_pass(BadPass::Forged)) } else { Ok(()) }
+}
+
+/// Refuses a key that the caller shows in its place, and that would leave because it stands in the path or the query too.
+pub(super) fn refuse_stray_key(
+    fields: &Fields,
+    target: &Target<'_>,
+    own_credential: bool,
+) -> Result<(), Refusal> {
+    let query = target.query.unwrap_or_default();
+    let repeats = |key: &[u8]| {
+        credential::target_repeats_key(target.path, key)
+            || credential::target_repeats_key(query, key)
+                // An access_token is taken out.
+                && (own_credential || credential::target_repeats_key(&target.query_without_token(), key))
+    };
+    if !fields.keys().any(repeats) {
+        return Ok(());
+    }
+    let words = "the path or the query repeats the key, which must not go to WeCom; send it only as \"Authorization: \
+                 Bearer KEY\" or \"X-Api-Key: KEY\"";
+    Err(Refusal::new(Kind::BadRequest, words))
 }
 
 /// Refuses what the client's `allow` does not list.
@@ -193,6 +219,21 @@ fn unauthenticated() -> Refusal {
 
 fn two_clients() -> Refusal {
     Refusal::new(Kind::BadRequest, "the request shows the credentials of two clients; send only one")
+}
+
+/// What to say to a caller whose pass would go to the upstream.
+fn stray_pass(place: target::Place) -> Refusal {
+    match place {
+        target::Place::Path => Refusal::new(
+            Kind::BadRequest,
+            "the path holds a pass, which must not go to WeCom; send it as the parameter access_token",
+        ),
+        target::Place::Query => Refusal::new(
+            Kind::PassInvalid,
+            "invalid access_token: a pass stands in another parameter, where it must not go to WeCom; send it as \
+             access_token",
+        ),
+    }
 }
 
 fn bad_pass(bad: BadPass) -> Refusal {
@@ -300,12 +341,13 @@ pub(super) fn is_credential(request: &Request, text: &str) -> bool {
         let before = value.trim_ascii().strip_suffix(text.as_bytes());
         before.is_some_and(|before| before.is_empty() || before.ends_with(b" "))
     };
-    passes::is_marked(text)
+    credential::is_marked(text)
+        || credential::holds_pass(text.as_bytes())
         || fields.all(Known::ApiKey).any(|value| value.trim_ascii() == text.as_bytes())
         || fields.all(Known::Authorization).any(ends_authorization)
         || matches!(authorization_key(fields), Ok(Some(Key::Decoded(key))) if key.expose() == text)
         || (target.path().ends_with("/gettoken")
-            && query::values(target.query().unwrap_or_default()).any(|value| value == text))
+            && query::values(target.query().unwrap_or_default()).any(|value| *value == text))
 }
 
 /// The value of a header that may stand only once.

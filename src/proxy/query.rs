@@ -4,6 +4,7 @@ use std::{borrow::Cow, sync::LazyLock};
 
 use memchr::{memchr, memmem::Finder};
 use percent_encoding::percent_decode_str;
+use zeroize::Zeroizing;
 
 /// The parameter's name.
 const NAME: &str = "access_token";
@@ -50,12 +51,13 @@ pub(super) fn tokens(query: &str) -> impl Iterator<Item = Cow<'_, str>> {
 }
 
 /// Every parameter's value, decoded, without white space around it.
-pub(super) fn values(query: &str) -> impl Iterator<Item = String> {
+pub(super) fn values(query: &str) -> impl Iterator<Item = Zeroizing<String>> {
     let values = query.split('&').filter_map(|parameter| parameter.split_once('=')).map(|(_, value)| value);
-    values.map(|value| percent_decode_str(value).decode_utf8_lossy().trim().to_owned())
+    values.map(|value| Zeroizing::new(percent_decode_str(value).decode_utf8_lossy().trim().to_owned()))
 }
 
-fn is_token(parameter: &str) -> bool {
+/// Whether a parameter's decoded name is `access_token`.
+pub(super) fn is_token(parameter: &str) -> bool {
     let name = parameter.split('=').next().unwrap_or(parameter);
     name == NAME || (name.contains('%') && percent_decode_str(name).eq(NAME.bytes()))
 }

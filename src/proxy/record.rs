@@ -19,7 +19,7 @@ use crate::{
     directory::{Agent, Client},
     limits::waiting::WaitPermit,
     metrics::Counter,
-    recent::{Detail, Recorder},
+    recent::{Capture, Recorder},
     traces::{Doing, Outcome, Trace, Tracer},
     wecom::errcode,
 };
@@ -42,13 +42,13 @@ impl Books {
         line: &Line<'_>,
         agent: Option<&Arc<Agent>>,
         client: Option<&Arc<Client>>,
-        detail: Option<Arc<Detail>>,
+        capture: Option<Capture>,
     ) {
         if let Some(counter) = &self.counter {
             counter.count(line, agent, client);
         }
         if let Some(recorder) = &self.recorder {
-            recorder.keep(line, detail);
+            recorder.keep(line, capture);
         }
         if self.access.wants(line.level) {
             self.access.write(line);
@@ -225,7 +225,7 @@ impl Drop for Record {
         // What takes time here is none of the request's.
         let ended = self.ended.unwrap_or_else(Instant::now);
         let trace_id = self.trace.as_ref().map(|trace| trace.id());
-        let detail = self.look.take().map(|look| Arc::new(look.end()));
+        let capture = self.look.take().map(|look| look.end());
         let path = self.path();
         let line = Line {
             level,
@@ -251,7 +251,7 @@ impl Drop for Record {
             total: ended.saturating_duration_since(self.began),
             hint: self.hint(),
         };
-        self.books.enter(&line, self.agent.as_ref(), self.client.as_ref(), detail);
+        self.books.enter(&line, self.agent.as_ref(), self.client.as_ref(), capture);
         if let (Some(tracer), Some(trace)) = (&self.books.tracer, &self.trace) {
             tracer.write(trace, &line);
         }

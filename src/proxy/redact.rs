@@ -3,11 +3,12 @@
 //!
 //! Where it is in doubt it takes out too much: a text that is cut off, or that only resembles JSON, must show nothing either.
 
+mod effort;
 mod guises;
 mod named;
 mod plain;
 
-use std::ops::Range;
+use std::{collections::BTreeSet, ops::Range};
 
 use base64::{
     Engine,
@@ -16,12 +17,14 @@ use base64::{
 };
 use memchr::memmem;
 use percent_encoding::percent_decode_str;
+use zeroize::Zeroizing;
 
 pub(super) use self::named::is_secret_name;
 use self::{
+    effort::Effort,
     guises::{Guise, SHORTEST, Starts, guises},
     named::named,
-    plain::Plain,
+    plain::{Plain, cut_escape},
 };
 
 /// What stands in a secret's place.
@@ -32,6 +35,15 @@ const MARK_OF_A_PASS: &[u8] = b"wp1+";
 const MADE_KEY: usize = 64;
 /// The shortest text that is looked at as base64.
 const SHORTEST_BASE64: usize = 12;
+/// Most secrets that one exchange may show as its own. Who shows more is up to something.
+const MAX_OWN: usize = 64;
+/// Costs in nanoseconds: to see that a secret is in none of the texts, to look a word up among the keys, to take a byte of
+/// text to pieces, to prepare a search, to decode a byte of base64.
+const SECRET_COST: usize = 150;
+const KEY_COST: usize = 250;
+const BYTE_COST: usize = 25;
+const SEARCH_COST: usize = 60;
+const DECODE_COST: usize = 10;
 /// base64 as it is met: of either alphabet, with padding or without.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &STANDARD,
@@ -44,6 +56,7 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 pub(super) struct Secrets<'a> {
     guises: Vec<Guise>,
     is_key: &'a dyn Fn(&str) -> bool,
+    effort: Effort,
 }
 
 impl<'a> Secrets<'a> {
@@ -55,15 +68,37 @@ impl<'a> Secrets<'a> {
         others: impl FnOnce(&mut dyn FnMut(&str)),
         is_key: &'a dyn Fn(&str) -> bool,
     ) -> Self {
-        let mut starts = Starts::default();
-        texts.iter().for_each(|text| starts.add(text));
-        let mut found: Vec<_> = own.iter().flat_map(|secret| guises(secret.as_bytes())).collect();
+        let (mut starts, effort) = (Starts::default(), Effort::default());
+        for level in texts.iter().flat_map(|text| Plain::levels(text)) {
+            if !effort.spend(level.bytes.len() * BYTE_COST) {
+                break;
+            }
+            starts.add(&level);
+            for word in words(&level.bytes).into_iter().map(|word| &level.bytes[word]) {
+                // What is encoded inside of base64 shows no beginning that is looked for.
+                if let Some(text) = text_in_base64(word)
+                    && effort.spend(word.len() * DECODE_COST)
+                {
+                    Plain::levels(&text).iter().for_each(|level| starts.add(level));
+                }
+            }
+        }
+        let own: BTreeSet<_> = own.iter().collect();
+        if own.len() > MAX_OWN {
+            effort.give_up();
+        }
+        let mut found: Vec<_> = own.iter().take(MAX_OWN).flat_map(|own| guises(own.as_bytes())).collect();
         others(&mut |secret| {
-            if starts.may_hold(secret) {
+            if effort.spend(SECRET_COST) && starts.may_hold(secret) {
                 found.extend(guises(secret.as_bytes()));
             }
         });
-        Self { guises: found, is_key }
+        Self { guises: found, is_key, effort }
+    }
+
+    /// Whether looking was given up because it took too long. Nothing that was redacted may be shown then.
+    pub(super) fn gave_up(&self) -> bool {
+        self.effort.is_spent()
     }
 
     /// Takes secrets out of a text. Nothing behind `most` bytes is shown; so that a secret is seen that begins before and
@@ -78,9 +113,14 @@ impl<'a> Secrets<'a> {
     fn find(&self, text: &str, inside: bool) -> Vec<Range<usize>> {
         let (mut found, mut values) = (Vec::new(), Vec::<Range<usize>>::new());
         for level in Plain::levels(text) {
+            if !self.effort.spend(level.bytes.len() * BYTE_COST) {
+                break;
+            }
             // Where an escape was resolved, nobody can tell any more where a quoted value ends.
-            for value in named(&level.bytes).into_iter().map(|part| level.origin(part)) {
-                if !values.iter().any(|known| known.contains(&value.start)) {
+            let named = named(&level.bytes, &|cost| self.effort.spend(cost));
+            for value in named.into_iter().map(|part| level.origin(part)) {
+                if self.effort.spend(values.len()) && !values.iter().any(|known| known.contains(&value.start))
+                {
                     values.push(value);
                 }
             }
@@ -97,10 +137,19 @@ impl<'a> Secrets<'a> {
     /// What is known to be secret, also if only its beginning is there because the text ends; and passes.
     fn known(&self, text: &[u8]) -> Vec<Range<usize>> {
         let mut found = Vec::new();
+        // Where the text was cut off in the middle of an escape, the beginning of a secret stands before that.
+        let ends = [text.len(), text.len() - cut_escape(text)];
         for Guise { text: guise, around } in &self.guises {
+            let cost = SEARCH_COST + text.len() / 8 + guise.len() * 8;
+            if !self.effort.spend(cost) {
+                break;
+            }
             let whole = memmem::find_iter(text, guise).map(|at| at..at + guise.len());
-            let partly = (SHORTEST..guise.len()).rev().find(|length| text.ends_with(&guise[..*length]));
-            let partly = partly.map(|length| text.len() - length..text.len());
+            let partly = ends.into_iter().filter_map(|end| {
+                let ends_in = |length: &usize| text[..end].ends_with(&guise[..*length]);
+                let length = (SHORTEST..guise.len()).rev().find(ends_in)?;
+                Some(end - length..text.len())
+            });
             let wider =
                 |part: Range<usize>| part.start.saturating_sub(*around)..(part.end + around).min(text.len());
             found.extend(whole.chain(partly).map(wider));
@@ -130,23 +179,37 @@ impl<'a> Secrets<'a> {
     }
 
     fn is_key_text(&self, text: &[u8]) -> bool {
-        str::from_utf8(text).is_ok_and(|text| (self.is_key)(text))
+        self.effort.spend(KEY_COST + text.len() * 4)
+            && str::from_utf8(text).is_ok_and(|text| (self.is_key)(text))
     }
 
     /// Whether it is base64 of a text that holds a secret.
     fn hides_a_secret(&self, word: &[u8]) -> bool {
-        if word.len() < SHORTEST_BASE64 {
-            return false;
-        }
-        let standard = |byte: &u8| match byte {
-            b'-' => b'+',
-            b'_' => b'/',
-            other => *other,
-        };
-        let digits: Vec<_> = word.iter().map(standard).collect();
-        let text = BASE64.decode(digits).ok().and_then(|bytes| String::from_utf8(bytes).ok());
-        text.is_some_and(|text| !text.contains(char::is_control) && !self.find(&text, false).is_empty())
+        self.effort.spend(word.len() * DECODE_COST)
+            && text_in_base64(word).is_some_and(|text| !self.find(&text, false).is_empty())
     }
+}
+
+/// The text of which a word is base64; `None` where it is none.
+fn text_in_base64(word: &[u8]) -> Option<Zeroizing<String>> {
+    if word.len() < SHORTEST_BASE64 {
+        return None;
+    }
+    let standard = |byte: &u8| match byte {
+        b'-' => b'+',
+        b'_' => b'/',
+        other => *other,
+    };
+    // A single digit behind the last group says nothing: the text was cut off there.
+    let whole = &word[..word.len() - usize::from(word.len() % 4 == 1)];
+    let digits: Zeroizing<Vec<_>> = Zeroizing::new(whole.iter().map(standard).collect());
+    let bytes = Zeroizing::new(BASE64.decode(&*digits).ok()?);
+    let text = match str::from_utf8(&bytes) {
+        Ok(text) => text,
+        Err(error) if error.error_len().is_none() => str::from_utf8(&bytes[..error.valid_up_to()]).ok()?,
+        Err(_) => return None,
+    };
+    (!text.contains(char::is_control)).then(|| Zeroizing::new(text.to_owned()))
 }
 
 /// A query with the values of secret parameters taken out, however their names are written.
@@ -236,153 +299,4 @@ fn runs(text: &[u8], is_part: impl Fn(u8) -> bool + Copy) -> impl Iterator<Item 
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const OWN: [&str; 2] = ["s3cret/of+hr", "the-token-0123456789"];
-    const OTHERS: [&str; 2] = ["secret-of-ops_0123", "a-ticket-of-ops~1"];
-    const MADE: &str = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
-
-    fn shown_up_to(text: &str, most: usize) -> String {
-        let is_key = |word: &str| word == "a-clients-key" || word == MADE;
-        let others = |tell: &mut dyn FnMut(&str)| OTHERS.iter().for_each(|other| tell(other));
-        Secrets::among(&[text], &OWN, others, &is_key).redact(text, most)
-    }
-
-    fn shown(text: &str) -> String {
-        shown_up_to(text, 1 << 20)
-    }
-
-    #[test]
-    fn what_is_named_like_a_secret_is_taken_out() {
-        for (text, expected) in [
-            (
-                r#"{"errcode":0,"access_token":"abc","n":1}"#,
-                r#"{"errcode":0,"access_token":"[masked]","n":1}"#,
-            ),
-            (r#"{"Ticket" : "a\"b,c", "n":1}"#, r#"{"Ticket" : "[masked]", "n":1}"#),
-            (r#"{"secret":"ends in \\","n":1}"#, r#"{"secret":"[masked]","n":1}"#),
-            (r#"{"key":12345,"n":1}"#, r#"{"key":[masked],"n":1}"#),
-            (r#"{"password":{"a":["b"]},"n":1}"#, r#"{"password":[masked],"n":1}"#),
-            (r#"{"secret":"cut o"#, r#"{"secret":"[masked]"#),
-            (r#"{"secret":"","n":1}"#, r#"{"secret":"","n":1}"#),
-            (r#"{"se\u0063ret":"x","\u006b":1}"#, r#"{"se\u0063ret":"[masked]","\u006b":1}"#),
-            (r#"{"in":"{\"secret\":\"a b\",\"n\":1}"}"#, r#"{"in":"{\"secret\":\"[masked]\",\"n\":1}"}"#),
-            ("a=1&corpsecret=x%20y&b=2", "a=1&corpsecret=[masked]&b=2"),
-            (
-                "in=%7B%22secret%22%3A%22a%20b%22%2C%22n%22%3A1%7D",
-                "in=%7B%22secret%22%3A%22[masked]%22%2C%22n%22%3A1%7D",
-            ),
-            (
-                "to=https%3A%2F%2Fx%2F%3Faccess_token%3Dabc%26n%3D1",
-                "to=https%3A%2F%2Fx%2F%3Faccess_token%3D[masked]%26n%3D1",
-            ),
-            (r#"{"secretary":"Li","ticket_id":"7"}"#, r#"{"secretary":"Li","ticket_id":"7"}"#),
-            (r#"{"query":"access_token=","n":1}"#, r#"{"query":"access_token=","n":1}"#),
-            (r#"[["x-my-token","a"],["n","b"]]"#, r#"[["x-my-token","[masked]"],["n","b"]]"#),
-            (r#"secret="a b" n=1"#, r#"secret="[masked]" n=1"#),
-            ("Authorization: Bearer abc\r\nn: 1", "Authorization: [masked]\r\nn: 1"),
-            ("<Secret>a b</Secret><n>1</n>", "<Secret>[masked]</Secret><n>1</n>"),
-            (
-                "--x\r\nContent-Disposition: form-data; name=\"secret\"\r\n\r\na\r\nb\r\n--x\r\nn",
-                "--x\r\nContent-Disposition: form-data; name=\"secret\"\r\n\r\n[masked]\r\n--x\r\nn",
-            ),
-            (r#"{"userid":"张三"}"#, r#"{"userid":"张三"}"#),
-            (r#"{"a":"b\\u0041"}"#, r#"{"a":"b\\u0041"}"#),
-        ] {
-            assert_eq!(shown(text), expected, "{text}");
-        }
-    }
-
-    #[test]
-    fn what_is_known_is_taken_out_wherever_it_stands() {
-        for (text, expected) in [
-            ("xs3cret/of+hry", "x[masked]y"),
-            (r#"{"v":"s3cret\/of+hr"}"#, r#"{"v":"[masked]"}"#),
-            ("v=s3cret%2Fof%2Bhr;w", "v=[masked];w"),
-            ("v=s3cret%252fof%252Bhr;w", "v=[masked];w"),
-            ("v=%73%33cret%2Fof%2Bhr", "v=[masked]"),
-            (r#"{"v":"\u0074he-token-0123456789"}"#, r#"{"v":"[masked]"}"#),
-            ("THE-TOKEN-0123456789", "[masked]"),
-            ("the-tok\r\n en-0123456789", "[masked]"),
-            ("密钥secret-of-ops_0123是", "密钥[masked]是"),
-            ("x&#115;ecret-of-ops_0123", "x[masked]"),
-            (r#"{"a-ticket-of-ops~1":1}"#, r#"{"[masked]":1}"#),
-            ("jsapi_ticket=a-ticket-of-ops~1&n=1", "jsapi_ticket=[masked]&n=1"),
-            ("v=a-ticket-of-ops%7E1&n=1", "v=[masked]&n=1"),
-            ("k: a-clients-key!", "k: [masked]!"),
-            ("k: xa-clients-key", "k: xa-clients-key"),
-            ("k: a-clients-key,x=a-clients-key", "k: [masked],x=[masked]"),
-            ("see wp1-AAAA_b-c.", "see [masked]."),
-            ("userwp1%2DAAAA", "user[masked]"),
-        ] {
-            assert_eq!(shown(text), expected, "{text}");
-        }
-        let glued = format!("ab{MADE}cdX");
-        assert_eq!(shown(&glued), "ab[masked]cdX");
-        let hex: String = OWN[1].bytes().map(|byte| format!("{byte:02X}")).collect();
-        assert_eq!(shown(&format!("x {hex}")), "x [masked]");
-    }
-
-    #[test]
-    fn base64_hides_nothing() {
-        use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
-        for before in ["", "a", "ab", "crm:"] {
-            for secret in [OWN[0], OWN[1], OTHERS[0]] {
-                let text = format!("{before}{secret} and more");
-                for encoded in [BASE64_STANDARD.encode(&text), BASE64_URL_SAFE_NO_PAD.encode(&text)] {
-                    let shown = shown(&format!("glued{encoded}glued"));
-                    let (head, tail) = (before.len() * 4 / 3, (before.len() + secret.len()) * 4 / 3);
-                    let digits = &encoded[head..tail];
-                    let parts =
-                        digits.as_bytes().windows(4).map(|part| str::from_utf8(part).expect("digits"));
-                    let told: Vec<_> = parts.filter(|part| shown.contains(part)).collect();
-                    assert!(shown.contains(MASK) && told.is_empty(), "{text}: {shown} tells {told:?}");
-                }
-            }
-        }
-        let encoded = BASE64_STANDARD.encode("crm:a-clients-key");
-        assert_eq!(shown(&format!("x: Basic {encoded}")), "x: Basic [masked]");
-        let encoded = BASE64_URL_SAFE_NO_PAD.encode(r#"{"n":1,"secret":"x"}"#);
-        assert_eq!(shown(&format!("x={encoded}&y")), "x=[masked]&y");
-        let harmless = BASE64_STANDARD.encode("only a few words");
-        assert_eq!(shown(&harmless), harmless);
-    }
-
-    #[test]
-    fn what_lies_across_the_end_is_not_shown_in_part() {
-        let text = "0123 the-token-0123456789 and more";
-        assert_eq!(shown_up_to(text, 8), "0123 [masked]");
-        assert_eq!(shown_up_to(text, 4), "0123");
-        assert_eq!(shown_up_to("ééé", 3), "é");
-        // Nobody has seen the rest.
-        assert_eq!(shown("n=1&x=the-token-01234"), "n=1&x=[masked]");
-        assert_eq!(shown("n=1&x=secret-o"), "n=1&x=[masked]");
-    }
-
-    #[test]
-    fn a_query_shows_no_secret_however_its_name_is_written() {
-        let query = "a=1&%61ccess_token=x%2Fy&debug=1&access_token=z&code=c&CorpSecret=s";
-        assert_eq!(
-            redact_query(query),
-            "a=1&%61ccess_token=[masked]&debug=1&access_token=[masked]&code=[masked]&CorpSecret=[masked]"
-        );
-        assert_eq!(secret_values(query).collect::<Vec<_>>(), ["x/y", "z", "c", "s"]);
-    }
-
-    proptest::proptest! {
-        #[test]
-        fn nothing_known_is_ever_shown(before in ".{0,30}", behind in ".{0,30}", nth in 0usize..4, how in 0usize..5) {
-            let secret = [OWN[0], OWN[1], OTHERS[0], OTHERS[1]][nth];
-            let encoded: String = match how {
-                0 => secret.to_owned(),
-                1 => secret.bytes().map(|byte| format!("%{byte:02x}")).collect(),
-                2 => secret.bytes().map(|byte| format!("%25{byte:02X}")).collect(),
-                3 => secret.bytes().map(|byte| format!("\\u{byte:04x}")).collect(),
-                _ => secret.to_uppercase(),
-            };
-            let shown = shown(&format!("{before}{encoded}{behind}"));
-            proptest::prop_assert!(!shown.contains(&encoded), "{shown}");
-        }
-    }
-}
+mod tests;

@@ -13,7 +13,7 @@ use super::{
     record::plain,
     target::{Course, Doubt},
 };
-use crate::fields::Fields;
+use crate::{fields::Fields, secret::wipe};
 
 /// One request, without its body. It has no `Debug`: its lines and its query may hold credentials.
 pub struct Request {
@@ -45,6 +45,13 @@ struct Text {
     mark: Option<usize>,
     course: OnceCell<Result<Course, Doubt>>,
     plain: OnceCell<Option<usize>>,
+}
+
+impl Drop for Text {
+    /// There may be a secret or a pass in the query.
+    fn drop(&mut self) {
+        wipe(&mut std::mem::take(&mut self.text).into_boxed_bytes());
+    }
 }
 
 impl Target {

@@ -6,7 +6,7 @@ use http::Method;
 use percent_encoding::percent_decode_str;
 
 use super::{query, request};
-use crate::tickets::TicketKind;
+use crate::{credential::holds_pass, tickets::TicketKind};
 
 /// What is done with a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +34,17 @@ pub(super) struct Target<'a> {
     pub(super) may_hold_token: bool,
     /// What is done with it.
     pub(super) kind: Kind,
+    /// Where a pass stands in it that would go to the upstream.
+    pub(super) stray_pass: Option<Place>,
+}
+
+/// A part of a target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// What goes on of the path.
+    Path,
+    /// The query, but for its `access_token`.
+    Query,
 }
 
 impl fmt::Debug for Target<'_> {
@@ -55,6 +66,7 @@ pub(super) struct Course {
     route: Option<Box<str>>,
     may_hold_token: bool,
     kind: Kind,
+    stray_pass: Option<Place>,
 }
 
 /// Why a target is not sent on.
@@ -72,7 +84,8 @@ const ROOT: &str = "/cgi-bin/";
 impl Course {
     /// Takes a path and query apart.
     pub(super) fn find(path: &str, query: Option<&str>) -> Result<Self, Doubt> {
-        let Target { agent, path: rest, route, may_hold_token, kind, .. } = Target::parse(path, query)?;
+        let Target { agent, path: rest, route, may_hold_token, kind, stray_pass, .. } =
+            Target::parse(path, query)?;
         let agent = agent.map(|agent| {
             let start = agent.as_ptr().addr() - path.as_ptr().addr();
             start..start + agent.len()
@@ -81,7 +94,7 @@ impl Course {
             Cow::Borrowed(_) => None,
             Cow::Owned(route) => Some(route.into_boxed_str()),
         };
-        Ok(Self { agent, path_at: path.len() - rest.len(), route, may_hold_token, kind })
+        Ok(Self { agent, path_at: path.len() - rest.len(), route, may_hold_token, kind, stray_pass })
     }
 }
 
@@ -97,6 +110,7 @@ impl<'a> Target<'a> {
             query: target.query(),
             may_hold_token: course.may_hold_token,
             kind: course.kind,
+            stray_pass: course.stray_pass,
         })
     }
 
@@ -124,7 +138,8 @@ impl<'a> Target<'a> {
         }
         let kind = kind(&route[ROOT.len()..]);
         let may_hold_token = query.is_some_and(query::may_hold_token);
-        Ok(Self { agent, path: rest, route, query, may_hold_token, kind })
+        let stray_pass = stray_pass(rest, query.unwrap_or_default());
+        Ok(Self { agent, path: rest, route, query, may_hold_token, kind, stray_pass })
     }
 
     /// The query without any `access_token`.
@@ -148,6 +163,17 @@ impl<'a> Target<'a> {
         let query = self.query_without_token();
         query.split('&').filter(|parameter| !parameter.is_empty()).eq(wanted.iter().copied()).then_some(kind)
     }
+}
+
+/// Where a pass would go to the upstream. One in `access_token` is taken out or refused by itself.
+fn stray_pass(path: &str, query: &str) -> Option<Place> {
+    if holds_pass(path.as_bytes()) {
+        return Some(Place::Path);
+    }
+    // Nearly no query holds one anywhere.
+    let strays = holds_pass(query.as_bytes())
+        && query.split('&').any(|it| !query::is_token(it) && holds_pass(it.as_bytes()));
+    strays.then_some(Place::Query)
 }
 
 /// Takes the agent's name off the front of a path.

@@ -1,4 +1,4 @@
-//! What an exchange looked like, where an operator wanted to see it. Whoever makes one has taken all secrets out.
+//! What an exchange looked like, where an operator wanted to see it. All secrets have been taken out.
 
 use std::time::Duration;
 

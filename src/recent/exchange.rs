@@ -7,7 +7,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::Detail;
+use super::Captured;
 use crate::access::{FirstTry, Line};
 
 /// Most bytes that are kept of a method, a path, and an error's words. The other texts are short by themselves.
@@ -43,7 +43,7 @@ pub struct Exchange {
     /// Time from the request's head to its answer's end.
     pub total: Duration,
     /// What it looked like, where somebody wanted to see it.
-    pub detail: Option<Arc<Detail>>,
+    pub detail: Option<Arc<Captured>>,
     /// All texts, one behind the other, so that a slot that is used again has room for them.
     text: String,
     /// Where each of them ends.
@@ -114,7 +114,7 @@ impl Exchange {
     }
 
     /// Becomes the summary of another exchange.
-    pub(super) fn write(&mut self, line: &Line<'_>, detail: Option<Arc<Detail>>) {
+    pub(super) fn write(&mut self, line: &Line<'_>, detail: Option<Arc<Captured>>) {
         self.text.clear();
         let texts = [
             line.request_id,

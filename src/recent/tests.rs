@@ -95,7 +95,7 @@ fn only_the_newest_keep_their_details() {
     let ring = recent.recorder().expect("a ring");
     let many = MOST_DETAILS as u64 + 10;
     for nth in 0..many {
-        ring.keep(&about(nth, "/"), Some(Arc::default()));
+        ring.keep(&about(nth, "/"), Some(Capture { bytes: 0, redact: Box::new(|| None) }));
         ring.keep(&about(nth, "/"), None);
     }
     let kept = recent.latest(&Filter::default(), 1000);

@@ -21,7 +21,7 @@ use tokio::{
 
 use super::Source;
 use crate::{
-    config, passes,
+    config, credential,
     secret::Masked,
     upstream::{Flaw, Settings, Upstream, Whole},
     wecom::{
@@ -174,7 +174,7 @@ fn grant(Credentials { secret, .. }: &Credentials, whole: Whole) -> Result<Grant
         GrantError::BadToken => senseless("its access_token cannot stand in a URL"),
     })?;
     // Calls made with a pass would come back here again and again.
-    match passes::is_marked(grant.token.expose()) {
+    match credential::is_marked(grant.token.expose()) {
         true => Err(senseless(LOOP)),
         false => Ok(grant),
     }

@@ -148,6 +148,10 @@ const PROMISES: &[(&str, &[&str])] = &[
             "identify::a_key_is_taken_in_each_of_its_forms_and_never_leaves",
             "hostile::heads::a_key_that_is_shown_badly_opens_nothing",
             "passes::a_pass_chooses_its_agent_with_or_without_a_prefix_and_never_leaves",
+            "strays::pass_elsewhere_in_a_target_is_refused",
+            "strays::key_elsewhere_in_a_target_is_refused",
+            "strays::header_that_repeats_a_pass_or_a_key_stays_here",
+            "strays::what_a_network_says_of_its_client_stays_here",
         ],
     ),
     // Answers.

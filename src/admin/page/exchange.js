@@ -90,7 +90,7 @@ function timings(exchange, detail) {
 }
 
 function messages(exchange, detail) {
-  if (!detail) return [make("p", { class: "quiet" }, say(exchange.has_detail ? "gone" : "notKept"))];
+  if (!detail) return [make("p", { class: "quiet" }, say(exchange.detail_missing ? "dropped" : exchange.has_detail ? "gone" : "notKept"))];
   const tried = detail.tries.flatMap((it, nth) => it.refused ? message(say("firstAnswer", nth + 1), say("firstAnswer", nth + 1), it.refused) : []);
   return [...message(say("reqHeaders"), say("reqBody"), detail.request), ...tried, ...message(say("resHeaders"), say("resBody"), detail.answer)];
 }

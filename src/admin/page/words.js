@@ -32,7 +32,7 @@ const WORDS = {
     queue: "queue", waitToken: "token", tryN: "try {0}", upstream: "WeCom", rest: "proxy and body", retriedFor: "The token was refused with {0}; the request was sent once more with the next one.",
     requestBytes: "Request body", bytes: "Answer body", bytesOf: "{0} bytes", cutOff: "broke off", ownError: "Error of the proxy", reqHeaders: "Request headers", reqBody: "Request body",
     resHeaders: "Answer headers", resBody: "Answer body", firstAnswer: "Answer to try {0}, not passed on", query: "Query", more: "… more follows, not kept", binary: "… what follows is no text",
-    empty: "(empty)", notKept: "Headers and bodies were not kept. “Look inside” at the agent keeps them for 10 minutes.", gone: "This exchange is no longer kept.",
+    empty: "(empty)", notKept: "Headers and bodies were not kept. “Look inside” at the agent keeps them for 10 minutes.", gone: "This exchange is no longer kept.", dropped: "Headers and bodies were dropped: taking secrets out of them came too late or took too long.",
     cannotReach: "The proxy does not answer; trying again.", unauthorized: "The key is missing or wrong. Reload the page to enter it.", curl: "curl",
   },
   zh: {
@@ -67,7 +67,7 @@ const WORDS = {
     queue: "排队", waitToken: "token", tryN: "第 {0} 次", upstream: "企业微信", rest: "代理和正文", retriedFor: "token 因 {0} 被拒绝，请求用新 token 重发了一次。",
     requestBytes: "请求体", bytes: "响应体", bytesOf: "{0} 字节", cutOff: "中途断开", ownError: "代理自身的错误", reqHeaders: "请求头", reqBody: "请求体",
     resHeaders: "响应头", resBody: "响应体", firstAnswer: "第 {0} 次的应答，未转给调用方", query: "查询参数", more: "…… 后面还有，没有保留", binary: "…… 后面不是文本",
-    empty: "（空）", notKept: "没有保留请求头和正文。在应用处点“查看内容”，可保留 10 分钟。", gone: "这个请求已不再保留。",
+    empty: "（空）", notKept: "没有保留请求头和正文。在应用处点“查看内容”，可保留 10 分钟。", gone: "这个请求已不再保留。", dropped: "请求头和正文已丢弃：脱敏来不及或耗时过长。",
     cannotReach: "代理没有应答，正在重试。", unauthorized: "密钥缺失或有误。刷新页面后输入。", curl: "curl",
   },
 };

@@ -40,6 +40,9 @@ const ENDINGS: [&str; 14] = [
     "authorization",
 ];
 
+/// Nanoseconds that it takes to compare a name with all of these.
+const NAME_COST: usize = 150;
+
 /// Whether what has this name is secret.
 pub(crate) fn is_secret_name(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
@@ -48,7 +51,8 @@ pub(crate) fn is_secret_name(name: &str) -> bool {
 
 /// The values that follow the name of a secret, as in JSON, in a JSON text inside of one, in a form, in a form of several
 /// parts, and in XML.
-pub(super) fn named(bytes: &[u8]) -> Vec<Range<usize>> {
+/// Each name costs nanoseconds, which `spend` takes off what may be spent; nothing is looked for when that is all spent.
+pub(super) fn named(bytes: &[u8], spend: &dyn Fn(usize) -> bool) -> Vec<Range<usize>> {
     let is_part = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
     let (mut found, mut at) = (Vec::new(), 0);
     while at < bytes.len() {
@@ -56,8 +60,13 @@ pub(super) fn named(bytes: &[u8]) -> Vec<Range<usize>> {
         let end = at + length;
         // A name is of ASCII letters only.
         let name = str::from_utf8(&bytes[at..end]).unwrap_or_default();
+        if length > 0 && !spend(NAME_COST) {
+            break;
+        }
+        // A value is looked for through all of the rest.
         if length > 0
             && is_secret_name(name)
+            && spend((bytes.len() - end) / 4)
             && let Some(value) = value_after(bytes, at..end)
         {
             at = value.end.max(end);

@@ -2,6 +2,10 @@
 
 use std::ops::Range;
 
+use crate::secret::wipe;
+
+/// The longest escape without its last byte: `&#x10ffff`.
+const LONGEST_ESCAPE: usize = 9;
 /// So often escapes are resolved: a URL inside of a URL inside of JSON inside of JSON.
 const DEEPEST: usize = 4;
 
@@ -10,6 +14,12 @@ const DEEPEST: usize = 4;
 pub(super) struct Plain {
     pub(super) bytes: Vec<u8>,
     places: Vec<(usize, usize)>,
+}
+
+impl Drop for Plain {
+    fn drop(&mut self) {
+        wipe(&mut self.bytes);
+    }
 }
 
 impl Plain {
@@ -113,6 +123,22 @@ fn escape(text: &[u8]) -> Option<(Meant, usize)> {
         }
         _ => None,
     }
+}
+
+/// How many bytes of an escape that was cut off stand at the end of a canonical text.
+pub(super) fn cut_escape(text: &[u8]) -> usize {
+    let is_hex = |digits: &[u8]| digits.iter().all(u8::is_ascii_hexdigit);
+    let begins = text.iter().rev().take(LONGEST_ESCAPE).position(|byte| b"%\\&".contains(byte));
+    let tail = begins.map_or(&[][..], |behind| &text[text.len() - behind - 1..]);
+    let is_cut = match tail {
+        [b'%', digits @ ..] => digits.len() < 2 && is_hex(digits),
+        [b'\\'] | [b'\\', b'u' | b'x'] => true,
+        [b'\\', b'u', digits @ ..] => digits.len() < 4 && is_hex(digits),
+        [b'\\', b'x', digits @ ..] => digits.len() < 2 && is_hex(digits),
+        [b'&', name @ ..] => name.iter().all(|byte| byte.is_ascii_alphanumeric() || *byte == b'#'),
+        _ => false,
+    };
+    if is_cut { tail.len() } else { 0 }
 }
 
 fn hex(digits: &[u8]) -> Option<u32> {

@@ -9,6 +9,7 @@ use crate::{
     fields::{Familiar, Fields, Found, Known, is_same},
     framing::{Framing, FramingError, has_bare_line_feed},
     proxy::RequestTarget,
+    secret::wipe,
 };
 
 /// Most bytes of a head.
@@ -107,7 +108,9 @@ impl Habits {
 
     fn note(&mut self, asked: &Asked) {
         let Asked { method, version, target, authority } = asked;
-        if *version == Version::HTTP_11 && authority.is_none() && target.text().len() <= LONGEST_USUAL {
+        // A gettoken is rare, and there is a key in it: it is not kept in memory longer than it takes.
+        let is_usual = target.text().len() <= LONGEST_USUAL && !target.path().ends_with("/gettoken");
+        if *version == Version::HTTP_11 && authority.is_none() && is_usual {
             self.last = Some(Usual { method: method.clone(), target: target.clone() });
         }
     }
@@ -135,7 +138,7 @@ pub(super) fn take(buffer: &mut BytesMut, habits: &mut Habits) -> Result<Option<
     }
     let asked = asked(&request)?;
     habits.note(&asked);
-    let fields = Found::new(&buffer[..length], request.headers).take_off(buffer, length);
+    let fields = Found::new(&buffer[..length], request.headers).wipe_off(buffer, length);
     if fields.names_too_many() {
         return Err(too_large("Connection names more than 100 headers"));
     }
@@ -156,6 +159,7 @@ fn take_familiar(buffer: &mut BytesMut, habits: &mut Habits) -> Option<Head> {
             asked
         }
     };
+    wipe(&mut buffer[..length]);
     buffer.advance(length);
     Some(Head::new(asked, fields))
 }

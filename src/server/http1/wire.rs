@@ -17,6 +17,7 @@ use crate::{
     framing::{Framing, FramingError, Step},
     io::{Caller, LastWord, Stream},
     outbox::Outbox,
+    secret::wipe,
     upload::{Cut, Source},
 };
 
@@ -99,11 +100,24 @@ impl Inner {
         // Not more than there is room for, as long as that is something: a pipelined request needs no second buffer.
         let room = self.inbound.capacity() - self.inbound.len();
         let most = if room < self.next_read / 8 { self.next_read } else { room.min(self.next_read) };
+        if most > room && self.framing == Framing::Done && !self.inbound.is_empty() {
+            self.move_inbound(most);
+        }
         self.stream.poll_fill(cx, &mut self.inbound, most, &mut self.caller)
     }
 
-    /// Gives the buffer back, whatever is in it.
+    /// Moves a part of a head to a buffer with room for so much more. By itself the buffer would leave an unwiped copy where
+    /// it was.
+    fn move_inbound(&mut self, more: usize) {
+        let mut moved = BytesMut::with_capacity((self.inbound.len() + more).max(buffers::SIZE));
+        moved.extend_from_slice(&self.inbound);
+        wipe(&mut self.inbound);
+        buffers::give(std::mem::replace(&mut self.inbound, moved));
+    }
+
+    /// Gives the buffer back. What was not used of it is wiped: it may be half a head.
     pub(super) fn let_go(&mut self) {
+        wipe(&mut self.inbound);
         buffers::give(std::mem::take(&mut self.inbound));
         self.next_read = buffers::SIZE;
     }
@@ -231,6 +245,7 @@ impl Inner {
             match ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer)) {
                 Ok(()) if !buffer.filled().is_empty() => {
                     *left = left.saturating_sub(buffer.filled().len() as u64);
+                    wipe(buffer.filled_mut());
                 }
                 _ => break,
             }
