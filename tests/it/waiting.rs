@@ -107,6 +107,17 @@ async fn a_request_that_waits_costs_less_than_four_kib() {
         line.say(request).await.expect("it is taken");
     }
     let all = format!("wecom_proxy_token_waiters {WAITING}\n");
+    eprintln!(
+        "{}",
+        admin
+            .get("/metrics")
+            .await
+            .text()
+            .lines()
+            .filter(|l| l.starts_with("wecom_proxy_") && !l.contains("bucket"))
+            .collect::<Vec<_>>()
+            .join("\n")
+    );
     wait_for("all of them to wait", async || admin.get("/metrics").await.text().contains(&all)).await;
     let each = resident(&program).saturating_sub(idle) / WAITING;
     eprintln!("a request that waits: {each} bytes");
