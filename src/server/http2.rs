@@ -200,14 +200,16 @@ impl Source for StreamUpload {
         use http_body::Body as _;
         loop {
             let Some(body) = &mut self.0 else { return Poll::Ready(Ok(None)) };
-            match ready!(Pin::new(body).poll_frame(cx)) {
+            match ready!(Pin::new(&mut *body).poll_frame(cx)) {
                 // Trailers are hop-by-hop here: nobody sends them to WeCom.
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) if !data.is_empty() => return Poll::Ready(Ok(Some(detached(data)))),
                     _ => {}
                 },
                 Some(Err(_)) => return Poll::Ready(Err(Cut::Broken)),
-                None => self.0 = None,
+                None if body.is_end_stream() => self.0 = None,
+                // hyper takes a stream that its client resets, with NO_ERROR or CANCEL, for a body that ends.
+                None => return Poll::Ready(Err(Cut::Broken)),
             }
         }
     }

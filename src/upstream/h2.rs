@@ -352,7 +352,9 @@ impl Answer {
             };
             self.silence.clear();
             match frame {
-                None => return Poll::Ready(None),
+                None if self.body.is_end_stream() => return Poll::Ready(None),
+                // hyper takes a stream that is reset with NO_ERROR for a body that ends.
+                None => return failure(Flaw::Truncated),
                 Some(Err(error)) => return failure(Flaw::Http2(error.to_string())),
                 Some(Ok(frame)) => {
                     if let Ok(data) = frame.into_data() {

@@ -33,6 +33,22 @@ const PROMISES: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "a message over HTTP/2 that is reset before its end never becomes a whole, whatever the reset says",
+        &[
+            "stream::a_body_reset_with_no_error_never_becomes_whole",
+            "upstream_http2::a_response_reset_with_no_error_never_looks_whole",
+            "properties::frames_end_in_bounded_time_and_only_whole_requests_go_out",
+        ],
+    ),
+    (
+        "requests that wait for a token are bounded, and cost little",
+        &[
+            "waiting::waits_for_one_token_beyond_the_bound_fail_at_once",
+            "waiting::waits_for_a_ticket_beyond_the_bound_fail_at_once",
+            "waiting::a_request_that_waits_costs_less_than_four_kib",
+        ],
+    ),
+    (
         "how a body is framed further on is decided here, and never copied",
         &[
             "hostile::framing::what_is_framed_well_goes_out_framed_well",

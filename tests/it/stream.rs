@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use http::Request;
 use http_body_util::BodyExt;
-use tokio::{net::TcpSocket, time::timeout};
+use tokio::{
+    net::{TcpSocket, TcpStream},
+    time::timeout,
+};
 use wecom_proxy::simulator::{Fault, generated};
 
 use crate::{
@@ -185,4 +188,20 @@ async fn pieces_of_one_byte_arrive_whole() {
     stage.get(USER_GET).await.is_ok();
     let reply = stage.get("/cgi-bin/media/get?media_id=generated-3000").await;
     assert_eq!(reply.body, generated(0, 3000));
+}
+
+#[tokio::test]
+async fn a_body_reset_with_no_error_never_becomes_whole() {
+    let mut puppet = Puppet::new().await;
+    let stage = Stage::facing(puppet.address, OPEN).await;
+    let socket = soon(TcpStream::connect(stage.address())).await.expect("a connection");
+    let (mut client, connection) = h2::client::handshake(socket).await.expect("a connection");
+    tokio::spawn(connection);
+    let request = Request::post("http://proxy.test/hr/cgi-bin/x").body(()).expect("a request");
+    let (_response, mut body) = client.send_request(request, false).expect("it is taken");
+    body.send_data(bytes::Bytes::from_static(b"half"), false).expect("it is taken");
+    let mut call = puppet.call().await;
+    assert_eq!(call.line.bytes(9).await, b"4\r\nhalf\r\n");
+    body.send_reset(h2::Reason::NO_ERROR);
+    assert_eq!(call.line.rest().await.0, b"", "the last chunk would make it whole");
 }

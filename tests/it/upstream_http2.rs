@@ -95,6 +95,13 @@ impl Peer {
             }
             "/cgi-bin/refuses" => respond.send_reset(Reason::REFUSED_STREAM),
             "/cgi-bin/refuses-once" if first => respond.send_reset(Reason::REFUSED_STREAM),
+            "/cgi-bin/ends-early" => {
+                let Ok(mut stream) = respond.send_response(Response::new(()), false) else { return };
+                let _ = stream.send_data("half".into(), false);
+                // The caller has the head by then.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                stream.send_reset(Reason::NO_ERROR);
+            }
             "/cgi-bin/media/get" => self.pour(respond).await,
             "/cgi-bin/quotes" => {
                 let name = HeaderName::from_lowercase(b"x\"y").expect("the library takes it");
@@ -250,4 +257,15 @@ async fn a_connection_that_ends_costs_a_get_nothing_and_a_post_its_answer() {
             assert_eq!(peer.heard(&format!("{method} {path}")), heard, "{method} {path}");
         }
     }
+}
+
+#[tokio::test]
+async fn a_response_reset_with_no_error_never_looks_whole() {
+    let (stage, _peer, _dir) = stage(100).await;
+    let mut line = Line::to(stage.address()).await;
+    line.say("GET /hr/cgi-bin/ends-early HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("it is taken");
+    let (came, _) = line.rest().await;
+    let came = String::from_utf8_lossy(&came);
+    assert!(!came.ends_with("0\r\n\r\n") || came.starts_with("HTTP/1.1 502 "), "{came}");
+    stage.get(USER_GET).await.is_ok();
 }
