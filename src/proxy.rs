@@ -19,8 +19,9 @@ mod request;
 mod sign;
 mod target;
 mod ticket;
+mod token;
 
-use std::{fmt::Write as _, future::poll_fn, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{future::poll_fn, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use http::{Method, StatusCode, Version};
@@ -34,6 +35,7 @@ use self::{
     refusal::{Kind, Refusal},
     sign::{Ids, sign, wants_explanation},
     target::{Doubt, Target},
+    token::{accepted, held_back, replace_apart, token_unavailable},
 };
 pub use self::{
     record::Books,
@@ -46,7 +48,7 @@ use crate::{
     directory::{Agent, Directory},
     fields::{Fields, Known},
     limits::places::{NoPlace, Place, Places},
-    tokens::{FetchError, Replacement, Token, whole_seconds},
+    tokens::{PathKey, Replacement, Token},
     traces::Doing,
     upload::{Body, Bounds, Shelf, Upload, UploadError},
     upstream::{BodyLength, Failure, Flaw, Outgoing, Upstream},
@@ -284,11 +286,12 @@ impl Proxy {
         };
         let target = query::with_token(forward.target.path, &query, token.value.expose());
         let first = self.exchange(forward, &target, Some(&token), upload, record).await?;
+        let path = PathKey::of(&forward.target.route);
         record.upstream = first.took;
         let Some(refused_with) =
             first.errcode.filter(|errcode| self.rules.refresh_errcodes.contains(errcode))
         else {
-            token.worked();
+            accepted(&first, &token, path);
             if let Some(upload) = upload {
                 upload.settle();
             }
@@ -296,18 +299,22 @@ impl Proxy {
         };
         if upload.is_some_and(|upload| !upload.can_be_read_again()) {
             // It costs this request its retry; those after it need the next token all the same.
-            let slot = agent.slot.clone();
-            tokio::spawn(async move { slot.replace(&token).await });
+            if let Some(Replacement::Held(wait)) = replace_apart(agent.slot.clone(), token, path).await {
+                held_back(&first, wait, record);
+            }
             return Ok(first.at(place));
         }
         let first_try = FirstTry { token: record.token, upstream: first.took };
         let asked = Instant::now();
         record.begin(Doing::Token, asked);
-        let replacement = agent.slot.replace(&token).await;
+        let replacement = agent.slot.replace(&token, path).await;
         record.waited_for_token(asked, matches!(replacement, Replacement::Unavailable(_)));
         let next = match replacement {
             Replacement::Renewed(next) | Replacement::SameAgain(next) => next,
-            Replacement::Held => return Ok(first.at(place)),
+            Replacement::Held(wait) => {
+                held_back(&first, wait, record);
+                return Ok(first.at(place));
+            }
             Replacement::Unavailable(failure) => return Err(token_unavailable(&failure, agent)),
         };
         record.retried = Some(refused_with);
@@ -326,9 +333,9 @@ impl Proxy {
             upload.settle();
         }
         if second.errcode.is_some_and(|errcode| self.rules.refresh_errcodes.contains(&errcode)) {
-            agent.slot.refused_again(&next);
+            agent.slot.refused_again(&next, path);
         } else {
-            next.worked();
+            accepted(&second, &next, path);
         }
         Ok(second.at(place))
     }
@@ -457,13 +464,4 @@ fn too_large(bound: u64) -> Refusal {
         Kind::BodyTooLarge,
         format!("the request's body is larger than server.max_request_body ({bound} bytes)"),
     )
-}
-
-fn token_unavailable(failure: &FetchError, agent: &Agent) -> Refusal {
-    let mut words = format!("there is no token for this agent: {failure}");
-    let wait = whole_seconds(agent.slot.next_try_in());
-    if wait > 0 {
-        let _ = write!(words, "; the next try is in {wait} s");
-    }
-    Refusal::new(Kind::TokenUnavailable, words).with_errcode(failure.errcode())
 }

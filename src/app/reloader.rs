@@ -87,7 +87,10 @@ impl Reloader {
         }
         let directory = Directory::new(&mut fresh, &self.issuer, &self.limits, Some(&self.directory.load()));
         let (agents, clients) = (directory.agents().count(), directory.client_count());
-        let replaced = self.directory.swap(Arc::new(directory));
+        let directory = Arc::new(directory);
+        let replaced = self.directory.swap(directory.clone());
+        self.issuer.keep_only(|agent| directory.agent(agent, None).is_some());
+        drop(directory);
         self.tls.store(tls);
         tracing::info!(agents, clients, "configuration reloaded");
         if let Some(telemetry) = self.telemetry.get() {

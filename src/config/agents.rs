@@ -1,6 +1,6 @@
 //! `[agents.*]`: the WeCom applications.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use super::error::{Error, quoted};
 use super::limit::{self, Limit};
@@ -45,9 +45,23 @@ pub(super) fn read(roots: &[Section<'_>]) -> Result<BTreeMap<String, Agent>, Err
     let items = named::gather(roots, "agents")?;
     let agents = items.iter().map(|(name, item)| Ok(((*name).to_owned(), read_one(name, item)?)));
     let agents: BTreeMap<_, _> = agents.collect::<Result<_, Error>>()?;
+    warn_of_twins(&items, &agents);
     match roots.first() {
         Some(root) if agents.is_empty() => Err(root.place("agents").error(NONE_AT_ALL.trim_end())),
         _ => Ok(agents),
+    }
+}
+
+/// Two agents of one application have one token each, and where a gettoken voids the token before it, each voids the other's.
+fn warn_of_twins(items: &BTreeMap<&str, Item<'_>>, agents: &BTreeMap<String, Agent>) {
+    let mut first: HashMap<_, &str> = HashMap::with_capacity(agents.len());
+    for (name, agent) in agents {
+        let twin = *first.entry((&*agent.corpid, agent.secret.expose())).or_insert(name);
+        if let Some(item) = items.get(&**name).filter(|_| twin != name) {
+            item.place.warn(format!(
+                "has the corpid and secret of agents.{twin}; make them one agent, or each renewal may void the other's token"
+            ));
+        }
     }
 }
 

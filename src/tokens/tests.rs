@@ -3,6 +3,8 @@
 //! Time here is tokio's: the wall clock stands still in these tests, so that they say nothing of `first_seen` and
 //! `expires_at`, which are for people; what the proxy acts on are Instants.
 
+mod cooldown; // the pause after a renewal for refusals
+mod failures; // gettokens that fail
 mod fake; // a gettoken that does as it is told
 mod interleavings; // many short lives by chance
 mod life; // fetched, used, renewed
