@@ -11,5 +11,6 @@ mod life; // fetched, used, renewed
 mod limits; // how many calls leave the proxy
 mod replicas; // several proxies with one store, by chance
 mod schedule; // when very many are renewed
+mod shares; // over hours, by chance
 mod simulation; // long lives by chance, held against a model at every step
 mod trouble; // refused, failing

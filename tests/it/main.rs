@@ -40,6 +40,7 @@ mod refresh;
 mod refresh_http2;
 mod relay;
 mod reload;
+mod renewals;
 mod replay;
 mod replicas;
 mod scale;

@@ -101,7 +101,7 @@ fn two_agents_with_one_secret_are_warned_of() {
             "proxy.toml:5: agents.ops: has the corpid and secret of agents.hr; make them one agent, or each renewal may void the other's token"
         ]
     );
-    let other_corp = twin.replace("ww1234567890abcdef", "ww1234567890abcdea");
+    let other_corp = twin.replace("ww1", "ww2");
     assert_eq!(warnings(&[("proxy.toml", &format!("{AGENT}\n{other_corp}"))]), [""; 0]);
 }
 

@@ -118,6 +118,15 @@ impl Fake {
         self.inner().calls.iter().map(|(at, _)| *at).collect()
     }
 
+    /// When gettoken was called for each agent.
+    pub(super) fn calls_by_agent(&self) -> HashMap<String, Vec<Instant>> {
+        let mut calls: HashMap<_, Vec<_>> = HashMap::new();
+        for (at, agent) in &self.inner().calls {
+            calls.entry(agent.clone()).or_default().push(*at);
+        }
+        calls
+    }
+
     /// Seconds between one call and the next.
     pub(super) fn gaps(&self) -> Vec<f64> {
         self.call_times().windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64()).collect()
