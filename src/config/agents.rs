@@ -53,16 +53,25 @@ pub(super) fn read(roots: &[Section<'_>]) -> Result<BTreeMap<String, Agent>, Err
 }
 
 /// Two agents of one application have one token each, and where a gettoken voids the token before it, each voids the other's.
+/// One warning tells of all, of which there may be very many.
 fn warn_of_twins(items: &BTreeMap<&str, Item<'_>>, agents: &BTreeMap<String, Agent>) {
     let mut first: HashMap<_, &str> = HashMap::with_capacity(agents.len());
+    let mut twins = Vec::new();
     for (name, agent) in agents {
         let twin = *first.entry((&*agent.corpid, agent.secret.expose())).or_insert(name);
-        if let Some(item) = items.get(&**name).filter(|_| twin != name) {
-            item.place.warn(format!(
-                "has the corpid and secret of agents.{twin}; make them one agent, or each renewal may void the other's token"
-            ));
+        if twin != name {
+            twins.push((name, twin));
         }
     }
+    let Some((name, twin)) = twins.first() else { return };
+    let Some(item) = items.get(name.as_str()) else { return };
+    let more = match twins.len() - 1 {
+        0 => String::new(),
+        more => format!(" (so have {more} more)"),
+    };
+    item.place.warn(format!(
+        "has the corpid and secret of agents.{twin}{more}; make them one agent, or each renewal may void the other's token"
+    ));
 }
 
 fn read_one(name: &str, item: &Item<'_>) -> Result<Agent, Error> {

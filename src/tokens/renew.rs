@@ -242,7 +242,8 @@ impl TokenSlot {
         if state.flight.is_none() && is_newer {
             self.take_in(&mut state, Instant::now(), obtained);
             if same_again {
-                state.cooldown.begin(Instant::now(), true, false, Default::default());
+                // Which path refused it there is not known here: one gettoken is to do for all replicas.
+                state.cooldown.begin(Instant::now(), true, true, Default::default());
             }
             self.proven.store(true, Ordering::Relaxed);
             let reason = Reason::Shared.as_str();
