@@ -137,7 +137,7 @@ impl Admin {
     fn forget_removed(&self) {
         let directory = self.directory.load_full();
         self.metrics.forget_removed(&directory);
-        self.issuer.keep_renewals_of(|agent| directory.agent(agent, None).is_some());
+        self.issuer.keep_only(|agent| directory.agent(agent, None).is_some());
     }
 
     async fn converse(self: Arc<Self>, stream: Stream, peer: Option<IpAddr>, seat: Arc<Seat>) {

@@ -36,7 +36,7 @@ use crate::{
     server::{self, Bound, Inherited, InheritedError, Server, tls},
     store::{self, Store},
     tokens::{
-        Issuer,
+        self, Issuer,
         fetch::{Gettoken, patience},
     },
     traces::{Receiver, ReceiverError, Traces},
@@ -200,12 +200,15 @@ impl App {
         let admin_addresses: Vec<_> = admin_bound.iter().map(Bound::address).collect();
 
         let gettoken = Gettoken::start(upstream.clone(), patience(&config.upstream))?;
-        let (runtime, ahead) = (Handle::current(), config.tokens.refresh_ahead);
+        let (refresh_ahead, renewals_per_hour) =
+            (config.tokens.refresh_ahead, config.tokens.renewals_per_hour);
+        let (runtime, bounds) =
+            (Handle::current(), tokens::RenewalSettings { refresh_ahead, renewals_per_hour });
         let issuer = match store {
-            None => Issuer::new(Box::new(gettoken), runtime, ahead),
+            None => Issuer::new(Box::new(gettoken), runtime, bounds),
             Some(settings) => {
                 let store = Store::open(settings, &runtime);
-                Issuer::sharing(Box::new(gettoken), runtime, ahead, store)
+                Issuer::sharing(Box::new(gettoken), runtime, bounds, store)
             }
         };
         let limits =

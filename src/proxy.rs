@@ -20,9 +20,10 @@ mod request;
 mod sign;
 mod target;
 mod ticket;
+mod token;
 mod wait;
 
-use std::{fmt::Display, future::poll_fn, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{future::poll_fn, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use http::{Method, StatusCode, Version};
@@ -36,6 +37,7 @@ use self::{
     refusal::{Kind, Refusal},
     sign::{Ids, sign, wants_explanation},
     target::{Doubt, Target},
+    token::{accepted, held_back, replace_apart, token_unavailable},
 };
 pub use self::{
     record::Books,
@@ -48,7 +50,7 @@ use crate::{
     directory::{Agent, Directory},
     fields::{Fields, Known},
     limits::{places::Places, waiting::WaitLimit},
-    tokens::{FetchError, Replacement, Token, whole_seconds},
+    tokens::{PathKey, Replacement, Token},
     traces::Doing,
     upload::{Body, Bounds, Full, Shelf, Upload, UploadError},
     upstream::{BodyLength, Failure, Flaw, Outgoing, Upstream},
@@ -273,11 +275,12 @@ impl Proxy {
         };
         let target = query::with_token(forward.target.path, &query, token.value.expose());
         let first = Box::pin(self.exchange(forward, &target, Some(&token), upload, record)).await?;
+        let path = PathKey::of(&forward.target.route);
         record.upstream = first.took;
         let Some(refused_with) =
             first.errcode.filter(|errcode| self.rules.refresh_errcodes.contains(errcode))
         else {
-            token.worked();
+            accepted(&first, &token, path);
             if let Some(upload) = upload {
                 upload.settle();
             }
@@ -285,18 +288,22 @@ impl Proxy {
         };
         if upload.is_some_and(|upload| !upload.can_be_read_again()) {
             // It costs this request its retry; those after it need the next token all the same.
-            let slot = agent.slot.clone();
-            tokio::spawn(async move { slot.replace(&token).await });
+            if let Some(Replacement::Held(wait)) = replace_apart(agent.slot.clone(), token, path).await {
+                held_back(&first, wait, record);
+            }
             return Ok(first.at(place));
         }
         let first_try = FirstTry { token: record.token, upstream: first.took };
         let asked = Instant::now();
         record.begin(Doing::Token, asked);
-        let replacement = agent.slot.replace(&token).await;
+        let replacement = agent.slot.replace(&token, path).await;
         record.waited_for_token(asked, matches!(replacement, Replacement::Unavailable(_)));
         let next = match replacement {
             Replacement::Renewed(next) | Replacement::SameAgain(next) => next,
-            Replacement::Held => return Ok(first.at(place)),
+            Replacement::Held(wait) => {
+                held_back(&first, wait, record);
+                return Ok(first.at(place));
+            }
             Replacement::Unavailable(failure) => return Err(token_unavailable(&failure, agent)),
         };
         record.retried = Some(refused_with);
@@ -315,9 +322,9 @@ impl Proxy {
             upload.settle();
         }
         if second.errcode.is_some_and(|errcode| self.rules.refresh_errcodes.contains(&errcode)) {
-            agent.slot.refused_again(&next);
+            agent.slot.refused_again(&next, path);
         } else {
-            next.worked();
+            accepted(&second, &next, path);
         }
         Ok(second.at(place))
     }
@@ -451,15 +458,4 @@ fn replay_full() -> Refusal {
     let words = "request bodies that are kept for a retry leave no room for one of this length in replay.memory or \
                  replay.disk; send it again in a moment, or raise replay.disk";
     Refusal::new(Kind::Overloaded, words).retry_after(Duration::from_secs(1))
-}
-
-fn token_unavailable(failure: &FetchError, agent: &Agent) -> Refusal {
-    let next = match whole_seconds(agent.slot.next_try_in()) {
-        0 => String::new(),
-        wait => format!("; the next try is in {wait} s"),
-    };
-    let words = |why: &dyn Display| format!("there is no token for this agent: {why}{next}");
-    Refusal::new(Kind::TokenUnavailable, words(&failure.public()))
-        .with_detail(words(failure))
-        .with_errcode(failure.errcode())
 }

@@ -1,21 +1,28 @@
 //! One agent's access_token: who needs one gets the current one, who was refused gets the next, and however many ask
 //! there is one gettoken.
 //!
-//! Two verbs carry the rest: [`TokenSlot::current`] and [`TokenSlot::replace`]. A renewal runs in a task of its own, so
-//! that no caller who goes away takes it from the others. Where replicas share a store, one of them asks for all
-//! (`shared`). What the slot tells to others about itself is in `report`.
+//! Two verbs carry the rest: [`TokenSlot::current`] and [`TokenSlot::replace`]. A renewal runs in a task of its own
+//! (`renew`), so that no caller who goes away takes it from the others. Where replicas share a store, one of them asks for
+//! all (`shared`). How often is bounded by `backoff`, `cooldown`, `shares` and `failures`. What the slot tells to others
+//! about itself is in `report`.
 
 mod ahead;
 mod backoff;
-mod budget;
+mod bucket;
+mod cooldown;
+mod failures;
 pub mod fetch;
-mod hold;
+mod held;
+mod hourly;
 mod issuer;
 mod past;
+mod paths;
 mod reason;
+mod renew;
 mod renewals;
 mod report;
 mod shared;
+mod shares;
 mod token;
 
 use std::{
@@ -23,7 +30,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use arc_swap::ArcSwapOption;
@@ -31,19 +38,21 @@ use tokio::{sync::watch, time::Instant};
 
 #[cfg(test)]
 pub(crate) use self::token::wall_clock;
-use self::{ahead::keep_fresh, backoff::Backoff, hold::Hold, shared::Obtained};
+use self::{
+    ahead::keep_fresh,
+    backoff::Backoff,
+    cooldown::{Cooldown, Paths},
+};
 pub use self::{
     fetch::{Credentials, FetchError},
-    issuer::{Issuer, Source},
+    issuer::{Issuer, RenewalSettings, Source},
+    paths::PathKey,
     reason::Reason,
     renewals::Renewed,
     report::{LastRenewal, Report, whole_seconds},
     token::Token,
 };
 use crate::store::Store;
-
-/// A token that gettoken hands out although it should have expired is believed for this long.
-const PAST_EXPIRY: Duration = Duration::from_secs(60);
 
 /// What became of a refused token.
 #[derive(Debug)]
@@ -52,8 +61,9 @@ pub enum Replacement {
     Renewed(Arc<Token>),
     /// gettoken handed the refused token out again; it is worth one try.
     SameAgain(Arc<Token>),
-    /// No renewal now: the last one brought this very token, or too many have left this proxy. The refusal stands.
-    Held,
+    /// No renewal now: the last one brought this very token, or a share is spent. The refusal stands; the next renewal may be
+    /// tried after so long.
+    Held(Duration),
     /// The renewal failed.
     Unavailable(Arc<FetchError>),
 }
@@ -63,9 +73,15 @@ impl Replacement {
         match outcome {
             Ok(token) if token.is_same_as(refused) => Self::SameAgain(token),
             Ok(token) => Self::Renewed(token),
-            Err(failure) if matches!(*failure, FetchError::Budget) => Self::Held,
-            Err(failure) => Self::Unavailable(failure),
+            Err(failure) => match *failure {
+                FetchError::Held { until } => Self::held(until),
+                _ => Self::Unavailable(failure),
+            },
         }
+    }
+
+    fn held(until: Instant) -> Self {
+        Self::Held(until.saturating_duration_since(Instant::now()))
     }
 }
 
@@ -81,6 +97,8 @@ pub struct TokenSlot {
     current: ArcSwapOption<Token>,
     used: AtomicBool,
     asked_for: AtomicBool,
+    /// The secret brought a token when it was last used.
+    proven: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -88,26 +106,27 @@ pub struct TokenSlot {
 struct State {
     flight: Option<Flight>,
     backoff: Backoff,
-    hold: Option<Hold>,
-    refused_in_flight: bool,
-    /// The one gettoken that is due whatever the hour's budget says, for there is no token or it has expired, was made.
-    due_spent: bool,
-    /// The one that is due ahead of the current token's expiry was made.
-    ahead_spent: bool,
+    cooldown: Cooldown,
+    /// The paths that refused the current token since the flight under way began.
+    refused_by: Paths,
+    /// That flight ended a cooldown early.
+    early: bool,
+    /// The slot has tried to get a token.
+    tried: bool,
+    /// The current token came back although it had expired.
+    expiry_repeated: bool,
+    /// How often the current token was renewed ahead of its expiry.
+    ahead: u8,
+    /// When it is this agent's turn to try its secret, where too many have failed for the address.
+    turn: Option<Instant>,
     last: Option<LastRenewal>,
 }
 
 impl State {
-    /// Whether a gettoken for this reason is made whatever the hour's budget says: the agent's first, one ahead of each
-    /// token's expiry, and one when it has expired all the same, for while a token is valid gettoken may hand it out again.
-    /// What repeats is counted, and so is the first of a changed secret.
-    fn is_due(&mut self, reason: Reason, is_agents_first: impl FnOnce() -> bool) -> bool {
-        let spent = match reason {
-            Reason::First | Reason::Expired => &mut self.due_spent,
-            Reason::Ahead => &mut self.ahead_spent,
-            Reason::Refused | Reason::Asked | Reason::Shared => return false,
-        };
-        !std::mem::replace(spent, true) && (reason != Reason::First || is_agents_first())
+    /// How long no gettoken is tried after failures, its own or those of the address.
+    fn wait(&self, now: Instant) -> Duration {
+        let turn = self.turn.map_or(Duration::ZERO, |turn| turn.saturating_duration_since(now));
+        self.backoff.wait(now).max(turn)
     }
 }
 
@@ -121,6 +140,7 @@ impl TokenSlot {
             current: ArcSwapOption::empty(),
             used: AtomicBool::new(false),
             asked_for: AtomicBool::new(false),
+            proven: AtomicBool::new(false),
             state: Mutex::default(),
         })
     }
@@ -173,196 +193,76 @@ impl TokenSlot {
                     return Err(failure);
                 }
             }
-            self.join_or_start(&mut state, reason)?
+            self.join_or_start(&mut state, reason).map_err(|until| self.hold_back(&state, until))?
         };
         self.used_after(landed(flight).await)
     }
 
-    /// What to do about a token that the upstream refused. If there is a newer one by now, that is the answer; only a
-    /// refusal of the current one causes a gettoken.
-    pub async fn replace(self: &Arc<Self>, refused: &Token) -> Replacement {
+    /// What to do about a token that the upstream refused on this path. If there is a newer one by now, that is the answer;
+    /// only a refusal of the current one causes a gettoken.
+    pub async fn replace(self: &Arc<Self>, refused: &Token, path: PathKey) -> Replacement {
         let flight = {
             let mut state = self.state();
             let now = Instant::now();
-            if !self.current.load().as_ref().is_some_and(|current| current.is_same_as(refused)) {
+            let current = self.current.load_full().filter(|current| current.is_same_as(refused));
+            let Some(current) = current else {
                 drop(state);
                 return Replacement::of(self.current().await, refused);
-            }
-            if let Some(current) = &*self.current.load() {
-                current.refused();
-            }
+            };
+            let (worked, works) = (current.had_worked_on(path), current.works_on(path));
+            current.refused_on(path);
             if state.flight.is_none() {
-                if state.hold.is_some_and(|hold| hold.is_on(now)) {
-                    return Replacement::Held;
+                if let Some(until) = state.cooldown.holds(now, path, works) {
+                    return Replacement::held(until);
                 }
                 if let Some(failure) = state.backoff.holds(now) {
                     return Replacement::Unavailable(failure);
                 }
             }
-            state.refused_in_flight = true;
-            match self.join_or_start(&mut state, Reason::Refused) {
-                Ok(flight) => flight,
-                Err(_) => return Replacement::Held,
+            let early = state.flight.is_none() && state.cooldown.ends_early(now);
+            match self.join_or_start(&mut state, Reason::Refused { worked }) {
+                Ok(flight) => {
+                    state.early |= early;
+                    state.refused_by.insert(path);
+                    flight
+                }
+                Err(until) => {
+                    self.note_held(until);
+                    return Replacement::held(until);
+                }
             }
         };
         Replacement::of(self.used_after(landed(flight).await), refused)
     }
 
-    /// Says that a token was refused although it had just been renewed, as it is for an app that may not call an API at
+    /// Says that a path refused a token although it had just been renewed, as it is for an app that may not call an API at
     /// all: renewing again and again would help nobody.
-    pub fn refused_again(&self, token: &Token) {
-        let (mut state, now) = (self.state(), Instant::now());
-        let is_current = self.current.load().as_ref().is_some_and(|current| current.is_same_as(token));
-        // However many were refused together, it counts once.
-        if is_current && !state.hold.is_some_and(|hold| hold.is_on(now)) {
-            state.hold = Some(Hold::after(state.hold, now));
+    pub fn refused_again(&self, token: &Token, path: PathKey) {
+        let mut state = self.state();
+        let current = self.current.load_full().filter(|current| current.is_same_as(token));
+        if let Some(current) = current {
+            if !current.works_on(path) {
+                state.cooldown.extend_to(path, Instant::now(), current.seen());
+            }
+            current.refused_on(path);
         }
     }
 
-    /// Fetches a token whatever failed before: an operator says that it is worth a try.
+    /// Fetches a token whatever failed before: an operator says that it is worth a try. Such orders count against the
+    /// agent's own share, and are held back when that is spent.
     pub async fn refresh(self: &Arc<Self>) -> Outcome {
         let flight = {
             let mut state = self.state();
             self.asked_for.store(true, Ordering::Relaxed);
-            let flight = self.join_or_start(&mut state, Reason::Asked)?;
-            // Only now: where the budget is spent there is no try, and what failed before stays as it is.
+            let flight = self.join_or_start(&mut state, Reason::Asked);
+            let flight = flight.map_err(|until| self.hold_back(&state, until))?;
+            // Only now: where the share is spent there is no try, and what failed before stays as it is.
             state.backoff = Backoff::default();
-            state.hold = None;
+            state.cooldown = Cooldown::default();
+            state.turn = None;
             flight
         };
         landed(flight).await
-    }
-
-    /// The flight under way, or a new one. Fails where the hour's budget is spent.
-    fn join_or_start(self: &Arc<Self>, state: &mut State, reason: Reason) -> Result<Flight, Arc<FetchError>> {
-        if let Some(flight) = &state.flight {
-            return Ok(flight.clone());
-        }
-        let due = state.is_due(reason, || self.issuer.past.is_first(&self.agent));
-        let now = Instant::now();
-        let has_budget = match (&self.issuer.shared, reason) {
-            (None, _) => due || self.issuer.budget.take(now),
-            // Nobody waits for it, and the store is spared the question.
-            (Some(_), Reason::Ahead) => due || !self.issuer.budget.is_spent(now),
-            // With other replicas it is not yet known who asks.
-            (Some(_), _) => true,
-        };
-        if !has_budget {
-            return Err(state.backoff.last().unwrap_or_else(|| Arc::new(FetchError::Budget)));
-        }
-        let (landing, flight) = watch::channel(None);
-        state.flight = Some(flight.clone());
-        let slot = self.clone();
-        self.issuer.runtime.spawn(async move {
-            let asked = Instant::now();
-            let fetching = slot.clone();
-            // In a task of its own: a panic in there must not leave a flight that never lands.
-            let fetching = tokio::spawn(async move { fetching.obtain(reason, due).await });
-            let fetched = fetching.await.unwrap_or(Err(FetchError::Stopped));
-            landing.send_replace(Some(slot.land(reason, asked, fetched)));
-        });
-        Ok(flight)
-    }
-
-    async fn obtain(self: &Arc<Self>, reason: Reason, due: bool) -> Result<Obtained, FetchError> {
-        match &self.issuer.shared {
-            Some(shared) => shared.obtain(self, reason, due).await,
-            None => self.issuer.source.fetch(&self.credentials).await.map(Obtained::alone),
-        }
-    }
-
-    /// Takes in what a flight brought.
-    fn land(
-        self: &Arc<Self>,
-        reason: Reason,
-        asked: Instant,
-        fetched: Result<Obtained, FetchError>,
-    ) -> Outcome {
-        let mut state = self.state();
-        state.flight = None;
-        let refused = std::mem::take(&mut state.refused_in_flight);
-        let now = Instant::now();
-        let by_another = fetched.as_ref().is_ok_and(|obtained| !obtained.own);
-        let outcome = match fetched {
-            Ok(obtained) => Ok(self.take_in(&mut state, refused, asked, obtained)),
-            // Nothing was asked, so nothing failed.
-            Err(FetchError::Budget) => {
-                return Err(state.backoff.last().unwrap_or_else(|| Arc::new(FetchError::Budget)));
-            }
-            Err(failure) => Err(state.backoff.fail(now, failure, (self.issuer.jitter)())),
-        };
-        self.issuer.past.note(&self.credentials, &state.backoff, now);
-        state.last = Some(LastRenewal {
-            at: SystemTime::now(),
-            reason: reason.as_str(),
-            failure: outcome.as_ref().err().map(ToString::to_string),
-        });
-        let agent = self.agent.as_str();
-        let counted = if by_another { Reason::Shared } else { reason };
-        self.issuer.renewals.count(agent, counted, outcome.is_ok());
-        match &outcome {
-            Ok(token) => tracing::info!(
-                agent,
-                reason = reason.as_str(),
-                by_another_replica = by_another.then_some(true),
-                expires_in_s = token.usable_until.saturating_duration_since(now).as_secs(),
-                "token renewed"
-            ),
-            Err(failure) => tracing::warn!(
-                agent,
-                reason = reason.as_str(),
-                failure = failure.to_string(),
-                hint = failure.hint(),
-                next_try_in_s = whole_seconds(state.backoff.wait(now)),
-                "token not renewed"
-            ),
-        }
-        outcome
-    }
-
-    /// Makes a grant the current token, unless it is the one that is current already.
-    fn take_in(
-        self: &Arc<Self>,
-        state: &mut State,
-        refused: bool,
-        asked: Instant,
-        Obtained { grant, fence, .. }: Obtained,
-    ) -> Arc<Token> {
-        state.backoff = Backoff::default();
-        let before = self.current.load_full();
-        let same = before.as_ref().filter(|before| before.value.expose() == grant.token.expose());
-        let token = match same {
-            None => {
-                // A new token is worth a try; if it is refused at once like the last one, the next hold is longer.
-                state.hold = state.hold.map(|hold| hold.lifted(Instant::now()));
-                (state.due_spent, state.ahead_spent) = (false, false);
-                let lead = ahead::lead(self.issuer.refresh_ahead, &grant, self.issuer.stagger());
-                Arc::new(Token::granted(grant, fence, asked, lead))
-            }
-            Some(before) => {
-                if refused {
-                    state.hold = Some(Hold::after(state.hold, Instant::now()));
-                }
-                Arc::new(before.granted_again(fence, asked, PAST_EXPIRY, self.issuer.stagger()))
-            }
-        };
-        self.current.store(Some(token.clone()));
-        self.used.store(false, Ordering::Relaxed);
-        self.issuer.runtime.spawn(keep_fresh(Arc::downgrade(self), token.clone()));
-        token
-    }
-
-    /// Takes in what another replica got. Where this one is asking too, that will see to it.
-    fn adopt(self: &Arc<Self>, obtained: Obtained, same_again: bool) {
-        let mut state = self.state();
-        let is_newer = self.current.load().as_ref().is_none_or(|held| !obtained.is_older_than(held));
-        if state.flight.is_none() && is_newer {
-            self.take_in(&mut state, same_again, Instant::now(), obtained);
-            let reason = Reason::Shared.as_str();
-            state.last = Some(LastRenewal { at: SystemTime::now(), reason, failure: None });
-            self.issuer.renewals.count(&self.agent, Reason::Shared, true);
-            tracing::info!(agent = self.agent.as_str(), reason, "token renewed");
-        }
     }
 
     /// Who waited for a token uses it.

@@ -30,7 +30,7 @@ use wecom_proxy::{
     secret::Masked,
     server::{self, Bound, Server},
     telemetry::Telemetry,
-    tokens::{Credentials, FetchError, Issuer, Source, Token},
+    tokens::{Credentials, FetchError, Issuer, RenewalSettings, Source, Token},
     traces::{Facts, Tracer, Traces},
     upload::{Bounds, Shelf},
     upstream::{Settings, Upstream},
@@ -130,7 +130,8 @@ impl Stage {
         Telemetry::start(config.log)?;
 
         let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
-        let issuer = Issuer::new(Box::new(Granting), runtime.handle().clone(), config.tokens.refresh_ahead);
+        let bounds = RenewalSettings { refresh_ahead: config.tokens.refresh_ahead, renewals_per_hour: None };
+        let issuer = Issuer::new(Box::new(Granting), runtime.handle().clone(), bounds);
         let directory = Arc::new(Directory::new(&mut config, &issuer, &Limits::default(), None));
         let settings = Arc::new(Settings::new(&config.upstream).map_err(io::Error::other)?);
         let access = AccessLog::start(config.log, 1, false, Box::new(io::sink()))?;

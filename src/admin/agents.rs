@@ -58,6 +58,7 @@ fn describe(agent: &Arc<Agent>) -> Value {
         })),
         "inspected_until": agent.inspection.until().map(epoch),
         "failing": report.failing,
+        "held": report.held,
         "next_try_in_seconds": whole_seconds(report.next_try_in),
     })
 }

@@ -7,6 +7,7 @@ use super::{
     Admin,
     answer::{Body, json_response},
 };
+use crate::tokens::whole_seconds;
 
 impl Admin {
     /// Well unless the proxy is stopping; ready unless, besides, every agent that was asked for fails and has no token
@@ -20,22 +21,30 @@ impl Admin {
         let tokenless = asked_for.peek().is_some()
             && asked_for.all(|(_, report)| {
                 // Once it is time for another try only a request can make it, and none comes to who is not ready.
-                !report.usable && report.failing.is_some() && !report.next_try_in.is_zero()
+                let fails = report.failing.is_some() || (report.held && report.dates.is_none());
+                !report.usable && fails && !report.next_try_in.is_zero()
             });
         let failing: serde_json::Map<_, _> = reports
             .iter()
             .filter_map(|(name, report)| report.failing.clone().map(|failure| (name.clone(), failure.into())))
             .collect();
+        let held: serde_json::Map<_, _> = self
+            .issuer
+            .held()
+            .into_iter()
+            .map(|(name, wait)| (name, json!({ "next_try_in_seconds": whole_seconds(wait) })))
+            .collect();
         let unready = ready && tokenless;
         let status = match (stopping, unready) {
             (true, _) => "shutting down",
             (_, true) => "no agent has a token that serves",
-            _ if failing.is_empty() => "ok",
-            _ => "ok, but some agents fail",
+            _ if !failing.is_empty() => "ok, but some agents fail",
+            _ if !held.is_empty() => "ok, but some renewals are held back",
+            _ => "ok",
         };
         let body = json!({
             "status": status,
-            "agents": { "total": reports.len(), "failing": failing },
+            "agents": { "total": reports.len(), "failing": failing, "held": held },
             "store": self.store(),
             "listeners": self.listeners.iter().map(ToString::to_string).collect::<Vec<_>>(),
         });

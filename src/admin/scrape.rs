@@ -94,6 +94,15 @@ impl Admin {
                 [("agent", &*renewed.agent), ("reason", renewed.reason.as_str()), ("result", result)];
             text.sample(name, &labels, renewed.count);
         }
+        let name = "wecom_proxy_token_renewals_held";
+        text.family(
+            name,
+            "gauge",
+            "1 for each agent whose renewal is held back because a share is spent; others have no sample.",
+        );
+        for (agent, _) in self.issuer.held() {
+            text.sample(name, &[("agent", &*agent)], 1);
+        }
         let name = "wecom_proxy_token_expiry_timestamp_seconds";
         text.family(name, "gauge", "When the agent's token expires, in seconds since 1970.");
         for agent in self.directory.load().agents() {

@@ -98,7 +98,10 @@ impl Reloader {
         if directory.is_open() && !was_open {
             tracing::warn!("server.open = true: callers without a key are served from now on");
         }
-        let replaced = self.directory.swap(Arc::new(directory));
+        let directory = Arc::new(directory);
+        let replaced = self.directory.swap(directory.clone());
+        self.issuer.keep_only(|agent| directory.agent(agent, None).is_some());
+        drop(directory);
         *included = mem::take(&mut fresh.included);
         let closed = self.server.replace_tls(tls);
         if closed > 0 {

@@ -1,6 +1,6 @@
 //! `[agents.*]`: the WeCom applications.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use super::error::{Error, quoted};
 use super::limit::{self, Limit};
@@ -45,10 +45,33 @@ pub(super) fn read(roots: &[Section<'_>]) -> Result<BTreeMap<String, Agent>, Err
     let items = named::gather(roots, "agents")?;
     let agents = items.iter().map(|(name, item)| Ok(((*name).to_owned(), read_one(name, item)?)));
     let agents: BTreeMap<_, _> = agents.collect::<Result<_, Error>>()?;
+    warn_of_twins(&items, &agents);
     match roots.first() {
         Some(root) if agents.is_empty() => Err(root.place("agents").error(NONE_AT_ALL.trim_end())),
         _ => Ok(agents),
     }
+}
+
+/// Two agents of one application have one token each, and where a gettoken voids the token before it, each voids the other's.
+/// One warning tells of all, of which there may be very many.
+fn warn_of_twins(items: &BTreeMap<&str, Item<'_>>, agents: &BTreeMap<String, Agent>) {
+    let mut first: HashMap<_, &str> = HashMap::with_capacity(agents.len());
+    let mut twins = Vec::new();
+    for (name, agent) in agents {
+        let twin = *first.entry((&*agent.corpid, agent.secret.expose())).or_insert(name);
+        if twin != name {
+            twins.push((name, twin));
+        }
+    }
+    let Some((name, twin)) = twins.first() else { return };
+    let Some(item) = items.get(name.as_str()) else { return };
+    let more = match twins.len() - 1 {
+        0 => String::new(),
+        more => format!(" (so have {more} more)"),
+    };
+    item.place.warn(format!(
+        "has the corpid and secret of agents.{twin}{more}; make them one agent, or each renewal may void the other's token"
+    ));
 }
 
 fn read_one(name: &str, item: &Item<'_>) -> Result<Agent, Error> {

@@ -7,10 +7,13 @@ use super::error::Error;
 use super::section::{Item, Section};
 use super::store::{self, Store};
 
-pub(super) const KEYS: &[&str] = &["refresh_errcodes", "refresh_ahead", "store"];
+pub(super) const KEYS: &[&str] = &["refresh_errcodes", "refresh_ahead", "renewals_per_hour", "store"];
 
 /// Half of what a token lives; more would renew it all the time.
 const FURTHEST_AHEAD: Duration = Duration::from_secs(3600);
+
+/// More says nothing: it is more than any address may call.
+const MAX_HOURLY: u64 = 10_000_000;
 
 /// `[tokens]`
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +22,9 @@ pub struct Tokens {
     pub refresh_errcodes: Vec<i64>,
     /// How long before its expiry a used token is renewed; zero: not before.
     pub refresh_ahead: Duration,
+    /// Most renewals in an hour beyond each agent's first token and each expiry, all agents together; `None`: the larger of
+    /// 300 and 3 for each agent in use.
+    pub renewals_per_hour: Option<u32>,
     /// Where tokens are kept.
     pub store: Store,
 }
@@ -29,6 +35,9 @@ pub(super) fn read(root: &Section<'_>) -> Result<Tokens, Error> {
         refresh_errcodes: section.or("refresh_errcodes", vec![40014, 42001], read_errcodes)?,
         refresh_ahead: section.or("refresh_ahead", Duration::from_secs(300), |item| {
             duration::read(item, Duration::ZERO..=FURTHEST_AHEAD)
+        })?,
+        renewals_per_hour: section.maybe("renewals_per_hour", |item| {
+            item.number(1..=MAX_HOURLY).map(|hourly| u32::try_from(hourly).unwrap_or(u32::MAX))
         })?,
         store: section.or("store", Store::Memory, store::read)?,
     })

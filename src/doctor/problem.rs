@@ -99,9 +99,10 @@ impl From<FetchError> for Problem {
             FetchError::Refused { errcode, errmsg } => Self::Refused { errcode, errmsg },
             FetchError::Upstream(flaw) => flaw.into(),
             FetchError::Senseless { .. } => Self::Senseless(error.to_string()),
-            FetchError::Late(_) | FetchError::Elsewhere(_) | FetchError::Budget | FetchError::Stopped => {
-                Self::NoAnswer(error.to_string())
-            }
+            FetchError::Late(_)
+            | FetchError::Elsewhere(_)
+            | FetchError::Held { .. }
+            | FetchError::Stopped => Self::NoAnswer(error.to_string()),
         }
     }
 }

@@ -78,6 +78,8 @@ pub(super) struct Record {
     pub(super) errcode: Option<i64>,
     /// The errcode for which the request was sent once more.
     pub(super) retried: Option<i64>,
+    /// How long until the renewal of a refused token may be tried, where it is held back.
+    pub(super) retry_after: Option<Duration>,
     /// How the try went for which it was sent once more.
     pub(super) first_try: Option<FirstTry>,
     /// The proxy's own error: its kind, and its words.
@@ -120,6 +122,7 @@ impl Record {
             status: 0,
             errcode: None,
             retried: None,
+            retry_after: None,
             first_try: None,
             error: None,
             token: Duration::ZERO,

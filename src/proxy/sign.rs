@@ -8,7 +8,7 @@ use memchr::memmem;
 use super::{identify::is_credential, record::Record, refusal::Kind, request::Request};
 use crate::{
     fields::{Block, Fields, Known},
-    tokens::Token,
+    tokens::{Token, whole_seconds},
     wecom::errcode,
 };
 
@@ -34,6 +34,9 @@ pub(super) fn sign(record: &Record, explains: bool, lines: &mut Block) {
     room.put_slice(b"\r\n");
     if let Some(errcode) = record.retried {
         lines.put(b"x-wecom-retried", itoa::Buffer::new().format(errcode).as_bytes());
+    }
+    if let Some(wait) = record.retry_after {
+        lines.put(b"retry-after", itoa::Buffer::new().format(whole_seconds(wait).max(1)).as_bytes());
     }
     // The proxy's own errors say themselves what to do; what the table says of their errcodes is meant for WeCom's.
     let wecoms = record.error.as_ref().is_none_or(|(kind, _)| *kind == Kind::TokenUnavailable);

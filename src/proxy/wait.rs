@@ -9,7 +9,7 @@ use super::{
     Forward, Proxy,
     record::Record,
     refusal::{Kind, Refusal},
-    token_unavailable,
+    token::token_unavailable,
 };
 use crate::{
     directory::Agent,

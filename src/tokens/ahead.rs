@@ -54,12 +54,13 @@ pub(super) async fn keep_fresh(slot: Weak<TokenSlot>, token: Arc<Token>) {
         let (flight, retry_at) = {
             let mut state = slot.state();
             let reason = if now < token.usable_until { Reason::Ahead } else { Reason::Expired };
-            let wait = state.backoff.wait(now);
-            let flight = match wait.is_zero() {
-                true => slot.join_or_start(&mut state, reason).ok(),
-                false => None,
-            };
-            (flight, now + wait.max(Duration::from_secs(1)))
+            match state.wait(now) {
+                wait if wait.is_zero() => match slot.join_or_start(&mut state, reason) {
+                    Ok(flight) => (Some(flight), now + Duration::from_secs(1)),
+                    Err(until) => (None, until.max(now + Duration::from_secs(1))),
+                },
+                wait => (None, now + wait.max(Duration::from_secs(1))),
+            }
         };
         if let Some(flight) = flight
             && landed(flight).await.is_ok()

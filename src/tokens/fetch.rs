@@ -16,7 +16,7 @@ use tokio::{
     runtime::{Builder, LocalOptions},
     sync::{mpsc, oneshot},
     task::spawn_local,
-    time::timeout,
+    time::{Instant, timeout},
 };
 
 use super::Source;
@@ -75,11 +75,14 @@ pub enum FetchError {
     /// Another replica tried, and it is too early for another try.
     #[error("{0} (asked by another replica)")]
     Elsewhere(String),
-    /// This proxy has asked as often as it may.
+    /// Too many renewals were needed, or too many secrets were refused.
     #[error(
-        "this proxy has called gettoken 300 times in the last hour; it waits, lest WeCom bans its address"
+        "its renewal is held back: too many were needed lately, and WeCom bans the address of who asks too often"
     )]
-    Budget,
+    Held {
+        /// When it may be tried.
+        until: Instant,
+    },
     /// The renewal was cut off.
     #[error("the renewal was cut off")]
     Stopped,

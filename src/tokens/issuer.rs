@@ -2,15 +2,17 @@
 
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, time::Instant};
 
 use super::{
     backoff,
-    budget::Budget,
+    failures::Failures,
     fetch::{Credentials, FetchError},
+    held::Held,
     past::Past,
     renewals::{Renewals, Renewed},
     shared::{self, Shared},
+    shares::Shares,
 };
 use crate::{
     store::{Said, Store},
@@ -26,12 +28,23 @@ pub trait Source: Send + Sync {
     ) -> Pin<Box<dyn Future<Output = Result<Grant, FetchError>> + Send + 'a>>;
 }
 
+/// When tokens are renewed, and how often.
+#[derive(Debug, Clone, Copy)]
+pub struct RenewalSettings {
+    /// How long before its expiry a token in use is renewed.
+    pub refresh_ahead: Duration,
+    /// Most renewals in an hour beyond first tokens and expiries; `None`: as many as the agents in use need.
+    pub renewals_per_hour: Option<u32>,
+}
+
 /// What all agents' tokens share.
 pub struct Issuer {
     pub(super) source: Box<dyn Source>,
     pub(super) runtime: Handle,
     pub(super) refresh_ahead: Duration,
-    pub(super) budget: Budget,
+    pub(super) shares: Shares,
+    pub(super) failures: Failures,
+    pub(super) held: Arc<Held>,
     pub(super) past: Past,
     pub(super) renewals: Renewals,
     pub(super) shared: Option<Shared>,
@@ -40,20 +53,19 @@ pub struct Issuer {
 }
 
 impl Issuer {
-    /// Renewals run on `runtime`, which must outlive the callers'. `refresh_ahead` is how long before its expiry a
-    /// token in use is renewed.
-    pub fn new(source: Box<dyn Source>, runtime: Handle, refresh_ahead: Duration) -> Arc<Self> {
-        Arc::new(Self::with(source, runtime, refresh_ahead, None))
+    /// Renewals run on `runtime`, which must outlive the callers'.
+    pub fn new(source: Box<dyn Source>, runtime: Handle, settings: RenewalSettings) -> Arc<Self> {
+        Arc::new(Self::with(source, runtime, settings, None))
     }
 
     /// The same, with what it gets shared among the replicas that use this store.
     pub fn sharing(
         source: Box<dyn Source>,
         runtime: Handle,
-        refresh_ahead: Duration,
+        settings: RenewalSettings,
         (store, said): (Arc<Store>, Said),
     ) -> Arc<Self> {
-        let issuer = Arc::new(Self::with(source, runtime, refresh_ahead, Some(Shared::new(store))));
+        let issuer = Arc::new(Self::with(source, runtime, settings, Some(Shared::new(store))));
         issuer.runtime.spawn(shared::listen(Arc::downgrade(&issuer), said));
         issuer
     }
@@ -61,12 +73,21 @@ impl Issuer {
     pub(super) fn with(
         source: Box<dyn Source>,
         runtime: Handle,
-        refresh_ahead: Duration,
+        RenewalSettings { refresh_ahead, renewals_per_hour }: RenewalSettings,
         shared: Option<Shared>,
     ) -> Self {
-        let (budget, jitter) = (Budget::default(), Box::new(backoff::random_unit));
-        let (past, renewals) = (Past::default(), Renewals::default());
-        Self { source, runtime, refresh_ahead, budget, past, renewals, shared, jitter }
+        Self {
+            source,
+            runtime,
+            refresh_ahead,
+            shares: Shares::new(renewals_per_hour),
+            failures: Failures::default(),
+            held: Arc::default(),
+            past: Past::default(),
+            renewals: Renewals::default(),
+            shared,
+            jitter: Box::new(backoff::random_unit),
+        }
     }
 
     /// How many renewals there were, by agent, reason and outcome.
@@ -74,9 +95,16 @@ impl Issuer {
         self.renewals.all()
     }
 
-    /// Drops the counts of all agents but these.
-    pub fn keep_renewals_of(&self, agents: impl Fn(&str) -> bool) {
-        self.renewals.keep(agents);
+    /// The agents whose renewals are held back because a share is spent, and how long until the next may be tried.
+    pub fn held(&self) -> Vec<(String, Duration)> {
+        self.held.all(Instant::now())
+    }
+
+    /// Drops what is known of all agents but these.
+    pub fn keep_only(&self, agents: impl Fn(&str) -> bool) {
+        self.renewals.keep(&agents);
+        self.held.keep(&agents);
+        self.shares.keep(agents);
     }
 
     /// Where this replica comes among those that share a token, from 0 to 1: they do not all wake at once, and most find

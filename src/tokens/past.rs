@@ -1,7 +1,7 @@
 //! What outlives a slot: a configuration that changes to and fro must not make of each change a first try.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -15,18 +15,11 @@ pub(super) struct Past(Mutex<Known>);
 
 #[derive(Default)]
 struct Known {
-    /// The agents that have had their first gettoken.
-    agents: HashSet<String>,
     /// The failures of credentials, by a name that says nothing of them.
     failures: HashMap<String, Backoff>,
 }
 
 impl Past {
-    /// Whether this agent has had no gettoken since the start. Asking is having one.
-    pub(super) fn is_first(&self, agent: &str) -> bool {
-        self.known().agents.insert(agent.to_owned())
-    }
-
     /// The failures of these credentials in another slot.
     pub(super) fn failures(&self, credentials: &Credentials, now: Instant) -> Backoff {
         let known = self.known();

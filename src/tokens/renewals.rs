@@ -7,15 +7,12 @@ use std::{
 
 use super::Reason;
 
-const REASONS: [Reason; 6] =
-    [Reason::First, Reason::Expired, Reason::Refused, Reason::Ahead, Reason::Asked, Reason::Shared];
-
 /// Counts of renewals, which outlive the slots: a changed secret begins no new count.
 #[derive(Default)]
 pub(super) struct Renewals(Mutex<BTreeMap<Box<str>, Counts>>);
 
 /// For each reason: those that brought a token, and those that failed.
-type Counts = [[u64; 2]; REASONS.len()];
+type Counts = [[u64; 2]; Reason::ALL.len()];
 
 /// One of the counts.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,14 +34,14 @@ impl Renewals {
             Some(counts) => counts,
             None => all.entry(agent.into()).or_default(),
         };
-        counts[reason as usize][usize::from(!ok)] += 1;
+        counts[reason.index()][usize::from(!ok)] += 1;
     }
 
     /// All counts but those of nothing, by agent.
     pub(super) fn all(&self) -> Vec<Renewed> {
         let of_agent = |agent: &str, counts: &Counts| {
-            let each = REASONS.into_iter().flat_map(|reason| [(reason, true), (reason, false)]);
-            let each = each.map(|(reason, ok)| (reason, ok, counts[reason as usize][usize::from(!ok)]));
+            let each = Reason::ALL.into_iter().flat_map(|reason| [(reason, true), (reason, false)]);
+            let each = each.map(|(reason, ok)| (reason, ok, counts[reason.index()][usize::from(!ok)]));
             let counted = each.filter(|(.., count)| *count > 0);
             let named =
                 counted.map(|(reason, ok, count)| Renewed { agent: agent.to_string(), reason, ok, count });

@@ -7,7 +7,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::TokenSlot;
+use super::{State, TokenSlot};
 
 /// The last renewal and how it went.
 #[derive(Debug, Clone)]
@@ -33,8 +33,10 @@ pub struct Report {
     pub dates: Option<(SystemTime, SystemTime)>,
     /// The last renewal, if there was one.
     pub last: Option<LastRenewal>,
-    /// How long no other gettoken will be tried after failures; zero when nothing fails.
+    /// How long no other gettoken will be tried after failures, or because too many were; zero when it may be tried now.
     pub next_try_in: Duration,
+    /// Whether the last renewal that was wanted is held back because a share is spent.
+    pub held: bool,
     /// The last failure, while no success has followed it.
     pub failing: Option<String>,
 }
@@ -45,9 +47,17 @@ pub fn whole_seconds(wait: Duration) -> u64 {
 }
 
 impl TokenSlot {
-    /// How long no gettoken will be tried after failures; zero when nothing fails.
+    /// How long no gettoken will be tried after failures, or because too many were; zero when it may be tried now.
     pub fn next_try_in(&self) -> Duration {
-        self.state().backoff.wait(Instant::now())
+        let now = Instant::now();
+        self.next_try(&self.state(), now).0
+    }
+
+    /// The same, and whether it is held back because a share is spent.
+    fn next_try(&self, state: &State, now: Instant) -> (Duration, bool) {
+        let held = self.issuer.held.until(&self.agent, now);
+        let wait = held.map_or(Duration::ZERO, |until| until - now);
+        (state.wait(now).max(wait), held.is_some())
     }
 
     /// When the current token expires, if there is one.
@@ -60,13 +70,15 @@ impl TokenSlot {
         let now = Instant::now();
         let token = self.current.load_full();
         let state = self.state();
+        let (next_try_in, held) = self.next_try(&state, now);
         Report {
             asked_for: self.asked_for.load(Ordering::Relaxed),
             usable: token.as_ref().is_some_and(|token| now < token.usable_until && !token.is_refused()),
             refused: token.as_ref().is_some_and(|token| token.is_refused()),
             dates: token.map(|token| (token.first_seen, token.expires_at)),
             last: state.last.clone(),
-            next_try_in: state.backoff.wait(now),
+            next_try_in,
+            held,
             failing: state.backoff.last().map(|failure| failure.to_string()),
         }
     }

@@ -15,7 +15,9 @@ use serde::{Deserialize, Serialize};
 use sha2::Sha256;
 use tokio::{sync::Semaphore, time::Instant};
 
-use super::{Credentials, FetchError, Issuer, PAST_EXPIRY, Reason, Token, TokenSlot, backoff};
+use super::{
+    Credentials, FetchError, Issuer, Reason, Token, TokenSlot, backoff, renew::PAST_EXPIRY, shares::Share,
+};
 use crate::{
     store::{Away, Claim, Event, Lease, News, Record, Said, Store, Word},
     wecom::reply::Grant,
@@ -118,7 +120,7 @@ impl Shared {
         &self,
         slot: &Arc<TokenSlot>,
         reason: Reason,
-        due: bool,
+        share: Share,
     ) -> Result<Obtained, FetchError> {
         let name = slot.credentials.name_in_store("");
         self.enter(&name, slot);
@@ -131,8 +133,8 @@ impl Shared {
         let mut fence = held.as_ref().map_or(0, |held| held.fence());
         let (mut waited, give_up) = (false, Instant::now() + PATIENCE);
         let mut force = reason == Reason::Asked;
-        // What is due is due once, and what failed on another replica's way to WeCom is tried on this one's, once.
-        let (mut due, mut tried, mut overtaken) = (due, false, false);
+        // What failed on another replica's way to WeCom is tried on this one's, once.
+        let (mut tried, mut overtaken) = (false, false);
         while Instant::now() < give_up {
             match self.store.claim(&name, fence, std::mem::take(&mut force)).await {
                 Err(Away) => break,
@@ -140,7 +142,7 @@ impl Shared {
                     // The refused token is in the store, but nobody is known to have asked WeCom since the refusal.
                     Some(obtained)
                         if is_held(&obtained.grant)
-                            && reason == Reason::Refused
+                            && reason.is_refusal()
                             && !(waited && record.is_fresh) =>
                     {
                         fence = obtained.fence;
@@ -163,7 +165,7 @@ impl Shared {
                 Ok(Claim::Ours { lease, failure }) => {
                     let times = failure.map_or(0, |failure| Told::parse(&failure).times.saturating_add(1));
                     let round = Round { shared: self, name: &name, slot, held: held.as_deref(), lease };
-                    let (obtained, stands) = round.ask(reason, std::mem::take(&mut due), times).await?;
+                    let (obtained, stands) = round.ask(reason, share, times).await?;
                     // Who was slower than another replica takes what that one got, once.
                     if stands || std::mem::replace(&mut overtaken, true) {
                         return Ok(obtained);
@@ -172,7 +174,7 @@ impl Shared {
                 }
             }
         }
-        slot.ask(due).await.map(Obtained::alone)
+        slot.ask(share).await.map(Obtained::alone)
     }
 
     /// Notes that a slot wants to hear of its name.
@@ -284,11 +286,11 @@ struct Round<'a> {
 
 impl Round<'_> {
     /// Asks WeCom and tells the others. False: another replica was faster, and what that one got is in the store.
-    async fn ask(&self, reason: Reason, due: bool, times: u32) -> Result<(Obtained, bool), FetchError> {
-        if reason == Reason::Refused {
+    async fn ask(&self, reason: Reason, share: Share, times: u32) -> Result<(Obtained, bool), FetchError> {
+        if reason.is_refusal() {
             self.tell_refusal();
         }
-        let asking = self.slot.ask(due);
+        let asking = self.slot.ask(share);
         match self.shared.store.while_extending(self.name, &self.lease, asking).await {
             Ok(grant) => Ok(self.put(reason, grant).await),
             Err(failure) => {
@@ -310,7 +312,7 @@ impl Round<'_> {
         // The same token does not live longer for having been asked for.
         let left = same.map(|held| held.usable_until.saturating_duration_since(Instant::now()));
         let life = left.map_or(grant.expires_in, |left| if left.is_zero() { PAST_EXPIRY } else { left });
-        let event = match same.is_some() && reason == Reason::Refused {
+        let event = match same.is_some() && reason.is_refusal() {
             true => Event::SameAgain,
             false => Event::Renewed,
         };
@@ -324,7 +326,7 @@ impl Round<'_> {
 
     async fn end(&self, failure: &FetchError, times: u32) {
         let told = match failure {
-            FetchError::Budget | FetchError::Stopped => None,
+            FetchError::Held { .. } | FetchError::Stopped => None,
             failure => {
                 let wait = backoff::wait(times, failure.is_dangerous(), (self.slot.issuer.jitter)());
                 serde_json::to_vec(&Told::of(failure, times)).ok().map(|told| (told, wait))
@@ -359,16 +361,6 @@ impl From<Told> for FetchError {
         match told.errcode {
             Some(errcode) => Self::Refused { errcode, errmsg: told.words },
             None => Self::Elsewhere(told.words),
-        }
-    }
-}
-
-impl TokenSlot {
-    /// Asks WeCom, within the hour's budget unless it is `due`.
-    async fn ask(&self, due: bool) -> Result<Grant, FetchError> {
-        match due || self.issuer.budget.take(Instant::now()) {
-            true => self.issuer.source.fetch(&self.credentials).await,
-            false => Err(FetchError::Budget),
         }
     }
 }

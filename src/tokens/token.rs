@@ -1,13 +1,19 @@
 //! A token and its dates.
 
 use std::{
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
 use tokio::time::Instant;
 
-use super::ahead::late;
+use super::{
+    ahead::late,
+    paths::{PathKey, WorkedPaths},
+};
 use crate::{secret::Masked, wecom::reply::Grant};
 
 /// An access_token that was current at some time. Its value shows only through [`Masked::expose`].
@@ -27,6 +33,8 @@ pub struct Token {
     pub(super) renew_at: Instant,
     /// The upstream refused it, and nothing went well with it since.
     refused: AtomicBool,
+    /// Where this value was accepted.
+    paths: Arc<WorkedPaths>,
     /// Which of two in the store that replicas share is the newer; 0 for one that is not known there.
     fence: AtomicU64,
 }
@@ -45,6 +53,7 @@ impl Token {
             usable_until,
             renew_at: usable_until - lead,
             refused: AtomicBool::new(false),
+            paths: Arc::default(),
             fence: AtomicU64::new(fence),
         }
     }
@@ -69,6 +78,7 @@ impl Token {
             usable_until,
             renew_at: if left.is_zero() { usable_until } else { next.min(usable_until).max(self.renew_at) },
             refused: AtomicBool::new(false),
+            paths: self.paths.clone(),
             fence: AtomicU64::new(fence),
         }
     }
@@ -81,6 +91,11 @@ impl Token {
     /// See the field.
     pub(super) fn fence(&self) -> u64 {
         self.fence.load(Ordering::Relaxed)
+    }
+
+    /// When this value first came here.
+    pub(super) fn seen(&self) -> Instant {
+        self.seen
     }
 
     /// How long it has been known here.
@@ -101,17 +116,34 @@ impl Token {
         self.fence.store(fence, Ordering::Relaxed);
     }
 
-    /// Notes that the upstream refused it. It goes on serving while no other can be had: it may have been refused for
-    /// one API only.
+    /// Notes that the upstream refused it. It goes on serving while no other can be had: it may have been refused for one
+    /// API only.
     pub(super) fn refused(&self) {
         self.refused.store(true, Ordering::Relaxed);
     }
 
-    /// Notes that a request went well with it.
-    pub fn worked(&self) {
+    /// The same, where it is known which path refused it.
+    pub(super) fn refused_on(&self, path: PathKey) {
+        self.refused();
+        self.paths.refused(path);
+    }
+
+    /// Notes that a request went well with it on this path.
+    pub fn worked_on(&self, path: PathKey) {
         if self.refused.load(Ordering::Relaxed) {
             self.refused.store(false, Ordering::Relaxed);
         }
+        self.paths.worked(path);
+    }
+
+    /// Whether this path ever accepted it.
+    pub(super) fn had_worked_on(&self, path: PathKey) -> bool {
+        self.paths.had_worked(path)
+    }
+
+    /// Whether this path accepted it when it last judged it.
+    pub(super) fn works_on(&self, path: PathKey) -> bool {
+        self.paths.works(path)
     }
 
     /// Whether it was refused when last used.

@@ -30,7 +30,7 @@ async fn health_has_a_shape_that_monitors_can_rely_on() {
         let listeners = [stage.address().to_string(), stage.admin().to_string()];
         let expected = json!({
             "status": "ok",
-            "agents": { "total": 2, "failing": {} },
+            "agents": { "total": 2, "failing": {}, "held": {} },
             "store": { "kind": "memory", "ok": true },
             "listeners": listeners,
         });

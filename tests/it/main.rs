@@ -46,6 +46,7 @@ mod refresh_http2;
 mod relay;
 mod reload;
 mod reload_open;
+mod renewals;
 mod replay;
 mod replay_disk;
 mod replicas;

@@ -133,6 +133,7 @@ async fn a_refusal_is_seen_in_whatever_dress_it_comes() {
     }
     stage.wecom.inject(Fault::pieces(1)).expect("a fault");
     for path in [USER_GET, "/cgi-bin/getcallbackip"] {
+        stage.get(path).await.is_ok();
         stage.wecom.revoke("hr").expect("an agent");
         assert_eq!(stage.get(path).await.is_ok().header("x-wecom-retried"), "40014", "{path}");
     }

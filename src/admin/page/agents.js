@@ -15,9 +15,13 @@ function takeAgents(agents, overview) {
 function wantedAgents() {
   const part = byId("agent-search").value.trim().toLowerCase(), failing = byId("agent-failing").checked;
   const holds = (agent) => [agent.name, agent.corpid, String(agent.agentid ?? "")].some((text) => text.toLowerCase().includes(part));
-  const wanted = agentList.all.filter((agent) => (!failing || agent.failing) && holds(agent));
+  const wanted = agentList.all.filter((agent) => (!failing || isInTrouble(agent)) && holds(agent));
   // Those in trouble come first, else as the proxy tells them.
-  return [...wanted.filter((agent) => agent.failing), ...wanted.filter((agent) => !agent.failing)];
+  return [...wanted.filter(isInTrouble), ...wanted.filter((agent) => !isInTrouble(agent))];
+}
+
+function isInTrouble({ failing, held }) {
+  return Boolean(failing) || held;
 }
 
 function showAgents() {
@@ -55,9 +59,10 @@ function agentRow(table, agent) {
   ]);
 }
 
-function tokenState({ token, failing, inspected_until: until }) {
-  const untouched = token.state === "none" && !failing;
-  return [make("div", { class: "chips" }, chip(say(untouched ? "noneYet" : token.state), STATES[token.state]), failing ? chip(say("failing"), "bad") : ""),
+function tokenState({ token, failing, held, next_try_in_seconds: wait, inspected_until: until }) {
+  const untouched = token.state === "none" && !failing && !held;
+  return [make("div", { class: "chips" }, chip(say(untouched ? "noneYet" : token.state), STATES[token.state]), failing ? chip(say("failing"), "bad") : "", held ? chip(say("held"), "bad") : ""),
+    held ? make("span", { class: "sub" }, say("nextTry", span(wait))) : "",
     until ? make("span", { class: "sub" }, say("lookedUntil", clock(until))) : ""];
 }
 

@@ -1,7 +1,7 @@
 // Puts the parts together and keeps them fresh.
 const PACE = 5000;
 const STATUS_ZH = {
-  ok: "正常", "ok, but some agents fail": "正常，但有应用失败", "shutting down": "正在停止",
+  ok: "正常", "ok, but some agents fail": "正常，但有应用失败", "ok, but some renewals are held back": "正常，但有换取被暂缓", "shutting down": "正在停止",
   "no agent has a token that serves": "没有应用有可用的 token",
 };
 let latest = null, turnOfRefresh = 0;
@@ -38,7 +38,7 @@ function show() {
 }
 
 function showHealth({ status, agents, store }) {
-  const kind = status === "ok" ? "good" : status.startsWith("ok") ? "warn" : "bad", failing = Object.keys(agents.failing).length;
+  const kind = status === "ok" ? "good" : status.startsWith("ok") ? "warn" : "bad", failing = Object.keys({ ...agents.failing, ...agents.held }).length;
   const words = language === "zh" ? STATUS_ZH[status] ?? status : status;
   byId("health").replaceChildren(
     chip(words + (failing ? ` (${failing}/${agents.total})` : ""), kind), " ",

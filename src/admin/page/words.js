@@ -2,7 +2,7 @@
 const WORDS = {
   en: {
     skip: "Skip to recent exchanges", reload: "Reload configuration", other: "中文", lastHour: "Last hour",
-    agents: "Agents", findAgent: "Find", onlyFailing: "only those that fail", exchanges: "Recent exchanges",
+    agents: "Agents", findAgent: "Find", onlyFailing: "only those in trouble", exchanges: "Recent exchanges",
     agent: "Agent", client: "Client", status: "Status", path: "Path", clear: "Clear", pause: "Pause", resume: "Resume",
     announce: "read new ones aloud", clients: "Clients", redacted: "Nothing here holds a secret, key, token or pass.",
     cancel: "Cancel", close: "Close", token: "Token", expiry: "Expires", age: "age", lastRenewal: "Last renewal",
@@ -17,7 +17,7 @@ const WORDS = {
     notRenewed: "{0}: no token: {1}. Next try in {2}.", reloaded: "Reloaded: {0} agents, {1} clients.",
     needsRestart: "Needs a restart: {0}.", notReloaded: "Not reloaded: {0}", inspecting: "{0}: headers and bodies are kept until {1}.",
     inspectEnded: "{0}: headers and bodies are no longer kept.", failedTo: "That failed: {0}",
-    valid: "valid", refused: "refused", expired: "expired", none: "none", noneYet: "not asked for yet", failing: "failing",
+    valid: "valid", refused: "refused", expired: "expired", none: "none", noneYet: "not asked for yet", failing: "failing", held: "renewal held back",
     nextTry: "next try in {0}", ok: "ok", inUntil: "in {0}", since: "{0} ago", lookedUntil: "looked into until {0}",
     first: "first token", expiredReason: "had expired", refusedReason: "was refused", ahead: "ahead of expiry", asked: "on order", sharedReason: "by another replica",
     perMinute: "Requests a minute", errors: "Failed a minute", latency: "Latency, ms", total: "requests", inFlight: "in flight",
@@ -37,7 +37,7 @@ const WORDS = {
   },
   zh: {
     skip: "跳到最近的请求", reload: "重新加载配置", other: "English", lastHour: "最近一小时",
-    agents: "应用", findAgent: "查找", onlyFailing: "只看失败的", exchanges: "最近的请求",
+    agents: "应用", findAgent: "查找", onlyFailing: "只看有问题的", exchanges: "最近的请求",
     agent: "应用", client: "调用方", status: "状态码", path: "路径", clear: "清除", pause: "暂停", resume: "继续",
     announce: "朗读新请求", clients: "调用方", redacted: "这里的内容都不含 secret、密钥、token 或通行证。",
     cancel: "取消", close: "关闭", token: "Token", expiry: "过期", age: "已用", lastRenewal: "最近一次换取",
@@ -52,7 +52,7 @@ const WORDS = {
     notRenewed: "{0}：没有换到 token：{1}。{2}后重试。", reloaded: "已重新加载：{0} 个应用，{1} 个调用方。",
     needsRestart: "需要重启：{0}。", notReloaded: "没有重新加载：{0}", inspecting: "{0}：请求头和正文保留到 {1}。",
     inspectEnded: "{0}：不再保留请求头和正文。", failedTo: "失败：{0}",
-    valid: "有效", refused: "被拒绝", expired: "已过期", none: "无", noneYet: "尚未用到", failing: "失败",
+    valid: "有效", refused: "被拒绝", expired: "已过期", none: "无", noneYet: "尚未用到", failing: "失败", held: "暂缓换取",
     nextTry: "{0}后重试", ok: "成功", inUntil: "{0}后", since: "{0}前", lookedUntil: "正在查看，到 {0}",
     first: "首次换取", expiredReason: "已过期", refusedReason: "被拒绝", ahead: "提前换取", asked: "手动换取", sharedReason: "由其他副本换取",
     perMinute: "每分钟请求数", errors: "每分钟失败数", latency: "耗时（毫秒）", total: "请求", inFlight: "处理中",

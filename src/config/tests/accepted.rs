@@ -21,6 +21,7 @@ fn a_lone_agent_is_enough() {
     assert_eq!(config.upstream.authority, "qyapi.weixin.qq.com");
     assert_eq!((config.upstream.tls, config.upstream.port, config.upstream.max_in_flight), (true, 443, 4096));
     assert_eq!(config.tokens.refresh_errcodes, [40014, 42001]);
+    assert_eq!(config.tokens.renewals_per_hour, None);
     assert_eq!((config.tokens.refresh_ahead, config.tokens.store), (Duration::from_secs(300), Store::Memory));
     assert_eq!((config.replay.memory, config.replay.disk, config.replay.dir), (256 << 20, 4 << 30, None));
     assert_eq!(config.log, Log { format: LogFormat::Text, level: Level::Info, access: true });

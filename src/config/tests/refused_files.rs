@@ -79,6 +79,10 @@ fn the_rest() {
             "[tokens]\nrefresh_errcodes = [\"40014\"]",
             ":2: tokens.refresh_errcodes[0]: must be a whole number from 1 to 2147483647, not a string",
         ),
+        (
+            "[tokens]\nrenewals_per_hour = 0",
+            r#":2: tokens.renewals_per_hour: must be a whole number from 1 to 10000000, not 0"#,
+        ),
         ("[tokens]\nrefresh_ahead = \"2h\"", r#":2: tokens.refresh_ahead: "2h" is too long; at most "1h""#),
         (
             "[tokens]\nstore = \"redis\"",

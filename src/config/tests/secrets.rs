@@ -93,6 +93,19 @@ fn are_warned_of_where_others_can_read_them() {
 }
 
 #[test]
+fn two_agents_with_one_secret_are_warned_of() {
+    let twin = AGENT.replace("[agents.hr]", "[agents.ops]");
+    assert_eq!(
+        warnings(&[("proxy.toml", &format!("{AGENT}\n{twin}"))]),
+        [
+            "proxy.toml:5: agents.ops: has the corpid and secret of agents.hr; make them one agent, or each renewal may void the other's token"
+        ]
+    );
+    let other_corp = twin.replace("ww1", "ww2");
+    assert_eq!(warnings(&[("proxy.toml", &format!("{AGENT}\n{other_corp}"))]), [""; 0]);
+}
+
+#[test]
 fn other_warnings() {
     for (text, said) in [
         (

@@ -11,7 +11,9 @@ use std::{
 
 use tokio::{runtime::Handle, sync::watch, time::Instant};
 
-use super::super::{Credentials, FetchError, Issuer, Outcome, Replacement, Source, Token, TokenSlot};
+use super::super::{
+    Credentials, FetchError, Issuer, Outcome, PathKey, RenewalSettings, Replacement, Source, Token, TokenSlot,
+};
 use crate::{secret::Masked, wecom::reply::Grant};
 
 /// What gettoken answers.
@@ -66,7 +68,13 @@ impl Fake {
 
     /// An issuer that renews 300 s ahead.
     pub(super) fn issuer(&self) -> Arc<Issuer> {
-        Issuer::new(Box::new(self.clone()), Handle::current(), Duration::from_secs(300))
+        self.issuer_with(None)
+    }
+
+    /// The same with so many renewals an hour.
+    pub(super) fn issuer_with(&self, renewals_per_hour: Option<u32>) -> Arc<Issuer> {
+        let bounds = RenewalSettings { refresh_ahead: Duration::from_secs(300), renewals_per_hour };
+        Issuer::new(Box::new(self.clone()), Handle::current(), bounds)
     }
 
     /// The slot of a lone agent.
@@ -108,6 +116,15 @@ impl Fake {
 
     pub(super) fn call_times(&self) -> Vec<Instant> {
         self.inner().calls.iter().map(|(at, _)| *at).collect()
+    }
+
+    /// When gettoken was called for each agent.
+    pub(super) fn calls_by_agent(&self) -> HashMap<String, Vec<Instant>> {
+        let mut calls: HashMap<_, Vec<_>> = HashMap::new();
+        for (at, agent) in &self.inner().calls {
+            calls.entry(agent.clone()).or_default().push(*at);
+        }
+        calls
     }
 
     /// Seconds between one call and the next.
@@ -183,6 +200,11 @@ impl Source for Fake {
     }
 }
 
+/// The path that most requests of the tests call.
+pub(super) fn path() -> PathKey {
+    PathKey::of("/cgi-bin/user/get")
+}
+
 /// Another agent of the same issuer.
 pub(super) fn agent(issuer: &Arc<Issuer>, name: &str) -> Arc<TokenSlot> {
     agent_with(issuer, name, "not-a-secret")
@@ -228,4 +250,24 @@ pub(super) async fn settle() {
     for _ in 0..20 {
         tokio::task::yield_now().await;
     }
+}
+
+/// The most calls within any hour.
+pub(super) fn busiest_hour(calls: &[Instant]) -> usize {
+    let from = |first: usize| {
+        calls[first..].iter().take_while(|at| **at - calls[first] < Duration::from_secs(3600)).count()
+    };
+    (0..calls.len()).map(from).max().unwrap_or(0)
+}
+
+/// The waiting time that a held renewal is told.
+#[track_caller]
+pub(super) fn held(replacement: Replacement) -> f64 {
+    let Replacement::Held(wait) = replacement else { panic!("{replacement:?}") };
+    wait.as_secs_f64().round()
+}
+
+/// In seconds.
+pub(super) fn whole(wait: Duration) -> f64 {
+    wait.as_secs_f64().round()
 }

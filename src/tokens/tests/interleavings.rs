@@ -10,7 +10,7 @@ use std::{
 
 use super::{
     super::{Replacement, TokenSlot},
-    fake::{Fake, Says, at_once, pass, serial, settle},
+    fake::{Fake, Says, at_once, pass, path, serial, settle},
 };
 use tokio::time::Instant;
 
@@ -37,7 +37,7 @@ async fn request(fake: Fake, slot: Arc<TokenSlot>, travel: Duration) {
     if accepted {
         return;
     }
-    let next = match slot.replace(&token).await {
+    let next = match slot.replace(&token, path()).await {
         Replacement::Renewed(next) => {
             assert!(serial(&next) > serial(&token), "{} after {}", serial(&next), serial(&token));
             next
@@ -46,11 +46,11 @@ async fn request(fake: Fake, slot: Arc<TokenSlot>, travel: Duration) {
             assert_eq!(serial(&next), serial(&token));
             next
         }
-        Replacement::Held | Replacement::Unavailable(_) => return,
+        Replacement::Held(_) | Replacement::Unavailable(_) => return,
     };
     tokio::time::sleep(travel).await;
     if !fake.accepts("a", &next) {
-        slot.refused_again(&next);
+        slot.refused_again(&next, path());
     }
 }
 

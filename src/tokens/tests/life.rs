@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::fake::{Fake, Says, at_once, pass, replaced, serial, settle};
+use super::fake::{Fake, Says, at_once, pass, path, replaced, serial, settle};
 
 #[tokio::test(start_paused = true)]
 async fn however_many_ask_there_is_one_gettoken() {
@@ -47,7 +47,7 @@ async fn callers_who_go_away_take_nothing_from_the_others() {
     let refused = slot.current().await.expect("a token");
     let lonely = {
         let (slot, refused) = (slot.clone(), refused.clone());
-        tokio::spawn(async move { slot.replace(&refused).await })
+        tokio::spawn(async move { slot.replace(&refused, path()).await })
     };
     settle().await;
     lonely.abort();
@@ -67,7 +67,7 @@ async fn a_refusal_counts_only_against_the_token_it_was_sent_with() {
         let (slot, old) = (slot.clone(), old.clone());
         tokio::spawn(async move {
             tokio::time::sleep(Duration::from_millis(after)).await;
-            replaced(&slot.replace(&old).await)
+            replaced(&slot.replace(&old, path()).await)
         })
     };
     let refusals: Vec<_> = (0..200).map(|nth| refuse((nth * 7919) % 200)).collect();
@@ -79,7 +79,7 @@ async fn a_refusal_counts_only_against_the_token_it_was_sent_with() {
     // Later still, when the new one has expired: that is no refusal of it.
     pass(7200.0).await;
     settle().await;
-    let newest = replaced(&slot.replace(&old).await);
+    let newest = replaced(&slot.replace(&old, path()).await);
     assert!(newest > (2, false), "{newest:?}");
 }
 

@@ -1,69 +1,157 @@
 //! How many calls leave the proxy, whatever happens.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use tokio::time::Instant;
 
 use super::{
     super::{Replacement, TokenSlot},
-    fake::{Fake, Says, agent, agent_with, pass},
+    fake::{Fake, Says, agent, agent_with, busiest_hour, held, pass, path, serial, whole},
 };
 
 const AGENTS: usize = 50;
-const HOUR: Duration = Duration::from_secs(3600);
+/// What one agent's refusals and orders may cause in an hour: its bucket, and what comes back meanwhile.
+const AN_AGENT: usize = 12 + 12;
 
 fn agents(fake: &Fake) -> Vec<Arc<TokenSlot>> {
     let issuer = fake.issuer();
     (0..AGENTS).map(|nth| agent(&issuer, &format!("agent-{nth}"))).collect()
 }
 
-/// The most calls within any hour.
-fn busiest_hour(calls: &[Instant]) -> usize {
-    let from = |first: usize| calls[first..].iter().take_while(|at| **at - calls[first] < HOUR).count();
-    (0..calls.len()).map(from).max().unwrap_or(0)
-}
-
 /// A request whose token is refused whatever it is.
-async fn refused(slot: &Arc<TokenSlot>) {
+async fn refused(slot: &Arc<TokenSlot>, worked: bool) {
     let Ok(token) = slot.current().await else { return };
-    if let Replacement::Renewed(next) | Replacement::SameAgain(next) = slot.replace(&token).await {
-        slot.refused_again(&next);
+    if worked {
+        token.worked_on(path());
+    }
+    if let Replacement::Renewed(next) | Replacement::SameAgain(next) = slot.replace(&token, path()).await {
+        slot.refused_again(&next, path());
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn many_agents_refused_all_the_time_stay_within_the_hours_budget() {
+async fn agents_refused_all_the_time_stay_within_the_hours_share() {
     let fake = Fake::new(24 * 3600);
     fake.then_always(Says::New);
     let slots = agents(&fake);
     for _ in 0..3 * 3600 {
-        for slot in &slots {
-            refused(slot).await;
+        for (nth, slot) in slots.iter().enumerate() {
+            refused(slot, nth % 2 == 0).await;
         }
         pass(1.0).await;
     }
     let calls = fake.call_times();
     let busiest = busiest_hour(&calls);
     assert!(busiest <= 300 + AGENTS, "{busiest} calls within an hour");
-    assert!(calls.len() >= 3 * 290, "and the budget of each hour is there to be used: {}", calls.len());
+    assert!(calls.len() >= 3 * 290, "and the share of each hour is there to be used: {}", calls.len());
 }
 
 #[tokio::test(start_paused = true)]
-async fn many_agents_whose_gettoken_fails_stay_within_it_too() {
-    let fake = Fake::new(7200);
-    fake.then_always(Says::Refuses(-1));
+async fn paths_that_never_worked_leave_half_of_the_hour() {
+    let fake = Fake::new(24 * 3600);
+    fake.then_always(Says::New);
     let slots = agents(&fake);
-    for second in 0..2 * 3600 {
-        for slot in &slots {
-            let _ = slot.current().await;
-            if second % 600 == 0 {
-                let _ = slot.refresh().await;
-            }
+    for _ in 0..60 {
+        for slot in &slots[1..] {
+            refused(slot, false).await;
         }
-        pass(1.0).await;
+        pass(10.0).await;
     }
-    let busiest = busiest_hour(&fake.call_times());
-    assert!(busiest <= 300 + AGENTS, "{busiest} calls within an hour");
+    assert_eq!(fake.calls(), AGENTS - 1 + 150);
+    let token = slots[0].current().await.expect("its first");
+    let wait = held(slots[0].replace(&token, path()).await);
+    assert!((2990.0..=3001.0).contains(&wait), "{wait}");
+    token.worked_on(path());
+    let next = slots[0].replace(&token, path()).await;
+    assert!(matches!(&next, Replacement::Renewed(next) if serial(next) > serial(&token)), "{next:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_agent_has_twelve_refusals_and_half_are_for_working_paths() {
+    let fake = Fake::new(24 * 3600);
+    fake.then_always(Says::New);
+    let slot = fake.slot();
+    for _ in 0..100 {
+        refused(&slot, false).await;
+        pass(10.0).await;
+    }
+    assert_eq!(fake.calls(), 1 + 6 + 3, "1,000 s give three back");
+    for _ in 0..100 {
+        refused(&slot, true).await;
+        pass(0.1).await;
+    }
+    assert_eq!(fake.calls(), 10 + 6);
+    let token = slot.current().await.expect("a token");
+    token.worked_on(path());
+    let wait = held(slot.replace(&token, path()).await);
+    assert!((1.0..=300.0).contains(&wait), "{wait}");
+    assert_eq!(whole(slot.next_try_in()), wait, "and reports say the same");
+    pass(wait).await;
+    refused(&slot, true).await;
+    assert_eq!(fake.calls(), 17);
+    assert!(slot.issuer.held().is_empty(), "it was renewed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn renewals_ahead_that_bring_nothing_new_are_two_per_token() {
+    let fake = Fake::new(7200);
+    let issuer = fake.issuer_with(Some(400));
+    let slots: Vec<_> = (0..150).map(|nth| agent(&issuer, &format!("agent-{nth}"))).collect();
+    for slot in &slots {
+        slot.current().await.expect("its first");
+    }
+    for _ in 0..7190 {
+        pass(1.0).await;
+        slots.iter().for_each(|slot| assert!(slot.ready(Instant::now()).is_some()));
+    }
+    assert_eq!(fake.calls(), 3 * slots.len(), "its first and two ahead");
+    let token = slots[3].current().await.expect("a token");
+    token.worked_on(path());
+    fake.revoke("agent-3");
+    let next = slots[3].replace(&token, path()).await;
+    assert!(matches!(next, Replacement::Renewed(_)), "{next:?}");
+    pass(20.0).await;
+    for slot in &slots {
+        slot.current().await.expect("it has expired");
+    }
+    assert_eq!(fake.calls(), 4 * slots.len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_thousand_tokens_voided_at_once_are_all_renewed() {
+    let fake = Fake::new(7200);
+    let issuer = fake.issuer();
+    let slots: Vec<_> = (0..1000).map(|nth| agent(&issuer, &format!("agent-{nth}"))).collect();
+    for slot in &slots {
+        slot.current().await.expect("its first").worked_on(path());
+    }
+    for (nth, slot) in slots.iter().enumerate() {
+        fake.revoke(&format!("agent-{nth}"));
+        let token = slot.current().await.expect("a token");
+        assert!(matches!(slot.replace(&token, path()).await, Replacement::Renewed(_)), "{nth}");
+    }
+    assert_eq!((fake.calls(), issuer.held().len()), (2000, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_configured_share_holds_back_and_says_until_when() {
+    let fake = Fake::new(7200);
+    let issuer = fake.issuer_with(Some(10));
+    let slots: Vec<_> = (0..20).map(|nth| agent(&issuer, &format!("agent-{nth}"))).collect();
+    for (nth, slot) in slots.iter().enumerate() {
+        let token = slot.current().await.expect("its first");
+        token.worked_on(path());
+        fake.revoke(&format!("agent-{nth}"));
+        match slot.replace(&token, path()).await {
+            Replacement::Renewed(_) => assert!(nth < 10),
+            replacement => assert_eq!((held(replacement), nth >= 10), (3600.0, true)),
+        }
+    }
+    let names: Vec<_> = issuer.held().into_iter().map(|(name, wait)| (name, whole(wait))).collect();
+    assert_eq!((names.len(), &names[0]), (10, &("agent-10".to_owned(), 3600.0)));
+    assert!(slots[10].report().held && !slots[9].report().held);
+    pass(3600.0).await;
+    assert!(issuer.held().is_empty(), "it may be tried");
 }
 
 #[tokio::test(start_paused = true)]
@@ -79,47 +167,54 @@ async fn one_expiry_is_two_calls_even_if_gettoken_never_moves_on() {
     }
     let busiest = busiest_hour(&fake.call_times());
     // Its first, one ahead of its expiry, one after that.
-    assert!(busiest <= 300 + 3 * AGENTS, "{busiest} calls within an hour");
+    assert!(busiest <= 150 + 3 * AGENTS, "{busiest} calls within an hour");
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_agent_refused_with_every_new_token_leaves_room_for_the_others() {
-    let fake = Fake::new(24 * 3600);
-    fake.then_always(Says::New);
-    let slot = fake.slot();
-    for _ in 0..3600 {
-        refused(&slot).await;
-        pass(1.0).await;
-    }
-    assert!((60..=70).contains(&fake.calls()), "{} calls in an hour", fake.calls());
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_spent_budget_stops_no_first_token_and_no_expiry() {
+async fn an_operators_orders_count_against_the_agent_alone() {
     let fake = Fake::new(7200);
     fake.then_always(Says::New);
     let issuer = fake.issuer();
     let (greedy, modest) = (agent(&issuer, "greedy"), agent(&issuer, "modest"));
-    while greedy.refresh().await.is_ok() {}
-    assert_eq!(fake.calls(), 300);
+    let mut orders = 0;
+    while greedy.refresh().await.is_ok() {
+        orders += 1;
+    }
+    assert_eq!((orders, whole(greedy.next_try_in())), (12, 300.0));
     let token = modest.current().await.expect("its first");
-    assert!(matches!(modest.replace(&token).await, Replacement::Held), "a refusal stands meanwhile");
-    assert_eq!(fake.calls(), 301);
+    assert!(matches!(modest.replace(&token, path()).await, Replacement::Renewed(_)));
     pass(7201.0).await;
-    modest.current().await.expect("it has expired");
+    greedy.current().await.expect("it has expired");
+    assert!(busiest_hour(&fake.call_times()) <= AN_AGENT + 3);
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_operators_try_that_is_not_made_forgets_no_failure() {
     let fake = Fake::new(7200);
-    let issuer = fake.issuer();
-    let (greedy, failing) = (agent(&issuer, "greedy"), agent(&issuer, "failing"));
-    while greedy.refresh().await.is_ok() {}
+    let failing = fake.slot();
     fake.then_always(Says::Refuses(40001));
     assert_eq!(failing.current().await.expect_err("refused").errcode(), 40001);
-    assert_eq!(failing.refresh().await.expect_err("no call is left").errcode(), 40001);
+    for _ in 0..12 {
+        assert_eq!(failing.refresh().await.expect_err("refused").errcode(), 40001);
+    }
+    assert_eq!(failing.refresh().await.expect_err("no order is left").errcode(), 40001);
     assert_eq!(failing.current().await.expect_err("left alone").errcode(), 40001);
-    assert_eq!(fake.calls(), 301);
+    assert_eq!(fake.calls(), 13);
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_agents_of_one_secret_that_void_each_other_are_bounded() {
+    // Each gettoken voids the token before it, whichever agent has that.
+    let fake = Fake::new(7200);
+    fake.then_always(Says::New);
+    let issuer = fake.issuer();
+    let (one, other) = (agent(&issuer, "one"), agent(&issuer, "other"));
+    for _ in 0..10_000 {
+        refused(&one, true).await;
+        refused(&other, true).await;
+        pass(0.01).await;
+    }
+    assert_eq!(fake.calls(), 2 * 13, "100 s give none back");
 }
 
 #[tokio::test(start_paused = true)]
@@ -157,14 +252,14 @@ async fn a_secret_that_changes_to_and_fro_is_left_alone_while_it_is_wrong() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn however_often_its_secret_changes_an_agent_has_one_first_gettoken() {
+async fn however_often_its_secret_changes_an_agent_has_its_share() {
     let fake = Fake::new(7200);
     fake.then_always(Says::Refuses(40001));
     let issuer = fake.issuer();
     for nth in 0..400 {
         let _ = agent_with(&issuer, "a", &format!("secret-{nth}")).current().await;
     }
-    assert_eq!(fake.calls(), 301, "each is tried at once while the hour's budget lasts");
+    assert_eq!(fake.calls(), 13, "its first, and twelve that are tried at once");
     fake.then_always(Says::New);
     agent(&issuer, "b").current().await.expect("its first");
 }

@@ -18,8 +18,8 @@ use tokio::{
 };
 
 use super::{
-    super::{Credentials, FetchError, Issuer, Replacement, Source, Token, TokenSlot},
-    fake::{agent, pass, serial},
+    super::{Credentials, FetchError, Issuer, RenewalSettings, Replacement, Source, Token, TokenSlot},
+    fake::{agent, pass, path, serial},
     simulation::chance::Chance,
 };
 use crate::{
@@ -168,17 +168,17 @@ async fn request(wecom: Wecom, slot: Arc<TokenSlot>) {
     let Ok(token) = slot.current().await else { return wecom.inner().seen.failed += 1 };
     sleep(Duration::from_millis(20)).await;
     if wecom.accepts(account, &token) {
-        token.worked();
+        token.worked_on(path());
         return wecom.inner().seen.answered += 1;
     }
-    match slot.replace(&token).await {
+    match slot.replace(&token, path()).await {
         Replacement::Renewed(next) => {
             wecom.inner().seen.renewed += 1;
             if !wecom.accepts(account, &next) {
-                slot.refused_again(&next);
+                slot.refused_again(&next, path());
             }
         }
-        Replacement::SameAgain(_) | Replacement::Held | Replacement::Unavailable(_) => {
+        Replacement::SameAgain(_) | Replacement::Held(_) | Replacement::Unavailable(_) => {
             wecom.inner().seen.failed += 1;
         }
     }
@@ -338,10 +338,11 @@ fn replica(chance: &mut Chance, server: &Server, wecom: &Wecom, agents: u64) -> 
     let (store, said, line) = server.store();
     wecom.inner().lines.push(line.clone());
     let jitter = chance.fork().shared();
+    let bounds = RenewalSettings { refresh_ahead: Duration::from_secs(300), renewals_per_hour: None };
     let mut issuer = Issuer::with(
         Box::new(wecom.clone()),
         Handle::current(),
-        Duration::from_secs(300),
+        bounds,
         Some(super::super::shared::Shared::new(store)),
     );
     issuer.jitter = Box::new(move || jitter.unit());

@@ -19,8 +19,8 @@ use self::{
     chance::Chance,
     wecom::{Mood, SLOWEST, Wecom},
 };
-use super::super::{Credentials, Issuer, Replacement, Token, TokenSlot, budget::Budget};
-use super::fake::{pass, serial};
+use super::super::{Credentials, Issuer, PathKey, RenewalSettings, Replacement, Token, TokenSlot};
+use super::fake::{pass, path, serial};
 use crate::secret::Masked;
 
 const SEEDS: u64 = 200;
@@ -78,6 +78,7 @@ struct Request {
 impl Request {
     async fn run(self) {
         let Self { wecom, slot, .. } = &self;
+        let path = if self.hopeless { PathKey::of("/cgi-bin/forbidden") } else { path() };
         let token = match slot.ready(Instant::now()) {
             Some(token) => token,
             None => match within_reason(wecom, false, slot.current()).await {
@@ -86,11 +87,11 @@ impl Request {
             },
         };
         if self.goes_well_with(&token).await {
-            token.worked();
+            token.worked_on(path);
             return wecom.note(|seen| seen.answered += 1);
         }
         let newer = usable(slot).is_some_and(|current| !current.is_same_as(&token));
-        let next = match within_reason(wecom, newer, slot.replace(&token)).await {
+        let next = match within_reason(wecom, newer, slot.replace(&token, path)).await {
             Replacement::Renewed(next) => {
                 wecom.expect(serial(&next) > serial(&token), || "an older token for a newer one".to_owned());
                 wecom.note(|seen| seen.renewed += 1);
@@ -102,14 +103,14 @@ impl Request {
                 wecom.note(|seen| seen.same_again += 1);
                 next
             }
-            Replacement::Held => return wecom.note(|seen| seen.held += 1),
+            Replacement::Held(_) => return wecom.note(|seen| seen.held += 1),
             Replacement::Unavailable(_) => return wecom.note(|seen| seen.unavailable += 1),
         };
         if self.goes_well_with(&next).await {
-            next.worked();
+            next.worked_on(path);
             return wecom.note(|seen| seen.answered += 1);
         }
-        slot.refused_again(&next);
+        slot.refused_again(&next, path);
         wecom.note(|seen| seen.refused_again += 1);
     }
 
@@ -148,7 +149,7 @@ struct Simulation {
     requests: Vec<JoinHandle<()>>,
     /// Longest that a step lets pass in most of its kinds, in milliseconds.
     pace: u64,
-    /// Operators ask so often that the hour's budget is spent.
+    /// Operators ask so often that their agents' shares are spent.
     stormy: bool,
 }
 
@@ -158,16 +159,9 @@ impl Simulation {
         let pace = chance.one_of(&[300, 3_000, 30_000]);
         let (agents, stormy) = (1 + chance.below(4), pace == 300 && chance.below(2) == 0);
         let (wecom, jitter) = (Wecom::new(chance.fork(), stormy), chance.fork().shared());
-        let issuer = Arc::new(Issuer {
-            source: Box::new(wecom.clone()),
-            runtime: Handle::current(),
-            refresh_ahead: Duration::from_secs(300),
-            renewals: Default::default(),
-            budget: Budget::default(),
-            past: Default::default(),
-            shared: None,
-            jitter: Box::new(move || jitter.unit()),
-        });
+        let bounds = RenewalSettings { refresh_ahead: Duration::from_secs(300), renewals_per_hour: None };
+        let issuer = Issuer::with(Box::new(wecom.clone()), Handle::current(), bounds, None);
+        let issuer = Arc::new(Issuer { jitter: Box::new(move || jitter.unit()), ..issuer });
         let mut simulation =
             Self { chance, wecom, issuer, agents: Vec::new(), requests: Vec::new(), pace, stormy };
         for nth in 0..agents {
@@ -254,7 +248,7 @@ impl Simulation {
         let Agent { slot, old, .. } = &self.agents[nth];
         let Some(current) = usable(slot) else { return };
         let Some(old) = old.iter().find(|old| !old.is_same_as(&current)) else { return };
-        let polled = pin!(slot.replace(old)).poll(&mut Context::from_waker(Waker::noop()));
+        let polled = pin!(slot.replace(old, path())).poll(&mut Context::from_waker(Waker::noop()));
         let is_right =
             matches!(&polled, Poll::Ready(Replacement::Renewed(next)) if next.is_same_as(&current));
         self.wecom.expect(is_right, || format!("the refusal of an old token came to {polled:?}"));

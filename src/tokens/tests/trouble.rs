@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::{
     super::{Replacement, TokenSlot},
-    fake::{Fake, Says, agent, at_once, pass, replaced, serial, settle},
+    fake::{Fake, Says, agent, at_once, pass, path, replaced, serial, settle},
 };
 
 #[tokio::test(start_paused = true)]
@@ -15,36 +15,35 @@ async fn a_refused_token_that_comes_back_gets_one_try_and_then_ten_seconds_of_pe
     let slot = fake.slot();
     let token = slot.current().await.expect("a token");
     fake.then_always(Says::Same);
-    assert_eq!(replaced(&slot.replace(&token).await), (1, true));
-    slot.refused_again(&token);
+    assert_eq!(replaced(&slot.replace(&token, path()).await), (1, true));
+    slot.refused_again(&token, path());
     let held = Instant::now();
     while held.elapsed() < Duration::from_millis(9_900) {
-        assert!(matches!(slot.replace(&token).await, Replacement::Held));
-        slot.refused_again(&token);
+        assert!(matches!(slot.replace(&token, path()).await, Replacement::Held(_)));
+        slot.refused_again(&token, path());
         pass(0.1).await;
     }
     assert_eq!(fake.calls(), 2);
     pass(0.2).await;
-    assert_eq!(replaced(&slot.replace(&token).await), (1, true));
-    assert!(matches!(slot.replace(&token).await, Replacement::Held));
+    assert_eq!(replaced(&slot.replace(&token, path()).await), (1, true));
+    assert!(matches!(slot.replace(&token, path()).await, Replacement::Held(_)));
     assert_eq!(fake.calls(), 3);
     assert_eq!(serial(&at_once(&slot).expect("a token")), 1, "other calls go on with it");
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_peace_grows_to_a_minute() {
+async fn the_cooldown_does_not_grow_and_the_share_bounds_it() {
     let fake = Fake::new(7200);
     let slot = fake.slot();
     let token = slot.current().await.expect("a token");
     fake.then_always(Says::Same);
     for _ in 0..6_000 {
-        let _ = slot.replace(&token).await;
-        slot.refused_again(&token);
+        let _ = slot.replace(&token, path()).await;
+        slot.refused_again(&token, path());
         pass(0.1).await;
     }
     let gaps: Vec<_> = fake.gaps().iter().skip(1).map(|gap| gap.round()).collect();
-    assert_eq!(gaps[..5], [10.0, 20.0, 40.0, 60.0, 60.0], "{gaps:?}");
-    assert!(gaps[5..].iter().all(|gap| *gap == 60.0), "{gaps:?}");
+    assert_eq!(gaps, [10.0, 10.0, 10.0, 10.0, 10.0, 250.0], "six, and then one every five minutes");
 }
 
 #[tokio::test(start_paused = true)]
@@ -53,14 +52,14 @@ async fn two_hundred_refused_again_together_count_once() {
     fake.then_always(Says::New);
     let slot = fake.slot();
     let old = slot.current().await.expect("a token");
-    let Replacement::Renewed(new) = slot.replace(&old).await else { panic!("not renewed") };
+    let Replacement::Renewed(new) = slot.replace(&old, path()).await else { panic!("not renewed") };
     for _ in 0..200 {
-        slot.refused_again(&new);
-        slot.refused_again(&old);
+        slot.refused_again(&new, path());
+        slot.refused_again(&old, path());
     }
-    assert!(matches!(slot.replace(&new).await, Replacement::Held));
+    assert!(matches!(slot.replace(&new, path()).await, Replacement::Held(_)));
     pass(10.1).await;
-    assert_eq!(replaced(&slot.replace(&new).await), (3, false));
+    assert_eq!(replaced(&slot.replace(&new, path()).await), (3, false));
 }
 
 #[tokio::test(start_paused = true)]
@@ -70,7 +69,7 @@ async fn a_refusal_while_gettoken_fails_is_told_at_once() {
     let token = slot.current().await.expect("a token");
     fake.then_always(Says::Refuses(40001));
     for _ in 0..200 {
-        let Replacement::Unavailable(failure) = slot.replace(&token).await else { panic!("a token") };
+        let Replacement::Unavailable(failure) = slot.replace(&token, path()).await else { panic!("a token") };
         assert_eq!(failure.errcode(), 40001);
         pass(0.1).await;
     }
@@ -131,8 +130,8 @@ async fn an_operator_who_asks_gets_a_try_at_once() {
     assert_eq!(fake.calls(), 3);
 
     fake.then_always(Says::Same);
-    assert_eq!(replaced(&slot.replace(&token).await), (1, true));
-    assert!(matches!(slot.replace(&token).await, Replacement::Held));
+    assert_eq!(replaced(&slot.replace(&token, path()).await), (1, true));
+    assert!(matches!(slot.replace(&token, path()).await, Replacement::Held(_)));
     fake.then_always(Says::New);
     assert_eq!(serial(&slot.refresh().await.expect("a token")), 2, "a hold does not bind him either");
 }

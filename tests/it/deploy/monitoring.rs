@@ -8,13 +8,14 @@ use tempfile::TempDir;
 use super::{file, program, succeed, text, with, yaml};
 
 /// Every metric that there is.
-const METRICS: [&str; 21] = [
+const METRICS: [&str; 22] = [
     "wecom_proxy_requests_total",
     "wecom_proxy_request_duration_seconds_bucket",
     "wecom_proxy_upstream_duration_seconds_bucket",
     "wecom_proxy_errcodes_total",
     "wecom_proxy_token_refreshes_total",
     "wecom_proxy_token_expiry_timestamp_seconds",
+    "wecom_proxy_token_renewals_held",
     "wecom_proxy_retries_total",
     "wecom_proxy_refusals_total",
     "wecom_proxy_access_log_dropped_total",

@@ -22,8 +22,8 @@ use crate::{secret::Masked, wecom::reply::Grant};
 /// No gettoken takes longer: the proxy gives up by then.
 pub(super) const SLOWEST: Duration = Duration::from_secs(45);
 const HOUR: Duration = Duration::from_secs(3_600);
-/// As the contract has it.
-const CALLS_AN_HOUR: usize = 300;
+/// Of at most four agents: for refusals and orders 24 each, and what the backoff lets fail.
+const CALLS_AN_HOUR: usize = 500;
 const HELD: Duration = Duration::from_secs(10);
 const BELIEVED_PAST_EXPIRY: Duration = Duration::from_secs(60);
 
@@ -90,8 +90,11 @@ struct Account {
     failures: u32,
     /// Until when at least, and for what errcode.
     left_alone: Option<(Instant, i64)>,
-    /// Until when no refusal of this token is worth a renewal, for the last one brought it back.
-    held: Option<(Instant, u64)>,
+    /// Until when no refusal of this token is worth a renewal, for the last one brought it back; and whether a path on which
+    /// it had worked may end that early.
+    held: Option<(Instant, u64, bool)>,
+    /// It was ended early.
+    early: bool,
 }
 
 struct Call {
@@ -129,6 +132,7 @@ impl Wecom {
             failures: 0,
             left_alone: None,
             held: None,
+            early: false,
         };
         self.inner().accounts.insert(account_of(slot.credentials()), account);
     }
@@ -152,7 +156,8 @@ impl Wecom {
 
     /// An operator's try is free, if there is one.
     pub(super) fn operator_asks(&self, slot: &TokenSlot) {
-        let spent = slot.issuer.budget.is_spent(Instant::now()) && slot.state().flight.is_none();
+        let spent =
+            !slot.issuer.shares.has_operators(&slot.agent, Instant::now()) && slot.state().flight.is_none();
         if spent {
             return self.note(|seen| seen.spent += 1);
         }
@@ -163,8 +168,13 @@ impl Wecom {
 
     /// A refused token came back.
     pub(super) fn came_back(&self, credentials: &Credentials, token: &Token) {
-        let held = (Instant::now() + HELD, serial(token));
-        self.inner().account(&account_of(credentials)).held = Some(held);
+        let (until, serial) = (Instant::now() + HELD, serial(token));
+        let mut inner = self.inner();
+        let account = inner.account(&account_of(credentials));
+        // All who waited are told of the same gettoken.
+        if account.held.is_none_or(|(known, ..)| known != until) {
+            account.held = Some((until, serial, !std::mem::take(&mut account.early)));
+        }
     }
 
     /// The errcode of the last failure, while it is too early for another try.
@@ -237,14 +247,16 @@ impl Wecom {
     fn begin(&self, account: &str) -> (Mood, Duration, bool) {
         let now = Instant::now();
         let mut inner = self.inner();
-        let Account { slot, in_flight, left_alone, held, mood, .. } = inner.account(account);
+        let Account { slot, in_flight, left_alone, held, early: ended, mood, .. } = inner.account(account);
         let (two, early) = (*in_flight, left_alone.is_some_and(|(until, _)| now < until));
         *in_flight = true;
         let (slot, mood, held) = (slot.upgrade(), *mood, *held);
         // What is renewed ahead is not renewed for its refusals.
         let renewed = slot.as_ref().and_then(|slot| usable(slot)).filter(|token| now < token.renew_at);
-        let in_vain = renewed
-            .is_some_and(|token| held.is_some_and(|(until, held)| now < until && serial(&token) == held));
+        let is_held = renewed
+            .is_some_and(|token| held.is_some_and(|(until, held, _)| now < until && serial(&token) == held));
+        let in_vain = is_held && (*ended || held.is_some_and(|(.., may_end)| !may_end));
+        *ended = is_held;
         // The first, one ahead of each expiry, and one after it.
         let lacks = |slot: &Arc<TokenSlot>| usable(slot).is_none_or(|token| now >= token.renew_at);
         let due = slot.filter(lacks).map(|slot| {
@@ -318,6 +330,7 @@ impl Wecom {
                 let (first, longest) = if failure.is_dangerous() { (60, 900) } else { (1, 60) };
                 let doubled = (first << account.failures.min(10)).min(longest);
                 let least = Duration::from_secs(doubled).mul_f64(0.9).max(Duration::from_secs(first));
+                account.early = false;
                 account.left_alone = Some((Instant::now() + least, failure.errcode()));
                 account.failures += 1;
             }

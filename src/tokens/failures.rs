@@ -1,0 +1,102 @@
+//! How many gettokens may fail in an hour for their credentials: WeCom bans the address of who repeats a wrong secret, and
+//! with it every agent.
+//!
+//! A secret that brought a token when it was last used is tried whatever the others do. Any other needs a permit, of which
+//! there are as many as failures are left; one that brings a token is returned. When none is left, agents come in the order
+//! in which they asked, as the bucket refills.
+
+use std::{
+    collections::VecDeque,
+    pin::pin,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{sync::Notify, time::Instant};
+
+use super::bucket::{Bucket, Rate};
+
+/// Failures for the address.
+pub(super) const FAILURES: Rate = Rate { capacity: 60, interval: Duration::from_secs(60) };
+/// A try that takes longer returns its permit, so that a gettoken that hangs holds up no other agent's.
+pub(super) const PERMIT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The failures that are left, and who waits for one.
+#[derive(Debug, Default)]
+pub(super) struct Failures {
+    state: Mutex<State>,
+    returned: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    bucket: Bucket,
+    /// Permits of tries that are under way.
+    lent: u32,
+    /// Agents that found none left, and when each was told to come again.
+    queue: VecDeque<(Box<str>, Instant)>,
+}
+
+/// The right to one try; returned when dropped.
+#[derive(Debug)]
+pub(super) struct Permit<'a>(&'a Failures);
+
+impl Failures {
+    /// A permit for one try; else when this agent's turn comes. Waits only for tries that are under way.
+    pub(super) async fn admit(&self, agent: &str) -> Result<Permit<'_>, Instant> {
+        loop {
+            let mut returned = pin!(self.returned.notified());
+            returned.as_mut().enable();
+            if let Some(decided) = self.decide(agent) {
+                if decided.is_err() {
+                    // The next one that waits learns the same.
+                    self.returned.notify_one();
+                }
+                return decided;
+            }
+            returned.await;
+        }
+    }
+
+    /// Counts a failure for the credentials.
+    pub(super) fn count(&self) {
+        self.state().bucket.force(Instant::now(), FAILURES);
+    }
+
+    fn decide(&self, agent: &str) -> Option<Result<Permit<'_>, Instant>> {
+        let (mut state, now) = (self.state(), Instant::now());
+        // An agent that lets its turn pass makes room for the next.
+        while state.queue.front().is_some_and(|(_, turn)| now >= *turn + FAILURES.interval) {
+            state.queue.pop_front();
+        }
+        let left = state.bucket.level(now, FAILURES);
+        let place = state.queue.iter().position(|(waiting, _)| **waiting == *agent);
+        let before = place.unwrap_or(state.queue.len());
+        if before < left.saturating_sub(state.lent) as usize {
+            place.map(|place| state.queue.remove(place));
+            state.lent += 1;
+            return Some(Ok(Permit(self)));
+        }
+        if before < left as usize {
+            return None;
+        }
+        let first = state.bucket.next(now, FAILURES, 0).max(now);
+        let turn = first + FAILURES.interval * u32::try_from(before).unwrap_or(u32::MAX);
+        match place {
+            Some(place) => state.queue[place].1 = turn,
+            None => state.queue.push_back((agent.into(), turn)),
+        }
+        Some(Err(turn))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Permit<'_> {
+    fn drop(&mut self) {
+        self.0.state().lent -= 1;
+        self.0.returned.notify_one();
+    }
+}

@@ -1,0 +1,115 @@
+//! The paths on which a token has worked: a refusal by one of these means that the token was voided, while a path that never
+//! accepted it may refuse every token.
+
+use std::{
+    hash::BuildHasher,
+    sync::{
+        LazyLock, OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use foldhash::fast::RandomState;
+
+/// Paths that are remembered of one token; beyond it a new one takes the place of another.
+const MAX_PATHS: usize = 32;
+/// Entries that one path may stand in.
+const PROBES: usize = 8;
+/// Set in the entry of a path that refused the token after it had worked there.
+const REFUSED: u32 = 1;
+
+/// A path of the upstream as a hash, seeded anew in each process so that callers cannot choose collisions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PathKey(u32);
+
+impl PathKey {
+    /// The key of a path in its normal form, without a query.
+    #[inline]
+    pub fn of(path: &str) -> Self {
+        static STATE: LazyLock<RandomState> = LazyLock::new(RandomState::default);
+        // Bit 0 is `REFUSED`; bit 1 keeps the key from 0, which is an empty entry.
+        Self((STATE.hash_one(path) as u32 & !REFUSED) | 2)
+    }
+
+    fn entries(self) -> impl Iterator<Item = usize> {
+        let home = (self.0 >> 2) as usize;
+        (0..PROBES).map(move |nth| (home + nth) % MAX_PATHS)
+    }
+}
+
+/// A bounded set of paths; allocated when the first is inserted.
+#[derive(Debug, Default)]
+pub(super) struct WorkedPaths(OnceLock<Box<[AtomicU32; MAX_PATHS]>>);
+
+impl WorkedPaths {
+    /// Notes that the token was accepted by this path.
+    #[inline]
+    pub(super) fn worked(&self, path: PathKey) {
+        let entries = self.0.get_or_init(|| Box::new([const { AtomicU32::new(0) }; MAX_PATHS]));
+        if entries[(path.0 >> 2) as usize % MAX_PATHS].load(Ordering::Relaxed) != path.0 {
+            insert(entries, path);
+        }
+    }
+
+    /// Notes that the token was refused by this path.
+    pub(super) fn refused(&self, path: PathKey) {
+        if let Some(entry) = self.find(path) {
+            entry.store(path.0 | REFUSED, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether the token was ever accepted by this path.
+    pub(super) fn had_worked(&self, path: PathKey) -> bool {
+        self.find(path).is_some()
+    }
+
+    /// Whether this path accepted the token when it last judged it.
+    pub(super) fn works(&self, path: PathKey) -> bool {
+        self.find(path).is_some_and(|entry| entry.load(Ordering::Relaxed) == path.0)
+    }
+
+    fn find(&self, path: PathKey) -> Option<&AtomicU32> {
+        let entries = self.0.get()?;
+        let mut found = path.entries().map(|at| &entries[at]);
+        found.find(|entry| entry.load(Ordering::Relaxed) & !REFUSED == path.0)
+    }
+}
+
+#[cold]
+fn insert(entries: &[AtomicU32; MAX_PATHS], path: PathKey) {
+    let holds = |key: u32| move |at: &usize| entries[*at].load(Ordering::Relaxed) & !REFUSED == key;
+    let known = path.entries().find(holds(path.0)).or_else(|| path.entries().find(holds(0)));
+    if let Some(at) = known.or_else(|| path.entries().next()) {
+        entries[at].store(path.0, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_that_worked_are_told_from_those_that_never_did() {
+        let (paths, user, list) = (WorkedPaths::default(), PathKey::of("/user"), PathKey::of("/list"));
+        paths.refused(user);
+        assert!(!paths.had_worked(user) && !paths.works(user));
+        paths.worked(user);
+        assert!(paths.had_worked(user) && paths.works(user) && !paths.had_worked(list));
+        paths.refused(user);
+        assert!(paths.had_worked(user) && !paths.works(user));
+        paths.worked(user);
+        assert!(paths.works(user));
+    }
+
+    #[test]
+    fn the_set_of_paths_is_bounded_and_keeps_the_newest() {
+        let paths = WorkedPaths::default();
+        for nth in 0..1_000 {
+            let path = PathKey::of(&format!("/cgi-bin/{nth}"));
+            paths.worked(path);
+            assert!(paths.works(path));
+        }
+        let kept = (0..1_000).filter(|nth| paths.had_worked(PathKey::of(&format!("/cgi-bin/{nth}"))));
+        assert!(kept.count() <= MAX_PATHS);
+    }
+}

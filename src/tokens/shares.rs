@@ -1,0 +1,155 @@
+//! What each renewal counts against, beyond an agent's first token and each expiry: its agent's bucket, and the hour's
+//! renewals of all agents together. What fails for the address, or ahead of time, is counted elsewhere (`failures`, the
+//! backoff).
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::{
+    bucket::{Bucket, Rate},
+    hourly::{Class, Hourly},
+};
+
+/// Refusals of one agent, and what an operator orders for it.
+pub(super) const REFUSALS: Rate = Rate { capacity: 12, interval: Duration::from_secs(5 * 60) };
+/// So many of them are kept for paths on which the refused token had worked.
+pub(super) const FOR_WORKED: u32 = 6;
+/// Renewals ahead of the expiry of one token. The first counts as that expiry's own.
+pub(super) const AHEAD: u8 = 2;
+/// Renewals an hour where the configuration says nothing: so many, or so many for each agent in use.
+const MIN_HOURLY: usize = 300;
+const HOURLY_PER_AGENT: usize = 3;
+
+/// What a renewal counts against.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Share {
+    /// Nothing: an agent's first token, and each expiry.
+    Free,
+    /// Its agent's bucket and the hour.
+    Refusal {
+        /// The path that refused the token had accepted it before.
+        worked: bool,
+    },
+    /// Its agent's bucket: an operator's order, and the first try of a changed secret. Other agents do not pay for it.
+    Operator,
+    /// The hour: a second renewal ahead of an expiry, a repeated one after it.
+    Other,
+}
+
+impl Share {
+    fn class(self) -> Option<Class> {
+        match self {
+            Self::Free | Self::Operator => None,
+            Self::Refusal { worked: true } => Some(Class::Worked),
+            Self::Refusal { worked: false } | Self::Other => Some(Class::Other),
+        }
+    }
+
+    fn spare(self) -> Option<u32> {
+        match self {
+            Self::Refusal { worked: false } => Some(FOR_WORKED),
+            Self::Refusal { worked: true } | Self::Operator => Some(0),
+            Self::Free | Self::Other => None,
+        }
+    }
+}
+
+/// What was taken for one renewal.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Charge {
+    pub(super) share: Share,
+    at: Instant,
+}
+
+/// The shares of all agents.
+#[derive(Debug)]
+pub(super) struct Shares {
+    /// As configured.
+    hourly: Option<usize>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    hourly: Hourly,
+    /// The agents that have asked for a token. Their buckets outlive a changed secret.
+    agents: HashMap<Box<str>, Bucket>,
+}
+
+impl Shares {
+    /// `hourly` renewals in an hour, or as many as the agents in use need.
+    pub(super) fn new(hourly: Option<u32>) -> Self {
+        Self { hourly: hourly.map(|hourly| hourly as usize), state: Mutex::default() }
+    }
+
+    /// Whether this agent has asked for no token before; from now on it has.
+    pub(super) fn is_first(&self, agent: &str) -> bool {
+        let mut state = self.state();
+        let is_first = !state.agents.contains_key(agent);
+        if is_first {
+            state.agents.insert(agent.into(), Bucket::default());
+        }
+        is_first
+    }
+
+    /// Takes what a renewal counts against; else when there will be enough.
+    pub(super) fn take(&self, agent: &str, share: Share, now: Instant) -> Result<Charge, Instant> {
+        let mut state = self.state();
+        let charge = Charge { share, at: now };
+        if let Some(spare) = share.spare() {
+            state.bucket(agent).take(now, REFUSALS, spare)?;
+        }
+        if let Some(class) = share.class() {
+            let most = self.hourly.unwrap_or(MIN_HOURLY.max(HOURLY_PER_AGENT * state.agents.len()));
+            if let Err(until) = state.hourly.take(now, class, most) {
+                drop(state);
+                self.give_back_to_agent(agent, share);
+                return Err(until);
+            }
+        }
+        Ok(charge)
+    }
+
+    /// Gives back what was taken for a renewal that brought nothing.
+    pub(super) fn give_back(&self, agent: &str, charge: Charge) {
+        self.give_back_to_agent(agent, charge.share);
+        if let Some(class) = charge.share.class() {
+            self.state().hourly.give_back(charge.at, class);
+        }
+    }
+
+    fn give_back_to_agent(&self, agent: &str, share: Share) {
+        if share.spare().is_some() {
+            self.state().bucket(agent).give_back(REFUSALS);
+        }
+    }
+
+    /// Drops what is known of all agents but these, except where something would be forgotten that was spent.
+    pub(super) fn keep(&self, agents: impl Fn(&str) -> bool) {
+        let now = Instant::now();
+        self.state().agents.retain(|agent, bucket| agents(agent) || !bucket.is_full(now));
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn bucket(&mut self, agent: &str) -> &mut Bucket {
+        self.agents.entry(agent.into()).or_default()
+    }
+}
+
+#[cfg(test)]
+impl Shares {
+    /// Whether [`Shares::take`] would succeed for an operator's order.
+    pub(super) fn has_operators(&self, agent: &str, now: Instant) -> bool {
+        self.state().bucket(agent).level(now, REFUSALS) > 0
+    }
+}
