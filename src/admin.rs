@@ -53,6 +53,8 @@ use crate::{
 
 /// How long an operator's tool may take for a request's head, between two, and to take the next bytes of an answer.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Most bytes of a request, and of untaken responses, that a connection holds.
+const MAX_BUFFER: usize = 64 * 1024;
 /// So many may follow the stream of exchanges at once.
 pub const MOST_READERS: usize = 32;
 
@@ -153,6 +155,7 @@ impl Admin {
         let serving = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(PATIENCE)
+            .max_buf_size(MAX_BUFFER)
             .serve_connection(TokioIo::new(Watched::new(stream, seat.clone(), PATIENCE)), service);
         let served = tokio::select! {
             served = serving => served,
