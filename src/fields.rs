@@ -374,12 +374,6 @@ impl Fields {
         self.all(known).next()
     }
 
-    /// The same, sharing the message's text. Not for `Content-Length`, of which the text may be another message's.
-    pub fn first_shared(&self, known: Known) -> Option<Bytes> {
-        let line = self.lines.each.iter().find(|line| line.known == known)?;
-        Some(self.lines.text.slice_ref(line.value.of_text(&self.lines.text)))
-    }
-
     /// Whether there is a line with this name.
     pub fn contains(&self, known: Known) -> bool {
         self.first(known).is_some()

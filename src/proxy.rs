@@ -130,7 +130,12 @@ impl Proxy {
 
     /// The way of a request; every `?` on it is an answer of the proxy's own.
     async fn relay(&self, request: &Request, body: Body, record: &mut Record) -> Result<Reply, Refusal> {
-        let (target, agent) = match self.judge(request, record)? {
+        let judged = self.judge(request, record);
+        // A credential may be good where the request is refused for something else.
+        if judged.is_ok() || record.client.is_some() || self.directory.load().is_open() {
+            request.authorized.set(true);
+        }
+        let (target, agent) = match judged? {
             Judged::Answered(reply) => return Ok(reply),
             Judged::Sendable { target, agent } => (target, agent),
         };

@@ -47,6 +47,8 @@ const LAST_CALL: Duration = Duration::from_secs(1);
 const LINGER: Duration = Duration::from_secs(5);
 /// See [`LINGER`].
 const LINGER_BYTES: u64 = 256 * 1024 * 1024;
+/// How long a client may take none of what it is sent as long as no request on its connection was authorized.
+const UNAUTHORIZED_STALL: Duration = Duration::from_secs(5);
 /// What a client that speaks HTTP/2 without TLS says first.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -59,6 +61,13 @@ pub struct Timeouts {
     pub idle: Duration,
     /// To take the next bytes of an answer.
     pub stall: Duration,
+}
+
+impl Timeouts {
+    /// How long a client may take none of what it is sent.
+    fn stall(&self, seat: &Seat) -> Duration {
+        if seat.is_authorized() { self.stall } else { self.stall.min(UNAUTHORIZED_STALL) }
+    }
 }
 
 /// What all connections of one server share.

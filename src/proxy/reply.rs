@@ -65,6 +65,12 @@ impl Reply {
         };
         Self { status, lines, dated, length, body, wrong_key: false }
     }
+
+    /// Ends the record of a response that is whole, as if its client had taken it: of a request that was refused, nothing
+    /// is kept for as long as its client leaves the response lying. `is_head`: the body will not be sent.
+    pub fn end_record(&mut self, is_head: bool) {
+        self.body.end_record(is_head);
+    }
 }
 
 /// A body towards the caller.
@@ -101,6 +107,15 @@ impl ReplyBody {
     pub(super) fn until_end(&mut self, mut record: Box<Record>) {
         record.whole = self.is_ended();
         self.record = Some(record);
+    }
+
+    fn end_record(&mut self, is_head: bool) {
+        if let Pieces::Whole(body) = &self.pieces
+            && let Some(mut record) = self.record.take()
+            && !is_head
+        {
+            (record.bytes, record.whole) = (body.len() as u64, true);
+        }
     }
 
     /// All of it was handed over, or never will be, by this moment.

@@ -1,7 +1,7 @@
 //! A request as the server hands it over, whatever version of HTTP it came by.
 
 use std::{
-    cell::OnceCell,
+    cell::{Cell, OnceCell},
     net::{IpAddr, SocketAddr},
     rc::Rc,
 };
@@ -33,6 +33,9 @@ pub struct Request {
     pub peer: Option<IpAddr>,
     /// It came when no more requests are taken.
     pub late: bool,
+    /// Set once the caller has shown a good credential, or the proxy is open: only then may its connection use more than
+    /// a little.
+    pub authorized: Cell<bool>,
 }
 
 /// Path and query as they came. Clones share the text, and what was found out about it: most programs send the same again.

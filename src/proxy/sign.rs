@@ -2,7 +2,7 @@
 
 use std::{cell::Cell, time::Duration};
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{BufMut, BytesMut};
 use memchr::memmem;
 
 use super::{identify::is_credential, record::Record, refusal::Kind, request::Request};
@@ -98,8 +98,8 @@ fn without(token: &[u8], text: &[u8]) -> Vec<u8> {
 
 /// What a request is called in the log and towards its caller.
 pub(super) enum RequestId {
-    /// The caller's own.
-    Given(Bytes),
+    /// The caller's own. A copy: a slice would keep the whole head in memory until the response has ended.
+    Given(Box<[u8]>),
     /// One of ours, in hexadecimal digits.
     Made([u8; 24]),
 }
@@ -136,9 +136,9 @@ impl Ids {
     /// The caller's own id if it sent a sane one, else a new one.
     pub(super) fn of(&self, request: &Request) -> RequestId {
         let sane = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.:/+=".contains(byte);
-        let own = request.fields.first_shared(Known::RequestId);
+        let own = request.fields.first(Known::RequestId);
         let own = own.filter(|text| (1..=128).contains(&text.len()) && text.iter().all(sane));
-        match own.map(RequestId::Given) {
+        match own.map(|text| RequestId::Given(text.into())) {
             Some(id) if !is_credential(request, id.as_str()) => id,
             _ => self.next(),
         }

@@ -3,6 +3,9 @@
 //! Each connection has a seat, which says since when nothing has happened on it. When the house is full the one that has
 //! been idle for longest is asked to leave; that costs the others nothing, for nobody keeps a list in order. Connections
 //! with a request, and those that had one a moment ago, stay; half a head, or half a greeting, is none for long.
+//!
+//! Until a request on it was authorized, a connection is idle whatever it does: all that it can wait for is its client. It
+//! is closed before any other, so that callers without a key cannot take the places of those with one.
 
 use std::{
     fs,
@@ -28,10 +31,13 @@ use super::{client_auth::Presented, hushed::Hushed};
 
 /// Who was busy within this time is not idle: a client that sends one request after the other is to keep its connection.
 const LEAST_IDLE: Duration = Duration::from_millis(500);
+/// So long a connection on which no request was authorized is kept, so that the request of one that has just come can
+/// arrive.
+const LEAST_UNAUTHORIZED: Duration = Duration::from_millis(25);
 /// So long half a head or half a greeting is taken for the beginning of a request.
 const BEGINNING: Duration = Duration::from_secs(2);
 /// How often a listener that waits for a place looks for an idle connection again.
-const LOOK_AGAIN: Duration = Duration::from_millis(100);
+const LOOK_AGAIN: Duration = Duration::from_millis(25);
 /// So many are found with one look at all connections.
 const AT_ONCE: usize = 64;
 /// The same trouble is in the log no more often than this.
@@ -116,6 +122,8 @@ pub(super) struct Seat {
     born: Instant,
     /// In microseconds since `born`, or [`BUSY`].
     idle_since: AtomicU64,
+    /// A request on it showed a good credential.
+    authorized: AtomicBool,
     asked: AtomicBool,
     /// Its client would no longer be accepted: no request is served any more.
     revoked: AtomicBool,
@@ -188,7 +196,8 @@ impl House {
     fn sit_down(&self, place: OwnedSemaphorePermit) -> Arc<Seat> {
         let seat = Arc::new(Seat {
             born: self.born,
-            idle_since: AtomicU64::new(BUSY),
+            idle_since: AtomicU64::new(microseconds(self.born.elapsed())),
+            authorized: AtomicBool::new(false),
             asked: AtomicBool::new(false),
             revoked: AtomicBool::new(false),
             presented: Presented::default(),
@@ -232,20 +241,24 @@ impl House {
         }
     }
 
-    /// Those that have been idle for longest, the oldest last.
+    /// Those that have been idle for longest, the oldest last; behind them those on which no request was authorized.
     fn longest_idle(&self) -> Vec<(u64, Weak<Seat>)> {
-        let Some(latest) = self.born.elapsed().checked_sub(LEAST_IDLE) else { return Vec::new() };
-        let latest = microseconds(latest);
+        let age = self.born.elapsed();
+        let latest = |least| age.checked_sub(least).map(microseconds);
+        let (authorized, unauthorized) = (latest(LEAST_IDLE), latest(LEAST_UNAUTHORIZED));
         let mut found: Vec<_> = {
             let seats = locked(&self.seats);
-            let idle = |seat: &Weak<Seat>| {
-                let since = seat.upgrade().filter(|seat| !seat.is_asked())?.idle_since.load(Relaxed);
-                (since <= latest).then(|| (since, seat.clone()))
+            let idle = |weak: &Weak<Seat>| {
+                let seat = weak.upgrade().filter(|seat| !seat.is_asked())?;
+                let (is_authorized, since) = (seat.is_authorized(), seat.idle_since.load(Relaxed));
+                let latest = if is_authorized { authorized } else { unauthorized };
+                (since <= latest?).then(|| (is_authorized, since, weak.clone()))
             };
             seats.all.iter().filter_map(idle).collect()
         };
-        found.sort_unstable_by_key(|(since, _)| std::cmp::Reverse(*since));
-        found.split_off(found.len().saturating_sub(AT_ONCE))
+        found.sort_unstable_by_key(|(is_authorized, since, _)| std::cmp::Reverse((*is_authorized, *since)));
+        let longest = found.split_off(found.len().saturating_sub(AT_ONCE));
+        longest.into_iter().map(|(_, since, seat)| (since, seat)).collect()
     }
 }
 
@@ -259,9 +272,12 @@ impl Seat {
         .await;
     }
 
-    /// Nothing has happened since then. Whether the connection is to leave.
+    /// Nothing has happened since then. Whether the connection is to leave. Without an authorized request it has been idle
+    /// since it came: refused requests make it no younger.
     pub(super) fn rest_from(&self, moment: Instant) -> bool {
-        self.idle_since.store(microseconds(moment.saturating_duration_since(self.born)), Relaxed);
+        if self.is_authorized() {
+            self.idle_since.store(microseconds(moment.saturating_duration_since(self.born)), Relaxed);
+        }
         self.is_asked()
     }
 
@@ -275,9 +291,27 @@ impl Seat {
         self.idle_since.store(0, Relaxed);
     }
 
-    /// Something happens.
+    /// Something happens. Without an authorized request it keeps no other connection out.
     pub(super) fn stir(&self) {
-        self.idle_since.store(BUSY, Relaxed);
+        if self.is_authorized() {
+            self.idle_since.store(BUSY, Relaxed);
+        }
+    }
+
+    /// A request on the connection, which is being served, was authorized.
+    pub(super) fn authorize(&self) {
+        self.authorized.store(true, Relaxed);
+        self.stir();
+    }
+
+    /// Whether a request on the connection was authorized.
+    pub(super) fn is_authorized(&self) -> bool {
+        self.authorized.load(Relaxed)
+    }
+
+    /// Whether the connection is to leave at once, whatever its client still has to take or to send.
+    pub(super) fn is_cut(&self) -> bool {
+        self.is_asked() && !self.is_authorized()
     }
 
     /// Whether the connection is to leave as soon as it is idle.

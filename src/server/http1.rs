@@ -7,12 +7,14 @@ mod delivery;
 pub(crate) mod fuzz;
 mod head;
 mod hold_back;
+mod linger;
 mod rooms;
 #[cfg(test)]
 mod tests;
 mod wire;
 
 use std::{
+    cell::Cell,
     future::{Future, poll_fn},
     net::IpAddr,
     pin::pin,
@@ -23,14 +25,15 @@ use std::{
 
 use bytes::BytesMut;
 use http::{Method, Version};
-use tokio::time::Instant;
+use tokio::{task::yield_now, time::Instant};
 
 use self::{
     delivery::{Delivery, End, Manner},
     head::{Habits, Head, MAX_HEAD, Malformed},
+    linger::close,
     wire::Wire,
 };
-use super::{LAST_CALL, LINGER, LINGER_BYTES, PREFACE, Server, Timeouts, house::Seat, tables::Guest};
+use super::{LAST_CALL, PREFACE, Server, Timeouts, house::Seat, tables::Guest};
 use crate::{
     deadline::Deadline,
     fields::Fields,
@@ -92,6 +95,10 @@ pub(super) async fn serve(
             Next::Head => {
                 let kept;
                 (conversation, kept) = rooms::answer(conversation).await;
+                if kept && !conversation.seat.is_authorized() {
+                    // Requests that are refused come as fast as they are read: others have their turn between them.
+                    yield_now().await;
+                }
                 kept
             }
             Next::Malformed(malformed) => {
@@ -228,21 +235,33 @@ impl Conversation {
             fields: head.fields,
             peer: self.peer,
             late,
+            authorized: Cell::new(false),
         };
         self.waiting.clear();
         let answered = {
             let mut handling = pin!(self.proxy.handle(&request, body, &mut self.waiting));
-            let answered = poll_fn(|cx| match handling.as_mut().poll(cx) {
-                Poll::Ready(reply) => Poll::Ready(Some(reply)),
-                // Nobody is there to take the answer: what is under way for it ends here.
-                Poll::Pending => self.wire.inner().poll_left(cx).map(|()| None),
+            let answered = poll_fn(|cx| {
+                let polled = handling.as_mut().poll(cx);
+                if request.authorized.get() && !self.seat.is_authorized() {
+                    self.seat.authorize();
+                }
+                match polled {
+                    Poll::Ready(reply) => Poll::Ready(Some(reply)),
+                    // Nobody is there to take the answer: what is under way for it ends here.
+                    Poll::Pending => self.wire.inner().poll_left(cx).map(|()| None),
+                }
             });
             answered.await
         };
-        let Some(reply) = answered else {
+        let Some(mut reply) = answered else {
             self.wire.inner().end_body();
             return false;
         };
+        drop(request);
+        if !self.seat.is_authorized() {
+            reply.end_record(manner.is_head);
+            self.wire.inner().shrink();
+        }
         if reply.wrong_key && !Box::pin(self.hold_back()).await {
             self.wire.inner().end_body();
             return false;
@@ -251,7 +270,7 @@ impl Conversation {
             Outcome::Kept => true,
             Outcome::Severed => false,
             Outcome::Over { still_sending } => {
-                close(&self.wire, still_sending).await;
+                close(&self.wire, still_sending, &self.seat).await;
                 false
             }
         }
@@ -288,12 +307,13 @@ impl Conversation {
             fields: Fields::default(),
             peer: self.peer,
             late: false,
+            authorized: Cell::new(false),
         };
         let reply = self.proxy.refuse_head(malformed.status, malformed.words, &nothing);
         let is_head = self.wire.inner().inbound.trim_ascii_start().starts_with(b"HEAD ");
         let manner = Manner { version: Version::HTTP_11, is_head, keep: false };
         if self.deliver(reply, manner, false).await != Outcome::Severed {
-            close(&self.wire, true).await;
+            close(&self.wire, true, &self.seat).await;
         }
     }
 
@@ -309,7 +329,12 @@ impl Conversation {
         };
         let keep = manner.keep && !left_over && !self.server.is_stopping() && !self.seat.is_asked();
         let (mut delivery, keep) = Delivery::begin(reply, Manner { keep, ..manner });
-        let end = poll_fn(|cx| delivery.poll(cx, &self.wire, self.timeouts.stall)).await;
+        let stall = self.timeouts.stall(&self.seat);
+        let end = poll_fn(|cx| match delivery.poll(cx, &self.wire, stall) {
+            Poll::Pending if self.seat.is_cut() => Poll::Ready(End::Broken),
+            polled => polled,
+        });
+        let end = end.await;
         let now = Instant::now();
         delivery.end(now);
         self.answered_at = Some(now);
@@ -348,31 +373,6 @@ enum Outcome {
         /// The client may not have said all that it wants to say.
         still_sending: bool,
     },
-}
-
-/// Closes. A client that is still sending would lose the answer in a reset: what it sends is read for a while.
-async fn close(wire: &Wire, still_sending: bool) {
-    let (mut deadline, mut left, mut shut) = (Deadline::idle(), LINGER_BYTES, false);
-    poll_fn(|cx| {
-        let mut wire = wire.inner();
-        if !shut {
-            match wire.poll_shutdown(cx) {
-                Poll::Ready(Ok(())) => shut = true,
-                Poll::Ready(Err(_)) => return Poll::Ready(()),
-                // The last word under TLS has no room behind what the client does not take.
-                Poll::Pending => {
-                    deadline.set_if_idle(LINGER);
-                    return deadline.poll_passed(cx);
-                }
-            }
-        }
-        if !still_sending {
-            return Poll::Ready(());
-        }
-        deadline.set_if_idle(LINGER);
-        wire.poll_drain(cx, &mut deadline, &mut left)
-    })
-    .await;
 }
 
 /// Whether this is how HTTP/2 begins, as far as it goes.

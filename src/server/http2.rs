@@ -1,40 +1,43 @@
 //! HTTP/2 towards clients: hyper speaks it; here are our bounds, and the way from its types to ours and back.
 
+mod heads;
 mod link;
+mod staged;
 mod stream;
 mod streams;
+mod upload;
 
 use std::{
-    future::poll_fn,
+    cell::Cell,
+    future::{Future, poll_fn},
     net::IpAddr,
-    pin::Pin,
+    pin::{Pin, pin},
     rc::Rc,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Method, Response, Uri, Version, header};
 use http_body::{Frame, SizeHint};
-use http_body_util::BodyExt;
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{io::AsyncReadExt, runtime::Handle, sync::watch, time::timeout};
+use tokio::{io::AsyncReadExt, sync::watch, time::timeout};
 
 use self::{
-    link::{Busy, Link, Turn},
+    link::{Busy, Link, Refused, Turn},
     stream::ClientStream,
     streams::Streams,
+    upload::StreamUpload,
 };
-use super::{LAST_CALL, LINGER, LINGER_BYTES, MAX_HEAD, Server, house::Seat, last_call};
+use super::{LAST_CALL, MAX_HEAD, Server, house::Seat, last_call};
 use crate::{
     deadline::Deadline,
     fields::{Fields, is_quoted},
-    framing::{MIN_SLICE_BYTES, detached},
+    framing::MIN_SLICE_BYTES,
     io::Stream,
     proxy::{Broken, Proxy, Reply, ReplyBody, Request, RequestTarget},
-    upload::{Body, Cut, Source},
 };
 
 /// Streams that one connection may have open.
@@ -72,13 +75,12 @@ pub(super) async fn serve(
     }
     let client = ClientStream::new(stream, first, link.clone(), timeouts);
     let service = service_fn(|request| {
-        // Each stream is a task of its own.
-        let (proxy, link, server) = (proxy.clone(), link.clone(), server.clone());
         // Of what a client sends before it hears that this is the end, nothing goes to the upstream.
         let late = stop_seen.has_changed().unwrap_or(true) && !link.is_fresh() || link.is_revoked();
-        async move { Ok::<_, std::convert::Infallible>(answer(request, peer, late, &link, &server, &proxy).await) }
+        // Each stream is a task of its own.
+        answer(request, peer, late, &link, server, proxy)
     });
-    let connection = http2::Builder::new(Streams(timeouts.stall))
+    let connection = http2::Builder::new(Streams(timeouts, link.clone()))
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(MAX_HEAD as u32)
@@ -91,11 +93,22 @@ pub(super) async fn serve(
         outcome = connection.as_mut() => Some(outcome),
         () = farewell(&mut stopping, &link) => None,
         () = seat.asked() => None,
+        () = link.spent() => None,
     };
     let outcome = match ended {
         Some(outcome) => outcome,
         None => {
             connection.as_mut().graceful_shutdown();
+            if seat.is_cut() {
+                // The client is told so if it listens; nothing waits for it.
+                let told = poll_fn(|cx| Poll::Ready(connection.as_mut().poll(cx).is_ready()));
+                told.await;
+                return;
+            }
+            if link.is_spent() {
+                let _ = timeout(LAST_CALL, connection).await;
+                return;
+            }
             // hyper waits for the client's word that it has heard, and a client may say nothing for as long as it likes.
             tokio::select! {
                 outcome = connection => outcome,
@@ -117,40 +130,115 @@ async fn farewell(stopping: &mut watch::Receiver<bool>, link: &Link) {
     let _ = timeout(LAST_CALL, begun).await;
 }
 
+/// A response as hyper takes it, or the refusal of its stream.
+type Answered = Result<Response<StreamBody>, h2::Error>;
+
+/// A request that is being answered.
+enum Answering {
+    Refused(Option<Answered>),
+    Going(Pin<Box<dyn Future<Output = Answered>>>),
+}
+
+impl Future for Answering {
+    type Output = Answered;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answered> {
+        let mut answered = match &mut *self {
+            Self::Refused(answered) => answered.take().unwrap_or(Err(h2::Reason::INTERNAL_ERROR.into())),
+            Self::Going(going) => ready!(going.as_mut().poll(cx)),
+        };
+        if let Ok(response) = &mut answered {
+            let turn = Turn::of_this_stream();
+            // The head comes first; what follows waits for the client to take it.
+            turn.offer();
+            response.body_mut().turn = turn;
+        }
+        Poll::Ready(answered)
+    }
+}
+
 /// Has one request answered.
-async fn answer(
+///
+/// As long as no request on the connection was authorized it is judged at once: what is refused then leaves nothing behind
+/// but its response, and more than a few that wait for the client are refused as streams.
+fn answer(
     request: http::Request<Incoming>,
     peer: Option<IpAddr>,
     late: bool,
     link: &Link,
-    server: &Server,
-    proxy: &Proxy,
-) -> Response<StreamBody> {
+    server: &Arc<Server>,
+    proxy: &Rc<Proxy>,
+) -> Answering {
+    let going = handle(request, peer, late, link.clone(), server.clone(), proxy.clone());
+    let mut going = Box::pin(going);
+    if !link.is_authorized()
+        && let Poll::Ready(answered) = going.as_mut().poll(&mut Context::from_waker(Waker::noop()))
+    {
+        return Answering::Refused(Some(answered));
+    }
+    Answering::Going(going)
+}
+
+/// What the proxy says to a request.
+async fn handle(
+    request: http::Request<Incoming>,
+    peer: Option<IpAddr>,
+    late: bool,
+    link: Link,
+    server: Arc<Server>,
+    proxy: Rc<Proxy>,
+) -> Answered {
     // A client that is no longer accepted cannot keep its connection open by requests.
     let mut busy = (!link.is_revoked()).then(|| link.busy());
     let (parts, body) = request.into_parts();
     let is_head = parts.method == Method::HEAD;
     let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
     let request = Request {
-        method: parts.method,
-        version: Version::HTTP_2,
         target: RequestTarget::new(target),
+        version: Version::HTTP_2,
         absolute: None,
         flaw: flaw(&parts.uri, &parts.headers),
         fields: Fields::of_map(&parts.headers),
+        method: parts.method,
         peer,
         late,
+        authorized: Cell::new(false),
     };
-    let Reply { status, lines, length, body, wrong_key, .. } =
-        proxy.handle(&request, StreamUpload::body(body), &mut Deadline::idle()).await;
-    let delay = if wrong_key { server.wrong_key_delay(peer) } else { Duration::ZERO };
+    // Their text was copied.
+    drop((parts.uri, parts.headers, parts.extensions));
+    let mut deadline = Deadline::idle();
+    let mut reply = {
+        let mut handling = pin!(proxy.handle(&request, StreamUpload::body(body, &link), &mut deadline));
+        let reply = poll_fn(|cx| {
+            let polled = handling.as_mut().poll(cx);
+            if request.authorized.get() && !link.is_authorized() {
+                link.seat().authorize();
+            }
+            polled
+        });
+        reply.await
+    };
+    drop(request);
+    let mut refused = None;
+    if !link.is_authorized() {
+        reply.end_record(is_head);
+        refused = link.refused();
+        if refused.is_none() {
+            link.reset_one();
+            return Err(h2::Reason::REFUSED_STREAM.into());
+        }
+    }
+    let delay = if reply.wrong_key { server.wrong_key_delay(peer) } else { Duration::ZERO };
     if !delay.is_zero() {
         busy = None;
         link.hold_back(delay).await;
     }
-    let turn = Turn::of_this_stream();
-    // The head comes first; what follows waits for the client to take it.
-    turn.offer();
+    Ok(respond(reply, is_head, busy, refused))
+}
+
+/// A reply as hyper takes it.
+fn respond(reply: Reply, is_head: bool, busy: Option<Busy>, refused: Option<Refused>) -> Response<StreamBody> {
+    let Reply { status, lines, length, body, .. } = reply;
     let mut headers = lines.to_map();
     if let Some(length) = length {
         headers.insert(header::CONTENT_LENGTH, length.into());
@@ -160,8 +248,9 @@ async fn answer(
         over: is_head,
         rest: Bytes::new(),
         broken: false,
-        turn,
+        turn: Arc::default(),
         _busy: busy,
+        _refused: refused,
     });
     *response.status_mut() = status;
     *response.headers_mut() = headers;
@@ -180,72 +269,6 @@ fn flaw(uri: &Uri, headers: &HeaderMap) -> Option<&'static str> {
     has_user.then_some("the authority names a user")
 }
 
-/// A request's body as hyper reads it.
-struct StreamUpload(Option<Incoming>);
-
-impl StreamUpload {
-    fn body(incoming: Incoming) -> Body {
-        use http_body::Body as _;
-        if incoming.is_end_stream() { Body::None } else { Body::Streamed(Box::new(Self(Some(incoming)))) }
-    }
-}
-
-impl Source for StreamUpload {
-    fn declared(&self) -> Option<u64> {
-        use http_body::Body as _;
-        self.0.as_ref().and_then(|body| body.size_hint().exact())
-    }
-
-    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Cut>> {
-        use http_body::Body as _;
-        loop {
-            let Some(body) = &mut self.0 else { return Poll::Ready(Ok(None)) };
-            match ready!(Pin::new(&mut *body).poll_frame(cx)) {
-                // Trailers are hop-by-hop here: nobody sends them to WeCom.
-                Some(Ok(frame)) => match frame.into_data() {
-                    Ok(data) if !data.is_empty() => return Poll::Ready(Ok(Some(detached(data)))),
-                    _ => {}
-                },
-                Some(Err(_)) => return Poll::Ready(Err(Cut::Broken)),
-                None if body.is_end_stream() => self.0 = None,
-                // hyper takes a stream that its client resets, with NO_ERROR or CANCEL, for a body that ends.
-                None => return Poll::Ready(Err(Cut::Broken)),
-            }
-        }
-    }
-
-    fn is_ended(&self) -> bool {
-        use http_body::Body as _;
-        self.0.as_ref().is_none_or(Incoming::is_end_stream)
-    }
-}
-
-impl Drop for StreamUpload {
-    /// The rest of a body that nobody reads is taken and thrown away: clients take a reset stream for a failure even where
-    /// the answer is there.
-    fn drop(&mut self) {
-        if !self.is_ended()
-            && let (Some(body), Ok(runtime)) = (self.0.take(), Handle::try_current())
-        {
-            runtime.spawn(throw_away(body));
-        }
-    }
-}
-
-/// Takes what still comes of a body, within bounds.
-async fn throw_away(mut body: Incoming) {
-    let all = async {
-        let mut taken = 0;
-        while let Some(Ok(frame)) = body.frame().await {
-            taken += frame.data_ref().map_or(0, |data| data.len() as u64);
-            if taken > LINGER_BYTES {
-                return;
-            }
-        }
-    };
-    let _ = timeout(LINGER, all).await;
-}
-
 /// An answer's body as hyper wants it.
 struct StreamBody {
     body: ReplyBody,
@@ -258,6 +281,7 @@ struct StreamBody {
     turn: Arc<Turn>,
     /// The connection is in use until the body has been handed over.
     _busy: Option<Busy>,
+    _refused: Option<Refused>,
 }
 
 impl StreamBody {

@@ -13,6 +13,7 @@ mod recorder;
 mod table;
 mod targets;
 mod today;
+mod unauthorized;
 
 use wecom_proxy::simulator::Fault;
 

@@ -297,6 +297,26 @@ const PROMISES: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "callers without a key take no place from callers with one",
+        &[
+            "hostile::unauthorized::a_crowd_without_keys_keeps_no_caller_with_one_out",
+            "hostile::unauthorized::a_crowd_that_keeps_coming_keeps_no_caller_out",
+            "hostile::unauthorized::a_crowd_on_a_unix_socket_keeps_no_caller_out",
+            "hostile::unauthorized::a_connection_with_a_key_outlives_a_crowd_without",
+        ],
+    ),
+    (
+        "what a connection makes the proxy hold before it shows a key is little, and goes again",
+        &[
+            "hostile::unauthorized::refused_streams_that_are_not_taken_hold_little",
+            "hostile::unauthorized::waves_of_refused_streams_leave_no_memory_behind",
+            "hostile::unauthorized::refused_streams_beyond_a_few_are_reset_and_not_by_settings",
+            "hostile::unauthorized::many_streams_at_once_with_a_good_key_are_all_served",
+            "hostile::unauthorized::a_refused_stream_that_is_not_taken_is_reset_soon",
+            "hostile::unauthorized::what_a_connection_asks_without_a_key_has_a_bound",
+        ],
+    ),
+    (
         "little said causes little work: no amplification of memory or time",
         &[
             "weight::large_bodies_weigh_little",

@@ -1,5 +1,7 @@
 //! The part of a connection's work that `benches/` counts.
 
+use std::cell::Cell;
+
 use bytes::BytesMut;
 
 use super::head;
@@ -10,5 +12,15 @@ use crate::proxy::Request;
 pub fn request_head(buffer: &mut BytesMut, habits: &mut Habits) -> Option<Request> {
     let head = head::take(buffer, habits).ok().flatten()?;
     let head::Head { method, version, target, fields, .. } = head;
-    Some(Request { method, version, target, absolute: None, flaw: None, fields, peer: None, late: false })
+    Some(Request {
+        method,
+        version,
+        target,
+        absolute: None,
+        flaw: None,
+        fields,
+        peer: None,
+        late: false,
+        authorized: Cell::default(),
+    })
 }

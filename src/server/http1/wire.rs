@@ -122,6 +122,17 @@ impl Inner {
         self.next_read = buffers::SIZE;
     }
 
+    /// Gives up the memory of a head that was taken off the buffer, whatever came behind it.
+    pub(super) fn shrink(&mut self) {
+        if self.inbound.is_empty() {
+            self.let_go();
+        } else if self.inbound.len() <= buffers::SIZE {
+            let mut copy = buffers::take();
+            copy.extend_from_slice(&self.inbound);
+            buffers::give(std::mem::replace(&mut self.inbound, copy));
+        }
+    }
+
     /// Ready when the client has gone away. What it sends ahead is kept for later, within bounds; while a body is on its
     /// way, whoever reads it notices.
     pub(super) fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<()> {

@@ -2,11 +2,12 @@
 //! client takes what lies there for it.
 
 use std::{
-    future::Future,
+    future::{Future, poll_fn},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
+    task::Poll,
     time::Duration,
 };
 
@@ -28,7 +29,23 @@ struct State {
     requests: AtomicU32,
     /// The client does not take what is written.
     stuck: AtomicBool,
+    /// Responses to refused requests that wait for the client, and bodies of such requests that wait for their end.
+    refusals: AtomicU32,
+    /// Streams that were reset because there were too many.
+    resets: AtomicU32,
+    /// Refused requests have used up what a connection may send without a good credential.
+    spent: AtomicBool,
 }
+
+/// Most refused requests that wait for their client, as long as no request on the connection was authorized.
+const MAX_REFUSALS: u32 = 8;
+
+/// Most streams that are reset because of that. hyper remembers each for a while.
+const MAX_RESETS: u32 = 6;
+
+/// A refused request that waits for its client.
+#[derive(Debug)]
+pub(super) struct Refused(Link);
 
 /// A request is being served; dropped when its answer has been handed over.
 #[derive(Debug)]
@@ -39,8 +56,57 @@ impl Link {
     pub(super) fn new(seat: Arc<Seat>) -> Self {
         let born = Instant::now();
         seat.rest_from(born);
-        let (quiet_since, requests, stuck) = (AtomicU64::new(0), AtomicU32::new(0), AtomicBool::new(false));
-        Self(Arc::new(State { born, seat, quiet_since, requests, stuck }))
+        Self(Arc::new(State {
+            born,
+            seat,
+            quiet_since: AtomicU64::new(0),
+            requests: AtomicU32::new(0),
+            stuck: AtomicBool::new(false),
+            refusals: AtomicU32::new(0),
+            resets: AtomicU32::new(0),
+            spent: AtomicBool::new(false),
+        }))
+    }
+
+    /// The connection's seat.
+    pub(super) fn seat(&self) -> &Seat {
+        &self.0.seat
+    }
+
+    /// Whether a request on the connection was authorized.
+    pub(super) fn is_authorized(&self) -> bool {
+        self.0.seat.is_authorized()
+    }
+
+    /// A refused request that is to wait for its client; `None` where too many wait already.
+    pub(super) fn refused(&self) -> Option<Refused> {
+        let waiting = self.0.refusals.load(Ordering::Relaxed);
+        (waiting < MAX_REFUSALS).then(|| {
+            self.0.refusals.store(waiting + 1, Ordering::Relaxed);
+            Refused(self.clone())
+        })
+    }
+
+    /// A stream is reset because too many wait already.
+    pub(super) fn reset_one(&self) {
+        if self.0.resets.fetch_add(1, Ordering::Relaxed) >= MAX_RESETS {
+            self.spend();
+        }
+    }
+
+    /// Nothing more is taken from the connection until a request that it has sent is authorized.
+    pub(super) fn spend(&self) {
+        self.0.spent.store(true, Ordering::Relaxed);
+    }
+
+    /// Passes when that is so; only on the connection's own task.
+    pub(super) fn spent(&self) -> impl Future<Output = ()> + '_ {
+        poll_fn(|_| if self.is_spent() { Poll::Ready(()) } else { Poll::Pending })
+    }
+
+    /// Whether that is so.
+    pub(super) fn is_spent(&self) -> bool {
+        self.0.spent.load(Ordering::Relaxed) && !self.is_authorized()
     }
 
     /// Marks the connection as in use.
@@ -60,7 +126,7 @@ impl Link {
     pub(super) async fn deserted(&self, patience: Duration) {
         let mut since = Instant::now();
         loop {
-            if self.is_busy() || self.0.stuck.load(Ordering::Relaxed) {
+            if self.is_busy() || self.is_stuck() {
                 since = Instant::now();
             }
             since = since.max(self.quiet_since());
@@ -75,6 +141,11 @@ impl Link {
     /// request is done.
     pub(super) fn set_stuck(&self, stuck: bool) {
         self.0.stuck.store(stuck, Ordering::Relaxed);
+    }
+
+    /// Whether there are such bytes.
+    pub(super) fn is_stuck(&self) -> bool {
+        self.0.stuck.load(Ordering::Relaxed)
     }
 
     /// Whether the connection's client would no longer be accepted.
@@ -98,6 +169,12 @@ impl Link {
     /// Whether a request is being served.
     pub(super) fn is_busy(&self) -> bool {
         self.0.requests.load(Ordering::Relaxed) > 0
+    }
+}
+
+impl Drop for Refused {
+    fn drop(&mut self) {
+        self.0.0.refusals.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -6,13 +6,10 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bytes::{Buf, BytesMut};
+use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::{
-    super::{PREFACE, Timeouts},
-    link::Link,
-};
+use super::{super::Timeouts, link::Link, staged::Staged};
 use crate::{deadline::Deadline, io::Stream};
 
 /// A client's byte stream with its deadlines.
@@ -20,9 +17,10 @@ pub(super) struct ClientStream {
     stream: Stream,
     link: Link,
     timeouts: Timeouts,
-    /// Read while finding out the protocol, and still to be handed to hyper.
-    first: BytesMut,
-    heads: Heads,
+    /// What was read and is still to be handed to hyper.
+    staged: Staged,
+    /// hyper is to answer what it has before it gets more.
+    pauses: bool,
     reading: Deadline,
     /// A head has begun and not ended.
     head: Deadline,
@@ -32,15 +30,64 @@ pub(super) struct ClientStream {
 impl ClientStream {
     pub(super) fn new(stream: Stream, first: BytesMut, link: Link, timeouts: Timeouts) -> Self {
         let (reading, head, writing) = (Deadline::idle(), Deadline::idle(), Deadline::idle());
-        Self { stream, link, timeouts, first, heads: Heads::default(), reading, head, writing }
+        let staged = Staged::new(first);
+        Self { stream, link, timeouts, staged, pauses: false, reading, head, writing }
     }
 
     /// Takes notice of what was read.
-    fn notice(&mut self, bytes: &[u8]) {
-        match self.heads.is_within_after(bytes) {
+    fn notice(&mut self, within_head: bool) {
+        match within_head {
             true => self.head.set_if_idle(self.timeouts.head),
             false => self.head.clear(),
         }
+    }
+
+    /// Hands over what has been read, as long as no request was authorized: one head at a time, whole, and nothing while
+    /// the client does not take what is written. What hyper makes of it is then gone before there is more.
+    fn poll_staged(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if std::mem::take(&mut self.pauses) {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        if self.link.is_spent() {
+            self.staged.clear();
+            return Poll::Pending;
+        }
+        if self.link.is_stuck() {
+            return Poll::Pending;
+        }
+        loop {
+            let is_ready = self.staged.advance();
+            self.notice(self.staged.is_within_head());
+            if is_ready {
+                self.staged.hand_over(buf);
+                self.pauses = true;
+                if self.staged.has_spent_its_heads() {
+                    self.link.spend();
+                    cx.waker().wake_by_ref();
+                }
+                return Poll::Ready(Ok(()));
+            }
+            if ready!(self.staged.poll_fill(&mut self.stream, cx))? == 0 {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+
+    /// Reads what is there, or has been read before.
+    fn poll_read_now(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if !self.link.is_authorized() {
+            return self.poll_staged(cx, buf);
+        }
+        let before = buf.filled().len();
+        if !self.staged.is_empty() {
+            self.staged.hand_over_all(buf);
+        } else {
+            ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+            self.staged.follow(&buf.filled()[before..]);
+        }
+        self.notice(self.staged.is_within_head());
+        Poll::Ready(Ok(()))
     }
 
     /// Whether there was no request for too long. What comes between two requests is no head: it may be a ping or a
@@ -69,16 +116,7 @@ impl AsyncRead for ClientStream {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        let before = buf.filled().len();
-        if !this.first.is_empty() {
-            let taken = this.first.len().min(buf.remaining());
-            buf.put_slice(&this.first[..taken]);
-            this.first.advance(taken);
-            this.notice(&buf.filled()[before..]);
-            return Poll::Ready(Ok(()));
-        }
-        if let Poll::Ready(read) = Pin::new(&mut this.stream).poll_read(cx, buf) {
-            this.notice(&buf.filled()[before..]);
+        if let Poll::Ready(read) = this.poll_read_now(cx, buf) {
             return Poll::Ready(read);
         }
         if this.head.poll_passed(cx).is_pending() {
@@ -91,12 +129,17 @@ impl AsyncRead for ClientStream {
 impl ClientStream {
     /// Turns a write that stays pending for too long into an error.
     fn bounded<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        self.link.set_stuck(written.is_pending());
         if written.is_ready() {
+            if self.link.is_stuck() {
+                // It is read on from the client.
+                cx.waker().wake_by_ref();
+            }
+            self.link.set_stuck(false);
             self.writing.clear();
             return written;
         }
-        self.writing.set_if_idle(self.timeouts.stall);
+        self.link.set_stuck(true);
+        self.writing.set_if_idle(self.timeouts.stall(self.link.seat()));
         ready!(self.writing.poll_passed(cx));
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
@@ -129,88 +172,5 @@ impl AsyncWrite for ClientStream {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let shut = Pin::new(&mut self.stream).poll_shutdown(cx);
         self.bounded(cx, shut)
-    }
-}
-
-/// Bytes before a frame's payload.
-const FRAME_HEAD: usize = 9;
-const HEADERS: u8 = 1;
-const CONTINUATION: u8 = 9;
-const END_HEADERS: u8 = 4;
-
-/// Follows a client's frames, as far as it takes to know whether a request's head has begun and not ended. hyper has no
-/// bound on that time.
-#[derive(Debug)]
-struct Heads {
-    /// What is still to come of the preface, or of the current frame's payload.
-    skip: usize,
-    /// The next frame's head, as far as it has come.
-    next: [u8; FRAME_HEAD],
-    have: usize,
-    /// The current frame is of a head that goes on behind it.
-    goes_on: bool,
-    /// The current frame is of a head.
-    within: bool,
-}
-
-impl Default for Heads {
-    fn default() -> Self {
-        Self { skip: PREFACE.len(), next: [0; FRAME_HEAD], have: 0, goes_on: false, within: false }
-    }
-}
-
-impl Heads {
-    /// Whether a head has begun and not ended, once these bytes have come too.
-    fn is_within_after(&mut self, mut bytes: &[u8]) -> bool {
-        loop {
-            let skipped = self.skip.min(bytes.len());
-            (self.skip, bytes) = (self.skip - skipped, &bytes[skipped..]);
-            if self.skip > 0 {
-                return self.within;
-            }
-            self.within = self.goes_on;
-            let Some((first, rest)) = bytes.split_first() else { return self.within };
-            (self.next[self.have], bytes) = (*first, rest);
-            self.have += 1;
-            if self.have == FRAME_HEAD {
-                self.have = 0;
-                let [long, middle, short, kind, flags, ..] = self.next;
-                self.skip = u32::from_be_bytes([0, long, middle, short]) as usize;
-                self.within = matches!(kind, HEADERS | CONTINUATION);
-                self.goes_on = self.within && flags & END_HEADERS == 0;
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn frame(kind: u8, flags: u8, length: u8) -> Vec<u8> {
-        [&[0, 0, length, kind, flags, 0, 0, 0, 1], &vec![1; usize::from(length)][..]].concat()
-    }
-
-    #[test]
-    fn a_head_is_followed_from_its_first_frame_to_its_last() {
-        let wire = [
-            (PREFACE.to_vec(), false),
-            (frame(4, 0, 6), false),
-            (frame(HEADERS, END_HEADERS, 20), false),
-            (frame(0, 4, 9), false),
-            (frame(HEADERS, 0, 5), true),
-            (frame(CONTINUATION, 0, 0), true),
-            (frame(CONTINUATION, END_HEADERS, 3), false),
-            (frame(HEADERS, END_HEADERS, 0), false),
-        ];
-        let (mut whole, mut by_byte) = (Heads::default(), Heads::default());
-        for (nth, (bytes, within)) in wire.iter().enumerate() {
-            assert_eq!(whole.is_within_after(bytes), *within, "{nth}");
-            let last = bytes.iter().map(|byte| by_byte.is_within_after(&[*byte])).last();
-            assert_eq!(last, Some(*within), "{nth}");
-        }
-        assert!(!whole.is_within_after(&frame(HEADERS, END_HEADERS, 2)[..5]));
-        assert!(whole.is_within_after(&frame(HEADERS, END_HEADERS, 2)[5..10]));
-        assert!(!whole.is_within_after(&[1]));
     }
 }

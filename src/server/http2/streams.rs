@@ -7,27 +7,26 @@ use std::{
     future::{Future, poll_fn},
     sync::Arc,
     task::{Poll, ready},
-    time::Duration,
 };
 
 use hyper::rt::Executor;
 use tokio::task::spawn_local;
 
-use super::link::Turn;
-use crate::deadline::Deadline;
+use super::link::{Link, Turn};
+use crate::{deadline::Deadline, server::Timeouts};
 
 /// Runs streams; one whose client does not take the piece that lies there for so long is reset.
 #[derive(Debug, Clone)]
-pub(super) struct Streams(pub(super) Duration);
+pub(super) struct Streams(pub(super) Timeouts, pub(super) Link);
 
 impl<F> Executor<F> for Streams
 where
     F: Future + 'static,
 {
     fn execute(&self, stream: F) {
-        let (patience, turn) = (self.0, Arc::<Turn>::default());
+        let (Self(timeouts, link), turn) = (self.clone(), Arc::<Turn>::default());
         let watched = turn.clone();
-        // A future that is moved into another one and pinned there takes its room twice.
+        // In a box of its own: what a task's future moves around takes its room twice.
         let mut stream = Box::pin(stream);
         spawn_local(turn.scope(async move {
             let (mut deadline, mut seen) = (Deadline::idle(), None);
@@ -38,7 +37,10 @@ where
                 let offered = watched.offered();
                 if offered != seen {
                     seen = offered;
-                    if offered.is_some() { deadline.set(patience) } else { deadline.clear() }
+                    match offered {
+                        Some(_) => deadline.set(timeouts.stall(link.seat())),
+                        None => deadline.clear(),
+                    }
                 }
                 ready!(deadline.poll_passed(cx));
                 tracing::debug!("a client took nothing of an answer for too long");

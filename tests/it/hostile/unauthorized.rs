@@ -1,0 +1,344 @@
+//! Callers without a key: what their connections hold is little, and they take no place from callers with one.
+
+use std::{collections::VecDeque, net::SocketAddr, time::Duration};
+
+use http::Request;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
+    net::{TcpStream, UnixStream},
+    time::{Instant, timeout},
+};
+use wecom_proxy::simulator::{Settings, Simulator};
+
+use super::frames::{
+    CONTINUATION, Client, DATA, END_HEADERS, END_STREAM, Frame, GOAWAY, HEADERS, PING, PREFACE, RST_STREAM,
+    SETTINGS, field, frame, setting, string,
+};
+use crate::{
+    process::Process,
+    stage::{Caller, KEYED, Stage, USER_GET, key, soon, write_config},
+    wire::Line,
+};
+
+const KIB: u64 = 1024;
+/// What a connection without a key may hold. Futures take several times their room where nothing is optimized.
+const MOST: u64 = if cfg!(debug_assertions) { 192 * KIB } else { 64 * KIB };
+/// The code of RST_STREAM with which a stream is refused.
+const REFUSED_STREAM: [u8; 4] = [0, 0, 0, 7];
+/// How soon a caller with a key is to be answered. It takes a few milliseconds; the machine may be busy.
+const AT_ONCE: Duration = Duration::from_secs(1);
+
+/// The preface and settings that let the proxy send no byte of a body.
+fn hello() -> Vec<u8> {
+    [PREFACE, &frame(SETTINGS, 0, 0, setting(4, 0))].concat()
+}
+
+/// A head of these fields, without a key unless one is among them.
+fn head(method: &str, more: &[(&str, &str)]) -> Vec<u8> {
+    let path = format!("/hr{USER_GET}");
+    let fields = [(":method", method), (":scheme", "http"), (":path", &path), (":authority", "proxy.test")];
+    fields.iter().chain(more).flat_map(|(name, value)| field(name, value)).collect()
+}
+
+/// `count` GETs with these fields, each on a stream of its own from `first` on.
+fn gets(first: u32, count: u32, more: &[(&str, &str)]) -> Vec<u8> {
+    let block = head("GET", more);
+    (0..count).flat_map(|nth| frame(HEADERS, END_HEADERS | END_STREAM, first + 2 * nth, &block)).collect()
+}
+
+/// The same 250 times, with an id of the caller's own and a header of 3,600 bytes that HPACK repeats by its index.
+fn gets_with_a_large_header() -> Vec<u8> {
+    let block = head("GET", &[("x-request-id", "abc")]);
+    let kept = [vec![0x40], string(b"x-a"), string(&[b'a'; 3600])].concat();
+    let heads = (0..250).flat_map(|nth| {
+        let large = if nth == 0 { kept.clone() } else { vec![0xbe] };
+        frame(HEADERS, END_HEADERS | END_STREAM, 2 * nth + 1, [&block[..], &large, &[0xbe; 15]].concat())
+    });
+    heads.collect()
+}
+
+/// The real program with clients, and these lines in `[server]`.
+async fn program(lines: &str) -> (Simulator, tempfile::TempDir, Process, SocketAddr) {
+    let wecom = crate::confidant::simulator(Settings::default()).await;
+    let dir = tempfile::TempDir::new().expect("a directory");
+    let toml = KEYED.replace("[upstream]", &format!("{lines}\n[upstream]"));
+    let proxy = Process::serve(&write_config(&dir, wecom.api_addr(), &Settings::default(), &toml)).await;
+    let address = proxy.address().await;
+    (wecom, dir, proxy, address)
+}
+
+fn resident(proxy: &Process) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", proxy.id())).expect("it runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("the line");
+    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * KIB
+}
+
+/// A call with a good key on a connection of its own, and how long it took.
+async fn keyed(address: SocketAddr) -> Duration {
+    let began = Instant::now();
+    let mut caller = Caller::http1(address).await;
+    let request = Request::get(format!("/hr{USER_GET}")).header("x-api-key", key("billing"));
+    caller.call(request, "").await.is_ok();
+    began.elapsed()
+}
+
+/// Sends these bytes, as far as they are taken, without reading anything, and leaves the connection open.
+async fn unread(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    bytes: &[u8],
+) -> impl AsyncRead + AsyncWrite {
+    let _ = timeout(Duration::from_millis(100), stream.write_all(bytes)).await;
+    stream
+}
+
+#[tokio::test]
+#[cfg(target_os = "linux")]
+async fn refused_streams_that_are_not_taken_hold_little() {
+    const CONNECTIONS: u64 = 40;
+    let half = [head("GET", &[]), vec![0x40], string(b"a"), string(b""), vec![0xbe; 1900]].concat();
+    for (what, attack) in [
+        ("bare", gets(1, 250, &[])),
+        ("a large header", gets_with_a_large_header()),
+        ("half a head of small headers", frame(HEADERS, END_STREAM, 1, half)),
+        (
+            "bodies that do not come",
+            (0..250).flat_map(|nth| frame(HEADERS, END_HEADERS, 2 * nth + 1, head("POST", &[]))).collect(),
+        ),
+        ("a long target", frame(HEADERS, END_HEADERS | END_STREAM, 1, long_target(10_000))),
+    ] {
+        let (_wecom, _dir, proxy, address) = program("").await;
+        keyed(address).await;
+        let before = resident(&proxy);
+        let bytes = [hello(), attack].concat();
+        let mut crowd = Vec::new();
+        for _ in 0..CONNECTIONS {
+            let stream = soon(TcpStream::connect(address)).await.expect("a connection");
+            crowd.push(unread(stream, &bytes).await);
+        }
+        keyed(address).await;
+        let held = resident(&proxy).saturating_sub(before) / CONNECTIONS;
+        eprintln!("{what}: {} bytes sent hold {} KiB", bytes.len(), held / KIB);
+        assert!(held < MOST, "{what}: {} bytes sent hold {} KiB", bytes.len(), held / KIB);
+    }
+}
+
+/// A head with a target of this length.
+fn long_target(length: usize) -> Vec<u8> {
+    let path = format!("/hr/cgi-bin/{}", "x".repeat(length));
+    let fields = [(":method", "GET"), (":scheme", "http"), (":path", &path), (":authority", "proxy.test")];
+    fields.iter().flat_map(|(name, value)| field(name, value)).collect()
+}
+
+#[tokio::test]
+#[cfg(target_os = "linux")]
+async fn waves_of_refused_streams_leave_no_memory_behind() {
+    let (_wecom, _dir, proxy, address) = program("").await;
+    keyed(address).await;
+    let before = resident(&proxy);
+    let bytes = [hello(), gets_with_a_large_header()].concat();
+    for _ in 0..8 {
+        let mut crowd = Vec::new();
+        for _ in 0..20 {
+            let stream = soon(TcpStream::connect(address)).await.expect("a connection");
+            crowd.push(unread(stream, &bytes).await);
+        }
+        keyed(address).await;
+    }
+    keyed(address).await;
+    let left = resident(&proxy).saturating_sub(before);
+    assert!(left < 32 << 20, "{} KiB are left", left / KIB);
+}
+
+#[tokio::test]
+async fn refused_streams_beyond_a_few_are_reset_and_not_by_settings() {
+    let stage = Stage::with(KEYED).await;
+    let mut client = Client::to(stage.address()).await;
+    client.say([hello(), gets(1, 12, &[])].concat()).await;
+    let mut ends = 0;
+    let last = |frame: &Frame| {
+        ends += u32::from([HEADERS, RST_STREAM].contains(&frame.kind));
+        ends == 12
+    };
+    let frames = client.until(last).await;
+    let resets = frames.iter().filter(|frame| frame.kind == RST_STREAM);
+    assert!(resets.clone().all(|frame| frame.payload == REFUSED_STREAM));
+    let answered = frames.iter().filter(|frame| frame.kind == HEADERS).count();
+    assert_eq!((answered, resets.count()), (8, 4));
+    let settings = frames.iter().filter(|frame| frame.kind == SETTINGS && frame.flags == 0);
+    let most = settings.flat_map(|frame| frame.payload.chunks(6)).find(|one| one[..2] == [0, 3]);
+    assert_eq!(most.map(|one| &one[2..]), Some(&[0, 0, 1, 0][..]), "256 are allowed");
+
+    // A good key is served on the same connection all the same, and no stream is refused from then on.
+    let with_key = gets(201, 60, &[("x-api-key", &key("billing"))]);
+    client.say([with_key, frame(SETTINGS, 0, 0, setting(4, 65_535))].concat()).await;
+    let mut ends = 0;
+    let last = |frame: &Frame| {
+        ends += u32::from(frame.stream >= 201 && frame.kind == DATA && frame.flags & END_STREAM > 0);
+        ends == 60
+    };
+    let frames = client.until(last).await;
+    assert!(!frames.iter().any(|frame| frame.kind == RST_STREAM), "{frames:?}");
+}
+
+#[tokio::test]
+async fn many_streams_at_once_with_a_good_key_are_all_served() {
+    let stage = Stage::with(KEYED).await;
+    let mut client = Client::to(stage.address()).await;
+    client.say([hello(), gets(1, 100, &[("x-api-key", &key("billing"))])].concat()).await;
+    let mut heads = 0;
+    let last = |frame: &Frame| {
+        heads += u32::from(frame.kind == HEADERS);
+        heads == 100
+    };
+    let frames = client.until(last).await;
+    assert_eq!(frames.iter().filter(|frame| frame.kind == RST_STREAM).count(), 0);
+    assert!(frames.iter().filter(|frame| frame.kind == HEADERS).all(|frame| frame.payload[0] == 0x88));
+}
+
+#[tokio::test]
+async fn a_refused_stream_that_is_not_taken_is_reset_soon() {
+    let stage = Stage::with(KEYED).await;
+    let mut client = Client::to(stage.address()).await;
+    let began = Instant::now();
+    client.say([hello(), gets(1, 1, &[])].concat()).await;
+    let frames = client.until(|frame| frame.kind == RST_STREAM).await;
+    assert!(frames.last().is_some_and(|frame| frame.stream == 1), "{frames:?}");
+    assert!(began.elapsed() < Duration::from_secs(15), "{:?}, and not body_timeout", began.elapsed());
+}
+
+#[tokio::test]
+async fn what_a_connection_asks_without_a_key_has_a_bound() {
+    let stage = Stage::with(KEYED).await;
+    // None of them is taken: after a few that are reset the connection ends.
+    let mut client = Client::to(stage.address()).await;
+    client.say([hello(), gets(1, 250, &[])].concat()).await;
+    let frames = client.until(|_| false).await;
+    let count = |kind| frames.iter().filter(|frame| frame.kind == kind).count();
+    assert_eq!(count(HEADERS), 8);
+    assert!((1..30).contains(&count(RST_STREAM)) && count(GOAWAY) > 0, "{} were reset", count(RST_STREAM));
+    // All of them are taken: it ends all the same.
+    let mut client = Client::to(stage.address()).await;
+    client.say([PREFACE, &frame(SETTINGS, 0, 0, ""), &gets(1, 1000, &[])].concat()).await;
+    let frames = client.until(|_| false).await;
+    let answered = frames.iter().filter(|frame| frame.kind == HEADERS).count();
+    assert!((8..500).contains(&answered), "{answered} were answered");
+    assert!(frames.iter().any(|frame| frame.kind == GOAWAY), "the client is told so");
+    // One head of the largest size is no more than that.
+    let mut client = Client::to(stage.address()).await;
+    let block = head("GET", &[("x-api-key", &key("billing")), ("x-large", &"y".repeat(50_000))]);
+    let (first, rest) = block.split_at(16_000);
+    let mut bytes = [PREFACE, &frame(SETTINGS, 0, 0, ""), &frame(HEADERS, END_STREAM, 1, first)].concat();
+    for piece in rest.chunks(16_000) {
+        bytes.extend(frame(CONTINUATION, if piece.len() < 16_000 { END_HEADERS } else { 0 }, 1, piece));
+    }
+    client.say([bytes, gets(3, 1, &[("x-api-key", &key("billing"))])].concat()).await;
+    let mut served = 0;
+    client
+        .until(|frame| {
+            served += u32::from(frame.kind == HEADERS && frame.payload[0] == 0x88);
+            served == 2
+        })
+        .await;
+    assert_eq!(served, 2);
+}
+
+/// What callers without a key may leave a connection with.
+fn kinds() -> Vec<(&'static str, Vec<u8>)> {
+    let get = format!("GET /hr{USER_GET} HTTP/1.1\r\nHost: x\r\n\r\n");
+    let post = format!("POST /hr{USER_GET} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n");
+    vec![
+        ("nothing", Vec::new()),
+        ("half a request", get.as_bytes()[..20].to_vec()),
+        ("half a preface", PREFACE[..10].to_vec()),
+        ("settings", hello()),
+        ("pings", [hello(), frame(PING, 0, 0, [1; 8]).repeat(20_000)].concat()),
+        ("half a head over HTTP/2", [hello(), frame(HEADERS, 0, 1, head("GET", &[]))].concat()),
+        ("a stream with a shut window", [hello(), gets(1, 1, &[])].concat()),
+        ("many of them", [hello(), gets(1, 250, &[])].concat()),
+        ("a body that does not come", post.into_bytes()),
+        ("such a body over HTTP/2", [hello(), frame(HEADERS, END_HEADERS, 1, head("POST", &[]))].concat()),
+        ("a request that was refused", get.clone().into_bytes()),
+        ("requests sent ahead", get.repeat(20_000).into_bytes()),
+    ]
+}
+
+#[tokio::test]
+async fn a_crowd_without_keys_keeps_no_caller_with_one_out() {
+    let (_wecom, _dir, _proxy, address) = program("max_connections = 8").await;
+    for (what, bytes) in kinds() {
+        let mut crowd = Vec::new();
+        for _ in 0..8 {
+            let stream = soon(TcpStream::connect(address)).await.expect("a connection");
+            crowd.push(unread(stream, &bytes).await);
+        }
+        for _ in 0..3 {
+            let took = keyed(address).await;
+            assert!(took < AT_ONCE, "{what}: {took:?}");
+        }
+    }
+}
+
+/// Opens a connection every few milliseconds, says this on it, and keeps the last ones.
+async fn keep_coming(address: SocketAddr, bytes: Vec<u8>) {
+    let mut kept = VecDeque::new();
+    let mut next = tokio::time::interval(Duration::from_millis(20));
+    loop {
+        next.tick().await;
+        let Ok(mut stream) = TcpStream::connect(address).await else { return };
+        let _ = timeout(Duration::from_millis(2), stream.write_all(&bytes)).await;
+        kept.push_back(stream);
+        if kept.len() > 16 {
+            kept.pop_front();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_crowd_that_keeps_coming_keeps_no_caller_out() {
+    let (_wecom, _dir, _proxy, address) = program("max_connections = 64").await;
+    for (what, bytes) in kinds() {
+        let flood: Vec<_> = (0..8).map(|_| tokio::spawn(keep_coming(address, bytes.clone()))).collect();
+        for _ in 0..5 {
+            let took = keyed(address).await;
+            assert!(took < AT_ONCE, "{what}: {took:?}");
+        }
+        flood.iter().for_each(|one| one.abort());
+    }
+}
+
+#[tokio::test]
+async fn a_crowd_on_a_unix_socket_keeps_no_caller_out() {
+    let wecom = crate::confidant::simulator(Settings::default()).await;
+    let dir = tempfile::TempDir::new().expect("a directory");
+    let listen = "[\"127.0.0.1:0\", \"unix:{dir}/proxy.sock\"]\nmax_connections = 4";
+    let toml = KEYED.replacen("\"127.0.0.1:0\"", listen, 1);
+    let proxy = Process::serve(&write_config(&dir, wecom.api_addr(), &Settings::default(), &toml)).await;
+    let line = proxy.err.line("ready listen=").await;
+    let listen = crate::process::field(&line, "listen");
+    let address = listen.split(", ").find_map(|address| address.parse().ok()).expect("an address");
+    for (what, bytes) in kinds() {
+        let mut crowd = Vec::new();
+        for _ in 0..4 {
+            let stream = soon(UnixStream::connect(dir.path().join("proxy.sock"))).await.expect("a socket");
+            crowd.push(unread(stream, &bytes).await);
+        }
+        let took = keyed(address).await;
+        assert!(took < AT_ONCE, "{what}: {took:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_with_a_key_outlives_a_crowd_without() {
+    let (_wecom, _dir, _proxy, address) = program("max_connections = 4").await;
+    let mut kept = Line::to(address).await;
+    let call = format!("GET /hr{USER_GET} HTTP/1.1\r\nHost: x\r\nX-Api-Key: {}\r\n\r\n", key("billing"));
+    kept.say(&call).await.expect("it is taken");
+    assert!(kept.answer().await.0.starts_with("HTTP/1.1 200"));
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    for _ in 0..20 {
+        let stream = soon(TcpStream::connect(address)).await.expect("a connection");
+        drop(unread(stream, &hello()).await);
+    }
+    kept.say(&call).await.expect("it is taken");
+    assert!(kept.answer().await.0.starts_with("HTTP/1.1 200"), "it is not closed for theirs");
+}
