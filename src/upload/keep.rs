@@ -249,7 +249,7 @@ impl Kept {
             return Poll::Ready(Err(io::Error::other("a piece of it was not kept")));
         }
         let piece = match place.0.checked_sub(self.in_memory) {
-            None => self.from_memory(place.0),
+            None => self.read_memory(place.0),
             Some(at) if at < self.written => ready!(self.poll_read_back(at, cx))?,
             Some(at) => {
                 let from = (at - self.written) as usize;
@@ -261,7 +261,7 @@ impl Kept {
         Poll::Ready(Ok(Some(piece)))
     }
 
-    fn from_memory(&self, at: u64) -> Bytes {
+    fn read_memory(&self, at: u64) -> Bytes {
         let filling = self.in_memory - self.filling.len() as u64;
         if at >= filling {
             return Bytes::copy_from_slice(&self.filling[(at - filling) as usize..]);
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_kept_comes_back_whole_from_memory_and_file_and_leaves_nothing() {
+    async fn what_was_kept_comes_back_whole_read_memory_and_file_and_leaves_nothing() {
         let dir = tempfile::tempdir().expect("a directory");
         for memory in [0, 1, 8 * 10_000, 8 << 20] {
             let shelf = Arc::new(Shelf::new(memory, NO_BOUND, dir.path().to_owned()));
