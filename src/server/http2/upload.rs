@@ -54,7 +54,7 @@ impl Source for StreamUpload {
                 },
                 Some(Err(_)) => return Poll::Ready(Err(Cut::Broken)),
                 None if body.is_end_stream() => self.body = None,
-                // hyper takes a stream that its client resets, with NO_ERROR or CANCEL, for a body that ends.
+                // hyper takes a stream that its client resets, with NO_ERROR for a body that ends.
                 None => return Poll::Ready(Err(Cut::Broken)),
             }
         }
