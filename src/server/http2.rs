@@ -237,7 +237,12 @@ async fn handle(
 }
 
 /// A reply as hyper takes it.
-fn respond(reply: Reply, is_head: bool, busy: Option<Busy>, refused: Option<Refused>) -> Response<StreamBody> {
+fn respond(
+    reply: Reply,
+    is_head: bool,
+    busy: Option<Busy>,
+    refused: Option<Refused>,
+) -> Response<StreamBody> {
     let Reply { status, lines, length, body, .. } = reply;
     let mut headers = lines.to_map();
     if let Some(length) = length {
