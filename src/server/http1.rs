@@ -35,6 +35,7 @@ use self::{
 };
 use super::{LAST_CALL, PREFACE, Server, Timeouts, house::Seat, tables::Guest};
 use crate::{
+    buffers,
     deadline::Deadline,
     fields::Fields,
     framing::{Framing, split},
@@ -285,7 +286,12 @@ impl Conversation {
         let mut wire = self.wire.inner();
         let declared = match framing {
             Framing::Length(length) if length <= wire.inbound.len() as u64 => {
-                return (Body::Whole(split(&mut wire.inbound, length as usize)), false);
+                // A buffer of the usual size is in use until the response anyway, and sharing it costs less than a copy.
+                let whole = match wire.inbound.capacity() <= buffers::SIZE {
+                    true => wire.inbound.split_to(length as usize).freeze(),
+                    false => split(&mut wire.inbound, length as usize),
+                };
+                return (Body::Whole(whole), false);
             }
             Framing::Length(length) => Some(length),
             _ => None,
