@@ -143,12 +143,12 @@ impl Proxy {
             Some(look) => look.tap(body),
             None => body,
         };
-        let (upload, length) = self.receive(request, body, agent.is_some())?;
+        let (mut upload, length) = self.receive(request, body, agent.is_some())?;
         let forward = Forward { method: &request.method, fields: &request.fields, target: &target, length };
         let answer = match (agent, target.ticket(&request.method)) {
-            (None, _) => self.send_plain(&forward, upload.as_ref(), record).await,
+            (None, _) => self.send_plain(&forward, &mut upload, record).await,
             (Some(agent), Some(kind)) => Box::pin(self.ticket(&forward, &agent, kind, record)).await,
-            (Some(agent), None) => self.send_with_token(&forward, &agent, upload.as_ref(), record).await,
+            (Some(agent), None) => self.send_with_token(&forward, &agent, &mut upload, record).await,
         };
         record.request_bytes = upload.as_ref().map(Upload::received);
         let answer = answer?;
@@ -244,15 +244,15 @@ impl Proxy {
     async fn send_plain(
         &self,
         forward: &Forward<'_>,
-        upload: Option<&Upload>,
+        upload: &mut Option<Upload>,
         record: &mut Record,
     ) -> Result<Box<Inspected>, Refusal> {
         let target = query::as_it_came(forward.target.path, forward.target.query);
         let place = match self.rules.in_flight.take() {
             Some(place) => place,
-            None => Box::pin(self.wait_for_place(forward, record)).await?,
+            None => Box::pin(self.wait_for_place(forward, upload.as_mut(), record)).await?,
         };
-        let answer = Box::pin(self.exchange(forward, &target, None, upload, record)).await?;
+        let answer = Box::pin(self.exchange(forward, &target, None, upload.as_ref(), record)).await?;
         record.upstream = answer.took;
         Ok(answer.at(place))
     }
@@ -262,22 +262,23 @@ impl Proxy {
         &self,
         forward: &Forward<'_>,
         agent: &Arc<Agent>,
-        upload: Option<&Upload>,
+        upload: &mut Option<Upload>,
         record: &mut Record,
     ) -> Result<Box<Inspected>, Refusal> {
         // Nothing has taken time since the request began; for a ticket, whoever waits long enough for it to matter is
         // helped by the refusal.
         let token = match agent.slot.ready(record.began) {
             Some(token) => token,
-            None => self.wait_for_token(agent, record).await?,
+            None => self.wait_for_token(agent, upload.as_mut(), record).await?,
         };
         let query = forward.target.query_without_token();
 
         // Who waits for a token takes no place from those who have one.
         let place = match self.rules.in_flight.take() {
             Some(place) => place,
-            None => Box::pin(self.wait_for_place(forward, record)).await?,
+            None => Box::pin(self.wait_for_place(forward, upload.as_mut(), record)).await?,
         };
+        let upload = upload.as_ref();
         let target = query::with_token(forward.target.path, &query, token.value.expose());
         let first = Box::pin(self.exchange(forward, &target, Some(&token), upload, record)).await?;
         let path = PathKey::of(&forward.target.route);

@@ -22,7 +22,10 @@ use bytes::{Bytes, BytesMut};
 
 use self::keep::{Kept, Place};
 pub use self::{budget::Shelf, keep::Full};
-use crate::{deadline::Deadline, framing::MIN_SLICE_BYTES};
+use crate::{
+    deadline::Deadline,
+    framing::{MIN_SLICE_BYTES, detached},
+};
 
 /// Why a request's body could not be read to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -200,6 +203,13 @@ impl Upload {
             let mut state = state.borrow_mut();
             state.settled = true;
             state.let_go();
+        }
+    }
+
+    /// Copies a small body that came whole out of the read buffer, which a request that waits must not keep.
+    pub fn detach(&mut self) {
+        if let Kind::Whole(whole) = &mut self.0 {
+            *whole = detached(std::mem::take(whole));
         }
     }
 

@@ -16,6 +16,7 @@ use crate::{
     limits::places::{NoPlace, Place},
     tokens::Token,
     traces::Doing,
+    upload::Upload,
 };
 
 impl Proxy {
@@ -41,9 +42,11 @@ impl Proxy {
     pub(super) async fn wait_for_token(
         &self,
         agent: &Arc<Agent>,
+        upload: Option<&mut Upload>,
         record: &mut Record,
     ) -> Result<Arc<Token>, Refusal> {
         self.begin_wait(record)?;
+        upload.into_iter().for_each(Upload::detach);
         let asked = Instant::now();
         record.begin(Doing::Token, asked);
         let fetched = agent.slot.current().await;
@@ -56,8 +59,10 @@ impl Proxy {
     pub(super) async fn wait_for_place(
         &self,
         forward: &Forward<'_>,
+        upload: Option<&mut Upload>,
         record: &mut Record,
     ) -> Result<Place, Refusal> {
+        upload.into_iter().for_each(Upload::detach);
         let places = &self.rules.in_flight;
         let client = record.client.as_ref().map(|client| client.name.as_str());
         let agent = record.agent.as_ref().map(|agent| agent.name.as_str());
