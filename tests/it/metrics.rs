@@ -125,7 +125,11 @@ async fn the_answer_is_what_prometheus_expects() {
 async fn nothing_that_a_caller_invents_becomes_a_label() {
     let stage = Stage::with(KEYED).await;
     for nth in 0..50 {
-        stage.raw(format!("M{nth} /agent{nth}/cgi-bin/x HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {}\r\n\r\n", key("crm"))).await;
+        for (method, path) in
+            [(format!("M{nth}"), "cgi-bin/x".to_owned()), ("GET".to_owned(), format!("agent{nth}/cgi-bin/x"))]
+        {
+            stage.raw(format!("{method} /{path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {}\r\n\r\n", key("crm"))).await;
+        }
         stage
             .raw(format!(
                 "GET /{nth} HTTP/1.1\r\nHost: x\r\nX-Wecom-Agent: a{nth}\r\nConnection: close\r\n\r\n"
@@ -135,8 +139,9 @@ async fn nothing_that_a_caller_invents_becomes_a_label() {
     counted(&stage, r#"wecom_proxy_refusals_total{kind="no-route"}"#, 50.0).await;
     let text =
         counted(&stage, r#"wecom_proxy_requests_total{agent="",client="crm",status="404"}"#, 50.0).await;
+    counted(&stage, r#"wecom_proxy_requests_total{agent="",client="crm",status="400"}"#, 50.0).await;
     let requests = text.lines().filter(|line| line.starts_with("wecom_proxy_requests_total{")).count();
-    assert_eq!(requests, 2, "{text}");
+    assert_eq!(requests, 3, "{text}");
 }
 
 #[tokio::test]

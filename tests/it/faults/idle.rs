@@ -82,7 +82,6 @@ async fn what_is_closed_just_as_a_request_is_sent_is_sent_again_where_it_may_be(
         ("OPTIONS", "200", 2),
         ("POST", "502 upstream-broke", 1),
         ("PATCH", "502 upstream-broke", 1),
-        ("REPORT", "502 upstream-broke", 1),
     ] {
         for close in [Step::Close, Step::Reset] {
             for body in [0, 100, 300_000] {
