@@ -8,7 +8,7 @@ use wecom_proxy::simulator::{Fault, Settings};
 
 use crate::{
     process::Process,
-    stage::{Caller, KEYED, OPEN, Reply, Stage, USER_GET, key, write_config},
+    stage::{Caller, KEYED, OPEN, Reply, Stage, USER_GET, key, wait_for, write_config},
 };
 
 const USER: &str = "/cgi-bin/user/get";
@@ -117,7 +117,9 @@ async fn a_caller_who_leaves_before_its_second_try_starts_the_pause() {
     let leaving = tokio::time::timeout(Duration::from_millis(500), stage.get(LIST)).await;
     assert!(leaving.is_err(), "it left before the second try");
     stage.wecom.release();
-    stage.wecom.wait_until(|seen| seen.in_flight() == 0).await.expect("the gettoken ended");
+    let reason =
+        async || admin(&stage, "/api/agents").await.json()["agents"][0]["last_renewal"]["reason"].clone();
+    wait_for("the renewal", async || reason().await == "refused").await;
     assert_eq!(gettokens(&stage), 2);
     for _ in 0..10 {
         // The path refuses each new token as well.
