@@ -18,6 +18,7 @@ mod issuer;
 mod past;
 mod paths;
 mod reason;
+mod refusals;
 mod renew;
 mod renewals;
 mod report;

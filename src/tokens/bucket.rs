@@ -16,32 +16,16 @@ pub(super) struct Rate {
 pub(super) struct Bucket(Option<Instant>);
 
 impl Bucket {
-    /// Takes one and leaves `spare`; else when that will be possible.
-    pub(super) fn take(&mut self, now: Instant, rate: Rate, spare: u32) -> Result<(), Instant> {
-        match self.next(now, rate, spare) {
-            at if at <= now => {
-                self.0 = Some(self.full_at(now) + rate.interval);
-                Ok(())
-            }
-            at => Err(at),
-        }
-    }
-
     /// Takes one even where there is none: an empty bucket stays empty.
-    pub(super) fn force(&mut self, now: Instant, rate: Rate) {
+    pub(super) fn take(&mut self, now: Instant, rate: Rate) {
         let most = now + rate.interval * rate.capacity;
         self.0 = Some((self.full_at(now) + rate.interval).min(most));
     }
 
-    /// Puts one back that was taken.
-    pub(super) fn give_back(&mut self, rate: Rate) {
-        self.0 = self.0.and_then(|full_at| full_at.checked_sub(rate.interval));
-    }
-
-    /// When one can be taken that leaves `spare`; `now` or before where it can be already.
-    pub(super) fn next(&self, now: Instant, rate: Rate, spare: u32) -> Instant {
+    /// When there is one; `now` or before where there is one already.
+    pub(super) fn next(&self, now: Instant, rate: Rate) -> Instant {
         let full_at = self.full_at(now) + rate.interval;
-        full_at.checked_sub(rate.interval * rate.capacity.saturating_sub(spare)).unwrap_or(now)
+        full_at.checked_sub(rate.interval * rate.capacity).unwrap_or(now)
     }
 
     /// How many there are.
@@ -49,11 +33,6 @@ impl Bucket {
         let lacking = self.full_at(now).saturating_duration_since(now);
         let taken = lacking.as_nanos().div_ceil(rate.interval.as_nanos());
         rate.capacity.saturating_sub(u32::try_from(taken).unwrap_or(u32::MAX))
-    }
-
-    /// Whether nothing is missing.
-    pub(super) fn is_full(&self, now: Instant) -> bool {
-        self.full_at(now) <= now
     }
 
     fn full_at(&self, now: Instant) -> Instant {
@@ -66,23 +45,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bucket_refills_by_one_each_interval_and_keeps_its_spare() {
-        let rate = Rate { capacity: 12, interval: Duration::from_secs(300) };
+    fn a_bucket_refills_by_one_each_interval() {
+        let rate = Rate { capacity: 3, interval: Duration::from_secs(60) };
         let (mut bucket, start) = (Bucket::default(), Instant::now());
-        let taken = (0..20).filter(|_| bucket.take(start, rate, 6).is_ok()).count();
-        assert_eq!((taken, bucket.level(start, rate)), (6, 6));
-        assert_eq!(bucket.take(start, rate, 6), Err(start + rate.interval));
-        let taken = (0..20).filter(|_| bucket.take(start, rate, 0).is_ok()).count();
-        assert_eq!((taken, bucket.level(start, rate)), (6, 0));
-        let later = start + rate.interval;
-        assert_eq!(
-            [bucket.take(later, rate, 0), bucket.take(later, rate, 0)],
-            [Ok(()), Err(later + rate.interval)]
-        );
-        bucket.give_back(rate);
-        assert_eq!(bucket.take(later, rate, 0), Ok(()));
-        bucket.force(later, rate);
-        assert_eq!(bucket.level(later, rate), 0);
-        assert!(!bucket.is_full(later) && bucket.is_full(later + 12 * rate.interval));
+        for left in [2, 1, 0, 0] {
+            bucket.take(start, rate);
+            assert_eq!(bucket.level(start, rate), left);
+        }
+        assert_eq!(bucket.next(start, rate), start + rate.interval);
+        assert_eq!(bucket.level(start + rate.interval, rate), 1);
+        assert_eq!(bucket.level(start + 9 * rate.interval, rate), 3);
     }
 }

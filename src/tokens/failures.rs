@@ -60,7 +60,7 @@ impl Failures {
 
     /// Counts a failure for the credentials.
     pub(super) fn count(&self) {
-        self.state().bucket.force(Instant::now(), FAILURES);
+        self.state().bucket.take(Instant::now(), FAILURES);
     }
 
     fn decide(&self, agent: &str) -> Option<Result<Permit<'_>, Instant>> {
@@ -80,7 +80,7 @@ impl Failures {
         if before < left as usize {
             return None;
         }
-        let first = state.bucket.next(now, FAILURES, 0).max(now);
+        let first = state.bucket.next(now, FAILURES).max(now);
         let turn = first + FAILURES.interval * u32::try_from(before).unwrap_or(u32::MAX);
         match place {
             Some(place) => state.queue[place].1 = turn,

@@ -1,24 +1,19 @@
-//! What each renewal counts against, beyond an agent's first token and each expiry: its agent's bucket, and the hour's
+//! What each renewal counts against, beyond an agent's first token and each expiry: its agent's renewals, and the hour's
 //! renewals of all agents together. What fails for the address, or ahead of time, is counted elsewhere (`failures`, the
 //! backoff).
 
 use std::{
     collections::HashMap,
     sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
 use tokio::time::Instant;
 
 use super::{
-    bucket::{Bucket, Rate},
     hourly::{Class, Hourly},
+    refusals::Refusals,
 };
 
-/// Refusals of one agent, and what an operator orders for it.
-pub(super) const REFUSALS: Rate = Rate { capacity: 12, interval: Duration::from_secs(5 * 60) };
-/// So many of them are kept for paths on which the refused token had worked.
-pub(super) const FOR_WORKED: u32 = 6;
 /// Renewals ahead of the expiry of one token. The first counts as that expiry's own.
 pub(super) const AHEAD: u8 = 2;
 /// Renewals an hour where the configuration says nothing: so many, or so many for each agent in use.
@@ -30,12 +25,12 @@ const HOURLY_PER_AGENT: usize = 3;
 pub(super) enum Share {
     /// Nothing: an agent's first token, and each expiry.
     Free,
-    /// Its agent's bucket and the hour.
+    /// Its agent and the hour.
     Refusal {
         /// The path that refused the token had accepted it before.
         worked: bool,
     },
-    /// Its agent's bucket: an operator's order, and the first try of a changed secret. Other agents do not pay for it.
+    /// Its agent: an operator's order, and the first try of a changed secret. Other agents do not pay for it.
     Operator,
     /// The hour: a second renewal ahead of an expiry, a repeated one after it.
     Other,
@@ -50,10 +45,11 @@ impl Share {
         }
     }
 
-    fn spare(self) -> Option<u32> {
+    /// Whether it counts against its agent, and whether what is reserved for refusals of tokens that had worked is for it.
+    fn of_agent(self) -> Option<bool> {
         match self {
-            Self::Refusal { worked: false } => Some(FOR_WORKED),
-            Self::Refusal { worked: true } | Self::Operator => Some(0),
+            Self::Refusal { worked } => Some(worked),
+            Self::Operator => Some(true),
             Self::Free | Self::Other => None,
         }
     }
@@ -77,8 +73,8 @@ pub(super) struct Shares {
 #[derive(Debug, Default)]
 struct State {
     hourly: Hourly,
-    /// The agents that have asked for a token. Their buckets outlive a changed secret.
-    agents: HashMap<Box<str>, Bucket>,
+    /// The agents that have asked for a token. What they have left outlives a changed secret.
+    agents: HashMap<Box<str>, Refusals>,
 }
 
 impl Shares {
@@ -92,7 +88,7 @@ impl Shares {
         let mut state = self.state();
         let is_first = !state.agents.contains_key(agent);
         if is_first {
-            state.agents.insert(agent.into(), Bucket::default());
+            state.agents.insert(agent.into(), Refusals::new(Instant::now()));
         }
         is_first
     }
@@ -101,8 +97,8 @@ impl Shares {
     pub(super) fn take(&self, agent: &str, share: Share, now: Instant) -> Result<Charge, Instant> {
         let mut state = self.state();
         let charge = Charge { share, at: now };
-        if let Some(spare) = share.spare() {
-            state.bucket(agent).take(now, REFUSALS, spare)?;
+        if let Some(worked) = share.of_agent() {
+            state.left(agent, now).take(now, worked)?;
         }
         if let Some(class) = share.class() {
             let most = self.hourly.unwrap_or(MIN_HOURLY.max(HOURLY_PER_AGENT * state.agents.len()));
@@ -124,15 +120,15 @@ impl Shares {
     }
 
     fn give_back_to_agent(&self, agent: &str, share: Share) {
-        if share.spare().is_some() {
-            self.state().bucket(agent).give_back(REFUSALS);
+        if let Some(worked) = share.of_agent() {
+            self.state().left(agent, Instant::now()).give_back(worked);
         }
     }
 
     /// Drops what is known of all agents but these, except where something would be forgotten that was spent.
     pub(super) fn keep(&self, agents: impl Fn(&str) -> bool) {
         let now = Instant::now();
-        self.state().agents.retain(|agent, bucket| agents(agent) || !bucket.is_full(now));
+        self.state().agents.retain(|agent, left| agents(agent) || !left.is_full(now));
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -141,8 +137,8 @@ impl Shares {
 }
 
 impl State {
-    fn bucket(&mut self, agent: &str) -> &mut Bucket {
-        self.agents.entry(agent.into()).or_default()
+    fn left(&mut self, agent: &str, now: Instant) -> &mut Refusals {
+        self.agents.entry(agent.into()).or_insert_with(|| Refusals::new(now))
     }
 }
 
@@ -150,6 +146,6 @@ impl State {
 impl Shares {
     /// Whether [`Shares::take`] would succeed for an operator's order.
     pub(super) fn has_operators(&self, agent: &str, now: Instant) -> bool {
-        self.state().bucket(agent).level(now, REFUSALS) > 0
+        self.state().left(agent, now).has_any(now)
     }
 }

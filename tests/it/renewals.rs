@@ -7,8 +7,9 @@ use tempfile::TempDir;
 use wecom_proxy::simulator::{Fault, Settings};
 
 use crate::{
+    browser::Browser,
     process::Process,
-    stage::{Caller, KEYED, OPEN, Reply, Stage, USER_GET, key, write_config},
+    stage::{Caller, KEYED, OPEN, Reply, Stage, USER_GET, key, wait_for, write_config},
 };
 
 const USER: &str = "/cgi-bin/user/get";
@@ -117,7 +118,9 @@ async fn a_caller_who_leaves_before_its_second_try_starts_the_pause() {
     let leaving = tokio::time::timeout(Duration::from_millis(500), stage.get(LIST)).await;
     assert!(leaving.is_err(), "it left before the second try");
     stage.wecom.release();
-    stage.wecom.wait_until(|seen| seen.in_flight() == 0).await.expect("the gettoken ended");
+    let reason =
+        async || admin(&stage, "/api/agents").await.json()["agents"][0]["last_renewal"]["reason"].clone();
+    wait_for("the renewal", async || reason().await == "refused").await;
     assert_eq!(gettokens(&stage), 2);
     for _ in 0..10 {
         // The path refuses each new token as well.
@@ -147,4 +150,17 @@ async fn a_share_that_holds_renewals_back_is_logged_with_its_agents() {
         line.contains(" WARN ") && line.contains("hr (next try in 35") && line.contains("next_try_in_s=35"),
         "{line}"
     );
+}
+
+#[tokio::test]
+async fn the_page_shows_a_held_back_renewal_as_trouble() {
+    let stage = spent().await;
+    assert_eq!(stage.get(USER_GET).await.errcode(), 40014);
+    let mut browser = Browser::start().await;
+    browser.open(stage.admin()).await;
+    browser.until("document.querySelector('#agents').innerText.includes('renewal held back')").await;
+    assert!(browser.text("#agents").await.contains("next try in"));
+    assert!(browser.text("#health").await.contains("held back (1/2)"));
+    browser.eval("document.querySelector('#agent-failing').click()").await;
+    browser.until("document.querySelectorAll('#agents tbody tr').length === 1").await;
 }

@@ -54,10 +54,11 @@ async fn upload(line: &mut Line, way: Way, chunked: bool, length: usize) -> Stri
 }
 
 async fn play(speech: Speech) {
-    let (stage, _authority) = speech.stage("", "").await;
-    assert_eq!(stage.get(USER_GET).await.status, 200);
-    let mut line = Line::to(stage.address()).await;
     for length in [1, 100, 5000, 8192, 100_000, 3_000_000] {
+        // A token is renewed a few times only within a short time.
+        let (stage, _authority) = speech.stage("", "").await;
+        assert_eq!(stage.get(USER_GET).await.status, 200);
+        let mut line = Line::to(stage.address()).await;
         for way in [Way::WithHead, Way::Behind, Way::Asked] {
             for chunked in [false, true] {
                 for refused in [false, true] {
