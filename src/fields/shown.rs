@@ -55,13 +55,19 @@ impl Lines {
         self.credentials.withheld.get_or_init(|| {
             // Nearly no message has one, and one search is cheaper than one for each line.
             let may_hold_pass = holds_pass(&self.text);
+            let keys: Vec<_> = self.keys().collect();
+            let Some(shortest) = keys.iter().map(|key| key.len()).chain(may_hold_pass.then_some(0)).min()
+            else {
+                return Vec::new();
+            };
+            let holds = |text: &[u8]| {
+                text.len() >= shortest
+                    && ((may_hold_pass && holds_pass(text)) || keys.iter().any(|key| repeats_key(text, key)))
+            };
             let repeats = |nth: &usize| {
                 let line = &self.each[*nth];
-                let texts = [line.name.of_text(&self.text), line.value.of_text(&self.text)];
-                let holds = |text: &[u8]| {
-                    (may_hold_pass && holds_pass(text)) || self.keys().any(|key| repeats_key(text, key))
-                };
-                line.leaves() && texts.into_iter().any(holds)
+                let (name, value) = (line.name.of_text(&self.text), line.value.of_text(&self.text));
+                line.leaves() && (holds(value) || holds(name))
             };
             (0..self.each.len()).filter(repeats).collect()
         })
