@@ -4,8 +4,8 @@
 //! been idle for longest is asked to leave; that costs the others nothing, for nobody keeps a list in order. Connections
 //! with a request, and those that had one a moment ago, stay; half a head, or half a greeting, is none for long.
 //!
-//! Until a request on it was authorized, a connection is idle whatever it does: all that it can wait for is its client. It
-//! is closed before any other, so that callers without a key cannot take the places of those with one.
+//! Until a request on it was authorized, a connection is idle whatever it does: all that it can wait for is its client.
+//! Callers without a key cannot take the places of those with one.
 
 use std::{
     fs,
@@ -31,8 +31,8 @@ use super::{client_auth::Presented, hushed::Hushed};
 
 /// Who was busy within this time is not idle: a client that sends one request after the other is to keep its connection.
 const LEAST_IDLE: Duration = Duration::from_millis(500);
-/// So long a connection on which no request was authorized is kept, so that the request of one that has just come can
-/// arrive.
+/// So long a connection on which no request was authorized is kept where these have half of the places, so that the request
+/// of one that has just come can arrive.
 const LEAST_UNAUTHORIZED: Duration = Duration::from_millis(25);
 /// So long half a head or half a greeting is taken for the beginning of a request.
 const BEGINNING: Duration = Duration::from_secs(2);
@@ -241,24 +241,41 @@ impl House {
         }
     }
 
-    /// Those that have been idle for longest, the oldest last; behind them those on which no request was authorized.
+    /// Those that are to leave first, the first one last.
     fn longest_idle(&self) -> Vec<(u64, Weak<Seat>)> {
-        let age = self.born.elapsed();
-        let latest = |least| age.checked_sub(least).map(microseconds);
-        let (authorized, unauthorized) = (latest(LEAST_IDLE), latest(LEAST_UNAUTHORIZED));
-        let mut found: Vec<_> = {
+        let all: Vec<_> = {
             let seats = locked(&self.seats);
-            let idle = |weak: &Weak<Seat>| {
-                let seat = weak.upgrade().filter(|seat| !seat.is_asked())?;
-                let (is_authorized, since) = (seat.is_authorized(), seat.idle_since.load(Relaxed));
-                let latest = if is_authorized { authorized } else { unauthorized };
-                (since <= latest?).then(|| (is_authorized, since, weak.clone()))
+            let state = |weak: &Weak<Seat>| {
+                let seat = weak.upgrade()?;
+                let since = if seat.is_asked() { BUSY } else { seat.idle_since.load(Relaxed) };
+                Some((seat.is_authorized(), since, weak.clone()))
             };
-            seats.all.iter().filter_map(idle).collect()
+            seats.all.iter().filter_map(state).collect()
         };
-        found.sort_unstable_by_key(|(is_authorized, since, _)| std::cmp::Reverse((*is_authorized, *since)));
-        let longest = found.split_off(found.len().saturating_sub(AT_ONCE));
-        longest.into_iter().map(|(_, since, seat)| (since, seat)).collect()
+        let age = microseconds(self.born.elapsed());
+        let unauthorized = all.iter().filter(|(is_authorized, ..)| !is_authorized).count();
+        let order = order(2 * unauthorized >= self.most);
+        let place = |is_authorized, since: u64| {
+            let idle = Duration::from_micros(age.checked_sub(since)?);
+            order.iter().position(|(authorized, least)| *authorized == is_authorized && idle >= *least)
+        };
+        let mut found: Vec<_> = all
+            .into_iter()
+            .filter_map(|(is_authorized, since, seat)| Some((place(is_authorized, since)?, since, seat)))
+            .collect();
+        found.sort_unstable_by_key(|(place, since, _)| std::cmp::Reverse((*place, *since)));
+        let first = found.split_off(found.len().saturating_sub(AT_ONCE));
+        first.into_iter().map(|(_, since, seat)| (since, seat)).collect()
+    }
+}
+
+/// Which connections leave before which: whether they are authorized ones, and how long they must have been idle. Where
+/// unauthorized ones have half of the places, no other has to go for more of them; where they have few, one that has just
+/// come gets the time that its first request takes.
+fn order(crowded: bool) -> &'static [(bool, Duration)] {
+    match crowded {
+        true => &[(false, LEAST_UNAUTHORIZED)],
+        false => &[(false, BEGINNING), (true, LEAST_IDLE), (false, LEAST_IDLE)],
     }
 }
 

@@ -20,7 +20,7 @@ const MAX_STAGED: usize = MAX_HEAD + buffers::SIZE;
 /// So many bytes of heads may come before a request is authorized; the last of them to its end.
 const MAX_UNAUTHORIZED_HEADS: usize = 32 * 1024;
 /// So many frames, or parts of them, are handed over at once beside heads: others have their turn between them.
-const MAX_STEPS: usize = 256;
+const MAX_STEPS: usize = 32;
 /// Read at once.
 const READ: usize = 4 * 1024;
 
