@@ -31,6 +31,7 @@ use self::{
 };
 use super::{LAST_CALL, LINGER, LINGER_BYTES, PREFACE, Server, Timeouts, house::Seat, tables::Guest};
 use crate::{
+    buffers,
     deadline::Deadline,
     fields::Fields,
     framing::Framing,
@@ -106,6 +107,8 @@ pub(super) async fn serve(
     let Conversation { wire, waiting, habits, .. } = *conversation;
     wire.inner().end_body();
     wire.inner().let_go();
+    // Once for a connection, since for each request it would cost more than it is worth.
+    buffers::wipe_tray();
     *leftovers = Leftovers { waiting, habits };
     None
 }
