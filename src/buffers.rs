@@ -4,6 +4,8 @@ use std::cell::RefCell;
 
 use bytes::BytesMut;
 
+use crate::secret::wipe;
+
 /// Room in a buffer: small requests and answers fit.
 pub const SIZE: usize = 8 * 1024;
 /// Most buffers that wait on one thread.
@@ -22,6 +24,11 @@ pub fn with_tray<R>(read: impl FnOnce(&mut [u8]) -> R) -> R {
         }
         read(tray)
     })
+}
+
+/// Wipes what reads left in that room: a head may hold credentials.
+pub fn wipe_tray() {
+    TRAY.with_borrow_mut(|tray| wipe(tray));
 }
 
 /// An empty buffer of [`SIZE`].

@@ -19,7 +19,7 @@ use tokio::{
 };
 use tokio_rustls::{client, server};
 
-use crate::{buffers, secret::wipe};
+use crate::buffers;
 
 /// One byte stream, whatever it runs over.
 #[derive(Debug)]
@@ -163,8 +163,6 @@ fn receive(tcp: &TcpStream, buffer: &mut BytesMut, most: usize) -> io::Result<(u
             *buffer = buffers::take();
         }
         buffer.extend_from_slice(&tray[..received]);
-        // The next read may be another client's, and shorter.
-        wipe(&mut tray[..received]);
         Ok((received, most))
     })
 }

@@ -2,7 +2,9 @@
 
 use std::{
     fmt::Write as _,
+    hint::black_box,
     io::{self, IoSlice},
+    mem::MaybeUninit,
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -24,12 +26,26 @@ pub struct Outbox {
     sent: usize,
     piece: Bytes,
     after_piece: &'static [u8],
+    /// Whether the text is wiped as soon as it is written, since its memory goes elsewhere.
+    lent: bool,
+}
+
+impl Drop for Outbox {
+    /// The text may have held a token.
+    fn drop(&mut self) {
+        self.text.clear();
+        let room = self.text.spare_capacity_mut();
+        room.fill(MaybeUninit::new(0));
+        black_box(room);
+    }
 }
 
 impl Outbox {
     /// One that writes its text into this buffer.
     pub fn within(text: BytesMut) -> Self {
-        Self { text, ..Self::default() }
+        let mut outbox = Self::default();
+        (outbox.text, outbox.lent) = (text, true);
+        outbox
     }
 
     /// Room for a head. Nothing may have been put behind it.
@@ -43,9 +59,11 @@ impl Outbox {
         std::mem::take(&mut self.text)
     }
 
-    /// Wipes the text: it may hold a token or a pass, and its memory is used again.
+    /// Empties the text. One that may hold a pass, and whose memory is used for another connection, is wiped.
     fn clear_text(&mut self) {
-        wipe(&mut self.text);
+        if self.lent {
+            wipe(&mut self.text);
+        }
         self.text.clear();
         self.sent = 0;
     }

@@ -37,8 +37,10 @@ impl Drop for Masked {
 /// Overwrites bytes that held a secret. The barrier keeps the compiler from dropping writes that nothing reads; a volatile
 /// write for each byte would cost a small request more than its head does.
 pub fn wipe(bytes: &mut [u8]) {
-    bytes.fill(0);
-    black_box(bytes);
+    if !bytes.is_empty() {
+        bytes.fill(0);
+        black_box(bytes);
+    }
 }
 
 /// Bytes that are wiped when the last reference to them goes. Memory that the vector had before it grew is not.

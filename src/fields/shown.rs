@@ -15,6 +15,8 @@ use crate::{
 pub(super) struct Credentials {
     /// The password of HTTP Basic.
     password: OnceCell<Option<Masked>>,
+    /// How long the shortest of the shown keys is; more than any text where there is none.
+    shortest_key: OnceCell<usize>,
     /// The numbers of lines that repeat a pass or a shown key.
     withheld: OnceCell<Vec<usize>>,
 }
@@ -23,6 +25,11 @@ impl Fields {
     /// The keys that `Authorization` and `X-Api-Key` show, right or wrong: as they stand, and the password of Basic.
     pub fn keys(&self) -> impl Iterator<Item = &[u8]> {
         self.lines.keys()
+    }
+
+    /// Whether a text of this length is too short to hold one of them.
+    pub fn are_keys_longer_than(&self, length: usize) -> bool {
+        self.lines.shortest_key() > length
     }
 }
 
@@ -35,6 +42,11 @@ impl Lines {
     fn keys(&self) -> impl Iterator<Item = &[u8]> {
         let shown = self.values(Known::Authorization).map(behind_scheme).chain(self.values(Known::ApiKey));
         shown.filter(|key| !key.is_empty()).chain(self.password().map(|key| key.expose().as_bytes()))
+    }
+
+    fn shortest_key(&self) -> usize {
+        let measure = || self.keys().map(<[u8]>::len).min().unwrap_or(usize::MAX);
+        *self.credentials.shortest_key.get_or_init(measure)
     }
 
     fn password(&self) -> Option<&Masked> {
@@ -55,14 +67,13 @@ impl Lines {
         self.credentials.withheld.get_or_init(|| {
             // Nearly no message has one, and one search is cheaper than one for each line.
             let may_hold_pass = holds_pass(&self.text);
-            let keys: Vec<_> = self.keys().collect();
-            let Some(shortest) = keys.iter().map(|key| key.len()).chain(may_hold_pass.then_some(0)).min()
-            else {
+            let shortest = if may_hold_pass { 0 } else { self.shortest_key() };
+            if shortest == usize::MAX {
                 return Vec::new();
-            };
+            }
             let holds = |text: &[u8]| {
                 text.len() >= shortest
-                    && ((may_hold_pass && holds_pass(text)) || keys.iter().any(|key| repeats_key(text, key)))
+                    && ((may_hold_pass && holds_pass(text)) || self.keys().any(|key| repeats_key(text, key)))
             };
             let repeats = |nth: &usize| {
                 let line = &self.each[*nth];

@@ -115,6 +115,8 @@ pub(super) async fn serve(
     let Conversation { wire, waiting, habits, .. } = *conversation;
     wire.inner().end_body();
     wire.inner().let_go();
+    // Once for a connection, since for each request it would cost more than it is worth.
+    buffers::wipe_tray();
     *leftovers = Leftovers { waiting, habits };
     None
 }
