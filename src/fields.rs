@@ -231,7 +231,7 @@ struct Lines {
     /// Which credentials they show and repeat.
     credentials: Credentials,
     /// What was made of lines that come again and again.
-    familiar: Option<Ready>,
+    familiar: Option<Box<Ready>>,
 }
 
 /// Where a line stands in the text.

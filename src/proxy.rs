@@ -130,12 +130,7 @@ impl Proxy {
 
     /// The way of a request; every `?` on it is an answer of the proxy's own.
     async fn relay(&self, request: &Request, body: Body, record: &mut Record) -> Result<Reply, Refusal> {
-        let judged = self.judge(request, record);
-        // A credential may be good where the request is refused for something else.
-        if judged.is_ok() || record.client.is_some() || self.directory.load().is_open() {
-            request.authorized.set(true);
-        }
-        let (target, agent) = match judged? {
+        let (target, agent) = match self.authorize(request, record)? {
             Judged::Answered(reply) => return Ok(reply),
             Judged::Sendable { target, agent } => (target, agent),
         };
@@ -154,6 +149,16 @@ impl Proxy {
         let answer = answer?;
         record.errcode = answer.errcode;
         Ok(Reply::passed_on(answer, upload))
+    }
+
+    /// The same as [`Self::judge`], and whether the connection is authorized from now on.
+    fn authorize<'a>(&self, request: &'a Request, record: &mut Record) -> Result<Judged<'a>, Refusal> {
+        let judged = self.judge(request, record);
+        // A credential may be good where the request is refused for something else.
+        if judged.is_ok() || record.client.is_some() || self.directory.load().is_open() {
+            request.authorized.set(true);
+        }
+        judged
     }
 
     /// Who calls, what for, and whether they may.

@@ -193,7 +193,7 @@ impl Lines {
             keep_alive: *keep_alive,
             rambles: *rambles,
             credentials: Credentials::default(),
-            familiar: Some(ready),
+            familiar: Some(Box::new(ready)),
         }
     }
 }

@@ -31,7 +31,7 @@ pub(super) fn check_head(
         return Err(flaw);
     }
     // An absolute-form target is what a client sends that takes us for its forward proxy.
-    if let Some((authority, local)) = &request.absolute
+    if let Some((authority, local)) = request.absolute.as_deref()
         && !std::str::from_utf8(authority).is_ok_and(|authority| is_here(authority, *local))
     {
         return Err(

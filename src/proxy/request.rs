@@ -24,7 +24,7 @@ pub struct Request {
     /// Path and query.
     pub target: Target,
     /// The authority of a target in absolute form, and the address that the client connected to.
-    pub absolute: Option<(Bytes, Option<SocketAddr>)>,
+    pub absolute: Option<Box<(Bytes, Option<SocketAddr>)>>,
     /// What the server found wrong with it; nobody can tell where its body ends then, and it has none.
     pub flaw: Option<&'static str>,
     /// Its header lines.

@@ -222,24 +222,7 @@ impl Conversation {
     /// Has one request answered. Whether the connection is to be kept.
     async fn answer(&mut self) -> bool {
         let Some(head) = self.head.take() else { return false };
-        self.may_be_http2 = false;
-        // What a kept connection brings now could have come on another one.
-        let late = !std::mem::take(&mut self.fresh) && self.server.is_stopping() || self.seat.is_revoked();
-        let persistent = head.is_persistent() && head.framing.is_ok();
-        let (body, streams) = self.body(&head);
-        let local = || self.wire.inner().stream().tcp().and_then(|tcp| tcp.local_addr().ok());
-        let manner = Manner::of(&head.method, head.version, persistent);
-        let request = Request {
-            method: head.method,
-            version: head.version,
-            target: head.target,
-            absolute: head.authority.map(|authority| (authority, local())),
-            flaw: head.framing.err().map(head::words),
-            fields: head.fields,
-            peer: self.peer,
-            late,
-            authorized: Cell::new(false),
-        };
+        let (request, body, streams, manner) = self.begin(head);
         self.waiting.clear();
         let answered = {
             let mut handling = pin!(self.proxy.handle(&request, body, &mut self.waiting));
@@ -277,6 +260,30 @@ impl Conversation {
                 false
             }
         }
+    }
+
+    /// The request that a head makes, its body and whether that is still to come, and how the answer is to be written. The
+    /// head goes with it: it would take room as long as the request waits.
+    fn begin(&mut self, head: Head) -> (Request, Body, bool, Manner) {
+        self.may_be_http2 = false;
+        // What a kept connection brings now could have come on another one.
+        let late = !std::mem::take(&mut self.fresh) && self.server.is_stopping() || self.seat.is_revoked();
+        let persistent = head.is_persistent() && head.framing.is_ok();
+        let (body, streams) = self.body(&head);
+        let manner = Manner::of(&head.method, head.version, persistent);
+        let local = || self.wire.inner().stream().tcp().and_then(|tcp| tcp.local_addr().ok());
+        let request = Request {
+            method: head.method,
+            version: head.version,
+            target: head.target,
+            absolute: head.authority.map(|authority| Box::new((authority, local()))),
+            flaw: head.framing.err().map(head::words),
+            fields: head.fields,
+            peer: self.peer,
+            late,
+            authorized: Cell::new(false),
+        };
+        (request, body, streams, manner)
     }
 
     /// The body that follows a head, and whether it is still to come.
