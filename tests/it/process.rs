@@ -84,6 +84,21 @@ impl Process {
         Self::serve_at(config, None).await
     }
 
+    /// The same, and its memory can be read: for that a user who is not root has to own the namespace it runs in, since it
+    /// is not dumpable.
+    pub async fn serve_with_readable_memory(config: &std::path::Path) -> Self {
+        let mut command = wecom_proxy(&["serve", "--config", config.to_str().expect("a path in UTF-8")]);
+        if !rustix::process::geteuid().is_root() {
+            let program = command.get_program().to_owned();
+            let mut inside = Command::new("unshare");
+            inside.args(["--user", "--map-root-user"]).arg(program).args(command.get_args());
+            command = inside;
+        }
+        let process = Self::start(command);
+        process.err.line("ready listen=").await;
+        process
+    }
+
     /// `serve` on a machine whose clock is that much off, like `+2h`.
     pub async fn serve_at_another_time(config: &std::path::Path, offset: &str) -> Self {
         let mut command = wecom_proxy(&["serve", "--config", config.to_str().expect("a path in UTF-8")]);
