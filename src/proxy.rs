@@ -23,7 +23,7 @@ mod ticket;
 mod token;
 mod wait;
 
-use std::{future::poll_fn, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{cell::Cell, future::poll_fn, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use http::{Method, StatusCode, Version};
@@ -139,7 +139,13 @@ impl Proxy {
             None => body,
         };
         let (mut upload, length) = self.receive(request, body, agent.is_some())?;
-        let forward = Forward { method: &request.method, fields: &request.fields, target: &target, length };
+        let forward = Forward {
+            method: &request.method,
+            fields: &request.fields,
+            target: &target,
+            length,
+            waits: &request.waits,
+        };
         let answer = match (agent, target.ticket(&request.method)) {
             (None, _) => self.send_plain(&forward, &mut upload, record).await,
             (Some(agent), Some(kind)) => Box::pin(self.ticket(&forward, &agent, kind, record)).await,
@@ -274,7 +280,7 @@ impl Proxy {
         // helped by the refusal.
         let token = match agent.slot.ready(record.began) {
             Some(token) => token,
-            None => self.wait_for_token(agent, upload.as_mut(), record).await?,
+            None => self.wait_for_token(forward, agent, upload.as_mut(), record).await?,
         };
         let query = forward.target.query_without_token();
 
@@ -425,6 +431,8 @@ struct Forward<'a> {
     fields: &'a Fields,
     target: &'a Target<'a>,
     length: BodyLength,
+    /// See [`Request::waits`].
+    waits: &'a Cell<bool>,
 }
 
 /// A refusal as an answer.

@@ -220,13 +220,9 @@ fn dotted(out: &mut Vec<u8>, address: Ipv4Addr) {
 }
 
 /// A number with so many digits at least.
-fn decimal(out: &mut Vec<u8>, mut number: u64, least: usize) {
-    let mut digits = [b'0'; 20];
-    let mut first = digits.len();
-    while number > 0 {
-        first -= 1;
-        digits[first] = b'0' + (number % 10) as u8;
-        number /= 10;
-    }
-    out.extend_from_slice(&digits[first.min(digits.len() - least)..]);
+fn decimal(out: &mut Vec<u8>, number: u64, least: usize) {
+    let mut buffer = itoa::Buffer::new();
+    let digits = buffer.format(number).as_bytes();
+    out.extend((digits.len()..least).map(|_| b'0'));
+    out.extend_from_slice(digits);
 }

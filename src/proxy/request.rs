@@ -36,6 +36,8 @@ pub struct Request {
     /// Set once the caller has shown a good credential, or the proxy is open: only then may its connection use more than
     /// a little.
     pub authorized: Cell<bool>,
+    /// Set once the request waits for a token or for a permit: its connection then releases buffers that it does not use.
+    pub waits: Cell<bool>,
 }
 
 /// Path and query as they came. Clones share the text, and what was found out about it: most programs send the same again.

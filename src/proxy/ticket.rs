@@ -35,7 +35,7 @@ impl Proxy {
         if let Some(kept) = slot.answer(came) {
             return Ok(Inspected::local(kept));
         }
-        self.begin_wait(record)?;
+        self.begin_wait(forward, record)?;
         let turn = slot.turn().await;
         let fetched = self.ticket_in_turn(turn, came, forward, agent, kind, record).await;
         record.waits = None;

@@ -21,7 +21,8 @@ use crate::{
 
 impl Proxy {
     /// Lets a request wait until `record.waits` is taken away again, if not too many do.
-    pub(super) fn begin_wait(&self, record: &mut Record) -> Result<(), Refusal> {
+    pub(super) fn begin_wait(&self, forward: &Forward<'_>, record: &mut Record) -> Result<(), Refusal> {
+        forward.waits.set(true);
         if record.waits.is_some() {
             return Ok(());
         }
@@ -41,11 +42,12 @@ impl Proxy {
     /// The agent's token, where there is none that serves at once.
     pub(super) async fn wait_for_token(
         &self,
+        forward: &Forward<'_>,
         agent: &Arc<Agent>,
         upload: Option<&mut Upload>,
         record: &mut Record,
     ) -> Result<Arc<Token>, Refusal> {
-        self.begin_wait(record)?;
+        self.begin_wait(forward, record)?;
         upload.into_iter().for_each(Upload::detach);
         let asked = Instant::now();
         record.begin(Doing::Token, asked);
@@ -62,6 +64,7 @@ impl Proxy {
         upload: Option<&mut Upload>,
         record: &mut Record,
     ) -> Result<Place, Refusal> {
+        forward.waits.set(true);
         upload.into_iter().for_each(Upload::detach);
         let places = &self.rules.in_flight;
         let client = record.client.as_ref().map(|client| client.name.as_str());

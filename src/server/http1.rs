@@ -234,7 +234,14 @@ impl Conversation {
                 match polled {
                     Poll::Ready(reply) => Poll::Ready(Some(reply)),
                     // Nobody is there to take the answer: what is under way for it ends here.
-                    Poll::Pending => self.wire.inner().poll_left(cx).map(|()| None),
+                    Poll::Pending => {
+                        let mut wire = self.wire.inner();
+                        let left = wire.poll_left(cx).map(|()| None);
+                        if left.is_pending() && request.waits.get() {
+                            wire.release_unused();
+                        }
+                        left
+                    }
                 }
             });
             answered.await
@@ -282,6 +289,7 @@ impl Conversation {
             peer: self.peer,
             late,
             authorized: Cell::new(false),
+            waits: Cell::new(false),
         };
         (request, body, streams, manner)
     }
@@ -323,6 +331,7 @@ impl Conversation {
             peer: self.peer,
             late: false,
             authorized: Cell::new(false),
+            waits: Cell::new(false),
         };
         let reply = self.proxy.refuse_head(malformed.status, malformed.words, &nothing);
         let is_head = self.wire.inner().inbound.trim_ascii_start().starts_with(b"HEAD ");

@@ -203,6 +203,7 @@ async fn handle(
         peer,
         late,
         authorized: Cell::new(false),
+        waits: Cell::new(false),
     };
     // Their text was copied.
     drop((parts.uri, parts.headers, parts.extensions));

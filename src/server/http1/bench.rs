@@ -22,5 +22,6 @@ pub fn request_head(buffer: &mut BytesMut, habits: &mut Habits) -> Option<Reques
         peer: None,
         late: false,
         authorized: Cell::default(),
+        waits: Cell::default(),
     })
 }

@@ -146,7 +146,6 @@ impl Inner {
         if self.framing != Framing::Done {
             self.watcher = Some(cx.waker().clone());
         }
-        self.release_unused();
         Poll::Pending
     }
 
