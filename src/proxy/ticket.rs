@@ -117,7 +117,8 @@ impl Proxy {
     ) -> Result<Box<Inspected>, Refusal> {
         // Nobody's own headers: the answer is everybody's.
         let neutral = Forward { fields: &Fields::default(), length: BodyLength::Absent, ..*forward };
-        let answer = self.send_with_token(&neutral, agent, &mut None, record).await?;
+        let token = self.token(agent, None, record).await?;
+        let answer = self.send_with_token(&neutral, agent, token, &mut None, record).await?;
         answer.collect(MAX_TICKET).await.map_err(|failure| self.failed(failure))
     }
 }

@@ -38,8 +38,23 @@ impl Proxy {
         Ok(())
     }
 
-    /// The agent's token, where there is none that serves at once.
-    pub(super) async fn wait_for_token(
+    /// The agent's token, if need be after a wait.
+    pub(super) async fn token(
+        &self,
+        agent: &Arc<Agent>,
+        upload: Option<&mut Upload>,
+        record: &mut Record,
+    ) -> Result<Arc<Token>, Refusal> {
+        // Nothing has taken time since the request began; for a ticket, a request that waits long enough for it to matter is
+        // helped by the refusal.
+        match agent.slot.ready(record.began) {
+            Some(token) => Ok(token),
+            None => self.wait_for_token(agent, upload, record).await,
+        }
+    }
+
+    /// The same where there is none that serves at once.
+    async fn wait_for_token(
         &self,
         agent: &Arc<Agent>,
         upload: Option<&mut Upload>,
