@@ -143,11 +143,18 @@ impl Proxy {
         let answer = match (agent, target.ticket(&request.method)) {
             (None, _) => self.send_plain(&forward, &mut upload, record).await,
             (Some(agent), Some(kind)) => Box::pin(self.ticket(&forward, &agent, kind, record)).await,
-            // The wait is over before what sends takes its room.
-            (Some(agent), None) => match self.token(&agent, upload.as_mut(), record).await {
-                Ok(token) => self.send_with_token(&forward, &agent, token, &mut upload, record).await,
-                Err(refusal) => Err(refusal),
-            },
+            (Some(agent), None) => {
+                // Nothing has taken time since the request began.
+                let token = match agent.slot.ready(record.began) {
+                    Some(token) => Ok(token),
+                    // The wait is over before what sends takes its room.
+                    None => self.wait_for_token(&agent, upload.as_mut(), record).await,
+                };
+                match token {
+                    Ok(token) => self.send_with_token(&forward, &agent, token, &mut upload, record).await,
+                    Err(refusal) => Err(*refusal),
+                }
+            }
         };
         record.request_bytes = upload.as_ref().map(Upload::received);
         let answer = answer?;

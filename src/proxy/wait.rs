@@ -38,28 +38,13 @@ impl Proxy {
         Ok(())
     }
 
-    /// The agent's token, if need be after a wait.
-    pub(super) async fn token(
+    /// The agent's token, where there is none that serves at once.
+    pub(super) async fn wait_for_token(
         &self,
         agent: &Arc<Agent>,
         upload: Option<&mut Upload>,
         record: &mut Record,
-    ) -> Result<Arc<Token>, Refusal> {
-        // Nothing has taken time since the request began; for a ticket, a request that waits long enough for it to matter is
-        // helped by the refusal.
-        match agent.slot.ready(record.began) {
-            Some(token) => Ok(token),
-            None => self.wait_for_token(agent, upload, record).await,
-        }
-    }
-
-    /// The same where there is none that serves at once.
-    async fn wait_for_token(
-        &self,
-        agent: &Arc<Agent>,
-        upload: Option<&mut Upload>,
-        record: &mut Record,
-    ) -> Result<Arc<Token>, Refusal> {
+    ) -> Result<Arc<Token>, Box<Refusal>> {
         self.begin_wait(record)?;
         upload.into_iter().for_each(Upload::detach);
         let asked = Instant::now();
@@ -67,7 +52,7 @@ impl Proxy {
         let fetched = agent.slot.current().await;
         record.waits = None;
         record.waited_for_token(asked, fetched.is_err());
-        fetched.map_err(|failure| token_unavailable(&failure, agent))
+        fetched.map_err(|failure| Box::new(token_unavailable(&failure, agent)))
     }
 
     /// A place among the requests in flight, where there is none at once.

@@ -81,7 +81,7 @@ pub(super) async fn serve(
         // Each stream is a task of its own.
         answer(request, peer, late, &link, server, proxy)
     });
-    let connection = http2::Builder::new(Streams(timeouts, link.clone()))
+    let connection = http2::Builder::new(Streams::new(timeouts, link.clone()))
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(MAX_HEAD as u32)
@@ -183,7 +183,12 @@ fn answer(
 
 /// A request and its body as the proxy takes them. Their text is copied, and what hyper made of them goes: in a function of
 /// its own, for a coroutine would keep the room for it to its end.
-fn taken(request: http::Request<Incoming>, peer: Option<IpAddr>, late: bool, link: &Link) -> (Request, Body) {
+fn taken(
+    request: http::Request<Incoming>,
+    peer: Option<IpAddr>,
+    late: bool,
+    link: &Link,
+) -> (Box<Request>, Body) {
     let (parts, body) = request.into_parts();
     let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
     let request = Request {
@@ -197,11 +202,17 @@ fn taken(request: http::Request<Incoming>, peer: Option<IpAddr>, late: bool, lin
         late,
         authorized: Cell::new(false),
     };
-    (request, StreamUpload::body(body, link))
+    (Box::new(request), StreamUpload::body(body, link))
 }
 
 /// What the proxy says to a request.
-async fn handle(request: Request, body: Body, link: Link, server: Arc<Server>, proxy: Rc<Proxy>) -> Answered {
+async fn handle(
+    request: Box<Request>,
+    body: Body,
+    link: Link,
+    server: Arc<Server>,
+    proxy: Rc<Proxy>,
+) -> Answered {
     // A client that is no longer accepted cannot keep its connection open by requests.
     let mut busy = (!link.is_revoked()).then(|| link.busy());
     let (peer, is_head) = (request.peer, request.method == Method::HEAD);
