@@ -17,6 +17,7 @@ mod redact;
 mod refusal;
 mod reply;
 mod request;
+mod retry;
 mod sign;
 mod target;
 mod ticket;
@@ -27,7 +28,6 @@ use std::{cell::Cell, future::poll_fn, net::SocketAddr, rc::Rc, sync::Arc, time:
 
 use arc_swap::ArcSwap;
 use http::{Method, StatusCode, Version};
-use tokio::time::Instant;
 
 use self::{
     acquaintances::Acquaintances,
@@ -35,9 +35,10 @@ use self::{
     look::Look,
     record::Record,
     refusal::{Kind, Refusal},
+    retry::Refused,
     sign::{Ids, sign, wants_explanation},
     target::{Doubt, Target},
-    token::{accepted, held_back, replace_apart, token_unavailable},
+    token::accepted,
 };
 pub use self::{
     record::Books,
@@ -45,12 +46,11 @@ pub use self::{
     request::{Request, Target as RequestTarget},
 };
 use crate::{
-    access::FirstTry,
     deadline::Deadline,
     directory::{Agent, Directory},
     fields::{Fields, Known},
     limits::{places::Places, waiting::WaitLimit},
-    tokens::{PathKey, Replacement, Token},
+    tokens::{PathKey, Token},
     traces::Doing,
     upload::{Body, Bounds, Full, Shelf, Upload, UploadError},
     upstream::{BodyLength, Failure, Flaw, Outgoing, Upstream},
@@ -149,7 +149,18 @@ impl Proxy {
         let answer = match (agent, target.ticket(&request.method)) {
             (None, _) => self.send_plain(&forward, &mut upload, record).await,
             (Some(agent), Some(kind)) => Box::pin(self.ticket(&forward, &agent, kind, record)).await,
-            (Some(agent), None) => self.send_with_token(&forward, &agent, &mut upload, record).await,
+            (Some(agent), None) => {
+                // Nothing has taken time since the request began.
+                let token = match agent.slot.ready(record.began) {
+                    Some(token) => Ok(token),
+                    // The wait is over before what sends takes its room.
+                    None => self.wait_for_token(&forward, &agent, upload.as_mut(), record).await,
+                };
+                match token {
+                    Ok(token) => self.send_with_token(&forward, &agent, token, &mut upload, record).await,
+                    Err(refusal) => Err(*refusal),
+                }
+            }
         };
         record.request_bytes = upload.as_ref().map(Upload::received);
         let answer = answer?;
@@ -273,15 +284,10 @@ impl Proxy {
         &self,
         forward: &Forward<'_>,
         agent: &Arc<Agent>,
+        token: Arc<Token>,
         upload: &mut Option<Upload>,
         record: &mut Record,
     ) -> Result<Box<Inspected>, Refusal> {
-        // Nothing has taken time since the request began; for a ticket, whoever waits long enough for it to matter is
-        // helped by the refusal.
-        let token = match agent.slot.ready(record.began) {
-            Some(token) => token,
-            None => self.wait_for_token(forward, agent, upload.as_mut(), record).await?,
-        };
         let query = forward.target.query_without_token();
 
         // Who waits for a token takes no place from those who have one.
@@ -294,8 +300,7 @@ impl Proxy {
         let first = Box::pin(self.exchange(forward, &target, Some(&token), upload, record)).await?;
         let path = PathKey::of(&forward.target.route);
         record.upstream = first.took;
-        let Some(refused_with) =
-            first.errcode.filter(|errcode| self.rules.refresh_errcodes.contains(errcode))
+        let Some(errcode) = first.errcode.filter(|errcode| self.rules.refresh_errcodes.contains(errcode))
         else {
             accepted(&first, &token, path);
             if let Some(upload) = upload {
@@ -303,47 +308,9 @@ impl Proxy {
             }
             return Ok(first.at(place));
         };
-        if upload.is_some_and(|upload| !upload.can_be_read_again()) {
-            // It costs this request its retry; those after it need the next token all the same.
-            if let Some(Replacement::Held(wait)) = replace_apart(agent.slot.clone(), token, path).await {
-                held_back(&first, wait, record);
-            }
-            return Ok(first.at(place));
-        }
-        let first_try = FirstTry { token: record.token, upstream: first.took };
-        let asked = Instant::now();
-        record.begin(Doing::Token, asked);
-        let replacement = agent.slot.replace(&token, path).await;
-        record.waited_for_token(asked, matches!(replacement, Replacement::Unavailable(_)));
-        let next = match replacement {
-            Replacement::Renewed(next) | Replacement::SameAgain(next) => next,
-            Replacement::Held(wait) => {
-                held_back(&first, wait, record);
-                return Ok(first.at(place));
-            }
-            Replacement::Unavailable(failure) => return Err(token_unavailable(&failure, agent)),
-        };
-        record.retried = Some(refused_with);
-        record.first_try = Some(first_try);
-        let target = query::with_token(forward.target.path, &query, next.value.expose());
-        let second = match Box::pin(self.exchange(forward, &target, Some(&next), upload, record)).await {
-            // The disk lost what was kept of the body: the refusal is all that there is to tell.
-            Err(_) if upload.is_some_and(|upload| upload.failure() == Some(UploadError::Lost)) => {
-                (record.retried, record.first_try) = (None, None);
-                return Ok(first.at(place));
-            }
-            second => second?,
-        };
-        record.upstream += second.took;
-        if let Some(upload) = upload {
-            upload.settle();
-        }
-        if second.errcode.is_some_and(|errcode| self.rules.refresh_errcodes.contains(&errcode)) {
-            agent.slot.refused_again(&next, path);
-        } else {
-            accepted(&second, &next, path);
-        }
-        Ok(second.at(place))
+        // Seldom, and it takes much room.
+        Box::pin(self.retry(forward, agent, upload, record, Refused { answer: first, token, errcode, place }))
+            .await
     }
 
     /// Sends once and looks at the answer. Its future is boxed: a request that still waits for a token has no room for it.

@@ -117,7 +117,13 @@ impl Proxy {
     ) -> Result<Box<Inspected>, Refusal> {
         // Nobody's own headers: the answer is everybody's.
         let neutral = Forward { fields: &Fields::default(), length: BodyLength::Absent, ..*forward };
-        let answer = self.send_with_token(&neutral, agent, &mut None, record).await?;
+        // Nothing has taken time since the request began; one that has waited long enough for it to matter is helped by the
+        // refusal.
+        let token = match agent.slot.ready(record.began) {
+            Some(token) => token,
+            None => self.wait_for_token(&neutral, agent, None, record).await.map_err(|refusal| *refusal)?,
+        };
+        let answer = self.send_with_token(&neutral, agent, token, &mut None, record).await?;
         answer.collect(MAX_TICKET).await.map_err(|failure| self.failed(failure))
     }
 }

@@ -46,7 +46,7 @@ impl Proxy {
         agent: &Arc<Agent>,
         upload: Option<&mut Upload>,
         record: &mut Record,
-    ) -> Result<Arc<Token>, Refusal> {
+    ) -> Result<Arc<Token>, Box<Refusal>> {
         self.begin_wait(forward, record)?;
         upload.into_iter().for_each(Upload::detach);
         let asked = Instant::now();
@@ -54,7 +54,7 @@ impl Proxy {
         let fetched = agent.slot.current().await;
         record.waits = None;
         record.waited_for_token(asked, fetched.is_err());
-        fetched.map_err(|failure| token_unavailable(&failure, agent))
+        fetched.map_err(|failure| Box::new(token_unavailable(&failure, agent)))
     }
 
     /// A place among the requests in flight, where there is none at once.

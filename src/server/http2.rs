@@ -38,6 +38,7 @@ use crate::{
     framing::MIN_SLICE_BYTES,
     io::Stream,
     proxy::{Broken, Proxy, Reply, ReplyBody, Request, RequestTarget},
+    upload::Body,
 };
 
 /// Streams that one connection may have open.
@@ -80,7 +81,7 @@ pub(super) async fn serve(
         // Each stream is a task of its own.
         answer(request, peer, late, &link, server, proxy)
     });
-    let connection = http2::Builder::new(Streams(timeouts, link.clone()))
+    let connection = http2::Builder::new(Streams::new(timeouts, link.clone()))
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(MAX_HEAD as u32)
@@ -169,7 +170,8 @@ fn answer(
     server: &Arc<Server>,
     proxy: &Rc<Proxy>,
 ) -> Answering {
-    let going = handle(request, peer, late, link.clone(), server.clone(), proxy.clone());
+    let (request, body) = taken(request, peer, late, link);
+    let going = handle(request, body, link.clone(), server.clone(), proxy.clone());
     let mut going = Box::pin(going);
     if !link.is_authorized()
         && let Poll::Ready(answered) = going.as_mut().poll(&mut Context::from_waker(Waker::noop()))
@@ -179,19 +181,15 @@ fn answer(
     Answering::Going(going)
 }
 
-/// What the proxy says to a request.
-async fn handle(
+/// A request and its body as the proxy takes them. Their text is copied, and what hyper made of them goes: in a function of
+/// its own, for a coroutine would keep the room for it to its end.
+fn taken(
     request: http::Request<Incoming>,
     peer: Option<IpAddr>,
     late: bool,
-    link: Link,
-    server: Arc<Server>,
-    proxy: Rc<Proxy>,
-) -> Answered {
-    // A client that is no longer accepted cannot keep its connection open by requests.
-    let mut busy = (!link.is_revoked()).then(|| link.busy());
+    link: &Link,
+) -> (Box<Request>, Body) {
     let (parts, body) = request.into_parts();
-    let is_head = parts.method == Method::HEAD;
     let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
     let request = Request {
         target: RequestTarget::new(target),
@@ -205,11 +203,23 @@ async fn handle(
         authorized: Cell::new(false),
         waits: Cell::new(false),
     };
-    // Their text was copied.
-    drop((parts.uri, parts.headers, parts.extensions));
+    (Box::new(request), StreamUpload::body(body, link))
+}
+
+/// What the proxy says to a request.
+async fn handle(
+    request: Box<Request>,
+    body: Body,
+    link: Link,
+    server: Arc<Server>,
+    proxy: Rc<Proxy>,
+) -> Answered {
+    // A client that is no longer accepted cannot keep its connection open by requests.
+    let mut busy = (!link.is_revoked()).then(|| link.busy());
+    let (peer, is_head) = (request.peer, request.method == Method::HEAD);
     let mut deadline = Deadline::idle();
     let mut reply = {
-        let mut handling = pin!(proxy.handle(&request, StreamUpload::body(body, &link), &mut deadline));
+        let mut handling = pin!(proxy.handle(&request, body, &mut deadline));
         let reply = poll_fn(|cx| {
             let polled = handling.as_mut().poll(cx);
             if request.authorized.get() && !link.is_authorized() {
@@ -232,7 +242,7 @@ async fn handle(
     let delay = if reply.wrong_key { server.wrong_key_delay(peer) } else { Duration::ZERO };
     if !delay.is_zero() {
         busy = None;
-        link.hold_back(delay).await;
+        Box::pin(link.hold_back(delay)).await;
     }
     Ok(respond(reply, is_head, busy, refused))
 }

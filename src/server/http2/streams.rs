@@ -5,6 +5,7 @@
 
 use std::{
     future::{Future, poll_fn},
+    rc::Rc,
     sync::Arc,
     task::{Poll, ready},
 };
@@ -17,36 +18,40 @@ use crate::{deadline::Deadline, server::Timeouts};
 
 /// Runs streams; one whose client does not take the piece that lies there for so long is reset.
 #[derive(Debug, Clone)]
-pub(super) struct Streams(pub(super) Timeouts, pub(super) Link);
+pub(super) struct Streams(Rc<(Timeouts, Link)>);
+
+impl Streams {
+    /// Those of one connection.
+    pub(super) fn new(timeouts: Timeouts, link: Link) -> Self {
+        Self(Rc::new((timeouts, link)))
+    }
+}
 
 impl<F> Executor<F> for Streams
 where
     F: Future + 'static,
 {
     fn execute(&self, stream: F) {
-        let (Self(timeouts, link), turn) = (self.clone(), Arc::<Turn>::default());
-        let watched = turn.clone();
+        let (Self(shared), turn) = (self.clone(), Arc::<Turn>::default());
+        let (watched, mut deadline, mut seen) = (turn.clone(), Deadline::idle(), None);
         // In a box of its own: what a task's future moves around takes its room twice.
         let mut stream = Box::pin(stream);
-        spawn_local(turn.scope(async move {
-            let (mut deadline, mut seen) = (Deadline::idle(), None);
-            poll_fn(|cx| {
-                if stream.as_mut().poll(cx).is_ready() {
-                    return Poll::Ready(());
+        spawn_local(turn.scope(poll_fn(move |cx| {
+            if stream.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(());
+            }
+            let offered = watched.offered();
+            if offered != seen {
+                seen = offered;
+                let (timeouts, link) = &*shared;
+                match offered {
+                    Some(_) => deadline.set(timeouts.stall(link.seat())),
+                    None => deadline.clear(),
                 }
-                let offered = watched.offered();
-                if offered != seen {
-                    seen = offered;
-                    match offered {
-                        Some(_) => deadline.set(timeouts.stall(link.seat())),
-                        None => deadline.clear(),
-                    }
-                }
-                ready!(deadline.poll_passed(cx));
-                tracing::debug!("a client took nothing of an answer for too long");
-                Poll::Ready(())
-            })
-            .await;
-        }));
+            }
+            ready!(deadline.poll_passed(cx));
+            tracing::debug!("a client took nothing of an answer for too long");
+            Poll::Ready(())
+        })));
     }
 }
