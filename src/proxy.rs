@@ -274,7 +274,7 @@ impl Proxy {
             Some(place) => place,
             None => Box::pin(self.wait_for_place(forward, upload.as_mut(), record)).await?,
         };
-        let answer = Box::pin(self.exchange(forward, &target, None, upload.as_ref(), record)).await?;
+        let answer = self.exchange(forward, &target, None, upload.as_ref(), record).await?;
         record.upstream = answer.took;
         Ok(answer.at(place))
     }
@@ -297,7 +297,7 @@ impl Proxy {
         };
         let upload = upload.as_ref();
         let target = query::with_token(forward.target.path, &query, token.value.expose());
-        let first = Box::pin(self.exchange(forward, &target, Some(&token), upload, record)).await?;
+        let first = self.exchange(forward, &target, Some(&token), upload, record).await?;
         let path = PathKey::of(&forward.target.route);
         record.upstream = first.took;
         let Some(errcode) = first.errcode.filter(|errcode| self.rules.refresh_errcodes.contains(errcode))
@@ -313,7 +313,7 @@ impl Proxy {
             .await
     }
 
-    /// Sends once and looks at the answer. Its future is boxed: a request that still waits for a token has no room for it.
+    /// Sends once and looks at the answer.
     async fn exchange(
         &self,
         forward: &Forward<'_>,

@@ -107,6 +107,11 @@ impl Server {
         self.stopping.has_changed().unwrap_or(true)
     }
 
+    /// Whether clients must show a certificate.
+    pub fn requires_certificate(&self) -> bool {
+        self.tls.load().as_ref().is_some_and(|tls| tls.requires_certificate())
+    }
+
     /// Takes other settings for new connections. Those whose client they do not accept are closed: idle ones at once, others
     /// when their requests in flight are answered. Returns how many.
     pub fn replace_tls(&self, fresh: Option<Arc<TlsTermination>>) -> usize {

@@ -17,7 +17,7 @@ use crate::{
     config::{self, Address, Config},
     directory::Directory,
     limits::Limits,
-    server::Server,
+    server::{Server, tls::TlsTermination},
     telemetry::Telemetry,
     tokens::Issuer,
 };
@@ -69,7 +69,7 @@ impl Reloader {
         let Prepared { config: mut fresh, tls, .. } = Prepared::new(load_apart(&self.settings.path)?)?;
         refuse_lost_includes(&fresh, &included)?;
         let was_open = self.directory.load().is_open();
-        self.refuse_opening(&fresh, was_open)?;
+        self.refuse_opening(&fresh, tls.as_deref(), was_open)?;
         let before = &self.settings;
         let kept_server = config::Server {
             tls: before.server.tls.clone(),
@@ -117,14 +117,25 @@ impl Reloader {
 
     /// Refuses a file without clients that would serve callers without a key where they were not served before, or on a
     /// socket that other machines reach. What counts are the sockets that are bound: `server.listen` needs a restart.
-    fn refuse_opening(&self, fresh: &Config, was_open: bool) -> Result<(), config::Error> {
+    fn refuse_opening(
+        &self,
+        fresh: &Config,
+        tls: Option<&TlsTermination>,
+        was_open: bool,
+    ) -> Result<(), config::Error> {
         if !fresh.clients.is_empty() || fresh.server.open {
             return Ok(());
         }
+        let drops_client_ca =
+            self.server.requires_certificate() && !tls.is_some_and(TlsTermination::requires_certificate);
         let exposed = self.listening.iter().find(|address| !address.is_loopback());
         let what = match exposed {
             Some(address) => format!("this proxy listens on {address}, which other machines can reach"),
             None if !was_open => "this proxy serves only callers with a key".to_owned(),
+            None if drops_client_ca => {
+                "this proxy serves only callers with a certificate of server.tls.client_ca, which is gone"
+                    .to_owned()
+            }
             None => return Ok(()),
         };
         let advice = "a reload without [clients.*] would open it: keep a client, or set server.open = true to allow it";

@@ -156,10 +156,9 @@ pub(super) fn refuse_stray_key(
         return Ok(());
     }
     let repeats = |key: &[u8]| {
-        credential::target_repeats_key(target.path, key)
-            || credential::target_repeats_key(query, key)
-                // An access_token is taken out.
-                && (own_credential || credential::target_repeats_key(&target.query_without_token(), key))
+        let holds = |text: &str| credential::repeats_key(text.as_bytes(), key);
+        // An access_token is taken out.
+        holds(target.path) || holds(query) && (own_credential || holds(&target.query_without_token()))
     };
     if !fields.keys().any(repeats) {
         return Ok(());
@@ -347,6 +346,7 @@ pub(super) fn is_credential(request: &Request, text: &str) -> bool {
     };
     credential::is_marked(text)
         || credential::holds_pass(text.as_bytes())
+        || fields.keys().any(|key| credential::repeats_key(text.as_bytes(), key))
         || fields.all(Known::ApiKey).any(|value| value.trim_ascii() == text.as_bytes())
         || fields.all(Known::Authorization).any(ends_authorization)
         || matches!(authorization_key(fields), Ok(Some(Key::Decoded(key))) if key.expose() == text)

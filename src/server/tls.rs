@@ -33,6 +33,13 @@ struct ClientAuth {
     verifier: Arc<dyn ClientCertVerifier>,
 }
 
+impl TlsTermination {
+    /// Whether a client must show a certificate (`client_ca`).
+    pub fn requires_certificate(&self) -> bool {
+        self.client_auth.is_some()
+    }
+}
+
 /// Whether two settings accept the same clients; `None` is plain text. A changed server certificate makes no difference.
 pub(super) fn has_same_clients(one: Option<&TlsTermination>, other: Option<&TlsTermination>) -> bool {
     let roots = |tls: Option<&TlsTermination>| Some(tls?.client_auth.as_ref()?.roots.clone());

@@ -103,9 +103,13 @@ async fn client_ca_that_is_new_closes_clients_without_certificate() {
         closed(caller).await;
     }
     let mut known = both(&stage, &server, Some(&clients.client("known"))).await;
-    // Whoever had to show a certificate is welcome where none is needed.
+    // Without clients the certificate is all that keeps other callers out.
     stage.rewrite(&config(&server.server_line("localhost")));
-    stage.proxy.reload().expect("a reload");
+    let error = stage.proxy.reload().expect_err("no reload").to_string();
+    assert!(error.contains("client_ca") && error.contains("server.open"), "{error}");
+    stage.rewrite(&config(&format!("open = true\n{}", server.server_line("localhost"))));
+    stage.proxy.reload().expect("the file says so");
+    // A client that had to show a certificate is served where none is needed.
     for caller in &mut known {
         caller.get(USER_GET).await.is_ok();
     }
