@@ -115,6 +115,45 @@ async fn a_request_that_waits_costs_less_than_four_kib() {
     assert!(each < BOUND, "{each} bytes");
 }
 
+#[tokio::test]
+#[cfg(target_os = "linux")]
+async fn a_stream_that_waits_costs_less_than_five_kib() {
+    const STREAMS: usize = 240;
+    const CONNECTIONS: usize = 4;
+    // It accepts no connection: gettoken hangs.
+    let upstream = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let dir = TempDir::new().expect("a directory");
+    let api = upstream.local_addr().expect("an address");
+    let program = Process::serve(&write_config(&dir, api, &Settings::default(), KEYED)).await;
+    let mut admin = Caller::http1(program.admin().await).await;
+    let mut senders = Vec::new();
+    for _ in 0..CONNECTIONS {
+        let mut caller = Caller::http2(program.address().await).await;
+        assert_eq!(caller.call(Request::get("/nowhere"), "").await.status, 404);
+        let Caller::Http2(sender) = caller else { unreachable!() };
+        senders.push(sender);
+    }
+    let idle = resident(&program);
+    for sender in &senders {
+        for _ in 0..STREAMS {
+            let request = Request::get(format!("http://proxy.test/hr{USER_GET}"))
+                .header("x-api-key", key("crm"))
+                .header("x-one", "a".repeat(450));
+            let request = request.body(Default::default()).expect("a request");
+            let mut sender = sender.clone();
+            tokio::spawn(async move {
+                sender.ready().await.expect("a connection");
+                sender.send_request(request).await
+            });
+        }
+    }
+    let all = STREAMS * CONNECTIONS;
+    wait_for("all of them to wait", async || waiters(&mut admin).await == all).await;
+    let each = resident(&program).saturating_sub(idle) / all as u64;
+    eprintln!("a stream that waits: {each} bytes");
+    assert!(each < 5 * 1024, "{each} bytes");
+}
+
 /// How many requests wait, as the metric says.
 async fn waiters(admin: &mut Caller) -> usize {
     let metrics = admin.call(Request::get("/metrics"), "").await;
