@@ -112,8 +112,6 @@ struct State {
     refused_by: Paths,
     /// That flight ended a cooldown early.
     early: bool,
-    /// The slot has tried to get a token.
-    tried: bool,
     /// The current token came back although it had expired.
     expiry_repeated: bool,
     /// How often the current token was renewed ahead of its expiry.

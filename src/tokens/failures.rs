@@ -2,7 +2,8 @@
 //! with it every agent.
 //!
 //! A secret that brought a token when it was last used is tried whatever the others do. Any other needs a permit, of which
-//! there are as many as failures are left; one that brings a token is returned. When none is left, agents come in the order
+//! there are as many as failures are left, and one more for each token that such tries have brought since the last failure, so that many
+//! good secrets are not held up by their number. When no failure is left, agents come in the order
 //! in which they asked, as the bucket refills.
 
 use std::{
@@ -19,7 +20,7 @@ use super::bucket::{Bucket, Rate};
 /// Failures for the address.
 pub(super) const FAILURES: Rate = Rate { capacity: 60, interval: Duration::from_secs(60) };
 /// A try that takes longer returns its permit, so that a gettoken that hangs holds up no other agent's.
-pub(super) const PERMIT_TIMEOUT: Duration = Duration::from_secs(2);
+pub(super) const PERMIT_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The failures that are left, and who waits for one.
 #[derive(Debug, Default)]
@@ -33,6 +34,8 @@ struct State {
     bucket: Bucket,
     /// Permits of tries that are under way.
     lent: u32,
+    /// Permits beyond the failures that are left.
+    earned: u32,
     /// Agents that found none left, and when each was told to come again.
     queue: VecDeque<(Box<str>, Instant)>,
 }
@@ -48,10 +51,8 @@ impl Failures {
             let mut returned = pin!(self.returned.notified());
             returned.as_mut().enable();
             if let Some(decided) = self.decide(agent) {
-                if decided.is_err() {
-                    // The next one that waits learns the same.
-                    self.returned.notify_one();
-                }
+                // The next one that waits may learn the same.
+                self.returned.notify_one();
                 return decided;
             }
             returned.await;
@@ -60,7 +61,9 @@ impl Failures {
 
     /// Counts a failure for the credentials.
     pub(super) fn count(&self) {
-        self.state().bucket.take(Instant::now(), FAILURES);
+        let mut state = self.state();
+        state.bucket.take(Instant::now(), FAILURES);
+        state.earned = 0;
     }
 
     fn decide(&self, agent: &str) -> Option<Result<Permit<'_>, Instant>> {
@@ -72,12 +75,13 @@ impl Failures {
         let left = state.bucket.level(now, FAILURES);
         let place = state.queue.iter().position(|(waiting, _)| **waiting == *agent);
         let before = place.unwrap_or(state.queue.len());
-        if before < left.saturating_sub(state.lent) as usize {
+        let permits = if left == 0 { 0 } else { left.saturating_add(state.earned) };
+        if before < permits.saturating_sub(state.lent) as usize {
             place.map(|place| state.queue.remove(place));
             state.lent += 1;
             return Some(Ok(Permit(self)));
         }
-        if before < left as usize {
+        if before < permits as usize {
             return None;
         }
         let first = state.bucket.next(now, FAILURES).max(now);
@@ -91,6 +95,16 @@ impl Failures {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Permit<'_> {
+    /// The try has brought a token: two more may be under way at once.
+    pub(super) fn brought_token(&self) {
+        let mut state = self.0.state();
+        state.earned = state.earned.saturating_add(2);
+        drop(state);
+        self.0.returned.notify_one();
     }
 }
 

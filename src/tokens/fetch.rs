@@ -94,6 +94,12 @@ impl FetchError {
         matches!(self, Self::Refused { errcode, .. } if errcode::is_credential_or_frequency(*errcode))
     }
 
+    /// Whether WeCom refused the credentials, and not for the number of calls.
+    pub(super) fn is_of_credentials(&self) -> bool {
+        let is_frequency = matches!(self, Self::Refused { errcode, .. } if errcode::is_frequency(*errcode));
+        self.is_dangerous() && !is_frequency
+    }
+
     /// What to do about it, where it was WeCom that refused.
     pub(super) fn hint(&self) -> Option<&'static str> {
         match self {

@@ -12,7 +12,7 @@ use std::{
 use foldhash::fast::RandomState;
 
 /// Paths that are remembered of one token; beyond it a new one takes the place of another.
-const MAX_PATHS: usize = 32;
+const MAX_PATHS: usize = 128;
 /// Entries that one path may stand in.
 const PROBES: usize = 8;
 /// Set in the entry of a path that refused the token after it had worked there.

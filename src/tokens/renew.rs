@@ -57,9 +57,10 @@ impl TokenSlot {
             return Err(turn);
         }
         let share = match reason {
-            // A slot that is not its agent's first has a changed secret.
-            Reason::First if !state.tried && !self.issuer.shares.is_first(&self.agent) => Share::Operator,
-            Reason::First | Reason::Shared => Share::Free,
+            Reason::First | Reason::Shared => {
+                self.issuer.shares.note_in_use(&self.agent);
+                Share::Free
+            }
             Reason::Expired if state.expiry_repeated => Share::Other,
             Reason::Expired => Share::Free,
             Reason::Ahead if state.ahead == 0 => Share::Free,
@@ -71,7 +72,6 @@ impl TokenSlot {
             Reason::Asked => Share::Operator,
         };
         let charge = self.issuer.shares.take(&self.agent, share, now)?;
-        state.tried = true;
         state.ahead += u8::from(reason == Reason::Ahead);
         Ok(charge)
     }
@@ -106,8 +106,10 @@ impl TokenSlot {
                 fetching.await
             }
         };
-        if fetched.as_ref().is_err_and(FetchError::is_dangerous) {
-            failures.count();
+        match (&fetched, &permit) {
+            (Ok(_), Some(permit)) => permit.brought_token(),
+            (Err(failure), _) if failure.is_of_credentials() => failures.count(),
+            _ => {}
         }
         drop(permit);
         fetched

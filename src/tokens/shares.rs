@@ -23,15 +23,15 @@ const HOURLY_PER_AGENT: usize = 3;
 /// What a renewal counts against.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Share {
-    /// Nothing: an agent's first token, and each expiry.
+    /// Nothing: an agent's first token, also with a changed secret, and each expiry.
     Free,
+    /// Nothing, whatever has failed before: an operator's order.
+    Operator,
     /// Its agent and the hour.
     Refusal {
         /// The path that refused the token had accepted it before.
         worked: bool,
     },
-    /// Its agent: an operator's order, and the first try of a changed secret. Other agents do not pay for it.
-    Operator,
     /// The hour: a second renewal ahead of an expiry, a repeated one after it.
     Other,
 }
@@ -49,8 +49,7 @@ impl Share {
     fn of_agent(self) -> Option<bool> {
         match self {
             Self::Refusal { worked } => Some(worked),
-            Self::Operator => Some(true),
-            Self::Free | Self::Other => None,
+            Self::Free | Self::Operator | Self::Other => None,
         }
     }
 }
@@ -83,14 +82,9 @@ impl Shares {
         Self { hourly: hourly.map(|hourly| hourly as usize), state: Mutex::default() }
     }
 
-    /// Whether this agent has asked for no token before; from now on it has.
-    pub(super) fn is_first(&self, agent: &str) -> bool {
-        let mut state = self.state();
-        let is_first = !state.agents.contains_key(agent);
-        if is_first {
-            state.agents.insert(agent.into(), Refusals::new(Instant::now()));
-        }
-        is_first
+    /// Notes that this agent asks for tokens.
+    pub(super) fn note_in_use(&self, agent: &str) {
+        self.state().left(agent, Instant::now());
     }
 
     /// Takes what a renewal counts against; else when there will be enough.
@@ -144,8 +138,8 @@ impl State {
 
 #[cfg(test)]
 impl Shares {
-    /// Whether [`Shares::take`] would succeed for an operator's order.
-    pub(super) fn has_operators(&self, agent: &str, now: Instant) -> bool {
+    /// Whether one is left to a path on which the agent's token had worked.
+    pub(super) fn has_any(&self, agent: &str, now: Instant) -> bool {
         self.state().left(agent, now).has_any(now)
     }
 }

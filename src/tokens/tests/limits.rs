@@ -5,12 +5,12 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::{
-    super::{Replacement, TokenSlot},
+    super::{PathKey, Replacement, TokenSlot},
     fake::{Fake, Says, agent, agent_with, busiest_hour, held, pass, path, serial, whole},
 };
 
 const AGENTS: usize = 50;
-/// What one agent's refusals and orders may cause in an hour: its bucket, and what comes back meanwhile.
+/// What one agent's refusals may cause in an hour: its bucket, and what comes back meanwhile.
 const AN_AGENT: usize = 12 + 12;
 
 fn agents(fake: &Fake) -> Vec<Arc<TokenSlot>> {
@@ -171,35 +171,29 @@ async fn one_expiry_is_two_calls_even_if_gettoken_never_moves_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_operators_orders_count_against_the_agent_alone() {
+async fn operators_orders_are_tried_at_once_and_spend_no_share() {
     let fake = Fake::new(7200);
     fake.then_always(Says::New);
     let issuer = fake.issuer();
-    let (greedy, modest) = (agent(&issuer, "greedy"), agent(&issuer, "modest"));
-    let mut orders = 0;
-    while greedy.refresh().await.is_ok() {
-        orders += 1;
+    let (ordered, modest) = (agent(&issuer, "ordered"), agent(&issuer, "modest"));
+    for _ in 0..40 {
+        ordered.refresh().await.expect("it is tried");
     }
-    assert_eq!((orders, whole(greedy.next_try_in())), (12, 300.0));
-    let token = modest.current().await.expect("its first");
-    assert!(matches!(modest.replace(&token, path()).await, Replacement::Renewed(_)));
-    pass(7201.0).await;
-    greedy.current().await.expect("it has expired");
-    assert!(busiest_hour(&fake.call_times()) <= AN_AGENT + 3);
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_operators_try_that_is_not_made_forgets_no_failure() {
-    let fake = Fake::new(7200);
-    let failing = fake.slot();
-    fake.then_always(Says::Refuses(40001));
-    assert_eq!(failing.current().await.expect_err("refused").errcode(), 40001);
-    for _ in 0..12 {
-        assert_eq!(failing.refresh().await.expect_err("refused").errcode(), 40001);
+    for slot in [&ordered, &modest] {
+        let token = slot.current().await.expect("a token");
+        token.worked_on(path());
+        assert!(matches!(slot.replace(&token, path()).await, Replacement::Renewed(_)));
     }
-    assert_eq!(failing.refresh().await.expect_err("no order is left").errcode(), 40001);
-    assert_eq!(failing.current().await.expect_err("left alone").errcode(), 40001);
-    assert_eq!(fake.calls(), 13);
+    // One whose share is spent can still be ordered.
+    let never = PathKey::of("/cgi-bin/never");
+    loop {
+        let token = ordered.current().await.expect("a token");
+        if matches!(ordered.replace(&token, never).await, Replacement::Held(_)) {
+            break;
+        }
+        pass(11.0).await;
+    }
+    ordered.refresh().await.expect("it is tried");
 }
 
 #[tokio::test(start_paused = true)]
@@ -252,14 +246,32 @@ async fn a_secret_that_changes_to_and_fro_is_left_alone_while_it_is_wrong() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn however_often_its_secret_changes_an_agent_has_its_share() {
+async fn secrets_that_change_and_fail_are_bounded_for_the_address() {
     let fake = Fake::new(7200);
     fake.then_always(Says::Refuses(40001));
     let issuer = fake.issuer();
     for nth in 0..400 {
         let _ = agent_with(&issuer, "a", &format!("secret-{nth}")).current().await;
     }
-    assert_eq!(fake.calls(), 13, "its first, and twelve that are tried at once");
+    assert_eq!(fake.calls(), 60, "as many as may fail in an hour");
     fake.then_always(Says::New);
-    agent(&issuer, "b").current().await.expect("its first");
+    agent_with(&issuer, "a", "right").current().await.expect_err("it waits for its turn");
+    pass(61.0).await;
+    agent_with(&issuer, "a", "right").current().await.expect("a token");
+}
+
+#[tokio::test(start_paused = true)]
+async fn changed_secret_is_tried_at_once_whatever_is_spent() {
+    let fake = Fake::new(7200);
+    fake.then_always(Says::New);
+    let issuer = fake.issuer();
+    let never = PathKey::of("/cgi-bin/never");
+    for nth in 0..30 {
+        let slot = agent_with(&issuer, "a", &format!("secret-{nth}"));
+        let mut token = slot.current().await.expect("a token");
+        while let Replacement::Renewed(next) = slot.replace(&token, never).await {
+            token = next;
+            pass(11.0).await;
+        }
+    }
 }

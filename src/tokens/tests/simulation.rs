@@ -38,7 +38,6 @@ struct Seen {
     refused_again: usize,
     left: usize,
     made_anew: usize,
-    spent: usize,
 }
 
 impl AddAssign for Seen {
@@ -52,7 +51,6 @@ impl AddAssign for Seen {
         self.refused_again += other.refused_again;
         self.left += other.left;
         self.made_anew += other.made_anew;
-        self.spent += other.spent;
     }
 }
 
@@ -149,7 +147,7 @@ struct Simulation {
     requests: Vec<JoinHandle<()>>,
     /// Longest that a step lets pass in most of its kinds, in milliseconds.
     pace: u64,
-    /// Operators ask so often that their agents' shares are spent.
+    /// Operators ask very often.
     stormy: bool,
 }
 
@@ -323,9 +321,9 @@ fn a_long_life_keeps_every_promise_at_every_step() {
     (1..=SEEDS).for_each(|seed| seen += run(seed));
     println!("{seen:?}");
     let Seen { answered, renewed, same_again, held, unavailable, failed, .. } = seen;
-    let Seen { refused_again, left, made_anew, spent, .. } = seen;
+    let Seen { refused_again, left, made_anew, .. } = seen;
     let rarest = [answered, renewed, same_again, held, unavailable, failed, refused_again, left, made_anew];
-    assert!(rarest.into_iter().all(|times| times > 500) && spent > 300, "too little happened: {seen:?}");
+    assert!(rarest.into_iter().all(|times| times > 500), "too little happened: {seen:?}");
 }
 
 #[test]

@@ -154,13 +154,8 @@ impl Wecom {
         granted.is_some_and(|(last, until)| last == serial(token) && Instant::now() < until)
     }
 
-    /// An operator's try is free, if there is one.
+    /// An operator's try is free.
     pub(super) fn operator_asks(&self, slot: &TokenSlot) {
-        let spent =
-            !slot.issuer.shares.has_operators(&slot.agent, Instant::now()) && slot.state().flight.is_none();
-        if spent {
-            return self.note(|seen| seen.spent += 1);
-        }
         let mut inner = self.inner();
         let account = inner.account(&account_of(slot.credentials()));
         (account.failures, account.left_alone, account.held) = (0, None, None);
