@@ -117,7 +117,7 @@ async fn a_request_that_waits_costs_less_than_four_kib() {
 
 #[tokio::test]
 #[cfg(target_os = "linux")]
-async fn a_stream_that_waits_costs_less_than_five_kib() {
+async fn a_stream_that_waits_costs_less_than_six_kib() {
     const STREAMS: usize = 240;
     const CONNECTIONS: usize = 4;
     // It accepts no connection: gettoken hangs.
@@ -151,7 +151,7 @@ async fn a_stream_that_waits_costs_less_than_five_kib() {
     wait_for("all of them to wait", async || waiters(&mut admin).await == all).await;
     let each = resident(&program).saturating_sub(idle) / all as u64;
     eprintln!("a stream that waits: {each} bytes");
-    assert!(each < 5 * 1024, "{each} bytes");
+    assert!(each < 6 * 1024, "{each} bytes");
 }
 
 /// How many requests wait, as the metric says.
