@@ -10,8 +10,6 @@ use super::{
 };
 
 const AGENTS: usize = 50;
-/// What one agent's refusals may cause in an hour: its bucket, and what comes back meanwhile.
-const AN_AGENT: usize = 12 + 12;
 
 fn agents(fake: &Fake) -> Vec<Arc<TokenSlot>> {
     let issuer = fake.issuer();
