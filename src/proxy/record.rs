@@ -95,7 +95,7 @@ pub(super) struct Record {
     /// Whether the whole answer was handed over.
     pub(super) whole: bool,
     /// The right to wait for a token or a ticket, while it does.
-    pub(super) waits: Option<Box<WaitPermit>>,
+    pub(super) wait_permit: Option<Box<WaitPermit>>,
     /// For what its caller waits for; the caller's own between two requests.
     pub(super) deadline: Deadline,
     trace: Option<Box<Trace>>,
@@ -130,7 +130,7 @@ impl Record {
             request_bytes: None,
             bytes: 0,
             whole: false,
-            waits: None,
+            wait_permit: None,
             deadline: Deadline::idle(),
             trace,
             look: None,

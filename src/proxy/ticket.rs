@@ -38,7 +38,7 @@ impl Proxy {
         self.begin_wait(forward, record)?;
         let turn = slot.turn().await;
         let fetched = self.ticket_in_turn(turn, came, forward, agent, kind, record).await;
-        record.waits = None;
+        record.wait_permit = None;
         fetched
     }
 

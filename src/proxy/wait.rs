@@ -20,16 +20,16 @@ use crate::{
 };
 
 impl Proxy {
-    /// Lets a request wait until `record.waits` is taken away again, if not too many do.
+    /// Lets a request wait until `record.wait_permit` is taken away again, if not too many do.
     pub(super) fn begin_wait(&self, forward: &Forward<'_>, record: &mut Record) -> Result<(), Refusal> {
         forward.waits.set(true);
-        if record.waits.is_some() {
+        if record.wait_permit.is_some() {
             return Ok(());
         }
         let client = record.client.as_ref().map(|client| client.name.as_str());
         let agent = record.agent.as_ref().map(|agent| agent.name.as_str());
         match self.rules.waiting.try_acquire(client, agent) {
-            Some(permit) => record.waits = Some(Box::new(permit)),
+            Some(permit) => record.wait_permit = Some(Box::new(permit)),
             None => {
                 let words =
                     "too many requests are waiting for a token of their agents; come again in a moment";
@@ -52,7 +52,7 @@ impl Proxy {
         let asked = Instant::now();
         record.begin(Doing::Token, asked);
         let fetched = agent.slot.current().await;
-        record.waits = None;
+        record.wait_permit = None;
         record.waited_for_token(asked, fetched.is_err());
         fetched.map_err(|failure| Box::new(token_unavailable(&failure, agent)))
     }

@@ -149,8 +149,8 @@ impl TokenSlot {
         outcome
     }
 
-    /// Gives back what was taken for a renewal that brought nothing, or that another replica made: what fails is bounded by
-    /// the backoff, from which an operator's orders are free.
+    /// Gives back what was taken for a renewal that brought nothing, or that another replica made: the backoff bounds what
+    /// fails.
     fn settle(
         &self,
         state: &mut State,
@@ -158,12 +158,7 @@ impl TokenSlot {
         charge: Charge,
         fetched: &Result<Obtained, FetchError>,
     ) {
-        let was_made = match fetched {
-            Ok(obtained) => obtained.own,
-            Err(FetchError::Held { .. }) => false,
-            Err(_) => charge.share == Share::Operator,
-        };
-        if !was_made {
+        if !fetched.as_ref().is_ok_and(|obtained| obtained.own) {
             self.issuer.shares.give_back(&self.agent, charge);
         }
         match fetched {
