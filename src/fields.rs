@@ -341,6 +341,11 @@ impl Fields {
         Lines::new(wiped_bytes(text), lines).into()
     }
 
+    /// How long the text is in which they stand.
+    pub fn text_bytes(&self) -> usize {
+        self.lines.text.len()
+    }
+
     /// Every line.
     pub fn iter(&self) -> impl Iterator<Item = Field<'_>> {
         self.lines.each.iter().map(|line| self.field(line))

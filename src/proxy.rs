@@ -24,7 +24,10 @@ mod ticket;
 mod token;
 mod wait;
 
-use std::{cell::Cell, future::poll_fn, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::Cell,
+    future::{Future, poll_fn}, 
+    net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use http::{Method, StatusCode, Version};
@@ -104,10 +107,16 @@ impl Proxy {
 
     /// Answers one request. Whatever happens, the caller learns it in WeCom's shape. `deadline` is for what takes time
     /// meanwhile; where the caller has one that it does not need now, it serves again and again.
-    pub async fn handle(&self, request: &Request, body: Body, deadline: &mut Deadline) -> Reply {
+    /// The transport chooses where the future of an attempt is stored, by `S`.
+    pub async fn handle<S: AttemptStorage>(
+        &self,
+        request: &Request,
+        body: Body,
+        deadline: &mut Deadline,
+    ) -> Reply {
         let mut record = Box::new(Record::new(request, self.ids.of(request), self.books.clone()));
         std::mem::swap(&mut record.deadline, deadline);
-        let relayed = self.relay(request, body, &mut record).await;
+        let relayed = self.relay::<S>(request, body, &mut record).await;
         std::mem::swap(&mut record.deadline, deadline);
         let reply = match relayed {
             Ok(reply) => reply,
@@ -129,7 +138,12 @@ impl Proxy {
     }
 
     /// The way of a request; every `?` on it is an answer of the proxy's own.
-    async fn relay(&self, request: &Request, body: Body, record: &mut Record) -> Result<Reply, Refusal> {
+    async fn relay<S: AttemptStorage>(
+        &self,
+        request: &Request,
+        body: Body,
+        record: &mut Record,
+    ) -> Result<Reply, Refusal> {
         let (target, agent) = match self.authorize(request, record)? {
             Judged::Answered(reply) => return Ok(reply),
             Judged::Sendable { target, agent } => (target, agent),
@@ -147,7 +161,7 @@ impl Proxy {
             waits: &request.waits,
         };
         let answer = match (agent, target.ticket(&request.method)) {
-            (None, _) => self.send_plain(&forward, &mut upload, record).await,
+            (None, _) => S::store(self.send_plain(&forward, &mut upload, record)).await,
             (Some(agent), Some(kind)) => Box::pin(self.ticket(&forward, &agent, kind, record)).await,
             (Some(agent), None) => {
                 // Nothing has taken time since the request began.
@@ -157,7 +171,9 @@ impl Proxy {
                     None => self.wait_for_token(&forward, &agent, upload.as_mut(), record).await,
                 };
                 match token {
-                    Ok(token) => self.send_with_token(&forward, &agent, token, &mut upload, record).await,
+                    Ok(token) => {
+                        S::store(self.send_with_token(&forward, &agent, token, &mut upload, record)).await
+                    }
                     Err(refusal) => Err(*refusal),
                 }
             }
@@ -381,6 +397,30 @@ impl Proxy {
         };
         Refusal::new(kind, format!("WeCom {what}: {}", failure.flaw.public()))
             .with_detail(format!("WeCom {what}: {}", failure.flaw))
+    }
+}
+
+/// Where the future of an attempt is stored. It is far larger than that of a request which waits for its token.
+pub trait AttemptStorage {
+    /// The attempt as it is awaited.
+    fn store<F: Future>(attempt: F) -> impl Future<Output = F::Output>;
+}
+
+/// Within the future of the request: for a transport that uses these again and again.
+pub struct Inline;
+
+/// In an allocation of its own, which exists only during the attempt.
+pub struct Boxed;
+
+impl AttemptStorage for Inline {
+    fn store<F: Future>(attempt: F) -> impl Future<Output = F::Output> {
+        attempt
+    }
+}
+
+impl AttemptStorage for Boxed {
+    fn store<F: Future>(attempt: F) -> impl Future<Output = F::Output> {
+        Box::pin(attempt)
     }
 }
 

@@ -4,44 +4,70 @@
 //! of them would only wait again. A permit counts twice, first for its agent and first for its client, by the rule of
 //! [`Places`]: neither an agent whose gettoken hangs, however many clients call through it, nor a client that calls through
 //! many such agents leaves the others without one.
+//!
+//! A request counts once for each 4 KiB begun of its header text, so the cap bounds the memory of all that wait too.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering::Relaxed},
+};
 
 use super::places::{LEAST_ROOM, Place, Places};
+
+/// Header text that one unit of the cap stands for.
+const UNIT_BYTES: usize = 4 * 1024;
 
 /// Bounds how many requests wait, shared by all workers.
 #[derive(Debug)]
 pub struct WaitLimit {
     by_agent: Arc<Places>,
     by_client: Arc<Places>,
+    requests: Arc<AtomicUsize>,
 }
 
 /// The right to wait; given back when it is dropped.
 #[derive(Debug)]
 pub struct WaitPermit {
-    _by_agent: Place,
-    _by_client: Place,
+    _units: Box<[Place]>,
+    requests: Arc<AtomicUsize>,
+}
+
+impl Drop for WaitPermit {
+    fn drop(&mut self) {
+        self.requests.fetch_sub(1, Relaxed);
+    }
 }
 
 impl WaitLimit {
     /// A limit for a proxy with so many places in flight.
     pub fn new(max_in_flight: usize) -> Self {
         let places = || Arc::new(Places::new(max_in_flight.max(LEAST_ROOM)));
-        Self { by_agent: places(), by_client: places() }
+        Self { by_agent: places(), by_client: places(), requests: Arc::default() }
     }
 
-    /// A permit for a request of this client through this agent; `None` where they, or all together, have too many.
-    pub fn try_acquire(&self, client: Option<&str>, agent: Option<&str>) -> Option<WaitPermit> {
+    /// A permit for a request of this client through this agent, with so much header text; `None` where they, or all
+    /// together, have too many.
+    pub fn try_acquire(
+        &self,
+        client: Option<&str>,
+        agent: Option<&str>,
+        header_bytes: usize,
+    ) -> Option<WaitPermit> {
         let (by_agent, by_client) = (&self.by_agent, &self.by_client);
-        // The order of the names is the order in which they are counted.
-        let _by_agent = by_agent.try_take(|| by_agent.flow(agent, client, ""))?;
-        let _by_client = by_client.try_take(|| by_client.flow(client, agent, ""))?;
-        Some(WaitPermit { _by_agent, _by_client })
+        let count = header_bytes.div_ceil(UNIT_BYTES).max(1);
+        let mut units = Vec::with_capacity(2 * count);
+        for _ in 0..count {
+            // The order of the names is the order in which they are counted.
+            units.push(by_agent.try_take(|| by_agent.flow(agent, client, ""))?);
+            units.push(by_client.try_take(|| by_client.flow(client, agent, ""))?);
+        }
+        self.requests.fetch_add(1, Relaxed);
+        Some(WaitPermit { _units: units.into(), requests: self.requests.clone() })
     }
 
     /// How many requests wait.
     pub fn waiting(&self) -> usize {
-        self.by_agent.taken()
+        self.requests.load(Relaxed)
     }
 }
 
@@ -54,7 +80,7 @@ mod tests {
     fn fill(limit: &WaitLimit, flows: impl Fn(usize) -> (String, String)) -> Vec<WaitPermit> {
         let permits = (0..3 * MAX).filter_map(|nth| {
             let (client, agent) = flows(nth);
-            limit.try_acquire(Some(&client), Some(&agent))
+            limit.try_acquire(Some(&client), Some(&agent), 300)
         });
         permits.collect()
     }
@@ -66,7 +92,7 @@ mod tests {
             let held = fill(&limit, |nth| (format!("c{}", nth % clients), "hr".into()));
             assert!((MAX * 8 / 10..MAX).contains(&held.len()), "{clients} clients: {}", held.len());
             let others: Vec<_> =
-                (0..100).filter_map(|_| limit.try_acquire(Some("c0"), Some("ops"))).collect();
+                (0..100).filter_map(|_| limit.try_acquire(Some("c0"), Some("ops"), 300)).collect();
             assert_eq!(others.len(), 100, "{clients} clients");
             drop((held, others));
             assert_eq!(limit.waiting(), 0);
@@ -79,7 +105,7 @@ mod tests {
         let held = fill(&limit, |nth| ("crm".into(), format!("a{}", nth % 1000)));
         assert!((MAX * 8 / 10..MAX).contains(&held.len()), "{}", held.len());
         let others: Vec<_> =
-            (0..100).filter_map(|_| limit.try_acquire(Some("billing"), Some("a0"))).collect();
+            (0..100).filter_map(|_| limit.try_acquire(Some("billing"), Some("a0"), 300)).collect();
         assert_eq!(others.len(), 100);
     }
 
@@ -87,5 +113,20 @@ mod tests {
     fn few_in_flight_still_let_a_thousand_wait() {
         let limit = WaitLimit::new(1);
         assert!(fill(&limit, |_| ("crm".into(), "hr".into())).len() > LEAST_ROOM * 8 / 10);
+    }
+
+    #[test]
+    fn header_text_counts_by_the_4_kib_begun() {
+        let limit = WaitLimit::new(MAX);
+        let fill = |bytes| (0..MAX).map_while(|_| limit.try_acquire(None, None, bytes)).collect::<Vec<_>>();
+        for (bytes, units) in [(0, 1), (4096, 1), (4097, 2), (58 * 1024, 15)] {
+            let held = fill(bytes);
+            assert_eq!(limit.waiting(), held.len());
+            let most = limit.by_agent.taken();
+            assert_eq!((most, limit.by_client.taken()), (held.len() * units, held.len() * units), "{bytes}");
+            assert!((MAX * 8 / 10..MAX).contains(&most), "{bytes}: {most}");
+            drop(held);
+            assert_eq!((limit.waiting(), limit.by_agent.taken(), limit.by_client.taken()), (0, 0, 0));
+        }
     }
 }

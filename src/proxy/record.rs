@@ -95,7 +95,7 @@ pub(super) struct Record {
     /// Whether the whole answer was handed over.
     pub(super) whole: bool,
     /// The right to wait for a token or a ticket, while it does.
-    pub(super) wait_permit: Option<Box<WaitPermit>>,
+    pub(super) wait_permit: Option<WaitPermit>,
     /// For what its caller waits for; the caller's own between two requests.
     pub(super) deadline: Deadline,
     trace: Option<Box<Trace>>,

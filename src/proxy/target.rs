@@ -142,6 +142,11 @@ impl<'a> Target<'a> {
         Ok(Self { agent, path: rest, route, query, may_hold_token, kind, stray_pass })
     }
 
+    /// How long its path and query are.
+    pub(super) fn bytes(&self) -> usize {
+        self.path.len() + self.query.map_or(0, str::len)
+    }
+
     /// The query without any `access_token`.
     pub(super) fn query_without_token(&self) -> Cow<'a, str> {
         match self.query.unwrap_or_default() {

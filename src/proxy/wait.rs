@@ -28,8 +28,9 @@ impl Proxy {
         }
         let client = record.client.as_ref().map(|client| client.name.as_str());
         let agent = record.agent.as_ref().map(|agent| agent.name.as_str());
-        match self.rules.waiting.try_acquire(client, agent) {
-            Some(permit) => record.wait_permit = Some(Box::new(permit)),
+        let header_bytes = forward.fields.text_bytes() + forward.target.bytes();
+        match self.rules.waiting.try_acquire(client, agent, header_bytes) {
+            Some(permit) => record.wait_permit = Some(permit),
             None => {
                 let words =
                     "too many requests are waiting for a token of their agents; come again in a moment";

@@ -40,7 +40,7 @@ use crate::{
     fields::Fields,
     framing::{Framing, split},
     io::Stream,
-    proxy::{Proxy, Reply, Request, RequestTarget},
+    proxy::{Inline, Proxy, Reply, Request, RequestTarget},
     upload::Body,
 };
 
@@ -225,7 +225,7 @@ impl Conversation {
         let (request, body, streams, manner) = self.begin(head);
         self.waiting.clear();
         let answered = {
-            let mut handling = pin!(self.proxy.handle(&request, body, &mut self.waiting));
+            let mut handling = pin!(self.proxy.handle::<Inline>(&request, body, &mut self.waiting));
             let answered = poll_fn(|cx| {
                 let polled = handling.as_mut().poll(cx);
                 if request.authorized.get() && !self.seat.is_authorized() {

@@ -37,7 +37,7 @@ use crate::{
     fields::{Fields, is_quoted},
     framing::MIN_SLICE_BYTES,
     io::Stream,
-    proxy::{Broken, Proxy, Reply, ReplyBody, Request, RequestTarget},
+    proxy::{Boxed, Broken, Proxy, Reply, ReplyBody, Request, RequestTarget},
     upload::Body,
 };
 
@@ -219,7 +219,7 @@ async fn handle(
     let (peer, is_head) = (request.peer, request.method == Method::HEAD);
     let mut deadline = Deadline::idle();
     let mut reply = {
-        let mut handling = pin!(proxy.handle(&request, body, &mut deadline));
+        let mut handling = pin!(proxy.handle::<Boxed>(&request, body, &mut deadline));
         let reply = poll_fn(|cx| {
             let polled = handling.as_mut().poll(cx);
             if request.authorized.get() && !link.is_authorized() {

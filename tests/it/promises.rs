@@ -46,7 +46,7 @@ const PROMISES: &[(&str, &[&str])] = &[
             "waiting::waits_for_one_token_beyond_the_bound_fail_at_once",
             "waiting::waits_for_a_ticket_beyond_the_bound_fail_at_once",
             "waiting::a_request_that_waits_costs_less_than_four_kib",
-            "waiting::a_stream_that_waits_costs_less_than_six_kib",
+            "waiting::a_stream_that_waits_costs_less_than_four_kib",
         ],
     ),
     (
