@@ -26,8 +26,12 @@ mod wait;
 
 use std::{
     cell::Cell,
-    future::{Future, poll_fn}, 
-    net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+    future::{Future, poll_fn},
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use http::{Method, StatusCode, Version};
@@ -157,6 +161,7 @@ impl Proxy {
             method: &request.method,
             fields: &request.fields,
             target: &target,
+            text: &request.target,
             length,
             waits: &request.waits,
         };
@@ -314,7 +319,7 @@ impl Proxy {
         let upload = upload.as_ref();
         let target = query::with_token(forward.target.path, &query, token.value.expose());
         let first = self.exchange(forward, &target, Some(&token), upload, record).await?;
-        let path = PathKey::of(&forward.target.route);
+        let path = forward.path_key();
         record.upstream = first.took;
         let Some(errcode) = first.errcode.filter(|errcode| self.rules.refresh_errcodes.contains(errcode))
         else {
@@ -437,9 +442,17 @@ struct Forward<'a> {
     method: &'a Method,
     fields: &'a Fields,
     target: &'a Target<'a>,
+    /// What the target was parsed from.
+    text: &'a RequestTarget,
     length: BodyLength,
     /// See [`Request::waits`].
     waits: &'a Cell<bool>,
+}
+
+impl Forward<'_> {
+    fn path_key(&self) -> PathKey {
+        self.text.path_key(&self.target.route)
+    }
 }
 
 /// A refusal as an answer.

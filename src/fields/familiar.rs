@@ -210,14 +210,32 @@ pub fn is_same(text: &[u8], known: &[u8]) -> bool {
     if text.len() != known.len() {
         return false;
     }
-    // Without an early exit, so that it always takes the same time for the same length. The last piece overlaps the one
+    // Without an early exit, so that it always takes the same time for the same length. The last chunk overlaps the one
     // before it: a remainder taken byte by byte would cost more than all before it.
-    let unlike = |one: &[u8; 16], other: &[u8; 16]| u128::from_ne_bytes(*one) ^ u128::from_ne_bytes(*other);
-    if let (Some(one), Some(other)) = (text.last_chunk(), known.last_chunk()) {
-        let pieces = text.as_chunks().0.iter().zip(known.as_chunks().0);
-        return pieces.fold(unlike(one, other), |so_far, (one, other)| so_far | unlike(one, other)) == 0;
+    if let (Some(one), Some(other)) = (text.last_chunk::<WIDE>(), known.last_chunk()) {
+        let chunks = text.as_chunks().0.iter().zip(known.as_chunks().0);
+        return chunks.fold(unlike([0; WIDE], one, other), |so_far, (one, other)| unlike(so_far, one, other))
+            == [0; WIDE];
+    }
+    if let (Some((one, other)), Some((last, other_last))) =
+        (text.first_chunk::<HALF>().zip(known.first_chunk()), text.last_chunk().zip(known.last_chunk()))
+    {
+        return unlike(unlike([0; HALF], one, other), last, other_last) == [0; HALF];
     }
     text.iter().zip(known).fold(0, |so_far, (one, other)| so_far | (one ^ other)) == 0
+}
+
+/// Bytes compared at once: two registers of SSE2.
+const WIDE: usize = 32;
+const HALF: usize = WIDE / 2;
+
+/// A bit for each in which the two differ, beside those that are set already.
+#[inline]
+fn unlike<const N: usize>(mut so_far: [u8; N], one: &[u8; N], other: &[u8; N]) -> [u8; N] {
+    for nth in 0..N {
+        so_far[nth] |= one[nth] ^ other[nth];
+    }
+    so_far
 }
 
 impl Ready {

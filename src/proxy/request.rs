@@ -13,7 +13,7 @@ use super::{
     record::plain,
     target::{Course, Doubt},
 };
-use crate::{fields::Fields, secret::wipe};
+use crate::{fields::Fields, secret::wipe, tokens::PathKey};
 
 /// One request, without its body. It has no `Debug`: its lines and its query may hold credentials.
 pub struct Request {
@@ -50,6 +50,7 @@ struct Text {
     mark: Option<usize>,
     course: OnceCell<Result<Course, Doubt>>,
     plain: OnceCell<Option<usize>>,
+    path_key: OnceCell<PathKey>,
 }
 
 impl Drop for Text {
@@ -63,7 +64,13 @@ impl Target {
     /// A target.
     pub fn new(text: &str) -> Self {
         let mark = memchr::memchr(b'?', text.as_bytes());
-        Self(Rc::new(Text { text: text.into(), mark, course: OnceCell::new(), plain: OnceCell::new() }))
+        Self(Rc::new(Text {
+            text: text.into(),
+            mark,
+            course: OnceCell::new(),
+            plain: OnceCell::new(),
+            path_key: OnceCell::new(),
+        }))
     }
 
     /// Path and query.
@@ -85,6 +92,11 @@ impl Target {
     pub(super) fn course(&self) -> Result<&Course, Doubt> {
         let found = self.0.course.get_or_init(|| Course::find(self.path(), self.query()));
         found.as_ref().map_err(|doubt| *doubt)
+    }
+
+    /// The key of its route, which is hashed once.
+    pub(super) fn path_key(&self, route: &str) -> PathKey {
+        *self.0.path_key.get_or_init(|| PathKey::of(route))
     }
 
     /// How much of the path may be shown to whoever may see any path; `None` where some of it must be masked.

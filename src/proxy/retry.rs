@@ -16,7 +16,7 @@ use crate::{
     access::FirstTry,
     directory::Agent,
     limits::places::Place,
-    tokens::{PathKey, Replacement, Token},
+    tokens::{Replacement, Token},
     traces::Doing,
     upload::{Upload, UploadError},
 };
@@ -41,7 +41,7 @@ impl Proxy {
         refused: Refused,
     ) -> Result<Box<Inspected>, Refusal> {
         let Refused { answer: first, token, errcode, place } = refused;
-        let path = PathKey::of(&forward.target.route);
+        let path = forward.path_key();
         if upload.is_some_and(|upload| !upload.can_be_read_again()) {
             // It costs this request its retry; those after it need the next token all the same.
             if let Some(Replacement::Held(wait)) = replace_apart(agent.slot.clone(), token, path).await {

@@ -136,7 +136,7 @@ type Answered = Result<Response<StreamBody>, h2::Error>;
 
 /// A request that is being answered.
 enum Answering {
-    Refused(Option<Answered>),
+    Refused(Option<Box<Answered>>),
     Going(Pin<Box<dyn Future<Output = Answered>>>),
 }
 
@@ -145,7 +145,9 @@ impl Future for Answering {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answered> {
         let mut answered = match &mut *self {
-            Self::Refused(answered) => answered.take().unwrap_or(Err(h2::Reason::INTERNAL_ERROR.into())),
+            Self::Refused(answered) => {
+                answered.take().map_or(Err(h2::Reason::INTERNAL_ERROR.into()), |answered| *answered)
+            }
             Self::Going(going) => ready!(going.as_mut().poll(cx)),
         };
         if let Ok(response) = &mut answered {
@@ -176,7 +178,7 @@ fn answer(
     if !link.is_authorized()
         && let Poll::Ready(answered) = going.as_mut().poll(&mut Context::from_waker(Waker::noop()))
     {
-        return Answering::Refused(Some(answered));
+        return Answering::Refused(Some(Box::new(answered)));
     }
     Answering::Going(going)
 }
@@ -215,7 +217,7 @@ async fn handle(
     proxy: Rc<Proxy>,
 ) -> Answered {
     // A client that is no longer accepted cannot keep its connection open by requests.
-    let mut busy = (!link.is_revoked()).then(|| link.busy());
+    let busy = (!link.is_revoked()).then(|| link.busy());
     let (peer, is_head) = (request.peer, request.method == Method::HEAD);
     let mut deadline = Deadline::idle();
     let mut reply = {
@@ -240,11 +242,16 @@ async fn handle(
         }
     }
     let delay = if reply.wrong_key { server.wrong_key_delay(peer) } else { Duration::ZERO };
-    if !delay.is_zero() {
-        busy = None;
-        Box::pin(link.hold_back(delay)).await;
+    if delay.is_zero() {
+        return Ok(respond(reply, is_head, busy, refused));
     }
-    Ok(respond(reply, is_head, busy, refused))
+    drop(busy);
+    // The reply moves into the box: here it would take memory beside a request that waits.
+    let held_back = async move {
+        link.hold_back(delay).await;
+        respond(reply, is_head, None, refused)
+    };
+    Ok(Box::pin(held_back).await)
 }
 
 /// A reply as hyper takes it.
