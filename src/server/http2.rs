@@ -11,6 +11,7 @@ use std::{
     cell::Cell,
     future::{Future, poll_fn},
     net::IpAddr,
+    ops::ControlFlow,
     pin::{Pin, pin},
     rc::Rc,
     sync::Arc,
@@ -220,7 +221,7 @@ async fn handle(
     let busy = (!link.is_revoked()).then(|| link.busy());
     let (peer, is_head) = (request.peer, request.method == Method::HEAD);
     let mut deadline = Deadline::idle();
-    let mut reply = {
+    let reply = {
         let mut handling = pin!(proxy.handle::<Boxed>(&request, body, &mut deadline));
         let reply = poll_fn(|cx| {
             let polled = handling.as_mut().poll(cx);
@@ -232,26 +233,39 @@ async fn handle(
         reply.await
     };
     drop(request);
+    match conclude(reply, is_head, busy, link, || server.wrong_key_delay(peer)) {
+        ControlFlow::Break(answered) => answered,
+        ControlFlow::Continue(held_back) => held_back.await,
+    }
+}
+
+/// What becomes of a reply: the response, or the future of one that is held back. In a function of its own, for a coroutine
+/// would keep the memory for the reply beside a request that waits.
+fn conclude(
+    mut reply: Reply,
+    is_head: bool,
+    busy: Option<Busy>,
+    link: Link,
+    wrong_key_delay: impl FnOnce() -> Duration,
+) -> ControlFlow<Answered, Pin<Box<dyn Future<Output = Answered>>>> {
     let mut refused = None;
     if !link.is_authorized() {
         reply.end_record(is_head);
         refused = link.refused();
         if refused.is_none() {
             link.reset_one();
-            return Err(h2::Reason::REFUSED_STREAM.into());
+            return ControlFlow::Break(Err(h2::Reason::REFUSED_STREAM.into()));
         }
     }
-    let delay = if reply.wrong_key { server.wrong_key_delay(peer) } else { Duration::ZERO };
+    let delay = if reply.wrong_key { wrong_key_delay() } else { Duration::ZERO };
     if delay.is_zero() {
-        return Ok(respond(reply, is_head, busy, refused));
+        return ControlFlow::Break(Ok(respond(reply, is_head, busy, refused)));
     }
     drop(busy);
-    // The reply moves into the box: here it would take memory beside a request that waits.
-    let held_back = async move {
+    ControlFlow::Continue(Box::pin(async move {
         link.hold_back(delay).await;
-        respond(reply, is_head, None, refused)
-    };
-    Ok(Box::pin(held_back).await)
+        Ok(respond(reply, is_head, None, refused))
+    }))
 }
 
 /// A reply as hyper takes it.

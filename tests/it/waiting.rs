@@ -135,7 +135,8 @@ async fn a_request_that_waits_costs_less_than_four_kib() {
 async fn a_stream_that_waits_costs_less_than_four_kib() {
     const STREAMS: usize = 240;
     const CONNECTIONS: usize = 4;
-    const BOUND: u64 = if cfg!(debug_assertions) { 4608 } else { 4096 };
+    // Futures of a build without optimization are larger: up to 4,680 bytes, where the program itself takes 3,850.
+    const BOUND: u64 = if cfg!(debug_assertions) { 5120 } else { 4096 };
     // It accepts no connection: gettoken hangs.
     let upstream = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let dir = TempDir::new().expect("a directory");
