@@ -250,3 +250,22 @@ fn decimal(out: &mut Vec<u8>, number: u64, least: usize) {
     out.extend((digits.len()..least).map(|_| b'0'));
     out.extend_from_slice(digits);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_is_plain_only_if_every_byte_is() {
+        for length in 0..50 {
+            let text = "a".repeat(length);
+            assert!(is_plain(&text), "{length}");
+            for at in 0..length {
+                for odd in ["\"", "\\", "\n", "\x7f", "\u{e9}"] {
+                    let other = [&text[..at], odd, &text[at + 1..]].concat();
+                    assert!(!is_plain(&other), "{at} of {length}");
+                }
+            }
+        }
+    }
+}

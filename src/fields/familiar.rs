@@ -396,4 +396,18 @@ mod tests {
         // The longest value that goes on to the caller, of `Authorization`.
         assert!(again.ready_for_caller(8).is_none() && again.ready_for_caller(9).is_some());
     }
+
+    #[test]
+    fn texts_are_the_same_only_if_every_byte_is() {
+        for length in 0..100 {
+            let known = vec![b'a'; length];
+            assert!(is_same(&known, &known), "{length}");
+            assert!(!is_same(&[&known[..], b"a"].concat(), &known), "{length}");
+            for at in 0..length {
+                let mut other = known.clone();
+                other[at] ^= 1 << (at % 8);
+                assert!(!is_same(&other, &known), "{at} of {length}");
+            }
+        }
+    }
 }
