@@ -30,7 +30,7 @@ const MAX_SETTINGS_BYTES: usize = 1024;
 /// So many frames, or parts of them, are handed over at once beside heads: others have their turn between them.
 const MAX_STEPS: usize = 32;
 /// Read at once.
-const READ: usize = 4 * 1024;
+const READ: usize = 2 * 1024;
 /// Steps in which the buffer grows, while it is small and later.
 const GROWTH: [usize; 2] = [256, 2 * 1024];
 /// What acknowledges the PING that hyper sends with its first GOAWAY: its next one names the last stream.
