@@ -261,7 +261,7 @@ async fn what_a_connection_asks_without_a_key_has_a_bound() {
     let frames = client.until(|_| false).await;
     let ends = |kind| frames.iter().filter(move |frame| frame.kind == kind);
     assert!(ends(RST_STREAM).count() >= 40, "{}", ends(RST_STREAM).count());
-    let last = ends(GOAWAY).last().expect("the client is told so");
+    let last = ends(GOAWAY).next_back().expect("the client is told so");
     assert_eq!(last.payload, [0, 0, 0, 99, 0, 0, 0, 0]);
     // All of them are taken: it ends all the same when there are no more.
     let mut client = Client::to(stage.address()).await;
@@ -271,7 +271,7 @@ async fn what_a_connection_asks_without_a_key_has_a_bound() {
     let frames = client.until(|_| false).await;
     let answered = frames.iter().filter(|frame| frame.kind == HEADERS).count();
     assert_eq!(answered, 80);
-    let last = frames.iter().filter(|frame| frame.kind == GOAWAY).last().expect("the client is told so");
+    let last = frames.iter().filter(|frame| frame.kind == GOAWAY).next_back().expect("the client is told so");
     assert_eq!(last.payload, [0, 0, 0, 159, 0, 0, 0, 0]);
     // One head of the largest size is no more than that.
     let mut client = Client::to(stage.address()).await;
