@@ -97,7 +97,7 @@ mod tests {
         let written = [&settings()[..], &window, &SETTINGS_ACK, &window, &SETTINGS_ACK].concat();
         for step in [1000, 13, 9] {
             let mut repeated = Repeated { settings: settings().len(), acks: 1, frame: 0 };
-            let (mut rest, mut sent) = (&written[..], Vec::new());
+            let (mut rest, mut sent) = (&written[..], Vec::<u8>::new());
             while !rest.is_empty() && !repeated.is_over() {
                 match repeated.split(rest).expect("whole frame headers") {
                     Part::Repeated(bytes) => rest = &rest[bytes..],

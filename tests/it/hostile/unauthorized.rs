@@ -271,7 +271,7 @@ async fn what_a_connection_asks_without_a_key_has_a_bound() {
     let frames = client.until(|_| false).await;
     let answered = frames.iter().filter(|frame| frame.kind == HEADERS).count();
     assert_eq!(answered, 80);
-    let last = frames.iter().filter(|frame| frame.kind == GOAWAY).next_back().expect("the client is told so");
+    let last = frames.iter().rfind(|frame| frame.kind == GOAWAY).expect("the client is told so");
     assert_eq!(last.payload, [0, 0, 0, 159, 0, 0, 0, 0]);
     // One head of the largest size is no more than that.
     let mut client = Client::to(stage.address()).await;
