@@ -361,7 +361,8 @@ impl Seat {
         true
     }
 
-    fn call(&self) {
+    /// Wakes the connection's task.
+    pub(super) fn call(&self) {
         if let Some(waker) = self.waker.get() {
             waker.wake_by_ref();
         }

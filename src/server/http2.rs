@@ -1,5 +1,6 @@
 //! HTTP/2 towards clients: hyper speaks it; here are our bounds, and the way from its types to ours and back.
 
+mod handshake;
 mod heads;
 mod link;
 mod staged;
@@ -48,6 +49,8 @@ const MAX_STREAMS: u32 = 256;
 const STREAM_WINDOW: u32 = 64 * 1024;
 /// See [`STREAM_WINDOW`].
 const CONNECTION_WINDOW: u32 = 256 * 1024;
+/// Largest frame that is taken: what every client may send.
+const MAX_FRAME_BYTES: u32 = 16 * 1024;
 /// Longest piece of an answer that is handed over at once: what a frame holds by default. The next one is asked for when
 /// this one is gone, and that is all that shows whether the client takes anything.
 const PIECE: usize = 16 * 1024;
@@ -75,7 +78,15 @@ pub(super) async fn serve(
             return;
         }
     }
-    let client = ClientStream::new(stream, first, link.clone(), timeouts);
+    let mut client = ClientStream::new(stream, first, link.clone(), timeouts);
+    let begins = tokio::select! {
+        begins = client.begin() => begins,
+        _ = stopping.wait_for(|stop| *stop) => Ok(()),
+        () = seat.asked() => Ok(()),
+    };
+    if begins.is_err() {
+        return;
+    }
     let service = service_fn(|request| {
         // Of what a client sends before it hears that this is the end, nothing goes to the upstream.
         let late = stop_seen.has_changed().unwrap_or(true) && !link.is_fresh() || link.is_revoked();
@@ -86,6 +97,7 @@ pub(super) async fn serve(
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(MAX_HEAD as u32)
+        .max_frame_size(MAX_FRAME_BYTES)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .keep_alive_interval(timeouts.idle)
@@ -101,6 +113,7 @@ pub(super) async fn serve(
         Some(outcome) => outcome,
         None => {
             connection.as_mut().graceful_shutdown();
+            link.set_ending();
             if seat.is_cut() {
                 // The client is told so if it listens; nothing waits for it.
                 let told = poll_fn(|cx| Poll::Ready(connection.as_mut().poll(cx).is_ready()));

@@ -33,9 +33,12 @@ const PING: Duration = Duration::from_secs(20);
 
 /// How much of an answer may come that nobody has taken yet.
 const STREAM_WINDOW: u32 = 256 * 1024;
-/// The same of all answers on a connection: so large that it never binds, or who takes slowly would stop all others.
-const CONNECTION_WINDOW: u32 = 1 << 30;
-/// Most requests at once on a connection, whatever the upstream would allow.
+/// The same of all answers on a connection: so large that it never binds, or who takes slowly would stop all others. h2 derives
+/// its bound on small DATA frames that wait from it: each takes 255 bytes less its own of half the window, and beyond that the
+/// connection ends.
+const CONNECTION_WINDOW: u32 = 32 * 1024 * 1024;
+/// Most requests at once on a connection, whatever the upstream would allow: with more, the windows of the streams would
+/// exceed that of the connection.
 const MOST_STREAMS: usize = (CONNECTION_WINDOW / STREAM_WINDOW) as usize;
 /// Stands for what the upstream allows until it has said so; nobody says this.
 const UNSAID: usize = usize::MAX - 1;

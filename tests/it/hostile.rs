@@ -10,6 +10,7 @@ mod heads;
 mod http2;
 mod pipelines;
 mod recorder;
+mod small_frames;
 mod table;
 mod targets;
 mod today;

@@ -13,7 +13,7 @@ use std::{
 use bytes::Bytes;
 use h2::{Reason, RecvStream, server::SendResponse};
 use http::{HeaderName, Method, Request, Response};
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tempfile::TempDir;
@@ -34,6 +34,8 @@ struct Peer {
     heard: Mutex<Vec<String>>,
     connections: AtomicUsize,
     sent: AtomicUsize,
+    /// Responses without an end of which no more is taken.
+    cut: AtomicUsize,
 }
 
 impl Peer {
@@ -102,7 +104,9 @@ impl Peer {
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 stream.send_reset(Reason::NO_ERROR);
             }
-            "/cgi-bin/media/get" => self.pour(respond).await,
+            "/cgi-bin/media/get" => self.pour(respond, PIECE).await,
+            "/cgi-bin/crumbs" => self.pour(respond, 1).await,
+            "/cgi-bin/events" => self.pour(respond, 20).await,
             "/cgi-bin/quotes" => {
                 let name = HeaderName::from_lowercase(b"x\"y").expect("the library takes it");
                 let head = Response::builder().header(name, "z").body(()).expect("a head");
@@ -117,17 +121,22 @@ impl Peer {
         }
     }
 
-    /// An answer without an end.
-    async fn pour(&self, mut respond: SendResponse<Bytes>) {
+    /// A response without an end, in frames of at most this length.
+    async fn pour(&self, mut respond: SendResponse<Bytes>, length: usize) {
         let Ok(mut stream) = respond.send_response(Response::new(()), false) else { return };
         loop {
-            stream.reserve_capacity(PIECE);
-            let Some(Ok(room)) = std::future::poll_fn(|cx| stream.poll_capacity(cx)).await else { return };
+            stream.reserve_capacity(length);
+            let Some(Ok(room)) = std::future::poll_fn(|cx| stream.poll_capacity(cx)).await else { break };
+            let room = room.min(length);
             if stream.send_data(vec![b'x'; room].into(), false).is_err() {
-                return;
+                break;
             }
-            self.sent.fetch_add(room, Ordering::Relaxed);
+            let sent = self.sent.fetch_add(room, Ordering::Relaxed);
+            if sent.is_multiple_of(64 * length) {
+                tokio::task::yield_now().await;
+            }
         }
+        self.cut.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -163,14 +172,14 @@ async fn calls_that_hang_leave_room_for_others() {
 }
 
 /// Many downloads of which nothing is taken, all on one connection.
-async fn take_nothing(proxy: SocketAddr, downloads: usize) -> http2::SendRequest<Full<Bytes>> {
+async fn take_nothing(proxy: SocketAddr, path: &str, downloads: usize) -> http2::SendRequest<Full<Bytes>> {
     let stream = TcpStream::connect(proxy).await.expect("a connection");
     let mut builder = http2::Builder::new(TokioExecutor::new());
     builder.initial_stream_window_size(1024);
     let (mut sender, connection) = builder.handshake(TokioIo::new(stream)).await.expect("a handshake");
     tokio::spawn(connection);
     for _ in 0..downloads {
-        let request = Request::get("http://proxy.test/hr/cgi-bin/media/get?media_id=1");
+        let request = Request::get(format!("http://proxy.test/hr{path}"));
         let response = sender.send_request(request.body(Full::default()).expect("a request"));
         let response = soon(response).await.expect("an answer");
         tokio::spawn(async move {
@@ -184,13 +193,40 @@ async fn take_nothing(proxy: SocketAddr, downloads: usize) -> http2::SendRequest
 #[tokio::test]
 async fn downloads_that_nobody_takes_stop_no_others() {
     let (stage, peer, _dir) = stage(1000).await;
-    let mut sender = take_nothing(stage.address(), 60).await;
+    let mut sender = take_nothing(stage.address(), "/cgi-bin/media/get?media_id=1", 60).await;
     // What waits for its taker is far more than what hyper lets wait on a connection by itself.
     wait_for("full windows", async || peer.sent.load(Ordering::Relaxed) > 12 << 20).await;
     let request = Request::get(format!("http://proxy.test/hr{USER_GET}")).body(Full::default());
     let response = soon(sender.send_request(request.expect("a request"))).await.expect("an answer");
     assert_eq!(response.status(), 200);
     stage.get(USER_GET).await.is_ok();
+}
+
+#[tokio::test]
+async fn frames_of_one_byte_that_nobody_takes_have_a_bound() {
+    let (stage, peer, _dir) = stage(1000).await;
+    let _kept = take_nothing(stage.address(), "/cgi-bin/crumbs", 1).await;
+    wait_for("an end", async || peer.cut.load(Ordering::Relaxed) == 1).await;
+    // Another connection serves on.
+    stage.get(USER_GET).await.is_ok();
+}
+
+#[tokio::test]
+async fn small_events_that_are_taken_have_no_bound() {
+    let (stage, peer, _dir) = stage(1000).await;
+    let stream = TcpStream::connect(stage.address()).await.expect("a connection");
+    let (mut sender, connection) =
+        http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("a handshake");
+    tokio::spawn(connection);
+    let request = Request::get("http://proxy.test/hr/cgi-bin/events").body(Full::<Bytes>::default());
+    let response = soon(sender.send_request(request.expect("a request"))).await.expect("a response");
+    let (mut body, mut taken) = (response.into_body(), 0);
+    // Twice what would be too much if it were not taken.
+    while taken < 2 * 70_000 * 20 {
+        let frame = soon(body.frame()).await.expect("no end").expect("no error");
+        taken += frame.data_ref().map_or(0, Bytes::len);
+    }
+    assert_eq!(peer.cut.load(Ordering::Relaxed), 0);
 }
 
 #[tokio::test]

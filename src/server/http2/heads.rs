@@ -5,7 +5,11 @@ use super::super::PREFACE;
 /// Bytes before a frame's payload.
 const FRAME_HEAD: usize = 9;
 const HEADERS: u8 = 1;
+const PRIORITY: u8 = 2;
+const SETTINGS: u8 = 4;
+const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
+const ACK: u8 = 1;
 const END_HEADERS: u8 = 4;
 
 /// Where in its client's frames a connection is.
@@ -22,11 +26,27 @@ pub(super) struct Heads {
     within: bool,
     /// Bytes of heads so far.
     bytes: usize,
+    /// The current frame is a SETTINGS frame that is to be acknowledged.
+    in_settings: bool,
+    /// SETTINGS frames so far that are to be acknowledged.
+    settings: usize,
+    /// A frame began that is of none of the kinds that a connection may begin with.
+    has_others: bool,
 }
 
 impl Default for Heads {
     fn default() -> Self {
-        Self { skip: PREFACE.len(), next: [0; FRAME_HEAD], have: 0, goes_on: false, within: false, bytes: 0 }
+        Self {
+            skip: PREFACE.len(),
+            next: [0; FRAME_HEAD],
+            have: 0,
+            goes_on: false,
+            within: false,
+            bytes: 0,
+            in_settings: false,
+            settings: 0,
+            has_others: false,
+        }
     }
 }
 
@@ -38,7 +58,7 @@ impl Heads {
             let skipped = self.skip.min(bytes.len());
             self.skip -= skipped;
             self.bytes += if self.within { skipped } else { 0 };
-            return (skipped, self.ends_head());
+            return (skipped, self.ends_frame());
         }
         let taken = (FRAME_HEAD - self.have).min(bytes.len());
         self.next[self.have..self.have + taken].copy_from_slice(&bytes[..taken]);
@@ -52,10 +72,17 @@ impl Heads {
         self.within = matches!(kind, HEADERS | CONTINUATION);
         self.goes_on = self.within && flags & END_HEADERS == 0;
         self.bytes += if self.within { FRAME_HEAD } else { 0 };
-        (taken, self.ends_head())
+        self.in_settings = kind == SETTINGS && flags & ACK == 0;
+        self.has_others |= !matches!(kind, HEADERS | CONTINUATION | SETTINGS | WINDOW_UPDATE | PRIORITY);
+        (taken, self.ends_frame())
     }
 
-    fn ends_head(&mut self) -> bool {
+    /// Whether a head ends here.
+    fn ends_frame(&mut self) -> bool {
+        if self.in_settings && self.skip == 0 {
+            self.in_settings = false;
+            self.settings += 1;
+        }
         let ends = self.within && self.skip == 0 && !self.goes_on;
         self.within &= !ends;
         ends
@@ -64,6 +91,16 @@ impl Heads {
     /// Whether a head has begun and not ended.
     pub(super) fn is_within(&self) -> bool {
         self.within
+    }
+
+    /// How many SETTINGS frames have come whole that are to be acknowledged.
+    pub(super) fn settings(&self) -> usize {
+        self.settings
+    }
+
+    /// Whether a frame began that is of none of the kinds that a connection may begin with.
+    pub(super) fn has_others(&self) -> bool {
+        self.has_others
     }
 
     /// How many of the bytes that were followed last belong to a frame whose kind is not known yet.
@@ -115,5 +152,7 @@ mod tests {
         assert!(!is_within_after(&mut whole, &frame(HEADERS, END_HEADERS, 2)[..5]));
         assert!(is_within_after(&mut whole, &frame(HEADERS, END_HEADERS, 2)[5..10]));
         assert!(!is_within_after(&mut whole, &[1]));
+        assert_eq!((whole.settings(), by_byte.settings()), (1, 1));
+        assert!(whole.has_others() && by_byte.has_others());
     }
 }

@@ -33,15 +33,28 @@ struct State {
     refusals: AtomicU32,
     /// Streams that were reset because there were too many.
     resets: AtomicU32,
+    /// Until when nothing is read because of the last of them, in milliseconds since `born`.
+    paused_until: AtomicU64,
     /// Refused requests have used up what a connection may send without a good credential.
     spent: AtomicBool,
+    /// hyper was told to end the connection.
+    ending: AtomicBool,
 }
 
 /// Most refused requests that wait for their client, as long as no request on the connection was authorized.
-const MAX_REFUSALS: u32 = 8;
+const MAX_REFUSALS: u32 = 6;
 
-/// Most streams that are reset because of that. hyper remembers each for a while.
-const MAX_RESETS: u32 = 6;
+/// After so many streams that are reset because of that, no more is read for [`RESET_INTERVAL`].
+const MAX_RESETS_AT_ONCE: u32 = 8;
+
+/// hyper forgets a stream that it has reset after a second.
+const RESET_INTERVAL: Duration = Duration::from_millis(1100);
+
+/// After so many the connection ends when its client has sent no more.
+const MAX_RESETS: u32 = 40;
+
+/// After so many it ends in any case: more than may be open at once, so that no burst is cut off.
+const MAX_RESETS_IN_A_BURST: u32 = 512;
 
 /// A refused request that waits for its client.
 #[derive(Debug)]
@@ -64,7 +77,9 @@ impl Link {
             stuck: AtomicBool::new(false),
             refusals: AtomicU32::new(0),
             resets: AtomicU32::new(0),
+            paused_until: AtomicU64::new(0),
             spent: AtomicBool::new(false),
+            ending: AtomicBool::new(false),
         }))
     }
 
@@ -87,11 +102,36 @@ impl Link {
         })
     }
 
+    /// Whether refused requests wait for the client.
+    pub(super) fn has_refused(&self) -> bool {
+        self.0.refusals.load(Ordering::Relaxed) > 0
+    }
+
+    /// Whether no more of them may.
+    pub(super) fn has_max_refused(&self) -> bool {
+        self.0.refusals.load(Ordering::Relaxed) >= MAX_REFUSALS
+    }
+
     /// A stream is reset because too many wait already.
     pub(super) fn reset_one(&self) {
-        if self.0.resets.fetch_add(1, Ordering::Relaxed) >= MAX_RESETS {
-            self.spend();
+        let resets = self.0.resets.fetch_add(1, Ordering::Relaxed) + 1;
+        if resets.is_multiple_of(MAX_RESETS_AT_ONCE) {
+            let until = (self.0.born.elapsed() + RESET_INTERVAL).as_millis();
+            self.0.paused_until.store(u64::try_from(until).unwrap_or(u64::MAX), Ordering::Relaxed);
         }
+    }
+
+    /// Whether so many streams were reset that the connection is to end; `quiet` says that the client has sent no more.
+    pub(super) fn has_reset_too_many(&self, quiet: bool) -> bool {
+        let most = if quiet { MAX_RESETS } else { MAX_RESETS_IN_A_BURST };
+        self.0.resets.load(Ordering::Relaxed) >= most
+    }
+
+    /// Until when nothing is read, so that hyper forgets the streams that it has reset; `None` where that has passed.
+    pub(super) fn paused_until(&self) -> Option<Instant> {
+        let until = self.0.paused_until.load(Ordering::Relaxed);
+        let until = (until > 0).then(|| self.0.born + Duration::from_millis(until))?;
+        (Instant::now() < until).then_some(until)
     }
 
     /// Nothing more is taken from the connection until a request that it has sent is authorized.
@@ -107,6 +147,16 @@ impl Link {
     /// Whether that is so.
     pub(super) fn is_spent(&self) -> bool {
         self.0.spent.load(Ordering::Relaxed) && !self.is_authorized()
+    }
+
+    /// hyper was told to end the connection.
+    pub(super) fn set_ending(&self) {
+        self.0.ending.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether hyper was told to end the connection.
+    pub(super) fn is_ending(&self) -> bool {
+        self.0.ending.load(Ordering::Relaxed)
     }
 
     /// Marks the connection as in use.
@@ -174,7 +224,11 @@ impl Link {
 
 impl Drop for Refused {
     fn drop(&mut self) {
-        self.0.0.refusals.fetch_sub(1, Ordering::Relaxed);
+        let state = &self.0.0;
+        if state.refusals.fetch_sub(1, Ordering::Relaxed) == 1 {
+            // A large head may wait for that.
+            state.seat.call();
+        }
     }
 }
 

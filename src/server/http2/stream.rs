@@ -1,16 +1,26 @@
 //! An HTTP/2 client's byte stream with the deadlines that hyper leaves to us.
 
 use std::{
+    future::poll_fn,
     io,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::BytesMut;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 
-use super::{super::Timeouts, link::Link, staged::Staged};
+use super::{
+    super::Timeouts,
+    handshake::{self, Part, Repeated},
+    link::Link,
+    staged::Staged,
+};
 use crate::{deadline::Deadline, io::Stream};
+
+/// Turns in which a response of a refused request is written where its client takes it.
+const TURNS: u32 = 16;
 
 /// A client's byte stream with its deadlines.
 pub(super) struct ClientStream {
@@ -19,19 +29,80 @@ pub(super) struct ClientStream {
     timeouts: Timeouts,
     /// What was read and is still to be handed to hyper.
     staged: Staged,
-    /// hyper is to answer what it has before it gets more.
-    pauses: bool,
+    /// How often hyper is to go on with what it has before it gets more.
+    turns: u32,
     reading: Deadline,
     /// A head has begun and not ended.
     head: Deadline,
     writing: Deadline,
+    /// Until hyper has forgotten the streams that it has reset.
+    pause: Deadline,
+    /// What hyper sends although the client has it.
+    repeated: Repeated,
+    /// The last thing that hyper gets of a connection that ends has been staged.
+    has_ended: bool,
 }
 
 impl ClientStream {
     pub(super) fn new(stream: Stream, first: BytesMut, link: Link, timeouts: Timeouts) -> Self {
-        let (reading, head, writing) = (Deadline::idle(), Deadline::idle(), Deadline::idle());
-        let staged = Staged::new(first);
-        Self { stream, link, timeouts, staged, pauses: false, reading, head, writing }
+        Self {
+            stream,
+            link,
+            timeouts,
+            staged: Staged::new(first),
+            turns: 0,
+            reading: Deadline::idle(),
+            head: Deadline::idle(),
+            writing: Deadline::idle(),
+            pause: Deadline::idle(),
+            repeated: Repeated::default(),
+            has_ended: false,
+        }
+    }
+
+    /// Waits for what hyper has to see: the first head, whole, or a frame that no connection begins with.
+    pub(super) async fn begin(&mut self) -> io::Result<()> {
+        loop {
+            self.staged.advance_to_first();
+            if self.staged.has_more_than_settings() || self.staged.settings() > handshake::MAX_ACKS {
+                return Ok(());
+            }
+            self.say_settings().await?;
+            if self.staged.is_first_too_large() {
+                let _ = self.stream.write_all(&handshake::GOAWAY).await;
+                return Err(io::ErrorKind::InvalidData.into());
+            }
+            self.notice(self.staged.is_within_head());
+            let filled = poll_fn(|cx| match self.staged.poll_fill(&mut self.stream, cx) {
+                Poll::Pending => self.poll_late(cx),
+                filled => filled,
+            });
+            if filled.await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+    }
+
+    /// Says what hyper would say so far.
+    async fn say_settings(&mut self) -> io::Result<()> {
+        let mut said = Vec::new();
+        if self.repeated.settings == 0 {
+            said = handshake::settings();
+            self.repeated.settings = said.len();
+        }
+        while self.repeated.acks < self.staged.settings().min(handshake::MAX_ACKS) {
+            self.repeated.acks += 1;
+            said.extend(handshake::SETTINGS_ACK);
+        }
+        self.stream.write_all(&said).await
+    }
+
+    /// Fails when nothing has come for too long.
+    fn poll_late<T>(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
+        if self.head.poll_passed(cx).is_pending() {
+            ready!(self.poll_idle(cx));
+        }
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 
     /// Takes notice of what was read.
@@ -45,33 +116,72 @@ impl ClientStream {
     /// Hands over what has been read, as long as no request was authorized: one head at a time, whole, and nothing while
     /// the client does not take what is written. What hyper makes of it is then gone before there is more.
     fn poll_staged(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if std::mem::take(&mut self.pauses) {
+        if self.turns == TURNS || self.turns > 0 && self.link.has_max_refused() {
+            self.turns -= 1;
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
         if self.link.is_spent() {
-            self.staged.clear();
-            return Poll::Pending;
+            return self.poll_end(buf);
         }
         if self.link.is_stuck() {
             return Poll::Pending;
+        }
+        if let Some(until) = self.link.paused_until() {
+            self.pause.set_after(until, Duration::ZERO);
+            ready!(self.pause.poll_passed(cx));
         }
         loop {
             let is_ready = self.staged.advance();
             self.notice(self.staged.is_within_head());
             if is_ready {
                 self.staged.hand_over(buf);
-                self.pauses = true;
-                if self.staged.has_spent_its_heads() {
-                    self.link.spend();
-                    cx.waker().wake_by_ref();
-                }
+                self.turns = TURNS;
+                self.end_if_spent(false, cx);
                 return Poll::Ready(Ok(()));
             }
-            if ready!(self.staged.poll_fill(&mut self.stream, cx))? == 0 {
-                return Poll::Ready(Ok(()));
+            if self.staged.is_large() && self.link.has_refused() {
+                return Poll::Pending;
+            }
+            if self.staged.is_too_large() {
+                self.end(cx);
+                return Poll::Pending;
+            }
+            match self.staged.poll_fill(&mut self.stream, cx)? {
+                Poll::Ready(0) => return Poll::Ready(Ok(())),
+                Poll::Ready(_) => {}
+                Poll::Pending => {
+                    self.end_if_spent(true, cx);
+                    return Poll::Pending;
+                }
             }
         }
+    }
+
+    /// Ends the connection where it has had enough refused requests; `quiet` says that the client has sent no more.
+    fn end_if_spent(&mut self, quiet: bool, cx: &Context<'_>) {
+        if self.staged.has_spent_its_heads(quiet) || self.link.has_reset_too_many(quiet) {
+            self.end(cx);
+        }
+    }
+
+    fn end(&mut self, cx: &Context<'_>) {
+        self.link.spend();
+        cx.waker().wake_by_ref();
+    }
+
+    /// Hands over nothing more but what has hyper name the last stream that it got.
+    fn poll_end(&mut self, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if !self.link.is_ending() {
+            self.staged.clear();
+        } else if !std::mem::replace(&mut self.has_ended, true) {
+            self.staged.end_with_pong();
+        }
+        if self.staged.is_empty() {
+            return Poll::Pending;
+        }
+        self.staged.hand_over(buf);
+        Poll::Ready(Ok(()))
     }
 
     /// Reads what is there, or has been read before.
@@ -119,14 +229,26 @@ impl AsyncRead for ClientStream {
         if let Poll::Ready(read) = this.poll_read_now(cx, buf) {
             return Poll::Ready(read);
         }
-        if this.head.poll_passed(cx).is_pending() {
-            ready!(this.poll_idle(cx));
-        }
-        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+        this.poll_late(cx)
     }
 }
 
 impl ClientStream {
+    /// Writes what the client does not have yet.
+    fn poll_write_new(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if buf.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        match self.repeated.split(buf)? {
+            Part::Repeated(bytes) => Poll::Ready(Ok(bytes)),
+            Part::New(bytes) => {
+                let written = ready!(Pin::new(&mut self.stream).poll_write(cx, &buf[..bytes]))?;
+                self.repeated.wrote(written);
+                Poll::Ready(Ok(written))
+            }
+        }
+    }
+
     /// Turns a write that stays pending for too long into an error.
     fn bounded<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if written.is_ready() {
@@ -147,7 +269,10 @@ impl ClientStream {
 
 impl AsyncWrite for ClientStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        let written = match self.repeated.is_over() {
+            true => Pin::new(&mut self.stream).poll_write(cx, buf),
+            false => self.poll_write_new(cx, buf),
+        };
         self.bounded(cx, written)
     }
 
@@ -156,6 +281,10 @@ impl AsyncWrite for ClientStream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if !self.repeated.is_over() {
+            let first = bufs.iter().find(|buf| !buf.is_empty());
+            return self.poll_write(cx, first.map_or(&[], |first| first));
+        }
         let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
         self.bounded(cx, written)
     }

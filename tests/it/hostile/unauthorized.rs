@@ -11,8 +11,8 @@ use tokio::{
 use wecom_proxy::simulator::{Settings, Simulator};
 
 use super::frames::{
-    CONTINUATION, Client, DATA, END_HEADERS, END_STREAM, Frame, GOAWAY, HEADERS, PING, PREFACE, RST_STREAM,
-    SETTINGS, field, frame, setting, string,
+    ACK, CONTINUATION, Client, DATA, END_HEADERS, END_STREAM, Frame, GOAWAY, HEADERS, PING, PREFACE,
+    RST_STREAM, SETTINGS, WINDOW_UPDATE, field, frame, setting, string,
 };
 use crate::{
     process::Process,
@@ -22,7 +22,7 @@ use crate::{
 
 const KIB: u64 = 1024;
 /// What a connection without a key may hold. Futures take several times their room where nothing is optimized.
-const MOST: u64 = if cfg!(debug_assertions) { 192 * KIB } else { 64 * KIB };
+const MOST: u64 = if cfg!(debug_assertions) { 128 * KIB } else { 64 * KIB };
 /// The code of RST_STREAM with which a stream is refused.
 const REFUSED_STREAM: [u8; 4] = [0, 0, 0, 7];
 /// How soon a caller with a key is to be answered. It takes a few milliseconds; the machine may be busy, and what is not
@@ -103,6 +103,10 @@ async fn refused_streams_that_are_not_taken_hold_little() {
             (0..250).flat_map(|nth| frame(HEADERS, END_HEADERS, 2 * nth + 1, head("POST", &[]))).collect(),
         ),
         ("a long target", frame(HEADERS, END_HEADERS | END_STREAM, 1, long_target(10_000))),
+        ("most of a large head", half_head(1, 53_000)),
+        ("refused streams and half a large head", [gets(1, 8, &[]), half_head(17, 53_000)].concat()),
+        ("resets and half a large head", [gets(1, 40, &[]), half_head(81, 53_000)].concat()),
+        ("half a large head that hyper sees", [frame(PING, 0, 0, [1; 8]), half_head(1, 53_000)].concat()),
     ] {
         let (_wecom, _dir, proxy, address) = program("").await;
         keyed(address).await;
@@ -118,6 +122,25 @@ async fn refused_streams_that_are_not_taken_hold_little() {
         eprintln!("{what}: {} bytes sent hold {} KiB", bytes.len(), held / KIB);
         assert!(held < MOST, "{what}: {} bytes sent hold {} KiB", bytes.len(), held / KIB);
     }
+}
+
+/// The frames of a GET with a head of any size.
+fn frames_of(stream: u32, block: &[u8]) -> Vec<u8> {
+    let (first, rest) = block.split_at(16_000);
+    let mut bytes = frame(HEADERS, END_STREAM, stream, first);
+    for piece in rest.chunks(16_000) {
+        bytes.extend(frame(CONTINUATION, if piece.len() < 16_000 { END_HEADERS } else { 0 }, stream, piece));
+    }
+    bytes
+}
+
+/// The frames of so many bytes of a GET's head, without its end.
+fn half_head(stream: u32, bytes: usize) -> Vec<u8> {
+    let mut block = head("GET", &[("x-large", &"y".repeat(bytes))]);
+    block.truncate(bytes);
+    let (first, rest) = block.split_at(16_000.min(bytes));
+    let rest = rest.chunks(16_000).flat_map(|piece| frame(CONTINUATION, 0, stream, piece));
+    frame(HEADERS, END_STREAM, stream, first).into_iter().chain(rest).collect()
 }
 
 /// A head with a target of this length.
@@ -161,7 +184,7 @@ async fn refused_streams_beyond_a_few_are_reset_and_not_by_settings() {
     let resets = frames.iter().filter(|frame| frame.kind == RST_STREAM);
     assert!(resets.clone().all(|frame| frame.payload == REFUSED_STREAM));
     let answered = frames.iter().filter(|frame| frame.kind == HEADERS).count();
-    assert_eq!((answered, resets.count()), (8, 4));
+    assert_eq!((answered, resets.count()), (6, 6));
     let settings = frames.iter().filter(|frame| frame.kind == SETTINGS && frame.flags == 0);
     let most = settings.flat_map(|frame| frame.payload.chunks(6)).find(|one| one[..2] == [0, 3]);
     assert_eq!(most.map(|one| &one[2..]), Some(&[0, 0, 1, 0][..]), "256 are allowed");
@@ -205,30 +228,55 @@ async fn a_refused_stream_that_is_not_taken_is_reset_soon() {
 }
 
 #[tokio::test]
+async fn requests_with_a_key_behind_many_without_are_served() {
+    let stage = Stage::with(KEYED).await;
+    let mut client = Client::to(stage.address()).await;
+    let with_key = gets(201, 3, &[("x-api-key", &key("billing"))]);
+    client.say([hello(), gets(1, 30, &[]), with_key].concat()).await;
+    let mut served = 0;
+    let last = |frame: &Frame| {
+        served += u32::from(frame.stream >= 201 && frame.kind == HEADERS && frame.payload[0] == 0x88);
+        served == 3
+    };
+    let frames = client.until(last).await;
+    assert_eq!(served, 3);
+    assert!(!frames.iter().any(|frame| frame.kind == GOAWAY));
+    let resets: Vec<_> = frames.iter().filter(|frame| frame.kind == RST_STREAM).collect();
+    assert!(resets.iter().all(|frame| frame.stream < 201), "{resets:?}");
+    let refused = resets.iter().filter(|frame| frame.payload == REFUSED_STREAM).count();
+    assert_eq!(refused, 24, "all but those whose response waits for the client");
+}
+
+#[tokio::test]
 async fn what_a_connection_asks_without_a_key_has_a_bound() {
     let stage = Stage::with(KEYED).await;
-    // None of them is taken: after a few that are reset the connection ends.
+    // All of them are taken: none is reset.
     let mut client = Client::to(stage.address()).await;
-    client.say([hello(), gets(1, 250, &[])].concat()).await;
+    client.say([PREFACE, &frame(SETTINGS, 0, 0, ""), &gets(1, 60, &[])].concat()).await;
+    let frames = client.until(|frame| frame.stream == 119 && frame.flags & END_STREAM > 0).await;
+    assert_eq!(frames.iter().filter(|frame| frame.kind == HEADERS).count(), 60);
+    // None of them is taken: after many that are reset the connection ends, and names the last stream that it saw.
+    let mut client = Client::to(stage.address()).await;
+    client.say([hello(), gets(1, 50, &[])].concat()).await;
     let frames = client.until(|_| false).await;
-    let count = |kind| frames.iter().filter(|frame| frame.kind == kind).count();
-    assert_eq!(count(HEADERS), 8);
-    assert!((1..30).contains(&count(RST_STREAM)) && count(GOAWAY) > 0, "{} were reset", count(RST_STREAM));
-    // All of them are taken: it ends all the same.
+    let ends = |kind| frames.iter().filter(move |frame| frame.kind == kind);
+    assert!(ends(RST_STREAM).count() >= 40, "{}", ends(RST_STREAM).count());
+    let last = ends(GOAWAY).next_back().expect("the client is told so");
+    assert_eq!(last.payload, [0, 0, 0, 99, 0, 0, 0, 0]);
+    // All of them are taken: it ends all the same when there are no more.
     let mut client = Client::to(stage.address()).await;
-    client.say([PREFACE, &frame(SETTINGS, 0, 0, ""), &gets(1, 1000, &[])].concat()).await;
+    client
+        .say([PREFACE, &frame(SETTINGS, 0, 0, ""), &gets(1, 80, &[("x-a", &"y".repeat(400))])].concat())
+        .await;
     let frames = client.until(|_| false).await;
     let answered = frames.iter().filter(|frame| frame.kind == HEADERS).count();
-    assert!((8..500).contains(&answered), "{answered} were answered");
-    assert!(frames.iter().any(|frame| frame.kind == GOAWAY), "the client is told so");
+    assert_eq!(answered, 80);
+    let last = frames.iter().rfind(|frame| frame.kind == GOAWAY).expect("the client is told so");
+    assert_eq!(last.payload, [0, 0, 0, 159, 0, 0, 0, 0]);
     // One head of the largest size is no more than that.
     let mut client = Client::to(stage.address()).await;
     let block = head("GET", &[("x-api-key", &key("billing")), ("x-large", &"y".repeat(50_000))]);
-    let (first, rest) = block.split_at(16_000);
-    let mut bytes = [PREFACE, &frame(SETTINGS, 0, 0, ""), &frame(HEADERS, END_STREAM, 1, first)].concat();
-    for piece in rest.chunks(16_000) {
-        bytes.extend(frame(CONTINUATION, if piece.len() < 16_000 { END_HEADERS } else { 0 }, 1, piece));
-    }
+    let bytes = [PREFACE, &frame(SETTINGS, 0, 0, ""), &frames_of(1, &block)].concat();
     client.say([bytes, gets(3, 1, &[("x-api-key", &key("billing"))])].concat()).await;
     let mut served = 0;
     client
@@ -238,6 +286,41 @@ async fn what_a_connection_asks_without_a_key_has_a_bound() {
         })
         .await;
     assert_eq!(served, 2);
+}
+
+/// The frames of a connection's settings: those of SETTINGS, those that acknowledge.
+fn settings_of(frames: &[Frame]) -> (usize, usize) {
+    let settings = frames.iter().filter(|frame| frame.kind == SETTINGS);
+    let acks = settings.clone().filter(|frame| frame.flags & ACK > 0).count();
+    (settings.count() - acks, acks)
+}
+
+#[tokio::test]
+async fn settings_come_at_once_and_only_once() {
+    let stage = Stage::with(KEYED).await;
+    let mut client = Client::to(stage.address()).await;
+    client.say([PREFACE, &frame(SETTINGS, 0, 0, "")].concat()).await;
+    let before = client.until(|frame| frame.kind == SETTINGS && frame.flags & ACK > 0).await;
+    assert_eq!((before.len(), settings_of(&before)), (2, (1, 1)));
+    // A head that begins late may be large all the same.
+    client.say(frame(SETTINGS, ACK, 0, "")).await;
+    let block = head("GET", &[("x-api-key", &key("billing")), ("x-large", &"y".repeat(50_000))]);
+    client.say(frames_of(1, &block)).await;
+    let last = |frame: &Frame| frame.stream == 1 && frame.flags & END_STREAM > 0;
+    let after = client.until(last).await;
+    assert!(after.iter().any(|frame| frame.kind == HEADERS && frame.payload[0] == 0x88), "{after:?}");
+    assert_eq!(settings_of(&after), (0, 0), "{after:?}");
+    assert!(after.iter().any(|frame| frame.kind == WINDOW_UPDATE && frame.stream == 0));
+}
+
+#[tokio::test]
+async fn a_first_head_that_is_too_large_ends_the_connection() {
+    let stage = Stage::with(KEYED).await;
+    let mut client = Client::to(stage.address()).await;
+    client.say([PREFACE, &frame(SETTINGS, 0, 0, ""), &half_head(1, 64_000)].concat()).await;
+    let frames = client.until(|_| false).await;
+    let away = frames.iter().find(|frame| frame.kind == GOAWAY).expect("the client is told so");
+    assert_eq!(away.payload, [0, 0, 0, 0, 0, 0, 0, 11]);
 }
 
 /// What callers without a key may leave a connection with.
