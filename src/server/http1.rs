@@ -224,6 +224,7 @@ impl Conversation {
         let Some(head) = self.head.take() else { return false };
         let (request, body, streams, manner) = self.begin(head);
         self.waiting.clear();
+        let may_probe = request.version == Version::HTTP_11;
         let answered = {
             let mut handling = pin!(self.proxy.handle(&request, body, &mut self.waiting));
             let answered = poll_fn(|cx| {
@@ -236,7 +237,7 @@ impl Conversation {
                     // Nobody is there to take the answer: what is under way for it ends here.
                     Poll::Pending => {
                         let mut wire = self.wire.inner();
-                        let left = wire.poll_left(cx, request.waits.get()).map(|()| None);
+                        let left = wire.poll_left(cx, may_probe, request.waits.get()).map(|()| None);
                         if left.is_pending() && request.waits.get() {
                             wire.release_unused();
                         }
@@ -273,7 +274,6 @@ impl Conversation {
     /// head goes with it: it would take room as long as the request waits.
     fn begin(&mut self, head: Head) -> (Request, Body, bool, Manner) {
         self.may_be_http2 = false;
-        self.wire.inner().begin_request(head.version);
         // What a kept connection brings now could have come on another one.
         let late = !std::mem::take(&mut self.fresh) && self.server.is_stopping() || self.seat.is_revoked();
         let persistent = head.is_persistent() && head.framing.is_ok();
@@ -315,6 +315,7 @@ impl Conversation {
             _ => None,
         };
         wire.framing = framing;
+        wire.body_unread = true;
         wire.continue_due = head.expects_continue() && wire.inbound.is_empty();
         drop(wire);
         (Body::Streamed(Box::new(self.wire.body(declared))), true)
@@ -344,7 +345,6 @@ impl Conversation {
 
     /// Writes an answer. `streams`: the request's body did not come with its head.
     async fn deliver(&mut self, reply: Reply, manner: Manner, streams: bool) -> Outcome {
-        self.wire.inner().begin_response();
         // Of a body that nobody will read, what is here is thrown away. Where more is still to come, or somebody reads on
         // while the answer goes out, as over HTTP/2 towards the upstream, the connection ends with this answer, and the
         // client is told so.

@@ -50,9 +50,7 @@ pub(super) struct Inner {
     /// Who wants to know when the client leaves, and cannot look while another task reads the body.
     watcher: Option<Waker>,
     /// Nobody has read any of the body yet.
-    body_unread: bool,
-    /// The client speaks HTTP/1.1, and nothing of the response has been sent: an interim response may be.
-    may_probe: bool,
+    pub(super) body_unread: bool,
     /// The client has sent its last byte, and a write was to show whether it still reads.
     half_closed: bool,
     close_watch: Option<CloseWatch>,
@@ -73,7 +71,6 @@ impl Wire {
             caller: Caller::default(),
             watcher: None,
             body_unread: false,
-            may_probe: false,
             half_closed: false,
             close_watch: None,
             reader: None,
@@ -145,17 +142,6 @@ impl Inner {
         }
     }
 
-    /// Begins a request of this version.
-    pub(super) fn begin_request(&mut self, version: Version) {
-        self.body_unread = true;
-        self.may_probe = version == Version::HTTP_11;
-    }
-
-    /// Notes that the response's head is sent next.
-    pub(super) fn begin_response(&mut self) {
-        self.may_probe = false;
-    }
-
     /// Ready when the client has gone away. What it sends ahead is kept for later, within bounds. While a body is on its
     /// way, its reader notices; while the request `waits` for something before that, the end is watched for behind the
     /// unread bytes.
@@ -163,11 +149,11 @@ impl Inner {
     /// After FIN a client may have closed the connection, or have shut down its sending side alone and wait for the
     /// response (RFC 9112 section 9.6). Only a write tells them apart: a closed socket answers it with RST. So an interim
     /// response is sent, which every HTTP/1.1 client must take (RFC 9110 section 15.2), and the request goes on until RST
-    /// comes. Where none may be sent, FIN counts as closed, as it does in nginx.
-    pub(super) fn poll_left(&mut self, cx: &mut Context<'_>, waits: bool) -> Poll<()> {
+    /// comes. To HTTP/1.0 and behind the head of a response none `may_probe`; there FIN counts as closed, as in nginx.
+    pub(super) fn poll_left(&mut self, cx: &mut Context<'_>, may_probe: bool, waits: bool) -> Poll<()> {
         while !self.half_closed && self.framing == Framing::Done && self.inbound.len() < MOST_AHEAD {
             match self.poll_fill(cx) {
-                Poll::Ready(Ok(0)) if self.probe(cx) => {}
+                Poll::Ready(Ok(0)) if may_probe && self.probe(cx) => {}
                 Poll::Ready(Ok(read)) if read > 0 => {}
                 Poll::Ready(_) => return Poll::Ready(()),
                 Poll::Pending => break,
@@ -177,7 +163,7 @@ impl Inner {
             Framing::Done => self.inbound.len() >= MOST_AHEAD,
             _ => self.body_unread,
         };
-        if (self.half_closed || (waits && is_unread)) && self.poll_closed(cx).is_ready() {
+        if (self.half_closed || (waits && is_unread)) && self.poll_closed(cx, may_probe).is_ready() {
             return Poll::Ready(());
         }
         if self.framing != Framing::Done {
@@ -187,7 +173,7 @@ impl Inner {
     }
 
     /// Ready when the socket says that the client has gone, whatever is unread.
-    fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_closed(&mut self, cx: &mut Context<'_>, may_probe: bool) -> Poll<()> {
         if self.close_watch.is_none() {
             // Without a descriptor for it, the body's reader notices.
             self.close_watch = CloseWatch::new(&self.stream).ok();
@@ -195,7 +181,7 @@ impl Inner {
         let Some(watch) = &self.close_watch else { return Poll::Pending };
         if !self.half_closed {
             ready!(watch.poll_read_closed(cx));
-            if !self.probe(cx) {
+            if !may_probe || !self.probe(cx) {
                 return Poll::Ready(());
             }
         }
@@ -204,7 +190,7 @@ impl Inner {
 
     /// Writes to a client that has sent FIN; false where the client counts as gone.
     fn probe(&mut self, cx: &mut Context<'_>) -> bool {
-        self.half_closed = self.may_probe && self.send_continue(cx);
+        self.half_closed = self.send_continue(cx);
         self.half_closed
     }
 
