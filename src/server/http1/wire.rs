@@ -9,7 +9,6 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use http::Version;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::{
