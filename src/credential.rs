@@ -15,8 +15,8 @@ static PASS_START: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("wp1
 const MIN_PASS_DIGITS: usize = 32;
 /// Shortest key that is looked for elsewhere in its request. A shorter one may be a userid, a number or a word of a path.
 pub const MIN_KEY_BYTES: usize = 12;
-/// Most times that percent-encoding is resolved.
-const MAX_DECODINGS: usize = 4;
+/// Most times that percent-encoding is resolved. A text that is encoded more often is taken for what is looked for.
+const MAX_DECODINGS: usize = 8;
 
 /// Whether a text begins as a pass does, good or bad.
 pub fn is_marked(text: &str) -> bool {
@@ -62,7 +62,7 @@ fn any_decoding(text: &[u8], found: impl Fn(&[u8]) -> bool) -> bool {
             return true;
         }
     }
-    false
+    matches!(Cow::from(percent_decode(&text)), Cow::Owned(_))
 }
 
 #[cfg(test)]
@@ -89,6 +89,8 @@ mod tests {
             encoded.clone(),
             encoded.replace('%', "%25"),
             encoded.replace('%', "%252525"),
+            encoded.replace('%', "%25252525"),
+            encoded.replace('%', &format!("%{}", "25".repeat(40))),
             format!("wp1-AAAA {PASS}"),
             PASS[..36].to_owned(),
         ] {

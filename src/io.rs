@@ -2,7 +2,8 @@
 
 use std::{
     future::Future,
-    io,
+    io, net,
+    os::{fd::AsFd, unix},
     pin::{Pin, pin},
     task::{Context, Poll, ready},
 };
@@ -89,6 +90,66 @@ impl Stream {
             Self::ServerTls(tls) => tls.get_ref().0.tcp(),
             Self::ClientTls(tls) => tls.get_ref().0.tcp(),
         }
+    }
+}
+
+/// Ready when one side of a socket is closed. Any other readiness is cleared, so that the next event wakes the task.
+macro_rules! poll_closed {
+    ($socket:expr, $cx:expr, $poll_ready:ident, $interest:expr, $is_closed:ident) => {
+        loop {
+            let ready = match $socket {
+                Stream::Tcp(tcp) => {
+                    let _ = ready!(tcp.$poll_ready($cx));
+                    let ready = pin!(tcp.ready($interest)).poll($cx);
+                    let _ = tcp.try_io($interest, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
+                    ready
+                }
+                Stream::Unix(unix) => {
+                    let _ = ready!(unix.$poll_ready($cx));
+                    let ready = pin!(unix.ready($interest)).poll($cx);
+                    let _ = unix.try_io($interest, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
+                    ready
+                }
+                Stream::ServerTls(_) | Stream::ClientTls(_) => return Poll::Pending,
+            };
+            // An error is that of a runtime which ends.
+            if matches!(&ready, Poll::Ready(Err(_))) || matches!(&ready, Poll::Ready(Ok(ready)) if ready.$is_closed()) {
+                return Poll::Ready(());
+            }
+        }
+    };
+}
+
+/// Tells the end of a connection behind bytes that nobody has read. It has a descriptor of its own, so that the readiness of
+/// the stream's own stays as whoever reads it left it.
+#[derive(Debug)]
+pub struct CloseWatch(Stream);
+
+impl CloseWatch {
+    /// Watches the socket of this stream.
+    pub fn new(stream: &Stream) -> io::Result<Self> {
+        match stream {
+            Stream::Tcp(tcp) => {
+                let tcp = net::TcpStream::from(tcp.as_fd().try_clone_to_owned()?);
+                TcpStream::from_std(tcp).map(|tcp| Self(Stream::Tcp(tcp)))
+            }
+            Stream::Unix(unix) => {
+                let unix = unix::net::UnixStream::from(unix.as_fd().try_clone_to_owned()?);
+                UnixStream::from_std(unix).map(|unix| Self(Stream::Unix(unix)))
+            }
+            Stream::ServerTls(tls) => Self::new(tls.get_ref().0),
+            Stream::ClientTls(tls) => Self::new(tls.get_ref().0),
+        }
+    }
+
+    /// Ready when FIN or RST has come.
+    pub fn poll_read_closed(&self, cx: &mut Context<'_>) -> Poll<()> {
+        poll_closed!(&self.0, cx, poll_read_ready, Interest::READABLE, is_read_closed)
+    }
+
+    /// Ready when RST has come.
+    pub fn poll_write_closed(&self, cx: &mut Context<'_>) -> Poll<()> {
+        poll_closed!(&self.0, cx, poll_write_ready, Interest::WRITABLE, is_write_closed)
     }
 }
 
@@ -391,6 +452,33 @@ mod tests {
                     Some(kind) => assert_eq!((kind, reset), (io::ErrorKind::ConnectionReset, true)),
                 }
             }
+        }
+    }
+
+    #[tokio::test]
+    async fn close_watch_tells_fin_and_rst_behind_unread_bytes() {
+        for (unread, reset) in [(0, false), (30_000, false), (0, true), (30_000, true)] {
+            let (mut side, mut theirs) = Side::pair().await;
+            let watch = CloseWatch::new(&side.stream).expect("a descriptor");
+            theirs.write_all(&vec![b'x'; unread]).await.expect("it is taken");
+            let pending = |poll: Poll<()>| Poll::Ready(poll.is_pending());
+            assert!(poll_fn(|cx| pending(watch.poll_read_closed(cx))).await, "it is open");
+            if reset {
+                theirs.set_zero_linger().expect("a socket");
+            }
+            drop(theirs);
+            let soon = |end| timeout_at(Instant::now() + Duration::from_secs(10), end);
+            soon(poll_fn(|cx| watch.poll_read_closed(cx))).await.expect("FIN or RST");
+            if !reset {
+                assert!(poll_fn(|cx| pending(watch.poll_write_closed(cx))).await, "it may be half-closed");
+                side.stream.write_all(b"anyone?").await.expect("it is taken");
+            }
+            // One that begins late tells the same.
+            let late = CloseWatch::new(&side.stream).expect("a descriptor");
+            let closed = async { poll_fn(|cx| late.poll_write_closed(cx)).await };
+            timeout_at(Instant::now() + Duration::from_secs(10), closed).await.expect("RST");
+            let closed = async { poll_fn(|cx| watch.poll_write_closed(cx)).await };
+            timeout_at(Instant::now() + Duration::from_secs(10), closed).await.expect("RST");
         }
     }
 

@@ -54,12 +54,12 @@ pub use self::{
 };
 use crate::{
     deadline::Deadline,
-    directory::{Agent, Directory},
+    directory::{Agent, Client, Directory},
     fields::{Fields, Known},
     limits::{places::Places, waiting::WaitLimit},
     tokens::{PathKey, Token},
     traces::Doing,
-    upload::{Body, Bounds, Full, Shelf, Upload, UploadError},
+    upload::{Body, Bounds, Full, Owner, Shelf, Upload, UploadError},
     upstream::{BodyLength, Failure, Flaw, Outgoing, Upstream},
 };
 
@@ -156,7 +156,7 @@ impl Proxy {
             Some(look) => look.tap(body),
             None => body,
         };
-        let (mut upload, length) = self.receive(request, body, agent.is_some())?;
+        let (mut upload, length) = self.receive(request, body, agent.is_some(), record.client.as_deref())?;
         let forward = Forward {
             method: &request.method,
             fields: &request.fields,
@@ -265,12 +265,15 @@ impl Proxy {
         request: &Request,
         body: Body,
         keep: bool,
+        client: Option<&Client>,
     ) -> Result<(Option<Upload>, BodyLength), Refusal> {
         let declared = body.declared();
         if declared.is_some_and(|declared| declared > self.rules.bounds.bytes) {
             return Err(too_large(self.rules.bounds.bytes));
         }
-        let shelf = keep.then_some(&self.rules.shelf);
+        let keeps = keep && matches!(body, Body::Streamed(_));
+        let owner = || client.map(|client| Owner::of(&client.name)).unwrap_or_default();
+        let shelf = keeps.then(|| (&self.rules.shelf, owner()));
         let upload = Upload::new(body, self.rules.bounds, shelf).map_err(|Full| replay_full())?;
         let wants = || matches!(request.method, Method::POST | Method::PUT | Method::PATCH);
         let length = match declared {

@@ -21,7 +21,10 @@ use std::{
 use bytes::{Bytes, BytesMut};
 
 use self::keep::{Kept, Place};
-pub use self::{budget::Shelf, keep::Full};
+pub use self::{
+    budget::{Owner, Shelf},
+    keep::Full,
+};
 use crate::{
     deadline::Deadline,
     framing::{MIN_SLICE_BYTES, detached},
@@ -138,15 +141,19 @@ struct State {
 
 impl Upload {
     /// Takes a body to read it; `None` where there is none. With a shelf its pieces are kept for another attempt, and it
-    /// is [`Full`] where that has no room for the length that its head says.
-    pub fn new(body: Body, bounds: Bounds, shelf: Option<&Arc<Shelf>>) -> Result<Option<Self>, Full> {
+    /// is [`Full`] where that has no room now for the length that its head says.
+    pub fn new(
+        body: Body,
+        bounds: Bounds,
+        shelf: Option<(&Arc<Shelf>, Owner)>,
+    ) -> Result<Option<Self>, Full> {
         let source = match body {
             Body::None => return Ok(None),
             Body::Whole(whole) => return Ok(Some(Self(Kind::Whole(whole)))),
             Body::Streamed(source) => source,
         };
         let declared = source.declared();
-        let kept = shelf.map(|shelf| Kept::new(shelf, declared)).transpose()?;
+        let kept = shelf.map(|(shelf, owner)| Kept::new(shelf, owner, declared)).transpose()?;
         Ok(Some(Self(Kind::Streamed(Rc::new(RefCell::new(State {
             declared,
             source: Some(source),

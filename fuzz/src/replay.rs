@@ -5,7 +5,7 @@ use std::{future::poll_fn, sync::Arc, time::Duration};
 use bytes::Bytes;
 use wecom_proxy::{
     fuzz::{held, on_runtime, written},
-    upload::{Body, Bounds, Cut, Reader, Shelf, Source, Upload, UploadError},
+    upload::{Body, Bounds, Cut, Owner, Reader, Shelf, Source, Upload, UploadError},
 };
 
 /// Bodies at once.
@@ -75,7 +75,7 @@ impl Kept {
         let source = Sent { whole: whole.clone(), lengths, at: 0, announced };
         let bounds = Bounds { bytes: MAX_BODY as u64, silence: Duration::from_secs(1) };
         let before = (shelf.in_memory(), shelf.in_files());
-        match Upload::new(Body::Streamed(Box::new(source)), bounds, Some(shelf)) {
+        match Upload::new(Body::Streamed(Box::new(source)), bounds, Some((shelf, Owner::default()))) {
             Ok(upload) => {
                 let upload = upload.expect("a body");
                 let reader = upload.reader().expect("the first reader");

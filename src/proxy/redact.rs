@@ -31,9 +31,11 @@ use self::{
 pub(super) const MASK: &str = "[masked]";
 /// What every pass begins with, as it is looked for.
 const MARK_OF_A_PASS: &[u8] = b"wp1+";
+/// The same in hexadecimal digits.
+const HEX_MARK_OF_A_PASS: &[u8] = b"7770312d";
 /// So many hexadecimal digits are a key as `wecom-proxy key` makes them.
 const MADE_KEY: usize = 64;
-/// The shortest text that is looked at as base64.
+/// The shortest text that is looked at as base64, and as hexadecimal digits.
 const SHORTEST_BASE64: usize = 12;
 /// Most secrets that one exchange may show as its own. Who shows more is up to something.
 const MAX_OWN: usize = 64;
@@ -159,6 +161,10 @@ impl<'a> Secrets<'a> {
             let end = at + text[at..].iter().take_while(|byte| is_digit(byte)).count();
             at..end
         }));
+        found.extend(
+            memmem::find_iter(text, HEX_MARK_OF_A_PASS)
+                .map(|at| at..at + text[at..].iter().take_while(|byte| byte.is_ascii_hexdigit()).count()),
+        );
         found
     }
 
@@ -183,10 +189,13 @@ impl<'a> Secrets<'a> {
             && str::from_utf8(text).is_ok_and(|text| (self.is_key)(text))
     }
 
-    /// Whether it is base64 of a text that holds a secret.
+    /// Whether it is base64, or the hexadecimal digits, of a text that holds a secret.
     fn hides_a_secret(&self, word: &[u8]) -> bool {
         self.effort.spend(word.len() * DECODE_COST)
-            && text_in_base64(word).is_some_and(|text| !self.find(&text, false).is_empty())
+            && [text_in_base64(word), text_in_hex(word)]
+                .into_iter()
+                .flatten()
+                .any(|text| !self.find(&text, false).is_empty())
     }
 }
 
@@ -210,6 +219,19 @@ fn text_in_base64(word: &[u8]) -> Option<Zeroizing<String>> {
         Err(_) => return None,
     };
     (!text.contains(char::is_control)).then(|| Zeroizing::new(text.to_owned()))
+}
+
+/// The text whose hexadecimal digits a word is; `None` where it is none.
+fn text_in_hex(word: &[u8]) -> Option<Zeroizing<String>> {
+    if word.len() < SHORTEST_BASE64 {
+        return None;
+    }
+    let digit = |byte: u8| char::from(byte).to_digit(16);
+    let byte = |pair: &[u8]| Some((digit(pair[0])? << 4 | digit(pair[1])?) as u8);
+    // A single digit behind the last pair says nothing: the text was cut off there.
+    let bytes = word.chunks_exact(2).map(byte).collect::<Option<Vec<u8>>>()?;
+    let text = Zeroizing::new(String::from_utf8(bytes).ok()?);
+    (!text.contains(char::is_control)).then_some(text)
 }
 
 /// A query with the values of secret parameters taken out, however their names are written.

@@ -12,6 +12,11 @@ use crate::{
     wecom::errcode,
 };
 
+/// Hexadecimal digits of a key as `wecom-proxy key` makes them.
+const MADE_KEY_DIGITS: usize = 64;
+/// Length of a secret of WeCom's.
+const SECRET_BYTES: usize = 43;
+
 /// What an answer begins with whose body is the proxy's own.
 pub(super) fn own_lines() -> Block {
     let mut lines = Block::default();
@@ -139,7 +144,7 @@ impl Ids {
         let own = request.fields.first(Known::RequestId);
         let own = own.filter(|text| (1..=128).contains(&text.len()) && text.iter().all(sane));
         match own.map(|text| RequestId::Given(text.into())) {
-            Some(id) if !is_credential(request, id.as_str()) => id,
+            Some(id) if !resembles_secret(id.as_bytes()) && !is_credential(request, id.as_str()) => id,
             _ => self.next(),
         }
     }
@@ -152,6 +157,20 @@ impl Ids {
         put_hex(&mut text[16..], u64::from(nth));
         RequestId::Made(text)
     }
+}
+
+/// Whether an id has the form of a key as `wecom-proxy key` makes them, or of a secret of WeCom's, which would stand in the
+/// log. Whether it really is one is not looked up: the response would tell anyone who guesses.
+fn resembles_secret(id: &[u8]) -> bool {
+    let has_run = |is_part: fn(&u8) -> bool, is_long: fn(usize) -> bool| {
+        id.split(|byte| !is_part(byte)).any(|run| is_long(run.len()))
+    };
+    id.len() >= SECRET_BYTES
+        && (has_run(u8::is_ascii_hexdigit, |length| length >= MADE_KEY_DIGITS)
+            || has_run(
+                |byte| byte.is_ascii_alphanumeric() || b"-_".contains(byte),
+                |length| length == SECRET_BYTES,
+            ))
 }
 
 /// The last digits of a number, as many as there is room for.
@@ -171,6 +190,26 @@ mod tests {
         let ids = Ids { prefix: *b"fedcba9876543210", next: Cell::new(0xff) };
         assert_eq!(ids.next().as_str(), "fedcba9876543210000000ff");
         assert_eq!(ids.next().as_str(), "fedcba987654321000000100");
+    }
+
+    #[test]
+    fn ids_in_the_form_of_a_secret_are_none() {
+        let (key, secret) = ("0f".repeat(32), "Kq3-5vXz_7bN1mPqRsTuVwXyZaBcDeFgHiJkLmNoPqR");
+        for id in
+            [&key, &format!("id-{key}"), &format!("{key}/1"), secret, &format!("a:{secret}"), &"A".repeat(43)]
+        {
+            assert!(resembles_secret(id.as_bytes()), "{id}");
+        }
+        for id in [
+            "1",
+            "b2dc8f6d-4b9c-c1a9-e0a0-d0b2dc8f6d4b",
+            "4bf92f3577b34da6a3ce929d0e0e4736",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+            "Root=1-67891233-abcdef012345678912345678",
+            &"x".repeat(128),
+        ] {
+            assert!(!resembles_secret(id.as_bytes()), "{id}");
+        }
     }
 
     #[test]

@@ -224,6 +224,7 @@ impl Conversation {
         let Some(head) = self.head.take() else { return false };
         let (request, body, streams, manner) = self.begin(head);
         self.waiting.clear();
+        let may_probe = request.version == Version::HTTP_11;
         let answered = {
             let mut handling = pin!(self.proxy.handle::<Inline>(&request, body, &mut self.waiting));
             let answered = poll_fn(|cx| {
@@ -236,7 +237,7 @@ impl Conversation {
                     // Nobody is there to take the answer: what is under way for it ends here.
                     Poll::Pending => {
                         let mut wire = self.wire.inner();
-                        let left = wire.poll_left(cx).map(|()| None);
+                        let left = wire.poll_left(cx, may_probe, request.waits.get()).map(|()| None);
                         if left.is_pending() && request.waits.get() {
                             wire.release_unused();
                         }
@@ -314,6 +315,7 @@ impl Conversation {
             _ => None,
         };
         wire.framing = framing;
+        wire.body_unread = true;
         wire.continue_due = head.expects_continue() && wire.inbound.is_empty();
         drop(wire);
         (Body::Streamed(Box::new(self.wire.body(declared))), true)

@@ -1,10 +1,13 @@
 //! How many gettokens may fail in an hour for their credentials: WeCom bans the address of who repeats a wrong secret, and
 //! with it every agent.
 //!
-//! A secret that brought a token when it was last used is tried whatever the others do. Any other needs a permit, of which
-//! there are as many as failures are left, and one more for each token that such tries have brought since the last failure, so that many
-//! good secrets are not held up by their number. When no failure is left, agents come in the order
-//! in which they asked, as the bucket refills.
+//! A try needs a permit, of which there are as many as failures are left, and one more for each token that such tries have
+//! brought since the last failure, so that many good secrets are not held up by their number. When no failure is left,
+//! agents come in the order in which they asked, as the bucket refills.
+//!
+//! Secrets that brought a token when they were last used have a limit of their own, so that secrets that never worked
+//! cannot hold them up. It refills twice as fast: each of them fails once before it counts as a secret that does not
+//! work, and good ones may wait behind them. In the worst hour, 300 fail for the address.
 
 use std::{
     collections::VecDeque,
@@ -17,14 +20,54 @@ use tokio::{sync::Notify, time::Instant};
 
 use super::bucket::{Bucket, Rate};
 
-/// Failures for the address.
+/// Failures for the address, of secrets that did not work when they were last used.
 pub(super) const FAILURES: Rate = Rate { capacity: 60, interval: Duration::from_secs(60) };
+/// Failures for the address, of secrets that did.
+const PROVEN_FAILURES: Rate = Rate { capacity: 60, interval: Duration::from_secs(30) };
 /// A try that takes longer returns its permit, so that a gettoken that hangs holds up no other agent's.
 pub(super) const PERMIT_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// The failures that are left, and who waits for one.
-#[derive(Debug, Default)]
+/// The limits of both kinds of secrets.
+#[derive(Debug)]
 pub(super) struct Failures {
+    unproven: FailureLimit,
+    proven: FailureLimit,
+}
+
+impl Default for Failures {
+    fn default() -> Self {
+        Self { unproven: FailureLimit::new(FAILURES), proven: FailureLimit::new(PROVEN_FAILURES) }
+    }
+}
+
+impl Failures {
+    /// A permit for one try; else when to ask again. Waits only for tries that are under way.
+    pub(super) async fn admit(&self, agent: &str, proven: bool) -> Result<Permit<'_>, Instant> {
+        if proven {
+            // The next permit may be for any place in the queue: a token that comes meanwhile adds two.
+            let next = || self.proven.next().max(Instant::now());
+            return self.proven.admit(agent).await.map_err(|turn| turn.min(next()));
+        }
+        self.unproven.admit(agent).await
+    }
+
+    /// Counts a failure for the credentials. One of a proven secret takes what the others have left too, but not what
+    /// comes back to them: a corrected secret is one that never worked.
+    pub(super) fn count(&self, proven: bool) {
+        match proven {
+            true => {
+                self.proven.count(false);
+                self.unproven.count(true);
+            }
+            false => self.unproven.count(false),
+        }
+    }
+}
+
+/// The failures that are left, and which agents wait for one.
+#[derive(Debug)]
+struct FailureLimit {
+    rate: Rate,
     state: Mutex<State>,
     returned: Notify,
 }
@@ -42,11 +85,15 @@ struct State {
 
 /// The right to one try; returned when dropped.
 #[derive(Debug)]
-pub(super) struct Permit<'a>(&'a Failures);
+pub(super) struct Permit<'a>(&'a FailureLimit);
 
-impl Failures {
+impl FailureLimit {
+    fn new(rate: Rate) -> Self {
+        Self { rate, state: Mutex::default(), returned: Notify::new() }
+    }
+
     /// A permit for one try; else when this agent's turn comes. Waits only for tries that are under way.
-    pub(super) async fn admit(&self, agent: &str) -> Result<Permit<'_>, Instant> {
+    async fn admit(&self, agent: &str) -> Result<Permit<'_>, Instant> {
         loop {
             let mut returned = pin!(self.returned.notified());
             returned.as_mut().enable();
@@ -59,20 +106,29 @@ impl Failures {
         }
     }
 
-    /// Counts a failure for the credentials.
-    pub(super) fn count(&self) {
-        let mut state = self.state();
-        state.bucket.take(Instant::now(), FAILURES);
-        state.earned = 0;
+    /// Counts a failure, `if_left` only where one is left: an empty bucket would begin its interval anew.
+    fn count(&self, if_left: bool) {
+        let (mut state, now) = (self.state(), Instant::now());
+        if !if_left || state.bucket.level(now, self.rate) > 0 {
+            state.bucket.take(now, self.rate);
+        }
+        if !if_left {
+            state.earned = 0;
+        }
+    }
+
+    /// When the next failure is left.
+    fn next(&self) -> Instant {
+        self.state().bucket.next(Instant::now(), self.rate)
     }
 
     fn decide(&self, agent: &str) -> Option<Result<Permit<'_>, Instant>> {
         let (mut state, now) = (self.state(), Instant::now());
         // An agent that lets its turn pass makes room for the next.
-        while state.queue.front().is_some_and(|(_, turn)| now >= *turn + FAILURES.interval) {
+        while state.queue.front().is_some_and(|(_, turn)| now >= *turn + self.rate.interval) {
             state.queue.pop_front();
         }
-        let left = state.bucket.level(now, FAILURES);
+        let left = state.bucket.level(now, self.rate);
         let place = state.queue.iter().position(|(waiting, _)| **waiting == *agent);
         let before = place.unwrap_or(state.queue.len());
         let permits = if left == 0 { 0 } else { left.saturating_add(state.earned) };
@@ -84,8 +140,8 @@ impl Failures {
         if before < permits as usize {
             return None;
         }
-        let first = state.bucket.next(now, FAILURES).max(now);
-        let turn = first + FAILURES.interval * u32::try_from(before).unwrap_or(u32::MAX);
+        let first = state.bucket.next(now, self.rate).max(now);
+        let turn = first + self.rate.interval * u32::try_from(before).unwrap_or(u32::MAX);
         match place {
             Some(place) => state.queue[place].1 = turn,
             None => state.queue.push_back((agent.into(), turn)),

@@ -33,6 +33,8 @@ use crate::{
 /// What is wrong where the proxy's own answer comes back to it.
 const LOOP: &str = "it is a pass of wecom-proxy: upstream.url leads back to a proxy; on this machine the name must lead to WeCom";
 
+/// The length of every secret of WeCom. Tokens are longer; the hints and addresses in its messages have no such word.
+const SECRET_BYTES: usize = 43;
 /// Most bytes of gettoken's answer.
 const MAX_ANSWER: usize = 64 * 1024;
 /// Beside connecting and waiting for the head, so long may an answer take for its few bytes of body.
@@ -168,6 +170,18 @@ fn encoded(secret: &Masked) -> Masked {
     Masked::new(utf8_percent_encode(secret.expose(), NON_ALPHANUMERIC).to_string())
 }
 
+/// A message of WeCom's without words that may be secrets of other agents, or any secret encoded.
+fn without_secrets(errmsg: &str) -> String {
+    let is_part = |letter: char| letter.is_ascii_alphanumeric() || "-_%+".contains(letter);
+    let mut kept = String::with_capacity(errmsg.len());
+    for word in errmsg.split_inclusive(|letter| !is_part(letter)) {
+        let end = word.rfind(is_part).map_or(0, |last| last + 1);
+        kept.push_str(if end < SECRET_BYTES { &word[..end] } else { "[masked]" });
+        kept.push_str(&word[end..]);
+    }
+    kept
+}
+
 fn grant(Credentials { secret, .. }: &Credentials, whole: Whole) -> Result<Grant, FetchError> {
     let status = whole.status;
     let senseless = |what| FetchError::Senseless { status, what };
@@ -176,7 +190,8 @@ fn grant(Credentials { secret, .. }: &Credentials, whole: Whole) -> Result<Grant
         // WeCom is not known to echo a secret, but a gateway before it may say the URL back: it stops here.
         GrantError::Refused { errcode, errmsg } => {
             let errmsg = errmsg.replace(secret.expose(), "[masked]");
-            FetchError::Refused { errcode, errmsg: errmsg.replace(encoded(secret).expose(), "[masked]") }
+            let errmsg = without_secrets(&errmsg.replace(encoded(secret).expose(), "[masked]"));
+            FetchError::Refused { errcode, errmsg }
         }
         GrantError::NotJson => senseless("it is not JSON"),
         GrantError::NoToken => senseless("it holds no access_token"),
@@ -237,5 +252,25 @@ impl Source for Gettoken {
                 Err(_) => Err(FetchError::Stopped),
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_of_wecom_lose_whatever_may_be_a_secret() {
+        let secret = "Kq3-5vXz_7bN1mPqRsTuVwXyZaBcDeFgHiJkLmNoPqR";
+        assert_eq!(secret.len(), SECRET_BYTES);
+        let message = "invalid credential, hint: [1523937387_46_b2dc8f6d4b9cc1a9e0a0d0], from ip: 1.2.3.4, more info at \
+                       https://open.work.weixin.qq.com/devtool/query?e=40001";
+        assert_eq!(without_secrets(message), message);
+        let encoded = utf8_percent_encode(secret, NON_ALPHANUMERIC);
+        for shown in [secret.to_owned(), encoded.to_string(), "T".repeat(512)] {
+            let masked = without_secrets(&format!("bad corpsecret={shown}, 好 {shown}"));
+            assert_eq!(masked, "bad corpsecret=[masked], 好 [masked]");
+        }
+        assert_eq!(without_secrets(""), "");
     }
 }

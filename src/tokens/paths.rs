@@ -13,8 +13,6 @@ use foldhash::fast::RandomState;
 
 /// Paths that are remembered of one token; beyond it a new one takes the place of another.
 const MAX_PATHS: usize = 128;
-/// Entries that one path may stand in.
-const PROBES: usize = 8;
 /// Set in the entry of a path that refused the token after it had worked there.
 const REFUSED: u32 = 1;
 
@@ -31,9 +29,11 @@ impl PathKey {
         Self((STATE.hash_one(path) as u32 & !REFUSED) | 2)
     }
 
+    /// Linear probing over all entries: a shorter probe would evict a path while others are free, and its callers would be
+    /// held back as if it had never worked.
     fn entries(self) -> impl Iterator<Item = usize> {
         let home = (self.0 >> 2) as usize;
-        (0..PROBES).map(move |nth| (home + nth) % MAX_PATHS)
+        (0..MAX_PATHS).map(move |nth| (home + nth) % MAX_PATHS)
     }
 }
 
@@ -70,18 +70,23 @@ impl WorkedPaths {
 
     fn find(&self, path: PathKey) -> Option<&AtomicU32> {
         let entries = self.0.get()?;
-        let mut found = path.entries().map(|at| &entries[at]);
-        found.find(|entry| entry.load(Ordering::Relaxed) & !REFUSED == path.0)
+        let entry = &entries[probe(entries, path)?];
+        (entry.load(Ordering::Relaxed) & !REFUSED == path.0).then_some(entry)
     }
+}
+
+/// Where this path stands, or else the first empty entry; entries are never emptied again. `None` when all are other paths'.
+fn probe(entries: &[AtomicU32; MAX_PATHS], path: PathKey) -> Option<usize> {
+    path.entries().find(|at| {
+        let key = entries[*at].load(Ordering::Relaxed) & !REFUSED;
+        key == path.0 || key == 0
+    })
 }
 
 #[cold]
 fn insert(entries: &[AtomicU32; MAX_PATHS], path: PathKey) {
-    let holds = |key: u32| move |at: &usize| entries[*at].load(Ordering::Relaxed) & !REFUSED == key;
-    let known = path.entries().find(holds(path.0)).or_else(|| path.entries().find(holds(0)));
-    if let Some(at) = known.or_else(|| path.entries().next()) {
-        entries[at].store(path.0, Ordering::Relaxed);
-    }
+    let home = (path.0 >> 2) as usize % MAX_PATHS;
+    entries[probe(entries, path).unwrap_or(home)].store(path.0, Ordering::Relaxed);
 }
 
 #[cfg(test)]
@@ -111,5 +116,13 @@ mod tests {
         }
         let kept = (0..1_000).filter(|nth| paths.had_worked(PathKey::of(&format!("/cgi-bin/{nth}"))));
         assert!(kept.count() <= MAX_PATHS);
+    }
+    #[test]
+    fn paths_up_to_the_bound_are_all_kept() {
+        let paths = WorkedPaths::default();
+        let all: Vec<_> = (0..MAX_PATHS).map(|nth| PathKey::of(&format!("/cgi-bin/{nth}"))).collect();
+        all.iter().for_each(|path| paths.worked(*path));
+        let lost = all.iter().filter(|path| !paths.had_worked(**path)).count();
+        assert_eq!(lost, 0);
     }
 }

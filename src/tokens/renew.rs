@@ -83,14 +83,14 @@ impl TokenSlot {
         }
     }
 
-    /// Asks WeCom. With a secret that is not known to be good, only while few of those have failed for the address.
+    /// Asks WeCom, unless too many secrets have failed for the address; an operator's order is tried whatever has failed.
     pub(super) async fn ask(&self, share: Share) -> Result<Grant, FetchError> {
         let failures = &self.issuer.failures;
-        let is_tried_at_once = share == Share::Operator || self.proven.load(Ordering::Relaxed);
-        let mut permit = match is_tried_at_once {
+        let proven = self.proven.load(Ordering::Relaxed);
+        let mut permit = match share == Share::Operator {
             true => None,
             false => {
-                let admitted = failures.admit(&self.agent).await;
+                let admitted = failures.admit(&self.agent, proven).await;
                 Some(admitted.map_err(|until| FetchError::Held { until })?)
             }
         };
@@ -108,7 +108,7 @@ impl TokenSlot {
         };
         match (&fetched, &permit) {
             (Ok(_), Some(permit)) => permit.brought_token(),
-            (Err(failure), _) if failure.is_of_credentials() => failures.count(),
+            (Err(failure), _) if failure.is_of_credentials() => failures.count(proven),
             _ => {}
         }
         drop(permit);

@@ -17,7 +17,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use tokio::task::{JoinHandle, spawn_blocking};
 
-use super::budget::{Reserved, Shelf};
+use super::budget::{DiskReserved, Owner, Reserved, Shelf};
 
 /// A body's first buffer; each next one is as large as all before it, up to [`MAX_BLOCK_BYTES`].
 const MIN_BLOCK_BYTES: u64 = 1024;
@@ -59,7 +59,7 @@ struct Gathered {
 /// What of a body lies in a file. The file goes when the last write is done, and its reservation with it.
 struct Spill {
     file: File,
-    disk: Reserved,
+    disk: DiskReserved,
 }
 
 /// One body's kept bytes, in order: full buffers, the one that fills, the file, what is gathered for it.
@@ -74,8 +74,7 @@ pub(super) struct Kept {
     memory: Reserved,
     /// Bytes in `blocks` and `filling`.
     in_memory: u64,
-    /// What may be written to the file beyond what is there.
-    disk: Reserved,
+    owner: Owner,
     spill: Option<Arc<Spill>>,
     /// Bytes in the file, or on their way there.
     written: u64,
@@ -86,10 +85,10 @@ pub(super) struct Kept {
 }
 
 impl Kept {
-    /// Room for a body. One whose length is announced has it on disk from now on where memory does not have it.
-    pub(super) fn new(shelf: &Arc<Shelf>, announced: Option<u64>) -> Result<Self, Full> {
-        let disk = Reserved::none(&shelf.disk);
-        if announced.is_some_and(|length| !shelf.fits_memory(length) && !disk.grow(length)) {
+    /// Keeps a body of this client. One whose announced length fits nowhere now is refused, but what is reserved grows only
+    /// with what comes: otherwise a client could reserve the disk by announcing.
+    pub(super) fn new(shelf: &Arc<Shelf>, owner: Owner, announced: Option<u64>) -> Result<Self, Full> {
+        if announced.is_some_and(|length| !shelf.fits_memory(length) && !shelf.disk.fits(owner, length)) {
             return Err(Full);
         }
         Ok(Self {
@@ -100,7 +99,7 @@ impl Kept {
             filling: BytesMut::new(),
             memory: Reserved::none(&shelf.memory),
             in_memory: 0,
-            disk,
+            owner,
             spill: None,
             written: 0,
             gathered: None,
@@ -169,7 +168,7 @@ impl Kept {
             Err(error) => return self.lose(&error),
         };
         if !spill.disk.grow_to(self.spilled() + piece.len() as u64) {
-            return self.lose(&"replay.disk is used up");
+            return self.lose(&"replay.disk has no more for it");
         }
         if self.gather(&piece) {
             return;
@@ -191,9 +190,7 @@ impl Kept {
             return Ok(spill.clone());
         }
         let file = tempfile::tempfile_in(self.shelf.dir())?;
-        let disk = std::mem::replace(&mut self.disk, Reserved::none(&self.shelf.disk));
-        // What is in memory takes no disk.
-        disk.shrink_to(self.announced.unwrap_or_default().saturating_sub(self.in_memory));
+        let disk = DiskReserved::none(&self.shelf.disk, self.owner);
         Ok(self.spill.insert(Arc::new(Spill { file, disk })).clone())
     }
 
@@ -299,7 +296,6 @@ impl Kept {
         self.blocks = Vec::new();
         self.filling = BytesMut::new();
         self.memory.shrink_to(0);
-        self.disk.shrink_to(0);
         (self.gathered, self.spill, self.reading) = (None, None, None);
     }
 
@@ -307,7 +303,7 @@ impl Kept {
     pub(super) fn held(&self) -> (u64, u64) {
         let blocks: usize = self.blocks.iter().map(|block| block.bytes.len()).sum();
         let gathered = self.gathered.as_ref().map_or(0, |gathered| gathered.bytes.capacity());
-        let disk = self.spill.as_ref().map_or(self.disk.bytes(), |spill| spill.disk.bytes());
+        let disk = self.spill.as_ref().map_or(0, |spill| spill.disk.bytes());
         ((blocks + self.filling.capacity() + gathered) as u64, disk)
     }
 }
@@ -342,7 +338,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         for memory in [0, 1, 8 * 10_000, 8 << 20] {
             let shelf = Arc::new(Shelf::new(memory, NO_BOUND, dir.path().to_owned()));
-            let mut kept = Kept::new(&shelf, None).expect("room");
+            let mut kept = Kept::new(&shelf, Owner::default(), None).expect("room");
             let mut expected = Vec::new();
             for size in [1, 100, 5000, 3, 4000, 20_000, 7, 300_000, 1, 70_000, 5] {
                 expected.extend(push(&mut kept, size).await);
@@ -360,11 +356,11 @@ mod tests {
     async fn a_piece_that_could_not_be_written_is_never_sent_over() {
         let dir = tempfile::tempdir().expect("a directory");
         let shelf = Arc::new(Shelf::new(0, NO_BOUND, dir.path().to_owned()));
-        let mut kept = Kept::new(&shelf, None).expect("room");
+        let mut kept = Kept::new(&shelf, Owner::default(), None).expect("room");
         push(&mut kept, WRITE_BYTES as usize).await;
         // Opened for reading only, as a full disk would do to the next write.
         let file = File::open("/dev/null").expect("a file");
-        kept.spill = Some(Arc::new(Spill { file, disk: Reserved::none(&shelf.disk) }));
+        kept.spill = Some(Arc::new(Spill { file, disk: DiskReserved::none(&shelf.disk, Owner::default()) }));
         push(&mut kept, WRITE_BYTES as usize).await;
         assert!(read_all(&mut kept).await.is_err());
         assert!(!kept.is_whole());
@@ -375,21 +371,21 @@ mod tests {
     async fn announced_length_beyond_both_budgets_is_full() {
         let dir = tempfile::tempdir().expect("a directory");
         let shelf = Arc::new(Shelf::new(80_000, 20_000, dir.path().to_owned()));
-        assert!(matches!(Kept::new(&shelf, Some(20_001)), Err(Full)));
-        let mut first = Kept::new(&shelf, Some(15_000)).expect("room");
-        assert_eq!(shelf.in_files(), 15_000, "it is reserved before it comes");
-        assert!(matches!(Kept::new(&shelf, Some(10_001)), Err(Full)));
-        Kept::new(&shelf, Some(10_000)).expect("room in memory");
+        assert!(matches!(Kept::new(&shelf, Owner::default(), Some(20_001)), Err(Full)));
+        let mut first = Kept::new(&shelf, Owner::default(), Some(15_000)).expect("room");
+        assert_eq!(shelf.in_files(), 0, "an announcement reserves nothing");
         push(&mut first, 15_000).await;
         assert_eq!((shelf.in_memory(), shelf.in_files()), (10_000, 5_000));
-        Kept::new(&shelf, Some(15_000)).expect("room again");
+        assert!(matches!(Kept::new(&shelf, Owner::default(), Some(15_001)), Err(Full)));
+        Kept::new(&shelf, Owner::default(), Some(15_000)).expect("room on disk");
+        Kept::new(&shelf, Owner::default(), Some(10_000)).expect("room in memory");
     }
 
     #[tokio::test]
     async fn body_that_outgrows_the_disk_budget_is_let_go() {
         let dir = tempfile::tempdir().expect("a directory");
         let shelf = Arc::new(Shelf::new(0, 100_000, dir.path().to_owned()));
-        let mut kept = Kept::new(&shelf, None).expect("room");
+        let mut kept = Kept::new(&shelf, Owner::default(), None).expect("room");
         push(&mut kept, 60_000).await;
         assert!(kept.is_whole() && shelf.in_files() == 60_000);
         push(&mut kept, 60_000).await;

@@ -33,7 +33,7 @@ fn declared(pieces: &[&'static [u8]], length: Option<u64>) -> (Upload, Arc<Shelf
     let shelf = Arc::new(Shelf::new(1 << 20, 1 << 20, std::env::temp_dir()));
     let bounds = Bounds { bytes: 1 << 20, silence: Duration::from_secs(1) };
     let body = Body::Streamed(Box::new(Sent(pieces.to_vec(), length)));
-    (Upload::new(body, bounds, Some(&shelf)).expect("room").expect("a body"), shelf)
+    (Upload::new(body, bounds, Some((&shelf, Owner::default()))).expect("room").expect("a body"), shelf)
 }
 
 fn read(reader: &mut Reader) -> Option<Bytes> {

@@ -13,6 +13,7 @@ mod confidant;
 mod core_dumps;
 mod dashboard;
 mod deploy;
+mod disconnect;
 mod drain;
 mod egress;
 mod errors;

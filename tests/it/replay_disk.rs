@@ -4,7 +4,7 @@ use http::Request;
 use wecom_proxy::simulator::Fault;
 
 use crate::{
-    stage::{Caller, ECHO, OPEN, Reply, Stage, USER_GET, wait_for},
+    stage::{Caller, ECHO, KEYED, OPEN, Reply, Stage, USER_GET, key, wait_for},
     wire::{Line, Puppet},
 };
 
@@ -43,18 +43,62 @@ async fn announced_body_that_fits_nowhere_is_refused_unsent() {
 }
 
 #[tokio::test]
-async fn announced_body_that_still_comes_has_its_disk() {
+async fn announced_body_that_is_not_sent_takes_no_disk() {
     let stage = stage().await;
-    let mut slow = Line::to(stage.address()).await;
-    slow.say(post(60_000, ECHO)).await.expect("it is taken");
     let shelf = stage.proxy.shelf();
-    wait_for("the reservation", async || shelf.in_files() == 60_000).await;
-    is_overloaded(&stage.post(ECHO, vec![b'x'; 60_000]).await);
-    stage.post(ECHO, vec![b'x'; 8_000]).await.is_ok();
-    slow.say(vec![b'x'; 60_000]).await.expect("it is taken");
-    assert!(slow.answer().await.0.starts_with("HTTP/1.1 200 "));
+    let before = stage.got_through();
+    let mut silent = Vec::new();
+    for _ in 0..4 {
+        let mut line = Line::to(stage.address()).await;
+        line.say(post(90_000, ECHO)).await.expect("it is taken");
+        silent.push(line);
+    }
+    wait_for("the heads", async || stage.got_through() == before + 4).await;
+    assert_eq!(shelf.in_files(), 0);
+    stage.post(ECHO, vec![b'x'; 90_000]).await.is_ok();
+    // Those that are sent after all still come through.
+    for line in &mut silent {
+        line.say(vec![b'x'; 90_000]).await.expect("it is taken");
+        assert!(line.answer().await.0.starts_with("HTTP/1.1 200 "));
+    }
     wait_for("an empty shelf", async || shelf.in_memory() + shelf.in_files() == 0).await;
-    stage.post(ECHO, vec![b'x'; 60_000]).await.is_ok();
+}
+
+#[tokio::test]
+async fn client_that_fills_the_disk_leaves_others_half_of_it() {
+    let stage = Stage::with(&format!("{KEYED}{SMALL}")).await;
+    let with_key = |name: &str| Request::post(format!("/hr{ECHO}")).header("x-api-key", key(name));
+    stage.call(with_key("billing"), "").await.is_ok();
+    stage.wecom.inject(Fault::hold().on(ECHO)).expect("a fault");
+    let shelf = stage.proxy.shelf();
+    let send = async |name: &str, framing: String| {
+        let mut line = Line::to(stage.address()).await;
+        let head = format!("POST /hr{ECHO} HTTP/1.1\r\nHost: x\r\nX-Api-Key: {}\r\n{framing}", key(name));
+        line.say(head).await.expect("it is taken");
+        line
+    };
+    let arrived = async |bytes: u64, bodies: usize| {
+        let all = stage
+            .wecom
+            .wait_until(|seen| seen.requests().filter(|record| record.body_bytes == bytes).count() == bodies);
+        all.await.expect("all of them arrived");
+    };
+    let mut lines = Vec::new();
+    let chunk = format!("Transfer-Encoding: chunked\r\n\r\n61a8\r\n{}\r\n0\r\n\r\n", "x".repeat(25_000));
+    for _ in 0..10 {
+        lines.push(send("crm", chunk.clone()).await);
+    }
+    arrived(25_000, 10).await;
+    assert!((30_000..=51_200).contains(&shelf.in_files()), "{} in files", shelf.in_files());
+    is_overloaded(&stage.call(with_key("crm"), vec![b'x'; 45_000]).await);
+    lines.push(send("billing", format!("Content-Length: 45000\r\n\r\n{}", "x".repeat(45_000))).await);
+    arrived(45_000, 1).await;
+    assert!(shelf.in_files() > 70_000, "what billing sends is kept");
+    stage.wecom.release();
+    for line in &mut lines {
+        assert!(line.answer().await.0.starts_with("HTTP/1.1 200 "));
+    }
+    wait_for("an empty shelf", async || shelf.in_memory() + shelf.in_files() == 0).await;
 }
 
 #[tokio::test]

@@ -172,7 +172,8 @@ async fn a_stream_that_waits_costs_less_than_four_kib() {
 }
 
 /// How many requests wait, as the metric says.
-async fn waiters(admin: &mut Caller) -> usize {
+/// How many requests wait for a token, as the metrics say.
+pub async fn waiters(admin: &mut Caller) -> usize {
     let metrics = admin.call(Request::get("/metrics"), "").await;
     let line = metrics.text().lines().find_map(|line| line.strip_prefix("wecom_proxy_token_waiters "));
     line.expect("the metric").parse().expect("a number")

@@ -228,3 +228,16 @@ fn redaction_that_takes_too_long_is_given_up() {
     let others = |tell: &mut dyn FnMut(&str)| (0..400_000).for_each(|_| tell("secret-of-an-agent"));
     assert!(Secrets::among(&["text"], &[], others, &is_key).gave_up(), "too many agents");
 }
+
+#[test]
+fn passes_and_keys_in_hexadecimal_digits_are_taken_out() {
+    let hex = |text: &str| text.bytes().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let pass = hex("wp1-AAAAAGqxO4ACaHIHYmlsbGluZ2FiY2RlZmdoaWprbG1ub3BxcnN0dXZ3eHl6MDE");
+    let key = hex("a-clients-key");
+    for secret in [&pass, &pass.to_uppercase(), &pass[..40].to_owned(), &key, &key.to_uppercase()] {
+        assert_eq!(shown(&format!("{{\"v\":\"{secret}\"}}")), r#"{"v":"[masked]"}"#, "{secret}");
+        assert_eq!(shown(&format!("v: {secret}\r\nn: 1")), "v: [masked]\r\nn: 1", "{secret}");
+    }
+    assert_eq!(shown(&format!("0x{pass}g")), "0x[masked]g");
+    assert_eq!(shown("deadbeefdeadbeefdeadbeef"), "deadbeefdeadbeefdeadbeef");
+}

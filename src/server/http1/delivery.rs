@@ -122,7 +122,7 @@ impl Delivery {
                     return Poll::Ready(End::Broken);
                 }
                 if starved {
-                    ready!(wire.poll_left(cx));
+                    ready!(wire.poll_left(cx, false, false));
                     return Poll::Ready(End::Broken);
                 }
                 if !self.ended {

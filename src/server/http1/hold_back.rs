@@ -15,7 +15,7 @@ impl Conversation {
         self.waiting.set(delay);
         self.seat.give_way();
         let goes_on = poll_fn(|cx| {
-            if self.seat.is_asked() || self.wire.inner().poll_left(cx).is_ready() {
+            if self.seat.is_asked() || self.wire.inner().poll_left(cx, false, false).is_ready() {
                 return Poll::Ready(false);
             }
             if self.server.is_stopping() {

@@ -15,7 +15,7 @@ use crate::{
     buffers,
     deadline::Deadline,
     framing::{Framing, FramingError, Step},
-    io::{Caller, LastWord, Stream},
+    io::{Caller, CloseWatch, LastWord, Stream},
     outbox::Outbox,
     secret::wipe,
     upload::{Cut, Source},
@@ -48,6 +48,11 @@ pub(super) struct Inner {
     caller: Caller,
     /// Who wants to know when the client leaves, and cannot look while another task reads the body.
     watcher: Option<Waker>,
+    /// Nobody has read any of the body yet.
+    pub(super) body_unread: bool,
+    /// The client has sent its last byte, and a write was to show whether it still reads.
+    half_closed: bool,
+    close_watch: Option<CloseWatch>,
     /// Who waits for more of the body. Nothing else tells that task when there will be no more: what the runtime called it
     /// by goes with the stream.
     reader: Option<Waker>,
@@ -64,6 +69,9 @@ impl Wire {
             next_read: buffers::SIZE,
             caller: Caller::default(),
             watcher: None,
+            body_unread: false,
+            half_closed: false,
+            close_watch: None,
             reader: None,
         })))
     }
@@ -133,20 +141,65 @@ impl Inner {
         }
     }
 
-    /// Ready when the client has gone away. What it sends ahead is kept for later, within bounds; while a body is on its
-    /// way, whoever reads it notices.
-    pub(super) fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        while self.framing == Framing::Done && self.inbound.len() < MOST_AHEAD {
+    /// Ready when the client has gone away. What it sends ahead is kept for later, within bounds. While a body is on its
+    /// way, its reader notices; while the request `waits` for something before that, the end is watched for behind the
+    /// unread bytes.
+    ///
+    /// After FIN a client may have closed the connection, or have shut down its sending side alone and wait for the
+    /// response (RFC 9112 section 9.6). Only a write tells them apart: a closed socket answers it with RST. So an interim
+    /// response is sent, which every HTTP/1.1 client must take (RFC 9110 section 15.2), and the request goes on until RST
+    /// comes. To HTTP/1.0 and behind the head of a response none `may_probe`; there FIN counts as closed, as in nginx.
+    pub(super) fn poll_left(&mut self, cx: &mut Context<'_>, may_probe: bool, waits: bool) -> Poll<()> {
+        while !self.half_closed && self.framing == Framing::Done && self.inbound.len() < MOST_AHEAD {
             match self.poll_fill(cx) {
+                Poll::Ready(Ok(0)) if may_probe && self.probe(cx) => {}
                 Poll::Ready(Ok(read)) if read > 0 => {}
                 Poll::Ready(_) => return Poll::Ready(()),
                 Poll::Pending => break,
             }
         }
+        let is_unread = match self.framing {
+            Framing::Done => self.inbound.len() >= MOST_AHEAD,
+            _ => self.body_unread,
+        };
+        if (self.half_closed || (waits && is_unread)) && self.poll_closed(cx, may_probe).is_ready() {
+            return Poll::Ready(());
+        }
         if self.framing != Framing::Done {
             self.watcher = Some(cx.waker().clone());
         }
         Poll::Pending
+    }
+
+    /// Ready when the socket says that the client has gone, whatever is unread.
+    fn poll_closed(&mut self, cx: &mut Context<'_>, may_probe: bool) -> Poll<()> {
+        if self.close_watch.is_none() {
+            // Without a descriptor for it, the body's reader notices.
+            self.close_watch = CloseWatch::new(&self.stream).ok();
+        }
+        let Some(watch) = &self.close_watch else { return Poll::Pending };
+        if !self.half_closed {
+            ready!(watch.poll_read_closed(cx));
+            if !may_probe || !self.probe(cx) {
+                return Poll::Ready(());
+            }
+        }
+        self.close_watch.as_ref().map_or(Poll::Pending, |watch| watch.poll_write_closed(cx))
+    }
+
+    /// Writes to a client that has sent FIN; false where the client counts as gone.
+    fn probe(&mut self, cx: &mut Context<'_>) -> bool {
+        self.half_closed = self.send_continue(cx);
+        self.half_closed
+    }
+
+    /// Sends an interim response; false where it cannot be sent as a whole.
+    fn send_continue(&mut self, cx: &mut Context<'_>) -> bool {
+        self.continue_due = false;
+        // A few bytes on a connection that has sent nothing since: they fit, or the client is none.
+        let sent = Pin::new(&mut self.stream).poll_write(cx, CONTINUE);
+        let _ = Pin::new(&mut self.stream).poll_flush(cx);
+        matches!(sent, Poll::Ready(Ok(written)) if written == CONTINUE.len())
     }
 
     /// Gives back what the buffer has beyond what is in it: a wait may be long, and thousands may wait. A buffer that has grown
@@ -167,6 +220,7 @@ impl Inner {
     /// Nobody gets any more of the body that came.
     pub(super) fn end_body(&mut self) {
         self.request += 1;
+        self.close_watch = None;
         if self.framing != Framing::Done
             && let Some(reader) = self.reader.take()
         {
@@ -182,6 +236,10 @@ impl Inner {
 
     /// The next piece of the request's body; `None` at its end.
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Cut>> {
+        self.body_unread = false;
+        if !self.half_closed {
+            self.close_watch = None;
+        }
         loop {
             let step = self.framing.step(&mut self.inbound);
             if self.framing == Framing::Done
@@ -196,14 +254,8 @@ impl Inner {
                 Err(FramingError::Overhead) => return Poll::Ready(Err(Cut::Overhead)),
                 Err(_) => return Poll::Ready(Err(Cut::Broken)),
             }
-            if self.continue_due {
-                self.continue_due = false;
-                // A few bytes on a connection that has sent nothing since: they fit, or the client is none.
-                let told = Pin::new(&mut self.stream).poll_write(cx, CONTINUE);
-                if !matches!(told, Poll::Ready(Ok(written)) if written == CONTINUE.len()) {
-                    return Poll::Ready(Err(Cut::Broken));
-                }
-                let _ = Pin::new(&mut self.stream).poll_flush(cx);
+            if self.continue_due && !self.send_continue(cx) {
+                return Poll::Ready(Err(Cut::Broken));
             }
             let Poll::Ready(filled) = self.poll_fill(cx) else {
                 if !self.reader.as_ref().is_some_and(|reader| reader.will_wake(cx.waker())) {

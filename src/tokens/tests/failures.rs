@@ -1,11 +1,11 @@
 //! Gettokens that fail: for the credentials, which endangers the address, and for other reasons.
 
-use std::time::Duration;
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
 use super::{
-    super::Replacement,
+    super::{Replacement, TokenSlot},
     fake::{Fake, Says, agent, busiest_hour, pass, path, whole},
 };
 
@@ -64,6 +64,68 @@ async fn secrets_that_never_worked_fail_sixty_times_and_then_once_a_minute() {
     assert!(matches!(next, Replacement::Renewed(_)), "{next:?}");
     // An operator's order is tried at once.
     slots[199].refresh().await.expect("a token");
+}
+
+#[tokio::test(start_paused = true)]
+async fn proven_secrets_gone_bad_together_fail_a_bounded_number() {
+    let fake = Fake::new(7200);
+    let issuer = fake.issuer();
+    let slots: Vec<_> = (0..300).map(|nth| agent(&issuer, &format!("agent-{nth}"))).collect();
+    for slot in &slots {
+        slot.current().await.expect("a token");
+    }
+    fake.then_always(Says::Refuses(40001));
+    let all: Vec<_> = slots.iter().cloned().map(|slot| tokio::spawn(refused(slot))).collect();
+    for one in all {
+        assert!(!matches!(one.await.expect("no panic"), Replacement::Renewed(_)));
+    }
+    assert!((60..=63).contains(&(fake.calls() - 300)), "{} failed at once", fake.calls() - 300);
+    let began = Instant::now();
+    while began.elapsed() < HOUR {
+        for slot in &slots {
+            refused(slot.clone()).await;
+        }
+        pass(1.0).await;
+    }
+    let failed = fake.calls() - 300;
+    assert!((170..=245).contains(&failed), "{failed} failed in an hour");
+    let found: HashSet<_> = fake.calls_by_agent().into_iter().filter(|(_, calls)| calls.len() > 1).collect();
+    assert!(found.len() >= 170, "{} bad secrets were found out", found.len());
+    // Where they are good again, each that serves lets others follow: all do within minutes.
+    fake.then_always(Says::New);
+    let mut held: Vec<_> = slots.iter().filter(|slot| slot.report().failing.is_none()).collect();
+    for _ in 0..300 {
+        let mut still_held = Vec::new();
+        for slot in held {
+            if !matches!(refused(slot.clone()).await, Replacement::Renewed(_)) {
+                still_held.push(slot);
+            }
+        }
+        held = still_held;
+        pass(1.0).await;
+    }
+    assert_eq!(held.len(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn proven_secret_renews_while_others_that_never_worked_fail() {
+    let fake = Fake::new(7200);
+    let issuer = fake.issuer();
+    let good = agent(&issuer, "good");
+    good.current().await.expect("a token");
+    fake.then_always(Says::Refuses(40001));
+    for nth in 0..100 {
+        let _ = agent(&issuer, &format!("agent-{nth}")).current().await;
+    }
+    fake.then_always(Says::New);
+    assert!(matches!(refused(good).await, Replacement::Renewed(_)));
+}
+
+/// A token of this agent is refused by a path on which it had worked.
+async fn refused(slot: Arc<TokenSlot>) -> Replacement {
+    let token = slot.held().expect("a token");
+    token.worked_on(path());
+    slot.replace(&token, path()).await
 }
 
 #[tokio::test(start_paused = true)]
