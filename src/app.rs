@@ -4,9 +4,9 @@
 //! request never crosses from one core to another. Renewals, the admin listener and signals live on the caller's
 //! runtime, where they take no worker's time.
 
-mod crew;
-mod export;
+mod export_task;
 mod reloader;
+mod worker;
 
 use std::{
     io,
@@ -23,45 +23,47 @@ use tokio::{
 };
 
 pub use self::reloader::{ReloadError, Reloader};
-use self::{crew::Crew, export::Export};
+use self::{export_task::ExportTask, worker::WorkerSpec};
 use crate::{
-    access::{self, AccessLog},
-    admin::{self, Admin, Reloaded},
+    admin::{self, Admin, ReloadReport},
     config::{self, Address, Config},
     directory::Directory,
-    limits::{Limits, places::Places, waiting::WaitLimit},
-    metrics::Metrics,
-    proxy::{Books, Rules},
-    recent::Recent,
-    server::{self, Bound, Inherited, InheritedError, Server, tls},
+    inspector::RecentExchanges,
+    limits::{RateLimiterFactory, concurrency_limit::ConcurrencyLimit, wait_limit::WaitLimit},
+    proxy::{ProxySettings, Sinks},
+    request_body::{BodyLimits, ReplayBudget},
+    server::{self, BoundListener, Inherited, InheritedError, Server, tls},
     store::{self, Store},
-    tokens::{
-        self, Issuer,
-        fetch::{Gettoken, patience},
+    telemetry::{
+        access_log::{self, AccessLog},
+        metrics::Metrics,
+        traces::{Collector, CollectorError, Traces},
     },
-    traces::{Receiver, ReceiverError, Traces},
-    upload::{Bounds, Shelf},
-    upstream::{Settings, SettingsError},
+    tokens::{
+        self, TokenService,
+        fetch::{Fetcher, call_timeout},
+    },
+    upstream::{Settings, UpstreamSetupError},
 };
 
 /// How long closing the listeners may take before nobody waits for it.
-const CLOSING: Duration = Duration::from_secs(1);
+const LISTENER_CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A configuration whose files were read and found usable.
-pub struct Prepared {
+pub struct PreparedConfig {
     config: Config,
     upstream: Arc<Settings>,
     tls: Option<Arc<tls::TlsTermination>>,
     store: Option<store::Settings>,
-    receiver: Option<Receiver>,
+    collector: Option<Collector>,
 }
 
 /// What the configuration names cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum Unusable {
+pub enum SetupError {
     /// The upstream's part.
     #[error(transparent)]
-    Upstream(#[from] SettingsError),
+    Upstream(#[from] UpstreamSetupError),
     /// The part of TLS towards clients.
     #[error(transparent)]
     Tls(#[from] tls::TlsError),
@@ -70,21 +72,21 @@ pub enum Unusable {
     Store(#[from] store::StoreError),
     /// The receiver of traces.
     #[error(transparent)]
-    Receiver(#[from] ReceiverError),
+    Collector(#[from] CollectorError),
 }
 
-impl Prepared {
+impl PreparedConfig {
     /// Reads the certificates that the configuration names.
-    pub fn new(config: Config) -> Result<Self, Unusable> {
+    pub fn new(config: Config) -> Result<Self, SetupError> {
         let upstream = Arc::new(Settings::new(&config.upstream)?);
-        let tls = config.server.tls.as_ref().map(tls::termination).transpose()?;
+        let tls = config.server.tls.as_ref().map(tls::load_termination).transpose()?;
         let store = match &config.tokens.store {
-            config::Store::Memory => None,
-            config::Store::Redis(redis) => Some(store::Settings::new(redis)?),
+            config::StoreConfig::Memory => None,
+            config::StoreConfig::Redis(redis) => Some(store::Settings::new(redis)?),
         };
         let otlp = config.admin.as_ref().and_then(|admin| admin.otlp.as_ref());
-        let receiver = otlp.map(Receiver::new).transpose()?;
-        Ok(Self { config, upstream, tls, store, receiver })
+        let receiver = otlp.map(Collector::new).transpose()?;
+        Ok(Self { config, upstream, tls, store, collector: receiver })
     }
 
     /// The configuration.
@@ -98,7 +100,7 @@ impl Prepared {
     }
 
     /// How to log.
-    pub fn log(&self) -> config::Log {
+    pub fn log(&self) -> config::LogConfig {
         self.config.log
     }
 
@@ -112,7 +114,7 @@ impl Prepared {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// An address cannot be listened on.
-    #[error("cannot listen on {address}: {error}; {}", listen_advice(.error))]
+    #[error("cannot listen on {address}: {error}; {}", listen_hint(.error))]
     Listen {
         /// The address, as configured.
         address: Address,
@@ -127,7 +129,7 @@ pub enum StartError {
     Worker(#[from] io::Error),
 }
 
-fn listen_advice(error: &io::Error) -> &'static str {
+fn listen_hint(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::PermissionDenied => {
             "a port below 1024 needs root or CAP_NET_BIND_SERVICE, a unix socket a directory that may be written to"
@@ -144,30 +146,30 @@ pub struct App {
     shutdown_grace: Duration,
     server: Arc<Server>,
     /// Ends when all listeners are closed.
-    listening: mpsc::Receiver<()>,
-    in_flight: Arc<Places>,
-    shelf: Arc<Shelf>,
+    listeners_closed: mpsc::Receiver<()>,
+    in_flight: Arc<ConcurrencyLimit>,
+    replay_budget: Arc<ReplayBudget>,
     stopping: watch::Sender<bool>,
     ended: watch::Sender<bool>,
     workers: Vec<thread::JoinHandle<()>>,
     addresses: Vec<Address>,
     admin_addresses: Vec<Address>,
-    access: AccessLog,
-    export: Option<Export>,
+    access_log: AccessLog,
+    export_task: Option<ExportTask>,
 }
 
 /// What there is already when a proxy starts.
 #[derive(Default)]
-pub struct Surroundings {
+pub struct StartOptions {
     /// Sockets that are open, in place of those that it would open at their addresses.
     pub inherited: Inherited,
     /// An access log that somebody else has begun, in place of one to stderr.
-    pub access: Option<AccessLog>,
+    pub access_log: Option<AccessLog>,
 }
 
 /// A running proxy in a few words, for the log.
 #[derive(Debug)]
-pub struct Outline {
+pub struct Summary {
     /// Where requests go: a URL without any password.
     pub upstream: String,
     /// The egress proxy they leave through.
@@ -184,43 +186,45 @@ pub struct Outline {
 
 impl App {
     /// Opens every listener and starts the workers. Must be called on the runtime that renewals will live on.
-    pub fn start(prepared: Prepared) -> Result<Self, StartError> {
-        Self::start_with(prepared, Surroundings::default())
+    pub fn start(prepared: PreparedConfig) -> Result<Self, StartError> {
+        Self::start_with(prepared, StartOptions::default())
     }
 
     /// The same with what there is already.
-    pub fn start_with(prepared: Prepared, surroundings: Surroundings) -> Result<Self, StartError> {
-        let Surroundings { mut inherited, access } = surroundings;
-        let Prepared { mut config, upstream, tls, store, receiver } = prepared;
-        let bound = open_all(&config.server.listen, &mut inherited)?;
+    pub fn start_with(prepared: PreparedConfig, surroundings: StartOptions) -> Result<Self, StartError> {
+        let StartOptions { mut inherited, access_log: access } = surroundings;
+        let PreparedConfig { mut config, upstream, tls, store, collector: receiver } = prepared;
+        let bound = open_listeners(&config.server.listen, &mut inherited)?;
         let admin_listen = config.admin.as_ref().map_or(&[][..], |admin| &admin.listen);
-        let admin_bound = open_all(admin_listen, &mut inherited)?;
-        inherited.used_up()?;
-        let addresses: Vec<_> = bound.iter().map(Bound::address).collect();
-        let admin_addresses: Vec<_> = admin_bound.iter().map(Bound::address).collect();
+        let admin_bound = open_listeners(admin_listen, &mut inherited)?;
+        inherited.ensure_all_used()?;
+        let addresses: Vec<_> = bound.iter().map(BoundListener::local_address).collect();
+        let admin_addresses: Vec<_> = admin_bound.iter().map(BoundListener::local_address).collect();
 
-        let gettoken = Gettoken::start(upstream.clone(), patience(&config.upstream))?;
+        let gettoken = Fetcher::start(upstream.clone(), call_timeout(&config.upstream))?;
         let (refresh_ahead, renewals_per_hour) =
             (config.tokens.refresh_ahead, config.tokens.renewals_per_hour);
         let (runtime, bounds) =
-            (Handle::current(), tokens::RenewalSettings { refresh_ahead, renewals_per_hour });
+            (Handle::current(), tokens::RefreshSettings { refresh_ahead, renewals_per_hour });
         let issuer = match store {
-            None => Issuer::new(Box::new(gettoken), runtime, bounds),
+            None => TokenService::new(Box::new(gettoken), runtime, bounds),
             Some(settings) => {
                 let store = Store::open(settings, &runtime);
-                Issuer::sharing(Box::new(gettoken), runtime, bounds, store)
+                TokenService::with_store(Box::new(gettoken), runtime, bounds, store)
             }
         };
-        let limits =
-            issuer.store().map(|store| Limits::sharing(store, &Handle::current())).unwrap_or_default();
+        let limits = issuer
+            .store()
+            .map(|store| RateLimiterFactory::with_store(store, &Handle::current()))
+            .unwrap_or_default();
         let directory = Directory::new(&mut config, &issuer, &limits, None);
         let directory = Arc::new(ArcSwap::from_pointee(directory));
         config.warnings = Vec::new();
-        let included = Mutex::new(std::mem::take(&mut config.included));
+        let included = Mutex::new(std::mem::take(&mut config.include_counts));
         let shelf_dir = config.replay.dir.clone().unwrap_or_else(std::env::temp_dir);
-        let shelf = Arc::new(Shelf::new(config.replay.memory, config.replay.disk, shelf_dir));
-        let in_flight = Arc::new(Places::new(config.upstream.max_in_flight));
-        let rules = Arc::new(rules(&config, &shelf, &in_flight));
+        let shelf = Arc::new(ReplayBudget::new(config.replay.memory, config.replay.disk, shelf_dir));
+        let in_flight = Arc::new(ConcurrencyLimit::new(config.upstream.max_in_flight));
+        let rules = Arc::new(proxy_settings(&config, &shelf, &in_flight));
         let (stopping, stop_seen) = watch::channel(false);
         let (ended, end_seen) = watch::channel(false);
 
@@ -228,29 +232,30 @@ impl App {
         let bound = Arc::new(bound);
         let (open, listening) = mpsc::channel(1);
         let cores = thread::available_parallelism().map_or(1, usize::from);
-        let access = access.map_or_else(|| AccessLog::stderr(config.log, cores), Ok)?;
+        let access = access.map_or_else(|| AccessLog::start_on_stderr(config.log, cores), Ok)?;
         let metrics = Arc::new(Metrics::default());
-        let recent = Arc::new(Recent::new(config.admin.as_ref().map_or(0, |admin| admin.recent), cores));
-        let export = receiver.map(|receiver| Export::start(receiver, &config, cores));
+        let recent =
+            Arc::new(RecentExchanges::new(config.admin.as_ref().map_or(0, |admin| admin.recent), cores));
+        let export = receiver.map(|receiver| ExportTask::start(receiver, &config, cores));
         let traces = export.as_ref().map(|export| export.traces.clone());
-        let crew = Crew {
+        let crew = WorkerSpec {
             server: server.clone(),
             bound,
             directory: directory.clone(),
-            rules: rules.clone(),
+            settings: rules.clone(),
             upstream,
             ended: end_seen.clone(),
-            open,
+            open_guard: open,
         };
         let workers = (0..cores).map(|nth| {
-            let books = Books {
-                access: access.for_worker(),
+            let books = Sinks {
+                access_log: access.for_worker(),
                 // Without an admin listener nobody would ever ask.
-                counter: config.admin.is_some().then(|| metrics.counter()),
-                recorder: recent.recorder(),
+                counter: config.admin.is_some().then(|| metrics.worker_counter()),
+                recorder: recent.add_recorder(),
                 tracer: traces.as_ref().map(Traces::tracer),
             };
-            crew.clone().start_worker(nth, books)
+            crew.clone().spawn(nth, books)
         });
         let workers = workers.collect::<io::Result<Vec<_>>>()?;
         // Only the workers hold the listeners now.
@@ -258,16 +263,16 @@ impl App {
         let shutdown_grace = config.server.shutdown_grace;
         let key = config.admin.as_ref().and_then(|admin| admin.key_sha256);
         let reloader = Arc::new(Reloader {
-            settings: config,
+            initial_config: config,
             directory: directory.clone(),
-            issuer: issuer.clone(),
+            token_service: issuer.clone(),
             limits,
             server: server.clone(),
-            telemetry: OnceLock::new(),
-            listening: addresses.clone(),
-            included,
+            log_handle: OnceLock::new(),
+            bound_addresses: addresses.clone(),
+            include_counts: included,
         });
-        let (orders, speaks_tls) = (reloader.clone(), reloader.settings.server.tls.is_some());
+        let (orders, speaks_tls) = (reloader.clone(), reloader.initial_config.server.tls.is_some());
         let admin = Arc::new(Admin {
             key,
             directory,
@@ -277,29 +282,29 @@ impl App {
             metrics,
             recent,
             traces,
-            seats: admin::Seats::new(server::admin_room()),
-            readers: Arc::new(Semaphore::new(admin::MOST_READERS)),
-            issuer,
+            connections: admin::AdminConnectionLimiter::new(server::max_admin_connections()),
+            stream_permits: Arc::new(Semaphore::new(admin::MAX_STREAM_READERS)),
+            token_service: issuer,
             server: server.clone(),
-            rules,
-            access: access.clone(),
+            settings: rules,
+            access_log: access.clone(),
             reload: Box::new(move || orders.reload().map_err(|error| error.to_string())),
         });
-        open_admin(&admin, admin_bound, &end_seen)?;
+        spawn_admin(&admin, admin_bound, &end_seen)?;
         Ok(Self {
             reloader,
             shutdown_grace,
             server,
-            listening,
+            listeners_closed: listening,
             in_flight,
-            shelf,
+            replay_budget: shelf,
             stopping,
             ended,
             workers,
             addresses,
             admin_addresses,
-            access,
-            export,
+            access_log: access,
+            export_task: export,
         })
     }
 
@@ -314,12 +319,12 @@ impl App {
     }
 
     /// What it serves, now.
-    pub fn outline(&self) -> Outline {
-        let settings = &self.reloader.settings;
+    pub fn summary(&self) -> Summary {
+        let settings = &self.reloader.initial_config;
         let directory = self.reloader.directory.load();
-        Outline {
+        Summary {
             upstream: settings.upstream.origin(),
-            via: settings.upstream.via.as_ref().map(config::Via::address),
+            via: settings.upstream.via.as_ref().map(config::EgressProxy::authority),
             agents: directory.agents().count(),
             clients: directory.client_count(),
             store: settings.tokens.store.kind(),
@@ -328,27 +333,27 @@ impl App {
     }
 
     /// The access log.
-    pub fn access(&self) -> &AccessLog {
-        &self.access
+    pub fn access_log(&self) -> &AccessLog {
+        &self.access_log
     }
 
     /// The places among the requests in flight.
-    pub fn places(&self) -> &Places {
+    pub fn concurrency_limit(&self) -> &ConcurrencyLimit {
         &self.in_flight
     }
 
     /// The room for kept request bodies.
-    pub fn shelf(&self) -> &Shelf {
-        &self.shelf
+    pub fn replay_budget(&self) -> &ReplayBudget {
+        &self.replay_budget
     }
 
     /// Why the store that replicas share is away; `None` while it is there, and where there is none.
-    pub fn store_trouble(&self) -> Option<String> {
-        self.reloader.issuer.store_trouble()
+    pub fn store_error(&self) -> Option<String> {
+        self.reloader.token_service.store_error()
     }
 
     /// See [`Reloader::reload`].
-    pub fn reload(&self) -> Result<Reloaded, ReloadError> {
+    pub fn reload(&self) -> Result<ReloadReport, ReloadError> {
         self.reloader.reload()
     }
 
@@ -359,58 +364,74 @@ impl App {
 
     /// Takes no more requests, waits for those in flight as long as `server.shutdown_grace` allows, then ends. Returns
     /// whether all of them finished.
-    pub async fn shut_down(mut self) -> bool {
+    pub async fn shutdown(mut self) -> bool {
         // The workers close the listeners: whoever connects is refused then, and can go elsewhere at once.
         self.stopping.send_replace(true);
         // Nothing of what waits has been sent: it can go elsewhere too.
         self.in_flight.close();
         // Before that somebody may still come.
-        let _ = timeout(CLOSING, self.listening.recv()).await;
+        let _ = timeout(LISTENER_CLOSE_TIMEOUT, self.listeners_closed.recv()).await;
         let until = Instant::now() + self.shutdown_grace;
-        let drained = timeout(self.shutdown_grace, self.server.house.emptied()).await.is_ok();
+        let drained =
+            timeout(self.shutdown_grace, self.server.connection_limiter.wait_drained()).await.is_ok();
         self.ended.send_replace(true);
-        let (workers, access, export) = (self.workers, self.access, self.export);
+        let (workers, access, export) = (self.workers, self.access_log, self.export_task);
         let _ = tokio::task::spawn_blocking(move || {
             for worker in workers {
                 let _ = worker.join();
             }
-            access.flush(access::LAST_LINES);
+            access.flush(access_log::FLUSH_TIMEOUT);
         })
         .await;
         if let Some(export) = export {
-            export.end(until).await;
+            export.finish(until).await;
         }
         drained
     }
 }
 
-fn open_all(addresses: &[Address], inherited: &mut Inherited) -> Result<Vec<Bound>, StartError> {
-    let open = |address: &Address| match inherited.listening_on(address) {
+fn open_listeners(
+    addresses: &[Address],
+    inherited: &mut Inherited,
+) -> Result<Vec<BoundListener>, StartError> {
+    let open = |address: &Address| match inherited.take_for_address(address) {
         Some(bound) => Ok(bound),
-        None => Bound::open(address).map_err(|error| StartError::Listen { address: address.clone(), error }),
+        None => BoundListener::open(address)
+            .map_err(|error| StartError::Listen { address: address.clone(), error }),
     };
     addresses.iter().map(open).collect()
 }
 
-fn rules(config: &Config, shelf: &Arc<Shelf>, in_flight: &Arc<Places>) -> Rules {
-    Rules {
+fn proxy_settings(
+    config: &Config,
+    shelf: &Arc<ReplayBudget>,
+    in_flight: &Arc<ConcurrencyLimit>,
+) -> ProxySettings {
+    ProxySettings {
         refresh_errcodes: config.tokens.refresh_errcodes.clone(),
-        bounds: Bounds { bytes: config.server.max_request_body, silence: config.server.body_timeout },
-        shelf: shelf.clone(),
+        body_limits: BodyLimits {
+            max_bytes: config.server.max_request_body,
+            idle_timeout: config.server.body_timeout,
+        },
+        replay_budget: shelf.clone(),
         in_flight: in_flight.clone(),
-        waiting: WaitLimit::new(config.upstream.max_in_flight),
+        wait_limit: WaitLimit::new(config.upstream.max_in_flight),
         queue_timeout: config.upstream.queue_timeout,
         upstream_authority: config.upstream.authority.clone(),
     }
 }
 
 /// Has the admin listener served, where there is one.
-fn open_admin(admin: &Arc<Admin>, bound: Vec<Bound>, ended: &watch::Receiver<bool>) -> io::Result<()> {
+fn spawn_admin(
+    admin: &Arc<Admin>,
+    bound: Vec<BoundListener>,
+    ended: &watch::Receiver<bool>,
+) -> io::Result<()> {
     if !bound.is_empty() {
-        tokio::spawn(admin.clone().keep_time(ended.clone()));
+        tokio::spawn(admin.clone().run_maintenance(ended.clone()));
     }
     for bound in bound {
-        tokio::spawn(admin.clone().serve(bound.listener()?, bound, ended.clone()));
+        tokio::spawn(admin.clone().serve(bound.worker_listener()?, bound, ended.clone()));
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 //! interface; whatever is public anyway is used from where it is.
 
 pub use crate::{
-    proxy::bench::{Signer, client_of_key, client_of_pass, rewrite, route},
-    server::bench::{Habits, request_head},
-    upstream::bench::answer_head,
+    proxy::bench::{ResponseHeaderBench, inject_token, key_client, parse_target, pass_client},
+    server::bench::{RequestHeadCache, request_head},
+    upstream::bench::response_head,
 };

@@ -5,24 +5,24 @@ mod address;
 mod admin;
 mod agents;
 mod clients;
-mod document;
 mod duration;
 mod error;
 mod files;
 mod include;
-mod keyhash;
-mod limit;
+mod key_hash;
 mod log;
-mod named;
-mod near;
+mod named_tables;
 mod otlp;
 mod pattern;
+mod rate_limit;
+mod reader;
 mod replay;
 mod secret;
-mod section;
 mod server;
 mod size;
+mod source_file;
 mod store;
+mod suggest;
 #[cfg(test)]
 mod tests;
 mod tokens;
@@ -33,26 +33,26 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 pub use address::Address;
-pub use admin::Admin;
-pub use agents::Agent;
-pub use clients::{AgentSet, Client};
+pub use admin::AdminConfig;
+pub use agents::AgentConfig;
+pub use clients::{AgentSet, ClientConfig};
 pub use duration::{parse as parse_duration, write as write_duration};
 pub use error::{Error, Warning};
-pub use keyhash::KeyHash;
-pub use limit::Limit;
-pub use log::{Level, Log, LogFormat};
-pub use named::is_name;
-pub use otlp::Otlp;
+pub use key_hash::KeyHash;
+pub use log::{LogConfig, LogFormat, LogLevel};
+pub use named_tables::is_valid_name;
+pub use otlp::OtlpConfig;
 pub use pattern::{AllowPattern, PathPattern};
-pub use replay::Replay;
-pub use server::{Server, ServerTls};
+pub use rate_limit::RateLimit;
+pub use replay::ReplayConfig;
+pub use server::{ServerConfig, ServerTlsConfig};
 pub use size::write as write_size;
-pub use store::{Node, Redis, Store, Topology};
-pub use tokens::Tokens;
-pub use upstream::{Upstream, Via};
+pub use store::{RedisConfig, StoreConfig, StoreNode, Topology};
+pub use tokens::TokensConfig;
+pub use upstream::{EgressProxy, UpstreamConfig};
 
-use document::Document;
-use section::Section;
+use reader::ConfigTable;
+use source_file::SourceFile;
 
 const KEYS: &[&str] =
     &["include", "server", "upstream", "tokens", "replay", "log", "admin", "agents", "clients"];
@@ -63,23 +63,23 @@ pub struct Config {
     /// The file, as it was named by the caller.
     pub path: PathBuf,
     /// `[server]`
-    pub server: Server,
+    pub server: ServerConfig,
     /// `[upstream]`
-    pub upstream: Upstream,
+    pub upstream: UpstreamConfig,
     /// `[tokens]`
-    pub tokens: Tokens,
+    pub tokens: TokensConfig,
     /// `[replay]`
-    pub replay: Replay,
+    pub replay: ReplayConfig,
     /// `[log]`
-    pub log: Log,
+    pub log: LogConfig,
     /// `[admin]`; the table absent: no admin listener.
-    pub admin: Option<Admin>,
+    pub admin: Option<AdminConfig>,
     /// `[agents.*]` by name; never empty.
-    pub agents: BTreeMap<String, Agent>,
+    pub agents: BTreeMap<String, AgentConfig>,
     /// `[clients.*]` by name.
-    pub clients: BTreeMap<String, Client>,
+    pub clients: BTreeMap<String, ClientConfig>,
     /// How many files each pattern of `include` matched.
-    pub included: BTreeMap<String, usize>,
+    pub include_counts: BTreeMap<String, usize>,
     /// What works but should not stay so, in the order of the files.
     pub warnings: Vec<Warning>,
 }
@@ -93,32 +93,32 @@ impl Config {
 
 /// Reads the file and what it includes, resolves each secret and validates everything.
 pub fn load(path: &Path) -> Result<Config, Error> {
-    load_with(path, &|name| std::env::var(name).ok())
+    load_with_env(path, &|name| std::env::var(name).ok())
 }
 
 /// [`load`], with `env` asked for environment variables.
-pub fn load_with(path: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<Config, Error> {
-    let main = Document::read(path, env).map_err(|error| match path.exists() {
+pub fn load_with_env(path: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<Config, Error> {
+    let main = SourceFile::read(path, env).map_err(|error| match path.exists() {
         true => error,
-        false => Error { what: error.what + "; --config FILE names another", ..error },
+        false => Error { message: error.message + "; --config FILE names another", ..error },
     })?;
     let table = main.parse()?;
-    let root = Section::root(&main, &table, KEYS)?;
-    let include::Included { documents: included, matched } = include::read(&root, &main)?;
-    let tables = included.iter().map(Document::parse).collect::<Result<Vec<_>, _>>()?;
+    let root = ConfigTable::root(&main, &table, KEYS)?;
+    let include::Included { files: included, match_counts: matched } = include::read(&root, &main)?;
+    let tables = included.iter().map(SourceFile::parse).collect::<Result<Vec<_>, _>>()?;
 
     let mut roots = vec![root.clone()];
     for (document, table) in included.iter().zip(&tables) {
-        roots.push(include::section(document, table)?);
+        roots.push(include::root_table(document, table)?);
     }
-    let mut config = read(path, &root, &roots)?;
-    config.included = matched;
+    let mut config = read_sections(path, &root, &roots)?;
+    config.include_counts = matched;
     config.warnings = main.into_warnings();
-    config.warnings.extend(included.into_iter().flat_map(Document::into_warnings));
+    config.warnings.extend(included.into_iter().flat_map(SourceFile::into_warnings));
     Ok(config)
 }
 
-fn read(path: &Path, root: &Section<'_>, roots: &[Section<'_>]) -> Result<Config, Error> {
+fn read_sections(path: &Path, root: &ConfigTable<'_>, roots: &[ConfigTable<'_>]) -> Result<Config, Error> {
     let server = server::read(root)?;
     let upstream = upstream::read(root)?;
     let tokens = tokens::read(root)?;
@@ -127,7 +127,7 @@ fn read(path: &Path, root: &Section<'_>, roots: &[Section<'_>]) -> Result<Config
     let admin = admin::read(root, &server)?;
     let agents = agents::read(roots)?;
     let clients = clients::read(roots, &agents)?;
-    server::refuse_open_to_the_world(root, &server, clients.is_empty())?;
+    server::reject_open_on_public_address(root, &server, clients.is_empty())?;
     Ok(Config {
         path: path.to_owned(),
         server,
@@ -138,7 +138,7 @@ fn read(path: &Path, root: &Section<'_>, roots: &[Section<'_>]) -> Result<Config
         admin,
         agents,
         clients,
-        included: BTreeMap::new(),
+        include_counts: BTreeMap::new(),
         warnings: Vec::new(),
     })
 }

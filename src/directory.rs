@@ -1,6 +1,6 @@
 //! Who may call, and through which agent: the part of the configuration that a reload replaces as a whole.
 
-mod inspection;
+mod capture_switch;
 
 use std::{
     borrow::Borrow,
@@ -13,14 +13,12 @@ use std::{
 
 use foldhash::fast::RandomState;
 
-pub use self::inspection::Inspection;
+pub use self::capture_switch::CaptureSwitch;
 use crate::{
     config::{self, AgentSet, KeyHash},
-    limits::{Bucket, Limits},
-    passes::PassKey,
+    limits::{RateLimiter, RateLimiterFactory},
     secret::Masked,
-    tickets::Tickets,
-    tokens::{Credentials, Issuer, TokenSlot},
+    tokens::{AgentToken, Credentials, TokenService, passes::PassKey, tickets::AgentTickets},
 };
 
 /// One WeCom application.
@@ -32,26 +30,26 @@ pub struct Agent {
     /// The application's number, where the configuration gives it.
     pub agentid: Option<u64>,
     /// Its token.
-    pub slot: Arc<TokenSlot>,
+    pub token: Arc<AgentToken>,
     /// Its tickets, as old as its slot.
-    pub tickets: Arc<Tickets>,
+    pub tickets: Arc<AgentTickets>,
     /// What its passes are authenticated with; derived when the first is made or shown, for there may be very many agents.
-    pub pass_key: LazyLock<Box<PassKey>, Derivation>,
+    pub pass_key: LazyLock<Box<PassKey>, DerivePassKey>,
     /// How often it may be used, whoever sends.
-    pub limit: Option<Arc<Bucket>>,
+    pub rate_limiter: Option<Arc<RateLimiter>>,
     /// Whether its real secret serves as a key for it.
     pub accept_secret: bool,
     /// Whether an operator looks closely at its exchanges.
-    pub inspection: Arc<Inspection>,
-    plain: Vec<config::PathPattern>,
+    pub capture_switch: Arc<CaptureSwitch>,
+    passthrough: Vec<config::PathPattern>,
 }
 
-type Derivation = Box<dyn FnOnce() -> Box<PassKey> + Send + Sync>;
+type DerivePassKey = Box<dyn FnOnce() -> Box<PassKey> + Send + Sync>;
 
 impl Agent {
     /// Whether the operator says that this path carries a credential of its own.
-    pub fn is_plain(&self, path: &str) -> bool {
-        self.plain.iter().any(|pattern| pattern.matches(path))
+    pub fn is_passthrough(&self, path: &str) -> bool {
+        self.passthrough.iter().any(|pattern| pattern.matches(path))
     }
 }
 
@@ -69,22 +67,22 @@ pub struct Client {
     /// Whether the proxy's own errors go to it with HTTP 200.
     pub always_200: bool,
     /// Its key's hash.
-    pub key: KeyHash,
+    pub key_hash: KeyHash,
     /// How often it may call.
-    pub limit: Option<Arc<Bucket>>,
-    agents: AgentSet,
-    allow: Vec<config::AllowPattern>,
+    pub rate_limiter: Option<Arc<RateLimiter>>,
+    allowed_agents: AgentSet,
+    allowed_calls: Vec<config::AllowPattern>,
 }
 
 impl Client {
     /// Whether it may use this agent.
-    pub fn may_use(&self, agent: &str) -> bool {
-        self.agents.contains(agent)
+    pub fn may_use_agent(&self, agent: &str) -> bool {
+        self.allowed_agents.contains(agent)
     }
 
     /// Whether it may call this path with this method.
     pub fn may_call(&self, method: &http::Method, path: &str) -> bool {
-        self.allow.iter().any(|pattern| pattern.matches(method, path))
+        self.allowed_calls.iter().any(|pattern| pattern.matches(method, path))
     }
 }
 
@@ -92,15 +90,15 @@ impl Client {
 /// of its own, so that a reload leaves no holes behind.
 #[derive(Debug)]
 pub struct Directory {
-    agents: HashSet<ByName<Agent>, RandomState>,
-    agents_in_order: Vec<Arc<Agent>>,
+    agents_by_name: HashSet<ByName<Agent>, RandomState>,
+    agents_sorted: Vec<Arc<Agent>>,
     /// By corpid; only gettoken asks for these.
-    agents_by_company: Vec<Arc<Agent>>,
-    clients: HashMap<[u8; 32], Arc<Client>, RandomState>,
+    agents_by_corpid: Vec<Arc<Agent>>,
+    clients_by_key_hash: HashMap<[u8; 32], Arc<Client>, RandomState>,
     clients_by_name: HashSet<ByName<Client>, RandomState>,
     /// By the hash of corpid and secret, which several may share; only those whose secret is accepted.
     agents_by_secret: HashMap<[u8; 32], Vec<(KeyHash, Arc<Agent>)>>,
-    open: bool,
+    is_open: bool,
 }
 
 impl Directory {
@@ -108,70 +106,70 @@ impl Directory {
     /// did not change keeps its token, and whoever did not change at all is taken over as it is.
     pub fn new(
         config: &mut config::Config,
-        issuer: &Arc<Issuer>,
-        limits: &Limits,
+        issuer: &Arc<TokenService>,
+        limits: &RateLimiterFactory,
         before: Option<&Self>,
     ) -> Self {
         let open = config.is_open();
         let (agents, clients) = (mem::take(&mut config.agents), mem::take(&mut config.clients));
         let mut built = Self {
-            agents: HashSet::with_capacity_and_hasher(agents.len(), RandomState::default()),
-            agents_in_order: Vec::with_capacity(agents.len()),
-            agents_by_company: Vec::new(),
+            agents_by_name: HashSet::with_capacity_and_hasher(agents.len(), RandomState::default()),
+            agents_sorted: Vec::with_capacity(agents.len()),
+            agents_by_corpid: Vec::new(),
             agents_by_secret: HashMap::new(),
-            clients: HashMap::with_capacity_and_hasher(clients.len(), RandomState::default()),
+            clients_by_key_hash: HashMap::with_capacity_and_hasher(clients.len(), RandomState::default()),
             clients_by_name: HashSet::with_capacity_and_hasher(clients.len(), RandomState::default()),
-            open,
+            is_open: open,
         };
         for (name, agent) in agents {
-            let known = before.and_then(|before| before.agents.get(&*name));
+            let known = before.and_then(|before| before.agents_by_name.get(&*name));
             built.add_agent(build_agent(agent, issuer, limits, known.map(|ByName(known)| known)));
         }
-        built.agents_by_company.clone_from(&built.agents_in_order);
-        built.agents_by_company.sort_by(|one, other| one.corpid.cmp(&other.corpid));
+        built.agents_by_corpid.clone_from(&built.agents_sorted);
+        built.agents_by_corpid.sort_by(|one, other| one.corpid.cmp(&other.corpid));
         for (name, client) in clients {
-            let known = before.and_then(|before| before.client_named(&name));
+            let known = before.and_then(|before| before.client_by_name(&name));
             let client = build_client(client, limits, known);
-            built.clients.insert(*client.key.as_bytes(), client.clone());
+            built.clients_by_key_hash.insert(*client.key_hash.as_bytes(), client.clone());
             built.clients_by_name.insert(ByName(client));
         }
         built
     }
 
     fn add_agent(&mut self, agent: Arc<Agent>) {
-        if self.open || agent.accept_secret {
-            let Credentials { corpid, secret } = agent.slot.credentials();
+        if self.is_open || agent.accept_secret {
+            let Credentials { corpid, secret } = agent.token.credentials();
             let hash = secret_hash(corpid, secret.expose());
             self.agents_by_secret.entry(*hash.as_bytes()).or_default().push((hash, agent.clone()));
         }
-        self.agents_in_order.push(agent.clone());
-        self.agents.insert(ByName(agent));
+        self.agents_sorted.push(agent.clone());
+        self.agents_by_name.insert(ByName(agent));
     }
 
     /// Whether callers without a key are served.
     pub fn is_open(&self) -> bool {
-        self.open
+        self.is_open
     }
 
     /// Whether there are clients, and so keys that a caller can get wrong.
-    pub fn knows_keys(&self) -> bool {
-        !self.clients.is_empty()
+    pub fn has_clients(&self) -> bool {
+        !self.clients_by_key_hash.is_empty()
     }
 
     /// The client with this key. Found by its hash and compared in constant time.
-    pub fn client(&self, key: &str) -> Option<&Arc<Client>> {
+    pub fn client_by_key(&self, key: &str) -> Option<&Arc<Client>> {
         let hash = KeyHash::of(key);
-        self.clients.get(hash.as_bytes()).filter(|client| client.key == hash)
+        self.clients_by_key_hash.get(hash.as_bytes()).filter(|client| client.key_hash == hash)
     }
 
     /// Whether this text is what the file has in the place of a client's hash: somebody has taken the key for its hash, or
     /// the hash for its key.
-    pub fn has_for_a_hash(&self, text: &str) -> bool {
-        KeyHash::from_hex(text).is_some_and(|hash| self.clients.contains_key(hash.as_bytes()))
+    pub fn is_key_hash(&self, text: &str) -> bool {
+        KeyHash::from_hex(text).is_some_and(|hash| self.clients_by_key_hash.contains_key(hash.as_bytes()))
     }
 
     /// The client of this name, for a pass that names it.
-    pub fn client_named(&self, name: &str) -> Option<&Arc<Client>> {
+    pub fn client_by_name(&self, name: &str) -> Option<&Arc<Client>> {
         self.clients_by_name.get(name).map(|ByName(client)| client)
     }
 
@@ -184,70 +182,70 @@ impl Directory {
     }
 
     /// Whether there is any agent of this company.
-    pub fn knows_company(&self, corpid: &str) -> bool {
-        !self.company(corpid).is_empty()
+    pub fn has_corpid(&self, corpid: &str) -> bool {
+        !self.agents_of_corpid(corpid).is_empty()
     }
 
     /// The agents of a company that this client may use.
-    pub fn agents_of<'a>(
+    pub fn allowed_agents<'a>(
         &'a self,
         corpid: &'a str,
         client: &'a Client,
     ) -> impl Iterator<Item = &'a Arc<Agent>> {
         // Of a company's agents, which may be very many, a client mostly knows a few.
-        let (named, all) = match &client.agents {
+        let (named, all) = match &client.allowed_agents {
             AgentSet::Named(names) => (Some(names), &[][..]),
-            AgentSet::All => (None, self.company(corpid)),
+            AgentSet::All => (None, self.agents_of_corpid(corpid)),
         };
         let named = named.into_iter().flatten().filter_map(|name| self.agent(name, None));
         named.filter(move |agent| agent.corpid == corpid).chain(all)
     }
 
-    fn company(&self, corpid: &str) -> &[Arc<Agent>] {
-        let from = self.agents_by_company.partition_point(|agent| *agent.corpid < *corpid);
-        let rest = &self.agents_by_company[from..];
+    fn agents_of_corpid(&self, corpid: &str) -> &[Arc<Agent>] {
+        let from = self.agents_by_corpid.partition_point(|agent| *agent.corpid < *corpid);
+        let rest = &self.agents_by_corpid[from..];
         &rest[..rest.partition_point(|agent| agent.corpid == corpid)]
     }
 
     /// The agent of this name, if the caller may use it.
     pub fn agent(&self, name: &str, client: Option<&Client>) -> Option<&Arc<Agent>> {
-        let ByName(agent) = self.agents.get(name)?;
-        client.is_none_or(|client| client.may_use(name)).then_some(agent)
+        let ByName(agent) = self.agents_by_name.get(name)?;
+        client.is_none_or(|client| client.may_use_agent(name)).then_some(agent)
     }
 
     /// The only agent that the caller may use.
     pub fn only_agent(&self, client: Option<&Client>) -> Option<&Arc<Agent>> {
-        let mut usable = match client.map(|client| &client.agents) {
+        let mut usable = match client.map(|client| &client.allowed_agents) {
             // Named ones are few even where there are many agents.
             Some(AgentSet::Named(names)) if names.len() > 1 => return None,
             Some(AgentSet::Named(names)) => {
                 return names.iter().next().and_then(|name| self.agent(name, None));
             }
-            _ => self.agents_in_order.iter(),
+            _ => self.agents_sorted.iter(),
         };
         usable.next().filter(|_| usable.next().is_none())
     }
 
     /// Tells every secret that is known here as it is: of each agent its secret, its token and its tickets. It takes a
     /// while where there are very many agents.
-    pub fn each_secret(&self, tell: &mut dyn FnMut(&str)) {
+    pub fn for_each_secret(&self, tell: &mut dyn FnMut(&str)) {
         for agent in self.agents() {
-            tell(agent.slot.credentials().secret.expose());
-            if let Some(token) = agent.slot.held() {
+            tell(agent.token.credentials().secret.expose());
+            if let Some(token) = agent.token.cached_even_expired() {
                 tell(token.value.expose());
             }
-            agent.tickets.each(tell);
+            agent.tickets.for_each_value(tell);
         }
     }
 
     /// All agents, by name.
     pub fn agents(&self) -> impl Iterator<Item = &Arc<Agent>> {
-        self.agents_in_order.iter()
+        self.agents_sorted.iter()
     }
 
     /// How many clients there are.
     pub fn client_count(&self) -> usize {
-        self.clients.len()
+        self.clients_by_key_hash.len()
     }
 }
 
@@ -297,24 +295,25 @@ impl<T: fmt::Debug> fmt::Debug for ByName<T> {
 }
 
 fn build_agent(
-    agent: config::Agent,
-    issuer: &Arc<Issuer>,
-    limits: &Limits,
+    agent: config::AgentConfig,
+    issuer: &Arc<TokenService>,
+    limits: &RateLimiterFactory,
     known: Option<&Arc<Agent>>,
 ) -> Arc<Agent> {
-    let config::Agent { name, corpid, secret, agentid, accept_secret, limit, plain } = agent;
+    let config::AgentConfig { name, corpid, secret, agentid, accept_secret, limit, passthrough: plain } =
+        agent;
     let credentials = Credentials { corpid: corpid.clone(), secret };
-    let heir = known.filter(|known| *known.slot.credentials() == credentials);
+    let heir = known.filter(|known| *known.token.credentials() == credentials);
     if let Some(known) = heir
         && (known.agentid, known.accept_secret) == (agentid, accept_secret)
-        && known.limit.as_ref().map(|bucket| bucket.limit()) == limit
-        && known.plain == plain
+        && known.rate_limiter.as_ref().map(|bucket| bucket.limit()) == limit
+        && known.passthrough == plain
     {
         return known.clone();
     }
     let (slot, tickets, inspection) = match heir {
-        Some(known) => (known.slot.clone(), known.tickets.clone(), known.inspection.clone()),
-        None => (TokenSlot::new(&name, credentials, issuer.clone()), Arc::default(), Arc::default()),
+        Some(known) => (known.token.clone(), known.tickets.clone(), known.capture_switch.clone()),
+        None => (AgentToken::new(&name, credentials, issuer.clone()), Arc::default(), Arc::default()),
     };
     let bought_with = slot.clone();
     let derive = move || {
@@ -322,45 +321,60 @@ fn build_agent(
         Box::new(PassKey::derive(corpid, secret))
     };
     let limit =
-        bucket(limits, limit, known.and_then(|known| known.limit.as_ref()), || format!("agent:{name}"));
+        reuse_or_create_limiter(limits, limit, known.and_then(|known| known.rate_limiter.as_ref()), || {
+            format!("agent:{name}")
+        });
     Arc::new(Agent {
         name,
         corpid,
         agentid,
-        slot,
+        token: slot,
         tickets,
         pass_key: LazyLock::new(Box::new(derive)),
-        limit,
+        rate_limiter: limit,
         accept_secret,
-        inspection,
-        plain,
+        capture_switch: inspection,
+        passthrough: plain,
     })
 }
 
-fn build_client(client: config::Client, limits: &Limits, known: Option<&Arc<Client>>) -> Arc<Client> {
-    let config::Client { name, key, agents, allow, limit, always_200 } = client;
+fn build_client(
+    client: config::ClientConfig,
+    limits: &RateLimiterFactory,
+    known: Option<&Arc<Client>>,
+) -> Arc<Client> {
+    let config::ClientConfig { name, key_hash: key, agents, allow, limit, always_200 } = client;
     if let Some(known) = known
-        && (known.key, known.always_200) == (key, always_200)
-        && known.limit.as_ref().map(|bucket| bucket.limit()) == limit
-        && (&known.agents, &known.allow) == (&agents, &allow)
+        && (known.key_hash, known.always_200) == (key, always_200)
+        && known.rate_limiter.as_ref().map(|bucket| bucket.limit()) == limit
+        && (&known.allowed_agents, &known.allowed_calls) == (&agents, &allow)
     {
         return known.clone();
     }
     let limit =
-        bucket(limits, limit, known.and_then(|known| known.limit.as_ref()), || format!("client:{name}"));
-    Arc::new(Client { name, always_200, key, limit, agents, allow })
+        reuse_or_create_limiter(limits, limit, known.and_then(|known| known.rate_limiter.as_ref()), || {
+            format!("client:{name}")
+        });
+    Arc::new(Client {
+        name,
+        always_200,
+        key_hash: key,
+        rate_limiter: limit,
+        allowed_agents: agents,
+        allowed_calls: allow,
+    })
 }
 
 /// A bucket for a limit; the one there was, as full as it is, where the limit did not change.
-fn bucket(
-    limits: &Limits,
-    limit: Option<config::Limit>,
-    known: Option<&Arc<Bucket>>,
+fn reuse_or_create_limiter(
+    limits: &RateLimiterFactory,
+    limit: Option<config::RateLimit>,
+    known: Option<&Arc<RateLimiter>>,
     name: impl FnOnce() -> String,
-) -> Option<Arc<Bucket>> {
+) -> Option<Arc<RateLimiter>> {
     let limit = limit?;
     let known = known.filter(|known| known.limit() == limit).cloned();
-    Some(known.unwrap_or_else(|| limits.bucket(limit, name)))
+    Some(known.unwrap_or_else(|| limits.rate_limiter(limit, name)))
 }
 
 fn secret_hash(corpid: &str, secret: &str) -> KeyHash {

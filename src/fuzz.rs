@@ -2,8 +2,8 @@
 //! interface; whatever is public anyway is tried from where it is.
 
 pub use crate::{
-    proxy::fuzz::{Kind, Way, way},
-    server::fuzz::{Habits, RequestHead, request_head},
-    upload::fuzz::{held, on_runtime, written},
-    upstream::fuzz::{AnswerHead, answer_head},
+    proxy::fuzz::{ResolvedTarget, TargetKind, resolve_target},
+    request_body::fuzz::{block_on, usage, wait_until_written},
+    server::fuzz::{FuzzedRequestHead, RequestHeadCache, request_head},
+    upstream::fuzz::{UpstreamResponseHead, response_head},
 };

@@ -1,71 +1,47 @@
-//! wecom-proxy: plain requests go in, the right agent's access_token goes out with them.
+//! wecom-proxy: a reverse proxy for the WeCom API that owns the access tokens.
 //!
-//! The map; a room uses only rooms below it.
+//! A module imports only modules listed below it; `tests/it/layers.rs` holds this.
 
 #[doc(hidden)]
-pub mod bench; // what benches/ counts of the rooms' insides
+pub mod bench; // what benches/ measures inside other modules
 
 #[doc(hidden)]
-pub mod fuzz; // what fuzz/ tries of the rooms' insides
+pub mod fuzz; // what fuzz/ tries inside other modules
 
-pub mod commands; // what each command of the program does
+pub mod cli; // the commands: run, check, demo, simulator, key, health, man, completions
 
-pub mod app; // wires the rooms together; the only file that knows all of them
+pub mod app; // wires everything from Config: start, reload, shutdown
 
-pub mod admin; // the second port: what is well and what is not, what was counted, orders, the dashboard
+pub mod admin; // the admin listener: health, metrics, API, dashboard
 
-pub mod telemetry; // logs
+pub mod server; // listeners, TLS, connection limit; serves HTTP/1 and HTTP/2 connections
 
-pub mod server; // the way in: connections, their time-outs, an orderly end
+pub mod proxy; // the life of a request: authorize, token, attempt, errcode, retry
 
-pub mod proxy; // the life of one request
+pub mod inspector; // recent exchanges, capture, redaction
 
-pub mod recent; // the last exchanges, for whoever looks into them
+pub mod telemetry; // access log, logs, metrics, traces
 
-pub mod metrics; // what is counted of requests
+pub mod directory; // agents and clients, lookup, what each may do
 
-pub mod traces; // spans for OpenTelemetry, and their way to whoever receives them
+pub mod tokens; // access tokens: cache, gettoken, single flight, backoff, budgets; passes; tickets
 
-pub mod access; // the access log: a line a request, none of which waits for it
+pub mod limits; // rate limiter (GCRA) and concurrency limit
 
-pub mod directory; // who may call, and through which agent
+pub mod store; // what replicas share in Redis: records, leases, events, sealing
 
-pub mod tickets; // an agent's tickets, kept until shortly before they expire
+pub mod upstream; // connection pool, dial, TLS, HTTP/1 and HTTP/2 client
 
-pub mod limits; // how often, and how many at once
+pub mod wecom; // facts of WeCom without I/O: errcodes, errcode scanner, gettoken response
 
-pub mod doctor; // asks WeCom about each agent, tries the store, and says what is wrong
+pub mod request_body; // request bodies: streamed, bounded, buffered for a retry
 
-pub mod tokens; // current, replace: one gettoken however many ask
+pub mod http1; // HTTP/1 on the wire, shared by server and upstream
 
-pub mod store; // what replicas share: records, the right to make the next, news
+pub mod config; // proxy.toml, one file a section
 
-pub mod passes; // what a client holds in place of a token
+pub mod time; // a cached wall clock, and a deadline that is cheap to move
 
-pub mod upstream; // the way out: pooled connections to WeCom
+pub mod secret; // text that is never shown, wiping it, and finding credentials in other text
 
-pub mod config; // proxy.toml
-
-pub mod wecom; // facts of WeCom, no I/O
-
-pub mod upload; // a request's body: streamed, bounded, kept for another attempt
-
-pub mod framing; // where a body ends on an HTTP/1 connection
-
-pub mod fields; // header lines, and which of them stop here
-
-pub mod outbox; // what waits to be written on an HTTP/1 connection
-
-pub mod buffers; // read and write buffers at hand on each thread
-
-pub mod io; // byte streams as one type
-
-pub mod deadline; // a deadline that is cheap to move
-
-pub mod clock; // the wall clock, asked seldom
-
-pub mod credential; // passes and keys, recognised wherever they are repeated
-
-pub mod secret; // text that must never be shown, and wiping it
-
-pub mod simulator; // a WeCom that expires, revokes, stalls and counts; shares nothing with the other rooms
+pub mod simulator; // a WeCom that expires, revokes, stalls and counts; imports no other module

@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
-use wecom_proxy::commands::{self, Failed, Manner};
+use wecom_proxy::cli::{self, CheckOptions, CliError};
 
 /// A reverse proxy for the WeCom (企业微信) server API that owns the access tokens.
 #[derive(Parser)]
@@ -58,7 +58,7 @@ enum Command {
         #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8082")]
         control: std::net::SocketAddr,
         /// How long a token serves, such as 10s or 2h
-        #[arg(long, value_name = "DURATION", default_value = "2h", value_parser = commands::duration)]
+        #[arg(long, value_name = "DURATION", default_value = "2h", value_parser = cli::parse_duration_arg)]
         token_lifetime: std::time::Duration,
     },
     /// Make a client's key and the lines that hold its hash
@@ -78,28 +78,28 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    commands::forbid_core_dumps();
+    cli::forbid_core_dumps();
     let Arguments { config, command } = Arguments::parse();
     let outcome = match command.unwrap_or(Command::Serve) {
-        Command::Serve => commands::serve(&config),
-        Command::Check { online, json } => commands::check(&config, Manner { online, json }),
-        Command::Demo { listen, replicas, redis } => commands::demo(listen, replicas, redis),
+        Command::Serve => cli::serve(&config),
+        Command::Check { online, json } => cli::check(&config, CheckOptions { online, json }),
+        Command::Demo { listen, replicas, redis } => cli::demo(listen, replicas, redis),
         Command::Simulator { listen, control, token_lifetime } => {
-            commands::simulator(listen, control, token_lifetime)
+            cli::simulator(listen, control, token_lifetime)
         }
-        Command::Key { name } => commands::key(&name),
-        Command::Health => commands::health(&config),
+        Command::Key { name } => cli::key(&name),
+        Command::Health => cli::health(&config),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "wecom-proxy", &mut script);
-            commands::say(script)
+            cli::print(script)
         }
-        Command::Man => commands::man(Arguments::command()),
+        Command::Man => cli::man(Arguments::command()),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(Failed { status, words }) => {
-            commands::complain(&words);
+        Err(CliError { exit_code: status, message: words }) => {
+            cli::print_error(&words);
             ExitCode::from(status)
         }
     }

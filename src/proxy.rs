@@ -3,22 +3,21 @@
 //!
 //! [`Proxy::handle`] turns every outcome into an answer; [`Proxy::relay`] is the way itself.
 
-mod acquaintances;
+mod auth_cache;
+mod authenticate;
 pub(crate) mod bench;
+mod capture;
+mod errcode_probe;
+mod error;
 pub(crate) mod fuzz;
 mod gettoken;
 mod head_check;
-mod identify;
-mod inspect;
-mod look;
 mod query;
-mod record;
-mod redact;
-mod refusal;
-mod reply;
 mod request;
+mod request_context;
+mod response;
+mod response_headers;
 mod retry;
-mod sign;
 mod target;
 mod ticket;
 mod token;
@@ -37,44 +36,46 @@ use arc_swap::ArcSwap;
 use http::{Method, StatusCode, Version};
 
 use self::{
-    acquaintances::Acquaintances,
-    inspect::{Inspected, Inspection},
-    look::Look,
-    record::Record,
-    refusal::{Kind, Refusal},
-    retry::Refused,
-    sign::{Ids, sign, wants_explanation},
-    target::{Doubt, Target},
-    token::accepted,
+    auth_cache::AuthCache,
+    capture::Capture,
+    errcode_probe::{ErrcodeProbe, ProbedResponse},
+    error::{ErrorKind, ProxyError},
+    request_context::RequestContext,
+    response_headers::{RequestIds, add_proxy_headers, wants_hint},
+    retry::RefusedAttempt,
+    target::{ParsedTarget, TargetError},
+    token::mark_token_accepted,
 };
 pub use self::{
-    record::Books,
-    reply::{Broken, Reply, ReplyBody},
-    request::{Request, Target as RequestTarget},
+    request::{Request, RequestTarget},
+    request_context::Sinks,
+    response::{Response, ResponseAborted, ResponseBody},
 };
 use crate::{
-    deadline::Deadline,
     directory::{Agent, Client, Directory},
-    fields::{Fields, Known},
-    limits::{places::Places, waiting::WaitLimit},
+    http1::headers::{Headers, KnownHeader},
+    limits::{concurrency_limit::ConcurrencyLimit, wait_limit::WaitLimit},
+    request_body::{
+        BodyLimits, Owner, ReplayBody, ReplayBudget, ReplayBudgetExceeded, RequestBody, RequestBodyError,
+    },
+    telemetry::traces::Operation,
+    time::deadline::Deadline,
     tokens::{PathKey, Token},
-    traces::Doing,
-    upload::{Body, Bounds, Full, Owner, Shelf, Upload, UploadError},
-    upstream::{BodyLength, Failure, Flaw, Outgoing, Upstream},
+    upstream::{BodyLength, Upstream, UpstreamError, UpstreamErrorKind, UpstreamRequest},
 };
 
 /// The bounds and settings that all workers share.
-pub struct Rules {
+pub struct ProxySettings {
     /// The errcodes that mean: this token no longer serves.
     pub refresh_errcodes: Vec<i64>,
     /// What a request's body may be.
-    pub bounds: Bounds,
+    pub body_limits: BodyLimits,
     /// Where bodies are kept for another attempt.
-    pub shelf: Arc<Shelf>,
+    pub replay_budget: Arc<ReplayBudget>,
     /// Requests that are with the upstream.
-    pub in_flight: Arc<Places>,
+    pub in_flight: Arc<ConcurrencyLimit>,
     /// Requests that wait for a token or a ticket.
-    pub waiting: WaitLimit,
+    pub wait_limit: WaitLimit,
     /// How long a request waits for a place among them.
     pub queue_timeout: Duration,
     /// The upstream's name, which a client that takes us for a forward proxy may use.
@@ -84,28 +85,28 @@ pub struct Rules {
 /// The proxy as one worker sees it.
 pub struct Proxy {
     directory: Arc<ArcSwap<Directory>>,
-    rules: Arc<Rules>,
+    settings: Arc<ProxySettings>,
     upstream: Upstream,
-    ids: Ids,
-    acquaintances: Acquaintances,
-    books: Rc<Books>,
+    request_ids: RequestIds,
+    auth_cache: AuthCache,
+    sinks: Rc<Sinks>,
 }
 
 impl Proxy {
     /// A proxy with an upstream and books of its own.
     pub fn new(
         directory: Arc<ArcSwap<Directory>>,
-        rules: Arc<Rules>,
+        settings: Arc<ProxySettings>,
         upstream: Upstream,
-        books: Rc<Books>,
+        sinks: Rc<Sinks>,
     ) -> Self {
         Self {
             directory,
-            rules,
+            settings,
             upstream,
-            ids: Ids::default(),
-            acquaintances: Acquaintances::default(),
-            books,
+            request_ids: RequestIds::default(),
+            auth_cache: AuthCache::default(),
+            sinks,
         }
     }
 
@@ -115,62 +116,66 @@ impl Proxy {
     pub async fn handle<S: AttemptStorage>(
         &self,
         request: &Request,
-        body: Body,
+        body: RequestBody,
         deadline: &mut Deadline,
-    ) -> Reply {
-        let mut record = Box::new(Record::new(request, self.ids.of(request), self.books.clone()));
+    ) -> Response {
+        let mut record =
+            Box::new(RequestContext::new(request, self.request_ids.assign(request), self.sinks.clone()));
         std::mem::swap(&mut record.deadline, deadline);
-        let relayed = self.relay::<S>(request, body, &mut record).await;
+        let relayed = self.handle_inner::<S>(request, body, &mut record).await;
         std::mem::swap(&mut record.deadline, deadline);
         let reply = match relayed {
             Ok(reply) => reply,
             Err(refusal) => {
                 // Not every refusal waits until a pass was looked at.
-                let by_pass = || identify::client_of_pass(&self.directory.load(), request.target.query());
+                let by_pass = || authenticate::pass_client(&self.directory.load(), request.target.query());
                 record.client = record.client.take().or_else(by_pass);
-                refuse(refusal, &mut record)
+                error_response(refusal, &mut record)
             }
         };
-        finish(reply, record, wants_explanation(request))
+        finish_response(reply, record, wants_hint(request))
     }
 
     /// Answers what is no request: a head that cannot be trusted.
-    pub fn refuse_head(&self, status: StatusCode, words: &'static str, request: &Request) -> Reply {
-        let mut record = Box::new(Record::new(request, self.ids.of(request), self.books.clone()));
-        let reply = refuse(Refusal::new(Kind::BadRequest, words).with_status(status), &mut record);
-        finish(reply, record, false)
+    pub fn reject_head(&self, status: StatusCode, words: &'static str, request: &Request) -> Response {
+        let mut record =
+            Box::new(RequestContext::new(request, self.request_ids.assign(request), self.sinks.clone()));
+        let reply =
+            error_response(ProxyError::new(ErrorKind::BadRequest, words).with_status(status), &mut record);
+        finish_response(reply, record, false)
     }
 
     /// The way of a request; every `?` on it is an answer of the proxy's own.
-    async fn relay<S: AttemptStorage>(
+    async fn handle_inner<S: AttemptStorage>(
         &self,
         request: &Request,
-        body: Body,
-        record: &mut Record,
-    ) -> Result<Reply, Refusal> {
+        body: RequestBody,
+        record: &mut RequestContext,
+    ) -> Result<Response, ProxyError> {
         let (target, agent) = match self.authorize(request, record)? {
-            Judged::Answered(reply) => return Ok(reply),
-            Judged::Sendable { target, agent } => (target, agent),
+            Decision::Respond(reply) => return Ok(reply),
+            Decision::Forward { target, agent } => (target, agent),
         };
-        let body = match &record.look {
-            Some(look) => look.tap(body),
+        let body = match &record.capture {
+            Some(look) => look.tap_request_body(body),
             None => body,
         };
-        let (mut upload, length) = self.receive(request, body, agent.is_some(), record.client.as_deref())?;
-        let forward = Forward {
+        let (mut upload, length) =
+            self.prepare_body(request, body, agent.is_some(), record.client.as_deref())?;
+        let forward = ForwardedRequest {
             method: &request.method,
-            fields: &request.fields,
+            headers: &request.headers,
             target: &target,
             text: &request.target,
-            length,
-            waits: &request.waits,
+            body_length: length,
+            waiting: &request.waiting,
         };
-        let answer = match (agent, target.ticket(&request.method)) {
-            (None, _) => S::store(self.send_plain(&forward, &mut upload, record)).await,
-            (Some(agent), Some(kind)) => Box::pin(self.ticket(&forward, &agent, kind, record)).await,
+        let answer = match (agent, target.ticket_kind(&request.method)) {
+            (None, _) => S::store(self.send_passthrough(&forward, &mut upload, record)).await,
+            (Some(agent), Some(kind)) => Box::pin(self.serve_ticket(&forward, &agent, kind, record)).await,
             (Some(agent), None) => {
                 // Nothing has taken time since the request began.
-                let token = match agent.slot.ready(record.began) {
+                let token = match agent.token.cached(record.started) {
                     Some(token) => Ok(token),
                     // The wait is over before what sends takes its room.
                     None => self.wait_for_token(&forward, &agent, upload.as_mut(), record).await,
@@ -183,15 +188,19 @@ impl Proxy {
                 }
             }
         };
-        record.request_bytes = upload.as_ref().map(Upload::received);
+        record.request_bytes = upload.as_ref().map(ReplayBody::received_bytes);
         let answer = answer?;
         record.errcode = answer.errcode;
-        Ok(Reply::passed_on(answer, upload))
+        Ok(Response::from_upstream(answer, upload))
     }
 
     /// The same as [`Self::judge`], and whether the connection is authorized from now on.
-    fn authorize<'a>(&self, request: &'a Request, record: &mut Record) -> Result<Judged<'a>, Refusal> {
-        let judged = self.judge(request, record);
+    fn authorize<'a>(
+        &self,
+        request: &'a Request,
+        record: &mut RequestContext,
+    ) -> Result<Decision<'a>, ProxyError> {
+        let judged = self.decide(request, record);
         // A credential may be good where the request is refused for something else.
         if judged.is_ok() || record.client.is_some() || self.directory.load().is_open() {
             request.authorized.set(true);
@@ -200,84 +209,100 @@ impl Proxy {
     }
 
     /// Who calls, what for, and whether they may.
-    fn judge<'a>(&self, request: &'a Request, record: &mut Record) -> Result<Judged<'a>, Refusal> {
+    fn decide<'a>(
+        &self,
+        request: &'a Request,
+        record: &mut RequestContext,
+    ) -> Result<Decision<'a>, ProxyError> {
         let directory = self.directory.load();
-        let known = self.acquaintances.recall(&request.fields, &directory);
-        let is_here = |host: &str, local| self.is_here(host, local);
+        let known = self.auth_cache.get(&request.headers, &directory);
+        let is_here = |host: &str, local| self.is_own_authority(host, local);
         let sound = head_check::check_head(request, known.is_some(), is_here);
-        let target = Target::of(&request.target);
+        let target = ParsedTarget::from_request(&request.target);
         // Who calls is asked first: a client may want even the refusal of a malformed request in HTTP 200.
         let is_new = known.is_none();
-        let by_key = known.map_or_else(|| identify::by_key(&directory, &request.fields), Ok);
+        let by_key = known.map_or_else(|| authenticate::authenticate_key(&directory, &request.headers), Ok);
         let by_key = by_key.map(|client| {
             if is_new && sound.is_ok() && request.version == Version::HTTP_11 {
-                self.acquaintances.remember(&request.fields, &directory, client.as_ref());
+                self.auth_cache.insert(&request.headers, &directory, client.as_ref());
             }
             record.client = client;
         });
-        sound.map_err(|words| Refusal::new(Kind::BadRequest, words))?;
+        sound.map_err(|words| ProxyError::new(ErrorKind::BadRequest, words))?;
         // A wrong base URL is said to be one, and not a wrong key.
-        let target = target.map_err(doubt)?;
+        let target = target.map_err(target_error)?;
         by_key?;
-        if request.late {
-            return Err(Refusal::shutting_down());
+        if request.draining {
+            return Err(ProxyError::shutting_down());
         }
-        if target.kind == target::Kind::Gettoken {
+        if target.kind == target::TargetKind::Gettoken {
             let shown = record.client.clone();
-            return gettoken::answer(&directory, shown, &target, &request.fields, record)
-                .map(Judged::Answered);
+            return gettoken::respond(&directory, shown, &target, &request.headers, record)
+                .map(Decision::Respond);
         }
-        let caller = identify::caller(&directory, record.client.as_ref(), &target, &request.fields)?;
+        let caller =
+            authenticate::authenticate(&directory, record.client.as_ref(), &target, &request.headers)?;
         if record.client.is_some() {
-            identify::refuse_stray_key(&request.fields, &target, caller.own_credential)?;
+            authenticate::reject_repeated_key(&request.headers, &target, caller.passthrough)?;
         }
-        if caller.by_pass.is_some() {
-            record.client = caller.by_pass;
+        if caller.pass_client.is_some() {
+            record.client = caller.pass_client;
         }
         record.agent = caller.agent;
-        record.look = Look::begin(&directory, record.agent.as_ref(), request, record.began);
-        identify::permit(record.client.as_deref(), &request.method, &target.route)?;
+        record.capture = Capture::start(&directory, record.agent.as_ref(), request, record.started);
+        authenticate::check_allowed(record.client.as_deref(), &request.method, &target.normalized_path)?;
         let (client, agent) = (record.client.as_ref(), record.agent.as_ref());
-        identify::admit(client.and_then(|client| client.limit.as_ref()), record.began, "this client")?;
-        identify::admit(agent.and_then(|agent| agent.limit.as_ref()), record.began, "this agent")?;
-        let agent = match (&record.agent, caller.own_credential) {
+        authenticate::check_rate(
+            client.and_then(|client| client.rate_limiter.as_ref()),
+            record.started,
+            "this client",
+        )?;
+        authenticate::check_rate(
+            agent.and_then(|agent| agent.rate_limiter.as_ref()),
+            record.started,
+            "this agent",
+        )?;
+        let agent = match (&record.agent, caller.passthrough) {
             (Some(agent), false) => Some(agent.clone()),
-            (None, false) => return Err(identify::no_agent()),
+            (None, false) => return Err(authenticate::no_agent_selected()),
             (_, true) => None,
         };
-        Ok(Judged::Sendable { target, agent })
+        Ok(Decision::Forward { target, agent })
     }
 
     /// Whether a target in absolute form means this proxy, or the upstream as a client sees it that takes us for its
     /// forward proxy.
-    fn is_here(&self, authority: &str, local: Option<SocketAddr>) -> bool {
+    fn is_own_authority(&self, authority: &str, local: Option<SocketAddr>) -> bool {
         let is_local = local.is_some_and(|local| {
             let port = local.port();
             authority.parse::<SocketAddr>().is_ok_and(|named| named == local)
                 || (local.ip().is_loopback() && authority.eq_ignore_ascii_case(&format!("localhost:{port}")))
         });
-        is_local || authority.eq_ignore_ascii_case(&self.rules.upstream_authority)
+        is_local || authority.eq_ignore_ascii_case(&self.settings.upstream_authority)
     }
 
     /// The body as it will be sent, or the refusal of one that is declared too large.
-    fn receive(
+    fn prepare_body(
         &self,
         request: &Request,
-        body: Body,
+        body: RequestBody,
         keep: bool,
         client: Option<&Client>,
-    ) -> Result<(Option<Upload>, BodyLength), Refusal> {
-        let declared = body.declared();
-        if declared.is_some_and(|declared| declared > self.rules.bounds.bytes) {
-            return Err(too_large(self.rules.bounds.bytes));
+    ) -> Result<(Option<ReplayBody>, BodyLength), ProxyError> {
+        let declared = body.content_length();
+        if declared.is_some_and(|declared| declared > self.settings.body_limits.max_bytes) {
+            return Err(body_too_large(self.settings.body_limits.max_bytes));
         }
-        let keeps = keep && matches!(body, Body::Streamed(_));
+        let keeps = keep && matches!(body, RequestBody::Streamed(_));
         let owner = || client.map(|client| Owner::of(&client.name)).unwrap_or_default();
-        let shelf = keeps.then(|| (&self.rules.shelf, owner()));
-        let upload = Upload::new(body, self.rules.bounds, shelf).map_err(|Full| replay_full())?;
+        let shelf = keeps.then(|| (&self.settings.replay_budget, owner()));
+        let upload = ReplayBody::new(body, self.settings.body_limits, shelf)
+            .map_err(|ReplayBudgetExceeded| replay_budget_exhausted())?;
         let wants = || matches!(request.method, Method::POST | Method::PUT | Method::PATCH);
         let length = match declared {
-            Some(0) if upload.is_none() && !request.fields.contains(Known::ContentLength) && !wants() => {
+            Some(0)
+                if upload.is_none() && !request.headers.contains(KnownHeader::ContentLength) && !wants() =>
+            {
                 BodyLength::Absent
             }
             Some(length) => BodyLength::Known(length),
@@ -287,124 +312,140 @@ impl Proxy {
     }
 
     /// Sends a request that carries a credential of its own, as it came.
-    async fn send_plain(
+    async fn send_passthrough(
         &self,
-        forward: &Forward<'_>,
-        upload: &mut Option<Upload>,
-        record: &mut Record,
-    ) -> Result<Box<Inspected>, Refusal> {
-        let target = query::as_it_came(forward.target.path, forward.target.query);
-        let place = match self.rules.in_flight.take() {
+        forward: &ForwardedRequest<'_>,
+        upload: &mut Option<ReplayBody>,
+        record: &mut RequestContext,
+    ) -> Result<Box<ProbedResponse>, ProxyError> {
+        let target = query::unchanged_target(forward.target.path, forward.target.query);
+        let place = match self.settings.in_flight.try_acquire_uncontended() {
             Some(place) => place,
-            None => Box::pin(self.wait_for_place(forward, upload.as_mut(), record)).await?,
+            None => Box::pin(self.wait_for_in_flight_permit(forward, upload.as_mut(), record)).await?,
         };
-        let answer = self.exchange(forward, &target, None, upload.as_ref(), record).await?;
-        record.upstream = answer.took;
-        Ok(answer.at(place))
+        let answer = self.attempt(forward, &target, None, upload.as_ref(), record).await?;
+        record.upstream_time = answer.time_to_header;
+        Ok(answer.with_permit(place))
     }
 
     /// Sends a request with the agent's token; with the next token once more if this one was refused.
     async fn send_with_token(
         &self,
-        forward: &Forward<'_>,
+        forward: &ForwardedRequest<'_>,
         agent: &Arc<Agent>,
         token: Arc<Token>,
-        upload: &mut Option<Upload>,
-        record: &mut Record,
-    ) -> Result<Box<Inspected>, Refusal> {
+        upload: &mut Option<ReplayBody>,
+        record: &mut RequestContext,
+    ) -> Result<Box<ProbedResponse>, ProxyError> {
         let query = forward.target.query_without_token();
 
         // Who waits for a token takes no place from those who have one.
-        let place = match self.rules.in_flight.take() {
+        let place = match self.settings.in_flight.try_acquire_uncontended() {
             Some(place) => place,
-            None => Box::pin(self.wait_for_place(forward, upload.as_mut(), record)).await?,
+            None => Box::pin(self.wait_for_in_flight_permit(forward, upload.as_mut(), record)).await?,
         };
         let upload = upload.as_ref();
         let target = query::with_token(forward.target.path, &query, token.value.expose());
-        let first = self.exchange(forward, &target, Some(&token), upload, record).await?;
+        let first = self.attempt(forward, &target, Some(&token), upload, record).await?;
         let path = forward.path_key();
-        record.upstream = first.took;
-        let Some(errcode) = first.errcode.filter(|errcode| self.rules.refresh_errcodes.contains(errcode))
+        record.upstream_time = first.time_to_header;
+        let Some(errcode) = first.errcode.filter(|errcode| self.settings.refresh_errcodes.contains(errcode))
         else {
-            accepted(&first, &token, path);
+            mark_token_accepted(&first, &token, path);
             if let Some(upload) = upload {
-                upload.settle();
+                upload.commit();
             }
-            return Ok(first.at(place));
+            return Ok(first.with_permit(place));
         };
         // Seldom, and it takes much room.
-        Box::pin(self.retry(forward, agent, upload, record, Refused { answer: first, token, errcode, place }))
-            .await
+        Box::pin(self.retry(
+            forward,
+            agent,
+            upload,
+            record,
+            RefusedAttempt { response: first, token, errcode, permit: place },
+        ))
+        .await
     }
 
     /// Sends once and looks at the answer.
-    async fn exchange(
+    async fn attempt(
         &self,
-        forward: &Forward<'_>,
+        forward: &ForwardedRequest<'_>,
         target: &[&str],
         token: Option<&Token>,
-        upload: Option<&Upload>,
-        record: &mut Record,
-    ) -> Result<Box<Inspected>, Refusal> {
-        let at = record.now;
-        record.goes_to(&forward.target.route);
-        record.begin(Doing::Try, at);
-        if let Some(look) = &mut record.look {
-            look.sends(at, token);
+        upload: Option<&ReplayBody>,
+        record: &mut RequestContext,
+    ) -> Result<Box<ProbedResponse>, ProxyError> {
+        let at = record.cached_now;
+        record.set_route(&forward.target.normalized_path);
+        record.begin_span(Operation::Attempt, at);
+        if let Some(look) = &mut record.capture {
+            look.record_attempt(at, token);
         }
-        let outgoing =
-            Outgoing { method: forward.method, target, fields: forward.fields, body: forward.length, at };
+        let outgoing = UpstreamRequest {
+            method: forward.method,
+            target,
+            headers: forward.headers,
+            body_length: forward.body_length,
+            now: at,
+        };
         let inspected = match self.upstream.send(&outgoing, upload, &mut record.deadline).await {
             Ok(answer) => {
-                let mut inspection = Inspection::begin(answer, token, at);
-                poll_fn(|cx| inspection.poll(cx)).await.map(|()| inspection.end())
+                let mut inspection = ErrcodeProbe::start(answer, token, at);
+                poll_fn(|cx| inspection.poll(cx)).await.map(|()| inspection.finish())
             }
             Err(failure) => Err(failure),
         };
-        let inspected = inspected.map_err(|failure| self.failed(failure));
+        let inspected = inspected.map_err(|failure| self.map_upstream_error(failure));
         match &inspected {
             Ok(answer) => {
-                record.answered(answer.took, answer.status.as_u16(), answer.errcode);
-                if let Some(look) = &mut record.look {
-                    look.got(answer);
+                record.end_span_with_response(answer.time_to_header, answer.status.as_u16(), answer.errcode);
+                if let Some(look) = &mut record.capture {
+                    look.record_attempt_response(answer);
                 }
             }
-            Err(refusal) => record.end_now(Some(refusal.kind)),
+            Err(refusal) => record.end_span_now(Some(refusal.kind)),
         }
         inspected
     }
 
     /// What the caller is told of a failure.
-    fn failed(&self, failure: Failure) -> Refusal {
-        let kind = match &failure.flaw {
-            Flaw::Unreachable(_) => Kind::UpstreamUnreachable,
-            Flaw::NoAnswer | Flaw::Stalled => Kind::UpstreamTimeout,
-            Flaw::Upload(UploadError::TooLarge) => return too_large(self.rules.bounds.bytes),
-            Flaw::Upload(UploadError::Silent) => {
-                return Refusal::new(
-                    Kind::BadRequest,
+    fn map_upstream_error(&self, failure: UpstreamError) -> ProxyError {
+        let kind = match &failure.kind {
+            UpstreamErrorKind::Unreachable(_) => ErrorKind::UpstreamUnreachable,
+            UpstreamErrorKind::ResponseTimeout | UpstreamErrorKind::BodyTimeout => ErrorKind::UpstreamTimeout,
+            UpstreamErrorKind::RequestBody(RequestBodyError::TooLarge) => {
+                return body_too_large(self.settings.body_limits.max_bytes);
+            }
+            UpstreamErrorKind::RequestBody(RequestBodyError::Stalled) => {
+                return ProxyError::new(
+                    ErrorKind::BadRequest,
                     "the request's body stalled for longer than server.body_timeout",
                 );
             }
-            Flaw::Upload(UploadError::Broken) => {
-                return Refusal::new(Kind::BadRequest, "the request's body broke off or is not well formed");
+            UpstreamErrorKind::RequestBody(RequestBodyError::Aborted) => {
+                return ProxyError::new(
+                    ErrorKind::BadRequest,
+                    "the request's body broke off or is not well formed",
+                );
             }
-            Flaw::Upload(UploadError::Overhead) => {
-                return Refusal::new(
-                    Kind::BadRequest,
+            UpstreamErrorKind::RequestBody(RequestBodyError::ChunkOverhead) => {
+                return ProxyError::new(
+                    ErrorKind::BadRequest,
                     "the chunk framing of the request's body is more than 64 KiB and 16 times its data; \
                      send larger chunks, without extensions",
                 );
             }
-            _ => Kind::UpstreamBroke,
+            _ => ErrorKind::UpstreamFailed,
         };
-        let what = if kind == Kind::UpstreamUnreachable {
+        let what = if kind == ErrorKind::UpstreamUnreachable {
             "cannot be reached"
         } else {
             "did not answer as it should"
         };
-        Refusal::new(kind, format!("WeCom {what}: {}", failure.flaw.public()))
-            .with_detail(format!("WeCom {what}: {}", failure.flaw))
+        ProxyError::new(kind, format!("WeCom {what}: {}", failure.kind.public_message()))
+            .with_log_message(format!("WeCom {what}: {}", failure.kind))
     }
 }
 
@@ -433,71 +474,71 @@ impl AttemptStorage for Boxed {
 }
 
 /// What is to become of a request.
-enum Judged<'a> {
+enum Decision<'a> {
     /// The answer is there already.
-    Answered(Reply),
+    Respond(Response),
     /// It goes to the upstream, with this agent's token or with a credential of its own.
-    Sendable { target: Target<'a>, agent: Option<Arc<Agent>> },
+    Forward { target: ParsedTarget<'a>, agent: Option<Arc<Agent>> },
 }
 
 /// A request on its way, as far as both tries share it.
-struct Forward<'a> {
+struct ForwardedRequest<'a> {
     method: &'a Method,
-    fields: &'a Fields,
-    target: &'a Target<'a>,
+    headers: &'a Headers,
+    target: &'a ParsedTarget<'a>,
     /// What the target was parsed from.
     text: &'a RequestTarget,
-    length: BodyLength,
+    body_length: BodyLength,
     /// See [`Request::waits`].
-    waits: &'a Cell<bool>,
+    waiting: &'a Cell<bool>,
 }
 
-impl Forward<'_> {
+impl ForwardedRequest<'_> {
     fn path_key(&self) -> PathKey {
-        self.text.path_key(&self.target.route)
+        self.text.path_key(&self.target.normalized_path)
     }
 }
 
 /// A refusal as an answer.
-fn refuse(refusal: Refusal, record: &mut Record) -> Reply {
+fn error_response(refusal: ProxyError, record: &mut RequestContext) -> Response {
     let always_200 = record.client.as_ref().is_some_and(|client| client.always_200);
     record.errcode = Some(refusal.errcode);
-    let reply = refusal.to_reply(always_200, record.request_id.as_str());
-    record.error = Some((refusal.kind, refusal.into_reason()));
+    let reply = refusal.to_response(always_200, record.request_id.as_str());
+    record.error = Some((refusal.kind, refusal.into_log_message()));
     reply
 }
 
 /// What every answer gets before it leaves.
-fn finish(mut reply: Reply, mut record: Box<Record>, explains: bool) -> Reply {
+fn finish_response(mut reply: Response, mut record: Box<RequestContext>, explains: bool) -> Response {
     record.status = reply.status.as_u16();
-    sign(&record, explains, &mut reply.lines);
-    if let Some(look) = &mut record.look {
-        look.answers(reply.lines.as_bytes());
+    add_proxy_headers(&record, explains, &mut reply.headers);
+    if let Some(look) = &mut record.capture {
+        look.record_response_headers(reply.headers.as_bytes());
     }
-    reply.body.until_end(record);
+    reply.body.attach_context(record);
     reply
 }
 
-fn doubt(doubt: Doubt) -> Refusal {
+fn target_error(doubt: TargetError) -> ProxyError {
     match doubt {
-        Doubt::Malformed(words) => Refusal::new(Kind::BadRequest, words),
-        Doubt::NoRoute => Refusal::new(
-            Kind::NoRoute,
+        TargetError::Malformed(words) => ProxyError::new(ErrorKind::BadRequest, words),
+        TargetError::NoRoute => ProxyError::new(
+            ErrorKind::NoRoute,
             "only /cgi-bin/… and /AGENT/cgi-bin/… lead anywhere; is the base URL right?",
         ),
     }
 }
 
-fn too_large(bound: u64) -> Refusal {
-    Refusal::new(
-        Kind::BodyTooLarge,
+fn body_too_large(bound: u64) -> ProxyError {
+    ProxyError::new(
+        ErrorKind::BodyTooLarge,
         format!("the request's body is larger than server.max_request_body ({bound} bytes)"),
     )
 }
 
 /// The refusal of a body that could not be kept for a retry. Nothing of it was sent.
-fn replay_full() -> Refusal {
+fn replay_budget_exhausted() -> ProxyError {
     let words = "request bodies that are kept for a retry leave no room for one of this length in replay.memory or \
                  replay.disk; send it again in a moment, or raise replay.disk";
-    Refusal::new(Kind::Overloaded, words).retry_after(Duration::from_secs(1))
+    ProxyError::new(ErrorKind::Overloaded, words).with_retry_after(Duration::from_secs(1))
 }

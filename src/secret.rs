@@ -1,5 +1,7 @@
 //! Text that must never be shown: secrets, keys and tokens, masked in every printed form and wiped when dropped.
 
+pub mod credential_scan;
+
 use std::{fmt, hint::black_box};
 
 use bytes::Bytes;
@@ -44,26 +46,26 @@ pub fn wipe(bytes: &mut [u8]) {
 }
 
 /// Bytes that are wiped when the last reference to them goes. Memory that the vector had before it grew is not.
-pub fn wiped_bytes(bytes: Vec<u8>) -> Bytes {
-    Bytes::from_owner(Wiped(bytes))
+pub fn wipe_on_drop(bytes: Vec<u8>) -> Bytes {
+    Bytes::from_owner(WipeOnDrop(bytes))
 }
 
-struct Wiped(Vec<u8>);
+struct WipeOnDrop(Vec<u8>);
 
-impl AsRef<[u8]> for Wiped {
+impl AsRef<[u8]> for WipeOnDrop {
     fn as_ref(&self) -> &[u8] {
         &self.0
     }
 }
 
-impl Drop for Wiped {
+impl Drop for WipeOnDrop {
     fn drop(&mut self) {
         wipe(&mut self.0);
     }
 }
 
 /// Wipes a text and leaves an empty one.
-pub fn wipe_text(text: &mut String) {
+pub fn wipe_string(text: &mut String) {
     wipe(&mut std::mem::take(text).into_bytes());
 }
 
@@ -72,21 +74,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn wiping_leaves_zeros() {
+    fn wipe_zeroes_bytes() {
         let mut bytes = *b"s3cret-of-hr";
         wipe(&mut bytes);
         assert_eq!(bytes, [0; 12]);
         let mut text = "s3cret".to_owned();
-        wipe_text(&mut text);
+        wipe_string(&mut text);
         assert!(text.is_empty());
-        let shared = wiped_bytes(b"s3cret".to_vec());
+        let shared = wipe_on_drop(b"s3cret".to_vec());
         let part = shared.slice(2..);
         drop(shared);
         assert_eq!(&part[..], b"cret", "a part of it keeps it whole");
     }
 
     #[test]
-    fn debug_text_shows_nothing_of_it() {
+    fn masked_debug_hides_text() {
         let masked = Masked::new("s3cret-of-hr");
         assert_eq!(format!("{masked:?}"), "[masked]");
         assert!(!format!("{:#?}", Some(&masked)).contains("s3cret"));

@@ -5,16 +5,16 @@
 //! through its lease cannot put its record over a newer one. Nobody waits for a store that is away: every call says so
 //! at once, and the caller goes on by itself.
 
-mod dial;
-mod link;
-mod news;
+mod backend;
+mod connection_manager;
+mod dialer;
 #[cfg(test)]
-pub(crate) mod pretended;
+pub(crate) mod fake;
+mod notification;
 mod seal;
+mod subscription;
 #[cfg(test)]
 mod tests;
-mod watch;
-mod way;
 
 use std::{
     fmt,
@@ -37,23 +37,23 @@ use tokio::{
 use zeroize::Zeroizing;
 
 use self::{
-    dial::Dialler,
-    link::Link,
+    backend::{Backend, Script, ScriptCall},
+    connection_manager::ConnectionManager,
+    dialer::Dialer,
     seal::Sealer,
-    watch::Watches,
-    way::{Ask, Script, Way},
+    subscription::Subscriptions,
 };
 pub use self::{
-    news::{Event, News, Word},
-    watch::Watch,
+    notification::{Notification, NotificationKind, StoreEvent},
+    subscription::Subscription,
 };
 
-use crate::config::Redis;
+use crate::config::RedisConfig;
 
 /// How long a lease lasts that nobody extends: so long do the others wait for a replica that died with one.
-pub const LEASE: Duration = Duration::from_secs(3);
+pub const LEASE_TTL: Duration = Duration::from_secs(3);
 /// How long a failure is remembered beyond its wait, so that the next wait is longer.
-const REMEMBERED: Duration = Duration::from_secs(15 * 60);
+const FAILURE_TTL: Duration = Duration::from_secs(15 * 60);
 
 /// The configured store cannot be used at all.
 #[derive(Debug, thiserror::Error)]
@@ -63,7 +63,7 @@ pub enum StoreError {
     Settings(#[from] redis::RedisError),
     /// The roots cannot be read.
     #[error("tokens.store.ca_file: {path} cannot be read: {error}")]
-    Roots {
+    CaFile {
         /// The file.
         path: PathBuf,
         /// What the system says.
@@ -76,10 +76,10 @@ pub enum StoreError {
 
 /// The store did not do it; whoever asked goes on by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Away;
+pub struct Unavailable;
 
 /// A value in the store.
-pub struct Record {
+pub struct StoreRecord {
     /// What was put there.
     pub value: Zeroizing<Vec<u8>>,
     /// Which of two is the newer: at least the microseconds since 1970 when its lease was given, by the store's clock.
@@ -87,33 +87,33 @@ pub struct Record {
     /// How long ago that was, by the same clock.
     pub age: Duration,
     /// How long it will be there.
-    pub life: Duration,
+    pub ttl: Duration,
     /// Whether it was made for the lease of its fence, and not known to somebody before.
-    pub is_fresh: bool,
+    pub is_from_lease: bool,
 }
 
 /// What came of asking for something newer than what one has.
 pub enum Claim {
     /// There is.
-    Record(Record),
+    Newer(StoreRecord),
     /// The last one who tried failed, and it is too early for another try.
     Failed {
         /// What they put down.
         failure: Zeroizing<Vec<u8>>,
         /// How long it is too early.
-        wait: Duration,
+        retry_after: Duration,
     },
     /// There is not, and nobody but the caller may make it now.
-    Ours {
+    Acquired {
         /// The lease, to be ended by [`Store::put`] or [`Store::end`].
         lease: Lease,
         /// What the last one who failed put down, if there was one.
         failure: Option<Zeroizing<Vec<u8>>>,
     },
     /// There is not, and somebody else makes it.
-    Taken {
+    Held {
         /// They will have done so by then, or their lease ends.
-        left: Duration,
+        remaining: Duration,
     },
 }
 
@@ -123,103 +123,110 @@ pub struct Lease {
     /// What the record will be told apart by.
     pub fence: u64,
     owner: String,
-    given: Instant,
+    acquired_at: Instant,
 }
 
 impl Lease {
     /// The same for a record that was made so long before the lease was given, and after the record of the fence `before`.
-    pub fn made_before(self, age: Duration, before: u64) -> Self {
-        let made = self.fence.saturating_sub(microseconds(age));
+    pub fn backdated(self, age: Duration, before: u64) -> Self {
+        let made = self.fence.saturating_sub(as_microseconds(age));
         Self { fence: made.clamp(before.saturating_add(1), self.fence.max(before.saturating_add(1))), ..self }
     }
 }
 
 /// What the store says by itself: news, and that it is there again.
-pub type Said = mpsc::UnboundedReceiver<Word>;
+pub type StoreEvents = mpsc::UnboundedReceiver<StoreEvent>;
 
 /// A store that is shared with other replicas.
 pub struct Store {
-    way: Way,
+    backend: Backend,
     sealer: Arc<Sealer>,
-    prefix: String,
+    key_prefix: String,
     /// Tells this process from all others.
-    replica: String,
-    leases: AtomicU64,
-    watches: Watches,
+    replica_id: String,
+    lease_counter: AtomicU64,
+    subscriptions: Subscriptions,
 }
 
 /// How to reach and use the configured store; making it connects to nothing.
 pub struct Settings {
-    dialler: Dialler,
+    dialer: Dialer,
     sealer: Arc<Sealer>,
-    prefix: String,
-    says: mpsc::UnboundedSender<Word>,
-    said: Said,
+    key_prefix: String,
+    event_sender: mpsc::UnboundedSender<StoreEvent>,
+    events: StoreEvents,
 }
 
 impl Settings {
     /// Reads what the configuration names.
-    pub fn new(redis: &Redis) -> Result<Self, StoreError> {
+    pub fn new(redis: &RedisConfig) -> Result<Self, StoreError> {
         let sealer = Arc::new(Sealer::new(&redis.key, redis.old_key.as_ref()).ok_or(StoreError::Key)?);
         let (says, said) = mpsc::unbounded_channel();
-        let dialler = Dialler::new(redis, sealer.clone(), says.clone())?;
-        Ok(Self { dialler, sealer, prefix: redis.prefix.clone(), says, said })
+        let dialler = Dialer::new(redis, sealer.clone(), says.clone())?;
+        Ok(Self {
+            dialer: dialler,
+            sealer,
+            key_prefix: redis.prefix.clone(),
+            event_sender: says,
+            events: said,
+        })
     }
 }
 
 impl fmt::Debug for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Store({})", self.prefix)
+        write!(f, "Store({})", self.key_prefix)
     }
 }
 
 impl Store {
     /// A store that begins to connect on `runtime`. With it comes what it says by itself, to be listened to.
-    pub fn open(settings: Settings, runtime: &Handle) -> (Arc<Self>, Said) {
-        let Settings { dialler, sealer, prefix, says, said } = settings;
-        let link = Link::open(dialler, &prefix, runtime, says);
-        let store = Arc::new(Self::over(Way::redis(link), sealer, prefix));
+    pub fn open(settings: Settings, runtime: &Handle) -> (Arc<Self>, StoreEvents) {
+        let Settings { dialer: dialler, sealer, key_prefix: prefix, event_sender: says, events: said } =
+            settings;
+        let link = ConnectionManager::open(dialler, &prefix, runtime, says);
+        let store = Arc::new(Self::with_backend(Backend::redis(link), sealer, prefix));
         (store, said)
     }
 
-    fn over(way: Way, sealer: Arc<Sealer>, prefix: String) -> Self {
+    fn with_backend(backend: Backend, sealer: Arc<Sealer>, key_prefix: String) -> Self {
         Self {
-            way,
+            backend,
             sealer,
-            prefix,
-            replica: format!("{:016x}", getrandom::u64().unwrap_or_default()),
-            leases: AtomicU64::new(0),
-            watches: Watches::default(),
+            key_prefix,
+            replica_id: format!("{:016x}", getrandom::u64().unwrap_or_default()),
+            lease_counter: AtomicU64::new(0),
+            subscriptions: Subscriptions::default(),
         }
     }
 
     /// Why the store is away; `None` while it is there. Names no secret.
-    pub fn trouble(&self) -> Option<String> {
-        self.way.trouble()
+    pub fn last_error(&self) -> Option<String> {
+        self.backend.last_error()
     }
 
     /// Whether it was tried yet to reach it.
-    pub fn is_tried(&self) -> bool {
-        self.way.is_tried()
+    pub fn was_attempted(&self) -> bool {
+        self.backend.was_attempted()
     }
 
     /// Asks for a record newer than `held`, the fence of the one that the caller has (0: none), or for the lease to make
     /// it. `force` asks whatever failed before. What cannot be understood counts as nothing.
-    pub async fn claim(&self, name: &str, held: u64, force: bool) -> Result<Claim, Away> {
+    pub async fn claim(&self, name: &str, held: u64, force: bool) -> Result<Claim, Unavailable> {
         let (mut held, mut force) = (held, force);
         loop {
-            let lease = format!("{}:{}", self.replica, self.leases.fetch_add(1, Ordering::Relaxed));
-            let mut claim = Ask::new(Script::Claim);
+            let lease = format!("{}:{}", self.replica_id, self.lease_counter.fetch_add(1, Ordering::Relaxed));
+            let mut claim = ScriptCall::new(Script::Claim);
             claim.key(self.key(name, "record")).key(self.key(name, "lease"));
             claim.key(self.key(name, "failure")).key(self.key(name, "counter"));
-            claim.arg(held).arg(&lease).arg(milliseconds(LEASE));
-            claim.arg(milliseconds(REMEMBERED)).arg(u8::from(force));
+            claim.arg(held).arg(&lease).arg(as_milliseconds(LEASE_TTL));
+            claim.arg(as_milliseconds(FAILURE_TTL)).arg(u8::from(force));
             let (what, value, fence, time, fresh, age) =
-                self.ask::<(String, Vec<u8>, u64, u64, u8, u64)>(claim).await?;
+                self.call::<(String, Vec<u8>, u64, u64, u8, u64)>(claim).await?;
             let time = Duration::from_millis(time);
             return Ok(match what.as_str() {
-                "record" => match self.record(name, &value, fence, time, fresh, age) {
-                    Some(record) => Claim::Record(record),
+                "record" => match self.open_record(name, &value, fence, time, fresh, age) {
+                    Some(record) => Claim::Newer(record),
                     None => {
                         tracing::warn!(
                             name,
@@ -230,9 +237,9 @@ impl Store {
                     }
                 },
                 // For a failure the last is the time: one that is over was put there again.
-                "failed" => match self.failure(name, &value) {
+                "failed" => match self.open_failure(name, &value) {
                     Some((until, failure)) if until > age => {
-                        Claim::Failed { failure, wait: time.min(Duration::from_micros(until - age)) }
+                        Claim::Failed { failure, retry_after: time.min(Duration::from_micros(until - age)) }
                     }
                     _ => {
                         force = true;
@@ -240,39 +247,42 @@ impl Store {
                     }
                 },
                 "ours" => {
-                    let failure = self.failure(name, &value).map(|(_, failure)| failure);
-                    Claim::Ours { lease: Lease { fence, owner: lease, given: Instant::now() }, failure }
+                    let failure = self.open_failure(name, &value).map(|(_, failure)| failure);
+                    Claim::Acquired {
+                        lease: Lease { fence, owner: lease, acquired_at: Instant::now() },
+                        failure,
+                    }
                 }
-                _ => Claim::Taken { left: time },
+                _ => Claim::Held { remaining: time },
             });
         }
     }
 
     /// The record of a name, if there is one that can be understood.
-    pub async fn read(&self, name: &str) -> Result<Option<Record>, Away> {
-        let mut read = Ask::new(Script::Read);
+    pub async fn read(&self, name: &str) -> Result<Option<StoreRecord>, Unavailable> {
+        let mut read = ScriptCall::new(Script::Read);
         read.key(self.key(name, "record"));
-        let (value, fence, time, fresh, age) = self.ask::<(Vec<u8>, u64, u64, u8, u64)>(read).await?;
-        Ok(self.record(name, &value, fence, Duration::from_millis(time), fresh, age))
+        let (value, fence, time, fresh, age) = self.call::<(Vec<u8>, u64, u64, u8, u64)>(read).await?;
+        Ok(self.open_record(name, &value, fence, Duration::from_millis(time), fresh, age))
     }
 
     /// A failure, and until when it holds the others back, in microseconds since 1970 by the store's clock.
-    fn failure(&self, name: &str, value: &[u8]) -> Option<(u64, Zeroizing<Vec<u8>>)> {
-        let mut failure = self.sealer.open(&failure_of(name), value)?;
+    fn open_failure(&self, name: &str, value: &[u8]) -> Option<(u64, Zeroizing<Vec<u8>>)> {
+        let mut failure = self.sealer.open(&failure_aad(name), value)?;
         let until = u64::from_be_bytes(*failure.first_chunk()?);
         failure.drain(..size_of::<u64>());
         Some((until, failure))
     }
 
     /// Whether what lies under a name can be understood; `None` where there is nothing.
-    pub async fn understands(&self, name: &str) -> Result<Option<bool>, Away> {
-        let mut read = Ask::new(Script::Read);
+    pub async fn is_readable(&self, name: &str) -> Result<Option<bool>, Unavailable> {
+        let mut read = ScriptCall::new(Script::Read);
         read.key(self.key(name, "record"));
-        let (value, fence, ..) = self.ask::<(Vec<u8>, u64, u64, u8, u64)>(read).await?;
-        Ok((!value.is_empty()).then(|| self.sealer.open(&record_of(name, fence), &value).is_some()))
+        let (value, fence, ..) = self.call::<(Vec<u8>, u64, u64, u8, u64)>(read).await?;
+        Ok((!value.is_empty()).then(|| self.sealer.open(&record_aad(name, fence), &value).is_some()))
     }
 
-    fn record(
+    fn open_record(
         &self,
         name: &str,
         value: &[u8],
@@ -280,9 +290,15 @@ impl Store {
         life: Duration,
         fresh: u8,
         age: u64,
-    ) -> Option<Record> {
-        let value = self.sealer.open(&record_of(name, fence), value)?;
-        Some(Record { value, fence, life, age: Duration::from_micros(age), is_fresh: fresh == 1 })
+    ) -> Option<StoreRecord> {
+        let value = self.sealer.open(&record_aad(name, fence), value)?;
+        Some(StoreRecord {
+            value,
+            fence,
+            ttl: life,
+            age: Duration::from_micros(age),
+            is_from_lease: fresh == 1,
+        })
     }
 
     /// Puts down what was made under a lease, or what the caller has had for longer, for as long as it lives, and tells the
@@ -293,52 +309,60 @@ impl Store {
         lease: &Lease,
         value: &[u8],
         life: Duration,
-        event: Event,
-    ) -> Result<bool, Away> {
-        let sealed = self.sealer.seal(&record_of(name, lease.fence), value).ok_or(Away)?;
-        let news = News { event, fence: lease.fence, name: name.to_owned() };
-        let news = news.to_text(&self.sealer).ok_or(Away)?;
-        let mut put = Ask::new(Script::Put);
+        event: NotificationKind,
+    ) -> Result<bool, Unavailable> {
+        let sealed = self.sealer.seal(&record_aad(name, lease.fence), value).ok_or(Unavailable)?;
+        let news = Notification { kind: event, fence: lease.fence, name: name.to_owned() };
+        let news = news.encode(&self.sealer).ok_or(Unavailable)?;
+        let mut put = ScriptCall::new(Script::Put);
         put.key(self.key(name, "record")).key(self.key(name, "lease")).key(self.key(name, "failure"));
-        put.arg(lease.fence).arg(sealed).arg(milliseconds(life).max(1)).arg(&lease.owner);
-        put.arg(self.channel()).arg(news).arg(u8::from(event != Event::Known));
-        self.ask::<u8>(put).await.map(|done| done == 1)
+        put.arg(lease.fence).arg(sealed).arg(as_milliseconds(life).max(1)).arg(&lease.owner);
+        put.arg(self.channel()).arg(news).arg(u8::from(event != NotificationKind::Restored));
+        self.call::<u8>(put).await.map(|done| done == 1)
     }
 
     /// Ends a lease that brought nothing. With a failure the others leave it alone for as long.
-    pub async fn end(
+    pub async fn end_lease(
         &self,
         name: &str,
         lease: &Lease,
         failure: Option<(&[u8], Duration)>,
-    ) -> Result<(), Away> {
+    ) -> Result<(), Unavailable> {
         let (value, time) = match failure {
             Some((value, wait)) => {
-                let until = lease.fence.saturating_add(microseconds(lease.given.elapsed() + wait));
+                let until = lease.fence.saturating_add(as_microseconds(lease.acquired_at.elapsed() + wait));
                 let value = [&until.to_be_bytes(), value].concat();
-                (self.sealer.seal(&failure_of(name), &value).ok_or(Away)?, milliseconds(wait + REMEMBERED))
+                (
+                    self.sealer.seal(&failure_aad(name), &value).ok_or(Unavailable)?,
+                    as_milliseconds(wait + FAILURE_TTL),
+                )
             }
             None => (Vec::new(), 0),
         };
-        let news = News { event: Event::Ended, fence: 0, name: name.to_owned() };
-        let news = news.to_text(&self.sealer).ok_or(Away)?;
-        let mut end = Ask::new(Script::End);
+        let news = Notification { kind: NotificationKind::LeaseEnded, fence: 0, name: name.to_owned() };
+        let news = news.encode(&self.sealer).ok_or(Unavailable)?;
+        let mut end = ScriptCall::new(Script::EndLease);
         end.key(self.key(name, "lease")).key(self.key(name, "failure"));
         end.arg(&lease.owner).arg(self.channel()).arg(news).arg(value).arg(time);
-        self.ask::<u8>(end).await.map(|_| ())
+        self.call::<u8>(end).await.map(|_| ())
     }
 
     /// Makes a lease last for [`LEASE`] from now. False where it was lost.
-    pub async fn extend(&self, name: &str, lease: &Lease) -> Result<bool, Away> {
-        let mut extend = Ask::new(Script::Extend);
-        extend.key(self.key(name, "lease")).arg(&lease.owner).arg(milliseconds(LEASE));
-        self.ask::<u8>(extend).await.map(|done| done == 1)
+    pub async fn extend_lease(&self, name: &str, lease: &Lease) -> Result<bool, Unavailable> {
+        let mut extend = ScriptCall::new(Script::ExtendLease);
+        extend.key(self.key(name, "lease")).arg(&lease.owner).arg(as_milliseconds(LEASE_TTL));
+        self.call::<u8>(extend).await.map(|done| done == 1)
     }
 
     /// Keeps a lease as long as `making` takes.
-    pub async fn while_extending<T>(&self, name: &str, lease: &Lease, making: impl Future<Output = T>) -> T {
+    pub async fn extend_lease_while<T>(
+        &self,
+        name: &str,
+        lease: &Lease,
+        making: impl Future<Output = T>,
+    ) -> T {
         let mut making = pin!(making);
-        let mut ticks = interval(LEASE / 3);
+        let mut ticks = interval(LEASE_TTL / 3);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         ticks.tick().await;
         loop {
@@ -347,7 +371,7 @@ impl Store {
                 made = &mut making => return made,
                 _ = ticks.tick() => {
                     // Whoever lost it goes on: its record comes too late, or in time all the same.
-                    let _ = self.extend(name, lease).await;
+                    let _ = self.extend_lease(name, lease).await;
                 }
             }
         }
@@ -355,71 +379,75 @@ impl Store {
 
     /// Takes from buckets that are refilled evenly, each by its name and how many microseconds what was taken within `since`
     /// takes to refill; answers in how many microseconds each is full, which may be less than none.
-    pub async fn count(&self, taken: &[(&str, u64)], since: Duration) -> Result<Vec<i64>, Away> {
-        let mut count = Ask::new(Script::Count);
-        count.arg(microseconds(since));
+    pub async fn consume_limits(
+        &self,
+        taken: &[(&str, u64)],
+        since: Duration,
+    ) -> Result<Vec<i64>, Unavailable> {
+        let mut count = ScriptCall::new(Script::ConsumeLimits);
+        count.arg(as_microseconds(since));
         for (name, taken) in taken {
             // All in one slot of a cluster, for they are counted together.
-            count.key(format!("{}{{limits}}:{name}", self.prefix)).arg(*taken);
+            count.key(format!("{}{{limits}}:{name}", self.key_prefix)).arg(*taken);
         }
-        self.ask(count).await
+        self.call(count).await
     }
 
     /// Hears the news of a name from now on.
-    pub fn watch(&self, name: &str) -> Watch<'_> {
-        self.watches.of(name)
+    pub fn subscribe(&self, name: &str) -> Subscription<'_> {
+        self.subscriptions.subscribe(name)
     }
 
     /// Wakes whoever watches this name.
-    pub fn wake(&self, name: &str) {
-        self.watches.wake(name);
+    pub fn wake_subscribers(&self, name: &str) {
+        self.subscriptions.wake(name);
     }
 
     /// Tells the others; nobody waits for it.
-    pub async fn tell(&self, news: &News) -> Result<(), Away> {
-        self.way.tell(self.channel(), &news.to_text(&self.sealer).ok_or(Away)?).await
+    pub async fn publish(&self, news: &Notification) -> Result<(), Unavailable> {
+        self.backend.publish(self.channel(), &news.encode(&self.sealer).ok_or(Unavailable)?).await
     }
 
     /// Has the connection looked at, for something said that it broke.
-    pub fn doubt(&self) {
-        self.way.doubt();
+    pub fn request_probe(&self) {
+        self.backend.request_probe();
     }
 
     fn key(&self, name: &str, what: &str) -> String {
-        key(&self.prefix, name, what)
+        store_key(&self.key_prefix, name, what)
     }
 
     fn channel(&self) -> String {
-        channel(&self.prefix)
+        channel_name(&self.key_prefix)
     }
 
-    async fn ask<T: FromRedisValue>(&self, ask: Ask) -> Result<T, Away> {
-        self.way.ask(ask).await
+    async fn call<T: FromRedisValue>(&self, ask: ScriptCall) -> Result<T, Unavailable> {
+        self.backend.call(ask).await
     }
 }
 
 /// The braces keep what belongs to one name in one slot of a cluster.
-fn key(prefix: &str, name: &str, what: &str) -> String {
+fn store_key(prefix: &str, name: &str, what: &str) -> String {
     format!("{prefix}{{{name}}}:{what}")
 }
 
-fn channel(prefix: &str) -> String {
+fn channel_name(prefix: &str) -> String {
     format!("{prefix}news")
 }
 
 /// What a record is sealed for: it can be moved to no other name, and made no newer than it is.
-fn record_of(name: &str, fence: u64) -> String {
+fn record_aad(name: &str, fence: u64) -> String {
     format!("{name}:record:{fence}")
 }
 
-fn failure_of(name: &str) -> String {
+fn failure_aad(name: &str) -> String {
     format!("{name}:failure")
 }
 
-fn microseconds(time: Duration) -> u64 {
+fn as_microseconds(time: Duration) -> u64 {
     time.as_micros().try_into().unwrap_or(u64::MAX)
 }
 
-fn milliseconds(time: Duration) -> u64 {
+fn as_milliseconds(time: Duration) -> u64 {
     time.as_millis().try_into().unwrap_or(u64::MAX)
 }

@@ -1,90 +1,9 @@
-//! Logs to stderr: format and level from the configuration, no secret at any level. A thread of its own writes the lines, so
-//! that a stderr which nobody reads holds up nothing.
+//! What the proxy reports about itself and its requests.
 
-mod escaped;
-mod quill;
+pub mod logs; // log lines of the program
 
-use std::{io, io::IsTerminal, time::Duration};
+pub mod metrics; // counters and histograms of requests
 
-use tracing::{Level, Metadata, Subscriber};
-use tracing_subscriber::{
-    EnvFilter, Layer, Registry, filter::FilterFn, fmt, fmt::MakeWriter, layer::SubscriberExt,
-    registry::LookupSpan, reload, util::SubscriberInitExt,
-};
+pub mod traces; // OpenTelemetry spans and their export
 
-use self::{escaped::Escaped, quill::Quill};
-use crate::{
-    access::Stderr,
-    config::{Log, LogFormat},
-};
-
-/// The running log, whose level can be changed.
-#[derive(Clone)]
-pub struct Telemetry {
-    filter: reload::Handle<EnvFilter, Registry>,
-    /// `None` where somebody else writes the lines.
-    quill: Option<Quill>,
-}
-
-impl Telemetry {
-    /// Starts the log of this process. Call it once, and [`flush`](Self::flush) at the end. Fails where no thread can be
-    /// started.
-    pub fn start(log: Log) -> io::Result<Self> {
-        let quill = Quill::on(Box::new(Stderr))?;
-        let begun = Self::start_on(log, io::stderr().is_terminal(), quill.clone());
-        Ok(Self { quill: Some(quill), ..begun })
-    }
-
-    /// The same on anything that makes a writer for each line; `colour` for people at a terminal.
-    pub fn start_on<W>(log: Log, colour: bool, out: W) -> Self
-    where
-        W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
-    {
-        let (filter, handle) = reload::Layer::new(filter(log));
-        let registry = tracing_subscriber::registry().with(filter);
-        // A second start, as in tests, keeps the first log.
-        let _ = registry.with(lines(log.format, colour, out)).try_init();
-        Self { filter: handle, quill: None }
-    }
-
-    /// Waits until every line written before has gone out, but no longer than `most`; returns whether it has. Blocks
-    /// its thread.
-    pub fn flush(&self, most: Duration) -> bool {
-        self.quill.as_ref().is_none_or(|quill| quill.flush(most))
-    }
-
-    /// Follows a changed level.
-    pub fn follow(&self, log: Log) {
-        let _ = self.filter.reload(filter(log));
-    }
-}
-
-/// The level of the configuration, unless `RUST_LOG` says otherwise. What an operator always wants to see stays.
-fn filter(log: Log) -> EnvFilter {
-    let spelled = std::env::var(EnvFilter::DEFAULT_ENV).ok().filter(|spelled| !spelled.is_empty());
-    let filter = EnvFilter::new(spelled.unwrap_or_else(|| log.level.as_str().to_owned()));
-    let always = ["wecom_proxy::ready=info", "access=info"];
-    let always =
-        always.iter().take(if log.access { 2 } else { 1 }).filter_map(|directive| directive.parse().ok());
-    always.fold(filter, EnvFilter::add_directive)
-}
-
-fn lines<S, W>(format: LogFormat, colour: bool, out: W) -> Box<dyn Layer<S> + Send + Sync>
-where
-    S: Subscriber + for<'span> LookupSpan<'span>,
-    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
-{
-    let json = matches!(format, LogFormat::Json);
-    let lines = fmt::layer().with_writer(Escaped { out, json });
-    match format {
-        LogFormat::Json => lines.json().flatten_event(true).with_filter(FilterFn::new(is_safe)).boxed(),
-        LogFormat::Text => lines.with_ansi(colour).with_filter(FilterFn::new(is_safe)).boxed(),
-    }
-}
-
-/// Libraries below trace what goes over the wire, tokens and keys with it, and warn of whatever a stranger sends, as often as
-/// it is sent: only their errors are let through.
-fn is_safe(event: &Metadata<'_>) -> bool {
-    let ours = event.target() == "access" || event.target().starts_with("wecom_proxy");
-    ours || *event.level() <= Level::ERROR
-}
+pub mod access_log; // one line per request, written off the request path

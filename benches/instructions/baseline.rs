@@ -2,15 +2,15 @@
 
 use std::{fmt::Write as _, fs, path::PathBuf};
 
-use crate::callgrind::{Counted, PROCESSOR};
+use crate::callgrind::{Measurement, PROCESSOR};
 
 /// How far a part may be from the baseline, in percent.
-const MARGIN: u64 = 10;
+const MARGIN_PERCENT: u64 = 10;
 /// What the line with valgrind's version begins with.
-const MADE: &str = "# Counted by ";
+const VERSION_PREFIX: &str = "# Counted by ";
 
 /// The command that writes the baseline anew.
-pub const RENEW: &str = "cargo bench --locked --bench instructions -- renew";
+pub const RENEW_COMMAND: &str = "cargo bench --locked --bench instructions -- renew";
 
 /// The committed counts.
 pub struct Baseline {
@@ -21,7 +21,7 @@ pub struct Baseline {
 /// Whether a count stays within the margin.
 #[derive(PartialEq, Eq)]
 enum Change {
-    Little,
+    WithinMargin,
     Better,
     Worse,
 }
@@ -34,9 +34,10 @@ impl Baseline {
     /// Reads the file.
     pub fn read() -> Result<Self, String> {
         let path = path();
-        let told = |what: String| format!("{}: {what}; to write it: {RENEW}", path.display());
+        let told = |what: String| format!("{}: {what}; to write it: {RENEW_COMMAND}", path.display());
         let text = fs::read_to_string(&path).map_err(|error| told(error.to_string()))?;
-        let version = text.lines().find_map(|line| line.strip_prefix(MADE)).unwrap_or_default().to_owned();
+        let version =
+            text.lines().find_map(|line| line.strip_prefix(VERSION_PREFIX)).unwrap_or_default().to_owned();
         let part = |line: &str| {
             let (count, name) = line.trim_start().split_once("  ")?;
             Some((name.to_owned(), count.parse().ok()?))
@@ -47,9 +48,9 @@ impl Baseline {
     }
 
     /// Puts what was counted in its place.
-    pub fn renew(counted: &Counted, version: &str) -> Result<(), String> {
-        let mut text = format!("# Instructions of each part, for one request.\n{MADE}{version}\n");
-        text.push_str(&format!("# Renewed by: {RENEW}\n\n"));
+    pub fn write(counted: &Measurement, version: &str) -> Result<(), String> {
+        let mut text = format!("# Instructions of each part, for one request.\n{VERSION_PREFIX}{version}\n");
+        text.push_str(&format!("# Renewed by: {RENEW_COMMAND}\n\n"));
         for (name, count) in &counted.parts {
             let _ = writeln!(text, "{count:>8}  {name}");
         }
@@ -57,7 +58,7 @@ impl Baseline {
     }
 
     /// Prints each part beside its baseline. Fails where one costs more than it may, or has no baseline.
-    pub fn compare(&self, counted: &Counted, version: &str) -> Result<(), String> {
+    pub fn compare(&self, counted: &Measurement, version: &str) -> Result<(), String> {
         println!("{:>10} {:>10} {:>8}  part", "baseline", "now", "change");
         let (mut worse, mut better) = (String::new(), String::new());
         for (name, now) in &counted.parts {
@@ -69,8 +70,8 @@ impl Baseline {
             };
             let change = (*now as f64 / known as f64 - 1.0) * 100.0;
             println!("{known:>10} {now:>10} {change:>+7.1}%  {name}");
-            let list = match judge(known, *now) {
-                Change::Little => continue,
+            let list = match compare_counts(known, *now) {
+                Change::WithinMargin => continue,
                 Change::Better => &mut better,
                 Change::Worse => &mut worse,
             };
@@ -85,7 +86,7 @@ impl Baseline {
         }
         if !better.is_empty() {
             println!(
-                "Better by more than {MARGIN} %:\n{better}So that they stay so, renew the baseline: {RENEW}"
+                "Better by more than {MARGIN_PERCENT} %:\n{better}So that they stay so, renew the baseline: {RENEW_COMMAND}"
             );
         }
         if worse.is_empty() {
@@ -96,18 +97,18 @@ impl Baseline {
             false => format!("It was counted by {}, and now by {version}, which may be why.\n", self.version),
         };
         Err(format!(
-            "worse than benches/baseline.txt allows, which is {MARGIN} %:\n{worse}{elsewhere}\
-             If it is worth it, renew the baseline and commit it: {RENEW}"
+            "worse than benches/baseline.txt allows, which is {MARGIN_PERCENT} %:\n{worse}{elsewhere}\
+             If it is worth it, renew the baseline and commit it: {RENEW_COMMAND}"
         ))
     }
 }
 
-fn judge(known: u64, now: u64) -> Change {
-    if now * 100 > known * (100 + MARGIN) {
+fn compare_counts(known: u64, now: u64) -> Change {
+    if now * 100 > known * (100 + MARGIN_PERCENT) {
         Change::Worse
-    } else if now * 100 < known * (100 - MARGIN) {
+    } else if now * 100 < known * (100 - MARGIN_PERCENT) {
         Change::Better
     } else {
-        Change::Little
+        Change::WithinMargin
     }
 }

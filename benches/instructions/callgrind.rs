@@ -6,15 +6,15 @@ use std::{
     process::{Command, Stdio},
 };
 
-use crate::count::{COUNTED, TOGGLES};
+use crate::counter::{COUNTED, TOGGLES};
 
 /// What tells the program that it is the one that is counted.
-pub const INSIDE: &str = "--inside";
+pub const CHILD_ARGUMENT: &str = "--inside";
 /// What the counted program calls itself where it finds the processor that the baseline is for.
 pub const PROCESSOR: &str = "x86-64 with AVX2";
 
 /// What one run counted.
-pub struct Counted {
+pub struct Measurement {
     /// Which processor the parts took this one for.
     pub processor: String,
     /// Each part's name and its instructions for one round.
@@ -33,14 +33,14 @@ pub fn processor() -> &'static str {
 }
 
 /// The version of valgrind, as it says it itself.
-pub fn version() -> Result<String, String> {
+pub fn valgrind_version() -> Result<String, String> {
     let said = Command::new("valgrind").arg("--version").output();
     let said = said.map_err(|error| format!("valgrind cannot be run ({error}); tests/run.sh installs it"))?;
     Ok(String::from_utf8_lossy(&said.stdout).trim().to_owned())
 }
 
 /// Counts every part.
-pub fn run() -> Result<Counted, String> {
+pub fn run() -> Result<Measurement, String> {
     let dir = tempfile::tempdir().map_err(|error| format!("no temporary directory: {error}"))?;
     let own = env::current_exe().map_err(|error| format!("no path of its own: {error}"))?;
     // The environment lies on the stack, whose place decides what of the data is aligned.
@@ -52,7 +52,7 @@ pub fn run() -> Result<Counted, String> {
         .arg(format!("--toggle-collect={TOGGLES}"))
         .arg(format!("--dump-after={COUNTED}"))
         .arg(own)
-        .arg(INSIDE)
+        .arg(CHILD_ARGUMENT)
         .stdin(Stdio::null())
         .output()
         .map_err(|error| format!("valgrind cannot be run ({error}); tests/run.sh installs it"))?;
@@ -69,17 +69,17 @@ pub fn run() -> Result<Counted, String> {
     let part = |(nth, line): (usize, &str)| {
         let (rounds, name) = line.split_once(' ')?;
         // The dump before it is of the rounds that warm it up.
-        let all = total(dir.path(), 2 * (nth + 1)).ok()??;
+        let all = dump_total(dir.path(), 2 * (nth + 1)).ok()??;
         Some((name.to_owned(), all / rounds.parse::<u64>().ok()?))
     };
     let parts = lines.enumerate().map(part).collect::<Option<Vec<_>>>();
     let parts =
         parts.ok_or("callgrind left no count for a part; the functions that it is told of may be inlined, or have other names")?;
-    Ok(Counted { processor, parts })
+    Ok(Measurement { processor, parts })
 }
 
 /// The instructions in the nth dump.
-fn total(dir: &Path, nth: usize) -> io::Result<Option<u64>> {
+fn dump_total(dir: &Path, nth: usize) -> io::Result<Option<u64>> {
     let dump = fs::read_to_string(dir.join(format!("out.{nth}")))?;
     let total = dump.lines().find_map(|line| line.strip_prefix("totals: "));
     Ok(total.and_then(|total| total.trim().parse().ok()))

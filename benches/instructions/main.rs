@@ -12,16 +12,16 @@
 
 mod baseline;
 mod callgrind;
-mod count;
-mod parts;
-mod stage;
+mod cases;
+mod counter;
+mod harness;
 
 use std::{env, process::ExitCode};
 
 use self::{
     baseline::Baseline,
-    callgrind::{INSIDE, processor},
-    count::Counter,
+    callgrind::{CHILD_ARGUMENT, processor},
+    counter::Counter,
 };
 
 fn main() -> ExitCode {
@@ -30,7 +30,7 @@ fn main() -> ExitCode {
     let done = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] => compare(),
         ["renew"] => renew(),
-        [INSIDE] => inside(),
+        [CHILD_ARGUMENT] => run_counted(),
         _ => Err("the only argument there is is \"renew\"".to_owned()),
     };
     match done {
@@ -43,22 +43,22 @@ fn main() -> ExitCode {
 }
 
 fn compare() -> Result<(), String> {
-    let (baseline, version) = (Baseline::read()?, callgrind::version()?);
+    let (baseline, version) = (Baseline::read()?, callgrind::valgrind_version()?);
     baseline.compare(&callgrind::run()?, &version)
 }
 
 fn renew() -> Result<(), String> {
-    let (version, counted) = (callgrind::version()?, callgrind::run()?);
+    let (version, counted) = (callgrind::valgrind_version()?, callgrind::run()?);
     if counted.processor != callgrind::PROCESSOR {
         return Err(format!("the baseline is for {}", callgrind::PROCESSOR));
     }
-    Baseline::renew(&counted, &version)
+    Baseline::write(&counted, &version)
 }
 
 /// What is counted: the parts, and a line for each.
-fn inside() -> Result<(), String> {
+fn run_counted() -> Result<(), String> {
     let mut counter = Counter::default();
-    parts::count(&mut counter).map_err(|error| error.to_string())?;
+    cases::count_all(&mut counter).map_err(|error| error.to_string())?;
     println!("{}", processor());
     for (name, rounds) in counter.parts() {
         println!("{rounds} {name}");

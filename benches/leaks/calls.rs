@@ -13,12 +13,12 @@ use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tempfile::TempDir;
 use tokio::{net::TcpStream, time::timeout};
-use wecom_proxy::simulator::{Fault, Settings, Simulator, When};
+use wecom_proxy::simulator::{DropPoint, Fault, Settings, Simulator};
 
-use crate::{program::Program, stage::soon, wire::Line};
+use crate::{harness::with_timeout, process::ProxyProcess, raw_http::RawConnection};
 
 /// A body that finds no room in all the memory which the configuration allows, in bytes.
-const LARGE: usize = 96 * 1024;
+const SPILLED_BODY_BYTES: usize = 96 * 1024;
 const CONFIG: &str = r#"
 [server]
 listen = "127.0.0.1:0"
@@ -32,71 +32,71 @@ dir = "{spilled}"
 "#;
 
 /// The simulator, the program before it, and what came of the calls so far.
-pub struct Scene {
+pub struct LeakScenario {
     pub wecom: Simulator,
-    pub program: Program,
+    pub process: ProxyProcess,
     outcomes: Mutex<BTreeMap<(&'static str, String), u64>>,
     _dir: TempDir,
 }
 
 /// A kind of request.
 #[derive(Clone, Copy)]
-enum Call {
+enum CallKind {
     Get,
     Post,
     Chunked,
-    Spilled,
-    Closed,
-    Old,
-    Refused,
+    SpilledToFile,
+    ConnectionClose,
+    Http10,
+    UnknownAgent,
     Malformed,
     NoRoute,
     Gettoken,
     Pass,
     Webhook,
-    Broken(When),
+    UpstreamDrop(DropPoint),
     /// Its token has just been revoked. Only the first 300 are renewed: no more gettokens leave in an hour.
-    Revoked,
-    Leaves,
+    RevokedToken,
+    ClientAbort,
     HalfBody,
     Http2,
     Download,
 }
 
-const CALLS: [(&str, Call); 25] = [
-    ("get", Call::Get),
-    ("post", Call::Post),
-    ("chunked", Call::Chunked),
-    ("get", Call::Get),
-    ("spilled to a file", Call::Spilled),
-    ("http2", Call::Http2),
-    ("closed", Call::Closed),
-    ("http/1.0", Call::Old),
-    ("get", Call::Get),
-    ("refused", Call::Refused),
-    ("malformed", Call::Malformed),
-    ("no route", Call::NoRoute),
-    ("post", Call::Post),
-    ("gettoken", Call::Gettoken),
-    ("pass", Call::Pass),
-    ("webhook", Call::Webhook),
-    ("get", Call::Get),
-    ("upstream breaks before its answer", Call::Broken(When::Before)),
-    ("upstream breaks in its answer", Call::Broken(When::Body)),
-    ("after a refusal", Call::Revoked),
-    ("leaves", Call::Leaves),
-    ("half a body", Call::HalfBody),
-    ("http2", Call::Http2),
-    ("download", Call::Download),
-    ("chunked", Call::Chunked),
+const CALL_SEQUENCE: [(&str, CallKind); 25] = [
+    ("get", CallKind::Get),
+    ("post", CallKind::Post),
+    ("chunked", CallKind::Chunked),
+    ("get", CallKind::Get),
+    ("spilled to a file", CallKind::SpilledToFile),
+    ("http2", CallKind::Http2),
+    ("closed", CallKind::ConnectionClose),
+    ("http/1.0", CallKind::Http10),
+    ("get", CallKind::Get),
+    ("refused", CallKind::UnknownAgent),
+    ("malformed", CallKind::Malformed),
+    ("no route", CallKind::NoRoute),
+    ("post", CallKind::Post),
+    ("gettoken", CallKind::Gettoken),
+    ("pass", CallKind::Pass),
+    ("webhook", CallKind::Webhook),
+    ("get", CallKind::Get),
+    ("upstream breaks before its answer", CallKind::UpstreamDrop(DropPoint::BeforeResponse)),
+    ("upstream breaks in its answer", CallKind::UpstreamDrop(DropPoint::MidBody)),
+    ("after a refusal", CallKind::RevokedToken),
+    ("leaves", CallKind::ClientAbort),
+    ("half a body", CallKind::HalfBody),
+    ("http2", CallKind::Http2),
+    ("download", CallKind::Download),
+    ("chunked", CallKind::Chunked),
 ];
 
-impl Scene {
+impl LeakScenario {
     /// A simulator and a program that keeps little in memory.
-    pub async fn set() -> Self {
+    pub async fn start() -> Self {
         let dir = TempDir::new().expect("a directory");
         let settings = Settings::default();
-        let wecom = Simulator::local(settings.clone()).await.expect("a simulator");
+        let wecom = Simulator::start_local(settings.clone()).await.expect("a simulator");
         let spilled = dir.path().join("spilled");
         std::fs::create_dir(&spilled).expect("a directory");
         let mut text = CONFIG
@@ -108,23 +108,29 @@ impl Scene {
         }
         let path = dir.path().join("proxy.toml");
         std::fs::write(&path, text).expect("a file");
-        let program = Program::start(&path, &spilled);
-        Self { wecom, program, outcomes: Mutex::default(), _dir: dir }
+        let program = ProxyProcess::start(&path, &spilled);
+        Self { wecom, process: program, outcomes: Mutex::default(), _dir: dir }
     }
 
     /// So many calls, one after the other, of every kind in turn.
-    pub async fn calls(&self, from: u64, calls: u64) {
-        let mut client = Client { scene: self, line: None, http2: None, pass: String::new(), resets: false };
+    pub async fn run_calls(&self, from: u64, calls: u64) {
+        let mut client = Client {
+            scenario: self,
+            connection: None,
+            http2: None,
+            pass: String::new(),
+            next_is_reset: false,
+        };
         for nth in from..from + calls {
-            let (name, call) = CALLS[nth as usize % CALLS.len()];
-            let outcome = soon(client.call(call)).await;
+            let (name, call) = CALL_SEQUENCE[nth as usize % CALL_SEQUENCE.len()];
+            let outcome = with_timeout(client.call(call)).await;
             let mut outcomes = self.outcomes.lock().unwrap_or_else(PoisonError::into_inner);
             *outcomes.entry((name, outcome)).or_default() += 1;
         }
     }
 
     /// How often each kind of call had which outcome.
-    pub fn say_what_happened(&self) {
+    pub fn print_outcomes(&self) {
         for ((name, outcome), count) in &*self.outcomes.lock().unwrap_or_else(PoisonError::into_inner) {
             eprintln!("{count:>8} {name}: {outcome}");
         }
@@ -133,119 +139,140 @@ impl Scene {
 
 /// One client with its kept connections.
 struct Client<'a> {
-    scene: &'a Scene,
-    line: Option<Line>,
+    scenario: &'a LeakScenario,
+    connection: Option<RawConnection>,
     http2: Option<http2::SendRequest<Full<Bytes>>>,
     pass: String,
-    resets: bool,
+    next_is_reset: bool,
 }
 
 impl Client<'_> {
     /// Makes a call; what came of it, in a word.
-    async fn call(&mut self, call: Call) -> String {
+    async fn call(&mut self, call: CallKind) -> String {
         let small =
             "{\"touser\":\"zhangsan\",\"msgtype\":\"text\",\"agentid\":1000002,\"text\":{\"content\":\"a\"}}";
         let user_get = "GET /hr/cgi-bin/user/get?userid=zhangsan HTTP/1.1\r\nHost: x\r\n";
         match call {
-            Call::Get => self.kept(&format!("{user_get}\r\n")).await,
-            Call::Post => self.kept(&posted("/hr/cgi-bin/message/send", small)).await,
-            Call::Chunked => {
+            CallKind::Get => self.call_keep_alive(&format!("{user_get}\r\n")).await,
+            CallKind::Post => self.call_keep_alive(&post_request("/hr/cgi-bin/message/send", small)).await,
+            CallKind::Chunked => {
                 let head = "POST /hr/cgi-bin/simulator/sink HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n";
-                self.kept(&format!("{head}5\r\nhello\r\n3;a=b\r\nyou\r\n0\r\nX-T: 1\r\n\r\n")).await
+                self.call_keep_alive(&format!("{head}5\r\nhello\r\n3;a=b\r\nyou\r\n0\r\nX-T: 1\r\n\r\n"))
+                    .await
             }
-            Call::Spilled => self.kept(&posted("/hr/cgi-bin/simulator/sink", &"x".repeat(LARGE))).await,
-            Call::Closed => self.alone(&format!("{user_get}Connection: close\r\n\r\n")).await,
-            Call::Old => self.alone("GET /ops/cgi-bin/user/get?userid=lisi HTTP/1.0\r\n\r\n").await,
-            Call::Refused => self.kept("GET /nobody/cgi-bin/user/get HTTP/1.1\r\nHost: x\r\n\r\n").await,
-            Call::Malformed => self.alone("GET /hr/cgi-bin/../x HTTP/1.1\r\nHost: x\nA: b\r\n\r\n").await,
-            Call::NoRoute => self.kept("GET /somewhere HTTP/1.1\r\nHost: x\r\n\r\n").await,
-            Call::Gettoken => self.gettoken().await,
-            Call::Pass => {
+            CallKind::SpilledToFile => {
+                self.call_keep_alive(&post_request(
+                    "/hr/cgi-bin/simulator/sink",
+                    &"x".repeat(SPILLED_BODY_BYTES),
+                ))
+                .await
+            }
+            CallKind::ConnectionClose => {
+                self.call_on_new_connection(&format!("{user_get}Connection: close\r\n\r\n")).await
+            }
+            CallKind::Http10 => {
+                self.call_on_new_connection("GET /ops/cgi-bin/user/get?userid=lisi HTTP/1.0\r\n\r\n").await
+            }
+            CallKind::UnknownAgent => {
+                self.call_keep_alive("GET /nobody/cgi-bin/user/get HTTP/1.1\r\nHost: x\r\n\r\n").await
+            }
+            CallKind::Malformed => {
+                self.call_on_new_connection("GET /hr/cgi-bin/../x HTTP/1.1\r\nHost: x\nA: b\r\n\r\n").await
+            }
+            CallKind::NoRoute => self.call_keep_alive("GET /somewhere HTTP/1.1\r\nHost: x\r\n\r\n").await,
+            CallKind::Gettoken => self.call_gettoken().await,
+            CallKind::Pass => {
                 let target = format!("/cgi-bin/user/get?userid=zhangsan&access_token={}", self.pass);
-                self.kept(&format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n")).await
+                self.call_keep_alive(&format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n")).await
             }
-            Call::Webhook => {
+            CallKind::Webhook => {
                 let path = "/cgi-bin/webhook/send?key=00000000-1111-2222-3333-444444444444";
-                self.kept(&posted(path, "{\"msgtype\":\"text\",\"text\":{\"content\":\"a\"}}")).await
+                self.call_keep_alive(&post_request(
+                    path,
+                    "{\"msgtype\":\"text\",\"text\":{\"content\":\"a\"}}",
+                ))
+                .await
             }
-            Call::Broken(when) => self.broken(when).await,
-            Call::Revoked => {
-                self.scene.wecom.revoke("hr").expect("an agent");
-                self.kept(&posted("/hr/cgi-bin/message/send", small)).await
+            CallKind::UpstreamDrop(when) => self.call_with_upstream_drop(when).await,
+            CallKind::RevokedToken => {
+                self.scenario.wecom.revoke_tokens("hr").expect("an agent");
+                self.call_keep_alive(&post_request("/hr/cgi-bin/message/send", small)).await
             }
-            Call::Leaves => self.leave(&format!("{user_get}\r\n")).await,
-            Call::HalfBody => {
-                self.leave(
+            CallKind::ClientAbort => self.abort_call(&format!("{user_get}\r\n")).await,
+            CallKind::HalfBody => {
+                self.abort_call(
                     "POST /hr/cgi-bin/simulator/sink HTTP/1.1\r\nHost: x\r\nContent-Length: 900\r\n\r\nhalf",
                 )
                 .await
             }
-            Call::Http2 => self.http2().await,
-            Call::Download => {
-                self.kept("GET /hr/cgi-bin/media/get?media_id=generated-30000 HTTP/1.1\r\nHost: x\r\n\r\n")
-                    .await
+            CallKind::Http2 => self.call_http2().await,
+            CallKind::Download => {
+                self.call_keep_alive(
+                    "GET /hr/cgi-bin/media/get?media_id=generated-30000 HTTP/1.1\r\nHost: x\r\n\r\n",
+                )
+                .await
             }
         }
     }
 
     /// On the kept connection, or a new one where that was closed.
-    async fn kept(&mut self, request: &str) -> String {
-        let mut line = match self.line.take() {
+    async fn call_keep_alive(&mut self, request: &str) -> String {
+        let mut line = match self.connection.take() {
             Some(line) => line,
-            None => Line::to(self.scene.program.address).await,
+            None => RawConnection::connect(self.scenario.process.address).await,
         };
-        if line.say(request).await.is_err() {
+        if line.send(request).await.is_err() {
             return "closed meanwhile".to_owned();
         }
-        let head = line.head().await;
+        let head = line.read_head().await;
         let length = head.to_ascii_lowercase().lines().find_map(|line| {
             line.strip_prefix("content-length:").and_then(|length| length.trim().parse::<usize>().ok())
         });
         if let Some(length) = length {
-            line.bytes(length).await;
-            self.line = (!head.to_ascii_lowercase().contains("connection: close")).then_some(line);
+            line.read_exact(length).await;
+            self.connection = (!head.to_ascii_lowercase().contains("connection: close")).then_some(line);
         }
-        outcome(&head)
+        response_outcome(&head)
     }
 
     /// On a connection of its own, which the proxy closes.
-    async fn alone(&self, request: &str) -> String {
-        let mut line = Line::to(self.scene.program.address).await;
-        let _ = line.say(request).await;
-        outcome(&String::from_utf8_lossy(&line.rest().await.0))
+    async fn call_on_new_connection(&self, request: &str) -> String {
+        let mut line = RawConnection::connect(self.scenario.process.address).await;
+        let _ = line.send(request).await;
+        response_outcome(&String::from_utf8_lossy(&line.read_to_end().await.0))
     }
 
-    async fn gettoken(&mut self) -> String {
+    async fn call_gettoken(&mut self) -> String {
         let secret = "not-a-secret-hr-0000000000000000000000000000";
         let path = format!("/hr/cgi-bin/gettoken?corpid=ww1234567890abcdef&corpsecret={secret}");
-        let mut line = Line::to(self.scene.program.address).await;
-        let _ = line.say(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n")).await;
-        let (head, body) = line.answer().await;
+        let mut line = RawConnection::connect(self.scenario.process.address).await;
+        let _ = line.send(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n")).await;
+        let (head, body) = line.read_response().await;
         self.pass = body.split('"').find(|word| word.starts_with("wp1-")).unwrap_or_default().to_owned();
-        outcome(&head)
+        response_outcome(&head)
     }
 
     /// While the upstream breaks off some request; whose it is does not matter.
-    async fn broken(&mut self, when: When) -> String {
-        self.scene.wecom.inject(Fault::drop(when).on("/cgi-bin/department/list")).expect("a fault");
+    async fn call_with_upstream_drop(&mut self, when: DropPoint) -> String {
+        self.scenario.wecom.inject(Fault::drop(when).on_path("/cgi-bin/department/list")).expect("a fault");
         let request = "GET /hr/cgi-bin/department/list HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
-        self.alone(request).await
+        self.call_on_new_connection(request).await
     }
 
     /// Goes away before there can be an answer, half of the times with a reset.
-    async fn leave(&mut self, request: &str) -> String {
-        let mut line = Line::to(self.scene.program.address).await;
-        let _ = line.say(request).await;
-        self.resets = !self.resets;
-        if self.resets {
+    async fn abort_call(&mut self, request: &str) -> String {
+        let mut line = RawConnection::connect(self.scenario.process.address).await;
+        let _ = line.send(request).await;
+        self.next_is_reset = !self.next_is_reset;
+        if self.next_is_reset {
             line.reset();
         }
         "gone".to_owned()
     }
 
-    async fn http2(&mut self) -> String {
+    async fn call_http2(&mut self) -> String {
         if self.http2.as_ref().is_none_or(http2::SendRequest::is_closed) {
-            let stream = TcpStream::connect(self.scene.program.address).await.expect("a connection");
+            let stream = TcpStream::connect(self.scenario.process.address).await.expect("a connection");
             let made = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await;
             let (sender, connection) = made.expect("a handshake");
             tokio::spawn(connection);
@@ -269,13 +296,13 @@ impl Client<'_> {
     }
 }
 
-fn posted(path: &str, body: &str) -> String {
+fn post_request(path: &str, body: &str) -> String {
     let length = body.len();
     format!("POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n{body}")
 }
 
 /// An answer's status, and whether it is a second one or the proxy's own.
-fn outcome(answer: &str) -> String {
+fn response_outcome(answer: &str) -> String {
     let status = answer.split(' ').nth(1).unwrap_or("no answer");
     let field = |name: &str| {
         answer.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix(name).map(str::to_owned))

@@ -6,25 +6,25 @@
 
 #![allow(unreachable_pub, dead_code, reason = "what the stories have is more than is needed here")]
 
-#[path = "../../tests/it/wire.rs"]
-mod wire;
+#[path = "../../tests/it/raw_http.rs"]
+mod raw_http;
 
 mod calls;
-mod confidant;
-mod program;
-mod stage;
+mod harness;
+mod leak_detector;
+mod process;
 
 use std::{process::ExitCode, sync::Arc, time::Instant};
 
-use self::{calls::Scene, program::Weight};
+use self::{calls::LeakScenario, process::ResourceUsage};
 
 /// Before it is weighed for the first time: buffers, pools and the allocator's arenas have their size then.
-const WARM_UP: u64 = 20_000;
-const REQUESTS: u64 = 200_000;
+const WARM_UP_REQUESTS: u64 = 20_000;
+const MEASURED_REQUESTS: u64 = 200_000;
 /// More memory than at the first weighing. One leaked byte in twenty of the requests would be more than 64 bytes each.
-const MOST_GROWTH: u64 = 8 << 20;
+const MAX_GROWTH_BYTES: u64 = 8 << 20;
 /// How many clients call at once.
-const CLIENTS: u64 = 16;
+const CLIENT_COUNT: u64 = 16;
 
 fn main() -> ExitCode {
     // `cargo test --benches` builds everything and wants none of this.
@@ -42,23 +42,26 @@ fn main() -> ExitCode {
 }
 
 async fn run() -> Result<(), String> {
-    let scene = Arc::new(Scene::set().await);
+    let scene = Arc::new(LeakScenario::start().await);
     let began = Instant::now();
-    calls(&scene, WARM_UP).await;
-    let before = scene.program.at_rest(&scene.wecom).await;
-    calls(&scene, REQUESTS).await;
-    let after = scene.program.at_rest(&scene.wecom).await;
-    eprintln!("{REQUESTS} requests in {:.0?}\nbefore: {before:?}\nafter:  {after:?}", began.elapsed());
-    scene.say_what_happened();
+    run_calls(&scene, WARM_UP_REQUESTS).await;
+    let before = scene.process.usage_when_idle(&scene.wecom).await;
+    run_calls(&scene, MEASURED_REQUESTS).await;
+    let after = scene.process.usage_when_idle(&scene.wecom).await;
+    eprintln!(
+        "{MEASURED_REQUESTS} requests in {:.0?}\nbefore: {before:?}\nafter:  {after:?}",
+        began.elapsed()
+    );
+    scene.print_outcomes();
     compare(&before, &after)
 }
 
 /// So many requests, of every kind in turn, from some clients at once.
-async fn calls(scene: &Arc<Scene>, requests: u64) {
-    let clients: Vec<_> = (0..CLIENTS)
+async fn run_calls(scene: &Arc<LeakScenario>, requests: u64) {
+    let clients: Vec<_> = (0..CLIENT_COUNT)
         .map(|nth| {
             let scene = scene.clone();
-            tokio::spawn(async move { scene.calls(nth, requests / CLIENTS).await })
+            tokio::spawn(async move { scene.run_calls(nth, requests / CLIENT_COUNT).await })
         })
         .collect();
     for client in clients {
@@ -66,9 +69,9 @@ async fn calls(scene: &Arc<Scene>, requests: u64) {
     }
 }
 
-fn compare(before: &Weight, after: &Weight) -> Result<(), String> {
-    let grown = after.memory.saturating_sub(before.memory);
-    if grown > MOST_GROWTH {
+fn compare(before: &ResourceUsage, after: &ResourceUsage) -> Result<(), String> {
+    let grown = after.memory_bytes.saturating_sub(before.memory_bytes);
+    if grown > MAX_GROWTH_BYTES {
         return Err(format!("its memory has grown by {:.1} MiB", grown as f64 / f64::from(1 << 20)));
     }
     for ((what, before), (_, after)) in before.counts().into_iter().zip(after.counts()) {

@@ -6,32 +6,36 @@ use std::{fmt, io::Write};
 use flate2::{Compression, write::GzEncoder};
 use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, Visitor};
 use wecom_proxy::{
-    fields::Fields,
-    wecom::reply::{ErrcodeScanner, MAX_DECOMPRESSED, ReplyScanner, Verdict},
+    http1::headers::Headers,
+    wecom::response::{ErrcodeScanner, MAX_DECOMPRESSED_BYTES, ResponseScanner, Verdict},
 };
 
-use super::model::pieces;
+use super::reference::split_input;
 
 /// The input is a byte that says how to cut, and a reply.
 pub fn check(data: &[u8]) {
     let Some((how, reply)) = data.split_first() else { return };
-    let whole = scanned([reply]);
-    assert_eq!(scanned(pieces(*how, reply)), whole, "the cuts make a difference");
-    assert_eq!(coded("identity", pieces(*how, reply)), whole, "not looked through as it is");
-    if let Some(expected) = by_parser(reply) {
+    let whole = scan([reply]);
+    assert_eq!(scan(split_input(*how, reply)), whole, "the cuts make a difference");
+    assert_eq!(scan_encoded("identity", split_input(*how, reply)), whole, "not looked through as it is");
+    if let Some(expected) = reference_verdict(reply) {
         assert_eq!(whole, expected, "{}", String::from_utf8_lossy(reply));
     }
-    if reply.len() < MAX_DECOMPRESSED {
+    if reply.len() < MAX_DECOMPRESSED_BYTES {
         let zipped = gzip(reply);
-        assert_eq!(coded("gzip", pieces(*how, &zipped)), whole, "gzip makes a difference");
+        assert_eq!(scan_encoded("gzip", split_input(*how, &zipped)), whole, "gzip makes a difference");
     }
     for coding in ["gzip", "deflate"] {
-        let damaged = coded(coding, [reply]);
-        assert_eq!(coded(coding, pieces(*how, reply)), damaged, "the cuts make a difference in {coding}");
+        let damaged = scan_encoded(coding, [reply]);
+        assert_eq!(
+            scan_encoded(coding, split_input(*how, reply)),
+            damaged,
+            "the cuts make a difference in {coding}"
+        );
     }
 }
 
-fn scanned<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Verdict {
+fn scan<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Verdict {
     let mut scanner = ErrcodeScanner::new();
     let mut before = Verdict::Undecided;
     for piece in pieces {
@@ -42,8 +46,8 @@ fn scanned<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Verdict {
     scanner.finish()
 }
 
-fn coded<'a>(coding: &str, pieces: impl IntoIterator<Item = &'a [u8]>) -> Verdict {
-    let mut scanner = ReplyScanner::new(&Fields::of(&[("Content-Encoding", coding)]));
+fn scan_encoded<'a>(coding: &str, pieces: impl IntoIterator<Item = &'a [u8]>) -> Verdict {
+    let mut scanner = ResponseScanner::new(&Headers::from_pairs(&[("Content-Encoding", coding)]));
     for piece in pieces {
         scanner.feed(piece);
     }
@@ -56,23 +60,23 @@ fn gzip(text: &[u8]) -> Vec<u8> {
 }
 
 /// What a full parser finds; `None` where it does not accept the reply, or its number is not exact enough to judge by.
-fn by_parser(reply: &[u8]) -> Option<Verdict> {
+fn reference_verdict(reply: &[u8]) -> Option<Verdict> {
     let reply = reply.strip_prefix(b"\xef\xbb\xbf").unwrap_or(reply);
     if !reply.trim_ascii_start().starts_with(b"{") {
         return serde_json::from_slice::<IgnoredAny>(reply).ok().and(Some(Verdict::None));
     }
     let mut parser = serde_json::Deserializer::from_slice(reply);
-    let first = First.deserialize(&mut parser).ok()?;
+    let first = FirstErrcode.deserialize(&mut parser).ok()?;
     parser.end().ok()?;
     match first {
         None => Some(Verdict::None),
-        Some(value) if value.is_f64() => by_float(value.as_f64()?),
+        Some(value) if value.is_f64() => float_verdict(value.as_f64()?),
         Some(value) => Some(value.as_i64().map_or(Verdict::None, Verdict::Found)),
     }
 }
 
 /// A float's verdict, where rounding cannot have made it.
-fn by_float(float: f64) -> Option<Verdict> {
+fn float_verdict(float: f64) -> Option<Verdict> {
     let (size, whole) = (float.abs(), float.fract() == 0.0);
     let tiny = size > 0.0 && size < 1e-300;
     // Near a whole number the text may have said something else than what was rounded to.
@@ -86,9 +90,9 @@ fn by_float(float: f64) -> Option<Verdict> {
 }
 
 /// The first `errcode` of an object.
-struct First;
+struct FirstErrcode;
 
-impl<'de> DeserializeSeed<'de> for First {
+impl<'de> DeserializeSeed<'de> for FirstErrcode {
     type Value = Option<serde_json::Value>;
 
     fn deserialize<D: serde::Deserializer<'de>>(self, parser: D) -> Result<Self::Value, D::Error> {
@@ -96,7 +100,7 @@ impl<'de> DeserializeSeed<'de> for First {
     }
 }
 
-impl<'de> Visitor<'de> for First {
+impl<'de> Visitor<'de> for FirstErrcode {
     type Value = Option<serde_json::Value>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -16,14 +16,14 @@ use std::{
 };
 
 use wecom_proxy::{
-    app::{App, Prepared},
+    app::{App, PreparedConfig},
     config::{self, Address},
     simulator::{Settings, Simulator},
 };
 
 const KEY: &str = "key-of-fuzz-0000000000";
 /// Far longer than the time-outs of the proxy under test.
-const MAX_WAIT: Duration = Duration::from_secs(20);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 const MAX_STEPS: usize = 96;
 
 const DATA: u8 = 0;
@@ -40,22 +40,22 @@ const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 
 static PANICS: AtomicUsize = AtomicUsize::new(0);
-static RIG: LazyLock<Mutex<Rig>> = LazyLock::new(|| Mutex::new(Rig::start()));
+static HARNESS: LazyLock<Mutex<Harness>> = LazyLock::new(|| Mutex::new(Harness::start()));
 
 /// The input is a sequence of steps: a byte that says which, and bytes that say how.
 pub fn check(data: &[u8]) {
-    let mut rig = RIG.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut rig = HARNESS.lock().unwrap_or_else(PoisonError::into_inner);
     rig.scripts += 1;
-    let script = Script::of(data, rig.scripts);
+    let script = Script::from_input(data, rig.scripts);
     rig.send(&script.wire);
     rig.wait_until_idle();
-    rig.compare(&script);
-    rig.ask();
+    rig.check_recorded_requests(&script);
+    rig.check_still_serving();
     assert_eq!(PANICS.load(Ordering::Relaxed), 0, "a worker panicked");
 }
 
 /// The proxy under test and its upstream.
-struct Rig {
+struct Harness {
     app: App,
     wecom: Simulator,
     address: SocketAddr,
@@ -63,7 +63,7 @@ struct Rig {
     _dir: tempfile::TempDir,
 }
 
-impl Rig {
+impl Harness {
     fn start() -> Self {
         let before = panic::take_hook();
         panic::set_hook(Box::new(move |info| {
@@ -76,15 +76,15 @@ impl Rig {
         thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime.expect("a runtime").block_on(async {
-                let wecom = Simulator::local(Settings::default()).await.expect("a simulator");
-                started.send(Self::before(wecom)).expect("the check waits");
+                let wecom = Simulator::start_local(Settings::default()).await.expect("a simulator");
+                started.send(Self::start_proxy(wecom)).expect("the check waits");
                 std::future::pending::<()>().await;
             });
         });
         starting.recv().expect("a proxy")
     }
 
-    fn before(wecom: Simulator) -> Self {
+    fn start_proxy(wecom: Simulator) -> Self {
         let agent = &Settings::default().agents[0];
         let toml = format!(
             "[server]\nlisten = \"127.0.0.1:0\"\nheader_timeout = \"1s\"\nidle_timeout = \"1s\"\nbody_timeout = \"1s\"\n\
@@ -97,7 +97,8 @@ impl Rig {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("proxy.toml");
         std::fs::write(&path, toml).expect("written");
-        let prepared = Prepared::new(config::load(&path).expect("a configuration")).expect("usable files");
+        let prepared =
+            PreparedConfig::new(config::load(&path).expect("a configuration")).expect("usable files");
         let app = App::start(prepared).expect("a proxy");
         let address = app.addresses().iter().find_map(|address| match address {
             Address::Tcp(address) => Some(*address),
@@ -109,9 +110,9 @@ impl Rig {
     /// Sends the bytes and the end, and reads until the proxy ends the connection too.
     fn send(&self, wire: &[u8]) {
         let mut stream = TcpStream::connect(self.address).expect("a connection");
-        let until = Instant::now() + MAX_WAIT;
-        stream.set_write_timeout(Some(MAX_WAIT)).expect("a socket");
-        stream.set_read_timeout(Some(MAX_WAIT)).expect("a socket");
+        let until = Instant::now() + WAIT_TIMEOUT;
+        stream.set_write_timeout(Some(WAIT_TIMEOUT)).expect("a socket");
+        stream.set_read_timeout(Some(WAIT_TIMEOUT)).expect("a socket");
         // The proxy may have hung up by then.
         let _ = stream.write_all(wire).and_then(|()| stream.shutdown(Shutdown::Write));
         let mut room = [0; 16 * 1024];
@@ -130,15 +131,15 @@ impl Rig {
 
     /// Waits until nothing is in flight any more.
     fn wait_until_idle(&self) {
-        let until = Instant::now() + MAX_WAIT;
-        while self.app.places().taken() > 0 || self.wecom.look(|seen| seen.in_flight()) > 0 {
+        let until = Instant::now() + WAIT_TIMEOUT;
+        while self.app.concurrency_limit().in_use() > 0 || self.wecom.observe(|seen| seen.in_flight()) > 0 {
             assert!(Instant::now() < until, "requests stay in flight without their connection");
             thread::sleep(Duration::from_millis(1));
         }
     }
 
     /// What the upstream took for a whole request was ended by the client, and is as long as what the client sent.
-    fn compare(&self, script: &Script) {
+    fn check_recorded_requests(&self, script: &Script) {
         let mark = format!("n={}&", script.nonce);
         let requests = self.wecom.requests();
         for record in requests.iter().filter(|record| record.query.starts_with(&mark)) {
@@ -149,17 +150,22 @@ impl Rig {
             if record.body_sha256.is_some() {
                 // A body that is as long as its head says is all there; towards an upstream of HTTP/1 its end needs no mark,
                 // and what comes behind it comes too late.
-                let is_all_there = stream.declared.is_some_and(|declared| stream.bytes >= declared);
+                let is_all_there =
+                    stream.declared_length.is_some_and(|declared| stream.sent_bytes >= declared);
                 assert!(stream.ended || is_all_there, "a request without its end became whole: {script:?}");
-                assert_eq!(record.body_bytes, stream.declared.unwrap_or(stream.bytes), "{script:?}");
+                assert_eq!(
+                    record.body_bytes,
+                    stream.declared_length.unwrap_or(stream.sent_bytes),
+                    "{script:?}"
+                );
             }
         }
     }
 
     /// An ordinary request, to see that the proxy still serves.
-    fn ask(&self) {
+    fn check_still_serving(&self) {
         let mut stream = TcpStream::connect(self.address).expect("a connection");
-        stream.set_read_timeout(Some(MAX_WAIT)).expect("a socket");
+        stream.set_read_timeout(Some(WAIT_TIMEOUT)).expect("a socket");
         let request = format!(
             "GET /hr/cgi-bin/user/get?userid=a HTTP/1.1\r\nHost: x\r\nX-Api-Key: {KEY}\r\nConnection: close\r\n\r\n"
         );
@@ -175,25 +181,25 @@ impl Rig {
 struct Script {
     nonce: u64,
     wire: Vec<u8>,
-    streams: HashMap<u32, Stream>,
-    last: u32,
+    streams: HashMap<u32, ExpectedStream>,
+    last_stream_id: u32,
 }
 
 #[derive(Debug, Default)]
-struct Stream {
+struct ExpectedStream {
     has_key: bool,
     /// END_STREAM was sent before any reset.
     ended: bool,
     closed: bool,
-    declared: Option<u64>,
-    bytes: u64,
+    declared_length: Option<u64>,
+    sent_bytes: u64,
 }
 
 /// The input that is left; zeros behind its end.
 struct Input<'a>(&'a [u8]);
 
 impl Input<'_> {
-    fn next(&mut self) -> u8 {
+    fn next_byte(&mut self) -> u8 {
         let Some((first, rest)) = self.0.split_first() else { return 0 };
         self.0 = rest;
         *first
@@ -201,17 +207,17 @@ impl Input<'_> {
 }
 
 impl Script {
-    fn of(data: &[u8], nonce: u64) -> Self {
+    fn from_input(data: &[u8], nonce: u64) -> Self {
         let mut script = Self {
             nonce,
             wire: b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(),
             streams: HashMap::new(),
-            last: 0,
+            last_stream_id: 0,
         };
         let mut input = Input(data);
         // Nearly always the preface is whole.
-        if input.next() != b'!' {
-            script.frame(SETTINGS, 0, 0, &[]);
+        if input.next_byte() != b'!' {
+            script.push_frame(SETTINGS, 0, 0, &[]);
         }
         for _ in 0..MAX_STEPS {
             if input.0.is_empty() || !script.step(&mut input) {
@@ -223,21 +229,21 @@ impl Script {
 
     /// Adds what the next step says; false where nothing can follow it.
     fn step(&mut self, input: &mut Input<'_>) -> bool {
-        let (what, how) = (input.next() % 16, input.next());
+        let (what, how) = (input.next_byte() % 16, input.next_byte());
         match what {
-            0..=2 => self.open(how, true),
-            3..=5 => self.open(how, false),
-            6 | 7 => self.data(how, input.next()),
-            8 => self.reset(how),
+            0..=2 => self.open_stream(how, true),
+            3..=5 => self.open_stream(how, false),
+            6 | 7 => self.push_data(how, input.next_byte()),
+            8 => self.push_reset(how),
             9 => {
-                let increment = [0, 1, 1000, 0x7fff_ffff][usize::from(input.next() % 4)];
-                let id = self.pick(how);
-                self.frame(WINDOW_UPDATE, 0, id, &u32::to_be_bytes(increment));
+                let increment = [0, 1, 1000, 0x7fff_ffff][usize::from(input.next_byte() % 4)];
+                let id = self.pick_stream(how);
+                self.push_frame(WINDOW_UPDATE, 0, id, &u32::to_be_bytes(increment));
             }
-            10 => self.settings(how, input.next()),
-            11 => self.frame(PING, how & 1, 0, &[how; 8]),
-            12 => return self.continued(how),
-            13 => self.odd(how, input.next()),
+            10 => self.push_settings(how, input.next_byte()),
+            11 => self.push_frame(PING, how & 1, 0, &[how; 8]),
+            12 => return self.push_split_headers(how),
+            13 => self.push_unexpected_frame(how, input.next_byte()),
             14 => {
                 self.wire.extend_from_slice(input.0);
                 return false;
@@ -252,7 +258,7 @@ impl Script {
         true
     }
 
-    fn frame(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
+    fn push_frame(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
         self.wire.extend_from_slice(&(payload.len() as u32).to_be_bytes()[1..]);
         self.wire.extend_from_slice(&[kind, flags]);
         self.wire.extend_from_slice(&stream.to_be_bytes());
@@ -260,112 +266,113 @@ impl Script {
     }
 
     /// A stream that there is, mostly; else the connection, or one that there cannot be.
-    fn pick(&self, how: u8) -> u32 {
+    fn pick_stream(&self, how: u8) -> u32 {
         match how % 8 {
             7 => 0,
-            6 => self.last + 1,
-            back => self.last.saturating_sub(2 * u32::from(back)).max(1),
+            6 => self.last_stream_id + 1,
+            back => self.last_stream_id.saturating_sub(2 * u32::from(back)).max(1),
         }
     }
 
     /// A new request, with or without a body.
-    fn open(&mut self, how: u8, ends: bool) {
-        let (id, block) = self.head(how, ends);
-        self.frame(HEADERS, END_HEADERS | (u8::from(ends) * END_STREAM), id, &block);
+    fn open_stream(&mut self, how: u8, ends: bool) {
+        let (id, block) = self.new_request_block(how, ends);
+        self.push_frame(HEADERS, END_HEADERS | (u8::from(ends) * END_STREAM), id, &block);
     }
 
-    fn head(&mut self, how: u8, ends: bool) -> (u32, Vec<u8>) {
-        let id = if self.last == 0 { 1 } else { self.last + 2 };
-        self.last = id;
+    fn new_request_block(&mut self, how: u8, ends: bool) -> (u32, Vec<u8>) {
+        let id = if self.last_stream_id == 0 { 1 } else { self.last_stream_id + 2 };
+        self.last_stream_id = id;
         let has_key = how % 8 != 7;
         let declared = (!ends && how & 0x20 != 0).then_some(u64::from(how));
         let mut block = vec![if ends { 0x82 } else { 0x83 }, 0x86, 0x04];
-        text(&mut block, &format!("/hr/cgi-bin/simulator/sink?n={}&s={id}&", self.nonce));
+        push_string(&mut block, &format!("/hr/cgi-bin/simulator/sink?n={}&s={id}&", self.nonce));
         block.push(0x01);
-        text(&mut block, "proxy.test");
+        push_string(&mut block, "proxy.test");
         if has_key {
-            header(&mut block, "x-api-key", KEY);
+            push_header(&mut block, "x-api-key", KEY);
         }
         if let Some(declared) = declared {
-            header(&mut block, "content-length", &declared.to_string());
+            push_header(&mut block, "content-length", &declared.to_string());
         }
         if how & 0x40 != 0 {
-            header(&mut block, "x-long", &"a".repeat(100));
+            push_header(&mut block, "x-long", &"a".repeat(100));
         }
-        let stream = Stream { has_key, ended: ends, closed: ends, declared, bytes: 0 };
+        let stream =
+            ExpectedStream { has_key, ended: ends, closed: ends, declared_length: declared, sent_bytes: 0 };
         self.streams.insert(id, stream);
         (id, block)
     }
 
-    fn data(&mut self, how: u8, more: u8) {
-        let (id, ends) = (self.pick(how), more & 1 == 1);
+    fn push_data(&mut self, how: u8, more: u8) {
+        let (id, ends) = (self.pick_stream(how), more & 1 == 1);
         let length = usize::from(more >> 1) * usize::from(1 + (how >> 3));
         if let Some(stream) = self.streams.get_mut(&id).filter(|stream| !stream.closed) {
-            stream.bytes += length as u64;
+            stream.sent_bytes += length as u64;
             (stream.ended, stream.closed) = (ends, ends);
         }
-        self.frame(DATA, u8::from(ends) * END_STREAM, id, &vec![b'x'; length]);
+        self.push_frame(DATA, u8::from(ends) * END_STREAM, id, &vec![b'x'; length]);
     }
 
-    fn reset(&mut self, how: u8) {
-        let id = self.pick(how);
+    fn push_reset(&mut self, how: u8) {
+        let id = self.pick_stream(how);
         if let Some(stream) = self.streams.get_mut(&id) {
             stream.closed = true;
         }
-        self.frame(RST_STREAM, 0, id, &u32::to_be_bytes(u32::from(how >> 4)));
+        self.push_frame(RST_STREAM, 0, id, &u32::to_be_bytes(u32::from(how >> 4)));
     }
 
-    fn settings(&mut self, how: u8, value: u8) {
+    fn push_settings(&mut self, how: u8, value: u8) {
         if how == 0 {
-            return self.frame(SETTINGS, 1, 0, &[]);
+            return self.push_frame(SETTINGS, 1, 0, &[]);
         }
         let value = [0, 1, 100, 65_535, 0x7fff_ffff, u32::MAX][usize::from(value % 6)];
         let payload = [&[0, how % 10][..], &value.to_be_bytes()].concat();
-        self.frame(SETTINGS, 0, 0, &payload);
+        self.push_frame(SETTINGS, 0, 0, &payload);
     }
 
     /// A head in two frames, with something between them or without its second one now and then.
-    fn continued(&mut self, how: u8) -> bool {
-        let (id, block) = self.head(how, true);
+    fn push_split_headers(&mut self, how: u8) -> bool {
+        let (id, block) = self.new_request_block(how, true);
         let (first, second) = block.split_at(usize::from(how) % block.len());
-        self.frame(HEADERS, END_STREAM, id, first);
+        self.push_frame(HEADERS, END_STREAM, id, first);
         if how & 0x10 != 0 {
-            self.frame(PING, 0, 0, &[0; 8]);
+            self.push_frame(PING, 0, 0, &[0; 8]);
         }
-        self.frame(CONTINUATION, END_HEADERS, id, second);
+        self.push_frame(CONTINUATION, END_HEADERS, id, second);
         true
     }
 
     /// Frames that have no use here, trailers among them.
-    fn odd(&mut self, how: u8, kind: u8) {
-        let id = self.pick(how);
+    fn push_unexpected_frame(&mut self, how: u8, kind: u8) {
+        let id = self.pick_stream(how);
         match kind % 6 {
-            0 => self.frame(PRIORITY, 0, id, &[0, 0, 0, how, 16]),
-            1 => self.frame(GOAWAY, 0, 0, &[0, 0, 0, 0, 0, 0, 0, how]),
-            2 => self.frame(PUSH_PROMISE, END_HEADERS, id, &[0, 0, 0, 2, 0x82]),
-            3 => self.frame(0x20 | how, how, id, &[how; 7]),
-            4 => self.frame(CONTINUATION, END_HEADERS, id, &[0x82]),
+            0 => self.push_frame(PRIORITY, 0, id, &[0, 0, 0, how, 16]),
+            1 => self.push_frame(GOAWAY, 0, 0, &[0, 0, 0, 0, 0, 0, 0, how]),
+            2 => self.push_frame(PUSH_PROMISE, END_HEADERS, id, &[0, 0, 0, 2, 0x82]),
+            3 => self.push_frame(0x20 | how, how, id, &[how; 7]),
+            4 => self.push_frame(CONTINUATION, END_HEADERS, id, &[0x82]),
             _ => {
                 let mut block = Vec::new();
-                header(&mut block, "x-trailer", "a");
+                push_header(&mut block, "x-trailer", "a");
                 if let Some(stream) = self.streams.get_mut(&id).filter(|stream| !stream.closed) {
                     (stream.ended, stream.closed) = (true, true);
                 }
-                self.frame(HEADERS, END_HEADERS | END_STREAM, id, &block);
+                self.push_frame(HEADERS, END_HEADERS | END_STREAM, id, &block);
             }
         }
     }
 }
 
 /// A literal header field that no table keeps (RFC 7541 §6.2.2).
-fn header(block: &mut Vec<u8>, name: &str, value: &str) {
+fn push_header(block: &mut Vec<u8>, name: &str, value: &str) {
     block.push(0);
-    text(block, name);
-    text(block, value);
+    push_string(block, name);
+    push_string(block, value);
 }
 
 /// A string of fewer than 127 bytes.
-fn text(block: &mut Vec<u8>, text: &str) {
+fn push_string(block: &mut Vec<u8>, text: &str) {
     assert!(text.len() < 127, "its length has one byte");
     block.push(text.len() as u8);
     block.extend_from_slice(text.as_bytes());

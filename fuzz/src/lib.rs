@@ -3,14 +3,14 @@
 //!
 //! The models beside them are written from what was promised and from the RFCs, and share no code with the proxy.
 
-pub mod answer_head;
 pub mod chunks;
-pub mod configuration;
+pub mod config;
 pub mod errcode;
 pub mod http2_frames;
-pub mod model;
 pub mod pass;
 pub mod query;
+pub mod reference;
 pub mod replay;
 pub mod request_head;
+pub mod response_head;
 pub mod target;

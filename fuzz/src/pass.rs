@@ -3,13 +3,12 @@
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use wecom_proxy::{
     config::KeyHash,
-    credential::is_marked,
-    passes::{BadPass, Claim, PassKey, Scratch},
-    secret::Masked,
+    secret::{Masked, credential_scan::has_pass_prefix},
+    tokens::passes::{DecodeBuf, PassError, PassKey, UnverifiedPass},
 };
 
-const MADE: u64 = 1_790_000_000;
-const TIMES: [i64; 8] = [0, 7_200, 14_399, 14_400, -300, -301, 99_999, -1_790_000_000];
+const ISSUED_AT: u64 = 1_790_000_000;
+const AGES_SECS: [i64; 8] = [0, 7_200, 14_399, 14_400, -300, -301, 99_999, -1_790_000_000];
 
 /// The input is five bytes that say how to tamper with a good pass, and a text that is tried as it is and behind the
 /// beginning of one.
@@ -19,8 +18,8 @@ pub fn check(data: &[u8]) {
     let client = KeyHash::of("the key of the client");
     let name = |length: u8| "n".repeat(usize::from(length % 64) + 1);
     let (agent, caller) = (name(*length), name(length / 2));
-    let pass = key.issue(&agent, &caller, Some(&client), MADE);
-    let now = MADE.saturating_add_signed(TIMES[usize::from(time % 8)]);
+    let pass = key.issue(&agent, &caller, Some(&client), ISSUED_AT);
+    let now = ISSUED_AT.saturating_add_signed(AGES_SECS[usize::from(time % 8)]);
 
     let mut tampered = pass.expose().as_bytes().to_vec();
     let at = usize::from(*at) % tampered.len();
@@ -34,42 +33,42 @@ pub fn check(data: &[u8]) {
     }
     let tampered = String::from_utf8_lossy(&tampered);
     let expected = match () {
-        () if now + 300 < MADE => Err(BadPass::Forged),
-        () if now >= MADE + 14_400 => Err(BadPass::Expired),
+        () if now + 300 < ISSUED_AT => Err(PassError::Invalid),
+        () if now >= ISSUED_AT + 14_400 => Err(PassError::Expired),
         () => Ok((agent, caller)),
     };
-    let outcome = opened(&key, &tampered, Some(&client), now);
+    let outcome = open_pass(&key, &tampered, Some(&client), now);
     match tampered == pass.expose() {
         true => assert_eq!(outcome, expected, "{tampered}"),
         false => {
-            assert!(outcome == Err(BadPass::Forged) || is_sealed(&key, &tampered, &client), "{tampered}")
+            assert!(outcome == Err(PassError::Invalid) || is_genuine(&key, &tampered, &client), "{tampered}")
         }
     }
-    assert_eq!(opened(&key, &tampered, None, now), Err(BadPass::Forged), "without the client's key");
+    assert_eq!(open_pass(&key, &tampered, None, now), Err(PassError::Invalid), "without the client's key");
 
     let text = String::from_utf8_lossy(rest);
     for text in
         [text.to_string(), format!("wp1-{text}"), format!("wp1-{}", BASE64_URL_SAFE_NO_PAD.encode(rest))]
     {
-        let outcome = opened(&key, &text, Some(&client), now);
-        assert!(outcome == Err(BadPass::Forged) || is_sealed(&key, &text, &client), "{text}");
+        let outcome = open_pass(&key, &text, Some(&client), now);
+        assert!(outcome == Err(PassError::Invalid) || is_genuine(&key, &text, &client), "{text}");
     }
 }
 
 /// Whether a text is a pass that was sealed here: the fuzzer has seen some, and may hand one back.
-fn is_sealed(key: &PassKey, text: &str, client: &KeyHash) -> bool {
-    let Ok((agent, caller)) = opened(key, text, Some(client), MADE) else { return false };
-    is_marked(text) && text == key.issue(&agent, &caller, Some(client), MADE).expose()
+fn is_genuine(key: &PassKey, text: &str, client: &KeyHash) -> bool {
+    let Ok((agent, caller)) = open_pass(key, text, Some(client), ISSUED_AT) else { return false };
+    has_pass_prefix(text) && text == key.issue(&agent, &caller, Some(client), ISSUED_AT).expose()
 }
 
-fn opened(
+fn open_pass(
     key: &PassKey,
     text: &str,
     client: Option<&KeyHash>,
     now: u64,
-) -> Result<(String, String), BadPass> {
-    let mut scratch = Scratch::default();
-    let claim = Claim::read(text, &mut scratch).ok_or(BadPass::Forged)?;
+) -> Result<(String, String), PassError> {
+    let mut scratch = DecodeBuf::default();
+    let claim = UnverifiedPass::parse(text, &mut scratch).ok_or(PassError::Invalid)?;
     key.verify(&claim, client, now)?;
     Ok((claim.agent.to_owned(), claim.client.to_owned()))
 }

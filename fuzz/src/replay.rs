@@ -4,52 +4,58 @@ use std::{future::poll_fn, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use wecom_proxy::{
-    fuzz::{held, on_runtime, written},
-    upload::{Body, Bounds, Cut, Owner, Reader, Shelf, Source, Upload, UploadError},
+    fuzz::{block_on, usage, wait_until_written},
+    request_body::{
+        BodyLimits, BodyReader, BodySource, BodySourceError, Owner, ReplayBody, ReplayBudget, RequestBody,
+        RequestBodyError,
+    },
 };
 
 /// Bodies at once.
-const BODIES: usize = 4;
+const MAX_BODIES: usize = 4;
 /// What a body may take of memory that is used up.
-const FREE_PER_BODY: u64 = 4 * 1024;
+const UNBUDGETED_BYTES_PER_BODY: u64 = 4 * 1024;
 /// No file grows beyond this, whatever the budgets are.
-const MAX_BODY: usize = 512 * 1024;
+const MAX_BODY_BYTES: usize = 512 * 1024;
 
 /// The input is a byte for each budget, and then two bytes for each thing that is done.
 pub fn check(data: &[u8]) {
     let [memory, disk, steps @ ..] = data else { return };
     let (memory, disk) = (budget(*memory), budget(*disk));
-    let shelf = Arc::new(Shelf::new(memory, disk, std::env::temp_dir()));
-    let all = on_runtime(async {
-        let mut kept: Vec<Kept> = Vec::new();
+    let shelf = Arc::new(ReplayBudget::new(memory, disk, std::env::temp_dir()));
+    let all = block_on(async {
+        let mut kept: Vec<TrackedBody> = Vec::new();
         for (nth, step) in steps.chunks_exact(2).take(256).enumerate() {
             let which = usize::from(step[0] >> 4) % kept.len().max(1);
-            let (what, may_begin) = (step[0] & 7, kept.len() < BODIES);
+            let (what, may_begin) = (step[0] & 7, kept.len() < MAX_BODIES);
             match (what, kept.get_mut(which)) {
                 (0 | 1, _) if may_begin => {
-                    kept.extend(Kept::begin(&shelf, nth, step[0] & 8 > 0, step[1]));
+                    kept.extend(TrackedBody::start(&shelf, nth, step[0] & 8 > 0, step[1]));
                 }
                 (2, Some(one)) => one.rewind().await,
-                (3, Some(one)) => one.upload.settle(),
+                (3, Some(one)) => one.body.commit(),
                 (4, Some(_)) => drop(kept.swap_remove(which)),
-                (_, Some(one)) => one.read(step[1] % 16).await,
+                (_, Some(one)) => one.read_chunks(step[1] % 16).await,
                 _ => {}
             }
             for one in &kept {
-                written(&one.upload).await;
+                wait_until_written(&one.body).await;
             }
             let (in_memory, in_files) = kept
                 .iter()
-                .map(|one| held(&one.upload))
+                .map(|one| usage(&one.body))
                 .fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
-            let counted = (shelf.in_memory(), shelf.in_files());
+            let counted = (shelf.memory_used(), shelf.disk_used());
             assert_eq!((in_memory, in_files), counted, "what is counted is what is held");
-            assert!(in_memory <= memory + FREE_PER_BODY * kept.len() as u64, "{in_memory} of {memory}");
+            assert!(
+                in_memory <= memory + UNBUDGETED_BYTES_PER_BODY * kept.len() as u64,
+                "{in_memory} of {memory}"
+            );
             assert!(in_files <= disk, "{in_files} of {disk}");
         }
     });
     all.expect("a runtime");
-    assert_eq!((shelf.in_memory(), shelf.in_files()), (0, 0), "all of it is given back");
+    assert_eq!((shelf.memory_used(), shelf.disk_used()), (0, 0), "all of it is given back");
 }
 
 /// Nothing, or up to 1 MiB.
@@ -59,62 +65,75 @@ fn budget(byte: u8) -> u64 {
 }
 
 /// A body, and how far its reader has come.
-struct Kept {
-    upload: Upload,
-    reader: Reader,
-    at: usize,
-    whole: Arc<[u8]>,
+struct TrackedBody {
+    body: ReplayBody,
+    reader: BodyReader,
+    position: usize,
+    content: Arc<[u8]>,
 }
 
-impl Kept {
+impl TrackedBody {
     /// A new body; `None` where it was announced and there is no room for it.
-    fn begin(shelf: &Arc<Shelf>, nth: usize, announced: bool, how: u8) -> Option<Self> {
-        let lengths = lengths(how);
+    fn start(shelf: &Arc<ReplayBudget>, nth: usize, announced: bool, how: u8) -> Option<Self> {
+        let lengths = chunk_lengths(how);
         let length = lengths.iter().sum::<usize>();
         let whole: Arc<[u8]> = (0..length).map(|at| (at * 31 + nth * 7 + at / 251) as u8).collect();
-        let source = Sent { whole: whole.clone(), lengths, at: 0, announced };
-        let bounds = Bounds { bytes: MAX_BODY as u64, silence: Duration::from_secs(1) };
-        let before = (shelf.in_memory(), shelf.in_files());
-        match Upload::new(Body::Streamed(Box::new(source)), bounds, Some((shelf, Owner::default()))) {
+        let source = InMemorySource {
+            content: whole.clone(),
+            chunk_lengths: lengths,
+            position: 0,
+            declares_length: announced,
+        };
+        let bounds = BodyLimits { max_bytes: MAX_BODY_BYTES as u64, idle_timeout: Duration::from_secs(1) };
+        let before = (shelf.memory_used(), shelf.disk_used());
+        match ReplayBody::new(
+            RequestBody::Streamed(Box::new(source)),
+            bounds,
+            Some((shelf, Owner::default())),
+        ) {
             Ok(upload) => {
                 let upload = upload.expect("a body");
                 let reader = upload.reader().expect("the first reader");
-                Some(Self { upload, reader, at: 0, whole })
+                Some(Self { body: upload, reader, position: 0, content: whole })
             }
             Err(_) => {
                 assert!(announced, "only what is announced is refused");
-                assert_eq!(before, (shelf.in_memory(), shelf.in_files()));
+                assert_eq!(before, (shelf.memory_used(), shelf.disk_used()));
                 None
             }
         }
     }
 
-    async fn read(&mut self, pieces: u8) {
+    async fn read_chunks(&mut self, pieces: u8) {
         for _ in 0..=pieces {
-            match poll_fn(|cx| self.reader.poll_piece(cx)).await.expect("it is there") {
+            match poll_fn(|cx| self.reader.poll_chunk(cx)).await.expect("it is there") {
                 Some(piece) => {
                     assert!(!piece.is_empty(), "an empty piece is no progress");
-                    assert!(self.whole[self.at..].starts_with(&piece), "from {} on it is another", self.at);
-                    self.at += piece.len();
+                    assert!(
+                        self.content[self.position..].starts_with(&piece),
+                        "from {} on it is another",
+                        self.position
+                    );
+                    self.position += piece.len();
                 }
-                None => assert_eq!(self.at, self.whole.len(), "it ends too early"),
+                None => assert_eq!(self.position, self.content.len(), "it ends too early"),
             }
         }
     }
 
     /// Another attempt, where there can be one.
     async fn rewind(&mut self) {
-        let can = self.upload.can_be_read_again();
-        let Some(reader) = self.upload.reader() else { return assert!(!can) };
+        let can = self.body.is_replayable();
+        let Some(reader) = self.body.reader() else { return assert!(!can) };
         assert!(can);
         let mut before = std::mem::replace(&mut self.reader, reader);
-        self.at = 0;
-        assert_eq!(poll_fn(|cx| before.poll_piece(cx)).await, Err(UploadError::Superseded));
+        self.position = 0;
+        assert_eq!(poll_fn(|cx| before.poll_chunk(cx)).await, Err(RequestBodyError::Superseded));
     }
 }
 
 /// The lengths of a body's pieces: few or many, of one byte or as large as a read.
-fn lengths(how: u8) -> Vec<usize> {
+fn chunk_lengths(how: u8) -> Vec<usize> {
     const LENGTHS: [usize; 8] = [1, 7, 100, 1023, 4095, 4096, 20_000, 70_000];
     let (first, then) = (LENGTHS[usize::from(how) % 8], LENGTHS[usize::from(how >> 3) % 8]);
     let many = 1 + usize::from(how >> 6) * 20;
@@ -123,7 +142,7 @@ fn lengths(how: u8) -> Vec<usize> {
     for nth in 0..many {
         let length = if nth % 2 == 0 { then } else { first };
         sum += length;
-        if sum > MAX_BODY {
+        if sum > MAX_BODY_BYTES {
             break;
         }
         lengths.push(length);
@@ -132,28 +151,31 @@ fn lengths(how: u8) -> Vec<usize> {
 }
 
 /// A client that has sent all of it, in pieces that are slices of larger buffers.
-struct Sent {
-    whole: Arc<[u8]>,
-    lengths: Vec<usize>,
-    at: usize,
-    announced: bool,
+struct InMemorySource {
+    content: Arc<[u8]>,
+    chunk_lengths: Vec<usize>,
+    position: usize,
+    declares_length: bool,
 }
 
-impl Source for Sent {
-    fn declared(&self) -> Option<u64> {
-        self.announced.then_some(self.whole.len() as u64)
+impl BodySource for InMemorySource {
+    fn content_length(&self) -> Option<u64> {
+        self.declares_length.then_some(self.content.len() as u64)
     }
 
-    fn poll_piece(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<Option<Bytes>, Cut>> {
-        let piece = (!self.lengths.is_empty()).then(|| {
-            let (from, length) = (self.at, self.lengths.remove(0));
-            self.at += length;
-            Bytes::from([&self.whole[from..from + length], &[0; 1000]].concat()).slice(..length)
+    fn poll_chunk(
+        &mut self,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Result<Option<Bytes>, BodySourceError>> {
+        let piece = (!self.chunk_lengths.is_empty()).then(|| {
+            let (from, length) = (self.position, self.chunk_lengths.remove(0));
+            self.position += length;
+            Bytes::from([&self.content[from..from + length], &[0; 1000]].concat()).slice(..length)
         });
         std::task::Poll::Ready(Ok(piece))
     }
 
     fn is_ended(&self) -> bool {
-        self.lengths.is_empty()
+        self.chunk_lengths.is_empty()
     }
 }

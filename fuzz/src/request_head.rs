@@ -3,28 +3,31 @@
 use bytes::BytesMut;
 use http::Version;
 use wecom_proxy::{
-    framing::Framing,
-    fuzz::{Habits, RequestHead, request_head},
+    fuzz::{FuzzedRequestHead, RequestHeadCache, request_head},
+    http1::framing::Framing,
 };
 
-use super::model::{Body, Line, body, changed, connection_options, header_line, is_token_letter, pieces};
+use super::reference::{
+    BodyFraming, HeaderLine, body_framing, connection_options, is_token_letter, mutate_byte,
+    parse_header_line, split_input,
+};
 
-const LONGEST: usize = 64 * 1024;
-const MOST_LINES: usize = 100;
+const MAX_HEAD_BYTES: usize = 64 * 1024;
+const MAX_HEADER_LINES: usize = 100;
 /// Names in `Connection`.
-const MOST_OPTIONS: usize = 100;
+const MAX_CONNECTION_OPTIONS: usize = 100;
 
 /// The input is a byte that says how to cut, and what a client sends.
 pub fn check(data: &[u8]) {
     let Some((how, wire)) = data.split_first() else { return };
-    let (whole, left) = taken([wire], &mut Habits::default());
-    let (cut, left_of_cut) = taken(pieces(*how, wire), &mut Habits::default());
+    let (whole, left) = parse_split([wire], &mut RequestHeadCache::default());
+    let (cut, left_of_cut) = parse_split(split_input(*how, wire), &mut RequestHeadCache::default());
     assert_eq!(summary(&whole), summary(&cut), "the cuts make a difference");
-    check_again(*how, wire);
-    let model = read(wire);
+    check_with_warm_cache(*how, wire);
+    let model = reference_parse(wire);
     match (&whole, &model) {
         (Ok(Some(head)), Some(model)) => {
-            agree(head, model);
+            assert_matches_reference(head, model);
             assert_eq!(&left[..], model.rest, "what follows the head is not all there");
             assert_eq!(left_of_cut, left);
         }
@@ -36,10 +39,13 @@ pub fn check(data: &[u8]) {
     }
 }
 
-type Taken = Result<Option<RequestHead>, u16>;
+type ParseResult = Result<Option<FuzzedRequestHead>, u16>;
 
 /// What becomes of the head when it comes in these pieces, and what is left behind it.
-fn taken<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, habits: &mut Habits) -> (Taken, BytesMut) {
+fn parse_split<'a>(
+    pieces: impl IntoIterator<Item = &'a [u8]>,
+    habits: &mut RequestHeadCache,
+) -> (ParseResult, BytesMut) {
     let (mut buffer, mut outcome) = (BytesMut::new(), Ok(None));
     for piece in pieces {
         buffer.extend_from_slice(piece);
@@ -51,44 +57,44 @@ fn taken<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, habits: &mut Habits) ->
 }
 
 /// A connection that brought the same lines before, or nearly the same, is read no other way.
-fn check_again(how: u8, wire: &[u8]) {
-    let mut habits = Habits::default();
-    (0..3).for_each(|_| drop(taken([wire], &mut habits)));
-    for wire in [wire, &changed(how, wire)] {
-        let (again, left) = taken([wire], &mut habits);
-        let (anew, left_anew) = taken([wire], &mut Habits::default());
+fn check_with_warm_cache(how: u8, wire: &[u8]) {
+    let mut habits = RequestHeadCache::default();
+    (0..3).for_each(|_| drop(parse_split([wire], &mut habits)));
+    for wire in [wire, &mutate_byte(how, wire)] {
+        let (again, left) = parse_split([wire], &mut habits);
+        let (anew, left_anew) = parse_split([wire], &mut RequestHeadCache::default());
         assert_eq!(summary(&again), summary(&anew), "what came before makes a difference");
         assert_eq!(left, left_anew);
     }
 }
 
-fn summary(taken: &Taken) -> Result<Option<String>, ()> {
-    let told = |head: &RequestHead| {
-        let lines: Vec<_> = head.fields.iter().map(|field| (field.name, field.value)).collect();
+fn summary(taken: &ParseResult) -> Result<Option<String>, ()> {
+    let told = |head: &FuzzedRequestHead| {
+        let lines: Vec<_> = head.headers.iter().map(|field| (field.name, field.value)).collect();
         let target = (head.target.path(), head.target.query(), &head.authority);
         format!("{:?} {:?} {target:?} {lines:?} {:?}", head.method, head.version, head.framing)
     };
     taken.as_ref().map(|head| head.as_ref().map(told)).map_err(|_| ())
 }
 
-struct Model<'a> {
+struct ReferenceHead<'a> {
     method: &'a [u8],
     target: &'a [u8],
-    is_new: bool,
-    lines: Vec<Line<'a>>,
+    is_http11: bool,
+    header_lines: Vec<HeaderLine<'a>>,
     rest: &'a [u8],
     /// It is well formed, and beyond a bound, or of a form that a server need not serve.
     may_be_refused: bool,
 }
 
 /// A head by RFC 9112 §2 to §5, the lines of which end in CR LF, and nothing else does.
-fn read(wire: &[u8]) -> Option<Model<'_>> {
+fn reference_parse(wire: &[u8]) -> Option<ReferenceHead<'_>> {
     let (mut wire, mut empty) = (wire, 0);
     while let Some(after) = wire.strip_prefix(b"\r\n") {
         (wire, empty) = (after, empty + 1);
     }
     let end = wire.windows(4).position(|four| four == b"\r\n\r\n")?;
-    let mut lines = split(&wire[..end])?.into_iter();
+    let mut lines = split_lines(&wire[..end])?.into_iter();
     let mut words = lines.next()?.split(|byte| *byte == b' ');
     let (method, target, version) = (words.next()?, words.next()?, words.next()?);
     let is_new = match version {
@@ -101,18 +107,25 @@ fn read(wire: &[u8]) -> Option<Model<'_>> {
         && method.iter().all(|byte| is_token_letter(*byte))
         && !target.is_empty()
         && target.iter().all(|byte| *byte > b' ' && *byte != 0x7f);
-    let lines = lines.map(header_line).collect::<Option<Vec<_>>>().filter(|_| sound)?;
+    let lines = lines.map(parse_header_line).collect::<Option<Vec<_>>>().filter(|_| sound)?;
     let may_be_refused = empty > 1
-        || end + 4 > LONGEST
-        || lines.len() > MOST_LINES
-        || connection_options(&lines).len() > MOST_OPTIONS
+        || end + 4 > MAX_HEAD_BYTES
+        || lines.len() > MAX_HEADER_LINES
+        || connection_options(&lines).len() > MAX_CONNECTION_OPTIONS
         || !target.is_ascii()
-        || !(target.starts_with(b"/") || is_http(target));
-    Some(Model { method, target, is_new, lines, rest: &wire[end + 4..], may_be_refused })
+        || !(target.starts_with(b"/") || is_absolute_form(target));
+    Some(ReferenceHead {
+        method,
+        target,
+        is_http11: is_new,
+        header_lines: lines,
+        rest: &wire[end + 4..],
+        may_be_refused,
+    })
 }
 
 /// The lines of a head; `None` where a CR or an LF stands alone.
-fn split(head: &[u8]) -> Option<Vec<&[u8]>> {
+fn split_lines(head: &[u8]) -> Option<Vec<&[u8]>> {
     let (mut lines, mut start) = (Vec::new(), 0);
     for at in 0..head.len() {
         match (head[at], head.get(at + 1), at.checked_sub(1).map(|before| head[before])) {
@@ -129,16 +142,16 @@ fn split(head: &[u8]) -> Option<Vec<&[u8]>> {
     Some(lines)
 }
 
-fn is_http(target: &[u8]) -> bool {
+fn is_absolute_form(target: &[u8]) -> bool {
     let text = target.to_ascii_lowercase();
     text.starts_with(b"http://") || text.starts_with(b"https://")
 }
 
-fn agree(head: &RequestHead, model: &Model<'_>) {
+fn assert_matches_reference(head: &FuzzedRequestHead, model: &ReferenceHead<'_>) {
     assert_eq!(head.method.as_str().as_bytes(), model.method);
-    assert_eq!(head.version, if model.is_new { Version::HTTP_11 } else { Version::HTTP_10 });
-    let lines: Vec<_> = head.fields.iter().map(|field| (field.name, field.value)).collect();
-    assert_eq!(lines, model.lines);
+    assert_eq!(head.version, if model.is_http11 { Version::HTTP_11 } else { Version::HTTP_10 });
+    let lines: Vec<_> = head.headers.iter().map(|field| (field.name, field.value)).collect();
+    assert_eq!(lines, model.header_lines);
     let target = match head.target.query() {
         Some(query) => format!("{}?{query}", head.target.path()),
         None => head.target.path().to_owned(),
@@ -146,25 +159,25 @@ fn agree(head: &RequestHead, model: &Model<'_>) {
     match &head.authority {
         None => assert_eq!(target.as_bytes(), model.target),
         Some(authority) => {
-            assert!(is_http(model.target) && !authority.contains(&b'/'));
+            assert!(is_absolute_form(model.target) && !authority.contains(&b'/'));
             let after = model.target.windows(3).position(|three| three == b"://").expect("a scheme") + 3;
             let said = [&authority[..], target.as_bytes()].concat();
             assert!(said == model.target[after..] || said == [&model.target[after..], b"/"].concat());
         }
     }
-    let framing = match body(&model.lines, false) {
+    let framing = match body_framing(&model.header_lines, false) {
         // No body of HTTP/1.0 has chunks.
-        Ok(Body::Chunked) if !model.is_new => Err(()),
+        Ok(BodyFraming::Chunked) if !model.is_http11 => Err(()),
         framing => framing,
     };
     match (&head.framing, framing) {
-        (Ok(Framing::Done), Ok(Body::None)) | (Ok(Framing::Chunked(_)), Ok(Body::Chunked)) => {}
-        (Ok(Framing::Length(ours)), Ok(Body::Length(theirs))) if *ours == theirs => {}
+        (Ok(Framing::Done), Ok(BodyFraming::None)) | (Ok(Framing::Chunked(_)), Ok(BodyFraming::Chunked)) => {}
+        (Ok(Framing::Length(ours)), Ok(BodyFraming::Length(theirs))) if *ours == theirs => {}
         (Err(_), Err(())) => {}
         (ours, theirs) => panic!("{ours:?}, and by the model {theirs:?}"),
     }
-    let options = connection_options(&model.lines);
+    let options = connection_options(&model.header_lines);
     let says = |option: &[u8]| options.iter().any(|said| said == option);
-    let persistent = !says(b"close") && (model.is_new || says(b"keep-alive"));
-    assert_eq!(head.persistent, persistent, "{:?}", model.lines);
+    let persistent = !says(b"close") && (model.is_http11 || says(b"keep-alive"));
+    assert_eq!(head.persistent, persistent, "{:?}", model.header_lines);
 }

@@ -5,38 +5,38 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::milliseconds;
-use crate::recent::{Detail, Message, Try};
+use crate::inspector::{AttemptDetail, CapturedMessage, ExchangeDetail};
 
 /// Times in milliseconds from the request's beginning.
-pub(super) fn tell(detail: &Detail) -> Value {
+pub(super) fn detail_json(detail: &ExchangeDetail) -> Value {
     json!({
         "query": detail.query,
-        "request": tell_message(&detail.request),
-        "answer": tell_message(&detail.answer),
-        "waits": detail.waits.iter().map(|wait| tell_wait(*wait)).collect::<Vec<_>>(),
-        "tries": detail.tries.iter().map(tell_try).collect::<Vec<_>>(),
+        "request": message_json(&detail.request),
+        "answer": message_json(&detail.response),
+        "waits": detail.token_waits.iter().map(|wait| wait_json(*wait)).collect::<Vec<_>>(),
+        "tries": detail.attempts.iter().map(attempt_json).collect::<Vec<_>>(),
     })
 }
 
-fn tell_message(message: &Message) -> Value {
+fn message_json(message: &CapturedMessage) -> Value {
     json!({
         "headers": message.headers,
         "body": message.body,
-        "cut": message.cut,
+        "cut": message.truncated,
         "binary": message.binary,
     })
 }
 
-fn tell_wait((began, took): (Duration, Duration)) -> Value {
+fn wait_json((began, took): (Duration, Duration)) -> Value {
     json!({ "began_ms": milliseconds(began), "took_ms": milliseconds(took) })
 }
 
-fn tell_try(sent: &Try) -> Value {
+fn attempt_json(sent: &AttemptDetail) -> Value {
     json!({
-        "began_ms": milliseconds(sent.began),
-        "took_ms": sent.took.map(milliseconds),
+        "began_ms": milliseconds(sent.started_after),
+        "took_ms": sent.time_to_header.map(milliseconds),
         "status": sent.status,
         "errcode": sent.errcode,
-        "refused": sent.refused.as_ref().map(tell_message),
+        "refused": sent.refused_response.as_ref().map(message_json),
     })
 }

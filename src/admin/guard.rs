@@ -9,32 +9,32 @@ use crate::config::KeyHash;
 
 /// Why a request is not answered.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Refused {
+pub(super) enum AccessDenied {
     /// The key is missing, or what is shown is another.
     Unauthenticated {
-        shown: bool,
+        presented: bool,
     },
     Forbidden(&'static str),
 }
 
 /// Lets a request in that shows the key, if there is one. Without a key whoever is here is let in; a foreign name that leads
 /// here brings a page from elsewhere.
-pub(super) fn admit<B>(key: Option<&KeyHash>, request: &Request<B>) -> Result<(), Refused> {
+pub(super) fn authorize<B>(key: Option<&KeyHash>, request: &Request<B>) -> Result<(), AccessDenied> {
     match key {
-        Some(key) if !shows(request.headers(), key) => {
+        Some(key) if !presents_key(request.headers(), key) => {
             let shown = request.headers().contains_key(header::AUTHORIZATION);
-            Err(Refused::Unauthenticated { shown })
+            Err(AccessDenied::Unauthenticated { presented: shown })
         }
-        None if !names_this_machine(request) => {
+        None if !has_local_host(request) => {
             let words =
                 "without a key this listener is asked by an address or as localhost, and by no other name";
-            Err(Refused::Forbidden(words))
+            Err(AccessDenied::Forbidden(words))
         }
         _ => Ok(()),
     }
 }
 
-fn shows(headers: &HeaderMap, key: &KeyHash) -> bool {
+fn presents_key(headers: &HeaderMap, key: &KeyHash) -> bool {
     let shown = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let Some((scheme, rest)) = shown.and_then(|shown| shown.split_once(' ')) else { return false };
     if scheme.eq_ignore_ascii_case("bearer") {
@@ -46,14 +46,14 @@ fn shows(headers: &HeaderMap, key: &KeyHash) -> bool {
 }
 
 /// Whether the request's host is an address or localhost. Browsers always name one.
-fn names_this_machine<B>(request: &Request<B>) -> bool {
+fn has_local_host<B>(request: &Request<B>) -> bool {
     let by_target = request.uri().authority().map(Authority::as_str);
     let mut by_header =
         request.headers().get_all(header::HOST).iter().map(|value| value.to_str().unwrap_or("?"));
-    by_header.all(is_this_machine) && by_target.is_none_or(is_this_machine)
+    by_header.all(is_local_authority) && by_target.is_none_or(is_local_authority)
 }
 
-fn is_this_machine(authority: &str) -> bool {
+fn is_local_authority(authority: &str) -> bool {
     let Ok(authority) = authority.parse::<Authority>() else { return false };
     let host = authority.host().trim_end_matches('.');
     let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
@@ -66,34 +66,36 @@ fn is_this_machine(authority: &str) -> bool {
 }
 
 /// What is told here is not for other sites' pages. Browsers say where from.
-pub(super) fn admit_reader<B>(request: &Request<B>) -> Result<(), Refused> {
-    let foreign = Refused::Forbidden("this comes from another site's page");
-    if !matches!(value(request, "sec-fetch-site"), None | Some("same-origin" | "none")) {
+pub(super) fn check_same_origin<B>(request: &Request<B>) -> Result<(), AccessDenied> {
+    let foreign = AccessDenied::Forbidden("this comes from another site's page");
+    if !matches!(header_value(request, "sec-fetch-site"), None | Some("same-origin" | "none")) {
         return Err(foreign);
     }
-    if let Some(origin) = value(request, "origin") {
+    if let Some(origin) = header_value(request, "origin") {
         let authority = origin.split_once("://").map(|(_, authority)| authority);
-        if authority.is_none() || authority != value(request, "host") {
+        if authority.is_none() || authority != header_value(request, "host") {
             return Err(foreign);
         }
     }
     Ok(())
 }
 
-fn value<'a, B>(request: &'a Request<B>, name: &str) -> Option<&'a str> {
+fn header_value<'a, B>(request: &'a Request<B>, name: &str) -> Option<&'a str> {
     request.headers().get(name).map(|value| value.to_str().unwrap_or("?"))
 }
 
 /// An order must not come from another site's page either, and browsers ask before they send a header that no form can.
-pub(super) fn admit_order<B>(request: &Request<B>) -> Result<(), Refused> {
-    admit_reader(request)?;
+pub(super) fn check_csrf<B>(request: &Request<B>) -> Result<(), AccessDenied> {
+    check_same_origin(request)?;
     let is_json = |kind: &str| {
         kind.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"))
     };
-    if value(request, "content-type").is_some_and(is_json) || value(request, "x-requested-with").is_some() {
+    if header_value(request, "content-type").is_some_and(is_json)
+        || header_value(request, "x-requested-with").is_some()
+    {
         return Ok(());
     }
-    Err(Refused::Forbidden(
+    Err(AccessDenied::Forbidden(
         "an order needs the header \"Content-Type: application/json\" or \"X-Requested-With\", which no other site's form can send",
     ))
 }
@@ -102,37 +104,37 @@ pub(super) fn admit_order<B>(request: &Request<B>) -> Result<(), Refused> {
 mod tests {
     use super::*;
 
-    fn order(headers: &[(&str, &str)]) -> Result<(), Refused> {
+    fn authorize_action(headers: &[(&str, &str)]) -> Result<(), AccessDenied> {
         let mut request = Request::post("/api/reload");
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
         let request = request.body(()).expect("a request");
-        admit(None, &request).and_then(|()| admit_order(&request))
+        authorize(None, &request).and_then(|()| check_csrf(&request))
     }
 
     #[test]
-    fn a_name_that_leads_here_is_not_enough() {
+    fn only_addresses_and_localhost_are_local_authorities() {
         for host in
             ["127.0.0.1:9090", "127.0.0.1", "[::1]:9090", "localhost:9090", "LocalHost", "x.localhost."]
         {
-            assert!(is_this_machine(host), "{host}");
+            assert!(is_local_authority(host), "{host}");
         }
         for host in ["rebind.example:9090", "localhost.example", "127.0.0.1.example", "[::1", "", "a b", "?"]
         {
-            assert!(!is_this_machine(host), "{host}");
+            assert!(!is_local_authority(host), "{host}");
         }
     }
 
     #[test]
-    fn an_order_from_a_foreign_page_is_refused() {
+    fn cross_site_action_is_forbidden() {
         let json = ("content-type", "application/json");
         let host = ("host", "127.0.0.1:9090");
-        assert_eq!(order(&[host, json]), Ok(()));
-        assert_eq!(order(&[host, ("content-type", "Application/JSON; charset=utf-8")]), Ok(()));
-        assert_eq!(order(&[host, ("x-requested-with", "curl")]), Ok(()));
+        assert_eq!(authorize_action(&[host, json]), Ok(()));
+        assert_eq!(authorize_action(&[host, ("content-type", "Application/JSON; charset=utf-8")]), Ok(()));
+        assert_eq!(authorize_action(&[host, ("x-requested-with", "curl")]), Ok(()));
         let own = ("origin", "http://127.0.0.1:9090");
-        assert_eq!(order(&[host, json, own, ("sec-fetch-site", "same-origin")]), Ok(()));
+        assert_eq!(authorize_action(&[host, json, own, ("sec-fetch-site", "same-origin")]), Ok(()));
         for refused in [
             &[host][..],
             &[host, ("content-type", "text/plain")],
@@ -144,15 +146,15 @@ mod tests {
             &[host, json, ("origin", "null")],
             &[("host", "rebind.example"), json],
         ] {
-            assert!(order(refused).is_err(), "{refused:?}");
+            assert!(authorize_action(refused).is_err(), "{refused:?}");
         }
     }
 
     #[test]
-    fn other_sites_pages_do_not_read() {
+    fn cross_site_read_is_forbidden() {
         let read = |name, value| {
             let request = Request::get("/api/overview").header("host", "127.0.0.1:9090").header(name, value);
-            admit_reader(&request.body(()).expect("a request"))
+            check_same_origin(&request.body(()).expect("a request"))
         };
         for (name, value) in [
             ("sec-fetch-site", "same-origin"),

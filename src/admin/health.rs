@@ -5,34 +5,37 @@ use serde_json::{Value, json};
 
 use super::{
     Admin,
-    answer::{Body, json_response},
+    response::{AdminBody, json_response},
 };
-use crate::tokens::whole_seconds;
+use crate::tokens::ceil_seconds;
 
 impl Admin {
     /// Well unless the proxy is stopping; ready unless, besides, every agent that was asked for fails and has no token
     /// that serves. One agent's bad secret must not take the others out of service, and a token that ran out while
     /// nobody asked is no failure: whoever asks next gets another.
-    pub(super) fn health(&self, ready: bool) -> Response<Body> {
+    pub(super) fn health(&self, ready: bool) -> Response<AdminBody> {
         let stopping = *self.stopping.borrow();
         let reports: Vec<_> =
-            self.directory.load().agents().map(|agent| (agent.name.clone(), agent.slot.report())).collect();
-        let mut asked_for = reports.iter().filter(|(_, report)| report.asked_for).peekable();
+            self.directory.load().agents().map(|agent| (agent.name.clone(), agent.token.status())).collect();
+        let mut asked_for = reports.iter().filter(|(_, report)| report.requested).peekable();
         let tokenless = asked_for.peek().is_some()
             && asked_for.all(|(_, report)| {
                 // Once it is time for another try only a request can make it, and none comes to who is not ready.
-                let fails = report.failing.is_some() || (report.held && report.dates.is_none());
+                let fails = report.last_error.is_some()
+                    || (report.throttled && report.first_seen_and_expiry.is_none());
                 !report.usable && fails && !report.next_try_in.is_zero()
             });
         let failing: serde_json::Map<_, _> = reports
             .iter()
-            .filter_map(|(name, report)| report.failing.clone().map(|failure| (name.clone(), failure.into())))
+            .filter_map(|(name, report)| {
+                report.last_error.clone().map(|failure| (name.clone(), failure.into()))
+            })
             .collect();
         let held: serde_json::Map<_, _> = self
-            .issuer
-            .held()
+            .token_service
+            .throttled_agents()
             .into_iter()
-            .map(|(name, wait)| (name, json!({ "next_try_in_seconds": whole_seconds(wait) })))
+            .map(|(name, wait)| (name, json!({ "next_try_in_seconds": ceil_seconds(wait) })))
             .collect();
         let unready = ready && tokenless;
         let status = match (stopping, unready) {
@@ -45,15 +48,15 @@ impl Admin {
         let body = json!({
             "status": status,
             "agents": { "total": reports.len(), "failing": failing, "held": held },
-            "store": self.store(),
+            "store": self.store_status(),
             "listeners": self.listeners.iter().map(ToString::to_string).collect::<Vec<_>>(),
         });
         let unwell = stopping || unready;
         json_response(if unwell { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK }, &body)
     }
 
-    fn store(&self) -> Value {
-        match (self.issuer.store().is_some(), self.issuer.store_trouble()) {
+    fn store_status(&self) -> Value {
+        match (self.token_service.store().is_some(), self.token_service.store_error()) {
             (false, _) => json!({ "kind": "memory", "ok": true }),
             (true, None) => json!({ "kind": "redis", "ok": true }),
             (true, Some(trouble)) => json!({ "kind": "redis", "ok": false, "trouble": trouble }),

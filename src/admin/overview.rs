@@ -6,34 +6,36 @@ use http::{Response, StatusCode};
 use serde_json::{Map, Value, json};
 
 use super::{
-    Admin,
-    answer::{Body, json_response},
-    epoch, milliseconds,
+    Admin, milliseconds,
+    response::{AdminBody, json_response},
+    unix_seconds,
 };
-use crate::metrics::{AgentsHour, LastHour, LastMinute};
+use crate::telemetry::metrics::{AgentStats, HourStats, MinuteStats};
 
 impl Admin {
     /// The last hour.
-    pub(super) async fn overview(self: Arc<Self>) -> Response<Body> {
-        let (now, connections, in_flight) = (SystemTime::now(), self.server.connections(), self.in_flight());
+    pub(super) async fn overview(self: Arc<Self>) -> Response<AdminBody> {
+        let (now, connections, in_flight) =
+            (SystemTime::now(), self.server.open_connections(), self.in_flight());
         let metrics = self.metrics.clone();
         let hour = tokio::task::spawn_blocking(move || {
             metrics.collect(now);
             metrics.last_hour()
         });
-        let LastHour { minutes, agents, clients, unlisted } = hour.await.unwrap_or_default();
-        let agents: Vec<_> = agents.iter().map(|(name, hour)| tell_agent(name, hour)).collect();
+        let HourStats { minutes, agents, clients, unlisted_requests: unlisted } =
+            hour.await.unwrap_or_default();
+        let agents: Vec<_> = agents.iter().map(|(name, hour)| agent_stats_json(name, hour)).collect();
         let clients: Vec<_> = clients
             .iter()
-            .map(|(name, uses)| json!({ "name": named(name), "agents": uses.iter().map(|(agent, requests)| json!({ "name": named(agent), "requests": requests })).collect::<Vec<_>>() }))
+            .map(|(name, uses)| json!({ "name": non_empty(name), "agents": uses.iter().map(|(agent, requests)| json!({ "name": non_empty(agent), "requests": requests })).collect::<Vec<_>>() }))
             .collect();
         let body = json!({
-            "at": epoch(now),
+            "at": unix_seconds(now),
             "version": env!("CARGO_PKG_VERSION"),
             "tls": self.tls,
         "connections": connections,
             "in_flight": in_flight,
-            "minutes": minutes.iter().map(tell_minute).collect::<Vec<_>>(),
+            "minutes": minutes.iter().map(minute_json).collect::<Vec<_>>(),
             "agents": agents,
             "clients": clients,
             "unlisted_requests": unlisted,
@@ -42,10 +44,10 @@ impl Admin {
     }
 }
 
-fn tell_minute(minute: &LastMinute) -> Value {
+fn minute_json(minute: &MinuteStats) -> Value {
     let quantile = |share| minute.durations.quantile(share).map(milliseconds);
     json!({
-        "at": epoch(minute.at),
+        "at": unix_seconds(minute.started_at),
         "requests": minute.requests,
         "failed": minute.failed,
         "p50_ms": quantile(0.5),
@@ -53,13 +55,13 @@ fn tell_minute(minute: &LastMinute) -> Value {
     })
 }
 
-fn tell_agent(name: &str, hour: &AgentsHour) -> Value {
+fn agent_stats_json(name: &str, hour: &AgentStats) -> Value {
     let errcodes: Map<_, _> =
         hour.errcodes.iter().map(|(errcode, count)| (errcode.to_string(), (*count).into())).collect();
-    json!({ "name": named(name), "requests": hour.requests, "failed": hour.failed, "errcodes": errcodes })
+    json!({ "name": non_empty(name), "requests": hour.requests, "failed": hour.failed, "errcodes": errcodes })
 }
 
 /// A name, or null for what names nobody.
-pub(super) fn named(name: &str) -> Option<&str> {
+pub(super) fn non_empty(name: &str) -> Option<&str> {
     (!name.is_empty()).then_some(name)
 }

@@ -7,9 +7,9 @@ use bytes::Bytes;
 use http::{HeaderValue, Response, header};
 use sha2::{Digest, Sha256};
 
-use super::answer::{Body, of_type};
+use super::response::{AdminBody, with_content_type};
 
-const FRAME: &str = include_str!("page/index.html");
+const TEMPLATE: &str = include_str!("page/index.html");
 const STYLE: &str = concat!(include_str!("page/uplot/uPlot.min.css"), "\n", include_str!("page/style.css"));
 /// One script, in parts that use only those before them. The first is uPlot, which draws the charts; its licence goes with
 /// it.
@@ -28,11 +28,11 @@ const SCRIPT: &str = concat!(
 );
 
 static PAGE: LazyLock<Bytes> =
-    LazyLock::new(|| Bytes::from(FRAME.replace("/*style*/", STYLE).replace("/*script*/", SCRIPT)));
+    LazyLock::new(|| Bytes::from(TEMPLATE.replace("/*style*/", STYLE).replace("/*script*/", SCRIPT)));
 
 /// Nothing runs but the page's own script, and it speaks to nobody but this listener.
-static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
-    let (script, style) = (hash(SCRIPT), hash(STYLE));
+static CONTENT_SECURITY_POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
+    let (script, style) = (csp_hash(SCRIPT), csp_hash(STYLE));
     let policy = format!(
         "default-src 'none'; script-src '{script}'; style-src '{style}'; img-src data:; connect-src 'self'; \
          base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -40,15 +40,15 @@ static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
     HeaderValue::try_from(policy).unwrap_or(HeaderValue::from_static("default-src 'none'"))
 });
 
-fn hash(text: &str) -> String {
+fn csp_hash(text: &str) -> String {
     format!("sha256-{}", BASE64_STANDARD.encode(Sha256::digest(text)))
 }
 
 /// The page.
-pub(super) fn page() -> Response<Body> {
-    let mut response = of_type("text/html; charset=utf-8", Body::Whole(PAGE.clone()));
+pub(super) fn page() -> Response<AdminBody> {
+    let mut response = with_content_type("text/html; charset=utf-8", AdminBody::Full(PAGE.clone()));
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_SECURITY_POLICY, POLICY.clone());
+    headers.insert(header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY.clone());
     headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
     headers.insert(header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
     response
@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_text_goes_in_as_text_and_nothing_comes_from_elsewhere() {
+    fn page_has_no_html_sinks_or_external_resources() {
         for way in ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "Function("] {
             assert!(!SCRIPT.contains(way), "{way}");
         }

@@ -4,11 +4,11 @@ use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
-use super::error::{Error, quoted};
-use super::section::Item;
+use super::error::{Error, quote};
+use super::reader::ConfigValue;
 
 /// What `sun_path` holds on Linux, less the closing zero; macOS holds four bytes less.
-const LONGEST_UNIX_PATH: usize = 107;
+const MAX_UNIX_PATH_BYTES: usize = 107;
 
 const EXAMPLES: &str =
     "\"127.0.0.1:8080\", \"[::1]:8080\", \"localhost:8080\" or \"unix:/run/wecom-proxy.sock\"";
@@ -32,7 +32,7 @@ impl Address {
     }
 
     /// Whether both could not be open at once. Port 0 is a new port each time.
-    fn clashes(&self, other: &Self) -> bool {
+    fn conflicts_with(&self, other: &Self) -> bool {
         self == other && !matches!(self, Self::Tcp(address) if address.port() == 0)
     }
 }
@@ -47,12 +47,12 @@ impl fmt::Display for Address {
 }
 
 /// One address or a list of them, none of them twice, none of those in `taken`.
-pub(super) fn read(item: &Item<'_>, taken: &[Address]) -> Result<Vec<Address>, Error> {
+pub(super) fn read(item: &ConfigValue<'_>, taken: &[Address]) -> Result<Vec<Address>, Error> {
     let mut addresses: Vec<Address> = Vec::new();
     for item in item.one_or_list(&format!("an address like {EXAMPLES}, or a list of them"))? {
-        let address = read_one(&item)?;
-        if addresses.iter().chain(taken).any(|other| other.clashes(&address)) {
-            return Err(item.error(format!("{} is listened on already", quoted(&address.to_string()))));
+        let address = read_address(&item)?;
+        if addresses.iter().chain(taken).any(|other| other.conflicts_with(&address)) {
+            return Err(item.error(format!("{} is listened on already", quote(&address.to_string()))));
         }
         addresses.push(address);
     }
@@ -62,15 +62,15 @@ pub(super) fn read(item: &Item<'_>, taken: &[Address]) -> Result<Vec<Address>, E
     Ok(addresses)
 }
 
-fn read_one(item: &Item<'_>) -> Result<Address, Error> {
-    let text = item.text(&format!("an address like {EXAMPLES}"))?;
+fn read_address(item: &ConfigValue<'_>) -> Result<Address, Error> {
+    let text = item.string(&format!("an address like {EXAMPLES}"))?;
     if let Some(path) = text.strip_prefix("unix:") {
-        return read_unix(item, path);
+        return read_unix_path(item, path);
     }
     if let Ok(address) = text.parse::<SocketAddr>() {
         return Ok(Address::Tcp(address));
     }
-    let refuse = |what: String| Err(item.error(format!("{} {what}", quoted(text))));
+    let refuse = |what: String| Err(item.error(format!("{} {what}", quote(text))));
     let Some((host, port)) =
         text.rsplit_once(':').filter(|(host, _)| !host.contains(':') || host.starts_with('['))
     else {
@@ -88,13 +88,13 @@ fn read_one(item: &Item<'_>) -> Result<Address, Error> {
     }
 }
 
-fn read_unix(item: &Item<'_>, path: &str) -> Result<Address, Error> {
+fn read_unix_path(item: &ConfigValue<'_>, path: &str) -> Result<Address, Error> {
     if path.is_empty() || path.contains('\0') {
         return Err(item.error("has no path after \"unix:\"; write one like \"unix:/run/wecom-proxy.sock\""));
     }
-    let path = item.place.document.resolve(path);
-    if path.as_os_str().len() > LONGEST_UNIX_PATH {
-        return Err(item.error(format!("is too long for a unix socket; at most {LONGEST_UNIX_PATH} bytes")));
+    let path = item.location.source.resolve(path);
+    if path.as_os_str().len() > MAX_UNIX_PATH_BYTES {
+        return Err(item.error(format!("is too long for a unix socket; at most {MAX_UNIX_PATH_BYTES} bytes")));
     }
     Ok(Address::Unix(path))
 }
@@ -104,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn knows_what_only_this_machine_reaches() {
+    fn is_loopback_covers_mapped_ipv6_and_unix() {
         for (text, loopback) in [
             ("127.0.0.1:80", true),
             ("127.9.9.9:80", true),
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn shows_itself_as_it_is_written() {
+    fn display_matches_config_syntax() {
         assert_eq!(Address::Tcp("[::1]:80".parse().unwrap()).to_string(), "[::1]:80");
         assert_eq!(Address::Unix("/run/x.sock".into()).to_string(), "unix:/run/x.sock");
     }

@@ -2,20 +2,20 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::error::{Error, quoted};
-use super::limit::{self, Limit};
-use super::named;
+use super::error::{Error, quote};
+use super::named_tables;
 use super::pattern::{self, PathPattern};
-use super::secret::{self, asks_to_be_replaced};
-use super::section::{Item, Section};
+use super::rate_limit::{self, RateLimit};
+use super::reader::{ConfigTable, ConfigValue};
+use super::secret::{self, is_placeholder_word};
 use crate::secret::Masked;
 
 pub(super) const KEYS: &[&str] = &["corpid", "secret", "agentid", "accept_secret", "limit", "plain"];
 
 /// The first path segment names an agent, so this one would hide every path without a name.
-const RESERVED: &str = "cgi-bin";
+const RESERVED_NAME: &str = "cgi-bin";
 
-const NONE_AT_ALL: &str = "no agent is configured; add one like this:
+const NO_AGENT_MESSAGE: &str = "no agent is configured; add one like this:
 
 [agents.hr]
 corpid = \"ww1234567890abcdef\"
@@ -24,7 +24,7 @@ secret = { env = \"WECOM_HR_SECRET\" }
 
 /// `[agents.NAME]`
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Agent {
+pub struct AgentConfig {
     /// The table's name.
     pub name: String,
     /// Visible ASCII, not empty.
@@ -36,25 +36,28 @@ pub struct Agent {
     /// Whether its real secret serves as a key for this agent.
     pub accept_secret: bool,
     /// Its requests, whoever sends them.
-    pub limit: Option<Limit>,
+    pub limit: Option<RateLimit>,
     /// Paths that carry a credential of their own, besides webhook, service and license.
-    pub plain: Vec<PathPattern>,
+    pub passthrough: Vec<PathPattern>,
 }
 
-pub(super) fn read(roots: &[Section<'_>]) -> Result<BTreeMap<String, Agent>, Error> {
-    let items = named::gather(roots, "agents")?;
-    let agents = items.iter().map(|(name, item)| Ok(((*name).to_owned(), read_one(name, item)?)));
+pub(super) fn read(roots: &[ConfigTable<'_>]) -> Result<BTreeMap<String, AgentConfig>, Error> {
+    let items = named_tables::collect_named(roots, "agents")?;
+    let agents = items.iter().map(|(name, item)| Ok(((*name).to_owned(), read_agent(name, item)?)));
     let agents: BTreeMap<_, _> = agents.collect::<Result<_, Error>>()?;
-    warn_of_twins(&items, &agents);
+    warn_of_shared_credentials(&items, &agents);
     match roots.first() {
-        Some(root) if agents.is_empty() => Err(root.place("agents").error(NONE_AT_ALL.trim_end())),
+        Some(root) if agents.is_empty() => Err(root.location_of("agents").error(NO_AGENT_MESSAGE.trim_end())),
         _ => Ok(agents),
     }
 }
 
 /// Two agents of one application have one token each, and where a gettoken voids the token before it, each voids the other's.
 /// One warning tells of all, of which there may be very many.
-fn warn_of_twins(items: &BTreeMap<&str, Item<'_>>, agents: &BTreeMap<String, Agent>) {
+fn warn_of_shared_credentials(
+    items: &BTreeMap<&str, ConfigValue<'_>>,
+    agents: &BTreeMap<String, AgentConfig>,
+) {
     let mut first: HashMap<_, &str> = HashMap::with_capacity(agents.len());
     let mut twins = Vec::new();
     for (name, agent) in agents {
@@ -69,35 +72,35 @@ fn warn_of_twins(items: &BTreeMap<&str, Item<'_>>, agents: &BTreeMap<String, Age
         0 => String::new(),
         more => format!(" (so have {more} more)"),
     };
-    item.place.warn(format!(
+    item.location.warn(format!(
         "has the corpid and secret of agents.{twin}{more}; make them one agent, or each renewal may void the other's token"
     ));
 }
 
-fn read_one(name: &str, item: &Item<'_>) -> Result<Agent, Error> {
-    if name == RESERVED {
+fn read_agent(name: &str, item: &ConfigValue<'_>) -> Result<AgentConfig, Error> {
+    if name == RESERVED_NAME {
         return Err(item.error("cannot be an agent's name, since every path of WeCom starts with it"));
     }
-    let section = item.section("a table with corpid and secret", KEYS)?;
-    Ok(Agent {
+    let section = item.table("a table with corpid and secret", KEYS)?;
+    Ok(AgentConfig {
         name: name.to_owned(),
-        corpid: section.need("corpid", "corpid = \"ww1234567890abcdef\"", read_corpid)?,
-        secret: section.need("secret", "secret = { env = \"WECOM_HR_SECRET\" }", secret::read)?,
-        agentid: section.maybe("agentid", |item| item.number(0..=u64::MAX))?,
-        accept_secret: section.or("accept_secret", false, Item::boolean)?,
-        limit: section.maybe("limit", limit::read)?,
-        plain: section.or("plain", Vec::new(), pattern::read_paths)?,
+        corpid: section.read_required("corpid", "corpid = \"ww1234567890abcdef\"", read_corpid)?,
+        secret: section.read_required("secret", "secret = { env = \"WECOM_HR_SECRET\" }", secret::read)?,
+        agentid: section.read_optional("agentid", |item| item.integer(0..=u64::MAX))?,
+        accept_secret: section.read_or("accept_secret", false, ConfigValue::boolean)?,
+        limit: section.read_optional("limit", rate_limit::read)?,
+        passthrough: section.read_or("plain", Vec::new(), pattern::read_path_patterns)?,
     })
 }
 
-fn read_corpid(item: &Item<'_>) -> Result<String, Error> {
-    let text = item.text("a string like \"ww1234567890abcdef\"")?;
+fn read_corpid(item: &ConfigValue<'_>) -> Result<String, Error> {
+    let text = item.string("a string like \"ww1234567890abcdef\"")?;
     if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err(item.error(format!("{} is no corpid; it is visible ASCII without spaces", quoted(text))));
+        return Err(item.error(format!("{} is no corpid; it is visible ASCII without spaces", quote(text))));
     }
     // Each begins with these two letters, and so does most of what stands for one.
     let crossed_out = text.len() > 4 && text.trim_start_matches('w').bytes().all(|byte| byte == b'x');
-    if crossed_out || asks_to_be_replaced(text) {
+    if crossed_out || is_placeholder_word(text) {
         return Err(item.error("is a placeholder; put the real one in its place"));
     }
     Ok(text.to_owned())

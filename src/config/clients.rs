@@ -2,36 +2,36 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::agents::Agent;
-use super::error::{Error, quoted};
-use super::keyhash::{self, KeyHash};
-use super::limit::{self, Limit};
-use super::named;
-use super::near::suggestion;
+use super::agents::AgentConfig;
+use super::error::{Error, quote};
+use super::key_hash::{self, KeyHash};
+use super::named_tables;
 use super::pattern::{self, AllowPattern};
+use super::rate_limit::{self, RateLimit};
+use super::reader::{ConfigTable, ConfigValue, Location};
 use super::secret;
-use super::section::{Item, Place, Section};
+use super::suggest::did_you_mean;
 
 pub(super) const KEYS: &[&str] = &["key_sha256", "key", "agents", "allow", "limit", "always_200"];
 
 /// Below this a key can be guessed from its hash.
-const SHORTEST_GOOD_KEY: usize = 16;
+const MIN_KEY_BYTES: usize = 16;
 
 const EXPECTED_AGENTS: &str = "a list of agents like [\"hr\"], or [\"*\"] for all";
 
 /// `[clients.NAME]`
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Client {
+pub struct ClientConfig {
     /// The table's name.
     pub name: String,
     /// No two clients have the same.
-    pub key: KeyHash,
+    pub key_hash: KeyHash,
     /// The agents it may use.
     pub agents: AgentSet,
     /// What it may call: never empty; where the file is silent, everything.
     pub allow: Vec<AllowPattern>,
     /// Its requests, to whichever agent.
-    pub limit: Option<Limit>,
+    pub limit: Option<RateLimit>,
     /// Whether the proxy's own errors come with HTTP 200.
     pub always_200: bool,
 }
@@ -56,18 +56,18 @@ impl AgentSet {
 }
 
 pub(super) fn read(
-    roots: &[Section<'_>],
-    agents: &BTreeMap<String, Agent>,
-) -> Result<BTreeMap<String, Client>, Error> {
-    let mut clients: BTreeMap<String, Client> = BTreeMap::new();
-    let mut keys: BTreeMap<[u8; 32], Place<'_>> = BTreeMap::new();
-    let items = named::gather(roots, "clients")?;
-    let secrets = if items.is_empty() { HashMap::new() } else { by_secret(agents) };
+    roots: &[ConfigTable<'_>],
+    agents: &BTreeMap<String, AgentConfig>,
+) -> Result<BTreeMap<String, ClientConfig>, Error> {
+    let mut clients: BTreeMap<String, ClientConfig> = BTreeMap::new();
+    let mut keys: BTreeMap<[u8; 32], Location<'_>> = BTreeMap::new();
+    let items = named_tables::collect_named(roots, "clients")?;
+    let secrets = if items.is_empty() { HashMap::new() } else { agents_by_secret_hash(agents) };
     for (name, item) in items {
-        let section = item.section("a table with key_sha256 and agents", KEYS)?;
+        let section = item.table("a table with key_sha256 and agents", KEYS)?;
         let (key, place) = read_key(&section, &item)?;
         if let Some(first) = keys.insert(*key.as_bytes(), place.clone()) {
-            let first = first.shown();
+            let first = first.file_and_line();
             return Err(
                 place.error(format!("is the same key as the one in {first}; each client needs its own"))
             );
@@ -75,14 +75,19 @@ pub(super) fn read(
         if let Some(agent) = secrets.get(key.as_bytes()) {
             place.warn(format!("is the real secret of agents.{agent}; give the client a key of its own"));
         }
-        let client = Client {
+        let client = ClientConfig {
             name: name.to_owned(),
-            key,
-            agents: section
-                .need("agents", "agents = [\"hr\"], or [\"*\"] for all", |item| read_agents(item, agents))?,
-            allow: section.or("allow", vec![AllowPattern::everything()], pattern::read_allow)?,
-            limit: section.maybe("limit", limit::read)?,
-            always_200: section.or("always_200", false, Item::boolean)?,
+            key_hash: key,
+            agents: section.read_required("agents", "agents = [\"hr\"], or [\"*\"] for all", |item| {
+                read_agents(item, agents)
+            })?,
+            allow: section.read_or(
+                "allow",
+                vec![AllowPattern::everything()],
+                pattern::read_allow_patterns,
+            )?,
+            limit: section.read_optional("limit", rate_limit::read)?,
+            always_200: section.read_or("always_200", false, ConfigValue::boolean)?,
         };
         clients.insert(name.to_owned(), client);
     }
@@ -90,7 +95,7 @@ pub(super) fn read(
 }
 
 /// The agents by their secrets' hashes, so that each client need not be held against each agent.
-fn by_secret(agents: &BTreeMap<String, Agent>) -> HashMap<[u8; 32], &str> {
+fn agents_by_secret_hash(agents: &BTreeMap<String, AgentConfig>) -> HashMap<[u8; 32], &str> {
     let mut all = HashMap::with_capacity(agents.len());
     for agent in agents.values() {
         all.entry(*KeyHash::of(agent.secret.expose()).as_bytes()).or_insert(agent.name.as_str());
@@ -99,15 +104,18 @@ fn by_secret(agents: &BTreeMap<String, Agent>) -> HashMap<[u8; 32], &str> {
 }
 
 /// The key's hash, and where it stands.
-fn read_key<'a>(section: &Section<'a>, client: &Item<'a>) -> Result<(KeyHash, Place<'a>), Error> {
+fn read_key<'a>(
+    section: &ConfigTable<'a>,
+    client: &ConfigValue<'a>,
+) -> Result<(KeyHash, Location<'a>), Error> {
     match (section.find("key_sha256"), section.find("key")) {
-        (Some(hash), None) => Ok((keyhash::read(&hash)?, hash.place)),
+        (Some(hash), None) => Ok((key_hash::read(&hash)?, hash.location)),
         (None, Some(item)) => {
             let key = secret::read(&item)?;
-            if key.expose().len() < SHORTEST_GOOD_KEY {
-                item.place.warn(format!("is shorter than {SHORTEST_GOOD_KEY} characters and easy to guess"));
+            if key.expose().len() < MIN_KEY_BYTES {
+                item.location.warn(format!("is shorter than {MIN_KEY_BYTES} characters and easy to guess"));
             }
-            Ok((KeyHash::of(key.expose()), item.place))
+            Ok((KeyHash::of(key.expose()), item.location))
         }
         (Some(_), Some(key)) => Err(key.error("stands beside key_sha256; keep one of the two")),
         (None, None) => Err(client
@@ -115,11 +123,11 @@ fn read_key<'a>(section: &Section<'a>, client: &Item<'a>) -> Result<(KeyHash, Pl
     }
 }
 
-fn read_agents(item: &Item<'_>, agents: &BTreeMap<String, Agent>) -> Result<AgentSet, Error> {
+fn read_agents(item: &ConfigValue<'_>, agents: &BTreeMap<String, AgentConfig>) -> Result<AgentSet, Error> {
     let items = item.list(EXPECTED_AGENTS)?;
     let mut names = BTreeSet::new();
     for item in &items {
-        let name = item.text("an agent's name")?;
+        let name = item.string("an agent's name")?;
         if name == "*" && items.len() == 1 {
             return Ok(AgentSet::All);
         }
@@ -127,11 +135,11 @@ fn read_agents(item: &Item<'_>, agents: &BTreeMap<String, Agent>) -> Result<Agen
             return Err(item.error("stands for all agents, so it must stand alone"));
         }
         if !agents.contains_key(name) {
-            let meant = suggestion(name, agents.keys().map(String::as_str));
+            let meant = did_you_mean(name, agents.keys().map(String::as_str));
             return Err(item.error(format!(
                 "there is no agent {}; {meant}there are: {}",
-                quoted(name),
-                listed(agents)
+                quote(name),
+                name_list(agents)
             )));
         }
         names.insert(name.to_owned());
@@ -143,8 +151,8 @@ fn read_agents(item: &Item<'_>, agents: &BTreeMap<String, Agent>) -> Result<Agen
 }
 
 /// Their names, as many as fit a line.
-fn listed(agents: &BTreeMap<String, Agent>) -> String {
-    const MOST: usize = 10;
-    let names: Vec<_> = agents.keys().take(MOST).map(String::as_str).collect();
-    format!("{}{}", names.join(", "), if agents.len() > MOST { ", …" } else { "" })
+fn name_list(agents: &BTreeMap<String, AgentConfig>) -> String {
+    const MAX_NAMES: usize = 10;
+    let names: Vec<_> = agents.keys().take(MAX_NAMES).map(String::as_str).collect();
+    format!("{}{}", names.join(", "), if agents.len() > MAX_NAMES { ", …" } else { "" })
 }

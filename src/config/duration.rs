@@ -3,35 +3,35 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::error::{Error, quoted};
-use super::section::Item;
+use super::error::{Error, quote};
+use super::reader::ConfigValue;
 
 /// Larger than any sensible setting, small enough that adding it to an instant never overflows.
-pub(super) const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
+pub(super) const MAX_DURATION: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// What waits, and has to wait for something.
-pub(super) const POSITIVE: RangeInclusive<Duration> = Duration::from_millis(1)..=LONGEST;
+pub(super) const POSITIVE_RANGE: RangeInclusive<Duration> = Duration::from_millis(1)..=MAX_DURATION;
 
 /// What may also be switched off by zero.
-pub(super) const FROM_ZERO: RangeInclusive<Duration> = Duration::ZERO..=LONGEST;
+pub(super) const RANGE_WITH_ZERO: RangeInclusive<Duration> = Duration::ZERO..=MAX_DURATION;
 
 /// From the largest to the smallest.
 const UNITS: [(&str, u64); 4] = [("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
 
-pub(super) fn read(item: &Item<'_>, range: RangeInclusive<Duration>) -> Result<Duration, Error> {
-    let text = item.text("a duration like \"75s\" (ms, s, m, h)")?;
+pub(super) fn read(item: &ConfigValue<'_>, range: RangeInclusive<Duration>) -> Result<Duration, Error> {
+    let text = item.string("a duration like \"75s\" (ms, s, m, h)")?;
     let duration = parse(text).ok_or_else(|| {
-        item.error(format!("{} is not a duration; write one like \"75s\" (ms, s, m, h)", quoted(text)))
+        item.error(format!("{} is not a duration; write one like \"75s\" (ms, s, m, h)", quote(text)))
     })?;
     if duration < *range.start() {
         return Err(item.error(format!(
             "{} is too short; at least {:?}",
-            quoted(text),
+            quote(text),
             write(*range.start())
         )));
     }
     if duration > *range.end() {
-        return Err(item.error(format!("{} is too long; at most {:?}", quoted(text), write(*range.end()))));
+        return Err(item.error(format!("{} is too long; at most {:?}", quote(text), write(*range.end()))));
     }
     Ok(duration)
 }
@@ -63,7 +63,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn reads_each_unit_and_nothing_else() {
+    fn parse_accepts_each_unit_only() {
         for (text, millis) in
             [("0s", 0), ("250ms", 250), ("75s", 75_000), ("5m", 300_000), ("2h", 7_200_000), ("007s", 7_000)]
         {
@@ -77,31 +77,31 @@ mod tests {
     }
 
     #[test]
-    fn counts_what_overflows_as_too_long() {
+    fn parse_overflow_exceeds_maximum() {
         for text in ["99999999999999999999999s", "18446744073709551615h", "18446744073709551616ms"] {
-            assert!(parse(text).is_some_and(|duration| duration > LONGEST), "{text}");
+            assert!(parse(text).is_some_and(|duration| duration > MAX_DURATION), "{text}");
         }
     }
 
     proptest! {
         #[test]
-        fn survives_any_text(text in any::<String>()) {
+        fn parse_never_panics(text in any::<String>()) {
             parse(&text);
         }
 
         #[test]
-        fn survives_anything_like_a_duration(text in "[0-9]{0,30}(ms|s|m|h|d|µs)?") {
+        fn parse_never_panics_on_number_and_unit(text in "[0-9]{0,30}(ms|s|m|h|d|µs)?") {
             parse(&text);
         }
 
         #[test]
-        fn reads_what_it_writes(millis in 0..=u64::MAX) {
+        fn parse_reads_formatted_duration(millis in 0..=u64::MAX) {
             let duration = Duration::from_millis(millis);
             prop_assert_eq!(parse(&write(duration)), Some(duration));
         }
 
         #[test]
-        fn reads_what_it_writes_in_whole_units(number in 0..=1_000_000u64, unit in 0..4usize) {
+        fn parse_reads_formatted_whole_units(number in 0..=1_000_000u64, unit in 0..4usize) {
             let duration = Duration::from_millis(number * UNITS[unit].1);
             prop_assert_eq!(parse(&write(duration)), Some(duration));
         }

@@ -13,14 +13,14 @@ pub struct Error {
     /// The dotted path of the key, like `server.listen`.
     pub key: Option<String>,
     /// What is wrong and what is allowed.
-    pub what: String,
+    pub message: String,
 }
 
 impl std::error::Error for Error {}
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        display(f, &self.file, self.line, self.key.as_deref(), &self.what)
+        write_diagnostic(f, &self.file, self.line, self.key.as_deref(), &self.message)
     }
 }
 
@@ -34,16 +34,16 @@ pub struct Warning {
     /// The dotted path of the key.
     pub key: Option<String>,
     /// What to change, and why.
-    pub text: String,
+    pub message: String,
 }
 
 impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        display(f, &self.file, self.line, self.key.as_deref(), &self.text)
+        write_diagnostic(f, &self.file, self.line, self.key.as_deref(), &self.message)
     }
 }
 
-fn display(
+fn write_diagnostic(
     f: &mut fmt::Formatter<'_>,
     file: &Path,
     line: Option<usize>,
@@ -61,14 +61,14 @@ fn display(
 }
 
 /// `text` as it may stand in a message: quoted, on one line, not too long. Not for secrets.
-pub(super) fn quoted(text: &str) -> String {
-    format!("{:?}", shortened(text))
+pub(super) fn quote(text: &str) -> String {
+    format!("{:?}", truncate(text))
 }
 
 /// `text`, or its beginning and `…`.
-pub(super) fn shortened(text: &str) -> String {
-    const LONGEST: usize = 80;
-    match text.char_indices().nth(LONGEST) {
+pub(super) fn truncate(text: &str) -> String {
+    const MAX_CHARS: usize = 80;
+    match text.char_indices().nth(MAX_CHARS) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text.to_owned(),
     }

@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 
 use toml::de::DeTable;
 
-use super::document::Document;
-use super::error::{Error, quoted};
+use super::error::{Error, quote};
 use super::files;
-use super::pattern::glob;
-use super::section::{Item, Section};
+use super::pattern::matches_glob;
+use super::reader::{ConfigTable, ConfigValue};
+use super::source_file::SourceFile;
 
 pub(super) const KEYS: &[&str] = &["agents", "clients"];
 
@@ -21,13 +21,13 @@ const EXPECTED: &str = "a path like \"agents.d/*.toml\"";
 #[derive(Default)]
 pub(super) struct Included<'a> {
     /// The files in order, each once.
-    pub(super) documents: Vec<Document<'a>>,
+    pub(super) files: Vec<SourceFile<'a>>,
     /// How many files each pattern matched.
-    pub(super) matched: BTreeMap<String, usize>,
+    pub(super) match_counts: BTreeMap<String, usize>,
 }
 
 /// Reads the files that `main` includes.
-pub(super) fn read<'a>(root: &Section<'_>, main: &Document<'a>) -> Result<Included<'a>, Error> {
+pub(super) fn read<'a>(root: &ConfigTable<'_>, main: &SourceFile<'a>) -> Result<Included<'a>, Error> {
     let mut included = Included::default();
     let Some(item) = root.find("include") else {
         return Ok(included);
@@ -35,14 +35,15 @@ pub(super) fn read<'a>(root: &Section<'_>, main: &Document<'a>) -> Result<Includ
     // The main file may match its own pattern.
     let mut seen: BTreeSet<PathBuf> = fs::canonicalize(main.path()).into_iter().collect();
     for item in item.one_or_list(&format!("{EXPECTED}, or a list of them"))? {
-        let paths = expand(&item)?;
-        included.matched.insert(item.text(EXPECTED)?.to_owned(), paths.len());
+        let paths = expand_paths(&item)?;
+        included.match_counts.insert(item.string(EXPECTED)?.to_owned(), paths.len());
         for path in paths {
             let real = fs::canonicalize(&path).unwrap_or_else(|_| path.clone());
             if seen.insert(real) {
-                let document = Document::read(&path, main.lookup());
-                let document = document.map_err(|e| item.error(format!("{}: {}", path.display(), e.what)))?;
-                included.documents.push(document);
+                let document = SourceFile::read(&path, main.env_lookup());
+                let document =
+                    document.map_err(|e| item.error(format!("{}: {}", path.display(), e.message)))?;
+                included.files.push(document);
             }
         }
     }
@@ -50,40 +51,43 @@ pub(super) fn read<'a>(root: &Section<'_>, main: &Document<'a>) -> Result<Includ
 }
 
 /// The whole of an included file.
-pub(super) fn section<'a>(document: &'a Document<'a>, table: &'a DeTable<'a>) -> Result<Section<'a>, Error> {
+pub(super) fn root_table<'a>(
+    document: &'a SourceFile<'a>,
+    table: &'a DeTable<'a>,
+) -> Result<ConfigTable<'a>, Error> {
     let elsewhere = "belongs in the main file; an included one holds only [agents.*] and [clients.*]";
-    if let Ok(main) = Section::root(document, table, super::KEYS)
+    if let Ok(main) = ConfigTable::root(document, table, super::KEYS)
         && let Some(key) = super::KEYS.iter().find(|key| !KEYS.contains(key) && main.find(key).is_some())
     {
-        return Err(main.place(key).error(elsewhere));
+        return Err(main.location_of(key).error(elsewhere));
     }
-    Section::root(document, table, KEYS)
+    ConfigTable::root(document, table, KEYS)
 }
 
-fn expand(item: &Item<'_>) -> Result<Vec<PathBuf>, Error> {
-    let text = item.text(EXPECTED)?;
+fn expand_paths(item: &ConfigValue<'_>) -> Result<Vec<PathBuf>, Error> {
+    let text = item.string(EXPECTED)?;
     let path = item.path()?;
     let (parent, last) = text.rsplit_once('/').unwrap_or(("", text));
     if parent.contains('*') || last.contains("**") || last.is_empty() {
         return Err(
-            item.error(format!("{} cannot be followed; a * may stand in the file's name only", quoted(text)))
+            item.error(format!("{} cannot be followed; a * may stand in the file's name only", quote(text)))
         );
     }
     if last.contains('*') {
-        return matching(item, path.parent().unwrap_or(Path::new("")), last);
+        return matching_files(item, path.parent().unwrap_or(Path::new("")), last);
     }
     match path.try_exists() {
-        Ok(false) => Err(item.error(format!("there is no file {}", quoted(&path.to_string_lossy())))),
+        Ok(false) => Err(item.error(format!("there is no file {}", quote(&path.to_string_lossy())))),
         _ => Ok(vec![path]),
     }
 }
 
 /// The files in `directory` whose names match, by name. As in a shell, `*` does not stand for a leading dot.
-fn matching(item: &Item<'_>, directory: &Path, pattern: &str) -> Result<Vec<PathBuf>, Error> {
+fn matching_files(item: &ConfigValue<'_>, directory: &Path, pattern: &str) -> Result<Vec<PathBuf>, Error> {
     let shown = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
     let refuse = |e| {
-        let advice = files::advice(shown, &e);
-        item.error(format!("{} cannot be listed: {e}{advice}", quoted(&shown.to_string_lossy())))
+        let advice = files::path_hint(shown, &e);
+        item.error(format!("{} cannot be listed: {e}{advice}", quote(&shown.to_string_lossy())))
     };
     let entries = match fs::read_dir(shown) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
@@ -95,7 +99,7 @@ fn matching(item: &Item<'_>, directory: &Path, pattern: &str) -> Result<Vec<Path
         let text = name.to_string_lossy();
         let hidden = text.starts_with('.') && !pattern.starts_with('.');
         let path = directory.join(&name);
-        if glob(pattern, &text) && !hidden && !path.is_dir() {
+        if matches_glob(pattern, &text) && !hidden && !path.is_dir() {
             paths.insert(path);
         }
     }

@@ -1,17 +1,17 @@
 //! `[log]`: what is logged, and how.
 
 use super::error::Error;
-use super::section::{Item, Section};
+use super::reader::{ConfigTable, ConfigValue};
 
 pub(super) const KEYS: &[&str] = &["format", "level", "access"];
 
 /// `[log]`
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Log {
+pub struct LogConfig {
     /// For people or for programs.
     pub format: LogFormat,
     /// `RUST_LOG` overrides it.
-    pub level: Level,
+    pub level: LogLevel,
     /// Whether each request gets a line.
     pub access: bool,
 }
@@ -28,7 +28,7 @@ pub enum LogFormat {
 /// `log.level`
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the five levels mean what they mean everywhere")]
-pub enum Level {
+pub enum LogLevel {
     Error,
     Warn,
     Info,
@@ -36,7 +36,7 @@ pub enum Level {
     Trace,
 }
 
-impl Level {
+impl LogLevel {
     /// As it stands in the file, which is also what `tracing` parses.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -49,15 +49,17 @@ impl Level {
     }
 }
 
-const LEVELS: [Level; 5] = [Level::Error, Level::Warn, Level::Info, Level::Debug, Level::Trace];
+const LEVELS: [LogLevel; 5] =
+    [LogLevel::Error, LogLevel::Warn, LogLevel::Info, LogLevel::Debug, LogLevel::Trace];
 
-pub(super) fn read(root: &Section<'_>) -> Result<Log, Error> {
-    let section = root.section("log", KEYS)?;
+pub(super) fn read(root: &ConfigTable<'_>) -> Result<LogConfig, Error> {
+    let section = root.subtable("log", KEYS)?;
     let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
-    Ok(Log {
-        format: section.or("format", LogFormat::Text, |item| item.choice(&formats))?,
-        level: section
-            .or("level", Level::Info, |item| item.choice(&LEVELS.map(|level| (level.as_str(), level))))?,
-        access: section.or("access", true, Item::boolean)?,
+    Ok(LogConfig {
+        format: section.read_or("format", LogFormat::Text, |item| item.one_of(&formats))?,
+        level: section.read_or("level", LogLevel::Info, |item| {
+            item.one_of(&LEVELS.map(|level| (level.as_str(), level)))
+        })?,
+        access: section.read_or("access", true, ConfigValue::boolean)?,
     })
 }

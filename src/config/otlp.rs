@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::error::Error;
-use super::section::Item;
+use super::reader::ConfigValue;
 use super::url;
 
 /// The port that OpenTelemetry keeps for gRPC; 4318 is the one for HTTP.
@@ -15,7 +15,7 @@ const HTTP_PATH: &str = "/v1/traces";
 
 /// A receiver of traces.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Otlp {
+pub struct OtlpConfig {
     /// Whether it is reached over TLS.
     pub tls: bool,
     /// In lower case; an IPv6 address has no brackets.
@@ -28,7 +28,7 @@ pub struct Otlp {
     pub path: String,
 }
 
-impl Otlp {
+impl OtlpConfig {
     /// Host and port as they are written in a URL.
     pub fn authority(&self) -> String {
         if self.host.contains(':') {
@@ -39,16 +39,16 @@ impl Otlp {
     }
 }
 
-impl fmt::Display for Otlp {
+impl fmt::Display for OtlpConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scheme = if self.tls { "https" } else { "http" };
         write!(f, "{scheme}://{}{}", self.authority(), self.path)
     }
 }
 
-pub(super) fn read(item: &Item<'_>) -> Result<Otlp, Error> {
+pub(super) fn read(item: &ConfigValue<'_>) -> Result<OtlpConfig, Error> {
     let example = "http://127.0.0.1:4317";
-    let url = url::read(item, &["http", "https"], example)?.anonymous(item)?;
+    let url = url::read(item, &["http", "https"], example)?.require_no_userinfo(item)?;
     if url.rest.contains(['?', '#', '\\']) {
         return Err(item.error(format!("must hold no query; write one like {example:?}")));
     }
@@ -61,5 +61,5 @@ pub(super) fn read(item: &Item<'_>) -> Result<Otlp, Error> {
         _ if path.ends_with(HTTP_PATH) => (false, path.to_owned()),
         _ => (false, format!("{path}{HTTP_PATH}")),
     };
-    Ok(Otlp { tls, host: url.host, port, grpc, path })
+    Ok(OtlpConfig { tls, host: url.host, port, grpc, path })
 }

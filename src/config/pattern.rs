@@ -4,11 +4,11 @@ use std::fmt;
 
 use http::Method;
 
-use super::error::{Error, quoted};
-use super::near::suggestion;
-use super::section::Item;
+use super::error::{Error, quote};
+use super::reader::ConfigValue;
+use super::suggest::did_you_mean;
 
-const ROOT: &str = "/cgi-bin/";
+const PATH_PREFIX: &str = "/cgi-bin/";
 
 const METHODS: [(&str, Method); 7] = [
     ("GET", Method::GET),
@@ -45,7 +45,7 @@ impl PathPattern {
             if pattern == "*" && wanted.peek().is_none() {
                 return true;
             }
-            if !glob(pattern, segment) {
+            if !matches_glob(pattern, segment) {
                 return false;
             }
         }
@@ -71,7 +71,7 @@ pub struct AllowPattern {
 impl AllowPattern {
     /// Everything under `/cgi-bin/`.
     pub fn everything() -> Self {
-        Self { method: None, path: PathPattern(format!("{ROOT}*")) }
+        Self { method: None, path: PathPattern(format!("{PATH_PREFIX}*")) }
     }
 
     /// Whether the call is meant; `path` as in [`PathPattern::matches`].
@@ -90,7 +90,7 @@ impl fmt::Display for AllowPattern {
 }
 
 /// Whether `text` is `pattern`, in which each `*` stands for any text, also none. Linear in both for each `*`.
-pub(super) fn glob(pattern: &str, text: &str) -> bool {
+pub(super) fn matches_glob(pattern: &str, text: &str) -> bool {
     let mut parts = pattern.split('*');
     let first = parts.next().unwrap_or_default();
     let Some(mut rest) = text.strip_prefix(first) else { return false };
@@ -103,36 +103,39 @@ pub(super) fn glob(pattern: &str, text: &str) -> bool {
 }
 
 /// The list of an agent's `plain` paths.
-pub(super) fn read_paths(item: &Item<'_>) -> Result<Vec<PathPattern>, Error> {
+pub(super) fn read_path_patterns(item: &ConfigValue<'_>) -> Result<Vec<PathPattern>, Error> {
     let items = item.list("a list of paths like [\"/cgi-bin/corpgroup/*\"]")?;
-    items.iter().map(|item| read_path(item, item.text("a path like \"/cgi-bin/corpgroup/*\"")?)).collect()
+    items
+        .iter()
+        .map(|item| read_path_pattern(item, item.string("a path like \"/cgi-bin/corpgroup/*\"")?))
+        .collect()
 }
 
 /// The list of what a client may call, which says something.
-pub(super) fn read_allow(item: &Item<'_>) -> Result<Vec<AllowPattern>, Error> {
+pub(super) fn read_allow_patterns(item: &ConfigValue<'_>) -> Result<Vec<AllowPattern>, Error> {
     let items = item.list("a list like [\"POST /cgi-bin/message/send\", \"/cgi-bin/user/*\"]")?;
     if items.is_empty() {
         return Err(item.error("is empty, which would allow nothing; without this key everything is allowed"));
     }
-    items.iter().map(read_call).collect()
+    items.iter().map(read_allow_pattern).collect()
 }
 
-fn read_call(item: &Item<'_>) -> Result<AllowPattern, Error> {
-    let text = item.text("a string like \"POST /cgi-bin/message/send\" or \"/cgi-bin/user/*\"")?;
+fn read_allow_pattern(item: &ConfigValue<'_>) -> Result<AllowPattern, Error> {
+    let text = item.string("a string like \"POST /cgi-bin/message/send\" or \"/cgi-bin/user/*\"")?;
     let Some((method, path)) = text.split_once(' ') else {
-        return Ok(AllowPattern { method: None, path: read_path(item, text)? });
+        return Ok(AllowPattern { method: None, path: read_path_pattern(item, text)? });
     };
     let known = METHODS.iter().find(|(name, _)| *name == method).ok_or_else(|| {
         let names = METHODS.map(|(name, _)| name);
-        let meant = suggestion(method, names);
-        item.error(format!("{} is not a method; {meant}allowed: {}", quoted(method), names.join(", ")))
+        let meant = did_you_mean(method, names);
+        item.error(format!("{} is not a method; {meant}allowed: {}", quote(method), names.join(", ")))
     })?;
-    Ok(AllowPattern { method: Some(known.1.clone()), path: read_path(item, path)? })
+    Ok(AllowPattern { method: Some(known.1.clone()), path: read_path_pattern(item, path)? })
 }
 
-fn read_path(item: &Item<'_>, path: &str) -> Result<PathPattern, Error> {
-    let refuse = |what: &str| Err(item.error(format!("{} {what}", quoted(path))));
-    let Some(below) = path.strip_prefix(ROOT) else {
+fn read_path_pattern(item: &ConfigValue<'_>, path: &str) -> Result<PathPattern, Error> {
+    let refuse = |what: &str| Err(item.error(format!("{} {what}", quote(path))));
+    let Some(below) = path.strip_prefix(PATH_PREFIX) else {
         return refuse("must start with /cgi-bin/; nothing else is forwarded");
     };
     if let Some(odd) = path.chars().find(|c| !c.is_ascii_graphic() || "?#%\\\"".contains(*c)) {
@@ -154,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn matches_what_it_says() {
+    fn path_pattern_matches_segments_and_wildcards() {
         for (pattern, path, expected) in [
             ("/cgi-bin/user/get", "/cgi-bin/user/get", true),
             ("/cgi-bin/user/get", "/cgi-bin/user/gets", false),
@@ -180,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_method_narrows_it() {
+    fn allow_pattern_with_method_matches_that_method_only() {
         let mut allow = AllowPattern::everything();
         assert!(allow.matches(&Method::DELETE, "/cgi-bin/x"));
         allow.method = Some(Method::POST);

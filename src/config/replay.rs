@@ -4,15 +4,15 @@ use std::path::PathBuf;
 
 use super::error::Error;
 use super::files;
-use super::section::Section;
-use super::server::Server;
+use super::reader::ConfigTable;
+use super::server::ServerConfig;
 use super::size;
 
 pub(super) const KEYS: &[&str] = &["memory", "disk", "dir"];
 
 /// `[replay]`
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Replay {
+pub struct ReplayConfig {
     /// In bytes, all bodies together; beyond it they go to temporary files. May be 0.
     pub memory: u64,
     /// In bytes, all those files together; a body that is known not to fit is refused. May be 0.
@@ -21,15 +21,15 @@ pub struct Replay {
     pub dir: Option<PathBuf>,
 }
 
-pub(super) fn read(root: &Section<'_>, server: &Server) -> Result<Replay, Error> {
-    let section = root.section("replay", KEYS)?;
-    let replay = Replay {
-        memory: section.or("memory", 256 << 20, |item| size::read(item, 0..=size::LARGEST))?,
-        disk: section.or("disk", 4 << 30, |item| size::read(item, 0..=size::LARGEST))?,
-        dir: section.maybe("dir", files::directory)?,
+pub(super) fn read(root: &ConfigTable<'_>, server: &ServerConfig) -> Result<ReplayConfig, Error> {
+    let section = root.subtable("replay", KEYS)?;
+    let replay = ReplayConfig {
+        memory: section.read_or("memory", 256 << 20, |item| size::read(item, 0..=size::MAX_SIZE_BYTES))?,
+        disk: section.read_or("disk", 4 << 30, |item| size::read(item, 0..=size::MAX_SIZE_BYTES))?,
+        dir: section.read_optional("dir", files::read_directory_path)?,
     };
     if replay.disk.max(replay.memory / 8) < server.max_request_body {
-        section.place("disk").warn(
+        section.location_of("disk").warn(
             "is smaller than server.max_request_body: bodies that fit neither in it nor in an eighth of replay.memory \
              are refused or not sent again",
         );

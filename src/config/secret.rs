@@ -4,7 +4,7 @@ use zeroize::Zeroizing;
 
 use super::error::Error;
 use super::files;
-use super::section::Item;
+use super::reader::ConfigValue;
 use crate::secret::Masked;
 
 pub(super) const KEYS: &[&str] = &["env", "file"];
@@ -12,28 +12,28 @@ pub(super) const KEYS: &[&str] = &["env", "file"];
 const EXPECTED: &str = "{ env = \"NAME\" }, { file = \"path\" } or a string";
 
 /// The secret: visible ASCII, not empty.
-pub(super) fn read(item: &Item<'_>) -> Result<Masked, Error> {
+pub(super) fn read(item: &ConfigValue<'_>) -> Result<Masked, Error> {
     if let Some(text) = item.as_str() {
-        let secret = checked(item, "is", text)?;
-        item.place.warn(
+        let secret = validate(item, "is", text)?;
+        item.location.warn(
             "stands in this file as plain text; write { env = \"NAME\" } or { file = \"path\" } instead",
         );
         return Ok(secret);
     }
-    let section = item.section(EXPECTED, KEYS)?;
+    let section = item.table(EXPECTED, KEYS)?;
     match (section.find("env"), section.find("file")) {
-        (Some(env), None) => from_env(&env),
+        (Some(env), None) => read_env(&env),
         (None, Some(file)) => {
-            let text = files::secret_text(&file)?;
-            checked(&file, "names a file that is", text.trim_end_matches(['\r', '\n']))
+            let text = files::read_secret_file(&file)?;
+            validate(&file, "names a file that is", text.trim_end_matches(['\r', '\n']))
         }
         (Some(_), Some(_)) => Err(item.error("names both env and file; keep one")),
         (None, None) => Err(item.error(format!("must be {EXPECTED}"))),
     }
 }
 
-fn from_env(item: &Item<'_>) -> Result<Masked, Error> {
-    let name = item.text("the name of an environment variable")?;
+fn read_env(item: &ConfigValue<'_>) -> Result<Masked, Error> {
+    let name = item.string("the name of an environment variable")?;
     let is_name = |name: &str| {
         name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
             && name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
@@ -42,13 +42,13 @@ fn from_env(item: &Item<'_>) -> Result<Masked, Error> {
         // Not shown: somebody may have put the secret here.
         return Err(item.error("must be the name of an environment variable: letters, digits and _"));
     }
-    let Some(text) = item.place.document.env(name).map(Zeroizing::new) else {
+    let Some(text) = item.location.source.env(name).map(Zeroizing::new) else {
         return Err(item.error(format!("the environment variable {name} is not set")));
     };
-    checked(item, &format!("the environment variable {name} is"), &text)
+    validate(item, &format!("the environment variable {name} is"), &text)
 }
 
-fn checked(item: &Item<'_>, what: &str, text: &str) -> Result<Masked, Error> {
+fn validate(item: &ConfigValue<'_>, what: &str, text: &str) -> Result<Masked, Error> {
     if text.is_empty() {
         return Err(item.error(format!("{what} empty")));
     }
@@ -69,11 +69,11 @@ fn is_placeholder(text: &str) -> bool {
     let mut chars = text.chars();
     let first = chars.next();
     let one_char = text.chars().nth(2).is_some() && chars.all(|char| Some(char) == first);
-    one_char || asks_to_be_replaced(text)
+    one_char || is_placeholder_word(text)
 }
 
 /// Whether it says that something else is to be put in its place.
-pub(super) fn asks_to_be_replaced(text: &str) -> bool {
+pub(super) fn is_placeholder_word(text: &str) -> bool {
     const WORDS: &[&str] = &[
         "changeme",
         "replaceme",
@@ -101,7 +101,7 @@ mod tests {
     use super::is_placeholder;
 
     #[test]
-    fn placeholders_are_told_from_secrets() {
+    fn is_placeholder_separates_placeholders_from_secrets() {
         for text in [
             "changeme",
             "Change-Me",

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::address::{self, Address};
-use super::duration::{self, FROM_ZERO, POSITIVE};
-use super::error::{Error, quoted};
+use super::duration::{self, POSITIVE_RANGE, RANGE_WITH_ZERO};
+use super::error::{Error, quote};
 use super::files;
-use super::section::{Item, MOST_AT_ONCE, Section};
+use super::reader::{ConfigTable, ConfigValue, MAX_CONCURRENCY};
 use super::size;
 
 pub(super) const KEYS: &[&str] = &[
@@ -27,11 +27,11 @@ pub(super) const TLS_KEYS: &[&str] = &["cert", "key", "client_ca"];
 
 /// `[server]`
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Server {
+pub struct ServerConfig {
     /// At least one, none twice.
     pub listen: Vec<Address>,
     /// None: plain text.
-    pub tls: Option<ServerTls>,
+    pub tls: Option<ServerTlsConfig>,
     /// Whether callers without a key are allowed on an address that is not loopback.
     pub open: bool,
     /// Connections at once; at least 1.
@@ -50,7 +50,7 @@ pub struct Server {
 
 /// `server.tls`: files that were there and readable, not yet parsed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ServerTls {
+pub struct ServerTlsConfig {
     /// The certificate chain, PEM.
     pub cert: PathBuf,
     /// The private key, PEM.
@@ -59,48 +59,51 @@ pub struct ServerTls {
     pub client_ca: Option<PathBuf>,
 }
 
-pub(super) fn read(root: &Section<'_>) -> Result<Server, Error> {
-    let section = root.section("server", KEYS)?;
-    let wait =
-        |key, seconds| section.or(key, Duration::from_secs(seconds), |item| duration::read(item, POSITIVE));
+pub(super) fn read(root: &ConfigTable<'_>) -> Result<ServerConfig, Error> {
+    let section = root.subtable("server", KEYS)?;
+    let wait = |key, seconds| {
+        section.read_or(key, Duration::from_secs(seconds), |item| duration::read(item, POSITIVE_RANGE))
+    };
     let default = Address::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)));
-    Ok(Server {
-        listen: section.or("listen", vec![default], |item| address::read(item, &[]))?,
-        tls: section.maybe("tls", read_tls)?,
-        open: section.or("open", false, Item::boolean)?,
-        max_connections: section.or("max_connections", 10_000, |item| item.count(1..=MOST_AT_ONCE))?,
+    Ok(ServerConfig {
+        listen: section.read_or("listen", vec![default], |item| address::read(item, &[]))?,
+        tls: section.read_optional("tls", read_tls)?,
+        open: section.read_or("open", false, ConfigValue::boolean)?,
+        max_connections: section
+            .read_or("max_connections", 10_000, |item| item.count(1..=MAX_CONCURRENCY))?,
         header_timeout: wait("header_timeout", 10)?,
         idle_timeout: wait("idle_timeout", 75)?,
         body_timeout: wait("body_timeout", 30)?,
         max_request_body: section
-            .or("max_request_body", 64 << 20, |item| size::read(item, 1..=size::LARGEST))?,
-        shutdown_grace: section
-            .or("shutdown_grace", Duration::from_secs(30), |item| duration::read(item, FROM_ZERO))?,
+            .read_or("max_request_body", 64 << 20, |item| size::read(item, 1..=size::MAX_SIZE_BYTES))?,
+        shutdown_grace: section.read_or("shutdown_grace", Duration::from_secs(30), |item| {
+            duration::read(item, RANGE_WITH_ZERO)
+        })?,
     })
 }
 
-fn read_tls(item: &Item<'_>) -> Result<ServerTls, Error> {
-    let section = item.section("a table like { cert = \"server.pem\", key = \"server.key\" }", TLS_KEYS)?;
-    Ok(ServerTls {
-        cert: section.need("cert", "cert = \"server.pem\"", files::readable)?,
-        key: section.need("key", "key = \"server.key\"", files::private)?,
-        client_ca: section.maybe("client_ca", files::readable)?,
+fn read_tls(item: &ConfigValue<'_>) -> Result<ServerTlsConfig, Error> {
+    let section = item.table("a table like { cert = \"server.pem\", key = \"server.key\" }", TLS_KEYS)?;
+    Ok(ServerTlsConfig {
+        cert: section.read_required("cert", "cert = \"server.pem\"", files::read_file_path)?,
+        key: section.read_required("key", "key = \"server.key\"", files::read_private_file_path)?,
+        client_ca: section.read_optional("client_ca", files::read_file_path)?,
     })
 }
 
 /// Whoever reaches a proxy without clients uses its agents, so that must be this machine or be meant.
-pub(super) fn refuse_open_to_the_world(
-    root: &Section<'_>,
-    server: &Server,
+pub(super) fn reject_open_on_public_address(
+    root: &ConfigTable<'_>,
+    server: &ServerConfig,
     no_clients: bool,
 ) -> Result<(), Error> {
     let exposed = server.listen.iter().find(|address| !address.is_loopback());
     let Some(exposed) = exposed.filter(|_| no_clients && !server.open) else {
         return Ok(());
     };
-    Err(root.section("server", KEYS)?.place("listen").error(format!(
+    Err(root.subtable("server", KEYS)?.location_of("listen").error(format!(
         "{} can be reached from other machines, and without [clients.*] everybody there could use the agents; \
          add a client (\"wecom-proxy key NAME\" prints the lines), or set server.open = true to allow it",
-        quoted(&exposed.to_string())
+        quote(&exposed.to_string())
     )))
 }

@@ -2,32 +2,32 @@
 
 use std::ops::RangeInclusive;
 
-use super::error::{Error, quoted};
-use super::section::Item;
+use super::error::{Error, quote};
+use super::reader::ConfigValue;
 
 /// From the largest to the smallest. No KB, MB, GB: half of the world means 1000 by them, the other half 1024.
 const UNITS: [(&str, u64); 4] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
 
 /// Offsets in files are signed, so no more than this can be kept anywhere.
-pub(super) const LARGEST: u64 = i64::MAX as u64;
+pub(super) const MAX_SIZE_BYTES: u64 = i64::MAX as u64;
 
 /// The size in bytes.
-pub(super) fn read(item: &Item<'_>, range: RangeInclusive<u64>) -> Result<u64, Error> {
+pub(super) fn read(item: &ConfigValue<'_>, range: RangeInclusive<u64>) -> Result<u64, Error> {
     let expected = "a size like \"64MiB\" (B, KiB, MiB, GiB) or a plain number of bytes";
-    if item.is_number() {
-        return item.number(range);
+    if item.is_integer() {
+        return item.integer(range);
     }
-    let text = item.text(expected)?;
-    let size = parse(text).ok_or_else(|| item.error(format!("{} is not {expected}", quoted(text))))?;
+    let text = item.string(expected)?;
+    let size = parse(text).ok_or_else(|| item.error(format!("{} is not {expected}", quote(text))))?;
     if size < *range.start() {
         return Err(item.error(format!(
             "{} is too small; at least {:?}",
-            quoted(text),
+            quote(text),
             write(*range.start())
         )));
     }
     if size > *range.end() {
-        return Err(item.error(format!("{} is larger than anything that can be kept", quoted(text))));
+        return Err(item.error(format!("{} is larger than anything that can be kept", quote(text))));
     }
     Ok(size)
 }
@@ -57,7 +57,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn reads_each_unit_and_nothing_else() {
+    fn parse_accepts_each_unit_only() {
         for (text, bytes) in
             [("0", 0), ("12", 12), ("12B", 12), ("3KiB", 3072), ("64MiB", 64 << 20), ("2GiB", 2 << 30)]
         {
@@ -69,30 +69,30 @@ mod tests {
     }
 
     #[test]
-    fn counts_what_overflows_as_too_large() {
+    fn parse_overflow_exceeds_maximum() {
         for text in ["18446744073709551616", "99999999999999999999GiB", "18446744073709551615KiB"] {
-            assert!(parse(text).is_some_and(|size| size > LARGEST), "{text}");
+            assert!(parse(text).is_some_and(|size| size > MAX_SIZE_BYTES), "{text}");
         }
     }
 
     proptest! {
         #[test]
-        fn survives_any_text(text in any::<String>()) {
+        fn parse_never_panics(text in any::<String>()) {
             parse(&text);
         }
 
         #[test]
-        fn survives_anything_like_a_size(text in "[0-9]{0,30}(B|KiB|MiB|GiB|KB)?") {
+        fn parse_never_panics_on_number_and_unit(text in "[0-9]{0,30}(B|KiB|MiB|GiB|KB)?") {
             parse(&text);
         }
 
         #[test]
-        fn reads_what_it_writes(bytes in any::<u64>()) {
+        fn parse_reads_formatted_size(bytes in any::<u64>()) {
             prop_assert_eq!(parse(&write(bytes)), Some(bytes));
         }
 
         #[test]
-        fn reads_what_it_writes_in_whole_units(number in 0..=1_000_000u64, unit in 0..4usize) {
+        fn parse_reads_formatted_whole_units(number in 0..=1_000_000u64, unit in 0..4usize) {
             let bytes = number * UNITS[unit].1;
             prop_assert_eq!(parse(&write(bytes)), Some(bytes));
         }

@@ -5,15 +5,15 @@ use std::path::PathBuf;
 use percent_encoding::percent_decode_str;
 
 use super::error::Error;
+use super::reader::{ConfigTable, ConfigValue};
 use super::secret;
-use super::section::{Item, Section};
 use super::url;
 use crate::secret::Masked;
 
 pub(super) const KEYS: &[&str] =
     &["redis", "cluster", "sentinel", "user", "password", "ca_file", "prefix", "key", "old_key"];
 
-const SHORTEST_KEY: usize = 32;
+const MIN_KEY_BYTES: usize = 32;
 
 const EXAMPLE_URL: &str = "redis://127.0.0.1:6379/0";
 
@@ -22,14 +22,14 @@ const EXPECTED: &str =
 
 /// Where tokens and tickets are kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Store {
+pub enum StoreConfig {
     /// In this process.
     Memory,
     /// In Redis or Valkey, shared with other replicas.
-    Redis(Box<Redis>),
+    Redis(Box<RedisConfig>),
 }
 
-impl Store {
+impl StoreConfig {
     /// `memory` or `redis`.
     pub fn kind(&self) -> &'static str {
         match self {
@@ -41,9 +41,9 @@ impl Store {
 
 /// `tokens.store` with `redis` in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Redis {
+pub struct RedisConfig {
     /// Where to connect to: the server, some nodes of the cluster, or the sentinels.
-    pub nodes: Vec<Node>,
+    pub nodes: Vec<StoreNode>,
     /// What these nodes are.
     pub topology: Topology,
     /// Whether connections are made under TLS.
@@ -66,7 +66,7 @@ pub struct Redis {
 
 /// One address of the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Node {
+pub struct StoreNode {
     /// In lower case, an IPv6 address without brackets.
     pub host: String,
     /// To connect to.
@@ -84,30 +84,30 @@ pub enum Topology {
     Sentinel(String),
 }
 
-pub(super) fn read(item: &Item<'_>) -> Result<Store, Error> {
+pub(super) fn read(item: &ConfigValue<'_>) -> Result<StoreConfig, Error> {
     match item.as_str() {
-        Some("memory") => Ok(Store::Memory),
+        Some("memory") => Ok(StoreConfig::Memory),
         // Not shown: it may be a URL with a password.
         Some(_) => Err(item.error(format!("must be {EXPECTED}"))),
-        None => read_redis(&item.section(EXPECTED, KEYS)?).map(|redis| Store::Redis(Box::new(redis))),
+        None => read_redis(&item.table(EXPECTED, KEYS)?).map(|redis| StoreConfig::Redis(Box::new(redis))),
     }
 }
 
-fn read_redis(section: &Section<'_>) -> Result<Redis, Error> {
-    let servers = section.need("redis", &format!("redis = {EXAMPLE_URL:?}"), read_servers)?;
-    let cluster = section.or("cluster", false, Item::boolean)?;
-    let sentinel = section.maybe("sentinel", read_master)?;
+fn read_redis(section: &ConfigTable<'_>) -> Result<RedisConfig, Error> {
+    let servers = section.read_required("redis", &format!("redis = {EXAMPLE_URL:?}"), read_urls)?;
+    let cluster = section.read_or("cluster", false, ConfigValue::boolean)?;
+    let sentinel = section.read_optional("sentinel", read_master_name)?;
     let topology = match (cluster, sentinel) {
         (true, Some(_)) => {
             return Err(section
-                .place("cluster")
+                .location_of("cluster")
                 .error("stands beside sentinel; a store is one or the other"));
         }
         (true, None) => Topology::Cluster,
         (false, Some(master)) => Topology::Sentinel(master),
         (false, None) => Topology::Single,
     };
-    let place = section.place("redis");
+    let place = section.location_of("redis");
     if topology == Topology::Single && servers.len() > 1 {
         return Err(place.error("names several servers; say cluster = true, or sentinel = \"mymaster\""));
     }
@@ -117,27 +117,29 @@ fn read_redis(section: &Section<'_>) -> Result<Redis, Error> {
     let default_port = if matches!(topology, Topology::Sentinel(_)) { 26379 } else { 6379 };
     let nodes = servers
         .iter()
-        .map(|server| Node { host: server.host.clone(), port: server.port.unwrap_or(default_port) });
+        .map(|server| StoreNode { host: server.host.clone(), port: server.port.unwrap_or(default_port) });
     let nodes = nodes.collect();
     let Some(first) = servers.into_iter().next() else {
         return Err(place.error(format!("is empty; write one like {EXAMPLE_URL:?}")));
     };
-    Ok(Redis {
+    Ok(RedisConfig {
         nodes,
         topology,
         tls: first.tls,
-        ca_file: section.maybe("ca_file", Item::path)?,
-        user: section.maybe("user", |item| Ok(item.text("a user's name")?.to_owned()))?.or(first.user),
-        password: section.maybe("password", secret::read)?.or(first.password),
+        ca_file: section.read_optional("ca_file", ConfigValue::path)?,
+        user: section
+            .read_optional("user", |item| Ok(item.string("a user's name")?.to_owned()))?
+            .or(first.user),
+        password: section.read_optional("password", secret::read)?.or(first.password),
         database: first.database,
-        prefix: section.or("prefix", "wecom-proxy:".to_owned(), read_prefix)?,
-        key: section.need("key", "key = { env = \"STORE_KEY\" }", read_key)?,
-        old_key: section.maybe("old_key", read_key)?,
+        prefix: section.read_or("prefix", "wecom-proxy:".to_owned(), read_prefix)?,
+        key: section.read_required("key", "key = { env = \"STORE_KEY\" }", read_key)?,
+        old_key: section.read_optional("old_key", read_key)?,
     })
 }
 
 /// One URL of `redis`.
-struct Server {
+struct RedisUrl {
     tls: bool,
     host: String,
     port: Option<u16>,
@@ -146,10 +148,10 @@ struct Server {
     database: u32,
 }
 
-fn read_servers(item: &Item<'_>) -> Result<Vec<Server>, Error> {
+fn read_urls(item: &ConfigValue<'_>) -> Result<Vec<RedisUrl>, Error> {
     let items = item.one_or_list(&format!("a URL like {EXAMPLE_URL:?}, or a list of them"))?;
-    let servers = items.iter().map(read_server).collect::<Result<Vec<_>, _>>()?;
-    let like_first = |server: &Server| {
+    let servers = items.iter().map(read_url).collect::<Result<Vec<_>, _>>()?;
+    let like_first = |server: &RedisUrl| {
         let Some(first) = servers.first() else { return true };
         (server.tls, &server.user, &server.password, server.database)
             == (first.tls, &first.user, &first.password, first.database)
@@ -160,7 +162,7 @@ fn read_servers(item: &Item<'_>) -> Result<Vec<Server>, Error> {
     }
 }
 
-fn read_server(item: &Item<'_>) -> Result<Server, Error> {
+fn read_url(item: &ConfigValue<'_>) -> Result<RedisUrl, Error> {
     let url = url::read(item, &["redis", "rediss"], EXAMPLE_URL)?;
     let decoded = |text: &str| {
         let decoded = percent_decode_str(text).decode_utf8();
@@ -176,9 +178,9 @@ fn read_server(item: &Item<'_>) -> Result<Server, Error> {
         }
     };
     if password.as_ref().is_some_and(|password| !password.is_empty()) {
-        item.place.warn("holds a password as plain text; write password = { env = \"NAME\" } beside it");
+        item.location.warn("holds a password as plain text; write password = { env = \"NAME\" } beside it");
     }
-    Ok(Server {
+    Ok(RedisUrl {
         tls: url.scheme == "rediss",
         database: read_database(item, url.rest)?,
         port: url.port,
@@ -188,7 +190,7 @@ fn read_server(item: &Item<'_>) -> Result<Server, Error> {
     })
 }
 
-fn read_database(item: &Item<'_>, rest: &str) -> Result<u32, Error> {
+fn read_database(item: &ConfigValue<'_>, rest: &str) -> Result<u32, Error> {
     let number = rest.strip_prefix('/').unwrap_or(rest);
     if number.is_empty() {
         return Ok(0);
@@ -201,8 +203,8 @@ fn read_database(item: &Item<'_>, rest: &str) -> Result<u32, Error> {
     })
 }
 
-fn read_master(item: &Item<'_>) -> Result<String, Error> {
-    let text = item.text("the master's name, like \"mymaster\"")?;
+fn read_master_name(item: &ConfigValue<'_>) -> Result<String, Error> {
+    let text = item.string("the master's name, like \"mymaster\"")?;
     match !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic()) {
         true => Ok(text.to_owned()),
         false => Err(item.error("must be the name under which the sentinels know the master")),
@@ -210,18 +212,18 @@ fn read_master(item: &Item<'_>) -> Result<String, Error> {
 }
 
 /// Braces are kept for the hash tags by which a cluster keeps a lock beside its value.
-fn read_prefix(item: &Item<'_>) -> Result<String, Error> {
-    let text = item.text("a string like \"wecom-proxy:\"")?;
+fn read_prefix(item: &ConfigValue<'_>) -> Result<String, Error> {
+    let text = item.string("a string like \"wecom-proxy:\"")?;
     if text.len() > 64 || !text.bytes().all(|b| b.is_ascii_graphic() && !b"{}*?[]\\".contains(&b)) {
         return Err(item.error("must be at most 64 visible ASCII characters, none of { } [ ] * ? \\"));
     }
     Ok(text.to_owned())
 }
 
-fn read_key(item: &Item<'_>) -> Result<Masked, Error> {
+fn read_key(item: &ConfigValue<'_>) -> Result<Masked, Error> {
     let key = secret::read(item)?;
-    if key.expose().len() < SHORTEST_KEY {
-        return Err(item.error(format!("is too short; it must have {SHORTEST_KEY} characters or more")));
+    if key.expose().len() < MIN_KEY_BYTES {
+        return Err(item.error(format!("is too short; it must have {MIN_KEY_BYTES} characters or more")));
     }
     Ok(key)
 }

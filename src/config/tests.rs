@@ -13,10 +13,10 @@ use std::path::Path;
 
 use tempfile::TempDir;
 
-use super::{Config, Error, load_with};
+use super::{Config, Error, load_with_env};
 
 /// An agent, so that a file about something else is complete.
-const AGENT: &str = "[agents.hr]\ncorpid = \"ww1\"\nsecret = { env = \"HR\" }\n";
+const AGENT_TABLE: &str = "[agents.hr]\ncorpid = \"ww1\"\nsecret = { env = \"HR\" }\n";
 
 const HASH: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
 
@@ -24,7 +24,7 @@ const HASH: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f200
 const HIDDEN: &str = "hunter2";
 
 /// A directory with files in it, in which `HASH` stands for a hash.
-fn directory(files: &[(&str, &str)]) -> TempDir {
+fn directory_with(files: &[(&str, &str)]) -> TempDir {
     let directory = tempfile::tempdir().unwrap();
     for (name, text) in files {
         let path = directory.path().join(name);
@@ -51,17 +51,17 @@ fn env(name: &str) -> Option<String> {
 }
 
 fn load_in(directory: &Path) -> Result<Config, Error> {
-    load_with(&directory.join("proxy.toml"), &env)
+    load_with_env(&directory.join("proxy.toml"), &env)
 }
 
 /// Loads a lone `proxy.toml`.
 fn load_text(text: &str) -> Result<Config, Error> {
-    load_in(directory(&[("proxy.toml", text)]).path())
+    load_in(directory_with(&[("proxy.toml", text)]).path())
 }
 
 /// What is said about the files, without the directory that they were in.
-fn complaint(files: &[(&str, &str)]) -> String {
-    let directory = directory(files);
+fn load_error(files: &[(&str, &str)]) -> String {
+    let directory = directory_with(files);
     let Err(error) = load_in(directory.path()) else { return "nothing".to_owned() };
     let said = error.to_string();
     assert!(!format!("{said} {error:?}").contains(HIDDEN), "a secret is shown: {said}");
@@ -70,7 +70,7 @@ fn complaint(files: &[(&str, &str)]) -> String {
 
 /// The warnings, without the directory.
 fn warnings(files: &[(&str, &str)]) -> Vec<String> {
-    let directory = directory(files);
+    let directory = directory_with(files);
     let config = load_in(directory.path()).unwrap_or_else(|error| panic!("{error}"));
     assert!(!format!("{config:#?}").contains(HIDDEN), "a secret is shown: {config:?}");
     let prefix = format!("{}/", directory.path().display());
@@ -78,9 +78,9 @@ fn warnings(files: &[(&str, &str)]) -> Vec<String> {
 }
 
 /// Each text, with a complete agent below it, is refused in these words, after the file's name.
-fn refused(table: &[(&str, &str)]) {
+fn assert_refused(table: &[(&str, &str)]) {
     for (text, said) in table {
-        let files = [("proxy.toml", &*format!("{text}\n{AGENT}")), ("a.pem", "")];
-        assert_eq!(complaint(&files), format!("proxy.toml{said}"), "{text}");
+        let files = [("proxy.toml", &*format!("{text}\n{AGENT_TABLE}")), ("a.pem", "")];
+        assert_eq!(load_error(&files), format!("proxy.toml{said}"), "{text}");
     }
 }

@@ -4,20 +4,20 @@ use std::time::Duration;
 
 use super::duration;
 use super::error::Error;
-use super::section::{Item, Section};
-use super::store::{self, Store};
+use super::reader::{ConfigTable, ConfigValue};
+use super::store::{self, StoreConfig};
 
 pub(super) const KEYS: &[&str] = &["refresh_errcodes", "refresh_ahead", "renewals_per_hour", "store"];
 
 /// Half of what a token lives; more would renew it all the time.
-const FURTHEST_AHEAD: Duration = Duration::from_secs(3600);
+const MAX_REFRESH_AHEAD: Duration = Duration::from_secs(3600);
 
 /// More says nothing: it is more than any address may call.
-const MAX_HOURLY: u64 = 10_000_000;
+const MAX_RENEWALS_PER_HOUR: u64 = 10_000_000;
 
 /// `[tokens]`
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Tokens {
+pub struct TokensConfig {
     /// The errcodes that mean: this token no longer serves. Never 0; empty: none does.
     pub refresh_errcodes: Vec<i64>,
     /// How long before its expiry a used token is renewed; zero: not before.
@@ -26,27 +26,27 @@ pub struct Tokens {
     /// 300 and 3 for each agent in use.
     pub renewals_per_hour: Option<u32>,
     /// Where tokens are kept.
-    pub store: Store,
+    pub store: StoreConfig,
 }
 
-pub(super) fn read(root: &Section<'_>) -> Result<Tokens, Error> {
-    let section = root.section("tokens", KEYS)?;
-    Ok(Tokens {
-        refresh_errcodes: section.or("refresh_errcodes", vec![40014, 42001], read_errcodes)?,
-        refresh_ahead: section.or("refresh_ahead", Duration::from_secs(300), |item| {
-            duration::read(item, Duration::ZERO..=FURTHEST_AHEAD)
+pub(super) fn read(root: &ConfigTable<'_>) -> Result<TokensConfig, Error> {
+    let section = root.subtable("tokens", KEYS)?;
+    Ok(TokensConfig {
+        refresh_errcodes: section.read_or("refresh_errcodes", vec![40014, 42001], read_errcodes)?,
+        refresh_ahead: section.read_or("refresh_ahead", Duration::from_secs(300), |item| {
+            duration::read(item, Duration::ZERO..=MAX_REFRESH_AHEAD)
         })?,
-        renewals_per_hour: section.maybe("renewals_per_hour", |item| {
-            item.number(1..=MAX_HOURLY).map(|hourly| u32::try_from(hourly).unwrap_or(u32::MAX))
+        renewals_per_hour: section.read_optional("renewals_per_hour", |item| {
+            item.integer(1..=MAX_RENEWALS_PER_HOUR).map(|hourly| u32::try_from(hourly).unwrap_or(u32::MAX))
         })?,
-        store: section.or("store", Store::Memory, store::read)?,
+        store: section.read_or("store", StoreConfig::Memory, store::read)?,
     })
 }
 
-fn read_errcodes(item: &Item<'_>) -> Result<Vec<i64>, Error> {
+fn read_errcodes(item: &ConfigValue<'_>) -> Result<Vec<i64>, Error> {
     let items = item.list("a list of errcodes like [40014, 42001]")?;
     items
         .iter()
-        .map(|item| item.number(1..=i64::from(i32::MAX) as u64).map(|errcode| errcode as i64))
+        .map(|item| item.integer(1..=i64::from(i32::MAX) as u64).map(|errcode| errcode as i64))
         .collect()
 }

@@ -9,10 +9,10 @@ use base64::engine::general_purpose::STANDARD;
 use percent_encoding::percent_decode_str;
 use zeroize::Zeroizing;
 
-use super::duration::{self, FROM_ZERO, POSITIVE};
+use super::duration::{self, POSITIVE_RANGE, RANGE_WITH_ZERO};
 use super::error::Error;
 use super::files;
-use super::section::{Item, MOST_AT_ONCE, Section};
+use super::reader::{ConfigTable, ConfigValue, MAX_CONCURRENCY};
 use super::url::{self, Url};
 use crate::secret::Masked;
 
@@ -32,7 +32,7 @@ const DEFAULT_HOST: &str = "qyapi.weixin.qq.com";
 
 /// `[upstream]`
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Upstream {
+pub struct UpstreamConfig {
     /// Whether the URL is an `https` one.
     pub tls: bool,
     /// To connect to and to verify: in lower case, an IPv6 address without brackets.
@@ -44,7 +44,7 @@ pub struct Upstream {
     /// Roots instead of the built-in ones, PEM; was there and readable, not yet parsed.
     pub ca_file: Option<PathBuf>,
     /// The HTTP CONNECT proxy to leave through.
-    pub via: Option<Via>,
+    pub via: Option<EgressProxy>,
     /// DNS, TCP, CONNECT and TLS together.
     pub connect_timeout: Duration,
     /// To the end of the response's head.
@@ -61,7 +61,7 @@ pub struct Upstream {
 
 /// An HTTP CONNECT proxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Via {
+pub struct EgressProxy {
     /// In lower case, an IPv6 address without brackets.
     pub host: String,
     /// To connect to.
@@ -70,7 +70,7 @@ pub struct Via {
     pub authorization: Option<Masked>,
 }
 
-impl Upstream {
+impl UpstreamConfig {
     /// `https://qyapi.weixin.qq.com`
     pub fn origin(&self) -> String {
         let scheme = if self.tls { "https" } else { "http" };
@@ -78,9 +78,9 @@ impl Upstream {
     }
 }
 
-impl Via {
+impl EgressProxy {
     /// `egress:3128`, without the user and password.
-    pub fn address(&self) -> String {
+    pub fn authority(&self) -> String {
         match self.host.contains(':') {
             true => format!("[{}]:{}", self.host, self.port),
             false => format!("{}:{}", self.host, self.port),
@@ -95,35 +95,37 @@ struct Origin {
     authority: String,
 }
 
-pub(super) fn read(root: &Section<'_>) -> Result<Upstream, Error> {
-    let section = root.section("upstream", KEYS)?;
-    let wait =
-        |key, seconds| section.or(key, Duration::from_secs(seconds), |item| duration::read(item, POSITIVE));
+pub(super) fn read(root: &ConfigTable<'_>) -> Result<UpstreamConfig, Error> {
+    let section = root.subtable("upstream", KEYS)?;
+    let wait = |key, seconds| {
+        section.read_or(key, Duration::from_secs(seconds), |item| duration::read(item, POSITIVE_RANGE))
+    };
     let wecom = Origin { tls: true, host: DEFAULT_HOST.into(), port: 443, authority: DEFAULT_HOST.into() };
-    let Origin { tls, host, port, authority } = section.or("url", wecom, read_origin)?;
-    Ok(Upstream {
+    let Origin { tls, host, port, authority } = section.read_or("url", wecom, read_origin)?;
+    Ok(UpstreamConfig {
         tls,
         host,
         port,
         authority,
-        ca_file: section.maybe("ca_file", files::readable)?,
-        via: section.maybe("via", read_via)?,
+        ca_file: section.read_optional("ca_file", files::read_file_path)?,
+        via: section.read_optional("via", read_via)?,
         connect_timeout: wait("connect_timeout", 5)?,
         response_timeout: wait("response_timeout", 30)?,
         body_timeout: wait("body_timeout", 60)?,
         idle_timeout: wait("idle_timeout", 55)?,
-        max_in_flight: section.or("max_in_flight", 4096, |item| item.count(1..=MOST_AT_ONCE))?,
+        max_in_flight: section.read_or("max_in_flight", 4096, |item| item.count(1..=MAX_CONCURRENCY))?,
         queue_timeout: section
-            .or("queue_timeout", Duration::from_secs(2), |item| duration::read(item, FROM_ZERO))?,
+            .read_or("queue_timeout", Duration::from_secs(2), |item| duration::read(item, RANGE_WITH_ZERO))?,
     })
 }
 
-fn read_origin(item: &Item<'_>) -> Result<Origin, Error> {
-    let url =
-        url::read(item, &["https", "http"], "https://qyapi.weixin.qq.com")?.anonymous(item)?.bare(item)?;
+fn read_origin(item: &ConfigValue<'_>) -> Result<Origin, Error> {
+    let url = url::read(item, &["https", "http"], "https://qyapi.weixin.qq.com")?
+        .require_no_userinfo(item)?
+        .require_no_path(item)?;
     let tls = url.scheme == "https";
-    if !tls && !is_here(&url.host) {
-        item.place.warn("is not https, so secrets and tokens cross the network for everybody to read");
+    if !tls && !is_loopback_host(&url.host) {
+        item.location.warn("is not https, so secrets and tokens cross the network for everybody to read");
     }
     let default = if tls { 443 } else { 80 };
     let port = url.port.unwrap_or(default);
@@ -134,16 +136,20 @@ fn read_origin(item: &Item<'_>) -> Result<Origin, Error> {
     Ok(Origin { tls, host: url.host, port, authority })
 }
 
-fn is_here(host: &str) -> bool {
+fn is_loopback_host(host: &str) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
 }
 
-fn read_via(item: &Item<'_>) -> Result<Via, Error> {
-    let url = url::read(item, &["http"], "http://egress:3128")?.bare(item)?;
-    Ok(Via { authorization: read_basic(item, &url)?, port: url.port.unwrap_or(80), host: url.host })
+fn read_via(item: &ConfigValue<'_>) -> Result<EgressProxy, Error> {
+    let url = url::read(item, &["http"], "http://egress:3128")?.require_no_path(item)?;
+    Ok(EgressProxy {
+        authorization: read_proxy_authorization(item, &url)?,
+        port: url.port.unwrap_or(80),
+        host: url.host,
+    })
 }
 
-fn read_basic(item: &Item<'_>, url: &Url<'_>) -> Result<Option<Masked>, Error> {
+fn read_proxy_authorization(item: &ConfigValue<'_>, url: &Url<'_>) -> Result<Option<Masked>, Error> {
     let Some(userinfo) = url.userinfo else {
         return Ok(None);
     };
@@ -159,7 +165,7 @@ fn read_basic(item: &Item<'_>, url: &Url<'_>) -> Result<Option<Masked>, Error> {
     plain.extend(percent_decode_str(password));
     let encoded = Zeroizing::new(STANDARD.encode(&*plain));
     if !password.is_empty() {
-        item.place.warn("holds a password as plain text; keep this file from other readers");
+        item.location.warn("holds a password as plain text; keep this file from other readers");
     }
     Ok(Some(Masked::new(format!("Basic {}", *encoded))))
 }

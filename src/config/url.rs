@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::error::Error;
-use super::section::Item;
+use super::reader::ConfigValue;
 
 pub(super) struct Url<'a> {
     pub(super) scheme: &'a str,
@@ -17,8 +17,8 @@ pub(super) struct Url<'a> {
 }
 
 /// A URL with one of `schemes`; `example` shows how it is written.
-pub(super) fn read<'a>(item: &Item<'a>, schemes: &[&str], example: &str) -> Result<Url<'a>, Error> {
-    let text = item.text(&format!("a URL like {example:?}"))?;
+pub(super) fn read<'a>(item: &ConfigValue<'a>, schemes: &[&str], example: &str) -> Result<Url<'a>, Error> {
+    let text = item.string(&format!("a URL like {example:?}"))?;
     let scheme = text.split_once("://").map(|(scheme, _)| scheme);
     if !scheme.is_some_and(|scheme| schemes.contains(&scheme)) {
         let schemes = schemes.iter().map(|scheme| format!("{scheme}://")).collect::<Vec<_>>().join(" or ");
@@ -34,7 +34,7 @@ impl Url<'_> {
     }
 
     /// Refuses what a plain `scheme://host:port` does not have.
-    pub(super) fn bare(self, item: &Item<'_>) -> Result<Self, Error> {
+    pub(super) fn require_no_path(self, item: &ConfigValue<'_>) -> Result<Self, Error> {
         if !matches!(self.rest, "" | "/") {
             return Err(item.error("must hold nothing after the host and port: no path, no query"));
         }
@@ -42,7 +42,7 @@ impl Url<'_> {
     }
 
     /// Refuses a user or password.
-    pub(super) fn anonymous(self, item: &Item<'_>) -> Result<Self, Error> {
+    pub(super) fn require_no_userinfo(self, item: &ConfigValue<'_>) -> Result<Self, Error> {
         match self.userinfo {
             Some(_) => Err(item.error("must hold no user or password before the host")),
             None => Ok(self),
@@ -104,7 +104,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn takes_a_url_apart() {
+    fn parse_splits_url_into_parts() {
         let url = parse("http://u:p@s@Egress.Example:3128/x?y").unwrap_or_else(|e| panic!("{e}"));
         assert_eq!((url.scheme, url.userinfo, url.rest), ("http", Some("u:p@s"), "/x?y"));
         assert_eq!((url.host.as_str(), url.port), ("egress.example", Some(3128)));
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_odd_hosts_and_ports() {
+    fn parse_refuses_invalid_hosts_and_ports() {
         for text in [
             "http://",
             "http:///x",
@@ -141,7 +141,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn survives_any_text(text in "(https?://)?[ -~é]{0,40}") {
+        fn parse_never_panics(text in "(https?://)?[ -~é]{0,40}") {
             let _ = parse(&text);
         }
     }

@@ -1,37 +1,37 @@
 //! Where a request-target leads.
 
 use super::{
-    query::{as_it_came, with_token},
+    query::{unchanged_target, with_token},
     request,
-    target::{Doubt, Target},
+    target::{ParsedTarget, TargetError},
 };
 
-pub use super::target::Kind;
+pub use super::target::TargetKind;
 
 /// What becomes of a target.
 #[derive(Debug)]
-pub struct Way {
+pub struct ResolvedTarget {
     /// The agent that the path's first segment names.
     pub agent: Option<String>,
     /// What is done with the call.
-    pub kind: Kind,
+    pub kind: TargetKind,
     /// The target as it is sent to the upstream, for a call that is sent.
-    pub sent: String,
+    pub upstream_target: String,
 }
 
 /// Takes a target apart and puts it together for the upstream. An error has the words for the caller of a malformed one,
 /// and none for one that leads nowhere.
-pub fn way(target: &str, token: &str) -> Result<Way, Option<&'static str>> {
-    let text = request::Target::new(target);
-    let target = Target::of(&text).map_err(|doubt| match doubt {
-        Doubt::Malformed(words) => Some(words),
-        Doubt::NoRoute => None,
+pub fn resolve_target(target: &str, token: &str) -> Result<ResolvedTarget, Option<&'static str>> {
+    let text = request::RequestTarget::new(target);
+    let target = ParsedTarget::from_request(&text).map_err(|doubt| match doubt {
+        TargetError::Malformed(words) => Some(words),
+        TargetError::NoRoute => None,
     })?;
     let sent = match target.kind {
-        Kind::OwnCredential => as_it_came(target.path, target.query).concat(),
-        Kind::Inject | Kind::Gettoken => {
+        TargetKind::Passthrough => unchanged_target(target.path, target.query).concat(),
+        TargetKind::InjectToken | TargetKind::Gettoken => {
             with_token(target.path, &target.query_without_token(), token).concat()
         }
     };
-    Ok(Way { agent: target.agent.map(str::to_owned), kind: target.kind, sent })
+    Ok(ResolvedTarget { agent: target.agent.map(str::to_owned), kind: target.kind, upstream_target: sent })
 }

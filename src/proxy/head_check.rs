@@ -5,7 +5,7 @@ use std::net::{Ipv6Addr, SocketAddr};
 use http::{Method, Version};
 
 use super::request::Request;
-use crate::fields::Known;
+use crate::http1::headers::KnownHeader;
 
 /// Checks what stands around the path: the method, the form of the target, and `Host`, unless that was done before.
 pub(super) fn check_head(
@@ -13,25 +13,25 @@ pub(super) fn check_head(
     host_is_sound: bool,
     is_here: impl Fn(&str, Option<SocketAddr>) -> bool,
 ) -> Result<(), &'static str> {
-    if !is_forwarded(&request.method) {
+    if !is_allowed_method(&request.method) {
         return Err(
             "the method must be GET, HEAD, POST, PUT, PATCH, DELETE or OPTIONS, in exactly these letters",
         );
     }
     if request.version < Version::HTTP_2 && !host_is_sound {
-        let mut hosts = request.fields.all(Known::Host);
+        let mut hosts = request.headers.values(KnownHeader::Host);
         match (hosts.next(), hosts.next()) {
             (None, _) if request.version == Version::HTTP_11 => return Err("there is no Host header"),
             (_, Some(_)) => return Err("there is more than one Host header"),
-            (Some(host), None) if !is_host(host) => return Err("the Host header names no host"),
+            (Some(host), None) if !is_valid_host(host) => return Err("the Host header names no host"),
             _ => {}
         }
     }
-    if let Some(flaw) = request.flaw {
+    if let Some(flaw) = request.malformed {
         return Err(flaw);
     }
     // An absolute-form target is what a client sends that takes us for its forward proxy.
-    if let Some((authority, local)) = request.absolute.as_deref()
+    if let Some((authority, local)) = request.absolute_form.as_deref()
         && !std::str::from_utf8(authority).is_ok_and(|authority| is_here(authority, *local))
     {
         return Err(
@@ -43,7 +43,7 @@ pub(super) fn check_head(
 
 /// Whether requests with this method go to the upstream. Methods are case-sensitive (RFC 9110 §9.1), but a lenient upstream
 /// reads `trace` as TRACE and would reflect the token, so a list of what may pass is the only safe one.
-fn is_forwarded(method: &Method) -> bool {
+fn is_allowed_method(method: &Method) -> bool {
     matches!(
         *method,
         Method::GET
@@ -58,7 +58,7 @@ fn is_forwarded(method: &Method) -> bool {
 
 /// `host` or `host:port`; empty where the target has no authority (RFC 9112 §3.2). A comma would make a list of hosts, which
 /// means as much as two lines.
-fn is_host(text: &[u8]) -> bool {
+fn is_valid_host(text: &[u8]) -> bool {
     let (host, port) = match text.iter().rposition(|byte| *byte == b':') {
         Some(colon) if !text[colon..].contains(&b']') => (&text[..colon], &text[colon + 1..]),
         _ => (text, &b""[..]),
@@ -82,18 +82,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn seven_methods_in_their_own_letters_pass() {
+    fn allowed_methods_pass() {
         for name in ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"] {
-            assert!(is_forwarded(&Method::from_bytes(name.as_bytes()).expect("a method")), "{name}");
+            assert!(is_allowed_method(&Method::from_bytes(name.as_bytes()).expect("a method")), "{name}");
         }
     }
 
     proptest! {
         #[test]
-        fn any_other_method_does_not_pass(name in "[A-Za-z!#$%&'*+.^_`|~-]{1,12}|[a-zA-Z]{3,7}") {
+        fn other_method_is_rejected(name in "[A-Za-z!#$%&'*+.^_`|~-]{1,12}|[a-zA-Z]{3,7}") {
             let allowed = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"].contains(&&*name);
             let method = Method::from_bytes(name.as_bytes()).expect("a method");
-            prop_assert_eq!(is_forwarded(&method), allowed);
+            prop_assert_eq!(is_allowed_method(&method), allowed);
         }
     }
 }

@@ -7,23 +7,23 @@ use percent_encoding::percent_decode_str;
 use zeroize::Zeroizing;
 
 /// The parameter's name.
-const NAME: &str = "access_token";
+const TOKEN_PARAM: &str = "access_token";
 
-static FINDER: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(NAME));
+static TOKEN_PARAM_FINDER: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(TOKEN_PARAM));
 
 /// Whether there may be a token in a query: something is encoded, or the name occurs.
-pub(super) fn may_hold_token(query: &str) -> bool {
+pub(super) fn may_contain_token(query: &str) -> bool {
     memchr(b'%', query.as_bytes()).is_some()
-        || (query.len() >= NAME.len() && FINDER.find(query.as_bytes()).is_some())
+        || (query.len() >= TOKEN_PARAM.len() && TOKEN_PARAM_FINDER.find(query.as_bytes()).is_some())
 }
 
 /// The query without any parameter whose decoded name is `access_token`.
 pub(super) fn without_token(query: &str) -> Cow<'_, str> {
-    if !query.split('&').any(is_token) {
+    if !query.split('&').any(is_token_param) {
         return Cow::Borrowed(query);
     }
     let mut kept = String::with_capacity(query.len());
-    for (nth, parameter) in query.split('&').filter(|parameter| !is_token(parameter)).enumerate() {
+    for (nth, parameter) in query.split('&').filter(|parameter| !is_token_param(parameter)).enumerate() {
         if nth > 0 {
             kept.push('&');
         }
@@ -39,27 +39,27 @@ pub(super) fn with_token<'a>(path: &'a str, query: &'a str, token: &'a str) -> [
 }
 
 /// Path and query as the pieces of one target, byte for byte.
-pub(super) fn as_it_came<'a>(path: &'a str, query: Option<&'a str>) -> [&'a str; 3] {
+pub(super) fn unchanged_target<'a>(path: &'a str, query: Option<&'a str>) -> [&'a str; 3] {
     [path, query.map_or("", |_| "?"), query.unwrap_or_default()]
 }
 
 /// The values of every `access_token`, decoded, but for empty ones.
-pub(super) fn tokens(query: &str) -> impl Iterator<Item = Cow<'_, str>> {
-    let parameters = query.split('&').filter(|parameter| is_token(parameter));
+pub(super) fn token_values(query: &str) -> impl Iterator<Item = Cow<'_, str>> {
+    let parameters = query.split('&').filter(|parameter| is_token_param(parameter));
     let values = parameters.filter_map(|parameter| parameter.split_once('=')).map(|(_, value)| value);
     values.filter(|value| !value.is_empty()).map(|value| percent_decode_str(value).decode_utf8_lossy())
 }
 
 /// Every parameter's value, decoded, without white space around it.
-pub(super) fn values(query: &str) -> impl Iterator<Item = Zeroizing<String>> {
+pub(super) fn param_values(query: &str) -> impl Iterator<Item = Zeroizing<String>> {
     let values = query.split('&').filter_map(|parameter| parameter.split_once('=')).map(|(_, value)| value);
     values.map(|value| Zeroizing::new(percent_decode_str(value).decode_utf8_lossy().trim().to_owned()))
 }
 
 /// Whether a parameter's decoded name is `access_token`.
-pub(super) fn is_token(parameter: &str) -> bool {
+pub(super) fn is_token_param(parameter: &str) -> bool {
     let name = parameter.split('=').next().unwrap_or(parameter);
-    name == NAME || (name.contains('%') && percent_decode_str(name).eq(NAME.bytes()))
+    name == TOKEN_PARAM || (name.contains('%') && percent_decode_str(name).eq(TOKEN_PARAM.bytes()))
 }
 
 #[cfg(test)]
@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_token_changes() {
+    fn with_token_replaces_only_the_token() {
         for (given, expected) in [
             ("", "?access_token=T"),
             ("a=1", "?a=1&access_token=T"),
@@ -93,7 +93,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_model_that_parses_every_parameter_agrees(
+        fn with_token_agrees_with_a_full_parser(
             parts in prop::collection::vec("(access_token|access%5ftoken|%61ccess_token|acc|)(=)?[a-z%=]{0,5}", 0..8)
         ) {
             let query = parts.join("&");
@@ -105,8 +105,8 @@ mod tests {
                     (percent_decode_str(name).decode_utf8_lossy().into_owned(), value.to_owned())
                 }).collect()
             };
-            let mut expected: Vec<_> = names(&query).into_iter().filter(|(name, _)| name != NAME).collect();
-            expected.push((NAME.into(), "T".into()));
+            let mut expected: Vec<_> = names(&query).into_iter().filter(|(name, _)| name != TOKEN_PARAM).collect();
+            expected.push((TOKEN_PARAM.into(), "T".into()));
             prop_assert_eq!(names(sent), expected);
         }
     }

@@ -6,48 +6,48 @@ use http::Method;
 use percent_encoding::percent_decode_str;
 
 use super::{query, request};
-use crate::{credential::holds_pass, tickets::TicketKind};
+use crate::{secret::credential_scan::contains_pass, tokens::tickets::TicketKind};
 
 /// What is done with a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum TargetKind {
     /// The agent's token is put into its query.
-    Inject,
+    InjectToken,
     /// It carries a credential of its own and goes through as it came.
-    OwnCredential,
+    Passthrough,
     /// It asks for a token; answered here, with a pass.
     Gettoken,
 }
 
 /// A target that can be sent on.
 #[derive(PartialEq, Eq)]
-pub(super) struct Target<'a> {
+pub(super) struct ParsedTarget<'a> {
     /// The agent that the path's first segment names.
     pub(super) agent: Option<&'a str>,
     /// The path as it goes to the upstream, byte for byte as it came.
     pub(super) path: &'a str,
     /// The path as rules see it: decoded, without doubled slashes. Equal to `path` for nearly all calls.
-    pub(super) route: Cow<'a, str>,
+    pub(super) normalized_path: Cow<'a, str>,
     /// The query as it came.
     pub(super) query: Option<&'a str>,
     /// Whether an `access_token` may stand in it.
-    pub(super) may_hold_token: bool,
+    pub(super) may_contain_token: bool,
     /// What is done with it.
-    pub(super) kind: Kind,
+    pub(super) kind: TargetKind,
     /// Where a pass stands in it that would go to the upstream.
-    pub(super) stray_pass: Option<Place>,
+    pub(super) misplaced_pass: Option<PassLocation>,
 }
 
 /// A part of a target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum PassLocation {
     /// What goes on of the path.
     Path,
     /// The query, but for its `access_token`.
     Query,
 }
 
-impl fmt::Debug for Target<'_> {
+impl fmt::Debug for ParsedTarget<'_> {
     /// Without the query, which may hold secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Target")
@@ -59,19 +59,19 @@ impl fmt::Debug for Target<'_> {
 }
 
 /// The same without the text: where in it things stand.
-pub(super) struct Course {
+pub(super) struct TargetSpans {
     agent: Option<Range<usize>>,
-    path_at: usize,
+    path_start: usize,
     /// The route, where it is not the path.
-    route: Option<Box<str>>,
-    may_hold_token: bool,
-    kind: Kind,
-    stray_pass: Option<Place>,
+    normalized_path: Option<Box<str>>,
+    may_contain_token: bool,
+    kind: TargetKind,
+    misplaced_pass: Option<PassLocation>,
 }
 
 /// Why a target is not sent on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Doubt {
+pub(super) enum TargetError {
     /// It may mean something else to the next reader: 400.
     Malformed(&'static str),
     /// It is well formed and leads nowhere: 404.
@@ -79,13 +79,20 @@ pub(super) enum Doubt {
 }
 
 /// The root of all that is sent on.
-const ROOT: &str = "/cgi-bin/";
+const API_ROOT: &str = "/cgi-bin/";
 
-impl Course {
+impl TargetSpans {
     /// Takes a path and query apart.
-    pub(super) fn find(path: &str, query: Option<&str>) -> Result<Self, Doubt> {
-        let Target { agent, path: rest, route, may_hold_token, kind, stray_pass, .. } =
-            Target::parse(path, query)?;
+    pub(super) fn parse(path: &str, query: Option<&str>) -> Result<Self, TargetError> {
+        let ParsedTarget {
+            agent,
+            path: rest,
+            normalized_path: route,
+            may_contain_token: may_hold_token,
+            kind,
+            misplaced_pass: stray_pass,
+            ..
+        } = ParsedTarget::parse(path, query)?;
         let agent = agent.map(|agent| {
             let start = agent.as_ptr().addr() - path.as_ptr().addr();
             start..start + agent.len()
@@ -94,28 +101,35 @@ impl Course {
             Cow::Borrowed(_) => None,
             Cow::Owned(route) => Some(route.into_boxed_str()),
         };
-        Ok(Self { agent, path_at: path.len() - rest.len(), route, may_hold_token, kind, stray_pass })
+        Ok(Self {
+            agent,
+            path_start: path.len() - rest.len(),
+            normalized_path: route,
+            may_contain_token: may_hold_token,
+            kind,
+            misplaced_pass: stray_pass,
+        })
     }
 }
 
-impl<'a> Target<'a> {
+impl<'a> ParsedTarget<'a> {
     /// Takes a target apart, if that was not done before.
-    pub(super) fn of(target: &'a request::Target) -> Result<Self, Doubt> {
-        let (course, path) = (target.course()?, target.path());
-        let rest = &path[course.path_at..];
+    pub(super) fn from_request(target: &'a request::RequestTarget) -> Result<Self, TargetError> {
+        let (course, path) = (target.spans()?, target.path());
+        let rest = &path[course.path_start..];
         Ok(Self {
             agent: course.agent.clone().map(|agent| &path[agent]),
             path: rest,
-            route: Cow::Borrowed(course.route.as_deref().unwrap_or(rest)),
+            normalized_path: Cow::Borrowed(course.normalized_path.as_deref().unwrap_or(rest)),
             query: target.query(),
-            may_hold_token: course.may_hold_token,
+            may_contain_token: course.may_contain_token,
             kind: course.kind,
-            stray_pass: course.stray_pass,
+            misplaced_pass: course.misplaced_pass,
         })
     }
 
     /// Takes a path and query apart.
-    pub(super) fn parse(path: &'a str, query: Option<&'a str>) -> Result<Self, Doubt> {
+    pub(super) fn parse(path: &'a str, query: Option<&'a str>) -> Result<Self, TargetError> {
         // The upstream would read a doubled slash before the root as a part of the path; it is a base URL's doing.
         let trimmed = match path.as_bytes() {
             [b'/', b'/', ..] => &path[path.len() - path.trim_start_matches('/').len() - 1..],
@@ -125,21 +139,29 @@ impl<'a> Target<'a> {
         if query.is_some_and(|query| query.bytes().fold(false, |odd, byte| odd | is_odd(byte))) {
             let words =
                 "the query holds a space, a control character or a \"#\", which must be percent-encoded";
-            return Err(Doubt::Malformed(words));
+            return Err(TargetError::Malformed(words));
         }
-        check(trimmed)?;
-        let (agent, rest) = match trimmed.starts_with(ROOT) {
+        check_path(trimmed)?;
+        let (agent, rest) = match trimmed.starts_with(API_ROOT) {
             true => (None, trimmed),
             false => split_agent(trimmed)?,
         };
-        let route = route(rest)?;
-        if !route.starts_with(ROOT) || route.len() == ROOT.len() {
-            return Err(Doubt::NoRoute);
+        let route = normalize_path(rest)?;
+        if !route.starts_with(API_ROOT) || route.len() == API_ROOT.len() {
+            return Err(TargetError::NoRoute);
         }
-        let kind = kind(&route[ROOT.len()..]);
-        let may_hold_token = query.is_some_and(query::may_hold_token);
-        let stray_pass = stray_pass(rest, query.unwrap_or_default());
-        Ok(Self { agent, path: rest, route, query, may_hold_token, kind, stray_pass })
+        let kind = classify(&route[API_ROOT.len()..]);
+        let may_hold_token = query.is_some_and(query::may_contain_token);
+        let stray_pass = find_misplaced_pass(rest, query.unwrap_or_default());
+        Ok(Self {
+            agent,
+            path: rest,
+            normalized_path: route,
+            query,
+            may_contain_token: may_hold_token,
+            kind,
+            misplaced_pass: stray_pass,
+        })
     }
 
     /// How long its path and query are.
@@ -150,17 +172,17 @@ impl<'a> Target<'a> {
     /// The query without any `access_token`.
     pub(super) fn query_without_token(&self) -> Cow<'a, str> {
         match self.query.unwrap_or_default() {
-            query if self.may_hold_token => query::without_token(query),
+            query if self.may_contain_token => query::without_token(query),
             query => Cow::Borrowed(query),
         }
     }
 
     /// The ticket that the call asks for, and nothing else with it.
-    pub(super) fn ticket(&self, method: &Method) -> Option<TicketKind> {
+    pub(super) fn ticket_kind(&self, method: &Method) -> Option<TicketKind> {
         if method != Method::GET {
             return None;
         }
-        let (kind, wanted): (_, &[&str]) = match &*self.route {
+        let (kind, wanted): (_, &[&str]) = match &*self.normalized_path {
             "/cgi-bin/get_jsapi_ticket" => (TicketKind::Jsapi, &[]),
             "/cgi-bin/ticket/get" => (TicketKind::AgentConfig, &["type=agent_config"]),
             _ => return None,
@@ -171,29 +193,30 @@ impl<'a> Target<'a> {
 }
 
 /// Where a pass would go to the upstream. One in `access_token` is taken out or refused by itself.
-fn stray_pass(path: &str, query: &str) -> Option<Place> {
-    if holds_pass(path.as_bytes()) {
-        return Some(Place::Path);
+fn find_misplaced_pass(path: &str, query: &str) -> Option<PassLocation> {
+    if contains_pass(path.as_bytes()) {
+        return Some(PassLocation::Path);
     }
     // Nearly no query holds one anywhere.
-    let strays = holds_pass(query.as_bytes())
-        && query.split('&').any(|it| !query::is_token(it) && holds_pass(it.as_bytes()));
-    strays.then_some(Place::Query)
+    let strays = contains_pass(query.as_bytes())
+        && query.split('&').any(|it| !query::is_token_param(it) && contains_pass(it.as_bytes()));
+    strays.then_some(PassLocation::Query)
 }
 
 /// Takes the agent's name off the front of a path.
-fn split_agent(path: &str) -> Result<(Option<&str>, &str), Doubt> {
-    let after = path.strip_prefix('/').ok_or(Doubt::Malformed("the path does not begin with a slash"))?;
-    let (name, rest) = after.split_at(memchr::memchr(b'/', after.as_bytes()).ok_or(Doubt::NoRoute)?);
+fn split_agent(path: &str) -> Result<(Option<&str>, &str), TargetError> {
+    let after =
+        path.strip_prefix('/').ok_or(TargetError::Malformed("the path does not begin with a slash"))?;
+    let (name, rest) = after.split_at(memchr::memchr(b'/', after.as_bytes()).ok_or(TargetError::NoRoute)?);
     let slashes = rest.bytes().take_while(|byte| *byte == b'/').count();
     let rest = &rest[slashes - 1..];
     let named =
         !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte));
-    if named && rest.starts_with(ROOT) { Ok((Some(name), rest)) } else { Err(Doubt::NoRoute) }
+    if named && rest.starts_with(API_ROOT) { Ok((Some(name), rest)) } else { Err(TargetError::NoRoute) }
 }
 
 /// The path that rules are applied to, or the doubt that it may mean another one to the upstream.
-fn route(path: &str) -> Result<Cow<'_, str>, Doubt> {
+fn normalize_path(path: &str) -> Result<Cow<'_, str>, TargetError> {
     // Without a way out in the middle, for that is what lets it be done sixteen bytes at a time.
     let doubled = path
         .as_bytes()
@@ -204,7 +227,7 @@ fn route(path: &str) -> Result<Cow<'_, str>, Doubt> {
     }
     let decoded = percent_decode_str(path)
         .decode_utf8()
-        .map_err(|_| Doubt::Malformed("the path is not UTF-8 once decoded"))?;
+        .map_err(|_| TargetError::Malformed("the path is not UTF-8 once decoded"))?;
     let mut route = String::with_capacity(decoded.len());
     for letter in decoded.chars() {
         if !(letter == '/' && route.ends_with('/')) {
@@ -215,7 +238,7 @@ fn route(path: &str) -> Result<Cow<'_, str>, Doubt> {
 }
 
 /// Whether a byte may not stand in a path as it is.
-fn is_odd(byte: u8) -> bool {
+fn must_be_encoded(byte: u8) -> bool {
     (byte <= b' ')
         | (byte >= 0x7f)
         | (byte == b'\\')
@@ -231,9 +254,9 @@ fn is_odd(byte: u8) -> bool {
 }
 
 /// Refuses what could be read as another path further on.
-fn check(path: &str) -> Result<(), Doubt> {
-    if path.bytes().fold(false, |odd, byte| odd | is_odd(byte)) {
-        return Err(Doubt::Malformed("the path holds a character that must be percent-encoded"));
+fn check_path(path: &str) -> Result<(), TargetError> {
+    if path.bytes().fold(false, |odd, byte| odd | must_be_encoded(byte)) {
+        return Err(TargetError::Malformed("the path holds a character that must be percent-encoded"));
     }
     // Nearly all paths are plain letters and slashes.
     if memchr::memchr2(b'.', b'%', path.as_bytes()).is_none() {
@@ -243,7 +266,7 @@ fn check(path: &str) -> Result<(), Doubt> {
     // Once as it came, once decoded, once decoded twice: someone behind may decode once more.
     for _ in 0..3 {
         if text.split('/').any(is_dot_segment) {
-            return Err(Doubt::Malformed("the path holds a dot segment"));
+            return Err(TargetError::Malformed("the path holds a dot segment"));
         }
         if !text.contains('%') {
             return Ok(());
@@ -251,19 +274,19 @@ fn check(path: &str) -> Result<(), Doubt> {
         let decoded = percent_decode_str(&text).collect::<Vec<u8>>();
         let encoded = text.bytes().filter(|byte| b"/\\".contains(byte)).count();
         if decoded.iter().filter(|byte| b"/\\".contains(byte)).count() != encoded {
-            return Err(Doubt::Malformed("the path holds an encoded slash or backslash"));
+            return Err(TargetError::Malformed("the path holds an encoded slash or backslash"));
         }
-        let decoded =
-            String::from_utf8(decoded).map_err(|_| Doubt::Malformed("the path is not UTF-8 once decoded"))?;
+        let decoded = String::from_utf8(decoded)
+            .map_err(|_| TargetError::Malformed("the path is not UTF-8 once decoded"))?;
         if decoded.chars().any(char::is_control) {
-            return Err(Doubt::Malformed("the path holds an encoded control character"));
+            return Err(TargetError::Malformed("the path holds an encoded control character"));
         }
         if decoded == *text {
             return Ok(());
         }
         text = Cow::Owned(decoded);
     }
-    Err(Doubt::Malformed("the path is percent-encoded more than twice"))
+    Err(TargetError::Malformed("the path is percent-encoded more than twice"))
 }
 
 /// `.` and `..`, with or without parameters behind a semicolon, which some servers cut off first.
@@ -273,7 +296,7 @@ fn is_dot_segment(segment: &str) -> bool {
 
 /// What kind of call a route below the root is. Servers differ in case and in trailing marks; a call that may be meant
 /// as gettoken is taken for one.
-fn kind(route: &str) -> Kind {
+fn classify(route: &str) -> TargetKind {
     let bare = &route[..memchr::memchr(b';', route.as_bytes()).unwrap_or(route.len())];
     let bare = if bare.ends_with('/') { bare.trim_end_matches('/') } else { bare };
     let under = |root: &str| {
@@ -282,11 +305,11 @@ fn kind(route: &str) -> Kind {
         head && bare.as_bytes().get(root.len()) == Some(&b'/')
     };
     if bare.eq_ignore_ascii_case("gettoken") {
-        Kind::Gettoken
+        TargetKind::Gettoken
     } else if under("webhook") || under("service") || under("license") {
-        Kind::OwnCredential
+        TargetKind::Passthrough
     } else {
-        Kind::Inject
+        TargetKind::InjectToken
     }
 }
 
@@ -296,47 +319,83 @@ mod tests {
 
     use super::*;
 
-    fn parse(target: &str) -> Result<(Option<&str>, &str, String, Kind), Doubt> {
+    fn parse(target: &str) -> Result<(Option<&str>, &str, String, TargetKind), TargetError> {
         let (path, query) =
             target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
-        Target::parse(path, query)
-            .map(|target| (target.agent, target.path, target.route.into_owned(), target.kind))
+        ParsedTarget::parse(path, query)
+            .map(|target| (target.agent, target.path, target.normalized_path.into_owned(), target.kind))
     }
 
     #[test]
-    fn paths_that_go_out() {
+    fn valid_path_is_parsed() {
         for (given, agent, path, route, kind) in [
-            ("/cgi-bin/user/get?a=1", None, "/cgi-bin/user/get", "/cgi-bin/user/get", Kind::Inject),
-            ("/hr/cgi-bin/user/get", Some("hr"), "/cgi-bin/user/get", "/cgi-bin/user/get", Kind::Inject),
-            ("//cgi-bin/user/get", None, "/cgi-bin/user/get", "/cgi-bin/user/get", Kind::Inject),
-            ("/hr//cgi-bin/user/get", Some("hr"), "/cgi-bin/user/get", "/cgi-bin/user/get", Kind::Inject),
-            ("/cgi-bin/oa//book", None, "/cgi-bin/oa//book", "/cgi-bin/oa/book", Kind::Inject),
-            ("/cgi-bin/user/%67et", None, "/cgi-bin/user/%67et", "/cgi-bin/user/get", Kind::Inject),
-            ("/cgi-bin/gettoken", None, "/cgi-bin/gettoken", "/cgi-bin/gettoken", Kind::Gettoken),
+            (
+                "/cgi-bin/user/get?a=1",
+                None,
+                "/cgi-bin/user/get",
+                "/cgi-bin/user/get",
+                TargetKind::InjectToken,
+            ),
+            (
+                "/hr/cgi-bin/user/get",
+                Some("hr"),
+                "/cgi-bin/user/get",
+                "/cgi-bin/user/get",
+                TargetKind::InjectToken,
+            ),
+            ("//cgi-bin/user/get", None, "/cgi-bin/user/get", "/cgi-bin/user/get", TargetKind::InjectToken),
+            (
+                "/hr//cgi-bin/user/get",
+                Some("hr"),
+                "/cgi-bin/user/get",
+                "/cgi-bin/user/get",
+                TargetKind::InjectToken,
+            ),
+            ("/cgi-bin/oa//book", None, "/cgi-bin/oa//book", "/cgi-bin/oa/book", TargetKind::InjectToken),
+            (
+                "/cgi-bin/user/%67et",
+                None,
+                "/cgi-bin/user/%67et",
+                "/cgi-bin/user/get",
+                TargetKind::InjectToken,
+            ),
+            ("/cgi-bin/gettoken", None, "/cgi-bin/gettoken", "/cgi-bin/gettoken", TargetKind::Gettoken),
             (
                 "/hr/cgi-bin//GetToken/",
                 Some("hr"),
                 "/cgi-bin//GetToken/",
                 "/cgi-bin/GetToken/",
-                Kind::Gettoken,
+                TargetKind::Gettoken,
             ),
-            ("/cgi-bin/%67ettoken;a", None, "/cgi-bin/%67ettoken;a", "/cgi-bin/gettoken;a", Kind::Gettoken),
+            (
+                "/cgi-bin/%67ettoken;a",
+                None,
+                "/cgi-bin/%67ettoken;a",
+                "/cgi-bin/gettoken;a",
+                TargetKind::Gettoken,
+            ),
             (
                 "/cgi-bin/webhook/send?key=1",
                 None,
                 "/cgi-bin/webhook/send",
                 "/cgi-bin/webhook/send",
-                Kind::OwnCredential,
+                TargetKind::Passthrough,
             ),
-            ("/cgi-bin/service/x", None, "/cgi-bin/service/x", "/cgi-bin/service/x", Kind::OwnCredential),
-            ("/cgi-bin/services/x", None, "/cgi-bin/services/x", "/cgi-bin/services/x", Kind::Inject),
+            ("/cgi-bin/service/x", None, "/cgi-bin/service/x", "/cgi-bin/service/x", TargetKind::Passthrough),
+            (
+                "/cgi-bin/services/x",
+                None,
+                "/cgi-bin/services/x",
+                "/cgi-bin/services/x",
+                TargetKind::InjectToken,
+            ),
         ] {
             assert_eq!(parse(given), Ok((agent, path, route.to_owned(), kind)), "{given}");
         }
     }
 
     #[test]
-    fn paths_that_do_not() {
+    fn invalid_path_is_rejected() {
         for given in [
             "/",
             "/hr",
@@ -348,7 +407,7 @@ mod tests {
             "/cgi-binx/a",
             "/h.r/cgi-bin/a",
         ] {
-            assert_eq!(parse(given), Err(Doubt::NoRoute), "{given}");
+            assert_eq!(parse(given), Err(TargetError::NoRoute), "{given}");
         }
         for given in [
             "/cgi-bin/../a",
@@ -377,15 +436,15 @@ mod tests {
             "/cgi-bin/a?b\x01",
             "/../cgi-bin/a",
         ] {
-            assert!(matches!(parse(given), Err(Doubt::Malformed(_))), "{given}: {:?}", parse(given));
+            assert!(matches!(parse(given), Err(TargetError::Malformed(_))), "{given}: {:?}", parse(given));
         }
     }
 
     proptest! {
         #[test]
-        fn what_goes_out_stays_below_the_root_however_often_it_is_decoded(path in "/[a-z./%2eEfF5cC;\\\\-]{0,40}") {
+        fn decoded_path_stays_below_the_api_root(path in "/[a-z./%2eEfF5cC;\\\\-]{0,40}") {
             let path = format!("/cgi-bin{path}");
-            if let Ok(target) = Target::parse(&path, None) {
+            if let Ok(target) = ParsedTarget::parse(&path, None) {
                 let mut text = target.path.to_owned();
                 for _ in 0..4 {
                     let mut depth = 0;

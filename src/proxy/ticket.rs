@@ -5,131 +5,135 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, timeout};
 
 use super::{
-    Forward, Proxy,
-    inspect::Inspected,
-    record::Record,
-    refusal::{Kind, Refusal},
+    ForwardedRequest, Proxy,
+    errcode_probe::ProbedResponse,
+    error::{ErrorKind, ProxyError},
+    request_context::RequestContext,
 };
 use crate::{
     directory::Agent,
-    fields::Fields,
-    tickets::{Elsewhere, Ended, FetchTurn, TicketKind},
+    http1::headers::Headers,
+    tokens::tickets::{FetchFailure, FetchGuard, SharedLookup, TicketKind},
     upstream::BodyLength,
 };
 
 /// Most bytes of a ticket's answer.
-const MAX_TICKET: usize = 64 * 1024;
+const MAX_TICKET_RESPONSE_BYTES: usize = 64 * 1024;
 /// How many calls a fetch may take: one that is refused, gettoken, and one more.
-const CALLS: u32 = 3;
+const MAX_CALLS_PER_FETCH: u32 = 3;
 
 impl Proxy {
     /// A ticket: the kept one, or a new one, fetched once however many ask.
-    pub(super) async fn ticket(
+    pub(super) async fn serve_ticket(
         &self,
-        forward: &Forward<'_>,
+        forward: &ForwardedRequest<'_>,
         agent: &Arc<Agent>,
         kind: TicketKind,
-        record: &mut Record,
-    ) -> Result<Box<Inspected>, Refusal> {
-        let (slot, came) = (agent.tickets.of(kind), Instant::now());
-        if let Some(kept) = slot.answer(came) {
-            return Ok(Inspected::local(kept));
+        record: &mut RequestContext,
+    ) -> Result<Box<ProbedResponse>, ProxyError> {
+        let (slot, came) = (agent.tickets.entry(kind), Instant::now());
+        if let Some(kept) = slot.response(came) {
+            return Ok(ProbedResponse::local(kept));
         }
-        self.begin_wait(forward, record)?;
-        let turn = slot.turn().await;
-        let fetched = self.ticket_in_turn(turn, came, forward, agent, kind, record).await;
+        self.acquire_wait_permit(forward, record)?;
+        let turn = slot.lock_fetch().await;
+        let fetched = self.serve_ticket_in_turn(turn, came, forward, agent, kind, record).await;
         record.wait_permit = None;
         fetched
     }
 
     /// The same for the one request that may fetch it now.
-    async fn ticket_in_turn(
+    async fn serve_ticket_in_turn(
         &self,
-        mut turn: FetchTurn<'_>,
+        mut turn: FetchGuard<'_>,
         came: Instant,
-        forward: &Forward<'_>,
+        forward: &ForwardedRequest<'_>,
         agent: &Arc<Agent>,
         kind: TicketKind,
-        record: &mut Record,
-    ) -> Result<Box<Inspected>, Refusal> {
-        let slot = agent.tickets.of(kind);
-        match (slot.answer(Instant::now()), turn.ended_since(came)) {
-            (Some(kept), _) => return Ok(Inspected::local(kept)),
-            (None, Some(Ended::Answered(body))) => return Ok(Inspected::local(body)),
-            (None, Some(Ended::Failed)) => {
+        record: &mut RequestContext,
+    ) -> Result<Box<ProbedResponse>, ProxyError> {
+        let slot = agent.tickets.entry(kind);
+        match (slot.response(Instant::now()), turn.failure_since(came)) {
+            (Some(kept), _) => return Ok(ProbedResponse::local(kept)),
+            (None, Some(FetchFailure::Response(body))) => return Ok(ProbedResponse::local(body)),
+            (None, Some(FetchFailure::NoResponse)) => {
                 let words = "another request has just failed to fetch this ticket; come again";
-                return Err(Refusal::new(Kind::UpstreamBroke, words));
+                return Err(ProxyError::new(ErrorKind::UpstreamFailed, words));
             }
             (None, None) => {}
         }
-        let elsewhere = match agent.slot.store() {
-            Some(store) => slot.elsewhere(kind, agent.slot.credentials(), store).await,
-            None => Elsewhere::Unknown,
+        let elsewhere = match agent.token.store() {
+            Some(store) => slot.lookup_shared(kind, agent.token.credentials(), store).await,
+            None => SharedLookup::Unavailable,
         };
         let shared = match elsewhere {
-            Elsewhere::Kept(answer) => return Ok(Inspected::local(answer)),
-            Elsewhere::Answered(body) => {
-                turn.end(Ended::Answered(body.clone()));
-                return Ok(Inspected::local(body));
+            SharedLookup::Ticket(answer) => return Ok(ProbedResponse::local(answer)),
+            SharedLookup::Response(body) => {
+                turn.set_failure(FetchFailure::Response(body.clone()));
+                return Ok(ProbedResponse::local(body));
             }
-            Elsewhere::Ours(shared) => Some(shared),
-            Elsewhere::Unknown => None,
+            SharedLookup::Lease(shared) => Some(shared),
+            SharedLookup::Unavailable => None,
         };
         let asked = Instant::now();
-        record.now = asked;
+        record.cached_now = asked;
         // A caller who leaves meanwhile ends nothing: the next in the row fetches instead.
-        let most = CALLS * self.upstream.patience();
+        let most = MAX_CALLS_PER_FETCH * self.upstream.fetch_timeout();
         let fetching = async {
             // Others wait for it: an answer that drips must not hold them up for as long as it likes.
             let Ok(fetched) = timeout(most, self.fetch_ticket(forward, agent, record)).await else {
-                record.end_now(Some(Kind::UpstreamTimeout));
-                return Err(late(most));
+                record.end_span_now(Some(ErrorKind::UpstreamTimeout));
+                return Err(ticket_timeout(most));
             };
             fetched
         };
         let fetched = match &shared {
-            Some(shared) => shared.hold(fetching).await,
+            Some(shared) => shared.extend_while(fetching).await,
             None => fetching.await,
         };
         match &fetched {
-            Ok(answer) => match answer.whole().filter(|_| answer.status == http::StatusCode::OK) {
+            Ok(answer) => match answer.complete_body().filter(|_| answer.status == http::StatusCode::OK) {
                 Some(body) => {
-                    slot.keep(asked, &body);
+                    slot.insert_response(asked, &body);
                     if let Some(shared) = shared {
-                        shared.tell(slot, &body).await;
+                        shared.publish(slot, &body).await;
                     }
-                    turn.end(Ended::Answered(body));
+                    turn.set_failure(FetchFailure::Response(body));
                 }
-                None => turn.end(Ended::Failed),
+                None => turn.set_failure(FetchFailure::NoResponse),
             },
             // Why there is no token, the agent's slot tells each of them, and at once.
-            Err(refusal) if refusal.kind == Kind::TokenUnavailable => {}
-            Err(_) => turn.end(Ended::Failed),
+            Err(refusal) if refusal.kind == ErrorKind::TokenUnavailable => {}
+            Err(_) => turn.set_failure(FetchFailure::NoResponse),
         }
         fetched
     }
 
     async fn fetch_ticket(
         &self,
-        forward: &Forward<'_>,
+        forward: &ForwardedRequest<'_>,
         agent: &Arc<Agent>,
-        record: &mut Record,
-    ) -> Result<Box<Inspected>, Refusal> {
+        record: &mut RequestContext,
+    ) -> Result<Box<ProbedResponse>, ProxyError> {
         // Nobody's own headers: the answer is everybody's.
-        let neutral = Forward { fields: &Fields::default(), length: BodyLength::Absent, ..*forward };
+        let neutral =
+            ForwardedRequest { headers: &Headers::default(), body_length: BodyLength::Absent, ..*forward };
         // Nothing has taken time since the request began; one that has waited long enough for it to matter is helped by the
         // refusal.
-        let token = match agent.slot.ready(record.began) {
+        let token = match agent.token.cached(record.started) {
             Some(token) => token,
             None => self.wait_for_token(&neutral, agent, None, record).await.map_err(|refusal| *refusal)?,
         };
         let answer = self.send_with_token(&neutral, agent, token, &mut None, record).await?;
-        answer.collect(MAX_TICKET).await.map_err(|failure| self.failed(failure))
+        answer
+            .buffer_remaining(MAX_TICKET_RESPONSE_BYTES)
+            .await
+            .map_err(|failure| self.map_upstream_error(failure))
     }
 }
 
-fn late(most: Duration) -> Refusal {
+fn ticket_timeout(most: Duration) -> ProxyError {
     let words =
         format!("WeCom did not answer as it should: no ticket came within {:.1} s", most.as_secs_f64());
-    Refusal::new(Kind::UpstreamTimeout, words)
+    ProxyError::new(ErrorKind::UpstreamTimeout, words)
 }

@@ -6,37 +6,37 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustls::pki_types::CertificateDer;
 
 /// A client's certificate and those that lead from it to an authority.
-pub(super) type Chain = Arc<[CertificateDer<'static>]>;
+pub(super) type CertificateChain = Arc<[CertificateDer<'static>]>;
 
 /// What a connection's client has shown.
 #[derive(Debug, Default)]
-pub(super) struct Presented(Mutex<State>);
+pub(super) struct ClientCertificate(Mutex<State>);
 
 #[derive(Debug, Default)]
 enum State {
     /// The handshake is not over: it is judged when it is.
     #[default]
-    Pending,
-    Nothing,
-    Certificate(Chain),
+    HandshakePending,
+    Absent,
+    Presented(CertificateChain),
 }
 
-impl Presented {
+impl ClientCertificate {
     /// Ends the handshake. A lock orders this before or after [`is_covered`](Self::is_covered): either that sees the chain, or
     /// what it judges by is seen here afterwards.
-    pub(super) fn set(&self, chain: Option<Chain>) {
-        *self.lock() = chain.map_or(State::Nothing, State::Certificate);
+    pub(super) fn complete_handshake(&self, chain: Option<CertificateChain>) {
+        *self.lock() = chain.map_or(State::Absent, State::Presented);
     }
 
     /// Whether `accepts` accepts what was shown, as far as that is known.
-    pub(super) fn is_covered(
+    pub(super) fn is_accepted_by(
         &self,
         accepts: impl FnOnce(Option<&[CertificateDer<'static>]>) -> bool,
     ) -> bool {
         match &*self.lock() {
-            State::Pending => true,
-            State::Nothing => accepts(None),
-            State::Certificate(chain) => accepts(Some(chain)),
+            State::HandshakePending => true,
+            State::Absent => accepts(None),
+            State::Presented(chain) => accepts(Some(chain)),
         }
     }
 

@@ -9,14 +9,14 @@ use rustls::{
     server::{WebPkiClientVerifier, danger::ClientCertVerifier},
 };
 
-use crate::config::ServerTls;
+use crate::config::ServerTlsConfig;
 
 /// Why TLS towards clients cannot be set up.
 #[derive(Debug, thiserror::Error)]
-#[error("server.tls: {path}: {what}", path = .path.display())]
+#[error("server.tls: {path}: {message}", path = .path.display())]
 pub struct TlsError {
     path: PathBuf,
-    what: String,
+    message: String,
 }
 
 /// TLS towards clients: what the handshake needs, and whose certificates clients must show.
@@ -41,29 +41,29 @@ impl TlsTermination {
 }
 
 /// Whether two settings accept the same clients; `None` is plain text. A changed server certificate makes no difference.
-pub(super) fn has_same_clients(one: Option<&TlsTermination>, other: Option<&TlsTermination>) -> bool {
+pub(super) fn accepts_same_clients(one: Option<&TlsTermination>, other: Option<&TlsTermination>) -> bool {
     let roots = |tls: Option<&TlsTermination>| Some(tls?.client_auth.as_ref()?.roots.clone());
     roots(one) == roots(other)
 }
 
 /// Whether these settings accept a client that has shown this chain, or none; `None` is plain text.
-pub(super) fn accepts(tls: Option<&TlsTermination>, chain: Option<&[CertificateDer<'_>]>) -> bool {
+pub(super) fn accepts_client(tls: Option<&TlsTermination>, chain: Option<&[CertificateDer<'_>]>) -> bool {
     let Some(auth) = tls.and_then(|tls| tls.client_auth.as_ref()) else { return true };
     let Some((own, intermediates)) = chain.and_then(|chain| chain.split_first()) else { return false };
     auth.verifier.verify_client_cert(own, intermediates, UnixTime::now()).is_ok()
 }
 
 /// Reads the files and builds what the handshake needs.
-pub fn termination(tls: &ServerTls) -> Result<Arc<TlsTermination>, TlsError> {
-    let wrong = |path: &Path, what: String| TlsError { path: path.to_owned(), what };
-    let chain = certificates(&tls.cert)?;
+pub fn load_termination(tls: &ServerTlsConfig) -> Result<Arc<TlsTermination>, TlsError> {
+    let wrong = |path: &Path, what: String| TlsError { path: path.to_owned(), message: what };
+    let chain = load_certificates(&tls.cert)?;
     let key = PrivateKeyDer::from_pem_file(&tls.key)
         .map_err(|_| wrong(&tls.key, "holds no private key; it wants PEM with BEGIN PRIVATE KEY".into()))?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = ServerConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .map_err(|error| wrong(&tls.cert, error.to_string()))?;
-    let client_auth = tls.client_ca.as_deref().map(|path| client_auth(path, provider)).transpose()?;
+    let client_auth = tls.client_ca.as_deref().map(|path| load_client_auth(path, provider)).transpose()?;
     let builder = match &client_auth {
         None => builder.with_no_client_auth(),
         Some(auth) => builder.with_client_cert_verifier(auth.verifier.clone()),
@@ -80,9 +80,9 @@ pub fn termination(tls: &ServerTls) -> Result<Arc<TlsTermination>, TlsError> {
     Ok(Arc::new(TlsTermination { config: Arc::new(config), client_auth }))
 }
 
-fn client_auth(path: &Path, provider: Arc<CryptoProvider>) -> Result<ClientAuth, TlsError> {
-    let wrong = |what: String| TlsError { path: path.to_owned(), what };
-    let (roots, mut store) = (certificates(path)?, RootCertStore::empty());
+fn load_client_auth(path: &Path, provider: Arc<CryptoProvider>) -> Result<ClientAuth, TlsError> {
+    let wrong = |what: String| TlsError { path: path.to_owned(), message: what };
+    let (roots, mut store) = (load_certificates(path)?, RootCertStore::empty());
     for root in &roots {
         store.add(root.clone()).map_err(|error| wrong(error.to_string()))?;
     }
@@ -92,8 +92,8 @@ fn client_auth(path: &Path, provider: Arc<CryptoProvider>) -> Result<ClientAuth,
     Ok(ClientAuth { roots, verifier })
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let wrong = |what: String| TlsError { path: path.to_owned(), what };
+fn load_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let wrong = |what: String| TlsError { path: path.to_owned(), message: what };
     let found = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
     let found = found.map_err(|error| wrong(error.to_string()))?;
     if found.is_empty() {

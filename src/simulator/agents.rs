@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::chance;
+use super::random;
 
 /// A token is as long as those of WeCom.
 const TOKEN_CHARS: usize = 214;
@@ -17,7 +17,7 @@ const TOKEN_CHARS: usize = 214;
 /// An application of the simulated WeCom.
 #[derive(Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Agent {
+pub struct SimulatedAgent {
     /// The name by which the control address knows it.
     pub name: String,
     /// The id of its company.
@@ -28,13 +28,13 @@ pub struct Agent {
     pub agentid: u64,
 }
 
-impl fmt::Debug for Agent {
+impl fmt::Debug for SimulatedAgent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Agent({}, {}, {})", self.name, self.corpid, self.agentid)
     }
 }
 
-impl Agent {
+impl SimulatedAgent {
     /// An agent of the company `ww1234567890abcdef`.
     pub fn new(name: &str, secret: &str, agentid: u64) -> Self {
         let corpid = "ww1234567890abcdef".to_owned();
@@ -45,13 +45,13 @@ impl Agent {
 /// No agent has this name.
 #[derive(Debug)]
 pub struct UnknownAgent {
-    wanted: String,
+    name: String,
     known: Vec<String>,
 }
 
 impl fmt::Display for UnknownAgent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "no agent is named {:?}; there are: {}", self.wanted, self.known.join(", "))
+        write!(f, "no agent is named {:?}; there are: {}", self.name, self.known.join(", "))
     }
 }
 
@@ -59,191 +59,202 @@ impl std::error::Error for UnknownAgent {}
 
 /// Why a call is not let in: WeCom's errcode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Refused(pub(super) i64);
+pub(super) struct ErrcodeError(pub(super) i64);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Condition {
+enum TokenValidity {
     Good,
     Revoked,
     Expired,
 }
 
-struct Token {
-    text: String,
+struct IssuedToken {
+    value: String,
     agent: usize,
-    issued: Instant,
-    condition: Condition,
+    issued_at: Instant,
+    validity: TokenValidity,
 }
 
-struct Member {
-    agent: Agent,
+struct AgentState {
+    agent: SimulatedAgent,
     /// The serial of its newest token.
-    token: Option<u64>,
-    same_token: bool,
-    gettokens: u64,
+    newest_token: Option<u64>,
+    reissue_same_token: bool,
+    gettoken_count: u64,
     /// A ticket of each kind, and when it was made.
     tickets: HashMap<&'static str, (String, Instant)>,
 }
 
 /// All agents. Tokens are numbered from 1 on.
-pub(super) struct Agents {
-    members: Vec<Member>,
-    tokens: Vec<Token>,
-    by_text: HashMap<String, u64>,
-    lifetime: Duration,
+pub(super) struct AgentRegistry {
+    agents: Vec<AgentState>,
+    tokens: Vec<IssuedToken>,
+    serial_by_value: HashMap<String, u64>,
+    token_lifetime: Duration,
     gettoken_limit: Option<u32>,
-    issued: Issued,
+    issued: IssuedTokens,
 }
 
 /// The tokens that a simulator has issued, in order. Clones share them, and keep no simulator running.
 #[derive(Clone, Default)]
-pub struct Issued(Arc<Mutex<Vec<String>>>);
+pub struct IssuedTokens(Arc<Mutex<Vec<String>>>);
 
-impl Issued {
+impl IssuedTokens {
     /// Their texts, from the `from`th on.
     pub fn since(&self, from: usize) -> Vec<String> {
-        self.tokens().get(from..).map(<[String]>::to_vec).unwrap_or_default()
+        self.lock().get(from..).map(<[String]>::to_vec).unwrap_or_default()
     }
 
-    fn tokens(&self) -> MutexGuard<'_, Vec<String>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<String>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Agents {
-    pub(super) fn new(agents: Vec<Agent>, lifetime: Duration, gettoken_limit: Option<u32>) -> Self {
+impl AgentRegistry {
+    pub(super) fn new(agents: Vec<SimulatedAgent>, lifetime: Duration, gettoken_limit: Option<u32>) -> Self {
         let mut all = Self {
-            members: Vec::new(),
+            agents: Vec::new(),
             tokens: Vec::new(),
-            by_text: HashMap::new(),
-            lifetime,
+            serial_by_value: HashMap::new(),
+            token_lifetime: lifetime,
             gettoken_limit,
-            issued: Issued::default(),
+            issued: IssuedTokens::default(),
         };
         agents.into_iter().for_each(|agent| all.add(agent));
         all
     }
 
     /// Adds an agent, or takes the place of the one with its name, whose tokens are then void.
-    pub(super) fn add(&mut self, agent: Agent) {
+    pub(super) fn add(&mut self, agent: SimulatedAgent) {
         if let Ok(at) = self.find(&agent.name) {
-            self.spoil(at, Condition::Revoked);
-            self.members[at].agent = agent;
+            self.invalidate_tokens(at, TokenValidity::Revoked);
+            self.agents[at].agent = agent;
             return;
         }
-        let member = Member { agent, token: None, same_token: false, gettokens: 0, tickets: HashMap::new() };
-        self.members.push(member);
+        let member = AgentState {
+            agent,
+            newest_token: None,
+            reissue_same_token: false,
+            gettoken_count: 0,
+            tickets: HashMap::new(),
+        };
+        self.agents.push(member);
     }
 
-    pub(super) fn issued(&self) -> Issued {
+    pub(super) fn issued(&self) -> IssuedTokens {
         self.issued.clone()
     }
 
     pub(super) fn find(&self, name: &str) -> Result<usize, UnknownAgent> {
-        self.members.iter().position(|member| member.agent.name == name).ok_or_else(|| UnknownAgent {
-            wanted: name.to_owned(),
-            known: self.members.iter().map(|member| member.agent.name.clone()).collect(),
+        self.agents.iter().position(|member| member.agent.name == name).ok_or_else(|| UnknownAgent {
+            name: name.to_owned(),
+            known: self.agents.iter().map(|member| member.agent.name.clone()).collect(),
         })
     }
 
     pub(super) fn name(&self, agent: usize) -> &str {
-        &self.members[agent].agent.name
+        &self.agents[agent].agent.name
     }
 
     /// Whether this agentid is the agent's own: 301002 where it is another app's, 40056 where it is nobody's.
-    pub(super) fn judge_agentid(&self, agent: usize, agentid: &str) -> Result<u64, Refused> {
-        let wanted: u64 = agentid.parse().map_err(|_| Refused(40056))?;
-        match self.members.iter().position(|member| member.agent.agentid == wanted) {
-            None => Err(Refused(40056)),
-            Some(_) if self.members[agent].agent.agentid == wanted => Ok(wanted),
-            Some(_) => Err(Refused(301_002)),
+    pub(super) fn check_agentid(&self, agent: usize, agentid: &str) -> Result<u64, ErrcodeError> {
+        let wanted: u64 = agentid.parse().map_err(|_| ErrcodeError(40056))?;
+        match self.agents.iter().position(|member| member.agent.agentid == wanted) {
+            None => Err(ErrcodeError(40056)),
+            Some(_) if self.agents[agent].agent.agentid == wanted => Ok(wanted),
+            Some(_) => Err(ErrcodeError(301_002)),
         }
     }
 
-    pub(super) fn gettokens(&self, agent: usize) -> u64 {
-        self.members[agent].gettokens
+    pub(super) fn gettoken_count(&self, agent: usize) -> u64 {
+        self.agents[agent].gettoken_count
     }
 
-    pub(super) fn serial(&self, text: &str) -> Option<u64> {
-        self.by_text.get(text).copied()
+    pub(super) fn token_serial(&self, text: &str) -> Option<u64> {
+        self.serial_by_value.get(text).copied()
     }
 
-    pub(super) fn owner(&self, serial: u64) -> usize {
+    pub(super) fn token_owner(&self, serial: u64) -> usize {
         self.tokens[serial as usize - 1].agent
     }
 
     /// Whether this token lets a call in.
-    pub(super) fn admit(&self, text: Option<&str>) -> Result<(), Refused> {
+    pub(super) fn check_token(&self, text: Option<&str>) -> Result<(), ErrcodeError> {
         let Some(text) = text.filter(|text| !text.is_empty()) else {
-            return Err(Refused(41001));
+            return Err(ErrcodeError(41001));
         };
-        match self.serial(text).map(|serial| self.condition(serial)) {
-            Some(Condition::Good) => Ok(()),
-            Some(Condition::Expired) => Err(Refused(42001)),
-            Some(Condition::Revoked) | None => Err(Refused(40014)),
+        match self.token_serial(text).map(|serial| self.token_validity(serial)) {
+            Some(TokenValidity::Good) => Ok(()),
+            Some(TokenValidity::Expired) => Err(ErrcodeError(42001)),
+            Some(TokenValidity::Revoked) | None => Err(ErrcodeError(40014)),
         }
     }
 
     /// Who asks for a token with this corpid and secret.
-    pub(super) fn recognise(&self, corpid: Option<&str>, secret: Option<&str>) -> Result<usize, Refused> {
-        let corpid = corpid.filter(|id| !id.is_empty()).ok_or(Refused(41002))?;
-        let secret = secret.filter(|secret| !secret.is_empty()).ok_or(Refused(41004))?;
-        if !self.members.iter().any(|member| member.agent.corpid == corpid) {
-            return Err(Refused(40013));
+    pub(super) fn authenticate(
+        &self,
+        corpid: Option<&str>,
+        secret: Option<&str>,
+    ) -> Result<usize, ErrcodeError> {
+        let corpid = corpid.filter(|id| !id.is_empty()).ok_or(ErrcodeError(41002))?;
+        let secret = secret.filter(|secret| !secret.is_empty()).ok_or(ErrcodeError(41004))?;
+        if !self.agents.iter().any(|member| member.agent.corpid == corpid) {
+            return Err(ErrcodeError(40013));
         }
-        let fits = |member: &Member| member.agent.corpid == corpid && member.agent.secret == secret;
-        self.members.iter().position(fits).ok_or(Refused(40001))
+        let fits = |member: &AgentState| member.agent.corpid == corpid && member.agent.secret == secret;
+        self.agents.iter().position(fits).ok_or(ErrcodeError(40001))
     }
 
     /// Counts a gettoken of this agent, refused beyond the limit.
-    pub(super) fn count_gettoken(&mut self, agent: usize) -> Result<(), Refused> {
-        self.members[agent].gettokens += 1;
-        let over = self.gettoken_limit.is_some_and(|limit| self.members[agent].gettokens > u64::from(limit));
-        if over { Err(Refused(45009)) } else { Ok(()) }
+    pub(super) fn count_gettoken(&mut self, agent: usize) -> Result<(), ErrcodeError> {
+        self.agents[agent].gettoken_count += 1;
+        let over =
+            self.gettoken_limit.is_some_and(|limit| self.agents[agent].gettoken_count > u64::from(limit));
+        if over { Err(ErrcodeError(45009)) } else { Ok(()) }
     }
 
     /// The agent's token, a new one if the last no longer serves, and its whole lifetime in seconds.
-    pub(super) fn issue(&mut self, agent: usize) -> (String, u64) {
-        let kept = self.members[agent]
-            .token
-            .filter(|serial| self.members[agent].same_token || self.condition(*serial) == Condition::Good);
-        let serial = kept.unwrap_or_else(|| self.mint(agent));
-        let seconds = self.lifetime.as_secs() + u64::from(self.lifetime.subsec_nanos() > 0);
-        (self.tokens[serial as usize - 1].text.clone(), seconds.max(1))
+    pub(super) fn issue_token(&mut self, agent: usize) -> (String, u64) {
+        let kept = self.agents[agent].newest_token.filter(|serial| {
+            self.agents[agent].reissue_same_token || self.token_validity(*serial) == TokenValidity::Good
+        });
+        let serial = kept.unwrap_or_else(|| self.create_token(agent));
+        let seconds = self.token_lifetime.as_secs() + u64::from(self.token_lifetime.subsec_nanos() > 0);
+        (self.tokens[serial as usize - 1].value.clone(), seconds.max(1))
     }
 
     /// The agent's ticket of this kind, a new one after its two hours.
     pub(super) fn ticket(&mut self, agent: usize, kind: &'static str) -> String {
         const LIFETIME: Duration = Duration::from_secs(7200);
-        let tickets = &mut self.members[agent].tickets;
+        let tickets = &mut self.agents[agent].tickets;
         tickets.retain(|_, (_, made)| made.elapsed() < LIFETIME);
-        tickets.entry(kind).or_insert_with(|| (chance::text(86), Instant::now())).0.clone()
+        tickets.entry(kind).or_insert_with(|| (random::url_safe_text(86), Instant::now())).0.clone()
     }
 
-    pub(super) fn revoke(&mut self, agent: usize) {
-        self.spoil(agent, Condition::Revoked);
+    pub(super) fn revoke_tokens(&mut self, agent: usize) {
+        self.invalidate_tokens(agent, TokenValidity::Revoked);
     }
 
-    pub(super) fn expire(&mut self, agent: usize) {
-        self.spoil(agent, Condition::Expired);
+    pub(super) fn expire_tokens(&mut self, agent: usize) {
+        self.invalidate_tokens(agent, TokenValidity::Expired);
     }
 
     /// Changes the secret; tokens and tickets got with the old one are void.
     pub(super) fn change_secret(&mut self, agent: usize, secret: &str) {
-        self.spoil(agent, Condition::Revoked);
-        self.members[agent].tickets.clear();
-        self.members[agent].agent.secret = secret.to_owned();
+        self.invalidate_tokens(agent, TokenValidity::Revoked);
+        self.agents[agent].tickets.clear();
+        self.agents[agent].agent.secret = secret.to_owned();
     }
 
-    pub(super) fn set_same_token(&mut self, agent: usize, on: bool) {
-        self.members[agent].same_token = on;
+    pub(super) fn set_reissue_same_token(&mut self, agent: usize, on: bool) {
+        self.agents[agent].reissue_same_token = on;
     }
 
     /// Back to how it began, except that agents, secrets and tokens stay as they are.
     pub(super) fn reset(&mut self) {
-        for member in &mut self.members {
-            member.same_token = false;
-            member.gettokens = 0;
+        for member in &mut self.agents {
+            member.reissue_same_token = false;
+            member.gettoken_count = 0;
         }
     }
 
@@ -251,52 +262,52 @@ impl Agents {
     pub(super) fn describe(&self) -> Vec<Value> {
         let token = |serial: u64| {
             let token = &self.tokens[serial as usize - 1];
-            let left = self.lifetime.saturating_sub(token.issued.elapsed());
+            let left = self.token_lifetime.saturating_sub(token.issued_at.elapsed());
             json!({
                 "serial": serial,
-                "condition": format!("{:?}", self.condition(serial)).to_lowercase(),
-                "age_s": token.issued.elapsed().as_secs(),
+                "condition": format!("{:?}", self.token_validity(serial)).to_lowercase(),
+                "age_s": token.issued_at.elapsed().as_secs(),
                 "left_s": left.as_secs(),
             })
         };
-        let describe = |member: &Member| {
+        let describe = |member: &AgentState| {
             json!({
                 "name": member.agent.name,
                 "corpid": member.agent.corpid,
                 "agentid": member.agent.agentid,
-                "gettokens": member.gettokens,
-                "same_token": member.same_token,
-                "token": member.token.map(token),
+                "gettokens": member.gettoken_count,
+                "same_token": member.reissue_same_token,
+                "token": member.newest_token.map(token),
             })
         };
-        self.members.iter().map(describe).collect()
+        self.agents.iter().map(describe).collect()
     }
 
-    fn condition(&self, serial: u64) -> Condition {
+    fn token_validity(&self, serial: u64) -> TokenValidity {
         let token = &self.tokens[serial as usize - 1];
-        match token.condition {
-            Condition::Good if token.issued.elapsed() >= self.lifetime => Condition::Expired,
+        match token.validity {
+            TokenValidity::Good if token.issued_at.elapsed() >= self.token_lifetime => TokenValidity::Expired,
             condition => condition,
         }
     }
 
-    fn spoil(&mut self, agent: usize, condition: Condition) {
-        let good = |token: &&mut Token| token.agent == agent && token.condition == Condition::Good;
-        self.tokens.iter_mut().filter(good).for_each(|token| token.condition = condition);
+    fn invalidate_tokens(&mut self, agent: usize, condition: TokenValidity) {
+        let good = |token: &&mut IssuedToken| token.agent == agent && token.validity == TokenValidity::Good;
+        self.tokens.iter_mut().filter(good).for_each(|token| token.validity = condition);
     }
 
-    fn mint(&mut self, agent: usize) -> u64 {
-        let text = chance::text(TOKEN_CHARS);
-        self.issued.tokens().push(text.clone());
-        self.tokens.push(Token {
-            text: text.clone(),
+    fn create_token(&mut self, agent: usize) -> u64 {
+        let text = random::url_safe_text(TOKEN_CHARS);
+        self.issued.lock().push(text.clone());
+        self.tokens.push(IssuedToken {
+            value: text.clone(),
             agent,
-            issued: Instant::now(),
-            condition: Condition::Good,
+            issued_at: Instant::now(),
+            validity: TokenValidity::Good,
         });
         let serial = self.tokens.len() as u64;
-        self.by_text.insert(text, serial);
-        self.members[agent].token = Some(serial);
+        self.serial_by_value.insert(text, serial);
+        self.agents[agent].newest_token = Some(serial);
         serial
     }
 }

@@ -8,63 +8,69 @@ use hyper::header::{EXPECT, HeaderName};
 use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
 
-use super::answer::{Answer, Body, Ending, Json, Manner, Severed};
 use super::body;
-use super::faults::{Canned, Effects, When};
-use super::listen::Line;
+use super::errors;
+use super::faults::{CannedResponse, DropPoint, FaultEffects};
+use super::listener::SimulatedConnection;
 use super::query::Query;
-use super::routes::{Route, Sent};
-use super::state::{Call, InFlight, Shared};
-use super::words;
+use super::response::{
+    BodyEnd, ConnectionDropped, ErrcodeJson, SendOptions, SimulatedBody, SimulatedResponse,
+};
+use super::routes::{ApiRequest, Route};
+use super::state::{CheckedRequest, InFlightGuard, Shared};
 
 /// Serves one request.
 pub(super) async fn serve(
     shared: Arc<Shared>,
-    line: Arc<Line>,
+    line: Arc<SimulatedConnection>,
     request: Request<Incoming>,
-) -> Result<Response<Body>, Severed> {
+) -> Result<Response<SimulatedBody>, ConnectionDropped> {
     let (head, body) = request.into_parts();
-    let mut call = shared.change(|state| state.arrive(&head, &line));
+    let mut call = shared.update(|state| state.check_request(&head, &line));
     let gettoken = call.route.is_some_and(Route::is_gettoken);
-    let in_flight = InFlight { shared: shared.clone(), gettoken };
-    if call.effects.drop == Some(When::Arrival) {
-        return Err(line.cut());
+    let in_flight = InFlightGuard { shared: shared.clone(), gettoken };
+    if call.effects.drop_point == Some(DropPoint::OnArrival) {
+        return Err(line.close());
     }
-    let answer = match at_the_door(&mut call, line.peer) {
+    let answer = match response_without_body(&mut call, line.peer) {
         Some(answer) => {
-            leave(&shared, call.seq, &head, body);
+            drain_in_background(&shared, call.seq, &head, body);
             answer
         }
-        None => carry_out(&shared, &call, &head, body, line.peer).await?,
+        None => execute(&shared, &call, &head, body, line.peer).await?,
     };
-    call.effects.wait().await;
-    shared.change(|state| state.answered(call.seq, answer.status.as_u16(), answer.errcode));
-    if call.effects.drop == Some(When::Before) {
-        return Err(line.cut());
+    call.effects.wait_until_due().await;
+    shared.update(|state| state.record_response(call.seq, answer.status.as_u16(), answer.errcode));
+    if call.effects.drop_point == Some(DropPoint::BeforeResponse) {
+        return Err(line.close());
     }
-    let manner =
-        Manner { line, _in_flight: in_flight, ending: ending(&call.effects), pieces: call.effects.pieces };
+    let manner = SendOptions {
+        connection: line,
+        _in_flight_guard: in_flight,
+        body_end: body_end(&call.effects),
+        chunk_bytes: call.effects.chunk_bytes,
+    };
     Ok(answer.into_response(head.method == Method::HEAD, shared.errcode_headers, manner))
 }
 
 /// The answer that needs no more than the head.
-fn at_the_door(call: &mut Call, peer: IpAddr) -> Option<Answer> {
-    if let Some(canned) = call.effects.answer.take() {
-        return Some(instead(canned, call.route, peer));
+fn response_without_body(call: &mut CheckedRequest, peer: IpAddr) -> Option<SimulatedResponse> {
+    if let Some(canned) = call.effects.response.take() {
+        return Some(canned_response(canned, call.route, peer));
     }
-    let Some(route) = call.route else { return Some(Answer::empty(StatusCode::NOT_FOUND)) };
-    call.admission.err().map(|refused| route.failure(refused.0, peer).into())
+    let Some(route) = call.route else { return Some(SimulatedResponse::empty(StatusCode::NOT_FOUND)) };
+    call.authorization.err().map(|refused| route.error_json(refused.0, peer).into())
 }
 
-fn instead(canned: Canned, route: Option<&'static Route>, peer: IpAddr) -> Answer {
+fn canned_response(canned: CannedResponse, route: Option<&'static Route>, peer: IpAddr) -> SimulatedResponse {
     let status = StatusCode::from_u16(canned.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let answer = match canned.errcode {
         Some(errcode) => {
-            let json =
-                route.map_or_else(|| words::failure(errcode, peer), |route| route.failure(errcode, peer));
-            Answer::from(json).with_status(status)
+            let json = route
+                .map_or_else(|| errors::error_json(errcode, peer), |route| route.error_json(errcode, peer));
+            SimulatedResponse::from(json).with_status(status)
         }
-        None => Answer::bytes(status, canned.body),
+        None => SimulatedResponse::bytes(status, canned.body),
     };
     canned.headers.iter().fold(answer, |answer, (name, value)| match HeaderName::try_from(name) {
         Ok(name) => answer.header(name, value),
@@ -73,49 +79,52 @@ fn instead(canned: Canned, route: Option<&'static Route>, peer: IpAddr) -> Answe
 }
 
 /// Lets a body that nobody waits for run out, beside the answer.
-fn leave(shared: &Arc<Shared>, seq: u64, head: &Parts, body: Incoming) {
+fn drain_in_background(shared: &Arc<Shared>, seq: u64, head: &Parts, body: Incoming) {
     // Who was not told to continue sends no body: reading it would only hold the connection.
     if head.headers.contains_key(EXPECT) && !body.is_end_stream() {
         return;
     }
     let shared = shared.clone();
     tokio::spawn(async move {
-        if let Ok(taken) = body::take(body, 0).await {
-            shared.change(|state| state.took(seq, &taken));
+        if let Ok(taken) = body::read_hashed(body, 0).await {
+            shared.update(|state| state.record_body(seq, &taken));
         }
     });
 }
 
-async fn carry_out(
+async fn execute(
     shared: &Arc<Shared>,
-    call: &Call,
+    call: &CheckedRequest,
     head: &Parts,
     body: Incoming,
     peer: IpAddr,
-) -> Result<Answer, Severed> {
-    let Some(route) = call.route else { return Ok(Answer::empty(StatusCode::NOT_FOUND)) };
-    let Ok(taken) = body::take(body, route.keep).await else { return Err(Severed) };
-    Ok(shared.change(|state| {
-        state.took(call.seq, &taken);
+) -> Result<SimulatedResponse, ConnectionDropped> {
+    let Some(route) = call.route else { return Ok(SimulatedResponse::empty(StatusCode::NOT_FOUND)) };
+    let Ok(taken) = body::read_hashed(body, route.max_body_bytes).await else {
+        return Err(ConnectionDropped);
+    };
+    Ok(shared.update(|state| {
+        state.record_body(call.seq, &taken);
         let query = Query(head.uri.query().unwrap_or(""));
-        let too_long = route.keep > 0 && taken.kept.is_none();
-        let sent = Sent { seq: call.seq, agent: call.agent, head, query, body: &taken };
-        let answer = if too_long { Json::new(45001, "").into() } else { (route.run)(state, &sent) };
+        let too_long = route.max_body_bytes > 0 && taken.content.is_none();
+        let sent = ApiRequest { seq: call.seq, agent: call.agent, head, query, body: &taken };
+        let answer =
+            if too_long { ErrcodeJson::new(45001, "").into() } else { (route.handler)(state, &sent) };
         match answer.errcode {
-            Some(0) => state.executed(call.seq, route),
+            Some(0) => state.record_executed(call.seq, route),
             // The calls themselves know the code only.
-            Some(errcode) => return route.failure(errcode, peer).into(),
+            Some(errcode) => return route.error_json(errcode, peer).into(),
             None => {}
         }
         answer
     }))
 }
 
-fn ending(effects: &Effects) -> Ending {
-    match effects.drop {
-        Some(When::Head) => Ending::Cut { half: false },
-        Some(When::Body) => Ending::Cut { half: true },
-        _ if effects.stall => Ending::Stall,
-        _ => Ending::Whole,
+fn body_end(effects: &FaultEffects) -> BodyEnd {
+    match effects.drop_point {
+        Some(DropPoint::AfterHead) => BodyEnd::Truncated { half: false },
+        Some(DropPoint::MidBody) => BodyEnd::Truncated { half: true },
+        _ if effects.stall => BodyEnd::Stall,
+        _ => BodyEnd::Complete,
     }
 }

@@ -6,15 +6,15 @@ use hyper::body::Incoming;
 use sha2::{Digest, Sha256};
 
 /// A body that was read to its end.
-pub(super) struct Taken {
-    pub(super) bytes: u64,
+pub(super) struct HashedBody {
+    pub(super) length: u64,
     pub(super) sha256: String,
     /// The body, unless it was longer than what was to be kept.
-    pub(super) kept: Option<Bytes>,
+    pub(super) content: Option<Bytes>,
 }
 
 /// Reads the body to its end and keeps it if it is at most `keep` bytes long.
-pub(super) async fn take(mut body: Incoming, keep: usize) -> hyper::Result<Taken> {
+pub(super) async fn read_hashed(mut body: Incoming, keep: usize) -> hyper::Result<HashedBody> {
     let mut hash = Sha256::new();
     let mut bytes = 0;
     let mut kept = Some(Vec::new());
@@ -28,5 +28,5 @@ pub(super) async fn take(mut body: Incoming, keep: usize) -> hyper::Result<Taken
         }
     }
     let sha256 = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok(Taken { bytes, sha256, kept: kept.map(Bytes::from) })
+    Ok(HashedBody { length: bytes, sha256, content: kept.map(Bytes::from) })
 }

@@ -16,7 +16,7 @@ pub(super) struct Person {
     pub(super) position: String,
     pub(super) mobile: String,
     pub(super) email: String,
-    pub(super) leads: bool,
+    pub(super) is_leader: bool,
 }
 
 pub(super) struct Department {
@@ -43,7 +43,7 @@ impl Default for Company {
             position: position.to_owned(),
             mobile: "13800000000".to_owned(),
             email: format!("{userid}@example.com"),
-            leads,
+            is_leader: leads,
         };
         let department = |id, name: &str, name_en: &str, parent, leader: &str| Department {
             id,
@@ -80,7 +80,7 @@ impl Default for Company {
 
 impl Company {
     /// Whether there is a person with this userid.
-    pub(super) fn knows(&self, userid: &str) -> bool {
+    pub(super) fn has_user(&self, userid: &str) -> bool {
         self.people.iter().any(|person| person.userid == userid)
     }
 
@@ -90,7 +90,7 @@ impl Company {
 }
 
 impl Person {
-    pub(super) fn simple(&self) -> Value {
+    pub(super) fn summary(&self) -> Value {
         json!({
             "userid": self.userid,
             "name": self.name,
@@ -99,8 +99,8 @@ impl Person {
         })
     }
 
-    pub(super) fn details(&self) -> [(&'static str, Value); 14] {
-        let leads = self.departments.iter().map(|_| u8::from(self.leads)).collect::<Vec<_>>();
+    pub(super) fn detail_members(&self) -> [(&'static str, Value); 14] {
+        let leads = self.departments.iter().map(|_| u8::from(self.is_leader)).collect::<Vec<_>>();
         [
             ("userid", json!(self.userid)),
             ("name", json!(self.name)),

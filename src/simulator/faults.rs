@@ -9,46 +9,46 @@ use tokio::sync::watch;
 /// or all. Several may hit one request: delays add up, and of several answers the oldest rule's is given.
 #[derive(Clone, Debug)]
 pub struct Fault {
-    kind: Kind,
+    kind: FaultKind,
     path: Option<String>,
     agent: Option<String>,
-    left: Option<u64>,
-    admitted_only: bool,
+    remaining: Option<u64>,
+    authorized_only: bool,
 }
 
 /// Where in an exchange the connection is closed. Over HTTP/2 all its streams go with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum When {
+pub enum DropPoint {
     /// As soon as the request's head is here: nothing is executed.
-    Arrival,
+    OnArrival,
     /// After the request was executed, before a byte of the answer.
-    Before,
+    BeforeResponse,
     /// After the answer's head.
-    Head,
+    AfterHead,
     /// In the middle of the answer's body.
-    Body,
+    MidBody,
 }
 
 #[derive(Clone, Debug)]
-enum Kind {
+enum FaultKind {
     Delay(Duration),
     Hold,
-    Answer(Canned),
-    Drop(When),
+    Response(CannedResponse),
+    Drop(DropPoint),
     Stall,
-    Pieces(usize),
+    Chunked(usize),
 }
 
 /// An answer given in place of the real one.
 #[derive(Clone, Debug)]
-pub(super) struct Canned {
+pub(super) struct CannedResponse {
     pub(super) status: u16,
     pub(super) errcode: Option<i64>,
     pub(super) headers: Vec<(String, String)>,
     pub(super) body: Bytes,
 }
 
-impl Canned {
+impl CannedResponse {
     fn empty(status: u16) -> Self {
         Self { status, errcode: None, headers: Vec::new(), body: Bytes::new() }
     }
@@ -57,72 +57,76 @@ impl Canned {
 impl Fault {
     /// The answer comes `by` later than it would. The request is judged, and executed, when it arrives.
     pub fn delay(by: Duration) -> Self {
-        Self::always(Kind::Delay(by))
+        Self::new(FaultKind::Delay(by))
     }
 
     /// The answer waits for [`release`](super::Simulator::release). The request is judged, and executed, when it arrives.
     pub fn hold() -> Self {
-        Self::always(Kind::Hold)
+        Self::new(FaultKind::Hold)
     }
 
     /// This errcode instead of the answer; nothing is executed. A token that does not serve is refused all the same.
     pub fn errcode(errcode: i64) -> Self {
-        Self::always(Kind::Answer(Canned { errcode: Some(errcode), ..Canned::empty(200) })).admitted()
+        Self::new(FaultKind::Response(CannedResponse {
+            errcode: Some(errcode),
+            ..CannedResponse::empty(200)
+        }))
+        .authorized_only()
     }
 
     /// This HTTP status and an empty body instead of the answer, before the token is looked at, as a gateway would.
     pub fn status(status: u16) -> Self {
-        Self::always(Kind::Answer(Canned::empty(status)))
+        Self::new(FaultKind::Response(CannedResponse::empty(status)))
     }
 
     /// These very bytes instead of the answer, before the token is looked at.
-    pub fn answer(status: u16, content_type: &str, body: impl Into<Bytes>) -> Self {
-        Self::always(Kind::Answer(Canned { body: body.into(), ..Canned::empty(status) }))
+    pub fn response(status: u16, content_type: &str, body: impl Into<Bytes>) -> Self {
+        Self::new(FaultKind::Response(CannedResponse { body: body.into(), ..CannedResponse::empty(status) }))
             .with_header("content-type", content_type)
     }
 
     /// The connection is closed, once unless [`times`](Fault::times) says otherwise.
-    pub fn drop(when: When) -> Self {
-        Self::always(Kind::Drop(when)).times(1)
+    pub fn drop(when: DropPoint) -> Self {
+        Self::new(FaultKind::Drop(when)).times(1)
     }
 
     /// Half of the answer's body comes, then silence.
     pub fn stall() -> Self {
-        Self::always(Kind::Stall)
+        Self::new(FaultKind::Stall)
     }
 
     /// The answer comes without Content-Length, in pieces of at most this many bytes.
-    pub fn pieces(bytes: usize) -> Self {
-        Self::always(Kind::Pieces(bytes.max(1)))
+    pub fn chunked(bytes: usize) -> Self {
+        Self::new(FaultKind::Chunked(bytes.max(1)))
     }
 
     /// Only requests for this path, e.g. `/cgi-bin/user/get`.
-    pub fn on(mut self, path: &str) -> Self {
+    pub fn on_path(mut self, path: &str) -> Self {
         self.path = Some(path.to_owned());
         self
     }
 
     /// Only requests of this agent: the owner of the token, or of the secret in gettoken.
-    pub fn of(mut self, agent: &str) -> Self {
+    pub fn for_agent(mut self, agent: &str) -> Self {
         self.agent = Some(agent.to_owned());
         self
     }
 
     /// Only the next `count` requests that fit.
     pub fn times(mut self, count: u64) -> Self {
-        self.left = Some(count);
+        self.remaining = Some(count);
         self
     }
 
     /// Only requests whose token or secret serves: the others are refused as ever.
-    pub fn admitted(mut self) -> Self {
-        self.admitted_only = true;
+    pub fn authorized_only(mut self) -> Self {
+        self.authorized_only = true;
         self
     }
 
     /// An answer with this header besides, e.g. `content-encoding`. One that HTTP does not allow is left out.
     pub fn with_header(mut self, name: &str, value: &str) -> Self {
-        if let Kind::Answer(canned) = &mut self.kind {
+        if let FaultKind::Response(canned) = &mut self.kind {
             canned.headers.push((name.to_owned(), value.to_owned()));
         }
         self
@@ -130,7 +134,7 @@ impl Fault {
 
     /// An errcode with this HTTP status instead of 200.
     pub fn with_status(mut self, status: u16) -> Self {
-        if let Kind::Answer(canned) = &mut self.kind {
+        if let FaultKind::Response(canned) = &mut self.kind {
             canned.status = status;
         }
         self
@@ -141,13 +145,13 @@ impl Fault {
         self.agent.as_deref()
     }
 
-    fn always(kind: Kind) -> Self {
-        Self { kind, path: None, agent: None, left: None, admitted_only: false }
+    fn new(kind: FaultKind) -> Self {
+        Self { kind, path: None, agent: None, remaining: None, authorized_only: false }
     }
 
-    fn fits(&self, path: &str, agent: Option<&str>, admitted: bool) -> bool {
-        self.left != Some(0)
-            && (admitted || !self.admitted_only)
+    fn matches(&self, path: &str, agent: Option<&str>, admitted: bool) -> bool {
+        self.remaining != Some(0)
+            && (admitted || !self.authorized_only)
             && self.path.as_deref().is_none_or(|wanted| wanted == path)
             && self.agent.as_deref().is_none_or(|wanted| Some(wanted) == agent)
     }
@@ -155,22 +159,22 @@ impl Fault {
 
 /// The faults in force.
 #[derive(Default)]
-pub(super) struct Faults(Vec<Rule>);
+pub(super) struct FaultRules(Vec<FaultRule>);
 
-struct Rule {
+struct FaultRule {
     fault: Fault,
     /// Closed when the rule goes, which lets those go who wait at it.
-    gate: watch::Sender<()>,
+    release: watch::Sender<()>,
 }
 
-impl Faults {
+impl FaultRules {
     pub(super) fn add(&mut self, fault: Fault) {
-        self.0.push(Rule { fault, gate: watch::Sender::new(()) });
+        self.0.push(FaultRule { fault, release: watch::Sender::new(()) });
     }
 
     /// Lets all go that are held, and holds no more.
-    pub(super) fn release(&mut self) {
-        self.0.retain(|rule| !matches!(rule.fault.kind, Kind::Hold));
+    pub(super) fn release_held(&mut self) {
+        self.0.retain(|rule| !matches!(rule.fault.kind, FaultKind::Hold));
     }
 
     /// The rules in words, for people.
@@ -179,49 +183,49 @@ impl Faults {
     }
 
     /// What happens to this request; uses up one of each limited rule that fits.
-    pub(super) fn meet(&mut self, path: &str, agent: Option<&str>, admitted: bool) -> Effects {
-        let mut effects = Effects::default();
-        for Rule { fault, gate } in &mut self.0 {
-            let second_answer = matches!(fault.kind, Kind::Answer(_)) && effects.answer.is_some();
-            if second_answer || !fault.fits(path, agent, admitted) {
+    pub(super) fn apply(&mut self, path: &str, agent: Option<&str>, admitted: bool) -> FaultEffects {
+        let mut effects = FaultEffects::default();
+        for FaultRule { fault, release: gate } in &mut self.0 {
+            let second_answer = matches!(fault.kind, FaultKind::Response(_)) && effects.response.is_some();
+            if second_answer || !fault.matches(path, agent, admitted) {
                 continue;
             }
-            if let Some(left) = &mut fault.left {
+            if let Some(left) = &mut fault.remaining {
                 *left -= 1;
             }
             match &fault.kind {
-                Kind::Delay(by) => effects.delay += *by,
-                Kind::Hold => effects.gates.push(gate.subscribe()),
-                Kind::Answer(canned) => effects.answer = Some(canned.clone()),
-                Kind::Drop(when) => effects.drop = Some(*when),
-                Kind::Stall => effects.stall = true,
-                Kind::Pieces(bytes) => effects.pieces = Some(*bytes),
+                FaultKind::Delay(by) => effects.delay += *by,
+                FaultKind::Hold => effects.releases.push(gate.subscribe()),
+                FaultKind::Response(canned) => effects.response = Some(canned.clone()),
+                FaultKind::Drop(when) => effects.drop_point = Some(*when),
+                FaultKind::Stall => effects.stall = true,
+                FaultKind::Chunked(bytes) => effects.chunk_bytes = Some(*bytes),
             }
         }
         // A rule that is used up stays only while someone may wait at it.
-        self.0.retain(|rule| rule.fault.left != Some(0) || matches!(rule.fault.kind, Kind::Hold));
+        self.0.retain(|rule| rule.fault.remaining != Some(0) || matches!(rule.fault.kind, FaultKind::Hold));
         effects
     }
 }
 
 /// What was decided for one request.
 #[derive(Default)]
-pub(super) struct Effects {
-    pub(super) answer: Option<Canned>,
-    pub(super) drop: Option<When>,
+pub(super) struct FaultEffects {
+    pub(super) response: Option<CannedResponse>,
+    pub(super) drop_point: Option<DropPoint>,
     pub(super) stall: bool,
-    pub(super) pieces: Option<usize>,
+    pub(super) chunk_bytes: Option<usize>,
     delay: Duration,
-    gates: Vec<watch::Receiver<()>>,
+    releases: Vec<watch::Receiver<()>>,
 }
 
-impl Effects {
+impl FaultEffects {
     /// Waits as long as the answer is to wait.
-    pub(super) async fn wait(&mut self) {
+    pub(super) async fn wait_until_due(&mut self) {
         if !self.delay.is_zero() {
             tokio::time::sleep(self.delay).await;
         }
-        for gate in &mut self.gates {
+        for gate in &mut self.releases {
             // Nothing is ever sent: this ends, with an error, when the rule is taken away.
             while gate.changed().await.is_ok() {}
         }

@@ -8,89 +8,92 @@ use bytes::Bytes;
 use hyper::StatusCode;
 use hyper::header::{ACCEPT_RANGES, CONTENT_DISPOSITION, CONTENT_RANGE, CONTENT_TYPE, RANGE};
 
-use super::answer::{Answer, Json};
-use super::chance;
-use super::multipart::{self, File};
-use super::routes::Sent;
+use super::multipart::{self, UploadedFile};
+use super::random;
+use super::response::{ErrcodeJson, SimulatedResponse};
+use super::routes::ApiRequest;
 use super::state::State;
 
-const SHELF: usize = 256 << 20;
-const MB: usize = 1 << 20;
+const MAX_STORED_BYTES: usize = 256 << 20;
+const MIB: usize = 1 << 20;
 
 /// The files kept; the oldest go when there is no more room.
 #[derive(Default)]
-pub(super) struct Shelf {
-    files: VecDeque<(String, File)>,
+pub(super) struct MediaStore {
+    files: VecDeque<(String, UploadedFile)>,
     bytes: usize,
 }
 
-impl Shelf {
-    pub(super) fn count(&self) -> usize {
+impl MediaStore {
+    pub(super) fn file_count(&self) -> usize {
         self.files.len()
     }
 
-    fn keep(&mut self, file: File) -> String {
+    fn insert(&mut self, file: UploadedFile) -> String {
         self.bytes += file.bytes.len();
-        let media_id = chance::text(64);
+        let media_id = random::url_safe_text(64);
         self.files.push_back((media_id.clone(), file));
-        while self.bytes > SHELF {
+        while self.bytes > MAX_STORED_BYTES {
             let Some((_, oldest)) = self.files.pop_front() else { break };
             self.bytes -= oldest.bytes.len();
         }
         media_id
     }
 
-    fn find(&self, media_id: &str) -> Option<&File> {
+    fn find(&self, media_id: &str) -> Option<&UploadedFile> {
         self.files.iter().find(|(known, _)| known == media_id).map(|(_, file)| file)
     }
 }
 
 /// `media/upload?type=` and `webhook/upload_media?type=`
-pub(super) fn upload(state: &mut State, sent: &Sent<'_>) -> Answer {
+pub(super) fn upload(state: &mut State, sent: &ApiRequest<'_>) -> SimulatedResponse {
     let kind = sent.query.value("type").unwrap_or_default();
     let most = match kind.as_str() {
-        "image" | "video" => 10 * MB,
-        "voice" => 2 * MB,
-        "file" => 20 * MB,
-        _ => return Json::new(40004, "").into(),
+        "image" | "video" => 10 * MIB,
+        "voice" => 2 * MIB,
+        "file" => 20 * MIB,
+        _ => return ErrcodeJson::new(40004, "").into(),
     };
-    let file = match received(sent, most) {
+    let file = match uploaded_file(sent, most) {
         Ok(file) => file,
-        Err(errcode) => return Json::new(errcode, "").into(),
+        Err(errcode) => return ErrcodeJson::new(errcode, "").into(),
     };
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let media_id = state.shelf.keep(file);
-    Json::ok().with("type", kind).with("media_id", media_id).with("created_at", now.to_string()).into()
+    let media_id = state.media.insert(file);
+    ErrcodeJson::ok().with("type", kind).with("media_id", media_id).with("created_at", now.to_string()).into()
 }
 
 /// `media/uploadimg`: the picture is not kept.
-pub(super) fn upload_image(_: &mut State, sent: &Sent<'_>) -> Answer {
-    match received(sent, 2 * MB) {
-        Ok(_) => Json::ok().with("url", format!("https://p.example.com/{}/0", chance::text(32))).into(),
-        Err(errcode) => Json::new(errcode, "").into(),
+pub(super) fn upload_image(_: &mut State, sent: &ApiRequest<'_>) -> SimulatedResponse {
+    match uploaded_file(sent, 2 * MIB) {
+        Ok(_) => ErrcodeJson::ok()
+            .with("url", format!("https://p.example.com/{}/0", random::url_safe_text(32)))
+            .into(),
+        Err(errcode) => ErrcodeJson::new(errcode, "").into(),
     }
 }
 
 /// `media/get?media_id=`, also of `generated-<BYTES>`.
-pub(super) fn download(state: &mut State, sent: &Sent<'_>) -> Answer {
+pub(super) fn download(state: &mut State, sent: &ApiRequest<'_>) -> SimulatedResponse {
     let Some(media_id) = sent.query.value("media_id").filter(|id| !id.is_empty()) else {
-        return Json::new(41006, "").into();
+        return ErrcodeJson::new(41006, "").into();
     };
     let made = media_id.strip_prefix("generated-").and_then(|bytes| bytes.parse::<u64>().ok());
     if let Some(bytes) = made {
-        let part = |status, from, to| Answer::generated(status, from, to);
-        return deliver(sent, bytes, "application/octet-stream", "generated.bin", part);
+        let part = |status, from, to| SimulatedResponse::generated(status, from, to);
+        return file_response(sent, bytes, "application/octet-stream", "generated.bin", part);
     }
-    let Some(file) = state.shelf.find(&media_id) else {
-        return Json::new(40007, "").into();
+    let Some(file) = state.media.find(&media_id) else {
+        return ErrcodeJson::new(40007, "").into();
     };
-    let part = |status, from, to| Answer::bytes(status, file.bytes.slice(from as usize..to as usize));
-    deliver(sent, file.bytes.len() as u64, &file.content_type, &file.name, part)
+    let part =
+        |status, from, to| SimulatedResponse::bytes(status, file.bytes.slice(from as usize..to as usize));
+    file_response(sent, file.bytes.len() as u64, &file.content_type, &file.name, part)
 }
 
-fn received(sent: &Sent<'_>, most: usize) -> Result<File, i64> {
+fn uploaded_file(sent: &ApiRequest<'_>, most: usize) -> Result<UploadedFile, i64> {
     let content_type = sent.head.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    let file = multipart::find(&sent.body(), content_type.unwrap_or(""), "media").ok_or(41005)?;
+    let file = multipart::find_file(&sent.body(), content_type.unwrap_or(""), "media").ok_or(41005)?;
     match file.bytes.len() {
         0 => Err(44001),
         length if length > most => Err(40006),
@@ -98,32 +101,32 @@ fn received(sent: &Sent<'_>, most: usize) -> Result<File, i64> {
     }
 }
 
-fn deliver(
-    sent: &Sent<'_>,
+fn file_response(
+    sent: &ApiRequest<'_>,
     total: u64,
     content_type: &str,
     name: &str,
-    part: impl Fn(StatusCode, u64, u64) -> Answer,
-) -> Answer {
+    part: impl Fn(StatusCode, u64, u64) -> SimulatedResponse,
+) -> SimulatedResponse {
     let range = sent.head.headers.get(RANGE).and_then(|value| value.to_str().ok());
-    let answer = match range.and_then(|range| satisfy(range, total)) {
+    let answer = match range.and_then(|range| parse_range(range, total)) {
         None => part(StatusCode::OK, 0, total),
         Some(Ok(range)) => part(StatusCode::PARTIAL_CONTENT, *range.start(), *range.end() + 1)
             .header(CONTENT_RANGE, format!("bytes {}-{}/{total}", range.start(), range.end())),
         Some(Err(())) => {
-            return Answer::bytes(StatusCode::RANGE_NOT_SATISFIABLE, Bytes::new())
+            return SimulatedResponse::bytes(StatusCode::RANGE_NOT_SATISFIABLE, Bytes::new())
                 .header(CONTENT_RANGE, format!("bytes */{total}"));
         }
     };
     answer
-        .fine()
+        .with_errcode_ok()
         .header(CONTENT_TYPE, content_type)
         .header(CONTENT_DISPOSITION, format!("attachment; filename=\"{name}\""))
         .header(ACCEPT_RANGES, "bytes")
 }
 
 /// The one range that is asked for. None where the header is to be ignored: not understood, or several.
-fn satisfy(header: &str, total: u64) -> Option<Result<RangeInclusive<u64>, ()>> {
+fn parse_range(header: &str, total: u64) -> Option<Result<RangeInclusive<u64>, ()>> {
     let (first, last) = header.strip_prefix("bytes=")?.trim().split_once('-')?;
     let range = match (first, last) {
         ("", last) => {
@@ -150,19 +153,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ranges() {
-        assert_eq!(satisfy("bytes=0-9", 100), Some(Ok(0..=9)));
-        assert_eq!(satisfy("bytes=90-", 100), Some(Ok(90..=99)));
-        assert_eq!(satisfy("bytes=-10", 100), Some(Ok(90..=99)));
-        assert_eq!(satisfy("bytes=-1000", 100), Some(Ok(0..=99)));
-        assert_eq!(satisfy("bytes=50-1000", 100), Some(Ok(50..=99)));
-        assert_eq!(satisfy("bytes=100-", 100), Some(Err(())));
-        assert_eq!(satisfy("bytes=-0", 100), Some(Err(())));
-        assert_eq!(satisfy("bytes=0-", 0), Some(Err(())));
+    fn range_header_selects_the_satisfiable_part() {
+        assert_eq!(parse_range("bytes=0-9", 100), Some(Ok(0..=9)));
+        assert_eq!(parse_range("bytes=90-", 100), Some(Ok(90..=99)));
+        assert_eq!(parse_range("bytes=-10", 100), Some(Ok(90..=99)));
+        assert_eq!(parse_range("bytes=-1000", 100), Some(Ok(0..=99)));
+        assert_eq!(parse_range("bytes=50-1000", 100), Some(Ok(50..=99)));
+        assert_eq!(parse_range("bytes=100-", 100), Some(Err(())));
+        assert_eq!(parse_range("bytes=-0", 100), Some(Err(())));
+        assert_eq!(parse_range("bytes=0-", 0), Some(Err(())));
         for ignored in
             ["bytes=9-0", "bytes=0-1,3-4", "lines=1-2", "bytes=x-", "bytes=", "bytes=18446744073709551616-"]
         {
-            assert_eq!(satisfy(ignored, 100), None, "{ignored}");
+            assert_eq!(parse_range(ignored, 100), None, "{ignored}");
         }
     }
 }

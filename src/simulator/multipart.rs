@@ -4,14 +4,14 @@ use bytes::Bytes;
 use memchr::memmem;
 
 /// An uploaded file.
-pub(super) struct File {
+pub(super) struct UploadedFile {
     pub(super) name: String,
     pub(super) content_type: String,
     pub(super) bytes: Bytes,
 }
 
 /// The file in the field of this name. Other fields, and parameters that no standard has, are passed over.
-pub(super) fn find(body: &Bytes, content_type: &str, field: &str) -> Option<File> {
+pub(super) fn find_file(body: &Bytes, content_type: &str, field: &str) -> Option<UploadedFile> {
     if !content_type.to_ascii_lowercase().starts_with("multipart/form-data") {
         return None;
     }
@@ -28,7 +28,7 @@ pub(super) fn find(body: &Bytes, content_type: &str, field: &str) -> Option<File
         let head = String::from_utf8_lossy(&body[at..head_end]).into_owned();
         let from = head_end + 4;
         let to = from - 2 + memmem::find(&body[from - 2..], delimiter.as_bytes())?;
-        if let Some(file) = part(&head, field, || body.slice(from.min(to)..to)) {
+        if let Some(file) = parse_part(&head, field, || body.slice(from.min(to)..to)) {
             return Some(file);
         }
         at = to + delimiter.len();
@@ -36,7 +36,7 @@ pub(super) fn find(body: &Bytes, content_type: &str, field: &str) -> Option<File
     None
 }
 
-fn part(head: &str, field: &str, bytes: impl FnOnce() -> Bytes) -> Option<File> {
+fn parse_part(head: &str, field: &str, bytes: impl FnOnce() -> Bytes) -> Option<UploadedFile> {
     let header = |wanted: &str| {
         let of = |line: &str| {
             line.split_once(':')
@@ -53,7 +53,7 @@ fn part(head: &str, field: &str, bytes: impl FnOnce() -> Bytes) -> Option<File> 
     // The name comes back inside quotes in a header.
     let name: String = name.chars().filter(|c| !c.is_control() && *c != '"' && *c != '\\').collect();
     let content_type = header("content-type").unwrap_or_else(|| "application/octet-stream".to_owned());
-    Some(File { name, content_type, bytes: bytes() })
+    Some(UploadedFile { name, content_type, bytes: bytes() })
 }
 
 /// A parameter of a header's value, unquoted.
@@ -82,27 +82,28 @@ mod tests {
         Content-Type: text/plain\r\n\r\n\r\n--a\n\r\n--b--\r\n";
 
     #[test]
-    fn the_file_among_other_fields() {
-        let file = find(&Bytes::from_static(BODY), "multipart/form-data; boundary=\"b\"", "media").unwrap();
+    fn file_among_other_fields_is_found() {
+        let file =
+            find_file(&Bytes::from_static(BODY), "multipart/form-data; boundary=\"b\"", "media").unwrap();
         assert_eq!((file.name.as_str(), file.content_type.as_str()), ("a;b.txt", "text/plain"));
         assert_eq!(&file.bytes[..], b"\r\n--a\n");
     }
 
     #[test]
-    fn an_empty_file() {
+    fn empty_file_is_found() {
         let body = "--b\r\nContent-Disposition: form-data; name=media; filename=x\r\n\r\n\r\n--b--";
         assert_eq!(
-            find(&Bytes::from(body), "multipart/form-data; boundary=b", "media").unwrap().bytes.len(),
+            find_file(&Bytes::from(body), "multipart/form-data; boundary=b", "media").unwrap().bytes.len(),
             0
         );
     }
 
     #[test]
-    fn no_cut_of_a_body_makes_it_panic() {
+    fn truncated_body_does_not_panic() {
         for end in 0..BODY.len() {
-            find(&Bytes::from_static(&BODY[..end]), "multipart/form-data; boundary=b", "media");
+            find_file(&Bytes::from_static(&BODY[..end]), "multipart/form-data; boundary=b", "media");
         }
-        assert!(find(&Bytes::from_static(BODY), "application/json", "media").is_none());
-        assert!(find(&Bytes::from_static(BODY), "multipart/form-data", "media").is_none());
+        assert!(find_file(&Bytes::from_static(BODY), "application/json", "media").is_none());
+        assert!(find_file(&Bytes::from_static(BODY), "multipart/form-data", "media").is_none());
     }
 }

@@ -23,7 +23,7 @@ impl<'a> Query<'a> {
     }
 
     /// The query byte for byte, except for values that `replacement` (decoded name, decoded value) replaces.
-    pub(super) fn replaced(self, replacement: impl Fn(&str, &str) -> Option<String>) -> String {
+    pub(super) fn with_values_replaced(self, replacement: impl Fn(&str, &str) -> Option<String>) -> String {
         let piece = |piece: &'a str| -> Cow<'a, str> {
             let Some((name, value)) = piece.split_once('=') else { return piece.into() };
             match replacement(&decode(name), &decode(value)) {
@@ -36,7 +36,7 @@ impl<'a> Query<'a> {
 
     /// The query without the values of its tokens.
     pub(super) fn without_tokens(self) -> String {
-        self.replaced(|name, _| (name == "access_token").then(String::new))
+        self.with_values_replaced(|name, _| (name == "access_token").then(String::new))
     }
 }
 

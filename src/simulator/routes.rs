@@ -5,101 +5,105 @@ use std::net::IpAddr;
 use bytes::Bytes;
 use hyper::http::request::Parts;
 
-use super::agents::Refused;
-use super::answer::{Answer, Json};
-use super::body::Taken;
+use super::agents::ErrcodeError;
+use super::body::HashedBody;
 use super::query::Query;
+use super::response::{ErrcodeJson, SimulatedResponse};
 use super::state::State;
-use super::{changes, directory, echo, media, messages, words};
+use super::{directory, directory_changes, echo, errors, media, messages};
 
-use Credential::{Nothing, Secret, Token, WebhookKey};
+use RequiredCredential::{Secret, Token, Unauthenticated, WebhookKey};
 
-const NOTHING: usize = 0;
-const JSON: usize = 2 << 20;
-const FILE: usize = 24 << 20;
+const NO_BODY: usize = 0;
+const MAX_JSON_BYTES: usize = 2 << 20;
+const MAX_FILE_BYTES: usize = 24 << 20;
 
 /// One call of the API.
 pub(super) struct Route {
     pub(super) path: &'static str,
-    pub(super) credential: Credential,
+    pub(super) credential: RequiredCredential,
     /// How much of a request's body the call needs in one piece.
-    pub(super) keep: usize,
-    pub(super) run: fn(&mut State, &Sent<'_>) -> Answer,
+    pub(super) max_body_bytes: usize,
+    pub(super) handler: fn(&mut State, &ApiRequest<'_>) -> SimulatedResponse,
     /// The list that stands in front of errcode, an empty one in a failure.
-    lead: Option<&'static str>,
+    leading_list: Option<&'static str>,
 }
 
 /// What lets a call in.
-pub(super) enum Credential {
+pub(super) enum RequiredCredential {
     Token,
     Secret,
     WebhookKey,
-    Nothing,
+    Unauthenticated,
 }
 
 /// What a call works with.
-pub(super) struct Sent<'a> {
+pub(super) struct ApiRequest<'a> {
     pub(super) seq: u64,
     pub(super) agent: Option<usize>,
     pub(super) head: &'a Parts,
     pub(super) query: Query<'a>,
-    pub(super) body: &'a Taken,
+    pub(super) body: &'a HashedBody,
 }
 
-impl Sent<'_> {
+impl ApiRequest<'_> {
     /// The body; empty where it was longer than the call takes.
     pub(super) fn body(&self) -> Bytes {
-        self.body.kept.clone().unwrap_or_default()
+        self.body.content.clone().unwrap_or_default()
     }
 }
 
 const ROUTES: &[Route] = &[
-    call("/cgi-bin/gettoken", Secret, NOTHING, gettoken),
-    call("/cgi-bin/user/get", Token, NOTHING, directory::user),
-    call("/cgi-bin/user/simplelist", Token, NOTHING, directory::simple_users),
-    call("/cgi-bin/user/list", Token, NOTHING, directory::users),
-    call("/cgi-bin/department/list", Token, NOTHING, directory::departments),
-    call("/cgi-bin/tag/list", Token, NOTHING, directory::tags),
-    call("/cgi-bin/tag/get", Token, NOTHING, directory::tag),
-    call("/cgi-bin/user/create", Token, JSON, changes::create_user),
-    call("/cgi-bin/user/update", Token, JSON, changes::update_user),
-    call("/cgi-bin/user/delete", Token, NOTHING, changes::delete_user),
-    call("/cgi-bin/department/create", Token, JSON, changes::create_department),
-    call("/cgi-bin/department/update", Token, JSON, changes::update_department),
-    call("/cgi-bin/department/delete", Token, NOTHING, changes::delete_department),
-    call("/cgi-bin/tag/create", Token, JSON, changes::create_tag),
-    call("/cgi-bin/tag/update", Token, JSON, changes::update_tag),
-    call("/cgi-bin/tag/delete", Token, NOTHING, changes::delete_tag),
-    call("/cgi-bin/tag/addtagusers", Token, JSON, changes::tag_users),
-    call("/cgi-bin/tag/deltagusers", Token, JSON, changes::untag_users),
-    call("/cgi-bin/agent/get", Token, NOTHING, app),
-    call("/cgi-bin/message/send", Token, JSON, messages::send),
-    call("/cgi-bin/media/upload", Token, FILE, media::upload),
-    call("/cgi-bin/media/uploadimg", Token, FILE, media::upload_image),
-    call("/cgi-bin/media/get", Token, NOTHING, media::download),
-    call("/cgi-bin/get_jsapi_ticket", Token, NOTHING, jsapi_ticket),
-    call("/cgi-bin/ticket/get", Token, NOTHING, agent_ticket),
-    list("/cgi-bin/getcallbackip", "ip_list", addresses),
-    list("/cgi-bin/get_api_domain_ip", "ip_list", addresses),
-    call("/cgi-bin/webhook/send", WebhookKey, JSON, messages::webhook),
-    call("/cgi-bin/webhook/upload_media", WebhookKey, FILE, media::upload),
-    call("/cgi-bin/simulator/echo", Token, NOTHING, echo::echo),
-    call("/cgi-bin/simulator/sink", Token, NOTHING, echo::sink),
-    call("/cgi-bin/service/echo", Nothing, NOTHING, echo::echo),
-    call("/cgi-bin/license/echo", Nothing, NOTHING, echo::echo),
+    route("/cgi-bin/gettoken", Secret, NO_BODY, gettoken),
+    route("/cgi-bin/user/get", Token, NO_BODY, directory::get_user),
+    route("/cgi-bin/user/simplelist", Token, NO_BODY, directory::list_users_simple),
+    route("/cgi-bin/user/list", Token, NO_BODY, directory::list_users),
+    route("/cgi-bin/department/list", Token, NO_BODY, directory::list_departments),
+    route("/cgi-bin/tag/list", Token, NO_BODY, directory::list_tags),
+    route("/cgi-bin/tag/get", Token, NO_BODY, directory::get_tag),
+    route("/cgi-bin/user/create", Token, MAX_JSON_BYTES, directory_changes::create_user),
+    route("/cgi-bin/user/update", Token, MAX_JSON_BYTES, directory_changes::update_user),
+    route("/cgi-bin/user/delete", Token, NO_BODY, directory_changes::delete_user),
+    route("/cgi-bin/department/create", Token, MAX_JSON_BYTES, directory_changes::create_department),
+    route("/cgi-bin/department/update", Token, MAX_JSON_BYTES, directory_changes::update_department),
+    route("/cgi-bin/department/delete", Token, NO_BODY, directory_changes::delete_department),
+    route("/cgi-bin/tag/create", Token, MAX_JSON_BYTES, directory_changes::create_tag),
+    route("/cgi-bin/tag/update", Token, MAX_JSON_BYTES, directory_changes::update_tag),
+    route("/cgi-bin/tag/delete", Token, NO_BODY, directory_changes::delete_tag),
+    route("/cgi-bin/tag/addtagusers", Token, MAX_JSON_BYTES, directory_changes::add_tag_users),
+    route("/cgi-bin/tag/deltagusers", Token, MAX_JSON_BYTES, directory_changes::remove_tag_users),
+    route("/cgi-bin/agent/get", Token, NO_BODY, get_agent),
+    route("/cgi-bin/message/send", Token, MAX_JSON_BYTES, messages::send),
+    route("/cgi-bin/media/upload", Token, MAX_FILE_BYTES, media::upload),
+    route("/cgi-bin/media/uploadimg", Token, MAX_FILE_BYTES, media::upload_image),
+    route("/cgi-bin/media/get", Token, NO_BODY, media::download),
+    route("/cgi-bin/get_jsapi_ticket", Token, NO_BODY, jsapi_ticket),
+    route("/cgi-bin/ticket/get", Token, NO_BODY, agent_ticket),
+    list_route("/cgi-bin/getcallbackip", "ip_list", ip_list),
+    list_route("/cgi-bin/get_api_domain_ip", "ip_list", ip_list),
+    route("/cgi-bin/webhook/send", WebhookKey, MAX_JSON_BYTES, messages::send_by_webhook),
+    route("/cgi-bin/webhook/upload_media", WebhookKey, MAX_FILE_BYTES, media::upload),
+    route("/cgi-bin/simulator/echo", Token, NO_BODY, echo::echo),
+    route("/cgi-bin/simulator/sink", Token, NO_BODY, echo::sink),
+    route("/cgi-bin/service/echo", Unauthenticated, NO_BODY, echo::echo),
+    route("/cgi-bin/license/echo", Unauthenticated, NO_BODY, echo::echo),
 ];
 
-const fn call(
+const fn route(
     path: &'static str,
-    credential: Credential,
+    credential: RequiredCredential,
     keep: usize,
-    run: fn(&mut State, &Sent<'_>) -> Answer,
+    run: fn(&mut State, &ApiRequest<'_>) -> SimulatedResponse,
 ) -> Route {
-    Route { path, credential, keep, run, lead: None }
+    Route { path, credential, max_body_bytes: keep, handler: run, leading_list: None }
 }
 
-const fn list(path: &'static str, lead: &'static str, run: fn(&mut State, &Sent<'_>) -> Answer) -> Route {
-    Route { lead: Some(lead), ..call(path, Token, NOTHING, run) }
+const fn list_route(
+    path: &'static str,
+    lead: &'static str,
+    run: fn(&mut State, &ApiRequest<'_>) -> SimulatedResponse,
+) -> Route {
+    Route { leading_list: Some(lead), ..route(path, Token, NO_BODY, run) }
 }
 
 /// The call with this very path.
@@ -113,51 +117,51 @@ impl Route {
     }
 
     /// A failure as this call words it.
-    pub(super) fn failure(&self, errcode: i64, peer: IpAddr) -> Json {
-        let json = words::failure(errcode, peer);
-        match self.lead {
-            Some(lead) => json.led_by(lead, [(); 0]),
+    pub(super) fn error_json(&self, errcode: i64, peer: IpAddr) -> ErrcodeJson {
+        let json = errors::error_json(errcode, peer);
+        match self.leading_list {
+            Some(lead) => json.with_leading(lead, [(); 0]),
             None => json,
         }
     }
 }
 
-fn gettoken(state: &mut State, sent: &Sent<'_>) -> Answer {
-    let Some(agent) = sent.agent else { return Json::new(40001, "").into() };
-    let (token, expires_in) = state.agents.issue(agent);
-    Json::ok().with("access_token", token).with("expires_in", expires_in).into()
+fn gettoken(state: &mut State, sent: &ApiRequest<'_>) -> SimulatedResponse {
+    let Some(agent) = sent.agent else { return ErrcodeJson::new(40001, "").into() };
+    let (token, expires_in) = state.agents.issue_token(agent);
+    ErrcodeJson::ok().with("access_token", token).with("expires_in", expires_in).into()
 }
 
 /// `agent/get?agentid=`: an app may read itself and no other.
-fn app(state: &mut State, sent: &Sent<'_>) -> Answer {
-    let Some(agent) = sent.agent else { return Json::new(40014, "").into() };
+fn get_agent(state: &mut State, sent: &ApiRequest<'_>) -> SimulatedResponse {
+    let Some(agent) = sent.agent else { return ErrcodeJson::new(40014, "").into() };
     let wanted = sent.query.value("agentid").filter(|id| !id.is_empty());
-    match wanted.map(|id| state.agents.judge_agentid(agent, &id)) {
-        None => Json::new(41011, "").into(),
-        Some(Err(Refused(errcode))) => Json::new(errcode, "").into(),
+    match wanted.map(|id| state.agents.check_agentid(agent, &id)) {
+        None => ErrcodeJson::new(41011, "").into(),
+        Some(Err(ErrcodeError(errcode))) => ErrcodeJson::new(errcode, "").into(),
         Some(Ok(agentid)) => {
             let name = state.agents.name(agent);
-            Json::ok().with("agentid", agentid).with("name", name).with("close", 0).into()
+            ErrcodeJson::ok().with("agentid", agentid).with("name", name).with("close", 0).into()
         }
     }
 }
 
-fn jsapi_ticket(state: &mut State, sent: &Sent<'_>) -> Answer {
+fn jsapi_ticket(state: &mut State, sent: &ApiRequest<'_>) -> SimulatedResponse {
     ticket(state, sent, "jsapi")
 }
 
-fn agent_ticket(state: &mut State, sent: &Sent<'_>) -> Answer {
+fn agent_ticket(state: &mut State, sent: &ApiRequest<'_>) -> SimulatedResponse {
     match sent.query.value("type").as_deref() {
         Some("agent_config") => ticket(state, sent, "agent_config"),
-        _ => Json::new(40035, "").into(),
+        _ => ErrcodeJson::new(40035, "").into(),
     }
 }
 
-fn ticket(state: &mut State, sent: &Sent<'_>, kind: &'static str) -> Answer {
-    let Some(agent) = sent.agent else { return Json::new(40014, "").into() };
-    Json::ok().with("ticket", state.agents.ticket(agent, kind)).with("expires_in", 7200).into()
+fn ticket(state: &mut State, sent: &ApiRequest<'_>, kind: &'static str) -> SimulatedResponse {
+    let Some(agent) = sent.agent else { return ErrcodeJson::new(40014, "").into() };
+    ErrcodeJson::ok().with("ticket", state.agents.ticket(agent, kind)).with("expires_in", 7200).into()
 }
 
-fn addresses(_: &mut State, _: &Sent<'_>) -> Answer {
-    Json::ok().led_by("ip_list", ["192.0.2.10", "192.0.2.11", "198.51.100.0/24"]).into()
+fn ip_list(_: &mut State, _: &ApiRequest<'_>) -> SimulatedResponse {
+    ErrcodeJson::ok().with_leading("ip_list", ["192.0.2.10", "192.0.2.11", "198.51.100.0/24"]).into()
 }

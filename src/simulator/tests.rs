@@ -10,24 +10,25 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::Value;
 use tokio::net::TcpStream;
 
-use super::{Fault, Settings, Simulator, When, generated};
+use super::{DropPoint, Fault, Settings, Simulator, generated_bytes};
 
 mod calls; // what each call answers
 mod connections; // versions of HTTP, TLS, ends
-mod controls; // the control address
-mod tokens; // tokens, and when they stop to serve
-mod troubles; // faults
+mod control; // the control address
+mod faults;
+mod tokens; // tokens, and when they stop to serve // faults
 
-const HR: &str = "corpid=ww1234567890abcdef&corpsecret=not-a-secret-hr-0000000000000000000000000000";
+const HR_CREDENTIALS: &str =
+    "corpid=ww1234567890abcdef&corpsecret=not-a-secret-hr-0000000000000000000000000000";
 
 /// An answer that was read to its end.
-struct Got {
+struct TestResponse {
     status: StatusCode,
     headers: HeaderMap,
     body: Bytes,
 }
 
-impl Got {
+impl TestResponse {
     fn json(&self) -> Value {
         serde_json::from_slice(&self.body).expect("JSON")
     }
@@ -41,8 +42,8 @@ impl Got {
     }
 }
 
-async fn simulator() -> Simulator {
-    Simulator::local(Settings::default()).await.expect("free ports")
+async fn start_simulator() -> Simulator {
+    Simulator::start_local(Settings::default()).await.expect("free ports")
 }
 
 /// A request line such as `GET /cgi-bin/user/get?userid=lisi`, and a body.
@@ -53,36 +54,36 @@ fn request(line: &str, body: impl Into<Bytes>) -> Request<Full<Bytes>> {
 }
 
 /// A new HTTP/1.1 connection.
-async fn open(address: std::net::SocketAddr) -> http1::SendRequest<Full<Bytes>> {
+async fn connect(address: std::net::SocketAddr) -> http1::SendRequest<Full<Bytes>> {
     let socket = TcpStream::connect(address).await.expect("a connection");
     let (sender, connection) = http1::handshake(TokioIo::new(socket)).await.expect("a handshake");
     tokio::spawn(connection);
     sender
 }
 
-async fn read<B>(response: Response<B>) -> Result<Got, B::Error>
+async fn read_response<B>(response: Response<B>) -> Result<TestResponse, B::Error>
 where
     B: hyper::body::Body<Data = Bytes>,
 {
     let (head, body) = response.into_parts();
-    Ok(Got { status: head.status, headers: head.headers, body: body.collect().await?.to_bytes() })
+    Ok(TestResponse { status: head.status, headers: head.headers, body: body.collect().await?.to_bytes() })
 }
 
-async fn send(simulator: &Simulator, request: Request<Full<Bytes>>) -> hyper::Result<Got> {
-    read(open(simulator.api_addr()).await.send_request(request).await?).await
+async fn send(simulator: &Simulator, request: Request<Full<Bytes>>) -> hyper::Result<TestResponse> {
+    read_response(connect(simulator.api_addr()).await.send_request(request).await?).await
 }
 
-async fn call(simulator: &Simulator, line: &str) -> Got {
+async fn call(simulator: &Simulator, line: &str) -> TestResponse {
     send(simulator, request(line, "")).await.expect("an answer")
 }
 
-async fn control(simulator: &Simulator, line: &str, body: &'static str) -> Got {
-    let mut sender = open(simulator.control_addr()).await;
-    read(sender.send_request(request(line, body)).await.expect("an answer")).await.expect("a body")
+async fn control(simulator: &Simulator, line: &str, body: &'static str) -> TestResponse {
+    let mut sender = connect(simulator.control_addr()).await;
+    read_response(sender.send_request(request(line, body)).await.expect("an answer")).await.expect("a body")
 }
 
 /// A token of the agent hr.
-async fn token(simulator: &Simulator) -> String {
-    let got = call(simulator, &format!("GET /cgi-bin/gettoken?{HR}")).await;
+async fn fetch_token(simulator: &Simulator) -> String {
+    let got = call(simulator, &format!("GET /cgi-bin/gettoken?{HR_CREDENTIALS}")).await;
     got.json()["access_token"].as_str().expect("a token").to_owned()
 }

@@ -9,23 +9,23 @@ use crate::secret::Masked;
 
 /// The layout of a sealed value: this byte, the key's id, the nonce, the encrypted text with its tag.
 const VERSION: u8 = 1;
-const KEY_ID_LEN: usize = 4;
-const HEAD_LEN: usize = 1 + KEY_ID_LEN + NONCE_LEN;
-const SIGNATURE_LEN: usize = 16;
+const KEY_ID_BYTES: usize = 4;
+const HEADER_BYTES: usize = 1 + KEY_ID_BYTES + NONCE_LEN;
+const SIGNATURE_BYTES: usize = 16;
 
 /// Seals and signs with one key; opens and believes what was sealed and signed with that or with another one.
 pub(super) struct Sealer(Vec<SealingKey>);
 
 struct SealingKey {
-    id: [u8; KEY_ID_LEN],
+    id: [u8; KEY_ID_BYTES],
     key: RandomizedNonceKey,
-    signing: Hmac<Sha256>,
+    signing_mac: Hmac<Sha256>,
 }
 
 impl Sealer {
     /// `key` seals; `old_key` is understood too.
     pub(super) fn new(key: &Masked, old_key: Option<&Masked>) -> Option<Self> {
-        [Some(key), old_key].into_iter().flatten().map(SealingKey::of).collect::<Option<_>>().map(Self)
+        [Some(key), old_key].into_iter().flatten().map(SealingKey::derive).collect::<Option<_>>().map(Self)
     }
 
     /// Encrypts; the value can be opened only at the same place.
@@ -38,9 +38,9 @@ impl Sealer {
 
     /// What was sealed for this place. None for anything else, another version's or another key's value too.
     pub(super) fn open(&self, place: &str, sealed: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
-        let (head, text) = sealed.split_at_checked(HEAD_LEN)?;
+        let (head, text) = sealed.split_at_checked(HEADER_BYTES)?;
         let (version, head) = head.split_first()?;
-        let (id, nonce) = head.split_at(KEY_ID_LEN);
+        let (id, nonce) = head.split_at(KEY_ID_BYTES);
         let opening = self.0.iter().find(|key| *version == VERSION && key.id == id)?;
         let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
         let mut text = Zeroizing::new(text.to_vec());
@@ -51,44 +51,46 @@ impl Sealer {
 
     /// The text with a signature behind it.
     pub(super) fn sign(&self, text: &str) -> Option<String> {
-        let mut mac = self.0.first()?.signing.clone();
+        let mut mac = self.0.first()?.signing_mac.clone();
         mac.update(text.as_bytes());
         let signature: String =
-            mac.finalize().into_bytes()[..SIGNATURE_LEN].iter().map(|byte| format!("{byte:02x}")).collect();
+            mac.finalize().into_bytes()[..SIGNATURE_BYTES].iter().map(|byte| format!("{byte:02x}")).collect();
         Some(format!("{text} {signature}"))
     }
 
     /// The text that was signed. None where nobody with a key did that.
-    pub(super) fn signed<'a>(&self, said: &'a str) -> Option<&'a str> {
+    pub(super) fn verify<'a>(&self, said: &'a str) -> Option<&'a str> {
         let (text, signature) = said.rsplit_once(' ')?;
         let signature = signature.as_bytes();
-        let mut bytes = [0; SIGNATURE_LEN];
+        let mut bytes = [0; SIGNATURE_BYTES];
         for (byte, digits) in bytes.iter_mut().zip(signature.chunks_exact(2)) {
             *byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
         }
         let is_by = |key: &SealingKey| {
-            let mut mac = key.signing.clone();
+            let mut mac = key.signing_mac.clone();
             mac.update(text.as_bytes());
             mac.verify_truncated_left(&bytes).is_ok()
         };
-        (signature.len() == 2 * SIGNATURE_LEN && self.0.iter().any(is_by)).then_some(text)
+        (signature.len() == 2 * SIGNATURE_BYTES && self.0.iter().any(is_by)).then_some(text)
     }
 }
 
 impl SealingKey {
-    fn of(key: &Masked) -> Option<Self> {
-        let bytes =
-            Zeroizing::new(<[u8; 32]>::from(mac(key, b"wecom-proxy store: values")?.finalize().into_bytes()));
-        let id = mac(key, b"wecom-proxy store: key id")?.finalize().into_bytes();
-        let id = id[..KEY_ID_LEN].try_into().ok()?;
-        let signing =
-            Zeroizing::new(<[u8; 32]>::from(mac(key, b"wecom-proxy store: news")?.finalize().into_bytes()));
+    fn derive(key: &Masked) -> Option<Self> {
+        let bytes = Zeroizing::new(<[u8; 32]>::from(
+            derivation_mac(key, b"wecom-proxy store: values")?.finalize().into_bytes(),
+        ));
+        let id = derivation_mac(key, b"wecom-proxy store: key id")?.finalize().into_bytes();
+        let id = id[..KEY_ID_BYTES].try_into().ok()?;
+        let signing = Zeroizing::new(<[u8; 32]>::from(
+            derivation_mac(key, b"wecom-proxy store: news")?.finalize().into_bytes(),
+        ));
         let signing = <Hmac<Sha256> as KeyInit>::new_from_slice(&*signing).ok()?;
-        Some(Self { id, key: RandomizedNonceKey::new(&AES_256_GCM, &*bytes).ok()?, signing })
+        Some(Self { id, key: RandomizedNonceKey::new(&AES_256_GCM, &*bytes).ok()?, signing_mac: signing })
     }
 }
 
-fn mac(key: &Masked, purpose: &[u8]) -> Option<Hmac<Sha256>> {
+fn derivation_mac(key: &Masked, purpose: &[u8]) -> Option<Hmac<Sha256>> {
     let mut mac = <Hmac<Sha256> as KeyInit>::new_from_slice(key.expose().as_bytes()).ok()?;
     mac.update(purpose);
     Some(mac)
@@ -103,12 +105,12 @@ mod tests {
         Sealer::new(&masked(key), old_key.map(masked).as_ref()).expect("the keys serve")
     }
 
-    const ONE: &str = "one-store-key-of-32-characters-xx";
-    const TWO: &str = "two-store-key-of-32-characters-xx";
+    const KEY_ONE: &str = "one-store-key-of-32-characters-xx";
+    const KEY_TWO: &str = "two-store-key-of-32-characters-xx";
 
     #[test]
-    fn what_was_sealed_is_opened_at_its_place_only() {
-        let sealer = sealer(ONE, None);
+    fn sealed_value_opens_only_with_its_aad() {
+        let sealer = sealer(KEY_ONE, None);
         let sealed = sealer.seal("a", b"token").expect("sealed");
         assert_eq!(&sealer.open("a", &sealed).expect("opened")[..], b"token");
         assert!(sealer.open("b", &sealed).is_none());
@@ -123,37 +125,37 @@ mod tests {
     }
 
     #[test]
-    fn what_was_signed_is_believed_and_nothing_else() {
-        let sealer = sealer(ONE, None);
+    fn signed_text_verifies_and_altered_text_does_not() {
+        let sealer = sealer(KEY_ONE, None);
         let said = sealer.sign("renewed 17 a").expect("signed");
-        assert_eq!(sealer.signed(&said), Some("renewed 17 a"));
+        assert_eq!(sealer.verify(&said), Some("renewed 17 a"));
         for at in 0..said.len() {
             let mut bent = said.clone().into_bytes();
             bent[at] ^= 1;
             let bent = String::from_utf8(bent).expect("ASCII");
-            assert_eq!(sealer.signed(&bent), None, "{bent}");
-            assert_eq!(sealer.signed(&said[..at]), None, "{at} bytes");
+            assert_eq!(sealer.verify(&bent), None, "{bent}");
+            assert_eq!(sealer.verify(&said[..at]), None, "{at} bytes");
         }
         for nonsense in ["", " ", "renewed 17 a", "renewed 17 a ", "\u{e9} \u{e9}"] {
-            assert_eq!(sealer.signed(nonsense), None, "{nonsense}");
+            assert_eq!(sealer.verify(nonsense), None, "{nonsense}");
         }
-        assert_eq!(sealer.signed(&format!("{said}00")), None);
+        assert_eq!(sealer.verify(&format!("{said}00")), None);
     }
 
     #[test]
-    fn a_key_is_changed_without_a_gap() {
+    fn key_rotation_keeps_values_readable() {
         // First every replica learns the new key, then it seals with that, then the old one is dropped.
-        let steps = [(ONE, None), (ONE, Some(TWO)), (TWO, Some(ONE)), (TWO, None)];
+        let steps = [(KEY_ONE, None), (KEY_ONE, Some(KEY_TWO)), (KEY_TWO, Some(KEY_ONE)), (KEY_TWO, None)];
         let steps = steps.map(|(key, old_key)| sealer(key, old_key));
         for pair in steps.windows(2) {
             for (from, to) in [(0, 1), (1, 0)] {
                 let sealed = pair[from].seal("a", b"token").expect("sealed");
                 assert!(pair[to].open("a", &sealed).is_some());
                 let said = pair[from].sign("news").expect("signed");
-                assert_eq!(pair[to].signed(&said), Some("news"));
+                assert_eq!(pair[to].verify(&said), Some("news"));
             }
         }
         assert!(steps[3].open("a", &steps[0].seal("a", b"token").expect("sealed")).is_none());
-        assert_eq!(steps[3].signed(&steps[0].sign("news").expect("signed")), None);
+        assert_eq!(steps[3].verify(&steps[0].sign("news").expect("signed")), None);
     }
 }

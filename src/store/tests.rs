@@ -1,31 +1,33 @@
 //! The store over a pretended server.
 
-use super::{pretended::Server, *};
+use super::{fake::FakeServer, *};
 
 #[tokio::test(start_paused = true)]
-async fn a_failure_that_is_put_there_again_when_it_is_over_holds_nobody_back() {
-    let server = Server::default();
-    let (store, _said, _line) = server.store();
-    let Ok(Claim::Ours { lease, .. }) = store.claim("a", 0, false).await else { panic!("nobody has it") };
+async fn replayed_expired_failure_does_not_block_claims() {
+    let server = FakeServer::default();
+    let (store, _said, _line) = server.connect_store();
+    let Ok(Claim::Acquired { lease, .. }) = store.claim("a", 0, false).await else { panic!("nobody has it") };
     tokio::time::advance(Duration::from_secs(2)).await;
     let wait = Duration::from_secs(60);
-    store.end("a", &lease, Some((b"why", wait))).await.expect("it is there");
-    let kept = server.text("test:{a}:failure").expect("a failure");
+    store.end_lease("a", &lease, Some((b"why", wait))).await.expect("it is there");
+    let kept = server.string_value("test:{a}:failure").expect("a failure");
     tokio::time::advance(Duration::from_secs(59)).await;
     match store.claim("a", 0, false).await {
-        Ok(Claim::Failed { failure, wait }) => {
-            assert_eq!((&failure[..], wait <= Duration::from_secs(2)), (&b"why"[..], true));
+        Ok(Claim::Failed { failure, retry_after }) => {
+            assert_eq!((&failure[..], retry_after <= Duration::from_secs(2)), (&b"why"[..], true));
         }
         _ => panic!("it holds the others back"),
     }
-    server.put("test:{a}:failure", &kept, REMEMBERED + Duration::from_secs(600));
+    server.set_string("test:{a}:failure", &kept, FAILURE_TTL + Duration::from_secs(600));
     match store.claim("a", 0, false).await {
-        Ok(Claim::Failed { wait, .. }) => assert!(wait <= Duration::from_secs(2), "no longer than it did"),
+        Ok(Claim::Failed { retry_after, .. }) => {
+            assert!(retry_after <= Duration::from_secs(2), "no longer than it did")
+        }
         _ => panic!("it holds the others back"),
     }
     tokio::time::advance(Duration::from_secs(3)).await;
     let claim = store.claim("a", 0, false).await;
-    assert!(matches!(claim, Ok(Claim::Ours { failure: Some(failure), .. }) if &failure[..] == b"why"));
-    server.put("test:{b}:failure", &kept, REMEMBERED + wait);
-    assert!(matches!(store.claim("b", 0, false).await, Ok(Claim::Ours { failure: None, .. })));
+    assert!(matches!(claim, Ok(Claim::Acquired { failure: Some(failure), .. }) if &failure[..] == b"why"));
+    server.set_string("test:{b}:failure", &kept, FAILURE_TTL + wait);
+    assert!(matches!(store.claim("b", 0, false).await, Ok(Claim::Acquired { failure: None, .. })));
 }

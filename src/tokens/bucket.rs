@@ -8,7 +8,7 @@ use tokio::time::Instant;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Rate {
     pub(super) capacity: u32,
-    pub(super) interval: Duration,
+    pub(super) refill_interval: Duration,
 }
 
 /// A bucket; full to begin with.
@@ -17,25 +17,25 @@ pub(super) struct Bucket(Option<Instant>);
 
 impl Bucket {
     /// Takes one even where there is none: an empty bucket stays empty.
-    pub(super) fn take(&mut self, now: Instant, rate: Rate) {
-        let most = now + rate.interval * rate.capacity;
-        self.0 = Some((self.full_at(now) + rate.interval).min(most));
+    pub(super) fn consume(&mut self, now: Instant, rate: Rate) {
+        let most = now + rate.refill_interval * rate.capacity;
+        self.0 = Some((self.tat(now) + rate.refill_interval).min(most));
     }
 
     /// When there is one; `now` or before where there is one already.
-    pub(super) fn next(&self, now: Instant, rate: Rate) -> Instant {
-        let full_at = self.full_at(now) + rate.interval;
-        full_at.checked_sub(rate.interval * rate.capacity).unwrap_or(now)
+    pub(super) fn available_at(&self, now: Instant, rate: Rate) -> Instant {
+        let full_at = self.tat(now) + rate.refill_interval;
+        full_at.checked_sub(rate.refill_interval * rate.capacity).unwrap_or(now)
     }
 
     /// How many there are.
-    pub(super) fn level(&self, now: Instant, rate: Rate) -> u32 {
-        let lacking = self.full_at(now).saturating_duration_since(now);
-        let taken = lacking.as_nanos().div_ceil(rate.interval.as_nanos());
+    pub(super) fn available(&self, now: Instant, rate: Rate) -> u32 {
+        let lacking = self.tat(now).saturating_duration_since(now);
+        let taken = lacking.as_nanos().div_ceil(rate.refill_interval.as_nanos());
         rate.capacity.saturating_sub(u32::try_from(taken).unwrap_or(u32::MAX))
     }
 
-    fn full_at(&self, now: Instant) -> Instant {
+    fn tat(&self, now: Instant) -> Instant {
         self.0.map_or(now, |full_at| full_at.max(now))
     }
 }
@@ -45,15 +45,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bucket_refills_by_one_each_interval() {
-        let rate = Rate { capacity: 3, interval: Duration::from_secs(60) };
+    fn bucket_refills_one_per_interval() {
+        let rate = Rate { capacity: 3, refill_interval: Duration::from_secs(60) };
         let (mut bucket, start) = (Bucket::default(), Instant::now());
         for left in [2, 1, 0, 0] {
-            bucket.take(start, rate);
-            assert_eq!(bucket.level(start, rate), left);
+            bucket.consume(start, rate);
+            assert_eq!(bucket.available(start, rate), left);
         }
-        assert_eq!(bucket.next(start, rate), start + rate.interval);
-        assert_eq!(bucket.level(start + rate.interval, rate), 1);
-        assert_eq!(bucket.level(start + 9 * rate.interval, rate), 3);
+        assert_eq!(bucket.available_at(start, rate), start + rate.refill_interval);
+        assert_eq!(bucket.available(start + rate.refill_interval, rate), 1);
+        assert_eq!(bucket.available(start + 9 * rate.refill_interval, rate), 3);
     }
 }

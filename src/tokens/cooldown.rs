@@ -9,7 +9,7 @@ use super::PathKey;
 /// How long it lasts from the gettoken on.
 pub(super) const COOLDOWN: Duration = Duration::from_secs(10);
 /// Paths that are told apart; where more refuse, it applies to all.
-const MAX_PATHS: usize = 16;
+const MAX_REFUSED_PATHS: usize = 16;
 
 /// The pause of one agent. Where gettoken brought the refused token back it applies to every path; where it brought a new
 /// one, to the paths that had refused the old one, because such a path may refuse every token. It never applies to a path on
@@ -17,47 +17,47 @@ const MAX_PATHS: usize = 16;
 #[derive(Debug, Default)]
 pub(super) struct Cooldown {
     until: Option<Instant>,
-    all: bool,
-    full: bool,
-    paths: Paths,
+    all_paths: bool,
+    no_early_end: bool,
+    refused_paths: RefusedPaths,
 }
 
 /// A bounded set of paths that refused a token.
 #[derive(Debug, Default)]
-pub(super) struct Paths {
-    keys: Vec<PathKey>,
+pub(super) struct RefusedPaths {
+    path_keys: Vec<PathKey>,
     overflowed: bool,
 }
 
-impl Paths {
+impl RefusedPaths {
     pub(super) fn insert(&mut self, path: PathKey) {
         if self.contains(path) {
             return;
         }
-        match self.keys.len() < MAX_PATHS {
-            true => self.keys.push(path),
+        match self.path_keys.len() < MAX_REFUSED_PATHS {
+            true => self.path_keys.push(path),
             false => self.overflowed = true,
         }
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.keys.is_empty()
+        self.path_keys.is_empty()
     }
 
     fn contains(&self, path: PathKey) -> bool {
-        self.overflowed || self.keys.contains(&path)
+        self.overflowed || self.path_keys.contains(&path)
     }
 }
 
 impl Cooldown {
     /// Begins with the gettoken that these refusals caused. `early` where it was made before the last pause was over.
-    pub(super) fn begin(&mut self, now: Instant, same: bool, early: bool, refused_by: Paths) {
-        if !self.is_on(now) {
-            self.paths = Paths::default();
+    pub(super) fn start(&mut self, now: Instant, same: bool, early: bool, refused_by: RefusedPaths) {
+        if !self.is_active(now) {
+            self.refused_paths = RefusedPaths::default();
         }
-        self.paths.overflowed |= refused_by.overflowed;
-        refused_by.keys.into_iter().for_each(|path| self.paths.insert(path));
-        (self.all, self.full) = (same, same && early);
+        self.refused_paths.overflowed |= refused_by.overflowed;
+        refused_by.path_keys.into_iter().for_each(|path| self.refused_paths.insert(path));
+        (self.all_paths, self.no_early_end) = (same, same && early);
         self.until = Some(now + COOLDOWN);
     }
 
@@ -66,28 +66,28 @@ impl Cooldown {
         if now >= got + COOLDOWN {
             return;
         }
-        if !self.is_on(now) {
+        if !self.is_active(now) {
             *self = Self { until: Some(got + COOLDOWN), ..Self::default() };
         }
-        self.paths.insert(path);
+        self.refused_paths.insert(path);
     }
 
     /// Until when a refusal by this path causes no renewal; `works` where the path accepted the present token when it last
     /// judged it.
-    pub(super) fn holds(&self, now: Instant, path: PathKey, works: bool) -> Option<Instant> {
-        let applies = match self.all {
-            true => self.full || !works,
-            false => !works && self.paths.contains(path),
+    pub(super) fn blocked_until(&self, now: Instant, path: PathKey, works: bool) -> Option<Instant> {
+        let applies = match self.all_paths {
+            true => self.no_early_end || !works,
+            false => !works && self.refused_paths.contains(path),
         };
         self.until.filter(|until| now < *until && applies)
     }
 
     /// Whether a renewal now ends a pause early that applied to every path.
     pub(super) fn ends_early(&self, now: Instant) -> bool {
-        self.all && self.is_on(now)
+        self.all_paths && self.is_active(now)
     }
 
-    fn is_on(&self, now: Instant) -> bool {
+    fn is_active(&self, now: Instant) -> bool {
         self.until.is_some_and(|until| now < until)
     }
 }

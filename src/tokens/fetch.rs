@@ -19,26 +19,26 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::Source;
+use super::FetchToken;
 use crate::{
-    config, credential,
-    secret::Masked,
-    upstream::{Flaw, Settings, Upstream, Whole},
+    config,
+    secret::{Masked, credential_scan},
+    upstream::{Fetched, Settings, Upstream, UpstreamErrorKind},
     wecom::{
         errcode,
-        reply::{Grant, GrantError, parse_grant},
+        response::{GettokenError, GettokenResponse, parse_gettoken},
     },
 };
 
 /// What is wrong where the proxy's own answer comes back to it.
-const LOOP: &str = "it is a pass of wecom-proxy: upstream.url leads back to a proxy; on this machine the name must lead to WeCom";
+const LOOP_REASON: &str = "it is a pass of wecom-proxy: upstream.url leads back to a proxy; on this machine the name must lead to WeCom";
 
 /// The length of every secret of WeCom. Tokens are longer; the hints and addresses in its messages have no such word.
 const SECRET_BYTES: usize = 43;
 /// Most bytes of gettoken's answer.
-const MAX_ANSWER: usize = 64 * 1024;
+const MAX_RESPONSE_BYTES: usize = 64 * 1024;
 /// Beside connecting and waiting for the head, so long may an answer take for its few bytes of body.
-const BODY: Duration = Duration::from_secs(5);
+const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What a token is bought with.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,13 +62,13 @@ pub enum FetchError {
     },
     /// WeCom could not be asked, or its answer broke off.
     #[error("gettoken did not get through: {0}")]
-    Upstream(Flaw),
+    Upstream(UpstreamErrorKind),
     /// All of it together took too long.
     #[error("gettoken did not get through: no answer within {} s", .0.as_secs())]
-    Late(Duration),
+    TimedOut(Duration),
     /// The answer makes no sense.
     #[error("gettoken was answered with HTTP {status} and no usable token: {what}")]
-    Senseless {
+    InvalidResponse {
         /// The HTTP status.
         status: u16,
         /// What is wrong with it.
@@ -76,30 +76,30 @@ pub enum FetchError {
     },
     /// Another replica tried, and it is too early for another try.
     #[error("{0} (asked by another replica)")]
-    Elsewhere(String),
+    OtherReplica(String),
     /// Too many renewals were needed, or too many secrets were refused.
     #[error(
         "its renewal is held back: too many were needed lately, and WeCom bans the address of who asks too often"
     )]
-    Held {
+    Throttled {
         /// When it may be tried.
-        until: Instant,
+        retry_at: Instant,
     },
     /// The renewal was cut off.
     #[error("the renewal was cut off")]
-    Stopped,
+    Cancelled,
 }
 
 impl FetchError {
     /// Whether repeating it soon endangers the whole address.
-    pub(super) fn is_dangerous(&self) -> bool {
-        matches!(self, Self::Refused { errcode, .. } if errcode::is_credential_or_frequency(*errcode))
+    pub(super) fn risks_ban(&self) -> bool {
+        matches!(self, Self::Refused { errcode, .. } if errcode::is_credential_or_rate_limit(*errcode))
     }
 
     /// Whether WeCom refused the credentials, and not for the number of calls.
-    pub(super) fn is_of_credentials(&self) -> bool {
-        let is_frequency = matches!(self, Self::Refused { errcode, .. } if errcode::is_frequency(*errcode));
-        self.is_dangerous() && !is_frequency
+    pub(super) fn is_credential_error(&self) -> bool {
+        let is_frequency = matches!(self, Self::Refused { errcode, .. } if errcode::is_rate_limit(*errcode));
+        self.risks_ban() && !is_frequency
     }
 
     /// What to do about it, where it was WeCom that refused.
@@ -111,10 +111,10 @@ impl FetchError {
     }
 
     /// What callers may see of it: WeCom's own words, and no address, port, host or file, which `Display` may name.
-    pub fn public(&self) -> Cow<'_, str> {
+    pub fn public_message(&self) -> Cow<'_, str> {
         match self {
-            Self::Upstream(flaw) => format!("gettoken did not get through: {}", flaw.public()).into(),
-            Self::Elsewhere(_) => "gettoken did not get through (asked by another replica)".into(),
+            Self::Upstream(flaw) => format!("gettoken did not get through: {}", flaw.public_message()).into(),
+            Self::OtherReplica(_) => "gettoken did not get through (asked by another replica)".into(),
             other => other.to_string().into(),
         }
     }
@@ -129,21 +129,21 @@ impl FetchError {
 }
 
 /// How long one call of the proxy's own may take.
-pub fn patience(upstream: &config::Upstream) -> Duration {
-    upstream.connect_timeout + upstream.response_timeout + BODY
+pub fn call_timeout(upstream: &config::UpstreamConfig) -> Duration {
+    upstream.connect_timeout + upstream.response_timeout + BODY_TIMEOUT
 }
 
 /// Asks the real upstream.
-pub struct Asker {
+pub struct GettokenClient {
     upstream: Upstream,
     /// Longest that one call may take.
-    patience: Duration,
+    timeout: Duration,
 }
 
-impl Asker {
+impl GettokenClient {
     /// Asks through `upstream`; gives up after `patience`.
-    pub fn new(upstream: Upstream, patience: Duration) -> Self {
-        Self { upstream, patience }
+    pub fn new(upstream: Upstream, timeout: Duration) -> Self {
+        Self { upstream, timeout }
     }
 
     /// What it asks through.
@@ -152,21 +152,29 @@ impl Asker {
     }
 
     /// One gettoken, whatever it says, and the upstream's clock where its answer tells the time.
-    pub async fn ask(&self, credentials: &Credentials) -> (Option<SystemTime>, Result<Grant, FetchError>) {
-        match timeout(self.patience, self.upstream.ask(&target(credentials), MAX_ANSWER)).await {
-            Err(_) => (None, Err(FetchError::Late(self.patience))),
+    pub async fn fetch(
+        &self,
+        credentials: &Credentials,
+    ) -> (Option<SystemTime>, Result<GettokenResponse, FetchError>) {
+        match timeout(
+            self.timeout,
+            self.upstream.fetch_buffered(&request_target(credentials), MAX_RESPONSE_BYTES),
+        )
+        .await
+        {
+            Err(_) => (None, Err(FetchError::TimedOut(self.timeout))),
             Ok(Err(flaw)) => (None, Err(FetchError::Upstream(flaw))),
-            Ok(Ok(whole)) => (whole.date, grant(credentials, whole)),
+            Ok(Ok(whole)) => (whole.date, parse_response(credentials, whole)),
         }
     }
 }
 
-fn target(Credentials { corpid, secret }: &Credentials) -> Masked {
+fn request_target(Credentials { corpid, secret }: &Credentials) -> Masked {
     let corpid = utf8_percent_encode(corpid, NON_ALPHANUMERIC);
-    Masked::new(format!("/cgi-bin/gettoken?corpid={corpid}&corpsecret={}", encoded(secret).expose()))
+    Masked::new(format!("/cgi-bin/gettoken?corpid={corpid}&corpsecret={}", percent_encoded(secret).expose()))
 }
 
-fn encoded(secret: &Masked) -> Masked {
+fn percent_encoded(secret: &Masked) -> Masked {
     Masked::new(utf8_percent_encode(secret.expose(), NON_ALPHANUMERIC).to_string())
 }
 
@@ -182,41 +190,46 @@ fn without_secrets(errmsg: &str) -> String {
     kept
 }
 
-fn grant(Credentials { secret, .. }: &Credentials, whole: Whole) -> Result<Grant, FetchError> {
+fn parse_response(
+    Credentials { secret, .. }: &Credentials,
+    whole: Fetched,
+) -> Result<GettokenResponse, FetchError> {
     let status = whole.status;
-    let senseless = |what| FetchError::Senseless { status, what };
+    let senseless = |what| FetchError::InvalidResponse { status, what };
     let body = whole.body.ok_or_else(|| senseless("it is longer than 64 KiB"))?;
-    let grant = parse_grant(&body).map_err(|error| match error {
+    let grant = parse_gettoken(&body).map_err(|error| match error {
         // WeCom is not known to echo a secret, but a gateway before it may say the URL back: it stops here.
-        GrantError::Refused { errcode, errmsg } => {
+        GettokenError::Refused { errcode, errmsg } => {
             let errmsg = errmsg.replace(secret.expose(), "[masked]");
-            let errmsg = without_secrets(&errmsg.replace(encoded(secret).expose(), "[masked]"));
+            let errmsg = without_secrets(&errmsg.replace(percent_encoded(secret).expose(), "[masked]"));
             FetchError::Refused { errcode, errmsg }
         }
-        GrantError::NotJson => senseless("it is not JSON"),
-        GrantError::NoToken => senseless("it holds no access_token"),
-        GrantError::BadToken => senseless("its access_token cannot stand in a URL"),
+        GettokenError::NotJson => senseless("it is not JSON"),
+        GettokenError::MissingToken => senseless("it holds no access_token"),
+        GettokenError::InvalidToken => senseless("its access_token cannot stand in a URL"),
     })?;
     // Calls made with a pass would come back here again and again.
-    match credential::is_marked(grant.token.expose()) {
-        true => Err(senseless(LOOP)),
+    match credential_scan::has_pass_prefix(grant.token.expose()) {
+        true => Err(senseless(LOOP_REASON)),
         false => Ok(grant),
     }
 }
 
 /// Tokens from the real upstream, asked for on a thread of its own: an [`Asker`] stays on one.
-pub struct Gettoken(mpsc::UnboundedSender<Order>);
+pub struct Fetcher(mpsc::UnboundedSender<FetchJob>);
 
 /// What is to be asked, and who waits for the answer.
-type Order = (Credentials, oneshot::Sender<Result<Grant, FetchError>>);
+type FetchJob = (Credentials, oneshot::Sender<Result<GettokenResponse, FetchError>>);
 
-impl Gettoken {
+impl Fetcher {
     /// Starts the thread, which ends with this. It asks through an upstream of these settings, and gives up after `patience`.
     pub fn start(upstream: Arc<Settings>, patience: Duration) -> io::Result<Self> {
         let (sender, orders) = mpsc::unbounded_channel();
         thread::Builder::new().name("gettoken".to_owned()).spawn(
             move || match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
-                Ok(runtime) => runtime.block_on(take(orders, Asker::new(Upstream::new(upstream), patience))),
+                Ok(runtime) => {
+                    runtime.block_on(run_jobs(orders, GettokenClient::new(Upstream::new(upstream), patience)))
+                }
                 Err(error) => tracing::error!(%error, "no token can be asked for"),
             },
         )?;
@@ -225,13 +238,13 @@ impl Gettoken {
 }
 
 /// Asks what is ordered, one beside the other.
-async fn take(mut orders: mpsc::UnboundedReceiver<Order>, asker: Asker) {
+async fn run_jobs(mut orders: mpsc::UnboundedReceiver<FetchJob>, asker: GettokenClient) {
     let asker = Rc::new(asker);
     while let Some((credentials, mut answer)) = orders.recv().await {
         let asker = asker.clone();
         spawn_local(async move {
             tokio::select! {
-                asked = asker.ask(&credentials) => drop(answer.send(asked.1)),
+                asked = asker.fetch(&credentials) => drop(answer.send(asked.1)),
                 // Nobody waits for it any more.
                 () = answer.closed() => {}
             }
@@ -239,17 +252,17 @@ async fn take(mut orders: mpsc::UnboundedReceiver<Order>, asker: Asker) {
     }
 }
 
-impl Source for Gettoken {
+impl FetchToken for Fetcher {
     fn fetch<'a>(
         &'a self,
         credentials: &'a Credentials,
-    ) -> Pin<Box<dyn Future<Output = Result<Grant, FetchError>> + Send + 'a>> {
+    ) -> Pin<Box<dyn Future<Output = Result<GettokenResponse, FetchError>> + Send + 'a>> {
         let (sender, answer) = oneshot::channel();
         let sent = self.0.send((credentials.clone(), sender));
         Box::pin(async move {
             match sent {
-                Ok(()) => answer.await.unwrap_or(Err(FetchError::Stopped)),
-                Err(_) => Err(FetchError::Stopped),
+                Ok(()) => answer.await.unwrap_or(Err(FetchError::Cancelled)),
+                Err(_) => Err(FetchError::Cancelled),
             }
         })
     }

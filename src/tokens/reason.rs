@@ -2,7 +2,7 @@
 
 /// Why a token is fetched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reason {
+pub enum RefreshReason {
     /// There was none.
     First,
     /// The one there was has expired.
@@ -10,20 +10,26 @@ pub enum Reason {
     /// The upstream refused the one there was.
     Refused {
         /// On a path that had accepted it.
-        worked: bool,
+        was_accepted: bool,
     },
     /// The one there is will expire soon.
-    Ahead,
+    Proactive,
     /// An operator asked for it.
-    Asked,
+    Manual,
     /// Another replica has a newer one.
-    Shared,
+    OtherReplica,
 }
 
-impl Reason {
+impl RefreshReason {
     /// All there are; `worked` makes no difference to what is told.
-    pub(super) const ALL: [Self; 6] =
-        [Self::First, Self::Expired, Self::Refused { worked: true }, Self::Ahead, Self::Asked, Self::Shared];
+    pub(super) const ALL: [Self; 6] = [
+        Self::First,
+        Self::Expired,
+        Self::Refused { was_accepted: true },
+        Self::Proactive,
+        Self::Manual,
+        Self::OtherReplica,
+    ];
 
     /// Whether the upstream refused the token.
     pub(super) fn is_refusal(self) -> bool {
@@ -36,9 +42,9 @@ impl Reason {
             Self::First => 0,
             Self::Expired => 1,
             Self::Refused { .. } => 2,
-            Self::Ahead => 3,
-            Self::Asked => 4,
-            Self::Shared => 5,
+            Self::Proactive => 3,
+            Self::Manual => 4,
+            Self::OtherReplica => 5,
         }
     }
 
@@ -48,9 +54,9 @@ impl Reason {
             Self::First => "first",
             Self::Expired => "expired",
             Self::Refused { .. } => "refused",
-            Self::Ahead => "ahead",
-            Self::Asked => "asked",
-            Self::Shared => "shared",
+            Self::Proactive => "ahead",
+            Self::Manual => "asked",
+            Self::OtherReplica => "shared",
         }
     }
 }

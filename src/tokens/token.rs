@@ -11,10 +11,10 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
-    ahead::late,
-    paths::{PathKey, WorkedPaths},
+    accepted_paths::{AcceptedPaths, PathKey},
+    proactive::stagger_delay,
 };
-use crate::{secret::Masked, wecom::reply::Grant};
+use crate::{secret::Masked, wecom::response::GettokenResponse};
 
 /// An access_token that was current at some time. Its value shows only through [`Masked::expose`].
 #[derive(Debug)]
@@ -26,15 +26,15 @@ pub struct Token {
     /// When it expires, by what WeCom said when this value was first seen.
     pub expires_at: SystemTime,
     /// When this value was first handed out here, by a clock that nobody sets.
-    seen: Instant,
+    first_seen_instant: Instant,
     /// Until when it is used without asking again.
     pub(super) usable_until: Instant,
     /// From when on it is worth renewing.
-    pub(super) renew_at: Instant,
+    pub(super) refresh_at: Instant,
     /// The upstream refused it, and nothing went well with it since.
-    refused: AtomicBool,
+    is_refused: AtomicBool,
     /// Where this value was accepted.
-    paths: Arc<WorkedPaths>,
+    accepted_paths: Arc<AcceptedPaths>,
     /// Which of two in the store that replicas share is the newer; 0 for one that is not known there.
     fence: AtomicU64,
 }
@@ -42,43 +42,41 @@ pub struct Token {
 impl Token {
     /// A token whose value was not seen before. Its life is counted from the asking, not from the answer.
     /// It is renewed `lead` before it expires.
-    pub(super) fn granted(grant: Grant, fence: u64, asked: Instant, lead: Duration) -> Self {
+    pub(super) fn new(grant: GettokenResponse, fence: u64, asked: Instant, lead: Duration) -> Self {
         let now = wall_clock();
         let usable_until = asked + grant.expires_in;
         Self {
             value: grant.token,
             first_seen: now,
             expires_at: now - asked.elapsed() + grant.expires_in,
-            seen: Instant::now(),
+            first_seen_instant: Instant::now(),
             usable_until,
-            renew_at: usable_until - lead,
-            refused: AtomicBool::new(false),
-            paths: Arc::default(),
+            refresh_at: usable_until - lead,
+            is_refused: AtomicBool::new(false),
+            accepted_paths: Arc::default(),
             fence: AtomicU64::new(fence),
         }
     }
 
     /// The same value once more: its expiry does not move. It is asked for again halfway to the expiry, or later by
     /// `stagger`; one that should have expired by now is believed for `past_expiry`, for WeCom hands it out.
-    pub(super) fn granted_again(
-        &self,
-        fence: u64,
-        asked: Instant,
-        past_expiry: Duration,
-        stagger: f64,
-    ) -> Self {
+    pub(super) fn reissued(&self, fence: u64, asked: Instant, past_expiry: Duration, stagger: f64) -> Self {
         let left = self.usable_until.saturating_duration_since(asked);
         let usable_until = if left.is_zero() { asked + past_expiry } else { self.usable_until };
-        let next = asked + (left / 2).max(Duration::from_secs(1)) + late(left / 2, stagger);
+        let next = asked + (left / 2).max(Duration::from_secs(1)) + stagger_delay(left / 2, stagger);
         Self {
             value: self.value.clone(),
             first_seen: self.first_seen,
             expires_at: self.expires_at,
-            seen: self.seen,
+            first_seen_instant: self.first_seen_instant,
             usable_until,
-            renew_at: if left.is_zero() { usable_until } else { next.min(usable_until).max(self.renew_at) },
-            refused: AtomicBool::new(false),
-            paths: self.paths.clone(),
+            refresh_at: if left.is_zero() {
+                usable_until
+            } else {
+                next.min(usable_until).max(self.refresh_at)
+            },
+            is_refused: AtomicBool::new(false),
+            accepted_paths: self.accepted_paths.clone(),
             fence: AtomicU64::new(fence),
         }
     }
@@ -94,13 +92,13 @@ impl Token {
     }
 
     /// When this value first came here.
-    pub(super) fn seen(&self) -> Instant {
-        self.seen
+    pub(super) fn first_seen_instant(&self) -> Instant {
+        self.first_seen_instant
     }
 
     /// How long it has been known here.
     pub(super) fn age(&self) -> Duration {
-        self.seen.elapsed()
+        self.first_seen_instant.elapsed()
     }
 
     /// Whether the record of this fence is no newer; where the store does not know this one, by how old both are.
@@ -112,43 +110,43 @@ impl Token {
     }
 
     /// Notes under which fence the store knows it.
-    pub(super) fn is_stored_as(&self, fence: u64) {
+    pub(super) fn set_fence(&self, fence: u64) {
         self.fence.store(fence, Ordering::Relaxed);
     }
 
     /// Notes that the upstream refused it. It goes on serving while no other can be had: it may have been refused for one
     /// API only.
-    pub(super) fn refused(&self) {
-        self.refused.store(true, Ordering::Relaxed);
+    pub(super) fn mark_refused(&self) {
+        self.is_refused.store(true, Ordering::Relaxed);
     }
 
     /// The same, where it is known which path refused it.
-    pub(super) fn refused_on(&self, path: PathKey) {
-        self.refused();
-        self.paths.refused(path);
+    pub(super) fn mark_refused_on(&self, path: PathKey) {
+        self.mark_refused();
+        self.accepted_paths.mark_refused(path);
     }
 
     /// Notes that a request went well with it on this path.
-    pub fn worked_on(&self, path: PathKey) {
-        if self.refused.load(Ordering::Relaxed) {
-            self.refused.store(false, Ordering::Relaxed);
+    pub fn mark_accepted_on(&self, path: PathKey) {
+        if self.is_refused.load(Ordering::Relaxed) {
+            self.is_refused.store(false, Ordering::Relaxed);
         }
-        self.paths.worked(path);
+        self.accepted_paths.mark_accepted(path);
     }
 
     /// Whether this path ever accepted it.
-    pub(super) fn had_worked_on(&self, path: PathKey) -> bool {
-        self.paths.had_worked(path)
+    pub(super) fn was_ever_accepted_on(&self, path: PathKey) -> bool {
+        self.accepted_paths.was_ever_accepted(path)
     }
 
     /// Whether this path accepted it when it last judged it.
-    pub(super) fn works_on(&self, path: PathKey) -> bool {
-        self.paths.works(path)
+    pub(super) fn is_accepted_on(&self, path: PathKey) -> bool {
+        self.accepted_paths.is_accepted(path)
     }
 
     /// Whether it was refused when last used.
     pub(super) fn is_refused(&self) -> bool {
-        self.refused.load(Ordering::Relaxed)
+        self.is_refused.load(Ordering::Relaxed)
     }
 }
 

@@ -3,9 +3,9 @@
 use bytes::BytesMut;
 
 use super::head;
-use crate::fields::{Familiar, Fields};
+use crate::http1::headers::{HeaderCache, Headers};
 
 /// Takes an answer's head off what the upstream sent; its lines.
-pub fn answer_head(buffer: &mut BytesMut, familiar: &mut Familiar) -> Option<Fields> {
-    head::take(buffer, familiar).ok().flatten().map(|head| head.fields)
+pub fn response_head(buffer: &mut BytesMut, familiar: &mut HeaderCache) -> Option<Headers> {
+    head::parse_response_head(buffer, familiar).ok().flatten().map(|head| head.headers)
 }

@@ -14,36 +14,36 @@ use tokio::{
     task::unconstrained,
 };
 
-use crate::{
-    fields::Familiar,
-    io::{Caller, Stream},
-    outbox::Outbox,
+use crate::http1::{
+    headers::HeaderCache,
+    io::{RegisteredWaker, Stream},
+    write_buf::WriteBuf,
 };
 
 /// A connection between two requests.
-pub(super) struct Connection {
+pub(super) struct UpstreamConnection {
     pub(super) stream: Stream,
-    pub(super) caller: Caller,
-    pub(super) inbound: BytesMut,
-    pub(super) outbox: Outbox,
+    pub(super) read_waker: RegisteredWaker,
+    pub(super) read_buf: BytesMut,
+    pub(super) write_buf: WriteBuf,
     /// The header lines that its answers bring.
-    pub(super) familiar: Familiar,
+    pub(super) header_cache: HeaderCache,
 }
 
-impl Connection {
+impl UpstreamConnection {
     pub(super) fn new(stream: Stream) -> Self {
         Self {
             stream,
-            caller: Caller::default(),
-            inbound: BytesMut::new(),
-            outbox: Outbox::default(),
-            familiar: Familiar::default(),
+            read_waker: RegisteredWaker::default(),
+            read_buf: BytesMut::new(),
+            write_buf: WriteBuf::default(),
+            header_cache: HeaderCache::default(),
         }
     }
 
     /// Whether an idle connection is still open and silent, as far as the runtime has been told by the kernel. Whatever came
     /// before the runtime last looked for news is seen, and costs a system call; silence costs none.
-    pub(super) fn is_quiet(&mut self) -> bool {
+    pub(super) fn is_reusable(&mut self) -> bool {
         let mut byte = [0; 1];
         if let Stream::Tcp(tcp) = &self.stream {
             return matches!(tcp.try_read(&mut byte), Err(error) if error.kind() == io::ErrorKind::WouldBlock);
@@ -58,13 +58,13 @@ impl Connection {
 
     /// The same, asking the kernel: for a connection that was idle for a while before it carries a request that must
     /// not be sent twice.
-    pub(super) fn is_quiet_in_kernel(&mut self) -> bool {
+    pub(super) fn is_reusable_by_peek(&mut self) -> bool {
         let silent = self.stream.tcp().is_none_or(|tcp| {
             let mut byte = [MaybeUninit::uninit(); 1];
             let peeked = socket2::SockRef::from(tcp).peek(&mut byte);
             matches!(peeked, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
         });
-        silent && self.is_quiet()
+        silent && self.is_reusable()
     }
 }
 
@@ -79,18 +79,18 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_nobody_asked_for_is_seen_by_a_task_that_has_used_up_its_turn() {
+    async fn unsolicited_data_is_seen_without_coop_budget() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let ours =
             TcpStream::connect(listener.local_addr().expect("an address")).await.expect("a connection");
         let (mut theirs, _) = listener.accept().await.expect("a connection");
-        let mut connection = Connection::new(Stream::Tcp(ours));
-        assert!(connection.is_quiet());
+        let mut connection = UpstreamConnection::new(Stream::Tcp(ours));
+        assert!(connection.is_reusable());
         theirs.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.expect("it is taken");
         connection.stream.tcp().expect("TCP").readable().await.expect("news");
         while has_budget_remaining() {
             consume_budget().await;
         }
-        assert!(!connection.is_quiet());
+        assert!(!connection.is_reusable());
     }
 }

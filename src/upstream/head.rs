@@ -5,21 +5,21 @@ use std::mem::MaybeUninit;
 use bytes::{Buf, BufMut, BytesMut};
 use http::StatusCode;
 
-use super::{BodyLength, Flaw, Outgoing};
-use crate::{
-    fields::{Familiar, Fields, Found},
-    framing::has_bare_line_feed,
+use super::{BodyLength, UpstreamErrorKind, UpstreamRequest};
+use crate::http1::{
+    framing::has_bare_lf,
+    headers::{HeaderCache, Headers, ParsedHeaders},
 };
 
 /// Most bytes of an answer's head.
-const MAX_HEAD: usize = 64 * 1024;
+const MAX_HEAD_BYTES: usize = 64 * 1024;
 /// The first line of nearly every answer.
-const USUAL: &[u8] = b"HTTP/1.1 200 OK\r\n";
+const COMMON_STATUS_LINE: &[u8] = b"HTTP/1.1 200 OK\r\n";
 /// Most header lines of an answer.
 const MAX_HEADERS: usize = 128;
 
 /// Writes a request's head. `authority` is the upstream's, whatever the client's `Host` was.
-pub(super) fn write(out: &mut BytesMut, outgoing: &Outgoing<'_>, authority: &str) {
+pub(super) fn write_request_head(out: &mut BytesMut, outgoing: &UpstreamRequest<'_>, authority: &str) {
     out.reserve(1024);
     out.put_slice(outgoing.method.as_str().as_bytes());
     out.put_u8(b' ');
@@ -29,8 +29,8 @@ pub(super) fn write(out: &mut BytesMut, outgoing: &Outgoing<'_>, authority: &str
     out.put_slice(b" HTTP/1.1\r\nhost: ");
     out.put_slice(authority.as_bytes());
     out.put_slice(b"\r\n");
-    outgoing.fields.put_to_upstream(out);
-    match outgoing.body {
+    outgoing.headers.encode_for_upstream(out);
+    match outgoing.body_length {
         BodyLength::Absent => {}
         BodyLength::Known(length) => {
             out.put_slice(b"content-length: ");
@@ -43,17 +43,20 @@ pub(super) fn write(out: &mut BytesMut, outgoing: &Outgoing<'_>, authority: &str
 }
 
 /// An answer's head.
-pub(super) struct Head {
+pub(super) struct ResponseHead {
     pub(super) status: StatusCode,
-    pub(super) fields: Fields,
+    pub(super) headers: Headers,
     /// Whether the connection outlives the answer.
-    pub(super) persistent: bool,
+    pub(super) keep_alive: bool,
 }
 
 /// Takes a whole head off the buffer; `None` while it is not all there. `familiar` are the lines that this connection
 /// brought before.
-pub(super) fn take(buffer: &mut BytesMut, familiar: &mut Familiar) -> Result<Option<Head>, Flaw> {
-    if let Some(head) = take_familiar(buffer, familiar) {
+pub(super) fn parse_response_head(
+    buffer: &mut BytesMut,
+    familiar: &mut HeaderCache,
+) -> Result<Option<ResponseHead>, UpstreamErrorKind> {
+    if let Some(head) = parse_cached_head(buffer, familiar) {
         return Ok(Some(head));
     }
     let mut lines = [const { MaybeUninit::uninit() }; MAX_HEADERS];
@@ -64,59 +67,70 @@ pub(super) fn take(buffer: &mut BytesMut, familiar: &mut Familiar) -> Result<Opt
         &mut lines,
     );
     let length = match parsed {
-        Ok(httparse::Status::Complete(length)) if length <= MAX_HEAD => length,
-        Ok(httparse::Status::Partial) if buffer.len() < MAX_HEAD => return Ok(None),
-        Ok(_) => return Err(Flaw::Head("its head is longer than 64 KiB")),
-        Err(httparse::Error::TooManyHeaders) => return Err(Flaw::Head("it has more than 128 header lines")),
-        Err(_) => return Err(Flaw::Head("it does not speak HTTP/1.1")),
+        Ok(httparse::Status::Complete(length)) if length <= MAX_HEAD_BYTES => length,
+        Ok(httparse::Status::Partial) if buffer.len() < MAX_HEAD_BYTES => return Ok(None),
+        Ok(_) => return Err(UpstreamErrorKind::InvalidHead("its head is longer than 64 KiB")),
+        Err(httparse::Error::TooManyHeaders) => {
+            return Err(UpstreamErrorKind::InvalidHead("it has more than 128 header lines"));
+        }
+        Err(_) => return Err(UpstreamErrorKind::InvalidHead("it does not speak HTTP/1.1")),
     };
-    if has_bare_line_feed(&buffer[..length]) {
-        return Err(Flaw::Head("a line of its head ends without a carriage return"));
+    if has_bare_lf(&buffer[..length]) {
+        return Err(UpstreamErrorKind::InvalidHead("a line of its head ends without a carriage return"));
     }
-    let said = said(&response)?;
-    let fields = Found::new(&buffer[..length], response.headers).take_off(buffer, length);
-    if fields.names_too_many() {
-        return Err(Flaw::Head("its Connection names more than 100 headers"));
+    let said = status_and_version(&response)?;
+    let fields = ParsedHeaders::new(&buffer[..length], response.headers).consume(buffer, length);
+    if fields.has_too_many_connection_options() {
+        return Err(UpstreamErrorKind::InvalidHead("its Connection names more than 100 headers"));
     }
-    Ok(Some(Head::new(said, familiar.note(fields))))
+    Ok(Some(ResponseHead::new(said, familiar.insert(fields))))
 }
 
 /// The same for a head of which only the first line is new. What is wrong with one is not said here.
-fn take_familiar(buffer: &mut BytesMut, familiar: &mut Familiar) -> Option<Head> {
-    let (first_line, fields, length) = familiar.recognise_head(buffer)?;
-    if length > MAX_HEAD {
+fn parse_cached_head(buffer: &mut BytesMut, familiar: &mut HeaderCache) -> Option<ResponseHead> {
+    let (first_line, fields, length) = familiar.lookup_head(buffer)?;
+    if length > MAX_HEAD_BYTES {
         return None;
     }
-    let said = if first_line == USUAL { (StatusCode::OK, true) } else { first_line_alone(first_line)? };
+    let said = if first_line == COMMON_STATUS_LINE {
+        (StatusCode::OK, true)
+    } else {
+        parse_status_line(first_line)?
+    };
     buffer.advance(length);
-    Some(Head::new(said, fields))
+    Some(ResponseHead::new(said, fields))
 }
 
 /// What a status line says whose header lines are known.
-fn first_line_alone(line: &[u8]) -> Option<(StatusCode, bool)> {
-    if has_bare_line_feed(line) {
+fn parse_status_line(line: &[u8]) -> Option<(StatusCode, bool)> {
+    if has_bare_lf(line) {
         return None;
     }
     let mut response = httparse::Response::new(&mut []);
     if response.parse(line).ok()?.is_complete() {
         return None;
     }
-    said(&response).ok()
+    status_and_version(&response).ok()
 }
 
 /// Takes in the status line: the status, and whether it is of HTTP/1.1.
-fn said(response: &httparse::Response<'_, '_>) -> Result<(StatusCode, bool), Flaw> {
+fn status_and_version(
+    response: &httparse::Response<'_, '_>,
+) -> Result<(StatusCode, bool), UpstreamErrorKind> {
     let status = response.code.and_then(|code| StatusCode::from_u16(code).ok());
-    let status = status.ok_or(Flaw::Head("its status is not a number from 100 to 999"))?;
+    let status =
+        status.ok_or(UpstreamErrorKind::InvalidHead("its status is not a number from 100 to 999"))?;
     if status == StatusCode::SWITCHING_PROTOCOLS {
-        return Err(Flaw::Head("it switches to another protocol, which nobody asked for"));
+        return Err(UpstreamErrorKind::InvalidHead(
+            "it switches to another protocol, which nobody asked for",
+        ));
     }
     Ok((status, response.version == Some(1)))
 }
 
-impl Head {
-    fn new((status, is_new): (StatusCode, bool), fields: Fields) -> Self {
-        let persistent = is_new && !fields.says_close();
-        Self { status, fields, persistent }
+impl ResponseHead {
+    fn new((status, is_new): (StatusCode, bool), headers: Headers) -> Self {
+        let keep_alive = is_new && !headers.has_connection_close();
+        Self { status, headers, keep_alive }
     }
 }

@@ -13,12 +13,12 @@ use rustls::{
     pki_types::{CertificateDer, ServerName, pem::PemObject},
 };
 
-use super::trust::Trust;
+use super::ca_file_verifier::CaFileVerifier;
 use crate::config;
 
 /// Why the upstream cannot be set up.
 #[derive(Debug, thiserror::Error)]
-pub enum SettingsError {
+pub enum UpstreamSetupError {
     /// The file of trusted authorities cannot be used.
     #[error("upstream.ca_file: {path}: {what}", path = .path.display())]
     CaFile {
@@ -29,7 +29,7 @@ pub enum SettingsError {
     },
     /// The host is no name that a certificate can carry.
     #[error("upstream.url: {0:?} is not a host name that TLS can check")]
-    Name(String),
+    ServerName(String),
     /// The cryptographic library refused its own defaults.
     #[error("TLS cannot be set up: {0}")]
     Tls(#[from] rustls::Error),
@@ -42,7 +42,7 @@ pub struct Settings {
     pub(super) port: u16,
     /// As it goes into `Host`.
     pub(super) authority: String,
-    pub(super) via: Option<config::Via>,
+    pub(super) via: Option<config::EgressProxy>,
     pub(super) connect_timeout: Duration,
     pub(super) response_timeout: Duration,
     pub(super) body_timeout: Duration,
@@ -51,14 +51,14 @@ pub struct Settings {
 
 impl Settings {
     /// Makes the configuration's section ready for use; reads `ca_file`.
-    pub fn new(upstream: &config::Upstream) -> Result<Self, SettingsError> {
+    pub fn new(upstream: &config::UpstreamConfig) -> Result<Self, UpstreamSetupError> {
         let tls = match upstream.tls {
             false => None,
             true => {
                 let bare = upstream.host.trim_start_matches('[').trim_end_matches(']').to_owned();
-                let name =
-                    ServerName::try_from(bare).map_err(|_| SettingsError::Name(upstream.host.clone()))?;
-                Some((Arc::new(client_config(upstream.ca_file.as_deref())?), name))
+                let name = ServerName::try_from(bare)
+                    .map_err(|_| UpstreamSetupError::ServerName(upstream.host.clone()))?;
+                Some((Arc::new(tls_config(upstream.ca_file.as_deref())?), name))
             }
         };
         Ok(Self {
@@ -75,12 +75,12 @@ impl Settings {
     }
 
     /// The host and port that TCP connects to.
-    pub(super) fn dialled(&self) -> (&str, u16) {
+    pub(super) fn dial_address(&self) -> (&str, u16) {
         self.via.as_ref().map_or((&self.host, self.port), |via| (&via.host, via.port))
     }
 }
 
-fn client_config(ca_file: Option<&Path>) -> Result<ClientConfig, SettingsError> {
+fn tls_config(ca_file: Option<&Path>) -> Result<ClientConfig, UpstreamSetupError> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder =
         ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
@@ -90,7 +90,7 @@ fn client_config(ca_file: Option<&Path>) -> Result<ClientConfig, SettingsError> 
             builder.with_root_certificates(roots).with_no_client_auth()
         }
         Some(path) => {
-            let trust = Arc::new(trust(path, provider)?);
+            let trust = Arc::new(ca_file_verifier(path, provider)?);
             builder.dangerous().with_custom_certificate_verifier(trust).with_no_client_auth()
         }
     };
@@ -99,8 +99,11 @@ fn client_config(ca_file: Option<&Path>) -> Result<ClientConfig, SettingsError> 
 }
 
 /// Reads the certificates of `ca_file`.
-fn trust(path: &Path, provider: Arc<CryptoProvider>) -> Result<Trust, SettingsError> {
-    let wrong = |what: String| SettingsError::CaFile { path: path.to_owned(), what };
+fn ca_file_verifier(
+    path: &Path,
+    provider: Arc<CryptoProvider>,
+) -> Result<CaFileVerifier, UpstreamSetupError> {
+    let wrong = |what: String| UpstreamSetupError::CaFile { path: path.to_owned(), what };
     let (mut roots, mut listed) = (RootCertStore::empty(), Vec::new());
     for certificate in CertificateDer::pem_file_iter(path).map_err(|error| wrong(error.to_string()))? {
         let certificate = certificate.map_err(|error| wrong(error.to_string()))?;
@@ -111,5 +114,8 @@ fn trust(path: &Path, provider: Arc<CryptoProvider>) -> Result<Trust, SettingsEr
         return Err(wrong("holds no certificate; it wants PEM with BEGIN CERTIFICATE".into()));
     }
     let authorities = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build();
-    Ok(Trust { authorities: authorities.map_err(|error| wrong(error.to_string()))?, listed })
+    Ok(CaFileVerifier {
+        webpki_verifier: authorities.map_err(|error| wrong(error.to_string()))?,
+        listed_certificates: listed,
+    })
 }

@@ -15,7 +15,7 @@ pub const INVALID_TOKEN: i64 = 40014;
 /// A parameter is not valid.
 pub const INVALID_PARAMETER: i64 = 40035;
 /// The secret is not valid.
-pub const BAD_SECRET: i64 = 40091;
+pub const ILLEGAL_SECRET: i64 = 40091;
 /// The query has no access_token: whoever was to add it did not.
 pub const MISSING_TOKEN: i64 = 41001;
 /// The query has no corpid.
@@ -25,19 +25,19 @@ pub const MISSING_SECRET: i64 = 41004;
 /// The access_token has expired, or was voided early.
 pub const TOKEN_EXPIRED: i64 = 42001;
 /// The body is too large.
-pub const TOO_LARGE: i64 = 45001;
+pub const FILE_TOO_LARGE: i64 = 45001;
 /// Called too often.
-pub const FREQUENCY: i64 = 45009;
+pub const RATE_LIMITED: i64 = 45009;
 /// gettoken refuses this app's credential.
-pub const APP_REFUSED: i64 = 45031;
+pub const CREDENTIAL_REFUSED: i64 = 45031;
 /// Too many calls at a time.
-pub const CONCURRENCY: i64 = 45033;
+pub const CONCURRENCY_LIMITED: i64 = 45033;
 /// This app may not call this API.
 pub const API_FORBIDDEN: i64 = 48002;
 /// The app is disabled.
 pub const APP_DISABLED: i64 = 50003;
 /// The caller's address is not among the app's trusted ones.
-pub const UNTRUSTED_ADDRESS: i64 = 60020;
+pub const UNTRUSTED_IP: i64 = 60020;
 
 /// What an errcode means and what to do about it, for people.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,20 +53,20 @@ pub struct Explanation {
     /// 处理办法。
     pub action_zh: &'static str,
     /// Where in WeCom's admin console that is done, menu by menu, in plain ASCII; `None` where it is not done there.
-    pub place_en: Option<&'static str>,
+    pub console_path_en: Option<&'static str>,
     /// 在管理后台的哪里处理。
-    pub place_zh: Option<&'static str>,
+    pub console_path_zh: Option<&'static str>,
     hint: &'static str,
 }
 
 /// What `errcode` means and what to do about it, where it is one of the common ones.
 pub fn explain(errcode: i64) -> Option<&'static Explanation> {
-    TABLE.binary_search_by_key(&errcode, |row| row.errcode).ok().map(|found| &TABLE[found])
+    EXPLANATIONS.binary_search_by_key(&errcode, |row| row.errcode).ok().map(|found| &EXPLANATIONS[found])
 }
 
 /// All that are explained, by errcode.
-pub fn all() -> &'static [Explanation] {
-    TABLE
+pub fn explanations() -> &'static [Explanation] {
+    EXPLANATIONS
 }
 
 /// The English explanation in a line of visible ASCII, fit for a header's value.
@@ -77,24 +77,24 @@ pub fn hint(errcode: i64) -> Option<&'static str> {
 /// Whether gettoken, answering this, must not be asked again soon: the credential is refused, or it was asked too often.
 ///
 /// WeCom bans the *address* of who repeats a wrong secret, and with it every agent behind that address.
-pub const fn is_credential_or_frequency(errcode: i64) -> bool {
+pub const fn is_credential_or_rate_limit(errcode: i64) -> bool {
     matches!(
         errcode,
         INVALID_SECRET
             | INVALID_CORPID
-            | BAD_SECRET
+            | ILLEGAL_SECRET
             | MISSING_CORPID
             | MISSING_SECRET
-            | FREQUENCY
-            | APP_REFUSED
-            | CONCURRENCY
+            | RATE_LIMITED
+            | CREDENTIAL_REFUSED
+            | CONCURRENCY_LIMITED
             | APP_DISABLED
     )
 }
 
 /// Whether it says that there were too many calls, so that any further one makes it worse.
-pub const fn is_frequency(errcode: i64) -> bool {
-    matches!(errcode, FREQUENCY | CONCURRENCY)
+pub const fn is_rate_limit(errcode: i64) -> bool {
+    matches!(errcode, RATE_LIMITED | CONCURRENCY_LIMITED)
 }
 
 macro_rules! table {
@@ -106,21 +106,21 @@ macro_rules! table {
             meaning_zh: $meaning_zh,
             action_en: $action_en,
             action_zh: $action_zh,
-            place_en: first(&[$($place_en)?]),
-            place_zh: first(&[$($place_zh)?]),
+            console_path_en: first_or_none(&[$($place_en)?]),
+            console_path_zh: first_or_none(&[$($place_zh)?]),
             hint: concat!($meaning_en, ": ", $action_en $(, " (admin console: ", $place_en, ")")?),
         }),*]
     };
 }
 
-const fn first(all: &[&'static str]) -> Option<&'static str> {
+const fn first_or_none(all: &[&'static str]) -> Option<&'static str> {
     match all {
         [] => None,
         [first, ..] => Some(*first),
     }
 }
 
-static TABLE: &[Explanation] = table! {
+static EXPLANATIONS: &[Explanation] = table! {
     BUSY => "WeCom is busy", "系统繁忙";
         "try again a little later, three times at most", "稍后重试，最多三次".
     INVALID_SECRET => "the secret is wrong, was reset, or the app is disabled",
@@ -160,7 +160,7 @@ static TABLE: &[Explanation] = table! {
     40082 => "the suite_access_token is not valid", "不合法的suite_token";
         "fetch a new suite_access_token; the proxy does not hold this kind of token",
         "重新获取suite_access_token；代理不管理这类token".
-    BAD_SECRET => "the secret is not valid, perhaps another company's", "secret不合法，可能用了别的企业的secret";
+    ILLEGAL_SECRET => "the secret is not valid, perhaps another company's", "secret不合法，可能用了别的企业的secret";
         "compare the agent's corpid and secret with those in the admin console; do not keep trying",
         "在管理后台核对corpid和secret；不要反复重试";
         in "App Management > Apps > the app > Secret", "应用管理 → 应用 → 选择应用 → Secret".
@@ -182,15 +182,15 @@ static TABLE: &[Explanation] = table! {
         "重新获取suite_access_token；代理不管理这类token".
     44004 => "the text of the message is empty", "文本消息content参数为空";
         "send some text in content", "在content中填写内容".
-    TOO_LARGE => "the file is too large", "多媒体文件大小超过限制";
+    FILE_TOO_LARGE => "the file is too large", "多媒体文件大小超过限制";
         "send a smaller one: images and videos 10 MB, voice 2 MB, files 20 MB",
         "减小文件：图片、视频10MB，语音2MB，普通文件20MB".
     45002 => "the message is too long", "消息内容大小超过限制";
         "shorten it, or split it", "缩短或拆分消息".
-    FREQUENCY => "called too often", "接口调用超过限制";
+    RATE_LIMITED => "called too often", "接口调用超过限制";
         "slow down and wait: the block lasts a minute, an hour or the day, by the limit that was hit",
         "降低频率并等待：按触发的限制，封禁一分钟、一小时或当天".
-    CONCURRENCY => "too many calls at the same time", "接口并发调用超过限制";
+    CONCURRENCY_LIMITED => "too many calls at the same time", "接口并发调用超过限制";
         "send fewer at a time", "减少同时进行的调用".
     API_FORBIDDEN => "this app may not call this API", "API接口无权限调用";
         "contacts are changed with the secret of contacts sync, customers are reached with that of an app on the list of apps that may call; use that secret, or put the app on the list",
@@ -215,7 +215,7 @@ static TABLE: &[Explanation] = table! {
         "widen the app's visible range; to change contacts, use the secret of contacts sync",
         "扩大应用的可见范围；修改通讯录须用“通讯录同步”的secret";
         in "App Management > Apps > the app > Allowed users", "应用管理 → 应用 → 选择应用 → 可见范围".
-    UNTRUSTED_ADDRESS => "the address this call came from is not among the app's trusted IPs", "访问ip不在白名单之中";
+    UNTRUSTED_IP => "the address this call came from is not among the app's trusted IPs", "访问ip不在白名单之中";
         "add the address that errmsg gives after 'from ip:' to the app's trusted IPs; it takes about a minute, and first wants a trusted domain or a URL for receiving messages",
         "把errmsg中“from ip:”后的地址加入应用的企业可信IP，约一分钟生效；配置前须先设置可信域名或接收消息服务器URL";
         in "App Management > Apps > the app > Company's Trusted IP", "应用管理 → 应用 → 选择应用 → 企业可信IP".
@@ -251,18 +251,18 @@ mod tests {
     use http::HeaderValue;
 
     #[test]
-    fn the_table_is_in_order_and_complete() {
-        assert!(TABLE.is_sorted_by(|a, b| a.errcode < b.errcode));
-        for row in TABLE {
+    fn explanations_are_sorted_and_complete() {
+        assert!(EXPLANATIONS.is_sorted_by(|a, b| a.errcode < b.errcode));
+        for row in EXPLANATIONS {
             assert_eq!(explain(row.errcode), Some(row));
-            let places = row.place_en.into_iter().chain(row.place_zh);
+            let places = row.console_path_en.into_iter().chain(row.console_path_zh);
             for text in
                 [row.meaning_en, row.meaning_zh, row.action_en, row.action_zh].into_iter().chain(places)
             {
                 assert!(!text.is_empty() && !text.contains(['\n', '\r']), "{}", row.errcode);
             }
             assert!(!row.meaning_zh.is_ascii(), "{}", row.errcode);
-            assert_eq!(row.place_en.is_some(), row.place_zh.is_some(), "{}", row.errcode);
+            assert_eq!(row.console_path_en.is_some(), row.console_path_zh.is_some(), "{}", row.errcode);
         }
         for unknown in [OK, 1, -2, 40002, i64::MIN, i64::MAX] {
             assert_eq!(explain(unknown), None);
@@ -270,8 +270,8 @@ mod tests {
     }
 
     #[test]
-    fn hints_fit_a_header() {
-        for row in TABLE {
+    fn hint_is_a_valid_header_value() {
+        for row in EXPLANATIONS {
             let text = hint(row.errcode).unwrap();
             assert!(text.bytes().all(|byte| matches!(byte, b' '..=b'~')) && text.len() <= 320, "{text}");
             assert!(HeaderValue::from_str(text).is_ok());
@@ -284,8 +284,8 @@ mod tests {
     }
 
     #[test]
-    fn the_codes_after_which_gettoken_rests() {
-        let long: Vec<i64> = (-1..1_000_000).filter(|code| is_credential_or_frequency(*code)).collect();
+    fn gettoken_cooldown_errcodes_are_exact() {
+        let long: Vec<i64> = (-1..1_000_000).filter(|code| is_credential_or_rate_limit(*code)).collect();
         assert_eq!(long, [40001, 40013, 40091, 41002, 41004, 45009, 45031, 45033, 50003]);
     }
 }

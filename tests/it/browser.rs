@@ -13,8 +13,8 @@ use tempfile::TempDir;
 use tokio::sync::mpsc;
 
 use crate::{
+    harness::{WAIT_TIMEOUT, with_timeout},
     process::tool,
-    stage::{PATIENCE, soon},
 };
 
 /// A browser with one page.
@@ -25,7 +25,7 @@ pub struct Browser {
     session: Option<String>,
     calls: u64,
     /// Errors, exceptions and violations of the page's policy.
-    pub complaints: Vec<String>,
+    pub errors: Vec<String>,
     /// Name and password for a page that asks.
     pub login: Option<(&'static str, &'static str)>,
     _profile: TempDir,
@@ -61,7 +61,7 @@ impl Browser {
             messages,
             session: None,
             calls: 0,
-            complaints: Vec::new(),
+            errors: Vec::new(),
             login: None,
             _profile: profile,
         };
@@ -81,18 +81,18 @@ impl Browser {
 
     /// One command and its result.
     pub async fn call(&mut self, method: &str, parameters: Value) -> Value {
-        let id = self.say(method, parameters);
+        let id = self.send_command(method, parameters);
         loop {
-            let message = soon(self.messages.recv()).await.expect("the browser goes on");
+            let message = with_timeout(self.messages.recv()).await.expect("the browser goes on");
             if message["id"] == id {
                 assert!(message["error"].is_null(), "{method}: {}", message["error"]);
                 return message["result"].clone();
             }
-            self.hear(&message);
+            self.on_event(&message);
         }
     }
 
-    fn say(&mut self, method: &str, parameters: Value) -> u64 {
+    fn send_command(&mut self, method: &str, parameters: Value) -> u64 {
         self.calls += 1;
         let mut message = json!({ "id": self.calls, "method": method, "params": parameters });
         if let Some(session) = &self.session {
@@ -103,18 +103,18 @@ impl Browser {
     }
 
     /// What the browser says by itself.
-    fn hear(&mut self, message: &Value) {
+    fn on_event(&mut self, message: &Value) {
         let parameters = &message["params"];
         match message["method"].as_str().unwrap_or_default() {
-            "Runtime.exceptionThrown" => self.complaints.push(parameters["exceptionDetails"].to_string()),
+            "Runtime.exceptionThrown" => self.errors.push(parameters["exceptionDetails"].to_string()),
             "Runtime.consoleAPICalled" if parameters["type"] == "error" => {
-                self.complaints.push(parameters["args"].to_string());
+                self.errors.push(parameters["args"].to_string());
             }
             "Log.entryAdded" if parameters["entry"]["level"] == "error" => {
-                self.complaints.push(parameters["entry"].to_string());
+                self.errors.push(parameters["entry"].to_string());
             }
             "Fetch.requestPaused" => {
-                self.say("Fetch.continueRequest", json!({ "requestId": parameters["requestId"] }));
+                self.send_command("Fetch.continueRequest", json!({ "requestId": parameters["requestId"] }));
             }
             "Fetch.authRequired" => self.log_in(&parameters["requestId"]),
             _ => {}
@@ -128,11 +128,14 @@ impl Browser {
             }
             None => json!({ "response": "CancelAuth" }),
         };
-        self.say("Fetch.continueWithAuth", json!({ "requestId": request, "authChallengeResponse": answer }));
+        self.send_command(
+            "Fetch.continueWithAuth",
+            json!({ "requestId": request, "authChallengeResponse": answer }),
+        );
     }
 
     /// Opens the dashboard at this address.
-    pub async fn open(&mut self, address: SocketAddr) {
+    pub async fn open_dashboard(&mut self, address: SocketAddr) {
         self.call("Page.navigate", json!({ "url": format!("http://{address}/") })).await;
     }
 
@@ -145,7 +148,7 @@ impl Browser {
     }
 
     /// Waits until an expression of the page holds; what it comes to.
-    pub async fn until(&mut self, expression: &str) -> Value {
+    pub async fn wait_for(&mut self, expression: &str) -> Value {
         let began = Instant::now();
         loop {
             // While one page makes room for another there is nothing to ask.
@@ -154,12 +157,9 @@ impl Browser {
             if !matches!(value, Value::Null | Value::Bool(false)) {
                 return value;
             }
-            if began.elapsed() > PATIENCE {
+            if began.elapsed() > WAIT_TIMEOUT {
                 let text = self.eval("document.body.innerText").await;
-                panic!(
-                    "waited in vain for {expression}; complaints: {:?}; the page: {text}",
-                    self.complaints
-                );
+                panic!("waited in vain for {expression}; complaints: {:?}; the page: {text}", self.errors);
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -173,7 +173,7 @@ impl Browser {
 
     /// Presses a button.
     pub async fn click(&mut self, selector: &str) {
-        self.until(&format!(
+        self.wait_for(&format!(
             "(document.querySelector({selector:?})?.click(), !!document.querySelector({selector:?}))"
         ))
         .await;
@@ -182,7 +182,7 @@ impl Browser {
     /// Writes into a field as its user would.
     pub async fn fill(&mut self, selector: &str, text: &str) {
         let script = "(() => { const it = document.querySelector(SELECTOR); it.focus(); it.select(); return true; })()";
-        self.until(&script.replace("SELECTOR", &format!("{selector:?}"))).await;
+        self.wait_for(&script.replace("SELECTOR", &format!("{selector:?}"))).await;
         self.call("Input.insertText", json!({ "text": text })).await;
     }
 
@@ -210,7 +210,7 @@ impl Browser {
     }
 
     /// Leaves a picture where `SCREENSHOTS` says, if it says so.
-    pub async fn picture(&mut self, name: &str) {
+    pub async fn screenshot(&mut self, name: &str) {
         let Some(dir) = std::env::var_os("SCREENSHOTS") else { return };
         let taken = self.call("Page.captureScreenshot", json!({ "captureBeyondViewport": true })).await;
         let bytes = BASE64_STANDARD.decode(taken["data"].as_str().expect("data")).expect("base64");
@@ -219,8 +219,8 @@ impl Browser {
 
     /// Asserts that the page had nothing to complain of.
     #[track_caller]
-    pub fn is_content(&self) {
-        assert!(self.complaints.is_empty(), "{:#?}", self.complaints);
+    pub fn assert_no_errors(&self) {
+        assert!(self.errors.is_empty(), "{:#?}", self.errors);
     }
 }
 

@@ -46,32 +46,32 @@ impl Authority {
     }
 
     /// A line of `[server]` for TLS as this host.
-    pub fn server_line(&self, host: &str) -> String {
+    pub fn tls_config_line(&self, host: &str) -> String {
         let [cert, key] = self.server_files(host);
         format!("tls = {{ cert = \"{cert}\", key = \"{key}\" }}")
     }
 
     /// The files of a certificate for this host and of its key, beside the authority's own.
     pub fn server_files(&self, host: &str) -> [String; 2] {
-        let (identity, at) = (self.server(host), |name: &str| self.dir.path().join(name));
+        let (identity, at) = (self.issue_server(host), |name: &str| self.dir.path().join(name));
         fs::write(at("server.pem"), &identity.pem).expect("a file");
         fs::write(at("server.key"), &identity.key_pem).expect("a file");
         ["server.pem", "server.key"].map(|name| at(name).display().to_string())
     }
 
     /// The file of its own certificate.
-    pub fn file(&self) -> PathBuf {
+    pub fn ca_file(&self) -> PathBuf {
         self.dir.path().join("ca.pem")
     }
 
     /// A certificate for a server of this name or address.
-    pub fn server(&self, name: &str) -> Identity {
-        self.sign(name, |params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth])
+    pub fn issue_server(&self, name: &str) -> Identity {
+        self.issue(name, |params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth])
     }
 
     /// The same, expired long ago.
-    pub fn expired(&self, name: &str) -> Identity {
-        self.sign(name, |params| {
+    pub fn issue_expired(&self, name: &str) -> Identity {
+        self.issue(name, |params| {
             params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
             params.not_before = date_time_ymd(2001, 1, 1);
             params.not_after = date_time_ymd(2002, 1, 1);
@@ -97,11 +97,11 @@ impl Authority {
     }
 
     /// A certificate for a client.
-    pub fn client(&self, name: &str) -> Identity {
-        self.sign(name, |params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth])
+    pub fn issue_client(&self, name: &str) -> Identity {
+        self.issue(name, |params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth])
     }
 
-    fn sign(&self, name: &str, alter: impl FnOnce(&mut CertificateParams)) -> Identity {
+    fn issue(&self, name: &str, alter: impl FnOnce(&mut CertificateParams)) -> Identity {
         let mut params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
         alter(&mut params);
         let key = KeyPair::generate().expect("a key");
@@ -115,7 +115,7 @@ impl Authority {
     }
 
     /// Greets a TLS server as a client that trusts this authority alone, with these protocols by ALPN.
-    pub async fn connect(
+    pub async fn connect_tls(
         &self,
         address: SocketAddr,
         alpn: &[&str],

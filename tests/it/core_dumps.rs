@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 /// Where core dumps are allowed, by a limit that any user may have, the program still leaves none.
 #[tokio::test]
-async fn core_dumps_are_off_whatever_the_limit_says() {
+async fn core_dumps_are_off_despite_the_ulimit() {
     let dir = TempDir::new().expect("a directory");
     let demo = "ulimit -S -c unlimited 2>/dev/null; exec \"$0\" demo --listen 127.0.0.1:0";
     let mut command = Command::new("sh");

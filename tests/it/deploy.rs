@@ -1,9 +1,9 @@
 //! What operators copy from `deploy/`, read by the programs that it is for.
 
 mod containers;
-mod fronts;
 mod monitoring;
-mod units;
+mod reverse_proxies;
+mod systemd;
 
 use std::{
     collections::HashMap,
@@ -19,19 +19,19 @@ use tempfile::TempDir;
 use tokio::sync::OnceCell;
 use wecom_proxy::config;
 
-use crate::process::{Ended, python, run, run_wecom_proxy};
+use crate::process::{ExitOutput, python, run, run_wecom_proxy};
 
 /// A file of the repository.
-fn file(name: &str) -> PathBuf {
+fn repository_file(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
 }
 
-fn text(name: &str) -> String {
-    fs::read_to_string(file(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+fn read_text(name: &str) -> String {
+    fs::read_to_string(repository_file(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
 /// The text with each of these replaced, all of which must be there.
-fn with(text: &str, changes: &[(&str, &str)]) -> String {
+fn replace_all(text: &str, changes: &[(&str, &str)]) -> String {
     changes.iter().fold(text.to_owned(), |text, (from, to)| {
         assert!(text.contains(from), "no {from:?} in\n{text}");
         text.replace(from, to)
@@ -39,7 +39,7 @@ fn with(text: &str, changes: &[(&str, &str)]) -> String {
 }
 
 /// A program that prints its version when it is asked in this way.
-fn program(name: &str, ask: &str) -> Command {
+fn program_command(name: &str, ask: &str) -> Command {
     // Debian keeps servers where only root's PATH looks.
     let places = [name.to_owned(), format!("/usr/sbin/{name}")];
     let found = places.into_iter().find(|place| Command::new(place).arg(ask).output().is_ok());
@@ -50,7 +50,7 @@ fn program(name: &str, ask: &str) -> Command {
 }
 
 /// Runs a command that must succeed; what it wrote.
-async fn succeed(command: Command) -> Ended {
+async fn run_ok(command: Command) -> ExitOutput {
     let words = format!("{command:?}");
     let ended = run(command).await;
     assert_eq!(ended.status, 0, "{words}\n{}\n{}", ended.out, ended.err);
@@ -66,7 +66,7 @@ async fn yaml(name: &str) -> &'static [Value] {
         names.extend(
             ["prometheus", "rules", "rules.test"].map(|name| format!("deploy/prometheus/{name}.yml")),
         );
-        let documents = parse_yaml(&names.iter().map(|name| file(name)).collect::<Vec<_>>()).await;
+        let documents = parse_yaml(&names.iter().map(|name| repository_file(name)).collect::<Vec<_>>()).await;
         names.into_iter().zip(documents).collect()
     });
     all.await.get(name).unwrap_or_else(|| panic!("{name} was not read"))
@@ -78,23 +78,23 @@ async fn parse_yaml(paths: &[PathBuf]) -> Vec<Vec<Value>> {
     let script = "import json, sys, yaml
 print(json.dumps([list(yaml.load_all(open(path), yaml.CSafeLoader)) for path in sys.argv[1:]]))";
     command.args(["-c", script]).args(paths);
-    serde_json::from_str(&succeed(command).await.out).expect("JSON")
+    serde_json::from_str(&run_ok(command).await.out).expect("JSON")
 }
 
 /// Kubernetes' manifests, the example too.
 fn manifest_names() -> Vec<String> {
-    let entries = fs::read_dir(file("deploy/kubernetes")).expect("a directory").flatten();
+    let entries = fs::read_dir(repository_file("deploy/kubernetes")).expect("a directory").flatten();
     entries.map(|entry| format!("deploy/kubernetes/{}", entry.file_name().to_string_lossy())).collect()
 }
 
 /// Runs `check` on a configuration that names secrets in `secrets`, with files of these names in that directory's place.
 /// No warning is allowed.
-async fn passes_check(toml: &str, secrets: &str, names: &[&str]) {
+async fn assert_check_passes(toml: &str, secrets: &str, names: &[&str]) {
     let ended = check(toml, secrets, names).await;
     assert_eq!((ended.status, &*ended.err), (0, ""), "{}", ended.out);
 }
 
-async fn check(toml: &str, secrets: &str, names: &[&str]) -> Ended {
+async fn check(toml: &str, secrets: &str, names: &[&str]) -> ExitOutput {
     let dir = TempDir::new().expect("a directory");
     // Whoever copies the file puts hashes of keys in place of these; as they are they are refused.
     let toml = &toml.replace(&"0".repeat(64), &"4bf5122f".repeat(8));
@@ -104,18 +104,21 @@ async fn check(toml: &str, secrets: &str, names: &[&str]) -> Ended {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o400)).expect("a mode");
     }
     let path = dir.path().join("proxy.toml");
-    fs::write(&path, with(toml, &[(secrets, &dir.path().display().to_string())])).expect("a file");
+    fs::write(&path, replace_all(toml, &[(secrets, &dir.path().display().to_string())])).expect("a file");
     run_wecom_proxy(&["check", "--config", path.to_str().expect("a path in UTF-8")]).await
 }
 
 /// How long the proxy takes at most to end, if its file does not say otherwise.
 fn shutdown_grace() -> Duration {
     let secret = |_: &str| Some("secret".to_owned());
-    config::load_with(&file("proxy.toml"), &secret).expect("a valid file").server.shutdown_grace
+    config::load_with_env(&repository_file("proxy.toml"), &secret)
+        .expect("a valid file")
+        .server
+        .shutdown_grace
 }
 
 /// Seconds, written as systemd and Compose do.
-fn seconds(text: &str) -> Duration {
+fn parse_seconds(text: &str) -> Duration {
     let digits = text.strip_suffix('s').and_then(|digits| digits.parse().ok());
     Duration::from_secs(digits.unwrap_or_else(|| panic!("{text:?} is no time in seconds")))
 }

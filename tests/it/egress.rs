@@ -14,16 +14,16 @@ use wecom_proxy::simulator::Settings;
 
 use crate::{
     certificates::Authority,
-    stage::{ECHO, Stage, USER_GET},
+    harness::{ECHO, TestProxy, USER_GET},
 };
 
 /// A tiny CONNECT proxy that keeps the heads it was sent.
-struct Egress {
+struct ConnectProxy {
     address: SocketAddr,
     heads: Arc<Mutex<Vec<String>>>,
 }
 
-impl Egress {
+impl ConnectProxy {
     /// Answers with `refusal`; without one it opens the tunnel.
     async fn start(refusal: Option<&'static str>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -43,15 +43,15 @@ impl Egress {
     }
 
     /// A stage whose upstream is behind this proxy and TLS; `login` stands before its host.
-    async fn stage(&self, login: &str) -> Stage {
+    async fn start_proxy_behind(&self, login: &str) -> TestProxy {
         let authority = Authority::new();
-        let tls = authority.server("127.0.0.1").server_config(&["h2", "http/1.1"]);
+        let tls = authority.issue_server("127.0.0.1").server_config(&["h2", "http/1.1"]);
         let toml = format!(
             "[server]\nlisten = \"127.0.0.1:0\"\n[upstream]\nurl = \"https://{{api}}\"\nca_file = \"{}\"\nvia = \"http://{login}{}\"\n{{agents}}",
-            authority.file().display(),
+            authority.ca_file().display(),
             self.address
         );
-        Stage::set(Settings { tls: Some(tls), ..Settings::default() }, &toml).await
+        TestProxy::start_with_settings(Settings { tls: Some(tls), ..Settings::default() }, &toml).await
     }
 }
 
@@ -74,11 +74,11 @@ async fn tunnel(mut stream: TcpStream, heads: Arc<Mutex<Vec<String>>>, refusal: 
 }
 
 #[tokio::test]
-async fn requests_leave_through_the_egress_proxy_with_its_password() {
-    let egress = Egress::start(None).await;
-    let stage = egress.stage("robot:p%40ss-word@").await;
-    stage.get(USER_GET).await.is_ok();
-    stage.post(ECHO, "{}").await.is_ok();
+async fn requests_use_the_egress_proxy_with_its_password() {
+    let egress = ConnectProxy::start(None).await;
+    let stage = egress.start_proxy_behind("robot:p%40ss-word@").await;
+    stage.get(USER_GET).await.assert_ok();
+    stage.post(ECHO, "{}").await.assert_ok();
     let target = stage.wecom.api_addr();
     let login = BASE64_STANDARD.encode("robot:p@ss-word");
     for head in egress.heads() {
@@ -86,22 +86,22 @@ async fn requests_leave_through_the_egress_proxy_with_its_password() {
         assert!(head.contains(&format!("\r\nProxy-Authorization: Basic {login}\r\n")), "{head}");
         assert!(!head.contains("not-a-secret") && !head.contains("access_token"), "{head}");
     }
-    assert_eq!(egress.heads().len() as u64, stage.wecom.look(|seen| seen.connections()));
+    assert_eq!(egress.heads().len() as u64, stage.wecom.observe(|seen| seen.connection_count()));
     for record in stage.wecom.requests() {
-        assert_eq!(record.header("proxy-authorization"), Vec::<&str>::new());
+        assert_eq!(record.header_values("proxy-authorization"), Vec::<&str>::new());
     }
 }
 
 #[tokio::test]
-async fn without_a_user_no_credentials_are_shown() {
-    let egress = Egress::start(None).await;
-    egress.stage("").await.get(USER_GET).await.is_ok();
+async fn egress_proxy_without_user_gets_no_credentials() {
+    let egress = ConnectProxy::start(None).await;
+    egress.start_proxy_behind("").await.get(USER_GET).await.assert_ok();
     assert!(!egress.heads().is_empty());
     assert!(egress.heads().iter().all(|head| !head.contains("Authorization")));
 }
 
 #[tokio::test]
-async fn a_tunnel_that_is_refused_is_told_to_the_caller() {
+async fn refused_tunnel_is_reported_to_the_client() {
     let cases = [
         ("HTTP/1.1 403 Forbidden\r\nContent-Length: 3\r\n\r\nno!", "403"),
         ("HTTP/1.1 407 Proxy Authentication Required\r\n\r\n", "USER:PASSWORD"),
@@ -110,14 +110,14 @@ async fn a_tunnel_that_is_refused_is_told_to_the_caller() {
         ("HTTP/1.1 101 Switching Protocols\r\n\r\n", "101"),
     ];
     for (refusal, words) in cases {
-        let egress = Egress::start(Some(refusal)).await;
-        let stage = egress.stage("robot:p%40ss-word@").await;
+        let egress = ConnectProxy::start(Some(refusal)).await;
+        let stage = egress.start_proxy_behind("robot:p%40ss-word@").await;
         let reply = stage.get(USER_GET).await;
-        reply.is_own("token-unavailable", 502, -1);
+        reply.assert_proxy_error("token-unavailable", 502, -1);
         assert!(reply.text().contains(words), "{}", reply.text());
         assert!(!reply.text().contains("p@ss-word") && !reply.text().contains("p%40ss"), "{}", reply.text());
         let webhook = stage.post("/cgi-bin/webhook/send?key=00000000-1111", "{}").await;
-        webhook.is_own("upstream-unreachable", 502, -1);
-        assert_eq!(stage.wecom.look(|seen| seen.connections()), 0);
+        webhook.assert_proxy_error("upstream-unreachable", 502, -1);
+        assert_eq!(stage.wecom.observe(|seen| seen.connection_count()), 0);
     }
 }

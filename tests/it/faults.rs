@@ -1,38 +1,38 @@
 //! The upstream's faults, and callers who leave, over each protocol that either side speaks. Nothing is carried out twice
 //! that may not be, nothing waits longer than its time-out, no short answer looks whole, and the next request is served.
 
-mod answers;
-mod breaks;
-mod callers;
-mod early;
-mod idle;
-mod kept;
-mod leaving;
-mod peer;
+mod client_aborts;
+mod clients;
+mod connection_drops;
+mod early_responses;
+mod idle_connections;
+mod invalid_responses;
+mod keep_alive;
+mod scripted_upstream;
 mod tokens;
 
 use std::fmt;
 
 use wecom_proxy::simulator::Settings;
 
-use crate::{certificates::Authority, stage::Stage};
+use crate::{certificates::Authority, harness::TestProxy};
 
 /// What the simulated WeCom speaks.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Speech {
+enum UpstreamProtocol {
     Http1,
     Http1Tls,
     Http2,
 }
 
-impl Speech {
+impl UpstreamProtocol {
     /// A stage whose WeCom speaks this, with these lines in `[server]` and `[upstream]`; and whoever signed WeCom's
     /// certificate.
-    async fn stage(self, server: &str, upstream: &str) -> (Stage, Authority) {
+    async fn start_proxy(self, server: &str, upstream: &str) -> (TestProxy, Authority) {
         let authority = Authority::new();
         let under_tls = |alpn: &[&str]| {
-            let tls = Some(authority.server("127.0.0.1").server_config(alpn));
-            let url = format!("url = \"https://{{api}}\"\nca_file = \"{}\"", authority.file().display());
+            let tls = Some(authority.issue_server("127.0.0.1").server_config(alpn));
+            let url = format!("url = \"https://{{api}}\"\nca_file = \"{}\"", authority.ca_file().display());
             (Settings { tls, ..Settings::default() }, url)
         };
         let (settings, url) = match self {
@@ -44,11 +44,11 @@ impl Speech {
             "[server]\nlisten = \"127.0.0.1:0\"\n{server}\n[upstream]\n{url}\n{upstream}\n[replay]\nmemory = \
              \"64KiB\"\n{{agents}}"
         );
-        (Stage::set(settings, &toml).await, authority)
+        (TestProxy::start_with_settings(settings, &toml).await, authority)
     }
 }
 
-impl fmt::Display for Speech {
+impl fmt::Display for UpstreamProtocol {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Http1 => "an upstream of HTTP/1.1",
@@ -59,7 +59,7 @@ impl fmt::Display for Speech {
 }
 
 /// Runs them side by side.
-async fn side_by_side(calls: impl Iterator<Item = impl Future<Output = ()>>) {
+async fn run_concurrently(calls: impl Iterator<Item = impl Future<Output = ()>>) {
     let mut calls: Vec<_> = calls.map(Box::pin).collect();
     std::future::poll_fn(|cx| {
         calls.retain_mut(|call| call.as_mut().poll(cx).is_pending());

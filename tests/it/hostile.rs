@@ -1,33 +1,33 @@
 //! What no honest client sends. The upstream gets nothing of it, or exactly one clean request.
 
-mod canon;
-mod chunks;
-mod crowd;
-mod floods;
-mod frames;
-mod framing;
-mod heads;
+mod canonical_request;
+mod cases;
+mod chunked_bodies;
+mod header_lines;
 mod http2;
-mod pipelines;
+mod http2_floods;
+mod http2_frames;
+mod known_failures;
+mod load;
+mod message_framing;
+mod pipelining;
 mod recorder;
+mod request_targets;
 mod small_frames;
-mod table;
-mod targets;
-mod today;
-mod unauthorized;
+mod unauthenticated;
 
 use wecom_proxy::simulator::Fault;
 
 use crate::{
-    stage::{ECHO, KEYED, OPEN, Stage, USER_GET, wait_for},
-    wire::Line,
+    harness::{CONFIG_WITH_CLIENTS, ECHO, OPEN_CONFIG, TestProxy, USER_GET, wait_for},
+    raw_http::RawConnection,
 };
 
 /// What becomes of these bytes: the status of the first answer, its kind of error, its body.
-async fn told(stage: &Stage, bytes: impl AsRef<[u8]>) -> (String, String, String) {
-    let mut line = Line::to(stage.address()).await;
-    line.say(bytes).await.expect("it is taken");
-    let (head, body) = line.answer().await;
+async fn first_response(stage: &TestProxy, bytes: impl AsRef<[u8]>) -> (String, String, String) {
+    let mut line = RawConnection::connect(stage.address()).await;
+    line.send(bytes).await.expect("it is taken");
+    let (head, body) = line.read_response().await;
     let head = head.to_ascii_lowercase();
     let status = head.get(9..12).unwrap_or_default().to_owned();
     let kind =
@@ -36,19 +36,19 @@ async fn told(stage: &Stage, bytes: impl AsRef<[u8]>) -> (String, String, String
 }
 
 /// A GET of this target, with a Host and these lines.
-fn get(target: &str, lines: &str) -> String {
+fn get_request(target: &str, lines: &str) -> String {
     format!("GET {target} HTTP/1.1\r\nHost: x\r\n{lines}\r\n")
 }
 
 #[tokio::test]
-async fn heads_that_are_not_what_they_seem_are_refused() {
-    let stage = Stage::open().await;
+async fn ambiguous_request_heads_are_refused() {
+    let stage = TestProxy::start_open().await;
     let post = format!("POST /hr{ECHO} HTTP/1.1\r\nHost: x\r\n");
     let te = |lines: &str| format!("{post}{lines}\r\n0\r\n\r\n");
     for given in [
         format!("GET /hr{USER_GET} HTTP/1.1\r\n\r\n"),
-        get(&format!("/hr{USER_GET}"), "Host: x\r\n"),
-        get(&format!("/hr{USER_GET}"), "Host: y\r\n"),
+        get_request(&format!("/hr{USER_GET}"), "Host: x\r\n"),
+        get_request(&format!("/hr{USER_GET}"), "Host: y\r\n"),
         "CONNECT 127.0.0.1:443 HTTP/1.1\r\nHost: 127.0.0.1:443\r\n\r\n".to_owned(),
         "CONNECT /hr/cgi-bin/user/get HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(),
         format!("TRACE /hr{USER_GET} HTTP/1.1\r\nHost: x\r\n\r\n"),
@@ -79,46 +79,49 @@ async fn heads_that_are_not_what_they_seem_are_refused() {
         "GET /hr/cgi-bin/user/get HTTP/3.0\r\nHost: x\r\n\r\n".to_owned(),
         "\x16\x03\x01\x02\x00\x01\x00\x01\x7c\x03\x03\r\n\r\n".to_owned(),
     ] {
-        let (status, found, body) = told(&stage, &given).await;
+        let (status, found, body) = first_response(&stage, &given).await;
         assert_eq!((status.as_str(), found.as_str()), ("400", "bad-request"), "{given:?}: {body}");
     }
     assert_eq!(stage.wecom.requests().len(), 0);
 }
 
 #[tokio::test]
-async fn a_length_beyond_all_bounds_is_too_large() {
-    let stage = Stage::open().await;
+async fn content_length_beyond_the_limit_is_refused_with_413() {
+    let stage = TestProxy::start_open().await;
     for length in ["9223372036854775807", "9223372036854775808", "18446744073709551613", "67108865"] {
         let given = format!("POST /hr{ECHO} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n");
-        let (status, kind, _) = told(&stage, given).await;
+        let (status, kind, _) = first_response(&stage, given).await;
         assert_eq!((status.as_str(), kind.as_str()), ("413", "body-too-large"), "{length}");
     }
     assert_eq!(stage.wecom.requests().len(), 0);
 }
 
 #[tokio::test]
-async fn a_length_beside_chunks_smuggles_nothing() {
-    let stage = Stage::open().await;
-    let hidden = get("/ops/cgi-bin/user/get?userid=hidden", "");
+async fn content_length_with_chunked_smuggles_no_request() {
+    let stage = TestProxy::start_open().await;
+    let hidden = get_request("/ops/cgi-bin/user/get?userid=hidden", "");
     for lines in [
         "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n",
         "Transfer-Encoding: chunked\r\nContent-Length: 5\r\n",
     ] {
         stage.wecom.reset();
         let given = format!("POST /hr{ECHO} HTTP/1.1\r\nHost: x\r\n{lines}\r\n0\r\n\r\n{hidden}");
-        let mut line = Line::to(stage.address()).await;
-        line.say(given).await.expect("it is taken");
-        line.answer().await;
+        let mut line = RawConnection::connect(stage.address()).await;
+        line.send(given).await.expect("it is taken");
+        line.read_response().await;
         // Refused or read by its chunks: what follows is at most a request of its own, never a part of this one.
         for record in stage.wecom.requests().iter().filter(|record| record.path == ECHO) {
-            assert!(record.header("content-length").is_empty() && record.body_bytes == 0, "{record:?}");
+            assert!(
+                record.header_values("content-length").is_empty() && record.body_bytes == 0,
+                "{record:?}"
+            );
         }
     }
 }
 
 #[tokio::test]
-async fn paths_that_may_mean_another_are_refused() {
-    let stage = Stage::open().await;
+async fn ambiguous_paths_are_refused() {
+    let stage = TestProxy::start_open().await;
     for path in [
         "/hr/cgi-bin/../user/get",
         "/hr/cgi-bin/user/..",
@@ -143,7 +146,7 @@ async fn paths_that_may_mean_another_are_refused() {
         "/hr/cgi-bin%2fuser/get",
         "/hr/cgi-bin/a|b",
     ] {
-        let (status, kind, body) = told(&stage, get(path, "")).await;
+        let (status, kind, body) = first_response(&stage, get_request(path, "")).await;
         assert_eq!((status.as_str(), kind.as_str()), ("400", "bad-request"), "{path}: {body}");
     }
     for path in [
@@ -156,20 +159,20 @@ async fn paths_that_may_mean_another_are_refused() {
         "/hr/CGI-BIN/x",
         "/x?/hr/cgi-bin/x",
     ] {
-        let (status, kind, body) = told(&stage, get(path, "")).await;
+        let (status, kind, body) = first_response(&stage, get_request(path, "")).await;
         assert_eq!((status.as_str(), kind.as_str()), ("404", "no-route"), "{path}: {body}");
     }
     for path in
         ["/hr/cgi-bin/a\tb", "/hr/cgi-bin/a\x7f", "/hr/cgi-bin/a?b\x01c", "hr/cgi-bin/a", "/hr/cgi-bin/a b"]
     {
-        assert_eq!(told(&stage, get(path, "")).await.0, "400", "{path:?}");
+        assert_eq!(first_response(&stage, get_request(path, "")).await.0, "400", "{path:?}");
     }
     assert_eq!(stage.wecom.requests().len(), 0);
 }
 
 #[tokio::test]
-async fn only_a_target_that_means_this_proxy_or_its_upstream_is_taken() {
-    let stage = Stage::open().await;
+async fn absolute_target_with_a_foreign_authority_is_refused() {
+    let stage = TestProxy::start_open().await;
     let (own, api) = (stage.address(), stage.wecom.api_addr());
     for authority in [
         "evil.test".to_owned(),
@@ -182,47 +185,49 @@ async fn only_a_target_that_means_this_proxy_or_its_upstream_is_taken() {
             let target = format!("{scheme}://{authority}/hr{USER_GET}");
             for host in ["x".to_owned(), api.to_string()] {
                 let given = format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n");
-                let (status, kind, _) = told(&stage, given).await;
+                let (status, kind, _) = first_response(&stage, given).await;
                 assert_eq!((status.as_str(), kind.as_str()), ("400", "bad-request"), "{target}");
             }
         }
     }
     assert_eq!(stage.wecom.requests().len(), 0);
     for authority in [own.to_string(), api.to_string(), format!("localhost:{}", own.port())] {
-        let (status, ..) = told(&stage, get(&format!("http://{authority}/hr{USER_GET}"), "")).await;
+        let (status, ..) =
+            first_response(&stage, get_request(&format!("http://{authority}/hr{USER_GET}"), "")).await;
         assert_eq!(status, "200", "{authority}");
-        let record = stage.last_seen("/cgi-bin/user/get");
-        assert_eq!(record.header("host"), [api.to_string()]);
+        let record = stage.last_request("/cgi-bin/user/get");
+        assert_eq!(record.header_values("host"), [api.to_string()]);
     }
 }
 
 #[tokio::test]
-async fn a_host_of_the_clients_own_choice_goes_nowhere() {
-    let stage = Stage::open().await;
+async fn client_host_header_is_not_forwarded() {
+    let stage = TestProxy::start_open().await;
     for host in ["evil.test", "", "127.0.0.1:1", "[::1]:80", "under_score"] {
         let given = format!("GET /hr{ECHO} HTTP/1.1\r\nHost: {host}\r\nX-Forwarded-Host: evil.test\r\n\r\n");
-        assert_eq!(told(&stage, given).await.0, "200", "{host}");
-        assert_eq!(stage.last_seen(ECHO).header("host"), [stage.wecom.api_addr().to_string()]);
+        assert_eq!(first_response(&stage, given).await.0, "200", "{host}");
+        assert_eq!(stage.last_request(ECHO).header_values("host"), [stage.wecom.api_addr().to_string()]);
     }
 }
 
 #[tokio::test]
-async fn what_follows_a_refused_body_is_not_taken_for_a_request() {
-    let stage = Stage::with(KEYED).await;
-    let hidden = get(USER_GET, "X-Api-Key: key-of-billing-0000000000\r\n");
+async fn bytes_of_a_refused_body_are_not_parsed_as_a_request() {
+    let stage = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
+    let hidden = get_request(USER_GET, "X-Api-Key: key-of-billing-0000000000\r\n");
     let length = hidden.len();
     for lines in [
         format!("Content-Length: {length}\r\n\r\n{hidden}"),
         format!("Transfer-Encoding: chunked\r\n\r\n{length:x}\r\n{hidden}\r\n0\r\n\r\n"),
     ] {
-        let mut line = Line::to(stage.address()).await;
-        line.say(format!("POST {ECHO} HTTP/1.1\r\nHost: x\r\n{lines}")).await.expect("it is taken");
-        let (head, _) = line.answer().await;
+        let mut line = RawConnection::connect(stage.address()).await;
+        line.send(format!("POST {ECHO} HTTP/1.1\r\nHost: x\r\n{lines}")).await.expect("it is taken");
+        let (head, _) = line.read_response().await;
         assert!(head.starts_with("HTTP/1.1 401 "), "{head}");
         // A request after it is the next, if the connection still takes one.
-        let _ =
-            line.say(get("/nowhere", "Connection: close\r\nX-Api-Key: key-of-billing-0000000000\r\n")).await;
-        let (rest, _) = line.rest().await;
+        let _ = line
+            .send(get_request("/nowhere", "Connection: close\r\nX-Api-Key: key-of-billing-0000000000\r\n"))
+            .await;
+        let (rest, _) = line.read_to_end().await;
         let rest = String::from_utf8_lossy(&rest);
         assert!(rest.is_empty() || rest.starts_with("HTTP/1.1 404 "), "{rest}");
     }
@@ -230,66 +235,69 @@ async fn what_follows_a_refused_body_is_not_taken_for_a_request() {
 }
 
 #[tokio::test]
-async fn requests_sent_all_at_once_are_answered_in_order() {
-    let stage = Stage::open().await;
-    let mut line = Line::to(stage.address()).await;
-    let one = get(&format!("/hr{ECHO}?nth=1"), "");
+async fn pipelined_requests_are_answered_in_order() {
+    let stage = TestProxy::start_open().await;
+    let mut line = RawConnection::connect(stage.address()).await;
+    let one = get_request(&format!("/hr{ECHO}?nth=1"), "");
     let two = format!("POST /hr{ECHO}?nth=2 HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbody");
-    let three = get("/nowhere", "");
-    line.say(one + &two + &three).await.expect("it is taken");
-    assert!(line.answer().await.1.contains("nth=1"));
-    assert!(line.answer().await.1.contains("nth=2"));
-    assert!(line.answer().await.0.starts_with("HTTP/1.1 404 "));
+    let three = get_request("/nowhere", "");
+    line.send(one + &two + &three).await.expect("it is taken");
+    assert!(line.read_response().await.1.contains("nth=1"));
+    assert!(line.read_response().await.1.contains("nth=2"));
+    assert!(line.read_response().await.0.starts_with("HTTP/1.1 404 "));
 }
 
 #[tokio::test]
-async fn a_head_that_is_too_long_is_refused() {
-    let stage = Stage::open().await;
+async fn oversized_request_head_is_refused() {
+    let stage = TestProxy::start_open().await;
     let long = "x".repeat(70_000);
-    for given in
-        [get(&format!("/hr{ECHO}"), &format!("X: {long}\r\n")), get(&format!("/hr{ECHO}?{long}"), "")]
-    {
-        let status = told(&stage, given).await.0;
+    for given in [
+        get_request(&format!("/hr{ECHO}"), &format!("X: {long}\r\n")),
+        get_request(&format!("/hr{ECHO}?{long}"), ""),
+    ] {
+        let status = first_response(&stage, given).await.0;
         assert!(["431", "414"].contains(&status.as_str()), "{status}");
     }
     let many = "X: y\r\n".repeat(200);
-    assert_eq!(told(&stage, get(&format!("/hr{ECHO}"), &many)).await.0, "431");
+    assert_eq!(first_response(&stage, get_request(&format!("/hr{ECHO}"), &many)).await.0, "431");
     assert_eq!(stage.wecom.requests().len(), 0);
 }
 
 #[tokio::test]
-async fn one_hostile_caller_does_no_harm_to_the_next() {
-    let stage = Stage::with(&OPEN.replace("[upstream]", "max_connections = 8\n[upstream]")).await;
+async fn hostile_clients_do_not_affect_the_next_client() {
+    let stage =
+        TestProxy::start_with_config(&OPEN_CONFIG.replace("[upstream]", "max_connections = 8\n[upstream]"))
+            .await;
     for _ in 0..32 {
-        let mut line = Line::to(stage.address()).await;
+        let mut line = RawConnection::connect(stage.address()).await;
         let _ = line
-            .say("POST /hr/cgi-bin/simulator/echo HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nhalf")
+            .send("POST /hr/cgi-bin/simulator/echo HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nhalf")
             .await;
         line.reset();
     }
-    stage.get(USER_GET).await.is_ok();
+    stage.get(USER_GET).await.assert_ok();
 }
 
 #[tokio::test]
-async fn a_host_that_is_none_is_refused() {
-    let stage = Stage::open().await;
+async fn invalid_host_is_refused() {
+    let stage = TestProxy::start_open().await;
     for host in ["a b", "a/b", "a?b", "a@b", "[::1", "a:b:c", "x\r\n\t folded"] {
         let given = format!("GET /hr{USER_GET} HTTP/1.1\r\nHost: {host}\r\n\r\n");
-        assert_eq!(told(&stage, given).await.0, "400", "{host}");
+        assert_eq!(first_response(&stage, given).await.0, "400", "{host}");
     }
     assert_eq!(stage.wecom.requests().len(), 0);
 }
 
 #[tokio::test]
-async fn who_asks_for_a_ticket_and_leaves_takes_it_from_nobody() {
+async fn ticket_client_that_aborts_does_not_fail_the_others() {
     const TICKET: &str = "/cgi-bin/get_jsapi_ticket";
-    let stage = Stage::open().await;
-    stage.get(USER_GET).await.is_ok();
-    stage.wecom.inject(Fault::hold().on(TICKET).times(1)).expect("a fault");
-    let mut leaver = Line::to(stage.address()).await;
-    leaver.say(get(&format!("/hr{TICKET}"), "")).await.expect("it is taken");
+    let stage = TestProxy::start_open().await;
+    stage.get(USER_GET).await.assert_ok();
+    stage.wecom.inject(Fault::hold().on_path(TICKET).times(1)).expect("a fault");
+    let mut leaver = RawConnection::connect(stage.address()).await;
+    leaver.send(get_request(&format!("/hr{TICKET}"), "")).await.expect("it is taken");
     wait_for("the ticket's call", async || {
-        stage.wecom.look(|seen| seen.requests().any(|r| r.path == TICKET))
+        stage.wecom.observe(|seen| seen.requests().any(|r| r.path == TICKET))
     })
     .await;
     let leave = async {
@@ -298,5 +306,5 @@ async fn who_asks_for_a_ticket_and_leaves_takes_it_from_nobody() {
         leaver.reset();
     };
     let (reply, ()) = tokio::join!(stage.get(TICKET), leave);
-    reply.is_ok();
+    reply.assert_ok();
 }

@@ -9,33 +9,38 @@ use std::{
 use http::Request;
 use tempfile::TempDir;
 use tokio::task::spawn_blocking;
-use wecom_proxy::simulator::{Fault, Settings, Simulator, When};
+use wecom_proxy::simulator::{DropPoint, Fault, Settings, Simulator};
 
 use crate::{
     certificates::Authority,
-    process::{Process, field, wecom_proxy},
-    stage::{Caller, KEYED, OPEN, PATIENCE, USER_GET, key, soon, write_config},
-    wire::Line,
+    harness::{
+        CONFIG_WITH_CLIENTS, OPEN_CONFIG, TestClient, USER_GET, WAIT_TIMEOUT, client_key, with_timeout,
+        write_config,
+    },
+    process::{Process, log_field, wecom_proxy},
+    raw_http::RawConnection,
 };
 
-async fn logged() -> (Simulator, Process, Caller, TempDir) {
-    let wecom = crate::confidant::simulator(Settings::default()).await;
+async fn start_logged() -> (Simulator, Process, TestClient, TempDir) {
+    let wecom = crate::leak_detector::start_simulator(Settings::default()).await;
     let dir = TempDir::new().expect("a directory");
-    let proxy = Process::serve(&write_config(&dir, wecom.api_addr(), &Settings::default(), KEYED)).await;
-    let caller = Caller::http1(proxy.address().await).await;
+    let proxy =
+        Process::serve(&write_config(&dir, wecom.api_addr(), &Settings::default(), CONFIG_WITH_CLIENTS))
+            .await;
+    let caller = TestClient::connect_http1(proxy.address().await).await;
     (wecom, proxy, caller, dir)
 }
 
 #[tokio::test]
-async fn a_refusal_says_who_was_refused_and_why_on_one_line() {
-    let (_wecom, proxy, mut caller, _dir) = logged().await;
-    let request = Request::get("/nil/cgi-bin/user/get").header("x-api-key", key("crm"));
-    caller.call(request.header("x-request-id", "night-shift-1"), "").await.is_own(
+async fn refused_request_is_logged_with_client_and_reason() {
+    let (_wecom, proxy, mut caller, _dir) = start_logged().await;
+    let request = Request::get("/nil/cgi-bin/user/get").header("x-api-key", client_key("crm"));
+    caller.request(request.header("x-request-id", "night-shift-1"), "").await.assert_proxy_error(
         "unknown-agent",
         404,
         40035,
     );
-    let line = proxy.err.line("night-shift-1").await;
+    let line = proxy.err.wait_for_line("night-shift-1").await;
     for part in
         ["INFO access", "peer=127.0.0.1", "client=\"crm\"", "error=\"unknown-agent\"", "there is no agent"]
     {
@@ -44,13 +49,13 @@ async fn a_refusal_says_who_was_refused_and_why_on_one_line() {
 }
 
 #[tokio::test]
-async fn a_failure_of_the_upstream_is_a_warning_with_its_reason() {
-    let (wecom, proxy, mut caller, _dir) = logged().await;
-    wecom.inject(Fault::drop(When::Before).on("/cgi-bin/message/send")).expect("a fault");
-    let request = Request::post("/hr/cgi-bin/message/send").header("x-api-key", key("crm"));
-    let reply = caller.call(request.header("x-request-id", "night-shift-2"), "{}").await;
-    reply.is_own("upstream-broke", 502, -1);
-    let line = proxy.err.line("night-shift-2").await;
+async fn upstream_failure_is_logged_as_a_warning() {
+    let (wecom, proxy, mut caller, _dir) = start_logged().await;
+    wecom.inject(Fault::drop(DropPoint::BeforeResponse).on_path("/cgi-bin/message/send")).expect("a fault");
+    let request = Request::post("/hr/cgi-bin/message/send").header("x-api-key", client_key("crm"));
+    let reply = caller.request(request.header("x-request-id", "night-shift-2"), "{}").await;
+    reply.assert_proxy_error("upstream-broke", 502, -1);
+    let line = proxy.err.wait_for_line("night-shift-2").await;
     for part in [
         "WARN access",
         "error=\"upstream-broke\"",
@@ -63,44 +68,44 @@ async fn a_failure_of_the_upstream_is_a_warning_with_its_reason() {
 }
 
 #[tokio::test]
-async fn an_errcode_that_an_operator_puts_right_says_how() {
-    let (wecom, proxy, mut caller, _dir) = logged().await;
+async fn operator_errcode_is_logged_with_a_hint() {
+    let (wecom, proxy, mut caller, _dir) = start_logged().await;
     for (errcode, hint) in [(60020, Some("Company's Trusted IP")), (60111, None)] {
-        wecom.inject(Fault::errcode(errcode).on("/cgi-bin/user/get").times(1)).expect("a fault");
-        let request = Request::get(format!("/hr{USER_GET}")).header("x-api-key", key("crm"));
-        caller.call(request.header("x-request-id", format!("night-shift-{errcode}")), "").await;
-        let line = proxy.err.line(&format!("night-shift-{errcode}")).await;
+        wecom.inject(Fault::errcode(errcode).on_path("/cgi-bin/user/get").times(1)).expect("a fault");
+        let request = Request::get(format!("/hr{USER_GET}")).header("x-api-key", client_key("crm"));
+        caller.request(request.header("x-request-id", format!("night-shift-{errcode}")), "").await;
+        let line = proxy.err.wait_for_line(&format!("night-shift-{errcode}")).await;
         assert!(line.contains(&format!("errcode={errcode}")), "{line}");
         assert_eq!(line.contains(" hint="), hint.is_some(), "{line}");
         assert!(line.contains(hint.unwrap_or_default()), "{line}");
     }
     // An errcode of the proxy's own is not WeCom's.
-    caller.call(Request::get(USER_GET).header("x-request-id", "night-shift-401"), "").await;
-    let line = proxy.err.line("night-shift-401").await;
+    caller.request(Request::get(USER_GET).header("x-request-id", "night-shift-401"), "").await;
+    let line = proxy.err.wait_for_line("night-shift-401").await;
     assert!(line.contains("errcode=40001") && !line.contains(" hint="), "{line}");
 }
 
 #[tokio::test]
-async fn a_mistyped_query_leaves_no_secret_in_the_logged_path() {
-    let (_wecom, proxy, mut caller, _dir) = logged().await;
-    let request =
-        Request::get("/hr/cgi-bin/gettoken&corpid=ww1&corpsecret=hush-hush").header("x-api-key", key("crm"));
-    caller.call(request.header("x-request-id", "night-shift-3"), "").await;
-    let line = proxy.err.line("night-shift-3").await;
+async fn mistyped_query_leaves_no_secret_in_the_logged_path() {
+    let (_wecom, proxy, mut caller, _dir) = start_logged().await;
+    let request = Request::get("/hr/cgi-bin/gettoken&corpid=ww1&corpsecret=hush-hush")
+        .header("x-api-key", client_key("crm"));
+    caller.request(request.header("x-request-id", "night-shift-3"), "").await;
+    let line = proxy.err.wait_for_line("night-shift-3").await;
     assert!(line.contains("path=\"/hr/cgi-bin/gettoken\""), "{line}");
-    assert!(!proxy.err.now().contains("hush-hush"));
+    assert!(!proxy.err.text().contains("hush-hush"));
 }
 
 #[tokio::test]
-async fn a_key_in_the_wrong_place_is_not_logged() {
+async fn misplaced_key_is_not_logged() {
     use base64::{Engine, prelude::BASE64_STANDARD};
-    let (_wecom, proxy, mut caller, _dir) = logged().await;
-    let crm = key("crm");
+    let (_wecom, proxy, mut caller, _dir) = start_logged().await;
+    let crm = client_key("crm");
     let with_key = |request: http::request::Builder| request.header("x-api-key", &crm);
     let user_get = || Request::get(format!("/hr{USER_GET}"));
     let basic = BASE64_STANDARD.encode(format!("crm:{crm}"));
     let gettoken = format!("/hr/cgi-bin/gettoken?corpid=ww1234567890abcdef&corpsecret={crm}");
-    let pass = caller.call(Request::get(&gettoken), "").await.json()["access_token"].clone();
+    let pass = caller.request(Request::get(&gettoken), "").await.json()["access_token"].clone();
     let pass = pass.as_str().expect("a pass");
     for request in [
         with_key(user_get()).method(&*crm),
@@ -113,68 +118,68 @@ async fn a_key_in_the_wrong_place_is_not_logged() {
         Request::get(&gettoken).header("x-request-id", &crm),
         with_key(user_get()).header("x-request-id", pass),
     ] {
-        let id = caller.call(request, "").await.header("x-request-id").to_owned();
-        let line = proxy.err.line(&id).await;
+        let id = caller.request(request, "").await.header("x-request-id").to_owned();
+        let line = proxy.err.wait_for_line(&id).await;
         for secret in [&*crm, &*basic, pass] {
             assert!(!id.contains(secret) && !line.contains(secret), "{line}");
         }
     }
     // As a segment of the path, before the agent or behind the endpoint.
     for path in [format!("/{pass}/cgi-bin/user/get"), format!("/hr/cgi-bin/user/get/{pass}")] {
-        let id = caller.call(with_key(Request::get(path)), "").await.header("x-request-id").to_owned();
-        let line = proxy.err.line(&id).await;
+        let id = caller.request(with_key(Request::get(path)), "").await.header("x-request-id").to_owned();
+        let line = proxy.err.wait_for_line(&id).await;
         assert!(line.contains("/[masked]") && !line.contains(pass), "{line}");
     }
     // An id that is only like it is the caller's own.
     let request = with_key(user_get()).header("x-request-id", &crm[..8]);
-    assert_eq!(caller.call(request, "").await.header("x-request-id"), &crm[..8]);
-    let line = proxy.err.line(&crm[..8]).await;
+    assert_eq!(caller.request(request, "").await.header("x-request-id"), &crm[..8]);
+    let line = proxy.err.wait_for_line(&crm[..8]).await;
     assert!(line.contains("method=GET"), "{line}");
-    let all = proxy.err.now();
+    let all = proxy.err.text();
     assert!(all.contains("method=-"), "{all}");
     assert!(![&*crm, &*basic, pass].iter().any(|secret| all.contains(secret)), "{all}");
 }
 
 /// The simulator, and a directory for the configuration.
-async fn scene() -> (Simulator, TempDir) {
-    let wecom = crate::confidant::simulator(Settings::default()).await;
+async fn start_simulator() -> (Simulator, TempDir) {
+    let wecom = crate::leak_detector::start_simulator(Settings::default()).await;
     (wecom, TempDir::new().expect("a directory"))
 }
 
 fn write((wecom, dir): &(Simulator, TempDir), more: &str) -> std::path::PathBuf {
-    write_config(dir, wecom.api_addr(), &Settings::default(), &format!("{OPEN}{more}"))
+    write_config(dir, wecom.api_addr(), &Settings::default(), &format!("{OPEN_CONFIG}{more}"))
 }
 
 /// A call that goes well and one that does not, whose ids end in this.
-async fn well_and_not(wecom: &Simulator, caller: &mut Caller, end: &str) {
+async fn send_ok_and_failed(wecom: &Simulator, caller: &mut TestClient, end: &str) {
     let well = Request::get(format!("/hr{USER_GET}")).header("x-request-id", format!("well-{end}"));
-    caller.call(well, "").await.is_ok();
-    wecom.inject(Fault::drop(When::Before).on("/cgi-bin/message/send")).expect("a fault");
+    caller.request(well, "").await.assert_ok();
+    wecom.inject(Fault::drop(DropPoint::BeforeResponse).on_path("/cgi-bin/message/send")).expect("a fault");
     let failed = Request::post("/hr/cgi-bin/message/send").header("x-request-id", format!("failed-{end}"));
-    caller.call(failed, "{}").await.is_own("upstream-broke", 502, -1);
+    caller.request(failed, "{}").await.assert_proxy_error("upstream-broke", 502, -1);
 }
 
 #[tokio::test]
-async fn without_an_access_log_only_failures_are_told() {
-    let scene = scene().await;
-    let proxy = Process::serve_as_told(&write(&scene, "[log]\naccess = false\n")).await;
-    let mut caller = Caller::http1(proxy.address().await).await;
-    well_and_not(&scene.0, &mut caller, "1").await;
-    assert!(proxy.err.line("failed-1").await.contains("WARN access"));
+async fn disabled_access_log_still_logs_failures() {
+    let scene = start_simulator().await;
+    let proxy = Process::serve_with_config_log_level(&write(&scene, "[log]\naccess = false\n")).await;
+    let mut caller = TestClient::connect_http1(proxy.address().await).await;
+    send_ok_and_failed(&scene.0, &mut caller, "1").await;
+    assert!(proxy.err.wait_for_line("failed-1").await.contains("WARN access"));
     let ended = proxy.stop().await;
     assert!(!ended.err.contains("well-1"), "{}", ended.err);
 }
 
 #[tokio::test]
-async fn the_environment_says_which_lines_there_are() {
+async fn rust_log_overrides_the_log_level() {
     for (directives, [well, failed]) in [("info", [false, true]), ("warn,access=off", [false, false])] {
-        let scene = scene().await;
+        let scene = start_simulator().await;
         let path = write(&scene, "[log]\naccess = false\n");
         let mut command = wecom_proxy(&["--config", path.to_str().expect("UTF-8")]);
         command.env("RUST_LOG", directives);
         let proxy = Process::start(command);
-        let mut caller = Caller::http1(proxy.address().await).await;
-        well_and_not(&scene.0, &mut caller, "1").await;
+        let mut caller = TestClient::connect_http1(proxy.address().await).await;
+        send_ok_and_failed(&scene.0, &mut caller, "1").await;
         let ended = proxy.stop().await;
         let told = ["well-1", "failed-1"].map(|id| ended.err.contains(id));
         assert_eq!(told, [well, failed], "{directives}: {}", ended.err);
@@ -182,70 +187,72 @@ async fn the_environment_says_which_lines_there_are() {
 }
 
 #[tokio::test]
-async fn the_access_log_follows_the_file() {
-    let scene = scene().await;
-    let proxy = Process::serve_as_told(&write(&scene, "")).await;
-    let (mut caller, mut admin) =
-        (Caller::http1(proxy.address().await).await, Caller::http1(proxy.admin().await).await);
-    well_and_not(&scene.0, &mut caller, "1").await;
+async fn access_log_setting_follows_a_reload() {
+    let scene = start_simulator().await;
+    let proxy = Process::serve_with_config_log_level(&write(&scene, "")).await;
+    let (mut caller, mut admin) = (
+        TestClient::connect_http1(proxy.address().await).await,
+        TestClient::connect_http1(proxy.admin_address().await).await,
+    );
+    send_ok_and_failed(&scene.0, &mut caller, "1").await;
     write(&scene, "[log]\naccess = false\nlevel = \"error\"\n");
     // Its answer comes when all of the reload is done.
     let order = Request::post("/api/reload").header("x-requested-with", "a test");
-    assert_eq!(admin.call(order, "").await.status, 200);
-    well_and_not(&scene.0, &mut caller, "2").await;
+    assert_eq!(admin.request(order, "").await.status, 200);
+    send_ok_and_failed(&scene.0, &mut caller, "2").await;
     let ended = proxy.stop().await;
     let told = ["well-1", "failed-1", "well-2", "failed-2"].map(|id| ended.err.contains(id));
     assert_eq!(told, [true, true, false, false], "{}", ended.err);
 }
 
 /// The ids of the lines that hold these words, in order.
-fn ids<'a>(lines: impl Iterator<Item = &'a str>, words: &str) -> Vec<String> {
-    lines.filter(|line| line.contains(words)).map(|line| field(line, "request_id")).collect()
+fn request_ids<'a>(lines: impl Iterator<Item = &'a str>, words: &str) -> Vec<String> {
+    lines.filter(|line| line.contains(words)).map(|line| log_field(line, "request_id")).collect()
 }
 
 /// A refused call, numbered.
-async fn refused(caller: &mut Caller, number: usize, path: &str) {
+async fn send_refused(caller: &mut TestClient, number: usize, path: &str) {
     let request = Request::get(path).header("x-request-id", number.to_string());
-    caller.call(request, "").await.is_own("no-route", 404, 40035);
+    caller.request(request, "").await.assert_proxy_error("no-route", 404, 40035);
 }
 
 #[tokio::test]
-async fn every_line_is_out_when_the_program_ends() {
+async fn log_lines_are_flushed_at_exit() {
     let numbers: Vec<_> = (0..200).map(|number| number.to_string()).collect();
     for signals in [1, 2] {
-        let scene = scene().await;
+        let scene = start_simulator().await;
         let proxy = Process::serve(&write(&scene, "")).await;
-        let mut held = Caller::http1(proxy.address().await).await;
-        let mut caller = Caller::http1(proxy.address().await).await;
+        let mut held = TestClient::connect_http1(proxy.address().await).await;
+        let mut caller = TestClient::connect_http1(proxy.address().await).await;
         if signals == 2 {
-            held.get(USER_GET).await.is_ok();
-            scene.0.inject(Fault::hold().on("/cgi-bin/user/get")).expect("a fault");
+            held.get(USER_GET).await.assert_ok();
+            scene.0.inject(Fault::hold().on_path("/cgi-bin/user/get")).expect("a fault");
             let request = Request::get(format!("/hr{USER_GET}")).body(Default::default()).expect("a request");
             tokio::spawn(async move { held.send(request).await });
             scene.0.wait_until(|seen| seen.in_flight() == 1).await.expect("a request");
         }
         for number in 0..numbers.len() {
-            refused(&mut caller, number, "/nowhere").await;
+            send_refused(&mut caller, number, "/nowhere").await;
         }
         proxy.signal("TERM");
         if signals == 2 {
-            proxy.err.line("stopping").await;
+            proxy.err.wait_for_line("stopping").await;
             proxy.signal("TERM");
         }
-        let ended = proxy.ended().await;
+        let ended = proxy.wait().await;
         assert_eq!(ended.status, signals - 1, "{}", ended.err);
-        assert_eq!(ids(ended.err.lines(), "no-route"), numbers);
+        assert_eq!(request_ids(ended.err.lines(), "no-route"), numbers);
         assert_eq!(ended.err.contains("stopped"), signals == 1, "{}", ended.err);
     }
 }
 
 /// The program, whose stderr is read only where the test says so.
-struct Unread {
+struct UnreadLogProcess {
     child: Child,
     err: Option<Lines<BufReader<PipeReader>>>,
 }
 
-impl Unread {
+impl UnreadLogProcess {
     fn serve(config: &Path) -> Self {
         let (reader, writer) = std::io::pipe().expect("a pipe");
         let mut command = wecom_proxy(&["serve", "--config", config.to_str().expect("UTF-8")]);
@@ -254,7 +261,7 @@ impl Unread {
     }
 
     /// Reads up to the line with these words, or to the end.
-    async fn read_to(&mut self, words: &str) -> Vec<String> {
+    async fn read_until(&mut self, words: &str) -> Vec<String> {
         let words = words.to_owned();
         let mut err = self.err.take().expect("nobody else reads");
         let reading = spawn_blocking(move || {
@@ -267,13 +274,13 @@ impl Unread {
             }
             (read, err)
         });
-        let (read, err) = soon(reading).await.expect("no panic");
+        let (read, err) = with_timeout(reading).await.expect("no panic");
         self.err = Some(err);
         read
     }
 }
 
-impl Drop for Unread {
+impl Drop for UnreadLogProcess {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -281,7 +288,7 @@ impl Drop for Unread {
 }
 
 /// How a client of TLS begins that names its server in letters that no name has.
-fn odd_hello() -> Vec<u8> {
+fn invalid_client_hello() -> Vec<u8> {
     let name = [&[0, 0, 0, 9, 0, 7, 0, 0, 4][..], &[0xff; 4]].concat();
     let length = |bytes: &[u8]| bytes.len() as u8;
     let offer = [&[3, 3][..], &[7; 32], &[0, 0, 2, 0x13, 1, 1, 0, 0, length(&name)], &name].concat();
@@ -290,33 +297,33 @@ fn odd_hello() -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn what_a_stranger_repeats_does_not_fill_the_log() {
-    let scene = scene().await;
+async fn repeated_client_faults_do_not_fill_the_log() {
+    let scene = start_simulator().await;
     let proxy = Process::serve(&write(&scene, "")).await;
-    let mut line = Line::to(proxy.address().await).await;
+    let mut line = RawConnection::connect(proxy.address().await).await;
     // Answers to pings that nobody sent, and a ping behind them.
     let pong = b"\0\0\x08\x06\x01\0\0\0\0unwanted".repeat(100);
     let hello = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
-    line.say([&hello[..], &pong, b"\0\0\x08\x06\0\0\0\0\0answered"].concat()).await.expect("it is taken");
+    line.send([&hello[..], &pong, b"\0\0\x08\x06\0\0\0\0\0answered"].concat()).await.expect("it is taken");
     while {
-        let head = line.bytes(9).await;
-        let payload = line.bytes(usize::from(head[1]) << 8 | usize::from(head[2])).await;
+        let head = line.read_exact(9).await;
+        let payload = line.read_exact(usize::from(head[1]) << 8 | usize::from(head[2])).await;
         payload != b"answered"
     } {}
     let plain = proxy.stop().await.err;
 
-    let identity = Authority::new().server("localhost");
+    let identity = Authority::new().issue_server("localhost");
     let (cert, key) = (scene.1.path().join("server.pem"), scene.1.path().join("server.key"));
     std::fs::write(&cert, &identity.pem).expect("a file");
     std::fs::write(&key, &identity.key_pem).expect("a file");
     let tls = format!("tls = {{ cert = \"{}\", key = \"{}\" }}\n[upstream]", cert.display(), key.display());
-    let toml = OPEN.replace("[upstream]", &tls);
+    let toml = OPEN_CONFIG.replace("[upstream]", &tls);
     let config = write_config(&scene.1, scene.0.api_addr(), &Settings::default(), &toml);
     let proxy = Process::serve(&config).await;
     for _ in 0..100 {
-        let mut line = Line::to(proxy.address().await).await;
-        line.say(odd_hello()).await.expect("it is taken");
-        let _ = line.rest().await;
+        let mut line = RawConnection::connect(proxy.address().await).await;
+        line.send(invalid_client_hello()).await.expect("it is taken");
+        let _ = line.read_to_end().await;
     }
     let secure = proxy.stop().await.err;
     assert!(secure.contains("a TLS handshake with a client failed"), "{secure}");
@@ -326,26 +333,26 @@ async fn what_a_stranger_repeats_does_not_fill_the_log() {
 }
 
 #[tokio::test]
-async fn requests_do_not_wait_for_whoever_reads_the_log() {
+async fn requests_do_not_wait_for_a_blocked_log_reader() {
     // More than the pipe and all buffers hold.
     const REQUESTS: usize = 100;
     let path = format!("/{}", "x".repeat(40_000));
-    let scene = scene().await;
-    let mut proxy = Unread::serve(&write(&scene, ""));
-    let ready = proxy.read_to("ready listen=").await;
-    let address = field(ready.last().expect("a line"), "listen").parse().expect("an address");
-    let mut caller = Caller::http1(address).await;
+    let scene = start_simulator().await;
+    let mut proxy = UnreadLogProcess::serve(&write(&scene, ""));
+    let ready = proxy.read_until("ready listen=").await;
+    let address = log_field(ready.last().expect("a line"), "listen").parse().expect("an address");
+    let mut caller = TestClient::connect_http1(address).await;
     // One more than counts: a request has its answer before it has its line, but the next one waits for both.
     for number in 0..=REQUESTS {
-        refused(&mut caller, number, &path).await;
+        send_refused(&mut caller, number, &path).await;
     }
-    let mut read = proxy.read_to("were lost").await;
+    let mut read = proxy.read_until("were lost").await;
     let lost = read.last().and_then(|line| line.split(" lines=").nth(1)).expect("how many");
     let lost: usize = lost.split_whitespace().next().and_then(|lost| lost.parse().ok()).expect("a number");
     assert!(lost > 0);
-    refused(&mut caller, REQUESTS + 1, "/nowhere").await;
-    read.extend(proxy.read_to("/nowhere").await);
-    let mut kept = ids(read.iter().map(String::as_str), "no-route");
+    send_refused(&mut caller, REQUESTS + 1, "/nowhere").await;
+    read.extend(proxy.read_until("/nowhere").await);
+    let mut kept = request_ids(read.iter().map(String::as_str), "no-route");
     assert_eq!(kept.pop(), Some((REQUESTS + 1).to_string()), "it goes on");
     kept.retain(|id| *id != REQUESTS.to_string());
     assert!((REQUESTS..=REQUESTS + 1).contains(&(kept.len() + lost)), "{lost} lost, {} kept", kept.len());
@@ -354,29 +361,30 @@ async fn requests_do_not_wait_for_whoever_reads_the_log() {
 }
 
 #[tokio::test]
-async fn a_log_that_nobody_reads_stops_neither_orders_nor_health_nor_the_end() {
-    let scene = scene().await;
-    let mut proxy = Unread::serve(&write(&scene, ""));
-    let ready = proxy.read_to("ready listen=").await;
-    let at = |name| field(ready.last().expect("a line"), name).parse().expect("an address");
-    let (mut caller, mut admin) = (Caller::http1(at("listen")).await, Caller::http1(at("admin")).await);
+async fn unread_log_blocks_neither_admin_nor_shutdown() {
+    let scene = start_simulator().await;
+    let mut proxy = UnreadLogProcess::serve(&write(&scene, ""));
+    let ready = proxy.read_until("ready listen=").await;
+    let at = |name| log_field(ready.last().expect("a line"), name).parse().expect("an address");
+    let (mut caller, mut admin) =
+        (TestClient::connect_http1(at("listen")).await, TestClient::connect_http1(at("admin")).await);
     // More than the pipe holds, and then lines that are not about requests.
     let path = format!("/{}", "x".repeat(40_000));
     for number in 0..4 {
-        refused(&mut caller, number, &path).await;
+        send_refused(&mut caller, number, &path).await;
     }
     for _ in 0..20 {
         let order = Request::post("/api/reload").header("x-requested-with", "a test");
-        assert_eq!(soon(admin.call(order, "")).await.status, 200);
+        assert_eq!(with_timeout(admin.request(order, "")).await.status, 200);
     }
-    assert_eq!(soon(admin.call(Request::get("/readyz"), "")).await.status, 200);
+    assert_eq!(with_timeout(admin.request(Request::get("/readyz"), "")).await.status, 200);
     let began = std::time::Instant::now();
     let pid = proxy.child.id().to_string();
     for _ in 0..2 {
         assert!(std::process::Command::new("kill").arg(&pid).status().expect("kill is there").success());
     }
     while proxy.child.try_wait().expect("a status").is_none() {
-        assert!(began.elapsed() < PATIENCE, "it does not end");
+        assert!(began.elapsed() < WAIT_TIMEOUT, "it does not end");
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
 }

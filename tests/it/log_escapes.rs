@@ -4,13 +4,13 @@ use tempfile::TempDir;
 use wecom_proxy::simulator::{Fault, Settings};
 
 use crate::{
+    harness::{OPEN_CONFIG, TestClient, USER_GET, write_config},
     process::{Process, wecom_proxy},
-    stage::{Caller, OPEN, USER_GET, write_config},
-    wire::Line,
+    raw_http::RawConnection,
 };
 
 /// Bidirectional controls, zero width, line and paragraph separators, C1, DEL, a tag.
-const ODD: [char; 12] = [
+const INVISIBLE_CHARS: [char; 12] = [
     '\u{202e}',
     '\u{2066}',
     '\u{2069}',
@@ -25,44 +25,46 @@ const ODD: [char; 12] = [
     '\u{e0041}',
 ];
 
-async fn escapes(format: &str) {
-    let wecom = crate::confidant::simulator(Settings::default()).await;
-    let odd = String::from_iter(ODD);
+async fn assert_escaped(format: &str) {
+    let wecom = crate::leak_detector::start_simulator(Settings::default()).await;
+    let odd = String::from_iter(INVISIBLE_CHARS);
     let refusal = serde_json::json!({ "errcode": 40001, "errmsg": format!("x{odd}y 张") }).to_string();
-    wecom.inject(Fault::answer(200, "application/json", refusal).on("/cgi-bin/gettoken")).expect("a fault");
+    wecom
+        .inject(Fault::response(200, "application/json", refusal).on_path("/cgi-bin/gettoken"))
+        .expect("a fault");
     let dir = TempDir::new().expect("a directory");
-    let toml = format!("{OPEN}\n[log]\nformat = \"{format}\"\n");
+    let toml = format!("{OPEN_CONFIG}\n[log]\nformat = \"{format}\"\n");
     let config = write_config(&dir, wecom.api_addr(), &Settings::default(), &toml);
     let proxy = Process::start(wecom_proxy(&["--config", config.to_str().expect("a path in UTF-8")]));
-    let ready = proxy.err.line("wecom_proxy::ready").await;
+    let ready = proxy.err.wait_for_line("wecom_proxy::ready").await;
     let address = ready.split(['"', ' ', ',']).find_map(|word| word.parse().ok()).expect("an address");
-    let reply = Caller::http1(address).await.get(USER_GET).await;
-    reply.is_own("token-unavailable", 502, 40001);
-    let mut line = Line::to(address).await;
+    let reply = TestClient::connect_http1(address).await.get(USER_GET).await;
+    reply.assert_proxy_error("token-unavailable", 502, 40001);
+    let mut line = RawConnection::connect(address).await;
     let path = odd.replace('\u{7f}', "");
     let head = format!("GET /hr/cgi-bin/{path} HTTP/1.1\r\nHost: x\r\nX-Request-Id: by-hand\r\n\r\n");
-    line.say(head).await.expect("it is taken");
-    assert!(line.head().await.starts_with("HTTP/1.1 400 "));
-    proxy.err.line("by-hand").await;
+    line.send(head).await.expect("it is taken");
+    assert!(line.read_head().await.starts_with("HTTP/1.1 400 "));
+    proxy.err.wait_for_line("by-hand").await;
     let said = proxy.stop().await.err;
     assert!(said.lines().any(|line| line.contains("token not renewed") && line.contains('张')), "{said}");
-    for char in ODD {
+    for char in INVISIBLE_CHARS {
         assert!(!said.contains(char), "{char:?} in {said:?}");
     }
     let escape = if format == "json" { "\\u202e" } else { "\\u{202e}" };
     assert_eq!(said.lines().filter(|line| line.contains(escape)).count(), 3, "{said}");
     if format == "json" {
         let read = |line: &str| serde_json::from_str::<serde_json::Value>(line).expect("JSON").to_string();
-        assert!(said.lines().map(read).any(|line| line.contains(ODD[0])), "{said}");
+        assert!(said.lines().map(read).any(|line| line.contains(INVISIBLE_CHARS[0])), "{said}");
     }
 }
 
 #[tokio::test]
 async fn invisible_characters_are_escaped_in_json_lines() {
-    escapes("json").await;
+    assert_escaped("json").await;
 }
 
 #[tokio::test]
 async fn invisible_characters_are_escaped_in_text_lines() {
-    escapes("text").await;
+    assert_escaped("text").await;
 }

@@ -7,56 +7,59 @@ use tokio::net::TcpStream;
 use wecom_proxy::simulator::Fault;
 
 use crate::{
+    harness::{
+        CONFIG_WITH_CLIENTS, OPEN_CONFIG, TestClient, TestProxy, TestResponse, USER_GET, client_key, wait_for,
+    },
     process::tool,
-    stage::{Caller, KEYED, OPEN, Reply, Stage, USER_GET, key, wait_for},
 };
 
-async fn ask(stage: &Stage, path: &str) -> Reply {
-    Caller::http1(stage.admin()).await.call(Request::get(path), "").await
+async fn admin_get(stage: &TestProxy, path: &str) -> TestResponse {
+    TestClient::connect_http1(stage.admin_address()).await.request(Request::get(path), "").await
 }
 
-async fn scrape(stage: &Stage) -> String {
-    ask(stage, "/metrics").await.text().to_owned()
+async fn scrape(stage: &TestProxy) -> String {
+    admin_get(stage, "/metrics").await.text().to_owned()
 }
 
 /// The value of one series.
-fn value(text: &str, series: &str) -> Option<f64> {
+fn series_value(text: &str, series: &str) -> Option<f64> {
     let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '))?;
     Some(line.parse().expect("a number"))
 }
 
 /// Waits until a series has this value: a request is counted when its answer has gone.
-async fn counted(stage: &Stage, series: &str, expected: f64) -> String {
+async fn wait_for_value(stage: &TestProxy, series: &str, expected: f64) -> String {
     let mut text = String::new();
     wait_for(series, async || {
         text = scrape(stage).await;
-        value(&text, series) == Some(expected)
+        series_value(&text, series) == Some(expected)
     })
     .await;
     text
 }
 
-async fn call_as(stage: &Stage, client: &str, path: &str) -> Reply {
-    let request = Request::get(path).header("authorization", format!("Bearer {}", key(client)));
-    stage.call(request, "").await
+async fn get_as_client(stage: &TestProxy, client: &str, path: &str) -> TestResponse {
+    let request = Request::get(path).header("authorization", format!("Bearer {}", client_key(client)));
+    stage.request(request, "").await
 }
 
 #[tokio::test]
-async fn every_metric_counts_what_its_name_says() {
-    let stage = Stage::with(KEYED).await;
+async fn metrics_count_what_their_names_say() {
+    let stage = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
     let hr = format!("/hr{USER_GET}");
-    call_as(&stage, "billing", &hr).await.is_ok();
-    stage.wecom.revoke("hr").expect("an agent");
-    assert_eq!(call_as(&stage, "billing", &hr).await.is_ok().header("x-wecom-retried"), "40014");
-    call_as(&stage, "crm", &format!("/ops{USER_GET}")).await.is_ok();
-    stage.wecom.inject(Fault::errcode(60020).on("/cgi-bin/user/get").times(1)).expect("a fault");
-    call_as(&stage, "crm", &hr).await;
-    stage.wecom.inject(Fault::status(500).on("/cgi-bin/user/get").times(1)).expect("a fault");
-    call_as(&stage, "crm", &hr).await;
-    stage.get(USER_GET).await.is_own("unauthenticated", 401, 40001);
+    get_as_client(&stage, "billing", &hr).await.assert_ok();
+    stage.wecom.revoke_tokens("hr").expect("an agent");
+    assert_eq!(get_as_client(&stage, "billing", &hr).await.assert_ok().header("x-wecom-retried"), "40014");
+    get_as_client(&stage, "crm", &format!("/ops{USER_GET}")).await.assert_ok();
+    stage.wecom.inject(Fault::errcode(60020).on_path("/cgi-bin/user/get").times(1)).expect("a fault");
+    get_as_client(&stage, "crm", &hr).await;
+    stage.wecom.inject(Fault::status(500).on_path("/cgi-bin/user/get").times(1)).expect("a fault");
+    get_as_client(&stage, "crm", &hr).await;
+    stage.get(USER_GET).await.assert_proxy_error("unauthenticated", 401, 40001);
 
-    counted(&stage, r#"wecom_proxy_requests_total{agent="hr",client="crm",status="500"}"#, 1.0).await;
-    let text = counted(&stage, r#"wecom_proxy_requests_total{agent="",client="",status="401"}"#, 1.0).await;
+    wait_for_value(&stage, r#"wecom_proxy_requests_total{agent="hr",client="crm",status="500"}"#, 1.0).await;
+    let text =
+        wait_for_value(&stage, r#"wecom_proxy_requests_total{agent="",client="",status="401"}"#, 1.0).await;
     for (series, expected) in [
         (r#"wecom_proxy_requests_total{agent="hr",client="billing",status="200"}"#, 2.0),
         (r#"wecom_proxy_requests_total{agent="hr",client="crm",status="200"}"#, 1.0),
@@ -79,27 +82,37 @@ async fn every_metric_counts_what_its_name_says() {
         ("wecom_proxy_replay_disk_bytes", 0.0),
         ("wecom_proxy_replay_disk_limit_bytes", 4_294_967_296.0),
     ] {
-        assert_eq!(value(&text, series), Some(expected), "{series} in\n{text}");
+        assert_eq!(series_value(&text, series), Some(expected), "{series} in\n{text}");
     }
     let now =
         std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("a time").as_secs_f64();
-    let expiry = value(&text, r#"wecom_proxy_token_expiry_timestamp_seconds{agent="hr"}"#).expect("a token");
+    let expiry =
+        series_value(&text, r#"wecom_proxy_token_expiry_timestamp_seconds{agent="hr"}"#).expect("a token");
     assert!((now..now + 7201.0).contains(&expiry), "{expiry}");
-    let sum = value(&text, r#"wecom_proxy_request_duration_seconds_sum{agent="hr"}"#).expect("a sum");
+    let sum = series_value(&text, r#"wecom_proxy_request_duration_seconds_sum{agent="hr"}"#).expect("a sum");
     assert!((0.000_01..60.0).contains(&sum), "{sum}");
     if cfg!(target_os = "linux") {
-        let began = value(&text, "process_start_time_seconds").expect("a time");
+        let began = series_value(&text, "process_start_time_seconds").expect("a time");
         assert!((now - 3600.0..now + 1.0).contains(&began), "{began}");
-        assert!(value(&text, "process_resident_memory_bytes").is_some_and(|bytes| bytes > 1e6), "{text}");
-        assert!(value(&text, "process_cpu_seconds_total").is_some_and(|seconds| seconds > 0.0), "{text}");
-        let open = value(&text, "process_open_fds").expect("some");
-        assert!(value(&text, "process_max_fds").is_some_and(|most| most > open && open > 5.0), "{text}");
+        assert!(
+            series_value(&text, "process_resident_memory_bytes").is_some_and(|bytes| bytes > 1e6),
+            "{text}"
+        );
+        assert!(
+            series_value(&text, "process_cpu_seconds_total").is_some_and(|seconds| seconds > 0.0),
+            "{text}"
+        );
+        let open = series_value(&text, "process_open_fds").expect("some");
+        assert!(
+            series_value(&text, "process_max_fds").is_some_and(|most| most > open && open > 5.0),
+            "{text}"
+        );
     }
-    promtool_accepts(&text);
+    assert_promtool_accepts(&text);
 }
 
 /// Has the tool of Prometheus itself look at it.
-fn promtool_accepts(text: &str) {
+fn assert_promtool_accepts(text: &str) {
     let mut command = std::process::Command::new(tool("promtool"));
     command.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("promtool starts");
@@ -111,69 +124,71 @@ fn promtool_accepts(text: &str) {
 }
 
 #[tokio::test]
-async fn the_answer_is_what_prometheus_expects() {
-    let stage = Stage::open().await;
-    let reply = ask(&stage, "/metrics").await;
+async fn metrics_response_is_valid_for_prometheus() {
+    let stage = TestProxy::start_open().await;
+    let reply = admin_get(&stage, "/metrics").await;
     assert_eq!(reply.status, StatusCode::OK);
     assert_eq!(reply.header("content-type"), "text/plain; version=0.0.4; charset=utf-8");
-    promtool_accepts(reply.text());
-    let head = Caller::http1(stage.admin()).await.call(Request::head("/metrics"), "").await;
+    assert_promtool_accepts(reply.text());
+    let head =
+        TestClient::connect_http1(stage.admin_address()).await.request(Request::head("/metrics"), "").await;
     assert_eq!((head.status, head.body.len()), (StatusCode::OK, 0));
 }
 
 #[tokio::test]
-async fn nothing_that_a_caller_invents_becomes_a_label() {
-    let stage = Stage::with(KEYED).await;
+async fn client_input_never_becomes_a_label() {
+    let stage = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
     for nth in 0..50 {
         for (method, path) in
             [(format!("M{nth}"), "cgi-bin/x".to_owned()), ("GET".to_owned(), format!("agent{nth}/cgi-bin/x"))]
         {
-            stage.raw(format!("{method} /{path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {}\r\n\r\n", key("crm"))).await;
+            stage.send_raw(format!("{method} /{path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {}\r\n\r\n", client_key("crm"))).await;
         }
         stage
-            .raw(format!(
+            .send_raw(format!(
                 "GET /{nth} HTTP/1.1\r\nHost: x\r\nX-Wecom-Agent: a{nth}\r\nConnection: close\r\n\r\n"
             ))
             .await;
     }
-    counted(&stage, r#"wecom_proxy_refusals_total{kind="no-route"}"#, 50.0).await;
+    wait_for_value(&stage, r#"wecom_proxy_refusals_total{kind="no-route"}"#, 50.0).await;
     let text =
-        counted(&stage, r#"wecom_proxy_requests_total{agent="",client="crm",status="404"}"#, 50.0).await;
-    counted(&stage, r#"wecom_proxy_requests_total{agent="",client="crm",status="400"}"#, 50.0).await;
+        wait_for_value(&stage, r#"wecom_proxy_requests_total{agent="",client="crm",status="404"}"#, 50.0)
+            .await;
+    wait_for_value(&stage, r#"wecom_proxy_requests_total{agent="",client="crm",status="400"}"#, 50.0).await;
     let requests = text.lines().filter(|line| line.starts_with("wecom_proxy_requests_total{")).count();
     assert_eq!(requests, 3, "{text}");
 }
 
 #[tokio::test]
-async fn errcodes_are_told_apart_up_to_a_bound() {
-    let stage = Stage::open().await;
+async fn errcode_labels_are_bounded() {
+    let stage = TestProxy::start_open().await;
     for errcode in 1..=70 {
         stage
             .wecom
-            .inject(Fault::errcode(80_000 + errcode).on("/cgi-bin/user/get").times(1))
+            .inject(Fault::errcode(80_000 + errcode).on_path("/cgi-bin/user/get").times(1))
             .expect("a fault");
         stage.get(USER_GET).await;
     }
     let series = r#"wecom_proxy_request_duration_seconds_count{agent="hr"}"#;
-    let text = counted(&stage, series, 70.0).await;
+    let text = wait_for_value(&stage, series, 70.0).await;
     let lines: Vec<_> = text.lines().filter(|line| line.starts_with("wecom_proxy_errcodes_total{")).collect();
     assert_eq!(lines.len(), 65, "{lines:?}");
-    assert_eq!(value(&text, r#"wecom_proxy_errcodes_total{agent="hr",errcode="other"}"#), Some(6.0));
+    assert_eq!(series_value(&text, r#"wecom_proxy_errcodes_total{agent="hr",errcode="other"}"#), Some(6.0));
 }
 
 #[tokio::test]
-async fn who_stays_keeps_its_counts_over_a_reload_and_who_goes_takes_them_away() {
-    let stage = Stage::with(KEYED).await;
-    call_as(&stage, "billing", &format!("/hr{USER_GET}")).await.is_ok();
-    call_as(&stage, "crm", &format!("/hr{USER_GET}")).await.is_ok();
-    call_as(&stage, "crm", &format!("/ops{USER_GET}")).await.is_ok();
+async fn reload_keeps_counts_of_remaining_agents_only() {
+    let stage = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
+    get_as_client(&stage, "billing", &format!("/hr{USER_GET}")).await.assert_ok();
+    get_as_client(&stage, "crm", &format!("/hr{USER_GET}")).await.assert_ok();
+    get_as_client(&stage, "crm", &format!("/ops{USER_GET}")).await.assert_ok();
     let of_billing = r#"wecom_proxy_requests_total{agent="hr",client="billing",status="200"}"#;
     let of_ops = r#"wecom_proxy_requests_total{agent="ops",client="crm",status="200"}"#;
-    counted(&stage, of_billing, 1.0).await;
-    counted(&stage, of_ops, 1.0).await;
+    wait_for_value(&stage, of_billing, 1.0).await;
+    wait_for_value(&stage, of_ops, 1.0).await;
 
     // Another limit makes another agent of the same name, and another secret another slot for its token.
-    let text = std::fs::read_to_string(stage.rewrite(KEYED)).expect("the configuration");
+    let text = std::fs::read_to_string(stage.rewrite_config(CONFIG_WITH_CLIENTS)).expect("the configuration");
     let (hr, rest) = text.split_once("[agents.ops]").expect("the second agent");
     let clients = &rest[rest.find("[clients.").expect("clients")..];
     let hr = hr.replace("[agents.hr]", "[agents.hr]\nlimit = \"1000/s\"");
@@ -183,58 +198,66 @@ async fn who_stays_keeps_its_counts_over_a_reload_and_who_goes_takes_them_away()
         format!("{hr}{}", clients.replace("[clients.crm]", "[clients.crm2]")),
     )
     .expect("a file");
-    let reloaded = stage.proxy.reload().expect("a reload");
+    let reloaded = stage.app.reload().expect("a reload");
     assert_eq!((reloaded.agents, reloaded.clients), (1, 4));
-    call_as(&stage, "billing", &format!("/hr{USER_GET}")).await.is_own("token-unavailable", 502, 40001);
+    get_as_client(&stage, "billing", &format!("/hr{USER_GET}")).await.assert_proxy_error(
+        "token-unavailable",
+        502,
+        40001,
+    );
 
     let failed = r#"wecom_proxy_requests_total{agent="hr",client="billing",status="502"}"#;
-    let text = counted(&stage, failed, 1.0).await;
-    assert_eq!(value(&text, of_billing), Some(1.0), "{text}");
+    let text = wait_for_value(&stage, failed, 1.0).await;
+    assert_eq!(series_value(&text, of_billing), Some(1.0), "{text}");
     assert_eq!(
-        value(&text, r#"wecom_proxy_request_duration_seconds_count{agent="hr"}"#),
+        series_value(&text, r#"wecom_proxy_request_duration_seconds_count{agent="hr"}"#),
         Some(3.0),
         "{text}"
     );
     let renewals = |result| {
         format!("wecom_proxy_token_refreshes_total{{agent=\"hr\",reason=\"first\",result=\"{result}\"}}")
     };
-    assert_eq!([value(&text, &renewals("ok")), value(&text, &renewals("failed"))], [Some(1.0); 2], "{text}");
+    assert_eq!(
+        [series_value(&text, &renewals("ok")), series_value(&text, &renewals("failed"))],
+        [Some(1.0); 2],
+        "{text}"
+    );
     assert!(!text.contains("\"ops\"") && !text.contains("\"crm\""), "{text}");
 }
 
 #[tokio::test]
-async fn connections_and_requests_in_flight_are_seen_while_they_last() {
-    let stage = Stage::open().await;
-    counted(&stage, "wecom_proxy_connections", 0.0).await;
+async fn connection_and_in_flight_gauges_follow_the_load() {
+    let stage = TestProxy::start_open().await;
+    wait_for_value(&stage, "wecom_proxy_connections", 0.0).await;
     let silent = [TcpStream::connect(stage.address()).await, TcpStream::connect(stage.address()).await];
-    counted(&stage, "wecom_proxy_connections", 2.0).await;
-    stage.wecom.inject(Fault::hold().on("/cgi-bin/user/get")).expect("a fault");
+    wait_for_value(&stage, "wecom_proxy_connections", 2.0).await;
+    stage.wecom.inject(Fault::hold().on_path("/cgi-bin/user/get")).expect("a fault");
     let during = async {
-        counted(&stage, "wecom_proxy_in_flight", 1.0).await;
-        counted(&stage, "wecom_proxy_connections", 3.0).await;
-        stage.wecom.release();
+        wait_for_value(&stage, "wecom_proxy_in_flight", 1.0).await;
+        wait_for_value(&stage, "wecom_proxy_connections", 3.0).await;
+        stage.wecom.release_held();
     };
-    tokio::join!(stage.get(USER_GET), during).0.is_ok();
+    tokio::join!(stage.get(USER_GET), during).0.assert_ok();
     drop(silent);
-    counted(&stage, "wecom_proxy_connections", 0.0).await;
-    counted(&stage, "wecom_proxy_in_flight", 0.0).await;
+    wait_for_value(&stage, "wecom_proxy_connections", 0.0).await;
+    wait_for_value(&stage, "wecom_proxy_in_flight", 0.0).await;
 }
 
 #[tokio::test]
-async fn the_last_hour_is_told_in_one_answer() {
-    let stage = Stage::with(KEYED).await;
-    call_as(&stage, "billing", &format!("/hr{USER_GET}")).await.is_ok();
-    call_as(&stage, "crm", &format!("/ops{USER_GET}")).await.is_ok();
-    stage.wecom.inject(Fault::errcode(60020).on("/cgi-bin/user/get").times(1)).expect("a fault");
-    call_as(&stage, "crm", &format!("/hr{USER_GET}")).await;
-    stage.get(USER_GET).await.is_own("unauthenticated", 401, 40001);
+async fn overview_returns_the_last_hour() {
+    let stage = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
+    get_as_client(&stage, "billing", &format!("/hr{USER_GET}")).await.assert_ok();
+    get_as_client(&stage, "crm", &format!("/ops{USER_GET}")).await.assert_ok();
+    stage.wecom.inject(Fault::errcode(60020).on_path("/cgi-bin/user/get").times(1)).expect("a fault");
+    get_as_client(&stage, "crm", &format!("/hr{USER_GET}")).await;
+    stage.get(USER_GET).await.assert_proxy_error("unauthenticated", 401, 40001);
     let mut overview = serde_json::Value::Null;
     let sum = |overview: &serde_json::Value, name: &str| -> u64 {
         let minutes = overview["minutes"].as_array().expect("a list");
         minutes.iter().map(|minute| minute[name].as_u64().expect("a number")).sum()
     };
     wait_for("four requests", async || {
-        overview = ask(&stage, "/api/overview").await.json();
+        overview = admin_get(&stage, "/api/overview").await.json();
         sum(&overview, "requests") == 4
     })
     .await;
@@ -256,11 +279,11 @@ async fn the_last_hour_is_told_in_one_answer() {
 }
 
 #[tokio::test]
-async fn http2_is_counted_too() {
-    let stage = Stage::with(OPEN).await;
-    let mut caller = Caller::http2(stage.address()).await;
+async fn http2_requests_are_counted() {
+    let stage = TestProxy::start_with_config(OPEN_CONFIG).await;
+    let mut caller = TestClient::connect_http2(stage.address()).await;
     for _ in 0..20 {
-        caller.get(USER_GET).await.is_ok();
+        caller.get(USER_GET).await.assert_ok();
     }
-    counted(&stage, r#"wecom_proxy_requests_total{agent="hr",client="",status="200"}"#, 20.0).await;
+    wait_for_value(&stage, r#"wecom_proxy_requests_total{agent="hr",client="",status="200"}"#, 20.0).await;
 }

@@ -10,27 +10,27 @@ use std::{
 };
 
 use crate::{
-    confidant::{self, Overheard},
-    stage::PATIENCE,
+    harness::WAIT_TIMEOUT,
+    leak_detector::{self, WatchedCommand},
 };
 use tokio::{sync::watch, task::spawn_blocking, time::timeout};
 
 /// Longest wait for a program that runs to its end by itself: some do much, on a machine that has other work.
-const WHOLE_RUN: Duration = Duration::from_secs(240);
+const RUN_TIMEOUT: Duration = Duration::from_secs(240);
 /// Longest wait for what a program writes.
-const A_LINE: Duration = Duration::from_secs(60);
+const LINE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A running program.
 pub struct Process {
     child: Child,
-    overheard: Option<Overheard>,
-    pub out: Text,
-    pub err: Text,
+    watched: Option<WatchedCommand>,
+    pub out: ProcessOutput,
+    pub err: ProcessOutput,
 }
 
 /// How a program ended.
 #[derive(Debug)]
-pub struct Ended {
+pub struct ExitOutput {
     pub status: i32,
     pub out: String,
     pub err: String,
@@ -38,7 +38,7 @@ pub struct Ended {
 
 /// What a program has written so far.
 #[derive(Clone)]
-pub struct Text(watch::Receiver<(String, bool)>);
+pub struct ProcessOutput(watch::Receiver<(String, bool)>);
 
 /// A command of the real program, without the surroundings' settings.
 pub fn wecom_proxy(arguments: &[&str]) -> Command {
@@ -53,35 +53,35 @@ pub fn wecom_proxy(arguments: &[&str]) -> Command {
 impl Process {
     /// Starts a command and listens to what it writes.
     pub fn start(command: Command) -> Self {
-        Self::start_with(command, Stdio::null())
+        Self::start_with_stdin(command, Stdio::null())
     }
 
     /// Starts `serve` with a listening socket that it is handed as systemd would.
-    pub fn start_handing(socket: OwnedFd, config: &std::path::Path) -> Self {
+    pub fn start_with_socket(socket: OwnedFd, config: &std::path::Path) -> Self {
         let mut command = Command::new("sh");
         let words = "exec 3<&0 0</dev/null; LISTEN_FDS=1 LISTEN_PID=$$ exec \"$0\" --config \"$1\"";
         command.args(["-c", words, env!("CARGO_BIN_EXE_wecom-proxy")]).arg(config);
         command.env_remove("RUST_LOG").env_remove("NOTIFY_SOCKET");
-        Self::start_with(command, Stdio::from(socket))
+        Self::start_with_stdin(command, Stdio::from(socket))
     }
 
-    fn start_with(mut command: Command, input: Stdio) -> Self {
+    fn start_with_stdin(mut command: Command, input: Stdio) -> Self {
         command.stdin(input).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let overheard = confidant::read_along(&command);
+        let watched = leak_detector::watch_command(&command);
         let mut child = command.spawn().expect("the program starts");
-        let out = Text::follow(child.stdout.take().expect("a pipe"));
-        let err = Text::follow(child.stderr.take().expect("a pipe"));
-        Self { child, overheard, out, err }
+        let out = ProcessOutput::follow(child.stdout.take().expect("a pipe"));
+        let err = ProcessOutput::follow(child.stderr.take().expect("a pipe"));
+        Self { child, watched, out, err }
     }
 
     /// `serve` with this configuration, once it is ready. It logs everything, whatever the file says.
     pub async fn serve(config: &std::path::Path) -> Self {
-        Self::serve_at(config, Some("trace")).await
+        Self::serve_with_log_level(config, Some("trace")).await
     }
 
     /// The same, and it logs what the file wants.
-    pub async fn serve_as_told(config: &std::path::Path) -> Self {
-        Self::serve_at(config, None).await
+    pub async fn serve_with_config_log_level(config: &std::path::Path) -> Self {
+        Self::serve_with_log_level(config, None).await
     }
 
     /// The same, and its memory can be read: for that a user who is not root has to own the namespace it runs in, since it
@@ -95,35 +95,35 @@ impl Process {
             command = inside;
         }
         let process = Self::start(command);
-        process.err.line("ready listen=").await;
+        process.err.wait_for_line("ready listen=").await;
         process
     }
 
     /// `serve` on a machine whose clock is that much off, like `+2h`.
-    pub async fn serve_at_another_time(config: &std::path::Path, offset: &str) -> Self {
+    pub async fn serve_with_clock_offset(config: &std::path::Path, offset: &str) -> Self {
         let mut command = wecom_proxy(&["serve", "--config", config.to_str().expect("a path in UTF-8")]);
-        at_another_time(&mut command, offset);
+        set_clock_offset(&mut command, offset);
         let process = Self::start(command);
-        process.err.line("ready listen=").await;
+        process.err.wait_for_line("ready listen=").await;
         process
     }
 
-    async fn serve_at(config: &std::path::Path, level: Option<&str>) -> Self {
+    async fn serve_with_log_level(config: &std::path::Path, level: Option<&str>) -> Self {
         let mut command = wecom_proxy(&["serve", "--config", config.to_str().expect("a path in UTF-8")]);
         command.envs(level.map(|level| ("RUST_LOG", level)));
         let process = Self::start(command);
-        process.err.line("ready listen=").await;
+        process.err.wait_for_line("ready listen=").await;
         process
     }
 
     /// Where the proxy listens, by the line that says so.
     pub async fn address(&self) -> SocketAddr {
-        field(&self.err.line("ready listen=").await, "listen").parse().expect("an address")
+        log_field(&self.err.wait_for_line("ready listen=").await, "listen").parse().expect("an address")
     }
 
     /// Where its admin listener is.
-    pub async fn admin(&self) -> SocketAddr {
-        field(&self.err.line("ready listen=").await, "admin").parse().expect("an address")
+    pub async fn admin_address(&self) -> SocketAddr {
+        log_field(&self.err.wait_for_line("ready listen=").await, "admin").parse().expect("an address")
     }
 
     /// Its number.
@@ -140,7 +140,7 @@ impl Process {
 
     /// The processor time that it has taken so far.
     #[cfg(target_os = "linux")]
-    pub fn cpu(&self) -> Duration {
+    pub fn cpu_time(&self) -> Duration {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("it runs");
         // After the name, which may hold anything and ends in the last parenthesis, user and system time are the 12th
         // and 13th, in hundredths of a second.
@@ -150,28 +150,29 @@ impl Process {
     }
 
     /// Bounds how many files it may have open from now on.
-    pub fn allow_descriptors(&self, most: usize) {
+    pub fn limit_descriptors(&self, most: usize) {
         let (pid, most) = (format!("--pid={}", self.child.id()), format!("--nofile={most}:{most}"));
         let set = Command::new(tool("prlimit")).args([pid, most]).status().expect("prlimit is there");
         assert!(set.success(), "no limit for its descriptors");
     }
 
     /// Waits for its end, which is near.
-    pub async fn ended(self) -> Ended {
-        self.ended_within(PATIENCE).await
+    pub async fn wait(self) -> ExitOutput {
+        self.wait_for(WAIT_TIMEOUT).await
     }
 
     /// Waits for its end, at most so long.
-    async fn ended_within(mut self, most: Duration) -> Ended {
-        let (out, err) = (self.out.clone().whole(most).await, self.err.clone().whole(most).await);
+    async fn wait_for(mut self, most: Duration) -> ExitOutput {
+        let (out, err) =
+            (self.out.clone().wait_for_end(most).await, self.err.clone().wait_for_end(most).await);
         let waited = spawn_blocking(move || self.child.wait()).await.expect("no panic");
-        Ended { status: waited.expect("a status").code().unwrap_or(-1), out, err }
+        ExitOutput { status: waited.expect("a status").code().unwrap_or(-1), out, err }
     }
 
     /// Tells it to stop and waits for its end.
-    pub async fn stop(self) -> Ended {
+    pub async fn stop(self) -> ExitOutput {
         self.signal("TERM");
-        self.ended().await
+        self.wait().await
     }
 }
 
@@ -179,13 +180,13 @@ impl Drop for Process {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-        if let Some(overheard) = self.overheard.as_ref().filter(|_| !std::thread::panicking()) {
-            overheard.search(&self.out.now(), &self.err.now());
+        if let Some(overheard) = self.watched.as_ref().filter(|_| !std::thread::panicking()) {
+            overheard.assert_no_leak(&self.out.text(), &self.err.text());
         }
     }
 }
 
-impl Text {
+impl ProcessOutput {
     fn follow(mut pipe: impl Read + Send + 'static) -> Self {
         let (sender, receiver) = watch::channel((String::new(), false));
         std::thread::spawn(move || {
@@ -207,37 +208,38 @@ impl Text {
     }
 
     /// What has come so far.
-    pub fn now(&self) -> String {
+    pub fn text(&self) -> String {
         self.0.borrow().0.clone()
     }
 
     /// Waits for a whole line with these words in it.
-    pub async fn line(&self, words: &str) -> String {
-        self.nth_line(words, 0).await
+    pub async fn wait_for_line(&self, words: &str) -> String {
+        self.wait_for_nth_line(words, 0).await
     }
 
     /// Waits for a whole line with these words in it, after `before` others.
-    pub async fn nth_line(&self, words: &str, before: usize) -> String {
+    pub async fn wait_for_nth_line(&self, words: &str, before: usize) -> String {
         let find = |text: &str| {
             let lines = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
             lines.filter(|line| line.contains(words)).nth(before).map(str::to_owned)
         };
         let mut seen = self.0.clone();
-        let waited = timeout(A_LINE, seen.wait_for(|(text, ended)| *ended || find(text).is_some())).await;
+        let waited =
+            timeout(LINE_TIMEOUT, seen.wait_for(|(text, ended)| *ended || find(text).is_some())).await;
         drop(waited);
-        find(&self.now()).unwrap_or_else(|| panic!("no {words:?} in:\n{}", self.now()))
+        find(&self.text()).unwrap_or_else(|| panic!("no {words:?} in:\n{}", self.text()))
     }
 
     /// Waits for the end of the stream.
-    async fn whole(mut self, most: Duration) -> String {
+    async fn wait_for_end(mut self, most: Duration) -> String {
         let waited = timeout(most, self.0.wait_for(|(_, ended)| *ended)).await.map(drop);
-        assert!(waited.is_ok(), "the program does not end:\n{}", self.now());
-        self.now()
+        assert!(waited.is_ok(), "the program does not end:\n{}", self.text());
+        self.text()
     }
 }
 
 /// A field of a log line in text.
-pub fn field(line: &str, name: &str) -> String {
+pub fn log_field(line: &str, name: &str) -> String {
     let begin = format!("{name}=\"");
     let rest = line.split(&begin).nth(1).unwrap_or_else(|| panic!("no {name} in {line}"));
     rest.split('"').next().expect("a value").to_owned()
@@ -245,7 +247,7 @@ pub fn field(line: &str, name: &str) -> String {
 
 /// Has a command see a clock that is that much off, like `+2h`. Not by the program `faketime` itself, which would stand
 /// between: it is asked what it would set.
-fn at_another_time(command: &mut Command, offset: &str) {
+fn set_clock_offset(command: &mut Command, offset: &str) {
     let set = Command::new(tool("faketime")).args(["-f", "+0h", "env"]).output().expect("faketime runs");
     let set = String::from_utf8_lossy(&set.stdout).into_owned();
     let library = set.lines().find_map(|line| line.strip_prefix("LD_PRELOAD=")).expect("its library");
@@ -253,12 +255,12 @@ fn at_another_time(command: &mut Command, offset: &str) {
 }
 
 /// Runs a command to its end, within bounds.
-pub async fn run(command: Command) -> Ended {
-    Process::start(command).ended_within(WHOLE_RUN).await
+pub async fn run(command: Command) -> ExitOutput {
+    Process::start(command).wait_for(RUN_TIMEOUT).await
 }
 
 /// Runs the real program to its end.
-pub async fn run_wecom_proxy(arguments: &[&str]) -> Ended {
+pub async fn run_wecom_proxy(arguments: &[&str]) -> ExitOutput {
     run(wecom_proxy(arguments)).await
 }
 
@@ -270,13 +272,13 @@ pub async fn curl(arguments: &[&str]) -> String {
 }
 
 /// Runs curl with these arguments, however it ends.
-pub async fn curl_outcome(arguments: &[&str]) -> Ended {
+pub async fn curl_outcome(arguments: &[&str]) -> ExitOutput {
     let mut command = Command::new(tool("curl"));
     command.args(["--silent", "--show-error", "--max-time", "20", "--noproxy", "*"]).args(arguments);
     let asked = arguments.iter().find_map(|argument| argument.strip_prefix("http")).unwrap_or_default();
     let path = asked.splitn(4, '/').nth(3).map(|path| format!("/{path}")).unwrap_or_default();
     let ended = run(command).await;
-    confidant::heard(&path, "", ended.out.as_bytes());
+    leak_detector::record_output(&path, "", ended.out.as_bytes());
     ended
 }
 

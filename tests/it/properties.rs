@@ -20,15 +20,15 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
 
 /// One change to an input.
 #[derive(Clone, Debug)]
-enum Change {
+enum Mutation {
     Insert(Index, Vec<u8>),
     Replace(Index, Vec<u8>),
     Remove(Index, usize),
     /// All from here on is another seed's.
-    Cross(Index, Index),
+    Splice(Index, Index),
 }
 
-fn change(words: &'static [&'static str]) -> impl Strategy<Value = Change> {
+fn mutation(words: &'static [&'static str]) -> impl Strategy<Value = Mutation> {
     let text = move || {
         prop_oneof![
             3 => prop::sample::select(words).prop_map(|word| word.as_bytes().to_vec()),
@@ -36,29 +36,29 @@ fn change(words: &'static [&'static str]) -> impl Strategy<Value = Change> {
         ]
     };
     prop_oneof![
-        3 => (any::<Index>(), text()).prop_map(|(at, text)| Change::Insert(at, text)),
-        2 => (any::<Index>(), text()).prop_map(|(at, text)| Change::Replace(at, text)),
-        1 => (any::<Index>(), 1usize..8).prop_map(|(at, length)| Change::Remove(at, length)),
-        1 => (any::<Index>(), any::<Index>()).prop_map(|(at, seed)| Change::Cross(at, seed)),
+        3 => (any::<Index>(), text()).prop_map(|(at, text)| Mutation::Insert(at, text)),
+        2 => (any::<Index>(), text()).prop_map(|(at, text)| Mutation::Replace(at, text)),
+        1 => (any::<Index>(), 1usize..8).prop_map(|(at, length)| Mutation::Remove(at, length)),
+        1 => (any::<Index>(), any::<Index>()).prop_map(|(at, seed)| Mutation::Splice(at, seed)),
     ]
 }
 
-fn apply(change: &Change, input: &mut Vec<u8>, seeds: &[Vec<u8>]) {
+fn apply(change: &Mutation, input: &mut Vec<u8>, seeds: &[Vec<u8>]) {
     let length = input.len();
     match change {
-        Change::Insert(at, text) => {
+        Mutation::Insert(at, text) => {
             let at = at.index(length + 1);
             input.splice(at..at, text.iter().copied()).for_each(drop);
         }
-        Change::Replace(at, text) => {
+        Mutation::Replace(at, text) => {
             let at = at.index(length + 1);
             input.splice(at..(at + text.len()).min(length), text.iter().copied()).for_each(drop);
         }
-        Change::Remove(at, count) => {
+        Mutation::Remove(at, count) => {
             let at = at.index(length + 1);
             input.drain(at..(at + count).min(length)).for_each(drop);
         }
-        Change::Cross(at, seed) => {
+        Mutation::Splice(at, seed) => {
             input.truncate(at.index(length + 1));
             let other = seed.get(seeds);
             input.extend_from_slice(&other[at.index(other.len() + 1)..]);
@@ -67,11 +67,11 @@ fn apply(change: &Change, input: &mut Vec<u8>, seeds: &[Vec<u8>]) {
 }
 
 /// Runs a check on every seed, and on seeds with some changes.
-fn hold(target: &str, check: fn(&[u8]), words: &'static [&'static str], cases: u32) {
+fn check_property(target: &str, check: fn(&[u8]), words: &'static [&'static str], cases: u32) {
     let seeds = seeds(target);
     seeds.iter().for_each(|seed| check(seed));
     let config = ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
-    proptest!(config, |(seed: Index, changes in prop::collection::vec(change(words), 0..6))| {
+    proptest!(config, |(seed: Index, changes in prop::collection::vec(mutation(words), 0..6))| {
         let mut input = seed.get(&seeds).clone();
         changes.iter().for_each(|change| apply(change, &mut input, &seeds));
         check(&input);
@@ -79,7 +79,7 @@ fn hold(target: &str, check: fn(&[u8]), words: &'static [&'static str], cases: u
 }
 
 #[test]
-fn the_errcode_is_what_a_full_parser_finds() {
+fn errcode_scan_matches_a_full_parser() {
     let words = &[
         "\"errcode\"",
         ":",
@@ -102,11 +102,11 @@ fn the_errcode_is_what_a_full_parser_finds() {
         "\\ud800",
         "0",
     ];
-    hold("errcode", checks::errcode::check, words, 600);
+    check_property("errcode", checks::errcode::check, words, 600);
 }
 
 #[test]
-fn a_target_goes_where_it_seems_to_go() {
+fn target_is_routed_as_the_reference() {
     let words = &[
         "/",
         "//",
@@ -133,23 +133,23 @@ fn a_target_goes_where_it_seems_to_go() {
         " ",
         "#",
     ];
-    hold("target", checks::target::check, words, 3000);
+    check_property("target", checks::target::check, words, 3000);
 }
 
 #[test]
-fn a_query_loses_its_tokens_and_nothing_else() {
+fn query_loses_only_its_access_tokens() {
     let words =
         &["&", "=", "access_token", "%61", "access%5ftoken", "a=1", "%", "%5", "+", "?", "#", " ", "_"];
-    hold("query", checks::query::check, words, 2000);
+    check_property("query", checks::query::check, words, 2000);
 }
 
 #[test]
-fn only_what_was_sealed_is_opened() {
-    hold("pass", checks::pass::check, &["wp1-", "A", "=", "-", "_", "\0", "AAAAAGqxO4AB"], 600);
+fn only_genuine_passes_are_accepted() {
+    check_property("pass", checks::pass::check, &["wp1-", "A", "=", "-", "_", "\0", "AAAAAGqxO4AB"], 600);
 }
 
 #[test]
-fn no_configuration_panics_or_gives_a_secret_away() {
+fn any_configuration_loads_without_panic_or_leak() {
     let words = &[
         "secret",
         "key",
@@ -180,10 +180,10 @@ fn no_configuration_panics_or_gives_a_secret_away() {
         " ",
         "\u{e9}",
     ];
-    hold("configuration", checks::configuration::check, words, 600);
+    check_property("configuration", checks::config::check, words, 600);
 }
 
-const HEAD: &[&str] = &[
+const HEAD_WORDS: &[&str] = &[
     "\r\n",
     "\n",
     "\r",
@@ -209,33 +209,33 @@ const HEAD: &[&str] = &[
 ];
 
 #[test]
-fn a_requests_head_says_one_thing() {
-    hold("request_head", checks::request_head::check, HEAD, 2000);
+fn request_head_parses_as_the_reference() {
+    check_property("request_head", checks::request_head::check, HEAD_WORDS, 2000);
 }
 
 #[test]
-fn an_answers_head_says_one_thing() {
-    hold("answer_head", checks::answer_head::check, HEAD, 2000);
+fn response_head_parses_as_the_reference() {
+    check_property("answer_head", checks::response_head::check, HEAD_WORDS, 2000);
 }
 
 #[test]
-fn kept_bodies_cost_what_is_counted_and_come_back_whole() {
+fn replay_bodies_stay_in_budget_and_replay_exactly() {
     let words = &[
         "\0", "\u{1}", "\u{2}", "\u{3}", "\u{4}", "\u{6}", "\u{8}", "\u{f}", "\u{10}", "\u{16}", " ", "&",
         "6", "?",
     ];
-    hold("replay", checks::replay::check, words, 300);
+    check_property("replay", checks::replay::check, words, 300);
 }
 
 #[test]
-fn chunks_have_one_reading() {
+fn chunked_bodies_decode_as_the_reference() {
     let words =
         &["\r\n", "\n", "\r", "0", "5", "a", "F", ";", " ", "\t", "x=\"\r\n\"", "A: b\r\n", "0\r\n\r\n"];
-    hold("chunks", checks::chunks::check, words, 2000);
+    check_property("chunks", checks::chunks::check, words, 2000);
 }
 
 #[test]
-fn frames_end_in_bounded_time_and_only_whole_requests_go_out() {
+fn http2_frames_end_in_time_and_forward_only_complete_requests() {
     let words = &[
         "\0\0",
         "\u{3}\0",
@@ -247,5 +247,5 @@ fn frames_end_in_bounded_time_and_only_whole_requests_go_out() {
         "\u{c}\t",
         "\r\0\u{5}",
     ];
-    hold("http2_frames", checks::http2_frames::check, words, 150);
+    check_property("http2_frames", checks::http2_frames::check, words, 150);
 }

@@ -13,52 +13,52 @@ use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::{TcpListener, TcpStream},
 };
-use wecom_proxy::simulator::{Fault, When, generated};
+use wecom_proxy::simulator::{DropPoint, Fault, generated_bytes};
 
 use crate::{
-    stage::{Caller, ECHO, OPEN, Stage, USER_GET, soon, wait_for},
-    wire::{Line, Puppet},
+    harness::{ECHO, OPEN_CONFIG, TestClient, TestProxy, USER_GET, wait_for, with_timeout},
+    raw_http::{ManualUpstream, RawConnection},
 };
 
 const SEND: &str = "/cgi-bin/message/send";
 const MIB: usize = 1 << 20;
 /// As much as nothing: every body goes to a file.
-const SMALL: &str = "\n[replay]\nmemory = \"64KiB\"\ndir = \"{dir}\"\n";
+const REPLAY_CONFIG: &str = "\n[replay]\nmemory = \"64KiB\"\ndir = \"{dir}\"\n";
 
 /// Bytes that betray a shift.
-fn body(length: usize) -> Bytes {
+fn generated_body(length: usize) -> Bytes {
     let mut bytes = Vec::with_capacity(length);
     while bytes.len() < length {
-        bytes.extend_from_slice(&generated(bytes.len() as u64, length - bytes.len()));
+        bytes.extend_from_slice(&generated_bytes(bytes.len() as u64, length - bytes.len()));
     }
     bytes.into()
 }
 
 /// Heads and bodies, in order.
-type Heard = Arc<Mutex<Vec<(String, Vec<u8>)>>>;
+type RequestLog = Arc<Mutex<Vec<(String, Vec<u8>)>>>;
 
 /// A WeCom that takes a request to its last byte before it judges it, and keeps all that came.
-struct Patient {
+struct BufferingUpstream {
     address: SocketAddr,
-    heard: Heard,
+    requests: RequestLog,
 }
 
-impl Patient {
+impl BufferingUpstream {
     async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
-        let heard = Heard::default();
+        let heard = RequestLog::default();
         let (all, gettokens) = (heard.clone(), Arc::new(Mutex::new(0)));
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 tokio::spawn(Self::serve(stream, all.clone(), gettokens.clone()));
             }
         });
-        Self { address, heard }
+        Self { address, requests: heard }
     }
 
     /// Hands out T1, T2 …; refuses whatever carries an odd one.
-    async fn serve(stream: TcpStream, all: Heard, gettokens: Arc<Mutex<u32>>) {
+    async fn serve(stream: TcpStream, all: RequestLog, gettokens: Arc<Mutex<u32>>) {
         let mut stream = BufReader::new(stream);
         while let Some((head, body)) = read_request(&mut stream).await {
             let said = if head.starts_with("GET /cgi-bin/gettoken") {
@@ -148,19 +148,20 @@ async fn exchange(address: SocketAddr, line: &str, body: &Bytes, chunked: bool) 
 }
 
 /// Every method with this body, chunked and not, each with a token that is refused after the body's last byte.
-async fn replayed_with_every_method(length: usize) {
-    let wecom = Patient::start().await;
-    let body = body(length);
+async fn assert_replayed_with_every_method(length: usize) {
+    let wecom = BufferingUpstream::start().await;
+    let body = generated_body(length);
     for method in ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"] {
         for chunked in [false, true] {
             // A proxy of its own, so that it begins with a token that is refused.
-            let stage = Stage::with(&OPEN.replace("{api}", &wecom.address.to_string())).await;
+            let stage =
+                TestProxy::start_with_config(&OPEN_CONFIG.replace("{api}", &wecom.address.to_string())).await;
             let line = format!("{method} /hr/cgi-bin/a//b?x=%20&&y=%E4&access_token=mine&z");
             let answer = exchange(stage.address(), &line, &body, chunked).await;
             let case = format!("{method} {length} chunked {chunked}");
             assert!(answer.contains("\r\nx-wecom-retried: 40014\r\n"), "{case}: {answer}");
             assert!(answer.ends_with(r#"{"errcode":0,"errmsg":""}"#), "{case}: {answer}");
-            let heard = std::mem::take(&mut *wecom.heard.lock().expect("no panic"));
+            let heard = std::mem::take(&mut *wecom.requests.lock().expect("no panic"));
             let [(first, first_body), (second, second_body)] = &heard[..] else {
                 panic!("{case}: {} requests", heard.len());
             };
@@ -177,42 +178,42 @@ async fn replayed_with_every_method(length: usize) {
 }
 
 #[tokio::test]
-async fn no_body_is_replayed_with_every_method() {
-    replayed_with_every_method(0).await;
+async fn empty_body_is_replayed_with_every_method() {
+    assert_replayed_with_every_method(0).await;
 }
 
 #[tokio::test]
-async fn one_byte_is_replayed_with_every_method() {
-    replayed_with_every_method(1).await;
+async fn one_byte_body_is_replayed_with_every_method() {
+    assert_replayed_with_every_method(1).await;
 }
 
 #[tokio::test]
-async fn an_ordinary_body_is_replayed_with_every_method() {
-    replayed_with_every_method(64 * 1024).await;
+async fn ordinary_body_is_replayed_with_every_method() {
+    assert_replayed_with_every_method(64 * 1024).await;
 }
 
 #[tokio::test]
-async fn the_largest_ordinary_body_is_replayed_with_every_method() {
-    replayed_with_every_method(20 * MIB).await;
+async fn large_body_is_replayed_with_every_method() {
+    assert_replayed_with_every_method(20 * MIB).await;
 }
 
 #[tokio::test]
-async fn an_upload_that_is_refused_before_its_end_is_sent_whole() {
-    for replay in ["", SMALL] {
-        let stage = Stage::with(&format!("{OPEN}{replay}")).await;
-        stage.get(USER_GET).await.is_ok();
+async fn upload_refused_before_its_end_is_replayed_completely() {
+    for replay in ["", REPLAY_CONFIG] {
+        let stage = TestProxy::start_with_config(&format!("{OPEN_CONFIG}{replay}")).await;
+        stage.get(USER_GET).await.assert_ok();
         for length in [1, 64 * 1024, 20 * MIB] {
             for chunked in [false, true] {
-                stage.wecom.revoke("hr").expect("an agent");
+                stage.wecom.revoke_tokens("hr").expect("an agent");
                 let line = format!("POST /hr{ECHO}");
-                let answer = exchange(stage.address(), &line, &body(length), chunked).await;
+                let answer = exchange(stage.address(), &line, &generated_body(length), chunked).await;
                 assert!(answer.contains("\r\nx-wecom-retried: 40014\r\n"), "{length}: {answer}");
                 assert!(answer.contains(&format!("\"body_bytes\":{length},")), "{answer}");
-                assert!(answer.contains(&sha256(&body(length))), "{length}: {answer}");
+                assert!(answer.contains(&sha256(&generated_body(length))), "{length}: {answer}");
             }
         }
-        let shelf = stage.proxy.shelf();
-        wait_for("an empty shelf", async || shelf.in_memory() + shelf.in_files() == 0).await;
+        let shelf = stage.app.replay_budget();
+        wait_for("an empty shelf", async || shelf.memory_used() + shelf.disk_used() == 0).await;
     }
 }
 
@@ -222,106 +223,106 @@ fn sha256(bytes: &[u8]) -> String {
 }
 
 #[tokio::test]
-async fn a_body_beyond_the_replay_memory_lies_in_a_file_without_a_name() {
-    let stage = Arc::new(Stage::with(&format!("{OPEN}{SMALL}")).await);
-    stage.wecom.inject(Fault::hold().on(ECHO)).expect("a fault");
+async fn body_beyond_replay_memory_spills_to_an_unnamed_file() {
+    let stage = Arc::new(TestProxy::start_with_config(&format!("{OPEN_CONFIG}{REPLAY_CONFIG}")).await);
+    stage.wecom.inject(Fault::hold().on_path(ECHO)).expect("a fault");
     let caller = {
         let stage = stage.clone();
-        tokio::spawn(async move { stage.post(ECHO, body(MIB)).await })
+        tokio::spawn(async move { stage.post(ECHO, generated_body(MIB)).await })
     };
-    let arrived = |record: &wecom_proxy::simulator::Record| record.body_bytes == MIB as u64;
+    let arrived = |record: &wecom_proxy::simulator::RecordedRequest| record.body_bytes == MIB as u64;
     stage.wecom.wait_until(|seen| seen.requests().any(arrived)).await.expect("all of it arrived");
-    let (memory, files) = (stage.proxy.shelf().in_memory(), stage.proxy.shelf().in_files());
+    let (memory, files) = (stage.app.replay_budget().memory_used(), stage.app.replay_budget().disk_used());
     assert!(memory <= 8 * 1024 && memory + files == MIB as u64, "{memory} in memory, {files} in files");
     let names: Vec<_> =
         std::fs::read_dir(stage.dir.path()).expect("a directory").flatten().map(|e| e.file_name()).collect();
     assert_eq!(names, ["proxy.toml"]);
-    stage.wecom.release();
-    caller.await.expect("no panic").is_ok();
-    let shelf = stage.proxy.shelf();
-    wait_for("an empty shelf", async || shelf.in_memory() + shelf.in_files() == 0).await;
+    stage.wecom.release_held();
+    caller.await.expect("no panic").assert_ok();
+    let shelf = stage.app.replay_budget();
+    wait_for("an empty shelf", async || shelf.memory_used() + shelf.disk_used() == 0).await;
 }
 
 #[tokio::test]
-async fn a_replay_directory_that_cannot_be_written_costs_only_the_retry() {
+async fn unwritable_replay_directory_only_disables_the_retry() {
     let gone = TempDir::new().expect("a directory");
-    let replay = SMALL.replace("{dir}", &gone.path().display().to_string());
-    let stage = Stage::with(&format!("{OPEN}{replay}")).await;
+    let replay = REPLAY_CONFIG.replace("{dir}", &gone.path().display().to_string());
+    let stage = TestProxy::start_with_config(&format!("{OPEN_CONFIG}{replay}")).await;
     drop(gone);
-    stage.post(ECHO, body(MIB)).await.is_ok();
-    stage.wecom.revoke("hr").expect("an agent");
-    let refused = stage.post(ECHO, body(MIB)).await;
+    stage.post(ECHO, generated_body(MIB)).await.assert_ok();
+    stage.wecom.revoke_tokens("hr").expect("an agent");
+    let refused = stage.post(ECHO, generated_body(MIB)).await;
     assert_eq!((refused.errcode(), refused.header("x-wecom-retried")), (40014, ""));
     // The token is renewed all the same: uploads alone must not stay refused for ever.
-    wait_for("the next token", async || stage.post(ECHO, body(MIB)).await.errcode() == 0).await;
+    wait_for("the next token", async || stage.post(ECHO, generated_body(MIB)).await.errcode() == 0).await;
     assert_eq!(stage.wecom.gettoken_count("hr").expect("an agent"), 2);
 }
 
 #[tokio::test]
-async fn a_kept_connection_that_wecom_closed_is_noticed() {
-    let stage = Stage::open().await;
-    let mut caller = Caller::http1(stage.address()).await;
-    caller.get(USER_GET).await.is_ok();
-    stage.wecom.disconnect();
-    stage.wecom.wait_until(|seen| seen.connections_open() == 0).await.expect("they are closed");
+async fn pooled_connection_closed_by_wecom_is_replaced() {
+    let stage = TestProxy::start_open().await;
+    let mut caller = TestClient::connect_http1(stage.address()).await;
+    caller.get(USER_GET).await.assert_ok();
+    stage.wecom.close_connections();
+    stage.wecom.wait_until(|seen| seen.open_connections() == 0).await.expect("they are closed");
     let message = r#"{"touser":"zhangsan","msgtype":"text","agentid":1000002,"text":{"content":"hi"}}"#;
-    caller.call(Request::post(format!("/hr{SEND}")), message).await.is_ok();
-    stage.wecom.disconnect();
-    stage.wecom.wait_until(|seen| seen.connections_open() == 0).await.expect("they are closed");
-    caller.get(USER_GET).await.is_ok();
+    caller.request(Request::post(format!("/hr{SEND}")), message).await.assert_ok();
+    stage.wecom.close_connections();
+    stage.wecom.wait_until(|seen| seen.open_connections() == 0).await.expect("they are closed");
+    caller.get(USER_GET).await.assert_ok();
     assert_eq!(stage.wecom.messages().len(), 1);
 }
 
 #[tokio::test]
-async fn a_get_on_a_connection_that_closes_is_sent_again_and_a_post_is_not() {
-    let stage = Stage::open().await;
-    let mut caller = Caller::http1(stage.address()).await;
-    caller.get(ECHO).await.is_ok();
-    stage.wecom.inject(Fault::drop(When::Arrival).on(ECHO)).expect("a fault");
-    caller.get(ECHO).await.is_ok();
-    assert_eq!(stage.wecom.look(|seen| (seen.received(ECHO), seen.executed(ECHO))), (3, 2));
+async fn get_on_a_closing_connection_is_retried_and_post_is_not() {
+    let stage = TestProxy::start_open().await;
+    let mut caller = TestClient::connect_http1(stage.address()).await;
+    caller.get(ECHO).await.assert_ok();
+    stage.wecom.inject(Fault::drop(DropPoint::OnArrival).on_path(ECHO)).expect("a fault");
+    caller.get(ECHO).await.assert_ok();
+    assert_eq!(stage.wecom.observe(|seen| (seen.received_count(ECHO), seen.executed_count(ECHO))), (3, 2));
 
-    for when in [When::Arrival, When::Before] {
-        stage.wecom.inject(Fault::drop(when).on(SEND)).expect("a fault");
-        let before = stage.wecom.look(|seen| seen.received(SEND));
+    for when in [DropPoint::OnArrival, DropPoint::BeforeResponse] {
+        stage.wecom.inject(Fault::drop(when).on_path(SEND)).expect("a fault");
+        let before = stage.wecom.observe(|seen| seen.received_count(SEND));
         let message = r#"{"touser":"zhangsan","msgtype":"text","agentid":1000002,"text":{"content":"hi"}}"#;
-        let reply = caller.call(Request::post(format!("/hr{SEND}")), message).await;
-        reply.is_own("upstream-broke", 502, -1);
-        assert_eq!(stage.wecom.look(|seen| seen.received(SEND)) - before, 1);
-        caller.get(ECHO).await.is_ok();
+        let reply = caller.request(Request::post(format!("/hr{SEND}")), message).await;
+        reply.assert_proxy_error("upstream-broke", 502, -1);
+        assert_eq!(stage.wecom.observe(|seen| seen.received_count(SEND)) - before, 1);
+        caller.get(ECHO).await.assert_ok();
     }
 }
 
 #[tokio::test]
-async fn an_answer_that_comes_before_the_upload_has_ended_reaches_the_caller() {
-    let stage = Stage::open().await;
-    stage.get(USER_GET).await.is_ok();
-    stage.wecom.inject(Fault::errcode(45009).on(ECHO)).expect("a fault");
+async fn response_before_the_upload_ends_reaches_the_client() {
+    let stage = TestProxy::start_open().await;
+    stage.get(USER_GET).await.assert_ok();
+    stage.wecom.inject(Fault::errcode(45009).on_path(ECHO)).expect("a fault");
     let head = format!("POST /hr{ECHO} HTTP/1.1\r\nHost: proxy.test\r\nContent-Length: {MIB}\r\n\r\n");
     for sent in [0, 100 * 1024] {
         let mut stream = TcpStream::connect(stage.address()).await.expect("a connection");
         stream.write_all(head.as_bytes()).await.expect("sent");
-        stream.write_all(&body(sent)).await.expect("sent");
+        stream.write_all(&generated_body(sent)).await.expect("sent");
         let mut answer = vec![0; 4096];
         // It does not wait for the body.
-        let length = soon(stream.read(&mut answer)).await.expect("an answer");
+        let length = with_timeout(stream.read(&mut answer)).await.expect("an answer");
         assert!(answer.starts_with(b"HTTP/1.1 200 OK\r\n"), "{}", String::from_utf8_lossy(&answer[..length]));
     }
-    let whole = stage.post(ECHO, body(20 * MIB)).await;
+    let whole = stage.post(ECHO, generated_body(20 * MIB)).await;
     assert_eq!((whole.status, whole.errcode()), (StatusCode::OK, 45009));
 }
 
 /// The sockets on the way hold neither the body nor the answer.
 #[tokio::test]
-async fn a_caller_may_send_all_of_its_body_before_it_reads_any_of_the_answer() {
+async fn client_may_send_its_whole_body_before_reading() {
     const LARGE: usize = 16 << 20;
-    let mut puppet = Puppet::new().await;
-    let stage = Stage::facing(puppet.address, OPEN).await;
-    let mut caller = Line::to(stage.address()).await;
+    let mut puppet = ManualUpstream::new().await;
+    let stage = TestProxy::start_with_upstream(puppet.address, OPEN_CONFIG).await;
+    let mut caller = RawConnection::connect(stage.address()).await;
     let head = format!("POST /hr{ECHO} HTTP/1.1\r\nHost: x\r\nContent-Length: {LARGE}\r\n\r\n");
-    caller.say(head).await.expect("it is taken");
-    let call = puppet.call().await;
-    let (mut taking, mut answering) = call.line.stream.into_split();
+    caller.send(head).await.expect("it is taken");
+    let call = puppet.next_call().await;
+    let (mut taking, mut answering) = call.connection.stream.into_split();
     let taken = tokio::spawn(async move {
         let mut body = vec![0; LARGE];
         taking.read_exact(&mut body).await.map(|_| body.iter().all(|byte| *byte == b'x'))
@@ -331,17 +332,17 @@ async fn a_caller_may_send_all_of_its_body_before_it_reads_any_of_the_answer() {
         answering.write_all(head.as_bytes()).await?;
         answering.write_all(&vec![b'y'; LARGE]).await
     });
-    assert!(caller.head().await.starts_with("HTTP/1.1 200 "));
-    caller.say(vec![b'x'; LARGE]).await.expect("it is taken, though the answer is not");
-    assert!(soon(taken).await.expect("no panic").expect("the whole body"), "byte for byte");
-    assert!(caller.bytes(LARGE).await.iter().all(|byte| *byte == b'y'));
+    assert!(caller.read_head().await.starts_with("HTTP/1.1 200 "));
+    caller.send(vec![b'x'; LARGE]).await.expect("it is taken, though the answer is not");
+    assert!(with_timeout(taken).await.expect("no panic").expect("the whole body"), "byte for byte");
+    assert!(caller.read_exact(LARGE).await.iter().all(|byte| *byte == b'y'));
     answered.await.expect("no panic").expect("it is taken");
 }
 
 #[tokio::test]
-async fn an_upstream_that_answers_early_and_closes_is_heard() {
+async fn early_response_of_a_closing_upstream_is_forwarded() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let config = OPEN.replace("{api}", &listener.local_addr().expect("an address").to_string());
+    let config = OPEN_CONFIG.replace("{api}", &listener.local_addr().expect("an address").to_string());
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
             tokio::spawn(async move {
@@ -360,9 +361,9 @@ async fn an_upstream_that_answers_early_and_closes_is_heard() {
             });
         }
     });
-    let stage = Stage::with(&config).await;
+    let stage = TestProxy::start_with_config(&config).await;
     for _ in 0..3 {
-        let reply = stage.post(ECHO, body(20 * MIB)).await;
+        let reply = stage.post(ECHO, generated_body(20 * MIB)).await;
         assert_eq!((reply.status, reply.errcode()), (StatusCode::OK, 45001));
     }
 }

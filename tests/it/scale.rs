@@ -8,7 +8,7 @@ use http::Request;
 use tempfile::TempDir;
 use wecom_proxy::config::KeyHash;
 
-use crate::{process::Process, stage::Caller};
+use crate::{harness::TestClient, process::Process};
 
 /// So many agents and a tenth as many clients; what a configuration can say of them is said.
 fn write_config(dir: &TempDir, agents: usize) -> PathBuf {
@@ -29,7 +29,7 @@ fn write_config(dir: &TempDir, agents: usize) -> PathBuf {
     }
     for nth in 0..agents / 10 {
         let key: String =
-            KeyHash::of(&key(nth)).as_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+            KeyHash::of(&client_key(nth)).as_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
         write!(
             toml,
             "[clients.client-{nth}]\nkey_sha256 = \"{key}\"\nagents = [\"agent-{nth}\", \"agent-{}\"]\n",
@@ -42,43 +42,43 @@ fn write_config(dir: &TempDir, agents: usize) -> PathBuf {
     path
 }
 
-fn key(nth: usize) -> String {
+fn client_key(nth: usize) -> String {
     format!("the-key-of-client-{nth}-0123456789abcdef")
 }
 
 /// What starting and one reload cost with so many agents; the cheapest of a few times, for the machine has other work.
-async fn cost(agents: usize) -> Duration {
+async fn startup_and_reload_cpu_time(agents: usize) -> Duration {
     let dir = TempDir::new().expect("a directory");
     let path = write_config(&dir, agents);
     let mut least = Duration::MAX;
     for _ in 0..2 {
         let proxy = Process::serve(&path).await;
         proxy.signal("HUP");
-        proxy.err.line("configuration reloaded").await;
-        least = least.min(proxy.cpu());
-        let mut caller = Caller::http1(proxy.address().await).await;
+        proxy.err.wait_for_line("configuration reloaded").await;
+        least = least.min(proxy.cpu_time());
+        let mut caller = TestClient::connect_http1(proxy.address().await).await;
         let last = agents - 1;
         let ask = |agent: usize, key: String| {
             Request::get(format!("/agent-{agent}/cgi-bin/gettoken?corpid=ww{}&corpsecret={key}", agent / 50))
         };
         for client in [0, agents / 10 - 1] {
             for agent in [client, last] {
-                let reply = caller.call(ask(agent, key(client)), "").await;
-                assert_eq!(reply.is_ok().json()["errcode"], 0, "client-{client}, agent-{agent}");
+                let reply = caller.request(ask(agent, client_key(client)), "").await;
+                assert_eq!(reply.assert_ok().json()["errcode"], 0, "client-{client}, agent-{agent}");
             }
         }
-        caller.call(ask(2, key(0)), "").await.is_own("unknown-agent", 404, 40035);
+        caller.request(ask(2, client_key(0)), "").await.assert_proxy_error("unknown-agent", 404, 40035);
         assert_eq!(proxy.stop().await.status, 0);
     }
     least
 }
 
 #[tokio::test]
-async fn four_times_the_agents_cost_about_four_times_as_much() {
+async fn startup_cost_grows_linearly_with_agents() {
     let (mut few, mut many) = (Duration::MAX, Duration::MAX);
     for _ in 0..3 {
-        few = few.min(cost(5_000).await);
-        many = many.min(cost(20_000).await);
+        few = few.min(startup_and_reload_cpu_time(5_000).await);
+        many = many.min(startup_and_reload_cpu_time(20_000).await);
         eprintln!("5,000 agents: {few:?}, 20,000 agents: {many:?} of processor time");
         if many < 6 * few {
             return;

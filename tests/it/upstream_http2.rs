@@ -21,27 +21,27 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
 use crate::{
-    refresh_http2::{certified, trusting},
-    stage::{Caller, Stage, USER_GET, soon, wait_for},
-    wire::Line,
+    harness::{TestClient, TestProxy, USER_GET, wait_for, with_timeout},
+    raw_http::RawConnection,
+    token_refresh_http2::{config_with_ca, http2_server_config},
 };
 
-const PIECE: usize = 16 * 1024;
+const CHUNK_BYTES: usize = 16 * 1024;
 
 /// What the upstream was asked, and what it sent.
 #[derive(Default)]
-struct Peer {
-    heard: Mutex<Vec<String>>,
+struct Http2Upstream {
+    request_lines: Mutex<Vec<String>>,
     connections: AtomicUsize,
-    sent: AtomicUsize,
+    sent_bytes: AtomicUsize,
     /// Responses without an end of which no more is taken.
     cut: AtomicUsize,
 }
 
-impl Peer {
+impl Http2Upstream {
     /// How often this was asked, over all connections.
-    fn heard(&self, line: &str) -> usize {
-        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+    fn request_count(&self, line: &str) -> usize {
+        let heard = self.request_lines.lock().unwrap_or_else(PoisonError::into_inner);
         heard.iter().filter(|other| *other == line).count()
     }
 
@@ -60,17 +60,17 @@ impl Peer {
         self.connections.fetch_add(1, Ordering::Relaxed);
         while let Some(Ok((request, respond))) = connection.accept().await {
             let line = format!("{} {}", request.method(), request.uri().path());
-            let first = self.heard(&line) == 0;
-            self.heard.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+            let first = self.request_count(&line) == 0;
+            self.request_lines.lock().unwrap_or_else(PoisonError::into_inner).push(line);
             match request.uri().path() {
                 "/cgi-bin/closes-once" if first => return,
                 "/cgi-bin/goes-once" if first => connection.abrupt_shutdown(Reason::INTERNAL_ERROR),
-                _ => drop(tokio::spawn(self.clone().answer(request, respond, first))),
+                _ => drop(tokio::spawn(self.clone().respond(request, respond, first))),
             }
         }
     }
 
-    async fn answer(
+    async fn respond(
         self: Arc<Self>,
         request: Request<RecvStream>,
         mut respond: SendResponse<Bytes>,
@@ -104,9 +104,9 @@ impl Peer {
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 stream.send_reset(Reason::NO_ERROR);
             }
-            "/cgi-bin/media/get" => self.pour(respond, PIECE).await,
-            "/cgi-bin/crumbs" => self.pour(respond, 1).await,
-            "/cgi-bin/events" => self.pour(respond, 20).await,
+            "/cgi-bin/media/get" => self.send_forever(respond, CHUNK_BYTES).await,
+            "/cgi-bin/crumbs" => self.send_forever(respond, 1).await,
+            "/cgi-bin/events" => self.send_forever(respond, 20).await,
             "/cgi-bin/quotes" => {
                 let name = HeaderName::from_lowercase(b"x\"y").expect("the library takes it");
                 let head = Response::builder().header(name, "z").body(()).expect("a head");
@@ -122,7 +122,7 @@ impl Peer {
     }
 
     /// A response without an end, in frames of at most this length.
-    async fn pour(&self, mut respond: SendResponse<Bytes>, length: usize) {
+    async fn send_forever(&self, mut respond: SendResponse<Bytes>, length: usize) {
         let Ok(mut stream) = respond.send_response(Response::new(()), false) else { return };
         loop {
             stream.reserve_capacity(length);
@@ -131,7 +131,7 @@ impl Peer {
             if stream.send_data(vec![b'x'; room].into(), false).is_err() {
                 break;
             }
-            let sent = self.sent.fetch_add(room, Ordering::Relaxed);
+            let sent = self.sent_bytes.fetch_add(room, Ordering::Relaxed);
             if sent.is_multiple_of(64 * length) {
                 tokio::task::yield_now().await;
             }
@@ -141,38 +141,42 @@ impl Peer {
 }
 
 /// A proxy before an upstream that takes this many requests at once on a connection.
-async fn stage(streams: u32) -> (Stage, Arc<Peer>, TempDir) {
-    let (server, dir) = certified();
+async fn start_proxy(streams: u32) -> (TestProxy, Arc<Http2Upstream>, TempDir) {
+    let (server, dir) = http2_server_config();
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
-    let peer = Arc::new(Peer::default());
+    let peer = Arc::new(Http2Upstream::default());
     tokio::spawn(peer.clone().listen(listener, TlsAcceptor::from(server), streams));
-    (Stage::facing(address, &trusting(&dir)).await, peer, dir)
+    (TestProxy::start_with_upstream(address, &config_with_ca(&dir)).await, peer, dir)
 }
 
-async fn status(stage: &Stage, method: Method, path: &str) -> u16 {
-    stage.call(Request::builder().method(method).uri(format!("/hr{path}")), "").await.status.as_u16()
+async fn request_status(stage: &TestProxy, method: Method, path: &str) -> u16 {
+    stage.request(Request::builder().method(method).uri(format!("/hr{path}")), "").await.status.as_u16()
 }
 
 #[tokio::test]
-async fn calls_that_hang_leave_room_for_others() {
-    let (stage, peer, _dir) = stage(4).await;
+async fn hanging_requests_do_not_block_others() {
+    let (stage, peer, _dir) = start_proxy(4).await;
     let (stage, calls) = (Arc::new(stage), 60);
-    stage.get(USER_GET).await.is_ok();
+    stage.get(USER_GET).await.assert_ok();
     for _ in 0..calls {
         let stage = stage.clone();
         tokio::spawn(async move { stage.get("/cgi-bin/hangs").await });
     }
-    wait_for("all calls", async || peer.heard("GET /cgi-bin/hangs") == calls).await;
+    wait_for("all calls", async || peer.request_count("GET /cgi-bin/hangs") == calls).await;
     for _ in 0..8 {
-        stage.get(USER_GET).await.is_ok();
+        stage.get(USER_GET).await.assert_ok();
     }
     let connections = peer.connections.load(Ordering::Relaxed);
     assert!((calls / 4..calls / 2).contains(&connections), "{connections}");
 }
 
 /// Many downloads of which nothing is taken, all on one connection.
-async fn take_nothing(proxy: SocketAddr, path: &str, downloads: usize) -> http2::SendRequest<Full<Bytes>> {
+async fn start_unread_downloads(
+    proxy: SocketAddr,
+    path: &str,
+    downloads: usize,
+) -> http2::SendRequest<Full<Bytes>> {
     let stream = TcpStream::connect(proxy).await.expect("a connection");
     let mut builder = http2::Builder::new(TokioExecutor::new());
     builder.initial_stream_window_size(1024);
@@ -181,7 +185,7 @@ async fn take_nothing(proxy: SocketAddr, path: &str, downloads: usize) -> http2:
     for _ in 0..downloads {
         let request = Request::get(format!("http://proxy.test/hr{path}"));
         let response = sender.send_request(request.body(Full::default()).expect("a request"));
-        let response = soon(response).await.expect("an answer");
+        let response = with_timeout(response).await.expect("an answer");
         tokio::spawn(async move {
             let _kept = response;
             std::future::pending::<()>().await;
@@ -191,117 +195,117 @@ async fn take_nothing(proxy: SocketAddr, path: &str, downloads: usize) -> http2:
 }
 
 #[tokio::test]
-async fn downloads_that_nobody_takes_stop_no_others() {
-    let (stage, peer, _dir) = stage(1000).await;
-    let mut sender = take_nothing(stage.address(), "/cgi-bin/media/get?media_id=1", 60).await;
+async fn unread_downloads_do_not_block_others() {
+    let (stage, peer, _dir) = start_proxy(1000).await;
+    let mut sender = start_unread_downloads(stage.address(), "/cgi-bin/media/get?media_id=1", 60).await;
     // What waits for its taker is far more than what hyper lets wait on a connection by itself.
-    wait_for("full windows", async || peer.sent.load(Ordering::Relaxed) > 12 << 20).await;
+    wait_for("full windows", async || peer.sent_bytes.load(Ordering::Relaxed) > 12 << 20).await;
     let request = Request::get(format!("http://proxy.test/hr{USER_GET}")).body(Full::default());
-    let response = soon(sender.send_request(request.expect("a request"))).await.expect("an answer");
+    let response = with_timeout(sender.send_request(request.expect("a request"))).await.expect("an answer");
     assert_eq!(response.status(), 200);
-    stage.get(USER_GET).await.is_ok();
+    stage.get(USER_GET).await.assert_ok();
 }
 
 #[tokio::test]
 async fn frames_of_one_byte_that_nobody_takes_have_a_bound() {
-    let (stage, peer, _dir) = stage(1000).await;
-    let _kept = take_nothing(stage.address(), "/cgi-bin/crumbs", 1).await;
+    let (stage, peer, _dir) = start_proxy(1000).await;
+    let _kept = start_unread_downloads(stage.address(), "/cgi-bin/crumbs", 1).await;
     wait_for("an end", async || peer.cut.load(Ordering::Relaxed) == 1).await;
     // Another connection serves on.
-    stage.get(USER_GET).await.is_ok();
+    stage.get(USER_GET).await.assert_ok();
 }
 
 #[tokio::test]
 async fn small_events_that_are_taken_have_no_bound() {
-    let (stage, peer, _dir) = stage(1000).await;
+    let (stage, peer, _dir) = start_proxy(1000).await;
     let stream = TcpStream::connect(stage.address()).await.expect("a connection");
     let (mut sender, connection) =
         http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("a handshake");
     tokio::spawn(connection);
     let request = Request::get("http://proxy.test/hr/cgi-bin/events").body(Full::<Bytes>::default());
-    let response = soon(sender.send_request(request.expect("a request"))).await.expect("a response");
+    let response = with_timeout(sender.send_request(request.expect("a request"))).await.expect("a response");
     let (mut body, mut taken) = (response.into_body(), 0);
     // Twice what would be too much if it were not taken.
     while taken < 2 * 70_000 * 20 {
-        let frame = soon(body.frame()).await.expect("no end").expect("no error");
+        let frame = with_timeout(body.frame()).await.expect("no end").expect("no error");
         taken += frame.data_ref().map_or(0, Bytes::len);
     }
     assert_eq!(peer.cut.load(Ordering::Relaxed), 0);
 }
 
 #[tokio::test]
-async fn a_body_that_was_answered_early_is_let_go_with_its_caller() {
-    let (stage, peer, _dir) = stage(100).await;
-    stage.get(USER_GET).await.is_ok();
-    let (half, shelf) = ("x".repeat(20_000), stage.proxy.shelf());
+async fn early_answered_body_is_released_with_its_client() {
+    let (stage, peer, _dir) = start_proxy(100).await;
+    stage.get(USER_GET).await.assert_ok();
+    let (half, shelf) = ("x".repeat(20_000), stage.app.replay_budget());
     // The first one is sent twice; then the agent is left alone, and the others are told at once.
     for nth in 1..4 {
-        let mut line = Line::to(stage.address()).await;
+        let mut line = RawConnection::connect(stage.address()).await;
         let head = "POST /hr/cgi-bin/refuses-early HTTP/1.1\r\nHost: x\r\nContent-Length: 40000\r\n\r\n";
-        line.say(format!("{head}{half}")).await.expect("it is taken");
-        let (head, body) = line.answer().await;
+        line.send(format!("{head}{half}")).await.expect("it is taken");
+        let (head, body) = line.read_response().await;
         assert!(head.contains("\r\nconnection: close\r\n") && body.contains("40014"), "{head}{body}");
         drop(line);
-        wait_for("an empty shelf", async || shelf.in_memory() + shelf.in_files() == 0).await;
-        assert_eq!(peer.heard("POST /cgi-bin/refuses-early"), nth + 1);
+        wait_for("an empty shelf", async || shelf.memory_used() + shelf.disk_used() == 0).await;
+        assert_eq!(peer.request_count("POST /cgi-bin/refuses-early"), nth + 1);
     }
 }
 
 #[tokio::test]
-async fn a_stream_that_was_reset_is_not_sent_again_and_its_connection_serves_on() {
-    let (stage, peer, _dir) = stage(100).await;
-    let mut caller = Caller::http1(stage.address()).await;
-    caller.get(USER_GET).await.is_ok();
+async fn reset_stream_is_not_retried_and_the_connection_stays() {
+    let (stage, peer, _dir) = start_proxy(100).await;
+    let mut caller = TestClient::connect_http1(stage.address()).await;
+    caller.get(USER_GET).await.assert_ok();
     let connections = peer.connections.load(Ordering::Relaxed);
     for path in ["/cgi-bin/resets", "/cgi-bin/hints"] {
         for method in [Method::GET, Method::POST] {
             let request = Request::builder().method(method.clone()).uri(format!("/hr{path}"));
-            assert_eq!(caller.call(request, "").await.status, 502, "{method} {path}");
-            assert_eq!(peer.heard(&format!("{method} {path}")), 1);
+            assert_eq!(caller.request(request, "").await.status, 502, "{method} {path}");
+            assert_eq!(peer.request_count(&format!("{method} {path}")), 1);
         }
     }
-    caller.get(USER_GET).await.is_ok();
+    caller.get(USER_GET).await.assert_ok();
     assert_eq!(peer.connections.load(Ordering::Relaxed), connections);
 }
 
 #[tokio::test]
-async fn a_header_whose_name_is_none_is_not_passed_on() {
-    let (stage, peer, _dir) = stage(100).await;
-    stage.get("/cgi-bin/quotes").await.is_own("upstream-broke", 502, -1);
-    assert_eq!(peer.heard("GET /cgi-bin/quotes"), 1);
-    stage.get(USER_GET).await.is_ok();
+async fn response_with_an_invalid_header_name_is_upstream_broke() {
+    let (stage, peer, _dir) = start_proxy(100).await;
+    stage.get("/cgi-bin/quotes").await.assert_proxy_error("upstream-broke", 502, -1);
+    assert_eq!(peer.request_count("GET /cgi-bin/quotes"), 1);
+    stage.get(USER_GET).await.assert_ok();
 }
 
 #[tokio::test]
-async fn what_the_upstream_refused_is_sent_once_more() {
-    let (stage, peer, _dir) = stage(100).await;
-    assert_eq!(status(&stage, Method::POST, "/cgi-bin/refuses-once").await, 200);
-    assert_eq!(peer.heard("POST /cgi-bin/refuses-once"), 2);
-    assert_eq!(status(&stage, Method::POST, "/cgi-bin/refuses").await, 502);
-    assert_eq!(peer.heard("POST /cgi-bin/refuses"), 2);
+async fn refused_stream_is_retried_once() {
+    let (stage, peer, _dir) = start_proxy(100).await;
+    assert_eq!(request_status(&stage, Method::POST, "/cgi-bin/refuses-once").await, 200);
+    assert_eq!(peer.request_count("POST /cgi-bin/refuses-once"), 2);
+    assert_eq!(request_status(&stage, Method::POST, "/cgi-bin/refuses").await, 502);
+    assert_eq!(peer.request_count("POST /cgi-bin/refuses"), 2);
 }
 
 #[tokio::test]
-async fn a_connection_that_ends_costs_a_get_nothing_and_a_post_its_answer() {
+async fn closed_http2_connection_retries_get_and_fails_post() {
     for path in ["/cgi-bin/closes-once", "/cgi-bin/goes-once"] {
         for (method, answered, heard) in [(Method::GET, 200, 2), (Method::POST, 502, 1)] {
-            let (stage, peer, _dir) = stage(100).await;
-            let mut caller = Caller::http1(stage.address()).await;
-            caller.get(USER_GET).await.is_ok();
+            let (stage, peer, _dir) = start_proxy(100).await;
+            let mut caller = TestClient::connect_http1(stage.address()).await;
+            caller.get(USER_GET).await.assert_ok();
             let request = Request::builder().method(method.clone()).uri(format!("/hr{path}"));
-            assert_eq!(caller.call(request, "").await.status, answered, "{method} {path}");
-            assert_eq!(peer.heard(&format!("{method} {path}")), heard, "{method} {path}");
+            assert_eq!(caller.request(request, "").await.status, answered, "{method} {path}");
+            assert_eq!(peer.request_count(&format!("{method} {path}")), heard, "{method} {path}");
         }
     }
 }
 
 #[tokio::test]
-async fn a_response_reset_with_no_error_never_looks_whole() {
-    let (stage, _peer, _dir) = stage(100).await;
-    let mut line = Line::to(stage.address()).await;
-    line.say("GET /hr/cgi-bin/ends-early HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("it is taken");
-    let (came, _) = line.rest().await;
+async fn response_reset_with_no_error_never_looks_complete() {
+    let (stage, _peer, _dir) = start_proxy(100).await;
+    let mut line = RawConnection::connect(stage.address()).await;
+    line.send("GET /hr/cgi-bin/ends-early HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("it is taken");
+    let (came, _) = line.read_to_end().await;
     let came = String::from_utf8_lossy(&came);
     assert!(!came.ends_with("0\r\n\r\n") || came.starts_with("HTTP/1.1 502 "), "{came}");
-    stage.get(USER_GET).await.is_ok();
+    stage.get(USER_GET).await.assert_ok();
 }

@@ -6,45 +6,48 @@ use std::time::Duration;
 use http::Method;
 use proptest::prelude::*;
 
-use super::super::*;
-use super::{AGENT, directory, load_in, load_text};
+use super::{AGENT_TABLE, directory_with, load_in, load_text};
+use crate::config::*;
 
-fn load_about(text: &str) -> Config {
-    load_text(&format!("{text}\n{AGENT}")).unwrap_or_else(|error| panic!("{text}: {error}"))
+fn load_with_agent(text: &str) -> Config {
+    load_text(&format!("{text}\n{AGENT_TABLE}")).unwrap_or_else(|error| panic!("{text}: {error}"))
 }
 
 #[test]
-fn a_lone_agent_is_enough() {
-    let config = load_text(AGENT).unwrap();
+fn agent_alone_gets_all_defaults() {
+    let config = load_text(AGENT_TABLE).unwrap();
     assert_eq!(config.server.listen, [Address::Tcp("127.0.0.1:8080".parse().unwrap())]);
     assert_eq!((config.server.max_connections, config.server.max_request_body), (10_000, 64 << 20));
     assert_eq!(config.upstream.authority, "qyapi.weixin.qq.com");
     assert_eq!((config.upstream.tls, config.upstream.port, config.upstream.max_in_flight), (true, 443, 4096));
     assert_eq!(config.tokens.refresh_errcodes, [40014, 42001]);
     assert_eq!(config.tokens.renewals_per_hour, None);
-    assert_eq!((config.tokens.refresh_ahead, config.tokens.store), (Duration::from_secs(300), Store::Memory));
+    assert_eq!(
+        (config.tokens.refresh_ahead, config.tokens.store),
+        (Duration::from_secs(300), StoreConfig::Memory)
+    );
     assert_eq!((config.replay.memory, config.replay.disk, config.replay.dir), (256 << 20, 4 << 30, None));
-    assert_eq!(config.log, Log { format: LogFormat::Text, level: Level::Info, access: true });
+    assert_eq!(config.log, LogConfig { format: LogFormat::Text, level: LogLevel::Info, access: true });
     assert_eq!(config.admin, None);
     assert_eq!(config.agents["hr"].secret.expose(), "hunter2-the-secret-of-hr");
 }
 
 #[test]
-fn addresses() {
+fn listen_addresses_are_parsed() {
     for (text, shown) in [
         ("\"[::1]:0\"", &["[::1]:0"][..]),
         ("\"localhost:80\"", &["127.0.0.1:80"]),
         ("[\"127.0.0.1:1\", \"unix:/run/x.sock\"]", &["127.0.0.1:1", "unix:/run/x.sock"]),
         ("[\"127.0.0.1:0\", \"127.0.0.1:0\"]", &["127.0.0.1:0", "127.0.0.1:0"]),
     ] {
-        let config = load_about(&format!("server.listen = {text}"));
+        let config = load_with_agent(&format!("server.listen = {text}"));
         let listen: Vec<_> = config.server.listen.iter().map(Address::to_string).collect();
         assert_eq!(listen, shown);
     }
 }
 
 #[test]
-fn upstreams() {
+fn upstream_url_is_parsed() {
     for (url, tls, host, port, authority) in [
         ("https://QYAPI.example/", true, "qyapi.example", 443, "qyapi.example"),
         ("https://qyapi.example:443", true, "qyapi.example", 443, "qyapi.example"),
@@ -53,68 +56,71 @@ fn upstreams() {
         ("http://[::1]:8081", false, "::1", 8081, "[::1]:8081"),
         ("https://[::1]", true, "::1", 443, "[::1]"),
     ] {
-        let upstream = load_about(&format!("upstream.url = {url:?}")).upstream;
+        let upstream = load_with_agent(&format!("upstream.url = {url:?}")).upstream;
         let found = (upstream.tls, upstream.host.as_str(), upstream.port, upstream.authority.as_str());
         assert_eq!(found, (tls, host, port, authority), "{url}");
     }
 }
 
 #[test]
-fn ways_out() {
+fn via_is_parsed_with_authorization() {
     for (via, host, port, authorization) in [
         ("http://egress", "egress", 80, None),
         ("http://[::1]:3128/", "::1", 3128, None),
         ("http://user@egress:1", "egress", 1, Some("Basic dXNlcjo=")),
         ("http://user:p%40ss%3aword@egress:1", "egress", 1, Some("Basic dXNlcjpwQHNzOndvcmQ=")),
     ] {
-        let found = load_about(&format!("upstream.via = {via:?}")).upstream.via.unwrap();
+        let found = load_with_agent(&format!("upstream.via = {via:?}")).upstream.via.unwrap();
         assert_eq!((found.host.as_str(), found.port), (host, port), "{via}");
         assert_eq!(found.authorization.as_ref().map(|value| value.expose()), authorization, "{via}");
     }
 }
 
 #[test]
-fn one_client_in_full() {
+fn client_with_all_keys_is_parsed() {
     let text = "[clients.billing]\nkey = { env = \"KEY\" }\nagents = [\"hr\"]\nlimit = \"600/m\"\nalways_200 = true\n\
                 allow = [\"POST /cgi-bin/message/send\", \"/cgi-bin/user/*\"]";
-    let config = load_about(text);
+    let config = load_with_agent(text);
     let client = &config.clients["billing"];
-    assert_eq!(client.key, KeyHash::of("hunter2-the-key-of-a-client"));
+    assert_eq!(client.key_hash, KeyHash::of("hunter2-the-key-of-a-client"));
     assert!(client.agents.contains("hr") && !client.agents.contains("sales"));
-    assert_eq!(client.limit, Some(Limit { count: 600, per: Duration::from_secs(60) }));
+    assert_eq!(client.limit, Some(RateLimit { requests: 600, per: Duration::from_secs(60) }));
     assert_eq!(client.allow[0].method, Some(Method::POST));
     assert!(client.allow[1].matches(&Method::GET, "/cgi-bin/user/get") && client.always_200);
     assert!(!config.is_open());
 }
 
 #[test]
-fn a_client_may_call_everything_by_default() {
-    let config = load_about("[clients.a]\nkey_sha256 = \"HASH\"\nagents = [\"*\"]");
+fn client_without_allow_may_call_everything() {
+    let config = load_with_agent("[clients.a]\nkey_sha256 = \"HASH\"\nagents = [\"*\"]");
     assert_eq!(config.clients["a"].allow, [AllowPattern::everything()]);
-    assert_eq!((config.clients["a"].key, &config.clients["a"].agents), (KeyHash::of("abc"), &AgentSet::All));
+    assert_eq!(
+        (config.clients["a"].key_hash, &config.clients["a"].agents),
+        (KeyHash::of("abc"), &AgentSet::All)
+    );
 }
 
 #[test]
-fn open_to_the_world_where_it_is_meant_or_has_clients() {
-    let open = load_about("[server]\nlisten = \"0.0.0.0:8080\"\nopen = true");
+fn public_address_needs_open_or_clients() {
+    let open = load_with_agent("[server]\nlisten = \"0.0.0.0:8080\"\nopen = true");
     assert!(open.is_open());
-    let closed = load_about(
+    let closed = load_with_agent(
         "[server]\nlisten = \"0.0.0.0:8080\"\n[clients.a]\nkey_sha256 = \"HASH\"\nagents = [\"*\"]",
     );
     assert!(!closed.is_open());
-    let both = load_about("[server]\nopen = true\n[clients.a]\nkey_sha256 = \"HASH\"\nagents = [\"*\"]");
+    let both = load_with_agent("[server]\nopen = true\n[clients.a]\nkey_sha256 = \"HASH\"\nagents = [\"*\"]");
     assert!(both.is_open());
 }
 
 #[test]
-fn an_admin_listener_beyond_loopback_with_a_key() {
+fn admin_with_key_may_listen_on_public_address() {
     let text = "[admin]\nlisten = [\"0.0.0.0:9090\"]\nkey_sha256 = \"HASH\"\nrecent = 0";
-    let admin = load_about(text).admin.unwrap();
+    let admin = load_with_agent(text).admin.unwrap();
     assert_eq!((admin.key_sha256, admin.recent), (Some(KeyHash::of("abc")), 0));
 }
 
 #[test]
-fn how_traces_go_shows_in_the_port_or_the_path() {
+fn otlp_protocol_follows_port_or_path() {
     let grpc = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
     for (url, is_grpc, expected) in [
         ("http://127.0.0.1:4317", true, format!("http://127.0.0.1:4317{grpc}")),
@@ -125,18 +131,18 @@ fn how_traces_go_shows_in_the_port_or_the_path() {
         ("http://traces:4317/v1/traces/", false, "http://traces:4317/v1/traces".to_owned()),
         ("https://traces:1/otlp/", false, "https://traces:1/otlp/v1/traces".to_owned()),
     ] {
-        let admin = load_about(&format!("[admin]\notlp = \"{url}\"")).admin.unwrap();
+        let admin = load_with_agent(&format!("[admin]\notlp = \"{url}\"")).admin.unwrap();
         let otlp = admin.otlp.unwrap();
         assert_eq!((otlp.grpc, otlp.to_string()), (is_grpc, expected), "{url}");
     }
 }
 
 #[test]
-fn paths_are_relative_to_the_file() {
+fn paths_are_relative_to_config_file() {
     let text = format!(
-        "replay.dir = \"kept\"\nserver.listen = \"unix:x.sock\"\nupstream.ca_file = \"ca/root.pem\"\n{AGENT}"
+        "replay.dir = \"kept\"\nserver.listen = \"unix:x.sock\"\nupstream.ca_file = \"ca/root.pem\"\n{AGENT_TABLE}"
     );
-    let directory = directory(&[("proxy.toml", &text), ("kept/x", ""), ("ca/root.pem", "")]);
+    let directory = directory_with(&[("proxy.toml", &text), ("kept/x", ""), ("ca/root.pem", "")]);
     let config = load_in(directory.path()).unwrap();
     let within = |path: &str| directory.path().join(path);
     assert_eq!(config.replay.dir, Some(within("kept")));
@@ -148,14 +154,14 @@ fn paths_are_relative_to_the_file() {
 proptest! {
     /// One wrong byte anywhere: no panic, and nothing hidden in what is said.
     #[test]
-    fn survives_any_slip(at in 0..1000usize, byte in any::<u8>()) {
+    fn any_wrong_byte_never_panics_or_shows_secret(at in 0..1000usize, byte in any::<u8>()) {
         let text = "[server]\nlisten = \"127.0.0.1:0\"\nidle_timeout = \"5s\"\nmax_request_body = 5\n\
             [agents.hr]\ncorpid = \"ww1\"\nsecret = \"hunter2-the-secret-of-hr\"\nlimit = \"6/m\"\n\
             [clients.a]\nkey = \"hunter2-the-key-of-a\"\nagents = [\"*\"]\nallow = [\"GET /cgi-bin/*\"]\n";
         let mut bytes = text.as_bytes().to_vec();
         let at = at % bytes.len();
         bytes[at] = byte;
-        let directory = directory(&[]);
+        let directory = directory_with(&[]);
         std::fs::write(directory.path().join("proxy.toml"), bytes).unwrap();
         let said = match load_in(directory.path()) {
             Ok(config) => format!("{config:?}"),

@@ -1,12 +1,12 @@
 //! The `proxy.toml` that is checked in: it loads, says what the defaults are, and leaves no setting out.
 
-use super::super::*;
-use super::{HASH, directory, env, load_in, load_text};
+use super::{HASH, directory_with, env, load_in, load_text};
+use crate::config::*;
 
 const EXAMPLE: &str = include_str!("../../../proxy.toml");
 
 /// With every setting that is off switched on.
-fn uncommented() -> String {
+fn example_with_all_settings() -> String {
     let on = |line: &'static str| match line.strip_prefix('#') {
         Some(setting) if setting.starts_with(|c: char| c.is_ascii_lowercase() || c == '[') => setting,
         _ => line,
@@ -16,38 +16,38 @@ fn uncommented() -> String {
 }
 
 #[test]
-fn loads_as_it_stands() {
+fn example_loads_without_warnings() {
     let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/proxy.toml"));
-    let config = load_with(path, &env).unwrap();
+    let config = load_with_env(path, &env).unwrap();
     assert_eq!(config.warnings, []);
     assert!(config.is_open());
     assert_eq!(config.agents.keys().collect::<Vec<_>>(), ["hr"]);
 }
 
 #[test]
-fn shows_the_defaults() {
+fn example_shows_defaults() {
     let shown = load_text(EXAMPLE).unwrap();
     let hr = "[agents.hr]\ncorpid = \"ww1234567890abcdef\"\nsecret = { env = \"HR\" }\n[admin]\n";
     let silent = load_text(hr).unwrap();
     assert_eq!(
-        Config { path: PathBuf::new(), included: silent.included.clone(), ..shown },
+        Config { path: PathBuf::new(), include_counts: silent.include_counts.clone(), ..shown },
         Config { path: PathBuf::new(), ..silent }
     );
 }
 
 #[test]
-fn everything_in_it_is_accepted() {
-    let text = uncommented();
+fn example_with_all_settings_is_accepted() {
+    let text = example_with_all_settings();
     let files = ["server.pem", "server.key", "ca.pem", "private-ca.pem"].map(|name| (name, ""));
-    let directory = directory(&[&files[..], &[("proxy.toml", &text)]].concat());
+    let directory = directory_with(&[&files[..], &[("proxy.toml", &text)]].concat());
     let config = load_in(directory.path()).unwrap_or_else(|error| panic!("{error}"));
     assert!(config.server.tls.is_some_and(|tls| tls.client_ca.is_some()));
     assert!(config.upstream.via.is_some() && config.clients["billing"].always_200);
 }
 
 #[test]
-fn everything_is_in_it() {
-    let text = uncommented();
+fn example_contains_every_key() {
+    let text = example_with_all_settings();
     let table = toml::de::DeTable::parse(&text).unwrap().into_inner();
     for (path, keys) in [
         ("", KEYS),

@@ -1,17 +1,17 @@
 //! Files that include others.
 
-use super::{AGENT, complaint, directory, load_in};
+use super::{AGENT_TABLE, directory_with, load_error, load_in};
 
-const SALES: &str = "[agents.sales]\ncorpid = \"ww1\"\nsecret = { file = \"sales.secret\" }\n";
+const SALES_TABLE: &str = "[agents.sales]\ncorpid = \"ww1\"\nsecret = { file = \"sales.secret\" }\n";
 
 #[test]
-fn are_read_in_order_each_once() {
-    let main = format!("include = [\"d/*.toml\", \"d/b.toml\", \"*.toml\"]\n{AGENT}");
+fn included_files_are_read_once_in_order() {
+    let main = format!("include = [\"d/*.toml\", \"d/b.toml\", \"*.toml\"]\n{AGENT_TABLE}");
     let billing = "[clients.billing]\nkey_sha256 = \"HASH\"\nagents = [\"sales\"]\n";
-    let directory = directory(&[
+    let directory = directory_with(&[
         ("proxy.toml", &main),
         ("d/a.toml", billing),
-        ("d/b.toml", SALES),
+        ("d/b.toml", SALES_TABLE),
         ("d/sales.secret", "hunter2\r\n"),
         ("d/.hidden.toml", "not TOML"),
         ("d/notes.txt", "not TOML"),
@@ -24,14 +24,14 @@ fn are_read_in_order_each_once() {
 }
 
 #[test]
-fn patterns_may_match_nothing() {
-    let main = format!("include = \"nowhere/*.toml\"\n{AGENT}");
-    assert!(load_in(directory(&[("proxy.toml", &main)]).path()).is_ok());
+fn include_pattern_may_match_no_file() {
+    let main = format!("include = \"nowhere/*.toml\"\n{AGENT_TABLE}");
+    assert!(load_in(directory_with(&[("proxy.toml", &main)]).path()).is_ok());
 }
 
 #[test]
-fn are_refused_with_the_file_to_blame() {
-    let main = format!("include = [\n  \"d/*.toml\",\n]\n{AGENT}");
+fn include_error_names_included_file() {
+    let main = format!("include = [\n  \"d/*.toml\",\n]\n{AGENT_TABLE}");
     for (included, said) in [
         ("x = 1", "d/a.toml:1: x: unknown key \"x\"; allowed: agents, clients"),
         (
@@ -59,12 +59,12 @@ fn are_refused_with_the_file_to_blame() {
             "d/a.toml:1: is not valid TOML: unquoted keys cannot be empty, expected letters, numbers, `-`, `_`",
         ),
     ] {
-        assert_eq!(complaint(&[("proxy.toml", &main), ("d/a.toml", included)]), said);
+        assert_eq!(load_error(&[("proxy.toml", &main), ("d/a.toml", included)]), said);
     }
 }
 
 #[test]
-fn have_to_be_there() {
+fn missing_or_invalid_include_is_refused() {
     for (include, said) in [
         ("\"d/a.toml\"", "proxy.toml:1: include: there is no file \"d/a.toml\""),
         ("[\"d\"]", "proxy.toml:1: include[0]: d: cannot be read: Is a directory (os error 21)"),
@@ -81,7 +81,7 @@ fn have_to_be_there() {
             "proxy.toml:1: include: must be a path like \"agents.d/*.toml\", or a list of them, not a whole number",
         ),
     ] {
-        let main = format!("include = {include}\n{AGENT}");
-        assert_eq!(complaint(&[("proxy.toml", &main), ("d/x", "")]), said);
+        let main = format!("include = {include}\n{AGENT_TABLE}");
+        assert_eq!(load_error(&[("proxy.toml", &main), ("d/x", "")]), said);
     }
 }

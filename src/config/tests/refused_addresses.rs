@@ -1,10 +1,10 @@
 //! What is refused about `[server]` and `[upstream]`, and in which words: each with its line and key.
 
-use super::refused;
+use super::assert_refused;
 
 #[test]
-fn server() {
-    refused(&[
+fn invalid_server_table_is_refused() {
+    assert_refused(&[
         (
             "[server]\nlisten = 8080",
             r#":2: server.listen: must be an address like "127.0.0.1:8080", "[::1]:8080", "localhost:8080" or "unix:/run/wecom-proxy.sock", or a list of them, not a whole number"#,
@@ -163,8 +163,8 @@ fn server() {
 }
 
 #[test]
-fn upstream() {
-    refused(&[
+fn invalid_upstream_table_is_refused() {
+    assert_refused(&[
         (
             "[upstream]\nurl = 1",
             r#":2: upstream.url: must be a URL like "https://qyapi.weixin.qq.com", not a whole number"#,

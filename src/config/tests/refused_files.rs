@@ -1,10 +1,10 @@
 //! What is refused about the file as a whole, and in which words: each with its line and key.
 
-use super::{complaint, refused};
+use super::{assert_refused, load_error};
 
 #[test]
-fn the_shape_of_the_file() {
-    refused(&[
+fn invalid_structure_is_refused() {
+    assert_refused(&[
         (
             "[sever]",
             r#":1: sever: unknown table "sever"; did you mean "server"? allowed: include, server, upstream, tokens, replay, log, admin, agents, clients"#,
@@ -65,8 +65,8 @@ fn the_shape_of_the_file() {
 }
 
 #[test]
-fn the_rest() {
-    refused(&[
+fn invalid_other_tables_are_refused() {
+    assert_refused(&[
         (
             "[tokens]\nrefresh_errcodes = 40014",
             ":2: tokens.refresh_errcodes: must be a list of errcodes like [40014, 42001], not a whole number",
@@ -156,13 +156,13 @@ fn the_rest() {
 }
 
 #[test]
-fn files_without_an_agent_or_without_anything() {
+fn missing_agents_or_file_is_refused() {
     let lines = ": agents: no agent is configured; add one like this:\n\n[agents.hr]\n\
                  corpid = \"ww1234567890abcdef\"\nsecret = { env = \"WECOM_HR_SECRET\" }";
-    assert_eq!(complaint(&[("proxy.toml", "")]), format!("proxy.toml{lines}"));
-    assert_eq!(complaint(&[("proxy.toml", "\n[agents]")]), format!("proxy.toml:2{lines}"));
+    assert_eq!(load_error(&[("proxy.toml", "")]), format!("proxy.toml{lines}"));
+    assert_eq!(load_error(&[("proxy.toml", "\n[agents]")]), format!("proxy.toml:2{lines}"));
     assert_eq!(
-        complaint(&[]),
+        load_error(&[]),
         "proxy.toml: cannot be read: No such file or directory (os error 2); --config FILE names another"
     );
 }

@@ -1,10 +1,10 @@
 //! What is refused about agents and clients, and in which words: each with its line and key.
 
-use super::refused;
+use super::assert_refused;
 
 #[test]
-fn agents_and_clients() {
-    refused(&[
+fn invalid_agents_and_clients_are_refused() {
+    assert_refused(&[
         (
             "[agents.cgi-bin]",
             ":1: agents.cgi-bin: cannot be an agent's name, since every path of WeCom starts with it",

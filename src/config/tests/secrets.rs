@@ -1,17 +1,17 @@
 //! Secrets: where they come from, and what is said when they do not.
 
-use super::{AGENT, complaint, directory, load_text, warnings};
+use super::{AGENT_TABLE, directory_with, load_error, load_text, warnings};
 use crate::{
-    config::{Node, Store, Topology},
+    config::{StoreConfig, StoreNode, Topology},
     secret::Masked,
 };
 
-fn with_secret(secret: &str) -> String {
+fn agent_table_with_secret(secret: &str) -> String {
     format!("[agents.hr]\ncorpid = \"ww1\"\nsecret = {secret}\n")
 }
 
 #[test]
-fn are_refused_without_being_shown() {
+fn invalid_secret_is_refused_without_being_shown() {
     for (secret, said) in [
         (
             "7",
@@ -65,48 +65,48 @@ fn are_refused_without_being_shown() {
         ),
     ] {
         let files = [
-            ("proxy.toml", &*with_secret(secret)),
+            ("proxy.toml", &*agent_table_with_secret(secret)),
             ("d/x", ""),
             ("newline", "\n"),
             ("two", "hunter2\nx\n"),
             ("xs", "xxxx\n"),
         ];
-        assert_eq!(complaint(&files), format!("proxy.toml:3: {said}"), "{secret}");
+        assert_eq!(load_error(&files), format!("proxy.toml:3: {said}"), "{secret}");
     }
 }
 
 #[test]
-fn are_warned_of_where_others_can_read_them() {
+fn readable_secret_is_warned_of() {
     assert_eq!(
-        warnings(&[("proxy.toml", &with_secret("\"hunter2\""))]),
+        warnings(&[("proxy.toml", &agent_table_with_secret("\"hunter2\""))]),
         [
             "proxy.toml:3: agents.hr.secret: stands in this file as plain text; write { env = \"NAME\" } or { file = \"path\" } instead"
         ]
     );
     assert_eq!(
-        warnings(&[("proxy.toml", &with_secret("{ file = \"f\" }")), ("f", "hunter2\n")]),
+        warnings(&[("proxy.toml", &agent_table_with_secret("{ file = \"f\" }")), ("f", "hunter2\n")]),
         [
             "proxy.toml:3: agents.hr.secret.file: \"f\" can be read by everybody on this machine; chmod o-r takes that back"
         ]
     );
-    assert_eq!(warnings(&[("proxy.toml", AGENT)]), [""; 0]);
+    assert_eq!(warnings(&[("proxy.toml", AGENT_TABLE)]), [""; 0]);
 }
 
 #[test]
-fn two_agents_with_one_secret_are_warned_of() {
-    let twin = AGENT.replace("[agents.hr]", "[agents.ops]");
+fn shared_credentials_are_warned_of() {
+    let twin = AGENT_TABLE.replace("[agents.hr]", "[agents.ops]");
     assert_eq!(
-        warnings(&[("proxy.toml", &format!("{AGENT}\n{twin}"))]),
+        warnings(&[("proxy.toml", &format!("{AGENT_TABLE}\n{twin}"))]),
         [
             "proxy.toml:5: agents.ops: has the corpid and secret of agents.hr; make them one agent, or each renewal may void the other's token"
         ]
     );
     let other_corp = twin.replace("ww1", "ww2");
-    assert_eq!(warnings(&[("proxy.toml", &format!("{AGENT}\n{other_corp}"))]), [""; 0]);
+    assert_eq!(warnings(&[("proxy.toml", &format!("{AGENT_TABLE}\n{other_corp}"))]), [""; 0]);
 }
 
 #[test]
-fn other_warnings() {
+fn insecure_settings_are_warned_of() {
     for (text, said) in [
         (
             "[upstream]\nurl = \"http://qyapi.example\"",
@@ -130,12 +130,12 @@ fn other_warnings() {
             "proxy.toml:2: clients.a.key: is the real secret of agents.hr; give the client a key of its own",
         ),
     ] {
-        assert_eq!(warnings(&[("proxy.toml", &format!("{text}\n{AGENT}"))]), [said]);
+        assert_eq!(warnings(&[("proxy.toml", &format!("{text}\n{AGENT_TABLE}"))]), [said]);
     }
 }
 
 #[test]
-fn a_store_that_makes_no_sense_is_refused() {
+fn invalid_store_is_refused() {
     const KEY: &str = "key = { env = \"LONG\" }";
     for (store, said) in [
         (
@@ -188,27 +188,27 @@ fn a_store_that_makes_no_sense_is_refused() {
             "tokens.store.redsi: unknown key \"redsi\"; did you mean \"redis\"? allowed: redis, cluster, sentinel, user, password, ca_file, prefix, key, old_key",
         ),
     ] {
-        let text = format!("tokens.store = {}\n{AGENT}", store.replace("KEY", KEY));
-        assert_eq!(complaint(&[("proxy.toml", &text)]), format!("proxy.toml:1: {said}"));
+        let text = format!("tokens.store = {}\n{AGENT_TABLE}", store.replace("KEY", KEY));
+        assert_eq!(load_error(&[("proxy.toml", &text)]), format!("proxy.toml:1: {said}"));
     }
 }
 
 #[test]
-fn a_store_is_read_in_each_of_its_forms() {
+fn store_is_parsed_in_each_form() {
     let read = |store: &str| {
-        let text = format!("tokens.store = {store}\n{AGENT}");
+        let text = format!("tokens.store = {store}\n{AGENT_TABLE}");
         load_text(&text).unwrap_or_else(|error| panic!("{error}")).tokens.store
     };
-    assert_eq!(read("\"memory\""), Store::Memory);
-    let Store::Redis(redis) =
+    assert_eq!(read("\"memory\""), StoreConfig::Memory);
+    let StoreConfig::Redis(redis) =
         read("{ redis = \"rediss://u%40x:p%2Fw@H:7000/3\", prefix = \"p:\", key = { env = \"LONG\" } }")
     else {
         panic!("a shared store");
     };
     assert_eq!((redis.tls, redis.database, redis.prefix.as_str()), (true, 3, "p:"));
     assert_eq!((redis.user.as_deref(), redis.password), (Some("u@x"), Some(Masked::new("p/w"))));
-    assert_eq!(redis.nodes, [Node { host: "h".to_owned(), port: 7000 }]);
-    let Store::Redis(redis) = read(
+    assert_eq!(redis.nodes, [StoreNode { host: "h".to_owned(), port: 7000 }]);
+    let StoreConfig::Redis(redis) = read(
         "{ redis = [\"redis://a\", \"redis://b:1\"], sentinel = \"m\", key = { env = \"LONG\" }, old_key = { env = \"LONG\" } }",
     ) else {
         panic!("a shared store");
@@ -221,19 +221,19 @@ fn a_store_is_read_in_each_of_its_forms() {
 /// Root reads whatever there is, so that the message is tried without a file.
 #[cfg(unix)]
 #[test]
-fn who_is_not_let_in_is_told() {
-    let directory = directory(&[("f", "")]);
+fn permission_denied_names_user_and_mode() {
+    let directory = directory_with(&[("f", "")]);
     let path = directory.path().join("f");
     std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
     let denied = std::io::Error::from(std::io::ErrorKind::PermissionDenied);
-    let said = super::super::files::unreadable(&path, &denied);
+    let said = super::super::files::unreadable_message(&path, &denied);
     assert!(
         said.starts_with("cannot be read: permission denied; user ") && said.contains("mode 600"),
         "{said}"
     );
-    let said = super::super::files::unreadable(&path.join("under-a-file"), &denied);
+    let said = super::super::files::unreadable_message(&path.join("under-a-file"), &denied);
     assert!(said.contains("each directory on the way"), "{said}");
     let missing = std::io::Error::from(std::io::ErrorKind::NotFound);
-    let said = super::super::files::unreadable(std::path::Path::new("proxy.toml"), &missing);
+    let said = super::super::files::unreadable_message(std::path::Path::new("proxy.toml"), &missing);
     assert!(said.contains("; it was looked for in /"), "{said}");
 }

@@ -5,23 +5,23 @@ use std::cell::Cell;
 use bytes::BytesMut;
 
 use super::head;
-pub use super::head::Habits;
+pub use super::head::RequestHeadCache;
 use crate::proxy::Request;
 
 /// Takes a request's head off what a client sent.
-pub fn request_head(buffer: &mut BytesMut, habits: &mut Habits) -> Option<Request> {
-    let head = head::take(buffer, habits).ok().flatten()?;
-    let head::Head { method, version, target, fields, .. } = head;
+pub fn request_head(buffer: &mut BytesMut, habits: &mut RequestHeadCache) -> Option<Request> {
+    let head = head::parse(buffer, habits).ok().flatten()?;
+    let head::RequestHead { method, version, target, headers: fields, .. } = head;
     Some(Request {
         method,
         version,
         target,
-        absolute: None,
-        flaw: None,
-        fields,
+        absolute_form: None,
+        malformed: None,
+        headers: fields,
         peer: None,
-        late: false,
+        draining: false,
         authorized: Cell::default(),
-        waits: Cell::default(),
+        waiting: Cell::default(),
     })
 }

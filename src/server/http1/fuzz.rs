@@ -4,15 +4,17 @@ use bytes::{Bytes, BytesMut};
 use http::{Method, StatusCode, Version};
 
 use super::head;
-pub use super::head::Habits;
+pub use super::head::RequestHeadCache;
 use crate::{
-    fields::Fields,
-    framing::{Framing, FramingError},
+    http1::{
+        framing::{Framing, FramingError},
+        headers::Headers,
+    },
     proxy::RequestTarget,
 };
 
 /// A request's head.
-pub struct RequestHead {
+pub struct FuzzedRequestHead {
     /// Its method.
     pub method: Method,
     /// HTTP/1.0 or HTTP/1.1.
@@ -22,7 +24,7 @@ pub struct RequestHead {
     /// The authority of a target in absolute form.
     pub authority: Option<Bytes>,
     /// Its header lines.
-    pub fields: Fields,
+    pub headers: Headers,
     /// How its body ends.
     pub framing: Result<Framing, FramingError>,
     /// Whether another request may follow.
@@ -30,11 +32,14 @@ pub struct RequestHead {
 }
 
 /// Takes a request's head off what a client sent with these habits. An error has the status that answers it.
-pub fn request_head(buffer: &mut BytesMut, habits: &mut Habits) -> Result<Option<RequestHead>, StatusCode> {
-    let Some(head) = head::take(buffer, habits).map_err(|malformed| malformed.status)? else {
+pub fn request_head(
+    buffer: &mut BytesMut,
+    habits: &mut RequestHeadCache,
+) -> Result<Option<FuzzedRequestHead>, StatusCode> {
+    let Some(head) = head::parse(buffer, habits).map_err(|malformed| malformed.status)? else {
         return Ok(None);
     };
     let persistent = head.is_persistent();
-    let head::Head { method, version, target, authority, fields, framing } = head;
-    Ok(Some(RequestHead { method, version, target, authority, fields, framing, persistent }))
+    let head::RequestHead { method, version, target, authority, headers: fields, framing } = head;
+    Ok(Some(FuzzedRequestHead { method, version, target, authority, headers: fields, framing, persistent }))
 }

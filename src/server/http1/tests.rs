@@ -16,7 +16,7 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, TlsConnector, client::TlsStream};
 
 use super::*;
-use crate::server::{LINGER, house::House};
+use crate::server::{LINGER_TIMEOUT, connection_limit::ConnectionLimiter};
 
 /// Both ends of a connection under TLS.
 async fn tls_pair() -> (Stream, TlsStream<UnixStream>) {
@@ -47,16 +47,16 @@ async fn tls_pair() -> (Stream, TlsStream<UnixStream>) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_takes_nothing_does_not_keep_its_seat() {
+async fn close_times_out_when_client_reads_nothing() {
     for still_sending in [false, true] {
         let (mut stream, _client) = tls_pair().await;
         let mut fill = |cx: &mut Context<'_>| Pin::new(&mut stream).poll_write(cx, &[0; 16 * 1024]);
         while poll_fn(|cx| Poll::Ready(fill(cx).is_ready())).await {}
-        let wire = Wire::new(stream);
-        let seat = House::new(1).free_seat().expect("a seat");
+        let wire = Transport::new(stream);
+        let seat = ConnectionLimiter::new(1).try_acquire().expect("a seat");
         let began = Instant::now();
-        let closed = timeout(10 * LINGER, close(&wire, still_sending, &seat)).await;
+        let closed = timeout(10 * LINGER_TIMEOUT, lingering_close(&wire, still_sending, &seat)).await;
         assert_eq!(closed, Ok(()), "it is closed at last");
-        assert!(began.elapsed() >= LINGER - Duration::from_millis(1), "and not before its time");
+        assert!(began.elapsed() >= LINGER_TIMEOUT - Duration::from_millis(1), "and not before its time");
     }
 }

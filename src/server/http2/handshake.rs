@@ -21,10 +21,10 @@ pub(super) const GOAWAY: [u8; 17] = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0
 /// The SETTINGS frame that hyper sends, byte for byte.
 pub(super) fn settings() -> Vec<u8> {
     let settings = [
-        (MAX_CONCURRENT_STREAMS, super::MAX_STREAMS),
-        (INITIAL_WINDOW_SIZE, super::STREAM_WINDOW),
+        (MAX_CONCURRENT_STREAMS, super::MAX_CONCURRENT_STREAMS),
+        (INITIAL_WINDOW_SIZE, super::STREAM_WINDOW_BYTES),
         (MAX_FRAME_SIZE, super::MAX_FRAME_BYTES),
-        (MAX_HEADER_LIST_SIZE, super::MAX_HEAD as u32),
+        (MAX_HEADER_LIST_SIZE, super::MAX_HEAD_BYTES as u32),
     ];
     let mut frame = vec![0, 0, 6 * settings.len() as u8, 4, 0, 0, 0, 0, 0];
     for (id, value) in settings {

@@ -1,20 +1,20 @@
 use super::*;
 
-async fn authorised(wecom: &Simulator, line: &str, body: impl Into<Bytes>) -> Got {
-    let token = token(wecom).await;
+async fn send_authorized(wecom: &Simulator, line: &str, body: impl Into<Bytes>) -> TestResponse {
+    let token = fetch_token(wecom).await;
     let joint = if line.contains('?') { '&' } else { '?' };
     send(wecom, request(&format!("{line}{joint}access_token={token}"), body)).await.expect("an answer")
 }
 
 #[tokio::test]
-async fn the_directory() {
-    let wecom = simulator().await;
-    let user = authorised(&wecom, "GET /cgi-bin/user/get?userid=zhangsan", "").await;
+async fn directory_reads_return_users_departments_and_tags() {
+    let wecom = start_simulator().await;
+    let user = send_authorized(&wecom, "GET /cgi-bin/user/get?userid=zhangsan", "").await;
     assert!(
         user.body.starts_with(r#"{"errcode":0,"errmsg":"ok","userid":"zhangsan","name":"张三","#.as_bytes())
     );
-    assert_eq!(authorised(&wecom, "GET /cgi-bin/user/get?userid=nobody", "").await.errcode(), 60111);
-    assert_eq!(authorised(&wecom, "GET /cgi-bin/user/get", "").await.errcode(), 41009);
+    assert_eq!(send_authorized(&wecom, "GET /cgi-bin/user/get?userid=nobody", "").await.errcode(), 60111);
+    assert_eq!(send_authorized(&wecom, "GET /cgi-bin/user/get", "").await.errcode(), 41009);
     for (line, list, length) in [
         ("GET /cgi-bin/user/simplelist?department_id=1", "userlist", 1),
         ("GET /cgi-bin/user/simplelist?department_id=1&fetch_child=1", "userlist", 6),
@@ -24,31 +24,31 @@ async fn the_directory() {
         ("GET /cgi-bin/tag/list", "taglist", 2),
         ("GET /cgi-bin/tag/get?tagid=1", "userlist", 2),
     ] {
-        let got = authorised(&wecom, line, "").await;
+        let got = send_authorized(&wecom, line, "").await;
         assert_eq!(got.json()[list].as_array().map(Vec::len), Some(length), "{line}");
     }
-    assert_eq!(authorised(&wecom, "GET /cgi-bin/user/list?department_id=9", "").await.errcode(), 60123);
-    assert_eq!(authorised(&wecom, "GET /cgi-bin/department/list?id=x", "").await.errcode(), 60123);
-    assert_eq!(authorised(&wecom, "GET /cgi-bin/tag/get?tagid=9", "").await.errcode(), 40068);
-    assert_eq!(wecom.executed("/cgi-bin/user/get"), 1);
+    assert_eq!(send_authorized(&wecom, "GET /cgi-bin/user/list?department_id=9", "").await.errcode(), 60123);
+    assert_eq!(send_authorized(&wecom, "GET /cgi-bin/department/list?id=x", "").await.errcode(), 60123);
+    assert_eq!(send_authorized(&wecom, "GET /cgi-bin/tag/get?tagid=9", "").await.errcode(), 40068);
+    assert_eq!(wecom.executed_count("/cgi-bin/user/get"), 1);
 }
 
 #[tokio::test]
-async fn an_app_reads_itself_and_no_other() {
-    let wecom = simulator().await;
-    let own = authorised(&wecom, "GET /cgi-bin/agent/get?agentid=1000002", "").await;
+async fn agent_get_of_another_agent_is_refused() {
+    let wecom = start_simulator().await;
+    let own = send_authorized(&wecom, "GET /cgi-bin/agent/get?agentid=1000002", "").await;
     assert_eq!((own.errcode(), &own.json()["agentid"]), (0, &1_000_002.into()));
     for (query, errcode) in
         [("?agentid=1000003", 301_002), ("?agentid=7", 40056), ("?agentid=x", 40056), ("", 41011)]
     {
         let line = format!("GET /cgi-bin/agent/get{query}");
-        assert_eq!(authorised(&wecom, &line, "").await.errcode(), errcode, "{query}");
+        assert_eq!(send_authorized(&wecom, &line, "").await.errcode(), errcode, "{query}");
     }
 }
 
 #[tokio::test]
-async fn the_directory_changes() {
-    let wecom = simulator().await;
+async fn directory_changes_are_validated_and_applied() {
+    let wecom = start_simulator().await;
     for (line, body, errcode) in [
         ("POST /cgi-bin/department/create", r#"{"name":"测试部","parentid":1}"#, 0),
         ("POST /cgi-bin/department/create", r#"{"name":"测试部","parentid":1}"#, 60008),
@@ -68,11 +68,11 @@ async fn the_directory_changes() {
         ("POST /cgi-bin/tag/addtagusers", r#"{"tagid":3,"userlist":["nobody"]}"#, 40070),
         ("POST /cgi-bin/tag/addtagusers", r#"{"tagid":99,"userlist":["new"]}"#, 40068),
     ] {
-        assert_eq!(authorised(&wecom, line, body).await.errcode(), errcode, "{line} {body}");
+        assert_eq!(send_authorized(&wecom, line, body).await.errcode(), errcode, "{line} {body}");
     }
-    let user = authorised(&wecom, "GET /cgi-bin/user/get?userid=new", "").await.json();
+    let user = send_authorized(&wecom, "GET /cgi-bin/user/get?userid=new", "").await.json();
     assert_eq!((user["name"].as_str(), &user["department"]), (Some("旧人"), &serde_json::json!([5])));
-    let tag = authorised(&wecom, "GET /cgi-bin/tag/get?tagid=3", "").await.json();
+    let tag = send_authorized(&wecom, "GET /cgi-bin/tag/get?tagid=3", "").await.json();
     assert_eq!((tag["tagname"].as_str(), tag["userlist"][0]["userid"].as_str()), (Some("早班"), Some("new")));
     for (line, body, errcode) in [
         ("POST /cgi-bin/tag/deltagusers", r#"{"tagid":3,"userlist":["new"]}"#, 0),
@@ -84,15 +84,15 @@ async fn the_directory_changes() {
         ("GET /cgi-bin/user/delete?userid=new", "", 60111),
         ("GET /cgi-bin/department/delete?id=5", "", 0),
     ] {
-        assert_eq!(authorised(&wecom, line, body).await.errcode(), errcode, "{line} {body}");
+        assert_eq!(send_authorized(&wecom, line, body).await.errcode(), errcode, "{line} {body}");
     }
 }
 
 #[tokio::test]
-async fn messages_are_checked_and_kept() {
-    let wecom = simulator().await;
+async fn messages_are_validated_and_stored() {
+    let wecom = start_simulator().await;
     let good = r#"{"touser":"lisi|nobody","msgtype":"text","agentid":1000002,"text":{"content":"你好"}}"#;
-    let got = authorised(&wecom, "POST /cgi-bin/message/send", good).await;
+    let got = send_authorized(&wecom, "POST /cgi-bin/message/send", good).await;
     assert_eq!((got.errcode(), got.json()["invaliduser"].as_str()), (0, Some("nobody")));
     assert!(got.json()["msgid"].is_string());
     for (body, errcode) in [
@@ -105,10 +105,14 @@ async fn messages_are_checked_and_kept() {
         (r#"{"touser":"","agentid":1,"msgtype":"text","text":{"content":"x"}}"#, 81013),
         (r#"{"touser":"lisi","msgtype":"text","text":{"content":"x"}}"#, 41011),
     ] {
-        assert_eq!(authorised(&wecom, "POST /cgi-bin/message/send", body).await.errcode(), errcode, "{body}");
+        assert_eq!(
+            send_authorized(&wecom, "POST /cgi-bin/message/send", body).await.errcode(),
+            errcode,
+            "{body}"
+        );
     }
     let long = vec![b' '; (2 << 20) + 1];
-    assert_eq!(authorised(&wecom, "POST /cgi-bin/message/send", long).await.errcode(), 45001);
+    assert_eq!(send_authorized(&wecom, "POST /cgi-bin/message/send", long).await.errcode(), 45001);
     let hook = "POST /cgi-bin/webhook/send?key=";
     let key = "00000000-1111-2222-3333-444444444444";
     let note = r#"{"msgtype":"markdown","markdown":{"content":"**up**"}}"#;
@@ -121,14 +125,14 @@ async fn messages_are_checked_and_kept() {
         (Some("hr"), &"你好".into())
     );
     assert_eq!((messages[1].agent.as_deref(), &messages[1].body["msgtype"]), (None, &"markdown".into()));
-    assert_eq!(wecom.executed("/cgi-bin/message/send"), 1);
+    assert_eq!(wecom.executed_count("/cgi-bin/message/send"), 1);
 }
 
 #[tokio::test]
-async fn a_file_goes_up_and_comes_down_whole_and_in_part() {
-    let wecom = simulator().await;
-    let token = token(&wecom).await;
-    let file = generated(7, 5000);
+async fn uploaded_file_downloads_complete_and_by_range() {
+    let wecom = start_simulator().await;
+    let token = fetch_token(&wecom).await;
+    let file = generated_bytes(7, 5000);
     let mut body = b"--xx\r\nContent-Disposition: form-data; name=\"media\"; filename=\"\xe8\xae\xb0.pdf\"; filelength=5000\r\n\
         Content-Type: application/pdf\r\n\r\n".to_vec();
     body.extend_from_slice(&file);
@@ -164,40 +168,42 @@ async fn a_file_goes_up_and_comes_down_whole_and_in_part() {
     );
     let unknown = call(&wecom, &format!("GET /cgi-bin/media/get?media_id=x&access_token={token}")).await;
     assert_eq!((unknown.status, unknown.errcode()), (StatusCode::OK, 40007));
-    assert_eq!(authorised(&wecom, "POST /cgi-bin/media/upload?type=file", "{}").await.errcode(), 41005);
+    assert_eq!(send_authorized(&wecom, "POST /cgi-bin/media/upload?type=file", "{}").await.errcode(), 41005);
 }
 
 #[tokio::test]
-async fn a_generated_file_has_its_bytes_at_every_place() {
-    let wecom = simulator().await;
-    let line =
-        format!("GET /cgi-bin/media/get?media_id=generated-1000000&access_token={}", token(&wecom).await);
+async fn generated_file_matches_its_pattern_at_every_offset() {
+    let wecom = start_simulator().await;
+    let line = format!(
+        "GET /cgi-bin/media/get?media_id=generated-1000000&access_token={}",
+        fetch_token(&wecom).await
+    );
     let whole = call(&wecom, &line).await;
     assert_eq!((whole.header("content-length"), whole.body.len()), ("1000000", 1_000_000));
     let mut at = 0;
     while at < whole.body.len() {
-        let expected = generated(at as u64, whole.body.len() - at);
+        let expected = generated_bytes(at as u64, whole.body.len() - at);
         assert_eq!(whole.body[at..at + expected.len()], expected);
         at += expected.len();
     }
     let mut down = request(&line, "");
     down.headers_mut().insert("range", "bytes=999990-".parse().unwrap());
-    assert_eq!(send(&wecom, down).await.unwrap().body, generated(999_990, 10));
+    assert_eq!(send(&wecom, down).await.unwrap().body, generated_bytes(999_990, 10));
     let head = call(&wecom, &line.replace("GET", "HEAD")).await;
     assert_eq!((head.header("content-length"), head.body.len()), ("1000000", 0));
 }
 
 #[tokio::test]
-async fn tickets_and_addresses() {
-    let wecom = simulator().await;
-    let first = authorised(&wecom, "GET /cgi-bin/get_jsapi_ticket", "").await;
+async fn tickets_are_reused_and_ip_list_leads_errcode() {
+    let wecom = start_simulator().await;
+    let first = send_authorized(&wecom, "GET /cgi-bin/get_jsapi_ticket", "").await;
     let ticket = first.json()["ticket"].as_str().unwrap().to_owned();
     assert_eq!(first.body, format!(r#"{{"errcode":0,"errmsg":"ok","ticket":"{ticket}","expires_in":7200}}"#));
-    assert_eq!(authorised(&wecom, "GET /cgi-bin/get_jsapi_ticket", "").await.json()["ticket"], *ticket);
-    let agents = authorised(&wecom, "GET /cgi-bin/ticket/get?type=agent_config", "").await;
+    assert_eq!(send_authorized(&wecom, "GET /cgi-bin/get_jsapi_ticket", "").await.json()["ticket"], *ticket);
+    let agents = send_authorized(&wecom, "GET /cgi-bin/ticket/get?type=agent_config", "").await;
     assert_ne!(agents.json()["ticket"], *ticket);
-    assert_eq!(authorised(&wecom, "GET /cgi-bin/ticket/get", "").await.errcode(), 40035);
-    let listed = authorised(&wecom, "GET /cgi-bin/getcallbackip", "").await;
+    assert_eq!(send_authorized(&wecom, "GET /cgi-bin/ticket/get", "").await.errcode(), 40035);
+    let listed = send_authorized(&wecom, "GET /cgi-bin/getcallbackip", "").await;
     assert!(
         listed.body.starts_with(br#"{"ip_list":["#)
             && listed.body.ends_with(br#"],"errcode":0,"errmsg":"ok"}"#)
@@ -210,9 +216,9 @@ async fn tickets_and_addresses() {
 }
 
 #[tokio::test]
-async fn the_echo_says_all_but_the_token() {
-    let wecom = simulator().await;
-    let token = token(&wecom).await;
+async fn echo_omits_the_token() {
+    let wecom = start_simulator().await;
+    let token = fetch_token(&wecom).await;
     let line = format!("PATCH /cgi-bin/simulator/echo?&a=%20b+c&access_token={token}&z");
     let got = send(&wecom, request(&line, "abc")).await.unwrap();
     let json = got.json();
@@ -225,7 +231,7 @@ async fn the_echo_says_all_but_the_token() {
     let record = &records[1];
     assert_eq!(record.query, "&a=%20b+c&access_token=token#1&z");
     assert_eq!((record.agent.as_deref(), record.token, record.errcode), (Some("hr"), Some(1), Some(0)));
-    assert_eq!((record.body_bytes, record.header("host")), (3, vec!["qyapi.weixin.qq.com"]));
+    assert_eq!((record.body_bytes, record.header_values("host")), (3, vec!["qyapi.weixin.qq.com"]));
     assert_eq!(record.body_sha256.as_deref(), json["body_sha256"].as_str());
     let open = call(&wecom, "GET /cgi-bin/service/echo?suite_access_token=s&access_token=other").await;
     assert_eq!(open.json()["query"], "suite_access_token=s&access_token=");

@@ -5,13 +5,13 @@ use tokio_rustls::{TlsConnector, rustls};
 
 use super::*;
 
-async fn raw(wecom: &Simulator, head: &str) -> TcpStream {
+async fn open_raw(wecom: &Simulator, head: &str) -> TcpStream {
     let mut socket = TcpStream::connect(wecom.api_addr()).await.unwrap();
     socket.write_all(head.as_bytes()).await.unwrap();
     socket
 }
 
-async fn until(socket: &mut TcpStream, end: &str) -> String {
+async fn read_until(socket: &mut TcpStream, end: &str) -> String {
     let mut text = Vec::new();
     while !text.ends_with(end.as_bytes()) {
         text.push(socket.read_u8().await.expect("more bytes"));
@@ -19,7 +19,7 @@ async fn until(socket: &mut TcpStream, end: &str) -> String {
     String::from_utf8(text).unwrap()
 }
 
-async fn open_h2(wecom: &Simulator) -> http2::SendRequest<Full<Bytes>> {
+async fn connect_http2(wecom: &Simulator) -> http2::SendRequest<Full<Bytes>> {
     let socket = TcpStream::connect(wecom.api_addr()).await.unwrap();
     let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(socket));
     let (sender, connection) = handshake.await.unwrap();
@@ -27,71 +27,74 @@ async fn open_h2(wecom: &Simulator) -> http2::SendRequest<Full<Bytes>> {
     sender
 }
 
-async fn in_time<T>(future: impl Future<Output = T>) -> T {
+async fn with_timeout<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(std::time::Duration::from_secs(10), future).await.expect("in time")
 }
 
 #[tokio::test]
-async fn a_refused_upload_is_answered_before_its_body_is_here() {
-    let wecom = simulator().await;
+async fn refused_upload_gets_its_response_before_the_body() {
+    let wecom = start_simulator().await;
     let head = "POST /cgi-bin/media/upload?type=file&access_token=void HTTP/1.1\r\nHost: x\r\nContent-Length: 6\r\n\r\nabc";
-    let mut socket = raw(&wecom, head).await;
-    let answer = in_time(until(&mut socket, "}")).await;
+    let mut socket = open_raw(&wecom, head).await;
+    let answer = with_timeout(read_until(&mut socket, "}")).await;
     assert!(
         answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.contains("Error-Code: 40014\r\n"),
         "{answer}"
     );
     // The rest is read all the same, and the connection serves on.
     socket.write_all(b"defGET /cgi-bin/tag/list HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
-    assert!(in_time(until(&mut socket, "}")).await.contains("Error-Code: 41001\r\n"));
+    assert!(with_timeout(read_until(&mut socket, "}")).await.contains("Error-Code: 41001\r\n"));
     wecom.wait_until(|seen| seen.requests().all(|record| record.body_sha256.is_some())).await.unwrap();
     assert_eq!(wecom.requests()[0].body_bytes, 6);
-    assert_eq!(wecom.look(|seen| seen.connections()), 1);
+    assert_eq!(wecom.observe(|seen| seen.connection_count()), 1);
 }
 
 #[tokio::test]
-async fn who_waits_to_continue_is_refused_without() {
-    let wecom = simulator().await;
+async fn expect_continue_on_refusal_gets_no_100() {
+    let wecom = start_simulator().await;
     let head = "POST /cgi-bin/media/upload?type=file HTTP/1.1\r\nHost: x\r\nContent-Length: 6\r\nExpect: 100-continue\r\n\r\n";
-    let mut socket = raw(&wecom, head).await;
+    let mut socket = open_raw(&wecom, head).await;
     let mut answer = String::new();
-    in_time(socket.read_to_string(&mut answer)).await.unwrap();
+    with_timeout(socket.read_to_string(&mut answer)).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
-    let token = token(&wecom).await;
+    let token = fetch_token(&wecom).await;
     let head =
         format!("PUT /cgi-bin/simulator/sink?access_token={token} HTTP/1.0\r\nContent-Length: 3\r\n\r\nabc");
     let mut answer = String::new();
-    in_time(raw(&wecom, &head).await.read_to_string(&mut answer)).await.unwrap();
+    with_timeout(open_raw(&wecom, &head).await.read_to_string(&mut answer)).await.unwrap();
     assert!(answer.starts_with("HTTP/1.0 200 OK\r\n") && answer.contains("\"body_bytes\":3"), "{answer}");
 }
 
 #[tokio::test]
-async fn http_2_without_tls() {
-    let wecom = simulator().await;
-    let mut sender = open_h2(&wecom).await;
-    let uri = format!("http://x/cgi-bin/gettoken?{HR}");
+async fn http2_prior_knowledge_is_served() {
+    let wecom = start_simulator().await;
+    let mut sender = connect_http2(&wecom).await;
+    let uri = format!("http://x/cgi-bin/gettoken?{HR_CREDENTIALS}");
     let get = || Request::get(&uri).body(Full::<Bytes>::default()).unwrap();
-    let got = read(sender.send_request(get()).await.unwrap()).await.unwrap();
+    let got = read_response(sender.send_request(get()).await.unwrap()).await.unwrap();
     assert_eq!((got.errcode(), got.header("content-length").parse()), (0, Ok(got.body.len())));
     assert_eq!(wecom.requests()[0].version, "HTTP/2.0");
-    for when in [When::Head, When::Body] {
-        let mut sender = open_h2(&wecom).await;
+    for when in [DropPoint::AfterHead, DropPoint::MidBody] {
+        let mut sender = connect_http2(&wecom).await;
         wecom.inject(Fault::drop(when)).unwrap();
         let answer = sender.send_request(get()).await.unwrap();
-        assert!(read(answer).await.is_err());
+        assert!(read_response(answer).await.is_err());
     }
-    for when in [When::Arrival, When::Before] {
-        let mut sender = open_h2(&wecom).await;
+    for when in [DropPoint::OnArrival, DropPoint::BeforeResponse] {
+        let mut sender = connect_http2(&wecom).await;
         wecom.inject(Fault::drop(when)).unwrap();
         assert!(sender.send_request(get()).await.is_err());
     }
     drop(sender);
-    wecom.wait_until(|seen| seen.connections_open() == 0).await.unwrap();
-    assert_eq!(wecom.look(|seen| (seen.connections(), seen.executed("/cgi-bin/gettoken"))), (5, 4));
+    wecom.wait_until(|seen| seen.open_connections() == 0).await.unwrap();
+    assert_eq!(
+        wecom.observe(|seen| (seen.connection_count(), seen.executed_count("/cgi-bin/gettoken"))),
+        (5, 4)
+    );
 }
 
 #[tokio::test]
-async fn tls_with_and_without_http_2() {
+async fn tls_serves_the_alpn_protocol() {
     let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
     let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -100,8 +103,9 @@ async fn tls_with_and_without_http_2() {
     let mut server =
         server.unwrap().with_no_client_auth().with_single_cert(vec![made.cert.der().clone()], key).unwrap();
     server.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    let wecom =
-        Simulator::local(Settings { tls: Some(Arc::new(server)), ..Settings::default() }).await.unwrap();
+    let wecom = Simulator::start_local(Settings { tls: Some(Arc::new(server)), ..Settings::default() })
+        .await
+        .unwrap();
     let mut roots = rustls::RootCertStore::empty();
     roots.add(made.cert.der().clone()).unwrap();
     for (alpn, version) in [(&b"h2"[..], "HTTP/2.0"), (b"http/1.1", "HTTP/1.1")] {
@@ -113,7 +117,7 @@ async fn tls_with_and_without_http_2() {
         let name = "localhost".try_into().unwrap();
         let stream = TlsConnector::from(Arc::new(client)).connect(name, socket).await.unwrap();
         assert_eq!(stream.get_ref().1.alpn_protocol(), Some(alpn));
-        let get = Request::get(format!("https://localhost/cgi-bin/gettoken?{HR}"));
+        let get = Request::get(format!("https://localhost/cgi-bin/gettoken?{HR_CREDENTIALS}"));
         let get = get.body(Full::<Bytes>::default()).unwrap();
         let io = TokioIo::new(stream);
         let answer = if alpn == b"h2" {
@@ -125,55 +129,55 @@ async fn tls_with_and_without_http_2() {
             tokio::spawn(connection);
             sender.send_request(get).await.unwrap()
         };
-        assert_eq!(read(answer).await.unwrap().errcode(), 0);
+        assert_eq!(read_response(answer).await.unwrap().errcode(), 0);
         assert_eq!(wecom.requests().last().unwrap().version, version);
     }
 }
 
 #[tokio::test]
-async fn connections_end_with_the_simulator_and_when_told_to() {
-    let wecom = simulator().await;
-    let mut idle = raw(&wecom, "").await;
-    wecom.wait_until(|seen| seen.connections_open() == 1).await.unwrap();
-    wecom.disconnect();
-    assert_eq!(in_time(idle.read(&mut [0])).await.unwrap(), 0);
-    let mut idle = raw(&wecom, "").await;
-    wecom.wait_until(|seen| seen.connections_open() == 1).await.unwrap();
+async fn connections_close_on_disconnect_and_on_drop() {
+    let wecom = start_simulator().await;
+    let mut idle = open_raw(&wecom, "").await;
+    wecom.wait_until(|seen| seen.open_connections() == 1).await.unwrap();
+    wecom.close_connections();
+    assert_eq!(with_timeout(idle.read(&mut [0])).await.unwrap(), 0);
+    let mut idle = open_raw(&wecom, "").await;
+    wecom.wait_until(|seen| seen.open_connections() == 1).await.unwrap();
     let (api, clone) = (wecom.api_addr(), wecom.clone());
     drop(wecom);
     assert_eq!(call(&clone, "GET /cgi-bin/tag/list").await.errcode(), 41001);
     drop(clone);
-    assert_eq!(in_time(idle.read(&mut [0])).await.unwrap(), 0);
-    in_time(async { while TcpStream::connect(api).await.is_ok() {} }).await;
+    assert_eq!(with_timeout(idle.read(&mut [0])).await.unwrap(), 0);
+    with_timeout(async { while TcpStream::connect(api).await.is_ok() {} }).await;
 }
 
 #[tokio::test]
-async fn another_simulator_takes_the_place_of_one_that_stopped() {
-    let wecom = simulator().await;
-    let mut idle = raw(&wecom, "").await;
-    wecom.wait_until(|seen| seen.connections_open() == 1).await.unwrap();
-    in_time(wecom.stop()).await;
-    assert_eq!(in_time(idle.read(&mut [0])).await.unwrap(), 0);
+async fn stopped_simulator_frees_its_addresses() {
+    let wecom = start_simulator().await;
+    let mut idle = open_raw(&wecom, "").await;
+    wecom.wait_until(|seen| seen.open_connections() == 1).await.unwrap();
+    with_timeout(wecom.stop()).await;
+    assert_eq!(with_timeout(idle.read(&mut [0])).await.unwrap(), 0);
     assert!(TcpStream::connect(wecom.api_addr()).await.is_err());
     let next = Simulator::start(Settings::default(), wecom.api_addr(), wecom.control_addr()).await.unwrap();
     assert_eq!(call(&next, "GET /cgi-bin/tag/list").await.errcode(), 41001);
 }
 
 #[tokio::test]
-async fn a_thousand_who_come_while_it_is_busy_wait_in_the_kernel() {
-    let wecom = simulator().await;
+async fn thousand_connects_while_busy_wait_in_the_backlog() {
+    let wecom = start_simulator().await;
     // None of this gives the simulator's tasks a turn.
     let seconds = std::time::Duration::from_secs(10);
     let come = |_| std::net::TcpStream::connect_timeout(&wecom.api_addr(), seconds);
     let lines: Vec<_> = (0..1000).map(come).collect::<Result<_, _>>().expect("room for all");
-    wecom.wait_until(|seen| seen.connections_open() == 1000).await.unwrap();
+    wecom.wait_until(|seen| seen.open_connections() == 1000).await.unwrap();
     drop(lines);
 }
 
 #[tokio::test]
-async fn a_large_body_streams_through_the_sink() {
-    let wecom = simulator().await;
-    let token = token(&wecom).await;
+async fn sink_streams_a_large_body() {
+    let wecom = start_simulator().await;
+    let token = fetch_token(&wecom).await;
     let body = vec![7; 16 << 20];
     let got =
         send(&wecom, request(&format!("POST /cgi-bin/simulator/sink?access_token={token}"), body)).await;

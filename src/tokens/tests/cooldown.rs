@@ -1,49 +1,53 @@
 //! The pause after a renewal that refusals caused.
 
-use super::{
-    super::{PathKey, Replacement},
-    fake::{Fake, Says, held, pass, path},
-};
+use super::fake_gettoken::{FakeGettoken, FakeResponse, advance, path, throttled_seconds};
+use crate::tokens::{PathKey, Replacement};
 
 /// A cooldown of ten seconds is not ended by a path that never worked, and not twice by those that did.
 #[tokio::test(start_paused = true)]
-async fn a_working_path_ends_a_cooldown_early_and_the_next_runs_full() {
-    let fake = Fake::new(7200);
-    let slot = fake.slot();
-    let token = slot.current().await.expect("a token");
-    let paths: Vec<_> = (0..4).map(|nth| PathKey::of(&format!("/cgi-bin/works/{nth}"))).collect();
-    paths.iter().for_each(|path| token.worked_on(*path));
-    let never = PathKey::of("/cgi-bin/never");
-    fake.then_always(Says::Same);
-    assert!(matches!(slot.replace(&token, never).await, Replacement::SameAgain(_)));
-    assert_eq!(held(slot.replace(&token, never).await), 10.0);
-    pass(1.0).await;
-    assert!(matches!(slot.replace(&token, paths[0]).await, Replacement::SameAgain(_)), "it ends early");
-    assert_eq!(held(slot.replace(&token, paths[1]).await), 10.0, "this one runs full");
-    pass(9.9).await;
-    assert_eq!(held(slot.replace(&token, paths[2]).await), 0.0);
-    pass(0.1).await;
-    assert!(matches!(slot.replace(&token, never).await, Replacement::SameAgain(_)));
-    assert!(matches!(slot.replace(&token, paths[3]).await, Replacement::SameAgain(_)), "it ends early again");
+async fn accepted_path_ends_cooldown_early_but_not_twice() {
+    let fake = FakeGettoken::new(7200);
+    let slot = fake.agent_token();
+    let token = slot.current_or_fetch().await.expect("a token");
+    let paths: Vec<_> = (0..4).map(|nth| PathKey::from_path(&format!("/cgi-bin/works/{nth}"))).collect();
+    paths.iter().for_each(|path| token.mark_accepted_on(*path));
+    let never = PathKey::from_path("/cgi-bin/never");
+    fake.set_default_response(FakeResponse::SameToken);
+    assert!(matches!(slot.replace_refused(&token, never).await, Replacement::Unchanged(_)));
+    assert_eq!(throttled_seconds(slot.replace_refused(&token, never).await), 10.0);
+    advance(1.0).await;
+    assert!(
+        matches!(slot.replace_refused(&token, paths[0]).await, Replacement::Unchanged(_)),
+        "it ends early"
+    );
+    assert_eq!(throttled_seconds(slot.replace_refused(&token, paths[1]).await), 10.0, "this one runs full");
+    advance(9.9).await;
+    assert_eq!(throttled_seconds(slot.replace_refused(&token, paths[2]).await), 0.0);
+    advance(0.1).await;
+    assert!(matches!(slot.replace_refused(&token, never).await, Replacement::Unchanged(_)));
+    assert!(
+        matches!(slot.replace_refused(&token, paths[3]).await, Replacement::Unchanged(_)),
+        "it ends early again"
+    );
     assert_eq!(fake.calls(), 5);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_cooldown_begins_with_the_gettoken_though_its_caller_left() {
-    let fake = Fake::new(24 * 3600);
-    fake.then_always(Says::New);
-    let slot = fake.slot();
-    let user = PathKey::of("/cgi-bin/user/list");
+async fn cooldown_starts_although_the_caller_left() {
+    let fake = FakeGettoken::new(24 * 3600);
+    fake.set_default_response(FakeResponse::NewToken);
+    let slot = fake.agent_token();
+    let user = PathKey::from_path("/cgi-bin/user/list");
     for _ in 0..600 {
-        let token = slot.current().await.expect("a token");
-        token.worked_on(user);
+        let token = slot.current_or_fetch().await.expect("a token");
+        token.mark_accepted_on(user);
         // The caller leaves before its second try.
-        let _ = slot.replace(&token, path()).await;
-        pass(0.1).await;
+        let _ = slot.replace_refused(&token, path()).await;
+        advance(0.1).await;
     }
     assert_eq!(fake.calls(), 7, "one every ten seconds");
     // A path on which the new token works is not held up by the one that always refuses.
-    let token = slot.current().await.expect("a token");
-    token.worked_on(user);
-    assert!(matches!(slot.replace(&token, user).await, Replacement::Renewed(_)));
+    let token = slot.current_or_fetch().await.expect("a token");
+    token.mark_accepted_on(user);
+    assert!(matches!(slot.replace_refused(&token, user).await, Replacement::Refreshed(_)));
 }

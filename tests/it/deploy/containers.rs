@@ -7,7 +7,8 @@ use tempfile::TempDir;
 use toml::Table;
 
 use super::{
-    file, manifest_names, passes_check, program, seconds, shutdown_grace, succeed, text, with, yaml,
+    assert_check_passes, manifest_names, parse_seconds, program_command, read_text, replace_all,
+    repository_file, run_ok, shutdown_grace, yaml,
 };
 use crate::process::{python, run_wecom_proxy};
 
@@ -20,23 +21,28 @@ fn texts(list: &Value) -> Vec<&str> {
 }
 
 #[tokio::test]
-async fn docker_compose_understands_its_file() {
+async fn compose_file_is_valid() {
     let dir = TempDir::new().expect("a directory");
     let path = dir.path().join("compose.yaml");
     // Debian 12's version does not know this key yet.
-    fs::write(&path, with(&text(COMPOSE), &[("\nname: wecom-proxy\n", "\n")])).expect("a file");
-    let mut command = program("docker-compose", "--version");
-    command.arg("-f").arg(path).arg("--project-directory").arg(file("deploy/compose")).arg("config");
-    succeed(command).await;
+    fs::write(&path, replace_all(&read_text(COMPOSE), &[("\nname: wecom-proxy\n", "\n")])).expect("a file");
+    let mut command = program_command("docker-compose", "--version");
+    command
+        .arg("-f")
+        .arg(path)
+        .arg("--project-directory")
+        .arg(repository_file("deploy/compose"))
+        .arg("config");
+    run_ok(command).await;
 }
 
 #[tokio::test]
-async fn the_compose_file_fits_together() {
+async fn compose_file_is_consistent() {
     let compose = &yaml(COMPOSE).await[0];
     let [proxy, valkey, prometheus] =
         ["proxy", "valkey", "prometheus"].map(|name| &compose["services"][name]);
-    let config: Table = text(COMPOSE_CONFIG).parse().expect("TOML");
-    assert!(seconds(proxy["stop_grace_period"].as_str().expect("a time")) > shutdown_grace());
+    let config: Table = read_text(COMPOSE_CONFIG).parse().expect("TOML");
+    assert!(parse_seconds(proxy["stop_grace_period"].as_str().expect("a time")) > shutdown_grace());
     let mounts = texts(&proxy["volumes"]);
     assert!(mounts.contains(&"./config:/etc/wecom-proxy:ro"), "{mounts:?}");
     assert!(config["server"]["listen"].as_str().is_some_and(|listen| listen.ends_with(":8080")));
@@ -61,10 +67,10 @@ async fn the_compose_file_fits_together() {
 }
 
 #[tokio::test]
-async fn the_compose_file_has_what_its_configuration_needs() {
-    let (compose, config) = (&yaml(COMPOSE).await[0], text(COMPOSE_CONFIG));
+async fn compose_config_passes_check() {
+    let (compose, config) = (&yaml(COMPOSE).await[0], read_text(COMPOSE_CONFIG));
     let names = texts(&compose["services"]["proxy"]["secrets"]);
-    passes_check(&config, "/run/secrets", &names).await;
+    assert_check_passes(&config, "/run/secrets", &names).await;
 }
 
 async fn manifest(kind: &str) -> &'static Value {
@@ -77,13 +83,13 @@ async fn manifest(kind: &str) -> &'static Value {
 }
 
 #[tokio::test]
-async fn kubernetes_understands_the_manifests() {
+async fn kubernetes_manifests_are_valid() {
     let mut command = Command::new(python());
     command.args(["-c", "from kubernetes_validate.__main__ import main; main()", "--strict"]);
     let names = manifest_names();
     assert_eq!(names.len(), 6, "{names:?}");
-    command.args(names.iter().map(|name| file(name)));
-    let ended = succeed(command).await;
+    command.args(names.iter().map(|name| repository_file(name)));
+    let ended = run_ok(command).await;
     let said = ended.out + &ended.err;
     assert_eq!(said.matches(" passed for resource ").count(), names.len(), "{said}");
     // kubectl apply -f with the directory must not put an example in the place of the secret.
@@ -95,7 +101,7 @@ async fn kubernetes_understands_the_manifests() {
 }
 
 #[tokio::test]
-async fn a_replica_leaves_in_order_and_has_no_rights() {
+async fn kubernetes_pod_drains_and_has_no_privileges() {
     let deployment = manifest("Deployment").await;
     let (labels, pod) =
         (&deployment["spec"]["template"]["metadata"]["labels"], &deployment["spec"]["template"]["spec"]);
@@ -124,7 +130,7 @@ async fn a_replica_leaves_in_order_and_has_no_rights() {
 }
 
 #[tokio::test]
-async fn the_manifests_fit_the_configuration() {
+async fn kubernetes_manifests_match_the_configuration() {
     let (config, deployment) = (manifest("ConfigMap").await, manifest("Deployment").await);
     let config = config["data"]["proxy.toml"].as_str().expect("a text");
     let pod = &deployment["spec"]["template"]["spec"];
@@ -141,7 +147,7 @@ async fn the_manifests_fit_the_configuration() {
     let secret = manifest("Secret").await;
     let names: Vec<_> =
         secret["stringData"].as_object().expect("secrets").keys().map(String::as_str).collect();
-    passes_check(config, &mount("secrets"), &names).await;
+    assert_check_passes(config, &mount("secrets"), &names).await;
     let table: Table = config.parse().expect("TOML");
     for port in container["ports"].as_array().expect("ports") {
         let section = if port["name"] == "admin" { "admin" } else { "server" };
@@ -156,7 +162,7 @@ async fn the_manifests_fit_the_configuration() {
 
 /// The instructions of the Dockerfile, each as its name and the rest.
 fn dockerfile() -> Vec<(String, String)> {
-    let text = text("Dockerfile").replace("\\\n", " ");
+    let text = read_text("Dockerfile").replace("\\\n", " ");
     let lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
     lines
         .map(|line| line.split_once(' ').expect("an instruction"))
@@ -165,11 +171,14 @@ fn dockerfile() -> Vec<(String, String)> {
 }
 
 #[tokio::test]
-async fn the_image_starts_what_there_is() {
-    let (lines, ignored) = (dockerfile(), text(".dockerignore"));
+async fn image_copies_and_starts_what_exists() {
+    let (lines, ignored) = (dockerfile(), read_text(".dockerignore"));
     for (name, rest) in lines.iter().filter(|(name, rest)| name == "COPY" && !rest.starts_with("--from")) {
         for source in rest.split_whitespace().rev().skip(1) {
-            assert!(file(source).exists() && ignored.contains(&format!("!{source}\n")), "{name} {source}");
+            assert!(
+                repository_file(source).exists() && ignored.contains(&format!("!{source}\n")),
+                "{name} {source}"
+            );
         }
     }
     let last = |name: &str| {

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fs, process::Command};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{file, program, succeed, text, with, yaml};
+use super::{program_command, read_text, replace_all, repository_file, run_ok, yaml};
 
 /// Every metric that there is.
 const METRICS: [&str; 22] = [
@@ -34,17 +34,17 @@ const METRICS: [&str; 22] = [
 ];
 
 fn promtool(arguments: &[&str]) -> Command {
-    let mut command = program("promtool", "--version");
-    command.args(arguments).current_dir(file("deploy/prometheus"));
+    let mut command = program_command("promtool", "--version");
+    command.args(arguments).current_dir(repository_file("deploy/prometheus"));
     command
 }
 
 fn dashboard() -> Value {
-    serde_json::from_str(&text("deploy/grafana/wecom-proxy.json")).expect("JSON")
+    serde_json::from_str(&read_text("deploy/grafana/wecom-proxy.json")).expect("JSON")
 }
 
 /// What each panel of the dashboard asks for, with values for its variables.
-fn queries(dashboard: &Value) -> Vec<String> {
+fn dashboard_queries(dashboard: &Value) -> Vec<String> {
     let panels = dashboard["panels"].as_array().expect("panels").iter();
     let targets = panels.flat_map(|panel| panel["targets"].as_array().into_iter().flatten());
     let text = |target: &Value| target["expr"].as_str().expect("a query").to_owned();
@@ -52,7 +52,7 @@ fn queries(dashboard: &Value) -> Vec<String> {
 }
 
 /// The expressions and the names of the alerts.
-async fn rules() -> (Vec<String>, BTreeSet<String>) {
+async fn alert_rules() -> (Vec<String>, BTreeSet<String>) {
     let rules = &yaml("deploy/prometheus/rules.yml").await[0];
     let rules = rules["groups"][0]["rules"].as_array().expect("rules");
     let all = |key: &str| -> Vec<String> {
@@ -62,7 +62,7 @@ async fn rules() -> (Vec<String>, BTreeSet<String>) {
 }
 
 /// The names in a query that may be metrics: words that begin as they do, or stand before a selector.
-fn metrics(query: &str) -> BTreeSet<&str> {
+fn metric_names(query: &str) -> BTreeSet<&str> {
     let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let mut found = BTreeSet::new();
     for (at, _) in query.match_indices(|c: char| !is_word(c)).chain([(query.len(), "")]) {
@@ -76,21 +76,21 @@ fn metrics(query: &str) -> BTreeSet<&str> {
 }
 
 #[tokio::test]
-async fn prometheus_understands_the_rules_and_its_configuration() {
-    succeed(promtool(&["check", "rules", "rules.yml"])).await;
+async fn prometheus_rules_and_configuration_are_valid() {
+    run_ok(promtool(&["check", "rules", "rules.yml"])).await;
     let dir = TempDir::new().expect("a directory");
     let at = |name: &str| dir.path().join(name).display().to_string();
     let key = at("admin");
     fs::write(&key, "a-key").expect("a file");
-    let config = with(&text("deploy/prometheus/prometheus.yml"), &[("/run/secrets/admin", &key)]);
+    let config = replace_all(&read_text("deploy/prometheus/prometheus.yml"), &[("/run/secrets/admin", &key)]);
     fs::write(at("prometheus.yml"), config).expect("a file");
-    fs::copy(file("deploy/prometheus/rules.yml"), at("rules.yml")).expect("a file");
-    succeed(promtool(&["check", "config", &at("prometheus.yml")])).await;
+    fs::copy(repository_file("deploy/prometheus/rules.yml"), at("rules.yml")).expect("a file");
+    run_ok(promtool(&["check", "config", &at("prometheus.yml")])).await;
 }
 
 #[tokio::test]
-async fn every_alert_comes_when_it_should_and_only_then() {
-    succeed(promtool(&["test", "rules", "rules.test.yml"])).await;
+async fn alerts_fire_only_on_their_condition() {
+    run_ok(promtool(&["test", "rules", "rules.test.yml"])).await;
     let tests = &yaml("deploy/prometheus/rules.test.yml").await[0];
     let tests = tests["tests"].as_array().expect("tests");
     let cases = tests.iter().flat_map(|test| test["alert_rule_test"].as_array().expect("cases"));
@@ -98,37 +98,37 @@ async fn every_alert_comes_when_it_should_and_only_then() {
     let names = |cases: Vec<&Value>| -> BTreeSet<String> {
         cases.iter().map(|case| case["alertname"].as_str().expect("a name").to_owned()).collect()
     };
-    let (_, alerts) = rules().await;
+    let (_, alerts) = alert_rules().await;
     assert_eq!((&names(fired), &names(silent)), (&alerts, &alerts));
 }
 
 #[tokio::test]
-async fn prometheus_understands_what_the_dashboard_asks() {
+async fn dashboard_queries_are_valid_promql() {
     let dir = TempDir::new().expect("a directory");
     let path = dir.path().join("queries.yml");
     let mut all = "groups:\n  - name: dashboard\n    rules:\n".to_owned();
-    for (number, query) in queries(&dashboard()).iter().enumerate() {
+    for (number, query) in dashboard_queries(&dashboard()).iter().enumerate() {
         let query = Value::String(query.clone());
         all += &format!("      - {{ record: \"query:{number}\", expr: {query} }}\n");
     }
     fs::write(&path, all).expect("a file");
-    succeed(promtool(&["check", "rules", path.to_str().expect("a path in UTF-8")])).await;
+    run_ok(promtool(&["check", "rules", path.to_str().expect("a path in UTF-8")])).await;
 }
 
 #[tokio::test]
-async fn rules_and_dashboard_name_only_metrics_that_there_are() {
-    let mut asked = queries(&dashboard());
+async fn rules_and_dashboard_use_only_existing_metrics() {
+    let mut asked = dashboard_queries(&dashboard());
     let variables = dashboard()["templating"]["list"].as_array().expect("variables").clone();
     asked.extend(variables.iter().filter_map(|variable| variable["definition"].as_str()).map(str::to_owned));
-    asked.extend(rules().await.0);
-    let named: BTreeSet<_> = asked.iter().flat_map(|query| metrics(query)).collect();
+    asked.extend(alert_rules().await.0);
+    let named: BTreeSet<_> = asked.iter().flat_map(|query| metric_names(query)).collect();
     let unknown: Vec<_> = named.iter().filter(|name| !METRICS.contains(name)).collect();
     assert!(unknown.is_empty(), "{unknown:?}");
     assert!(named.len() > 12, "{named:?}");
 }
 
 #[test]
-fn the_dashboard_is_whole() {
+fn grafana_dashboard_is_consistent() {
     let dashboard = dashboard();
     let panels = dashboard["panels"].as_array().expect("panels");
     let ids: BTreeSet<_> = panels.iter().map(|panel| panel["id"].as_u64().expect("an id")).collect();
@@ -149,7 +149,7 @@ fn the_dashboard_is_whole() {
     let variables = dashboard["templating"]["list"].as_array().expect("variables");
     let names: Vec<_> = variables.iter().map(|variable| variable["name"].as_str().expect("a name")).collect();
     assert_eq!(names, ["datasource", "job", "instance", "agent"]);
-    let asked = queries(&dashboard).join("\n");
+    let asked = dashboard_queries(&dashboard).join("\n");
     for variable in asked.split('$').skip(1) {
         let name = variable.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').next().expect("a name");
         assert!(names.contains(&name), "${name} is no variable");

@@ -3,31 +3,31 @@
 use std::time::Duration;
 
 use super::{
-    peer::{CASE, Peer, Step, json},
-    side_by_side,
+    run_concurrently,
+    scripted_upstream::{CASE_PATH, ScriptedUpstream, Step, json_response},
 };
-use crate::stage::{OPEN, Reply, Stage, wait_for};
+use crate::harness::{OPEN_CONFIG, TestProxy, TestResponse, wait_for};
 
 /// A good token's answer.
-const GOOD: &str = r#"{"errcode":0,"errmsg":"ok","access_token":"GOOD-TOKEN","expires_in":7200}"#;
+const VALID_GETTOKEN: &str = r#"{"errcode":0,"errmsg":"ok","access_token":"GOOD-TOKEN","expires_in":7200}"#;
 const NEXT: &str = "/cgi-bin/user/get?userid=x";
 
 /// A proxy whose gettoken is answered with this, and which waits for it no longer than it must.
-async fn scene(gettoken: Vec<Step>) -> (Peer, Stage) {
-    let peer = Peer::new().await;
-    let wait = if matches!(gettoken.last(), Some(Step::Silence)) { "2s" } else { "10m" };
-    peer.grants(gettoken);
+async fn start_proxy(gettoken: Vec<Step>) -> (ScriptedUpstream, TestProxy) {
+    let peer = ScriptedUpstream::new().await;
+    let wait = if matches!(gettoken.last(), Some(Step::ReadOnly)) { "2s" } else { "10m" };
+    peer.set_gettoken_steps(gettoken);
     let times = format!("response_timeout = \"{wait}\"\nbody_timeout = \"{wait}\"\n[admin]");
-    let stage = Stage::facing(peer.address, &OPEN.replace("[admin]", &times)).await;
+    let stage = TestProxy::start_with_upstream(peer.address, &OPEN_CONFIG.replace("[admin]", &times)).await;
     (peer, stage)
 }
 
-fn says(bytes: impl Into<Vec<u8>>) -> Vec<Step> {
-    vec![Step::Say(bytes.into())]
+fn send_steps(bytes: impl Into<Vec<u8>>) -> Vec<Step> {
+    vec![Step::Send(bytes.into())]
 }
 
 #[tokio::test]
-async fn whatever_gettoken_says_of_its_life_the_token_serves() {
+async fn token_with_any_expires_in_is_used() {
     for life in [
         "7200",
         "\"7200\"",
@@ -43,28 +43,28 @@ async fn whatever_gettoken_says_of_its_life_the_token_serves() {
         "-9223372036854775809",
     ] {
         let body = format!("{{\"errcode\":0,\"access_token\":\"GOOD-TOKEN\",\"expires_in\":{life}}}");
-        let (peer, stage) = scene(says(json(&body))).await;
+        let (peer, stage) = start_proxy(send_steps(json_response(&body))).await;
         for _ in 0..5 {
-            assert_eq!(stage.get(NEXT).await.is_ok().header("x-wecom-retried"), "", "{life}");
+            assert_eq!(stage.get(NEXT).await.assert_ok().header("x-wecom-retried"), "", "{life}");
         }
-        assert_eq!(peer.granted(), 1, "{life}: no renewal that is not due");
+        assert_eq!(peer.gettoken_count(), 1, "{life}: no renewal that is not due");
     }
-    let (peer, stage) = scene(says(json(r#"{"access_token":"GOOD-TOKEN"}"#))).await;
-    stage.get(NEXT).await.is_ok();
-    stage.get(NEXT).await.is_ok();
-    assert_eq!(peer.granted(), 1, "no expires_in at all");
+    let (peer, stage) = start_proxy(send_steps(json_response(r#"{"access_token":"GOOD-TOKEN"}"#))).await;
+    stage.get(NEXT).await.assert_ok();
+    stage.get(NEXT).await.assert_ok();
+    assert_eq!(peer.gettoken_count(), 1, "no expires_in at all");
 }
 
 /// Gettoken's answers that hold no token, with a word of what the caller is told.
 #[rustfmt::skip]
-fn senseless() -> Vec<(Vec<Step>, &'static str)> {
-    let body = |body: &str| says(json(body));
+fn invalid_gettoken_responses() -> Vec<(Vec<Step>, &'static str)> {
+    let body = |body: &str| send_steps(json_response(body));
     let html = b"HTTP/1.1 500 Internal Server Error\r\nContent-Type: text/html\r\nContent-Length: 6\r\n\r\n<html>";
     vec![
-        (says(&html[..]), "HTTP 500"),
-        (says(&b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n"[..]), "HTTP 502"),
-        (says(&b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n"[..]), "HTTP 302"),
-        (says(&b"HTTP/1.1 204 No Content\r\n\r\n"[..]), "HTTP 204"),
+        (send_steps(&html[..]), "HTTP 500"),
+        (send_steps(&b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n"[..]), "HTTP 502"),
+        (send_steps(&b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n"[..]), "HTTP 302"),
+        (send_steps(&b"HTTP/1.1 204 No Content\r\n\r\n"[..]), "HTTP 204"),
         (body("<html>portal</html>"), "not JSON"),
         (body(""), "not JSON"),
         (body("null"), "not JSON"),
@@ -87,66 +87,71 @@ fn senseless() -> Vec<(Vec<Step>, &'static str)> {
         (body(&format!("{{\"errcode\":0,\"x\":\"{}\"}}", "a".repeat(70_000))), "longer than 64 KiB"),
         (vec![Step::Close], "closed the connection"),
         (vec![Step::Reset], "closed the connection"),
-        (vec![Step::Say(b"HTTP/1.1 200 OK\r\nContent-Length: 90\r\n\r\n{\"err".to_vec()), Step::Close], "broke off"),
-        (vec![Step::Silence], "upstream.response_timeout"),
-        (vec![Step::Say(b"HTTP/1.1 200 OK\r\nContent-Length: 90\r\n\r\n{\"err".to_vec()), Step::Silence], "upstream.body_timeout"),
-        (vec![Step::Say(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec()), Step::SayForEver(b"1\r\n \r\n".to_vec())], "longer than 64 KiB"),
+        (vec![Step::Send(b"HTTP/1.1 200 OK\r\nContent-Length: 90\r\n\r\n{\"err".to_vec()), Step::Close], "broke off"),
+        (vec![Step::ReadOnly], "upstream.response_timeout"),
+        (vec![Step::Send(b"HTTP/1.1 200 OK\r\nContent-Length: 90\r\n\r\n{\"err".to_vec()), Step::ReadOnly], "upstream.body_timeout"),
+        (vec![Step::Send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec()), Step::SendForever(b"1\r\n \r\n".to_vec())], "longer than 64 KiB"),
     ]
 }
 
-async fn costs_one_request(steps: Vec<Step>, words: &str) {
-    let (peer, stage) = scene(steps.clone()).await;
+async fn assert_costs_one_request(steps: Vec<Step>, words: &str) {
+    let (peer, stage) = start_proxy(steps.clone()).await;
     let refused = stage.get(NEXT).await;
-    refused.is_own("token-unavailable", 502, -1);
+    refused.assert_proxy_error("token-unavailable", 502, -1);
     assert!(refused.text().contains(words), "{steps:?}: {}", refused.text());
     for shown in ["HALF-", "a&b", "aaaaaaaa", "<html", "portal"] {
         assert!(!refused.text().contains(shown), "{steps:?}: {}", refused.text());
     }
-    assert_eq!((peer.granted(), peer.heard().len()), (1, 0), "{steps:?}");
-    peer.grants(says(json(GOOD)));
+    assert_eq!((peer.gettoken_count(), peer.take_request_lines().len()), (1, 0), "{steps:?}");
+    peer.set_gettoken_steps(send_steps(json_response(VALID_GETTOKEN)));
     wait_for("the next try", async || stage.get(NEXT).await.status == 200).await;
-    assert_eq!(peer.granted(), 2, "{steps:?}");
+    assert_eq!(peer.gettoken_count(), 2, "{steps:?}");
 }
 
 #[tokio::test]
-async fn a_gettoken_without_sense_costs_the_request_that_waits_and_no_other() {
-    side_by_side(senseless().into_iter().map(|(steps, words)| costs_one_request(steps, words))).await;
+async fn invalid_gettoken_response_fails_only_the_waiting_request() {
+    run_concurrently(
+        invalid_gettoken_responses().into_iter().map(|(steps, words)| assert_costs_one_request(steps, words)),
+    )
+    .await;
 }
 
 #[tokio::test]
-async fn a_frequency_limit_is_not_pressed_against() {
-    let (peer, stage) = scene(says(json(r#"{"errcode":45009,"errmsg":"api freq out of limit"}"#))).await;
+async fn frequency_limited_gettoken_is_not_repeated() {
+    let (peer, stage) =
+        start_proxy(send_steps(json_response(r#"{"errcode":45009,"errmsg":"api freq out of limit"}"#))).await;
     for _ in 0..20 {
         let refused = stage.get(NEXT).await;
-        refused.is_own("token-unavailable", 502, 45009);
+        refused.assert_proxy_error("token-unavailable", 502, 45009);
     }
-    assert_eq!(peer.granted(), 1);
+    assert_eq!(peer.gettoken_count(), 1);
 }
 
 #[tokio::test]
-async fn a_slow_gettoken_is_waited_for_by_all_and_asked_once() {
-    let (peer, stage) = scene(vec![Step::Drip(json(GOOD), Duration::from_millis(1))]).await;
+async fn slow_gettoken_is_sent_once_for_all_waiters() {
+    let (peer, stage) =
+        start_proxy(vec![Step::SendSlowly(json_response(VALID_GETTOKEN), Duration::from_millis(1))]).await;
     let stage = std::sync::Arc::new(stage);
-    for reply in crate::stage::all_at_once(&stage, 50, NEXT).await {
-        reply.is_ok();
+    for reply in crate::harness::get_concurrently(&stage, 50, NEXT).await {
+        reply.assert_ok();
     }
-    assert_eq!(peer.granted(), 1);
+    assert_eq!(peer.gettoken_count(), 1);
 }
 
 #[tokio::test]
-async fn the_refused_token_again_and_again_is_not_asked_for_again_and_again() {
-    let (peer, stage) = scene(says(json(GOOD))).await;
-    peer.plays(says(json(r#"{"errcode":40014,"errmsg":"invalid access_token"}"#)));
+async fn token_refused_repeatedly_is_refreshed_once() {
+    let (peer, stage) = start_proxy(send_steps(json_response(VALID_GETTOKEN))).await;
+    peer.set_steps(send_steps(json_response(r#"{"errcode":40014,"errmsg":"invalid access_token"}"#)));
     let mut asked = 0;
     for nth in 0..20 {
-        let refused: Reply = stage.post(CASE, "").await;
+        let refused: TestResponse = stage.post(CASE_PATH, "").await;
         assert_eq!((refused.status.as_u16(), refused.errcode()), (200, 40014), "{nth}");
-        let heard = peer.heard().len();
+        let heard = peer.take_request_lines().len();
         assert!(heard <= 2, "{nth}: never a third");
         asked += heard;
     }
     assert!(asked <= 22, "{asked} requests");
-    assert_eq!(peer.granted(), 2);
+    assert_eq!(peer.gettoken_count(), 2);
     // Other paths go on meanwhile.
-    stage.get(NEXT).await.is_ok();
+    stage.get(NEXT).await.assert_ok();
 }

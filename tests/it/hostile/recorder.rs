@@ -13,46 +13,46 @@ use tokio::{
     task::yield_now,
 };
 
-use super::canon::{self, Read, Seen};
-use crate::stage::soon;
+use super::canonical_request::{self, CanonicalRequest, ParseStatus};
+use crate::harness::with_timeout;
 
 /// The token that it gives out.
 pub const TOKEN: &str = "TOKEN-OF-THE-RECORDER";
 
 /// What has come of one request.
 #[derive(Debug, Clone)]
-pub enum State {
+pub enum ArrivalState {
     /// A canonical beginning; whether its head is whole.
-    Part { head: bool },
+    Partial { head: bool },
     /// A whole canonical request.
-    Whole(Seen),
+    Complete(CanonicalRequest),
     /// Not canonical, and why.
-    Wrong(String),
+    NotCanonical(String),
 }
 
 /// One request, or the beginning of one.
 #[derive(Debug, Clone)]
-pub struct Arrival {
+pub struct RecordedArrival {
     /// Its place among all arrivals; the answer to it says the same.
     pub nth: usize,
-    pub state: State,
+    pub state: ArrivalState,
     /// Its connection takes no more.
     pub closed: bool,
 }
 
 #[derive(Default)]
-struct Log {
-    arrivals: Vec<Arrival>,
-    live: Vec<Arc<TcpStream>>,
+struct ArrivalLog {
+    arrivals: Vec<RecordedArrival>,
+    open_streams: Vec<Arc<TcpStream>>,
 }
 
 /// The upstream.
-pub struct Recorder {
+pub struct RecordingUpstream {
     pub address: SocketAddr,
-    log: Arc<Mutex<Log>>,
+    log: Arc<Mutex<ArrivalLog>>,
 }
 
-impl Recorder {
+impl RecordingUpstream {
     /// Listens on a free port.
     pub async fn new() -> Self {
         let socket = TcpSocket::new_v4().expect("a socket");
@@ -60,34 +60,34 @@ impl Recorder {
         // Hundreds may come at once: who does not fit would be sent away in the end.
         let listener = socket.listen(4096).expect("it listens");
         let address = listener.local_addr().expect("an address");
-        let log = Arc::<Mutex<Log>>::default();
+        let log = Arc::<Mutex<ArrivalLog>>::default();
         let shared = log.clone();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let stream = Arc::new(stream);
-                lock(&shared).live.push(stream.clone());
-                tokio::spawn(take(stream, shared.clone(), address.to_string()));
+                lock(&shared).open_streams.push(stream.clone());
+                tokio::spawn(serve_connection(stream, shared.clone(), address.to_string()));
             }
         });
         Self { address, log }
     }
 
     /// How much has arrived.
-    pub fn len(&self) -> usize {
+    pub fn arrival_count(&self) -> usize {
         lock(&self.log).arrivals.len()
     }
 
     /// What arrived after the first `count`, but for the proxy's own calls for a token. All that was sent by now is in it:
     /// what lies in the kernel is taken first.
-    pub async fn since(&self, count: usize) -> Vec<Arrival> {
-        soon(async {
+    pub async fn arrivals_since(&self, count: usize) -> Vec<RecordedArrival> {
+        with_timeout(async {
             while self.has_unread() {
                 yield_now().await;
             }
         })
         .await;
         let log = lock(&self.log);
-        let own = |arrival: &&Arrival| !matches!(&arrival.state, State::Whole(seen) if seen.is_gettoken());
+        let own = |arrival: &&RecordedArrival| !matches!(&arrival.state, ArrivalState::Complete(seen) if seen.is_gettoken());
         log.arrivals[count..].iter().filter(own).cloned().collect()
     }
 
@@ -96,29 +96,33 @@ impl Recorder {
             let peeked = SockRef::from(&**stream).peek(&mut [MaybeUninit::uninit()]);
             !matches!(peeked, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
         };
-        lock(&self.log).live.iter().any(waits)
+        lock(&self.log).open_streams.iter().any(waits)
     }
 }
 
-fn lock(log: &Mutex<Log>) -> MutexGuard<'_, Log> {
+fn lock(log: &Mutex<ArrivalLog>) -> MutexGuard<'_, ArrivalLog> {
     log.lock().expect("no panic while it is held")
 }
 
 /// Takes a connection's requests, one after the other, to its end.
-async fn take(stream: Arc<TcpStream>, log: Arc<Mutex<Log>>, host: String) {
+async fn serve_connection(stream: Arc<TcpStream>, log: Arc<Mutex<ArrivalLog>>, host: String) {
     let mut bytes = Vec::new();
     let mut current = None;
-    while let Some(mut state) = more(&stream, &mut bytes, &host).await {
-        if let State::Whole(seen) = &state
+    while let Some(mut state) = read_state(&stream, &mut bytes, &host).await {
+        if let ArrivalState::Complete(seen) = &state
             && seen.is_gettoken()
-            && canon::find(&canon::decode(seen.target.as_bytes()), b"&corpsecret=not-a-secret-").is_none()
+            && canonical_request::find(
+                &canonical_request::decode(seen.target.as_bytes()),
+                b"&corpsecret=not-a-secret-",
+            )
+            .is_none()
         {
-            state = State::Wrong("a client's gettoken".to_owned());
+            state = ArrivalState::NotCanonical("a client's gettoken".to_owned());
         }
         let nth = {
             let mut log = lock(&log);
             let nth = *current.get_or_insert(log.arrivals.len());
-            let arrival = Arrival { nth, state: state.clone(), closed: false };
+            let arrival = RecordedArrival { nth, state: state.clone(), closed: false };
             match log.arrivals.get_mut(nth) {
                 Some(known) => *known = arrival,
                 None => log.arrivals.push(arrival),
@@ -126,25 +130,25 @@ async fn take(stream: Arc<TcpStream>, log: Arc<Mutex<Log>>, host: String) {
             nth
         };
         match state {
-            State::Part { .. } => {}
-            State::Whole(seen) => {
+            ArrivalState::Partial { .. } => {}
+            ArrivalState::Complete(seen) => {
                 current = None;
-                if write(&stream, &answer(&seen, nth)).await.is_err() {
+                if write_all(&stream, &response_for(&seen, nth)).await.is_err() {
                     break;
                 }
             }
-            State::Wrong(_) => break,
+            ArrivalState::NotCanonical(_) => break,
         }
     }
     let mut log = lock(&log);
-    log.live.retain(|live| !Arc::ptr_eq(live, &stream));
+    log.open_streams.retain(|live| !Arc::ptr_eq(live, &stream));
     if let Some(nth) = current {
         log.arrivals[nth].closed = true;
     }
 }
 
 /// Reads on, and says what there is now; `None` at the end of the stream.
-async fn more(stream: &TcpStream, bytes: &mut Vec<u8>, host: &str) -> Option<State> {
+async fn read_state(stream: &TcpStream, bytes: &mut Vec<u8>, host: &str) -> Option<ArrivalState> {
     loop {
         stream.readable().await.ok()?;
         match stream.try_read_buf(bytes) {
@@ -154,18 +158,20 @@ async fn more(stream: &TcpStream, bytes: &mut Vec<u8>, host: &str) -> Option<Sta
             Err(_) => return None,
         }
     }
-    Some(match canon::read(bytes, host) {
-        Ok(Read::Part { head }) => State::Part { head },
-        Ok(Read::Whole(seen, taken)) if taken == bytes.len() => {
+    Some(match canonical_request::parse_request(bytes, host) {
+        Ok(ParseStatus::Partial { head }) => ArrivalState::Partial { head },
+        Ok(ParseStatus::Complete(seen, taken)) if taken == bytes.len() => {
             bytes.clear();
-            State::Whole(seen)
+            ArrivalState::Complete(seen)
         }
-        Ok(Read::Whole(..)) => State::Wrong("there are bytes behind a request".to_owned()),
-        Err(why) => State::Wrong(why),
+        Ok(ParseStatus::Complete(..)) => {
+            ArrivalState::NotCanonical("there are bytes behind a request".to_owned())
+        }
+        Err(why) => ArrivalState::NotCanonical(why),
     })
 }
 
-async fn write(stream: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
+async fn write_all(stream: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         stream.writable().await?;
         match stream.try_write(bytes) {
@@ -178,7 +184,7 @@ async fn write(stream: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
 }
 
 /// Says which request it is for, so that an answer to another one is noticed.
-fn answer(seen: &Seen, nth: usize) -> Vec<u8> {
+fn response_for(seen: &CanonicalRequest, nth: usize) -> Vec<u8> {
     let body = match seen.is_gettoken() {
         true => format!(r#"{{"errcode":0,"errmsg":"ok","access_token":"{TOKEN}","expires_in":7200}}"#),
         false => format!(r#"{{"errcode":0,"errmsg":"ok","nth":{nth}}}"#),

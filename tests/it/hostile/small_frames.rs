@@ -2,10 +2,13 @@
 
 use tokio::net::TcpListener;
 
-use super::frames::{Client, DATA, END_HEADERS, END_STREAM, End, HEADERS, PREFACE, SETTINGS, field, frame};
+use super::http2_frames::{
+    DATA, END_HEADERS, END_STREAM, FrameClient, HEADERS, PREFACE, SETTINGS, StreamEnd, encode_frame,
+    encode_header,
+};
 use crate::{
-    refresh_http2::{certified, trusting},
-    stage::{KEYED, Stage, USER_GET},
+    harness::{CONFIG_WITH_CLIENTS, TestProxy, USER_GET},
+    token_refresh_http2::{config_with_ca, http2_server_config},
 };
 
 const FRAMES: usize = 60_000;
@@ -16,26 +19,29 @@ const TOO_MUCH: u32 = 11;
 fn crumbs(stream: u32) -> Vec<u8> {
     let path = format!("/hr{USER_GET}");
     let fields = [(":method", "POST"), (":scheme", "http"), (":path", &path), (":authority", "proxy.test")];
-    let block: Vec<u8> = fields.iter().flat_map(|(name, value)| field(name, value)).collect();
-    [frame(HEADERS, END_HEADERS, stream, block), frame(DATA, 0, stream, "x").repeat(FRAMES)].concat()
+    let block: Vec<u8> = fields.iter().flat_map(|(name, value)| encode_header(name, value)).collect();
+    [encode_frame(HEADERS, END_HEADERS, stream, block), encode_frame(DATA, 0, stream, "x").repeat(FRAMES)]
+        .concat()
 }
 
 #[tokio::test]
 async fn a_body_that_waits_for_the_upstream_has_a_bound() {
     // The upstream takes the connection and says nothing, so that nothing of the body is taken.
-    let (_server, dir) = certified();
+    let (_server, dir) = http2_server_config();
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let stage = Stage::facing(listener.local_addr().expect("an address"), &trusting(&dir)).await;
-    let mut client = Client::to(stage.address()).await;
-    client.say([PREFACE, &frame(SETTINGS, 0, 0, ""), &crumbs(1)].concat()).await;
-    assert_eq!(client.end(1).await, End::Away(TOO_MUCH));
+    let stage =
+        TestProxy::start_with_upstream(listener.local_addr().expect("an address"), &config_with_ca(&dir))
+            .await;
+    let mut client = FrameClient::connect(stage.address()).await;
+    client.send([PREFACE, &encode_frame(SETTINGS, 0, 0, ""), &crumbs(1)].concat()).await;
+    assert_eq!(client.stream_end(1).await, StreamEnd::GoAway(TOO_MUCH));
 }
 
 #[tokio::test]
 async fn the_body_of_a_refused_request_is_not_kept() {
-    let stage = Stage::with(KEYED).await;
-    let mut client = Client::to(stage.address()).await;
-    client.say([PREFACE, &frame(SETTINGS, 0, 0, ""), &crumbs(1)].concat()).await;
-    assert_eq!(client.end(1).await, End::Refused);
-    client.say(frame(DATA, END_STREAM, 1, "x")).await;
+    let stage = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
+    let mut client = FrameClient::connect(stage.address()).await;
+    client.send([PREFACE, &encode_frame(SETTINGS, 0, 0, ""), &crumbs(1)].concat()).await;
+    assert_eq!(client.stream_end(1).await, StreamEnd::Refused);
+    client.send(encode_frame(DATA, END_STREAM, 1, "x")).await;
 }

@@ -1,0 +1,239 @@
+//! The parts. Each is what the proxy does for one request, unless its name says otherwise.
+
+use std::{
+    hint::black_box,
+    io::{self, Write},
+    net::{IpAddr, Ipv4Addr},
+    time::{Duration, SystemTime},
+};
+
+use bytes::BytesMut;
+use flate2::{Compression, write::GzEncoder};
+use http::Method;
+use tokio::time::Instant;
+use wecom_proxy::{
+    bench::{self, RequestHeadCache},
+    http1::headers::{HeaderCache, Headers},
+    telemetry::access_log::{AccessLogEntry, FLUSH_TIMEOUT, Level},
+    wecom::response::{ResponseScanner, Verdict},
+};
+
+use crate::{
+    counter::{Counter, uncounted},
+    harness::{KEY, TOKEN, TestProxy},
+};
+
+/// Rounds of a part that takes a few thousand instructions.
+const DEFAULT_ROUNDS: u32 = 1000;
+/// Rounds of one that takes far more.
+const REDUCED_ROUNDS: u32 = 50;
+
+/// As a common SDK sends them, with a key.
+const HEADER_LINES: &str = "Host: 127.0.0.1:8080\r\n\
+                     User-Agent: python-requests/2.32.3\r\n\
+                     Accept-Encoding: gzip, deflate\r\n\
+                     Accept: */*\r\n\
+                     Connection: keep-alive\r\n";
+
+/// Counts them all.
+pub fn count_all(counter: &mut Counter) -> io::Result<()> {
+    let stage = TestProxy::start()?;
+    request_parts(counter, &stage);
+    response_parts(counter, &stage)?;
+    access_log_parts(counter, &stage)?;
+    complete_requests(counter, &stage)
+}
+
+/// The parts before a request leaves.
+fn request_parts(counter: &mut Counter, stage: &TestProxy) {
+    let head = format!(
+        "GET /hr/cgi-bin/user/get?userid=zhangsan HTTP/1.1\r\n{HEADER_LINES}Authorization: Bearer {KEY}\r\n\r\n"
+    );
+    counter.count("request head", DEFAULT_ROUNDS, || {
+        let (mut buffer, mut strange) = uncounted(|| (BytesMut::from(&*head), RequestHeadCache::default()));
+        bench::request_head(&mut buffer, &mut strange).expect("a head")
+    });
+    let mut familiar = RequestHeadCache::default();
+    counter.count("request head, familiar", DEFAULT_ROUNDS, || {
+        let mut buffer = uncounted(|| BytesMut::from(&*head));
+        bench::request_head(&mut buffer, &mut familiar).expect("a head")
+    });
+
+    let target = |path: &str, query| bench::parse_target(black_box(path), black_box(query)).expect("a route");
+    counter.count("route", DEFAULT_ROUNDS, || target("/hr/cgi-bin/user/get", Some("userid=zhangsan")));
+    counter.count("route, encoded", DEFAULT_ROUNDS, || {
+        target("/hr/cgi-bin/user%5Fx//get", Some("userid=zhangsan"))
+    });
+
+    let path = "/cgi-bin/user/get";
+    let rewrite = |query: &str| bench::inject_token(path, black_box(query), TOKEN);
+    counter.count("query", DEFAULT_ROUNDS, || rewrite("userid=zhangsan&fetch_child=1"));
+    counter.count("query with a token", DEFAULT_ROUNDS, || {
+        rewrite("access_token=abcdef&userid=zhangsan&fetch_child=1")
+    });
+
+    let shown = Headers::from_pairs(&[("Accept", "*/*"), ("Authorization", &format!("Bearer {KEY}"))]);
+    counter.count("key", DEFAULT_ROUNDS, || {
+        bench::key_client(&stage.directory, black_box(&shown)).expect("a client")
+    });
+
+    let query = format!("access_token={}&userid=zhangsan", issue_pass(stage));
+    counter.count("pass", DEFAULT_ROUNDS, || {
+        bench::pass_client(&stage.directory, black_box(&query)).expect("a client")
+    });
+
+    let client = stage.directory.client_by_key(KEY).expect("it stands in the configuration");
+    let allows = |path: &str| client.may_call(black_box(&Method::GET), black_box(path));
+    counter.count("allow list, its third", DEFAULT_ROUNDS, || assert!(allows("/cgi-bin/user/get")));
+    counter.count("allow list, none", DEFAULT_ROUNDS, || assert!(!allows("/cgi-bin/externalcontact/get")));
+
+    let (slot, now) = (stage.agent().token.clone(), Instant::now());
+    counter.count("token", DEFAULT_ROUNDS, || slot.cached(black_box(now)).expect("a token"));
+}
+
+/// A pass of the client `billing` for the agent `hr`.
+fn issue_pass(stage: &TestProxy) -> String {
+    let client = stage.directory.client_by_key(KEY).expect("it stands in the configuration");
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    stage.agent().pass_key.issue("hr", "billing", Some(&client.key_hash), now).expose().to_owned()
+}
+
+/// The parts after an answer came.
+fn response_parts(counter: &mut Counter, stage: &TestProxy) -> io::Result<()> {
+    let head = response_head(r#"{"errcode":0}"#.len());
+    counter.count("answer head", DEFAULT_ROUNDS, || {
+        let (mut buffer, mut strange) = uncounted(|| (BytesMut::from(&*head), HeaderCache::default()));
+        bench::response_head(&mut buffer, &mut strange).expect("a head")
+    });
+    let mut familiar = HeaderCache::default();
+    counter.count("answer head, familiar", DEFAULT_ROUNDS, || {
+        let mut buffer = uncounted(|| BytesMut::from(&*head));
+        bench::response_head(&mut buffer, &mut familiar).expect("a head")
+    });
+
+    let head = |text: &str| {
+        bench::response_head(&mut BytesMut::from(text), &mut HeaderCache::default()).expect("a head")
+    };
+    let fields = head(&response_head(300));
+    let mut request = BytesMut::from("GET /cgi-bin/user/get HTTP/1.1\r\nHost: x\r\n\r\n");
+    let request = bench::request_head(&mut request, &mut RequestHeadCache::default()).expect("a head");
+    let signer = bench::ResponseHeaderBench::new(&request, stage.agent(), stage.telemetry.clone());
+    let token = stage.token();
+    counter.count("answer lines", DEFAULT_ROUNDS, || signer.build_headers(black_box(&fields), &token));
+
+    let coded = head("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Encoding: gzip\r\n\r\n");
+    let mut scan = |name, rounds, fields: &Headers, body: &[u8]| {
+        counter.count(name, rounds, || {
+            let verdict = ResponseScanner::new(fields).feed(black_box(body));
+            assert_eq!(verdict, Verdict::Found(0));
+        });
+    };
+    let [first, last, large] =
+        [json_with_errcode_first(), json_with_errcode_last(300), json_with_errcode_last(64 * 1024)];
+    scan("errcode first in 300 B", DEFAULT_ROUNDS, &fields, first.as_bytes());
+    scan("errcode last in 300 B", DEFAULT_ROUNDS, &fields, last.as_bytes());
+    scan("errcode last in 64 KiB", REDUCED_ROUNDS, &fields, large.as_bytes());
+    let mut gzip = GzEncoder::new(Vec::new(), Compression::default());
+    gzip.write_all(last.as_bytes())?;
+    scan("errcode last in 300 B, gzip", REDUCED_ROUNDS, &coded, &gzip.finish()?);
+    Ok(())
+}
+
+/// An answer's head as WeCom sends it.
+fn response_head(length: usize) -> String {
+    format!(
+        "HTTP/1.1 200 OK\r\n\
+         Server: nginx\r\n\
+         Date: Mon, 01 Jan 2024 00:00:00 GMT\r\n\
+         Content-Type: application/json; charset=UTF-8\r\n\
+         Content-Length: {length}\r\n\
+         Connection: keep-alive\r\n\
+         Error-Code: 0\r\n\
+         Error-Msg: ok\r\n\
+         X-W-No: 4\r\n\r\n"
+    )
+}
+
+/// Most answers begin with it.
+fn json_with_errcode_first() -> String {
+    let rest = json_with_errcode_last(270);
+    format!(r#"{{"errcode":0,"errmsg":"ok",{}"#, &rest[1..])
+}
+
+/// A list of people with the errcode behind it, of about this length.
+fn json_with_errcode_last(length: usize) -> String {
+    let mut text = r#"{"userlist":["#.to_owned();
+    for nth in 0.. {
+        text.push_str(&format!(
+            r#"{{"userid":"user{nth:05}","name":"张三","department":[1,2],"mobile":"138{nth:08}"}}"#
+        ));
+        if text.len() + 110 > length {
+            break;
+        }
+        text.push(',');
+    }
+    text.push_str(r#"],"errcode":0,"errmsg":"ok"}"#);
+    text
+}
+
+/// The access log.
+fn access_log_parts(counter: &mut Counter, stage: &TestProxy) -> io::Result<()> {
+    let line = AccessLogEntry {
+        level: Level::Info,
+        ended_at: SystemTime::now(),
+        request_id: "0123456789abcdef00000001",
+        trace_id: None,
+        peer: Some(IpAddr::V4(Ipv4Addr::new(192, 168, 12, 34))),
+        client: Some("billing"),
+        agent: Some("hr"),
+        method: "GET",
+        path: "/hr/cgi-bin/user/get",
+        status: 200,
+        errcode: Some(0),
+        retried: None,
+        first_attempt: None,
+        request_bytes: None,
+        error: None,
+        reason: None,
+        response_bytes: 314,
+        complete: true,
+        token_time: Duration::ZERO,
+        upstream_time: Duration::from_micros(23_456),
+        total_time: Duration::from_micros(24_567),
+        hint: None,
+    };
+    let json = stage.json_log()?;
+    for (name, log) in [("access line, text", &stage.access), ("access line, JSON", &json)] {
+        counter.count(name, DEFAULT_ROUNDS, || {
+            // When lines leave the buffer, and how far it has grown by then, is the writer's affair.
+            uncounted(|| log.flush(FLUSH_TIMEOUT));
+            log.write(black_box(&line));
+        });
+    }
+    Ok(())
+}
+
+/// Whole requests: accepted, answered by the upstream, handed over, logged, and the connections kept.
+fn complete_requests(counter: &mut Counter, stage: &TestProxy) -> io::Result<()> {
+    let body = json_with_errcode_first();
+    let mut play = stage.open_session(format!("{}{body}", response_head(body.len())))?;
+
+    let get = format!(
+        "GET /hr/cgi-bin/user/get?userid=zhangsan HTTP/1.1\r\n{HEADER_LINES}Authorization: Bearer {KEY}\r\n\r\n"
+    );
+    counter.count("whole GET with a key", DEFAULT_ROUNDS, || play.exchange(&get));
+
+    let message = r#"{"touser":"zhangsan","msgtype":"text","agentid":1000002,"text":{"content":"你好"}}"#;
+    let post = format!(
+        "POST /cgi-bin/message/send?access_token={} HTTP/1.1\r\n{HEADER_LINES}\
+         Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{message}",
+        issue_pass(stage),
+        message.len()
+    );
+    counter.count("whole POST with a pass", DEFAULT_ROUNDS, || play.exchange(&post));
+
+    let traced = TestProxy::start_traced()?;
+    let mut play = traced.open_session(format!("{}{body}", response_head(body.len())))?;
+    counter.count("whole GET with a key, traced", DEFAULT_ROUNDS, || play.exchange(&get));
+    Ok(())
+}

@@ -1,0 +1,71 @@
+//! `man`: the manual page, made of what the command line says of itself.
+
+use std::io;
+
+use clap_mangen::{
+    Man,
+    roff::{Roff, bold, roman},
+};
+
+use super::{CliError, print};
+
+/// Prints the page in roff: the program's options, and beneath them each command with its own.
+pub fn man(program: clap::Command) -> Result<(), CliError> {
+    let mut page = Vec::new();
+    render(program, &mut page).map_err(CliError::other)?;
+    print(page)
+}
+
+fn render(program: clap::Command, page: &mut Vec<u8>) -> io::Result<()> {
+    let name = program.get_name().to_owned();
+    let commands: Vec<_> = program.get_subcommands().cloned().collect();
+    let man = Man::new(program);
+    man.render_title(page)?;
+    man.render_name_section(page)?;
+    man.render_synopsis_section(page)?;
+    man.render_description_section(page)?;
+    man.render_options_section(page)?;
+    Roff::new().control("SH", ["COMMANDS"]).to_writer(page)?;
+    for command in commands {
+        render_command(&name, command, page)?;
+    }
+    render_footer(page)
+}
+
+fn render_command(program: &str, command: clap::Command, page: &mut Vec<u8>) -> io::Result<()> {
+    let about = command.get_about().map(ToString::to_string).unwrap_or_default();
+    let heading = format!("{program} {}", command.get_name());
+    Roff::new().control("SS", [heading.as_str()]).text([roman(about)]).to_writer(page)?;
+    if command.get_arguments().next().is_none() {
+        return Ok(());
+    }
+    let mut options = Vec::new();
+    Man::new(command.disable_help_flag(true)).render_options_section(&mut options)?;
+    // A heading of their own would end the list of commands.
+    page.extend(String::from_utf8_lossy(&options).replace(".SH OPTIONS\n", "").into_bytes());
+    Ok(())
+}
+
+fn render_footer(page: &mut Vec<u8>) -> io::Result<()> {
+    let entries = [
+        ("SIGNALS", "SIGHUP", "reads the configuration again; one with a mistake changes nothing."),
+        (
+            "",
+            "SIGTERM, SIGINT",
+            "take no more requests and let those in flight finish; a second one ends at once.",
+        ),
+        ("EXIT STATUS", "0", "fine"),
+        ("", "2", "a bad command line or configuration"),
+        ("", "1", "anything else"),
+        ("ENVIRONMENT", "WECOM_PROXY_CONFIG", "the configuration file, where --config does not name it"),
+        ("", "RUST_LOG", "overrides log.level"),
+    ];
+    let mut rest = Roff::new();
+    for (section, term, meaning) in entries {
+        if !section.is_empty() {
+            rest.control("SH", [section]);
+        }
+        rest.control("TP", []).text([bold(term)]).text([roman(meaning)]);
+    }
+    rest.to_writer(page)
+}

@@ -1,0 +1,105 @@
+//! The hash by which a client's key is known, so that the file need not hold the key.
+
+use std::fmt;
+
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+
+use super::error::Error;
+use super::reader::ConfigValue;
+
+/// The SHA-256 of a key. `==` takes the same time whatever differs.
+#[derive(Clone, Copy, Eq)]
+pub struct KeyHash([u8; 32]);
+
+impl KeyHash {
+    /// The hash of `key`.
+    pub fn of(key: &str) -> Self {
+        Self(Sha256::digest(key.as_bytes()).into())
+    }
+
+    /// The hash itself.
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// One digit all over: what examples have in a hash's place.
+    fn is_placeholder(&self) -> bool {
+        self.0.iter().all(|byte| *byte == self.0[0] && byte >> 4 == byte & 0xF)
+    }
+
+    /// The hash that 64 hex digits spell.
+    pub(crate) fn from_hex(text: &str) -> Option<Self> {
+        let digits: Vec<u32> = text.chars().map(|digit| digit.to_digit(16)).collect::<Option<_>>()?;
+        let bytes: Vec<u8> = digits
+            .chunks(2)
+            .map(|pair| pair.iter().fold(0, |byte, digit| byte * 16 + *digit as u8))
+            .collect();
+        (digits.len() == 64).then(|| bytes.try_into().ok().map(Self)).flatten()
+    }
+}
+
+impl PartialEq for KeyHash {
+    fn eq(&self, other: &Self) -> bool {
+        // Word by word: byte by byte costs four times as much.
+        let words = |hash: &[u8; 32]| {
+            let (words, _) = hash.as_chunks::<8>();
+            [0, 1, 2, 3].map(|nth| u64::from_ne_bytes(words[nth]))
+        };
+        words(&self.0).ct_eq(&words(&other.0)).into()
+    }
+}
+
+impl fmt::Debug for KeyHash {
+    /// A short key can be guessed from its hash, so this shows nothing of it either.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[hash]")
+    }
+}
+
+/// Reads a `key_sha256`. What it finds is never shown: it may be the key itself, put there by mistake.
+pub(super) fn read(item: &ConfigValue<'_>) -> Result<KeyHash, Error> {
+    let expected = "the key's SHA-256 in 64 hex digits, as \"wecom-proxy key NAME\" prints it";
+    let text = item.string(expected)?;
+    let hash = KeyHash::from_hex(text).ok_or_else(|| item.error(format!("must be {expected}")))?;
+    if hash.is_placeholder() {
+        return Err(item.error(
+            "is a placeholder, the hash of no key; put what \"wecom-proxy key NAME\" prints in its place",
+        ));
+    }
+    if hash == KeyHash::of("") {
+        return Err(item.error("is the hash of an empty key; \"wecom-proxy key NAME\" makes a good one"));
+    }
+    Ok(hash)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn from_hex_accepts_64_hex_digits_only() {
+        let hex = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert_eq!(KeyHash::from_hex(hex), Some(KeyHash::of("abc")));
+        assert_eq!(KeyHash::from_hex(&hex.to_uppercase()), Some(KeyHash::of("abc")));
+        for text in [
+            "",
+            "abc",
+            &hex[1..],
+            &format!("{hex}0"),
+            &format!("{hex}00"),
+            &hex.replace('b', "g"),
+            &hex.replace('b', "é"),
+        ] {
+            assert_eq!(KeyHash::from_hex(text), None, "{text}");
+        }
+        assert_eq!(format!("{:?}", KeyHash::of("abc")), "[hash]");
+    }
+
+    #[test]
+    fn repeated_digit_is_placeholder() {
+        let of = |hex: &str| KeyHash::from_hex(hex).unwrap().is_placeholder();
+        assert!(of(&"0".repeat(64)) && of(&"f".repeat(64)));
+        assert!(!of(&"01".repeat(32)) && !of(&format!("{}1", "0".repeat(63))));
+    }
+}

@@ -1,0 +1,151 @@
+//! The keys that a request's header lines show, and the lines that would carry a credential to the upstream.
+
+use std::cell::OnceCell;
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+
+use super::{HeaderLines, Headers, KnownHeader};
+use crate::secret::{
+    Masked,
+    credential_scan::{MIN_KEY_BYTES, contains_key, contains_pass},
+};
+
+/// What was found out about credentials in a message's lines, each when it is first asked for.
+#[derive(Default)]
+pub(super) struct HeaderCredentials {
+    /// The password of HTTP Basic.
+    basic_password: OnceCell<Option<Masked>>,
+    /// How long the shortest of the shown keys is; more than any text where there is none.
+    min_key_bytes: OnceCell<usize>,
+    /// The numbers of lines that repeat a pass or a shown key.
+    withheld_lines: OnceCell<Vec<usize>>,
+}
+
+impl Headers {
+    /// The keys that `Authorization` and `X-Api-Key` show, right or wrong: as they stand, and the password of Basic.
+    pub fn presented_keys(&self) -> impl Iterator<Item = &[u8]> {
+        self.lines.presented_keys()
+    }
+
+    /// Whether a text of this length is too short to hold one of them.
+    pub fn all_keys_longer_than(&self, length: usize) -> bool {
+        self.lines.min_key_bytes() > length
+    }
+}
+
+impl HeaderLines {
+    fn values(&self, known: KnownHeader) -> impl Iterator<Item = &[u8]> {
+        let each = if self.known_mask & known.mask() == 0 { &[][..] } else { &self.entries };
+        each.iter().filter(move |line| line.known == known).map(|line| line.value.slice(&self.text))
+    }
+
+    fn presented_keys(&self) -> impl Iterator<Item = &[u8]> {
+        let shown = self
+            .values(KnownHeader::Authorization)
+            .map(strip_auth_scheme)
+            .chain(self.values(KnownHeader::ApiKey));
+        shown.filter(|key| !key.is_empty()).chain(self.basic_password().map(|key| key.expose().as_bytes()))
+    }
+
+    fn min_key_bytes(&self) -> usize {
+        let lengths = || self.presented_keys().map(<[u8]>::len).filter(|length| *length >= MIN_KEY_BYTES);
+        let measure = || lengths().min().unwrap_or(usize::MAX);
+        *self.credentials.min_key_bytes.get_or_init(measure)
+    }
+
+    fn basic_password(&self) -> Option<&Masked> {
+        let mut values = self.values(KnownHeader::Authorization);
+        let basic =
+            values.find(|value| value.get(..6).is_some_and(|it| it.eq_ignore_ascii_case(b"basic ")))?;
+        let read = || {
+            let pair = BASE64_STANDARD.decode(strip_auth_scheme(basic)).ok();
+            let pair = Masked::new(pair.and_then(|pair| String::from_utf8(pair).ok())?);
+            let (_, password) = pair.expose().split_once(':')?;
+            (!password.is_empty()).then(|| Masked::new(password))
+        };
+        self.credentials.basic_password.get_or_init(read).as_ref()
+    }
+
+    /// The numbers of the lines that must not go on because they repeat a pass or a key that the message shows.
+    pub(super) fn withheld_lines(&self) -> &[usize] {
+        self.credentials.withheld_lines.get_or_init(|| {
+            // Nearly no message has one, and one search is cheaper than one for each line.
+            let may_hold_pass = contains_pass(&self.text);
+            let shortest = if may_hold_pass { 0 } else { self.min_key_bytes() };
+            if shortest == usize::MAX {
+                return Vec::new();
+            }
+            let holds = |text: &[u8]| {
+                text.len() >= shortest
+                    && ((may_hold_pass && contains_pass(text))
+                        || self.presented_keys().any(|key| contains_key(text, key)))
+            };
+            let repeats = |nth: &usize| {
+                let line = &self.entries[*nth];
+                let (name, value) = (line.name.slice(&self.text), line.value.slice(&self.text));
+                line.is_forwarded_to_upstream() && (holds(value) || holds(name))
+            };
+            (0..self.entries.len()).filter(repeats).collect()
+        })
+    }
+}
+
+/// The credential in a value of `Authorization`.
+fn strip_auth_scheme(value: &[u8]) -> &[u8] {
+    let space = memchr::memchr(b' ', value).map_or(0, |space| space + 1);
+    value[space..].trim_ascii()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PASS: &str = "wp1-AAAAAGqxO4ACaHIHYmlsbGluZ2FiY2RlZmdoaWprbG1ub3BxcnN0dXZ3eHl6MDE";
+
+    fn forwarded_names(lines: &[(&str, &str)]) -> Vec<String> {
+        let fields = Headers::from_pairs(lines);
+        fields.forwarded_to_upstream().map(|field| String::from_utf8_lossy(field.name).into_owned()).collect()
+    }
+
+    #[test]
+    fn header_repeating_a_credential_is_not_forwarded() {
+        let long = "key-of-crm-0000000000";
+        let encoded = PASS.replace('-', "%2D");
+        let url = format!("https://app.example.com/?access_token={PASS}");
+        for (shown, value) in [
+            (("Host", "x"), PASS),
+            (("Host", "x"), &encoded),
+            (("Host", "x"), &url),
+            (("Authorization", &*format!("Bearer {long}")), long),
+            (("Authorization", &*format!("bearer  {long}")), &*format!("token={long};")),
+            (("X-Api-Key", long), "key-of-crm%2D0000000000"),
+            (("Authorization", "Basic Y3JtOmtleS1vZi1jcm0tMQ=="), "key-of-crm-1"),
+            (("Authorization", "Basic Y3JtOmtleS1vZi1jcm0tMQ=="), "Basic Y3JtOmtleS1vZi1jcm0tMQ=="),
+        ] {
+            assert_eq!(
+                forwarded_names(&[shown, ("X-Other", value), ("Accept", "*/*")]),
+                ["Accept"],
+                "{value}"
+            );
+        }
+        assert_eq!(forwarded_names(&[(PASS, "1"), ("Accept", "*/*")]), ["Accept"]);
+        let kept = [("X-Api-Key", "short"), ("X-Other", "short"), ("X-Version", "wp1-2"), ("X-Empty", "")];
+        assert_eq!(forwarded_names(&kept), ["X-Other", "X-Version", "X-Empty"]);
+    }
+
+    #[test]
+    fn presented_keys_cover_bearer_basic_and_api_key() {
+        let fields = Headers::from_pairs(&[
+            ("Authorization", "Basic Y3JtOmtleS1vZi1jcm0tMQ=="),
+            ("X-Api-Key", "other"),
+            ("X-Else", "none"),
+        ]);
+        let keys: Vec<_> =
+            fields.presented_keys().map(|key| String::from_utf8_lossy(key).into_owned()).collect();
+        assert_eq!(keys, ["Y3JtOmtleS1vZi1jcm0tMQ==", "other", "key-of-crm-1"]);
+        for none in ["Basic", "Basic !", "Basic Y3Jt", "Basic Y3JtOg==", ""] {
+            let fields = Headers::from_pairs(&[("Authorization", none)]);
+            assert!(fields.presented_keys().all(|key| none.as_bytes().ends_with(key)), "{none}");
+        }
+    }
+}

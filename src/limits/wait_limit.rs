@@ -1,0 +1,132 @@
+//! Caps the requests that wait for a token or a ticket; beyond the cap a request fails at once.
+//!
+//! As many may wait as may be in flight, 1024 at least: a request that has its token needs a place in flight next, and more
+//! of them would only wait again. A permit counts twice, first for its agent and first for its client, by the rule of
+//! [`Places`]: neither an agent whose gettoken hangs, however many clients call through it, nor a client that calls through
+//! many such agents leaves the others without one.
+//!
+//! A request counts once for each 4 KiB begun of its header text, so the cap bounds the memory of all that wait too.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering::Relaxed},
+};
+
+use super::concurrency_limit::{ConcurrencyLimit, MIN_QUEUE_CAPACITY, Permit};
+
+/// Header text that one unit of the cap stands for.
+const UNIT_BYTES: usize = 4 * 1024;
+
+/// Bounds how many requests wait, shared by all workers.
+#[derive(Debug)]
+pub struct WaitLimit {
+    by_agent: Arc<ConcurrencyLimit>,
+    by_client: Arc<ConcurrencyLimit>,
+    requests: Arc<AtomicUsize>,
+}
+
+/// The right to wait; given back when it is dropped.
+#[derive(Debug)]
+pub struct WaitPermit {
+    _units: Box<[Permit]>,
+    requests: Arc<AtomicUsize>,
+}
+
+impl Drop for WaitPermit {
+    fn drop(&mut self) {
+        self.requests.fetch_sub(1, Relaxed);
+    }
+}
+
+impl WaitLimit {
+    /// A limit for a proxy with so many places in flight.
+    pub fn new(max_in_flight: usize) -> Self {
+        let places = || Arc::new(ConcurrencyLimit::new(max_in_flight.max(MIN_QUEUE_CAPACITY)));
+        Self { by_agent: places(), by_client: places(), requests: Arc::default() }
+    }
+
+    /// A permit for a request of this client through this agent, with so much header text; `None` where they, or all
+    /// together, have too many.
+    pub fn try_acquire(
+        &self,
+        client: Option<&str>,
+        agent: Option<&str>,
+        header_bytes: usize,
+    ) -> Option<WaitPermit> {
+        let (by_agent, by_client) = (&self.by_agent, &self.by_client);
+        let count = header_bytes.div_ceil(UNIT_BYTES).max(1);
+        let mut units = Vec::with_capacity(2 * count);
+        for _ in 0..count {
+            // The order of the names is the order in which they are counted.
+            units.push(by_agent.try_acquire(|| by_agent.flow_key(agent, client, ""))?);
+            units.push(by_client.try_acquire(|| by_client.flow_key(client, agent, ""))?);
+        }
+        self.requests.fetch_add(1, Relaxed);
+        Some(WaitPermit { _units: units.into(), requests: self.requests.clone() })
+    }
+
+    /// How many requests wait.
+    pub fn waiting(&self) -> usize {
+        self.requests.load(Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAX: usize = 4096;
+
+    fn fill(limit: &WaitLimit, flows: impl Fn(usize) -> (String, String)) -> Vec<WaitPermit> {
+        let permits = (0..3 * MAX).filter_map(|nth| {
+            let (client, agent) = flows(nth);
+            limit.try_acquire(Some(&client), Some(&agent), 300)
+        });
+        permits.collect()
+    }
+
+    #[test]
+    fn hanging_agent_leaves_permits_to_other_agents() {
+        for clients in [1, 10, 1000] {
+            let limit = WaitLimit::new(MAX);
+            let held = fill(&limit, |nth| (format!("c{}", nth % clients), "hr".into()));
+            assert!((MAX * 8 / 10..MAX).contains(&held.len()), "{clients} clients: {}", held.len());
+            let others: Vec<_> =
+                (0..100).filter_map(|_| limit.try_acquire(Some("c0"), Some("ops"), 300)).collect();
+            assert_eq!(others.len(), 100, "{clients} clients");
+            drop((held, others));
+            assert_eq!(limit.waiting(), 0);
+        }
+    }
+
+    #[test]
+    fn client_of_many_agents_leaves_permits_to_other_clients() {
+        let limit = WaitLimit::new(MAX);
+        let held = fill(&limit, |nth| ("crm".into(), format!("a{}", nth % 1000)));
+        assert!((MAX * 8 / 10..MAX).contains(&held.len()), "{}", held.len());
+        let others: Vec<_> =
+            (0..100).filter_map(|_| limit.try_acquire(Some("billing"), Some("a0"), 300)).collect();
+        assert_eq!(others.len(), 100);
+    }
+
+    #[test]
+    fn small_in_flight_limit_still_lets_a_thousand_wait() {
+        let limit = WaitLimit::new(1);
+        assert!(fill(&limit, |_| ("crm".into(), "hr".into())).len() > MIN_QUEUE_CAPACITY * 8 / 10);
+    }
+
+    #[test]
+    fn header_text_counts_by_the_4_kib_begun() {
+        let limit = WaitLimit::new(MAX);
+        let fill = |bytes| (0..MAX).map_while(|_| limit.try_acquire(None, None, bytes)).collect::<Vec<_>>();
+        for (bytes, units) in [(0, 1), (4096, 1), (4097, 2), (58 * 1024, 15)] {
+            let held = fill(bytes);
+            assert_eq!(limit.waiting(), held.len());
+            let most = limit.by_agent.in_use();
+            assert_eq!((most, limit.by_client.in_use()), (held.len() * units, held.len() * units), "{bytes}");
+            assert!((MAX * 8 / 10..MAX).contains(&most), "{bytes}: {most}");
+            drop(held);
+            assert_eq!((limit.waiting(), limit.by_agent.in_use(), limit.by_client.in_use()), (0, 0, 0));
+        }
+    }
+}

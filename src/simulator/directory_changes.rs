@@ -1,0 +1,212 @@
+//! The calls that change people, departments and tags. They check what a program's mistakes are about, and no more.
+
+use serde_json::Value;
+
+use super::company::{Company, Department, Person, Tag};
+use super::response::{ErrcodeJson, SimulatedResponse};
+use super::routes::ApiRequest;
+use super::state::State;
+
+type ErrcodeResult = Result<ErrcodeJson, i64>;
+
+/// `user/create`
+pub(super) fn create_user(state: &mut State, sent: &ApiRequest<'_>) -> SimulatedResponse {
+    into_response(parse_body(sent).and_then(|user| {
+        let userid = non_empty_text(&user, "userid").ok_or(41009)?;
+        if state.company.has_user(&userid) {
+            return Err(60102);
+        }
+        let mut person = Person {
+            userid,
+            name: String::new(),
+            departments: vec![1],
+            position: String::new(),
+            mobile: String::new(),
+            email: String::new(),
+            is_leader: false,
+        };
+        apply_user_fields(&mut person, &state.company, &user)?;
+        if person.name.is_empty() {
+            return Err(40035);
+        }
+        state.company.people.push(person);
+        Ok(ErrcodeJson::new(0, "created"))
+    }))
+}
+
+/// `user/update`
+pub(super) fn update_user(state: &mut State, sent: &ApiRequest<'_>) -> SimulatedResponse {
+    into_response(parse_body(sent).and_then(|user| {
+        let userid = non_empty_text(&user, "userid").ok_or(41009)?;
+        let at = state.company.people.iter().position(|known| known.userid == userid).ok_or(60111)?;
+        let mut person = state.company.people.remove(at);
+        let altered = apply_user_fields(&mut person, &state.company, &user);
+        state.company.people.insert(at, person);
+        altered.map(|()| ErrcodeJson::new(0, "updated"))
+    }))
+}
+
+/// `user/delete?userid=`
+pub(super) fn delete_user(state: &mut State, sent: &ApiRequest<'_>) -> SimulatedResponse {
+    let Some(userid) = sent.query.value("userid").filter(|id| !id.is_empty()) else {
+        return ErrcodeJson::new(41009, "").into();
+    };
+    if !state.company.has_user(&userid) {
+        return ErrcodeJson::new(60111, "").into();
+    }
+    state.company.people.retain(|person| person.userid != userid);
+    state.company.tags.iter_mut().for_each(|tag| tag.users.retain(|user| *user != userid));
+    ErrcodeJson::new(0, "deleted").into()
+}
+
+/// `department/create`
+pub(super) fn create_department(state: &mut State, sent: &ApiRequest<'_>) -> SimulatedResponse {
+    into_response(parse_body(sent).and_then(|wanted| {
+        let departments = &mut state.company.departments;
+        let name = non_empty_text(&wanted, "name").ok_or(40035)?;
+        let parent = wanted["parentid"].as_u64().ok_or(40035)?;
+        let free = departments.iter().map(|known| known.id).max().unwrap_or(0) + 1;
+        let id = wanted["id"].as_u64().unwrap_or(free);
+        if !departments.iter().any(|known| known.id == parent) {
+            return Err(60004);
+        }
+        if departments.iter().any(|known| known.id == id || known.parent == parent && known.name == name) {
+            return Err(60008);
+        }
+        let name_en = non_empty_text(&wanted, "name_en").unwrap_or_default();
+        departments.push(Department { id, name, name_en, parent, leader: None });
+        Ok(ErrcodeJson::new(0, "created").with("id", id))
+    }))
+}
+
+/// `department/update`
+pub(super) fn update_department(state: &mut State, sent: &ApiRequest<'_>) -> SimulatedResponse {
+    into_response(parse_body(sent).and_then(|wanted| {
+        let mut departments = state.company.departments.iter_mut();
+        let found = departments.find(|known| wanted["id"] == known.id).ok_or(60123)?;
+        found.name = non_empty_text(&wanted, "name").unwrap_or(std::mem::take(&mut found.name));
+        Ok(ErrcodeJson::new(0, "updated"))
+    }))
+}
+
+/// `department/delete?id=`
+pub(super) fn delete_department(state: &mut State, sent: &ApiRequest<'_>) -> SimulatedResponse {
+    let company = &mut state.company;
+    let wanted = sent.query.value("id").and_then(|id| id.parse::<u64>().ok());
+    into_response(match wanted.filter(|id| company.has_department(*id)) {
+        None => Err(60123),
+        Some(id) if company.people.iter().any(|person| person.departments.contains(&id)) => Err(60005),
+        Some(id) if company.departments.iter().any(|known| known.parent == id) => Err(60006),
+        Some(id) => {
+            company.departments.retain(|known| known.id != id);
+            Ok(ErrcodeJson::new(0, "deleted"))
+        }
+    })
+}
+
+/// `tag/create`
+pub(super) fn create_tag(state: &mut State, sent: &ApiRequest<'_>) -> SimulatedResponse {
+    into_response(parse_body(sent).and_then(|wanted| {
+        let tags = &mut state.company.tags;
+        let name = non_empty_text(&wanted, "tagname").ok_or(40035)?;
+        let free = tags.iter().map(|known| known.id).max().unwrap_or(0) + 1;
+        let id = wanted["tagid"].as_u64().unwrap_or(free);
+        if tags.iter().any(|known| known.id == id || known.name == name) {
+            return Err(40071);
+        }
+        tags.push(Tag { id, name, users: Vec::new(), parties: Vec::new() });
+        Ok(ErrcodeJson::new(0, "created").with("tagid", id))
+    }))
+}
+
+/// `tag/update`
+pub(super) fn update_tag(state: &mut State, sent: &ApiRequest<'_>) -> SimulatedResponse {
+    into_response(parse_body(sent).and_then(|wanted| {
+        let name = non_empty_text(&wanted, "tagname").ok_or(40035)?;
+        find_tag(&mut state.company, &wanted)?.name = name;
+        Ok(ErrcodeJson::new(0, "updated"))
+    }))
+}
+
+/// `tag/delete?tagid=`
+pub(super) fn delete_tag(state: &mut State, sent: &ApiRequest<'_>) -> SimulatedResponse {
+    let wanted = sent.query.value("tagid").and_then(|id| id.parse::<u64>().ok());
+    let tags = &mut state.company.tags;
+    into_response(tags.iter().position(|known| Some(known.id) == wanted).ok_or(40068).map(|at| {
+        tags.remove(at);
+        ErrcodeJson::new(0, "deleted")
+    }))
+}
+
+/// `tag/addtagusers`. Userids that nobody has are named in `invalidlist`.
+pub(super) fn add_tag_users(state: &mut State, sent: &ApiRequest<'_>) -> SimulatedResponse {
+    into_response(parse_body(sent).and_then(|wanted| {
+        let (known, unknown) = partition_users(&state.company, &wanted);
+        let tag = find_tag(&mut state.company, &wanted)?;
+        tag.users.retain(|user| !known.contains(user));
+        tag.users.extend(known.iter().cloned());
+        tag_users_result(&known, &unknown)
+    }))
+}
+
+/// `tag/deltagusers`
+pub(super) fn remove_tag_users(state: &mut State, sent: &ApiRequest<'_>) -> SimulatedResponse {
+    into_response(parse_body(sent).and_then(|wanted| {
+        let (known, unknown) = partition_users(&state.company, &wanted);
+        find_tag(&mut state.company, &wanted)?.users.retain(|user| !known.contains(user));
+        tag_users_result(&known, &unknown)
+    }))
+}
+
+fn into_response(done: ErrcodeResult) -> SimulatedResponse {
+    done.unwrap_or_else(|errcode| ErrcodeJson::new(errcode, "")).into()
+}
+
+fn parse_body(sent: &ApiRequest<'_>) -> Result<Value, i64> {
+    serde_json::from_slice(&sent.body()).map_err(|_| 40035)
+}
+
+fn non_empty_text(object: &Value, key: &str) -> Option<String> {
+    object[key].as_str().filter(|text| !text.is_empty()).map(str::to_owned)
+}
+
+/// Writes what was sent over what is known of a person.
+fn apply_user_fields(person: &mut Person, company: &Company, sent: &Value) -> Result<(), i64> {
+    if let Some(departments) = sent.get("department") {
+        // One number alone is taken too.
+        let one = std::slice::from_ref(departments);
+        let ids = departments.as_array().map_or(one, Vec::as_slice).iter().map(Value::as_u64);
+        let ids: Option<Vec<u64>> = ids.collect();
+        let known = |ids: &Vec<u64>| !ids.is_empty() && ids.iter().all(|id| company.has_department(*id));
+        person.departments = ids.filter(known).ok_or(60123)?;
+    }
+    for (key, field) in [
+        ("name", &mut person.name),
+        ("position", &mut person.position),
+        ("mobile", &mut person.mobile),
+        ("email", &mut person.email),
+    ] {
+        if let Some(text) = non_empty_text(sent, key) {
+            *field = text;
+        }
+    }
+    Ok(())
+}
+
+fn find_tag<'a>(company: &'a mut Company, wanted: &Value) -> Result<&'a mut Tag, i64> {
+    company.tags.iter_mut().find(|known| wanted["tagid"] == known.id).ok_or(40068)
+}
+
+/// The userids of a list that somebody has, and those that nobody has.
+fn partition_users(company: &Company, wanted: &Value) -> (Vec<String>, Vec<String>) {
+    let named = wanted["userlist"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    named.map(str::to_owned).partition(|user| company.has_user(user))
+}
+
+fn tag_users_result(known: &[String], unknown: &[String]) -> ErrcodeResult {
+    match (known.is_empty(), unknown.is_empty()) {
+        (true, _) => Err(40070),
+        (false, true) => Ok(ErrcodeJson::ok()),
+        (false, false) => Ok(ErrcodeJson::ok().with("invalidlist", unknown.join("|"))),
+    }
+}

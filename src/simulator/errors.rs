@@ -1,0 +1,61 @@
+//! Failures in WeCom's words.
+
+use std::net::IpAddr;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::random;
+use super::response::ErrcodeJson;
+
+/// A failure: for people, with a hint that changes each time and the caller's address.
+pub(super) fn error_json(errcode: i64, peer: IpAddr) -> ErrcodeJson {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let hint = format!("{now}{:014}", random::number() % 100_000_000_000_000);
+    let more = format!("https://open.work.weixin.qq.com/devtool/query?e={errcode}");
+    let said = errmsg(errcode);
+    ErrcodeJson::new(errcode, format!("{said}, hint: [{hint}], from ip: {peer}, more info at {more}"))
+}
+
+fn errmsg(errcode: i64) -> &'static str {
+    match errcode {
+        -1 => "system busy",
+        40001 => "invalid credential",
+        40004 => "invalid media type",
+        40006 => "invalid media size",
+        40007 => "invalid media_id",
+        40008 => "invalid message type",
+        40013 => "invalid corpid",
+        40014 => "invalid access_token",
+        40035 => "invalid parameter",
+        40056 => "invalid agentid",
+        40068 => "invalid tagid",
+        40070 => "all list invalid",
+        40071 => "tag already existed",
+        41001 => "access_token missing",
+        41002 => "corpid missing",
+        41004 => "corpsecret missing",
+        41005 => "media data missing",
+        41006 => "media_id missing",
+        41009 => "userid missing",
+        41011 => "agentid missing",
+        42001 => "access_token expired",
+        44001 => "empty media data",
+        44004 => "text content is empty",
+        45001 => "media size out of limit",
+        45009 => "api freq out of limit",
+        45033 => "api concurrent out of limit",
+        48002 => "API forbidden for this app",
+        60004 => "parent department not found",
+        60005 => "department contains user",
+        60006 => "department contains sub-department",
+        60008 => "department existed",
+        60011 => "no privilege to access/modify contact/party/agent",
+        60020 => "not allow to access from your ip",
+        60102 => "userid existed",
+        60111 => "userid not found",
+        60123 => "invalid party id",
+        81013 => "user & party & tag all invalid",
+        93000 => "invalid webhook url",
+        301_002 => "not allow operate another agent with this accesstoken",
+        _ => "failed, as the simulator was told",
+    }
+}

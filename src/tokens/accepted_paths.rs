@@ -1,0 +1,131 @@
+//! The paths on which a token has worked: a refusal by one of these means that the token was voided, while a path that never
+//! accepted it may refuse every token.
+
+use std::{
+    hash::BuildHasher,
+    sync::{
+        LazyLock, OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use foldhash::fast::RandomState;
+
+/// Paths that are remembered of one token; beyond it a new one takes the place of another.
+const MAX_ACCEPTED_PATHS: usize = 128;
+/// Set in the entry of a path that refused the token after it had worked there.
+const REFUSED_BIT: u32 = 1;
+
+/// A path of the upstream as a hash, seeded anew in each process so that callers cannot choose collisions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PathKey(u32);
+
+impl PathKey {
+    /// The key of a path in its normal form, without a query.
+    #[inline]
+    pub fn from_path(path: &str) -> Self {
+        static STATE: LazyLock<RandomState> = LazyLock::new(RandomState::default);
+        // Bit 0 is `REFUSED`; bit 1 keeps the key from 0, which is an empty entry.
+        Self((STATE.hash_one(path) as u32 & !REFUSED_BIT) | 2)
+    }
+
+    /// Linear probing over all entries: a shorter probe would evict a path while others are free, and its callers would be
+    /// held back as if it had never worked.
+    fn probe_indices(self) -> impl Iterator<Item = usize> {
+        let home = (self.0 >> 2) as usize;
+        (0..MAX_ACCEPTED_PATHS).map(move |nth| (home + nth) % MAX_ACCEPTED_PATHS)
+    }
+}
+
+/// A bounded set of paths; allocated when the first is inserted.
+#[derive(Debug, Default)]
+pub(super) struct AcceptedPaths(OnceLock<Box<[AtomicU32; MAX_ACCEPTED_PATHS]>>);
+
+impl AcceptedPaths {
+    /// Notes that the token was accepted by this path.
+    #[inline]
+    pub(super) fn mark_accepted(&self, path: PathKey) {
+        let entries = self.0.get_or_init(|| Box::new([const { AtomicU32::new(0) }; MAX_ACCEPTED_PATHS]));
+        if entries[(path.0 >> 2) as usize % MAX_ACCEPTED_PATHS].load(Ordering::Relaxed) != path.0 {
+            insert(entries, path);
+        }
+    }
+
+    /// Notes that the token was refused by this path.
+    pub(super) fn mark_refused(&self, path: PathKey) {
+        if let Some(entry) = self.find_entry(path) {
+            entry.store(path.0 | REFUSED_BIT, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether the token was ever accepted by this path.
+    pub(super) fn was_ever_accepted(&self, path: PathKey) -> bool {
+        self.find_entry(path).is_some()
+    }
+
+    /// Whether this path accepted the token when it last judged it.
+    pub(super) fn is_accepted(&self, path: PathKey) -> bool {
+        self.find_entry(path).is_some_and(|entry| entry.load(Ordering::Relaxed) == path.0)
+    }
+
+    fn find_entry(&self, path: PathKey) -> Option<&AtomicU32> {
+        let entries = self.0.get()?;
+        let entry = &entries[probe(entries, path)?];
+        (entry.load(Ordering::Relaxed) & !REFUSED_BIT == path.0).then_some(entry)
+    }
+}
+
+/// Where this path stands, or else the first empty entry; entries are never emptied again. `None` when all are other paths'.
+fn probe(entries: &[AtomicU32; MAX_ACCEPTED_PATHS], path: PathKey) -> Option<usize> {
+    path.probe_indices().find(|at| {
+        let key = entries[*at].load(Ordering::Relaxed) & !REFUSED_BIT;
+        key == path.0 || key == 0
+    })
+}
+
+#[cold]
+fn insert(entries: &[AtomicU32; MAX_ACCEPTED_PATHS], path: PathKey) {
+    let home = (path.0 >> 2) as usize % MAX_ACCEPTED_PATHS;
+    entries[probe(entries, path).unwrap_or(home)].store(path.0, Ordering::Relaxed);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn accepted_paths_distinguish_accepted_from_never_seen() {
+        let (paths, user, list) =
+            (AcceptedPaths::default(), PathKey::from_path("/user"), PathKey::from_path("/list"));
+        paths.mark_refused(user);
+        assert!(!paths.was_ever_accepted(user) && !paths.is_accepted(user));
+        paths.mark_accepted(user);
+        assert!(paths.was_ever_accepted(user) && paths.is_accepted(user) && !paths.was_ever_accepted(list));
+        paths.mark_refused(user);
+        assert!(paths.was_ever_accepted(user) && !paths.is_accepted(user));
+        paths.mark_accepted(user);
+        assert!(paths.is_accepted(user));
+    }
+
+    #[test]
+    fn accepted_paths_when_full_keep_the_newest() {
+        let paths = AcceptedPaths::default();
+        for nth in 0..1_000 {
+            let path = PathKey::from_path(&format!("/cgi-bin/{nth}"));
+            paths.mark_accepted(path);
+            assert!(paths.is_accepted(path));
+        }
+        let kept =
+            (0..1_000).filter(|nth| paths.was_ever_accepted(PathKey::from_path(&format!("/cgi-bin/{nth}"))));
+        assert!(kept.count() <= MAX_ACCEPTED_PATHS);
+    }
+    #[test]
+    fn paths_up_to_the_bound_are_all_kept() {
+        let paths = AcceptedPaths::default();
+        let all: Vec<_> =
+            (0..MAX_ACCEPTED_PATHS).map(|nth| PathKey::from_path(&format!("/cgi-bin/{nth}"))).collect();
+        all.iter().for_each(|path| paths.mark_accepted(*path));
+        let lost = all.iter().filter(|path| !paths.was_ever_accepted(**path)).count();
+        assert_eq!(lost, 0);
+    }
+}

@@ -1,0 +1,219 @@
+//! Passes: what a client holds in place of a token. A pass names agent and client and says when it was made; it is
+//! authenticated and holds nothing secret. Pure, but for the clock that callers hand in.
+//!
+//! The text is `wp1-` and base64url of: the time it was made (8 bytes, seconds since 1970), the agent's name and the
+//! client's (each after a byte of length), and an HMAC-SHA-256 of all that and the client's key hash, under a key derived
+//! from the agent's corpid and secret. So every replica with the same configuration accepts it, and a changed secret or
+//! key voids it.
+
+use std::time::Duration;
+
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+use zeroize::Zeroizing;
+
+use crate::{
+    config::KeyHash,
+    secret::{Masked, credential_scan::PASS_PREFIX as MARK},
+};
+
+/// What a pass claims to live, as real tokens do.
+pub const CLAIMED_TTL: Duration = Duration::from_secs(7200);
+/// How long it is accepted: some programs keep a token two hours by a clock of their own.
+const ACCEPTED_TTL: Duration = Duration::from_secs(2 * 7200);
+/// How far ahead another replica's clock may be.
+const MAX_CLOCK_SKEW: Duration = Duration::from_secs(300);
+/// Longest name of an agent or client.
+const MAX_NAME_BYTES: usize = 64;
+/// Longest pass before it is encoded.
+const MAX_PASS_BYTES: usize = 8 + 2 * (1 + MAX_NAME_BYTES) + MAC_BYTES;
+const MAC_BYTES: usize = 32;
+const TIME_BYTES: usize = 8;
+
+/// What passes of one agent are authenticated with.
+#[derive(Clone)]
+pub struct PassKey(Hmac<Sha256>);
+
+/// Why a text is no pass that serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PassError {
+    /// It was a pass, and its time is over.
+    Expired,
+    /// It is something else, or was made under another secret or key.
+    Invalid,
+}
+
+/// What a pass says of itself, not yet believed. It has no `Debug`: it holds the pass.
+pub struct UnverifiedPass<'a> {
+    bytes: &'a [u8],
+    issued_at: u64,
+    /// The agent it names.
+    pub agent: &'a str,
+    /// The client it names; empty for a caller that had none.
+    pub client: &'a str,
+}
+
+/// Room for a decoded pass.
+pub struct DecodeBuf([u8; MAX_PASS_BYTES]);
+
+impl Default for DecodeBuf {
+    fn default() -> Self {
+        Self([0; MAX_PASS_BYTES])
+    }
+}
+
+impl PassKey {
+    /// Derives the key from what the agent's real token is bought with.
+    pub fn derive(corpid: &str, secret: &Masked) -> Self {
+        let mut derivation = hmac_with_key(secret.expose().as_bytes());
+        derivation.update(b"wecom-proxy pass v1\0");
+        derivation.update(corpid.as_bytes());
+        Self(hmac_with_key(&derivation.finalize().into_bytes()))
+    }
+
+    /// Makes a pass. `client_key` is the hash of the client's key; `None` for a caller without one.
+    pub fn issue(&self, agent: &str, client: &str, client_key: Option<&KeyHash>, now: u64) -> Masked {
+        let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_PASS_BYTES));
+        bytes.extend_from_slice(&now.to_be_bytes());
+        for name in [agent, client] {
+            bytes.push(name.len() as u8);
+            bytes.extend_from_slice(name.as_bytes());
+        }
+        let mac = self.mac_over(&bytes, client_key).finalize().into_bytes();
+        bytes.extend_from_slice(&mac);
+        // Of its whole length at once: memory that it outgrows would not be wiped.
+        let mut pass = String::with_capacity(MARK.len() + 2 * MAX_PASS_BYTES);
+        pass.push_str(MARK);
+        BASE64_URL_SAFE_NO_PAD.encode_string(&*bytes, &mut pass);
+        Masked::new(pass)
+    }
+
+    /// Believes a claim, or says why not. `now` is in seconds since 1970.
+    pub fn verify(
+        &self,
+        claim: &UnverifiedPass<'_>,
+        client_key: Option<&KeyHash>,
+        now: u64,
+    ) -> Result<(), PassError> {
+        let (said, mac) = claim.bytes.split_at(claim.bytes.len() - MAC_BYTES);
+        self.mac_over(said, client_key).verify_slice(mac).map_err(|_| PassError::Invalid)?;
+        if claim.issued_at > now + MAX_CLOCK_SKEW.as_secs() {
+            return Err(PassError::Invalid);
+        }
+        if now.saturating_sub(claim.issued_at) >= ACCEPTED_TTL.as_secs() {
+            Err(PassError::Expired)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn mac_over(&self, said: &[u8], client_key: Option<&KeyHash>) -> Hmac<Sha256> {
+        let mut mac = self.0.clone();
+        mac.update(said);
+        mac.update(client_key.map_or(&[][..], |key| key.as_bytes()));
+        mac
+    }
+}
+
+impl<'a> UnverifiedPass<'a> {
+    /// Reads what a pass says of itself; `None` for anything that has not the form of one.
+    pub fn parse(text: &str, scratch: &'a mut DecodeBuf) -> Option<Self> {
+        let encoded = text.strip_prefix(MARK)?;
+        let length = BASE64_URL_SAFE_NO_PAD.decode_slice(encoded, &mut scratch.0).ok()?;
+        let bytes = &scratch.0[..length];
+        let said = &bytes[..length.checked_sub(MAC_BYTES)?];
+        let (made, names) = said.split_at_checked(TIME_BYTES)?;
+        let made = u64::from_be_bytes(made.try_into().ok()?);
+        let (agent, rest) = split_name(names)?;
+        let (client, rest) = split_name(rest)?;
+        (rest.is_empty() && !agent.is_empty()).then_some(Self { bytes, issued_at: made, agent, client })
+    }
+}
+
+fn hmac_with_key(key: &[u8]) -> Hmac<Sha256> {
+    match Hmac::new_from_slice(key) {
+        Ok(mac) => mac,
+        // HMAC takes a key of any length (RFC 2104).
+        Err(_) => unreachable!("HMAC refuses no key"),
+    }
+}
+
+fn split_name(bytes: &[u8]) -> Option<(&str, &[u8])> {
+    let (length, rest) = bytes.split_first()?;
+    let (name, rest) = rest.split_at_checked(usize::from(*length))?;
+    Some((std::str::from_utf8(name).ok()?, rest))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const NOW: u64 = 1_790_000_000;
+
+    fn pass_key(secret: &str) -> PassKey {
+        PassKey::derive("ww1234567890abcdef", &Masked::new(secret))
+    }
+
+    fn parse_and_verify(
+        key: &PassKey,
+        text: &str,
+        client_key: Option<&KeyHash>,
+        now: u64,
+    ) -> Result<(String, String), PassError> {
+        let mut scratch = DecodeBuf::default();
+        let claim = UnverifiedPass::parse(text, &mut scratch).ok_or(PassError::Invalid)?;
+        key.verify(&claim, client_key, now)?;
+        Ok((claim.agent.to_owned(), claim.client.to_owned()))
+    }
+
+    #[test]
+    fn pass_verifies_for_twice_its_ttl_and_only_with_its_keys() {
+        let (billing, other) = (KeyHash::of("key of billing"), KeyHash::of("another key"));
+        let pass = pass_key("s").issue("hr", "billing", Some(&billing), NOW);
+        let text = pass.expose();
+        let good = Ok(("hr".to_owned(), "billing".to_owned()));
+        assert_eq!(parse_and_verify(&pass_key("s"), text, Some(&billing), NOW), good);
+        assert_eq!(parse_and_verify(&pass_key("s"), text, Some(&billing), NOW + 14_399), good);
+        assert_eq!(
+            parse_and_verify(&pass_key("s"), text, Some(&billing), NOW + 14_400),
+            Err(PassError::Expired)
+        );
+        assert_eq!(
+            parse_and_verify(&pass_key("s"), text, Some(&billing), NOW - 301),
+            Err(PassError::Invalid)
+        );
+        assert_eq!(parse_and_verify(&pass_key("t"), text, Some(&billing), NOW), Err(PassError::Invalid));
+        assert_eq!(parse_and_verify(&pass_key("s"), text, Some(&other), NOW), Err(PassError::Invalid));
+        assert_eq!(parse_and_verify(&pass_key("s"), text, None, NOW), Err(PassError::Invalid));
+        assert_eq!(parse_and_verify(&pass_key("t"), text, None, NOW + 99_999), Err(PassError::Invalid));
+    }
+
+    #[test]
+    fn pass_with_longest_names_fits_512_bytes() {
+        let name = "n".repeat(MAX_NAME_BYTES);
+        let pass = pass_key("s").issue(&name, &name, None, NOW);
+        assert!(pass.expose().len() <= 512, "{}", pass.expose().len());
+        assert!(pass.expose().bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte)));
+        assert_eq!(parse_and_verify(&pass_key("s"), pass.expose(), None, NOW), Ok((name.clone(), name)));
+    }
+
+    proptest! {
+        #[test]
+        fn pass_with_a_changed_letter_is_invalid(at in 0usize..100, letter in "[A-Za-z0-9_-]") {
+            let pass = pass_key("s").issue("hr", "billing", None, NOW);
+            let mut text = pass.expose().to_owned();
+            let at = at % text.len();
+            prop_assume!(text[at..=at] != letter);
+            text.replace_range(at..=at, &letter);
+            prop_assert_eq!(parse_and_verify(&pass_key("s"), &text, None, NOW), Err(PassError::Invalid));
+        }
+
+        #[test]
+        fn garbage_is_invalid_and_never_panics(text in "(wp1-)?.{0,400}", now in any::<u32>()) {
+            prop_assert_eq!(parse_and_verify(&pass_key("s"), &text, None, u64::from(now)), Err(PassError::Invalid));
+        }
+    }
+}

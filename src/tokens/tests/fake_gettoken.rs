@@ -1,0 +1,281 @@
+//! A gettoken that does as it is told, and counts.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    future::Future,
+    pin::{Pin, pin},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use tokio::{runtime::Handle, sync::watch, time::Instant};
+
+use crate::tokens::{
+    AgentToken, Credentials, FetchError, FetchToken, Outcome, PathKey, RefreshSettings, Replacement, Token,
+    TokenService,
+};
+use crate::{secret::Masked, wecom::response::GettokenResponse};
+
+/// What gettoken answers.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum FakeResponse {
+    /// A token that was never seen.
+    NewToken,
+    /// The last one, whether it serves or not.
+    SameToken,
+    /// This errcode.
+    Errcode(i64),
+    /// Nothing: the code that asks breaks.
+    Panic,
+    /// The last token while it serves, else a new one.
+    Normal,
+}
+
+/// The far side: what it will say, and what it was asked.
+#[derive(Clone)]
+pub(super) struct FakeGettoken {
+    inner: Arc<Mutex<Inner>>,
+    paused: Arc<watch::Sender<bool>>,
+}
+
+struct Inner {
+    queued_responses: VecDeque<FakeResponse>,
+    default_response: FakeResponse,
+    token_ttl: Duration,
+    /// By corpid: the last token's serial, and until when it serves.
+    last_tokens: HashMap<String, (u64, Instant)>,
+    last_serial: u64,
+    /// When gettoken was called, and for whom.
+    calls: Vec<(Instant, String)>,
+    in_flight: HashMap<String, usize>,
+    max_in_flight: usize,
+}
+
+impl FakeGettoken {
+    pub(super) fn new(life: u64) -> Self {
+        let inner = Inner {
+            queued_responses: VecDeque::new(),
+            default_response: FakeResponse::Normal,
+            token_ttl: Duration::from_secs(life),
+            last_tokens: HashMap::new(),
+            last_serial: 0,
+            calls: Vec::new(),
+            in_flight: HashMap::new(),
+            max_in_flight: 0,
+        };
+        Self { inner: Arc::new(Mutex::new(inner)), paused: Arc::new(watch::Sender::new(false)) }
+    }
+
+    /// An issuer that renews 300 s ahead.
+    pub(super) fn service(&self) -> Arc<TokenService> {
+        self.service_with_limit(None)
+    }
+
+    /// The same with so many renewals an hour.
+    pub(super) fn service_with_limit(&self, renewals_per_hour: Option<u32>) -> Arc<TokenService> {
+        let bounds = RefreshSettings { refresh_ahead: Duration::from_secs(300), renewals_per_hour };
+        TokenService::new(Box::new(self.clone()), Handle::current(), bounds)
+    }
+
+    /// The slot of a lone agent.
+    pub(super) fn agent_token(&self) -> Arc<AgentToken> {
+        agent_token(&self.service(), "a")
+    }
+
+    /// The next answers.
+    pub(super) fn queue_responses(&self, says: &[FakeResponse]) {
+        self.inner().queued_responses.extend(says);
+    }
+
+    /// The answer when the next ones are used up.
+    pub(super) fn set_default_response(&self, says: FakeResponse) {
+        self.inner().default_response = says;
+    }
+
+    /// Answers wait until they are let go.
+    pub(super) fn set_paused(&self, held: bool) {
+        self.paused.send_replace(held);
+    }
+
+    /// Voids an agent's token.
+    pub(super) fn revoke(&self, agent: &str) {
+        if let Some((_, until)) = self.inner().last_tokens.get_mut(agent) {
+            *until = Instant::now();
+        }
+    }
+
+    /// Whether this token would be accepted.
+    pub(super) fn accepts(&self, agent: &str, token: &Token) -> bool {
+        let now = Instant::now();
+        self.inner()
+            .last_tokens
+            .get(agent)
+            .is_some_and(|(last, until)| *last == serial(token) && now < *until)
+    }
+
+    pub(super) fn calls(&self) -> usize {
+        self.inner().calls.len()
+    }
+
+    pub(super) fn call_times(&self) -> Vec<Instant> {
+        self.inner().calls.iter().map(|(at, _)| *at).collect()
+    }
+
+    /// When gettoken was called for each agent.
+    pub(super) fn calls_by_agent(&self) -> HashMap<String, Vec<Instant>> {
+        let mut calls: HashMap<_, Vec<_>> = HashMap::new();
+        for (at, agent) in &self.inner().calls {
+            calls.entry(agent.clone()).or_default().push(*at);
+        }
+        calls
+    }
+
+    /// Seconds between one call and the next.
+    pub(super) fn call_intervals(&self) -> Vec<f64> {
+        self.call_times().windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64()).collect()
+    }
+
+    /// The most calls that were under way at once for one agent.
+    pub(super) fn max_in_flight(&self) -> usize {
+        self.inner().max_in_flight
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn record_call(&self, agent: &str) {
+        let mut inner = self.inner();
+        inner.calls.push((Instant::now(), agent.to_owned()));
+        let in_flight = inner.in_flight.entry(agent.to_owned()).or_default();
+        *in_flight += 1;
+        let in_flight = *in_flight;
+        inner.max_in_flight = inner.max_in_flight.max(in_flight);
+    }
+
+    fn respond(&self, agent: &str) -> Result<GettokenResponse, FetchError> {
+        let mut inner = self.inner();
+        let now = Instant::now();
+        let says = inner.queued_responses.pop_front().unwrap_or(inner.default_response);
+        let last = inner.last_tokens.get(agent).copied();
+        let serial = match (says, last) {
+            (FakeResponse::Panic, _) => {
+                drop(inner);
+                panic!("as ordered")
+            }
+            (FakeResponse::Errcode(errcode), _) => {
+                return Err(FetchError::Refused { errcode, errmsg: "as ordered".to_owned() });
+            }
+            (FakeResponse::SameToken, Some((serial, _))) => serial,
+            (FakeResponse::Normal, Some((serial, until))) if now < until => serial,
+            _ => {
+                inner.last_serial += 1;
+                let (serial, until) = (inner.last_serial, now + inner.token_ttl);
+                inner.last_tokens.insert(agent.to_owned(), (serial, until));
+                serial
+            }
+        };
+        Ok(GettokenResponse { token: Masked::new(format!("T{serial}")), expires_in: inner.token_ttl })
+    }
+}
+
+struct InFlightGuard<'a>(&'a FakeGettoken, &'a str);
+
+impl Drop for InFlightGuard<'_> {
+    fn drop(&mut self) {
+        *self.0.inner().in_flight.entry(self.1.to_owned()).or_default() -= 1;
+    }
+}
+
+impl FetchToken for FakeGettoken {
+    fn fetch<'a>(
+        &'a self,
+        credentials: &'a Credentials,
+    ) -> Pin<Box<dyn Future<Output = Result<GettokenResponse, FetchError>> + Send + 'a>> {
+        Box::pin(async move {
+            let agent = credentials.corpid.as_str();
+            self.record_call(agent);
+            let _under_way = InFlightGuard(self, agent);
+            tokio::task::yield_now().await;
+            let _ = self.paused.subscribe().wait_for(|held| !held).await;
+            self.respond(agent)
+        })
+    }
+}
+
+/// The path that most requests of the tests call.
+pub(super) fn path() -> PathKey {
+    PathKey::from_path("/cgi-bin/user/get")
+}
+
+/// Another agent of the same issuer.
+pub(super) fn agent_token(issuer: &Arc<TokenService>, name: &str) -> Arc<AgentToken> {
+    agent_token_with_secret(issuer, name, "not-a-secret")
+}
+
+/// The same with a secret of its own.
+pub(super) fn agent_token_with_secret(
+    issuer: &Arc<TokenService>,
+    name: &str,
+    secret: &str,
+) -> Arc<AgentToken> {
+    let credentials = Credentials { corpid: name.to_owned(), secret: Masked::new(secret) };
+    AgentToken::new(name, credentials, issuer.clone())
+}
+
+/// Which token it is.
+pub(super) fn serial(token: &Token) -> u64 {
+    token.value.expose().trim_start_matches('T').parse().expect("a token of the fake")
+}
+
+/// The token that serves now, without waiting.
+#[track_caller]
+pub(super) fn poll_current(slot: &Arc<AgentToken>) -> Outcome {
+    match pin!(slot.current_or_fetch()).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(outcome) => outcome,
+        Poll::Pending => panic!("it waits"),
+    }
+}
+
+/// The serial of a replacement, and whether it is the refused one once more.
+#[track_caller]
+pub(super) fn replacement_serial(replacement: &Replacement) -> (u64, bool) {
+    match replacement {
+        Replacement::Refreshed(token) => (serial(token), false),
+        Replacement::Unchanged(token) => (serial(token), true),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Lets time pass, and what is due in it happen.
+pub(super) async fn advance(seconds: f64) {
+    tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
+}
+
+/// Lets everything happen that needs no time.
+pub(super) async fn run_ready_tasks() {
+    for _ in 0..20 {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// The most calls within any hour.
+pub(super) fn max_calls_per_hour(calls: &[Instant]) -> usize {
+    let from = |first: usize| {
+        calls[first..].iter().take_while(|at| **at - calls[first] < Duration::from_secs(3600)).count()
+    };
+    (0..calls.len()).map(from).max().unwrap_or(0)
+}
+
+/// The waiting time that a held renewal is told.
+#[track_caller]
+pub(super) fn throttled_seconds(replacement: Replacement) -> f64 {
+    let Replacement::Throttled(wait) = replacement else { panic!("{replacement:?}") };
+    wait.as_secs_f64().round()
+}
+
+/// In seconds.
+pub(super) fn rounded_seconds(wait: Duration) -> f64 {
+    wait.as_secs_f64().round()
+}

@@ -1,0 +1,484 @@
+//! The READMEs and the pages under docs, in both languages: they say the same, and every command and
+//! every setting in them works as it stands there.
+//!
+//! A fenced block's second word says how it is played: `start` starts the program; `demo`, `serve` and `keys` are typed
+//! while it runs, and `replicas` while the demo of several proxies does; `each` at each of three replicas and `one` at one of them; `simulator` is the WeCom behind it; `key` makes a key; `ca` makes certificates; `print` leaves files; of
+//! `container`, `install`, `tests` and `bench` only the files that they name are looked for. A toml block is a whole file,
+//! or a `fragment` that is added to the first one.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    path::Path,
+    process::{Child, ChildStderr, ChildStdout, Command, Stdio},
+    rc::Rc,
+    time::Duration,
+};
+
+use tempfile::TempDir;
+use toml::Table;
+use wecom_proxy::config;
+
+const ENGLISH: &str = include_str!("../../README.md");
+const CHINESE: &str = include_str!("../../README.zh-CN.md");
+/// Those under docs, English beside Chinese.
+const PAGES: [(&str, &str); 6] = [
+    (include_str!("../../docs/clients.md"), include_str!("../../docs/clients.zh-CN.md")),
+    (include_str!("../../docs/deployment.md"), include_str!("../../docs/deployment.zh-CN.md")),
+    (include_str!("../../docs/monitoring.md"), include_str!("../../docs/monitoring.zh-CN.md")),
+    (include_str!("../../docs/operations.md"), include_str!("../../docs/operations.zh-CN.md")),
+    (include_str!("../../docs/performance.md"), include_str!("../../docs/performance.zh-CN.md")),
+    (include_str!("../../docs/scale.md"), include_str!("../../docs/scale.zh-CN.md")),
+];
+const BLOCK_KINDS: [&str; 15] = [
+    "start",
+    "demo",
+    "replicas",
+    "each",
+    "one",
+    "serve",
+    "simulator",
+    "key",
+    "keys",
+    "ca",
+    "container",
+    "install",
+    "print",
+    "tests",
+    "bench",
+];
+/// What is shown of other programs, and not played.
+const FOREIGN_LANGUAGES: [&str; 8] = ["java", "php", "python", "go", "csharp", "yaml", "env", "ini"];
+
+/// The addresses that the READMEs name: the proxy's, its admin listener's and that of the demo's simulator.
+const PROXY: &str = "127.0.0.1:8080";
+const ADMIN: &str = "127.0.0.1:9090";
+const CONTROL: &str = "127.0.0.1:8082";
+
+/// A fenced block.
+#[derive(Debug, PartialEq)]
+struct Block {
+    language: String,
+    kind: String,
+    /// Without comments.
+    text: String,
+}
+
+/// The levels of a README's headings, and its blocks.
+fn parse_page(readme: &str) -> (Vec<usize>, Vec<Block>) {
+    let (mut headings, mut blocks, mut open) = (Vec::new(), Vec::new(), None::<Block>);
+    for line in readme.lines() {
+        match (line.strip_prefix("```"), open.as_mut()) {
+            (Some(_), Some(_)) => blocks.extend(open.take()),
+            (Some(info), None) => {
+                let (language, word) = info.split_once(' ').unwrap_or((info, ""));
+                open = Some(Block { language: language.into(), kind: word.into(), text: String::new() });
+            }
+            (None, Some(block)) if !line.starts_with('#') => block.text.extend([line, "\n"]),
+            (None, None) if line.starts_with('#') => headings.push(line.find(' ').expect("a heading")),
+            _ => {}
+        }
+    }
+    assert_eq!(open, None, "a block without an end");
+    (headings, blocks)
+}
+
+/// The texts of the blocks in this language that have this word.
+fn block_texts(language: &str, word: &str) -> Vec<String> {
+    let wanted = |block: &Block| block.language == language && block.kind == word;
+    let pages = [ENGLISH].into_iter().chain(PAGES.map(|(english, _)| english));
+    let blocks = pages.flat_map(|page| parse_page(page).1);
+    let found: Vec<_> = blocks.filter(wanted).map(|block| block.text.trim_end().to_owned()).collect();
+    assert!(!found.is_empty(), "no block ```{language} {word}");
+    found
+}
+
+/// The first configuration that the READMEs show, which is whole.
+fn first_config() -> Table {
+    parse_toml(&block_texts("toml", "")[0])
+}
+
+fn parse_toml(text: &str) -> Table {
+    text.parse().expect("TOML")
+}
+
+/// A program that was started as a README says, and what it says to its user.
+struct RunningProgram {
+    child: Child,
+    stdout: BufReader<ChildStdout>,
+    stderr: BufReader<ChildStderr>,
+}
+
+impl RunningProgram {
+    fn start(script: &str, dir: &Path) -> Self {
+        let mut child = shell(script, dir).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("sh");
+        let stdout = BufReader::new(child.stdout.take().expect("its stdout"));
+        let stderr = BufReader::new(child.stderr.take().expect("its stderr"));
+        Self { child, stdout, stderr }
+    }
+
+    /// The TCP addresses of the line that says ready: the proxy's and the admin listener's.
+    fn ready_addresses(&mut self) -> (String, String) {
+        let said = read_lines_until(&mut self.stderr, |line| line.contains(": ready "));
+        let line = said.lines().last().expect("a line");
+        let address = |name: &str| {
+            let (_, rest) = line.split_once(&format!(" {name}=\"")).expect("the addresses");
+            let mut all = rest.split('"').next().expect("a closing quote").split(", ");
+            all.find(|address| !address.starts_with("unix:")).expect("a TCP address").to_owned()
+        };
+        (address("listen"), address("admin"))
+    }
+}
+
+/// In order, so that what the program has started ends with it; by force where that takes too long.
+impl Drop for RunningProgram {
+    fn drop(&mut self) {
+        let _ = Command::new("kill").arg(self.child.id().to_string()).status();
+        for _ in 0..100 {
+            if matches!(self.child.try_wait(), Ok(Some(_)) | Err(_)) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let _ = (self.child.kill(), self.child.wait());
+    }
+}
+
+/// What comes up to and with the line that `is_last`.
+fn read_lines_until(from: &mut impl BufRead, mut is_last: impl FnMut(&str) -> bool) -> String {
+    let mut said = String::new();
+    loop {
+        let mut line = String::new();
+        assert!(from.read_line(&mut line).expect("text") > 0, "it ended, having said:\n{said}");
+        said.push_str(&line);
+        if is_last(&line) {
+            return said;
+        }
+    }
+}
+
+/// A shell whose `wecom-proxy` is the one just built, and whose `curl` fails where the answer is an error.
+fn shell(script: &str, dir: &Path) -> Command {
+    let built = Path::new(env!("CARGO_BIN_EXE_wecom-proxy")).parent().expect("its directory").display();
+    let path = std::env::var("PATH").expect("a path");
+    let mut shell = Command::new("sh");
+    shell.args(["-euc", &format!("curl() {{ command curl -fsS \"$@\"; }}\n{script}")]).current_dir(dir);
+    shell.env("PATH", format!("{built}:{path}")).env("RUST_LOG", "info").env_remove("WECOM_PROXY_CONFIG");
+    shell.env("STORE_KEY", "a-store-key-of-the-pages-0123456789");
+    shell
+}
+
+/// Types a block; returns what it prints. Every call of the API in it must succeed.
+fn run_block(block: &str, shell: &mut Command) -> String {
+    let output = shell.output().expect("sh");
+    let (said, complaint) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{block}\n{said}\n{complaint}");
+    assert_eq!(
+        said.matches("\"errcode\":0,\"errmsg\"").count(),
+        block.matches("/cgi-bin/").count(),
+        "{block}\n{said}"
+    );
+    said.into_owned()
+}
+
+/// A simulated WeCom, and the proxy before it, started as the READMEs say.
+struct DocumentedSetup {
+    proxy: RunningProgram,
+    listen: String,
+    admin: String,
+    secret: String,
+    dir: TempDir,
+    _wecom: Rc<RunningProgram>,
+}
+
+/// A simulated WeCom, and what it says of itself.
+fn simulator() -> (Rc<RunningProgram>, Table) {
+    let script =
+        format!("exec {} --listen 127.0.0.1:0 --control 127.0.0.1:0", block_texts("sh", "simulator")[0]);
+    let mut wecom = RunningProgram::start(&script, Path::new("."));
+    let mut agents = 0;
+    let shown = read_lines_until(&mut wecom.stdout, |line| {
+        agents += usize::from(line.starts_with("agentid"));
+        agents == 2
+    });
+    (Rc::new(wecom), parse_toml(&shown))
+}
+
+impl DocumentedSetup {
+    /// With the first file and `more`.
+    fn serve(more: Table) -> Self {
+        let (wecom, shown) = simulator();
+        Self::serve_with(wecom, &shown, more)
+    }
+
+    /// Before this WeCom.
+    fn serve_with(wecom: Rc<RunningProgram>, shown: &Table, more: Table) -> Self {
+        let dir = TempDir::new().expect("a directory");
+        let secret = shown["agents"]["hr"]["secret"].as_str().expect("a secret").to_owned();
+
+        let mut file = first_config();
+        file.extend(more);
+        file.insert("upstream".into(), shown["upstream"].clone());
+        file.extend(parse_toml("[server]\nlisten = \"127.0.0.1:0\""));
+        // `wecom-proxy health` asks the first of them, whose port must not be 0.
+        file.extend(parse_toml("[admin]\nlisten = [\"unix:admin.sock\", \"127.0.0.1:0\"]"));
+        fs::write(dir.path().join("proxy.toml"), file.to_string()).expect("the file");
+
+        let script = block_texts("sh", "start")[2]
+            .replace("'…'", &format!("'{secret}'"))
+            .replace("cargo run --release -- serve", "exec wecom-proxy serve")
+            .replace("cargo run --release -- ", "wecom-proxy ");
+        assert!(!script.contains("cargo"), "{script}");
+        let mut proxy = RunningProgram::start(&script, dir.path());
+        let (listen, admin) = proxy.ready_addresses();
+        Self { proxy, listen, admin, secret, dir, _wecom: wecom }
+    }
+
+    fn run_block(&self, block: &str, key: &str) -> String {
+        let block = block.replace(PROXY, &self.listen).replace(ADMIN, &self.admin);
+        let mut shell = shell(&block, self.dir.path());
+        shell.env("PID", self.proxy.child.id().to_string()).env("KEY", key);
+        run_block(&block, shell.env("WECOM_HR_SECRET", &self.secret))
+    }
+}
+
+#[test]
+fn english_and_chinese_pages_match() {
+    let pages = [(ENGLISH, CHINESE)].into_iter().chain(PAGES);
+    for (english, chinese) in pages {
+        let ((headings, blocks), (other_headings, other_blocks)) = (parse_page(english), parse_page(chinese));
+        assert_eq!(headings, other_headings);
+        assert_eq!(blocks, other_blocks);
+        let count = |page: &str, mark: &str| page.lines().filter(|line| line.starts_with(mark)).count();
+        for mark in ["| ", "- "] {
+            assert_eq!(count(english, mark), count(chinese, mark), "{mark}");
+        }
+        for Block { language, kind: word, .. } in blocks {
+            let known = match language.as_str() {
+                "sh" => BLOCK_KINDS.contains(&word.as_str()),
+                "toml" => ["", "fragment"].contains(&word.as_str()),
+                foreign => FOREIGN_LANGUAGES.contains(&foreign) && word.is_empty(),
+            };
+            assert!(known, "```{language} {word}");
+        }
+    }
+}
+
+#[test]
+fn documented_settings_are_accepted() {
+    let dir = TempDir::new().expect("a directory");
+    for name in ["server.pem", "server.key", "ca.pem"] {
+        fs::write(dir.path().join(name), "").expect("a file");
+    }
+    let path = dir.path().join("proxy.toml");
+    let check = |file: &str| {
+        // Where the page shows a hash there are zeros, which stand for the reader's own.
+        fs::write(&path, file.replace(&"0".repeat(64), &"01".repeat(32))).expect("the file");
+        let secret = |name: &str| match name {
+            "WECOM_HR_SECRET" | "STORE_PASSWORD" => Some("secret".to_owned()),
+            "STORE_KEY" | "STORE_OLD_KEY" => Some(name.repeat(4)),
+            _ => None,
+        };
+        config::load_with_env(&path, &secret).unwrap_or_else(|error| panic!("{file}\n{error}"))
+    };
+    for file in block_texts("toml", "") {
+        assert!(check(&file).warnings.is_empty(), "{file}");
+    }
+    let fragments = block_texts("toml", "fragment");
+    let mut base = first_config();
+    base.extend(parse_toml(fragments.iter().find(|text| text.contains("[clients.")).expect("a client")));
+    for fragment in fragments {
+        let mut file = base.clone();
+        file.extend(parse_toml(&fragment));
+        check(&file.to_string());
+    }
+}
+
+#[test]
+fn demo_prints_the_documented_commands() {
+    let dir = TempDir::new().expect("a directory");
+    let start = &block_texts("sh", "start")[0];
+    assert_eq!(start, "cargo run --release -- demo");
+    let mut demo = RunningProgram::start("exec wecom-proxy demo --listen 127.0.0.1:0", dir.path());
+    let (listen, _) = demo.ready_addresses();
+    let printed = read_lines_until(&mut demo.stdout, |line| line.contains("Ctrl-C"));
+    let (_, control) = printed.split_once("-X POST 'http://").expect("the third line");
+    let control = control.split('/').next().expect("an address");
+    let mut said = String::new();
+    for block in block_texts("sh", "demo") {
+        let block = block.replace(PROXY, &listen).replace(CONTROL, control);
+        for line in block.lines() {
+            assert!(printed.lines().any(|other| other == line), "{line}\n{printed}");
+        }
+        said += &run_block(&block, &mut shell(&block, dir.path()));
+    }
+    assert!(said.contains("x-wecom-retried: 40014"), "{said}");
+}
+
+#[test]
+fn replica_demo_prints_the_documented_commands() {
+    crate::process::tool("redis-server");
+    let dir = TempDir::new().expect("a directory");
+    assert_eq!(block_texts("sh", "start")[1], "cargo run --release -- demo --replicas 3");
+    let script = "exec wecom-proxy demo --replicas 3 --listen 127.0.0.1:0";
+    let mut demo = RunningProgram::start(script, dir.path());
+    let printed = read_lines_until(&mut demo.stdout, |line| line.contains("Ctrl-C"));
+    let address = |before: &str| {
+        let (_, rest) = printed.split_once(before).expect("a line");
+        rest.split(['/', ',']).next().expect("an address").to_owned()
+    };
+    let (listen, control) = (address("proxies behind http://"), address("-X POST 'http://"));
+    let block = block_texts("sh", "replicas")[0].replace(PROXY, &listen).replace(CONTROL, &control);
+    for line in block.lines() {
+        assert!(printed.lines().any(|other| other == line), "{line}\n{printed}");
+    }
+    let output = shell(&block, dir.path()).output().expect("sh");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(said.matches("\"errcode\":0,").count(), 6, "{said}");
+    assert!(said.contains("x-wecom-retried: 40014"), "{said}");
+    assert!(said.trim_end().ends_with("}2"), "gettokens: {said}");
+}
+
+#[test]
+fn documented_operator_commands_work() {
+    let stage = DocumentedSetup::serve(Table::new());
+    let said: String = block_texts("sh", "serve").iter().map(|block| stage.run_block(block, "")).collect();
+    assert_eq!(said.matches("\"status\":\"ok\"").count(), 3, "{said}");
+    assert!(said.contains("\"state\":\"valid\"") && said.contains("agent/get ok"), "{said}");
+    assert!(said.contains("\nwecom_proxy_requests_total{"), "{said}");
+    assert!(said.contains("\"same_token\":") && said.contains("\"needs_restart\":[]"), "{said}");
+}
+
+#[test]
+fn documented_replica_commands_show_sharing() {
+    let redis = crate::redis_server::free_address();
+    let script =
+        format!("exec redis-server --port {} --bind 127.0.0.1 --save '' --appendonly no", redis.port());
+    let (dir, (wecom, shown)) = (TempDir::new().expect("a directory"), simulator());
+    crate::process::tool("redis-server");
+    let mut server = RunningProgram::start(&script, dir.path());
+    read_lines_until(&mut server.stdout, |line| line.contains("Ready to accept connections"));
+    let fragments = block_texts("toml", "fragment");
+    let store = fragments.iter().find(|text| text.contains("redis://10.0.0.5:6379/0")).expect("a store");
+    let store = store.replace("10.0.0.5:6379", &redis.to_string());
+    let replicas: Vec<_> =
+        (0..3).map(|_| DocumentedSetup::serve_with(wecom.clone(), &shown, parse_toml(&store))).collect();
+    let (each, one) = (block_texts("sh", "each"), block_texts("sh", "one"));
+    let at_each =
+        |block: &str| replicas.iter().map(|replica| replica.run_block(block, "")).collect::<Vec<_>>();
+    for said in at_each(&each[0]) {
+        assert!(said.contains(&format!("the store at {redis}: ok")), "{said}");
+    }
+    let counted = |said: &str, reason: &str| said.contains(&format!("reason=\"{reason}\",result=\"ok\"}} 1"));
+    for (nth, said) in at_each(&each[1]).iter().enumerate() {
+        assert!(said.contains(r#""store":{"kind":"redis","ok":true"#), "{said}");
+        assert_eq!((counted(said, "first"), counted(said, "shared")), (nth == 0, nth > 0), "{said}");
+    }
+    assert!(replicas[0].run_block(&one[0], "").contains("\"ok\":true"));
+    let heard = |said: &Vec<String>| {
+        said[0].contains("asked")
+            && said[1..].iter().all(|said| said.contains("reason=\"shared\",result=\"ok\"} 2"))
+    };
+    let rounds = (0..100).map(|_| {
+        std::thread::sleep(Duration::from_millis(50));
+        at_each(&each[2])
+    });
+    assert!(rounds.into_iter().any(|said| heard(&said)), "the others do not hear of it");
+}
+
+#[test]
+fn documented_client_key_commands_work() {
+    let dir = TempDir::new().expect("a directory");
+    let script = &block_texts("sh", "key")[0];
+    let made = run_block(script, &mut shell(script, dir.path()));
+    let (key, lines) = made.split_once('\n').expect("a key, and lines");
+    let fragments = block_texts("toml", "fragment");
+    let mut clients =
+        parse_toml(fragments.iter().find(|text| text.contains("key_sha256")).expect("a client"));
+    clients["clients"]["billing"]["key_sha256"] =
+        parse_toml(lines)["clients"]["billing"]["key_sha256"].clone();
+    let stage = DocumentedSetup::serve(clients);
+    for block in block_texts("sh", "keys") {
+        stage.run_block(&block, key);
+    }
+    let refused = shell(&format!("curl 'http://{}/cgi-bin/user/get'", stage.listen), dir.path()).output();
+    assert!(!refused.expect("sh").status.success(), "no key was needed");
+}
+
+#[test]
+fn documented_private_ca_signs_the_host() {
+    let dir = TempDir::new().expect("a directory");
+    let script = &block_texts("sh", "ca")[0];
+    run_block(script, &mut shell(script, dir.path()));
+    let check = "openssl verify -CAfile ca.pem -verify_hostname qyapi.weixin.qq.com server.pem";
+    assert!(run_block(check, &mut shell(check, dir.path())).contains("OK"));
+}
+
+#[test]
+fn documented_files_and_links_exist() {
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let named = |name: &str| assert!(repository.join(name).exists(), "{name} is not there");
+    let in_docs = PAGES.into_iter().flat_map(|(english, chinese)| [("docs", english), ("docs", chinese)]);
+    for (folder, page) in [("", ENGLISH), ("", CHINESE)].into_iter().chain(in_docs) {
+        for link in page.split("](").skip(1) {
+            let target = link.split(')').next().expect("a link's end");
+            let (file, anchor) = target.split_once('#').unwrap_or((target, ""));
+            let path = repository.join(folder).join(file);
+            let read = || fs::read_to_string(&path).unwrap_or_else(|error| panic!("{target}: {error}"));
+            let text = match file {
+                "" => page.to_owned(),
+                _ if path.is_dir() => String::new(),
+                _ => read(),
+            };
+            let headings = text.lines().filter(|line| line.starts_with('#'));
+            let mut anchors = headings.map(|line| line.trim_start_matches(['#', ' ']).to_lowercase());
+            assert!(anchor.is_empty() || anchors.any(|line| line.replace(' ', "-") == anchor), "{target}");
+        }
+    }
+    for name in ["proxy.toml", "Dockerfile", ".dockerignore"] {
+        named(name);
+    }
+    for block in block_texts("sh", "install") {
+        let words = block.split_whitespace().filter(|word| word.starts_with("deploy/"));
+        words.filter(|word| !word.contains("/secrets")).for_each(named);
+        let checked = Command::new("sh").args(["-nc", &block]).output().expect("sh");
+        assert!(checked.status.success(), "{block}");
+        assert_edited_first(&block);
+    }
+    for block in block_texts("sh", "tests") {
+        named(block.strip_prefix("sh ").expect("a script"));
+    }
+    for block in block_texts("sh", "bench") {
+        named(block.strip_prefix("python3 ").expect("a script"));
+    }
+    let dockerfile = fs::read_to_string(repository.join("Dockerfile")).expect("a text");
+    let runs = dockerfile.contains("WECOM_PROXY_CONFIG=/etc/wecom-proxy/proxy.toml");
+    assert!(runs && block_texts("sh", "container")[0].contains(":/etc/wecom-proxy:"));
+}
+
+/// What is to be copied holds what no agent, key or registry is called: it is edited before anything is started with it.
+fn assert_edited_first(block: &str) {
+    let starts = ["systemctl enable", " up -d", "kubectl apply"];
+    let line_of = |is_it: &dyn Fn(&str) -> bool| block.lines().position(is_it);
+    let started = line_of(&|line| starts.iter().any(|start| line.contains(start))).expect("a start");
+    for config in ["/etc/wecom-proxy/proxy.toml", "deploy/compose/config/proxy.toml", "configmap.yaml"] {
+        let edits = |line: &str| line.contains("${EDITOR") && line.contains(config);
+        if line_of(&edits).is_some_and(|edited| edited < started) {
+            return;
+        }
+    }
+    panic!("nothing is edited in\n{block}");
+}
+
+#[test]
+fn documented_man_page_and_completions_are_written() {
+    let dir = TempDir::new().expect("a directory");
+    let script = &block_texts("sh", "print")[0];
+    run_block(script, &mut shell(script, dir.path()));
+    for (name, words) in [("wecom-proxy.1", ".TH wecom-proxy 1"), ("wecom-proxy.bash", "complete -F")] {
+        let text = fs::read_to_string(dir.path().join(name)).expect("a text");
+        assert!(text.contains(words), "{text}");
+    }
+}

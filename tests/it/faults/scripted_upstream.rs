@@ -1,0 +1,269 @@
+//! An upstream of HTTP/1.1 that says, byte for byte, what a story tells it to say.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::harness::{wait_for, with_timeout};
+
+/// The path whose calls are answered as the story wants; every other is answered well.
+pub(super) const CASE_PATH: &str = "/cgi-bin/case";
+
+/// What is done with a call, one after the other.
+#[derive(Clone, Debug)]
+pub(super) enum Step {
+    /// Says this.
+    Send(Vec<u8>),
+    /// Says this over and over, until nobody listens.
+    SendForever(Vec<u8>),
+    /// Says this byte by byte, with this time between two.
+    SendSlowly(Vec<u8>, Duration),
+    /// Reads the call's body first.
+    ReadBody,
+    /// Closes in order.
+    Close,
+    /// Closes with a reset.
+    Reset,
+    /// Says nothing more, and reads on until the other side closes.
+    ReadOnly,
+    /// Says nothing more, and reads nothing either.
+    Hang,
+}
+
+/// The upstream. It serves as long as its runtime lives.
+pub(super) struct ScriptedUpstream {
+    pub(super) address: SocketAddr,
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    /// How gettoken is answered; well, if nothing is said.
+    gettoken_steps: Mutex<Option<Vec<Step>>>,
+    /// How the next calls of [`CASE`] are answered; the last one stays.
+    steps: Mutex<Vec<Vec<Step>>>,
+    heads: Mutex<Vec<String>>,
+    /// How many tokens it has handed out.
+    gettoken_count: AtomicUsize,
+    connections: Mutex<Vec<Weak<TcpStream>>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl ScriptedUpstream {
+    pub(super) async fn new() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let shared = Arc::<Shared>::default();
+        let all = shared.clone();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                // What is said unasked must be there before the next request, not after it.
+                stream.set_nodelay(true).expect("a socket");
+                let stream = Arc::new(stream);
+                lock(&all.connections).push(Arc::downgrade(&stream));
+                tokio::spawn(ScriptedConnection { stream, shared: all.clone(), buffer: Vec::new() }.serve());
+            }
+        });
+        Self { address, shared }
+    }
+
+    /// Answers the calls of [`CASE`] from now on like this.
+    pub(super) fn set_steps(&self, steps: Vec<Step>) {
+        *lock(&self.shared.steps) = vec![steps];
+    }
+
+    /// Answers the next call of [`CASE`] like the first, those after it like the second.
+    pub(super) fn set_steps_once_then(&self, first: Vec<Step>, then: Vec<Step>) {
+        *lock(&self.shared.steps) = vec![then, first];
+    }
+
+    /// Answers gettoken from now on like this.
+    pub(super) fn set_gettoken_steps(&self, steps: Vec<Step>) {
+        *lock(&self.shared.gettoken_steps) = Some(steps);
+    }
+
+    /// How often gettoken was called.
+    pub(super) fn gettoken_count(&self) -> usize {
+        self.shared.gettoken_count.load(Ordering::Relaxed)
+    }
+
+    /// Says this, unasked, on every connection that is open.
+    pub(super) async fn send_unsolicited(&self, bytes: &[u8]) {
+        for stream in self.open_streams() {
+            let _ = write_all(&stream, bytes).await;
+        }
+    }
+
+    /// Waits until no more than this many connections are open.
+    pub(super) async fn wait_for_open_connections(&self, most: usize) {
+        wait_for("closed connections", async || self.open_streams().len() <= most).await;
+    }
+
+    fn open_streams(&self) -> Vec<Arc<TcpStream>> {
+        lock(&self.shared.connections).iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// What came since the last question, gettoken aside: the first line of each head.
+    pub(super) fn take_request_lines(&self) -> Vec<String> {
+        let heads = std::mem::take(&mut *lock(&self.shared.heads));
+        let lines = heads.iter().map(|head| head.lines().next().unwrap_or_default().to_owned());
+        lines.filter(|line| !line.contains("/cgi-bin/gettoken?")).collect()
+    }
+}
+
+/// One connection.
+struct ScriptedConnection {
+    stream: Arc<TcpStream>,
+    shared: Arc<Shared>,
+    buffer: Vec<u8>,
+}
+
+impl ScriptedConnection {
+    async fn serve(mut self) {
+        while let Some(head) = self.read_head().await {
+            lock(&self.shared.heads).push(head.clone());
+            let target = head.split(' ').nth(1).unwrap_or_default();
+            let is_gettoken = target.starts_with("/cgi-bin/gettoken?");
+            let nth =
+                if is_gettoken { self.shared.gettoken_count.fetch_add(1, Ordering::Relaxed) } else { 0 };
+            if let Some(steps) = self.steps_for(target) {
+                for step in steps {
+                    if !self.run_step(step, &head).await {
+                        return;
+                    }
+                }
+                continue;
+            }
+            self.read_body(&head).await;
+            let body = if is_gettoken {
+                format!("{{\"errcode\":0,\"access_token\":\"TOKEN-OF-THE-PEER-{nth}\",\"expires_in\":7200}}")
+            } else {
+                format!(
+                    "{{\"errcode\":0,\"target\":\"{}\"}}",
+                    target.split("access_token").next().unwrap_or("")
+                )
+            };
+            if write_all(&self.stream, &json_response(&body)).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// What the story wants done with this call, if anything.
+    fn steps_for(&self, target: &str) -> Option<Vec<Step>> {
+        if target.starts_with("/cgi-bin/gettoken?") {
+            return lock(&self.shared.gettoken_steps).clone();
+        }
+        if !target.starts_with(CASE_PATH) {
+            return None;
+        }
+        let mut plays = lock(&self.shared.steps);
+        if plays.len() > 1 { plays.pop() } else { plays.last().cloned() }
+    }
+
+    /// Whether the connection goes on.
+    async fn run_step(&mut self, step: Step, head: &str) -> bool {
+        match step {
+            Step::Send(bytes) => write_all(&self.stream, &bytes).await.is_ok(),
+            Step::SendForever(bytes) => {
+                while write_all(&self.stream, &bytes).await.is_ok() {}
+                false
+            }
+            Step::SendSlowly(bytes, every) => {
+                let mut drips = tokio::time::interval(every);
+                for byte in bytes {
+                    drips.tick().await;
+                    if write_all(&self.stream, &[byte]).await.is_err() {
+                        return false;
+                    }
+                }
+                true
+            }
+            Step::ReadBody => {
+                self.read_body(head).await;
+                true
+            }
+            Step::Close => false,
+            Step::Reset => {
+                self.stream.set_zero_linger().expect("a socket");
+                false
+            }
+            Step::ReadOnly => {
+                while self.read_more().await {}
+                false
+            }
+            Step::Hang => std::future::pending().await,
+        }
+    }
+
+    async fn read_head(&mut self) -> Option<String> {
+        loop {
+            if let Some(at) = self.buffer.windows(4).position(|four| four == b"\r\n\r\n") {
+                let head: Vec<u8> = self.buffer.drain(..at + 4).collect();
+                return Some(String::from_utf8_lossy(&head).into_owned());
+            }
+            if !self.read_more().await {
+                return None;
+            }
+        }
+    }
+
+    async fn read_body(&mut self, head: &str) {
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+        let length: usize = length.map_or(0, |length| length.parse().expect("a length"));
+        while self.buffer.len() < length {
+            if !self.read_more().await {
+                return;
+            }
+        }
+        self.buffer.drain(..length);
+    }
+
+    /// Reads on; false at the end.
+    async fn read_more(&mut self) -> bool {
+        let mut piece = [0; 64 * 1024];
+        loop {
+            if self.stream.readable().await.is_err() {
+                return false;
+            }
+            match self.stream.try_read(&mut piece) {
+                Ok(0) => return false,
+                Ok(read) => {
+                    self.buffer.extend_from_slice(&piece[..read]);
+                    return true;
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(_) => return false,
+            }
+        }
+    }
+}
+
+async fn write_all(stream: &TcpStream, mut bytes: &[u8]) -> std::io::Result<()> {
+    while !bytes.is_empty() {
+        with_timeout(stream.writable()).await?;
+        match stream.try_write(bytes) {
+            Ok(written) => bytes = &bytes[written..],
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// An answer in JSON.
+pub(super) fn json_response(body: &str) -> Vec<u8> {
+    let length = body.len();
+    format!("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}")
+        .into()
+}

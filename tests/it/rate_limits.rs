@@ -1,0 +1,177 @@
+//! Limits of clients and agents, and what a client may call.
+
+use http::Request;
+
+use crate::{
+    gettoken::{CORPID, config_with_hr_lines, fetch_pass, gettoken_target, pass_from_response, send_get},
+    harness::{CONFIG_WITH_CLIENTS, TestClient, TestProxy, TestResponse, USER_GET, client_key},
+};
+
+/// The configuration in which a client has `more` lines.
+fn config_with_client_lines(client: &str, more: &str) -> String {
+    let section = format!("[clients.{client}]");
+    CONFIG_WITH_CLIENTS.replace(&section, &format!("{section}\n{more}"))
+}
+
+async fn get_as_client(stage: &TestProxy, client: &str, agent: &str) -> TestResponse {
+    let request = Request::get(format!("/{agent}{USER_GET}")).header("x-api-key", client_key(client));
+    stage.request(request, "").await
+}
+
+#[track_caller]
+fn assert_rate_limited(reply: &TestResponse, status: u16, whose: &str) {
+    reply.assert_proxy_error("rate-limited", status, 45009);
+    assert!(reply.text().contains(whose), "{}", reply.text());
+    let wait: u64 = reply.header("retry-after").parse().expect("seconds");
+    assert!((1..=1200).contains(&wait), "{wait}");
+}
+
+#[tokio::test]
+async fn client_beyond_its_limit_gets_retry_after() {
+    let stage = TestProxy::start_with_config(&config_with_client_lines("crm", "limit = \"3/h\"")).await;
+    for agent in ["hr", "ops", "hr"] {
+        get_as_client(&stage, "crm", agent).await.assert_ok();
+    }
+    let before = stage.wecom.requests().len();
+    assert_rate_limited(&get_as_client(&stage, "crm", "hr").await, 429, "this client");
+    assert_rate_limited(&get_as_client(&stage, "crm", "ops").await, 429, "this client");
+    assert_eq!(stage.wecom.requests().len(), before);
+    get_as_client(&stage, "billing", "hr").await.assert_ok();
+}
+
+#[tokio::test]
+async fn agent_beyond_its_limit_is_limited_for_every_client() {
+    let stage = TestProxy::start_with_config(&config_with_hr_lines("limit = \"3/h\"")).await;
+    for client in ["billing", "crm", "narrow"] {
+        get_as_client(&stage, client, "hr").await.assert_ok();
+    }
+    for client in ["billing", "crm"] {
+        assert_rate_limited(&get_as_client(&stage, client, "hr").await, 429, "this agent");
+    }
+    get_as_client(&stage, "crm", "ops").await.assert_ok();
+}
+
+#[tokio::test]
+async fn limit_counts_keys_passes_and_gettoken_together() {
+    let stage = TestProxy::start_with_config(&config_with_client_lines("billing", "limit = \"3/h\"")).await;
+    let pass = fetch_pass(&stage, "hr", "billing").await;
+    let by_pass = format!("{USER_GET}&access_token={pass}");
+    send_get(&stage, &by_pass).await.assert_ok();
+    get_as_client(&stage, "billing", "hr").await.assert_ok();
+    assert_rate_limited(&send_get(&stage, &by_pass).await, 429, "this client");
+    assert_rate_limited(&send_get(&stage, gettoken_target(&client_key("billing"))).await, 429, "this client");
+}
+
+#[tokio::test]
+async fn rate_limit_of_an_always_200_client_is_http_200() {
+    let stage = TestProxy::start_with_config(&config_with_client_lines("alert", "limit = \"3/h\"")).await;
+    let pass = fetch_pass(&stage, "hr", "alert").await;
+    for _ in 0..2 {
+        get_as_client(&stage, "alert", "hr").await.assert_ok();
+    }
+    assert_rate_limited(&get_as_client(&stage, "alert", "hr").await, 200, "this client");
+    assert_rate_limited(
+        &send_get(&stage, format!("{USER_GET}&access_token={pass}")).await,
+        200,
+        "this client",
+    );
+    assert_rate_limited(&send_get(&stage, gettoken_target(&client_key("alert"))).await, 200, "this client");
+}
+
+#[tokio::test]
+async fn client_limit_survives_a_reload_unless_changed() {
+    let config = config_with_client_lines("billing", "limit = \"3/h\"");
+    let stage = TestProxy::start_with_config(&config).await;
+    for _ in 0..3 {
+        get_as_client(&stage, "billing", "hr").await.assert_ok();
+    }
+    stage.rewrite_config(&config.replace("key-of-crm", "new-of-crm"));
+    stage.app.reload().expect("a reload");
+    assert_rate_limited(&get_as_client(&stage, "billing", "hr").await, 429, "this client");
+    stage.rewrite_config(&config.replace("3/h", "4/h"));
+    stage.app.reload().expect("a reload");
+    get_as_client(&stage, "billing", "hr").await.assert_ok();
+    stage.rewrite_config(CONFIG_WITH_CLIENTS);
+    stage.app.reload().expect("a reload");
+    for _ in 0..9 {
+        get_as_client(&stage, "billing", "hr").await.assert_ok();
+    }
+}
+
+#[tokio::test]
+async fn agent_limit_survives_a_reload() {
+    let config = config_with_hr_lines("limit = \"3/h\"");
+    let stage = TestProxy::start_with_config(&config).await;
+    for _ in 0..3 {
+        get_as_client(&stage, "billing", "hr").await.assert_ok();
+    }
+    stage.rewrite_config(&config);
+    stage.app.reload().expect("a reload");
+    assert_rate_limited(&get_as_client(&stage, "billing", "hr").await, 429, "this agent");
+}
+
+#[tokio::test]
+async fn gettoken_with_a_removed_key_never_reaches_wecom() {
+    let stage = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
+    let mut caller = TestClient::connect_http1(stage.address()).await;
+    for _ in 0..100 {
+        let reply = caller.request(Request::get(gettoken_target("a-key-that-was-withdrawn")), "").await;
+        assert_eq!((reply.status.as_u16(), reply.errcode()), (200, 40001));
+    }
+    assert_eq!(stage.wecom.observe(|seen| (seen.request_count(), seen.connection_count())), (0, 0));
+}
+
+#[tokio::test]
+async fn allow_patterns_match_method_path_and_segment() {
+    let allow = r#"allow = ["GET /cgi-bin/user/get", "/cgi-bin/department/*", "POST /cgi-bin/*/send", "/cgi-bin/tag/l*t"]"#;
+    let stage = TestProxy::start_with_config(&config_with_client_lines("billing", allow)).await;
+    for (name, path, may) in [
+        ("GET", "/cgi-bin/user/get", true),
+        ("POST", "/cgi-bin/user/get", false),
+        ("HEAD", "/cgi-bin/user/get", false),
+        ("GET", "/cgi-bin/user/get/", false),
+        ("GET", "/cgi-bin/user/%67et", true),
+        ("GET", "/cgi-bin//user//get", true),
+        ("GET", "/cgi-bin/user/get;a=b", false),
+        ("GET", "/cgi-bin/User/Get", false),
+        ("GET", "/cgi-bin/user/%2567et", false),
+        ("GET", "/cgi-bin/user/simplelist", false),
+        ("GET", "/cgi-bin/user/%73implelist", false),
+        ("PUT", "/cgi-bin/department/a/b/c", true),
+        ("GET", "/cgi-bin/department", false),
+        ("GET", "/cgi-bin/departments/list", false),
+        ("POST", "/cgi-bin/message/send", true),
+        ("POST", "/cgi-bin/webhook/send", true),
+        ("POST", "/cgi-bin/a/b/send", false),
+        ("GET", "/cgi-bin/message/send", false),
+        ("GET", "/cgi-bin/tag/list", true),
+        ("GET", "/cgi-bin/tag/lt", true),
+        ("GET", "/cgi-bin/tag/lists", false),
+        ("GET", "/cgi-bin/tag/l/t", false),
+        ("GET", "/cgi-bin/media/get?x=/cgi-bin/department/list", false),
+    ] {
+        let request = Request::builder().method(name).uri(path).header("x-api-key", client_key("billing"));
+        let reply = stage.request(request, "").await;
+        assert_eq!(reply.header("x-wecom-proxy-error") != "forbidden", may, "{name} {path}");
+    }
+    // What could mean another path to WeCom is refused before any rule is asked.
+    for path in [
+        "/cgi-bin/department/../user/list",
+        "/cgi-bin/department/%2e%2e/user/list",
+        "/cgi-bin/department%2f..%2fuser",
+    ] {
+        let request = Request::get(path).header("x-api-key", client_key("billing"));
+        stage.request(request, "").await.assert_proxy_error("bad-request", 400, 40035);
+    }
+}
+
+#[tokio::test]
+async fn gettoken_is_allowed_despite_the_allow_list() {
+    let stage = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
+    pass_from_response(&send_get(&stage, gettoken_target(&client_key("narrow"))).await);
+    let shown =
+        Request::post(gettoken_target(&client_key("narrow"))).header("x-api-key", client_key("narrow"));
+    pass_from_response(&stage.request(shown, "").await);
+    let odd = format!("/cgi-bin//GetToken/?corpid={CORPID}&corpsecret={}", client_key("narrow"));
+    pass_from_response(&send_get(&stage, odd).await);
+}

@@ -1,0 +1,88 @@
+//! Tickets are shared as tokens are: one fetch for all replicas.
+
+use std::{collections::HashSet, time::Duration};
+
+use tokio::task::JoinSet;
+use wecom_proxy::simulator::Fault;
+
+use super::Replicas;
+use crate::{
+    harness::{TestResponse, get_concurrently},
+    redis_server::RedisServer,
+};
+
+const JSAPI: &str = "/cgi-bin/get_jsapi_ticket";
+const AGENT_CONFIG: &str = "/cgi-bin/ticket/get?type=agent_config";
+
+/// So many callers at each replica, all at once.
+async fn get_everywhere(replicas: &Replicas, each: usize, target: &'static str) -> Vec<TestResponse> {
+    let mut crowds = JoinSet::new();
+    for stage in replicas.all() {
+        let stage = stage.clone();
+        crowds.spawn(async move { get_concurrently(&stage, each, target).await });
+    }
+    crowds.join_all().await.into_iter().flatten().collect()
+}
+
+fn ticket_set(replies: &[TestResponse]) -> HashSet<String> {
+    let ticket =
+        |reply: &TestResponse| reply.assert_ok().json()["ticket"].as_str().expect("a ticket").to_owned();
+    replies.iter().map(ticket).collect()
+}
+
+fn fetch_count(replicas: &Replicas, target: &str) -> usize {
+    let path = target.split('?').next().expect("a path").to_owned();
+    replicas.first.wecom.observe(|seen| seen.received_count(&path))
+}
+
+#[tokio::test]
+async fn five_replicas_fetch_each_ticket_once() {
+    let redis = RedisServer::start().await;
+    let replicas = Replicas::start(5, &redis.store_config_line()).await;
+    for target in [JSAPI, AGENT_CONFIG] {
+        let slow =
+            Fault::delay(Duration::from_millis(200)).on_path(target.split('?').next().expect("a path"));
+        replicas.first.wecom.inject(slow).expect("a fault");
+        assert_eq!(ticket_set(&get_everywhere(&replicas, 100, target).await).len(), 1);
+        assert_eq!(fetch_count(&replicas, target), 1, "{target}");
+    }
+    assert_eq!(replicas.upstream_counts().0, 1, "and one token");
+    let left = replicas.others[3].get(JSAPI).await.json()["expires_in"].as_u64().expect("a number");
+    assert!((7180..=7200).contains(&left), "{left}: what is left of its life is known to all");
+}
+
+#[tokio::test]
+async fn ticket_refusal_is_shared_with_waiters_of_other_replicas() {
+    let redis = RedisServer::start().await;
+    let replicas = Replicas::start(3, &redis.store_config_line()).await;
+    replicas.load(1).await;
+    replicas.first.wecom.inject(Fault::errcode(45009).on_path(JSAPI).times(100)).expect("a fault");
+    replicas.first.wecom.inject(Fault::delay(Duration::from_millis(200)).on_path(JSAPI)).expect("a fault");
+    let replies = get_everywhere(&replicas, 20, JSAPI).await;
+    assert!(replies.iter().all(|reply| reply.status == 200 && reply.errcode() == 45009));
+    assert_eq!(fetch_count(&replicas, JSAPI), 1);
+}
+
+#[tokio::test]
+async fn store_outage_makes_each_replica_fetch_its_ticket() {
+    let mut redis = RedisServer::start().await;
+    let replicas = Replicas::start(3, &redis.store_config_line()).await;
+    replicas.load(1).await;
+    redis.kill().await;
+    replicas.wait_for_store_outage().await;
+    ticket_set(&get_everywhere(&replicas, 30, JSAPI).await);
+    assert_eq!(fetch_count(&replicas, JSAPI), 3);
+}
+
+#[tokio::test]
+async fn store_content_shows_no_ticket() {
+    let redis = RedisServer::start().await;
+    let replicas = Replicas::start(1, &redis.store_config_line()).await;
+    let ticket = ticket_set(&get_everywhere(&replicas, 1, JSAPI).await).into_iter().next().expect("a ticket");
+    let keys = redis.command(&["--raw", "KEYS", "*:record"]).await;
+    assert_eq!(keys.lines().count(), 2, "a token and a ticket: {keys}");
+    for key in keys.lines() {
+        let dump = redis.command(&["--raw", "DUMP", key]).await;
+        assert!(!dump.contains(&ticket) && !keys.contains(&ticket), "{key}");
+    }
+}

@@ -1,0 +1,149 @@
+//! One process after the other on the same listening socket, as systemd hands it over, and nobody is refused.
+
+use std::{
+    net::{SocketAddr, TcpListener},
+    os::{fd::OwnedFd, unix::net::UnixListener},
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use tempfile::TempDir;
+use tokio::{sync::watch, task::JoinHandle};
+use wecom_proxy::simulator::{Settings, Simulator};
+
+use crate::{
+    harness::{OPEN_CONFIG, TestClient, USER_GET, wait_for, with_timeout, write_config},
+    process::Process,
+    raw_http::RawConnection,
+};
+
+/// A simulator, and a configuration that names this address.
+async fn start_simulator(listen: &str) -> (Simulator, TempDir, PathBuf) {
+    let wecom = Simulator::start_local(Settings::default()).await.expect("a simulator");
+    let dir = TempDir::new().expect("a directory");
+    let toml = OPEN_CONFIG.replacen("127.0.0.1:0", listen, 1);
+    let config = write_config(&dir, wecom.api_addr(), &Settings::default(), &toml);
+    (wecom, dir, config)
+}
+
+fn listening_socket() -> (TcpListener, SocketAddr) {
+    let socket = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = socket.local_addr().expect("an address");
+    (socket, address)
+}
+
+async fn start_with_socket(socket: &TcpListener, config: &std::path::Path) -> Process {
+    let handed = OwnedFd::from(socket.try_clone().expect("a descriptor"));
+    let proxy = Process::start_with_socket(handed, config);
+    proxy.err.wait_for_line("ready listen=").await;
+    proxy
+}
+
+/// Callers that come anew for each request, until told to stop. They count.
+fn start_load(
+    address: SocketAddr,
+    answered: &Arc<AtomicU64>,
+    stopped: &watch::Receiver<bool>,
+) -> Vec<JoinHandle<()>> {
+    let caller = |_| {
+        let (answered, stopped) = (answered.clone(), stopped.clone());
+        tokio::spawn(async move {
+            while !*stopped.borrow() {
+                let mut line = RawConnection::connect(address).await;
+                let call =
+                    format!("GET /hr{USER_GET} HTTP/1.1\r\nHost: proxy.test\r\nConnection: close\r\n\r\n");
+                line.send(call).await.expect("it is taken");
+                let (answer, end) = line.read_to_end().await;
+                let answer = String::from_utf8_lossy(&answer);
+                assert!(answer.starts_with("HTTP/1.1 200") && end.is_ok(), "{answer:?} {end:?}");
+                answered.fetch_add(1, Ordering::Relaxed);
+            }
+        })
+    };
+    (0..8).map(caller).collect()
+}
+
+#[tokio::test]
+async fn socket_handover_refuses_no_client() {
+    let (socket, address) = listening_socket();
+    let (_wecom, _dir, config) = start_simulator(&address.to_string()).await;
+    let mut proxy = start_with_socket(&socket, &config).await;
+    assert_eq!(proxy.address().await, address);
+    let (stop, stopped) = watch::channel(false);
+    let answered = Arc::new(AtomicU64::new(0));
+    let callers = start_load(address, &answered, &stopped);
+    let more = async || {
+        let before = answered.load(Ordering::Relaxed);
+        wait_for("more answers", async || answered.load(Ordering::Relaxed) > before + 20).await;
+    };
+    more().await;
+    for beside in [true, false, true, false] {
+        // Beside the old one, and after it: then who comes meanwhile waits in the socket.
+        if beside {
+            let next = start_with_socket(&socket, &config).await;
+            assert_eq!(std::mem::replace(&mut proxy, next).stop().await.status, 0);
+        } else {
+            proxy.signal("TERM");
+            assert_eq!(proxy.wait().await.status, 0);
+            proxy = start_with_socket(&socket, &config).await;
+        }
+        more().await;
+    }
+    stop.send_replace(true);
+    for caller in callers {
+        with_timeout(caller).await.expect("nobody was refused");
+    }
+    assert_eq!(proxy.stop().await.status, 0);
+}
+
+#[tokio::test]
+async fn inherited_socket_missing_in_the_config_is_an_error() {
+    let (socket, address) = listening_socket();
+    let (_wecom, _dir, config) = start_simulator("127.0.0.1:0").await;
+    let ended = Process::start_with_socket(socket.into(), &config).wait().await;
+    assert_eq!(ended.status, 1, "{}", ended.err);
+    for words in [&*address.to_string(), "LISTEN_FDS", "server.listen"] {
+        assert!(ended.err.contains(words), "{}", ended.err);
+    }
+}
+
+#[tokio::test]
+async fn inherited_descriptor_that_is_no_listener_is_refused() {
+    let (_wecom, dir, config) = start_simulator("127.0.0.1:0").await;
+    let file = std::fs::File::create(dir.path().join("file")).expect("a file");
+    let (connected, _other) = std::os::unix::net::UnixStream::pair().expect("a pair");
+    for handed in [OwnedFd::from(file), connected.into()] {
+        let ended = Process::start_with_socket(handed, &config).wait().await;
+        assert_eq!(ended.status, 1, "{}", ended.err);
+        assert!(ended.err.contains("descriptor 3 from LISTEN_FDS is not a listening"), "{}", ended.err);
+    }
+}
+
+#[tokio::test]
+async fn second_proxy_on_one_address_is_refused() {
+    let (socket, address) = listening_socket();
+    let (_wecom, _dir, config) = start_simulator(&address.to_string()).await;
+    let _first = start_with_socket(&socket, &config).await;
+    let second = crate::process::run_wecom_proxy(&["--config", config.to_str().expect("UTF-8")]).await;
+    assert_eq!(second.status, 1);
+    assert!(second.err.contains("cannot listen on"), "{}", second.err);
+}
+
+#[tokio::test]
+async fn inherited_unix_socket_file_is_kept_on_exit() {
+    let dir = TempDir::new().expect("a directory");
+    let path = dir.path().join("handed.sock");
+    let socket = UnixListener::bind(&path).expect("a socket");
+    let (_wecom, _dir, config) = start_simulator(&format!("unix:{}", path.display())).await;
+    for _ in 0..2 {
+        let proxy = Process::start_with_socket(socket.try_clone().expect("a descriptor").into(), &config);
+        proxy.err.wait_for_line("ready listen=").await;
+        let stream = with_timeout(tokio::net::UnixStream::connect(&path)).await.expect("a connection");
+        TestClient::http1_over(stream).await.get(USER_GET).await.assert_ok();
+        assert_eq!(proxy.stop().await.status, 0);
+        assert!(path.exists());
+    }
+}
