@@ -22,7 +22,8 @@ use wecom_proxy::config;
 const ENGLISH: &str = include_str!("../../README.md");
 const CHINESE: &str = include_str!("../../README.zh-CN.md");
 /// Those under docs, English beside Chinese.
-const PAGES: [(&str, &str); 6] = [
+const PAGES: [(&str, &str); 7] = [
+    (include_str!("../../docs/architecture.md"), include_str!("../../docs/architecture.zh-CN.md")),
     (include_str!("../../docs/clients.md"), include_str!("../../docs/clients.zh-CN.md")),
     (include_str!("../../docs/deployment.md"), include_str!("../../docs/deployment.zh-CN.md")),
     (include_str!("../../docs/monitoring.md"), include_str!("../../docs/monitoring.zh-CN.md")),
@@ -48,7 +49,7 @@ const BLOCK_KINDS: [&str; 15] = [
     "bench",
 ];
 /// What is shown of other programs, and not played.
-const FOREIGN_LANGUAGES: [&str; 8] = ["java", "php", "python", "go", "csharp", "yaml", "env", "ini"];
+const FOREIGN_LANGUAGES: [&str; 9] = ["mermaid", "java", "php", "python", "go", "csharp", "yaml", "env", "ini"];
 
 /// The addresses that the READMEs name: the proxy's, its admin listener's and that of the demo's simulator.
 const PROXY: &str = "127.0.0.1:8080";
