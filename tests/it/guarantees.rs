@@ -46,7 +46,7 @@ const GUARANTEES: &[(&str, &[&str])] = &[
             "token_waiters::token_waits_beyond_the_limit_fail_at_once",
             "token_waiters::ticket_waits_beyond_the_limit_fail_at_once",
             "token_waiters::waiting_request_uses_less_than_four_kib",
-            "token_waiters::a_stream_that_waits_costs_less_than_four_kib",
+            "token_waiters::waiting_stream_uses_less_than_four_kib",
         ],
     ),
     (

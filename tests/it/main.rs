@@ -1,6 +1,6 @@
-//! Stories about the proxy, told over real sockets with the simulator as WeCom.
+//! Integration tests: the proxy over real sockets, with the simulator as WeCom.
 
-#![allow(unreachable_pub, reason = "a test program has no public side")]
+#![allow(unreachable_pub, reason = "a test binary has no public interface")]
 
 mod admin;
 mod admin_actions;
