@@ -146,8 +146,8 @@ async fn unread_response_buffer_does_not_grow_with_the_upload() {
             before = process.status_bytes("VmRSS");
         }
     }
-    let grown = process.status_bytes("VmRSS").saturating_sub(before);
-    assert!(grown < 8 * MIB, "{:.1} MiB for 8,000 bytes", grown as f64 / MIB as f64);
+    let growth = process.status_bytes("VmRSS").saturating_sub(before);
+    assert!(growth < 8 * MIB, "{:.1} MiB for 8,000 bytes", growth as f64 / MIB as f64);
     responding.abort();
 }
 
@@ -182,9 +182,9 @@ async fn json_without_errcode_uses_little_memory() {
         received += connection.read_exact(length).await.len();
     }
     responding.await.expect("the complete body is sent");
-    let grown = process.status_bytes("VmHWM").saturating_sub(idle);
-    eprintln!("100 MiB of JSON without an errcode: {:.1} MiB", grown as f64 / MIB as f64);
-    assert!(grown < 16 * MIB, "{:.1} MiB beyond idle", grown as f64 / MIB as f64);
+    let growth = process.status_bytes("VmHWM").saturating_sub(idle);
+    eprintln!("100 MiB of JSON without an errcode: {:.1} MiB", growth as f64 / MIB as f64);
+    assert!(growth < 16 * MIB, "{:.1} MiB beyond idle", growth as f64 / MIB as f64);
 }
 
 /// One-byte chunks, each with a chunk extension of `extension` bytes.
@@ -212,9 +212,9 @@ async fn replay_chunks_between_framing_use_what_is_counted() {
     for _ in 0..128 * MIB as usize / unit.len() {
         connection.send(&unit).await.expect("sent");
     }
-    let grown = process.status_bytes("VmHWM").saturating_sub(idle);
-    eprintln!("128 MiB of chunks with 8 MiB of data: {:.1} MiB", grown as f64 / MIB as f64);
-    assert!(grown < 32 * MIB, "{:.1} MiB beyond idle", grown as f64 / MIB as f64);
+    let growth = process.status_bytes("VmHWM").saturating_sub(idle);
+    eprintln!("128 MiB of chunks with 8 MiB of data: {:.1} MiB", growth as f64 / MIB as f64);
+    assert!(growth < 32 * MIB, "{:.1} MiB beyond idle", growth as f64 / MIB as f64);
     drop(connection);
     with_timeout(reading).await.expect("no panic");
 }
@@ -243,9 +243,9 @@ async fn json_in_one_byte_chunks_uses_little_memory() {
             }
         });
         assert!(connection.read_head().await.starts_with("HTTP/1.1 200 "), "{path}");
-        let grown = process.status_bytes("VmRSS").saturating_sub(idle);
-        eprintln!("{path} in single bytes: {:.1} MiB", grown as f64 / MIB as f64);
-        assert!(grown < 16 * MIB, "{path}: {:.1} MiB beyond idle", grown as f64 / MIB as f64);
+        let growth = process.status_bytes("VmRSS").saturating_sub(idle);
+        eprintln!("{path} in single bytes: {:.1} MiB", growth as f64 / MIB as f64);
+        assert!(growth < 16 * MIB, "{path}: {:.1} MiB beyond idle", growth as f64 / MIB as f64);
         responding.abort();
     }
 }

@@ -235,7 +235,8 @@ async fn reload_keeps_counts_of_remaining_agents_only() {
 async fn connection_and_in_flight_gauges_follow_the_load() {
     let proxy = TestProxy::start_open().await;
     wait_for_value(&proxy, "wecom_proxy_connections", 0.0).await;
-    let silent = [TcpStream::connect(proxy.address()).await, TcpStream::connect(proxy.address()).await];
+    let idle_connections =
+        [TcpStream::connect(proxy.address()).await, TcpStream::connect(proxy.address()).await];
     wait_for_value(&proxy, "wecom_proxy_connections", 2.0).await;
     proxy.wecom.inject(Fault::hold().on_path("/cgi-bin/user/get")).expect("a fault");
     let during = async {
@@ -244,7 +245,7 @@ async fn connection_and_in_flight_gauges_follow_the_load() {
         proxy.wecom.release_held();
     };
     tokio::join!(proxy.get(USER_GET), during).0.assert_ok();
-    drop(silent);
+    drop(idle_connections);
     wait_for_value(&proxy, "wecom_proxy_connections", 0.0).await;
     wait_for_value(&proxy, "wecom_proxy_in_flight", 0.0).await;
 }

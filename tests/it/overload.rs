@@ -292,7 +292,7 @@ async fn partial_requests_block_no_client_of_a_full_proxy() {
         // The last connection keeps sending single bytes.
         let (mut interval, mut dripping) =
             (tokio::time::interval(Duration::from_millis(100)), connections.pop());
-        let drip = async {
+        let keep_sending = async {
             while let Some(connection) = &mut dripping {
                 interval.tick().await;
                 if !partial.is_empty() && connection.send("x").await.is_err() {
@@ -303,7 +303,7 @@ async fn partial_requests_block_no_client_of_a_full_proxy() {
         };
         tokio::select! {
             served = open_used_connections(address, 3) => assert_eq!(served.len(), 3),
-            () = drip => unreachable!(),
+            () = keep_sending => unreachable!(),
         }
         for connection in &mut connections {
             assert!(!connection.read_to_end().await.0.starts_with(b"HTTP/1.1 200"), "{partial:?} is evicted");

@@ -31,7 +31,7 @@ fn retry_after(response: &TestResponse) -> u64 {
     response.header("retry-after").parse().unwrap_or_else(|_| panic!("no Retry-After: {}", response.text()))
 }
 
-/// A proxy whose only refresh of the hour is spent.
+/// A proxy with `renewals_per_hour = 1` that has spent its refresh.
 async fn proxy_with_spent_budget() -> TestProxy {
     let proxy =
         TestProxy::start_with_config(&format!("{OPEN_CONFIG}\n[tokens]\nrenewals_per_hour = 1\n")).await;

@@ -29,7 +29,7 @@ async fn status_with_key(proxy: &TestProxy, client: &str) -> u16 {
     proxy.request(request, "").await.status.as_u16()
 }
 
-/// Asserts that a reload of `toml` fails with `words` in its error and changes nothing.
+/// Asserts that a reload of `toml` fails with `message` in its error and changes nothing.
 async fn assert_stays_closed(proxy: &TestProxy, toml: &str, message: &str) {
     proxy.rewrite_config(toml);
     let error = proxy.app.reload().expect_err("no reload").to_string();

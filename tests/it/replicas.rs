@@ -45,7 +45,7 @@ impl Replicas {
         Self::with(OPEN_CONFIG, count, store).await
     }
 
-    /// The same with another configuration.
+    /// Starts `count` replicas with this configuration.
     async fn with(toml: &str, count: usize, store: &str) -> Self {
         let toml = format!("{toml}\n[tokens]\n{store}\n");
         // The simulator has its own thread: on a shared one, its thousands of tasks would delay store replies until

@@ -165,7 +165,7 @@ async fn second_request_head_is_timed_too() {
     assert_eq!(read_until_closed(&mut connection).await, b"");
 }
 
-/// A task that has used up its cooperative budget is woken by the runtime, as by its timer. After a burst of any length the
+/// The runtime wakes a task that has used up its cooperative budget, just as a timer does. After a burst of any length the
 /// idle connection is closed.
 #[tokio::test]
 async fn idle_connection_after_a_burst_is_closed() {

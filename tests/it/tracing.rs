@@ -237,12 +237,12 @@ async fn queued_request_has_a_queue_span() {
     let proxy = TestProxy::start_with_config(&config_with_otlp(&toml, &receiver.http)).await;
     proxy.get(USER_GET).await.assert_ok();
     let before = receiver.wait_for_spans(3 + 1).await;
-    // A single permit is never shared, so even this request is queued.
+    // With a single permit every request passes the queue.
     assert_eq!(spans_named(&before, "queue").len(), 1);
     proxy.wecom.inject(Fault::hold().on_path("/cgi-bin/user/get").times(1)).expect("a fault");
     let (mut first, mut second) =
         (TestClient::connect_http1(proxy.address()).await, TestClient::connect_http1(proxy.address()).await);
-    let holding = tokio::spawn(async move { first.get(USER_GET).await });
+    let in_flight = tokio::spawn(async move { first.get(USER_GET).await });
     proxy.wecom.wait_until(|observed| observed.in_flight() == 1).await.expect("a request");
     let started = Instant::now();
     let waiting = tokio::spawn(async move { second.get(ECHO).await });
@@ -250,14 +250,14 @@ async fn queued_request_has_a_queue_span() {
     wait_for("the queued request", async || permits.queued() == 1).await;
     tokio::time::sleep(Duration::from_millis(100)).await;
     proxy.wecom.release_held();
-    holding.await.expect("no panic");
+    in_flight.await.expect("no panic");
     waiting.await.expect("no panic");
     let total_nanos = started.elapsed().as_nanos() as u64;
     let spans = receiver.wait_for_spans(before.len() + 6).await;
     let queue_nanos =
         spans_named(&spans, "queue").into_iter().map(|span| nanos(span, "end") - nanos(span, "start"));
-    let longest = queue_nanos.max().expect("a queue span");
-    assert!((50_000_000..total_nanos).contains(&longest), "{longest} of {total_nanos}");
+    let longest_nanos = queue_nanos.max().expect("a queue span");
+    assert!((50_000_000..total_nanos).contains(&longest_nanos), "{longest_nanos} of {total_nanos}");
 }
 
 #[tokio::test]

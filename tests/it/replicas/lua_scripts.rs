@@ -121,8 +121,8 @@ async fn keys_of_another_redis_type_are_replaced() {
 async fn bucket_counts_add_up_and_unused_buckets_leave_no_key() {
     let redis = RedisServer::start().await;
     let time_to_full = async |taken: &str| {
-        let reply = eval(&redis, COUNT, &["bucket", "other"], &["0", taken, "0"]).await;
-        (number(&reply[0]), number(&reply[1]))
+        let response = eval(&redis, COUNT, &["bucket", "other"], &["0", taken, "0"]).await;
+        (number(&response[0]), number(&response[1]))
     };
     let (first, _) = time_to_full("60000000").await;
     assert_eq!(first, 60_000_000);
@@ -137,8 +137,8 @@ async fn corrupt_or_skewed_bucket_is_reset() {
     let redis = RedisServer::start().await;
     let time_to_full = async |text: &str| {
         redis.command(&["SET", "bucket", text]).await;
-        let reply = eval(&redis, COUNT, &["bucket"], &["200000", "10000000"]).await;
-        reply[0].parse::<i64>().unwrap_or_else(|_| panic!("{text}: {reply:?}"))
+        let response = eval(&redis, COUNT, &["bucket"], &["200000", "10000000"]).await;
+        response[0].parse::<i64>().unwrap_or_else(|_| panic!("{text}: {response:?}"))
     };
     let time = redis.command(&["--raw", "TIME"]).await;
     let now = number(time.lines().next().expect("seconds")) * 1_000_000;
@@ -185,8 +185,8 @@ async fn invalid_fence_values_are_ignored() {
     }
     // The next fence exceeds the caller's, even if the clock went back since.
     redis.command(&["FLUSHALL"]).await;
-    let held = now + 3_600_000_000;
-    assert_eq!(number(&claim(&redis, &held.to_string(), "one", "0").await[2]), held + 1);
+    let current = now + 3_600_000_000;
+    assert_eq!(number(&claim(&redis, &current.to_string(), "one", "0").await[2]), current + 1);
 }
 
 #[tokio::test]

@@ -71,11 +71,11 @@ async fn replica_killed_in_gettoken_is_replaced_within_the_lease() {
     let (wecom, _redis, first, second) = start_two_replicas().await;
     let pending = first.start_held_gettoken(&wecom, 1).await;
     first.process.signal("KILL");
-    let killed = Instant::now();
+    let killed_at = Instant::now();
     with_timeout(second.get()).await.assert_ok();
-    eprintln!("the next replica had a token {:?} after the kill", killed.elapsed());
+    eprintln!("the next replica had a token {:?} after the kill", killed_at.elapsed());
     // The lease lasts 3 s; without it the other replica would wait 45 s.
-    assert!(killed.elapsed() < Duration::from_secs(20));
+    assert!(killed_at.elapsed() < Duration::from_secs(20));
     assert_eq!(
         wecom.observe(|observed| (observed.received_count(GETTOKEN), observed.executed_count(USER))),
         (2, 1)
