@@ -18,9 +18,9 @@ use crate::{
 /// Shorter than any timeout configured here, so that a test which waits for one of them fails.
 const NO_WAIT: Duration = Duration::from_secs(20);
 
-/// 64 permits, and a queue timeout that no test reaches.
-fn config_with_64_in_flight(toml: &str) -> String {
-    toml.replace("[admin]", "max_in_flight = 64\nqueue_timeout = \"10m\"\n[admin]")
+/// The configuration with `count` permits, and a queue timeout that no test reaches.
+fn config_with_in_flight(count: usize, toml: &str) -> String {
+    toml.replace("[admin]", &format!("max_in_flight = {count}\nqueue_timeout = \"10m\"\n[admin]"))
 }
 
 /// Concurrent calls, each on its own connection: each holds a permit or waits for one.
@@ -57,7 +57,7 @@ async fn get_as_client(proxy: &TestProxy, client: &str, path: &str) -> TestRespo
 
 #[tokio::test]
 async fn one_client_agent_or_endpoint_never_takes_all_permits() {
-    let proxy = TestProxy::start_with_config(&config_with_64_in_flight(CONFIG_WITH_CLIENTS)).await;
+    let proxy = TestProxy::start_with_config(&config_with_in_flight(64, CONFIG_WITH_CLIENTS)).await;
     for agent in ["hr", "ops"] {
         get_as_client(&proxy, "crm", &format!("/{agent}{USER_GET}")).await.assert_ok();
     }
@@ -75,7 +75,7 @@ async fn one_client_agent_or_endpoint_never_takes_all_permits() {
 
 #[tokio::test]
 async fn without_clients_agents_share_the_permits() {
-    let proxy = TestProxy::start_with_config(&config_with_64_in_flight(OPEN_CONFIG)).await;
+    let proxy = TestProxy::start_with_config(&config_with_in_flight(64, OPEN_CONFIG)).await;
     get_as_client(&proxy, "unknown", &format!("/hr{USER_GET}")).await.assert_ok();
     proxy.wecom.inject(Fault::hold().for_agent("hr")).expect("a fault");
     let flood = ConcurrentCalls::start(&proxy, 90, &format!("/hr{ECHO}"), "unknown").await;
@@ -87,10 +87,7 @@ async fn without_clients_agents_share_the_permits() {
 
 #[tokio::test]
 async fn request_of_another_client_is_served_before_a_flood() {
-    let proxy = TestProxy::start_with_config(
-        &CONFIG_WITH_CLIENTS.replace("[admin]", "max_in_flight = 1\nqueue_timeout = \"10m\"\n[admin]"),
-    )
-    .await;
+    let proxy = TestProxy::start_with_config(&config_with_in_flight(1, CONFIG_WITH_CLIENTS)).await;
     get_as_client(&proxy, "crm", &format!("/hr{USER_GET}")).await.assert_ok();
     // Each call of the flood takes 50 ms: 40 of them in a row take at least 2 s.
     proxy.wecom.inject(Fault::delay(Duration::from_millis(50)).on_path(ECHO)).expect("a fault");
@@ -104,10 +101,7 @@ async fn request_of_another_client_is_served_before_a_flood() {
 
 #[tokio::test]
 async fn agent_with_hanging_gettoken_takes_no_permits() {
-    let proxy = TestProxy::start_with_config(
-        &OPEN_CONFIG.replace("[admin]", "max_in_flight = 2\nqueue_timeout = \"10m\"\n[admin]"),
-    )
-    .await;
+    let proxy = TestProxy::start_with_config(&config_with_in_flight(2, OPEN_CONFIG)).await;
     proxy.wecom.inject(Fault::hold().on_path("/cgi-bin/gettoken").for_agent("hr")).expect("a fault");
     let flood = ConcurrentCalls::start(&proxy, 20, &format!("/hr{USER_GET}"), "unknown").await;
     proxy
@@ -154,10 +148,7 @@ async fn start_http2_flood(
 
 #[tokio::test]
 async fn request_with_a_full_queue_is_refused_at_once() {
-    let proxy = TestProxy::start_with_config(
-        &CONFIG_WITH_CLIENTS.replace("[admin]", "max_in_flight = 1\nqueue_timeout = \"10m\"\n[admin]"),
-    )
-    .await;
+    let proxy = TestProxy::start_with_config(&config_with_in_flight(1, CONFIG_WITH_CLIENTS)).await;
     get_as_client(&proxy, "crm", &format!("/hr{USER_GET}")).await.assert_ok();
     proxy.wecom.inject(Fault::hold().on_path(ECHO)).expect("a fault");
     let mut refused = Vec::new();

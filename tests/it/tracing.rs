@@ -1,6 +1,6 @@
 //! OTLP traces, checked by a receiver that decodes them with OpenTelemetry's own library.
 
-use std::{net::SocketAddr, process::Command, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
 use http::Request;
 use serde_json::{Value, json};
@@ -13,67 +13,13 @@ use crate::{
         CONFIG_WITH_CLIENTS, ECHO, OPEN_CONFIG, TestClient, TestProxy, USER_GET, client_key, wait_for,
         write_config,
     },
-    process::{Process, log_field, python},
+    otlp_receiver::OtlpReceiver,
+    process::{Process, log_field},
 };
 
 const TRACE_ID: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const PARENT_SPAN_ID: &str = "00f067aa0ba902b7";
 const TOKEN: &str = "first-token-that-the-test-knows_0123456789";
-const GRPC_PATH: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
-
-/// The OTLP receiver, in its own process.
-struct OtlpReceiver {
-    process: Process,
-    http: String,
-    grpc: String,
-}
-
-impl OtlpReceiver {
-    async fn start(arguments: &[&str]) -> Self {
-        let mut command = Command::new(python());
-        command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/programs/otlp_receiver.py")).args(arguments);
-        let process = Process::start(command);
-        let ready = process.out.wait_for_line("ready").await;
-        let [http, grpc] =
-            ["http", "grpc"].map(|kind| format!("http://127.0.0.1:{}", log_field(&ready, kind)));
-        Self { process, http, grpc: grpc + GRPC_PATH }
-    }
-
-    fn deliveries(&self) -> Vec<Value> {
-        let out = self.process.out.text();
-        let lines = out.split_inclusive('\n').filter(|line| line.starts_with('{') && line.ends_with('\n'));
-        lines.map(|line| serde_json::from_str(line).expect("JSON")).collect()
-    }
-
-    fn results(&self) -> Vec<String> {
-        self.deliveries()
-            .iter()
-            .map(|delivery| delivery["answer"].as_str().expect("a result").to_owned())
-            .collect()
-    }
-
-    /// Waits until the receiver has accepted `count` spans, and returns them.
-    async fn wait_for_spans(&self, count: usize) -> Vec<Value> {
-        let mut spans = Vec::new();
-        wait_for("spans", async || {
-            let deliveries = self.deliveries();
-            spans = deliveries
-                .iter()
-                .filter_map(|delivery| delivery["spans"].as_array())
-                .flatten()
-                .cloned()
-                .collect();
-            spans.len() >= count
-        })
-        .await;
-        assert_eq!(spans.len(), count, "{spans:#?}");
-        spans
-    }
-
-    async fn wait_for_result(&self, expected: &str) {
-        wait_for(expected, async || self.results().iter().any(|result| result == expected)).await;
-    }
-}
 
 /// The configuration with traces exported to `url`.
 fn config_with_otlp(toml: &str, url: &str) -> String {
