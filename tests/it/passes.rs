@@ -173,8 +173,8 @@ async fn pass_has_only_the_rights_of_its_client() {
     let proxy = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
     let narrow = fetch_pass(&proxy, "hr", "narrow").await;
     send_get(&proxy, user_get_with_token("", &narrow)).await.assert_ok();
-    let other = format!("/cgi-bin/department/list?access_token={narrow}");
-    send_get(&proxy, other).await.assert_proxy_error("forbidden", 403, 48002);
+    let target = format!("/cgi-bin/department/list?access_token={narrow}");
+    send_get(&proxy, target).await.assert_proxy_error("forbidden", 403, 48002);
 }
 
 #[tokio::test]

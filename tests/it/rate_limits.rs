@@ -175,6 +175,6 @@ async fn gettoken_is_allowed_despite_the_allow_list() {
     let with_key =
         Request::post(gettoken_target(&client_key("narrow"))).header("x-api-key", client_key("narrow"));
     pass_from_response(&proxy.request(with_key, "").await);
-    let odd = format!("/cgi-bin//GetToken/?corpid={CORPID}&corpsecret={}", client_key("narrow"));
-    pass_from_response(&send_get(&proxy, odd).await);
+    let target = format!("/cgi-bin//GetToken/?corpid={CORPID}&corpsecret={}", client_key("narrow"));
+    pass_from_response(&send_get(&proxy, target).await);
 }

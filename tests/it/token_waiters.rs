@@ -15,7 +15,8 @@ use crate::{
 };
 
 const REQUEST_COUNT: usize = 1000;
-/// Of 1024 permits half are given to any request; of the other half one agent leaves three nineteenths, about 80.
+/// `REQUEST_COUNT` minus the permits that one agent gets: of 1024 permits half are open to every request, and of the other
+/// half one agent leaves 3/19, about 80.
 const EXPECTED_REFUSALS: std::ops::RangeInclusive<usize> = 50..=60;
 
 /// Sends a flood over HTTP/2, which needs few connections; returns the waiting calls and the refusals. Each request repeats

@@ -64,7 +64,7 @@ impl Http2Upstream {
             self.request_lines.lock().unwrap_or_else(PoisonError::into_inner).push(request_line);
             match request.uri().path() {
                 "/cgi-bin/closes-once" if first => return,
-                "/cgi-bin/goes-once" if first => connection.abrupt_shutdown(Reason::INTERNAL_ERROR),
+                "/cgi-bin/goaway-once" if first => connection.abrupt_shutdown(Reason::INTERNAL_ERROR),
                 _ => drop(tokio::spawn(self.clone().respond(request, respond, first))),
             }
         }
@@ -105,7 +105,7 @@ impl Http2Upstream {
                 stream.send_reset(Reason::NO_ERROR);
             }
             "/cgi-bin/media/get" => self.send_forever(respond, CHUNK_BYTES).await,
-            "/cgi-bin/crumbs" => self.send_forever(respond, 1).await,
+            "/cgi-bin/one-byte-frames" => self.send_forever(respond, 1).await,
             "/cgi-bin/events" => self.send_forever(respond, 20).await,
             "/cgi-bin/quotes" => {
                 let name = HeaderName::from_lowercase(b"x\"y").expect("a header name");
@@ -209,7 +209,7 @@ async fn unread_downloads_do_not_block_others() {
 #[tokio::test]
 async fn unread_one_byte_frames_are_bounded() {
     let (proxy, upstream, _dir) = start_proxy(1000).await;
-    let _kept = start_unread_downloads(proxy.address(), "/cgi-bin/crumbs", 1).await;
+    let _kept = start_unread_downloads(proxy.address(), "/cgi-bin/one-byte-frames", 1).await;
     wait_for("an end", async || upstream.cancelled.load(Ordering::Relaxed) == 1).await;
     // Another connection still serves requests.
     proxy.get(USER_GET).await.assert_ok();
@@ -287,7 +287,7 @@ async fn refused_stream_is_retried_once() {
 
 #[tokio::test]
 async fn closed_http2_connection_retries_get_and_fails_post() {
-    for path in ["/cgi-bin/closes-once", "/cgi-bin/goes-once"] {
+    for path in ["/cgi-bin/closes-once", "/cgi-bin/goaway-once"] {
         for (method, status, request_count) in [(Method::GET, 200, 2), (Method::POST, 502, 1)] {
             let (proxy, upstream, _dir) = start_proxy(100).await;
             let mut client = TestClient::connect_http1(proxy.address()).await;

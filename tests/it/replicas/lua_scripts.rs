@@ -121,8 +121,8 @@ async fn keys_of_another_redis_type_are_replaced() {
 async fn bucket_counts_add_up_and_unused_buckets_leave_no_key() {
     let redis = RedisServer::start().await;
     let time_to_full = async |taken: &str| {
-        let response = eval(&redis, COUNT, &["bucket", "other"], &["0", taken, "0"]).await;
-        (number(&response[0]), number(&response[1]))
+        let reply = eval(&redis, COUNT, &["bucket", "other"], &["0", taken, "0"]).await;
+        (number(&reply[0]), number(&reply[1]))
     };
     let (first, _) = time_to_full("60000000").await;
     assert_eq!(first, 60_000_000);
@@ -137,8 +137,8 @@ async fn corrupt_or_skewed_bucket_is_reset() {
     let redis = RedisServer::start().await;
     let time_to_full = async |text: &str| {
         redis.command(&["SET", "bucket", text]).await;
-        let response = eval(&redis, COUNT, &["bucket"], &["200000", "10000000"]).await;
-        response[0].parse::<i64>().unwrap_or_else(|_| panic!("{text}: {response:?}"))
+        let reply = eval(&redis, COUNT, &["bucket"], &["200000", "10000000"]).await;
+        reply[0].parse::<i64>().unwrap_or_else(|_| panic!("{text}: {reply:?}"))
     };
     let time = redis.command(&["--raw", "TIME"]).await;
     let now = number(time.lines().next().expect("seconds")) * 1_000_000;
