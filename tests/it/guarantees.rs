@@ -46,7 +46,7 @@ const GUARANTEES: &[(&str, &[&str])] = &[
             "token_waiters::token_waits_beyond_the_limit_fail_at_once",
             "token_waiters::ticket_waits_beyond_the_limit_fail_at_once",
             "token_waiters::waiting_request_uses_less_than_four_kib",
-            "token_waiters::a_stream_that_waits_costs_less_than_four_kib",
+            "token_waiters::waiting_stream_uses_less_than_four_kib",
         ],
     ),
     (
@@ -241,8 +241,8 @@ const GUARANTEES: &[(&str, &[&str])] = &[
         "a silent connection is closed, whatever protocol it was going to speak",
         &[
             "timeouts::idle_connection_is_closed",
-            "timeouts::idle_http2_connection_is_closed",
-            "timeouts::quiet_http2_client_is_pinged",
+            "timeouts_http2::idle_http2_connection_is_closed",
+            "timeouts_http2::quiet_http2_client_is_pinged",
         ],
     ),
     (
@@ -251,7 +251,7 @@ const GUARANTEES: &[(&str, &[&str])] = &[
             "timeouts::incomplete_request_head_is_closed",
             "timeouts::slow_request_head_is_closed",
             "timeouts::second_request_head_is_timed_too",
-            "timeouts::incomplete_http2_header_block_is_closed",
+            "timeouts_http2::incomplete_http2_header_block_is_closed",
         ],
     ),
     (
@@ -261,7 +261,7 @@ const GUARANTEES: &[(&str, &[&str])] = &[
             "timeouts::response_stalled_before_forwarding_is_upstream_timeout",
             "timeouts::response_stalled_in_its_body_aborts_the_client_connection",
             "timeouts::client_not_reading_is_disconnected",
-            "timeouts::http2_client_not_reading_is_reset",
+            "timeouts_http2::http2_client_not_reading_is_reset",
             "timeouts::upstream_that_never_reads_is_upstream_timeout",
         ],
     ),

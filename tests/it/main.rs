@@ -1,6 +1,6 @@
-//! Stories about the proxy, told over real sockets with the simulator as WeCom.
+//! Integration tests: the proxy over real sockets, with the simulator as WeCom.
 
-#![allow(unreachable_pub, reason = "a test program has no public side")]
+#![allow(unreachable_pub, reason = "a test binary has no public interface")]
 
 mod admin;
 mod admin_actions;
@@ -42,6 +42,7 @@ mod log_escapes;
 mod memory_usage;
 mod memory_wiping;
 mod metrics;
+mod otlp_receiver;
 mod overload;
 mod passes;
 mod process;
@@ -63,6 +64,7 @@ mod socket_handover;
 mod streaming;
 mod tickets;
 mod timeouts;
+mod timeouts_http2;
 mod token_refresh;
 mod token_refresh_http2;
 mod token_waiters;

@@ -1,4 +1,4 @@
-//! What the program weighs while large bodies go through it.
+//! Resident memory of the program while it forwards large bodies.
 
 use std::{
     io::{BufRead, BufReader},
@@ -19,10 +19,10 @@ use crate::{
 };
 
 const MIB: u64 = 1 << 20;
-/// Beyond what it weighs when idle.
+/// Bound on resident memory above the idle value.
 const MAX_GROWTH_BYTES: u64 = 64 * MIB;
 
-/// The program as a process of its own, with its default configuration.
+/// The program in its own process, with its default configuration.
 struct ProxyProcess {
     child: Child,
     address: SocketAddr,
@@ -33,13 +33,13 @@ impl ProxyProcess {
         Self::start_with(dir, upstream, "")
     }
 
-    /// With more in its configuration.
-    fn start_with(dir: &TempDir, upstream: SocketAddr, more: &str) -> Self {
+    /// Starts the program with `extra` in its configuration.
+    fn start_with(dir: &TempDir, upstream: SocketAddr, extra: &str) -> Self {
         let agents: String =
             Settings::default().agents.iter().map(|agent| agent_section(agent, "")).collect();
         let upstream = format!("[upstream]\nurl = \"http://{upstream}\"\n");
         let path = dir.path().join("proxy.toml");
-        std::fs::write(&path, format!("[server]\nlisten = \"127.0.0.1:0\"\n{upstream}{more}{agents}"))
+        std::fs::write(&path, format!("[server]\nlisten = \"127.0.0.1:0\"\n{upstream}{extra}{agents}"))
             .expect("written");
         let mut child = Command::new(env!("CARGO_BIN_EXE_wecom-proxy"))
             .arg("serve")
@@ -51,18 +51,18 @@ impl ProxyProcess {
             .expect("the program starts");
         let mut lines = BufReader::new(child.stderr.take().expect("a pipe")).lines();
         let ready = lines.by_ref().map_while(Result::ok).find(|line| line.contains("ready"));
-        let ready = ready.expect("a line that says ready");
+        let ready = ready.expect("a log line with ready");
         let address = ready.split(['"', ' ', '=']);
-        let address = address.filter_map(|word| word.parse().ok()).next();
-        // Whoever writes logs must not block because nobody reads them.
+        let address = address.filter_map(|part| part.parse().ok()).next();
+        // Drains stderr: a full pipe would block the program's log writer.
         std::thread::spawn(move || lines.for_each(drop));
         Self { address: address.unwrap_or_else(|| panic!("no address in {ready}")), child }
     }
 
-    /// A line of the process's status, in bytes.
+    /// A value of `/proc/PID/status`, in bytes.
     fn status_bytes(&self, name: &str) -> u64 {
         let path = format!("/proc/{}/status", self.child.id());
-        let status = std::fs::read_to_string(path).expect("the program runs");
+        let status = std::fs::read_to_string(path).expect("a running program");
         let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("the line");
         let kib = line.trim_start_matches(':').trim().trim_end_matches(" kB");
         kib.parse::<u64>().expect("a number") * 1024
@@ -80,41 +80,41 @@ impl Drop for ProxyProcess {
 async fn large_bodies_use_little_memory() {
     let dir = TempDir::new().expect("a directory");
     let wecom = crate::leak_detector::start_simulator(Settings::default()).await;
-    let program = ProxyProcess::start(&dir, wecom.api_addr());
-    let mut caller = TestClient::connect_http1(program.address).await;
-    caller.get(USER_GET).await.assert_ok();
-    let idle = program.status_bytes("VmRSS");
+    let process = ProxyProcess::start(&dir, wecom.api_addr());
+    let mut client = TestClient::connect_http1(process.address).await;
+    client.get(USER_GET).await.assert_ok();
+    let idle = process.status_bytes("VmRSS");
 
-    let (began, total) = (Instant::now(), 1024 * MIB);
+    let (started, total) = (Instant::now(), 1024 * MIB);
     let download = http::Request::get(format!("/hr/cgi-bin/media/get?media_id=generated-{total}"));
     let download = download.body(http_body_util::Full::new(Bytes::new())).expect("a request");
-    let mut body = caller.send(download).await.expect("an answer").into_body();
-    let (mut at, mut sampled) = (0, 0);
+    let mut body = client.send(download).await.expect("a response").into_body();
+    let (mut received, mut compared) = (0, 0);
     while let Some(frame) = body.frame().await {
-        let piece = frame.expect("a whole body").into_data().expect("data");
-        // Every piece at its start: a lost or doubled byte shifts all that follow it.
-        let expected = generated_bytes(at, piece.len().min(16));
-        assert_eq!(piece[..expected.len()], expected[..], "at {at}");
-        (at, sampled) = (at + piece.len() as u64, sampled + expected.len());
+        let chunk = frame.expect("a complete body").into_data().expect("data");
+        // The start of each chunk is compared: a lost or duplicated byte shifts everything after it.
+        let expected = generated_bytes(received, chunk.len().min(16));
+        assert_eq!(chunk[..expected.len()], expected[..], "at {received}");
+        (received, compared) = (received + chunk.len() as u64, compared + expected.len());
     }
-    assert_eq!(at, total);
-    let took = began.elapsed().as_secs_f64();
-    let after = program.status_bytes("VmHWM");
+    assert_eq!(received, total);
+    let seconds = started.elapsed().as_secs_f64();
+    let after = process.status_bytes("VmHWM");
     let mib = |bytes: u64| bytes as f64 / MIB as f64;
     eprintln!(
-        "1 GiB down in {took:.1} s ({sampled} bytes compared): idle {:.1} MiB, at most {:.1} MiB",
+        "1 GiB down in {seconds:.1} s ({compared} bytes compared): idle {:.1} MiB, at most {:.1} MiB",
         mib(idle),
         mib(after)
     );
     assert!(after - idle < MAX_GROWTH_BYTES, "{:.1} MiB beyond idle", mib(after - idle));
 
-    let began = Instant::now();
+    let started = Instant::now();
     let upload = http::Request::post("/hr/cgi-bin/simulator/sink");
-    let reply = caller.request(upload, vec![b'x'; 64 * MIB as usize]).await;
-    assert_eq!(reply.assert_ok().json()["body_bytes"], 64 * MIB);
-    let after = program.status_bytes("VmHWM");
-    let took = began.elapsed().as_secs_f64();
-    eprintln!("64 MiB up in {took:.1} s: at most {:.1} MiB", mib(after));
+    let response = client.request(upload, vec![b'x'; 64 * MIB as usize]).await;
+    assert_eq!(response.assert_ok().json()["body_bytes"], 64 * MIB);
+    let after = process.status_bytes("VmHWM");
+    let seconds = started.elapsed().as_secs_f64();
+    eprintln!("64 MiB up in {seconds:.1} s: at most {:.1} MiB", mib(after));
     assert!(after - idle < MAX_GROWTH_BYTES, "{:.1} MiB beyond idle", mib(after - idle));
 }
 
@@ -123,71 +123,71 @@ async fn large_bodies_use_little_memory() {
 async fn unread_response_buffer_does_not_grow_with_the_upload() {
     const CHUNK: usize = 4000;
     let dir = TempDir::new().expect("a directory");
-    let mut puppet = ManualUpstream::new().await;
-    let program = ProxyProcess::start(&dir, puppet.address);
-    let mut line = RawConnection::connect(program.address).await;
+    let mut upstream = ManualUpstream::new().await;
+    let process = ProxyProcess::start(&dir, upstream.address);
+    let mut connection = RawConnection::connect(process.address).await;
     let head = "POST /hr/cgi-bin/x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n";
-    line.send(head).await.expect("it is taken");
-    let call = puppet.next_call().await;
-    let (mut uploaded, mut answering) = call.connection.stream.into_split();
-    let answer = tokio::spawn(async move {
+    connection.send(head).await.expect("sent");
+    let call = upstream.next_call().await;
+    let (mut request_half, mut response_half) = call.connection.stream.into_split();
+    let responding = tokio::spawn(async move {
         let head = "HTTP/1.1 200 OK\r\nContent-Type: video/mp4\r\nTransfer-Encoding: chunked\r\n\r\n";
-        answering.write_all(head.as_bytes()).await.expect("it is taken");
+        response_half.write_all(head.as_bytes()).await.expect("sent");
         let chunk = [format!("{CHUNK:x}\r\n").as_bytes(), &[b'z'; CHUNK], b"\r\n"].concat();
-        while answering.write_all(&chunk).await.is_ok() {}
+        while response_half.write_all(&chunk).await.is_ok() {}
     });
-    // The upload comes byte by byte, and each byte wakes the request; the answer is not read.
+    // Each uploaded byte wakes the request task, while the client does not read the response.
     let mut before = 0;
     for nth in 0..10_000 {
-        line.send("1\r\na\r\n").await.expect("it is taken");
-        let mut piece = [0; 64];
-        with_timeout(uploaded.read(&mut piece)).await.expect("it comes through");
+        connection.send("1\r\na\r\n").await.expect("sent");
+        let mut buffer = [0; 64];
+        with_timeout(request_half.read(&mut buffer)).await.expect("a successful read");
         if nth == 2_000 {
-            before = program.status_bytes("VmRSS");
+            before = process.status_bytes("VmRSS");
         }
     }
-    let grown = program.status_bytes("VmRSS").saturating_sub(before);
-    assert!(grown < 8 * MIB, "{:.1} MiB for 8,000 bytes", grown as f64 / MIB as f64);
-    answer.abort();
+    let growth = process.status_bytes("VmRSS").saturating_sub(before);
+    assert!(growth < 8 * MIB, "{:.1} MiB for 8,000 bytes", growth as f64 / MIB as f64);
+    responding.abort();
 }
 
 #[tokio::test]
 #[cfg(target_os = "linux")]
 async fn json_without_errcode_uses_little_memory() {
-    const PIECE: usize = 64 * 1024;
+    const CHUNK: usize = 64 * 1024;
     let dir = TempDir::new().expect("a directory");
-    let mut puppet = ManualUpstream::new().await;
-    let program = ProxyProcess::start(&dir, puppet.address);
-    let mut line = RawConnection::connect(program.address).await;
-    line.send(format!("GET /hr{USER_GET} HTTP/1.1\r\nHost: x\r\n\r\n")).await.expect("it is taken");
-    let mut call = puppet.next_call().await;
-    let idle = program.status_bytes("VmRSS");
-    let pieces = 100 * MIB as usize / PIECE;
-    let total = pieces * PIECE;
-    let answering = tokio::spawn(async move {
+    let mut upstream = ManualUpstream::new().await;
+    let process = ProxyProcess::start(&dir, upstream.address);
+    let mut connection = RawConnection::connect(process.address).await;
+    connection.send(format!("GET /hr{USER_GET} HTTP/1.1\r\nHost: x\r\n\r\n")).await.expect("sent");
+    let mut call = upstream.next_call().await;
+    let idle = process.status_bytes("VmRSS");
+    let chunks = 100 * MIB as usize / CHUNK;
+    let total = chunks * CHUNK;
+    let responding = tokio::spawn(async move {
         let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n";
-        call.connection.send(format!("{head}Content-Length: {total}\r\n\r\n")).await.expect("it is taken");
+        call.connection.send(format!("{head}Content-Length: {total}\r\n\r\n")).await.expect("sent");
         call.connection
-            .send([b"{\"list\":[0", &b",0".repeat(PIECE / 2 - 5)[..]].concat())
+            .send([b"{\"list\":[0", &b",0".repeat(CHUNK / 2 - 5)[..]].concat())
             .await
-            .expect("it is taken");
-        for _ in 1..pieces {
-            call.connection.send(b",0".repeat(PIECE / 2)).await.expect("it is taken");
+            .expect("sent");
+        for _ in 1..chunks {
+            call.connection.send(b",0".repeat(CHUNK / 2)).await.expect("sent");
         }
     });
-    assert!(line.read_head().await.starts_with("HTTP/1.1 200 "));
-    let mut came = 0;
-    while came < total {
-        let piece = (total - came).min(PIECE);
-        came += line.read_exact(piece).await.len();
+    assert!(connection.read_head().await.starts_with("HTTP/1.1 200 "));
+    let mut received = 0;
+    while received < total {
+        let length = (total - received).min(CHUNK);
+        received += connection.read_exact(length).await.len();
     }
-    answering.await.expect("all of it was taken");
-    let grown = program.status_bytes("VmHWM").saturating_sub(idle);
-    eprintln!("100 MiB of JSON without an errcode: {:.1} MiB", grown as f64 / MIB as f64);
-    assert!(grown < 16 * MIB, "{:.1} MiB beyond idle", grown as f64 / MIB as f64);
+    responding.await.expect("the complete body is sent");
+    let growth = process.status_bytes("VmHWM").saturating_sub(idle);
+    eprintln!("100 MiB of JSON without an errcode: {:.1} MiB", growth as f64 / MIB as f64);
+    assert!(growth < 16 * MIB, "{:.1} MiB beyond idle", growth as f64 / MIB as f64);
 }
 
-/// Chunks of one byte, each with an extension of so many bytes.
+/// One-byte chunks, each with a chunk extension of `extension` bytes.
 fn chunks_with_extensions(chunks: usize, extension: usize) -> String {
     format!("1;{}\r\n \r\n", "e".repeat(extension)).repeat(chunks)
 }
@@ -196,56 +196,56 @@ fn chunks_with_extensions(chunks: usize, extension: usize) -> String {
 #[cfg(target_os = "linux")]
 async fn replay_chunks_between_framing_use_what_is_counted() {
     let dir = TempDir::new().expect("a directory");
-    let mut puppet = ManualUpstream::new().await;
-    let program = ProxyProcess::start_with(&dir, puppet.address, "[replay]\nmemory = \"64MiB\"\n");
-    let mut line = RawConnection::connect(program.address).await;
+    let mut upstream = ManualUpstream::new().await;
+    let process = ProxyProcess::start_with(&dir, upstream.address, "[replay]\nmemory = \"64MiB\"\n");
+    let mut connection = RawConnection::connect(process.address).await;
     let head = "POST /hr/cgi-bin/x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n";
-    line.send(head).await.expect("it is taken");
-    let mut call = puppet.next_call().await;
-    let idle = program.status_bytes("VmRSS");
-    // As much framing as there may be for each byte: one such chunk used to hold all that was read with it.
+    connection.send(head).await.expect("sent");
+    let mut call = upstream.next_call().await;
+    let idle = process.status_bytes("VmRSS");
+    // The maximum framing per byte: a replayed chunk must not keep the whole read buffer alive.
     let unit = format!("1000\r\n{}\r\n{}", "A".repeat(4096), chunks_with_extensions(60, 1000));
-    let taking = tokio::spawn(async move {
-        let mut piece = vec![0; 1 << 20];
-        while call.connection.stream.read(&mut piece).await.is_ok_and(|read| read > 0) {}
+    let reading = tokio::spawn(async move {
+        let mut buffer = vec![0; 1 << 20];
+        while call.connection.stream.read(&mut buffer).await.is_ok_and(|read| read > 0) {}
     });
     for _ in 0..128 * MIB as usize / unit.len() {
-        line.send(&unit).await.expect("it is taken");
+        connection.send(&unit).await.expect("sent");
     }
-    let grown = program.status_bytes("VmHWM").saturating_sub(idle);
-    eprintln!("128 MiB of chunks with 8 MiB of data: {:.1} MiB", grown as f64 / MIB as f64);
-    assert!(grown < 32 * MIB, "{:.1} MiB beyond idle", grown as f64 / MIB as f64);
-    drop(line);
-    with_timeout(taking).await.expect("no panic");
+    let growth = process.status_bytes("VmHWM").saturating_sub(idle);
+    eprintln!("128 MiB of chunks with 8 MiB of data: {:.1} MiB", growth as f64 / MIB as f64);
+    assert!(growth < 32 * MIB, "{:.1} MiB beyond idle", growth as f64 / MIB as f64);
+    drop(connection);
+    with_timeout(reading).await.expect("no panic");
 }
 
 #[tokio::test]
 #[cfg(target_os = "linux")]
 async fn json_in_one_byte_chunks_uses_little_memory() {
     let dir = TempDir::new().expect("a directory");
-    let mut puppet = ManualUpstream::new().await;
-    let program = ProxyProcess::start(&dir, puppet.address);
+    let mut upstream = ManualUpstream::new().await;
+    let process = ProxyProcess::start(&dir, upstream.address);
     for path in [USER_GET, "/cgi-bin/get_jsapi_ticket"] {
-        let mut line = RawConnection::connect(program.address).await;
-        line.send(format!("GET /hr{path} HTTP/1.1\r\nHost: x\r\n\r\n")).await.expect("it is taken");
-        let mut call = puppet.next_call().await;
-        let idle = program.status_bytes("VmRSS");
-        let answering = tokio::spawn(async move {
+        let mut connection = RawConnection::connect(process.address).await;
+        connection.send(format!("GET /hr{path} HTTP/1.1\r\nHost: x\r\n\r\n")).await.expect("sent");
+        let mut call = upstream.next_call().await;
+        let idle = process.status_bytes("VmRSS");
+        let responding = tokio::spawn(async move {
             let head =
                 "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n";
-            call.connection.send(format!("{head}6\r\n{{\"l\":[\r\n")).await.expect("it is taken");
+            call.connection.send(format!("{head}6\r\n{{\"l\":[\r\n")).await.expect("sent");
             let mut sent = 0;
-            // It is held back once the look has ended, for its caller takes nothing.
-            let piece = chunks_with_extensions(4096, 9);
-            while sent < 40 * MIB as usize && call.connection.stream.write_all(piece.as_bytes()).await.is_ok()
+            // Backpressure applies once the errcode scan has ended, because the client reads no body.
+            let chunk = chunks_with_extensions(4096, 9);
+            while sent < 40 * MIB as usize && call.connection.stream.write_all(chunk.as_bytes()).await.is_ok()
             {
-                sent += piece.len();
+                sent += chunk.len();
             }
         });
-        assert!(line.read_head().await.starts_with("HTTP/1.1 200 "), "{path}");
-        let grown = program.status_bytes("VmRSS").saturating_sub(idle);
-        eprintln!("{path} in single bytes: {:.1} MiB", grown as f64 / MIB as f64);
-        assert!(grown < 16 * MIB, "{path}: {:.1} MiB beyond idle", grown as f64 / MIB as f64);
-        answering.abort();
+        assert!(connection.read_head().await.starts_with("HTTP/1.1 200 "), "{path}");
+        let growth = process.status_bytes("VmRSS").saturating_sub(idle);
+        eprintln!("{path} in single bytes: {:.1} MiB", growth as f64 / MIB as f64);
+        assert!(growth < 16 * MIB, "{path}: {:.1} MiB beyond idle", growth as f64 / MIB as f64);
+        responding.abort();
     }
 }

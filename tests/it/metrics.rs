@@ -1,4 +1,4 @@
-//! What is counted, as Prometheus reads it, and the last hour as a page may draw it.
+//! Metrics in the Prometheus text format, and the overview of the last hour.
 
 use std::{io::Write, process::Stdio};
 
@@ -13,53 +13,53 @@ use crate::{
     process::tool,
 };
 
-async fn admin_get(stage: &TestProxy, path: &str) -> TestResponse {
-    TestClient::connect_http1(stage.admin_address()).await.request(Request::get(path), "").await
+async fn admin_get(proxy: &TestProxy, path: &str) -> TestResponse {
+    TestClient::connect_http1(proxy.admin_address()).await.request(Request::get(path), "").await
 }
 
-async fn scrape(stage: &TestProxy) -> String {
-    admin_get(stage, "/metrics").await.text().to_owned()
+async fn scrape(proxy: &TestProxy) -> String {
+    admin_get(proxy, "/metrics").await.text().to_owned()
 }
 
-/// The value of one series.
+/// The value of one series; `None` where the exposition lacks it.
 fn series_value(text: &str, series: &str) -> Option<f64> {
     let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '))?;
     Some(line.parse().expect("a number"))
 }
 
-/// Waits until a series has this value: a request is counted when its answer has gone.
-async fn wait_for_value(stage: &TestProxy, series: &str, expected: f64) -> String {
+/// Waits until a series has this value: a request is counted only after its response was sent.
+async fn wait_for_value(proxy: &TestProxy, series: &str, expected: f64) -> String {
     let mut text = String::new();
     wait_for(series, async || {
-        text = scrape(stage).await;
+        text = scrape(proxy).await;
         series_value(&text, series) == Some(expected)
     })
     .await;
     text
 }
 
-async fn get_as_client(stage: &TestProxy, client: &str, path: &str) -> TestResponse {
+async fn get_as_client(proxy: &TestProxy, client: &str, path: &str) -> TestResponse {
     let request = Request::get(path).header("authorization", format!("Bearer {}", client_key(client)));
-    stage.request(request, "").await
+    proxy.request(request, "").await
 }
 
 #[tokio::test]
 async fn metrics_count_what_their_names_say() {
-    let stage = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
+    let proxy = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
     let hr = format!("/hr{USER_GET}");
-    get_as_client(&stage, "billing", &hr).await.assert_ok();
-    stage.wecom.revoke_tokens("hr").expect("an agent");
-    assert_eq!(get_as_client(&stage, "billing", &hr).await.assert_ok().header("x-wecom-retried"), "40014");
-    get_as_client(&stage, "crm", &format!("/ops{USER_GET}")).await.assert_ok();
-    stage.wecom.inject(Fault::errcode(60020).on_path("/cgi-bin/user/get").times(1)).expect("a fault");
-    get_as_client(&stage, "crm", &hr).await;
-    stage.wecom.inject(Fault::status(500).on_path("/cgi-bin/user/get").times(1)).expect("a fault");
-    get_as_client(&stage, "crm", &hr).await;
-    stage.get(USER_GET).await.assert_proxy_error("unauthenticated", 401, 40001);
+    get_as_client(&proxy, "billing", &hr).await.assert_ok();
+    proxy.wecom.revoke_tokens("hr").expect("an agent");
+    assert_eq!(get_as_client(&proxy, "billing", &hr).await.assert_ok().header("x-wecom-retried"), "40014");
+    get_as_client(&proxy, "crm", &format!("/ops{USER_GET}")).await.assert_ok();
+    proxy.wecom.inject(Fault::errcode(60020).on_path("/cgi-bin/user/get").times(1)).expect("a fault");
+    get_as_client(&proxy, "crm", &hr).await;
+    proxy.wecom.inject(Fault::status(500).on_path("/cgi-bin/user/get").times(1)).expect("a fault");
+    get_as_client(&proxy, "crm", &hr).await;
+    proxy.get(USER_GET).await.assert_proxy_error("unauthenticated", 401, 40001);
 
-    wait_for_value(&stage, r#"wecom_proxy_requests_total{agent="hr",client="crm",status="500"}"#, 1.0).await;
+    wait_for_value(&proxy, r#"wecom_proxy_requests_total{agent="hr",client="crm",status="500"}"#, 1.0).await;
     let text =
-        wait_for_value(&stage, r#"wecom_proxy_requests_total{agent="",client="",status="401"}"#, 1.0).await;
+        wait_for_value(&proxy, r#"wecom_proxy_requests_total{agent="",client="",status="401"}"#, 1.0).await;
     for (series, expected) in [
         (r#"wecom_proxy_requests_total{agent="hr",client="billing",status="200"}"#, 2.0),
         (r#"wecom_proxy_requests_total{agent="hr",client="crm",status="200"}"#, 1.0),
@@ -84,93 +84,99 @@ async fn metrics_count_what_their_names_say() {
     ] {
         assert_eq!(series_value(&text, series), Some(expected), "{series} in\n{text}");
     }
-    let now =
-        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("a time").as_secs_f64();
-    let expiry =
-        series_value(&text, r#"wecom_proxy_token_expiry_timestamp_seconds{agent="hr"}"#).expect("a token");
-    assert!((now..now + 7201.0).contains(&expiry), "{expiry}");
-    let sum = series_value(&text, r#"wecom_proxy_request_duration_seconds_sum{agent="hr"}"#).expect("a sum");
-    assert!((0.000_01..60.0).contains(&sum), "{sum}");
-    if cfg!(target_os = "linux") {
-        let began = series_value(&text, "process_start_time_seconds").expect("a time");
-        assert!((now - 3600.0..now + 1.0).contains(&began), "{began}");
-        assert!(
-            series_value(&text, "process_resident_memory_bytes").is_some_and(|bytes| bytes > 1e6),
-            "{text}"
-        );
-        assert!(
-            series_value(&text, "process_cpu_seconds_total").is_some_and(|seconds| seconds > 0.0),
-            "{text}"
-        );
-        let open = series_value(&text, "process_open_fds").expect("some");
-        assert!(
-            series_value(&text, "process_max_fds").is_some_and(|most| most > open && open > 5.0),
-            "{text}"
-        );
-    }
+    assert_times_and_process_metrics(&text);
     assert_promtool_accepts(&text);
 }
 
-/// Has the tool of Prometheus itself look at it.
+/// Asserts the series whose values depend on the clock or on the process.
+#[track_caller]
+fn assert_times_and_process_metrics(text: &str) {
+    let now =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("a time").as_secs_f64();
+    let expiry =
+        series_value(text, r#"wecom_proxy_token_expiry_timestamp_seconds{agent="hr"}"#).expect("a token");
+    assert!((now..now + 7201.0).contains(&expiry), "{expiry}");
+    let sum = series_value(text, r#"wecom_proxy_request_duration_seconds_sum{agent="hr"}"#).expect("a sum");
+    assert!((0.000_01..60.0).contains(&sum), "{sum}");
+    if cfg!(target_os = "linux") {
+        let started = series_value(text, "process_start_time_seconds").expect("a time");
+        assert!((now - 3600.0..now + 1.0).contains(&started), "{started}");
+        assert!(
+            series_value(text, "process_resident_memory_bytes").is_some_and(|bytes| bytes > 1e6),
+            "{text}"
+        );
+        assert!(
+            series_value(text, "process_cpu_seconds_total").is_some_and(|seconds| seconds > 0.0),
+            "{text}"
+        );
+        let open = series_value(text, "process_open_fds").expect("a count");
+        assert!(
+            series_value(text, "process_max_fds").is_some_and(|limit| limit > open && open > 5.0),
+            "{text}"
+        );
+    }
+}
+
+/// Asserts that `promtool check metrics` accepts the exposition without a warning.
 fn assert_promtool_accepts(text: &str) {
     let mut command = std::process::Command::new(tool("promtool"));
     command.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("promtool starts");
-    child.stdin.take().expect("a pipe").write_all(text.as_bytes()).expect("it reads");
-    let output = child.wait_with_output().expect("it ends");
-    let said =
+    child.stdin.take().expect("a pipe").write_all(text.as_bytes()).expect("sent");
+    let output = child.wait_with_output().expect("an exit status");
+    let report =
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && said.trim().is_empty(), "{said}\n{text}");
+    assert!(output.status.success() && report.trim().is_empty(), "{report}\n{text}");
 }
 
 #[tokio::test]
 async fn metrics_response_is_valid_for_prometheus() {
-    let stage = TestProxy::start_open().await;
-    let reply = admin_get(&stage, "/metrics").await;
-    assert_eq!(reply.status, StatusCode::OK);
-    assert_eq!(reply.header("content-type"), "text/plain; version=0.0.4; charset=utf-8");
-    assert_promtool_accepts(reply.text());
-    let head =
-        TestClient::connect_http1(stage.admin_address()).await.request(Request::head("/metrics"), "").await;
-    assert_eq!((head.status, head.body.len()), (StatusCode::OK, 0));
+    let proxy = TestProxy::start_open().await;
+    let response = admin_get(&proxy, "/metrics").await;
+    assert_eq!(response.status, StatusCode::OK);
+    assert_eq!(response.header("content-type"), "text/plain; version=0.0.4; charset=utf-8");
+    assert_promtool_accepts(response.text());
+    let head_response =
+        TestClient::connect_http1(proxy.admin_address()).await.request(Request::head("/metrics"), "").await;
+    assert_eq!((head_response.status, head_response.body.len()), (StatusCode::OK, 0));
 }
 
 #[tokio::test]
 async fn client_input_never_becomes_a_label() {
-    let stage = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
+    let proxy = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
     for nth in 0..50 {
         for (method, path) in
             [(format!("M{nth}"), "cgi-bin/x".to_owned()), ("GET".to_owned(), format!("agent{nth}/cgi-bin/x"))]
         {
-            stage.send_raw(format!("{method} /{path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {}\r\n\r\n", client_key("crm"))).await;
+            proxy.send_raw(format!("{method} /{path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {}\r\n\r\n", client_key("crm"))).await;
         }
-        stage
+        proxy
             .send_raw(format!(
                 "GET /{nth} HTTP/1.1\r\nHost: x\r\nX-Wecom-Agent: a{nth}\r\nConnection: close\r\n\r\n"
             ))
             .await;
     }
-    wait_for_value(&stage, r#"wecom_proxy_refusals_total{kind="no-route"}"#, 50.0).await;
+    wait_for_value(&proxy, r#"wecom_proxy_refusals_total{kind="no-route"}"#, 50.0).await;
     let text =
-        wait_for_value(&stage, r#"wecom_proxy_requests_total{agent="",client="crm",status="404"}"#, 50.0)
+        wait_for_value(&proxy, r#"wecom_proxy_requests_total{agent="",client="crm",status="404"}"#, 50.0)
             .await;
-    wait_for_value(&stage, r#"wecom_proxy_requests_total{agent="",client="crm",status="400"}"#, 50.0).await;
-    let requests = text.lines().filter(|line| line.starts_with("wecom_proxy_requests_total{")).count();
-    assert_eq!(requests, 3, "{text}");
+    wait_for_value(&proxy, r#"wecom_proxy_requests_total{agent="",client="crm",status="400"}"#, 50.0).await;
+    let series_count = text.lines().filter(|line| line.starts_with("wecom_proxy_requests_total{")).count();
+    assert_eq!(series_count, 3, "{text}");
 }
 
 #[tokio::test]
 async fn errcode_labels_are_bounded() {
-    let stage = TestProxy::start_open().await;
+    let proxy = TestProxy::start_open().await;
     for errcode in 1..=70 {
-        stage
+        proxy
             .wecom
             .inject(Fault::errcode(80_000 + errcode).on_path("/cgi-bin/user/get").times(1))
             .expect("a fault");
-        stage.get(USER_GET).await;
+        proxy.get(USER_GET).await;
     }
     let series = r#"wecom_proxy_request_duration_seconds_count{agent="hr"}"#;
-    let text = wait_for_value(&stage, series, 70.0).await;
+    let text = wait_for_value(&proxy, series, 70.0).await;
     let lines: Vec<_> = text.lines().filter(|line| line.starts_with("wecom_proxy_errcodes_total{")).collect();
     assert_eq!(lines.len(), 65, "{lines:?}");
     assert_eq!(series_value(&text, r#"wecom_proxy_errcodes_total{agent="hr",errcode="other"}"#), Some(6.0));
@@ -178,47 +184,47 @@ async fn errcode_labels_are_bounded() {
 
 #[tokio::test]
 async fn reload_keeps_counts_of_remaining_agents_only() {
-    let stage = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
-    get_as_client(&stage, "billing", &format!("/hr{USER_GET}")).await.assert_ok();
-    get_as_client(&stage, "crm", &format!("/hr{USER_GET}")).await.assert_ok();
-    get_as_client(&stage, "crm", &format!("/ops{USER_GET}")).await.assert_ok();
-    let of_billing = r#"wecom_proxy_requests_total{agent="hr",client="billing",status="200"}"#;
-    let of_ops = r#"wecom_proxy_requests_total{agent="ops",client="crm",status="200"}"#;
-    wait_for_value(&stage, of_billing, 1.0).await;
-    wait_for_value(&stage, of_ops, 1.0).await;
+    let proxy = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
+    get_as_client(&proxy, "billing", &format!("/hr{USER_GET}")).await.assert_ok();
+    get_as_client(&proxy, "crm", &format!("/hr{USER_GET}")).await.assert_ok();
+    get_as_client(&proxy, "crm", &format!("/ops{USER_GET}")).await.assert_ok();
+    let billing_series = r#"wecom_proxy_requests_total{agent="hr",client="billing",status="200"}"#;
+    let ops_series = r#"wecom_proxy_requests_total{agent="ops",client="crm",status="200"}"#;
+    wait_for_value(&proxy, billing_series, 1.0).await;
+    wait_for_value(&proxy, ops_series, 1.0).await;
 
-    // Another limit makes another agent of the same name, and another secret another slot for its token.
-    let text = std::fs::read_to_string(stage.rewrite_config(CONFIG_WITH_CLIENTS)).expect("the configuration");
+    // A changed limit replaces the agent object, and a changed secret replaces its token cache entry.
+    let text = std::fs::read_to_string(proxy.rewrite_config(CONFIG_WITH_CLIENTS)).expect("the configuration");
     let (hr, rest) = text.split_once("[agents.ops]").expect("the second agent");
     let clients = &rest[rest.find("[clients.").expect("clients")..];
     let hr = hr.replace("[agents.hr]", "[agents.hr]\nlimit = \"1000/s\"");
     let hr = hr.replace("secret = \"", "secret = \"not-");
     std::fs::write(
-        stage.dir.path().join("proxy.toml"),
+        proxy.dir.path().join("proxy.toml"),
         format!("{hr}{}", clients.replace("[clients.crm]", "[clients.crm2]")),
     )
     .expect("a file");
-    let reloaded = stage.app.reload().expect("a reload");
+    let reloaded = proxy.app.reload().expect("a reload");
     assert_eq!((reloaded.agents, reloaded.clients), (1, 4));
-    get_as_client(&stage, "billing", &format!("/hr{USER_GET}")).await.assert_proxy_error(
+    get_as_client(&proxy, "billing", &format!("/hr{USER_GET}")).await.assert_proxy_error(
         "token-unavailable",
         502,
         40001,
     );
 
-    let failed = r#"wecom_proxy_requests_total{agent="hr",client="billing",status="502"}"#;
-    let text = wait_for_value(&stage, failed, 1.0).await;
-    assert_eq!(series_value(&text, of_billing), Some(1.0), "{text}");
+    let failed_series = r#"wecom_proxy_requests_total{agent="hr",client="billing",status="502"}"#;
+    let text = wait_for_value(&proxy, failed_series, 1.0).await;
+    assert_eq!(series_value(&text, billing_series), Some(1.0), "{text}");
     assert_eq!(
         series_value(&text, r#"wecom_proxy_request_duration_seconds_count{agent="hr"}"#),
         Some(3.0),
         "{text}"
     );
-    let renewals = |result| {
+    let refreshes = |result| {
         format!("wecom_proxy_token_refreshes_total{{agent=\"hr\",reason=\"first\",result=\"{result}\"}}")
     };
     assert_eq!(
-        [series_value(&text, &renewals("ok")), series_value(&text, &renewals("failed"))],
+        [series_value(&text, &refreshes("ok")), series_value(&text, &refreshes("failed"))],
         [Some(1.0); 2],
         "{text}"
     );
@@ -227,37 +233,38 @@ async fn reload_keeps_counts_of_remaining_agents_only() {
 
 #[tokio::test]
 async fn connection_and_in_flight_gauges_follow_the_load() {
-    let stage = TestProxy::start_open().await;
-    wait_for_value(&stage, "wecom_proxy_connections", 0.0).await;
-    let silent = [TcpStream::connect(stage.address()).await, TcpStream::connect(stage.address()).await];
-    wait_for_value(&stage, "wecom_proxy_connections", 2.0).await;
-    stage.wecom.inject(Fault::hold().on_path("/cgi-bin/user/get")).expect("a fault");
+    let proxy = TestProxy::start_open().await;
+    wait_for_value(&proxy, "wecom_proxy_connections", 0.0).await;
+    let idle_connections =
+        [TcpStream::connect(proxy.address()).await, TcpStream::connect(proxy.address()).await];
+    wait_for_value(&proxy, "wecom_proxy_connections", 2.0).await;
+    proxy.wecom.inject(Fault::hold().on_path("/cgi-bin/user/get")).expect("a fault");
     let during = async {
-        wait_for_value(&stage, "wecom_proxy_in_flight", 1.0).await;
-        wait_for_value(&stage, "wecom_proxy_connections", 3.0).await;
-        stage.wecom.release_held();
+        wait_for_value(&proxy, "wecom_proxy_in_flight", 1.0).await;
+        wait_for_value(&proxy, "wecom_proxy_connections", 3.0).await;
+        proxy.wecom.release_held();
     };
-    tokio::join!(stage.get(USER_GET), during).0.assert_ok();
-    drop(silent);
-    wait_for_value(&stage, "wecom_proxy_connections", 0.0).await;
-    wait_for_value(&stage, "wecom_proxy_in_flight", 0.0).await;
+    tokio::join!(proxy.get(USER_GET), during).0.assert_ok();
+    drop(idle_connections);
+    wait_for_value(&proxy, "wecom_proxy_connections", 0.0).await;
+    wait_for_value(&proxy, "wecom_proxy_in_flight", 0.0).await;
 }
 
 #[tokio::test]
 async fn overview_returns_the_last_hour() {
-    let stage = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
-    get_as_client(&stage, "billing", &format!("/hr{USER_GET}")).await.assert_ok();
-    get_as_client(&stage, "crm", &format!("/ops{USER_GET}")).await.assert_ok();
-    stage.wecom.inject(Fault::errcode(60020).on_path("/cgi-bin/user/get").times(1)).expect("a fault");
-    get_as_client(&stage, "crm", &format!("/hr{USER_GET}")).await;
-    stage.get(USER_GET).await.assert_proxy_error("unauthenticated", 401, 40001);
+    let proxy = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
+    get_as_client(&proxy, "billing", &format!("/hr{USER_GET}")).await.assert_ok();
+    get_as_client(&proxy, "crm", &format!("/ops{USER_GET}")).await.assert_ok();
+    proxy.wecom.inject(Fault::errcode(60020).on_path("/cgi-bin/user/get").times(1)).expect("a fault");
+    get_as_client(&proxy, "crm", &format!("/hr{USER_GET}")).await;
+    proxy.get(USER_GET).await.assert_proxy_error("unauthenticated", 401, 40001);
     let mut overview = serde_json::Value::Null;
     let sum = |overview: &serde_json::Value, name: &str| -> u64 {
         let minutes = overview["minutes"].as_array().expect("a list");
         minutes.iter().map(|minute| minute[name].as_u64().expect("a number")).sum()
     };
     wait_for("four requests", async || {
-        overview = admin_get(&stage, "/api/overview").await.json();
+        overview = admin_get(&proxy, "/api/overview").await.json();
         sum(&overview, "requests") == 4
     })
     .await;
@@ -273,17 +280,18 @@ async fn overview_returns_the_last_hour() {
     ]);
     assert_eq!(overview["agents"], expected);
     let crm = overview["clients"].as_array().expect("a list").iter().find(|client| client["name"] == "crm");
-    let uses = serde_json::json!([{ "name": "hr", "requests": 1 }, { "name": "ops", "requests": 1 }]);
-    assert_eq!(crm.expect("it called")["agents"], uses);
+    let expected_agents =
+        serde_json::json!([{ "name": "hr", "requests": 1 }, { "name": "ops", "requests": 1 }]);
+    assert_eq!(crm.expect("the client crm")["agents"], expected_agents);
     assert_eq!(overview["unlisted_requests"], 0);
 }
 
 #[tokio::test]
 async fn http2_requests_are_counted() {
-    let stage = TestProxy::start_with_config(OPEN_CONFIG).await;
-    let mut caller = TestClient::connect_http2(stage.address()).await;
+    let proxy = TestProxy::start_with_config(OPEN_CONFIG).await;
+    let mut client = TestClient::connect_http2(proxy.address()).await;
     for _ in 0..20 {
-        caller.get(USER_GET).await.assert_ok();
+        client.get(USER_GET).await.assert_ok();
     }
-    wait_for_value(&stage, r#"wecom_proxy_requests_total{agent="hr",client="",status="200"}"#, 20.0).await;
+    wait_for_value(&proxy, r#"wecom_proxy_requests_total{agent="hr",client="",status="200"}"#, 20.0).await;
 }

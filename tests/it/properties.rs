@@ -1,5 +1,5 @@
-//! What `fuzz/` tries for hours, tried for a moment in every run: the same checks, on the same seeds, on seeds put together
-//! and mutated, and on texts made of the words that matter.
+//! The properties of the fuzz targets in `fuzz/`, checked briefly in every test run: on the seed corpus, on spliced and
+//! mutated seeds, and on inputs built from a dictionary.
 
 use std::{fs, path::PathBuf};
 
@@ -8,7 +8,7 @@ use proptest::{prelude::*, sample::Index};
 #[path = "../../fuzz/src/lib.rs"]
 mod checks;
 
-/// The inputs that are kept for a fuzz target.
+/// The seed corpus of a fuzz target.
 fn seeds(target: &str) -> Vec<Vec<u8>> {
     let directory: PathBuf = [env!("CARGO_MANIFEST_DIR"), "fuzz/corpus", target].iter().collect();
     let files = fs::read_dir(&directory).unwrap_or_else(|error| panic!("{}: {error}", directory.display()));
@@ -24,14 +24,14 @@ enum Mutation {
     Insert(Index, Vec<u8>),
     Replace(Index, Vec<u8>),
     Remove(Index, usize),
-    /// All from here on is another seed's.
+    /// Replaces the rest by the rest of another seed.
     Splice(Index, Index),
 }
 
-fn mutation(words: &'static [&'static str]) -> impl Strategy<Value = Mutation> {
+fn mutation(dictionary: &'static [&'static str]) -> impl Strategy<Value = Mutation> {
     let text = move || {
         prop_oneof![
-            3 => prop::sample::select(words).prop_map(|word| word.as_bytes().to_vec()),
+            3 => prop::sample::select(dictionary).prop_map(|entry| entry.as_bytes().to_vec()),
             1 => prop::collection::vec(any::<u8>(), 1..4),
         ]
     };
@@ -66,12 +66,12 @@ fn apply(change: &Mutation, input: &mut Vec<u8>, seeds: &[Vec<u8>]) {
     }
 }
 
-/// Runs a check on every seed, and on seeds with some changes.
-fn check_property(target: &str, check: fn(&[u8]), words: &'static [&'static str], cases: u32) {
+/// Runs a check on every seed and on mutated seeds.
+fn check_property(target: &str, check: fn(&[u8]), dictionary: &'static [&'static str], cases: u32) {
     let seeds = seeds(target);
     seeds.iter().for_each(|seed| check(seed));
     let config = ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
-    proptest!(config, |(seed: Index, changes in prop::collection::vec(mutation(words), 0..6))| {
+    proptest!(config, |(seed: Index, changes in prop::collection::vec(mutation(dictionary), 0..6))| {
         let mut input = seed.get(&seeds).clone();
         changes.iter().for_each(|change| apply(change, &mut input, &seeds));
         check(&input);
@@ -80,7 +80,7 @@ fn check_property(target: &str, check: fn(&[u8]), words: &'static [&'static str]
 
 #[test]
 fn errcode_scan_matches_a_full_parser() {
-    let words = &[
+    let dictionary = &[
         "\"errcode\"",
         ":",
         "40014",
@@ -102,12 +102,12 @@ fn errcode_scan_matches_a_full_parser() {
         "\\ud800",
         "0",
     ];
-    check_property("errcode", checks::errcode::check, words, 600);
+    check_property("errcode", checks::errcode::check, dictionary, 600);
 }
 
 #[test]
 fn target_is_routed_as_the_reference() {
-    let words = &[
+    let dictionary = &[
         "/",
         "//",
         ".",
@@ -133,14 +133,14 @@ fn target_is_routed_as_the_reference() {
         " ",
         "#",
     ];
-    check_property("target", checks::target::check, words, 3000);
+    check_property("target", checks::target::check, dictionary, 3000);
 }
 
 #[test]
 fn query_loses_only_its_access_tokens() {
-    let words =
+    let dictionary =
         &["&", "=", "access_token", "%61", "access%5ftoken", "a=1", "%", "%5", "+", "?", "#", " ", "_"];
-    check_property("query", checks::query::check, words, 2000);
+    check_property("query", checks::query::check, dictionary, 2000);
 }
 
 #[test]
@@ -150,7 +150,7 @@ fn only_genuine_passes_are_accepted() {
 
 #[test]
 fn any_configuration_loads_without_panic_or_leak() {
-    let words = &[
+    let dictionary = &[
         "secret",
         "key",
         " = ",
@@ -180,10 +180,10 @@ fn any_configuration_loads_without_panic_or_leak() {
         " ",
         "\u{e9}",
     ];
-    check_property("configuration", checks::config::check, words, 600);
+    check_property("configuration", checks::config::check, dictionary, 600);
 }
 
-const HEAD_WORDS: &[&str] = &[
+const HEAD_DICTIONARY: &[&str] = &[
     "\r\n",
     "\n",
     "\r",
@@ -210,33 +210,33 @@ const HEAD_WORDS: &[&str] = &[
 
 #[test]
 fn request_head_parses_as_the_reference() {
-    check_property("request_head", checks::request_head::check, HEAD_WORDS, 2000);
+    check_property("request_head", checks::request_head::check, HEAD_DICTIONARY, 2000);
 }
 
 #[test]
 fn response_head_parses_as_the_reference() {
-    check_property("answer_head", checks::response_head::check, HEAD_WORDS, 2000);
+    check_property("answer_head", checks::response_head::check, HEAD_DICTIONARY, 2000);
 }
 
 #[test]
 fn replay_bodies_stay_in_budget_and_replay_exactly() {
-    let words = &[
+    let dictionary = &[
         "\0", "\u{1}", "\u{2}", "\u{3}", "\u{4}", "\u{6}", "\u{8}", "\u{f}", "\u{10}", "\u{16}", " ", "&",
         "6", "?",
     ];
-    check_property("replay", checks::replay::check, words, 300);
+    check_property("replay", checks::replay::check, dictionary, 300);
 }
 
 #[test]
 fn chunked_bodies_decode_as_the_reference() {
-    let words =
+    let dictionary =
         &["\r\n", "\n", "\r", "0", "5", "a", "F", ";", " ", "\t", "x=\"\r\n\"", "A: b\r\n", "0\r\n\r\n"];
-    check_property("chunks", checks::chunks::check, words, 2000);
+    check_property("chunks", checks::chunks::check, dictionary, 2000);
 }
 
 #[test]
 fn http2_frames_end_in_time_and_forward_only_complete_requests() {
-    let words = &[
+    let dictionary = &[
         "\0\0",
         "\u{3}\0",
         "\u{6}\0A",
@@ -247,5 +247,5 @@ fn http2_frames_end_in_time_and_forward_only_complete_requests() {
         "\u{c}\t",
         "\r\0\u{5}",
     ];
-    check_property("http2_frames", checks::http2_frames::check, words, 150);
+    check_property("http2_frames", checks::http2_frames::check, dictionary, 150);
 }

@@ -1,4 +1,4 @@
-//! Limits of clients and agents, and what a client may call.
+//! Rate limits of clients and agents, and the `allow` list of a client.
 
 use http::Request;
 
@@ -7,125 +7,128 @@ use crate::{
     harness::{CONFIG_WITH_CLIENTS, TestClient, TestProxy, TestResponse, USER_GET, client_key},
 };
 
-/// The configuration in which a client has `more` lines.
-fn config_with_client_lines(client: &str, more: &str) -> String {
+/// The configuration with extra lines in a client's section.
+fn config_with_client_lines(client: &str, lines: &str) -> String {
     let section = format!("[clients.{client}]");
-    CONFIG_WITH_CLIENTS.replace(&section, &format!("{section}\n{more}"))
+    CONFIG_WITH_CLIENTS.replace(&section, &format!("{section}\n{lines}"))
 }
 
-async fn get_as_client(stage: &TestProxy, client: &str, agent: &str) -> TestResponse {
+async fn get_as_client(proxy: &TestProxy, client: &str, agent: &str) -> TestResponse {
     let request = Request::get(format!("/{agent}{USER_GET}")).header("x-api-key", client_key(client));
-    stage.request(request, "").await
+    proxy.request(request, "").await
 }
 
 #[track_caller]
-fn assert_rate_limited(reply: &TestResponse, status: u16, whose: &str) {
-    reply.assert_proxy_error("rate-limited", status, 45009);
-    assert!(reply.text().contains(whose), "{}", reply.text());
-    let wait: u64 = reply.header("retry-after").parse().expect("seconds");
+fn assert_rate_limited(response: &TestResponse, status: u16, subject: &str) {
+    response.assert_proxy_error("rate-limited", status, 45009);
+    assert!(response.text().contains(subject), "{}", response.text());
+    let wait: u64 = response.header("retry-after").parse().expect("seconds");
     assert!((1..=1200).contains(&wait), "{wait}");
 }
 
 #[tokio::test]
 async fn client_beyond_its_limit_gets_retry_after() {
-    let stage = TestProxy::start_with_config(&config_with_client_lines("crm", "limit = \"3/h\"")).await;
+    let proxy = TestProxy::start_with_config(&config_with_client_lines("crm", "limit = \"3/h\"")).await;
     for agent in ["hr", "ops", "hr"] {
-        get_as_client(&stage, "crm", agent).await.assert_ok();
+        get_as_client(&proxy, "crm", agent).await.assert_ok();
     }
-    let before = stage.wecom.requests().len();
-    assert_rate_limited(&get_as_client(&stage, "crm", "hr").await, 429, "this client");
-    assert_rate_limited(&get_as_client(&stage, "crm", "ops").await, 429, "this client");
-    assert_eq!(stage.wecom.requests().len(), before);
-    get_as_client(&stage, "billing", "hr").await.assert_ok();
+    let before = proxy.wecom.requests().len();
+    assert_rate_limited(&get_as_client(&proxy, "crm", "hr").await, 429, "this client");
+    assert_rate_limited(&get_as_client(&proxy, "crm", "ops").await, 429, "this client");
+    assert_eq!(proxy.wecom.requests().len(), before);
+    get_as_client(&proxy, "billing", "hr").await.assert_ok();
 }
 
 #[tokio::test]
 async fn agent_beyond_its_limit_is_limited_for_every_client() {
-    let stage = TestProxy::start_with_config(&config_with_hr_lines("limit = \"3/h\"")).await;
+    let proxy = TestProxy::start_with_config(&config_with_hr_lines("limit = \"3/h\"")).await;
     for client in ["billing", "crm", "narrow"] {
-        get_as_client(&stage, client, "hr").await.assert_ok();
+        get_as_client(&proxy, client, "hr").await.assert_ok();
     }
     for client in ["billing", "crm"] {
-        assert_rate_limited(&get_as_client(&stage, client, "hr").await, 429, "this agent");
+        assert_rate_limited(&get_as_client(&proxy, client, "hr").await, 429, "this agent");
     }
-    get_as_client(&stage, "crm", "ops").await.assert_ok();
+    get_as_client(&proxy, "crm", "ops").await.assert_ok();
 }
 
 #[tokio::test]
 async fn limit_counts_keys_passes_and_gettoken_together() {
-    let stage = TestProxy::start_with_config(&config_with_client_lines("billing", "limit = \"3/h\"")).await;
-    let pass = fetch_pass(&stage, "hr", "billing").await;
-    let by_pass = format!("{USER_GET}&access_token={pass}");
-    send_get(&stage, &by_pass).await.assert_ok();
-    get_as_client(&stage, "billing", "hr").await.assert_ok();
-    assert_rate_limited(&send_get(&stage, &by_pass).await, 429, "this client");
-    assert_rate_limited(&send_get(&stage, gettoken_target(&client_key("billing"))).await, 429, "this client");
+    let proxy = TestProxy::start_with_config(&config_with_client_lines("billing", "limit = \"3/h\"")).await;
+    let pass = fetch_pass(&proxy, "hr", "billing").await;
+    let with_pass = format!("{USER_GET}&access_token={pass}");
+    send_get(&proxy, &with_pass).await.assert_ok();
+    get_as_client(&proxy, "billing", "hr").await.assert_ok();
+    assert_rate_limited(&send_get(&proxy, &with_pass).await, 429, "this client");
+    assert_rate_limited(&send_get(&proxy, gettoken_target(&client_key("billing"))).await, 429, "this client");
 }
 
 #[tokio::test]
 async fn rate_limit_of_an_always_200_client_is_http_200() {
-    let stage = TestProxy::start_with_config(&config_with_client_lines("alert", "limit = \"3/h\"")).await;
-    let pass = fetch_pass(&stage, "hr", "alert").await;
+    let proxy = TestProxy::start_with_config(&config_with_client_lines("alert", "limit = \"3/h\"")).await;
+    let pass = fetch_pass(&proxy, "hr", "alert").await;
     for _ in 0..2 {
-        get_as_client(&stage, "alert", "hr").await.assert_ok();
+        get_as_client(&proxy, "alert", "hr").await.assert_ok();
     }
-    assert_rate_limited(&get_as_client(&stage, "alert", "hr").await, 200, "this client");
+    assert_rate_limited(&get_as_client(&proxy, "alert", "hr").await, 200, "this client");
     assert_rate_limited(
-        &send_get(&stage, format!("{USER_GET}&access_token={pass}")).await,
+        &send_get(&proxy, format!("{USER_GET}&access_token={pass}")).await,
         200,
         "this client",
     );
-    assert_rate_limited(&send_get(&stage, gettoken_target(&client_key("alert"))).await, 200, "this client");
+    assert_rate_limited(&send_get(&proxy, gettoken_target(&client_key("alert"))).await, 200, "this client");
 }
 
 #[tokio::test]
 async fn client_limit_survives_a_reload_unless_changed() {
     let config = config_with_client_lines("billing", "limit = \"3/h\"");
-    let stage = TestProxy::start_with_config(&config).await;
+    let proxy = TestProxy::start_with_config(&config).await;
     for _ in 0..3 {
-        get_as_client(&stage, "billing", "hr").await.assert_ok();
+        get_as_client(&proxy, "billing", "hr").await.assert_ok();
     }
-    stage.rewrite_config(&config.replace("key-of-crm", "new-of-crm"));
-    stage.app.reload().expect("a reload");
-    assert_rate_limited(&get_as_client(&stage, "billing", "hr").await, 429, "this client");
-    stage.rewrite_config(&config.replace("3/h", "4/h"));
-    stage.app.reload().expect("a reload");
-    get_as_client(&stage, "billing", "hr").await.assert_ok();
-    stage.rewrite_config(CONFIG_WITH_CLIENTS);
-    stage.app.reload().expect("a reload");
+    proxy.rewrite_config(&config.replace("key-of-crm", "new-of-crm"));
+    proxy.app.reload().expect("a reload");
+    assert_rate_limited(&get_as_client(&proxy, "billing", "hr").await, 429, "this client");
+    proxy.rewrite_config(&config.replace("3/h", "4/h"));
+    proxy.app.reload().expect("a reload");
+    get_as_client(&proxy, "billing", "hr").await.assert_ok();
+    proxy.rewrite_config(CONFIG_WITH_CLIENTS);
+    proxy.app.reload().expect("a reload");
     for _ in 0..9 {
-        get_as_client(&stage, "billing", "hr").await.assert_ok();
+        get_as_client(&proxy, "billing", "hr").await.assert_ok();
     }
 }
 
 #[tokio::test]
 async fn agent_limit_survives_a_reload() {
     let config = config_with_hr_lines("limit = \"3/h\"");
-    let stage = TestProxy::start_with_config(&config).await;
+    let proxy = TestProxy::start_with_config(&config).await;
     for _ in 0..3 {
-        get_as_client(&stage, "billing", "hr").await.assert_ok();
+        get_as_client(&proxy, "billing", "hr").await.assert_ok();
     }
-    stage.rewrite_config(&config);
-    stage.app.reload().expect("a reload");
-    assert_rate_limited(&get_as_client(&stage, "billing", "hr").await, 429, "this agent");
+    proxy.rewrite_config(&config);
+    proxy.app.reload().expect("a reload");
+    assert_rate_limited(&get_as_client(&proxy, "billing", "hr").await, 429, "this agent");
 }
 
 #[tokio::test]
 async fn gettoken_with_a_removed_key_never_reaches_wecom() {
-    let stage = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
-    let mut caller = TestClient::connect_http1(stage.address()).await;
+    let proxy = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
+    let mut client = TestClient::connect_http1(proxy.address()).await;
     for _ in 0..100 {
-        let reply = caller.request(Request::get(gettoken_target("a-key-that-was-withdrawn")), "").await;
-        assert_eq!((reply.status.as_u16(), reply.errcode()), (200, 40001));
+        let response = client.request(Request::get(gettoken_target("a-key-that-was-withdrawn")), "").await;
+        assert_eq!((response.status.as_u16(), response.errcode()), (200, 40001));
     }
-    assert_eq!(stage.wecom.observe(|seen| (seen.request_count(), seen.connection_count())), (0, 0));
+    assert_eq!(
+        proxy.wecom.observe(|observed| (observed.request_count(), observed.connection_count())),
+        (0, 0)
+    );
 }
 
 #[tokio::test]
 async fn allow_patterns_match_method_path_and_segment() {
     let allow = r#"allow = ["GET /cgi-bin/user/get", "/cgi-bin/department/*", "POST /cgi-bin/*/send", "/cgi-bin/tag/l*t"]"#;
-    let stage = TestProxy::start_with_config(&config_with_client_lines("billing", allow)).await;
-    for (name, path, may) in [
+    let proxy = TestProxy::start_with_config(&config_with_client_lines("billing", allow)).await;
+    for (method, path, allowed) in [
         ("GET", "/cgi-bin/user/get", true),
         ("POST", "/cgi-bin/user/get", false),
         ("HEAD", "/cgi-bin/user/get", false),
@@ -150,28 +153,28 @@ async fn allow_patterns_match_method_path_and_segment() {
         ("GET", "/cgi-bin/tag/l/t", false),
         ("GET", "/cgi-bin/media/get?x=/cgi-bin/department/list", false),
     ] {
-        let request = Request::builder().method(name).uri(path).header("x-api-key", client_key("billing"));
-        let reply = stage.request(request, "").await;
-        assert_eq!(reply.header("x-wecom-proxy-error") != "forbidden", may, "{name} {path}");
+        let request = Request::builder().method(method).uri(path).header("x-api-key", client_key("billing"));
+        let response = proxy.request(request, "").await;
+        assert_eq!(response.header("x-wecom-proxy-error") != "forbidden", allowed, "{method} {path}");
     }
-    // What could mean another path to WeCom is refused before any rule is asked.
+    // A path that WeCom could read as another path is refused before any rule applies.
     for path in [
         "/cgi-bin/department/../user/list",
         "/cgi-bin/department/%2e%2e/user/list",
         "/cgi-bin/department%2f..%2fuser",
     ] {
         let request = Request::get(path).header("x-api-key", client_key("billing"));
-        stage.request(request, "").await.assert_proxy_error("bad-request", 400, 40035);
+        proxy.request(request, "").await.assert_proxy_error("bad-request", 400, 40035);
     }
 }
 
 #[tokio::test]
 async fn gettoken_is_allowed_despite_the_allow_list() {
-    let stage = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
-    pass_from_response(&send_get(&stage, gettoken_target(&client_key("narrow"))).await);
-    let shown =
+    let proxy = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
+    pass_from_response(&send_get(&proxy, gettoken_target(&client_key("narrow"))).await);
+    let with_key =
         Request::post(gettoken_target(&client_key("narrow"))).header("x-api-key", client_key("narrow"));
-    pass_from_response(&stage.request(shown, "").await);
-    let odd = format!("/cgi-bin//GetToken/?corpid={CORPID}&corpsecret={}", client_key("narrow"));
-    pass_from_response(&send_get(&stage, odd).await);
+    pass_from_response(&proxy.request(with_key, "").await);
+    let target = format!("/cgi-bin//GetToken/?corpid={CORPID}&corpsecret={}", client_key("narrow"));
+    pass_from_response(&send_get(&proxy, target).await);
 }

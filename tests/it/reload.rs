@@ -1,4 +1,4 @@
-//! The configuration read again: in the library, and by SIGHUP in the real program.
+//! Configuration reload: by the library call, and by SIGHUP to the program.
 
 use std::{fs, path::PathBuf};
 
@@ -15,7 +15,7 @@ use crate::{
 
 const IT_SECRET: &str = "not-a-secret-it-0000000000000000000000000000";
 
-/// Keys for two clients, of which the first is to be changed.
+/// Two clients; tests change the key of `billing`.
 const CONFIG_WITH_KEYS: &str = r#"
 [server]
 listen = "127.0.0.1:0"
@@ -34,186 +34,186 @@ fn config_with_key(billing: &str) -> String {
     CONFIG_WITH_KEYS.replace("BILLING", billing)
 }
 
-/// A kept connection on which the same lines came often is asked for its key anew when the clients change.
+/// A reload invalidates the authentication cache of open connections.
 #[tokio::test]
 async fn changed_key_is_refused_on_an_open_connection() {
     let (old, new) = ("the-old-key-0123456789abcdef", "the-new-key-0123456789abcdef");
-    let stage = TestProxy::start_with_config(&config_with_key(old)).await;
-    let mut caller = TestClient::connect_http1(stage.address()).await;
-    let with = |key: &str| Request::get(format!("/hr{USER_GET}")).header("x-api-key", key);
+    let proxy = TestProxy::start_with_config(&config_with_key(old)).await;
+    let mut client = TestClient::connect_http1(proxy.address()).await;
+    let with_key = |key: &str| Request::get(format!("/hr{USER_GET}")).header("x-api-key", key);
     for _ in 0..4 {
-        caller.request(with(old), "").await.assert_ok();
+        client.request(with_key(old), "").await.assert_ok();
     }
-    stage.rewrite_config(&config_with_key(new));
-    stage.app.reload().expect("a reload");
+    proxy.rewrite_config(&config_with_key(new));
+    proxy.app.reload().expect("a reload");
     for _ in 0..2 {
-        caller.request(with(old), "").await.assert_proxy_error("unauthenticated", 401, 40001);
+        client.request(with_key(old), "").await.assert_proxy_error("unauthenticated", 401, 40001);
     }
     for _ in 0..4 {
-        caller.request(with(new), "").await.assert_ok();
+        client.request(with_key(new), "").await.assert_ok();
     }
-    let mut other = TestClient::connect_http1(stage.address()).await;
-    other.request(with(old), "").await.assert_proxy_error("unauthenticated", 401, 40001);
+    let mut other = TestClient::connect_http1(proxy.address()).await;
+    other.request(with_key(old), "").await.assert_proxy_error("unauthenticated", 401, 40001);
 }
 
-async fn get_with_key(stage: &TestProxy, key: &str) -> TestResponse {
+async fn get_with_key(proxy: &TestProxy, key: &str) -> TestResponse {
     let request = Request::get(format!("/hr{USER_GET}")).header("x-api-key", key);
-    stage.request(request, "").await
+    proxy.request(request, "").await
 }
 
 #[tokio::test]
 async fn reload_adds_and_removes_agents() {
-    let stage = TestProxy::start_open().await;
-    stage.wecom.add_agent(SimulatedAgent::new("it", IT_SECRET, 1_000_004));
-    let it = || stage.request(Request::get(format!("/it{USER_GET}")), "");
-    it().await.assert_proxy_error("unknown-agent", 404, 40035);
+    let proxy = TestProxy::start_open().await;
+    proxy.wecom.add_agent(SimulatedAgent::new("it", IT_SECRET, 1_000_004));
+    let get_it = || proxy.request(Request::get(format!("/it{USER_GET}")), "");
+    get_it().await.assert_proxy_error("unknown-agent", 404, 40035);
     let section = format!("[agents.it]\ncorpid = \"ww1234567890abcdef\"\nsecret = \"{IT_SECRET}\"\n");
-    stage.rewrite_config(&format!("{OPEN_CONFIG}\n{section}"));
-    stage.app.reload().expect("a reload");
-    it().await.assert_ok();
-    stage.rewrite_config(&OPEN_CONFIG.replace("{agents}", &section));
-    stage.app.reload().expect("a reload");
-    it().await.assert_ok();
-    stage.get(USER_GET).await.assert_proxy_error("unknown-agent", 404, 40035);
-    assert_eq!(stage.wecom.gettoken_count("it").expect("an agent"), 1, "it kept its token");
+    proxy.rewrite_config(&format!("{OPEN_CONFIG}\n{section}"));
+    proxy.app.reload().expect("a reload");
+    get_it().await.assert_ok();
+    proxy.rewrite_config(&OPEN_CONFIG.replace("{agents}", &section));
+    proxy.app.reload().expect("a reload");
+    get_it().await.assert_ok();
+    proxy.get(USER_GET).await.assert_proxy_error("unknown-agent", 404, 40035);
+    assert_eq!(proxy.wecom.gettoken_count("it").expect("an agent"), 1, "the token is kept");
 }
 
 #[tokio::test]
 async fn changed_secret_gets_a_new_token_and_others_keep_theirs() {
-    let stage = TestProxy::start_open().await;
-    let ops = || stage.request(Request::get(format!("/ops{USER_GET}")), "");
-    stage.get(USER_GET).await.assert_ok();
-    ops().await.assert_ok();
+    let proxy = TestProxy::start_open().await;
+    let get_ops = || proxy.request(Request::get(format!("/ops{USER_GET}")), "");
+    proxy.get(USER_GET).await.assert_ok();
+    get_ops().await.assert_ok();
     let secret = "not-a-secret-hr-1111111111111111111111111111";
-    stage.wecom.reset_secret("hr", secret).expect("an agent");
-    // The old secret is refused, and that for a minute at least.
-    stage.get(USER_GET).await.assert_proxy_error("token-unavailable", 502, 40001);
-    let path = stage.rewrite_config(OPEN_CONFIG);
+    proxy.wecom.reset_secret("hr", secret).expect("an agent");
+    // The old secret is refused, and gettoken backs off for at least a minute.
+    proxy.get(USER_GET).await.assert_proxy_error("token-unavailable", 502, 40001);
+    let path = proxy.rewrite_config(OPEN_CONFIG);
     let text = fs::read_to_string(&path).expect("the file");
     fs::write(&path, text.replace("not-a-secret-hr-0000000000000000000000000000", secret)).expect("a file");
-    stage.app.reload().expect("a reload");
-    stage.get(USER_GET).await.assert_ok();
-    ops().await.assert_ok();
-    assert_eq!(stage.wecom.gettoken_count("ops").expect("an agent"), 1);
+    proxy.app.reload().expect("a reload");
+    proxy.get(USER_GET).await.assert_ok();
+    get_ops().await.assert_ok();
+    assert_eq!(proxy.wecom.gettoken_count("ops").expect("an agent"), 1);
 }
 
 #[tokio::test]
 async fn reload_without_changes_keeps_every_token() {
-    let stage = TestProxy::start_open().await;
-    stage.get(USER_GET).await.assert_ok();
+    let proxy = TestProxy::start_open().await;
+    proxy.get(USER_GET).await.assert_ok();
     for _ in 0..5 {
-        stage.app.reload().expect("a reload");
-        stage.get(USER_GET).await.assert_ok();
+        proxy.app.reload().expect("a reload");
+        proxy.get(USER_GET).await.assert_ok();
     }
-    assert_eq!(stage.wecom.gettoken_count("hr").expect("an agent"), 1);
+    assert_eq!(proxy.wecom.gettoken_count("hr").expect("an agent"), 1);
 }
 
 #[tokio::test]
 async fn client_keys_follow_a_reload() {
     let (old, new) = ("the-old-key-of-billing-0123456789ab", "the-new-key-of-billing-0123456789ab");
-    let stage = TestProxy::start_with_config(&config_with_key(old)).await;
-    get_with_key(&stage, old).await.assert_ok();
-    get_with_key(&stage, new).await.assert_proxy_error("unauthenticated", 401, 40001);
-    stage.rewrite_config(&config_with_key(new));
-    stage.app.reload().expect("a reload");
-    get_with_key(&stage, old).await.assert_proxy_error("unauthenticated", 401, 40001);
-    get_with_key(&stage, new).await.assert_ok();
-    get_with_key(&stage, "the-key-of-reports-0123456789abcdef").await.assert_ok();
+    let proxy = TestProxy::start_with_config(&config_with_key(old)).await;
+    get_with_key(&proxy, old).await.assert_ok();
+    get_with_key(&proxy, new).await.assert_proxy_error("unauthenticated", 401, 40001);
+    proxy.rewrite_config(&config_with_key(new));
+    proxy.app.reload().expect("a reload");
+    get_with_key(&proxy, old).await.assert_proxy_error("unauthenticated", 401, 40001);
+    get_with_key(&proxy, new).await.assert_ok();
+    get_with_key(&proxy, "the-key-of-reports-0123456789abcdef").await.assert_ok();
 }
 
 #[tokio::test]
 async fn invalid_file_changes_nothing_on_reload() {
     let key = "the-old-key-of-billing-0123456789ab";
-    let stage = TestProxy::start_with_config(&config_with_key(key)).await;
-    get_with_key(&stage, key).await.assert_ok();
-    let bad = [
+    let proxy = TestProxy::start_with_config(&config_with_key(key)).await;
+    get_with_key(&proxy, key).await.assert_ok();
+    let invalid = [
         "[server]\nlisten = ".to_owned(),
         config_with_key("another-key-of-billing-0123456789ab").replace("listen", "lissten"),
-        config_with_key("another-key-of-billing-0123456789ab").replace("[\"hr\"]", "[\"nobody\"]"),
+        config_with_key("another-key-of-billing-0123456789ab").replace("[\"hr\"]", "[\"unknown\"]"),
         config_with_key("another-key-of-billing-0123456789ab")
             .replace("{agents}", "{agents}\naccept_secret = 7"),
     ];
-    for text in bad {
-        stage.rewrite_config(&text);
-        let error = stage.app.reload().expect_err("no reload").to_string();
+    for text in invalid {
+        proxy.rewrite_config(&text);
+        let error = proxy.app.reload().expect_err("no reload").to_string();
         assert!(error.contains("proxy.toml"), "{error}");
         assert!(!error.contains("another-key"), "{error}");
-        get_with_key(&stage, key).await.assert_ok();
-        get_with_key(&stage, "another-key-of-billing-0123456789ab").await.assert_proxy_error(
+        get_with_key(&proxy, key).await.assert_ok();
+        get_with_key(&proxy, "another-key-of-billing-0123456789ab").await.assert_proxy_error(
             "unauthenticated",
             401,
             40001,
         );
     }
-    assert_eq!(stage.wecom.gettoken_count("hr").expect("an agent"), 1);
+    assert_eq!(proxy.wecom.gettoken_count("hr").expect("an agent"), 1);
 }
 
 #[tokio::test]
 async fn request_in_flight_survives_removal_of_its_agent() {
-    let stage = TestProxy::start_open().await;
-    stage.get(USER_GET).await.assert_ok();
-    stage.wecom.inject(Fault::hold().on_path("/cgi-bin/user/get")).expect("a fault");
+    let proxy = TestProxy::start_open().await;
+    proxy.get(USER_GET).await.assert_ok();
+    proxy.wecom.inject(Fault::hold().on_path("/cgi-bin/user/get")).expect("a fault");
     let during = async {
-        stage.wecom.wait_until(|seen| seen.in_flight() == 1).await.expect("a request");
+        proxy.wecom.wait_until(|observed| observed.in_flight() == 1).await.expect("a request");
         let only_ops = "[agents.ops]\ncorpid = \"ww1234567890abcdef\"\nsecret = \"not-a-secret-ops-000000000000000000000000000\"\n";
-        stage.rewrite_config(&OPEN_CONFIG.replace("{agents}", only_ops));
-        stage.app.reload().expect("a reload");
-        stage.wecom.release_held();
+        proxy.rewrite_config(&OPEN_CONFIG.replace("{agents}", only_ops));
+        proxy.app.reload().expect("a reload");
+        proxy.wecom.release_held();
     };
-    let (reply, ()) = tokio::join!(stage.get(USER_GET), during);
-    assert_eq!(reply.assert_ok().header("x-wecom-agent"), "hr");
+    let (response, ()) = tokio::join!(proxy.get(USER_GET), during);
+    assert_eq!(response.assert_ok().header("x-wecom-agent"), "hr");
 }
 
-/// The simulator, and a directory for the real program's configuration.
+/// The simulator, and a directory for the program's configuration.
 async fn start_simulator() -> (Simulator, TempDir) {
     let wecom = crate::leak_detector::start_simulator(Settings::default()).await;
     (wecom, TempDir::new().expect("a directory"))
 }
 
-fn write(scene: &(Simulator, TempDir), toml: &str) -> PathBuf {
-    write_config(&scene.1, scene.0.api_addr(), &Settings::default(), toml)
+fn write(setup: &(Simulator, TempDir), toml: &str) -> PathBuf {
+    write_config(&setup.1, setup.0.api_addr(), &Settings::default(), toml)
 }
 
 #[tokio::test]
 async fn sighup_reloads_and_logs_an_invalid_file() {
-    let scene = start_simulator().await;
-    let proxy = Process::serve(&write(&scene, OPEN_CONFIG)).await;
-    let mut caller = TestClient::connect_http1(proxy.address().await).await;
-    caller.get(USER_GET).await.assert_ok();
+    let setup = start_simulator().await;
+    let proxy = Process::serve(&write(&setup, OPEN_CONFIG)).await;
+    let mut client = TestClient::connect_http1(proxy.address().await).await;
+    client.get(USER_GET).await.assert_ok();
 
-    write(&scene, &OPEN_CONFIG.replace("listen", "lissten"));
+    write(&setup, &OPEN_CONFIG.replace("listen", "lissten"));
     proxy.signal("HUP");
     let line = proxy.err.wait_for_line("ERROR").await;
-    for words in ["not reloaded", "proxy.toml", "lissten"] {
-        assert!(line.contains(words), "{line}");
+    for expected in ["not reloaded", "proxy.toml", "lissten"] {
+        assert!(line.contains(expected), "{line}");
     }
-    caller.get(USER_GET).await.assert_ok();
+    client.get(USER_GET).await.assert_ok();
 
-    // In flight while the file is read again.
-    scene.0.inject(Fault::hold().on_path("/cgi-bin/user/get").times(1)).expect("a fault");
-    write(&scene, OPEN_CONFIG);
+    // A request is in flight during the reload.
+    setup.0.inject(Fault::hold().on_path("/cgi-bin/user/get").times(1)).expect("a fault");
+    write(&setup, OPEN_CONFIG);
     let during = async {
-        scene.0.wait_until(|seen| seen.in_flight() == 1).await.expect("a request");
+        setup.0.wait_until(|observed| observed.in_flight() == 1).await.expect("a request");
         proxy.signal("HUP");
         proxy.err.wait_for_line("configuration reloaded").await;
-        scene.0.release_held();
+        setup.0.release_held();
     };
-    let (reply, ()) = tokio::join!(caller.get(USER_GET), during);
-    reply.assert_ok();
-    assert_eq!(scene.0.gettoken_count("hr").expect("an agent"), 1);
+    let (response, ()) = tokio::join!(client.get(USER_GET), during);
+    response.assert_ok();
+    assert_eq!(setup.0.gettoken_count("hr").expect("an agent"), 1);
     assert_eq!(proxy.stop().await.status, 0);
 }
 
 #[tokio::test]
 async fn log_level_follows_a_reload() {
-    let scene = start_simulator().await;
-    let at = |level: &str, more: &str| format!("{OPEN_CONFIG}\n[log]\nlevel = \"{level}\"\n{more}");
-    let proxy = Process::serve_with_config_log_level(&write(&scene, &at("error", ""))).await;
-    write(&scene, &at("info", "[agents.it]\ncorpid = \"ww1\"\nsecret = \"a-secret-of-it\"\n"));
+    let setup = start_simulator().await;
+    let config = |level: &str, extra: &str| format!("{OPEN_CONFIG}\n[log]\nlevel = \"{level}\"\n{extra}");
+    let proxy = Process::serve_with_config_log_level(&write(&setup, &config("error", ""))).await;
+    write(&setup, &config("info", "[agents.it]\ncorpid = \"ww1\"\nsecret = \"a-secret-of-it\"\n"));
     proxy.signal("HUP");
-    // This reload still happens under the level `error`, which does not speak of it; the new agent does.
+    // This reload is logged under the level `error`, so not at all; the new agent shows that it happened.
     let admin = proxy.admin_address().await;
-    let known = async {
+    let reloaded = async {
         while !TestClient::connect_http1(admin)
             .await
             .request(Request::get("/api/agents"), "")
@@ -222,49 +222,49 @@ async fn log_level_follows_a_reload() {
             .contains("\"it\"")
         {}
     };
-    with_timeout(known).await;
+    with_timeout(reloaded).await;
     proxy.signal("HUP");
     proxy.err.wait_for_line("configuration reloaded").await;
-    write(&scene, &at("error", ""));
+    write(&setup, &config("error", ""));
     proxy.signal("HUP");
     proxy.err.wait_for_nth_line("configuration reloaded", 1).await;
-    let ended = proxy.stop().await;
-    assert_eq!(ended.status, 0);
-    assert!(!ended.err.contains("stopping"), "the level is error again:\n{}", ended.err);
+    let output = proxy.stop().await;
+    assert_eq!(output.status, 0);
+    assert!(!output.err.contains("stopping"), "the level is error again:\n{}", output.err);
 }
 
 #[tokio::test]
 async fn changed_sections_that_need_a_restart_are_logged() {
-    let scene = start_simulator().await;
-    let proxy = Process::serve(&write(&scene, OPEN_CONFIG)).await;
+    let setup = start_simulator().await;
+    let proxy = Process::serve(&write(&setup, OPEN_CONFIG)).await;
     write(
-        &scene,
+        &setup,
         &OPEN_CONFIG.replace("[upstream]", "idle_timeout = \"9s\"\n[upstream]\nconnect_timeout = \"9s\""),
     );
     proxy.signal("HUP");
     proxy.err.wait_for_line("configuration reloaded").await;
-    let said = proxy.err.text();
+    let log = proxy.err.text();
     for section in ["server", "upstream"] {
-        let line = said.lines().find(|line| line.contains(&format!("section=\"{section}\"")));
-        assert!(line.is_some_and(|line| line.contains("restart")), "{section}: {said}");
+        let line = log.lines().find(|line| line.contains(&format!("section=\"{section}\"")));
+        assert!(line.is_some_and(|line| line.contains("restart")), "{section}: {log}");
     }
-    assert!(!said.contains("section=\"admin\""), "{said}");
+    assert!(!log.contains("section=\"admin\""), "{log}");
 }
 
 #[tokio::test]
 async fn reload_under_load_loses_nothing_and_swaps_certificates() {
     let (old, new) = (Authority::new(), Authority::new());
-    let scene = start_simulator().await;
-    let with = |line: &str| OPEN_CONFIG.replace("[upstream]", &format!("{line}\n[upstream]"));
+    let setup = start_simulator().await;
+    let config = |line: &str| OPEN_CONFIG.replace("[upstream]", &format!("{line}\n[upstream]"));
     let (old_line, new_line) = (old.tls_config_line("localhost"), new.tls_config_line("localhost"));
-    let proxy = Process::serve(&write(&scene, &with(&old_line))).await;
+    let proxy = Process::serve(&write(&setup, &config(&old_line))).await;
     let address = proxy.address().await;
     let (stop, stopped) = watch::channel(false);
     let mut load = Vec::new();
     for http2 in [false, true, false, true] {
         let alpn = if http2 { ["h2"] } else { ["http/1.1"] };
         let stream = old.connect_tls(address, &alpn, None).await.expect("a handshake");
-        let mut caller = match http2 {
+        let mut client = match http2 {
             true => TestClient::http2_over(stream).await,
             false => TestClient::http1_over(stream).await,
         };
@@ -272,7 +272,7 @@ async fn reload_under_load_loses_nothing_and_swaps_certificates() {
         load.push(tokio::spawn(async move {
             let mut calls = 0;
             while !*stopped.borrow() {
-                caller.get(USER_GET).await.assert_ok();
+                client.get(USER_GET).await.assert_ok();
                 calls += 1;
             }
             calls
@@ -281,16 +281,16 @@ async fn reload_under_load_loses_nothing_and_swaps_certificates() {
     for (nth, (authority, line)) in
         [(&new, &new_line), (&old, &old_line), (&new, &new_line)].into_iter().enumerate()
     {
-        write(&scene, &with(line));
+        write(&setup, &config(line));
         proxy.signal("HUP");
         proxy.err.wait_for_nth_line("configuration reloaded", nth).await;
         let stream = authority.connect_tls(address, &["http/1.1"], None).await.expect("the new certificate");
         TestClient::http1_over(stream).await.get(USER_GET).await.assert_ok();
     }
-    assert!(old.connect_tls(address, &[], None).await.is_err(), "the old certificate is gone");
+    assert!(old.connect_tls(address, &[], None).await.is_err(), "the old certificate is replaced");
     stop.send_replace(true);
     for calls in load {
-        assert!(calls.await.expect("each call was answered") > 0);
+        assert!(calls.await.expect("no panic") > 0);
     }
     assert_eq!(proxy.stop().await.status, 0);
 }

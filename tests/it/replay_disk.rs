@@ -1,4 +1,4 @@
-//! `replay.disk`: what is kept of request bodies in files is bounded, and what does not fit is told so or goes on unkept.
+//! `replay.disk` bounds the request bodies buffered in files: a body beyond it is refused, or sent without a retry.
 
 use http::Request;
 use wecom_proxy::simulator::Fault;
@@ -11,165 +11,167 @@ use crate::{
     raw_http::{ManualUpstream, RawConnection},
 };
 
-/// One body gets 8 KiB of memory.
+/// With this memory budget one body gets 8 KiB of it.
 const REPLAY_CONFIG: &str = "\n[replay]\nmemory = \"64KiB\"\ndisk = \"100KiB\"\ndir = \"{dir}\"\n";
 const OVERSIZED_BYTES: usize = 200 * 1024;
 
 async fn start_proxy() -> TestProxy {
-    let stage = TestProxy::start_with_config(&format!("{OPEN_CONFIG}{REPLAY_CONFIG}")).await;
-    stage.get(USER_GET).await.assert_ok();
-    stage
+    let proxy = TestProxy::start_with_config(&format!("{OPEN_CONFIG}{REPLAY_CONFIG}")).await;
+    proxy.get(USER_GET).await.assert_ok();
+    proxy
 }
 
 fn post_head(length: usize, path: &str) -> String {
     format!("POST /hr{path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n")
 }
 
-fn assert_overloaded(reply: &TestResponse) {
-    reply.assert_proxy_error("overloaded", 503, -1);
-    assert_eq!(reply.header("retry-after"), "1");
-    assert!(reply.text().contains("raise replay.disk"), "{}", reply.text());
+fn assert_overloaded(response: &TestResponse) {
+    response.assert_proxy_error("overloaded", 503, -1);
+    assert_eq!(response.header("retry-after"), "1");
+    assert!(response.text().contains("raise replay.disk"), "{}", response.text());
 }
 
 #[tokio::test]
 async fn declared_body_beyond_the_budget_is_refused_unsent() {
-    let stage = start_proxy().await;
-    let before = stage.forwarded_count();
-    assert_overloaded(&stage.post(ECHO, vec![b'x'; OVERSIZED_BYTES]).await);
-    let mut caller = TestClient::connect_http2(stage.address()).await;
+    let proxy = start_proxy().await;
+    let before = proxy.forwarded_count();
+    assert_overloaded(&proxy.post(ECHO, vec![b'x'; OVERSIZED_BYTES]).await);
+    let mut client = TestClient::connect_http2(proxy.address()).await;
     assert_overloaded(
-        &caller.request(Request::post(format!("/hr{ECHO}")), vec![b'x'; OVERSIZED_BYTES]).await,
+        &client.request(Request::post(format!("/hr{ECHO}")), vec![b'x'; OVERSIZED_BYTES]).await,
     );
-    assert_eq!(stage.forwarded_count(), before, "nothing is sent");
-    stage.post(ECHO, vec![b'x'; 90 * 1024]).await.assert_ok();
-    // A call whose credential is its own is never sent again, and nothing is kept of it.
-    stage.post("/cgi-bin/webhook/send?key=0", vec![b'x'; OVERSIZED_BYTES]).await;
-    assert_eq!(stage.forwarded_count(), before + 2);
+    assert_eq!(proxy.forwarded_count(), before, "nothing is forwarded");
+    proxy.post(ECHO, vec![b'x'; 90 * 1024]).await.assert_ok();
+    // A pass-through call is never retried, so its body is not buffered.
+    proxy.post("/cgi-bin/webhook/send?key=0", vec![b'x'; OVERSIZED_BYTES]).await;
+    assert_eq!(proxy.forwarded_count(), before + 2);
 }
 
 #[tokio::test]
 async fn announced_body_that_is_not_sent_takes_no_disk() {
-    let stage = start_proxy().await;
-    let shelf = stage.app.replay_budget();
-    let before = stage.forwarded_count();
-    let mut silent = Vec::new();
+    let proxy = start_proxy().await;
+    let budget = proxy.app.replay_budget();
+    let before = proxy.forwarded_count();
+    let mut idle = Vec::new();
     for _ in 0..4 {
-        let mut line = RawConnection::connect(stage.address()).await;
-        line.send(post_head(90_000, ECHO)).await.expect("it is taken");
-        silent.push(line);
+        let mut connection = RawConnection::connect(proxy.address()).await;
+        connection.send(post_head(90_000, ECHO)).await.expect("sent");
+        idle.push(connection);
     }
-    wait_for("the heads", async || stage.forwarded_count() == before + 4).await;
-    assert_eq!(shelf.disk_used(), 0);
-    stage.post(ECHO, vec![b'x'; 90_000]).await.assert_ok();
-    // Those that are sent after all still come through.
-    for line in &mut silent {
-        line.send(vec![b'x'; 90_000]).await.expect("it is taken");
-        assert!(line.read_response().await.0.starts_with("HTTP/1.1 200 "));
+    wait_for("the heads", async || proxy.forwarded_count() == before + 4).await;
+    assert_eq!(budget.disk_used(), 0);
+    proxy.post(ECHO, vec![b'x'; 90_000]).await.assert_ok();
+    // The announced bodies are still accepted when they arrive.
+    for connection in &mut idle {
+        connection.send(vec![b'x'; 90_000]).await.expect("sent");
+        assert!(connection.read_response().await.0.starts_with("HTTP/1.1 200 "));
     }
-    wait_for("an empty shelf", async || shelf.memory_used() + shelf.disk_used() == 0).await;
+    wait_for("an empty replay budget", async || budget.memory_used() + budget.disk_used() == 0).await;
 }
 
 #[tokio::test]
 async fn client_that_fills_the_disk_leaves_others_half_of_it() {
-    let stage = TestProxy::start_with_config(&format!("{CONFIG_WITH_CLIENTS}{REPLAY_CONFIG}")).await;
+    let proxy = TestProxy::start_with_config(&format!("{CONFIG_WITH_CLIENTS}{REPLAY_CONFIG}")).await;
     let with_key = |name: &str| Request::post(format!("/hr{ECHO}")).header("x-api-key", client_key(name));
-    stage.request(with_key("billing"), "").await.assert_ok();
-    stage.wecom.inject(Fault::hold().on_path(ECHO)).expect("a fault");
-    let shelf = stage.app.replay_budget();
+    proxy.request(with_key("billing"), "").await.assert_ok();
+    proxy.wecom.inject(Fault::hold().on_path(ECHO)).expect("a fault");
+    let budget = proxy.app.replay_budget();
     let send = async |name: &str, framing: String| {
-        let mut line = RawConnection::connect(stage.address()).await;
+        let mut connection = RawConnection::connect(proxy.address()).await;
         let head =
             format!("POST /hr{ECHO} HTTP/1.1\r\nHost: x\r\nX-Api-Key: {}\r\n{framing}", client_key(name));
-        line.send(head).await.expect("it is taken");
-        line
+        connection.send(head).await.expect("sent");
+        connection
     };
-    let arrived = async |bytes: u64, bodies: usize| {
-        let all = stage
-            .wecom
-            .wait_until(|seen| seen.requests().filter(|record| record.body_bytes == bytes).count() == bodies);
-        all.await.expect("all of them arrived");
+    let wait_for_bodies = async |bytes: u64, bodies: usize| {
+        let matching = proxy.wecom.wait_until(|observed| {
+            observed.requests().filter(|record| record.body_bytes == bytes).count() == bodies
+        });
+        matching.await.expect("all bodies");
     };
-    let mut lines = Vec::new();
+    let mut connections = Vec::new();
     let chunk = format!("Transfer-Encoding: chunked\r\n\r\n61a8\r\n{}\r\n0\r\n\r\n", "x".repeat(25_000));
     for _ in 0..10 {
-        lines.push(send("crm", chunk.clone()).await);
+        connections.push(send("crm", chunk.clone()).await);
     }
-    arrived(25_000, 10).await;
-    assert!((30_000..=51_200).contains(&shelf.disk_used()), "{} in files", shelf.disk_used());
-    assert_overloaded(&stage.request(with_key("crm"), vec![b'x'; 45_000]).await);
-    lines.push(send("billing", format!("Content-Length: 45000\r\n\r\n{}", "x".repeat(45_000))).await);
-    arrived(45_000, 1).await;
-    assert!(shelf.disk_used() > 70_000, "what billing sends is kept");
-    stage.wecom.release_held();
-    for line in &mut lines {
-        assert!(line.read_response().await.0.starts_with("HTTP/1.1 200 "));
+    wait_for_bodies(25_000, 10).await;
+    assert!((30_000..=51_200).contains(&budget.disk_used()), "{} in files", budget.disk_used());
+    assert_overloaded(&proxy.request(with_key("crm"), vec![b'x'; 45_000]).await);
+    connections.push(send("billing", format!("Content-Length: 45000\r\n\r\n{}", "x".repeat(45_000))).await);
+    wait_for_bodies(45_000, 1).await;
+    assert!(budget.disk_used() > 70_000, "the body of billing is buffered");
+    proxy.wecom.release_held();
+    for connection in &mut connections {
+        assert!(connection.read_response().await.0.starts_with("HTTP/1.1 200 "));
     }
-    wait_for("an empty shelf", async || shelf.memory_used() + shelf.disk_used() == 0).await;
+    wait_for("an empty replay budget", async || budget.memory_used() + budget.disk_used() == 0).await;
 }
 
 #[tokio::test]
 async fn body_outgrowing_the_disk_budget_is_sent_without_retry() {
-    let mut puppet = ManualUpstream::new().await;
-    let stage =
-        TestProxy::start_with_upstream(puppet.address, &format!("{OPEN_CONFIG}{REPLAY_CONFIG}")).await;
+    let mut upstream = ManualUpstream::new().await;
+    let proxy =
+        TestProxy::start_with_upstream(upstream.address, &format!("{OPEN_CONFIG}{REPLAY_CONFIG}")).await;
     for (length, retried) in [(50_000, true), (OVERSIZED_BYTES, false)] {
-        let mut line = RawConnection::connect(stage.address()).await;
+        let mut connection = RawConnection::connect(proxy.address()).await;
         let head = format!("POST /hr{ECHO} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n");
-        line.send(format!("{head}{length:x}\r\n{}\r\n0\r\n\r\n", "x".repeat(length)))
+        connection
+            .send(format!("{head}{length:x}\r\n{}\r\n0\r\n\r\n", "x".repeat(length)))
             .await
-            .expect("it is taken");
-        // The upstream takes all of it before it refuses the token.
+            .expect("sent");
+        // The upstream reads the complete body before it refuses the token.
         for refused in [true, false].into_iter().take(1 + usize::from(retried)) {
-            let mut call = puppet.next_call().await;
-            let mut taken = Vec::new();
-            while !taken.ends_with(b"\r\n0\r\n\r\n") {
-                taken.extend(call.connection.read_exact(1).await);
+            let mut call = upstream.next_call().await;
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n0\r\n\r\n") {
+                request.extend(call.connection.read_exact(1).await);
             }
             let body = format!("{{\"errcode\":{}}}", if refused { 40014 } else { 0 });
             let head = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: application/json";
             call.connection
                 .send(format!("{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len()))
                 .await
-                .expect("taken");
+                .expect("sent");
         }
-        let (head, body) = line.read_response().await;
+        let (head, body) = connection.read_response().await;
         assert_eq!(head.contains("\r\nx-wecom-retried: 40014\r\n"), retried, "{head}");
         assert_eq!(body, if retried { "{\"errcode\":0}" } else { "{\"errcode\":40014}" });
     }
-    let shelf = stage.app.replay_budget();
-    wait_for("an empty shelf", async || shelf.memory_used() + shelf.disk_used() == 0).await;
+    let budget = proxy.app.replay_budget();
+    wait_for("an empty replay budget", async || budget.memory_used() + budget.disk_used() == 0).await;
 }
 
 #[tokio::test]
 async fn replay_bodies_stay_within_their_budgets() {
-    let stage = start_proxy().await;
-    stage.wecom.inject(Fault::hold().on_path(ECHO)).expect("a fault");
-    let mut lines = Vec::new();
+    let proxy = start_proxy().await;
+    proxy.wecom.inject(Fault::hold().on_path(ECHO)).expect("a fault");
+    let mut connections = Vec::new();
     for _ in 0..8 {
-        let mut line = RawConnection::connect(stage.address()).await;
+        let mut connection = RawConnection::connect(proxy.address()).await;
         let head = format!("POST /hr{ECHO} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n");
         let body = "7d0\r\n".to_owned() + &"x".repeat(2000) + "\r\n";
-        line.send(head + &body.repeat(15) + "0\r\n\r\n").await.expect("it is taken");
-        lines.push(line);
-        let (memory, files) =
-            (stage.app.replay_budget().memory_used(), stage.app.replay_budget().disk_used());
-        assert!(memory <= (64 + 8 * 4) * 1024 && files <= 100 * 1024, "{memory} in memory, {files} in files");
+        connection.send(head + &body.repeat(15) + "0\r\n\r\n").await.expect("sent");
+        connections.push(connection);
+        let (memory, disk) = (proxy.app.replay_budget().memory_used(), proxy.app.replay_budget().disk_used());
+        assert!(memory <= (64 + 8 * 4) * 1024 && disk <= 100 * 1024, "{memory} in memory, {disk} in files");
     }
-    let arrived = |seen: &wecom_proxy::simulator::RecordedRequest| seen.body_bytes == 30_000;
-    let all = stage.wecom.wait_until(|seen| seen.requests().filter(|record| arrived(record)).count() == 8);
-    all.await.expect("all of them arrived");
-    let (memory, files) = (stage.app.replay_budget().memory_used(), stage.app.replay_budget().disk_used());
-    assert!(memory <= (64 + 8 * 4) * 1024 && files <= 100 * 1024, "{memory} in memory, {files} in files");
-    assert!(files > 50 * 1024, "some of them are kept");
-    stage.wecom.release_held();
-    for line in &mut lines {
-        assert!(line.read_response().await.0.starts_with("HTTP/1.1 200 "));
+    let is_complete = |record: &wecom_proxy::simulator::RecordedRequest| record.body_bytes == 30_000;
+    let all = proxy
+        .wecom
+        .wait_until(|observed| observed.requests().filter(|record| is_complete(record)).count() == 8);
+    all.await.expect("all bodies");
+    let (memory, disk) = (proxy.app.replay_budget().memory_used(), proxy.app.replay_budget().disk_used());
+    assert!(memory <= (64 + 8 * 4) * 1024 && disk <= 100 * 1024, "{memory} in memory, {disk} in files");
+    assert!(disk > 50 * 1024, "some bodies are buffered");
+    proxy.wecom.release_held();
+    for connection in &mut connections {
+        assert!(connection.read_response().await.0.starts_with("HTTP/1.1 200 "));
     }
-    let shelf = stage.app.replay_budget();
-    wait_for("an empty shelf", async || shelf.memory_used() + shelf.disk_used() == 0).await;
+    let budget = proxy.app.replay_budget();
+    wait_for("an empty replay budget", async || budget.memory_used() + budget.disk_used() == 0).await;
 }
 
-/// Chunks of one byte with an extension, so many bytes on the wire in all.
+/// One-byte chunks with a chunk extension, together `bytes` on the wire.
 fn chunks_with_extensions(bytes: usize) -> String {
     let chunk = format!("1;{}\r\n \r\n", "e".repeat(1000));
     chunk.repeat(bytes / chunk.len())
@@ -177,56 +179,59 @@ fn chunks_with_extensions(bytes: usize) -> String {
 
 #[tokio::test]
 async fn request_of_mostly_chunk_framing_is_refused() {
-    let stage = start_proxy().await;
+    let proxy = start_proxy().await;
     let head = format!("POST /hr{ECHO} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n");
-    let few = stage
+    let accepted = proxy
         .send_raw(
             head.replace("Host", "Connection: close\r\nHost") + &chunks_with_extensions(60_000) + "0\r\n\r\n",
         )
         .await;
-    assert!(few.starts_with("HTTP/1.1 200 "), "{few}");
+    assert!(accepted.starts_with("HTTP/1.1 200 "), "{accepted}");
     for (body, end) in [
         (chunks_with_extensions(80_000), "0\r\n\r\n"),
-        // Trailers are framing too.
+        // Trailers count as framing.
         (
             chunks_with_extensions(60_000) + "0\r\n" + &format!("X: {}\r\n", "y".repeat(1000)).repeat(8),
             "\r\n",
         ),
     ] {
-        let refused = stage.send_raw(head.clone() + &body + end).await;
+        let refused = proxy.send_raw(head.clone() + &body + end).await;
         assert!(refused.starts_with("HTTP/1.1 400 "), "{refused}");
         assert!(refused.contains("\r\nx-wecom-proxy-error: bad-request\r\n"), "{refused}");
         assert!(refused.contains("send larger chunks, without extensions"), "{refused}");
     }
-    // Single bytes without extensions are 5 bytes of framing each.
-    let bytes = "1\r\nx\r\n".repeat(50_000);
-    let taken =
-        stage.send_raw(head.replace("Host", "Connection: close\r\nHost") + &bytes + "0\r\n\r\n").await;
-    assert!(taken.starts_with("HTTP/1.1 200 ") && taken.contains("\"body_bytes\":50000,"), "{taken}");
+    // A one-byte chunk without an extension has 5 bytes of framing.
+    let chunks = "1\r\nx\r\n".repeat(50_000);
+    let one_byte_chunks =
+        proxy.send_raw(head.replace("Host", "Connection: close\r\nHost") + &chunks + "0\r\n\r\n").await;
+    assert!(
+        one_byte_chunks.starts_with("HTTP/1.1 200 ") && one_byte_chunks.contains("\"body_bytes\":50000,"),
+        "{one_byte_chunks}"
+    );
 }
 
 #[tokio::test]
 async fn response_of_mostly_chunk_framing_is_upstream_broke() {
     for (content_type, broken_head) in [("application/json", true), ("image/png", false)] {
-        let mut puppet = ManualUpstream::new().await;
-        let stage = TestProxy::start_with_upstream(puppet.address, OPEN_CONFIG).await;
-        let mut line = RawConnection::connect(stage.address()).await;
-        line.send(format!("GET /hr{USER_GET} HTTP/1.1\r\nHost: x\r\n\r\n")).await.expect("it is taken");
-        let mut call = puppet.next_call().await;
+        let mut upstream = ManualUpstream::new().await;
+        let proxy = TestProxy::start_with_upstream(upstream.address, OPEN_CONFIG).await;
+        let mut connection = RawConnection::connect(proxy.address()).await;
+        connection.send(format!("GET /hr{USER_GET} HTTP/1.1\r\nHost: x\r\n\r\n")).await.expect("sent");
+        let mut call = upstream.next_call().await;
         let head =
             format!("HTTP/1.1 200 OK\r\nContent-Type: {content_type}\r\nTransfer-Encoding: chunked\r\n\r\n");
         call.connection
             .send(head + "6\r\n{\"l\":[\r\n" + &chunks_with_extensions(80_000))
             .await
-            .expect("it is taken");
+            .expect("sent");
         if broken_head {
-            let (head, body) = line.read_response().await;
+            let (head, body) = connection.read_response().await;
             assert!(head.starts_with("HTTP/1.1 502 ") && body.contains("chunk framing"), "{head}{body}");
             assert!(head.contains("\r\nx-wecom-proxy-error: upstream-broke\r\n"), "{head}");
         } else {
-            assert!(line.read_head().await.starts_with("HTTP/1.1 200 "));
-            let (rest, _) = line.read_to_end().await;
-            assert!(!rest.ends_with(b"0\r\n\r\n"), "it looks whole");
+            assert!(connection.read_head().await.starts_with("HTTP/1.1 200 "));
+            let (rest, _) = connection.read_to_end().await;
+            assert!(!rest.ends_with(b"0\r\n\r\n"), "the body looks complete");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Many replicas share one store: one of them asks for a token, all of them use it; and without the store each goes on.
+//! Replicas that share a store: one replica fetches a token, all use it; without the store each fetches its own.
 
 mod cluster_and_sentinel;
 mod lua_scripts;
@@ -33,22 +33,23 @@ use crate::{
 const GETTOKEN: &str = "/cgi-bin/gettoken";
 const USER: &str = "/cgi-bin/user/get";
 
-/// Replicas of one proxy before one WeCom; the first is on the stage with it.
+/// Replicas of one proxy with one simulator, which belongs to the first replica.
 struct Replicas {
     first: Arc<TestProxy>,
     others: Vec<Arc<TestProxy>>,
 }
 
 impl Replicas {
-    /// So many, once the store is there for each.
+    /// Starts `count` replicas and waits until each is connected to the store.
     async fn start(count: usize, store: &str) -> Self {
         Self::with(OPEN_CONFIG, count, store).await
     }
 
-    /// The same with another configuration.
+    /// Starts `count` replicas with this configuration.
     async fn with(toml: &str, count: usize, store: &str) -> Self {
         let toml = format!("{toml}\n[tokens]\n{store}\n");
-        // A store that answers late, for its answers wait behind thousands of the simulator's, is away.
+        // The simulator has its own thread: on a shared one, its thousands of tasks would delay store replies until
+        // the store counts as unavailable.
         let first = Arc::new(TestProxy::start_with_simulator_thread(&toml).await);
         let mut others = Vec::new();
         for _ in 1..count {
@@ -63,97 +64,102 @@ impl Replicas {
         [&self.first].into_iter().chain(&self.others)
     }
 
-    /// The store is there for each of them.
+    /// Waits until every replica is connected to the store.
     async fn wait_for_store(&self) {
-        for stage in self.all() {
-            wait_for("the store", async || stage.app.store_error().is_none()).await;
+        for proxy in self.all() {
+            wait_for("the store", async || proxy.app.store_error().is_none()).await;
         }
     }
 
-    /// Each of them has noticed that the store is away.
+    /// Waits until every replica has noticed the store outage.
     async fn wait_for_store_outage(&self) {
-        for stage in self.all() {
-            wait_for("the loss of the store", async || stage.app.store_error().is_some()).await;
+        for proxy in self.all() {
+            wait_for("the store outage", async || proxy.app.store_error().is_some()).await;
         }
     }
 
-    /// How often gettoken reached WeCom, and how many calls of `user/get` it carried out.
+    /// The gettokens that reached the simulator, and the `user/get` calls that it executed.
     fn upstream_counts(&self) -> (usize, u64) {
-        self.first.wecom.observe(|seen| (seen.received_count(GETTOKEN), seen.executed_count(USER)))
+        self.first
+            .wecom
+            .observe(|observed| (observed.received_count(GETTOKEN), observed.executed_count(USER)))
     }
 
-    /// So many callers at each replica, all at once; each must be answered well.
-    async fn load(&self, each: usize) {
-        let mut crowds = JoinSet::new();
-        for stage in self.all() {
-            let stage = stage.clone();
-            crowds.spawn(async move { get_concurrently(&stage, each, USER_GET).await });
+    /// Sends `clients_per_replica` concurrent calls to each replica and asserts that all succeed.
+    async fn load(&self, clients_per_replica: usize) {
+        let mut calls = JoinSet::new();
+        for proxy in self.all() {
+            let proxy = proxy.clone();
+            calls.spawn(async move { get_concurrently(&proxy, clients_per_replica, USER_GET).await });
         }
-        for reply in crowds.join_all().await.iter().flatten() {
-            reply.assert_ok();
+        for response in calls.join_all().await.iter().flatten() {
+            response.assert_ok();
         }
     }
 
-    /// Asserts that a voided token costs one gettoken, where every replica is used at once. On a machine that stands still the
-    /// store may not answer for a second: it is away then, and replicas rightly ask by themselves. That proves nothing, and
-    /// it is tried again.
-    async fn assert_one_refresh(&self, each: usize) {
+    /// Asserts that a revoked token costs one gettoken under load on every replica. On a stalled machine the store may
+    /// exceed its timeout; each replica then correctly fetches its own token, so the check is repeated.
+    async fn assert_one_refresh(&self, clients_per_replica: usize) {
         for _ in 0..5 {
-            let before = leak_detector::output_len();
-            let gettokens = self.revoke_and_load(each).await;
-            if gettokens == 1 || !leak_detector::output_contains_since(before, "the store is away") {
+            let log_start = leak_detector::output_len();
+            let gettokens = self.revoke_and_load(clients_per_replica).await;
+            if gettokens == 1 || !leak_detector::output_contains_since(log_start, "the store is away") {
                 assert_eq!(gettokens, 1, "the token is shared");
                 return;
             }
             self.wait_for_store().await;
         }
-        panic!("the store was away each time");
+        panic!("the store was unavailable in every attempt");
     }
 
-    /// Voids the token and has every replica used at once; returns how many gettokens that took.
-    async fn revoke_and_load(&self, each: usize) -> usize {
+    /// Revokes the token, loads every replica, and returns the number of gettokens.
+    async fn revoke_and_load(&self, clients_per_replica: usize) -> usize {
         let (gettokens, executed) = self.upstream_counts();
         self.first.wecom.revoke_tokens("hr").expect("an agent");
-        self.load(each).await;
-        let (now, executed_now) = self.upstream_counts();
-        assert_eq!(executed_now - executed, (each * (1 + self.others.len())) as u64, "each once, none lost");
-        now - gettokens
+        self.load(clients_per_replica).await;
+        let (gettokens_after, executed_after) = self.upstream_counts();
+        assert_eq!(
+            executed_after - executed,
+            (clients_per_replica * (1 + self.others.len())) as u64,
+            "each call is executed once"
+        );
+        gettokens_after - gettokens
     }
 }
 
-/// Callers that go on calling until they are told to stop.
+/// Clients that send requests until stopped.
 struct Load {
     stop: Arc<AtomicBool>,
-    callers: JoinSet<u64>,
+    clients: JoinSet<u64>,
     executed: u64,
 }
 
 impl Load {
-    /// Ten at each replica.
+    /// Starts ten clients per replica.
     fn start(replicas: &Replicas) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let mut callers = JoinSet::new();
-        for stage in replicas.all() {
+        let mut clients = JoinSet::new();
+        for proxy in replicas.all() {
             for _ in 0..10 {
-                let (stage, stop) = (stage.clone(), stop.clone());
-                callers.spawn(async move {
-                    let (mut caller, mut calls) = (TestClient::connect_http1(stage.address()).await, 0);
+                let (proxy, stop) = (proxy.clone(), stop.clone());
+                clients.spawn(async move {
+                    let (mut client, mut calls) = (TestClient::connect_http1(proxy.address()).await, 0);
                     while !stop.load(Ordering::Relaxed) {
-                        caller.get(USER_GET).await.assert_ok();
+                        client.get(USER_GET).await.assert_ok();
                         calls += 1;
                     }
                     calls
                 });
             }
         }
-        Self { stop, callers, executed: replicas.upstream_counts().1 }
+        Self { stop, clients, executed: replicas.upstream_counts().1 }
     }
 
-    /// Each call was answered well and carried out once.
+    /// Stops the clients and asserts that each call succeeded and was executed once.
     async fn stop(self, replicas: &Replicas) {
         self.stop.store(true, Ordering::Relaxed);
-        let calls: u64 = self.callers.join_all().await.into_iter().sum();
-        assert_eq!(replicas.upstream_counts().1 - self.executed, calls, "each once, none lost");
+        let calls: u64 = self.clients.join_all().await.into_iter().sum();
+        assert_eq!(replicas.upstream_counts().1 - self.executed, calls, "each call is executed once");
         assert!(calls > 100, "only {calls} calls");
     }
 }
@@ -175,42 +181,42 @@ async fn refreshed_token_reaches_the_others_before_a_refusal() {
     replicas.load(1).await;
     let mut fastest = Duration::MAX;
     for round in 1..=5 {
-        let taken = [
+        let before = [
             shared_refresh_count(replicas.others[0].admin_address()).await,
             shared_refresh_count(replicas.others[1].admin_address()).await,
         ];
         replicas.first.wecom.revoke_tokens("hr").expect("an agent");
-        let reply = replicas.first.get(USER_GET).await;
-        assert_eq!(reply.assert_ok().header("x-wecom-retried"), "40014");
-        let told = Instant::now();
-        for (stage, taken) in replicas.others.iter().zip(taken) {
-            wait_for("the news", async || shared_refresh_count(stage.admin_address()).await > taken).await;
+        let response = replicas.first.get(USER_GET).await;
+        assert_eq!(response.assert_ok().header("x-wecom-retried"), "40014");
+        let published = Instant::now();
+        for (proxy, before) in replicas.others.iter().zip(before) {
+            wait_for("the event", async || shared_refresh_count(proxy.admin_address()).await > before).await;
         }
-        fastest = fastest.min(told.elapsed());
-        for stage in &replicas.others {
-            assert_eq!(stage.get(USER_GET).await.assert_ok().header("x-wecom-retried"), "");
+        fastest = fastest.min(published.elapsed());
+        for proxy in &replicas.others {
+            assert_eq!(proxy.get(USER_GET).await.assert_ok().header("x-wecom-retried"), "");
         }
         assert_eq!(replicas.upstream_counts().0, 1 + round);
     }
-    eprintln!("all others know of a renewal after {fastest:?}");
-    // The machine has other work: the best of a few.
+    eprintln!("all other replicas have the refreshed token after {fastest:?}");
+    // The fastest of five rounds, because the machine has other load.
     assert!(fastest < Duration::from_millis(100), "{fastest:?}");
 }
 
-/// What the admin listener says of an agent.
-async fn agent_report(stage: &TestProxy, agent: &str) -> serde_json::Value {
-    let mut caller = TestClient::connect_http1(stage.admin_address()).await;
-    let agents = caller.request(Request::get("/api/agents"), "").await.json();
+/// An agent in `/api/agents` of the admin listener.
+async fn agent_report(proxy: &TestProxy, agent: &str) -> serde_json::Value {
+    let mut client = TestClient::connect_http1(proxy.admin_address()).await;
+    let agents = client.request(Request::get("/api/agents"), "").await.json();
     let agents = agents["agents"].as_array().expect("a list").clone();
-    agents.into_iter().find(|one| one["name"] == agent).expect("the agent")
+    agents.into_iter().find(|entry| entry["name"] == agent).expect("the agent")
 }
 
-/// Why the agent's token was last renewed, by the admin listener.
-async fn last_renewal(stage: &TestProxy) -> String {
-    agent_report(stage, "hr").await["last_renewal"]["reason"].as_str().unwrap_or_default().to_owned()
+/// The reason of the last refresh of `hr`, as the admin listener reports it.
+async fn last_renewal(proxy: &TestProxy) -> String {
+    agent_report(proxy, "hr").await["last_renewal"]["reason"].as_str().unwrap_or_default().to_owned()
 }
 
-/// How many tokens of `hr` it took over from others by now.
+/// The number of `hr` tokens taken over from other replicas.
 async fn shared_refresh_count(admin: SocketAddr) -> u64 {
     let metrics = TestClient::connect_http1(admin).await.request(Request::get("/metrics"), "").await;
     let name = r#"wecom_proxy_token_refreshes_total{agent="hr",reason="shared",result="ok"} "#;
@@ -223,13 +229,13 @@ async fn wrong_secret_is_tried_by_one_replica_only() {
     let redis = RedisServer::start().await;
     let replicas = Replicas::start(3, &redis.store_config_line()).await;
     replicas.first.wecom.inject(Fault::errcode(40001).on_path(GETTOKEN).times(100)).expect("a fault");
-    for stage in replicas.all() {
+    for proxy in replicas.all() {
         for _ in 0..3 {
-            let reply = stage.get(USER_GET).await;
-            reply.assert_proxy_error("token-unavailable", 502, 40001);
+            let response = proxy.get(USER_GET).await;
+            response.assert_proxy_error("token-unavailable", 502, 40001);
         }
     }
-    assert_eq!(replicas.upstream_counts().0, 1, "a repeated wrong secret bans the address of all");
+    assert_eq!(replicas.upstream_counts().0, 1, "repeating a wrong secret gets the address banned");
 }
 
 #[tokio::test]
@@ -238,11 +244,11 @@ async fn token_refused_twice_costs_one_gettoken_for_all() {
     let replicas = Replicas::start(3, &redis.store_config_line()).await;
     replicas.load(1).await;
     replicas.first.wecom.inject(Fault::errcode(40014).on_path(USER).times(1000)).expect("a fault");
-    let reply = replicas.first.get(USER_GET).await;
-    assert_eq!(reply.errcode(), 40014);
-    for stage in &replicas.others {
-        wait_for("the news", async || last_renewal(stage).await == "shared").await;
-        assert_eq!(stage.get(USER_GET).await.errcode(), 40014);
+    let response = replicas.first.get(USER_GET).await;
+    assert_eq!(response.errcode(), 40014);
+    for proxy in &replicas.others {
+        wait_for("the event", async || last_renewal(proxy).await == "shared").await;
+        assert_eq!(proxy.get(USER_GET).await.errcode(), 40014);
     }
     assert_eq!(replicas.upstream_counts().0, 2);
 }
@@ -253,7 +259,7 @@ async fn store_content_shows_no_secret_or_token() {
     let replicas = Replicas::start(2, &redis.store_config_line()).await;
     replicas.load(2).await;
     let agent = &Settings::default().agents[0];
-    // Asked again, WeCom says the token that is valid.
+    // A repeated gettoken returns the valid token.
     let target = format!("{GETTOKEN}?corpid={}&corpsecret={}", agent.corpid, agent.secret);
     let token = TestClient::connect_http1(replicas.first.wecom.api_addr())
         .await

@@ -1,4 +1,4 @@
-//! No secret, key or token in anything that the program writes, at whatever level it logs.
+//! No secret, key or token in the program's output, at any log level.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -24,7 +24,7 @@ const BILLING: &str = "the-key-of-billing+/=0123456789abcdef";
 const OPERATOR: &str = "the-key-of-the-operator-0123456789abc";
 const FIRST_TOKEN: &str = "first-token-that-the-test-knows_0123456789";
 const NEXT_TOKEN: &str = "next-token-that-the-test-knows_0123456789";
-const CALLERS_TOKEN: &str = "a-token-of-the-callers-own_0123456789";
+const CLIENT_TOKEN: &str = "a-token-of-the-client-itself_0123456789";
 const WEBHOOK_KEY: &str = "00000000-1111-2222-3333-444444444444";
 
 const CONFIG: &str = r#"
@@ -58,10 +58,10 @@ const ENVIRONMENT: &[(&str, &str)] =
     &[("SECRET_HR", HR), ("SECRET_OPS", WRONG), ("SECRET_IT", ECHOED), ("KEY_BILLING", BILLING)];
 
 #[track_caller]
-fn assert_no_secret(place: &str, text: &str) {
-    let secrets = [HR, WRONG, ECHOED, BILLING, OPERATOR, FIRST_TOKEN, NEXT_TOKEN, CALLERS_TOKEN, WEBHOOK_KEY];
+fn assert_no_secret(source: &str, text: &str) {
+    let secrets = [HR, WRONG, ECHOED, BILLING, OPERATOR, FIRST_TOKEN, NEXT_TOKEN, CLIENT_TOKEN, WEBHOOK_KEY];
     let found = leak_detector::find_secret(text, &secrets);
-    assert!(found.is_none(), "{place} holds {}", found.unwrap_or_default());
+    assert!(found.is_none(), "{source} contains {}", found.unwrap_or_default());
 }
 
 async fn assert_no_secret_in_output(tls: bool, format: &str) {
@@ -76,25 +76,25 @@ async fn assert_no_secret_in_output(tls: bool, format: &str) {
     let proxy = Process::start(command);
     let addresses = addresses(&proxy, format).await;
     inject_faults(&wecom);
-    let mut answers = call_all(&addresses["listen"]).await;
-    answers.push_str(&call_admin(&addresses["admin"]).await);
+    let mut responses = call_all(&addresses["listen"]).await;
+    responses.push_str(&call_admin(&addresses["admin"]).await);
     wecom.stop().await;
-    answers.push_str(&call_all(&addresses["listen"]).await);
-    answers.push_str(&call_admin(&addresses["admin"]).await);
+    responses.push_str(&call_all(&addresses["listen"]).await);
+    responses.push_str(&call_admin(&addresses["admin"]).await);
     fs::write(&path, fs::read_to_string(&path).expect("a file").replace("[agents.it]", "[agents.cgi-bin]"))
         .expect("a file");
     proxy.signal("HUP");
     proxy.err.wait_for_line("not reloaded").await;
 
-    let ended = proxy.stop().await;
-    assert_eq!(ended.status, 0);
-    for proof in ["token renewed", "token not renewed", "40014", "/cgi-bin/webhook/send"] {
-        assert!(ended.err.contains(proof), "no {proof} in the log:\n{}", ended.err);
+    let output = proxy.stop().await;
+    assert_eq!(output.status, 0);
+    for marker in ["token renewed", "token not renewed", "40014", "/cgi-bin/webhook/send"] {
+        assert!(output.err.contains(marker), "no {marker} in the log:\n{}", output.err);
     }
-    assert!(answers.contains("x-wecom-retried: 40014"), "{answers}");
-    assert_no_secret("stdout", &ended.out);
-    assert_no_secret("stderr", &ended.err);
-    assert_no_secret("an answer", &answers);
+    assert!(responses.contains("x-wecom-retried: 40014"), "{responses}");
+    assert_no_secret("stdout", &output.out);
+    assert_no_secret("stderr", &output.err);
+    assert_no_secret("a response", &responses);
 }
 
 #[tokio::test]
@@ -141,51 +141,51 @@ async fn addresses(proxy: &Process, format: &str) -> BTreeMap<&'static str, Stri
     found.into()
 }
 
-/// Tokens that the test knows, a refusal of the first one, and a gettoken that says its own URL back.
+/// Injects tokens known to the test, a refusal of the first one, and a gettoken response that repeats its own URL.
 fn inject_faults(wecom: &Simulator) {
-    let grant = |token: &str| {
-        let grant = json!({ "errcode": 0, "errmsg": "ok", "access_token": token, "expires_in": 7200 });
-        Fault::response(200, "application/json", grant.to_string())
+    let gettoken_response = |token: &str| {
+        let body = json!({ "errcode": 0, "errmsg": "ok", "access_token": token, "expires_in": 7200 });
+        Fault::response(200, "application/json", body.to_string())
             .on_path("/cgi-bin/gettoken")
             .for_agent("hr")
     };
-    let answer = |errcode: i64| {
-        let text = json!({ "errcode": errcode, "errmsg": "said by the test" }).to_string();
+    let user_get_response = |errcode: i64| {
+        let text = json!({ "errcode": errcode, "errmsg": "sent by the test" }).to_string();
         Fault::response(200, "application/json", text).on_path("/cgi-bin/user/get")
     };
-    let url = format!(
+    let message = format!(
         "no such page: /cgi-bin/gettoken?corpid=ww1234567890abcdef&corpsecret={}, {ECHOED}",
         utf8_percent_encode(ECHOED, NON_ALPHANUMERIC)
     );
-    let echo = json!({ "errcode": 404, "errmsg": url }).to_string();
+    let echo_body = json!({ "errcode": 404, "errmsg": message }).to_string();
     let faults = [
-        grant(FIRST_TOKEN).times(1),
-        grant(NEXT_TOKEN),
-        answer(40014).times(1),
-        answer(0),
-        Fault::response(200, "application/json", echo).on_path("/cgi-bin/gettoken").times(1),
+        gettoken_response(FIRST_TOKEN).times(1),
+        gettoken_response(NEXT_TOKEN),
+        user_get_response(40014).times(1),
+        user_get_response(0),
+        Fault::response(200, "application/json", echo_body).on_path("/cgi-bin/gettoken").times(1),
     ];
     for fault in faults {
         wecom.inject(fault).expect("a fault");
     }
 }
 
-/// Calls of all kinds; what came back.
+/// Sends requests of all kinds; returns all responses.
 async fn call_all(listen: &str) -> String {
     let base = format!("http://{listen}");
     let bearer = format!("Authorization: Bearer {BILLING}");
     let user_get = format!("{base}/hr/cgi-bin/user/get?userid=zhangsan");
-    let with_token = format!("{user_get}&access_token={CALLERS_TOKEN}&%61ccess_token={CALLERS_TOKEN}");
+    let with_token = format!("{user_get}&access_token={CLIENT_TOKEN}&%61ccess_token={CLIENT_TOKEN}");
     let webhook = format!("{base}/cgi-bin/webhook/send?key={WEBHOOK_KEY}");
     let (it, ops) = (format!("{base}/it/cgi-bin/user/get"), format!("{base}/ops/cgi-bin/user/get"));
     let gettoken = format!("{base}/hr/cgi-bin/gettoken?corpid=ww1234567890abcdef&corpsecret={BILLING}");
     let (basic, api_key) = (format!("billing:{BILLING}"), format!("X-Api-Key: {BILLING}"));
-    let (broken, real) = (
-        format!("{base}/hr/cgi-bin/../x?access_token={CALLERS_TOKEN}"),
+    let (invalid_path, with_secret) = (
+        format!("{base}/hr/cgi-bin/../x?access_token={CLIENT_TOKEN}"),
         format!("Authorization: Bearer {HR}"),
     );
     let calls: &[&[&str]] = &[
-        // First, before another agent's gettoken can meet the answer that is meant for this one.
+        // First, so that no other agent's gettoken gets the response injected for this one.
         &["-H", &bearer, &it],
         &["-H", &bearer, &user_get],
         &["-H", &bearer, &user_get],
@@ -195,32 +195,32 @@ async fn call_all(listen: &str) -> String {
         &["-H", &bearer, &ops],
         &["-H", &bearer, &it],
         &["-H", &bearer, &gettoken],
-        &["-H", &bearer, "--path-as-is", &broken],
-        &["-H", &real, &with_token],
+        &["-H", &bearer, "--path-as-is", &invalid_path],
+        &["-H", &with_secret, &with_token],
         &["-H", &bearer, "-H", "X-Api-Key: another", &user_get],
         &[&with_token],
     ];
-    let mut answers = String::new();
+    let mut responses = String::new();
     for call in calls {
-        let ended = curl_outcome(&[&["-i"], *call].concat()).await;
-        answers.push_str(&ended.out);
+        let output = curl_outcome(&[&["-i"], *call].concat()).await;
+        responses.push_str(&output.out);
     }
-    answers
+    responses
 }
 
 async fn call_admin(admin: &str) -> String {
     let key = format!("Authorization: Bearer {OPERATOR}");
-    let mut answers = String::new();
-    let reads = ["/api/agents", "/readyz", "/healthz", "/metrics", "/api/requests", "/api/overview"];
-    for path in reads {
-        answers.push_str(&curl(&["-i", "-H", &key, &format!("http://{admin}{path}")]).await);
+    let mut responses = String::new();
+    let paths = ["/api/agents", "/readyz", "/healthz", "/metrics", "/api/requests", "/api/overview"];
+    for path in paths {
+        responses.push_str(&curl(&["-i", "-H", &key, &format!("http://{admin}{path}")]).await);
     }
     for path in ["/api/agents/ops/refresh", "/api/agents/it/refresh", "/api/reload"] {
-        let order = ["-i", "-H", &key, "--json", "{}", &format!("http://{admin}{path}")];
-        answers.push_str(&curl(&order).await);
+        let arguments = ["-i", "-H", &key, "--json", "{}", &format!("http://{admin}{path}")];
+        responses.push_str(&curl(&arguments).await);
     }
-    assert!(answers.contains("\"corpid\""), "{answers}");
-    answers
+    assert!(responses.contains("\"corpid\""), "{responses}");
+    responses
 }
 
 #[test]
@@ -233,28 +233,28 @@ fn config_debug_output_shows_no_secret() {
         .replace("{operator}", &"01".repeat(32))
         .replace("{format}", "text");
     fs::write(&path, text).expect("a file");
-    let of =
+    let environment =
         |name: &str| ENVIRONMENT.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).into());
-    let config = config::load_with_env(&path, &of).unwrap_or_else(|error| panic!("{error}"));
-    let shown = format!("{config:?} {:?}", config.warnings);
-    assert_no_secret("the configuration's Debug text", &shown);
-    assert!(!shown.contains("the-password"));
-    assert_eq!(leak_detector::find_secret(&shown, &["the-password-of-the-robot"]), None);
+    let config = config::load_with_env(&path, &environment).unwrap_or_else(|error| panic!("{error}"));
+    let debug_text = format!("{config:?} {:?}", config.warnings);
+    assert_no_secret("the configuration's Debug text", &debug_text);
+    assert!(!debug_text.contains("the-password"));
+    assert_eq!(leak_detector::find_secret(&debug_text, &["the-password-of-the-robot"]), None);
 }
 
 #[tokio::test]
 async fn redirect_location_has_its_token_removed() {
-    let mut puppet = crate::raw_http::ManualUpstream::new().await;
-    let stage =
-        crate::harness::TestProxy::start_with_upstream(puppet.address, crate::harness::OPEN_CONFIG).await;
-    let play = async {
-        let mut call = puppet.next_call().await;
+    let mut upstream = crate::raw_http::ManualUpstream::new().await;
+    let proxy =
+        crate::harness::TestProxy::start_with_upstream(upstream.address, crate::harness::OPEN_CONFIG).await;
+    let respond = async {
+        let mut call = upstream.next_call().await;
         let target = call.head.split(' ').nth(1).expect("a target").to_owned();
         assert!(target.contains("TOKEN-OF-THE-PUPPET"));
         let head = format!("HTTP/1.1 301 Moved\r\nLocation: https://x{target}/\r\nContent-Length: 0\r\n\r\n");
-        call.connection.send(head).await.expect("it is taken");
+        call.connection.send(head).await.expect("sent");
     };
-    let (reply, ()) = tokio::join!(stage.get("/cgi-bin/user?a=1"), play);
-    assert_eq!(reply.status.as_u16(), 301);
-    assert_eq!(reply.header("location"), "https://x/cgi-bin/user?a=1&access_token=/");
+    let (response, ()) = tokio::join!(proxy.get("/cgi-bin/user?a=1"), respond);
+    assert_eq!(response.status.as_u16(), 301);
+    assert_eq!(response.header("location"), "https://x/cgi-bin/user?a=1&access_token=/");
 }

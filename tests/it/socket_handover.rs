@@ -1,4 +1,4 @@
-//! One process after the other on the same listening socket, as systemd hands it over, and nobody is refused.
+//! Socket activation: successive processes on one inherited listening socket refuse no client.
 
 use std::{
     net::{SocketAddr, TcpListener},
@@ -20,7 +20,7 @@ use crate::{
     raw_http::RawConnection,
 };
 
-/// A simulator, and a configuration that names this address.
+/// The simulator, and a configuration with this `listen` address.
 async fn start_simulator(listen: &str) -> (Simulator, TempDir, PathBuf) {
     let wecom = Simulator::start_local(Settings::default()).await.expect("a simulator");
     let dir = TempDir::new().expect("a directory");
@@ -36,34 +36,34 @@ fn listening_socket() -> (TcpListener, SocketAddr) {
 }
 
 async fn start_with_socket(socket: &TcpListener, config: &std::path::Path) -> Process {
-    let handed = OwnedFd::from(socket.try_clone().expect("a descriptor"));
-    let proxy = Process::start_with_socket(handed, config);
+    let inherited = OwnedFd::from(socket.try_clone().expect("a descriptor"));
+    let proxy = Process::start_with_socket(inherited, config);
     proxy.err.wait_for_line("ready listen=").await;
     proxy
 }
 
-/// Callers that come anew for each request, until told to stop. They count.
+/// Starts clients that open a connection per request until stopped, and count the responses.
 fn start_load(
     address: SocketAddr,
-    answered: &Arc<AtomicU64>,
+    completed: &Arc<AtomicU64>,
     stopped: &watch::Receiver<bool>,
 ) -> Vec<JoinHandle<()>> {
-    let caller = |_| {
-        let (answered, stopped) = (answered.clone(), stopped.clone());
+    let client = |_| {
+        let (completed, stopped) = (completed.clone(), stopped.clone());
         tokio::spawn(async move {
             while !*stopped.borrow() {
-                let mut line = RawConnection::connect(address).await;
-                let call =
+                let mut connection = RawConnection::connect(address).await;
+                let request =
                     format!("GET /hr{USER_GET} HTTP/1.1\r\nHost: proxy.test\r\nConnection: close\r\n\r\n");
-                line.send(call).await.expect("it is taken");
-                let (answer, end) = line.read_to_end().await;
-                let answer = String::from_utf8_lossy(&answer);
-                assert!(answer.starts_with("HTTP/1.1 200") && end.is_ok(), "{answer:?} {end:?}");
-                answered.fetch_add(1, Ordering::Relaxed);
+                connection.send(request).await.expect("sent");
+                let (response, end) = connection.read_to_end().await;
+                let response = String::from_utf8_lossy(&response);
+                assert!(response.starts_with("HTTP/1.1 200") && end.is_ok(), "{response:?} {end:?}");
+                completed.fetch_add(1, Ordering::Relaxed);
             }
         })
     };
-    (0..8).map(caller).collect()
+    (0..8).map(client).collect()
 }
 
 #[tokio::test]
@@ -73,16 +73,16 @@ async fn socket_handover_refuses_no_client() {
     let mut proxy = start_with_socket(&socket, &config).await;
     assert_eq!(proxy.address().await, address);
     let (stop, stopped) = watch::channel(false);
-    let answered = Arc::new(AtomicU64::new(0));
-    let callers = start_load(address, &answered, &stopped);
-    let more = async || {
-        let before = answered.load(Ordering::Relaxed);
-        wait_for("more answers", async || answered.load(Ordering::Relaxed) > before + 20).await;
+    let completed = Arc::new(AtomicU64::new(0));
+    let clients = start_load(address, &completed, &stopped);
+    let wait_for_progress = async || {
+        let before = completed.load(Ordering::Relaxed);
+        wait_for("more responses", async || completed.load(Ordering::Relaxed) > before + 20).await;
     };
-    more().await;
-    for beside in [true, false, true, false] {
-        // Beside the old one, and after it: then who comes meanwhile waits in the socket.
-        if beside {
+    wait_for_progress().await;
+    for overlapping in [true, false, true, false] {
+        // Overlapping with the old process, or after it: connections then wait in the socket's backlog.
+        if overlapping {
             let next = start_with_socket(&socket, &config).await;
             assert_eq!(std::mem::replace(&mut proxy, next).stop().await.status, 0);
         } else {
@@ -90,11 +90,11 @@ async fn socket_handover_refuses_no_client() {
             assert_eq!(proxy.wait().await.status, 0);
             proxy = start_with_socket(&socket, &config).await;
         }
-        more().await;
+        wait_for_progress().await;
     }
     stop.send_replace(true);
-    for caller in callers {
-        with_timeout(caller).await.expect("nobody was refused");
+    for client in clients {
+        with_timeout(client).await.expect("no refused client");
     }
     assert_eq!(proxy.stop().await.status, 0);
 }
@@ -103,10 +103,10 @@ async fn socket_handover_refuses_no_client() {
 async fn inherited_socket_missing_in_the_config_is_an_error() {
     let (socket, address) = listening_socket();
     let (_wecom, _dir, config) = start_simulator("127.0.0.1:0").await;
-    let ended = Process::start_with_socket(socket.into(), &config).wait().await;
-    assert_eq!(ended.status, 1, "{}", ended.err);
-    for words in [&*address.to_string(), "LISTEN_FDS", "server.listen"] {
-        assert!(ended.err.contains(words), "{}", ended.err);
+    let output = Process::start_with_socket(socket.into(), &config).wait().await;
+    assert_eq!(output.status, 1, "{}", output.err);
+    for expected in [&*address.to_string(), "LISTEN_FDS", "server.listen"] {
+        assert!(output.err.contains(expected), "{}", output.err);
     }
 }
 
@@ -115,10 +115,10 @@ async fn inherited_descriptor_that_is_no_listener_is_refused() {
     let (_wecom, dir, config) = start_simulator("127.0.0.1:0").await;
     let file = std::fs::File::create(dir.path().join("file")).expect("a file");
     let (connected, _other) = std::os::unix::net::UnixStream::pair().expect("a pair");
-    for handed in [OwnedFd::from(file), connected.into()] {
-        let ended = Process::start_with_socket(handed, &config).wait().await;
-        assert_eq!(ended.status, 1, "{}", ended.err);
-        assert!(ended.err.contains("descriptor 3 from LISTEN_FDS is not a listening"), "{}", ended.err);
+    for inherited in [OwnedFd::from(file), connected.into()] {
+        let output = Process::start_with_socket(inherited, &config).wait().await;
+        assert_eq!(output.status, 1, "{}", output.err);
+        assert!(output.err.contains("descriptor 3 from LISTEN_FDS is not a listening"), "{}", output.err);
     }
 }
 
@@ -135,7 +135,7 @@ async fn second_proxy_on_one_address_is_refused() {
 #[tokio::test]
 async fn inherited_unix_socket_file_is_kept_on_exit() {
     let dir = TempDir::new().expect("a directory");
-    let path = dir.path().join("handed.sock");
+    let path = dir.path().join("inherited.sock");
     let socket = UnixListener::bind(&path).expect("a socket");
     let (_wecom, _dir, config) = start_simulator(&format!("unix:{}", path.display())).await;
     for _ in 0..2 {

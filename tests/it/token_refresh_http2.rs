@@ -1,4 +1,4 @@
-//! The same towards a WeCom that speaks HTTP/2: one connection carries everything, refusals and uploads side by side.
+//! Token refresh towards an HTTP/2 upstream: one connection carries all requests, refusals and uploads concurrently.
 
 use std::sync::Arc;
 
@@ -7,28 +7,29 @@ use wecom_proxy::simulator::{Settings, generated_bytes};
 
 use crate::harness::{ECHO, OPEN_CONFIG, TestProxy, USER_GET, get_concurrently};
 
-/// A TLS server of HTTP/2, and a directory with its certificate in `ca.pem`.
+/// The TLS configuration of an HTTP/2 server, and a directory with its certificate in `ca.pem`.
 pub fn http2_server_config() -> (Arc<rustls::ServerConfig>, TempDir) {
-    let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).expect("a certificate");
+    let certified = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).expect("a certificate");
     let dir = TempDir::new().expect("a directory");
-    std::fs::write(dir.path().join("ca.pem"), made.cert.pem()).expect("written");
-    let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).expect("a key");
+    std::fs::write(dir.path().join("ca.pem"), certified.cert.pem()).expect("written");
+    let key =
+        rustls::pki_types::PrivateKeyDer::try_from(certified.signing_key.serialize_der()).expect("a key");
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let server = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
     let server = server.expect("versions").with_no_client_auth();
-    let mut server = server.with_single_cert(vec![made.cert.der().clone()], key).expect("usable");
+    let mut server = server.with_single_cert(vec![certified.cert.der().clone()], key).expect("usable");
     server.alpn_protocols = vec![b"h2".to_vec()];
     (Arc::new(server), dir)
 }
 
-/// A configuration whose upstream shows the certificate in this directory.
+/// A configuration that trusts the upstream certificate in this directory.
 pub fn config_with_ca(dir: &TempDir) -> String {
     let ca = dir.path().join("ca.pem");
     let upstream = format!("url = \"https://{{api}}\"\nca_file = \"{}\"", ca.display());
     OPEN_CONFIG.replace("url = \"http://{api}\"", &upstream)
 }
 
-/// A stage whose WeCom offers HTTP/2 under TLS; the directory holds its certificate.
+/// A proxy whose simulator offers HTTP/2 over TLS, and the directory with its certificate.
 async fn start_proxy() -> (TestProxy, TempDir) {
     let (server, dir) = http2_server_config();
     let settings = Settings { tls: Some(server), ..Settings::default() };
@@ -37,34 +38,34 @@ async fn start_proxy() -> (TestProxy, TempDir) {
 
 #[tokio::test]
 async fn thousand_http2_clients_cause_one_gettoken_per_revocation() {
-    let (stage, _dir) = start_proxy().await;
-    let stage = Arc::new(stage);
+    let (proxy, _dir) = start_proxy().await;
+    let proxy = Arc::new(proxy);
     for gettokens in [1, 2] {
-        for reply in get_concurrently(&stage, 1000, USER_GET).await {
-            reply.assert_ok();
+        for response in get_concurrently(&proxy, 1000, USER_GET).await {
+            response.assert_ok();
         }
-        assert_eq!(stage.wecom.gettoken_count("hr").expect("an agent"), gettokens);
-        stage.wecom.revoke_tokens("hr").expect("an agent");
+        assert_eq!(proxy.wecom.gettoken_count("hr").expect("an agent"), gettokens);
+        proxy.wecom.revoke_tokens("hr").expect("an agent");
     }
-    assert!(stage.wecom.requests().iter().all(|record| record.version == "HTTP/2.0"));
-    assert_eq!(stage.wecom.executed_count("/cgi-bin/user/get"), 2000);
+    assert!(proxy.wecom.requests().iter().all(|record| record.version == "HTTP/2.0"));
+    assert_eq!(proxy.wecom.executed_count("/cgi-bin/user/get"), 2000);
 }
 
 #[tokio::test]
 async fn upload_refused_over_http2_is_replayed_completely() {
-    let (stage, _dir) = start_proxy().await;
-    stage.get(USER_GET).await.assert_ok();
+    let (proxy, _dir) = start_proxy().await;
+    proxy.get(USER_GET).await.assert_ok();
     for length in [0, 1, 64 * 1024, 20 << 20] {
         let mut body = Vec::with_capacity(length);
         while body.len() < length {
             body.extend_from_slice(&generated_bytes(body.len() as u64, length - body.len()));
         }
-        let expected = stage.post(ECHO, body.clone()).await;
+        let expected = proxy.post(ECHO, body.clone()).await;
         assert_eq!(expected.assert_ok().header("x-wecom-retried"), "");
-        stage.wecom.revoke_tokens("hr").expect("an agent");
-        let reply = stage.post(ECHO, body).await;
-        assert_eq!(reply.assert_ok().header("x-wecom-retried"), "40014", "{length}");
-        assert_eq!(reply.json()["body_bytes"], length);
-        assert_eq!(reply.json(), expected.json(), "{length}");
+        proxy.wecom.revoke_tokens("hr").expect("an agent");
+        let response = proxy.post(ECHO, body).await;
+        assert_eq!(response.assert_ok().header("x-wecom-retried"), "40014", "{length}");
+        assert_eq!(response.json()["body_bytes"], length);
+        assert_eq!(response.json(), expected.json(), "{length}");
     }
 }

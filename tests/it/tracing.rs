@@ -1,6 +1,6 @@
-//! Traces as OpenTelemetry's own messages have them, at a receiver that reads them with its own library.
+//! OTLP traces, checked by a receiver that decodes them with OpenTelemetry's own library.
 
-use std::{net::SocketAddr, process::Command, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
 use http::Request;
 use serde_json::{Value, json};
@@ -13,69 +13,23 @@ use crate::{
         CONFIG_WITH_CLIENTS, ECHO, OPEN_CONFIG, TestClient, TestProxy, USER_GET, client_key, wait_for,
         write_config,
     },
-    process::{Process, log_field, python},
+    otlp_receiver::OtlpReceiver,
+    process::{Process, log_field},
 };
 
 const TRACE_ID: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const PARENT_SPAN_ID: &str = "00f067aa0ba902b7";
 const TOKEN: &str = "first-token-that-the-test-knows_0123456789";
-const GRPC_PATH: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
 
-/// The receiver, in a process of its own.
-struct OtlpReceiver {
-    process: Process,
-    http: String,
-    grpc: String,
-}
-
-impl OtlpReceiver {
-    async fn start(arguments: &[&str]) -> Self {
-        let mut command = Command::new(python());
-        command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/programs/otlp_receiver.py")).args(arguments);
-        let process = Process::start(command);
-        let ready = process.out.wait_for_line("ready").await;
-        let [http, grpc] =
-            ["http", "grpc"].map(|kind| format!("http://127.0.0.1:{}", log_field(&ready, kind)));
-        Self { process, http, grpc: grpc + GRPC_PATH }
-    }
-
-    fn deliveries(&self) -> Vec<Value> {
-        let out = self.process.out.text();
-        let lines = out.split_inclusive('\n').filter(|line| line.starts_with('{') && line.ends_with('\n'));
-        lines.map(|line| serde_json::from_str(line).expect("JSON")).collect()
-    }
-
-    fn results(&self) -> Vec<String> {
-        self.deliveries().iter().map(|one| one["answer"].as_str().expect("one").to_owned()).collect()
-    }
-
-    /// Waits until so many spans were taken.
-    async fn wait_for_spans(&self, count: usize) -> Vec<Value> {
-        let mut spans = Vec::new();
-        wait_for("spans", async || {
-            let taken = self.deliveries();
-            spans = taken.iter().filter_map(|one| one["spans"].as_array()).flatten().cloned().collect();
-            spans.len() >= count
-        })
-        .await;
-        assert_eq!(spans.len(), count, "{spans:#?}");
-        spans
-    }
-
-    async fn wait_for_result(&self, answer: &str) {
-        wait_for(answer, async || self.results().iter().any(|one| one == answer)).await;
-    }
-}
-
-/// A configuration whose traces go there.
+/// The configuration with traces exported to `url`.
 fn config_with_otlp(toml: &str, url: &str) -> String {
     toml.replace("[admin]", &format!("[admin]\notlp = \"{url}\""))
 }
 
-async fn dropped_spans(stage: &TestProxy) -> u64 {
-    let text =
-        TestClient::connect_http1(stage.admin_address()).await.request(Request::get("/metrics"), "").await;
-    let mut lines = text.text().lines();
+async fn dropped_spans(proxy: &TestProxy) -> u64 {
+    let metrics =
+        TestClient::connect_http1(proxy.admin_address()).await.request(Request::get("/metrics"), "").await;
+    let mut lines = metrics.text().lines();
     let value = lines.find_map(|line| line.strip_prefix("wecom_proxy_spans_dropped_total "));
     value.expect("the metric").parse().expect("a number")
 }
@@ -88,90 +42,43 @@ fn spans_named<'a>(spans: &'a [Value], name: &str) -> Vec<&'a Value> {
     spans.iter().filter(|span| span["name"] == name).collect()
 }
 
-fn nanos(span: &Value, edge: &str) -> u64 {
-    span[edge].as_u64().expect("a time")
+fn nanos(span: &Value, field: &str) -> u64 {
+    span[field].as_u64().expect("a time")
 }
 
-async fn assert_retry_spans(grpc: bool) {
-    let receiver = OtlpReceiver::start(&[]).await;
-    let stage = TestProxy::start_with_config(&config_with_otlp(
-        CONFIG_WITH_CLIENTS,
-        if grpc { &receiver.grpc } else { &receiver.http },
-    ))
-    .await;
-    // The first token is known here, and not to WeCom.
+/// Sends a request that is retried once, and returns its spans.
+async fn retried_request_spans(proxy: &TestProxy, receiver: &OtlpReceiver) -> Vec<Value> {
+    // The first token is known to the test and invalid at WeCom.
     let grant = json!({ "errcode": 0, "errmsg": "ok", "access_token": TOKEN, "expires_in": 7200 });
     let grant =
         Fault::response(200, "application/json", grant.to_string()).on_path("/cgi-bin/gettoken").times(1);
-    stage.wecom.inject(grant).expect("a fault");
-    let call = Request::post(format!("/hr{ECHO}?access_token=hush-hush&x=query-of-it"))
+    proxy.wecom.inject(grant).expect("a fault");
+    let request = Request::post(format!("/hr{ECHO}?access_token=hush-hush&x=query-of-it"))
         .header("x-api-key", client_key("billing"))
         .header("x-request-id", "night-shift-7")
         .header("traceparent", format!("00-{TRACE_ID}-{PARENT_SPAN_ID}-01"))
         .header("Tracestate", "vendor=state-of-it")
         .header("baggage", "user=baggage-of-it");
-    assert_eq!(stage.request(call, "{}").await.header("x-wecom-retried"), "40014");
-    let spans = &receiver.wait_for_spans(5).await[..];
+    assert_eq!(proxy.request(request, "{}").await.header("x-wecom-retried"), "40014");
+    receiver.wait_for_spans(5).await
+}
+
+async fn assert_retry_spans(grpc: bool) {
+    let receiver = OtlpReceiver::start(&[]).await;
+    let proxy = TestProxy::start_with_config(&config_with_otlp(
+        CONFIG_WITH_CLIENTS,
+        if grpc { &receiver.grpc } else { &receiver.http },
+    ))
+    .await;
+    let spans = &retried_request_spans(&proxy, &receiver).await[..];
     let [request] = spans_of_kind(spans, "SPAN_KIND_SERVER")[..] else { panic!("{spans:#?}") };
     for span in spans {
-        assert_eq!(span["trace_id"], TRACE_ID);
-        let parent =
-            if span == request { PARENT_SPAN_ID } else { request["span_id"].as_str().expect("an id") };
-        assert_eq!(span["parent"], parent);
-        assert_eq!(span["flags"], if span == request { 0x301 } else { 0x101 });
-        assert!(nanos(request, "start") <= nanos(span, "start"), "{spans:#?}");
-        assert!(nanos(span, "start") <= nanos(span, "end"), "{spans:#?}");
-        assert!(nanos(span, "end") <= nanos(request, "end"), "{spans:#?}");
-        let resource = &span["resource"];
-        assert_eq!(resource["service.name"], "wecom-proxy");
-        assert_eq!(span["scope"], json!(["wecom-proxy", env!("CARGO_PKG_VERSION")]));
+        assert_span_within_request(span, request);
     }
-    assert_eq!(
-        (&request["name"], &request["status"]),
-        (&json!(format!("POST {ECHO}")), &json!("STATUS_CODE_UNSET"))
-    );
-    let mut attributes = request["attributes"].clone();
-    let size = attributes.as_object_mut().expect("some").remove("http.response.body.size");
-    assert!(size.expect("its size").as_u64().is_some_and(|size| size > 0));
-    let expected = json!({
-        "http.request.method": "POST", "http.response.status_code": 200, "http.route": ECHO,
-        "url.scheme": "http", "url.path": format!("/hr{ECHO}"), "network.protocol.version": "1.1",
-        "client.address": "127.0.0.1", "wecom.agent": "hr", "wecom.client": "billing",
-        "wecom.retried": 40014, "wecom.request_id": "night-shift-7", "wecom.errcode": attributes["wecom.errcode"],
-        "http.request.body.size": 2,
-    });
-    assert_eq!(attributes, expected);
-
-    let [first, token] = spans_named(spans, "token")[..] else { panic!("{spans:#?}") };
-    for token in [first, token] {
-        assert_eq!(token["attributes"], json!({ "wecom.agent": "hr", "wecom.client": "billing" }));
-    }
-    let [refused, answered] = spans_of_kind(spans, "SPAN_KIND_CLIENT")[..] else { panic!("{spans:#?}") };
-    assert!(nanos(first, "end") <= nanos(refused, "start"));
-    assert!(
-        nanos(refused, "end") <= nanos(token, "start") && nanos(token, "end") <= nanos(answered, "start")
-    );
-    let upstream = stage.wecom.api_addr();
-    let expected = json!({
-        "http.request.method": "POST", "http.response.status_code": 200, "url.full": format!("http://{upstream}{ECHO}"),
-        "url.template": ECHO, "server.address": "127.0.0.1", "server.port": upstream.port(),
-        "wecom.agent": "hr", "wecom.client": "billing", "wecom.errcode": 40014, "error.type": "40014",
-    });
-    assert_eq!((&refused["attributes"], &refused["status"]), (&expected, &json!("STATUS_CODE_ERROR")));
-    assert_eq!(answered["attributes"]["http.request.resend_count"], 1);
-    assert_eq!(
-        (answered["attributes"].get("error.type"), &answered["status"]),
-        (None, &json!("STATUS_CODE_UNSET"))
-    );
-
-    let text = receiver.process.out.text();
-    let secret = Settings::default().agents[0].secret.clone();
-    for secret in
-        [&*client_key("billing"), "hush-hush", "query-of-it", "state-of-it", "baggage-of-it", TOKEN, &secret]
-    {
-        assert!(!text.contains(secret), "{secret} in {text}");
-    }
-    for record in stage.wecom.requests() {
+    assert_request_span(request);
+    assert_attempt_spans(spans, proxy.wecom.api_addr());
+    assert_no_secret_in_traces(&receiver.process.out.text());
+    for record in proxy.wecom.requests() {
         for (name, _) in record.headers {
             assert!(!["traceparent", "tracestate", "baggage"].contains(&&*name.to_lowercase()), "{name}");
         }
@@ -185,7 +92,78 @@ async fn assert_retry_spans(grpc: bool) {
             (&json!("/v1/traces"), &json!("application/x-protobuf"))
         );
     }
-    assert_eq!(dropped_spans(&stage).await, 0);
+    assert_eq!(dropped_spans(&proxy).await, 0);
+}
+
+/// Asserts that a span is the request's span, or a child of it in its trace and within its time.
+#[track_caller]
+fn assert_span_within_request(span: &Value, request: &Value) {
+    assert_eq!(span["trace_id"], TRACE_ID);
+    let parent = if span == request { PARENT_SPAN_ID } else { request["span_id"].as_str().expect("an id") };
+    assert_eq!(span["parent"], parent);
+    assert_eq!(span["flags"], if span == request { 0x301 } else { 0x101 });
+    assert!(nanos(request, "start") <= nanos(span, "start"), "{span:#?} in {request:#?}");
+    assert!(nanos(span, "start") <= nanos(span, "end"), "{span:#?}");
+    assert!(nanos(span, "end") <= nanos(request, "end"), "{span:#?} in {request:#?}");
+    let resource = &span["resource"];
+    assert_eq!(resource["service.name"], "wecom-proxy");
+    assert_eq!(span["scope"], json!(["wecom-proxy", env!("CARGO_PKG_VERSION")]));
+}
+
+#[track_caller]
+fn assert_request_span(request: &Value) {
+    assert_eq!(
+        (&request["name"], &request["status"]),
+        (&json!(format!("POST {ECHO}")), &json!("STATUS_CODE_UNSET"))
+    );
+    let mut attributes = request["attributes"].clone();
+    let size = attributes.as_object_mut().expect("attributes").remove("http.response.body.size");
+    assert!(size.expect("a body size").as_u64().is_some_and(|size| size > 0));
+    let expected = json!({
+        "http.request.method": "POST", "http.response.status_code": 200, "http.route": ECHO,
+        "url.scheme": "http", "url.path": format!("/hr{ECHO}"), "network.protocol.version": "1.1",
+        "client.address": "127.0.0.1", "wecom.agent": "hr", "wecom.client": "billing",
+        "wecom.retried": 40014, "wecom.request_id": "night-shift-7", "wecom.errcode": attributes["wecom.errcode"],
+        "http.request.body.size": 2,
+    });
+    assert_eq!(attributes, expected);
+}
+
+/// Asserts the spans of both attempts, each after the span of its token.
+#[track_caller]
+fn assert_attempt_spans(spans: &[Value], upstream: SocketAddr) {
+    let [first_token, second_token] = spans_named(spans, "token")[..] else { panic!("{spans:#?}") };
+    for token in [first_token, second_token] {
+        assert_eq!(token["attributes"], json!({ "wecom.agent": "hr", "wecom.client": "billing" }));
+    }
+    let [refused, retried] = spans_of_kind(spans, "SPAN_KIND_CLIENT")[..] else { panic!("{spans:#?}") };
+    assert!(nanos(first_token, "end") <= nanos(refused, "start"));
+    assert!(
+        nanos(refused, "end") <= nanos(second_token, "start")
+            && nanos(second_token, "end") <= nanos(retried, "start")
+    );
+    let expected = json!({
+        "http.request.method": "POST", "http.response.status_code": 200, "url.full": format!("http://{upstream}{ECHO}"),
+        "url.template": ECHO, "server.address": "127.0.0.1", "server.port": upstream.port(),
+        "wecom.agent": "hr", "wecom.client": "billing", "wecom.errcode": 40014, "error.type": "40014",
+    });
+    assert_eq!((&refused["attributes"], &refused["status"]), (&expected, &json!("STATUS_CODE_ERROR")));
+    assert_eq!(retried["attributes"]["http.request.resend_count"], 1);
+    assert_eq!(
+        (retried["attributes"].get("error.type"), &retried["status"]),
+        (None, &json!("STATUS_CODE_UNSET"))
+    );
+}
+
+/// Asserts that exported traces contain no credential, query or baggage of the request.
+#[track_caller]
+fn assert_no_secret_in_traces(text: &str) {
+    let secret = Settings::default().agents[0].secret.clone();
+    for secret in
+        [&*client_key("billing"), "hush-hush", "query-of-it", "state-of-it", "baggage-of-it", TOKEN, &secret]
+    {
+        assert!(!text.contains(secret), "{secret} in {text}");
+    }
 }
 
 #[tokio::test]
@@ -202,41 +180,41 @@ async fn span_tree_is_exported_over_grpc() {
 async fn queued_request_has_a_queue_span() {
     let receiver = OtlpReceiver::start(&[]).await;
     let toml = OPEN_CONFIG.replace("[admin]", "max_in_flight = 1\nqueue_timeout = \"10m\"\n[admin]");
-    let stage = TestProxy::start_with_config(&config_with_otlp(&toml, &receiver.http)).await;
-    stage.get(USER_GET).await.assert_ok();
+    let proxy = TestProxy::start_with_config(&config_with_otlp(&toml, &receiver.http)).await;
+    proxy.get(USER_GET).await.assert_ok();
     let before = receiver.wait_for_spans(3 + 1).await;
-    // The only place is never common property.
+    // With a single permit every request passes the queue.
     assert_eq!(spans_named(&before, "queue").len(), 1);
-    stage.wecom.inject(Fault::hold().on_path("/cgi-bin/user/get").times(1)).expect("a fault");
+    proxy.wecom.inject(Fault::hold().on_path("/cgi-bin/user/get").times(1)).expect("a fault");
     let (mut first, mut second) =
-        (TestClient::connect_http1(stage.address()).await, TestClient::connect_http1(stage.address()).await);
-    let held = tokio::spawn(async move { first.get(USER_GET).await });
-    stage.wecom.wait_until(|seen| seen.in_flight() == 1).await.expect("a request");
-    let began = Instant::now();
+        (TestClient::connect_http1(proxy.address()).await, TestClient::connect_http1(proxy.address()).await);
+    let in_flight = tokio::spawn(async move { first.get(USER_GET).await });
+    proxy.wecom.wait_until(|observed| observed.in_flight() == 1).await.expect("a request");
+    let started = Instant::now();
     let waiting = tokio::spawn(async move { second.get(ECHO).await });
-    let places = stage.app.concurrency_limit();
-    wait_for("its turn in the row", async || places.queued() == 1).await;
+    let permits = proxy.app.concurrency_limit();
+    wait_for("the queued request", async || permits.queued() == 1).await;
     tokio::time::sleep(Duration::from_millis(100)).await;
-    stage.wecom.release_held();
-    held.await.expect("no panic");
+    proxy.wecom.release_held();
+    in_flight.await.expect("no panic");
     waiting.await.expect("no panic");
-    let most = began.elapsed().as_nanos() as u64;
+    let total_nanos = started.elapsed().as_nanos() as u64;
     let spans = receiver.wait_for_spans(before.len() + 6).await;
-    let waited =
+    let queue_nanos =
         spans_named(&spans, "queue").into_iter().map(|span| nanos(span, "end") - nanos(span, "start"));
-    let longest = waited.max().expect("one");
-    assert!((50_000_000..most).contains(&longest), "{longest} of {most}");
+    let longest_nanos = queue_nanos.max().expect("a queue span");
+    assert!((50_000_000..total_nanos).contains(&longest_nanos), "{longest_nanos} of {total_nanos}");
 }
 
 #[tokio::test]
 async fn failed_spans_have_their_error_type() {
     let receiver = OtlpReceiver::start(&[]).await;
-    let stage = TestProxy::start_with_config(&config_with_otlp(OPEN_CONFIG, &receiver.http)).await;
-    stage
+    let proxy = TestProxy::start_with_config(&config_with_otlp(OPEN_CONFIG, &receiver.http)).await;
+    proxy
         .wecom
         .inject(Fault::drop(DropPoint::BeforeResponse).on_path("/cgi-bin/message/send"))
         .expect("a fault");
-    stage.post("/cgi-bin/message/send", "{}").await.assert_proxy_error("upstream-broke", 502, -1);
+    proxy.post("/cgi-bin/message/send", "{}").await.assert_proxy_error("upstream-broke", 502, -1);
     let spans = receiver.wait_for_spans(3).await;
     for span in spans.iter().filter(|span| span["name"] == "POST /cgi-bin/message/send") {
         assert_eq!(
@@ -244,11 +222,12 @@ async fn failed_spans_have_their_error_type() {
             (&json!("upstream-broke"), &json!("STATUS_CODE_ERROR"))
         );
     }
-    let message = spans_of_kind(&spans, "SPAN_KIND_SERVER")[0]["message"].as_str().expect("words").to_owned();
+    let message =
+        spans_of_kind(&spans, "SPAN_KIND_SERVER")[0]["message"].as_str().expect("a message").to_owned();
     assert!(message.contains("closed the connection without an answer"), "{message}");
 
-    // A caller's own mistake is no error of the proxy's, and what it invents is no name.
-    stage.request(Request::builder().method("HUSH").uri("/nowhere"), "").await.assert_proxy_error(
+    // A client error does not set the span status, and an unknown method is not part of the span name.
+    proxy.request(Request::builder().method("HUSH").uri("/nowhere"), "").await.assert_proxy_error(
         "bad-request",
         400,
         40035,
@@ -264,12 +243,12 @@ async fn failed_spans_have_their_error_type() {
         (&json!("_OTHER"), &json!("bad-request"))
     );
 
-    // A caller who leaves ends what was begun.
-    stage.wecom.inject(Fault::hold().on_path("/cgi-bin/user/get")).expect("a fault");
-    let address = stage.address();
-    let mut caller = TestClient::connect_http1(address).await;
-    let call = tokio::spawn(async move { caller.get(USER_GET).await });
-    stage.wecom.wait_until(|seen| seen.in_flight() == 1).await.expect("a request");
+    // A client that aborts ends its open spans.
+    proxy.wecom.inject(Fault::hold().on_path("/cgi-bin/user/get")).expect("a fault");
+    let address = proxy.address();
+    let mut client = TestClient::connect_http1(address).await;
+    let call = tokio::spawn(async move { client.get(USER_GET).await });
+    proxy.wecom.wait_until(|observed| observed.in_flight() == 1).await.expect("a request");
     call.abort();
     let spans = receiver.wait_for_spans(6).await;
     for span in &spans[4..] {
@@ -283,47 +262,50 @@ async fn failed_spans_have_their_error_type() {
 
 #[tokio::test]
 async fn busy_collector_is_retried_and_a_refusal_is_not() {
-    for (grpc, answers) in
+    for (grpc, results) in
         [(false, ["503", "429:1", "ok"]), (true, ["UNAVAILABLE", "RESOURCE_EXHAUSTED", "ok"])]
     {
-        let receiver = OtlpReceiver::start(&answers[..2]).await;
-        let stage = TestProxy::start_with_config(&config_with_otlp(
+        let receiver = OtlpReceiver::start(&results[..2]).await;
+        let proxy = TestProxy::start_with_config(&config_with_otlp(
             OPEN_CONFIG,
             if grpc { &receiver.grpc } else { &receiver.http },
         ))
         .await;
-        let began = Instant::now();
-        stage.get(USER_GET).await.assert_ok();
+        let started = Instant::now();
+        proxy.get(USER_GET).await.assert_ok();
         receiver.wait_for_spans(3).await;
-        assert_eq!(receiver.results(), answers);
-        assert!(grpc || began.elapsed() >= Duration::from_millis(1400), "it wanted a second for itself");
-        assert_eq!(dropped_spans(&stage).await, 0);
+        assert_eq!(receiver.results(), results);
+        assert!(
+            grpc || started.elapsed() >= Duration::from_millis(1400),
+            "the collector asked for a delay of 1 s"
+        );
+        assert_eq!(dropped_spans(&proxy).await, 0);
     }
     for (grpc, refusal) in [(false, "400"), (true, "INVALID_ARGUMENT")] {
         let receiver = OtlpReceiver::start(&[refusal, "part"]).await;
-        let stage = TestProxy::start_with_config(&config_with_otlp(
+        let proxy = TestProxy::start_with_config(&config_with_otlp(
             OPEN_CONFIG,
             if grpc { &receiver.grpc } else { &receiver.http },
         ))
         .await;
-        stage.get(USER_GET).await.assert_ok();
+        proxy.get(USER_GET).await.assert_ok();
         receiver.wait_for_result(refusal).await;
-        wait_for("the count", async || dropped_spans(&stage).await == 3).await;
-        stage.get(USER_GET).await.assert_ok();
+        wait_for("the count", async || dropped_spans(&proxy).await == 3).await;
+        proxy.get(USER_GET).await.assert_ok();
         receiver.wait_for_spans(2).await;
-        wait_for("the count", async || dropped_spans(&stage).await == 4).await;
+        wait_for("the count", async || dropped_spans(&proxy).await == 4).await;
     }
 }
 
-/// A proxy in a process of its own, whose traces go there.
+/// A proxy in its own process, with traces exported to `url`.
 async fn start_proxy(url: &str) -> (Simulator, Process, TestClient, TempDir) {
     let wecom = Simulator::start_local(Settings::default()).await.expect("a simulator");
     let dir = TempDir::new().expect("a directory");
     let toml =
         config_with_otlp(OPEN_CONFIG, url).replace("[upstream]", "shutdown_grace = \"1s\"\n[upstream]");
     let proxy = Process::serve(&write_config(&dir, wecom.api_addr(), &Settings::default(), &toml)).await;
-    let caller = TestClient::connect_http1(proxy.address().await).await;
-    (wecom, proxy, caller, dir)
+    let client = TestClient::connect_http1(proxy.address().await).await;
+    (wecom, proxy, client, dir)
 }
 
 async fn free_port() -> SocketAddr {
@@ -333,27 +315,27 @@ async fn free_port() -> SocketAddr {
 #[tokio::test]
 async fn unreachable_collector_blocks_nothing_and_is_retried() {
     let address = free_port().await;
-    let (_wecom, proxy, mut caller, _dir) = start_proxy(&format!("http://{address}")).await;
-    caller.get(USER_GET).await.assert_ok();
+    let (_wecom, proxy, mut client, _dir) = start_proxy(&format!("http://{address}")).await;
+    client.get(USER_GET).await.assert_ok();
     let line = proxy.err.wait_for_line("traces cannot be delivered").await;
     assert!(
         line.contains(&format!("http://{address}/v1/traces")) && line.contains("cannot connect"),
         "{line}"
     );
-    caller.get(USER_GET).await.assert_ok();
+    client.get(USER_GET).await.assert_ok();
     let receiver = OtlpReceiver::start(&["--port", &address.port().to_string()]).await;
     receiver.wait_for_spans(5).await;
     proxy.err.wait_for_line("traces are delivered again").await;
-    let ended = proxy.stop().await;
-    assert_eq!(ended.err.matches("cannot be delivered").count(), 1, "{}", ended.err);
-    assert!(!ended.err.contains("were not delivered"), "{}", ended.err);
+    let output = proxy.stop().await;
+    assert_eq!(output.err.matches("cannot be delivered").count(), 1, "{}", output.err);
+    assert!(!output.err.contains("were not delivered"), "{}", output.err);
 }
 
 #[tokio::test]
 async fn pending_spans_are_exported_at_exit() {
     let receiver = OtlpReceiver::start(&[]).await;
-    let (_wecom, proxy, mut caller, _dir) = start_proxy(&receiver.http).await;
-    caller.get(USER_GET).await.assert_ok();
+    let (_wecom, proxy, mut client, _dir) = start_proxy(&receiver.http).await;
+    client.get(USER_GET).await.assert_ok();
     assert_eq!(proxy.stop().await.status, 0);
     receiver.wait_for_spans(3).await;
 }
@@ -361,23 +343,27 @@ async fn pending_spans_are_exported_at_exit() {
 #[tokio::test]
 async fn hanging_collector_blocks_neither_requests_nor_exit() {
     let receiver = OtlpReceiver::start(&["hang"]).await;
-    let (_wecom, proxy, mut caller, _dir) = start_proxy(&receiver.http).await;
-    caller.get(USER_GET).await.assert_ok();
+    let (_wecom, proxy, mut client, _dir) = start_proxy(&receiver.http).await;
+    client.get(USER_GET).await.assert_ok();
     receiver.wait_for_result("hang").await;
-    let began = Instant::now();
-    caller.get(USER_GET).await.assert_ok();
-    let ended = proxy.stop().await;
-    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
-    assert!(ended.status == 0 && ended.err.contains("the last traces were not delivered"), "{}", ended.err);
+    let started = Instant::now();
+    client.get(USER_GET).await.assert_ok();
+    let output = proxy.stop().await;
+    assert!(started.elapsed() < Duration::from_secs(8), "{:?}", started.elapsed());
+    assert!(
+        output.status == 0 && output.err.contains("the last traces were not delivered"),
+        "{}",
+        output.err
+    );
 }
 
 #[tokio::test]
 async fn unsampled_trace_is_only_logged() {
     let receiver = OtlpReceiver::start(&[]).await;
-    let (_wecom, proxy, mut caller, _dir) = start_proxy(&receiver.http).await;
+    let (_wecom, proxy, mut client, _dir) = start_proxy(&receiver.http).await;
     for (flags, id) in [("00", "night-shift-1"), ("01", "night-shift-2")] {
         let request = Request::get(format!("/hr{USER_GET}")).header("x-request-id", id);
-        caller
+        client
             .request(request.header("traceparent", format!("00-{TRACE_ID}-{PARENT_SPAN_ID}-{flags}")), "")
             .await
             .assert_ok();

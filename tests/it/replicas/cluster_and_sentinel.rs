@@ -1,4 +1,4 @@
-//! Stores of several servers: a cluster, and a master that sentinels watch.
+//! Stores of several servers: a Redis cluster, and a master with a sentinel.
 
 use std::{
     process::Command,
@@ -12,18 +12,18 @@ use crate::{
     redis_server::{RedisServer, STORE_KEY},
 };
 
-/// A cluster of three masters, and the line for `[tokens]`.
+/// A cluster of three masters, and its `store` line for `[tokens]`.
 async fn start_cluster(options: &[&str]) -> (Vec<RedisServer>, String) {
     let mut nodes = Vec::new();
-    let always = ["--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf"];
+    let cluster_options = ["--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf"];
     for _ in 0..3 {
-        nodes.push(RedisServer::start_with(&[&always, options].concat()).await);
+        nodes.push(RedisServer::start_with(&[&cluster_options, options].concat()).await);
     }
     let addresses: Vec<_> = nodes.iter().map(|node| node.address().to_string()).collect();
-    let mut create = Command::new(tool("redis-cli"));
-    create.args(["--cluster", "create"]).args(&addresses).args(["--cluster-yes"]);
-    let created = run(create).await;
-    assert_eq!(created.status, 0, "{}{}", created.out, created.err);
+    let mut command = Command::new(tool("redis-cli"));
+    command.args(["--cluster", "create"]).args(&addresses).args(["--cluster-yes"]);
+    let output = run(command).await;
+    assert_eq!(output.status, 0, "{}{}", output.out, output.err);
     for node in &nodes {
         wait_for("the cluster", async || {
             node.command(&["CLUSTER", "INFO"]).await.contains("cluster_state:ok")
@@ -46,23 +46,25 @@ async fn redis_cluster_works_as_the_store() {
 #[tokio::test]
 async fn minimal_acl_is_enough_for_cluster_and_sentinel() {
     let user =
-        |more: &str| format!("wecom on >{} {} {more}", store_security::PASSWORD, store_security::ACL_RULES);
-    let known = format!("user = \"wecom\", password = \"{}\", key =", store_security::PASSWORD);
+        |rules: &str| format!("wecom on >{} {} {rules}", store_security::PASSWORD, store_security::ACL_RULES);
+    let credentials = format!("user = \"wecom\", password = \"{}\", key =", store_security::PASSWORD);
     let options = |user: &str| {
-        let words = ["--user"].into_iter().chain(user.split_whitespace()).map(str::to_owned);
-        words.collect::<Vec<_>>()
+        let arguments = ["--user"].into_iter().chain(user.split_whitespace()).map(str::to_owned);
+        arguments.collect::<Vec<_>>()
     };
-    let in_cluster = options(&user("+cluster"));
-    let (_nodes, store) = start_cluster(&in_cluster.iter().map(String::as_str).collect::<Vec<_>>()).await;
-    let replicas = Replicas::start(2, &store.replace("key =", &known)).await;
+    let cluster_options = options(&user("+cluster"));
+    let (_nodes, store) =
+        start_cluster(&cluster_options.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    let replicas = Replicas::start(2, &store.replace("key =", &credentials)).await;
     replicas.load(5).await;
     replicas.assert_one_refresh(5).await;
-    for stage in replicas.all() {
-        assert_eq!(stage.app.store_error(), None);
+    for proxy in replicas.all() {
+        assert_eq!(proxy.app.store_error(), None);
     }
 
-    let with_sentinel = options(&user("+role"));
-    let master = RedisServer::start_with(&with_sentinel.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    let sentinel_options = options(&user("+role"));
+    let master =
+        RedisServer::start_with(&sentinel_options.iter().map(String::as_str).collect::<Vec<_>>()).await;
     let replica =
         RedisServer::start_with(&["--replicaof", "127.0.0.1", &master.address().port().to_string()]).await;
     wait_for("replication", async || {
@@ -71,7 +73,7 @@ async fn minimal_acl_is_enough_for_cluster_and_sentinel() {
     .await;
     let sentinel = RedisServer::start_sentinel(master.address()).await;
     let store = format!(
-        "store = {{ redis = \"redis://{}\", sentinel = \"mymaster\", {known} \"{STORE_KEY}\" }}",
+        "store = {{ redis = \"redis://{}\", sentinel = \"mymaster\", {credentials} \"{STORE_KEY}\" }}",
         sentinel.address()
     );
     let replicas = Replicas::start(2, &store).await;
@@ -79,7 +81,7 @@ async fn minimal_acl_is_enough_for_cluster_and_sentinel() {
     replicas.assert_one_refresh(5).await;
 }
 
-/// In which place the node is that answers for the agent's name, and the number of its slot.
+/// The index of the node that owns the agent's record, and the hash slot of the record.
 async fn record_owner(nodes: &[RedisServer]) -> (usize, String) {
     for (nth, node) in nodes.iter().enumerate() {
         let keys = node.command(&["--raw", "KEYS", "*:record"]).await;
@@ -103,15 +105,15 @@ async fn cluster_slot_migration_is_followed() {
     let (from_id, to_id) = (from_id.trim(), to_id.trim());
     to.command(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", from_id]).await;
     from.command(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", to_id]).await;
-    // Asked for what is not there any more, a node sends whoever asks to the other one.
+    // A node redirects requests for a migrated key to the other node (`-ASK`).
     let gettokens = replicas.revoke_and_load(5).await;
-    assert!((1..=3).contains(&gettokens), "{gettokens} while the slot is about to move");
+    assert!((1..=3).contains(&gettokens), "{gettokens} while the slot is migrating");
     let keys = from.command(&["--raw", "CLUSTER", "GETKEYSINSLOT", &slot, "100"]).await;
     for (nth, key) in keys.lines().enumerate() {
         let port = to.address().port().to_string();
         from.command(&["MIGRATE", "127.0.0.1", &port, key, "0", "1000"]).await;
         let gettokens = replicas.revoke_and_load(5).await;
-        assert!((1..=3).contains(&gettokens), "{gettokens} after {} of the keys moved", nth + 1);
+        assert!((1..=3).contains(&gettokens), "{gettokens} after {} keys moved", nth + 1);
     }
     for node in [to, from] {
         node.command(&["CLUSTER", "SETSLOT", &slot, "NODE", to_id]).await;
@@ -129,11 +131,11 @@ async fn hanging_cluster_node_blocks_no_replica() {
     replicas.load(1).await;
     for node in &nodes {
         node.signal("STOP");
-        let began = Instant::now();
+        let started = Instant::now();
         let gettokens = replicas.revoke_and_load(5).await;
         assert!((1..=3).contains(&gettokens), "{gettokens}");
-        // On a machine that has other work too; a claim that is waited for would take three times as long.
-        assert!(began.elapsed() < Duration::from_secs(15), "it took {:?}", began.elapsed());
+        // Generous for a loaded machine; waiting for a claim would take three times as long.
+        assert!(started.elapsed() < Duration::from_secs(15), "took {:?}", started.elapsed());
         node.signal("CONT");
         replicas.wait_for_store().await;
     }
@@ -144,10 +146,10 @@ async fn hanging_cluster_node_blocks_no_replica() {
 #[tokio::test]
 async fn events_continue_after_their_node_dies() {
     let (mut nodes, store) = start_cluster(&["--cluster-require-full-coverage", "no"]).await;
-    // The last of the three has the channel's slot, and nothing else that is ever asked for.
+    // The third node has the slot of the event channel, and no other key of the store.
     let mut prefixes = (0..).map(|nth| format!("p{nth}:"));
     let prefix = loop {
-        let prefix = prefixes.next().expect("there are many");
+        let prefix = prefixes.next().expect("an infinite iterator");
         let slot = nodes[0].command(&["--raw", "CLUSTER", "KEYSLOT", &format!("{prefix}news")]).await;
         if slot.trim().parse::<u16>().expect("a slot") > 10_922 {
             break prefix;
@@ -156,32 +158,32 @@ async fn events_continue_after_their_node_dies() {
     let store = store.replace("key =", &format!("prefix = \"{prefix}\", key ="));
     let replicas = Replicas::start(3, &store).await;
     replicas.load(1).await;
-    assert_ne!(record_owner(&nodes).await.0, 2, "the agent's name is elsewhere");
+    assert_ne!(record_owner(&nodes).await.0, 2, "the record is on another node");
     let subscribed = async |node: &RedisServer| {
-        let said = node.command(&["--raw", "PUBSUB", "NUMSUB", &format!("{prefix}news")]).await;
-        said.lines().last().expect("a number").to_owned()
+        let subscribers = node.command(&["--raw", "PUBSUB", "NUMSUB", &format!("{prefix}news")]).await;
+        subscribers.lines().last().expect("a number").to_owned()
     };
     assert_eq!(subscribed(&nodes[2]).await, "3");
     nodes[2].kill().await;
     let gettokens = replicas.revoke_and_load(5).await;
     assert!((1..=3).contains(&gettokens), "{gettokens}");
     nodes[2].restart().await;
-    wait_for("those who listen", async || subscribed(&nodes[2]).await == "3").await;
+    wait_for("the subscribers", async || subscribed(&nodes[2]).await == "3").await;
     replicas.wait_for_store().await;
-    let taken = [
+    let before = [
         shared_refresh_count(replicas.others[0].admin_address()).await,
         shared_refresh_count(replicas.others[1].admin_address()).await,
     ];
-    // Between the nodes it takes a while until what one is told comes to the other.
-    wait_for("the news", async || {
+    // The cluster bus forwards messages between nodes with a delay.
+    wait_for("the event", async || {
         replicas.first.wecom.revoke_tokens("hr").expect("an agent");
         replicas.first.get(USER_GET).await.assert_ok();
-        let others = replicas.others.iter().map(|stage| stage.admin_address()).zip(taken);
-        let mut all = true;
-        for (admin, taken) in others {
-            all &= shared_refresh_count(admin).await > taken;
+        let others = replicas.others.iter().map(|proxy| proxy.admin_address()).zip(before);
+        let mut all_updated = true;
+        for (admin, before) in others {
+            all_updated &= shared_refresh_count(admin).await > before;
         }
-        all
+        all_updated
     })
     .await;
 }
@@ -196,7 +198,7 @@ async fn silent_sentinel_does_not_hide_the_master() {
     })
     .await;
     let sentinel = RedisServer::start_sentinel(master.address()).await;
-    // It takes connections, and that is all it does.
+    // A sentinel that accepts connections and never replies.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let store = format!(
         "store = {{ redis = [\"redis://{}\", \"redis://{}\"], sentinel = \"mymaster\", key = \"{STORE_KEY}\" }}",
@@ -225,10 +227,10 @@ async fn sentinel_failover_is_followed() {
     let replicas = Replicas::start(3, &store).await;
     replicas.load(20).await;
     replicas.assert_one_refresh(20).await;
-    // All the while somebody calls, and now and then the token is voided.
+    // Clients send requests throughout the failover, and the token is revoked in the middle of it.
     let load = Load::start(&replicas);
     master.kill().await;
-    let gettokens = replicas.first.wecom.observe(|seen| seen.received_count(GETTOKEN));
+    let gettokens = replicas.first.wecom.observe(|observed| observed.received_count(GETTOKEN));
     replicas.first.wecom.revoke_tokens("hr").expect("an agent");
     wait_for("a token", async || replicas.upstream_counts().0 > gettokens).await;
     wait_for("the failover", async || replica.command(&["ROLE"]).await.starts_with("master")).await;

@@ -1,4 +1,4 @@
-//! The scripts of the store, each by itself on a real server.
+//! The Lua scripts of the store, each alone on a real server.
 
 use crate::redis_server::RedisServer;
 
@@ -9,27 +9,27 @@ const EXTEND: &str = include_str!("../../../src/store/scripts/extend.lua");
 const PUT: &str = include_str!("../../../src/store/scripts/put.lua");
 const READ: &str = include_str!("../../../src/store/scripts/read.lua");
 
-/// What a script answers, a line for each value.
+/// Runs a script; returns its reply, one line per value.
 async fn eval(redis: &RedisServer, script: &str, keys: &[&str], arguments: &[&str]) -> Vec<String> {
     let count = keys.len().to_string();
-    let words = [&["--raw", "EVAL", script, &count], keys, arguments].concat();
-    redis.command(&words).await.lines().map(str::to_owned).collect()
+    let command = [&["--raw", "EVAL", script, &count], keys, arguments].concat();
+    redis.command(&command).await.lines().map(str::to_owned).collect()
 }
 
-/// Claims as `caller`, who holds what has this fence.
-async fn claim(redis: &RedisServer, held: &str, caller: &str, force: &str) -> Vec<String> {
-    eval(redis, CLAIM, &["record", "lease", "failure", "counter"], &[held, caller, "3000", "60000", force])
+/// Claims the lease as `owner`, whose record has this fence.
+async fn claim(redis: &RedisServer, fence: &str, owner: &str, force: &str) -> Vec<String> {
+    eval(redis, CLAIM, &["record", "lease", "failure", "counter"], &[fence, owner, "3000", "60000", force])
         .await
 }
 
-/// Puts `value` down as `caller`.
-async fn put(redis: &RedisServer, fence: &str, value: &str, caller: &str) -> String {
-    let arguments = [fence, value, "60000", caller, "news", "told", "1"];
+/// Stores `value` as `owner`.
+async fn put(redis: &RedisServer, fence: &str, value: &str, owner: &str) -> String {
+    let arguments = [fence, value, "60000", owner, "news", "told", "1"];
     eval(redis, PUT, &["record", "lease", "failure"], &arguments).await.concat()
 }
 
 fn number(text: &str) -> u64 {
-    text.parse().unwrap_or_else(|_| panic!("{text:?} is no number"))
+    text.parse().unwrap_or_else(|_| panic!("not a number: {text:?}"))
 }
 
 #[tokio::test]
@@ -44,7 +44,7 @@ async fn lease_is_exclusive_and_the_record_is_shared() {
     let record = claim(&redis, "0", "two", "0").await;
     assert_eq!(record[..3], ["record", "value", &first[2]]);
     assert_eq!((number(&record[3]) <= 60_000, record[4].as_str()), (true, "1"));
-    // Who has it already may make the next, which is a later one.
+    // A claim with the current fence gets the lease for the next, higher fence.
     let next = claim(&redis, &first[2], "two", "0").await;
     assert_eq!(next[0], "ours");
     assert!(number(&next[2]) > number(&first[2]));
@@ -78,7 +78,7 @@ async fn put_with_an_older_fence_is_rejected() {
     let record = eval(&redis, READ, &["record"], &[]).await;
     assert_eq!(record[..2], ["newer", "20"]);
     assert_eq!(put(&redis, "21", "newest", "one").await, "1");
-    // A store that was wiped gives no older fences than it gave before.
+    // Fences do not go back after the store was wiped.
     redis.command(&["FLUSHALL"]).await;
     let first = claim(&redis, "0", "one", "0").await;
     redis.command(&["FLUSHALL"]).await;
@@ -97,7 +97,7 @@ async fn failure_delays_others_and_is_remembered_longer() {
     assert_eq!(forced[..2], ["ours", "why"]);
     redis.command(&["DEL", "lease"]).await;
     redis.command(&["PEXPIRE", "failure", "60000"]).await;
-    assert_eq!(claim(&redis, "0", "two", "0").await[..2], ["ours", "why"], "the wait is over");
+    assert_eq!(claim(&redis, "0", "two", "0").await[..2], ["ours", "why"], "the backoff has expired");
     assert_eq!(put(&redis, "9007199254740000", "value", "two").await, "1");
     assert_eq!(redis.command(&["--raw", "EXISTS", "failure"]).await.trim(), "0");
 }
@@ -109,10 +109,10 @@ async fn keys_of_another_redis_type_are_replaced() {
         redis.command(&["RPUSH", key, "nonsense"]).await;
     }
     assert_eq!(eval(&redis, READ, &["record"], &[]).await[1], "0");
-    let ours = claim(&redis, "0", "one", "0").await;
-    assert_eq!(ours[0], "ours");
+    let claimed = claim(&redis, "0", "one", "0").await;
+    assert_eq!(claimed[0], "ours");
     redis.command(&["SET", "record", "nonsense"]).await;
-    assert_eq!(put(&redis, &ours[2], "value", "one").await, "1");
+    assert_eq!(put(&redis, &claimed[2], "value", "one").await, "1");
     redis.command(&["SADD", "bucket", "nonsense"]).await;
     assert_eq!(eval(&redis, COUNT, &["bucket"], &["0", "1000"]).await.len(), 1);
 }
@@ -120,13 +120,13 @@ async fn keys_of_another_redis_type_are_replaced() {
 #[tokio::test]
 async fn bucket_counts_add_up_and_unused_buckets_leave_no_key() {
     let redis = RedisServer::start().await;
-    let full_in = async |taken: &str| {
-        let answer = eval(&redis, COUNT, &["bucket", "other"], &["0", taken, "0"]).await;
-        (number(&answer[0]), number(&answer[1]))
+    let time_to_full = async |taken: &str| {
+        let reply = eval(&redis, COUNT, &["bucket", "other"], &["0", taken, "0"]).await;
+        (number(&reply[0]), number(&reply[1]))
     };
-    let (first, _) = full_in("60000000").await;
+    let (first, _) = time_to_full("60000000").await;
     assert_eq!(first, 60_000_000);
-    let (second, other) = full_in("60000000").await;
+    let (second, other) = time_to_full("60000000").await;
     assert!((60_000_001..=120_000_000).contains(&second), "{second}");
     assert_eq!(other, 0);
     assert_eq!(redis.command(&["--raw", "EXISTS", "bucket", "other"]).await.trim(), "1");
@@ -135,14 +135,14 @@ async fn bucket_counts_add_up_and_unused_buckets_leave_no_key() {
 #[tokio::test]
 async fn corrupt_or_skewed_bucket_is_reset() {
     let redis = RedisServer::start().await;
-    let full_in = async |text: &str| {
+    let time_to_full = async |text: &str| {
         redis.command(&["SET", "bucket", text]).await;
-        let answer = eval(&redis, COUNT, &["bucket"], &["200000", "10000000"]).await;
-        answer[0].parse::<i64>().unwrap_or_else(|_| panic!("{text}: {answer:?}"))
+        let reply = eval(&redis, COUNT, &["bucket"], &["200000", "10000000"]).await;
+        reply[0].parse::<i64>().unwrap_or_else(|_| panic!("{text}: {reply:?}"))
     };
     let time = redis.command(&["--raw", "TIME"]).await;
     let now = number(time.lines().next().expect("seconds")) * 1_000_000;
-    for nonsense in [
+    for corrupt in [
         "",
         "nonsense",
         "inf",
@@ -154,14 +154,14 @@ async fn corrupt_or_skewed_bucket_is_reset() {
         &format!("{now}@{}", "9".repeat(400)),
         "9000000000000000@1000000000000000",
     ] {
-        assert_eq!(full_in(nonsense).await, 9_800_000, "{nonsense}");
-        assert!(redis.command(&["GET", "bucket"]).await.contains('@'), "{nonsense}: and it is put right");
+        assert_eq!(time_to_full(corrupt).await, 9_800_000, "{corrupt}");
+        assert!(redis.command(&["GET", "bucket"]).await.contains('@'), "{corrupt} is replaced");
     }
-    // It was full in a minute when it was written, by a clock that is hours ahead of this one.
-    let (written, hour) = (now + 5 * 3_600_000_000, 3_600_000_000);
-    assert_eq!(full_in(&format!("{}@{written}", written + 60_000_000)).await, 70_000_000);
-    // The same by a clock that is behind: by now it is full.
-    assert_eq!(full_in(&format!("{}@{}", now - hour + 60_000_000, now - hour)).await, 9_800_000);
+    // Full in a minute when written, by a clock that is hours ahead of this one.
+    let (skewed, hour) = (now + 5 * 3_600_000_000, 3_600_000_000);
+    assert_eq!(time_to_full(&format!("{}@{skewed}", skewed + 60_000_000)).await, 70_000_000);
+    // The same by a clock that is behind: the bucket is full by now.
+    assert_eq!(time_to_full(&format!("{}@{}", now - hour + 60_000_000, now - hour)).await, 9_800_000);
 }
 
 #[tokio::test]
@@ -169,30 +169,32 @@ async fn invalid_fence_values_are_ignored() {
     let redis = RedisServer::start().await;
     let now = number(&claim(&redis, "0", "one", "0").await[2]);
     redis.command(&["FLUSHALL"]).await;
-    let years = format!("{}", now + 365 * 86_400_000_000);
-    for nonsense in ["inf", "nan", "-1", "0.5", "1e300", "9007199254740992", "9223372036854775807", &years] {
-        redis.command(&["HSET", "record", "value", "nonsense", "fence", nonsense]).await;
+    let far_future = format!("{}", now + 365 * 86_400_000_000);
+    for invalid in
+        ["inf", "nan", "-1", "0.5", "1e300", "9007199254740992", "9223372036854775807", &far_future]
+    {
+        redis.command(&["HSET", "record", "value", "nonsense", "fence", invalid]).await;
         redis.command(&["PEXPIRE", "record", "60000"]).await;
-        redis.command(&["SET", "counter", nonsense]).await;
-        assert_eq!(eval(&redis, READ, &["record"], &[]).await[1], "0", "{nonsense}");
-        let ours = claim(&redis, nonsense, "one", "0").await;
-        assert_eq!(ours[0], "ours", "{nonsense}");
-        assert!((now..now + 3_600_000_000).contains(&number(&ours[2])), "{nonsense}: {ours:?}");
-        assert_eq!(put(&redis, &ours[2], "value", "one").await, "1", "{nonsense}");
-        assert_eq!(claim(&redis, "0", "two", "0").await[..2], ["record", "value"], "{nonsense}");
+        redis.command(&["SET", "counter", invalid]).await;
+        assert_eq!(eval(&redis, READ, &["record"], &[]).await[1], "0", "{invalid}");
+        let claimed = claim(&redis, invalid, "one", "0").await;
+        assert_eq!(claimed[0], "ours", "{invalid}");
+        assert!((now..now + 3_600_000_000).contains(&number(&claimed[2])), "{invalid}: {claimed:?}");
+        assert_eq!(put(&redis, &claimed[2], "value", "one").await, "1", "{invalid}");
+        assert_eq!(claim(&redis, "0", "two", "0").await[..2], ["record", "value"], "{invalid}");
     }
-    // The next is newer than what the caller holds, even if the clock went back since.
+    // The next fence exceeds the caller's, even if the clock went back since.
     redis.command(&["FLUSHALL"]).await;
-    let held = now + 3_600_000_000;
-    assert_eq!(number(&claim(&redis, &held.to_string(), "one", "0").await[2]), held + 1);
+    let current = now + 3_600_000_000;
+    assert_eq!(number(&claim(&redis, &current.to_string(), "one", "0").await[2]), current + 1);
 }
 
 #[tokio::test]
 async fn lease_or_failure_without_a_ttl_is_ignored() {
     let redis = RedisServer::start().await;
-    for left in [&["SET", "lease", "one"][..], &["SET", "lease", "one", "PX", "7000"]] {
-        redis.command(left).await;
-        assert_eq!(claim(&redis, "0", "two", "0").await[0], "ours", "{left:?}");
+    for lease in [&["SET", "lease", "one"][..], &["SET", "lease", "one", "PX", "7000"]] {
+        redis.command(lease).await;
+        assert_eq!(claim(&redis, "0", "two", "0").await[0], "ours", "{lease:?}");
         redis.command(&["FLUSHALL"]).await;
     }
     for failure in [&["SET", "failure", "why"][..], &["SET", "failure", "why", "PX", "1000000"]] {

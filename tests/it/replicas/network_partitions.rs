@@ -1,5 +1,5 @@
-//! One replica loses the way to the store, and the others do not: by a relay that breaks its connections, and by networks
-//! in which nothing comes through any more and nothing says so.
+//! Network partitions between one replica and the store: by a relay that closes its connections, and by network namespaces
+//! that drop packets silently.
 
 use std::{
     net::SocketAddr,
@@ -25,7 +25,7 @@ use crate::{
     redis_server::{RedisServer, STORE_KEY},
 };
 
-/// A way to a server that can be cut: what is connected breaks, and what connects is closed at once.
+/// A TCP relay that can be cut: open connections are then closed, and new ones are closed at once.
 pub(super) struct CuttableRelay {
     pub(super) address: SocketAddr,
     pub(super) is_cut: watch::Sender<bool>,
@@ -35,19 +35,19 @@ impl CuttableRelay {
     pub(super) async fn start(server: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
-        let (is_cut, cut) = watch::channel(false);
+        let (is_cut, cut_signal) = watch::channel(false);
         tokio::spawn(async move {
-            while let Ok((mut near, _)) = listener.accept().await {
-                let mut cut = cut.clone();
+            while let Ok((mut client, _)) = listener.accept().await {
+                let mut cut_signal = cut_signal.clone();
                 tokio::spawn(async move {
-                    let pass = async {
-                        let mut far = TcpStream::connect(server).await?;
-                        copy_bidirectional(&mut near, &mut far).await
+                    let forward = async {
+                        let mut upstream = TcpStream::connect(server).await?;
+                        copy_bidirectional(&mut client, &mut upstream).await
                     };
                     tokio::select! {
                         biased;
-                        _ = cut.wait_for(|cut| *cut) => {}
-                        _ = pass => {}
+                        _ = cut_signal.wait_for(|is_cut| *is_cut) => {}
+                        _ = forward => {}
                     }
                 });
             }
@@ -60,95 +60,107 @@ impl CuttableRelay {
 async fn partitioned_replica_goes_on_without_affecting_others() {
     let redis = RedisServer::start().await;
     let mut replicas = Replicas::start(2, &redis.store_config_line()).await;
-    let way = CuttableRelay::start(redis.address()).await;
-    let store = format!("store = {{ redis = \"redis://{}\", key = \"{STORE_KEY}\" }}", way.address);
-    let lonely = TestProxy::start_with_upstream(
+    let relay = CuttableRelay::start(redis.address()).await;
+    let store = format!("store = {{ redis = \"redis://{}\", key = \"{STORE_KEY}\" }}", relay.address);
+    let isolated = TestProxy::start_with_upstream(
         replicas.first.wecom.api_addr(),
         &format!("{OPEN_CONFIG}\n[tokens]\n{store}\n"),
     )
     .await;
-    let lonely = Arc::new(lonely);
-    replicas.others.push(lonely.clone());
+    let isolated = Arc::new(isolated);
+    replicas.others.push(isolated.clone());
     replicas.wait_for_store().await;
     replicas.load(20).await;
     assert_eq!(replicas.upstream_counts(), (1, 60));
 
-    way.is_cut.send_replace(true);
-    wait_for("the loss", async || lonely.app.store_error().is_some()).await;
-    assert_eq!(replicas.revoke_and_load(20).await, 2, "one for those who share, one for it alone");
-    for stage in [&replicas.first, &replicas.others[0]] {
-        assert_eq!(stage.app.store_error(), None);
+    relay.is_cut.send_replace(true);
+    wait_for("the store outage", async || isolated.app.store_error().is_some()).await;
+    assert_eq!(
+        replicas.revoke_and_load(20).await,
+        2,
+        "one for the connected replicas, one for the isolated one"
+    );
+    for proxy in [&replicas.first, &replicas.others[0]] {
+        assert_eq!(proxy.app.store_error(), None);
     }
-    // A token that it got for itself is no secret to WeCom: it is the one that the others have.
-    lonely.get(USER_GET).await.assert_ok();
+    // WeCom returns the valid token to every gettoken, so the isolated replica has the same token as the others.
+    isolated.get(USER_GET).await.assert_ok();
 
-    way.is_cut.send_replace(false);
+    relay.is_cut.send_replace(false);
     replicas.wait_for_store().await;
     replicas.assert_one_refresh(20).await;
 }
 
-/// The story about networks runs in a process with networks of its own, in which it may do as it likes, and which are gone
-/// with it. Root may have those, and on most systems everybody.
+/// Runs `network_partition_scenario_in_namespace` in a process with its own network namespace, which ends with the process.
+/// That needs root, or user namespaces.
 #[tokio::test]
 async fn network_partition_in_namespaces_is_survived() {
-    let ways: [&[&str]; 3] = [
+    let wrappers: [&[&str]; 3] = [
         &["unshare", "--net"],
         &["unshare", "--user", "--map-root-user", "--net"],
         &["sudo", "--non-interactive", "unshare", "--net"],
     ];
-    let works = |way: &&&[&str]| {
-        let tried = Command::new(way[0]).args(&way[1..]).args(["ip", "link", "set", "lo", "up"]).output();
-        tried.is_ok_and(|tried| tried.status.success())
+    let is_usable = |wrapper: &&&[&str]| {
+        let result =
+            Command::new(wrapper[0]).args(&wrapper[1..]).args(["ip", "link", "set", "lo", "up"]).output();
+        result.is_ok_and(|result| result.status.success())
     };
-    let way = ways.iter().find(works).unwrap_or_else(|| {
+    let wrapper = wrappers.iter().find(is_usable).unwrap_or_else(|| {
         panic!(
-            "no network namespace can be made here: {ways:?} all fail. This story needs root, sudo without a password, or \
+            "no network namespace can be made here: {wrappers:?} all fail. This test needs root, sudo without a password, or \
              user namespaces (sysctl kernel.unprivileged_userns_clone=1, kernel.apparmor_restrict_unprivileged_userns=0), \
              and the command ip, which `sh tests/run.sh` installs"
         )
     });
-    let mut command = Command::new(way[0]);
-    command.args(&way[1..]).arg(std::env::current_exe().expect("this program"));
-    command.args(["--exact", "replicas::parted::in_networks_of_its_own", "--ignored", "--nocapture"]);
-    let ended = run(command).await;
-    assert!(ended.status == 0 && ended.out.contains("1 passed"), "{}{}", ended.out, ended.err);
-    eprint!("{}", ended.err);
+    let mut command = Command::new(wrapper[0]);
+    command.args(&wrapper[1..]).arg(std::env::current_exe().expect("this program"));
+    command.args([
+        "--exact",
+        "replicas::network_partitions::network_partition_scenario_in_namespace",
+        "--ignored",
+        "--nocapture",
+    ]);
+    let output = run(command).await;
+    assert!(output.status == 0 && output.out.contains("1 passed"), "{}{}", output.out, output.err);
+    eprint!("{}", output.err);
 }
 
-/// Sets up networks where it may.
-fn run_ip(words: &str) {
-    let done = Command::new("ip").args(words.split(' ')).output().expect("the command ip");
-    assert!(done.status.success(), "ip {words}: {}", String::from_utf8_lossy(&done.stderr));
+/// Runs the command `ip`, which needs CAP_NET_ADMIN in the namespace.
+fn run_ip(arguments: &str) {
+    let output = Command::new("ip").args(arguments.split(' ')).output().expect("the command ip");
+    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// A replica on a network of its own, with a wire to WeCom and one to the store.
+/// A replica in its own network namespace, with one veth pair to WeCom and one to the store.
 struct NamespacedReplica {
     process: Process,
     address: SocketAddr,
-    /// The near end of its wire to the store.
+    /// The test's end of the veth pair to the store.
     store_interface: String,
-    /// Keeps its network.
+    /// Keeps the network namespace alive.
     _network: Process,
     _dir: TempDir,
 }
 
 impl NamespacedReplica {
     async fn start(nth: usize, wecom: &Simulator, redis: &RedisServer) -> Self {
-        let mut network = Command::new("unshare");
-        // It says when it is there, and ends by itself.
-        network.args(["--net", "sh", "-c", "echo there; exec sleep 300"]);
-        let network = Process::start(network);
-        network.out.wait_for_line("there").await;
-        let pid = network.id();
-        for (wire, net) in [("w", 1), ("s", 2)] {
-            run_ip(&format!("link add {wire}{nth} type veth peer name {wire} netns {pid}"));
-            run_ip(&format!("addr add 10.{net}.{nth}.1/24 dev {wire}{nth}"));
-            run_ip(&format!("link set {wire}{nth} up"));
+        let mut namespace = Command::new("unshare");
+        // Prints when the namespace exists; ends by itself after 300 s.
+        namespace.args(["--net", "sh", "-c", "echo created; exec sleep 300"]);
+        let namespace = Process::start(namespace);
+        namespace.out.wait_for_line("created").await;
+        let pid = namespace.id();
+        for (interface, subnet) in [("w", 1), ("s", 2)] {
+            run_ip(&format!("link add {interface}{nth} type veth peer name {interface} netns {pid}"));
+            run_ip(&format!("addr add 10.{subnet}.{nth}.1/24 dev {interface}{nth}"));
+            run_ip(&format!("link set {interface}{nth} up"));
             let mut inside = Command::new("nsenter");
             inside.args(["-t", &pid.to_string(), "-n", "sh", "-c"]);
-            inside.arg(format!("ip addr add 10.{net}.{nth}.2/24 dev {wire} && ip link set {wire} up"));
-            let done = run(inside).await;
-            assert_eq!(done.status, 0, "{}", done.err);
+            inside.arg(format!(
+                "ip addr add 10.{subnet}.{nth}.2/24 dev {interface} && ip link set {interface} up"
+            ));
+            let output = run(inside).await;
+            assert_eq!(output.status, 0, "{}", output.err);
         }
         let store = format!("redis://10.2.{nth}.1:{}", redis.address().port());
         let toml = format!(
@@ -166,10 +178,10 @@ impl NamespacedReplica {
         });
         let address = process.address().await;
         process.err.wait_for_line("the store is there").await;
-        Self { process, address, store_interface: format!("s{nth}"), _network: network, _dir: dir }
+        Self { process, address, store_interface: format!("s{nth}"), _network: namespace, _dir: dir }
     }
 
-    /// What it sends to the store from now on is lost, and what the store says to it.
+    /// Drops all packets between the replica and the store from now on.
     fn cut(&self) {
         run_ip(&format!("link set {} down", self.store_interface));
     }
@@ -184,7 +196,7 @@ impl NamespacedReplica {
 }
 
 #[tokio::test]
-#[ignore = "replicas_in_networks_that_part runs it, in networks of its own"]
+#[ignore = "run by network_partition_in_namespaces_is_survived in its own network namespace"]
 async fn network_partition_scenario_in_namespace() {
     run_ip("link set lo up");
     tool("redis-server");
@@ -196,59 +208,81 @@ async fn network_partition_scenario_in_namespace() {
     for nth in 1..=3 {
         replicas.push(NamespacedReplica::start(nth, &wecom, &redis).await);
     }
-    let seen = || wecom.observe(|seen| (seen.received_count(GETTOKEN), seen.executed_count(USER)));
-    let all_ask = async || {
-        for replica in &replicas {
-            replica.get().await.assert_ok();
-        }
-    };
-    all_ask().await;
-    assert_eq!(seen(), (1, 3), "all is well");
+    get_at_all(&replicas).await;
+    assert_eq!(upstream_counts(&wecom), (1, 3), "all replicas share the token");
+    assert_partition_affects_one_replica(&wecom, &replicas).await;
+    assert_partition_in_gettoken_delays_within_the_lease(&wecom, &redis, &replicas).await;
+}
 
-    // Nobody has told the first that its way to the store is gone.
-    let [lonely, other, _] = &replicas[..] else { unreachable!("they are three") };
-    lonely.cut();
-    wecom.revoke_tokens("hr").expect("an agent");
-    let began = Instant::now();
-    lonely.get().await.assert_ok();
-    let waited = began.elapsed();
-    assert!(waited < Duration::from_secs(3), "it found out after {waited:?}");
-    all_ask().await;
-    assert_eq!(seen(), (3, 7), "one gettoken for those who share, one for it alone");
-    lonely.process.err.wait_for_line("the store is away").await;
-    for replica in &replicas[1..] {
-        assert!(!replica.process.err.text().contains("away"), "the others do not notice");
+/// The gettokens that reached the simulator, and the `user/get` calls that it executed.
+fn upstream_counts(wecom: &Simulator) -> (usize, u64) {
+    wecom.observe(|observed| (observed.received_count(GETTOKEN), observed.executed_count(USER)))
+}
+
+async fn get_at_all(replicas: &[NamespacedReplica]) {
+    for replica in replicas {
+        replica.get().await.assert_ok();
     }
-    lonely.restore();
-    lonely.process.err.wait_for_nth_line("the store is there", 1).await;
-    wecom.revoke_tokens("hr").expect("an agent");
-    all_ask().await;
-    assert_eq!(seen(), (4, 10), "together again");
+}
 
-    // It is cut off in the middle of the gettoken that it makes for all.
+/// Cuts the first replica off without a TCP close, and reconnects it.
+async fn assert_partition_affects_one_replica(wecom: &Simulator, replicas: &[NamespacedReplica]) {
+    let isolated = &replicas[0];
+    isolated.cut();
+    wecom.revoke_tokens("hr").expect("an agent");
+    let started = Instant::now();
+    isolated.get().await.assert_ok();
+    let waited = started.elapsed();
+    assert!(waited < Duration::from_secs(3), "the outage is detected after {waited:?}");
+    get_at_all(replicas).await;
+    assert_eq!(
+        upstream_counts(wecom),
+        (3, 7),
+        "one gettoken for the connected replicas, one for the isolated one"
+    );
+    isolated.process.err.wait_for_line("the store is away").await;
+    for replica in &replicas[1..] {
+        assert!(!replica.process.err.text().contains("away"), "the other replicas are not affected");
+    }
+    isolated.restore();
+    isolated.process.err.wait_for_nth_line("the store is there", 1).await;
+    wecom.revoke_tokens("hr").expect("an agent");
+    get_at_all(replicas).await;
+    assert_eq!(upstream_counts(wecom), (4, 10), "all replicas share the token again");
+}
+
+/// Cuts the first replica off while it holds the lease, in the middle of its gettoken.
+async fn assert_partition_in_gettoken_delays_within_the_lease(
+    wecom: &Simulator,
+    redis: &RedisServer,
+    replicas: &[NamespacedReplica],
+) {
+    let [isolated, other, _] = replicas else { unreachable!("there are three replicas") };
     wecom.inject(Fault::hold().on_path(GETTOKEN).times(1)).expect("a fault");
     wecom.revoke_tokens("hr").expect("an agent");
-    let address = lonely.address;
-    let asking = tokio::spawn(async move { TestClient::connect_http1(address).await.get(USER_GET).await });
-    with_timeout(wecom.wait_until(|seen| seen.received_count(GETTOKEN) == 5)).await.expect("gettoken");
-    lonely.cut();
-    let began = Instant::now();
+    let address = isolated.address;
+    let pending = tokio::spawn(async move { TestClient::connect_http1(address).await.get(USER_GET).await });
+    with_timeout(wecom.wait_until(|observed| observed.received_count(GETTOKEN) == 5))
+        .await
+        .expect("gettoken");
+    isolated.cut();
+    let started = Instant::now();
     other.get().await.assert_ok();
-    let waited = began.elapsed();
-    assert!(waited < Duration::from_secs(6), "the next one had a token after {waited:?}");
+    let waited = started.elapsed();
+    assert!(waited < Duration::from_secs(6), "the next replica had a token after {waited:?}");
     let fence = async || redis.command(&["--raw", "EVAL", FENCE_SCRIPT, "0"]).await;
     let newer = fence().await;
     wecom.release_held();
-    with_timeout(asking).await.expect("no panic").assert_ok();
-    lonely.restore();
-    lonely.process.err.wait_for_nth_line("the store is there", 2).await;
-    all_ask().await;
+    with_timeout(pending).await.expect("no panic").assert_ok();
+    isolated.restore();
+    isolated.process.err.wait_for_nth_line("the store is there", 2).await;
+    get_at_all(replicas).await;
     assert_eq!(
-        (seen(), fence().await),
+        (upstream_counts(wecom), fence().await),
         ((6, 15), newer),
-        "what it was given before puts nothing over what is newer"
+        "the older token does not overwrite the newer record"
     );
-    eprintln!("cut off in the middle of its gettoken: the next one had a token after {waited:?}");
+    eprintln!("cut off in the middle of its gettoken: the next replica had a token after {waited:?}");
 }
 
 /// The fence of the only record.

@@ -1,4 +1,4 @@
-//! Tickets are shared as tokens are: one fetch for all replicas.
+//! Replicas share tickets as they share tokens: one fetch for all.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -14,25 +14,30 @@ use crate::{
 const JSAPI: &str = "/cgi-bin/get_jsapi_ticket";
 const AGENT_CONFIG: &str = "/cgi-bin/ticket/get?type=agent_config";
 
-/// So many callers at each replica, all at once.
-async fn get_everywhere(replicas: &Replicas, each: usize, target: &'static str) -> Vec<TestResponse> {
-    let mut crowds = JoinSet::new();
-    for stage in replicas.all() {
-        let stage = stage.clone();
-        crowds.spawn(async move { get_concurrently(&stage, each, target).await });
+/// Sends `clients_per_replica` concurrent requests to each replica.
+async fn get_everywhere(
+    replicas: &Replicas,
+    clients_per_replica: usize,
+    target: &'static str,
+) -> Vec<TestResponse> {
+    let mut calls = JoinSet::new();
+    for proxy in replicas.all() {
+        let proxy = proxy.clone();
+        calls.spawn(async move { get_concurrently(&proxy, clients_per_replica, target).await });
     }
-    crowds.join_all().await.into_iter().flatten().collect()
+    calls.join_all().await.into_iter().flatten().collect()
 }
 
-fn ticket_set(replies: &[TestResponse]) -> HashSet<String> {
-    let ticket =
-        |reply: &TestResponse| reply.assert_ok().json()["ticket"].as_str().expect("a ticket").to_owned();
-    replies.iter().map(ticket).collect()
+fn ticket_set(responses: &[TestResponse]) -> HashSet<String> {
+    let ticket = |response: &TestResponse| {
+        response.assert_ok().json()["ticket"].as_str().expect("a ticket").to_owned()
+    };
+    responses.iter().map(ticket).collect()
 }
 
 fn fetch_count(replicas: &Replicas, target: &str) -> usize {
     let path = target.split('?').next().expect("a path").to_owned();
-    replicas.first.wecom.observe(|seen| seen.received_count(&path))
+    replicas.first.wecom.observe(|observed| observed.received_count(&path))
 }
 
 #[tokio::test]
@@ -40,15 +45,15 @@ async fn five_replicas_fetch_each_ticket_once() {
     let redis = RedisServer::start().await;
     let replicas = Replicas::start(5, &redis.store_config_line()).await;
     for target in [JSAPI, AGENT_CONFIG] {
-        let slow =
+        let delay =
             Fault::delay(Duration::from_millis(200)).on_path(target.split('?').next().expect("a path"));
-        replicas.first.wecom.inject(slow).expect("a fault");
+        replicas.first.wecom.inject(delay).expect("a fault");
         assert_eq!(ticket_set(&get_everywhere(&replicas, 100, target).await).len(), 1);
         assert_eq!(fetch_count(&replicas, target), 1, "{target}");
     }
     assert_eq!(replicas.upstream_counts().0, 1, "and one token");
-    let left = replicas.others[3].get(JSAPI).await.json()["expires_in"].as_u64().expect("a number");
-    assert!((7180..=7200).contains(&left), "{left}: what is left of its life is known to all");
+    let remaining = replicas.others[3].get(JSAPI).await.json()["expires_in"].as_u64().expect("a number");
+    assert!((7180..=7200).contains(&remaining), "the remaining lifetime is shared: {remaining}");
 }
 
 #[tokio::test]
@@ -58,8 +63,8 @@ async fn ticket_refusal_is_shared_with_waiters_of_other_replicas() {
     replicas.load(1).await;
     replicas.first.wecom.inject(Fault::errcode(45009).on_path(JSAPI).times(100)).expect("a fault");
     replicas.first.wecom.inject(Fault::delay(Duration::from_millis(200)).on_path(JSAPI)).expect("a fault");
-    let replies = get_everywhere(&replicas, 20, JSAPI).await;
-    assert!(replies.iter().all(|reply| reply.status == 200 && reply.errcode() == 45009));
+    let responses = get_everywhere(&replicas, 20, JSAPI).await;
+    assert!(responses.iter().all(|response| response.status == 200 && response.errcode() == 45009));
     assert_eq!(fetch_count(&replicas, JSAPI), 1);
 }
 

@@ -1,5 +1,5 @@
-//! The store dies, hangs, fills up, forgets, or holds nonsense: no request is refused for it, and the replicas find
-//! together again by themselves.
+//! Store outages: killed, hanging, full, wiped or corrupt. No request is refused for it, and the replicas share tokens
+//! again afterwards.
 
 use std::time::{Duration, Instant};
 
@@ -16,22 +16,22 @@ use crate::{
     redis_server::RedisServer,
 };
 
-/// Whatever is wrong with the store, no replica asks more often than once, and each call is carried out once.
+/// Asserts that each replica sends at most one gettoken, and that each call is executed once.
 async fn assert_serves_without_store(replicas: &Replicas) {
     let gettokens = replicas.revoke_and_load(20).await;
     assert!((1..=3).contains(&gettokens), "{gettokens} gettokens");
 }
 
-/// The store is there for all, and they share what it holds.
+/// Waits until all replicas are connected to the store, and asserts that they share tokens.
 async fn assert_shares_again(replicas: &Replicas) {
     replicas.wait_for_store().await;
-    // What each got by itself is now in the store; the next is the first that all get from there.
+    // The store now has one of the tokens fetched during the outage; the next token is the first shared one.
     replicas.revoke_and_load(1).await;
     replicas.assert_one_refresh(20).await;
 }
 
-async fn readiness(stage: &TestProxy) -> serde_json::Value {
-    TestClient::connect_http1(stage.admin_address())
+async fn readiness(proxy: &TestProxy) -> serde_json::Value {
+    TestClient::connect_http1(proxy.admin_address())
         .await
         .request(http::Request::get("/readyz"), "")
         .await
@@ -47,8 +47,8 @@ async fn store_outage_is_reported_and_replicas_go_on() {
     assert_serves_without_store(&replicas).await;
     replicas.wait_for_store_outage().await;
     assert_serves_without_store(&replicas).await;
-    let said = readiness(&replicas.first).await["store"].clone();
-    assert_eq!((&said["kind"], &said["ok"]), (&"redis".into(), &false.into()), "{said}");
+    let store = readiness(&replicas.first).await["store"].clone();
+    assert_eq!((&store["kind"], &store["ok"]), (&"redis".into(), &false.into()), "{store}");
     redis.restart().await;
     assert_shares_again(&replicas).await;
     assert_eq!(readiness(&replicas.first).await["store"]["ok"], true);
@@ -59,16 +59,16 @@ async fn replica_started_without_the_store_joins_later() {
     let mut redis = RedisServer::start().await;
     redis.kill().await;
     let toml = format!("{OPEN_CONFIG}\n[tokens]\n{}\n", redis.store_config_line());
-    let stage = TestProxy::start_with_config(&toml).await;
-    stage.get(USER_GET).await.assert_ok();
+    let proxy = TestProxy::start_with_config(&toml).await;
+    proxy.get(USER_GET).await.assert_ok();
     redis.restart().await;
-    wait_for("the store", async || stage.app.store_error().is_none()).await;
-    // What it got by itself is there for others.
+    wait_for("the store", async || proxy.app.store_error().is_none()).await;
+    // The token fetched without the store is published to it.
     wait_for("its record", async || redis.command(&["KEYS", "*:record"]).await.contains("record")).await;
-    let other = TestProxy::start_with_upstream(stage.wecom.api_addr(), &toml).await;
+    let other = TestProxy::start_with_upstream(proxy.wecom.api_addr(), &toml).await;
     wait_for("the store", async || other.app.store_error().is_none()).await;
     other.get(USER_GET).await.assert_ok();
-    assert_eq!(stage.wecom.gettoken_count("hr").expect("an agent"), 1);
+    assert_eq!(proxy.wecom.gettoken_count("hr").expect("an agent"), 1);
 }
 
 #[tokio::test]
@@ -81,16 +81,17 @@ async fn hanging_or_read_only_store_is_bypassed() {
     replicas.wait_for_store_outage().await;
     redis.signal("CONT");
     assert_shares_again(&replicas).await;
-    for (spoil, mend) in [
+    for (break_store, repair) in [
         (["REPLICAOF", "127.0.0.1", "1"], ["REPLICAOF", "NO", "ONE"]),
         (["CONFIG", "SET", "maxmemory 1"], ["CONFIG", "SET", "maxmemory 0"]),
     ] {
-        let words =
-            |line: [&'static str; 3]| line.iter().flat_map(|words| words.split(' ')).collect::<Vec<_>>();
-        redis.command(&words(spoil)).await;
+        let arguments = |command: [&'static str; 3]| {
+            command.iter().flat_map(|argument| argument.split(' ')).collect::<Vec<_>>()
+        };
+        redis.command(&arguments(break_store)).await;
         assert_serves_without_store(&replicas).await;
         replicas.wait_for_store_outage().await;
-        redis.command(&words(mend)).await;
+        redis.command(&arguments(repair)).await;
         assert_shares_again(&replicas).await;
     }
 }
@@ -101,21 +102,21 @@ async fn paused_or_busy_store_is_bypassed() {
     redis.command(&["CONFIG", "SET", "busy-reply-threshold", "50"]).await;
     let replicas = Replicas::start(3, &redis.store_config_line()).await;
     replicas.load(5).await;
-    // Until it is told otherwise it answers nothing.
+    // It replies to no command.
     redis.command(&["CLIENT", "PAUSE", "3000", "ALL"]).await;
     assert_serves_without_store(&replicas).await;
     assert_shares_again(&replicas).await;
-    // It takes no writes, and answers the rest.
+    // It delays writes and replies to other commands.
     redis.command(&["CLIENT", "PAUSE", "3000", "WRITE"]).await;
     assert_serves_without_store(&replicas).await;
     assert_shares_again(&replicas).await;
-    // Somebody's script does not end.
-    let busy = redis.start_command(&["EVAL", "while true do end", "0"]);
+    // Another user's script never ends.
+    let script = redis.start_command(&["EVAL", "while true do end", "0"]);
     wait_for("the script", async || redis.command(&["PING"]).await.contains("BUSY")).await;
     assert_serves_without_store(&replicas).await;
     replicas.wait_for_store_outage().await;
     redis.command(&["SCRIPT", "KILL"]).await;
-    busy.wait().await;
+    script.wait().await;
     assert_shares_again(&replicas).await;
 }
 
@@ -147,34 +148,34 @@ async fn store_denying_a_command_is_unavailable_and_names_it() {
         store_security::PASSWORD,
         crate::redis_server::STORE_KEY
     );
-    let needed = store_security::ACL_RULES.split_whitespace().filter_map(|right| right.strip_prefix('+'));
-    // The others are needed in some surroundings only.
-    let needed = needed.filter(|right| !["hello", "auth", "ping", "select", "unsubscribe"].contains(right));
-    // One replica renews a token that often within a short time.
-    for needed in needed.collect::<Vec<_>>().chunks(8) {
+    let rules = store_security::ACL_RULES.split_whitespace().filter_map(|rule| rule.strip_prefix('+'));
+    // The other rules are needed in some deployments only.
+    let rules = rules.filter(|rule| !["hello", "auth", "ping", "select", "unsubscribe"].contains(rule));
+    // The refresh limits allow one replica this many refreshes within a short time.
+    for rules in rules.collect::<Vec<_>>().chunks(8) {
         let replicas = Replicas::start(1, &store).await;
         replicas.load(1).await;
-        assert_outage_without(&redis, &replicas, needed).await;
+        assert_outage_without(&redis, &replicas, rules).await;
         assert_shares_again(&replicas).await;
     }
 }
 
-async fn assert_outage_without(redis: &RedisServer, replicas: &Replicas, rights: &[&str]) {
-    for right in rights {
-        redis.command(&["ACL", "SETUSER", "wecom", &format!("-{right}")]).await;
+async fn assert_outage_without(redis: &RedisServer, replicas: &Replicas, rules: &[&str]) {
+    for rule in rules {
+        redis.command(&["ACL", "SETUSER", "wecom", &format!("-{rule}")]).await;
         redis.command(&["SCRIPT", "FLUSH"]).await;
         redis.command(&["CLIENT", "KILL", "TYPE", "pubsub"]).await;
-        let command = right.split('|').next().expect("a command");
-        let trouble = || replicas.first.app.store_error().unwrap_or_default();
-        wait_for(right, async || trouble().contains(&format!("'{command}"))).await;
-        // It stays so: a store that is there and away in turns is asked again and again.
-        let began = Instant::now();
-        while began.elapsed() < Duration::from_millis(400) {
-            assert!(trouble().contains(command), "{right}: {:?}", trouble());
+        let command = rule.split('|').next().expect("a command");
+        let store_error = || replicas.first.app.store_error().unwrap_or_default();
+        wait_for(rule, async || store_error().contains(&format!("'{command}"))).await;
+        // The error persists: a flapping store would be retried again and again.
+        let started = Instant::now();
+        while started.elapsed() < Duration::from_millis(400) {
+            assert!(store_error().contains(command), "{rule}: {:?}", store_error());
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         replicas.revoke_and_load(1).await;
-        redis.command(&["ACL", "SETUSER", "wecom", &format!("+{right}")]).await;
+        redis.command(&["ACL", "SETUSER", "wecom", &format!("+{rule}")]).await;
         replicas.wait_for_store().await;
     }
 }
@@ -182,29 +183,29 @@ async fn assert_outage_without(redis: &RedisServer, replicas: &Replicas, rights:
 #[tokio::test]
 async fn request_with_a_token_does_not_wait_for_a_hanging_store() {
     let redis = RedisServer::start().await;
-    // What is taken of the limit is told to the store all the time.
+    // The rate limit's count is published to the store continuously.
     let toml = CONFIG_WITH_CLIENTS.replace("[clients.crm]", "[clients.crm]\nlimit = \"1000000/h\"");
     let replicas = Replicas::with(&toml, 1, &redis.store_config_line()).await;
-    let mut caller = TestClient::connect_http1(replicas.first.address()).await;
-    let mut take = async || {
-        let mut taken = Vec::new();
-        let began = Instant::now();
-        // Longer than it takes to notice, and to try again.
-        while began.elapsed() < Duration::from_secs(3) {
-            let asked = Instant::now();
+    let mut client = TestClient::connect_http1(replicas.first.address()).await;
+    let mut measure = async || {
+        let mut latencies = Vec::new();
+        let started = Instant::now();
+        // Longer than detecting the outage and retrying takes.
+        while started.elapsed() < Duration::from_secs(3) {
+            let sent = Instant::now();
             let request = Request::get(format!("/hr{USER_GET}")).header("x-api-key", client_key("crm"));
-            caller.request(request, "").await.assert_ok();
-            taken.push(asked.elapsed());
+            client.request(request, "").await.assert_ok();
+            latencies.push(sent.elapsed());
         }
-        taken.sort();
-        (taken[taken.len() / 2], taken[taken.len() - 1], taken.len())
+        latencies.sort();
+        (latencies[latencies.len() / 2], latencies[latencies.len() - 1], latencies.len())
     };
-    let before = take().await;
+    let before = measure().await;
     redis.signal("STOP");
-    let hanging = take().await;
+    let hanging = measure().await;
     eprintln!("median, longest, calls: {before:?} with the store, {hanging:?} while it hangs");
     assert!(hanging.0 < 3 * before.0 + Duration::from_millis(2), "{hanging:?} instead of {before:?}");
-    assert!(hanging.1 < Duration::from_millis(500), "somebody waited: {hanging:?}");
+    assert!(hanging.1 < Duration::from_millis(500), "a request waited for the store: {hanging:?}");
     assert!(replicas.first.app.store_error().is_some());
     redis.signal("CONT");
     replicas.wait_for_store().await;
@@ -218,7 +219,7 @@ async fn wiped_or_corrupt_store_is_refilled() {
     let keys = redis.command(&["--raw", "KEYS", "*:record"]).await;
     let record = keys.lines().next().expect("a record").to_owned();
     let name = record.trim_end_matches(":record").to_owned();
-    for nonsense in [
+    for corruption in [
         &["FLUSHALL"][..],
         &["SET", &record, "nonsense"],
         &["HSET", &record, "value", "nonsense", "fence", "9007199254740000"],
@@ -228,30 +229,30 @@ async fn wiped_or_corrupt_store_is_refilled() {
         &["SET", &format!("{name}:failure"), "nonsense", "PX", "910000"],
         &["LPUSH", &format!("{name}:counter"), "nonsense"],
     ] {
-        redis.command(nonsense).await;
+        redis.command(corruption).await;
         let gettokens = replicas.revoke_and_load(20).await;
-        assert!((1..=3).contains(&gettokens), "{nonsense:?}: {gettokens}");
+        assert!((1..=3).contains(&gettokens), "{corruption:?}: {gettokens}");
         redis.command(&["FLUSHALL"]).await;
     }
     assert_shares_again(&replicas).await;
     assert!(replicas.others.len() == 2 && !last_renewal(&replicas.first).await.is_empty());
 }
 
-/// A call of each of these agents, on one connection.
-async fn call_each_agent(stage: &TestProxy, agents: &[SimulatedAgent]) {
-    let TestClient::Http2(connection) = TestClient::connect_http2(stage.address()).await else {
+/// Sends one request per agent, on one connection.
+async fn call_each_agent(proxy: &TestProxy, agents: &[SimulatedAgent]) {
+    let TestClient::Http2(connection) = TestClient::connect_http2(proxy.address()).await else {
         unreachable!("it is HTTP/2")
     };
-    // A few at a time, as many as go on one connection.
-    for some in agents.chunks(100) {
-        let calls = some.iter().map(|agent| {
-            let (mut caller, target) =
+    // In batches, within the concurrent streams of one connection.
+    for batch in agents.chunks(100) {
+        let calls = batch.iter().map(|agent| {
+            let (mut client, target) =
                 (TestClient::Http2(connection.clone()), format!("/{}{USER_GET}", agent.name));
-            async move { caller.request(Request::get(target), "").await }
+            async move { client.request(Request::get(target), "").await }
         });
-        let replies = calls.collect::<JoinSet<_>>().join_all().await;
-        for reply in replies {
-            reply.assert_ok();
+        let responses = calls.collect::<JoinSet<_>>().join_all().await;
+        for response in responses {
+            response.assert_ok();
         }
     }
 }
@@ -266,10 +267,10 @@ async fn thousands_of_agents_refill_a_wiped_store() {
     let mut redis = RedisServer::start().await;
     let replicas = Replicas::with(&format!("{OPEN_CONFIG}{sections}"), 3, &redis.store_config_line()).await;
     agents.iter().for_each(|agent| replicas.first.wecom.add_agent(agent.clone()));
-    for stage in replicas.all() {
-        call_each_agent(stage, &agents).await;
+    for proxy in replicas.all() {
+        call_each_agent(proxy, &agents).await;
     }
-    // On a machine with other work the store may seem slow once, and then each is on its own for a moment.
+    // On a loaded machine the store may time out once, and each replica then fetches its own tokens for a moment.
     let (gettokens, _) = replicas.upstream_counts();
     assert!((agents.len()..agents.len() + agents.len() / 10).contains(&gettokens), "{gettokens}");
     redis.kill().await;
@@ -280,9 +281,9 @@ async fn thousands_of_agents_refill_a_wiped_store() {
         async || redis.command(&["--raw", "EVAL", "return #redis.call('KEYS', '*:record')", "0"]).await;
     wait_for("all records", async || records().await.trim() == agents.len().to_string()).await;
     let toml = format!("{OPEN_CONFIG}{sections}\n[tokens]\n{}\n", redis.store_config_line());
-    let newcomer = TestProxy::start_with_upstream(replicas.first.wecom.api_addr(), &toml).await;
-    wait_for("the store", async || newcomer.app.store_error().is_none()).await;
-    call_each_agent(&newcomer, &agents).await;
-    let more = replicas.upstream_counts().0 - gettokens;
-    assert!(more < agents.len() / 10, "nothing was lost that a newcomer needs: {more}");
+    let new_replica = TestProxy::start_with_upstream(replicas.first.wecom.api_addr(), &toml).await;
+    wait_for("the store", async || new_replica.app.store_error().is_none()).await;
+    call_each_agent(&new_replica, &agents).await;
+    let extra = replicas.upstream_counts().0 - gettokens;
+    assert!(extra < agents.len() / 10, "a new replica finds all tokens in the store: {extra}");
 }

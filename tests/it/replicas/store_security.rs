@@ -1,4 +1,4 @@
-//! A store behind TLS with an authority of its own, and one that wants a user and a password and allows little.
+//! A store behind TLS with a private CA, and a store with a minimal ACL user.
 
 use super::Replicas;
 use crate::{
@@ -7,9 +7,9 @@ use crate::{
     redis_server::{RedisServer, STORE_KEY},
 };
 
-pub(super) const PASSWORD: &str = "password-of-the-stories";
+pub(super) const PASSWORD: &str = "password-of-the-tests-00";
 
-/// What a user of the store must be allowed; docs/scale.md says the same.
+/// The ACL rules that the store's user needs; docs/scale.md lists the same.
 pub(super) const ACL_RULES: &str = "~wecom-proxy:* &wecom-proxy:* -@all +hello +auth +ping +select +subscribe +unsubscribe \
                       +publish +evalsha +script|load +type +get +set +del +pttl +pexpire +hget +hset +hmget +time";
 
@@ -40,9 +40,9 @@ async fn store_tls_trusts_only_the_configured_ca() {
     assert_eq!(replicas.upstream_counts(), (1, 40));
     replicas.assert_one_refresh(20).await;
 
-    let wary = TestProxy::start_with_config(&format!("{OPEN_CONFIG}\n[tokens]\n{}\n", store(""))).await;
-    wait_for("its doubt", async || {
-        wary.app.store_error().is_some_and(|trouble| trouble.contains("UnknownIssuer"))
+    let without_ca = TestProxy::start_with_config(&format!("{OPEN_CONFIG}\n[tokens]\n{}\n", store(""))).await;
+    wait_for("the TLS error", async || {
+        without_ca.app.store_error().is_some_and(|error| error.contains("UnknownIssuer"))
     })
     .await;
 }
@@ -63,18 +63,18 @@ async fn minimal_acl_is_enough_and_a_wrong_password_is_masked() {
     replicas.load(20).await;
     assert_eq!(replicas.upstream_counts(), (1, 40));
     replicas.assert_one_refresh(20).await;
-    for stage in replicas.all() {
-        assert_eq!(stage.app.store_error(), None, "what it may do is all that it does");
+    for proxy in replicas.all() {
+        assert_eq!(proxy.app.store_error(), None, "the ACL rules are enough");
     }
 
-    let wrong =
+    let wrong_password =
         TestProxy::start_with_config(&format!("{OPEN_CONFIG}\n[tokens]\n{}\n", store("another-password")))
             .await;
-    let mut trouble = String::new();
-    wait_for("its refusal", async || {
-        trouble = wrong.app.store_error().unwrap_or_default();
-        trouble != "not connected yet"
+    let mut error = String::new();
+    wait_for("the refusal", async || {
+        error = wrong_password.app.store_error().unwrap_or_default();
+        error != "not connected yet"
     })
     .await;
-    assert!(trouble.contains("password") && !trouble.contains("another-password"), "{trouble}");
+    assert!(error.contains("password") && !error.contains("another-password"), "{error}");
 }
