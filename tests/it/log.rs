@@ -59,7 +59,7 @@ async fn upstream_failure_is_logged_as_a_warning() {
     for part in [
         "WARN access",
         "error=\"upstream-broke\"",
-        "closed the connection without an answer",
+        "connection closed before the response",
         "agent=\"hr\"",
         "request_bytes=2 bytes=",
     ] {

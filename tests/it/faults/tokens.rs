@@ -87,7 +87,7 @@ fn invalid_gettoken_responses() -> Vec<(Vec<Step>, &'static str)> {
         (body(&format!("{{\"errcode\":0,\"x\":\"{}\"}}", "a".repeat(70_000))), "longer than 64 KiB"),
         (vec![Step::Close], "closed the connection"),
         (vec![Step::Reset], "closed the connection"),
-        (vec![Step::Send(b"HTTP/1.1 200 OK\r\nContent-Length: 90\r\n\r\n{\"err".to_vec()), Step::Close], "broke off"),
+        (vec![Step::Send(b"HTTP/1.1 200 OK\r\nContent-Length: 90\r\n\r\n{\"err".to_vec()), Step::Close], "response truncated"),
         (vec![Step::ReadOnly], "upstream.response_timeout"),
         (vec![Step::Send(b"HTTP/1.1 200 OK\r\nContent-Length: 90\r\n\r\n{\"err".to_vec()), Step::ReadOnly], "upstream.body_timeout"),
         (vec![Step::Send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec()), Step::SendForever(b"1\r\n \r\n".to_vec())], "longer than 64 KiB"),
