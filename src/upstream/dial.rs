@@ -138,8 +138,8 @@ async fn resolve(host: &str, port: u16, deadline: Instant) -> Result<Vec<SocketA
     let unreachable = |public_message: &'static str, log_message| {
         Err(UpstreamErrorKind::Unreachable(ConnectError::with_log_message(public_message, log_message)))
     };
-    let found: Vec<_> = match timeout_at(deadline, tokio::net::lookup_host((host_name, port))).await {
-        Ok(Ok(found)) => found.collect(),
+    let addresses: Vec<_> = match timeout_at(deadline, tokio::net::lookup_host((host_name, port))).await {
+        Ok(Ok(addresses)) => addresses.collect(),
         Ok(Err(error)) => {
             let log_message =
                 format!("cannot resolve {host}: {error}; check the name and this machine's DNS");
@@ -150,10 +150,10 @@ async fn resolve(host: &str, port: u16, deadline: Instant) -> Result<Vec<SocketA
             return unreachable("name resolution timed out", log_message);
         }
     };
-    if found.is_empty() {
+    if addresses.is_empty() {
         return unreachable("name not found", format!("{host} has no address"));
     }
-    Ok(found)
+    Ok(addresses)
 }
 
 /// Opens a CONNECT tunnel to the upstream (RFC 9110 §9.3.6).
