@@ -1,7 +1,7 @@
-//! The last exchanges, kept for whoever looks into what happens.
+//! Recent exchanges, kept in memory for the admin API.
 //!
-//! Each worker writes into a ring of its own. Who reads copies a few exchanges at a time, so that no worker waits for
-//! longer than that takes, and a reader who is too slow finds that some have been written over.
+//! Each worker writes to its own ring. A reader copies small batches, so that the worker's wait for the lock is
+//! short; a reader that is too slow misses overwritten exchanges.
 
 mod detail;
 mod exchange;
@@ -22,11 +22,11 @@ pub use self::{
 };
 use crate::telemetry::access_log::AccessLogEntry;
 
-/// Copied at a time, while the worker may have to wait.
+/// Exchanges copied per lock.
 const MAX_BATCH: u64 = 32;
-/// A worker keeps so many, if they are to be kept at all, however many workers there are.
+/// Minimum capacity of a worker's ring, within the configured total.
 const MIN_RING_CAPACITY: usize = 1000;
-/// Of so many exchanges a worker keeps the details; each may take some ten KiB.
+/// Maximum exchanges with details in a ring; the details of one may take tens of KiB.
 const MAX_DETAILS_PER_RING: usize = 200;
 
 /// The rings of all workers.
@@ -37,7 +37,7 @@ pub struct RecentExchanges {
     redaction_queue: RedactionQueue,
 }
 
-/// One worker's ring, and the way to the thread that redacts.
+/// One worker's ring, and the queue of the redaction thread.
 pub struct ExchangeRecorder {
     ring: Arc<Mutex<ExchangeRing>>,
     redaction_queue: RedactionQueue,
@@ -46,46 +46,46 @@ pub struct ExchangeRecorder {
 struct ExchangeRing {
     slots: Vec<Exchange>,
     capacity: usize,
-    /// How many were written so far; the nth is at n modulo the room.
+    /// Number of exchanges written; the nth is in slot n modulo the capacity.
     written: u64,
-    /// Which of them have details, the oldest first.
+    /// Indices of the exchanges with details, oldest first.
     detailed_indices: VecDeque<u64>,
 }
 
 impl ExchangeRecorder {
-    /// Keeps an exchange, by the line that the access log has of it. What was captured of it is redacted elsewhere.
-    pub fn record(&self, line: &AccessLogEntry<'_>, capture: Option<RedactionJob>) {
-        let captured = capture.map(|capture| self.redaction_queue.submit(capture));
-        lock(&self.ring).push(line, captured);
+    /// Records an exchange from its access log entry. A capture is redacted on another thread.
+    pub fn record(&self, entry: &AccessLogEntry<'_>, capture: Option<RedactionJob>) {
+        let detail = capture.map(|capture| self.redaction_queue.submit(capture));
+        lock(&self.ring).push(entry, detail);
     }
 }
 
 impl ExchangeRing {
-    fn push(&mut self, line: &AccessLogEntry<'_>, detail: Option<Arc<DetailCell>>) {
+    fn push(&mut self, entry: &AccessLogEntry<'_>, detail: Option<Arc<DetailCell>>) {
         if detail.is_some() {
             self.evict_excess_details();
         }
-        let place = (self.written % self.capacity as u64) as usize;
-        if place == self.slots.len() {
+        let index = (self.written % self.capacity as u64) as usize;
+        if index == self.slots.len() {
             self.slots.push(Exchange::default());
         }
-        self.slots[place].overwrite(line, detail);
+        self.slots[index].overwrite(entry, detail);
         self.written += 1;
     }
 
-    /// The next one has details; the oldest ones lose theirs when there are too many.
+    /// Accounts for details of the next exchange; drops the oldest details beyond the maximum.
     fn evict_excess_details(&mut self) {
         self.detailed_indices.push_back(self.written);
         if self.detailed_indices.len() > MAX_DETAILS_PER_RING
             && let Some(nth) = self.detailed_indices.pop_front()
             && nth >= self.oldest_index()
         {
-            let place = (nth % self.capacity as u64) as usize;
-            self.slots[place].detail = None;
+            let index = (nth % self.capacity as u64) as usize;
+            self.slots[index].detail = None;
         }
     }
 
-    /// The first that is still there.
+    /// Index of the oldest exchange in the ring.
     fn oldest_index(&self) -> u64 {
         self.written - self.slots.len() as u64
     }
@@ -96,14 +96,14 @@ impl ExchangeRing {
 }
 
 impl RecentExchanges {
-    /// At most so many exchanges, written by so many workers. A worker keeps all of them if they are few, and else its
-    /// share.
+    /// Keeps at most `capacity` exchanges of `workers` workers. A small capacity is kept in full by each worker, a
+    /// larger one is divided.
     pub fn new(capacity: usize, workers: usize) -> Self {
         let ring_capacity = (capacity / workers.max(1)).max(capacity.min(MIN_RING_CAPACITY));
         Self { capacity, ring_capacity, rings: Mutex::default(), redaction_queue: RedactionQueue::default() }
     }
 
-    /// Another worker's ring; `None` where nothing is to be kept.
+    /// Adds a worker's ring; `None` if the capacity is 0.
     pub fn add_recorder(&self) -> Option<ExchangeRecorder> {
         let ring = Arc::new(Mutex::new(ExchangeRing {
             slots: Vec::new(),
@@ -117,17 +117,17 @@ impl RecentExchanges {
         })
     }
 
-    /// How many captures were dropped for this reason.
+    /// Number of captures dropped for this reason.
     pub fn captures_dropped(&self, reason: DropReason) -> u64 {
         self.redaction_queue.dropped(reason)
     }
 
-    /// How many are kept at most.
+    /// Maximum number of exchanges kept.
     pub fn capacity(&self) -> usize {
         self.capacity
     }
 
-    /// The newest ones that pass the filter, the newest first.
+    /// The newest exchanges that match the filter, newest first.
     pub fn latest(&self, filter: &ExchangeFilter, limit: usize) -> Vec<Exchange> {
         let rings = lock(&self.rings).clone();
         let mut found: Vec<_> = rings.iter().flat_map(|ring| latest_in_ring(ring, filter, limit)).collect();
@@ -136,7 +136,7 @@ impl RecentExchanges {
         found
     }
 
-    /// Follows what is written from now on.
+    /// Follows what is recorded from now on.
     pub fn tail(&self) -> ExchangeTail {
         let rings = lock(&self.rings).clone();
         ExchangeTail {
@@ -145,16 +145,16 @@ impl RecentExchanges {
     }
 }
 
-/// The newest of one ring.
+/// The newest matching exchanges of one ring.
 fn latest_in_ring(ring: &Mutex<ExchangeRing>, filter: &ExchangeFilter, limit: usize) -> Vec<Exchange> {
     let (mut found, mut before) = (Vec::new(), u64::MAX);
     while found.len() < limit {
         let ring = lock(ring);
-        let upto = before.min(ring.written);
-        let from = upto.saturating_sub(MAX_BATCH).max(ring.oldest_index());
-        let passing = (from..upto).rev().map(|nth| ring.get(nth)).filter(|exchange| filter.matches(exchange));
-        found.extend(passing.take(limit - found.len()).cloned());
-        if from >= upto {
+        let end = before.min(ring.written);
+        let from = end.saturating_sub(MAX_BATCH).max(ring.oldest_index());
+        let matching = (from..end).rev().map(|nth| ring.get(nth)).filter(|exchange| filter.matches(exchange));
+        found.extend(matching.take(limit - found.len()).cloned());
+        if from >= end {
             break;
         }
         before = from;
@@ -162,26 +162,28 @@ fn latest_in_ring(ring: &Mutex<ExchangeRing>, filter: &ExchangeFilter, limit: us
     found
 }
 
-/// Where one reader has come to.
+/// A reader's position in each ring.
 pub struct ExchangeTail {
     positions: Vec<(u64, Arc<Mutex<ExchangeRing>>)>,
 }
 
 impl ExchangeTail {
-    /// What has been written since the last time and passes the filter, about in the order in which it was, and how many
-    /// were written over before they could be looked at.
+    /// Returns the matching exchanges recorded since the last call, roughly in order of time, and the number
+    /// overwritten before they were read.
     pub fn read(&mut self, filter: &ExchangeFilter) -> (Vec<Exchange>, u64) {
         let (mut found, mut lost) = (Vec::new(), 0);
-        for (seen, ring) in &mut self.positions {
-            // Not beyond what is there now: a busy worker would be followed for ever.
-            let upto = lock(ring).written;
-            while *seen < upto {
+        for (position, ring) in &mut self.positions {
+            // The end is fixed first: with a busy worker the loop would not terminate.
+            let end = lock(ring).written;
+            while *position < end {
                 let ring = lock(ring);
-                let from = ring.oldest_index().max(*seen);
-                lost += from - *seen;
+                let from = ring.oldest_index().max(*position);
+                lost += from - *position;
                 let end = (from + MAX_BATCH).min(ring.written);
-                found.extend((from..end).map(|nth| ring.get(nth)).filter(|it| filter.matches(it)).cloned());
-                *seen = end;
+                found.extend(
+                    (from..end).map(|nth| ring.get(nth)).filter(|exchange| filter.matches(exchange)).cloned(),
+                );
+                *position = end;
             }
         }
         found.sort_by_key(|exchange| exchange.ended_at);
@@ -189,7 +191,7 @@ impl ExchangeTail {
     }
 }
 
-/// A lock that a panic elsewhere does not spoil.
+/// Locks a mutex, ignoring poisoning.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

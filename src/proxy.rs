@@ -1,20 +1,26 @@
-//! The life of one request: who calls, through which agent, with which token, what came back, and once more if the
-//! token was refused.
+//! The life of a request: authorize, get a token, attempt, and retry once if the token was refused.
 //!
-//! [`Proxy::handle`] turns every outcome into an answer; [`Proxy::relay`] is the way itself.
+//! [`Proxy::handle`] maps every outcome to a response; `Proxy::handle_inner` contains the steps.
 
+mod attempt_storage;
 mod auth_cache;
 mod authenticate;
+mod authorize;
 pub(crate) mod bench;
 mod capture;
 mod errcode_probe;
 mod error;
+mod forwarded_headers;
 pub(crate) mod fuzz;
 mod gettoken;
 mod head_check;
+mod loggable;
+mod permissions;
+mod presented_key;
 mod query;
 mod request;
 mod request_context;
+mod request_id;
 mod response;
 mod response_headers;
 mod retry;
@@ -23,66 +29,59 @@ mod ticket;
 mod token;
 mod wait;
 
-use std::{
-    cell::Cell,
-    future::{Future, poll_fn},
-    net::SocketAddr,
-    rc::Rc,
-    sync::Arc,
-    time::Duration,
-};
+use std::{cell::Cell, future::poll_fn, rc::Rc, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
-use http::{Method, StatusCode, Version};
+use http::{Method, StatusCode};
 
-use self::{
-    auth_cache::AuthCache,
-    capture::Capture,
-    errcode_probe::{ErrcodeProbe, ProbedResponse},
-    error::{ErrorKind, ProxyError},
-    request_context::RequestContext,
-    response_headers::{RequestIds, add_proxy_headers, wants_hint},
-    retry::RefusedAttempt,
-    target::{ParsedTarget, TargetError},
-    token::mark_token_accepted,
-};
 pub use self::{
+    attempt_storage::{AttemptStorage, Boxed, Inline},
     request::{Request, RequestTarget},
     request_context::Sinks,
     response::{Response, ResponseAborted, ResponseBody},
+};
+use self::{
+    auth_cache::AuthCache,
+    authorize::Decision,
+    errcode_probe::{ErrcodeProbe, ProbedResponse},
+    error::{ErrorKind, ProxyError},
+    request_context::RequestContext,
+    request_id::RequestIds,
+    response_headers::{add_proxy_headers, wants_hint},
+    retry::RefusedAttempt,
+    target::ParsedTarget,
+    token::mark_token_accepted,
 };
 use crate::{
     directory::{Agent, Client, Directory},
     http1::headers::{Headers, KnownHeader},
     limits::{concurrency_limit::ConcurrencyLimit, wait_limit::WaitLimit},
-    request_body::{
-        BodyLimits, Owner, ReplayBody, ReplayBudget, ReplayBudgetExceeded, RequestBody, RequestBodyError,
-    },
+    request_body::{BodyLimits, Owner, ReplayBody, ReplayBudget, ReplayBudgetExceeded, RequestBody},
     telemetry::traces::Operation,
     time::deadline::Deadline,
     tokens::{PathKey, Token},
-    upstream::{BodyLength, Upstream, UpstreamError, UpstreamErrorKind, UpstreamRequest},
+    upstream::{BodyLength, Upstream, UpstreamRequest},
 };
 
-/// The bounds and settings that all workers share.
+/// Limits and settings shared by all workers.
 pub struct ProxySettings {
-    /// The errcodes that mean: this token no longer serves.
+    /// Errcodes that mean the token is no longer valid.
     pub refresh_errcodes: Vec<i64>,
-    /// What a request's body may be.
+    /// Limits of request bodies.
     pub body_limits: BodyLimits,
-    /// Where bodies are kept for another attempt.
+    /// Memory and disk budget of bodies buffered for a retry.
     pub replay_budget: Arc<ReplayBudget>,
-    /// Requests that are with the upstream.
+    /// Limit of requests in flight at the upstream.
     pub in_flight: Arc<ConcurrencyLimit>,
-    /// Requests that wait for a token or a ticket.
+    /// Limit of requests that wait for a token or a ticket.
     pub wait_limit: WaitLimit,
-    /// How long a request waits for a place among them.
+    /// Maximum wait for an in-flight permit.
     pub queue_timeout: Duration,
-    /// The upstream's name, which a client that takes us for a forward proxy may use.
+    /// Authority of the upstream, which a client with this proxy as forward proxy uses in its targets.
     pub upstream_authority: String,
 }
 
-/// The proxy as one worker sees it.
+/// The proxy of one worker.
 pub struct Proxy {
     directory: Arc<ArcSwap<Directory>>,
     settings: Arc<ProxySettings>,
@@ -93,7 +92,7 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// A proxy with an upstream and books of its own.
+    /// A proxy with its own upstream connections and sinks.
     pub fn new(
         directory: Arc<ArcSwap<Directory>>,
         settings: Arc<ProxySettings>,
@@ -110,435 +109,267 @@ impl Proxy {
         }
     }
 
-    /// Answers one request. Whatever happens, the caller learns it in WeCom's shape. `deadline` is for what takes time
-    /// meanwhile; where the caller has one that it does not need now, it serves again and again.
-    /// The transport chooses where the future of an attempt is stored, by `S`.
+    /// Handles one request; every error becomes a response in WeCom's format. `deadline` is lent for the duration of
+    /// the call, so that a connection reuses one timer. `S` chooses where the future of an attempt is stored.
     pub async fn handle<S: AttemptStorage>(
         &self,
         request: &Request,
         body: RequestBody,
         deadline: &mut Deadline,
     ) -> Response {
-        let mut record =
+        let mut context =
             Box::new(RequestContext::new(request, self.request_ids.assign(request), self.sinks.clone()));
-        std::mem::swap(&mut record.deadline, deadline);
-        let relayed = self.handle_inner::<S>(request, body, &mut record).await;
-        std::mem::swap(&mut record.deadline, deadline);
-        let reply = match relayed {
-            Ok(reply) => reply,
-            Err(refusal) => {
-                // Not every refusal waits until a pass was looked at.
-                let by_pass = || authenticate::pass_client(&self.directory.load(), request.target.query());
-                record.client = record.client.take().or_else(by_pass);
-                error_response(refusal, &mut record)
+        std::mem::swap(&mut context.deadline, deadline);
+        let result = self.handle_inner::<S>(request, body, &mut context).await;
+        std::mem::swap(&mut context.deadline, deadline);
+        let response = match result {
+            Ok(response) => response,
+            Err(error) => {
+                // The error may precede the verification of the pass.
+                let pass_client =
+                    || authenticate::pass_client(&self.directory.load(), request.target.query());
+                context.client = context.client.take().or_else(pass_client);
+                error_response(error, &mut context)
             }
         };
-        finish_response(reply, record, wants_hint(request))
+        finish_response(response, context, wants_hint(request))
     }
 
-    /// Answers what is no request: a head that cannot be trusted.
-    pub fn reject_head(&self, status: StatusCode, words: &'static str, request: &Request) -> Response {
-        let mut record =
-            Box::new(RequestContext::new(request, self.request_ids.assign(request), self.sinks.clone()));
-        let reply =
-            error_response(ProxyError::new(ErrorKind::BadRequest, words).with_status(status), &mut record);
-        finish_response(reply, record, false)
-    }
-
-    /// The way of a request; every `?` on it is an answer of the proxy's own.
+    /// The steps of a request; every `?` returns an error response of the proxy itself.
     async fn handle_inner<S: AttemptStorage>(
         &self,
         request: &Request,
         body: RequestBody,
-        record: &mut RequestContext,
+        context: &mut RequestContext,
     ) -> Result<Response, ProxyError> {
-        let (target, agent) = match self.authorize(request, record)? {
-            Decision::Respond(reply) => return Ok(reply),
+        let (target, agent) = match self.authorize(request, context)? {
+            Decision::Respond(response) => return Ok(response),
             Decision::Forward { target, agent } => (target, agent),
         };
-        let body = match &record.capture {
-            Some(look) => look.tap_request_body(body),
+        let body = match &context.capture {
+            Some(capture) => capture.tap_request_body(body),
             None => body,
         };
-        let (mut upload, length) =
-            self.prepare_body(request, body, agent.is_some(), record.client.as_deref())?;
-        let forward = ForwardedRequest {
+        let (mut replay_body, body_length) =
+            self.prepare_body(request, body, agent.is_some(), context.client.as_deref())?;
+        let forwarded = ForwardedRequest {
             method: &request.method,
             headers: &request.headers,
             target: &target,
-            text: &request.target,
-            body_length: length,
+            received_target: &request.target,
+            body_length,
             waiting: &request.waiting,
         };
-        let answer = match (agent, target.ticket_kind(&request.method)) {
-            (None, _) => S::store(self.send_passthrough(&forward, &mut upload, record)).await,
-            (Some(agent), Some(kind)) => Box::pin(self.serve_ticket(&forward, &agent, kind, record)).await,
+        let result = match (agent, target.ticket_kind(&request.method)) {
+            (None, _) => S::store(self.send_passthrough(&forwarded, &mut replay_body, context)).await,
+            (Some(agent), Some(kind)) => Box::pin(self.serve_ticket(&forwarded, &agent, kind, context)).await,
             (Some(agent), None) => {
-                // Nothing has taken time since the request began.
-                let token = match agent.token.cached(record.started) {
+                // No time has passed since the request began.
+                let token = match agent.token.cached(context.started) {
                     Some(token) => Ok(token),
-                    // The wait is over before what sends takes its room.
-                    None => self.wait_for_token(&forward, &agent, upload.as_mut(), record).await,
+                    // The wait ends before the larger future of the attempt is created.
+                    None => self.wait_for_token(&forwarded, &agent, replay_body.as_mut(), context).await,
                 };
                 match token {
                     Ok(token) => {
-                        S::store(self.send_with_token(&forward, &agent, token, &mut upload, record)).await
+                        S::store(self.send_with_token(&forwarded, &agent, token, &mut replay_body, context))
+                            .await
                     }
-                    Err(refusal) => Err(*refusal),
+                    Err(error) => Err(*error),
                 }
             }
         };
-        record.request_bytes = upload.as_ref().map(ReplayBody::received_bytes);
-        let answer = answer?;
-        record.errcode = answer.errcode;
-        Ok(Response::from_upstream(answer, upload))
+        context.request_bytes = replay_body.as_ref().map(ReplayBody::received_bytes);
+        let probed = result?;
+        context.errcode = probed.errcode;
+        Ok(Response::from_upstream(probed, replay_body))
     }
 
-    /// The same as [`Self::judge`], and whether the connection is authorized from now on.
-    fn authorize<'a>(
-        &self,
-        request: &'a Request,
-        record: &mut RequestContext,
-    ) -> Result<Decision<'a>, ProxyError> {
-        let judged = self.decide(request, record);
-        // A credential may be good where the request is refused for something else.
-        if judged.is_ok() || record.client.is_some() || self.directory.load().is_open() {
-            request.authorized.set(true);
-        }
-        judged
-    }
-
-    /// Who calls, what for, and whether they may.
-    fn decide<'a>(
-        &self,
-        request: &'a Request,
-        record: &mut RequestContext,
-    ) -> Result<Decision<'a>, ProxyError> {
-        let directory = self.directory.load();
-        let known = self.auth_cache.get(&request.headers, &directory);
-        let is_here = |host: &str, local| self.is_own_authority(host, local);
-        let sound = head_check::check_head(request, known.is_some(), is_here);
-        let target = ParsedTarget::from_request(&request.target);
-        // Who calls is asked first: a client may want even the refusal of a malformed request in HTTP 200.
-        let is_new = known.is_none();
-        let by_key = known.map_or_else(|| authenticate::authenticate_key(&directory, &request.headers), Ok);
-        let by_key = by_key.map(|client| {
-            if is_new && sound.is_ok() && request.version == Version::HTTP_11 {
-                self.auth_cache.insert(&request.headers, &directory, client.as_ref());
-            }
-            record.client = client;
-        });
-        sound.map_err(|words| ProxyError::new(ErrorKind::BadRequest, words))?;
-        // A wrong base URL is said to be one, and not a wrong key.
-        let target = target.map_err(target_error)?;
-        by_key?;
-        if request.draining {
-            return Err(ProxyError::shutting_down());
-        }
-        if target.kind == target::TargetKind::Gettoken {
-            let shown = record.client.clone();
-            return gettoken::respond(&directory, shown, &target, &request.headers, record)
-                .map(Decision::Respond);
-        }
-        let caller =
-            authenticate::authenticate(&directory, record.client.as_ref(), &target, &request.headers)?;
-        if record.client.is_some() {
-            authenticate::reject_repeated_key(&request.headers, &target, caller.passthrough)?;
-        }
-        if caller.pass_client.is_some() {
-            record.client = caller.pass_client;
-        }
-        record.agent = caller.agent;
-        record.capture = Capture::start(&directory, record.agent.as_ref(), request, record.started);
-        authenticate::check_allowed(record.client.as_deref(), &request.method, &target.normalized_path)?;
-        let (client, agent) = (record.client.as_ref(), record.agent.as_ref());
-        authenticate::check_rate(
-            client.and_then(|client| client.rate_limiter.as_ref()),
-            record.started,
-            "this client",
-        )?;
-        authenticate::check_rate(
-            agent.and_then(|agent| agent.rate_limiter.as_ref()),
-            record.started,
-            "this agent",
-        )?;
-        let agent = match (&record.agent, caller.passthrough) {
-            (Some(agent), false) => Some(agent.clone()),
-            (None, false) => return Err(authenticate::no_agent_selected()),
-            (_, true) => None,
-        };
-        Ok(Decision::Forward { target, agent })
-    }
-
-    /// Whether a target in absolute form means this proxy, or the upstream as a client sees it that takes us for its
-    /// forward proxy.
-    fn is_own_authority(&self, authority: &str, local: Option<SocketAddr>) -> bool {
-        let is_local = local.is_some_and(|local| {
-            let port = local.port();
-            authority.parse::<SocketAddr>().is_ok_and(|named| named == local)
-                || (local.ip().is_loopback() && authority.eq_ignore_ascii_case(&format!("localhost:{port}")))
-        });
-        is_local || authority.eq_ignore_ascii_case(&self.settings.upstream_authority)
-    }
-
-    /// The body as it will be sent, or the refusal of one that is declared too large.
+    /// Wraps the request body for sending, buffered for a retry if `retryable` is set. Errors: the declared length exceeds
+    /// `server.max_request_body`, or the replay budget is exhausted.
     fn prepare_body(
         &self,
         request: &Request,
         body: RequestBody,
-        keep: bool,
+        retryable: bool,
         client: Option<&Client>,
     ) -> Result<(Option<ReplayBody>, BodyLength), ProxyError> {
-        let declared = body.content_length();
-        if declared.is_some_and(|declared| declared > self.settings.body_limits.max_bytes) {
-            return Err(body_too_large(self.settings.body_limits.max_bytes));
+        let content_length = body.content_length();
+        if content_length.is_some_and(|content_length| content_length > self.settings.body_limits.max_bytes) {
+            return Err(ProxyError::body_too_large(self.settings.body_limits.max_bytes));
         }
-        let keeps = keep && matches!(body, RequestBody::Streamed(_));
+        let is_buffered = retryable && matches!(body, RequestBody::Streamed(_));
         let owner = || client.map(|client| Owner::of(&client.name)).unwrap_or_default();
-        let shelf = keeps.then(|| (&self.settings.replay_budget, owner()));
-        let upload = ReplayBody::new(body, self.settings.body_limits, shelf)
-            .map_err(|ReplayBudgetExceeded| replay_budget_exhausted())?;
-        let wants = || matches!(request.method, Method::POST | Method::PUT | Method::PATCH);
-        let length = match declared {
+        let budget = is_buffered.then(|| (&self.settings.replay_budget, owner()));
+        let replay_body = ReplayBody::new(body, self.settings.body_limits, budget)
+            .map_err(|ReplayBudgetExceeded| ProxyError::replay_budget_exhausted())?;
+        let method_has_body = || matches!(request.method, Method::POST | Method::PUT | Method::PATCH);
+        let body_length = match content_length {
             Some(0)
-                if upload.is_none() && !request.headers.contains(KnownHeader::ContentLength) && !wants() =>
+                if replay_body.is_none()
+                    && !request.headers.contains(KnownHeader::ContentLength)
+                    && !method_has_body() =>
             {
                 BodyLength::Absent
             }
-            Some(length) => BodyLength::Known(length),
+            Some(content_length) => BodyLength::Known(content_length),
             None => BodyLength::Unknown,
         };
-        Ok((upload, length))
+        Ok((replay_body, body_length))
     }
 
-    /// Sends a request that carries a credential of its own, as it came.
+    /// Forwards a request that carries its own credential unchanged.
     async fn send_passthrough(
         &self,
-        forward: &ForwardedRequest<'_>,
-        upload: &mut Option<ReplayBody>,
-        record: &mut RequestContext,
+        forwarded: &ForwardedRequest<'_>,
+        replay_body: &mut Option<ReplayBody>,
+        context: &mut RequestContext,
     ) -> Result<Box<ProbedResponse>, ProxyError> {
-        let target = query::unchanged_target(forward.target.path, forward.target.query);
-        let place = match self.settings.in_flight.try_acquire_uncontended() {
-            Some(place) => place,
-            None => Box::pin(self.wait_for_in_flight_permit(forward, upload.as_mut(), record)).await?,
+        let target = query::unchanged_target(forwarded.target.path, forwarded.target.query);
+        let permit = match self.settings.in_flight.try_acquire_uncontended() {
+            Some(permit) => permit,
+            None => {
+                Box::pin(self.wait_for_in_flight_permit(forwarded, replay_body.as_mut(), context)).await?
+            }
         };
-        let answer = self.attempt(forward, &target, None, upload.as_ref(), record).await?;
-        record.upstream_time = answer.time_to_header;
-        Ok(answer.with_permit(place))
+        let response = self.attempt(forwarded, &target, None, replay_body.as_ref(), context).await?;
+        context.upstream_time = response.time_to_header;
+        Ok(response.with_permit(permit))
     }
 
-    /// Sends a request with the agent's token; with the next token once more if this one was refused.
+    /// Sends a request with the agent's token, and retries once with a new token if this one is refused.
     async fn send_with_token(
         &self,
-        forward: &ForwardedRequest<'_>,
+        forwarded: &ForwardedRequest<'_>,
         agent: &Arc<Agent>,
         token: Arc<Token>,
-        upload: &mut Option<ReplayBody>,
-        record: &mut RequestContext,
+        replay_body: &mut Option<ReplayBody>,
+        context: &mut RequestContext,
     ) -> Result<Box<ProbedResponse>, ProxyError> {
-        let query = forward.target.query_without_token();
+        let query = forwarded.target.query_without_token();
 
-        // Who waits for a token takes no place from those who have one.
-        let place = match self.settings.in_flight.try_acquire_uncontended() {
-            Some(place) => place,
-            None => Box::pin(self.wait_for_in_flight_permit(forward, upload.as_mut(), record)).await?,
+        // Acquired after the token, so that a request waiting for a token holds no permit.
+        let permit = match self.settings.in_flight.try_acquire_uncontended() {
+            Some(permit) => permit,
+            None => {
+                Box::pin(self.wait_for_in_flight_permit(forwarded, replay_body.as_mut(), context)).await?
+            }
         };
-        let upload = upload.as_ref();
-        let target = query::with_token(forward.target.path, &query, token.value.expose());
-        let first = self.attempt(forward, &target, Some(&token), upload, record).await?;
-        let path = forward.path_key();
-        record.upstream_time = first.time_to_header;
+        let replay_body = replay_body.as_ref();
+        let target = query::with_token(forwarded.target.path, &query, token.value.expose());
+        let first = self.attempt(forwarded, &target, Some(&token), replay_body, context).await?;
+        let path = forwarded.path_key();
+        context.upstream_time = first.time_to_header;
         let Some(errcode) = first.errcode.filter(|errcode| self.settings.refresh_errcodes.contains(errcode))
         else {
             mark_token_accepted(&first, &token, path);
-            if let Some(upload) = upload {
-                upload.commit();
+            if let Some(replay_body) = replay_body {
+                replay_body.commit();
             }
-            return Ok(first.with_permit(place));
+            return Ok(first.with_permit(permit));
         };
-        // Seldom, and it takes much room.
+        // Boxed: rare, and the future is large.
         Box::pin(self.retry(
-            forward,
+            forwarded,
             agent,
-            upload,
-            record,
-            RefusedAttempt { response: first, token, errcode, permit: place },
+            replay_body,
+            context,
+            RefusedAttempt { response: first, token, errcode, permit },
         ))
         .await
     }
 
-    /// Sends once and looks at the answer.
+    /// Sends the request once and probes the response for an errcode.
     async fn attempt(
         &self,
-        forward: &ForwardedRequest<'_>,
+        forwarded: &ForwardedRequest<'_>,
         target: &[&str],
         token: Option<&Token>,
-        upload: Option<&ReplayBody>,
-        record: &mut RequestContext,
+        replay_body: Option<&ReplayBody>,
+        context: &mut RequestContext,
     ) -> Result<Box<ProbedResponse>, ProxyError> {
-        let at = record.cached_now;
-        record.set_route(&forward.target.normalized_path);
-        record.begin_span(Operation::Attempt, at);
-        if let Some(look) = &mut record.capture {
-            look.record_attempt(at, token);
+        let sent_at = context.cached_now;
+        context.set_route(&forwarded.target.normalized_path);
+        context.begin_span(Operation::Attempt, sent_at);
+        if let Some(capture) = &mut context.capture {
+            capture.record_attempt(sent_at, token);
         }
-        let outgoing = UpstreamRequest {
-            method: forward.method,
+        let upstream_request = UpstreamRequest {
+            method: forwarded.method,
             target,
-            headers: forward.headers,
-            body_length: forward.body_length,
-            now: at,
+            headers: forwarded.headers,
+            body_length: forwarded.body_length,
+            now: sent_at,
         };
-        let inspected = match self.upstream.send(&outgoing, upload, &mut record.deadline).await {
-            Ok(answer) => {
-                let mut inspection = ErrcodeProbe::start(answer, token, at);
-                poll_fn(|cx| inspection.poll(cx)).await.map(|()| inspection.finish())
+        let result = match self.upstream.send(&upstream_request, replay_body, &mut context.deadline).await {
+            Ok(response) => {
+                let mut probe = ErrcodeProbe::start(response, token, sent_at);
+                poll_fn(|cx| probe.poll(cx)).await.map(|()| probe.finish())
             }
-            Err(failure) => Err(failure),
+            Err(error) => Err(error),
         };
-        let inspected = inspected.map_err(|failure| self.map_upstream_error(failure));
-        match &inspected {
-            Ok(answer) => {
-                record.end_span_with_response(answer.time_to_header, answer.status.as_u16(), answer.errcode);
-                if let Some(look) = &mut record.capture {
-                    look.record_attempt_response(answer);
+        let result =
+            result.map_err(|error| ProxyError::from_upstream(&error, self.settings.body_limits.max_bytes));
+        match &result {
+            Ok(response) => {
+                context.end_span_with_response(
+                    response.time_to_header,
+                    response.status.as_u16(),
+                    response.errcode,
+                );
+                if let Some(capture) = &mut context.capture {
+                    capture.record_attempt_response(response);
                 }
             }
-            Err(refusal) => record.end_span_now(Some(refusal.kind)),
+            Err(error) => context.end_span_now(Some(error.kind)),
         }
-        inspected
+        result
     }
 
-    /// What the caller is told of a failure.
-    fn map_upstream_error(&self, failure: UpstreamError) -> ProxyError {
-        let kind = match &failure.kind {
-            UpstreamErrorKind::Unreachable(_) => ErrorKind::UpstreamUnreachable,
-            UpstreamErrorKind::ResponseTimeout | UpstreamErrorKind::BodyTimeout => ErrorKind::UpstreamTimeout,
-            UpstreamErrorKind::RequestBody(RequestBodyError::TooLarge) => {
-                return body_too_large(self.settings.body_limits.max_bytes);
-            }
-            UpstreamErrorKind::RequestBody(RequestBodyError::Stalled) => {
-                return ProxyError::new(
-                    ErrorKind::BadRequest,
-                    "the request's body stalled for longer than server.body_timeout",
-                );
-            }
-            UpstreamErrorKind::RequestBody(RequestBodyError::Aborted) => {
-                return ProxyError::new(
-                    ErrorKind::BadRequest,
-                    "the request's body broke off or is not well formed",
-                );
-            }
-            UpstreamErrorKind::RequestBody(RequestBodyError::ChunkOverhead) => {
-                return ProxyError::new(
-                    ErrorKind::BadRequest,
-                    "the chunk framing of the request's body is more than 64 KiB and 16 times its data; \
-                     send larger chunks, without extensions",
-                );
-            }
-            _ => ErrorKind::UpstreamFailed,
-        };
-        let what = if kind == ErrorKind::UpstreamUnreachable {
-            "cannot be reached"
-        } else {
-            "did not answer as it should"
-        };
-        ProxyError::new(kind, format!("WeCom {what}: {}", failure.kind.public_message()))
-            .with_log_message(format!("WeCom {what}: {}", failure.kind))
+    /// Responds to a malformed head, which is not a request.
+    pub fn reject_head(&self, status: StatusCode, message: &'static str, request: &Request) -> Response {
+        let mut context =
+            Box::new(RequestContext::new(request, self.request_ids.assign(request), self.sinks.clone()));
+        let response =
+            error_response(ProxyError::new(ErrorKind::BadRequest, message).with_status(status), &mut context);
+        finish_response(response, context, false)
     }
 }
 
-/// Where the future of an attempt is stored. It is far larger than that of a request which waits for its token.
-pub trait AttemptStorage {
-    /// The attempt as it is awaited.
-    fn store<F: Future>(attempt: F) -> impl Future<Output = F::Output>;
-}
-
-/// Within the future of the request: for a transport that uses these again and again.
-pub struct Inline;
-
-/// In an allocation of its own, which exists only during the attempt.
-pub struct Boxed;
-
-impl AttemptStorage for Inline {
-    fn store<F: Future>(attempt: F) -> impl Future<Output = F::Output> {
-        attempt
-    }
-}
-
-impl AttemptStorage for Boxed {
-    fn store<F: Future>(attempt: F) -> impl Future<Output = F::Output> {
-        Box::pin(attempt)
-    }
-}
-
-/// What is to become of a request.
-enum Decision<'a> {
-    /// The answer is there already.
-    Respond(Response),
-    /// It goes to the upstream, with this agent's token or with a credential of its own.
-    Forward { target: ParsedTarget<'a>, agent: Option<Arc<Agent>> },
-}
-
-/// A request on its way, as far as both tries share it.
+/// The request as forwarded; shared by both attempts.
 struct ForwardedRequest<'a> {
     method: &'a Method,
     headers: &'a Headers,
     target: &'a ParsedTarget<'a>,
-    /// What the target was parsed from.
-    text: &'a RequestTarget,
+    /// The target as received, from which `target` was parsed.
+    received_target: &'a RequestTarget,
     body_length: BodyLength,
-    /// See [`Request::waits`].
+    /// See [`Request::waiting`].
     waiting: &'a Cell<bool>,
 }
 
 impl ForwardedRequest<'_> {
     fn path_key(&self) -> PathKey {
-        self.text.path_key(&self.target.normalized_path)
+        self.received_target.path_key(&self.target.normalized_path)
     }
 }
 
-/// A refusal as an answer.
-fn error_response(refusal: ProxyError, record: &mut RequestContext) -> Response {
-    let always_200 = record.client.as_ref().is_some_and(|client| client.always_200);
-    record.errcode = Some(refusal.errcode);
-    let reply = refusal.to_response(always_200, record.request_id.as_str());
-    record.error = Some((refusal.kind, refusal.into_log_message()));
-    reply
+/// Builds the response for an error, and records the error in the context.
+fn error_response(error: ProxyError, context: &mut RequestContext) -> Response {
+    let always_200 = context.client.as_ref().is_some_and(|client| client.always_200);
+    context.errcode = Some(error.errcode);
+    let response = Response::from_error(&error, always_200, context.request_id.as_str());
+    context.error = Some((error.kind, error.into_log_message()));
+    response
 }
 
-/// What every answer gets before it leaves.
-fn finish_response(mut reply: Response, mut record: Box<RequestContext>, explains: bool) -> Response {
-    record.status = reply.status.as_u16();
-    add_proxy_headers(&record, explains, &mut reply.headers);
-    if let Some(look) = &mut record.capture {
-        look.record_response_headers(reply.headers.as_bytes());
+/// Adds the proxy's headers to a response and attaches the context.
+fn finish_response(mut response: Response, mut context: Box<RequestContext>, with_hint: bool) -> Response {
+    context.status = response.status.as_u16();
+    add_proxy_headers(&context, with_hint, &mut response.headers);
+    if let Some(capture) = &mut context.capture {
+        capture.record_response_headers(response.headers.as_bytes());
     }
-    reply.body.attach_context(record);
-    reply
-}
-
-fn target_error(doubt: TargetError) -> ProxyError {
-    match doubt {
-        TargetError::Malformed(words) => ProxyError::new(ErrorKind::BadRequest, words),
-        TargetError::NoRoute => ProxyError::new(
-            ErrorKind::NoRoute,
-            "only /cgi-bin/… and /AGENT/cgi-bin/… lead anywhere; is the base URL right?",
-        ),
-    }
-}
-
-fn body_too_large(bound: u64) -> ProxyError {
-    ProxyError::new(
-        ErrorKind::BodyTooLarge,
-        format!("the request's body is larger than server.max_request_body ({bound} bytes)"),
-    )
-}
-
-/// The refusal of a body that could not be kept for a retry. Nothing of it was sent.
-fn replay_budget_exhausted() -> ProxyError {
-    let words = "request bodies that are kept for a retry leave no room for one of this length in replay.memory or \
-                 replay.disk; send it again in a moment, or raise replay.disk";
-    ProxyError::new(ErrorKind::Overloaded, words).with_retry_after(Duration::from_secs(1))
+    response.body.attach_context(context);
+    response
 }

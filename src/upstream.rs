@@ -1,12 +1,13 @@
-//! The way out: requests to the one upstream that the configuration names, on connections that are used again.
+//! HTTP client for the one configured upstream, with pooled connections.
 //!
-//! It knows nothing of tokens. One [`Upstream`] belongs to one runtime; what it sends is driven by the task that asks.
+//! It does not handle tokens. One [`Upstream`] belongs to one runtime; the calling task drives each exchange.
 
 pub(crate) mod bench;
 mod ca_file_verifier;
 mod connect_error;
 mod connection;
 mod dial;
+mod error;
 mod fetch;
 pub(crate) mod fuzz;
 mod h1;
@@ -18,7 +19,6 @@ mod settings;
 use std::{
     cell::Cell,
     future::poll_fn,
-    io,
     rc::Rc,
     sync::Arc,
     task::{Context, Poll},
@@ -31,38 +31,39 @@ use tokio::time::Instant;
 
 pub use self::{
     connect_error::ConnectError,
+    error::{Delivery, UpstreamError, UpstreamErrorKind},
     fetch::Fetched,
     settings::{Settings, UpstreamSetupError},
 };
 use self::{connection::UpstreamConnection, dial::AddressCache, pool::Pool};
 use crate::{
-    http1::{framing::FramingError, headers::Headers},
+    http1::headers::Headers,
     request_body::{ReplayBody, RequestBodyError},
     time::deadline::Deadline,
 };
 
-/// A request as it leaves. It has no `Debug`: the target carries a token.
+/// A request to the upstream. No `Debug`: the target contains a token.
 pub struct UpstreamRequest<'a> {
-    /// The method, as the client sent it.
+    /// Method as the client sent it.
     pub method: &'a Method,
-    /// Path and query, with the token in it, in pieces that belong together.
+    /// Path and query including the token, as parts to concatenate.
     pub target: &'a [&'a str],
-    /// The client's header lines; those that stay here are left out when the head is written.
+    /// The client's headers; hop-by-hop headers and credentials are filtered out when the head is written.
     pub headers: &'a Headers,
-    /// How long the body is.
+    /// Length of the body.
     pub body_length: BodyLength,
-    /// Now: the caller has asked the clock, and asking costs.
+    /// Current time, read by the caller, because a clock read costs.
     pub now: Instant,
 }
 
-/// What is known of a request's body before it is sent.
+/// Length of a request body before it is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BodyLength {
-    /// There is none, and nothing is said of it.
+    /// No body and no `content-length`.
     Absent,
-    /// This many bytes, none included.
+    /// This many bytes; 0 sends `content-length: 0`.
     Known(u64),
-    /// It ends when it ends.
+    /// Unknown: sent chunked (RFC 9112 §7.1) over HTTP/1.1.
     Unknown,
 }
 
@@ -76,100 +77,44 @@ impl BodyLength {
     }
 }
 
-/// Why there is no answer, or no whole one, and whether the upstream can have acted on the request.
-#[derive(Debug)]
-pub struct UpstreamError {
-    /// What went wrong.
-    pub kind: UpstreamErrorKind,
-    /// How much of the request was sent.
-    pub delivery: Delivery,
-}
-
-/// How much of a request the upstream may have seen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Delivery {
-    /// Not a byte: it surely did nothing.
-    NotSent,
-    /// Some or all of it.
-    MaybeSent,
-}
-
-/// What went wrong. The texts name no URL, query or header of the request.
-#[derive(Debug, thiserror::Error)]
-pub enum UpstreamErrorKind {
-    /// No connection could be made.
-    #[error("{0}")]
-    Unreachable(ConnectError),
-    /// The connection closed before a byte of the answer.
-    #[error("it closed the connection without an answer")]
-    ClosedBeforeResponse,
-    /// The connection closed in the middle of the answer.
-    #[error("it broke off in the middle of its answer")]
-    Truncated,
-    /// The connection failed in the middle of the answer.
-    #[error("the connection failed: {0}")]
-    Io(io::Error),
-    /// No head within `upstream.response_timeout`.
-    #[error("no answer within upstream.response_timeout")]
-    ResponseTimeout,
-    /// A silence in the answer's body longer than `upstream.body_timeout`.
-    #[error("its answer stalled for longer than upstream.body_timeout")]
-    BodyTimeout,
-    /// The answer's head cannot be trusted.
-    #[error("{0}")]
-    InvalidHead(&'static str),
-    /// The answer's body cannot be trusted to end where it seems to.
-    #[error("{0}")]
-    Framing(#[source] FramingError),
-    /// It said over HTTP/2 that it did nothing with the request.
-    #[error("it refused the request before it did anything")]
-    RefusedStream,
-    /// The request failed over HTTP/2.
-    #[error("{0}")]
-    Http2(String),
-    /// It was the client's side that failed.
-    #[error("{0}")]
-    RequestBody(RequestBodyError),
-}
-
-/// An answer whose body is still to come.
+/// A response head; the body is still to be read.
 pub struct UpstreamResponse {
-    /// The status, as the upstream sent it.
+    /// Status as the upstream sent it.
     pub status: StatusCode,
-    /// Its header lines; those of its connection are left out when they are passed on.
+    /// Response headers, including hop-by-hop ones, which are filtered when they are forwarded.
     pub headers: Headers,
-    /// How long its head says that the body is, or would be.
+    /// `content-length` of the head; for HEAD and 304 the length that the body would have.
     pub content_length: Option<u64>,
-    /// Its body.
+    /// The response body.
     pub body: UpstreamBody,
-    /// When its head was there.
+    /// When the head was complete.
     pub received_at: Instant,
 }
 
-/// An answer's body.
+/// A response body.
 pub struct UpstreamBody(UpstreamBodyKind);
 
 enum UpstreamBodyKind {
     Ended,
-    /// All of it came with the head.
+    /// The body arrived completely with the head.
     Buffered(Bytes),
     Http1(Box<h1::Http1Exchange>),
     Http2(Box<h2::Http2UpstreamBody>),
 }
 
 impl UpstreamBody {
-    /// A body of which nothing is to come.
+    /// An empty body that has ended.
     pub const fn empty() -> Self {
         Self(UpstreamBodyKind::Ended)
     }
 
-    /// The next piece; `None` at the end.
+    /// Polls for the next chunk; `None` at the end.
     pub fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, UpstreamError>>> {
         let polled = match &mut self.0 {
             UpstreamBodyKind::Ended => Poll::Ready(None),
-            UpstreamBodyKind::Buffered(whole) => Poll::Ready(Some(Ok(std::mem::take(whole)))),
+            UpstreamBodyKind::Buffered(bytes) => Poll::Ready(Some(Ok(std::mem::take(bytes)))),
             UpstreamBodyKind::Http1(exchange) => exchange.poll_data(cx),
-            UpstreamBodyKind::Http2(answer) => answer.poll_data(cx),
+            UpstreamBodyKind::Http2(body) => body.poll_data(cx),
         };
         match polled {
             Poll::Ready(Some(Err(_))) => self.0 = UpstreamBodyKind::Ended,
@@ -179,10 +124,10 @@ impl UpstreamBody {
         polled
     }
 
-    /// Takes the whole body, if it came with the head.
+    /// Takes the body if it arrived completely with the head.
     pub fn take_buffered(&mut self) -> Option<Bytes> {
         match std::mem::replace(&mut self.0, UpstreamBodyKind::Ended) {
-            UpstreamBodyKind::Buffered(whole) => Some(whole),
+            UpstreamBodyKind::Buffered(bytes) => Some(bytes),
             other => {
                 self.0 = other;
                 None
@@ -190,39 +135,39 @@ impl UpstreamBody {
         }
     }
 
-    /// How many bytes of framing came with what was taken so far of a body that has not ended.
+    /// Bytes of framing received so far for a body that has not ended.
     pub fn framing_overhead(&self) -> u64 {
         match &self.0 {
             UpstreamBodyKind::Ended | UpstreamBodyKind::Buffered(_) => 0,
             UpstreamBodyKind::Http1(exchange) => exchange.framing_overhead(),
-            UpstreamBodyKind::Http2(answer) => answer.framing_overhead(),
+            UpstreamBodyKind::Http2(body) => body.framing_overhead(),
         }
     }
 
-    /// Goes on with the request's body, where it still comes. Over HTTP/2 that goes by itself.
+    /// Continues to send the request body. Over HTTP/2 hyper's connection task does that.
     pub fn drive_request_body(&mut self, cx: &mut Context<'_>) {
         if let UpstreamBodyKind::Http1(exchange) = &mut self.0 {
             exchange.drive_request_body(cx);
         }
     }
 
-    /// The next piece; `None` at the end.
+    /// The next chunk; `None` at the end.
     pub async fn data(&mut self) -> Option<Result<Bytes, UpstreamError>> {
         poll_fn(|cx| self.poll_data(cx)).await
     }
 
-    /// Whether all of it was taken. It may say no where the end is not yet known.
+    /// Whether the body has been read to its end. May be false at the end while that is not known yet.
     pub fn is_ended(&self) -> bool {
         matches!(self.0, UpstreamBodyKind::Ended)
     }
 
-    /// A connection is free for the next request as soon as the last byte was read, not when somebody asks once more.
+    /// Returns the connection to the pool right after the last byte, not on the next poll.
     fn release_if_ended(&mut self) {
         let ended = match &self.0 {
             UpstreamBodyKind::Ended => false,
-            UpstreamBodyKind::Buffered(whole) => whole.is_empty(),
+            UpstreamBodyKind::Buffered(bytes) => bytes.is_empty(),
             UpstreamBodyKind::Http1(exchange) => exchange.is_ended(),
-            UpstreamBodyKind::Http2(answer) => answer.is_ended(),
+            UpstreamBodyKind::Http2(body) => body.is_ended(),
         };
         if ended
             && let UpstreamBodyKind::Http1(exchange) = std::mem::replace(&mut self.0, UpstreamBodyKind::Ended)
@@ -232,18 +177,18 @@ impl UpstreamBody {
     }
 }
 
-/// Connections to the upstream, for the tasks of one runtime.
+/// Pooled connections to the upstream, for the tasks of one runtime.
 pub struct Upstream {
     pool: Rc<Pool>,
     addresses: AddressCache,
-    /// Whether the upstream spoke HTTP/2 when last asked; fresh connections are then made one at a time.
+    /// Whether ALPN last chose HTTP/2; then connections are dialled one at a time.
     speaks_http2: Cell<bool>,
-    /// Held while a connection is made that may serve all; what failed last, and when.
+    /// Held while dialling a connection that others can share; holds the time and error of the last failed dial.
     dial_lock: tokio::sync::Mutex<Option<(Instant, ConnectError)>>,
 }
 
 impl Upstream {
-    /// An upstream without connections.
+    /// An upstream without open connections.
     pub fn new(settings: Arc<Settings>) -> Self {
         let speaks_http2 = Cell::new(settings.tls.is_some());
         Self {
@@ -254,33 +199,36 @@ impl Upstream {
         }
     }
 
-    /// How long a call with a small answer may take: to connect, to the head, and as long as its body may be silent.
+    /// Total timeout of a small request: connect, head, and one silence of the body.
     pub fn fetch_timeout(&self) -> Duration {
         let Settings { connect_timeout, response_timeout, body_timeout, .. } = &*self.pool.settings;
         *connect_timeout + *response_timeout + *body_timeout
     }
 
-    /// Sends a request and returns its answer once the head is there.
+    /// Sends a request and returns the response once its head is complete.
     ///
-    /// It is sent a second time only where that does no harm: a kept connection proved closed before a byte of the
-    /// answer, and the method is idempotent or nothing had been sent; or the upstream said that it did nothing.
+    /// Resends at most once, and only where that is safe: a pooled connection closed before the first byte of the
+    /// response and the method is idempotent or nothing was sent, or the upstream reported that it did not process
+    /// the request.
     ///
-    /// `deadline` is the caller's, not running: whoever waits for one answer after the other needs no timer for each.
+    /// `deadline` is the caller's and must not be running; reusing it saves a timer per response.
+    ///
+    /// Errors: [`UpstreamError`], with the cause and whether anything was sent.
     pub async fn send(
         &self,
-        outgoing: &UpstreamRequest<'_>,
-        upload: Option<&ReplayBody>,
+        request: &UpstreamRequest<'_>,
+        replay_body: Option<&ReplayBody>,
         deadline: &mut Deadline,
     ) -> Result<UpstreamResponse, UpstreamError> {
-        let mut fresh = false;
+        let mut dial_new = false;
         loop {
-            let kept = if fresh { None } else { self.pooled(outgoing.now) };
-            let (line, used_before) = match kept {
-                Some(line) => (line, true),
-                // Seldom, and it takes much room.
+            let pooled = if dial_new { None } else { self.pooled(request.now) };
+            let (checkout, is_reused) = match pooled {
+                Some(checkout) => (checkout, true),
+                // Boxed: rare, and the future is large.
                 None => Box::pin(self.connect()).await?,
             };
-            let reader = match upload.map(ReplayBody::reader) {
+            let reader = match replay_body.map(ReplayBody::reader) {
                 None => None,
                 Some(Some(reader)) => Some(reader),
                 Some(None) => {
@@ -290,108 +238,109 @@ impl Upstream {
                     });
                 }
             };
-            let mark = line.connection_id();
-            let now = used_before.then_some(outgoing.now);
-            let sent = match line {
+            let connection_id = checkout.connection_id();
+            let now = is_reused.then_some(request.now);
+            let result = match checkout {
                 Checkout::Http1(connection) => {
-                    h1::send(connection, &self.pool, outgoing, reader, now, deadline).await
+                    h1::send(connection, &self.pool, request, reader, now, deadline).await
                 }
-                Checkout::Http2(place) => Box::pin(place.send(&self.pool.settings, outgoing, reader)).await,
+                Checkout::Http2(slot) => Box::pin(slot.send(&self.pool.settings, request, reader)).await,
             };
-            let failure = match sent {
-                Ok(answer) => return Ok(answer),
-                Err(failure) => failure,
+            let error = match result {
+                Ok(response) => return Ok(response),
+                Err(error) => error,
             };
-            let closed = matches!(failure.kind, UpstreamErrorKind::ClosedBeforeResponse);
-            if closed && let Some(mark) = mark {
-                self.pool.mark_unusable(&mark);
+            let closed = matches!(error.kind, UpstreamErrorKind::ClosedBeforeResponse);
+            if closed && let Some(connection_id) = connection_id {
+                self.pool.mark_unusable(&connection_id);
             }
-            let stale = closed && used_before || matches!(failure.kind, UpstreamErrorKind::RefusedStream);
-            let harmless = failure.delivery == Delivery::NotSent || outgoing.method.is_idempotent();
-            let sendable = upload.is_none_or(ReplayBody::is_replayable);
-            if fresh || !(stale && harmless && sendable) {
-                return Err(failure);
+            let is_stale = closed && is_reused || matches!(error.kind, UpstreamErrorKind::RefusedStream);
+            let is_safe = error.delivery == Delivery::NotSent || request.method.is_idempotent();
+            let is_replayable = replay_body.is_none_or(ReplayBody::is_replayable);
+            if dial_new || !(is_stale && is_safe && is_replayable) {
+                return Err(error);
             }
-            fresh = true;
+            dial_new = true;
         }
     }
 
-    /// A connection where there is none to use again, and whether it has carried other requests all the same.
+    /// Returns a connection when none is pooled, and whether it has carried other requests already.
     async fn connect(&self) -> Result<(Checkout, bool), UpstreamError> {
         if !self.speaks_http2.get() {
             return Ok((self.dial().await?, false));
         }
-        // One HTTP/2 connection serves many: whoever comes while it is made waits for it, and shares its failure.
-        let came = Instant::now();
+        // One HTTP/2 connection serves many requests: those that arrive during the dial wait for it and share its
+        // failure.
+        let arrived_at = Instant::now();
         let mut last_failure = self.dial_lock.lock().await;
-        if let Some(place) = self.pool.http2_slot() {
-            return Ok((Checkout::Http2(place), true));
+        if let Some(slot) = self.pool.http2_slot() {
+            return Ok((Checkout::Http2(slot), true));
         }
-        if let Some((at, what)) = &*last_failure
-            && *at >= came
+        if let Some((failed_at, connect_error)) = &*last_failure
+            && *failed_at >= arrived_at
         {
-            let failure = UpstreamError {
-                kind: UpstreamErrorKind::Unreachable(what.clone()),
+            let error = UpstreamError {
+                kind: UpstreamErrorKind::Unreachable(connect_error.clone()),
                 delivery: Delivery::NotSent,
             };
-            return self.overflow().ok_or(failure);
+            return self.overflow().ok_or(error);
         }
         if !self.speaks_http2.get() {
             drop(last_failure);
             return Ok((self.dial().await?, false));
         }
-        let dialled = self.dial().await;
-        *last_failure = dialled.as_ref().err().map(|failure| (Instant::now(), (&failure.kind).into()));
-        match dialled {
-            Ok(line) => Ok((line, false)),
-            Err(failure) => self.overflow().ok_or(failure),
+        let result = self.dial().await;
+        *last_failure = result.as_ref().err().map(|error| (Instant::now(), (&error.kind).into()));
+        match result {
+            Ok(checkout) => Ok((checkout, false)),
+            Err(error) => self.overflow().ok_or(error),
         }
     }
 
-    /// Where no more connections can be made, a request waits for its turn on one that there is.
+    /// When no connection can be opened, queues the request on the least loaded HTTP/2 connection.
     fn overflow(&self) -> Option<(Checkout, bool)> {
-        self.pool.overflow_slot().map(|place| (Checkout::Http2(place), true))
+        self.pool.overflow_slot().map(|slot| (Checkout::Http2(slot), true))
     }
 
     fn pooled(&self, now: Instant) -> Option<Checkout> {
         if self.speaks_http2.get()
-            && let Some(place) = self.pool.http2_slot()
+            && let Some(slot) = self.pool.http2_slot()
         {
-            return Some(Checkout::Http2(place));
+            return Some(Checkout::Http2(slot));
         }
         self.pool.take_idle(now).map(Checkout::Http1)
     }
 
     async fn dial(&self) -> Result<Checkout, UpstreamError> {
-        let nothing_sent = |flaw| UpstreamError { kind: flaw, delivery: Delivery::NotSent };
-        let until = Instant::now() + self.pool.settings.connect_timeout;
-        let dialled = dial::dial(&self.pool.settings, &self.addresses).await.map_err(nothing_sent)?;
-        self.speaks_http2.set(dialled.http2);
-        if !dialled.http2 {
-            return Ok(Checkout::Http1(Box::new(UpstreamConnection::new(dialled.stream))));
+        let not_sent = |kind| UpstreamError { kind, delivery: Delivery::NotSent };
+        let deadline = Instant::now() + self.pool.settings.connect_timeout;
+        let dialed = dial::dial(&self.pool.settings, &self.addresses).await.map_err(not_sent)?;
+        self.speaks_http2.set(dialed.http2);
+        if !dialed.http2 {
+            return Ok(Checkout::Http1(Box::new(UpstreamConnection::new(dialed.stream))));
         }
-        let greeted = tokio::time::timeout_at(until, h2::Http2Sender::handshake(dialled.stream)).await;
-        let silent = |_| {
-            let what = "no hello in HTTP/2 within upstream.connect_timeout";
-            Err(UpstreamErrorKind::Unreachable(ConnectError::new(what)))
+        let handshake = tokio::time::timeout_at(deadline, h2::Http2Sender::handshake(dialed.stream)).await;
+        let timed_out = |_| {
+            let message = "HTTP/2 handshake exceeded upstream.connect_timeout";
+            Err(UpstreamErrorKind::Unreachable(ConnectError::new(message)))
         };
-        let sender = greeted.unwrap_or_else(silent).map_err(nothing_sent)?;
+        let sender = handshake.unwrap_or_else(timed_out).map_err(not_sent)?;
         Ok(Checkout::Http2(self.pool.add_http2(sender)))
     }
 }
 
-/// A connection that is about to carry a request.
+/// A connection checked out for one request.
 enum Checkout {
     Http1(Box<UpstreamConnection>),
     Http2(h2::StreamSlot),
 }
 
 impl Checkout {
-    /// Which connection it is, where others use it too.
+    /// The connection's id if other requests share it.
     fn connection_id(&self) -> Option<h2::ConnectionId> {
         match self {
             Self::Http1(_) => None,
-            Self::Http2(place) => Some(place.connection_id()),
+            Self::Http2(slot) => Some(slot.connection_id()),
         }
     }
 }

@@ -1,46 +1,46 @@
-//! What an exchange looked like, where an operator wanted to see it. All secrets have been taken out.
+//! Redacted details of a captured exchange.
 
 use std::time::Duration;
 
-/// Header lines and the beginnings of the bodies of one exchange.
+/// Headers and body excerpts of one exchange.
 #[derive(Debug, Default)]
 pub struct ExchangeDetail {
     /// The query.
     pub query: String,
-    /// What the caller sent.
+    /// The request as received.
     pub request: CapturedMessage,
-    /// What the caller got.
+    /// The response as sent to the client.
     pub response: CapturedMessage,
-    /// When the request waited for a token: from its beginning, and how long.
+    /// Waits for a token: offset from the start of the request, and duration.
     pub token_waits: Vec<(Duration, Duration)>,
-    /// What was sent to the upstream, in order.
+    /// Attempts at the upstream, in order.
     pub attempts: Vec<AttemptDetail>,
 }
 
-/// Header lines, and the beginning of a body.
+/// Headers and a body excerpt.
 #[derive(Debug, Default, Clone)]
 pub struct CapturedMessage {
     /// Names and values.
     pub headers: Vec<(String, String)>,
-    /// As much of the body as was kept, up to the first byte that is no text.
+    /// Start of the body, up to the size limit or the first non-text byte.
     pub body: String,
-    /// Whether it is longer, as far as it was seen.
+    /// Whether the captured body is longer than the excerpt.
     pub truncated: bool,
-    /// Whether what follows is no text.
+    /// Whether binary data follows the excerpt.
     pub binary: bool,
 }
 
-/// One sending to the upstream.
+/// One attempt at the upstream.
 #[derive(Debug, Clone)]
 pub struct AttemptDetail {
-    /// When it was sent, from the request's beginning.
+    /// Offset from the start of the request.
     pub started_after: Duration,
-    /// How long its answer's head took; `None` where there was none.
+    /// Time to the response head; `None` without a response.
     pub time_to_header: Option<Duration>,
-    /// The answer's HTTP status; 0 where there was none.
+    /// HTTP status of the response; 0 without a response.
     pub status: u16,
-    /// The answer's errcode.
+    /// Errcode of the response.
     pub errcode: Option<i64>,
-    /// The answer, where it did not go on to the caller.
+    /// The response, if it was not forwarded to the client.
     pub refused_response: Option<CapturedMessage>,
 }

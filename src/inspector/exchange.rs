@@ -1,4 +1,4 @@
-//! One exchange, and which of them somebody wants to see.
+//! The summary of one exchange, and the filter over exchanges.
 
 use std::{
     net::IpAddr,
@@ -7,46 +7,46 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::DetailCell;
+use super::redaction_queue::DetailCell;
 use crate::telemetry::access_log::{AccessLogEntry, FirstAttempt};
 
-/// Most bytes that are kept of a method, a path, and an error's words. The other texts are short by themselves.
+/// Maximum bytes kept of a method, a path and an error message. The other texts are short.
 const MAX_METHOD_BYTES: usize = 32;
 const MAX_PATH_BYTES: usize = 1024;
 const MAX_REASON_BYTES: usize = 512;
 
-/// A summary of one exchange: what the access log tells of it.
+/// Summary of one exchange, with the data of its access log entry.
 #[derive(Debug, Clone)]
 pub struct Exchange {
-    /// When the answer ended.
+    /// When the response ended.
     pub ended_at: SystemTime,
-    /// Where the caller is.
+    /// Address of the client.
     pub peer: Option<IpAddr>,
-    /// The answer's HTTP status; 0 where there was no answer.
+    /// HTTP status of the response; 0 without a response.
     pub status: u16,
-    /// The answer's errcode.
+    /// Errcode of the response.
     pub errcode: Option<i64>,
-    /// The errcode for which the request was sent once more.
+    /// The errcode that caused the retry.
     pub retried: Option<i64>,
-    /// How the first try went, where it was sent once more.
+    /// Times of the first attempt, if there was a retry.
     pub first_attempt: Option<FirstAttempt>,
-    /// Bytes of the request's body that had come when its answer began; `None` where it had none.
+    /// Bytes of the request body received when the response began; `None` without a body.
     pub request_bytes: Option<u64>,
-    /// Bytes of the answer's body.
+    /// Bytes of the response body.
     pub response_bytes: u64,
-    /// Whether the whole answer was handed over.
+    /// Whether the response was sent completely.
     pub complete: bool,
     /// Time spent waiting for a token.
     pub token_time: Duration,
     /// Time spent waiting for the upstream.
     pub upstream_time: Duration,
-    /// Time from the request's head to its answer's end.
+    /// Time from the request head to the end of the response.
     pub total_time: Duration,
-    /// What it looked like, where somebody wanted to see it.
+    /// Captured details, if the capture was on.
     pub detail: Option<Arc<DetailCell>>,
-    /// All texts, one behind the other, so that a slot that is used again has room for them.
+    /// All texts concatenated, so that a reused slot reuses one allocation.
     text: String,
-    /// Where each of them ends.
+    /// End offset of each text.
     text_ends: [usize; 7],
 }
 
@@ -73,7 +73,7 @@ impl Default for Exchange {
 }
 
 impl Exchange {
-    /// The request's id.
+    /// The request id.
     pub fn request_id(&self) -> &str {
         self.nth_text(0)
     }
@@ -83,27 +83,27 @@ impl Exchange {
         self.nth_text(1)
     }
 
-    /// The path, without anything secret; its beginning, where it is very long.
+    /// The path with credentials masked, truncated to 1 KiB.
     pub fn path(&self) -> &str {
         self.nth_text(2)
     }
 
-    /// The agent's name; empty where there was none.
+    /// Name of the agent; empty without one.
     pub fn agent(&self) -> &str {
         self.nth_text(3)
     }
 
-    /// The client's name; empty where there was none.
+    /// Name of the client; empty without one.
     pub fn client(&self) -> &str {
         self.nth_text(4)
     }
 
-    /// The words of the proxy's own error; empty where there was none.
+    /// Message of the proxy's own error; empty without one.
     pub fn reason(&self) -> &str {
         self.nth_text(5)
     }
 
-    /// The kind of the proxy's own error; empty where there was none.
+    /// Kind of the proxy's own error; empty without one.
     pub fn error(&self) -> &str {
         self.nth_text(6)
     }
@@ -113,62 +113,64 @@ impl Exchange {
         &self.text[begin..self.text_ends[nth]]
     }
 
-    /// Becomes the summary of another exchange.
-    pub(super) fn overwrite(&mut self, line: &AccessLogEntry<'_>, detail: Option<Arc<DetailCell>>) {
+    /// Overwrites this slot with another exchange.
+    pub(super) fn overwrite(&mut self, entry: &AccessLogEntry<'_>, detail: Option<Arc<DetailCell>>) {
         self.text.clear();
         let texts = [
-            line.request_id,
-            truncate(line.method, MAX_METHOD_BYTES),
-            truncate(line.path, MAX_PATH_BYTES),
-            line.agent.unwrap_or_default(),
-            line.client.unwrap_or_default(),
-            truncate(line.reason.unwrap_or_default(), MAX_REASON_BYTES),
-            line.error.unwrap_or_default(),
+            entry.request_id,
+            truncate(entry.method, MAX_METHOD_BYTES),
+            truncate(entry.path, MAX_PATH_BYTES),
+            entry.agent.unwrap_or_default(),
+            entry.client.unwrap_or_default(),
+            truncate(entry.reason.unwrap_or_default(), MAX_REASON_BYTES),
+            entry.error.unwrap_or_default(),
         ];
         self.text.reserve(texts.iter().map(|text| text.len()).sum());
         for (text, end) in texts.into_iter().zip(&mut self.text_ends) {
             self.text.push_str(text);
             *end = self.text.len();
         }
-        (self.ended_at, self.peer, self.status) = (line.ended_at, line.peer, line.status);
-        (self.errcode, self.retried, self.first_attempt) = (line.errcode, line.retried, line.first_attempt);
+        (self.ended_at, self.peer, self.status) = (entry.ended_at, entry.peer, entry.status);
+        (self.errcode, self.retried, self.first_attempt) =
+            (entry.errcode, entry.retried, entry.first_attempt);
         (self.request_bytes, self.response_bytes, self.complete) =
-            (line.request_bytes, line.response_bytes, line.complete);
+            (entry.request_bytes, entry.response_bytes, entry.complete);
         (self.token_time, self.upstream_time, self.total_time) =
-            (line.token_time, line.upstream_time, line.total_time);
+            (entry.token_time, entry.upstream_time, entry.total_time);
         self.detail = detail;
     }
 }
 
-/// As much of a text as fits.
-fn truncate(text: &str, most: usize) -> &str {
-    &text[..text.floor_char_boundary(most)]
+/// Truncates a text at a character boundary.
+fn truncate(text: &str, max_bytes: usize) -> &str {
+    &text[..text.floor_char_boundary(max_bytes)]
 }
 
-/// Which exchanges are wanted; all of them, unless it says otherwise.
+/// Filter over exchanges; the default matches all.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ExchangeFilter {
-    /// The agent's name; the empty one for those without an agent.
+    /// Name of the agent; empty matches exchanges without one.
     pub agent: Option<String>,
-    /// The client's name; the empty one for those without a client.
+    /// Name of the client; empty matches exchanges without one.
     pub client: Option<String>,
     /// The errcode.
     pub errcode: Option<i64>,
-    /// The first and the last of the statuses.
+    /// Range of HTTP statuses, inclusive.
     pub status: Option<RangeInclusive<u16>>,
-    /// What the path holds.
+    /// Substring of the path.
     pub path: Option<String>,
-    /// The request's id.
+    /// The request id.
     pub request_id: Option<String>,
 }
 
 impl ExchangeFilter {
-    /// Whether an exchange is wanted.
+    /// Whether an exchange matches.
     pub fn matches(&self, exchange: &Exchange) -> bool {
-        let is = |wanted: &Option<String>, name: &str| wanted.as_ref().is_none_or(|wanted| wanted == name);
-        is(&self.agent, exchange.agent())
-            && is(&self.request_id, exchange.request_id())
-            && is(&self.client, exchange.client())
+        let equals =
+            |wanted: &Option<String>, name: &str| wanted.as_ref().is_none_or(|wanted| wanted == name);
+        equals(&self.agent, exchange.agent())
+            && equals(&self.request_id, exchange.request_id())
+            && equals(&self.client, exchange.client())
             && self.errcode.is_none_or(|errcode| exchange.errcode == Some(errcode))
             && self.status.as_ref().is_none_or(|statuses| statuses.contains(&exchange.status))
             && self.path.as_ref().is_none_or(|part| exchange.path().contains(&**part))

@@ -1,5 +1,5 @@
-//! Makes details of exchanges off the workers: one thread takes them from a queue that is bounded in bytes and in count. What
-//! does not fit, or comes too late, is dropped and counted.
+//! Redacts captures on one background thread, from a queue bounded in bytes and count. A capture that does not fit or
+//! waits too long is dropped and counted.
 
 use std::{
     collections::VecDeque,
@@ -13,36 +13,36 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{ExchangeDetail, lock};
+use super::{detail::ExchangeDetail, lock};
 
-/// Most bytes of raw text that wait.
+/// Maximum bytes of raw text in the queue.
 const MAX_QUEUED_BYTES: usize = 4 * 1024 * 1024;
-/// Most exchanges that wait.
+/// Maximum jobs in the queue.
 const MAX_QUEUED_JOBS: usize = 256;
-/// An exchange that has waited for longer is dropped.
+/// A job that has waited longer is dropped.
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(5);
-/// The thread ends when nothing has come for so long.
+/// The thread ends after this time without a job.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
-/// The priority of the thread: requests come first, and yet it gets a share of a machine that is busy.
+/// Niceness of the thread: workers come first, but it still runs on a busy machine.
 #[cfg(target_os = "linux")]
 const NICENESS: i32 = 5;
 
-/// What was captured of an exchange, to be redacted. It has no `Debug`: it holds credentials.
+/// A capture to redact. No `Debug`: it contains credentials.
 pub struct RedactionJob {
-    /// How many bytes it holds.
+    /// Size of the capture in bytes.
     pub bytes: usize,
-    /// Redacts it; `None` where that would take too long.
+    /// Redacts the capture; `None` if the work budget is exhausted.
     pub redact: Box<dyn FnOnce() -> Option<ExchangeDetail> + Send>,
 }
 
-/// Why there are no details of an exchange that was captured.
+/// Why a captured exchange has no details.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DropReason {
-    /// Too many waited to be redacted.
+    /// The queue was full.
     QueueFull,
-    /// It waited too long to be redacted.
+    /// The job waited longer than the timeout.
     Late,
-    /// To redact it would have taken too long.
+    /// Redaction exceeded its work budget.
     TooCostly,
 }
 
@@ -50,7 +50,7 @@ impl DropReason {
     /// Every reason.
     pub const ALL: [Self; 3] = [Self::QueueFull, Self::Late, Self::TooCostly];
 
-    /// Its name in metrics and in the admin API.
+    /// Name in metrics and in the admin API.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::QueueFull => "queue_full",
@@ -60,23 +60,23 @@ impl DropReason {
     }
 }
 
-/// The details of one exchange: to come, there, or missing.
+/// Details of one exchange: pending, available or dropped.
 #[derive(Debug, Default)]
 pub struct DetailCell(OnceLock<Result<ExchangeDetail, DropReason>>);
 
 impl DetailCell {
-    /// Why there are none, where that is decided.
+    /// Why the details were dropped, if they were.
     pub fn drop_reason(&self) -> Option<DropReason> {
-        self.0.get().and_then(|made| made.as_ref().err().copied())
+        self.0.get().and_then(|result| result.as_ref().err().copied())
     }
 
-    /// The details. Blocks until they are made or dropped: for some seconds at most.
+    /// Returns the details; `None` if they were dropped. Blocks until that is decided, some seconds at most.
     pub fn wait(&self) -> Option<&ExchangeDetail> {
         self.0.wait().as_ref().ok()
     }
 }
 
-/// Captures that wait to be redacted. Clones share them.
+/// Queue of redaction jobs; clones share it.
 #[derive(Clone, Default)]
 pub(super) struct RedactionQueue(Arc<Shared>);
 
@@ -90,9 +90,9 @@ struct Shared {
 #[derive(Default)]
 struct QueueState {
     jobs: VecDeque<QueuedJob>,
-    /// Of all jobs, and of the one that is being done.
+    /// Of the queued jobs and the running one.
     total_bytes: usize,
-    /// Whether there is a thread.
+    /// Whether the thread runs.
     thread_running: bool,
 }
 
@@ -103,30 +103,25 @@ struct QueuedJob {
 }
 
 impl RedactionQueue {
-    /// Has a capture redacted, in as much time as it takes to put it down.
-    pub(super) fn submit(&self, capture: RedactionJob) -> Arc<DetailCell> {
-        let captured = Arc::new(DetailCell::default());
-        let mut waiting = lock(&self.0.state);
-        let fits =
-            waiting.jobs.len() < MAX_QUEUED_JOBS && waiting.total_bytes + capture.bytes <= MAX_QUEUED_BYTES;
-        if !fits || (!waiting.thread_running && self.start_thread().is_err()) {
-            drop(waiting);
-            self.0.set(&captured, Err(DropReason::QueueFull));
-            return captured;
+    /// Queues a capture without waiting for its redaction.
+    pub(super) fn submit(&self, job: RedactionJob) -> Arc<DetailCell> {
+        let detail = Arc::new(DetailCell::default());
+        let mut state = lock(&self.0.state);
+        let fits = state.jobs.len() < MAX_QUEUED_JOBS && state.total_bytes + job.bytes <= MAX_QUEUED_BYTES;
+        if !fits || (!state.thread_running && self.start_thread().is_err()) {
+            drop(state);
+            self.0.set(&detail, Err(DropReason::QueueFull));
+            return detail;
         }
-        waiting.thread_running = true;
-        waiting.total_bytes += capture.bytes;
-        waiting.jobs.push_back(QueuedJob {
-            job: capture,
-            detail: captured.clone(),
-            queued_at: Instant::now(),
-        });
-        drop(waiting);
+        state.thread_running = true;
+        state.total_bytes += job.bytes;
+        state.jobs.push_back(QueuedJob { job, detail: detail.clone(), queued_at: Instant::now() });
+        drop(state);
         self.0.job_added.notify_one();
-        captured
+        detail
     }
 
-    /// How many captures were dropped for this reason.
+    /// Number of captures dropped for this reason.
     pub(super) fn dropped(&self, reason: DropReason) -> u64 {
         self.0.dropped[reason as usize].load(Ordering::Relaxed)
     }
@@ -139,7 +134,7 @@ impl RedactionQueue {
 
 impl Shared {
     fn run(&self) {
-        // Where the system refuses, it competes with the workers as an equal.
+        // If the system refuses, the thread runs at the workers' priority.
         #[cfg(target_os = "linux")]
         let _ = rustix::process::setpriority_process(None, NICENESS);
         while let Some(job) = self.next_job() {
@@ -149,32 +144,31 @@ impl Shared {
         }
     }
 
-    fn redact(&self, QueuedJob { job: capture, detail: captured, queued_at: since }: QueuedJob) {
-        let made = if since.elapsed() > QUEUE_TIMEOUT {
+    fn redact(&self, QueuedJob { job, detail, queued_at }: QueuedJob) {
+        let result = if queued_at.elapsed() > QUEUE_TIMEOUT {
             Err(DropReason::Late)
         } else {
-            catch_unwind(AssertUnwindSafe(capture.redact)).ok().flatten().ok_or(DropReason::TooCostly)
+            catch_unwind(AssertUnwindSafe(job.redact)).ok().flatten().ok_or(DropReason::TooCostly)
         };
-        self.set(&captured, made);
+        self.set(&detail, result);
     }
 
-    /// The next one; `None` when the thread is to end.
+    /// Waits for the next job; `None` when the thread is to end.
     fn next_job(&self) -> Option<QueuedJob> {
-        let waiting = lock(&self.state);
-        let came =
-            self.job_added.wait_timeout_while(waiting, IDLE_TIMEOUT, |waiting| waiting.jobs.is_empty());
-        let (mut waiting, _) = came.unwrap_or_else(PoisonError::into_inner);
-        let job = waiting.jobs.pop_front();
-        waiting.thread_running = job.is_some();
+        let state = lock(&self.state);
+        let waited = self.job_added.wait_timeout_while(state, IDLE_TIMEOUT, |state| state.jobs.is_empty());
+        let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let job = state.jobs.pop_front();
+        state.thread_running = job.is_some();
         job
     }
 
-    fn set(&self, captured: &DetailCell, made: Result<ExchangeDetail, DropReason>) {
-        if let Err(reason) = made {
+    fn set(&self, detail: &DetailCell, result: Result<ExchangeDetail, DropReason>) {
+        if let Err(reason) = result {
             self.dropped[reason as usize].fetch_add(1, Ordering::Relaxed);
         }
-        // Each is set once.
-        let _ = captured.0.set(made);
+        // Each cell is set once.
+        let _ = detail.0.set(result);
     }
 }
 
@@ -191,15 +185,15 @@ mod tests {
         RedactionJob { bytes, redact: Box::new(redact) }
     }
 
-    /// A queue whose thread is held until the sender says something.
+    /// A queue whose thread blocks until the sender sends.
     fn blocked_queue() -> (RedactionQueue, mpsc::Sender<()>, Arc<DetailCell>) {
-        let (queue, (release, held), (tell, begun)) =
+        let (queue, (release, blocked), (started_sender, started)) =
             (RedactionQueue::default(), mpsc::channel(), mpsc::channel());
         let first = queue.submit(new_job(1, move || {
-            tell.send(()).expect("the test waits");
-            held.recv().ok().map(|()| ExchangeDetail::default())
+            started_sender.send(()).expect("the test waits");
+            blocked.recv().ok().map(|()| ExchangeDetail::default())
         }));
-        begun.recv().expect("the thread runs");
+        started.recv().expect("the thread runs");
         (queue, release, first)
     }
 
@@ -209,14 +203,14 @@ mod tests {
         assert!(first.drop_reason().is_none());
         let huge = queue.submit(new_job(MAX_QUEUED_BYTES, || Some(ExchangeDetail::default())));
         assert_eq!((huge.drop_reason(), huge.wait().is_none()), (Some(DropReason::QueueFull), true));
-        let waiting: Vec<_> = (0..MAX_QUEUED_JOBS)
+        let queued: Vec<_> = (0..MAX_QUEUED_JOBS)
             .map(|_| queue.submit(new_job(1, || Some(ExchangeDetail::default()))))
             .collect();
         let one_more = queue.submit(new_job(1, || Some(ExchangeDetail::default())));
         assert_eq!(one_more.drop_reason(), Some(DropReason::QueueFull));
         assert_eq!(queue.dropped(DropReason::QueueFull), 2);
         release.send(()).expect("it waits");
-        assert!(first.wait().is_some() && waiting.iter().all(|one| one.wait().is_some()));
+        assert!(first.wait().is_some() && queued.iter().all(|detail| detail.wait().is_some()));
         assert!(
             queue.submit(new_job(MAX_QUEUED_BYTES - 1, || Some(ExchangeDetail::default()))).wait().is_some()
         );
@@ -225,7 +219,7 @@ mod tests {
     #[test]
     fn panic_or_cost_drops_detail_and_thread_survives() {
         let queue = RedactionQueue::default();
-        // To print a panic takes long.
+        // Ordered first, because printing the panic takes long.
         let costly = queue.submit(new_job(1, || None));
         let panics = queue.submit(new_job(1, || panic!("a test's own")));
         assert!(panics.wait().is_none() && costly.wait().is_none());
@@ -236,15 +230,12 @@ mod tests {
     #[test]
     fn late_job_is_dropped_without_redaction() {
         let shared = Shared::default();
-        let (captured, since) =
+        let (detail, queued_at) =
             (Arc::new(DetailCell::default()), Instant::now().checked_sub(QUEUE_TIMEOUT * 2));
-        let Some(since) = since else { return };
-        let late = QueuedJob {
-            job: new_job(1, || panic!("it is not redacted")),
-            detail: captured.clone(),
-            queued_at: since,
-        };
+        let Some(queued_at) = queued_at else { return };
+        let late =
+            QueuedJob { job: new_job(1, || panic!("it is not redacted")), detail: detail.clone(), queued_at };
         shared.redact(late);
-        assert_eq!(captured.drop_reason(), Some(DropReason::Late));
+        assert_eq!(detail.drop_reason(), Some(DropReason::Late));
     }
 }

@@ -6,7 +6,7 @@ use std::{
 use super::*;
 use crate::telemetry::access_log::Level;
 
-/// A line about the nth exchange.
+/// An access log entry for the nth exchange.
 fn log_entry(nth: u64, path: &str) -> AccessLogEntry<'_> {
     AccessLogEntry {
         level: Level::Info,
@@ -49,7 +49,7 @@ fn latest_merges_workers_newest_first() {
     assert_eq!(paths(&recent.latest(&ExchangeFilter::default(), 4)), ["/9", "/8", "/7", "/6"]);
     let seven = ExchangeFilter { path: Some("7".to_owned()), ..ExchangeFilter::default() };
     assert_eq!(paths(&recent.latest(&seven, 4)), ["/7"]);
-    assert_eq!(recent.latest(&ExchangeFilter::default(), 1000).len(), 4 + 3, "what was kept");
+    assert_eq!(recent.latest(&ExchangeFilter::default(), 1000).len(), 4 + 3, "exchanges kept");
     assert!(RecentExchanges::new(0, 2).add_recorder().is_none());
 }
 
@@ -70,10 +70,10 @@ fn tail_reads_each_exchange_once_and_counts_lost() {
     }
     let (read, lost) = tail.read(&ExchangeFilter::default());
     assert_eq!((read.len(), lost), (100, 30));
-    let nobody = ExchangeFilter { client: Some("billing".to_owned()), ..ExchangeFilter::default() };
+    let other_client = ExchangeFilter { client: Some("billing".to_owned()), ..ExchangeFilter::default() };
     ring.record(&log_entry(0, "/last"), None);
-    assert_eq!(tail.read(&nobody).0.len(), 0);
-    assert_eq!(tail.read(&ExchangeFilter::default()).0.len(), 0, "what did not pass was looked at");
+    assert_eq!(tail.read(&other_client).0.len(), 0);
+    assert_eq!(tail.read(&ExchangeFilter::default()).0.len(), 0, "unmatched exchanges are consumed");
 }
 
 #[test]

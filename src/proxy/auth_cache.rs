@@ -1,5 +1,4 @@
-//! Callers whose header lines came before. Who they are was found out once, key and all; as long as the directory is the
-//! same, so is the answer.
+//! Authentication cache: header block → client. An entry is valid for one directory snapshot.
 
 use std::{
     cell::RefCell,
@@ -11,17 +10,17 @@ use crate::{
     http1::headers::Headers,
 };
 
-/// How many one worker remembers.
+/// Maximum entries per worker.
 const MAX_ENTRIES: usize = 256;
 
-/// The callers that one worker remembers.
+/// Authentication cache of one worker.
 pub(super) struct AuthCache(RefCell<Vec<Option<AuthCacheEntry>>>);
 
 struct AuthCacheEntry {
-    /// Held, so that their mark is nobody else's.
+    /// Keeps the header block alive, so that its id is not reused.
     headers: Headers,
     directory: Weak<Directory>,
-    /// Whose key they show; `None` where they show none.
+    /// The client whose key the headers contain; `None` if they contain none.
     client: Option<Arc<Client>>,
 }
 
@@ -32,29 +31,29 @@ impl Default for AuthCache {
 }
 
 impl AuthCache {
-    /// The client whose key these lines show, if any, or `None` where that must be found out.
-    pub(super) fn get(&self, fields: &Headers, directory: &Arc<Directory>) -> Option<Option<Arc<Client>>> {
-        let mark = fields.cache_id()?;
-        let known = self.0.borrow();
-        let known = known[slot_index(mark)].as_ref()?;
-        let is_known =
-            known.headers.cache_id() == Some(mark) && known.directory.as_ptr() == Arc::as_ptr(directory);
-        is_known.then(|| known.client.clone())
+    /// The cached client, if any, of these headers; the outer `None` is a cache miss.
+    pub(super) fn get(&self, headers: &Headers, directory: &Arc<Directory>) -> Option<Option<Arc<Client>>> {
+        let id = headers.cache_id()?;
+        let entries = self.0.borrow();
+        let entry = entries[slot_index(id)].as_ref()?;
+        let is_hit =
+            entry.headers.cache_id() == Some(id) && entry.directory.as_ptr() == Arc::as_ptr(directory);
+        is_hit.then(|| entry.client.clone())
     }
 
-    /// Remembers the client whose key these lines show, if they are any that come again.
-    pub(super) fn insert(&self, fields: &Headers, directory: &Arc<Directory>, client: Option<&Arc<Client>>) {
-        let Some(mark) = fields.cache_id() else { return };
-        let acquaintance = AuthCacheEntry {
-            headers: fields.clone(),
+    /// Caches the client of these headers, if the header cache contains them.
+    pub(super) fn insert(&self, headers: &Headers, directory: &Arc<Directory>, client: Option<&Arc<Client>>) {
+        let Some(id) = headers.cache_id() else { return };
+        let entry = AuthCacheEntry {
+            headers: headers.clone(),
             directory: Arc::downgrade(directory),
             client: client.cloned(),
         };
-        self.0.borrow_mut()[slot_index(mark)] = Some(acquaintance);
+        self.0.borrow_mut()[slot_index(id)] = Some(entry);
     }
 }
 
-/// Marks are addresses: their last bits are alike.
-fn slot_index(mark: usize) -> usize {
-    (mark >> 5) % MAX_ENTRIES
+/// The ids are addresses, whose low bits are equal.
+fn slot_index(id: usize) -> usize {
+    (id >> 5) % MAX_ENTRIES
 }

@@ -1,7 +1,7 @@
-//! A closer look at one exchange, where an operator has asked for it: header lines, and the beginnings of both bodies.
+//! Captures headers and body excerpts of one exchange for the inspector, for agents with the capture switched on.
 //!
-//! It is copied from what passes by and changes nothing. When the exchange has ended, what was seen is redacted on another
-//! thread: that may take long, and a worker has other callers.
+//! It copies what passes and changes nothing. Redaction runs on another thread after the exchange, because it may
+//! take milliseconds.
 
 mod raw_exchange;
 
@@ -27,7 +27,7 @@ use crate::{
     tokens::Token,
 };
 
-/// What was seen of one exchange so far. It has no `Debug`: it holds credentials.
+/// The capture of one exchange so far. No `Debug`: it contains credentials.
 pub(super) struct Capture {
     started: Instant,
     request_body: Rc<RefCell<BodyExcerpt>>,
@@ -35,15 +35,15 @@ pub(super) struct Capture {
 }
 
 impl Capture {
-    /// Looks at a request of this agent, if somebody wants to.
+    /// Starts a capture if the agent's capture switch is on.
     pub(super) fn start(
         directory: &Arc<Directory>,
         agent: Option<&Arc<Agent>>,
         request: &Request,
-        began: Instant,
+        started: Instant,
     ) -> Option<Box<Self>> {
         agent.filter(|agent| agent.capture_switch.is_on())?;
-        let seen = RawExchange {
+        let raw = RawExchange {
             directory: directory.clone(),
             query: request.target.query().unwrap_or_default().to_owned(),
             request_headers: request_headers(&request.headers),
@@ -55,16 +55,16 @@ impl Capture {
             credentials: request_credentials(&request.headers),
             tokens: Vec::new(),
         };
-        Some(Box::new(Self { started: began, request_body: Rc::default(), raw: seen }))
+        Some(Box::new(Self { started, request_body: Rc::default(), raw }))
     }
 
-    /// The same body, whose beginning is seen while it is read.
+    /// Returns the same body, copying its start while it is read.
     pub(super) fn tap_request_body(&self, body: RequestBody) -> RequestBody {
         match body {
             RequestBody::None => RequestBody::None,
-            RequestBody::Buffered(whole) => {
-                self.request_body.borrow_mut().push(&whole);
-                RequestBody::Buffered(whole)
+            RequestBody::Buffered(bytes) => {
+                self.request_body.borrow_mut().push(&bytes);
+                RequestBody::Buffered(bytes)
             }
             RequestBody::Streamed(source) => {
                 RequestBody::Streamed(Box::new(TappedBody { source, excerpt: self.request_body.clone() }))
@@ -72,57 +72,57 @@ impl Capture {
         }
     }
 
-    /// The request has waited for a token since then.
+    /// Records a wait for a token that began at `since`.
     pub(super) fn record_token_wait(&mut self, since: Instant) {
         self.raw.token_waits.push((since.saturating_duration_since(self.started), since.elapsed()));
     }
 
-    /// The request is being sent, with this token.
-    pub(super) fn record_attempt(&mut self, at: Instant, token: Option<&Token>) {
-        let began = at.saturating_duration_since(self.started);
+    /// Records the start of an attempt with this token.
+    pub(super) fn record_attempt(&mut self, sent_at: Instant, token: Option<&Token>) {
+        let started_after = sent_at.saturating_duration_since(self.started);
         self.raw.tokens.extend(token.map(|token| token.value.clone()));
-        let facts = AttemptDetail {
-            started_after: began,
+        let summary = AttemptDetail {
+            started_after,
             time_to_header: None,
             status: 0,
             errcode: None,
             refused_response: None,
         };
         self.raw.attempts.push(RawAttempt {
-            summary: facts,
+            summary,
             headers: RawHeaders::default(),
             body: BodyExcerpt::default(),
         });
     }
 
-    /// An answer has come.
-    pub(super) fn record_attempt_response(&mut self, answer: &ProbedResponse) {
-        let Some(sent) = self.raw.attempts.last_mut() else { return };
-        sent.summary.time_to_header = Some(answer.time_to_header);
-        (sent.summary.status, sent.summary.errcode) = (answer.status.as_u16(), answer.errcode);
-        sent.headers = block_headers(answer.headers.as_bytes());
-        answer.buffered.chunks().for_each(|piece| sent.body.push(piece));
+    /// Records the response of the last attempt.
+    pub(super) fn record_attempt_response(&mut self, response: &ProbedResponse) {
+        let Some(attempt) = self.raw.attempts.last_mut() else { return };
+        attempt.summary.time_to_header = Some(response.time_to_header);
+        (attempt.summary.status, attempt.summary.errcode) = (response.status.as_u16(), response.errcode);
+        attempt.headers = block_headers(response.headers.as_bytes());
+        response.buffered.chunks().for_each(|chunk| attempt.body.push(chunk));
     }
 
-    /// The header lines that go to the caller.
-    pub(super) fn record_response_headers(&mut self, lines: &[u8]) {
-        self.raw.response_headers = block_headers(lines);
+    /// Records the response headers sent to the client.
+    pub(super) fn record_response_headers(&mut self, block: &[u8]) {
+        self.raw.response_headers = block_headers(block);
     }
 
-    /// A piece of the body that goes to the caller.
-    pub(super) fn record_response_chunk(&mut self, piece: &[u8]) {
-        self.raw.response_body.push(piece);
+    /// Records a chunk of the response body sent to the client.
+    pub(super) fn record_response_chunk(&mut self, chunk: &[u8]) {
+        self.raw.response_body.push(chunk);
     }
 
-    /// What was seen, to be redacted.
+    /// Converts the capture into a job of the redaction queue.
     pub(super) fn into_redaction_job(self) -> RedactionJob {
-        let Self { request_body, raw: mut seen, .. } = self;
-        seen.request_body = std::mem::take(&mut *request_body.borrow_mut());
-        RedactionJob { bytes: seen.memory_bytes(), redact: Box::new(move || seen.redact()) }
+        let Self { request_body, mut raw, .. } = self;
+        raw.request_body = std::mem::take(&mut *request_body.borrow_mut());
+        RedactionJob { bytes: raw.memory_bytes(), redact: Box::new(move || raw.redact()) }
     }
 }
 
-/// A body that is seen while it is read.
+/// A request body that is copied while it is read.
 struct TappedBody {
     source: Box<dyn BodySource>,
     excerpt: Rc<RefCell<BodyExcerpt>>,
@@ -134,11 +134,11 @@ impl BodySource for TappedBody {
     }
 
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, BodySourceError>> {
-        let piece = ready!(self.source.poll_chunk(cx));
-        if let Ok(Some(piece)) = &piece {
-            self.excerpt.borrow_mut().push(piece);
+        let chunk = ready!(self.source.poll_chunk(cx));
+        if let Ok(Some(chunk)) = &chunk {
+            self.excerpt.borrow_mut().push(chunk);
         }
-        Poll::Ready(piece)
+        Poll::Ready(chunk)
     }
 
     fn is_ended(&self) -> bool {
@@ -146,21 +146,21 @@ impl BodySource for TappedBody {
     }
 }
 
-/// What a caller's lines say, but for those that belong to its connection. Of its credentials only the names are taken.
-fn request_headers(fields: &Headers) -> RawHeaders {
-    RawHeaders::new(fields.end_to_end().map(|Header { known, name, value }| match known {
+/// End-to-end headers of a request, with the values of credentials masked.
+fn request_headers(headers: &Headers) -> RawHeaders {
+    RawHeaders::new(headers.end_to_end().map(|Header { known, name, value }| match known {
         KnownHeader::Authorization | KnownHeader::ApiKey => (name, MASK.as_bytes()),
         _ => (name, value),
     }))
 }
 
-/// What a caller's lines say that show credentials.
-fn request_credentials(fields: &Headers) -> Vec<Masked> {
-    let values = fields.values(KnownHeader::Authorization).chain(fields.values(KnownHeader::ApiKey));
+/// Values of the headers that contain credentials.
+fn request_credentials(headers: &Headers) -> Vec<Masked> {
+    let values = headers.values(KnownHeader::Authorization).chain(headers.values(KnownHeader::ApiKey));
     values.map(|value| Masked::new(String::from_utf8_lossy(value).into_owned())).collect()
 }
 
-/// The lines of a block.
+/// Parses the headers of an encoded block.
 fn block_headers(block: &[u8]) -> RawHeaders {
     let lines = block.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii).filter(|line| !line.is_empty());
     RawHeaders::new(lines.filter_map(|line| {

@@ -1,4 +1,4 @@
-//! A first look at an answer: is it a refusal of the token? No more of the body is held back than it takes to tell.
+//! Probes a response for an errcode, buffering no more of the body than that takes.
 
 use std::{
     task::{Context, Poll, ready},
@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 use http::StatusCode;
 use tokio::time::Instant;
 
-use super::response_headers::{forwarded_headers, local_headers};
+use super::forwarded_headers::{forwarded_headers, local_headers};
 use crate::{
     http1::headers::{HeaderBlock, KnownHeader},
     limits::concurrency_limit::Permit,
@@ -18,34 +18,34 @@ use crate::{
     wecom::response::{ResponseScanner, Verdict, may_carry_errcode, parse_errcode},
 };
 
-/// An answer whose errcode has not shown within this many bytes is taken for one without. A refusal is some hundred
-/// bytes; 4096 requests in flight must not hold back 4096 large lists. The framing counts too, or an answer of single
-/// bytes would be looked at many times as long.
+/// A response without an errcode in this many bytes counts as one without. A refusal has some hundred bytes, and 4096
+/// requests in flight must not buffer 4096 large lists. Framing counts too, which bounds a response of one-byte
+/// chunks.
 const MAX_PROBE_BYTES: u64 = 1024 * 1024;
 
-/// An answer that was looked at.
+/// A probed response.
 pub(super) struct ProbedResponse {
     pub(super) status: StatusCode,
-    /// Its header lines, as they go on to the caller.
+    /// Headers as forwarded to the client.
     pub(super) headers: HeaderBlock,
-    /// Whether there is a `Date` among them.
+    /// Whether the headers contain `Date`.
     pub(super) has_date: bool,
-    /// How long its head says that the body is, or would be.
+    /// `content-length` of the head; for HEAD and 304 the length that the body would have.
     pub(super) content_length: Option<u64>,
-    /// What was held back while looking.
+    /// Chunks buffered during the probe.
     pub(super) buffered: Buffered,
-    /// What is still to come.
+    /// The body after the buffered chunks.
     pub(super) remaining: UpstreamBody,
-    /// The top-level errcode, where one showed.
+    /// The top-level errcode, if found.
     pub(super) errcode: Option<i64>,
-    /// How long the head took.
+    /// Time from sending the request to the response head.
     pub(super) time_to_header: Duration,
-    /// The request's place among those in flight, until its answer has ended.
+    /// The in-flight permit, held until the response has ended.
     pub(super) permit: Option<Permit>,
 }
 
-/// Pieces of a body that are here, in order. Nearly always there is one, or none. Those behind it are copied together:
-/// each may be a slice of a read buffer of its own, which it would keep alive.
+/// Buffered chunks of a body, in order; usually one or none. Later chunks are copied into one buffer, because each
+/// could keep a read buffer alive.
 #[derive(Default)]
 pub(super) struct Buffered {
     first: Option<Bytes>,
@@ -53,14 +53,14 @@ pub(super) struct Buffered {
 }
 
 impl Buffered {
-    fn push(&mut self, piece: Bytes) {
+    fn push(&mut self, chunk: Bytes) {
         match self.first {
-            None if self.more.is_empty() => self.first = Some(piece),
-            _ => self.more.extend_from_slice(&piece),
+            None if self.more.is_empty() => self.first = Some(chunk),
+            _ => self.more.extend_from_slice(&chunk),
         }
     }
 
-    /// Takes the next piece.
+    /// Takes the next chunk.
     pub(super) fn pop(&mut self) -> Option<Bytes> {
         let more = || (!self.more.is_empty()).then(|| std::mem::take(&mut self.more).freeze());
         self.first.take().or_else(more)
@@ -70,12 +70,12 @@ impl Buffered {
         self.first.is_none() && self.more.is_empty()
     }
 
-    /// Takes the only piece, or nothing if there is none; `None` where there are several.
+    /// Takes the only chunk, empty if there is none; `None` if there are several.
     pub(super) fn take_single(&mut self) -> Option<Bytes> {
         self.more.is_empty().then(|| self.first.take().unwrap_or_default())
     }
 
-    /// The pieces that are still here.
+    /// The buffered chunks.
     pub(super) fn chunks(&self) -> impl Iterator<Item = &[u8]> {
         let more = (!self.more.is_empty()).then_some(&self.more[..]);
         self.first.as_deref().into_iter().chain(more)
@@ -83,7 +83,7 @@ impl Buffered {
 }
 
 impl ProbedResponse {
-    /// An answer of the proxy's own, in WeCom's words.
+    /// A response of the proxy with a body in WeCom's format.
     pub(super) fn local(body: Bytes) -> Box<Self> {
         let errcode = parse_errcode(&body);
         Box::new(Self {
@@ -99,102 +99,106 @@ impl ProbedResponse {
         })
     }
 
-    /// The same, holding a place among the requests in flight.
-    pub(super) fn with_permit(mut self: Box<Self>, place: Permit) -> Box<Self> {
-        self.permit = Some(place);
+    /// Attaches the in-flight permit.
+    pub(super) fn with_permit(mut self: Box<Self>, permit: Permit) -> Box<Self> {
+        self.permit = Some(permit);
         self
     }
 
-    /// Takes in the rest of the body, if it is no longer than `most` bytes.
+    /// Buffers the rest of the body, up to about `max_bytes`.
     pub(super) async fn buffer_remaining(
         mut self: Box<Self>,
-        most: usize,
+        max_bytes: usize,
     ) -> Result<Box<Self>, UpstreamError> {
         let mut length: usize = self.buffered.chunks().map(<[u8]>::len).sum();
-        while length < most
-            && let Some(piece) = self.remaining.data().await.transpose()?
+        while length < max_bytes
+            && let Some(chunk) = self.remaining.data().await.transpose()?
         {
-            length += piece.len();
-            self.buffered.push(piece);
+            length += chunk.len();
+            self.buffered.push(chunk);
         }
         Ok(self)
     }
 
-    /// The whole body, if all of it is here.
+    /// Copies the body if it is completely buffered.
     pub(super) fn complete_body(&self) -> Option<Bytes> {
         self.remaining.is_ended().then(|| self.buffered.chunks().flatten().copied().collect())
     }
 }
 
-/// An answer that is being looked at.
+/// The probe of a response in progress.
 pub(super) struct ErrcodeProbe {
     response: Box<ProbedResponse>,
-    /// Where it is not yet known whether there is an errcode.
+    /// Present while the errcode is undecided.
     scanner: Option<Box<ResponseScanner>>,
     probed_bytes: u64,
 }
 
 impl ErrcodeProbe {
-    /// Looks at the head, and at the body if all of it came with the head. `token` is what the request was sent with, and
-    /// `sent` when.
-    pub(super) fn start(answer: UpstreamResponse, token: Option<&Token>, sent: Instant) -> Self {
-        let UpstreamResponse { status, headers: fields, content_length: length, body, received_at: came } =
-            answer;
+    /// Probes the head, and the body if it arrived completely with the head. `token` is the token that the request
+    /// was sent with at `sent_at`.
+    pub(super) fn start(
+        upstream_response: UpstreamResponse,
+        token: Option<&Token>,
+        sent_at: Instant,
+    ) -> Self {
+        let UpstreamResponse { status, headers: upstream_headers, content_length, body, received_at } =
+            upstream_response;
         let mut response = Box::new(ProbedResponse {
             status,
-            headers: forwarded_headers(&fields, token),
-            has_date: fields.contains(KnownHeader::Date),
-            content_length: length,
+            headers: forwarded_headers(&upstream_headers, token),
+            has_date: upstream_headers.contains(KnownHeader::Date),
+            content_length,
             buffered: Buffered::default(),
             remaining: body,
             errcode: None,
-            time_to_header: came.saturating_duration_since(sent),
+            time_to_header: received_at.saturating_duration_since(sent_at),
             permit: None,
         });
-        if !may_carry_errcode(status, &fields) {
+        if !may_carry_errcode(status, &upstream_headers) {
             return Self { response, scanner: None, probed_bytes: 0 };
         }
-        let mut scanner = ResponseScanner::new(&fields);
+        let mut scanner = ResponseScanner::new(&upstream_headers);
         let mut verdict = scanner.verdict();
         if verdict == Verdict::Undecided
-            && let Some(whole) = response.remaining.take_buffered()
+            && let Some(bytes) = response.remaining.take_buffered()
         {
-            verdict = scanner.feed(&whole);
-            response.buffered.push(whole);
+            verdict = scanner.feed(&bytes);
+            response.buffered.push(bytes);
             if verdict == Verdict::Undecided {
                 verdict = scanner.finish();
             }
         }
-        if let Verdict::Found(found) = verdict {
-            response.errcode = Some(found);
+        if let Verdict::Found(errcode) = verdict {
+            response.errcode = Some(errcode);
         }
-        // Seldom, and it takes much room.
+        // Boxed: rare, and the scanner is large.
         let scanner = (verdict == Verdict::Undecided).then(|| Box::new(scanner));
         Self { response, scanner, probed_bytes: 0 }
     }
 
-    /// Reads on until the errcode has shown, or it is certain that there is none.
+    /// Reads the body until the errcode is found or excluded.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), UpstreamError>> {
         let Some(scanner) = &mut self.scanner else { return Poll::Ready(Ok(())) };
         let mut verdict = scanner.verdict();
         while verdict == Verdict::Undecided
             && self.probed_bytes + self.response.remaining.framing_overhead() < MAX_PROBE_BYTES
         {
-            let Some(piece) = ready!(self.response.remaining.poll_data(cx)).transpose()? else {
+            let Some(chunk) = ready!(self.response.remaining.poll_data(cx)).transpose()? else {
                 verdict = scanner.finish();
                 break;
             };
-            verdict = scanner.feed(&piece);
-            self.probed_bytes += piece.len() as u64;
-            self.response.buffered.push(piece);
+            verdict = scanner.feed(&chunk);
+            self.probed_bytes += chunk.len() as u64;
+            self.response.buffered.push(chunk);
         }
-        if let Verdict::Found(found) = verdict {
-            self.response.errcode = Some(found);
+        if let Verdict::Found(errcode) = verdict {
+            self.response.errcode = Some(errcode);
         }
         Poll::Ready(Ok(()))
     }
 
-    /// The answer, as far as it was looked at.
+    /// The response with what the probe found.
     pub(super) fn finish(self) -> Box<ProbedResponse> {
         self.response
     }

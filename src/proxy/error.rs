@@ -1,14 +1,16 @@
-//! The proxy's own errors: which kind, which status and errcode, and words that say what to do.
+//! The proxy's own errors: kind, HTTP status, errcode, and a message that says what to do.
 
-use std::{fmt::Write as _, time::Duration};
+use std::time::Duration;
 
-use bytes::Bytes;
 use http::StatusCode;
 
-use super::response::Response;
-use crate::wecom::errcode;
+use crate::{
+    request_body::RequestBodyError,
+    upstream::{UpstreamError, UpstreamErrorKind},
+    wecom::errcode,
+};
 
-/// The kinds of error that the proxy itself answers with.
+/// Kinds of the proxy's own errors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ErrorKind {
     BadRequest,
@@ -31,7 +33,7 @@ pub(super) enum ErrorKind {
 }
 
 impl ErrorKind {
-    /// Its name in `X-Wecom-Proxy-Error`, its HTTP status and its errcode.
+    /// Name in `X-Wecom-Proxy-Error`, HTTP status, errcode.
     pub(super) fn attributes(self) -> (&'static str, StatusCode, i64) {
         match self {
             Self::BadRequest => ("bad-request", StatusCode::BAD_REQUEST, errcode::INVALID_PARAMETER),
@@ -42,7 +44,7 @@ impl ErrorKind {
             Self::NoRoute => ("no-route", StatusCode::NOT_FOUND, errcode::INVALID_PARAMETER),
             Self::BodyTooLarge => ("body-too-large", StatusCode::PAYLOAD_TOO_LARGE, errcode::FILE_TOO_LARGE),
             Self::RateLimited => ("rate-limited", StatusCode::TOO_MANY_REQUESTS, errcode::RATE_LIMITED),
-            // What WeCom itself says of tokens and secrets it says in HTTP 200, and programs act on the errcode.
+            // WeCom reports token and secret errors in HTTP 200; programs act on the errcode.
             Self::GettokenRefused => ("gettoken-refused", StatusCode::OK, errcode::INVALID_SECRET),
             Self::PassExpired => ("pass-expired", StatusCode::OK, errcode::TOKEN_EXPIRED),
             Self::PassInvalid => ("pass-invalid", StatusCode::OK, errcode::INVALID_TOKEN),
@@ -56,26 +58,26 @@ impl ErrorKind {
     }
 }
 
-/// One such error.
+/// An error of the proxy itself.
 #[derive(Debug)]
 pub(super) struct ProxyError {
     pub(super) kind: ErrorKind,
-    /// For the caller: no address, port, host or file of this machine or its network.
-    message: String,
-    /// For the log, where it may tell more.
+    /// Message for the client; contains no address, port, host or file.
+    pub(super) message: String,
+    /// Message for the log, which may contain them.
     log_message: Option<String>,
     pub(super) errcode: i64,
-    wrong_key: bool,
-    status: Option<StatusCode>,
-    retry_after: Option<Duration>,
+    pub(super) wrong_key: bool,
+    pub(super) status: Option<StatusCode>,
+    pub(super) retry_after: Option<Duration>,
 }
 
 impl ProxyError {
-    /// A refusal with the errcode of its kind.
-    pub(super) fn new(kind: ErrorKind, words: impl Into<String>) -> Self {
+    /// An error with the errcode of its kind.
+    pub(super) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Self {
             kind,
-            message: words.into(),
+            message: message.into(),
             log_message: None,
             wrong_key: false,
             errcode: kind.attributes().2,
@@ -84,65 +86,85 @@ impl ProxyError {
         }
     }
 
-    /// The refusal of a request that comes when the proxy is to stop, or when its connection is. Nothing of it was sent.
+    /// Error for a request that arrives while the proxy shuts down or its connection closes. Nothing of it was sent.
     pub(super) fn shutting_down() -> Self {
         Self::new(
             ErrorKind::ShuttingDown,
-            "the proxy is shutting down, or closes this connection; send the request again, on a new connection",
+            "the proxy is shutting down or closing this connection; retry on a new connection",
         )
     }
 
-    /// The same with other words for the log.
-    pub(super) fn with_log_message(self, detail: String) -> Self {
-        Self { log_message: Some(detail), ..self }
+    /// Error for a body larger than `server.max_request_body`.
+    pub(super) fn body_too_large(max_bytes: u64) -> Self {
+        Self::new(
+            ErrorKind::BodyTooLarge,
+            format!("request body larger than server.max_request_body ({max_bytes} bytes)"),
+        )
     }
 
-    /// What the log says of it.
+    /// Error for a body that cannot be buffered for a retry. Nothing of the request was sent.
+    pub(super) fn replay_budget_exhausted() -> Self {
+        let message = "replay.memory and replay.disk are full; retry later, or raise replay.disk";
+        Self::new(ErrorKind::Overloaded, message).with_retry_after(Duration::from_secs(1))
+    }
+
+    /// Maps an upstream error; `max_body_bytes` is `server.max_request_body`.
+    pub(super) fn from_upstream(error: &UpstreamError, max_body_bytes: u64) -> Self {
+        let kind = match &error.kind {
+            UpstreamErrorKind::Unreachable(_) => ErrorKind::UpstreamUnreachable,
+            UpstreamErrorKind::ResponseTimeout | UpstreamErrorKind::BodyTimeout => ErrorKind::UpstreamTimeout,
+            UpstreamErrorKind::RequestBody(RequestBodyError::TooLarge) => {
+                return Self::body_too_large(max_body_bytes);
+            }
+            UpstreamErrorKind::RequestBody(RequestBodyError::Stalled) => {
+                let message = "request body stalled longer than server.body_timeout";
+                return Self::new(ErrorKind::BadRequest, message);
+            }
+            UpstreamErrorKind::RequestBody(RequestBodyError::Aborted) => {
+                return Self::new(ErrorKind::BadRequest, "request body incomplete or malformed");
+            }
+            UpstreamErrorKind::RequestBody(RequestBodyError::ChunkOverhead) => {
+                let message = "chunk framing of the request body exceeds 64 KiB and 16 times its data; send larger \
+                               chunks, without extensions";
+                return Self::new(ErrorKind::BadRequest, message);
+            }
+            _ => ErrorKind::UpstreamFailed,
+        };
+        let summary = match kind {
+            ErrorKind::UpstreamUnreachable => "WeCom unreachable",
+            _ => "request to WeCom failed",
+        };
+        Self::new(kind, format!("{summary}: {}", error.kind.public_message()))
+            .with_log_message(format!("{summary}: {}", error.kind))
+    }
+
+    /// Sets a separate log message.
+    pub(super) fn with_log_message(self, log_message: String) -> Self {
+        Self { log_message: Some(log_message), ..self }
+    }
+
+    /// The log message.
     pub(super) fn into_log_message(self) -> String {
         self.log_message.unwrap_or(self.message)
     }
 
-    /// The same for a key or secret that was shown and is none: guessing is slowed down.
+    /// Marks a wrong key or secret, so that the server delays the response against guessing.
     pub(super) fn with_wrong_key(self) -> Self {
         Self { wrong_key: true, ..self }
     }
 
-    /// The same with WeCom's own errcode.
+    /// Sets WeCom's own errcode.
     pub(super) fn with_errcode(self, errcode: i64) -> Self {
         Self { errcode, ..self }
     }
 
-    /// The same with advice when to come again.
+    /// Sets `Retry-After`.
     pub(super) fn with_retry_after(self, wait: Duration) -> Self {
         Self { retry_after: Some(wait), ..self }
     }
 
-    /// The same with a status that says more than its kind's.
+    /// Sets a status more specific than the kind's.
     pub(super) fn with_status(self, status: StatusCode) -> Self {
         Self { status: Some(status), ..self }
-    }
-
-    /// As an answer to this request; with HTTP 200 for a client that looks only at errcode. Under the id the log tells more.
-    pub(super) fn to_response(&self, always_200: bool, request_id: &str) -> Response {
-        let (name, status, _) = self.kind.attributes();
-        let status = if always_200 { StatusCode::OK } else { self.status.unwrap_or(status) };
-        let mut errmsg = format!("wecom-proxy: {}", self.message);
-        // A caller's own mistake is explained to the caller; what else went wrong stands in the log.
-        if self.kind.attributes().1.is_server_error() {
-            let _ = write!(errmsg, " (request id {request_id})");
-        }
-        let body = serde_json::json!({ "errcode": self.errcode, "errmsg": errmsg });
-        let mut reply = Response::local(status, Bytes::from(body.to_string()));
-        reply.wrong_key = self.wrong_key;
-        reply.headers.append(b"x-wecom-proxy-error", name.as_bytes());
-        if self.kind == ErrorKind::Unauthenticated {
-            let ways = "Bearer realm=\"wecom-proxy\", Basic realm=\"wecom-proxy\", charset=\"UTF-8\"";
-            reply.headers.append(b"www-authenticate", ways.as_bytes());
-        }
-        if let Some(wait) = self.retry_after {
-            let seconds = wait.as_secs_f64().ceil().max(1.0) as u64;
-            reply.headers.append(b"retry-after", itoa::Buffer::new().format(seconds).as_bytes());
-        }
-        reply
     }
 }

@@ -1,37 +1,37 @@
-//! Where a request-target leads.
+//! Entry points for fuzzing the request target.
 
 use super::{
     query::{unchanged_target, with_token},
     request,
-    target::{ParsedTarget, TargetError},
+    target::TargetError,
 };
 
 pub use super::target::TargetKind;
 
-/// What becomes of a target.
+/// The result of parsing a target.
 #[derive(Debug)]
 pub struct ResolvedTarget {
-    /// The agent that the path's first segment names.
+    /// The agent named by the first path segment.
     pub agent: Option<String>,
-    /// What is done with the call.
+    /// How the request is handled.
     pub kind: TargetKind,
-    /// The target as it is sent to the upstream, for a call that is sent.
+    /// The target as sent to the upstream.
     pub upstream_target: String,
 }
 
-/// Takes a target apart and puts it together for the upstream. An error has the words for the caller of a malformed one,
-/// and none for one that leads nowhere.
+/// Parses a target and builds the upstream target. The error is the message for a malformed target, `None` for one
+/// without a route.
 pub fn resolve_target(target: &str, token: &str) -> Result<ResolvedTarget, Option<&'static str>> {
-    let text = request::RequestTarget::new(target);
-    let target = ParsedTarget::from_request(&text).map_err(|doubt| match doubt {
-        TargetError::Malformed(words) => Some(words),
+    let request_target = request::RequestTarget::new(target);
+    let target = request_target.parsed().map_err(|error| match error {
+        TargetError::Malformed(message) => Some(message),
         TargetError::NoRoute => None,
     })?;
-    let sent = match target.kind {
+    let upstream_target = match target.kind {
         TargetKind::Passthrough => unchanged_target(target.path, target.query).concat(),
         TargetKind::InjectToken | TargetKind::Gettoken => {
             with_token(target.path, &target.query_without_token(), token).concat()
         }
     };
-    Ok(ResolvedTarget { agent: target.agent.map(str::to_owned), kind: target.kind, upstream_target: sent })
+    Ok(ResolvedTarget { agent: target.agent.map(str::to_owned), kind: target.kind, upstream_target })
 }

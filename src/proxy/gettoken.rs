@@ -1,10 +1,6 @@
-//! gettoken, answered here: a client's key, or an agent's real secret where that is allowed, buys a pass.
+//! gettoken, handled by the proxy: a client's key, or an accepted secret of an agent, is exchanged for a pass.
 
-use std::{
-    borrow::Cow,
-    sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::{borrow::Cow, sync::Arc};
 
 use http::StatusCode;
 use percent_encoding::percent_decode_str;
@@ -12,6 +8,7 @@ use percent_encoding::percent_decode_str;
 use super::{
     authenticate,
     error::{ErrorKind, ProxyError},
+    permissions::check_rate,
     request_context::RequestContext,
     response::Response,
     target::ParsedTarget,
@@ -20,17 +17,18 @@ use crate::{
     directory::{Agent, Client, Directory},
     http1::headers::Headers,
     secret::{Masked, wipe_on_drop},
+    time::clock::unix_now,
     tokens::passes::CLAIMED_TTL,
     wecom::errcode,
 };
 
-/// Answers as WeCom does, with a pass in place of a token. `shown` is the client whose key the headers show.
+/// Responds like WeCom, with a pass as token. `presented` is the client whose key the headers contain.
 pub(super) fn respond(
     directory: &Directory,
-    shown: Option<Arc<Client>>,
+    presented: Option<Arc<Client>>,
     target: &ParsedTarget<'_>,
-    fields: &Headers,
-    record: &mut RequestContext,
+    headers: &Headers,
+    context: &mut RequestContext,
 ) -> Result<Response, ProxyError> {
     let query = target.query.unwrap_or_default();
     let corpid = query_param(query, "corpid");
@@ -39,71 +37,63 @@ pub(super) fn respond(
     let corpsecret =
         corpsecret.ok_or_else(|| gettoken_error(errcode::MISSING_SECRET, "corpsecret missing"))?;
 
-    let by_key = directory.client_by_key(corpsecret.expose()).cloned();
-    if let (Some(shown), Some(by_key)) = (&shown, &by_key)
-        && !Arc::ptr_eq(shown, by_key)
+    let key_client = directory.client_by_key(corpsecret.expose()).cloned();
+    if let (Some(presented), Some(key_client)) = (&presented, &key_client)
+        && !Arc::ptr_eq(presented, key_client)
     {
-        return Err(ProxyError::new(
-            ErrorKind::BadRequest,
-            "the request shows the keys of two clients; send only one",
-        ));
+        return Err(ProxyError::new(ErrorKind::BadRequest, "keys of two clients; send only one"));
     }
-    let named = authenticate::requested_agent(target, fields)?;
-    let (client, agent) = match by_key {
+    let requested = authenticate::requested_agent(target, headers)?;
+    let (client, agent) = match key_client {
         Some(client) => {
-            record.client = Some(client.clone());
-            let agent = select_agent(directory, &client, named, &corpid)?;
+            context.client = Some(client.clone());
+            let agent = select_agent(directory, &client, requested, &corpid)?;
             (Some(client), agent)
         }
         None => {
-            record.client.clone_from(&shown);
-            let is_meant = |agent: &&Arc<Agent>| {
-                named.is_none_or(|named| named == agent.name)
-                    && shown.as_ref().is_none_or(|client| client.may_use_agent(&agent.name))
+            context.client.clone_from(&presented);
+            let is_eligible = |agent: &&Arc<Agent>| {
+                requested.is_none_or(|requested| requested == agent.name)
+                    && presented.as_ref().is_none_or(|client| client.may_use_agent(&agent.name))
             };
-            let agent = directory.agents_by_secret(&corpid, corpsecret.expose()).find(is_meant).cloned();
-            (shown, agent.ok_or_else(|| invalid_credential(directory, &corpid))?)
+            let agent = directory.agents_by_secret(&corpid, corpsecret.expose()).find(is_eligible).cloned();
+            (presented, agent.ok_or_else(|| invalid_credential(directory, &corpid))?)
         }
     };
-    record.agent = Some(agent.clone());
+    context.agent = Some(agent.clone());
     if let Some(client) = &client {
-        authenticate::check_rate(client.rate_limiter.as_ref(), record.started, "this client")?;
+        check_rate(client.rate_limiter.as_ref(), context.started, "this client")?;
     }
     let (name, key) =
         client.as_ref().map_or(("", None), |client| (client.name.as_str(), Some(&client.key_hash)));
     let pass = agent.pass_key.issue(&agent.name, name, key, unix_now());
-    record.errcode = Some(errcode::OK);
+    context.errcode = Some(errcode::OK);
     Ok(pass_response(&pass))
 }
 
-/// Seconds since 1970.
-pub(super) fn unix_now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
-/// The agent that a client means: the one it names, else the only one of this company that it may use.
+/// The agent that the client requests by name, else the only agent with this corpid that it may use.
 fn select_agent(
     directory: &Directory,
     client: &Client,
-    named: Option<&str>,
+    requested: Option<&str>,
     corpid: &str,
 ) -> Result<Arc<Agent>, ProxyError> {
-    let unknown =
-        || gettoken_error(errcode::INVALID_CORPID, "invalid corpid: this key has no agent of this company");
-    if let Some(named) = named {
-        let agent = directory.agent(named, Some(client)).ok_or_else(authenticate::unknown_agent)?;
-        return if agent.corpid == corpid { Ok(agent.clone()) } else { Err(unknown()) };
+    let invalid_corpid =
+        || gettoken_error(errcode::INVALID_CORPID, "invalid corpid: this key has no agent with this corpid");
+    if let Some(requested) = requested {
+        let agent = directory.agent(requested, Some(client)).ok_or_else(authenticate::unknown_agent)?;
+        return if agent.corpid == corpid { Ok(agent.clone()) } else { Err(invalid_corpid()) };
     }
     let mut agents = directory.allowed_agents(corpid, client);
-    let first = agents.next().ok_or_else(unknown)?;
+    let first = agents.next().ok_or_else(invalid_corpid)?;
     if agents.next().is_some() {
-        let words = "this key has several agents of this company; put the agent's name first in the path (/NAME/cgi-bin/gettoken)";
-        return Err(gettoken_error(errcode::INVALID_CORPID, words));
+        let message = "this key has several agents with this corpid; put the agent's name first in the path (/NAME/cgi-bin/gettoken)";
+        return Err(gettoken_error(errcode::INVALID_CORPID, message));
     }
     Ok(first.clone())
 }
 
-/// WeCom's own answer to a wrong secret or company.
+/// WeCom's error for a wrong secret or corpid.
 fn invalid_credential(directory: &Directory, corpid: &str) -> ProxyError {
     if directory.has_corpid(corpid) {
         gettoken_error(
@@ -112,28 +102,27 @@ fn invalid_credential(directory: &Directory, corpid: &str) -> ProxyError {
         )
         .with_wrong_key()
     } else {
-        gettoken_error(errcode::INVALID_CORPID, "invalid corpid: no agent here is of this company")
-            .with_wrong_key()
+        gettoken_error(errcode::INVALID_CORPID, "invalid corpid: no agent has this corpid").with_wrong_key()
     }
 }
 
-fn gettoken_error(errcode: i64, words: &str) -> ProxyError {
-    ProxyError::new(ErrorKind::GettokenRefused, words).with_errcode(errcode)
+fn gettoken_error(errcode: i64, message: &str) -> ProxyError {
+    ProxyError::new(ErrorKind::GettokenRefused, message).with_errcode(errcode)
 }
 
-/// The answer that legacy programs take apart by position: this key order, no spaces.
+/// Response with WeCom's key order and no spaces, because legacy programs parse it by position.
 fn pass_response(pass: &Masked) -> Response {
-    let life = CLAIMED_TTL.as_secs();
-    let start = r#"{"errcode":0,"errmsg":"ok","access_token":""#;
-    // In one piece of memory, which is wiped.
-    let body = [start, pass.expose(), &format!(r#"","expires_in":{life}}}"#)].concat();
-    let mut reply = Response::local(StatusCode::OK, wipe_on_drop(body.into_bytes()));
-    reply.headers.append(b"cache-control", b"no-store");
-    reply
+    let expires_in = CLAIMED_TTL.as_secs();
+    let prefix = r#"{"errcode":0,"errmsg":"ok","access_token":""#;
+    // One allocation, which is wiped on drop.
+    let body = [prefix, pass.expose(), &format!(r#"","expires_in":{expires_in}}}"#)].concat();
+    let mut response = Response::local(StatusCode::OK, wipe_on_drop(body.into_bytes()));
+    response.headers.append(b"cache-control", b"no-store");
+    response
 }
 
-/// A parameter's value, decoded; `None` where it is absent or empty. A plus stays a plus: neither keys nor secrets hold
-/// spaces, and many programs send them as they are.
+/// The decoded value of a parameter; `None` if absent or empty. `+` is not decoded: keys and secrets contain no
+/// spaces, and many programs send `+` unencoded.
 fn query_param<'a>(query: &'a str, name: &str) -> Option<Cow<'a, str>> {
     let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
     let mut values =

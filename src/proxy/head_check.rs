@@ -1,4 +1,4 @@
-//! Checks of a request's head beside its path: the method, `Host`, and the form of the target. Pure.
+//! Checks of the request head besides the path: method, `Host`, form of the target. Pure.
 
 use std::net::{Ipv6Addr, SocketAddr};
 
@@ -7,32 +7,32 @@ use http::{Method, Version};
 use super::request::Request;
 use crate::http1::headers::KnownHeader;
 
-/// Checks what stands around the path: the method, the form of the target, and `Host`, unless that was done before.
+/// Checks the method, the form of the target, and `Host` unless a cached header block makes that redundant.
 pub(super) fn check_head(
     request: &Request,
-    host_is_sound: bool,
-    is_here: impl Fn(&str, Option<SocketAddr>) -> bool,
+    host_is_checked: bool,
+    is_own_authority: impl Fn(&str, Option<SocketAddr>) -> bool,
 ) -> Result<(), &'static str> {
     if !is_allowed_method(&request.method) {
         return Err(
             "the method must be GET, HEAD, POST, PUT, PATCH, DELETE or OPTIONS, in exactly these letters",
         );
     }
-    if request.version < Version::HTTP_2 && !host_is_sound {
+    if request.version < Version::HTTP_2 && !host_is_checked {
         let mut hosts = request.headers.values(KnownHeader::Host);
         match (hosts.next(), hosts.next()) {
-            (None, _) if request.version == Version::HTTP_11 => return Err("there is no Host header"),
-            (_, Some(_)) => return Err("there is more than one Host header"),
-            (Some(host), None) if !is_valid_host(host) => return Err("the Host header names no host"),
+            (None, _) if request.version == Version::HTTP_11 => return Err("missing Host header"),
+            (_, Some(_)) => return Err("duplicate Host header"),
+            (Some(host), None) if !is_valid_host(host) => return Err("invalid Host header"),
             _ => {}
         }
     }
-    if let Some(flaw) = request.malformed {
-        return Err(flaw);
+    if let Some(message) = request.malformed {
+        return Err(message);
     }
-    // An absolute-form target is what a client sends that takes us for its forward proxy.
+    // Clients send an absolute-form target to a forward proxy (RFC 9112 §3.2.2).
     if let Some((authority, local)) = request.absolute_form.as_deref()
-        && !std::str::from_utf8(authority).is_ok_and(|authority| is_here(authority, *local))
+        && !std::str::from_utf8(authority).is_ok_and(|authority| is_own_authority(authority, *local))
     {
         return Err(
             "the target names another host: write it as a path, and set this proxy as base URL, not as forward proxy",
@@ -41,8 +41,8 @@ pub(super) fn check_head(
     Ok(())
 }
 
-/// Whether requests with this method go to the upstream. Methods are case-sensitive (RFC 9110 §9.1), but a lenient upstream
-/// reads `trace` as TRACE and would reflect the token, so a list of what may pass is the only safe one.
+/// Whether requests with this method are forwarded. Methods are case-sensitive (RFC 9110 §9.1), but a lenient
+/// upstream may read `trace` as TRACE and reflect the token, so only an allow list is safe.
 fn is_allowed_method(method: &Method) -> bool {
     matches!(
         *method,
@@ -56,19 +56,19 @@ fn is_allowed_method(method: &Method) -> bool {
     )
 }
 
-/// `host` or `host:port`; empty where the target has no authority (RFC 9112 §3.2). A comma would make a list of hosts, which
-/// means as much as two lines.
+/// Accepts `host` or `host:port`, or empty if the target has no authority (RFC 9112 §3.2). A comma would form a list,
+/// equivalent to two headers.
 fn is_valid_host(text: &[u8]) -> bool {
     let (host, port) = match text.iter().rposition(|byte| *byte == b':') {
         Some(colon) if !text[colon..].contains(&b']') => (&text[..colon], &text[colon + 1..]),
         _ => (text, &b""[..]),
     };
-    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+;=%".contains(byte);
+    let is_host_byte = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+;=%".contains(byte);
     let is_name = match host.strip_prefix(b"[").map(|literal| literal.strip_suffix(b"]")) {
         Some(literal) => literal
             .and_then(|literal| std::str::from_utf8(literal).ok())
             .is_some_and(|literal| literal.parse::<Ipv6Addr>().is_ok()),
-        None => host.iter().all(is_plain),
+        None => host.iter().all(is_host_byte),
     };
     let is_digit = port.iter().all(u8::is_ascii_digit);
     let is_port = std::str::from_utf8(port).is_ok_and(|port| port.is_empty() || port.parse::<u16>().is_ok());

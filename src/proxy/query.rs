@@ -1,4 +1,4 @@
-//! The query with the agent's token in it: byte for byte what came, less every access_token, plus one at the end. Pure.
+//! The upstream query: the received bytes without any `access_token`, plus the agent's token at the end. Pure.
 
 use std::{borrow::Cow, sync::LazyLock};
 
@@ -6,57 +6,57 @@ use memchr::{memchr, memmem::Finder};
 use percent_encoding::percent_decode_str;
 use zeroize::Zeroizing;
 
-/// The parameter's name.
+/// Name of the token parameter.
 const TOKEN_PARAM: &str = "access_token";
 
 static TOKEN_PARAM_FINDER: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(TOKEN_PARAM));
 
-/// Whether there may be a token in a query: something is encoded, or the name occurs.
+/// Whether a query may contain a token: it has a percent sign, or the name occurs.
 pub(super) fn may_contain_token(query: &str) -> bool {
     memchr(b'%', query.as_bytes()).is_some()
         || (query.len() >= TOKEN_PARAM.len() && TOKEN_PARAM_FINDER.find(query.as_bytes()).is_some())
 }
 
-/// The query without any parameter whose decoded name is `access_token`.
+/// The query without parameters whose decoded name is `access_token`.
 pub(super) fn without_token(query: &str) -> Cow<'_, str> {
     if !query.split('&').any(is_token_param) {
         return Cow::Borrowed(query);
     }
-    let mut kept = String::with_capacity(query.len());
+    let mut result = String::with_capacity(query.len());
     for (nth, parameter) in query.split('&').filter(|parameter| !is_token_param(parameter)).enumerate() {
         if nth > 0 {
-            kept.push('&');
+            result.push('&');
         }
-        kept.push_str(parameter);
+        result.push_str(parameter);
     }
-    Cow::Owned(kept)
+    Cow::Owned(result)
 }
 
-/// Path, query and token as the pieces of one target.
+/// Parts of a target with the token, to concatenate.
 pub(super) fn with_token<'a>(path: &'a str, query: &'a str, token: &'a str) -> [&'a str; 5] {
     let separator = if query.is_empty() || query.ends_with('&') { "access_token=" } else { "&access_token=" };
     [path, "?", query, separator, token]
 }
 
-/// Path and query as the pieces of one target, byte for byte.
+/// Parts of an unchanged target, to concatenate.
 pub(super) fn unchanged_target<'a>(path: &'a str, query: Option<&'a str>) -> [&'a str; 3] {
     [path, query.map_or("", |_| "?"), query.unwrap_or_default()]
 }
 
-/// The values of every `access_token`, decoded, but for empty ones.
+/// Decoded values of all `access_token` parameters, without empty ones.
 pub(super) fn token_values(query: &str) -> impl Iterator<Item = Cow<'_, str>> {
     let parameters = query.split('&').filter(|parameter| is_token_param(parameter));
     let values = parameters.filter_map(|parameter| parameter.split_once('=')).map(|(_, value)| value);
     values.filter(|value| !value.is_empty()).map(|value| percent_decode_str(value).decode_utf8_lossy())
 }
 
-/// Every parameter's value, decoded, without white space around it.
+/// Decoded and trimmed values of all parameters.
 pub(super) fn param_values(query: &str) -> impl Iterator<Item = Zeroizing<String>> {
     let values = query.split('&').filter_map(|parameter| parameter.split_once('=')).map(|(_, value)| value);
     values.map(|value| Zeroizing::new(percent_decode_str(value).decode_utf8_lossy().trim().to_owned()))
 }
 
-/// Whether a parameter's decoded name is `access_token`.
+/// Whether the decoded name of a parameter is `access_token`.
 pub(super) fn is_token_param(parameter: &str) -> bool {
     let name = parameter.split('=').next().unwrap_or(parameter);
     name == TOKEN_PARAM || (name.contains('%') && percent_decode_str(name).eq(TOKEN_PARAM.bytes()))

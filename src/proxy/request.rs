@@ -1,4 +1,4 @@
-//! A request as the server hands it over, whatever version of HTTP it came by.
+//! A request as passed from the server, for any HTTP version.
 
 use std::{
     cell::{Cell, OnceCell},
@@ -10,43 +10,44 @@ use bytes::Bytes;
 use http::{Method, Version};
 
 use super::{
-    request_context::safe_path,
-    target::{TargetError, TargetSpans},
+    loggable::safe_path,
+    target::{ParsedTarget, TargetError, TargetSpans},
 };
 use crate::{http1::headers::Headers, secret::wipe, tokens::PathKey};
 
-/// One request, without its body. It has no `Debug`: its lines and its query may hold credentials.
+/// A request without its body. No `Debug`: headers and query may contain credentials.
 pub struct Request {
-    /// Its method.
+    /// Method.
     pub method: Method,
-    /// By which version of HTTP it came.
+    /// HTTP version.
     pub version: Version,
     /// Path and query.
     pub target: RequestTarget,
-    /// The authority of a target in absolute form, and the address that the client connected to.
+    /// Authority of an absolute-form target, and the local address of the connection.
     pub absolute_form: Option<Box<(Bytes, Option<SocketAddr>)>>,
-    /// What the server found wrong with it; nobody can tell where its body ends then, and it has none.
+    /// Why the server found the request malformed. The end of its body is unknown then, so it has none.
     pub malformed: Option<&'static str>,
-    /// Its header lines.
+    /// Headers.
     pub headers: Headers,
-    /// Where the client is; `None` where it came over a unix socket.
+    /// Address of the client; `None` over a Unix socket.
     pub peer: Option<IpAddr>,
-    /// It came when no more requests are taken.
+    /// Whether it arrived while the server was draining.
     pub draining: bool,
-    /// Set once the caller has shown a good credential, or the proxy is open: only then may its connection use more than
-    /// a little.
+    /// Set once a valid credential was presented or the proxy is open; until then the connection's resources are
+    /// restricted.
     pub authorized: Cell<bool>,
-    /// Set once the request waits for a token or for a permit: its connection then releases buffers that it does not use.
+    /// Set once the request waits for a token or a permit; its connection then releases unused buffers.
     pub waiting: Cell<bool>,
 }
 
-/// Path and query as they came. Clones share the text, and what was found out about it: most programs send the same again.
+/// Path and query as received. Clones share the text and its parse results, because most programs repeat their
+/// targets.
 #[derive(Clone)]
 pub struct RequestTarget(Rc<TargetText>);
 
 struct TargetText {
     text: Box<str>,
-    /// Where the question mark stands.
+    /// Offset of the question mark.
     question_mark: Option<usize>,
     spans: OnceCell<Result<TargetSpans, TargetError>>,
     safe_path_len: OnceCell<Option<usize>>,
@@ -54,19 +55,19 @@ struct TargetText {
 }
 
 impl Drop for TargetText {
-    /// There may be a secret or a pass in the query.
+    /// Wipes the text: the query may contain a secret or a pass.
     fn drop(&mut self) {
         wipe(&mut std::mem::take(&mut self.text).into_boxed_bytes());
     }
 }
 
 impl RequestTarget {
-    /// A target.
+    /// A target that is not parsed yet.
     pub fn new(text: &str) -> Self {
-        let mark = memchr::memchr(b'?', text.as_bytes());
+        let question_mark = memchr::memchr(b'?', text.as_bytes());
         Self(Rc::new(TargetText {
             text: text.into(),
-            question_mark: mark,
+            question_mark,
             spans: OnceCell::new(),
             safe_path_len: OnceCell::new(),
             path_key: OnceCell::new(),
@@ -78,28 +79,29 @@ impl RequestTarget {
         &self.0.text
     }
 
-    /// The path, without the query.
+    /// The path without the query.
     pub fn path(&self) -> &str {
         &self.0.text[..self.0.question_mark.unwrap_or(self.0.text.len())]
     }
 
-    /// The query, without its question mark.
+    /// The query without its question mark.
     pub fn query(&self) -> Option<&str> {
-        self.0.question_mark.map(|mark| &self.0.text[mark + 1..])
+        self.0.question_mark.map(|question_mark| &self.0.text[question_mark + 1..])
     }
 
-    /// Where it leads, which is found out once.
-    pub(super) fn spans(&self) -> Result<&TargetSpans, TargetError> {
-        let found = self.0.spans.get_or_init(|| TargetSpans::parse(self.path(), self.query()));
-        found.as_ref().map_err(|doubt| *doubt)
+    /// The parsed target; parsed once for all clones.
+    pub(super) fn parsed(&self) -> Result<ParsedTarget<'_>, TargetError> {
+        let spans = self.0.spans.get_or_init(|| TargetSpans::parse(self.path(), self.query()));
+        let spans = spans.as_ref().map_err(|error| *error)?;
+        Ok(ParsedTarget::from_spans(spans, self.path(), self.query()))
     }
 
-    /// The key of its route, which is hashed once.
-    pub(super) fn path_key(&self, route: &str) -> PathKey {
-        *self.0.path_key.get_or_init(|| PathKey::from_path(route))
+    /// Hash of the normalized path, computed once.
+    pub(super) fn path_key(&self, normalized_path: &str) -> PathKey {
+        *self.0.path_key.get_or_init(|| PathKey::from_path(normalized_path))
     }
 
-    /// How much of the path may be shown to whoever may see any path; `None` where some of it must be masked.
+    /// The part of the path that may be logged; `None` if it must be masked.
     pub(super) fn safe_path(&self) -> Option<&str> {
         let length = self.0.safe_path_len.get_or_init(|| safe_path(self.path()).map(str::len));
         length.map(|length| &self.path()[..length])

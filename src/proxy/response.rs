@@ -1,6 +1,9 @@
-//! An answer as the server takes it: its head, and a body with what must last until its end.
+//! The response as passed to the server: head, and body with the resources it holds until its end.
 
-use std::task::{Context, Poll, ready};
+use std::{
+    fmt::Write as _,
+    task::{Context, Poll, ready},
+};
 
 use bytes::Bytes;
 use http::StatusCode;
@@ -8,40 +11,42 @@ use tokio::time::Instant;
 
 use super::{
     errcode_probe::{Buffered, ProbedResponse},
-    error::ErrorKind,
+    error::{ErrorKind, ProxyError},
+    forwarded_headers::local_headers,
     request_context::RequestContext,
-    response_headers::local_headers,
 };
 use crate::{
     http1::headers::HeaderBlock,
     limits::concurrency_limit::Permit,
     request_body::ReplayBody,
+    tokens::ceil_seconds,
     upstream::{UpstreamBody, UpstreamError},
 };
 
-/// The answer broke off; the caller's connection is broken off too, so that no short body looks whole.
+/// The response was aborted; the server aborts the client's connection too, so that a truncated body never looks
+/// complete.
 #[derive(Debug, thiserror::Error)]
-#[error("the upstream broke off in the middle of its answer")]
+#[error("upstream response aborted")]
 pub struct ResponseAborted;
 
-/// An answer to a caller. It has no `Debug`: it may hold a pass.
+/// A response to the client. No `Debug`: it may contain a pass.
 pub struct Response {
-    /// The status.
+    /// Status.
     pub status: StatusCode,
-    /// The header lines, but for those that frame the body.
+    /// Headers without those that frame the body.
     pub headers: HeaderBlock,
-    /// Whether there is a `Date` among them.
+    /// Whether the headers contain `Date`.
     pub has_date: bool,
-    /// How long the body is; to a HEAD, how long it would be.
+    /// Length of the body; for HEAD and 304 the length that it would have.
     pub content_length: Option<u64>,
-    /// The body.
+    /// Body.
     pub body: ResponseBody,
-    /// It refuses a key that is none: the server may hold it back.
+    /// Whether it rejects a wrong key; the server then delays it.
     pub wrong_key: bool,
 }
 
 impl Response {
-    /// An answer of the proxy's own.
+    /// A response of the proxy itself.
     pub(super) fn local(status: StatusCode, body: Bytes) -> Self {
         Self {
             status,
@@ -53,44 +58,63 @@ impl Response {
         }
     }
 
-    /// The upstream's answer.
-    pub(super) fn from_upstream(answer: Box<ProbedResponse>, upload: Option<ReplayBody>) -> Self {
+    /// The response for an error; HTTP 200 for a client with `always_200`. The log has the details under the request id.
+    pub(super) fn from_error(error: &ProxyError, always_200: bool, request_id: &str) -> Self {
+        let (name, status, _) = error.kind.attributes();
+        let status = if always_200 { StatusCode::OK } else { error.status.unwrap_or(status) };
+        let mut errmsg = format!("wecom-proxy: {}", error.message);
+        // Client errors explain themselves; for server errors the id leads to the log.
+        if error.kind.attributes().1.is_server_error() {
+            let _ = write!(errmsg, " (request id {request_id})");
+        }
+        let body = serde_json::json!({ "errcode": error.errcode, "errmsg": errmsg });
+        let mut response = Self::local(status, Bytes::from(body.to_string()));
+        response.wrong_key = error.wrong_key;
+        response.headers.append(b"x-wecom-proxy-error", name.as_bytes());
+        if error.kind == ErrorKind::Unauthenticated {
+            let challenge = "Bearer realm=\"wecom-proxy\", Basic realm=\"wecom-proxy\", charset=\"UTF-8\"";
+            response.headers.append(b"www-authenticate", challenge.as_bytes());
+        }
+        if let Some(wait) = error.retry_after {
+            let seconds = ceil_seconds(wait).max(1);
+            response.headers.append(b"retry-after", itoa::Buffer::new().format(seconds).as_bytes());
+        }
+        response
+    }
+
+    /// The upstream's response.
+    pub(super) fn from_upstream(probed: Box<ProbedResponse>, replay_body: Option<ReplayBody>) -> Self {
         let ProbedResponse {
-            status,
-            headers,
-            has_date,
-            content_length: length,
-            buffered: mut held,
-            remaining: rest,
-            permit: place,
-            ..
-        } = *answer;
-        let whole = if rest.is_ended() { held.take_single() } else { None };
-        let (content_length, body) = match whole {
-            // What is said of a body that is not there goes through as it was said: to a HEAD, and with a 304.
-            Some(whole) if whole.is_empty() => (length, ResponseBody::buffered(whole)),
-            Some(whole) => (Some(whole.len() as u64), ResponseBody::buffered(whole)),
+            status, headers, has_date, content_length, mut buffered, remaining, permit, ..
+        } = *probed;
+        let complete_body = if remaining.is_ended() { buffered.take_single() } else { None };
+        let (content_length, body) = match complete_body {
+            // Without a body, `content-length` is forwarded as received (HEAD, 304).
+            Some(complete_body) if complete_body.is_empty() => {
+                (content_length, ResponseBody::buffered(complete_body))
+            }
+            Some(complete_body) => (Some(complete_body.len() as u64), ResponseBody::buffered(complete_body)),
             None => (
-                length,
+                content_length,
                 ResponseBody::streamed(StreamedBody {
-                    buffered: held,
-                    remaining: rest,
-                    _request_body: upload,
-                    _permit: place,
+                    buffered,
+                    remaining,
+                    _request_body: replay_body,
+                    _permit: permit,
                 }),
             ),
         };
         Self { status, headers, has_date, content_length, body, wrong_key: false }
     }
 
-    /// Ends the record of a response that is whole, as if its client had taken it: of a request that was refused, nothing
-    /// is kept for as long as its client leaves the response lying. `is_head`: the body will not be sent.
+    /// Reports a buffered response as sent, so that an error response whose client does not read it holds no context.
+    /// `is_head`: the body will not be sent.
     pub fn finish_context(&mut self, is_head: bool) {
         self.body.finish_context(is_head);
     }
 }
 
-/// A body towards the caller.
+/// A response body.
 pub struct ResponseBody {
     kind: ResponseBodyKind,
     context: Option<Box<RequestContext>>,
@@ -101,13 +125,13 @@ enum ResponseBodyKind {
     Streamed(Box<StreamedBody>),
 }
 
-/// What is still on its way from the upstream.
+/// A body still being received from the upstream.
 struct StreamedBody {
     buffered: Buffered,
     remaining: UpstreamBody,
-    /// The upload may go on beside the answer.
+    /// The request body may continue during the response.
     _request_body: Option<ReplayBody>,
-    /// The request counts as in flight until here.
+    /// The request counts as in flight until the body is dropped.
     _permit: Option<Permit>,
 }
 
@@ -120,47 +144,47 @@ impl ResponseBody {
         Self { kind: ResponseBodyKind::Streamed(Box::new(streamed)), context: None }
     }
 
-    /// Holds the record until the body has ended.
-    pub(super) fn attach_context(&mut self, mut record: Box<RequestContext>) {
-        record.complete = self.is_ended();
-        self.context = Some(record);
+    /// Holds the context until the body has ended.
+    pub(super) fn attach_context(&mut self, mut context: Box<RequestContext>) {
+        context.complete = self.is_ended();
+        self.context = Some(context);
     }
 
     fn finish_context(&mut self, is_head: bool) {
         if let ResponseBodyKind::Buffered(body) = &self.kind
-            && let Some(mut record) = self.context.take()
+            && let Some(mut context) = self.context.take()
             && !is_head
         {
-            (record.response_bytes, record.complete) = (body.len() as u64, true);
+            (context.response_bytes, context.complete) = (body.len() as u64, true);
         }
     }
 
-    /// All of it was handed over, or never will be, by this moment.
+    /// Sets the end time of the response, sent or not.
     pub fn mark_ended(&mut self, now: Instant) {
-        if let Some(record) = &mut self.context {
-            record.ended = Some(now);
+        if let Some(context) = &mut self.context {
+            context.ended = Some(now);
         }
     }
 
-    /// The next piece; `None` at the end.
+    /// Polls for the next chunk; `None` at the end.
     pub fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, ResponseAborted>>> {
-        let piece = ready!(self.poll_inner(cx));
+        let chunk = ready!(self.poll_inner(cx));
         let ended = self.is_ended();
-        let Some(record) = &mut self.context else {
-            return Poll::Ready(piece.map(|piece| piece.map_err(|_| ResponseAborted)));
+        let Some(context) = &mut self.context else {
+            return Poll::Ready(chunk.map(|chunk| chunk.map_err(|_| ResponseAborted)));
         };
-        match &piece {
-            Some(Ok(piece)) => {
-                (record.response_bytes, record.complete) =
-                    (record.response_bytes + piece.len() as u64, ended);
-                if let Some(look) = &mut record.capture {
-                    look.record_response_chunk(piece);
+        match &chunk {
+            Some(Ok(chunk)) => {
+                (context.response_bytes, context.complete) =
+                    (context.response_bytes + chunk.len() as u64, ended);
+                if let Some(capture) = &mut context.capture {
+                    capture.record_response_chunk(chunk);
                 }
             }
-            Some(Err(failure)) => record.error = Some((ErrorKind::UpstreamFailed, failure.kind.to_string())),
-            None => record.complete = ended,
+            Some(Err(error)) => context.error = Some((ErrorKind::UpstreamFailed, error.kind.to_string())),
+            None => context.complete = ended,
         }
-        Poll::Ready(piece.map(|piece| piece.map_err(|_| ResponseAborted)))
+        Poll::Ready(chunk.map(|chunk| chunk.map_err(|_| ResponseAborted)))
     }
 
     fn poll_inner(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, UpstreamError>>> {
@@ -168,21 +192,21 @@ impl ResponseBody {
             ResponseBodyKind::Buffered(body) if body.is_empty() => Poll::Ready(None),
             ResponseBodyKind::Buffered(body) => Poll::Ready(Some(Ok(std::mem::take(body)))),
             ResponseBodyKind::Streamed(streamed) => match streamed.buffered.pop() {
-                Some(piece) => Poll::Ready(Some(Ok(piece))),
+                Some(chunk) => Poll::Ready(Some(Ok(chunk))),
                 None => streamed.remaining.poll_data(cx),
             },
         }
     }
 
-    /// Goes on with the request's body, where it still comes, though nobody takes the answer's. A failure shows with the
-    /// next piece.
+    /// Continues to send the request body while the client does not read the response. An error recurs in the next
+    /// poll for a chunk.
     pub fn drive_request_body(&mut self, cx: &mut Context<'_>) {
         if let ResponseBodyKind::Streamed(streamed) = &mut self.kind {
             streamed.remaining.drive_request_body(cx);
         }
     }
 
-    /// Whether all of it was taken. It may say no where the end is not yet known.
+    /// Whether the body was read to its end. May be false at the end while that is not known yet.
     pub fn is_ended(&self) -> bool {
         match &self.kind {
             ResponseBodyKind::Buffered(body) => body.is_empty(),

@@ -20,70 +20,74 @@ use crate::{
     tokens::{Replacement, Token},
 };
 
-/// The first attempt: the token was refused with this errcode.
+/// The first attempt, refused with this errcode.
 pub(super) struct RefusedAttempt {
     pub(super) response: Box<ProbedResponse>,
     pub(super) token: Arc<Token>,
     pub(super) errcode: i64,
-    /// Both attempts have one place among the requests in flight.
+    /// Both attempts share one in-flight permit.
     pub(super) permit: Permit,
 }
 
 impl Proxy {
-    /// Has the token renewed, and sends the request once more. Where that cannot be, the first response is the answer.
+    /// Refreshes the token and sends the request again. Where that is not possible, returns the first response.
     pub(super) async fn retry(
         &self,
-        forward: &ForwardedRequest<'_>,
+        forwarded: &ForwardedRequest<'_>,
         agent: &Arc<Agent>,
-        upload: Option<&ReplayBody>,
-        record: &mut RequestContext,
+        replay_body: Option<&ReplayBody>,
+        context: &mut RequestContext,
         refused: RefusedAttempt,
     ) -> Result<Box<ProbedResponse>, ProxyError> {
-        let RefusedAttempt { response: first, token, errcode, permit: place } = refused;
-        let path = forward.path_key();
-        if upload.is_some_and(|upload| !upload.is_replayable()) {
-            // It costs this request its retry; those after it need the next token all the same.
+        let RefusedAttempt { response: first, token, errcode, permit } = refused;
+        let path = forwarded.path_key();
+        if replay_body.is_some_and(|replay_body| !replay_body.is_replayable()) {
+            // The body is gone, so this request is not retried; later requests still need a new token.
             if let Some(Replacement::Throttled(wait)) =
                 replace_in_background(agent.token.clone(), token, path).await
             {
-                set_retry_after(&first, wait, record);
+                set_retry_after(&first, wait, context);
             }
-            return Ok(first.with_permit(place));
+            return Ok(first.with_permit(permit));
         }
-        let first_try = FirstAttempt { token_time: record.token_time, upstream_time: first.time_to_header };
-        let asked = Instant::now();
-        record.begin_span(Operation::Token, asked);
+        let first_attempt =
+            FirstAttempt { token_time: context.token_time, upstream_time: first.time_to_header };
+        let wait_started = Instant::now();
+        context.begin_span(Operation::Token, wait_started);
         let replacement = agent.token.replace_refused(&token, path).await;
-        record.record_token_wait(asked, matches!(replacement, Replacement::Unavailable(_)));
+        context.record_token_wait(wait_started, matches!(replacement, Replacement::Unavailable(_)));
         let next = match replacement {
             Replacement::Refreshed(next) | Replacement::Unchanged(next) => next,
             Replacement::Throttled(wait) => {
-                set_retry_after(&first, wait, record);
-                return Ok(first.with_permit(place));
+                set_retry_after(&first, wait, context);
+                return Ok(first.with_permit(permit));
             }
             Replacement::Unavailable(failure) => return Err(token_unavailable(&failure, agent)),
         };
-        record.retried = Some(errcode);
-        record.first_attempt = Some(first_try);
-        let query = forward.target.query_without_token();
-        let target = query::with_token(forward.target.path, &query, next.value.expose());
-        let second = match self.attempt(forward, &target, Some(&next), upload, record).await {
-            // The disk lost what was kept of the body: the refusal is all that there is to tell.
-            Err(_) if upload.is_some_and(|upload| upload.error() == Some(RequestBodyError::ReplayLost)) => {
-                (record.retried, record.first_attempt) = (None, None);
-                return Ok(first.with_permit(place));
+        context.retried = Some(errcode);
+        context.first_attempt = Some(first_attempt);
+        let query = forwarded.target.query_without_token();
+        let target = query::with_token(forwarded.target.path, &query, next.value.expose());
+        let second = match self.attempt(forwarded, &target, Some(&next), replay_body, context).await {
+            // The replay buffer was lost on disk; only the refusal is left to return.
+            Err(_)
+                if replay_body
+                    .is_some_and(|replay_body| replay_body.error() == Some(RequestBodyError::ReplayLost)) =>
+            {
+                (context.retried, context.first_attempt) = (None, None);
+                return Ok(first.with_permit(permit));
             }
             second => second?,
         };
-        record.upstream_time += second.time_to_header;
-        if let Some(upload) = upload {
-            upload.commit();
+        context.upstream_time += second.time_to_header;
+        if let Some(replay_body) = replay_body {
+            replay_body.commit();
         }
         if second.errcode.is_some_and(|errcode| self.settings.refresh_errcodes.contains(&errcode)) {
             agent.token.mark_refused_again(&next, path);
         } else {
             mark_token_accepted(&second, &next, path);
         }
-        Ok(second.with_permit(place))
+        Ok(second.with_permit(permit))
     }
 }

@@ -1,56 +1,56 @@
-//! The request-target, taken apart and doubted: which agent, which path, what kind of call. Pure.
+//! Parser of the request target: agent, path, kind of request. Rejects what is ambiguous. Pure.
 
 use std::{borrow::Cow, fmt, ops::Range};
 
 use http::Method;
 use percent_encoding::percent_decode_str;
 
-use super::{query, request};
+use super::query;
 use crate::{secret::credential_scan::contains_pass, tokens::tickets::TicketKind};
 
-/// What is done with a call.
+/// How a request is handled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TargetKind {
-    /// The agent's token is put into its query.
+    /// Forwarded with the agent's token in the query.
     InjectToken,
-    /// It carries a credential of its own and goes through as it came.
+    /// Forwarded unchanged, with its own credential.
     Passthrough,
-    /// It asks for a token; answered here, with a pass.
+    /// gettoken: the proxy responds with a pass.
     Gettoken,
 }
 
-/// A target that can be sent on.
+/// A parsed target that can be forwarded.
 #[derive(PartialEq, Eq)]
 pub(super) struct ParsedTarget<'a> {
-    /// The agent that the path's first segment names.
+    /// The agent named by the first path segment.
     pub(super) agent: Option<&'a str>,
-    /// The path as it goes to the upstream, byte for byte as it came.
+    /// The path as forwarded, byte for byte as received.
     pub(super) path: &'a str,
-    /// The path as rules see it: decoded, without doubled slashes. Equal to `path` for nearly all calls.
+    /// The path that rules match: decoded, without doubled slashes. Nearly always equal to `path`.
     pub(super) normalized_path: Cow<'a, str>,
-    /// The query as it came.
+    /// The query as received.
     pub(super) query: Option<&'a str>,
-    /// Whether an `access_token` may stand in it.
+    /// Whether the query may contain an `access_token`.
     pub(super) may_contain_token: bool,
-    /// What is done with it.
+    /// How the request is handled.
     pub(super) kind: TargetKind,
-    /// Where a pass stands in it that would go to the upstream.
+    /// Location of a pass that would be forwarded to the upstream.
     pub(super) misplaced_pass: Option<PassLocation>,
 }
 
 /// A part of a target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PassLocation {
-    /// What goes on of the path.
+    /// The forwarded part of the path.
     Path,
-    /// The query, but for its `access_token`.
+    /// The query without `access_token`.
     Query,
 }
 
 impl fmt::Debug for ParsedTarget<'_> {
-    /// Without the query, which may hold secrets.
+    /// Omits the query, which may contain secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Target")
+        f.debug_struct("ParsedTarget")
             .field("agent", &self.agent)
             .field("path", &self.path)
             .field("kind", &self.kind)
@@ -58,113 +58,115 @@ impl fmt::Debug for ParsedTarget<'_> {
     }
 }
 
-/// The same without the text: where in it things stand.
+/// A parsed target as offsets into its text, to be cached beside it in a `RequestTarget`.
+///
+/// `RequestTarget`, `TargetSpans` and [`ParsedTarget`] remain three types: the first also holds what cannot be parsed, a
+/// cached result cannot borrow from its own text, and the view saves the slicing and its checks at each use.
 pub(super) struct TargetSpans {
     agent: Option<Range<usize>>,
     path_start: usize,
-    /// The route, where it is not the path.
+    /// The normalized path where it differs from the path.
     normalized_path: Option<Box<str>>,
     may_contain_token: bool,
     kind: TargetKind,
     misplaced_pass: Option<PassLocation>,
 }
 
-/// Why a target is not sent on.
+/// Why a target is not forwarded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum TargetError {
-    /// It may mean something else to the next reader: 400.
+    /// The next reader may interpret it differently: 400.
     Malformed(&'static str),
-    /// It is well formed and leads nowhere: 404.
+    /// Well-formed, but no route: 404.
     NoRoute,
 }
 
-/// The root of all that is sent on.
+/// Prefix of all forwarded paths.
 const API_ROOT: &str = "/cgi-bin/";
 
 impl TargetSpans {
-    /// Takes a path and query apart.
+    /// Parses a path and query into offsets.
     pub(super) fn parse(path: &str, query: Option<&str>) -> Result<Self, TargetError> {
         let ParsedTarget {
             agent,
-            path: rest,
-            normalized_path: route,
-            may_contain_token: may_hold_token,
+            path: upstream_path,
+            normalized_path,
+            may_contain_token,
             kind,
-            misplaced_pass: stray_pass,
+            misplaced_pass,
             ..
         } = ParsedTarget::parse(path, query)?;
         let agent = agent.map(|agent| {
             let start = agent.as_ptr().addr() - path.as_ptr().addr();
             start..start + agent.len()
         });
-        let route = match route {
+        let normalized_path = match normalized_path {
             Cow::Borrowed(_) => None,
-            Cow::Owned(route) => Some(route.into_boxed_str()),
+            Cow::Owned(normalized_path) => Some(normalized_path.into_boxed_str()),
         };
         Ok(Self {
             agent,
-            path_start: path.len() - rest.len(),
-            normalized_path: route,
-            may_contain_token: may_hold_token,
+            path_start: path.len() - upstream_path.len(),
+            normalized_path,
+            may_contain_token,
             kind,
-            misplaced_pass: stray_pass,
+            misplaced_pass,
         })
     }
 }
 
 impl<'a> ParsedTarget<'a> {
-    /// Takes a target apart, if that was not done before.
-    pub(super) fn from_request(target: &'a request::RequestTarget) -> Result<Self, TargetError> {
-        let (course, path) = (target.spans()?, target.path());
-        let rest = &path[course.path_start..];
-        Ok(Self {
-            agent: course.agent.clone().map(|agent| &path[agent]),
-            path: rest,
-            normalized_path: Cow::Borrowed(course.normalized_path.as_deref().unwrap_or(rest)),
-            query: target.query(),
-            may_contain_token: course.may_contain_token,
-            kind: course.kind,
-            misplaced_pass: course.misplaced_pass,
-        })
+    /// The target that `spans` were parsed from.
+    pub(super) fn from_spans(spans: &'a TargetSpans, path: &'a str, query: Option<&'a str>) -> Self {
+        let upstream_path = &path[spans.path_start..];
+        Self {
+            agent: spans.agent.clone().map(|agent| &path[agent]),
+            path: upstream_path,
+            normalized_path: Cow::Borrowed(spans.normalized_path.as_deref().unwrap_or(upstream_path)),
+            query,
+            may_contain_token: spans.may_contain_token,
+            kind: spans.kind,
+            misplaced_pass: spans.misplaced_pass,
+        }
     }
 
-    /// Takes a path and query apart.
+    /// Parses a path and query.
     pub(super) fn parse(path: &'a str, query: Option<&'a str>) -> Result<Self, TargetError> {
-        // The upstream would read a doubled slash before the root as a part of the path; it is a base URL's doing.
+        // A base URL with a trailing slash doubles it; the upstream would not match the path then.
         let trimmed = match path.as_bytes() {
             [b'/', b'/', ..] => &path[path.len() - path.trim_start_matches('/').len() - 1..],
             _ => path,
         };
-        let is_odd = |byte: u8| (byte <= b' ') | (byte == 0x7f) | (byte == b'#');
-        if query.is_some_and(|query| query.bytes().fold(false, |odd, byte| odd | is_odd(byte))) {
-            let words =
-                "the query holds a space, a control character or a \"#\", which must be percent-encoded";
-            return Err(TargetError::Malformed(words));
+        let is_invalid = |byte: u8| (byte <= b' ') | (byte == 0x7f) | (byte == b'#');
+        if query.is_some_and(|query| query.bytes().fold(false, |invalid, byte| invalid | is_invalid(byte))) {
+            let message =
+                "the query contains a space, a control character or a \"#\", which must be percent-encoded";
+            return Err(TargetError::Malformed(message));
         }
         check_path(trimmed)?;
-        let (agent, rest) = match trimmed.starts_with(API_ROOT) {
+        let (agent, upstream_path) = match trimmed.starts_with(API_ROOT) {
             true => (None, trimmed),
             false => split_agent(trimmed)?,
         };
-        let route = normalize_path(rest)?;
-        if !route.starts_with(API_ROOT) || route.len() == API_ROOT.len() {
+        let normalized_path = normalize_path(upstream_path)?;
+        if !normalized_path.starts_with(API_ROOT) || normalized_path.len() == API_ROOT.len() {
             return Err(TargetError::NoRoute);
         }
-        let kind = classify(&route[API_ROOT.len()..]);
-        let may_hold_token = query.is_some_and(query::may_contain_token);
-        let stray_pass = find_misplaced_pass(rest, query.unwrap_or_default());
+        let kind = classify(&normalized_path[API_ROOT.len()..]);
+        let may_contain_token = query.is_some_and(query::may_contain_token);
+        let misplaced_pass = find_misplaced_pass(upstream_path, query.unwrap_or_default());
         Ok(Self {
             agent,
-            path: rest,
-            normalized_path: route,
+            path: upstream_path,
+            normalized_path,
             query,
-            may_contain_token: may_hold_token,
+            may_contain_token,
             kind,
-            misplaced_pass: stray_pass,
+            misplaced_pass,
         })
     }
 
-    /// How long its path and query are.
+    /// Length of path and query in bytes.
     pub(super) fn bytes(&self) -> usize {
         self.path.len() + self.query.map_or(0, str::len)
     }
@@ -177,7 +179,7 @@ impl<'a> ParsedTarget<'a> {
         }
     }
 
-    /// The ticket that the call asks for, and nothing else with it.
+    /// The ticket requested, if the query requests nothing else.
     pub(super) fn ticket_kind(&self, method: &Method) -> Option<TicketKind> {
         if method != Method::GET {
             return None;
@@ -192,32 +194,36 @@ impl<'a> ParsedTarget<'a> {
     }
 }
 
-/// Where a pass would go to the upstream. One in `access_token` is taken out or refused by itself.
+/// Finds a pass that would be forwarded. One in `access_token` is removed or rejected separately.
 fn find_misplaced_pass(path: &str, query: &str) -> Option<PassLocation> {
     if contains_pass(path.as_bytes()) {
         return Some(PassLocation::Path);
     }
-    // Nearly no query holds one anywhere.
-    let strays = contains_pass(query.as_bytes())
-        && query.split('&').any(|it| !query::is_token_param(it) && contains_pass(it.as_bytes()));
-    strays.then_some(PassLocation::Query)
+    // Usually the query contains no pass at all.
+    let is_misplaced = contains_pass(query.as_bytes())
+        && query.split('&').any(|param| !query::is_token_param(param) && contains_pass(param.as_bytes()));
+    is_misplaced.then_some(PassLocation::Query)
 }
 
-/// Takes the agent's name off the front of a path.
+/// Splits the agent's name off the path.
 fn split_agent(path: &str) -> Result<(Option<&str>, &str), TargetError> {
     let after =
         path.strip_prefix('/').ok_or(TargetError::Malformed("the path does not begin with a slash"))?;
     let (name, rest) = after.split_at(memchr::memchr(b'/', after.as_bytes()).ok_or(TargetError::NoRoute)?);
     let slashes = rest.bytes().take_while(|byte| *byte == b'/').count();
     let rest = &rest[slashes - 1..];
-    let named =
+    let is_agent_name =
         !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte));
-    if named && rest.starts_with(API_ROOT) { Ok((Some(name), rest)) } else { Err(TargetError::NoRoute) }
+    if is_agent_name && rest.starts_with(API_ROOT) {
+        Ok((Some(name), rest))
+    } else {
+        Err(TargetError::NoRoute)
+    }
 }
 
-/// The path that rules are applied to, or the doubt that it may mean another one to the upstream.
+/// The path that rules match, or an error if the upstream may interpret it differently.
 fn normalize_path(path: &str) -> Result<Cow<'_, str>, TargetError> {
-    // Without a way out in the middle, for that is what lets it be done sixteen bytes at a time.
+    // No early exit: lets LLVM vectorise.
     let doubled = path
         .as_bytes()
         .windows(2)
@@ -228,16 +234,16 @@ fn normalize_path(path: &str) -> Result<Cow<'_, str>, TargetError> {
     let decoded = percent_decode_str(path)
         .decode_utf8()
         .map_err(|_| TargetError::Malformed("the path is not UTF-8 once decoded"))?;
-    let mut route = String::with_capacity(decoded.len());
-    for letter in decoded.chars() {
-        if !(letter == '/' && route.ends_with('/')) {
-            route.push(letter);
+    let mut normalized = String::with_capacity(decoded.len());
+    for char in decoded.chars() {
+        if !(char == '/' && normalized.ends_with('/')) {
+            normalized.push(char);
         }
     }
-    Ok(Cow::Owned(route))
+    Ok(Cow::Owned(normalized))
 }
 
-/// Whether a byte may not stand in a path as it is.
+/// Whether a byte must be percent-encoded in a path.
 fn must_be_encoded(byte: u8) -> bool {
     (byte <= b' ')
         | (byte >= 0x7f)
@@ -253,33 +259,33 @@ fn must_be_encoded(byte: u8) -> bool {
         | (byte == b'#')
 }
 
-/// Refuses what could be read as another path further on.
+/// Rejects a path that a later reader may resolve differently.
 fn check_path(path: &str) -> Result<(), TargetError> {
-    if path.bytes().fold(false, |odd, byte| odd | must_be_encoded(byte)) {
-        return Err(TargetError::Malformed("the path holds a character that must be percent-encoded"));
+    if path.bytes().fold(false, |invalid, byte| invalid | must_be_encoded(byte)) {
+        return Err(TargetError::Malformed("the path contains a character that must be percent-encoded"));
     }
-    // Nearly all paths are plain letters and slashes.
+    // Nearly all paths contain neither.
     if memchr::memchr2(b'.', b'%', path.as_bytes()).is_none() {
         return Ok(());
     }
     let mut text = Cow::Borrowed(path);
-    // Once as it came, once decoded, once decoded twice: someone behind may decode once more.
+    // As received, decoded once and decoded twice: a later reader may decode once more.
     for _ in 0..3 {
         if text.split('/').any(is_dot_segment) {
-            return Err(TargetError::Malformed("the path holds a dot segment"));
+            return Err(TargetError::Malformed("the path contains a dot segment"));
         }
         if !text.contains('%') {
             return Ok(());
         }
         let decoded = percent_decode_str(&text).collect::<Vec<u8>>();
-        let encoded = text.bytes().filter(|byte| b"/\\".contains(byte)).count();
-        if decoded.iter().filter(|byte| b"/\\".contains(byte)).count() != encoded {
-            return Err(TargetError::Malformed("the path holds an encoded slash or backslash"));
+        let separators = text.bytes().filter(|byte| b"/\\".contains(byte)).count();
+        if decoded.iter().filter(|byte| b"/\\".contains(byte)).count() != separators {
+            return Err(TargetError::Malformed("the path contains an encoded slash or backslash"));
         }
         let decoded = String::from_utf8(decoded)
             .map_err(|_| TargetError::Malformed("the path is not UTF-8 once decoded"))?;
         if decoded.chars().any(char::is_control) {
-            return Err(TargetError::Malformed("the path holds an encoded control character"));
+            return Err(TargetError::Malformed("the path contains an encoded control character"));
         }
         if decoded == *text {
             return Ok(());
@@ -289,22 +295,24 @@ fn check_path(path: &str) -> Result<(), TargetError> {
     Err(TargetError::Malformed("the path is percent-encoded more than twice"))
 }
 
-/// `.` and `..`, with or without parameters behind a semicolon, which some servers cut off first.
+/// `.` and `..`, also with parameters after a semicolon, which some servers strip first.
 fn is_dot_segment(segment: &str) -> bool {
     matches!(segment.split(';').next(), Some("." | ".."))
 }
 
-/// What kind of call a route below the root is. Servers differ in case and in trailing marks; a call that may be meant
-/// as gettoken is taken for one.
-fn classify(route: &str) -> TargetKind {
-    let bare = &route[..memchr::memchr(b';', route.as_bytes()).unwrap_or(route.len())];
-    let bare = if bare.ends_with('/') { bare.trim_end_matches('/') } else { bare };
+/// Classifies a path below the root. Servers differ in case and trailing characters, so anything that may mean
+/// gettoken counts as gettoken.
+fn classify(path: &str) -> TargetKind {
+    let trimmed = &path[..memchr::memchr(b';', path.as_bytes()).unwrap_or(path.len())];
+    let trimmed = if trimmed.ends_with('/') { trimmed.trim_end_matches('/') } else { trimmed };
     let under = |root: &str| {
-        let head =
-            bare.as_bytes().get(..root.len()).is_some_and(|head| head.eq_ignore_ascii_case(root.as_bytes()));
-        head && bare.as_bytes().get(root.len()) == Some(&b'/')
+        let head = trimmed
+            .as_bytes()
+            .get(..root.len())
+            .is_some_and(|head| head.eq_ignore_ascii_case(root.as_bytes()));
+        head && trimmed.as_bytes().get(root.len()) == Some(&b'/')
     };
-    if bare.eq_ignore_ascii_case("gettoken") {
+    if trimmed.eq_ignore_ascii_case("gettoken") {
         TargetKind::Gettoken
     } else if under("webhook") || under("service") || under("license") {
         TargetKind::Passthrough

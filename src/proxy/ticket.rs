@@ -1,4 +1,4 @@
-//! A ticket: the kept one, that of another replica, or a new one, fetched once however many ask.
+//! Tickets: from the cache, from another replica, or fetched, with a single flight per kind and agent.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,127 +13,147 @@ use super::{
 use crate::{
     directory::Agent,
     http1::headers::Headers,
-    tokens::tickets::{FetchFailure, FetchGuard, SharedLookup, TicketKind},
+    tokens::tickets::{FetchFailure, FetchGuard, FetchLease, SharedLookup, TicketEntry, TicketKind},
     upstream::BodyLength,
 };
 
-/// Most bytes of a ticket's answer.
+/// Maximum bytes of a ticket response.
 const MAX_TICKET_RESPONSE_BYTES: usize = 64 * 1024;
-/// How many calls a fetch may take: one that is refused, gettoken, and one more.
+/// Maximum upstream calls of a fetch: a refused attempt, gettoken, and the second attempt.
 const MAX_CALLS_PER_FETCH: u32 = 3;
 
 impl Proxy {
-    /// A ticket: the kept one, or a new one, fetched once however many ask.
+    /// Responds with a cached ticket, or fetches one; concurrent requests share the fetch.
     pub(super) async fn serve_ticket(
         &self,
-        forward: &ForwardedRequest<'_>,
+        forwarded: &ForwardedRequest<'_>,
         agent: &Arc<Agent>,
         kind: TicketKind,
-        record: &mut RequestContext,
+        context: &mut RequestContext,
     ) -> Result<Box<ProbedResponse>, ProxyError> {
-        let (slot, came) = (agent.tickets.entry(kind), Instant::now());
-        if let Some(kept) = slot.response(came) {
-            return Ok(ProbedResponse::local(kept));
+        let (entry, arrived_at) = (agent.tickets.entry(kind), Instant::now());
+        if let Some(cached) = entry.response(arrived_at) {
+            return Ok(ProbedResponse::local(cached));
         }
-        self.acquire_wait_permit(forward, record)?;
-        let turn = slot.lock_fetch().await;
-        let fetched = self.serve_ticket_in_turn(turn, came, forward, agent, kind, record).await;
-        record.wait_permit = None;
-        fetched
+        self.acquire_wait_permit(forwarded, context)?;
+        let guard = entry.lock_fetch().await;
+        let result = self.serve_ticket_in_turn(guard, arrived_at, forwarded, agent, kind, context).await;
+        context.wait_permit = None;
+        result
     }
 
-    /// The same for the one request that may fetch it now.
+    /// The same, for the request that holds the fetch lock: another request or replica may have fetched it meanwhile.
     async fn serve_ticket_in_turn(
         &self,
-        mut turn: FetchGuard<'_>,
-        came: Instant,
-        forward: &ForwardedRequest<'_>,
+        mut guard: FetchGuard<'_>,
+        arrived_at: Instant,
+        forwarded: &ForwardedRequest<'_>,
         agent: &Arc<Agent>,
         kind: TicketKind,
-        record: &mut RequestContext,
+        context: &mut RequestContext,
     ) -> Result<Box<ProbedResponse>, ProxyError> {
-        let slot = agent.tickets.entry(kind);
-        match (slot.response(Instant::now()), turn.failure_since(came)) {
-            (Some(kept), _) => return Ok(ProbedResponse::local(kept)),
+        let entry = agent.tickets.entry(kind);
+        match (entry.response(Instant::now()), guard.failure_since(arrived_at)) {
+            (Some(cached), _) => return Ok(ProbedResponse::local(cached)),
             (None, Some(FetchFailure::Response(body))) => return Ok(ProbedResponse::local(body)),
             (None, Some(FetchFailure::NoResponse)) => {
-                let words = "another request has just failed to fetch this ticket; come again";
-                return Err(ProxyError::new(ErrorKind::UpstreamFailed, words));
+                let message = "ticket fetch failed in a concurrent request; retry";
+                return Err(ProxyError::new(ErrorKind::UpstreamFailed, message));
             }
             (None, None) => {}
         }
-        let elsewhere = match agent.token.store() {
-            Some(store) => slot.lookup_shared(kind, agent.token.credentials(), store).await,
+        let shared = match agent.token.store() {
+            Some(store) => entry.lookup_shared(kind, agent.token.credentials(), store).await,
             None => SharedLookup::Unavailable,
         };
-        let shared = match elsewhere {
-            SharedLookup::Ticket(answer) => return Ok(ProbedResponse::local(answer)),
+        let lease = match shared {
+            SharedLookup::Ticket(body) => return Ok(ProbedResponse::local(body)),
             SharedLookup::Response(body) => {
-                turn.set_failure(FetchFailure::Response(body.clone()));
+                guard.set_failure(FetchFailure::Response(body.clone()));
                 return Ok(ProbedResponse::local(body));
             }
-            SharedLookup::Lease(shared) => Some(shared),
+            SharedLookup::Lease(lease) => Some(lease),
             SharedLookup::Unavailable => None,
         };
-        let asked = Instant::now();
-        record.cached_now = asked;
-        // A caller who leaves meanwhile ends nothing: the next in the row fetches instead.
-        let most = MAX_CALLS_PER_FETCH * self.upstream.fetch_timeout();
-        let fetching = async {
-            // Others wait for it: an answer that drips must not hold them up for as long as it likes.
-            let Ok(fetched) = timeout(most, self.fetch_ticket(forward, agent, record)).await else {
-                record.end_span_now(Some(ErrorKind::UpstreamTimeout));
-                return Err(ticket_timeout(most));
-            };
-            fetched
+        let fetch_started = Instant::now();
+        context.cached_now = fetch_started;
+        let fetch = self.fetch_ticket_within_timeout(forwarded, agent, context);
+        let result = match &lease {
+            Some(lease) => lease.extend_while(fetch).await,
+            None => fetch.await,
         };
-        let fetched = match &shared {
-            Some(shared) => shared.extend_while(fetching).await,
-            None => fetching.await,
+        publish_ticket(&result, entry, guard, lease, fetch_started).await;
+        result
+    }
+
+    /// Fetches a ticket within the timeout of [`MAX_CALLS_PER_FETCH`] calls.
+    ///
+    /// Bounded as a whole, because other requests wait for it and a response could trickle in. If the client disconnects,
+    /// the next request in the queue fetches instead.
+    async fn fetch_ticket_within_timeout(
+        &self,
+        forwarded: &ForwardedRequest<'_>,
+        agent: &Arc<Agent>,
+        context: &mut RequestContext,
+    ) -> Result<Box<ProbedResponse>, ProxyError> {
+        let max_time = MAX_CALLS_PER_FETCH * self.upstream.fetch_timeout();
+        let Ok(result) = timeout(max_time, self.fetch_ticket(forwarded, agent, context)).await else {
+            context.end_span_now(Some(ErrorKind::UpstreamTimeout));
+            return Err(ticket_timeout(max_time));
         };
-        match &fetched {
-            Ok(answer) => match answer.complete_body().filter(|_| answer.status == http::StatusCode::OK) {
-                Some(body) => {
-                    slot.insert_response(asked, &body);
-                    if let Some(shared) = shared {
-                        shared.publish(slot, &body).await;
-                    }
-                    turn.set_failure(FetchFailure::Response(body));
-                }
-                None => turn.set_failure(FetchFailure::NoResponse),
-            },
-            // Why there is no token, the agent's slot tells each of them, and at once.
-            Err(refusal) if refusal.kind == ErrorKind::TokenUnavailable => {}
-            Err(_) => turn.set_failure(FetchFailure::NoResponse),
-        }
-        fetched
+        result
     }
 
     async fn fetch_ticket(
         &self,
-        forward: &ForwardedRequest<'_>,
+        forwarded: &ForwardedRequest<'_>,
         agent: &Arc<Agent>,
-        record: &mut RequestContext,
+        context: &mut RequestContext,
     ) -> Result<Box<ProbedResponse>, ProxyError> {
-        // Nobody's own headers: the answer is everybody's.
-        let neutral =
-            ForwardedRequest { headers: &Headers::default(), body_length: BodyLength::Absent, ..*forward };
-        // Nothing has taken time since the request began; one that has waited long enough for it to matter is helped by the
-        // refusal.
-        let token = match agent.token.cached(record.started) {
+        // Sent without the client's headers, because the response is shared.
+        let shared_request =
+            ForwardedRequest { headers: &Headers::default(), body_length: BodyLength::Absent, ..*forwarded };
+        // The start time is recent enough: only a long wait could have expired the token, and the retry covers that.
+        let token = match agent.token.cached(context.started) {
             Some(token) => token,
-            None => self.wait_for_token(&neutral, agent, None, record).await.map_err(|refusal| *refusal)?,
+            None => {
+                self.wait_for_token(&shared_request, agent, None, context).await.map_err(|error| *error)?
+            }
         };
-        let answer = self.send_with_token(&neutral, agent, token, &mut None, record).await?;
-        answer
+        let response = self.send_with_token(&shared_request, agent, token, &mut None, context).await?;
+        response
             .buffer_remaining(MAX_TICKET_RESPONSE_BYTES)
             .await
-            .map_err(|failure| self.map_upstream_error(failure))
+            .map_err(|error| ProxyError::from_upstream(&error, self.settings.body_limits.max_bytes))
     }
 }
 
-fn ticket_timeout(most: Duration) -> ProxyError {
-    let words =
-        format!("WeCom did not answer as it should: no ticket came within {:.1} s", most.as_secs_f64());
-    ProxyError::new(ErrorKind::UpstreamTimeout, words)
+/// Caches a fetched ticket, and shares the outcome with the requests and replicas that wait for it.
+async fn publish_ticket(
+    result: &Result<Box<ProbedResponse>, ProxyError>,
+    entry: &TicketEntry,
+    mut guard: FetchGuard<'_>,
+    lease: Option<FetchLease>,
+    fetch_started: Instant,
+) {
+    match result {
+        Ok(response) => match response.complete_body().filter(|_| response.status == http::StatusCode::OK) {
+            Some(body) => {
+                entry.insert_response(fetch_started, &body);
+                if let Some(lease) = lease {
+                    lease.publish(entry, &body).await;
+                }
+                guard.set_failure(FetchFailure::Response(body));
+            }
+            None => guard.set_failure(FetchFailure::NoResponse),
+        },
+        // Token failures are shared by the agent's token cache entry already.
+        Err(error) if error.kind == ErrorKind::TokenUnavailable => {}
+        Err(_) => guard.set_failure(FetchFailure::NoResponse),
+    }
+}
+
+fn ticket_timeout(max_time: Duration) -> ProxyError {
+    let message = format!("request to WeCom failed: no ticket within {:.1} s", max_time.as_secs_f64());
+    ProxyError::new(ErrorKind::UpstreamTimeout, message)
 }

@@ -1,4 +1,4 @@
-//! What becomes of an agent's token in a request: it was accepted, it is renewed for those that follow, there is none.
+//! Effects of a request on its agent's token: accepted, refreshed in the background, unavailable.
 
 use std::{
     fmt::Display,
@@ -18,43 +18,43 @@ use crate::{
     tokens::{AgentToken, FetchError, PathKey, Replacement, Token, ceil_seconds},
 };
 
-/// What a caller is told that cannot have a token.
+/// Error for a request without a token.
 pub(super) fn token_unavailable(failure: &FetchError, agent: &Agent) -> ProxyError {
-    let next_try_in = agent.token.next_try_in();
-    let next = match next_try_in.is_zero() {
+    let next_attempt_in = agent.token.next_try_in();
+    let suffix = match next_attempt_in.is_zero() {
         true => String::new(),
-        false => format!("; the next try is in {} s", ceil_seconds(next_try_in)),
+        false => format!("; next attempt in {} s", ceil_seconds(next_attempt_in)),
     };
-    let words = |why: &dyn Display| format!("there is no token for this agent: {why}{next}");
-    let refusal = ProxyError::new(ErrorKind::TokenUnavailable, words(&failure.public_message()))
-        .with_log_message(words(failure))
+    let message = |reason: &dyn Display| format!("no token for this agent: {reason}{suffix}");
+    let error = ProxyError::new(ErrorKind::TokenUnavailable, message(&failure.public_message()))
+        .with_log_message(message(failure))
         .with_errcode(failure.errcode());
-    if next_try_in.is_zero() { refusal } else { refusal.with_retry_after(next_try_in) }
+    if next_attempt_in.is_zero() { error } else { error.with_retry_after(next_attempt_in) }
 }
 
-/// Notes that the upstream took the token. An error of a gateway says nothing of it.
-pub(super) fn mark_token_accepted(answer: &ProbedResponse, token: &Token, path: PathKey) {
-    if answer.status.is_success() {
+/// Marks the token as accepted. A gateway error proves nothing.
+pub(super) fn mark_token_accepted(response: &ProbedResponse, token: &Token, path: PathKey) {
+    if response.status.is_success() {
         token.mark_accepted_on(path);
     }
 }
 
-/// Tells the caller when the renewal of its refused token may be tried, unless the upstream says itself when to come again.
-pub(super) fn set_retry_after(answer: &ProbedResponse, wait: Duration, record: &mut RequestContext) {
-    let mut lines = answer.headers.as_bytes().split(|byte| *byte == b'\n');
+/// Sets `Retry-After` to the wait of a throttled refresh, unless the upstream sent one.
+pub(super) fn set_retry_after(response: &ProbedResponse, wait: Duration, context: &mut RequestContext) {
+    let mut headers = response.headers.as_bytes().split(|byte| *byte == b'\n');
     let name = b"retry-after:";
-    if !lines.any(|line| line.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name))) {
-        record.retry_after = Some(wait);
+    if !headers.any(|line| line.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name))) {
+        context.retry_after = Some(wait);
     }
 }
 
-/// Has a refused token renewed for the requests that follow. What becomes of it, where that is known at once.
+/// Refreshes a refused token in the background. Returns the outcome if it is known at once.
 pub(super) async fn replace_in_background(
-    slot: Arc<AgentToken>,
+    agent_token: Arc<AgentToken>,
     token: Arc<Token>,
     path: PathKey,
 ) -> Option<Replacement> {
-    let mut replacing = Box::pin(async move { slot.replace_refused(&token, path).await });
+    let mut replacing = Box::pin(async move { agent_token.replace_refused(&token, path).await });
     match poll_fn(|cx| Poll::Ready(replacing.as_mut().poll(cx))).await {
         Poll::Ready(replacement) => Some(replacement),
         Poll::Pending => {

@@ -1,5 +1,5 @@
-//! Where a request waits before it is sent: for a token, for a ticket that another request fetches, for a place in flight.
-//! How many wait is bounded; beyond the bound a request fails at once.
+//! Waits before a request is sent: for a token, for a ticket fetched by another request, for an in-flight permit. The
+//! number of waiting requests is bounded; beyond it a request fails at once.
 
 use std::{sync::Arc, time::Duration};
 
@@ -20,81 +20,77 @@ use crate::{
 };
 
 impl Proxy {
-    /// Lets a request wait until `record.wait_permit` is taken away again, if not too many do.
+    /// Acquires the permit to wait, stored in `context.wait_permit` until the wait ends. Error: too many requests
+    /// wait.
     pub(super) fn acquire_wait_permit(
         &self,
-        forward: &ForwardedRequest<'_>,
-        record: &mut RequestContext,
+        forwarded: &ForwardedRequest<'_>,
+        context: &mut RequestContext,
     ) -> Result<(), ProxyError> {
-        forward.waiting.set(true);
-        if record.wait_permit.is_some() {
+        forwarded.waiting.set(true);
+        if context.wait_permit.is_some() {
             return Ok(());
         }
-        let client = record.client.as_ref().map(|client| client.name.as_str());
-        let agent = record.agent.as_ref().map(|agent| agent.name.as_str());
-        let header_bytes = forward.headers.text_bytes() + forward.target.bytes();
+        let client = context.client.as_ref().map(|client| client.name.as_str());
+        let agent = context.agent.as_ref().map(|agent| agent.name.as_str());
+        let header_bytes = forwarded.headers.text_bytes() + forwarded.target.bytes();
         match self.settings.wait_limit.try_acquire(client, agent, header_bytes) {
-            Some(permit) => record.wait_permit = Some(permit),
+            Some(permit) => context.wait_permit = Some(permit),
             None => {
-                let words =
-                    "too many requests are waiting for a token of their agents; come again in a moment";
-                return Err(overloaded(words));
+                let message = "too many requests are waiting for a token of their agents; retry later";
+                return Err(overloaded(message));
             }
         }
         Ok(())
     }
 
-    /// The agent's token, where there is none that serves at once.
+    /// Waits for the agent's token when none is cached.
     pub(super) async fn wait_for_token(
         &self,
-        forward: &ForwardedRequest<'_>,
+        forwarded: &ForwardedRequest<'_>,
         agent: &Arc<Agent>,
-        upload: Option<&mut ReplayBody>,
-        record: &mut RequestContext,
+        replay_body: Option<&mut ReplayBody>,
+        context: &mut RequestContext,
     ) -> Result<Arc<Token>, Box<ProxyError>> {
-        self.acquire_wait_permit(forward, record)?;
-        upload.into_iter().for_each(ReplayBody::detach);
-        let asked = Instant::now();
-        record.begin_span(Operation::Token, asked);
+        self.acquire_wait_permit(forwarded, context)?;
+        replay_body.into_iter().for_each(ReplayBody::detach);
+        let wait_started = Instant::now();
+        context.begin_span(Operation::Token, wait_started);
         let fetched = agent.token.current_or_fetch().await;
-        record.wait_permit = None;
-        record.record_token_wait(asked, fetched.is_err());
+        context.wait_permit = None;
+        context.record_token_wait(wait_started, fetched.is_err());
         fetched.map_err(|failure| Box::new(token_unavailable(&failure, agent)))
     }
 
-    /// A place among the requests in flight, where there is none at once.
+    /// Waits for an in-flight permit when none is free.
     pub(super) async fn wait_for_in_flight_permit(
         &self,
-        forward: &ForwardedRequest<'_>,
-        upload: Option<&mut ReplayBody>,
-        record: &mut RequestContext,
+        forwarded: &ForwardedRequest<'_>,
+        replay_body: Option<&mut ReplayBody>,
+        context: &mut RequestContext,
     ) -> Result<Permit, ProxyError> {
-        forward.waiting.set(true);
-        upload.into_iter().for_each(ReplayBody::detach);
-        let places = &self.settings.in_flight;
-        let client = record.client.as_ref().map(|client| client.name.as_str());
-        let agent = record.agent.as_ref().map(|agent| agent.name.as_str());
-        let flow = places.flow_key(client, agent, &forward.target.normalized_path);
-        record.begin_span_now(Operation::Queue);
-        let waited = places.acquire(flow, self.settings.queue_timeout).await.map_err(map_acquire_error);
-        record.cached_now = Instant::now();
-        record.end_span_now(waited.as_ref().err().map(|refusal| refusal.kind));
-        waited
+        forwarded.waiting.set(true);
+        replay_body.into_iter().for_each(ReplayBody::detach);
+        let limit = &self.settings.in_flight;
+        let client = context.client.as_ref().map(|client| client.name.as_str());
+        let agent = context.agent.as_ref().map(|agent| agent.name.as_str());
+        let flow = limit.flow_key(client, agent, &forwarded.target.normalized_path);
+        context.begin_span_now(Operation::Queue);
+        let acquired = limit.acquire(flow, self.settings.queue_timeout).await.map_err(map_acquire_error);
+        context.cached_now = Instant::now();
+        context.end_span_now(acquired.as_ref().err().map(|error| error.kind));
+        acquired
     }
 }
 
-fn map_acquire_error(none: AcquireError) -> ProxyError {
-    match none {
+fn map_acquire_error(error: AcquireError) -> ProxyError {
+    match error {
         AcquireError::Closed => ProxyError::shutting_down(),
-        AcquireError::TimedOut => {
-            overloaded("too many requests are with WeCom and none was done in time; come again in a moment")
-        }
-        AcquireError::QueueFull => {
-            overloaded("too many requests are waiting for WeCom; come again in a moment")
-        }
+        AcquireError::TimedOut => overloaded("timed out waiting for a free in-flight slot; retry later"),
+        AcquireError::QueueFull => overloaded("in-flight queue is full; retry later"),
     }
 }
 
-fn overloaded(words: &'static str) -> ProxyError {
-    ProxyError::new(ErrorKind::Overloaded, words).with_retry_after(Duration::from_secs(1))
+fn overloaded(message: &'static str) -> ProxyError {
+    ProxyError::new(ErrorKind::Overloaded, message).with_retry_after(Duration::from_secs(1))
 }

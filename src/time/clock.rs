@@ -25,6 +25,11 @@ pub fn wall_clock_at(now: Instant) -> SystemTime {
     }
 }
 
+/// Seconds since the Unix epoch, read from the system clock.
+pub fn unix_now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,4 +1,4 @@
-//! Which certificates of the upstream are trusted where `ca_file` names some.
+//! Certificate verifier for an upstream with `ca_file`.
 
 use std::sync::Arc;
 
@@ -13,8 +13,8 @@ use rustls::{
     server::ParsedCertificate,
 };
 
-/// Trusts what the listed authorities have signed, and a listed certificate itself: what `openssl req -x509` makes is an
-/// authority and a server's certificate in one, which webpki does not take for the latter.
+/// Accepts chains to a listed authority, and a listed certificate itself: `openssl req -x509` makes one certificate
+/// that is both authority and server, which webpki rejects as an end entity.
 #[derive(Debug)]
 pub(super) struct CaFileVerifier {
     pub(super) webpki_verifier: Arc<WebPkiServerVerifier>,
@@ -30,15 +30,15 @@ impl ServerCertVerifier for CaFileVerifier {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let checked = self.webpki_verifier.verify_server_cert(
+        let result = self.webpki_verifier.verify_server_cert(
             end_entity,
             intermediates,
             server_name,
             ocsp_response,
             now,
         );
-        match checked {
-            // webpki looks at the dates before it says so.
+        match result {
+            // webpki checks the validity period before it returns this error.
             Err(Error::InvalidCertificate(CertificateError::Other(other)))
                 if other.to_string() == "CaUsedAsEndEntity"
                     && self.listed_certificates.contains(end_entity) =>
@@ -46,7 +46,7 @@ impl ServerCertVerifier for CaFileVerifier {
                 verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
                 Ok(ServerCertVerified::assertion())
             }
-            checked => checked,
+            result => result,
         }
     }
 

@@ -1,4 +1,4 @@
-//! An HTTP/1.1 connection to the upstream between two requests: is it fit for the next one?
+//! Idle HTTP/1.1 connections to the upstream: the check before reuse.
 
 use std::{
     future::{Future, poll_fn},
@@ -20,13 +20,13 @@ use crate::http1::{
     write_buf::WriteBuf,
 };
 
-/// A connection between two requests.
+/// An HTTP/1.1 connection between two requests.
 pub(super) struct UpstreamConnection {
     pub(super) stream: Stream,
     pub(super) read_waker: RegisteredWaker,
     pub(super) read_buf: BytesMut,
     pub(super) write_buf: WriteBuf,
-    /// The header lines that its answers bring.
+    /// Cache of this connection's response headers.
     pub(super) header_cache: HeaderCache,
 }
 
@@ -41,23 +41,23 @@ impl UpstreamConnection {
         }
     }
 
-    /// Whether an idle connection is still open and silent, as far as the runtime has been told by the kernel. Whatever came
-    /// before the runtime last looked for news is seen, and costs a system call; silence costs none.
+    /// Whether an idle connection is open and has no unread data, by the runtime's readiness state: data that arrived
+    /// before the runtime last polled its driver is seen, at the cost of a system call; without an event there is none.
     pub(super) fn is_reusable(&mut self) -> bool {
         let mut byte = [0; 1];
         if let Stream::Tcp(tcp) = &self.stream {
             return matches!(tcp.try_read(&mut byte), Err(error) if error.kind() == io::ErrorKind::WouldBlock);
         }
         let mut buffer = ReadBuf::new(&mut byte);
-        // Under TLS this also takes in session tickets, which are no answer to anything. A task that has used up its turn
-        // would be told that nothing has come, whatever has.
+        // Under TLS this read also consumes session tickets, which belong to no response. Unconstrained, because a
+        // task without coop budget would see `Pending` although data is there.
         let read = poll_fn(|cx| Pin::new(&mut self.stream).poll_read(cx, &mut buffer));
         let mut cx = Context::from_waker(Waker::noop());
         pin!(unconstrained(read)).poll(&mut cx).is_pending()
     }
 
-    /// The same, asking the kernel: for a connection that was idle for a while before it carries a request that must
-    /// not be sent twice.
+    /// Like [`Self::is_reusable`], but peeks at the socket: for a connection that was idle for a while, before a
+    /// request that must not be sent twice.
     pub(super) fn is_reusable_by_peek(&mut self) -> bool {
         let silent = self.stream.tcp().is_none_or(|tcp| {
             let mut byte = [MaybeUninit::uninit(); 1];
@@ -81,13 +81,13 @@ mod tests {
     #[tokio::test]
     async fn unsolicited_data_is_seen_without_coop_budget() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let ours =
+        let client =
             TcpStream::connect(listener.local_addr().expect("an address")).await.expect("a connection");
-        let (mut theirs, _) = listener.accept().await.expect("a connection");
-        let mut connection = UpstreamConnection::new(Stream::Tcp(ours));
+        let (mut server, _) = listener.accept().await.expect("a connection");
+        let mut connection = UpstreamConnection::new(Stream::Tcp(client));
         assert!(connection.is_reusable());
-        theirs.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.expect("it is taken");
-        connection.stream.tcp().expect("TCP").readable().await.expect("news");
+        server.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.expect("written");
+        connection.stream.tcp().expect("TCP").readable().await.expect("readable");
         while has_budget_remaining() {
             consume_budget().await;
         }

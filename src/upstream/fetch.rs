@@ -1,4 +1,4 @@
-//! A call of the proxy's own: a GET whose answer is small and taken whole.
+//! Small buffered GET requests of the proxy itself.
 
 use std::time::SystemTime;
 
@@ -12,37 +12,42 @@ use crate::{
     time::deadline::Deadline,
 };
 
-/// An answer taken whole. It has no `Debug`: its body may hold a token.
+/// A buffered response. No `Debug`: the body may contain a token.
 pub struct Fetched {
-    /// The HTTP status.
+    /// HTTP status.
     pub status: u16,
-    /// What it says by the upstream's clock, where it says so.
+    /// The `Date` header, if present and valid.
     pub date: Option<SystemTime>,
-    /// Its body; `None` where that is longer than was asked for.
+    /// The body; `None` if it exceeds the requested maximum.
     pub body: Option<Vec<u8>>,
 }
 
 impl Upstream {
-    /// Asks for `target`, path and query, in the proxy's own name, and takes at most so many bytes of body.
-    pub async fn fetch_buffered(&self, target: &Masked, most: usize) -> Result<Fetched, UpstreamErrorKind> {
-        let fields = Headers::from_pairs(&[
+    /// Sends GET `target` (path and query) without client headers and buffers at most `max_bytes` of the body.
+    /// Errors: [`UpstreamErrorKind`].
+    pub async fn fetch_buffered(
+        &self,
+        target: &Masked,
+        max_bytes: usize,
+    ) -> Result<Fetched, UpstreamErrorKind> {
+        let headers = Headers::from_pairs(&[
             ("accept", "application/json"),
             ("user-agent", concat!("wecom-proxy/", env!("CARGO_PKG_VERSION"))),
         ]);
-        let outgoing = UpstreamRequest {
+        let request = UpstreamRequest {
             method: &Method::GET,
             target: &[target.expose()],
-            headers: &fields,
+            headers: &headers,
             body_length: BodyLength::Absent,
             now: Instant::now(),
         };
-        let mut answer =
-            self.send(&outgoing, None, &mut Deadline::unset()).await.map_err(|failure| failure.kind)?;
-        let (status, date) = (answer.status.as_u16(), parse_date(&answer.headers));
+        let mut response =
+            self.send(&request, None, &mut Deadline::unset()).await.map_err(|error| error.kind)?;
+        let (status, date) = (response.status.as_u16(), parse_date(&response.headers));
         let mut body = Vec::new();
-        while let Some(piece) = answer.body.data().await {
-            body.extend_from_slice(&piece.map_err(|failure| failure.kind)?);
-            if body.len() > most {
+        while let Some(chunk) = response.body.data().await {
+            body.extend_from_slice(&chunk.map_err(|error| error.kind)?);
+            if body.len() > max_bytes {
                 return Ok(Fetched { status, date, body: None });
             }
         }
@@ -50,7 +55,7 @@ impl Upstream {
     }
 }
 
-fn parse_date(fields: &Headers) -> Option<SystemTime> {
-    let text = std::str::from_utf8(fields.first(KnownHeader::Date)?).ok()?;
+fn parse_date(headers: &Headers) -> Option<SystemTime> {
+    let text = std::str::from_utf8(headers.first(KnownHeader::Date)?).ok()?;
     httpdate::parse_http_date(text).ok()
 }

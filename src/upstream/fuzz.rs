@@ -1,4 +1,4 @@
-//! What an answer's head says.
+//! Entry points for fuzzing the response head parser.
 
 use bytes::BytesMut;
 use http::StatusCode;
@@ -6,24 +6,26 @@ use http::StatusCode;
 use super::head;
 use crate::http1::headers::{HeaderCache, Headers};
 
-/// An answer's head.
+/// A parsed response head.
 pub struct UpstreamResponseHead {
-    /// Its status.
+    /// Status.
     pub status: StatusCode,
-    /// Its header lines.
+    /// Headers.
     pub headers: Headers,
-    /// Whether the connection outlives it.
+    /// Whether the connection can be reused afterwards.
     pub keep_alive: bool,
 }
 
-/// Takes an answer's head off what the upstream sent on a connection that brought `familiar` lines before. An error has the words for the log.
+/// Parses a response head off the buffer with the connection's header cache; `None` if it is incomplete. The error is
+/// the log message.
 pub fn response_head(
     buffer: &mut BytesMut,
-    familiar: &mut HeaderCache,
+    header_cache: &mut HeaderCache,
 ) -> Result<Option<UpstreamResponseHead>, String> {
-    let Some(head) = head::parse_response_head(buffer, familiar).map_err(|flaw| flaw.to_string())? else {
+    let Some(head) = head::parse_response_head(buffer, header_cache).map_err(|error| error.to_string())?
+    else {
         return Ok(None);
     };
-    let head::ResponseHead { status, headers: fields, keep_alive: persistent } = head;
-    Ok(Some(UpstreamResponseHead { status, headers: fields, keep_alive: persistent }))
+    let head::ResponseHead { status, headers, keep_alive } = head;
+    Ok(Some(UpstreamResponseHead { status, headers, keep_alive }))
 }

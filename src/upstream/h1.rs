@@ -1,5 +1,4 @@
-//! One request and its answer on an HTTP/1.1 connection, driven in the task that asked: no task, channel or timer of its
-//! own stands between the two sides.
+//! One exchange on an HTTP/1.1 connection, polled by the calling task, without a task, channel or timer of its own.
 
 use std::{
     future::poll_fn,
@@ -26,62 +25,56 @@ use crate::{
     time::deadline::Deadline,
 };
 
-/// First read of an answer; small replies fit.
+/// Size of the first read of a response; small responses fit.
 const SMALL_READ_BYTES: usize = 8 * 1024;
-/// A body up to this size is copied: the buffer it came in need not be shared then.
+/// Bodies up to this size are copied, so that the read buffer is not shared and can be reused.
 const MAX_COPY_BYTES: usize = 1024;
-/// Most interim answers (1xx) before the one that counts.
+/// Maximum interim responses (1xx) before the final one.
 const MAX_INTERIM_RESPONSES: u32 = 32;
-/// Reads of an answer that proved to be large, as long as there are few of them.
+/// Maximum size of a read of a large response, while few are in progress.
 const LARGE_READ_BYTES: usize = 1024 * 1024;
-/// What all large reads of a worker share: a client that takes nothing more of its download holds what was read last.
+/// Shared by the large reads of a worker: a client that stops reading keeps the last read in memory.
 const MAX_LARGE_READS_BYTES: usize = 64 * 1024 * 1024;
 
-/// Sends a request and waits for the answer's head. What came with it is taken along, and a connection that is done with
-/// goes back to the pool at once. `now` is what the clock says, if it was just asked. `deadline` is the caller's, who needs it
-/// again when the answer is whole.
+/// Sends a request and waits for the response head. A body that arrived completely with the head is taken at once,
+/// and its connection returns to the pool. `now` is the current time if it was just read. `deadline` is the caller's
+/// and is returned once the response is complete.
 pub(super) async fn send(
     connection: Box<UpstreamConnection>,
     pool: &Rc<Pool>,
-    outgoing: &UpstreamRequest<'_>,
+    request: &UpstreamRequest<'_>,
     reader: Option<BodyReader>,
     now: Option<Instant>,
     deadline: &mut Deadline,
 ) -> Result<UpstreamResponse, UpstreamError> {
-    let mut exchange = Http1Exchange::start(connection, pool.clone(), outgoing, reader);
+    let mut exchange = Http1Exchange::start(connection, pool.clone(), request, reader);
     exchange.cached_now = now;
     std::mem::swap(&mut exchange.deadline, deadline);
-    let ResponseHead { status, headers: fields, .. } = poll_fn(|cx| exchange.poll_head(cx)).await?;
-    let came = Instant::now();
-    let length = response_content_length(&fields).unwrap_or_default();
+    let ResponseHead { status, headers, .. } = poll_fn(|cx| exchange.poll_head(cx)).await?;
+    let received_at = Instant::now();
+    let content_length = response_content_length(&headers).unwrap_or_default();
     let body = match exchange.take_buffered() {
-        Some(whole) => {
+        Some(bytes) => {
             std::mem::swap(&mut exchange.deadline, deadline);
-            exchange.finish(came);
-            if whole.is_empty() { UpstreamBodyKind::Ended } else { UpstreamBodyKind::Buffered(whole) }
+            exchange.finish(received_at);
+            if bytes.is_empty() { UpstreamBodyKind::Ended } else { UpstreamBodyKind::Buffered(bytes) }
         }
         None => UpstreamBodyKind::Http1(Box::new(exchange)),
     };
-    Ok(UpstreamResponse {
-        status,
-        headers: fields,
-        content_length: length,
-        body: UpstreamBody(body),
-        received_at: came,
-    })
+    Ok(UpstreamResponse { status, headers, content_length, body: UpstreamBody(body), received_at })
 }
 
-/// What is still to be taken from the client.
+/// What is still to be read from the client.
 enum SendState {
-    /// Nothing: there was no body, or its last piece is in hand.
+    /// Nothing: no body, or its last chunk is in the write buffer.
     Done,
-    /// More pieces.
+    /// More chunks of the body.
     Body { reader: BodyReader, chunked: bool },
-    /// Nothing, though there may be more: the upstream takes no more. Its answer may be there all the same.
+    /// Nothing more is sent, although the body may continue: the write failed. A response may arrive all the same.
     WriteFailed,
 }
 
-/// A request on the wire, and its answer as far as it has come.
+/// A request being sent and its response being received.
 pub(super) struct Http1Exchange {
     connection: Box<UpstreamConnection>,
     pool: Rc<Pool>,
@@ -89,16 +82,16 @@ pub(super) struct Http1Exchange {
     send_state: SendState,
     framing: Framing,
     deadline: Deadline,
-    /// What the clock says, until time has passed.
+    /// The current time, until a poll has waited.
     cached_now: Option<Instant>,
     reusable: bool,
     has_written: bool,
-    /// Interim answers that were passed over.
+    /// Number of interim responses skipped.
     interim_responses: u32,
     large_response: Option<LargeResponse>,
 }
 
-/// An answer that proved to be large. It counts among the others as long as it lasts.
+/// Counts a large response in the pool while it is in progress.
 struct LargeResponse(Rc<Pool>);
 
 impl LargeResponse {
@@ -107,7 +100,7 @@ impl LargeResponse {
         Self(pool.clone())
     }
 
-    /// How much to read at once.
+    /// Maximum bytes of the next read.
     fn read_bytes(&self) -> usize {
         (MAX_LARGE_READS_BYTES / self.0.large_responses.get().max(1))
             .clamp(SMALL_READ_BYTES, LARGE_READ_BYTES)
@@ -121,19 +114,19 @@ impl Drop for LargeResponse {
 }
 
 impl Http1Exchange {
-    /// Writes the head into the connection's buffer; nothing is sent before the first poll.
+    /// Writes the head into the write buffer; nothing is sent before the first poll.
     fn start(
         mut connection: Box<UpstreamConnection>,
         pool: Rc<Pool>,
-        outgoing: &UpstreamRequest<'_>,
+        request: &UpstreamRequest<'_>,
         reader: Option<BodyReader>,
     ) -> Self {
-        head::write_request_head(connection.write_buf.buffer_mut(), outgoing, &pool.settings.authority);
-        let chunked = outgoing.body_length == BodyLength::Unknown;
+        head::write_request_head(connection.write_buf.buffer_mut(), request, &pool.settings.authority);
+        let chunked = request.body_length == BodyLength::Unknown;
         let send_state = match reader.map(BodyReader::into_buffered) {
             None => SendState::Done,
-            Some(Ok(whole)) => {
-                connection.write_buf.push_chunk(whole, chunked, true);
+            Some(Ok(bytes)) => {
+                connection.write_buf.push_chunk(bytes, chunked, true);
                 SendState::Done
             }
             Some(Err(reader)) => SendState::Body { reader, chunked },
@@ -141,7 +134,7 @@ impl Http1Exchange {
         Self {
             connection,
             pool,
-            method: outgoing.method.clone(),
+            method: request.method.clone(),
             send_state,
             framing: Framing::Done,
             deadline: Deadline::unset(),
@@ -153,44 +146,44 @@ impl Http1Exchange {
         }
     }
 
-    /// Sends, and waits for the answer's head.
+    /// Sends the request and polls for the response head.
     fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<ResponseHead, UpstreamError>> {
         let now = self.cached_now.take();
-        if let Poll::Ready(Err(failure)) = self.poll_write_request(cx) {
-            return Poll::Ready(Err(failure));
+        if let Poll::Ready(Err(error)) = self.poll_write_request(cx) {
+            return Poll::Ready(Err(error));
         }
         loop {
-            if let Some(head) = self.parse_head().map_err(|flaw| self.error(flaw))? {
+            if let Some(head) = self.parse_head().map_err(|kind| self.error(kind))? {
                 self.deadline.clear();
                 return Poll::Ready(Ok(head));
             }
             match self.poll_read(cx) {
                 Poll::Ready(Ok(0)) => {
-                    let flaw = if self.response_started() {
+                    let kind = if self.response_started() {
                         UpstreamErrorKind::Truncated
                     } else {
                         UpstreamErrorKind::ClosedBeforeResponse
                     };
-                    return Poll::Ready(Err(self.error(flaw)));
+                    return Poll::Ready(Err(self.error(kind)));
                 }
                 Poll::Ready(Ok(_)) => {}
                 Poll::Ready(Err(error)) => {
-                    let flaw = if self.response_started() {
+                    let kind = if self.response_started() {
                         UpstreamErrorKind::Io(error)
                     } else {
                         UpstreamErrorKind::ClosedBeforeResponse
                     };
-                    return Poll::Ready(Err(self.error(flaw)));
+                    return Poll::Ready(Err(self.error(kind)));
                 }
-                // A client that is slow to send has a bound of its own; the upstream owes nothing meanwhile.
+                // A slow client has a timeout of its own; the upstream's starts when it has the request.
                 Poll::Pending if self.awaits_client() => {
                     self.deadline.clear();
                     return Poll::Pending;
                 }
                 Poll::Pending => {
                     if self.deadline.at().is_none() {
-                        let patience = self.pool.settings.response_timeout;
-                        self.deadline.set_from(now.unwrap_or_else(Instant::now), patience);
+                        let response_timeout = self.pool.settings.response_timeout;
+                        self.deadline.set_from(now.unwrap_or_else(Instant::now), response_timeout);
                     }
                     ready!(self.deadline.poll_elapsed(cx));
                     return Poll::Ready(Err(self.error(UpstreamErrorKind::ResponseTimeout)));
@@ -199,38 +192,38 @@ impl Http1Exchange {
         }
     }
 
-    /// The whole body, if nothing is to come of it and nothing to be sent.
+    /// Takes the body if it is complete and the request has been sent.
     fn take_buffered(&mut self) -> Option<Bytes> {
-        let length = match self.framing {
+        let content_length = match self.framing {
             _ if !matches!(self.send_state, SendState::Done) => return None,
             Framing::Done => 0,
-            Framing::Length(length) => usize::try_from(length).ok()?,
+            Framing::Length(content_length) => usize::try_from(content_length).ok()?,
             Framing::Chunked(_) | Framing::UntilClose | Framing::Malformed => return None,
         };
-        if self.connection.read_buf.len() < length {
+        if self.connection.read_buf.len() < content_length {
             return None;
         }
         self.framing = Framing::Done;
-        let inbound = &mut self.connection.read_buf;
-        if length > MAX_COPY_BYTES {
-            return Some(inbound.split_to(length).freeze());
+        let read_buf = &mut self.connection.read_buf;
+        if content_length > MAX_COPY_BYTES {
+            return Some(read_buf.split_to(content_length).freeze());
         }
-        let whole = Bytes::copy_from_slice(&inbound[..length]);
-        inbound.advance(length);
-        Some(whole)
+        let bytes = Bytes::copy_from_slice(&read_buf[..content_length]);
+        read_buf.advance(content_length);
+        Some(bytes)
     }
 
-    /// The next piece of the answer's body; `None` at its end.
+    /// Polls for the next chunk of the response body; `None` at its end.
     pub(super) fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, UpstreamError>>> {
-        // An upstream may answer while it still takes the upload: both go on side by side.
-        if let Poll::Ready(Err(failure)) = self.poll_write_request(cx) {
-            return Poll::Ready(Some(Err(failure)));
+        // An upstream may respond before it has read the request body: both directions progress together.
+        if let Poll::Ready(Err(error)) = self.poll_write_request(cx) {
+            return Poll::Ready(Some(Err(error)));
         }
         loop {
             match self.framing.decode(&mut self.connection.read_buf) {
-                Ok(BodyEvent::Data(piece)) => {
+                Ok(BodyEvent::Data(chunk)) => {
                     self.deadline.clear();
-                    return Poll::Ready(Some(Ok(piece)));
+                    return Poll::Ready(Some(Ok(chunk)));
                 }
                 Ok(BodyEvent::End) => return Poll::Ready(None),
                 Ok(BodyEvent::NeedMore) => {}
@@ -257,30 +250,29 @@ impl Http1Exchange {
         }
     }
 
-    /// Sends on what comes of the request's body. What fails in that fails again with the next piece of the answer.
+    /// Continues to send the request body. An error here recurs in the next `poll_data`.
     pub(super) fn drive_request_body(&mut self, cx: &mut Context<'_>) {
         let _ = self.poll_write_request(cx);
     }
 
-    /// How many bytes of framing came with what was taken so far.
+    /// Bytes of framing received so far.
     pub(super) fn framing_overhead(&self) -> u64 {
         self.framing.overhead_bytes()
     }
 
-    /// Whether the whole answer has been taken.
+    /// Whether the whole response has been read.
     pub(super) fn is_ended(&self) -> bool {
         self.framing == Framing::Done
     }
 
-    /// Ends the exchange. A connection on which both sides have said all they had to say goes back to the pool; any
-    /// other is closed.
+    /// Ends the exchange. The connection returns to the pool if both messages are complete, else it closes.
     pub(super) fn finish(mut self, now: Instant) {
-        let clean = self.reusable
+        let is_reusable = self.reusable
             && self.is_ended()
             && matches!(self.send_state, SendState::Done)
             && self.connection.write_buf.is_empty()
             && self.connection.read_buf.is_empty();
-        if clean {
+        if is_reusable {
             if self.large_response.is_some() {
                 self.connection.read_buf = BytesMut::new();
             }
@@ -288,14 +280,14 @@ impl Http1Exchange {
         }
     }
 
-    fn error(&self, flaw: UpstreamErrorKind) -> UpstreamError {
+    fn error(&self, kind: UpstreamErrorKind) -> UpstreamError {
         UpstreamError {
-            kind: flaw,
+            kind,
             delivery: if self.has_written { Delivery::MaybeSent } else { Delivery::NotSent },
         }
     }
 
-    /// Whether a byte of the answer has come; an interim answer is one.
+    /// Whether a byte of the response has arrived; an interim response counts.
     fn response_started(&self) -> bool {
         self.interim_responses > 0 || !self.connection.read_buf.is_empty()
     }
@@ -304,18 +296,18 @@ impl Http1Exchange {
         matches!(self.send_state, SendState::Body { .. }) && self.connection.write_buf.is_empty()
     }
 
-    /// Writes as much as the upstream takes and the client has sent. Ready when there is nothing left to send.
+    /// Writes as much as the upstream accepts and the client has sent. Ready when nothing is left to send.
     fn poll_write_request(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), UpstreamError>> {
         loop {
-            // The first piece of the body rides with the head.
-            let mut starved = false;
+            // The first chunk of the body is sent together with the head.
+            let mut needs_more = false;
             if self.connection.write_buf.can_buffer() {
-                starved = self.poll_body_chunk(cx)?.is_pending();
+                needs_more = self.poll_body_chunk(cx)?.is_pending();
             }
             if self.connection.write_buf.is_empty() {
                 let flushed = Pin::new(&mut self.connection.stream).poll_flush(cx);
                 return match flushed {
-                    Poll::Ready(Ok(())) if !starved => Poll::Ready(Ok(())),
+                    Poll::Ready(Ok(())) if !needs_more => Poll::Ready(Ok(())),
                     Poll::Ready(Err(error)) => Poll::Ready(self.stop_sending(&error)),
                     _ => Poll::Pending,
                 };
@@ -326,28 +318,29 @@ impl Http1Exchange {
         }
     }
 
-    /// An upstream that takes no more may have answered already: its answer decides, not the failed write.
+    /// Stops sending after a failed write. The upstream may have responded before it closed, so the response decides.
     fn stop_sending(&mut self, error: &io::Error) -> Result<(), UpstreamError> {
-        tracing::debug!(%error, "the upstream takes no more of a request");
+        tracing::debug!(%error, "upstream write failed");
         self.send_state = SendState::WriteFailed;
         self.reusable = false;
         self.connection.write_buf.clear();
         Ok(())
     }
 
-    /// Takes the body's next piece from the client. Ready when there is something to write or nothing left to take.
+    /// Moves the next chunk of the body into the write buffer. Ready when there is something to write or nothing left
+    /// to read.
     fn poll_body_chunk(&mut self, cx: &mut Context<'_>) -> Result<Poll<()>, UpstreamError> {
         let SendState::Body { reader, chunked } = &mut self.send_state else { return Ok(Poll::Ready(())) };
-        let Poll::Ready(taken) = reader.poll_chunk(cx) else { return Ok(Poll::Pending) };
+        let Poll::Ready(polled) = reader.poll_chunk(cx) else { return Ok(Poll::Pending) };
         let chunked = *chunked;
-        let (piece, ended) = match taken {
-            Ok(piece) => {
-                let ended = piece.is_none() || reader.is_ended();
-                (piece, ended)
+        let (chunk, ended) = match polled {
+            Ok(chunk) => {
+                let ended = chunk.is_none() || reader.is_ended();
+                (chunk, ended)
             }
             Err(error) => return Err(self.error(UpstreamErrorKind::RequestBody(error))),
         };
-        self.connection.write_buf.push_chunk(piece.unwrap_or_default(), chunked, ended);
+        self.connection.write_buf.push_chunk(chunk.unwrap_or_default(), chunked, ended);
         if ended {
             self.send_state = SendState::Done;
         }
@@ -356,34 +349,34 @@ impl Http1Exchange {
 
     /// Writes once.
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let UpstreamConnection { stream, write_buf: outbox, .. } = &mut *self.connection;
-        ready!(outbox.poll_write(stream, cx))?;
+        let UpstreamConnection { stream, write_buf, .. } = &mut *self.connection;
+        ready!(write_buf.poll_write(stream, cx))?;
         self.has_written = true;
-        // It runs while nothing moves.
+        // The timeout covers only the time without progress.
         self.deadline.clear();
         Poll::Ready(Ok(()))
     }
 
     /// Reads once into the buffer; 0 is the end of the stream.
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let UpstreamConnection { stream, read_buf: inbound, read_waker: caller, .. } = &mut *self.connection;
-        let most = self.large_response.as_ref().map_or(SMALL_READ_BYTES, LargeResponse::read_bytes);
-        let read = ready!(stream.poll_read_buf(cx, inbound, most, caller))?;
+        let UpstreamConnection { stream, read_buf, read_waker, .. } = &mut *self.connection;
+        let max_bytes = self.large_response.as_ref().map_or(SMALL_READ_BYTES, LargeResponse::read_bytes);
+        let read = ready!(stream.poll_read_buf(cx, read_buf, max_bytes, read_waker))?;
         if read >= SMALL_READ_BYTES && self.large_response.is_none() {
             self.large_response = Some(LargeResponse::new(&self.pool));
         }
         Poll::Ready(Ok(read))
     }
 
-    /// The answer's head, once the buffer holds all of it. Interim answers (1xx) are dropped.
+    /// Parses the response head once it is complete. Skips interim responses (1xx).
     fn parse_head(&mut self) -> Result<Option<ResponseHead>, UpstreamErrorKind> {
-        let UpstreamConnection { read_buf: inbound, header_cache: familiar, .. } = &mut *self.connection;
-        while !inbound.is_empty() {
-            let Some(head) = head::parse_response_head(inbound, familiar)? else { return Ok(None) };
+        let UpstreamConnection { read_buf, header_cache, .. } = &mut *self.connection;
+        while !read_buf.is_empty() {
+            let Some(head) = head::parse_response_head(read_buf, header_cache)? else { return Ok(None) };
             if head.status.is_informational() {
                 self.interim_responses += 1;
                 if self.interim_responses > MAX_INTERIM_RESPONSES {
-                    return Err(UpstreamErrorKind::InvalidHead("it sends interim answers without end"));
+                    return Err(UpstreamErrorKind::InvalidHead("too many 1xx responses"));
                 }
                 continue;
             }

@@ -1,4 +1,6 @@
-//! Requests on HTTP/2 connections that all share. hyper speaks the protocol; here are our bounds.
+//! Requests on shared HTTP/2 connections. hyper implements the protocol; this file sets the bounds.
+
+mod request_body;
 
 use std::{
     cell::Cell,
@@ -14,11 +16,12 @@ use std::{
 use ::h2::Reason;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Request, Uri, Version, uri};
-use http_body::{Body, Frame, SizeHint};
+use http_body::Body;
 use hyper::{body::Incoming, client::conn::http2, rt::Executor};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{task::spawn_local, time::Instant};
 
+use self::request_body::{Http2RequestBody, RequestProgress};
 use super::{
     Delivery, Settings, UpstreamBody, UpstreamBodyKind, UpstreamError, UpstreamErrorKind, UpstreamRequest,
 };
@@ -28,30 +31,30 @@ use crate::{
         headers::{Headers, has_quotation_mark},
         io::Stream,
     },
-    request_body::{BodyReader, RequestBodyError},
+    request_body::BodyReader,
     time::deadline::Deadline,
 };
 
-/// How often a silent connection is pinged, and how long the answer may take.
+/// Interval of PING on a silent connection, and timeout of its ACK.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
 
-/// How much of an answer may come that nobody has taken yet.
+/// Stream window: maximum bytes of a response received before they are read.
 const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
-/// The same of all answers on a connection: so large that it never binds, or who takes slowly would stop all others. h2 derives
-/// its bound on small DATA frames that wait from it: each takes 255 bytes less its own of half the window, and beyond that the
-/// connection ends.
+/// Connection window: large enough never to bind, so that one slow reader cannot stall the other streams. h2 derives
+/// its limit on small buffered DATA frames from it: each counts 255 bytes less its payload against half the window,
+/// and beyond that h2 closes the connection.
 const CONNECTION_WINDOW_BYTES: u32 = 32 * 1024 * 1024;
-/// Most requests at once on a connection, whatever the upstream would allow: with more, the windows of the streams would
-/// exceed that of the connection.
+/// Maximum concurrent streams of a connection, whatever the upstream allows: with more, the stream windows would
+/// exceed the connection window.
 const MAX_STREAMS: usize = (CONNECTION_WINDOW_BYTES / STREAM_WINDOW_BYTES) as usize;
-/// Stands for what the upstream allows until it has said so; nobody says this.
+/// Sentinel: SETTINGS_MAX_CONCURRENT_STREAMS not received yet.
 const SETTINGS_NOT_RECEIVED: usize = usize::MAX - 1;
-/// What each frame has beside its payload.
+/// Frame header (RFC 9113 §4.1).
 const FRAME_HEADER_BYTES: u64 = 9;
-/// How often a fresh connection is asked whether the upstream has said it.
+/// Interval at which a new connection is checked for the upstream's SETTINGS.
 const SETTINGS_POLL_INTERVAL: Duration = Duration::from_millis(1);
 
-/// Runs what hyper has to run beside a connection.
+/// Spawns hyper's tasks on the local task set.
 #[derive(Clone)]
 struct LocalExecutor;
 
@@ -63,27 +66,27 @@ impl<F: Future + 'static> Executor<F> for LocalExecutor {
 
 type Http2Connection = http2::Connection<TokioIo<Stream>, Http2RequestBody, LocalExecutor>;
 
-/// A handle on a connection.
+/// Handle of a shared connection.
 pub(super) struct Http2Sender {
     send_request: http2::SendRequest<Http2RequestBody>,
     counts: Rc<StreamCounts>,
 }
 
-/// How many requests a connection carries, and how many it may.
+/// Open streams of a connection, and their maximum.
 struct StreamCounts {
     open: Cell<usize>,
     max: Cell<usize>,
 }
 
-/// Which connection it is.
+/// Identifies a connection.
 pub(super) struct ConnectionId(Rc<StreamCounts>);
 
 impl Http2Sender {
-    /// Says hello on a fresh connection, which is then driven by a task of its own. It waits for the upstream's hello
-    /// too: that says how many requests fit.
+    /// Performs the HTTP/2 handshake and spawns the connection task. Waits for the upstream's SETTINGS, which contain
+    /// the maximum of concurrent streams.
     pub(super) async fn handshake(stream: Stream) -> Result<Self, UpstreamErrorKind> {
-        let failed = |error: hyper::Error| UpstreamErrorKind::Http2(error.to_string());
-        let (requests, mut connection) = http2::Builder::new(LocalExecutor)
+        let http2_error = |error: hyper::Error| UpstreamErrorKind::Http2(error.to_string());
+        let (send_request, mut connection) = http2::Builder::new(LocalExecutor)
             .timer(TokioTimer::new())
             .keep_alive_interval(PING_INTERVAL)
             .keep_alive_timeout(PING_INTERVAL)
@@ -93,15 +96,15 @@ impl Http2Sender {
             .initial_max_send_streams(SETTINGS_NOT_RECEIVED)
             .handshake(TokioIo::new(stream))
             .await
-            .map_err(failed)?;
+            .map_err(http2_error)?;
         while connection.current_max_send_streams() == SETTINGS_NOT_RECEIVED {
             if let Ok(ended) = tokio::time::timeout(SETTINGS_POLL_INTERVAL, &mut connection).await {
-                return Err(ended.err().map_or(UpstreamErrorKind::ClosedBeforeResponse, failed));
+                return Err(ended.err().map_or(UpstreamErrorKind::ClosedBeforeResponse, http2_error));
             }
         }
-        let load = Rc::new(StreamCounts { open: Cell::new(0), max: Cell::new(max_streams(&connection)) });
-        spawn_local(drive_connection(connection, load.clone()));
-        Ok(Self { send_request: requests, counts: load })
+        let counts = Rc::new(StreamCounts { open: Cell::new(0), max: Cell::new(max_streams(&connection)) });
+        spawn_local(drive_connection(connection, counts.clone()));
+        Ok(Self { send_request, counts })
     }
 
     pub(super) fn is_closed(&self) -> bool {
@@ -112,33 +115,33 @@ impl Http2Sender {
         Rc::ptr_eq(&self.counts, &connection.0)
     }
 
-    /// How many requests it carries.
+    /// Number of open streams.
     pub(super) fn open_streams(&self) -> usize {
         self.counts.open.get()
     }
 
-    /// Whether the upstream takes another request on it now.
+    /// Whether the upstream accepts another stream now.
     pub(super) fn has_capacity(&self) -> bool {
         self.open_streams() < self.counts.max.get()
     }
 
-    /// A place for one request, whether there is room or not.
+    /// Reserves a stream even beyond the capacity.
     pub(super) fn reserve_stream(&self) -> StreamSlot {
         self.counts.open.update(|open| open + 1);
         StreamSlot { send_request: self.send_request.clone(), guard: OpenStreamGuard(self.counts.clone()) }
     }
 }
 
-async fn drive_connection(mut connection: Http2Connection, load: Rc<StreamCounts>) {
-    let ended = poll_fn(|cx| {
+async fn drive_connection(mut connection: Http2Connection, counts: Rc<StreamCounts>) {
+    let closed = poll_fn(|cx| {
         let polled = Pin::new(&mut connection).poll(cx);
         if polled.is_pending() {
-            load.max.set(max_streams(&connection));
+            counts.max.set(max_streams(&connection));
         }
         polled
     });
-    if let Err(error) = ended.await {
-        tracing::debug!(%error, "an HTTP/2 connection to the upstream ended");
+    if let Err(error) = closed.await {
+        tracing::debug!(%error, "upstream HTTP/2 connection failed");
     }
 }
 
@@ -146,13 +149,13 @@ fn max_streams(connection: &Http2Connection) -> usize {
     connection.current_max_send_streams().clamp(1, MAX_STREAMS)
 }
 
-/// A place for one request on a connection.
+/// A reserved stream for one request.
 pub(super) struct StreamSlot {
     send_request: http2::SendRequest<Http2RequestBody>,
     guard: OpenStreamGuard,
 }
 
-/// Counts a request as long as it lives.
+/// Counts an open stream until it is dropped.
 struct OpenStreamGuard(Rc<StreamCounts>);
 
 impl Drop for OpenStreamGuard {
@@ -166,27 +169,27 @@ impl StreamSlot {
         ConnectionId(self.guard.0.clone())
     }
 
-    /// Sends a request and waits for the answer's head.
+    /// Sends a request and waits for the response head.
     pub(super) async fn send(
         mut self,
         settings: &Arc<Settings>,
-        outgoing: &UpstreamRequest<'_>,
+        request: &UpstreamRequest<'_>,
         reader: Option<BodyReader>,
     ) -> Result<super::UpstreamResponse, UpstreamError> {
         let progress = Rc::new(RequestProgress::new(self.guard));
-        let request = build_request(settings, outgoing, reader, progress.clone())?;
-        let mut sent = pin!(self.send_request.try_send_request(request));
+        let http_request = build_request(settings, request, reader, progress.clone())?;
+        let mut response_future = pin!(self.send_request.try_send_request(http_request));
         let response = loop {
-            let before = progress.chunks.get();
-            match tokio::time::timeout(settings.response_timeout, &mut sent).await {
+            let chunks_before = progress.chunks.get();
+            match tokio::time::timeout(settings.response_timeout, &mut response_future).await {
                 Ok(Ok(response)) => break response,
-                Ok(Err(mut refused)) => {
-                    let left = refused.take_message().is_none();
-                    return Err(classify_error(&refused.into_error(), left));
+                Ok(Err(mut send_error)) => {
+                    let is_sent = send_error.take_message().is_none();
+                    return Err(classify_error(&send_error.into_error(), is_sent));
                 }
-                // While the body moves, or the client is slow to send it, the upstream owes no answer.
+                // While the body makes progress or the client is slow, the upstream is not late.
                 Err(_) if progress.awaits_client.get() => {}
-                Err(_) if progress.chunks.get() != before => {}
+                Err(_) if progress.chunks.get() != chunks_before => {}
                 Err(_) => {
                     return Err(UpstreamError {
                         kind: UpstreamErrorKind::ResponseTimeout,
@@ -195,76 +198,71 @@ impl StreamSlot {
                 }
             }
         };
-        let came = Instant::now();
+        let received_at = Instant::now();
         let (parts, body) = response.into_parts();
         if parts.headers.keys().any(has_quotation_mark) {
             return Err(UpstreamError {
-                kind: UpstreamErrorKind::InvalidHead("it names a header that is none"),
+                kind: UpstreamErrorKind::InvalidHead("invalid header name"),
                 delivery: Delivery::MaybeSent,
             });
         }
-        let fields = Headers::from_map(&parts.headers);
-        let length = response_content_length(&fields).map_err(|error| UpstreamError {
+        let headers = Headers::from_map(&parts.headers);
+        let content_length = response_content_length(&headers).map_err(|error| UpstreamError {
             kind: UpstreamErrorKind::Framing(error),
             delivery: Delivery::MaybeSent,
         })?;
-        let answer = Http2UpstreamBody {
+        let http2_body = Http2UpstreamBody {
             body,
             _progress: progress,
             idle_deadline: Deadline::unset(),
             body_timeout: settings.body_timeout,
             framing_overhead: 0,
         };
-        let ended = answer.is_ended();
+        let ended = http2_body.is_ended();
         let body = UpstreamBody(if ended {
             UpstreamBodyKind::Ended
         } else {
-            UpstreamBodyKind::Http2(Box::new(answer))
+            UpstreamBodyKind::Http2(Box::new(http2_body))
         });
-        Ok(super::UpstreamResponse {
-            status: parts.status,
-            headers: fields,
-            content_length: length,
-            body,
-            received_at: came,
-        })
+        Ok(super::UpstreamResponse { status: parts.status, headers, content_length, body, received_at })
     }
 }
 
 fn build_request(
     settings: &Settings,
-    outgoing: &UpstreamRequest<'_>,
+    request: &UpstreamRequest<'_>,
     reader: Option<BodyReader>,
     progress: Rc<RequestProgress>,
 ) -> Result<Request<Http2RequestBody>, UpstreamError> {
     let malformed = || UpstreamError {
-        kind: UpstreamErrorKind::Http2("the request's target is not a URI".into()),
+        kind: UpstreamErrorKind::Http2("the request target is not a URI".into()),
         delivery: Delivery::NotSent,
     };
-    let path = uri::PathAndQuery::try_from(encode_target(outgoing.target)).map_err(|_| malformed())?;
+    let path_and_query =
+        uri::PathAndQuery::try_from(encode_target(request.target)).map_err(|_| malformed())?;
     let mut parts = uri::Parts::default();
     parts.scheme = Some(uri::Scheme::HTTPS);
     parts.authority = settings.authority.parse().ok();
-    parts.path_and_query = Some(path);
-    let mut request = Request::new(Http2RequestBody {
+    parts.path_and_query = Some(path_and_query);
+    let mut http_request = Request::new(Http2RequestBody {
         reader,
-        content_length: outgoing.body_length.content_length(),
+        content_length: request.body_length.content_length(),
         progress,
     });
-    *request.version_mut() = Version::HTTP_2;
-    *request.method_mut() = outgoing.method.clone();
-    *request.uri_mut() = Uri::from_parts(parts).map_err(|_| malformed())?;
-    for field in outgoing.headers.forwarded_to_upstream() {
-        let (name, value) = (HeaderName::from_bytes(field.name), HeaderValue::from_bytes(field.value));
+    *http_request.version_mut() = Version::HTTP_2;
+    *http_request.method_mut() = request.method.clone();
+    *http_request.uri_mut() = Uri::from_parts(parts).map_err(|_| malformed())?;
+    for header in request.headers.forwarded_to_upstream() {
+        let (name, value) = (HeaderName::from_bytes(header.name), HeaderValue::from_bytes(header.value));
         if let (Ok(name), Ok(value)) = (name, value) {
-            request.headers_mut().append(name, value);
+            http_request.headers_mut().append(name, value);
         }
     }
-    Ok(request)
+    Ok(http_request)
 }
 
-/// A target as the http crate takes it. Three letters that should not stand in a query as they are, and that HTTP/1 carries
-/// all the same, are encoded.
+/// Concatenates a target for the http crate. Encodes three characters that are invalid in a query but that HTTP/1
+/// transports.
 fn encode_target(target: &[&str]) -> String {
     let target = target.concat();
     match memchr::memchr3(b'"', b'<', b'>', target.as_bytes()) {
@@ -273,28 +271,30 @@ fn encode_target(target: &[&str]) -> String {
     }
 }
 
-/// What it means that there is no answer. A stream's reset says nothing of its connection: the upstream may have acted on
-/// the request, unless it says that it did not.
-fn classify_error(error: &hyper::Error, left: bool) -> UpstreamError {
-    if !left {
+/// Maps the error of a request without a response. A stream reset means nothing for its connection: the upstream may
+/// have processed the request unless the error excludes it. `is_sent`: whether hyper had begun to send it.
+fn classify_error(error: &hyper::Error, is_sent: bool) -> UpstreamError {
+    if !is_sent {
         return UpstreamError { kind: UpstreamErrorKind::ClosedBeforeResponse, delivery: Delivery::NotSent };
     }
-    if let Some(upload) = find_source(error) {
+    if let Some(body_error) = find_source(error) {
         return UpstreamError {
-            kind: UpstreamErrorKind::RequestBody(*upload),
+            kind: UpstreamErrorKind::RequestBody(*body_error),
             delivery: Delivery::MaybeSent,
         };
     }
-    let (flaw, sent) = match find_source::<::h2::Error>(error) {
+    let (kind, delivery) = match find_source::<::h2::Error>(error) {
         Some(reset) if is_refused_stream(reset) => (UpstreamErrorKind::RefusedStream, Delivery::NotSent),
-        // A connection told to go away in peace names the last stream it saw to; this one came after it.
-        Some(away) if away.is_go_away() && away.is_remote() && away.reason() == Some(Reason::NO_ERROR) => {
+        // A graceful GOAWAY names the last processed stream; this one is above it (RFC 9113 §6.8).
+        Some(goaway)
+            if goaway.is_go_away() && goaway.is_remote() && goaway.reason() == Some(Reason::NO_ERROR) =>
+        {
             (UpstreamErrorKind::ClosedBeforeResponse, Delivery::NotSent)
         }
-        Some(away) if away.is_io() || away.is_go_away() && away.is_remote() => {
+        Some(goaway) if goaway.is_io() || goaway.is_go_away() && goaway.is_remote() => {
             (UpstreamErrorKind::ClosedBeforeResponse, Delivery::MaybeSent)
         }
-        // Nothing of the protocol: the connection broke or fell silent, or its end came first.
+        // Not a protocol error: the connection broke, timed out or was closed.
         None if find_source::<io::Error>(error).is_some()
             || error.is_timeout()
             || error.is_closed()
@@ -304,14 +304,14 @@ fn classify_error(error: &hyper::Error, left: bool) -> UpstreamError {
         }
         _ => (UpstreamErrorKind::Http2(error.to_string()), Delivery::MaybeSent),
     };
-    UpstreamError { kind: flaw, delivery: sent }
+    UpstreamError { kind, delivery }
 }
 
 fn is_refused_stream(error: &::h2::Error) -> bool {
     error.is_reset() && error.is_remote() && error.reason() == Some(Reason::REFUSED_STREAM)
 }
 
-/// The cause of this kind, if there is one.
+/// The first cause of type `E`.
 fn find_source<E: std::error::Error + 'static>(error: &hyper::Error) -> Option<&E> {
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
@@ -323,52 +323,7 @@ fn find_source<E: std::error::Error + 'static>(error: &hyper::Error) -> Option<&
     None
 }
 
-/// A request's body as hyper wants it.
-struct Http2RequestBody {
-    reader: Option<BodyReader>,
-    content_length: Option<u64>,
-    progress: Rc<RequestProgress>,
-}
-
-/// What has become of a request's body, for whoever waits for the answer. The request counts until both bodies are gone.
-struct RequestProgress {
-    chunks: Cell<u64>,
-    awaits_client: Cell<bool>,
-    _guard: OpenStreamGuard,
-}
-
-impl RequestProgress {
-    fn new(taken: OpenStreamGuard) -> Self {
-        Self { chunks: Cell::new(0), awaits_client: Cell::new(false), _guard: taken }
-    }
-}
-
-impl Body for Http2RequestBody {
-    type Data = Bytes;
-    type Error = RequestBodyError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
-        let this = &mut *self;
-        let Some(reader) = &mut this.reader else { return Poll::Ready(None) };
-        let piece = reader.poll_coalesced(cx);
-        this.progress.awaits_client.set(piece.is_pending());
-        this.progress.chunks.update(|pieces| pieces + 1);
-        piece.map(|piece| piece.map(|piece| piece.map(Frame::data)).transpose())
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.reader.as_ref().is_none_or(BodyReader::is_ended)
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.content_length.map_or_else(SizeHint::default, SizeHint::with_exact)
-    }
-}
-
-/// An answer's body.
+/// A response body.
 pub(super) struct Http2UpstreamBody {
     body: Incoming,
     _progress: Rc<RequestProgress>,
@@ -379,22 +334,21 @@ pub(super) struct Http2UpstreamBody {
 }
 
 impl Http2UpstreamBody {
-    /// The next piece; `None` at the end.
+    /// Polls for the next chunk; `None` at the end.
     pub(super) fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, UpstreamError>>> {
-        let failure =
-            |flaw| Poll::Ready(Some(Err(UpstreamError { kind: flaw, delivery: Delivery::MaybeSent })));
+        let fail = |kind| Poll::Ready(Some(Err(UpstreamError { kind, delivery: Delivery::MaybeSent })));
         loop {
             let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
                 self.idle_deadline.set_if_unset(self.body_timeout);
                 ready!(self.idle_deadline.poll_elapsed(cx));
-                return failure(UpstreamErrorKind::BodyTimeout);
+                return fail(UpstreamErrorKind::BodyTimeout);
             };
             self.idle_deadline.clear();
             match frame {
                 None if self.body.is_end_stream() => return Poll::Ready(None),
-                // hyper takes a stream that is reset with NO_ERROR for a body that ends.
-                None => return failure(UpstreamErrorKind::Truncated),
-                Some(Err(error)) => return failure(UpstreamErrorKind::Http2(error.to_string())),
+                // hyper reports a stream reset with NO_ERROR as the end of the body.
+                None => return fail(UpstreamErrorKind::Truncated),
+                Some(Err(error)) => return fail(UpstreamErrorKind::Http2(error.to_string())),
                 Some(Ok(frame)) => {
                     if let Ok(data) = frame.into_data() {
                         self.framing_overhead += FRAME_HEADER_BYTES;
@@ -405,7 +359,7 @@ impl Http2UpstreamBody {
         }
     }
 
-    /// How many bytes of framing came with what was taken so far. The padding of frames is not among them.
+    /// Bytes of frame headers received so far, without padding.
     pub(super) fn framing_overhead(&self) -> u64 {
         self.framing_overhead
     }

@@ -1,4 +1,4 @@
-//! The head of a request as HTTP/1.1 text, and the head of an answer out of it.
+//! HTTP/1.1 heads: writes a request's, parses a response's.
 
 use std::mem::MaybeUninit;
 
@@ -11,97 +11,96 @@ use crate::http1::{
     headers::{HeaderCache, Headers, ParsedHeaders},
 };
 
-/// Most bytes of an answer's head.
+/// Maximum bytes of a response head.
 const MAX_HEAD_BYTES: usize = 64 * 1024;
-/// The first line of nearly every answer.
+/// Status line of nearly every response.
 const COMMON_STATUS_LINE: &[u8] = b"HTTP/1.1 200 OK\r\n";
-/// Most header lines of an answer.
+/// Maximum headers of a response.
 const MAX_HEADERS: usize = 128;
 
-/// Writes a request's head. `authority` is the upstream's, whatever the client's `Host` was.
-pub(super) fn write_request_head(out: &mut BytesMut, outgoing: &UpstreamRequest<'_>, authority: &str) {
-    out.reserve(1024);
-    out.put_slice(outgoing.method.as_str().as_bytes());
-    out.put_u8(b' ');
-    for piece in outgoing.target {
-        out.put_slice(piece.as_bytes());
+/// Writes a request head. `authority` is the upstream's; the client's `Host` is not forwarded.
+pub(super) fn write_request_head(buf: &mut BytesMut, request: &UpstreamRequest<'_>, authority: &str) {
+    buf.reserve(1024);
+    buf.put_slice(request.method.as_str().as_bytes());
+    buf.put_u8(b' ');
+    for part in request.target {
+        buf.put_slice(part.as_bytes());
     }
-    out.put_slice(b" HTTP/1.1\r\nhost: ");
-    out.put_slice(authority.as_bytes());
-    out.put_slice(b"\r\n");
-    outgoing.headers.encode_for_upstream(out);
-    match outgoing.body_length {
+    buf.put_slice(b" HTTP/1.1\r\nhost: ");
+    buf.put_slice(authority.as_bytes());
+    buf.put_slice(b"\r\n");
+    request.headers.encode_for_upstream(buf);
+    match request.body_length {
         BodyLength::Absent => {}
         BodyLength::Known(length) => {
-            out.put_slice(b"content-length: ");
-            out.put_slice(itoa::Buffer::new().format(length).as_bytes());
-            out.put_slice(b"\r\n");
+            buf.put_slice(b"content-length: ");
+            buf.put_slice(itoa::Buffer::new().format(length).as_bytes());
+            buf.put_slice(b"\r\n");
         }
-        BodyLength::Unknown => out.put_slice(b"transfer-encoding: chunked\r\n"),
+        BodyLength::Unknown => buf.put_slice(b"transfer-encoding: chunked\r\n"),
     }
-    out.put_slice(b"\r\n");
+    buf.put_slice(b"\r\n");
 }
 
-/// An answer's head.
+/// A parsed response head.
 pub(super) struct ResponseHead {
     pub(super) status: StatusCode,
     pub(super) headers: Headers,
-    /// Whether the connection outlives the answer.
+    /// Whether the connection can be reused after the response.
     pub(super) keep_alive: bool,
 }
 
-/// Takes a whole head off the buffer; `None` while it is not all there. `familiar` are the lines that this connection
-/// brought before.
+/// Parses a complete head off the buffer; `None` while it is incomplete. `header_cache` is the connection's.
 pub(super) fn parse_response_head(
     buffer: &mut BytesMut,
-    familiar: &mut HeaderCache,
+    header_cache: &mut HeaderCache,
 ) -> Result<Option<ResponseHead>, UpstreamErrorKind> {
-    if let Some(head) = parse_cached_head(buffer, familiar) {
+    if let Some(head) = parse_cached_head(buffer, header_cache) {
         return Ok(Some(head));
     }
-    let mut lines = [const { MaybeUninit::uninit() }; MAX_HEADERS];
+    let mut header_slots = [const { MaybeUninit::uninit() }; MAX_HEADERS];
     let mut response = httparse::Response::new(&mut []);
     let parsed = httparse::ParserConfig::default().parse_response_with_uninit_headers(
         &mut response,
         buffer,
-        &mut lines,
+        &mut header_slots,
     );
     let length = match parsed {
         Ok(httparse::Status::Complete(length)) if length <= MAX_HEAD_BYTES => length,
         Ok(httparse::Status::Partial) if buffer.len() < MAX_HEAD_BYTES => return Ok(None),
-        Ok(_) => return Err(UpstreamErrorKind::InvalidHead("its head is longer than 64 KiB")),
+        Ok(_) => return Err(UpstreamErrorKind::InvalidHead("response head over 64 KiB")),
         Err(httparse::Error::TooManyHeaders) => {
-            return Err(UpstreamErrorKind::InvalidHead("it has more than 128 header lines"));
+            return Err(UpstreamErrorKind::InvalidHead("more than 128 headers in the response"));
         }
-        Err(_) => return Err(UpstreamErrorKind::InvalidHead("it does not speak HTTP/1.1")),
+        Err(_) => return Err(UpstreamErrorKind::InvalidHead("malformed response head")),
     };
     if has_bare_lf(&buffer[..length]) {
-        return Err(UpstreamErrorKind::InvalidHead("a line of its head ends without a carriage return"));
+        return Err(UpstreamErrorKind::InvalidHead("bare LF in the response head"));
     }
-    let said = status_and_version(&response)?;
-    let fields = ParsedHeaders::new(&buffer[..length], response.headers).consume(buffer, length);
-    if fields.has_too_many_connection_options() {
-        return Err(UpstreamErrorKind::InvalidHead("its Connection names more than 100 headers"));
+    let parsed_status = status_and_version(&response)?;
+    let headers = ParsedHeaders::new(&buffer[..length], response.headers).consume(buffer, length);
+    if headers.has_too_many_connection_options() {
+        return Err(UpstreamErrorKind::InvalidHead("Connection lists more than 100 options"));
     }
-    Ok(Some(ResponseHead::new(said, familiar.insert(fields))))
+    Ok(Some(ResponseHead::new(parsed_status, header_cache.insert(headers))))
 }
 
-/// The same for a head of which only the first line is new. What is wrong with one is not said here.
-fn parse_cached_head(buffer: &mut BytesMut, familiar: &mut HeaderCache) -> Option<ResponseHead> {
-    let (first_line, fields, length) = familiar.lookup_head(buffer)?;
+/// Parses a head whose headers are cached. `None` also for a malformed one, which the full parser then reports.
+fn parse_cached_head(buffer: &mut BytesMut, header_cache: &mut HeaderCache) -> Option<ResponseHead> {
+    let (first_line, headers, length) = header_cache.lookup_head(buffer)?;
     if length > MAX_HEAD_BYTES {
         return None;
     }
-    let said = if first_line == COMMON_STATUS_LINE {
+    let parsed_status = if first_line == COMMON_STATUS_LINE {
         (StatusCode::OK, true)
     } else {
         parse_status_line(first_line)?
     };
     buffer.advance(length);
-    Some(ResponseHead::new(said, fields))
+    Some(ResponseHead::new(parsed_status, headers))
 }
 
-/// What a status line says whose header lines are known.
+/// Parses the status line of a head whose headers are cached.
 fn parse_status_line(line: &[u8]) -> Option<(StatusCode, bool)> {
     if has_bare_lf(line) {
         return None;
@@ -113,24 +112,21 @@ fn parse_status_line(line: &[u8]) -> Option<(StatusCode, bool)> {
     status_and_version(&response).ok()
 }
 
-/// Takes in the status line: the status, and whether it is of HTTP/1.1.
+/// Returns the status and whether the version is HTTP/1.1.
 fn status_and_version(
     response: &httparse::Response<'_, '_>,
 ) -> Result<(StatusCode, bool), UpstreamErrorKind> {
     let status = response.code.and_then(|code| StatusCode::from_u16(code).ok());
-    let status =
-        status.ok_or(UpstreamErrorKind::InvalidHead("its status is not a number from 100 to 999"))?;
+    let status = status.ok_or(UpstreamErrorKind::InvalidHead("invalid status code"))?;
     if status == StatusCode::SWITCHING_PROTOCOLS {
-        return Err(UpstreamErrorKind::InvalidHead(
-            "it switches to another protocol, which nobody asked for",
-        ));
+        return Err(UpstreamErrorKind::InvalidHead("unexpected 101 Switching Protocols"));
     }
     Ok((status, response.version == Some(1)))
 }
 
 impl ResponseHead {
-    fn new((status, is_new): (StatusCode, bool), headers: Headers) -> Self {
-        let keep_alive = is_new && !headers.has_connection_close();
+    fn new((status, is_http11): (StatusCode, bool), headers: Headers) -> Self {
+        let keep_alive = is_http11 && !headers.has_connection_close();
         Self { status, headers, keep_alive }
     }
 }

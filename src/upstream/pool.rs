@@ -1,4 +1,4 @@
-//! Idle HTTP/1 connections, and the shared HTTP/2 ones. One pool belongs to one runtime.
+//! Pool of idle HTTP/1 connections and shared HTTP/2 connections, one per runtime.
 
 use std::{
     cell::{Cell, RefCell, RefMut},
@@ -11,27 +11,26 @@ use tokio::{task::spawn_local, time::Instant};
 
 use super::{Settings, connection::UpstreamConnection, h2};
 
-/// How often idle connections are looked through.
+/// Interval of the sweep of idle connections.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
-/// A connection idle for longer than this is asked about in the kernel before it carries a request.
+/// A connection idle for longer than this is peeked at before reuse.
 const PEEK_IDLE_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// Most HTTP/2 connections at once. With a hundred requests on each they carry more than `upstream.max_in_flight` usually
-/// allows.
+/// Maximum HTTP/2 connections. With a hundred streams each they exceed any usual `upstream.max_in_flight`.
 const MAX_HTTP2_CONNECTIONS: usize = 64;
 
-/// The connections that are open and not in use.
+/// Open connections that accept a request.
 pub(super) struct Pool {
     pub(super) settings: Arc<Settings>,
     connections: RefCell<PooledConnections>,
-    /// Large answers that are on their way.
+    /// Number of large responses in progress.
     pub(super) large_responses: Cell<usize>,
 }
 
 #[derive(Default)]
 struct PooledConnections {
     idle_http1: Vec<(Box<UpstreamConnection>, Instant)>,
-    /// With the moment at which each was last asked for.
+    /// With the time of each one's last checkout.
     http2: Vec<(h2::Http2Sender, Instant)>,
     sweeping: bool,
 }
@@ -41,62 +40,64 @@ impl Pool {
         Rc::new(Self { settings, connections: RefCell::default(), large_responses: Cell::new(0) })
     }
 
-    /// The connection used last, if it still looks open.
+    /// Takes the most recently used idle connection that is still open.
     pub(super) fn take_idle(&self, now: Instant) -> Option<Box<UpstreamConnection>> {
-        let mut kept = self.connections();
-        while let Some((mut connection, since)) = kept.idle_http1.pop() {
-            let idle = now.saturating_duration_since(since);
-            let open = match idle > PEEK_IDLE_TIMEOUT {
-                true => idle < self.settings.idle_timeout && connection.is_reusable_by_peek(),
+        let mut connections = self.connections();
+        while let Some((mut connection, idle_since)) = connections.idle_http1.pop() {
+            let idle_time = now.saturating_duration_since(idle_since);
+            let is_open = match idle_time > PEEK_IDLE_TIMEOUT {
+                true => idle_time < self.settings.idle_timeout && connection.is_reusable_by_peek(),
                 false => connection.is_reusable(),
             };
-            if open {
+            if is_open {
                 return Some(connection);
             }
         }
         None
     }
 
-    /// Keeps a connection for the next request.
+    /// Returns a connection to the pool.
     pub(super) fn put_idle(self: &Rc<Self>, connection: Box<UpstreamConnection>, now: Instant) {
-        let mut kept = self.connections();
-        kept.idle_http1.push((connection, now));
-        self.ensure_sweeper(&mut kept);
+        let mut connections = self.connections();
+        connections.idle_http1.push((connection, now));
+        self.ensure_sweeper(&mut connections);
     }
 
-    fn ensure_sweeper(self: &Rc<Self>, kept: &mut PooledConnections) {
-        if !kept.sweeping {
-            kept.sweeping = true;
+    fn ensure_sweeper(self: &Rc<Self>, connections: &mut PooledConnections) {
+        if !connections.sweeping {
+            connections.sweeping = true;
             spawn_local(sweep_idle(Rc::downgrade(self)));
         }
     }
 
-    /// A place on an HTTP/2 connection, if there is one with room, or if there may be no more connections.
+    /// Reserves a stream on a connection with capacity, or on any if no more may be opened.
     pub(super) fn http2_slot(&self) -> Option<h2::StreamSlot> {
-        let mut kept = self.connections();
-        kept.evict_idle_http2(self.settings.idle_timeout);
-        if let Some((sender, asked_for)) = kept.http2.iter_mut().find(|(sender, _)| sender.has_capacity()) {
-            *asked_for = Instant::now();
+        let mut connections = self.connections();
+        connections.evict_idle_http2(self.settings.idle_timeout);
+        if let Some((sender, last_used)) =
+            connections.http2.iter_mut().find(|(sender, _)| sender.has_capacity())
+        {
+            *last_used = Instant::now();
             return Some(sender.reserve_stream());
         }
-        if kept.http2.len() < MAX_HTTP2_CONNECTIONS { None } else { kept.least_loaded() }
+        if connections.http2.len() < MAX_HTTP2_CONNECTIONS { None } else { connections.least_loaded() }
     }
 
-    /// A place on an HTTP/2 connection where it may have to wait until others have ended.
+    /// Reserves a stream on the least loaded connection, where it may wait for another to end.
     pub(super) fn overflow_slot(&self) -> Option<h2::StreamSlot> {
         self.connections().least_loaded()
     }
 
-    /// Lets others use this HTTP/2 connection; a place on it.
+    /// Adds a connection to the pool and reserves a stream on it.
     pub(super) fn add_http2(self: &Rc<Self>, sender: h2::Http2Sender) -> h2::StreamSlot {
-        let mut kept = self.connections();
-        let place = sender.reserve_stream();
-        kept.http2.push((sender, Instant::now()));
-        self.ensure_sweeper(&mut kept);
-        place
+        let mut connections = self.connections();
+        let slot = sender.reserve_stream();
+        connections.http2.push((sender, Instant::now()));
+        self.ensure_sweeper(&mut connections);
+        slot
     }
 
-    /// Gives no more requests to this HTTP/2 connection. It may be dead before it knows; what is on it goes on.
+    /// Removes a connection from the pool. It may be dead without hyper knowing; its open streams continue.
     pub(super) fn mark_unusable(&self, connection: &h2::ConnectionId) {
         self.connections().http2.retain(|(sender, _)| !sender.has_id(connection));
     }
@@ -107,32 +108,33 @@ impl Pool {
 }
 
 impl PooledConnections {
-    /// Lets HTTP/2 connections go that are closed, or carry nothing and were idle for too long.
+    /// Drops HTTP/2 connections that are closed, or have had no stream for `idle_timeout`.
     fn evict_idle_http2(&mut self, idle_timeout: Duration) {
-        self.http2.retain(|(sender, asked_for)| {
-            !sender.is_closed() && (sender.open_streams() > 0 || asked_for.elapsed() < idle_timeout)
+        self.http2.retain(|(sender, last_used)| {
+            !sender.is_closed() && (sender.open_streams() > 0 || last_used.elapsed() < idle_timeout)
         });
     }
 
     fn least_loaded(&mut self) -> Option<h2::StreamSlot> {
-        let (sender, asked_for) = self.http2.iter_mut().min_by_key(|(sender, _)| sender.open_streams())?;
-        *asked_for = Instant::now();
+        let (sender, last_used) = self.http2.iter_mut().min_by_key(|(sender, _)| sender.open_streams())?;
+        *last_used = Instant::now();
         Some(sender.reserve_stream())
     }
 }
 
-/// Closes what the upstream has closed, and what was idle too long, until nothing is idle any more.
+/// Closes idle connections that the upstream has closed or that timed out; ends when the pool is empty.
 async fn sweep_idle(pool: Weak<Pool>) {
     loop {
         tokio::time::sleep(SWEEP_INTERVAL).await;
         let Some(pool) = pool.upgrade() else { return };
         let idle_timeout = pool.settings.idle_timeout;
-        let mut kept = pool.connections();
-        kept.idle_http1
-            .retain_mut(|(connection, since)| since.elapsed() < idle_timeout && connection.is_reusable());
-        kept.evict_idle_http2(idle_timeout);
-        if kept.idle_http1.is_empty() && kept.http2.is_empty() {
-            kept.sweeping = false;
+        let mut connections = pool.connections();
+        connections.idle_http1.retain_mut(|(connection, idle_since)| {
+            idle_since.elapsed() < idle_timeout && connection.is_reusable()
+        });
+        connections.evict_idle_http2(idle_timeout);
+        if connections.idle_http1.is_empty() && connections.http2.is_empty() {
+            connections.sweeping = false;
             return;
         }
     }

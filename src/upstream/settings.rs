@@ -1,4 +1,4 @@
-//! `[upstream]`, made ready: trusted roots loaded, names parsed.
+//! The `[upstream]` section as used: trusted roots loaded, names parsed.
 
 use std::{
     path::{Path, PathBuf},
@@ -19,28 +19,28 @@ use crate::config;
 /// Why the upstream cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum UpstreamSetupError {
-    /// The file of trusted authorities cannot be used.
-    #[error("upstream.ca_file: {path}: {what}", path = .path.display())]
+    /// `ca_file` cannot be used.
+    #[error("upstream.ca_file: {path}: {message}", path = .path.display())]
     CaFile {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
-        what: String,
+        /// The cause.
+        message: String,
     },
-    /// The host is no name that a certificate can carry.
-    #[error("upstream.url: {0:?} is not a host name that TLS can check")]
+    /// The host is not a valid TLS server name.
+    #[error("upstream.url: {0:?} is not a valid TLS server name")]
     ServerName(String),
-    /// The cryptographic library refused its own defaults.
+    /// rustls rejected the provider's default versions.
     #[error("TLS cannot be set up: {0}")]
     Tls(#[from] rustls::Error),
 }
 
-/// Where requests go, and how long each step may take.
+/// Where requests go, and the timeout of each step.
 pub struct Settings {
     pub(super) tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
     pub(super) host: String,
     pub(super) port: u16,
-    /// As it goes into `Host`.
+    /// Value of `Host`.
     pub(super) authority: String,
     pub(super) via: Option<config::EgressProxy>,
     pub(super) connect_timeout: Duration,
@@ -50,13 +50,13 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Makes the configuration's section ready for use; reads `ca_file`.
+    /// Builds the settings from the configuration section; reads `ca_file`. Errors: [`UpstreamSetupError`].
     pub fn new(upstream: &config::UpstreamConfig) -> Result<Self, UpstreamSetupError> {
         let tls = match upstream.tls {
             false => None,
             true => {
-                let bare = upstream.host.trim_start_matches('[').trim_end_matches(']').to_owned();
-                let name = ServerName::try_from(bare)
+                let host = upstream.host.trim_start_matches('[').trim_end_matches(']').to_owned();
+                let name = ServerName::try_from(host)
                     .map_err(|_| UpstreamSetupError::ServerName(upstream.host.clone()))?;
                 Some((Arc::new(tls_config(upstream.ca_file.as_deref())?), name))
             }
@@ -74,7 +74,7 @@ impl Settings {
         })
     }
 
-    /// The host and port that TCP connects to.
+    /// Host and port of the TCP connection: the egress proxy's if there is one.
     pub(super) fn dial_address(&self) -> (&str, u16) {
         self.via.as_ref().map_or((&self.host, self.port), |via| (&via.host, via.port))
     }
@@ -90,8 +90,8 @@ fn tls_config(ca_file: Option<&Path>) -> Result<ClientConfig, UpstreamSetupError
             builder.with_root_certificates(roots).with_no_client_auth()
         }
         Some(path) => {
-            let trust = Arc::new(ca_file_verifier(path, provider)?);
-            builder.dangerous().with_custom_certificate_verifier(trust).with_no_client_auth()
+            let verifier = Arc::new(ca_file_verifier(path, provider)?);
+            builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth()
         }
     };
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
@@ -103,19 +103,21 @@ fn ca_file_verifier(
     path: &Path,
     provider: Arc<CryptoProvider>,
 ) -> Result<CaFileVerifier, UpstreamSetupError> {
-    let wrong = |what: String| UpstreamSetupError::CaFile { path: path.to_owned(), what };
-    let (mut roots, mut listed) = (RootCertStore::empty(), Vec::new());
-    for certificate in CertificateDer::pem_file_iter(path).map_err(|error| wrong(error.to_string()))? {
-        let certificate = certificate.map_err(|error| wrong(error.to_string()))?;
-        roots.add(certificate.clone()).map_err(|error| wrong(error.to_string()))?;
-        listed.push(certificate);
+    let ca_file_error = |message: String| UpstreamSetupError::CaFile { path: path.to_owned(), message };
+    let (mut roots, mut listed_certificates) = (RootCertStore::empty(), Vec::new());
+    for certificate in
+        CertificateDer::pem_file_iter(path).map_err(|error| ca_file_error(error.to_string()))?
+    {
+        let certificate = certificate.map_err(|error| ca_file_error(error.to_string()))?;
+        roots.add(certificate.clone()).map_err(|error| ca_file_error(error.to_string()))?;
+        listed_certificates.push(certificate);
     }
     if roots.is_empty() {
-        return Err(wrong("holds no certificate; it wants PEM with BEGIN CERTIFICATE".into()));
+        return Err(ca_file_error("no certificate found, expected PEM (BEGIN CERTIFICATE)".into()));
     }
     let authorities = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build();
     Ok(CaFileVerifier {
-        webpki_verifier: authorities.map_err(|error| wrong(error.to_string()))?,
-        listed_certificates: listed,
+        webpki_verifier: authorities.map_err(|error| ca_file_error(error.to_string()))?,
+        listed_certificates,
     })
 }

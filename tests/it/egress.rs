@@ -106,7 +106,7 @@ async fn refused_tunnel_is_reported_to_the_client() {
         ("HTTP/1.1 403 Forbidden\r\nContent-Length: 3\r\n\r\nno!", "403"),
         ("HTTP/1.1 407 Proxy Authentication Required\r\n\r\n", "USER:PASSWORD"),
         ("what?\r\n\r\n", "does not speak HTTP"),
-        ("", "broke off"),
+        ("", "closed the connection"),
         ("HTTP/1.1 101 Switching Protocols\r\n\r\n", "101"),
     ];
     for (refusal, words) in cases {

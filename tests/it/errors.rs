@@ -61,7 +61,7 @@ async fn refused_gettoken_returns_wecoms_errcode() {
         let reply = stage.get(USER_GET).await;
         reply.assert_proxy_error("token-unavailable", 502, errcode);
         assert!(reply.text().contains(&format!("errcode {errcode}")), "{}", reply.text());
-        let wait = reply.text().split_once("; the next try is in ").map(|(_, rest)| rest);
+        let wait = reply.text().split_once("; next attempt in ").map(|(_, rest)| rest);
         let wait = wait.and_then(|wait| wait.split_once(" s (request id ")?.0.parse::<u64>().ok());
         let expected = if errcode == -1 { 1..=2 } else { 60..=75 };
         assert!(wait.is_some_and(|wait| expected.contains(&wait)), "{}", reply.text());
@@ -79,9 +79,7 @@ async fn unsent_gettoken_returns_token_unavailable() {
     );
     let nowhere = TestProxy::start_with_config(&OPEN_CONFIG.replace("{api}", "wecom.invalid")).await;
     let refused = nowhere.get(USER_GET).await;
-    assert!(
-        refused.assert_proxy_error("token-unavailable", 502, -1).text().contains("its name was not found")
-    );
+    assert!(refused.assert_proxy_error("token-unavailable", 502, -1).text().contains("name not found"));
     let webhook = nowhere.request(Request::post("/cgi-bin/webhook/send?key=hush"), "{}").await;
     webhook.assert_proxy_error("upstream-unreachable", 502, -1);
 }
@@ -104,14 +102,14 @@ async fn error_message_hides_addresses_that_the_log_shows() {
             "the egress proxy: connection refused",
             &port,
         ),
-        ("http://wecom.invalid".to_owned(), "its name was not found", "wecom.invalid"),
+        ("http://wecom.invalid".to_owned(), "name not found", "wecom.invalid"),
         (
             "http://a.test\"\nvia = \"http://egress.invalid:3128".to_owned(),
-            "egress proxy: its name was not found",
+            "egress proxy: name not found",
             "egress.invalid",
         ),
         (with_ca(&authority), "certificate is not for its name", "not for its name"),
-        (with_ca(&other), "not trusted here", "not trusted here"),
+        (with_ca(&other), "untrusted authority", "untrusted authority"),
     ] {
         let dir = TempDir::new().expect("a directory");
         let toml = OPEN_CONFIG.replace("http://{api}", &url);

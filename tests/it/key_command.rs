@@ -47,7 +47,7 @@ async fn key_and_hash_mixed_up_is_explained() {
             TestProxy::start_with_config(&format!("{OPEN_CONFIG}\n{}", lines.replace(&hash, both))).await;
         let reply = stage.request(shown(both), "").await;
         let words = reply.assert_proxy_error("unauthenticated", 401, 40001).text();
-        assert!(words.contains("as key_sha256") && !words.contains(both), "{words}");
+        assert!(words.contains("key_sha256 sent") && !words.contains(both), "{words}");
         let reply = stage.request(shown(&both.replace(|any| any > 'b', "a")), "").await;
         assert!(!reply.assert_proxy_error("unauthenticated", 401, 40001).text().contains("key_sha256"));
     }

@@ -238,7 +238,7 @@ async fn certificate_of_an_unknown_ca_is_refused() {
     let built_in = "[server]\nlisten = \"127.0.0.1:0\"\n[upstream]\nurl = \"https://{api}\"\n{agents}";
     assert_message(
         &assert_refused(&Authority::new().issue_server("127.0.0.1"), built_in).await,
-        "not trusted",
+        "untrusted authority",
     );
 }
 

@@ -1,15 +1,15 @@
-//! A text with its escapes resolved, which remembers where each byte comes from.
+//! A text with escapes decoded and a map from each byte to its source range.
 
 use std::ops::Range;
 
 use crate::secret::wipe;
 
-/// The longest escape without its last byte: `&#x10ffff`.
+/// Length of the longest escape without its last byte: `&#x10ffff`.
 const MAX_PARTIAL_ESCAPE_BYTES: usize = 9;
-/// So often escapes are resolved: a URL inside of a URL inside of JSON inside of JSON.
+/// Maximum decoding depth: a URL inside a URL inside JSON inside JSON.
 const MAX_DECODE_DEPTH: usize = 4;
 
-/// Bytes, and where in the original text each of them begins and ends.
+/// Bytes, and the source range of each.
 #[derive(Default)]
 pub(super) struct DecodedText {
     pub(super) bytes: Vec<u8>,
@@ -23,7 +23,8 @@ impl Drop for DecodedText {
 }
 
 impl DecodedText {
-    /// The text as it is, then with its escapes resolved, theirs, and so on while there are any.
+    /// The text as given, then with one more level of escapes decoded each, until none is left or the depth is
+    /// reached.
     pub(super) fn decode_levels(text: &str) -> Vec<Self> {
         let mut levels = vec![Self {
             bytes: text.as_bytes().to_vec(),
@@ -37,50 +38,50 @@ impl DecodedText {
         levels
     }
 
-    /// Where in the original text this part stands.
+    /// Source range of a range of this text.
     pub(super) fn source_range(&self, part: Range<usize>) -> Range<usize> {
-        let (from, upto) =
+        let (from, to) =
             (self.source_ranges.get(part.start), self.source_ranges.get(part.end.wrapping_sub(1)));
-        from.zip(upto).map_or(0..0, |((from, _), (_, upto))| *from..*upto)
+        from.zip(to).map_or(0..0, |((from, _), (_, to))| *from..*to)
     }
 
-    /// In one form, however it is written: small letters, one of the two alphabets of base64, and no white space.
+    /// Canonical form: lower case, one base64 alphabet, no white space.
     pub(super) fn canonicalize(&self) -> Self {
         let mut canonical = Self::default();
-        for (byte, place) in self.bytes.iter().zip(&self.source_ranges) {
+        for (byte, source_range) in self.bytes.iter().zip(&self.source_ranges) {
             if let Some(byte) = canonical_byte(*byte) {
                 canonical.bytes.push(byte);
-                canonical.source_ranges.push(*place);
+                canonical.source_ranges.push(*source_range);
             }
         }
         canonical
     }
 
-    /// With its escapes resolved; `None` where it has none.
+    /// Decodes one level of escapes; `None` if there are none.
     fn decode_once(&self) -> Option<Self> {
-        let (mut resolved, mut at, mut any) = (Self::default(), 0, false);
+        let (mut decoded, mut at, mut found_escape) = (Self::default(), 0, false);
         while let Some(byte) = self.bytes.get(at) {
             let escape = if b"%\\&".contains(byte) { parse_escape(&self.bytes[at..]) } else { None };
-            any |= escape.is_some();
-            let (meant, length) = escape.unwrap_or((Unescaped::Byte(*byte), 1));
-            let origin = self.source_range(at..at + length);
-            let mut room = [0; 4];
-            let bytes = match meant {
+            found_escape |= escape.is_some();
+            let (value, length) = escape.unwrap_or((Unescaped::Byte(*byte), 1));
+            let source_range = self.source_range(at..at + length);
+            let mut buf = [0; 4];
+            let bytes = match value {
                 Unescaped::Byte(byte) => {
-                    room[0] = byte;
-                    &room[..1]
+                    buf[0] = byte;
+                    &buf[..1]
                 }
-                Unescaped::Char(char) => char.encode_utf8(&mut room).as_bytes(),
+                Unescaped::Char(char) => char.encode_utf8(&mut buf).as_bytes(),
             };
-            resolved.bytes.extend_from_slice(bytes);
-            resolved.source_ranges.extend(bytes.iter().map(|_| (origin.start, origin.end)));
+            decoded.bytes.extend_from_slice(bytes);
+            decoded.source_ranges.extend(bytes.iter().map(|_| (source_range.start, source_range.end)));
             at += length;
         }
-        any.then_some(resolved)
+        found_escape.then_some(decoded)
     }
 }
 
-/// A byte in the form in which secrets are looked for; `None` for white space.
+/// Canonical form of a byte; `None` for white space.
 pub(super) fn canonical_byte(byte: u8) -> Option<u8> {
     match byte {
         b'-' => Some(b'+'),
@@ -90,13 +91,13 @@ pub(super) fn canonical_byte(byte: u8) -> Option<u8> {
     }
 }
 
-/// What an escape stands for.
+/// The decoded value of an escape.
 enum Unescaped {
     Byte(u8),
     Char(char),
 }
 
-/// What the escape at the beginning stands for, and how long it is: one of URLs, of JSON or of HTML.
+/// Parses the escape at the start (URL, JSON or HTML); returns its value and length.
 fn parse_escape(text: &[u8]) -> Option<(Unescaped, usize)> {
     match text {
         [b'%', high, low, ..] => Some((Unescaped::Byte(parse_hex(&[*high, *low])? as u8), 3)),
@@ -110,7 +111,7 @@ fn parse_escape(text: &[u8]) -> Option<(Unescaped, usize)> {
         [b'\\', byte @ (b'"' | b'\'' | b'/' | b'\\'), ..] => Some((Unescaped::Byte(*byte), 2)),
         [b'&', rest @ ..] => {
             let end = rest.iter().take(9).position(|byte| *byte == b';')?;
-            let meant = match &rest[..end] {
+            let value = match &rest[..end] {
                 b"amp" => Unescaped::Byte(b'&'),
                 b"quot" => Unescaped::Byte(b'"'),
                 b"lt" => Unescaped::Byte(b'<'),
@@ -122,18 +123,18 @@ fn parse_escape(text: &[u8]) -> Option<(Unescaped, usize)> {
                 }
                 _ => return None,
             };
-            Some((meant, end + 2))
+            Some((value, end + 2))
         }
         _ => None,
     }
 }
 
-/// How many bytes of an escape that was cut off stand at the end of a canonical text.
+/// Length of a truncated escape at the end of a canonical text.
 pub(super) fn partial_escape_len(text: &[u8]) -> usize {
     let is_hex = |digits: &[u8]| digits.iter().all(u8::is_ascii_hexdigit);
-    let begins = text.iter().rev().take(MAX_PARTIAL_ESCAPE_BYTES).position(|byte| b"%\\&".contains(byte));
-    let tail = begins.map_or(&[][..], |behind| &text[text.len() - behind - 1..]);
-    let is_cut = match tail {
+    let distance = text.iter().rev().take(MAX_PARTIAL_ESCAPE_BYTES).position(|byte| b"%\\&".contains(byte));
+    let tail = distance.map_or(&[][..], |distance| &text[text.len() - distance - 1..]);
+    let is_truncated = match tail {
         [b'%', digits @ ..] => digits.len() < 2 && is_hex(digits),
         [b'\\'] | [b'\\', b'u' | b'x'] => true,
         [b'\\', b'u', digits @ ..] => digits.len() < 4 && is_hex(digits),
@@ -141,11 +142,11 @@ pub(super) fn partial_escape_len(text: &[u8]) -> usize {
         [b'&', name @ ..] => name.iter().all(|byte| byte.is_ascii_alphanumeric() || *byte == b'#'),
         _ => false,
     };
-    if is_cut { tail.len() } else { 0 }
+    if is_truncated { tail.len() } else { 0 }
 }
 
 fn parse_hex(digits: &[u8]) -> Option<u32> {
-    // No sign, which a number may have and an escape may not.
+    // `from_str_radix` accepts a sign, an escape does not.
     let digits =
         str::from_utf8(digits).ok().filter(|digits| digits.bytes().all(|it| it.is_ascii_hexdigit()))?;
     u32::from_str_radix(digits, 16).ok()

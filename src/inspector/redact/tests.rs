@@ -4,10 +4,10 @@ const OWN_SECRETS: [&str; 2] = ["s3cret/of+hr", "the-token-0123456789"];
 const OTHER_SECRETS: [&str; 2] = ["secret-of-ops_0123", "a-ticket-of-ops~1"];
 const GENERATED_KEY: &str = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
 
-fn redact_up_to(text: &str, most: usize) -> String {
+fn redact_up_to(text: &str, max_bytes: usize) -> String {
     let is_key = |word: &str| word == "a-clients-key" || word == GENERATED_KEY;
-    let others = |tell: &mut dyn FnMut(&str)| OTHER_SECRETS.iter().for_each(|other| tell(other));
-    Redactor::new(&[text], &OWN_SECRETS, others, &is_key).redact(text, most)
+    let others = |visit: &mut dyn FnMut(&str)| OTHER_SECRETS.iter().for_each(|other| visit(other));
+    Redactor::new(&[text], &OWN_SECRETS, others, &is_key).redact(text, max_bytes)
 }
 
 fn redact_all(text: &str) -> String {
@@ -89,12 +89,12 @@ fn secret_in_base64_is_masked() {
         for secret in [OWN_SECRETS[0], OWN_SECRETS[1], OTHER_SECRETS[0]] {
             let text = format!("{before}{secret} and more");
             for encoded in [BASE64_STANDARD.encode(&text), BASE64_URL_SAFE_NO_PAD.encode(&text)] {
-                let shown = redact_all(&format!("glued{encoded}glued"));
+                let redacted = redact_all(&format!("glued{encoded}glued"));
                 let (head, tail) = (before.len() * 4 / 3, (before.len() + secret.len()) * 4 / 3);
                 let digits = &encoded[head..tail];
                 let parts = digits.as_bytes().windows(4).map(|part| str::from_utf8(part).expect("digits"));
-                let told: Vec<_> = parts.filter(|part| shown.contains(part)).collect();
-                assert!(shown.contains(MASK) && told.is_empty(), "{text}: {shown} tells {told:?}");
+                let leaked: Vec<_> = parts.filter(|part| redacted.contains(part)).collect();
+                assert!(redacted.contains(MASK) && leaked.is_empty(), "{text}: {redacted} leaks {leaked:?}");
             }
         }
     }
@@ -102,7 +102,7 @@ fn secret_in_base64_is_masked() {
     assert_eq!(redact_all(&format!("x: Basic {encoded}")), "x: Basic [masked]");
     let encoded = BASE64_URL_SAFE_NO_PAD.encode(r#"{"n":1,"secret":"x"}"#);
     assert_eq!(redact_all(&format!("x={encoded}&y")), "x=[masked]&y");
-    let harmless = BASE64_STANDARD.encode("only a few words");
+    let harmless = BASE64_STANDARD.encode("harmless words only");
     assert_eq!(redact_all(&harmless), harmless);
 }
 
@@ -112,7 +112,7 @@ fn secret_across_the_limit_is_masked() {
     assert_eq!(redact_up_to(text, 8), "0123 [masked]");
     assert_eq!(redact_up_to(text, 4), "0123");
     assert_eq!(redact_up_to("ééé", 3), "é");
-    // Nobody has seen the rest.
+    // The rest of the secret was never captured.
     assert_eq!(redact_all("n=1&x=the-token-01234"), "n=1&x=[masked]");
     assert_eq!(redact_all("n=1&x=secret-o"), "n=1&x=[masked]");
 }
@@ -138,8 +138,8 @@ proptest::proptest! {
             3 => secret.bytes().map(|byte| format!("\\u{byte:04x}")).collect(),
             _ => secret.to_uppercase(),
         };
-        let shown = redact_all(&format!("{before}{encoded}{behind}"));
-        proptest::prop_assert!(!shown.contains(&encoded), "{shown}");
+        let redacted = redact_all(&format!("{before}{encoded}{behind}"));
+        proptest::prop_assert!(!redacted.contains(&encoded), "{redacted}");
     }
 }
 
@@ -147,7 +147,7 @@ fn percent_encode(text: &str) -> String {
     text.bytes().map(|byte| format!("%{byte:02X}")).collect()
 }
 
-/// A text as programs may write it: each name says how.
+/// Encodings of a text as programs write them, each with its name.
 fn encoded_variants(text: &str) -> Vec<(&'static str, String)> {
     use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
     let each = |form: fn(u32) -> String| text.chars().map(|char| form(u32::from(char))).collect::<String>();
@@ -174,10 +174,10 @@ fn encoded_variants(text: &str) -> Vec<(&'static str, String)> {
     ]
 }
 
-/// Whether more of an encoded secret is shown than a few characters at its ends.
-fn reveals(shown: &str, encoded: &str) -> bool {
-    let few = if encoded.contains(['%', '\\', '&']) { 26 } else { 8 };
-    encoded.as_bytes().windows(few).any(|part| memmem::find(shown.as_bytes(), part).is_some())
+/// Whether more of an encoded secret is shown than a short run at its ends.
+fn reveals(redacted: &str, encoded: &str) -> bool {
+    let max_run = if encoded.contains(['%', '\\', '&']) { 26 } else { 8 };
+    encoded.as_bytes().windows(max_run).any(|part| memmem::find(redacted.as_bytes(), part).is_some())
 }
 
 #[test]
@@ -190,20 +190,23 @@ fn secret_in_any_encoding_is_masked_even_truncated() {
                 [("", ""), ("glued", "glued"), ("{\"note\":\"", "\"}"), ("a=1&b=", "&c=2")]
             {
                 if how.starts_with("base64") && before == "glued" {
-                    // Where the glued text shifts its digits it is no longer base64 of anything.
+                    // Glued text shifts the digits: this is no longer base64 of the secret.
                     continue;
                 }
                 let text = format!("{before}{encoded}{behind}");
-                let others = |tell: &mut dyn FnMut(&str)| tell(secret);
-                let shown = Redactor::new(&[&text], &[], others, &is_key).redact(&text, text.len());
-                assert!(shown.contains(MASK) && !reveals(&shown, &encoded), "{how}: {text}: {shown}");
-                // Cut off, as a body is: nothing that the caller has not seen whole decides what is shown.
-                let most = before.len() + encoded.len() / 2;
-                for end in (most..text.len()).step_by(if before.is_empty() { 2 } else { 23 }) {
+                let others = |visit: &mut dyn FnMut(&str)| visit(secret);
+                let redacted = Redactor::new(&[&text], &[], others, &is_key).redact(&text, text.len());
+                assert!(
+                    redacted.contains(MASK) && !reveals(&redacted, &encoded),
+                    "{how}: {text}: {redacted}"
+                );
+                // Truncated as a captured body is, at every position.
+                let max_bytes = before.len() + encoded.len() / 2;
+                for end in (max_bytes..text.len()).step_by(if before.is_empty() { 2 } else { 23 }) {
                     let cut = &text[..end];
-                    let others = |tell: &mut dyn FnMut(&str)| tell(secret);
-                    let shown = Redactor::new(&[cut], &[], others, &is_key).redact(cut, most);
-                    assert!(!reveals(&shown, &encoded), "{how}: {cut}: {shown}");
+                    let others = |visit: &mut dyn FnMut(&str)| visit(secret);
+                    let redacted = Redactor::new(&[cut], &[], others, &is_key).redact(cut, max_bytes);
+                    assert!(!reveals(&redacted, &encoded), "{how}: {cut}: {redacted}");
                 }
             }
         }
@@ -218,17 +221,17 @@ fn redaction_beyond_its_budget_is_abandoned() {
     let many: Vec<_> = many.iter().map(String::as_str).collect();
     assert!(
         Redactor::new(&["text"], &many, others, &is_key).is_budget_exhausted(),
-        "more secrets than any caller has"
+        "more secrets than one client presents"
     );
     assert!(!Redactor::new(&["text"], &many[1..], others, &is_key).is_budget_exhausted());
-    // The same one often is one.
+    // Duplicates count once.
     assert!(!Redactor::new(&["text"], &["key-000000"; 2000], others, &is_key).is_budget_exhausted());
     let text =
-        format!("{} ", base64::prelude::BASE64_STANDARD.encode("only a few words, often")).repeat(1500);
+        format!("{} ", base64::prelude::BASE64_STANDARD.encode("harmless words, repeated")).repeat(1500);
     let secrets = Redactor::new(&[&text], &many[1..], others, &is_key);
     secrets.redact(&text, text.len());
     assert!(secrets.is_budget_exhausted());
-    let others = |tell: &mut dyn FnMut(&str)| (0..400_000).for_each(|_| tell("secret-of-an-agent"));
+    let others = |visit: &mut dyn FnMut(&str)| (0..400_000).for_each(|_| visit("secret-of-an-agent"));
     assert!(Redactor::new(&["text"], &[], others, &is_key).is_budget_exhausted(), "too many agents");
 }
 

@@ -1,11 +1,12 @@
-//! Bounds the work of one redaction. It is counted, not timed: where it ends does not depend on how busy the machine is.
+//! Bounds the work of one redaction. The work is counted, not timed, so that the result does not depend on the load
+//! of the machine.
 
 use std::cell::Cell;
 
-/// About so many nanoseconds of work are done for one exchange.
+/// Budget of one exchange, in estimated nanoseconds.
 const MAX_WORK_NANOS: u64 = 50_000_000;
 
-/// What is left of the work that may be done.
+/// Remaining work in nanoseconds.
 pub(super) struct WorkBudget(Cell<u64>);
 
 impl Default for WorkBudget {
@@ -15,19 +16,19 @@ impl Default for WorkBudget {
 }
 
 impl WorkBudget {
-    /// Takes off work that takes about so many nanoseconds. Whether it may be done.
+    /// Spends an estimated cost in nanoseconds; returns whether any budget is left.
     pub(super) fn spend(&self, nanoseconds: usize) -> bool {
         let left = self.0.get().saturating_sub(nanoseconds as u64);
         self.0.set(left);
         left > 0
     }
 
-    /// Leaves nothing.
+    /// Spends the whole budget.
     pub(super) fn exhaust(&self) {
         self.0.set(0);
     }
 
-    /// Whether nothing is left, and what was found may not be all.
+    /// Whether the budget is spent and the result may be incomplete.
     pub(super) fn is_exhausted(&self) -> bool {
         self.0.get() == 0
     }

@@ -1,4 +1,4 @@
-//! What was seen of one exchange, raw: text of a bounded size, wiped when it goes, that only a redacted copy is shown of.
+//! The raw capture of an exchange: bounded text, wiped on drop, shown only as a redacted copy.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,22 +12,22 @@ use crate::{
     secret::{Masked, wipe, wipe_string},
 };
 
-/// Most bytes of a body that are shown.
+/// Maximum bytes shown of a body.
 pub(super) const MAX_BODY_BYTES: usize = 4 * 1024;
-/// So much more of a body or of a query is searched, for a secret that lies across the end.
+/// Bytes captured beyond the limit of a body or query, to find a secret across the limit.
 pub(super) const OVERREAD_BYTES: usize = 1024;
-/// Most bytes that are shown of all header lines of a message, and of a query.
+/// Maximum bytes shown of a message's headers, and of a query.
 const MAX_HEADER_BYTES: usize = 8 * 1024;
-/// Shortest credential of a caller that is searched for everywhere.
+/// Minimum length of a client credential that is searched for everywhere.
 const MIN_CREDENTIAL_BYTES: usize = 6;
 
-/// One exchange. It has no `Debug`: it holds credentials.
+/// The raw capture of one exchange. No `Debug`: it contains credentials.
 ///
-/// At most 54 KiB of text are searched: the query, the lines and bodies of request and response, and those of the response
-/// that was not passed on. Each is bounded where it is taken.
+/// Redaction scans at most 54 KiB: the query, headers and bodies of request and response, and those of the refused
+/// response. Each is bounded when it is captured.
 pub(super) struct RawExchange {
     pub(super) directory: Arc<Directory>,
-    /// All of it, since any secret in it may stand elsewhere too.
+    /// The whole query: a secret in it may occur elsewhere too.
     pub(super) query: String,
     pub(super) request_headers: RawHeaders,
     pub(super) request_body: BodyExcerpt,
@@ -35,32 +35,32 @@ pub(super) struct RawExchange {
     pub(super) response_body: BodyExcerpt,
     pub(super) token_waits: Vec<(Duration, Duration)>,
     pub(super) attempts: Vec<RawAttempt>,
-    /// What the caller's `Authorization` and `X-Api-Key` say.
+    /// Values of the client's `Authorization` and `X-Api-Key`.
     pub(super) credentials: Vec<Masked>,
-    /// The tokens that it was sent with.
+    /// Tokens sent with the attempts.
     pub(super) tokens: Vec<Masked>,
 }
 
-/// One try, and how its answer began.
+/// One attempt and the start of its response.
 pub(super) struct RawAttempt {
     pub(super) summary: AttemptDetail,
     pub(super) headers: RawHeaders,
     pub(super) body: BodyExcerpt,
 }
 
-/// The header lines of a message, as far as they are shown.
+/// The headers of a message, up to the size limit.
 #[derive(Default)]
 pub(super) struct RawHeaders(Vec<(String, String)>);
 
 impl RawHeaders {
-    /// The first ones of a message, up to the one that is too long to be shown.
-    pub(super) fn new<'a>(lines: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> Self {
-        let mut room = MAX_HEADER_BYTES;
-        let shown = lines.take_while(|(name, value)| {
-            room = room.saturating_sub(name.len() + value.len());
-            room > 0
+    /// Takes headers until one exceeds the size limit.
+    pub(super) fn new<'a>(headers: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> Self {
+        let mut remaining = MAX_HEADER_BYTES;
+        let captured = headers.take_while(|(name, value)| {
+            remaining = remaining.saturating_sub(name.len() + value.len());
+            remaining > 0
         });
-        Self(shown.map(|(name, value)| (lossy_text(name), lossy_text(value))).collect())
+        Self(captured.map(|(name, value)| (lossy_text(name), lossy_text(value))).collect())
     }
 
     fn text_bytes(&self) -> usize {
@@ -77,7 +77,7 @@ impl Drop for RawHeaders {
     }
 }
 
-/// The beginning of a body.
+/// The start of a body.
 #[derive(Default)]
 pub(super) struct BodyExcerpt {
     bytes: Vec<u8>,
@@ -91,17 +91,17 @@ impl Drop for BodyExcerpt {
 }
 
 impl BodyExcerpt {
-    pub(super) fn push(&mut self, piece: &[u8]) {
+    pub(super) fn push(&mut self, chunk: &[u8]) {
         if self.bytes.capacity() == 0 {
-            // At once: memory that it outgrows would not be wiped.
+            // Allocated once: memory freed by growth would not be wiped.
             self.bytes.reserve_exact(MAX_BODY_BYTES + OVERREAD_BYTES);
         }
-        let room = (MAX_BODY_BYTES + OVERREAD_BYTES).saturating_sub(self.bytes.len());
-        self.bytes.extend_from_slice(&piece[..piece.len().min(room)]);
-        self.truncated |= piece.len() > room;
+        let free_bytes = (MAX_BODY_BYTES + OVERREAD_BYTES).saturating_sub(self.bytes.len());
+        self.bytes.extend_from_slice(&chunk[..chunk.len().min(free_bytes)]);
+        self.truncated |= chunk.len() > free_bytes;
     }
 
-    /// What of it is text, and whether something else follows.
+    /// The text at the start of the body, and whether binary data follows.
     fn text(&self) -> (&str, bool) {
         let (text, binary) = match str::from_utf8(&self.bytes) {
             Ok(text) => (text, false),
@@ -110,8 +110,8 @@ impl BodyExcerpt {
                 (valid, error.error_len().is_some() || !self.truncated)
             }
         };
-        let is_odd = |it: char| it.is_control() && !matches!(it, '\t' | '\r' | '\n');
-        text.find(is_odd).map_or((text, binary), |at| (&text[..at], true))
+        let is_binary = |c: char| c.is_control() && !matches!(c, '\t' | '\r' | '\n');
+        text.find(is_binary).map_or((text, binary), |at| (&text[..at], true))
     }
 }
 
@@ -122,102 +122,110 @@ impl Drop for RawExchange {
 }
 
 impl RawExchange {
-    /// About how much memory it takes.
+    /// Estimated memory in bytes.
     pub(super) fn memory_bytes(&self) -> usize {
         let credentials =
-            self.credentials.iter().chain(&self.tokens).map(|it| it.expose().len()).sum::<usize>();
+            self.credentials.iter().chain(&self.tokens).map(|secret| secret.expose().len()).sum::<usize>();
         let messages =
             [(&self.request_headers, &self.request_body), (&self.response_headers, &self.response_body)];
-        let tried = self.attempts.iter().map(|sent| (&sent.headers, &sent.body));
-        let texts = messages.into_iter().chain(tried);
-        let texts = texts.map(|(lines, body)| lines.text_bytes() + body.bytes.capacity()).sum::<usize>();
+        let attempts = self.attempts.iter().map(|attempt| (&attempt.headers, &attempt.body));
+        let texts = messages.into_iter().chain(attempts);
+        let texts = texts.map(|(headers, body)| headers.text_bytes() + body.bytes.capacity()).sum::<usize>();
         size_of::<Self>() + self.query.len() + credentials + texts
     }
 
-    /// What was seen, without anything secret; `None` where it would take too long to be sure.
+    /// Redacts the capture; `None` if the work budget is exhausted.
     pub(super) fn redact(self) -> Option<ExchangeDetail> {
-        let shown = self.decoded_credentials();
-        let own: Vec<_> = shown.iter().chain(&self.tokens).map(Masked::expose).collect();
+        let presented = self.decoded_credentials();
+        let own_secrets: Vec<_> = presented.iter().chain(&self.tokens).map(Masked::expose).collect();
         let is_key = |word: &str| self.directory.client_by_key(word).is_some();
-        let secrets =
-            Redactor::new(&self.searched_texts(), &own, |tell| self.directory.for_each_secret(tell), &is_key);
-        let tries = self.attempts.iter().enumerate().map(|(nth, sent)| {
-            let refused =
-                (nth < self.forwarded_index()).then(|| redact_message(&secrets, &sent.headers, &sent.body));
-            AttemptDetail { refused_response: refused, ..sent.summary.clone() }
+        let redactor = Redactor::new(
+            &self.searched_texts(),
+            &own_secrets,
+            |visit| self.directory.for_each_secret(visit),
+            &is_key,
+        );
+        let attempts = self.attempts.iter().enumerate().map(|(nth, attempt)| {
+            let refused_response = (nth < self.forwarded_index())
+                .then(|| redact_message(&redactor, &attempt.headers, &attempt.body));
+            AttemptDetail { refused_response, ..attempt.summary.clone() }
         });
         let detail = ExchangeDetail {
-            query: secrets.redact(&Zeroizing::new(redact_query(self.query_prefix())), MAX_HEADER_BYTES),
-            request: redact_message(&secrets, &self.request_headers, &self.request_body),
-            response: redact_message(&secrets, &self.response_headers, &self.response_body),
-            attempts: tries.collect(),
+            query: redactor.redact(&Zeroizing::new(redact_query(self.query_prefix())), MAX_HEADER_BYTES),
+            request: redact_message(&redactor, &self.request_headers, &self.request_body),
+            response: redact_message(&redactor, &self.response_headers, &self.response_body),
+            attempts: attempts.collect(),
             token_waits: self.token_waits.clone(),
         };
-        (!secrets.is_budget_exhausted()).then_some(detail)
+        (!redactor.is_budget_exhausted()).then_some(detail)
     }
 
-    /// As much of the query as is searched.
+    /// The part of the query that is searched.
     fn query_prefix(&self) -> &str {
         &self.query[..self.query.floor_char_boundary(MAX_HEADER_BYTES + OVERREAD_BYTES)]
     }
 
-    /// The number of the try whose answer the caller got.
+    /// Index of the attempt whose response was forwarded.
     fn forwarded_index(&self) -> usize {
         self.attempts.len().saturating_sub(1)
     }
 
-    /// All that may be shown.
+    /// All texts that may be shown.
     fn searched_texts(&self) -> Vec<&str> {
-        let tried = self.attempts.iter().take(self.forwarded_index()).map(|sent| (&sent.headers, &sent.body));
+        let attempts = self
+            .attempts
+            .iter()
+            .take(self.forwarded_index())
+            .map(|attempt| (&attempt.headers, &attempt.body));
         let messages =
             [(&self.request_headers, &self.request_body), (&self.response_headers, &self.response_body)];
         let mut texts = vec![self.query_prefix()];
-        for (lines, body) in messages.into_iter().chain(tried) {
-            texts.extend(lines.0.iter().flat_map(|(name, value)| [&**name, value]));
+        for (headers, body) in messages.into_iter().chain(attempts) {
+            texts.extend(headers.0.iter().flat_map(|(name, value)| [&**name, value]));
             texts.push(body.text().0);
         }
         texts
     }
 
-    /// What the caller shows of itself, whether it was right or not: keys, passes and the like, as they are and as they were
-    /// written.
+    /// Credentials presented by the client, valid or not: as received and decoded.
     fn decoded_credentials(&self) -> Vec<Masked> {
-        let mut shown = Vec::new();
+        let mut credentials = Vec::new();
         for value in &self.credentials {
             let value = value.expose().trim();
-            let bare = value.split_once(' ').map_or(value, |(_, rest)| rest.trim());
-            let pair = BASE64_STANDARD.decode(bare).ok().and_then(|pair| String::from_utf8(pair).ok());
+            let without_scheme = value.split_once(' ').map_or(value, |(_, rest)| rest.trim());
+            let pair =
+                BASE64_STANDARD.decode(without_scheme).ok().and_then(|pair| String::from_utf8(pair).ok());
             let pair = pair.map(Zeroizing::new);
             let password =
                 pair.as_deref().and_then(|pair| pair.split_once(':')).map(|(_, password)| password);
-            shown.extend(password.map(Masked::new));
-            shown.push(Masked::new(bare));
+            credentials.extend(password.map(Masked::new));
+            credentials.push(Masked::new(without_scheme));
         }
-        shown.extend(secret_param_values(&self.query).map(Masked::new));
-        // What is shorter is part of too much else; it is masked where it stood.
-        shown.retain(|shown| shown.expose().len() >= MIN_CREDENTIAL_BYTES);
-        shown
+        credentials.extend(secret_param_values(&self.query).map(Masked::new));
+        // Shorter ones occur in too many other texts; they are masked in their own place.
+        credentials.retain(|credential| credential.expose().len() >= MIN_CREDENTIAL_BYTES);
+        credentials
     }
 }
 
-/// A message as it may be shown.
-fn redact_message(secrets: &Redactor<'_>, lines: &RawHeaders, body: &BodyExcerpt) -> CapturedMessage {
-    let shown = lines.0.iter().map(|(name, value)| {
+/// A redacted message.
+fn redact_message(redactor: &Redactor<'_>, headers: &RawHeaders, body: &BodyExcerpt) -> CapturedMessage {
+    let redacted_headers = headers.0.iter().map(|(name, value)| {
         let value =
-            if is_secret_name(name) { MASK.to_owned() } else { secrets.redact(value, MAX_HEADER_BYTES) };
-        (secrets.redact(name, MAX_HEADER_BYTES), value)
+            if is_secret_name(name) { MASK.to_owned() } else { redactor.redact(value, MAX_HEADER_BYTES) };
+        (redactor.redact(name, MAX_HEADER_BYTES), value)
     });
     let (text, binary) = body.text();
-    // Behind the end of a text that was cut off a secret may go on which nobody has seen.
-    let most = if body.truncated && !binary {
+    // A secret may continue beyond the end of a truncated text.
+    let max_bytes = if body.truncated && !binary {
         text.len().saturating_sub(OVERREAD_BYTES).min(MAX_BODY_BYTES)
     } else {
         MAX_BODY_BYTES
     };
     CapturedMessage {
-        headers: shown.collect(),
-        body: secrets.redact(text, most),
-        truncated: body.truncated || text.len() > most,
+        headers: redacted_headers.collect(),
+        body: redactor.redact(text, max_bytes),
+        truncated: body.truncated || text.len() > max_bytes,
         binary,
     }
 }
@@ -230,9 +238,9 @@ fn lossy_text(bytes: &[u8]) -> String {
 mod tests {
     use super::*;
 
-    fn excerpt(pieces: &[&[u8]]) -> BodyExcerpt {
+    fn excerpt(chunks: &[&[u8]]) -> BodyExcerpt {
         let mut excerpt = BodyExcerpt::default();
-        pieces.iter().for_each(|piece| excerpt.push(piece));
+        chunks.iter().for_each(|chunk| excerpt.push(chunk));
         excerpt
     }
 
@@ -261,8 +269,9 @@ mod tests {
     #[test]
     fn headers_stop_at_first_that_does_not_fit() {
         let long = "x".repeat(MAX_HEADER_BYTES);
-        let lines = [("a", "1"), ("b", &long), ("c", "2")];
-        let lines = RawHeaders::new(lines.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())));
-        assert_eq!(lines.0, [("a".to_owned(), "1".to_owned())]);
+        let headers = [("a", "1"), ("b", &long), ("c", "2")];
+        let headers =
+            RawHeaders::new(headers.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())));
+        assert_eq!(headers.0, [("a".to_owned(), "1".to_owned())]);
     }
 }

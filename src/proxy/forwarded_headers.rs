@@ -1,0 +1,57 @@
+//! The headers that a response starts with: the upstream's without hop-by-hop headers and token, or the proxy's own.
+
+use bytes::BufMut;
+use memchr::memmem;
+
+use crate::{
+    http1::headers::{HeaderBlock, Headers},
+    tokens::Token,
+};
+
+/// Headers of a response whose body the proxy generates.
+pub(super) fn local_headers() -> HeaderBlock {
+    let mut headers = HeaderBlock::default();
+    headers.append(b"content-type", b"application/json; charset=UTF-8");
+    headers
+}
+
+/// The upstream's end-to-end headers without the token: a redirect may contain the request's URL.
+pub(super) fn forwarded_headers(headers: &Headers, token: Option<&Token>) -> HeaderBlock {
+    let mut forwarded = HeaderBlock::default();
+    let token = token.map(|token| token.value.expose().as_bytes());
+    if let Some(encoded) = headers.encoded_for_client(token.map_or(usize::MAX, <[u8]>::len)) {
+        forwarded.buffer_mut().put_slice(encoded);
+        return forwarded;
+    }
+    for header in headers.forwarded_to_client() {
+        match token {
+            Some(token) if header.value.len() >= token.len() => {
+                forwarded.append(header.name, &remove_token(token, header.value));
+            }
+            _ => forwarded.append(header.name, header.value),
+        }
+    }
+    forwarded
+}
+
+/// Removes every occurrence of `token`.
+fn remove_token(token: &[u8], text: &[u8]) -> Vec<u8> {
+    let (mut result, mut rest) = (Vec::new(), text);
+    while let Some(position) = memmem::find(rest, token) {
+        result.extend_from_slice(&rest[..position]);
+        rest = &rest[position + token.len()..];
+    }
+    result.extend_from_slice(rest);
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn remove_token_removes_every_occurrence() {
+        assert_eq!(remove_token(b"T0k", b"/a?access_token=T0k&b=T0k"), b"/a?access_token=&b=");
+        assert_eq!(remove_token(b"T0k", b"T0"), b"T0");
+    }
+}
