@@ -73,7 +73,10 @@ async fn agent_list_shows_no_secrets_or_tokens() {
     assert_eq!((&hr["last_renewal"]["ok"], &hr["last_renewal"]["reason"]), (&json!(true), &json!("first")));
     assert_eq!(hr["failing"], Value::Null);
     let lifetime = hr["token"]["expires_at"].as_u64().zip(hr["token"]["first_seen"].as_u64());
-    assert!(lifetime.is_some_and(|(expires, seen)| expires - seen <= 7200 && expires > seen), "{hr}");
+    assert!(
+        lifetime.is_some_and(|(expires, first_seen)| expires - first_seen <= 7200 && expires > first_seen),
+        "{hr}"
+    );
     let ops = &agents[1];
     assert_eq!((&ops["token"]["state"], &ops["last_renewal"]["ok"]), (&json!("none"), &json!(false)));
     assert!(ops["failing"].as_str().is_some_and(|text| text.contains("40001")), "{ops}");
@@ -223,7 +226,7 @@ async fn admin_key_leaves_only_health_checks_open() {
             // One header per challenge: browsers read only the first challenge of a header.
             assert_eq!(challenges, ["Basic", "Bearer"]);
             assert!(!response.text().contains("corpid"));
-            // The message tells a wrong key from a missing one.
+            // The message distinguishes a wrong key from a missing one.
             assert_eq!(
                 response.text().contains("is not the listener's key"),
                 invalid.is_some(),

@@ -171,8 +171,8 @@ async fn admin_actions_need_the_key_when_configured() {
     }
     for path in [REFRESH, "/api/reload"] {
         assert_eq!(post_action(&proxy, path, &[JSON]).await.status, StatusCode::UNAUTHORIZED, "{path}");
-        let foreign = [("authorization", &*bearer), JSON, ("sec-fetch-site", "cross-site")];
-        assert_eq!(post_action(&proxy, path, &foreign).await.status, StatusCode::FORBIDDEN, "{path}");
+        let cross_site = [("authorization", &*bearer), JSON, ("sec-fetch-site", "cross-site")];
+        assert_eq!(post_action(&proxy, path, &cross_site).await.status, StatusCode::FORBIDDEN, "{path}");
         assert_eq!(
             post_action(&proxy, path, &[("authorization", &*bearer), JSON]).await.status,
             StatusCode::OK,

@@ -93,17 +93,17 @@ async fn duplicate_credential_header_is_refused() {
 #[tokio::test]
 async fn missing_or_wrong_key_gets_www_authenticate() {
     let proxy = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
-    let almost = format!("{}0", bearer_header("billing"));
-    let bare = client_key("billing");
-    let wrong = basic_header("billing", "not-the-key");
+    let longer_key = format!("{}0", bearer_header("billing"));
+    let raw_key = client_key("billing");
+    let basic = basic_header("billing", "not-the-key");
     for headers in [
         &[][..],
-        &[("authorization", almost.as_str())],
+        &[("authorization", longer_key.as_str())],
         &[("authorization", "Bearer ")],
-        &[("authorization", bare.as_str())],
+        &[("authorization", raw_key.as_str())],
         &[("authorization", "Digest username=x")],
         &[("authorization", "Basic %%%")],
-        &[("authorization", wrong.as_str())],
+        &[("authorization", basic.as_str())],
         &[("x-api-key", "")],
         &[("x-api-key", "KEY-OF-BILLING-0000000000")],
     ] {

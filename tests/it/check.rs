@@ -140,8 +140,12 @@ async fn untrusted_ip_is_reported_as_wecom_sees_it() {
     let setup = CheckSetup::start().await;
     setup.wecom.inject(Fault::errcode(60020).on_path(AGENT_GET).for_agent("hr")).expect("a fault");
     let output = setup.check_online().await;
-    let sees = "WeCom sees this machine as 127.0.0.1.";
-    assert_output(&output, 1, &["hr, agent/get: errcode 60020", sees, "Company's Trusted IP", "企业可信IP"]);
+    let seen_as = "WeCom sees this machine as 127.0.0.1.";
+    assert_output(
+        &output,
+        1,
+        &["hr, agent/get: errcode 60020", seen_as, "Company's Trusted IP", "企业可信IP"],
+    );
 }
 
 #[tokio::test]

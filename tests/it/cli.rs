@@ -47,8 +47,8 @@ async fn demo_prints_three_working_curl_commands() {
     demo.out.wait_for_line("Ctrl-C").await;
     demo.err.wait_for_line("ready listen=").await;
     let stdout = demo.out.text();
-    let lines: Vec<_> = stdout.lines().filter(|line| line.starts_with("curl ")).collect();
-    assert_eq!(lines.len(), 3, "{stdout}");
+    let command_lines: Vec<_> = stdout.lines().filter(|line| line.starts_with("curl ")).collect();
+    assert_eq!(command_lines.len(), 3, "{stdout}");
     // The link to the dashboard works.
     let dashboard = stdout.lines().find(|line| line.starts_with("What the proxy did")).expect("a line");
     let (_, link) = dashboard.split_once(": ").expect("a link");
@@ -61,16 +61,16 @@ async fn demo_prints_three_working_curl_commands() {
         assert_eq!(output.status, 0, "{line}: {}", output.err);
         output.out
     };
-    let first: serde_json::Value = serde_json::from_str(&run_line(lines[0]).await).expect("JSON");
+    let first: serde_json::Value = serde_json::from_str(&run_line(command_lines[0]).await).expect("JSON");
     assert_eq!((&first["errcode"], &first["userid"]), (&0.into(), &"zhangsan".into()), "{first}");
-    let second: serde_json::Value = serde_json::from_str(&run_line(lines[1]).await).expect("JSON");
+    let second: serde_json::Value = serde_json::from_str(&run_line(command_lines[1]).await).expect("JSON");
     assert_eq!(second["errcode"], 0, "{second}");
-    let third = run_line(lines[2]).await.to_lowercase();
+    let third = run_line(command_lines[2]).await.to_lowercase();
     assert!(third.contains("http/1.1 200") && third.contains("x-wecom-retried: 40014"), "{third}");
     assert!(third.contains("\"errcode\":0") && third.contains("zhangsan"), "{third}");
 
     let control =
-        lines[2].split('\'').nth(1).and_then(|url| url.split("/control").next()).expect("an address");
+        command_lines[2].split('\'').nth(1).and_then(|url| url.split("/control").next()).expect("an address");
     let messages = curl(&[&format!("{control}/control/messages")]).await;
     assert!(messages.contains("你好"), "{messages}");
     let output = demo.stop().await;
@@ -140,9 +140,9 @@ async fn invalid_config_is_refused_with_file_line_and_key() {
         ("[server]\ntls = { cert = \"a.pem\", key = \"b.pem\" }\n", "proxy.toml:2", "server.tls.cert"),
         ("[server]\nlisten = \"0.0.0.0:0\"\n", "proxy.toml:2", "server.listen"),
     ];
-    for (bad, location, key) in cases {
-        let good = "[agents.hr]\ncorpid = \"ww1\"\nsecret = \"a-plain-secret\"\n";
-        let (_dir, path) = write_config_file(&format!("{bad}{good}"));
+    for (section, location, key) in cases {
+        let agent = "[agents.hr]\ncorpid = \"ww1\"\nsecret = \"a-plain-secret\"\n";
+        let (_dir, path) = write_config_file(&format!("{section}{agent}"));
         for command in ["serve", "check"] {
             let output = run_wecom_proxy(&[command, "--config", path_text(&path)]).await;
             assert_exit(&output, 2, &["wecom-proxy: ", location, key]);
@@ -157,7 +157,7 @@ async fn invalid_config_is_refused_with_file_line_and_key() {
 
 #[tokio::test]
 async fn invalid_command_line_is_refused() {
-    let lines: &[&[&str]] = &[
+    let command_lines: &[&[&str]] = &[
         &["dance"],
         &["--confg", "a"],
         &["completions", "dos"],
@@ -166,7 +166,7 @@ async fn invalid_command_line_is_refused() {
         &["simulator", "--token-lifetime", "soon"],
         &["serve", "--config"],
     ];
-    for arguments in lines {
+    for arguments in command_lines {
         let output = run_wecom_proxy(arguments).await;
         assert_eq!((output.status, &*output.out), (2, ""), "{arguments:?}: {}", output.err);
         assert!(!output.err.is_empty(), "{arguments:?}");
@@ -213,8 +213,8 @@ async fn demo_with_its_ports_in_use_takes_others() {
     let address = demo.address().await;
     demo.out.wait_for_line("Ctrl-C").await;
     let stdout = demo.out.text();
-    let moved = format!("Port 8080 is taken, so the proxy is on {address} instead.\n");
-    assert!(stdout.starts_with(&moved), "{stdout}");
+    let notice = format!("Port 8080 is taken, so the proxy is on {address} instead.\n");
+    assert!(stdout.starts_with(&notice), "{stdout}");
     assert!(
         stdout.contains("Port 8082 is taken, so the simulator's control address is on 127.0.0.1:"),
         "{stdout}"
@@ -301,14 +301,14 @@ async fn config_path_is_taken_from_options_or_environment() {
     let (_dir, path) = write_config_file(MINIMAL_CONFIG);
     let (_other_dir, other) = write_config_file("[server]\nlissten = 1\n");
     let path = path_text(&path);
-    let lines: &[(&[&str], &str)] = &[
+    let command_lines: &[(&[&str], &str)] = &[
         (&["check", "--config", path], ""),
         (&["--config", path, "check"], ""),
         (&["check"], path),
         (&["check", "--config", path], path_text(&other)),
         (&["--config", path, "check"], path_text(&other)),
     ];
-    for (arguments, variable) in lines {
+    for (arguments, variable) in command_lines {
         let mut command = wecom_proxy(arguments);
         command.env("WECOM_HR_SECRET", "a-secret");
         if !variable.is_empty() {

@@ -51,17 +51,18 @@ async fn wait_for_close(client: &TestClient) {
 
 #[tokio::test]
 async fn client_ca_that_loses_an_authority_closes_its_clients() {
-    let (server, kept, lost) = (Authority::new(), Authority::new(), Authority::new());
-    let proxy = TestProxy::start_with_config(&config(&mutual_tls_line(&server, &[&kept, &lost]))).await;
-    let (kept_client, lost_client) = (kept.issue_client("kept"), lost.issue_client("lost"));
-    let stay = connect_both(&proxy, &server, Some(&kept_client)).await;
-    let idle = connect_both(&proxy, &server, Some(&lost_client)).await;
-    let [mut busy1, mut busy2] = connect_both(&proxy, &server, Some(&lost_client)).await;
+    let (server, retained, removed) = (Authority::new(), Authority::new(), Authority::new());
+    let proxy =
+        TestProxy::start_with_config(&config(&mutual_tls_line(&server, &[&retained, &removed]))).await;
+    let (retained_client, removed_client) = (retained.issue_client("kept"), removed.issue_client("lost"));
+    let kept_connections = connect_both(&proxy, &server, Some(&retained_client)).await;
+    let idle_connections = connect_both(&proxy, &server, Some(&removed_client)).await;
+    let [mut busy1, mut busy2] = connect_both(&proxy, &server, Some(&removed_client)).await;
 
     // A reload that changes only the server's certificate keeps all connections.
-    proxy.rewrite_config(&config(&mutual_tls_line(&server, &[&kept, &lost])));
+    proxy.rewrite_config(&config(&mutual_tls_line(&server, &[&retained, &removed])));
     proxy.app.reload().expect("a reload");
-    for client in stay.iter().chain(&idle) {
+    for client in kept_connections.iter().chain(&idle_connections) {
         assert!(!matches!(client, TestClient::Http1(sender) if sender.is_closed()));
     }
     for client in [&mut busy1, &mut busy2] {
@@ -71,9 +72,9 @@ async fn client_ca_that_loses_an_authority_closes_its_clients() {
     proxy.wecom.inject(Fault::hold().on_path("/cgi-bin/user/get")).expect("a fault");
     let during = async {
         proxy.wecom.wait_until(|observed| observed.in_flight() == 2).await.expect("two requests");
-        proxy.rewrite_config(&config(&mutual_tls_line(&server, &[&kept])));
+        proxy.rewrite_config(&config(&mutual_tls_line(&server, &[&retained])));
         proxy.app.reload().expect("a reload");
-        for client in &idle {
+        for client in &idle_connections {
             wait_for_close(client).await;
         }
         proxy.wecom.release_held();
@@ -83,11 +84,11 @@ async fn client_ca_that_loses_an_authority_closes_its_clients() {
     two.assert_ok();
     wait_for_close(&busy1).await;
     wait_for_close(&busy2).await;
-    for mut client in stay {
+    for mut client in kept_connections {
         client.get(USER_GET).await.assert_ok();
     }
     let sent = proxy.forwarded_count();
-    let again = server.connect_tls(proxy.address(), &["http/1.1"], Some(&lost_client)).await;
+    let again = server.connect_tls(proxy.address(), &["http/1.1"], Some(&removed_client)).await;
     if let Ok(stream) = again {
         let request = Request::get(format!("/hr{USER_GET}")).body(Default::default()).expect("a request");
         assert!(TestClient::http1_over(stream).await.send(request).await.is_err());
@@ -122,7 +123,7 @@ async fn new_client_ca_closes_clients_without_a_certificate() {
 async fn new_client_ca_closes_plain_connections_after_their_request() {
     let (server, clients) = (Authority::new(), Authority::new());
     let proxy = TestProxy::start_with_config(OPEN_CONFIG).await;
-    let idle = TestClient::connect_http1(proxy.address()).await;
+    let idle_connections = TestClient::connect_http1(proxy.address()).await;
     let mut busy = RawConnection::connect(proxy.address()).await;
     let call = format!("GET /hr{USER_GET} HTTP/1.1\r\nHost: x\r\n\r\n");
     proxy.wecom.inject(Fault::hold().on_path("/cgi-bin/user/get").times(1)).expect("a fault");
@@ -131,7 +132,7 @@ async fn new_client_ca_closes_plain_connections_after_their_request() {
     proxy.wecom.wait_until(|observed| observed.in_flight() == 1).await.expect("a request");
     proxy.rewrite_config(&config(&mutual_tls_line(&server, &[&clients])));
     proxy.app.reload().expect("a reload");
-    wait_for_close(&idle).await;
+    wait_for_close(&idle_connections).await;
     proxy.wecom.release_held();
     let (rest, _) = busy.read_to_end().await;
     let rest = String::from_utf8_lossy(&rest).into_owned();

@@ -9,8 +9,8 @@ use crate::{
 };
 
 fn percent_encode(text: &str, times: usize) -> String {
-    let once: String = text.bytes().map(|byte| format!("%{byte:02X}")).collect();
-    (1..times).fold(once, |text, _| text.replace('%', "%25"))
+    let encoded: String = text.bytes().map(|byte| format!("%{byte:02X}")).collect();
+    (1..times).fold(encoded, |text, _| text.replace('%', "%25"))
 }
 
 /// Sends a request over HTTP/1.1, with new and with cached headers, and over HTTP/2.

@@ -102,8 +102,8 @@ async fn curl_over_tls_is_served() {
     // The same over the Unix socket, with the certificate's host name.
     let socket = proxy.dir.path().join("proxy.sock").display().to_string();
     assert_ok(&curl(&["--unix-socket", &socket, "--cacert", &ca, "-H", &api_key(), &user_get]).await);
-    let distrusted = curl_outcome(&["-H", &api_key(), &user_get]).await;
-    assert_ne!(distrusted.status, 0, "{}", distrusted.out);
+    let output = curl_outcome(&["-H", &api_key(), &user_get]).await;
+    assert_ne!(output.status, 0, "{}", output.out);
 }
 
 #[tokio::test]
@@ -120,7 +120,7 @@ async fn curl_over_a_unix_socket_is_served() {
 async fn curl_uploads_of_each_kind_arrive_intact() {
     let proxy = start_proxy().await;
     let file = proxy.dir.path().join("body");
-    let body: Vec<u8> = (0..3 << 20).map(|at: u32| (at % 253) as u8).collect();
+    let body: Vec<u8> = (0..3 << 20).map(|index: u32| (index % 253) as u8).collect();
     fs::write(&file, &body).expect("a file");
     let data = format!("@{}", file.display());
     let (echo, path) = (url(&proxy, ECHO), file.display().to_string());
@@ -174,7 +174,7 @@ async fn curl_expecting_100_continue_gets_it_in_time() {
 async fn curl_file_upload_downloads_again_by_range() {
     let proxy = start_proxy().await;
     let path = |name: &str| proxy.dir.path().join(name).display().to_string();
-    let content: Vec<u8> = (0..1 << 20).map(|at: u32| (at % 249) as u8).collect();
+    let content: Vec<u8> = (0..1 << 20).map(|index: u32| (index % 249) as u8).collect();
     fs::write(path("out"), &content).expect("a file");
     let upload = url(&proxy, "/cgi-bin/media/upload?type=file");
     let response = curl(&["-H", &api_key(), "-F", &format!("media=@{}", path("out")), &upload]).await;

@@ -374,9 +374,9 @@ async fn dashboard_with_key_works_in_chinese_on_small_screens() {
     browser.click("#requests tbody tr:nth-child(2) button").await;
     browser.screenshot("narrow-exchange").await;
     assert_eq!(browser.eval(width).await, 360);
-    let inside =
+    let fits =
         "document.querySelector('#exchange').scrollWidth <= document.querySelector('#exchange').clientWidth";
-    assert_eq!(browser.eval(inside).await, true);
+    assert_eq!(browser.eval(fits).await, true);
     browser.press("Escape").await;
     browser.click("#language").await;
     browser.wait_for("document.querySelector('#agents-title').innerText === 'Agents'").await;
@@ -448,8 +448,8 @@ async fn dashboard_sends_security_headers_and_loads_nothing_external() {
         assert!(policy.contains(rule), "{policy}");
     }
     assert!(!policy.contains("unsafe"), "{policy}");
-    let guards = ["x-content-type-options", "referrer-policy"].map(|name| page.header(name));
-    assert_eq!(guards, ["nosniff", "no-referrer"]);
+    let security_headers = ["x-content-type-options", "referrer-policy"].map(|name| page.header(name));
+    assert_eq!(security_headers, ["nosniff", "no-referrer"]);
     assert_eq!(send(Request::get("/").header("host", "rebind.example")).await.status, 403);
 
     // The allowed durations of an inspection.

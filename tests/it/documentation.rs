@@ -258,9 +258,9 @@ fn english_and_chinese_pages_match() {
         let ((headings, blocks), (other_headings, other_blocks)) = (parse_page(english), parse_page(chinese));
         assert_eq!(headings, other_headings);
         assert_eq!(blocks, other_blocks);
-        let count = |page: &str, mark: &str| page.lines().filter(|line| line.starts_with(mark)).count();
-        for mark in ["| ", "- "] {
-            assert_eq!(count(english, mark), count(chinese, mark), "{mark}");
+        let count = |page: &str, prefix: &str| page.lines().filter(|line| line.starts_with(prefix)).count();
+        for prefix in ["| ", "- "] {
+            assert_eq!(count(english, prefix), count(chinese, prefix), "{prefix}");
         }
         for Block { language, kind, .. } in blocks {
             let known = match language.as_str() {

@@ -136,8 +136,8 @@ async fn real_secret_needs_accept_secret_in_a_closed_proxy() {
 
 #[tokio::test]
 async fn agents_with_the_same_secret_are_told_apart_by_prefix() {
-    let again = format!("{{agents}}\n[agents.twin]\ncorpid = \"{CORPID}\"\nsecret = \"{HR_SECRET}\"\n");
-    let proxy = TestProxy::start_with_config(&OPEN_CONFIG.replace("{agents}", &again)).await;
+    let agents = format!("{{agents}}\n[agents.twin]\ncorpid = \"{CORPID}\"\nsecret = \"{HR_SECRET}\"\n");
+    let proxy = TestProxy::start_with_config(&OPEN_CONFIG.replace("{agents}", &agents)).await;
     for agent in ["hr", "twin"] {
         let response = send_get(&proxy, format!("/{agent}{}", gettoken_target(HR_SECRET))).await;
         pass_from_response(&response);
@@ -192,14 +192,14 @@ async fn corpid_selects_the_agent() {
         &CONFIG_WITH_CLIENTS.replace("{agents}", &format!("{{agents}}\n{OTHER_CORP_AGENT}")),
     )
     .await;
-    let far = format!("/cgi-bin/gettoken?corpid=wwfedcba0987654321&corpsecret={}", client_key("crm"));
-    let response = send_get(&proxy, &far).await;
+    let target = format!("/cgi-bin/gettoken?corpid=wwfedcba0987654321&corpsecret={}", client_key("crm"));
+    let response = send_get(&proxy, &target).await;
     pass_from_response(&response);
     assert_eq!(response.header("x-wecom-agent"), "far");
-    assert_refused(&send_get(&proxy, format!("/hr{far}")).await, 40013);
+    assert_refused(&send_get(&proxy, format!("/hr{target}")).await, 40013);
     assert_refused(&send_get(&proxy, format!("/far{}", gettoken_target(&client_key("crm")))).await, 40013);
     // A corpid of which the client may use no agent looks like an unknown one.
-    assert_refused(&send_get(&proxy, far.replace("crm", "billing")).await, 40013);
+    assert_refused(&send_get(&proxy, target.replace("crm", "billing")).await, 40013);
 }
 
 #[tokio::test]

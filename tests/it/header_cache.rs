@@ -113,12 +113,12 @@ impl RandomRequest {
         let length = value("content-length").map_or(0, |length| length.parse().expect("a number"));
         let bytes = if self.first_line.starts_with("HEAD ") { 0 } else { length };
         let body = String::from_utf8(connection.read_exact(bytes).await).expect("text");
-        let is_same = |line: &&str| {
+        let is_stable = |line: &&str| {
             !["x-request-id:", "server-timing:", "date:"]
                 .iter()
                 .any(|other| line.to_ascii_lowercase().starts_with(other))
         };
-        head.lines().filter(is_same).chain([&*body]).collect::<Vec<_>>().join("\n")
+        head.lines().filter(is_stable).chain([&*body]).collect::<Vec<_>>().join("\n")
     }
 }
 

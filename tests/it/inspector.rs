@@ -137,7 +137,7 @@ async fn exchange_filters_and_limit_apply() {
     get_as_client(&proxy, "crm", "/ops/cgi-bin/department/list").await;
     proxy.get(USER_GET).await;
     assert_eq!(wait_for_exchanges(&proxy, "", 4).await[0]["status"], 401, "the newest comes first");
-    for (query, many) in [
+    for (query, count) in [
         ("agent=hr", 1),
         ("agent=ops", 2),
         ("agent=", 1),
@@ -153,11 +153,11 @@ async fn exchange_filters_and_limit_apply() {
         ("limit=0", 0),
         ("limit=1000000", 4),
     ] {
-        wait_for_exchanges(&proxy, query, many).await;
+        wait_for_exchanges(&proxy, query, count).await;
     }
-    for wrong in ["status=abc", "limit=-1", "errcode=", "who=me"] {
-        let response = admin_get(&proxy, &format!("/api/requests?{wrong}")).await;
-        assert_eq!(response.status, StatusCode::BAD_REQUEST, "{wrong}");
+    for invalid in ["status=abc", "limit=-1", "errcode=", "who=me"] {
+        let response = admin_get(&proxy, &format!("/api/requests?{invalid}")).await;
+        assert_eq!(response.status, StatusCode::BAD_REQUEST, "{invalid}");
     }
 }
 
@@ -173,7 +173,7 @@ async fn exchanges_are_bounded_by_admin_recent() {
     })
     .await;
     let paths: Vec<_> =
-        wait_for_exchanges(&proxy, "", 3).await.iter().map(|it| it["path"].to_string()).collect();
+        wait_for_exchanges(&proxy, "", 3).await.iter().map(|exchange| exchange["path"].to_string()).collect();
     assert!(paths[2].ends_with("/5\""), "{paths:?}");
 
     let proxy = TestProxy::start_with_config(&OPEN_CONFIG.replace("[admin]", "[admin]\nrecent = 0")).await;
@@ -338,6 +338,20 @@ fn secret_encodings(secret: &str) -> Vec<String> {
     ]
 }
 
+/// Sends a request with `note` in its query and `secret` in a header, its body and its response.
+async fn send_secret(proxy: &TestProxy, id: &str, note: &str, secret: &str) {
+    let form = format!("--b\r\nContent-Disposition: form-data; name=\"note\"\r\n\r\n{secret}\r\n--b--\r\n");
+    let echo = serde_json::json!({ "errcode": 0, "errmsg": secret, "nested": [{ "note": secret }] });
+    let fault = Fault::response(200, "application/json", echo.to_string());
+    proxy.wecom.inject(fault.on_path("/cgi-bin/simulator/echo").times(1)).expect("a fault");
+    let in_query = percent_encoding::utf8_percent_encode(note, percent_encoding::NON_ALPHANUMERIC);
+    let request =
+        Request::post(format!("/hr/cgi-bin/simulator/echo?note={in_query}")).header("x-request-id", id);
+    let request = request.header("authorization", format!("Bearer {}", client_key("crm")));
+    let request = request.header("x-note", secret).header("content-type", "multipart/form-data; boundary=b");
+    proxy.request(request, form).await.assert_ok();
+}
+
 #[tokio::test]
 async fn captured_exchange_masks_secrets_in_any_encoding() {
     let proxy = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
@@ -363,23 +377,10 @@ async fn captured_exchange_masks_secrets_in_any_encoding() {
     for (nth, secret) in secrets.iter().enumerate() {
         for (encoding, written) in secret_encodings(secret).into_iter().enumerate() {
             let id = format!("{nth}-{encoding}");
-            let form =
-                format!("--b\r\nContent-Disposition: form-data; name=\"note\"\r\n\r\n{written}\r\n--b--\r\n");
-            let echo =
-                serde_json::json!({ "errcode": 0, "errmsg": written, "nested": [{ "note": written }] });
-            let fault = Fault::response(200, "application/json", echo.to_string());
-            proxy.wecom.inject(fault.on_path("/cgi-bin/simulator/echo").times(1)).expect("a fault");
             // The request would be refused with the pass or the client's own key in its query.
             let is_credential = [pass.as_str(), Some(&*crm)].contains(&Some(&**secret));
             let note = if is_credential { "access_token=x" } else { &written };
-            let in_query = percent_encoding::utf8_percent_encode(note, percent_encoding::NON_ALPHANUMERIC);
-            let request = Request::post(format!("/hr/cgi-bin/simulator/echo?note={in_query}"))
-                .header("x-request-id", &id);
-            let request = request.header("authorization", format!("Bearer {crm}")).header("x-note", &written);
-            proxy
-                .request(request.header("content-type", "multipart/form-data; boundary=b"), form)
-                .await
-                .assert_ok();
+            send_secret(&proxy, &id, note, &written).await;
             let exchange = wait_for_exchanges(&proxy, &format!("id={id}"), 1).await.remove(0);
             let detail = &exchange["detail"];
             for field in [&detail["query"], &detail["request"]["body"], &detail["answer"]["body"]] {

@@ -22,10 +22,10 @@ fn split_output(output: &ExitOutput) -> (String, String) {
 
 #[tokio::test]
 async fn printed_config_accepts_only_the_printed_key() {
-    let (key, lines) = split_output(&run_wecom_proxy(&["key", "billing"]).await);
+    let (key, section) = split_output(&run_wecom_proxy(&["key", "billing"]).await);
     let (other, _) = split_output(&run_wecom_proxy(&["key", "billing"]).await);
     assert_ne!(key, other);
-    let proxy = TestProxy::start_with_config(&format!("{OPEN_CONFIG}\n{lines}")).await;
+    let proxy = TestProxy::start_with_config(&format!("{OPEN_CONFIG}\n{section}")).await;
     let text = fs::read_to_string(proxy.dir.path().join("proxy.toml")).expect("the file");
     assert!(text.contains("[clients.billing]") && !text.contains(&key));
     let with_bearer =
@@ -38,13 +38,13 @@ async fn printed_config_accepts_only_the_printed_key() {
 
 #[tokio::test]
 async fn key_and_hash_mixed_up_is_explained() {
-    let (key, lines) = split_output(&run_wecom_proxy(&["key", "billing"]).await);
-    let hash = lines.split('"').find(|word| word.len() == 64).expect("a hash").to_owned();
+    let (key, section) = split_output(&run_wecom_proxy(&["key", "billing"]).await);
+    let hash = section.split('"').find(|word| word.len() == 64).expect("a hash").to_owned();
     let with_key = |key: &str| Request::get(format!("/ops{USER_GET}")).header("x-api-key", key);
     // The hash is sent as the key, or the key is configured as the hash.
     for value in [&hash, &key] {
         let proxy =
-            TestProxy::start_with_config(&format!("{OPEN_CONFIG}\n{}", lines.replace(&hash, value))).await;
+            TestProxy::start_with_config(&format!("{OPEN_CONFIG}\n{}", section.replace(&hash, value))).await;
         let response = proxy.request(with_key(value), "").await;
         let text = response.assert_proxy_error("unauthenticated", 401, 40001).text();
         assert!(text.contains("as key_sha256") && !text.contains(value), "{text}");

@@ -60,8 +60,8 @@ async fn wrong_keys_are_delayed_and_good_keys_are_not() {
             }
             started.elapsed()
         };
-        let (guessed, took) = tokio::join!(guessing, valid);
-        assert!(took < guessed, "{took:?} {guessed:?}");
+        let (guess_time, valid_time) = tokio::join!(guessing, valid);
+        assert!(valid_time < guess_time, "{valid_time:?} {guess_time:?}");
         guesser.request(request_with_key(&client_key("crm")), "").await.assert_ok();
         // A request without a key does not count as a guess.
         let started = Instant::now();

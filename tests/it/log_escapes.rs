@@ -27,8 +27,8 @@ const INVISIBLE_CHARS: [char; 12] = [
 
 async fn assert_escaped(format: &str) {
     let wecom = crate::leak_detector::start_simulator(Settings::default()).await;
-    let odd = String::from_iter(INVISIBLE_CHARS);
-    let refusal = serde_json::json!({ "errcode": 40001, "errmsg": format!("x{odd}y 张") }).to_string();
+    let invisible = String::from_iter(INVISIBLE_CHARS);
+    let refusal = serde_json::json!({ "errcode": 40001, "errmsg": format!("x{invisible}y 张") }).to_string();
     wecom
         .inject(Fault::response(200, "application/json", refusal).on_path("/cgi-bin/gettoken"))
         .expect("a fault");
@@ -41,7 +41,7 @@ async fn assert_escaped(format: &str) {
     let response = TestClient::connect_http1(address).await.get(USER_GET).await;
     response.assert_proxy_error("token-unavailable", 502, 40001);
     let mut connection = RawConnection::connect(address).await;
-    let path = odd.replace('\u{7f}', "");
+    let path = invisible.replace('\u{7f}', "");
     let head = format!("GET /hr/cgi-bin/{path} HTTP/1.1\r\nHost: x\r\nX-Request-Id: by-hand\r\n\r\n");
     connection.send(head).await.expect("the send succeeds");
     assert!(connection.read_head().await.starts_with("HTTP/1.1 400 "));

@@ -79,13 +79,13 @@ fn metric_names(query: &str) -> BTreeSet<&str> {
 async fn prometheus_rules_and_configuration_are_valid() {
     run_ok(promtool(&["check", "rules", "rules.yml"])).await;
     let dir = TempDir::new().expect("a directory");
-    let at = |name: &str| dir.path().join(name).display().to_string();
-    let key = at("admin");
+    let path_of = |name: &str| dir.path().join(name).display().to_string();
+    let key = path_of("admin");
     fs::write(&key, "a-key").expect("a file");
     let config = replace_all(&read_text("deploy/prometheus/prometheus.yml"), &[("/run/secrets/admin", &key)]);
-    fs::write(at("prometheus.yml"), config).expect("a file");
-    fs::copy(repository_file("deploy/prometheus/rules.yml"), at("rules.yml")).expect("a file");
-    run_ok(promtool(&["check", "config", &at("prometheus.yml")])).await;
+    fs::write(path_of("prometheus.yml"), config).expect("a file");
+    fs::copy(repository_file("deploy/prometheus/rules.yml"), path_of("rules.yml")).expect("a file");
+    run_ok(promtool(&["check", "config", &path_of("prometheus.yml")])).await;
 }
 
 #[tokio::test]

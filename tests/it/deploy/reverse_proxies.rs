@@ -30,29 +30,29 @@ struct ReverseProxy {
 impl ReverseProxy {
     async fn nginx(proxy: &str) -> Self {
         let (authority, dir) = certificate_dir();
-        let at = |name: &str| dir.path().join(name).display().to_string();
+        let path_of = |name: &str| dir.path().join(name).display().to_string();
         let site = replace_all(
             &read_text("deploy/nginx/wecom-proxy.conf"),
             &[
                 ("127.0.0.1:8080", proxy),
-                ("listen 443 ", &format!("listen unix:{} ", at("front.sock"))),
+                ("listen 443 ", &format!("listen unix:{} ", path_of("front.sock"))),
                 ("listen [::]:443 ssl http2;", ""),
-                ("/etc/nginx", &at("")),
-                ("/var/log/nginx", &at("")),
+                ("/etc/nginx", &path_of("")),
+                ("/var/log/nginx", &path_of("")),
             ],
         );
-        fs::write(at("site.conf"), site).expect("a file");
+        fs::write(path_of("site.conf"), site).expect("a file");
         let temp_paths: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
-            .map(|name| format!("{name}_temp_path {};\n", at(name)))
+            .map(|name| format!("{name}_temp_path {};\n", path_of(name)))
             .concat();
-        let (pid, log, site) = (at("pid"), at("nginx.log"), at("site.conf"));
+        let (pid, log, site) = (path_of("pid"), path_of("nginx.log"), path_of("site.conf"));
         let config = format!(
             "daemon off;\nmaster_process off;\npid {pid};\nerror_log {log};\nevents {{}}\nhttp {{\n{temp_paths}include {site};\n}}\n"
         );
-        fs::write(at("nginx.conf"), config).expect("a file");
+        fs::write(path_of("nginx.conf"), config).expect("a file");
         let command = || {
             let mut command = program_command("nginx", "-v");
-            command.args(["-p", &at(""), "-e", &log, "-c", &at("nginx.conf")]);
+            command.args(["-p", &path_of(""), "-e", &log, "-c", &path_of("nginx.conf")]);
             command
         };
         let mut check = command();
@@ -63,8 +63,8 @@ impl ReverseProxy {
 
     async fn caddy(proxy: &str) -> Self {
         let (authority, dir) = certificate_dir();
-        let at = |name: &str| dir.path().join(name).display().to_string();
-        let global = format!("\n{{\n\tadmin unix/{}\n", at("admin.sock"));
+        let path_of = |name: &str| dir.path().join(name).display().to_string();
+        let global = format!("\n{{\n\tadmin unix/{}\n", path_of("admin.sock"));
         let site = replace_all(
             &read_text("deploy/caddy/Caddyfile"),
             &[
@@ -72,16 +72,16 @@ impl ReverseProxy {
                 ("\n{\n", &global),
                 (
                     "\ttls /etc/caddy/wecom-proxy.pem",
-                    &format!("\tbind unix/{}\n\ttls {}", at("front.sock"), at("wecom-proxy.pem")),
+                    &format!("\tbind unix/{}\n\ttls {}", path_of("front.sock"), path_of("wecom-proxy.pem")),
                 ),
-                ("/etc/caddy", &at("")),
-                ("/var/log/caddy", &at("")),
+                ("/etc/caddy", &path_of("")),
+                ("/var/log/caddy", &path_of("")),
             ],
         );
-        fs::write(at("Caddyfile"), site).expect("a file");
+        fs::write(path_of("Caddyfile"), site).expect("a file");
         let command = |subcommand: &str| {
             let mut command = program_command("caddy", "version");
-            command.args([subcommand, "--config", &at("Caddyfile"), "--adapter", "caddyfile"]);
+            command.args([subcommand, "--config", &path_of("Caddyfile"), "--adapter", "caddyfile"]);
             for name in ["HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME"] {
                 command.env(name, dir.path());
             }
@@ -100,8 +100,8 @@ impl ReverseProxy {
 
     /// The curl arguments for a request through the reverse proxy.
     fn curl_arguments(&self, arguments: &[&str], target: &str) -> Vec<String> {
-        let at = |path: PathBuf| path.display().to_string();
-        let (socket, ca) = (at(self.dir.path().join("front.sock")), at(self.authority.ca_file()));
+        let path_of = |path: PathBuf| path.display().to_string();
+        let (socket, ca) = (path_of(self.dir.path().join("front.sock")), path_of(self.authority.ca_file()));
         let key = format!("X-Api-Key: {}", client_key("crm"));
         let url = format!("https://{HOST}{target}");
         let fixed = ["--unix-socket", &socket, "--cacert", &ca, "-H", &key];
