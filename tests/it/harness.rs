@@ -1,4 +1,4 @@
-//! Test harness: a simulated WeCom, the proxy in front of it, and clients.
+//! What every story is played on: a simulated WeCom, the proxy before it, and a caller.
 
 use std::{
     fs,
@@ -33,12 +33,12 @@ use crate::{
     raw_http::RawConnection,
 };
 
-/// The simulator's endpoint that echoes the request.
+/// A path that the simulator answers with what it was sent.
 pub const ECHO: &str = "/cgi-bin/simulator/echo";
-/// A typical API call.
+/// A call as most programs make them.
 pub const USER_GET: &str = "/cgi-bin/user/get?userid=zhangsan";
 
-/// An open proxy (no clients) with the simulator's agents `hr` and `ops`.
+/// Open, with the simulator's agents `hr` and `ops`.
 pub const OPEN_CONFIG: &str = r#"
 [server]
 listen = "127.0.0.1:0"
@@ -49,7 +49,7 @@ listen = "127.0.0.1:0"
 {agents}
 "#;
 
-/// The same four sections, and four clients with the keys of [`client_key`].
+/// The same four sections, with four clients; see [`key`] for what each shows.
 pub const CONFIG_WITH_CLIENTS: &str = r#"
 [server]
 listen = "127.0.0.1:0"
@@ -75,28 +75,28 @@ allow = ["/cgi-bin/user/*", "/cgi-bin/simulator/*"]
 always_200 = true
 "#;
 
-/// The key of a client of [`CONFIG_WITH_CLIENTS`].
+/// The key of a client of [`KEYED`].
 pub fn client_key(client: &str) -> String {
     format!("key-of-{client}-0000000000")
 }
 
-/// Bounds every wait of a test. Longer than any step takes on a busy machine, and shorter than most of the proxy's default
-/// timeouts, so that no such timeout can end the wait.
+/// Longer than anything here takes on a busy machine, and shorter than most of the proxy's own time-outs where a story sets
+/// none: what is waited for comes by itself.
 pub const WAIT_TIMEOUT: Duration = Duration::from_secs(25);
 
-/// Awaits a future for at most [`WAIT_TIMEOUT`]; panics on timeout.
+/// Waits for what must come, and fails where it does not.
 #[track_caller]
-pub fn with_timeout<T>(future: impl Future<Output = T>) -> impl Future<Output = T> {
-    let location = std::panic::Location::caller();
+pub fn with_timeout<T>(coming: impl Future<Output = T>) -> impl Future<Output = T> {
+    let place = std::panic::Location::caller();
     async move {
-        match tokio::time::timeout(WAIT_TIMEOUT, future).await {
-            Ok(output) => output,
-            Err(_) => panic!("timed out at {location}"),
+        match tokio::time::timeout(WAIT_TIMEOUT, coming).await {
+            Ok(come) => come,
+            Err(_) => panic!("waited in vain at {place}"),
         }
     }
 }
 
-/// A simulated WeCom and a proxy in this process.
+/// The simulated WeCom and the proxy.
 pub struct TestProxy {
     pub wecom: Simulator,
     pub app: App,
@@ -110,37 +110,34 @@ impl TestProxy {
         Self::start_with_config(OPEN_CONFIG).await
     }
 
-    /// A proxy with this configuration; `{api}` is replaced by the simulator's address, `{agents}` by its agents' sections and
-    /// `{dir}` by a temporary directory.
+    /// A proxy with this configuration, in which `{api}` stands for the simulator's address, `{agents}` for its agents'
+    /// sections and `{dir}` for a directory of the stage's own.
     pub async fn start_with_config(toml: &str) -> Self {
         Self::start_with_settings(Settings::default(), toml).await
     }
 
-    /// The same with these settings of the simulator.
+    /// The same with another simulator.
     pub async fn start_with_settings(settings: Settings, toml: &str) -> Self {
         let wecom = leak_detector::start_simulator(settings.clone()).await;
         let api = wecom.api_addr();
         Self::start(wecom, api, &settings, toml)
     }
 
-    /// The same with the simulator on its own thread, so that it does not block the test's runtime.
+    /// The same before a simulator that has a thread of its own: what the story's thread does is not to wait for it.
     pub async fn start_with_simulator_thread(toml: &str) -> Self {
-        static SIMULATOR_RUNTIME: LazyLock<Handle> = LazyLock::new(|| {
+        static ASIDE: LazyLock<Handle> = LazyLock::new(|| {
             let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
             let handle = runtime.handle().clone();
             std::thread::spawn(move || runtime.block_on(std::future::pending::<()>()));
             handle
         });
         let settings = Settings::default();
-        let wecom = SIMULATOR_RUNTIME
-            .spawn(leak_detector::start_simulator(settings.clone()))
-            .await
-            .expect("no panic");
+        let wecom = ASIDE.spawn(leak_detector::start_simulator(settings.clone())).await.expect("no panic");
         let api = wecom.api_addr();
         Self::start(wecom, api, &settings, toml)
     }
 
-    /// A proxy whose upstream is the server at `api` instead of the simulator.
+    /// A proxy whose upstream is not the simulator but whatever listens at `api`.
     pub async fn start_with_upstream(api: SocketAddr, toml: &str) -> Self {
         let settings = Settings::default();
         let wecom = leak_detector::start_simulator(settings.clone()).await;
@@ -151,38 +148,35 @@ impl TestProxy {
         let dir = TempDir::new().expect("a temporary directory");
         let path = write_config(&dir, api, settings, toml);
         let config = config::load(&path).unwrap_or_else(|error| panic!("{error}"));
-        let (app, leak_check) =
+        let (app, watch) =
             leak_detector::start_proxy(&path, PreparedConfig::new(config).expect("usable files"));
-        Self { wecom, app, dir, _leak_check: leak_check }
+        Self { wecom, app, dir, _leak_check: watch }
     }
 
-    /// Replaces the configuration file, for a reload.
+    /// Writes another configuration in place of the first, for a reload.
     pub fn rewrite_config(&self, toml: &str) -> PathBuf {
         write_config(&self.dir, self.wecom.api_addr(), &Settings::default(), toml)
     }
 
-    /// The last request to this path that WeCom received.
+    /// The last request that WeCom got for this path.
     #[track_caller]
     pub fn last_request(&self, path: &str) -> RecordedRequest {
-        let last = self
-            .wecom
-            .observe(|observed| observed.requests().rev().find(|record| record.path == path).cloned());
-        last.unwrap_or_else(|| panic!("WeCom received no request for {path}"))
+        let last =
+            self.wecom.observe(|seen| seen.requests().rev().find(|record| record.path == path).cloned());
+        last.unwrap_or_else(|| panic!("WeCom got nothing for {path}"))
     }
 
-    /// The number of requests that WeCom received, without gettoken.
+    /// How many requests WeCom got, gettoken aside.
     pub fn forwarded_count(&self) -> usize {
-        self.wecom.observe(|observed| {
-            observed.requests().filter(|record| record.path != "/cgi-bin/gettoken").count()
-        })
+        self.wecom.observe(|seen| seen.requests().filter(|record| record.path != "/cgi-bin/gettoken").count())
     }
 
-    /// The TCP address of the proxy.
+    /// Where the proxy listens.
     pub fn address(&self) -> SocketAddr {
         tcp_address(self.app.addresses())
     }
 
-    /// The TCP address of its admin listener.
+    /// Where its admin listener is.
     pub fn admin_address(&self) -> SocketAddr {
         tcp_address(self.app.admin_addresses())
     }
@@ -197,19 +191,19 @@ impl TestProxy {
         self.request(Request::post(format!("/hr{path}")), body).await
     }
 
-    /// One request on a new connection.
+    /// One request on a connection of its own.
     pub async fn request(&self, request: http::request::Builder, body: impl Into<Bytes>) -> TestResponse {
-        let mut client = TestClient::connect_http1(self.address()).await;
-        client.request(request, body).await
+        let mut caller = TestClient::connect_http1(self.address()).await;
+        caller.request(request, body).await
     }
 
-    /// Sends raw bytes on a new connection; returns all bytes received until the proxy closes it.
+    /// Bytes as they are, and all that comes back until the proxy closes the connection.
     pub async fn send_raw(&self, bytes: impl AsRef<[u8]>) -> String {
         send_raw(self.address(), bytes).await
     }
 }
 
-/// Writes a configuration with the placeholders of [`TestProxy::start_with_config`].
+/// Writes a configuration as [`Stage::with`] understands it.
 pub fn write_config(dir: &TempDir, api: SocketAddr, settings: &Settings, toml: &str) -> PathBuf {
     let agents: String = settings.agents.iter().map(|agent| agent_section(agent, "")).collect();
     let text = toml
@@ -221,7 +215,7 @@ pub fn write_config(dir: &TempDir, api: SocketAddr, settings: &Settings, toml: &
     path
 }
 
-/// The configuration section of a simulated agent, with `more` lines appended.
+/// An agent of the simulator as a section of the configuration, with `more` lines.
 pub fn agent_section(agent: &wecom_proxy::simulator::SimulatedAgent, more: &str) -> String {
     let wecom_proxy::simulator::SimulatedAgent { name, corpid, secret, agentid } = agent;
     format!("\n[agents.{name}]\ncorpid = \"{corpid}\"\nsecret = \"{secret}\"\nagentid = {agentid}\n{more}\n")
@@ -235,7 +229,7 @@ fn tcp_address(addresses: &[Address]) -> SocketAddr {
     found.expect("a TCP listener")
 }
 
-/// A response with its whole body.
+/// A whole answer.
 #[derive(Debug)]
 pub struct TestResponse {
     pub status: StatusCode,
@@ -244,14 +238,14 @@ pub struct TestResponse {
 }
 
 impl TestResponse {
-    /// Reads a response to its end.
+    /// Takes in an answer to its end.
     pub async fn read(response: Response<Incoming>) -> Self {
         let (parts, body) = response.into_parts();
         let body = body.collect().await.expect("a whole body").to_bytes();
         Self { status: parts.status, headers: parts.headers, body }
     }
 
-    /// A header's value; empty if absent.
+    /// A header's text; empty where there is none.
     pub fn header(&self, name: &str) -> &str {
         self.headers.get(name).map_or("", |value| value.to_str().expect("visible ASCII"))
     }
@@ -271,19 +265,19 @@ impl TestResponse {
         self.json()["errcode"].as_i64().unwrap_or_else(|| panic!("no errcode: {}", self.text()))
     }
 
-    /// Asserts status 200 and errcode 0.
+    /// Asserts that WeCom carried the call out.
     #[track_caller]
     pub fn assert_ok(&self) -> &Self {
         assert_eq!((self.status, self.errcode()), (StatusCode::OK, 0), "{}", self.text());
         self
     }
 
-    /// Asserts an error of the proxy's own, with this kind, status and errcode.
+    /// Asserts that the proxy itself answered, with this kind, status and errcode.
     #[track_caller]
     pub fn assert_proxy_error(&self, kind: &str, status: u16, errcode: i64) -> &Self {
-        let actual = (self.header("x-wecom-proxy-error"), self.status.as_u16(), self.errcode());
-        assert_eq!(actual, (kind, status, errcode), "{}", self.text());
-        assert!(self.json()["errmsg"].as_str().is_some_and(|text| text.starts_with("wecom-proxy: ")));
+        let own = (self.header("x-wecom-proxy-error"), self.status.as_u16(), self.errcode());
+        assert_eq!(own, (kind, status, errcode), "{}", self.text());
+        assert!(self.json()["errmsg"].as_str().is_some_and(|words| words.starts_with("wecom-proxy: ")));
         self
     }
 }
@@ -329,21 +323,21 @@ impl TestClient {
         self.request(Request::get(format!("/hr{path}")), "").await
     }
 
-    /// Sends a request; returns the response with its whole body.
+    /// One request and its whole answer.
     pub async fn request(&mut self, request: http::request::Builder, body: impl Into<Bytes>) -> TestResponse {
         let request = request.body(Full::new(body.into())).expect("a request");
         let path = request.uri().path().to_owned();
-        let response =
-            with_timeout(async { TestResponse::read(self.send(request).await.expect("a response")).await })
+        let reply =
+            with_timeout(async { TestResponse::read(self.send(request).await.expect("an answer")).await })
                 .await;
-        leak_detector::record_output(&path, &format!("{:?}", response.headers), &response.body);
-        response
+        leak_detector::record_output(&path, &format!("{:?}", reply.headers), &reply.body);
+        reply
     }
 
-    /// Sends a request; returns the response before its body.
+    /// One request and its answer's head.
     pub async fn send(&mut self, mut request: Request<Full<Bytes>>) -> hyper::Result<Response<Incoming>> {
-        let headers = request.headers().iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
-        leak_detector::add_credentials(&request.uri().to_string(), headers);
+        let lines = request.headers().iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
+        leak_detector::add_credentials(&request.uri().to_string(), lines);
         match self {
             Self::Http1(sender) => {
                 if !request.headers().contains_key(header::HOST) {
@@ -362,52 +356,52 @@ impl TestClient {
     }
 }
 
-/// Sends raw bytes on a new connection; returns all bytes received until the proxy closes it.
+/// Sends bytes as they are on a connection of their own, and returns all that comes back until the proxy closes it.
 pub async fn send_raw(address: SocketAddr, bytes: impl AsRef<[u8]>) -> String {
-    let mut connection = RawConnection::connect(address).await;
-    // A proxy that refuses the request early may close before all bytes are sent; only its response counts.
-    let _ = connection.send(bytes).await;
-    String::from_utf8_lossy(&connection.read_to_end().await.0).into_owned()
+    let mut line = RawConnection::connect(address).await;
+    // A proxy that refuses early may close before all was sent; what it said first is what counts.
+    let _ = line.send(bytes).await;
+    String::from_utf8_lossy(&line.read_to_end().await.0).into_owned()
 }
 
-/// Runs `clients` GET requests at once, each on a new connection. They run on a separate thread, so that the tasks of the
-/// test's runtime, such as the simulator and token refreshes, do not wait for them.
+/// Runs `callers` calls at once, each on a connection of its own. They have a thread of their own: what lives on the story's,
+/// as the simulator and renewals do, is not to wait for all of them.
 pub async fn get_concurrently(
-    proxy: &Arc<TestProxy>,
-    clients: usize,
+    stage: &Arc<TestProxy>,
+    callers: usize,
     path: &'static str,
 ) -> Vec<TestResponse> {
-    let proxy = proxy.clone();
-    let load = tokio::task::spawn_blocking(move || {
+    let stage = stage.clone();
+    let crowd = tokio::task::spawn_blocking(move || {
         let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(async {
-            let mut calls = Vec::with_capacity(clients);
-            for _ in 0..clients {
-                let proxy = proxy.clone();
-                calls.push(tokio::spawn(async move { proxy.get(path).await }));
+            let mut calls = Vec::with_capacity(callers);
+            for _ in 0..callers {
+                let stage = stage.clone();
+                calls.push(tokio::spawn(async move { stage.get(path).await }));
             }
-            let mut responses = Vec::with_capacity(clients);
+            let mut replies = Vec::with_capacity(callers);
             for call in calls {
-                responses.push(call.await.expect("no panic"));
+                replies.push(call.await.expect("no panic"));
             }
-            responses
+            replies
         })
     });
-    load.await.expect("no panic")
+    crowd.await.expect("no panic")
 }
 
-/// Parses an HTTP method, extension methods included.
+/// The simulator's POST counterpart of a request, for tests that need a method by name.
 pub fn parse_method(name: &str) -> Method {
     name.parse().expect("a method")
 }
 
-/// Polls a condition until it holds; panics after [`WAIT_TIMEOUT`].
+/// Waits until a condition holds.
 pub async fn wait_for(what: &str, mut condition: impl AsyncFnMut() -> bool) {
-    let poll = async {
+    let met = async {
         while !condition().await {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    let result = tokio::time::timeout(WAIT_TIMEOUT, poll).await;
-    result.unwrap_or_else(|_| panic!("timed out waiting for {what}"));
+    let waited = tokio::time::timeout(WAIT_TIMEOUT, met).await;
+    waited.unwrap_or_else(|_| panic!("waited in vain for {what}"));
 }
