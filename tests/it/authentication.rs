@@ -165,12 +165,12 @@ async fn open_proxy_with_one_agent_needs_no_agent_name() {
 #[tokio::test]
 async fn open_proxy_accepts_any_key_and_forwards_none() {
     let proxy = TestProxy::start_open().await;
-    let credential = [
+    let headers = [
         ("authorization", "Bearer key-of-unknown"),
         ("x-api-key", "key-of-unknown"),
         ("x-wecom-agent", "hr"),
     ];
-    proxy.request(user_get_request(&credential), "").await.assert_ok();
+    proxy.request(user_get_request(&headers), "").await.assert_ok();
     assert_holds_no_key(&proxy.last_request("/cgi-bin/user/get"));
 }
 
@@ -206,10 +206,10 @@ async fn forbidden_agent_looks_like_an_unknown_one() {
     let by_path = |name: &str| Request::get(format!("/{name}{USER_GET}"));
     let by_header = |name: &str| user_get_request(&[]).header("x-wecom-agent", name);
     let plain = |name: &str| Request::get(format!("/{name}/cgi-bin/service/echo"));
-    for send in [&by_path as &dyn Fn(&str) -> Builder, &by_header, &plain] {
+    for build in [&by_path as &dyn Fn(&str) -> Builder, &by_header, &plain] {
         let mut shapes = Vec::new();
         for name in ["ops", "nil"] {
-            let response = get_as_client(&proxy, "billing", send(name)).await;
+            let response = get_as_client(&proxy, "billing", build(name)).await;
             response.assert_proxy_error("unknown-agent", 404, 40035);
             let names: Vec<_> = response.headers.keys().map(ToString::to_string).collect();
             shapes.push((
@@ -284,11 +284,11 @@ async fn pass_on_a_passthrough_path_is_refused() {
     let path = "/cgi-bin/service/get_corp_token?a=1";
     proxy.request(Request::get(path), "").await;
     assert_eq!(proxy.forwarded_count(), 1);
-    for credential in
+    for parameter in
         ["access_token=wp1-x", "%61ccess_token=%20wp1-x", "suite_access_token=wp1-x", "key=%77p1-x%0a"]
     {
-        let response = proxy.request(Request::get(format!("{path}&{credential}")), "").await;
-        assert_eq!(response.errcode(), 40014, "{credential}");
+        let response = proxy.request(Request::get(format!("{path}&{parameter}")), "").await;
+        assert_eq!(response.errcode(), 40014, "{parameter}");
     }
     assert_eq!(proxy.forwarded_count(), 1);
 }

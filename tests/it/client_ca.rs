@@ -128,7 +128,7 @@ async fn new_client_ca_closes_plain_connections_after_their_request() {
     let call = format!("GET /hr{USER_GET} HTTP/1.1\r\nHost: x\r\n\r\n");
     proxy.wecom.inject(Fault::hold().on_path("/cgi-bin/user/get").times(1)).expect("a fault");
     // The second request is pipelined behind the first.
-    busy.send(call.repeat(2)).await.expect("the send succeeds");
+    busy.send(call.repeat(2)).await.expect("sent");
     proxy.wecom.wait_until(|observed| observed.in_flight() == 1).await.expect("a request");
     proxy.rewrite_config(&config(&mutual_tls_line(&server, &[&clients])));
     proxy.app.reload().expect("a reload");

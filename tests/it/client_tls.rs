@@ -134,7 +134,7 @@ async fn pending_tls_handshakes_block_no_client_of_a_full_proxy() {
         let mut silent = Vec::new();
         for _ in 0..2 {
             let mut stream = TcpStream::connect(proxy.address()).await.expect("a connection");
-            stream.write_all(bytes).await.expect("the send succeeds");
+            stream.write_all(bytes).await.expect("sent");
             silent.push(stream);
         }
         assert!(with_timeout(is_served(&proxy, &authority, None)).await);

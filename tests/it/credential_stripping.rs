@@ -61,8 +61,8 @@ async fn pass_outside_access_token_in_a_target_is_refused() {
     }
     assert_eq!(proxy.forwarded_count(), 0);
     // The same with a pass as the only credential; a pass in `access_token` alone still works.
-    let beside = send_get(&proxy, format!("{ECHO}?access_token={pass}&state={pass}")).await;
-    beside.assert_proxy_error("pass-invalid", 200, 40014);
+    let refused = send_get(&proxy, format!("{ECHO}?access_token={pass}&state={pass}")).await;
+    refused.assert_proxy_error("pass-invalid", 200, 40014);
     send_get(&proxy, format!("{ECHO}?access_token={pass}")).await.assert_ok();
     assert_eq!(proxy.forwarded_count(), 1);
 }
@@ -109,7 +109,7 @@ async fn header_repeating_a_pass_or_key_is_not_forwarded() {
             assert!(!format!("{:?}", response.headers).contains(value), "{:?}", response.headers);
             let received = proxy.last_request(ECHO);
             assert!(
-                received.headers.iter().all(|(_, received)| !received.contains(&**value)),
+                received.headers.iter().all(|(_, forwarded)| !forwarded.contains(&**value)),
                 "{received:?}"
             );
             assert_eq!(received.header_values("x-kept"), ["1"]);
@@ -185,7 +185,7 @@ async fn client_address_headers_are_not_forwarded() {
         let mut connection = RawConnection::connect(proxy.address()).await;
         let request =
             format!("GET /hr{ECHO} HTTP/1.1\r\nHost: x\r\n{connection_header}{headers}X-Kept: 1\r\n\r\n");
-        connection.send(request).await.expect("the send succeeds");
+        connection.send(request).await.expect("sent");
         assert!(connection.read_response().await.0.starts_with("HTTP/1.1 200 "));
         let received = proxy.last_request(ECHO);
         assert_eq!(received.header_values("x-kept"), ["1"]);

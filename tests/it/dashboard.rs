@@ -275,12 +275,12 @@ fn inject_response(proxy: &TestProxy, path: &str, body: impl Into<String>) {
 
 /// The last exchange with its details, as the admin API returns it.
 async fn last_exchange(proxy: &TestProxy) -> Value {
-    let send = async |path: String| {
+    let get = async |path: String| {
         TestClient::connect_http1(proxy.admin_address()).await.request(Request::get(path), "").await.json()
     };
-    let newest = send("/api/requests?limit=1".to_owned()).await;
+    let newest = get("/api/requests?limit=1".to_owned()).await;
     let id = newest["requests"][0]["request_id"].as_str().expect("an id").to_owned();
-    send(format!("/api/requests?id={id}")).await
+    get(format!("/api/requests?id={id}")).await
 }
 
 #[tokio::test]

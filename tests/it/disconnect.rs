@@ -52,7 +52,7 @@ async fn client_gone_while_its_token_is_fetched_is_not_executed() {
         for (version, reset) in [("1.1", false), ("1.1", true), ("1.0", false), ("1.0", true)] {
             let proxy = start_with_held_gettoken(None).await;
             let mut connection = RawConnection::connect(proxy.address()).await;
-            connection.send(post(version, length)).await.expect("the send succeeds");
+            connection.send(post(version, length)).await.expect("sent");
             wait_for_waiters(&proxy, 1).await;
             match reset {
                 true => connection.reset(),
@@ -77,11 +77,11 @@ async fn client_gone_under_tls_is_not_executed() {
         for close_notify in [false, true] {
             let proxy = start_with_held_gettoken(Some(dir.path())).await;
             let mut stream = authority.connect_tls(proxy.address(), &[], None).await.expect("a handshake");
-            with_timeout(stream.write_all(&post("1.1", length))).await.expect("the send succeeds");
-            with_timeout(stream.flush()).await.expect("the send succeeds");
+            with_timeout(stream.write_all(&post("1.1", length))).await.expect("sent");
+            with_timeout(stream.flush()).await.expect("sent");
             wait_for_waiters(&proxy, 1).await;
             if close_notify {
-                with_timeout(stream.shutdown()).await.expect("the send succeeds");
+                with_timeout(stream.shutdown()).await.expect("sent");
             }
             drop(stream);
             wait_for_waiters(&proxy, 0).await;
@@ -96,7 +96,7 @@ async fn client_that_only_stops_sending_gets_its_response() {
     for length in LENGTHS {
         let proxy = start_with_held_gettoken(None).await;
         let mut connection = RawConnection::connect(proxy.address()).await;
-        connection.send(post("1.1", length)).await.expect("the send succeeds");
+        connection.send(post("1.1", length)).await.expect("sent");
         wait_for_waiters(&proxy, 1).await;
         connection.stream.shutdown().await.expect("a socket");
         assert_eq!(connection.read_head().await, "HTTP/1.1 100 Continue\r\n\r\n", "{length} bytes");
@@ -116,7 +116,7 @@ async fn client_that_stops_sending_while_wecom_answers_is_served() {
         proxy.wecom.inject(Fault::hold().on_path(SINK)).expect("a fault");
         let before = proxy.forwarded_count();
         let mut connection = RawConnection::connect(proxy.address()).await;
-        connection.send(post("1.1", length)).await.expect("the send succeeds");
+        connection.send(post("1.1", length)).await.expect("sent");
         wait_for("the call", async || proxy.forwarded_count() == before + 1).await;
         connection.stream.shutdown().await.expect("a socket");
         assert_eq!(connection.read_head().await, "HTTP/1.1 100 Continue\r\n\r\n", "{length} bytes");

@@ -457,8 +457,8 @@ fn documented_files_and_links_exist() {
         assert_exists(name);
     }
     for block in block_texts("sh", "install") {
-        let expected = block.split_whitespace().filter(|kind| kind.starts_with("deploy/"));
-        expected.filter(|kind| !kind.contains("/secrets")).for_each(assert_exists);
+        let paths = block.split_whitespace().filter(|word| word.starts_with("deploy/"));
+        paths.filter(|path| !path.contains("/secrets")).for_each(assert_exists);
         let checked = Command::new("sh").args(["-nc", &block]).output().expect("sh");
         assert!(checked.status.success(), "{block}");
         assert_edited_first(&block);

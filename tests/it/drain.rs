@@ -124,19 +124,19 @@ async fn drain_does_not_wait_for_silent_clients_or_partial_heads() {
     // None of these HTTP/2 clients reacts to GOAWAY; one has an incomplete header block.
     for more in [&b""[..], b"\0\0\x09\x01\x01\0\0\0\x01\x82\x86"] {
         let mut connection = RawConnection::connect(scenario.address).await;
-        connection.send([&preface[..], more].concat()).await.expect("the send succeeds");
+        connection.send([&preface[..], more].concat()).await.expect("sent");
         connection.read_exact(9).await;
         silent.push(connection);
     }
     for partial in ["GET /hr", "PRI * HTTP"] {
         let mut connection = RawConnection::connect(scenario.address).await;
-        connection.send(partial).await.expect("the send succeeds");
+        connection.send(partial).await.expect("sent");
         silent.push(connection);
     }
     let mut reused = RawConnection::connect(scenario.address).await;
-    reused.send(format!("GET /hr{USER_GET} HTTP/1.1\r\nHost: a\r\n\r\n")).await.expect("the send succeeds");
+    reused.send(format!("GET /hr{USER_GET} HTTP/1.1\r\nHost: a\r\n\r\n")).await.expect("sent");
     reused.read_response().await;
-    reused.send("GET /hr").await.expect("the send succeeds");
+    reused.send("GET /hr").await.expect("sent");
     let started = Instant::now();
     scenario.terminate().await;
     let output = scenario.proxy.wait().await;
@@ -244,7 +244,7 @@ fn raw_get(path: &str) -> String {
 /// A connection on which one request succeeded.
 async fn open_used_connection(address: SocketAddr) -> RawConnection {
     let mut connection = RawConnection::connect(address).await;
-    connection.send(raw_get(USER_GET)).await.expect("the send succeeds");
+    connection.send(raw_get(USER_GET)).await.expect("sent");
     assert!(connection.read_response().await.0.starts_with("HTTP/1.1 200"));
     connection
 }
@@ -259,10 +259,10 @@ async fn late_request_on_keep_alive_gets_503_and_is_not_forwarded() {
     let mut connection = open_used_connection(scenario.address).await;
     let late = raw_get(USER_GET);
     let (beginning, rest) = late.split_at(20);
-    connection.send(beginning).await.expect("the send succeeds");
+    connection.send(beginning).await.expect("sent");
     scenario.terminate().await;
     wait_until_refused(scenario.address).await;
-    connection.send(rest).await.expect("the send succeeds");
+    connection.send(rest).await.expect("sent");
     let (head, body) = connection.read_response().await;
     assert!(head.starts_with("HTTP/1.1 503") && has_connection_close(&head), "{head}");
     assert!(
@@ -279,7 +279,7 @@ async fn last_response_closes_and_pipelined_requests_are_dropped() {
     let scenario = DrainScenario::start("10m").await;
     let mut connection = open_used_connection(scenario.address).await;
     scenario.wecom.inject(Fault::hold().on_path("/cgi-bin/user/get")).expect("a fault");
-    connection.send(raw_get(USER_GET) + &raw_get(USER_GET)).await.expect("the send succeeds");
+    connection.send(raw_get(USER_GET) + &raw_get(USER_GET)).await.expect("sent");
     scenario.wecom.wait_until(|observed| observed.in_flight() == 1).await.expect("a request");
     scenario.terminate().await;
     wait_until_refused(scenario.address).await;
@@ -298,7 +298,7 @@ async fn new_connection_before_drain_is_served() {
     let mut connection = RawConnection::connect(scenario.address).await;
     scenario.terminate().await;
     wait_until_refused(scenario.address).await;
-    connection.send(raw_get(USER_GET)).await.expect("the send succeeds");
+    connection.send(raw_get(USER_GET)).await.expect("sent");
     let (head, _) = connection.read_response().await;
     assert!(head.starts_with("HTTP/1.1 200") && has_connection_close(&head), "{head}");
     assert_eq!(connection.read_to_end().await.0, b"");
@@ -334,7 +334,7 @@ async fn connections_in_the_backlog_are_served_at_stop() {
     let mut connections = Vec::new();
     for _ in 0..50 {
         let mut connection = RawConnection::connect(scenario.address).await;
-        connection.send(raw_get(USER_GET)).await.expect("the send succeeds");
+        connection.send(raw_get(USER_GET)).await.expect("sent");
         connections.push(connection);
     }
     scenario.proxy.signal("TERM");
@@ -355,7 +355,7 @@ async fn queued_request_at_drain_gets_503_and_is_not_forwarded() {
     let scenario = DrainScenario { wecom, dir, address: proxy.address().await, proxy };
     let held = scenario.start_held_request().await;
     let mut connection = RawConnection::connect(scenario.address).await;
-    connection.send(raw_get(ECHO)).await.expect("the send succeeds");
+    connection.send(raw_get(ECHO)).await.expect("sent");
     // The request waits in the queue, so any bytes read now would be a premature response.
     assert!(timeout(Duration::from_millis(200), connection.read_more()).await.is_err(), "the request waits");
     let started = Instant::now();

@@ -153,7 +153,7 @@ async fn body_above_the_limit_is_refused_declared_or_not() {
     let mut connection = RawConnection::connect(proxy.address()).await;
     let chunk = format!("3e9\r\n{}\r\n", "x".repeat(1001));
     let head = "Host: x\r\nTransfer-Encoding: chunked\r\n\r\n";
-    connection.send(format!("POST /hr{ECHO} HTTP/1.1\r\n{head}{chunk}")).await.expect("the send succeeds");
+    connection.send(format!("POST /hr{ECHO} HTTP/1.1\r\n{head}{chunk}")).await.expect("sent");
     let (head, body) = connection.read_response().await;
     assert!(head.starts_with("HTTP/1.1 413 ") && head.contains("body-too-large"), "{head}{body}");
     assert_eq!(proxy.wecom.executed_count(ECHO), 1);
@@ -181,8 +181,8 @@ async fn client_sending_a_refused_body_still_gets_the_response() {
     }
     let mut connection = RawConnection::connect(proxy.address()).await;
     let head = "Host: x\r\nContent-Length: 20000000\r\nConnection: keep-alive\r\n\r\n";
-    connection.send(format!("POST {ECHO} HTTP/1.1\r\n{head}")).await.expect("the send succeeds");
-    connection.send(vec![1; 20_000_000]).await.expect("the whole body is sent");
+    connection.send(format!("POST {ECHO} HTTP/1.1\r\n{head}")).await.expect("sent");
+    connection.send(vec![1; 20_000_000]).await.expect("sent to its end");
     let (head, _) = connection.read_response().await;
     assert!(head.starts_with("HTTP/1.1 401 "), "{head}");
 }

@@ -81,7 +81,7 @@ async fn query_is_forwarded_byte_for_byte() {
     ] {
         let mut connection = RawConnection::connect(proxy.address()).await;
         let request = raw_request(&format!("GET /hr{ECHO}{given} HTTP/1.1"), "", "");
-        connection.send(request).await.expect("the send succeeds");
+        connection.send(request).await.expect("sent");
         let (head, _) = connection.read_response().await;
         assert!(head.starts_with("HTTP/1.1 200 "), "{given}: {head}");
         assert_eq!(format!("?{}", proxy.last_request(ECHO).query), received, "{given}");
@@ -91,7 +91,7 @@ async fn query_is_forwarded_byte_for_byte() {
 #[tokio::test]
 async fn client_access_token_is_removed_under_any_encoding() {
     let proxy = TestProxy::start_open().await;
-    for token in [
+    for parameter in [
         "access_token=theirs",
         "%61ccess_token=theirs",
         "access%5Ftoken=theirs",
@@ -102,9 +102,11 @@ async fn client_access_token_is_removed_under_any_encoding() {
         "access_token=theirs=theirs",
         "access_token=a&%61ccess_token=b&access%5Ftoken",
     ] {
-        for (given, kept) in
-            [(token.to_owned(), ""), (format!("{token}&a=1"), "a=1&"), (format!("a=1&{token}"), "a=1&")]
-        {
+        for (given, kept) in [
+            (parameter.to_owned(), ""),
+            (format!("{parameter}&a=1"), "a=1&"),
+            (format!("a=1&{parameter}"), "a=1&"),
+        ] {
             proxy.get(&format!("{ECHO}?{given}")).await.assert_ok();
             assert_eq!(proxy.last_request(ECHO).query, format!("{kept}access_token=token#1"), "{given}");
         }
@@ -135,10 +137,7 @@ async fn post_without_body_sends_content_length_zero() {
     let proxy = TestProxy::start_open().await;
     for headers in ["", "Content-Length: 0\r\n"] {
         let mut connection = RawConnection::connect(proxy.address()).await;
-        connection
-            .send(raw_request(&format!("POST /hr{ECHO} HTTP/1.1"), headers, ""))
-            .await
-            .expect("the send succeeds");
+        connection.send(raw_request(&format!("POST /hr{ECHO} HTTP/1.1"), headers, "")).await.expect("sent");
         assert!(connection.read_response().await.0.starts_with("HTTP/1.1 200 "));
         let record = proxy.last_request(ECHO);
         assert_eq!(record.header_values("content-length"), ["0"]);
@@ -159,7 +158,7 @@ async fn body_keeps_its_framing_and_bytes() {
     let mut connection = RawConnection::connect(proxy.address()).await;
     let chunks = "6;ext=1\r\ntwelve\r\n6\r\n bytes\r\n0\r\nTrailing: 1\r\n\r\n";
     let request = raw_request(&format!("POST /hr{ECHO} HTTP/1.1"), "Transfer-Encoding: Chunked\r\n", chunks);
-    connection.send(request).await.expect("the send succeeds");
+    connection.send(request).await.expect("sent");
     assert!(connection.read_response().await.0.starts_with("HTTP/1.1 200 "));
     let record = proxy.last_request(ECHO);
     assert_eq!(record.header_values("transfer-encoding"), ["chunked"]);
@@ -180,12 +179,9 @@ async fn expect_continue_is_answered_by_the_proxy() {
     let proxy = TestProxy::start_open().await;
     let mut connection = RawConnection::connect(proxy.address()).await;
     let headers = "Expect: 100-continue\r\nContent-Length: 4\r\n";
-    connection
-        .send(raw_request(&format!("POST /hr{ECHO} HTTP/1.1"), headers, ""))
-        .await
-        .expect("the send succeeds");
+    connection.send(raw_request(&format!("POST /hr{ECHO} HTTP/1.1"), headers, "")).await.expect("sent");
     assert!(connection.read_head().await.starts_with("HTTP/1.1 100 "));
-    connection.send("body").await.expect("the send succeeds");
+    connection.send("body").await.expect("sent");
     assert!(connection.read_response().await.0.starts_with("HTTP/1.1 200 "));
     let record = proxy.last_request(ECHO);
     assert_eq!(record.body_bytes, 4);
@@ -284,7 +280,7 @@ async fn http10_response_is_never_chunked() {
             proxy.wecom.inject(Fault::chunked(100).on_path("/cgi-bin/media/get")).expect("a fault");
         }
         let mut connection = RawConnection::connect(proxy.address()).await;
-        connection.send(format!("GET /hr{media} HTTP/1.0\r\n\r\n")).await.expect("the send succeeds");
+        connection.send(format!("GET /hr{media} HTTP/1.0\r\n\r\n")).await.expect("sent");
         let head = connection.read_head().await.to_ascii_lowercase();
         assert!(head.starts_with("http/1.0 200 ") && !head.contains("transfer-encoding"), "{head}");
         let (body, end) = connection.read_to_end().await;
@@ -333,7 +329,7 @@ async fn repeated_headers_with_other_bodies_are_parsed_afresh() {
     for length in [3, 3, 3, 0, 1, 12, 3, 5000, 70_000, 3] {
         for headers in ["X-Mine: a\r\n", "X-Mine: b\r\n"] {
             let body = "x".repeat(length);
-            connection.send(post(headers, &body)).await.expect("the send succeeds");
+            connection.send(post(headers, &body)).await.expect("sent");
             let (head, _) = connection.read_response().await;
             assert!(head.starts_with("HTTP/1.1 200 "), "{length}: {head}");
             let received = proxy.last_request(ECHO);
@@ -348,8 +344,8 @@ async fn repeated_headers_with_other_bodies_are_parsed_afresh() {
     let two = post("X-Mine: a\r\n", "abc") + &post("X-Mine: a\r\n", "defg");
     for cut in (0..two.len()).step_by(7) {
         let before = proxy.wecom.requests().len();
-        connection.send(&two[..cut]).await.expect("the send succeeds");
-        connection.send(&two[cut..]).await.expect("the send succeeds");
+        connection.send(&two[..cut]).await.expect("sent");
+        connection.send(&two[cut..]).await.expect("sent");
         for _ in 0..2 {
             assert!(connection.read_response().await.0.starts_with("HTTP/1.1 200 "), "cut at {cut}");
         }
@@ -365,9 +361,9 @@ async fn http11_without_host_is_refused_after_http10() {
     let mut connection = RawConnection::connect(proxy.address()).await;
     let get = |version: &str| format!("GET /hr{USER_GET} HTTP/{version}\r\nConnection: keep-alive\r\n\r\n");
     for _ in 0..4 {
-        connection.send(get("1.0")).await.expect("the send succeeds");
+        connection.send(get("1.0")).await.expect("sent");
         assert!(connection.read_response().await.0.starts_with("HTTP/1.0 200 "));
     }
-    connection.send(get("1.1")).await.expect("the send succeeds");
+    connection.send(get("1.1")).await.expect("sent");
     assert!(connection.read_response().await.0.starts_with("HTTP/1.1 400 "));
 }

@@ -258,7 +258,7 @@ async fn gettoken_with_a_body_returns_the_pass() {
     let target = gettoken_target(&client_key("billing"));
     for _ in 0..3 {
         let request = format!("POST {target} HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{{}}");
-        connection.send(request).await.expect("the send succeeds");
+        connection.send(request).await.expect("sent");
         let (head, body) = connection.read_response().await;
         pass_from_body(&body);
         if head.to_ascii_lowercase().contains("connection: close") {

@@ -161,13 +161,13 @@ async fn cached_request_headers_give_the_same_response() {
                 let unique = format!("X-Wecom-Once: {nth}\r\n");
                 let before = proxy.wecom.requests().len();
                 let mut uncached = RawConnection::connect(proxy.address()).await;
-                uncached.send(request.text(&unique)).await.expect("the send succeeds");
+                uncached.send(request.text(&unique)).await.expect("sent");
                 let expected = request.read_response(&mut uncached).await;
                 let expected = (expected, forwarded_requests(&proxy, before));
 
                 let before = proxy.wecom.requests().len();
                 let text = request.text("");
-                connection.send(&text).await.expect("the send succeeds");
+                connection.send(&text).await.expect("sent");
                 let response = request.read_response(&mut connection).await;
                 assert_eq!((response.clone(), forwarded_requests(&proxy, before)), expected, "{nth}: {text}");
                 let keep_alive = match response.starts_with("HTTP/1.1 ") {
@@ -223,7 +223,7 @@ async fn cached_response_headers_respect_status_and_method() {
     for nth in 0..40 {
         let (method, start, last_header, body, forwarded, reusable) = UPSTREAM_RESPONSES[nth * 7 % 10];
         let send = client.send(format!("{method} /hr{ECHO}?n={nth} HTTP/1.1\r\nHost: x\r\n\r\n"));
-        send.await.expect("the send succeeds");
+        send.await.expect("sent");
         let (head, mut connection) = match upstream_connection.take() {
             Some(mut connection) => (connection.read_head().await, connection),
             None => {
@@ -232,10 +232,7 @@ async fn cached_response_headers_respect_status_and_method() {
             }
         };
         assert!(head.starts_with(&format!("{method} {ECHO}?n={nth}&access_token=")), "{nth}: {head}");
-        connection
-            .send(format!("{start}\r\n{headers}{last_header}\r\n\r\n{body}"))
-            .await
-            .expect("the send succeeds");
+        connection.send(format!("{start}\r\n{headers}{last_header}\r\n\r\n{body}")).await.expect("sent");
         upstream_connection = reusable.then_some(connection);
         let head = client.read_head().await;
         let status = if last_header.ends_with("+5") {
@@ -290,7 +287,7 @@ async fn clients_of_one_pooled_task_are_not_confused() {
     let exchange = async |request: &RandomRequest, unique_header: &str| {
         let before = proxy.wecom.requests().len();
         let mut connection = RawConnection::connect(proxy.address()).await;
-        connection.send(request.text(unique_header)).await.expect("the send succeeds");
+        connection.send(request.text(unique_header)).await.expect("sent");
         let response = request.read_response(&mut connection).await;
         // The pooled task is free once the connection has ended.
         assert_eq!(connection.read_to_end().await.0, b"", "{response}");

@@ -24,7 +24,7 @@ async fn client_and_hop_by_hop_headers_are_not_forwarded() {
     let request = format!(
         "POST /hr{ECHO} HTTP/1.1\r\nHost: evil.test\r\n{removed}{forwarded}Content-Length: 2\r\n\r\n{{}}"
     );
-    connection.send(request).await.expect("the send succeeds");
+    connection.send(request).await.expect("sent");
     let (head, body) = connection.read_response().await;
     assert!(head.starts_with("HTTP/1.1 200 "), "{head}{body}");
     let mut received = proxy.last_request(ECHO).headers;
@@ -66,7 +66,7 @@ async fn h2c_upgrade_offer_is_ignored() {
              HTTP2-Settings: AAEAAEAAAAIAAAAB\r\nUpgrade: h2c\r\n\r\n"
             ))
             .await
-            .expect("the send succeeds");
+            .expect("sent");
         assert!(connection.read_response().await.0.starts_with("HTTP/1.1 200 "));
     }
     assert!(proxy.last_request("/cgi-bin/user/get").header_values("upgrade").is_empty());
@@ -121,7 +121,7 @@ async fn upstream_hop_by_hop_headers_are_not_forwarded() {
                      Proxy-Authenticate: Basic\r\nUpgrade: h2c\r\nTrailer: X-T\r\nContent-Type: image/png\r\nX-Kept: 1\r\n{framing}"
                 ))
                 .await
-                .expect("the send succeeds");
+                .expect("sent");
             call
         };
         let mut client = TestClient::connect_http2(proxy.address()).await;
@@ -148,10 +148,7 @@ async fn head_response_has_length_and_no_body() {
     let mut connection = RawConnection::connect(proxy.address()).await;
     for _ in 0..2 {
         let media = "/cgi-bin/media/get?media_id=generated-1000";
-        connection
-            .send(format!("HEAD /hr{media} HTTP/1.1\r\nHost: x\r\n\r\n"))
-            .await
-            .expect("the send succeeds");
+        connection.send(format!("HEAD /hr{media} HTTP/1.1\r\nHost: x\r\n\r\n")).await.expect("sent");
         let head = connection.read_head().await.to_ascii_lowercase();
         assert!(head.starts_with("http/1.1 200 ") && head.contains("content-length: 1000\r\n"), "{head}");
     }
@@ -178,7 +175,7 @@ async fn bodiless_responses_stay_bodiless() {
             call.connection
                 .send(format!("HTTP/1.1 {status}\r\nETag: \"x\"\r\n{length}\r\n"))
                 .await
-                .expect("the send succeeds");
+                .expect("sent");
             call
         };
         let (response, _call) = tokio::join!(proxy.get(USER_GET), respond);

@@ -101,7 +101,7 @@ async fn delayed_guesses_yield_connections_in_a_full_proxy() {
     let mut guessers = Vec::new();
     for _ in 0..4 {
         let mut connection = with_timeout(RawConnection::connect(proxy.address())).await;
-        connection.send(guess.repeat(20)).await.expect("the send succeeds");
+        connection.send(guess.repeat(20)).await.expect("sent");
         guessers.push(connection);
     }
     // Before the first guesser has its last response.

@@ -25,7 +25,7 @@ impl LegacyClient {
     /// Sends a request whose head has LF line ends; returns the response's head and body.
     async fn request(&mut self, head: &str, body: &str) -> (String, String) {
         let head = head.trim().replace('\n', "\r\n");
-        self.0.send(format!("{head}\r\n\r\n{body}")).await.expect("the send succeeds");
+        self.0.send(format!("{head}\r\n\r\n{body}")).await.expect("sent");
         let (head, body) = self.0.read_response().await;
         assert!(head.starts_with("HTTP/1.1 200 "), "{head}{body}");
         (head, body)
@@ -184,7 +184,7 @@ async fn exchange_to_end<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin
 ) -> String {
     with_timeout(async {
         let mut response = String::new();
-        stream.write_all(request.as_bytes()).await.expect("the send succeeds");
+        stream.write_all(request.as_bytes()).await.expect("sent");
         stream.read_to_string(&mut response).await.expect("a response");
         response
     })
@@ -320,7 +320,7 @@ async fn unusual_valid_requests_are_forwarded_unchanged() {
         .0
         .send(fill_template(double_slash, &pass).replace('\n', "\r\n") + "\r\n\r\n{}")
         .await
-        .expect("the send succeeds");
+        .expect("sent");
     assert!(client.0.read_head().await.starts_with("HTTP/1.1 404 "));
     proxy.last_request("/cgi-bin/oa/meetingroom//book_by_meeting");
 }

@@ -308,7 +308,7 @@ async fn repeated_client_faults_do_not_fill_the_log() {
     connection
         .send([&preface[..], &unsolicited, b"\0\0\x08\x06\0\0\0\0\0lastping"].concat())
         .await
-        .expect("the send succeeds");
+        .expect("sent");
     while {
         let head = connection.read_exact(9).await;
         let payload = connection.read_exact(usize::from(head[1]) << 8 | usize::from(head[2])).await;
@@ -326,7 +326,7 @@ async fn repeated_client_faults_do_not_fill_the_log() {
     let proxy = Process::serve(&config).await;
     for _ in 0..100 {
         let mut connection = RawConnection::connect(proxy.address().await).await;
-        connection.send(invalid_client_hello()).await.expect("the send succeeds");
+        connection.send(invalid_client_hello()).await.expect("sent");
         let _ = connection.read_to_end().await;
     }
     let secure = proxy.stop().await.err;

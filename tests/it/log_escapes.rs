@@ -43,7 +43,7 @@ async fn assert_escaped(format: &str) {
     let mut connection = RawConnection::connect(address).await;
     let path = invisible.replace('\u{7f}', "");
     let head = format!("GET /hr/cgi-bin/{path} HTTP/1.1\r\nHost: x\r\nX-Request-Id: by-hand\r\n\r\n");
-    connection.send(head).await.expect("the send succeeds");
+    connection.send(head).await.expect("sent");
     assert!(connection.read_head().await.starts_with("HTTP/1.1 400 "));
     proxy.err.wait_for_line("by-hand").await;
     let log = proxy.stop().await.err;

@@ -100,8 +100,8 @@ impl ReverseProxy {
 
     /// The curl arguments for a request through the reverse proxy.
     fn curl_arguments(&self, arguments: &[&str], target: &str) -> Vec<String> {
-        let path_of = |path: PathBuf| path.display().to_string();
-        let (socket, ca) = (path_of(self.dir.path().join("front.sock")), path_of(self.authority.ca_file()));
+        let text = |path: PathBuf| path.display().to_string();
+        let (socket, ca) = (text(self.dir.path().join("front.sock")), text(self.authority.ca_file()));
         let key = format!("X-Api-Key: {}", client_key("crm"));
         let url = format!("https://{HOST}{target}");
         let fixed = ["--unix-socket", &socket, "--cacert", &ca, "-H", &key];
@@ -180,19 +180,16 @@ async fn assert_streams(front: &ReverseProxy, mut proxy: ManualUpstream) {
     assert_eq!(call.connection.read_exact(10).await, b"5\r\nbegin\r\n");
     finish_upload(&pipe).await;
     assert_eq!(call.connection.read_exact(13).await, b"3\r\nend\r\n0\r\n\r\n");
-    call.connection.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.expect("the send succeeds");
+    call.connection.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.expect("sent");
     assert_eq!(sending.await.expect("no panic").out, "ok");
     let mut again = Command::new(tool("curl"));
     again.args(["-sSN", "--noproxy", "*", "--max-time", "20"]).args(front.curl_arguments(&[], "/hr/again"));
     let again = Process::start(again);
     let head = call.connection.read_head().await.to_ascii_lowercase();
     assert!(head.starts_with("get /hr/again http/1.1\r\n") && !head.contains("connection: close"), "{head}");
-    call.connection
-        .send("HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\nfirst\n")
-        .await
-        .expect("the send succeeds");
+    call.connection.send("HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\nfirst\n").await.expect("sent");
     again.out.wait_for_line("first").await;
-    call.connection.send("last\n").await.expect("the send succeeds");
+    call.connection.send("last\n").await.expect("sent");
     assert_eq!(again.wait().await.out, "first\nlast\n");
 }
 
