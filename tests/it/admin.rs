@@ -1,4 +1,4 @@
-//! The admin listener: what is well and what is not.
+//! The admin listener: health, readiness, the agent list and access control.
 
 use http::{Request, StatusCode};
 use serde_json::{Value, json};
@@ -14,55 +14,55 @@ use crate::{
 
 const KEY: &str = "the-key-of-the-operator-0123456789";
 
-async fn admin_get(stage: &TestProxy, path: &str) -> TestResponse {
-    TestClient::connect_http1(stage.admin_address()).await.request(Request::get(path), "").await
+async fn admin_get(proxy: &TestProxy, path: &str) -> TestResponse {
+    TestClient::connect_http1(proxy.admin_address()).await.request(Request::get(path), "").await
 }
 
-async fn readiness(stage: &TestProxy) -> (u16, Value) {
-    let reply = admin_get(stage, "/readyz").await;
-    (reply.status.as_u16(), reply.json())
+async fn readiness(proxy: &TestProxy) -> (u16, Value) {
+    let response = admin_get(proxy, "/readyz").await;
+    (response.status.as_u16(), response.json())
 }
 
 #[tokio::test]
 async fn health_endpoints_return_the_documented_json() {
-    let stage = TestProxy::start_open().await;
+    let proxy = TestProxy::start_open().await;
     for path in ["/healthz", "/readyz"] {
-        let reply = admin_get(&stage, path).await;
-        assert_eq!((reply.status, reply.header("content-type")), (StatusCode::OK, "application/json"));
-        let listeners = [stage.address().to_string(), stage.admin_address().to_string()];
+        let response = admin_get(&proxy, path).await;
+        assert_eq!((response.status, response.header("content-type")), (StatusCode::OK, "application/json"));
+        let listeners = [proxy.address().to_string(), proxy.admin_address().to_string()];
         let expected = json!({
             "status": "ok",
             "agents": { "total": 2, "failing": {}, "held": {} },
             "store": { "kind": "memory", "ok": true },
             "listeners": listeners,
         });
-        assert_eq!(reply.json(), expected);
+        assert_eq!(response.json(), expected);
     }
 }
 
 #[tokio::test]
 async fn agent_list_shows_no_secrets_or_tokens() {
-    let stage = TestProxy::start_open().await;
-    let wecom = &stage.wecom;
+    let proxy = TestProxy::start_open().await;
+    let wecom = &proxy.wecom;
     let token = "a-token-that-the-test-knows-0123456789";
     let grant =
         json!({ "errcode": 0, "errmsg": "ok", "access_token": token, "expires_in": 7200 }).to_string();
     wecom
         .inject(Fault::response(200, "application/json", grant).on_path("/cgi-bin/gettoken").for_agent("hr"))
         .expect("a fault");
-    let everything = Fault::response(200, "application/json", r#"{"errcode":0,"errmsg":"ok"}"#);
-    wecom.inject(everything.on_path("/cgi-bin/user/get")).expect("a fault");
-    stage.get(USER_GET).await.assert_ok();
+    let user_get = Fault::response(200, "application/json", r#"{"errcode":0,"errmsg":"ok"}"#);
+    wecom.inject(user_get.on_path("/cgi-bin/user/get")).expect("a fault");
+    proxy.get(USER_GET).await.assert_ok();
     wecom.reset_secret("ops", "another-secret-of-ops").expect("an agent");
-    stage.request(Request::get(format!("/ops{USER_GET}")), "").await.assert_proxy_error(
+    proxy.request(Request::get(format!("/ops{USER_GET}")), "").await.assert_proxy_error(
         "token-unavailable",
         502,
         40001,
     );
 
-    let reply = admin_get(&stage, "/api/agents").await;
-    assert_eq!(reply.status, StatusCode::OK);
-    let agents = reply.json()["agents"].as_array().expect("a list").clone();
+    let response = admin_get(&proxy, "/api/agents").await;
+    assert_eq!(response.status, StatusCode::OK);
+    let agents = response.json()["agents"].as_array().expect("a list").clone();
     let names: Vec<_> = agents.iter().map(|agent| agent["name"].as_str().expect("a name")).collect();
     assert_eq!(names, ["hr", "ops"]);
     let hr = &agents[0];
@@ -73,60 +73,63 @@ async fn agent_list_shows_no_secrets_or_tokens() {
     assert_eq!((&hr["last_renewal"]["ok"], &hr["last_renewal"]["reason"]), (&json!(true), &json!("first")));
     assert_eq!(hr["failing"], Value::Null);
     let lifetime = hr["token"]["expires_at"].as_u64().zip(hr["token"]["first_seen"].as_u64());
-    assert!(lifetime.is_some_and(|(expires, seen)| expires - seen <= 7200 && expires > seen), "{hr}");
+    assert!(
+        lifetime.is_some_and(|(expires, first_seen)| expires - first_seen <= 7200 && expires > first_seen),
+        "{hr}"
+    );
     let ops = &agents[1];
     assert_eq!((&ops["token"]["state"], &ops["last_renewal"]["ok"]), (&json!("none"), &json!(false)));
-    assert!(ops["failing"].as_str().is_some_and(|words| words.contains("40001")), "{ops}");
+    assert!(ops["failing"].as_str().is_some_and(|text| text.contains("40001")), "{ops}");
     assert!(ops["next_try_in_seconds"].as_u64().is_some_and(|wait| (30..=900).contains(&wait)), "{ops}");
     for secret in [token, "not-a-secret", "another-secret"] {
-        assert!(!reply.text().contains(secret), "{}", reply.text());
+        assert!(!response.text().contains(secret), "{}", response.text());
     }
 }
 
 #[tokio::test]
 async fn readiness_needs_a_token_of_one_agent_in_use() {
-    let stage = TestProxy::start_open().await;
-    assert_eq!(readiness(&stage).await.0, 200, "nothing was asked for");
-    stage.wecom.reset_secret("hr", "another-secret").expect("an agent");
-    stage.get(USER_GET).await.assert_proxy_error("token-unavailable", 502, 40001);
-    let (status, body) = readiness(&stage).await;
-    assert_eq!(status, 503, "the only one that was asked for fails");
-    assert!(body["agents"]["failing"]["hr"].as_str().is_some_and(|words| words.contains("40001")), "{body}");
-    assert_eq!(admin_get(&stage, "/healthz").await.status, StatusCode::OK, "the process itself is well");
-    stage.request(Request::get(format!("/ops{USER_GET}")), "").await.assert_ok();
-    let (status, body) = readiness(&stage).await;
-    assert_eq!(status, 200, "one bad secret takes nobody else out of service");
+    let proxy = TestProxy::start_open().await;
+    assert_eq!(readiness(&proxy).await.0, 200, "no agent was used yet");
+    proxy.wecom.reset_secret("hr", "another-secret").expect("an agent");
+    proxy.get(USER_GET).await.assert_proxy_error("token-unavailable", 502, 40001);
+    let (status, body) = readiness(&proxy).await;
+    assert_eq!(status, 503, "the only agent in use fails");
+    assert!(body["agents"]["failing"]["hr"].as_str().is_some_and(|text| text.contains("40001")), "{body}");
+    assert_eq!(admin_get(&proxy, "/healthz").await.status, StatusCode::OK, "the process itself is healthy");
+    proxy.request(Request::get(format!("/ops{USER_GET}")), "").await.assert_ok();
+    let (status, body) = readiness(&proxy).await;
+    assert_eq!(status, 200, "one bad secret does not make the others unready");
     assert!(body["agents"]["failing"].get("hr").is_some(), "{body}");
 }
 
 #[tokio::test]
 async fn expired_token_of_an_unused_agent_is_ready() {
     let settings = Settings { token_lifetime: std::time::Duration::from_secs(1), ..Settings::default() };
-    let stage = TestProxy::start_with_settings(settings, OPEN_CONFIG).await;
-    stage.get(USER_GET).await.assert_ok();
+    let proxy = TestProxy::start_with_settings(settings, OPEN_CONFIG).await;
+    proxy.get(USER_GET).await.assert_ok();
     let state =
-        || async { admin_get(&stage, "/api/agents").await.json()["agents"][0]["token"]["state"].clone() };
+        || async { admin_get(&proxy, "/api/agents").await.json()["agents"][0]["token"]["state"].clone() };
     let expired = async {
         while state().await != "expired" {
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         }
     };
     with_timeout(expired).await;
-    // Were it taken out of service now, nobody would ever ask, and it would stay out.
-    assert_eq!(readiness(&stage).await.0, 200);
-    stage.get(USER_GET).await.assert_ok();
+    // An unready replica gets no request that could fetch a token, so it would stay unready.
+    assert_eq!(readiness(&proxy).await.0, 200);
+    proxy.get(USER_GET).await.assert_ok();
 }
 
 #[tokio::test]
 async fn first_token_in_flight_is_ready() {
-    let stage = TestProxy::start_open().await;
-    stage.wecom.inject(Fault::hold().on_path("/cgi-bin/gettoken")).expect("a fault");
+    let proxy = TestProxy::start_open().await;
+    proxy.wecom.inject(Fault::hold().on_path("/cgi-bin/gettoken")).expect("a fault");
     let during = async {
-        stage.wecom.wait_until(|seen| seen.in_flight() == 1).await.expect("a gettoken");
-        assert_eq!(readiness(&stage).await.0, 200);
-        stage.wecom.release_held();
+        proxy.wecom.wait_until(|observed| observed.in_flight() == 1).await.expect("a gettoken");
+        assert_eq!(readiness(&proxy).await.0, 200);
+        proxy.wecom.release_held();
     };
-    tokio::join!(stage.get(USER_GET), during).0.assert_ok();
+    tokio::join!(proxy.get(USER_GET), during).0.assert_ok();
 }
 
 #[tokio::test]
@@ -135,50 +138,51 @@ async fn health_checks_fail_during_shutdown() {
     let dir = tempfile::tempdir().expect("a directory");
     let proxy =
         Process::serve(&write_config(&dir, wecom.api_addr(), &Settings::default(), OPEN_CONFIG)).await;
-    let mut caller = TestClient::connect_http1(proxy.address().await).await;
+    let mut client = TestClient::connect_http1(proxy.address().await).await;
     wecom.inject(Fault::hold().on_path("/cgi-bin/user/get")).expect("a fault");
     let admin = proxy.admin_address().await;
     let during = async {
-        wecom.wait_until(|seen| seen.in_flight() == 1).await.expect("a request");
+        wecom.wait_until(|observed| observed.in_flight() == 1).await.expect("a request");
         proxy.signal("TERM");
         proxy.err.wait_for_line("stopping").await;
         for path in ["/readyz", "/healthz"] {
-            let asked = async {
+            let poll = async {
                 loop {
-                    let reply = TestClient::connect_http1(admin).await.request(Request::get(path), "").await;
-                    if reply.status == StatusCode::SERVICE_UNAVAILABLE {
-                        return reply;
+                    let response =
+                        TestClient::connect_http1(admin).await.request(Request::get(path), "").await;
+                    if response.status == StatusCode::SERVICE_UNAVAILABLE {
+                        return response;
                     }
                 }
             };
-            let reply = with_timeout(asked).await;
-            assert_eq!(reply.json()["status"], "shutting down");
+            let response = with_timeout(poll).await;
+            assert_eq!(response.json()["status"], "shutting down");
         }
         wecom.release_held();
     };
-    tokio::join!(caller.get(USER_GET), during).0.assert_ok();
+    tokio::join!(client.get(USER_GET), during).0.assert_ok();
     assert_eq!(proxy.wait().await.status, 0);
 }
 
 #[tokio::test]
 async fn unknown_paths_and_methods_are_refused_with_a_message() {
-    let stage = TestProxy::start_open().await;
+    let proxy = TestProxy::start_open().await;
     for path in ["/index.html", "/healthz/", "/api/agents/hr", "/hr/cgi-bin/user/get"] {
-        let reply = admin_get(&stage, path).await;
-        assert_eq!(reply.status, StatusCode::NOT_FOUND, "{path}");
-        assert!(reply.json()["error"].is_string());
+        let response = admin_get(&proxy, path).await;
+        assert_eq!(response.status, StatusCode::NOT_FOUND, "{path}");
+        assert!(response.json()["error"].is_string());
     }
     for path in ["/healthz", "/readyz", "/api/agents"] {
-        let mut caller = TestClient::connect_http1(stage.admin_address()).await;
+        let mut client = TestClient::connect_http1(proxy.admin_address()).await;
         for name in ["POST", "PUT", "DELETE", "OPTIONS", "TRACE", "trace", "get", "Post", "TRACK"] {
-            let reply = caller.request(Request::builder().uri(path).method(parse_method(name)), "").await;
-            assert_eq!(reply.status, StatusCode::METHOD_NOT_ALLOWED, "{name} {path}");
-            assert!(reply.header("allow").contains("GET"));
+            let response = client.request(Request::builder().uri(path).method(parse_method(name)), "").await;
+            assert_eq!(response.status, StatusCode::METHOD_NOT_ALLOWED, "{name} {path}");
+            assert!(response.header("allow").contains("GET"));
         }
-        let head = caller.request(Request::head(path), "").await;
+        let head = client.request(Request::head(path), "").await;
         assert_eq!((head.status, head.body.len()), (StatusCode::OK, 0));
     }
-    assert_eq!(stage.wecom.observe(|seen| seen.request_count()), 0);
+    assert_eq!(proxy.wecom.observe(|observed| observed.request_count()), 0);
 }
 
 #[tokio::test]
@@ -186,47 +190,48 @@ async fn admin_key_leaves_only_health_checks_open() {
     use sha2::Digest;
     let hash: String = sha2::Sha256::digest(KEY).iter().map(|byte| format!("{byte:02x}")).collect();
     let toml = OPEN_CONFIG.replace("[admin]", &format!("[admin]\nkey_sha256 = \"{hash}\""));
-    let stage = TestProxy::start_with_config(&toml).await;
-    let ask = async |path: &str, authorization: Option<String>| {
+    let proxy = TestProxy::start_with_config(&toml).await;
+    let get = async |path: &str, authorization: Option<String>| {
         let request = Request::get(path);
         let request = match authorization {
             Some(value) => request.header("authorization", value),
             None => request,
         };
-        TestClient::connect_http1(stage.admin_address()).await.request(request, "").await
+        TestClient::connect_http1(proxy.admin_address()).await.request(request, "").await
     };
     let basic = |text: &str| {
         use base64::Engine;
         format!("Basic {}", base64::prelude::BASE64_STANDARD.encode(text))
     };
     for path in ["/healthz", "/readyz"] {
-        assert_eq!(ask(path, None).await.status, StatusCode::OK);
+        assert_eq!(get(path, None).await.status, StatusCode::OK);
     }
-    for right in [format!("Bearer {KEY}"), format!("bearer {KEY}"), basic(&format!("me:{KEY}"))] {
-        assert_eq!(ask("/api/agents", Some(right)).await.status, StatusCode::OK);
+    for valid in [format!("Bearer {KEY}"), format!("bearer {KEY}"), basic(&format!("me:{KEY}"))] {
+        assert_eq!(get("/api/agents", Some(valid)).await.status, StatusCode::OK);
     }
-    let wrong = [
+    let invalid_credentials = [
         None,
         Some("Bearer wrong".into()),
         Some(KEY.into()),
         Some(basic(KEY)),
         Some(format!("Bearer {hash}")),
     ];
-    for wrong in wrong {
+    for invalid in invalid_credentials {
         for path in ["/api/agents", "/nothing-here"] {
-            let reply = ask(path, wrong.clone()).await;
-            assert_eq!(reply.status, StatusCode::UNAUTHORIZED, "{wrong:?}");
-            let ways = reply.headers.get_all("www-authenticate").iter();
-            let ways: Vec<_> = ways.filter_map(|way| way.to_str().ok()?.split(' ').next()).collect();
-            // A line each: a browser sees no other way behind the first one of a line.
-            assert_eq!(ways, ["Basic", "Bearer"]);
-            assert!(!reply.text().contains("corpid"));
-            // To send what was sent already once more helps nobody.
+            let response = get(path, invalid.clone()).await;
+            assert_eq!(response.status, StatusCode::UNAUTHORIZED, "{invalid:?}");
+            let challenges = response.headers.get_all("www-authenticate").iter();
+            let challenges: Vec<_> =
+                challenges.filter_map(|challenge| challenge.to_str().ok()?.split(' ').next()).collect();
+            // One header per challenge: browsers read only the first challenge of a header.
+            assert_eq!(challenges, ["Basic", "Bearer"]);
+            assert!(!response.text().contains("corpid"));
+            // The message distinguishes a wrong key from a missing one.
             assert_eq!(
-                reply.text().contains("is not the listener's key"),
-                wrong.is_some(),
+                response.text().contains("is not the listener's key"),
+                invalid.is_some(),
                 "{}",
-                reply.text()
+                response.text()
             );
         }
     }
@@ -234,21 +239,21 @@ async fn admin_key_leaves_only_health_checks_open() {
 
 #[tokio::test]
 async fn silent_admin_connections_do_not_block_others() {
-    let stage = TestProxy::start_open().await;
+    let proxy = TestProxy::start_open().await;
     let mut silent = Vec::new();
     for _ in 0..100 {
-        silent.push(TcpStream::connect(stage.admin_address()).await.expect("a connection"));
+        silent.push(TcpStream::connect(proxy.admin_address()).await.expect("a connection"));
     }
-    assert_eq!(admin_get(&stage, "/healthz").await.status, StatusCode::OK);
+    assert_eq!(admin_get(&proxy, "/healthz").await.status, StatusCode::OK);
 }
 
 #[tokio::test]
 async fn refused_token_without_a_refresh_is_not_reported_valid() {
-    let stage = TestProxy::start_open().await;
-    stage.get(USER_GET).await.assert_ok();
-    stage.wecom.reset_secret("hr", "another").expect("an agent");
-    stage.get(USER_GET).await.assert_proxy_error("token-unavailable", 502, 40001);
-    let mut admin = TestClient::connect_http1(stage.admin_address()).await;
+    let proxy = TestProxy::start_open().await;
+    proxy.get(USER_GET).await.assert_ok();
+    proxy.wecom.reset_secret("hr", "another").expect("an agent");
+    proxy.get(USER_GET).await.assert_proxy_error("token-unavailable", 502, 40001);
+    let mut admin = TestClient::connect_http1(proxy.admin_address()).await;
     let ready = admin.request(http::Request::get("/readyz"), "").await;
     assert_eq!(ready.status, 503, "{}", ready.text());
     let agents = admin.request(http::Request::get("/api/agents"), "").await.json();
@@ -257,18 +262,18 @@ async fn refused_token_without_a_refresh_is_not_reported_valid() {
 
 #[tokio::test]
 async fn health_check_succeeds_with_admin_connections_exhausted() {
-    let stage = TestProxy::start_open().await;
+    let proxy = TestProxy::start_open().await;
     let mut silent = Vec::new();
     for _ in 0..300 {
-        silent.push(TcpStream::connect(stage.admin_address()).await.expect("a connection"));
+        silent.push(TcpStream::connect(proxy.admin_address()).await.expect("a connection"));
     }
-    assert_eq!(crate::harness::with_timeout(readiness(&stage)).await.0, 200);
+    assert_eq!(crate::harness::with_timeout(readiness(&proxy)).await.0, 200);
     drop(silent);
 }
 
 #[tokio::test]
 async fn cross_site_request_sees_only_health() {
-    let stage = TestProxy::start_open().await;
+    let proxy = TestProxy::start_open().await;
     for (path, status) in [
         ("/", 200),
         ("/healthz", 200),
@@ -277,7 +282,7 @@ async fn cross_site_request_sees_only_health() {
         ("/api/requests/stream", 403),
     ] {
         let request = Request::get(path).header("sec-fetch-site", "cross-site");
-        let reply = TestClient::connect_http1(stage.admin_address()).await.request(request, "").await;
-        assert_eq!(reply.status.as_u16(), status, "{path}");
+        let response = TestClient::connect_http1(proxy.admin_address()).await.request(request, "").await;
+        assert_eq!(response.status.as_u16(), status, "{path}");
     }
 }

@@ -1,4 +1,4 @@
-//! The program as an operator meets it: its commands, its messages, its exit status.
+//! The command line: commands, messages and exit statuses.
 
 use std::{fs, net::TcpListener, path::PathBuf, process::Command};
 
@@ -13,7 +13,7 @@ use crate::{
 
 const REPOSITORY_CONFIG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/proxy.toml");
 
-/// A configuration that passes, in a directory of its own.
+/// Writes a configuration file into a temporary directory.
 fn write_config_file(text: &str) -> (TempDir, PathBuf) {
     let dir = TempDir::new().expect("a directory");
     let path = dir.path().join("proxy.toml");
@@ -34,10 +34,10 @@ secret = { env = "WECOM_HR_SECRET" }
 "#;
 
 #[track_caller]
-fn assert_exit(ended: &ExitOutput, status: i32, words: &[&str]) {
-    assert_eq!(ended.status, status, "{ended:?}");
-    for word in words {
-        assert!(ended.err.contains(word), "no {word:?} in {}", ended.err);
+fn assert_exit(output: &ExitOutput, status: i32, expected: &[&str]) {
+    assert_eq!(output.status, status, "{output:?}");
+    for text in expected {
+        assert!(output.err.contains(text), "no {text:?} in {}", output.err);
     }
 }
 
@@ -46,36 +46,36 @@ async fn demo_prints_three_working_curl_commands() {
     let demo = Process::start(wecom_proxy(&["demo", "--listen", "127.0.0.1:0"]));
     demo.out.wait_for_line("Ctrl-C").await;
     demo.err.wait_for_line("ready listen=").await;
-    let said = demo.out.text();
-    let lines: Vec<_> = said.lines().filter(|line| line.starts_with("curl ")).collect();
-    assert_eq!(lines.len(), 3, "{said}");
-    // A link to the dashboard, which answers.
-    let dashboard = said.lines().find(|line| line.starts_with("What the proxy did")).expect("a line");
+    let stdout = demo.out.text();
+    let command_lines: Vec<_> = stdout.lines().filter(|line| line.starts_with("curl ")).collect();
+    assert_eq!(command_lines.len(), 3, "{stdout}");
+    // The link to the dashboard works.
+    let dashboard = stdout.lines().find(|line| line.starts_with("What the proxy did")).expect("a line");
     let (_, link) = dashboard.split_once(": ").expect("a link");
     assert!(curl(&[link]).await.contains("<title>wecom-proxy</title>"), "{dashboard}");
     tool("curl");
-    let paste = async |line: &str| {
+    let run_line = async |line: &str| {
         let mut bash = Command::new(tool("bash"));
         bash.args(["-c", line]).env("no_proxy", "*");
-        let ended = run(bash).await;
-        assert_eq!(ended.status, 0, "{line}: {}", ended.err);
-        ended.out
+        let output = run(bash).await;
+        assert_eq!(output.status, 0, "{line}: {}", output.err);
+        output.out
     };
-    let first: serde_json::Value = serde_json::from_str(&paste(lines[0]).await).expect("JSON");
+    let first: serde_json::Value = serde_json::from_str(&run_line(command_lines[0]).await).expect("JSON");
     assert_eq!((&first["errcode"], &first["userid"]), (&0.into(), &"zhangsan".into()), "{first}");
-    let second: serde_json::Value = serde_json::from_str(&paste(lines[1]).await).expect("JSON");
+    let second: serde_json::Value = serde_json::from_str(&run_line(command_lines[1]).await).expect("JSON");
     assert_eq!(second["errcode"], 0, "{second}");
-    let third = paste(lines[2]).await.to_lowercase();
+    let third = run_line(command_lines[2]).await.to_lowercase();
     assert!(third.contains("http/1.1 200") && third.contains("x-wecom-retried: 40014"), "{third}");
     assert!(third.contains("\"errcode\":0") && third.contains("zhangsan"), "{third}");
 
     let control =
-        lines[2].split('\'').nth(1).and_then(|url| url.split("/control").next()).expect("an address");
+        command_lines[2].split('\'').nth(1).and_then(|url| url.split("/control").next()).expect("an address");
     let messages = curl(&[&format!("{control}/control/messages")]).await;
     assert!(messages.contains("你好"), "{messages}");
-    let ended = demo.stop().await;
-    assert_eq!(ended.status, 0, "{}", ended.err);
-    assert!(!ended.err.contains("not-a-secret") && !ended.out.contains("not-a-secret"));
+    let output = demo.stop().await;
+    assert_eq!(output.status, 0, "{}", output.err);
+    assert!(!output.err.contains("not-a-secret") && !output.out.contains("not-a-secret"));
 }
 
 #[tokio::test]
@@ -88,32 +88,32 @@ async fn simulator_output_works_as_a_configuration() {
     let proxy = Process::serve(&path).await;
     let address = proxy.address().await;
     for agent in ["hr", "ops"] {
-        let answer = curl(&[&format!("http://{address}/{agent}/cgi-bin/user/get?userid=zhangsan")]).await;
-        assert!(answer.contains("\"errcode\":0"), "{answer}");
+        let response = curl(&[&format!("http://{address}/{agent}/cgi-bin/user/get?userid=zhangsan")]).await;
+        assert!(response.contains("\"errcode\":0"), "{response}");
     }
     assert_eq!(proxy.stop().await.status, 0);
-    let ended = simulator.stop().await;
-    assert_eq!(ended.status, 0, "{}", ended.err);
+    let output = simulator.stop().await;
+    assert_eq!(output.status, 0, "{}", output.err);
 }
 
 #[tokio::test]
 async fn repository_config_passes_check_with_its_secret_set() {
     let mut check = wecom_proxy(&["check", "--config", REPOSITORY_CONFIG]);
-    check.env("WECOM_HR_SECRET", "a-secret-that-nobody-sees");
-    let ended = run(check).await;
-    assert_exit(&ended, 0, &[]);
-    assert!(ended.out.contains("hr") && ended.out.contains("ww1234567890abcdef"), "{}", ended.out);
-    assert!(ended.out.contains("is valid"), "{}", ended.out);
-    assert!(!ended.out.contains("a-secret-that") && !ended.err.contains("a-secret-that"), "{ended:?}");
-    let ended = run_wecom_proxy(&["check", "--config", REPOSITORY_CONFIG]).await;
-    let line = fs::read_to_string(REPOSITORY_CONFIG).expect("the file");
-    let line = 1 + line.lines().position(|line| line.contains("WECOM_HR_SECRET")).expect("a line");
+    check.env("WECOM_HR_SECRET", "a-secret-that-is-never-shown");
+    let output = run(check).await;
+    assert_exit(&output, 0, &[]);
+    assert!(output.out.contains("hr") && output.out.contains("ww1234567890abcdef"), "{}", output.out);
+    assert!(output.out.contains("is valid"), "{}", output.out);
+    assert!(!output.out.contains("a-secret-that") && !output.err.contains("a-secret-that"), "{output:?}");
+    let output = run_wecom_proxy(&["check", "--config", REPOSITORY_CONFIG]).await;
+    let config = fs::read_to_string(REPOSITORY_CONFIG).expect("the file");
+    let line = 1 + config.lines().position(|line| line.contains("WECOM_HR_SECRET")).expect("a line");
     assert_exit(
-        &ended,
+        &output,
         2,
         &[&format!("proxy.toml:{line}"), "agents.hr.secret", "WECOM_HR_SECRET", "not set"],
     );
-    assert_eq!(ended.out, "");
+    assert_eq!(output.out, "");
 }
 
 #[tokio::test]
@@ -121,12 +121,12 @@ async fn check_lists_clients_and_warns_of_plain_secrets() {
     let (_dir, path) = write_config_file(
         "[agents.hr]\ncorpid = \"ww1\"\nsecret = \"a-plain-secret-of-hr\"\nagentid = 7\n[clients.billing]\nkey = \"a-plain-key-of-billing-0123456789\"\nagents = [\"hr\"]\nallow = [\"POST /cgi-bin/message/send\"]\n",
     );
-    let ended = run_wecom_proxy(&["check", "--config", path_text(&path)]).await;
-    assert_exit(&ended, 0, &["warning", "plain text", "agents.hr.secret", "clients.billing.key"]);
-    for words in ["hr", "ww1", "7", "billing", "POST /cgi-bin/message/send"] {
-        assert!(ended.out.contains(words), "{}", ended.out);
+    let output = run_wecom_proxy(&["check", "--config", path_text(&path)]).await;
+    assert_exit(&output, 0, &["warning", "plain text", "agents.hr.secret", "clients.billing.key"]);
+    for expected in ["hr", "ww1", "7", "billing", "POST /cgi-bin/message/send"] {
+        assert!(output.out.contains(expected), "{}", output.out);
     }
-    assert!(!format!("{ended:?}").contains("a-plain-"), "{ended:?}");
+    assert!(!format!("{output:?}").contains("a-plain-"), "{output:?}");
 }
 
 #[tokio::test]
@@ -140,24 +140,24 @@ async fn invalid_config_is_refused_with_file_line_and_key() {
         ("[server]\ntls = { cert = \"a.pem\", key = \"b.pem\" }\n", "proxy.toml:2", "server.tls.cert"),
         ("[server]\nlisten = \"0.0.0.0:0\"\n", "proxy.toml:2", "server.listen"),
     ];
-    for (bad, place, key) in cases {
-        let good = "[agents.hr]\ncorpid = \"ww1\"\nsecret = \"a-plain-secret\"\n";
-        let (_dir, path) = write_config_file(&format!("{bad}{good}"));
+    for (section, location, key) in cases {
+        let agent = "[agents.hr]\ncorpid = \"ww1\"\nsecret = \"a-plain-secret\"\n";
+        let (_dir, path) = write_config_file(&format!("{section}{agent}"));
         for command in ["serve", "check"] {
-            let ended = run_wecom_proxy(&[command, "--config", path_text(&path)]).await;
-            assert_exit(&ended, 2, &["wecom-proxy: ", place, key]);
-            assert!(!ended.err.contains("a-plain-secret"), "{}", ended.err);
+            let output = run_wecom_proxy(&[command, "--config", path_text(&path)]).await;
+            assert_exit(&output, 2, &["wecom-proxy: ", location, key]);
+            assert!(!output.err.contains("a-plain-secret"), "{}", output.err);
         }
     }
     for command in ["serve", "check", "health"] {
-        let ended = run_wecom_proxy(&[command, "--config", "/nowhere/proxy.toml"]).await;
-        assert_exit(&ended, 2, &["/nowhere/proxy.toml"]);
+        let output = run_wecom_proxy(&[command, "--config", "/nowhere/proxy.toml"]).await;
+        assert_exit(&output, 2, &["/nowhere/proxy.toml"]);
     }
 }
 
 #[tokio::test]
 async fn invalid_command_line_is_refused() {
-    let lines: &[&[&str]] = &[
+    let command_lines: &[&[&str]] = &[
         &["dance"],
         &["--confg", "a"],
         &["completions", "dos"],
@@ -166,10 +166,10 @@ async fn invalid_command_line_is_refused() {
         &["simulator", "--token-lifetime", "soon"],
         &["serve", "--config"],
     ];
-    for arguments in lines {
-        let ended = run_wecom_proxy(arguments).await;
-        assert_eq!((ended.status, &*ended.out), (2, ""), "{arguments:?}: {}", ended.err);
-        assert!(!ended.err.is_empty(), "{arguments:?}");
+    for arguments in command_lines {
+        let output = run_wecom_proxy(arguments).await;
+        assert_eq!((output.status, &*output.out), (2, ""), "{arguments:?}: {}", output.err);
+        assert!(!output.err.is_empty(), "{arguments:?}");
     }
     for arguments in [["--help"], ["--version"]] {
         assert_exit(&run_wecom_proxy(&arguments).await, 0, &[]);
@@ -178,48 +178,48 @@ async fn invalid_command_line_is_refused() {
 
 #[tokio::test]
 async fn port_in_use_exits_with_1() {
-    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let address = taken.local_addr().expect("an address").to_string();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("an address").to_string();
     let (_dir, path) = write_config_file(&MINIMAL_CONFIG.replace("127.0.0.1:0", &address));
     let mut serve = wecom_proxy(&["serve", "--config", path_text(&path)]);
     serve.env("WECOM_HR_SECRET", "a");
     assert_exit(&run(serve).await, 1, &["cannot listen on", &address]);
-    let ended = run_wecom_proxy(&["demo", "--listen", &address]).await;
-    assert_exit(&ended, 1, &["cannot listen on", &address, "end what listens there"]);
-    for (listen, words) in [
+    let output = run_wecom_proxy(&["demo", "--listen", &address]).await;
+    assert_exit(&output, 1, &["cannot listen on", &address, "end what listens there"]);
+    for (listen, expected) in [
         ("192.0.2.1:8099\"\nopen = true #", "this machine has no such address"),
         ("unix:no-such-directory/a.sock", "make the directory first"),
     ] {
         let (_dir, path) = write_config_file(&MINIMAL_CONFIG.replace("127.0.0.1:0", listen));
         let mut serve = wecom_proxy(&["serve", "--config", path_text(&path)]);
         serve.env("WECOM_HR_SECRET", "a");
-        assert_exit(&run(serve).await, 1, &["cannot listen on", words]);
+        assert_exit(&run(serve).await, 1, &["cannot listen on", expected]);
     }
-    let ended = run_wecom_proxy(&["simulator", "--listen", &address, "--control", "127.0.0.1:0"]).await;
+    let output = run_wecom_proxy(&["simulator", "--listen", &address, "--control", "127.0.0.1:0"]).await;
     assert_exit(
-        &ended,
+        &output,
         1,
         &["cannot listen on", &address, "another address with --listen, or end what listens"],
     );
-    let ended = run_wecom_proxy(&["simulator", "--listen", "127.0.0.1:0", "--control", &address]).await;
-    assert_exit(&ended, 1, &["cannot listen on", &address, "another address with --control"]);
+    let output = run_wecom_proxy(&["simulator", "--listen", "127.0.0.1:0", "--control", &address]).await;
+    assert_exit(&output, 1, &["cannot listen on", &address, "another address with --control"]);
 }
 
 #[tokio::test]
 async fn demo_with_its_ports_in_use_takes_others() {
-    // Where somebody else has them they are taken all the same.
-    let _held = [8080, 8082].map(|port| TcpListener::bind(("127.0.0.1", port)));
+    // If another process already listens on a port, the port is in use as well.
+    let _listeners = [8080, 8082].map(|port| TcpListener::bind(("127.0.0.1", port)));
     let demo = Process::start(wecom_proxy(&["demo"]));
     let address = demo.address().await;
     demo.out.wait_for_line("Ctrl-C").await;
-    let said = demo.out.text();
-    let moved = format!("Port 8080 is taken, so the proxy is on {address} instead.\n");
-    assert!(said.starts_with(&moved), "{said}");
+    let stdout = demo.out.text();
+    let notice = format!("Port 8080 is taken, so the proxy is on {address} instead.\n");
+    assert!(stdout.starts_with(&notice), "{stdout}");
     assert!(
-        said.contains("Port 8082 is taken, so the simulator's control address is on 127.0.0.1:"),
-        "{said}"
+        stdout.contains("Port 8082 is taken, so the simulator's control address is on 127.0.0.1:"),
+        "{stdout}"
     );
-    assert!(said.contains(&format!("curl 'http://{address}/hr/cgi-bin/user/get")), "{said}");
+    assert!(stdout.contains(&format!("curl 'http://{address}/hr/cgi-bin/user/get")), "{stdout}");
     assert_eq!(demo.stop().await.status, 0);
 }
 
@@ -233,17 +233,17 @@ async fn health_command_reports_readiness() {
     let health = async || run_wecom_proxy(&["health", "--config", path_text(&path)]).await;
     assert_exit(&health().await, 1, &["did not answer"]);
     let proxy = Process::serve(&path).await;
-    let ended = health().await;
-    assert_exit(&ended, 0, &[]);
-    assert!(ended.out.contains("\"status\":\"ok\""), "{}", ended.out);
+    let output = health().await;
+    assert_exit(&output, 0, &[]);
+    assert!(output.out.contains("\"status\":\"ok\""), "{}", output.out);
     for agent in ["hr", "ops"] {
         wecom.reset_secret(agent, "another-secret").expect("an agent");
     }
     let address = proxy.address().await;
     curl(&[&format!("http://{address}/hr/cgi-bin/user/get?userid=zhangsan")]).await;
-    let ended = health().await;
-    assert_exit(&ended, 1, &["not ready"]);
-    assert!(ended.out.contains("40001"), "{}", ended.out);
+    let output = health().await;
+    assert_exit(&output, 1, &["not ready"]);
+    assert!(output.out.contains("40001"), "{}", output.out);
     assert_eq!(proxy.stop().await.status, 0);
     assert_exit(&health().await, 1, &["did not answer"]);
     write_config(
@@ -259,36 +259,36 @@ async fn health_command_reports_readiness() {
 async fn manual_page_lists_every_command() {
     let dir = TempDir::new().expect("a directory");
     let page = dir.path().join("wecom-proxy.1");
-    let ended = run_wecom_proxy(&["man"]).await;
-    assert_exit(&ended, 0, &[]);
-    fs::write(&page, ended.out).expect("a file");
+    let output = run_wecom_proxy(&["man"]).await;
+    assert_exit(&output, 0, &[]);
+    fs::write(&page, output.out).expect("a file");
     let mut groff = Command::new(tool("groff"));
     groff.args(["-man", "-Tutf8", "-Kutf8", "-ww", "-P-cbou"]).arg(&page);
-    let ended = run(groff).await;
-    // What it does not like it only complains of.
-    assert_eq!((ended.status, &*ended.err), (0, ""));
+    let output = run(groff).await;
+    // groff exits with 0 on warnings; they go to stderr.
+    assert_eq!((output.status, &*output.err), (0, ""));
     let help = run_wecom_proxy(&["--help"]).await.out;
     let (_, commands) = help.split_once("Commands:\n").expect("commands");
-    let named = commands.lines().map_while(|line| line.strip_prefix("  ")?.split(' ').next());
+    let names = commands.lines().map_while(|line| line.strip_prefix("  ")?.split(' ').next());
     let mut count = 0;
-    for command in named.filter(|command| !["", "help"].contains(command)) {
-        assert!(ended.out.contains(&format!("   wecom-proxy {command}\n")), "{command}: {}", ended.out);
+    for command in names.filter(|command| !["", "help"].contains(command)) {
+        assert!(output.out.contains(&format!("   wecom-proxy {command}\n")), "{command}: {}", output.out);
         count += 1;
     }
     assert!(count >= 8, "{help}");
-    for words in ["--token-lifetime", "--config", "SIGHUP", "EXIT STATUS"] {
-        assert!(ended.out.contains(words), "{words}: {}", ended.out);
+    for expected in ["--token-lifetime", "--config", "SIGHUP", "EXIT STATUS"] {
+        assert!(output.out.contains(expected), "{expected}: {}", output.out);
     }
 }
 
 #[tokio::test]
 async fn completions_are_printed_for_each_shell() {
-    for (shell, words) in
+    for (shell, expected) in
         [("bash", "complete -F"), ("zsh", "#compdef wecom-proxy"), ("fish", "complete -c wecom-proxy")]
     {
-        let ended = run_wecom_proxy(&["completions", shell]).await;
-        assert_exit(&ended, 0, &[]);
-        assert!(ended.out.contains(words) && ended.out.contains("simulator"), "{}", ended.out);
+        let output = run_wecom_proxy(&["completions", shell]).await;
+        assert_exit(&output, 0, &[]);
+        assert!(output.out.contains(expected) && output.out.contains("simulator"), "{}", output.out);
     }
     let script = run_wecom_proxy(&["completions", "bash"]).await.out;
     let mut bash = Command::new(tool("bash"));
@@ -301,22 +301,22 @@ async fn config_path_is_taken_from_options_or_environment() {
     let (_dir, path) = write_config_file(MINIMAL_CONFIG);
     let (_other_dir, other) = write_config_file("[server]\nlissten = 1\n");
     let path = path_text(&path);
-    let lines: &[(&[&str], &str)] = &[
+    let command_lines: &[(&[&str], &str)] = &[
         (&["check", "--config", path], ""),
         (&["--config", path, "check"], ""),
         (&["check"], path),
         (&["check", "--config", path], path_text(&other)),
         (&["--config", path, "check"], path_text(&other)),
     ];
-    for (arguments, variable) in lines {
+    for (arguments, variable) in command_lines {
         let mut command = wecom_proxy(arguments);
         command.env("WECOM_HR_SECRET", "a-secret");
         if !variable.is_empty() {
             command.env("WECOM_PROXY_CONFIG", variable);
         }
-        let ended = run(command).await;
-        assert_exit(&ended, 0, &[]);
-        assert!(ended.out.contains(&format!("{path} is valid")), "{arguments:?}: {}", ended.out);
+        let output = run(command).await;
+        assert_exit(&output, 0, &[]);
+        assert!(output.out.contains(&format!("{path} is valid")), "{arguments:?}: {}", output.out);
     }
     // `serve` is the default.
     for arguments in [&["--config", path][..], &[], &["serve"]] {
@@ -342,8 +342,8 @@ async fn ready_line_has_real_ports_at_any_level_and_format() {
         };
         let (_dir, proxy) = start(&text_format);
         let line = proxy.err.wait_for_line("ready listen=").await;
-        let served = r#"upstream="https://qyapi.weixin.qq.com" agents=1 clients=0 store="memory" open=true"#;
-        assert!(line.contains(served), "{line}");
+        let summary = r#"upstream="https://qyapi.weixin.qq.com" agents=1 clients=0 store="memory" open=true"#;
+        assert!(line.contains(summary), "{line}");
         let (listen, admin) = (log_field(&line, "listen"), log_field(&line, "admin"));
         let (_json_dir, json_proxy) = start(&json_format);
         let line = json_proxy.err.wait_for_line("\"message\":\"ready\"").await;
@@ -354,13 +354,13 @@ async fn ready_line_has_real_ports_at_any_level_and_format() {
         );
         for address in [&*listen, &*admin, line["listen"].as_str().unwrap(), line["admin"].as_str().unwrap()]
         {
-            let real: std::net::SocketAddr = address.parse().expect("an address");
-            assert_ne!(real.port(), 0);
-            std::net::TcpStream::connect(real).expect("somebody listens");
+            let address: std::net::SocketAddr = address.parse().expect("an address");
+            assert_ne!(address.port(), 0);
+            std::net::TcpStream::connect(address).expect("a listener");
         }
         for proxy in [proxy, json_proxy] {
-            let ended = proxy.stop().await;
-            assert_eq!((ended.status, &*ended.out), (0, ""), "logs go to stderr");
+            let output = proxy.stop().await;
+            assert_eq!((output.status, &*output.out), (0, ""), "logs go to stderr");
         }
     }
 }
@@ -372,7 +372,7 @@ async fn demo_replicas_without_redis_names_what_is_missing() {
     assert_exit(&run(demo).await, 1, &["redis-server", "--redis"]);
 }
 
-/// The processes that this one has started.
+/// The child processes of a process.
 async fn child_pids(pid: &str) -> Vec<String> {
     let mut pgrep = Command::new(tool("pgrep"));
     pgrep.args(["-P", pid]);
@@ -385,32 +385,30 @@ async fn killed_demo_leaves_no_redis_server() {
     let demo = Process::start(wecom_proxy(&arguments));
     demo.out.wait_for_line("Ctrl-C").await;
     let line = demo.out.wait_for_line("What each proxy did").await;
-    assert_eq!(line.split_whitespace().filter(|word| word.starts_with("http://")).count(), 2, "{line}");
-    let [watchdog] = &child_pids(&demo.id().to_string()).await[..] else {
-        panic!("one process that watches")
-    };
+    assert_eq!(line.split_whitespace().filter(|text| text.starts_with("http://")).count(), 2, "{line}");
+    let [watchdog] = &child_pids(&demo.id().to_string()).await[..] else { panic!("one watchdog process") };
     let [server] = &child_pids(watchdog).await[..] else { panic!("one redis-server") };
-    let is_there = async || {
+    let is_running = async || {
         let mut ps = Command::new("ps");
         ps.args(["-o", "args=", "-p", server]);
         run(ps).await.out.contains("redis-server")
     };
-    assert!(is_there().await);
+    assert!(is_running().await);
     demo.signal("KILL");
     demo.wait().await;
-    wait_for("the end of its redis-server", async || !is_there().await).await;
+    wait_for("the end of its redis-server", async || !is_running().await).await;
 }
 
 #[tokio::test]
 async fn demo_waiting_for_redis_reports_it() {
-    // It takes connections, and that is all it does.
+    // The server accepts connections and never responds.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    let url = format!("redis://:a-password-of-the-stories@{}", silent.local_addr().expect("an address"));
+    let url = format!("redis://:a-password-of-the-tests@{}", silent.local_addr().expect("an address"));
     let demo =
         Process::start(wecom_proxy(&["demo", "--replicas", "2", "--redis", &url, "--listen", "127.0.0.1:0"]));
     let line = demo.err.wait_for_line("waiting for Redis").await;
     assert!(line.contains("10 s at most"), "{line}");
-    let ended = demo.wait().await;
-    assert!(ended.status == 1 && ended.err.contains("do not reach Redis"), "{}", ended.err);
-    assert!(!ended.err.contains("a-password"), "{}", ended.err);
+    let output = demo.wait().await;
+    assert!(output.status == 1 && output.err.contains("do not reach Redis"), "{}", output.err);
+    assert!(!output.err.contains("a-password"), "{}", output.err);
 }

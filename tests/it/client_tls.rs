@@ -1,4 +1,4 @@
-//! TLS towards clients: protocols by ALPN, client certificates, and a certificate that is replaced.
+//! TLS towards clients: ALPN, client certificates, and certificate replacement on reload.
 
 use std::{fs, time::Duration};
 
@@ -20,7 +20,7 @@ url = "http://{api}"
 {agents}
 "#;
 
-/// A directory with the files that the configuration names.
+/// A directory with the certificate files of [`CONFIG`].
 fn certificate_dir(identity: &Identity) -> TempDir {
     let dir = TempDir::new().expect("a temporary directory");
     write_certificate(&dir, identity);
@@ -40,88 +40,88 @@ fn config(dir: &TempDir, more: &str) -> String {
 async fn alpn_selects_the_client_protocol() {
     let authority = Authority::new();
     let dir = certificate_dir(&authority.issue_server("localhost"));
-    let stage = TestProxy::start_with_config(&config(&dir, "")).await;
+    let proxy = TestProxy::start_with_config(&config(&dir, "")).await;
     for offered in [&["h2", "http/1.1"][..], &["h2"]] {
-        let stream = authority.connect_tls(stage.address(), offered, None).await.expect("a handshake");
+        let stream = authority.connect_tls(proxy.address(), offered, None).await.expect("a handshake");
         assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
-        let mut caller = TestClient::http2_over(stream).await;
-        caller.get(USER_GET).await.assert_ok();
-        caller.get(USER_GET).await.assert_ok();
+        let mut client = TestClient::http2_over(stream).await;
+        client.get(USER_GET).await.assert_ok();
+        client.get(USER_GET).await.assert_ok();
     }
     for (offered, agreed) in [(&["http/1.1"][..], Some(&b"http/1.1"[..])), (&[], None)] {
-        let stream = authority.connect_tls(stage.address(), offered, None).await.expect("a handshake");
+        let stream = authority.connect_tls(proxy.address(), offered, None).await.expect("a handshake");
         assert_eq!(stream.get_ref().1.alpn_protocol(), agreed);
-        let mut caller = TestClient::http1_over(stream).await;
-        caller.get(USER_GET).await.assert_ok();
-        caller.get(USER_GET).await.assert_ok();
+        let mut client = TestClient::http1_over(stream).await;
+        client.get(USER_GET).await.assert_ok();
+        client.get(USER_GET).await.assert_ok();
     }
-    assert_eq!(stage.wecom.gettoken_count("hr").expect("an agent"), 1);
+    assert_eq!(proxy.wecom.gettoken_count("hr").expect("an agent"), 1);
 }
 
-/// Whether a client with this identity gets an answer.
-async fn is_served(stage: &TestProxy, authority: &Authority, identity: Option<&Identity>) -> bool {
-    let Ok(stream) = authority.connect_tls(stage.address(), &["http/1.1"], identity).await else {
+/// Whether a client with this certificate gets a response.
+async fn is_served(proxy: &TestProxy, authority: &Authority, identity: Option<&Identity>) -> bool {
+    let Ok(stream) = authority.connect_tls(proxy.address(), &["http/1.1"], identity).await else {
         return false;
     };
-    // In TLS 1.3 a client learns only afterwards that its certificate was not welcome.
-    let mut caller = TestClient::http1_over(stream).await;
+    // In TLS 1.3 the client's handshake completes before the server verifies its certificate (RFC 8446 §2).
+    let mut client = TestClient::http1_over(stream).await;
     let request = Request::get(format!("/hr{USER_GET}")).body(Default::default()).expect("a request");
-    caller.send(request).await.is_ok()
+    client.send(request).await.is_ok()
 }
 
 #[tokio::test]
 async fn client_ca_serves_only_clients_with_its_certificates() {
-    let (authority, clients, strangers) = (Authority::new(), Authority::new(), Authority::new());
+    let (authority, clients, other_clients) = (Authority::new(), Authority::new(), Authority::new());
     let dir = certificate_dir(&authority.issue_server("localhost"));
     let more = format!(", client_ca = \"{}\"", clients.ca_file().display());
-    let stage = TestProxy::start_with_config(&config(&dir, &more)).await;
-    assert!(!is_served(&stage, &authority, None).await, "no certificate");
+    let proxy = TestProxy::start_with_config(&config(&dir, &more)).await;
+    assert!(!is_served(&proxy, &authority, None).await, "no certificate");
     assert!(
-        !is_served(&stage, &authority, Some(&strangers.issue_client("billing"))).await,
-        "another authority's"
+        !is_served(&proxy, &authority, Some(&other_clients.issue_client("billing"))).await,
+        "certificate of another authority"
     );
-    assert!(!is_served(&stage, &authority, Some(&clients.issue_expired("billing"))).await, "expired");
-    assert_eq!(stage.wecom.observe(|seen| seen.request_count()), 0);
-    assert!(is_served(&stage, &authority, Some(&clients.issue_client("billing"))).await);
+    assert!(!is_served(&proxy, &authority, Some(&clients.issue_expired("billing"))).await, "expired");
+    assert_eq!(proxy.wecom.observe(|observed| observed.request_count()), 0);
+    assert!(is_served(&proxy, &authority, Some(&clients.issue_client("billing"))).await);
 }
 
 #[tokio::test]
 async fn reload_swaps_the_certificate_and_keeps_connections() {
     let (before, after) = (Authority::new(), Authority::new());
     let dir = certificate_dir(&before.issue_server("localhost"));
-    let stage = TestProxy::start_with_config(&config(&dir, "")).await;
-    let stream = before.connect_tls(stage.address(), &["h2"], None).await.expect("a handshake");
+    let proxy = TestProxy::start_with_config(&config(&dir, "")).await;
+    let stream = before.connect_tls(proxy.address(), &["h2"], None).await.expect("a handshake");
     let mut open = TestClient::http2_over(stream).await;
     open.get(USER_GET).await.assert_ok();
 
     write_certificate(&dir, &after.issue_server("localhost"));
-    stage.app.reload().expect("a reload");
-    assert!(is_served(&stage, &after, None).await);
-    assert!(!is_served(&stage, &before, None).await);
+    proxy.app.reload().expect("a reload");
+    assert!(is_served(&proxy, &after, None).await);
+    assert!(!is_served(&proxy, &before, None).await);
     open.get(USER_GET).await.assert_ok();
 
-    // A key that does not go with the certificate: nothing changes.
+    // A key that does not match the certificate: the reload fails and changes nothing.
     fs::write(dir.path().join("server.key"), before.issue_server("localhost").key_pem).expect("a file");
-    let error = stage.app.reload().expect_err("no reload").to_string();
+    let error = proxy.app.reload().expect_err("no reload").to_string();
     assert!(error.contains("server.tls"), "{error}");
-    assert!(is_served(&stage, &after, None).await);
-    assert_eq!(stage.wecom.gettoken_count("hr").expect("an agent"), 1);
+    assert!(is_served(&proxy, &after, None).await);
+    assert_eq!(proxy.wecom.gettoken_count("hr").expect("an agent"), 1);
 }
 
 #[tokio::test]
 async fn pending_tls_handshakes_do_not_delay_shutdown() {
     let authority = Authority::new();
     let dir = certificate_dir(&authority.issue_server("localhost"));
-    let stage = TestProxy::start_with_config(&config(&dir, "")).await;
-    let mut mute = Vec::new();
+    let proxy = TestProxy::start_with_config(&config(&dir, "")).await;
+    let mut silent = Vec::new();
     for _ in 0..4 {
-        mute.push(TcpStream::connect(stage.address()).await.expect("a connection"));
+        silent.push(TcpStream::connect(proxy.address()).await.expect("a connection"));
     }
-    let greeted = authority.connect_tls(stage.address(), &["http/1.1"], None).await.expect("a handshake");
-    let fresh = authority.connect_tls(stage.address(), &["h2"], None).await.expect("a handshake");
-    let stopped = tokio::time::timeout(Duration::from_secs(20), stage.app.shutdown()).await;
+    let http1 = authority.connect_tls(proxy.address(), &["http/1.1"], None).await.expect("a handshake");
+    let http2 = authority.connect_tls(proxy.address(), &["h2"], None).await.expect("a handshake");
+    let stopped = tokio::time::timeout(Duration::from_secs(20), proxy.app.shutdown()).await;
     assert_eq!(stopped, Ok(true));
-    drop((greeted, fresh, mute));
+    drop((http1, http2, silent));
 }
 
 #[tokio::test]
@@ -129,15 +129,15 @@ async fn pending_tls_handshakes_block_no_client_of_a_full_proxy() {
     let authority = Authority::new();
     let dir = certificate_dir(&authority.issue_server("localhost"));
     let bounds = "max_connections = 2\nheader_timeout = \"60s\"\n[upstream]";
-    let stage = TestProxy::start_with_config(&config(&dir, "").replace("[upstream]", bounds)).await;
-    for said in [&b""[..], b"\x16\x03\x01\x02\x00"] {
-        let mut mute = Vec::new();
+    let proxy = TestProxy::start_with_config(&config(&dir, "").replace("[upstream]", bounds)).await;
+    for bytes in [&b""[..], b"\x16\x03\x01\x02\x00"] {
+        let mut silent = Vec::new();
         for _ in 0..2 {
-            let mut stream = TcpStream::connect(stage.address()).await.expect("a connection");
-            stream.write_all(said).await.expect("it is taken");
-            mute.push(stream);
+            let mut stream = TcpStream::connect(proxy.address()).await.expect("a connection");
+            stream.write_all(bytes).await.expect("sent");
+            silent.push(stream);
         }
-        assert!(with_timeout(is_served(&stage, &authority, None)).await);
+        assert!(with_timeout(is_served(&proxy, &authority, None)).await);
     }
 }
 
@@ -145,8 +145,8 @@ async fn pending_tls_handshakes_block_no_client_of_a_full_proxy() {
 async fn plain_client_on_a_tls_listener_is_not_served() {
     let authority = Authority::new();
     let dir = certificate_dir(&authority.issue_server("localhost"));
-    let stage = TestProxy::start_with_config(&config(&dir, "")).await;
-    let answer = stage.send_raw(format!("GET /hr{USER_GET} HTTP/1.1\r\nHost: a\r\n\r\n")).await;
-    assert!(!answer.contains("HTTP/1.1 200"), "{answer}");
-    assert_eq!(stage.wecom.observe(|seen| seen.request_count()), 0);
+    let proxy = TestProxy::start_with_config(&config(&dir, "")).await;
+    let response = proxy.send_raw(format!("GET /hr{USER_GET} HTTP/1.1\r\nHost: a\r\n\r\n")).await;
+    assert!(!response.contains("HTTP/1.1 200"), "{response}");
+    assert_eq!(proxy.wecom.observe(|observed| observed.request_count()), 0);
 }

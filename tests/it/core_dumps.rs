@@ -1,4 +1,4 @@
-//! Memory holds secrets, tokens and keys: nothing of it goes to disk when the process dies.
+//! Memory holds secrets, tokens and keys, so a crash must not write a core dump.
 
 use std::{
     fs,
@@ -8,7 +8,7 @@ use std::{
 
 use tempfile::TempDir;
 
-/// Where core dumps are allowed, by a limit that any user may have, the program still leaves none.
+/// The program disables core dumps even if the soft limit (`ulimit -S -c`) allows them.
 #[tokio::test]
 async fn core_dumps_are_off_despite_the_ulimit() {
     let dir = TempDir::new().expect("a directory");
@@ -18,7 +18,7 @@ async fn core_dumps_are_off_despite_the_ulimit() {
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("the program starts");
     let mut out = child.stdout.take().expect("a pipe");
     let limits = tokio::task::spawn_blocking(move || {
-        // It has begun when it says something.
+        // The first byte on stdout shows that start-up is done.
         let _ = std::io::Read::read(&mut out, &mut [0]);
         let limits = fs::read_to_string(format!("/proc/{}/limits", child.id())).expect("it runs");
         let killed = Command::new("kill").args(["-s", "ABRT", &child.id().to_string()]).status();

@@ -1,4 +1,4 @@
-//! Programs that nobody wrote for this proxy: curl, and Python's requests as scripts use it.
+//! Unmodified clients: curl, and a script with Python's requests.
 
 use std::{fs, process::Command};
 
@@ -33,18 +33,18 @@ fn api_key() -> String {
     format!("X-Api-Key: {KEY}")
 }
 
-fn url(stage: &TestProxy, path: &str) -> String {
-    format!("http://{}{path}", stage.address())
+fn url(proxy: &TestProxy, path: &str) -> String {
+    format!("http://{}{path}", proxy.address())
 }
 
 #[track_caller]
-fn assert_ok(answer: &str) {
-    assert!(answer.contains("\"errcode\":0"), "{answer}");
+fn assert_ok(response: &str) {
+    assert!(response.contains("\"errcode\":0"), "{response}");
 }
 
-/// The last call of this path that WeCom saw.
-fn last_request(stage: &TestProxy, path: &str) -> RecordedRequest {
-    stage.wecom.requests().into_iter().rfind(|record| record.path == path).expect("a request")
+/// The last request to this path that WeCom received.
+fn last_request(proxy: &TestProxy, path: &str) -> RecordedRequest {
+    proxy.wecom.requests().into_iter().rfind(|record| record.path == path).expect("a request")
 }
 
 fn sha256(bytes: &[u8]) -> Option<String> {
@@ -54,30 +54,30 @@ fn sha256(bytes: &[u8]) -> Option<String> {
 
 #[tokio::test]
 async fn curl_is_served_over_each_http_version() {
-    let stage = start_proxy().await;
-    let user_get = url(&stage, USER_GET);
+    let proxy = start_proxy().await;
+    let user_get = url(&proxy, USER_GET);
     let versions =
         [("--http1.0", "HTTP/1."), ("--http1.1", "HTTP/1.1 200"), ("--http2-prior-knowledge", "HTTP/2 200")];
     for (option, head) in versions {
-        let answer = curl(&["-i", option, "-H", &api_key(), &user_get]).await;
-        assert_ok(&answer);
-        assert!(answer.starts_with(head), "{option}: {answer}");
+        let response = curl(&["-i", option, "-H", &api_key(), &user_get]).await;
+        assert_ok(&response);
+        assert!(response.starts_with(head), "{option}: {response}");
     }
-    // An upgrade to HTTP/2 that is offered and not taken up.
+    // The h2c upgrade offer is ignored.
     assert_ok(&curl(&["--http2", "-H", &api_key(), &user_get]).await);
-    // Several on one connection.
+    // Two requests on one connection.
     let twice = curl(&["-H", &api_key(), &user_get, &user_get]).await;
     assert_eq!(twice.matches("\"errcode\":0").count(), 2, "{twice}");
 }
 
 #[tokio::test]
 async fn curl_key_is_accepted_in_each_form() {
-    let stage = start_proxy().await;
-    let user_get = url(&stage, USER_GET);
+    let proxy = start_proxy().await;
+    let user_get = url(&proxy, USER_GET);
     let (basic, bearer) = (format!("billing:{KEY}"), format!("Authorization: Bearer {KEY}"));
-    for shown in [["-u", &basic], ["-H", &bearer], ["-H", &api_key()], ["--oauth2-bearer", KEY]] {
-        assert_ok(&curl(&[&shown[..], &[&user_get]].concat()).await);
-        let record = last_request(&stage, "/cgi-bin/user/get");
+    for credential in [["-u", &basic], ["-H", &bearer], ["-H", &api_key()], ["--oauth2-bearer", KEY]] {
+        assert_ok(&curl(&[&credential[..], &[&user_get]].concat()).await);
+        let record = last_request(&proxy, "/cgi-bin/user/get");
         for name in ["authorization", "x-api-key", "cookie"] {
             assert_eq!(record.header_values(name), Vec::<&str>::new());
         }
@@ -90,26 +90,26 @@ async fn curl_key_is_accepted_in_each_form() {
 #[tokio::test]
 async fn curl_over_tls_is_served() {
     let authority = Authority::new();
-    let stage =
+    let proxy =
         TestProxy::start_with_config(&CONFIG.replace("{tls}", &authority.tls_config_line("localhost"))).await;
-    let user_get = format!("https://localhost:{}{USER_GET}", stage.address().port());
+    let user_get = format!("https://localhost:{}{USER_GET}", proxy.address().port());
     let ca = authority.ca_file().display().to_string();
     for (option, head) in [("--http2", "HTTP/2 200"), ("--http1.1", "HTTP/1.1 200")] {
-        let answer = curl(&["-i", "--cacert", &ca, option, "-H", &api_key(), &user_get]).await;
-        assert_ok(&answer);
-        assert!(answer.starts_with(head), "{option}: {answer}");
+        let response = curl(&["-i", "--cacert", &ca, option, "-H", &api_key(), &user_get]).await;
+        assert_ok(&response);
+        assert!(response.starts_with(head), "{option}: {response}");
     }
-    // The same over the unix socket, under the name in the certificate.
-    let socket = stage.dir.path().join("proxy.sock").display().to_string();
+    // The same over the Unix socket, with the certificate's host name.
+    let socket = proxy.dir.path().join("proxy.sock").display().to_string();
     assert_ok(&curl(&["--unix-socket", &socket, "--cacert", &ca, "-H", &api_key(), &user_get]).await);
-    let distrusted = curl_outcome(&["-H", &api_key(), &user_get]).await;
-    assert_ne!(distrusted.status, 0, "{}", distrusted.out);
+    let output = curl_outcome(&["-H", &api_key(), &user_get]).await;
+    assert_ne!(output.status, 0, "{}", output.out);
 }
 
 #[tokio::test]
 async fn curl_over_a_unix_socket_is_served() {
-    let stage = start_proxy().await;
-    let socket = stage.dir.path().join("proxy.sock").display().to_string();
+    let proxy = start_proxy().await;
+    let socket = proxy.dir.path().join("proxy.sock").display().to_string();
     let user_get = format!("http://localhost{USER_GET}");
     for option in ["--http1.1", "--http2-prior-knowledge"] {
         assert_ok(&curl(&[option, "--unix-socket", &socket, "-H", &api_key(), &user_get]).await);
@@ -118,15 +118,15 @@ async fn curl_over_a_unix_socket_is_served() {
 
 #[tokio::test]
 async fn curl_uploads_of_each_kind_arrive_intact() {
-    let stage = start_proxy().await;
-    let file = stage.dir.path().join("body");
-    let body: Vec<u8> = (0..3 << 20).map(|at: u32| (at % 253) as u8).collect();
+    let proxy = start_proxy().await;
+    let file = proxy.dir.path().join("body");
+    let body: Vec<u8> = (0..3 << 20).map(|index: u32| (index % 253) as u8).collect();
     fs::write(&file, &body).expect("a file");
     let data = format!("@{}", file.display());
-    let (echo, path) = (url(&stage, ECHO), file.display().to_string());
+    let (echo, path) = (url(&proxy, ECHO), file.display().to_string());
     let api_key = api_key();
-    let ways: &[&[&str]] = &[
-        // Beyond a mebibyte curl asks first: Expect: 100-continue.
+    let options: &[&[&str]] = &[
+        // curl sends Expect: 100-continue with bodies above 1 MiB.
         &["--http1.1", "--data-binary", &data],
         &["--http1.1", "-H", "Expect: 100-continue", "--data-binary", &data],
         &["--http1.1", "-H", "Expect:", "--data-binary", &data],
@@ -135,107 +135,108 @@ async fn curl_uploads_of_each_kind_arrive_intact() {
         &["--http2-prior-knowledge", "--data-binary", &data],
         &["--http1.0", "--data-binary", &data],
     ];
-    for way in ways {
-        for void in [false, true] {
-            if void {
-                stage.wecom.revoke_tokens("hr").expect("an agent");
+    for option in options {
+        for revoked in [false, true] {
+            if revoked {
+                proxy.wecom.revoke_tokens("hr").expect("an agent");
             }
-            assert_ok(&curl(&[way, &["-H", &*api_key, &*echo][..]].concat()).await);
-            let record = last_request(&stage, ECHO);
-            assert_eq!((record.executed, record.body_bytes), (true, body.len() as u64), "{way:?}");
-            assert_eq!(record.body_sha256, sha256(&body), "{way:?}");
+            assert_ok(&curl(&[option, &["-H", &*api_key, &*echo][..]].concat()).await);
+            let record = last_request(&proxy, ECHO);
+            assert_eq!((record.executed, record.body_bytes), (true, body.len() as u64), "{option:?}");
+            assert_eq!(record.body_sha256, sha256(&body), "{option:?}");
             assert_eq!(record.header_values("expect"), Vec::<&str>::new());
         }
     }
-    // From a pipe, whose length nobody knows.
+    // From a pipe, whose length is unknown.
     let mut bash = Command::new(tool("bash"));
     let line = "cat \"$1\" | curl -sS --noproxy '*' --max-time 20 -X POST -T - -H \"$2\" \"$3\"";
     bash.args(["-c", line, "bash", &path, &api_key, &echo]);
-    let ended = run(bash).await;
-    assert_ok(&ended.out);
-    assert_eq!(last_request(&stage, ECHO).body_sha256, sha256(&body));
+    let output = run(bash).await;
+    assert_ok(&output.out);
+    assert_eq!(last_request(&proxy, ECHO).body_sha256, sha256(&body));
 }
 
 #[tokio::test]
 async fn curl_expecting_100_continue_gets_it_in_time() {
-    let stage = start_proxy().await;
+    let proxy = start_proxy().await;
     let arguments = ["-v", "--http1.1", "-H", "Expect: 100-continue", "--expect100-timeout", "15"];
-    let echo = url(&stage, ECHO);
-    let ended: ExitOutput =
+    let echo = url(&proxy, ECHO);
+    let output: ExitOutput =
         curl_outcome(&[&arguments[..], &["-H", &api_key(), "-d", "{}", &echo]].concat()).await;
-    assert_ok(&ended.out);
-    assert!(ended.err.contains("< HTTP/1.1 100 Continue"), "{}", ended.err);
-    // Who has no key is refused without being asked for the body.
-    let ended = curl_outcome(&[&arguments[..], &["-d", "{}", &echo]].concat()).await;
-    assert!(ended.out.contains("40001") && !ended.err.contains("100 Continue"), "{}", ended.err);
+    assert_ok(&output.out);
+    assert!(output.err.contains("< HTTP/1.1 100 Continue"), "{}", output.err);
+    // A request without a key is refused before its body is read.
+    let output = curl_outcome(&[&arguments[..], &["-d", "{}", &echo]].concat()).await;
+    assert!(output.out.contains("40001") && !output.err.contains("100 Continue"), "{}", output.err);
 }
 
 #[tokio::test]
 async fn curl_file_upload_downloads_again_by_range() {
-    let stage = start_proxy().await;
-    let at = |name: &str| stage.dir.path().join(name).display().to_string();
-    let content: Vec<u8> = (0..1 << 20).map(|at: u32| (at % 249) as u8).collect();
-    fs::write(at("out"), &content).expect("a file");
-    let upload = url(&stage, "/cgi-bin/media/upload?type=file");
-    let answer = curl(&["-H", &api_key(), "-F", &format!("media=@{}", at("out")), &upload]).await;
-    let answer: serde_json::Value = serde_json::from_str(&answer).expect("JSON");
-    let media_id = answer["media_id"].as_str().unwrap_or_else(|| panic!("{answer}"));
-    let get = url(&stage, &format!("/cgi-bin/media/get?media_id={media_id}"));
-    curl(&["-H", &api_key(), "-o", &at("back"), &get]).await;
-    assert!(fs::read(at("back")).expect("a file") == content);
-    curl(&["-H", &api_key(), "-r", "100-299", "-o", &at("part"), &get]).await;
-    assert!(fs::read(at("part")).expect("a file") == content[100..300]);
-    // Half of it is here already: -C goes on from there.
-    fs::write(at("rest"), &content[..content.len() / 2]).expect("a file");
-    curl(&["-H", &api_key(), "-C", "-", "-o", &at("rest"), &get]).await;
-    assert!(fs::read(at("rest")).expect("a file") == content);
+    let proxy = start_proxy().await;
+    let path = |name: &str| proxy.dir.path().join(name).display().to_string();
+    let content: Vec<u8> = (0..1 << 20).map(|index: u32| (index % 249) as u8).collect();
+    fs::write(path("out"), &content).expect("a file");
+    let upload = url(&proxy, "/cgi-bin/media/upload?type=file");
+    let response = curl(&["-H", &api_key(), "-F", &format!("media=@{}", path("out")), &upload]).await;
+    let response: serde_json::Value = serde_json::from_str(&response).expect("JSON");
+    let media_id = response["media_id"].as_str().unwrap_or_else(|| panic!("{response}"));
+    let get = url(&proxy, &format!("/cgi-bin/media/get?media_id={media_id}"));
+    curl(&["-H", &api_key(), "-o", &path("back"), &get]).await;
+    assert!(fs::read(path("back")).expect("a file") == content);
+    curl(&["-H", &api_key(), "-r", "100-299", "-o", &path("part"), &get]).await;
+    assert!(fs::read(path("part")).expect("a file") == content[100..300]);
+    // Half of the file is there already: -C resumes the download.
+    fs::write(path("rest"), &content[..content.len() / 2]).expect("a file");
+    curl(&["-H", &api_key(), "-C", "-", "-o", &path("rest"), &get]).await;
+    assert!(fs::read(path("rest")).expect("a file") == content);
     let head = curl(&["-I", "-H", &api_key(), &get]).await;
     assert!(head.starts_with("HTTP/1.1 200"), "{head}");
 }
 
 #[tokio::test]
 async fn curl_using_it_as_a_forward_proxy_is_refused() {
-    let stage = start_proxy().await;
+    let proxy = start_proxy().await;
     let outside = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let proxy = url(&stage, "");
+    let proxy_url = url(&proxy, "");
     let target = format!("http://{}{USER_GET}", outside.local_addr().expect("an address"));
     for tunnel in [&[][..], &["-p"]] {
-        let options = ["-i", "--noproxy", "", "-x", &proxy, "-H", &api_key(), &target];
-        let ended = curl_outcome(&[tunnel, &options[..]].concat()).await;
-        assert!(!ended.out.contains(" 200 "), "{}", ended.out);
+        let options = ["-i", "--noproxy", "", "-x", &proxy_url, "-H", &api_key(), &target];
+        let output = curl_outcome(&[tunnel, &options[..]].concat()).await;
+        assert!(!output.out.contains(" 200 "), "{}", output.out);
     }
-    let waited = tokio::time::timeout(std::time::Duration::from_millis(100), outside.accept()).await;
-    assert!(waited.is_err(), "somebody got out");
+    let accepted = tokio::time::timeout(std::time::Duration::from_millis(100), outside.accept()).await;
+    assert!(accepted.is_err(), "a connection left the proxy");
 }
 
 #[tokio::test]
 async fn python_requests_script_runs_unchanged() {
-    let stage = start_proxy().await;
+    let proxy = start_proxy().await;
     let python = python();
     let mut script = Command::new(python);
     script.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/programs/legacy.py"));
-    script.args([&url(&stage, ""), KEY]).env("NO_PROXY", "127.0.0.1").env("no_proxy", "127.0.0.1");
-    let ended = run(script).await;
-    assert_eq!((ended.status, ended.out.trim()), (0, "legacy: fine"), "{}", ended.err);
-    let texts: Vec<_> = stage.wecom.messages().into_iter().map(|message| message.body).collect();
-    let said: Vec<_> = texts.iter().map(|body| body["text"]["content"].as_str().expect("a text")).collect();
-    assert_eq!(said, ["hello", "你好，世界 😀 \" \\ \n", "chunked"]);
-    assert_eq!(stage.wecom.gettoken_count("hr").expect("an agent"), 1);
+    script.args([&url(&proxy, ""), KEY]).env("NO_PROXY", "127.0.0.1").env("no_proxy", "127.0.0.1");
+    let output = run(script).await;
+    assert_eq!((output.status, output.out.trim()), (0, "legacy: fine"), "{}", output.err);
+    let texts: Vec<_> = proxy.wecom.messages().into_iter().map(|message| message.body).collect();
+    let contents: Vec<_> =
+        texts.iter().map(|body| body["text"]["content"].as_str().expect("a text")).collect();
+    assert_eq!(contents, ["hello", "你好，世界 😀 \" \\ \n", "chunked"]);
+    assert_eq!(proxy.wecom.gettoken_count("hr").expect("an agent"), 1);
 }
 
 #[tokio::test]
 async fn curl_reads_the_refusal_while_still_uploading() {
-    let stage = start_proxy().await;
-    let file = stage.dir.path().join("large");
+    let proxy = start_proxy().await;
+    let file = proxy.dir.path().join("large");
     fs::File::create(&file).and_then(|file| file.set_len(70 << 20)).expect("a sparse file");
     let file = file.to_str().expect("a path in UTF-8");
-    let upload = url(&stage, "/hr/cgi-bin/media/upload?type=file");
+    let upload = url(&proxy, "/hr/cgi-bin/media/upload?type=file");
     for version in ["--http1.1", "--http2-prior-knowledge"] {
-        for (key, errcode) in [(KEY, "45001"), ("nobody's-key", "40001")] {
+        for (key, errcode) in [(KEY, "45001"), ("unknown-key", "40001")] {
             let header = format!("X-Api-Key: {key}");
-            let answer =
+            let response =
                 curl(&[version, "-H", &header, "-H", "Expect:", "-X", "POST", "-T", file, &upload]).await;
-            assert!(answer.contains(errcode), "{version} {errcode}: {answer}");
+            assert!(response.contains(errcode), "{version} {errcode}: {response}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What operators copy from `deploy/`, read by the programs that it is for.
+//! The deployment files in `deploy/`, checked with the programs that read them.
 
 mod containers;
 mod monitoring;
@@ -30,7 +30,7 @@ fn read_text(name: &str) -> String {
     fs::read_to_string(repository_file(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
-/// The text with each of these replaced, all of which must be there.
+/// Applies each replacement; panics if a text to be replaced is absent.
 fn replace_all(text: &str, changes: &[(&str, &str)]) -> String {
     changes.iter().fold(text.to_owned(), |text, (from, to)| {
         assert!(text.contains(from), "no {from:?} in\n{text}");
@@ -38,26 +38,26 @@ fn replace_all(text: &str, changes: &[(&str, &str)]) -> String {
     })
 }
 
-/// A program that prints its version when it is asked in this way.
-fn program_command(name: &str, ask: &str) -> Command {
-    // Debian keeps servers where only root's PATH looks.
-    let places = [name.to_owned(), format!("/usr/sbin/{name}")];
-    let found = places.into_iter().find(|place| Command::new(place).arg(ask).output().is_ok());
+/// A command for an installed program; `version_flag` tests that the program starts.
+fn program_command(name: &str, version_flag: &str) -> Command {
+    // On Debian, servers are in /usr/sbin, which only root's PATH contains.
+    let paths = [name.to_owned(), format!("/usr/sbin/{name}")];
+    let found = paths.into_iter().find(|path| Command::new(path).arg(version_flag).output().is_ok());
     Command::new(
         found
             .unwrap_or_else(|| panic!("{name} is missing; `sh tests/run.sh` installs what these tests need")),
     )
 }
 
-/// Runs a command that must succeed; what it wrote.
+/// Runs a command that must succeed.
 async fn run_ok(command: Command) -> ExitOutput {
-    let words = format!("{command:?}");
-    let ended = run(command).await;
-    assert_eq!(ended.status, 0, "{words}\n{}\n{}", ended.out, ended.err);
-    ended
+    let description = format!("{command:?}");
+    let output = run(command).await;
+    assert_eq!(output.status, 0, "{description}\n{}\n{}", output.out, output.err);
+    output
 }
 
-/// The documents of a YAML file of the repository. All are read at once, and once: what takes long is Python's start.
+/// The documents of a YAML file of the repository. All files are parsed by one Python process, because starting Python is slow.
 async fn yaml(name: &str) -> &'static [Value] {
     static ALL: OnceCell<HashMap<String, Vec<Value>>> = OnceCell::const_new();
     let all = ALL.get_or_init(async || {
@@ -81,22 +81,22 @@ print(json.dumps([list(yaml.load_all(open(path), yaml.CSafeLoader)) for path in 
     serde_json::from_str(&run_ok(command).await.out).expect("JSON")
 }
 
-/// Kubernetes' manifests, the example too.
+/// The Kubernetes manifests, the example included.
 fn manifest_names() -> Vec<String> {
     let entries = fs::read_dir(repository_file("deploy/kubernetes")).expect("a directory").flatten();
     entries.map(|entry| format!("deploy/kubernetes/{}", entry.file_name().to_string_lossy())).collect()
 }
 
-/// Runs `check` on a configuration that names secrets in `secrets`, with files of these names in that directory's place.
-/// No warning is allowed.
+/// Asserts that `check` passes without warnings. The directory `secrets` in the configuration is replaced by one with files of
+/// these names.
 async fn assert_check_passes(toml: &str, secrets: &str, names: &[&str]) {
-    let ended = check(toml, secrets, names).await;
-    assert_eq!((ended.status, &*ended.err), (0, ""), "{}", ended.out);
+    let output = check(toml, secrets, names).await;
+    assert_eq!((output.status, &*output.err), (0, ""), "{}", output.out);
 }
 
 async fn check(toml: &str, secrets: &str, names: &[&str]) -> ExitOutput {
     let dir = TempDir::new().expect("a directory");
-    // Whoever copies the file puts hashes of keys in place of these; as they are they are refused.
+    // The zeros are placeholders for key hashes, and are refused as they are.
     let toml = &toml.replace(&"0".repeat(64), &"4bf5122f".repeat(8));
     for name in names {
         let path = dir.path().join(name);
@@ -108,7 +108,7 @@ async fn check(toml: &str, secrets: &str, names: &[&str]) -> ExitOutput {
     run_wecom_proxy(&["check", "--config", path.to_str().expect("a path in UTF-8")]).await
 }
 
-/// How long the proxy takes at most to end, if its file does not say otherwise.
+/// The default `shutdown_grace`.
 fn shutdown_grace() -> Duration {
     let secret = |_: &str| Some("secret".to_owned());
     config::load_with_env(&repository_file("proxy.toml"), &secret)
@@ -117,8 +117,8 @@ fn shutdown_grace() -> Duration {
         .shutdown_grace
 }
 
-/// Seconds, written as systemd and Compose do.
+/// Parses seconds in the form of systemd and Compose (`30s`).
 fn parse_seconds(text: &str) -> Duration {
     let digits = text.strip_suffix('s').and_then(|digits| digits.parse().ok());
-    Duration::from_secs(digits.unwrap_or_else(|| panic!("{text:?} is no time in seconds")))
+    Duration::from_secs(digits.unwrap_or_else(|| panic!("{text:?} is not a number of seconds")))
 }

@@ -1,10 +1,13 @@
-//! The READMEs and the pages under docs, in both languages: they say the same, and every command and
-//! every setting in them works as it stands there.
+//! The READMEs and the pages in docs: both languages have the same structure, and every command and setting in them works.
 //!
-//! A fenced block's second word says how it is played: `start` starts the program; `demo`, `serve` and `keys` are typed
-//! while it runs, and `replicas` while the demo of several proxies does; `each` at each of three replicas and `one` at one of them; `simulator` is the WeCom behind it; `key` makes a key; `ca` makes certificates; `print` leaves files; of
-//! `container`, `install`, `tests` and `bench` only the files that they name are looked for. A toml block is a whole file,
-//! or a `fragment` that is added to the first one.
+//! The second word of a fenced block's info string (its kind) says how the block is tested:
+//! - `start` starts the program; `simulator` starts the WeCom behind it.
+//! - `demo`, `serve` and `keys` run while the program runs, `replicas` while the demo with replicas runs, `each` on each of
+//!   three replicas, `one` on one of them.
+//! - `key` creates a client key, `ca` creates certificates, `print` writes files.
+//! - Of `container`, `install`, `tests` and `bench` only the named files are checked.
+//!
+//! A toml block is a whole configuration, or a `fragment` that extends the first one.
 
 use std::{
     fs,
@@ -21,7 +24,7 @@ use wecom_proxy::config;
 
 const ENGLISH: &str = include_str!("../../README.md");
 const CHINESE: &str = include_str!("../../README.zh-CN.md");
-/// Those under docs, English beside Chinese.
+/// The pages in docs, as (English, Chinese).
 const PAGES: [(&str, &str); 7] = [
     (include_str!("../../docs/architecture.md"), include_str!("../../docs/architecture.zh-CN.md")),
     (include_str!("../../docs/clients.md"), include_str!("../../docs/clients.zh-CN.md")),
@@ -48,53 +51,53 @@ const BLOCK_KINDS: [&str; 15] = [
     "tests",
     "bench",
 ];
-/// What is shown of other programs, and not played.
+/// Languages of examples for other programs, which are not run.
 const FOREIGN_LANGUAGES: [&str; 9] = ["mermaid", "java", "php", "python", "go", "csharp", "yaml", "env", "ini"];
 
-/// The addresses that the READMEs name: the proxy's, its admin listener's and that of the demo's simulator.
+/// The addresses in the READMEs: the proxy, its admin listener, and the control address of the demo's simulator.
 const PROXY: &str = "127.0.0.1:8080";
 const ADMIN: &str = "127.0.0.1:9090";
 const CONTROL: &str = "127.0.0.1:8082";
 
-/// A fenced block.
+/// A fenced code block.
 #[derive(Debug, PartialEq)]
 struct Block {
     language: String,
     kind: String,
-    /// Without comments.
+    /// Without comment lines.
     text: String,
 }
 
-/// The levels of a README's headings, and its blocks.
+/// The heading levels and the fenced blocks of a page.
 fn parse_page(readme: &str) -> (Vec<usize>, Vec<Block>) {
     let (mut headings, mut blocks, mut open) = (Vec::new(), Vec::new(), None::<Block>);
     for line in readme.lines() {
         match (line.strip_prefix("```"), open.as_mut()) {
             (Some(_), Some(_)) => blocks.extend(open.take()),
             (Some(info), None) => {
-                let (language, word) = info.split_once(' ').unwrap_or((info, ""));
-                open = Some(Block { language: language.into(), kind: word.into(), text: String::new() });
+                let (language, kind) = info.split_once(' ').unwrap_or((info, ""));
+                open = Some(Block { language: language.into(), kind: kind.into(), text: String::new() });
             }
             (None, Some(block)) if !line.starts_with('#') => block.text.extend([line, "\n"]),
             (None, None) if line.starts_with('#') => headings.push(line.find(' ').expect("a heading")),
             _ => {}
         }
     }
-    assert_eq!(open, None, "a block without an end");
+    assert_eq!(open, None, "an unterminated block");
     (headings, blocks)
 }
 
-/// The texts of the blocks in this language that have this word.
-fn block_texts(language: &str, word: &str) -> Vec<String> {
-    let wanted = |block: &Block| block.language == language && block.kind == word;
+/// The texts of the English pages' blocks of this language and kind.
+fn block_texts(language: &str, kind: &str) -> Vec<String> {
+    let wanted = |block: &Block| block.language == language && block.kind == kind;
     let pages = [ENGLISH].into_iter().chain(PAGES.map(|(english, _)| english));
     let blocks = pages.flat_map(|page| parse_page(page).1);
     let found: Vec<_> = blocks.filter(wanted).map(|block| block.text.trim_end().to_owned()).collect();
-    assert!(!found.is_empty(), "no block ```{language} {word}");
+    assert!(!found.is_empty(), "no block ```{language} {kind}");
     found
 }
 
-/// The first configuration that the READMEs show, which is whole.
+/// The first configuration in the README, which is a whole file.
 fn first_config() -> Table {
     parse_toml(&block_texts("toml", "")[0])
 }
@@ -103,7 +106,7 @@ fn parse_toml(text: &str) -> Table {
     text.parse().expect("TOML")
 }
 
-/// A program that was started as a README says, and what it says to its user.
+/// A program started as a README says, with its output.
 struct RunningProgram {
     child: Child,
     stdout: BufReader<ChildStdout>,
@@ -118,10 +121,10 @@ impl RunningProgram {
         Self { child, stdout, stderr }
     }
 
-    /// The TCP addresses of the line that says ready: the proxy's and the admin listener's.
+    /// The TCP addresses of the proxy and of the admin listener, from the ready message.
     fn ready_addresses(&mut self) -> (String, String) {
-        let said = read_lines_until(&mut self.stderr, |line| line.contains(": ready "));
-        let line = said.lines().last().expect("a line");
+        let stderr = read_lines_until(&mut self.stderr, |line| line.contains(": ready "));
+        let line = stderr.lines().last().expect("a line");
         let address = |name: &str| {
             let (_, rest) = line.split_once(&format!(" {name}=\"")).expect("the addresses");
             let mut all = rest.split('"').next().expect("a closing quote").split(", ");
@@ -131,7 +134,7 @@ impl RunningProgram {
     }
 }
 
-/// In order, so that what the program has started ends with it; by force where that takes too long.
+/// Sends TERM first, so that the program stops its child processes, and kills it after 5 s.
 impl Drop for RunningProgram {
     fn drop(&mut self) {
         let _ = Command::new("kill").arg(self.child.id().to_string()).status();
@@ -145,45 +148,50 @@ impl Drop for RunningProgram {
     }
 }
 
-/// What comes up to and with the line that `is_last`.
+/// Reads up to and including the first line for which `is_last` is true.
 fn read_lines_until(from: &mut impl BufRead, mut is_last: impl FnMut(&str) -> bool) -> String {
-    let mut said = String::new();
+    let mut text = String::new();
     loop {
         let mut line = String::new();
-        assert!(from.read_line(&mut line).expect("text") > 0, "it ended, having said:\n{said}");
-        said.push_str(&line);
+        assert!(
+            from.read_line(&mut line).expect("text") > 0,
+            "the program exited after this output:\n{text}"
+        );
+        text.push_str(&line);
         if is_last(&line) {
-            return said;
+            return text;
         }
     }
 }
 
-/// A shell whose `wecom-proxy` is the one just built, and whose `curl` fails where the answer is an error.
+/// A shell in which `wecom-proxy` is the program under test and `curl` fails on HTTP errors.
 fn shell(script: &str, dir: &Path) -> Command {
-    let built = Path::new(env!("CARGO_BIN_EXE_wecom-proxy")).parent().expect("its directory").display();
+    let program_dir = Path::new(env!("CARGO_BIN_EXE_wecom-proxy")).parent().expect("its directory").display();
     let path = std::env::var("PATH").expect("a path");
     let mut shell = Command::new("sh");
     shell.args(["-euc", &format!("curl() {{ command curl -fsS \"$@\"; }}\n{script}")]).current_dir(dir);
-    shell.env("PATH", format!("{built}:{path}")).env("RUST_LOG", "info").env_remove("WECOM_PROXY_CONFIG");
+    shell
+        .env("PATH", format!("{program_dir}:{path}"))
+        .env("RUST_LOG", "info")
+        .env_remove("WECOM_PROXY_CONFIG");
     shell.env("STORE_KEY", "a-store-key-of-the-pages-0123456789");
     shell
 }
 
-/// Types a block; returns what it prints. Every call of the API in it must succeed.
+/// Runs a block and returns its stdout. Every API request in it must succeed.
 fn run_block(block: &str, shell: &mut Command) -> String {
     let output = shell.output().expect("sh");
-    let (said, complaint) =
-        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{block}\n{said}\n{complaint}");
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{block}\n{stdout}\n{stderr}");
     assert_eq!(
-        said.matches("\"errcode\":0,\"errmsg\"").count(),
+        stdout.matches("\"errcode\":0,\"errmsg\"").count(),
         block.matches("/cgi-bin/").count(),
-        "{block}\n{said}"
+        "{block}\n{stdout}"
     );
-    said.into_owned()
+    stdout.into_owned()
 }
 
-/// A simulated WeCom, and the proxy before it, started as the READMEs say.
+/// A simulated WeCom and a proxy in front of it, started as the READMEs say.
 struct DocumentedSetup {
     proxy: RunningProgram,
     listen: String,
@@ -193,36 +201,36 @@ struct DocumentedSetup {
     _wecom: Rc<RunningProgram>,
 }
 
-/// A simulated WeCom, and what it says of itself.
+/// A simulated WeCom, and the configuration that it prints.
 fn simulator() -> (Rc<RunningProgram>, Table) {
     let script =
         format!("exec {} --listen 127.0.0.1:0 --control 127.0.0.1:0", block_texts("sh", "simulator")[0]);
     let mut wecom = RunningProgram::start(&script, Path::new("."));
     let mut agents = 0;
-    let shown = read_lines_until(&mut wecom.stdout, |line| {
+    let printed = read_lines_until(&mut wecom.stdout, |line| {
         agents += usize::from(line.starts_with("agentid"));
         agents == 2
     });
-    (Rc::new(wecom), parse_toml(&shown))
+    (Rc::new(wecom), parse_toml(&printed))
 }
 
 impl DocumentedSetup {
-    /// With the first file and `more`.
+    /// Starts both with the first configuration, extended by `more`.
     fn serve(more: Table) -> Self {
-        let (wecom, shown) = simulator();
-        Self::serve_with(wecom, &shown, more)
+        let (wecom, printed) = simulator();
+        Self::serve_with(wecom, &printed, more)
     }
 
-    /// Before this WeCom.
-    fn serve_with(wecom: Rc<RunningProgram>, shown: &Table, more: Table) -> Self {
+    /// Starts a proxy in front of this simulator.
+    fn serve_with(wecom: Rc<RunningProgram>, printed: &Table, more: Table) -> Self {
         let dir = TempDir::new().expect("a directory");
-        let secret = shown["agents"]["hr"]["secret"].as_str().expect("a secret").to_owned();
+        let secret = printed["agents"]["hr"]["secret"].as_str().expect("a secret").to_owned();
 
         let mut file = first_config();
         file.extend(more);
-        file.insert("upstream".into(), shown["upstream"].clone());
+        file.insert("upstream".into(), printed["upstream"].clone());
         file.extend(parse_toml("[server]\nlisten = \"127.0.0.1:0\""));
-        // `wecom-proxy health` asks the first of them, whose port must not be 0.
+        // `wecom-proxy health` connects to the first address, whose port must not be 0.
         file.extend(parse_toml("[admin]\nlisten = [\"unix:admin.sock\", \"127.0.0.1:0\"]"));
         fs::write(dir.path().join("proxy.toml"), file.to_string()).expect("the file");
 
@@ -251,17 +259,17 @@ fn english_and_chinese_pages_match() {
         let ((headings, blocks), (other_headings, other_blocks)) = (parse_page(english), parse_page(chinese));
         assert_eq!(headings, other_headings);
         assert_eq!(blocks, other_blocks);
-        let count = |page: &str, mark: &str| page.lines().filter(|line| line.starts_with(mark)).count();
-        for mark in ["| ", "- "] {
-            assert_eq!(count(english, mark), count(chinese, mark), "{mark}");
+        let count = |page: &str, prefix: &str| page.lines().filter(|line| line.starts_with(prefix)).count();
+        for prefix in ["| ", "- "] {
+            assert_eq!(count(english, prefix), count(chinese, prefix), "{prefix}");
         }
-        for Block { language, kind: word, .. } in blocks {
+        for Block { language, kind, .. } in blocks {
             let known = match language.as_str() {
-                "sh" => BLOCK_KINDS.contains(&word.as_str()),
-                "toml" => ["", "fragment"].contains(&word.as_str()),
-                foreign => FOREIGN_LANGUAGES.contains(&foreign) && word.is_empty(),
+                "sh" => BLOCK_KINDS.contains(&kind.as_str()),
+                "toml" => ["", "fragment"].contains(&kind.as_str()),
+                foreign => FOREIGN_LANGUAGES.contains(&foreign) && kind.is_empty(),
             };
-            assert!(known, "```{language} {word}");
+            assert!(known, "```{language} {kind}");
         }
     }
 }
@@ -274,7 +282,7 @@ fn documented_settings_are_accepted() {
     }
     let path = dir.path().join("proxy.toml");
     let check = |file: &str| {
-        // Where the page shows a hash there are zeros, which stand for the reader's own.
+        // Zeros in a page are a placeholder for the hash of a key.
         fs::write(&path, file.replace(&"0".repeat(64), &"01".repeat(32))).expect("the file");
         let secret = |name: &str| match name {
             "WECOM_HR_SECRET" | "STORE_PASSWORD" => Some("secret".to_owned()),
@@ -306,15 +314,15 @@ fn demo_prints_the_documented_commands() {
     let printed = read_lines_until(&mut demo.stdout, |line| line.contains("Ctrl-C"));
     let (_, control) = printed.split_once("-X POST 'http://").expect("the third line");
     let control = control.split('/').next().expect("an address");
-    let mut said = String::new();
+    let mut stdout = String::new();
     for block in block_texts("sh", "demo") {
         let block = block.replace(PROXY, &listen).replace(CONTROL, control);
         for line in block.lines() {
             assert!(printed.lines().any(|other| other == line), "{line}\n{printed}");
         }
-        said += &run_block(&block, &mut shell(&block, dir.path()));
+        stdout += &run_block(&block, &mut shell(&block, dir.path()));
     }
-    assert!(said.contains("x-wecom-retried: 40014"), "{said}");
+    assert!(stdout.contains("x-wecom-retried: 40014"), "{stdout}");
 }
 
 #[test]
@@ -335,21 +343,21 @@ fn replica_demo_prints_the_documented_commands() {
         assert!(printed.lines().any(|other| other == line), "{line}\n{printed}");
     }
     let output = shell(&block, dir.path()).output().expect("sh");
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
-    assert_eq!(said.matches("\"errcode\":0,").count(), 6, "{said}");
-    assert!(said.contains("x-wecom-retried: 40014"), "{said}");
-    assert!(said.trim_end().ends_with("}2"), "gettokens: {said}");
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{stdout}\n{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(stdout.matches("\"errcode\":0,").count(), 6, "{stdout}");
+    assert!(stdout.contains("x-wecom-retried: 40014"), "{stdout}");
+    assert!(stdout.trim_end().ends_with("}2"), "gettokens: {stdout}");
 }
 
 #[test]
 fn documented_operator_commands_work() {
-    let stage = DocumentedSetup::serve(Table::new());
-    let said: String = block_texts("sh", "serve").iter().map(|block| stage.run_block(block, "")).collect();
-    assert_eq!(said.matches("\"status\":\"ok\"").count(), 3, "{said}");
-    assert!(said.contains("\"state\":\"valid\"") && said.contains("agent/get ok"), "{said}");
-    assert!(said.contains("\nwecom_proxy_requests_total{"), "{said}");
-    assert!(said.contains("\"same_token\":") && said.contains("\"needs_restart\":[]"), "{said}");
+    let setup = DocumentedSetup::serve(Table::new());
+    let stdout: String = block_texts("sh", "serve").iter().map(|block| setup.run_block(block, "")).collect();
+    assert_eq!(stdout.matches("\"status\":\"ok\"").count(), 3, "{stdout}");
+    assert!(stdout.contains("\"state\":\"valid\"") && stdout.contains("agent/get ok"), "{stdout}");
+    assert!(stdout.contains("\nwecom_proxy_requests_total{"), "{stdout}");
+    assert!(stdout.contains("\"same_token\":") && stdout.contains("\"needs_restart\":[]"), "{stdout}");
 }
 
 #[test]
@@ -357,7 +365,7 @@ fn documented_replica_commands_show_sharing() {
     let redis = crate::redis_server::free_address();
     let script =
         format!("exec redis-server --port {} --bind 127.0.0.1 --save '' --appendonly no", redis.port());
-    let (dir, (wecom, shown)) = (TempDir::new().expect("a directory"), simulator());
+    let (dir, (wecom, printed)) = (TempDir::new().expect("a directory"), simulator());
     crate::process::tool("redis-server");
     let mut server = RunningProgram::start(&script, dir.path());
     read_lines_until(&mut server.stdout, |line| line.contains("Ready to accept connections"));
@@ -365,47 +373,55 @@ fn documented_replica_commands_show_sharing() {
     let store = fragments.iter().find(|text| text.contains("redis://10.0.0.5:6379/0")).expect("a store");
     let store = store.replace("10.0.0.5:6379", &redis.to_string());
     let replicas: Vec<_> =
-        (0..3).map(|_| DocumentedSetup::serve_with(wecom.clone(), &shown, parse_toml(&store))).collect();
+        (0..3).map(|_| DocumentedSetup::serve_with(wecom.clone(), &printed, parse_toml(&store))).collect();
     let (each, one) = (block_texts("sh", "each"), block_texts("sh", "one"));
     let at_each =
         |block: &str| replicas.iter().map(|replica| replica.run_block(block, "")).collect::<Vec<_>>();
-    for said in at_each(&each[0]) {
-        assert!(said.contains(&format!("the store at {redis}: ok")), "{said}");
+    for stdout in at_each(&each[0]) {
+        assert!(stdout.contains(&format!("the store at {redis}: ok")), "{stdout}");
     }
-    let counted = |said: &str, reason: &str| said.contains(&format!("reason=\"{reason}\",result=\"ok\"}} 1"));
-    for (nth, said) in at_each(&each[1]).iter().enumerate() {
-        assert!(said.contains(r#""store":{"kind":"redis","ok":true"#), "{said}");
-        assert_eq!((counted(said, "first"), counted(said, "shared")), (nth == 0, nth > 0), "{said}");
+    let counts_refresh =
+        |stdout: &str, reason: &str| stdout.contains(&format!("reason=\"{reason}\",result=\"ok\"}} 1"));
+    for (nth, stdout) in at_each(&each[1]).iter().enumerate() {
+        assert!(stdout.contains(r#""store":{"kind":"redis","ok":true"#), "{stdout}");
+        assert_eq!(
+            (counts_refresh(stdout, "first"), counts_refresh(stdout, "shared")),
+            (nth == 0, nth > 0),
+            "{stdout}"
+        );
     }
     assert!(replicas[0].run_block(&one[0], "").contains("\"ok\":true"));
-    let heard = |said: &Vec<String>| {
-        said[0].contains("asked")
-            && said[1..].iter().all(|said| said.contains("reason=\"shared\",result=\"ok\"} 2"))
+    let is_shared = |stdout: &Vec<String>| {
+        stdout[0].contains("asked")
+            && stdout[1..].iter().all(|stdout| stdout.contains("reason=\"shared\",result=\"ok\"} 2"))
     };
     let rounds = (0..100).map(|_| {
         std::thread::sleep(Duration::from_millis(50));
         at_each(&each[2])
     });
-    assert!(rounds.into_iter().any(|said| heard(&said)), "the others do not hear of it");
+    assert!(
+        rounds.into_iter().any(|stdout| is_shared(&stdout)),
+        "the other replicas do not use the new token"
+    );
 }
 
 #[test]
 fn documented_client_key_commands_work() {
     let dir = TempDir::new().expect("a directory");
     let script = &block_texts("sh", "key")[0];
-    let made = run_block(script, &mut shell(script, dir.path()));
-    let (key, lines) = made.split_once('\n').expect("a key, and lines");
+    let stdout = run_block(script, &mut shell(script, dir.path()));
+    let (key, section) = stdout.split_once('\n').expect("a key and a section");
     let fragments = block_texts("toml", "fragment");
     let mut clients =
         parse_toml(fragments.iter().find(|text| text.contains("key_sha256")).expect("a client"));
     clients["clients"]["billing"]["key_sha256"] =
-        parse_toml(lines)["clients"]["billing"]["key_sha256"].clone();
-    let stage = DocumentedSetup::serve(clients);
+        parse_toml(section)["clients"]["billing"]["key_sha256"].clone();
+    let setup = DocumentedSetup::serve(clients);
     for block in block_texts("sh", "keys") {
-        stage.run_block(&block, key);
+        setup.run_block(&block, key);
     }
-    let refused = shell(&format!("curl 'http://{}/cgi-bin/user/get'", stage.listen), dir.path()).output();
-    assert!(!refused.expect("sh").status.success(), "no key was needed");
+    let refused = shell(&format!("curl 'http://{}/cgi-bin/user/get'", setup.listen), dir.path()).output();
+    assert!(!refused.expect("sh").status.success(), "the key is required");
 }
 
 #[test]
@@ -420,7 +436,7 @@ fn documented_private_ca_signs_the_host() {
 #[test]
 fn documented_files_and_links_exist() {
     let repository = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let named = |name: &str| assert!(repository.join(name).exists(), "{name} is not there");
+    let assert_exists = |name: &str| assert!(repository.join(name).exists(), "{name} does not exist");
     let in_docs = PAGES.into_iter().flat_map(|(english, chinese)| [("docs", english), ("docs", chinese)]);
     for (folder, page) in [("", ENGLISH), ("", CHINESE)].into_iter().chain(in_docs) {
         for link in page.split("](").skip(1) {
@@ -439,30 +455,30 @@ fn documented_files_and_links_exist() {
         }
     }
     for name in ["proxy.toml", "Dockerfile", ".dockerignore"] {
-        named(name);
+        assert_exists(name);
     }
     for block in block_texts("sh", "install") {
-        let words = block.split_whitespace().filter(|word| word.starts_with("deploy/"));
-        words.filter(|word| !word.contains("/secrets")).for_each(named);
+        let paths = block.split_whitespace().filter(|word| word.starts_with("deploy/"));
+        paths.filter(|path| !path.contains("/secrets")).for_each(assert_exists);
         let checked = Command::new("sh").args(["-nc", &block]).output().expect("sh");
         assert!(checked.status.success(), "{block}");
         assert_edited_first(&block);
     }
     for block in block_texts("sh", "tests") {
-        named(block.strip_prefix("sh ").expect("a script"));
+        assert_exists(block.strip_prefix("sh ").expect("a script"));
     }
     for block in block_texts("sh", "bench") {
-        named(block.strip_prefix("python3 ").expect("a script"));
+        assert_exists(block.strip_prefix("python3 ").expect("a script"));
     }
     let dockerfile = fs::read_to_string(repository.join("Dockerfile")).expect("a text");
-    let runs = dockerfile.contains("WECOM_PROXY_CONFIG=/etc/wecom-proxy/proxy.toml");
-    assert!(runs && block_texts("sh", "container")[0].contains(":/etc/wecom-proxy:"));
+    let uses_path = dockerfile.contains("WECOM_PROXY_CONFIG=/etc/wecom-proxy/proxy.toml");
+    assert!(uses_path && block_texts("sh", "container")[0].contains(":/etc/wecom-proxy:"));
 }
 
-/// What is to be copied holds what no agent, key or registry is called: it is edited before anything is started with it.
+/// Asserts that a copied configuration, which has placeholders for agents, keys and registries, is edited before the start.
 fn assert_edited_first(block: &str) {
     let starts = ["systemctl enable", " up -d", "kubectl apply"];
-    let line_of = |is_it: &dyn Fn(&str) -> bool| block.lines().position(is_it);
+    let line_of = |matches: &dyn Fn(&str) -> bool| block.lines().position(matches);
     let started = line_of(&|line| starts.iter().any(|start| line.contains(start))).expect("a start");
     for config in ["/etc/wecom-proxy/proxy.toml", "deploy/compose/config/proxy.toml", "configmap.yaml"] {
         let edits = |line: &str| line.contains("${EDITOR") && line.contains(config);
@@ -470,7 +486,7 @@ fn assert_edited_first(block: &str) {
             return;
         }
     }
-    panic!("nothing is edited in\n{block}");
+    panic!("no configuration is edited before the start in\n{block}");
 }
 
 #[test]
@@ -478,8 +494,8 @@ fn documented_man_page_and_completions_are_written() {
     let dir = TempDir::new().expect("a directory");
     let script = &block_texts("sh", "print")[0];
     run_block(script, &mut shell(script, dir.path()));
-    for (name, words) in [("wecom-proxy.1", ".TH wecom-proxy 1"), ("wecom-proxy.bash", "complete -F")] {
+    for (name, expected) in [("wecom-proxy.1", ".TH wecom-proxy 1"), ("wecom-proxy.bash", "complete -F")] {
         let text = fs::read_to_string(dir.path().join(name)).expect("a text");
-        assert!(text.contains(words), "{text}");
+        assert!(text.contains(expected), "{text}");
     }
 }

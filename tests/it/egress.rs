@@ -1,4 +1,4 @@
-//! `upstream.via`: leaving through a CONNECT proxy.
+//! `upstream.via`: connections through a CONNECT proxy.
 
 use std::{
     net::SocketAddr,
@@ -17,22 +17,22 @@ use crate::{
     harness::{ECHO, TestProxy, USER_GET},
 };
 
-/// A tiny CONNECT proxy that keeps the heads it was sent.
+/// A CONNECT proxy that records the request heads it receives.
 struct ConnectProxy {
     address: SocketAddr,
     heads: Arc<Mutex<Vec<String>>>,
 }
 
 impl ConnectProxy {
-    /// Answers with `refusal`; without one it opens the tunnel.
+    /// Responds with `refusal`; with `None`, opens the tunnel.
     async fn start(refusal: Option<&'static str>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let heads = Arc::<Mutex<Vec<String>>>::default();
-        let kept = heads.clone();
+        let recorded = heads.clone();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(tunnel(stream, kept.clone(), refusal));
+                tokio::spawn(tunnel(stream, recorded.clone(), refusal));
             }
         });
         Self { address, heads }
@@ -42,7 +42,7 @@ impl ConnectProxy {
         self.heads.lock().expect("no panic").clone()
     }
 
-    /// A stage whose upstream is behind this proxy and TLS; `login` stands before its host.
+    /// A proxy whose TLS upstream is reached through this CONNECT proxy; `login` is the userinfo of its URL.
     async fn start_proxy_behind(&self, login: &str) -> TestProxy {
         let authority = Authority::new();
         let tls = authority.issue_server("127.0.0.1").server_config(&["h2", "http/1.1"]);
@@ -76,18 +76,18 @@ async fn tunnel(mut stream: TcpStream, heads: Arc<Mutex<Vec<String>>>, refusal: 
 #[tokio::test]
 async fn requests_use_the_egress_proxy_with_its_password() {
     let egress = ConnectProxy::start(None).await;
-    let stage = egress.start_proxy_behind("robot:p%40ss-word@").await;
-    stage.get(USER_GET).await.assert_ok();
-    stage.post(ECHO, "{}").await.assert_ok();
-    let target = stage.wecom.api_addr();
+    let proxy = egress.start_proxy_behind("robot:p%40ss-word@").await;
+    proxy.get(USER_GET).await.assert_ok();
+    proxy.post(ECHO, "{}").await.assert_ok();
+    let target = proxy.wecom.api_addr();
     let login = BASE64_STANDARD.encode("robot:p@ss-word");
     for head in egress.heads() {
         assert!(head.starts_with(&format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n")), "{head}");
         assert!(head.contains(&format!("\r\nProxy-Authorization: Basic {login}\r\n")), "{head}");
         assert!(!head.contains("not-a-secret") && !head.contains("access_token"), "{head}");
     }
-    assert_eq!(egress.heads().len() as u64, stage.wecom.observe(|seen| seen.connection_count()));
-    for record in stage.wecom.requests() {
+    assert_eq!(egress.heads().len() as u64, proxy.wecom.observe(|observed| observed.connection_count()));
+    for record in proxy.wecom.requests() {
         assert_eq!(record.header_values("proxy-authorization"), Vec::<&str>::new());
     }
 }
@@ -109,15 +109,19 @@ async fn refused_tunnel_is_reported_to_the_client() {
         ("", "closed the connection"),
         ("HTTP/1.1 101 Switching Protocols\r\n\r\n", "101"),
     ];
-    for (refusal, words) in cases {
+    for (refusal, expected) in cases {
         let egress = ConnectProxy::start(Some(refusal)).await;
-        let stage = egress.start_proxy_behind("robot:p%40ss-word@").await;
-        let reply = stage.get(USER_GET).await;
-        reply.assert_proxy_error("token-unavailable", 502, -1);
-        assert!(reply.text().contains(words), "{}", reply.text());
-        assert!(!reply.text().contains("p@ss-word") && !reply.text().contains("p%40ss"), "{}", reply.text());
-        let webhook = stage.post("/cgi-bin/webhook/send?key=00000000-1111", "{}").await;
+        let proxy = egress.start_proxy_behind("robot:p%40ss-word@").await;
+        let response = proxy.get(USER_GET).await;
+        response.assert_proxy_error("token-unavailable", 502, -1);
+        assert!(response.text().contains(expected), "{}", response.text());
+        assert!(
+            !response.text().contains("p@ss-word") && !response.text().contains("p%40ss"),
+            "{}",
+            response.text()
+        );
+        let webhook = proxy.post("/cgi-bin/webhook/send?key=00000000-1111", "{}").await;
         webhook.assert_proxy_error("upstream-unreachable", 502, -1);
-        assert_eq!(stage.wecom.observe(|seen| seen.connection_count()), 0);
+        assert_eq!(proxy.wecom.observe(|observed| observed.connection_count()), 0);
     }
 }

@@ -1,4 +1,4 @@
-//! §9: each error of the proxy's own, and what a caller sees of an upstream that misbehaves.
+//! The proxy's own errors (contract §9), and the response to a client when the upstream fails.
 
 use http::Request;
 use tempfile::TempDir;
@@ -13,7 +13,7 @@ use crate::{
     raw_http::RawConnection,
 };
 
-/// A port that nobody listens on.
+/// An address without a listener.
 async fn closed_port() -> std::net::SocketAddr {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
     listener.local_addr().expect("an address")
@@ -21,8 +21,8 @@ async fn closed_port() -> std::net::SocketAddr {
 
 #[tokio::test]
 async fn proxy_errors_are_json_and_show_no_secret() {
-    let stage = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
-    stage.wecom.reset_secret("hr", "another").expect("an agent");
+    let proxy = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
+    proxy.wecom.reset_secret("hr", "another").expect("an agent");
     let get = |client: &str, path: &str| {
         Request::get(format!("{path}&access_token=theirs&corpsecret=hush"))
             .header("x-api-key", client_key(client))
@@ -35,70 +35,73 @@ async fn proxy_errors_are_json_and_show_no_secret() {
             400,
             40035,
         ),
-        (get("nobody", "/cgi-bin/user/get?a"), "unauthenticated", 401, 40001),
+        (get("unknown", "/cgi-bin/user/get?a"), "unauthenticated", 401, 40001),
         (get("narrow", "/cgi-bin/tag/list?a"), "forbidden", 403, 48002),
         (get("crm", "/nil/cgi-bin/user/get?a"), "unknown-agent", 404, 40035),
         (get("crm", "/?a"), "no-route", 404, 40035),
         (get("crm", "/hr/cgi-bin/user/get?a"), "token-unavailable", 502, 40001),
     ] {
-        let reply = stage.request(request, "").await;
-        reply.assert_proxy_error(kind, status, errcode);
-        assert!(reply.header("content-type").starts_with("application/json"));
-        assert!(!reply.header("x-request-id").is_empty() && !reply.header("server-timing").is_empty());
-        let all = format!("{reply:?}");
+        let response = proxy.request(request, "").await;
+        response.assert_proxy_error(kind, status, errcode);
+        assert!(response.header("content-type").starts_with("application/json"));
+        assert!(!response.header("x-request-id").is_empty() && !response.header("server-timing").is_empty());
+        let text = format!("{response:?}");
         for secret in ["theirs", "hush", "key-of-", "not-a-secret", "another"] {
-            assert!(!all.contains(secret), "{kind} shows {secret}: {all}");
+            assert!(!text.contains(secret), "{kind} shows {secret}: {text}");
         }
-        assert_eq!(reply.header("www-authenticate").is_empty(), status != 401);
+        assert_eq!(response.header("www-authenticate").is_empty(), status != 401);
     }
 }
 
 #[tokio::test]
 async fn refused_gettoken_returns_wecoms_errcode() {
     for errcode in [40001, 40013, 45009, -1] {
-        let stage = TestProxy::start_open().await;
-        stage.wecom.inject(Fault::errcode(errcode).on_path("/cgi-bin/gettoken")).expect("a fault");
-        let reply = stage.get(USER_GET).await;
-        reply.assert_proxy_error("token-unavailable", 502, errcode);
-        assert!(reply.text().contains(&format!("errcode {errcode}")), "{}", reply.text());
-        let wait = reply.text().split_once("; next attempt in ").map(|(_, rest)| rest);
+        let proxy = TestProxy::start_open().await;
+        proxy.wecom.inject(Fault::errcode(errcode).on_path("/cgi-bin/gettoken")).expect("a fault");
+        let response = proxy.get(USER_GET).await;
+        response.assert_proxy_error("token-unavailable", 502, errcode);
+        assert!(response.text().contains(&format!("errcode {errcode}")), "{}", response.text());
+        let wait = response.text().split_once("; next attempt in ").map(|(_, rest)| rest);
         let wait = wait.and_then(|wait| wait.split_once(" s (request id ")?.0.parse::<u64>().ok());
         let expected = if errcode == -1 { 1..=2 } else { 60..=75 };
-        assert!(wait.is_some_and(|wait| expected.contains(&wait)), "{}", reply.text());
-        assert_eq!((reply.header("x-wecom-agent"), stage.forwarded_count()), ("hr", 0));
+        assert!(wait.is_some_and(|wait| expected.contains(&wait)), "{}", response.text());
+        assert_eq!((response.header("x-wecom-agent"), proxy.forwarded_count()), ("hr", 0));
     }
 }
 
 #[tokio::test]
 async fn unsent_gettoken_returns_token_unavailable() {
-    let nobody = closed_port().await;
-    TestProxy::start_with_upstream(nobody, OPEN_CONFIG).await.get(USER_GET).await.assert_proxy_error(
+    let closed = closed_port().await;
+    TestProxy::start_with_upstream(closed, OPEN_CONFIG).await.get(USER_GET).await.assert_proxy_error(
         "token-unavailable",
         502,
         -1,
     );
-    let nowhere = TestProxy::start_with_config(&OPEN_CONFIG.replace("{api}", "wecom.invalid")).await;
-    let refused = nowhere.get(USER_GET).await;
-    assert!(refused.assert_proxy_error("token-unavailable", 502, -1).text().contains("name not found"));
-    let webhook = nowhere.request(Request::post("/cgi-bin/webhook/send?key=hush"), "{}").await;
+    let unresolvable = TestProxy::start_with_config(&OPEN_CONFIG.replace("{api}", "wecom.invalid")).await;
+    let refused = unresolvable.get(USER_GET).await;
+    assert!(
+        refused.assert_proxy_error("token-unavailable", 502, -1).text().contains("name not found")
+    );
+    let webhook = unresolvable.request(Request::post("/cgi-bin/webhook/send?key=hush"), "{}").await;
     webhook.assert_proxy_error("upstream-unreachable", 502, -1);
 }
 
-/// What it says of the network is for the operator, who finds it in the log under the request's id.
+/// Network details go to the log under the request id, and never to the client.
 #[tokio::test]
 async fn error_message_hides_addresses_that_the_log_shows() {
-    let dead = closed_port().await;
+    let closed = closed_port().await;
     let (authority, other) = (Authority::new(), Authority::new());
     let tls = authority.issue_server("elsewhere.test").server_config(&["http/1.1"]);
-    let secure =
-        Simulator::start_local(Settings { tls: Some(tls), ..Settings::default() }).await.expect("a WeCom");
+    let secure = Simulator::start_local(Settings { tls: Some(tls), ..Settings::default() })
+        .await
+        .expect("a simulator");
     let with_ca =
         |ca: &Authority| format!("https://{}\"\nca_file = \"{}", secure.api_addr(), ca.ca_file().display());
-    let port = format!(":{}", dead.port());
-    for (url, words, logged) in [
-        (format!("http://{dead}"), "connection refused", port.as_str()),
+    let port = format!(":{}", closed.port());
+    for (url, expected, logged) in [
+        (format!("http://{closed}"), "connection refused", port.as_str()),
         (
-            format!("http://{dead}\"\nvia = \"http://egress-user:hush@{dead}"),
+            format!("http://{closed}\"\nvia = \"http://egress-user:hush@{closed}"),
             "the egress proxy: connection refused",
             &port,
         ),
@@ -113,17 +116,18 @@ async fn error_message_hides_addresses_that_the_log_shows() {
     ] {
         let dir = TempDir::new().expect("a directory");
         let toml = OPEN_CONFIG.replace("http://{api}", &url);
-        let config = write_config(&dir, dead, &Settings::default(), &toml);
+        let config = write_config(&dir, closed, &Settings::default(), &toml);
         let proxy = Process::serve(&config).await;
-        let mut caller = TestClient::connect_http1(proxy.address().await).await;
+        let mut client = TestClient::connect_http1(proxy.address().await).await;
         for (path, kind) in
             [(USER_GET, "token-unavailable"), ("/cgi-bin/webhook/send?key=1", "upstream-unreachable")]
         {
-            let reply = caller.get(path).await;
-            reply.assert_proxy_error(kind, 502, -1);
-            let (id, text) = (reply.header("x-request-id"), format!("{:?} {}", reply.headers, reply.text()));
-            assert!(reply.text().contains(&format!("(request id {id})")), "{text}");
-            assert!(reply.text().contains(words), "{text}");
+            let response = client.get(path).await;
+            response.assert_proxy_error(kind, 502, -1);
+            let (id, text) =
+                (response.header("x-request-id"), format!("{:?} {}", response.headers, response.text()));
+            assert!(response.text().contains(&format!("(request id {id})")), "{text}");
+            assert!(response.text().contains(expected), "{text}");
             for detail in
                 ["127.0.0.1", &port, ".invalid", "egress-user", "hush", "a.test", "elsewhere", "/tmp", ".pem"]
             {
@@ -138,95 +142,99 @@ async fn error_message_hides_addresses_that_the_log_shows() {
 
 #[tokio::test]
 async fn body_above_the_limit_is_refused_declared_or_not() {
-    let stage = TestProxy::start_with_config(
+    let proxy = TestProxy::start_with_config(
         &OPEN_CONFIG.replace("[upstream]", "max_request_body = \"1000\"\n[upstream]"),
     )
     .await;
-    stage.post(ECHO, vec![1; 1000]).await.assert_ok();
-    stage.post(ECHO, vec![1; 1001]).await.assert_proxy_error("body-too-large", 413, 45001);
-    assert_eq!(stage.forwarded_count(), 1);
+    proxy.post(ECHO, vec![1; 1000]).await.assert_ok();
+    proxy.post(ECHO, vec![1; 1001]).await.assert_proxy_error("body-too-large", 413, 45001);
+    assert_eq!(proxy.forwarded_count(), 1);
 
-    let mut line = RawConnection::connect(stage.address()).await;
+    let mut connection = RawConnection::connect(proxy.address()).await;
     let chunk = format!("3e9\r\n{}\r\n", "x".repeat(1001));
     let head = "Host: x\r\nTransfer-Encoding: chunked\r\n\r\n";
-    line.send(format!("POST /hr{ECHO} HTTP/1.1\r\n{head}{chunk}")).await.expect("it is taken");
-    let (head, body) = line.read_response().await;
+    connection.send(format!("POST /hr{ECHO} HTTP/1.1\r\n{head}{chunk}")).await.expect("sent");
+    let (head, body) = connection.read_response().await;
     assert!(head.starts_with("HTTP/1.1 413 ") && head.contains("body-too-large"), "{head}{body}");
-    assert_eq!(stage.wecom.executed_count(ECHO), 1);
+    assert_eq!(proxy.wecom.executed_count(ECHO), 1);
 
-    let mut caller = TestClient::connect_http2(stage.address()).await;
-    caller.request(Request::post(format!("/hr{ECHO}")), vec![1; 1001]).await.assert_proxy_error(
+    let mut client = TestClient::connect_http2(proxy.address()).await;
+    client.request(Request::post(format!("/hr{ECHO}")), vec![1; 1001]).await.assert_proxy_error(
         "body-too-large",
         413,
         45001,
     );
-    caller.get(USER_GET).await.assert_ok();
+    client.get(USER_GET).await.assert_ok();
 }
 
 #[tokio::test]
 async fn client_sending_a_refused_body_still_gets_the_response() {
-    let stage = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
+    let proxy = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
     for request in [
         Request::post(ECHO),
         Request::post("/nowhere").header("x-api-key", client_key("crm")),
         Request::post("/cgi-bin/tag/list").header("x-api-key", client_key("narrow")),
     ] {
-        let reply = stage.request(request, vec![1; 20_000_000]).await;
-        assert!(reply.status.is_client_error(), "{reply:?}");
-        assert!(!reply.header("x-wecom-proxy-error").is_empty());
+        let response = proxy.request(request, vec![1; 20_000_000]).await;
+        assert!(response.status.is_client_error(), "{response:?}");
+        assert!(!response.header("x-wecom-proxy-error").is_empty());
     }
-    let mut line = RawConnection::connect(stage.address()).await;
+    let mut connection = RawConnection::connect(proxy.address()).await;
     let head = "Host: x\r\nContent-Length: 20000000\r\nConnection: keep-alive\r\n\r\n";
-    line.send(format!("POST {ECHO} HTTP/1.1\r\n{head}")).await.expect("it is taken");
-    line.send(vec![1; 20_000_000]).await.expect("it is taken to its end");
-    let (head, _) = line.read_response().await;
+    connection.send(format!("POST {ECHO} HTTP/1.1\r\n{head}")).await.expect("sent");
+    connection.send(vec![1; 20_000_000]).await.expect("sent to its end");
+    let (head, _) = connection.read_response().await;
     assert!(head.starts_with("HTTP/1.1 401 "), "{head}");
 }
 
 #[tokio::test]
 async fn stopped_upstream_returns_upstream_unreachable() {
-    let stage = TestProxy::start_open().await;
-    stage.get(USER_GET).await.assert_ok();
-    stage.wecom.stop().await;
-    let reply = stage.get(USER_GET).await;
-    reply.assert_proxy_error("upstream-unreachable", 502, -1);
-    let reply = stage.request(Request::post("/cgi-bin/webhook/send?key=hush"), "{}").await;
-    assert!(!reply.assert_proxy_error("upstream-unreachable", 502, -1).text().contains("hush"));
+    let proxy = TestProxy::start_open().await;
+    proxy.get(USER_GET).await.assert_ok();
+    proxy.wecom.stop().await;
+    let response = proxy.get(USER_GET).await;
+    response.assert_proxy_error("upstream-unreachable", 502, -1);
+    let response = proxy.request(Request::post("/cgi-bin/webhook/send?key=hush"), "{}").await;
+    assert!(!response.assert_proxy_error("upstream-unreachable", 502, -1).text().contains("hush"));
 }
 
 #[tokio::test]
 async fn request_beyond_the_queue_timeout_gets_retry_after() {
     let bounds = "max_in_flight = 1\nqueue_timeout = \"2s\"\n[admin]";
-    let stage = TestProxy::start_with_config(&OPEN_CONFIG.replace("[admin]", bounds)).await;
-    stage.get(USER_GET).await.assert_ok();
-    stage.wecom.inject(Fault::hold().on_path(ECHO)).expect("a fault");
+    let proxy = TestProxy::start_with_config(&OPEN_CONFIG.replace("[admin]", bounds)).await;
+    proxy.get(USER_GET).await.assert_ok();
+    proxy.wecom.inject(Fault::hold().on_path(ECHO)).expect("a fault");
     let busy = async {
-        stage.get(ECHO).await.assert_ok();
+        proxy.get(ECHO).await.assert_ok();
     };
     let second = async {
-        stage.wecom.wait_until(|seen| seen.received_count(ECHO) == 1).await.expect("it arrives");
-        let reply = stage.get(USER_GET).await;
+        proxy
+            .wecom
+            .wait_until(|observed| observed.received_count(ECHO) == 1)
+            .await
+            .expect("the request arrives");
+        let response = proxy.get(USER_GET).await;
         assert!(
-            reply
+            response
                 .assert_proxy_error("overloaded", 503, -1)
                 .header("retry-after")
                 .parse::<u32>()
                 .expect("a number")
                 >= 1
         );
-        stage.wecom.release_held();
+        proxy.wecom.release_held();
     };
     tokio::join!(busy, second);
-    stage.get(USER_GET).await.assert_ok();
+    proxy.get(USER_GET).await.assert_ok();
 }
 
 #[tokio::test]
 async fn queued_requests_are_served_within_max_in_flight() {
-    let stage =
+    let proxy =
         TestProxy::start_with_config(&OPEN_CONFIG.replace("[admin]", "max_in_flight = 2\n[admin]")).await;
-    let stage = std::sync::Arc::new(stage);
-    for reply in crate::harness::get_concurrently(&stage, 50, USER_GET).await {
-        reply.assert_ok();
+    let proxy = std::sync::Arc::new(proxy);
+    for response in crate::harness::get_concurrently(&proxy, 50, USER_GET).await {
+        response.assert_ok();
     }
-    assert!(stage.wecom.observe(|seen| seen.max_in_flight()) <= 2);
+    assert!(proxy.wecom.observe(|observed| observed.max_in_flight()) <= 2);
 }

@@ -1,13 +1,13 @@
-//! What proxies are known to break on, and the tests that would see it here. A promise without a test is none, and a test
-//! that has gone takes its promise along: this list finds both.
+//! The guarantees against known flaws of proxies, each with the tests that check it. A guarantee without an existing test
+//! fails here.
 
 use std::{fs, path::Path};
 
-/// What is promised, and the tests of it: a story's module and name, or a file of `src/` and the name of a test in it.
+/// Each guarantee and its tests: the module and name of an integration test, or a file in `src/` and the name of a test in it.
 const GUARANTEES: &[(&str, &[&str])] = &[
-    // What is said of one connection, and what ends a message.
+    // Connections and message framing.
     (
-        "a request that two parsers could read in two ways is refused",
+        "a request that two parsers could parse differently is refused",
         &[
             "hostile::ambiguous_request_heads_are_refused",
             "hostile::header_lines::invalid_header_line_is_refused",
@@ -17,7 +17,7 @@ const GUARANTEES: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "a Transfer-Encoding is exactly chunked, once, and never beside a length or in HTTP/1.0",
+        "a Transfer-Encoding is exactly chunked, once, and never with a Content-Length or in HTTP/1.0",
         &[
             "hostile::message_framing::transfer_encoding_other_than_chunked_is_refused",
             "hostile::message_framing::content_length_with_transfer_encoding_is_ignored",
@@ -25,7 +25,7 @@ const GUARANTEES: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "a length is one number, and one beyond 2^63 is too large",
+        "a Content-Length is one number, and one of 2^63 or more is too large",
         &[
             "hostile::message_framing::invalid_content_length_is_refused",
             "hostile::content_length_beyond_the_limit_is_refused_with_413",
@@ -33,7 +33,7 @@ const GUARANTEES: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "a message over HTTP/2 that is reset before its end never becomes a whole, whatever the reset says",
+        "an HTTP/2 message that is reset before its end is never complete, whatever the error code",
         &[
             "streaming::body_reset_with_no_error_is_never_complete",
             "upstream_http2::response_reset_with_no_error_never_looks_complete",
@@ -41,7 +41,7 @@ const GUARANTEES: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "requests that wait for a token are bounded, and cost little",
+        "requests that wait for a token are bounded in number and memory",
         &[
             "token_waiters::token_waits_beyond_the_limit_fail_at_once",
             "token_waiters::ticket_waits_beyond_the_limit_fail_at_once",
@@ -50,7 +50,7 @@ const GUARANTEES: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "how a body is framed further on is decided here, and never copied",
+        "the proxy decides the framing of a forwarded body, and never copies it",
         &[
             "hostile::message_framing::valid_framing_is_forwarded_as_valid_framing",
             "hostile::chunked_bodies::chunk_extensions_and_trailers_are_not_forwarded",
@@ -59,7 +59,7 @@ const GUARANTEES: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "what belongs to one connection, or is named by Connection, goes no further in either direction",
+        "hop-by-hop headers, and those named by Connection, are not forwarded in either direction",
         &[
             "headers::client_and_hop_by_hop_headers_are_not_forwarded",
             "headers::upstream_hop_by_hop_headers_are_not_forwarded",
@@ -68,21 +68,21 @@ const GUARANTEES: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "an offer to change the protocol is left alone, and what follows it is a request of its own",
+        "an upgrade offer is ignored, and the bytes after it are the next request",
         &[
             "headers::h2c_upgrade_offer_is_ignored",
             "hostile::header_lines::connection_headers_do_not_affect_the_upstream_request",
         ],
     ),
     (
-        "header names and pseudo-fields of HTTP/2 are as strict as lines of HTTP/1",
+        "header names and pseudo-header fields of HTTP/2 are checked as strictly as HTTP/1 headers",
         &[
             "hostile::http2::invalid_header_fields_are_refused",
             "hostile::http2::unusual_valid_headers_are_forwarded_sanitized",
         ],
     ),
     (
-        "a body that nobody has read is no request: after an early refusal the connection is drained or closed",
+        "an unread body is never parsed as a request: after an early refusal the connection is drained or closed",
         &[
             "hostile::bytes_of_a_refused_body_are_not_parsed_as_a_request",
             "errors::client_sending_a_refused_body_still_gets_the_response",
@@ -91,7 +91,7 @@ const GUARANTEES: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "requests sent ahead are answered once each and in their order, however they are cut",
+        "pipelined requests get one response each, in order, however they are split into packets",
         &[
             "hostile::pipelined_requests_are_answered_in_order",
             "hostile::pipelining::pipelined_requests_in_one_packet_are_served_in_order",
@@ -100,7 +100,7 @@ const GUARANTEES: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "a head has at most 100 lines and 64 KiB, and the answer to a longer one says so",
+        "a request head has at most 100 headers and 64 KiB, and the error for a larger one says so",
         &[
             "hostile::header_lines::request_head_size_is_bounded",
             "hostile::oversized_request_head_is_refused",
@@ -108,9 +108,9 @@ const GUARANTEES: &[(&str, &[&str])] = &[
             "hostile::http2_floods::hpack_bomb_is_refused",
         ],
     ),
-    // Where a request goes.
+    // Routing.
     (
-        "Host is one, is well formed, and means nothing further on",
+        "Host is single, well-formed, and not forwarded",
         &[
             "hostile::request_targets::host_must_be_single_and_valid_and_is_not_forwarded",
             "hostile::invalid_host_is_refused",
@@ -118,7 +118,7 @@ const GUARANTEES: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "a target in absolute form means this proxy or its upstream; the upstream is the configuration's alone",
+        "a target in absolute form names this proxy or its upstream; only the configuration selects the upstream",
         &[
             "hostile::request_targets::absolute_target_must_name_the_proxy_or_upstream",
             "hostile::absolute_target_with_a_foreign_authority_is_refused",
@@ -126,7 +126,7 @@ const GUARANTEES: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "only seven methods, in exactly their letters, go out; CONNECT, TRACE and trace are refused",
+        "only seven methods, case-sensitive, are forwarded; CONNECT, TRACE and trace are refused",
         &[
             "forwarding::method_in_other_case_is_refused",
             "hostile::ambiguous_request_heads_are_refused",
@@ -135,7 +135,7 @@ const GUARANTEES: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "a path that may mean another one, encoded once or twice, is refused",
+        "a path that may be read as another path, encoded once or twice, is refused",
         &[
             "hostile::request_targets::path_is_forwarded_unchanged_or_refused",
             "hostile::ambiguous_paths_are_refused",
@@ -143,7 +143,7 @@ const GUARANTEES: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "an access_token of the client's is found under every encoded name, and all else stays byte for byte",
+        "the client's access_token is removed under every encoding of its name, and the rest is forwarded byte for byte",
         &[
             "forwarding::client_access_token_is_removed_under_any_encoding",
             "forwarding::query_is_forwarded_byte_for_byte",
@@ -152,7 +152,7 @@ const GUARANTEES: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "what a client may call is decided by its decoded path, and by nothing that a query or a header says",
+        "access is decided by the decoded path, and never by the query or a header",
         &[
             "authentication::allow_list_restricts_methods_and_paths",
             "rate_limits::allow_patterns_match_method_path_and_segment",
@@ -160,7 +160,7 @@ const GUARANTEES: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "what a client shows to be let in never leaves, and what it shows badly opens nothing",
+        "the credentials of a client are never forwarded, and malformed ones give no access",
         &[
             "authentication::key_is_accepted_in_each_form_and_never_forwarded",
             "hostile::header_lines::malformed_key_is_refused",
@@ -171,16 +171,16 @@ const GUARANTEES: &[(&str, &[&str])] = &[
             "credential_stripping::client_address_headers_are_not_forwarded",
         ],
     ),
-    // Answers.
+    // Responses.
     (
-        "an answer that two parsers could read in two ways, or that switches protocols unasked, is no answer",
+        "a response that two parsers could parse differently, or an unrequested protocol switch, is refused",
         &[
             "faults::invalid_responses::invalid_response_returns_upstream_broke",
             "upstream_http2::response_with_an_invalid_header_name_is_upstream_broke",
         ],
     ),
     (
-        "an answer that ends with its connection is whole only where it may be, and a short one never looks whole",
+        "a close-delimited response is complete only where HTTP allows it, and a truncated one never looks complete",
         &[
             "faults::invalid_responses::close_delimited_and_slow_responses_are_complete",
             "faults::invalid_responses::truncated_response_never_looks_complete",
@@ -191,16 +191,16 @@ const GUARANTEES: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "an answer that nobody asked for is nobody's",
+        "an unsolicited response is discarded",
         &[
             "faults::idle_connections::unsolicited_response_reaches_no_client",
             "faults::idle_connections::unsolicited_response_reaches_none_of_many_clients",
             "faults::invalid_responses::surplus_response_is_discarded_before_the_next_request",
         ],
     ),
-    // What is sent again.
+    // Retries.
     (
-        "what is not idempotent is not sent again once it may have been seen; what surely was not seen is",
+        "a non-idempotent request is retried only if the upstream cannot have received it",
         &[
             "faults::idle_connections::request_on_a_closing_connection_is_retried_if_idempotent",
             "replay::get_on_a_closing_connection_is_retried_and_post_is_not",
@@ -210,11 +210,11 @@ const GUARANTEES: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "what fails on a fresh connection is not sent again",
+        "a request that fails on a new connection is not retried",
         &["faults::idle_connections::request_failed_on_a_new_connection_is_not_retried"],
     ),
     (
-        "only a kept body is sent again, and what is kept is bounded",
+        "only a buffered body is replayed, and the buffers are bounded",
         &[
             "replay::upload_refused_before_its_end_is_replayed_completely",
             "replay::body_beyond_replay_memory_spills_to_an_unnamed_file",
@@ -228,7 +228,7 @@ const GUARANTEES: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "a body that is nearly all chunk framing is refused, and never weighs more than its data",
+        "a body of mostly chunk framing is refused, and never uses more memory than its data",
         &[
             "replay_disk::request_of_mostly_chunk_framing_is_refused",
             "replay_disk::response_of_mostly_chunk_framing_is_upstream_broke",
@@ -236,9 +236,9 @@ const GUARANTEES: &[(&str, &[&str])] = &[
             "memory_usage::json_in_one_byte_chunks_uses_little_memory",
         ],
     ),
-    // Every wait ends.
+    // Timeouts.
     (
-        "a silent connection is closed, whatever protocol it was going to speak",
+        "an idle connection is closed, whatever its protocol",
         &[
             "timeouts::idle_connection_is_closed",
             "timeouts_http2::idle_http2_connection_is_closed",
@@ -246,7 +246,7 @@ const GUARANTEES: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "half a head, or half a preface, is cut off, and one that drips too",
+        "a partial or slow request head or HTTP/2 preface is timed out",
         &[
             "timeouts::incomplete_request_head_is_closed",
             "timeouts::slow_request_head_is_closed",
@@ -255,7 +255,7 @@ const GUARANTEES: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "a body that stalls ends, on its way in and on its way out",
+        "a stalled body is timed out in both directions",
         &[
             "timeouts::stalled_body_is_refused_and_the_upstream_released",
             "timeouts::response_stalled_before_forwarding_is_upstream_timeout",
@@ -266,7 +266,7 @@ const GUARANTEES: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "an answer that does not begin, or drips before its head ends, is upstream-timeout",
+        "a response that does not begin, or whose head is slow, is upstream-timeout",
         &[
             "timeouts::missing_response_returns_upstream_timeout",
             "faults::invalid_responses::incomplete_response_returns_upstream_timeout",
@@ -274,15 +274,15 @@ const GUARANTEES: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "nobody waits without end for what somebody else fetches",
+        "a wait for a fetch of another request is bounded",
         &[
             "tickets::slow_ticket_response_times_out_for_all_waiters",
             "faults::tokens::invalid_gettoken_response_fails_only_the_waiting_request",
         ],
     ),
-    // Nothing grows without end.
+    // Bounds.
     (
-        "bodies, connections and places have a bound, and who comes beyond it is told at once",
+        "bodies, connections and permits are bounded, and a request beyond the bound is refused at once",
         &[
             "errors::body_above_the_limit_is_refused_declared_or_not",
             "errors::request_beyond_the_queue_timeout_gets_retry_after",
@@ -291,7 +291,7 @@ const GUARANTEES: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "in a full house silence and half a request make room",
+        "a full proxy evicts idle connections and partial requests",
         &[
             "overload::full_proxy_evicts_longest_idle_connections_and_logs_once",
             "overload::partial_requests_block_no_client_of_a_full_proxy",
@@ -299,7 +299,7 @@ const GUARANTEES: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "callers without a key take no place from callers with one",
+        "unauthenticated clients block no authenticated client",
         &[
             "hostile::unauthenticated::unauthenticated_connections_block_no_authenticated_client",
             "hostile::unauthenticated::reconnecting_clients_block_no_authenticated_client",
@@ -308,7 +308,7 @@ const GUARANTEES: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "what a connection makes the proxy hold before it shows a key is little, and goes again",
+        "an unauthenticated connection uses little memory, and all of it is released",
         &[
             "hostile::unauthenticated::unread_refused_streams_use_little_memory",
             "hostile::unauthenticated::waves_of_refused_streams_leak_no_memory",
@@ -319,7 +319,7 @@ const GUARANTEES: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "little said causes little work: no amplification of memory or time",
+        "little input causes little work: no amplification of memory or time",
         &[
             "memory_usage::large_bodies_use_little_memory",
             "memory_usage::unread_response_buffer_does_not_grow_with_the_upload",
@@ -331,7 +331,7 @@ const GUARANTEES: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "streams and windows of HTTP/2 have bounds of our own",
+        "HTTP/2 streams and flow-control windows are bounded",
         &[
             "hostile::http2_floods::flow_control_windows_are_bounded",
             "hostile::http2_floods::streams_beyond_the_limit_are_refused_and_others_served",
@@ -340,20 +340,20 @@ const GUARANTEES: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "without descriptors accepting neither ends nor spins",
+        "without file descriptors, accepting neither stops nor spins",
         &["overload::descriptor_exhaustion_neither_spins_nor_floods_the_log"],
     ),
     (
-        "what strangers repeat fills no log",
+        "repeated client faults do not fill the log",
         &[
             "log::repeated_client_faults_do_not_fill_the_log",
             "log::requests_do_not_wait_for_a_blocked_log_reader",
             "src/server/log_throttle.rs::throttle_over_limit_suppresses_and_counts",
         ],
     ),
-    // A client that leaves, a process that ends.
+    // Disconnects, shutdown and reload.
     (
-        "a client that leaves takes its call along, and nobody else's token",
+        "a client disconnect cancels its request, and not the token refresh of others",
         &[
             "faults::client_aborts::client_abort_releases_all_its_resources",
             "src/tokens/tests/lifecycle.rs::cancelled_callers_do_not_cancel_the_refresh",
@@ -361,7 +361,7 @@ const GUARANTEES: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "an orderly end finishes what is in flight, tells clients of HTTP/2, and waits for no silence",
+        "a graceful shutdown finishes requests in flight, sends GOAWAY, and waits for no idle connection",
         &[
             "drain::drain_finishes_requests_and_refuses_new_connections",
             "drain::drain_finishes_http2_streams_in_flight",
@@ -372,11 +372,11 @@ const GUARANTEES: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "from one process to the next nobody is refused",
+        "a handover from one process to the next refuses no client",
         &["socket_handover::socket_handover_refuses_no_client"],
     ),
     (
-        "a reload is all or nothing: a bad file keeps the old one, and no request is disturbed",
+        "a reload is atomic: an invalid file keeps the old configuration, and no request fails",
         &[
             "reload::invalid_file_changes_nothing_on_reload",
             "reload::request_in_flight_survives_removal_of_its_agent",
@@ -384,7 +384,7 @@ const GUARANTEES: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "a reload opens nothing that was closed, and what a changed client_ca excludes is closed",
+        "a reload never opens a closed proxy, and closes connections that a changed client_ca excludes",
         &[
             "reload_access::reload_without_clients_leaves_a_closed_proxy_closed",
             "reload_access::include_pattern_that_lost_its_files_fails_the_reload",
@@ -392,7 +392,7 @@ const GUARANTEES: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "an error names nothing of the network behind the proxy, and guessing keys is slow for the guesser alone",
+        "an error shows no internal address, and key guessing delays only the guesser",
         &[
             "errors::error_message_hides_addresses_that_the_log_shows",
             "key_guessing::wrong_keys_are_delayed_and_good_keys_are_not",
@@ -401,7 +401,7 @@ const GUARANTEES: &[(&str, &[&str])] = &[
     ),
     // Secrets.
     (
-        "no caller sees a credential, and no error, log or page names one",
+        "no client sees a credential, and no error, log or page contains one",
         &[
             "gettoken::gettoken_works_without_the_upstream",
             "errors::proxy_errors_are_json_and_show_no_secret",
@@ -412,36 +412,36 @@ const GUARANTEES: &[(&str, &[&str])] = &[
     ),
     // Tokens.
     (
-        "a refusal counts only against the token that it was sent with, however late and in whatever order it comes",
+        "a refusal invalidates only the token that the request was sent with, however late or out of order",
         &[
             "src/tokens/tests/lifecycle.rs::refusal_of_an_old_token_causes_no_gettoken",
-            "src/tokens/tests/trouble.rs::repeated_refusals_of_a_new_token_count_once",
+            "src/tokens/tests/errors.rs::repeated_refusals_of_a_new_token_count_once",
             "src/tokens/tests/interleavings.rs::random_interleavings_keep_every_invariant",
             "token_refresh::token_revoked_under_a_thousand_clients_is_refreshed_once",
         ],
     ),
     (
-        "a token that could change a URL is not used",
+        "a token that is not URL-safe is not used",
         &[
             "faults::tokens::invalid_gettoken_response_fails_only_the_waiting_request",
             "src/wecom/response/gettoken_response.rs::only_a_url_safe_token_is_accepted",
         ],
     ),
     (
-        "whatever life a token claims, nothing panics and nothing is asked again and again",
+        "any expires_in causes neither a panic nor a refresh loop",
         &[
             "faults::tokens::token_with_any_expires_in_is_used",
             "src/wecom/response/gettoken_response.rs::any_expires_in_is_tolerated",
-            "src/tokens/tests/limits.rs::shortest_lived_tokens_do_not_spin_the_refresh_loop",
+            "src/tokens/tests/call_limits.rs::shortest_lived_tokens_do_not_spin_the_refresh_loop",
         ],
     ),
     (
-        "a gettoken that is answered with a page, half an answer or no token costs the request that waits, and no other",
+        "a gettoken response that is a page, truncated or without a token fails only the waiting request",
         &["faults::tokens::invalid_gettoken_response_fails_only_the_waiting_request"],
     ),
 ];
 
-/// The first versions without flaws that are known and would matter here.
+/// The lowest versions without known vulnerabilities that affect this program.
 const MIN_VERSIONS: &[(&str, [u64; 3])] = &[
     ("aws-lc-sys", [0, 39, 0]),
     ("bytes", [1, 11, 1]),
@@ -452,7 +452,7 @@ const MIN_VERSIONS: &[(&str, [u64; 3])] = &[
     ("tracing-subscriber", [0, 3, 20]),
 ];
 
-/// The file in which a test stands, and its name.
+/// The file and the name of a test.
 fn test_location(test: &str) -> (String, &str) {
     let (module, name) = test.rsplit_once("::").expect("a module and a name");
     match module.starts_with("src/") {
@@ -465,13 +465,13 @@ fn test_location(test: &str) -> (String, &str) {
 fn every_guarantee_has_existing_tests() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut missing = Vec::new();
-    for (promise, tests) in GUARANTEES {
-        assert!(!tests.is_empty(), "{promise}");
+    for (guarantee, tests) in GUARANTEES {
+        assert!(!tests.is_empty(), "{guarantee}");
         for test in *tests {
             let (file, name) = test_location(test);
             let text = fs::read_to_string(root.join(&file)).unwrap_or_default();
             let before = text.split_once(&format!("fn {name}(")).map(|(before, _)| before);
-            // The last line but one, for the last is what stands before `fn`.
+            // The attribute is on the last line but one; the last line is the text before `fn`.
             let is_test = before.is_some_and(|before| {
                 before
                     .lines()
@@ -480,7 +480,7 @@ fn every_guarantee_has_existing_tests() {
                     .any(|line| line.trim_start().starts_with("#[") && line.contains("test"))
             });
             if !is_test {
-                missing.push(format!("{promise}: {test} in {file}"));
+                missing.push(format!("{guarantee}: {test} in {file}"));
             }
         }
     }
@@ -491,19 +491,19 @@ fn every_guarantee_has_existing_tests() {
 fn dependencies_have_no_known_vulnerable_version() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let lock: toml::Table =
-        fs::read_to_string(root.join("Cargo.lock")).expect("the lock file").parse().expect("it is TOML");
+        fs::read_to_string(root.join("Cargo.lock")).expect("the lock file").parse().expect("TOML");
     let packages = lock["package"].as_array().expect("a list");
-    for (name, mended) in MIN_VERSIONS {
+    for (name, min_version) in MIN_VERSIONS {
         let versions: Vec<_> =
             packages.iter().filter(|package| package["name"].as_str() == Some(name)).collect();
-        assert!(!versions.is_empty(), "{name} is used no more: take it out here");
+        assert!(!versions.is_empty(), "{name} is no longer used: remove it from the list");
         for package in versions {
             let version = package["version"].as_str().expect("a version");
             let numbers =
                 version.split(['.', '-', '+']).take(3).map(|number| number.parse().expect("a number"));
-            assert!(numbers.collect::<Vec<u64>>() >= mended.to_vec(), "{name} {version}");
+            assert!(numbers.collect::<Vec<u64>>() >= min_version.to_vec(), "{name} {version}");
         }
     }
     let unmaintained = |package: &&toml::Value| package["name"].as_str() == Some("rustls-pemfile");
-    assert!(packages.iter().find(unmaintained).is_none(), "rustls-pemfile is maintained no more");
+    assert!(packages.iter().find(unmaintained).is_none(), "rustls-pemfile is unmaintained");
 }

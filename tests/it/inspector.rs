@@ -1,4 +1,4 @@
-//! The last exchanges: looked into afterwards, and followed as they come.
+//! The recent exchanges: listed, filtered, streamed live, and captured in detail.
 
 use std::time::Duration;
 
@@ -20,36 +20,36 @@ use crate::{
     raw_http::RawConnection,
 };
 
-async fn admin_get(stage: &TestProxy, path: &str) -> TestResponse {
-    TestClient::connect_http1(stage.admin_address()).await.request(Request::get(path), "").await
+async fn admin_get(proxy: &TestProxy, path: &str) -> TestResponse {
+    TestClient::connect_http1(proxy.admin_address()).await.request(Request::get(path), "").await
 }
 
-/// What is kept that passes this filter, once there are so many.
-async fn wait_for_exchanges(stage: &TestProxy, query: &str, many: usize) -> Vec<Value> {
+/// The recorded exchanges that match this filter, once there are `count`.
+async fn wait_for_exchanges(proxy: &TestProxy, query: &str, count: usize) -> Vec<Value> {
     let mut found = Vec::new();
     wait_for(query, async || {
-        let reply = admin_get(stage, &format!("/api/requests?{query}")).await.json();
-        found = reply["requests"].as_array().unwrap_or_else(|| panic!("{reply}")).clone();
-        found.len() == many
+        let response = admin_get(proxy, &format!("/api/requests?{query}")).await.json();
+        found = response["requests"].as_array().unwrap_or_else(|| panic!("{response}")).clone();
+        found.len() == count
     })
     .await;
     found
 }
 
-async fn get_as_client(stage: &TestProxy, client: &str, path: &str) -> TestResponse {
+async fn get_as_client(proxy: &TestProxy, client: &str, path: &str) -> TestResponse {
     let request = Request::get(path).header("authorization", format!("Bearer {}", client_key(client)));
-    stage.request(request, "").await
+    proxy.request(request, "").await
 }
 
-/// Somebody who follows the stream.
+/// A client of the exchange stream.
 struct StreamFollower {
     body: Incoming,
     text: String,
 }
 
 impl StreamFollower {
-    async fn start(stage: &TestProxy, query: &str) -> Self {
-        let stream = TcpStream::connect(stage.admin_address()).await.expect("a connection");
+    async fn start(proxy: &TestProxy, query: &str) -> Self {
+        let stream = TcpStream::connect(proxy.admin_address()).await.expect("a connection");
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.expect("a handshake");
         tokio::spawn(connection);
@@ -57,14 +57,14 @@ impl StreamFollower {
         let response = sender
             .send_request(request.body(Empty::<Bytes>::new()).expect("a request"))
             .await
-            .expect("an answer");
+            .expect("a response");
         assert_eq!(
             (response.status(), &response.headers()["content-type"]),
             (StatusCode::OK, &"text/event-stream".parse().expect("a value"))
         );
         let mut follower = Self { body: response.into_body(), text: String::new() };
-        // From the first words on, it is told of all that comes.
-        assert!(follower.next_event().await.expect("words").starts_with(": "));
+        // After the first comment, every new exchange is delivered.
+        assert!(follower.next_event().await.expect("a comment").starts_with(": "));
         follower
     }
 
@@ -89,12 +89,12 @@ impl StreamFollower {
 
 #[tokio::test]
 async fn exchange_is_recorded_with_the_access_log_fields() {
-    let stage = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
-    get_as_client(&stage, "billing", &format!("/hr{USER_GET}")).await.assert_ok();
-    stage.wecom.revoke_tokens("hr").expect("an agent");
-    get_as_client(&stage, "billing", &format!("/hr{USER_GET}")).await.assert_ok();
-    stage.request(Request::get(format!("/hr{USER_GET}")).header("x-request-id", "mine-1"), "").await;
-    let all = wait_for_exchanges(&stage, "", 3).await;
+    let proxy = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
+    get_as_client(&proxy, "billing", &format!("/hr{USER_GET}")).await.assert_ok();
+    proxy.wecom.revoke_tokens("hr").expect("an agent");
+    get_as_client(&proxy, "billing", &format!("/hr{USER_GET}")).await.assert_ok();
+    proxy.request(Request::get(format!("/hr{USER_GET}")).header("x-request-id", "mine-1"), "").await;
+    let all = wait_for_exchanges(&proxy, "", 3).await;
     let [refused, retried, first] = &all[..] else { panic!("{all:?}") };
     for (name, expected) in [
         ("method", "GET".into()),
@@ -119,7 +119,7 @@ async fn exchange_is_recorded_with_the_access_log_fields() {
     );
     assert_eq!(refused["request_id"], "mine-1");
     assert_eq!((&refused["status"], &refused["error"]), (&401.into(), &"unauthenticated".into()));
-    assert!(refused["reason"].as_str().is_some_and(|words| words.contains("send your key")), "{refused}");
+    assert!(refused["reason"].as_str().is_some_and(|text| text.contains("send your key")), "{refused}");
     assert_eq!((&refused["client"], &refused["agent"]), (&Value::Null, &Value::Null));
     let text = Value::from(all.clone()).to_string();
     assert!(
@@ -130,19 +130,19 @@ async fn exchange_is_recorded_with_the_access_log_fields() {
 
 #[tokio::test]
 async fn exchange_filters_and_limit_apply() {
-    let stage = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
-    get_as_client(&stage, "billing", &format!("/hr{USER_GET}")).await.assert_ok();
-    get_as_client(&stage, "crm", &format!("/ops{USER_GET}")).await.assert_ok();
-    stage.wecom.inject(Fault::errcode(60020).on_path("/cgi-bin/department/list")).expect("a fault");
-    get_as_client(&stage, "crm", "/ops/cgi-bin/department/list").await;
-    stage.get(USER_GET).await;
-    assert_eq!(wait_for_exchanges(&stage, "", 4).await[0]["status"], 401, "the newest comes first");
-    for (query, many) in [
+    let proxy = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
+    get_as_client(&proxy, "billing", &format!("/hr{USER_GET}")).await.assert_ok();
+    get_as_client(&proxy, "crm", &format!("/ops{USER_GET}")).await.assert_ok();
+    proxy.wecom.inject(Fault::errcode(60020).on_path("/cgi-bin/department/list")).expect("a fault");
+    get_as_client(&proxy, "crm", "/ops/cgi-bin/department/list").await;
+    proxy.get(USER_GET).await;
+    assert_eq!(wait_for_exchanges(&proxy, "", 4).await[0]["status"], 401, "the newest comes first");
+    for (query, count) in [
         ("agent=hr", 1),
         ("agent=ops", 2),
         ("agent=", 1),
         ("client=crm", 2),
-        ("client=nobody", 0),
+        ("client=unknown", 0),
         ("errcode=0", 2),
         ("errcode=60020", 1),
         ("status=4xx", 1),
@@ -153,48 +153,48 @@ async fn exchange_filters_and_limit_apply() {
         ("limit=0", 0),
         ("limit=1000000", 4),
     ] {
-        wait_for_exchanges(&stage, query, many).await;
+        wait_for_exchanges(&proxy, query, count).await;
     }
-    for wrong in ["status=abc", "limit=-1", "errcode=", "who=me"] {
-        let reply = admin_get(&stage, &format!("/api/requests?{wrong}")).await;
-        assert_eq!(reply.status, StatusCode::BAD_REQUEST, "{wrong}");
+    for invalid in ["status=abc", "limit=-1", "errcode=", "who=me"] {
+        let response = admin_get(&proxy, &format!("/api/requests?{invalid}")).await;
+        assert_eq!(response.status, StatusCode::BAD_REQUEST, "{invalid}");
     }
 }
 
 #[tokio::test]
 async fn exchanges_are_bounded_by_admin_recent() {
-    let stage = TestProxy::start_with_config(&OPEN_CONFIG.replace("[admin]", "[admin]\nrecent = 3")).await;
+    let proxy = TestProxy::start_with_config(&OPEN_CONFIG.replace("[admin]", "[admin]\nrecent = 3")).await;
     for nth in 0..8 {
-        stage.get(&format!("/cgi-bin/simulator/echo/{nth}")).await;
+        proxy.get(&format!("/cgi-bin/simulator/echo/{nth}")).await;
     }
     wait_for("the last one", async || {
-        let newest = admin_get(&stage, "/api/requests").await.json()["requests"][0]["path"].clone();
+        let newest = admin_get(&proxy, "/api/requests").await.json()["requests"][0]["path"].clone();
         newest == "/hr/cgi-bin/simulator/echo/7"
     })
     .await;
     let paths: Vec<_> =
-        wait_for_exchanges(&stage, "", 3).await.iter().map(|it| it["path"].to_string()).collect();
+        wait_for_exchanges(&proxy, "", 3).await.iter().map(|exchange| exchange["path"].to_string()).collect();
     assert!(paths[2].ends_with("/5\""), "{paths:?}");
 
-    let stage = TestProxy::start_with_config(&OPEN_CONFIG.replace("[admin]", "[admin]\nrecent = 0")).await;
-    stage.get(USER_GET).await.assert_ok();
-    assert_eq!(wait_for_exchanges(&stage, "", 0).await.len(), 0);
+    let proxy = TestProxy::start_with_config(&OPEN_CONFIG.replace("[admin]", "[admin]\nrecent = 0")).await;
+    proxy.get(USER_GET).await.assert_ok();
+    assert_eq!(wait_for_exchanges(&proxy, "", 0).await.len(), 0);
 }
 
 #[tokio::test]
 async fn stream_follower_gets_matching_exchanges_live() {
-    let stage = TestProxy::start_open().await;
-    stage.get(USER_GET).await.assert_ok();
-    wait_for_exchanges(&stage, "", 1).await;
+    let proxy = TestProxy::start_open().await;
+    proxy.get(USER_GET).await.assert_ok();
+    wait_for_exchanges(&proxy, "", 1).await;
     let (mut all, mut of_ops) =
-        (StreamFollower::start(&stage, "").await, StreamFollower::start(&stage, "?agent=ops").await);
-    stage.get("/cgi-bin/user/get?userid=first").await;
-    assert_eq!(all.next_exchange().await["agent"], "hr", "what was there before is not told");
-    stage.request(Request::get(format!("/ops{USER_GET}")), "").await.assert_ok();
+        (StreamFollower::start(&proxy, "").await, StreamFollower::start(&proxy, "?agent=ops").await);
+    proxy.get("/cgi-bin/user/get?userid=first").await;
+    assert_eq!(all.next_exchange().await["agent"], "hr", "earlier exchanges are not streamed");
+    proxy.request(Request::get(format!("/ops{USER_GET}")), "").await.assert_ok();
     assert_eq!(all.next_exchange().await["agent"], "ops");
     assert_eq!(of_ops.next_exchange().await["agent"], "ops");
-    assert_eq!(admin_get(&stage, "/api/requests/stream?limit=3").await.status, StatusCode::BAD_REQUEST);
-    let head = TestClient::connect_http1(stage.admin_address())
+    assert_eq!(admin_get(&proxy, "/api/requests/stream?limit=3").await.status, StatusCode::BAD_REQUEST);
+    let head = TestClient::connect_http1(proxy.admin_address())
         .await
         .request(Request::head("/api/requests/stream"), "")
         .await;
@@ -203,15 +203,15 @@ async fn stream_follower_gets_matching_exchanges_live() {
 
 #[tokio::test]
 async fn slow_stream_follower_gets_the_lost_count() {
-    let stage = TestProxy::start_with_config(&OPEN_CONFIG.replace("[admin]", "[admin]\nrecent = 2")).await;
-    let mut follower = StreamFollower::start(&stage, "").await;
-    // Far more than is kept, and faster than anybody is told.
-    let mut caller = RawConnection::connect(stage.address()).await;
-    let many = 400;
+    let proxy = TestProxy::start_with_config(&OPEN_CONFIG.replace("[admin]", "[admin]\nrecent = 2")).await;
+    let mut follower = StreamFollower::start(&proxy, "").await;
+    // Many more exchanges than are kept, faster than they are streamed.
+    let mut client = RawConnection::connect(proxy.address()).await;
+    let count = 400;
     let request = format!("GET /hr{USER_GET} HTTP/1.1\r\nHost: x\r\n\r\n");
-    caller.send(request.repeat(many)).await.expect("the proxy reads");
-    let (mut told, mut lost) = (0, 0);
-    while told + lost < many as u64 {
+    client.send(request.repeat(count)).await.expect("the proxy reads");
+    let (mut delivered, mut lost) = (0, 0);
+    while delivered + lost < count as u64 {
         let event = follower.next_event().await.expect("an event");
         match event.strip_prefix("event: lost\ndata: ") {
             Some(data) => {
@@ -219,40 +219,43 @@ async fn slow_stream_follower_gets_the_lost_count() {
                 lost += data["lost"].as_u64().expect("a number");
             }
             None => {
-                assert!(event.starts_with("data: "), "{event:?} after {told} told and {lost} lost");
-                told += 1;
+                assert!(event.starts_with("data: "), "{event:?} after {delivered} delivered and {lost} lost");
+                delivered += 1;
             }
         }
     }
-    assert!(lost > 0 && told > 0 && told + lost == many as u64, "{told} told, {lost} lost");
+    assert!(
+        lost > 0 && delivered > 0 && delivered + lost == count as u64,
+        "{delivered} delivered, {lost} lost"
+    );
 }
 
 #[tokio::test]
 async fn stream_followers_are_bounded_and_slots_are_released() {
-    let stage = TestProxy::start_open().await;
+    let proxy = TestProxy::start_open().await;
     let mut followers = Vec::new();
     for _ in 0..32 {
-        followers.push(StreamFollower::start(&stage, "").await);
+        followers.push(StreamFollower::start(&proxy, "").await);
     }
-    let status = async || admin_get(&stage, "/api/requests/stream?errcode=1").await.status;
+    let status = async || admin_get(&proxy, "/api/requests/stream?errcode=1").await.status;
     assert_eq!(status().await, StatusCode::SERVICE_UNAVAILABLE);
     followers.truncate(31);
-    wait_for("a place", async || {
-        let head = TestClient::connect_http1(stage.admin_address())
+    wait_for("a free follower slot", async || {
+        let head = TestClient::connect_http1(proxy.admin_address())
             .await
             .request(Request::head("/api/requests/stream"), "")
             .await;
         head.status == StatusCode::OK
     })
     .await;
-    StreamFollower::start(&stage, "").await;
+    StreamFollower::start(&proxy, "").await;
 }
 
 #[tokio::test]
 async fn exchange_stream_ends_at_shutdown() {
-    let stage = TestProxy::start_open().await;
-    let mut follower = StreamFollower::start(&stage, "").await;
-    let TestProxy { app, .. } = stage;
+    let proxy = TestProxy::start_open().await;
+    let mut follower = StreamFollower::start(&proxy, "").await;
+    let TestProxy { app, .. } = proxy;
     let (drained, end) = tokio::join!(with_timeout(app.shutdown()), follower.next_event());
     assert!(drained);
     assert_eq!(end, None);
@@ -260,58 +263,60 @@ async fn exchange_stream_ends_at_shutdown() {
 
 #[tokio::test]
 async fn aborted_exchange_is_recorded() {
-    let stage = TestProxy::start_open().await;
-    stage.wecom.inject(Fault::hold().on_path("/cgi-bin/user/get")).expect("a fault");
-    let mut line = RawConnection::connect(stage.address()).await;
-    line.send(format!("GET /hr{USER_GET} HTTP/1.1\r\nHost: x\r\n\r\n")).await.expect("the proxy reads");
-    stage.wecom.wait_until(|seen| seen.in_flight() == 1).await.expect("a request");
-    drop(line);
-    let left = &wait_for_exchanges(&stage, "status=0", 1).await[0];
-    assert_eq!((&left["whole"], &left["bytes"]), (&false.into(), &0.into()), "{left}");
-    assert!(Duration::from_secs_f64(left["total_ms"].as_f64().expect("a number") / 1000.0) > Duration::ZERO);
-    stage.wecom.release_held();
+    let proxy = TestProxy::start_open().await;
+    proxy.wecom.inject(Fault::hold().on_path("/cgi-bin/user/get")).expect("a fault");
+    let mut connection = RawConnection::connect(proxy.address()).await;
+    connection.send(format!("GET /hr{USER_GET} HTTP/1.1\r\nHost: x\r\n\r\n")).await.expect("the proxy reads");
+    proxy.wecom.wait_until(|observed| observed.in_flight() == 1).await.expect("a request");
+    drop(connection);
+    let aborted = &wait_for_exchanges(&proxy, "status=0", 1).await[0];
+    assert_eq!((&aborted["whole"], &aborted["bytes"]), (&false.into(), &0.into()), "{aborted}");
+    assert!(
+        Duration::from_secs_f64(aborted["total_ms"].as_f64().expect("a number") / 1000.0) > Duration::ZERO
+    );
+    proxy.wecom.release_held();
 }
 
 #[tokio::test]
 async fn exchange_detail_is_captured_only_while_inspecting() {
-    let stage = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
-    let inspect = async |how_long: &str| {
-        let order = Request::post(format!("/api/agents/hr/inspect?for={how_long}"));
-        let order = order.header("content-type", "application/json");
+    let proxy = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
+    let inspect = async |duration: &str| {
+        let request = Request::post(format!("/api/agents/hr/inspect?for={duration}"));
+        let request = request.header("content-type", "application/json");
         assert_eq!(
-            TestClient::connect_http1(stage.admin_address()).await.request(order, "").await.status,
+            TestClient::connect_http1(proxy.admin_address()).await.request(request, "").await.status,
             StatusCode::OK
         );
     };
     let send = async |id: &str, body: String| {
         let request = Request::post("/hr/cgi-bin/simulator/echo").header("x-request-id", id);
         let request = request.header("authorization", format!("Bearer {}", client_key("crm")));
-        stage.request(request.header("content-type", "text/plain"), body).await.assert_ok();
-        wait_for_exchanges(&stage, &format!("id={id}"), 1).await.remove(0)["detail"].clone()
+        proxy.request(request.header("content-type", "text/plain"), body).await.assert_ok();
+        wait_for_exchanges(&proxy, &format!("id={id}"), 1).await.remove(0)["detail"].clone()
     };
     assert_eq!(send("before", "a body".to_owned()).await, Value::Null);
     inspect("10m").await;
-    let seen = send("during", "a body".to_owned()).await;
+    let detail = send("during", "a body".to_owned()).await;
     assert_eq!(
-        (&seen["request"]["body"], &seen["request"]["cut"]),
+        (&detail["request"]["body"], &detail["request"]["cut"]),
         (&"a body".into(), &false.into()),
-        "{seen}"
+        "{detail}"
     );
-    assert!(seen["answer"]["body"].as_str().is_some_and(|body| body.contains("body_bytes")), "{seen}");
-    assert_eq!(seen["tries"].as_array().map(Vec::len), Some(1));
+    assert!(detail["answer"]["body"].as_str().is_some_and(|body| body.contains("body_bytes")), "{detail}");
+    assert_eq!(detail["tries"].as_array().map(Vec::len), Some(1));
 
-    // A key across the place where the body is cut shows nothing of itself, and what is long comes in pieces.
+    // A key at the truncation point is masked as a whole, also when the body arrives in several chunks.
     let long = format!("{} {} {}", "x".repeat(4090), client_key("billing"), "y ".repeat(200_000));
-    let seen = send("long", long).await;
-    let body = seen["request"]["body"].as_str().expect("a text");
+    let detail = send("long", long).await;
+    let body = detail["request"]["body"].as_str().expect("a text");
     assert!(body.ends_with("x [masked]") && body.len() < 4200, "{}", &body[4000..]);
-    assert_eq!(seen["request"]["cut"], true);
+    assert_eq!(detail["request"]["cut"], true);
 
     inspect("0s").await;
     assert_eq!(send("after", "a body".to_owned()).await, Value::Null);
 }
 
-/// Ways in which a program may write a secret into a request, beside writing it as it is.
+/// A secret as it is, and in the encodings in which a client may send it.
 fn secret_encodings(secret: &str) -> Vec<String> {
     use base64::{Engine, prelude::BASE64_STANDARD};
     let percent = |text: &str| {
@@ -333,67 +338,71 @@ fn secret_encodings(secret: &str) -> Vec<String> {
     ]
 }
 
+/// Sends a request with `note` in its query and `secret` in a header, its body and its response.
+async fn send_secret(proxy: &TestProxy, id: &str, note: &str, secret: &str) {
+    let form = format!("--b\r\nContent-Disposition: form-data; name=\"note\"\r\n\r\n{secret}\r\n--b--\r\n");
+    let echo = serde_json::json!({ "errcode": 0, "errmsg": secret, "nested": [{ "note": secret }] });
+    let fault = Fault::response(200, "application/json", echo.to_string());
+    proxy.wecom.inject(fault.on_path("/cgi-bin/simulator/echo").times(1)).expect("a fault");
+    let in_query = percent_encoding::utf8_percent_encode(note, percent_encoding::NON_ALPHANUMERIC);
+    let request =
+        Request::post(format!("/hr/cgi-bin/simulator/echo?note={in_query}")).header("x-request-id", id);
+    let request = request.header("authorization", format!("Bearer {}", client_key("crm")));
+    let request = request.header("x-note", secret).header("content-type", "multipart/form-data; boundary=b");
+    proxy.request(request, form).await.assert_ok();
+}
+
 #[tokio::test]
 async fn captured_exchange_masks_secrets_in_any_encoding() {
-    let stage = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
-    let order = Request::post("/api/agents/hr/inspect?for=10m").header("content-type", "application/json");
+    let proxy = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
+    let inspect = Request::post("/api/agents/hr/inspect?for=10m").header("content-type", "application/json");
     assert_eq!(
-        TestClient::connect_http1(stage.admin_address()).await.request(order, "").await.status,
+        TestClient::connect_http1(proxy.admin_address()).await.request(inspect, "").await.status,
         StatusCode::OK
     );
     let crm = client_key("crm");
     for agent in ["hr", "ops"] {
-        get_as_client(&stage, "crm", &format!("/{agent}{USER_GET}")).await.assert_ok();
+        get_as_client(&proxy, "crm", &format!("/{agent}{USER_GET}")).await.assert_ok();
     }
-    let ticket = get_as_client(&stage, "crm", "/ops/cgi-bin/get_jsapi_ticket").await.json()["ticket"].clone();
+    let ticket = get_as_client(&proxy, "crm", "/ops/cgi-bin/get_jsapi_ticket").await.json()["ticket"].clone();
     let gettoken = format!("/hr/cgi-bin/gettoken?corpid=ww1234567890abcdef&corpsecret={crm}");
-    let pass = stage.request(Request::get(gettoken), "").await.json()["access_token"].clone();
+    let pass = proxy.request(Request::get(gettoken), "").await.json()["access_token"].clone();
     let settings = Settings::default();
     let mut secrets: Vec<_> = settings.agents.iter().map(|agent| agent.secret.clone()).collect();
     secrets.extend([&ticket, &pass].map(|secret| secret.as_str().expect("a text").to_owned()));
-    secrets.extend(stage.wecom.issued_tokens().since(0));
+    secrets.extend(proxy.wecom.issued_tokens().since(0));
     secrets.push(crm.clone());
     assert!(secrets.len() >= 7, "two secrets, two tokens, a ticket, a pass and a key");
     let known: Vec<_> = secrets.iter().map(String::as_str).collect();
     for (nth, secret) in secrets.iter().enumerate() {
-        for (way, written) in secret_encodings(secret).into_iter().enumerate() {
-            let id = format!("{nth}-{way}");
-            let form =
-                format!("--b\r\nContent-Disposition: form-data; name=\"note\"\r\n\r\n{written}\r\n--b--\r\n");
-            let echo =
-                serde_json::json!({ "errcode": 0, "errmsg": written, "nested": [{ "note": written }] });
-            let answer = Fault::response(200, "application/json", echo.to_string());
-            stage.wecom.inject(answer.on_path("/cgi-bin/simulator/echo").times(1)).expect("a fault");
-            // A pass, or the key that the caller shows, is refused in the query, unless it is encoded as nothing else is.
-            let is_shown = [pass.as_str(), Some(&*crm)].contains(&Some(&**secret));
-            let note = if is_shown { "access_token=x" } else { &written };
-            let in_query = percent_encoding::utf8_percent_encode(note, percent_encoding::NON_ALPHANUMERIC);
-            let request = Request::post(format!("/hr/cgi-bin/simulator/echo?note={in_query}"))
-                .header("x-request-id", &id);
-            let request = request.header("authorization", format!("Bearer {crm}")).header("x-note", &written);
-            stage
-                .request(request.header("content-type", "multipart/form-data; boundary=b"), form)
-                .await
-                .assert_ok();
-            let exchange = wait_for_exchanges(&stage, &format!("id={id}"), 1).await.remove(0);
+        for (encoding, written) in secret_encodings(secret).into_iter().enumerate() {
+            let id = format!("{nth}-{encoding}");
+            // The request would be refused with the pass or the client's own key in its query.
+            let is_credential = [pass.as_str(), Some(&*crm)].contains(&Some(&**secret));
+            let note = if is_credential { "access_token=x" } else { &written };
+            send_secret(&proxy, &id, note, &written).await;
+            let exchange = wait_for_exchanges(&proxy, &format!("id={id}"), 1).await.remove(0);
             let detail = &exchange["detail"];
-            for place in [&detail["query"], &detail["request"]["body"], &detail["answer"]["body"]] {
-                assert!(place.as_str().is_some_and(|text| text.contains("[masked]")), "{written}: {detail}");
+            for field in [&detail["query"], &detail["request"]["body"], &detail["answer"]["body"]] {
+                assert!(field.as_str().is_some_and(|text| text.contains("[masked]")), "{written}: {detail}");
             }
-            let told = exchange.to_string();
-            let found = leak_detector::find_secret(&told, &known);
-            assert!(found.is_none() && !told.contains(&written), "{written}: {told}");
-            let told = told.to_lowercase();
-            assert!(known.iter().all(|known| !told.contains(&known.to_lowercase())), "{written}: {told}");
+            let json = exchange.to_string();
+            let found = leak_detector::find_secret(&json, &known);
+            assert!(found.is_none() && !json.contains(&written), "{written}: {json}");
+            let json = json.to_lowercase();
+            assert!(known.iter().all(|known| !json.contains(&known.to_lowercase())), "{written}: {json}");
         }
     }
 
-    // Half of a secret is none that is told either, nor one in the name of a header line.
+    // A prefix of a secret, and a secret in a header name, are masked too.
     let half = &secrets[1][..30];
     let request =
         Request::post("/hr/cgi-bin/simulator/echo").header("x-request-id", "half").header(&crm, "1");
     let request = request.header("authorization", format!("Bearer {crm}"));
-    stage.request(request, format!("a=1&b={half}")).await.assert_ok();
-    let told = wait_for_exchanges(&stage, "id=half", 1).await[0]["detail"].to_string();
-    assert!(told.contains("a=1&b=[masked]") && !told.contains(&half[..12]) && !told.contains(&crm), "{told}");
+    proxy.request(request, format!("a=1&b={half}")).await.assert_ok();
+    let detail = wait_for_exchanges(&proxy, "id=half", 1).await[0]["detail"].to_string();
+    assert!(
+        detail.contains("a=1&b=[masked]") && !detail.contains(&half[..12]) && !detail.contains(&crm),
+        "{detail}"
+    );
 }

@@ -1,4 +1,4 @@
-//! Programs that know nothing of this proxy, each saying just what it says to WeCom.
+//! Unmodified client libraries and programs: each request is byte for byte what they send to WeCom.
 
 use std::fs;
 
@@ -14,49 +14,49 @@ use crate::{
     raw_http::RawConnection,
 };
 
-/// A connection of such a program.
+/// A connection of a legacy client.
 struct LegacyClient(RawConnection);
 
 impl LegacyClient {
-    async fn connect(stage: &TestProxy) -> Self {
-        Self(RawConnection::connect(stage.address()).await)
+    async fn connect(proxy: &TestProxy) -> Self {
+        Self(RawConnection::connect(proxy.address()).await)
     }
 
-    /// A request, written with plain line ends; the answer's status line and body.
+    /// Sends a request whose head has LF line ends; returns the response's head and body.
     async fn request(&mut self, head: &str, body: &str) -> (String, String) {
         let head = head.trim().replace('\n', "\r\n");
-        self.0.send(format!("{head}\r\n\r\n{body}")).await.expect("it is taken");
+        self.0.send(format!("{head}\r\n\r\n{body}")).await.expect("sent");
         let (head, body) = self.0.read_response().await;
         assert!(head.starts_with("HTTP/1.1 200 "), "{head}{body}");
         (head, body)
     }
 
-    /// A gettoken that must be granted.
+    /// Sends a gettoken that must succeed; returns the pass.
     async fn gettoken(&mut self, head: &str) -> String {
         pass_from_body(&self.request(&fill_template(head, ""), "").await.1)
     }
 
-    /// A call with this pass that must succeed.
+    /// Sends a request with this pass that must succeed.
     async fn call(&mut self, head: &str, pass: &str, body: &str) -> Value {
         let length = body.len().to_string();
-        let answer = self.request(&fill_template(head, pass).replace("LENGTH", &length), body).await.1;
-        let answer: Value = serde_json::from_str(&answer).expect("JSON");
-        assert_eq!(answer["errcode"], 0, "{answer}");
-        answer
+        let response = self.request(&fill_template(head, pass).replace("LENGTH", &length), body).await.1;
+        let response: Value = serde_json::from_str(&response).expect("JSON");
+        assert_eq!(response["errcode"], 0, "{response}");
+        response
     }
 }
 
-/// A head in which CORPID, KEY and PASS stand for what they say.
+/// Replaces CORPID, KEY and PASS in a request head.
 fn fill_template(head: &str, pass: &str) -> String {
     head.replace("CORPID", CORPID).replace("KEY", &client_key("billing")).replace("PASS", pass)
 }
 
-/// The messages that WeCom took, and that they came with the real token.
+/// Asserts that WeCom accepted `count` messages, with the real token.
 #[track_caller]
-fn assert_delivered(stage: &TestProxy, count: usize) {
-    assert_eq!(stage.wecom.messages().len(), count);
-    assert_eq!(stage.last_request("/cgi-bin/message/send").query, "access_token=token#1");
-    assert_eq!(stage.wecom.gettoken_count("hr").expect("an agent"), 1);
+fn assert_delivered(proxy: &TestProxy, count: usize) {
+    assert_eq!(proxy.wecom.messages().len(), count);
+    assert_eq!(proxy.last_request("/cgi-bin/message/send").query, "access_token=token#1");
+    assert_eq!(proxy.wecom.gettoken_count("hr").expect("an agent"), 1);
 }
 
 const MESSAGE: &str =
@@ -64,9 +64,9 @@ const MESSAGE: &str =
 
 #[tokio::test]
 async fn wxjava_with_a_base_url_prefix_is_served() {
-    let stage = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
-    let mut program = LegacyClient::connect(&stage).await;
-    let pass = program
+    let proxy = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
+    let mut client = LegacyClient::connect(&proxy).await;
+    let pass = client
         .gettoken(
             "GET /hr/cgi-bin/gettoken?corpid=CORPID&corpsecret=KEY HTTP/1.1\nHost: proxy.test\n\
              Connection: Keep-Alive\nUser-Agent: Apache-HttpClient/4.5.14 (Java/17.0.9)\nAccept-Encoding: gzip,deflate",
@@ -75,30 +75,30 @@ async fn wxjava_with_a_base_url_prefix_is_served() {
     let send = "POST /hr/cgi-bin/message/send?access_token=PASS HTTP/1.1\nContent-Length: LENGTH\n\
                 Content-Type: text/plain; charset=UTF-8\nHost: proxy.test\nConnection: Keep-Alive\n\
                 User-Agent: Apache-HttpClient/4.5.14 (Java/17.0.9)\nAccept-Encoding: gzip,deflate";
-    program.call(send, &pass, MESSAGE).await;
-    assert_delivered(&stage, 1);
+    client.call(send, &pass, MESSAGE).await;
+    assert_delivered(&proxy, 1);
 }
 
 #[tokio::test]
 async fn wxjava_with_an_invalid_pass_gets_40014_and_refreshes() {
-    let stage = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
-    let mut program = LegacyClient::connect(&stage).await;
+    let proxy = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
+    let mut client = LegacyClient::connect(&proxy).await;
     let gettoken = "GET /hr/cgi-bin/gettoken?corpid=CORPID&corpsecret=KEY HTTP/1.1\nHost: proxy.test";
     let get = "GET /hr/cgi-bin/user/get?userid=zhangsan&access_token=PASS HTTP/1.1\nHost: proxy.test";
-    program.gettoken(gettoken).await;
-    let (_, answer) = program.request(&fill_template(get, "a-token-of-before"), "").await;
-    // Any answer but an object, or a status of 300 and more, it would throw away.
-    let answer: Value = serde_json::from_str(&answer).expect("JSON");
-    assert!(answer.is_object() && answer["errcode"] == 40014, "{answer}");
-    let pass = program.gettoken(gettoken).await;
-    program.call(get, &pass, "").await;
+    client.gettoken(gettoken).await;
+    let (_, response) = client.request(&fill_template(get, "a-token-of-before"), "").await;
+    // WxJava discards a response that is not an object, or has a status of 300 or more.
+    let response: Value = serde_json::from_str(&response).expect("JSON");
+    assert!(response.is_object() && response["errcode"] == 40014, "{response}");
+    let pass = client.gettoken(gettoken).await;
+    client.call(get, &pass, "").await;
 }
 
 #[tokio::test]
 async fn easywechat6_without_prefix_in_gettoken_is_served() {
-    let stage = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
-    let mut program = LegacyClient::connect(&stage).await;
-    let pass = program
+    let proxy = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
+    let mut client = LegacyClient::connect(&proxy).await;
+    let pass = client
         .gettoken(
             "GET /cgi-bin/gettoken?corpid=CORPID&corpsecret=KEY HTTP/1.1\nHost: proxy.test\nAccept: */*\n\
              User-Agent: Symfony HttpClient (Curl)\nAccept-Encoding: gzip",
@@ -107,15 +107,15 @@ async fn easywechat6_without_prefix_in_gettoken_is_served() {
     let send = "POST /hr/cgi-bin/message/send?access_token=PASS HTTP/1.1\nHost: proxy.test\n\
                 Content-Type: application/json\nAccept: */*\nContent-Length: LENGTH\n\
                 User-Agent: Symfony HttpClient (Curl)\nAccept-Encoding: gzip";
-    program.call(send, &pass, MESSAGE).await;
-    assert_delivered(&stage, 1);
+    client.call(send, &pass, MESSAGE).await;
+    assert_delivered(&proxy, 1);
 }
 
 #[tokio::test]
 async fn easywechat4_and_5_with_a_prefix_are_served() {
-    let stage = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
-    let mut program = LegacyClient::connect(&stage).await;
-    let pass = program
+    let proxy = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
+    let mut client = LegacyClient::connect(&proxy).await;
+    let pass = client
         .gettoken(
             "GET /hr/cgi-bin/gettoken?corpid=CORPID&corpsecret=KEY HTTP/1.1\nHost: proxy.test\n\
              User-Agent: GuzzleHttp/7",
@@ -123,38 +123,38 @@ async fn easywechat4_and_5_with_a_prefix_are_served() {
         .await;
     let send = "POST /hr/cgi-bin/message/send?access_token=PASS HTTP/1.1\nContent-Length: LENGTH\n\
                 User-Agent: GuzzleHttp/7\nContent-Type: application/json\nHost: proxy.test";
-    program.call(send, &pass, MESSAGE).await;
-    assert_delivered(&stage, 1);
+    client.call(send, &pass, MESSAGE).await;
+    assert_delivered(&proxy, 1);
 }
 
 #[tokio::test]
 async fn wechatpy_with_gettoken_at_the_root_is_served() {
-    let stage = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
-    let mut program = LegacyClient::connect(&stage).await;
-    let shared = "HTTP/1.1\nHost: qyapi.weixin.qq.com\nUser-Agent: python-requests/2.31.0\n\
+    let proxy = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
+    let mut client = LegacyClient::connect(&proxy).await;
+    let headers = "HTTP/1.1\nHost: qyapi.weixin.qq.com\nUser-Agent: python-requests/2.31.0\n\
                   Accept-Encoding: gzip, deflate\nAccept: */*\nConnection: keep-alive";
-    let gettoken = format!("GET /cgi-bin/gettoken?corpid=CORPID&corpsecret=KEY {shared}");
-    let pass = program.gettoken(&gettoken).await;
-    let get = format!("GET /cgi-bin/user/get?userid=zhangsan&access_token=PASS {shared}");
-    assert_eq!(program.call(&get, &pass, "").await["userid"], "zhangsan");
-    let media = format!("GET /cgi-bin/media/get?access_token=PASS&media_id=generated-1000 {shared}");
-    let (head, _) = program.request(&fill_template(&media, &pass), "").await;
+    let gettoken = format!("GET /cgi-bin/gettoken?corpid=CORPID&corpsecret=KEY {headers}");
+    let pass = client.gettoken(&gettoken).await;
+    let get = format!("GET /cgi-bin/user/get?userid=zhangsan&access_token=PASS {headers}");
+    assert_eq!(client.call(&get, &pass, "").await["userid"], "zhangsan");
+    let media = format!("GET /cgi-bin/media/get?access_token=PASS&media_id=generated-1000 {headers}");
+    let (head, _) = client.request(&fill_template(&media, &pass), "").await;
     assert!(head.contains("content-length: 1000\r\n") && head.contains("attachment"), "{head}");
 }
 
 #[tokio::test]
 async fn go_workwx_without_a_prefix_is_served() {
-    let stage = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
-    let mut program = LegacyClient::connect(&stage).await;
-    let shared = "Host: proxy.test\nUser-Agent: Go-http-client/1.1\nAccept-Encoding: gzip";
-    let gettoken = format!("GET /cgi-bin/gettoken?corpid=CORPID&corpsecret=KEY HTTP/1.1\n{shared}");
-    let pass = program.gettoken(&gettoken).await;
+    let proxy = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
+    let mut client = LegacyClient::connect(&proxy).await;
+    let headers = "Host: proxy.test\nUser-Agent: Go-http-client/1.1\nAccept-Encoding: gzip";
+    let gettoken = format!("GET /cgi-bin/gettoken?corpid=CORPID&corpsecret=KEY HTTP/1.1\n{headers}");
+    let pass = client.gettoken(&gettoken).await;
     let send = format!(
-        "POST /cgi-bin/message/send?access_token=PASS HTTP/1.1\n{shared}\nContent-Length: LENGTH\n\
+        "POST /cgi-bin/message/send?access_token=PASS HTTP/1.1\n{headers}\nContent-Length: LENGTH\n\
          Content-Type: application/json"
     );
-    program.call(&send, &pass, MESSAGE).await;
-    assert_delivered(&stage, 1);
+    client.call(&send, &pass, MESSAGE).await;
+    assert_delivered(&proxy, 1);
 }
 
 #[tokio::test]
@@ -165,41 +165,41 @@ async fn silenceper_with_wecoms_host_over_tls_is_served() {
     fs::write(dir.path().join("server.key"), &identity.key_pem).expect("a file");
     let certs = dir.path().display();
     let tls = format!("[server]\ntls = {{ cert = \"{certs}/server.pem\", key = \"{certs}/server.key\" }}");
-    let stage = TestProxy::start_with_config(&CONFIG_WITH_CLIENTS.replace("[server]", &tls)).await;
-    let mut stream = authority.connect_tls(stage.address(), &[], None).await.expect("a handshake");
-    let shared = "HTTP/1.1\r\nHost: qyapi.weixin.qq.com\r\nUser-Agent: Go-http-client/1.1\r\nConnection: close\r\n\r\n";
-    let gettoken = fill_template("GET /cgi-bin/gettoken?corpid=CORPID&corpsecret=KEY ", "") + shared;
+    let proxy = TestProxy::start_with_config(&CONFIG_WITH_CLIENTS.replace("[server]", &tls)).await;
+    let mut stream = authority.connect_tls(proxy.address(), &[], None).await.expect("a handshake");
+    let headers = "HTTP/1.1\r\nHost: qyapi.weixin.qq.com\r\nUser-Agent: Go-http-client/1.1\r\nConnection: close\r\n\r\n";
+    let gettoken = fill_template("GET /cgi-bin/gettoken?corpid=CORPID&corpsecret=KEY ", "") + headers;
     let pass = pass_from_body(body_of(&exchange_to_end(&mut stream, &gettoken).await));
-    let mut stream = authority.connect_tls(stage.address(), &[], None).await.expect("a handshake");
-    let get = format!("GET /cgi-bin/user/get?access_token={pass}&userid=zhangsan {shared}");
-    let answer: Value =
+    let mut stream = authority.connect_tls(proxy.address(), &[], None).await.expect("a handshake");
+    let get = format!("GET /cgi-bin/user/get?access_token={pass}&userid=zhangsan {headers}");
+    let response: Value =
         serde_json::from_str(body_of(&exchange_to_end(&mut stream, &get).await)).expect("JSON");
-    assert_eq!(answer["userid"], "zhangsan");
+    assert_eq!(response["userid"], "zhangsan");
 }
 
-/// Says a request and takes in all that comes.
+/// Sends a request and reads to the end of the connection.
 async fn exchange_to_end<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin>(
     stream: &mut S,
     request: &str,
 ) -> String {
     with_timeout(async {
-        let mut answer = String::new();
-        stream.write_all(request.as_bytes()).await.expect("it is taken");
-        stream.read_to_string(&mut answer).await.expect("an answer");
-        answer
+        let mut response = String::new();
+        stream.write_all(request.as_bytes()).await.expect("sent");
+        stream.read_to_string(&mut response).await.expect("a response");
+        response
     })
     .await
 }
 
-fn body_of(answer: &str) -> &str {
-    answer.split_once("\r\n\r\n").expect("a head").1
+fn body_of(response: &str) -> &str {
+    response.split_once("\r\n\r\n").expect("a head").1
 }
 
 #[tokio::test]
 async fn alertmanager_with_a_string_agentid_is_served() {
-    let stage = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
-    let mut program = LegacyClient::connect(&stage).await;
-    let pass = program
+    let proxy = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
+    let mut client = LegacyClient::connect(&proxy).await;
+    let pass = client
         .gettoken(
             "GET /hr/cgi-bin/gettoken?corpid=CORPID&corpsecret=KEY HTTP/1.1\nHost: proxy.test\n\
              User-Agent: Alertmanager/0.27.0\nContent-Type: application/json\nAccept-Encoding: gzip",
@@ -208,93 +208,93 @@ async fn alertmanager_with_a_string_agentid_is_served() {
     let send = "POST /hr/cgi-bin/message/send?access_token=PASS HTTP/1.1\nHost: proxy.test\n\
                 User-Agent: Alertmanager/0.27.0\nContent-Length: LENGTH\nContent-Type: application/json\n\
                 Accept-Encoding: gzip";
-    program.call(send, &pass, &MESSAGE.replace("1000002", "\"1000002\"")).await;
-    assert_delivered(&stage, 1);
+    client.call(send, &pass, &MESSAGE.replace("1000002", "\"1000002\"")).await;
+    assert_delivered(&proxy, 1);
 }
 
 #[tokio::test]
 async fn grafana_posting_gettoken_each_time_is_served() {
-    let stage = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
-    let mut program = LegacyClient::connect(&stage).await;
-    let shared =
+    let proxy = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
+    let mut client = LegacyClient::connect(&proxy).await;
+    let headers =
         "Host: proxy.test\nUser-Agent: Grafana\nContent-Type: application/json\nAccept-Encoding: gzip";
     for sent in 1..=3 {
         let gettoken = "POST /hr/cgi-bin/gettoken?corpid=CORPID&corpsecret=KEY HTTP/1.1\nContent-Length: 0";
-        let pass = program.gettoken(&format!("{gettoken}\n{shared}")).await;
+        let pass = client.gettoken(&format!("{gettoken}\n{headers}")).await;
         let send =
             "POST /hr/cgi-bin/message/send?access_token=PASS HTTP/1.1\nContent-Length: LENGTH".to_owned();
-        program.call(&format!("{send}\n{shared}"), &pass, MESSAGE).await;
-        assert_delivered(&stage, sent);
+        client.call(&format!("{send}\n{headers}"), &pass, MESSAGE).await;
+        assert_delivered(&proxy, sent);
     }
 }
 
 #[tokio::test]
 async fn moviepilot_reusing_its_first_pass_is_served() {
-    let stage = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
-    let mut program = LegacyClient::connect(&stage).await;
-    let shared = "HTTP/1.1\nHost: proxy.test\nUser-Agent: python-requests/2.31.0\nAccept-Encoding: gzip, deflate\n\
+    let proxy = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
+    let mut client = LegacyClient::connect(&proxy).await;
+    let headers = "HTTP/1.1\nHost: proxy.test\nUser-Agent: python-requests/2.31.0\nAccept-Encoding: gzip, deflate\n\
                   Accept: */*\nConnection: keep-alive";
     let pass =
-        program.gettoken(&format!("GET /cgi-bin/gettoken?corpid=CORPID&corpsecret=KEY {shared}")).await;
-    let send = format!("POST /cgi-bin/message/send?access_token=PASS {shared}\nContent-Length: LENGTH");
-    program.call(&send, &pass, MESSAGE).await;
-    stage.wecom.expire_tokens("hr").expect("an agent");
-    program.call(&send, &pass, MESSAGE).await;
-    assert_eq!(stage.wecom.messages().len(), 2);
+        client.gettoken(&format!("GET /cgi-bin/gettoken?corpid=CORPID&corpsecret=KEY {headers}")).await;
+    let send = format!("POST /cgi-bin/message/send?access_token=PASS {headers}\nContent-Length: LENGTH");
+    client.call(&send, &pass, MESSAGE).await;
+    proxy.wecom.expire_tokens("hr").expect("an agent");
+    client.call(&send, &pass, MESSAGE).await;
+    assert_eq!(proxy.wecom.messages().len(), 2);
 }
 
 #[tokio::test]
 async fn shell_script_parsing_by_position_is_served() {
-    let stage = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
-    let shared = "HTTP/1.1\nHost: proxy.test\nUser-Agent: curl/7.88.1\nAccept: */*";
-    let mut program = LegacyClient::connect(&stage).await;
-    let gettoken = format!("GET /cgi-bin/gettoken?corpid=CORPID&corpsecret=KEY {shared}");
-    let (_, answer) = program.request(&fill_template(&gettoken, ""), "").await;
+    let proxy = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
+    let headers = "HTTP/1.1\nHost: proxy.test\nUser-Agent: curl/7.88.1\nAccept: */*";
+    let mut client = LegacyClient::connect(&proxy).await;
+    let gettoken = format!("GET /cgi-bin/gettoken?corpid=CORPID&corpsecret=KEY {headers}");
+    let (_, response) = client.request(&fill_template(&gettoken, ""), "").await;
     // awk -F\" '{print $10}', and cut -d: -f4 | cut -d\" -f2
-    let by_awk = answer.split('"').nth(9).expect("a tenth field");
-    let by_cut = answer.split(':').nth(3).and_then(|field| field.split('"').nth(1)).expect("a field");
+    let by_awk = response.split('"').nth(9).expect("a tenth field");
+    let by_cut = response.split(':').nth(3).and_then(|field| field.split('"').nth(1)).expect("a field");
     assert_eq!(by_awk, by_cut);
     let send = format!(
-        "POST /cgi-bin/message/send?access_token=PASS {shared}\nContent-Length: LENGTH\n\
+        "POST /cgi-bin/message/send?access_token=PASS {headers}\nContent-Length: LENGTH\n\
          Content-Type: application/x-www-form-urlencoded"
     );
-    program.call(&send, by_awk, MESSAGE).await;
-    assert_delivered(&stage, 1);
+    client.call(&send, by_awk, MESSAGE).await;
+    assert_delivered(&proxy, 1);
 }
 
 #[tokio::test]
 async fn client_with_the_real_secret_is_served() {
-    let stage = TestProxy::start_with_config(&config_with_hr_lines("accept_secret = true")).await;
-    let mut program = LegacyClient::connect(&stage).await;
+    let proxy = TestProxy::start_with_config(&config_with_hr_lines("accept_secret = true")).await;
+    let mut client = LegacyClient::connect(&proxy).await;
     let gettoken =
         format!("GET /cgi-bin/gettoken?corpid=CORPID&corpsecret={HR_SECRET} HTTP/1.1\nHost: proxy.test");
-    let pass = program.gettoken(&gettoken).await;
+    let pass = client.gettoken(&gettoken).await;
     let get = "GET /cgi-bin/user/get?access_token=PASS&userid=zhangsan HTTP/1.1\nHost: proxy.test";
-    program.call(get, &pass, "").await;
+    client.call(get, &pass, "").await;
 }
 
 #[tokio::test]
 async fn basic_credentials_from_a_base_url_are_accepted() {
-    let stage = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
+    let proxy = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
     let basic = BASE64_STANDARD.encode(format!("billing:{}", client_key("billing")));
-    let shared = format!("HTTP/1.1\nHost: proxy.test\nAuthorization: Basic {basic}");
-    let mut program = LegacyClient::connect(&stage).await;
+    let headers = format!("HTTP/1.1\nHost: proxy.test\nAuthorization: Basic {basic}");
+    let mut client = LegacyClient::connect(&proxy).await;
     let pass =
-        program.gettoken(&format!("GET /hr/cgi-bin/gettoken?corpid=CORPID&corpsecret=KEY {shared}")).await;
-    let get = format!("GET /hr/cgi-bin/user/get?access_token=PASS&userid=zhangsan {shared}");
-    program.call(&get, &pass, "").await;
-    assert!(stage.last_request("/cgi-bin/user/get").header_values("authorization").is_empty());
+        client.gettoken(&format!("GET /hr/cgi-bin/gettoken?corpid=CORPID&corpsecret=KEY {headers}")).await;
+    let get = format!("GET /hr/cgi-bin/user/get?access_token=PASS&userid=zhangsan {headers}");
+    client.call(&get, &pass, "").await;
+    assert!(proxy.last_request("/cgi-bin/user/get").header_values("authorization").is_empty());
 }
 
 #[tokio::test]
 async fn unusual_valid_requests_are_forwarded_unchanged() {
-    let stage = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
+    let proxy = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
     let h2c =
         "Connection: Upgrade, HTTP2-Settings\nUpgrade: h2c\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAA";
-    let mut program = LegacyClient::connect(&stage).await;
+    let mut client = LegacyClient::connect(&proxy).await;
     let gettoken =
         "GET /cgi-bin/gettoken?access_token=&corpid=CORPID&corpsecret=KEY HTTP/1.1\nHost: proxy.test";
-    let pass = program.gettoken(&format!("{gettoken}\n{h2c}")).await;
+    let pass = client.gettoken(&format!("{gettoken}\n{h2c}")).await;
     for (sent, arrives) in [
         ("/cgi-bin/simulator/echo?&a=1&access_token=PASS", "&a=1&access_token=token#1"),
         ("/cgi-bin/simulator/echo?access_token=PASS&a=1", "a=1&access_token=token#1"),
@@ -302,8 +302,8 @@ async fn unusual_valid_requests_are_forwarded_unchanged() {
         ("/hr//cgi-bin/simulator/echo?access_token=PASS", "access_token=token#1"),
     ] {
         let head = format!("POST {sent} HTTP/1.1\nHost: proxy.test\nContent-Length: LENGTH\n{h2c}");
-        program.call(&head, &pass, "{\"a\":1}").await;
-        let record = stage.last_request("/cgi-bin/simulator/echo");
+        client.call(&head, &pass, "{\"a\":1}").await;
+        let record = proxy.last_request("/cgi-bin/simulator/echo");
         assert_eq!(record.query, arrives, "{sent}");
         for name in ["content-type", "upgrade", "http2-settings"] {
             assert!(record.header_values(name).is_empty(), "{name} in {record:?}");
@@ -311,16 +311,16 @@ async fn unusual_valid_requests_are_forwarded_unchanged() {
     }
     let empty =
         "POST /cgi-bin/simulator/echo?access_token=PASS HTTP/1.1\nHost: proxy.test\nContent-Length: 0";
-    program.call(empty, &pass, "").await;
-    assert_eq!(stage.last_request("/cgi-bin/simulator/echo").header_values("content-length"), ["0"]);
-    // WeCom's own doubled slash; the simulator has no such call.
-    let doubled = "POST /cgi-bin/oa/meetingroom//book_by_meeting?access_token=PASS HTTP/1.1\nHost: proxy.test\n\
+    client.call(empty, &pass, "").await;
+    assert_eq!(proxy.last_request("/cgi-bin/simulator/echo").header_values("content-length"), ["0"]);
+    // WeCom's own path with a double slash, which the simulator does not implement.
+    let double_slash = "POST /cgi-bin/oa/meetingroom//book_by_meeting?access_token=PASS HTTP/1.1\nHost: proxy.test\n\
                    Content-Length: 2";
-    program
+    client
         .0
-        .send(fill_template(doubled, &pass).replace('\n', "\r\n") + "\r\n\r\n{}")
+        .send(fill_template(double_slash, &pass).replace('\n', "\r\n") + "\r\n\r\n{}")
         .await
-        .expect("it is taken");
-    assert!(program.0.read_head().await.starts_with("HTTP/1.1 404 "));
-    stage.last_request("/cgi-bin/oa/meetingroom//book_by_meeting");
+        .expect("sent");
+    assert!(client.0.read_head().await.starts_with("HTTP/1.1 404 "));
+    proxy.last_request("/cgi-bin/oa/meetingroom//book_by_meeting");
 }

@@ -1,4 +1,4 @@
-//! Text from outside in the log: nothing in it may hide or reorder what an operator sees.
+//! Untrusted text in the log is escaped, so that it cannot hide or reorder what an operator sees.
 
 use tempfile::TempDir;
 use wecom_proxy::simulator::{Fault, Settings};
@@ -9,7 +9,7 @@ use crate::{
     raw_http::RawConnection,
 };
 
-/// Bidirectional controls, zero width, line and paragraph separators, C1, DEL, a tag.
+/// Bidirectional controls, zero-width characters, line and paragraph separators, C1 controls, DEL and a tag character.
 const INVISIBLE_CHARS: [char; 12] = [
     '\u{202e}',
     '\u{2066}',
@@ -27,8 +27,8 @@ const INVISIBLE_CHARS: [char; 12] = [
 
 async fn assert_escaped(format: &str) {
     let wecom = crate::leak_detector::start_simulator(Settings::default()).await;
-    let odd = String::from_iter(INVISIBLE_CHARS);
-    let refusal = serde_json::json!({ "errcode": 40001, "errmsg": format!("x{odd}y 张") }).to_string();
+    let invisible = String::from_iter(INVISIBLE_CHARS);
+    let refusal = serde_json::json!({ "errcode": 40001, "errmsg": format!("x{invisible}y 张") }).to_string();
     wecom
         .inject(Fault::response(200, "application/json", refusal).on_path("/cgi-bin/gettoken"))
         .expect("a fault");
@@ -38,24 +38,24 @@ async fn assert_escaped(format: &str) {
     let proxy = Process::start(wecom_proxy(&["--config", config.to_str().expect("a path in UTF-8")]));
     let ready = proxy.err.wait_for_line("wecom_proxy::ready").await;
     let address = ready.split(['"', ' ', ',']).find_map(|word| word.parse().ok()).expect("an address");
-    let reply = TestClient::connect_http1(address).await.get(USER_GET).await;
-    reply.assert_proxy_error("token-unavailable", 502, 40001);
-    let mut line = RawConnection::connect(address).await;
-    let path = odd.replace('\u{7f}', "");
+    let response = TestClient::connect_http1(address).await.get(USER_GET).await;
+    response.assert_proxy_error("token-unavailable", 502, 40001);
+    let mut connection = RawConnection::connect(address).await;
+    let path = invisible.replace('\u{7f}', "");
     let head = format!("GET /hr/cgi-bin/{path} HTTP/1.1\r\nHost: x\r\nX-Request-Id: by-hand\r\n\r\n");
-    line.send(head).await.expect("it is taken");
-    assert!(line.read_head().await.starts_with("HTTP/1.1 400 "));
+    connection.send(head).await.expect("sent");
+    assert!(connection.read_head().await.starts_with("HTTP/1.1 400 "));
     proxy.err.wait_for_line("by-hand").await;
-    let said = proxy.stop().await.err;
-    assert!(said.lines().any(|line| line.contains("token not renewed") && line.contains('张')), "{said}");
+    let log = proxy.stop().await.err;
+    assert!(log.lines().any(|line| line.contains("token not renewed") && line.contains('张')), "{log}");
     for char in INVISIBLE_CHARS {
-        assert!(!said.contains(char), "{char:?} in {said:?}");
+        assert!(!log.contains(char), "{char:?} in {log:?}");
     }
     let escape = if format == "json" { "\\u202e" } else { "\\u{202e}" };
-    assert_eq!(said.lines().filter(|line| line.contains(escape)).count(), 3, "{said}");
+    assert_eq!(log.lines().filter(|line| line.contains(escape)).count(), 3, "{log}");
     if format == "json" {
         let read = |line: &str| serde_json::from_str::<serde_json::Value>(line).expect("JSON").to_string();
-        assert!(said.lines().map(read).any(|line| line.contains(INVISIBLE_CHARS[0])), "{said}");
+        assert!(log.lines().map(read).any(|line| line.contains(INVISIBLE_CHARS[0])), "{log}");
     }
 }
 

@@ -1,4 +1,4 @@
-//! The image, the Compose file and Kubernetes' manifests.
+//! The image, the Compose file and the Kubernetes manifests.
 
 use std::{fs, process::Command};
 
@@ -15,7 +15,7 @@ use crate::process::{python, run_wecom_proxy};
 const COMPOSE: &str = "deploy/compose/compose.yaml";
 const COMPOSE_CONFIG: &str = "deploy/compose/config/proxy.toml";
 
-/// The texts in a list.
+/// The strings of a list.
 fn texts(list: &Value) -> Vec<&str> {
     list.as_array().into_iter().flatten().map(|item| item.as_str().expect("a text")).collect()
 }
@@ -24,7 +24,7 @@ fn texts(list: &Value) -> Vec<&str> {
 async fn compose_file_is_valid() {
     let dir = TempDir::new().expect("a directory");
     let path = dir.path().join("compose.yaml");
-    // Debian 12's version does not know this key yet.
+    // The docker-compose of Debian 12 does not support this key.
     fs::write(&path, replace_all(&read_text(COMPOSE), &[("\nname: wecom-proxy\n", "\n")])).expect("a file");
     let mut command = program_command("docker-compose", "--version");
     command
@@ -89,10 +89,10 @@ async fn kubernetes_manifests_are_valid() {
     let names = manifest_names();
     assert_eq!(names.len(), 6, "{names:?}");
     command.args(names.iter().map(|name| repository_file(name)));
-    let ended = run_ok(command).await;
-    let said = ended.out + &ended.err;
-    assert_eq!(said.matches(" passed for resource ").count(), names.len(), "{said}");
-    // kubectl apply -f with the directory must not put an example in the place of the secret.
+    let output = run_ok(command).await;
+    let text = output.out + &output.err;
+    assert_eq!(text.matches(" passed for resource ").count(), names.len(), "{text}");
+    // `kubectl apply -f` with the directory must not replace the secret with the example, so the example is not a .yaml file.
     for name in names {
         for manifest in yaml(&name).await {
             assert_eq!(name.ends_with(".yaml"), manifest["kind"] != "Secret", "{name}");
@@ -107,12 +107,13 @@ async fn kubernetes_pod_drains_and_has_no_privileges() {
         (&deployment["spec"]["template"]["metadata"]["labels"], &deployment["spec"]["template"]["spec"]);
     let container = &pod["containers"][0];
     let before = container["lifecycle"]["preStop"]["sleep"]["seconds"].as_u64().expect("seconds");
-    let whole = pod["terminationGracePeriodSeconds"].as_u64().expect("seconds");
-    assert!(before > 0 && whole > before + shutdown_grace().as_secs());
-    // While it stops /healthz fails; nobody may kill it for that.
+    let grace = pod["terminationGracePeriodSeconds"].as_u64().expect("seconds");
+    assert!(before > 0 && grace > before + shutdown_grace().as_secs());
+    // /healthz fails during the drain; the liveness probe must not kill the pod for that.
     let probe = |name: &str, key: &str| container[name][key].as_u64().expect("a number");
-    let patience = probe("livenessProbe", "periodSeconds") * probe("livenessProbe", "failureThreshold");
-    assert!(patience > whole, "{patience}");
+    let liveness_timeout =
+        probe("livenessProbe", "periodSeconds") * probe("livenessProbe", "failureThreshold");
+    assert!(liveness_timeout > grace, "{liveness_timeout}");
     assert_eq!(deployment["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"], 0);
     let selectors = [
         &deployment["spec"]["selector"]["matchLabels"],
@@ -160,7 +161,7 @@ async fn kubernetes_manifests_match_the_configuration() {
     assert_eq!(manifest("Service").await["spec"]["ports"][0]["targetPort"], "http");
 }
 
-/// The instructions of the Dockerfile, each as its name and the rest.
+/// The instructions of the Dockerfile, as (name, arguments).
 fn dockerfile() -> Vec<(String, String)> {
     let text = read_text("Dockerfile").replace("\\\n", " ");
     let lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
@@ -186,14 +187,14 @@ async fn image_copies_and_starts_what_exists() {
         found.unwrap_or_else(|| panic!("no {name}")).1.as_str()
     };
     assert_eq!((last("FROM"), last("USER")), ("scratch", "65532:65532"));
-    // An empty image has no shell: only a list of words can be started.
-    let words = |text: &str| -> Vec<String> { serde_json::from_str(text).expect("a list of words") };
-    let program = words(last("ENTRYPOINT"));
-    let health = words(last("HEALTHCHECK").split_once("CMD ").expect("a command").1);
+    // A scratch image has no shell, so only the exec form (a JSON list) works.
+    let exec_form = |text: &str| -> Vec<String> { serde_json::from_str(text).expect("a JSON list") };
+    let program = exec_form(last("ENTRYPOINT"));
+    let health = exec_form(last("HEALTHCHECK").split_once("CMD ").expect("a command").1);
     assert_eq!(program, ["/wecom-proxy"]);
     assert_eq!(program[..], health[..1]);
-    for command in [words(last("CMD")), health[1..].to_vec()] {
-        let ended = run_wecom_proxy(&[&command[0], "--help"]).await;
-        assert_eq!((ended.status, command.len()), (0, 1), "{command:?}");
+    for command in [exec_form(last("CMD")), health[1..].to_vec()] {
+        let output = run_wecom_proxy(&[&command[0], "--help"]).await;
+        assert_eq!((output.status, command.len()), (0, 1), "{command:?}");
     }
 }

@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use super::{program_command, read_text, replace_all, repository_file, run_ok, yaml};
 
-/// Every metric that there is.
+/// The metrics that rules and dashboards may use.
 const METRICS: [&str; 22] = [
     "wecom_proxy_requests_total",
     "wecom_proxy_request_duration_seconds_bucket",
@@ -43,7 +43,7 @@ fn dashboard() -> Value {
     serde_json::from_str(&read_text("deploy/grafana/wecom-proxy.json")).expect("JSON")
 }
 
-/// What each panel of the dashboard asks for, with values for its variables.
+/// The queries of the dashboard's panels, with a value for `$__rate_interval`.
 fn dashboard_queries(dashboard: &Value) -> Vec<String> {
     let panels = dashboard["panels"].as_array().expect("panels").iter();
     let targets = panels.flat_map(|panel| panel["targets"].as_array().into_iter().flatten());
@@ -61,14 +61,14 @@ async fn alert_rules() -> (Vec<String>, BTreeSet<String>) {
     (all("expr"), all("alert").into_iter().collect())
 }
 
-/// The names in a query that may be metrics: words that begin as they do, or stand before a selector.
+/// The metric names of a query: words with a metric prefix, or followed by a label selector.
 fn metric_names(query: &str) -> BTreeSet<&str> {
     let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let mut found = BTreeSet::new();
     for (at, _) in query.match_indices(|c: char| !is_word(c)).chain([(query.len(), "")]) {
         let word = query[..at].rsplit(|c: char| !is_word(c)).next().expect("a word");
-        let selects = query[at..].starts_with('{') && !word.is_empty();
-        if selects || word.starts_with("wecom_proxy_") || word.starts_with("process_") {
+        let has_selector = query[at..].starts_with('{') && !word.is_empty();
+        if has_selector || word.starts_with("wecom_proxy_") || word.starts_with("process_") {
             found.insert(word);
         }
     }
@@ -79,13 +79,13 @@ fn metric_names(query: &str) -> BTreeSet<&str> {
 async fn prometheus_rules_and_configuration_are_valid() {
     run_ok(promtool(&["check", "rules", "rules.yml"])).await;
     let dir = TempDir::new().expect("a directory");
-    let at = |name: &str| dir.path().join(name).display().to_string();
-    let key = at("admin");
+    let path_of = |name: &str| dir.path().join(name).display().to_string();
+    let key = path_of("admin");
     fs::write(&key, "a-key").expect("a file");
     let config = replace_all(&read_text("deploy/prometheus/prometheus.yml"), &[("/run/secrets/admin", &key)]);
-    fs::write(at("prometheus.yml"), config).expect("a file");
-    fs::copy(repository_file("deploy/prometheus/rules.yml"), at("rules.yml")).expect("a file");
-    run_ok(promtool(&["check", "config", &at("prometheus.yml")])).await;
+    fs::write(path_of("prometheus.yml"), config).expect("a file");
+    fs::copy(repository_file("deploy/prometheus/rules.yml"), path_of("rules.yml")).expect("a file");
+    run_ok(promtool(&["check", "config", &path_of("prometheus.yml")])).await;
 }
 
 #[tokio::test]
@@ -117,14 +117,15 @@ async fn dashboard_queries_are_valid_promql() {
 
 #[tokio::test]
 async fn rules_and_dashboard_use_only_existing_metrics() {
-    let mut asked = dashboard_queries(&dashboard());
+    let mut queries = dashboard_queries(&dashboard());
     let variables = dashboard()["templating"]["list"].as_array().expect("variables").clone();
-    asked.extend(variables.iter().filter_map(|variable| variable["definition"].as_str()).map(str::to_owned));
-    asked.extend(alert_rules().await.0);
-    let named: BTreeSet<_> = asked.iter().flat_map(|query| metric_names(query)).collect();
-    let unknown: Vec<_> = named.iter().filter(|name| !METRICS.contains(name)).collect();
+    queries
+        .extend(variables.iter().filter_map(|variable| variable["definition"].as_str()).map(str::to_owned));
+    queries.extend(alert_rules().await.0);
+    let used: BTreeSet<_> = queries.iter().flat_map(|query| metric_names(query)).collect();
+    let unknown: Vec<_> = used.iter().filter(|name| !METRICS.contains(name)).collect();
     assert!(unknown.is_empty(), "{unknown:?}");
-    assert!(named.len() > 12, "{named:?}");
+    assert!(used.len() > 12, "{used:?}");
 }
 
 #[test]
@@ -132,15 +133,15 @@ fn grafana_dashboard_is_consistent() {
     let dashboard = dashboard();
     let panels = dashboard["panels"].as_array().expect("panels");
     let ids: BTreeSet<_> = panels.iter().map(|panel| panel["id"].as_u64().expect("an id")).collect();
-    assert_eq!(ids.len(), panels.len(), "an id twice");
-    let mut taken = BTreeSet::new();
+    assert_eq!(ids.len(), panels.len(), "duplicate panel ids");
+    let mut cells = BTreeSet::new();
     for panel in panels {
-        let of = |key: &str| panel["gridPos"][key].as_u64().expect("a number");
-        assert!(of("x") + of("w") <= 24, "{}", panel["title"]);
-        for place in
-            (of("y")..of("y") + of("h")).flat_map(|y| (of("x")..of("x") + of("w")).map(move |x| (x, y)))
+        let grid = |key: &str| panel["gridPos"][key].as_u64().expect("a number");
+        assert!(grid("x") + grid("w") <= 24, "{}", panel["title"]);
+        for cell in (grid("y")..grid("y") + grid("h"))
+            .flat_map(|y| (grid("x")..grid("x") + grid("w")).map(move |x| (x, y)))
         {
-            assert!(taken.insert(place), "{} lies on another", panel["title"]);
+            assert!(cells.insert(cell), "{} overlaps another panel", panel["title"]);
         }
         for target in panel["targets"].as_array().into_iter().flatten() {
             assert_eq!(target["datasource"]["uid"], "${datasource}", "{}", panel["title"]);
@@ -149,10 +150,10 @@ fn grafana_dashboard_is_consistent() {
     let variables = dashboard["templating"]["list"].as_array().expect("variables");
     let names: Vec<_> = variables.iter().map(|variable| variable["name"].as_str().expect("a name")).collect();
     assert_eq!(names, ["datasource", "job", "instance", "agent"]);
-    let asked = dashboard_queries(&dashboard).join("\n");
-    for variable in asked.split('$').skip(1) {
+    let queries = dashboard_queries(&dashboard).join("\n");
+    for variable in queries.split('$').skip(1) {
         let name = variable.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').next().expect("a name");
-        assert!(names.contains(&name), "${name} is no variable");
+        assert!(names.contains(&name), "${name} is not a variable");
     }
-    assert_eq!(dashboard["id"], Value::Null, "an id of somebody's Grafana");
+    assert_eq!(dashboard["id"], Value::Null, "the id of a Grafana instance");
 }

@@ -19,52 +19,52 @@ use crate::{
 
 const HOST: &str = "wecom-proxy.example.com";
 
-/// A server with TLS in front of an address.
+/// A TLS-terminating reverse proxy (nginx or Caddy) in front of an address.
 struct ReverseProxy {
     process: Process,
     authority: Authority,
-    /// Everything of its own, its logs too.
+    /// Its configuration, socket and logs.
     dir: TempDir,
 }
 
 impl ReverseProxy {
     async fn nginx(proxy: &str) -> Self {
         let (authority, dir) = certificate_dir();
-        let at = |name: &str| dir.path().join(name).display().to_string();
+        let path_of = |name: &str| dir.path().join(name).display().to_string();
         let site = replace_all(
             &read_text("deploy/nginx/wecom-proxy.conf"),
             &[
                 ("127.0.0.1:8080", proxy),
-                ("listen 443 ", &format!("listen unix:{} ", at("front.sock"))),
+                ("listen 443 ", &format!("listen unix:{} ", path_of("front.sock"))),
                 ("listen [::]:443 ssl http2;", ""),
-                ("/etc/nginx", &at("")),
-                ("/var/log/nginx", &at("")),
+                ("/etc/nginx", &path_of("")),
+                ("/var/log/nginx", &path_of("")),
             ],
         );
-        fs::write(at("site.conf"), site).expect("a file");
-        let places: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
-            .map(|name| format!("{name}_temp_path {};\n", at(name)))
+        fs::write(path_of("site.conf"), site).expect("a file");
+        let temp_paths: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+            .map(|name| format!("{name}_temp_path {};\n", path_of(name)))
             .concat();
-        let (pid, log, site) = (at("pid"), at("nginx.log"), at("site.conf"));
-        let whole = format!(
-            "daemon off;\nmaster_process off;\npid {pid};\nerror_log {log};\nevents {{}}\nhttp {{\n{places}include {site};\n}}\n"
+        let (pid, log, site) = (path_of("pid"), path_of("nginx.log"), path_of("site.conf"));
+        let config = format!(
+            "daemon off;\nmaster_process off;\npid {pid};\nerror_log {log};\nevents {{}}\nhttp {{\n{temp_paths}include {site};\n}}\n"
         );
-        fs::write(at("nginx.conf"), whole).expect("a file");
+        fs::write(path_of("nginx.conf"), config).expect("a file");
         let command = || {
             let mut command = program_command("nginx", "-v");
-            command.args(["-p", &at(""), "-e", &log, "-c", &at("nginx.conf")]);
+            command.args(["-p", &path_of(""), "-e", &log, "-c", &path_of("nginx.conf")]);
             command
         };
-        let mut test = command();
-        test.arg("-t");
-        run_ok(test).await;
+        let mut check = command();
+        check.arg("-t");
+        run_ok(check).await;
         Self::start(command(), authority, dir).await
     }
 
     async fn caddy(proxy: &str) -> Self {
         let (authority, dir) = certificate_dir();
-        let at = |name: &str| dir.path().join(name).display().to_string();
-        let global = format!("\n{{\n\tadmin unix/{}\n", at("admin.sock"));
+        let path_of = |name: &str| dir.path().join(name).display().to_string();
+        let global = format!("\n{{\n\tadmin unix/{}\n", path_of("admin.sock"));
         let site = replace_all(
             &read_text("deploy/caddy/Caddyfile"),
             &[
@@ -72,16 +72,16 @@ impl ReverseProxy {
                 ("\n{\n", &global),
                 (
                     "\ttls /etc/caddy/wecom-proxy.pem",
-                    &format!("\tbind unix/{}\n\ttls {}", at("front.sock"), at("wecom-proxy.pem")),
+                    &format!("\tbind unix/{}\n\ttls {}", path_of("front.sock"), path_of("wecom-proxy.pem")),
                 ),
-                ("/etc/caddy", &at("")),
-                ("/var/log/caddy", &at("")),
+                ("/etc/caddy", &path_of("")),
+                ("/var/log/caddy", &path_of("")),
             ],
         );
-        fs::write(at("Caddyfile"), site).expect("a file");
-        let command = |order: &str| {
+        fs::write(path_of("Caddyfile"), site).expect("a file");
+        let command = |subcommand: &str| {
             let mut command = program_command("caddy", "version");
-            command.args([order, "--config", &at("Caddyfile"), "--adapter", "caddyfile"]);
+            command.args([subcommand, "--config", &path_of("Caddyfile"), "--adapter", "caddyfile"]);
             for name in ["HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME"] {
                 command.env(name, dir.path());
             }
@@ -94,14 +94,14 @@ impl ReverseProxy {
     async fn start(command: Command, authority: Authority, dir: TempDir) -> Self {
         let process = Process::start(command);
         let socket = dir.path().join("front.sock");
-        wait_for("the front", async || UnixStream::connect(&socket).await.is_ok()).await;
+        wait_for("the reverse proxy", async || UnixStream::connect(&socket).await.is_ok()).await;
         Self { process, authority, dir }
     }
 
-    /// curl's arguments for a call through it.
+    /// The curl arguments for a request through the reverse proxy.
     fn curl_arguments(&self, arguments: &[&str], target: &str) -> Vec<String> {
-        let at = |path: PathBuf| path.display().to_string();
-        let (socket, ca) = (at(self.dir.path().join("front.sock")), at(self.authority.ca_file()));
+        let text = |path: PathBuf| path.display().to_string();
+        let (socket, ca) = (text(self.dir.path().join("front.sock")), text(self.authority.ca_file()));
         let key = format!("X-Api-Key: {}", client_key("crm"));
         let url = format!("https://{HOST}{target}");
         let fixed = ["--unix-socket", &socket, "--cacert", &ca, "-H", &key];
@@ -109,11 +109,11 @@ impl ReverseProxy {
     }
 
     async fn curl(&self, arguments: &[&str], target: &str) -> String {
-        let call = self.curl_arguments(arguments, target);
-        curl(&call.iter().map(String::as_str).collect::<Vec<_>>()).await
+        let arguments = self.curl_arguments(arguments, target);
+        curl(&arguments.iter().map(String::as_str).collect::<Vec<_>>()).await
     }
 
-    /// Everything that it wrote.
+    /// Its stdout, stderr and log files.
     fn logs(&self) -> String {
         let mut all = self.process.out.text() + &self.process.err.text();
         for entry in fs::read_dir(self.dir.path()).expect("a directory").flatten() {
@@ -125,7 +125,7 @@ impl ReverseProxy {
     }
 }
 
-/// A directory with the certificate's files.
+/// A directory with the certificate files.
 fn certificate_dir() -> (Authority, TempDir) {
     let (authority, dir) = (Authority::new(), TempDir::new().expect("a directory"));
     let identity = authority.issue_server(HOST);
@@ -135,34 +135,33 @@ fn certificate_dir() -> (Authority, TempDir) {
     (authority, dir)
 }
 
-/// Calls come through and back, and neither a call nor a failure shows a secret in the logs.
-async fn assert_serves(front: &ReverseProxy, stage: TestProxy) {
+/// Asserts that requests are forwarded, and that neither a request nor a failure leaves a secret in the logs.
+async fn assert_serves(front: &ReverseProxy, proxy: TestProxy) {
     let secret = "a-pass-or-so";
     let target = format!("/hr/cgi-bin/user/get?userid=zhangsan&odd=%2F+%20&&x={secret}");
     for version in ["--http1.1", "--http2"] {
-        let answer = front.curl(&["-i", version], &target).await.to_ascii_lowercase();
-        assert!(answer.contains("\"errcode\":0"), "{answer}");
-        assert!(answer.contains("x-wecom-agent: hr"), "{answer}");
+        let response = front.curl(&["-i", version], &target).await.to_ascii_lowercase();
+        assert!(response.contains("\"errcode\":0"), "{response}");
+        assert!(response.contains("x-wecom-agent: hr"), "{response}");
     }
-    let query = stage.last_request("/cgi-bin/user/get").query;
+    let query = proxy.last_request("/cgi-bin/user/get").query;
     assert!(query.starts_with(&format!("userid=zhangsan&odd=%2F+%20&&x={secret}&access_token=")), "{query}");
     let body = front.dir.path().join("body");
     fs::write(&body, vec![b'x'; 3 << 20]).expect("a file");
     let data = format!("@{}", body.display());
     front.curl(&["--data-binary", &data], &format!("/hr{ECHO}")).await;
-    assert_eq!(stage.last_request(ECHO).body_bytes, 3 << 20);
-    stage.app.shutdown().await;
-    let answer = front.curl(&["-i"], &target).await;
-    assert!(answer.contains(" 502") && answer.contains("application/json"), "{answer}");
-    assert!(answer.contains("\"errcode\":-1"), "{answer}");
-    let written = || front.logs().matches("/hr/cgi-bin/user/get").count() >= 3;
-    wait_for("the access log", async || written()).await;
+    assert_eq!(proxy.last_request(ECHO).body_bytes, 3 << 20);
+    proxy.app.shutdown().await;
+    let response = front.curl(&["-i"], &target).await;
+    assert!(response.contains(" 502") && response.contains("application/json"), "{response}");
+    assert!(response.contains("\"errcode\":-1"), "{response}");
+    let is_logged = || front.logs().matches("/hr/cgi-bin/user/get").count() >= 3;
+    wait_for("the access log", async || is_logged()).await;
     let logs = front.logs();
     assert!(!logs.contains(secret) && !logs.contains(&client_key("crm")), "{logs}");
 }
 
-/// An upload arrives while it is still being sent, the next call comes on the same connection, and its answer arrives
-/// while it is still being sent too.
+/// Asserts that an upload is streamed, that the next request reuses the upstream connection, and that its response is streamed.
 async fn assert_streams(front: &ReverseProxy, mut proxy: ManualUpstream) {
     let pipe = front.dir.path().join("pipe");
     let mut mkfifo = Command::new(tool("mkfifo"));
@@ -181,16 +180,16 @@ async fn assert_streams(front: &ReverseProxy, mut proxy: ManualUpstream) {
     assert_eq!(call.connection.read_exact(10).await, b"5\r\nbegin\r\n");
     finish_upload(&pipe).await;
     assert_eq!(call.connection.read_exact(13).await, b"3\r\nend\r\n0\r\n\r\n");
-    call.connection.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.expect("it is taken");
+    call.connection.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.expect("sent");
     assert_eq!(sending.await.expect("no panic").out, "ok");
     let mut again = Command::new(tool("curl"));
     again.args(["-sSN", "--noproxy", "*", "--max-time", "20"]).args(front.curl_arguments(&[], "/hr/again"));
     let again = Process::start(again);
     let head = call.connection.read_head().await.to_ascii_lowercase();
     assert!(head.starts_with("get /hr/again http/1.1\r\n") && !head.contains("connection: close"), "{head}");
-    call.connection.send("HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\nfirst\n").await.expect("it is taken");
+    call.connection.send("HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\nfirst\n").await.expect("sent");
     again.out.wait_for_line("first").await;
-    call.connection.send("last\n").await.expect("it is taken");
+    call.connection.send("last\n").await.expect("sent");
     assert_eq!(again.wait().await.out, "first\nlast\n");
 }
 
@@ -200,8 +199,8 @@ async fn finish_upload(pipe: &Path) {
 
 #[tokio::test]
 async fn nginx_forwards_and_logs_no_secret() {
-    let stage = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
-    assert_serves(&ReverseProxy::nginx(&stage.address().to_string()).await, stage).await;
+    let proxy = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
+    assert_serves(&ReverseProxy::nginx(&proxy.address().to_string()).await, proxy).await;
 }
 
 #[tokio::test]
@@ -212,8 +211,8 @@ async fn nginx_streams_and_reuses_connections() {
 
 #[tokio::test]
 async fn caddy_forwards_and_logs_no_secret() {
-    let stage = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
-    assert_serves(&ReverseProxy::caddy(&stage.address().to_string()).await, stage).await;
+    let proxy = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
+    assert_serves(&ReverseProxy::caddy(&proxy.address().to_string()).await, proxy).await;
 }
 
 #[tokio::test]

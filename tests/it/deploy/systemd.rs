@@ -1,4 +1,4 @@
-//! systemd's units, checked by systemd-analyze, which needs no running systemd.
+//! The systemd units, checked with systemd-analyze, which needs no running systemd.
 
 use std::{fs, process::Command};
 
@@ -12,7 +12,7 @@ const SERVICE: &str = "deploy/systemd/wecom-proxy.service";
 const SOCKET: &str = "deploy/systemd/wecom-proxy.socket";
 const CONFIG: &str = "deploy/systemd/proxy.toml";
 
-/// Both units in a directory, with the program that was just built.
+/// A directory with both units, in which the program under test replaces the installed one.
 fn unit_dir() -> TempDir {
     let dir = TempDir::new().expect("a directory");
     let program = [("/usr/local/bin/wecom-proxy", env!("CARGO_BIN_EXE_wecom-proxy"))];
@@ -28,7 +28,7 @@ fn analyze(dir: &TempDir, arguments: &[&str]) -> Command {
     command
 }
 
-/// What a unit says of a key.
+/// The value of a key in a unit.
 fn unit_setting<'a>(unit: &'a str, key: &str) -> &'a str {
     let line = unit.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
     line.unwrap_or_else(|| panic!("no {key}= in\n{unit}"))
@@ -38,9 +38,9 @@ fn unit_setting<'a>(unit: &'a str, key: &str) -> &'a str {
 async fn systemd_units_are_valid() {
     let dir = unit_dir();
     let arguments = ["verify", "--man=no", "./wecom-proxy.service", "./wecom-proxy.socket"];
-    let ended = run_ok(analyze(&dir, &arguments)).await;
-    // What it does not know it only complains of.
-    assert_eq!((&*ended.out, &*ended.err), ("", ""));
+    let output = run_ok(analyze(&dir, &arguments)).await;
+    // systemd-analyze exits with 0 on unknown keys; it reports them on stderr.
+    assert_eq!((&*output.out, &*output.err), ("", ""));
 }
 
 #[tokio::test]
