@@ -6,6 +6,7 @@
 
 mod budget;
 pub(crate) mod fuzz;
+mod reader;
 mod replay_buffer;
 #[cfg(test)]
 mod tests;
@@ -19,17 +20,15 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 use self::replay_buffer::{Cursor, ReplayBuffer};
 pub use self::{
     budget::{Owner, ReplayBudget},
+    reader::BodyReader,
     replay_buffer::ReplayBudgetExceeded,
 };
-use crate::{
-    http1::framing::{MIN_SLICE_BYTES, copy_if_small},
-    time::deadline::Deadline,
-};
+use crate::{http1::framing::copy_if_small, time::deadline::Deadline};
 
 /// Why a request body could not be read to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -326,76 +325,5 @@ impl State {
     fn fail(&mut self, error: RequestBodyError) -> Poll<Result<Option<Bytes>, RequestBodyError>> {
         self.error = Some(error);
         Poll::Ready(Err(error))
-    }
-}
-
-/// One reader of a [`ReplayBody`], from its first byte.
-pub struct BodyReader {
-    body: ReplayBody,
-    attempt: u32,
-    cursor: Cursor,
-    ended: bool,
-}
-
-impl BodyReader {
-    /// The complete body, if it is buffered and unread; the reader itself otherwise.
-    pub fn into_buffered(self) -> Result<Bytes, Self> {
-        match self.body.0 {
-            Kind::Buffered(buffered) if !self.ended => Ok(buffered),
-            _ => Err(self),
-        }
-    }
-
-    /// The next chunk; `None` at the end.
-    pub fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, RequestBodyError>> {
-        let state = match &self.body.0 {
-            Kind::Streamed(state) => state,
-            Kind::Buffered(buffered) => {
-                let chunk = (!std::mem::replace(&mut self.ended, true)).then(|| buffered.clone());
-                return Poll::Ready(Ok(chunk));
-            }
-        };
-        let mut state = state.borrow_mut();
-        if state.attempt != self.attempt {
-            return Poll::Ready(Err(RequestBodyError::Superseded));
-        }
-        let chunk = state.poll_next_chunk(&mut self.cursor, cx);
-        match &chunk {
-            Poll::Pending => state.register_waker(cx),
-            Poll::Ready(chunk) if state.replay_done => {
-                self.ended = matches!(chunk, Ok(None)) || state.source.is_none();
-            }
-            // More buffered chunks may follow.
-            Poll::Ready(_) => {}
-        }
-        chunk
-    }
-
-    /// The next chunk, with further available ones appended to a small one, for a consumer whose cost is per chunk.
-    /// `None` at the end.
-    pub fn poll_coalesced(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, RequestBodyError>> {
-        let chunk = ready!(self.poll_chunk(cx))?;
-        let Some(first) = chunk else { return Poll::Ready(Ok(None)) };
-        let mut coalesced = BytesMut::new();
-        // An error or the end is reported again by the next call.
-        while first.len() + coalesced.len() < MIN_SLICE_BYTES
-            && !self.ended
-            && let Poll::Ready(Ok(Some(next))) = self.poll_chunk(cx)
-        {
-            coalesced.extend_from_slice(&next);
-        }
-        let chunk = if coalesced.is_empty() { first } else { [&first[..], &coalesced].concat().into() };
-        Poll::Ready(Ok(Some(chunk)))
-    }
-
-    /// Whether the last chunk was returned. May be false while the end is not known.
-    pub fn is_ended(&self) -> bool {
-        self.ended
-    }
-}
-
-impl fmt::Debug for BodyReader {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("BodyReader")
     }
 }
