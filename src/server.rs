@@ -101,7 +101,7 @@ impl Server {
     }
 
     /// Whether no more requests are accepted. The flag changes once and this receiver never marks it as seen, so
-    /// `has_changed` answers without a lock.
+    /// `has_changed` needs no lock.
     fn is_stopping(&self) -> bool {
         self.stopping.has_changed().unwrap_or(true)
     }
@@ -249,7 +249,7 @@ async fn shutdown_grace_elapsed(stopping: &mut watch::Receiver<bool>) {
 }
 
 /// Performs the TLS handshake. Returns the stream, whether ALPN selected HTTP/2, and the client's certificate chain;
-/// `None` after a failure, which is logged.
+/// `None` after a failure, which is logged, or when the server stops.
 async fn tls_handshake(
     stream: Stream,
     peer: Option<IpAddr>,

@@ -105,8 +105,8 @@ pub(super) async fn serve(
     }
 }
 
-/// Reads the first bytes of a connection; false if none arrive. Until then it is idle and needs no hyper, which would wait
-/// for them even after its graceful shutdown has begun.
+/// Reads the first bytes of a connection; false if none arrive. Until then it is idle and needs no hyper, which would
+/// wait for them even after its graceful shutdown has begun.
 async fn read_preface(
     stream: &mut Stream,
     received: &mut BytesMut,

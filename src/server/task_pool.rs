@@ -1,5 +1,6 @@
-//! Pool of connection tasks of one listener on one worker. Spawning a task per connection costs more than serving a small
-//! request, so a task serves connection after connection. A connection reaches a parked task through a [`Handoff`].
+//! Pool of connection tasks of one listener on one worker. Spawning a task per connection costs more than serving a
+//! small request, so a task serves connection after connection. A connection reaches a parked task through a
+//! [`Handoff`].
 
 use std::{
     cell::{OnceCell, RefCell},

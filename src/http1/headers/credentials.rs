@@ -72,14 +72,14 @@ impl HeaderLines {
     pub(super) fn withheld_lines(&self) -> &[usize] {
         self.credentials.withheld_lines.get_or_init(|| {
             // Nearly no message contains a pass, and one search is cheaper than one per line.
-            let may_hold_pass = contains_pass(&self.text);
-            let min_bytes = if may_hold_pass { 0 } else { self.min_key_bytes() };
+            let may_contain_pass = contains_pass(&self.text);
+            let min_bytes = if may_contain_pass { 0 } else { self.min_key_bytes() };
             if min_bytes == usize::MAX {
                 return Vec::new();
             }
             let repeats_credential = |text: &[u8]| {
                 text.len() >= min_bytes
-                    && ((may_hold_pass && contains_pass(text))
+                    && ((may_contain_pass && contains_pass(text))
                         || self.presented_keys().any(|key| contains_key(text, key)))
             };
             let repeats = |nth: &usize| {
@@ -134,8 +134,9 @@ mod tests {
             );
         }
         assert_eq!(forwarded_names(&[(PASS, "1"), ("Accept", "*/*")]), ["Accept"]);
-        let kept = [("X-Api-Key", "short"), ("X-Other", "short"), ("X-Version", "wp1-2"), ("X-Empty", "")];
-        assert_eq!(forwarded_names(&kept), ["X-Other", "X-Version", "X-Empty"]);
+        let forwarded =
+            [("X-Api-Key", "short"), ("X-Other", "short"), ("X-Version", "wp1-2"), ("X-Empty", "")];
+        assert_eq!(forwarded_names(&forwarded), ["X-Other", "X-Version", "X-Empty"]);
     }
 
     #[test]

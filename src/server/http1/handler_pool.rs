@@ -1,5 +1,5 @@
-//! Pool of handler futures. Such a future takes several kilobytes, and a connection needs one only while it has a request:
-//! the futures stay in place, and a connection is moved in and out through a pair of [`Handoff`] slots.
+//! Pool of handler futures. Such a future takes several kilobytes, and a connection needs one only while it has a
+//! request: the futures stay in place, and a connection is moved in and out through a pair of [`Handoff`] slots.
 
 use std::{
     cell::RefCell,

@@ -30,6 +30,7 @@ pub(super) struct FrameTracker {
     in_settings: bool,
     /// Complete SETTINGS frames so far that must be acknowledged.
     settings_frames: usize,
+    /// A frame of a kind that no connection begins with was seen.
     has_other_frames: bool,
 }
 
@@ -101,7 +102,7 @@ impl FrameTracker {
         self.settings_frames
     }
 
-    /// Whether a frame began that is of none of the kinds that a connection may begin with.
+    /// Whether a frame of a kind that no connection begins with was seen.
     pub(super) fn has_other_frames(&self) -> bool {
         self.has_other_frames
     }

@@ -97,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_the_client_has_is_left_out() {
+    fn frames_sent_before_hyper_are_filtered() {
         let window_update = [0, 0, 4, 8, 0, 0, 0, 0, 0, 0, 3, 0, 0];
         let output =
             [&settings_frame()[..], &window_update, &SETTINGS_ACK, &window_update, &SETTINGS_ACK].concat();

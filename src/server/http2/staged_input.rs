@@ -23,11 +23,11 @@ const MAX_FIRST_HEAD_BYTES: usize = 54 * 1024;
 const MAX_UNAUTHORIZED_HEAD_BYTES: usize = 32 * 1024;
 /// Beyond this size the rest of one waits until no refusal is pending.
 const MAX_HEAD_DURING_REFUSALS_BYTES: usize = 2 * 1024;
-/// Bytes of header blocks without an authorized request after which the connection ends once the client has sent no
-/// more.
-const MAX_UNAUTHORIZED_HEADER_BYTES: usize = 32 * 1024;
-/// The same bound in any case.
-const MAX_HEADER_BURST_BYTES: usize = 1024 * 1024;
+/// Total size of the header blocks without an authorized request after which the connection ends once the client has
+/// sent no more.
+const MAX_UNAUTHORIZED_TOTAL_BYTES: usize = 32 * 1024;
+/// The total size after which it ends in any case.
+const MAX_BURST_TOTAL_BYTES: usize = 1024 * 1024;
 /// Maximum number of bytes before a connection's first header block that do not need hyper.
 const MAX_SETTINGS_BYTES: usize = 1024;
 /// Frames, or parts of them, that are released at once outside of header blocks, so that other tasks run in between.
@@ -68,7 +68,7 @@ impl StagedInput {
     /// Whether the bytes of header blocks without an authorized request are used up; `input_drained`: the client has
     /// sent no more.
     pub(super) fn is_header_budget_exhausted(&self, input_drained: bool) -> bool {
-        let max_bytes = if input_drained { MAX_UNAUTHORIZED_HEADER_BYTES } else { MAX_HEADER_BURST_BYTES };
+        let max_bytes = if input_drained { MAX_UNAUTHORIZED_TOTAL_BYTES } else { MAX_BURST_TOTAL_BYTES };
         self.releasable == 0 && !self.frames.is_in_header_block() && self.frames.header_bytes() > max_bytes
     }
 
