@@ -1,11 +1,11 @@
-//! HTTP/1 on the wire (RFC 9112), shared by the server and the upstream client.
+//! HTTP/1 messages and connections (RFC 9112), shared by the server and the upstream client.
 
 pub mod framing; // where a message body ends
 
-pub mod headers; // header lines, and which of them are hop-by-hop
+pub mod headers; // headers, and which of them are hop-by-hop
 
-pub mod write_buf; // bytes that wait to be written to a connection
+pub mod write_buf; // write buffer of a connection
 
-pub mod io; // byte streams as one type
+pub mod io; // TCP, unix and TLS streams as one type
 
-pub mod buffer_pool; // read and write buffers of each thread
+pub mod buffer_pool; // pooled read and write buffers per thread

@@ -1,5 +1,6 @@
-//! Text that must never be shown: secrets, keys and tokens, masked in every printed form and wiped when dropped.
+//! Text that must never be printed: secrets, keys and tokens, masked in every format and wiped when dropped.
 
+pub mod constant_time;
 pub mod credential_scan;
 
 use std::{fmt, hint::black_box};
@@ -7,18 +8,18 @@ use std::{fmt, hint::black_box};
 use bytes::Bytes;
 use zeroize::Zeroize;
 
-/// A secret, key or token. `Debug` prints a mask, `Display` does not exist; [`Masked::expose`] is the only way to the
-/// text, and is meant to be searched for in reviews.
+/// A secret, key or token. `Debug` prints a mask, `Display` does not exist; [`Masked::expose`] is the only access to
+/// the text, so that reviews can search for it.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Masked(Box<str>);
 
 impl Masked {
-    /// Wraps `text`, which is not looked at.
+    /// Wraps `text` without validation.
     pub fn new(text: impl Into<Box<str>>) -> Self {
         Self(text.into())
     }
 
-    /// The text itself. Whoever calls this answers for where it goes.
+    /// The text itself. The caller must make sure that it is not printed.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -36,8 +37,8 @@ impl Drop for Masked {
     }
 }
 
-/// Overwrites bytes that held a secret. The barrier keeps the compiler from dropping writes that nothing reads; a volatile
-/// write for each byte would cost a small request more than its head does.
+/// Overwrites bytes that contained a secret. The barrier keeps the compiler from removing the dead writes; one volatile
+/// write per byte would cost a small request more than parsing its head.
 pub fn wipe(bytes: &mut [u8]) {
     if !bytes.is_empty() {
         bytes.fill(0);
@@ -45,7 +46,7 @@ pub fn wipe(bytes: &mut [u8]) {
     }
 }
 
-/// Bytes that are wiped when the last reference to them goes. Memory that the vector had before it grew is not.
+/// Bytes that are wiped when the last reference is dropped. Memory that the vector outgrew before is not wiped.
 pub fn wipe_on_drop(bytes: Vec<u8>) -> Bytes {
     Bytes::from_owner(WipeOnDrop(bytes))
 }
@@ -84,7 +85,7 @@ mod tests {
         let shared = wipe_on_drop(b"s3cret".to_vec());
         let part = shared.slice(2..);
         drop(shared);
-        assert_eq!(&part[..], b"cret", "a part of it keeps it whole");
+        assert_eq!(&part[..], b"cret", "a slice keeps the bytes alive");
     }
 
     #[test]

@@ -1,9 +1,10 @@
-//! The way in: connections from clients, their time-outs, and an orderly end.
+//! Accepts client connections, applies their time-outs, and drains them on shutdown.
 //!
-//! [`serve`] takes what a listener accepts and hands each request to the proxy. It knows nothing of tokens or agents.
+//! [`serve`] accepts connections and passes each request to the proxy. This module knows nothing of tokens or agents.
 
 mod client_auth;
 mod connection_limit;
+mod handoff;
 mod http1;
 mod http2;
 mod listener;
@@ -24,12 +25,8 @@ use tokio_rustls::TlsAcceptor;
 
 pub(crate) use self::http1::{bench, fuzz};
 use self::{
-    client_auth::CertificateChain,
-    connection_limit::ConnectionPermit,
-    http1::Recycled,
-    task_pool::{Accepted, TaskPool},
-    tls::TlsTermination,
-    wrong_key_throttle::WrongKeyThrottle,
+    client_auth::CertificateChain, connection_limit::ConnectionPermit, http1::Recycled, task_pool::TaskPool,
+    tls::TlsTermination, wrong_key_throttle::WrongKeyThrottle,
 };
 pub use self::{
     connection_limit::{ConnectionLimiter, max_admin_connections, raise_descriptor_limit},
@@ -37,54 +34,54 @@ pub use self::{
 };
 use crate::{http1::io::Stream, proxy::Proxy};
 
-/// Most bytes of a request's head.
+/// Maximum size of a request head.
 const MAX_HEAD_BYTES: usize = 64 * 1024;
-/// How long accepting rests when the system is out of descriptors.
+/// Delay before accepting again after the process has run out of file descriptors.
 const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(50);
-/// How long a client that has just connected has for its first request when the server stops.
+/// How long a new connection may still send its first request after the server has begun to stop.
 const SHUTDOWN_GRACE_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long, and how much, is read after the last answer from a client that was still sending.
+/// Bounds of the lingering close: how long a client that is still sending is read from after the last response.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(5);
-/// See [`LINGER`].
+/// Bounds of the lingering close: how many bytes are read and discarded.
 const MAX_LINGER_BYTES: u64 = 256 * 1024 * 1024;
-/// How long a client may take none of what it is sent as long as no request on its connection was authorized.
+/// Write time-out of a connection on which no request was authorized yet.
 const UNAUTHORIZED_WRITE_TIMEOUT: Duration = Duration::from_secs(5);
-/// What a client that speaks HTTP/2 without TLS says first.
+/// Connection preface of HTTP/2 with prior knowledge (RFC 9113 §3.4).
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// How long a client may take.
+/// Time-outs of a client connection.
 #[derive(Debug, Clone, Copy)]
 pub struct Timeouts {
-    /// From a head's first byte to its last; the TLS handshake too.
+    /// From the first byte of a request head to its last; also bounds the TLS handshake.
     pub header: Duration,
-    /// Between two requests.
+    /// Between two requests of a kept connection.
     pub idle: Duration,
-    /// To take the next bytes of an answer.
+    /// Longest time in which the client accepts no response bytes.
     pub write: Duration,
 }
 
 impl Timeouts {
-    /// How long a client may take none of what it is sent.
-    fn write_timeout(&self, seat: &ConnectionPermit) -> Duration {
-        if seat.is_authorized() { self.write } else { self.write.min(UNAUTHORIZED_WRITE_TIMEOUT) }
+    /// The write time-out of this connection; shorter until a request on it was authorized.
+    fn write_timeout(&self, permit: &ConnectionPermit) -> Duration {
+        if permit.is_authorized() { self.write } else { self.write.min(UNAUTHORIZED_WRITE_TIMEOUT) }
     }
 }
 
-/// What all connections of one server share.
+/// State that all connections of one server share.
 pub struct Server {
-    /// The time-outs of a connection.
+    /// Time-outs of every connection.
     pub timeouts: Timeouts,
-    /// TLS, where clients speak it; a reload puts another one here.
+    /// TLS settings, `None` for plain text; a reload replaces them.
     tls: Arc<ArcSwapOption<TlsTermination>>,
-    /// Where connections have their seats.
+    /// Caps the open connections.
     pub connection_limiter: ConnectionLimiter,
     wrong_keys: WrongKeyThrottle,
-    /// Turns true when no more requests are taken.
+    /// Becomes true when no more requests are accepted.
     pub stopping: watch::Receiver<bool>,
 }
 
 impl Server {
-    /// A server within these bounds.
+    /// Creates a server with these settings.
     pub fn new(
         server: &crate::config::ServerConfig,
         tls: Arc<ArcSwapOption<TlsTermination>>,
@@ -103,57 +100,66 @@ impl Server {
         }
     }
 
-    /// Whether no more requests are taken. The flag turns once, and nobody has looked at it by this receiver: that it
-    /// changed says all, without a lock.
+    /// Whether no more requests are accepted. The flag changes once and this receiver never marks it as seen, so
+    /// `has_changed` needs no lock.
     fn is_stopping(&self) -> bool {
         self.stopping.has_changed().unwrap_or(true)
     }
 
-    /// Whether clients must show a certificate.
+    /// Whether clients must present a certificate.
     pub fn requires_certificate(&self) -> bool {
         self.tls.load().as_ref().is_some_and(|tls| tls.requires_certificate())
     }
 
-    /// Takes other settings for new connections. Those whose client they do not accept are closed: idle ones at once, others
-    /// when their requests in flight are answered. Returns how many.
-    pub fn replace_tls(&self, fresh: Option<Arc<TlsTermination>>) -> usize {
-        let before = self.tls.swap(fresh.clone());
-        match tls::accepts_same_clients(before.as_deref(), fresh.as_deref()) {
+    /// Replaces the TLS settings for new connections. Connections whose client certificate the new settings do not
+    /// accept are closed: idle ones at once, others when their requests in flight have completed. Returns how many.
+    pub fn replace_tls(&self, new_tls: Option<Arc<TlsTermination>>) -> usize {
+        let old_tls = self.tls.swap(new_tls.clone());
+        match tls::accepts_same_clients(old_tls.as_deref(), new_tls.as_deref()) {
             true => 0,
-            false => self.connection_limiter.revoke(|chain| tls::accepts_client(fresh.as_deref(), chain)),
+            false => self.connection_limiter.revoke(|chain| tls::accepts_client(new_tls.as_deref(), chain)),
         }
     }
 
-    /// Notes what a client has shown. Whether it is still accepted: the settings may have changed since `used` were taken.
+    /// Stores the client's certificate chain and returns whether the client is still accepted: the settings may have
+    /// changed since the handshake began with `handshake_tls`.
     fn admit_client(
         &self,
-        seat: &ConnectionPermit,
-        used: Option<&Arc<TlsTermination>>,
+        permit: &ConnectionPermit,
+        handshake_tls: Option<&Arc<TlsTermination>>,
         chain: Option<CertificateChain>,
     ) -> bool {
-        seat.client_certificate.complete_handshake(chain);
-        let now = self.tls.load();
-        let (now, used) = (now.as_deref(), used.map(|used| &**used));
-        tls::accepts_same_clients(now, used)
-            || seat.client_certificate.is_accepted_by(|chain| tls::accepts_client(now, chain))
+        permit.client_certificate.complete_handshake(chain);
+        let current = self.tls.load();
+        let (current, handshake_tls) = (current.as_deref(), handshake_tls.map(|tls| &**tls));
+        tls::accepts_same_clients(current, handshake_tls)
+            || permit.client_certificate.is_accepted_by(|chain| tls::accepts_client(current, chain))
     }
 
-    /// Counts a wrong key that came from there. How long its refusal is to be held back.
+    /// Counts a wrong key from `peer` and returns how long its refusal is delayed.
     pub fn wrong_key_delay(&self, peer: Option<IpAddr>) -> Duration {
         self.wrong_keys.delay(peer, Instant::now())
     }
 
-    /// How many connections are open.
+    /// Number of open connections.
     pub fn open_connections(&self) -> usize {
         self.connection_limiter.open_connections()
     }
 }
 
-/// Accepts connections until the server stops. Connections in use go on; wait for them by the seats they have.
+/// An accepted connection that is to be served.
+struct Accepted {
+    stream: Stream,
+    peer: Option<IpAddr>,
+    permit: Arc<ConnectionPermit>,
+}
+
+/// Accepts connections until the server stops. Open connections go on; wait for them with
+/// [`ConnectionLimiter::wait_drained`].
 pub async fn serve(mut listener: Listener, server: Arc<Server>, proxy: Rc<Proxy>) {
     let mut stopping = server.stopping.clone();
     let mut stop = pin!(stopping.wait_for(|stop| *stop));
-    let tables = TaskPool::new(server.clone(), proxy);
+    let task_pool = TaskPool::new(server.clone(), proxy);
     while !server.is_stopping() {
         let accepted = tokio::select! {
             biased;
@@ -162,19 +168,20 @@ pub async fn serve(mut listener: Listener, server: Arc<Server>, proxy: Rc<Proxy>
         };
         match accepted {
             Ok((stream, peer)) => {
-                // A seat second: a listener that held one while nobody comes would take it from the others. What is not
-                // accepted waits in the kernel, where it costs nothing.
-                let seat = match server.connection_limiter.try_acquire() {
+                // The permit is acquired after the accept: a worker that held one while no client connects would take
+                // it from the other workers. Connections that are not accepted wait in the kernel's backlog, where they
+                // cost nothing.
+                let permit = match server.connection_limiter.try_acquire() {
                     None => tokio::select! {
                         biased;
-                        seat = server.connection_limiter.acquire() => seat,
-                        // The loop ends with this one.
+                        permit = server.connection_limiter.acquire() => permit,
+                        // The loop ends after this connection.
                         _ = &mut stop => server.connection_limiter.try_acquire(),
                     },
                     free => free,
                 };
-                if let Some(seat) = seat {
-                    tables.serve(Accepted { stream, peer, permit: seat });
+                if let Some(permit) = permit {
+                    task_pool.serve(Accepted { stream, peer, permit });
                 }
             }
             Err(error) if is_per_connection_error(&error) => {}
@@ -184,64 +191,65 @@ pub async fn serve(mut listener: Listener, server: Arc<Server>, proxy: Rc<Proxy>
             }
         }
     }
-    // Whoever is connected already, as far as they can see, would be thrown out when the socket closes.
+    // Connections in the backlog are established from the client's side: closing the socket would reset them.
     for (stream, peer) in listener.into_pending() {
-        if let Some(seat) = server.connection_limiter.try_acquire() {
-            tables.serve(Accepted { stream, peer, permit: seat });
+        if let Some(permit) = server.connection_limiter.try_acquire() {
+            task_pool.serve(Accepted { stream, peer, permit });
         }
     }
-    // Whoever waits for a request looks up now, and sees that the server stops.
+    // Wakes idle connections, which then see that the server stops.
     server.connection_limiter.wake_all();
 }
 
-/// Whether accepting failed because of the one connection that was to be accepted.
+/// Whether the error concerns only the connection that was to be accepted, so that the next accept may succeed.
 fn is_per_connection_error(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
 }
 
-/// Serves one connection to its end. What is not needed while an HTTP/1 connection idles has a box of its own.
+/// Serves one connection to its end. State that an idle HTTP/1 connection does not need is boxed.
 async fn serve_connection(
-    guest: Accepted,
+    accepted: Accepted,
     server: &Arc<Server>,
     proxy: &Rc<Proxy>,
-    leftovers: &mut Recycled,
+    recycled: &mut Recycled,
 ) {
-    let Accepted { stream, peer, permit: seat } = guest;
-    seat.register_waker().await;
+    let Accepted { stream, peer, permit } = accepted;
+    permit.register_waker().await;
     let tls = server.tls.load_full();
     let (stream, by_alpn, chain) = match &tls {
         None => (stream, None, None),
         Some(tls) => {
-            seat.mark_partial(Instant::now());
-            let greeted = tokio::select! {
-                () = seat.close_requested() => None,
-                greeted = Box::pin(tls_handshake(stream, peer, tls.config.clone(), server)) => greeted,
+            permit.mark_partial(Instant::now());
+            let outcome = tokio::select! {
+                () = permit.close_requested() => None,
+                outcome = Box::pin(tls_handshake(stream, peer, tls.config.clone(), server)) => outcome,
             };
-            let Some((stream, http2, chain)) = greeted else { return };
+            let Some((stream, http2, chain)) = outcome else { return };
             (stream, Some(http2), chain)
         }
     };
-    if !server.admit_client(&seat, tls.as_ref(), chain) {
+    if !server.admit_client(&permit, tls.as_ref(), chain) {
         return;
     }
     if by_alpn == Some(true) {
-        let serving = http2::serve(stream, BytesMut::new(), peer, server, seat, proxy);
+        let serving = http2::serve(stream, BytesMut::new(), peer, server, permit, proxy);
         return Box::pin(serving).await;
     }
-    let guest = Accepted { stream, peer, permit: seat.clone() };
-    if let Some((stream, first)) = http1::serve(guest, by_alpn.is_none(), server, proxy, leftovers).await {
-        Box::pin(http2::serve(stream, first, peer, server, seat, proxy)).await;
+    let accepted = Accepted { stream, peer, permit: permit.clone() };
+    if let Some((stream, first)) = http1::serve(accepted, by_alpn.is_none(), server, proxy, recycled).await {
+        Box::pin(http2::serve(stream, first, peer, server, permit, proxy)).await;
     }
 }
 
-/// Passes a moment after the server has stopped.
+/// Completes [`SHUTDOWN_GRACE_TIMEOUT`] after the server has begun to stop.
 async fn shutdown_grace_elapsed(stopping: &mut watch::Receiver<bool>) {
     let _ = stopping.wait_for(|stop| *stop).await;
     sleep(SHUTDOWN_GRACE_TIMEOUT).await;
 }
 
-/// The TLS handshake. Whether HTTP/2 was agreed on, and what the client has shown, is returned too.
+/// Performs the TLS handshake. Returns the stream, whether ALPN selected HTTP/2, and the client's certificate chain;
+/// `None` after a failure, which is logged, or when the server stops.
 async fn tls_handshake(
     stream: Stream,
     peer: Option<IpAddr>,
@@ -249,26 +257,26 @@ async fn tls_handshake(
     server: &Server,
 ) -> Option<(Stream, bool, Option<CertificateChain>)> {
     let mut stopping = server.stopping.clone();
-    let greeting = timeout(server.timeouts.header, TlsAcceptor::from(config).accept(stream));
-    let greeted = tokio::select! {
+    let handshake = timeout(server.timeouts.header, TlsAcceptor::from(config).accept(stream));
+    let outcome = tokio::select! {
         () = shutdown_grace_elapsed(&mut stopping) => return None,
-        greeted = greeting => greeted,
+        outcome = handshake => outcome,
     };
-    match greeted {
+    match outcome {
         Ok(Ok(tls)) => {
             let http2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
             let chain = tls.get_ref().1.peer_certificates().map(CertificateChain::from);
             return Some((Stream::ServerTls(Box::new(tls)), http2, chain));
         }
         Ok(Err(error)) => {
-            // Anybody can fail as often as they like.
-            if let Some(unsaid) = server.connection_limiter.handshake_log.allow() {
+            // Any client can cause this without limit, so the log is throttled.
+            if let Some(suppressed) = server.connection_limiter.handshake_log.allow() {
                 let (peer, error) = (peer.map(tracing::field::display), error.to_string());
-                let unsaid = (unsaid > 0).then_some(unsaid);
-                tracing::info!(peer, error, unsaid, "a TLS handshake with a client failed");
+                let suppressed = (suppressed > 0).then_some(suppressed);
+                tracing::info!(peer, error, suppressed, "TLS handshake failed");
             }
         }
-        Err(_) => tracing::debug!("a TLS handshake with a client took too long"),
+        Err(_) => tracing::debug!("TLS handshake timed out"),
     }
     None
 }

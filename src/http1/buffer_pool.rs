@@ -1,4 +1,4 @@
-//! Read and write buffers that are at hand on each thread: a connection between two requests needs none.
+//! Per-thread pool of read and write buffers, so that a connection between two requests owns none.
 
 use std::cell::RefCell;
 
@@ -6,9 +6,9 @@ use bytes::BytesMut;
 
 use crate::secret::wipe;
 
-/// Room in a buffer: small requests and answers fit.
+/// Capacity of a buffer: a small request or response fits.
 pub const BUFFER_BYTES: usize = 8 * 1024;
-/// Most buffers that wait on one thread.
+/// Maximum number of pooled buffers per thread.
 const MAX_POOLED: usize = 64;
 
 thread_local! {
@@ -16,37 +16,37 @@ thread_local! {
     static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Room for one read, of [`SIZE`], for as long as it takes to see how much came. What is in it means nothing.
+/// Lends this thread's scratch read buffer ([`BUFFER_BYTES`], unspecified contents).
 pub fn with_scratch<R>(read: impl FnOnce(&mut [u8]) -> R) -> R {
-    SCRATCH.with_borrow_mut(|tray| {
-        if tray.is_empty() {
-            tray.resize(BUFFER_BYTES, 0);
+    SCRATCH.with_borrow_mut(|scratch| {
+        if scratch.is_empty() {
+            scratch.resize(BUFFER_BYTES, 0);
         }
-        read(tray)
+        read(scratch)
     })
 }
 
-/// Wipes what reads left in that room: a head may hold credentials.
+/// Wipes the scratch buffer: a head may contain credentials.
 pub fn wipe_scratch() {
-    SCRATCH.with_borrow_mut(|tray| wipe(tray));
+    SCRATCH.with_borrow_mut(|scratch| wipe(scratch));
 }
 
-/// An empty buffer of [`SIZE`].
+/// Takes an empty buffer of [`BUFFER_BYTES`] from the pool, or allocates one.
 pub fn acquire() -> BytesMut {
     FREE.with_borrow_mut(Vec::pop).unwrap_or_else(|| BytesMut::with_capacity(BUFFER_BYTES))
 }
 
-/// Gives a buffer back, whatever is in it. One whose memory is still in use elsewhere, or that has grown, is let go.
+/// Returns a buffer to the pool and clears it. A buffer whose memory is shared, or that has grown, is dropped.
 pub fn release(mut buffer: BytesMut) {
     if buffer.capacity() == 0 {
         return;
     }
     buffer.clear();
-    let is_whole = buffer.capacity() >= BUFFER_BYTES || buffer.try_reclaim(BUFFER_BYTES);
-    if is_whole && buffer.capacity() <= 2 * BUFFER_BYTES {
-        FREE.with_borrow_mut(|at_hand| {
-            if at_hand.len() < MAX_POOLED {
-                at_hand.push(buffer);
+    let is_reusable = buffer.capacity() >= BUFFER_BYTES || buffer.try_reclaim(BUFFER_BYTES);
+    if is_reusable && buffer.capacity() <= 2 * BUFFER_BYTES {
+        FREE.with_borrow_mut(|free| {
+            if free.len() < MAX_POOLED {
+                free.push(buffer);
             }
         });
     }

@@ -1,5 +1,5 @@
-//! How a body is framed on an HTTP/1 connection, in either direction: decided once from its head, then taken off byte by
-//! byte. Strict: what two parsers could read in two ways is an error.
+//! Body framing of HTTP/1 messages in both directions (RFC 9112 §6): determined from the head, then decoded
+//! incrementally. Strict: what two parsers could read differently is an error.
 
 mod chunked;
 
@@ -9,62 +9,62 @@ use http::{Method, StatusCode, Version};
 pub use self::chunked::ChunkedDecoder;
 use super::headers::{Headers, KnownHeader};
 
-/// Body bytes below this are copied out of the read buffer: a slice of it would keep all of it alive.
+/// Body bytes below this size are copied out of the read buffer: a slice would keep the whole buffer alive.
 pub const MIN_SLICE_BYTES: usize = 4 * 1024;
 
-/// A message that cannot be trusted to end where it seems to.
+/// A message whose end is ambiguous.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum FramingError {
-    /// `Content-Length` is absent of sense or said twice.
-    #[error("its Content-Length is not one number")]
+    /// `Content-Length` is not a number, or repeated.
+    #[error("invalid Content-Length")]
     InvalidContentLength,
-    /// A coding other than one `chunked`.
-    #[error("its Transfer-Encoding is not exactly \"chunked\"")]
+    /// A transfer coding other than a single `chunked`.
+    #[error("unsupported Transfer-Encoding, must be chunked")]
     InvalidTransferEncoding,
-    /// A coding where there can be none: beside a length, or before HTTP/1.1.
-    #[error("it has a Transfer-Encoding beside a Content-Length, or is of HTTP/1.0")]
+    /// A transfer coding together with a length, or before HTTP/1.1.
+    #[error("Transfer-Encoding with Content-Length or in HTTP/1.0")]
     UnexpectedTransferEncoding,
-    /// A chunk that two parsers could read in two ways.
-    #[error("its chunks are not well formed")]
+    /// A chunk that two parsers could read differently.
+    #[error("malformed chunked body")]
     InvalidChunk,
     /// Far more chunk-size lines, extensions and trailers than data.
-    #[error("its chunk framing is more than 64 KiB and 16 times its data")]
+    #[error("chunk framing exceeds 64 KiB and 16 times the data")]
     ChunkOverhead,
 }
 
-/// What is left of a body.
+/// Framing of the rest of a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Framing {
-    /// Nothing.
+    /// The body has ended.
     Done,
     /// This many bytes.
     Length(u64),
-    /// Chunks.
+    /// Chunked coding.
     Chunked(ChunkedDecoder),
-    /// All that comes until the connection closes.
+    /// Everything until the connection closes.
     UntilClose,
-    /// Nobody knows: what came was not well formed.
+    /// Undefined after a framing error.
     Malformed,
 }
 
-/// One step of taking a body off the buffer.
+/// Result of one decoding step.
 #[derive(Debug, PartialEq, Eq)]
 pub enum BodyEvent {
-    /// A piece of the body.
+    /// A chunk of the body.
     Data(Bytes),
-    /// More must be read first.
+    /// More bytes must be read first.
     NeedMore,
     /// The body has ended.
     End,
 }
 
 impl Framing {
-    /// A chunked body from its first byte.
+    /// A chunked body at its first byte.
     pub fn chunked() -> Self {
         Self::Chunked(ChunkedDecoder::default())
     }
 
-    /// How many bytes of chunk framing were taken so far of a body that has not ended.
+    /// Bytes of chunk framing consumed so far; 0 once the body has ended.
     pub fn overhead_bytes(&self) -> u64 {
         match self {
             Self::Chunked(chunked) => chunked.overhead_bytes(),
@@ -72,16 +72,16 @@ impl Framing {
         }
     }
 
-    /// Reads it off a request's head (RFC 9112 §6.3).
-    pub fn of_request(version: Version, fields: &Headers) -> Result<Self, FramingError> {
-        let chunked = is_chunked(fields)?;
-        let mut lengths = fields.values(KnownHeader::ContentLength);
-        let length = match fields.cached_content_length() {
+    /// Determines the framing of a request (RFC 9112 §6.3).
+    pub fn of_request(version: Version, headers: &Headers) -> Result<Self, FramingError> {
+        let chunked = is_chunked(headers)?;
+        let mut lengths = headers.values(KnownHeader::ContentLength);
+        let length = match headers.cached_content_length() {
             None => lengths.next().map(parse_content_length).transpose()?,
-            known => known,
+            cached => cached,
         };
         match (chunked, length) {
-            _ if fields.cached_content_length().is_none() && lengths.next().is_some() => {
+            _ if headers.cached_content_length().is_none() && lengths.next().is_some() => {
                 Err(FramingError::InvalidContentLength)
             }
             (true, Some(_)) => Err(FramingError::UnexpectedTransferEncoding),
@@ -92,10 +92,10 @@ impl Framing {
         }
     }
 
-    /// Reads it off an answer's head (RFC 9112 §6.3).
-    pub fn of_response(method: &Method, status: StatusCode, fields: &Headers) -> Result<Self, FramingError> {
+    /// Determines the framing of a response (RFC 9112 §6.3).
+    pub fn of_response(method: &Method, status: StatusCode, headers: &Headers) -> Result<Self, FramingError> {
         let bodiless = method == Method::HEAD || matches!(status.as_u16(), 204 | 304);
-        let (chunked, length) = (is_chunked(fields)?, response_content_length(fields)?);
+        let (chunked, length) = (is_chunked(headers)?, response_content_length(headers)?);
         Ok(match length {
             Some(_) if chunked => return Err(FramingError::UnexpectedTransferEncoding),
             _ if bodiless => Self::Done,
@@ -106,13 +106,13 @@ impl Framing {
         })
     }
 
-    /// Takes the next piece of the body off `buffer`. After an error nothing is taken any more.
+    /// Takes the next chunk of the body off `buffer`. Every call after an error fails.
     pub fn decode(&mut self, buffer: &mut BytesMut) -> Result<BodyEvent, FramingError> {
-        let step = self.decode_inner(buffer);
-        if step.is_err() {
+        let event = self.decode_inner(buffer);
+        if event.is_err() {
             *self = Self::Malformed;
         }
-        step
+        event
     }
 
     fn decode_inner(&mut self, buffer: &mut BytesMut) -> Result<BodyEvent, FramingError> {
@@ -121,35 +121,35 @@ impl Framing {
             Self::Done => Ok(BodyEvent::End),
             _ if buffer.is_empty() => Ok(BodyEvent::NeedMore),
             Self::UntilClose => {
-                let here = buffer.len();
-                Ok(BodyEvent::Data(split_to(buffer, here)))
+                let available = buffer.len();
+                Ok(BodyEvent::Data(split_to(buffer, available)))
             }
-            Self::Length(left) => {
-                let piece = take_up_to(buffer, left);
-                if *left == 0 {
+            Self::Length(remaining) => {
+                let chunk = take_up_to(buffer, remaining);
+                if *remaining == 0 {
                     *self = Self::Done;
                 }
-                Ok(BodyEvent::Data(piece))
+                Ok(BodyEvent::Data(chunk))
             }
             Self::Chunked(chunked) => {
-                let step = chunked.decode(buffer)?;
-                if step == BodyEvent::End {
+                let event = chunked.decode(buffer)?;
+                if event == BodyEvent::End {
                     *self = Self::Done;
                 }
-                Ok(step)
+                Ok(event)
             }
         }
     }
 }
 
-/// Whether a line of a head ends in LF alone: that is two lines to one reader and one to another.
+/// Whether a line of a head ends in a bare LF: some parsers take that for a line end and others do not.
 pub fn has_bare_lf(head: &[u8]) -> bool {
     memchr::memchr_iter(b'\n', head).any(|at| at == 0 || head[at - 1] != b'\r')
 }
 
-/// Whether a head says that its body is chunked, and nothing else of it.
-fn is_chunked(fields: &Headers) -> Result<bool, FramingError> {
-    let mut codings = fields.values(KnownHeader::TransferEncoding);
+/// Whether the only transfer coding is `chunked`.
+fn is_chunked(headers: &Headers) -> Result<bool, FramingError> {
+    let mut codings = headers.values(KnownHeader::TransferEncoding);
     match (codings.next(), codings.next()) {
         (None, _) => Ok(false),
         (Some(coding), None) if coding.eq_ignore_ascii_case(b"chunked") => Ok(true),
@@ -157,13 +157,13 @@ fn is_chunked(fields: &Headers) -> Result<bool, FramingError> {
     }
 }
 
-/// The one Content-Length of an answer's head; the same number said several times is still one.
-pub fn response_content_length(fields: &Headers) -> Result<Option<u64>, FramingError> {
-    if let Some(known) = fields.cached_content_length().filter(|known| *known <= i64::MAX as u64) {
-        return Ok(Some(known));
+/// The `Content-Length` of a response; equal repeated values are accepted.
+pub fn response_content_length(headers: &Headers) -> Result<Option<u64>, FramingError> {
+    if let Some(cached) = headers.cached_content_length().filter(|cached| *cached <= i64::MAX as u64) {
+        return Ok(Some(cached));
     }
     let mut length = None;
-    for value in fields.values(KnownHeader::ContentLength) {
+    for value in headers.values(KnownHeader::ContentLength) {
         let number = parse_content_length(value)?;
         if number > i64::MAX as u64 || length.replace(number).is_some_and(|before| before != number) {
             return Err(FramingError::InvalidContentLength);
@@ -172,7 +172,7 @@ pub fn response_content_length(fields: &Headers) -> Result<Option<u64>, FramingE
     Ok(length)
 }
 
-/// Digits and nothing else.
+/// Parses 1 to 20 digits and nothing else.
 fn parse_content_length(value: &[u8]) -> Result<u64, FramingError> {
     let digit = |sum: u64, digit: &u8| match digit {
         b'0'..=b'9' => sum.checked_mul(10)?.checked_add(u64::from(digit - b'0')),
@@ -182,26 +182,26 @@ fn parse_content_length(value: &[u8]) -> Result<u64, FramingError> {
     value.iter().try_fold(0, digit).filter(|_| is_sane).ok_or(FramingError::InvalidContentLength)
 }
 
-/// Takes at most `left` bytes off the buffer.
-fn take_up_to(buffer: &mut BytesMut, left: &mut u64) -> Bytes {
-    let bytes = usize::try_from(*left).unwrap_or(usize::MAX).min(buffer.len());
-    *left -= bytes as u64;
+/// Takes at most `remaining` bytes off the buffer.
+fn take_up_to(buffer: &mut BytesMut, remaining: &mut u64) -> Bytes {
+    let bytes = usize::try_from(*remaining).unwrap_or(usize::MAX).min(buffer.len());
+    *remaining -= bytes as u64;
     split_to(buffer, bytes)
 }
 
-/// Takes this many bytes off the buffer; see [`MIN_SLICE_BYTES`].
+/// Takes this many bytes off the buffer; small ones are copied, see [`MIN_SLICE_BYTES`].
 pub fn split_to(buffer: &mut BytesMut, bytes: usize) -> Bytes {
     if bytes >= MIN_SLICE_BYTES {
         return buffer.split_to(bytes).freeze();
     }
-    let piece = Bytes::copy_from_slice(&buffer[..bytes]);
+    let chunk = Bytes::copy_from_slice(&buffer[..bytes]);
     buffer.advance(bytes);
-    piece
+    chunk
 }
 
-/// The same bytes, copied where they may be a small slice of something large; see [`MIN_SLICE_BYTES`].
-pub fn copy_if_small(piece: Bytes) -> Bytes {
-    if piece.len() >= MIN_SLICE_BYTES { piece } else { Bytes::copy_from_slice(&piece) }
+/// Copies a small slice, which may keep a large buffer alive; see [`MIN_SLICE_BYTES`].
+pub fn copy_if_small(chunk: Bytes) -> Bytes {
+    if chunk.len() >= MIN_SLICE_BYTES { chunk } else { Bytes::copy_from_slice(&chunk) }
 }
 
 #[cfg(test)]
@@ -210,16 +210,16 @@ mod tests {
 
     use super::*;
 
-    fn decode(wire: &[u8], cuts: &[usize]) -> Result<(Vec<u8>, bool), FramingError> {
+    fn decode(encoded: &[u8], cuts: &[usize]) -> Result<(Vec<u8>, bool), FramingError> {
         let (mut framing, mut buffer, mut body) = (Framing::chunked(), BytesMut::new(), Vec::new());
-        let mut rest = wire;
-        for cut in cuts.iter().copied().chain([wire.len()]) {
-            let (now, later) = rest.split_at(cut.min(rest.len()));
-            buffer.extend_from_slice(now);
+        let mut rest = encoded;
+        for cut in cuts.iter().copied().chain([encoded.len()]) {
+            let (first, later) = rest.split_at(cut.min(rest.len()));
+            buffer.extend_from_slice(first);
             rest = later;
             loop {
                 match framing.decode(&mut buffer)? {
-                    BodyEvent::Data(piece) => body.extend_from_slice(&piece),
+                    BodyEvent::Data(chunk) => body.extend_from_slice(&chunk),
                     BodyEvent::NeedMore => break,
                     BodyEvent::End => return Ok((body, true)),
                 }
@@ -231,25 +231,25 @@ mod tests {
     proptest! {
         #[test]
         fn chunked_body_split_anywhere_decodes_the_same(
-            pieces in prop::collection::vec(prop::collection::vec(any::<u8>(), 1..300), 0..8),
+            chunks in prop::collection::vec(prop::collection::vec(any::<u8>(), 1..300), 0..8),
             cuts in prop::collection::vec(0usize..40, 0..60),
         ) {
-            let mut wire = Vec::new();
-            for piece in &pieces {
-                wire.extend_from_slice(format!("{:x};note=1\r\n", piece.len()).as_bytes());
-                wire.extend_from_slice(piece);
-                wire.extend_from_slice(b"\r\n");
+            let mut encoded = Vec::new();
+            for chunk in &chunks {
+                encoded.extend_from_slice(format!("{:x};note=1\r\n", chunk.len()).as_bytes());
+                encoded.extend_from_slice(chunk);
+                encoded.extend_from_slice(b"\r\n");
             }
-            wire.extend_from_slice(b"0\r\nX-Trailer: yes\r\n\r\n");
-            prop_assert_eq!(decode(&wire, &cuts), Ok((pieces.concat(), true)));
+            encoded.extend_from_slice(b"0\r\nX-Trailer: yes\r\n\r\n");
+            prop_assert_eq!(decode(&encoded, &cuts), Ok((chunks.concat(), true)));
         }
 
         #[test]
         fn garbage_input_never_panics(
-            wire in prop::collection::vec(any::<u8>(), 0..200),
+            encoded in prop::collection::vec(any::<u8>(), 0..200),
             cuts in prop::collection::vec(0usize..20, 0..20),
         ) {
-            let _ = decode(&wire, &cuts);
+            let _ = decode(&encoded, &cuts);
         }
     }
 
@@ -264,7 +264,7 @@ mod tests {
 
     #[test]
     fn ambiguous_chunks_are_rejected() {
-        for wire in [
+        for encoded in [
             "\r\n",
             "g\r\n",
             "-1\r\n",
@@ -283,7 +283,7 @@ mod tests {
             "0\r\nX: 1\r\r\n\r\n",
             "0\r\n\n",
         ] {
-            assert_eq!(decode(wire.as_bytes(), &[]), Err(FramingError::InvalidChunk), "{wire:?}");
+            assert_eq!(decode(encoded.as_bytes(), &[]), Err(FramingError::InvalidChunk), "{encoded:?}");
         }
     }
 

@@ -1,205 +1,44 @@
-//! The header lines of an HTTP message, in the order and the spelling in which they came, each told apart once.
+//! Headers of an HTTP message in their order and spelling; each name is classified once.
 //!
-//! A header that speaks of one connection, or of one proxy, never crosses to the other side; which those are stands here.
+//! Hop-by-hop headers, and those meant for this proxy, are never forwarded; this module determines which these are.
 
+mod content_length;
 mod credentials;
+mod header_block;
 mod header_cache;
+mod known_header;
 
 use std::rc::Rc;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName};
 
-pub use self::header_cache::{HeaderCache, constant_time_eq};
-use self::{
-    credentials::HeaderCredentials,
-    header_cache::{ContentLength, EncodedHeaders},
-};
-use super::buffer_pool;
+use self::{content_length::ContentLength, credentials::HeaderCredentials, header_cache::EncodedHeaders};
+pub use self::{header_block::HeaderBlock, header_cache::HeaderCache, known_header::KnownHeader};
 use crate::secret::{wipe, wipe_on_drop};
 
-/// Most headers that `Connection` may name. Each is looked for among all lines: without a bound, one long line is worth
-/// milliseconds of work.
+/// Maximum number of options in `Connection`. Each is compared with all headers: without a bound, one long line would
+/// cost milliseconds.
 const MAX_CONNECTION_OPTIONS: usize = 100;
 
-/// A header line's name, as far as this proxy acts on it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum KnownHeader {
-    /// None of the others.
-    Other,
-    /// `Authorization`
-    Authorization,
-    /// `Connection`
-    Connection,
-    /// `Content-Disposition`
-    ContentDisposition,
-    /// `Content-Encoding`
-    ContentEncoding,
-    /// `Content-Length`
-    ContentLength,
-    /// `Content-Type`
-    ContentType,
-    /// `Date`
-    Date,
-    /// `Expect`
-    Expect,
-    /// `Host`
-    Host,
-    /// `Traceparent`
-    Traceparent,
-    /// `Transfer-Encoding`
-    TransferEncoding,
-    /// `X-Api-Key`
-    ApiKey,
-    /// `X-Request-Id`
-    RequestId,
-    /// `X-Wecom-Agent`
-    WecomAgent,
-    /// `X-Wecom-Debug`
-    WecomDebug,
-    /// `X-Wecom-Retried`
-    WecomRetried,
-    /// `X-Wecom-Hint`
-    WecomHint,
-    /// Any other that begins with `X-Wecom-`.
-    WecomOther,
-    /// What a request says of its client's network or application (`Forwarded`, `Via`, `X-Forwarded-*`, `X-Real-IP` and its
-    /// like, `X-Original-*`, `X-Envoy-*`, `X-Scheme`, `Tracestate`, `Baggage`, `Cookie`, `Referer`, `Origin`), and
-    /// `Idempotency-Key`, which is meant for this proxy.
-    ClientInfo,
-    /// What belongs to one connection (RFC 9110 §7.6.1) and has no name of its own here.
-    HopByHop,
-}
-
-impl KnownHeader {
-    /// Tells a name apart, in whatever case it is written.
-    pub fn from_name(name: &[u8]) -> Self {
-        let is = |usual: &str| name_matches(name, usual);
-        // Length and first letter leave one or two to be compared.
-        match (name.len(), name.first().map_or(0, |first| first | 0x20)) {
-            (2, b't') if is("TE") => Self::HopByHop,
-            (3, b'v') if is("Via") => Self::ClientInfo,
-            (4, b'h') if is("Host") => Self::Host,
-            (4, b'd') if is("Date") => Self::Date,
-            (6, b'e') if is("Expect") => Self::Expect,
-            (6, b'c') if is("Cookie") => Self::ClientInfo,
-            (6, b'o') if is("Origin") => Self::ClientInfo,
-            (7, b't') if is("Trailer") => Self::HopByHop,
-            (7, b'u') if is("Upgrade") => Self::HopByHop,
-            (7, b'b') if is("Baggage") => Self::ClientInfo,
-            (7, b'r') if is("Referer") => Self::ClientInfo,
-            (9, b'f') if is("Forwarded") => Self::ClientInfo,
-            (10, b'c') if is("Connection") => Self::Connection,
-            (10, b'k') if is("Keep-Alive") => Self::HopByHop,
-            (10, b't') if is("Tracestate") => Self::ClientInfo,
-            (11, b't') if is("Traceparent") => Self::Traceparent,
-            (12, b'c') if is("Content-Type") => Self::ContentType,
-            (13, b'a') if is("Authorization") => Self::Authorization,
-            (14, b'c') if is("Content-Length") => Self::ContentLength,
-            (14, b'h') if is("HTTP2-Settings") => Self::HopByHop,
-            (14, b't') if is("True-Client-IP") => Self::ClientInfo,
-            (15, b'i') if is("Idempotency-Key") => Self::ClientInfo,
-            (16, b'c') if is("Content-Encoding") => Self::ContentEncoding,
-            (16, b'c') if is("CF-Connecting-IP") => Self::ClientInfo,
-            (17, b't') if is("Transfer-Encoding") => Self::TransferEncoding,
-            (19, b'c') if is("Content-Disposition") => Self::ContentDisposition,
-            (16 | 18 | 19 | 25, b'p') => match () {
-                () if is("Proxy-Connection") => Self::HopByHop,
-                () if is("Proxy-Authenticate") => Self::HopByHop,
-                () if is("Proxy-Authorization") => Self::HopByHop,
-                () if is("Proxy-Authentication-Info") => Self::HopByHop,
-                () => Self::Other,
-            },
-            (8.., b'x') => Self::from_x_name(name),
-            _ => Self::Other,
-        }
-    }
-
-    /// The same for a name that begins with an X.
-    fn from_x_name(name: &[u8]) -> Self {
-        let is = |usual: &str| name_matches(name, usual);
-        let begins = |known: &str| {
-            name.get(..known.len()).is_some_and(|start| start.eq_ignore_ascii_case(known.as_bytes()))
-        };
-        match name.len() {
-            8 if is("X-Scheme") => Self::ClientInfo,
-            9 if is("X-Api-Key") => Self::ApiKey,
-            9 if is("X-Real-IP") => Self::ClientInfo,
-            11 if is("X-Client-IP") => Self::ClientInfo,
-            12 if is("X-Request-Id") => Self::RequestId,
-            _ if ["x-forwarded-", "x-original-", "x-envoy-"].into_iter().any(begins) => Self::ClientInfo,
-            _ if !begins("x-wecom-") => Self::Other,
-            12 if is("X-Wecom-Hint") => Self::WecomHint,
-            13 if is("X-Wecom-Agent") => Self::WecomAgent,
-            13 if is("X-Wecom-Debug") => Self::WecomDebug,
-            15 if is("X-Wecom-Retried") => Self::WecomRetried,
-            _ => Self::WecomOther,
-        }
-    }
-
-    fn mask(self) -> u32 {
-        1 << self as u32
-    }
-
-    /// Whether it belongs to one connection, or says how a message is framed on it, in either direction.
-    fn is_hop_by_hop(self) -> bool {
-        matches!(self, Self::Connection | Self::TransferEncoding | Self::HopByHop)
-    }
-
-    /// Whether an answer's line is one that the proxy writes itself.
-    fn is_set_by_proxy(self) -> bool {
-        matches!(
-            self,
-            Self::ContentLength | Self::RequestId | Self::WecomAgent | Self::WecomRetried | Self::WecomHint
-        )
-    }
-
-    /// Whether a request's line stays here beside those: the client's credentials, what is said to this proxy, what the
-    /// client's network tells of itself, and what is written anew or answered here.
-    fn is_stripped_from_request(self) -> bool {
-        matches!(
-            self,
-            Self::Host
-                | Self::ContentLength
-                | Self::Expect
-                | Self::Authorization
-                | Self::ApiKey
-                | Self::ClientInfo
-                | Self::Traceparent
-                | Self::WecomAgent
-                | Self::WecomDebug
-                | Self::WecomRetried
-                | Self::WecomHint
-                | Self::WecomOther
-        )
-    }
-}
-
-/// Whether a name is this one, whatever its case. Most programs write it the usual way, which is quicker to see.
-#[inline]
-fn name_matches(name: &[u8], usual: &str) -> bool {
-    name == usual.as_bytes() || name.eq_ignore_ascii_case(usual.as_bytes())
-}
-
-/// Whether a name that came over HTTP/2 holds a quotation mark: the http crate takes it for a letter, and no name may hold
-/// one (RFC 9110 §5.6.2).
+/// Whether an HTTP/2 header name contains a quotation mark: the http crate accepts it, RFC 9110 §5.6.2 does not.
 pub fn has_quotation_mark(name: &HeaderName) -> bool {
     memchr::memchr(b'"', name.as_str().as_bytes()).is_some()
 }
 
-/// One header line.
+/// One header.
 #[derive(Clone, Copy)]
 pub struct Header<'a> {
-    /// What its name means here.
+    /// Its classified name.
     pub known: KnownHeader,
-    /// Its name, as it was spelled.
+    /// Its name in its original spelling.
     pub name: &'a [u8],
-    /// Its value, without white space around it.
+    /// Its value without surrounding white space.
     pub value: &'a [u8],
 }
 
 impl Header<'_> {
-    /// Writes it as a line.
+    /// Encodes it as a line.
     fn encode(&self, out: &mut BytesMut) {
         out.reserve(self.name.len() + self.value.len() + 4);
         out.put_slice(self.name);
@@ -209,37 +48,37 @@ impl Header<'_> {
     }
 }
 
-/// All header lines of one message; clones share them. It has no `Debug`: some carry credentials.
+/// All headers of one message; clones share them. No `Debug`, because some contain credentials.
 #[derive(Clone, Default)]
 pub struct Headers {
     lines: Rc<HeaderLines>,
-    /// What `Content-Length` says here, where the lines are shared with other messages.
+    /// Value of `Content-Length` in this message, if the lines are shared with other messages.
     content_length: Option<ContentLength>,
 }
 
-/// Lines, and the text in which they stand.
+/// Parsed header lines and their text.
 #[derive(Default)]
 struct HeaderLines {
     text: Bytes,
     entries: Vec<HeaderLine>,
-    /// A bit for each kind of name that occurs.
+    /// A bit for each [`KnownHeader`] that occurs.
     known_mask: u32,
-    /// What `Connection` says.
+    /// `Connection` contains `close`; `keep-alive` likewise.
     close: bool,
     keep_alive: bool,
-    /// It says more than anybody means.
+    /// `Connection` lists more than [`MAX_CONNECTION_OPTIONS`] names; the message is rejected.
     too_many_options: bool,
-    /// Which credentials they show and repeat.
+    /// The credentials they present and repeat.
     credentials: HeaderCredentials,
-    /// What was made of lines that come again and again.
+    /// Pre-encoded lines; only in the header cache.
     encoded: Option<Box<EncodedHeaders>>,
 }
 
-/// Where a line stands in the text.
+/// Position of a line in the text.
 #[derive(Clone, Copy)]
 struct HeaderLine {
     known: KnownHeader,
-    /// The message's `Connection` names it.
+    /// Listed in the message's `Connection`.
     hop_by_hop: bool,
     name: TextRange,
     value: TextRange,
@@ -252,7 +91,7 @@ struct TextRange {
 }
 
 impl TextRange {
-    /// Where `part` stands in a text that begins at `base`. Heads are bounded far below 4 GiB.
+    /// The range of `part` in a text that begins at address `base`. Heads are bounded far below 4 GiB.
     fn of_part(part: &[u8], base: usize) -> Self {
         let start = (part.as_ptr() as usize - base) as u32;
         Self { start, end: start + part.len() as u32 }
@@ -263,20 +102,20 @@ impl TextRange {
     }
 }
 
-/// Where in a message the header lines begin: behind its first line, before which there may be empty ones.
+/// Where the headers of a message begin: after its first line, which empty lines may precede.
 fn headers_start(message: &[u8]) -> Option<usize> {
     let begin = message.iter().position(|byte| !matches!(byte, b'\r' | b'\n'))?;
     memchr::memchr(b'\n', &message[begin..]).map(|end| begin + end + 1)
 }
 
-/// Lines that were found in a head, before it is taken off its buffer.
+/// Headers found in a head that is still in its buffer.
 pub struct ParsedHeaders {
     start: usize,
     lines: Vec<HeaderLine>,
 }
 
 impl ParsedHeaders {
-    /// What httparse found in this head.
+    /// Takes over what httparse found in this head.
     pub fn new(head: &[u8], headers: &[httparse::Header<'_>]) -> Self {
         let start = headers_start(head).unwrap_or(head.len());
         let base = head[start..].as_ptr() as usize;
@@ -289,16 +128,15 @@ impl ParsedHeaders {
         Self { start, lines: headers.iter().map(line).collect() }
     }
 
-    /// Takes the head, which is so long, off its buffer; the lines together with their text. The text is a copy: the lines
-    /// may last as long as a request waits, and must not keep the whole buffer.
+    /// Takes the head of `length` bytes off its buffer. The text is copied: headers may live as long as a request
+    /// waits, and must not keep the whole buffer.
     pub fn consume(self, buffer: &mut BytesMut, length: usize) -> Headers {
         let text = Bytes::copy_from_slice(&buffer[self.start..length]);
         buffer.advance(length);
         HeaderLines::new(text, self.lines).into()
     }
 
-    /// The same for a head in which there may be credentials: the lines get a text of their own, which is wiped when they
-    /// go, and what was read is wiped at once.
+    /// The same for a head that may contain credentials: the copy is wiped when it is dropped, and the buffer at once.
     pub fn consume_and_wipe(self, buffer: &mut BytesMut, length: usize) -> Headers {
         let text = wipe_on_drop(buffer[self.start..length].to_vec());
         wipe(&mut buffer[..length]);
@@ -308,13 +146,13 @@ impl ParsedHeaders {
 }
 
 impl Headers {
-    /// Lines of the proxy's own.
-    pub fn from_pairs(lines: &[(&str, &str)]) -> Self {
-        let length = lines.iter().map(|(name, value)| name.len() + value.len()).sum();
-        Self::copy_from(length, lines.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())))
+    /// Headers from the proxy itself.
+    pub fn from_pairs(pairs: &[(&str, &str)]) -> Self {
+        let length = pairs.iter().map(|(name, value)| name.len() + value.len()).sum();
+        Self::copy_from(length, pairs.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())))
     }
 
-    /// The lines of a message that came over HTTP/2.
+    /// The headers of a message that was received over HTTP/2.
     pub fn from_map(map: &HeaderMap) -> Self {
         let length = map.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
         Self::copy_from(
@@ -323,11 +161,11 @@ impl Headers {
         )
     }
 
-    /// Lines with a text of their own, which is so long at most.
+    /// Copies headers into a text of at most `length` bytes.
     fn copy_from<'a>(length: usize, lines: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> Self {
-        // Of its whole length at once: memory that it outgrows would not be wiped.
+        // Allocated at full length: memory that it outgrew would not be wiped.
         let mut text = Vec::with_capacity(length);
-        let mut span = |part: &[u8]| {
+        let mut append = |part: &[u8]| {
             let start = text.len() as u32;
             text.put_slice(part);
             TextRange { start, end: text.len() as u32 }
@@ -335,24 +173,24 @@ impl Headers {
         let lines = lines.map(|(name, value)| HeaderLine {
             known: KnownHeader::from_name(name),
             hop_by_hop: false,
-            name: span(name),
-            value: span(value),
+            name: append(name),
+            value: append(value),
         });
         let lines = lines.collect();
         HeaderLines::new(wipe_on_drop(text), lines).into()
     }
 
-    /// How long the text is in which they stand.
+    /// Length of the text in bytes.
     pub fn text_bytes(&self) -> usize {
         self.lines.text.len()
     }
 
-    /// Every line.
+    /// Every header.
     pub fn iter(&self) -> impl Iterator<Item = Header<'_>> {
         self.lines.entries.iter().map(|line| self.header(line))
     }
 
-    /// What the one `Content-Length` says, where that is known without reading the line.
+    /// The value of the only `Content-Length`, if it is known without parsing.
     pub fn cached_content_length(&self) -> Option<u64> {
         self.content_length.as_ref().and_then(ContentLength::value)
     }
@@ -368,11 +206,11 @@ impl Headers {
         }
     }
 
-    /// The values of every line with this name.
+    /// The values of every header with this name.
     pub fn values(&self, known: KnownHeader) -> impl Iterator<Item = &[u8]> {
-        // Most of what is asked for is not there.
-        let each = if self.lines.known_mask & known.mask() == 0 { &[][..] } else { &self.lines.entries };
-        each.iter().filter(move |line| line.known == known).map(|line| self.value(line))
+        // Most headers that are looked up do not exist.
+        let entries = if self.lines.known_mask & known.mask() == 0 { &[][..] } else { &self.lines.entries };
+        entries.iter().filter(move |line| line.known == known).map(|line| self.value(line))
     }
 
     /// The first value with this name.
@@ -380,62 +218,64 @@ impl Headers {
         self.values(known).next()
     }
 
-    /// Whether there is a line with this name.
+    /// Whether there is a header with this name.
     pub fn contains(&self, known: KnownHeader) -> bool {
         self.first(known).is_some()
     }
 
-    /// Whether `Connection` says `close`.
+    /// Whether `Connection` contains `close`.
     pub fn has_connection_close(&self) -> bool {
         self.lines.close
     }
 
-    /// Whether `Connection` says `keep-alive`.
+    /// Whether `Connection` contains `keep-alive`.
     pub fn has_connection_keep_alive(&self) -> bool {
         self.lines.keep_alive
     }
 
-    /// Whether `Connection` names so many headers that not all of them were looked for: such a message is not to be passed
-    /// on.
+    /// Whether `Connection` lists more than [`MAX_CONNECTION_OPTIONS`] names, so that not all were applied: such a
+    /// message must not be forwarded.
     pub fn has_too_many_connection_options(&self) -> bool {
         self.lines.too_many_options
     }
 
-    /// The lines that do not belong to one connection.
+    /// The headers that are not hop-by-hop.
     pub fn end_to_end(&self) -> impl Iterator<Item = Header<'_>> {
         self.lines.entries.iter().filter(|line| line.is_end_to_end()).map(|line| self.header(line))
     }
 
-    /// Of a request: the lines that go on to the upstream. One that repeats a pass, or a key that the request shows, does
-    /// not.
+    /// Of a request: the headers that are forwarded to the upstream. One that repeats a pass, or a key that the request
+    /// presents, is withheld.
     pub fn forwarded_to_upstream(&self) -> impl Iterator<Item = Header<'_>> {
         let withheld = self.lines.withheld_lines();
-        let each = self.lines.entries.iter().enumerate();
-        let going = each.filter(|(nth, line)| line.is_forwarded_to_upstream() && !withheld.contains(nth));
-        going.map(|(_, line)| self.header(line))
+        let entries = self.lines.entries.iter().enumerate();
+        let forwarded =
+            entries.filter(|(nth, line)| line.is_forwarded_to_upstream() && !withheld.contains(nth));
+        forwarded.map(|(_, line)| self.header(line))
     }
 
-    /// Writes those lines.
+    /// Encodes the headers of [`Headers::forwarded_to_upstream`].
     pub fn encode_for_upstream(&self, out: &mut BytesMut) {
         match &self.lines.encoded {
-            Some(ready) => out.put_slice(ready.for_upstream()),
-            None => self.forwarded_to_upstream().for_each(|field| field.encode(out)),
+            Some(encoded) => out.put_slice(encoded.for_upstream()),
+            None => self.forwarded_to_upstream().for_each(|header| header.encode(out)),
         }
     }
 
-    /// Of an answer: the lines that go on to the caller. Its length is not among them: how the body is framed is decided
-    /// anew, whatever the upstream nominates.
+    /// Of a response: the headers that are forwarded to the client. `Content-Length` is not among them, whatever the
+    /// upstream lists in `Connection`: the proxy frames the body itself.
     pub fn forwarded_to_client(&self) -> impl Iterator<Item = Header<'_>> {
-        let leaves = |line: &&HeaderLine| line.is_end_to_end() && !line.known.is_set_by_proxy();
-        self.lines.entries.iter().filter(leaves).map(|line| self.header(line))
+        let is_forwarded = |line: &&HeaderLine| line.is_end_to_end() && !line.known.is_set_by_proxy();
+        self.lines.entries.iter().filter(is_forwarded).map(|line| self.header(line))
     }
 
-    /// The same ready for the wire, if they are at hand and none of their values is as long as `too_long`.
+    /// The encoded headers of [`Headers::forwarded_to_client`], if they are cached and every value is shorter than
+    /// `too_long`.
     pub fn encoded_for_client(&self, too_long: usize) -> Option<&[u8]> {
         self.lines.encoded.as_ref()?.for_client(too_long)
     }
 
-    /// What tells lines that came before from all others, for as long as a clone of them is held.
+    /// Identifies cached headers, for as long as a clone of them exists.
     pub fn cache_id(&self) -> Option<usize> {
         self.lines.encoded.as_ref().map(|_| Rc::as_ptr(&self.lines) as usize)
     }
@@ -452,32 +292,32 @@ impl HeaderLine {
         !(self.hop_by_hop || self.known.is_hop_by_hop())
     }
 
-    /// Whether a request's line goes on to the upstream by its name.
+    /// Whether the name allows that a request's header is forwarded to the upstream.
     fn is_forwarded_to_upstream(&self) -> bool {
         self.is_end_to_end() && !self.known.is_stripped_from_request()
     }
 }
 
 impl HeaderLines {
-    fn new(text: Bytes, each: Vec<HeaderLine>) -> Self {
-        let kinds = each.iter().fold(0, |kinds, line| kinds | line.known.mask());
-        let mut lines = Self { text, entries: each, known_mask: kinds, ..Self::default() };
+    fn new(text: Bytes, entries: Vec<HeaderLine>) -> Self {
+        let known_mask = entries.iter().fold(0, |known_mask, line| known_mask | line.known.mask());
+        let mut lines = Self { text, entries, known_mask, ..Self::default() };
         lines.apply_connection_options();
         lines
     }
 
-    /// Takes in what `Connection` says, and marks the lines that it names.
+    /// Applies the options of `Connection`, and marks the headers that it lists.
     fn apply_connection_options(&mut self) {
-        let Self { text, entries: each, close, keep_alive, too_many_options: rambles, .. } = self;
+        let Self { text, entries, close, keep_alive, too_many_options, .. } = self;
         let mut options_seen = 0;
-        for nth in 0..each.len() {
-            if each[nth].known != KnownHeader::Connection {
+        for nth in 0..entries.len() {
+            if entries[nth].known != KnownHeader::Connection {
                 continue;
             }
-            for option in connection_options(each[nth].value.slice(text)) {
+            for option in connection_options(entries[nth].value.slice(text)) {
                 options_seen += 1;
                 if options_seen > MAX_CONNECTION_OPTIONS {
-                    *rambles = true;
+                    *too_many_options = true;
                     return;
                 }
                 if option.eq_ignore_ascii_case(b"close") {
@@ -485,7 +325,7 @@ impl HeaderLines {
                 } else if option.eq_ignore_ascii_case(b"keep-alive") {
                     *keep_alive = true;
                 } else {
-                    for line in each.iter_mut() {
+                    for line in entries.iter_mut() {
                         line.hop_by_hop |= line.name.slice(text).eq_ignore_ascii_case(option);
                     }
                 }
@@ -494,72 +334,22 @@ impl HeaderLines {
     }
 }
 
-/// The options of a `Connection` line.
+/// The options of a `Connection` header.
 fn connection_options(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii).filter(|option| !option.is_empty())
-}
-
-/// Header lines ready for the wire: `name: value`, each with its line end.
-pub struct HeaderBlock(BytesMut);
-
-impl Default for HeaderBlock {
-    fn default() -> Self {
-        Self(buffer_pool::acquire())
-    }
-}
-
-impl Drop for HeaderBlock {
-    fn drop(&mut self) {
-        buffer_pool::release(std::mem::take(&mut self.0));
-    }
-}
-
-impl HeaderBlock {
-    /// Adds a line. Neither part may hold a line end: what came from outside was parsed as a line, what is our own is
-    /// written by us.
-    pub fn append(&mut self, name: &[u8], value: &[u8]) {
-        Header { known: KnownHeader::Other, name, value }.encode(&mut self.0);
-    }
-
-    /// Room to write lines into, each with its line end.
-    pub fn buffer_mut(&mut self) -> &mut BytesMut {
-        &mut self.0
-    }
-
-    /// The lines as they go over the wire.
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.0
-    }
-
-    /// The same lines for a message that leaves over HTTP/2. A line that cannot be one there is left out.
-    pub fn to_header_map(&self) -> HeaderMap {
-        let mut map = HeaderMap::new();
-        let mut rest = &self.0[..];
-        while let Some(end) = memchr::memchr(b'\n', rest) {
-            let line = rest[..end].trim_ascii_end();
-            rest = &rest[end + 1..];
-            let Some(colon) = memchr::memchr(b':', line) else { continue };
-            let name = HeaderName::from_bytes(&line[..colon]);
-            let value = HeaderValue::from_bytes(line[colon + 1..].trim_ascii_start());
-            if let (Ok(name), Ok(value)) = (name, value) {
-                map.append(name, value);
-            }
-        }
-        map
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn names<'a>(fields: impl Iterator<Item = Header<'a>>) -> Vec<String> {
-        fields.map(|field| String::from_utf8_lossy(field.name).into_owned()).collect()
+    fn names<'a>(headers: impl Iterator<Item = Header<'a>>) -> Vec<String> {
+        headers.map(|header| String::from_utf8_lossy(header.name).into_owned()).collect()
     }
 
     #[test]
     fn request_headers_for_proxy_only_are_not_forwarded() {
-        let fields = Headers::from_pairs(&[
+        let headers = Headers::from_pairs(&[
             ("Host", "x"),
             ("User-Agent", "curl"),
             ("AUTHORIZATION", "Bearer x"),
@@ -596,16 +386,16 @@ mod tests {
             ("Accept", "*/*"),
         ]);
         assert_eq!(
-            names(fields.forwarded_to_upstream()),
+            names(headers.forwarded_to_upstream()),
             ["User-Agent", "X-Wecom", "X-Request-Id", "Accept"]
         );
-        assert!(fields.has_connection_close() && fields.has_connection_keep_alive());
-        assert_eq!(fields.first(KnownHeader::WecomAgent), Some(&b"hr"[..]));
+        assert!(headers.has_connection_close() && headers.has_connection_keep_alive());
+        assert_eq!(headers.first(KnownHeader::WecomAgent), Some(&b"hr"[..]));
     }
 
     #[test]
     fn response_hop_by_hop_headers_are_not_forwarded() {
-        let fields = Headers::from_pairs(&[
+        let headers = Headers::from_pairs(&[
             ("Content-Type", "text/plain"),
             ("Content-Length", "3"),
             ("Connection", "content-length, X-Hop"),
@@ -614,16 +404,6 @@ mod tests {
             ("Set-Cookie", "a"),
             ("Set-Cookie", "b"),
         ]);
-        assert_eq!(names(fields.forwarded_to_client()), ["Content-Type", "Set-Cookie", "Set-Cookie"]);
-    }
-
-    #[test]
-    fn header_block_is_equal_over_http1_and_http2() {
-        let mut block = HeaderBlock::default();
-        block.append(b"X-One", b"a: b");
-        block.append(b"x-empty", b"");
-        assert_eq!(block.as_bytes(), b"X-One: a: b\r\nx-empty: \r\n");
-        let map = block.to_header_map();
-        assert_eq!((map["x-one"].as_bytes(), map["x-empty"].as_bytes()), (&b"a: b"[..], &b""[..]));
+        assert_eq!(names(headers.forwarded_to_client()), ["Content-Type", "Set-Cookie", "Set-Cookie"]);
     }
 }

@@ -1,4 +1,4 @@
-//! Byte streams as one type a side: TCP or a unix socket, plain or under TLS.
+//! One type for all byte streams: TCP or a unix socket, plain or under TLS.
 
 use std::{
     future::Future,
@@ -22,7 +22,7 @@ use tokio_rustls::{client, server};
 
 use super::buffer_pool;
 
-/// One byte stream, whatever it runs over.
+/// A byte stream.
 #[derive(Debug)]
 pub enum Stream {
     /// TCP.
@@ -35,8 +35,8 @@ pub enum Stream {
     ClientTls(Box<client::TlsStream<Stream>>),
 }
 
-/// Calls the same method on whichever stream it is.
-macro_rules! each {
+/// Evaluates the same expression for each kind of stream.
+macro_rules! match_stream {
     ($stream:expr, $inner:ident => $call:expr) => {
         match $stream {
             Stream::Tcp($inner) => $call,
@@ -48,31 +48,31 @@ macro_rules! each {
 }
 
 impl Stream {
-    /// Whether there is no TLS on it.
+    /// Whether the stream is not under TLS.
     pub fn is_plaintext(&self) -> bool {
         matches!(self, Self::Tcp(_) | Self::Unix(_))
     }
 
-    /// Reads once to the buffer's end, about as much as `most`; 0 is the end of the stream. `caller` is who waits for this
-    /// stream.
+    /// Reads once, appending about `max_bytes` to the buffer; 0 is the end of the stream. `registered` is the waker
+    /// registered with this stream.
     pub fn poll_read_buf(
         &mut self,
         cx: &mut Context<'_>,
         buffer: &mut BytesMut,
-        most: usize,
-        caller: &mut RegisteredWaker,
+        max_bytes: usize,
+        registered: &mut RegisteredWaker,
     ) -> Poll<io::Result<usize>> {
         if let Self::Tcp(tcp) = self {
-            return poll_recv(tcp, cx, buffer, most, caller);
+            return poll_recv(tcp, cx, buffer, max_bytes, registered);
         }
         if buffer.capacity() == 0 {
             *buffer = buffer_pool::acquire();
         }
-        buffer.reserve(most);
+        buffer.reserve(max_bytes);
         pin!(self.read_buf(buffer)).poll(cx)
     }
 
-    /// Whether more has come, or the end, as far as the runtime has heard.
+    /// Whether the runtime knows of unread bytes or the end of the stream.
     pub fn is_readable(&self) -> bool {
         match self {
             Self::Tcp(tcp) => tcp.try_io(Interest::READABLE, || Ok(())).is_ok(),
@@ -82,7 +82,7 @@ impl Stream {
         }
     }
 
-    /// The TCP socket at the bottom, if there is one.
+    /// The underlying TCP socket, if there is one.
     pub fn tcp(&self) -> Option<&TcpStream> {
         match self {
             Self::Tcp(tcp) => Some(tcp),
@@ -112,7 +112,7 @@ macro_rules! poll_closed {
                 }
                 Stream::ServerTls(_) | Stream::ClientTls(_) => return Poll::Pending,
             };
-            // An error is that of a runtime which ends.
+            // The runtime returns an error only when it shuts down.
             if matches!(&ready, Poll::Ready(Err(_))) || matches!(&ready, Poll::Ready(Ok(ready)) if ready.$is_closed()) {
                 return Poll::Ready(());
             }
@@ -120,8 +120,8 @@ macro_rules! poll_closed {
     };
 }
 
-/// Tells the end of a connection behind bytes that nobody has read. It has a descriptor of its own, so that the readiness of
-/// the stream's own stays as whoever reads it left it.
+/// Detects the end of a connection behind unread bytes. It has its own descriptor, so that the readiness of the
+/// stream's descriptor is not changed.
 #[derive(Debug)]
 pub struct CloseWatch(Stream);
 
@@ -142,107 +142,109 @@ impl CloseWatch {
         }
     }
 
-    /// Ready when FIN or RST has come.
+    /// Ready when FIN or RST has arrived.
     pub fn poll_read_closed(&self, cx: &mut Context<'_>) -> Poll<()> {
         poll_closed!(&self.0, cx, poll_read_ready, Interest::READABLE, is_read_closed)
     }
 
-    /// Ready when RST has come.
+    /// Ready when RST has arrived.
     pub fn poll_write_closed(&self, cx: &mut Context<'_>) -> Poll<()> {
         poll_closed!(&self.0, cx, poll_write_ready, Interest::WRITABLE, is_write_closed)
     }
 }
 
-/// The task that the runtime will call when there is something to read: telling it anew each time costs.
+/// The waker registered for read readiness; lets us skip registering it again, which costs.
 #[derive(Debug, Default)]
 pub struct RegisteredWaker(Option<(usize, usize)>);
 
 impl RegisteredWaker {
-    /// What a task is called by. Nobody else is called by the same as long as the runtime holds it.
+    /// The identity of a waker. It is unique as long as the runtime holds the waker.
     fn from_context(cx: &Context<'_>) -> Self {
         let waker = cx.waker();
         Self(Some((waker.data().addr(), std::ptr::from_ref(waker.vtable()).addr())))
     }
 }
 
-/// Reads if the runtime has heard that there is something, and has this task called if not.
+/// Reads if the socket may be readable, otherwise registers the task's waker.
 ///
-/// The read comes before the question whether the task has used up its turn: whoever reads writes too, and that asks.
+/// The read is tried before the coop budget is checked: a task that reads also writes, and the write checks it.
 fn poll_recv(
     tcp: &TcpStream,
     cx: &mut Context<'_>,
     buffer: &mut BytesMut,
-    most: usize,
-    caller: &mut RegisteredWaker,
+    max_bytes: usize,
+    registered: &mut RegisteredWaker,
 ) -> Poll<io::Result<usize>> {
     loop {
-        let (mut heard, mut last) = (false, None);
+        let (mut was_ready, mut partial) = (false, None);
         let received = tcp.try_io(Interest::READABLE, || {
-            heard = true;
-            let (received, room) = recv(tcp, buffer, most)?;
-            if (1..room).contains(&received) {
-                // There is no more, and the runtime need not try in order to see that.
-                last = Some(received);
+            was_ready = true;
+            let (received, capacity) = recv(tcp, buffer, max_bytes)?;
+            if (1..capacity).contains(&received) {
+                // A partial read drains the socket: `WouldBlock` clears the readiness, which saves a read that finds
+                // nothing.
+                partial = Some(received);
                 return Err(io::ErrorKind::WouldBlock.into());
             }
             Ok(received)
         });
-        if heard {
-            // Whoever was to be called has been.
-            *caller = RegisteredWaker::default();
+        if was_ready {
+            // A readiness event has consumed the registered waker.
+            *registered = RegisteredWaker::default();
         }
-        match (last, received) {
+        match (partial, received) {
             (Some(received), _) => return Poll::Ready(Ok(received)),
             (None, Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
             (None, received) => return Poll::Ready(received),
         }
         let this = RegisteredWaker::from_context(cx);
-        if caller.0 == this.0 {
+        if registered.0 == this.0 {
             return Poll::Pending;
         }
-        // To a task that has used up its turn the runtime does not listen.
-        let listens = has_budget_remaining();
+        // Without coop budget the runtime registers no waker.
+        let has_budget = has_budget_remaining();
         if tcp.poll_read_ready(cx)?.is_pending() {
-            *caller = if listens { this } else { RegisteredWaker::default() };
+            *registered = if has_budget { this } else { RegisteredWaker::default() };
             return Poll::Pending;
         }
     }
 }
 
-/// Reads at most `most` bytes, or more where these are many and the buffer has room; for how many there was room is returned
-/// too. A few are read past the C library, as [`poll_send`] sends, and copied: so a connection on which nothing comes needs no
-/// buffer.
-fn recv(tcp: &TcpStream, buffer: &mut BytesMut, most: usize) -> io::Result<(usize, usize)> {
-    if most > buffer_pool::BUFFER_BYTES {
-        buffer.reserve(most);
-        let room = buffer.capacity() - buffer.len();
-        return Ok((tcp.try_read_buf(buffer)?, room));
+/// Reads at most `max_bytes`, or more if that is large and the buffer has spare capacity; returns the bytes read and
+/// the capacity of the read. Small reads use the raw system call like [`poll_send`], and are copied from the scratch
+/// buffer, so that a connection that receives nothing needs no buffer.
+fn recv(tcp: &TcpStream, buffer: &mut BytesMut, max_bytes: usize) -> io::Result<(usize, usize)> {
+    if max_bytes > buffer_pool::BUFFER_BYTES {
+        buffer.reserve(max_bytes);
+        let capacity = buffer.capacity() - buffer.len();
+        return Ok((tcp.try_read_buf(buffer)?, capacity));
     }
-    buffer_pool::with_scratch(|tray| {
-        let (received, _) = retry_on_intr(|| rustix::net::recv(tcp, &mut tray[..most], RecvFlags::empty()))?;
+    buffer_pool::with_scratch(|scratch| {
+        let (received, _) =
+            retry_on_intr(|| rustix::net::recv(tcp, &mut scratch[..max_bytes], RecvFlags::empty()))?;
         if buffer.capacity() == 0 {
             *buffer = buffer_pool::acquire();
         }
-        buffer.extend_from_slice(&tray[..received]);
-        Ok((received, most))
+        buffer.extend_from_slice(&scratch[..received]);
+        Ok((received, max_bytes))
     })
 }
 
-/// A peer that has left is an error and no signal. Apple's systems know no such flag; a Rust program ignores that signal
+/// A closed peer is an error instead of SIGPIPE. Apple's systems lack the flag; Rust programs ignore that signal
 /// anyway.
 #[cfg(not(target_vendor = "apple"))]
 const SEND_FLAGS: SendFlags = SendFlags::NOSIGNAL;
 #[cfg(target_vendor = "apple")]
 const SEND_FLAGS: SendFlags = SendFlags::empty();
 
-/// Holds back what fills no segment until more is said, or that no more will be.
+/// Holds back a partial segment until more is written, or the stream is shut down.
 #[cfg(target_os = "linux")]
 const SEND_MORE_FLAGS: SendFlags = SEND_FLAGS.union(SendFlags::MORE);
 #[cfg(not(target_os = "linux"))]
 const SEND_MORE_FLAGS: SendFlags = SEND_FLAGS;
 
-/// Sends past the C library, whose `send` is a point at which a thread can be cancelled: that takes two locked instructions
-/// each time.
+/// Sends by the raw system call: `send` of the C library is a thread cancellation point, which takes two locked
+/// instructions.
 fn poll_send(
     tcp: &TcpStream,
     cx: &mut Context<'_>,
@@ -259,8 +261,8 @@ fn poll_send(
     }
 }
 
-/// The way out for the last bytes on a stream, which must be shut down as soon as they are written: under TCP they then
-/// travel in one segment with its end, and wake the other side once.
+/// Final write on a stream, which must be shut down as soon as it is written: TCP then sends the bytes and FIN in one
+/// segment, which wakes the peer once.
 pub struct FinalWrite<'a>(pub &'a mut Stream);
 
 impl AsyncWrite for FinalWrite<'_> {
@@ -271,7 +273,7 @@ impl AsyncWrite for FinalWrite<'_> {
         }
     }
 
-    /// What takes several slices fills segments anyway.
+    /// Several slices fill segments anyway.
     fn poll_write_vectored(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -295,7 +297,7 @@ impl AsyncWrite for FinalWrite<'_> {
 
 impl AsyncRead for Stream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        each!(self.get_mut(), inner => Pin::new(inner).poll_read(cx, buf))
+        match_stream!(self.get_mut(), inner => Pin::new(inner).poll_read(cx, buf))
     }
 }
 
@@ -304,7 +306,7 @@ impl AsyncWrite for Stream {
         if let Self::Tcp(tcp) = &*self {
             return poll_send(tcp, cx, buf, SEND_FLAGS);
         }
-        each!(self.get_mut(), inner => Pin::new(inner).poll_write(cx, buf))
+        match_stream!(self.get_mut(), inner => Pin::new(inner).poll_write(cx, buf))
     }
 
     fn poll_write_vectored(
@@ -312,19 +314,19 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        each!(self.get_mut(), inner => Pin::new(inner).poll_write_vectored(cx, bufs))
+        match_stream!(self.get_mut(), inner => Pin::new(inner).poll_write_vectored(cx, bufs))
     }
 
     fn is_write_vectored(&self) -> bool {
-        each!(self, inner => inner.is_write_vectored())
+        match_stream!(self, inner => inner.is_write_vectored())
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        each!(self.get_mut(), inner => Pin::new(inner).poll_flush(cx))
+        match_stream!(self.get_mut(), inner => Pin::new(inner).poll_flush(cx))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        each!(self.get_mut(), inner => Pin::new(inner).poll_shutdown(cx))
+        match_stream!(self.get_mut(), inner => Pin::new(inner).poll_shutdown(cx))
     }
 }
 
@@ -341,7 +343,7 @@ mod tests {
 
     use super::*;
 
-    /// One side of a connection, which knows whom the runtime calls.
+    /// One end of a connection, with its registered waker.
     struct Endpoint {
         stream: Stream,
         read_waker: RegisteredWaker,
@@ -352,89 +354,86 @@ mod tests {
         async fn pair() -> (Self, TcpStream) {
             let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
             let address = listener.local_addr().expect("an address");
-            let ours = TcpStream::connect(address).await.expect("a connection");
-            let (theirs, _) = listener.accept().await.expect("a connection");
-            theirs.set_nodelay(true).expect("a socket");
+            let local = TcpStream::connect(address).await.expect("a connection");
+            let (peer, _) = listener.accept().await.expect("a connection");
+            peer.set_nodelay(true).expect("a socket");
             (
                 Self {
-                    stream: Stream::Tcp(ours),
+                    stream: Stream::Tcp(local),
                     read_waker: RegisteredWaker::default(),
                     buffer: BytesMut::new(),
                 },
-                theirs,
+                peer,
             )
         }
 
-        fn poll_read(&mut self, cx: &mut Context<'_>, most: usize) -> Poll<io::Result<usize>> {
-            self.stream.poll_read_buf(cx, &mut self.buffer, most, &mut self.read_waker)
+        fn poll_read(&mut self, cx: &mut Context<'_>, max_bytes: usize) -> Poll<io::Result<usize>> {
+            self.stream.poll_read_buf(cx, &mut self.buffer, max_bytes, &mut self.read_waker)
         }
 
-        /// Looks once, in vain.
+        /// Polls once and expects nothing.
         async fn assert_pending(&mut self) {
-            assert!(
-                poll_fn(|cx| Poll::Ready(self.poll_read(cx, 10).is_pending())).await,
-                "something has come"
-            );
+            assert!(poll_fn(|cx| Poll::Ready(self.poll_read(cx, 10).is_pending())).await, "unexpected bytes");
         }
 
-        /// Waits until the runtime calls: a timer would call too, and then what has come is there.
-        async fn read_woken(&mut self, most: usize) -> io::Result<usize> {
+        /// Waits for a wakeup by the runtime, and fails if the time-out's timer caused it.
+        async fn read_woken(&mut self, max_bytes: usize) -> io::Result<usize> {
             let until = Instant::now() + Duration::from_secs(10);
-            let read = timeout_at(until, poll_fn(|cx| self.poll_read(cx, most))).await;
-            assert!(Instant::now() < until, "nobody was called");
-            read.expect("it came before")
+            let read = timeout_at(until, poll_fn(|cx| self.poll_read(cx, max_bytes))).await;
+            assert!(Instant::now() < until, "the waker was not called");
+            read.expect("read before the time-out")
         }
 
-        /// The same; how many bytes there were.
-        async fn read_bytes(&mut self, most: usize) -> usize {
-            self.read_woken(most).await.expect("no error")
+        /// The same; returns the number of bytes.
+        async fn read_bytes(&mut self, max_bytes: usize) -> usize {
+            self.read_woken(max_bytes).await.expect("no error")
         }
     }
 
     #[tokio::test]
     async fn reader_without_coop_budget_is_still_woken() {
-        let (mut side, mut theirs) = Endpoint::pair().await;
+        let (mut endpoint, mut peer) = Endpoint::pair().await;
         for again in 0..3 {
             while has_budget_remaining() {
                 consume_budget().await;
             }
-            side.assert_pending().await;
+            endpoint.assert_pending().await;
             tokio::task::yield_now().await;
             if again > 0 {
-                // Now the runtime has listened.
-                side.assert_pending().await;
+                // Now the waker is registered.
+                endpoint.assert_pending().await;
             }
-            theirs.write_all(b"late").await.expect("it is taken");
-            assert_eq!(side.read_bytes(10).await, 4);
+            peer.write_all(b"late").await.expect("write accepted");
+            assert_eq!(endpoint.read_bytes(10).await, 4);
         }
-        assert_eq!(side.buffer, "latelatelate");
+        assert_eq!(endpoint.buffer, "latelatelate");
     }
 
     #[tokio::test]
     async fn last_registered_waker_is_woken() {
-        let (mut side, mut theirs) = Endpoint::pair().await;
+        let (mut endpoint, mut peer) = Endpoint::pair().await;
         for _ in 0..3 {
-            side.assert_pending().await;
+            endpoint.assert_pending().await;
             let waiting = tokio::spawn(async move {
-                side.assert_pending().await;
-                (side.read_bytes(10).await, side)
+                endpoint.assert_pending().await;
+                (endpoint.read_bytes(10).await, endpoint)
             });
             tokio::task::yield_now().await;
-            theirs.write_all(b"to the other").await.expect("it is taken");
+            peer.write_all(b"to the other").await.expect("write accepted");
             let read;
-            (read, side) = waiting.await.expect("no panic");
+            (read, endpoint) = waiting.await.expect("no panic");
             assert_eq!(read, 10);
-            // What was left is seen without a call.
-            assert_eq!(side.read_bytes(10).await, 2);
-            // One that looked, and has left its place to us.
+            // The remaining bytes are read without a wakeup.
+            assert_eq!(endpoint.read_bytes(10).await, 2);
+            // Another task polls first and then returns the stream.
             let left = tokio::spawn(async move {
-                side.assert_pending().await;
-                side
+                endpoint.assert_pending().await;
+                endpoint
             });
-            side = left.await.expect("no panic");
-            side.assert_pending().await;
-            theirs.write_all(b"back").await.expect("it is taken");
-            assert_eq!(side.read_bytes(10).await, 4);
+            endpoint = left.await.expect("no panic");
+            endpoint.assert_pending().await;
+            peer.write_all(b"back").await.expect("write accepted");
+            assert_eq!(endpoint.read_bytes(10).await, 4);
         }
     }
 
@@ -442,16 +441,16 @@ mod tests {
     async fn reader_is_woken_by_eof_and_by_reset() {
         for reset in [false, true] {
             for rest in [0, 3, 10, 30_000] {
-                let (mut side, mut theirs) = Endpoint::pair().await;
-                side.assert_pending().await;
-                theirs.write_all(&vec![b'x'; rest]).await.expect("it is taken");
+                let (mut endpoint, mut peer) = Endpoint::pair().await;
+                endpoint.assert_pending().await;
+                peer.write_all(&vec![b'x'; rest]).await.expect("write accepted");
                 if reset {
-                    theirs.set_zero_linger().expect("a socket");
+                    peer.set_zero_linger().expect("a socket");
                 }
-                drop(theirs);
+                drop(peer);
                 let mut read = 0;
                 let end = loop {
-                    match side.read_woken(10).await {
+                    match endpoint.read_woken(10).await {
                         Ok(0) => break None,
                         Ok(more) => read += more,
                         Err(error) => break Some(error.kind()),
@@ -468,23 +467,23 @@ mod tests {
     #[tokio::test]
     async fn close_watch_tells_fin_and_rst_behind_unread_bytes() {
         for (unread, reset) in [(0, false), (30_000, false), (0, true), (30_000, true)] {
-            let (mut side, mut theirs) = Endpoint::pair().await;
-            let watch = CloseWatch::new(&side.stream).expect("a descriptor");
-            theirs.write_all(&vec![b'x'; unread]).await.expect("it is taken");
+            let (mut endpoint, mut peer) = Endpoint::pair().await;
+            let watch = CloseWatch::new(&endpoint.stream).expect("a descriptor");
+            peer.write_all(&vec![b'x'; unread]).await.expect("write accepted");
             let pending = |poll: Poll<()>| Poll::Ready(poll.is_pending());
             assert!(poll_fn(|cx| pending(watch.poll_read_closed(cx))).await, "it is open");
             if reset {
-                theirs.set_zero_linger().expect("a socket");
+                peer.set_zero_linger().expect("a socket");
             }
-            drop(theirs);
+            drop(peer);
             let soon = |end| timeout_at(Instant::now() + Duration::from_secs(10), end);
             soon(poll_fn(|cx| watch.poll_read_closed(cx))).await.expect("FIN or RST");
             if !reset {
                 assert!(poll_fn(|cx| pending(watch.poll_write_closed(cx))).await, "it may be half-closed");
-                side.stream.write_all(b"anyone?").await.expect("it is taken");
+                endpoint.stream.write_all(b"anyone?").await.expect("write accepted");
             }
-            // One that begins late tells the same.
-            let late = CloseWatch::new(&side.stream).expect("a descriptor");
+            // A watch that is created late reports the same.
+            let late = CloseWatch::new(&endpoint.stream).expect("a descriptor");
             let closed = async { poll_fn(|cx| late.poll_write_closed(cx)).await };
             timeout_at(Instant::now() + Duration::from_secs(10), closed).await.expect("RST");
             let closed = async { poll_fn(|cx| watch.poll_write_closed(cx)).await };
@@ -492,61 +491,60 @@ mod tests {
         }
     }
 
-    /// A small answer and the end of its connection are one segment: the first is not on its way before the second.
+    /// A small final write and FIN share a segment: the bytes are not sent before the shutdown.
     #[cfg(target_os = "linux")]
     #[tokio::test]
     async fn final_write_shares_a_segment_with_fin() {
-        let (mut side, theirs) = Endpoint::pair().await;
-        let mut peer = theirs.into_std().expect("a socket");
-        FinalWrite(&mut side.stream).write_all(b"bye").await.expect("it is taken");
-        // What is sent on the loopback interface is there when the call returns.
+        let (mut endpoint, peer) = Endpoint::pair().await;
+        let mut peer = peer.into_std().expect("a socket");
+        FinalWrite(&mut endpoint.stream).write_all(b"bye").await.expect("write accepted");
+        // On the loopback interface sent bytes have arrived when the call returns.
         let early = io::Read::read(&mut peer, &mut [0; 9]).map_err(|error| error.kind());
         assert_eq!(early, Err(io::ErrorKind::WouldBlock));
-        side.stream.shutdown().await.expect("it ends");
+        endpoint.stream.shutdown().await.expect("it ends");
         let mut all = String::new();
         io::Read::read_to_string(&mut peer, &mut all).expect("all, and the end");
         assert_eq!(all, "bye");
     }
 
-    /// Bytes that come as it pleases them, to one task and the other, some of which have used up their turn, and reads of
-    /// every size.
+    /// Bytes arrive at any time, are read by alternating tasks, with and without coop budget, in reads of every size.
     #[tokio::test]
     async fn reads_of_any_size_from_any_task_miss_no_bytes() {
-        let (mut side, mut theirs) = Endpoint::pair().await;
-        let whole: Vec<_> = (0..400_000u32).map(|nth| (nth % 251) as u8).collect();
-        let sent = whole.clone();
+        let (mut endpoint, mut peer) = Endpoint::pair().await;
+        let expected: Vec<_> = (0..400_000u32).map(|nth| (nth % 251) as u8).collect();
+        let sent = expected.clone();
         let writing = tokio::spawn(async move {
             let (mut rest, mut size) = (&sent[..], 1);
             while !rest.is_empty() {
                 size = size * 7 % 9973;
-                let (now, then) = rest.split_at(rest.len().min(size));
-                theirs.write_all(now).await.expect("it is taken");
-                rest = then;
+                let (now, later) = rest.split_at(rest.len().min(size));
+                peer.write_all(now).await.expect("write accepted");
+                rest = later;
                 if size % 3 == 0 {
                     tokio::task::yield_now().await;
                 }
             }
-            theirs
+            peer
         });
-        let mut most = 1;
-        while side.buffer.len() < whole.len() {
-            most = most * 11 % 19_937;
-            if most % 4 == 0 {
+        let mut max_bytes = 1;
+        while endpoint.buffer.len() < expected.len() {
+            max_bytes = max_bytes * 11 % 19_937;
+            if max_bytes % 4 == 0 {
                 let reading = tokio::spawn(async move {
-                    side.read_bytes(most).await;
-                    side
+                    endpoint.read_bytes(max_bytes).await;
+                    endpoint
                 });
-                side = reading.await.expect("no panic");
+                endpoint = reading.await.expect("no panic");
                 continue;
             }
-            if most % 5 == 0 {
+            if max_bytes % 5 == 0 {
                 while has_budget_remaining() {
                     consume_budget().await;
                 }
             }
-            side.read_bytes(most).await;
+            endpoint.read_bytes(max_bytes).await;
         }
-        assert!(side.buffer == whole);
+        assert!(endpoint.buffer == expected);
         writing.await.expect("no panic");
     }
 }

@@ -1,4 +1,5 @@
-//! What waits to be written on an HTTP/1 connection: text, a large piece of a body behind it, and what closes its chunk.
+//! Write buffer of an HTTP/1 connection: buffered text, a large body chunk after it, and the suffix that closes the
+//! chunk.
 
 use std::{
     fmt::Write as _,
@@ -15,52 +16,52 @@ use tokio::io::AsyncWrite;
 use super::buffer_pool;
 use crate::secret::wipe;
 
-/// Pieces up to this size are copied behind the text: that costs less than a second slice.
+/// Chunks up to this size are copied into the buffer: that costs less than a second slice.
 const MAX_COPIED_BYTES: usize = 4 * 1024;
 
-/// Bytes on their way out, in as few writes as they take.
+/// Bytes to be written, in as few writes as possible.
 #[derive(Default)]
 pub struct WriteBuf {
-    /// Heads, chunk sizes, small pieces.
+    /// Heads, chunk sizes, small chunks.
     buffer: BytesMut,
-    /// How much of that was written.
+    /// Number of bytes of `buffer` that were written.
     written: usize,
     chunk: Bytes,
     chunk_suffix: &'static [u8],
-    /// Whether the text is wiped as soon as it is written, since its memory goes elsewhere.
+    /// Wipe the buffer as soon as it is written, because its memory is reused elsewhere.
     wipe_when_written: bool,
 }
 
 impl Drop for WriteBuf {
-    /// The text may have held a token.
+    /// The buffer may have contained a token.
     fn drop(&mut self) {
         self.buffer.clear();
-        let room = self.buffer.spare_capacity_mut();
-        room.fill(MaybeUninit::new(0));
-        black_box(room);
+        let spare = self.buffer.spare_capacity_mut();
+        spare.fill(MaybeUninit::new(0));
+        black_box(spare);
     }
 }
 
 impl WriteBuf {
-    /// One that writes its text into this buffer.
-    pub fn with_buffer(text: BytesMut) -> Self {
-        let mut outbox = Self::default();
-        (outbox.buffer, outbox.wipe_when_written) = (text, true);
-        outbox
+    /// Uses this buffer for the text.
+    pub fn with_buffer(buffer: BytesMut) -> Self {
+        let mut write_buf = Self::default();
+        (write_buf.buffer, write_buf.wipe_when_written) = (buffer, true);
+        write_buf
     }
 
-    /// Room for a head. Nothing may have been put behind it.
+    /// The buffer, for writing a head; no body chunk may follow it yet.
     pub fn buffer_mut(&mut self) -> &mut BytesMut {
         &mut self.buffer
     }
 
-    /// Takes the buffer out, whatever is in it.
+    /// Takes the buffer out and clears it.
     pub fn take_buffer(&mut self) -> BytesMut {
         self.clear_buffer();
         std::mem::take(&mut self.buffer)
     }
 
-    /// Empties the text. One that may hold a pass, and whose memory is used for another connection, is wiped.
+    /// Clears the buffer. If its memory goes to another connection, it is wiped, because it may contain a pass.
     fn clear_buffer(&mut self) {
         if self.wipe_when_written {
             wipe(&mut self.buffer);
@@ -78,34 +79,33 @@ impl WriteBuf {
         self.buffer.is_empty() && self.chunk.is_empty() && self.chunk_suffix.is_empty()
     }
 
-    /// Whether another piece may be put behind what is here. What waits is bounded: whoever brings more need not be
-    /// the one who takes it.
+    /// Whether another chunk may be appended. The bound holds when the producer is faster than the reader.
     pub fn can_buffer(&self) -> bool {
         self.chunk.is_empty() && self.chunk_suffix.is_empty() && self.buffer.len() < buffer_pool::BUFFER_BYTES
     }
 
-    /// Puts a piece of a body behind what is here, as a chunk if the body goes in chunks. The last piece is `last`, and may be
-    /// empty. There must be room.
-    pub fn push_chunk(&mut self, piece: Bytes, chunked: bool, last: bool) {
-        let in_chunk = chunked && !piece.is_empty();
+    /// Appends a body chunk, in the chunked coding if `chunked`. The last chunk has `is_last` and may be empty.
+    /// [`WriteBuf::can_buffer`] must be true.
+    pub fn push_chunk(&mut self, chunk: Bytes, chunked: bool, is_last: bool) {
+        let in_chunk = chunked && !chunk.is_empty();
         if in_chunk {
-            let _ = write!(self.buffer, "{:x}\r\n", piece.len());
+            let _ = write!(self.buffer, "{:x}\r\n", chunk.len());
         }
-        let after: &'static [u8] = match (in_chunk, chunked && last) {
+        let suffix: &'static [u8] = match (in_chunk, chunked && is_last) {
             (true, true) => b"\r\n0\r\n\r\n",
             (true, false) => b"\r\n",
             (false, true) => b"0\r\n\r\n",
             (false, false) => b"",
         };
-        if piece.len() <= MAX_COPIED_BYTES {
-            self.buffer.extend_from_slice(&piece);
-            self.buffer.extend_from_slice(after);
+        if chunk.len() <= MAX_COPIED_BYTES {
+            self.buffer.extend_from_slice(&chunk);
+            self.buffer.extend_from_slice(suffix);
         } else {
-            (self.chunk, self.chunk_suffix) = (piece, after);
+            (self.chunk, self.chunk_suffix) = (chunk, suffix);
         }
     }
 
-    /// Writes once. It must not be empty.
+    /// Writes once. The buffer must not be empty.
     pub fn poll_write(
         &mut self,
         stream: &mut (impl AsyncWrite + Unpin),
@@ -117,26 +117,26 @@ impl WriteBuf {
         } else {
             let slices =
                 [IoSlice::new(self.unwritten()), IoSlice::new(&self.chunk), IoSlice::new(self.chunk_suffix)];
-            // An empty first slice would make a stream without vectored writes write nothing.
+            // With an empty first slice a stream without vectored writes would write nothing.
             let first = slices.iter().position(|slice| !slice.is_empty()).unwrap_or(0);
             ready!(stream.poll_write_vectored(cx, &slices[first..]))?
         };
         if written == 0 {
             return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
         }
-        let of_text = written.min(self.unwritten().len());
-        self.written += of_text;
+        let from_buffer = written.min(self.unwritten().len());
+        self.written += from_buffer;
         if self.written == self.buffer.len() {
-            // From its beginning again: a buffer that is eaten up from the front has to be won back.
+            // Starts again at the beginning: a buffer consumed from the front would have to be reclaimed.
             self.clear_buffer();
         }
-        let of_piece = (written - of_text).min(self.chunk.len());
-        self.chunk.advance(of_piece);
-        self.chunk_suffix = &self.chunk_suffix[written - of_text - of_piece..];
+        let from_chunk = (written - from_buffer).min(self.chunk.len());
+        self.chunk.advance(from_chunk);
+        self.chunk_suffix = &self.chunk_suffix[written - from_buffer - from_chunk..];
         Poll::Ready(Ok(()))
     }
 
-    /// Throws away what was not written.
+    /// Discards what was not written.
     pub fn clear(&mut self) {
         self.clear_buffer();
         self.chunk = Bytes::new();
@@ -152,7 +152,7 @@ mod tests {
 
     use super::*;
 
-    /// Takes a few bytes at a time, in slices or not, and now and then nothing.
+    /// Accepts at most `max_bytes` per write, vectored or not; every third write is pending.
     struct PartialWriter {
         written: Vec<u8>,
         max_bytes: usize,
@@ -162,14 +162,14 @@ mod tests {
 
     impl AsyncWrite for PartialWriter {
         fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-            let narrow = self.get_mut();
-            narrow.polls += 1;
-            if narrow.polls.is_multiple_of(3) {
+            let writer = self.get_mut();
+            writer.polls += 1;
+            if writer.polls.is_multiple_of(3) {
                 return Poll::Pending;
             }
-            let taken = bytes.len().min(narrow.max_bytes);
-            narrow.written.extend_from_slice(&bytes[..taken]);
-            Poll::Ready(Ok(taken))
+            let accepted = bytes.len().min(writer.max_bytes);
+            writer.written.extend_from_slice(&bytes[..accepted]);
+            Poll::Ready(Ok(accepted))
         }
 
         fn poll_write_vectored(
@@ -198,79 +198,79 @@ mod tests {
         #[test]
         fn chunks_through_partial_writes_arrive_in_order(
             lengths in prop::collection::vec(prop_oneof![0usize..10, 4090..4100usize, 9000..9001usize], 1..6),
-            chunked: bool, most in prop_oneof![1usize..9, 5000..5001usize, 100_000..100_001usize], vectored: bool,
+            chunked: bool, max_bytes in prop_oneof![1usize..9, 5000..5001usize, 100_000..100_001usize], vectored: bool,
             between in 0usize..4,
         ) {
-            let (mut expected, mut outbox) = (b"head\r\n\r\n".to_vec(), WriteBuf::default());
-            outbox.buffer_mut().extend_from_slice(&expected);
-            let mut narrow = PartialWriter { written: Vec::new(), max_bytes: most, vectored, polls: 0 };
-            let drain = |outbox: &mut WriteBuf, narrow: &mut PartialWriter| {
-                while !outbox.is_empty() {
+            let (mut expected, mut write_buf) = (b"head\r\n\r\n".to_vec(), WriteBuf::default());
+            write_buf.buffer_mut().extend_from_slice(&expected);
+            let mut writer = PartialWriter { written: Vec::new(), max_bytes, vectored, polls: 0 };
+            let drain = |write_buf: &mut WriteBuf, writer: &mut PartialWriter| {
+                while !write_buf.is_empty() {
                     let mut cx = Context::from_waker(Waker::noop());
-                    if let Poll::Ready(written) = outbox.poll_write(narrow, &mut cx) {
-                        written.expect("it takes something");
+                    if let Poll::Ready(written) = write_buf.poll_write(writer, &mut cx) {
+                        written.expect("write accepted");
                     }
                 }
             };
             let last = lengths.len() - 1;
             for (nth, length) in lengths.into_iter().enumerate() {
-                let piece = vec![b'a' + nth as u8; length];
+                let chunk = vec![b'a' + nth as u8; length];
                 match chunked {
                     true if length > 0 => {
                         expected.extend_from_slice(format!("{length:x}\r\n").as_bytes());
-                        expected.extend_from_slice(&piece);
+                        expected.extend_from_slice(&chunk);
                         expected.extend_from_slice(b"\r\n");
                     }
-                    _ => expected.extend_from_slice(&piece),
+                    _ => expected.extend_from_slice(&chunk),
                 }
-                if !outbox.can_buffer() {
-                    drain(&mut outbox, &mut narrow);
+                if !write_buf.can_buffer() {
+                    drain(&mut write_buf, &mut writer);
                 }
-                outbox.push_chunk(piece.into(), chunked, nth == last);
-                // The next piece may come behind what was written in part.
+                write_buf.push_chunk(chunk.into(), chunked, nth == last);
+                // The next chunk may follow a partial write.
                 for _ in 0..between {
                     let mut cx = Context::from_waker(Waker::noop());
-                    if !outbox.is_empty() && let Poll::Ready(written) = outbox.poll_write(&mut narrow, &mut cx) {
-                        written.expect("it takes something");
+                    if !write_buf.is_empty() && let Poll::Ready(written) = write_buf.poll_write(&mut writer, &mut cx) {
+                        written.expect("write accepted");
                     }
                 }
             }
             expected.extend_from_slice(if chunked { b"0\r\n\r\n" } else { b"" });
-            drain(&mut outbox, &mut narrow);
-            prop_assert!(narrow.written == expected);
+            drain(&mut write_buf, &mut writer);
+            prop_assert!(writer.written == expected);
         }
     }
 
     #[tokio::test]
     async fn zero_byte_write_is_an_error() {
-        let mut narrow = PartialWriter { written: Vec::new(), max_bytes: 0, vectored: true, polls: 0 };
-        let mut outbox = WriteBuf::with_buffer(BytesMut::from("text"));
-        let written = poll_fn(|cx| outbox.poll_write(&mut narrow, cx)).await;
+        let mut writer = PartialWriter { written: Vec::new(), max_bytes: 0, vectored: true, polls: 0 };
+        let mut write_buf = WriteBuf::with_buffer(BytesMut::from("text"));
+        let written = poll_fn(|cx| write_buf.poll_write(&mut writer, cx)).await;
         assert_eq!(written.map_err(|error| error.kind()), Err(io::ErrorKind::WriteZero));
-        outbox.clear();
-        assert!(outbox.is_empty() && outbox.can_buffer());
+        write_buf.clear();
+        assert!(write_buf.is_empty() && write_buf.can_buffer());
     }
 
     #[tokio::test]
     async fn cleared_partial_write_leaves_no_bytes() {
         for clears in [true, false] {
-            let mut narrow = PartialWriter { written: Vec::new(), max_bytes: 3, vectored: true, polls: 0 };
-            let mut outbox = WriteBuf::with_buffer(BytesMut::from("first"));
-            poll_fn(|cx| outbox.poll_write(&mut narrow, cx)).await.expect("it takes something");
+            let mut writer = PartialWriter { written: Vec::new(), max_bytes: 3, vectored: true, polls: 0 };
+            let mut write_buf = WriteBuf::with_buffer(BytesMut::from("first"));
+            poll_fn(|cx| write_buf.poll_write(&mut writer, cx)).await.expect("write accepted");
             if clears {
-                outbox.clear();
+                write_buf.clear();
             } else {
-                outbox.take_buffer();
+                write_buf.take_buffer();
             }
-            outbox.buffer_mut().extend_from_slice(b"second");
-            while !outbox.is_empty() {
+            write_buf.buffer_mut().extend_from_slice(b"second");
+            while !write_buf.is_empty() {
                 if let Poll::Ready(written) =
-                    poll_fn(|cx| Poll::Ready(outbox.poll_write(&mut narrow, cx))).await
+                    poll_fn(|cx| Poll::Ready(write_buf.poll_write(&mut writer, cx))).await
                 {
-                    written.expect("it takes something");
+                    written.expect("write accepted");
                 }
             }
-            assert_eq!(String::from_utf8_lossy(&narrow.written), "firsecond");
+            assert_eq!(String::from_utf8_lossy(&writer.written), "firsecond");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! How much memory and disk all kept bodies may take together, and reservations of it that give themselves back.
+//! Memory and disk budget of all replay buffers, with reservations that are returned when dropped.
 
 use std::{
     hash::BuildHasher,
@@ -11,7 +11,7 @@ use std::{
 
 use foldhash::{HashMap, fast::RandomState};
 
-/// The memory and the disk that all kept bodies share.
+/// The budget that all replay buffers share.
 #[derive(Debug)]
 pub struct ReplayBudget {
     pub(super) memory: Arc<Budget>,
@@ -25,17 +25,17 @@ impl ReplayBudget {
         Self { memory: Arc::new(Budget::new(memory)), disk: Arc::new(DiskBudget::new(disk)), dir }
     }
 
-    /// Bytes of memory that kept bodies take now: the capacity of their buffers.
+    /// Bytes of memory in use: the capacity of the buffers.
     pub fn memory_used(&self) -> u64 {
         self.memory.used()
     }
 
-    /// Bytes that kept bodies take in files now, or that are on their way there.
+    /// Bytes in files, or being written to them.
     pub fn disk_used(&self) -> u64 {
         self.disk.state().used
     }
 
-    /// The most that [`Shelf::in_files`] can be.
+    /// The bound on [`ReplayBudget::disk_used`].
     pub fn max_disk(&self) -> u64 {
         self.disk.max
     }
@@ -44,19 +44,19 @@ impl ReplayBudget {
         &self.dir
     }
 
-    /// Most memory of one body: an eighth, so that one large upload neither fills the memory nor takes it from all the
+    /// Maximum memory of one body: an eighth, so that one large body neither fills the memory nor takes it from all
     /// others.
     pub(super) fn max_memory_per_body(&self) -> u64 {
         self.memory.max / 8
     }
 
-    /// Whether a body of this length could be kept in memory now.
+    /// Whether a body of this length fits into memory now.
     pub(super) fn fits_memory(&self, length: u64) -> bool {
         length <= self.max_memory_per_body() && length <= self.memory.max.saturating_sub(self.memory.used())
     }
 }
 
-/// A bound and what is taken of it.
+/// A bound and the bytes in use.
 #[derive(Debug)]
 pub(super) struct Budget {
     max: u64,
@@ -73,7 +73,7 @@ impl Budget {
     }
 }
 
-/// A part of a budget, given back when dropped.
+/// A part of a budget, returned when dropped.
 #[derive(Debug)]
 pub(super) struct Reservation {
     budget: Arc<Budget>,
@@ -81,12 +81,12 @@ pub(super) struct Reservation {
 }
 
 impl Reservation {
-    /// Nothing of it yet.
+    /// A reservation of no bytes.
     pub(super) fn empty(budget: &Arc<Budget>) -> Self {
         Self { budget: budget.clone(), bytes: AtomicU64::new(0) }
     }
 
-    /// So many bytes, whether they fit or not: for what a request cannot do without.
+    /// Reserves bytes even beyond the bound, for what a request cannot do without.
     pub(super) fn forced(budget: &Arc<Budget>, bytes: u64) -> Self {
         budget.used.fetch_add(bytes, Ordering::Relaxed);
         Self { budget: budget.clone(), bytes: AtomicU64::new(bytes) }
@@ -96,22 +96,22 @@ impl Reservation {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// Takes so many bytes more, if they fit.
+    /// Reserves further bytes, if they fit.
     pub(super) fn try_grow(&self, bytes: u64) -> bool {
         let max = self.budget.max;
         let fits = |used: u64| used.checked_add(bytes).filter(|sum| *sum <= max);
-        let taken = self.budget.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_ok();
-        if taken {
+        let grown = self.budget.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_ok();
+        if grown {
             self.bytes.fetch_add(bytes, Ordering::Relaxed);
         }
-        taken
+        grown
     }
 
-    /// Gives back all but so many bytes.
+    /// Returns all but `bytes` bytes.
     pub(super) fn shrink_to(&self, bytes: u64) {
-        let back = self.bytes().saturating_sub(bytes);
-        self.budget.used.fetch_sub(back, Ordering::Relaxed);
-        self.bytes.fetch_sub(back, Ordering::Relaxed);
+        let returned = self.bytes().saturating_sub(bytes);
+        self.budget.used.fetch_sub(returned, Ordering::Relaxed);
+        self.bytes.fetch_sub(returned, Ordering::Relaxed);
     }
 }
 
@@ -121,22 +121,22 @@ impl Drop for Reservation {
     }
 }
 
-/// The client whose bodies share its part of the disk; a default one shares with no other and has no bound of its own.
+/// The client whose bodies share its part of the disk; the default shares with none and has no bound of its own.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Owner(Option<u64>);
 
 impl Owner {
-    /// The owner of this client's bodies, as a hash: a body that is kept in memory needs no copy of the name.
+    /// The owner of this client's bodies, as a hash: a body in memory needs no copy of the name.
     pub fn of(client: &str) -> Self {
         static STATE: LazyLock<RandomState> = LazyLock::new(RandomState::default);
         Self(Some(STATE.hash_one(client)))
     }
 }
 
-/// The bound on all files, and what each client has of it.
+/// Disk budget of all files, and what each client uses of it.
 ///
-/// The first body of a client may take all that is free. With further ones the client may have as much as it leaves free:
-/// half of the disk if it is alone, a third if two do the same. So no client can take it all from the others.
+/// A client's first body may use all that is free. With further ones the client may use as much as it leaves free: half
+/// of the disk if it is alone, a third if two clients do the same. So no client can take everything from the others.
 #[derive(Debug)]
 pub(super) struct DiskBudget {
     max: u64,
@@ -146,13 +146,13 @@ pub(super) struct DiskBudget {
 #[derive(Debug, Default)]
 struct DiskState {
     used: u64,
-    /// Only clients that have something.
-    owners: HashMap<u64, Part>,
+    /// Only clients with a reservation.
+    owners: HashMap<u64, OwnerUsage>,
 }
 
-/// What one client has.
+/// What one client uses.
 #[derive(Debug, Clone, Copy, Default)]
-struct Part {
+struct OwnerUsage {
     bytes: u64,
     bodies: u64,
 }
@@ -162,7 +162,8 @@ impl DiskBudget {
         Self { max, state: Mutex::default() }
     }
 
-    /// Whether another body of so many bytes would fit now. It is not reserved: an announcement costs a client nothing.
+    /// Whether another body of `bytes` bytes would fit now. Nothing is reserved: declaring a length costs a client
+    /// nothing.
     pub(super) fn fits(&self, owner: Owner, bytes: u64) -> bool {
         self.state().fits(self.max, owner, false, bytes)
     }
@@ -173,27 +174,27 @@ impl DiskBudget {
 }
 
 impl DiskState {
-    /// Whether so many bytes more fit; `counted` where the body that needs them has some already.
-    fn fits(&self, max: u64, Owner(owner): Owner, counted: bool, more: u64) -> bool {
+    /// Whether `more` bytes fit; `is_counted`: the body that needs them has a reservation already.
+    fn fits(&self, max: u64, Owner(owner): Owner, is_counted: bool, more: u64) -> bool {
         let Some(free) = max.checked_sub(self.used).and_then(|free| free.checked_sub(more)) else {
             return false;
         };
-        let part = owner.and_then(|owner| self.owners.get(&owner)).copied().unwrap_or_default();
-        part.bodies == u64::from(counted) || part.bytes + more <= free
+        let usage = owner.and_then(|owner| self.owners.get(&owner)).copied().unwrap_or_default();
+        usage.bodies == u64::from(is_counted) || usage.bytes + more <= free
     }
 }
 
-/// What one body has of the disk; given back when dropped.
+/// Disk reservation of one body, returned when dropped.
 #[derive(Debug)]
-pub(super) struct DiskReserved {
+pub(super) struct DiskReservation {
     budget: Arc<DiskBudget>,
     owner: Owner,
     bytes: AtomicU64,
 }
 
-impl DiskReserved {
-    /// Nothing of it yet.
-    pub(super) fn none(budget: &Arc<DiskBudget>, owner: Owner) -> Self {
+impl DiskReservation {
+    /// A reservation of no bytes.
+    pub(super) fn empty(budget: &Arc<DiskBudget>, owner: Owner) -> Self {
         Self { budget: budget.clone(), owner, bytes: AtomicU64::new(0) }
     }
 
@@ -201,41 +202,41 @@ impl DiskReserved {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// Makes it so many bytes at least, if they fit.
+    /// Grows the reservation to at least `bytes` bytes, if they fit.
     pub(super) fn try_grow_to(&self, bytes: u64) -> bool {
         let mut state = self.budget.state();
-        let has = self.bytes();
-        let more = bytes.saturating_sub(has);
+        let reserved = self.bytes();
+        let more = bytes.saturating_sub(reserved);
         if more == 0 {
             return true;
         }
-        if !state.fits(self.budget.max, self.owner, has > 0, more) {
+        if !state.fits(self.budget.max, self.owner, reserved > 0, more) {
             return false;
         }
         state.used += more;
         if let Some(owner) = self.owner.0 {
-            let part = state.owners.entry(owner).or_default();
-            part.bytes += more;
-            part.bodies += u64::from(has == 0);
+            let usage = state.owners.entry(owner).or_default();
+            usage.bytes += more;
+            usage.bodies += u64::from(reserved == 0);
         }
-        self.bytes.store(has + more, Ordering::Relaxed);
+        self.bytes.store(reserved + more, Ordering::Relaxed);
         true
     }
 }
 
-impl Drop for DiskReserved {
+impl Drop for DiskReservation {
     fn drop(&mut self) {
-        let has = self.bytes();
-        if has == 0 {
+        let reserved = self.bytes();
+        if reserved == 0 {
             return;
         }
         let mut state = self.budget.state();
-        state.used -= has;
+        state.used -= reserved;
         let Some(owner) = self.owner.0 else { return };
-        if let Some(part) = state.owners.get_mut(&owner) {
-            part.bytes -= has;
-            part.bodies -= 1;
-            if part.bodies == 0 {
+        if let Some(usage) = state.owners.get_mut(&owner) {
+            usage.bytes -= reserved;
+            usage.bodies -= 1;
+            if usage.bodies == 0 {
                 state.owners.remove(&owner);
             }
         }
@@ -250,19 +251,19 @@ mod tests {
     fn client_leaves_others_as_much_of_the_disk_as_it_has() {
         let budget = Arc::new(DiskBudget::new(1000));
         let (greedy, other) = (Owner::of("greedy"), Owner::of("other"));
-        let body = |owner| DiskReserved::none(&budget, owner);
-        let alone = body(greedy);
-        assert!(alone.try_grow_to(1000) && !alone.try_grow_to(1001), "one body may take all of it");
-        drop(alone);
+        let body = |owner| DiskReservation::empty(&budget, owner);
+        let single = body(greedy);
+        assert!(single.try_grow_to(1000) && !single.try_grow_to(1001), "one body may take all of it");
+        drop(single);
         let bodies: Vec<_> = (0..20).map(|_| body(greedy)).collect();
         assert_eq!(bodies.iter().filter(|body| body.try_grow_to(100)).count(), 5);
         assert!(budget.fits(other, 500) && !budget.fits(other, 501) && !budget.fits(greedy, 1));
-        let theirs: Vec<_> = (0..20).map(|_| body(other)).collect();
-        assert_eq!(theirs.iter().filter(|body| body.try_grow_to(100)).count(), 2);
+        let other_bodies: Vec<_> = (0..20).map(|_| body(other)).collect();
+        assert_eq!(other_bodies.iter().filter(|body| body.try_grow_to(100)).count(), 2);
         assert!(budget.fits(Owner::of("third"), 300));
         let unowned = body(Owner::default());
         assert!(unowned.try_grow_to(300) && !body(Owner::default()).try_grow_to(1));
-        drop((bodies, theirs, unowned));
+        drop((bodies, other_bodies, unowned));
         let state = budget.state();
         assert_eq!((state.used, state.owners.len()), (0, 0));
     }

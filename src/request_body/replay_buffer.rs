@@ -1,7 +1,7 @@
-//! One body's kept bytes: in memory as far as the budget goes, then in a temporary file that has no name.
+//! Replay buffer of one body: in memory as far as the budget allows, then in an unlinked temporary file.
 //!
-//! What comes is copied into buffers of its own: a slice of the read buffer would keep all of that alive, and only that
-//! buffer's owner knows how large it is. So what is counted is what is held.
+//! Received bytes are copied into buffers of their own: a slice of the read buffer would keep all of it alive, and only
+//! its owner knows its size. So the budget counts what is really allocated.
 
 use std::{
     fmt,
@@ -17,66 +17,67 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use tokio::task::{JoinHandle, spawn_blocking};
 
-use super::budget::{DiskReserved, Owner, ReplayBudget, Reservation};
+use super::budget::{DiskReservation, Owner, ReplayBudget, Reservation};
 
-/// A body's first buffer; each next one is as large as all before it, up to [`MAX_BLOCK_BYTES`].
+/// Size of a body's first block; each further one is as large as all before it, up to [`MAX_BLOCK_BYTES`].
 const MIN_BLOCK_BYTES: u64 = 1024;
 const MAX_BLOCK_BYTES: u64 = 64 * 1024;
-/// How much is gathered for one write to a file, where the memory is there: a write is a task of its own.
+/// Bytes collected for one write to the file, if the memory budget allows: each write is a blocking task.
 const WRITE_BYTES: u64 = 64 * 1024;
-/// How much is gathered where the memory is used up: even then a write must not be one for each byte.
+/// The same when the memory budget is used up: small chunks must not become one write each.
 const MIN_WRITE_BYTES: u64 = 4 * 1024;
-/// How much is read back from a file at once.
+/// Size of one read from the file.
 const READ_BACK_BYTES: u64 = 128 * 1024;
 
-/// There is room for a body of this length neither in memory nor on disk.
+/// The declared length fits neither into the memory nor into the disk budget.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReplayBudgetExceeded;
 
-/// How far a reader has come in the body, in bytes.
+/// Position of a reader in the body, in bytes.
 #[derive(Debug, Default)]
 pub(super) struct Cursor(u64);
 
 impl Cursor {
-    /// Moves to the end of what has come: the reader has seen the newest piece as it came.
-    pub(super) fn seek_to_end(&mut self, kept: &ReplayBuffer) {
-        self.0 = kept.received_bytes;
+    /// Moves to the end of the received bytes: the reader was given the newest chunk directly.
+    pub(super) fn seek_to_end(&mut self, buffer: &ReplayBuffer) {
+        self.0 = buffer.received_bytes;
     }
 }
 
-/// A full buffer, and where in the body it begins.
+/// A full block and its offset in the body.
 struct MemoryBlock {
     start: u64,
     bytes: Bytes,
 }
 
-/// What goes into the file next.
+/// Bytes collected for the next write.
 struct PendingWrite {
     bytes: BytesMut,
     _reservation: Reservation,
 }
 
-/// What of a body lies in a file. The file goes when the last write is done, and its reservation with it.
+/// The part of a body that is in a file. The file is deleted when the last write has completed, and its reservation is
+/// returned then.
 struct SpillFile {
     file: File,
-    reservation: DiskReserved,
+    reservation: DiskReservation,
 }
 
-/// One body's kept bytes, in order: full buffers, the one that fills, the file, what is gathered for it.
+/// Buffered bytes of one body, in order: full blocks, the current block, the file, the pending write.
 pub(super) struct ReplayBuffer {
     budget: Arc<ReplayBudget>,
-    /// How long the body is, as far as its head says.
+    /// The length that the head declares.
     content_length: Option<u64>,
-    /// Bytes that have come.
+    /// Bytes received.
     received_bytes: u64,
     blocks: Vec<MemoryBlock>,
     current_block: BytesMut,
     memory_reservation: Reservation,
-    /// Bytes in `blocks` and `filling`.
+    /// Bytes in `blocks` and `current_block`.
     memory_bytes: u64,
     owner: Owner,
     spill_file: Option<Arc<SpillFile>>,
-    /// Bytes in the file, or on their way there.
+    /// Bytes in the file, or being written to it.
     file_bytes: u64,
     pending_write: Option<PendingWrite>,
     write_task: Option<JoinHandle<io::Result<()>>>,
@@ -85,23 +86,25 @@ pub(super) struct ReplayBuffer {
 }
 
 impl ReplayBuffer {
-    /// Keeps a body of this client. One whose announced length fits nowhere now is refused, but what is reserved grows only
-    /// with what comes: otherwise a client could reserve the disk by announcing.
+    /// Creates the buffer of a body of this owner. A declared length that does not fit now is refused, but only
+    /// received bytes are reserved: otherwise a client could reserve the disk by declaring a length.
     pub(super) fn new(
-        shelf: &Arc<ReplayBudget>,
+        budget: &Arc<ReplayBudget>,
         owner: Owner,
-        announced: Option<u64>,
+        content_length: Option<u64>,
     ) -> Result<Self, ReplayBudgetExceeded> {
-        if announced.is_some_and(|length| !shelf.fits_memory(length) && !shelf.disk.fits(owner, length)) {
+        if content_length
+            .is_some_and(|length| !budget.fits_memory(length) && !budget.disk.fits(owner, length))
+        {
             return Err(ReplayBudgetExceeded);
         }
         Ok(Self {
-            budget: shelf.clone(),
-            content_length: announced,
+            budget: budget.clone(),
+            content_length,
             received_bytes: 0,
             blocks: Vec::new(),
             current_block: BytesMut::new(),
-            memory_reservation: Reservation::empty(&shelf.memory),
+            memory_reservation: Reservation::empty(&budget.memory),
             memory_bytes: 0,
             owner,
             spill_file: None,
@@ -113,52 +116,55 @@ impl ReplayBuffer {
         })
     }
 
-    /// Whether all that came is here. A full disk costs the retry, not the request.
+    /// Whether all received bytes are buffered. A full disk costs the retry, not the request.
     pub(super) fn is_complete(&self) -> bool {
         !self.discarded
     }
 
-    /// Keeps one more piece. One that goes to a file is still being written when this returns; see [`Kept::poll_idle`].
-    pub(super) fn push(&mut self, piece: &Bytes) {
-        self.received_bytes += piece.len() as u64;
+    /// Buffers a chunk. A write to the file is still in progress when this returns; see
+    /// [`ReplayBuffer::poll_write_done`].
+    pub(super) fn push(&mut self, chunk: &Bytes) {
+        self.received_bytes += chunk.len() as u64;
         if self.discarded {
             return;
         }
-        let taken = if self.spill_file.is_none() { self.push_to_memory(piece) } else { 0 };
-        if taken < piece.len() {
-            self.push_to_file(piece.slice(taken..));
+        let taken = if self.spill_file.is_none() { self.push_to_memory(chunk) } else { 0 };
+        if taken < chunk.len() {
+            self.push_to_file(chunk.slice(taken..));
         }
     }
 
-    /// Copies as much of a piece as there is memory for; how much that was is returned.
-    fn push_to_memory(&mut self, piece: &[u8]) -> usize {
+    /// Copies as much of a chunk as the memory budget allows, and returns how much that was.
+    fn push_to_memory(&mut self, chunk: &[u8]) -> usize {
         let mut taken = 0;
-        while taken < piece.len() {
-            let room = self.current_block.capacity() - self.current_block.len();
-            if room == 0 {
-                if !self.start_block(piece.len() - taken) {
+        while taken < chunk.len() {
+            let spare = self.current_block.capacity() - self.current_block.len();
+            if spare == 0 {
+                if !self.start_block(chunk.len() - taken) {
                     break;
                 }
                 continue;
             }
-            let now = room.min(piece.len() - taken);
-            self.current_block.extend_from_slice(&piece[taken..taken + now]);
-            self.memory_bytes += now as u64;
-            taken += now;
+            let copied = spare.min(chunk.len() - taken);
+            self.current_block.extend_from_slice(&chunk[taken..taken + copied]);
+            self.memory_bytes += copied as u64;
+            taken += copied;
         }
         taken
     }
 
-    /// Begins another buffer, no larger than the budget, this body's share and what is still to come.
-    fn start_block(&mut self, piece: usize) -> bool {
+    /// Starts another block, no larger than the budget, this body's share and the bytes that are still to come.
+    fn start_block(&mut self, wanted: usize) -> bool {
         if !self.current_block.is_empty() {
             let start = self.memory_bytes - self.current_block.len() as u64;
             self.blocks.push(MemoryBlock { start, bytes: std::mem::take(&mut self.current_block).freeze() });
         }
-        let held = self.memory_reservation.bytes();
-        let wanted = held.max(piece as u64).clamp(MIN_BLOCK_BYTES, MAX_BLOCK_BYTES);
-        let to_come = self.content_length.map_or(u64::MAX, |length| length.saturating_sub(self.memory_bytes));
-        let capacity = wanted.min(to_come).min(self.budget.max_memory_per_body().saturating_sub(held));
+        let reserved = self.memory_reservation.bytes();
+        let block_size = reserved.max(wanted as u64).clamp(MIN_BLOCK_BYTES, MAX_BLOCK_BYTES);
+        let remaining =
+            self.content_length.map_or(u64::MAX, |length| length.saturating_sub(self.memory_bytes));
+        let capacity =
+            block_size.min(remaining).min(self.budget.max_memory_per_body().saturating_sub(reserved));
         if capacity == 0 || !self.memory_reservation.try_grow(capacity) {
             return false;
         }
@@ -166,44 +172,44 @@ impl ReplayBuffer {
         true
     }
 
-    fn push_to_file(&mut self, piece: Bytes) {
-        let spill = match self.open_spill_file() {
-            Ok(spill) => spill,
+    fn push_to_file(&mut self, chunk: Bytes) {
+        let spill_file = match self.open_spill_file() {
+            Ok(spill_file) => spill_file,
             Err(error) => return self.discard(&error),
         };
-        if !spill.reservation.try_grow_to(self.spilled_bytes() + piece.len() as u64) {
-            return self.discard(&"replay.disk has no more for it");
+        if !spill_file.reservation.try_grow_to(self.spilled_bytes() + chunk.len() as u64) {
+            return self.discard(&"replay.disk exhausted");
         }
-        if self.coalesce(&piece) {
+        if self.coalesce(&chunk) {
             return;
         }
-        let (gathered, at) = (self.pending_write.take(), self.file_bytes);
-        let before = gathered.as_ref().map_or(0, |gathered| gathered.bytes.len() as u64);
-        self.file_bytes += before + piece.len() as u64;
+        let (pending, at) = (self.pending_write.take(), self.file_bytes);
+        let before = pending.as_ref().map_or(0, |pending| pending.bytes.len() as u64);
+        self.file_bytes += before + chunk.len() as u64;
         self.write_task = Some(spawn_blocking(move || {
-            if let Some(gathered) = gathered {
-                spill.file.write_all_at(&gathered.bytes, at)?;
+            if let Some(pending) = pending {
+                spill_file.file.write_all_at(&pending.bytes, at)?;
             }
-            spill.file.write_all_at(&piece, at + before)
+            spill_file.file.write_all_at(&chunk, at + before)
         }));
     }
 
-    /// The file, made where there is none.
+    /// The file, created on first use.
     fn open_spill_file(&mut self) -> io::Result<Arc<SpillFile>> {
-        if let Some(spill) = &self.spill_file {
-            return Ok(spill.clone());
+        if let Some(spill_file) = &self.spill_file {
+            return Ok(spill_file.clone());
         }
         let file = tempfile::tempfile_in(self.budget.dir())?;
-        let disk = DiskReserved::none(&self.budget.disk, self.owner);
+        let disk = DiskReservation::empty(&self.budget.disk, self.owner);
         Ok(self.spill_file.insert(Arc::new(SpillFile { file, reservation: disk })).clone())
     }
 
-    /// Puts a small piece aside for the next write; false where it must be written now.
-    fn coalesce(&mut self, piece: &Bytes) -> bool {
+    /// Adds a small chunk to the pending write; false if it must be written now.
+    fn coalesce(&mut self, chunk: &Bytes) -> bool {
         if self.pending_write.is_none() {
             let memory = Reservation::empty(&self.budget.memory);
-            let is_small = (piece.len() as u64) < MIN_WRITE_BYTES;
-            let memory = match (piece.len() as u64) < WRITE_BYTES {
+            let is_small = (chunk.len() as u64) < MIN_WRITE_BYTES;
+            let memory = match (chunk.len() as u64) < WRITE_BYTES {
                 true if self.budget.max_memory_per_body() >= WRITE_BYTES && memory.try_grow(WRITE_BYTES) => {
                     memory
                 }
@@ -214,22 +220,23 @@ impl ReplayBuffer {
             self.pending_write = Some(PendingWrite { bytes, _reservation: memory });
         }
         let Some(PendingWrite { bytes, .. }) = &mut self.pending_write else { return false };
-        let fits = bytes.len() + piece.len() <= bytes.capacity();
+        let fits = bytes.len() + chunk.len() <= bytes.capacity();
         if fits {
-            bytes.extend_from_slice(piece);
+            bytes.extend_from_slice(chunk);
         }
         fits
     }
 
-    /// Bytes that are beyond the memory, written or gathered.
+    /// Bytes that are not in memory blocks: in the file or in the pending write.
     fn spilled_bytes(&self) -> u64 {
-        self.file_bytes + self.pending_write.as_ref().map_or(0, |gathered| gathered.bytes.len() as u64)
+        self.file_bytes + self.pending_write.as_ref().map_or(0, |pending| pending.bytes.len() as u64)
     }
 
-    /// Ready when no write is under way, so that a slow disk holds the client back instead of filling the memory.
+    /// Ready when no write is in progress, so that a slow disk applies backpressure to the client instead of filling
+    /// the memory.
     pub(super) fn poll_write_done(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if let Some(writing) = &mut self.write_task {
-            let written = ready!(Pin::new(writing).poll(cx));
+        if let Some(task) = &mut self.write_task {
+            let written = ready!(Pin::new(task).poll(cx));
             self.write_task = None;
             if let Err(error) = written.unwrap_or_else(|panic| Err(io::Error::other(panic))) {
                 self.discard(&error);
@@ -238,36 +245,36 @@ impl ReplayBuffer {
         Poll::Ready(())
     }
 
-    /// The next kept bytes from `place` on, `None` at the end of what is kept.
+    /// The next buffered bytes after the cursor; `None` at the end of the buffer.
     pub(super) fn poll_read(
         &mut self,
-        place: &mut Cursor,
+        cursor: &mut Cursor,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<Option<Bytes>>> {
-        if place.0 == self.received_bytes {
+        if cursor.0 == self.received_bytes {
             return Poll::Ready(Ok(None));
         }
-        // A piece that could not be written leaves a gap that must not be sent over.
+        // A chunk that could not be written leaves a gap, so nothing may be replayed.
         if self.discarded {
-            return Poll::Ready(Err(io::Error::other("a piece of it was not kept")));
+            return Poll::Ready(Err(io::Error::other("a part of the body was not buffered")));
         }
-        let piece = match place.0.checked_sub(self.memory_bytes) {
-            None => self.read_from_memory(place.0),
+        let chunk = match cursor.0.checked_sub(self.memory_bytes) {
+            None => self.read_from_memory(cursor.0),
             Some(at) if at < self.file_bytes => ready!(self.poll_read_file(at, cx))?,
             Some(at) => {
                 let from = (at - self.file_bytes) as usize;
-                let gathered = self.pending_write.as_ref().and_then(|gathered| gathered.bytes.get(from..));
-                Bytes::copy_from_slice(gathered.unwrap_or_default())
+                let pending = self.pending_write.as_ref().and_then(|pending| pending.bytes.get(from..));
+                Bytes::copy_from_slice(pending.unwrap_or_default())
             }
         };
-        place.0 += piece.len() as u64;
-        Poll::Ready(Ok(Some(piece)))
+        cursor.0 += chunk.len() as u64;
+        Poll::Ready(Ok(Some(chunk)))
     }
 
     fn read_from_memory(&self, at: u64) -> Bytes {
-        let filling = self.memory_bytes - self.current_block.len() as u64;
-        if at >= filling {
-            return Bytes::copy_from_slice(&self.current_block[(at - filling) as usize..]);
+        let current_start = self.memory_bytes - self.current_block.len() as u64;
+        if at >= current_start {
+            return Bytes::copy_from_slice(&self.current_block[(at - current_start) as usize..]);
         }
         let nth = self.blocks.partition_point(|block| block.start <= at) - 1;
         let MemoryBlock { start, bytes } = &self.blocks[nth];
@@ -275,29 +282,30 @@ impl ReplayBuffer {
     }
 
     fn poll_read_file(&mut self, at: u64, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
-        let Some(spill) = &self.spill_file else {
-            return Poll::Ready(Err(io::Error::other("its file is gone")));
+        let Some(spill_file) = &self.spill_file else {
+            return Poll::Ready(Err(io::Error::other("the file was dropped")));
         };
-        let reading = self.read_task.get_or_insert_with(|| {
-            let (spill, bytes) = (spill.clone(), READ_BACK_BYTES.min(self.file_bytes - at) as usize);
+        let task = self.read_task.get_or_insert_with(|| {
+            let (spill_file, bytes) =
+                (spill_file.clone(), READ_BACK_BYTES.min(self.file_bytes - at) as usize);
             spawn_blocking(move || {
-                let mut piece = vec![0; bytes];
-                spill.file.read_exact_at(&mut piece, at).map(|()| Bytes::from(piece))
+                let mut chunk = vec![0; bytes];
+                spill_file.file.read_exact_at(&mut chunk, at).map(|()| Bytes::from(chunk))
             })
         });
-        let read = ready!(Pin::new(reading).poll(cx));
+        let read = ready!(Pin::new(task).poll(cx));
         self.read_task = None;
         Poll::Ready(read.unwrap_or_else(|panic| Err(io::Error::other(panic))))
     }
 
-    /// Forgets a read that an earlier reader had begun.
+    /// Drops a read that an earlier reader has started.
     pub(super) fn cancel_read(&mut self) {
         self.read_task = None;
     }
 
-    /// Lets go of all that is kept: the request goes on, without another attempt.
+    /// Drops everything that is buffered: the request continues, without a retry.
     fn discard(&mut self, error: &dyn fmt::Display) {
-        tracing::warn!(%error, "a request's body could not be kept; it cannot be sent again");
+        tracing::warn!(%error, "replay buffer write failed, request cannot be retried");
         self.discarded = true;
         self.blocks = Vec::new();
         self.current_block = BytesMut::new();
@@ -305,12 +313,12 @@ impl ReplayBuffer {
         (self.pending_write, self.spill_file, self.read_task) = (None, None, None);
     }
 
-    /// Capacity of the buffers that it has now, and bytes that it may have in a file.
+    /// Capacity of the blocks in memory, and bytes reserved on disk.
     pub(super) fn usage(&self) -> (u64, u64) {
         let blocks: usize = self.blocks.iter().map(|block| block.bytes.len()).sum();
-        let gathered = self.pending_write.as_ref().map_or(0, |gathered| gathered.bytes.capacity());
-        let disk = self.spill_file.as_ref().map_or(0, |spill| spill.reservation.bytes());
-        ((blocks + self.current_block.capacity() + gathered) as u64, disk)
+        let pending = self.pending_write.as_ref().map_or(0, |pending| pending.bytes.capacity());
+        let disk = self.spill_file.as_ref().map_or(0, |spill_file| spill_file.reservation.bytes());
+        ((blocks + self.current_block.capacity() + pending) as u64, disk)
     }
 }
 
@@ -322,89 +330,89 @@ mod tests {
 
     const UNLIMITED: u64 = u64::MAX;
 
-    async fn read_all(kept: &mut ReplayBuffer) -> io::Result<Vec<u8>> {
-        let (mut place, mut all) = (Cursor::default(), Vec::new());
-        poll_fn(|cx| kept.poll_write_done(cx)).await;
-        while let Some(piece) = poll_fn(|cx| kept.poll_read(&mut place, cx)).await? {
-            all.extend_from_slice(&piece);
+    async fn read_all(buffer: &mut ReplayBuffer) -> io::Result<Vec<u8>> {
+        let (mut cursor, mut all) = (Cursor::default(), Vec::new());
+        poll_fn(|cx| buffer.poll_write_done(cx)).await;
+        while let Some(chunk) = poll_fn(|cx| buffer.poll_read(&mut cursor, cx)).await? {
+            all.extend_from_slice(&chunk);
         }
         Ok(all)
     }
 
-    async fn push(kept: &mut ReplayBuffer, size: usize) -> Vec<u8> {
-        poll_fn(|cx| kept.poll_write_done(cx)).await;
-        let piece = vec![size as u8; size];
-        kept.push(&piece.clone().into());
-        poll_fn(|cx| kept.poll_write_done(cx)).await;
-        piece
+    async fn push(buffer: &mut ReplayBuffer, size: usize) -> Vec<u8> {
+        poll_fn(|cx| buffer.poll_write_done(cx)).await;
+        let chunk = vec![size as u8; size];
+        buffer.push(&chunk.clone().into());
+        poll_fn(|cx| buffer.poll_write_done(cx)).await;
+        chunk
     }
 
     #[tokio::test]
     async fn buffer_replays_memory_and_file_and_frees_both() {
         let dir = tempfile::tempdir().expect("a directory");
         for memory in [0, 1, 8 * 10_000, 8 << 20] {
-            let shelf = Arc::new(ReplayBudget::new(memory, UNLIMITED, dir.path().to_owned()));
-            let mut kept = ReplayBuffer::new(&shelf, Owner::default(), None).expect("room");
+            let budget = Arc::new(ReplayBudget::new(memory, UNLIMITED, dir.path().to_owned()));
+            let mut buffer = ReplayBuffer::new(&budget, Owner::default(), None).expect("room");
             let mut expected = Vec::new();
             for size in [1, 100, 5000, 3, 4000, 20_000, 7, 300_000, 1, 70_000, 5] {
-                expected.extend(push(&mut kept, size).await);
-                assert_eq!(kept.usage(), (shelf.memory_used(), shelf.disk_used()));
-                assert!(shelf.memory_used() <= memory + MIN_WRITE_BYTES);
+                expected.extend(push(&mut buffer, size).await);
+                assert_eq!(buffer.usage(), (budget.memory_used(), budget.disk_used()));
+                assert!(budget.memory_used() <= memory + MIN_WRITE_BYTES);
             }
-            assert_eq!(read_all(&mut kept).await.expect("all of it"), expected);
+            assert_eq!(read_all(&mut buffer).await.expect("all of it"), expected);
             assert_eq!(dir.path().read_dir().expect("a directory").count(), 0);
-            drop(kept);
-            assert_eq!((shelf.memory_used(), shelf.disk_used()), (0, 0));
+            drop(buffer);
+            assert_eq!((budget.memory_used(), budget.disk_used()), (0, 0));
         }
     }
 
     #[tokio::test]
     async fn failed_write_makes_the_buffer_unreadable() {
         let dir = tempfile::tempdir().expect("a directory");
-        let shelf = Arc::new(ReplayBudget::new(0, UNLIMITED, dir.path().to_owned()));
-        let mut kept = ReplayBuffer::new(&shelf, Owner::default(), None).expect("room");
-        push(&mut kept, WRITE_BYTES as usize).await;
-        // Opened for reading only, as a full disk would do to the next write.
+        let budget = Arc::new(ReplayBudget::new(0, UNLIMITED, dir.path().to_owned()));
+        let mut buffer = ReplayBuffer::new(&budget, Owner::default(), None).expect("room");
+        push(&mut buffer, WRITE_BYTES as usize).await;
+        // Opened read-only, so that the next write fails as on a full disk.
         let file = File::open("/dev/null").expect("a file");
-        kept.spill_file = Some(Arc::new(SpillFile {
+        buffer.spill_file = Some(Arc::new(SpillFile {
             file,
-            reservation: DiskReserved::none(&shelf.disk, Owner::default()),
+            reservation: DiskReservation::empty(&budget.disk, Owner::default()),
         }));
-        push(&mut kept, WRITE_BYTES as usize).await;
-        assert!(read_all(&mut kept).await.is_err());
-        assert!(!kept.is_complete());
-        assert_eq!((shelf.memory_used(), shelf.disk_used()), (0, 0), "what is of no use is let go");
+        push(&mut buffer, WRITE_BYTES as usize).await;
+        assert!(read_all(&mut buffer).await.is_err());
+        assert!(!buffer.is_complete());
+        assert_eq!((budget.memory_used(), budget.disk_used()), (0, 0), "an incomplete buffer is freed");
     }
 
     #[tokio::test]
     async fn declared_length_beyond_both_budgets_is_refused() {
         let dir = tempfile::tempdir().expect("a directory");
-        let shelf = Arc::new(ReplayBudget::new(80_000, 20_000, dir.path().to_owned()));
+        let budget = Arc::new(ReplayBudget::new(80_000, 20_000, dir.path().to_owned()));
         assert!(matches!(
-            ReplayBuffer::new(&shelf, Owner::default(), Some(20_001)),
+            ReplayBuffer::new(&budget, Owner::default(), Some(20_001)),
             Err(ReplayBudgetExceeded)
         ));
-        let mut first = ReplayBuffer::new(&shelf, Owner::default(), Some(15_000)).expect("room");
-        assert_eq!(shelf.disk_used(), 0, "an announcement reserves nothing");
+        let mut first = ReplayBuffer::new(&budget, Owner::default(), Some(15_000)).expect("room");
+        assert_eq!(budget.disk_used(), 0, "a declared length reserves nothing");
         push(&mut first, 15_000).await;
-        assert_eq!((shelf.memory_used(), shelf.disk_used()), (10_000, 5_000));
+        assert_eq!((budget.memory_used(), budget.disk_used()), (10_000, 5_000));
         assert!(matches!(
-            ReplayBuffer::new(&shelf, Owner::default(), Some(15_001)),
+            ReplayBuffer::new(&budget, Owner::default(), Some(15_001)),
             Err(ReplayBudgetExceeded)
         ));
-        ReplayBuffer::new(&shelf, Owner::default(), Some(15_000)).expect("room on disk");
-        ReplayBuffer::new(&shelf, Owner::default(), Some(10_000)).expect("room in memory");
+        ReplayBuffer::new(&budget, Owner::default(), Some(15_000)).expect("room on disk");
+        ReplayBuffer::new(&budget, Owner::default(), Some(10_000)).expect("room in memory");
     }
 
     #[tokio::test]
     async fn body_beyond_the_disk_budget_is_discarded() {
         let dir = tempfile::tempdir().expect("a directory");
-        let shelf = Arc::new(ReplayBudget::new(0, 100_000, dir.path().to_owned()));
-        let mut kept = ReplayBuffer::new(&shelf, Owner::default(), None).expect("room");
-        push(&mut kept, 60_000).await;
-        assert!(kept.is_complete() && shelf.disk_used() == 60_000);
-        push(&mut kept, 60_000).await;
-        assert!(!kept.is_complete());
-        assert_eq!((shelf.memory_used(), shelf.disk_used()), (0, 0));
+        let budget = Arc::new(ReplayBudget::new(0, 100_000, dir.path().to_owned()));
+        let mut buffer = ReplayBuffer::new(&budget, Owner::default(), None).expect("room");
+        push(&mut buffer, 60_000).await;
+        assert!(buffer.is_complete() && budget.disk_used() == 60_000);
+        push(&mut buffer, 60_000).await;
+        assert!(!buffer.is_complete());
+        assert_eq!((budget.memory_used(), budget.disk_used()), (0, 0));
     }
 }

@@ -1,4 +1,4 @@
-//! Recognises passes, and keys that a request has shown, where they are repeated in other text. Pure.
+//! Finds passes, and keys that a request has presented, inside other text.
 
 use std::{borrow::Cow, sync::LazyLock};
 
@@ -6,30 +6,30 @@ use memchr::{memchr, memchr_iter, memmem::Finder};
 use percent_encoding::percent_decode;
 use zeroize::Zeroizing;
 
-/// What every pass begins with; a real token does not.
+/// Prefix of every pass; a real token does not have it.
 pub const PASS_PREFIX: &str = "wp1-";
-/// The mark and the first digits of the time a pass was made: its upper bytes are zero, which random text hardly ever
-/// has behind the mark.
+/// The prefix and the first characters of the creation time, whose upper bytes are zero: random text hardly ever
+/// contains this.
 static PASS_FINDER: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("wp1-AAAA"));
-/// Digits behind the mark from which on a text is a pass; of a shorter beginning more than half of the MAC is missing.
+/// Characters after the prefix from which on a text counts as a pass; a shorter fragment lacks more than half of the
+/// MAC.
 const MIN_PASS_CHARS: usize = 32;
-/// Shortest key that is looked for elsewhere in its request. A shorter one may be a userid, a number or a word of a path.
+/// Shortest key that is searched for in its request. A shorter one may be a userid, a number or a word of a path.
 pub const MIN_KEY_BYTES: usize = 12;
-/// Most times that percent-encoding is resolved. A text that is encoded more often is taken for what is looked for.
+/// Maximum number of percent-decodings. A text that is encoded more often counts as a match.
 const MAX_DECODINGS: usize = 8;
 
-/// Whether a text begins as a pass does, good or bad.
+/// Whether a text has the prefix of a pass, valid or not.
 pub fn has_pass_prefix(text: &str) -> bool {
     text.starts_with(PASS_PREFIX)
 }
 
-/// Whether a pass stands anywhere in a text, also percent-encoded.
+/// Whether a text contains a pass, also percent-encoded.
 pub fn contains_pass(text: &[u8]) -> bool {
     text.len() >= PASS_PREFIX.len() + MIN_PASS_CHARS && any_decoding(text, contains_unencoded_pass)
 }
 
-/// Whether a text holds this key, also percent-encoded. A key that is too short to tell from an ordinary word is not looked
-/// for.
+/// Whether a text contains this key, also percent-encoded. A key shorter than [`MIN_KEY_BYTES`] is not searched for.
 pub fn contains_key(text: &[u8], key: &[u8]) -> bool {
     key.len() >= MIN_KEY_BYTES
         && text.len() >= key.len()
@@ -37,20 +37,25 @@ pub fn contains_key(text: &[u8], key: &[u8]) -> bool {
 }
 
 fn contains_unencoded_pass(text: &[u8]) -> bool {
-    let is_digit = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
-    let digits = |at: usize| text[at + PASS_PREFIX.len()..].iter().take(MIN_PASS_CHARS);
-    PASS_FINDER.find_iter(text).any(|at| digits(at).filter(|byte| is_digit(byte)).count() == MIN_PASS_CHARS)
+    let is_base64url = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    let chars = |at: usize| text[at + PASS_PREFIX.len()..].iter().take(MIN_PASS_CHARS);
+    PASS_FINDER
+        .find_iter(text)
+        .any(|at| chars(at).filter(|byte| is_base64url(byte)).count() == MIN_PASS_CHARS)
 }
 
-/// Whether `text` holds `part`. A searcher is not built: it costs more than most targets and header lines take.
+/// Whether `text` contains `part`. Building a `memmem` searcher would cost more than searching most targets and
+/// headers.
 fn contains_bytes(text: &[u8], part: &[u8]) -> bool {
-    let (Some(last), Some(first)) = (text.len().checked_sub(part.len()), part.first()) else { return false };
-    memchr_iter(*first, &text[..=last]).any(|at| &text[at..at + part.len()] == part)
+    let (Some(last_start), Some(first)) = (text.len().checked_sub(part.len()), part.first()) else {
+        return false;
+    };
+    memchr_iter(*first, &text[..=last_start]).any(|at| &text[at..at + part.len()] == part)
 }
 
-/// Whether something is found in a text, or in what it means once its percent-encoding is resolved, repeatedly.
-fn any_decoding(text: &[u8], found: impl Fn(&[u8]) -> bool) -> bool {
-    if found(text) {
+/// Whether the text, or the result of percent-decoding it repeatedly, matches.
+fn any_decoding(text: &[u8], is_match: impl Fn(&[u8]) -> bool) -> bool {
+    if is_match(text) {
         return true;
     }
     if memchr(b'%', text).is_none() {
@@ -60,7 +65,7 @@ fn any_decoding(text: &[u8], found: impl Fn(&[u8]) -> bool) -> bool {
     for _ in 0..MAX_DECODINGS {
         let Cow::Owned(decoded) = Cow::from(percent_decode(&text)) else { return false };
         text = Zeroizing::new(decoded);
-        if found(&text) {
+        if is_match(&text) {
             return true;
         }
     }

@@ -1,20 +1,19 @@
-//! The client certificate that a connection was accepted with, so that a changed `client_ca` can close what it no longer
-//! covers.
+//! Client certificate of a connection, kept so that a changed `client_ca` can close connections it no longer covers.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustls::pki_types::CertificateDer;
 
-/// A client's certificate and those that lead from it to an authority.
+/// A client's certificate, followed by the intermediates that lead to an authority.
 pub(super) type CertificateChain = Arc<[CertificateDer<'static>]>;
 
-/// What a connection's client has shown.
+/// Certificate state of one connection.
 #[derive(Debug, Default)]
 pub(super) struct ClientCertificate(Mutex<State>);
 
 #[derive(Debug, Default)]
 enum State {
-    /// The handshake is not over: it is judged when it is.
+    /// The handshake is running; the certificate is checked when it completes.
     #[default]
     HandshakePending,
     Absent,
@@ -22,13 +21,13 @@ enum State {
 }
 
 impl ClientCertificate {
-    /// Ends the handshake. A lock orders this before or after [`is_covered`](Self::is_covered): either that sees the chain, or
-    /// what it judges by is seen here afterwards.
+    /// Stores the result of the handshake. A lock orders this before or after [`is_accepted_by`](Self::is_accepted_by):
+    /// either that call sees the chain, or the settings it was called with are visible to the caller afterwards.
     pub(super) fn complete_handshake(&self, chain: Option<CertificateChain>) {
         *self.lock() = chain.map_or(State::Absent, State::Presented);
     }
 
-    /// Whether `accepts` accepts what was shown, as far as that is known.
+    /// Whether `accepts` accepts the chain; true while the handshake is running.
     pub(super) fn is_accepted_by(
         &self,
         accepts: impl FnOnce(Option<&[CertificateDer<'static>]>) -> bool,

@@ -1,11 +1,12 @@
-//! The house of all connections: how many there may be, and who has to go for one that comes anew.
+//! Caps open connections (`max_connections`); when full, closes the longest-idle one.
 //!
-//! Each connection has a seat, which says since when nothing has happened on it. When the house is full the one that has
-//! been idle for longest is asked to leave; that costs the others nothing, for nobody keeps a list in order. Connections
-//! with a request, and those that had one a moment ago, stay; half a head, or half a greeting, is none for long.
+//! Each connection has a permit that records since when it has been idle. When the limit is reached, one scan finds the
+//! longest-idle connections and asks them to close; no ordered list is kept, so the others pay nothing. Connections
+//! with a request, and those that had one within [`MIN_IDLE`], stay; a partial head or TLS handshake counts as a
+//! request only for [`PARTIAL_REQUEST_TIMEOUT`].
 //!
-//! Until a request on it was authorized, a connection is idle whatever it does: all that it can wait for is its client.
-//! Callers without a key cannot take the places of those with one.
+//! Until a request on it was authorized, a connection counts as idle whatever it does, because it can only be waiting
+//! for its client. So clients without a key cannot displace those with one.
 
 use std::{
     fs,
@@ -29,46 +30,47 @@ use tokio::{
 
 use super::{client_auth::ClientCertificate, log_throttle::LogThrottle};
 
-/// Who was busy within this time is not idle: a client that sends one request after the other is to keep its connection.
+/// Idle time below which an authorized connection is not evicted: a client that sends one request after another keeps
+/// its connection.
 const MIN_IDLE: Duration = Duration::from_millis(500);
-/// So long a connection on which no request was authorized is kept where these have half of the places, so that the request
-/// of one that has just come can arrive.
+/// Idle time below which an unauthorized connection is not evicted while unauthorized ones hold half of the permits:
+/// the first request of a new connection can arrive.
 const MIN_UNAUTHORIZED_IDLE: Duration = Duration::from_millis(25);
-/// So long half a head or half a greeting is taken for the beginning of a request.
+/// How long a partial head or TLS handshake counts as the beginning of a request.
 const PARTIAL_REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
-/// How often a listener that waits for a place looks for an idle connection again.
+/// How often an accept that waits for a permit retries the eviction.
 const EVICTION_INTERVAL: Duration = Duration::from_millis(25);
-/// So many are found with one look at all connections.
+/// Candidates that one scan of all connections collects.
 const EVICTION_BATCH: usize = 64;
-/// The same trouble is in the log no more often than this.
+/// Minimum time between two log messages about the same condition.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
-/// A seat on which something happens.
+/// Value of `idle_since` while the connection is active.
 const ACTIVE: u64 = u64::MAX;
 
-/// Descriptors for everything but connections: listeners, files, what the runtimes need.
+/// Descriptors reserved for everything but connections: listeners, files, the runtimes.
 const RESERVED_DESCRIPTORS: usize = 24;
-/// Connections to the admin listener that may be open at once, and how many there may be at least where descriptors are few.
+/// Bounds of the admin listener's connections; the lower one applies where descriptors are scarce.
 const MAX_ADMIN_CONNECTIONS: usize = 64;
 const MIN_ADMIN_CONNECTIONS: usize = 4;
 
-/// How many connections there may be where the configuration says so many. A quarter of the descriptors that the system
-/// allows is for the way to the upstream: a connection that takes the last one cannot be served.
+/// `max_connections`, lowered to what the descriptor limit allows. A quarter of the descriptors is reserved for
+/// upstream connections: a request that cannot reach the upstream is useless.
 pub(super) fn effective_max_connections(max_connections: usize) -> usize {
     let Some(descriptors) = descriptor_limit() else { return max_connections };
     let others = RESERVED_DESCRIPTORS + admin_connections_for(descriptors);
-    let room = (descriptors / 4 * 3).saturating_sub(others).max(1);
-    if room < max_connections {
+    let effective = (descriptors / 4 * 3).saturating_sub(others).max(1);
+    if effective < max_connections {
         tracing::warn!(
             max_connections,
             descriptors,
-            room,
-            "the system allows too few open files for max_connections; raise the limit (LimitNOFILE= or ulimit -n)"
+            effective,
+            "max_connections lowered to fit the open file limit; raise it (LimitNOFILE= or ulimit -n)"
         );
     }
-    max_connections.min(room)
+    max_connections.min(effective)
 }
 
-/// How many connections there may be to the admin listener: they take descriptors too.
+/// Maximum number of connections to the admin listener, which need descriptors too.
 pub fn max_admin_connections() -> usize {
     descriptor_limit().map_or(MAX_ADMIN_CONNECTIONS, admin_connections_for)
 }
@@ -77,10 +79,10 @@ fn admin_connections_for(descriptors: usize) -> usize {
     (descriptors / 16).clamp(MIN_ADMIN_CONNECTIONS, MAX_ADMIN_CONNECTIONS)
 }
 
-/// Allows this process as many open files as the system lets it allow itself.
+/// Raises the soft limit on open files to the hard limit.
 pub fn raise_descriptor_limit() {
     let allowed = getrlimit(Resource::Nofile);
-    // Where it cannot be, the old limit holds.
+    // On failure the old limit stays in force.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: allowed.maximum, ..allowed });
 }
 
@@ -88,7 +90,7 @@ fn descriptor_limit() -> Option<usize> {
     parse_descriptor_limit(&fs::read_to_string("/proc/self/limits").unwrap_or_default())
 }
 
-/// The soft limit on open files in what Linux says of a process; `None` where there is none.
+/// The soft limit on open files in `/proc/self/limits`; `None` if it is unlimited or missing.
 fn parse_descriptor_limit(limits: &str) -> Option<usize> {
     let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
     line.split_whitespace().next()?.parse().ok()
@@ -97,13 +99,13 @@ fn parse_descriptor_limit(limits: &str) -> Option<usize> {
 /// All connections of one server.
 #[derive(Debug)]
 pub struct ConnectionLimiter {
-    /// TLS handshakes that failed.
+    /// Throttles the log of failed TLS handshakes.
     pub(super) handshake_log: LogThrottle,
     semaphore: Arc<Semaphore>,
     max_connections: usize,
     epoch: Instant,
     open: Mutex<OpenConnections>,
-    /// Found idle a while ago, the oldest last.
+    /// Result of the last scan, the longest idle last.
     eviction_candidates: Mutex<Vec<(u64, Weak<ConnectionPermit>)>>,
     full_logged_at: Mutex<Option<Instant>>,
     accept_error_logged_at: Mutex<Option<Instant>>,
@@ -112,29 +114,29 @@ pub struct ConnectionLimiter {
 #[derive(Debug, Default)]
 struct OpenConnections {
     permits: Vec<Weak<ConnectionPermit>>,
-    /// When there are so many, those that are empty are thrown out.
+    /// Length at which the entries of closed connections are removed.
     sweep_at: usize,
 }
 
-/// One connection's seat.
+/// Permit of one open connection, with its idle time and close flags.
 #[derive(Debug)]
 pub(super) struct ConnectionPermit {
     epoch: Instant,
-    /// In microseconds since `born`, or [`BUSY`].
+    /// In microseconds since `epoch`, or [`ACTIVE`].
     idle_since: AtomicU64,
-    /// A request on it showed a good credential.
+    /// A request on it presented a valid credential.
     authorized: AtomicBool,
     close_requested: AtomicBool,
-    /// Its client would no longer be accepted: no request is served any more.
+    /// The current TLS settings no longer accept its client: no further request is served.
     revoked: AtomicBool,
-    /// What its client has shown under TLS.
+    /// The client's certificate under TLS.
     pub(super) client_certificate: ClientCertificate,
     task_waker: OnceLock<Waker>,
     _permit: OwnedSemaphorePermit,
 }
 
 impl ConnectionLimiter {
-    /// A house for so many connections.
+    /// Creates a limiter for `max_connections`.
     pub fn new(max_connections: usize) -> Self {
         Self {
             handshake_log: LogThrottle::default(),
@@ -148,53 +150,55 @@ impl ConnectionLimiter {
         }
     }
 
-    /// How many seats are taken.
+    /// Number of open connections.
     pub fn open_connections(&self) -> usize {
         self.max_connections.saturating_sub(self.semaphore.available_permits())
     }
 
-    /// Waits until nobody is there any more.
+    /// Waits until all connections are closed.
     pub async fn wait_drained(&self) {
-        let all = u32::try_from(self.max_connections).unwrap_or(u32::MAX);
-        let _ = self.semaphore.acquire_many(all).await;
+        let permits = u32::try_from(self.max_connections).unwrap_or(u32::MAX);
+        let _ = self.semaphore.acquire_many(permits).await;
     }
 
-    /// A seat for a new connection. Where the house is full somebody else has to leave, or there is a wait.
+    /// Acquires a permit. When the limit is reached, evicts an idle connection or waits until one closes; `None` if the
+    /// semaphore was closed.
     pub(super) async fn acquire(&self) -> Option<Arc<ConnectionPermit>> {
-        if let Some(seat) = self.try_acquire() {
-            return Some(seat);
+        if let Some(permit) = self.try_acquire() {
+            return Some(permit);
         }
         if is_log_due(&self.full_logged_at) {
             tracing::warn!(
                 max_connections = self.max_connections,
-                "max_connections is reached; idle connections are closed for new ones, and where there are none these wait"
+                "max_connections reached, closing idle connections; new ones wait when none is idle"
             );
         }
-        let mut place = pin!(self.semaphore.clone().acquire_owned());
+        let mut owned_permit = pin!(self.semaphore.clone().acquire_owned());
         loop {
             self.evict_one();
-            if let Ok(place) = timeout(EVICTION_INTERVAL, place.as_mut()).await {
-                return place.ok().map(|place| self.admit(place));
+            if let Ok(owned_permit) = timeout(EVICTION_INTERVAL, owned_permit.as_mut()).await {
+                return owned_permit.ok().map(|owned_permit| self.admit(owned_permit));
             }
         }
     }
 
-    /// A seat if there is a free one.
+    /// Acquires a permit without waiting.
     pub(super) fn try_acquire(&self) -> Option<Arc<ConnectionPermit>> {
-        let place = self.semaphore.clone().try_acquire_owned().ok()?;
-        Some(self.admit(place))
+        let owned_permit = self.semaphore.clone().try_acquire_owned().ok()?;
+        Some(self.admit(owned_permit))
     }
 
-    /// Accepting failed, and not because of the one that was to be accepted: the system is out of descriptors or memory.
+    /// Handles an accept error that does not concern one connection alone (no descriptors or memory): logs it and
+    /// evicts an idle connection.
     pub(super) fn on_accept_error(&self, error: &io::Error) {
         if is_log_due(&self.accept_error_logged_at) {
-            tracing::error!(%error, "no connection can be accepted; trying again, and closing idle ones");
+            tracing::error!(%error, "accept failed, retrying and closing idle connections");
         }
         self.evict_one();
     }
 
-    fn admit(&self, place: OwnedSemaphorePermit) -> Arc<ConnectionPermit> {
-        let seat = Arc::new(ConnectionPermit {
+    fn admit(&self, owned_permit: OwnedSemaphorePermit) -> Arc<ConnectionPermit> {
+        let permit = Arc::new(ConnectionPermit {
             epoch: self.epoch,
             idle_since: AtomicU64::new(as_micros(self.epoch.elapsed())),
             authorized: AtomicBool::new(false),
@@ -202,88 +206,88 @@ impl ConnectionLimiter {
             revoked: AtomicBool::new(false),
             client_certificate: ClientCertificate::default(),
             task_waker: OnceLock::new(),
-            _permit: place,
+            _permit: owned_permit,
         });
-        let mut seats = lock(&self.open);
-        if seats.permits.len() >= seats.sweep_at {
-            seats.permits.retain(|seat| seat.strong_count() > 0);
-            seats.sweep_at = 2 * seats.permits.len() + EVICTION_BATCH;
+        let mut open = lock(&self.open);
+        if open.permits.len() >= open.sweep_at {
+            open.permits.retain(|permit| permit.strong_count() > 0);
+            open.sweep_at = 2 * open.permits.len() + EVICTION_BATCH;
         }
-        seats.permits.push(Arc::downgrade(&seat));
-        seat
+        open.permits.push(Arc::downgrade(&permit));
+        permit
     }
 
-    /// Wakes every connection's task.
+    /// Wakes the task of every connection.
     pub(super) fn wake_all(&self) {
-        let all = lock(&self.open).permits.clone();
-        all.iter().filter_map(Weak::upgrade).for_each(|seat| seat.wake());
+        let permits = lock(&self.open).permits.clone();
+        permits.iter().filter_map(Weak::upgrade).for_each(|permit| permit.wake());
     }
 
-    /// Closes the connections whose client `accepts` does not accept, each when the request that it serves is answered.
+    /// Closes the connections whose client `accepts` does not accept, each when its request in flight has completed.
     /// Returns how many.
     pub(super) fn revoke(&self, accepts: impl Fn(Option<&[CertificateDer<'static>]>) -> bool) -> usize {
-        let all = lock(&self.open).permits.clone();
-        let seats = all.iter().filter_map(Weak::upgrade);
-        seats
-            .filter(|seat| !seat.client_certificate.is_accepted_by(&accepts))
-            .map(|seat| seat.revoke())
+        let permits = lock(&self.open).permits.clone();
+        let permits = permits.iter().filter_map(Weak::upgrade);
+        permits
+            .filter(|permit| !permit.client_certificate.is_accepted_by(&accepts))
+            .map(|permit| permit.revoke())
             .count()
     }
 
     fn evict_one(&self) {
-        let mut idle = lock(&self.eviction_candidates);
-        for looked in [false, true] {
-            if looked {
-                *idle = self.find_eviction_candidates();
+        let mut candidates = lock(&self.eviction_candidates);
+        for rescanned in [false, true] {
+            if rescanned {
+                *candidates = self.find_eviction_candidates();
             }
-            while let Some((since, seat)) = idle.pop() {
-                if seat.upgrade().is_some_and(|seat| seat.request_close(since)) {
+            while let Some((since, permit)) = candidates.pop() {
+                if permit.upgrade().is_some_and(|permit| permit.request_close(since)) {
                     return;
                 }
             }
         }
     }
 
-    /// Those that are to leave first, the first one last.
+    /// The connections to evict, the first one last.
     fn find_eviction_candidates(&self) -> Vec<(u64, Weak<ConnectionPermit>)> {
-        let all: Vec<_> = {
-            let seats = lock(&self.open);
+        let permits: Vec<_> = {
+            let open = lock(&self.open);
             let state = |weak: &Weak<ConnectionPermit>| {
-                let seat = weak.upgrade()?;
-                let since = if seat.is_close_requested() { ACTIVE } else { seat.idle_since.load(Relaxed) };
-                Some((seat.is_authorized(), since, weak.clone()))
+                let permit = weak.upgrade()?;
+                let since =
+                    if permit.is_close_requested() { ACTIVE } else { permit.idle_since.load(Relaxed) };
+                Some((permit.is_authorized(), since, weak.clone()))
             };
-            seats.permits.iter().filter_map(state).collect()
+            open.permits.iter().filter_map(state).collect()
         };
         let age = as_micros(self.epoch.elapsed());
-        let unauthorized = all.iter().filter(|(is_authorized, ..)| !is_authorized).count();
+        let unauthorized = permits.iter().filter(|(is_authorized, ..)| !is_authorized).count();
         let order = eviction_order(2 * unauthorized >= self.max_connections);
-        let place = |is_authorized, since: u64| {
+        let rank = |is_authorized, since: u64| {
             let idle = Duration::from_micros(age.checked_sub(since)?);
-            order.iter().position(|(authorized, least)| *authorized == is_authorized && idle >= *least)
+            order.iter().position(|(authorized, min_idle)| *authorized == is_authorized && idle >= *min_idle)
         };
-        let mut found: Vec<_> = all
+        let mut found: Vec<_> = permits
             .into_iter()
-            .filter_map(|(is_authorized, since, seat)| Some((place(is_authorized, since)?, since, seat)))
+            .filter_map(|(is_authorized, since, permit)| Some((rank(is_authorized, since)?, since, permit)))
             .collect();
-        found.sort_unstable_by_key(|(place, since, _)| std::cmp::Reverse((*place, *since)));
+        found.sort_unstable_by_key(|(rank, since, _)| std::cmp::Reverse((*rank, *since)));
         let first = found.split_off(found.len().saturating_sub(EVICTION_BATCH));
-        first.into_iter().map(|(_, since, seat)| (since, seat)).collect()
+        first.into_iter().map(|(_, since, permit)| (since, permit)).collect()
     }
 }
 
-/// Which connections leave before which: whether they are authorized ones, and how long they must have been idle. Where
-/// unauthorized ones have half of the places, no other has to go for more of them; where they have few, one that has just
-/// come gets the time that its first request takes.
-fn eviction_order(crowded: bool) -> &'static [(bool, Duration)] {
-    match crowded {
+/// Order of eviction: pairs of "is authorized" and minimum idle time. While unauthorized connections hold half of the
+/// permits, only they are evicted; otherwise a new one gets the time that its first request takes.
+fn eviction_order(unauthorized_fill_half: bool) -> &'static [(bool, Duration)] {
+    match unauthorized_fill_half {
         true => &[(false, MIN_UNAUTHORIZED_IDLE)],
         false => &[(false, PARTIAL_REQUEST_TIMEOUT), (true, MIN_IDLE), (false, MIN_IDLE)],
     }
 }
 
 impl ConnectionPermit {
-    /// Must be called once on the connection's own task, which is woken when it is to leave.
+    /// Must be called once on the connection's own task, which is woken when the connection is to close.
     pub(super) async fn register_waker(&self) {
         poll_fn(|cx| {
             let _ = self.task_waker.set(cx.waker().clone());
@@ -292,33 +296,34 @@ impl ConnectionPermit {
         .await;
     }
 
-    /// Nothing has happened since then. Whether the connection is to leave. Without an authorized request it has been idle
-    /// since it came: refused requests make it no younger.
-    pub(super) fn mark_idle(&self, moment: Instant) -> bool {
+    /// Records that the connection has been idle since `since`, and returns whether it is to close. Without an
+    /// authorized request the idle time counts from the accept: refused requests do not reset it.
+    pub(super) fn mark_idle(&self, since: Instant) -> bool {
         if self.is_authorized() {
-            self.idle_since.store(as_micros(moment.saturating_duration_since(self.epoch)), Relaxed);
+            self.idle_since.store(as_micros(since.saturating_duration_since(self.epoch)), Relaxed);
         }
         self.is_close_requested()
     }
 
-    /// Something began then and is not whole yet. Whether the connection is to leave.
-    pub(super) fn mark_partial(&self, moment: Instant) -> bool {
-        self.mark_idle(moment + PARTIAL_REQUEST_TIMEOUT)
+    /// Records that a request or handshake began at `since` and is incomplete, and returns whether the connection is to
+    /// close.
+    pub(super) fn mark_partial(&self, since: Instant) -> bool {
+        self.mark_idle(since + PARTIAL_REQUEST_TIMEOUT)
     }
 
-    /// Nothing happens that is worth its place: it goes before any that is idle.
+    /// Makes this connection the first to be evicted.
     pub(super) fn mark_evictable(&self) {
         self.idle_since.store(0, Relaxed);
     }
 
-    /// Something happens. Without an authorized request it keeps no other connection out.
+    /// Records activity, so that the connection is not evicted; no effect until a request was authorized.
     pub(super) fn mark_active(&self) {
         if self.is_authorized() {
             self.idle_since.store(ACTIVE, Relaxed);
         }
     }
 
-    /// A request on the connection, which is being served, was authorized.
+    /// Records that the request in flight was authorized.
     pub(super) fn mark_authorized(&self) {
         self.authorized.store(true, Relaxed);
         self.mark_active();
@@ -329,17 +334,17 @@ impl ConnectionPermit {
         self.authorized.load(Relaxed)
     }
 
-    /// Whether the connection is to leave at once, whatever its client still has to take or to send.
+    /// Whether the connection is to close at once, even with bytes still to send or to receive.
     pub(super) fn is_abort_requested(&self) -> bool {
         self.is_close_requested() && !self.is_authorized()
     }
 
-    /// Whether the connection is to leave as soon as it is idle.
+    /// Whether the connection is to close as soon as it is idle.
     pub(super) fn is_close_requested(&self) -> bool {
         self.close_requested.load(Relaxed)
     }
 
-    /// Whether its client would no longer be accepted.
+    /// Whether the current TLS settings no longer accept its client.
     pub(super) fn is_revoked(&self) -> bool {
         self.revoked.load(Relaxed)
     }
@@ -350,12 +355,13 @@ impl ConnectionPermit {
         self.wake();
     }
 
-    /// Waits until the connection is to leave; only on its own task.
+    /// Waits until the connection is to close; only on its own task.
     pub(super) fn close_requested(&self) -> impl Future<Output = ()> + '_ {
         poll_fn(|_| if self.is_close_requested() { Poll::Ready(()) } else { Poll::Pending })
     }
 
-    /// Asks a connection to leave that has been idle since then.
+    /// Requests the close of a connection that has been idle since `since`; false if it was active meanwhile or a close
+    /// was requested before.
     fn request_close(&self, since: u64) -> bool {
         if self.idle_since.load(Relaxed) != since || self.close_requested.swap(true, Relaxed) {
             return false;
@@ -376,12 +382,12 @@ fn as_micros(duration: Duration) -> u64 {
     duration.as_secs() * 1_000_000 + u64::from(duration.subsec_micros())
 }
 
-/// Whether something is to be said again.
-fn is_log_due(said: &Mutex<Option<Instant>>) -> bool {
-    let mut said = lock(said);
-    let due = said.is_none_or(|said| said.elapsed() >= LOG_INTERVAL);
+/// Whether the condition is to be logged again; if so, records the time.
+fn is_log_due(logged_at: &Mutex<Option<Instant>>) -> bool {
+    let mut logged_at = lock(logged_at);
+    let due = logged_at.is_none_or(|logged_at| logged_at.elapsed() >= LOG_INTERVAL);
     if due {
-        *said = Some(Instant::now());
+        *logged_at = Some(Instant::now());
     }
     due
 }

@@ -1,5 +1,5 @@
-//! Listening sockets: opened here, or opened by who started the program and handed to it. One socket is shared by all
-//! workers, each of which accepts from it.
+//! Listening sockets, bound here or inherited from the service manager. All workers share one socket, and each accepts
+//! from it.
 
 use std::{
     fs, io,
@@ -28,17 +28,18 @@ use crate::{config::Address, http1::io::Stream};
 
 mod inherited;
 
-/// Connections that wait in the kernel.
+/// Length of the kernel's accept queue.
 const BACKLOG: i32 = 4096;
 
-/// A socket that is open and not yet served.
+/// A bound socket that no worker accepts from yet.
 #[derive(Debug)]
 pub struct BoundListener {
     socket: BoundSocket,
     address: Address,
-    /// Who comes when this process no longer accepts is served by the next one, for the socket stays open.
+    /// Passed in by the service manager, which keeps the socket open: connections that this process does not accept
+    /// wait for the next one.
     is_inherited: bool,
-    /// `None` for TCP, and where the file is not ours.
+    /// `None` for TCP and for inherited sockets.
     socket_file: Option<Arc<SocketFile>>,
 }
 
@@ -48,8 +49,7 @@ enum BoundSocket {
     Unix(std::os::unix::net::UnixListener),
 }
 
-/// The file of a unix socket, removed when it is no longer listened on. Where another process has put its own in its
-/// place, that one stays.
+/// The file of a unix socket, removed when the last listener is dropped, unless another process has replaced it.
 #[derive(Debug)]
 struct SocketFile {
     path: PathBuf,
@@ -76,7 +76,8 @@ fn file_identity(path: &Path) -> Option<(u64, u64)> {
 }
 
 impl BoundListener {
-    /// Opens the address. A unix socket that a dead process left behind is replaced; one that answers is not.
+    /// Binds the address. A unix socket whose process has died is replaced; one that still accepts connections is an
+    /// error.
     pub fn open(address: &Address) -> io::Result<Self> {
         match address {
             Address::Tcp(address) => open_tcp(*address),
@@ -84,12 +85,12 @@ impl BoundListener {
         }
     }
 
-    /// The real address.
+    /// The bound address, with the real port.
     pub fn local_address(&self) -> Address {
         self.address.clone()
     }
 
-    /// A handle for one worker; must be called on its runtime.
+    /// Creates the handle of one worker; must be called on the worker's runtime.
     pub fn worker_listener(&self) -> io::Result<Listener> {
         #[expect(
             deprecated,
@@ -110,7 +111,7 @@ fn open_tcp(address: SocketAddr) -> io::Result<BoundListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
-    // Every connection that is accepted inherits it.
+    // Accepted connections inherit the option.
     socket.set_tcp_nodelay(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
@@ -120,7 +121,9 @@ fn open_tcp(address: SocketAddr) -> io::Result<BoundListener> {
 }
 
 fn open_unix(path: &Path) -> io::Result<BoundListener> {
-    if fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) && is_stale_socket(path) {
+    if fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket())
+        && is_stale_socket(path)
+    {
         fs::remove_file(path)?;
     }
     let listener = std::os::unix::net::UnixListener::bind(path)?;
@@ -129,8 +132,8 @@ fn open_unix(path: &Path) -> io::Result<BoundListener> {
     Ok(BoundListener { socket: BoundSocket::Unix(listener), address, is_inherited: false, socket_file: file })
 }
 
-/// Whether nobody listens on a unix socket. One that may not be connected to, or on which no more connections can wait,
-/// belongs to somebody who lives.
+/// Whether no process listens on a unix socket. A refused permission or a full accept queue means that a process is
+/// alive.
 fn is_stale_socket(path: &Path) -> bool {
     let connect = || {
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
@@ -144,22 +147,22 @@ fn is_stale_socket(path: &Path) -> bool {
 #[derive(Debug)]
 pub struct Listener {
     socket: AsyncFd<BoundSocket>,
-    /// Since the runtime last said that somebody waits.
+    /// A connection was accepted since the runtime last reported readiness.
     accepted_since_ready: bool,
     is_inherited: bool,
     _socket_file: Option<Arc<SocketFile>>,
 }
 
 impl Listener {
-    /// The next connection, and where it came from.
+    /// Accepts the next connection; the peer's address is `None` for unix sockets.
     pub async fn accept(&mut self) -> io::Result<(Stream, Option<IpAddr>)> {
-        // Where they come as fast as they are let in, whoever else works on this thread has to have a turn.
+        // Under a flood of connections the accept never waits: without this the other tasks of the thread would starve.
         consume_budget().await;
         loop {
             let mut ready = self.socket.readable().await?;
             let socket = self.socket.get_ref();
-            // To accept where nobody waits makes a socket first and then throws it away, which costs eight times as much as
-            // to look. As a rule there is one for each time that the runtime says so.
+            // `accept` without a pending connection creates a socket and destroys it again, which costs eight times as
+            // much as `poll`. As a rule each readiness event stands for one connection.
             if !self.accepted_since_ready || socket.has_pending()? {
                 match socket.try_accept() {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -174,12 +177,12 @@ impl Listener {
         }
     }
 
-    /// Closes it, and returns the connections that nobody has accepted. Where the socket stays open it is for the next
-    /// process to accept them.
+    /// Closes the socket and returns the connections in its accept queue. An inherited socket stays open, and its queue
+    /// is left to the next process.
     pub(super) fn into_pending(self) -> impl Iterator<Item = (Stream, Option<IpAddr>)> {
-        let Self { socket, is_inherited: stays_open, .. } = self;
-        let left = (!stays_open).then(|| socket.into_inner());
-        left.into_iter().flat_map(|socket| std::iter::from_fn(move || socket.try_accept().ok()))
+        let Self { socket, is_inherited, .. } = self;
+        let backlog = (!is_inherited).then(|| socket.into_inner());
+        backlog.into_iter().flat_map(|socket| std::iter::from_fn(move || socket.try_accept().ok()))
     }
 }
 
@@ -191,14 +194,14 @@ impl BoundSocket {
         })
     }
 
-    /// Whether a connection waits already.
+    /// Whether a connection is pending.
     fn has_pending(&self) -> io::Result<bool> {
         let mut socket = [PollFd::new(self, PollFlags::IN)];
         let at_once = Timespec::default();
         Ok(retry_on_intr(|| poll(&mut socket, Some(&at_once)))? > 0)
     }
 
-    /// A connection that waits already.
+    /// Accepts a pending connection without waiting.
     fn try_accept(&self) -> io::Result<(Stream, Option<IpAddr>)> {
         match self {
             Self::Tcp(listener) => {
@@ -239,90 +242,90 @@ mod tests {
     #[tokio::test]
     async fn pending_connections_returned_unless_socket_inherited() {
         let local = Address::Tcp(SocketAddr::from(([127, 0, 0, 1], 0)));
-        for stays_open in [false, true] {
+        for is_inherited in [false, true] {
             let mut bound = BoundListener::open(&local).expect("a port");
-            bound.is_inherited = stays_open;
+            bound.is_inherited = is_inherited;
             let Address::Tcp(address) = bound.local_address() else { unreachable!() };
-            let callers: Vec<_> = (0..3).map(|_| std::net::TcpStream::connect(address)).collect();
-            assert!(callers.iter().all(Result::is_ok));
-            let left = bound.worker_listener().expect("a handle").into_pending().count();
-            assert_eq!(left, if stays_open { 0 } else { 3 });
+            let clients: Vec<_> = (0..3).map(|_| std::net::TcpStream::connect(address)).collect();
+            assert!(clients.iter().all(Result::is_ok));
+            let backlog = bound.worker_listener().expect("a handle").into_pending().count();
+            assert_eq!(backlog, if is_inherited { 0 } else { 3 });
             let mut next = bound.worker_listener().expect("another");
-            let taken = tokio::time::timeout(std::time::Duration::from_millis(200), next.accept()).await;
-            assert_eq!(taken.is_ok(), stays_open, "the next process gets them");
+            let accepted = tokio::time::timeout(std::time::Duration::from_millis(200), next.accept()).await;
+            assert_eq!(accepted.is_ok(), is_inherited, "the next process gets them");
         }
     }
 
-    /// Callers who come as fast as they are let in keep nobody else from his work.
+    /// A flood of connections does not starve other tasks of the thread.
     #[tokio::test]
     async fn accept_under_flood_yields_to_other_tasks() {
         let bound =
             BoundListener::open(&Address::Tcp(SocketAddr::from(([127, 0, 0, 1], 0)))).expect("a port");
         let Address::Tcp(address) = bound.local_address() else { unreachable!() };
-        let caller = || std::net::TcpStream::connect(address).expect("a connection");
-        let crowd = 400;
-        let _callers: Vec<_> = std::iter::repeat_with(caller).take(crowd).collect();
+        let client = || std::net::TcpStream::connect(address).expect("a connection");
+        let connections = 400;
+        let _clients: Vec<_> = std::iter::repeat_with(client).take(connections).collect();
         let mut listener = bound.worker_listener().expect("a handle");
-        let worked = Arc::new(AtomicUsize::new(0));
-        let works = worked.clone();
+        let yields = Arc::new(AtomicUsize::new(0));
+        let counter = yields.clone();
         let other = tokio::spawn(async move {
             loop {
-                works.fetch_add(1, Ordering::Relaxed);
+                counter.fetch_add(1, Ordering::Relaxed);
                 tokio::task::yield_now().await;
             }
         });
-        // Before the first one is let in the runtime has to say that somebody is there.
+        // The first accept waits for the runtime's readiness event.
         let accepting = tokio::spawn(async move {
             let first = listener.accept().await.map(drop);
-            let before = worked.load(Ordering::Relaxed);
-            for _ in 1..crowd {
+            let before = yields.load(Ordering::Relaxed);
+            for _ in 1..connections {
                 listener.accept().await.expect("a connection");
             }
-            (first, worked.load(Ordering::Relaxed) - before)
+            (first, yields.load(Ordering::Relaxed) - before)
         });
-        let (first, turns) = accepting.await.expect("no panic");
+        let (first, yields) = accepting.await.expect("no panic");
         other.abort();
         first.expect("a connection");
-        assert!(turns >= 2, "{turns} turns while {crowd} came");
+        assert!(yields >= 2, "{yields} yields during {connections} accepts");
     }
 
-    /// Callers in crowds of every size, some of whom come while the first are let in, and one or two who let them in.
+    /// Batches of every size, some connections arriving while the first are accepted, by one or two workers.
     #[tokio::test]
     async fn accept_with_concurrent_connects_misses_none() {
         let bound =
             BoundListener::open(&Address::Tcp(SocketAddr::from(([127, 0, 0, 1], 0)))).expect("a port");
         let Address::Tcp(address) = bound.local_address() else { unreachable!() };
-        let caller = || std::net::TcpStream::connect(address).expect("a connection");
+        let client = || std::net::TcpStream::connect(address).expect("a connection");
         let mut workers =
             [bound.worker_listener().expect("a handle"), bound.worker_listener().expect("another")];
-        for crowd in 1..40 {
-            let mut callers: Vec<_> = std::iter::repeat_with(caller).take(crowd).collect();
-            for nth in 0..crowd + crowd / 3 {
-                if nth < crowd / 3 {
-                    callers.push(caller());
+        for connections in 1..40 {
+            let mut clients: Vec<_> = std::iter::repeat_with(client).take(connections).collect();
+            for nth in 0..connections + connections / 3 {
+                if nth < connections / 3 {
+                    clients.push(client());
                 }
                 let [one, other] = &mut workers;
                 let next = async {
                     tokio::select! {
                         biased;
-                        taken = one.accept() => taken,
-                        taken = other.accept(), if crowd % 2 == 0 => taken,
+                        accepted = one.accept() => accepted,
+                        accepted = other.accept(), if connections % 2 == 0 => accepted,
                     }
                 };
-                let taken = tokio::time::timeout(std::time::Duration::from_secs(10), next).await;
-                taken.expect("whoever waits is seen").expect("a connection");
+                let accepted = tokio::time::timeout(std::time::Duration::from_secs(10), next).await;
+                accepted.expect("a pending connection is accepted").expect("a connection");
             }
         }
     }
 
-    /// What opening a socket in the place of this one comes to; `None` where it waits.
+    /// Result of binding the path again; `None` if it does not return.
     fn try_rebind(path: &Path) -> Option<Result<(), io::ErrorKind>> {
-        let (tell, told) = std::sync::mpsc::channel();
+        let (sender, receiver) = std::sync::mpsc::channel();
         let address = Address::Unix(path.to_owned());
         std::thread::spawn(move || {
-            tell.send(BoundListener::open(&address).map(drop).map_err(|error| error.kind()))
+            sender.send(BoundListener::open(&address).map(drop).map_err(|error| error.kind()))
         });
-        told.recv_timeout(std::time::Duration::from_secs(5)).ok()
+        receiver.recv_timeout(std::time::Duration::from_secs(5)).ok()
     }
 
     #[test]
@@ -334,28 +337,28 @@ mod tests {
             socket.bind(&SockAddr::unix(at(name)).expect("an address")).expect("it is free");
             socket
         };
-        let taken = Some(Err(io::ErrorKind::AddrInUse));
+        let in_use = Some(Err(io::ErrorKind::AddrInUse));
 
         let full = bound("full", Type::STREAM);
         full.listen(0).expect("it listens");
-        let caller = || {
-            let caller = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-            caller.set_nonblocking(true)?;
-            caller.connect(&SockAddr::unix(at("full"))?)?;
-            io::Result::Ok(caller)
+        let client = || {
+            let client = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+            client.set_nonblocking(true)?;
+            client.connect(&SockAddr::unix(at("full"))?)?;
+            io::Result::Ok(client)
         };
-        let waiting: Vec<_> = (0..100).map_while(|_| caller().ok()).collect();
-        assert!((1..100).contains(&waiting.len()), "no more can wait");
-        assert_eq!(try_rebind(&at("full")), taken);
+        let waiting: Vec<_> = (0..100).map_while(|_| client().ok()).collect();
+        assert!((1..100).contains(&waiting.len()), "the accept queue is full");
+        assert_eq!(try_rebind(&at("full")), in_use);
 
         let _of_another_kind = bound("of-another-kind", Type::DGRAM);
-        assert_eq!(try_rebind(&at("of-another-kind")), taken, "it cannot be connected to");
+        assert_eq!(try_rebind(&at("of-another-kind")), in_use, "a datagram socket");
 
         let forbidden = bound("forbidden", Type::STREAM);
         forbidden.listen(1).expect("it listens");
         let nothing = std::os::unix::fs::PermissionsExt::from_mode(0o000);
         fs::set_permissions(at("forbidden"), nothing).expect("it is ours");
-        assert_eq!(try_rebind(&at("forbidden")), taken);
+        assert_eq!(try_rebind(&at("forbidden")), in_use);
 
         drop(bound("left-behind", Type::STREAM));
         assert_eq!(try_rebind(&at("left-behind")), Some(Ok(())));

@@ -1,4 +1,5 @@
-//! A few lines a minute about what clients can make happen without end, and how many there would have been.
+//! Rate-limits a log message (5 a minute) and counts the suppressed ones, for events that clients can cause without
+//! limit.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -7,12 +8,12 @@ use std::{
 
 use tokio::time::Instant;
 
-/// So many lines in each [`WHILE`].
+/// Messages that pass in each [`THROTTLE_INTERVAL`].
 const MAX_LINES_PER_INTERVAL: u32 = 5;
-/// See [`FEW`].
+/// Length of the fixed window.
 const THROTTLE_INTERVAL: Duration = Duration::from_secs(60);
 
-/// What was said of one kind of trouble, and what was not.
+/// Rate limit of one log message.
 #[derive(Debug, Default)]
 pub(super) struct LogThrottle(Mutex<State>);
 
@@ -24,18 +25,19 @@ struct State {
 }
 
 impl LogThrottle {
-    /// It happened again. Where that is to be said, how often it happened before without being spoken of.
+    /// Counts an event. Returns `None` if its message is to be suppressed, otherwise how many were suppressed since the
+    /// last one that passed.
     pub(super) fn allow(&self) -> Option<u64> {
-        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if told.interval_started.is_none_or(|since| since.elapsed() >= THROTTLE_INTERVAL) {
-            (told.interval_started, told.logged) = (Some(Instant::now()), 0);
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.interval_started.is_none_or(|since| since.elapsed() >= THROTTLE_INTERVAL) {
+            (state.interval_started, state.logged) = (Some(Instant::now()), 0);
         }
-        if told.logged == MAX_LINES_PER_INTERVAL {
-            told.suppressed += 1;
+        if state.logged == MAX_LINES_PER_INTERVAL {
+            state.suppressed += 1;
             return None;
         }
-        told.logged += 1;
-        Some(std::mem::take(&mut told.suppressed))
+        state.logged += 1;
+        Some(std::mem::take(&mut state.suppressed))
     }
 }
 
@@ -45,11 +47,11 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn throttle_over_limit_suppresses_and_counts() {
-        let hushed = LogThrottle::default();
-        assert_eq!((0..8).filter_map(|_| hushed.allow()).collect::<Vec<_>>(), [0; 5]);
+        let throttle = LogThrottle::default();
+        assert_eq!((0..8).filter_map(|_| throttle.allow()).collect::<Vec<_>>(), [0; 5]);
         tokio::time::advance(THROTTLE_INTERVAL).await;
-        assert_eq!((0..8).filter_map(|_| hushed.allow()).collect::<Vec<_>>(), [3, 0, 0, 0, 0]);
+        assert_eq!((0..8).filter_map(|_| throttle.allow()).collect::<Vec<_>>(), [3, 0, 0, 0, 0]);
         tokio::time::advance(THROTTLE_INTERVAL).await;
-        assert_eq!(hushed.allow(), Some(3));
+        assert_eq!(throttle.allow(), Some(3));
     }
 }

@@ -1,10 +1,10 @@
-//! Where connections are served, on one worker. A table is a task: it serves one connection to its end, and then the next.
-//! What a new connection would have to make anew, the task itself to begin with, costs more than many a request.
+//! Pool of connection tasks of one listener on one worker. Spawning a task per connection costs more than serving a
+//! small request, so a task serves connection after connection. A connection reaches a parked task through a
+//! [`Handoff`].
 
 use std::{
-    cell::{Cell, OnceCell, RefCell},
+    cell::{OnceCell, RefCell},
     future::poll_fn,
-    net::IpAddr,
     rc::Rc,
     sync::Arc,
     task::{Poll, Waker},
@@ -12,30 +12,22 @@ use std::{
 
 use tokio::task::spawn_local;
 
-use super::{Server, connection_limit::ConnectionPermit, http1::Recycled, serve_connection};
-use crate::{http1::io::Stream, proxy::Proxy};
+use super::{Accepted, Server, handoff::Handoff, http1::Recycled, serve_connection};
+use crate::proxy::Proxy;
 
-/// Most tables that wait for a guest.
+/// Maximum number of parked tasks.
 const MAX_IDLE_TASKS: usize = 64;
 
-/// A connection that is to be served.
-pub(super) struct Accepted {
-    pub(super) stream: Stream,
-    pub(super) peer: Option<IpAddr>,
-    pub(super) permit: Arc<ConnectionPermit>,
-}
-
-/// The tables of one listener on one worker.
+/// The connection tasks of one listener on one worker.
 pub(super) struct TaskPool {
-    pub(super) server: Arc<Server>,
-    pub(super) proxy: Rc<Proxy>,
+    server: Arc<Server>,
+    proxy: Rc<Proxy>,
     idle: RefCell<Vec<Rc<IdleTask>>>,
 }
 
-/// A table that waits, and its next guest.
-#[derive(Default)]
+/// A parked task and the connection that it serves next.
 struct IdleTask {
-    next: Cell<Option<Accepted>>,
+    next: Handoff<Accepted>,
     waker: OnceCell<Waker>,
 }
 
@@ -44,45 +36,46 @@ impl TaskPool {
         Rc::new(Self { server, proxy, idle: RefCell::default() })
     }
 
-    /// Has a connection served.
-    pub(super) fn serve(self: &Rc<Self>, guest: Accepted) {
-        let free = self.idle.borrow_mut().pop();
-        match free {
-            Some(table) => {
-                table.next.set(Some(guest));
-                if let Some(waker) = table.waker.get() {
+    /// Serves a connection on a parked task, or on a new one if none is parked.
+    pub(super) fn serve(self: &Rc<Self>, accepted: Accepted) {
+        let idle = self.idle.borrow_mut().pop();
+        match idle {
+            Some(task) => {
+                task.next.put(accepted);
+                if let Some(waker) = task.waker.get() {
                     waker.wake_by_ref();
                 }
             }
-            None => drop(spawn_local(run(self.clone(), guest))),
+            None => drop(spawn_local(run(self.clone(), accepted))),
         }
     }
 
-    /// Takes a table back; none where there are enough.
-    fn park(&self, table: &Rc<IdleTask>) -> bool {
-        let mut free = self.idle.borrow_mut();
-        let is_wanted = free.len() < MAX_IDLE_TASKS;
-        if is_wanted {
-            free.push(table.clone());
+    /// Parks a task; false if enough are parked.
+    fn park(&self, task: &Rc<IdleTask>) -> bool {
+        let mut idle = self.idle.borrow_mut();
+        let has_room = idle.len() < MAX_IDLE_TASKS;
+        if has_room {
+            idle.push(task.clone());
         }
-        is_wanted
+        has_room
     }
 }
 
-/// A table's life.
-async fn run(tables: Rc<TaskPool>, first: Accepted) {
-    let (table, mut leftovers) = (Rc::new(IdleTask::default()), Recycled::default());
+/// Body of a connection task: serves `first`, then each connection that [`TaskPool::serve`] hands over.
+async fn run(pool: Rc<TaskPool>, first: Accepted) {
+    let task = Rc::new(IdleTask { next: Handoff::empty(), waker: OnceCell::new() });
+    let mut recycled = Recycled::default();
     poll_fn(|cx| {
-        table.waker.get_or_init(|| cx.waker().clone());
+        task.waker.get_or_init(|| cx.waker().clone());
         Poll::Ready(())
     })
     .await;
-    let mut guest = first;
+    let mut accepted = first;
     loop {
-        serve_connection(guest, &tables.server, &tables.proxy, &mut leftovers).await;
-        if !tables.park(&table) {
+        serve_connection(accepted, &pool.server, &pool.proxy, &mut recycled).await;
+        if !pool.park(&task) {
             return;
         }
-        guest = poll_fn(|_| table.next.take().map_or(Poll::Pending, Poll::Ready)).await;
+        accepted = poll_fn(|_| task.next.poll_take()).await;
     }
 }

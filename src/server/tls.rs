@@ -1,4 +1,4 @@
-//! `server.tls`, made ready: certificate, key, and whose certificates clients must show.
+//! TLS settings of the listeners (`server.tls`): certificate, key, and which client certificates are required.
 
 use std::{path::Path, path::PathBuf, sync::Arc};
 
@@ -11,7 +11,7 @@ use rustls::{
 
 use crate::config::ServerTlsConfig;
 
-/// Why TLS towards clients cannot be set up.
+/// Error in `server.tls`, with the file that causes it.
 #[derive(Debug, thiserror::Error)]
 #[error("server.tls: {path}: {message}", path = .path.display())]
 pub struct TlsError {
@@ -19,14 +19,14 @@ pub struct TlsError {
     message: String,
 }
 
-/// TLS towards clients: what the handshake needs, and whose certificates clients must show.
+/// TLS towards clients: the handshake's configuration and the client certificates that are required.
 #[derive(Debug)]
 pub struct TlsTermination {
     pub(super) config: Arc<ServerConfig>,
     client_auth: Option<ClientAuth>,
 }
 
-/// What `client_ca` names.
+/// Client authentication by the authorities in `client_ca`.
 #[derive(Debug)]
 struct ClientAuth {
     roots: Vec<CertificateDer<'static>>,
@@ -34,35 +34,35 @@ struct ClientAuth {
 }
 
 impl TlsTermination {
-    /// Whether a client must show a certificate (`client_ca`).
+    /// Whether a client must present a certificate (`client_ca`).
     pub fn requires_certificate(&self) -> bool {
         self.client_auth.is_some()
     }
 }
 
-/// Whether two settings accept the same clients; `None` is plain text. A changed server certificate makes no difference.
+/// Whether two settings accept the same clients; `None` is plain text. The server's own certificate is not compared.
 pub(super) fn accepts_same_clients(one: Option<&TlsTermination>, other: Option<&TlsTermination>) -> bool {
     let roots = |tls: Option<&TlsTermination>| Some(tls?.client_auth.as_ref()?.roots.clone());
     roots(one) == roots(other)
 }
 
-/// Whether these settings accept a client that has shown this chain, or none; `None` is plain text.
+/// Whether these settings accept a client with this chain, or without one; `None` is plain text.
 pub(super) fn accepts_client(tls: Option<&TlsTermination>, chain: Option<&[CertificateDer<'_>]>) -> bool {
     let Some(auth) = tls.and_then(|tls| tls.client_auth.as_ref()) else { return true };
-    let Some((own, intermediates)) = chain.and_then(|chain| chain.split_first()) else { return false };
-    auth.verifier.verify_client_cert(own, intermediates, UnixTime::now()).is_ok()
+    let Some((end_entity, intermediates)) = chain.and_then(|chain| chain.split_first()) else { return false };
+    auth.verifier.verify_client_cert(end_entity, intermediates, UnixTime::now()).is_ok()
 }
 
-/// Reads the files and builds what the handshake needs.
+/// Reads the files and builds the handshake's configuration.
 pub fn load_termination(tls: &ServerTlsConfig) -> Result<Arc<TlsTermination>, TlsError> {
-    let wrong = |path: &Path, what: String| TlsError { path: path.to_owned(), message: what };
+    let tls_error = |path: &Path, message: String| TlsError { path: path.to_owned(), message };
     let chain = load_certificates(&tls.cert)?;
     let key = PrivateKeyDer::from_pem_file(&tls.key)
-        .map_err(|_| wrong(&tls.key, "holds no private key; it wants PEM with BEGIN PRIVATE KEY".into()))?;
+        .map_err(|_| tls_error(&tls.key, "no private key found, expected PEM (BEGIN PRIVATE KEY)".into()))?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = ServerConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
-        .map_err(|error| wrong(&tls.cert, error.to_string()))?;
+        .map_err(|error| tls_error(&tls.cert, error.to_string()))?;
     let client_auth = tls.client_ca.as_deref().map(|path| load_client_auth(path, provider)).transpose()?;
     let builder = match &client_auth {
         None => builder.with_no_client_auth(),
@@ -70,34 +70,32 @@ pub fn load_termination(tls: &ServerTlsConfig) -> Result<Arc<TlsTermination>, Tl
     };
     let mut config = builder.with_single_cert(chain, key).map_err(|error| match error {
         rustls::Error::InconsistentKeys(_) => {
-            wrong(&tls.cert, "does not go with the key in server.tls.key".into())
+            tls_error(&tls.cert, "certificate does not match server.tls.key".into())
         }
-        error => {
-            wrong(&tls.cert, format!("cannot be served: {error}; it wants an X.509 version 3 certificate"))
-        }
+        error => tls_error(&tls.cert, format!("unusable certificate: {error}, expected X.509 version 3")),
     })?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Arc::new(TlsTermination { config: Arc::new(config), client_auth }))
 }
 
 fn load_client_auth(path: &Path, provider: Arc<CryptoProvider>) -> Result<ClientAuth, TlsError> {
-    let wrong = |what: String| TlsError { path: path.to_owned(), message: what };
+    let tls_error = |message: String| TlsError { path: path.to_owned(), message };
     let (roots, mut store) = (load_certificates(path)?, RootCertStore::empty());
     for root in &roots {
-        store.add(root.clone()).map_err(|error| wrong(error.to_string()))?;
+        store.add(root.clone()).map_err(|error| tls_error(error.to_string()))?;
     }
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(store), provider)
         .build()
-        .map_err(|error| wrong(error.to_string()))?;
+        .map_err(|error| tls_error(error.to_string()))?;
     Ok(ClientAuth { roots, verifier })
 }
 
 fn load_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let wrong = |what: String| TlsError { path: path.to_owned(), message: what };
-    let found = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-    let found = found.map_err(|error| wrong(error.to_string()))?;
-    if found.is_empty() {
-        return Err(wrong("holds no certificate; it wants PEM with BEGIN CERTIFICATE".into()));
+    let tls_error = |message: String| TlsError { path: path.to_owned(), message };
+    let certificates = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    let certificates = certificates.map_err(|error| tls_error(error.to_string()))?;
+    if certificates.is_empty() {
+        return Err(tls_error("no certificate found, expected PEM (BEGIN CERTIFICATE)".into()));
     }
-    Ok(found)
+    Ok(certificates)
 }

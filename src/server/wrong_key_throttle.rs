@@ -1,7 +1,8 @@
-//! Holds back refusals of wrong keys, by the address they come from, so that guessing is slow and costs the guesser alone.
+//! Delays refusals of wrong keys per address, so that guessing is slow and costs only the guessing address.
 //!
-//! A right key is never held back, whatever its address sent before: many clients may share one address (NAT, a front
-//! proxy). Keys that `wecom-proxy key` makes have 256 random bits and need none of this; a key of somebody's own may be weak.
+//! A right key is never delayed, whatever its address sent before: many clients may share one address (NAT, a front
+//! proxy). Keys that `wecom-proxy key` generates have 256 random bits and do not need this; a key that an operator
+//! chose may be weak.
 
 use std::{
     hash::BuildHasher,
@@ -13,17 +14,17 @@ use std::{
 use foldhash::quality::RandomState;
 use tokio::time::Instant;
 
-/// One wrong key in this time is answered at once, for as long as one likes.
+/// Sustained rate: one wrong key per interval is refused without delay.
 const EMISSION_INTERVAL: Duration = Duration::from_secs(1);
-/// So many at once are too: programs with an old key try again a few times.
+/// Burst that is refused without delay: programs with an old key retry several times.
 const BURST: u32 = 10;
-/// Longest that a refusal is held back: a program whose key was withdrawn is slowed down, and does not time out.
+/// Maximum delay of a refusal: a program whose key was revoked is slowed down but does not time out.
 const MAX_DELAY: Duration = Duration::from_millis(100);
-/// Bounds the memory: addresses that fall on the same slot share it.
+/// Bounds the memory; addresses whose hashes collide share a slot.
 const SLOTS: usize = 1024;
 
-/// Wrong keys of all addresses: in each slot the theoretical arrival time of its next one (GCRA), in microseconds since
-/// `born`.
+/// GCRA rate limiter of wrong keys: each slot holds the theoretical arrival time of its next one, in microseconds since
+/// `epoch`.
 #[derive(Debug)]
 pub(super) struct WrongKeyThrottle {
     epoch: Instant,
@@ -35,18 +36,18 @@ impl WrongKeyThrottle {
     pub(super) fn new() -> Self {
         Self {
             epoch: Instant::now(),
-            // A random one: nobody can choose an address that shares another's slot.
+            // Randomly seeded, so that a client cannot choose an address that shares another's slot.
             hasher: RandomState::default(),
             slots: (0..SLOTS).map(|_| AtomicU64::new(0)).collect(),
         }
     }
 
-    /// Counts a wrong key. How long its refusal is to be held back.
+    /// Counts a wrong key and returns how long its refusal is delayed.
     pub(super) fn delay(&self, peer: Option<IpAddr>, now: Instant) -> Duration {
         let micros = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
         let now = micros(now.saturating_duration_since(self.epoch));
         let free = now + micros(EMISSION_INTERVAL * BURST);
-        // Wrong keys beyond the longest delay count no more: an address is forgiven soon.
+        // Wrong keys beyond `MAX_DELAY` are not counted, so that an address recovers quickly.
         let next =
             |expected: u64| (expected.max(now) + micros(EMISSION_INTERVAL)).min(free + micros(MAX_DELAY));
         let slot = &self.slots[self.hasher.hash_one(peer_network(peer)) as usize % SLOTS];
@@ -58,7 +59,7 @@ impl WrongKeyThrottle {
     }
 }
 
-/// What one guesser has: an IPv4 address, an IPv6 network of 64 bits, or all unix sockets together.
+/// The network that one client controls: an IPv4 address, an IPv6 /64 prefix, or `None` for all unix sockets together.
 fn peer_network(peer: Option<IpAddr>) -> Option<IpAddr> {
     Some(match peer?.to_canonical() {
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
@@ -76,21 +77,21 @@ mod tests {
 
     #[test]
     fn wrong_keys_over_burst_are_delayed() {
-        let (guesses, now) = (WrongKeyThrottle::new(), Instant::now());
-        let delays: Vec<_> = (0..30).map(|_| guesses.delay(peer("192.0.2.1"), now)).collect();
+        let (throttle, now) = (WrongKeyThrottle::new(), Instant::now());
+        let delays: Vec<_> = (0..30).map(|_| throttle.delay(peer("192.0.2.1"), now)).collect();
         assert!(delays[..10].iter().all(Duration::is_zero), "{delays:?}");
         assert!(delays[10..].iter().all(|delay| *delay == MAX_DELAY), "{delays:?}");
-        assert_eq!(guesses.delay(peer("2001:db8::1"), now), Duration::ZERO);
-        // Forgiven as soon as its burst is there again.
+        assert_eq!(throttle.delay(peer("2001:db8::1"), now), Duration::ZERO);
+        // Without delay again as soon as the burst has been restored.
         let later = now + EMISSION_INTERVAL * (BURST + 1);
-        assert_eq!(guesses.delay(peer("192.0.2.1"), later), Duration::ZERO);
+        assert_eq!(throttle.delay(peer("192.0.2.1"), later), Duration::ZERO);
     }
 
     #[test]
     fn wrong_keys_at_emission_interval_are_not_delayed() {
-        let (guesses, now) = (WrongKeyThrottle::new(), Instant::now());
+        let (throttle, now) = (WrongKeyThrottle::new(), Instant::now());
         for nth in 0..100 {
-            assert_eq!(guesses.delay(None, now + EMISSION_INTERVAL * nth), Duration::ZERO, "{nth}");
+            assert_eq!(throttle.delay(None, now + EMISSION_INTERVAL * nth), Duration::ZERO, "{nth}");
         }
     }
 

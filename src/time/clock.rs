@@ -1,4 +1,4 @@
-//! The wall clock, for what needs no more than the second to be right: asked once a second, and counted on from there.
+//! Wall clock with one-second accuracy: read once a second and extrapolated by the monotonic clock.
 
 use std::{
     cell::Cell,
@@ -7,16 +7,16 @@ use std::{
 
 use tokio::time::Instant;
 
-/// How long a reading serves.
+/// How long a reading is extrapolated.
 const READING_TTL: Duration = Duration::from_secs(1);
 
-/// What the wall clock says at `now`, which has just been asked for.
+/// The wall-clock time at `now`, which must be the current instant.
 pub fn wall_clock_at(now: Instant) -> SystemTime {
     thread_local! {
         static LAST_READING: Cell<Option<(Instant, SystemTime)>> = const { Cell::new(None) };
     }
     match LAST_READING.get() {
-        Some((then, wall)) if now >= then && now - then < READING_TTL => wall + (now - then),
+        Some((read_at, wall)) if now >= read_at && now - read_at < READING_TTL => wall + (now - read_at),
         _ => {
             let wall = SystemTime::now();
             LAST_READING.set(Some((now, wall)));
@@ -36,12 +36,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn wall_clock_advances_and_is_reread_after_ttl() {
-        let began = Instant::now();
-        let first = wall_clock_at(began);
-        assert_eq!(wall_clock_at(began + Duration::from_millis(999)), first + Duration::from_millis(999));
-        let asked = SystemTime::now();
-        let again = wall_clock_at(began + READING_TTL);
-        assert!(again >= asked && again < first + READING_TTL, "the clock of this test stands still");
-        assert_eq!(wall_clock_at(began + READING_TTL), again);
+        let start = Instant::now();
+        let first = wall_clock_at(start);
+        assert_eq!(wall_clock_at(start + Duration::from_millis(999)), first + Duration::from_millis(999));
+        let before = SystemTime::now();
+        let second = wall_clock_at(start + READING_TTL);
+        assert!(second >= before && second < first + READING_TTL, "the paused clock does not advance");
+        assert_eq!(wall_clock_at(start + READING_TTL), second);
     }
 }

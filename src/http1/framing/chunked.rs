@@ -1,19 +1,19 @@
-//! The chunked coding (RFC 9112 §7.1), and how much of it there may be beside the data.
+//! The chunked transfer coding (RFC 9112 §7.1), with a bound on its overhead.
 
 use bytes::{Buf, BytesMut};
 
 use super::{BodyEvent, FramingError, take_up_to};
 
-/// Longest line of a chunk's size, with its extensions.
+/// Maximum length of a chunk-size line with its extensions.
 const MAX_CHUNK_LINE_BYTES: usize = 1024;
-/// Most bytes of trailers after the last chunk.
+/// Maximum size of the trailer section.
 const MAX_TRAILER_BYTES: usize = 16 * 1024;
 /// Framing (chunk-size lines, extensions, trailers) that any body may have.
 const FREE_OVERHEAD_BYTES: u64 = 64 * 1024;
-/// Framing that a body may have beyond that for each byte of data: chunks of one byte have 5 or 6.
+/// Further framing allowed per byte of data: one-byte chunks have 5 or 6.
 const MAX_OVERHEAD_PER_BYTE: u64 = 16;
 
-/// A chunked body that is being taken off its connection.
+/// Decoder of one chunked body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ChunkedDecoder {
     state: ChunkedState,
@@ -21,22 +21,22 @@ pub struct ChunkedDecoder {
     overhead_bytes: u64,
 }
 
-/// Where in the chunked coding the next byte stands.
+/// Position of the next byte in the chunked coding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 enum ChunkedState {
-    /// In the line that gives a chunk's size.
+    /// In a chunk-size line.
     #[default]
     Size,
-    /// In a chunk, with this many bytes to go.
+    /// In a chunk with this many bytes remaining.
     Data(u64),
-    /// Before the line end that closes a chunk.
+    /// Before the CRLF that closes a chunk.
     DataEnd,
-    /// In the trailers, with this many bytes of them seen.
+    /// In the trailers, of which this many bytes were seen.
     Trailers(usize),
 }
 
 impl ChunkedDecoder {
-    /// How many bytes of framing were taken so far.
+    /// Bytes of framing consumed so far.
     pub(super) fn overhead_bytes(&self) -> u64 {
         self.overhead_bytes
     }
@@ -56,13 +56,13 @@ impl ChunkedDecoder {
                     };
                 }
                 ChunkedState::Data(_) if buffer.is_empty() => return Ok(BodyEvent::NeedMore),
-                ChunkedState::Data(left) => {
-                    let piece = take_up_to(buffer, left);
-                    if *left == 0 {
+                ChunkedState::Data(remaining) => {
+                    let chunk = take_up_to(buffer, remaining);
+                    if *remaining == 0 {
                         self.state = ChunkedState::DataEnd;
                     }
-                    self.data_bytes += piece.len() as u64;
-                    return Ok(BodyEvent::Data(piece));
+                    self.data_bytes += chunk.len() as u64;
+                    return Ok(BodyEvent::Data(chunk));
                 }
                 ChunkedState::DataEnd => match buffer.get(..2) {
                     None if b"\r\n".starts_with(buffer) => return Ok(BodyEvent::NeedMore),
@@ -90,20 +90,21 @@ impl ChunkedDecoder {
         }
     }
 
-    /// Counts bytes of framing, of which there may not be many more than of data.
+    /// Counts framing bytes and fails if they exceed the bound.
     fn add_overhead(&mut self, bytes: usize) -> Result<(), FramingError> {
         self.overhead_bytes += bytes as u64;
-        let most = self.data_bytes.saturating_mul(MAX_OVERHEAD_PER_BYTE).saturating_add(FREE_OVERHEAD_BYTES);
-        if self.overhead_bytes > most { Err(FramingError::ChunkOverhead) } else { Ok(()) }
+        let max_overhead =
+            self.data_bytes.saturating_mul(MAX_OVERHEAD_PER_BYTE).saturating_add(FREE_OVERHEAD_BYTES);
+        if self.overhead_bytes > max_overhead { Err(FramingError::ChunkOverhead) } else { Ok(()) }
     }
 }
 
-/// Takes a whole line off the buffer, without its line end.
-fn take_line(buffer: &mut BytesMut, longest: usize) -> Result<Option<BytesMut>, FramingError> {
+/// Takes a complete line off the buffer, without its CRLF.
+fn take_line(buffer: &mut BytesMut, max_bytes: usize) -> Result<Option<BytesMut>, FramingError> {
     let Some(at) = memchr::memchr(b'\n', &buffer[..]) else {
-        return if buffer.len() > longest { Err(FramingError::InvalidChunk) } else { Ok(None) };
+        return if buffer.len() > max_bytes { Err(FramingError::InvalidChunk) } else { Ok(None) };
     };
-    if at > longest || at == 0 || buffer[at - 1] != b'\r' {
+    if at > max_bytes || at == 0 || buffer[at - 1] != b'\r' {
         return Err(FramingError::InvalidChunk);
     }
     let mut line = buffer.split_to(at + 1);
@@ -111,14 +112,14 @@ fn take_line(buffer: &mut BytesMut, longest: usize) -> Result<Option<BytesMut>, 
     Ok(Some(line))
 }
 
-/// A chunk's size: hexadecimal digits, then nothing or an extension, which means nothing to us.
+/// Parses a chunk size: hexadecimal digits, optionally followed by an extension, which is ignored.
 fn parse_chunk_size(line: &[u8]) -> Result<u64, FramingError> {
     let digits = line.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
     let before_extension = line[digits..].iter().find(|byte| !matches!(byte, b' ' | b'\t'));
-    let extends = digits < line.len();
+    let has_extension = digits < line.len();
     let is_control = |byte: &u8| byte.is_ascii_control() && *byte != b'\t';
     if !(1..=15).contains(&digits)
-        || (extends && before_extension != Some(&b';'))
+        || (has_extension && before_extension != Some(&b';'))
         || line.iter().any(is_control)
     {
         return Err(FramingError::InvalidChunk);
@@ -127,10 +128,10 @@ fn parse_chunk_size(line: &[u8]) -> Result<u64, FramingError> {
     u64::from_str_radix(text, 16).map_err(|_| FramingError::InvalidChunk)
 }
 
-/// Whether a line could be a header's: a name, a colon, and no control characters behind it.
+/// Whether a line has the form of a header: a name, a colon, no control characters.
 fn is_trailer_line(line: &[u8]) -> bool {
     let name = line.iter().position(|byte| *byte == b':').unwrap_or_default();
-    let is_letter = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
+    let is_token_char = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
     let is_control = |byte: &u8| byte.is_ascii_control() && *byte != b'\t';
-    name > 0 && line[..name].iter().all(is_letter) && !line[name..].iter().any(is_control)
+    name > 0 && line[..name].iter().all(is_token_char) && !line[name..].iter().any(is_control)
 }

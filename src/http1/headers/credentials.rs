@@ -1,4 +1,4 @@
-//! The keys that a request's header lines show, and the lines that would carry a credential to the upstream.
+//! Keys that a request presents in its headers, and headers that would carry a credential to the upstream.
 
 use std::cell::OnceCell;
 
@@ -10,24 +10,24 @@ use crate::secret::{
     credential_scan::{MIN_KEY_BYTES, contains_key, contains_pass},
 };
 
-/// What was found out about credentials in a message's lines, each when it is first asked for.
+/// Credentials of a message, each determined on first use.
 #[derive(Default)]
 pub(super) struct HeaderCredentials {
     /// The password of HTTP Basic.
     basic_password: OnceCell<Option<Masked>>,
-    /// How long the shortest of the shown keys is; more than any text where there is none.
+    /// Length of the shortest presented key; `usize::MAX` if there is none.
     min_key_bytes: OnceCell<usize>,
-    /// The numbers of lines that repeat a pass or a shown key.
+    /// Indexes of the lines that repeat a pass or a presented key.
     withheld_lines: OnceCell<Vec<usize>>,
 }
 
 impl Headers {
-    /// The keys that `Authorization` and `X-Api-Key` show, right or wrong: as they stand, and the password of Basic.
+    /// The keys in `Authorization` and `X-Api-Key`, valid or not: verbatim, and the password of Basic.
     pub fn presented_keys(&self) -> impl Iterator<Item = &[u8]> {
         self.lines.presented_keys()
     }
 
-    /// Whether a text of this length is too short to hold one of them.
+    /// Whether a text of this length is too short to contain one of them.
     pub fn all_keys_longer_than(&self, length: usize) -> bool {
         self.lines.min_key_bytes() > length
     }
@@ -35,16 +35,18 @@ impl Headers {
 
 impl HeaderLines {
     fn values(&self, known: KnownHeader) -> impl Iterator<Item = &[u8]> {
-        let each = if self.known_mask & known.mask() == 0 { &[][..] } else { &self.entries };
-        each.iter().filter(move |line| line.known == known).map(|line| line.value.slice(&self.text))
+        let entries = if self.known_mask & known.mask() == 0 { &[][..] } else { &self.entries };
+        entries.iter().filter(move |line| line.known == known).map(|line| line.value.slice(&self.text))
     }
 
     fn presented_keys(&self) -> impl Iterator<Item = &[u8]> {
-        let shown = self
+        let presented = self
             .values(KnownHeader::Authorization)
             .map(strip_auth_scheme)
             .chain(self.values(KnownHeader::ApiKey));
-        shown.filter(|key| !key.is_empty()).chain(self.basic_password().map(|key| key.expose().as_bytes()))
+        presented
+            .filter(|key| !key.is_empty())
+            .chain(self.basic_password().map(|key| key.expose().as_bytes()))
     }
 
     fn min_key_bytes(&self) -> usize {
@@ -55,35 +57,35 @@ impl HeaderLines {
 
     fn basic_password(&self) -> Option<&Masked> {
         let mut values = self.values(KnownHeader::Authorization);
-        let basic =
-            values.find(|value| value.get(..6).is_some_and(|it| it.eq_ignore_ascii_case(b"basic ")))?;
+        let basic = values
+            .find(|value| value.get(..6).is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"basic ")))?;
         let read = || {
-            let pair = BASE64_STANDARD.decode(strip_auth_scheme(basic)).ok();
-            let pair = Masked::new(pair.and_then(|pair| String::from_utf8(pair).ok())?);
-            let (_, password) = pair.expose().split_once(':')?;
+            let decoded = BASE64_STANDARD.decode(strip_auth_scheme(basic)).ok();
+            let decoded = Masked::new(decoded.and_then(|decoded| String::from_utf8(decoded).ok())?);
+            let (_, password) = decoded.expose().split_once(':')?;
             (!password.is_empty()).then(|| Masked::new(password))
         };
         self.credentials.basic_password.get_or_init(read).as_ref()
     }
 
-    /// The numbers of the lines that must not go on because they repeat a pass or a key that the message shows.
+    /// Indexes of the lines that are withheld because they repeat a pass or a key that the message presents.
     pub(super) fn withheld_lines(&self) -> &[usize] {
         self.credentials.withheld_lines.get_or_init(|| {
-            // Nearly no message has one, and one search is cheaper than one for each line.
-            let may_hold_pass = contains_pass(&self.text);
-            let shortest = if may_hold_pass { 0 } else { self.min_key_bytes() };
-            if shortest == usize::MAX {
+            // Nearly no message contains a pass, and one search is cheaper than one per line.
+            let may_contain_pass = contains_pass(&self.text);
+            let min_bytes = if may_contain_pass { 0 } else { self.min_key_bytes() };
+            if min_bytes == usize::MAX {
                 return Vec::new();
             }
-            let holds = |text: &[u8]| {
-                text.len() >= shortest
-                    && ((may_hold_pass && contains_pass(text))
+            let repeats_credential = |text: &[u8]| {
+                text.len() >= min_bytes
+                    && ((may_contain_pass && contains_pass(text))
                         || self.presented_keys().any(|key| contains_key(text, key)))
             };
             let repeats = |nth: &usize| {
                 let line = &self.entries[*nth];
                 let (name, value) = (line.name.slice(&self.text), line.value.slice(&self.text));
-                line.is_forwarded_to_upstream() && (holds(value) || holds(name))
+                line.is_forwarded_to_upstream() && (repeats_credential(value) || repeats_credential(name))
             };
             (0..self.entries.len()).filter(repeats).collect()
         })
@@ -102,9 +104,12 @@ mod tests {
 
     const PASS: &str = "wp1-AAAAAGqxO4ACaHIHYmlsbGluZ2FiY2RlZmdoaWprbG1ub3BxcnN0dXZ3eHl6MDE";
 
-    fn forwarded_names(lines: &[(&str, &str)]) -> Vec<String> {
-        let fields = Headers::from_pairs(lines);
-        fields.forwarded_to_upstream().map(|field| String::from_utf8_lossy(field.name).into_owned()).collect()
+    fn forwarded_names(pairs: &[(&str, &str)]) -> Vec<String> {
+        let headers = Headers::from_pairs(pairs);
+        headers
+            .forwarded_to_upstream()
+            .map(|header| String::from_utf8_lossy(header.name).into_owned())
+            .collect()
     }
 
     #[test]
@@ -112,7 +117,7 @@ mod tests {
         let long = "key-of-crm-0000000000";
         let encoded = PASS.replace('-', "%2D");
         let url = format!("https://app.example.com/?access_token={PASS}");
-        for (shown, value) in [
+        for (presented, value) in [
             (("Host", "x"), PASS),
             (("Host", "x"), &encoded),
             (("Host", "x"), &url),
@@ -123,29 +128,30 @@ mod tests {
             (("Authorization", "Basic Y3JtOmtleS1vZi1jcm0tMQ=="), "Basic Y3JtOmtleS1vZi1jcm0tMQ=="),
         ] {
             assert_eq!(
-                forwarded_names(&[shown, ("X-Other", value), ("Accept", "*/*")]),
+                forwarded_names(&[presented, ("X-Other", value), ("Accept", "*/*")]),
                 ["Accept"],
                 "{value}"
             );
         }
         assert_eq!(forwarded_names(&[(PASS, "1"), ("Accept", "*/*")]), ["Accept"]);
-        let kept = [("X-Api-Key", "short"), ("X-Other", "short"), ("X-Version", "wp1-2"), ("X-Empty", "")];
-        assert_eq!(forwarded_names(&kept), ["X-Other", "X-Version", "X-Empty"]);
+        let forwarded =
+            [("X-Api-Key", "short"), ("X-Other", "short"), ("X-Version", "wp1-2"), ("X-Empty", "")];
+        assert_eq!(forwarded_names(&forwarded), ["X-Other", "X-Version", "X-Empty"]);
     }
 
     #[test]
     fn presented_keys_cover_bearer_basic_and_api_key() {
-        let fields = Headers::from_pairs(&[
+        let headers = Headers::from_pairs(&[
             ("Authorization", "Basic Y3JtOmtleS1vZi1jcm0tMQ=="),
             ("X-Api-Key", "other"),
             ("X-Else", "none"),
         ]);
         let keys: Vec<_> =
-            fields.presented_keys().map(|key| String::from_utf8_lossy(key).into_owned()).collect();
+            headers.presented_keys().map(|key| String::from_utf8_lossy(key).into_owned()).collect();
         assert_eq!(keys, ["Y3JtOmtleS1vZi1jcm0tMQ==", "other", "key-of-crm-1"]);
         for none in ["Basic", "Basic !", "Basic Y3Jt", "Basic Y3JtOg==", ""] {
-            let fields = Headers::from_pairs(&[("Authorization", none)]);
-            assert!(fields.presented_keys().all(|key| none.as_bytes().ends_with(key)), "{none}");
+            let headers = Headers::from_pairs(&[("Authorization", none)]);
+            assert!(headers.presented_keys().all(|key| none.as_bytes().ends_with(key)), "{none}");
         }
     }
 }

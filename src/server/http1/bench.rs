@@ -1,4 +1,4 @@
-//! The part of a connection's work that `benches/` counts.
+//! Parsing of a request head, for `benches/`.
 
 use std::cell::Cell;
 
@@ -8,17 +8,17 @@ use super::head;
 pub use super::head::RequestHeadCache;
 use crate::proxy::Request;
 
-/// Takes a request's head off what a client sent.
-pub fn request_head(buffer: &mut BytesMut, habits: &mut RequestHeadCache) -> Option<Request> {
-    let head = head::parse(buffer, habits).ok().flatten()?;
-    let head::RequestHead { method, version, target, headers: fields, .. } = head;
+/// Takes a request head off `buffer`; `None` if it is incomplete or malformed.
+pub fn request_head(buffer: &mut BytesMut, head_cache: &mut RequestHeadCache) -> Option<Request> {
+    let head = head::parse(buffer, head_cache).ok().flatten()?;
+    let head::RequestHead { method, version, target, headers, .. } = head;
     Some(Request {
         method,
         version,
         target,
         absolute_form: None,
         malformed: None,
-        headers: fields,
+        headers,
         peer: None,
         draining: false,
         authorized: Cell::default(),

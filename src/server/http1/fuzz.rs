@@ -1,4 +1,4 @@
-//! What a request's head says.
+//! Parsing of a request head, for `fuzz/`.
 
 use bytes::{Bytes, BytesMut};
 use http::{Method, StatusCode, Version};
@@ -13,33 +13,33 @@ use crate::{
     proxy::RequestTarget,
 };
 
-/// A request's head.
+/// A parsed request head.
 pub struct FuzzedRequestHead {
-    /// Its method.
+    /// Method.
     pub method: Method,
     /// HTTP/1.0 or HTTP/1.1.
     pub version: Version,
     /// Path and query.
     pub target: RequestTarget,
-    /// The authority of a target in absolute form.
+    /// Authority of a target in absolute form.
     pub authority: Option<Bytes>,
-    /// Its header lines.
+    /// Headers.
     pub headers: Headers,
-    /// How its body ends.
+    /// Framing of the body.
     pub framing: Result<Framing, FramingError>,
-    /// Whether another request may follow.
+    /// Whether the connection may carry another request.
     pub persistent: bool,
 }
 
-/// Takes a request's head off what a client sent with these habits. An error has the status that answers it.
+/// Takes a request head off `buffer`; `None` while it is incomplete. An error is the status of the response.
 pub fn request_head(
     buffer: &mut BytesMut,
-    habits: &mut RequestHeadCache,
+    head_cache: &mut RequestHeadCache,
 ) -> Result<Option<FuzzedRequestHead>, StatusCode> {
-    let Some(head) = head::parse(buffer, habits).map_err(|malformed| malformed.status)? else {
+    let Some(head) = head::parse(buffer, head_cache).map_err(|malformed| malformed.status)? else {
         return Ok(None);
     };
     let persistent = head.is_persistent();
-    let head::RequestHead { method, version, target, authority, headers: fields, framing } = head;
-    Ok(Some(FuzzedRequestHead { method, version, target, authority, headers: fields, framing, persistent }))
+    let head::RequestHead { method, version, target, authority, headers, framing } = head;
+    Ok(Some(FuzzedRequestHead { method, version, target, authority, headers, framing, persistent }))
 }

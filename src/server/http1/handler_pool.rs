@@ -1,60 +1,61 @@
-//! Where requests are answered. The futures that do it take some kilobytes, and a connection needs them only while it has
-//! a request: so they stay where they are, and connections come and go.
+//! Pool of handler futures. Such a future takes several kilobytes, and a connection needs one only while it has a
+//! request: the futures stay in place, and a connection is moved in and out through a pair of [`Handoff`] slots.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::RefCell,
     future::{Future, poll_fn},
     pin::Pin,
-    task::Poll,
 };
 
 use super::Http1Connection;
+use crate::server::handoff::Handoff;
 
-/// Most rooms that wait on one thread.
+/// Maximum number of parked futures per thread.
 const MAX_IDLE_HANDLERS: usize = 64;
 
-/// A future that answers one request after the other.
+/// A future that handles one request after another and never completes.
 type HandlerFuture = Pin<Box<dyn Future<Output = ()>>>;
 
-/// Who comes in has a request; who goes out, whether the connection is to be kept.
+/// A connection with a request, and the same connection with whether it may be kept.
 type HandlerInput = Box<Http1Connection>;
 type HandlerOutput = (Box<Http1Connection>, bool);
 
 thread_local! {
     static IDLE: RefCell<Vec<HandlerFuture>> = const { RefCell::new(Vec::new()) };
-    /// The door of all rooms. Whoever comes in or goes out passes it while the room is polled, so it is never in anybody's way.
-    static INPUT: Cell<Option<HandlerInput>> = const { Cell::new(None) };
-    static OUTPUT: Cell<Option<HandlerOutput>> = const { Cell::new(None) };
+    /// Input and output slot of the handler that is being polled. Set right before and taken right after its poll, so one
+    /// pair per thread is enough.
+    static INPUT: Handoff<HandlerInput> = const { Handoff::empty() };
+    static OUTPUT: Handoff<HandlerOutput> = const { Handoff::empty() };
 }
 
-/// Has one request answered. The connection comes back, with whether it is to be kept.
-pub(super) async fn run(conversation: Box<Http1Connection>) -> (Box<Http1Connection>, bool) {
-    let mut room = IDLE.with_borrow_mut(Vec::pop).unwrap_or_else(new_handler);
-    let mut coming = Some(conversation);
-    let answered = poll_fn(|cx| {
-        if coming.is_some() {
-            INPUT.set(coming.take());
+/// Handles the connection's request. Returns the connection and whether it may be kept.
+pub(super) async fn run(connection: Box<Http1Connection>) -> (Box<Http1Connection>, bool) {
+    let mut handler = IDLE.with_borrow_mut(Vec::pop).unwrap_or_else(new_handler);
+    let mut input = Some(connection);
+    let output = poll_fn(|cx| {
+        if let Some(connection) = input.take() {
+            INPUT.with(|slot| slot.put(connection));
         }
-        // It goes on for ever; what counts is whether somebody has come out.
-        let _ = room.as_mut().poll(cx);
-        OUTPUT.take().map_or(Poll::Pending, Poll::Ready)
+        // The handler never completes; its output tells whether the request was handled.
+        let _ = handler.as_mut().poll(cx);
+        OUTPUT.with(Handoff::poll_take)
     })
     .await;
-    IDLE.with_borrow_mut(|empty| {
-        if empty.len() < MAX_IDLE_HANDLERS {
-            empty.push(room);
+    IDLE.with_borrow_mut(|idle| {
+        if idle.len() < MAX_IDLE_HANDLERS {
+            idle.push(handler);
         }
     });
-    answered
+    output
 }
 
 fn new_handler() -> HandlerFuture {
     Box::pin(async {
         loop {
-            // Whoever comes in polls.
-            let mut conversation = poll_fn(|_| INPUT.take().map_or(Poll::Pending, Poll::Ready)).await;
-            let keep = conversation.handle_request().await;
-            OUTPUT.set(Some((conversation, keep)));
+            // `run` polls right after it has filled the slot, so no waker is needed.
+            let mut connection = poll_fn(|_| INPUT.with(Handoff::poll_take)).await;
+            let keep = connection.handle_request().await;
+            OUTPUT.with(|slot| slot.put((connection, keep)));
         }
     })
 }

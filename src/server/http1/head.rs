@@ -1,4 +1,4 @@
-//! The head of an HTTP/1 request, taken off what a client sent. Strict: what could be read in two ways is refused.
+//! Parses HTTP/1 request heads. Strict: a head that two parsers could read differently is rejected.
 
 use std::mem::MaybeUninit;
 
@@ -8,39 +8,38 @@ use http::{Method, StatusCode, Version};
 use crate::{
     http1::{
         framing::{Framing, FramingError, has_bare_lf},
-        headers::{HeaderCache, Headers, KnownHeader, ParsedHeaders, constant_time_eq},
+        headers::{HeaderCache, Headers, KnownHeader, ParsedHeaders},
     },
     proxy::RequestTarget,
-    secret::wipe,
+    secret::{constant_time::constant_time_eq, wipe},
+    server::MAX_HEAD_BYTES,
 };
 
-/// Most bytes of a head.
-pub(super) const MAX_HEAD_BYTES: usize = 64 * 1024;
-/// Longest target that is remembered.
+/// Longest target that is cached.
 const MAX_CACHED_TARGET_BYTES: usize = 1024;
-/// Most header lines.
+/// Maximum number of headers.
 const MAX_HEADERS: usize = 100;
 
-/// A request's head.
+/// A request head.
 pub(super) struct RequestHead {
     pub(super) method: Method,
     pub(super) version: Version,
     pub(super) target: RequestTarget,
-    /// The authority of a target in absolute form.
+    /// Authority of a target in absolute form.
     pub(super) authority: Option<Bytes>,
     pub(super) headers: Headers,
-    /// How the body is framed, or why nobody can tell.
+    /// Framing of the body, or why it is undefined.
     pub(super) framing: Result<Framing, FramingError>,
 }
 
 impl RequestHead {
-    fn new(asked: RequestLine, headers: Headers) -> Self {
-        let RequestLine { method, version, target, authority } = asked;
+    fn new(request_line: RequestLine, headers: Headers) -> Self {
+        let RequestLine { method, version, target, authority } = request_line;
         let framing = Framing::of_request(version, &headers);
         Self { method, version, target, authority, headers, framing }
     }
 
-    /// Whether the client wants to send more requests on this connection.
+    /// Whether the client keeps the connection for further requests (RFC 9112 §9.3).
     pub(super) fn is_persistent(&self) -> bool {
         match self.version {
             Version::HTTP_11 => !self.headers.has_connection_close(),
@@ -48,7 +47,7 @@ impl RequestHead {
         }
     }
 
-    /// Whether the client waits for a word before it sends the body.
+    /// Whether the client waits for `100 Continue` before it sends the body.
     pub(super) fn expects_continue(&self) -> bool {
         self.version == Version::HTTP_11
             && self
@@ -58,22 +57,22 @@ impl RequestHead {
     }
 }
 
-/// A head that is none.
+/// A malformed or oversized head, with the status of the response.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct HeadError {
     pub(super) status: StatusCode,
     pub(super) message: &'static str,
 }
 
-const fn bad_request(words: &'static str) -> HeadError {
-    HeadError { status: StatusCode::BAD_REQUEST, message: words }
+const fn bad_request(message: &'static str) -> HeadError {
+    HeadError { status: StatusCode::BAD_REQUEST, message }
 }
 
-const fn header_fields_too_large(words: &'static str) -> HeadError {
-    HeadError { status: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, message: words }
+const fn header_fields_too_large(message: &'static str) -> HeadError {
+    HeadError { status: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, message }
 }
 
-/// What a request line says.
+/// A request line.
 struct RequestLine {
     method: Method,
     version: Version,
@@ -81,24 +80,24 @@ struct RequestLine {
     authority: Option<Bytes>,
 }
 
-/// What the requests of a connection have in common with those before them.
+/// Cache of what the requests of a connection have in common.
 #[derive(Default)]
 pub struct RequestHeadCache {
-    /// Their header lines.
+    /// Header blocks seen before.
     headers: HeaderCache,
-    /// What the last one asked for.
+    /// The last request line.
     request_line: Option<CachedRequestLine>,
 }
 
-/// Asked in HTTP/1.1, without an authority.
+/// A request line of HTTP/1.1 without an authority.
 struct CachedRequestLine {
     method: Method,
     target: RequestTarget,
 }
 
 impl RequestHeadCache {
-    /// What a line asks for, if it is the line of the request before. How long it takes to see that it is another does not
-    /// tell where they differ: there may be a pass in it.
+    /// Returns the cached request line if `first_line` equals it. The comparison takes constant time, because the
+    /// target may contain a pass.
     fn lookup(&self, first_line: &[u8]) -> Option<RequestLine> {
         let CachedRequestLine { method, target } = self.request_line.as_ref()?;
         let rest = first_line.strip_prefix(method.as_str().as_bytes())?.strip_prefix(b" ")?;
@@ -111,69 +110,69 @@ impl RequestHeadCache {
         })
     }
 
-    fn insert(&mut self, asked: &RequestLine) {
-        let RequestLine { method, version, target, authority } = asked;
-        // A gettoken is rare, and there is a key in it: it is not kept in memory longer than it takes.
-        let is_usual =
+    fn insert(&mut self, request_line: &RequestLine) {
+        let RequestLine { method, version, target, authority } = request_line;
+        // A gettoken is rare and contains a key, which must not stay in memory longer than needed.
+        let is_cacheable =
             target.as_str().len() <= MAX_CACHED_TARGET_BYTES && !target.path().ends_with("/gettoken");
-        if *version == Version::HTTP_11 && authority.is_none() && is_usual {
+        if *version == Version::HTTP_11 && authority.is_none() && is_cacheable {
             self.request_line = Some(CachedRequestLine { method: method.clone(), target: target.clone() });
         }
     }
 }
 
-/// Takes a whole head off the buffer; `None` while it is not all there.
+/// Takes a complete head off the buffer; `None` while it is incomplete.
 pub(super) fn parse(
     buffer: &mut BytesMut,
-    habits: &mut RequestHeadCache,
+    cache: &mut RequestHeadCache,
 ) -> Result<Option<RequestHead>, HeadError> {
-    if let Some(head) = parse_cached(buffer, habits) {
+    if let Some(head) = parse_cached(buffer, cache) {
         return Ok(Some(head));
     }
-    let mut lines = [const { MaybeUninit::uninit() }; MAX_HEADERS];
+    let mut header_slots = [const { MaybeUninit::uninit() }; MAX_HEADERS];
     let mut request = httparse::Request::new(&mut []);
-    let length = match request.parse_with_uninit_headers(buffer, &mut lines) {
+    let length = match request.parse_with_uninit_headers(buffer, &mut header_slots) {
         Ok(httparse::Status::Complete(length)) if length <= MAX_HEAD_BYTES => length,
         Ok(httparse::Status::Partial) if buffer.len() < MAX_HEAD_BYTES => return Ok(None),
         Ok(httparse::Status::Partial) if !buffer.contains(&b'\n') => {
-            let words = "the request's target is longer than 64 KiB";
-            return Err(HeadError { status: StatusCode::URI_TOO_LONG, message: words });
+            let message = "request target exceeds 64 KiB";
+            return Err(HeadError { status: StatusCode::URI_TOO_LONG, message });
         }
-        Ok(_) => return Err(header_fields_too_large("the request's head is longer than 64 KiB")),
+        Ok(_) => return Err(header_fields_too_large("request head exceeds 64 KiB")),
         Err(error) => return Err(head_error(error)),
     };
     if has_bare_lf(&buffer[..length]) {
-        return Err(bad_request("a line of the head ends without a carriage return"));
+        return Err(bad_request("bare LF in the request head"));
     }
-    let asked = build_request_line(&request)?;
-    habits.insert(&asked);
-    let fields = ParsedHeaders::new(&buffer[..length], request.headers).consume_and_wipe(buffer, length);
-    if fields.has_too_many_connection_options() {
-        return Err(header_fields_too_large("Connection names more than 100 headers"));
+    let request_line = build_request_line(&request)?;
+    cache.insert(&request_line);
+    let headers = ParsedHeaders::new(&buffer[..length], request.headers).consume_and_wipe(buffer, length);
+    if headers.has_too_many_connection_options() {
+        return Err(header_fields_too_large("Connection lists more than 100 options"));
     }
-    Ok(Some(RequestHead::new(asked, habits.headers.insert(fields))))
+    Ok(Some(RequestHead::new(request_line, cache.headers.insert(headers))))
 }
 
-/// The same for a head of which only the first line is new. What is wrong with one is not said here.
-fn parse_cached(buffer: &mut BytesMut, habits: &mut RequestHeadCache) -> Option<RequestHead> {
-    let (first_line, fields, length) = habits.headers.lookup_head(buffer)?;
+/// Takes a head with cached headers off the buffer. `None` leaves the head, and any error in it, to [`parse`].
+fn parse_cached(buffer: &mut BytesMut, cache: &mut RequestHeadCache) -> Option<RequestHead> {
+    let (first_line, headers, length) = cache.headers.lookup_head(buffer)?;
     if length > MAX_HEAD_BYTES {
         return None;
     }
-    let asked = match habits.lookup(first_line) {
-        Some(asked) => asked,
+    let request_line = match cache.lookup(first_line) {
+        Some(request_line) => request_line,
         None => {
-            let asked = parse_request_line(first_line)?;
-            habits.insert(&asked);
-            asked
+            let request_line = parse_request_line(first_line)?;
+            cache.insert(&request_line);
+            request_line
         }
     };
     wipe(&mut buffer[..length]);
     buffer.advance(length);
-    Some(RequestHead::new(asked, fields))
+    Some(RequestHead::new(request_line, headers))
 }
 
-/// What a request line says whose header lines are known.
+/// Parses a request line whose headers are cached.
 fn parse_request_line(line: &[u8]) -> Option<RequestLine> {
     if has_bare_lf(line) {
         return None;
@@ -185,23 +184,23 @@ fn parse_request_line(line: &[u8]) -> Option<RequestLine> {
     build_request_line(&request).ok()
 }
 
-/// Takes in the request line.
+/// Validates a request line that httparse has split.
 fn build_request_line(request: &httparse::Request<'_, '_>) -> Result<RequestLine, HeadError> {
     let (Some(method), Some(target), Some(version)) = (request.method, request.path, request.version) else {
-        return Err(bad_request("the request line is not complete"));
+        return Err(bad_request("incomplete request line"));
     };
-    let method = Method::from_bytes(method.as_bytes()).map_err(|_| bad_request("the method is not one"))?;
+    let method = Method::from_bytes(method.as_bytes()).map_err(|_| bad_request("invalid method"))?;
     let version = if version == 0 { Version::HTTP_10 } else { Version::HTTP_11 };
     let path_at =
-        path_start(target).ok_or(bad_request("the request's target is neither a path nor an http URL"))?;
+        path_start(target).ok_or(bad_request("invalid request target: must be a path or an http URL"))?;
     let authority =
         authority_start(target).map(|start| Bytes::copy_from_slice(&target.as_bytes()[start..path_at]));
-    // `http://host` stands for `http://host/`.
+    // `http://host` is equivalent to `http://host/`.
     let target = if path_at == target.len() { "/" } else { &target[path_at..] };
     Ok(RequestLine { method, version, target: RequestTarget::new(target), authority })
 }
 
-/// Where in a request-target the path begins. What has none is for other kinds of server.
+/// Where the path of a request-target begins; `None` for authority and asterisk form, which this proxy does not serve.
 fn path_start(target: &str) -> Option<usize> {
     if target.starts_with('/') {
         return Some(0);
@@ -210,33 +209,31 @@ fn path_start(target: &str) -> Option<usize> {
     Some(target[authority..].find(['/', '?', '#']).map_or(target.len(), |end| authority + end))
 }
 
-/// Where the authority begins, if the target is in absolute form.
+/// Where the authority of a target in absolute form begins.
 fn authority_start(target: &str) -> Option<usize> {
-    let begins =
+    let starts_with =
         |scheme: &&str| target.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme));
-    ["http://", "https://"].iter().find(|scheme| begins(scheme)).map(|scheme| scheme.len())
+    ["http://", "https://"].iter().find(|scheme| starts_with(scheme)).map(|scheme| scheme.len())
 }
 
-/// What the caller is told of a head that cannot be parsed.
+/// Maps a parser error to the response.
 fn head_error(error: httparse::Error) -> HeadError {
     use httparse::Error;
     match error {
-        Error::TooManyHeaders => header_fields_too_large("the request has more than 100 header lines"),
-        Error::HeaderName => bad_request("a header's name is not one, or a header line is folded"),
-        Error::HeaderValue => bad_request("a header's value holds a control character"),
-        Error::Version => bad_request("the request line does not end in HTTP/1.0 or HTTP/1.1"),
-        _ => bad_request("the request line or a header line is malformed"),
+        Error::TooManyHeaders => header_fields_too_large("more than 100 headers"),
+        Error::HeaderName => bad_request("invalid header name or folded header line"),
+        Error::HeaderValue => bad_request("control character in a header value"),
+        Error::Version => bad_request("unsupported HTTP version, must be HTTP/1.0 or HTTP/1.1"),
+        _ => bad_request("malformed request line or header"),
     }
 }
 
-/// What the caller is told of a body that nobody knows the end of.
+/// The client's message for an undefined body framing.
 pub(super) fn framing_error_message(error: FramingError) -> &'static str {
     match error {
-        FramingError::InvalidContentLength => "Content-Length is not one number",
-        FramingError::InvalidTransferEncoding => "Transfer-Encoding is not exactly \"chunked\"",
-        FramingError::UnexpectedTransferEncoding => {
-            "Transfer-Encoding stands beside Content-Length, or in a request of HTTP/1.0"
-        }
-        FramingError::InvalidChunk | FramingError::ChunkOverhead => "the body's chunks are not well formed",
+        FramingError::InvalidContentLength => "invalid Content-Length",
+        FramingError::InvalidTransferEncoding => "unsupported Transfer-Encoding, must be chunked",
+        FramingError::UnexpectedTransferEncoding => "Transfer-Encoding with Content-Length or in HTTP/1.0",
+        FramingError::InvalidChunk | FramingError::ChunkOverhead => "malformed chunked body",
     }
 }

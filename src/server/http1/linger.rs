@@ -1,4 +1,4 @@
-//! How an HTTP/1 connection is closed whose client may still be sending.
+//! Lingering close of an HTTP/1 connection whose client may still be sending.
 
 use std::{future::poll_fn, task::Poll};
 
@@ -8,19 +8,20 @@ use crate::{
     time::deadline::Deadline,
 };
 
-/// Closes. A client that is still sending would lose the answer in a reset: what it sends is read for a while.
-pub(super) async fn lingering_close(wire: &Transport, still_sending: bool, seat: &ConnectionPermit) {
-    let (mut deadline, mut left, mut shut) = (Deadline::unset(), MAX_LINGER_BYTES, false);
+/// Shuts the connection down. While a client is still sending, its bytes are read and discarded for a bounded time: a
+/// reset would destroy the response.
+pub(super) async fn lingering_close(transport: &Transport, still_sending: bool, permit: &ConnectionPermit) {
+    let (mut deadline, mut remaining_bytes, mut is_shut_down) = (Deadline::unset(), MAX_LINGER_BYTES, false);
     poll_fn(|cx| {
-        let mut wire = wire.shared();
-        if seat.is_abort_requested() {
+        let mut shared = transport.shared();
+        if permit.is_abort_requested() {
             return Poll::Ready(());
         }
-        if !shut {
-            match wire.poll_shutdown(cx) {
-                Poll::Ready(Ok(())) => shut = true,
+        if !is_shut_down {
+            match shared.poll_shutdown(cx) {
+                Poll::Ready(Ok(())) => is_shut_down = true,
                 Poll::Ready(Err(_)) => return Poll::Ready(()),
-                // The last word under TLS has no room behind what the client does not take.
+                // TLS close_notify is queued behind bytes that the client does not read.
                 Poll::Pending => {
                     deadline.set_if_unset(LINGER_TIMEOUT);
                     return deadline.poll_elapsed(cx);
@@ -31,7 +32,7 @@ pub(super) async fn lingering_close(wire: &Transport, still_sending: bool, seat:
             return Poll::Ready(());
         }
         deadline.set_if_unset(LINGER_TIMEOUT);
-        wire.poll_drain(cx, &mut deadline, &mut left)
+        shared.poll_drain(cx, &mut deadline, &mut remaining_bytes)
     })
     .await;
 }

@@ -1,4 +1,4 @@
-//! One answer on its way to the client: head and body in as few writes as they take.
+//! Writes one response to the client, head and body in as few writes as possible.
 
 use std::{
     fmt::Write as _,
@@ -17,16 +17,16 @@ use crate::{
     time::deadline::Deadline,
 };
 
-/// How an answer ended.
+/// How a response ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum WriteOutcome {
-    /// All of it was handed over.
+    /// All of it was written.
     Complete,
-    /// It broke off, or the client does not take it.
+    /// The body was aborted, or the client does not read.
     Aborted,
 }
 
-/// What the request says of how it is to be answered.
+/// What the request determines about the response.
 #[derive(Clone, Copy)]
 pub(super) struct ResponseOptions {
     pub(super) version: Version,
@@ -41,92 +41,93 @@ impl ResponseOptions {
     }
 }
 
-/// An answer that is being written.
+/// A response that is being written.
 pub(super) struct ResponseWriter {
     write_buf: WriteBuf,
-    /// It lasts until all was handed over, and with it the request's record.
+    /// Kept until all is written, because the request context ends with it.
     body: ResponseBody,
-    /// The last piece is in hand, or gone.
+    /// The last chunk is in the write buffer, or written.
     body_ended: bool,
     chunked: bool,
-    /// The connection ends with it.
+    /// The connection ends with this response.
     closing: bool,
-    /// How much of the body is still owed, where that was said.
+    /// Bytes of the body still to be written, if `Content-Length` was sent.
     remaining: Option<u64>,
     write_deadline: Deadline,
 }
 
 impl ResponseWriter {
-    /// Writes the head. Whether the connection can be kept after it is returned too; where it is not, it must be shut down
-    /// when the answer has ended.
-    pub(super) fn start(reply: Response, manner: ResponseOptions) -> (Self, bool) {
-        let Response { status, headers: lines, has_date: dated, content_length: length, body, .. } = reply;
-        let mut out = buffer_pool::acquire();
-        let new = manner.version == Version::HTTP_11;
-        let bodiless = manner.is_head || matches!(status.as_u16(), 204 | 304);
-        let until_close = length.is_none() && !bodiless && !new;
-        let keep = manner.keep_alive && !until_close;
-        out.put_slice(if new { b"HTTP/1.1 " } else { b"HTTP/1.0 " });
-        out.put_slice(status.as_str().as_bytes());
-        out.put_u8(b' ');
-        out.put_slice(status.canonical_reason().unwrap_or_default().as_bytes());
-        out.put_slice(b"\r\n");
-        out.put_slice(lines.as_bytes());
-        match length {
+    /// Encodes the head. Returns also whether the connection can be kept; otherwise it must be shut down when the
+    /// response is complete.
+    pub(super) fn start(response: Response, options: ResponseOptions) -> (Self, bool) {
+        let Response { status, headers, has_date, content_length, body, .. } = response;
+        let mut buffer = buffer_pool::acquire();
+        let is_http11 = options.version == Version::HTTP_11;
+        let bodiless = options.is_head || matches!(status.as_u16(), 204 | 304);
+        let until_close = content_length.is_none() && !bodiless && !is_http11;
+        let keep_alive = options.keep_alive && !until_close;
+        buffer.put_slice(if is_http11 { b"HTTP/1.1 " } else { b"HTTP/1.0 " });
+        buffer.put_slice(status.as_str().as_bytes());
+        buffer.put_u8(b' ');
+        buffer.put_slice(status.canonical_reason().unwrap_or_default().as_bytes());
+        buffer.put_slice(b"\r\n");
+        buffer.put_slice(headers.as_bytes());
+        match content_length {
             _ if status == StatusCode::NO_CONTENT => {}
-            Some(length) => {
-                out.put_slice(b"content-length: ");
-                out.put_slice(itoa::Buffer::new().format(length).as_bytes());
-                out.put_slice(b"\r\n");
+            Some(content_length) => {
+                buffer.put_slice(b"content-length: ");
+                buffer.put_slice(itoa::Buffer::new().format(content_length).as_bytes());
+                buffer.put_slice(b"\r\n");
             }
-            None if new && !bodiless => out.put_slice(b"transfer-encoding: chunked\r\n"),
+            None if is_http11 && !bodiless => buffer.put_slice(b"transfer-encoding: chunked\r\n"),
             None => {}
         }
-        if !dated {
-            let _ = write!(out, "date: {}\r\n", httpdate::HttpDate::from(SystemTime::now()));
+        if !has_date {
+            let _ = write!(buffer, "date: {}\r\n", httpdate::HttpDate::from(SystemTime::now()));
         }
-        match (new, keep) {
-            (true, false) => out.put_slice(b"connection: close\r\n"),
-            (false, true) => out.put_slice(b"connection: keep-alive\r\n"),
+        match (is_http11, keep_alive) {
+            (true, false) => buffer.put_slice(b"connection: close\r\n"),
+            (false, true) => buffer.put_slice(b"connection: keep-alive\r\n"),
             _ => {}
         }
-        out.put_slice(b"\r\n");
-        let delivery = Self {
-            write_buf: WriteBuf::with_buffer(out),
+        buffer.put_slice(b"\r\n");
+        let writer = Self {
+            write_buf: WriteBuf::with_buffer(buffer),
             body_ended: bodiless,
             body,
-            chunked: new && length.is_none() && !bodiless,
-            closing: !keep,
-            remaining: length.filter(|_| !bodiless),
+            chunked: is_http11 && content_length.is_none() && !bodiless,
+            closing: !keep_alive,
+            remaining: content_length.filter(|_| !bodiless),
             write_deadline: Deadline::unset(),
         };
-        (delivery, keep)
+        (writer, keep_alive)
     }
 
-    /// Writes as much as the client takes. `stall` is how long it may take nothing.
+    /// Writes until the response is complete or the client stops reading; aborts after `write_timeout` without
+    /// progress.
     pub(super) fn poll_write(
         &mut self,
         cx: &mut Context<'_>,
-        wire: &Transport,
-        stall: Duration,
+        transport: &Transport,
+        write_timeout: Duration,
     ) -> Poll<WriteOutcome> {
         loop {
-            let mut starved = false;
+            let mut needs_body = false;
             if !self.body_ended && self.write_buf.can_buffer() {
                 match self.poll_next_chunk(cx) {
                     Poll::Ready(Ok(())) => {}
                     Poll::Ready(Err(ResponseAborted)) => return Poll::Ready(WriteOutcome::Aborted),
-                    Poll::Pending => starved = true,
+                    Poll::Pending => needs_body = true,
                 }
             }
-            let mut wire = wire.shared();
+            let mut shared = transport.shared();
             if self.write_buf.is_empty() {
-                let flushed = wire.poll_flush(cx);
+                let flushed = shared.poll_flush(cx);
                 if matches!(flushed, Poll::Ready(Err(_))) {
                     return Poll::Ready(WriteOutcome::Aborted);
                 }
-                if starved {
-                    ready!(wire.poll_disconnected(cx, false, false));
+                if needs_body {
+                    ready!(shared.poll_disconnected(cx, false, false));
                     return Poll::Ready(WriteOutcome::Aborted);
                 }
                 if !self.body_ended {
@@ -135,50 +136,51 @@ impl ResponseWriter {
                 if flushed.is_ready() {
                     return Poll::Ready(WriteOutcome::Complete);
                 }
-                return self.poll_write_timeout(cx, stall);
+                return self.poll_write_timeout(cx, write_timeout);
             }
-            match wire.poll_write(cx, &mut self.write_buf, self.closing && self.body_ended) {
+            match shared.poll_write(cx, &mut self.write_buf, self.closing && self.body_ended) {
                 Poll::Ready(Ok(())) => {
                     self.write_deadline.clear();
-                    // Nothing is left in a plain stream that would have to be flushed.
-                    if self.body_ended && self.write_buf.is_empty() && wire.stream().is_plaintext() {
+                    // A plain stream has nothing left to flush.
+                    if self.body_ended && self.write_buf.is_empty() && shared.stream().is_plaintext() {
                         return Poll::Ready(WriteOutcome::Complete);
                     }
                 }
                 Poll::Ready(Err(_)) => return Poll::Ready(WriteOutcome::Aborted),
                 Poll::Pending => {
-                    drop(wire);
-                    // A client may send all of its request before it reads any of the answer.
+                    drop(shared);
+                    // A client may send its whole request before it reads the response.
                     self.body.drive_request_body(cx);
-                    return self.poll_write_timeout(cx, stall);
+                    return self.poll_write_timeout(cx, write_timeout);
                 }
             }
         }
     }
 
-    /// Waits for a client that takes nothing, as long as it may.
-    fn poll_write_timeout(&mut self, cx: &mut Context<'_>, stall: Duration) -> Poll<WriteOutcome> {
-        self.write_deadline.set_if_unset(stall);
+    /// Waits for a client that reads nothing, up to `write_timeout`.
+    fn poll_write_timeout(&mut self, cx: &mut Context<'_>, write_timeout: Duration) -> Poll<WriteOutcome> {
+        self.write_deadline.set_if_unset(write_timeout);
         self.write_deadline.poll_elapsed(cx).map(|()| WriteOutcome::Aborted)
     }
 
-    /// Takes the body's next piece. It is in hand then, or the body is over.
+    /// Moves the body's next chunk into the write buffer, or notes the end of the body. Fails if the body does not
+    /// match `Content-Length`.
     fn poll_next_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ResponseAborted>> {
-        let piece = ready!(self.body.poll_chunk(cx)).transpose()?;
-        let ended = piece.is_none() || self.body.is_ended();
-        let piece = piece.unwrap_or_default();
-        if let Some(owed) = &mut self.remaining {
-            *owed = owed.checked_sub(piece.len() as u64).ok_or(ResponseAborted)?;
-            if ended && *owed > 0 {
+        let chunk = ready!(self.body.poll_chunk(cx)).transpose()?;
+        let ended = chunk.is_none() || self.body.is_ended();
+        let chunk = chunk.unwrap_or_default();
+        if let Some(remaining) = &mut self.remaining {
+            *remaining = remaining.checked_sub(chunk.len() as u64).ok_or(ResponseAborted)?;
+            if ended && *remaining > 0 {
                 return Poll::Ready(Err(ResponseAborted));
             }
         }
-        self.write_buf.push_chunk(piece, self.chunked, ended);
+        self.write_buf.push_chunk(chunk, self.chunked, ended);
         self.body_ended = ended;
         Poll::Ready(Ok(()))
     }
 
-    /// It has ended by this moment.
+    /// Records `now` as the end of the response.
     pub(super) fn finish(mut self, now: Instant) {
         self.body.mark_ended(now);
     }

@@ -1,6 +1,6 @@
-//! The end of a connection whose client takes nothing.
+//! Close of a connection whose client reads nothing.
 
-use std::pin::Pin;
+use std::{pin::Pin, task::Context};
 
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use rustls::{
@@ -18,7 +18,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, client::TlsStream};
 use super::*;
 use crate::server::{LINGER_TIMEOUT, connection_limit::ConnectionLimiter};
 
-/// Both ends of a connection under TLS.
+/// Both ends of a TLS connection.
 async fn tls_pair() -> (Stream, TlsStream<UnixStream>) {
     let CertifiedKey { cert, signing_key } =
         generate_simple_self_signed(vec!["localhost".to_owned()]).expect("a certificate");
@@ -37,13 +37,13 @@ async fn tls_pair() -> (Stream, TlsStream<UnixStream>) {
         .expect("versions")
         .with_root_certificates(roots)
         .with_no_client_auth();
-    let (far, near) = UnixStream::pair().expect("a pair");
+    let (client_end, server_end) = UnixStream::pair().expect("a pair");
     let name = "localhost".try_into().expect("a name");
-    let (near, far) = tokio::join!(
-        TlsAcceptor::from(Arc::new(server)).accept(Stream::Unix(near)),
-        TlsConnector::from(Arc::new(client)).connect(name, far),
+    let (server_end, client_end) = tokio::join!(
+        TlsAcceptor::from(Arc::new(server)).accept(Stream::Unix(server_end)),
+        TlsConnector::from(Arc::new(client)).connect(name, client_end),
     );
-    (Stream::ServerTls(Box::new(near.expect("a handshake"))), far.expect("a handshake"))
+    (Stream::ServerTls(Box::new(server_end.expect("a handshake"))), client_end.expect("a handshake"))
 }
 
 #[tokio::test(start_paused = true)]
@@ -52,11 +52,11 @@ async fn close_times_out_when_client_reads_nothing() {
         let (mut stream, _client) = tls_pair().await;
         let mut fill = |cx: &mut Context<'_>| Pin::new(&mut stream).poll_write(cx, &[0; 16 * 1024]);
         while poll_fn(|cx| Poll::Ready(fill(cx).is_ready())).await {}
-        let wire = Transport::new(stream);
-        let seat = ConnectionLimiter::new(1).try_acquire().expect("a seat");
-        let began = Instant::now();
-        let closed = timeout(10 * LINGER_TIMEOUT, lingering_close(&wire, still_sending, &seat)).await;
-        assert_eq!(closed, Ok(()), "it is closed at last");
-        assert!(began.elapsed() >= LINGER_TIMEOUT - Duration::from_millis(1), "and not before its time");
+        let transport = Transport::new(stream);
+        let permit = ConnectionLimiter::new(1).try_acquire().expect("a permit");
+        let started = Instant::now();
+        let closed = timeout(10 * LINGER_TIMEOUT, lingering_close(&transport, still_sending, &permit)).await;
+        assert_eq!(closed, Ok(()), "the close times out");
+        assert!(started.elapsed() >= LINGER_TIMEOUT - Duration::from_millis(1), "not before the time-out");
     }
 }

@@ -1,12 +1,12 @@
-//! The wait before a wrong key is refused.
+//! The delay before a wrong key is refused.
 
 use std::{future::poll_fn, task::Poll};
 
 use super::Http1Connection;
 
 impl Http1Connection {
-    /// Lets the time pass that a wrong key costs. The connection gives way to any other meanwhile, at once and without its
-    /// answer: false, as where the client left.
+    /// Waits as long as the wrong-key throttle demands. Meanwhile the connection is the first to be evicted, without a
+    /// response. Returns false if it is to close or its client has disconnected.
     pub(super) async fn delay_wrong_key(&mut self) -> bool {
         let delay = self.server.wrong_key_delay(self.peer);
         if delay.is_zero() {
@@ -14,7 +14,7 @@ impl Http1Connection {
         }
         self.timer.set(delay);
         self.permit.mark_evictable();
-        let goes_on = poll_fn(|cx| {
+        let may_respond = poll_fn(|cx| {
             if self.permit.is_close_requested()
                 || self.transport.shared().poll_disconnected(cx, false, false).is_ready()
             {
@@ -25,9 +25,9 @@ impl Http1Connection {
             }
             self.timer.poll_elapsed(cx).map(|()| true)
         });
-        let goes_on = goes_on.await;
+        let may_respond = may_respond.await;
         self.timer.clear();
         self.permit.mark_active();
-        goes_on
+        may_respond
     }
 }

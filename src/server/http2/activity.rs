@@ -1,5 +1,5 @@
-//! What the streams of an HTTP/2 connection tell its byte stream, that it is in use, and their own task: whether the
-//! client takes what lies there for it.
+//! State that the streams of an HTTP/2 connection share with its transport (requests in flight, refusals,
+//! write-blocked) and with their own task (write progress).
 
 use std::{
     future::{Future, poll_fn},
@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::server::connection_limit::ConnectionPermit;
 
-/// What the requests of a connection and its stream know of one another. Clones share it.
+/// Activity of one connection. Clones share it.
 #[derive(Debug, Clone)]
 pub(super) struct Activity(Arc<State>);
 
@@ -23,55 +23,56 @@ pub(super) struct Activity(Arc<State>);
 struct State {
     created_at: Instant,
     permit: Arc<ConnectionPermit>,
-    /// When the last request was done, in milliseconds since `born`.
+    /// When the last request completed, in milliseconds since `created_at`; 0 if none has.
     idle_since: AtomicU64,
-    /// Requests that are being served.
+    /// Requests in flight.
     active_requests: AtomicU32,
-    /// The client does not take what is written.
+    /// Bytes wait to be written that the client does not read.
     write_blocked: AtomicBool,
-    /// Responses to refused requests that wait for the client, and bodies of such requests that wait for their end.
+    /// Responses to refused requests that wait for the client, and bodies of such requests that are being discarded.
     pending_refusals: AtomicU32,
-    /// Streams that were reset because there were too many.
+    /// Streams that were reset because [`MAX_PENDING_REFUSALS`] was reached.
     stream_resets: AtomicU32,
-    /// Until when nothing is read because of the last of them, in milliseconds since `born`.
+    /// Until when nothing is read after such resets, in milliseconds since `created_at`.
     paused_until: AtomicU64,
-    /// Refused requests have used up what a connection may send without a good credential.
+    /// Refused requests have used up what a connection may send without an authorized request.
     budget_exhausted: AtomicBool,
-    /// hyper was told to end the connection.
+    /// The graceful shutdown of hyper's connection has begun.
     ending: AtomicBool,
 }
 
-/// Most refused requests that wait for their client, as long as no request on the connection was authorized.
+/// Maximum number of pending refusals while no request on the connection was authorized.
 const MAX_PENDING_REFUSALS: u32 = 6;
 
-/// After so many streams that are reset because of that, no more is read for [`RESET_INTERVAL`].
-const MAX_RESETS_AT_ONCE: u32 = 8;
+/// Number of such resets after which reading pauses for [`RESET_PAUSE_INTERVAL`].
+const RESETS_PER_PAUSE: u32 = 8;
 
-/// hyper forgets a stream that it has reset after a second.
-const RESET_INTERVAL: Duration = Duration::from_millis(1100);
+/// hyper forgets a stream that it has reset after one second.
+const RESET_PAUSE_INTERVAL: Duration = Duration::from_millis(1100);
 
-/// After so many the connection ends when its client has sent no more.
+/// Number of such resets after which the connection ends once the client has sent no more.
 const MAX_STREAM_RESETS: u32 = 40;
 
-/// After so many it ends in any case: more than may be open at once, so that no burst is cut off.
-const MAX_RESETS_IN_A_BURST: u32 = 512;
+/// Number of such resets after which the connection ends in any case; larger than the number of concurrent streams, so
+/// that no burst is cut off.
+const MAX_RESET_BURST: u32 = 512;
 
-/// A refused request that waits for its client.
+/// Counts a pending refusal until dropped.
 #[derive(Debug)]
 pub(super) struct RefusedRequestGuard(Activity);
 
-/// A request is being served; dropped when its answer has been handed over.
+/// Counts a request in flight; dropped when its response was handed to hyper.
 #[derive(Debug)]
 pub(super) struct RequestGuard(Activity);
 
 impl Activity {
-    /// The link of a new connection, which has this seat.
-    pub(super) fn new(seat: Arc<ConnectionPermit>) -> Self {
-        let born = Instant::now();
-        seat.mark_idle(born);
+    /// Creates the activity of a new connection.
+    pub(super) fn new(permit: Arc<ConnectionPermit>) -> Self {
+        let created_at = Instant::now();
+        permit.mark_idle(created_at);
         Self(Arc::new(State {
-            created_at: born,
-            permit: seat,
+            created_at,
+            permit,
             idle_since: AtomicU64::new(0),
             active_requests: AtomicU32::new(0),
             write_blocked: AtomicBool::new(false),
@@ -83,7 +84,7 @@ impl Activity {
         }))
     }
 
-    /// The connection's seat.
+    /// The connection's permit.
     pub(super) fn permit(&self) -> &ConnectionPermit {
         &self.0.permit
     }
@@ -93,7 +94,7 @@ impl Activity {
         self.0.permit.is_authorized()
     }
 
-    /// A refused request that is to wait for its client; `None` where too many wait already.
+    /// Counts a pending refusal; `None` if there are too many.
     pub(super) fn try_refused_request_guard(&self) -> Option<RefusedRequestGuard> {
         let waiting = self.0.pending_refusals.load(Ordering::Relaxed);
         (waiting < MAX_PENDING_REFUSALS).then(|| {
@@ -102,108 +103,107 @@ impl Activity {
         })
     }
 
-    /// Whether refused requests wait for the client.
-    pub(super) fn has_refused(&self) -> bool {
+    /// Whether refusals are pending.
+    pub(super) fn has_pending_refusals(&self) -> bool {
         self.0.pending_refusals.load(Ordering::Relaxed) > 0
     }
 
-    /// Whether no more of them may.
-    pub(super) fn has_max_refused(&self) -> bool {
+    /// Whether no further refusal may become pending.
+    pub(super) fn has_max_pending_refusals(&self) -> bool {
         self.0.pending_refusals.load(Ordering::Relaxed) >= MAX_PENDING_REFUSALS
     }
 
-    /// A stream is reset because too many wait already.
+    /// Records a stream reset caused by too many pending refusals.
     pub(super) fn record_stream_reset(&self) {
         let resets = self.0.stream_resets.fetch_add(1, Ordering::Relaxed) + 1;
-        if resets.is_multiple_of(MAX_RESETS_AT_ONCE) {
-            let until = (self.0.created_at.elapsed() + RESET_INTERVAL).as_millis();
+        if resets.is_multiple_of(RESETS_PER_PAUSE) {
+            let until = (self.0.created_at.elapsed() + RESET_PAUSE_INTERVAL).as_millis();
             self.0.paused_until.store(u64::try_from(until).unwrap_or(u64::MAX), Ordering::Relaxed);
         }
     }
 
-    /// Whether so many streams were reset that the connection is to end; `quiet` says that the client has sent no more.
-    pub(super) fn has_reset_too_many(&self, quiet: bool) -> bool {
-        let most = if quiet { MAX_STREAM_RESETS } else { MAX_RESETS_IN_A_BURST };
-        self.0.stream_resets.load(Ordering::Relaxed) >= most
+    /// Whether the connection is to end because of such resets; `input_drained`: the client has sent no more.
+    pub(super) fn has_reset_too_many(&self, input_drained: bool) -> bool {
+        let max_resets = if input_drained { MAX_STREAM_RESETS } else { MAX_RESET_BURST };
+        self.0.stream_resets.load(Ordering::Relaxed) >= max_resets
     }
 
-    /// Until when nothing is read, so that hyper forgets the streams that it has reset; `None` where that has passed.
+    /// Until when reading pauses so that hyper forgets the streams that it has reset; `None` if not paused.
     pub(super) fn paused_until(&self) -> Option<Instant> {
         let until = self.0.paused_until.load(Ordering::Relaxed);
         let until = (until > 0).then(|| self.0.created_at + Duration::from_millis(until))?;
         (Instant::now() < until).then_some(until)
     }
 
-    /// Nothing more is taken from the connection until a request that it has sent is authorized.
+    /// Stops reading from the connection until a request that was already read is authorized.
     pub(super) fn exhaust_budget(&self) {
         self.0.budget_exhausted.store(true, Ordering::Relaxed);
     }
 
-    /// Passes when that is so; only on the connection's own task.
+    /// Waits until the budget is exhausted; only on the connection's own task.
     pub(super) fn budget_exhausted(&self) -> impl Future<Output = ()> + '_ {
         poll_fn(|_| if self.is_budget_exhausted() { Poll::Ready(()) } else { Poll::Pending })
     }
 
-    /// Whether that is so.
+    /// Whether the budget is exhausted and no request was authorized.
     pub(super) fn is_budget_exhausted(&self) -> bool {
         self.0.budget_exhausted.load(Ordering::Relaxed) && !self.is_authorized()
     }
 
-    /// hyper was told to end the connection.
+    /// Records that the graceful shutdown of hyper's connection has begun.
     pub(super) fn set_ending(&self) {
         self.0.ending.store(true, Ordering::Relaxed);
     }
 
-    /// Whether hyper was told to end the connection.
+    /// Whether the graceful shutdown of hyper's connection has begun.
     pub(super) fn is_ending(&self) -> bool {
         self.0.ending.load(Ordering::Relaxed)
     }
 
-    /// Marks the connection as in use.
+    /// Counts a request in flight.
     pub(super) fn request_guard(&self) -> RequestGuard {
         self.0.active_requests.fetch_add(1, Ordering::Relaxed);
         self.0.permit.mark_active();
         RequestGuard(self.clone())
     }
 
-    /// When the last request was done; when the connection came, if there was none.
+    /// When the last request completed; without any, when the connection was accepted.
     pub(super) fn idle_since(&self) -> Instant {
         self.0.created_at + Duration::from_millis(self.0.idle_since.load(Ordering::Relaxed))
     }
 
-    /// Passes when a client that is told to leave has had this long without a request and without a byte that it does not
-    /// take.
-    pub(super) async fn wait_idle(&self, patience: Duration) {
+    /// After GOAWAY: waits until the connection has had no request in flight and no unread response bytes for `grace`.
+    pub(super) async fn wait_idle(&self, grace: Duration) {
         let mut since = Instant::now();
         loop {
             if self.has_active_requests() || self.is_write_blocked() {
                 since = Instant::now();
             }
             since = since.max(self.idle_since());
-            if since.elapsed() >= patience {
+            if since.elapsed() >= grace {
                 return;
             }
-            sleep_until(since + patience).await;
+            sleep_until(since + grace).await;
         }
     }
 
-    /// Says whether there are bytes that the client does not take. The last ones of an answer may be among them when its
-    /// request is done.
-    pub(super) fn set_write_blocked(&self, stuck: bool) {
-        self.0.write_blocked.store(stuck, Ordering::Relaxed);
+    /// Records whether written bytes wait for the client. They may include the end of a response whose request has
+    /// completed.
+    pub(super) fn set_write_blocked(&self, blocked: bool) {
+        self.0.write_blocked.store(blocked, Ordering::Relaxed);
     }
 
-    /// Whether there are such bytes.
+    /// Whether written bytes wait for the client.
     pub(super) fn is_write_blocked(&self) -> bool {
         self.0.write_blocked.load(Ordering::Relaxed)
     }
 
-    /// Whether the connection's client would no longer be accepted.
+    /// Whether the current TLS settings no longer accept the client.
     pub(super) fn is_revoked(&self) -> bool {
         self.0.permit.is_revoked()
     }
 
-    /// Lets time pass in which the connection gives way to any other, unless it has requests that are being served.
+    /// Waits for `delay`. Without requests in flight the connection is the first to be evicted meanwhile.
     pub(super) async fn delay_wrong_key(&self, delay: Duration) {
         if !self.has_active_requests() {
             self.0.permit.mark_evictable();
@@ -211,12 +211,12 @@ impl Activity {
         sleep(delay).await;
     }
 
-    /// Whether no request has come yet.
+    /// Whether no request was received yet.
     pub(super) fn is_new(&self) -> bool {
         !self.has_active_requests() && self.0.idle_since.load(Ordering::Relaxed) == 0
     }
 
-    /// Whether a request is being served.
+    /// Whether a request is in flight.
     pub(super) fn has_active_requests(&self) -> bool {
         self.0.active_requests.load(Ordering::Relaxed) > 0
     }
@@ -226,7 +226,7 @@ impl Drop for RefusedRequestGuard {
     fn drop(&mut self) {
         let state = &self.0.0;
         if state.pending_refusals.fetch_sub(1, Ordering::Relaxed) == 1 {
-            // A large head may wait for that.
+            // The transport may wait for this before it reads the rest of a large head.
             state.permit.wake();
         }
     }
@@ -236,8 +236,8 @@ impl Drop for RequestGuard {
     fn drop(&mut self) {
         let state = &self.0.0;
         let age = state.created_at.elapsed();
-        let now = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
-        state.idle_since.store(now, Ordering::Relaxed);
+        let seq = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+        state.idle_since.store(seq, Ordering::Relaxed);
         if state.active_requests.fetch_sub(1, Ordering::Relaxed) == 1 {
             state.permit.mark_idle(state.created_at + age);
         }
@@ -248,35 +248,36 @@ tokio::task_local! {
     static WRITE_PROGRESS: Arc<WriteProgress>;
 }
 
-/// Whose turn it is on a stream. Odd while something lies there for the client; each piece has a number of its own.
+/// Write progress of a stream: odd while a chunk waits for the client's window. Changes with each chunk, so a stall
+/// shows as an unchanged odd value.
 #[derive(Debug, Default)]
 pub(super) struct WriteProgress(AtomicU64);
 
 impl WriteProgress {
-    /// Runs a stream's task with this as its turn.
+    /// Runs a stream's task with this as its [`WriteProgress::current`].
     pub(super) fn scope<F: Future>(self: Arc<Self>, stream: F) -> impl Future<Output = F::Output> {
         WRITE_PROGRESS.scope(self, stream)
     }
 
-    /// That of the stream whose task this is.
+    /// The progress of the stream whose task is running.
     pub(super) fn current() -> Arc<Self> {
         WRITE_PROGRESS.try_with(Arc::clone).unwrap_or_default()
     }
 
-    /// There is a new piece for the client.
+    /// Records that a new chunk waits for the client.
     pub(super) fn data_queued(&self) {
-        let now = self.0.load(Ordering::Relaxed);
-        self.0.store(now + 1 + now % 2, Ordering::Relaxed);
+        let seq = self.0.load(Ordering::Relaxed);
+        self.0.store(seq + 1 + seq % 2, Ordering::Relaxed);
     }
 
-    /// There is nothing for the client.
+    /// Records that nothing waits for the client.
     pub(super) fn drained(&self) {
-        let now = self.0.load(Ordering::Relaxed);
-        self.0.store(now + now % 2, Ordering::Relaxed);
+        let seq = self.0.load(Ordering::Relaxed);
+        self.0.store(seq + seq % 2, Ordering::Relaxed);
     }
 
-    /// The number of what lies there for the client.
+    /// The number of the waiting chunk; `None` if none waits.
     pub(super) fn queued_seq(&self) -> Option<u64> {
-        Some(self.0.load(Ordering::Relaxed)).filter(|now| now % 2 == 1)
+        Some(self.0.load(Ordering::Relaxed)).filter(|seq| seq % 2 == 1)
     }
 }

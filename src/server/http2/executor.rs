@@ -1,7 +1,8 @@
-//! The streams of an HTTP/2 connection, each with a bound on how long its client may leave an answer lying.
+//! Runs the streams of an HTTP/2 connection, each with a bound on how long its client may leave response data unread.
 //!
-//! Over HTTP/1 a client that reads nothing stops the connection's writes, which have a deadline. Over HTTP/2 it keeps its
-//! window shut and goes on answering pings: nothing is ever written, and only the stream's own task can tell.
+//! Over HTTP/1 a client that reads nothing blocks the connection's writes, which have a deadline. Over HTTP/2 it keeps
+//! the stream's window closed and still replies to pings: no write blocks, and only the stream's own task can detect
+//! it.
 
 use std::{
     future::{Future, poll_fn},
@@ -16,14 +17,14 @@ use tokio::task::spawn_local;
 use super::activity::{Activity, WriteProgress};
 use crate::{server::Timeouts, time::deadline::Deadline};
 
-/// Runs streams; one whose client does not take the piece that lies there for so long is reset.
+/// Spawns a task per stream, and resets a stream whose waiting chunk is not sent within the write time-out.
 #[derive(Debug, Clone)]
 pub(super) struct StreamExecutor(Rc<(Timeouts, Activity)>);
 
 impl StreamExecutor {
-    /// Those of one connection.
-    pub(super) fn new(timeouts: Timeouts, link: Activity) -> Self {
-        Self(Rc::new((timeouts, link)))
+    /// Creates the executor of one connection.
+    pub(super) fn new(timeouts: Timeouts, activity: Activity) -> Self {
+        Self(Rc::new((timeouts, activity)))
     }
 }
 
@@ -32,25 +33,25 @@ where
     F: Future + 'static,
 {
     fn execute(&self, stream: F) {
-        let (Self(shared), turn) = (self.clone(), Arc::<WriteProgress>::default());
-        let (watched, mut deadline, mut seen) = (turn.clone(), Deadline::unset(), None);
-        // In a box of its own: what a task's future moves around takes its room twice.
+        let (Self(shared), progress) = (self.clone(), Arc::<WriteProgress>::default());
+        let (watched_progress, mut deadline, mut last_queued) = (progress.clone(), Deadline::unset(), None);
+        // Boxed, because a future that is moved into a task takes its size twice.
         let mut stream = Box::pin(stream);
-        spawn_local(turn.scope(poll_fn(move |cx| {
+        spawn_local(progress.scope(poll_fn(move |cx| {
             if stream.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(());
             }
-            let offered = watched.queued_seq();
-            if offered != seen {
-                seen = offered;
-                let (timeouts, link) = &*shared;
-                match offered {
-                    Some(_) => deadline.set(timeouts.write_timeout(link.permit())),
+            let queued = watched_progress.queued_seq();
+            if queued != last_queued {
+                last_queued = queued;
+                let (timeouts, activity) = &*shared;
+                match queued {
+                    Some(_) => deadline.set(timeouts.write_timeout(activity.permit())),
                     None => deadline.clear(),
                 }
             }
             ready!(deadline.poll_elapsed(cx));
-            tracing::debug!("a client took nothing of an answer for too long");
+            tracing::debug!("response write timed out, stream reset");
             Poll::Ready(())
         })));
     }

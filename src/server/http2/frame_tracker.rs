@@ -1,37 +1,37 @@
-//! Follows a client's frames, as far as it takes to know where a request's head begins and ends.
+//! Tracks a client's frames as far as needed to know where a header block begins and ends.
 
 use crate::server::HTTP2_PREFACE;
 
-/// Bytes before a frame's payload.
-const FRAME_HEADER_BYTES: usize = 9;
+/// Size of a frame header (RFC 9113 §4.1).
+pub(super) const FRAME_HEADER_BYTES: usize = 9;
 const HEADERS_FRAME: u8 = 1;
-const PRIORITY: u8 = 2;
-const SETTINGS: u8 = 4;
-const WINDOW_UPDATE: u8 = 8;
+const PRIORITY_FRAME: u8 = 2;
+const SETTINGS_FRAME: u8 = 4;
+const WINDOW_UPDATE_FRAME: u8 = 8;
 const CONTINUATION_FRAME: u8 = 9;
-const ACK: u8 = 1;
+const ACK_FLAG: u8 = 1;
 const END_HEADERS_FLAG: u8 = 4;
 
-/// Where in its client's frames a connection is.
+/// Position of a connection in its client's frames.
 #[derive(Debug)]
 pub(super) struct FrameTracker {
-    /// What is still to come of the preface, or of the current frame's payload.
+    /// Bytes still to come of the preface or of the current frame's payload.
     payload_remaining: usize,
-    /// The next frame's head, as far as it has come.
+    /// The next frame header, as far as received.
     frame_header: [u8; FRAME_HEADER_BYTES],
     frame_header_len: usize,
-    /// The current frame is of a head that goes on behind it.
-    continues: bool,
-    /// The current frame is of a head.
+    /// The current frame's header block continues in the next frame.
+    expects_continuation: bool,
+    /// The current frame belongs to a header block.
     in_header_block: bool,
-    /// Bytes of heads so far.
+    /// Bytes of header blocks so far, with their frame headers.
     header_bytes: usize,
-    /// The current frame is a SETTINGS frame that is to be acknowledged.
+    /// The current frame is a SETTINGS frame that must be acknowledged.
     in_settings: bool,
-    /// SETTINGS frames so far that are to be acknowledged.
-    settings: usize,
-    /// A frame began that is of none of the kinds that a connection may begin with.
-    has_others: bool,
+    /// Complete SETTINGS frames so far that must be acknowledged.
+    settings_frames: usize,
+    /// A frame of a kind that no connection begins with was seen.
+    has_other_frames: bool,
 }
 
 impl Default for FrameTracker {
@@ -40,77 +40,79 @@ impl Default for FrameTracker {
             payload_remaining: HTTP2_PREFACE.len(),
             frame_header: [0; FRAME_HEADER_BYTES],
             frame_header_len: 0,
-            continues: false,
+            expects_continuation: false,
             in_header_block: false,
             header_bytes: 0,
             in_settings: false,
-            settings: 0,
-            has_others: false,
+            settings_frames: 0,
+            has_other_frames: false,
         }
     }
 }
 
 impl FrameTracker {
-    /// Follows the first of these bytes, which must not be none, to the end of a frame's head or payload at most. How many
-    /// that were, and whether a request's head ended with them.
+    /// Tracks the first of `bytes`, which must not be empty, to the end of a frame header or payload at most. Returns
+    /// how many bytes that were, and whether a header block ended with them.
     pub(super) fn advance(&mut self, bytes: &[u8]) -> (usize, bool) {
         if self.payload_remaining > 0 {
             let skipped = self.payload_remaining.min(bytes.len());
             self.payload_remaining -= skipped;
             self.header_bytes += if self.in_header_block { skipped } else { 0 };
-            return (skipped, self.ends_frame());
+            return (skipped, self.frame_ends_header_block());
         }
-        let taken = (FRAME_HEADER_BYTES - self.frame_header_len).min(bytes.len());
-        self.frame_header[self.frame_header_len..self.frame_header_len + taken]
-            .copy_from_slice(&bytes[..taken]);
-        self.frame_header_len += taken;
+        let consumed = (FRAME_HEADER_BYTES - self.frame_header_len).min(bytes.len());
+        self.frame_header[self.frame_header_len..self.frame_header_len + consumed]
+            .copy_from_slice(&bytes[..consumed]);
+        self.frame_header_len += consumed;
         if self.frame_header_len < FRAME_HEADER_BYTES {
-            return (taken, false);
+            return (consumed, false);
         }
         self.frame_header_len = 0;
-        let [long, middle, short, kind, flags, ..] = self.frame_header;
-        self.payload_remaining = u32::from_be_bytes([0, long, middle, short]) as usize;
+        let [high, middle, low, kind, flags, ..] = self.frame_header;
+        self.payload_remaining = u32::from_be_bytes([0, high, middle, low]) as usize;
         self.in_header_block = matches!(kind, HEADERS_FRAME | CONTINUATION_FRAME);
-        self.continues = self.in_header_block && flags & END_HEADERS_FLAG == 0;
+        self.expects_continuation = self.in_header_block && flags & END_HEADERS_FLAG == 0;
         self.header_bytes += if self.in_header_block { FRAME_HEADER_BYTES } else { 0 };
-        self.in_settings = kind == SETTINGS && flags & ACK == 0;
-        self.has_others |=
-            !matches!(kind, HEADERS_FRAME | CONTINUATION_FRAME | SETTINGS | WINDOW_UPDATE | PRIORITY);
-        (taken, self.ends_frame())
+        self.in_settings = kind == SETTINGS_FRAME && flags & ACK_FLAG == 0;
+        self.has_other_frames |= !matches!(
+            kind,
+            HEADERS_FRAME | CONTINUATION_FRAME | SETTINGS_FRAME | WINDOW_UPDATE_FRAME | PRIORITY_FRAME
+        );
+        (consumed, self.frame_ends_header_block())
     }
 
-    /// Whether a head ends here.
-    fn ends_frame(&mut self) -> bool {
+    /// Whether a header block ends with the bytes tracked so far.
+    fn frame_ends_header_block(&mut self) -> bool {
         if self.in_settings && self.payload_remaining == 0 {
             self.in_settings = false;
-            self.settings += 1;
+            self.settings_frames += 1;
         }
-        let ends = self.in_header_block && self.payload_remaining == 0 && !self.continues;
-        self.in_header_block &= !ends;
-        ends
+        let ends_block = self.in_header_block && self.payload_remaining == 0 && !self.expects_continuation;
+        self.in_header_block &= !ends_block;
+        ends_block
     }
 
-    /// Whether a head has begun and not ended.
+    /// Whether a header block has begun and not ended.
     pub(super) fn is_in_header_block(&self) -> bool {
         self.in_header_block
     }
 
-    /// How many SETTINGS frames have come whole that are to be acknowledged.
-    pub(super) fn settings(&self) -> usize {
-        self.settings
+    /// Number of complete SETTINGS frames that must be acknowledged.
+    pub(super) fn settings_frames(&self) -> usize {
+        self.settings_frames
     }
 
-    /// Whether a frame began that is of none of the kinds that a connection may begin with.
-    pub(super) fn has_others(&self) -> bool {
-        self.has_others
+    /// Whether a frame of a kind that no connection begins with was seen.
+    pub(super) fn has_other_frames(&self) -> bool {
+        self.has_other_frames
     }
 
-    /// How many of the bytes that were followed last belong to a frame whose kind is not known yet.
+    /// Number of bytes tracked last that belong to an incomplete frame header.
     pub(super) fn partial_frame_header_bytes(&self) -> usize {
         self.frame_header_len
     }
 
-    /// Bytes of heads so far, those of their frames among them.
+    /// Bytes of header blocks so far, with their frame headers.
     pub(super) fn header_bytes(&self) -> usize {
         self.header_bytes
     }
@@ -124,17 +126,17 @@ mod tests {
         [&[0, 0, length, kind, flags, 0, 0, 0, 1], &vec![1; usize::from(length)][..]].concat()
     }
 
-    /// Whether a head has begun and not ended after these bytes.
-    fn is_in_header_block_after(heads: &mut FrameTracker, mut bytes: &[u8]) -> bool {
+    /// Whether a header block is incomplete after these bytes.
+    fn is_in_header_block_after(tracker: &mut FrameTracker, mut bytes: &[u8]) -> bool {
         while !bytes.is_empty() {
-            bytes = &bytes[heads.advance(bytes).0..];
+            bytes = &bytes[tracker.advance(bytes).0..];
         }
-        heads.is_in_header_block()
+        tracker.is_in_header_block()
     }
 
     #[test]
     fn header_block_is_tracked_from_first_to_last_frame() {
-        let wire = [
+        let frames = [
             (HTTP2_PREFACE.to_vec(), false),
             (frame(4, 0, 6), false),
             (frame(HEADERS_FRAME, END_HEADERS_FLAG, 20), false),
@@ -144,17 +146,17 @@ mod tests {
             (frame(CONTINUATION_FRAME, END_HEADERS_FLAG, 3), false),
             (frame(HEADERS_FRAME, END_HEADERS_FLAG, 0), false),
         ];
-        let (mut whole, mut by_byte) = (FrameTracker::default(), FrameTracker::default());
-        for (nth, (bytes, within)) in wire.iter().enumerate() {
-            assert_eq!(is_in_header_block_after(&mut whole, bytes), *within, "{nth}");
-            let last = bytes.iter().map(|byte| is_in_header_block_after(&mut by_byte, &[*byte])).last();
-            assert_eq!(last, Some(*within), "{nth}");
+        let (mut at_once, mut bytewise) = (FrameTracker::default(), FrameTracker::default());
+        for (nth, (bytes, in_block)) in frames.iter().enumerate() {
+            assert_eq!(is_in_header_block_after(&mut at_once, bytes), *in_block, "{nth}");
+            let last = bytes.iter().map(|byte| is_in_header_block_after(&mut bytewise, &[*byte])).last();
+            assert_eq!(last, Some(*in_block), "{nth}");
         }
-        assert_eq!((whole.header_bytes(), by_byte.header_bytes()), (73, 73));
-        assert!(!is_in_header_block_after(&mut whole, &frame(HEADERS_FRAME, END_HEADERS_FLAG, 2)[..5]));
-        assert!(is_in_header_block_after(&mut whole, &frame(HEADERS_FRAME, END_HEADERS_FLAG, 2)[5..10]));
-        assert!(!is_in_header_block_after(&mut whole, &[1]));
-        assert_eq!((whole.settings(), by_byte.settings()), (1, 1));
-        assert!(whole.has_others() && by_byte.has_others());
+        assert_eq!((at_once.header_bytes(), bytewise.header_bytes()), (73, 73));
+        assert!(!is_in_header_block_after(&mut at_once, &frame(HEADERS_FRAME, END_HEADERS_FLAG, 2)[..5]));
+        assert!(is_in_header_block_after(&mut at_once, &frame(HEADERS_FRAME, END_HEADERS_FLAG, 2)[5..10]));
+        assert!(!is_in_header_block_after(&mut at_once, &[1]));
+        assert_eq!((at_once.settings_frames(), bytewise.settings_frames()), (1, 1));
+        assert!(at_once.has_other_frames() && bytewise.has_other_frames());
     }
 }

@@ -1,25 +1,28 @@
-//! An HTTP/2 connection before its first request: hyper, whose state takes 20 KiB, begins with the first whole header block.
+//! The server side of an HTTP/2 connection before its first request. hyper, whose state takes 20 KiB, is created only
+//! when the first complete header block has arrived.
 //!
-//! Until then the proxy sends its own SETTINGS and acknowledges the client's. hyper sends both again; these are left out.
+//! Until then the proxy sends its own SETTINGS and acknowledges the client's. hyper sends both again;
+//! [`DuplicateFilter`] removes these.
 
 use std::io;
+
+use super::frame_tracker::FRAME_HEADER_BYTES;
 
 /// Identifiers of settings (RFC 9113 §6.5.2).
 const MAX_CONCURRENT_STREAMS: u8 = 3;
 const INITIAL_WINDOW_SIZE: u8 = 4;
 const MAX_FRAME_SIZE: u8 = 5;
 const MAX_HEADER_LIST_SIZE: u8 = 6;
-/// Bytes of a frame's header.
-const FRAME_HEADER_BYTES: usize = 9;
-/// Acknowledges a SETTINGS frame.
+
+/// SETTINGS frame with the ACK flag.
 pub(super) const SETTINGS_ACK: [u8; FRAME_HEADER_BYTES] = [0, 0, 0, 4, 1, 0, 0, 0, 0];
-/// Most SETTINGS frames that are acknowledged before hyper begins.
+/// Maximum number of SETTINGS frames acknowledged before hyper is created.
 pub(super) const MAX_ACKS: usize = 4;
-/// Says that the client sends too much (ENHANCE_YOUR_CALM), and that no stream was processed.
+/// GOAWAY frame with ENHANCE_YOUR_CALM and last stream 0: no stream was processed.
 pub(super) const GOAWAY: [u8; 17] = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 11];
 
 /// The SETTINGS frame that hyper sends, byte for byte.
-pub(super) fn settings() -> Vec<u8> {
+pub(super) fn settings_frame() -> Vec<u8> {
     let settings = [
         (MAX_CONCURRENT_STREAMS, super::MAX_CONCURRENT_STREAMS),
         (INITIAL_WINDOW_SIZE, super::STREAM_WINDOW_BYTES),
@@ -34,56 +37,58 @@ pub(super) fn settings() -> Vec<u8> {
     frame
 }
 
-/// What hyper sends although the client has it already.
+/// Removes the frames from hyper's output that the client has received before.
 #[derive(Debug, Default)]
-pub(super) struct Repeated {
-    /// Bytes of its SETTINGS frame.
-    pub(super) settings: usize,
-    /// SETTINGS frames that it will acknowledge.
+pub(super) struct DuplicateFilter {
+    /// Bytes of hyper's SETTINGS frame still to be removed.
+    pub(super) settings_bytes: usize,
+    /// Acknowledgements still to be removed.
     pub(super) acks: usize,
     /// Bytes to the end of the frame that is being written.
-    frame: usize,
+    frame_remaining: usize,
 }
 
-/// What becomes of the first bytes that hyper writes.
+/// What to do with the first bytes of hyper's output.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Part {
-    /// So many are left out.
-    Repeated(usize),
-    /// So many at most are written.
-    New(usize),
+pub(super) enum FilterAction {
+    /// Skip this many bytes.
+    Skip(usize),
+    /// Write at most this many bytes.
+    Write(usize),
 }
 
-impl Repeated {
-    /// Whether nothing is left to leave out.
-    pub(super) fn is_over(&self) -> bool {
-        self.settings == 0 && self.acks == 0 && self.frame == 0
+impl DuplicateFilter {
+    /// Whether nothing is left to remove.
+    pub(super) fn is_done(&self) -> bool {
+        self.settings_bytes == 0 && self.acks == 0 && self.frame_remaining == 0
     }
 
-    /// What becomes of the first of these bytes, which must not be none. What is written is told to [`Repeated::wrote`].
-    pub(super) fn split(&mut self, bytes: &[u8]) -> io::Result<Part> {
-        if self.settings > 0 {
-            let left_out = self.settings.min(bytes.len());
-            self.settings -= left_out;
-            return Ok(Part::Repeated(left_out));
+    /// Decides about the first of `bytes`, which must not be empty. Bytes that are then written must be reported to
+    /// [`DuplicateFilter::record_written`].
+    pub(super) fn next_action(&mut self, bytes: &[u8]) -> io::Result<FilterAction> {
+        if self.settings_bytes > 0 {
+            let skipped = self.settings_bytes.min(bytes.len());
+            self.settings_bytes -= skipped;
+            return Ok(FilterAction::Skip(skipped));
         }
-        if self.frame == 0 {
-            // hyper's frames begin in one piece.
-            let Some([long, middle, short, ..]) = bytes.first_chunk::<FRAME_HEADER_BYTES>() else {
+        if self.frame_remaining == 0 {
+            // hyper writes a frame header in one call.
+            let Some([high, middle, low, ..]) = bytes.first_chunk::<FRAME_HEADER_BYTES>() else {
                 return Err(io::ErrorKind::InvalidData.into());
             };
             if bytes.starts_with(&SETTINGS_ACK) {
                 self.acks -= 1;
-                return Ok(Part::Repeated(FRAME_HEADER_BYTES));
+                return Ok(FilterAction::Skip(FRAME_HEADER_BYTES));
             }
-            self.frame = FRAME_HEADER_BYTES + u32::from_be_bytes([0, *long, *middle, *short]) as usize;
+            self.frame_remaining =
+                FRAME_HEADER_BYTES + u32::from_be_bytes([0, *high, *middle, *low]) as usize;
         }
-        Ok(Part::New(self.frame.min(bytes.len())))
+        Ok(FilterAction::Write(self.frame_remaining.min(bytes.len())))
     }
 
-    /// So many bytes of a [`Part::New`] were written.
-    pub(super) fn wrote(&mut self, bytes: usize) {
-        self.frame -= bytes;
+    /// Records that this many bytes of a [`FilterAction::Write`] were written.
+    pub(super) fn record_written(&mut self, bytes: usize) {
+        self.frame_remaining -= bytes;
     }
 }
 
@@ -92,25 +97,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_the_client_has_is_left_out() {
-        let window = [0, 0, 4, 8, 0, 0, 0, 0, 0, 0, 3, 0, 0];
-        let written = [&settings()[..], &window, &SETTINGS_ACK, &window, &SETTINGS_ACK].concat();
+    fn frames_sent_before_hyper_are_filtered() {
+        let window_update = [0, 0, 4, 8, 0, 0, 0, 0, 0, 0, 3, 0, 0];
+        let output =
+            [&settings_frame()[..], &window_update, &SETTINGS_ACK, &window_update, &SETTINGS_ACK].concat();
         for step in [1000, 13, 9] {
-            let mut repeated = Repeated { settings: settings().len(), acks: 1, frame: 0 };
-            let (mut rest, mut sent) = (&written[..], Vec::<u8>::new());
-            while !rest.is_empty() && !repeated.is_over() {
-                match repeated.split(rest).expect("whole frame headers") {
-                    Part::Repeated(bytes) => rest = &rest[bytes..],
-                    Part::New(bytes) => {
+            let mut filter =
+                DuplicateFilter { settings_bytes: settings_frame().len(), acks: 1, frame_remaining: 0 };
+            let (mut remaining, mut passed) = (&output[..], Vec::<u8>::new());
+            while !remaining.is_empty() && !filter.is_done() {
+                match filter.next_action(remaining).expect("whole frame headers") {
+                    FilterAction::Skip(bytes) => remaining = &remaining[bytes..],
+                    FilterAction::Write(bytes) => {
                         let bytes = bytes.min(step);
-                        repeated.wrote(bytes);
-                        sent.extend(&rest[..bytes]);
-                        rest = &rest[bytes..];
+                        filter.record_written(bytes);
+                        passed.extend(&remaining[..bytes]);
+                        remaining = &remaining[bytes..];
                     }
                 }
             }
-            sent.extend(rest);
-            assert_eq!(sent, [&window[..], &window, &SETTINGS_ACK].concat(), "{step}");
+            passed.extend(remaining);
+            assert_eq!(passed, [&window_update[..], &window_update, &SETTINGS_ACK].concat(), "{step}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A request's body that comes over HTTP/2.
+//! Request bodies received over HTTP/2.
 
 use std::{
     pin::Pin,
@@ -17,20 +17,20 @@ use crate::{
     request_body::{BodySource, BodySourceError, RequestBody},
 };
 
-/// A request's body as hyper reads it.
+/// A request body as hyper reads it.
 pub(super) struct Http2IncomingBody {
     body: Option<Incoming>,
     activity: Activity,
 }
 
 impl Http2IncomingBody {
-    /// The body of a request on this connection.
-    pub(super) fn from_incoming(incoming: Incoming, link: &Activity) -> RequestBody {
+    /// Wraps the body of a request on this connection.
+    pub(super) fn from_incoming(incoming: Incoming, activity: &Activity) -> RequestBody {
         use http_body::Body as _;
         if incoming.is_end_stream() {
             return RequestBody::None;
         }
-        RequestBody::Streamed(Box::new(Self { body: Some(incoming), activity: link.clone() }))
+        RequestBody::Streamed(Box::new(Self { body: Some(incoming), activity: activity.clone() }))
     }
 }
 
@@ -45,14 +45,14 @@ impl BodySource for Http2IncomingBody {
         loop {
             let Some(body) = &mut self.body else { return Poll::Ready(Ok(None)) };
             match ready!(Pin::new(&mut *body).poll_frame(cx)) {
-                // Trailers are hop-by-hop here: nobody sends them to WeCom.
+                // Trailers are dropped: they are not forwarded to WeCom.
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) if !data.is_empty() => return Poll::Ready(Ok(Some(copy_if_small(data)))),
                     _ => {}
                 },
                 Some(Err(_)) => return Poll::Ready(Err(BodySourceError::Aborted)),
                 None if body.is_end_stream() => self.body = None,
-                // hyper takes a stream that its client resets, with NO_ERROR for a body that ends.
+                // hyper also ends a body without an error when its client resets the stream with NO_ERROR.
                 None => return Poll::Ready(Err(BodySourceError::Aborted)),
             }
         }
@@ -65,32 +65,31 @@ impl BodySource for Http2IncomingBody {
 }
 
 impl Drop for Http2IncomingBody {
-    /// The rest of a body that nobody reads is taken and thrown away: clients take a reset stream for a failure even where
-    /// the answer is there.
+    /// Discards the rest of an unread body: clients take a reset stream for a failure even if the response has arrived.
     fn drop(&mut self) {
         if self.is_ended() {
             return;
         }
         let (Some(body), Ok(runtime)) = (self.body.take(), Handle::try_current()) else { return };
-        // Without an authorized request only a few may wait for that.
-        let refused =
+        // Without an authorized request the number of such bodies is bounded.
+        let refused_guard =
             if self.activity.is_authorized() { None } else { self.activity.try_refused_request_guard() };
-        if refused.is_some() || self.activity.is_authorized() {
-            runtime.spawn(discard_body(body, refused));
+        if refused_guard.is_some() || self.activity.is_authorized() {
+            runtime.spawn(discard_body(body, refused_guard));
         }
     }
 }
 
-/// Takes what still comes of a body, within bounds.
+/// Reads and discards the rest of a body, within bounds.
 async fn discard_body(mut body: Incoming, _refused: Option<RefusedRequestGuard>) {
-    let all = async {
-        let mut taken = 0;
+    let discard_all = async {
+        let mut discarded_bytes = 0;
         while let Some(Ok(frame)) = body.frame().await {
-            taken += frame.data_ref().map_or(0, |data| data.len() as u64);
-            if taken > MAX_LINGER_BYTES {
+            discarded_bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
+            if discarded_bytes > MAX_LINGER_BYTES {
                 return;
             }
         }
     };
-    let _ = timeout(LINGER_TIMEOUT, all).await;
+    let _ = timeout(LINGER_TIMEOUT, discard_all).await;
 }

@@ -1,7 +1,7 @@
-//! What an HTTP/2 client has sent and hyper has not got yet.
+//! Bytes that an HTTP/2 client has sent and hyper has not read yet.
 //!
-//! hyper decodes a head as it comes, and one that never ends may become many times as large as what was sent of it. Until a
-//! request was authorized it gets whole heads only.
+//! hyper decodes a header block while it arrives, and one that never ends may expand to many times its size. Until a
+//! request was authorized hyper gets complete header blocks only.
 
 use std::{
     io,
@@ -16,40 +16,42 @@ use super::frame_tracker::FrameTracker;
 use crate::http1::{buffer_pool, io::Stream};
 use crate::server::HTTP2_PREFACE;
 
-/// Most bytes of a connection's first head, as long as hyper has not begun: with the connection's task below 64 KiB.
-const MAX_FIRST_BYTES: usize = 54 * 1024;
-/// Most bytes of a later one as long as no request was authorized: hyper's buffers take 20 KiB beside it.
-const MAX_UNAUTHORIZED_BYTES: usize = 32 * 1024;
-/// More than this of one waits until refused requests no longer do.
-const MAX_BESIDE_REFUSED_BYTES: usize = 2 * 1024;
-/// After so many bytes of heads without an authorized request the connection ends when its client has sent no more.
-const MAX_UNAUTHORIZED_HEADER_BYTES: usize = 32 * 1024;
-/// After so many it ends in any case.
-const MAX_HEADS_IN_A_BURST: usize = 1024 * 1024;
-/// Most bytes that come before a connection's first head without hyper.
+/// Maximum size of a connection's first header block, before hyper is created; with the connection's task it stays
+/// below 64 KiB.
+const MAX_FIRST_HEAD_BYTES: usize = 54 * 1024;
+/// Maximum size of a later one while no request was authorized: hyper's buffers take another 20 KiB.
+const MAX_UNAUTHORIZED_HEAD_BYTES: usize = 32 * 1024;
+/// Beyond this size the rest of one waits until no refusal is pending.
+const MAX_HEAD_DURING_REFUSALS_BYTES: usize = 2 * 1024;
+/// Total size of the header blocks without an authorized request after which the connection ends once the client has
+/// sent no more.
+const MAX_UNAUTHORIZED_TOTAL_BYTES: usize = 32 * 1024;
+/// The total size after which it ends in any case.
+const MAX_BURST_TOTAL_BYTES: usize = 1024 * 1024;
+/// Maximum number of bytes before a connection's first header block that do not need hyper.
 const MAX_SETTINGS_BYTES: usize = 1024;
-/// So many frames, or parts of them, are handed over at once beside heads: others have their turn between them.
+/// Frames, or parts of them, that are released at once outside of header blocks, so that other tasks run in between.
 const MAX_FRAMES_PER_READ: usize = 32;
-/// Read at once.
+/// Size of one read.
 const READ_BYTES: usize = 2 * 1024;
-/// Steps in which the buffer grows, while it is small and later.
-const GROWTH: [usize; 2] = [256, 2 * 1024];
-/// What acknowledges the PING that hyper sends with its first GOAWAY: its next one names the last stream.
+/// Granularity of the buffer's size, while it is small and later.
+const BUFFER_GROWTH_BYTES: [usize; 2] = [256, 2 * 1024];
+/// Acknowledges the PING that hyper sends with its first GOAWAY: hyper then sends a GOAWAY that names the last stream.
 const SHUTDOWN_PONG: [u8; 17] = [0, 0, 8, 6, 1, 0, 0, 0, 0, 0x0b, 0x7b, 0xa2, 0xf0, 0x8b, 0x9b, 0xfe, 0x54];
 
 /// Bytes on their way to hyper.
 #[derive(Debug)]
 pub(super) struct StagedInput {
     buffer: BytesMut,
-    /// So many of them were followed.
+    /// Number of bytes that were tracked.
     tracked: usize,
-    /// So many of them may be handed over.
+    /// Number of bytes that hyper may read.
     releasable: usize,
     frames: FrameTracker,
 }
 
 impl StagedInput {
-    /// What was read while finding out the protocol.
+    /// Starts with the bytes that were read while the protocol was detected.
     pub(super) fn new(buffer: BytesMut) -> Self {
         Self { buffer, tracked: 0, releasable: 0, frames: FrameTracker::default() }
     }
@@ -58,92 +60,93 @@ impl StagedInput {
         self.buffer.is_empty()
     }
 
-    /// Whether a head has begun and not ended.
+    /// Whether a header block has begun and not ended.
     pub(super) fn is_in_header_block(&self) -> bool {
         self.frames.is_in_header_block()
     }
 
-    /// Whether so many heads have come without an authorized request that there should be no more of them; `quiet` says that
-    /// nothing else has come.
-    pub(super) fn is_header_budget_exhausted(&self, quiet: bool) -> bool {
-        let most = if quiet { MAX_UNAUTHORIZED_HEADER_BYTES } else { MAX_HEADS_IN_A_BURST };
-        self.releasable == 0 && !self.frames.is_in_header_block() && self.frames.header_bytes() > most
+    /// Whether the bytes of header blocks without an authorized request are used up; `input_drained`: the client has
+    /// sent no more.
+    pub(super) fn is_header_budget_exhausted(&self, input_drained: bool) -> bool {
+        let max_bytes = if input_drained { MAX_UNAUTHORIZED_TOTAL_BYTES } else { MAX_BURST_TOTAL_BYTES };
+        self.releasable == 0 && !self.frames.is_in_header_block() && self.frames.header_bytes() > max_bytes
     }
 
-    /// Whether the connection's first head is larger than it may be.
-    pub(super) fn is_first_too_large(&self) -> bool {
-        self.buffer.len() > MAX_FIRST_BYTES
+    /// Whether the connection's first header block is too large.
+    pub(super) fn first_head_exceeds_limit(&self) -> bool {
+        self.buffer.len() > MAX_FIRST_HEAD_BYTES
     }
 
-    /// Whether a later head is larger than it may be without an authorized request.
-    pub(super) fn is_too_large(&self) -> bool {
-        self.buffer.len() > MAX_UNAUTHORIZED_BYTES
+    /// Whether a later header block is too large without an authorized request.
+    pub(super) fn exceeds_unauthorized_limit(&self) -> bool {
+        self.buffer.len() > MAX_UNAUTHORIZED_HEAD_BYTES
     }
 
-    /// Whether it is so large that the rest of it waits until refused requests no longer do.
-    pub(super) fn is_large(&self) -> bool {
-        self.buffer.len() > MAX_BESIDE_REFUSED_BYTES
+    /// Whether the header block is so large that the rest of it waits until no refusal is pending.
+    pub(super) fn exceeds_refusals_limit(&self) -> bool {
+        self.buffer.len() > MAX_HEAD_DURING_REFUSALS_BYTES
     }
 
-    /// Whether more is here than a preface, settings and a part of a head; nothing may have been handed over.
-    pub(super) fn has_more_than_settings(&self) -> bool {
+    /// Whether hyper is needed: more was received than a preface, SETTINGS and a partial header block. Nothing may have
+    /// been released.
+    pub(super) fn needs_hyper(&self) -> bool {
         let common = self.buffer.len().min(HTTP2_PREFACE.len());
         self.buffer[..common] != HTTP2_PREFACE[..common]
-            || self.has_first()
-            || self.frames.has_others()
+            || self.has_first_head()
+            || self.frames.has_other_frames()
             || !self.frames.is_in_header_block() && self.buffer.len() > MAX_SETTINGS_BYTES
     }
 
-    /// How many SETTINGS frames have come whole.
-    pub(super) fn settings(&self) -> usize {
-        self.frames.settings()
+    /// Number of complete SETTINGS frames.
+    pub(super) fn settings_frames(&self) -> usize {
+        self.frames.settings_frames()
     }
 
-    /// Follows what is here, to the end of the first head at most. Whether something may be handed over.
+    /// Tracks the staged bytes, to the end of the first header block at most. Returns whether hyper may read any.
     pub(super) fn track_staged(&mut self) -> bool {
-        let (mut ends_head, mut steps) = (self.releasable > 0, 0);
+        let (mut ends_head, mut frames) = (self.releasable > 0, 0);
         while !ends_head
             && self.tracked < self.buffer.len()
-            && (steps < MAX_FRAMES_PER_READ || self.releasable == 0)
+            && (frames < MAX_FRAMES_PER_READ || self.releasable == 0)
         {
-            steps += 1;
-            ends_head = self.step();
+            frames += 1;
+            ends_head = self.track_frame();
         }
         self.releasable > 0
     }
 
-    /// Follows what is here to the end of a connection's first head, before anything is handed over.
-    pub(super) fn advance_to_first(&mut self) {
-        while !self.has_first() && self.tracked < self.buffer.len() {
-            self.step();
+    /// Tracks the staged bytes to the end of the connection's first header block, before anything is released.
+    pub(super) fn track_first_head(&mut self) {
+        while !self.has_first_head() && self.tracked < self.buffer.len() {
+            self.track_frame();
         }
     }
 
-    /// Follows one frame, or a part of one. Whether a head ends there.
-    fn step(&mut self) -> bool {
-        let (taken, ends_head) = self.frames.advance(&self.buffer[self.tracked..]);
-        self.tracked += taken;
+    /// Tracks one frame, or a part of one. Returns whether a header block ends there.
+    fn track_frame(&mut self) -> bool {
+        let (consumed, ends_head) = self.frames.advance(&self.buffer[self.tracked..]);
+        self.tracked += consumed;
         if !self.frames.is_in_header_block() {
             self.releasable = self.tracked - self.frames.partial_frame_header_bytes();
         }
         ends_head
     }
 
-    /// Whether a head has come whole.
-    fn has_first(&self) -> bool {
+    /// Whether the first header block is complete.
+    fn has_first_head(&self) -> bool {
         self.frames.header_bytes() > 0 && !self.frames.is_in_header_block()
     }
 
-    /// Hands over what may be, as far as there is room.
+    /// Moves releasable bytes into `buf`, as far as they fit.
     pub(super) fn read_releasable(&mut self, buf: &mut ReadBuf<'_>) {
-        let taken = self.releasable.min(buf.remaining());
-        buf.put_slice(&self.buffer[..taken]);
-        self.buffer.advance(taken);
-        (self.releasable, self.tracked) = (self.releasable - taken, self.tracked - taken);
+        let consumed = self.releasable.min(buf.remaining());
+        buf.put_slice(&self.buffer[..consumed]);
+        self.buffer.advance(consumed);
+        (self.releasable, self.tracked) = (self.releasable - consumed, self.tracked - consumed);
         self.release_buffer();
     }
 
-    /// Hands over whatever is here, as far as there is room.
+    /// Moves any staged bytes into `buf`, as far as they fit.
     pub(super) fn read_all(&mut self, buf: &mut ReadBuf<'_>) {
         while self.tracked < self.buffer.len() {
             self.tracked += self.frames.advance(&self.buffer[self.tracked..]).0;
@@ -152,7 +155,7 @@ impl StagedInput {
         self.read_releasable(buf);
     }
 
-    /// Follows bytes that hyper has got already; none may be staged.
+    /// Tracks bytes that hyper has read directly; none may be staged.
     pub(super) fn track(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             bytes = &bytes[self.frames.advance(bytes).0..];
@@ -165,19 +168,19 @@ impl StagedInput {
         stream: &mut Stream,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<usize>> {
-        let filled = buffer_pool::with_scratch(|tray| {
-            let mut read = ReadBuf::new(&mut tray[..READ_BYTES]);
+        let filled = buffer_pool::with_scratch(|scratch| {
+            let mut read = ReadBuf::new(&mut scratch[..READ_BYTES]);
             ready!(Pin::new(stream).poll_read(cx, &mut read))?;
             self.append(read.filled());
             Poll::Ready(Ok(read.filled().len()))
         });
-        if filled.is_pending() && self.buffer.capacity() > self.buffer.len() + GROWTH[1] {
+        if filled.is_pending() && self.buffer.capacity() > self.buffer.len() + BUFFER_GROWTH_BYTES[1] {
             self.resize(0);
         }
         filled
     }
 
-    /// The buffer is no larger than what is in it, and does not double: a head may be most of what the connection holds.
+    /// The buffer is sized to its content and does not double: a header block may be most of what the connection holds.
     fn append(&mut self, bytes: &[u8]) {
         if self.buffer.capacity() - self.buffer.len() < bytes.len() {
             self.resize(bytes.len());
@@ -185,30 +188,31 @@ impl StagedInput {
         self.buffer.extend_from_slice(bytes);
     }
 
-    /// Moves what is here into a buffer that has room for so much more.
-    fn resize(&mut self, more: usize) {
-        let needed = self.buffer.len() + more;
-        let step = if needed > GROWTH[1] { GROWTH[1] } else { GROWTH[0] };
-        let mut resized = BytesMut::with_capacity(needed.next_multiple_of(step));
+    /// Moves the staged bytes into a buffer with `additional` spare bytes.
+    fn resize(&mut self, additional: usize) {
+        let needed = self.buffer.len() + additional;
+        let track_frame =
+            if needed > BUFFER_GROWTH_BYTES[1] { BUFFER_GROWTH_BYTES[1] } else { BUFFER_GROWTH_BYTES[0] };
+        let mut resized = BytesMut::with_capacity(needed.next_multiple_of(track_frame));
         resized.extend_from_slice(&self.buffer);
         buffer_pool::release(std::mem::replace(&mut self.buffer, resized));
     }
 
-    /// Throws away what is here, and has hyper name the last stream that it got when it says that it goes away.
-    pub(super) fn end_with_pong(&mut self) {
+    /// Replaces the staged bytes by the PING acknowledgement that makes hyper name the last stream in its final GOAWAY.
+    pub(super) fn stage_shutdown_pong(&mut self) {
         self.clear();
         self.buffer.extend_from_slice(&SHUTDOWN_PONG);
         (self.tracked, self.releasable) = (SHUTDOWN_PONG.len(), SHUTDOWN_PONG.len());
     }
 
-    /// Throws away what will not be handed over.
+    /// Discards the staged bytes.
     pub(super) fn clear(&mut self) {
         self.buffer.clear();
         (self.tracked, self.releasable) = (0, 0);
         self.release_buffer();
     }
 
-    /// Gives the buffer back where there is nothing in it.
+    /// Returns an empty buffer to the pool.
     fn release_buffer(&mut self) {
         if self.buffer.is_empty() {
             buffer_pool::release(std::mem::take(&mut self.buffer));

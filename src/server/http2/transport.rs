@@ -1,4 +1,4 @@
-//! An HTTP/2 client's byte stream with the deadlines that hyper leaves to us.
+//! Byte stream of an HTTP/2 client, with the deadlines that hyper does not have.
 
 use std::{
     future::poll_fn,
@@ -13,68 +13,69 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 use super::{
     activity::Activity,
-    handshake::{self, Part, Repeated},
+    handshake::{self, DuplicateFilter, FilterAction},
     staged_input::StagedInput,
 };
 use crate::server::Timeouts;
 use crate::{http1::io::Stream, time::deadline::Deadline};
 
-/// Turns in which a response of a refused request is written where its client takes it.
-const TURNS: u32 = 16;
+/// Polls for which hyper gets nothing new after a header block, so that it writes the response of a refused request
+/// first.
+const MAX_YIELDS: u32 = 16;
 
-/// A client's byte stream with its deadlines.
+/// Byte stream of one HTTP/2 connection.
 pub(super) struct Http2Transport {
     stream: Stream,
     activity: Activity,
     timeouts: Timeouts,
-    /// What was read and is still to be handed to hyper.
+    /// Bytes read that hyper has not got yet.
     staged: StagedInput,
-    /// How often hyper is to go on with what it has before it gets more.
-    turns: u32,
+    /// Polls for which hyper still gets nothing new.
+    yields_left: u32,
     idle_deadline: Deadline,
-    /// A head has begun and not ended.
+    /// Runs while a header block is incomplete.
     header_deadline: Deadline,
     write_deadline: Deadline,
-    /// Until hyper has forgotten the streams that it has reset.
+    /// Runs until hyper has forgotten the streams that it has reset.
     pause: Deadline,
-    /// What hyper sends although the client has it.
-    repeated: Repeated,
-    /// The last thing that hyper gets of a connection that ends has been staged.
-    has_ended: bool,
+    /// Frames to be removed from hyper's output.
+    duplicates: DuplicateFilter,
+    /// The last bytes that hyper gets of an ending connection have been staged.
+    shutdown_staged: bool,
 }
 
 impl Http2Transport {
-    pub(super) fn new(stream: Stream, first: BytesMut, activity: Activity, timeouts: Timeouts) -> Self {
+    pub(super) fn new(stream: Stream, received: BytesMut, activity: Activity, timeouts: Timeouts) -> Self {
         Self {
             stream,
             activity,
             timeouts,
-            staged: StagedInput::new(first),
-            turns: 0,
+            staged: StagedInput::new(received),
+            yields_left: 0,
             idle_deadline: Deadline::unset(),
             header_deadline: Deadline::unset(),
             write_deadline: Deadline::unset(),
             pause: Deadline::unset(),
-            repeated: Repeated::default(),
-            has_ended: false,
+            duplicates: DuplicateFilter::default(),
+            shutdown_staged: false,
         }
     }
 
-    /// Waits for what hyper has to see: the first head, whole, or a frame that no connection begins with.
-    pub(super) async fn begin(&mut self) -> io::Result<()> {
+    /// Waits until hyper is needed: for the first complete header block, or a frame that no connection begins with.
+    pub(super) async fn read_first_head(&mut self) -> io::Result<()> {
         loop {
-            self.staged.advance_to_first();
-            if self.staged.has_more_than_settings() || self.staged.settings() > handshake::MAX_ACKS {
+            self.staged.track_first_head();
+            if self.staged.needs_hyper() || self.staged.settings_frames() > handshake::MAX_ACKS {
                 return Ok(());
             }
-            self.say_settings().await?;
-            if self.staged.is_first_too_large() {
+            self.send_settings().await?;
+            if self.staged.first_head_exceeds_limit() {
                 let _ = self.stream.write_all(&handshake::GOAWAY).await;
                 return Err(io::ErrorKind::InvalidData.into());
             }
             self.update_header_deadline(self.staged.is_in_header_block());
             let filled = poll_fn(|cx| match self.staged.poll_read_buf(&mut self.stream, cx) {
-                Poll::Pending => self.poll_late(cx),
+                Poll::Pending => self.poll_read_timeout(cx),
                 filled => filled,
             });
             if filled.await? == 0 {
@@ -83,46 +84,48 @@ impl Http2Transport {
         }
     }
 
-    /// Says what hyper would say so far.
-    async fn say_settings(&mut self) -> io::Result<()> {
-        let mut said = Vec::new();
-        if self.repeated.settings == 0 {
-            said = handshake::settings();
-            self.repeated.settings = said.len();
+    /// Sends SETTINGS and the acknowledgements that are due.
+    async fn send_settings(&mut self) -> io::Result<()> {
+        let mut output = Vec::new();
+        if self.duplicates.settings_bytes == 0 {
+            output = handshake::settings_frame();
+            self.duplicates.settings_bytes = output.len();
         }
-        while self.repeated.acks < self.staged.settings().min(handshake::MAX_ACKS) {
-            self.repeated.acks += 1;
-            said.extend(handshake::SETTINGS_ACK);
+        while self.duplicates.acks < self.staged.settings_frames().min(handshake::MAX_ACKS) {
+            self.duplicates.acks += 1;
+            output.extend(handshake::SETTINGS_ACK);
         }
-        self.stream.write_all(&said).await
+        self.stream.write_all(&output).await
     }
 
-    /// Fails when nothing has come for too long.
-    fn poll_late<T>(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
+    /// Fails when the header or idle time-out has elapsed.
+    fn poll_read_timeout<T>(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
         if self.header_deadline.poll_elapsed(cx).is_pending() {
             ready!(self.poll_idle_timeout(cx));
         }
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 
-    /// Takes notice of what was read.
-    fn update_header_deadline(&mut self, within_head: bool) {
-        match within_head {
+    /// Starts or stops the header deadline.
+    fn update_header_deadline(&mut self, in_header_block: bool) {
+        match in_header_block {
             true => self.header_deadline.set_if_unset(self.timeouts.header),
             false => self.header_deadline.clear(),
         }
     }
 
-    /// Hands over what has been read, as long as no request was authorized: one head at a time, whole, and nothing while
-    /// the client does not take what is written. What hyper makes of it is then gone before there is more.
+    /// Passes staged bytes to hyper while no request was authorized: one complete header block at a time, and nothing
+    /// while the client does not read what is written. hyper has then released what it made of one before it gets the
+    /// next.
     fn poll_read_staged(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.turns == TURNS || self.turns > 0 && self.activity.has_max_refused() {
-            self.turns -= 1;
+        if self.yields_left == MAX_YIELDS || self.yields_left > 0 && self.activity.has_max_pending_refusals()
+        {
+            self.yields_left -= 1;
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
         if self.activity.is_budget_exhausted() {
-            return self.poll_end(buf);
+            return self.poll_read_shutdown(buf);
         }
         if self.activity.is_write_blocked() {
             return Poll::Pending;
@@ -136,46 +139,48 @@ impl Http2Transport {
             self.update_header_deadline(self.staged.is_in_header_block());
             if is_ready {
                 self.staged.read_releasable(buf);
-                self.turns = TURNS;
-                self.end_if_spent(false, cx);
+                self.yields_left = MAX_YIELDS;
+                self.end_if_budget_exhausted(false, cx);
                 return Poll::Ready(Ok(()));
             }
-            if self.staged.is_large() && self.activity.has_refused() {
+            if self.staged.exceeds_refusals_limit() && self.activity.has_pending_refusals() {
                 return Poll::Pending;
             }
-            if self.staged.is_too_large() {
-                self.end(cx);
+            if self.staged.exceeds_unauthorized_limit() {
+                self.exhaust_budget(cx);
                 return Poll::Pending;
             }
             match self.staged.poll_read_buf(&mut self.stream, cx)? {
                 Poll::Ready(0) => return Poll::Ready(Ok(())),
                 Poll::Ready(_) => {}
                 Poll::Pending => {
-                    self.end_if_spent(true, cx);
+                    self.end_if_budget_exhausted(true, cx);
                     return Poll::Pending;
                 }
             }
         }
     }
 
-    /// Ends the connection where it has had enough refused requests; `quiet` says that the client has sent no more.
-    fn end_if_spent(&mut self, quiet: bool, cx: &Context<'_>) {
-        if self.staged.is_header_budget_exhausted(quiet) || self.activity.has_reset_too_many(quiet) {
-            self.end(cx);
+    /// Ends the connection if its budget for refused requests is used up; `input_drained`: the client has sent no more.
+    fn end_if_budget_exhausted(&mut self, input_drained: bool, cx: &Context<'_>) {
+        if self.staged.is_header_budget_exhausted(input_drained)
+            || self.activity.has_reset_too_many(input_drained)
+        {
+            self.exhaust_budget(cx);
         }
     }
 
-    fn end(&mut self, cx: &Context<'_>) {
+    fn exhaust_budget(&mut self, cx: &Context<'_>) {
         self.activity.exhaust_budget();
         cx.waker().wake_by_ref();
     }
 
-    /// Hands over nothing more but what has hyper name the last stream that it got.
-    fn poll_end(&mut self, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    /// Passes nothing more to hyper but the bytes that make it name the last stream in its GOAWAY.
+    fn poll_read_shutdown(&mut self, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if !self.activity.is_ending() {
             self.staged.clear();
-        } else if !std::mem::replace(&mut self.has_ended, true) {
-            self.staged.end_with_pong();
+        } else if !std::mem::replace(&mut self.shutdown_staged, true) {
+            self.staged.stage_shutdown_pong();
         }
         if self.staged.is_empty() {
             return Poll::Pending;
@@ -184,35 +189,36 @@ impl Http2Transport {
         Poll::Ready(Ok(()))
     }
 
-    /// Reads what is there, or has been read before.
+    /// Reads staged bytes first, then from the stream.
     fn poll_read_available(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if !self.activity.is_authorized() {
             return self.poll_read_staged(cx, buf);
         }
-        let before = buf.filled().len();
+        let already_filled = buf.filled().len();
         if !self.staged.is_empty() {
             self.staged.read_all(buf);
         } else {
             ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
-            self.staged.track(&buf.filled()[before..]);
+            self.staged.track(&buf.filled()[already_filled..]);
         }
         self.update_header_deadline(self.staged.is_in_header_block());
         Poll::Ready(Ok(()))
     }
 
-    /// Whether there was no request for too long. What comes between two requests is no head: it may be a ping or a
-    /// window.
+    /// Ready when no request was received for too long. Frames between two requests do not reset the time-out: they may
+    /// be PING or WINDOW_UPDATE.
     fn poll_idle_timeout(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
-            let busy = self.activity.has_active_requests();
-            if busy {
-                // Nobody calls when the request is done: the timer looks again, and then knows since when it is quiet.
+            let has_active_requests = self.activity.has_active_requests();
+            if has_active_requests {
+                // The end of a request wakes no one here: the timer checks again and then knows the start of the idle
+                // time.
                 self.idle_deadline.set(self.timeouts.idle);
             } else {
                 self.idle_deadline.set_from(self.activity.idle_since(), self.timeouts.idle);
             }
             ready!(self.idle_deadline.poll_elapsed(cx));
-            if !busy {
+            if !has_active_requests {
                 return Poll::Ready(());
             }
         }
@@ -229,21 +235,21 @@ impl AsyncRead for Http2Transport {
         if let Poll::Ready(read) = this.poll_read_available(cx, buf) {
             return Poll::Ready(read);
         }
-        this.poll_late(cx)
+        this.poll_read_timeout(cx)
     }
 }
 
 impl Http2Transport {
-    /// Writes what the client does not have yet.
+    /// Writes hyper's output without the frames that the client has received before.
     fn poll_write_new(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         if buf.is_empty() {
             return Poll::Ready(Ok(0));
         }
-        match self.repeated.split(buf)? {
-            Part::Repeated(bytes) => Poll::Ready(Ok(bytes)),
-            Part::New(bytes) => {
+        match self.duplicates.next_action(buf)? {
+            FilterAction::Skip(bytes) => Poll::Ready(Ok(bytes)),
+            FilterAction::Write(bytes) => {
                 let written = ready!(Pin::new(&mut self.stream).poll_write(cx, &buf[..bytes]))?;
-                self.repeated.wrote(written);
+                self.duplicates.record_written(written);
                 Poll::Ready(Ok(written))
             }
         }
@@ -257,7 +263,7 @@ impl Http2Transport {
     ) -> Poll<io::Result<T>> {
         if written.is_ready() {
             if self.activity.is_write_blocked() {
-                // It is read on from the client.
+                // Reading, which stops while writes block, continues.
                 cx.waker().wake_by_ref();
             }
             self.activity.set_write_blocked(false);
@@ -273,7 +279,7 @@ impl Http2Transport {
 
 impl AsyncWrite for Http2Transport {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let written = match self.repeated.is_over() {
+        let written = match self.duplicates.is_done() {
             true => Pin::new(&mut self.stream).poll_write(cx, buf),
             false => self.poll_write_new(cx, buf),
         };
@@ -285,9 +291,9 @@ impl AsyncWrite for Http2Transport {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        if !self.repeated.is_over() {
-            let first = bufs.iter().find(|buf| !buf.is_empty());
-            return self.poll_write(cx, first.map_or(&[], |first| first));
+        if !self.duplicates.is_done() {
+            let received = bufs.iter().find(|buf| !buf.is_empty());
+            return self.poll_write(cx, received.map_or(&[], |received| received));
         }
         let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
         self.poll_with_write_timeout(cx, written)
@@ -303,7 +309,7 @@ impl AsyncWrite for Http2Transport {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let shut = Pin::new(&mut self.stream).poll_shutdown(cx);
-        self.poll_with_write_timeout(cx, shut)
+        let shutdown = Pin::new(&mut self.stream).poll_shutdown(cx);
+        self.poll_with_write_timeout(cx, shutdown)
     }
 }

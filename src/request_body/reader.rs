@@ -1,0 +1,82 @@
+//! One reader of a request body.
+
+use std::{
+    fmt,
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Bytes, BytesMut};
+
+use super::{Kind, ReplayBody, RequestBodyError, replay_buffer::Cursor};
+use crate::http1::framing::MIN_SLICE_BYTES;
+
+/// One reader of a [`ReplayBody`], from its first byte.
+pub struct BodyReader {
+    pub(super) body: ReplayBody,
+    pub(super) attempt: u32,
+    pub(super) cursor: Cursor,
+    pub(super) ended: bool,
+}
+
+impl BodyReader {
+    /// The complete body, if it is buffered and unread; the reader itself otherwise.
+    pub fn into_buffered(self) -> Result<Bytes, Self> {
+        match self.body.0 {
+            Kind::Buffered(buffered) if !self.ended => Ok(buffered),
+            _ => Err(self),
+        }
+    }
+
+    /// The next chunk; `None` at the end.
+    pub fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, RequestBodyError>> {
+        let state = match &self.body.0 {
+            Kind::Streamed(state) => state,
+            Kind::Buffered(buffered) => {
+                let chunk = (!std::mem::replace(&mut self.ended, true)).then(|| buffered.clone());
+                return Poll::Ready(Ok(chunk));
+            }
+        };
+        let mut state = state.borrow_mut();
+        if state.attempt != self.attempt {
+            return Poll::Ready(Err(RequestBodyError::Superseded));
+        }
+        let chunk = state.poll_next_chunk(&mut self.cursor, cx);
+        match &chunk {
+            Poll::Pending => state.register_waker(cx),
+            Poll::Ready(chunk) if state.replay_done => {
+                self.ended = matches!(chunk, Ok(None)) || state.source.is_none();
+            }
+            // More buffered chunks may follow.
+            Poll::Ready(_) => {}
+        }
+        chunk
+    }
+
+    /// The next chunk, with further available ones appended to a small one, for a consumer whose cost is per chunk.
+    /// `None` at the end.
+    pub fn poll_coalesced(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, RequestBodyError>> {
+        let chunk = ready!(self.poll_chunk(cx))?;
+        let Some(first) = chunk else { return Poll::Ready(Ok(None)) };
+        let mut coalesced = BytesMut::new();
+        // An error or the end is reported again by the next call.
+        while first.len() + coalesced.len() < MIN_SLICE_BYTES
+            && !self.ended
+            && let Poll::Ready(Ok(Some(next))) = self.poll_chunk(cx)
+        {
+            coalesced.extend_from_slice(&next);
+        }
+        let chunk = if coalesced.is_empty() { first } else { [&first[..], &coalesced].concat().into() };
+        Poll::Ready(Ok(Some(chunk)))
+    }
+
+    /// Whether the last chunk was returned. May be false while the end is not known.
+    pub fn is_ended(&self) -> bool {
+        self.ended
+    }
+}
+
+impl fmt::Debug for BodyReader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("BodyReader")
+    }
+}

@@ -1,0 +1,113 @@
+//! Waits for the next request head of an HTTP/1 connection, with its time-outs.
+
+use std::{
+    future::poll_fn,
+    task::{Context, Poll, ready},
+};
+
+use tokio::time::Instant;
+
+use super::{
+    Http1Connection,
+    head::{self, HeadError},
+};
+use crate::server::{HTTP2_PREFACE, MAX_HEAD_BYTES, SHUTDOWN_GRACE_TIMEOUT};
+
+/// Result of waiting for a request.
+pub(super) enum NextRequest {
+    /// The head is stored in the connection.
+    Head,
+    Malformed(HeadError),
+    /// The client speaks HTTP/2.
+    Http2,
+    /// The client disconnected or timed out, or the server stops.
+    Closed,
+}
+
+impl Http1Connection {
+    /// Waits for the next request's head.
+    pub(super) async fn read_request(&mut self) -> NextRequest {
+        let mut examined = 0;
+        self.timer.clear();
+        poll_fn(|cx| self.poll_read_request(cx, &mut examined)).await
+    }
+
+    fn poll_read_request(&mut self, cx: &mut Context<'_>, examined: &mut usize) -> Poll<NextRequest> {
+        let mut shared = self.transport.shared();
+        let is_idle = loop {
+            // A head that arrives in small parts is parsed again at each line end, not for each byte.
+            let unexamined = &shared.read_buf[*examined..];
+            if !unexamined.is_empty()
+                && (*examined == 0 || unexamined.contains(&b'\n') || shared.read_buf.len() >= MAX_HEAD_BYTES)
+            {
+                if self.may_be_http2 && is_http2_preface(&shared.read_buf) {
+                    if shared.read_buf.len() >= HTTP2_PREFACE.len() {
+                        return Poll::Ready(NextRequest::Http2);
+                    }
+                } else {
+                    match head::parse(&mut shared.read_buf, &mut self.head_cache) {
+                        Ok(Some(head)) => {
+                            self.permit.mark_active();
+                            self.head = Some(head);
+                            return Poll::Ready(NextRequest::Head);
+                        }
+                        Ok(None) => {}
+                        Err(malformed) => return Poll::Ready(NextRequest::Malformed(malformed)),
+                    }
+                }
+            }
+            let is_idle = shared.read_buf.is_empty();
+            *examined = shared.read_buf.len();
+            match shared.poll_read_buf(cx) {
+                Poll::Ready(Ok(read)) if read > 0 => {
+                    if is_idle {
+                        self.timer.clear();
+                    }
+                }
+                Poll::Ready(_) => return Poll::Ready(NextRequest::Closed),
+                Poll::Pending => break is_idle,
+            }
+        };
+        match is_idle {
+            true => shared.release_buffer(),
+            // A partial head that arrives slowly.
+            false => shared.release_spare_capacity(),
+        }
+        drop(shared);
+        if self.timer.at().is_none() {
+            let (since, timeout) = match is_idle {
+                true => (self.responded_at.take(), self.timeouts.idle),
+                false => (None, self.timeouts.header),
+            };
+            self.timer.set_from(since.unwrap_or_else(Instant::now), timeout);
+        }
+        if self.should_close(is_idle) {
+            return Poll::Ready(NextRequest::Closed);
+        }
+        ready!(self.timer.poll_elapsed(cx));
+        Poll::Ready(NextRequest::Closed)
+    }
+
+    /// Whether a connection without a complete request is to be closed. When the server stops, a new connection and one
+    /// with a partial head get [`SHUTDOWN_GRACE_TIMEOUT`]: a request is on the way, and its client has seen an accepted
+    /// connection. A partial head does not count as a request when the connection limit is reached.
+    fn should_close(&mut self, is_idle: bool) -> bool {
+        if self.server.is_stopping() {
+            if is_idle && !self.is_new {
+                return true;
+            }
+            self.timer.set_if_earlier(SHUTDOWN_GRACE_TIMEOUT);
+        }
+        let since = |timeout| self.timer.at().and_then(|deadline| deadline.checked_sub(timeout));
+        match is_idle {
+            true => since(self.timeouts.idle).is_some_and(|since| self.permit.mark_idle(since)),
+            false => since(self.timeouts.header).is_some_and(|since| self.permit.mark_partial(since)),
+        }
+    }
+}
+
+/// Whether the received bytes are a prefix of the HTTP/2 preface, or begin with it.
+fn is_http2_preface(received: &[u8]) -> bool {
+    let common = received.len().min(HTTP2_PREFACE.len());
+    received[..common] == HTTP2_PREFACE[..common]
+}
