@@ -367,11 +367,7 @@ async fn untrusted_certificate_is_reported() {
     assert_output(&setup.check(&config_with_ca(Some(&authority)), &["--online"]).await, 0, &["agent/get ok"]);
     for ca in [None, Some(&other)] {
         let output = setup.check(&config_with_ca(ca), &["--online"]).await;
-        assert_output(
-            &output,
-            1,
-            &["untrusted authority: for a private one set upstream.ca_file"],
-        );
+        assert_output(&output, 1, &["untrusted authority: for a private one set upstream.ca_file"]);
     }
     let setup = CheckSetup::start_with(settings_with(authority.issue_expired("127.0.0.1"))).await;
     let output = setup.check(&config_with_ca(Some(&authority)), &["--online"]).await;

@@ -52,7 +52,8 @@ const BLOCK_KINDS: [&str; 15] = [
     "bench",
 ];
 /// Languages of examples for other programs, which are not run.
-const FOREIGN_LANGUAGES: [&str; 9] = ["mermaid", "java", "php", "python", "go", "csharp", "yaml", "env", "ini"];
+const FOREIGN_LANGUAGES: [&str; 9] =
+    ["mermaid", "java", "php", "python", "go", "csharp", "yaml", "env", "ini"];
 
 /// The addresses in the READMEs: the proxy, its admin listener, and the control address of the demo's simulator.
 const PROXY: &str = "127.0.0.1:8080";

@@ -79,9 +79,7 @@ async fn unsent_gettoken_returns_token_unavailable() {
     );
     let unresolvable = TestProxy::start_with_config(&OPEN_CONFIG.replace("{api}", "wecom.invalid")).await;
     let refused = unresolvable.get(USER_GET).await;
-    assert!(
-        refused.assert_proxy_error("token-unavailable", 502, -1).text().contains("name not found")
-    );
+    assert!(refused.assert_proxy_error("token-unavailable", 502, -1).text().contains("name not found"));
     let webhook = unresolvable.request(Request::post("/cgi-bin/webhook/send?key=hush"), "{}").await;
     webhook.assert_proxy_error("upstream-unreachable", 502, -1);
 }

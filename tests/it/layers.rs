@@ -75,7 +75,8 @@ fn paths_in(text: &str) -> Vec<String> {
     let mut paths = Vec::new();
     for root in ["crate::", "super::", "self::"] {
         for (at, _) in code.match_indices(root) {
-            let is_start = !code[..at].ends_with(|before: char| before.is_alphanumeric() || before == '_' || before == ':');
+            let is_start = !code[..at]
+                .ends_with(|before: char| before.is_alphanumeric() || before == '_' || before == ':');
             if is_start {
                 expand("", &code[at..], &mut paths);
             }
@@ -86,7 +87,8 @@ fn paths_in(text: &str) -> Vec<String> {
 
 /// Writes out the path, or the tree of paths, at the start of `text`; returns what follows it.
 fn expand<'a>(prefix: &str, text: &'a str, paths: &mut Vec<String>) -> &'a str {
-    let end = text.find(|next: char| !next.is_alphanumeric() && next != '_' && next != ':').unwrap_or(text.len());
+    let end =
+        text.find(|next: char| !next.is_alphanumeric() && next != '_' && next != ':').unwrap_or(text.len());
     let (name, mut rest) = text.split_at(end);
     let path = format!("{prefix}{name}");
     if !name.ends_with("::") || !rest.starts_with('{') {

@@ -10,7 +10,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use wecom_proxy::simulator::Fault;
 
 use crate::{
-    harness::{ECHO, TestProxy, USER_GET, with_timeout},
+    harness::{ECHO, TestProxy, USER_GET, wait_for, with_timeout},
     raw_http::{ManualUpstream, RawConnection},
     timeouts::{config_with_timeouts, read_until_closed},
 };
@@ -76,6 +76,32 @@ async fn incomplete_http2_header_block_is_closed() {
             with_timeout(send_until_closed).await;
         }
     }
+}
+
+#[tokio::test]
+async fn header_timeout_is_for_each_http2_header_block() {
+    let proxy = TestProxy::start_with_config(&config_with_timeouts(
+        "header_timeout = \"500ms\"\nidle_timeout = \"60s\"",
+        "",
+    ))
+    .await;
+    let path = format!("/hr{USER_GET}");
+    let mut connection = RawConnection::connect(proxy.address()).await;
+    connection.send(HTTP2_PREFACE).await.expect("sent");
+    let mut interval = tokio::time::interval(Duration::from_millis(100));
+    // Each write ends within a header block; none of them takes longer than 100 ms.
+    let mut begun = Vec::new();
+    for stream in 0..12_u8 {
+        let mut frame = headers_frame(&path);
+        frame[8] = 2 * stream + 1;
+        let rest = frame.split_off(frame.len() - 4);
+        begun.extend(frame);
+        connection.send(std::mem::replace(&mut begun, rest)).await.expect("sent");
+        interval.tick().await;
+    }
+    connection.send(begun).await.expect("sent");
+    let wait = async || proxy.wecom.executed_count("/cgi-bin/user/get") == 12;
+    wait_for("twelve requests", wait).await;
 }
 
 #[tokio::test]

@@ -19,7 +19,8 @@ const MAX_LINES: usize = 400;
 #[test]
 fn tree_uses_the_words_of_the_field() {
     let banned: Vec<_> = BANNED.split_whitespace().map(|word| word.replace('|', "")).collect();
-    let is_banned = |word: &str| banned.iter().any(|banned| word == banned || word.strip_suffix('s') == Some(banned));
+    let is_banned =
+        |word: &str| banned.iter().any(|banned| word == banned || word.strip_suffix('s') == Some(banned));
     let mut found = Vec::new();
     for folder in ["src", "tests", "benches", "fuzz/src"] {
         for file in rust_files(&Path::new(env!("CARGO_MANIFEST_DIR")).join(folder)) {
@@ -27,7 +28,8 @@ fn tree_uses_the_words_of_the_field() {
             let mut report = |what: &str| found.push(format!("{}: {what}", file.display()));
             words_in(&text).filter(|word| is_banned(word)).for_each(|word| report(&word));
             let constants = text.split("const ").skip(1).filter_map(|rest| rest.split(':').next());
-            let is_unnamed = |name: &&str| CONSTANTS.split_whitespace().any(|prefix| name.starts_with(prefix));
+            let is_unnamed =
+                |name: &&str| CONSTANTS.split_whitespace().any(|prefix| name.starts_with(prefix));
             constants.filter(is_unnamed).for_each(&mut report);
             let lines = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default().lines().count();
             if folder == "src" && !file.to_string_lossy().contains("/tests") && lines > MAX_LINES {
@@ -43,7 +45,8 @@ fn words_in(text: &str) -> impl Iterator<Item = String> {
     let names = text.split(|letter: char| !letter.is_ascii_alphabetic());
     let words = names.flat_map(|name| {
         let is_camel = name.contains(|letter: char| letter.is_ascii_lowercase());
-        let starts = name.char_indices().skip(1).filter(move |(_, letter)| is_camel && letter.is_ascii_uppercase());
+        let starts =
+            name.char_indices().skip(1).filter(move |(_, letter)| is_camel && letter.is_ascii_uppercase());
         let ends = starts.map(|(at, _)| at).chain([name.len()]);
         ends.scan(0, |start, end| Some(&name[std::mem::replace(start, end)..end]))
     });

@@ -155,11 +155,15 @@ impl StagedInput {
         self.read_releasable(buf);
     }
 
-    /// Tracks bytes that hyper has read directly; none may be staged.
-    pub(super) fn track(&mut self, mut bytes: &[u8]) {
+    /// Tracks bytes that hyper has read directly; none may be staged. Returns whether a header block ends in them.
+    pub(super) fn track(&mut self, mut bytes: &[u8]) -> bool {
+        let mut ends_head = false;
         while !bytes.is_empty() {
-            bytes = &bytes[self.frames.advance(bytes).0..];
+            let (consumed, ends_here) = self.frames.advance(bytes);
+            bytes = &bytes[consumed..];
+            ends_head |= ends_here;
         }
+        ends_head
     }
 
     /// Reads once; 0 is the end of the stream.

@@ -199,7 +199,10 @@ impl Http2Transport {
             self.staged.read_all(buf);
         } else {
             ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
-            self.staged.track(&buf.filled()[already_filled..]);
+            if self.staged.track(&buf.filled()[already_filled..]) {
+                // The next header block, which may have begun in the same read, has its own deadline.
+                self.header_deadline.clear();
+            }
         }
         self.update_header_deadline(self.staged.is_in_header_block());
         Poll::Ready(Ok(()))
