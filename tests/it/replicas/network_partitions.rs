@@ -165,7 +165,7 @@ impl NamespacedReplica {
             proxy
         });
         let address = process.address().await;
-        process.err.wait_for_line("the store is there").await;
+        process.err.wait_for_line("redis connected").await;
         Self { process, address, store_interface: format!("s{nth}"), _network: network, _dir: dir }
     }
 
@@ -215,12 +215,12 @@ async fn network_partition_scenario_in_namespace() {
     assert!(waited < Duration::from_secs(3), "it found out after {waited:?}");
     all_ask().await;
     assert_eq!(seen(), (3, 7), "one gettoken for those who share, one for it alone");
-    lonely.process.err.wait_for_line("the store is away").await;
+    lonely.process.err.wait_for_line("redis unavailable").await;
     for replica in &replicas[1..] {
         assert!(!replica.process.err.text().contains("away"), "the others do not notice");
     }
     lonely.restore();
-    lonely.process.err.wait_for_nth_line("the store is there", 1).await;
+    lonely.process.err.wait_for_nth_line("redis connected", 1).await;
     wecom.revoke_tokens("hr").expect("an agent");
     all_ask().await;
     assert_eq!(seen(), (4, 10), "together again");
@@ -241,7 +241,7 @@ async fn network_partition_scenario_in_namespace() {
     wecom.release_held();
     with_timeout(asking).await.expect("no panic").assert_ok();
     lonely.restore();
-    lonely.process.err.wait_for_nth_line("the store is there", 2).await;
+    lonely.process.err.wait_for_nth_line("redis connected", 2).await;
     all_ask().await;
     assert_eq!(
         (seen(), fence().await),
