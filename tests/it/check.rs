@@ -275,7 +275,7 @@ async fn non_wecom_response_is_reported() {
     assert_output(
         &ended,
         1,
-        &["hr, gettoken: gettoken was answered with HTTP 403", "upstream.url or upstream.via may lead"],
+        &["hr, gettoken: gettoken response with HTTP 403", "upstream.url or upstream.via may lead"],
     );
     assert_output(&ended, 1, &["ops, agent/get: it was answered with HTTP 403, and it is not JSON"]);
     assert_eq!(row(&ended, "hr")[1], "senseless");

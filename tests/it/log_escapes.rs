@@ -47,7 +47,7 @@ async fn assert_escaped(format: &str) {
     assert!(line.read_head().await.starts_with("HTTP/1.1 400 "));
     proxy.err.wait_for_line("by-hand").await;
     let said = proxy.stop().await.err;
-    assert!(said.lines().any(|line| line.contains("token not renewed") && line.contains('张')), "{said}");
+    assert!(said.lines().any(|line| line.contains("token refresh failed") && line.contains('张')), "{said}");
     for char in INVISIBLE_CHARS {
         assert!(!said.contains(char), "{char:?} in {said:?}");
     }

@@ -88,7 +88,7 @@ async fn assert_no_secret_in_output(tls: bool, format: &str) {
 
     let ended = proxy.stop().await;
     assert_eq!(ended.status, 0);
-    for proof in ["token renewed", "token not renewed", "40014", "/cgi-bin/webhook/send"] {
+    for proof in ["token refreshed", "token refresh failed", "40014", "/cgi-bin/webhook/send"] {
         assert!(ended.err.contains(proof), "no {proof} in the log:\n{}", ended.err);
     }
     assert!(answers.contains("x-wecom-retried: 40014"), "{answers}");

@@ -188,7 +188,7 @@ async fn failed_refresh_returns_wecoms_errcode() {
     for _ in 0..5 {
         let reply = stage.get(USER_GET).await;
         reply.assert_proxy_error("token-unavailable", 502, 45009);
-        assert!(reply.text().contains("gettoken was refused with errcode 45009"), "{}", reply.text());
+        assert!(reply.text().contains("gettoken failed with errcode 45009"), "{}", reply.text());
     }
     assert_eq!(upstream_counts(&stage).0, 2, "and WeCom is not asked again for each");
 }
