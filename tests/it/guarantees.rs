@@ -415,7 +415,7 @@ const GUARANTEES: &[(&str, &[&str])] = &[
         "a refusal counts only against the token that it was sent with, however late and in whatever order it comes",
         &[
             "src/tokens/tests/lifecycle.rs::refusal_of_an_old_token_causes_no_gettoken",
-            "src/tokens/tests/trouble.rs::repeated_refusals_of_a_new_token_count_once",
+            "src/tokens/tests/errors.rs::repeated_refusals_of_a_new_token_count_once",
             "src/tokens/tests/interleavings.rs::random_interleavings_keep_every_invariant",
             "token_refresh::token_revoked_under_a_thousand_clients_is_refreshed_once",
         ],
@@ -432,7 +432,7 @@ const GUARANTEES: &[(&str, &[&str])] = &[
         &[
             "faults::tokens::token_with_any_expires_in_is_used",
             "src/wecom/response/gettoken_response.rs::any_expires_in_is_tolerated",
-            "src/tokens/tests/limits.rs::shortest_lived_tokens_do_not_spin_the_refresh_loop",
+            "src/tokens/tests/call_limits.rs::shortest_lived_tokens_do_not_spin_the_refresh_loop",
         ],
     ),
     (
