@@ -1,4 +1,4 @@
-//! Who may call, and through which agent: the part of the configuration that a reload replaces as a whole.
+//! Agents and clients, and which client may call which agent. A reload replaces the directory as a whole.
 
 mod capture_switch;
 
@@ -23,23 +23,23 @@ use crate::{
 
 /// One WeCom application.
 pub struct Agent {
-    /// Its name, as it stands in the configuration.
+    /// Its configured name.
     pub name: String,
-    /// The company's id.
+    /// The company's corpid.
     pub corpid: String,
-    /// The application's number, where the configuration gives it.
+    /// The application's number, if it is configured.
     pub agentid: Option<u64>,
-    /// Its token.
+    /// Its token cache entry.
     pub token: Arc<AgentToken>,
-    /// Its tickets, as old as its slot.
+    /// Its ticket cache, replaced with `token`.
     pub tickets: Arc<AgentTickets>,
-    /// What its passes are authenticated with; derived when the first is made or shown, for there may be very many agents.
+    /// The key of its passes; derived on first use, because there can be very many agents.
     pub pass_key: LazyLock<Box<PassKey>, DerivePassKey>,
-    /// How often it may be used, whoever sends.
+    /// The rate limit for all its requests together.
     pub rate_limiter: Option<Arc<RateLimiter>>,
-    /// Whether its real secret serves as a key for it.
+    /// Whether its real secret is accepted as a client key for it.
     pub accept_secret: bool,
-    /// Whether an operator looks closely at its exchanges.
+    /// Whether an operator captures its exchanges.
     pub capture_switch: Arc<CaptureSwitch>,
     passthrough: Vec<config::PathPattern>,
 }
@@ -47,7 +47,7 @@ pub struct Agent {
 type DerivePassKey = Box<dyn FnOnce() -> Box<PassKey> + Send + Sync>;
 
 impl Agent {
-    /// Whether the operator says that this path carries a credential of its own.
+    /// Whether this path is configured to carry a credential of its own.
     pub fn is_passthrough(&self, path: &str) -> bool {
         self.passthrough.iter().any(|pattern| pattern.matches(path))
     }
@@ -59,16 +59,16 @@ impl fmt::Debug for Agent {
     }
 }
 
-/// One program that calls.
+/// A client, as configured.
 #[derive(Debug)]
 pub struct Client {
-    /// Its name, as it stands in the configuration.
+    /// Its configured name.
     pub name: String,
-    /// Whether the proxy's own errors go to it with HTTP 200.
+    /// Whether it gets the proxy's own errors with HTTP 200.
     pub always_200: bool,
-    /// Its key's hash.
+    /// The hash of its key.
     pub key_hash: KeyHash,
-    /// How often it may call.
+    /// Its rate limit.
     pub rate_limiter: Option<Arc<RateLimiter>>,
     allowed_agents: AgentSet,
     allowed_calls: Vec<config::AllowPattern>,
@@ -86,54 +86,59 @@ impl Client {
     }
 }
 
-/// All agents and clients. What a request looks up takes the same time however many there are, and no entry has memory
-/// of its own, so that a reload leaves no holes behind.
+/// All agents and clients. Lookups take constant time, and the maps hold shared pointers only, so that a reload
+/// does not fragment memory.
 #[derive(Debug)]
 pub struct Directory {
     agents_by_name: HashSet<ByName<Agent>, RandomState>,
     agents_sorted: Vec<Arc<Agent>>,
-    /// By corpid; only gettoken asks for these.
+    /// Sorted by corpid; used by gettoken only.
     agents_by_corpid: Vec<Arc<Agent>>,
     clients_by_key_hash: HashMap<[u8; 32], Arc<Client>, RandomState>,
     clients_by_name: HashSet<ByName<Client>, RandomState>,
-    /// By the hash of corpid and secret, which several may share; only those whose secret is accepted.
+    /// By the hash of corpid and secret, which several agents can share; only agents whose secret is accepted.
     agents_by_secret: HashMap<[u8; 32], Vec<(KeyHash, Arc<Agent>)>>,
     is_open: bool,
 }
 
 impl Directory {
-    /// Builds it from the configuration, whose agents and clients it takes; `limits` makes their buckets. An agent of `before` whose corpid and secret
-    /// did not change keeps its token, and whoever did not change at all is taken over as it is.
+    /// Builds the directory and takes the agents and clients out of `config`. An agent of `before` keeps its
+    /// token if corpid and secret did not change; agents and clients that did not change at all are reused.
     pub fn new(
         config: &mut config::Config,
-        issuer: &Arc<TokenService>,
+        service: &Arc<TokenService>,
         limits: &RateLimiterFactory,
         before: Option<&Self>,
     ) -> Self {
-        let open = config.is_open();
+        let is_open = config.is_open();
         let (agents, clients) = (mem::take(&mut config.agents), mem::take(&mut config.clients));
-        let mut built = Self {
+        let mut directory = Self {
             agents_by_name: HashSet::with_capacity_and_hasher(agents.len(), RandomState::default()),
             agents_sorted: Vec::with_capacity(agents.len()),
             agents_by_corpid: Vec::new(),
             agents_by_secret: HashMap::new(),
             clients_by_key_hash: HashMap::with_capacity_and_hasher(clients.len(), RandomState::default()),
             clients_by_name: HashSet::with_capacity_and_hasher(clients.len(), RandomState::default()),
-            is_open: open,
+            is_open,
         };
         for (name, agent) in agents {
-            let known = before.and_then(|before| before.agents_by_name.get(&*name));
-            built.add_agent(build_agent(agent, issuer, limits, known.map(|ByName(known)| known)));
+            let previous = before.and_then(|before| before.agents_by_name.get(&*name));
+            directory.add_agent(build_agent(
+                agent,
+                service,
+                limits,
+                previous.map(|ByName(previous)| previous),
+            ));
         }
-        built.agents_by_corpid.clone_from(&built.agents_sorted);
-        built.agents_by_corpid.sort_by(|one, other| one.corpid.cmp(&other.corpid));
+        directory.agents_by_corpid.clone_from(&directory.agents_sorted);
+        directory.agents_by_corpid.sort_by(|left, right| left.corpid.cmp(&right.corpid));
         for (name, client) in clients {
-            let known = before.and_then(|before| before.client_by_name(&name));
-            let client = build_client(client, limits, known);
-            built.clients_by_key_hash.insert(*client.key_hash.as_bytes(), client.clone());
-            built.clients_by_name.insert(ByName(client));
+            let previous = before.and_then(|before| before.client_by_name(&name));
+            let client = build_client(client, limits, previous);
+            directory.clients_by_key_hash.insert(*client.key_hash.as_bytes(), client.clone());
+            directory.clients_by_name.insert(ByName(client));
         }
-        built
+        directory
     }
 
     fn add_agent(&mut self, agent: Arc<Agent>) {
@@ -156,14 +161,13 @@ impl Directory {
         !self.clients_by_key_hash.is_empty()
     }
 
-    /// The client with this key. Found by its hash and compared in constant time.
+    /// The client with this key; looked up by its hash and compared in constant time.
     pub fn client_by_key(&self, key: &str) -> Option<&Arc<Client>> {
         let hash = KeyHash::of(key);
         self.clients_by_key_hash.get(hash.as_bytes()).filter(|client| client.key_hash == hash)
     }
 
-    /// Whether this text is what the file has in the place of a client's hash: somebody has taken the key for its hash, or
-    /// the hash for its key.
+    /// Whether this text is a client's configured key hash: a caller sent the hash in place of the key.
     pub fn is_key_hash(&self, text: &str) -> bool {
         KeyHash::from_hex(text).is_some_and(|hash| self.clients_by_key_hash.contains_key(hash.as_bytes()))
     }
@@ -173,26 +177,26 @@ impl Directory {
         self.clients_by_name.get(name).map(|ByName(client)| client)
     }
 
-    /// The agents with this company and real secret, where secrets are accepted. Found by a hash and compared in constant
-    /// time.
+    /// The agents with this corpid and real secret, where secrets are accepted; looked up by hash and compared
+    /// in constant time.
     pub fn agents_by_secret(&self, corpid: &str, secret: &str) -> impl Iterator<Item = &Arc<Agent>> {
         let hash = secret_hash(corpid, secret);
-        let found = self.agents_by_secret.get(hash.as_bytes()).into_iter().flatten();
-        found.filter(move |(known, _)| *known == hash).map(|(_, agent)| agent)
+        let candidates = self.agents_by_secret.get(hash.as_bytes()).into_iter().flatten();
+        candidates.filter(move |(known, _)| *known == hash).map(|(_, agent)| agent)
     }
 
-    /// Whether there is any agent of this company.
+    /// Whether any agent has this corpid.
     pub fn has_corpid(&self, corpid: &str) -> bool {
         !self.agents_of_corpid(corpid).is_empty()
     }
 
-    /// The agents of a company that this client may use.
+    /// The agents with this corpid that this client may use.
     pub fn allowed_agents<'a>(
         &'a self,
         corpid: &'a str,
         client: &'a Client,
     ) -> impl Iterator<Item = &'a Arc<Agent>> {
-        // Of a company's agents, which may be very many, a client mostly knows a few.
+        // A company can have very many agents, of which a client usually lists few.
         let (named, all) = match &client.allowed_agents {
             AgentSet::Named(names) => (Some(names), &[][..]),
             AgentSet::All => (None, self.agents_of_corpid(corpid)),
@@ -207,16 +211,16 @@ impl Directory {
         &rest[..rest.partition_point(|agent| agent.corpid == corpid)]
     }
 
-    /// The agent of this name, if the caller may use it.
+    /// The agent of this name, if the client may use it.
     pub fn agent(&self, name: &str, client: Option<&Client>) -> Option<&Arc<Agent>> {
         let ByName(agent) = self.agents_by_name.get(name)?;
         client.is_none_or(|client| client.may_use_agent(name)).then_some(agent)
     }
 
-    /// The only agent that the caller may use.
+    /// The only agent that the client may use.
     pub fn only_agent(&self, client: Option<&Client>) -> Option<&Arc<Agent>> {
         let mut usable = match client.map(|client| &client.allowed_agents) {
-            // Named ones are few even where there are many agents.
+            // A client lists few agents even where there are many.
             Some(AgentSet::Named(names)) if names.len() > 1 => return None,
             Some(AgentSet::Named(names)) => {
                 return names.iter().next().and_then(|name| self.agent(name, None));
@@ -226,30 +230,30 @@ impl Directory {
         usable.next().filter(|_| usable.next().is_none())
     }
 
-    /// Tells every secret that is known here as it is: of each agent its secret, its token and its tickets. It takes a
-    /// while where there are very many agents.
-    pub fn for_each_secret(&self, tell: &mut dyn FnMut(&str)) {
+    /// Calls `visit` with every secret, token and ticket in plain text, for redaction. Slow with very many
+    /// agents.
+    pub fn for_each_secret(&self, visit: &mut dyn FnMut(&str)) {
         for agent in self.agents() {
-            tell(agent.token.credentials().secret.expose());
+            visit(agent.token.credentials().secret.expose());
             if let Some(token) = agent.token.cached_even_expired() {
-                tell(token.value.expose());
+                visit(token.value.expose());
             }
-            agent.tickets.for_each_value(tell);
+            agent.tickets.for_each_value(visit);
         }
     }
 
-    /// All agents, by name.
+    /// All agents, sorted by name.
     pub fn agents(&self) -> impl Iterator<Item = &Arc<Agent>> {
         self.agents_sorted.iter()
     }
 
-    /// How many clients there are.
+    /// Number of clients.
     pub fn client_count(&self) -> usize {
         self.clients_by_key_hash.len()
     }
 }
 
-/// An agent or client as a member of a set, where it is found by its name.
+/// An agent or client in a set, hashed by its name.
 struct ByName<T>(Arc<T>);
 
 trait Named {
@@ -281,8 +285,8 @@ impl<T: Named> Hash for ByName<T> {
 }
 
 impl<T: Named> PartialEq for ByName<T> {
-    fn eq(&self, other: &Self) -> bool {
-        self.0.name() == other.0.name()
+    fn eq(&self, right: &Self) -> bool {
+        self.0.name() == right.0.name()
     }
 }
 
@@ -296,85 +300,88 @@ impl<T: fmt::Debug> fmt::Debug for ByName<T> {
 
 fn build_agent(
     agent: config::AgentConfig,
-    issuer: &Arc<TokenService>,
+    service: &Arc<TokenService>,
     limits: &RateLimiterFactory,
-    known: Option<&Arc<Agent>>,
+    previous: Option<&Arc<Agent>>,
 ) -> Arc<Agent> {
-    let config::AgentConfig { name, corpid, secret, agentid, accept_secret, limit, passthrough: plain } =
-        agent;
+    let config::AgentConfig { name, corpid, secret, agentid, accept_secret, limit, passthrough } = agent;
     let credentials = Credentials { corpid: corpid.clone(), secret };
-    let heir = known.filter(|known| *known.token.credentials() == credentials);
-    if let Some(known) = heir
-        && (known.agentid, known.accept_secret) == (agentid, accept_secret)
-        && known.rate_limiter.as_ref().map(|bucket| bucket.limit()) == limit
-        && known.passthrough == plain
+    let with_same_credentials = previous.filter(|previous| *previous.token.credentials() == credentials);
+    if let Some(previous) = with_same_credentials
+        && (previous.agentid, previous.accept_secret) == (agentid, accept_secret)
+        && previous.rate_limiter.as_ref().map(|limiter| limiter.limit()) == limit
+        && previous.passthrough == passthrough
     {
-        return known.clone();
+        return previous.clone();
     }
-    let (slot, tickets, inspection) = match heir {
-        Some(known) => (known.token.clone(), known.tickets.clone(), known.capture_switch.clone()),
-        None => (AgentToken::new(&name, credentials, issuer.clone()), Arc::default(), Arc::default()),
+    let (token, tickets, capture_switch) = match with_same_credentials {
+        Some(previous) => (previous.token.clone(), previous.tickets.clone(), previous.capture_switch.clone()),
+        None => (AgentToken::new(&name, credentials, service.clone()), Arc::default(), Arc::default()),
     };
-    let bought_with = slot.clone();
+    let key_source = token.clone();
     let derive = move || {
-        let Credentials { corpid, secret } = bought_with.credentials();
+        let Credentials { corpid, secret } = key_source.credentials();
         Box::new(PassKey::derive(corpid, secret))
     };
-    let limit =
-        reuse_or_create_limiter(limits, limit, known.and_then(|known| known.rate_limiter.as_ref()), || {
-            format!("agent:{name}")
-        });
+    let rate_limiter = reuse_or_create_limiter(
+        limits,
+        limit,
+        previous.and_then(|previous| previous.rate_limiter.as_ref()),
+        || format!("agent:{name}"),
+    );
     Arc::new(Agent {
         name,
         corpid,
         agentid,
-        token: slot,
+        token,
         tickets,
         pass_key: LazyLock::new(Box::new(derive)),
-        rate_limiter: limit,
+        rate_limiter,
         accept_secret,
-        capture_switch: inspection,
-        passthrough: plain,
+        capture_switch,
+        passthrough,
     })
 }
 
 fn build_client(
     client: config::ClientConfig,
     limits: &RateLimiterFactory,
-    known: Option<&Arc<Client>>,
+    previous: Option<&Arc<Client>>,
 ) -> Arc<Client> {
-    let config::ClientConfig { name, key_hash: key, agents, allow, limit, always_200 } = client;
-    if let Some(known) = known
-        && (known.key_hash, known.always_200) == (key, always_200)
-        && known.rate_limiter.as_ref().map(|bucket| bucket.limit()) == limit
-        && (&known.allowed_agents, &known.allowed_calls) == (&agents, &allow)
+    let config::ClientConfig { name, key_hash, agents, allow, limit, always_200 } = client;
+    if let Some(previous) = previous
+        && (previous.key_hash, previous.always_200) == (key_hash, always_200)
+        && previous.rate_limiter.as_ref().map(|limiter| limiter.limit()) == limit
+        && (&previous.allowed_agents, &previous.allowed_calls) == (&agents, &allow)
     {
-        return known.clone();
+        return previous.clone();
     }
-    let limit =
-        reuse_or_create_limiter(limits, limit, known.and_then(|known| known.rate_limiter.as_ref()), || {
-            format!("client:{name}")
-        });
+    let rate_limiter = reuse_or_create_limiter(
+        limits,
+        limit,
+        previous.and_then(|previous| previous.rate_limiter.as_ref()),
+        || format!("client:{name}"),
+    );
     Arc::new(Client {
         name,
         always_200,
-        key_hash: key,
-        rate_limiter: limit,
+        key_hash,
+        rate_limiter,
         allowed_agents: agents,
         allowed_calls: allow,
     })
 }
 
-/// A bucket for a limit; the one there was, as full as it is, where the limit did not change.
+/// The rate limiter for a limit; the previous one with its usage, if the limit did not change.
 fn reuse_or_create_limiter(
     limits: &RateLimiterFactory,
     limit: Option<config::RateLimit>,
-    known: Option<&Arc<RateLimiter>>,
+    previous: Option<&Arc<RateLimiter>>,
     name: impl FnOnce() -> String,
 ) -> Option<Arc<RateLimiter>> {
     let limit = limit?;
-    let known = known.filter(|known| known.limit() == limit).cloned();
-    Some(known.unwrap_or_else(|| limits.rate_limiter(limit, name)))
+    let previous = previous.filter(|previous| previous.limit() == limit).cloned();
+    Some(previous.unwrap_or_else(|| limits.rate_limiter(limit, name)))
 }
 
 fn secret_hash(corpid: &str, secret: &str) -> KeyHash {

@@ -1,8 +1,8 @@
-//! How often, and how many at once: a bucket for each client and agent that has a limit, and the places among the requests
-//! in flight.
+//! Rate limits of clients and agents, and the concurrency limit for requests in flight.
 //!
-//! A bucket is a moment: until when what was taken is paid back, at the limit's pace. Where replicas share a store they
-//! tell each other how much they took, a few times a second and never while a request waits (`shared`).
+//! A rate limiter is GCRA: it stores the time at which all that was taken is refilled (theoretical arrival
+//! time). Replicas that share a store exchange how much they took, a few times a second and never while a
+//! request waits (`replicas`).
 
 pub mod concurrency_limit;
 mod fair_queue;
@@ -25,75 +25,75 @@ pub use self::replicas::RateLimiterFactory;
 use self::replicas::SharedUsage;
 use crate::config::RateLimit;
 
-/// A limit and how much of it is used: `limit.count` requests may come at once, then they are refilled evenly over
-/// `limit.per`.
+/// A rate limiter: `limit.requests` requests may come at once, and are refilled evenly over `limit.per`.
 pub struct RateLimiter {
     limit: RateLimit,
     gcra: Gcra,
-    /// What times are counted from.
+    /// The origin of `tat_ns`.
     base: Instant,
-    /// When all that was taken is refilled, in nanoseconds.
+    /// Theoretical arrival time: when all that was taken is refilled, in nanoseconds since `base`.
     tat_ns: AtomicU64,
-    /// Where other replicas take from the same limit.
+    /// Set if other replicas take from the same limit.
     shared_usage: Option<SharedUsage>,
 }
 
-/// A limit in nanoseconds.
+/// GCRA parameters of a limit.
 #[derive(Debug, Clone, Copy)]
 struct Gcra {
-    /// How long one request's worth takes to refill.
+    /// Refill time of one request.
     emission_interval_ns: u64,
-    /// How long an empty bucket takes.
+    /// Refill time of the whole limit.
     burst_ns: u64,
 }
 
 impl Gcra {
     fn from_limit(limit: RateLimit) -> Self {
-        let one = as_nanoseconds(limit.per) / u64::from(limit.requests.max(1));
-        let emission_interval_ns = one.max(1);
+        let interval = as_nanoseconds(limit.per) / u64::from(limit.requests.max(1));
+        let emission_interval_ns = interval.max(1);
         Self {
             emission_interval_ns,
             burst_ns: emission_interval_ns.saturating_mul(u64::from(limit.requests.max(1))),
         }
     }
 
-    /// Takes one at `now` from a bucket that is full at `full_at`: when it is full after that, or how long until there is one.
-    fn try_acquire(self, full_at: u64, now: u64) -> Result<u64, u64> {
-        let next = full_at.max(now).saturating_add(self.emission_interval_ns);
-        let early = (next - now).saturating_sub(self.burst_ns);
-        if early == 0 { Ok(next) } else { Err(early) }
+    /// Takes one request at `now`. Returns the new TAT, or the time until a request is allowed; all in
+    /// nanoseconds.
+    fn try_acquire(self, tat: u64, now: u64) -> Result<u64, u64> {
+        let next = tat.max(now).saturating_add(self.emission_interval_ns);
+        let wait = (next - now).saturating_sub(self.burst_ns);
+        if wait == 0 { Ok(next) } else { Err(wait) }
     }
 }
 
 impl RateLimiter {
-    fn new(limit: RateLimit, counted: Option<SharedUsage>) -> Arc<Self> {
-        let (pace, base) = (Gcra::from_limit(limit), Instant::now());
-        Arc::new(Self { limit, gcra: pace, base, tat_ns: AtomicU64::new(0), shared_usage: counted })
+    fn new(limit: RateLimit, shared_usage: Option<SharedUsage>) -> Arc<Self> {
+        let (gcra, base) = (Gcra::from_limit(limit), Instant::now());
+        Arc::new(Self { limit, gcra, base, tat_ns: AtomicU64::new(0), shared_usage })
     }
 
-    /// What it was made from.
+    /// The configured limit.
     pub fn limit(&self) -> RateLimit {
         self.limit
     }
 
-    /// Takes one request's worth; when there is none, how long until there is.
+    /// Takes one request; if none is left, returns how long until one is.
     pub fn try_acquire(self: &Arc<Self>, now: Instant) -> Result<(), Duration> {
         let now = self.nanoseconds_since_base(now);
-        let mut full_at = self.tat_ns.load(Ordering::Relaxed);
-        let taken = loop {
-            let next = match self.gcra.try_acquire(full_at, now) {
+        let mut tat = self.tat_ns.load(Ordering::Relaxed);
+        let result = loop {
+            let next = match self.gcra.try_acquire(tat, now) {
                 Ok(next) => next,
-                Err(early) => break Err(Duration::from_nanos(early)),
+                Err(wait) => break Err(Duration::from_nanos(wait)),
             };
-            match self.tat_ns.compare_exchange_weak(full_at, next, Ordering::Relaxed, Ordering::Relaxed) {
+            match self.tat_ns.compare_exchange_weak(tat, next, Ordering::Relaxed, Ordering::Relaxed) {
                 Ok(_) => break Ok(()),
-                Err(other) => full_at = other,
+                Err(changed) => tat = changed,
             }
         };
-        if let Some(counted) = &self.shared_usage {
-            counted.record(self, u64::from(taken.is_ok()));
+        if let Some(shared_usage) = &self.shared_usage {
+            shared_usage.record(self, u64::from(result.is_ok()));
         }
-        taken
+        result
     }
 
     fn nanoseconds_since_base(&self, now: Instant) -> u64 {
@@ -107,7 +107,7 @@ fn as_nanoseconds(time: Duration) -> u64 {
 
 impl fmt::Debug for RateLimiter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Bucket({})", self.limit)
+        write!(f, "RateLimiter({})", self.limit)
     }
 }
 
@@ -119,13 +119,13 @@ mod tests {
 
     #[test]
     fn rate_limiter_when_exhausted_returns_retry_after() {
-        let bucket = RateLimiter::new(RateLimit { requests: 3, per: Duration::from_secs(3600) }, None);
+        let limiter = RateLimiter::new(RateLimit { requests: 3, per: Duration::from_secs(3600) }, None);
         let now = Instant::now();
-        assert!((0..3).all(|_| bucket.try_acquire(now).is_ok()));
-        let wait = bucket.try_acquire(now).expect_err("an empty bucket");
+        assert!((0..3).all(|_| limiter.try_acquire(now).is_ok()));
+        let wait = limiter.try_acquire(now).expect_err("the limit is exhausted");
         assert!((1190..=1200).contains(&wait.as_secs()), "{wait:?}");
-        assert!(bucket.try_acquire(now + wait).is_ok() && bucket.try_acquire(now + wait).is_err());
-        assert!((0..3).all(|_| bucket.try_acquire(now + 3 * Duration::from_secs(3600)).is_ok()));
+        assert!(limiter.try_acquire(now + wait).is_ok() && limiter.try_acquire(now + wait).is_err());
+        assert!((0..3).all(|_| limiter.try_acquire(now + 3 * Duration::from_secs(3600)).is_ok()));
     }
 
     proptest! {
@@ -134,18 +134,18 @@ mod tests {
             count in 1u32..50, per in prop_oneof![Just(1u64), Just(60), Just(3600)],
             steps in prop::collection::vec(0u64..2_000, 1..400),
         ) {
-            let bucket = RateLimiter::new(RateLimit { requests: count, per: Duration::from_secs(per) }, None);
-            let (mut now, mut taken) = (bucket.base, Vec::new());
+            let limiter = RateLimiter::new(RateLimit { requests: count, per: Duration::from_secs(per) }, None);
+            let (mut now, mut result) = (limiter.base, Vec::new());
             for step in steps {
                 now += Duration::from_millis(step);
-                match bucket.try_acquire(now) {
-                    Ok(()) => taken.push(now),
+                match limiter.try_acquire(now) {
+                    Ok(()) => result.push(now),
                     Err(wait) => prop_assert!(wait <= Duration::from_secs(per)),
                 }
             }
-            for (nth, from) in taken.iter().enumerate() {
+            for (nth, from) in result.iter().enumerate() {
                 let refilled = |to: &Instant| (*to - *from).as_secs_f64() * f64::from(count) / per as f64;
-                for (more, to) in taken[nth..].iter().enumerate() {
+                for (more, to) in result[nth..].iter().enumerate() {
                     prop_assert!((more + 1) as f64 <= f64::from(count) + refilled(to) + 0.001);
                 }
             }

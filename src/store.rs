@@ -1,16 +1,18 @@
-//! What replicas share, in Redis or Valkey: records that only a newer one replaces, the right to make the next one, and
-//! news of both.
+//! What replicas share in Redis or Valkey: records, leases to make the next record, and notifications of both.
 //!
-//! It knows nothing of tokens. Each record has a fence, a number that grows with every lease, so that a replica which slept
-//! through its lease cannot put its record over a newer one. Nobody waits for a store that is away: every call says so
-//! at once, and the caller goes on by itself.
+//! The module knows nothing of tokens. Each record has a fence, a number that grows with every lease, so that a
+//! replica whose lease expired while it was suspended cannot overwrite a newer record. No call waits for an
+//! unavailable store: it fails at once with [`Unavailable`], and the caller goes on without the store.
 
 mod backend;
+mod claim;
 mod connection_manager;
 mod dialer;
 #[cfg(test)]
 pub(crate) mod fake;
+mod keys;
 mod notification;
+mod script;
 mod seal;
 mod subscription;
 #[cfg(test)]
@@ -37,118 +39,66 @@ use tokio::{
 use zeroize::Zeroizing;
 
 use self::{
-    backend::{Backend, Script, ScriptCall},
+    backend::Backend,
+    claim::{ClaimParts, ClaimReply, RecordParts, RecordReply},
     connection_manager::ConnectionManager,
     dialer::Dialer,
+    keys::{channel_name, failure_aad, limit_key, record_aad, store_key},
+    script::{Script, ScriptCall},
     seal::Sealer,
     subscription::Subscriptions,
 };
 pub use self::{
+    claim::{Claim, Lease, StoreRecord},
     notification::{Notification, NotificationKind, StoreEvent},
     subscription::Subscription,
 };
 
 use crate::config::RedisConfig;
 
-/// How long a lease lasts that nobody extends: so long do the others wait for a replica that died with one.
+/// Lifetime of a lease that is not extended: how long the others wait for a replica that died with a lease.
 pub const LEASE_TTL: Duration = Duration::from_secs(3);
-/// How long a failure is remembered beyond its wait, so that the next wait is longer.
+/// How long a failure is kept after its backoff, so that the next backoff is longer.
 const FAILURE_TTL: Duration = Duration::from_secs(15 * 60);
 
-/// The configured store cannot be used at all.
+/// Why the configured store cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// Its address or settings make no sense to the client.
+    /// The Redis client rejects the address or a setting.
     #[error("tokens.store: {0}")]
     Settings(#[from] redis::RedisError),
-    /// The roots cannot be read.
+    /// The file of trusted certificates cannot be read.
     #[error("tokens.store.ca_file: {path} cannot be read: {error}")]
     CaFile {
-        /// The file.
+        /// Its path.
         path: PathBuf,
-        /// What the system says.
+        /// The system's error.
         error: std::io::Error,
     },
-    /// The keys do not serve.
-    #[error("tokens.store.key: cannot be used")]
+    /// No cipher key can be derived from the configured key.
+    #[error("tokens.store.key: invalid key")]
     Key,
 }
 
-/// The store did not do it; whoever asked goes on by itself.
+/// The store is unavailable or rejected the call; the caller goes on without it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Unavailable;
 
-/// A value in the store.
-pub struct StoreRecord {
-    /// What was put there.
-    pub value: Zeroizing<Vec<u8>>,
-    /// Which of two is the newer: at least the microseconds since 1970 when its lease was given, by the store's clock.
-    pub fence: u64,
-    /// How long ago that was, by the same clock.
-    pub age: Duration,
-    /// How long it will be there.
-    pub ttl: Duration,
-    /// Whether it was made for the lease of its fence, and not known to somebody before.
-    pub is_from_lease: bool,
-}
-
-/// What came of asking for something newer than what one has.
-pub enum Claim {
-    /// There is.
-    Newer(StoreRecord),
-    /// The last one who tried failed, and it is too early for another try.
-    Failed {
-        /// What they put down.
-        failure: Zeroizing<Vec<u8>>,
-        /// How long it is too early.
-        retry_after: Duration,
-    },
-    /// There is not, and nobody but the caller may make it now.
-    Acquired {
-        /// The lease, to be ended by [`Store::put`] or [`Store::end`].
-        lease: Lease,
-        /// What the last one who failed put down, if there was one.
-        failure: Option<Zeroizing<Vec<u8>>>,
-    },
-    /// There is not, and somebody else makes it.
-    Held {
-        /// They will have done so by then, or their lease ends.
-        remaining: Duration,
-    },
-}
-
-/// The right to make the next record of a name, for [`LEASE`] at a time.
-#[derive(Debug, Clone)]
-pub struct Lease {
-    /// What the record will be told apart by.
-    pub fence: u64,
-    owner: String,
-    acquired_at: Instant,
-}
-
-impl Lease {
-    /// The same for a record that was made so long before the lease was given, and after the record of the fence `before`.
-    pub fn backdated(self, age: Duration, before: u64) -> Self {
-        let made = self.fence.saturating_sub(as_microseconds(age));
-        Self { fence: made.clamp(before.saturating_add(1), self.fence.max(before.saturating_add(1))), ..self }
-    }
-}
-
-/// What the store says by itself: news, and that it is there again.
+/// Notifications, and changes of the connection.
 pub type StoreEvents = mpsc::UnboundedReceiver<StoreEvent>;
 
-/// A store that is shared with other replicas.
+/// A store shared with other replicas.
 pub struct Store {
     backend: Backend,
     sealer: Arc<Sealer>,
     key_prefix: String,
-    /// Tells this process from all others.
+    /// Random; distinguishes the leases of this process from those of others.
     replica_id: String,
     lease_counter: AtomicU64,
     subscriptions: Subscriptions,
 }
 
-/// How to reach and use the configured store; making it connects to nothing.
+/// How to reach and use the configured store; creating it opens no connection.
 pub struct Settings {
     dialer: Dialer,
     sealer: Arc<Sealer>,
@@ -158,18 +108,12 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Reads what the configuration names.
+    /// Checks the configuration and reads the CA file.
     pub fn new(redis: &RedisConfig) -> Result<Self, StoreError> {
         let sealer = Arc::new(Sealer::new(&redis.key, redis.old_key.as_ref()).ok_or(StoreError::Key)?);
-        let (says, said) = mpsc::unbounded_channel();
-        let dialler = Dialer::new(redis, sealer.clone(), says.clone())?;
-        Ok(Self {
-            dialer: dialler,
-            sealer,
-            key_prefix: redis.prefix.clone(),
-            event_sender: says,
-            events: said,
-        })
+        let (event_sender, events) = mpsc::unbounded_channel();
+        let dialer = Dialer::new(redis, sealer.clone(), event_sender.clone())?;
+        Ok(Self { dialer, sealer, key_prefix: redis.prefix.clone(), event_sender, events })
     }
 }
 
@@ -180,13 +124,17 @@ impl fmt::Debug for Store {
 }
 
 impl Store {
-    /// A store that begins to connect on `runtime`. With it comes what it says by itself, to be listened to.
+    /// A store that connects on `runtime` in the background, and its events.
     pub fn open(settings: Settings, runtime: &Handle) -> (Arc<Self>, StoreEvents) {
-        let Settings { dialer: dialler, sealer, key_prefix: prefix, event_sender: says, events: said } =
-            settings;
-        let link = ConnectionManager::open(dialler, &prefix, runtime, says);
-        let store = Arc::new(Self::with_backend(Backend::redis(link), sealer, prefix));
-        (store, said)
+        let Settings { dialer, sealer, key_prefix, event_sender, events } = settings;
+        let connections = ConnectionManager::open(dialer, &key_prefix, runtime, event_sender);
+        let store = Arc::new(Self::with_backend(Backend::redis(connections), sealer, key_prefix));
+        (store, events)
+    }
+
+    #[cfg(test)]
+    fn with_fake(connection: fake::FakeConnection, sealer: Sealer, key_prefix: &str) -> Self {
+        Self::with_backend(Backend::Fake(connection), Arc::new(sealer), key_prefix.to_owned())
     }
 
     fn with_backend(backend: Backend, sealer: Arc<Sealer>, key_prefix: String) -> Self {
@@ -200,254 +148,213 @@ impl Store {
         }
     }
 
-    /// Why the store is away; `None` while it is there. Names no secret.
+    /// Why the store is unavailable; `None` while it is connected. Contains no secret.
     pub fn last_error(&self) -> Option<String> {
         self.backend.last_error()
     }
 
-    /// Whether it was tried yet to reach it.
+    /// Whether the first connection attempt has ended.
     pub fn was_attempted(&self) -> bool {
         self.backend.was_attempted()
     }
 
-    /// Asks for a record newer than `held`, the fence of the one that the caller has (0: none), or for the lease to make
-    /// it. `force` asks whatever failed before. What cannot be understood counts as nothing.
-    pub async fn claim(&self, name: &str, held: u64, force: bool) -> Result<Claim, Unavailable> {
-        let (mut held, mut force) = (held, force);
+    /// Asks for a record whose fence is greater than `fence`, that of the caller's own (0: none), or for the lease to make
+    /// it. `force` ignores the backoff of an earlier failure. Values that cannot be opened count as absent.
+    pub async fn claim(&self, name: &str, fence: u64, force: bool) -> Result<Claim, Unavailable> {
+        let (mut known_fence, mut force) = (fence, force);
         loop {
-            let lease = format!("{}:{}", self.replica_id, self.lease_counter.fetch_add(1, Ordering::Relaxed));
+            let owner = format!("{}:{}", self.replica_id, self.lease_counter.fetch_add(1, Ordering::Relaxed));
             let mut claim = ScriptCall::new(Script::Claim);
             claim.key(self.key(name, "record")).key(self.key(name, "lease"));
             claim.key(self.key(name, "failure")).key(self.key(name, "counter"));
-            claim.arg(held).arg(&lease).arg(as_milliseconds(LEASE_TTL));
+            claim.arg(known_fence).arg(&owner).arg(as_milliseconds(LEASE_TTL));
             claim.arg(as_milliseconds(FAILURE_TTL)).arg(u8::from(force));
-            let (what, value, fence, time, fresh, age) =
-                self.call::<(String, Vec<u8>, u64, u64, u8, u64)>(claim).await?;
-            let time = Duration::from_millis(time);
-            return Ok(match what.as_str() {
-                "record" => match self.open_record(name, &value, fence, time, fresh, age) {
-                    Some(record) => Claim::Newer(record),
+            match ClaimReply::new(self.call::<ClaimParts>(claim).await?) {
+                ClaimReply::Record(reply) => match self.open_record(name, &reply) {
+                    Some(record) => return Ok(Claim::Newer(record)),
                     None => {
-                        tracing::warn!(
-                            name,
-                            "the store holds a value of another version or key; it is replaced"
-                        );
-                        held = fence;
-                        continue;
+                        tracing::warn!(name, "redis value has another version or key, replacing it");
+                        known_fence = reply.fence;
                     }
                 },
-                // For a failure the last is the time: one that is over was put there again.
-                "failed" => match self.open_failure(name, &value) {
-                    Some((until, failure)) if until > age => {
-                        Claim::Failed { failure, retry_after: time.min(Duration::from_micros(until - age)) }
+                // A failure whose backoff is over by its own time was written back by a third party: it is ignored.
+                ClaimReply::Failed { failure, wait, now_us } => match self.open_failure(name, &failure) {
+                    Some((retry_at_us, failure)) if retry_at_us > now_us => {
+                        let remaining = Duration::from_micros(retry_at_us - now_us);
+                        return Ok(Claim::Failed { failure, retry_after: wait.min(remaining) });
                     }
-                    _ => {
-                        force = true;
-                        continue;
-                    }
+                    _ => force = true,
                 },
-                "ours" => {
-                    let failure = self.open_failure(name, &value).map(|(_, failure)| failure);
-                    Claim::Acquired {
-                        lease: Lease { fence, owner: lease, acquired_at: Instant::now() },
-                        failure,
-                    }
+                ClaimReply::Acquired { failure, fence } => {
+                    let failure = self.open_failure(name, &failure).map(|(_, failure)| failure);
+                    let lease = Lease { fence, owner, acquired_at: Instant::now() };
+                    return Ok(Claim::Acquired { lease, failure });
                 }
-                _ => Claim::Held { remaining: time },
-            });
+                ClaimReply::Held { remaining } => return Ok(Claim::Held { remaining }),
+            }
         }
     }
 
-    /// The record of a name, if there is one that can be understood.
+    /// The record of a name, if there is one that can be opened.
     pub async fn read(&self, name: &str) -> Result<Option<StoreRecord>, Unavailable> {
-        let mut read = ScriptCall::new(Script::Read);
-        read.key(self.key(name, "record"));
-        let (value, fence, time, fresh, age) = self.call::<(Vec<u8>, u64, u64, u8, u64)>(read).await?;
-        Ok(self.open_record(name, &value, fence, Duration::from_millis(time), fresh, age))
+        Ok(self.open_record(name, &self.read_sealed(name).await?))
     }
 
-    /// A failure, and until when it holds the others back, in microseconds since 1970 by the store's clock.
+    /// Whether the record of a name can be opened; `None` where there is no record.
+    pub async fn is_readable(&self, name: &str) -> Result<Option<bool>, Unavailable> {
+        let reply = self.read_sealed(name).await?;
+        Ok((!reply.value.is_empty())
+            .then(|| self.sealer.open(&record_aad(name, reply.fence), &reply.value).is_some()))
+    }
+
+    async fn read_sealed(&self, name: &str) -> Result<RecordReply, Unavailable> {
+        let mut read = ScriptCall::new(Script::Read);
+        read.key(self.key(name, "record"));
+        self.call::<RecordParts>(read).await.map(RecordReply::new)
+    }
+
+    fn open_record(&self, name: &str, reply: &RecordReply) -> Option<StoreRecord> {
+        let value = self.sealer.open(&record_aad(name, reply.fence), &reply.value)?;
+        let RecordReply { fence, ttl, is_from_lease, age, .. } = *reply;
+        Some(StoreRecord { value, fence, ttl, age, is_from_lease })
+    }
+
+    /// A failure, and the end of its backoff in microseconds since 1970 by the store's clock.
     fn open_failure(&self, name: &str, value: &[u8]) -> Option<(u64, Zeroizing<Vec<u8>>)> {
         let mut failure = self.sealer.open(&failure_aad(name), value)?;
-        let until = u64::from_be_bytes(*failure.first_chunk()?);
+        let retry_at_us = u64::from_be_bytes(*failure.first_chunk()?);
         failure.drain(..size_of::<u64>());
-        Some((until, failure))
+        Some((retry_at_us, failure))
     }
 
-    /// Whether what lies under a name can be understood; `None` where there is nothing.
-    pub async fn is_readable(&self, name: &str) -> Result<Option<bool>, Unavailable> {
-        let mut read = ScriptCall::new(Script::Read);
-        read.key(self.key(name, "record"));
-        let (value, fence, ..) = self.call::<(Vec<u8>, u64, u64, u8, u64)>(read).await?;
-        Ok((!value.is_empty()).then(|| self.sealer.open(&record_aad(name, fence), &value).is_some()))
-    }
-
-    fn open_record(
-        &self,
-        name: &str,
-        value: &[u8],
-        fence: u64,
-        life: Duration,
-        fresh: u8,
-        age: u64,
-    ) -> Option<StoreRecord> {
-        let value = self.sealer.open(&record_aad(name, fence), value)?;
-        Some(StoreRecord {
-            value,
-            fence,
-            ttl: life,
-            age: Duration::from_micros(age),
-            is_from_lease: fresh == 1,
-        })
-    }
-
-    /// Puts down what was made under a lease, or what the caller has had for longer, for as long as it lives, and tells the
-    /// others. False where somebody else has put down something newer meanwhile.
+    /// Replaces an older record by `value`, ends the lease and notifies the other replicas. `value` was fetched
+    /// under this lease, or, with [`NotificationKind::Restored`], is one that the caller has had for longer.
+    /// False where a newer record exists.
     pub async fn put(
         &self,
         name: &str,
         lease: &Lease,
         value: &[u8],
-        life: Duration,
+        ttl: Duration,
         event: NotificationKind,
     ) -> Result<bool, Unavailable> {
         let sealed = self.sealer.seal(&record_aad(name, lease.fence), value).ok_or(Unavailable)?;
-        let news = Notification { kind: event, fence: lease.fence, name: name.to_owned() };
-        let news = news.encode(&self.sealer).ok_or(Unavailable)?;
+        let notification = Notification { kind: event, fence: lease.fence, name: name.to_owned() };
+        let notification = notification.encode(&self.sealer).ok_or(Unavailable)?;
         let mut put = ScriptCall::new(Script::Put);
         put.key(self.key(name, "record")).key(self.key(name, "lease")).key(self.key(name, "failure"));
-        put.arg(lease.fence).arg(sealed).arg(as_milliseconds(life).max(1)).arg(&lease.owner);
-        put.arg(self.channel()).arg(news).arg(u8::from(event != NotificationKind::Restored));
+        put.arg(lease.fence).arg(sealed).arg(as_milliseconds(ttl).max(1)).arg(&lease.owner);
+        put.arg(self.channel()).arg(notification).arg(u8::from(event != NotificationKind::Restored));
         self.call::<u8>(put).await.map(|done| done == 1)
     }
 
-    /// Ends a lease that brought nothing. With a failure the others leave it alone for as long.
+    /// Ends a lease without a record. With a failure and its backoff, no replica tries before the backoff has
+    /// ended.
     pub async fn end_lease(
         &self,
         name: &str,
         lease: &Lease,
         failure: Option<(&[u8], Duration)>,
     ) -> Result<(), Unavailable> {
-        let (value, time) = match failure {
-            Some((value, wait)) => {
-                let until = lease.fence.saturating_add(as_microseconds(lease.acquired_at.elapsed() + wait));
-                let value = [&until.to_be_bytes(), value].concat();
+        let (value, ttl_ms) = match failure {
+            Some((value, backoff)) => {
+                let retry_at_us =
+                    lease.fence.saturating_add(as_microseconds(lease.acquired_at.elapsed() + backoff));
+                let value = [&retry_at_us.to_be_bytes(), value].concat();
                 (
                     self.sealer.seal(&failure_aad(name), &value).ok_or(Unavailable)?,
-                    as_milliseconds(wait + FAILURE_TTL),
+                    as_milliseconds(backoff + FAILURE_TTL),
                 )
             }
             None => (Vec::new(), 0),
         };
-        let news = Notification { kind: NotificationKind::LeaseEnded, fence: 0, name: name.to_owned() };
-        let news = news.encode(&self.sealer).ok_or(Unavailable)?;
+        let notification =
+            Notification { kind: NotificationKind::LeaseEnded, fence: 0, name: name.to_owned() };
+        let notification = notification.encode(&self.sealer).ok_or(Unavailable)?;
         let mut end = ScriptCall::new(Script::EndLease);
         end.key(self.key(name, "lease")).key(self.key(name, "failure"));
-        end.arg(&lease.owner).arg(self.channel()).arg(news).arg(value).arg(time);
+        end.arg(&lease.owner).arg(self.channel()).arg(notification).arg(value).arg(ttl_ms);
         self.call::<u8>(end).await.map(|_| ())
     }
 
-    /// Makes a lease last for [`LEASE`] from now. False where it was lost.
+    /// Extends a lease to [`LEASE_TTL`] from now. False where the lease was lost.
     pub async fn extend_lease(&self, name: &str, lease: &Lease) -> Result<bool, Unavailable> {
         let mut extend = ScriptCall::new(Script::ExtendLease);
         extend.key(self.key(name, "lease")).arg(&lease.owner).arg(as_milliseconds(LEASE_TTL));
         self.call::<u8>(extend).await.map(|done| done == 1)
     }
 
-    /// Keeps a lease as long as `making` takes.
-    pub async fn extend_lease_while<T>(
-        &self,
-        name: &str,
-        lease: &Lease,
-        making: impl Future<Output = T>,
-    ) -> T {
-        let mut making = pin!(making);
+    /// Extends a lease until `work` completes.
+    pub async fn extend_lease_while<T>(&self, name: &str, lease: &Lease, work: impl Future<Output = T>) -> T {
+        let mut work = pin!(work);
         let mut ticks = interval(LEASE_TTL / 3);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         ticks.tick().await;
         loop {
             tokio::select! {
                 biased;
-                made = &mut making => return made,
+                output = &mut work => return output,
                 _ = ticks.tick() => {
-                    // Whoever lost it goes on: its record comes too late, or in time all the same.
+                    // A lost lease does not stop the work: its record is rejected if there is a newer one.
                     let _ = self.extend_lease(name, lease).await;
                 }
             }
         }
     }
 
-    /// Takes from buckets that are refilled evenly, each by its name and how many microseconds what was taken within `since`
-    /// takes to refill; answers in how many microseconds each is full, which may be less than none.
+    /// Takes from shared rate limits (GCRA). `taken` has for each the name and the refill time of the requests
+    /// taken within `since`, in microseconds. Returns for each in how many microseconds the limit is fully
+    /// refilled; negative if it was already.
     pub async fn consume_limits(
         &self,
         taken: &[(&str, u64)],
         since: Duration,
     ) -> Result<Vec<i64>, Unavailable> {
-        let mut count = ScriptCall::new(Script::ConsumeLimits);
-        count.arg(as_microseconds(since));
+        let mut consume = ScriptCall::new(Script::ConsumeLimits);
+        consume.arg(as_microseconds(since));
         for (name, taken) in taken {
-            // All in one slot of a cluster, for they are counted together.
-            count.key(format!("{}{{limits}}:{name}", self.key_prefix)).arg(*taken);
+            consume.key(limit_key(&self.key_prefix, name)).arg(*taken);
         }
-        self.call(count).await
+        self.call(consume).await
     }
 
-    /// Hears the news of a name from now on.
+    /// Subscribes to the notifications of a name.
     pub fn subscribe(&self, name: &str) -> Subscription<'_> {
         self.subscriptions.subscribe(name)
     }
 
-    /// Wakes whoever watches this name.
+    /// Wakes all subscriptions of a name.
     pub fn wake_subscribers(&self, name: &str) {
         self.subscriptions.wake(name);
     }
 
-    /// Tells the others; nobody waits for it.
-    pub async fn publish(&self, news: &Notification) -> Result<(), Unavailable> {
-        self.backend.publish(self.channel(), &news.encode(&self.sealer).ok_or(Unavailable)?).await
+    /// Sends a notification to the other replicas; no retry.
+    pub async fn publish(&self, notification: &Notification) -> Result<(), Unavailable> {
+        self.backend.publish(self.channel(), &notification.encode(&self.sealer).ok_or(Unavailable)?).await
     }
 
-    /// Has the connection looked at, for something said that it broke.
+    /// Probes the connection now, after a sign that it broke.
     pub fn request_probe(&self) {
         self.backend.request_probe();
     }
 
-    fn key(&self, name: &str, what: &str) -> String {
-        store_key(&self.key_prefix, name, what)
+    fn key(&self, name: &str, kind: &str) -> String {
+        store_key(&self.key_prefix, name, kind)
     }
 
     fn channel(&self) -> String {
         channel_name(&self.key_prefix)
     }
 
-    async fn call<T: FromRedisValue>(&self, ask: ScriptCall) -> Result<T, Unavailable> {
-        self.backend.call(ask).await
+    async fn call<T: FromRedisValue>(&self, call: ScriptCall) -> Result<T, Unavailable> {
+        self.backend.call(call).await
     }
 }
 
-/// The braces keep what belongs to one name in one slot of a cluster.
-fn store_key(prefix: &str, name: &str, what: &str) -> String {
-    format!("{prefix}{{{name}}}:{what}")
+fn as_microseconds(ttl_ms: Duration) -> u64 {
+    ttl_ms.as_micros().try_into().unwrap_or(u64::MAX)
 }
 
-fn channel_name(prefix: &str) -> String {
-    format!("{prefix}news")
-}
-
-/// What a record is sealed for: it can be moved to no other name, and made no newer than it is.
-fn record_aad(name: &str, fence: u64) -> String {
-    format!("{name}:record:{fence}")
-}
-
-fn failure_aad(name: &str) -> String {
-    format!("{name}:failure")
-}
-
-fn as_microseconds(time: Duration) -> u64 {
-    time.as_micros().try_into().unwrap_or(u64::MAX)
-}
-
-fn as_milliseconds(time: Duration) -> u64 {
-    time.as_millis().try_into().unwrap_or(u64::MAX)
+fn as_milliseconds(ttl_ms: Duration) -> u64 {
+    ttl_ms.as_millis().try_into().unwrap_or(u64::MAX)
 }

@@ -1,10 +1,11 @@
-//! One agent's access_token: who needs one gets the current one, who was refused gets the next, and however many ask
-//! there is one gettoken.
+//! Token cache: the access_token of each agent. Requests share the current token, and concurrent requests that
+//! need a new one share one gettoken call (single flight).
 //!
-//! Two verbs carry the rest: [`TokenSlot::current`] and [`TokenSlot::replace`]. A renewal runs in a task of its own
-//! (`renew`), so that no caller who goes away takes it from the others. Where replicas share a store, one of them asks for
-//! all (`shared`). How often is bounded by `backoff`, `cooldown`, `shares` and `failures`. What the slot tells to others
-//! about itself is in `report`.
+//! [`AgentToken::current_or_fetch`] returns the current token or fetches the first;
+//! [`AgentToken::replace_refused`] replaces one that WeCom refused. A refresh runs in a task of its own
+//! (`refresh`), so that a caller that disconnects does not cancel it for the others. Where replicas share a
+//! store, one of them calls gettoken for all (`replicas`). The number of calls is bounded by `backoff`,
+//! `cooldown`, `refresh_budget` and `failure_budget`. What operators see of an entry is in `status`.
 
 mod accepted_paths;
 mod backoff;
@@ -13,6 +14,7 @@ mod bucket;
 mod cooldown;
 mod failure_budget;
 pub mod fetch;
+mod fetched_token;
 mod hourly_window;
 pub mod passes;
 mod proactive;
@@ -57,17 +59,17 @@ use self::{
 };
 use crate::store::Store;
 
-/// What became of a refused token.
+/// The outcome of [`AgentToken::replace_refused`].
 #[derive(Debug)]
 pub enum Replacement {
-    /// A newer token; send the request with it.
+    /// A newer token; resend the request with it.
     Refreshed(Arc<Token>),
-    /// gettoken handed the refused token out again; it is worth one try.
+    /// gettoken returned the refused token again; the request is worth one retry.
     Unchanged(Arc<Token>),
-    /// No renewal now: the last one brought this very token, or a share is spent. The refusal stands; the next renewal may be
-    /// tried after so long.
+    /// No refresh now: the last one returned this very token, or a budget is spent. The refusal is final for
+    /// this request; a refresh may be tried after this time.
     Throttled(Duration),
-    /// The renewal failed.
+    /// The refresh failed.
     Unavailable(Arc<FetchError>),
 }
 
@@ -77,22 +79,22 @@ impl Replacement {
             Ok(token) if token.is_same_as(refused) => Self::Unchanged(token),
             Ok(token) => Self::Refreshed(token),
             Err(failure) => match *failure {
-                FetchError::Throttled { retry_at: until } => Self::throttled_until(until),
+                FetchError::Throttled { retry_at } => Self::throttled_until(retry_at),
                 _ => Self::Unavailable(failure),
             },
         }
     }
 
-    fn throttled_until(until: Instant) -> Self {
-        Self::Throttled(until.saturating_duration_since(Instant::now()))
+    fn throttled_until(retry_at: Instant) -> Self {
+        Self::Throttled(retry_at.saturating_duration_since(Instant::now()))
     }
 }
 
 type Outcome = Result<Arc<Token>, Arc<FetchError>>;
 type Refresh = watch::Receiver<Option<Outcome>>;
 
-/// The token of one agent, and all that is known of getting one. It belongs to one pair of corpid and secret: a changed
-/// secret makes a new slot.
+/// Cache entry: the token of one agent with its refresh state. It belongs to one pair of corpid and secret; a
+/// changed secret creates a new entry.
 pub struct AgentToken {
     agent_name: String,
     credentials: Credentials,
@@ -100,7 +102,7 @@ pub struct AgentToken {
     current: ArcSwapOption<Token>,
     used: AtomicBool,
     requested: AtomicBool,
-    /// The secret brought a token when it was last used.
+    /// The secret's last gettoken succeeded.
     credentials_verified: AtomicBool,
     state: Mutex<State>,
 }
@@ -110,34 +112,36 @@ struct State {
     refresh: Option<Refresh>,
     backoff: Backoff,
     cooldown: Cooldown,
-    /// The paths that refused the current token since the flight under way began.
+    /// The paths that refused the current token since the running refresh began.
     refused_by: RefusedPaths,
-    /// That flight ended a cooldown early.
+    /// The running refresh ended a cooldown early.
     cooldown_ended_early: bool,
-    /// The current token came back although it had expired.
+    /// gettoken returned the current token although it had expired.
     repeated_after_expiry: bool,
-    /// How often the current token was renewed ahead of its expiry.
+    /// Proactive refreshes of the current token.
     proactive_refreshes: u8,
-    /// When it is this agent's turn to try its secret, where too many have failed for the address.
+    /// When this agent may try its secret, where the failure budget of the address is spent.
     failure_queue_turn: Option<Instant>,
     last_refresh: Option<LastRefresh>,
 }
 
 impl State {
-    /// How long no gettoken is tried after failures, its own or those of the address.
+    /// How long no gettoken is tried, after failures of this agent or of the address.
     fn backoff_remaining(&self, now: Instant) -> Duration {
-        let turn = self.failure_queue_turn.map_or(Duration::ZERO, |turn| turn.saturating_duration_since(now));
-        self.backoff.remaining(now).max(turn)
+        let retry_at = self
+            .failure_queue_turn
+            .map_or(Duration::ZERO, |retry_at| retry_at.saturating_duration_since(now));
+        self.backoff.remaining(now).max(retry_at)
     }
 }
 
 impl AgentToken {
-    /// A slot without a token.
-    pub fn new(agent: &str, credentials: Credentials, issuer: Arc<TokenService>) -> Arc<Self> {
+    /// An entry without a token.
+    pub fn new(agent: &str, credentials: Credentials, service: Arc<TokenService>) -> Arc<Self> {
         Arc::new(Self {
             agent_name: agent.to_owned(),
             credentials,
-            service: issuer,
+            service,
             current: ArcSwapOption::empty(),
             used: AtomicBool::new(false),
             requested: AtomicBool::new(false),
@@ -146,39 +150,39 @@ impl AgentToken {
         })
     }
 
-    /// The store that replicas share, where there is one.
+    /// The store that replicas share, if one is configured.
     pub fn store(&self) -> Option<&Arc<Store>> {
         self.service.store()
     }
 
-    /// Whose token it is.
+    /// The credentials that the token is fetched with.
     pub fn credentials(&self) -> &Credentials {
         &self.credentials
     }
 
-    /// The token that there is, whether it serves or not; for whoever must not show it.
+    /// The cached token, expired or not; for code that redacts it.
     pub fn cached_even_expired(&self) -> Option<Arc<Token>> {
         self.current.load_full()
     }
 
-    /// The token that serves at `now`, if there is one. Takes no lock that a renewal can hold.
+    /// The cached token if it is valid at `now`. Takes no lock that a refresh can hold.
     pub fn cached(self: &Arc<Self>, now: Instant) -> Option<Arc<Token>> {
         let token = self.current.load();
         let token = token.as_ref().filter(|token| now < token.usable_until)?;
         if !self.used.load(Ordering::Relaxed) {
             self.used.store(true, Ordering::Relaxed);
             if now >= token.refresh_at {
-                // Nobody used it when its renewal was due.
+                // The token was not in use when its proactive refresh was due.
                 self.service.runtime.spawn(refresh_before_expiry(Arc::downgrade(self), token.clone()));
             }
         }
         Some(token.clone())
     }
 
-    /// The token that serves now; fetches one if there is none, once for all that ask. While fetching fails, the last
-    /// failure comes back at once until it is time for another try.
+    /// The valid token; fetches one if there is none, once for all concurrent callers. During backoff the last
+    /// failure is returned at once.
     pub async fn current_or_fetch(self: &Arc<Self>) -> Outcome {
-        let flight = {
+        let refresh = {
             let mut state = self.state();
             let now = Instant::now();
             if let Some(token) = self.cached(now) {
@@ -195,15 +199,16 @@ impl AgentToken {
                     return Err(failure);
                 }
             }
-            self.join_or_start(&mut state, reason).map_err(|until| self.throttle_error(&state, until))?
+            self.join_or_start(&mut state, reason)
+                .map_err(|retry_at| self.throttle_error(&state, retry_at))?
         };
-        self.mark_used_if_ok(join(flight).await)
+        self.mark_used_if_ok(join(refresh).await)
     }
 
-    /// What to do about a token that the upstream refused on this path. If there is a newer one by now, that is the answer;
-    /// only a refusal of the current one causes a gettoken.
+    /// Replaces a token that WeCom refused on this path. If the cache has a newer token by now, that one is
+    /// returned; only a refusal of the current token causes a gettoken.
     pub async fn replace_refused(self: &Arc<Self>, refused: &Token, path: PathKey) -> Replacement {
-        let flight = {
+        let refresh = {
             let mut state = self.state();
             let now = Instant::now();
             let current = self.current.load_full().filter(|current| current.is_same_as(refused));
@@ -211,34 +216,35 @@ impl AgentToken {
                 drop(state);
                 return Replacement::from_outcome(self.current_or_fetch().await, refused);
             };
-            let (worked, works) = (current.was_ever_accepted_on(path), current.is_accepted_on(path));
+            let (was_accepted, is_accepted) =
+                (current.was_ever_accepted_on(path), current.is_accepted_on(path));
             current.mark_refused_on(path);
             if state.refresh.is_none() {
-                if let Some(until) = state.cooldown.blocked_until(now, path, works) {
-                    return Replacement::throttled_until(until);
+                if let Some(retry_at) = state.cooldown.blocked_until(now, path, is_accepted) {
+                    return Replacement::throttled_until(retry_at);
                 }
                 if let Some(failure) = state.backoff.active_failure(now) {
                     return Replacement::Unavailable(failure);
                 }
             }
-            let early = state.refresh.is_none() && state.cooldown.ends_early(now);
-            match self.join_or_start(&mut state, RefreshReason::Refused { was_accepted: worked }) {
-                Ok(flight) => {
-                    state.cooldown_ended_early |= early;
+            let ends_early = state.refresh.is_none() && state.cooldown.ends_early(now);
+            match self.join_or_start(&mut state, RefreshReason::Refused { was_accepted }) {
+                Ok(refresh) => {
+                    state.cooldown_ended_early |= ends_early;
                     state.refused_by.insert(path);
-                    flight
+                    refresh
                 }
-                Err(until) => {
-                    self.mark_throttled(until);
-                    return Replacement::throttled_until(until);
+                Err(retry_at) => {
+                    self.mark_throttled(retry_at);
+                    return Replacement::throttled_until(retry_at);
                 }
             }
         };
-        Replacement::from_outcome(self.mark_used_if_ok(join(flight).await), refused)
+        Replacement::from_outcome(self.mark_used_if_ok(join(refresh).await), refused)
     }
 
-    /// Says that a path refused a token although it had just been renewed, as it is for an app that may not call an API at
-    /// all: renewing again and again would help nobody.
+    /// Records that a path refused a token that had just been refreshed, as it does for an app without
+    /// permission for an API: further refreshes would not help.
     pub fn mark_refused_again(&self, token: &Token, path: PathKey) {
         let mut state = self.state();
         let current = self.current.load_full().filter(|current| current.is_same_as(token));
@@ -250,24 +256,23 @@ impl AgentToken {
         }
     }
 
-    /// Fetches a token whatever failed before: an operator says that it is worth a try. Such orders count against the
-    /// agent's own share, and are held back when that is spent.
+    /// Fetches a token in spite of backoff and cooldown, because an operator requested it.
     pub async fn force_refresh(self: &Arc<Self>) -> Outcome {
-        let flight = {
+        let refresh = {
             let mut state = self.state();
             self.requested.store(true, Ordering::Relaxed);
-            let flight = self.join_or_start(&mut state, RefreshReason::Manual);
-            let flight = flight.map_err(|until| self.throttle_error(&state, until))?;
-            // Only now: where the share is spent there is no try, and what failed before stays as it is.
+            let refresh = self.join_or_start(&mut state, RefreshReason::Manual);
+            let refresh = refresh.map_err(|retry_at| self.throttle_error(&state, retry_at))?;
+            // Reset only now: if the budget is spent there is no attempt, and the earlier failure stays.
             state.backoff = Backoff::default();
             state.cooldown = Cooldown::default();
             state.failure_queue_turn = None;
-            flight
+            refresh
         };
-        join(flight).await
+        join(refresh).await
     }
 
-    /// Who waited for a token uses it.
+    /// A token that a caller waited for counts as used.
     fn mark_used_if_ok(&self, outcome: Outcome) -> Outcome {
         if outcome.is_ok() {
             self.used.store(true, Ordering::Relaxed);
@@ -280,9 +285,9 @@ impl AgentToken {
     }
 }
 
-/// Waits for a flight to land.
-async fn join(mut flight: Refresh) -> Outcome {
-    match flight.wait_for(Option::is_some).await {
+/// Waits until a refresh completes.
+async fn join(mut refresh: Refresh) -> Outcome {
+    match refresh.wait_for(Option::is_some).await {
         Ok(outcome) => outcome.clone().unwrap_or_else(|| Err(Arc::new(FetchError::Cancelled))),
         Err(_) => Err(Arc::new(FetchError::Cancelled)),
     }

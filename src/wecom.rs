@@ -1,4 +1,4 @@
-//! Facts of WeCom: what its replies look like and what its errcodes mean. No I/O, and nothing of this proxy's own.
+//! Facts about WeCom, without I/O: response formats and errcodes.
 
 pub mod errcode; // the codes the proxy acts on, and what an operator should do about the common ones
-pub mod response; // the errcode of a reply, found while it streams; the answer of gettoken
+pub mod response; // the errcode of a streamed response; gettoken's response

@@ -1,11 +1,11 @@
-//! Whether an operator looks closely at an agent's exchanges, and until when.
+//! Whether an operator captures an agent's exchanges, and until when.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
     time::{Duration, SystemTime},
 };
 
-/// A switch that ends by itself. While it is off, asking costs one load.
+/// A switch that turns itself off. While it is off, a check costs one load.
 #[derive(Debug, Default)]
 pub struct CaptureSwitch {
     /// Milliseconds since 1970; 0 while it is off.
@@ -13,7 +13,7 @@ pub struct CaptureSwitch {
 }
 
 impl CaptureSwitch {
-    /// Whether somebody looks now.
+    /// Whether it is on now.
     pub fn is_on(&self) -> bool {
         match self.until_ms.load(Ordering::Relaxed) {
             0 => false,
@@ -21,15 +21,15 @@ impl CaptureSwitch {
         }
     }
 
-    /// When it ends; `None` while it is off.
+    /// When it turns off; `None` while it is off.
     pub fn until(&self) -> Option<SystemTime> {
         let on = self.is_on().then(|| self.until_ms.load(Ordering::Relaxed));
         on.filter(|until| *until > 0).map(|until| SystemTime::UNIX_EPOCH + Duration::from_millis(until))
     }
 
-    /// On for so long from now; zero ends it.
-    pub fn enable_for(&self, how_long: Duration) {
-        let until = if how_long.is_zero() { 0 } else { now_ms() + how_long.as_millis() as u64 };
+    /// Turns it on for this long; zero turns it off.
+    pub fn enable_for(&self, duration: Duration) {
+        let until = if duration.is_zero() { 0 } else { now_ms() + duration.as_millis() as u64 };
         self.until_ms.store(until, Ordering::Relaxed);
     }
 
@@ -38,7 +38,7 @@ impl CaptureSwitch {
         if now_ms() < until {
             return true;
         }
-        // Unless somebody has switched it on again meanwhile.
+        // Fails if it was enabled again meanwhile.
         let _ = self.until_ms.compare_exchange(until, 0, Ordering::Relaxed, Ordering::Relaxed);
         false
     }
@@ -54,14 +54,14 @@ mod tests {
 
     #[test]
     fn capture_switch_past_its_end_is_off() {
-        let inspection = CaptureSwitch::default();
-        assert!(!inspection.is_on() && inspection.until().is_none());
-        inspection.enable_for(Duration::from_secs(60));
-        assert!(inspection.is_on() && inspection.until() > Some(SystemTime::now()));
-        inspection.enable_for(Duration::ZERO);
-        assert!(!inspection.is_on());
-        inspection.until_ms.store(1, Ordering::Relaxed);
-        assert!(!inspection.is_on());
-        assert_eq!(inspection.until_ms.load(Ordering::Relaxed), 0, "the next one asks no clock");
+        let switch = CaptureSwitch::default();
+        assert!(!switch.is_on() && switch.until().is_none());
+        switch.enable_for(Duration::from_secs(60));
+        assert!(switch.is_on() && switch.until() > Some(SystemTime::now()));
+        switch.enable_for(Duration::ZERO);
+        assert!(!switch.is_on());
+        switch.until_ms.store(1, Ordering::Relaxed);
+        assert!(!switch.is_on());
+        assert_eq!(switch.until_ms.load(Ordering::Relaxed), 0, "the next check reads no clock");
     }
 }

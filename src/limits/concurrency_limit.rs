@@ -1,20 +1,22 @@
-//! The places among the requests in flight, and who gets one when they are scarce.
+//! Concurrency limit for requests in flight, with fair queueing under contention.
 //!
-//! While no more than half of the places are taken, a request takes one with a single atomic operation and nobody is told
-//! apart. Beyond that the places are counted for client, agent and endpoint, and two rules hold:
+//! While no more than half of the permits are in use, a request takes one with a single atomic operation,
+//! whatever its flow. Beyond that, permits are counted per client, agent and endpoint, and two rules apply:
 //!
-//! - *Nobody takes the last ones.* Who holds places gets another only while enough are free besides: a sixteenth of what
-//!   the client holds, and as much again for its agent and for the endpoint. This is how switches share their memory between
-//!   ports (Choudhury and Hahne's dynamic thresholds). Requests cannot be taken back once they are with WeCom, so turns
-//!   alone would not help: a flood of calls that hang would hold all places before anybody had to wait. One flood alone gets
-//!   more than nine tenths of the places, several share them, and whoever comes anew finds one.
-//! - *Who waits is served in turns*: first between clients, then between a client's agents, then between the endpoints that
-//!   are called through an agent. A client with many agents, or one that calls many paths, has no more turns than another.
+//! - *A reserve stays free.* A flow that holds permits gets another only while enough are free besides: a
+//!   sixteenth of what its client holds, and as much again for its agent and its endpoint. Switches share buffer
+//!   memory between ports like this (Choudhury and Hahne's dynamic thresholds). Requests cannot be revoked once
+//!   WeCom has them, so taking turns alone would not help: a flood of calls that hang would hold all permits
+//!   before any other request had to wait. One flood alone gets more than nine tenths of the permits, several
+//!   share them, and a new client finds one.
+//! - *Waiters are served round-robin*: first between clients, then between a client's agents, then between the
+//!   endpoints called through an agent. A client with many agents, or one that calls many paths, gets no more
+//!   turns than another.
 //!
-//! How many may wait is bounded too, and the first rule holds for that room as well: a flood is refused at once, and leaves
-//! room for the others. Weights and shuffled shards (Kubernetes) are for tenants that cannot be told apart cheaply; here all
-//! are known by name. A bound for each client (HAProxy, Envoy) would have to be guessed, and lies idle when others are
-//! quiet.
+//! The queue is bounded too, and the first rule applies to it as well: a flood is refused at once, and leaves
+//! queue capacity for the others. Weights and shuffle sharding (Kubernetes) are for tenants that are expensive
+//! to tell apart; here all are known by name. A limit per client (HAProxy, Envoy) would have to be guessed, and
+//! lies idle while the others are quiet.
 
 use std::{
     hash::BuildHasher,
@@ -34,22 +36,23 @@ use tokio::{sync::oneshot, time::timeout};
 use super::fair_queue::FairQueue;
 pub use super::fair_queue::FlowKey;
 
-/// As many may wait as there are places, and no fewer than so many.
+/// Smallest queue capacity; else as many may wait as there are permits.
 pub(super) const MIN_QUEUE_CAPACITY: usize = 1024;
 
-/// Fewer places than these are all given to whoever comes first: a few that are held back would be too many of them.
+/// Below this many permits all are granted in order of arrival, because a reserve would be too large a part of
+/// them.
 const MIN_PERMITS_FOR_RESERVE: usize = 64;
 
-/// Places for requests.
+/// A semaphore with a reserve and a fair wait queue.
 #[derive(Debug)]
 pub struct ConcurrencyLimit {
     max_permits: usize,
-    /// As long as no more are taken nobody is told apart.
+    /// Up to this many permits flows are not counted.
     uncontended_permits: usize,
-    /// Most who may wait.
+    /// Most waiters.
     queue_capacity: usize,
     in_use: AtomicUsize,
-    /// How many wait; written under the lock.
+    /// Number of waiters; written under the lock.
     queued: AtomicUsize,
     queue: Mutex<WaitQueue>,
     hasher: RandomState,
@@ -61,19 +64,19 @@ struct WaitQueue {
     is_closed: bool,
 }
 
-/// Why there is no place.
+/// Why no permit was granted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AcquireError {
-    /// Too many wait already.
+    /// The queue is full.
     QueueFull,
-    /// None came free in time.
+    /// No permit became free in time.
     TimedOut,
-    /// Nobody waits any more.
+    /// The queue is closed.
     Closed,
 }
 
 impl ConcurrencyLimit {
-    /// So many places.
+    /// A limit with `max_permits` permits.
     pub fn new(max_permits: usize) -> Self {
         Self {
             max_permits,
@@ -86,140 +89,136 @@ impl ConcurrencyLimit {
         }
     }
 
-    /// How many places are taken.
+    /// Number of permits in use.
     pub fn in_use(&self) -> usize {
         self.in_use.load(SeqCst)
     }
 
-    /// How many wait for one.
+    /// Number of waiters.
     pub fn queued(&self) -> usize {
         self.queued.load(SeqCst)
     }
 
-    /// A place, where nobody need be told apart.
+    /// A permit, if no more than half are in use: the fast path.
     pub fn try_acquire_uncontended(self: &Arc<Self>) -> Option<Permit> {
         self.try_increment(self.uncontended_permits).map(|_| Permit { limit: self.clone(), flow_key: None })
     }
 
-    /// A place at once or none, for requests that must not queue for it. `flow` is called only once half of the places are
-    /// taken.
+    /// A permit at once or none, for requests that must not wait. `flow` is called only if more than half of the
+    /// permits are in use.
     pub fn try_acquire(self: &Arc<Self>, flow: impl FnOnce() -> FlowKey) -> Option<Permit> {
         self.try_acquire_uncontended().or_else(|| self.try_grant(&mut self.lock_queue(), flow()))
     }
 
-    /// What a request counts for.
+    /// The flow that a request counts for.
     pub fn flow_key(&self, client: Option<&str>, agent: Option<&str>, endpoint: &str) -> FlowKey {
         FlowKey([self.hasher.hash_one(client), self.hasher.hash_one(agent), self.hasher.hash_one(endpoint)])
     }
 
-    /// A place for this one, if need be after a while in the row.
+    /// A permit for this flow, after waiting up to `max_wait`.
     pub async fn acquire(
         self: &Arc<Self>,
         flow: FlowKey,
-        patience: Duration,
+        max_wait: Duration,
     ) -> Result<Permit, AcquireError> {
-        let mut turn = match self.acquire_or_enqueue(flow)? {
-            Admission::Granted(place) => return Ok(place),
-            Admission::Queued(turn) => turn,
+        let mut waiter = match self.acquire_or_enqueue(flow)? {
+            Admission::Granted(permit) => return Ok(permit),
+            Admission::Queued(waiter) => waiter,
         };
-        match timeout(patience, &mut turn.permit_receiver).await {
-            Ok(Ok(place)) => Ok(place),
+        match timeout(max_wait, &mut waiter.permit_receiver).await {
+            Ok(Ok(permit)) => Ok(permit),
             Ok(Err(_)) => Err(AcquireError::Closed),
             Err(_) => Err(AcquireError::TimedOut),
         }
     }
 
-    /// From now on nobody waits: who would have to is told so, and who does is told now.
+    /// Closes the queue: current and future waiters fail with [`AcquireError::Closed`].
     pub fn close(&self) {
-        let mut row = self.lock_queue();
-        row.is_closed = true;
-        let away = row.fair_queue.drain();
+        let mut queue = self.lock_queue();
+        queue.is_closed = true;
+        let waiters = queue.fair_queue.drain();
         self.queued.store(0, SeqCst);
-        drop(row);
-        drop(away);
+        drop(queue);
+        drop(waiters);
     }
 
     fn acquire_or_enqueue(self: &Arc<Self>, flow: FlowKey) -> Result<Admission, AcquireError> {
-        let mut row = self.lock_queue();
-        let mut granted = self.grant_waiters(&mut row);
-        let asked = self.grant_or_enqueue(&mut row, flow);
-        if matches!(asked, Ok(Admission::Queued(_))) {
-            // Whoever gave a place back before it could see that somebody waits has woken nobody.
-            granted.append(&mut self.grant_waiters(&mut row));
+        let mut queue = self.lock_queue();
+        let mut granted = self.grant_waiters(&mut queue);
+        let admission = self.grant_or_enqueue(&mut queue, flow);
+        if matches!(admission, Ok(Admission::Queued(_))) {
+            // A permit released before the waiter was visible has woken no waiter.
+            granted.append(&mut self.grant_waiters(&mut queue));
         }
-        drop(row);
+        drop(queue);
         send_permits(granted);
-        asked
+        admission
     }
 
     fn grant_or_enqueue(
         self: &Arc<Self>,
-        row: &mut WaitQueue,
+        queue: &mut WaitQueue,
         flow: FlowKey,
     ) -> Result<Admission, AcquireError> {
-        if let Some(place) = self.try_grant(row, flow) {
-            return Ok(Admission::Granted(place));
+        if let Some(permit) = self.try_grant(queue, flow) {
+            return Ok(Admission::Granted(permit));
         }
-        if row.is_closed {
+        if queue.is_closed {
             return Err(AcquireError::Closed);
         }
-        if !row.fair_queue.may_enqueue(&flow, self.queue_capacity.saturating_sub(row.fair_queue.queued())) {
+        if !queue.fair_queue.may_enqueue(&flow, self.queue_capacity.saturating_sub(queue.fair_queue.queued()))
+        {
             return Err(AcquireError::QueueFull);
         }
         let (sender, granted) = oneshot::channel();
-        let number = row.fair_queue.enqueue(flow, sender);
-        self.queued.store(row.fair_queue.queued(), SeqCst);
-        Ok(Admission::Queued(Waiter {
-            limit: self.clone(),
-            flow_key: flow,
-            id: number,
-            permit_receiver: granted,
-        }))
+        let id = queue.fair_queue.enqueue(flow, sender);
+        self.queued.store(queue.fair_queue.queued(), SeqCst);
+        Ok(Admission::Queued(Waiter { limit: self.clone(), flow_key: flow, id, permit_receiver: granted }))
     }
 
-    /// A place that is free and that the first rule grants, counted for `flow`.
-    fn try_grant(self: &Arc<Self>, row: &mut WaitQueue, flow: FlowKey) -> Option<Permit> {
-        let granted = row.fair_queue.may_acquire(&flow, self.grantable(self.available()))
+    /// A free permit, if the first rule allows it, counted for `flow`.
+    fn try_grant(self: &Arc<Self>, queue: &mut WaitQueue, flow: FlowKey) -> Option<Permit> {
+        let granted = queue.fair_queue.may_acquire(&flow, self.grantable(self.available()))
             && self.try_increment(self.max_permits).is_some();
         granted.then(|| {
-            row.fair_queue.count_acquired(&flow);
+            queue.fair_queue.count_acquired(&flow);
             self.counted_permit(flow)
         })
     }
 
-    /// Finds those whose turn it is, as far as there are places. They are told when the lock is free: one that has left
-    /// gives its place back.
+    /// Takes permits for the next waiters, as far as they are free. They are sent after the lock is released,
+    /// because a waiter that has left releases its permit, which locks.
     #[must_use]
-    fn grant_waiters(self: &Arc<Self>, row: &mut WaitQueue) -> Vec<(oneshot::Sender<Permit>, Permit)> {
+    fn grant_waiters(self: &Arc<Self>, queue: &mut WaitQueue) -> Vec<(oneshot::Sender<Permit>, Permit)> {
         let mut granted = Vec::new();
-        while row.fair_queue.queued() > 0
-            && let Some(free) = self.try_increment(self.max_permits)
+        while queue.fair_queue.queued() > 0
+            && let Some(available) = self.try_increment(self.max_permits)
         {
-            let Some((flow, sender)) = row.fair_queue.dequeue(self.grantable(free)) else {
+            let Some((flow, sender)) = queue.fair_queue.dequeue(self.grantable(available)) else {
                 self.in_use.fetch_sub(1, SeqCst);
                 break;
             };
             granted.push((sender, self.counted_permit(flow)));
         }
-        self.queued.store(row.fair_queue.queued(), SeqCst);
+        self.queued.store(queue.fair_queue.queued(), SeqCst);
         granted
     }
 
-    /// Counts one more as taken, if fewer than `bound` are; how many were free before.
+    /// Counts one more permit in use if fewer than `bound` are; returns how many were free before.
     fn try_increment(&self, bound: usize) -> Option<usize> {
-        let mut taken = self.in_use.load(Relaxed);
-        while taken < bound {
-            match self.in_use.compare_exchange_weak(taken, taken + 1, SeqCst, Relaxed) {
-                Ok(_) => return Some(self.max_permits - taken),
-                Err(now) => taken = now,
+        let mut in_use = self.in_use.load(Relaxed);
+        while in_use < bound {
+            match self.in_use.compare_exchange_weak(in_use, in_use + 1, SeqCst, Relaxed) {
+                Ok(_) => return Some(self.max_permits - in_use),
+                Err(actual) => in_use = actual,
             }
         }
         None
     }
 
-    /// What of the free places the first rule sees: of few places none is held back.
-    fn grantable(&self, free: usize) -> usize {
-        if free > 0 && self.max_permits < MIN_PERMITS_FOR_RESERVE { usize::MAX } else { free }
+    /// The free permits as the first rule sees them: a small limit has no reserve.
+    fn grantable(&self, available: usize) -> usize {
+        if available > 0 && self.max_permits < MIN_PERMITS_FOR_RESERVE { usize::MAX } else { available }
     }
 
     fn available(&self) -> usize {
@@ -235,12 +234,12 @@ impl ConcurrencyLimit {
         if flow.is_none() && self.queued.load(SeqCst) == 0 {
             return;
         }
-        let mut row = self.lock_queue();
+        let mut queue = self.lock_queue();
         if let Some(flow) = flow {
-            row.fair_queue.count_released(flow);
+            queue.fair_queue.count_released(flow);
         }
-        let granted = self.grant_waiters(&mut row);
-        drop(row);
+        let granted = self.grant_waiters(&mut queue);
+        drop(queue);
         send_permits(granted);
     }
 
@@ -250,8 +249,8 @@ impl ConcurrencyLimit {
 }
 
 fn send_permits(granted: Vec<(oneshot::Sender<Permit>, Permit)>) {
-    for (sender, place) in granted {
-        let _ = sender.send(place);
+    for (sender, permit) in granted {
+        let _ = sender.send(permit);
     }
 }
 
@@ -260,7 +259,7 @@ enum Admission {
     Queued(Waiter),
 }
 
-/// One who waits; dropped, it waits no longer.
+/// A waiter; leaves the queue when dropped.
 struct Waiter {
     limit: Arc<ConcurrencyLimit>,
     flow_key: FlowKey,
@@ -270,17 +269,17 @@ struct Waiter {
 
 impl Drop for Waiter {
     fn drop(&mut self) {
-        let mut row = self.limit.lock_queue();
-        row.fair_queue.remove(&self.flow_key, self.id);
-        self.limit.queued.store(row.fair_queue.queued(), SeqCst);
+        let mut queue = self.limit.lock_queue();
+        queue.fair_queue.remove(&self.flow_key, self.id);
+        self.limit.queued.store(queue.fair_queue.queued(), SeqCst);
     }
 }
 
-/// A place; free again when it is dropped.
+/// A permit; released when dropped.
 #[derive(Debug)]
 pub struct Permit {
     limit: Arc<ConcurrencyLimit>,
-    /// Whom it is counted for.
+    /// The flow that it is counted for; `None` on the fast path.
     flow_key: Option<Box<FlowKey>>,
 }
 

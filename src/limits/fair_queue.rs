@@ -1,33 +1,34 @@
-//! Who holds places and who waits for one, and whose turn it is. It only counts and orders; [`super::places`] has the
-//! places themselves and wakes those who wait.
+//! Counts held permits and orders waiters per flow. [`super::concurrency_limit`] has the permits and wakes the
+//! waiters.
 
 use std::collections::{HashMap, VecDeque};
 
 use foldhash::fast::RandomState;
 
-/// So many times as much as is free somebody may already have, or there is no more for them.
+/// A flow may hold this many times as many permits as are free.
 const MAX_HELD_PER_FREE: usize = 16;
 
-/// What a request counts for: its client, its agent, its endpoint, each as a hash.
+/// What a request counts for: its client, agent and endpoint, each as a hash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FlowKey(pub(super) [u64; 3]);
 
-/// Everybody who holds a place or waits for one, as a tree: clients, the agents of each, the endpoints of each of those.
+/// All flows that hold permits or have waiters, as a tree: clients, the agents of each, the endpoints of each of
+/// those.
 #[derive(Debug)]
 pub(super) struct FairQueue<T> {
     root: FlowNode<T>,
     last_id: u64,
 }
 
-/// One client, agent or endpoint with all that is below it.
+/// A client, agent or endpoint, with its children.
 #[derive(Debug)]
 struct FlowNode<T> {
     held: usize,
     queued: usize,
     children: HashMap<u64, Self, RandomState>,
-    /// Those below in which somebody waits, in the order of their turns.
+    /// The children with waiters, in round-robin order.
     round_robin: VecDeque<u64>,
-    /// At an endpoint: who waits, by rising numbers.
+    /// At an endpoint: its waiters, by ascending id.
     entries: VecDeque<QueueEntry<T>>,
 }
 
@@ -43,60 +44,58 @@ impl<T> FairQueue<T> {
         Self { root: FlowNode::new(), last_id: 0 }
     }
 
-    /// How many wait.
+    /// Number of waiters.
     pub(super) fn queued(&self) -> usize {
         self.root.queued
     }
 
-    /// Whether this one may hold one more of `free` places.
+    /// Whether this flow may hold one more permit if `free` are free.
     pub(super) fn may_acquire(&self, flow: &FlowKey, free: usize) -> bool {
-        self.root.is_within_threshold(&flow.0, free, |branch| branch.held)
+        self.root.is_within_threshold(&flow.0, free, |node| node.held)
     }
 
-    /// Whether this one may wait with those who wait already, where there is room for `free` more.
+    /// Whether this flow may have one more waiter if `free` more fit into the queue.
     pub(super) fn may_enqueue(&self, flow: &FlowKey, free: usize) -> bool {
-        self.root.is_within_threshold(&flow.0, free, |branch| branch.queued)
+        self.root.is_within_threshold(&flow.0, free, |node| node.queued)
     }
 
-    /// Counts a place as held.
+    /// Counts a permit as held.
     pub(super) fn count_acquired(&mut self, flow: &FlowKey) {
         self.root.held += 1;
-        let mut branch = &mut self.root;
-        for name in flow.0 {
-            branch = branch.children.entry(name).or_insert_with(FlowNode::new);
-            branch.held += 1;
+        let mut node = &mut self.root;
+        for key in flow.0 {
+            node = node.children.entry(key).or_insert_with(FlowNode::new);
+            node.held += 1;
         }
     }
 
-    /// Counts it as held no longer.
+    /// Counts a permit as released.
     pub(super) fn count_released(&mut self, flow: &FlowKey) {
         self.root.count_released(&flow.0);
     }
 
-    /// Puts somebody at the end of their row. The number is for [`Turns::leave`].
-    pub(super) fn enqueue(&mut self, flow: FlowKey, who: T) -> u64 {
+    /// Appends a waiter to the queue of its flow. The id is for [`FairQueue::remove`].
+    pub(super) fn enqueue(&mut self, flow: FlowKey, value: T) -> u64 {
         self.last_id += 1;
-        self.root.enqueue(&flow.0, QueueEntry { id: self.last_id, flow_key: flow, value: who });
+        self.root.enqueue(&flow.0, QueueEntry { id: self.last_id, flow_key: flow, value });
         self.last_id
     }
 
-    /// Takes somebody out of the row; `None` where they had their turn already.
-    pub(super) fn remove(&mut self, flow: &FlowKey, number: u64) -> Option<T> {
-        self.root.remove(&flow.0, number)
+    /// Removes a waiter; `None` if it was dequeued already.
+    pub(super) fn remove(&mut self, flow: &FlowKey, id: u64) -> Option<T> {
+        self.root.remove(&flow.0, id)
     }
 
-    /// Whose turn it is, where `free` places are free. It counts as holding one from now on.
+    /// The next waiter, if `free` permits are free. It counts as holding one from now on.
     pub(super) fn dequeue(&mut self, free: usize) -> Option<(FlowKey, T)> {
-        self.root
-            .dequeue(free.saturating_mul(MAX_HELD_PER_FREE))
-            .map(|waiting| (waiting.flow_key, waiting.value))
+        self.root.dequeue(free.saturating_mul(MAX_HELD_PER_FREE)).map(|entry| (entry.flow_key, entry.value))
     }
 
-    /// Sends away all who wait.
+    /// Removes all waiters.
     pub(super) fn drain(&mut self) -> Vec<T> {
-        let mut away = Vec::with_capacity(self.root.queued);
-        self.root.drain_into(&mut away);
-        away
+        let mut drained = Vec::with_capacity(self.root.queued);
+        self.root.drain_into(&mut drained);
+        drained
     }
 }
 
@@ -115,79 +114,79 @@ impl<T> FlowNode<T> {
         self.held == 0 && self.queued == 0
     }
 
-    fn is_within_threshold(&self, way: &[u64], free: usize, count: impl Fn(&Self) -> usize) -> bool {
-        let (mut branch, mut room) = (self, free.saturating_mul(MAX_HELD_PER_FREE));
-        for name in way {
-            let Some(below) = branch.children.get(name) else { break };
-            room = room.saturating_sub(count(below));
-            branch = below;
+    fn is_within_threshold(&self, path: &[u64], free: usize, count: impl Fn(&Self) -> usize) -> bool {
+        let (mut node, mut threshold) = (self, free.saturating_mul(MAX_HELD_PER_FREE));
+        for key in path {
+            let Some(child) = node.children.get(key) else { break };
+            threshold = threshold.saturating_sub(count(child));
+            node = child;
         }
-        room > 0
+        threshold > 0
     }
 
-    fn count_released(&mut self, way: &[u64]) {
+    fn count_released(&mut self, path: &[u64]) {
         self.held -= 1;
-        let [name, way @ ..] = way else { return };
-        let Some(below) = self.children.get_mut(name) else { return };
-        below.count_released(way);
-        if below.is_empty() {
-            self.children.remove(name);
+        let [key, path @ ..] = path else { return };
+        let Some(child) = self.children.get_mut(key) else { return };
+        child.count_released(path);
+        if child.is_empty() {
+            self.children.remove(key);
         }
     }
 
-    fn enqueue(&mut self, way: &[u64], waiting: QueueEntry<T>) {
+    fn enqueue(&mut self, path: &[u64], entry: QueueEntry<T>) {
         self.queued += 1;
-        let [name, way @ ..] = way else { return self.entries.push_back(waiting) };
-        let below = self.children.entry(*name).or_insert_with(Self::new);
-        if below.queued == 0 {
-            self.round_robin.push_back(*name);
+        let [key, path @ ..] = path else { return self.entries.push_back(entry) };
+        let child = self.children.entry(*key).or_insert_with(Self::new);
+        if child.queued == 0 {
+            self.round_robin.push_back(*key);
         }
-        below.enqueue(way, waiting);
+        child.enqueue(path, entry);
     }
 
-    fn remove(&mut self, way: &[u64], number: u64) -> Option<T> {
-        let who = match way {
+    fn remove(&mut self, path: &[u64], id: u64) -> Option<T> {
+        let value = match path {
             [] => {
-                let at = self.entries.binary_search_by_key(&number, |waiting| waiting.id).ok()?;
+                let at = self.entries.binary_search_by_key(&id, |entry| entry.id).ok()?;
                 self.entries.remove(at)?.value
             }
-            [name, way @ ..] => {
-                let below = self.children.get_mut(name)?;
-                let who = below.remove(way, number)?;
-                if below.queued == 0 {
-                    self.round_robin.retain(|other| other != name);
+            [key, path @ ..] => {
+                let child = self.children.get_mut(key)?;
+                let value = child.remove(path, id)?;
+                if child.queued == 0 {
+                    self.round_robin.retain(|other| other != key);
                 }
-                if below.is_empty() {
-                    self.children.remove(name);
+                if child.is_empty() {
+                    self.children.remove(key);
                 }
-                who
+                value
             }
         };
         self.queued -= 1;
-        Some(who)
+        Some(value)
     }
 
-    fn dequeue(&mut self, room: usize) -> Option<QueueEntry<T>> {
+    fn dequeue(&mut self, threshold: usize) -> Option<QueueEntry<T>> {
         let next = match self.entries.pop_front() {
             Some(first) => first,
-            None => self.dequeue_child(room)?,
+            None => self.dequeue_child(threshold)?,
         };
         self.queued -= 1;
         self.held += 1;
         Some(next)
     }
 
-    /// Who has had no turn for longest comes first; who holds too much is passed over.
-    fn dequeue_child(&mut self, room: usize) -> Option<QueueEntry<T>> {
+    /// The child that was served longest ago comes first; one that holds too much is skipped.
+    fn dequeue_child(&mut self, threshold: usize) -> Option<QueueEntry<T>> {
         for _ in 0..self.round_robin.len() {
-            let name = self.round_robin.pop_front()?;
-            let Some(below) = self.children.get_mut(&name) else { continue };
-            let next = match room.saturating_sub(below.held) {
+            let key = self.round_robin.pop_front()?;
+            let Some(child) = self.children.get_mut(&key) else { continue };
+            let next = match threshold.saturating_sub(child.held) {
                 0 => None,
-                room => below.dequeue(room),
+                threshold => child.dequeue(threshold),
             };
-            if below.queued > 0 {
-                self.round_robin.push_back(name);
+            if child.queued > 0 {
+                self.round_robin.push_back(key);
             }
             if next.is_some() {
                 return next;
@@ -196,13 +195,13 @@ impl<T> FlowNode<T> {
         None
     }
 
-    fn drain_into(&mut self, away: &mut Vec<T>) {
-        away.extend(self.entries.drain(..).map(|waiting| waiting.value));
+    fn drain_into(&mut self, drained: &mut Vec<T>) {
+        drained.extend(self.entries.drain(..).map(|entry| entry.value));
         self.round_robin.clear();
         self.queued = 0;
-        self.children.retain(|_, below| {
-            below.drain_into(away);
-            !below.is_empty()
+        self.children.retain(|_, child| {
+            child.drain_into(drained);
+            !child.is_empty()
         });
     }
 }

@@ -1,8 +1,8 @@
-//! Limits that replicas share. Each takes from its own bucket and tells the store soon after; from the store it hears how
-//! empty the limit's one bucket is for all of them together, and makes its own as empty as that.
+//! Rate limits that replicas share. Each replica takes from its own limiter and reports to the store soon after;
+//! the store returns how much all replicas together took, and the replica's limiter is set to that.
 //!
-//! No request waits for it, and so a replica may let through for one [`INTERVAL`] what others have used up. It is paid
-//! back: what went through beyond the limit empties the buckets for as long as it takes to refill that.
+//! No request waits for the store, so for one [`REPORT_INTERVAL`] a replica may admit requests that others have
+//! used up. The excess is paid back: it delays the refill of all limiters.
 
 use std::{
     sync::{
@@ -24,90 +24,89 @@ use crate::{
     store::{Store, Unavailable},
 };
 
-/// How long a replica keeps to itself what it took.
+/// How long a replica collects usage before it reports it.
 const REPORT_INTERVAL: Duration = Duration::from_millis(200);
-/// Most limits in one question to the store: it serves nobody else meanwhile.
+/// Most limits in one script call, because the store serves no other call meanwhile.
 const MAX_LIMITS_PER_CALL: usize = 256;
 
-/// Makes buckets: each for itself, or shared.
+/// Creates rate limiters, local or shared.
 #[derive(Default)]
 pub struct RateLimiterFactory(Option<Arc<UsageReporter>>);
 
-/// What was taken and is to be told.
+/// Collects usage and reports it to the store.
 struct UsageReporter {
     store: Arc<Store>,
     pending: Mutex<Vec<Arc<RateLimiter>>>,
     has_pending: Arc<Notify>,
 }
 
-/// One bucket's part of it.
+/// The usage of one limiter.
 pub(super) struct SharedUsage {
     name: String,
     reporter: Arc<UsageReporter>,
     unreported: AtomicU64,
-    /// What is just being told.
+    /// Taken from `unreported` for the report under way.
     in_report: AtomicU64,
     is_pending: AtomicBool,
-    /// Whether the store knows all but `untold`.
+    /// Whether the store has all usage but `unreported`.
     is_synced: AtomicBool,
 }
 
 impl RateLimiterFactory {
-    /// Limits that are shared by this store; they are told to it on `runtime`.
+    /// Limiters shared through this store; a task on `runtime` reports their usage.
     pub fn with_store(store: &Arc<Store>, runtime: &Handle) -> Self {
-        let some = Arc::new(Notify::new());
-        let counter = Arc::new(UsageReporter {
+        let has_pending = Arc::new(Notify::new());
+        let reporter = Arc::new(UsageReporter {
             store: store.clone(),
             pending: Mutex::default(),
-            has_pending: some.clone(),
+            has_pending: has_pending.clone(),
         });
-        let weak = Arc::downgrade(&counter);
+        let weak_reporter = Arc::downgrade(&reporter);
         runtime.spawn(async move {
             loop {
-                some.notified().await;
+                has_pending.notified().await;
                 sleep(REPORT_INTERVAL).await;
-                let Some(counter) = weak.upgrade() else { return };
-                counter.report().await;
+                let Some(reporter) = weak_reporter.upgrade() else { return };
+                reporter.report().await;
             }
         });
-        Self(Some(counter))
+        Self(Some(reporter))
     }
 
-    /// A full bucket; `name` says whose limit it is.
+    /// A full limiter; `name` identifies it among all replicas.
     pub fn rate_limiter(&self, limit: RateLimit, name: impl FnOnce() -> String) -> Arc<RateLimiter> {
-        let counted = self.0.as_ref().map(|counter| SharedUsage {
-            // Another limit is another bucket.
+        let shared_usage = self.0.as_ref().map(|reporter| SharedUsage {
+            // A changed limit has a key of its own.
             name: format!("{}:{limit}", name()),
-            reporter: counter.clone(),
+            reporter: reporter.clone(),
             unreported: AtomicU64::new(0),
             in_report: AtomicU64::new(0),
             is_pending: AtomicBool::new(false),
             is_synced: AtomicBool::new(false),
         });
-        RateLimiter::new(limit, counted)
+        RateLimiter::new(limit, shared_usage)
     }
 }
 
 impl UsageReporter {
-    fn enqueue(&self, bucket: Arc<RateLimiter>) {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner).push(bucket);
+    fn enqueue(&self, limiter: Arc<RateLimiter>) {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner).push(limiter);
         self.has_pending.notify_one();
     }
 
-    /// Tells the store what was taken since the last time.
+    /// Reports what was taken since the last report.
     async fn report(&self) {
-        let listed = std::mem::take(&mut *self.pending.lock().unwrap_or_else(PoisonError::into_inner));
-        for buckets in listed.chunks(MAX_LIMITS_PER_CALL) {
+        let pending = std::mem::take(&mut *self.pending.lock().unwrap_or_else(PoisonError::into_inner));
+        for limiters in pending.chunks(MAX_LIMITS_PER_CALL) {
             let now = Instant::now();
-            let taken: Vec<_> = buckets.iter().filter_map(|bucket| bucket.take_unreported(now)).collect();
+            let taken: Vec<_> = limiters.iter().filter_map(|limiter| limiter.take_unreported(now)).collect();
             match self.store.consume_limits(&taken, REPORT_INTERVAL).await {
-                Ok(ahead) => {
-                    buckets
-                        .iter()
-                        .zip(ahead)
-                        .for_each(|(bucket, ahead)| bucket.apply_shared_usage(Instant::now(), ahead));
+                Ok(full_in_us) => {
+                    limiters.iter().zip(full_in_us).for_each(|(limiter, full_in_us)| {
+                        limiter.apply_shared_usage(Instant::now(), full_in_us)
+                    });
                 }
-                Err(Unavailable) => buckets.iter().for_each(|bucket| bucket.restore_unreported()),
+                Err(Unavailable) => limiters.iter().for_each(|limiter| limiter.restore_unreported()),
             }
         }
     }
@@ -120,45 +119,49 @@ impl Drop for UsageReporter {
 }
 
 impl SharedUsage {
-    /// Notes that so much was taken, 0 where there was nothing left to take.
-    pub(super) fn record(&self, bucket: &Arc<RateLimiter>, taken: u64) {
+    /// Records usage; 0 where the limiter had nothing left, so that the limiter still learns of the other
+    /// replicas.
+    pub(super) fn record(&self, limiter: &Arc<RateLimiter>, taken: u64) {
         self.unreported.fetch_add(taken, Ordering::Relaxed);
         if !self.is_pending.load(Ordering::Relaxed) && !self.is_pending.swap(true, Ordering::AcqRel) {
-            self.reporter.enqueue(bucket.clone());
+            self.reporter.enqueue(limiter.clone());
         }
     }
 }
 
 impl RateLimiter {
-    /// The bucket's name, and how long what was taken and is not told takes to refill, in microseconds.
+    /// The name, and the refill time of the unreported usage in microseconds.
     fn take_unreported(&self, now: Instant) -> Option<(&str, u64)> {
-        let counted = self.shared_usage.as_ref()?;
-        counted.is_pending.store(false, Ordering::Release);
-        let taken = counted.unreported.swap(0, Ordering::AcqRel);
-        counted.in_report.store(taken, Ordering::Relaxed);
+        let shared_usage = self.shared_usage.as_ref()?;
+        shared_usage.is_pending.store(false, Ordering::Release);
+        let taken = shared_usage.unreported.swap(0, Ordering::AcqRel);
+        shared_usage.in_report.store(taken, Ordering::Relaxed);
         let taken = taken.saturating_mul(self.gcra.emission_interval_ns);
-        let left = self.tat_ns.load(Ordering::Relaxed).saturating_sub(self.nanoseconds_since_base(now));
-        // What was taken while the store was away, and is refilled by now, is nobody's business.
-        let taken = if counted.is_synced.load(Ordering::Relaxed) { taken } else { taken.min(left) };
-        Some((&counted.name, taken / 1_000))
+        let unrefilled = self.tat_ns.load(Ordering::Relaxed).saturating_sub(self.nanoseconds_since_base(now));
+        // Usage during an outage that is refilled by now needs no report.
+        let taken =
+            if shared_usage.is_synced.load(Ordering::Relaxed) { taken } else { taken.min(unrefilled) };
+        Some((&shared_usage.name, taken / 1_000))
     }
 
-    /// Makes the bucket as empty as the one of all replicas, which is full in `ahead` microseconds.
-    fn apply_shared_usage(&self, now: Instant, ahead: i64) {
-        let Some(counted) = &self.shared_usage else { return };
-        counted.is_synced.store(true, Ordering::Relaxed);
-        let ahead = as_nanoseconds(Duration::from_micros(ahead.try_into().unwrap_or_default()));
-        let untold =
-            counted.unreported.load(Ordering::Relaxed).saturating_mul(self.gcra.emission_interval_ns);
-        let full_at = self.nanoseconds_since_base(now).saturating_add(ahead).saturating_add(untold);
-        self.tat_ns.fetch_max(full_at, Ordering::Relaxed);
+    /// Sets the limiter to the shared usage: all replicas' limit is full in `full_in_us` microseconds.
+    fn apply_shared_usage(&self, now: Instant, full_in_us: i64) {
+        let Some(shared_usage) = &self.shared_usage else { return };
+        shared_usage.is_synced.store(true, Ordering::Relaxed);
+        let full_in_ns = as_nanoseconds(Duration::from_micros(full_in_us.try_into().unwrap_or_default()));
+        let unreported =
+            shared_usage.unreported.load(Ordering::Relaxed).saturating_mul(self.gcra.emission_interval_ns);
+        let tat = self.nanoseconds_since_base(now).saturating_add(full_in_ns).saturating_add(unreported);
+        self.tat_ns.fetch_max(tat, Ordering::Relaxed);
     }
 
-    /// The store was not there to be told: the replica goes on by itself.
+    /// Returns the usage of a failed report to the unreported one.
     fn restore_unreported(&self) {
-        if let Some(counted) = &self.shared_usage {
-            counted.is_synced.store(false, Ordering::Relaxed);
-            counted.unreported.fetch_add(counted.in_report.load(Ordering::Relaxed), Ordering::Relaxed);
+        if let Some(shared_usage) = &self.shared_usage {
+            shared_usage.is_synced.store(false, Ordering::Relaxed);
+            shared_usage
+                .unreported
+                .fetch_add(shared_usage.in_report.load(Ordering::Relaxed), Ordering::Relaxed);
         }
     }
 }

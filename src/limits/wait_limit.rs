@@ -1,11 +1,12 @@
 //! Caps the requests that wait for a token or a ticket; beyond the cap a request fails at once.
 //!
-//! As many may wait as may be in flight, 1024 at least: a request that has its token needs a place in flight next, and more
-//! of them would only wait again. A permit counts twice, first for its agent and first for its client, by the rule of
-//! [`Places`]: neither an agent whose gettoken hangs, however many clients call through it, nor a client that calls through
-//! many such agents leaves the others without one.
+//! As many may wait as may be in flight, 1024 at least: a request that has its token needs an in-flight permit
+//! next, and more requests would only wait again. A permit counts twice, first for its agent and first for its
+//! client, by the rule of [`ConcurrencyLimit`]: neither an agent whose gettoken hangs, whatever its clients, nor
+//! a client that calls through many such agents takes the permits of the others.
 //!
-//! A request counts once for each 4 KiB begun of its header text, so the cap bounds the memory of all that wait too.
+//! A request counts once for each started 4 KiB of its header text, so the cap bounds the memory of waiting
+//! requests too.
 
 use std::sync::{
     Arc,
@@ -14,10 +15,10 @@ use std::sync::{
 
 use super::concurrency_limit::{ConcurrencyLimit, MIN_QUEUE_CAPACITY, Permit};
 
-/// Header text that one unit of the cap stands for.
+/// Header bytes per unit of the cap.
 const UNIT_BYTES: usize = 4 * 1024;
 
-/// Bounds how many requests wait, shared by all workers.
+/// Bounds the waiting requests; shared by all workers.
 #[derive(Debug)]
 pub struct WaitLimit {
     by_agent: Arc<ConcurrencyLimit>,
@@ -25,7 +26,7 @@ pub struct WaitLimit {
     requests: Arc<AtomicUsize>,
 }
 
-/// The right to wait; given back when it is dropped.
+/// The permit to wait; released when dropped.
 #[derive(Debug)]
 pub struct WaitPermit {
     _units: Box<[Permit]>,
@@ -39,14 +40,14 @@ impl Drop for WaitPermit {
 }
 
 impl WaitLimit {
-    /// A limit for a proxy with so many places in flight.
+    /// The limit for a proxy with this `max_in_flight`.
     pub fn new(max_in_flight: usize) -> Self {
-        let places = || Arc::new(ConcurrencyLimit::new(max_in_flight.max(MIN_QUEUE_CAPACITY)));
-        Self { by_agent: places(), by_client: places(), requests: Arc::default() }
+        let limit = || Arc::new(ConcurrencyLimit::new(max_in_flight.max(MIN_QUEUE_CAPACITY)));
+        Self { by_agent: limit(), by_client: limit(), requests: Arc::default() }
     }
 
-    /// A permit for a request of this client through this agent, with so much header text; `None` where they, or all
-    /// together, have too many.
+    /// A permit for a request of this client through this agent with this much header text; `None` where they,
+    /// or all requests together, have too many.
     pub fn try_acquire(
         &self,
         client: Option<&str>,
@@ -65,7 +66,7 @@ impl WaitLimit {
         Some(WaitPermit { _units: units.into(), requests: self.requests.clone() })
     }
 
-    /// How many requests wait.
+    /// Number of waiting requests.
     pub fn waiting(&self) -> usize {
         self.requests.load(Relaxed)
     }
@@ -89,12 +90,12 @@ mod tests {
     fn hanging_agent_leaves_permits_to_other_agents() {
         for clients in [1, 10, 1000] {
             let limit = WaitLimit::new(MAX);
-            let held = fill(&limit, |nth| (format!("c{}", nth % clients), "hr".into()));
-            assert!((MAX * 8 / 10..MAX).contains(&held.len()), "{clients} clients: {}", held.len());
+            let permits = fill(&limit, |nth| (format!("c{}", nth % clients), "hr".into()));
+            assert!((MAX * 8 / 10..MAX).contains(&permits.len()), "{clients} clients: {}", permits.len());
             let others: Vec<_> =
                 (0..100).filter_map(|_| limit.try_acquire(Some("c0"), Some("ops"), 300)).collect();
             assert_eq!(others.len(), 100, "{clients} clients");
-            drop((held, others));
+            drop((permits, others));
             assert_eq!(limit.waiting(), 0);
         }
     }
@@ -102,8 +103,8 @@ mod tests {
     #[test]
     fn client_of_many_agents_leaves_permits_to_other_clients() {
         let limit = WaitLimit::new(MAX);
-        let held = fill(&limit, |nth| ("crm".into(), format!("a{}", nth % 1000)));
-        assert!((MAX * 8 / 10..MAX).contains(&held.len()), "{}", held.len());
+        let permits = fill(&limit, |nth| ("crm".into(), format!("a{}", nth % 1000)));
+        assert!((MAX * 8 / 10..MAX).contains(&permits.len()), "{}", permits.len());
         let others: Vec<_> =
             (0..100).filter_map(|_| limit.try_acquire(Some("billing"), Some("a0"), 300)).collect();
         assert_eq!(others.len(), 100);
@@ -116,16 +117,20 @@ mod tests {
     }
 
     #[test]
-    fn header_text_counts_by_the_4_kib_begun() {
+    fn header_text_counts_per_started_4_kib() {
         let limit = WaitLimit::new(MAX);
         let fill = |bytes| (0..MAX).map_while(|_| limit.try_acquire(None, None, bytes)).collect::<Vec<_>>();
         for (bytes, units) in [(0, 1), (4096, 1), (4097, 2), (58 * 1024, 15)] {
-            let held = fill(bytes);
-            assert_eq!(limit.waiting(), held.len());
-            let most = limit.by_agent.in_use();
-            assert_eq!((most, limit.by_client.in_use()), (held.len() * units, held.len() * units), "{bytes}");
-            assert!((MAX * 8 / 10..MAX).contains(&most), "{bytes}: {most}");
-            drop(held);
+            let permits = fill(bytes);
+            assert_eq!(limit.waiting(), permits.len());
+            let in_use = limit.by_agent.in_use();
+            assert_eq!(
+                (in_use, limit.by_client.in_use()),
+                (permits.len() * units, permits.len() * units),
+                "{bytes}"
+            );
+            assert!((MAX * 8 / 10..MAX).contains(&in_use), "{bytes}: {in_use}");
+            drop(permits);
             assert_eq!((limit.waiting(), limit.by_agent.in_use(), limit.by_client.in_use()), (0, 0, 0));
         }
     }

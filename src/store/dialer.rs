@@ -1,4 +1,4 @@
-//! How the store is connected to: one server, a cluster, or whoever the sentinels say.
+//! Opens connections to a single server, a cluster, or the primary that sentinels name.
 
 use std::{fs, path::Path, sync::Arc, time::Duration};
 
@@ -15,19 +15,19 @@ use tokio::sync::{Mutex, mpsc};
 use super::{StoreError, notification::StoreEvent, seal::Sealer};
 use crate::config::{RedisConfig, StoreNode, Topology};
 
-/// Longest wait for one answer. A store that is slower than this is of no use to a request that waits.
+/// Longest wait for one response. A request that waits for a token gains nothing from a slower store.
 pub(super) const RESPONSE_TIMEOUT: Duration = Duration::from_secs(1);
-/// Longest wait for a connection.
+/// Longest wait for a TCP connection with its handshakes.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A connection to one server, or to all of a cluster.
+/// A connection to one server, or to all nodes of a cluster.
 #[derive(Clone)]
 pub(super) enum StoreConnection {
     Single(MultiplexedConnection),
     Cluster(ClusterConnection),
 }
 
-/// How connections are made.
+/// The client for each topology.
 pub(super) enum Dialer {
     Single(Client, Box<AsyncConnectionConfig>),
     Cluster(ClusterClient),
@@ -35,34 +35,35 @@ pub(super) enum Dialer {
 }
 
 impl Dialer {
-    /// What a connection says without having been asked goes to `says`, where `sealer` believes it.
+    /// Push messages of a connection go to `event_sender`, if `sealer` verifies their signature.
     pub(super) fn new(
         redis: &RedisConfig,
         sealer: Arc<Sealer>,
-        says: mpsc::UnboundedSender<StoreEvent>,
+        event_sender: mpsc::UnboundedSender<StoreEvent>,
     ) -> Result<Self, StoreError> {
-        let roots = redis.ca_file.as_deref().map(read_ca_file).transpose()?;
-        let roots = TlsCertificates { client_tls: None, root_cert: roots };
-        let heard =
-            move |info: PushInfo| StoreEvent::from_push(info, &sealer).map_or(Ok(()), |word| says.send(word));
+        let certificates = redis.ca_file.as_deref().map(read_ca_file).transpose()?;
+        let certificates = TlsCertificates { client_tls: None, root_cert: certificates };
+        let on_push = move |info: PushInfo| {
+            StoreEvent::from_push(info, &sealer).map_or(Ok(()), |event| event_sender.send(event))
+        };
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_TIMEOUT))
             .set_response_timeout(Some(RESPONSE_TIMEOUT));
         Ok(match &redis.topology {
             Topology::Single => {
-                Self::Single(single_client(redis, roots)?, Box::new(config.set_push_sender(heard)))
+                Self::Single(single_client(redis, certificates)?, Box::new(config.set_push_sender(on_push)))
             }
             Topology::Cluster => {
-                Self::Cluster(cluster_client_builder(redis, roots)?.push_sender(heard).build()?)
+                Self::Cluster(cluster_client_builder(redis, certificates)?.push_sender(on_push).build()?)
             }
             Topology::Sentinel(master) => {
-                let client = Box::new(Mutex::new(sentinel_client(redis, master, roots)?));
-                Self::Sentinel(client, Box::new(config.set_push_sender(heard)))
+                let client = Box::new(Mutex::new(sentinel_client(redis, master, certificates)?));
+                Self::Sentinel(client, Box::new(config.set_push_sender(on_push)))
             }
         })
     }
 
-    /// Connects.
+    /// Opens a connection.
     pub(super) async fn connect(&self) -> RedisResult<StoreConnection> {
         Ok(match self {
             Self::Single(client, config) => {
@@ -70,7 +71,7 @@ impl Dialer {
             }
             Self::Cluster(client) => StoreConnection::Cluster(client.get_async_connection().await?),
             Self::Sentinel(client, config) => {
-                // Asked anew each time: after a failover it is another server.
+                // The sentinels are asked each time: after a failover another server is the primary.
                 let mut client = client.lock().await;
                 StoreConnection::Single(client.get_async_connection_with_config(config).await?)
             }
@@ -78,26 +79,29 @@ impl Dialer {
     }
 }
 
-fn single_client(redis: &RedisConfig, roots: TlsCertificates) -> RedisResult<Client> {
-    let mut account =
+fn single_client(redis: &RedisConfig, certificates: TlsCertificates) -> RedisResult<Client> {
+    let mut settings =
         RedisConnectionInfo::default().set_db(redis.database.into()).set_protocol(ProtocolVersion::RESP3);
     if let Some(user) = &redis.user {
-        account = account.set_username(user);
+        settings = settings.set_username(user);
     }
     if let Some(password) = &redis.password {
-        account = account.set_password(password.expose());
+        settings = settings.set_password(password.expose());
     }
     let node = redis
         .nodes
         .first()
         .map(|node| connection_address(node, redis.tls).into_connection_info())
         .transpose()?;
-    let node = node.ok_or((redis::ErrorKind::InvalidClientConfig, "no server is named"))?;
-    let node = node.set_redis_settings(account);
-    if redis.tls { Client::build_with_tls(node, roots) } else { Client::open(node) }
+    let node = node.ok_or((redis::ErrorKind::InvalidClientConfig, "no server configured"))?;
+    let node = node.set_redis_settings(settings);
+    if redis.tls { Client::build_with_tls(node, certificates) } else { Client::open(node) }
 }
 
-fn cluster_client_builder(redis: &RedisConfig, roots: TlsCertificates) -> RedisResult<ClusterClientBuilder> {
+fn cluster_client_builder(
+    redis: &RedisConfig,
+    certificates: TlsCertificates,
+) -> RedisResult<ClusterClientBuilder> {
     let nodes = redis.nodes.iter().map(|node| connection_address(node, redis.tls).into_connection_info());
     let mut builder = ClusterClientBuilder::new(nodes.collect::<RedisResult<Vec<_>>>()?)
         .use_protocol(ProtocolVersion::RESP3)
@@ -110,11 +114,15 @@ fn cluster_client_builder(redis: &RedisConfig, roots: TlsCertificates) -> RedisR
     if let Some(password) = &redis.password {
         builder = builder.password(password.expose());
     }
-    Ok(if redis.tls { builder.tls(TlsMode::Secure).certs(roots) } else { builder })
+    Ok(if redis.tls { builder.tls(TlsMode::Secure).certs(certificates) } else { builder })
 }
 
-/// User, password and database are those of the servers; the sentinels are asked without.
-fn sentinel_client(redis: &RedisConfig, master: &str, roots: TlsCertificates) -> RedisResult<SentinelClient> {
+/// User, password and database are those of the servers; sentinels get none.
+fn sentinel_client(
+    redis: &RedisConfig,
+    master: &str,
+    certificates: TlsCertificates,
+) -> RedisResult<SentinelClient> {
     let sentinels = redis.nodes.iter().map(|node| connection_address(node, redis.tls));
     let mut builder = SentinelClientBuilder::new(sentinels, master, SentinelServerType::Master)?
         .set_client_to_redis_db(redis.database.into())
@@ -128,9 +136,9 @@ fn sentinel_client(redis: &RedisConfig, master: &str, roots: TlsCertificates) ->
     if redis.tls {
         builder = builder
             .set_client_to_redis_tls_mode(TlsMode::Secure)
-            .set_client_to_redis_certificates(roots.clone())
+            .set_client_to_redis_certificates(certificates.clone())
             .set_client_to_sentinel_tls_mode(TlsMode::Secure)
-            .set_client_to_sentinel_certificates(roots);
+            .set_client_to_sentinel_certificates(certificates);
     }
     builder.build()
 }
@@ -148,7 +156,7 @@ fn read_ca_file(path: &Path) -> Result<Vec<u8>, StoreError> {
 }
 
 impl StoreConnection {
-    /// Asks for what is said on a channel.
+    /// Subscribes to a channel.
     pub(super) async fn subscribe(&mut self, channel: &str) -> RedisResult<()> {
         match self {
             Self::Single(connection) => connection.subscribe(channel).await,

@@ -1,5 +1,5 @@
-//! A store without a server, for tests in paused time: the scripts in Rust, and a line for each replica that can be cut,
-//! frozen and slowed down.
+//! An in-memory store for tests in paused time: the scripts in Rust, and for each replica a connection that can
+//! be disconnected, stalled and delayed.
 
 use std::{
     collections::HashMap,
@@ -15,13 +15,13 @@ use tokio::{
 
 use super::{
     Store, StoreEvents, Unavailable,
-    backend::{Backend, Script, ScriptCall},
     notification::{Notification, StoreEvent},
+    script::{Script, ScriptCall},
     seal::Sealer,
 };
 use crate::secret::Masked;
 
-/// What all lines lead to.
+/// The server that all connections share.
 #[derive(Clone, Default)]
 pub(crate) struct FakeServer(Arc<Mutex<Inner>>);
 
@@ -29,9 +29,9 @@ pub(crate) struct FakeServer(Arc<Mutex<Inner>>);
 struct Inner {
     keys: HashMap<String, (FakeValue, Instant)>,
     connections: Vec<FakeConnection>,
-    /// How many scripts ran.
+    /// Script calls so far.
     script_calls: usize,
-    /// Every so many news is lost; 0: none.
+    /// Every n-th notification is lost; 0: none.
     drop_every: u64,
     published: u64,
 }
@@ -42,7 +42,7 @@ enum FakeValue {
     Record { value: Vec<u8>, fence: u64, fresh: bool },
 }
 
-/// One replica's way to the store.
+/// One replica's connection.
 #[derive(Clone)]
 pub(crate) struct FakeConnection {
     server: FakeServer,
@@ -50,49 +50,45 @@ pub(crate) struct FakeConnection {
     event_sender: mpsc::UnboundedSender<StoreEvent>,
 }
 
-/// How a line is.
+/// The state of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct State {
-    /// Nothing goes through, and that is noticed at once.
+    /// Calls fail at once.
     pub(crate) is_disconnected: bool,
-    /// Nothing goes through until it thaws.
+    /// Calls wait until this ends.
     pub(crate) is_stalled: bool,
-    /// How long a call takes each way.
+    /// One-way delay of a call.
     pub(crate) latency: Duration,
 }
 
 impl FakeServer {
-    /// A replica's store, what it says, and the line to it.
+    /// A replica's store, its events, and its connection.
     pub(crate) fn connect_store(&self) -> (Arc<Store>, StoreEvents, FakeConnection) {
-        let (says, said) = mpsc::unbounded_channel();
+        let (event_sender, events) = mpsc::unbounded_channel();
         let state = State { is_disconnected: false, is_stalled: false, latency: Duration::ZERO };
-        let line = FakeConnection {
-            server: self.clone(),
-            state: Arc::new(watch::Sender::new(state)),
-            event_sender: says,
-        };
-        self.inner().connections.push(line.clone());
+        let connection =
+            FakeConnection { server: self.clone(), state: Arc::new(watch::Sender::new(state)), event_sender };
+        self.inner().connections.push(connection.clone());
         let sealer = test_sealer();
-        let way = Backend::Fake(line.clone());
-        (Arc::new(Store::with_backend(way, Arc::new(sealer.expect("a key")), "test:".to_owned())), said, line)
+        (Arc::new(Store::with_fake(connection.clone(), sealer.expect("a key"), "test:")), events, connection)
     }
 
-    /// Forgets everything.
+    /// Removes all keys.
     pub(crate) fn clear(&self) {
         self.inner().keys.clear();
     }
 
-    /// Loses every so many news.
-    pub(crate) fn set_drop_every(&self, every: u64) {
-        self.inner().drop_every = every;
+    /// Loses every n-th notification.
+    pub(crate) fn set_drop_every(&self, n: u64) {
+        self.inner().drop_every = n;
     }
 
-    /// How many scripts ran.
+    /// Script calls so far.
     pub(crate) fn script_calls(&self) -> usize {
         self.inner().script_calls
     }
 
-    /// The fence of the record whose name this is, and its sealed value.
+    /// The fence and the sealed value of a name's record.
     pub(crate) fn record(&self, name: &str) -> Option<(u64, Vec<u8>)> {
         match self.inner().unexpired(&format!("test:{{{name}}}:record")) {
             Some((FakeValue::Record { value, fence, .. }, _)) => Some((fence, value)),
@@ -100,12 +96,12 @@ impl FakeServer {
         }
     }
 
-    /// What a key holds that is no record.
+    /// The value of a string key.
     pub(crate) fn string_value(&self, key: &str) -> Option<Vec<u8>> {
         self.inner().string_value(key).map(|(text, _)| text)
     }
 
-    /// Has a key hold this, whatever it held.
+    /// Overwrites a key with a string.
     pub(crate) fn set_string(&self, key: &str, text: &[u8], life: Duration) {
         self.inner().insert(key, FakeValue::Text(text.to_vec()), life.as_millis() as u64);
     }
@@ -116,7 +112,7 @@ impl FakeServer {
 }
 
 impl FakeConnection {
-    /// Changes how it is.
+    /// Changes the state; a reconnect sends [`StoreEvent::Connected`].
     pub(crate) fn update_state(&self, change: impl FnOnce(&mut State)) {
         let before = *self.state.borrow();
         self.state.send_modify(change);
@@ -130,189 +126,183 @@ impl FakeConnection {
     }
 
     pub(super) fn last_error(&self) -> Option<String> {
-        self.state().is_disconnected.then(|| "cut".to_owned())
+        self.state().is_disconnected.then(|| "disconnected".to_owned())
     }
 
-    pub(super) async fn call(&self, ask: ScriptCall) -> Result<Value, Unavailable> {
+    pub(super) async fn call(&self, call: ScriptCall) -> Result<Value, Unavailable> {
         self.transfer().await?;
-        let answer = self.server.inner().run_script(&ask);
-        // What was done is done even if nobody hears of it.
+        let reply = self.server.inner().run_script(&call);
+        // The script has run even if its reply is lost.
         self.transfer().await?;
-        Ok(answer)
+        Ok(reply)
     }
 
-    pub(super) fn publish(&self, news: &str) -> Result<(), Unavailable> {
+    pub(super) fn publish(&self, message: &str) -> Result<(), Unavailable> {
         if self.state().is_disconnected {
             return Err(Unavailable);
         }
-        self.server.inner().publish(news);
+        self.server.inner().publish(message);
         Ok(())
     }
 
-    /// One way.
+    /// Delays a call one way, and fails it if the connection is down.
     async fn transfer(&self) -> Result<(), Unavailable> {
         let mut state = self.state.subscribe();
         let delay = state.borrow().latency;
         if !delay.is_zero() {
             sleep(delay).await;
         }
-        let passes = state.wait_for(|state| !state.is_stalled || state.is_disconnected).await;
-        if passes.is_ok_and(|state| !state.is_disconnected) { Ok(()) } else { Err(Unavailable) }
+        let state = state.wait_for(|state| !state.is_stalled || state.is_disconnected).await;
+        if state.is_ok_and(|state| !state.is_disconnected) { Ok(()) } else { Err(Unavailable) }
     }
 }
 
 impl Inner {
     fn unexpired(&self, key: &str) -> Option<(FakeValue, Instant)> {
-        self.keys.get(key).filter(|(_, until)| Instant::now() < *until).cloned()
+        self.keys.get(key).filter(|(_, expires_at)| Instant::now() < *expires_at).cloned()
     }
 
     fn string_value(&self, key: &str) -> Option<(Vec<u8>, Duration)> {
         match self.unexpired(key)? {
-            (FakeValue::Text(text), until) => Some((text, until - Instant::now())),
+            (FakeValue::Text(text), expires_at) => Some((text, expires_at - Instant::now())),
             _ => None,
         }
     }
 
-    fn insert(&mut self, key: &str, kept: FakeValue, milliseconds: u64) {
-        self.keys.insert(key.to_owned(), (kept, Instant::now() + Duration::from_millis(milliseconds)));
+    fn insert(&mut self, key: &str, value: FakeValue, milliseconds: u64) {
+        self.keys.insert(key.to_owned(), (value, Instant::now() + Duration::from_millis(milliseconds)));
     }
 
-    fn publish(&mut self, news: &str) {
+    fn publish(&mut self, message: &str) {
         self.published += 1;
         if self.drop_every > 0 && self.published.is_multiple_of(self.drop_every) {
             return;
         }
         let sealer = test_sealer().expect("a key");
-        for line in self.connections.iter().filter(|line| !line.state().is_disconnected) {
-            if let Some(news) = Notification::parse(news, &sealer) {
-                let _ = line.event_sender.send(StoreEvent::Notification(news));
+        for connection in self.connections.iter().filter(|connection| !connection.state().is_disconnected) {
+            if let Some(message) = Notification::parse(message, &sealer) {
+                let _ = connection.event_sender.send(StoreEvent::Notification(message));
             }
         }
     }
 
-    /// As the scripts in Lua do.
-    fn run_script(&mut self, ScriptCall { script, keys, arguments }: &ScriptCall) -> Value {
+    /// Does what the Lua scripts do.
+    fn run_script(&mut self, call: &ScriptCall) -> Value {
         self.script_calls += 1;
-        let text = |nth: usize| String::from_utf8_lossy(&arguments[nth]).into_owned();
-        let number = |nth: usize| text(nth).parse::<u64>().expect("a number");
-        let is_owner = |inner: &Self, key: &str, nth: usize| {
-            inner.string_value(key).is_some_and(|(owner, _)| owner == arguments[nth])
-        };
-        match script {
-            Script::Claim => self.claim(keys, number(0), &arguments[1], number(2), number(3), number(4) == 1),
-            Script::Read => match self.unexpired(&keys[0]) {
-                Some((FakeValue::Record { value, fence, fresh }, until)) => array_reply(&[
-                    bulk_reply(&value),
-                    int_reply(fence),
-                    ttl_reply(until),
-                    int_reply(u64::from(fresh)),
-                    age_reply(fence),
-                ]),
-                _ => array_reply(&[bulk_reply(b""), int_reply(0), int_reply(0), int_reply(0), int_reply(0)]),
-            },
-            Script::Put => {
-                if is_owner(self, &keys[1], 3) {
-                    self.keys.remove(&keys[1]);
-                }
-                if matches!(self.unexpired(&keys[0]), Some((FakeValue::Record { fence, .. }, _)) if fence >= number(0))
-                {
-                    return int_reply(0);
-                }
-                let record = FakeValue::Record {
-                    value: arguments[1].clone(),
-                    fence: number(0),
-                    fresh: number(6) == 1,
-                };
-                self.insert(&keys[0], record, number(2));
-                self.keys.remove(&keys[2]);
-                self.publish(&text(5));
-                int_reply(1)
-            }
-            Script::EndLease => {
-                if !is_owner(self, &keys[0], 0) {
-                    return int_reply(0);
-                }
-                self.keys.remove(&keys[0]);
-                if number(4) > 0 {
-                    self.insert(&keys[1], FakeValue::Text(arguments[3].clone()), number(4));
-                }
-                self.publish(&text(2));
-                int_reply(1)
-            }
-            Script::ExtendLease => {
-                let is_owner = is_owner(self, &keys[0], 0);
-                if is_owner {
-                    self.insert(&keys[0], FakeValue::Text(arguments[0].clone()), number(1));
-                }
-                int_reply(u64::from(is_owner))
-            }
-            Script::ConsumeLimits => array_reply(&vec![int_reply(0); keys.len()]),
+        match call.script {
+            Script::Claim => self.claim(call),
+            Script::Read => self.read(call),
+            Script::Put => self.put(call),
+            Script::EndLease => self.end_lease(call),
+            Script::ExtendLease => self.extend_lease(call),
+            Script::ConsumeLimits => array_reply(&vec![int_reply(0); call.keys.len()]),
         }
     }
 
-    fn claim(
-        &mut self,
-        keys: &[String],
-        held: u64,
-        owner: &[u8],
-        lease: u64,
-        remembered: u64,
-        force: bool,
-    ) -> Value {
-        let record = self.unexpired(&keys[0]);
-        let mut last = 0;
-        if let Some((FakeValue::Record { value, fence, fresh }, until)) = record {
-            if fence > held {
-                return array_reply(&[
-                    bulk_reply(b"record"),
-                    bulk_reply(&value),
-                    int_reply(fence),
-                    ttl_reply(until),
-                    int_reply(u64::from(fresh)),
-                    age_reply(fence),
-                ]);
-            }
-            last = fence;
+    fn read(&self, call: &ScriptCall) -> Value {
+        match self.unexpired(&call.keys[0]) {
+            Some((FakeValue::Record { value, fence, fresh }, expires_at)) => array_reply(&[
+                bulk_reply(&value),
+                int_reply(fence),
+                ttl_reply(expires_at),
+                int_reply(u64::from(fresh)),
+                age_reply(fence),
+            ]),
+            _ => array_reply(&[bulk_reply(b""), int_reply(0), int_reply(0), int_reply(0), int_reply(0)]),
         }
-        let failure = self.string_value(&keys[2]);
-        if let Some((failure, left)) = failure.as_ref().filter(|_| !force) {
-            let wait = left.saturating_sub(Duration::from_millis(remembered)).as_millis() as u64;
-            if wait > 0 {
-                return array_reply(&[
-                    bulk_reply(b"failed"),
-                    bulk_reply(failure),
-                    int_reply(0),
-                    int_reply(wait),
-                    int_reply(0),
-                    int_reply(now_micros()),
-                ]);
-            }
-        }
-        if let Some((_, until)) = self.unexpired(&keys[1]) {
-            return array_reply(&[
-                bulk_reply(b"taken"),
-                bulk_reply(b""),
-                int_reply(0),
-                ttl_reply(until),
-                int_reply(0),
-                int_reply(0),
-            ]);
-        }
-        self.insert(&keys[1], FakeValue::Text(owner.to_vec()), lease);
-        let counter =
-            self.string_value(&keys[3]).and_then(|(text, _)| String::from_utf8(text).ok()?.parse().ok());
-        let next = now_micros().max(counter.unwrap_or(0) + 1).max(last.max(held) + 1);
-        self.insert(&keys[3], FakeValue::Text(next.to_string().into_bytes()), 86_400_000);
-        let failure = failure.map_or(Vec::new(), |(failure, _)| failure);
-        array_reply(&[
-            bulk_reply(b"ours"),
-            bulk_reply(&failure),
-            int_reply(next),
-            int_reply(0),
-            int_reply(0),
-            int_reply(0),
-        ])
     }
+
+    fn put(&mut self, call: &ScriptCall) -> Value {
+        let [record_key, lease_key, failure_key] = &call.keys[..] else { panic!("three keys") };
+        let (fence, value, ttl_ms) = (number(call, 0), call.arguments[1].clone(), number(call, 2));
+        if self.is_owner(lease_key, &call.arguments[3]) {
+            self.keys.remove(lease_key);
+        }
+        if matches!(self.unexpired(record_key), Some((FakeValue::Record { fence: known, .. }, _)) if known >= fence)
+        {
+            return int_reply(0);
+        }
+        let record = FakeValue::Record { value, fence, fresh: number(call, 6) == 1 };
+        self.insert(record_key, record, ttl_ms);
+        self.keys.remove(failure_key);
+        self.publish(&text(call, 5));
+        int_reply(1)
+    }
+
+    fn end_lease(&mut self, call: &ScriptCall) -> Value {
+        let [lease_key, failure_key] = &call.keys[..] else { panic!("two keys") };
+        if !self.is_owner(lease_key, &call.arguments[0]) {
+            return int_reply(0);
+        }
+        self.keys.remove(lease_key);
+        let failure_ttl_ms = number(call, 4);
+        if failure_ttl_ms > 0 {
+            self.insert(failure_key, FakeValue::Text(call.arguments[3].clone()), failure_ttl_ms);
+        }
+        self.publish(&text(call, 2));
+        int_reply(1)
+    }
+
+    fn extend_lease(&mut self, call: &ScriptCall) -> Value {
+        let (lease_key, owner) = (&call.keys[0], &call.arguments[0]);
+        let is_owner = self.is_owner(lease_key, owner);
+        if is_owner {
+            self.insert(lease_key, FakeValue::Text(owner.clone()), number(call, 1));
+        }
+        int_reply(u64::from(is_owner))
+    }
+
+    fn is_owner(&self, lease_key: &str, owner: &[u8]) -> bool {
+        self.string_value(lease_key).is_some_and(|(known, _)| known == owner)
+    }
+
+    fn claim(&mut self, call: &ScriptCall) -> Value {
+        let [record_key, lease_key, failure_key, counter_key] = &call.keys[..] else { panic!("four keys") };
+        let (known_fence, owner, lease_ttl_ms) = (number(call, 0), &call.arguments[1], number(call, 2));
+        let (failure_ttl, force) = (Duration::from_millis(number(call, 3)), number(call, 4) == 1);
+        let mut record_fence = 0;
+        if let Some((FakeValue::Record { value, fence, fresh }, expires_at)) = self.unexpired(record_key) {
+            if fence > known_fence {
+                return claim_reply(
+                    b"record",
+                    &value,
+                    [int_reply(fence), ttl_reply(expires_at), int_reply(u64::from(fresh)), age_reply(fence)],
+                );
+            }
+            record_fence = fence;
+        }
+        let failure = self.string_value(failure_key);
+        if let Some((failure, left)) = failure.as_ref().filter(|_| !force) {
+            let wait = left.saturating_sub(failure_ttl).as_millis() as u64;
+            if wait > 0 {
+                let numbers = [int_reply(0), int_reply(wait), int_reply(0), int_reply(now_micros())];
+                return claim_reply(b"failed", failure, numbers);
+            }
+        }
+        if let Some((_, expires_at)) = self.unexpired(lease_key) {
+            let numbers = [int_reply(0), ttl_reply(expires_at), int_reply(0), int_reply(0)];
+            return claim_reply(b"taken", b"", numbers);
+        }
+        self.insert(lease_key, FakeValue::Text(owner.clone()), lease_ttl_ms);
+        let counter =
+            self.string_value(counter_key).and_then(|(text, _)| String::from_utf8(text).ok()?.parse().ok());
+        let next = now_micros().max(counter.unwrap_or(0) + 1).max(record_fence.max(known_fence) + 1);
+        self.insert(counter_key, FakeValue::Text(next.to_string().into_bytes()), 86_400_000);
+        let failure = failure.map_or(Vec::new(), |(failure, _)| failure);
+        claim_reply(b"ours", &failure, [int_reply(next), int_reply(0), int_reply(0), int_reply(0)])
+    }
+}
+
+fn text(call: &ScriptCall, nth: usize) -> String {
+    String::from_utf8_lossy(&call.arguments[nth]).into_owned()
+}
+
+fn number(call: &ScriptCall, nth: usize) -> u64 {
+    text(call, nth).parse().expect("a number")
+}
+
+fn claim_reply(kind: &[u8], value: &[u8], [fence, time, fresh, last]: [Value; 4]) -> Value {
+    array_reply(&[bulk_reply(kind), bulk_reply(value), fence, time, fresh, last])
 }
 
 fn now_micros() -> u64 {
@@ -337,18 +327,18 @@ fn bulk_reply(text: &[u8]) -> Value {
 }
 
 fn int_reply(number: u64) -> Value {
-    Value::Int(number.try_into().expect("no more than 2^63"))
+    Value::Int(number.try_into().expect("less than 2^63"))
 }
 
-fn ttl_reply(until: Instant) -> Value {
-    int_reply(until.saturating_duration_since(Instant::now()).as_millis() as u64)
+fn ttl_reply(expires_at: Instant) -> Value {
+    int_reply(expires_at.saturating_duration_since(Instant::now()).as_millis() as u64)
 }
 
 impl Store {
-    /// A store that nothing leads to.
+    /// A store whose connection is down.
     pub(crate) fn disconnected() -> Arc<Self> {
-        let (store, _, line) = FakeServer::default().connect_store();
-        line.update_state(|state| state.is_disconnected = true);
+        let (store, _, connection) = FakeServer::default().connect_store();
+        connection.update_state(|state| state.is_disconnected = true);
         store
     }
 }

@@ -1,33 +1,33 @@
-//! What replicas tell each other over the store's channel. Everything is right without it, only later. It is signed, for who
-//! may speak there need not be a replica.
+//! Notifications between replicas over the store's pub/sub channel. A lost one only delays: state is always read
+//! from the store. They are signed, because other programs may be able to publish there.
 
 use redis::{FromRedisValue, PushInfo, PushKind};
 
 use super::seal::Sealer;
 
-/// What happened to something in the store.
+/// What happened to a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NotificationKind {
-    /// There is a newer record.
+    /// A newer record was stored.
     Updated,
-    /// There is a newer record, and it is the refused token again.
+    /// A newer record was stored, and gettoken had returned the refused token again.
     Unchanged,
-    /// There is a record that a replica has had for longer than the store.
+    /// A replica restored a record that it had in memory and the store had lost.
     Restored,
-    /// The token of this fence was refused.
+    /// WeCom refused the token of this fence.
     Refused,
     /// A lease ended without a record.
     LeaseEnded,
 }
 
-/// One piece of news.
+/// A message on the channel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Notification {
-    /// What happened.
+    /// The event.
     pub kind: NotificationKind,
-    /// The fence of the record that is meant; 0 where there is none.
+    /// The fence of the record; 0 where there is none.
     pub fence: u64,
-    /// To what: a name in the store.
+    /// A name in the store.
     pub name: String,
 }
 
@@ -40,28 +40,29 @@ const KIND_NAMES: [(NotificationKind, &str); 5] = [
 ];
 
 impl Notification {
-    /// As it goes over the channel.
+    /// The signed text that is published.
     pub(super) fn encode(&self, sealer: &Sealer) -> Option<String> {
-        let word = KIND_NAMES.iter().find(|(event, _)| *event == self.kind).map_or("", |(_, word)| word);
-        sealer.sign(&format!("{word} {} {}", self.fence, self.name))
+        let kind_name =
+            KIND_NAMES.iter().find(|(kind, _)| *kind == self.kind).map_or("", |(_, kind_name)| kind_name);
+        sealer.sign(&format!("{kind_name} {} {}", self.fence, self.name))
     }
 
     pub(super) fn parse(text: &str, sealer: &Sealer) -> Option<Self> {
         let mut parts = sealer.verify(text)?.split(' ');
-        let (word, fence, name) = (parts.next()?, parts.next()?, parts.next()?);
-        let (event, _) = KIND_NAMES.iter().find(|(_, known)| *known == word)?;
-        Some(Self { kind: *event, fence: fence.parse().ok()?, name: name.to_owned() })
+        let (kind_name, fence, name) = (parts.next()?, parts.next()?, parts.next()?);
+        let (kind, _) = KIND_NAMES.iter().find(|(_, known)| *known == kind_name)?;
+        Some(Self { kind: *kind, fence: fence.parse().ok()?, name: name.to_owned() })
     }
 }
 
-/// What the store says without having been asked.
+/// An event of the store's connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StoreEvent {
-    /// Another replica tells something, or this one did.
+    /// A notification of another replica, or this one's own.
     Notification(Notification),
-    /// The store is there, for the first time or again.
+    /// A connection was established.
     Connected,
-    /// A connection to it broke.
+    /// A connection broke.
     Disconnected,
 }
 
@@ -92,9 +93,9 @@ mod tests {
     proptest! {
         #[test]
         fn notification_encoded_then_parsed_is_unchanged(which in 0..KIND_NAMES.len(), fence in any::<u64>(), name in "[0-9a-z:]{1,40}") {
-            let news = Notification { kind: KIND_NAMES[which].0, fence, name };
+            let notification = Notification { kind: KIND_NAMES[which].0, fence, name };
             let sealer = sealer();
-            prop_assert_eq!(Notification::parse(&news.encode(&sealer).expect("text"), &sealer), Some(news));
+            prop_assert_eq!(Notification::parse(&notification.encode(&sealer).expect("text"), &sealer), Some(notification));
         }
 
         #[test]

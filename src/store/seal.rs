@@ -1,4 +1,5 @@
-//! How values lie in the store: encrypted, and bound to their place. And how news are signed.
+//! Encrypts values with AES-256-GCM, bound to their name and kind (AAD), and signs notifications with
+//! HMAC-SHA-256.
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
 use hmac::{Hmac, KeyInit, Mac};
@@ -7,13 +8,13 @@ use zeroize::Zeroizing;
 
 use crate::secret::Masked;
 
-/// The layout of a sealed value: this byte, the key's id, the nonce, the encrypted text with its tag.
+/// The first byte of a sealed value; key id, nonce, ciphertext and tag follow.
 const VERSION: u8 = 1;
 const KEY_ID_BYTES: usize = 4;
 const HEADER_BYTES: usize = 1 + KEY_ID_BYTES + NONCE_LEN;
 const SIGNATURE_BYTES: usize = 16;
 
-/// Seals and signs with one key; opens and believes what was sealed and signed with that or with another one.
+/// Seals and signs with the first key; opens and verifies with any of them.
 pub(super) struct Sealer(Vec<SealingKey>);
 
 struct SealingKey {
@@ -23,55 +24,56 @@ struct SealingKey {
 }
 
 impl Sealer {
-    /// `key` seals; `old_key` is understood too.
+    /// `key` seals and signs; values of `old_key` are accepted too. `None` if a key cannot be derived.
     pub(super) fn new(key: &Masked, old_key: Option<&Masked>) -> Option<Self> {
         [Some(key), old_key].into_iter().flatten().map(SealingKey::derive).collect::<Option<_>>().map(Self)
     }
 
-    /// Encrypts; the value can be opened only at the same place.
-    pub(super) fn seal(&self, place: &str, text: &[u8]) -> Option<Vec<u8>> {
+    /// Encrypts `plaintext`; it opens only with the same `aad`.
+    pub(super) fn seal(&self, aad: &str, plaintext: &[u8]) -> Option<Vec<u8>> {
         let sealing = self.0.first()?;
-        let mut sealed = Zeroizing::new(text.to_vec());
-        let nonce = sealing.key.seal_in_place_append_tag(Aad::from(place), &mut *sealed).ok()?;
+        let mut sealed = Zeroizing::new(plaintext.to_vec());
+        let nonce = sealing.key.seal_in_place_append_tag(Aad::from(aad), &mut *sealed).ok()?;
         Some([&[VERSION], &sealing.id[..], nonce.as_ref(), &sealed[..]].concat())
     }
 
-    /// What was sealed for this place. None for anything else, another version's or another key's value too.
-    pub(super) fn open(&self, place: &str, sealed: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
-        let (head, text) = sealed.split_at_checked(HEADER_BYTES)?;
+    /// The plaintext of a value sealed with this `aad`. `None` for anything else, also for a value of another
+    /// version or key.
+    pub(super) fn open(&self, aad: &str, sealed: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+        let (head, plaintext) = sealed.split_at_checked(HEADER_BYTES)?;
         let (version, head) = head.split_first()?;
         let (id, nonce) = head.split_at(KEY_ID_BYTES);
         let opening = self.0.iter().find(|key| *version == VERSION && key.id == id)?;
         let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
-        let mut text = Zeroizing::new(text.to_vec());
-        let length = opening.key.open_in_place(nonce, Aad::from(place), &mut text).ok()?.len();
-        text.truncate(length);
-        Some(text)
+        let mut plaintext = Zeroizing::new(plaintext.to_vec());
+        let length = opening.key.open_in_place(nonce, Aad::from(aad), &mut plaintext).ok()?.len();
+        plaintext.truncate(length);
+        Some(plaintext)
     }
 
-    /// The text with a signature behind it.
-    pub(super) fn sign(&self, text: &str) -> Option<String> {
+    /// Appends a space and the signature in hex.
+    pub(super) fn sign(&self, plaintext: &str) -> Option<String> {
         let mut mac = self.0.first()?.signing_mac.clone();
-        mac.update(text.as_bytes());
+        mac.update(plaintext.as_bytes());
         let signature: String =
             mac.finalize().into_bytes()[..SIGNATURE_BYTES].iter().map(|byte| format!("{byte:02x}")).collect();
-        Some(format!("{text} {signature}"))
+        Some(format!("{plaintext} {signature}"))
     }
 
-    /// The text that was signed. None where nobody with a key did that.
-    pub(super) fn verify<'a>(&self, said: &'a str) -> Option<&'a str> {
-        let (text, signature) = said.rsplit_once(' ')?;
+    /// The signed text; `None` if no key made the signature.
+    pub(super) fn verify<'a>(&self, signed: &'a str) -> Option<&'a str> {
+        let (plaintext, signature) = signed.rsplit_once(' ')?;
         let signature = signature.as_bytes();
         let mut bytes = [0; SIGNATURE_BYTES];
         for (byte, digits) in bytes.iter_mut().zip(signature.chunks_exact(2)) {
             *byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
         }
-        let is_by = |key: &SealingKey| {
+        let verifies = |key: &SealingKey| {
             let mut mac = key.signing_mac.clone();
-            mac.update(text.as_bytes());
+            mac.update(plaintext.as_bytes());
             mac.verify_truncated_left(&bytes).is_ok()
         };
-        (signature.len() == 2 * SIGNATURE_BYTES && self.0.iter().any(is_by)).then_some(text)
+        (signature.len() == 2 * SIGNATURE_BYTES && self.0.iter().any(verifies)).then_some(plaintext)
     }
 }
 
@@ -101,8 +103,8 @@ mod tests {
     use super::*;
 
     fn sealer(key: &str, old_key: Option<&str>) -> Sealer {
-        let masked = |text: &str| Masked::new(text);
-        Sealer::new(&masked(key), old_key.map(masked).as_ref()).expect("the keys serve")
+        let masked = |plaintext: &str| Masked::new(plaintext);
+        Sealer::new(&masked(key), old_key.map(masked).as_ref()).expect("valid keys")
     }
 
     const KEY_ONE: &str = "one-store-key-of-32-characters-xx";
@@ -117,9 +119,9 @@ mod tests {
         assert!(!sealed.windows(5).any(|part| part == b"token"));
         assert_ne!(sealed, sealer.seal("a", b"token").expect("sealed"), "a nonce is used once");
         for at in 0..sealed.len() {
-            let mut bent = sealed.clone();
-            bent[at] ^= 1;
-            assert!(sealer.open("a", &bent).is_none(), "byte {at}");
+            let mut altered = sealed.clone();
+            altered[at] ^= 1;
+            assert!(sealer.open("a", &altered).is_none(), "byte {at}");
             assert!(sealer.open("a", &sealed[..at]).is_none(), "{at} bytes");
         }
     }
@@ -127,32 +129,32 @@ mod tests {
     #[test]
     fn signed_text_verifies_and_altered_text_does_not() {
         let sealer = sealer(KEY_ONE, None);
-        let said = sealer.sign("renewed 17 a").expect("signed");
-        assert_eq!(sealer.verify(&said), Some("renewed 17 a"));
-        for at in 0..said.len() {
-            let mut bent = said.clone().into_bytes();
-            bent[at] ^= 1;
-            let bent = String::from_utf8(bent).expect("ASCII");
-            assert_eq!(sealer.verify(&bent), None, "{bent}");
-            assert_eq!(sealer.verify(&said[..at]), None, "{at} bytes");
+        let signed = sealer.sign("renewed 17 a").expect("signed");
+        assert_eq!(sealer.verify(&signed), Some("renewed 17 a"));
+        for at in 0..signed.len() {
+            let mut altered = signed.clone().into_bytes();
+            altered[at] ^= 1;
+            let altered = String::from_utf8(altered).expect("ASCII");
+            assert_eq!(sealer.verify(&altered), None, "{altered}");
+            assert_eq!(sealer.verify(&signed[..at]), None, "{at} bytes");
         }
-        for nonsense in ["", " ", "renewed 17 a", "renewed 17 a ", "\u{e9} \u{e9}"] {
-            assert_eq!(sealer.verify(nonsense), None, "{nonsense}");
+        for unsigned in ["", " ", "renewed 17 a", "renewed 17 a ", "\u{e9} \u{e9}"] {
+            assert_eq!(sealer.verify(unsigned), None, "{unsigned}");
         }
-        assert_eq!(sealer.verify(&format!("{said}00")), None);
+        assert_eq!(sealer.verify(&format!("{signed}00")), None);
     }
 
     #[test]
     fn key_rotation_keeps_values_readable() {
-        // First every replica learns the new key, then it seals with that, then the old one is dropped.
+        // Rotation: every replica gets the new key as the old one, then seals with it, then drops the former.
         let steps = [(KEY_ONE, None), (KEY_ONE, Some(KEY_TWO)), (KEY_TWO, Some(KEY_ONE)), (KEY_TWO, None)];
         let steps = steps.map(|(key, old_key)| sealer(key, old_key));
         for pair in steps.windows(2) {
             for (from, to) in [(0, 1), (1, 0)] {
                 let sealed = pair[from].seal("a", b"token").expect("sealed");
                 assert!(pair[to].open("a", &sealed).is_some());
-                let said = pair[from].sign("news").expect("signed");
-                assert_eq!(pair[to].verify(&said), Some("news"));
+                let signed = pair[from].sign("news").expect("signed");
+                assert_eq!(pair[to].verify(&signed), Some("news"));
             }
         }
         assert!(steps[3].open("a", &steps[0].seal("a", b"token").expect("sealed")).is_none());

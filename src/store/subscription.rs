@@ -1,4 +1,4 @@
-//! Who waits for news of a name.
+//! Tasks that wait for notifications of a name.
 
 use std::{
     collections::HashMap,
@@ -8,14 +8,14 @@ use std::{
 
 use tokio::{sync::Notify, time::timeout};
 
-/// How often the store is asked whether another replica is done, where its news do not come through.
+/// How often a waiting task polls the store, in case a notification was lost.
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
-/// By name; only what somebody watches.
+/// By name; an entry exists while it has a subscription.
 #[derive(Default)]
 pub(super) struct Subscriptions(Mutex<HashMap<String, Arc<Notify>>>);
 
-/// The watch of one name, for as long as it is held.
+/// A subscription to one name; ends when dropped.
 pub struct Subscription<'a> {
     subscriptions: &'a Subscriptions,
     name: String,
@@ -24,15 +24,15 @@ pub struct Subscription<'a> {
 
 impl Subscriptions {
     pub(super) fn subscribe(&self, name: &str) -> Subscription<'_> {
-        let news = self.lock().entry(name.to_owned()).or_default().clone();
-        Subscription { subscriptions: self, name: name.to_owned(), notify: news }
+        let notify = self.lock().entry(name.to_owned()).or_default().clone();
+        Subscription { subscriptions: self, name: name.to_owned(), notify }
     }
 
     pub(super) fn wake(&self, name: &str) {
-        if let Some(news) = self.lock().get(name) {
-            news.notify_waiters();
-            // For who has asked the store and does not wait yet.
-            news.notify_one();
+        if let Some(notify) = self.lock().get(name) {
+            notify.notify_waiters();
+            // Stores a permit for a task that has read the store but does not wait yet.
+            notify.notify_one();
         }
     }
 
@@ -42,18 +42,19 @@ impl Subscriptions {
 }
 
 impl Subscription<'_> {
-    /// Waits until something was said, or it is time to look without: when whoever makes it has had `left`, at the latest.
-    pub async fn wait(&self, left: Duration) {
-        let _ = timeout(left.clamp(Duration::from_millis(1), POLL_INTERVAL), self.notify.notified()).await;
+    /// Waits for a notification, at most `remaining` (the rest of the holder's lease) or the poll interval.
+    pub async fn wait(&self, remaining: Duration) {
+        let _ =
+            timeout(remaining.clamp(Duration::from_millis(1), POLL_INTERVAL), self.notify.notified()).await;
     }
 }
 
 impl Drop for Subscription<'_> {
     fn drop(&mut self) {
-        let mut watches = self.subscriptions.lock();
-        // The map's and this one.
+        let mut subscriptions = self.subscriptions.lock();
+        // Two references: the map's and this one.
         if Arc::strong_count(&self.notify) == 2 {
-            watches.remove(&self.name);
+            subscriptions.remove(&self.name);
         }
     }
 }
@@ -66,15 +67,15 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn notification_before_waiting_is_not_lost() {
-        let watches = Subscriptions::default();
-        let (one, other) = (watches.subscribe("a"), watches.subscribe("a"));
-        let began = Instant::now();
-        watches.wake("a");
-        one.wait(POLL_INTERVAL).await;
-        assert_eq!(began.elapsed(), Duration::ZERO);
-        other.wait(POLL_INTERVAL).await;
-        assert_eq!(began.elapsed(), POLL_INTERVAL, "and nothing that is not said");
-        drop((one, other));
-        assert!(watches.lock().is_empty());
+        let subscriptions = Subscriptions::default();
+        let (first, second) = (subscriptions.subscribe("a"), subscriptions.subscribe("a"));
+        let started_at = Instant::now();
+        subscriptions.wake("a");
+        first.wait(POLL_INTERVAL).await;
+        assert_eq!(started_at.elapsed(), Duration::ZERO);
+        second.wait(POLL_INTERVAL).await;
+        assert_eq!(started_at.elapsed(), POLL_INTERVAL, "one notification wakes once");
+        drop((first, second));
+        assert!(subscriptions.lock().is_empty());
     }
 }

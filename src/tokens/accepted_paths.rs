@@ -1,4 +1,4 @@
-//! The paths on which a token has worked: a refusal by one of these means that the token was voided, while a path that never
+//! The paths that accepted a token. A refusal by one of these means that the token was voided; a path that never
 //! accepted it may refuse every token.
 
 use std::{
@@ -11,29 +11,29 @@ use std::{
 
 use foldhash::fast::RandomState;
 
-/// Paths that are remembered of one token; beyond it a new one takes the place of another.
+/// Paths kept per token; a further one replaces another.
 const MAX_ACCEPTED_PATHS: usize = 128;
-/// Set in the entry of a path that refused the token after it had worked there.
+/// Set in the entry of a path that refused the token after it had accepted it.
 const REFUSED_BIT: u32 = 1;
 
-/// A path of the upstream as a hash, seeded anew in each process so that callers cannot choose collisions.
+/// An upstream path as a hash, seeded per process so that callers cannot construct collisions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PathKey(u32);
 
 impl PathKey {
-    /// The key of a path in its normal form, without a query.
+    /// The key of a normalized path without a query.
     #[inline]
     pub fn from_path(path: &str) -> Self {
         static STATE: LazyLock<RandomState> = LazyLock::new(RandomState::default);
-        // Bit 0 is `REFUSED`; bit 1 keeps the key from 0, which is an empty entry.
+        // Bit 0 is `REFUSED_BIT`; bit 1 keeps the key from being 0, which marks an empty entry.
         Self((STATE.hash_one(path) as u32 & !REFUSED_BIT) | 2)
     }
 
-    /// Linear probing over all entries: a shorter probe would evict a path while others are free, and its callers would be
-    /// held back as if it had never worked.
+    /// Linear probing over all entries: a shorter probe would evict a path while other entries are free, and its
+    /// refusals would be throttled as if it had never accepted the token.
     fn probe_indices(self) -> impl Iterator<Item = usize> {
-        let home = (self.0 >> 2) as usize;
-        (0..MAX_ACCEPTED_PATHS).map(move |nth| (home + nth) % MAX_ACCEPTED_PATHS)
+        let start = (self.0 >> 2) as usize;
+        (0..MAX_ACCEPTED_PATHS).map(move |nth| (start + nth) % MAX_ACCEPTED_PATHS)
     }
 }
 
@@ -42,7 +42,7 @@ impl PathKey {
 pub(super) struct AcceptedPaths(OnceLock<Box<[AtomicU32; MAX_ACCEPTED_PATHS]>>);
 
 impl AcceptedPaths {
-    /// Notes that the token was accepted by this path.
+    /// Records that this path accepted the token.
     #[inline]
     pub(super) fn mark_accepted(&self, path: PathKey) {
         let entries = self.0.get_or_init(|| Box::new([const { AtomicU32::new(0) }; MAX_ACCEPTED_PATHS]));
@@ -51,19 +51,19 @@ impl AcceptedPaths {
         }
     }
 
-    /// Notes that the token was refused by this path.
+    /// Records that this path refused the token.
     pub(super) fn mark_refused(&self, path: PathKey) {
         if let Some(entry) = self.find_entry(path) {
             entry.store(path.0 | REFUSED_BIT, Ordering::Relaxed);
         }
     }
 
-    /// Whether the token was ever accepted by this path.
+    /// Whether this path ever accepted the token.
     pub(super) fn was_ever_accepted(&self, path: PathKey) -> bool {
         self.find_entry(path).is_some()
     }
 
-    /// Whether this path accepted the token when it last judged it.
+    /// Whether this path's last verdict was to accept the token.
     pub(super) fn is_accepted(&self, path: PathKey) -> bool {
         self.find_entry(path).is_some_and(|entry| entry.load(Ordering::Relaxed) == path.0)
     }
@@ -75,18 +75,19 @@ impl AcceptedPaths {
     }
 }
 
-/// Where this path stands, or else the first empty entry; entries are never emptied again. `None` when all are other paths'.
+/// The index of this path, or else of the first empty entry; entries are never emptied again. `None` if other
+/// paths fill all entries.
 fn probe(entries: &[AtomicU32; MAX_ACCEPTED_PATHS], path: PathKey) -> Option<usize> {
-    path.probe_indices().find(|at| {
-        let key = entries[*at].load(Ordering::Relaxed) & !REFUSED_BIT;
+    path.probe_indices().find(|index| {
+        let key = entries[*index].load(Ordering::Relaxed) & !REFUSED_BIT;
         key == path.0 || key == 0
     })
 }
 
 #[cold]
 fn insert(entries: &[AtomicU32; MAX_ACCEPTED_PATHS], path: PathKey) {
-    let home = (path.0 >> 2) as usize % MAX_ACCEPTED_PATHS;
-    entries[probe(entries, path).unwrap_or(home)].store(path.0, Ordering::Relaxed);
+    let start = (path.0 >> 2) as usize % MAX_ACCEPTED_PATHS;
+    entries[probe(entries, path).unwrap_or(start)].store(path.0, Ordering::Relaxed);
 }
 
 #[cfg(test)]
@@ -122,10 +123,10 @@ mod tests {
     #[test]
     fn paths_up_to_the_bound_are_all_kept() {
         let paths = AcceptedPaths::default();
-        let all: Vec<_> =
+        let paths_to_keep: Vec<_> =
             (0..MAX_ACCEPTED_PATHS).map(|nth| PathKey::from_path(&format!("/cgi-bin/{nth}"))).collect();
-        all.iter().for_each(|path| paths.mark_accepted(*path));
-        let lost = all.iter().filter(|path| !paths.was_ever_accepted(**path)).count();
+        paths_to_keep.iter().for_each(|path| paths.mark_accepted(*path));
+        let lost = paths_to_keep.iter().filter(|path| !paths.was_ever_accepted(**path)).count();
         assert_eq!(lost, 0);
     }
 }

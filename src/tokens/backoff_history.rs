@@ -1,4 +1,4 @@
-//! What outlives a slot: a configuration that changes to and fro must not make of each change a first try.
+//! Backoff state per credential. Survives reloads, so that toggling a secret does not reset it.
 
 use std::{
     collections::HashMap,
@@ -9,35 +9,35 @@ use tokio::time::Instant;
 
 use super::{Backoff, Credentials};
 
-/// What the slots before did.
+/// The backoff states of all credentials, also of removed entries.
 #[derive(Default)]
 pub(super) struct BackoffHistory(Mutex<Inner>);
 
 #[derive(Default)]
 struct Inner {
-    /// The failures of credentials, by a name that says nothing of them.
+    /// By a keyed hash of the credentials.
     backoffs: HashMap<String, Backoff>,
 }
 
 impl BackoffHistory {
-    /// The failures of these credentials in another slot.
+    /// The backoff of these credentials, as an earlier entry left it.
     pub(super) fn lookup(&self, credentials: &Credentials, now: Instant) -> Backoff {
-        let known = self.lock();
-        if known.backoffs.is_empty() {
+        let history = self.lock();
+        if history.backoffs.is_empty() {
             return Backoff::default();
         }
-        let failures = known.backoffs.get(&history_key(credentials));
-        failures.filter(|failures| !failures.is_expired(now)).cloned().unwrap_or_default()
+        let backoff = history.backoffs.get(&history_key(credentials));
+        backoff.filter(|backoff| !backoff.is_expired(now)).cloned().unwrap_or_default()
     }
 
-    /// Takes note of how these credentials stand now.
+    /// Records the current backoff of these credentials.
     pub(super) fn record(&self, credentials: &Credentials, backoff: &Backoff, now: Instant) {
-        let mut known = self.lock();
-        if known.backoffs.is_empty() && backoff.is_expired(now) {
+        let mut history = self.lock();
+        if history.backoffs.is_empty() && backoff.is_expired(now) {
             return;
         }
-        known.backoffs.insert(history_key(credentials), backoff.clone());
-        known.backoffs.retain(|_, failures| !failures.is_expired(now));
+        history.backoffs.insert(history_key(credentials), backoff.clone());
+        history.backoffs.retain(|_, backoff| !backoff.is_expired(now));
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {

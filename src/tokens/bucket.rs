@@ -1,42 +1,42 @@
-//! A token bucket, kept as the one instant at which it is full again (GCRA).
+//! A token bucket, stored as its theoretical arrival time (GCRA).
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How much a bucket holds, and how often it gets one back.
+/// Capacity and refill rate of a bucket.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Rate {
     pub(super) capacity: u32,
     pub(super) refill_interval: Duration,
 }
 
-/// A bucket; full to begin with.
+/// A bucket; full at first.
 #[derive(Debug, Default)]
 pub(super) struct Bucket(Option<Instant>);
 
 impl Bucket {
-    /// Takes one even where there is none: an empty bucket stays empty.
+    /// Takes one, even from an empty bucket, which stays empty.
     pub(super) fn consume(&mut self, now: Instant, rate: Rate) {
-        let most = now + rate.refill_interval * rate.capacity;
-        self.0 = Some((self.tat(now) + rate.refill_interval).min(most));
+        let max_tat = now + rate.refill_interval * rate.capacity;
+        self.0 = Some((self.tat(now) + rate.refill_interval).min(max_tat));
     }
 
-    /// When there is one; `now` or before where there is one already.
+    /// When one is available; `now` or earlier if one is available already.
     pub(super) fn available_at(&self, now: Instant, rate: Rate) -> Instant {
-        let full_at = self.tat(now) + rate.refill_interval;
-        full_at.checked_sub(rate.refill_interval * rate.capacity).unwrap_or(now)
+        let tat = self.tat(now) + rate.refill_interval;
+        tat.checked_sub(rate.refill_interval * rate.capacity).unwrap_or(now)
     }
 
-    /// How many there are.
+    /// How many are available.
     pub(super) fn available(&self, now: Instant, rate: Rate) -> u32 {
-        let lacking = self.tat(now).saturating_duration_since(now);
-        let taken = lacking.as_nanos().div_ceil(rate.refill_interval.as_nanos());
-        rate.capacity.saturating_sub(u32::try_from(taken).unwrap_or(u32::MAX))
+        let refill_time = self.tat(now).saturating_duration_since(now);
+        let used = refill_time.as_nanos().div_ceil(rate.refill_interval.as_nanos());
+        rate.capacity.saturating_sub(u32::try_from(used).unwrap_or(u32::MAX))
     }
 
     fn tat(&self, now: Instant) -> Instant {
-        self.0.map_or(now, |full_at| full_at.max(now))
+        self.0.map_or(now, |tat| tat.max(now))
     }
 }
 

@@ -1,4 +1,4 @@
-//! The pause after a renewal that refusals caused, in which refusals cause no other.
+//! Cooldown after a refresh that refusals caused; refusals cause no other one while it lasts.
 
 use std::time::Duration;
 
@@ -6,14 +6,15 @@ use tokio::time::Instant;
 
 use super::PathKey;
 
-/// How long it lasts from the gettoken on.
+/// Duration, counted from the gettoken.
 pub(super) const COOLDOWN: Duration = Duration::from_secs(10);
-/// Paths that are told apart; where more refuse, it applies to all.
+/// Paths that are distinguished; if more refuse, the cooldown applies to all paths.
 const MAX_REFUSED_PATHS: usize = 16;
 
-/// The pause of one agent. Where gettoken brought the refused token back it applies to every path; where it brought a new
-/// one, to the paths that had refused the old one, because such a path may refuse every token. It never applies to a path on
-/// which the present token works, unless the one before it ended early too.
+/// The cooldown of one agent. If gettoken returned the refused token again it applies to every path. If it
+/// returned a new token, it applies to the paths that had refused the old one, because such a path may refuse
+/// every token. It never applies to a path that accepts the current token, unless the previous cooldown ended
+/// early too.
 #[derive(Debug, Default)]
 pub(super) struct Cooldown {
     until: Option<Instant>,
@@ -50,39 +51,41 @@ impl RefusedPaths {
 }
 
 impl Cooldown {
-    /// Begins with the gettoken that these refusals caused. `early` where it was made before the last pause was over.
-    pub(super) fn start(&mut self, now: Instant, same: bool, early: bool, refused_by: RefusedPaths) {
+    /// Starts after the gettoken that the refusals of `refused_by` caused. `unchanged`: it returned the refused
+    /// token. `early`: it was made before the previous cooldown had ended.
+    pub(super) fn start(&mut self, now: Instant, unchanged: bool, early: bool, refused_by: RefusedPaths) {
         if !self.is_active(now) {
             self.refused_paths = RefusedPaths::default();
         }
         self.refused_paths.overflowed |= refused_by.overflowed;
         refused_by.path_keys.into_iter().for_each(|path| self.refused_paths.insert(path));
-        (self.all_paths, self.no_early_end) = (same, same && early);
+        (self.all_paths, self.no_early_end) = (unchanged, unchanged && early);
         self.until = Some(now + COOLDOWN);
     }
 
-    /// Adds a path that refused a new token as it had refused the old one; `got` is when that token came.
-    pub(super) fn extend_to(&mut self, path: PathKey, now: Instant, got: Instant) {
-        if now >= got + COOLDOWN {
+    /// Adds a path that refused a new token as it had refused the old one; `first_seen` is when the new token
+    /// arrived.
+    pub(super) fn extend_to(&mut self, path: PathKey, now: Instant, first_seen: Instant) {
+        if now >= first_seen + COOLDOWN {
             return;
         }
         if !self.is_active(now) {
-            *self = Self { until: Some(got + COOLDOWN), ..Self::default() };
+            *self = Self { until: Some(first_seen + COOLDOWN), ..Self::default() };
         }
         self.refused_paths.insert(path);
     }
 
-    /// Until when a refusal by this path causes no renewal; `works` where the path accepted the present token when it last
-    /// judged it.
-    pub(super) fn blocked_until(&self, now: Instant, path: PathKey, works: bool) -> Option<Instant> {
+    /// Until when a refusal by this path causes no refresh. `is_accepted`: the path's last verdict on the
+    /// current token was to accept it.
+    pub(super) fn blocked_until(&self, now: Instant, path: PathKey, is_accepted: bool) -> Option<Instant> {
         let applies = match self.all_paths {
-            true => self.no_early_end || !works,
-            false => !works && self.refused_paths.contains(path),
+            true => self.no_early_end || !is_accepted,
+            false => !is_accepted && self.refused_paths.contains(path),
         };
         self.until.filter(|until| now < *until && applies)
     }
 
-    /// Whether a renewal now ends a pause early that applied to every path.
+    /// Whether a refresh now ends a cooldown early that applies to every path.
     pub(super) fn ends_early(&self, now: Instant) -> bool {
         self.all_paths && self.is_active(now)
     }

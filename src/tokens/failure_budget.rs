@@ -1,13 +1,13 @@
-//! How many gettokens may fail in an hour for their credentials: WeCom bans the address of who repeats a wrong secret, and
-//! with it every agent.
+//! Bounds how many gettokens may fail for their credentials in an hour: WeCom bans an address that repeats wrong
+//! secrets, and with it every agent behind it.
 //!
-//! A try needs a permit, of which there are as many as failures are left, and one more for each token that such tries have
-//! brought since the last failure, so that many good secrets are not held up by their number. When no failure is left,
-//! agents come in the order in which they asked, as the bucket refills.
+//! An attempt needs a permit. There are as many permits as failures are left, and one more for each token that
+//! attempts have fetched since the last failure, so that many valid secrets are not throttled by their number.
+//! When no failure is left, agents are queued in order of arrival while the bucket refills.
 //!
-//! Secrets that brought a token when they were last used have a limit of their own, so that secrets that never worked
-//! cannot hold them up. It refills twice as fast: each of them fails once before it counts as a secret that does not
-//! work, and good ones may wait behind them. In the worst hour, 300 fail for the address.
+//! Proven secrets, whose last gettoken succeeded, have a limit of their own, so that secrets that never worked
+//! cannot block them. It refills twice as fast: each proven secret fails once before it counts as unproven, and
+//! valid ones may be queued behind it. The worst hour has 300 failures for the address.
 
 use std::{
     collections::VecDeque,
@@ -20,14 +20,14 @@ use tokio::{sync::Notify, time::Instant};
 
 use super::bucket::{Bucket, Rate};
 
-/// Failures for the address, of secrets that did not work when they were last used.
+/// Failures per address of unproven secrets.
 pub(super) const FAILURE_RATE: Rate = Rate { capacity: 60, refill_interval: Duration::from_secs(60) };
-/// Failures for the address, of secrets that did.
+/// Failures per address of proven secrets.
 const PROVEN_FAILURES: Rate = Rate { capacity: 60, refill_interval: Duration::from_secs(30) };
-/// A try that takes longer returns its permit, so that a gettoken that hangs holds up no other agent's.
+/// An attempt that takes longer returns its permit, so that a gettoken that hangs delays no other agent's.
 pub(super) const PERMIT_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// The limits of both kinds of secrets.
+/// The limits for unproven and proven secrets.
 #[derive(Debug)]
 pub(super) struct FailureBudget {
     unproven: FailureLimit,
@@ -41,18 +41,19 @@ impl Default for FailureBudget {
 }
 
 impl FailureBudget {
-    /// A permit for one try; else when to ask again. Waits only for tries that are under way.
+    /// A permit for one attempt, or else when to retry. Waits only for running attempts.
     pub(super) async fn acquire(&self, agent: &str, proven: bool) -> Result<AttemptPermit<'_>, Instant> {
         if proven {
-            // The next permit may be for any place in the queue: a token that comes meanwhile adds two.
+            // The next permit may go to any position in the queue, because a token that arrives meanwhile adds
+            // two.
             let next = || self.proven.next().max(Instant::now());
             return self.proven.admit(agent).await.map_err(|turn| turn.min(next()));
         }
         self.unproven.admit(agent).await
     }
 
-    /// Counts a failure for the credentials. One of a proven secret takes what the others have left too, but not what
-    /// comes back to them: a corrected secret is one that never worked.
+    /// Counts a failure for the credentials. One of a proven secret also takes from the unproven limit what is
+    /// left there, but not what refills later: a corrected secret starts as an unproven one.
     pub(super) fn record_failure(&self, proven: bool) {
         match proven {
             true => {
@@ -64,7 +65,7 @@ impl FailureBudget {
     }
 }
 
-/// The failures that are left, and which agents wait for one.
+/// The failures that are left, and the queue for them.
 #[derive(Debug)]
 struct FailureLimit {
     rate: Rate,
@@ -75,15 +76,15 @@ struct FailureLimit {
 #[derive(Debug, Default)]
 struct State {
     bucket: Bucket,
-    /// Permits of tries that are under way.
+    /// Permits of running attempts.
     permits_in_use: u32,
     /// Permits beyond the failures that are left.
     extra_permits: u32,
-    /// Agents that found none left, and when each was told to come again.
+    /// Agents that found no permit, and when each may retry.
     queue: VecDeque<(Box<str>, Instant)>,
 }
 
-/// The right to one try; returned when dropped.
+/// The permit for one attempt; returned when dropped.
 #[derive(Debug)]
 pub(super) struct AttemptPermit<'a>(&'a FailureLimit);
 
@@ -92,58 +93,59 @@ impl FailureLimit {
         Self { rate, state: Mutex::default(), permit_returned: Notify::new() }
     }
 
-    /// A permit for one try; else when this agent's turn comes. Waits only for tries that are under way.
+    /// A permit for one attempt, or else when this agent's turn is. Waits only for running attempts.
     async fn admit(&self, agent: &str) -> Result<AttemptPermit<'_>, Instant> {
         loop {
             let mut returned = pin!(self.permit_returned.notified());
             returned.as_mut().enable();
-            if let Some(decided) = self.try_acquire(agent) {
-                // The next one that waits may learn the same.
+            if let Some(result) = self.try_acquire(agent) {
+                // The next waiting task may get the same result.
                 self.permit_returned.notify_one();
-                return decided;
+                return result;
             }
             returned.await;
         }
     }
 
-    /// Counts a failure, `if_left` only where one is left: an empty bucket would begin its interval anew.
-    fn count(&self, if_left: bool) {
+    /// Counts a failure. With `only_if_left` an empty bucket is left alone, because taking from it would restart
+    /// its refill interval.
+    fn count(&self, only_if_left: bool) {
         let (mut state, now) = (self.state(), Instant::now());
-        if !if_left || state.bucket.available(now, self.rate) > 0 {
+        if !only_if_left || state.bucket.available(now, self.rate) > 0 {
             state.bucket.consume(now, self.rate);
         }
-        if !if_left {
+        if !only_if_left {
             state.extra_permits = 0;
         }
     }
 
-    /// When the next failure is left.
+    /// When the next failure is available.
     fn next(&self) -> Instant {
         self.state().bucket.available_at(Instant::now(), self.rate)
     }
 
     fn try_acquire(&self, agent: &str) -> Option<Result<AttemptPermit<'_>, Instant>> {
         let (mut state, now) = (self.state(), Instant::now());
-        // An agent that lets its turn pass makes room for the next.
+        // An agent that misses its turn leaves the queue.
         while state.queue.front().is_some_and(|(_, turn)| now >= *turn + self.rate.refill_interval) {
             state.queue.pop_front();
         }
         let left = state.bucket.available(now, self.rate);
-        let place = state.queue.iter().position(|(waiting, _)| **waiting == *agent);
-        let before = place.unwrap_or(state.queue.len());
+        let position = state.queue.iter().position(|(waiting, _)| **waiting == *agent);
+        let ahead = position.unwrap_or(state.queue.len());
         let permits = if left == 0 { 0 } else { left.saturating_add(state.extra_permits) };
-        if before < permits.saturating_sub(state.permits_in_use) as usize {
-            place.map(|place| state.queue.remove(place));
+        if ahead < permits.saturating_sub(state.permits_in_use) as usize {
+            position.map(|position| state.queue.remove(position));
             state.permits_in_use += 1;
             return Some(Ok(AttemptPermit(self)));
         }
-        if before < permits as usize {
+        if ahead < permits as usize {
             return None;
         }
-        let first = state.bucket.available_at(now, self.rate).max(now);
-        let turn = first + self.rate.refill_interval * u32::try_from(before).unwrap_or(u32::MAX);
-        match place {
-            Some(place) => state.queue[place].1 = turn,
+        let next = state.bucket.available_at(now, self.rate).max(now);
+        let turn = next + self.rate.refill_interval * u32::try_from(ahead).unwrap_or(u32::MAX);
+        match position {
+            Some(position) => state.queue[position].1 = turn,
             None => state.queue.push_back((agent.into(), turn)),
         }
         Some(Err(turn))
@@ -155,7 +157,7 @@ impl FailureLimit {
 }
 
 impl AttemptPermit<'_> {
-    /// The try has brought a token: two more may be under way at once.
+    /// The attempt fetched a token: two more may run at once.
     pub(super) fn record_success(&self) {
         let mut state = self.0.state();
         state.extra_permits = state.extra_permits.saturating_add(2);

@@ -1,4 +1,4 @@
-//! gettoken: the one call that carries a secret.
+//! gettoken, the only call that carries a secret.
 
 use std::{
     borrow::Cow,
@@ -11,7 +11,9 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use hmac::{Hmac, KeyInit, Mac};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use sha2::Sha256;
 use tokio::{
     runtime::{Builder, LocalOptions},
     sync::{mpsc, oneshot},
@@ -30,79 +32,95 @@ use crate::{
     },
 };
 
-/// What is wrong where the proxy's own answer comes back to it.
-const LOOP_REASON: &str = "it is a pass of wecom-proxy: upstream.url leads back to a proxy; on this machine the name must lead to WeCom";
+/// The reason if the access_token is a pass: gettoken's response came from a proxy.
+const LOOP_REASON: &str = "access_token is a pass of wecom-proxy: upstream.url leads back to a proxy; on this machine its host name must resolve to WeCom";
 
-/// The length of every secret of WeCom. Tokens are longer; the hints and addresses in its messages have no such word.
+/// Length of a WeCom secret. Tokens are longer; the hints and addresses in WeCom's messages contain no word this
+/// long.
 const SECRET_BYTES: usize = 43;
-/// Most bytes of gettoken's answer.
+/// Largest gettoken response body.
 const MAX_RESPONSE_BYTES: usize = 64 * 1024;
-/// Beside connecting and waiting for the head, so long may an answer take for its few bytes of body.
+/// Longest time for a response body, beside the timeouts for the connection and the response head.
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What a token is bought with.
+/// The credentials of a gettoken call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Credentials {
-    /// The company's id.
+    /// The company's corpid.
     pub corpid: String,
     /// The application's secret.
     pub secret: Masked,
 }
 
-/// Why no token came. The texts hold neither the secret nor the URL.
+impl Credentials {
+    /// The name in the store of this credential's token, or of `kind` else. A keyed hash: it reveals nothing of
+    /// the credentials, and a changed secret gives another name.
+    pub fn store_name(&self, kind: &str) -> String {
+        let Ok(mut mac) = <Hmac<Sha256> as KeyInit>::new_from_slice(self.secret.expose().as_bytes()) else {
+            return String::new();
+        };
+        mac.update(b"wecom-proxy store v1");
+        mac.update(kind.as_bytes());
+        mac.update(b"\0");
+        mac.update(self.corpid.as_bytes());
+        mac.finalize().into_bytes()[..16].iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+/// Why a token could not be fetched. The texts contain neither the secret nor the URL.
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
-    /// WeCom refused.
-    #[error("gettoken was refused with errcode {errcode}: {errmsg}")]
+    /// WeCom returned an errcode.
+    #[error("gettoken failed with errcode {errcode}: {errmsg}")]
     Refused {
-        /// WeCom's code.
+        /// The errcode.
         errcode: i64,
-        /// WeCom's words.
+        /// Its errmsg, with secrets masked.
         errmsg: String,
     },
-    /// WeCom could not be asked, or its answer broke off.
-    #[error("gettoken did not get through: {0}")]
+    /// The request failed, or the response was truncated.
+    #[error("gettoken request failed: {0}")]
     Upstream(UpstreamErrorKind),
-    /// All of it together took too long.
-    #[error("gettoken did not get through: no answer within {} s", .0.as_secs())]
+    /// The whole call took longer than this.
+    #[error("gettoken request failed: no response within {} s", .0.as_secs())]
     TimedOut(Duration),
-    /// The answer makes no sense.
-    #[error("gettoken was answered with HTTP {status} and no usable token: {what}")]
+    /// The response has no usable token.
+    #[error("gettoken response with HTTP {status} has no usable token: {reason}")]
     InvalidResponse {
         /// The HTTP status.
         status: u16,
         /// What is wrong with it.
-        what: &'static str,
+        reason: &'static str,
     },
-    /// Another replica tried, and it is too early for another try.
-    #[error("{0} (asked by another replica)")]
+    /// Another replica's attempt failed, and its backoff has not ended.
+    #[error("{0} (fetched by another replica)")]
     OtherReplica(String),
-    /// Too many renewals were needed, or too many secrets were refused.
+    /// The budget for refreshes or for failed secrets is spent.
     #[error(
-        "its renewal is held back: too many were needed lately, and WeCom bans the address of who asks too often"
+        "token refresh throttled: too many recent refreshes, and WeCom bans addresses that call gettoken too often"
     )]
     Throttled {
-        /// When it may be tried.
+        /// When it may be retried.
         retry_at: Instant,
     },
-    /// The renewal was cut off.
-    #[error("the renewal was cut off")]
+    /// The refresh task ended without a result.
+    #[error("token refresh cancelled")]
     Cancelled,
 }
 
 impl FetchError {
-    /// Whether repeating it soon endangers the whole address.
+    /// Whether a retry soon risks a ban of the whole address.
     pub(super) fn risks_ban(&self) -> bool {
         matches!(self, Self::Refused { errcode, .. } if errcode::is_credential_or_rate_limit(*errcode))
     }
 
-    /// Whether WeCom refused the credentials, and not for the number of calls.
+    /// Whether WeCom refused the credentials, rather than the number of calls.
     pub(super) fn is_credential_error(&self) -> bool {
-        let is_frequency = matches!(self, Self::Refused { errcode, .. } if errcode::is_rate_limit(*errcode));
-        self.risks_ban() && !is_frequency
+        let is_rate_limit = matches!(self, Self::Refused { errcode, .. } if errcode::is_rate_limit(*errcode));
+        self.risks_ban() && !is_rate_limit
     }
 
-    /// What to do about it, where it was WeCom that refused.
+    /// What to do about it, if WeCom returned an errcode.
     pub(super) fn hint(&self) -> Option<&'static str> {
         match self {
             Self::Refused { errcode, .. } => errcode::hint(*errcode),
@@ -110,16 +128,17 @@ impl FetchError {
         }
     }
 
-    /// What callers may see of it: WeCom's own words, and no address, port, host or file, which `Display` may name.
+    /// The text that callers may see: WeCom's errmsg, and no address, port, host or file, which `Display` may
+    /// contain.
     pub fn public_message(&self) -> Cow<'_, str> {
         match self {
-            Self::Upstream(flaw) => format!("gettoken did not get through: {}", flaw.public_message()).into(),
-            Self::OtherReplica(_) => "gettoken did not get through (asked by another replica)".into(),
+            Self::Upstream(error) => format!("gettoken request failed: {}", error.public_message()).into(),
+            Self::OtherReplica(_) => "gettoken request failed (fetched by another replica)".into(),
             other => other.to_string().into(),
         }
     }
 
-    /// WeCom's errcode, -1 where WeCom said none.
+    /// WeCom's errcode; -1 if there is none.
     pub fn errcode(&self) -> i64 {
         match self {
             Self::Refused { errcode, .. } => *errcode,
@@ -128,30 +147,30 @@ impl FetchError {
     }
 }
 
-/// How long one call of the proxy's own may take.
+/// Timeout of one of the proxy's own calls.
 pub fn call_timeout(upstream: &config::UpstreamConfig) -> Duration {
     upstream.connect_timeout + upstream.response_timeout + BODY_TIMEOUT
 }
 
-/// Asks the real upstream.
+/// Calls gettoken at the upstream.
 pub struct GettokenClient {
     upstream: Upstream,
-    /// Longest that one call may take.
+    /// Timeout of a whole call.
     timeout: Duration,
 }
 
 impl GettokenClient {
-    /// Asks through `upstream`; gives up after `patience`.
+    /// Calls through `upstream`, each call with this timeout.
     pub fn new(upstream: Upstream, timeout: Duration) -> Self {
         Self { upstream, timeout }
     }
 
-    /// What it asks through.
+    /// The upstream of its calls.
     pub fn upstream(&self) -> &Upstream {
         &self.upstream
     }
 
-    /// One gettoken, whatever it says, and the upstream's clock where its answer tells the time.
+    /// Calls gettoken once. Also returns the upstream's clock, from the response's Date.
     pub async fn fetch(
         &self,
         credentials: &Credentials,
@@ -163,8 +182,8 @@ impl GettokenClient {
         .await
         {
             Err(_) => (None, Err(FetchError::TimedOut(self.timeout))),
-            Ok(Err(flaw)) => (None, Err(FetchError::Upstream(flaw))),
-            Ok(Ok(whole)) => (whole.date, parse_response(credentials, whole)),
+            Ok(Err(error)) => (None, Err(FetchError::Upstream(error))),
+            Ok(Ok(fetched)) => (fetched.date, parse_response(credentials, fetched)),
         }
     }
 }
@@ -178,75 +197,78 @@ fn percent_encoded(secret: &Masked) -> Masked {
     Masked::new(utf8_percent_encode(secret.expose(), NON_ALPHANUMERIC).to_string())
 }
 
-/// A message of WeCom's without words that may be secrets of other agents, or any secret encoded.
+/// Masks every word of WeCom's message that is long enough to be a secret, encoded or not, of any agent.
 fn without_secrets(errmsg: &str) -> String {
-    let is_part = |letter: char| letter.is_ascii_alphanumeric() || "-_%+".contains(letter);
-    let mut kept = String::with_capacity(errmsg.len());
-    for word in errmsg.split_inclusive(|letter| !is_part(letter)) {
-        let end = word.rfind(is_part).map_or(0, |last| last + 1);
-        kept.push_str(if end < SECRET_BYTES { &word[..end] } else { "[masked]" });
-        kept.push_str(&word[end..]);
+    let is_word_char = |char: char| char.is_ascii_alphanumeric() || "-_%+".contains(char);
+    let mut masked = String::with_capacity(errmsg.len());
+    for part in errmsg.split_inclusive(|char| !is_word_char(char)) {
+        let end = part.rfind(is_word_char).map_or(0, |last| last + 1);
+        masked.push_str(if end < SECRET_BYTES { &part[..end] } else { "[masked]" });
+        masked.push_str(&part[end..]);
     }
-    kept
+    masked
 }
 
 fn parse_response(
     Credentials { secret, .. }: &Credentials,
-    whole: Fetched,
+    fetched: Fetched,
 ) -> Result<GettokenResponse, FetchError> {
-    let status = whole.status;
-    let senseless = |what| FetchError::InvalidResponse { status, what };
-    let body = whole.body.ok_or_else(|| senseless("it is longer than 64 KiB"))?;
-    let grant = parse_gettoken(&body).map_err(|error| match error {
-        // WeCom is not known to echo a secret, but a gateway before it may say the URL back: it stops here.
+    let status = fetched.status;
+    let invalid = |reason| FetchError::InvalidResponse { status, reason };
+    let body = fetched.body.ok_or_else(|| invalid("body exceeds 64 KiB"))?;
+    let response = parse_gettoken(&body).map_err(|error| match error {
+        // WeCom is not known to echo a secret, but a gateway in front of it may echo the URL: secrets are masked
+        // here.
         GettokenError::Refused { errcode, errmsg } => {
             let errmsg = errmsg.replace(secret.expose(), "[masked]");
             let errmsg = without_secrets(&errmsg.replace(percent_encoded(secret).expose(), "[masked]"));
             FetchError::Refused { errcode, errmsg }
         }
-        GettokenError::NotJson => senseless("it is not JSON"),
-        GettokenError::MissingToken => senseless("it holds no access_token"),
-        GettokenError::InvalidToken => senseless("its access_token cannot stand in a URL"),
+        GettokenError::NotJson => invalid("not JSON"),
+        GettokenError::MissingToken => invalid("no access_token"),
+        GettokenError::InvalidToken => invalid("access_token is not 1 to 512 characters allowed in a URL"),
     })?;
-    // Calls made with a pass would come back here again and again.
-    match credential_scan::has_pass_prefix(grant.token.expose()) {
-        true => Err(senseless(LOOP_REASON)),
-        false => Ok(grant),
+    // A pass as a token would make this proxy call itself without end.
+    match credential_scan::has_pass_prefix(response.token.expose()) {
+        true => Err(invalid(LOOP_REASON)),
+        false => Ok(response),
     }
 }
 
-/// Tokens from the real upstream, asked for on a thread of its own: an [`Asker`] stays on one.
+/// Fetches tokens on a thread of its own, because a [`GettokenClient`] stays on one thread.
 pub struct Fetcher(mpsc::UnboundedSender<FetchJob>);
 
-/// What is to be asked, and who waits for the answer.
+/// The credentials, and where the response is sent.
 type FetchJob = (Credentials, oneshot::Sender<Result<GettokenResponse, FetchError>>);
 
 impl Fetcher {
-    /// Starts the thread, which ends with this. It asks through an upstream of these settings, and gives up after `patience`.
-    pub fn start(upstream: Arc<Settings>, patience: Duration) -> io::Result<Self> {
-        let (sender, orders) = mpsc::unbounded_channel();
+    /// Starts the thread, which ends when the `Fetcher` is dropped. Each call has this timeout.
+    pub fn start(upstream: Arc<Settings>, timeout: Duration) -> io::Result<Self> {
+        let (sender, jobs) = mpsc::unbounded_channel();
         thread::Builder::new().name("gettoken".to_owned()).spawn(
             move || match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
                 Ok(runtime) => {
-                    runtime.block_on(run_jobs(orders, GettokenClient::new(Upstream::new(upstream), patience)))
+                    runtime.block_on(run_jobs(jobs, GettokenClient::new(Upstream::new(upstream), timeout)))
                 }
-                Err(error) => tracing::error!(%error, "no token can be asked for"),
+                Err(error) => {
+                    tracing::error!(%error, "gettoken thread failed to start, no token can be fetched")
+                }
             },
         )?;
         Ok(Self(sender))
     }
 }
 
-/// Asks what is ordered, one beside the other.
-async fn run_jobs(mut orders: mpsc::UnboundedReceiver<FetchJob>, asker: GettokenClient) {
-    let asker = Rc::new(asker);
-    while let Some((credentials, mut answer)) = orders.recv().await {
-        let asker = asker.clone();
+/// Runs jobs concurrently.
+async fn run_jobs(mut jobs: mpsc::UnboundedReceiver<FetchJob>, client: GettokenClient) {
+    let client = Rc::new(client);
+    while let Some((credentials, mut response)) = jobs.recv().await {
+        let client = client.clone();
         spawn_local(async move {
             tokio::select! {
-                asked = asker.fetch(&credentials) => drop(answer.send(asked.1)),
-                // Nobody waits for it any more.
-                () = answer.closed() => {}
+                fetched = client.fetch(&credentials) => drop(response.send(fetched.1)),
+                // The receiver is gone: cancel the call.
+                () = response.closed() => {}
             }
         });
     }
@@ -257,11 +279,11 @@ impl FetchToken for Fetcher {
         &'a self,
         credentials: &'a Credentials,
     ) -> Pin<Box<dyn Future<Output = Result<GettokenResponse, FetchError>> + Send + 'a>> {
-        let (sender, answer) = oneshot::channel();
+        let (sender, response) = oneshot::channel();
         let sent = self.0.send((credentials.clone(), sender));
         Box::pin(async move {
             match sent {
-                Ok(()) => answer.await.unwrap_or(Err(FetchError::Cancelled)),
+                Ok(()) => response.await.unwrap_or(Err(FetchError::Cancelled)),
                 Err(_) => Err(FetchError::Cancelled),
             }
         })
@@ -273,7 +295,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn messages_of_wecom_lose_whatever_may_be_a_secret() {
+    fn errmsg_words_as_long_as_a_secret_are_masked() {
         let secret = "Kq3-5vXz_7bN1mPqRsTuVwXyZaBcDeFgHiJkLmNoPqR";
         assert_eq!(secret.len(), SECRET_BYTES);
         let message = "invalid credential, hint: [1523937387_46_b2dc8f6d4b9cc1a9e0a0d0], from ip: 1.2.3.4, more info at \

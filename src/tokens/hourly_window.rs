@@ -1,4 +1,4 @@
-//! How many renewals may be made in an hour by all agents together.
+//! Sliding window over the refreshes of all agents in the last hour.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -6,16 +6,16 @@ use tokio::time::Instant;
 
 pub(super) const HOUR: Duration = Duration::from_secs(60 * 60);
 
-/// What a renewal counts as.
+/// The priority of a refresh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Priority {
-    /// For a refusal of a token that had worked: it may use all there is.
+    /// For a refusal of a token that the path had accepted: may use the whole window.
     High,
-    /// Any other: it may use half.
+    /// For all others: may use half of it.
     Normal,
 }
 
-/// The renewals of the last hour that count.
+/// The refreshes of the last hour, by priority.
 #[derive(Debug, Default)]
 pub(super) struct HourlyWindow {
     high: VecDeque<Instant>,
@@ -23,34 +23,39 @@ pub(super) struct HourlyWindow {
 }
 
 impl HourlyWindow {
-    /// Counts one where `most` allows it; else when it will.
-    pub(super) fn try_acquire(&mut self, now: Instant, class: Priority, most: usize) -> Result<(), Instant> {
+    /// Counts one refresh if fewer than `max` are in the window; else returns when it is possible.
+    pub(super) fn try_acquire(
+        &mut self,
+        now: Instant,
+        priority: Priority,
+        max: usize,
+    ) -> Result<(), Instant> {
         for calls in [&mut self.high, &mut self.normal] {
             while calls.front().is_some_and(|call| now.saturating_duration_since(*call) >= HOUR) {
                 calls.pop_front();
             }
         }
         let free_at = |call: Option<&Instant>| call.map_or(now, |call| *call + HOUR);
-        if class == Priority::Normal && self.normal.len() >= most / 2 {
+        if priority == Priority::Normal && self.normal.len() >= max / 2 {
             return Err(free_at(self.normal.front()));
         }
-        if self.high.len() + self.normal.len() >= most {
+        if self.high.len() + self.normal.len() >= max {
             return Err(free_at(self.high.front().into_iter().chain(self.normal.front()).min()));
         }
-        self.refreshes_of(class).push_back(now);
+        self.refreshes_of(priority).push_back(now);
         Ok(())
     }
 
-    /// Takes back what was counted at this instant.
-    pub(super) fn release(&mut self, at: Instant, class: Priority) {
-        let calls = self.refreshes_of(class);
-        if let Some(nth) = calls.iter().rposition(|call| *call == at) {
-            calls.remove(nth);
+    /// Removes the refresh counted at this instant.
+    pub(super) fn release(&mut self, at: Instant, priority: Priority) {
+        let calls = self.refreshes_of(priority);
+        if let Some(index) = calls.iter().rposition(|call| *call == at) {
+            calls.remove(index);
         }
     }
 
-    fn refreshes_of(&mut self, class: Priority) -> &mut VecDeque<Instant> {
-        match class {
+    fn refreshes_of(&mut self, priority: Priority) -> &mut VecDeque<Instant> {
+        match priority {
             Priority::High => &mut self.high,
             Priority::Normal => &mut self.normal,
         }

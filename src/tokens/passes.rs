@@ -1,10 +1,10 @@
-//! Passes: what a client holds in place of a token. A pass names agent and client and says when it was made; it is
-//! authenticated and holds nothing secret. Pure, but for the clock that callers hand in.
+//! Passes: what a client gets in place of a token. A pass names its agent and client and when it was issued; it
+//! is authenticated and contains nothing secret. No I/O; callers supply the time.
 //!
-//! The text is `wp1-` and base64url of: the time it was made (8 bytes, seconds since 1970), the agent's name and the
-//! client's (each after a byte of length), and an HMAC-SHA-256 of all that and the client's key hash, under a key derived
-//! from the agent's corpid and secret. So every replica with the same configuration accepts it, and a changed secret or
-//! key voids it.
+//! The text is `wp1-` and base64url of: the issue time (8 bytes, seconds since 1970), the agent's name and the
+//! client's (each after a length byte), and an HMAC-SHA-256 over all that and the client's key hash. The HMAC
+//! key is derived from the agent's corpid and secret, so every replica with the same configuration accepts the
+//! pass, and a changed secret or client key voids it.
 
 use std::time::Duration;
 
@@ -15,46 +15,46 @@ use zeroize::Zeroizing;
 
 use crate::{
     config::KeyHash,
-    secret::{Masked, credential_scan::PASS_PREFIX as MARK},
+    secret::{Masked, credential_scan::PASS_PREFIX},
 };
 
-/// What a pass claims to live, as real tokens do.
+/// The lifetime in the response to clients, that of real tokens.
 pub const CLAIMED_TTL: Duration = Duration::from_secs(7200);
-/// How long it is accepted: some programs keep a token two hours by a clock of their own.
+/// How long a pass is accepted: some programs keep a token for two hours by their own clock.
 const ACCEPTED_TTL: Duration = Duration::from_secs(2 * 7200);
-/// How far ahead another replica's clock may be.
+/// How far another replica's clock may be ahead.
 const MAX_CLOCK_SKEW: Duration = Duration::from_secs(300);
-/// Longest name of an agent or client.
+/// Longest name of an agent or client, in bytes.
 const MAX_NAME_BYTES: usize = 64;
-/// Longest pass before it is encoded.
+/// Longest pass before encoding, in bytes.
 const MAX_PASS_BYTES: usize = 8 + 2 * (1 + MAX_NAME_BYTES) + MAC_BYTES;
 const MAC_BYTES: usize = 32;
 const TIME_BYTES: usize = 8;
 
-/// What passes of one agent are authenticated with.
+/// The HMAC key for the passes of one agent.
 #[derive(Clone)]
 pub struct PassKey(Hmac<Sha256>);
 
-/// Why a text is no pass that serves.
+/// Why a text is not a valid pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PassError {
-    /// It was a pass, and its time is over.
+    /// It is an authentic pass, but too old.
     Expired,
-    /// It is something else, or was made under another secret or key.
+    /// It is no pass, or was issued under another secret or key.
     Invalid,
 }
 
-/// What a pass says of itself, not yet believed. It has no `Debug`: it holds the pass.
+/// The unverified claims of a pass. No `Debug`: it contains the pass.
 pub struct UnverifiedPass<'a> {
     bytes: &'a [u8],
     issued_at: u64,
-    /// The agent it names.
+    /// The claimed agent.
     pub agent: &'a str,
-    /// The client it names; empty for a caller that had none.
+    /// The claimed client; empty if it was issued to a caller without a key.
     pub client: &'a str,
 }
 
-/// Room for a decoded pass.
+/// Buffer for a decoded pass.
 pub struct DecodeBuf([u8; MAX_PASS_BYTES]);
 
 impl Default for DecodeBuf {
@@ -64,7 +64,7 @@ impl Default for DecodeBuf {
 }
 
 impl PassKey {
-    /// Derives the key from what the agent's real token is bought with.
+    /// Derives the key from the agent's credentials.
     pub fn derive(corpid: &str, secret: &Masked) -> Self {
         let mut derivation = hmac_with_key(secret.expose().as_bytes());
         derivation.update(b"wecom-proxy pass v1\0");
@@ -72,7 +72,8 @@ impl PassKey {
         Self(hmac_with_key(&derivation.finalize().into_bytes()))
     }
 
-    /// Makes a pass. `client_key` is the hash of the client's key; `None` for a caller without one.
+    /// Issues a pass. `client_key` is the hash of the client's key; `None` for a caller without one. `now` is in
+    /// seconds since 1970.
     pub fn issue(&self, agent: &str, client: &str, client_key: Option<&KeyHash>, now: u64) -> Masked {
         let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_PASS_BYTES));
         bytes.extend_from_slice(&now.to_be_bytes());
@@ -82,22 +83,22 @@ impl PassKey {
         }
         let mac = self.mac_over(&bytes, client_key).finalize().into_bytes();
         bytes.extend_from_slice(&mac);
-        // Of its whole length at once: memory that it outgrows would not be wiped.
-        let mut pass = String::with_capacity(MARK.len() + 2 * MAX_PASS_BYTES);
-        pass.push_str(MARK);
+        // Allocated at full length: memory of a smaller buffer that is outgrown would not be wiped.
+        let mut pass = String::with_capacity(PASS_PREFIX.len() + 2 * MAX_PASS_BYTES);
+        pass.push_str(PASS_PREFIX);
         BASE64_URL_SAFE_NO_PAD.encode_string(&*bytes, &mut pass);
         Masked::new(pass)
     }
 
-    /// Believes a claim, or says why not. `now` is in seconds since 1970.
+    /// Verifies the claims. `now` is in seconds since 1970.
     pub fn verify(
         &self,
         claim: &UnverifiedPass<'_>,
         client_key: Option<&KeyHash>,
         now: u64,
     ) -> Result<(), PassError> {
-        let (said, mac) = claim.bytes.split_at(claim.bytes.len() - MAC_BYTES);
-        self.mac_over(said, client_key).verify_slice(mac).map_err(|_| PassError::Invalid)?;
+        let (claims, mac) = claim.bytes.split_at(claim.bytes.len() - MAC_BYTES);
+        self.mac_over(claims, client_key).verify_slice(mac).map_err(|_| PassError::Invalid)?;
         if claim.issued_at > now + MAX_CLOCK_SKEW.as_secs() {
             return Err(PassError::Invalid);
         }
@@ -108,26 +109,26 @@ impl PassKey {
         }
     }
 
-    fn mac_over(&self, said: &[u8], client_key: Option<&KeyHash>) -> Hmac<Sha256> {
+    fn mac_over(&self, claims: &[u8], client_key: Option<&KeyHash>) -> Hmac<Sha256> {
         let mut mac = self.0.clone();
-        mac.update(said);
+        mac.update(claims);
         mac.update(client_key.map_or(&[][..], |key| key.as_bytes()));
         mac
     }
 }
 
 impl<'a> UnverifiedPass<'a> {
-    /// Reads what a pass says of itself; `None` for anything that has not the form of one.
+    /// Parses the claims of a pass; `None` for a text of another form.
     pub fn parse(text: &str, scratch: &'a mut DecodeBuf) -> Option<Self> {
-        let encoded = text.strip_prefix(MARK)?;
+        let encoded = text.strip_prefix(PASS_PREFIX)?;
         let length = BASE64_URL_SAFE_NO_PAD.decode_slice(encoded, &mut scratch.0).ok()?;
         let bytes = &scratch.0[..length];
-        let said = &bytes[..length.checked_sub(MAC_BYTES)?];
-        let (made, names) = said.split_at_checked(TIME_BYTES)?;
-        let made = u64::from_be_bytes(made.try_into().ok()?);
+        let claims = &bytes[..length.checked_sub(MAC_BYTES)?];
+        let (issued_at, names) = claims.split_at_checked(TIME_BYTES)?;
+        let issued_at = u64::from_be_bytes(issued_at.try_into().ok()?);
         let (agent, rest) = split_name(names)?;
         let (client, rest) = split_name(rest)?;
-        (rest.is_empty() && !agent.is_empty()).then_some(Self { bytes, issued_at: made, agent, client })
+        (rest.is_empty() && !agent.is_empty()).then_some(Self { bytes, issued_at, agent, client })
     }
 }
 

@@ -1,27 +1,27 @@
-//! Why a token is fetched, and in which word that is told.
+//! Why a token is fetched, and the label for it in logs and metrics.
 
 /// Why a token is fetched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RefreshReason {
-    /// There was none.
+    /// There was no token.
     First,
-    /// The one there was has expired.
+    /// The token had expired.
     Expired,
-    /// The upstream refused the one there was.
+    /// WeCom refused the token.
     Refused {
-        /// On a path that had accepted it.
+        /// The path that refused it had accepted it before.
         was_accepted: bool,
     },
-    /// The one there is will expire soon.
+    /// The token expires soon.
     Proactive,
-    /// An operator asked for it.
+    /// An operator requested it.
     Manual,
-    /// Another replica has a newer one.
+    /// Another replica has fetched a newer token.
     OtherReplica,
 }
 
 impl RefreshReason {
-    /// All there are; `worked` makes no difference to what is told.
+    /// All reasons; `was_accepted` makes no difference to the label.
     pub(super) const ALL: [Self; 6] = [
         Self::First,
         Self::Expired,
@@ -31,12 +31,12 @@ impl RefreshReason {
         Self::OtherReplica,
     ];
 
-    /// Whether the upstream refused the token.
+    /// Whether WeCom refused the token.
     pub(super) fn is_refusal(self) -> bool {
         matches!(self, Self::Refused { .. })
     }
 
-    /// Its place among all.
+    /// Its index in [`Self::ALL`].
     pub(super) fn index(self) -> usize {
         match self {
             Self::First => 0,
@@ -48,7 +48,7 @@ impl RefreshReason {
         }
     }
 
-    /// One word, for logs and metrics.
+    /// The label in logs and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::First => "first",

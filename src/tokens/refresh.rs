@@ -1,9 +1,9 @@
-//! One renewal: whether it may begin, the gettoken, and what it brought.
+//! One refresh: its budget, the gettoken, and how the result is applied.
 
 use std::{
     pin::pin,
     sync::{Arc, atomic::Ordering},
-    time::{Duration, SystemTime},
+    time::SystemTime,
 };
 
 use tokio::{
@@ -15,41 +15,39 @@ use super::{
     AgentToken, Backoff, Cooldown, FetchError, LastRefresh, Outcome, Refresh, RefreshReason, State, Token,
     ceil_seconds,
     failure_budget::PERMIT_TIMEOUT,
+    fetched_token::FetchedToken,
     proactive::{self, refresh_before_expiry},
     refresh_budget::{BudgetClass, Charge, MAX_PROACTIVE_REFRESHES},
-    replicas::FetchedToken,
+    token::PAST_EXPIRY_TTL,
 };
 use crate::wecom::response::GettokenResponse;
 
-/// A token that gettoken hands out although it should have expired is believed for this long.
-pub(super) const PAST_EXPIRY_TTL: Duration = Duration::from_secs(60);
-
 impl AgentToken {
-    /// The flight under way, or a new one; else when a new one may begin.
+    /// The running refresh, or a new one; else when one may start.
     pub(super) fn join_or_start(
         self: &Arc<Self>,
         state: &mut State,
         reason: RefreshReason,
     ) -> Result<Refresh, Instant> {
-        if let Some(flight) = &state.refresh {
-            return Ok(flight.clone());
+        if let Some(refresh) = &state.refresh {
+            return Ok(refresh.clone());
         }
         let charge = self.charge_budget(state, reason, Instant::now())?;
-        let (landing, flight) = watch::channel(None);
-        state.refresh = Some(flight.clone());
-        let slot = self.clone();
+        let (sender, refresh) = watch::channel(None);
+        state.refresh = Some(refresh.clone());
+        let entry = self.clone();
         self.service.runtime.spawn(async move {
-            let asked = Instant::now();
-            let fetching = slot.clone();
-            // In a task of its own: a panic in there must not leave a flight that never lands.
+            let requested_at = Instant::now();
+            let fetching = entry.clone();
+            // In a task of its own: a panic must not leave a refresh that never completes.
             let fetching = tokio::spawn(async move { fetching.fetch_token(reason, charge.class).await });
             let fetched = fetching.await.unwrap_or(Err(FetchError::Cancelled));
-            landing.send_replace(Some(slot.complete(reason, charge, asked, fetched)));
+            sender.send_replace(Some(entry.complete(reason, charge, requested_at, fetched)));
         });
-        Ok(flight)
+        Ok(refresh)
     }
 
-    /// Takes what a renewal counts against; else when there will be enough.
+    /// Charges the budget for a refresh; else returns when it is sufficient.
     fn charge_budget(
         &self,
         state: &mut State,
@@ -61,7 +59,7 @@ impl AgentToken {
         {
             return Err(turn);
         }
-        let share = match reason {
+        let class = match reason {
             RefreshReason::First | RefreshReason::OtherReplica => {
                 self.service.refresh_budget.register_agent(&self.agent_name);
                 BudgetClass::Free
@@ -75,10 +73,10 @@ impl AgentToken {
             RefreshReason::Proactive => {
                 return Err(self.current.load().as_ref().map_or(now, |token| token.usable_until));
             }
-            RefreshReason::Refused { was_accepted: worked } => BudgetClass::Refusal { was_accepted: worked },
+            RefreshReason::Refused { was_accepted } => BudgetClass::Refusal { was_accepted },
             RefreshReason::Manual => BudgetClass::Operator,
         };
-        let charge = self.service.refresh_budget.try_charge(&self.agent_name, share, now)?;
+        let charge = self.service.refresh_budget.try_charge(&self.agent_name, class, now)?;
         state.proactive_refreshes += u8::from(reason == RefreshReason::Proactive);
         Ok(charge)
     }
@@ -86,31 +84,31 @@ impl AgentToken {
     async fn fetch_token(
         self: &Arc<Self>,
         reason: RefreshReason,
-        share: BudgetClass,
+        class: BudgetClass,
     ) -> Result<FetchedToken, FetchError> {
         match &self.service.replicas {
-            Some(shared) => shared.fetch_token(self, reason, share).await,
-            None => self.call_gettoken(share).await.map(FetchedToken::unshared),
+            Some(replicas) => replicas.fetch_token(self, reason, class).await,
+            None => self.call_gettoken(class).await.map(FetchedToken::unshared),
         }
     }
 
-    /// Asks WeCom, unless too many secrets have failed for the address; an operator's order is tried whatever has failed.
-    pub(super) async fn call_gettoken(&self, share: BudgetClass) -> Result<GettokenResponse, FetchError> {
+    /// Calls gettoken, unless the failure budget of the address is spent; a manual refresh ignores that budget.
+    pub(super) async fn call_gettoken(&self, class: BudgetClass) -> Result<GettokenResponse, FetchError> {
         let failures = &self.service.failure_budget;
         let proven = self.credentials_verified.load(Ordering::Relaxed);
-        let mut permit = match share == BudgetClass::Operator {
+        let mut permit = match class == BudgetClass::Operator {
             true => None,
             false => {
                 let admitted = failures.acquire(&self.agent_name, proven).await;
-                Some(admitted.map_err(|until| FetchError::Throttled { retry_at: until })?)
+                Some(admitted.map_err(|retry_at| FetchError::Throttled { retry_at })?)
             }
         };
         let mut fetching = pin!(self.service.fetcher.fetch(&self.credentials));
-        let early = match permit {
+        let within_permit = match permit {
             Some(_) => timeout(PERMIT_TIMEOUT, fetching.as_mut()).await.ok(),
             None => None,
         };
-        let fetched = match early {
+        let fetched = match within_permit {
             Some(fetched) => fetched,
             None => {
                 permit = None;
@@ -126,25 +124,25 @@ impl AgentToken {
         fetched
     }
 
-    /// Takes in what a flight brought.
+    /// Applies the result of a refresh.
     fn complete(
         self: &Arc<Self>,
         reason: RefreshReason,
         charge: Charge,
-        asked: Instant,
+        requested_at: Instant,
         fetched: Result<FetchedToken, FetchError>,
     ) -> Outcome {
         let mut state = self.state();
         state.refresh = None;
         let now = Instant::now();
         self.settle_charge(&mut state, reason, charge, &fetched);
-        let by_another = fetched.as_ref().is_ok_and(|obtained| !obtained.is_own);
+        let by_other_replica = fetched.as_ref().is_ok_and(|fetched| !fetched.is_own);
         let outcome = match fetched {
-            Ok(obtained) => Ok(self.set(&mut state, asked, obtained)),
-            // Nothing was asked, so nothing failed.
-            Err(FetchError::Throttled { retry_at: until }) => {
-                state.failure_queue_turn = Some(until);
-                return Err(self.throttle_error(&state, until));
+            Ok(fetched) => Ok(self.set(&mut state, requested_at, fetched)),
+            // gettoken was not called, so this is no failure.
+            Err(FetchError::Throttled { retry_at }) => {
+                state.failure_queue_turn = Some(retry_at);
+                return Err(self.throttle_error(&state, retry_at));
             }
             Err(failure) => Err(state.backoff.record_failure(now, failure, (self.service.jitter)())),
         };
@@ -154,14 +152,13 @@ impl AgentToken {
             reason: reason.as_str(),
             error: outcome.as_ref().err().map(ToString::to_string),
         });
-        let counted = if by_another { RefreshReason::OtherReplica } else { reason };
+        let counted = if by_other_replica { RefreshReason::OtherReplica } else { reason };
         self.service.refresh_counts.increment(&self.agent_name, counted, outcome.is_ok());
-        self.log_refresh(&state, reason, by_another, &outcome, now);
+        self.log_refresh(&state, reason, by_other_replica, &outcome, now);
         outcome
     }
 
-    /// Gives back what was taken for a renewal that brought nothing, or that another replica made: the backoff bounds what
-    /// fails.
+    /// Refunds the charge of a refresh that failed (backoff bounds those) or that another replica made.
     fn settle_charge(
         &self,
         state: &mut State,
@@ -169,7 +166,7 @@ impl AgentToken {
         charge: Charge,
         fetched: &Result<FetchedToken, FetchError>,
     ) {
-        if !fetched.as_ref().is_ok_and(|obtained| obtained.is_own) {
+        if !fetched.as_ref().is_ok_and(|fetched| fetched.is_own) {
             self.service.refresh_budget.refund(&self.agent_name, charge);
         }
         match fetched {
@@ -179,7 +176,7 @@ impl AgentToken {
                     self.credentials_verified.store(false, Ordering::Relaxed);
                 }
                 state.proactive_refreshes -= u8::from(reason == RefreshReason::Proactive);
-                // Those whose token was refused are told the failure.
+                // Callers whose token was refused get the failure, so their refusals are settled.
                 (state.refused_by, state.cooldown_ended_early) = (Default::default(), false);
             }
         }
@@ -189,7 +186,7 @@ impl AgentToken {
         &self,
         state: &State,
         reason: RefreshReason,
-        by_another: bool,
+        by_other_replica: bool,
         outcome: &Outcome,
         now: Instant,
     ) {
@@ -198,9 +195,9 @@ impl AgentToken {
             Ok(token) => tracing::info!(
                 agent,
                 reason = reason.as_str(),
-                by_another_replica = by_another.then_some(true),
+                by_another_replica = by_other_replica.then_some(true),
                 expires_in_s = token.usable_until.saturating_duration_since(now).as_secs(),
-                "token renewed"
+                "token refreshed"
             ),
             Err(failure) => tracing::warn!(
                 agent,
@@ -208,17 +205,17 @@ impl AgentToken {
                 failure = failure.to_string(),
                 hint = failure.hint(),
                 next_try_in_s = ceil_seconds(state.backoff.remaining(now)),
-                "token not renewed"
+                "token refresh failed"
             ),
         }
     }
 
-    /// Makes a grant the current token, unless it is the one that is current already.
+    /// Makes a fetched token the current one, or reissues the current one if the value is the same.
     fn set(
         self: &Arc<Self>,
         state: &mut State,
-        asked: Instant,
-        FetchedToken { response: grant, fence, .. }: FetchedToken,
+        requested_at: Instant,
+        FetchedToken { response, fence, .. }: FetchedToken,
     ) -> Arc<Token> {
         state.backoff = Backoff::default();
         state.failure_queue_turn = None;
@@ -226,27 +223,33 @@ impl AgentToken {
         let now = Instant::now();
         let (refused_by, early) =
             (std::mem::take(&mut state.refused_by), std::mem::take(&mut state.cooldown_ended_early));
-        let before = self.current.load_full();
-        let same = before.as_ref().filter(|before| before.value.expose() == grant.token.expose());
-        match (refused_by.is_empty(), same.is_some()) {
-            (false, same) => state.cooldown.start(now, same, early, refused_by),
-            // A new token is worth a try.
+        let previous = self.current.load_full();
+        let unchanged =
+            previous.as_ref().filter(|previous| previous.value.expose() == response.token.expose());
+        match (refused_by.is_empty(), unchanged.is_some()) {
+            (false, unchanged) => state.cooldown.start(now, unchanged, early, refused_by),
+            // A new token may be accepted.
             (true, false) => state.cooldown = Cooldown::default(),
             (true, true) => {}
         }
-        let token = match same {
+        let token = match unchanged {
             None => {
                 (state.repeated_after_expiry, state.proactive_refreshes) = (false, 0);
-                let lead = proactive::refresh_margin(
+                let margin = proactive::refresh_margin(
                     self.service.refresh_ahead,
-                    &grant,
+                    &response,
                     self.service.random_stagger(),
                 );
-                Arc::new(Token::new(grant, fence, asked, lead))
+                Arc::new(Token::new(response, fence, requested_at, margin))
             }
-            Some(before) => {
-                state.repeated_after_expiry |= asked >= before.usable_until;
-                Arc::new(before.reissued(fence, asked, PAST_EXPIRY_TTL, self.service.random_stagger()))
+            Some(previous) => {
+                state.repeated_after_expiry |= requested_at >= previous.usable_until;
+                Arc::new(previous.reissued(
+                    fence,
+                    requested_at,
+                    PAST_EXPIRY_TTL,
+                    self.service.random_stagger(),
+                ))
             }
         };
         self.current.store(Some(token.clone()));
@@ -255,31 +258,33 @@ impl AgentToken {
         token
     }
 
-    /// Takes in what another replica got. Where this one is asking too, that will see to it.
-    pub(super) fn apply_remote(self: &Arc<Self>, obtained: FetchedToken, same_again: bool) {
+    /// Applies a token that another replica fetched. A refresh of this replica that is running will find it by
+    /// itself.
+    pub(super) fn apply_remote(self: &Arc<Self>, fetched: FetchedToken, is_unchanged: bool) {
         let mut state = self.state();
-        let is_newer = self.current.load().as_ref().is_none_or(|held| !obtained.is_older_than(held));
+        let is_newer = self.current.load().as_ref().is_none_or(|current| !fetched.is_older_than(current));
         if state.refresh.is_none() && is_newer {
-            self.set(&mut state, Instant::now(), obtained);
-            if same_again {
-                // Which path refused it there is not known here: one gettoken is to do for all replicas.
+            self.set(&mut state, Instant::now(), fetched);
+            if is_unchanged {
+                // The path that refused it is not known here, and one gettoken must be enough for all replicas.
                 state.cooldown.start(Instant::now(), true, true, Default::default());
             }
             self.credentials_verified.store(true, Ordering::Relaxed);
             let reason = RefreshReason::OtherReplica.as_str();
             state.last_refresh = Some(LastRefresh { completed_at: SystemTime::now(), reason, error: None });
             self.service.refresh_counts.increment(&self.agent_name, RefreshReason::OtherReplica, true);
-            tracing::info!(agent = self.agent_name.as_str(), reason, "token renewed");
+            tracing::info!(agent = self.agent_name.as_str(), reason, "token refreshed");
         }
     }
 
-    /// What those are told who need a token that may not be renewed now: the last failure says more, where there is one.
-    pub(super) fn throttle_error(&self, state: &State, until: Instant) -> Arc<FetchError> {
-        self.mark_throttled(until);
-        state.backoff.last_failure().unwrap_or_else(|| Arc::new(FetchError::Throttled { retry_at: until }))
+    /// The error for callers whose token may not be refreshed now: the last failure, if there is one, because it
+    /// says more.
+    pub(super) fn throttle_error(&self, state: &State, retry_at: Instant) -> Arc<FetchError> {
+        self.mark_throttled(retry_at);
+        state.backoff.last_failure().unwrap_or_else(|| Arc::new(FetchError::Throttled { retry_at }))
     }
 
-    pub(super) fn mark_throttled(&self, until: Instant) {
-        self.service.throttled.insert(&self.agent_name, until, &self.service.runtime);
+    pub(super) fn mark_throttled(&self, retry_at: Instant) {
+        self.service.throttled.insert(&self.agent_name, retry_at, &self.service.runtime);
     }
 }

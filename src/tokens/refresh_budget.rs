@@ -1,6 +1,5 @@
-//! What each renewal counts against, beyond an agent's first token and each expiry: its agent's renewals, and the hour's
-//! renewals of all agents together. What fails for the address, or ahead of time, is counted elsewhere (`failures`, the
-//! backoff).
+//! The budget for refreshes beyond an agent's first token and each expiry: a budget per agent, and an hourly
+//! window for all agents. Failures are bounded elsewhere (`failure_budget`, `backoff`).
 
 use std::{
     collections::HashMap,
@@ -14,25 +13,25 @@ use super::{
     refusal_budget::RefusalBudget,
 };
 
-/// Renewals ahead of the expiry of one token. The first counts as that expiry's own.
+/// Proactive refreshes of one token. The first counts as that of its expiry.
 pub(super) const MAX_PROACTIVE_REFRESHES: u8 = 2;
-/// Renewals an hour where the configuration says nothing: so many, or so many for each agent in use.
+/// Default refreshes per hour: this many, or this many for each agent in use.
 const MIN_REFRESHES_PER_HOUR: usize = 300;
 const REFRESHES_PER_HOUR_PER_AGENT: usize = 3;
 
-/// What a renewal counts against.
+/// What a refresh is charged to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum BudgetClass {
-    /// Nothing: an agent's first token, also with a changed secret, and each expiry.
+    /// Nothing: an agent's first token, also after a changed secret, and each expiry.
     Free,
-    /// Nothing, whatever has failed before: an operator's order.
+    /// Nothing, and backoff is ignored: a manual refresh.
     Operator,
-    /// Its agent and the hour.
+    /// The agent's budget and the hourly window.
     Refusal {
         /// The path that refused the token had accepted it before.
         was_accepted: bool,
     },
-    /// The hour: a second renewal ahead of an expiry, a repeated one after it.
+    /// The hourly window: a second proactive refresh, or a repeated one after the expiry.
     Repeated,
 }
 
@@ -45,26 +44,27 @@ impl BudgetClass {
         }
     }
 
-    /// Whether it counts against its agent, and whether what is reserved for refusals of tokens that had worked is for it.
+    /// Whether it is charged to the agent's budget (`Some`), and may use the part reserved for paths that had
+    /// accepted the token.
     fn uses_agent_reserve(self) -> Option<bool> {
         match self {
-            Self::Refusal { was_accepted: worked } => Some(worked),
+            Self::Refusal { was_accepted } => Some(was_accepted),
             Self::Free | Self::Operator | Self::Repeated => None,
         }
     }
 }
 
-/// What was taken for one renewal.
+/// The charge of one refresh.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Charge {
     pub(super) class: BudgetClass,
     charged_at: Instant,
 }
 
-/// The shares of all agents.
+/// The budgets of all agents.
 #[derive(Debug)]
 pub(super) struct RefreshBudget {
-    /// As configured.
+    /// As configured; `None`: by the number of agents in use.
     max_per_hour: Option<usize>,
     state: Mutex<State>,
 }
@@ -72,64 +72,65 @@ pub(super) struct RefreshBudget {
 #[derive(Debug, Default)]
 struct State {
     hourly_window: HourlyWindow,
-    /// The agents that have asked for a token. What they have left outlives a changed secret.
+    /// The agents that have requested a token. A budget outlives a changed secret.
     refusal_budgets: HashMap<Box<str>, RefusalBudget>,
 }
 
 impl RefreshBudget {
-    /// `hourly` renewals in an hour, or as many as the agents in use need.
-    pub(super) fn new(hourly: Option<u32>) -> Self {
-        Self { max_per_hour: hourly.map(|hourly| hourly as usize), state: Mutex::default() }
+    /// `hourly` refreshes per hour, or as many as the agents in use need.
+    pub(super) fn new(max_per_hour: Option<u32>) -> Self {
+        Self { max_per_hour: max_per_hour.map(|max_per_hour| max_per_hour as usize), state: Mutex::default() }
     }
 
-    /// Notes that this agent asks for tokens.
+    /// Registers an agent as in use.
     pub(super) fn register_agent(&self, agent: &str) {
         self.state().refusal_budget(agent, Instant::now());
     }
 
-    /// Takes what a renewal counts against; else when there will be enough.
+    /// Charges a refresh; else returns when the budget is sufficient.
     pub(super) fn try_charge(
         &self,
         agent: &str,
-        share: BudgetClass,
+        class: BudgetClass,
         now: Instant,
     ) -> Result<Charge, Instant> {
         let mut state = self.state();
-        let charge = Charge { class: share, charged_at: now };
-        if let Some(worked) = share.uses_agent_reserve() {
-            state.refusal_budget(agent, now).try_acquire(now, worked)?;
+        let charge = Charge { class, charged_at: now };
+        if let Some(was_accepted) = class.uses_agent_reserve() {
+            state.refusal_budget(agent, now).try_acquire(now, was_accepted)?;
         }
-        if let Some(class) = share.hourly_priority() {
-            let most = self.max_per_hour.unwrap_or(
+        if let Some(priority) = class.hourly_priority() {
+            let max = self.max_per_hour.unwrap_or(
                 MIN_REFRESHES_PER_HOUR.max(REFRESHES_PER_HOUR_PER_AGENT * state.refusal_budgets.len()),
             );
-            if let Err(until) = state.hourly_window.try_acquire(now, class, most) {
+            if let Err(retry_at) = state.hourly_window.try_acquire(now, priority, max) {
                 drop(state);
-                self.refund_agent(agent, share);
-                return Err(until);
+                self.refund_agent(agent, class);
+                return Err(retry_at);
             }
         }
         Ok(charge)
     }
 
-    /// Gives back what was taken for a renewal that brought nothing.
+    /// Refunds a charge.
     pub(super) fn refund(&self, agent: &str, charge: Charge) {
         self.refund_agent(agent, charge.class);
-        if let Some(class) = charge.class.hourly_priority() {
-            self.state().hourly_window.release(charge.charged_at, class);
+        if let Some(priority) = charge.class.hourly_priority() {
+            self.state().hourly_window.release(charge.charged_at, priority);
         }
     }
 
-    fn refund_agent(&self, agent: &str, share: BudgetClass) {
-        if let Some(worked) = share.uses_agent_reserve() {
-            self.state().refusal_budget(agent, Instant::now()).release(worked);
+    fn refund_agent(&self, agent: &str, class: BudgetClass) {
+        if let Some(was_accepted) = class.uses_agent_reserve() {
+            self.state().refusal_budget(agent, Instant::now()).release(was_accepted);
         }
     }
 
-    /// Drops what is known of all agents but these, except where something would be forgotten that was spent.
+    /// Drops the budgets of all agents but these; a budget that is not full is kept, because dropping it would
+    /// refill it.
     pub(super) fn retain(&self, agents: impl Fn(&str) -> bool) {
         let now = Instant::now();
-        self.state().refusal_budgets.retain(|agent, left| agents(agent) || !left.is_full(now));
+        self.state().refusal_budgets.retain(|agent, budget| agents(agent) || !budget.is_full(now));
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -145,7 +146,7 @@ impl State {
 
 #[cfg(test)]
 impl RefreshBudget {
-    /// Whether one is left to a path on which the agent's token had worked.
+    /// Whether a refresh is left for a path that had accepted the token.
     pub(super) fn has_remaining(&self, agent: &str, now: Instant) -> bool {
         self.state().refusal_budget(agent, now).has_remaining(now)
     }

@@ -1,4 +1,4 @@
-//! How many renewals each agent has had, and how they went.
+//! Refresh counters per agent, reason and outcome.
 
 use std::{
     collections::BTreeMap,
@@ -7,23 +7,23 @@ use std::{
 
 use super::RefreshReason;
 
-/// Counts of renewals, which outlive the slots: a changed secret begins no new count.
+/// Refresh counters. They outlive the cache entries, so a changed secret does not reset them.
 #[derive(Default)]
 pub(super) struct RefreshCounts(Mutex<BTreeMap<Box<str>, ReasonCounts>>);
 
-/// For each reason: those that brought a token, and those that failed.
+/// For each reason: successes and failures.
 type ReasonCounts = [[u64; 2]; RefreshReason::ALL.len()];
 
-/// One of the counts.
+/// One counter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RefreshCount {
     /// The agent's name.
     pub agent_name: String,
-    /// Why there were renewals.
+    /// The reason of the refreshes.
     pub reason: RefreshReason,
-    /// Whether they brought a token.
+    /// Whether they fetched a token.
     pub succeeded: bool,
-    /// How many.
+    /// Number of refreshes.
     pub count: u64,
 }
 
@@ -37,19 +37,19 @@ impl RefreshCounts {
         counts[reason.index()][usize::from(!ok)] += 1;
     }
 
-    /// All counts but those of nothing, by agent.
+    /// All counters that are not 0, by agent.
     pub(super) fn snapshot(&self) -> Vec<RefreshCount> {
         let of_agent = |agent: &str, counts: &ReasonCounts| {
-            let each = RefreshReason::ALL.into_iter().flat_map(|reason| [(reason, true), (reason, false)]);
-            let each = each.map(|(reason, ok)| (reason, ok, counts[reason.index()][usize::from(!ok)]));
-            let counted = each.filter(|(.., count)| *count > 0);
-            let named = counted.map(|(reason, ok, count)| RefreshCount {
+            let pairs = RefreshReason::ALL.into_iter().flat_map(|reason| [(reason, true), (reason, false)]);
+            let pairs = pairs.map(|(reason, ok)| (reason, ok, counts[reason.index()][usize::from(!ok)]));
+            let counted = pairs.filter(|(.., count)| *count > 0);
+            let counters = counted.map(|(reason, ok, count)| RefreshCount {
                 agent_name: agent.to_string(),
                 reason,
                 succeeded: ok,
                 count,
             });
-            named.collect::<Vec<_>>()
+            counters.collect::<Vec<_>>()
         };
         self.lock().iter().flat_map(|(agent, counts)| of_agent(agent, counts)).collect()
     }

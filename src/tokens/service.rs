@@ -1,4 +1,4 @@
-//! What all agents' tokens share: where they come from, how many gettokens may leave, and what is counted of them.
+//! What all cache entries share: the fetcher, the budgets and the counters.
 
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
@@ -19,7 +19,7 @@ use crate::{
     wecom::response::GettokenResponse,
 };
 
-/// Where tokens come from. A trait so that the life of a token can be tested without a network.
+/// Fetches tokens. A trait, so that tests need no network.
 pub trait FetchToken: Send + Sync {
     /// Fetches a token once.
     fn fetch<'a>(
@@ -28,16 +28,16 @@ pub trait FetchToken: Send + Sync {
     ) -> Pin<Box<dyn Future<Output = Result<GettokenResponse, FetchError>> + Send + 'a>>;
 }
 
-/// When tokens are renewed, and how often.
+/// When and how often tokens are refreshed.
 #[derive(Debug, Clone, Copy)]
 pub struct RefreshSettings {
-    /// How long before its expiry a token in use is renewed.
+    /// How long before its expiry a token in use is refreshed.
     pub refresh_ahead: Duration,
-    /// Most renewals in an hour beyond first tokens and expiries; `None`: as many as the agents in use need.
+    /// Refreshes per hour beyond first tokens and expiries; `None`: as many as the agents in use need.
     pub renewals_per_hour: Option<u32>,
 }
 
-/// What all agents' tokens share.
+/// What all cache entries share.
 pub struct TokenService {
     pub(super) fetcher: Box<dyn FetchToken>,
     pub(super) runtime: Handle,
@@ -48,26 +48,26 @@ pub struct TokenService {
     pub(super) backoff_history: BackoffHistory,
     pub(super) refresh_counts: RefreshCounts,
     pub(super) replicas: Option<ReplicaSync>,
-    /// From 0 to 1; a field so that a life of tokens can be repeated in tests.
+    /// Random, from 0 to 1; a field, so that tests can repeat a run.
     pub(super) jitter: Box<dyn Fn() -> f64 + Send + Sync>,
 }
 
 impl TokenService {
-    /// Renewals run on `runtime`, which must outlive the callers'.
-    pub fn new(source: Box<dyn FetchToken>, runtime: Handle, settings: RefreshSettings) -> Arc<Self> {
-        Arc::new(Self::build(source, runtime, settings, None))
+    /// Refreshes run on `runtime`, which must outlive those of the callers.
+    pub fn new(fetcher: Box<dyn FetchToken>, runtime: Handle, settings: RefreshSettings) -> Arc<Self> {
+        Arc::new(Self::build(fetcher, runtime, settings, None))
     }
 
-    /// The same, with what it gets shared among the replicas that use this store.
+    /// The same, for replicas that share this store.
     pub fn with_store(
-        source: Box<dyn FetchToken>,
+        fetcher: Box<dyn FetchToken>,
         runtime: Handle,
         settings: RefreshSettings,
-        (store, said): (Arc<Store>, StoreEvents),
+        (store, events): (Arc<Store>, StoreEvents),
     ) -> Arc<Self> {
-        let issuer = Arc::new(Self::build(source, runtime, settings, Some(ReplicaSync::new(store))));
-        issuer.runtime.spawn(replicas::run_event_loop(Arc::downgrade(&issuer), said));
-        issuer
+        let service = Arc::new(Self::build(fetcher, runtime, settings, Some(ReplicaSync::new(store))));
+        service.runtime.spawn(replicas::run_event_loop(Arc::downgrade(&service), events));
+        service
     }
 
     pub(super) fn build(
@@ -90,35 +90,35 @@ impl TokenService {
         }
     }
 
-    /// How many renewals there were, by agent, reason and outcome.
+    /// Refresh counters by agent, reason and outcome.
     pub fn refresh_counts(&self) -> Vec<RefreshCount> {
         self.refresh_counts.snapshot()
     }
 
-    /// The agents whose renewals are held back because a share is spent, and how long until the next may be tried.
+    /// The agents whose refreshes are throttled by a budget, and the time until each next attempt.
     pub fn throttled_agents(&self) -> Vec<(String, Duration)> {
         self.throttled.snapshot(Instant::now())
     }
 
-    /// Drops what is known of all agents but these.
+    /// Drops the counters and budgets of all agents but these.
     pub fn retain_agents(&self, agents: impl Fn(&str) -> bool) {
         self.refresh_counts.retain(&agents);
         self.throttled.retain(&agents);
         self.refresh_budget.retain(agents);
     }
 
-    /// Where this replica comes among those that share a token, from 0 to 1: they do not all wake at once, and most find
-    /// that another has renewed it.
+    /// This replica's random delay among those that share a token, from 0 to 1: they do not all wake at once,
+    /// and most find it refreshed.
     pub(super) fn random_stagger(&self) -> f64 {
         self.replicas.as_ref().map_or(0.0, |_| (self.jitter)())
     }
 
-    /// The store that replicas share, where there is one.
+    /// The store that replicas share, if one is configured.
     pub fn store(&self) -> Option<&Arc<Store>> {
         self.replicas.as_ref().map(ReplicaSync::store)
     }
 
-    /// Why the store that replicas share is away; `None` while it is there, and where there is none.
+    /// Why the store is unavailable; `None` while it is connected, and if none is configured.
     pub fn store_error(&self) -> Option<String> {
         self.replicas.as_ref().and_then(ReplicaSync::store_error)
     }

@@ -1,4 +1,4 @@
-//! Which agents' renewals are held back because a share is spent, and the log of it.
+//! The agents whose refreshes are throttled by a budget, and the log message about them.
 
 use std::{
     collections::BTreeMap,
@@ -13,14 +13,14 @@ use tokio::{
 
 use super::ceil_seconds;
 
-/// The first line waits so long for others that are held back at the same time.
+/// Wait before the first message, so that it lists all agents that are throttled at the same time.
 const GATHER_INTERVAL: Duration = Duration::from_secs(1);
-/// Time between two lines while any agent is held back.
+/// Time between two messages while any agent is throttled.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
-/// Agents that one line names.
+/// Agents listed in one message.
 const MAX_LOGGED_AGENTS: usize = 20;
 
-/// By agent, when its next renewal may be tried.
+/// By agent, when its next refresh may be tried.
 #[derive(Debug, Default)]
 pub(super) struct ThrottledAgents(Mutex<State>);
 
@@ -31,13 +31,13 @@ struct State {
 }
 
 impl ThrottledAgents {
-    /// Notes that a renewal of this agent is held back, and logs it on `runtime`.
-    pub(super) fn insert(self: &Arc<Self>, agent: &str, until: Instant, runtime: &Handle) {
+    /// Adds a throttled agent; the message is logged by a task on `runtime`.
+    pub(super) fn insert(self: &Arc<Self>, agent: &str, retry_at: Instant, runtime: &Handle) {
         let mut state = self.state();
         match state.retry_times.get_mut(agent) {
-            Some(known) => *known = until,
+            Some(known) => *known = retry_at,
             None => {
-                state.retry_times.insert(agent.into(), until);
+                state.retry_times.insert(agent.into(), retry_at);
             }
         }
         if !std::mem::replace(&mut state.is_logging, true) {
@@ -45,21 +45,21 @@ impl ThrottledAgents {
         }
     }
 
-    /// Notes that this agent's token was renewed.
+    /// Removes an agent whose token was refreshed.
     pub(super) fn remove(&self, agent: &str) {
         self.state().retry_times.remove(agent);
     }
 
-    /// When this agent's next renewal may be tried, while it is held back.
+    /// When this agent's next refresh may be tried, while it is throttled.
     pub(super) fn retry_at(&self, agent: &str, now: Instant) -> Option<Instant> {
-        self.state().retry_times.get(agent).copied().filter(|until| now < *until)
+        self.state().retry_times.get(agent).copied().filter(|retry_at| now < *retry_at)
     }
 
-    /// All that are held back, by name.
+    /// All throttled agents, by name.
     pub(super) fn snapshot(&self, now: Instant) -> Vec<(String, Duration)> {
         let mut state = self.state();
-        state.retry_times.retain(|_, until| now < *until);
-        state.retry_times.iter().map(|(agent, until)| (agent.to_string(), *until - now)).collect()
+        state.retry_times.retain(|_, retry_at| now < *retry_at);
+        state.retry_times.iter().map(|(agent, retry_at)| (agent.to_string(), *retry_at - now)).collect()
     }
 
     /// Drops all agents but these.
@@ -70,26 +70,26 @@ impl ThrottledAgents {
     async fn run_log(self: Arc<Self>) {
         sleep(GATHER_INTERVAL).await;
         loop {
-            let held = self.snapshot(Instant::now());
-            let Some(first) = held.iter().map(|(_, wait)| *wait).min() else {
+            let throttled = self.snapshot(Instant::now());
+            let Some(first) = throttled.iter().map(|(_, wait)| *wait).min() else {
                 let mut state = self.state();
-                // One that came after the look has found the log still on.
+                // An agent added after the snapshot has found `is_logging` set and started no task.
                 if state.retry_times.is_empty() {
                     state.is_logging = false;
                     return;
                 }
                 continue;
             };
-            let named = held.iter().take(MAX_LOGGED_AGENTS);
-            let named: Vec<_> = named
+            let listed = throttled.iter().take(MAX_LOGGED_AGENTS);
+            let listed: Vec<_> = listed
                 .map(|(agent, wait)| format!("{agent} (next try in {} s)", ceil_seconds(*wait)))
                 .collect();
             tracing::warn!(
-                agents = named.join(", "),
-                not_named = held.len().checked_sub(MAX_LOGGED_AGENTS).filter(|more| *more > 0),
-                held = held.len(),
+                agents = listed.join(", "),
+                not_named = throttled.len().checked_sub(MAX_LOGGED_AGENTS).filter(|more| *more > 0),
+                held = throttled.len(),
                 next_try_in_s = ceil_seconds(first),
-                "token renewals held back: too many were needed; callers get the refusal of their token"
+                "token refreshes throttled, callers get the upstream's token error"
             );
             sleep(LOG_INTERVAL).await;
         }

@@ -1,6 +1,6 @@
-//! The tickets of one agent: kept until shortly before they expire, because WeCom limits how often they may be fetched.
-//! Who fetches, and how, is the caller's business; here it is seen to that one does and the others wait, those at other
-//! replicas too where a store is shared.
+//! Ticket cache of one agent. Tickets are kept until shortly before they expire, because WeCom limits how often
+//! they may be fetched. The caller fetches; this module makes one caller fetch while the others wait, across
+//! replicas too if a store is shared.
 
 mod replicas;
 
@@ -12,19 +12,19 @@ use std::{
 use bytes::Bytes;
 use serde::Deserialize;
 use tokio::{
-    sync::{Mutex as AsyncMutex, MutexGuard as Turn},
+    sync::{Mutex as AsyncMutex, MutexGuard as AsyncMutexGuard},
     time::Instant,
 };
 
 pub use self::replicas::{FetchLease, SharedLookup};
 use crate::secret::Masked;
 
-/// A ticket is fetched anew so long before it expires, or halfway where its life is short beside that.
+/// A ticket is refreshed this long before it expires, or after half of a lifetime shorter than twice this.
 const REFRESH_MARGIN: Duration = Duration::from_secs(300);
-/// Longest life that an answer is believed.
+/// Longest lifetime accepted from a response.
 const MAX_TTL: Duration = Duration::from_secs(7200);
 
-/// The two kinds.
+/// The kinds of tickets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TicketKind {
     /// `get_jsapi_ticket`: the company's.
@@ -33,45 +33,45 @@ pub enum TicketKind {
     AgentConfig,
 }
 
-/// Both tickets of one agent; they go when its secret changes. Most agents never have one, so that there is room for
-/// one only when it is asked for.
+/// Both tickets of one agent; dropped when its secret changes. An entry is allocated on first use, because most
+/// agents have none.
 #[derive(Debug, Default)]
 pub struct AgentTickets {
     jsapi: OnceLock<Box<TicketEntry>>,
     agent_config: OnceLock<Box<TicketEntry>>,
 }
 
-/// One ticket.
+/// The cache entry of one ticket.
 #[derive(Debug, Default)]
 pub struct TicketEntry {
     cached: Mutex<Option<CachedTicket>>,
     last_failure: AsyncMutex<Option<(Instant, FetchFailure)>>,
 }
 
-/// How a fetch that brought no ticket ended.
+/// How a fetch without a ticket ended.
 #[derive(Debug, Clone)]
 pub enum FetchFailure {
-    /// WeCom said something else, this.
+    /// WeCom sent another response, this body.
     Response(Bytes),
-    /// There was no answer.
+    /// There was no response.
     NoResponse,
 }
 
-/// The right to fetch a ticket; the others wait for it to be dropped.
+/// The right to fetch a ticket; other callers wait until it is dropped.
 #[derive(Debug)]
-pub struct FetchGuard<'a>(Turn<'a, Option<(Instant, FetchFailure)>>);
+pub struct FetchGuard<'a>(AsyncMutexGuard<'a, Option<(Instant, FetchFailure)>>);
 
 #[derive(Debug, Clone)]
 struct CachedTicket {
     ticket: Masked,
     usable_until: Instant,
     expires_at: Instant,
-    /// Which of two in the store is the newer; 0 for one that is not known there.
+    /// The fence of its record in the store; 0 if it has none.
     fence: u64,
 }
 
 impl TicketKind {
-    /// One word, for its name in the store.
+    /// Part of its name in the store.
     fn as_str(self) -> &'static str {
         match self {
             Self::Jsapi => "jsapi",
@@ -81,57 +81,59 @@ impl TicketKind {
 }
 
 impl AgentTickets {
-    /// The ticket of a kind.
+    /// The entry of a kind.
     pub fn entry(&self, kind: TicketKind) -> &TicketEntry {
-        let slot = match kind {
+        let entry = match kind {
             TicketKind::Jsapi => &self.jsapi,
             TicketKind::AgentConfig => &self.agent_config,
         };
-        slot.get_or_init(Box::default)
+        entry.get_or_init(Box::default)
     }
 
-    /// Tells those that are kept.
-    pub fn for_each_value(&self, tell: &mut dyn FnMut(&str)) {
-        for slot in [&self.jsapi, &self.agent_config].into_iter().filter_map(OnceLock::get) {
-            let kept = slot.lock_cached().as_ref().map(|kept| kept.ticket.clone());
-            if let Some(ticket) = kept {
-                tell(ticket.expose());
+    /// Calls `visit` with each cached ticket, for redaction.
+    pub fn for_each_value(&self, visit: &mut dyn FnMut(&str)) {
+        for entry in [&self.jsapi, &self.agent_config].into_iter().filter_map(OnceLock::get) {
+            let cached = entry.lock_cached().as_ref().map(|cached| cached.ticket.clone());
+            if let Some(ticket) = cached {
+                visit(ticket.expose());
             }
         }
     }
 }
 
 impl TicketEntry {
-    /// The kept ticket as WeCom would answer it, with what is left of its life.
+    /// The cached ticket as WeCom's response body, with its remaining lifetime.
     pub fn response(&self, now: Instant) -> Option<Bytes> {
-        let kept = self.lock_cached();
-        let kept = kept.as_ref().filter(|kept| now < kept.usable_until)?;
-        let (ticket, left) = (kept.ticket.expose(), kept.expires_at.saturating_duration_since(now).as_secs());
+        let cached = self.lock_cached();
+        let cached = cached.as_ref().filter(|cached| now < cached.usable_until)?;
+        let (ticket, left) =
+            (cached.ticket.expose(), cached.expires_at.saturating_duration_since(now).as_secs());
         let body = serde_json::json!(ticket);
         Some(format!(r#"{{"errcode":0,"errmsg":"ok","ticket":{body},"expires_in":{left}}}"#).into())
     }
 
-    /// Waits until nobody else is fetching it.
+    /// Waits until no other caller of this process is fetching it.
     pub async fn lock_fetch(&self) -> FetchGuard<'_> {
         FetchGuard(self.last_failure.lock().await)
     }
 
-    /// Keeps the ticket of an answer; an answer without one is not kept.
-    pub fn insert_response(&self, asked: Instant, body: &[u8]) {
+    /// Caches the ticket of a response; a response without one is ignored. The lifetime counts from
+    /// `requested_at`.
+    pub fn insert_response(&self, requested_at: Instant, body: &[u8]) {
         #[derive(Deserialize)]
         struct TicketResponse {
             errcode: i64,
             ticket: String,
             expires_in: u64,
         }
-        let Ok(answer) = serde_json::from_slice::<TicketResponse>(body) else { return };
-        if answer.errcode != 0 || answer.ticket.is_empty() || answer.expires_in == 0 {
+        let Ok(response) = serde_json::from_slice::<TicketResponse>(body) else { return };
+        if response.errcode != 0 || response.ticket.is_empty() || response.expires_in == 0 {
             return;
         }
-        let life = Duration::from_secs(answer.expires_in).min(MAX_TTL);
-        let expires = asked + life;
-        let (ticket, usable_until) = (Masked::new(answer.ticket), expires - REFRESH_MARGIN.min(life / 2));
-        *self.lock_cached() = Some(CachedTicket { ticket, usable_until, expires_at: expires, fence: 0 });
+        let ttl = Duration::from_secs(response.expires_in).min(MAX_TTL);
+        let expires_at = requested_at + ttl;
+        let (ticket, usable_until) = (Masked::new(response.ticket), expires_at - REFRESH_MARGIN.min(ttl / 2));
+        *self.lock_cached() = Some(CachedTicket { ticket, usable_until, expires_at, fence: 0 });
     }
 
     fn lock_cached(&self) -> MutexGuard<'_, Option<CachedTicket>> {
@@ -140,14 +142,15 @@ impl TicketEntry {
 }
 
 impl FetchGuard<'_> {
-    /// How the last fetch ended, if that was after `came` and it brought nothing: whoever waited for it is told the same.
-    pub fn failure_since(&self, came: Instant) -> Option<FetchFailure> {
-        self.0.as_ref().filter(|(at, _)| *at >= came).map(|(_, ended)| ended.clone())
+    /// The failure of the last fetch, if it ended after `arrived_at`: callers that waited for it share its
+    /// result.
+    pub fn failure_since(&self, arrived_at: Instant) -> Option<FetchFailure> {
+        self.0.as_ref().filter(|(at, _)| *at >= arrived_at).map(|(_, failure)| failure.clone())
     }
 
-    /// Tells those who wait that this fetch brought no ticket.
-    pub fn set_failure(&mut self, ended: FetchFailure) {
-        *self.0 = Some((Instant::now(), ended));
+    /// Sets the failure that waiting callers get.
+    pub fn set_failure(&mut self, failure: FetchFailure) {
+        *self.0 = Some((Instant::now(), failure));
     }
 }
 
@@ -158,17 +161,17 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn ticket_is_cached_until_its_refresh_margin() {
         let tickets = AgentTickets::default();
-        let slot = tickets.entry(TicketKind::Jsapi);
-        assert_eq!(slot.response(Instant::now()), None);
-        slot.insert_response(
+        let entry = tickets.entry(TicketKind::Jsapi);
+        assert_eq!(entry.response(Instant::now()), None);
+        entry.insert_response(
             Instant::now(),
             br#"{"errcode":0,"errmsg":"ok","ticket":"T\"1","expires_in":7200}"#,
         );
         tokio::time::advance(Duration::from_secs(6899)).await;
-        let answer = slot.response(Instant::now()).expect("a kept ticket");
-        assert_eq!(&answer[..], br#"{"errcode":0,"errmsg":"ok","ticket":"T\"1","expires_in":301}"#);
+        let response = entry.response(Instant::now()).expect("a cached ticket");
+        assert_eq!(&response[..], br#"{"errcode":0,"errmsg":"ok","ticket":"T\"1","expires_in":301}"#);
         tokio::time::advance(Duration::from_secs(1)).await;
-        assert_eq!(slot.response(Instant::now()), None);
+        assert_eq!(entry.response(Instant::now()), None);
         assert_eq!(tickets.entry(TicketKind::AgentConfig).response(Instant::now()), None);
     }
 

@@ -1,4 +1,4 @@
-//! A token and its dates.
+//! A token and its lifetime.
 
 use std::{
     sync::{
@@ -16,64 +16,80 @@ use super::{
 };
 use crate::{secret::Masked, wecom::response::GettokenResponse};
 
-/// An access_token that was current at some time. Its value shows only through [`Masked::expose`].
+/// How long a token is used that gettoken returns although it should have expired.
+pub(super) const PAST_EXPIRY_TTL: Duration = Duration::from_secs(60);
+
+/// An access_token that is or was current.
 #[derive(Debug)]
 pub struct Token {
     /// The token itself.
     pub value: Masked,
-    /// When this value was first handed out here.
+    /// When this replica first got this value.
     pub first_seen: SystemTime,
-    /// When it expires, by what WeCom said when this value was first seen.
+    /// When it expires, by the response that first had this value.
     pub expires_at: SystemTime,
-    /// When this value was first handed out here, by a clock that nobody sets.
+    /// The same on the monotonic clock.
     first_seen_instant: Instant,
-    /// Until when it is used without asking again.
+    /// Until when it is used without another gettoken.
     pub(super) usable_until: Instant,
-    /// From when on it is worth renewing.
+    /// From when on it may be refreshed proactively.
     pub(super) refresh_at: Instant,
-    /// The upstream refused it, and nothing went well with it since.
+    /// WeCom refused it, and no request succeeded with it since.
     is_refused: AtomicBool,
-    /// Where this value was accepted.
+    /// The paths that accepted this value.
     accepted_paths: Arc<AcceptedPaths>,
-    /// Which of two in the store that replicas share is the newer; 0 for one that is not known there.
+    /// The fence of its record in the store; 0 if it has none.
     fence: AtomicU64,
 }
 
 impl Token {
-    /// A token whose value was not seen before. Its life is counted from the asking, not from the answer.
-    /// It is renewed `lead` before it expires.
-    pub(super) fn new(grant: GettokenResponse, fence: u64, asked: Instant, lead: Duration) -> Self {
+    /// A token with a new value. Its lifetime counts from the request, not from the response. It is refreshed
+    /// `margin` before it expires.
+    pub(super) fn new(
+        response: GettokenResponse,
+        fence: u64,
+        requested_at: Instant,
+        margin: Duration,
+    ) -> Self {
         let now = wall_clock();
-        let usable_until = asked + grant.expires_in;
+        let usable_until = requested_at + response.expires_in;
         Self {
-            value: grant.token,
+            value: response.token,
             first_seen: now,
-            expires_at: now - asked.elapsed() + grant.expires_in,
+            expires_at: now - requested_at.elapsed() + response.expires_in,
             first_seen_instant: Instant::now(),
             usable_until,
-            refresh_at: usable_until - lead,
+            refresh_at: usable_until - margin,
             is_refused: AtomicBool::new(false),
             accepted_paths: Arc::default(),
             fence: AtomicU64::new(fence),
         }
     }
 
-    /// The same value once more: its expiry does not move. It is asked for again halfway to the expiry, or later by
-    /// `stagger`; one that should have expired by now is believed for `past_expiry`, for WeCom hands it out.
-    pub(super) fn reissued(&self, fence: u64, asked: Instant, past_expiry: Duration, stagger: f64) -> Self {
-        let left = self.usable_until.saturating_duration_since(asked);
-        let usable_until = if left.is_zero() { asked + past_expiry } else { self.usable_until };
-        let next = asked + (left / 2).max(Duration::from_secs(1)) + stagger_delay(left / 2, stagger);
+    /// The same value returned again: its expiry does not move. It is refreshed halfway to the expiry, later by
+    /// `stagger`. If it should have expired by now, it is used for `past_expiry`, because WeCom returns it.
+    pub(super) fn reissued(
+        &self,
+        fence: u64,
+        requested_at: Instant,
+        past_expiry: Duration,
+        stagger: f64,
+    ) -> Self {
+        let remaining = self.usable_until.saturating_duration_since(requested_at);
+        let usable_until = if remaining.is_zero() { requested_at + past_expiry } else { self.usable_until };
+        let refresh_at = requested_at
+            + (remaining / 2).max(Duration::from_secs(1))
+            + stagger_delay(remaining / 2, stagger);
         Self {
             value: self.value.clone(),
             first_seen: self.first_seen,
             expires_at: self.expires_at,
             first_seen_instant: self.first_seen_instant,
             usable_until,
-            refresh_at: if left.is_zero() {
+            refresh_at: if remaining.is_zero() {
                 usable_until
             } else {
-                next.min(usable_until).max(self.refresh_at)
+                refresh_at.min(usable_until).max(self.refresh_at)
             },
             is_refused: AtomicBool::new(false),
             accepted_paths: self.accepted_paths.clone(),
@@ -86,22 +102,23 @@ impl Token {
         self.value.expose() == other.value.expose()
     }
 
-    /// See the field.
+    /// The fence of its record in the store; 0 if it has none.
     pub(super) fn fence(&self) -> u64 {
         self.fence.load(Ordering::Relaxed)
     }
 
-    /// When this value first came here.
+    /// When this replica first got this value.
     pub(super) fn first_seen_instant(&self) -> Instant {
         self.first_seen_instant
     }
 
-    /// How long it has been known here.
+    /// The time since this replica first got this value.
     pub(super) fn age(&self) -> Duration {
         self.first_seen_instant.elapsed()
     }
 
-    /// Whether the record of this fence is no newer; where the store does not know this one, by how old both are.
+    /// Whether this token is at least as new as the record of this fence; if the store has no record of this
+    /// token, their ages decide.
     pub(super) fn is_newer_than(&self, fence: u64, age: Duration) -> bool {
         match self.fence() {
             0 => self.age() < age,
@@ -109,24 +126,24 @@ impl Token {
         }
     }
 
-    /// Notes under which fence the store knows it.
+    /// Sets the fence of its record in the store.
     pub(super) fn set_fence(&self, fence: u64) {
         self.fence.store(fence, Ordering::Relaxed);
     }
 
-    /// Notes that the upstream refused it. It goes on serving while no other can be had: it may have been refused for one
-    /// API only.
+    /// Records that WeCom refused it. It stays in use while there is no other, because WeCom may have refused it
+    /// for one API only.
     pub(super) fn mark_refused(&self) {
         self.is_refused.store(true, Ordering::Relaxed);
     }
 
-    /// The same, where it is known which path refused it.
+    /// The same, if the path that refused it is known.
     pub(super) fn mark_refused_on(&self, path: PathKey) {
         self.mark_refused();
         self.accepted_paths.mark_refused(path);
     }
 
-    /// Notes that a request went well with it on this path.
+    /// Records that a request on this path succeeded with it.
     pub fn mark_accepted_on(&self, path: PathKey) {
         if self.is_refused.load(Ordering::Relaxed) {
             self.is_refused.store(false, Ordering::Relaxed);
@@ -139,18 +156,18 @@ impl Token {
         self.accepted_paths.was_ever_accepted(path)
     }
 
-    /// Whether this path accepted it when it last judged it.
+    /// Whether this path's last verdict was to accept it.
     pub(super) fn is_accepted_on(&self, path: PathKey) -> bool {
         self.accepted_paths.is_accepted(path)
     }
 
-    /// Whether it was refused when last used.
+    /// Whether WeCom refused it when it was last used.
     pub(super) fn is_refused(&self) -> bool {
         self.is_refused.load(Ordering::Relaxed)
     }
 }
 
-/// The time of day. In tests it moves with tokio's clock, which may be paused.
+/// The time of day. In tests it follows tokio's clock, which can be paused.
 #[cfg(not(test))]
 pub(crate) fn wall_clock() -> SystemTime {
     SystemTime::now()

@@ -1,10 +1,10 @@
-//! The errcodes operators meet most: what each means, and what to do about it. One table, ordered by errcode.
+//! The errcodes that operators meet most, with meaning and action. One table, sorted by errcode.
 //!
-//! Source: WeCom's global error code list (企业微信开发者中心, 全局错误码), and for what to do, the pages of the calls.
+//! Source: WeCom's global error code list (企业微信开发者中心, 全局错误码), and for the actions, the pages of the calls.
 
 /// The call succeeded.
 pub const OK: i64 = 0;
-/// WeCom is busy; whether the call was done is not known.
+/// WeCom is busy; the call may or may not have been carried out.
 pub const BUSY: i64 = -1;
 /// The secret is wrong, was reset, or the app is disabled.
 pub const INVALID_SECRET: i64 = 40001;
@@ -16,7 +16,7 @@ pub const INVALID_TOKEN: i64 = 40014;
 pub const INVALID_PARAMETER: i64 = 40035;
 /// The secret is not valid.
 pub const ILLEGAL_SECRET: i64 = 40091;
-/// The query has no access_token: whoever was to add it did not.
+/// The query has no access_token.
 pub const MISSING_TOKEN: i64 = 41001;
 /// The query has no corpid.
 pub const MISSING_CORPID: i64 = 41002;
@@ -39,7 +39,7 @@ pub const APP_DISABLED: i64 = 50003;
 /// The caller's address is not among the app's trusted ones.
 pub const UNTRUSTED_IP: i64 = 60020;
 
-/// What an errcode means and what to do about it, for people.
+/// An errcode's meaning and what to do about it, for people.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Explanation {
     /// The code.
@@ -52,31 +52,35 @@ pub struct Explanation {
     pub action_en: &'static str,
     /// 处理办法。
     pub action_zh: &'static str,
-    /// Where in WeCom's admin console that is done, menu by menu, in plain ASCII; `None` where it is not done there.
+    /// Where in WeCom's admin console to do it, menu by menu, in plain ASCII; `None` if it is not done there.
     pub console_path_en: Option<&'static str>,
     /// 在管理后台的哪里处理。
     pub console_path_zh: Option<&'static str>,
     hint: &'static str,
 }
 
-/// What `errcode` means and what to do about it, where it is one of the common ones.
+/// The explanation of `errcode`, if it is a common one.
 pub fn explain(errcode: i64) -> Option<&'static Explanation> {
-    EXPLANATIONS.binary_search_by_key(&errcode, |row| row.errcode).ok().map(|found| &EXPLANATIONS[found])
+    EXPLANATIONS
+        .binary_search_by_key(&errcode, |explanation| explanation.errcode)
+        .ok()
+        .map(|index| &EXPLANATIONS[index])
 }
 
-/// All that are explained, by errcode.
+/// All explanations, sorted by errcode.
 pub fn explanations() -> &'static [Explanation] {
     EXPLANATIONS
 }
 
-/// The English explanation in a line of visible ASCII, fit for a header's value.
+/// The English explanation as one line of visible ASCII, valid as a header value.
 pub fn hint(errcode: i64) -> Option<&'static str> {
-    explain(errcode).map(|row| row.hint)
+    explain(errcode).map(|explanation| explanation.hint)
 }
 
-/// Whether gettoken, answering this, must not be asked again soon: the credential is refused, or it was asked too often.
+/// Whether gettoken must not be retried soon after this errcode: the credential is refused, or the rate limit is
+/// exceeded.
 ///
-/// WeCom bans the *address* of who repeats a wrong secret, and with it every agent behind that address.
+/// WeCom bans an *address* that repeats a wrong secret, and with it every agent behind that address.
 pub const fn is_credential_or_rate_limit(errcode: i64) -> bool {
     matches!(
         errcode,
@@ -92,7 +96,7 @@ pub const fn is_credential_or_rate_limit(errcode: i64) -> bool {
     )
 }
 
-/// Whether it says that there were too many calls, so that any further one makes it worse.
+/// Whether it reports too many calls, so that a further call makes it worse.
 pub const fn is_rate_limit(errcode: i64) -> bool {
     matches!(errcode, RATE_LIMITED | CONCURRENCY_LIMITED)
 }
@@ -113,8 +117,8 @@ macro_rules! table {
     };
 }
 
-const fn first_or_none(all: &[&'static str]) -> Option<&'static str> {
-    match all {
+const fn first_or_none(values: &[&'static str]) -> Option<&'static str> {
+    match values {
         [] => None,
         [first, ..] => Some(*first),
     }
@@ -253,16 +257,23 @@ mod tests {
     #[test]
     fn explanations_are_sorted_and_complete() {
         assert!(EXPLANATIONS.is_sorted_by(|a, b| a.errcode < b.errcode));
-        for row in EXPLANATIONS {
-            assert_eq!(explain(row.errcode), Some(row));
-            let places = row.console_path_en.into_iter().chain(row.console_path_zh);
+        for explanation in EXPLANATIONS {
+            assert_eq!(explain(explanation.errcode), Some(explanation));
+            let paths = explanation.console_path_en.into_iter().chain(explanation.console_path_zh);
             for text in
-                [row.meaning_en, row.meaning_zh, row.action_en, row.action_zh].into_iter().chain(places)
+                [explanation.meaning_en, explanation.meaning_zh, explanation.action_en, explanation.action_zh]
+                    .into_iter()
+                    .chain(paths)
             {
-                assert!(!text.is_empty() && !text.contains(['\n', '\r']), "{}", row.errcode);
+                assert!(!text.is_empty() && !text.contains(['\n', '\r']), "{}", explanation.errcode);
             }
-            assert!(!row.meaning_zh.is_ascii(), "{}", row.errcode);
-            assert_eq!(row.console_path_en.is_some(), row.console_path_zh.is_some(), "{}", row.errcode);
+            assert!(!explanation.meaning_zh.is_ascii(), "{}", explanation.errcode);
+            assert_eq!(
+                explanation.console_path_en.is_some(),
+                explanation.console_path_zh.is_some(),
+                "{}",
+                explanation.errcode
+            );
         }
         for unknown in [OK, 1, -2, 40002, i64::MIN, i64::MAX] {
             assert_eq!(explain(unknown), None);
@@ -271,8 +282,8 @@ mod tests {
 
     #[test]
     fn hint_is_a_valid_header_value() {
-        for row in EXPLANATIONS {
-            let text = hint(row.errcode).unwrap();
+        for explanation in EXPLANATIONS {
+            let text = hint(explanation.errcode).unwrap();
             assert!(text.bytes().all(|byte| matches!(byte, b' '..=b'~')) && text.len() <= 320, "{text}");
             assert!(HeaderValue::from_str(text).is_ok());
         }

@@ -1,7 +1,7 @@
-//! The replies of WeCom: which ones can carry an errcode, the errcode of one that streams past, and gettoken's answer.
+//! WeCom's responses: which ones can carry an errcode, the errcode of a streamed one, and gettoken's response.
 //!
-//! A call failed if and only if its reply is a JSON object with a **top-level** `errcode` that is not 0. That key is
-//! often missing on success, is not always the first one, and occurs nested with other meanings.
+//! A call failed if and only if its response is a JSON object with a **top-level** `errcode` that is not 0. The
+//! key is often missing on success, is not always the first one, and occurs nested with other meanings.
 
 mod content_encoding;
 mod gettoken_response;
@@ -23,17 +23,18 @@ use http::StatusCode;
 
 use crate::http1::headers::{Headers, KnownHeader};
 
-/// Whether a response with this head is one whose body may carry an errcode, and is to be scanned.
+/// Whether the body of a response with this head can carry an errcode, and is to be scanned.
 ///
-/// Its type is JSON of some kind, `text/plain`, or not given. A download is never scanned, for it may itself be a JSON
-/// file with an `errcode` of its own: it has a Content-Disposition (WeCom's errors have none) or is a part (206).
-pub fn may_carry_errcode(status: StatusCode, fields: &Headers) -> bool {
-    let no_body_of_its_own =
+/// That is a body of a JSON type, of `text/plain` or without a type. A download is never scanned, because it can
+/// be a JSON file with an `errcode` of its own: it has a Content-Disposition (WeCom's errors have none) or is a
+/// part (206).
+pub fn may_carry_errcode(status: StatusCode, headers: &Headers) -> bool {
+    let has_no_own_body =
         matches!(status, StatusCode::NO_CONTENT | StatusCode::PARTIAL_CONTENT | StatusCode::NOT_MODIFIED);
-    if no_body_of_its_own || status.is_informational() || fields.contains(KnownHeader::ContentDisposition) {
+    if has_no_own_body || status.is_informational() || headers.contains(KnownHeader::ContentDisposition) {
         return false;
     }
-    fields.first(KnownHeader::ContentType).is_none_or(is_json_or_plain_text)
+    headers.first(KnownHeader::ContentType).is_none_or(is_json_or_plain_text)
 }
 
 fn is_json_or_plain_text(content_type: &[u8]) -> bool {
@@ -46,7 +47,7 @@ fn is_json_or_plain_text(content_type: &[u8]) -> bool {
         || essence.len() > 5 && essence[essence.len() - 5..].eq_ignore_ascii_case(b"+json")
 }
 
-/// The top-level errcode of a whole reply, by the rules of [`ErrcodeScanner`].
+/// The top-level errcode of a complete response body, by the rules of [`ErrcodeScanner`].
 pub fn parse_errcode(body: &[u8]) -> Option<i64> {
     match ErrcodeScanner::new().feed(body) {
         Verdict::Found(errcode) => Some(errcode),

@@ -270,7 +270,7 @@ async fn non_wecom_response_is_reported() {
     assert_output(
         &output,
         1,
-        &["hr, gettoken: gettoken was answered with HTTP 403", "upstream.url or upstream.via may lead"],
+        &["hr, gettoken: gettoken response with HTTP 403", "upstream.url or upstream.via may lead"],
     );
     assert_output(&output, 1, &["ops, agent/get: it was answered with HTTP 403, and it is not JSON"]);
     assert_eq!(row(&output, "hr")[1], "senseless");

@@ -153,7 +153,7 @@ async fn exhausted_refresh_budget_is_logged_with_agents() {
         assert_eq!(client.request(request, "").await.errcode(), errcode);
         wecom.revoke_tokens("hr").expect("an agent");
     }
-    let line = proxy.err.wait_for_line("token renewals held back").await;
+    let line = proxy.err.wait_for_line("token refreshes throttled").await;
     assert!(
         line.contains(" WARN ") && line.contains("hr (next try in 35") && line.contains("next_try_in_s=35"),
         "{line}"

@@ -1,4 +1,4 @@
-//! What holds for every crowd. The crowds are drawn from seeds, so that a failure comes again.
+//! Invariants under random load. The load is drawn from seeds, so that a failure can be repeated.
 
 use std::collections::HashMap;
 
@@ -20,7 +20,7 @@ impl TestRng {
     }
 }
 
-/// Places as [`super::super::places`] has them, one step after the other.
+/// A single-threaded model of [`super::super::concurrency_limit`].
 struct SimLimit {
     total: usize,
     fair_queue: FairQueue<()>,
@@ -42,12 +42,12 @@ impl SimLimit {
             self.fair_queue.count_acquired(&flow);
             self.held.push(flow);
         } else {
-            let number = self.fair_queue.enqueue(flow, ());
-            self.queued.push((flow, number));
+            let id = self.fair_queue.enqueue(flow, ());
+            self.queued.push((flow, id));
         }
     }
 
-    /// Serves all whose turn it is.
+    /// Grants permits to all waiters that are next.
     fn grant_waiters(&mut self) -> Vec<FlowKey> {
         let mut served = Vec::new();
         while self.available() > 0
@@ -67,13 +67,16 @@ impl SimLimit {
     }
 
     fn check_invariants(&self) {
-        assert!(self.held.len() <= self.total, "more than there are");
+        assert!(self.held.len() <= self.total, "more permits than exist");
         assert_eq!(
             (self.fair_queue.root.held, self.fair_queue.queued()),
             (self.held.len(), self.queued.len())
         );
         for (flow, _) in &self.queued {
-            assert!(!self.fair_queue.may_acquire(flow, self.available()), "{flow:?} waits and need not");
+            assert!(
+                !self.fair_queue.may_acquire(flow, self.available()),
+                "{flow:?} waits although it could have a permit"
+            );
         }
     }
 }
@@ -81,35 +84,35 @@ impl SimLimit {
 #[test]
 fn fair_queue_under_random_load_keeps_its_invariants() {
     for seed in 0..300 {
-        let mut chance = TestRng(seed);
-        let mut crowd = SimLimit::new(1 + chance.below(80) as usize);
+        let mut rng = TestRng(seed);
+        let mut sim = SimLimit::new(1 + rng.below(80) as usize);
         for _ in 0..400 {
-            match chance.below(8) {
-                0..4 => crowd.arrive(chance.flow_key()),
-                4 if !crowd.queued.is_empty() => {
-                    let nth = chance.below(crowd.queued.len() as u64) as usize;
-                    let (flow, number) = crowd.queued.remove(nth);
-                    assert!(crowd.fair_queue.remove(&flow, number).is_some(), "it waited");
-                    assert!(crowd.fair_queue.remove(&flow, number).is_none(), "it waits no longer");
+            match rng.below(8) {
+                0..4 => sim.arrive(rng.flow_key()),
+                4 if !sim.queued.is_empty() => {
+                    let nth = rng.below(sim.queued.len() as u64) as usize;
+                    let (flow, id) = sim.queued.remove(nth);
+                    assert!(sim.fair_queue.remove(&flow, id).is_some(), "it waited");
+                    assert!(sim.fair_queue.remove(&flow, id).is_none(), "it was removed");
                 }
-                _ if !crowd.held.is_empty() => {
-                    let nth = chance.below(crowd.held.len() as u64) as usize;
-                    crowd.release(nth);
+                _ if !sim.held.is_empty() => {
+                    let nth = rng.below(sim.held.len() as u64) as usize;
+                    sim.release(nth);
                 }
                 _ => {}
             }
-            crowd.grant_waiters();
-            crowd.check_invariants();
+            sim.grant_waiters();
+            sim.check_invariants();
         }
-        while !crowd.held.is_empty() {
-            crowd.release(0);
-            crowd.grant_waiters();
-            crowd.check_invariants();
+        while !sim.held.is_empty() {
+            sim.release(0);
+            sim.grant_waiters();
+            sim.check_invariants();
         }
         assert!(
-            crowd.queued.is_empty()
-                && crowd.fair_queue.root.children.is_empty()
-                && crowd.fair_queue.root.round_robin.is_empty()
+            sim.queued.is_empty()
+                && sim.fair_queue.root.children.is_empty()
+                && sim.fair_queue.root.round_robin.is_empty()
         );
     }
 }
@@ -117,23 +120,23 @@ fn fair_queue_under_random_load_keeps_its_invariants() {
 #[test]
 fn clients_that_wait_are_served_in_turns() {
     for seed in 0..100 {
-        let mut chance = TestRng(seed);
-        let mut crowd = SimLimit::new(1 + chance.below(12) as usize);
+        let mut rng = TestRng(seed);
+        let mut sim = SimLimit::new(1 + rng.below(12) as usize);
         for _ in 0..300 {
-            crowd.arrive(chance.flow_key());
+            sim.arrive(rng.flow_key());
         }
         let mut since: HashMap<u64, HashMap<u64, usize>> = HashMap::new();
-        while !crowd.held.is_empty() {
-            let nth = chance.below(crowd.held.len() as u64) as usize;
-            crowd.release(nth);
-            for served in crowd.grant_waiters() {
+        while !sim.held.is_empty() {
+            let nth = rng.below(sim.held.len() as u64) as usize;
+            sim.release(nth);
+            for served in sim.grant_waiters() {
                 let client = served.0[0];
                 since.insert(client, HashMap::new());
                 for (waiting, others) in &mut since {
-                    if *waiting != client && crowd.queued.iter().any(|(flow, _)| flow.0[0] == *waiting) {
+                    if *waiting != client && sim.queued.iter().any(|(flow, _)| flow.0[0] == *waiting) {
                         let turns = others.entry(client).or_default();
                         *turns += 1;
-                        assert!(*turns <= 2, "client {waiting} was passed over, seed {seed}");
+                        assert!(*turns <= 2, "client {waiting} was skipped, seed {seed}");
                     }
                 }
             }
@@ -145,15 +148,15 @@ fn clients_that_wait_are_served_in_turns() {
 fn client_arriving_after_a_flood_is_served_next() {
     // Many agents and paths give a flood no more turns.
     for (agents, paths) in [(1, 1), (50, 1), (50, 50)] {
-        let mut crowd = SimLimit::new(4);
+        let mut sim = SimLimit::new(4);
         for nth in 0..1000 {
-            crowd.arrive(FlowKey([1, nth % agents, nth % paths]));
+            sim.arrive(FlowKey([1, nth % agents, nth % paths]));
         }
-        crowd.arrive(FlowKey([2, 0, 0]));
-        crowd.release(0);
-        let first = crowd.grant_waiters();
-        crowd.release(0);
-        let second = crowd.grant_waiters();
+        sim.arrive(FlowKey([2, 0, 0]));
+        sim.release(0);
+        let first = sim.grant_waiters();
+        sim.release(0);
+        let second = sim.grant_waiters();
         assert!(first.iter().chain(&second).any(|flow| flow.0[0] == 2), "{first:?} {second:?}");
     }
 }
@@ -161,15 +164,15 @@ fn client_arriving_after_a_flood_is_served_next() {
 #[test]
 fn agents_and_endpoints_of_a_client_are_served_in_turns() {
     for late in [FlowKey([1, 2, 1]), FlowKey([1, 1, 2])] {
-        let mut crowd = SimLimit::new(1);
+        let mut sim = SimLimit::new(1);
         for _ in 0..100 {
-            crowd.arrive(FlowKey([1, 1, 1]));
+            sim.arrive(FlowKey([1, 1, 1]));
         }
-        crowd.arrive(late);
+        sim.arrive(late);
         let mut served = Vec::new();
         for _ in 0..2 {
-            crowd.release(0);
-            served.append(&mut crowd.grant_waiters());
+            sim.release(0);
+            served.append(&mut sim.grant_waiters());
         }
         assert!(served.contains(&late), "{served:?}");
     }
@@ -178,15 +181,15 @@ fn agents_and_endpoints_of_a_client_are_served_in_turns() {
 #[test]
 fn floods_that_hold_permits_leave_one_to_the_next_client() {
     for total in [64, 256, 2048] {
-        let mut crowd = SimLimit::new(total);
+        let mut sim = SimLimit::new(total);
         for client in 0..2 {
             for _ in 0..total {
-                crowd.arrive(FlowKey([client, 0, 0]));
+                sim.arrive(FlowKey([client, 0, 0]));
             }
         }
-        assert!(crowd.available() > 0, "all {total} are gone");
-        assert!(crowd.held.len() * 10 >= total * 9, "only {} of {total} serve", crowd.held.len());
-        crowd.arrive(FlowKey([9, 0, 0]));
-        assert_eq!(crowd.held.last(), Some(&FlowKey([9, 0, 0])));
+        assert!(sim.available() > 0, "all {total} permits in use");
+        assert!(sim.held.len() * 10 >= total * 9, "only {} of {total} granted", sim.held.len());
+        sim.arrive(FlowKey([9, 0, 0]));
+        assert_eq!(sim.held.last(), Some(&FlowKey([9, 0, 0])));
     }
 }

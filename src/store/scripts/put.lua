@@ -1,9 +1,9 @@
--- Puts a record in place of an older one, ends the lease, and tells it. A caller that slept through its lease comes too late
--- if somebody with a later fence was here.
+-- Replaces an older record, ends the lease and publishes the notification. A caller whose lease expired is too
+-- late if a record with a later fence exists.
 --
--- KEYS: the record, the lease, the failure. ARGV: the fence, the value, its milliseconds, the caller, the channel, the news, 1
--- if the value was made under this lease.
--- Answers 1, or 0 if there is a newer record.
+-- KEYS: record, lease, failure. ARGV: the fence, the value, its TTL in milliseconds, the lease owner, the
+-- channel, the notification, 1 if the value was fetched under this lease. Returns 1, or 0 if a newer record
+-- exists.
 if redis.call('TYPE', KEYS[1]).ok ~= 'hash' then redis.call('DEL', KEYS[1]) end
 local ours = redis.call('GET', KEYS[2]) == ARGV[4]
 if ours then redis.call('DEL', KEYS[2]) end

@@ -1,5 +1,5 @@
--- The record of a name, if there is one that makes sense. KEYS: the record. Answers { value, fence, milliseconds, 1 if it was
--- made for its fence, microseconds since its fence }, an empty value for none.
+-- Returns the record of a name, if it is valid. KEYS: record. Returns { value, fence, milliseconds, 1 if the
+-- value was fetched under its lease, microseconds since its fence }; an empty value for none.
 local none = { '', 0, 0, 0, 0 }
 if redis.call('TYPE', KEYS[1]).ok ~= 'hash' then return none end
 local record = redis.call('HMGET', KEYS[1], 'value', 'fence', 'fresh')

@@ -1,5 +1,5 @@
-//! Shares over hours, by chance: whatever the other agents do, an agent whose token was voided after it had worked gets the
-//! next at once, as long as its own share is not spent. `SIMULATION_SEED=17 cargo test shares`.
+//! Random simulation of refresh budgets over hours: whatever other agents do, an agent whose accepted token was
+//! voided gets the next at once, while its own budget lasts. `SIMULATION_SEED=17 cargo test budget_simulation`.
 
 use std::sync::Arc;
 
@@ -13,11 +13,11 @@ use crate::tokens::{AgentToken, PathKey, Replacement};
 
 const SEEDS: u64 = 30;
 const STEPS: usize = 1_500;
-/// Agents whose tokens are voided; 24 renewals an hour each are fewer than half of 300.
+/// Agents whose tokens are voided; their 24 refreshes an hour each are fewer than half of 300.
 const GOOD_AGENTS: usize = 6;
-/// Agents that call what always refuses.
+/// Agents that call a path that always refuses.
 const BAD_AGENTS: usize = 40;
-/// As the contract has it for so many agents.
+/// The default for this many agents.
 const MAX_REFRESHES_PER_HOUR: usize = 300;
 const MAX_REFRESHES_PER_AGENT_HOUR: usize = 12 + 12;
 
@@ -40,9 +40,9 @@ impl SimBudget {
     fn new(seed: u64) -> Self {
         let mut rng = SimRng::new(seed);
         let fake = FakeGettoken::new(rng.choose(&[7_200, 24 * 3_600]));
-        let issuer = fake.service();
+        let service = fake.service();
         let names = (0..GOOD_AGENTS + BAD_AGENTS).map(|nth| format!("agent-{nth}"));
-        let agents = names.map(|name| (name.clone(), agent_token(&issuer, &name))).collect();
+        let agents = names.map(|name| (name.clone(), agent_token(&service, &name))).collect();
         Self { rng, fake, agents, counts: SimBudgetCounts::default() }
     }
 
@@ -62,33 +62,33 @@ impl SimBudget {
         }
     }
 
-    /// A token works, is voided, and the same path refuses it.
+    /// A path accepts a token, which is then voided, and the same path refuses it.
     async fn use_voided_token(&mut self, nth: usize) {
-        let (name, slot) = &self.agents[nth];
-        let token = slot.current_or_fetch().await.expect("a token");
+        let (name, entry) = &self.agents[nth];
+        let token = entry.current_or_fetch().await.expect("a token");
         token.mark_accepted_on(path());
         self.fake.revoke(name);
-        let has_share = slot.service.refresh_budget.has_remaining(name, Instant::now());
-        let began = Instant::now();
-        match slot.replace_refused(&token, path()).await {
+        let has_budget = entry.service.refresh_budget.has_remaining(name, Instant::now());
+        let started_at = Instant::now();
+        match entry.replace_refused(&token, path()).await {
             Replacement::Refreshed(next) => {
-                assert!(has_share && self.fake.accepts(name, &next) && began.elapsed().is_zero());
+                assert!(has_budget && self.fake.accepts(name, &next) && started_at.elapsed().is_zero());
                 self.counts.refreshed += 1;
             }
             other => {
-                assert!(!has_share, "{name} has a share, and yet {other:?}");
+                assert!(!has_budget, "{name} has budget left, but got {other:?}");
                 self.counts.own_budget_spent += 1;
             }
         }
     }
 
     async fn use_forbidden_path(&mut self, nth: usize) {
-        let (_, slot) = &self.agents[nth];
-        let token = slot.current_or_fetch().await.expect("a token");
+        let (_, entry) = &self.agents[nth];
+        let token = entry.current_or_fetch().await.expect("a token");
         let forbidden = PathKey::from_path("/cgi-bin/forbidden");
-        match slot.replace_refused(&token, forbidden).await {
+        match entry.replace_refused(&token, forbidden).await {
             Replacement::Refreshed(next) | Replacement::Unchanged(next) => {
-                slot.mark_refused_again(&next, forbidden)
+                entry.mark_refused_again(&next, forbidden)
             }
             _ => self.counts.throttled += 1,
         }
@@ -100,22 +100,23 @@ impl SimBudget {
         }
     }
 
-    /// No hour has more than its shares, beyond first tokens, two renewals ahead of an expiry, and one after it.
+    /// No hour has more refreshes than its budget, beyond first tokens, two proactive refreshes per expiry, and
+    /// one after it.
     fn check_invariants(&self) {
         let calls = self.fake.calls_by_agent();
-        let all: Vec<_> = self.fake.call_times();
-        // No agent has two tokens whose lives end in one hour, unless one was renewed for another reason.
-        let due = 1 + 3;
-        let orders = max_calls_per_hour(&self.counts.manual_refreshes);
-        let most = MAX_REFRESHES_PER_HOUR + orders + due * self.agents.len();
+        let totals: Vec<_> = self.fake.call_times();
+        // No agent has two expiries in one hour, unless a token was refreshed for another reason.
+        let due_per_agent = 1 + 3;
+        let manual = max_calls_per_hour(&self.counts.manual_refreshes);
+        let max_calls = MAX_REFRESHES_PER_HOUR + manual + due_per_agent * self.agents.len();
         assert!(
-            max_calls_per_hour(&all) <= most,
-            "{} calls within an hour, {orders} of them orders",
-            max_calls_per_hour(&all)
+            max_calls_per_hour(&totals) <= max_calls,
+            "{} calls within an hour, {manual} of them manual",
+            max_calls_per_hour(&totals)
         );
         for (name, calls) in calls {
             assert!(
-                max_calls_per_hour(&calls) <= MAX_REFRESHES_PER_AGENT_HOUR + due + orders,
+                max_calls_per_hour(&calls) <= MAX_REFRESHES_PER_AGENT_HOUR + due_per_agent + manual,
                 "{} calls for {name}",
                 max_calls_per_hour(&calls)
             );
@@ -126,28 +127,31 @@ impl SimBudget {
 fn run(seed: u64) -> SimBudgetCounts {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     runtime.expect("a runtime").block_on(async {
-        let mut shares = SimBudget::new(seed);
+        let mut simulation = SimBudget::new(seed);
         for _ in 0..STEPS {
-            shares.step().await;
+            simulation.step().await;
         }
-        shares.check_invariants();
-        shares.counts
+        simulation.check_invariants();
+        simulation.counts
     })
 }
 
 #[test]
 fn agent_never_spends_the_budget_of_another() {
-    let one = std::env::var("SIMULATION_SEED").ok().and_then(|seed| seed.parse().ok());
-    let mut all = SimBudgetCounts::default();
-    for seed in one.map_or(1..=SEEDS, |seed| seed..=seed) {
+    let single_seed = std::env::var("SIMULATION_SEED").ok().and_then(|seed| seed.parse().ok());
+    let mut totals = SimBudgetCounts::default();
+    for seed in single_seed.map_or(1..=SEEDS, |seed| seed..=seed) {
         println!("seed {seed}");
-        let seen = run(seed);
-        all.refreshed += seen.refreshed;
-        all.own_budget_spent += seen.own_budget_spent;
-        all.throttled += seen.throttled;
-        all.manual_refreshes.extend(seen.manual_refreshes);
+        let counts = run(seed);
+        totals.refreshed += counts.refreshed;
+        totals.own_budget_spent += counts.own_budget_spent;
+        totals.throttled += counts.throttled;
+        totals.manual_refreshes.extend(counts.manual_refreshes);
     }
-    let seen = [all.refreshed, all.own_budget_spent, all.throttled, all.manual_refreshes.len()];
-    println!("{seen:?}");
-    assert!(one.is_some() || seen.into_iter().all(|times| times > 100), "too little happened: {seen:?}");
+    let counts = [totals.refreshed, totals.own_budget_spent, totals.throttled, totals.manual_refreshes.len()];
+    println!("{counts:?}");
+    assert!(
+        single_seed.is_some() || counts.into_iter().all(|count| count > 100),
+        "too few events: {counts:?}"
+    );
 }

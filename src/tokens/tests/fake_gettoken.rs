@@ -1,4 +1,4 @@
-//! A gettoken that does as it is told, and counts.
+//! A scripted gettoken that counts its calls.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -17,22 +17,22 @@ use crate::tokens::{
 };
 use crate::{secret::Masked, wecom::response::GettokenResponse};
 
-/// What gettoken answers.
+/// gettoken's response.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum FakeResponse {
-    /// A token that was never seen.
+    /// A new token.
     NewToken,
-    /// The last one, whether it serves or not.
+    /// The last token, valid or not.
     SameToken,
     /// This errcode.
     Errcode(i64),
-    /// Nothing: the code that asks breaks.
+    /// None: the fetch panics.
     Panic,
-    /// The last token while it serves, else a new one.
+    /// The last token while it is valid, else a new one.
     Normal,
 }
 
-/// The far side: what it will say, and what it was asked.
+/// The scripted responses and the recorded calls.
 #[derive(Clone)]
 pub(super) struct FakeGettoken {
     inner: Arc<Mutex<Inner>>,
@@ -43,21 +43,21 @@ struct Inner {
     queued_responses: VecDeque<FakeResponse>,
     default_response: FakeResponse,
     token_ttl: Duration,
-    /// By corpid: the last token's serial, and until when it serves.
+    /// By corpid: the last token's serial, and its expiry.
     last_tokens: HashMap<String, (u64, Instant)>,
     last_serial: u64,
-    /// When gettoken was called, and for whom.
+    /// When gettoken was called, and for which agent.
     calls: Vec<(Instant, String)>,
     in_flight: HashMap<String, usize>,
     max_in_flight: usize,
 }
 
 impl FakeGettoken {
-    pub(super) fn new(life: u64) -> Self {
+    pub(super) fn new(token_ttl: u64) -> Self {
         let inner = Inner {
             queued_responses: VecDeque::new(),
             default_response: FakeResponse::Normal,
-            token_ttl: Duration::from_secs(life),
+            token_ttl: Duration::from_secs(token_ttl),
             last_tokens: HashMap::new(),
             last_serial: 0,
             calls: Vec::new(),
@@ -67,35 +67,35 @@ impl FakeGettoken {
         Self { inner: Arc::new(Mutex::new(inner)), paused: Arc::new(watch::Sender::new(false)) }
     }
 
-    /// An issuer that renews 300 s ahead.
+    /// A service that refreshes 300 s ahead.
     pub(super) fn service(&self) -> Arc<TokenService> {
         self.service_with_limit(None)
     }
 
-    /// The same with so many renewals an hour.
+    /// The same with an hourly limit.
     pub(super) fn service_with_limit(&self, renewals_per_hour: Option<u32>) -> Arc<TokenService> {
-        let bounds = RefreshSettings { refresh_ahead: Duration::from_secs(300), renewals_per_hour };
-        TokenService::new(Box::new(self.clone()), Handle::current(), bounds)
+        let settings = RefreshSettings { refresh_ahead: Duration::from_secs(300), renewals_per_hour };
+        TokenService::new(Box::new(self.clone()), Handle::current(), settings)
     }
 
-    /// The slot of a lone agent.
+    /// The cache entry of a single agent.
     pub(super) fn agent_token(&self) -> Arc<AgentToken> {
         agent_token(&self.service(), "a")
     }
 
-    /// The next answers.
-    pub(super) fn queue_responses(&self, says: &[FakeResponse]) {
-        self.inner().queued_responses.extend(says);
+    /// Queues responses.
+    pub(super) fn queue_responses(&self, response: &[FakeResponse]) {
+        self.inner().queued_responses.extend(response);
     }
 
-    /// The answer when the next ones are used up.
-    pub(super) fn set_default_response(&self, says: FakeResponse) {
-        self.inner().default_response = says;
+    /// The response once the queue is empty.
+    pub(super) fn set_default_response(&self, response: FakeResponse) {
+        self.inner().default_response = response;
     }
 
-    /// Answers wait until they are let go.
-    pub(super) fn set_paused(&self, held: bool) {
-        self.paused.send_replace(held);
+    /// While paused, responses are held.
+    pub(super) fn set_paused(&self, paused: bool) {
+        self.paused.send_replace(paused);
     }
 
     /// Voids an agent's token.
@@ -136,7 +136,7 @@ impl FakeGettoken {
         self.call_times().windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64()).collect()
     }
 
-    /// The most calls that were under way at once for one agent.
+    /// The most concurrent calls for one agent.
     pub(super) fn max_in_flight(&self) -> usize {
         self.inner().max_in_flight
     }
@@ -157,15 +157,15 @@ impl FakeGettoken {
     fn respond(&self, agent: &str) -> Result<GettokenResponse, FetchError> {
         let mut inner = self.inner();
         let now = Instant::now();
-        let says = inner.queued_responses.pop_front().unwrap_or(inner.default_response);
+        let response = inner.queued_responses.pop_front().unwrap_or(inner.default_response);
         let last = inner.last_tokens.get(agent).copied();
-        let serial = match (says, last) {
+        let serial = match (response, last) {
             (FakeResponse::Panic, _) => {
                 drop(inner);
-                panic!("as ordered")
+                panic!("scripted")
             }
             (FakeResponse::Errcode(errcode), _) => {
-                return Err(FetchError::Refused { errcode, errmsg: "as ordered".to_owned() });
+                return Err(FetchError::Refused { errcode, errmsg: "scripted".to_owned() });
             }
             (FakeResponse::SameToken, Some((serial, _))) => serial,
             (FakeResponse::Normal, Some((serial, until))) if now < until => serial,
@@ -198,7 +198,7 @@ impl FetchToken for FakeGettoken {
             self.record_call(agent);
             let _under_way = InFlightGuard(self, agent);
             tokio::task::yield_now().await;
-            let _ = self.paused.subscribe().wait_for(|held| !held).await;
+            let _ = self.paused.subscribe().wait_for(|paused| !paused).await;
             self.respond(agent)
         })
     }
@@ -209,36 +209,36 @@ pub(super) fn path() -> PathKey {
     PathKey::from_path("/cgi-bin/user/get")
 }
 
-/// Another agent of the same issuer.
-pub(super) fn agent_token(issuer: &Arc<TokenService>, name: &str) -> Arc<AgentToken> {
-    agent_token_with_secret(issuer, name, "not-a-secret")
+/// Another agent of the same service.
+pub(super) fn agent_token(service: &Arc<TokenService>, name: &str) -> Arc<AgentToken> {
+    agent_token_with_secret(service, name, "not-a-secret")
 }
 
 /// The same with a secret of its own.
 pub(super) fn agent_token_with_secret(
-    issuer: &Arc<TokenService>,
+    service: &Arc<TokenService>,
     name: &str,
     secret: &str,
 ) -> Arc<AgentToken> {
     let credentials = Credentials { corpid: name.to_owned(), secret: Masked::new(secret) };
-    AgentToken::new(name, credentials, issuer.clone())
+    AgentToken::new(name, credentials, service.clone())
 }
 
-/// Which token it is.
+/// The serial of a token.
 pub(super) fn serial(token: &Token) -> u64 {
     token.value.expose().trim_start_matches('T').parse().expect("a token of the fake")
 }
 
-/// The token that serves now, without waiting.
+/// The valid token, without waiting.
 #[track_caller]
-pub(super) fn poll_current(slot: &Arc<AgentToken>) -> Outcome {
-    match pin!(slot.current_or_fetch()).poll(&mut Context::from_waker(Waker::noop())) {
+pub(super) fn poll_current(entry: &Arc<AgentToken>) -> Outcome {
+    match pin!(entry.current_or_fetch()).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(outcome) => outcome,
         Poll::Pending => panic!("it waits"),
     }
 }
 
-/// The serial of a replacement, and whether it is the refused one once more.
+/// The serial of a replacement, and whether it is the refused token.
 #[track_caller]
 pub(super) fn replacement_serial(replacement: &Replacement) -> (u64, bool) {
     match replacement {
@@ -248,12 +248,12 @@ pub(super) fn replacement_serial(replacement: &Replacement) -> (u64, bool) {
     }
 }
 
-/// Lets time pass, and what is due in it happen.
+/// Advances time and runs the tasks that are due.
 pub(super) async fn advance(seconds: f64) {
     tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
 }
 
-/// Lets everything happen that needs no time.
+/// Runs all tasks that are ready.
 pub(super) async fn run_ready_tasks() {
     for _ in 0..20 {
         tokio::task::yield_now().await;
@@ -268,7 +268,7 @@ pub(super) fn max_calls_per_hour(calls: &[Instant]) -> usize {
     (0..calls.len()).map(from).max().unwrap_or(0)
 }
 
-/// The waiting time that a held renewal is told.
+/// The wait of a throttled refresh.
 #[track_caller]
 pub(super) fn throttled_seconds(replacement: Replacement) -> f64 {
     let Replacement::Throttled(wait) = replacement else { panic!("{replacement:?}") };

@@ -1,4 +1,4 @@
-//! Many short lives by chance: requests, refusals, renewals that go well or not, and time, in any order.
+//! Many short random runs: requests, refusals, refreshes that succeed or fail, and time, in any order.
 
 use std::{
     sync::{
@@ -17,7 +17,7 @@ use tokio::time::Instant;
 const SEEDS: u64 = 300;
 const STEPS: usize = 80;
 
-/// Chance that can be repeated.
+/// A repeatable random generator.
 struct XorShift(u64);
 
 impl XorShift {
@@ -29,15 +29,15 @@ impl XorShift {
     }
 }
 
-/// One request as the proxy makes it, its flight as long as `travel`.
-async fn request(fake: FakeGettoken, slot: Arc<AgentToken>, travel: Duration) {
-    let Ok(token) = slot.current_or_fetch().await else { return };
+/// A request as the proxy makes it; the upstream call takes `delay`.
+async fn request(fake: FakeGettoken, entry: Arc<AgentToken>, delay: Duration) {
+    let Ok(token) = entry.current_or_fetch().await else { return };
     let accepted = fake.accepts("a", &token);
-    tokio::time::sleep(travel).await;
+    tokio::time::sleep(delay).await;
     if accepted {
         return;
     }
-    let next = match slot.replace_refused(&token, path()).await {
+    let next = match entry.replace_refused(&token, path()).await {
         Replacement::Refreshed(next) => {
             assert!(serial(&next) > serial(&token), "{} after {}", serial(&next), serial(&token));
             next
@@ -48,26 +48,26 @@ async fn request(fake: FakeGettoken, slot: Arc<AgentToken>, travel: Duration) {
         }
         Replacement::Throttled(_) | Replacement::Unavailable(_) => return,
     };
-    tokio::time::sleep(travel).await;
+    tokio::time::sleep(delay).await;
     if !fake.accepts("a", &next) {
-        slot.mark_refused_again(&next, path());
+        entry.mark_refused_again(&next, path());
     }
 }
 
 async fn run(seed: u64) -> usize {
-    let mut chance = XorShift(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
-    let fake = FakeGettoken::new([2, 60, 7200][chance.below(3) as usize]);
-    let slot = fake.agent_token();
-    let ended = Arc::new(AtomicUsize::new(0));
+    let mut rng = XorShift(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
+    let fake = FakeGettoken::new([2, 60, 7200][rng.below(3) as usize]);
+    let entry = fake.agent_token();
+    let completed = Arc::new(AtomicUsize::new(0));
     let mut requests = Vec::new();
     for _ in 0..STEPS {
-        match chance.below(12) {
+        match rng.below(12) {
             0..=4 => {
-                let travel = Duration::from_millis(chance.below(3_000));
-                let (story, ended) = (request(fake.clone(), slot.clone(), travel), ended.clone());
+                let delay = Duration::from_millis(rng.below(3_000));
+                let (request, completed) = (request(fake.clone(), entry.clone(), delay), completed.clone());
                 requests.push(tokio::spawn(async move {
-                    story.await;
-                    ended.fetch_add(1, Ordering::Relaxed);
+                    request.await;
+                    completed.fetch_add(1, Ordering::Relaxed);
                 }));
             }
             5 => fake.revoke("a"),
@@ -78,42 +78,46 @@ async fn run(seed: u64) -> usize {
                 FakeResponse::Errcode(-1),
                 FakeResponse::Errcode(45009),
                 FakeResponse::Panic,
-            ][chance.below(5) as usize]]),
-            8 => fake.set_paused(chance.below(2) == 0),
+            ][rng.below(5) as usize]]),
+            8 => fake.set_paused(rng.below(2) == 0),
             9 if !requests.is_empty() => {
-                let nth = chance.below(requests.len() as u64) as usize;
+                let nth = rng.below(requests.len() as u64) as usize;
                 requests[nth].abort();
             }
-            10 => advance(chance.below(100) as f64).await,
-            _ => advance(chance.below(1_000) as f64 / 1_000.0).await,
+            10 => advance(rng.below(100) as f64).await,
+            _ => advance(rng.below(1_000) as f64 / 1_000.0).await,
         }
         run_ready_tasks().await;
-        if slot.cached(Instant::now()).is_some() {
-            poll_current(&slot).expect("there is a token, so nobody waits and nobody fails");
+        if entry.cached(Instant::now()).is_some() {
+            poll_current(&entry).expect("a valid token is returned at once");
         }
         assert!(fake.max_in_flight() <= 1, "two gettokens at once");
     }
     fake.set_paused(false);
     for request in requests {
-        let ended = tokio::time::timeout(Duration::from_secs(60), request).await.expect("nobody hangs");
-        assert!(ended.is_ok() || ended.is_err_and(|error| error.is_cancelled()), "a request broke a promise");
+        let completed =
+            tokio::time::timeout(Duration::from_secs(60), request).await.expect("no request hangs");
+        assert!(
+            completed.is_ok() || completed.is_err_and(|error| error.is_cancelled()),
+            "an assertion failed in a request"
+        );
     }
     assert!(fake.max_in_flight() <= 1, "two gettokens at once");
-    ended.load(Ordering::Relaxed)
+    completed.load(Ordering::Relaxed)
 }
 
 #[test]
 fn random_interleavings_keep_every_invariant() {
-    let mut ended = 0;
+    let mut completed = 0;
     for seed in 1..=SEEDS {
-        // Shown only when the test fails: the last one is the one to repeat.
+        // Shown only if the test fails: the last seed is the one to repeat.
         println!("seed {seed}");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
         let run = async {
             let watched = tokio::time::timeout(Duration::from_secs(1_000_000), run(seed));
-            watched.await.unwrap_or_else(|_| panic!("it hangs"))
+            watched.await.unwrap_or_else(|_| panic!("the run hangs"))
         };
-        ended += runtime.expect("a runtime").block_on(run);
+        completed += runtime.expect("a runtime").block_on(run);
     }
-    assert!(ended > 5_000, "only {ended} requests came to their end");
+    assert!(completed > 5_000, "only {completed} requests completed");
 }

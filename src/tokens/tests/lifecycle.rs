@@ -1,4 +1,4 @@
-//! Fetched, used, renewed.
+//! Tokens are fetched, used and refreshed.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,12 +11,12 @@ use super::fake_gettoken::{
 #[tokio::test(start_paused = true)]
 async fn concurrent_callers_share_one_gettoken() {
     let fake = FakeGettoken::new(7200);
-    let slot = fake.agent_token();
+    let entry = fake.agent_token();
     fake.set_paused(true);
     let callers: Vec<_> = (0..1000)
         .map(|_| {
-            let slot = slot.clone();
-            tokio::spawn(async move { serial(&slot.current_or_fetch().await.expect("a token")) })
+            let entry = entry.clone();
+            tokio::spawn(async move { serial(&entry.current_or_fetch().await.expect("a token")) })
         })
         .collect();
     run_ready_tasks().await;
@@ -31,13 +31,13 @@ async fn concurrent_callers_share_one_gettoken() {
 #[tokio::test(start_paused = true)]
 async fn cancelled_callers_do_not_cancel_the_refresh() {
     let fake = FakeGettoken::new(7200);
-    let slot = fake.agent_token();
+    let entry = fake.agent_token();
     fake.set_paused(true);
-    let ask = || {
-        let slot = slot.clone();
-        tokio::spawn(async move { slot.current_or_fetch().await })
+    let spawn_request = || {
+        let entry = entry.clone();
+        tokio::spawn(async move { entry.current_or_fetch().await })
     };
-    let (first, second) = (ask(), ask());
+    let (first, second) = (spawn_request(), spawn_request());
     run_ready_tasks().await;
     first.abort();
     run_ready_tasks().await;
@@ -46,19 +46,19 @@ async fn cancelled_callers_do_not_cancel_the_refresh() {
 
     fake.revoke("a");
     fake.set_paused(true);
-    let refused = slot.current_or_fetch().await.expect("a token");
-    let lonely = {
-        let (slot, refused) = (slot.clone(), refused.clone());
-        tokio::spawn(async move { slot.replace_refused(&refused, path()).await })
+    let refused = entry.current_or_fetch().await.expect("a token");
+    let single_caller = {
+        let (entry, refused) = (entry.clone(), refused.clone());
+        tokio::spawn(async move { entry.replace_refused(&refused, path()).await })
     };
     run_ready_tasks().await;
-    lonely.abort();
+    single_caller.abort();
     fake.set_paused(false);
     run_ready_tasks().await;
     assert_eq!(
-        serial(&poll_current(&slot).expect("a token")),
+        serial(&poll_current(&entry).expect("a token")),
         2,
-        "nobody waited, and it landed all the same"
+        "the refresh completed without a waiting caller"
     );
     assert_eq!(fake.calls(), 2);
 }
@@ -66,14 +66,14 @@ async fn cancelled_callers_do_not_cancel_the_refresh() {
 #[tokio::test(start_paused = true)]
 async fn refusal_of_an_old_token_causes_no_gettoken() {
     let fake = FakeGettoken::new(7200);
-    let slot = fake.agent_token();
-    let old = slot.current_or_fetch().await.expect("a token");
+    let entry = fake.agent_token();
+    let old = entry.current_or_fetch().await.expect("a token");
     fake.revoke("a");
     let refuse = |after: u64| {
-        let (slot, old) = (slot.clone(), old.clone());
+        let (entry, old) = (entry.clone(), old.clone());
         tokio::spawn(async move {
             tokio::time::sleep(Duration::from_millis(after)).await;
-            replacement_serial(&slot.replace_refused(&old, path()).await)
+            replacement_serial(&entry.replace_refused(&old, path()).await)
         })
     };
     let refusals: Vec<_> = (0..200).map(|nth| refuse((nth * 7919) % 200)).collect();
@@ -82,38 +82,38 @@ async fn refusal_of_an_old_token_causes_no_gettoken() {
     }
     assert_eq!(fake.calls(), 2);
 
-    // Later still, when the new one has expired: that is no refusal of it.
+    // Later, when the new token has expired: the refusal of the old one does not count against it.
     advance(7200.0).await;
     run_ready_tasks().await;
-    let newest = replacement_serial(&slot.replace_refused(&old, path()).await);
+    let newest = replacement_serial(&entry.replace_refused(&old, path()).await);
     assert!(newest > (2, false), "{newest:?}");
 }
 
 #[tokio::test(start_paused = true)]
 async fn token_in_use_is_refreshed_proactively_without_waiting() {
     let fake = FakeGettoken::new(7200);
-    let slot = fake.agent_token();
-    slot.current_or_fetch().await.expect("a token");
+    let entry = fake.agent_token();
+    entry.current_or_fetch().await.expect("a token");
     advance(100.0).await;
-    assert_eq!(serial(&poll_current(&slot).expect("a token")), 1);
+    assert_eq!(serial(&poll_current(&entry).expect("a token")), 1);
     advance(6795.0).await;
-    assert_eq!(fake.calls(), 1, "not before it is due");
+    assert_eq!(fake.calls(), 1, "no refresh before it is due");
     fake.set_default_response(FakeResponse::NewToken);
     fake.set_paused(true);
     advance(235.0).await;
     assert_eq!(fake.calls(), 2);
-    assert_eq!(serial(&poll_current(&slot).expect("a token")), 1, "the old one serves on meanwhile");
+    assert_eq!(serial(&poll_current(&entry).expect("a token")), 1, "the old token is used meanwhile");
     fake.set_paused(false);
     run_ready_tasks().await;
-    assert_eq!(serial(&poll_current(&slot).expect("a token")), 2);
+    assert_eq!(serial(&poll_current(&entry).expect("a token")), 2);
 }
 
 #[tokio::test(start_paused = true)]
 async fn awaited_token_counts_as_used() {
     let fake = FakeGettoken::new(7200);
     fake.set_default_response(FakeResponse::NewToken);
-    let slot = fake.agent_token();
-    slot.current_or_fetch().await.expect("a token");
+    let entry = fake.agent_token();
+    entry.current_or_fetch().await.expect("a token");
     advance(7126.0).await;
     assert_eq!(fake.calls(), 2);
 }
@@ -122,11 +122,11 @@ async fn awaited_token_counts_as_used() {
 async fn unused_agent_is_not_refreshed() {
     let fake = FakeGettoken::new(7200);
     fake.set_default_response(FakeResponse::NewToken);
-    let slot = fake.agent_token();
-    slot.current_or_fetch().await.expect("a token");
+    let entry = fake.agent_token();
+    entry.current_or_fetch().await.expect("a token");
     advance(100_000.0).await;
-    assert_eq!(fake.calls(), 2, "its first, and one ahead for the use of the first");
-    slot.current_or_fetch().await.expect("a token");
+    assert_eq!(fake.calls(), 2, "the first fetch, and one proactive refresh because it was used");
+    entry.current_or_fetch().await.expect("a token");
     assert_eq!(fake.calls(), 3);
 }
 
@@ -134,69 +134,69 @@ async fn unused_agent_is_not_refreshed() {
 async fn first_use_past_the_refresh_time_refreshes() {
     let fake = FakeGettoken::new(7200);
     fake.set_default_response(FakeResponse::NewToken);
-    let slot = fake.agent_token();
-    slot.force_refresh().await.expect("a token");
+    let entry = fake.agent_token();
+    entry.force_refresh().await.expect("a token");
     advance(7126.0).await;
-    assert_eq!(fake.calls(), 1, "nobody has used it yet");
-    assert_eq!(serial(&poll_current(&slot).expect("a token")), 1);
+    assert_eq!(fake.calls(), 1, "not used yet");
+    assert_eq!(serial(&poll_current(&entry).expect("a token")), 1);
     run_ready_tasks().await;
-    assert_eq!(serial(&poll_current(&slot).expect("a token")), 2);
+    assert_eq!(serial(&poll_current(&entry).expect("a token")), 2);
 }
 
 #[tokio::test(start_paused = true)]
 async fn valid_token_is_served_while_refresh_fails() {
     let fake = FakeGettoken::new(7200);
-    let slot = fake.agent_token();
-    slot.current_or_fetch().await.expect("a token");
+    let entry = fake.agent_token();
+    entry.current_or_fetch().await.expect("a token");
     fake.set_default_response(FakeResponse::Errcode(-1));
     for second in 1..7200 {
         advance(1.0).await;
         if second < 7199 {
-            assert_eq!(serial(&poll_current(&slot).expect("it is valid")), 1, "{second}");
+            assert_eq!(serial(&poll_current(&entry).expect("it is valid")), 1, "{second}");
         }
     }
     assert!((5..=20).contains(&fake.calls()), "{} calls", fake.calls());
     advance(2.0).await;
     let failure =
-        tokio::time::timeout(Duration::from_secs(1), slot.current_or_fetch()).await.expect("at once");
+        tokio::time::timeout(Duration::from_secs(1), entry.current_or_fetch()).await.expect("at once");
     assert_eq!(failure.expect_err("it has expired").errcode(), -1);
     fake.set_default_response(FakeResponse::NewToken);
     advance(61.0).await;
-    assert_eq!(serial(&slot.current_or_fetch().await.expect("a token")), 2);
+    assert_eq!(serial(&entry.current_or_fetch().await.expect("a token")), 2);
 }
 
 #[tokio::test(start_paused = true)]
 async fn reissued_token_keeps_expiry_and_does_not_spin() {
     let fake = FakeGettoken::new(7200);
-    let slot = fake.agent_token();
-    let began = Instant::now();
-    let at = |seconds: f64| began + Duration::from_secs_f64(seconds);
-    slot.current_or_fetch().await.expect("a token");
+    let entry = fake.agent_token();
+    let started_at = Instant::now();
+    let at = |seconds: f64| started_at + Duration::from_secs_f64(seconds);
+    entry.current_or_fetch().await.expect("a token");
     for _ in 0..71_999 {
         advance(0.1).await;
-        let _ = slot.cached(Instant::now());
+        let _ = entry.cached(Instant::now());
     }
     assert!((3..=15).contains(&fake.calls()), "{} calls", fake.calls());
-    assert!(slot.cached(at(7199.99)).is_some(), "good until its day");
-    assert!(slot.cached(at(7200.01)).is_none(), "and no longer, however often it came back");
+    assert!(entry.cached(at(7199.99)).is_some(), "valid until its expiry");
+    assert!(entry.cached(at(7200.01)).is_none(), "not after it, however often it was reissued");
     let before = fake.calls();
     advance(1.0).await;
-    assert_eq!(serial(&slot.current_or_fetch().await.expect("a token")), 2);
-    assert_eq!(fake.calls(), before + 1, "expired, and fetched once");
+    assert_eq!(serial(&entry.current_or_fetch().await.expect("a token")), 2);
+    assert_eq!(fake.calls(), before + 1, "fetched once after expiry");
 }
 
 #[tokio::test(start_paused = true)]
 async fn token_reissued_past_expiry_is_used_for_a_minute() {
     let fake = FakeGettoken::new(7200);
-    let slot = fake.agent_token();
-    slot.current_or_fetch().await.expect("a token");
+    let entry = fake.agent_token();
+    entry.current_or_fetch().await.expect("a token");
     advance(6000.0).await;
     fake.set_default_response(FakeResponse::SameToken);
     advance(1201.0).await;
     let before = fake.calls();
     for _ in 0..6000 {
         advance(0.1).await;
-        assert_eq!(serial(&slot.current_or_fetch().await.expect("the same")), 1);
+        assert_eq!(serial(&entry.current_or_fetch().await.expect("the same")), 1);
     }
     let made = fake.calls() - before;
     assert!((5..=15).contains(&made), "{made} calls in ten minutes");
@@ -205,10 +205,10 @@ async fn token_reissued_past_expiry_is_used_for_a_minute() {
 #[tokio::test(start_paused = true)]
 async fn dropped_agent_token_is_not_refreshed() {
     let fake = FakeGettoken::new(7200);
-    let slot = fake.agent_token();
-    slot.current_or_fetch().await.expect("a token");
-    let weak = Arc::downgrade(&slot);
-    drop(slot);
+    let entry = fake.agent_token();
+    entry.current_or_fetch().await.expect("a token");
+    let weak = Arc::downgrade(&entry);
+    drop(entry);
     run_ready_tasks().await;
     assert!(weak.upgrade().is_none());
     advance(8000.0).await;

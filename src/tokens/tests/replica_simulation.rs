@@ -1,5 +1,6 @@
-//! Replicas that share a store, by chance: claims, leases, news, outages, replicas that sleep, a store that forgets, between
-//! requests and voided tokens. All is drawn from a seed, in paused time: `SIMULATION_SEED=17 cargo test replicas`.
+//! Random simulation of replicas that share a store: claims, leases, notifications, outages, suspended replicas
+//! and a wiped store, between requests and voided tokens. All is drawn from a seed, in paused time:
+//! `SIMULATION_SEED=17 cargo test replica_simulation`.
 
 use std::{
     collections::HashMap,
@@ -33,19 +34,19 @@ use crate::{
 const SEEDS: u64 = 200;
 const STEPS: usize = 400;
 const TOKEN_TTL: Duration = Duration::from_secs(7200);
-/// Longest that gettoken takes.
+/// Longest duration of a gettoken.
 const MAX_GETTOKEN_TIMEOUT: Duration = Duration::from_secs(8);
-/// So long after the last trouble what began in it may go on: a gettoken, and a lease.
+/// How long work that began during a fault may go on: a gettoken, and a lease.
 const FAULT_RECOVERY_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// What happened, so that a simulation in which nothing does cannot pass.
+/// Event counts, so that a simulation without events cannot pass.
 #[derive(Debug, Default, Clone, Copy)]
 struct SimReplicaCounts {
     succeeded: usize,
     refreshed: usize,
     failed: usize,
     gettokens: usize,
-    /// Gettokens while all was well, of which no two may be under way for one agent.
+    /// Gettokens without a fault, of which no two may run at once for one agent.
     gettokens_without_fault: usize,
     faults: usize,
     store_calls: usize,
@@ -63,7 +64,7 @@ impl AddAssign for SimReplicaCounts {
     }
 }
 
-/// The far side, one for all replicas.
+/// The simulated WeCom of all replicas.
 #[derive(Clone)]
 struct SimSharedWecom(Arc<Mutex<Inner>>);
 
@@ -72,9 +73,9 @@ struct Inner {
     connections: Vec<FakeConnection>,
     accounts: HashMap<String, SimSharedAccount>,
     last_serial: u64,
-    /// When something was last wrong with the store or the way to it.
+    /// When the store or a connection to it last had a fault.
     last_fault_at: Instant,
-    /// By token, when it was first asked for and last given.
+    /// By token, when it was first requested and last returned.
     fetch_times: HashMap<u64, (Instant, Instant)>,
     counts: SimReplicaCounts,
     violation: Option<String>,
@@ -109,16 +110,19 @@ impl SimSharedWecom {
         }
     }
 
-    /// Takes a call; how long its answer takes, and whether it fails.
+    /// Starts a call; returns the delay of its response, and whether it fails.
     fn start_call(&self, account: &str) -> (Duration, bool) {
         let mut inner = self.inner();
-        let in_peace = inner.last_fault_at + FAULT_RECOVERY_TIMEOUT < Instant::now()
-            && inner.connections.iter().all(|line| !line.state().is_disconnected && !line.state().is_stalled);
+        let without_fault = inner.last_fault_at + FAULT_RECOVERY_TIMEOUT < Instant::now()
+            && inner
+                .connections
+                .iter()
+                .all(|connection| !connection.state().is_disconnected && !connection.state().is_stalled);
         inner.counts.gettokens += 1;
-        inner.counts.gettokens_without_fault += usize::from(in_peace);
-        let flights = &mut inner.accounts.entry(account.to_owned()).or_default().in_flight;
-        *flights += 1;
-        let two = in_peace && *flights > 1;
+        inner.counts.gettokens_without_fault += usize::from(without_fault);
+        let in_flight = &mut inner.accounts.entry(account.to_owned()).or_default().in_flight;
+        *in_flight += 1;
+        let concurrent = without_fault && *in_flight > 1;
         let delay = Duration::from_millis(inner.rng.choose(&[
             0,
             5,
@@ -128,21 +132,21 @@ impl SimSharedWecom {
         ]));
         let fails = inner.rng.below(20) == 0;
         drop(inner);
-        self.check(!two, || format!("two gettokens at once for {account}"));
+        self.check(!concurrent, || format!("two gettokens at once for {account}"));
         (delay, fails)
     }
 
-    /// Nobody can know which of two is the older that were under way together.
+    /// The order of two tokens that were fetched concurrently is unknown.
     fn may_replace(&self, older: u64, newer: u64) -> bool {
         let inner = self.inner();
         let (older, newer) = (inner.fetch_times.get(&older), inner.fetch_times.get(&newer));
-        older.zip(newer).is_some_and(|((_, given), (asked, _))| given >= asked)
+        older.zip(newer).is_some_and(|((_, returned_at), (requested_at, _))| returned_at >= requested_at)
     }
 
     fn finish_call(
         &self,
         account: &str,
-        asked: Instant,
+        requested_at: Instant,
         fails: bool,
     ) -> Result<GettokenResponse, FetchError> {
         let mut inner = self.inner();
@@ -151,12 +155,12 @@ impl SimSharedWecom {
         let account = inner.accounts.entry(account.to_owned()).or_default();
         account.in_flight -= 1;
         if fails {
-            return Err(FetchError::Refused { errcode: -1, errmsg: "as it likes".to_owned() });
+            return Err(FetchError::Refused { errcode: -1, errmsg: "random".to_owned() });
         }
-        let known = account.granted.filter(|(_, until)| now < *until);
-        let (serial, until) = *account.granted.insert(known.unwrap_or((next, now + TOKEN_TTL)));
+        let valid = account.granted.filter(|(_, until)| now < *until);
+        let (serial, until) = *account.granted.insert(valid.unwrap_or((next, now + TOKEN_TTL)));
         inner.last_serial = inner.last_serial.max(serial);
-        inner.fetch_times.entry(serial).or_insert((asked, now)).1 = now;
+        inner.fetch_times.entry(serial).or_insert((requested_at, now)).1 = now;
         Ok(GettokenResponse { token: Masked::new(format!("T{serial}")), expires_in: until - now })
     }
 }
@@ -167,28 +171,28 @@ impl FetchToken for SimSharedWecom {
         credentials: &'a Credentials,
     ) -> Pin<Box<dyn Future<Output = Result<GettokenResponse, FetchError>> + Send + 'a>> {
         Box::pin(async move {
-            let asked = Instant::now();
+            let requested_at = Instant::now();
             let (delay, fails) = self.start_call(&credentials.corpid);
             sleep(delay).await;
-            self.finish_call(&credentials.corpid, asked, fails)
+            self.finish_call(&credentials.corpid, requested_at, fails)
         })
     }
 }
 
 /// A request as the proxy makes it.
-async fn request(wecom: SimSharedWecom, slot: Arc<AgentToken>) {
-    let account = slot.credentials().corpid.as_str();
-    let Ok(token) = slot.current_or_fetch().await else { return wecom.inner().counts.failed += 1 };
+async fn request(wecom: SimSharedWecom, entry: Arc<AgentToken>) {
+    let account = entry.credentials().corpid.as_str();
+    let Ok(token) = entry.current_or_fetch().await else { return wecom.inner().counts.failed += 1 };
     sleep(Duration::from_millis(20)).await;
     if wecom.accepts(account, &token) {
         token.mark_accepted_on(path());
         return wecom.inner().counts.succeeded += 1;
     }
-    match slot.replace_refused(&token, path()).await {
+    match entry.replace_refused(&token, path()).await {
         Replacement::Refreshed(next) => {
             wecom.inner().counts.refreshed += 1;
             if !wecom.accepts(account, &next) {
-                slot.mark_refused_again(&next, path());
+                entry.mark_refused_again(&next, path());
             }
         }
         Replacement::Unchanged(_) | Replacement::Throttled(_) | Replacement::Unavailable(_) => {
@@ -200,7 +204,7 @@ async fn request(wecom: SimSharedWecom, slot: Arc<AgentToken>) {
 struct SimReplica {
     connection: FakeConnection,
     tokens: Vec<Arc<AgentToken>>,
-    /// The newest token that each had.
+    /// The newest token that each entry had.
     newest_serials: Vec<u64>,
 }
 
@@ -237,17 +241,20 @@ impl SimFleet {
     async fn step(&mut self) {
         let nth = self.rng.below(self.replicas.len() as u64) as usize;
         let replica = &self.replicas[nth];
-        let slot = replica.tokens[self.rng.below(replica.tokens.len() as u64) as usize].clone();
-        let (line, account) = (replica.connection.clone(), slot.credentials().corpid.clone());
+        let entry = replica.tokens[self.rng.below(replica.tokens.len() as u64) as usize].clone();
+        let (connection, account) = (replica.connection.clone(), entry.credentials().corpid.clone());
         match self.rng.below(40) {
-            0..=17 => self.requests.push(tokio::spawn(request(self.wecom.clone(), slot))),
+            0..=17 => self.requests.push(tokio::spawn(request(self.wecom.clone(), entry))),
             18..=21 => self.wecom.void_token(&account),
-            22 => self.inject_fault(|| line.update_state(|state| state.is_disconnected = true)),
-            23 => self.inject_fault(|| line.update_state(|state| state.is_stalled = true)),
+            22 => self.inject_fault(|| connection.update_state(|state| state.is_disconnected = true)),
+            23 => self.inject_fault(|| connection.update_state(|state| state.is_stalled = true)),
             24 if self.rng.below(4) == 0 => {
-                let lines: Vec<_> = self.replicas.iter().map(|replica| replica.connection.clone()).collect();
+                let connections: Vec<_> =
+                    self.replicas.iter().map(|replica| replica.connection.clone()).collect();
                 self.inject_fault(|| {
-                    lines.iter().for_each(|line| line.update_state(|state| state.is_disconnected = true))
+                    connections
+                        .iter()
+                        .for_each(|connection| connection.update_state(|state| state.is_disconnected = true))
                 });
             }
             25 if self.rng.below(8) == 0 => {
@@ -258,7 +265,7 @@ impl SimFleet {
             26..=28 => self.heal(),
             29 => {
                 let delay = Duration::from_millis(self.rng.choose(&[0, 1, 20, 80]));
-                line.update_state(|state| state.latency = delay);
+                connection.update_state(|state| state.latency = delay);
             }
             30 if self.rng.below(10) == 0 => advance(self.rng.below(8000) as f64).await,
             31..=33 => advance(self.rng.below(30) as f64).await,
@@ -286,24 +293,24 @@ impl SimFleet {
         self.wecom.inner().last_fault_at = Instant::now();
     }
 
-    /// What holds at any moment.
+    /// Checks the invariants.
     fn check_invariants(&mut self) {
         for replica in &mut self.replicas {
-            for (slot, newest) in replica.tokens.iter().zip(&mut replica.newest_serials) {
-                let Some(current) = slot.current.load_full() else { continue };
-                let is = serial(&current);
-                let is_right = is >= *newest || self.wecom.may_replace(is, *newest);
-                self.wecom.check(is_right, || format!("token {is} took the place of {newest}"));
-                *newest = is;
+            for (entry, newest) in replica.tokens.iter().zip(&mut replica.newest_serials) {
+                let Some(current) = entry.current.load_full() else { continue };
+                let newer = serial(&current);
+                let is_right = newer >= *newest || self.wecom.may_replace(newer, *newest);
+                self.wecom.check(is_right, || format!("token {newer} replaced {newest}"));
+                *newest = newer;
                 if Instant::now() < current.usable_until {
-                    let polled = pin!(slot.current_or_fetch()).poll(&mut Context::from_waker(Waker::noop()));
+                    let polled = pin!(entry.current_or_fetch()).poll(&mut Context::from_waker(Waker::noop()));
                     let at_once = matches!(&polled, Poll::Ready(Ok(token)) if token.is_same_as(&current));
-                    self.wecom.check(at_once, || format!("a token that serves, and yet {polled:?}"));
+                    self.wecom.check(at_once, || format!("a valid token, but {polled:?}"));
                 }
             }
         }
-        for slot in &self.replicas[0].tokens {
-            let name = slot.credentials().store_name("");
+        for entry in &self.replicas[0].tokens {
+            let name = entry.credentials().store_name("");
             let Some((fence, _)) = self.server.record(&name) else { continue };
             let before = self.fences.insert(name, fence).unwrap_or_default();
             self.wecom.check(fence >= before, || format!("record {fence} over record {before}"));
@@ -311,27 +318,27 @@ impl SimFleet {
         self.requests.retain(|request| !request.is_finished());
     }
 
-    /// When all is well again, all come to an end, and to the same token.
+    /// Without faults, all requests complete and all replicas converge to one token.
     async fn finish(mut self) -> SimReplicaCounts {
         self.heal();
         self.server.set_drop_every(0);
         for request in std::mem::take(&mut self.requests) {
-            let ended = tokio::time::timeout(Duration::from_secs(120), request).await;
-            self.wecom.check(ended.is_ok(), || "a request hangs".to_owned());
+            let result = tokio::time::timeout(Duration::from_secs(120), request).await;
+            self.wecom.check(result.is_ok(), || "a request hangs".to_owned());
         }
-        // Failures are left alone for a while.
+        // Waits until all backoffs have ended.
         advance(1000.0).await;
         self.wecom.inner().rng = SimRng::new(1);
         for nth in 0..self.replicas[0].tokens.len() {
             self.check_convergence(nth).await;
         }
-        let asked = self.server.script_calls();
-        SimReplicaCounts { store_calls: asked, ..self.wecom.inner().counts }
+        let store_calls = self.server.script_calls();
+        SimReplicaCounts { store_calls, ..self.wecom.inner().counts }
     }
 
     async fn check_convergence(&self, nth: usize) {
         let first = self.replicas[0].tokens[nth].clone();
-        // Once voided, the first who asks finds out, and the news tell all.
+        // After a token is voided, the first request detects it, and the notification informs all replicas.
         for _ in 0..5 {
             for replica in &self.replicas {
                 request(self.wecom.clone(), replica.tokens[nth].clone()).await;
@@ -344,29 +351,29 @@ impl SimFleet {
         request(self.wecom.clone(), first.clone()).await;
         advance(1.0).await;
         let current =
-            |slot: &AgentToken| slot.current.load().as_ref().map(|token| (serial(token), token.fence()));
-        let all: Vec<_> = self.replicas.iter().map(|replica| current(&replica.tokens[nth])).collect();
-        let same = all.iter().all(|one| one.is_some() && *one == all[0]);
-        self.wecom.check(same, || format!("they do not come together: {all:?}"));
+            |entry: &AgentToken| entry.current.load().as_ref().map(|token| (serial(token), token.fence()));
+        let tokens: Vec<_> = self.replicas.iter().map(|replica| current(&replica.tokens[nth])).collect();
+        let same = tokens.iter().all(|one| one.is_some() && *one == tokens[0]);
+        self.wecom.check(same, || format!("replicas do not converge: {tokens:?}"));
     }
 }
 
-fn new_replica(chance: &mut SimRng, server: &FakeServer, wecom: &SimSharedWecom, agents: u64) -> SimReplica {
-    let (store, said, line) = server.connect_store();
-    wecom.inner().connections.push(line.clone());
-    let jitter = chance.fork().into_shared();
-    let bounds = RefreshSettings { refresh_ahead: Duration::from_secs(300), renewals_per_hour: None };
-    let mut issuer = TokenService::build(
+fn new_replica(rng: &mut SimRng, server: &FakeServer, wecom: &SimSharedWecom, agents: u64) -> SimReplica {
+    let (store, events, connection) = server.connect_store();
+    wecom.inner().connections.push(connection.clone());
+    let jitter = rng.fork().into_shared();
+    let settings = RefreshSettings { refresh_ahead: Duration::from_secs(300), renewals_per_hour: None };
+    let mut service = TokenService::build(
         Box::new(wecom.clone()),
         Handle::current(),
-        bounds,
+        settings,
         Some(super::super::replicas::ReplicaSync::new(store)),
     );
-    issuer.jitter = Box::new(move || jitter.fraction());
-    let issuer = Arc::new(issuer);
-    tokio::spawn(super::super::replicas::run_event_loop(Arc::downgrade(&issuer), said));
-    let slots: Vec<_> = (0..agents).map(|nth| agent_token(&issuer, &format!("agent-{nth}"))).collect();
-    SimReplica { connection: line, newest_serials: vec![0; slots.len()], tokens: slots }
+    service.jitter = Box::new(move || jitter.fraction());
+    let service = Arc::new(service);
+    tokio::spawn(super::super::replicas::run_event_loop(Arc::downgrade(&service), events));
+    let entries: Vec<_> = (0..agents).map(|nth| agent_token(&service, &format!("agent-{nth}"))).collect();
+    SimReplica { connection, newest_serials: vec![0; entries.len()], tokens: entries }
 }
 
 fn run(seed: u64) -> SimReplicaCounts {
@@ -375,16 +382,16 @@ fn run(seed: u64) -> SimReplicaCounts {
         let mut fleet = SimFleet::new(seed);
         for step in 0..STEPS {
             fleet.step().await;
-            if let Some(breach) = &fleet.wecom.inner().violation {
-                panic!("seed {seed}, step {step}: {breach}");
+            if let Some(violation) = &fleet.wecom.inner().violation {
+                panic!("seed {seed}, step {step}: {violation}");
             }
         }
         let wecom = fleet.wecom.clone();
-        let seen = fleet.finish().await;
-        if let Some(breach) = &wecom.inner().violation {
-            panic!("seed {seed}, at the end: {breach}");
+        let counts = fleet.finish().await;
+        if let Some(violation) = &wecom.inner().violation {
+            panic!("seed {seed}, at the end: {violation}");
         }
-        seen
+        counts
     })
 }
 
@@ -394,18 +401,18 @@ fn replicas_keep_every_invariant_at_every_step() {
         println!("{:?}", run(seed));
         return;
     }
-    let mut seen = SimReplicaCounts::default();
-    (1..=SEEDS).for_each(|seed| seen += run(seed));
-    println!("{seen:?}");
+    let mut counts = SimReplicaCounts::default();
+    (1..=SEEDS).for_each(|seed| counts += run(seed));
+    println!("{counts:?}");
     let SimReplicaCounts {
-        succeeded: answered,
-        refreshed: renewed,
+        succeeded,
+        refreshed,
         failed,
         gettokens,
-        gettokens_without_fault: in_peace,
-        faults: troubles,
-        store_calls: asked,
-    } = seen;
-    let rarest = [answered, renewed, failed, gettokens, in_peace, troubles, asked];
-    assert!(rarest.into_iter().all(|times| times > 500), "too little happened: {seen:?}");
+        gettokens_without_fault,
+        faults,
+        store_calls,
+    } = counts;
+    let rarest = [succeeded, refreshed, failed, gettokens, gettokens_without_fault, faults, store_calls];
+    assert!(rarest.into_iter().all(|count| count > 500), "too few events: {counts:?}");
 }

@@ -1,7 +1,8 @@
-//! One fetch of a ticket for all replicas, as for tokens: whoever holds the lease in the store fetches it, the others take
-//! what it puts there.
+//! One fetch of a ticket for all replicas, as for tokens: the replica that holds the lease in the store fetches,
+//! the others take its result.
 //!
-//! The store is asked only where no ticket is kept in memory. While it is away each replica fetches by itself.
+//! The store is called only if no ticket is cached in memory. While it is unavailable each replica fetches by
+//! itself.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -16,25 +17,25 @@ use crate::{
     tokens::Credentials,
 };
 
-/// How long another replica's fetch is waited for before this one fetches by itself.
+/// How long to wait for another replica's fetch before fetching without a lease.
 const REPLICA_TIMEOUT: Duration = Duration::from_secs(45);
-/// How long other replicas answer what WeCom said instead of a ticket: long enough for those who waited for it.
+/// How long other replicas return WeCom's error response: long enough for requests that waited for it.
 const RESPONSE_TTL: Duration = Duration::from_secs(1);
 
-/// What the other replicas have of a ticket that this one lacks.
+/// The result of a lookup in the store.
 #[derive(Debug)]
 pub enum SharedLookup {
-    /// The ticket, as WeCom would answer it.
+    /// A ticket, as WeCom's response body.
     Ticket(Bytes),
-    /// Another replica has just asked, and WeCom said something else, this.
+    /// WeCom's error response to another replica's recent fetch.
     Response(Bytes),
-    /// Nothing, and they wait for this one.
+    /// No ticket; the caller has the lease to fetch it.
     Lease(FetchLease),
-    /// They cannot be asked.
+    /// The store is unavailable, or the wait timed out.
     Unavailable,
 }
 
-/// The right to fetch a ticket for all replicas. It ends when it is dropped.
+/// The lease to fetch a ticket; ended when dropped.
 #[derive(Debug)]
 pub struct FetchLease {
     store: Arc<Store>,
@@ -42,16 +43,18 @@ pub struct FetchLease {
     lease: Option<Lease>,
 }
 
-/// A ticket as it lies in the store, for as long as it is used.
+/// A ticket in the store; the record's TTL is how long it is used. Replicas of two versions must agree on the
+/// JSON names.
 #[derive(Serialize, Deserialize)]
 struct StoredTicket<'a> {
     ticket: &'a str,
-    /// How much longer than that it is valid.
-    then_ms: u64,
+    /// Validity beyond the TTL, in milliseconds.
+    #[serde(rename = "then_ms")]
+    extra_validity_ms: u64,
 }
 
 impl TicketEntry {
-    /// Asks the store for a ticket newer than the one that this slot has had, or for the right to fetch it.
+    /// Looks in the store for a ticket newer than the cached one, or acquires the lease to fetch it.
     pub async fn lookup_shared(
         &self,
         kind: TicketKind,
@@ -59,19 +62,19 @@ impl TicketEntry {
         store: &Arc<Store>,
     ) -> SharedLookup {
         let name = credentials.store_name(kind.as_str());
-        let mut held = self.lock_cached().as_ref().map_or(0, |kept| kept.fence);
-        let (watch, give_up) = (store.subscribe(&name), Instant::now() + REPLICA_TIMEOUT);
-        while Instant::now() < give_up {
-            match store.claim(&name, held, false).await {
+        let mut fence = self.lock_cached().as_ref().map_or(0, |cached| cached.fence);
+        let (subscription, deadline) = (store.subscribe(&name), Instant::now() + REPLICA_TIMEOUT);
+        while Instant::now() < deadline {
+            match store.claim(&name, fence, false).await {
                 Err(Unavailable) => break,
                 Ok(Claim::Newer(record)) => match self.insert_record(&record) {
-                    Some(answer) => return SharedLookup::Ticket(answer),
-                    None => held = record.fence,
+                    Some(body) => return SharedLookup::Ticket(body),
+                    None => fence = record.fence,
                 },
                 Ok(Claim::Failed { failure, .. }) => return SharedLookup::Response(failure.to_vec().into()),
-                Ok(Claim::Held { remaining: left }) => watch.wait(left).await,
+                Ok(Claim::Held { remaining }) => subscription.wait(remaining).await,
                 Ok(Claim::Acquired { lease, .. }) => {
-                    drop(watch);
+                    drop(subscription);
                     return SharedLookup::Lease(FetchLease {
                         store: store.clone(),
                         name,
@@ -83,44 +86,45 @@ impl TicketEntry {
         SharedLookup::Unavailable
     }
 
-    /// Keeps what another replica got.
+    /// Caches the ticket of a record.
     fn insert_record(&self, record: &StoreRecord) -> Option<Bytes> {
-        let StoredTicket { ticket, then_ms } = serde_json::from_slice(&record.value).ok()?;
+        let StoredTicket { ticket, extra_validity_ms } = serde_json::from_slice(&record.value).ok()?;
         let (now, ticket) = (Instant::now(), Masked::new(ticket));
         let usable_until = now + record.ttl.min(MAX_TTL);
-        let expires = usable_until + Duration::from_millis(then_ms).min(MAX_TTL);
-        *self.lock_cached() =
-            Some(CachedTicket { ticket, usable_until, expires_at: expires, fence: record.fence });
+        let expires_at = usable_until + Duration::from_millis(extra_validity_ms).min(MAX_TTL);
+        *self.lock_cached() = Some(CachedTicket { ticket, usable_until, expires_at, fence: record.fence });
         self.response(now)
     }
 
-    /// What others may have of the kept ticket, and for how long.
+    /// The cached ticket as a store value, and its TTL.
     fn stored_value(&self, fence: u64) -> Option<(Vec<u8>, Duration)> {
-        let mut kept = self.lock_cached();
-        let kept = kept.as_mut()?;
-        kept.fence = fence;
-        let left = kept.usable_until.checked_duration_since(Instant::now())?;
-        let then_ms = (kept.expires_at - kept.usable_until).as_millis().try_into().ok()?;
-        let value = serde_json::to_vec(&StoredTicket { ticket: kept.ticket.expose(), then_ms }).ok()?;
-        Some((value, left))
+        let mut cached = self.lock_cached();
+        let cached = cached.as_mut()?;
+        cached.fence = fence;
+        let remaining = cached.usable_until.checked_duration_since(Instant::now())?;
+        let extra_validity_ms = (cached.expires_at - cached.usable_until).as_millis().try_into().ok()?;
+        let value =
+            serde_json::to_vec(&StoredTicket { ticket: cached.ticket.expose(), extra_validity_ms }).ok()?;
+        Some((value, remaining))
     }
 }
 
 impl FetchLease {
-    /// Keeps the right as long as `fetching` takes.
-    pub async fn extend_while<T>(&self, fetching: impl Future<Output = T>) -> T {
+    /// Extends the lease until `fetch` completes.
+    pub async fn extend_while<T>(&self, fetch: impl Future<Output = T>) -> T {
         match &self.lease {
-            Some(lease) => self.store.extend_lease_while(&self.name, lease, fetching).await,
-            None => fetching.await,
+            Some(lease) => self.store.extend_lease_while(&self.name, lease, fetch).await,
+            None => fetch.await,
         }
     }
 
-    /// Tells the others what WeCom answered: the ticket that the slot keeps of it by now, or else `body` itself.
-    pub async fn publish(mut self, slot: &TicketEntry, body: &[u8]) {
+    /// Publishes the result to the other replicas: the ticket that `entry` has cached by now, or else WeCom's
+    /// response `body`.
+    pub async fn publish(mut self, entry: &TicketEntry, body: &[u8]) {
         let Some(lease) = self.lease.take() else { return };
-        let _ = match slot.stored_value(lease.fence).filter(|_| slot.response(Instant::now()).is_some()) {
-            Some((value, life)) => {
-                self.store.put(&self.name, &lease, &value, life, NotificationKind::Updated).await.map(|_| ())
+        let _ = match entry.stored_value(lease.fence).filter(|_| entry.response(Instant::now()).is_some()) {
+            Some((value, ttl)) => {
+                self.store.put(&self.name, &lease, &value, ttl, NotificationKind::Updated).await.map(|_| ())
             }
             None => self.store.end_lease(&self.name, &lease, Some((body, RESPONSE_TTL))).await,
         };

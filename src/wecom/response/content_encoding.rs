@@ -1,5 +1,5 @@
-//! The same search in a body as it came over the wire: decompressed on the side, piece by piece, and no further than
-//! needed. The body itself is not touched; it goes to the caller as it came.
+//! Scans an encoded response body: decompresses it chunk by chunk beside the forwarding, and no further than
+//! needed. The body itself is forwarded unchanged.
 
 use flate2::{FlushDecompress, Status};
 
@@ -8,25 +8,27 @@ use super::inflater::Inflater;
 use super::scanner::{ErrcodeScanner, Verdict};
 use crate::http1::headers::{Headers, KnownHeader};
 
-/// How much decompressed text is searched before a compressed reply is held to have no errcode: a bomb costs no more.
-/// A reply that is not compressed has no such bound, for its search costs no more than its transport.
+/// How many decompressed bytes are scanned before a compressed response counts as one without an errcode: bounds
+/// the cost of a decompression bomb. An uncompressed response has no such bound, because its scan costs less
+/// than its transfer.
 pub const MAX_DECOMPRESSED_BYTES: usize = 8 << 20;
 
-/// What each gzip member takes from that bound beside its text, for starting one clears the 32 KiB window.
+/// What each gzip member takes from that bound beside its text, because starting one clears the 32 KiB window.
 const GZIP_MEMBER_COST_BYTES: usize = 32 << 10;
 
-/// Finds the top-level errcode in the pieces of a reply's body, whatever its Content-Encoding.
+/// Finds the top-level errcode in the chunks of a response body, whatever its Content-Encoding.
 ///
-/// Understood are none, `identity`, `gzip` (of any number of members), `x-gzip` and `deflate` (with zlib's frame, as it
-/// should be, or without, as some send it). In a body under another encoding, or several, nothing is found.
+/// Supported are none, `identity`, `gzip` (of any number of members), `x-gzip` and `deflate` (with the zlib
+/// header, as RFC 9110 has it, or without, as some servers send it). A body under another encoding, or under
+/// several, counts as one without an errcode.
 ///
-/// What is seen before damaged data counts; when that is more than a buffer full, how it is cut can decide how much of it
-/// is seen. Checksums are left to the caller's own decoder.
+/// Text before damaged data counts; if that is more than one buffer, the chunk boundaries can decide how much of
+/// it is scanned. Checksums are left to the client's decoder.
 #[derive(Debug)]
 pub struct ResponseScanner {
     scanner: ErrcodeScanner,
     decoder: ContentDecoder,
-    /// How much more text may be decompressed.
+    /// How many more bytes may be decompressed.
     remaining_bytes: usize,
 }
 
@@ -35,24 +37,24 @@ enum ContentDecoder {
     Identity,
     GzipHeader(GzipHeader),
     GzipBody(Inflater),
-    /// So many bytes of checksum and length are left; the decompressor serves the next member.
+    /// The remaining bytes of checksum and length; the inflater is reused for the next member.
     GzipTrailer(Inflater, u8),
-    /// Zlib or raw: its first byte will tell.
+    /// Zlib or raw; the first byte decides.
     DeflateStart,
     DeflateBody(Inflater),
-    /// Not readable, damaged, or over.
+    /// Unsupported, damaged, or complete.
     Unreadable,
 }
 
 impl ResponseScanner {
     /// A scanner for the body of a response with these headers.
-    pub fn new(fields: &Headers) -> Self {
+    pub fn new(headers: &Headers) -> Self {
         let mut decoder = ContentDecoder::Identity;
-        let encodings = fields.values(KnownHeader::ContentEncoding);
+        let encodings = headers.values(KnownHeader::ContentEncoding);
         for token in encodings.flat_map(|value| value.split(|&byte| byte == b',')) {
             let token = token.trim_ascii().to_ascii_lowercase();
             decoder = match (decoder, token.as_slice()) {
-                (coding, b"" | b"identity") => coding,
+                (decoder, b"" | b"identity") => decoder,
                 (ContentDecoder::Identity, b"gzip" | b"x-gzip") => {
                     ContentDecoder::GzipHeader(GzipHeader::START)
                 }
@@ -63,7 +65,7 @@ impl ResponseScanner {
         Self { scanner: ErrcodeScanner::new(), decoder, remaining_bytes: MAX_DECOMPRESSED_BYTES }
     }
 
-    /// What is known so far; for an encoding that cannot be read that is [`Verdict::None`] from the start.
+    /// The verdict so far; [`Verdict::None`] from the start for an unsupported encoding.
     pub fn verdict(&self) -> Verdict {
         match (self.scanner.verdict(), &self.decoder) {
             (Verdict::Undecided, ContentDecoder::Unreadable) => Verdict::None,
@@ -71,40 +73,40 @@ impl ResponseScanner {
         }
     }
 
-    /// Takes the next piece of the body, encoded as it is. Once there is a verdict, it stays.
+    /// Scans the next chunk of the encoded body. Once there is a verdict, it stays.
     pub fn feed(&mut self, bytes: &[u8]) -> Verdict {
         if let ContentDecoder::Identity = self.decoder {
             return self.scanner.feed(bytes);
         }
         let mut rest = bytes;
         while !rest.is_empty() && self.verdict() == Verdict::Undecided {
-            let coding = std::mem::replace(&mut self.decoder, ContentDecoder::Unreadable);
-            (self.decoder, rest) = self.step(coding, rest);
+            let decoder = std::mem::replace(&mut self.decoder, ContentDecoder::Unreadable);
+            (self.decoder, rest) = self.step(decoder, rest);
         }
         if self.verdict() != Verdict::Undecided {
-            self.decoder = ContentDecoder::Unreadable; // the decompressor's 40 KiB are free for others
+            self.decoder = ContentDecoder::Unreadable; // releases the decompressor's 40 KiB
         }
         self.verdict()
     }
 
-    /// The body has ended: what is undecided by now has no errcode.
+    /// Ends the body: an undecided verdict becomes [`Verdict::None`].
     pub fn finish(&mut self) -> Verdict {
         self.scanner.finish()
     }
 
-    /// Takes something off the start of `bytes`, which is not empty; gives what is expected next, and the rest.
-    fn step<'a>(&mut self, coding: ContentDecoder, bytes: &'a [u8]) -> (ContentDecoder, &'a [u8]) {
+    /// Consumes bytes from the start of `bytes`, which is not empty; returns the next state and the rest.
+    fn step<'a>(&mut self, decoder: ContentDecoder, bytes: &'a [u8]) -> (ContentDecoder, &'a [u8]) {
         let (first, after) = (bytes[0], &bytes[1..]);
-        match coding {
+        match decoder {
             ContentDecoder::Identity | ContentDecoder::Unreadable => (ContentDecoder::Unreadable, &[]),
             ContentDecoder::GzipHeader(head) => match head.next(first) {
                 Some(GzipHeader::Done) => (ContentDecoder::GzipBody(Inflater::acquire(false)), after),
                 Some(head) => (ContentDecoder::GzipHeader(head), after),
                 None => (ContentDecoder::Unreadable, after),
             },
-            ContentDecoder::GzipBody(mut data) => match self.inflate(&mut data, bytes) {
-                InflateResult::NeedMore => (ContentDecoder::GzipBody(data), &[]),
-                InflateResult::End(rest) => (ContentDecoder::GzipTrailer(data, 8), rest),
+            ContentDecoder::GzipBody(mut inflater) => match self.inflate(&mut inflater, bytes) {
+                InflateResult::NeedMore => (ContentDecoder::GzipBody(inflater), &[]),
+                InflateResult::End(rest) => (ContentDecoder::GzipTrailer(inflater, 8), rest),
                 InflateResult::Stop => (ContentDecoder::Unreadable, &[]),
             },
             ContentDecoder::GzipTrailer(_, 1) if self.remaining_bytes <= GZIP_MEMBER_COST_BYTES => {
@@ -114,36 +116,40 @@ impl ResponseScanner {
                 self.remaining_bytes -= GZIP_MEMBER_COST_BYTES;
                 (ContentDecoder::GzipHeader(GzipHeader::START), after)
             }
-            ContentDecoder::GzipTrailer(data, left) => (ContentDecoder::GzipTrailer(data, left - 1), after),
-            // Zlib's first byte has method 8 in its low half; no encoder starts a raw block like that.
+            ContentDecoder::GzipTrailer(inflater, left) => {
+                (ContentDecoder::GzipTrailer(inflater, left - 1), after)
+            }
+            // The first byte of a zlib header has method 8 in its low half; no encoder starts a raw block like
+            // that.
             ContentDecoder::DeflateStart => {
                 (ContentDecoder::DeflateBody(Inflater::acquire(first & 0x0F == 8)), bytes)
             }
-            ContentDecoder::DeflateBody(mut data) => match self.inflate(&mut data, bytes) {
-                InflateResult::NeedMore => (ContentDecoder::DeflateBody(data), &[]),
+            ContentDecoder::DeflateBody(mut inflater) => match self.inflate(&mut inflater, bytes) {
+                InflateResult::NeedMore => (ContentDecoder::DeflateBody(inflater), &[]),
                 InflateResult::End(_) | InflateResult::Stop => (ContentDecoder::Unreadable, &[]),
             },
         }
     }
 
-    /// Decompresses `bytes` and searches what comes out, a small buffer at a time.
-    fn inflate<'a>(&mut self, data: &mut Inflater, bytes: &'a [u8]) -> InflateResult<'a> {
+    /// Decompresses `bytes` and scans the text, one small buffer at a time.
+    fn inflate<'a>(&mut self, inflater: &mut Inflater, bytes: &'a [u8]) -> InflateResult<'a> {
         let mut text = [0; 4096];
         let mut rest = bytes;
         loop {
-            let (taken, given) = (data.total_in(), data.total_out());
-            let status = data.decompress(rest, &mut text, FlushDecompress::None);
-            let taken = (data.total_in() - taken) as usize;
-            let given = ((data.total_out() - given) as usize).min(self.remaining_bytes);
-            rest = &rest[taken..];
-            self.remaining_bytes -= given;
-            if self.scanner.feed(&text[..given]) != Verdict::Undecided || self.remaining_bytes == 0 {
+            let (consumed, produced) = (inflater.total_in(), inflater.total_out());
+            let status = inflater.decompress(rest, &mut text, FlushDecompress::None);
+            let consumed = (inflater.total_in() - consumed) as usize;
+            let produced = ((inflater.total_out() - produced) as usize).min(self.remaining_bytes);
+            rest = &rest[consumed..];
+            self.remaining_bytes -= produced;
+            if self.scanner.feed(&text[..produced]) != Verdict::Undecided || self.remaining_bytes == 0 {
                 return InflateResult::Stop;
             }
             match status {
                 Ok(Status::StreamEnd) => return InflateResult::End(rest),
-                // Only a call that moves nothing proves that nothing is held back inside.
-                Ok(_) if taken == 0 && given == 0 => return InflateResult::NeedMore,
+                // Only a call that consumes and produces nothing proves that no output is buffered in the
+                // decompressor.
+                Ok(_) if consumed == 0 && produced == 0 => return InflateResult::NeedMore,
                 Ok(_) => {}
                 Err(_) => return InflateResult::Stop,
             }
@@ -151,13 +157,13 @@ impl ResponseScanner {
     }
 }
 
-/// How far a piece led.
+/// The result of inflating a chunk.
 enum InflateResult<'a> {
-    /// It is used up.
+    /// The chunk is consumed.
     NeedMore,
-    /// The compressed data ended before this.
+    /// The compressed data ended; this is the rest.
     End(&'a [u8]),
-    /// There is a verdict, or the bound is reached, or the data are damaged.
+    /// There is a verdict, the bound is reached, or the data is damaged.
     Stop,
 }
 

@@ -1,5 +1,5 @@
-//! What the property tests are made of: JSON written in any way the grammar allows, cut anywhere, compressed, and a full
-//! parser's answer to compare with.
+//! Generators for the property tests: JSON in any form the grammar allows, split anywhere, compressed, and the
+//! verdict of a full parser to compare with.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -65,7 +65,7 @@ fn text() -> impl Strategy<Value = String> {
     prop_oneof![Just("{\"errcode\":40014}".to_owned()), "\\PC{0,6}", "[\"\\\\/{}:,\n\t\0e😀]{0,6}"]
 }
 
-/// Numbers that look random and come from a seed.
+/// Pseudo-random numbers from a seed.
 pub(super) struct JsonRng(u64);
 
 impl JsonRng {
@@ -81,66 +81,66 @@ impl JsonRng {
     }
 }
 
-/// Writes `json` with white space, escapes and a byte order mark as chance will have it.
-pub(super) fn render(json: &JsonValue, chance: &mut JsonRng) -> Vec<u8> {
+/// Writes `json` with random white space, escapes and byte order mark.
+pub(super) fn render(json: &JsonValue, rng: &mut JsonRng) -> Vec<u8> {
     let mut out = String::new();
-    if chance.below(8) == 0 {
+    if rng.below(8) == 0 {
         out.push('\u{feff}');
     }
-    let airy = chance.below(2) == 0;
-    write_value(json, airy, chance, &mut out);
-    write_space(airy, chance, &mut out);
+    let spaced = rng.below(2) == 0;
+    write_value(json, spaced, rng, &mut out);
+    write_space(spaced, rng, &mut out);
     out.into_bytes()
 }
 
-fn write_value(json: &JsonValue, airy: bool, chance: &mut JsonRng, out: &mut String) {
-    write_space(airy, chance, out);
+fn write_value(json: &JsonValue, spaced: bool, rng: &mut JsonRng, out: &mut String) {
+    write_space(spaced, rng, out);
     match json {
         JsonValue::Scalar(text) => out.push_str(text),
-        JsonValue::Text(text) => write_text(text, chance, out),
+        JsonValue::Text(text) => write_text(text, rng, out),
         JsonValue::Array(items) => {
             out.push('[');
             for (at, item) in items.iter().enumerate() {
                 out.push_str(if at > 0 { "," } else { "" });
-                write_value(item, airy, chance, out);
+                write_value(item, spaced, rng, out);
             }
-            write_space(airy, chance, out);
+            write_space(spaced, rng, out);
             out.push(']');
         }
         JsonValue::Object(members) => {
             out.push('{');
             for (at, (key, value)) in members.iter().enumerate() {
                 out.push_str(if at > 0 { "," } else { "" });
-                write_space(airy, chance, out);
-                write_text(key, chance, out);
-                write_space(airy, chance, out);
+                write_space(spaced, rng, out);
+                write_text(key, rng, out);
+                write_space(spaced, rng, out);
                 out.push(':');
-                write_value(value, airy, chance, out);
+                write_value(value, spaced, rng, out);
             }
-            write_space(airy, chance, out);
+            write_space(spaced, rng, out);
             out.push('}');
         }
     }
-    write_space(airy, chance, out);
+    write_space(spaced, rng, out);
 }
 
-fn write_space(airy: bool, chance: &mut JsonRng, out: &mut String) {
-    if airy {
-        out.extend((0..chance.below(3)).map(|_| [' ', '\n', '\t', '\r'][chance.below(4)]));
+fn write_space(spaced: bool, rng: &mut JsonRng, out: &mut String) {
+    if spaced {
+        out.extend((0..rng.below(3)).map(|_| [' ', '\n', '\t', '\r'][rng.below(4)]));
     }
 }
 
-fn write_text(text: &str, chance: &mut JsonRng, out: &mut String) {
-    let often = [1, 2, 8][chance.below(3)]; // how seldom a character that needs no escape gets one
+fn write_text(text: &str, rng: &mut JsonRng, out: &mut String) {
+    let often = [1, 2, 8][rng.below(3)]; // a larger number means fewer needless escapes
     out.push('"');
     for char in text.chars() {
         match char {
             '"' | '\\' => out.extend(['\\', char]),
             '\n' => out.push_str("\\n"),
             '/' => out.push_str("\\/"),
-            _ if char < ' ' || chance.below(often + 1) == 1 => {
+            _ if char < ' ' || rng.below(often + 1) == 1 => {
                 for unit in char.encode_utf16(&mut [0; 2]) {
-                    let lower = chance.below(2) == 0;
+                    let lower = rng.below(2) == 0;
                     let _ = if lower { write!(out, "\\u{unit:04x}") } else { write!(out, "\\u{unit:04X}") };
                 }
             }
@@ -150,44 +150,44 @@ fn write_text(text: &str, chance: &mut JsonRng, out: &mut String) {
     out.push('"');
 }
 
-/// Cuts `bytes` into pieces of chance length, empty ones among them.
-pub(super) fn random_chunks<'a>(bytes: &'a [u8], chance: &mut JsonRng) -> Vec<&'a [u8]> {
-    let longest = [2, 8, 64][chance.below(3)];
-    let (mut pieces, mut rest) = (Vec::new(), bytes);
+/// Splits `bytes` into chunks of random length, empty ones among them.
+pub(super) fn random_chunks<'a>(bytes: &'a [u8], rng: &mut JsonRng) -> Vec<&'a [u8]> {
+    let longest = [2, 8, 64][rng.below(3)];
+    let (mut chunks, mut rest) = (Vec::new(), bytes);
     while !rest.is_empty() {
-        let (piece, after) = rest.split_at(chance.below(longest).min(rest.len()));
-        pieces.push(piece);
+        let (chunk, after) = rest.split_at(rng.below(longest).min(rest.len()));
+        chunks.push(chunk);
         rest = after;
     }
-    pieces
+    chunks
 }
 
-/// The final verdict on a body in pieces.
-pub(super) fn scan_chunks<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Verdict {
+/// The final verdict on a body in chunks.
+pub(super) fn scan_chunks<'a>(chunks: impl IntoIterator<Item = &'a [u8]>) -> Verdict {
     let mut scanner = ErrcodeScanner::new();
-    for piece in pieces {
-        scanner.feed(piece);
+    for chunk in chunks {
+        scanner.feed(chunk);
     }
     scanner.finish()
 }
 
-/// The final verdict on an encoded body in pieces.
-pub(super) fn scan_encoded_chunks<'a>(encoding: &str, pieces: impl IntoIterator<Item = &'a [u8]>) -> Verdict {
+/// The final verdict on an encoded body in chunks.
+pub(super) fn scan_encoded_chunks<'a>(encoding: &str, chunks: impl IntoIterator<Item = &'a [u8]>) -> Verdict {
     let mut scanner =
         ResponseScanner::new(&crate::http1::headers::Headers::from_pairs(&[("Content-Encoding", encoding)]));
-    for piece in pieces {
-        scanner.feed(piece);
+    for chunk in chunks {
+        scanner.feed(chunk);
     }
     scanner.finish()
 }
 
-/// What a full parser says; `None` when it does not accept the body, or its number is not exact enough to judge by.
+/// The verdict of a full parser; `None` if it rejects the body, or its number is not exact enough to compare.
 pub(super) fn reference_verdict(body: &[u8]) -> Option<Verdict> {
     let body = body.strip_prefix("\u{feff}".as_bytes()).unwrap_or(body);
     let mut parser = serde_json::Deserializer::from_slice(body);
     let verdict = match parser.deserialize_map(FirstErrcode) {
         Ok(verdict) => verdict?,
-        // Another value than an object is fine, and has no errcode.
+        // A valid value that is not an object has no errcode.
         Err(_) => serde_json::from_slice::<IgnoredAny>(body).ok().and(Some(Verdict::None))?,
     };
     let object = body.trim_ascii_start().starts_with(b"{");
@@ -223,7 +223,7 @@ impl<'de> Visitor<'de> for FirstErrcode {
     }
 }
 
-/// A float's verdict, where rounding cannot have changed it.
+/// A float's verdict, if rounding cannot have changed it.
 fn exact_verdict(float: f64) -> Option<Verdict> {
     match float {
         _ if float.abs() >= 1e19 => Some(Verdict::None),

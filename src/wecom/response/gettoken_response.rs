@@ -1,4 +1,4 @@
-//! What gettoken answered.
+//! gettoken's response.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -7,15 +7,15 @@ use serde_json::{Map, Value};
 use super::parse_errcode;
 use crate::secret::Masked;
 
-/// How long a token is taken to live when WeCom does not say so sensibly: what it documents.
+/// The lifetime of a token if WeCom sends no valid one: the documented one.
 const DEFAULT_TOKEN_TTL: Duration = Duration::from_secs(7200);
-/// No token is believed to live longer.
+/// The longest lifetime accepted.
 const MAX_TOKEN_TTL: Duration = Duration::from_secs(24 * 3600);
 /// WeCom documents tokens of up to 512 bytes.
 const MAX_TOKEN_BYTES: usize = 512;
 const MAX_ERRMSG_CHARS: usize = 512;
 
-/// A token that WeCom granted.
+/// A token that WeCom issued.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GettokenResponse {
     /// 1 to 512 bytes that need no escaping in a query.
@@ -25,66 +25,66 @@ pub struct GettokenResponse {
 }
 
 impl GettokenResponse {
-    /// One that came another way than by gettoken's answer, where it is what a grant can be.
+    /// A token that came by another way than gettoken, such as the store; `None` if it is no valid token.
     pub fn from_parts(token: &str, expires_in: Duration) -> Option<Self> {
         let expires_in = expires_in.min(MAX_TOKEN_TTL);
         is_valid_token(token).then(|| Self { token: Masked::new(token), expires_in })
     }
 }
 
-/// Why an answer of gettoken holds no token. No text of it shows the answer, WeCom's errmsg excepted.
+/// Why a gettoken response has no token. No text of it contains the response, except WeCom's errmsg.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum GettokenError {
-    /// WeCom refused.
+    /// WeCom returned an errcode.
     #[error("errcode {errcode}: {errmsg}")]
     Refused {
         /// WeCom's errcode, not 0.
         errcode: i64,
-        /// WeCom's words for people: at most 512 characters, control characters replaced by spaces.
+        /// WeCom's errmsg: at most 512 characters, control characters replaced by spaces.
         errmsg: String,
     },
-    /// The answer is not a JSON object: a portal's HTML page, half an answer.
-    #[error("the answer is not a JSON object")]
+    /// The response is not a JSON object: the HTML page of a gateway, or truncated JSON.
+    #[error("response is not a JSON object")]
     NotJson,
-    /// An object, no errcode, but no token either.
-    #[error("the answer has no access_token")]
+    /// A JSON object with neither an errcode nor a token.
+    #[error("response has no access_token")]
     MissingToken,
-    /// What stands for the token is none: no string, empty, too long, or with characters that must not go into a URL.
-    #[error("the access_token in the answer is not fit for a URL")]
+    /// The access_token is no string, empty, too long, or has characters that must not be in a URL.
+    #[error("access_token in the response is not fit for a URL")]
     InvalidToken,
 }
 
-/// Reads gettoken's answer.
+/// Parses gettoken's response.
 ///
-/// Bytes that are not UTF-8 are replaced, for an errmsg in another charset is no reason to miss the errcode. `expires_in`
-/// may be an integer, spelled `7200.0` or `"7200"` too; where it is missing, not positive or no whole number of seconds,
-/// the documented 7200 s are assumed; beyond 24 h it is cut down.
+/// Bytes that are not UTF-8 are replaced, because an errmsg in another charset must not hide the errcode.
+/// `expires_in` is an integer number of seconds, also spelled `7200.0` or `"7200"`; if it is missing, not
+/// positive or not an integer, the documented 7200 s are used; it is capped at 24 h.
 pub fn parse_gettoken(body: &[u8]) -> Result<GettokenResponse, GettokenError> {
-    let mut answer = parse_ok_response(body)?;
-    let token = match answer.remove("access_token") {
+    let mut response = parse_ok_response(body)?;
+    let token = match response.remove("access_token") {
         None | Some(Value::Null) => return Err(GettokenError::MissingToken),
         Some(Value::String(token)) if is_valid_token(&token) => Masked::new(token),
         Some(_) => return Err(GettokenError::InvalidToken),
     };
-    Ok(GettokenResponse { token, expires_in: parse_expires_in(answer.get("expires_in")) })
+    Ok(GettokenResponse { token, expires_in: parse_expires_in(response.get("expires_in")) })
 }
 
-/// Reads a small answer to the proxy's own call: the object, where WeCom did not refuse.
+/// Parses a small response to one of the proxy's own calls: the JSON object, unless WeCom returned an errcode.
 ///
-/// Bytes that are not UTF-8 are replaced, as in [`parse_grant`].
+/// Bytes that are not UTF-8 are replaced, as in [`parse_gettoken`].
 pub fn parse_ok_response(body: &[u8]) -> Result<Map<String, Value>, GettokenError> {
     let text = String::from_utf8_lossy(body.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(body));
-    let answer: Map<String, Value> = serde_json::from_str(&text).map_err(|_| GettokenError::NotJson)?;
+    let response: Map<String, Value> = serde_json::from_str(&text).map_err(|_| GettokenError::NotJson)?;
     match parse_errcode(text.as_bytes()) {
-        None | Some(0) => Ok(answer),
+        None | Some(0) => Ok(response),
         Some(errcode) => {
-            let errmsg = answer.get("errmsg").and_then(Value::as_str).unwrap_or_default();
+            let errmsg = response.get("errmsg").and_then(Value::as_str).unwrap_or_default();
             Err(GettokenError::Refused { errcode, errmsg: sanitize_errmsg(errmsg) })
         }
     }
 }
 
-/// The caller's address as WeCom saw it, where an errmsg tells it. It is for people, like the errmsg itself.
+/// The caller's address as WeCom saw it, if the errmsg contains it. For people, like the errmsg itself.
 pub fn caller_ip(errmsg: &str) -> Option<IpAddr> {
     let (_, rest) = errmsg.split_once("from ip: ")?;
     rest.split([',', ' ']).next()?.parse().ok()
@@ -94,11 +94,11 @@ fn sanitize_errmsg(errmsg: &str) -> String {
     errmsg.chars().take(MAX_ERRMSG_CHARS).map(|char| if char.is_control() { ' ' } else { char }).collect()
 }
 
-/// Whether `token` can stand in a query as it is and mean itself to every parser: RFC 3986's query characters, without
-/// `&` and `+`, which queries give a meaning, and without `?` and everything that needs escaping.
+/// Whether `token` can be put into a query unescaped: RFC 3986's query characters without `&` and `+`, which
+/// have a meaning in queries, and without `?`.
 fn is_valid_token(token: &str) -> bool {
-    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~=/:@!$'()*,;".contains(&byte);
-    (1..=MAX_TOKEN_BYTES).contains(&token.len()) && token.bytes().all(fits)
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~=/:@!$'()*,;".contains(&byte);
+    (1..=MAX_TOKEN_BYTES).contains(&token.len()) && token.bytes().all(is_allowed)
 }
 
 fn parse_expires_in(expires_in: Option<&Value>) -> Duration {
@@ -131,10 +131,10 @@ mod tests {
     #[test]
     fn documented_response_is_parsed() {
         let body = br#"{"errcode":0,"errmsg":"ok","access_token":"accesstoken000001-_x","expires_in":7200}"#;
-        let grant = parse_gettoken(body).unwrap();
-        assert_eq!(grant.token.expose(), "accesstoken000001-_x");
-        assert_eq!(grant.expires_in, Duration::from_secs(7200));
-        assert!(!format!("{grant:?}").contains("accesstoken"));
+        let response = parse_gettoken(body).unwrap();
+        assert_eq!(response.token.expose(), "accesstoken000001-_x");
+        assert_eq!(response.expires_in, Duration::from_secs(7200));
+        assert!(!format!("{response:?}").contains("accesstoken"));
     }
 
     #[test]
@@ -179,14 +179,14 @@ mod tests {
 
     #[test]
     fn caller_ip_is_read_from_errmsg() {
-        let told = |from: &str| caller_ip(&format!("not allow to access from your ip, hint: [1], {from}"));
+        let ip_of = |from: &str| caller_ip(&format!("not allow to access from your ip, hint: [1], {from}"));
         let more = "more info at https://open.work.weixin.qq.com/devtool/query?e=60020";
         for address in ["203.0.113.7", "2001:db8::7"] {
-            assert_eq!(told(&format!("from ip: {address}, {more}")), address.parse().ok());
-            assert_eq!(told(&format!("from ip: {address}")), address.parse().ok());
+            assert_eq!(ip_of(&format!("from ip: {address}, {more}")), address.parse().ok());
+            assert_eq!(ip_of(&format!("from ip: {address}")), address.parse().ok());
         }
         for from in ["", "from ip: ", "from ip: nowhere", "from ip: 203.0.113.777, more"] {
-            assert_eq!(told(from), None, "{from}");
+            assert_eq!(ip_of(from), None, "{from}");
         }
     }
 

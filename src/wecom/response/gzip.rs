@@ -1,19 +1,19 @@
-//! The head of a gzip member (RFC 1952), skipped byte by byte. What it says (name, time, comment) is of no use here.
+//! The header of a gzip member (RFC 1952), skipped byte by byte. Its name, time and comment are not used.
 
-/// Where in the head the next byte is.
+/// The position of the next byte in the header.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum GzipHeader {
-    /// So many of the ten fixed bytes have been seen; the flags, once seen.
+    /// The ten fixed bytes: how many were seen, and the flags once they were.
     Fixed { seen: usize, flags: u8 },
-    /// The low byte of the extra field's length, once seen.
+    /// The extra field's length: its low byte once it was seen.
     ExtraLength { low: Option<u8>, flags: u8 },
-    /// So much of the extra field is left.
+    /// The remaining bytes of the extra field.
     Extra { left: u16, flags: u8 },
-    /// A name or a comment, which ends with a zero.
+    /// A zero-terminated name or comment.
     ZeroTerminated { flags: u8 },
-    /// So many bytes of the head's checksum are left.
+    /// The remaining bytes of the header checksum.
     Checksum { left: u8 },
-    /// What follows is compressed data.
+    /// The header is complete; compressed data follows.
     Done,
 }
 
@@ -27,7 +27,7 @@ const RESERVED_FLAGS: u8 = 0xE0;
 impl GzipHeader {
     pub(super) const START: Self = Self::Fixed { seen: 0, flags: 0 };
 
-    /// What follows `byte`; `None` where this is no gzip.
+    /// The state after `byte`; `None` if this is no gzip header.
     pub(super) fn next(self, byte: u8) -> Option<Self> {
         Some(match self {
             Self::Fixed { seen, .. } if seen < MAGIC.len() => {
@@ -55,7 +55,7 @@ impl GzipHeader {
         })
     }
 
-    /// The first optional part of those whose flags are still set, in the order in which they stand.
+    /// The first optional field whose flag is still set, in the order of the format.
     fn next_optional(flags: u8) -> Self {
         match flags {
             _ if flags & FLAG_EXTRA != 0 => Self::ExtraLength { low: None, flags: flags & !FLAG_EXTRA },
@@ -72,12 +72,12 @@ mod tests {
     use super::*;
     use flate2::{Compression, GzBuilder};
 
-    /// How many bytes the head takes.
+    /// The length of the header.
     fn header_len(bytes: &[u8]) -> Option<usize> {
-        let mut head = GzipHeader::START;
+        let mut header = GzipHeader::START;
         for (at, byte) in bytes.iter().enumerate() {
-            head = head.next(*byte)?;
-            if matches!(head, GzipHeader::Done) {
+            header = header.next(*byte)?;
+            if matches!(header, GzipHeader::Done) {
                 return Some(at + 1);
             }
         }

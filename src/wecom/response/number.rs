@@ -1,24 +1,26 @@
-//! A JSON number, read a byte at a time in constant memory, and the integer it is, exactly, if it is one.
+//! Parses a JSON number byte by byte in constant memory, and converts it to an integer exactly, if it is one.
 
-/// A number being read. Every digit counts, however many there are: no rounding, no overflow, no allocation.
+/// A number being parsed. Every digit counts, however many there are: no rounding, no overflow, no allocation.
 ///
-/// What was read so far is `mantissa × 10^(zeros + exponent − fraction)`: the zeros after the mantissa are only counted
-/// until a later digit proves them significant, so `40014` followed by a thousand zeros and `e-1000` is still 40014.
+/// The value so far is `mantissa × 10^(zeros + exponent − fraction)`: zeros after the mantissa are only counted
+/// until a later digit makes them significant, so `40014` followed by a thousand zeros and `e-1000` is still
+/// 40014.
 #[derive(Clone, Debug)]
 pub(super) struct JsonNumber {
     state: NumberState,
     negative: bool,
-    /// The digits from the first to the last that is not 0; `None` when they no longer fit, and with them no `i64`.
+    /// The digits from the first to the last that is not 0; `None` if they no longer fit, and then the number
+    /// fits no `i64`.
     mantissa: Option<u64>,
-    /// Zeros read since the mantissa's last digit. Counts of bytes cannot overflow an `i64`.
+    /// Zeros since the mantissa's last digit. Byte counts cannot overflow an `i64`.
     trailing_zeros: i64,
-    /// Digits behind the point.
+    /// Digits after the decimal point.
     fraction_digits: i64,
     exponent: i64,
     exponent_negative: bool,
 }
 
-/// What may come next, by the grammar of RFC 8259.
+/// The state in the grammar of RFC 8259.
 #[derive(Clone, Copy, Debug)]
 enum NumberState {
     Start,
@@ -32,17 +34,17 @@ enum NumberState {
     Exponent,
 }
 
-/// What a byte did to the number.
+/// The result of pushing a byte.
 pub(super) enum NumberStep {
-    /// It belongs to the number.
+    /// The byte belongs to the number.
     Consumed,
-    /// The number was complete before it.
+    /// The number ended before the byte.
     Complete,
-    /// No number goes on like this.
+    /// The byte makes the number invalid.
     Malformed,
 }
 
-/// Exponents beyond it are cut down to it: further than any count of digits reaches, and safe to add to one.
+/// Exponents are capped here: greater than any digit count, and small enough to be added to one.
 const MAX_EXPONENT: i64 = 1 << 56;
 
 impl JsonNumber {
@@ -106,7 +108,7 @@ impl JsonNumber {
         self.trailing_zeros = 0;
     }
 
-    /// The integer that the number is, `None` if it is none or does not fit.
+    /// The integer value; `None` if the number is no integer or does not fit.
     ///
     /// A mantissa that did not fit ends in a digit that is not 0, so the number is too large or has a fraction.
     pub(super) fn to_integer(&self) -> Option<i64> {
@@ -121,10 +123,10 @@ impl JsonNumber {
     }
 }
 
-/// `mantissa × 10^places`, `None` for a negative power: the mantissa ends in a digit that is not 0.
+/// `mantissa × 10^places`; `None` for a negative power, because the mantissa ends in a digit that is not 0.
 fn scale_by_power_of_ten(mantissa: u64, places: i64) -> Option<u64> {
     match places {
-        1 => mantissa.checked_mul(10), // nearly every call; spares the general power
+        1 => mantissa.checked_mul(10), // nearly every call; avoids the general power
         _ => mantissa.checked_mul(10_u64.checked_pow(u32::try_from(places).ok()?)?),
     }
 }
@@ -199,7 +201,7 @@ mod tests {
     }
 
     proptest! {
-        /// Shifts the point of an integer about: the value stays.
+        /// Shifts the decimal point of an integer: the value stays.
         #[test]
         fn moving_the_point_keeps_the_value(value: i64, zeros in 0_usize..30, behind in 0_usize..50) {
             let digits = format!("{}{}", value.unsigned_abs(), "0".repeat(zeros));

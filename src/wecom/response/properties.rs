@@ -1,4 +1,4 @@
-//! Properties of the scanners: they agree with a full parser, and where a body is cut makes no difference.
+//! Properties of the scanners: they agree with a full parser, and chunk boundaries make no difference.
 
 use proptest::prelude::*;
 
@@ -8,15 +8,15 @@ use super::generate::{
 };
 use super::{Verdict, parse_gettoken};
 
-/// A few bytes replaced, inserted or removed, with a liking for those that matter.
-fn mutate(body: &mut Vec<u8>, chance: &mut JsonRng) {
-    for _ in 0..=chance.below(3) {
-        let byte = match chance.below(4) {
-            0 => chance.below(256) as u8,
-            _ => b"\"\\{}[]:,0123456789eE+-.u \n"[chance.below(26)],
+/// Replaces, inserts or removes up to four bytes, preferring those with a meaning in JSON.
+fn mutate(body: &mut Vec<u8>, rng: &mut JsonRng) {
+    for _ in 0..=rng.below(3) {
+        let byte = match rng.below(4) {
+            0 => rng.below(256) as u8,
+            _ => b"\"\\{}[]:,0123456789eE+-.u \n"[rng.below(26)],
         };
-        let at = chance.below(body.len() + 1);
-        match chance.below(3) {
+        let at = rng.below(body.len() + 1);
+        match rng.below(3) {
             0 => body.insert(at, byte),
             1 if at < body.len() => body[at] = byte,
             2 if at < body.len() => drop(body.remove(at)),
@@ -30,53 +30,53 @@ proptest! {
 
     #[test]
     fn chunked_json_agrees_with_a_full_parser(json in json(), seed: u64) {
-        let chance = &mut JsonRng::new(seed);
-        let body = render(&json, chance);
+        let rng = &mut JsonRng::new(seed);
+        let body = render(&json, rng);
         let expected = reference_verdict(&body);
         prop_assert!(expected.is_some(), "the generator makes only what a parser accepts");
         prop_assert_eq!(Some(scan_chunks([&body[..]])), expected);
-        prop_assert_eq!(Some(scan_chunks(random_chunks(&body, chance))), expected);
+        prop_assert_eq!(Some(scan_chunks(random_chunks(&body, rng))), expected);
     }
 
     #[test]
     fn mutated_json_agrees_with_a_full_parser(json in json(), seed: u64) {
-        let chance = &mut JsonRng::new(seed);
-        let mut body = render(&json, chance);
-        mutate(&mut body, chance);
+        let rng = &mut JsonRng::new(seed);
+        let mut body = render(&json, rng);
+        mutate(&mut body, rng);
         let whole = scan_chunks([&body[..]]);
-        prop_assert_eq!(scan_chunks(random_chunks(&body, chance)), whole);
+        prop_assert_eq!(scan_chunks(random_chunks(&body, rng)), whole);
         prop_assert_eq!(scan_chunks(body.chunks(1)), whole);
         if let Some(expected) = reference_verdict(&body) {
             prop_assert_eq!(whole, expected, "{}", String::from_utf8_lossy(&body));
         }
     }
 
-    /// Single bytes never make a whole key or value, so that what goes over these at a time is held against what does not.
+    /// Single bytes never make a whole token, so feeding them bypasses the fast path: compares both paths.
     #[test]
     fn fast_path_agrees_with_single_bytes(
         items in prop::collection::vec(json(), 1..12),
         seed: u64,
     ) {
-        let chance = &mut JsonRng::new(seed);
+        let rng = &mut JsonRng::new(seed);
         let errcode = ("errcode".to_owned(), JsonValue::Scalar("40014"));
         let list = JsonValue::Object(vec![("list".to_owned(), JsonValue::Array(items)), errcode]);
-        let mut body = render(&list, chance);
+        let mut body = render(&list, rng);
         prop_assert_eq!(scan_chunks([&body[..]]), Verdict::Found(40014));
-        prop_assert_eq!(scan_chunks(random_chunks(&body, chance)), Verdict::Found(40014));
-        mutate(&mut body, chance);
+        prop_assert_eq!(scan_chunks(random_chunks(&body, rng)), Verdict::Found(40014));
+        mutate(&mut body, rng);
         let single = scan_chunks(body.chunks(1));
         prop_assert_eq!(scan_chunks([&body[..]]), single, "{}", String::from_utf8_lossy(&body));
-        prop_assert_eq!(scan_chunks(random_chunks(&body, chance)), single);
+        prop_assert_eq!(scan_chunks(random_chunks(&body, rng)), single);
     }
 
     #[test]
     fn arbitrary_bytes_do_not_panic(bytes: Vec<u8>, seed: u64) {
-        let chance = &mut JsonRng::new(seed);
+        let rng = &mut JsonRng::new(seed);
         for start in [&b""[..], b"{\"", b"{\"errcode\":", b"\x1F\x8B\x08\0\0\0\0\0\0\0"] {
             let body = [start, &bytes].concat();
-            prop_assert_eq!(scan_chunks(random_chunks(&body, chance)), scan_chunks([&body[..]]));
+            prop_assert_eq!(scan_chunks(random_chunks(&body, rng)), scan_chunks([&body[..]]));
             for encoding in ["gzip", "deflate", "br"] {
-                prop_assert_eq!(scan_encoded_chunks(encoding, random_chunks(&body, chance)), scan_encoded_chunks(encoding, [&body[..]]));
+                prop_assert_eq!(scan_encoded_chunks(encoding, random_chunks(&body, rng)), scan_encoded_chunks(encoding, [&body[..]]));
             }
             let _ = parse_gettoken(&body);
         }
@@ -84,24 +84,24 @@ proptest! {
 
     #[test]
     fn compression_does_not_change_the_verdict(json in json(), seed: u64) {
-        let chance = &mut JsonRng::new(seed);
-        let body = render(&json, chance);
+        let rng = &mut JsonRng::new(seed);
+        let body = render(&json, rng);
         let expected = scan_chunks([&body[..]]);
         for (encoding, coded) in
             [("gzip", gzip_compressed(&body)), ("deflate", zlib_compressed(&body)), ("deflate", deflate_compressed(&body))]
         {
             prop_assert_eq!(scan_encoded_chunks(encoding, [&coded[..]]), expected);
-            prop_assert_eq!(scan_encoded_chunks(encoding, random_chunks(&coded, chance)), expected);
+            prop_assert_eq!(scan_encoded_chunks(encoding, random_chunks(&coded, rng)), expected);
         }
     }
 
     #[test]
     fn damaged_gzip_verdict_ignores_chunk_boundaries(json in json(), seed: u64) {
-        let chance = &mut JsonRng::new(seed);
-        let mut coded = gzip_compressed(&render(&json, chance));
-        mutate(&mut coded, chance);
+        let rng = &mut JsonRng::new(seed);
+        let mut coded = gzip_compressed(&render(&json, rng));
+        mutate(&mut coded, rng);
         let whole = scan_encoded_chunks("gzip", [&coded[..]]);
-        prop_assert_eq!(scan_encoded_chunks("gzip", random_chunks(&coded, chance)), whole);
+        prop_assert_eq!(scan_encoded_chunks("gzip", random_chunks(&coded, rng)), whole);
         prop_assert_eq!(scan_encoded_chunks("gzip", coded.chunks(1)), whole);
     }
 }

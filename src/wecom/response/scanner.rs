@@ -1,23 +1,27 @@
-//! Finds the top-level `errcode` of a JSON reply while its bytes arrive: no allocation, constant memory, no I/O.
+//! Finds the top-level `errcode` of a streamed JSON response: no allocation, constant memory, no I/O.
 
-use memchr::{memchr, memchr2};
+use memchr::memchr2;
 
+use self::nesting::NestingStack;
 use super::number::{JsonNumber, NumberStep};
 
 mod fast_path;
+mod json_tokens;
+mod nesting;
 #[cfg(test)]
 mod tests;
 
-/// How deep a reply may nest before it is given up: one bit of memory a level.
+/// Deepest nesting that is scanned; each level takes one bit. A deeper response counts as one without an
+/// errcode.
 pub const MAX_DEPTH: usize = 1024;
 
-/// Pieces shorter than this are read byte by byte: hardly a key and its value would lie whole in them.
+/// Shorter chunks skip the fast path, because they rarely contain a whole key with its value.
 const MIN_FAST_PATH_BYTES: usize = 16;
 
 const KEY: &[u8] = b"errcode";
 const BOM: &[u8] = b"\xEF\xBB\xBF";
 
-/// What is known of a reply's errcode.
+/// What is known of a response's errcode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// More of the body is needed.
@@ -28,31 +32,34 @@ pub enum Verdict {
     None,
 }
 
-/// Finds the top-level `errcode` of a JSON object whose bytes arrive in pieces; where they are cut makes no difference.
+/// Finds the top-level `errcode` of a JSON object that arrives in chunks; chunk boundaries make no difference.
 ///
-/// - The **first** `errcode` key of the top-level object decides, escapes in it resolved. (A parser that lets the last of
-///   two equal keys win has to read the whole body; WeCom never sends two.) It counts if its value is a number that is
-///   mathematically an integer and fits an `i64`: `40014`, `4.0014e4` and `40014.0` are the same, `"40014"` is none.
-/// - What is found stands, even if the body is malformed further on. What is malformed before that has no errcode:
-///   brackets, commas, colons, literals, numbers, escapes and control characters are checked as in RFC 8259, nesting goes
-///   to [`MAX_DEPTH`]. Not checked: UTF-8, and whether surrogate escapes come in pairs; neither can hide or forge a key.
-/// - A byte order mark and white space may lead. A body that is no object is decided at its first byte, an object without
-///   an errcode at its closing brace.
+/// - The **first** `errcode` key of the top-level object decides, escapes in it resolved. (A parser in which the
+///   last of two equal keys wins has to read the whole body; WeCom never sends two.) It counts if its value is a
+///   number that is mathematically an integer and fits an `i64`: `40014`, `4.0014e4` and `40014.0` are the same,
+///   `"40014"` is none.
+/// - A found errcode is final, even if the body is malformed after it. A body that is malformed before it has no
+///   errcode: brackets, commas, colons, literals, numbers, escapes and control characters are checked as in RFC
+///   8259, nesting up to [`MAX_DEPTH`]. Not checked: UTF-8, and whether surrogate escapes come in pairs; neither
+///   can hide or forge a key.
+/// - A byte order mark and white space may lead. A body that is no object is decided at its first byte, an
+///   object without an errcode at its closing brace.
 #[derive(Clone, Debug)]
 pub struct ErrcodeScanner {
     verdict: Verdict,
     state: State,
     nesting: NestingStack,
-    /// Whether the string being read is a key.
+    /// Whether the string being scanned is a key.
     in_key: bool,
-    /// How much of `errcode` the key being read has matched; `None` when it is another key, a nested one, or no key.
+    /// How many bytes of `errcode` the key being scanned has matched; `None` if it is another key, a nested one,
+    /// or no key.
     key_matched: Option<usize>,
-    /// Whether the value that comes next, or the number being read, is the errcode's.
+    /// Whether the next value, or the number being scanned, is the errcode's.
     is_errcode_value: bool,
     number: JsonNumber,
 }
 
-/// What may come next.
+/// The state in the grammar: what may come next.
 #[derive(Clone, Copy, Debug)]
 enum State {
     Bom(usize),
@@ -70,21 +77,13 @@ enum State {
     Literal(&'static [u8]),
 }
 
-/// Those of the states in which [`ErrcodeScanner::stride`] goes on.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum FastPathState {
-    Key,
-    Value,
-    CommaOrEnd,
-}
-
 impl ErrcodeScanner {
     /// A scanner at the start of a body.
     pub const fn new() -> Self {
         Self {
             verdict: Verdict::Undecided,
             state: State::Bom(0),
-            nesting: NestingStack { objects: [0; MAX_DEPTH / 64], depth: 0 },
+            nesting: NestingStack::new(),
             in_key: false,
             key_matched: None,
             is_errcode_value: false,
@@ -92,12 +91,12 @@ impl ErrcodeScanner {
         }
     }
 
-    /// What is known so far.
+    /// The verdict so far.
     pub const fn verdict(&self) -> Verdict {
         self.verdict
     }
 
-    /// Takes the next piece of the body. Once there is a verdict, it stays, and further pieces cost nothing.
+    /// Scans the next chunk of the body. Once there is a verdict, it stays, and further chunks cost nothing.
     pub fn feed(&mut self, bytes: &[u8]) -> Verdict {
         let mut rest = self.skip_common_prefix(bytes);
         while let (Verdict::Undecided, Some((&byte, after))) = (self.verdict, rest.split_first()) {
@@ -105,9 +104,9 @@ impl ErrcodeScanner {
                 && rest.len() >= MIN_FAST_PATH_BYTES
                 && !self.is_errcode_value
             {
-                let taken = self.scan_fast(rest);
-                if taken > 0 {
-                    rest = &rest[taken..];
+                let consumed = self.scan_fast(rest);
+                if consumed > 0 {
+                    rest = &rest[consumed..];
                     continue;
                 }
             }
@@ -133,7 +132,7 @@ impl ErrcodeScanner {
         self.verdict
     }
 
-    /// Goes over the way in which most replies begin.
+    /// Skips the beginning that most responses have.
     fn skip_common_prefix<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
         match (self.state, bytes.strip_prefix(br#"{"errcode":"#)) {
             (State::Bom(0), Some(rest)) if self.nesting.push(true) => {
@@ -144,92 +143,7 @@ impl ErrcodeScanner {
         }
     }
 
-    /// Goes over whole keys, values and what stands between them, for a quarter of what single bytes cost; says how many
-    /// bytes that was.
-    ///
-    /// It stops before whatever is not certain to be well formed and without an errcode, be it cut, malformed, or the key
-    /// itself: single bytes decide. So nothing is judged in two places, and pieces too short for it give the same verdict.
-    // Not inlined, so that a reply that begins with its errcode does not pay for the registers this needs.
-    #[inline(never)]
-    fn scan_fast(&mut self, bytes: &[u8]) -> usize {
-        let (mut at, mut next) = (
-            0,
-            match self.state {
-                State::Key => FastPathState::Key,
-                State::Value => FastPathState::Value,
-                _ => FastPathState::CommaOrEnd,
-            },
-        );
-        let mut object = self.nesting.in_object();
-        self.state = loop {
-            if next == FastPathState::Key
-                && bytes.get(at) == Some(&b'"')
-                && let Ok(end) = fast_path::string_end(bytes, at + 1)
-                && bytes.get(end) == Some(&b':')
-                && (self.nesting.depth > 1 || is_other_key(&bytes[at + 1..end - 1]))
-            {
-                (at, next) = (end + 1, FastPathState::Value);
-            }
-            if next == FastPathState::Value {
-                let byte = bytes.get(at).copied().unwrap_or_default();
-                if byte == b'"' {
-                    match fast_path::string_end(bytes, at + 1) {
-                        Ok(end) => (at, next) = (end, FastPathState::CommaOrEnd),
-                        Err(inside) => {
-                            self.in_key = false;
-                            at = inside;
-                            break State::String;
-                        }
-                    }
-                } else if byte == b'{' || byte == b'[' {
-                    if !self.nesting.push(byte == b'{') {
-                        break State::Value;
-                    }
-                    object = byte == b'{';
-                    at = skip_whitespace(bytes, at + 1);
-                    match (object, bytes.get(at)) {
-                        (true, Some(b'"')) => {
-                            next = FastPathState::Key;
-                            continue;
-                        }
-                        // The end is taken below.
-                        (true, Some(b'}')) | (false, Some(b']')) => next = FastPathState::CommaOrEnd,
-                        (true, _) => break State::KeyOrEnd,
-                        (false, Some(_)) => continue,
-                        (false, None) => break State::ValueOrEnd,
-                    }
-                } else if let Some(end) = fast_path::scalar_end(bytes, at) {
-                    (at, next) = (end, FastPathState::CommaOrEnd);
-                }
-            }
-            if next == FastPathState::CommaOrEnd {
-                let byte = bytes.get(at).copied().unwrap_or_default();
-                if byte == b',' {
-                    at += 1;
-                    next = if object { FastPathState::Key } else { FastPathState::Value };
-                    continue;
-                }
-                if byte == (if object { b'}' } else { b']' }) && self.nesting.depth > 1 {
-                    at += 1;
-                    self.nesting.depth -= 1;
-                    object = self.nesting.in_object();
-                    continue;
-                }
-            }
-            let text = skip_whitespace(bytes, at);
-            if text == at {
-                break match next {
-                    FastPathState::Key => State::Key,
-                    FastPathState::Value => State::Value,
-                    FastPathState::CommaOrEnd => State::CommaOrEnd,
-                };
-            }
-            at = text;
-        };
-        at
-    }
-
-    /// The body has ended: what is undecided by now has no errcode, for its object was never closed.
+    /// Ends the body: an undecided verdict becomes [`Verdict::None`], because the object was never closed.
     pub fn finish(&mut self) -> Verdict {
         if self.verdict == Verdict::Undecided {
             self.verdict = Verdict::None;
@@ -242,7 +156,7 @@ impl ErrcodeScanner {
         &[]
     }
 
-    /// What may follow `byte`; `None` where there can be no errcode any more.
+    /// The state after `byte`; `None` if there can be no errcode any more.
     fn next_state(&mut self, byte: u8) -> Option<State> {
         match (self.state, byte) {
             (State::Bom(seen), _) => self.scan_bom(seen, byte),
@@ -300,7 +214,7 @@ impl ErrcodeScanner {
         self.nesting.push(object).then_some(if object { State::KeyOrEnd } else { State::ValueOrEnd })
     }
 
-    /// Leaves an object or array; `None` when it was the top-level one, which then had no errcode.
+    /// Closes a container; `None` if it was the top-level object, which then has no errcode.
     fn close_container(&mut self) -> Option<State> {
         self.nesting.depth -= 1;
         (self.nesting.depth > 0).then_some(State::CommaOrEnd)
@@ -327,10 +241,10 @@ impl ErrcodeScanner {
         }
     }
 
-    /// Reads a string up to its end, an escape, or the end of the piece; gives what comes after.
+    /// Scans a string up to its end, an escape, or the end of the chunk; returns the rest.
     fn scan_string<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
         let (run, rest) = bytes.split_at(memchr2(b'"', b'\\', bytes).unwrap_or(bytes.len()));
-        // Without an early exit, so that it compiles to vector instructions.
+        // No early exit: lets LLVM vectorise.
         if run.iter().fold(false, |control, &byte| control | (byte < 0x20)) {
             return self.fail();
         }
@@ -354,7 +268,7 @@ impl ErrcodeScanner {
         }
     }
 
-    /// A hexadecimal digit of a `\u` escape. A surrogate is simply no letter of the key.
+    /// Scans a hexadecimal digit of a `\u` escape. A surrogate is no letter of the key.
     fn scan_unicode_escape(&mut self, left: u8, code: u32, byte: u8) -> Option<State> {
         let code = code << 4 | char::from(byte).to_digit(16)?;
         if left > 1 {
@@ -367,13 +281,13 @@ impl ErrcodeScanner {
         Some(State::String)
     }
 
-    /// The number ended before `after`, which must be able to follow one for the number to be whole.
+    /// Ends the number before `after`, which must be allowed after a number.
     fn end_number(&mut self, after: u8) {
         self.state = State::CommaOrEnd;
         if self.is_errcode_value {
-            let whole = matches!(after, b',' | b'}' | b' ' | b'\t' | b'\n' | b'\r');
+            let is_delimited = matches!(after, b',' | b'}' | b' ' | b'\t' | b'\n' | b'\r');
             self.verdict = match self.number.to_integer() {
-                Some(errcode) if whole => Verdict::Found(errcode),
+                Some(errcode) if is_delimited => Verdict::Found(errcode),
                 _ => Verdict::None,
             };
         }
@@ -383,44 +297,5 @@ impl ErrcodeScanner {
 impl Default for ErrcodeScanner {
     fn default() -> Self {
         Self::new()
-    }
-}
-
-/// Whether a key of the top-level object, as it is spelled, is certain not to be the errcode.
-fn is_other_key(key: &[u8]) -> bool {
-    key != KEY && memchr(b'\\', key).is_none()
-}
-
-/// Where, from `at` on, there is no more white space.
-fn skip_whitespace(bytes: &[u8], at: usize) -> usize {
-    match bytes.get(at) {
-        Some(..=b' ') => {
-            let blank = bytes[at..].iter().take_while(|byte| matches!(byte, b' ' | b'\t' | b'\n' | b'\r'));
-            at + blank.count()
-        }
-        _ => at,
-    }
-}
-
-/// The open brackets: a bit each, set for an object.
-#[derive(Clone, Debug)]
-struct NestingStack {
-    objects: [u64; MAX_DEPTH / 64],
-    depth: usize,
-}
-
-impl NestingStack {
-    /// Whether there was room.
-    fn push(&mut self, object: bool) -> bool {
-        let Some(word) = self.objects.get_mut(self.depth / 64) else { return false };
-        let bit = 1 << (self.depth % 64);
-        *word = if object { *word | bit } else { *word & !bit };
-        self.depth += 1;
-        true
-    }
-
-    fn in_object(&self) -> bool {
-        let top = self.depth - 1; // asked only after a value, which is inside of something
-        self.objects[top / 64] >> (top % 64) & 1 == 1
     }
 }

@@ -3,9 +3,9 @@
 use crate::redis_server::RedisServer;
 
 const CLAIM: &str = include_str!("../../../src/store/scripts/claim.lua");
-const COUNT: &str = include_str!("../../../src/store/scripts/count.lua");
-const END: &str = include_str!("../../../src/store/scripts/end.lua");
-const EXTEND: &str = include_str!("../../../src/store/scripts/extend.lua");
+const COUNT: &str = include_str!("../../../src/store/scripts/consume_limits.lua");
+const END: &str = include_str!("../../../src/store/scripts/end_lease.lua");
+const EXTEND: &str = include_str!("../../../src/store/scripts/extend_lease.lua");
 const PUT: &str = include_str!("../../../src/store/scripts/put.lua");
 const READ: &str = include_str!("../../../src/store/scripts/read.lua");
 

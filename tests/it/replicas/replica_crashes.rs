@@ -32,7 +32,7 @@ impl ReplicaProcess {
         let toml = format!("{OPEN_CONFIG}\n[tokens]\n{}\n", redis.store_config_line());
         let path = write_config(&dir, wecom.api_addr(), &Settings::default(), &toml);
         let process = Process::serve(&path).await;
-        process.err.wait_for_line("the store is there").await;
+        process.err.wait_for_line("redis connected").await;
         Self { process, _dir: dir }
     }
 
@@ -231,6 +231,6 @@ async fn unreachable_store_at_start_is_logged() {
     let toml = format!("{OPEN_CONFIG}\n[tokens]\n{}\n", redis.store_config_line());
     let path = write_config(&dir, wecom.api_addr(), &Settings::default(), &toml);
     let process = Process::serve(&path).await;
-    process.err.wait_for_line("the store is away").await;
+    process.err.wait_for_line("redis unavailable").await;
     assert_eq!(process.stop().await.status, 0);
 }

@@ -1,4 +1,4 @@
-//! Chance that can be repeated.
+//! A repeatable random generator.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -9,7 +9,7 @@ impl SimRng {
         Self(seed)
     }
 
-    /// Another that does not depend on how often this one is asked later.
+    /// A generator that does not depend on later uses of this one.
     pub(in super::super) fn fork(&mut self) -> Self {
         Self(self.next_u64())
     }

@@ -1,5 +1,5 @@
-//! The far side: it grants and voids tokens, answers late, wrongly or not at all, and judges the proxy by the calls that
-//! it gets.
+//! The simulated WeCom: issues and voids tokens, responds late, wrongly or not at all, and checks the proxy by
+//! the calls it gets.
 
 use std::{
     collections::HashMap,
@@ -18,25 +18,26 @@ use crate::{secret::Masked, wecom::response::GettokenResponse};
 /// No gettoken takes longer: the proxy gives up by then.
 pub(super) const MAX_GETTOKEN_TIMEOUT: Duration = Duration::from_secs(45);
 const HOUR: Duration = Duration::from_secs(3_600);
-/// Of at most four agents: for refusals and orders 24 each, and what the backoff lets fail.
+/// For at most four agents: 24 refreshes each for refusals and manual ones, and the failures that the backoff
+/// allows.
 const MAX_CALLS_PER_HOUR: usize = 500;
 const COOLDOWN_INTERVAL: Duration = Duration::from_secs(10);
 const PAST_EXPIRY_TTL: Duration = Duration::from_secs(60);
 
-/// How gettoken answers an account for a while.
+/// How gettoken responds to an account for a while.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum SimBehavior {
-    /// The last token while it serves, else a new one.
+    /// The last token while it is valid, else a new one.
     Normal,
-    /// The last token, whether it serves or not.
+    /// The last token, valid or not.
     SameToken,
     /// A new one each time.
     NewToken,
     /// This errcode.
     Errcode(i64),
-    /// No answer in time, although a token may have been granted.
+    /// No response in time, although a token may have been issued.
     TimesOut,
-    /// The code that asks breaks.
+    /// The fetch panics.
     Panics,
     /// Any of these.
     Random,
@@ -62,7 +63,7 @@ pub(super) struct SimWecom(Arc<Mutex<Inner>>);
 
 struct Inner {
     rng: SimRng,
-    /// Answers take a moment at most.
+    /// Responses take 20 ms at most.
     is_fast: bool,
     accounts: HashMap<String, SimAccount>,
     last_serial: u64,
@@ -71,31 +72,31 @@ struct Inner {
     counts: SimCounts,
 }
 
-/// What there is for one pair of corpid and secret.
+/// The state of one pair of corpid and secret.
 struct SimAccount {
     token: Weak<AgentToken>,
     behavior: SimBehavior,
     token_ttl: Duration,
-    /// The last token granted, and until when it serves.
+    /// The last issued token, and its expiry.
     granted: Option<(u64, Instant)>,
     in_flight: bool,
-    /// Until when the proxy may believe each token that it got.
+    /// Until when the proxy may use each token that it got.
     usable_until: HashMap<u64, Instant>,
     /// The newest token that was current.
     newest_serial: u64,
     failures: u32,
-    /// Until when at least, and for what errcode.
+    /// The earliest end of the backoff, and its errcode.
     backoff: Option<(Instant, i64)>,
-    /// Until when no refusal of this token is worth a renewal, for the last one brought it back; and whether a path on which
-    /// it had worked may end that early.
+    /// Until when no refusal of this token may cause a refresh, because the last one returned it; and whether a
+    /// path that had accepted it may end that early.
     cooldown: Option<(Instant, u64, bool)>,
-    /// It was ended early.
+    /// The last cooldown was ended early.
     cooldown_ended_early: bool,
 }
 
 struct SimCall {
     at: Instant,
-    /// The account and its last token, where the proxy had none that serves: its first, or an expiry.
+    /// The account and its last token, if the proxy had no valid one: a first fetch, or an expiry.
     due: Option<(String, Option<u64>, bool)>,
 }
 
@@ -104,10 +105,10 @@ fn account_name(credentials: &Credentials) -> String {
 }
 
 impl SimWecom {
-    pub(super) fn new(chance: SimRng, swift: bool) -> Self {
+    pub(super) fn new(rng: SimRng, is_fast: bool) -> Self {
         Self(Arc::new(Mutex::new(Inner {
-            rng: chance,
-            is_fast: swift,
+            rng,
+            is_fast,
             accounts: HashMap::new(),
             last_serial: 0,
             calls: Vec::new(),
@@ -116,11 +117,11 @@ impl SimWecom {
         })))
     }
 
-    pub(super) fn open_account(&self, slot: &Arc<AgentToken>, life: Duration) {
+    pub(super) fn open_account(&self, entry: &Arc<AgentToken>, token_ttl: Duration) {
         let account = SimAccount {
-            token: Arc::downgrade(slot),
+            token: Arc::downgrade(entry),
             behavior: SimBehavior::Normal,
-            token_ttl: life,
+            token_ttl,
             granted: None,
             in_flight: false,
             usable_until: HashMap::new(),
@@ -130,11 +131,11 @@ impl SimWecom {
             cooldown: None,
             cooldown_ended_early: false,
         };
-        self.inner().accounts.insert(account_name(slot.credentials()), account);
+        self.inner().accounts.insert(account_name(entry.credentials()), account);
     }
 
-    pub(super) fn set_behavior(&self, credentials: &Credentials, mood: SimBehavior) {
-        self.inner().account(&account_name(credentials)).behavior = mood;
+    pub(super) fn set_behavior(&self, credentials: &Credentials, behavior: SimBehavior) {
+        self.inner().account(&account_name(credentials)).behavior = behavior;
     }
 
     /// Voids the token.
@@ -150,45 +151,45 @@ impl SimWecom {
         granted.is_some_and(|(last, until)| last == serial(token) && Instant::now() < until)
     }
 
-    /// An operator's try is free.
-    pub(super) fn reset_backoff(&self, slot: &AgentToken) {
+    /// A manual refresh ignores the backoff.
+    pub(super) fn reset_backoff(&self, entry: &AgentToken) {
         let mut inner = self.inner();
-        let account = inner.account(&account_name(slot.credentials()));
+        let account = inner.account(&account_name(entry.credentials()));
         (account.failures, account.backoff, account.cooldown) = (0, None, None);
     }
 
-    /// A refused token came back.
+    /// gettoken returned a refused token.
     pub(super) fn record_unchanged(&self, credentials: &Credentials, token: &Token) {
         let (until, serial) = (Instant::now() + COOLDOWN_INTERVAL, serial(token));
         let mut inner = self.inner();
         let account = inner.account(&account_name(credentials));
-        // All who waited are told of the same gettoken.
+        // All callers that waited report the same gettoken.
         if account.cooldown.is_none_or(|(known, ..)| known != until) {
             account.cooldown = Some((until, serial, !std::mem::take(&mut account.cooldown_ended_early)));
         }
     }
 
-    /// The errcode of the last failure, while it is too early for another try.
+    /// The errcode of the last failure, while its backoff lasts.
     pub(super) fn backoff_errcode(&self, credentials: &Credentials) -> Option<i64> {
-        let left_alone = self.inner().account(&account_name(credentials)).backoff;
-        left_alone.filter(|(until, _)| Instant::now() < *until).map(|(_, errcode)| errcode)
+        let backoff = self.inner().account(&account_name(credentials)).backoff;
+        backoff.filter(|(until, _)| Instant::now() < *until).map(|(_, errcode)| errcode)
     }
 
-    /// A token is never older than one before it, and never believed for longer than it was granted.
+    /// Checks that a token is never older than a previous one, and never used beyond its expiry.
     pub(super) fn check_token(&self, credentials: &Credentials, token: &Token) {
         let mut inner = self.inner();
         let account = inner.account(&account_name(credentials));
-        let (is, was) = (serial(token), account.newest_serial);
-        account.newest_serial = is.max(was);
-        let until = account.usable_until.get(&is).copied();
+        let (newer, older) = (serial(token), account.newest_serial);
+        account.newest_serial = newer.max(older);
+        let until = account.usable_until.get(&newer).copied();
         drop(inner);
-        self.check(is >= was, || format!("token {is} took the place of token {was}"));
+        self.check(newer >= older, || format!("token {newer} replaced token {older}"));
         self.check(until.is_some_and(|until| token.usable_until <= until), || {
-            format!("token {is} is believed too long")
+            format!("token {newer} is used too long")
         });
     }
 
-    /// No hour has more than its calls, beyond one for each first and each expiry.
+    /// Checks that no hour has more calls than allowed, beyond one for each first fetch and each expiry.
     pub(super) fn check_hourly_calls(&self) {
         let inner = self.inner();
         let (mut worst, mut from) = (0, 0);
@@ -197,9 +198,9 @@ impl SimWecom {
             call.due.iter().for_each(|it| *due.entry(it).or_default() += 1);
             while call.at - inner.calls[from].at >= HOUR {
                 if let Some(it) = &inner.calls[from].due {
-                    let left = due.entry(it).or_default();
-                    *left -= 1;
-                    if *left == 0 {
+                    let due_calls = due.entry(it).or_default();
+                    *due_calls -= 1;
+                    if *due_calls == 0 {
                         due.remove(it);
                     }
                 }
@@ -211,7 +212,7 @@ impl SimWecom {
         self.check(worst <= MAX_CALLS_PER_HOUR, || format!("{worst} calls within an hour that were not due"));
     }
 
-    /// Keeps the first breach: what runs in a task of its own could not fail the test.
+    /// Keeps the first violation, because a panic in a spawned task would not fail the test.
     pub(super) fn check(&self, holds: bool, otherwise: impl FnOnce() -> String) {
         if !holds {
             self.inner().violation.get_or_insert_with(otherwise);
@@ -234,63 +235,64 @@ impl SimWecom {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a call; says how it will be answered, and when.
+    /// Starts a call; returns how and when it is responded to.
     fn start_call(&self, account: &str) -> (SimBehavior, Duration, bool) {
         let now = Instant::now();
         let mut inner = self.inner();
         let SimAccount {
-            token: slot,
+            token: entry,
             in_flight,
-            backoff: left_alone,
-            cooldown: held,
-            cooldown_ended_early: ended,
-            behavior: mood,
+            backoff,
+            cooldown,
+            cooldown_ended_early: ended_early,
+            behavior,
             ..
         } = inner.account(account);
-        let (two, early) = (*in_flight, left_alone.is_some_and(|(until, _)| now < until));
+        let (concurrent, early) = (*in_flight, backoff.is_some_and(|(until, _)| now < until));
         *in_flight = true;
-        let (slot, mood, held) = (slot.upgrade(), *mood, *held);
-        // What is renewed ahead is not renewed for its refusals.
-        let renewed =
-            slot.as_ref().and_then(|slot| usable_token(slot)).filter(|token| now < token.refresh_at);
-        let is_held = renewed
-            .is_some_and(|token| held.is_some_and(|(until, held, _)| now < until && serial(&token) == held));
-        let in_vain = is_held && (*ended || held.is_some_and(|(.., may_end)| !may_end));
-        *ended = is_held;
-        // The first, one ahead of each expiry, and one after it.
-        let lacks = |slot: &Arc<AgentToken>| usable_token(slot).is_none_or(|token| now >= token.refresh_at);
-        let due = slot.filter(lacks).map(|slot| {
-            let current = slot.current.load_full().map(|token| serial(&token));
-            (account.to_owned(), current, usable_token(&slot).is_some())
+        let (entry, behavior, cooldown) = (entry.upgrade(), *behavior, *cooldown);
+        // A proactive refresh is not caused by refusals.
+        let refreshed =
+            entry.as_ref().and_then(|entry| usable_token(entry)).filter(|token| now < token.refresh_at);
+        let is_held = refreshed.is_some_and(|token| {
+            cooldown.is_some_and(|(until, returned, _)| now < until && serial(&token) == returned)
+        });
+        let is_useless = is_held && (*ended_early || cooldown.is_some_and(|(.., may_end)| !may_end));
+        *ended_early = is_held;
+        // A first fetch, one proactive refresh per expiry, and one after it.
+        let lacks = |entry: &Arc<AgentToken>| usable_token(entry).is_none_or(|token| now >= token.refresh_at);
+        let due = entry.filter(lacks).map(|entry| {
+            let current = entry.current.load_full().map(|token| serial(&token));
+            (account.to_owned(), current, usable_token(&entry).is_some())
         });
         inner.calls.push(SimCall { at: now, due });
-        let mood = match mood {
+        let behavior = match behavior {
             SimBehavior::Random => inner.rng.choose(&SimBehavior::FAULTS),
-            mood => mood,
+            behavior => behavior,
         };
-        let delay = match mood {
+        let delay = match behavior {
             _ if inner.is_fast => Duration::from_millis(inner.rng.below(20)),
             SimBehavior::TimesOut => MAX_GETTOKEN_TIMEOUT,
             _ => Duration::from_millis(inner.rng.choose(&[0, 0, 5, 50, 500, 10_000])),
         };
-        let decided_first = inner.rng.below(2) == 0;
+        let decides_first = inner.rng.below(2) == 0;
         drop(inner);
-        self.check(!two, || "two gettokens at once for one agent".to_owned());
-        self.check(!in_vain, || "a gettoken for a token that has just come back".to_owned());
-        self.check(!early, || "a gettoken while it is to be left alone".to_owned());
-        (mood, delay, decided_first)
+        self.check(!concurrent, || "two gettokens at once for one agent".to_owned());
+        self.check(!is_useless, || "a gettoken for a token that was just returned again".to_owned());
+        self.check(!early, || "a gettoken during backoff".to_owned());
+        (behavior, delay, decides_first)
     }
 
-    fn decide_response(&self, account: &str, mood: SimBehavior) -> Result<GettokenResponse, FetchError> {
+    fn decide_response(&self, account: &str, behavior: SimBehavior) -> Result<GettokenResponse, FetchError> {
         let now = Instant::now();
         let mut inner = self.inner();
         let next = inner.last_serial + 1;
         let moody = inner.rng.below(2) == 0;
         let account = inner.account(account);
-        let life = account.token_ttl;
-        let known = match mood {
+        let token_ttl = account.token_ttl;
+        let valid = match behavior {
             SimBehavior::Errcode(errcode) => {
-                return Err(FetchError::Refused { errcode, errmsg: "as it likes".to_owned() });
+                return Err(FetchError::Refused { errcode, errmsg: "random".to_owned() });
             }
             SimBehavior::Panics => return Err(FetchError::Cancelled),
             SimBehavior::TimesOut if moody => return Err(FetchError::TimedOut(Duration::from_secs(30))),
@@ -298,40 +300,45 @@ impl SimWecom {
             SimBehavior::SameToken => account.granted,
             _ => account.granted.filter(|(_, until)| now < *until),
         };
-        let serial = match known {
+        let serial = match valid {
             Some((serial, _)) => serial,
             None => {
-                account.granted = Some((next, now + life));
+                account.granted = Some((next, now + token_ttl));
                 inner.last_serial = next;
                 next
             }
         };
-        match mood {
+        match behavior {
             SimBehavior::TimesOut => Err(FetchError::TimedOut(Duration::from_secs(30))),
-            _ => Ok(GettokenResponse { token: Masked::new(format!("T{serial}")), expires_in: life }),
+            _ => Ok(GettokenResponse { token: Masked::new(format!("T{serial}")), expires_in: token_ttl }),
         }
     }
 
-    /// Notes what the proxy is told now.
-    fn finish_call(&self, account: &str, asked: Instant, answer: &Result<GettokenResponse, FetchError>) {
+    /// Records the response that the proxy gets now.
+    fn finish_call(
+        &self,
+        account: &str,
+        requested_at: Instant,
+        response: &Result<GettokenResponse, FetchError>,
+    ) {
         let mut inner = self.inner();
         let account = inner.account(account);
         account.in_flight = false;
-        match answer {
+        match response {
             Ok(grant) => {
                 (account.failures, account.backoff) = (0, None);
                 let serial = grant.token.expose()[1..].parse().expect("a serial");
-                let until = account.usable_until.entry(serial).or_insert(asked + grant.expires_in);
-                if *until <= asked {
-                    *until = asked + PAST_EXPIRY_TTL;
+                let until = account.usable_until.entry(serial).or_insert(requested_at + grant.expires_in);
+                if *until <= requested_at {
+                    *until = requested_at + PAST_EXPIRY_TTL;
                 }
             }
             Err(failure) => {
                 let (first, longest) = if failure.risks_ban() { (60, 900) } else { (1, 60) };
                 let doubled = (first << account.failures.min(10)).min(longest);
-                let least = Duration::from_secs(doubled).mul_f64(0.9).max(Duration::from_secs(first));
+                let min_delay = Duration::from_secs(doubled).mul_f64(0.9).max(Duration::from_secs(first));
                 account.cooldown_ended_early = false;
-                account.backoff = Some((Instant::now() + least, failure.errcode()));
+                account.backoff = Some((Instant::now() + min_delay, failure.errcode()));
                 account.failures += 1;
             }
         }
@@ -350,19 +357,19 @@ impl FetchToken for SimWecom {
         credentials: &'a Credentials,
     ) -> Pin<Box<dyn Future<Output = Result<GettokenResponse, FetchError>> + Send + 'a>> {
         Box::pin(async move {
-            let (account, asked) = (account_name(credentials), Instant::now());
-            let (mood, delay, decided_first) = self.start_call(&account);
-            // What is decided first may be void when it arrives.
-            let decided = decided_first.then(|| self.decide_response(&account, mood));
+            let (account, requested_at) = (account_name(credentials), Instant::now());
+            let (behavior, delay, decides_first) = self.start_call(&account);
+            // A token that is chosen first can be voided before it arrives.
+            let decided = decides_first.then(|| self.decide_response(&account, behavior));
             tokio::task::yield_now().await;
             if !delay.is_zero() {
                 sleep(delay).await;
             }
-            let answer = decided.unwrap_or_else(|| self.decide_response(&account, mood));
-            self.finish_call(&account, asked, &answer);
-            match answer {
-                Err(FetchError::Cancelled) => panic!("as ordered"),
-                answer => answer,
+            let response = decided.unwrap_or_else(|| self.decide_response(&account, behavior));
+            self.finish_call(&account, requested_at, &response);
+            match response {
+                Err(FetchError::Cancelled) => panic!("scripted"),
+                response => response,
             }
         })
     }

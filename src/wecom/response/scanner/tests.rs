@@ -1,8 +1,8 @@
-//! The scanner on bodies whose verdict is known by hand.
+//! The scanner on bodies with known verdicts.
 
 use super::*;
 
-/// The verdict, the same whole and byte by byte.
+/// The verdict, asserted to be the same for the whole body and byte by byte.
 fn scan(body: impl AsRef<[u8]>) -> Verdict {
     let body = body.as_ref();
     let (mut whole, mut single) = (ErrcodeScanner::new(), ErrcodeScanner::new());

@@ -1,13 +1,14 @@
--- Does once what the other scripts do, so that a store which refuses some of it is known before it is relied upon.
+-- Runs the commands of the other scripts once, so that a server that refuses one of them is detected on
+-- connecting.
 --
--- KEYS: a hash, a text. ARGV: the channel, milliseconds.
--- Answers 1, or the first error with its command's name, which a server does not say of all errors.
+-- KEYS: a hash, a string. ARGV: the channel, milliseconds. Returns 1, or the first error with the name of its
+-- command, which servers do not include in every error.
 local refused
 local function try(...)
     if refused then return end
-    local answer = redis.pcall(...)
-    if type(answer) == 'table' and answer.err then refused = string.format("%s ('%s')", answer.err, (...)) end
-    return answer
+    local reply = redis.pcall(...)
+    if type(reply) == 'table' and reply.err then refused = string.format("%s ('%s')", reply.err, (...)) end
+    return reply
 end
 
 try('time')
@@ -15,7 +16,7 @@ for nth, kind in ipairs({ 'hash', 'string' }) do
     local found = (try('type', KEYS[nth]) or {}).ok
     if found ~= kind and found ~= 'none' then try('del', KEYS[nth]) end
 end
--- First of what writes: a server that is full refuses no more than that.
+-- HSET is the first write: a full server refuses writes only.
 try('hset', KEYS[1], 'fence', 0)
 try('pexpire', KEYS[1], ARGV[2])
 try('hget', KEYS[1], 'fence')

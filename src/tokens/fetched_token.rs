@@ -1,0 +1,41 @@
+//! A fetched token, from gettoken or from the store.
+
+use std::{str, time::Duration};
+
+use super::Token;
+use crate::{store::StoreRecord, wecom::response::GettokenResponse};
+
+/// A token and where it came from.
+#[derive(Clone)]
+pub(super) struct FetchedToken {
+    pub(super) response: GettokenResponse,
+    /// The fence of its record; 0 where the store has none.
+    pub(super) fence: u64,
+    /// How long the store has had it.
+    age: Duration,
+    /// Whether this replica called gettoken for it.
+    pub(super) is_own: bool,
+}
+
+impl FetchedToken {
+    /// Fetched by this replica without the store.
+    pub(super) fn unshared(response: GettokenResponse) -> Self {
+        Self::leased(0, response)
+    }
+
+    /// Fetched by this replica under a lease.
+    pub(super) fn leased(fence: u64, response: GettokenResponse) -> Self {
+        Self { response, fence, age: Duration::ZERO, is_own: true }
+    }
+
+    /// `None` if the value is not a valid token.
+    pub(super) fn from_record(record: &StoreRecord) -> Option<Self> {
+        let response = GettokenResponse::from_parts(str::from_utf8(&record.value).ok()?, record.ttl)?;
+        Some(Self { response, fence: record.fence, age: record.age, is_own: false })
+    }
+
+    /// Whether `cached` is newer, or this very token.
+    pub(super) fn is_older_than(&self, cached: &Token) -> bool {
+        cached.is_newer_than(self.fence, self.age)
+    }
+}
