@@ -1,5 +1,5 @@
-"""What nginx, HAProxy and wecom-proxy are told in the benchmark: each function writes a configuration and returns the
-command that starts it. `wecom` is the port of the stand-in for WeCom. None of them logs unless it says so."""
+"""Configurations of nginx, HAProxy and wecom-proxy in the benchmark: each function writes a configuration and returns the
+command that starts the program. `wecom` is the port of the WeCom stand-in. Logs are off unless a function enables them."""
 
 import hashlib
 import os
@@ -7,7 +7,7 @@ import pathlib
 import shutil
 
 LUA_MODULES = [pathlib.Path("/usr/lib/nginx/modules", f"{name}_module.so") for name in ("ndk_http", "ngx_http_lua")]
-# As long as WeCom's.
+# A token of WeCom's length.
 TOKEN = "a-token-of-two-hundred-and-fourteen-characters".ljust(214, "0")
 KEY = "a-key-of-the-benchmark-0123456789abcdef"
 USER = '{"errcode":0,"errmsg":"ok","userid":"zhangsan","name":"张三","department":[1,2],"position":"工程师","status":1}'
@@ -15,16 +15,16 @@ MB = 1 << 20
 
 
 class Problem(Exception):
-    """Ends the program with a message for its user."""
+    """An error that ends the program with a message."""
 
 
 def find(name):
-    """Where a program is, if it is there. Debian keeps servers where only root's PATH looks."""
+    """The path of a program, or None. Also searches sbin, where Debian installs servers."""
     return shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
 
 
 def program(name):
-    """The same for a program that must be there; its Debian package has its name."""
+    """The path of a required program, whose Debian package has the same name."""
     found = find(name)
     if not found:
         raise Problem(f"{name} is missing: apt install {name}")
@@ -32,13 +32,13 @@ def program(name):
 
 
 def nginx(directory, name, http, modules=()):
-    """The command of an nginx with one worker; its own directory keeps it away from the system's nginx."""
+    """The command of an nginx with one worker, in a separate directory to isolate it from the system's nginx."""
     own = directory / name
     own.mkdir(exist_ok=True)
     temporary = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     (own / "nginx.conf").write_text(
         "".join(f"load_module {module};\n" for module in modules)
-        # As root it would change to a user who cannot read the temporary directory.
+        # As root it would switch to a user that cannot read the temporary directory.
         + ("user root;\n" if os.geteuid() == 0 else "")
         + f"daemon off; worker_processes 1; pid {own}/pid; error_log stderr error;\n"
         + "events { worker_connections 4096; }\nhttp {\n  access_log off; sendfile on; tcp_nopush on;\n"
@@ -51,7 +51,7 @@ def nginx(directory, name, http, modules=()):
 
 
 def stand_in(directory, port):
-    """WeCom, as far as it matters here: whoever comes without the token gets 403, which ends the benchmark."""
+    """The WeCom stand-in: a request without the token gets 403, which fails the benchmark."""
     files = directory / "files" / "cgi-bin"
     for folder in ("user", "media"):
         (files / folder).mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,7 @@ def stand_in(directory, port):
     people = ",".join([person] * (MB // len(person.encode()) + 1))
     (files / "user" / "list").write_text('{"errcode":0,"errmsg":"ok","userlist":[%s]}' % people, encoding="utf-8")
     (files / "media" / "get").write_bytes(os.urandom(MB) * 10)
-    known = "if ($arg_access_token != '%s') { return 403; }" % TOKEN
+    check_token = "if ($arg_access_token != '%s') { return 403; }" % TOKEN
     http = f"""
   default_type application/json;
   server {{
@@ -68,13 +68,13 @@ def stand_in(directory, port):
     location = /cgi-bin/gettoken {{
       return 200 '{{"errcode":0,"errmsg":"ok","access_token":"{TOKEN}","expires_in":7200}}';
     }}
-    location = /cgi-bin/user/get {{ {known} return 200 '{USER}'; }}
-    location = /cgi-bin/message/send {{ {known} return 200 '{USER}'; }}
-    location = /cgi-bin/user/list {{ {known} }}
-    location = /cgi-bin/media/get {{ {known} default_type application/octet-stream; }}
-    # Only a location that passes requests on takes the whole body before it answers.
+    location = /cgi-bin/user/get {{ {check_token} return 200 '{USER}'; }}
+    location = /cgi-bin/message/send {{ {check_token} return 200 '{USER}'; }}
+    location = /cgi-bin/user/list {{ {check_token} }}
+    location = /cgi-bin/media/get {{ {check_token} default_type application/octet-stream; }}
+    # Only a location with proxy_pass reads the whole body before it responds.
     location = /cgi-bin/media/upload {{
-      {known}
+      {check_token}
       client_body_buffer_size 11m; proxy_pass_request_body off; proxy_set_header Content-Length "";
       proxy_pass http://unix:{directory}/uploaded;
     }}
@@ -84,7 +84,7 @@ def stand_in(directory, port):
 
 
 def nginx_inject(directory, port, wecom):
-    """Cuts /hr, adds the token, streams in both directions."""
+    """Removes /hr, adds the token, streams in both directions."""
     return nginx(directory, "nginx", f"""
   upstream wecom {{ server 127.0.0.1:{wecom}; keepalive 128; keepalive_requests 1000000000; }}
   server {{
@@ -99,7 +99,7 @@ def nginx_inject(directory, port, wecom):
 
 
 def nginx_lua(directory, port, wecom):
-    """The whole job: a key, one gettoken for all, errcode looked at, one retry. The retry needs both bodies in memory."""
+    """The full function: client key, shared token, errcode inspection, one retry. The retry needs both bodies in memory."""
     return nginx(directory, "nginx-lua", f"""
   lua_shared_dict tokens 1m;
   upstream wecom {{ server 127.0.0.1:{wecom}; keepalive 128; keepalive_requests 1000000000; }}
@@ -135,27 +135,27 @@ def nginx_lua(directory, port, wecom):
         end
         ngx.req.read_body()
         local path, args = "/wecom" .. ngx.var.uri:sub(4), ngx.var.args .. "&access_token="
-        local method, refused, answer = ngx["HTTP_" .. ngx.req.get_method()], nil, nil
+        local method, refused, response = ngx["HTTP_" .. ngx.req.get_method()], nil, nil
         for attempt = 1, 2 do
           local token = current(refused)
           if not token then return ngx.exit(502) end
-          answer = ngx.location.capture(path, {{ method = method, args = args .. token, always_forward_body = true }})
-          local json = (answer.header["Content-Type"] or ""):find("json", 1, true)
-          local errcode = json and answer.body:match('"errcode"%s*:%s*(%d+)')
+          response = ngx.location.capture(path, {{ method = method, args = args .. token, always_forward_body = true }})
+          local json = (response.header["Content-Type"] or ""):find("json", 1, true)
+          local errcode = json and response.body:match('"errcode"%s*:%s*(%d+)')
           if errcode ~= "40014" and errcode ~= "42001" then break end
           refused = token
         end
-        ngx.status = answer.status
-        ngx.header["Content-Type"] = answer.header["Content-Type"]
-        ngx.header["Content-Length"] = #answer.body
-        ngx.print(answer.body)
+        ngx.status = response.status
+        ngx.header["Content-Type"] = response.header["Content-Type"]
+        ngx.header["Content-Length"] = #response.body
+        ngx.print(response.body)
       }}
     }}
   }}""", LUA_MODULES)
 
 
 def haproxy(directory, port, wecom):
-    """Cuts /hr and adds the token."""
+    """Removes /hr and adds the token."""
     path = directory / "haproxy.cfg"
     path.write_text(f"""
 global
@@ -180,7 +180,7 @@ backend wecom
 
 
 def wecom_proxy(binary, access):
-    """Its defaults, a client with a key, and the access log off or on."""
+    """The defaults, a client with a key, and the access log on or off."""
     def command(directory, port, wecom):
         path = directory / f"proxy-{access}.toml"
         path.write_text(f"""

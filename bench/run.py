@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""What wecom-proxy costs beside nginx and HAProxy, measured on this machine in under three minutes.
+"""Compares the cost of wecom-proxy with nginx and HAProxy on this machine, in under three minutes.
 
     python3 bench/run.py
 
-It needs Linux, two CPUs, cargo, wrk and nginx. HAProxy and nginx's Lua module add rows where they are installed:
-apt install wrk nginx haproxy libnginx-mod-http-lua. Everything stays on 127.0.0.1 and in a temporary directory, and
-whatever it starts ends with it. docs/performance.md says what the numbers mean.
+Requires Linux, two CPUs, cargo, wrk and nginx. HAProxy and nginx's Lua module add rows if they are installed:
+apt install wrk nginx haproxy libnginx-mod-http-lua. Uses only 127.0.0.1 and a temporary directory; all processes that it
+starts end with it. docs/performance.md explains the numbers.
 """
 
 import argparse
@@ -33,7 +33,7 @@ FILE = f"string.rep('x', {10 * MB})"
 GET = "/hr/cgi-bin/user/get?userid=zhangsan"
 IDLE = 1000
 
-# name, target, the request's body in wrk's Lua, least bytes of an answer, connections, a new connection for each request
+# name, target, request body in wrk's Lua, minimum bytes of a response, connections, whether each request uses a new connection
 SCENARIOS = [
     ("small GET", GET, "", 100, 64, False),
     ("small POST", "/hr/cgi-bin/message/send?debug=0", f"'{MESSAGE}'", 100, 64, False),
@@ -45,8 +45,8 @@ SCENARIOS = [
 
 
 def free_ports(count):
-    """Below those that the kernel hands out, where nobody who asks for any port can take one of them meanwhile; two
-    benchmarks at a time begin at different ones."""
+    """Free ports below the ephemeral range, so that no process with an ephemeral port can take them meanwhile; the first
+    depends on the process id, so that two benchmarks start at different ports."""
     found, first = [], 16 * os.getpid() % 10000
     for nth in range(10000):
         port = 21000 + (first + nth) % 10000
@@ -55,16 +55,16 @@ def free_ports(count):
             found.append(port)
         if len(found) == count:
             return found
-    raise Problem("there are no free ports between 21000 and 31000")
+    raise Problem("no free ports between 21000 and 31000")
 
 
-def bound_to_us():
-    """In a child: ends with this program, even where this is killed."""
+def end_with_parent():
+    """In a child process: makes it end with this program, even if this program is killed."""
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 class Server:
-    """A program that serves on a port, on one CPU."""
+    """A server process on one port and one CPU."""
 
     def __init__(self, name, port, command, cpu, log):
         self.name, self.port, self.command, self.cpu, self.log = name, port, command, cpu, log
@@ -72,12 +72,12 @@ class Server:
 
     def __enter__(self):
         def prepare():
-            bound_to_us()
+            end_with_parent()
             os.sched_setaffinity(0, {self.cpu})
 
         environment = {key: value for key, value in os.environ.items() if key not in ("RUST_LOG", "NOTIFY_SOCKET")}
         with open(self.log, "ab") as log:
-            # A session of its own: Ctrl-C reaches this program only, which then ends the others in order.
+            # A new session, so that Ctrl-C reaches only this program, which then ends the others.
             self.process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                                             env=environment, start_new_session=True, preexec_fn=prepare)
         try:
@@ -88,11 +88,11 @@ class Server:
         return self
 
     def wait(self):
-        until = time.monotonic() + 10
+        deadline = time.monotonic() + 10
         while True:
             with contextlib.suppress(OSError):
                 return socket.create_connection(("127.0.0.1", self.port), 1).close()
-            if self.process.poll() is not None or time.monotonic() > until:
+            if self.process.poll() is not None or time.monotonic() > deadline:
                 raise Problem(f"{self.name} did not start:\n{self.log.read_text(errors='replace')[-2000:]}")
             time.sleep(0.02)
 
@@ -101,32 +101,32 @@ class Server:
         try:
             self.process.wait(5)
         except subprocess.TimeoutExpired:
-            # Its session holds nothing but what it started itself.
+            # Its session contains only its own processes.
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
 
     def processes(self):
-        """Its own and, for nginx, the worker's."""
+        """The process and its children, such as nginx's worker."""
         children = pathlib.Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         return [pathlib.Path("/proc", str(pid)) for pid in [self.process.pid, *children]]
 
     def cpu_us(self):
-        """Processor time so far, what the kernel did in its name included."""
+        """CPU time so far in microseconds, kernel time included."""
         tasks = [task for process in self.processes() for task in process.glob("task/*/schedstat")]
         return sum(int(task.read_text().split()[0]) for task in tasks) / 1000
 
     def memory_kb(self, line):
-        """A line of the status of the process that serves."""
+        """A value of /proc/PID/status of the serving process, in KB."""
         lines = (self.processes()[-1] / "status").read_text().splitlines()
         return int(next(found for found in lines if found.startswith(line)).split()[1])
 
-    def forget_peak(self):
+    def reset_peak_memory(self):
         (self.processes()[-1] / "clear_refs").write_text("5")
 
 
 def end_wrk(wrk):
-    """It knows only whole seconds, but an interrupt ends it at any time, unless it comes just before wrk goes to sleep:
-    then it takes another one. What wrk has said."""
+    """Ends wrk with an interrupt, because its duration is in whole seconds, and returns its output. An interrupt just
+    before wrk sleeps is lost, so it is repeated."""
     for _ in range(15):
         wrk.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -136,7 +136,7 @@ def end_wrk(wrk):
 
 def load(server, scenario, seconds, directory):
     """One run of wrk against one server."""
-    name, target, body, least, connections, close = scenario
+    name, target, body, min_bytes, connections, close = scenario
     script = directory / "wrk.lua"
     script.write_text((f"wrk.method = 'POST'; wrk.body = {body}" if body else "") + """
       function done(summary, latency)
@@ -146,76 +146,76 @@ def load(server, scenario, seconds, directory):
       end""")
     command = [program("wrk"), "-t1", f"-c{connections}", "-d60s", "--timeout", "20s", "-s", script]
     command += ["-H", f"X-Api-Key: {KEY}"] + (["-H", "Connection: close"] if close else [])
-    server.forget_peak()
+    server.reset_peak_memory()
     before = server.cpu_us()
     with subprocess.Popen(command + [f"http://127.0.0.1:{server.port}{target}"], stdout=subprocess.PIPE, text=True,
-                          start_new_session=True, preexec_fn=bound_to_us) as wrk:
+                          start_new_session=True, preexec_fn=end_with_parent) as wrk:
         try:
             time.sleep(seconds)
-            said = end_wrk(wrk)
+            output = end_wrk(wrk)
         finally:
             wrk.kill()
-    used = server.cpu_us() - before
-    result = [line for line in said.splitlines() if line.startswith("RESULT ")]
-    requests, took, received, errors, p50, p99 = json.loads(result[0][7:]) if result else [0] * 6
+    cpu_us = server.cpu_us() - before
+    result = [line for line in output.splitlines() if line.startswith("RESULT ")]
+    requests, duration_us, received, errors, p50, p99 = json.loads(result[0][7:]) if result else [0] * 6
     if result and not requests and not errors and seconds < 5:
-        # Too slow a machine, or too large a body, for so short a run.
+        # The machine is too slow, or the body too large, for this duration.
         return load(server, scenario, 4 * seconds, directory)
-    if errors or not requests or received < requests * least:
-        raise Problem(f"{server.name}, {name}: {requests} answers, {errors} errors; wrk said:\n{said}")
-    return {"cpu": used / requests, "rate": requests / took * 1e6, "p50": p50 / 1000, "p99": p99 / 1000,
-            "peak": server.memory_kb("VmHWM") / 1024, "busy": used / took * 100}
+    if errors or not requests or received < requests * min_bytes:
+        raise Problem(f"{server.name}, {name}: {requests} responses, {errors} errors; output of wrk:\n{output}")
+    return {"cpu": cpu_us / requests, "rate": requests / duration_us * 1e6, "p50": p50 / 1000, "p99": p99 / 1000,
+            "peak": server.memory_kb("VmHWM") / 1024, "busy": cpu_us / duration_us * 100}
 
 
 def idle(server):
-    """KB resident at rest, and with connections that have had one answer each and are kept."""
-    def one():
+    """Resident memory in KB at rest, and with IDLE persistent connections after one response each."""
+    def open_connection():
         connection = socket.create_connection(("127.0.0.1", server.port), 5)
         connection.sendall(f"GET {GET} HTTP/1.1\r\nHost: wecom\r\nX-Api-Key: {KEY}\r\n\r\n".encode())
-        answer = b""
-        while not answer.endswith(b"}"):
-            piece = connection.recv(65536)
-            if not piece:
-                raise Problem(f"{server.name} closed a connection after: {answer.decode(errors='replace')}")
-            answer += piece
-        if b'"zhangsan"' not in answer:
-            raise Problem(f"{server.name} answered: {answer.decode(errors='replace')}")
+        response = b""
+        while not response.endswith(b"}"):
+            chunk = connection.recv(65536)
+            if not chunk:
+                raise Problem(f"{server.name} closed a connection after: {response.decode(errors='replace')}")
+            response += chunk
+        if b'"zhangsan"' not in response:
+            raise Problem(f"{server.name} sent: {response.decode(errors='replace')}")
         return connection
 
-    with one():
+    with open_connection():
         before = server.memory_kb("VmRSS")
-    with contextlib.ExitStack() as kept:
+    with contextlib.ExitStack() as stack:
         for _ in range(IDLE):
-            kept.enter_context(one())
+            stack.enter_context(open_connection())
         return before, server.memory_kb("VmRSS")
 
 
 def choose_cpus():
-    """One for the proxy and one for the load; not two threads of one core where there is a choice."""
+    """One CPU for the proxy and one for the load, on different cores if possible."""
     cpus = sorted(os.sched_getaffinity(0))
     siblings = pathlib.Path(f"/sys/devices/system/cpu/cpu{cpus[0]}/topology/thread_siblings_list")
     same = siblings.read_text().strip().replace("-", ",").split(",") if siblings.exists() else []
     others = [cpu for cpu in cpus[1:] if str(cpu) not in same] or cpus[1:]
     if not others:
-        print("There is only one CPU: the load takes its time from the proxies.", file=sys.stderr)
+        print("Only one CPU: the load and the proxies share it.", file=sys.stderr)
     return cpus[0], (others or cpus)[0]
 
 
 def warn_unless_idle():
-    """Others' work shows in every number, and not in the same way in each."""
-    def spent():
+    """Warns if other processes use the CPU, which distorts every number."""
+    def busy_ticks():
         user, nice, system = pathlib.Path("/proc/stat").read_text().split()[1:4]
         return int(user) + int(nice) + int(system)
 
-    before = spent()
+    before = busy_ticks()
     time.sleep(0.5)
-    share = (spent() - before) / (0.5 * os.sysconf("SC_CLK_TCK"))
+    share = (busy_ticks() - before) / (0.5 * os.sysconf("SC_CLK_TCK"))
     if share > 0.1:
-        print(f"Other programs take {share:.0%} of a CPU: do not trust the numbers before they have ended.", file=sys.stderr)
+        print(f"Other programs use {share:.0%} of a CPU: the numbers are unreliable until they have ended.", file=sys.stderr)
 
 
-def tell(names, at_rest, runs):
-    """Markdown tables. A number is the median of the rounds, a ratio that of the ratios within a round."""
+def print_tables(names, at_rest, runs):
+    """Prints Markdown tables. A number is the median of the rounds, a ratio the median of the ratios within a round."""
     def ratio(scenario, name, other):
         if (scenario, other) not in runs:
             return "–"
@@ -241,7 +241,7 @@ def tell(names, at_rest, runs):
 def measure(options, directory, binary):
     proxy_cpu, load_cpu = choose_cpus()
     warn_unless_idle()
-    # What is started later inherits it: wrk and the stand-in share this CPU.
+    # Child processes inherit it: wrk and the stand-in share this CPU.
     os.sched_setaffinity(0, {load_cpu})
     kinds = {"nginx": nginx_inject}
     if find("haproxy"):
@@ -250,7 +250,7 @@ def measure(options, directory, binary):
         kinds["nginx + Lua, whole job"] = nginx_lua
     missing = {"HAProxy": "haproxy", "nginx + Lua, whole job": "libnginx-mod-http-lua"}
     for package in (package for name, package in missing.items() if name not in kinds):
-        print(f"Not compared, for it is missing: apt install {package}", file=sys.stderr)
+        print(f"Not compared, because it is missing: apt install {package}", file=sys.stderr)
     kinds["wecom-proxy"] = wecom_proxy(binary, "false")
     kinds["wecom-proxy, access log"] = wecom_proxy(binary, "true")
     wecom, *ports = free_ports(1 + len(kinds))
@@ -259,7 +259,7 @@ def measure(options, directory, binary):
     with server("the stand-in for WeCom", wecom, stand_in(directory, wecom), load_cpu), contextlib.ExitStack() as running:
         at_rest = {}
         for peer in peers:
-            # A process that has not worked yet: one that has would serve them from memory it already holds.
+            # A new process, because one that has served requests would reuse memory that it already holds.
             with peer:
                 at_rest[peer.name] = idle(peer)
         for peer in peers:
@@ -268,20 +268,20 @@ def measure(options, directory, binary):
         for nth in range(options.rounds):
             print(f"round {nth + 1} of {options.rounds}", file=sys.stderr, flush=True)
             for scenario in SCENARIOS:
-                # Neighbours in time are compared, and none is always the first.
+                # Compared runs are adjacent in time, and the first peer rotates.
                 for at in range(len(peers)):
                     peer = peers[(at + nth) % len(peers)]
                     run = load(peer, scenario, options.seconds, directory)
                     runs.setdefault((scenario[0], peer.name), []).append(run)
-    tell(list(kinds), at_rest, runs)
+    print_tables(list(kinds), at_rest, runs)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.7, help="of each run")
-    parser.add_argument("--smoke", action="store_true", help="one short round: whether it works, not how fast")
-    parser.add_argument("--program", type=pathlib.Path, help="a wecom-proxy that is built already")
+    parser.add_argument("--smoke", action="store_true", help="one short round, to test that it works")
+    parser.add_argument("--program", type=pathlib.Path, help="path of a built wecom-proxy")
     options = parser.parse_args()
     if options.smoke:
         options.rounds, options.seconds = 1, 0.2
@@ -289,7 +289,7 @@ def main():
     ends = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def end(number, _):
-        # Once: what was started ends and the directory goes, however impatient somebody is.
+        # Ignores further signals, so that all processes end and the directory is removed.
         for other in ends:
             signal.signal(other, signal.SIG_IGN)
         sys.exit(128 + number)
@@ -298,10 +298,10 @@ def main():
 
     program("wrk"), program("nginx")
     if not pathlib.Path("/proc/self/schedstat").exists():
-        raise Problem("this kernel does not count processor time in /proc/PID/schedstat")
+        raise Problem("no /proc/PID/schedstat: this kernel does not count CPU time there")
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if hard != resource.RLIM_INFINITY and hard < 4 * IDLE:
-        raise Problem(f"at most {hard} files may be open here; {4 * IDLE} are needed: see ulimit -Hn")
+        raise Problem(f"the limit of open files is {hard}, {4 * IDLE} are needed: see ulimit -Hn")
     resource.setrlimit(resource.RLIMIT_NOFILE, (16 * IDLE if hard == resource.RLIM_INFINITY else min(hard, 16 * IDLE), hard))
     binary = options.program and options.program.resolve()
     if not binary:

@@ -1,5 +1,5 @@
-//! What `benches/` counts of the rooms' insides, one function a part. It is hidden because it is no part of the library's
-//! interface; whatever is public anyway is used from where it is.
+//! Internal functions that `benches/` measures. Hidden, because it is not part of the public API; `benches/` uses public
+//! items by their own paths.
 
 pub use crate::{
     proxy::bench::{ResponseHeaderBench, inject_token, key_client, parse_target, pass_client},

@@ -1,5 +1,5 @@
-//! What `fuzz/` tries of the rooms' insides, a door to each. It is hidden because it is no part of the library's
-//! interface; whatever is public anyway is tried from where it is.
+//! Internal functions that `fuzz/` tests. Hidden, because it is not part of the public API; `fuzz/` uses public items by
+//! their own paths.
 
 pub use crate::{
     proxy::fuzz::{ResolvedTarget, TargetKind, resolve_target},

@@ -1,16 +1,16 @@
-//! A WeCom upstream that behaves, and misbehaves when told to: for the demo, our tests and users' own tests. It shares
-//! no code and no constant with the rest of the crate, so that a mistake there is not made here too.
+//! A simulated WeCom API with fault injection, for the demo, our tests and users' own tests. It shares no code and no
+//! constant with the rest of the crate, so that a mistake there is not repeated here.
 //!
 //! ```
 //! use wecom_proxy::simulator::{Fault, Settings, Simulator};
 //!
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-//! let wecom = Simulator::local(Settings::default()).await?;
+//! let wecom = Simulator::start_local(Settings::default()).await?;
 //! let url = format!("http://{}/cgi-bin/user/get?userid=zhangsan", wecom.api_addr());
-//! wecom.inject(Fault::errcode(45009).on("/cgi-bin/user/get").times(1))?;
-//! wecom.revoke("hr")?;
-//! // … call `url` through what is to be tested …
-//! wecom.wait_until(|seen| seen.executed("/cgi-bin/user/get") == 1).await?;
+//! wecom.inject(Fault::errcode(45009).on_path("/cgi-bin/user/get").times(1))?;
+//! wecom.revoke_tokens("hr")?;
+//! // … call `url` through the program under test …
+//! wecom.wait_until(|observed| observed.executed_count("/cgi-bin/user/get") == 1).await?;
 //! assert_eq!(wecom.gettoken_count("hr")?, 2);
 //! # Ok(()) }
 //! ```
@@ -26,26 +26,26 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 mod agents; // secrets and tokens
-mod api; // the life of one request
+mod api; // serving one request
 mod body; // request bodies
-mod company; // who there is
+mod company; // people, departments, tags: data
 mod control; // the control address
 mod directory; // people, departments, tags: read
-mod directory_changes; // people, departments, tags: made, altered, taken away
-mod echo; // what came, said back
-mod errors;
-mod faults; // what is to go wrong
+mod directory_changes; // people, departments, tags: create, update, delete
+mod echo; // calls that return the request
+mod errors; // errcodes and their texts
+mod faults; // fault injection
 mod listener; // listeners and connections
 mod media; // files
 mod messages; // messages
 mod multipart; // files in forms
-mod observed; // the view for conditions
-mod query; // queries
+mod observed; // a consistent view of the recorded traffic
+mod query; // query strings
 mod random; // random text
-mod recorder; // what was seen
-mod response; // what goes back
-mod routes; // the calls there are
-mod state; // all in one, behind one lock // errcodes in words
+mod recorder; // recorded traffic
+mod response; // responses and their bodies
+mod routes; // the API calls
+mod state; // all state, behind one lock
 
 #[cfg(test)]
 mod tests;
@@ -58,29 +58,29 @@ pub use response::generated_bytes;
 
 use state::{Shared, State};
 
-/// The longest that [`Simulator::wait_until`] waits.
+/// Time limit of [`Simulator::wait_until`].
 const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How a simulator begins.
+/// The initial state of a simulator.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The applications it knows.
+    /// The known agents (applications).
     pub agents: Vec<SimulatedAgent>,
-    /// How long a token serves. `expires_in` says it in whole seconds, rounded up, at least 1; always all of it, also
-    /// when the same token is handed out again.
+    /// Lifetime of a token. `expires_in` is this lifetime in whole seconds, rounded up, at least 1; it is not reduced
+    /// when the same token is returned again.
     pub token_lifetime: Duration,
     /// Serves the API over TLS; HTTP/2 where its ALPN offers `h2`. The control address stays plain.
     pub tls: Option<Arc<rustls::ServerConfig>>,
-    /// After so many gettoken calls of an agent the next are answered 45009.
+    /// Gettoken calls of one agent beyond this number fail with errcode 45009.
     pub gettoken_limit: Option<u32>,
-    /// The keys that `webhook/send` takes.
+    /// The keys that `webhook/send` accepts.
     pub webhook_keys: Vec<String>,
-    /// Sends the undocumented headers Error-Code and Error-Msg, as captured traffic had them.
+    /// Sends the undocumented headers Error-Code and Error-Msg, which captured WeCom traffic contains.
     pub errcode_headers: bool,
 }
 
 impl Default for Settings {
-    /// Two agents of one company, `hr` and `ops`, with secrets that nobody takes for real ones.
+    /// Two agents of one company, `hr` and `ops`, with secrets that are obviously not real.
     fn default() -> Self {
         Self {
             agents: vec![
@@ -96,7 +96,7 @@ impl Default for Settings {
     }
 }
 
-/// A running simulator. Clones are handles to the same one, which stops when the last is dropped.
+/// Handle to a running simulator. Clones share it; it stops when the last handle is dropped.
 #[derive(Clone)]
 pub struct Simulator(Arc<RunningSimulator>);
 
@@ -113,12 +113,12 @@ impl fmt::Debug for Simulator {
     }
 }
 
-/// Start and end.
+/// Start and stop.
 impl Simulator {
-    /// Listens on two addresses and serves in tasks of its own. Port 0 takes a free one.
+    /// Binds both addresses and serves in spawned tasks. Port 0 selects a free port.
     ///
     /// # Errors
-    /// Where an address cannot be bound.
+    /// If an address cannot be bound.
     pub async fn start(settings: Settings, api: SocketAddr, control: SocketAddr) -> io::Result<Self> {
         Self::serve(settings, TcpListener::bind(api).await?, TcpListener::bind(control).await?)
     }
@@ -126,16 +126,16 @@ impl Simulator {
     /// Listens on free ports of 127.0.0.1.
     ///
     /// # Errors
-    /// Where no port can be bound.
+    /// If no port can be bound.
     pub async fn start_local(settings: Settings) -> io::Result<Self> {
         let free = SocketAddr::from(([127, 0, 0, 1], 0));
         Self::start(settings, free, free).await
     }
 
-    /// Serves on listeners that are already open. Needs a tokio runtime around it.
+    /// Serves on bound listeners. Must be called within a tokio runtime.
     ///
     /// # Errors
-    /// Where a listener does not know its address.
+    /// If a listener's local address cannot be read.
     pub fn serve(settings: Settings, api: TcpListener, control: TcpListener) -> io::Result<Self> {
         let (api_addr, control_addr) = (api.local_addr()?, control.local_addr()?);
         listener::set_backlog(&api)?;
@@ -157,50 +157,50 @@ impl Simulator {
         self.0.control_addr
     }
 
-    /// Closes the listeners and all connections, whatever other handles there are, and returns when they are closed:
-    /// from then on nobody can connect, and the addresses are free for another simulator.
+    /// Closes the listeners and all connections, even if other handles exist, and returns once they are closed. The
+    /// addresses are then free for another simulator.
     pub async fn stop(&self) {
         self.0.stop.send_modify(|()| ());
         self.0.stop.closed().await;
     }
 }
 
-/// What it is told to do. Each has its counterpart at the control address.
+/// Control. Each method has its counterpart at the control address.
 impl Simulator {
-    /// Voids all tokens of an agent: 40014.
+    /// Revokes all tokens of an agent: calls with them get errcode 40014.
     ///
     /// # Errors
-    /// Where no agent has this name; so in all calls that take one.
+    /// `UnknownAgent` if no agent has this name; the same holds for all methods that take an agent's name.
     pub fn revoke_tokens(&self, agent: &str) -> Result<(), UnknownAgent> {
         self.update(|state| state.change_agent(agent, |agents, at| agents.revoke_tokens(at)))
     }
 
-    /// Ends all tokens of an agent: 42001.
+    /// Expires all tokens of an agent: calls with them get errcode 42001.
     pub fn expire_tokens(&self, agent: &str) -> Result<(), UnknownAgent> {
         self.update(|state| state.change_agent(agent, |agents, at| agents.expire_tokens(at)))
     }
 
-    /// Gives an agent another secret; tokens and tickets got with the old one are void.
+    /// Changes the secret of an agent; tokens and tickets issued for the old secret are revoked.
     pub fn reset_secret(&self, agent: &str, secret: &str) -> Result<(), UnknownAgent> {
         self.update(|state| state.change_agent(agent, |agents, at| agents.change_secret(at, secret)))
     }
 
-    /// From now on gettoken hands out the agent's last token, even one that no longer serves.
+    /// Makes gettoken return the agent's newest token even if it is revoked or expired.
     pub fn reissue_same_token(&self, agent: &str, on: bool) -> Result<(), UnknownAgent> {
         self.update(|state| state.change_agent(agent, |agents, at| agents.set_reissue_same_token(at, on)))
     }
 
-    /// Adds an agent. The one with the same name goes, and its tokens with it.
+    /// Adds an agent. Replaces the agent of the same name, whose tokens are revoked.
     pub fn add_agent(&self, agent: SimulatedAgent) {
         self.update(|state| state.agents.add(agent));
     }
 
-    /// Lets something go wrong.
+    /// Adds a fault.
     pub fn inject(&self, fault: Fault) -> Result<(), UnknownAgent> {
         self.update(|state| state.inject(fault))
     }
 
-    /// Lets all requests go that [`Fault::hold`] holds, and holds no more.
+    /// Sends all responses that [`Fault::hold`] holds, and removes these faults.
     pub fn release_held(&self) {
         self.update(|state| state.faults.release_held());
     }
@@ -210,59 +210,59 @@ impl Simulator {
         self.0.shared.close_connections();
     }
 
-    /// Takes all faults away and forgets what was seen; agents, secrets, tokens, people and media stay.
+    /// Removes all faults and clears the recorded traffic; agents, secrets, tokens, people and media stay.
     pub fn reset(&self) {
         self.update(State::reset);
     }
 
-    fn update<T>(&self, alter: impl FnOnce(&mut State) -> T) -> T {
-        self.0.shared.update(alter)
+    fn update<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        self.0.shared.update(change)
     }
 }
 
-/// What it has seen.
+/// Recorded traffic.
 impl Simulator {
-    /// The last 10,000 requests to the API, the oldest first.
+    /// The last 10,000 requests to the API, oldest first.
     pub fn requests(&self) -> Vec<RecordedRequest> {
-        self.observe(|seen| seen.requests().cloned().collect())
+        self.observe(|observed| observed.requests().cloned().collect())
     }
 
-    /// The last 1,000 messages that were accepted, the oldest first.
+    /// The last 1,000 accepted messages, oldest first.
     pub fn messages(&self) -> Vec<RecordedMessage> {
-        self.observe(|seen| seen.messages().cloned().collect())
+        self.observe(|observed| observed.messages().cloned().collect())
     }
 
-    /// How often gettoken was called with this agent's corpid and secret, however it was answered.
+    /// Number of gettoken calls with this agent's corpid and secret, whatever their response.
     pub fn gettoken_count(&self, agent: &str) -> Result<u64, UnknownAgent> {
         self.0.shared.read(|state| Ok(state.agents.gettoken_count(state.agents.find(agent)?)))
     }
 
-    /// The tokens that it has issued and will issue.
+    /// A live view of the issued tokens, which later tokens are added to.
     pub fn issued_tokens(&self) -> IssuedTokens {
         self.0.shared.read(|state| state.agents.issued())
     }
 
-    /// How often this call was carried out with errcode 0.
+    /// Number of executions of this call with errcode 0.
     pub fn executed_count(&self, path: &str) -> u64 {
-        self.observe(|seen| seen.executed_count(path))
+        self.observe(|observed| observed.executed_count(path))
     }
 
-    /// Everything in one, as the control address shows it: no secrets and no tokens.
+    /// Agents, faults and counts as the control address shows them, without secrets and tokens.
     pub fn state_json(&self) -> Value {
         self.0.shared.read(State::describe)
     }
 
-    /// Looks at all that was seen at one moment. `look` runs under the simulator's lock: it must not call the
+    /// Reads a consistent view of the recorded traffic. `read` runs under the simulator's lock: it must not call the
     /// simulator, and should be quick.
-    pub fn observe<T>(&self, look: impl FnOnce(Observed<'_>) -> T) -> T {
-        self.0.shared.read(|state| look(Observed(state)))
+    pub fn observe<T>(&self, read: impl FnOnce(Observed<'_>) -> T) -> T {
+        self.0.shared.read(|state| read(Observed(state)))
     }
 
-    /// Waits until the condition holds; it is tried at once and after every change. As in [`look`](Self::look), it
-    /// must not call the simulator.
+    /// Waits until the condition holds; evaluates it at once and after every change. As in
+    /// [`observe`](Self::observe), it must not call the simulator.
     ///
     /// # Errors
-    /// `TimedOut` after 20 s; the text has the counts.
+    /// `TimedOut` after 20 s; the error text contains the counts.
     pub async fn wait_until(&self, condition: impl Fn(Observed<'_>) -> bool) -> io::Result<()> {
         let mut changes = self.0.shared.subscribe_changes();
         let met = async {
@@ -272,7 +272,7 @@ impl Simulator {
             }
         };
         tokio::time::timeout(WAIT_TIMEOUT, met).await.map_err(|_| {
-            let text = format!("the simulator waited in vain: {}", self.state_json());
+            let text = format!("timed out waiting for the simulator: {}", self.state_json());
             io::Error::new(io::ErrorKind::TimedOut, text)
         })
     }

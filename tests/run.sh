@@ -1,6 +1,6 @@
 #!/bin/sh
-# All tests, and behind them the search for what stays behind and the count of instructions. What they need beside Rust is
-# installed where it is missing; nothing is skipped. Arguments go to cargo test, and then only that is done.
+# Runs all tests, then the leak check and the instruction count. Installs missing programs; skips nothing. Arguments are passed
+# to cargo test, and then only cargo test runs.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -11,20 +11,20 @@ has() { command -v "$1" >/dev/null 2>&1; }
 install() {
     as_root=
     if [ "$(id -u)" -ne 0 ]; then
-        has sudo || fail "$* must be installed, and neither root nor sudo is at hand: install it and come again"
+        has sudo || fail "$* is missing, and installing it needs root or sudo: install it and run this again"
         as_root=sudo
     fi
-    has apt-get || fail "$* must be installed, and there is no apt-get here: install it and come again"
+    has apt-get || fail "$* is missing, and there is no apt-get: install it and run this again"
     say "installing $*"
     forbid_services
-    # Mirrors fail for a moment, and another apt-get may be at work.
-    patient="-o Acquire::Retries=5 -o DPkg::Lock::Timeout=300"
-    $as_root apt-get $patient update -qq || fail "apt-get update failed, so $* cannot be installed"
-    $as_root env DEBIAN_FRONTEND=noninteractive apt-get $patient install -y -qq --no-install-recommends "$@" >/dev/null ||
+    # Mirrors may fail temporarily, and another apt-get may hold the lock.
+    apt_options="-o Acquire::Retries=5 -o DPkg::Lock::Timeout=300"
+    $as_root apt-get $apt_options update -qq || fail "apt-get update failed; $* not installed"
+    $as_root env DEBIAN_FRONTEND=noninteractive apt-get $apt_options install -y -qq --no-install-recommends "$@" >/dev/null ||
         fail "apt-get could not install $*"
 }
 
-# Of a server only the program is wanted: unless somebody else decides that already, none is started for being installed.
+# Prevents packages from starting their services, unless a policy exists already: only the programs are needed.
 forbid_services() {
     policy=/usr/sbin/policy-rc.d
     [ ! -e "$policy" ] || return 0
@@ -33,70 +33,70 @@ forbid_services() {
     $as_root chmod 755 "$policy"
 }
 
-has cargo || fail "cargo is missing: install Rust as rust-toolchain.toml wants it (rustup does it by itself)"
+has cargo || fail "cargo is missing: install Rust with rustup, which selects the version in rust-toolchain.toml"
 has cc || install gcc libc6-dev
 has curl || install curl
 has bash || install bash
 has kill || install procps
 has openssl || install openssl
 has valgrind || install valgrind
-# Its service is not needed, only the program.
+# Only the program is needed, not its service.
 has prometheus-alertmanager || install prometheus-alertmanager
-# What deploy/ is for, to read it. Of none of these is the service needed.
+# The programs that deploy/ configures, to validate the files. Their services are not needed.
 has systemd-analyze || install systemd
 has promtool || install prometheus
 has caddy || install caddy
 has docker-compose || install docker-compose
-# The dashboard is looked at in a real browser.
+# The dashboard is tested in a real browser.
 has chromium || install chromium
 has groff || install groff-base
 { has node && has npm; } || install nodejs npm
-# With redis-cli; `redis-server --sentinel` is the sentinel.
+# Includes redis-cli; `redis-server --sentinel` runs the sentinel.
 { has redis-server && has redis-cli; } || install redis-server
-# Networks that part.
+# Network partitions.
 has ip || install iproute2
 { has unshare && has nsenter; } || install util-linux
-# Clocks that are wrong.
+# Clock offsets.
 has faketime || install faketime
-# What bench/run.py needs and compares with. Debian keeps servers where only root's PATH looks.
+# The load generator and the peers of bench/run.py. Debian installs servers in sbin, which may not be in PATH.
 has wrk || install wrk
 { has nginx || [ -x /usr/sbin/nginx ]; } || install nginx
 { has haproxy || [ -x /usr/sbin/haproxy ]; } || install haproxy
 [ -e /usr/lib/nginx/modules/ngx_http_lua_module.so ] || install libnginx-mod-http-lua
 
-# The programs of the tests run in an environment of their own, made anew when what it holds has changed.
+# The test programs run in a virtual environment, which is recreated when its requirements change.
 venv=target/venv
-wanted=tests/requirements.txt
-if ! { cmp -s "$wanted" "$venv/installed.txt" && "$venv/bin/python" -c 'import grpc, kubernetes_validate, requests, wechatpy; import opentelemetry.proto' 2>/dev/null; }; then
+requirements=tests/requirements.txt
+if ! { cmp -s "$requirements" "$venv/installed.txt" && "$venv/bin/python" -c 'import grpc, kubernetes_validate, requests, wechatpy; import opentelemetry.proto' 2>/dev/null; }; then
     python3 -c 'import venv, ensurepip' 2>/dev/null || install python3 python3-venv
-    say "making $venv"
+    say "creating $venv"
     rm -rf "$venv"
     mkdir -p target
-    python3 -m venv "$venv" || fail "python3 cannot make a virtual environment; is python3-venv installed?"
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$wanted" ||
-        fail "pip could not install what $wanted lists"
-    cp "$wanted" "$venv/installed.txt"
+    python3 -m venv "$venv" || fail "python3 cannot create a virtual environment; is python3-venv installed?"
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$requirements" ||
+        fail "pip could not install $requirements"
+    cp "$requirements" "$venv/installed.txt"
 fi
 
-# The same for node.
+# The node modules, likewise.
 modules=target/node
-wanted=tests/programs/package-lock.json
-if ! { cmp -s "$wanted" "$modules/installed.json" && [ -d "$modules/node_modules/node-easywechat" ]; }; then
-    say "making $modules"
+requirements=tests/programs/package-lock.json
+if ! { cmp -s "$requirements" "$modules/installed.json" && [ -d "$modules/node_modules/node-easywechat" ]; }; then
+    say "creating $modules"
     rm -rf "$modules"
     mkdir -p "$modules"
-    cp tests/programs/package.json "$wanted" "$modules"
+    cp tests/programs/package.json "$requirements" "$modules"
     (cd "$modules" && npm ci --loglevel=error --ignore-scripts --no-audit --no-fund) ||
-        fail "npm could not install what $wanted lists"
-    cp "$wanted" "$modules/installed.json"
+        fail "npm could not install $requirements"
+    cp "$requirements" "$modules/installed.json"
 fi
 
-# What follows may end in another program, which does not clean up.
+# The last command replaces this shell, which would skip the trap.
 [ -z "${policy-}" ] || { $as_root rm -f "$policy"; trap - EXIT; }
 
 cargo test --locked "$@"
 [ $# -eq 0 ] || exit 0
-# Optimized, as the counted program is: without, so many requests would take several minutes.
-say "200,000 requests of all kinds, to see whether anything stays behind"
+# A bench, because so many requests would take several minutes in an unoptimized build.
+say "leak check: 200,000 requests of all kinds"
 cargo bench --locked --bench leaks
 exec cargo bench --locked --bench instructions

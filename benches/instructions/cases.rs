@@ -1,4 +1,4 @@
-//! The parts. Each is what the proxy does for one request, unless its name says otherwise.
+//! The counted cases. Each is the work for one request, unless its name says otherwise.
 
 use std::{
     hint::black_box,
@@ -23,40 +23,41 @@ use crate::{
     harness::{KEY, TOKEN, TestProxy},
 };
 
-/// Rounds of a part that takes a few thousand instructions.
+/// Rounds of a case with some thousand instructions.
 const DEFAULT_ROUNDS: u32 = 1000;
-/// Rounds of one that takes far more.
+/// Rounds of a case with many more instructions.
 const REDUCED_ROUNDS: u32 = 50;
 
-/// As a common SDK sends them, with a key.
+/// The headers of a common SDK, without the key.
 const HEADER_LINES: &str = "Host: 127.0.0.1:8080\r\n\
                      User-Agent: python-requests/2.32.3\r\n\
                      Accept-Encoding: gzip, deflate\r\n\
                      Accept: */*\r\n\
                      Connection: keep-alive\r\n";
 
-/// Counts them all.
+/// Counts all cases.
 pub fn count_all(counter: &mut Counter) -> io::Result<()> {
-    let stage = TestProxy::start()?;
-    request_parts(counter, &stage);
-    response_parts(counter, &stage)?;
-    access_log_parts(counter, &stage)?;
-    complete_requests(counter, &stage)
+    let proxy = TestProxy::start()?;
+    count_request_cases(counter, &proxy);
+    count_response_cases(counter, &proxy)?;
+    count_access_log_cases(counter, &proxy)?;
+    count_complete_requests(counter, &proxy)
 }
 
-/// The parts before a request leaves.
-fn request_parts(counter: &mut Counter, stage: &TestProxy) {
+/// The cases up to the upstream request.
+fn count_request_cases(counter: &mut Counter, proxy: &TestProxy) {
     let head = format!(
         "GET /hr/cgi-bin/user/get?userid=zhangsan HTTP/1.1\r\n{HEADER_LINES}Authorization: Bearer {KEY}\r\n\r\n"
     );
     counter.count("request head", DEFAULT_ROUNDS, || {
-        let (mut buffer, mut strange) = uncounted(|| (BytesMut::from(&*head), RequestHeadCache::default()));
-        bench::request_head(&mut buffer, &mut strange).expect("a head")
+        let (mut buffer, mut empty_cache) =
+            uncounted(|| (BytesMut::from(&*head), RequestHeadCache::default()));
+        bench::request_head(&mut buffer, &mut empty_cache).expect("a head")
     });
-    let mut familiar = RequestHeadCache::default();
-    counter.count("request head, familiar", DEFAULT_ROUNDS, || {
+    let mut warm_cache = RequestHeadCache::default();
+    counter.count("request head, cached", DEFAULT_ROUNDS, || {
         let mut buffer = uncounted(|| BytesMut::from(&*head));
-        bench::request_head(&mut buffer, &mut familiar).expect("a head")
+        bench::request_head(&mut buffer, &mut warm_cache).expect("a head")
     });
 
     let target = |path: &str, query| bench::parse_target(black_box(path), black_box(query)).expect("a route");
@@ -72,74 +73,78 @@ fn request_parts(counter: &mut Counter, stage: &TestProxy) {
         rewrite("access_token=abcdef&userid=zhangsan&fetch_child=1")
     });
 
-    let shown = Headers::from_pairs(&[("Accept", "*/*"), ("Authorization", &format!("Bearer {KEY}"))]);
+    let headers = Headers::from_pairs(&[("Accept", "*/*"), ("Authorization", &format!("Bearer {KEY}"))]);
     counter.count("key", DEFAULT_ROUNDS, || {
-        bench::key_client(&stage.directory, black_box(&shown)).expect("a client")
+        bench::key_client(&proxy.directory, black_box(&headers)).expect("a client")
     });
 
-    let query = format!("access_token={}&userid=zhangsan", issue_pass(stage));
+    let query = format!("access_token={}&userid=zhangsan", issue_pass(proxy));
     counter.count("pass", DEFAULT_ROUNDS, || {
-        bench::pass_client(&stage.directory, black_box(&query)).expect("a client")
+        bench::pass_client(&proxy.directory, black_box(&query)).expect("a client")
     });
 
-    let client = stage.directory.client_by_key(KEY).expect("it stands in the configuration");
-    let allows = |path: &str| client.may_call(black_box(&Method::GET), black_box(path));
-    counter.count("allow list, its third", DEFAULT_ROUNDS, || assert!(allows("/cgi-bin/user/get")));
-    counter.count("allow list, none", DEFAULT_ROUNDS, || assert!(!allows("/cgi-bin/externalcontact/get")));
+    let client = proxy.directory.client_by_key(KEY).expect("a configured client");
+    let may_call = |path: &str| client.may_call(black_box(&Method::GET), black_box(path));
+    counter.count("allow list, third rule", DEFAULT_ROUNDS, || assert!(may_call("/cgi-bin/user/get")));
+    counter
+        .count("allow list, no rule", DEFAULT_ROUNDS, || assert!(!may_call("/cgi-bin/externalcontact/get")));
 
-    let (slot, now) = (stage.agent().token.clone(), Instant::now());
-    counter.count("token", DEFAULT_ROUNDS, || slot.cached(black_box(now)).expect("a token"));
+    let (token, now) = (proxy.agent().token.clone(), Instant::now());
+    counter.count("token", DEFAULT_ROUNDS, || token.cached(black_box(now)).expect("a token"));
 }
 
 /// A pass of the client `billing` for the agent `hr`.
-fn issue_pass(stage: &TestProxy) -> String {
-    let client = stage.directory.client_by_key(KEY).expect("it stands in the configuration");
+fn issue_pass(proxy: &TestProxy) -> String {
+    let client = proxy.directory.client_by_key(KEY).expect("a configured client");
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-    stage.agent().pass_key.issue("hr", "billing", Some(&client.key_hash), now).expose().to_owned()
+    proxy.agent().pass_key.issue("hr", "billing", Some(&client.key_hash), now).expose().to_owned()
 }
 
-/// The parts after an answer came.
-fn response_parts(counter: &mut Counter, stage: &TestProxy) -> io::Result<()> {
+/// The cases from the upstream response on.
+fn count_response_cases(counter: &mut Counter, proxy: &TestProxy) -> io::Result<()> {
     let head = response_head(r#"{"errcode":0}"#.len());
-    counter.count("answer head", DEFAULT_ROUNDS, || {
-        let (mut buffer, mut strange) = uncounted(|| (BytesMut::from(&*head), HeaderCache::default()));
-        bench::response_head(&mut buffer, &mut strange).expect("a head")
+    counter.count("response head", DEFAULT_ROUNDS, || {
+        let (mut buffer, mut empty_cache) = uncounted(|| (BytesMut::from(&*head), HeaderCache::default()));
+        bench::response_head(&mut buffer, &mut empty_cache).expect("a head")
     });
-    let mut familiar = HeaderCache::default();
-    counter.count("answer head, familiar", DEFAULT_ROUNDS, || {
+    let mut warm_cache = HeaderCache::default();
+    counter.count("response head, cached", DEFAULT_ROUNDS, || {
         let mut buffer = uncounted(|| BytesMut::from(&*head));
-        bench::response_head(&mut buffer, &mut familiar).expect("a head")
+        bench::response_head(&mut buffer, &mut warm_cache).expect("a head")
     });
 
     let head = |text: &str| {
         bench::response_head(&mut BytesMut::from(text), &mut HeaderCache::default()).expect("a head")
     };
-    let fields = head(&response_head(300));
+    let headers = head(&response_head(300));
     let mut request = BytesMut::from("GET /cgi-bin/user/get HTTP/1.1\r\nHost: x\r\n\r\n");
     let request = bench::request_head(&mut request, &mut RequestHeadCache::default()).expect("a head");
-    let signer = bench::ResponseHeaderBench::new(&request, stage.agent(), stage.telemetry.clone());
-    let token = stage.token();
-    counter.count("answer lines", DEFAULT_ROUNDS, || signer.build_headers(black_box(&fields), &token));
+    let header_builder = bench::ResponseHeaderBench::new(&request, proxy.agent(), proxy.telemetry.clone());
+    let token = proxy.token();
+    counter.count("response headers", DEFAULT_ROUNDS, || {
+        header_builder.build_headers(black_box(&headers), &token)
+    });
 
-    let coded = head("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Encoding: gzip\r\n\r\n");
-    let mut scan = |name, rounds, fields: &Headers, body: &[u8]| {
+    let gzip_headers =
+        head("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Encoding: gzip\r\n\r\n");
+    let mut count_scan = |name, rounds, headers: &Headers, body: &[u8]| {
         counter.count(name, rounds, || {
-            let verdict = ResponseScanner::new(fields).feed(black_box(body));
+            let verdict = ResponseScanner::new(headers).feed(black_box(body));
             assert_eq!(verdict, Verdict::Found(0));
         });
     };
     let [first, last, large] =
         [json_with_errcode_first(), json_with_errcode_last(300), json_with_errcode_last(64 * 1024)];
-    scan("errcode first in 300 B", DEFAULT_ROUNDS, &fields, first.as_bytes());
-    scan("errcode last in 300 B", DEFAULT_ROUNDS, &fields, last.as_bytes());
-    scan("errcode last in 64 KiB", REDUCED_ROUNDS, &fields, large.as_bytes());
+    count_scan("errcode first in 300 B", DEFAULT_ROUNDS, &headers, first.as_bytes());
+    count_scan("errcode last in 300 B", DEFAULT_ROUNDS, &headers, last.as_bytes());
+    count_scan("errcode last in 64 KiB", REDUCED_ROUNDS, &headers, large.as_bytes());
     let mut gzip = GzEncoder::new(Vec::new(), Compression::default());
     gzip.write_all(last.as_bytes())?;
-    scan("errcode last in 300 B, gzip", REDUCED_ROUNDS, &coded, &gzip.finish()?);
+    count_scan("errcode last in 300 B, gzip", REDUCED_ROUNDS, &gzip_headers, &gzip.finish()?);
     Ok(())
 }
 
-/// An answer's head as WeCom sends it.
+/// A response head as WeCom sends it.
 fn response_head(length: usize) -> String {
     format!(
         "HTTP/1.1 200 OK\r\n\
@@ -154,13 +159,13 @@ fn response_head(length: usize) -> String {
     )
 }
 
-/// Most answers begin with it.
+/// A body of about 300 bytes that begins with the errcode, as most responses do.
 fn json_with_errcode_first() -> String {
     let rest = json_with_errcode_last(270);
     format!(r#"{{"errcode":0,"errmsg":"ok",{}"#, &rest[1..])
 }
 
-/// A list of people with the errcode behind it, of about this length.
+/// A list of people followed by the errcode, of about `length` bytes.
 fn json_with_errcode_last(length: usize) -> String {
     let mut text = r#"{"userlist":["#.to_owned();
     for nth in 0.. {
@@ -177,8 +182,8 @@ fn json_with_errcode_last(length: usize) -> String {
 }
 
 /// The access log.
-fn access_log_parts(counter: &mut Counter, stage: &TestProxy) -> io::Result<()> {
-    let line = AccessLogEntry {
+fn count_access_log_cases(counter: &mut Counter, proxy: &TestProxy) -> io::Result<()> {
+    let entry = AccessLogEntry {
         level: Level::Info,
         ended_at: SystemTime::now(),
         request_id: "0123456789abcdef00000001",
@@ -202,38 +207,38 @@ fn access_log_parts(counter: &mut Counter, stage: &TestProxy) -> io::Result<()> 
         total_time: Duration::from_micros(24_567),
         hint: None,
     };
-    let json = stage.json_log()?;
-    for (name, log) in [("access line, text", &stage.access), ("access line, JSON", &json)] {
+    let json = proxy.json_log()?;
+    for (name, log) in [("access log entry, text", &proxy.access), ("access log entry, JSON", &json)] {
         counter.count(name, DEFAULT_ROUNDS, || {
-            // When lines leave the buffer, and how far it has grown by then, is the writer's affair.
+            // Flushing empties the buffer, so that no round includes the growth of the buffer or a hand-over to the writer.
             uncounted(|| log.flush(FLUSH_TIMEOUT));
-            log.write(black_box(&line));
+            log.write(black_box(&entry));
         });
     }
     Ok(())
 }
 
-/// Whole requests: accepted, answered by the upstream, handed over, logged, and the connections kept.
-fn complete_requests(counter: &mut Counter, stage: &TestProxy) -> io::Result<()> {
+/// Complete requests: received, forwarded, responded to, logged, on persistent connections.
+fn count_complete_requests(counter: &mut Counter, proxy: &TestProxy) -> io::Result<()> {
     let body = json_with_errcode_first();
-    let mut play = stage.open_session(format!("{}{body}", response_head(body.len())))?;
+    let mut session = proxy.open_session(format!("{}{body}", response_head(body.len())))?;
 
     let get = format!(
         "GET /hr/cgi-bin/user/get?userid=zhangsan HTTP/1.1\r\n{HEADER_LINES}Authorization: Bearer {KEY}\r\n\r\n"
     );
-    counter.count("whole GET with a key", DEFAULT_ROUNDS, || play.exchange(&get));
+    counter.count("complete GET with a key", DEFAULT_ROUNDS, || session.exchange(&get));
 
     let message = r#"{"touser":"zhangsan","msgtype":"text","agentid":1000002,"text":{"content":"你好"}}"#;
     let post = format!(
         "POST /cgi-bin/message/send?access_token={} HTTP/1.1\r\n{HEADER_LINES}\
          Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{message}",
-        issue_pass(stage),
+        issue_pass(proxy),
         message.len()
     );
-    counter.count("whole POST with a pass", DEFAULT_ROUNDS, || play.exchange(&post));
+    counter.count("complete POST with a pass", DEFAULT_ROUNDS, || session.exchange(&post));
 
-    let traced = TestProxy::start_traced()?;
-    let mut play = traced.open_session(format!("{}{body}", response_head(body.len())))?;
-    counter.count("whole GET with a key, traced", DEFAULT_ROUNDS, || play.exchange(&get));
+    let traced_proxy = TestProxy::start_traced()?;
+    let mut session = traced_proxy.open_session(format!("{}{body}", response_head(body.len())))?;
+    counter.count("complete GET with a key, traced", DEFAULT_ROUNDS, || session.exchange(&get));
     Ok(())
 }

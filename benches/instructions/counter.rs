@@ -1,23 +1,22 @@
-//! What is counted and what is not. Callgrind is told of two functions by name, and so they must stay functions of their
-//! own, neither inlined nor generic.
+//! Switches counting on and off. Callgrind finds the two toggle functions by name, so they must not be inlined or generic.
 
 use std::hint::black_box;
 
-/// What switches counting on while it runs, or off if it is on. It is one pattern: of two names that begin alike callgrind
-/// forgets one.
+/// Pattern of the functions on entry and exit of which callgrind toggles counting. It is one pattern, because callgrind
+/// ignores the second of two names with a common prefix.
 pub use self::toggles::ALL as TOGGLES;
-/// What is done twice for each part: to warm up, and for good.
+/// The function that runs the rounds of a case. It is called twice per case: to warm up, then to count.
 pub use self::toggles::COUNTED;
 
-/// Rounds that are counted apart: what happens once, such as the first growth of a buffer, is no part's cost.
+/// Rounds before the counted ones, so that single events such as the first growth of a buffer are not counted.
 const WARM_UP_ROUNDS: u32 = 20;
 
-/// Names of parts in the order in which they were counted, with their rounds.
+/// Names of the cases in the order of counting, with their rounds.
 #[derive(Default)]
 pub struct Counter(Vec<(&'static str, u32)>);
 
 impl Counter {
-    /// Has a part done so many times.
+    /// Counts a case with this number of rounds.
     pub fn count<T>(&mut self, name: &'static str, rounds: u32, mut round: impl FnMut() -> T) {
         let mut round = || _ = black_box(round());
         for rounds in [WARM_UP_ROUNDS, rounds] {
@@ -26,21 +25,21 @@ impl Counter {
         self.0.push((name, rounds));
     }
 
-    /// The parts so far.
-    pub fn parts(&self) -> &[(&'static str, u32)] {
+    /// The cases so far.
+    pub fn cases(&self) -> &[(&'static str, u32)] {
         &self.0
     }
 }
 
-/// Does what a part needs and what is not its cost.
-pub fn uncounted<T>(make: impl FnOnce() -> T) -> T {
-    let (mut make, mut made) = (Some(make), None);
-    toggles::off(&mut || made = make.take().map(|make| make()));
-    made.expect("it was called once")
+/// Runs preparation of a case without counting it.
+pub fn uncounted<T>(prepare: impl FnOnce() -> T) -> T {
+    let (mut prepare, mut prepared) = (Some(prepare), None);
+    toggles::off(&mut || prepared = prepare.take().map(|prepare| prepare()));
+    prepared.expect("called once")
 }
 
-/// The two functions, and no others. What follows the last call in each keeps it from becoming a jump, which callgrind would
-/// not see come back.
+/// The two toggle functions, and no others. The statement after the call prevents a tail call, whose return callgrind would
+/// not see.
 mod toggles {
     use std::hint::black_box;
 

@@ -1,11 +1,11 @@
-//! A proxy, a caller and an upstream on one thread, so that who waits for whom is the same in each run.
+//! A proxy, a client and an upstream on one thread, so that the order of events is the same in each run.
 
 use std::{
     future::Future,
     io::{self, ErrorKind, Read, Write},
     net::{TcpListener, TcpStream},
     os::unix::net::UnixStream,
-    path::PathBuf,
+    path::{Path, PathBuf},
     pin::Pin,
     rc::Rc,
     sync::Arc,
@@ -20,7 +20,7 @@ use tokio::{
     task::spawn_local,
 };
 use wecom_proxy::{
-    config::{self, Address, LogConfig, LogFormat},
+    config::{self, Address, Config, LogConfig, LogFormat},
     directory::{Agent, Directory},
     inspector::RecentExchanges,
     limits::{RateLimiterFactory, concurrency_limit::ConcurrencyLimit, wait_limit::WaitLimit},
@@ -43,12 +43,12 @@ use crate::counter::uncounted;
 
 /// The key of the client `billing`.
 pub const KEY: &str = "key-of-billing-0000000000";
-/// As long as those of WeCom.
+/// A token of WeCom's length.
 pub const TOKEN: &str = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_ABCDEFGHIJKLMNOPQRSTUVWXYZ\
                          abcdefghijklmnopqrstuvwxyz0123456789-_ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz\
                          0123456789-_ABCDEFGHIJKLMNOPQRST";
 
-/// A proxy that says nothing for so long never will.
+/// Polls of the runtime after which an expected event counts as missing.
 const MAX_POLLS: u32 = 1_000_000;
 
 const CONFIG: &str = r#"
@@ -75,23 +75,23 @@ key = "key-of-crm-0000000000000"
 agents = ["*"]
 "#;
 
-/// Everything in one place.
+/// The proxy under test with its upstream listener.
 pub struct TestProxy {
     runtime: LocalRuntime,
-    /// Who may call.
+    /// Agents and clients.
     pub directory: Arc<Directory>,
-    /// An access log that nobody reads.
+    /// An access log whose output is discarded.
     pub access: AccessLog,
-    /// Where a worker writes down its requests.
+    /// The telemetry sinks of the worker.
     pub telemetry: Rc<Sinks>,
     upstream_listener: TcpListener,
     socket: PathBuf,
-    // The listening socket, which goes when nobody holds it, and what says that the server goes on.
+    // Keeps the listening socket open, and the shutdown channel from closing.
     _bound: (BoundListener, watch::Sender<bool>),
     _dir: TempDir,
 }
 
-/// Grants the same token to everybody.
+/// Returns the same token for every agent.
 struct FixedTokenSource;
 
 impl FetchToken for FixedTokenSource {
@@ -99,27 +99,27 @@ impl FetchToken for FixedTokenSource {
         &'a self,
         _: &'a Credentials,
     ) -> Pin<Box<dyn Future<Output = Result<GettokenResponse, FetchError>> + Send + 'a>> {
-        let grant = GettokenResponse { token: Masked::new(TOKEN), expires_in: Duration::from_secs(7200) };
-        Box::pin(std::future::ready(Ok(grant)))
+        let response = GettokenResponse { token: Masked::new(TOKEN), expires_in: Duration::from_secs(7200) };
+        Box::pin(std::future::ready(Ok(response)))
     }
 }
 
 impl TestProxy {
-    /// Sets it up, with a token for each agent.
+    /// Starts the proxy, with a token for each agent.
     pub fn start() -> io::Result<Self> {
         Self::start_with(None)
     }
 
-    /// The same, and each request has a trace, which nobody receives.
+    /// Starts the proxy with a trace per request, whose spans are discarded.
     pub fn start_traced() -> io::Result<Self> {
         let (host, port) = ("127.0.0.1".to_owned(), 80);
-        let facts = CommonAttributes {
+        let attributes = CommonAttributes {
             scheme: "http",
             upstream_url: format!("http://{host}:{port}"),
             upstream_host: host,
             upstream_port: port,
         };
-        Self::start_with(Some(Traces::new(facts, 1).tracer()))
+        Self::start_with(Some(Traces::new(attributes, 1).tracer()))
     }
 
     fn start_with(tracer: Option<Tracer>) -> io::Result<Self> {
@@ -133,48 +133,35 @@ impl TestProxy {
         let path = dir.path().join("proxy.toml");
         std::fs::write(&path, text)?;
         let mut config = config::load(&path).map_err(io::Error::other)?;
-        // Without it nobody would want the access log's lines.
+        // Without the log task the access log is disabled.
         LogHandle::start(config.log)?;
 
         let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
-        let bounds = RefreshSettings { refresh_ahead: config.tokens.refresh_ahead, renewals_per_hour: None };
-        let issuer = TokenService::new(Box::new(FixedTokenSource), runtime.handle().clone(), bounds);
-        let directory = Arc::new(Directory::new(&mut config, &issuer, &RateLimiterFactory::default(), None));
-        let settings = Arc::new(Settings::new(&config.upstream).map_err(io::Error::other)?);
+        let refresh_settings =
+            RefreshSettings { refresh_ahead: config.tokens.refresh_ahead, renewals_per_hour: None };
+        let tokens =
+            TokenService::new(Box::new(FixedTokenSource), runtime.handle().clone(), refresh_settings);
+        let directory = Arc::new(Directory::new(&mut config, &tokens, &RateLimiterFactory::default(), None));
+        let upstream_settings = Arc::new(Settings::new(&config.upstream).map_err(io::Error::other)?);
         let access = AccessLog::start(config.log, 1, false, Box::new(io::sink()))?;
-        let books = Rc::new(Sinks {
+        let sinks = Rc::new(Sinks {
             access_log: access.for_worker(),
             counter: Some(Metrics::default().worker_counter()),
-            // Few, so that the slots are soon used again.
+            // Small, so that its slots are soon reused.
             recorder: RecentExchanges::new(10, 1).add_recorder(),
             tracer,
         });
-        let rules = ProxySettings {
-            refresh_errcodes: config.tokens.refresh_errcodes.clone(),
-            body_limits: BodyLimits {
-                max_bytes: config.server.max_request_body,
-                idle_timeout: config.server.body_timeout,
-            },
-            replay_budget: Arc::new(ReplayBudget::new(
-                config.replay.memory,
-                config.replay.disk,
-                dir.path().to_owned(),
-            )),
-            in_flight: Arc::new(ConcurrencyLimit::new(config.upstream.max_in_flight)),
-            wait_limit: WaitLimit::new(config.upstream.max_in_flight),
-            queue_timeout: config.upstream.queue_timeout,
-            upstream_authority: config.upstream.authority.clone(),
-        };
+        let proxy_settings = proxy_settings(&config, dir.path());
         let bound = BoundListener::open(&Address::Unix(socket.clone()))?;
-        let (stopping, stop_seen) = watch::channel(false);
+        let (stop, stopped) = watch::channel(false);
         runtime.block_on(async {
             for agent in directory.agents() {
                 agent.token.current_or_fetch().await.map_err(io::Error::other)?;
             }
             let shared = Arc::new(ArcSwap::new(directory.clone()));
-            let upstream = Upstream::new(settings);
-            let proxy = Proxy::new(shared, Arc::new(rules), upstream, books.clone());
-            let server = Server::new(&config.server, Arc::new(ArcSwapOption::empty()), stop_seen);
+            let upstream = Upstream::new(upstream_settings);
+            let proxy = Proxy::new(shared, Arc::new(proxy_settings), upstream, sinks.clone());
+            let server = Server::new(&config.server, Arc::new(ArcSwapOption::empty()), stopped);
             spawn_local(server::serve(bound.worker_listener()?, Arc::new(server), Rc::new(proxy)));
             Ok::<_, io::Error>(())
         })?;
@@ -182,39 +169,54 @@ impl TestProxy {
             runtime,
             directory,
             access,
-            telemetry: books,
+            telemetry: sinks,
             upstream_listener: upstream,
             socket,
-            _bound: (bound, stopping),
+            _bound: (bound, stop),
             _dir: dir,
         })
     }
 
     /// The agent `hr`.
     pub fn agent(&self) -> Arc<Agent> {
-        self.directory.agent("hr", None).expect("it stands in the configuration").clone()
+        self.directory.agent("hr", None).expect("a configured agent").clone()
     }
 
-    /// Its token.
+    /// The token of the agent `hr`.
     pub fn token(&self) -> Arc<Token> {
-        self.agent().token.cached(tokio::time::Instant::now()).expect("it was fetched")
+        self.agent().token.cached(tokio::time::Instant::now()).expect("a fetched token")
     }
 
-    /// An access log of the other layout.
+    /// An access log in JSON.
     pub fn json_log(&self) -> io::Result<AccessLog> {
         let log = LogConfig { format: LogFormat::Json, level: config::LogLevel::Warn, access: true };
         AccessLog::start(log, 1, false, Box::new(io::sink()))
     }
 
-    /// A caller with a connection, and an upstream that answers it with `answer`.
-    pub fn open_session(&self, answer: String) -> io::Result<ClientSession<'_>> {
-        let caller = UnixStream::connect(&self.socket)?;
-        caller.set_nonblocking(true)?;
-        Ok(ClientSession { proxy: self, client: caller, upstream: None, response: answer.into_bytes() })
+    /// A client connection, and an upstream that sends `response` for each request.
+    pub fn open_session(&self, response: String) -> io::Result<ClientSession<'_>> {
+        let client = UnixStream::connect(&self.socket)?;
+        client.set_nonblocking(true)?;
+        Ok(ClientSession { proxy: self, client, upstream: None, response: response.into_bytes() })
     }
 }
 
-/// One caller, whose requests go all the way.
+fn proxy_settings(config: &Config, dir: &Path) -> ProxySettings {
+    ProxySettings {
+        refresh_errcodes: config.tokens.refresh_errcodes.clone(),
+        body_limits: BodyLimits {
+            max_bytes: config.server.max_request_body,
+            idle_timeout: config.server.body_timeout,
+        },
+        replay_budget: Arc::new(ReplayBudget::new(config.replay.memory, config.replay.disk, dir.to_owned())),
+        in_flight: Arc::new(ConcurrencyLimit::new(config.upstream.max_in_flight)),
+        wait_limit: WaitLimit::new(config.upstream.max_in_flight),
+        queue_timeout: config.upstream.queue_timeout,
+        upstream_authority: config.upstream.authority.clone(),
+    }
+}
+
+/// A client whose requests are forwarded to the upstream.
 pub struct ClientSession<'a> {
     proxy: &'a TestProxy,
     client: UnixStream,
@@ -223,59 +225,63 @@ pub struct ClientSession<'a> {
 }
 
 impl ClientSession<'_> {
-    /// One request and its answer. What the caller and the upstream do is not counted; the proxy's runtime is.
+    /// One request and its response. Counts the proxy's runtime, but not the client and the upstream.
     pub fn exchange(&mut self, request: &str) {
-        let Self { proxy: stage, client: caller, upstream, response: answer } = self;
-        uncounted(|| caller.write_all(request.as_bytes()).expect("the proxy takes the request"));
-        stage.runtime.block_on(async {
+        let Self { proxy, client, upstream, response } = self;
+        uncounted(|| client.write_all(request.as_bytes()).expect("the proxy accepts the request"));
+        proxy.runtime.block_on(async {
             poll_until(|| {
                 if upstream.is_none() {
-                    *upstream = try_accept(&stage.upstream_listener);
+                    *upstream = try_accept(&proxy.upstream_listener);
                 }
-                let asked = upstream.as_mut().and_then(try_read);
-                // What came with one write is there as a whole.
-                asked.inspect(|asked| assert!(asked.contains(TOKEN), "{asked}")).is_some()
+                let request = upstream.as_mut().and_then(try_read);
+                // A request sent in one write is received in one read.
+                request.inspect(|request| assert!(request.contains(TOKEN), "{request}")).is_some()
             })
             .await;
-            uncounted(|| upstream.as_mut().map(|upstream| upstream.write_all(answer)));
+            uncounted(|| upstream.as_mut().map(|upstream| upstream.write_all(response)));
             poll_until(|| {
-                let reply = try_read(caller);
-                reply.inspect(|reply| assert!(reply.starts_with("HTTP/1.1 200 "), "{reply}")).is_some()
+                let client_response = try_read(client);
+                client_response
+                    .inspect(|client_response| {
+                        assert!(client_response.starts_with("HTTP/1.1 200 "), "{client_response}")
+                    })
+                    .is_some()
             })
             .await;
         });
     }
 }
 
-/// Has the runtime look at its sockets and tasks until it is so.
-async fn poll_until(mut is_so: impl FnMut() -> bool) {
+/// Runs the runtime's sockets and tasks until the condition holds.
+async fn poll_until(mut condition: impl FnMut() -> bool) {
     for _ in 0..MAX_POLLS {
-        if uncounted(&mut is_so) {
+        if uncounted(&mut condition) {
             return;
         }
         tokio::task::yield_now().await;
     }
-    panic!("nothing came in {MAX_POLLS} turns of the runtime");
+    panic!("no event in {MAX_POLLS} polls of the runtime");
 }
 
-/// The next connection, if there is one.
+/// The next connection; `None` if none is pending.
 fn try_accept(listener: &TcpListener) -> Option<TcpStream> {
     let connected = ok_unless_would_block(listener.accept())?.0;
     connected.set_nonblocking(true).and_then(|()| connected.set_nodelay(true)).expect("an open socket");
     Some(connected)
 }
 
-/// What is there to be read, if anything is.
+/// Reads the available bytes; `None` if there are none.
 fn try_read(stream: &mut impl Read) -> Option<String> {
-    let mut room = [0; 8 * 1024];
-    let read = ok_unless_would_block(stream.read(&mut room))?;
+    let mut buffer = [0; 8 * 1024];
+    let read = ok_unless_would_block(stream.read(&mut buffer))?;
     assert_ne!(read, 0, "the proxy closed the connection");
-    Some(String::from_utf8_lossy(&room[..read]).into_owned())
+    Some(String::from_utf8_lossy(&buffer[..read]).into_owned())
 }
 
-fn ok_unless_would_block<T>(outcome: io::Result<T>) -> Option<T> {
-    match outcome {
-        Ok(done) => Some(done),
+fn ok_unless_would_block<T>(result: io::Result<T>) -> Option<T> {
+    match result {
+        Ok(value) => Some(value),
         Err(error) if error.kind() == ErrorKind::WouldBlock => None,
         Err(error) => panic!("{error}"),
     }

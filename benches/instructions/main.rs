@@ -1,12 +1,11 @@
-//! Counts the instructions of each part of a request's way, and compares them with `benches/baseline.txt`.
+//! Counts the instructions of each stage of a request, and compares them with `benches/baseline.txt`.
 //!
-//! Time is no measure on a machine that does other things too; instructions are. They are counted by callgrind, all parts
-//! in one run, and are the same to a small fraction each time. gungraun (once iai-callgrind), which does the like, wants a
-//! second program of the very same version installed, and compares with what callgrind itself wrote for an earlier run, not
-//! with a text that can be committed and read.
+//! On a shared machine times vary and instruction counts do not. Callgrind counts all cases in one run; the counts of two
+//! runs differ by a small fraction. gungraun (formerly iai-callgrind) requires a second installed program of exactly the
+//! same version, and compares with callgrind's own output of an earlier run, not with a readable text that can be committed.
 //!
 //! - `cargo bench --bench instructions` compares,
-//! - `cargo bench --bench instructions -- renew` makes what is counted now the baseline.
+//! - `cargo bench --bench instructions -- renew` replaces the baseline with new counts.
 
 #![allow(unreachable_pub, reason = "a bench program has no public side")]
 
@@ -27,16 +26,16 @@ use self::{
 fn main() -> ExitCode {
     // Cargo adds --bench.
     let arguments: Vec<_> = env::args().skip(1).filter(|argument| argument != "--bench").collect();
-    let done = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+    let result = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] => compare(),
         ["renew"] => renew(),
         [CHILD_ARGUMENT] => run_counted(),
-        _ => Err("the only argument there is is \"renew\"".to_owned()),
+        _ => Err("usage: cargo bench --bench instructions [-- renew]".to_owned()),
     };
-    match done {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(words) => {
-            eprintln!("{words}");
+        Err(message) => {
+            eprintln!("{message}");
             ExitCode::FAILURE
         }
     }
@@ -55,12 +54,12 @@ fn renew() -> Result<(), String> {
     Baseline::write(&counted, &version)
 }
 
-/// What is counted: the parts, and a line for each.
+/// The counted run: counts all cases and prints a line for each.
 fn run_counted() -> Result<(), String> {
     let mut counter = Counter::default();
     cases::count_all(&mut counter).map_err(|error| error.to_string())?;
     println!("{}", processor());
-    for (name, rounds) in counter.parts() {
+    for (name, rounds) in counter.cases() {
         println!("{rounds} {name}");
     }
     Ok(())

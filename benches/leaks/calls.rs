@@ -1,4 +1,4 @@
-//! Requests of all kinds, and what goes wrong with them.
+//! Requests of all kinds, including failing ones.
 
 use std::{
     collections::BTreeMap,
@@ -17,8 +17,12 @@ use wecom_proxy::simulator::{DropPoint, Fault, Settings, Simulator};
 
 use crate::{harness::with_timeout, process::ProxyProcess, raw_http::RawConnection};
 
-/// A body that finds no room in all the memory which the configuration allows, in bytes.
+/// A body larger than the configured replay memory, in bytes.
 const SPILLED_BODY_BYTES: usize = 96 * 1024;
+const CHUNKED_REQUEST: &str = "POST /hr/cgi-bin/simulator/sink HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n\
+                               5\r\nhello\r\n3;a=b\r\nyou\r\n0\r\nX-T: 1\r\n\r\n";
+const WEBHOOK_PATH: &str = "/cgi-bin/webhook/send?key=00000000-1111-2222-3333-444444444444";
+const WEBHOOK_MESSAGE: &str = r#"{"msgtype":"text","text":{"content":"a"}}"#;
 const CONFIG: &str = r#"
 [server]
 listen = "127.0.0.1:0"
@@ -28,10 +32,10 @@ url = "http://{api}"
 idle_timeout = "2s"
 [replay]
 memory = "64KiB"
-dir = "{spilled}"
+dir = "{spool_dir}"
 "#;
 
-/// The simulator, the program before it, and what came of the calls so far.
+/// The simulator, the proxy in front of it, and the outcomes of the calls so far.
 pub struct LeakScenario {
     pub wecom: Simulator,
     pub process: ProxyProcess,
@@ -55,7 +59,7 @@ enum CallKind {
     Pass,
     Webhook,
     UpstreamDrop(DropPoint),
-    /// Its token has just been revoked. Only the first 300 are renewed: no more gettokens leave in an hour.
+    /// The token has just been revoked. Only the first 300 are refreshed: the refresh budget allows no more per hour.
     RevokedToken,
     ClientAbort,
     HalfBody,
@@ -70,7 +74,7 @@ const CALL_SEQUENCE: [(&str, CallKind); 25] = [
     ("get", CallKind::Get),
     ("spilled to a file", CallKind::SpilledToFile),
     ("http2", CallKind::Http2),
-    ("closed", CallKind::ConnectionClose),
+    ("connection close", CallKind::ConnectionClose),
     ("http/1.0", CallKind::Http10),
     ("get", CallKind::Get),
     ("refused", CallKind::UnknownAgent),
@@ -81,10 +85,10 @@ const CALL_SEQUENCE: [(&str, CallKind); 25] = [
     ("pass", CallKind::Pass),
     ("webhook", CallKind::Webhook),
     ("get", CallKind::Get),
-    ("upstream breaks before its answer", CallKind::UpstreamDrop(DropPoint::BeforeResponse)),
-    ("upstream breaks in its answer", CallKind::UpstreamDrop(DropPoint::MidBody)),
-    ("after a refusal", CallKind::RevokedToken),
-    ("leaves", CallKind::ClientAbort),
+    ("upstream closes before its response", CallKind::UpstreamDrop(DropPoint::BeforeResponse)),
+    ("upstream closes within its response", CallKind::UpstreamDrop(DropPoint::MidBody)),
+    ("revoked token", CallKind::RevokedToken),
+    ("client abort", CallKind::ClientAbort),
     ("half a body", CallKind::HalfBody),
     ("http2", CallKind::Http2),
     ("download", CallKind::Download),
@@ -92,27 +96,27 @@ const CALL_SEQUENCE: [(&str, CallKind); 25] = [
 ];
 
 impl LeakScenario {
-    /// A simulator and a program that keeps little in memory.
+    /// Starts a simulator and a proxy with little replay memory.
     pub async fn start() -> Self {
         let dir = TempDir::new().expect("a directory");
         let settings = Settings::default();
         let wecom = Simulator::start_local(settings.clone()).await.expect("a simulator");
-        let spilled = dir.path().join("spilled");
-        std::fs::create_dir(&spilled).expect("a directory");
+        let spool_dir = dir.path().join("spilled");
+        std::fs::create_dir(&spool_dir).expect("a directory");
         let mut text = CONFIG
             .replace("{api}", &wecom.api_addr().to_string())
-            .replace("{spilled}", &spilled.display().to_string());
+            .replace("{spool_dir}", &spool_dir.display().to_string());
         for agent in &settings.agents {
             let (name, corpid, secret) = (&agent.name, &agent.corpid, &agent.secret);
             text.push_str(&format!("[agents.{name}]\ncorpid = \"{corpid}\"\nsecret = \"{secret}\"\n"));
         }
         let path = dir.path().join("proxy.toml");
         std::fs::write(&path, text).expect("a file");
-        let program = ProxyProcess::start(&path, &spilled);
-        Self { wecom, process: program, outcomes: Mutex::default(), _dir: dir }
+        let process = ProxyProcess::start(&path, &spool_dir);
+        Self { wecom, process, outcomes: Mutex::default(), _dir: dir }
     }
 
-    /// So many calls, one after the other, of every kind in turn.
+    /// Makes `calls` sequential calls, of every kind in turn, starting at index `from`.
     pub async fn run_calls(&self, from: u64, calls: u64) {
         let mut client = Client {
             scenario: self,
@@ -121,15 +125,15 @@ impl LeakScenario {
             pass: String::new(),
             next_is_reset: false,
         };
-        for nth in from..from + calls {
-            let (name, call) = CALL_SEQUENCE[nth as usize % CALL_SEQUENCE.len()];
+        for index in from..from + calls {
+            let (name, call) = CALL_SEQUENCE[index as usize % CALL_SEQUENCE.len()];
             let outcome = with_timeout(client.call(call)).await;
             let mut outcomes = self.outcomes.lock().unwrap_or_else(PoisonError::into_inner);
             *outcomes.entry((name, outcome)).or_default() += 1;
         }
     }
 
-    /// How often each kind of call had which outcome.
+    /// Prints the number of each outcome per kind of call.
     pub fn print_outcomes(&self) {
         for ((name, outcome), count) in &*self.outcomes.lock().unwrap_or_else(PoisonError::into_inner) {
             eprintln!("{count:>8} {name}: {outcome}");
@@ -137,7 +141,7 @@ impl LeakScenario {
     }
 }
 
-/// One client with its kept connections.
+/// A client with its persistent connections.
 struct Client<'a> {
     scenario: &'a LeakScenario,
     connection: Option<RawConnection>,
@@ -147,19 +151,15 @@ struct Client<'a> {
 }
 
 impl Client<'_> {
-    /// Makes a call; what came of it, in a word.
+    /// Makes a call and returns its outcome.
     async fn call(&mut self, call: CallKind) -> String {
-        let small =
+        let message =
             "{\"touser\":\"zhangsan\",\"msgtype\":\"text\",\"agentid\":1000002,\"text\":{\"content\":\"a\"}}";
         let user_get = "GET /hr/cgi-bin/user/get?userid=zhangsan HTTP/1.1\r\nHost: x\r\n";
         match call {
             CallKind::Get => self.call_keep_alive(&format!("{user_get}\r\n")).await,
-            CallKind::Post => self.call_keep_alive(&post_request("/hr/cgi-bin/message/send", small)).await,
-            CallKind::Chunked => {
-                let head = "POST /hr/cgi-bin/simulator/sink HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n";
-                self.call_keep_alive(&format!("{head}5\r\nhello\r\n3;a=b\r\nyou\r\n0\r\nX-T: 1\r\n\r\n"))
-                    .await
-            }
+            CallKind::Post => self.call_keep_alive(&post_request("/hr/cgi-bin/message/send", message)).await,
+            CallKind::Chunked => self.call_keep_alive(CHUNKED_REQUEST).await,
             CallKind::SpilledToFile => {
                 self.call_keep_alive(&post_request(
                     "/hr/cgi-bin/simulator/sink",
@@ -174,7 +174,7 @@ impl Client<'_> {
                 self.call_on_new_connection("GET /ops/cgi-bin/user/get?userid=lisi HTTP/1.0\r\n\r\n").await
             }
             CallKind::UnknownAgent => {
-                self.call_keep_alive("GET /nobody/cgi-bin/user/get HTTP/1.1\r\nHost: x\r\n\r\n").await
+                self.call_keep_alive("GET /unknown/cgi-bin/user/get HTTP/1.1\r\nHost: x\r\n\r\n").await
             }
             CallKind::Malformed => {
                 self.call_on_new_connection("GET /hr/cgi-bin/../x HTTP/1.1\r\nHost: x\nA: b\r\n\r\n").await
@@ -185,18 +185,11 @@ impl Client<'_> {
                 let target = format!("/cgi-bin/user/get?userid=zhangsan&access_token={}", self.pass);
                 self.call_keep_alive(&format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n")).await
             }
-            CallKind::Webhook => {
-                let path = "/cgi-bin/webhook/send?key=00000000-1111-2222-3333-444444444444";
-                self.call_keep_alive(&post_request(
-                    path,
-                    "{\"msgtype\":\"text\",\"text\":{\"content\":\"a\"}}",
-                ))
-                .await
-            }
-            CallKind::UpstreamDrop(when) => self.call_with_upstream_drop(when).await,
+            CallKind::Webhook => self.call_keep_alive(&post_request(WEBHOOK_PATH, WEBHOOK_MESSAGE)).await,
+            CallKind::UpstreamDrop(point) => self.call_with_upstream_drop(point).await,
             CallKind::RevokedToken => {
                 self.scenario.wecom.revoke_tokens("hr").expect("an agent");
-                self.call_keep_alive(&post_request("/hr/cgi-bin/message/send", small)).await
+                self.call_keep_alive(&post_request("/hr/cgi-bin/message/send", message)).await
             }
             CallKind::ClientAbort => self.abort_call(&format!("{user_get}\r\n")).await,
             CallKind::HalfBody => {
@@ -215,83 +208,84 @@ impl Client<'_> {
         }
     }
 
-    /// On the kept connection, or a new one where that was closed.
+    /// Sends the request on the persistent connection, or on a new one if that was closed.
     async fn call_keep_alive(&mut self, request: &str) -> String {
-        let mut line = match self.connection.take() {
-            Some(line) => line,
+        let mut connection = match self.connection.take() {
+            Some(connection) => connection,
             None => RawConnection::connect(self.scenario.process.address).await,
         };
-        if line.send(request).await.is_err() {
-            return "closed meanwhile".to_owned();
+        if connection.send(request).await.is_err() {
+            return "connection closed".to_owned();
         }
-        let head = line.read_head().await;
+        let head = connection.read_head().await;
         let length = head.to_ascii_lowercase().lines().find_map(|line| {
             line.strip_prefix("content-length:").and_then(|length| length.trim().parse::<usize>().ok())
         });
         if let Some(length) = length {
-            line.read_exact(length).await;
-            self.connection = (!head.to_ascii_lowercase().contains("connection: close")).then_some(line);
+            connection.read_exact(length).await;
+            self.connection =
+                (!head.to_ascii_lowercase().contains("connection: close")).then_some(connection);
         }
         response_outcome(&head)
     }
 
-    /// On a connection of its own, which the proxy closes.
+    /// Sends the request on a new connection, which the proxy closes.
     async fn call_on_new_connection(&self, request: &str) -> String {
-        let mut line = RawConnection::connect(self.scenario.process.address).await;
-        let _ = line.send(request).await;
-        response_outcome(&String::from_utf8_lossy(&line.read_to_end().await.0))
+        let mut connection = RawConnection::connect(self.scenario.process.address).await;
+        let _ = connection.send(request).await;
+        response_outcome(&String::from_utf8_lossy(&connection.read_to_end().await.0))
     }
 
     async fn call_gettoken(&mut self) -> String {
         let secret = "not-a-secret-hr-0000000000000000000000000000";
         let path = format!("/hr/cgi-bin/gettoken?corpid=ww1234567890abcdef&corpsecret={secret}");
-        let mut line = RawConnection::connect(self.scenario.process.address).await;
-        let _ = line.send(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n")).await;
-        let (head, body) = line.read_response().await;
+        let mut connection = RawConnection::connect(self.scenario.process.address).await;
+        let _ = connection.send(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n")).await;
+        let (head, body) = connection.read_response().await;
         self.pass = body.split('"').find(|word| word.starts_with("wp1-")).unwrap_or_default().to_owned();
         response_outcome(&head)
     }
 
-    /// While the upstream breaks off some request; whose it is does not matter.
-    async fn call_with_upstream_drop(&mut self, when: DropPoint) -> String {
-        self.scenario.wecom.inject(Fault::drop(when).on_path("/cgi-bin/department/list")).expect("a fault");
+    /// Sends a request while the upstream drops one request; a concurrent client's request may be the one dropped.
+    async fn call_with_upstream_drop(&mut self, point: DropPoint) -> String {
+        self.scenario.wecom.inject(Fault::drop(point).on_path("/cgi-bin/department/list")).expect("a fault");
         let request = "GET /hr/cgi-bin/department/list HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
         self.call_on_new_connection(request).await
     }
 
-    /// Goes away before there can be an answer, half of the times with a reset.
+    /// Disconnects before a response, every second time with a reset.
     async fn abort_call(&mut self, request: &str) -> String {
-        let mut line = RawConnection::connect(self.scenario.process.address).await;
-        let _ = line.send(request).await;
+        let mut connection = RawConnection::connect(self.scenario.process.address).await;
+        let _ = connection.send(request).await;
         self.next_is_reset = !self.next_is_reset;
         if self.next_is_reset {
-            line.reset();
+            connection.reset();
         }
-        "gone".to_owned()
+        "disconnected".to_owned()
     }
 
     async fn call_http2(&mut self) -> String {
         if self.http2.as_ref().is_none_or(http2::SendRequest::is_closed) {
             let stream = TcpStream::connect(self.scenario.process.address).await.expect("a connection");
-            let made = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await;
-            let (sender, connection) = made.expect("a handshake");
+            let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await;
+            let (sender, connection) = handshake.expect("a handshake");
             tokio::spawn(connection);
             self.http2 = Some(sender);
         }
-        let sender = self.http2.as_mut().expect("one is there");
+        let sender = self.http2.as_mut().expect("a sender");
         let target = "http://x/hr/cgi-bin/simulator/sink";
         let request = Request::post(target).header(header::CONTENT_TYPE, "application/json");
         let request = request.body(Full::new(Bytes::from_static(&[b'x'; 3000]))).expect("a request");
-        let answered = async {
+        let exchange = async {
             sender.ready().await.ok()?;
-            let answer = sender.send_request(request).await.ok()?;
-            let status = answer.status();
-            answer.into_body().collect().await.ok()?;
+            let response = sender.send_request(request).await.ok()?;
+            let status = response.status();
+            response.into_body().collect().await.ok()?;
             Some(status.to_string())
         };
-        match timeout(Duration::from_secs(20), answered).await {
+        match timeout(Duration::from_secs(20), exchange).await {
             Ok(Some(status)) => status,
-            _ => "closed meanwhile".to_owned(),
+            _ => "connection closed".to_owned(),
         }
     }
 }
@@ -301,13 +295,13 @@ fn post_request(path: &str, body: &str) -> String {
     format!("POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n{body}")
 }
 
-/// An answer's status, and whether it is a second one or the proxy's own.
-fn response_outcome(answer: &str) -> String {
-    let status = answer.split(' ').nth(1).unwrap_or("no answer");
-    let field = |name: &str| {
-        answer.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix(name).map(str::to_owned))
+/// The response's status, whether it was retried, and the proxy's own error.
+fn response_outcome(response: &str) -> String {
+    let status = response.split(' ').nth(1).unwrap_or("no response");
+    let header = |name: &str| {
+        response.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix(name).map(str::to_owned))
     };
-    let retried = field("x-wecom-retried:").map(|_| " retried").unwrap_or_default();
-    let own = field("x-wecom-proxy-error:").unwrap_or_default();
-    format!("{status}{retried}{own}")
+    let retried = header("x-wecom-retried:").map(|_| " retried").unwrap_or_default();
+    let proxy_error = header("x-wecom-proxy-error:").unwrap_or_default();
+    format!("{status}{retried}{proxy_error}")
 }

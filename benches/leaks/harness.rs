@@ -1,9 +1,9 @@
-//! What [`crate::wire`] wants of a stage.
+//! The part of the test harness that [`crate::raw_http`] uses.
 
 use std::{future::Future, time::Duration};
 
-/// Waits for what must come, and fails where it does not.
-pub async fn with_timeout<T>(coming: impl Future<Output = T>) -> T {
-    let waited = tokio::time::timeout(Duration::from_secs(60), coming).await;
-    waited.unwrap_or_else(|_| panic!("waited in vain"))
+/// Waits for an expected event; panics after 60 s.
+pub async fn with_timeout<T>(event: impl Future<Output = T>) -> T {
+    let outcome = tokio::time::timeout(Duration::from_secs(60), event).await;
+    outcome.unwrap_or_else(|_| panic!("timed out"))
 }

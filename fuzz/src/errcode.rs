@@ -1,5 +1,5 @@
-//! The errcode of a reply, against a full JSON parser: the first top-level one, however the reply is written, cut or
-//! compressed. Of what the parser does not accept, only that the cuts make no difference.
+//! The errcode of a WeCom response, against a full JSON parser: the first one at top level, however the body is formatted,
+//! split or compressed. For bodies that the parser rejects, only that the split does not change the result.
 
 use std::{fmt, io::Write};
 
@@ -12,60 +12,64 @@ use wecom_proxy::{
 
 use super::reference::split_input;
 
-/// The input is a byte that says how to cut, and a reply.
+/// Input: a byte that selects the split, then a response body.
 pub fn check(data: &[u8]) {
-    let Some((how, reply)) = data.split_first() else { return };
-    let whole = scan([reply]);
-    assert_eq!(scan(split_input(*how, reply)), whole, "the cuts make a difference");
-    assert_eq!(scan_encoded("identity", split_input(*how, reply)), whole, "not looked through as it is");
-    if let Some(expected) = reference_verdict(reply) {
-        assert_eq!(whole, expected, "{}", String::from_utf8_lossy(reply));
+    let Some((selector, body)) = data.split_first() else { return };
+    let whole = scan([body]);
+    assert_eq!(scan(split_input(*selector, body)), whole, "the split changes the result");
+    assert_eq!(
+        scan_encoded("identity", split_input(*selector, body)),
+        whole,
+        "identity coding changes the result"
+    );
+    if let Some(expected) = reference_verdict(body) {
+        assert_eq!(whole, expected, "{}", String::from_utf8_lossy(body));
     }
-    if reply.len() < MAX_DECOMPRESSED_BYTES {
-        let zipped = gzip(reply);
-        assert_eq!(scan_encoded("gzip", split_input(*how, &zipped)), whole, "gzip makes a difference");
+    if body.len() < MAX_DECOMPRESSED_BYTES {
+        let zipped = gzip(body);
+        assert_eq!(scan_encoded("gzip", split_input(*selector, &zipped)), whole, "gzip changes the result");
     }
     for coding in ["gzip", "deflate"] {
-        let damaged = scan_encoded(coding, [reply]);
+        let whole_encoded = scan_encoded(coding, [body]);
         assert_eq!(
-            scan_encoded(coding, split_input(*how, reply)),
-            damaged,
-            "the cuts make a difference in {coding}"
+            scan_encoded(coding, split_input(*selector, body)),
+            whole_encoded,
+            "the split changes the result for {coding}"
         );
     }
 }
 
-fn scan<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Verdict {
+fn scan<'a>(chunks: impl IntoIterator<Item = &'a [u8]>) -> Verdict {
     let mut scanner = ErrcodeScanner::new();
     let mut before = Verdict::Undecided;
-    for piece in pieces {
-        let verdict = scanner.feed(piece);
+    for chunk in chunks {
+        let verdict = scanner.feed(chunk);
         assert!(before == Verdict::Undecided || verdict == before, "{before:?} became {verdict:?}");
         before = verdict;
     }
     scanner.finish()
 }
 
-fn scan_encoded<'a>(coding: &str, pieces: impl IntoIterator<Item = &'a [u8]>) -> Verdict {
+fn scan_encoded<'a>(coding: &str, chunks: impl IntoIterator<Item = &'a [u8]>) -> Verdict {
     let mut scanner = ResponseScanner::new(&Headers::from_pairs(&[("Content-Encoding", coding)]));
-    for piece in pieces {
-        scanner.feed(piece);
+    for chunk in chunks {
+        scanner.feed(chunk);
     }
     scanner.finish()
 }
 
 fn gzip(text: &[u8]) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
-    encoder.write_all(text).and_then(|()| encoder.finish()).expect("memory takes it")
+    encoder.write_all(text).and_then(|()| encoder.finish()).expect("written to memory")
 }
 
-/// What a full parser finds; `None` where it does not accept the reply, or its number is not exact enough to judge by.
-fn reference_verdict(reply: &[u8]) -> Option<Verdict> {
-    let reply = reply.strip_prefix(b"\xef\xbb\xbf").unwrap_or(reply);
-    if !reply.trim_ascii_start().starts_with(b"{") {
-        return serde_json::from_slice::<IgnoredAny>(reply).ok().and(Some(Verdict::None));
+/// The verdict of a full parser; `None` if it rejects the body, or if the number is rounded and so undecidable.
+fn reference_verdict(body: &[u8]) -> Option<Verdict> {
+    let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
+    if !body.trim_ascii_start().starts_with(b"{") {
+        return serde_json::from_slice::<IgnoredAny>(body).ok().and(Some(Verdict::None));
     }
-    let mut parser = serde_json::Deserializer::from_slice(reply);
+    let mut parser = serde_json::Deserializer::from_slice(body);
     let first = FirstErrcode.deserialize(&mut parser).ok()?;
     parser.end().ok()?;
     match first {
@@ -75,16 +79,16 @@ fn reference_verdict(reply: &[u8]) -> Option<Verdict> {
     }
 }
 
-/// A float's verdict, where rounding cannot have made it.
+/// The verdict for a float; `None` if rounding may have changed it.
 fn float_verdict(float: f64) -> Option<Verdict> {
-    let (size, whole) = (float.abs(), float.fract() == 0.0);
-    let tiny = size > 0.0 && size < 1e-300;
-    // Near a whole number the text may have said something else than what was rounded to.
-    let near = (size - size.round()).abs() < 1e-3;
+    let (magnitude, is_integer) = (float.abs(), float.fract() == 0.0);
+    let tiny = magnitude > 0.0 && magnitude < 1e-300;
+    // Near an integer the text may be a fraction that the parser rounded to the integer, or the reverse.
+    let near_integer = (magnitude - magnitude.round()).abs() < 1e-3;
     match () {
-        () if size >= 1e19 => Some(Verdict::None),
-        () if size >= 1e12 || tiny || near && !whole => None,
-        () if whole => Some(Verdict::Found(float as i64)),
+        () if magnitude >= 1e19 => Some(Verdict::None),
+        () if magnitude >= 1e12 || tiny || near_integer && !is_integer => None,
+        () if is_integer => Some(Verdict::Found(float as i64)),
         () => Some(Verdict::None),
     }
 }

@@ -1,7 +1,7 @@
-//! What is read from strangers, and what must hold of it whatever they send: one `check` each, which panics where it does
-//! not. The fuzz targets call them, and so does the ordinary test run (`tests/it/properties.rs`).
+//! The parsers of untrusted input and their invariants: one `check` each, which panics if an invariant does not hold. Called
+//! by the fuzz targets and by the ordinary tests (`tests/it/properties.rs`).
 //!
-//! The models beside them are written from what was promised and from the RFCs, and share no code with the proxy.
+//! The reference implementations follow the documentation and the RFCs, and share no code with the proxy.
 
 pub mod chunks;
 pub mod config;

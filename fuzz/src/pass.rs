@@ -1,4 +1,4 @@
-//! Passes: nothing panics, and what is opened is letter for letter what was sealed, for that client, within its time.
+//! Passes: verification does not panic, and accepts only unmodified passes of the same client within their lifetime.
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use wecom_proxy::{
@@ -10,32 +10,32 @@ use wecom_proxy::{
 const ISSUED_AT: u64 = 1_790_000_000;
 const AGES_SECS: [i64; 8] = [0, 7_200, 14_399, 14_400, -300, -301, 99_999, -1_790_000_000];
 
-/// The input is five bytes that say how to tamper with a good pass, and a text that is tried as it is and behind the
-/// beginning of one.
+/// Input: five bytes that select a modification of a valid pass, then a text that is verified unchanged and after the prefix
+/// of a pass.
 pub fn check(data: &[u8]) {
-    let [kind, at, byte, time, length, rest @ ..] = data else { return };
+    let [kind, position, byte, age_index, length, rest @ ..] = data else { return };
     let key = PassKey::derive("ww1234567890abcdef", &Masked::new("the-secret-of-the-agent"));
     let client = KeyHash::of("the key of the client");
     let name = |length: u8| "n".repeat(usize::from(length % 64) + 1);
-    let (agent, caller) = (name(*length), name(length / 2));
-    let pass = key.issue(&agent, &caller, Some(&client), ISSUED_AT);
-    let now = ISSUED_AT.saturating_add_signed(AGES_SECS[usize::from(time % 8)]);
+    let (agent, client_name) = (name(*length), name(length / 2));
+    let pass = key.issue(&agent, &client_name, Some(&client), ISSUED_AT);
+    let now = ISSUED_AT.saturating_add_signed(AGES_SECS[usize::from(age_index % 8)]);
 
     let mut tampered = pass.expose().as_bytes().to_vec();
-    let at = usize::from(*at) % tampered.len();
+    let position = usize::from(*position) % tampered.len();
     match kind % 6 {
         0 => {}
-        1 => tampered[at] = *byte,
-        2 => tampered.insert(at, *byte),
-        3 => drop(tampered.remove(at)),
-        4 => tampered.truncate(at),
-        _ => tampered.splice(at.., rest.iter().copied()).for_each(drop),
+        1 => tampered[position] = *byte,
+        2 => tampered.insert(position, *byte),
+        3 => drop(tampered.remove(position)),
+        4 => tampered.truncate(position),
+        _ => tampered.splice(position.., rest.iter().copied()).for_each(drop),
     }
     let tampered = String::from_utf8_lossy(&tampered);
     let expected = match () {
         () if now + 300 < ISSUED_AT => Err(PassError::Invalid),
         () if now >= ISSUED_AT + 14_400 => Err(PassError::Expired),
-        () => Ok((agent, caller)),
+        () => Ok((agent, client_name)),
     };
     let outcome = open_pass(&key, &tampered, Some(&client), now);
     match tampered == pass.expose() {
@@ -55,10 +55,10 @@ pub fn check(data: &[u8]) {
     }
 }
 
-/// Whether a text is a pass that was sealed here: the fuzzer has seen some, and may hand one back.
+/// Whether a text is a pass that this target issued: the fuzzer may have learned one.
 fn is_genuine(key: &PassKey, text: &str, client: &KeyHash) -> bool {
-    let Ok((agent, caller)) = open_pass(key, text, Some(client), ISSUED_AT) else { return false };
-    has_pass_prefix(text) && text == key.issue(&agent, &caller, Some(client), ISSUED_AT).expose()
+    let Ok((agent, client_name)) = open_pass(key, text, Some(client), ISSUED_AT) else { return false };
+    has_pass_prefix(text) && text == key.issue(&agent, &client_name, Some(client), ISSUED_AT).expose()
 }
 
 fn open_pass(
@@ -68,7 +68,7 @@ fn open_pass(
     now: u64,
 ) -> Result<(String, String), PassError> {
     let mut scratch = DecodeBuf::default();
-    let claim = UnverifiedPass::parse(text, &mut scratch).ok_or(PassError::Invalid)?;
-    key.verify(&claim, client, now)?;
-    Ok((claim.agent.to_owned(), claim.client.to_owned()))
+    let pass = UnverifiedPass::parse(text, &mut scratch).ok_or(PassError::Invalid)?;
+    key.verify(&pass, client, now)?;
+    Ok((pass.agent.to_owned(), pass.client.to_owned()))
 }

@@ -1,5 +1,5 @@
-//! An answer's head, against a strict reader of RFC 9112 that has all the bytes at once. What is only oddly spelled may be
-//! taken; what is taken can do no harm on the caller's side.
+//! Response heads, against a strict parser of RFC 9112 that has the complete input. The proxy may also accept unusual heads,
+//! but an accepted head must be safe to forward to the client.
 
 use bytes::BytesMut;
 use http::Method;
@@ -13,24 +13,24 @@ use super::reference::{
     parse_header_line, split_input,
 };
 
-/// The input is a byte that says how to cut, and what an upstream sends.
+/// Input: a byte that selects the split, then the bytes from the upstream.
 pub fn check(data: &[u8]) {
-    let Some((how, wire)) = data.split_first() else { return };
-    let (whole, left) = parse_split([wire], &mut HeaderCache::default());
-    let (cut, _) = parse_split(split_input(*how, wire), &mut HeaderCache::default());
-    assert_eq!(summary(&whole), summary(&cut), "the cuts make a difference");
-    check_with_warm_cache(*how, wire);
-    let model = reference_parse(wire);
-    match (&whole, &model) {
-        (Ok(Some(head)), model) => {
+    let Some((selector, wire)) = data.split_first() else { return };
+    let (whole, rest) = parse_split([wire], &mut HeaderCache::default());
+    let (split, _) = parse_split(split_input(*selector, wire), &mut HeaderCache::default());
+    assert_eq!(summary(&whole), summary(&split), "the split changes the result");
+    check_with_warm_cache(*selector, wire);
+    let reference = reference_parse(wire);
+    match (&whole, &reference) {
+        (Ok(Some(head)), reference) => {
             assert_safe_to_forward(head);
-            if let Some(model) = model {
-                assert_matches_reference(head, model);
-                assert_eq!(&left[..], model.rest, "what follows the head is not all there");
+            if let Some(reference) = reference {
+                assert_matches_reference(head, reference);
+                assert_eq!(&rest[..], reference.rest, "bytes after the head are missing");
             }
         }
-        (_, Some(model)) => {
-            assert!(model.may_be_refused, "not taken: {:?}", String::from_utf8_lossy(wire));
+        (_, Some(reference)) => {
+            assert!(reference.may_be_refused, "refused: {:?}", String::from_utf8_lossy(wire));
         }
         (_, None) => {}
     }
@@ -39,40 +39,40 @@ pub fn check(data: &[u8]) {
 type ParseResult = Result<Option<UpstreamResponseHead>, String>;
 
 fn parse_split<'a>(
-    pieces: impl IntoIterator<Item = &'a [u8]>,
-    familiar: &mut HeaderCache,
+    chunks: impl IntoIterator<Item = &'a [u8]>,
+    cache: &mut HeaderCache,
 ) -> (ParseResult, BytesMut) {
-    let (mut buffer, mut outcome) = (BytesMut::new(), Ok(None));
-    for piece in pieces {
-        buffer.extend_from_slice(piece);
-        if matches!(outcome, Ok(None)) {
-            outcome = response_head(&mut buffer, familiar);
+    let (mut buffer, mut result) = (BytesMut::new(), Ok(None));
+    for chunk in chunks {
+        buffer.extend_from_slice(chunk);
+        if matches!(result, Ok(None)) {
+            result = response_head(&mut buffer, cache);
         }
     }
-    (outcome, buffer)
+    (result, buffer)
 }
 
-/// A connection that brought the same lines before, or nearly the same, is read no other way.
-fn check_with_warm_cache(how: u8, wire: &[u8]) {
-    let mut familiar = HeaderCache::default();
-    (0..3).for_each(|_| drop(parse_split([wire], &mut familiar)));
-    for wire in [wire, &mutate_byte(how, wire)] {
-        let (again, left) = parse_split([wire], &mut familiar);
-        let (anew, left_anew) = parse_split([wire], &mut HeaderCache::default());
-        assert_eq!(summary(&again), summary(&anew), "what came before makes a difference");
-        assert_eq!(left, left_anew);
+/// A cache that holds the same or nearly the same headers does not change the result.
+fn check_with_warm_cache(selector: u8, wire: &[u8]) {
+    let mut cache = HeaderCache::default();
+    (0..3).for_each(|_| drop(parse_split([wire], &mut cache)));
+    for wire in [wire, &mutate_byte(selector, wire)] {
+        let (cached, cached_rest) = parse_split([wire], &mut cache);
+        let (uncached, uncached_rest) = parse_split([wire], &mut HeaderCache::default());
+        assert_eq!(summary(&cached), summary(&uncached), "the cache changes the result");
+        assert_eq!(cached_rest, uncached_rest);
     }
 }
 
-fn summary(taken: &ParseResult) -> Result<Option<String>, ()> {
-    let told = |head: &UpstreamResponseHead| {
+fn summary(result: &ParseResult) -> Result<Option<String>, ()> {
+    let describe = |head: &UpstreamResponseHead| {
         let lines: Vec<_> = head.headers.iter().map(|field| (field.name, field.value)).collect();
         format!("{:?} {:?} {lines:?}", head.status, head.keep_alive)
     };
-    taken.as_ref().map(|head| head.as_ref().map(told)).map_err(|_| ())
+    result.as_ref().map(|head| head.as_ref().map(describe)).map_err(|_| ())
 }
 
-/// Nothing of it can end a line or a head where it is written again.
+/// No name or value contains a byte that could end a line or the head when it is written.
 fn assert_safe_to_forward(head: &UpstreamResponseHead) {
     for field in head.headers.iter() {
         assert!(!field.name.is_empty() && field.name.iter().all(|byte| is_token_letter(*byte)));
@@ -89,14 +89,14 @@ struct ReferenceHead<'a> {
     may_be_refused: bool,
 }
 
-/// A head by RFC 9112 §2 to §5, the lines of which end in CR LF, and nothing else does.
+/// Parses a head by RFC 9112, sections 2 to 5; lines end only in CR LF.
 fn reference_parse(wire: &[u8]) -> Option<ReferenceHead<'_>> {
     let end = wire.windows(4).position(|four| four == b"\r\n\r\n")?;
     let text = std::str::from_utf8(&wire[..end]).ok()?;
     let mut lines = text.split("\r\n");
-    let mut words = lines.next()?.splitn(3, ' ');
-    let (version, status, reason) = (words.next()?, words.next()?, words.next()?);
-    let is_new = match version {
+    let mut parts = lines.next()?.splitn(3, ' ');
+    let (version, status, reason) = (parts.next()?, parts.next()?, parts.next()?);
+    let is_http11 = match version {
         "HTTP/1.1" => true,
         "HTTP/1.0" => false,
         _ => return None,
@@ -109,33 +109,27 @@ fn reference_parse(wire: &[u8]) -> Option<ReferenceHead<'_>> {
         || end + 4 > 64 * 1024
         || status < 100
         || status == 101
-        // Obsolete, and in nobody's status line.
+        // obs-text in the reason phrase is obsolete and unused.
         || !reason.is_ascii();
-    Some(ReferenceHead {
-        status,
-        is_http11: is_new,
-        header_lines: lines,
-        rest: &wire[end + 4..],
-        may_be_refused,
-    })
+    Some(ReferenceHead { status, is_http11, header_lines: lines, rest: &wire[end + 4..], may_be_refused })
 }
 
-fn assert_matches_reference(head: &UpstreamResponseHead, model: &ReferenceHead<'_>) {
-    assert_eq!(head.status.as_u16(), model.status);
+fn assert_matches_reference(head: &UpstreamResponseHead, reference: &ReferenceHead<'_>) {
+    assert_eq!(head.status.as_u16(), reference.status);
     let lines: Vec<_> = head.headers.iter().map(|field| (field.name, field.value)).collect();
-    assert_eq!(lines, model.header_lines);
-    let bodiless = matches!(model.status, 204 | 304);
+    assert_eq!(lines, reference.header_lines);
+    let bodiless = matches!(reference.status, 204 | 304);
     match (
         Framing::of_response(&Method::GET, head.status, &head.headers),
-        body_framing(&model.header_lines, true),
+        body_framing(&reference.header_lines, true),
     ) {
         (Err(_), Err(())) => {}
-        (Ok(Framing::Done), Ok(said)) if bodiless || said == BodyFraming::None => {}
-        (Ok(Framing::Length(ours)), Ok(BodyFraming::Length(theirs))) if ours == theirs => {}
+        (Ok(Framing::Done), Ok(expected)) if bodiless || expected == BodyFraming::None => {}
+        (Ok(Framing::Length(actual)), Ok(BodyFraming::Length(expected))) if actual == expected => {}
         (Ok(Framing::Chunked(_)), Ok(BodyFraming::Chunked))
         | (Ok(Framing::UntilClose), Ok(BodyFraming::UntilClose)) => {}
-        (ours, theirs) => panic!("{ours:?}, and by the model {theirs:?}"),
+        (actual, expected) => panic!("{actual:?}, reference: {expected:?}"),
     }
-    let close = connection_options(&model.header_lines).iter().any(|option| option == b"close");
-    assert_eq!(head.keep_alive, model.is_http11 && !close);
+    let close = connection_options(&reference.header_lines).iter().any(|option| option == b"close");
+    assert_eq!(head.keep_alive, reference.is_http11 && !close);
 }

@@ -1,4 +1,5 @@
-//! Which request-targets go out, and as what. What must go, must not, and what a careful proxy may decide either way.
+//! Which request targets are forwarded, and as what: targets that must be forwarded, that must be refused, and others, for
+//! which either is correct.
 
 use wecom_proxy::fuzz::{TargetKind, resolve_target};
 
@@ -6,7 +7,7 @@ use super::reference::percent_decode;
 
 const TOKEN: &str = "the-agents-own-TOKEN";
 
-/// The input is a target that begins with a slash.
+/// Input: a target that begins with a slash.
 pub fn check(data: &[u8]) {
     let Ok(target) = std::str::from_utf8(data) else { return };
     if !target.starts_with('/') {
@@ -19,25 +20,25 @@ pub fn check(data: &[u8]) {
     let plain_query = query.is_none_or(|query| query.bytes().all(|byte| byte.is_ascii_alphanumeric()));
     match resolve_target(target, TOKEN) {
         Err(_) => assert!(!(must_be_forwarded(path) && plain_query), "refused: {target:?}"),
-        Ok(way) => {
-            assert!(!must_be_refused(path), "went out: {target:?} as {:?}", way.upstream_target);
-            let root = split_agent_and_path(path).expect("the root was found");
-            assert_eq!(way.agent.as_deref(), root.0, "{target:?}");
-            let sent = way.upstream_target.split('?').next().unwrap_or_default();
-            assert_eq!(sent, root.1, "the path is changed");
+        Ok(resolved) => {
+            assert!(!must_be_refused(path), "forwarded: {target:?} as {:?}", resolved.upstream_target);
+            let expected = split_agent_and_path(path).expect("a path with a root");
+            assert_eq!(resolved.agent.as_deref(), expected.0, "{target:?}");
+            let sent = resolved.upstream_target.split('?').next().unwrap_or_default();
+            assert_eq!(sent, expected.1, "the path changed");
             if let Some(kind) = expected_kind(sent) {
-                assert_eq!(way.kind, kind, "{target:?}");
+                assert_eq!(resolved.kind, kind, "{target:?}");
             }
-            if way.kind == TargetKind::Passthrough {
-                let came = query.map_or(String::new(), |query| format!("?{query}"));
-                assert_eq!(way.upstream_target, format!("{sent}{came}"));
+            if resolved.kind == TargetKind::Passthrough {
+                let client_query = query.map_or(String::new(), |query| format!("?{query}"));
+                assert_eq!(resolved.upstream_target, format!("{sent}{client_query}"));
             }
         }
     }
 }
 
-/// The agent that is named in front, and the path from the root on. More slashes than one in front of either are a base
-/// URL's doing.
+/// The agent prefix, if any, and the path from `/cgi-bin/` on. Each may follow several slashes, as clients with a base URL
+/// that ends in a slash send.
 fn split_agent_and_path(path: &str) -> Option<(Option<&str>, &str)> {
     let root = |rest: &str| rest.starts_with("cgi-bin/").then(|| &path[path.len() - rest.len() - 1..]);
     let first = path.trim_start_matches('/');
@@ -45,27 +46,27 @@ fn split_agent_and_path(path: &str) -> Option<(Option<&str>, &str)> {
         return Some((None, root));
     }
     let (agent, rest) = first.split_once('/')?;
-    let named = !agent.is_empty()
+    let valid_name = !agent.is_empty()
         && agent.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-');
     let root = root(rest.trim_start_matches('/'))?;
-    named.then_some((Some(agent), root))
+    valid_name.then_some((Some(agent), root))
 }
 
-/// Letters, digits and a few marks, some of the letters encoded, below the root.
+/// A path of letters, digits and unreserved marks, some of them percent-encoded, below the root.
 fn must_be_forwarded(path: &str) -> bool {
     let Some((_, root)) = split_agent_and_path(path).filter(|_| !path.starts_with("//")) else {
         return false;
     };
     let mut segments = root.split('/').skip(1);
     segments.all(|segment| {
-        let encoded = percent_decode(segment.as_bytes());
+        let decoded = percent_decode(segment.as_bytes());
         let plain = segment.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_~.%".contains(&byte));
-        let good = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_~.".contains(byte);
-        plain && encoded.first().is_some_and(u8::is_ascii_alphanumeric) && encoded.iter().all(good)
+        let unreserved = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_~.".contains(byte);
+        plain && decoded.first().is_some_and(u8::is_ascii_alphanumeric) && decoded.iter().all(unreserved)
     })
 }
 
-/// What the next reader could take for another path, or what is no call at all.
+/// A path that another parser could read as a different path, or that names no call.
 fn must_be_refused(path: &str) -> bool {
     let Some((_, root)) = split_agent_and_path(path) else { return true };
     let (once, twice) = (percent_decode(path.as_bytes()), percent_decode(&percent_decode(path.as_bytes())));
@@ -79,12 +80,13 @@ fn must_be_refused(path: &str) -> bool {
         || root["/cgi-bin/".len()..].bytes().all(|byte| byte == b'/')
 }
 
-/// What is done with a call, where its spelling leaves no doubt.
+/// The kind of a call whose path is unambiguous.
 fn expected_kind(path: &str) -> Option<TargetKind> {
     let route = String::from_utf8(percent_decode(path.as_bytes())).ok()?;
     let mut segments = route.split('/').filter(|segment| !segment.is_empty()).skip(1);
     let (first, second) = (segments.next()?, segments.next());
-    let named = |names: &[&str]| names.iter().any(|name| first.to_ascii_lowercase().starts_with(name));
+    let has_prefix =
+        |prefixes: &[&str]| prefixes.iter().any(|name| first.to_ascii_lowercase().starts_with(name));
     match (first, second) {
         ("gettoken", None) => Some(TargetKind::Gettoken),
         ("webhook" | "service" | "license", Some(second))
@@ -92,7 +94,7 @@ fn expected_kind(path: &str) -> Option<TargetKind> {
         {
             Some(TargetKind::Passthrough)
         }
-        _ if named(&["gettoken", "webhook", "service", "license"]) => None,
+        _ if has_prefix(&["gettoken", "webhook", "service", "license"]) => None,
         _ => Some(TargetKind::InjectToken),
     }
 }

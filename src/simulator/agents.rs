@@ -1,4 +1,4 @@
-//! The agents, their secrets and tokens: who is let in with what.
+//! The agents with their secrets, tokens and tickets, and the checks of these.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -11,20 +11,20 @@ use tokio::time::Instant;
 
 use super::random;
 
-/// A token is as long as those of WeCom.
+/// Length of a token, as at WeCom.
 const TOKEN_CHARS: usize = 214;
 
-/// An application of the simulated WeCom.
+/// An agent (application) of the simulated WeCom.
 #[derive(Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SimulatedAgent {
-    /// The name by which the control address knows it.
+    /// Its name in methods and at the control address.
     pub name: String,
-    /// The id of its company.
+    /// The corpid of its company.
     pub corpid: String,
     /// Its secret.
     pub secret: String,
-    /// Its number.
+    /// Its agentid.
     pub agentid: u64,
 }
 
@@ -51,13 +51,13 @@ pub struct UnknownAgent {
 
 impl fmt::Display for UnknownAgent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "no agent is named {:?}; there are: {}", self.name, self.known.join(", "))
+        write!(f, "unknown agent {:?}; known agents: {}", self.name, self.known.join(", "))
     }
 }
 
 impl std::error::Error for UnknownAgent {}
 
-/// Why a call is not let in: WeCom's errcode.
+/// The errcode with which a call is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ErrcodeError(pub(super) i64);
 
@@ -77,15 +77,15 @@ struct IssuedToken {
 
 struct AgentState {
     agent: SimulatedAgent,
-    /// The serial of its newest token.
+    /// Serial number of its newest token.
     newest_token: Option<u64>,
     reissue_same_token: bool,
     gettoken_count: u64,
-    /// A ticket of each kind, and when it was made.
+    /// The ticket of each kind, and its time of issue.
     tickets: HashMap<&'static str, (String, Instant)>,
 }
 
-/// All agents. Tokens are numbered from 1 on.
+/// All agents. Tokens have serial numbers from 1.
 pub(super) struct AgentRegistry {
     agents: Vec<AgentState>,
     tokens: Vec<IssuedToken>,
@@ -95,12 +95,12 @@ pub(super) struct AgentRegistry {
     issued: IssuedTokens,
 }
 
-/// The tokens that a simulator has issued, in order. Clones share them, and keep no simulator running.
+/// The tokens issued by a simulator, in order. Clones share the list and do not keep the simulator running.
 #[derive(Clone, Default)]
 pub struct IssuedTokens(Arc<Mutex<Vec<String>>>);
 
 impl IssuedTokens {
-    /// Their texts, from the `from`th on.
+    /// The tokens from index `from` on.
     pub fn since(&self, from: usize) -> Vec<String> {
         self.lock().get(from..).map(<[String]>::to_vec).unwrap_or_default()
     }
@@ -112,7 +112,7 @@ impl IssuedTokens {
 
 impl AgentRegistry {
     pub(super) fn new(agents: Vec<SimulatedAgent>, lifetime: Duration, gettoken_limit: Option<u32>) -> Self {
-        let mut all = Self {
+        let mut registry = Self {
             agents: Vec::new(),
             tokens: Vec::new(),
             serial_by_value: HashMap::new(),
@@ -120,25 +120,25 @@ impl AgentRegistry {
             gettoken_limit,
             issued: IssuedTokens::default(),
         };
-        agents.into_iter().for_each(|agent| all.add(agent));
-        all
+        agents.into_iter().for_each(|agent| registry.add(agent));
+        registry
     }
 
-    /// Adds an agent, or takes the place of the one with its name, whose tokens are then void.
+    /// Adds an agent. Replaces the agent of the same name, whose tokens are revoked.
     pub(super) fn add(&mut self, agent: SimulatedAgent) {
         if let Ok(at) = self.find(&agent.name) {
             self.invalidate_tokens(at, TokenValidity::Revoked);
             self.agents[at].agent = agent;
             return;
         }
-        let member = AgentState {
+        let state = AgentState {
             agent,
             newest_token: None,
             reissue_same_token: false,
             gettoken_count: 0,
             tickets: HashMap::new(),
         };
-        self.agents.push(member);
+        self.agents.push(state);
     }
 
     pub(super) fn issued(&self) -> IssuedTokens {
@@ -146,9 +146,9 @@ impl AgentRegistry {
     }
 
     pub(super) fn find(&self, name: &str) -> Result<usize, UnknownAgent> {
-        self.agents.iter().position(|member| member.agent.name == name).ok_or_else(|| UnknownAgent {
+        self.agents.iter().position(|state| state.agent.name == name).ok_or_else(|| UnknownAgent {
             name: name.to_owned(),
-            known: self.agents.iter().map(|member| member.agent.name.clone()).collect(),
+            known: self.agents.iter().map(|state| state.agent.name.clone()).collect(),
         })
     }
 
@@ -156,10 +156,10 @@ impl AgentRegistry {
         &self.agents[agent].agent.name
     }
 
-    /// Whether this agentid is the agent's own: 301002 where it is another app's, 40056 where it is nobody's.
+    /// Checks that this agentid is the agent's own: 301002 if it belongs to another agent, 40056 if it is unknown.
     pub(super) fn check_agentid(&self, agent: usize, agentid: &str) -> Result<u64, ErrcodeError> {
         let wanted: u64 = agentid.parse().map_err(|_| ErrcodeError(40056))?;
-        match self.agents.iter().position(|member| member.agent.agentid == wanted) {
+        match self.agents.iter().position(|state| state.agent.agentid == wanted) {
             None => Err(ErrcodeError(40056)),
             Some(_) if self.agents[agent].agent.agentid == wanted => Ok(wanted),
             Some(_) => Err(ErrcodeError(301_002)),
@@ -178,7 +178,7 @@ impl AgentRegistry {
         self.tokens[serial as usize - 1].agent
     }
 
-    /// Whether this token lets a call in.
+    /// Checks the token of a call.
     pub(super) fn check_token(&self, text: Option<&str>) -> Result<(), ErrcodeError> {
         let Some(text) = text.filter(|text| !text.is_empty()) else {
             return Err(ErrcodeError(41001));
@@ -190,7 +190,7 @@ impl AgentRegistry {
         }
     }
 
-    /// Who asks for a token with this corpid and secret.
+    /// The agent with this corpid and secret.
     pub(super) fn authenticate(
         &self,
         corpid: Option<&str>,
@@ -198,14 +198,14 @@ impl AgentRegistry {
     ) -> Result<usize, ErrcodeError> {
         let corpid = corpid.filter(|id| !id.is_empty()).ok_or(ErrcodeError(41002))?;
         let secret = secret.filter(|secret| !secret.is_empty()).ok_or(ErrcodeError(41004))?;
-        if !self.agents.iter().any(|member| member.agent.corpid == corpid) {
+        if !self.agents.iter().any(|state| state.agent.corpid == corpid) {
             return Err(ErrcodeError(40013));
         }
-        let fits = |member: &AgentState| member.agent.corpid == corpid && member.agent.secret == secret;
-        self.agents.iter().position(fits).ok_or(ErrcodeError(40001))
+        let matches = |state: &AgentState| state.agent.corpid == corpid && state.agent.secret == secret;
+        self.agents.iter().position(matches).ok_or(ErrcodeError(40001))
     }
 
-    /// Counts a gettoken of this agent, refused beyond the limit.
+    /// Counts a gettoken call of this agent; fails with 45009 beyond the limit.
     pub(super) fn count_gettoken(&mut self, agent: usize) -> Result<(), ErrcodeError> {
         self.agents[agent].gettoken_count += 1;
         let over =
@@ -213,21 +213,21 @@ impl AgentRegistry {
         if over { Err(ErrcodeError(45009)) } else { Ok(()) }
     }
 
-    /// The agent's token, a new one if the last no longer serves, and its whole lifetime in seconds.
+    /// The agent's token, a new one if the last is invalid, and the full lifetime in seconds.
     pub(super) fn issue_token(&mut self, agent: usize) -> (String, u64) {
-        let kept = self.agents[agent].newest_token.filter(|serial| {
+        let current = self.agents[agent].newest_token.filter(|serial| {
             self.agents[agent].reissue_same_token || self.token_validity(*serial) == TokenValidity::Good
         });
-        let serial = kept.unwrap_or_else(|| self.create_token(agent));
+        let serial = current.unwrap_or_else(|| self.create_token(agent));
         let seconds = self.token_lifetime.as_secs() + u64::from(self.token_lifetime.subsec_nanos() > 0);
         (self.tokens[serial as usize - 1].value.clone(), seconds.max(1))
     }
 
-    /// The agent's ticket of this kind, a new one after its two hours.
+    /// The agent's ticket of this kind; a new one two hours after the last.
     pub(super) fn ticket(&mut self, agent: usize, kind: &'static str) -> String {
         const LIFETIME: Duration = Duration::from_secs(7200);
         let tickets = &mut self.agents[agent].tickets;
-        tickets.retain(|_, (_, made)| made.elapsed() < LIFETIME);
+        tickets.retain(|_, (_, issued_at)| issued_at.elapsed() < LIFETIME);
         tickets.entry(kind).or_insert_with(|| (random::url_safe_text(86), Instant::now())).0.clone()
     }
 
@@ -239,7 +239,7 @@ impl AgentRegistry {
         self.invalidate_tokens(agent, TokenValidity::Expired);
     }
 
-    /// Changes the secret; tokens and tickets got with the old one are void.
+    /// Changes the secret; tokens and tickets issued for the old one are revoked.
     pub(super) fn change_secret(&mut self, agent: usize, secret: &str) {
         self.invalidate_tokens(agent, TokenValidity::Revoked);
         self.agents[agent].tickets.clear();
@@ -250,34 +250,34 @@ impl AgentRegistry {
         self.agents[agent].reissue_same_token = on;
     }
 
-    /// Back to how it began, except that agents, secrets and tokens stay as they are.
+    /// Clears the settings and counts of the agents; agents, secrets and tokens stay.
     pub(super) fn reset(&mut self) {
-        for member in &mut self.agents {
-            member.reissue_same_token = false;
-            member.gettoken_count = 0;
+        for state in &mut self.agents {
+            state.reissue_same_token = false;
+            state.gettoken_count = 0;
         }
     }
 
-    /// The agents and their newest tokens, without secrets and values.
+    /// The agents and their newest tokens, without secrets and token values.
     pub(super) fn describe(&self) -> Vec<Value> {
         let token = |serial: u64| {
             let token = &self.tokens[serial as usize - 1];
-            let left = self.token_lifetime.saturating_sub(token.issued_at.elapsed());
+            let remaining = self.token_lifetime.saturating_sub(token.issued_at.elapsed());
             json!({
                 "serial": serial,
                 "condition": format!("{:?}", self.token_validity(serial)).to_lowercase(),
                 "age_s": token.issued_at.elapsed().as_secs(),
-                "left_s": left.as_secs(),
+                "left_s": remaining.as_secs(),
             })
         };
-        let describe = |member: &AgentState| {
+        let describe = |state: &AgentState| {
             json!({
-                "name": member.agent.name,
-                "corpid": member.agent.corpid,
-                "agentid": member.agent.agentid,
-                "gettokens": member.gettoken_count,
-                "same_token": member.reissue_same_token,
-                "token": member.newest_token.map(token),
+                "name": state.agent.name,
+                "corpid": state.agent.corpid,
+                "agentid": state.agent.agentid,
+                "gettokens": state.gettoken_count,
+                "same_token": state.reissue_same_token,
+                "token": state.newest_token.map(token),
             })
         };
         self.agents.iter().map(describe).collect()
@@ -287,26 +287,27 @@ impl AgentRegistry {
         let token = &self.tokens[serial as usize - 1];
         match token.validity {
             TokenValidity::Good if token.issued_at.elapsed() >= self.token_lifetime => TokenValidity::Expired,
-            condition => condition,
+            validity => validity,
         }
     }
 
-    fn invalidate_tokens(&mut self, agent: usize, condition: TokenValidity) {
-        let good = |token: &&mut IssuedToken| token.agent == agent && token.validity == TokenValidity::Good;
-        self.tokens.iter_mut().filter(good).for_each(|token| token.validity = condition);
+    fn invalidate_tokens(&mut self, agent: usize, validity: TokenValidity) {
+        let is_good =
+            |token: &&mut IssuedToken| token.agent == agent && token.validity == TokenValidity::Good;
+        self.tokens.iter_mut().filter(is_good).for_each(|token| token.validity = validity);
     }
 
     fn create_token(&mut self, agent: usize) -> u64 {
-        let text = random::url_safe_text(TOKEN_CHARS);
-        self.issued.lock().push(text.clone());
+        let value = random::url_safe_text(TOKEN_CHARS);
+        self.issued.lock().push(value.clone());
         self.tokens.push(IssuedToken {
-            value: text.clone(),
+            value: value.clone(),
             agent,
             issued_at: Instant::now(),
             validity: TokenValidity::Good,
         });
         let serial = self.tokens.len() as u64;
-        self.serial_by_value.insert(text, serial);
+        self.serial_by_value.insert(value, serial);
         self.agents[agent].newest_token = Some(serial);
         serial
     }

@@ -1,4 +1,4 @@
-//! The life of one request to the API: judged by its head, read, carried out, answered as the faults will have it.
+//! Serving a request to the API: authorize by its head, read the body, execute, respond as the faults require.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -22,49 +22,49 @@ use super::state::{CheckedRequest, InFlightGuard, Shared};
 /// Serves one request.
 pub(super) async fn serve(
     shared: Arc<Shared>,
-    line: Arc<SimulatedConnection>,
+    connection: Arc<SimulatedConnection>,
     request: Request<Incoming>,
 ) -> Result<Response<SimulatedBody>, ConnectionDropped> {
     let (head, body) = request.into_parts();
-    let mut call = shared.update(|state| state.check_request(&head, &line));
+    let mut call = shared.update(|state| state.check_request(&head, &connection));
     let gettoken = call.route.is_some_and(Route::is_gettoken);
-    let in_flight = InFlightGuard { shared: shared.clone(), gettoken };
+    let in_flight_guard = InFlightGuard { shared: shared.clone(), gettoken };
     if call.effects.drop_point == Some(DropPoint::OnArrival) {
-        return Err(line.close());
+        return Err(connection.close());
     }
-    let answer = match response_without_body(&mut call, line.peer) {
-        Some(answer) => {
+    let response = match response_without_body(&mut call, connection.peer) {
+        Some(response) => {
             drain_in_background(&shared, call.seq, &head, body);
-            answer
+            response
         }
-        None => execute(&shared, &call, &head, body, line.peer).await?,
+        None => execute(&shared, &call, &head, body, connection.peer).await?,
     };
     call.effects.wait_until_due().await;
-    shared.update(|state| state.record_response(call.seq, answer.status.as_u16(), answer.errcode));
+    shared.update(|state| state.record_response(call.seq, response.status.as_u16(), response.errcode));
     if call.effects.drop_point == Some(DropPoint::BeforeResponse) {
-        return Err(line.close());
+        return Err(connection.close());
     }
-    let manner = SendOptions {
-        connection: line,
-        _in_flight_guard: in_flight,
+    let options = SendOptions {
+        connection,
+        _in_flight_guard: in_flight_guard,
         body_end: body_end(&call.effects),
         chunk_bytes: call.effects.chunk_bytes,
     };
-    Ok(answer.into_response(head.method == Method::HEAD, shared.errcode_headers, manner))
+    Ok(response.into_response(head.method == Method::HEAD, shared.errcode_headers, options))
 }
 
-/// The answer that needs no more than the head.
+/// The response to a request that needs no more than its head.
 fn response_without_body(call: &mut CheckedRequest, peer: IpAddr) -> Option<SimulatedResponse> {
     if let Some(canned) = call.effects.response.take() {
         return Some(canned_response(canned, call.route, peer));
     }
     let Some(route) = call.route else { return Some(SimulatedResponse::empty(StatusCode::NOT_FOUND)) };
-    call.authorization.err().map(|refused| route.error_json(refused.0, peer).into())
+    call.authorization.err().map(|error| route.error_json(error.0, peer).into())
 }
 
 fn canned_response(canned: CannedResponse, route: Option<&'static Route>, peer: IpAddr) -> SimulatedResponse {
     let status = StatusCode::from_u16(canned.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let answer = match canned.errcode {
+    let response = match canned.errcode {
         Some(errcode) => {
             let json = route
                 .map_or_else(|| errors::error_json(errcode, peer), |route| route.error_json(errcode, peer));
@@ -72,22 +72,22 @@ fn canned_response(canned: CannedResponse, route: Option<&'static Route>, peer: 
         }
         None => SimulatedResponse::bytes(status, canned.body),
     };
-    canned.headers.iter().fold(answer, |answer, (name, value)| match HeaderName::try_from(name) {
-        Ok(name) => answer.header(name, value),
-        Err(_) => answer,
+    canned.headers.iter().fold(response, |response, (name, value)| match HeaderName::try_from(name) {
+        Ok(name) => response.header(name, value),
+        Err(_) => response,
     })
 }
 
-/// Lets a body that nobody waits for run out, beside the answer.
+/// Reads an unused request body to its end while the response is sent.
 fn drain_in_background(shared: &Arc<Shared>, seq: u64, head: &Parts, body: Incoming) {
-    // Who was not told to continue sends no body: reading it would only hold the connection.
+    // Without a 100 (Continue) the client sends no body: reading it would only keep the connection open.
     if head.headers.contains_key(EXPECT) && !body.is_end_stream() {
         return;
     }
     let shared = shared.clone();
     tokio::spawn(async move {
-        if let Ok(taken) = body::read_hashed(body, 0).await {
-            shared.update(|state| state.record_body(seq, &taken));
+        if let Ok(body) = body::read_hashed(body, 0).await {
+            shared.update(|state| state.record_body(seq, &body));
         }
     });
 }
@@ -100,23 +100,23 @@ async fn execute(
     peer: IpAddr,
 ) -> Result<SimulatedResponse, ConnectionDropped> {
     let Some(route) = call.route else { return Ok(SimulatedResponse::empty(StatusCode::NOT_FOUND)) };
-    let Ok(taken) = body::read_hashed(body, route.max_body_bytes).await else {
+    let Ok(hashed) = body::read_hashed(body, route.max_body_bytes).await else {
         return Err(ConnectionDropped);
     };
     Ok(shared.update(|state| {
-        state.record_body(call.seq, &taken);
+        state.record_body(call.seq, &hashed);
         let query = Query(head.uri.query().unwrap_or(""));
-        let too_long = route.max_body_bytes > 0 && taken.content.is_none();
-        let sent = ApiRequest { seq: call.seq, agent: call.agent, head, query, body: &taken };
-        let answer =
-            if too_long { ErrcodeJson::new(45001, "").into() } else { (route.handler)(state, &sent) };
-        match answer.errcode {
+        let too_long = route.max_body_bytes > 0 && hashed.content.is_none();
+        let request = ApiRequest { seq: call.seq, agent: call.agent, head, query, body: &hashed };
+        let response =
+            if too_long { ErrcodeJson::new(45001, "").into() } else { (route.handler)(state, &request) };
+        match response.errcode {
             Some(0) => state.record_executed(call.seq, route),
-            // The calls themselves know the code only.
+            // Handlers set only the errcode; the text is added here.
             Some(errcode) => return route.error_json(errcode, peer).into(),
             None => {}
         }
-        answer
+        response
     }))
 }
 

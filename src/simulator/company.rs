@@ -1,8 +1,8 @@
-//! A small company, which calls may change: people, departments, tags.
+//! The data of a small company that calls read and change: people, departments, tags.
 
 use serde_json::{Value, json};
 
-/// People, departments and tags as they are now.
+/// The current people, departments and tags.
 pub(super) struct Company {
     pub(super) people: Vec<Person>,
     pub(super) departments: Vec<Department>,
@@ -36,14 +36,14 @@ pub(super) struct Tag {
 
 impl Default for Company {
     fn default() -> Self {
-        let person = |userid: &str, name: &str, departments: &[u64], position: &str, leads| Person {
+        let person = |userid: &str, name: &str, departments: &[u64], position: &str, is_leader| Person {
             userid: userid.to_owned(),
             name: name.to_owned(),
             departments: departments.to_vec(),
             position: position.to_owned(),
             mobile: "13800000000".to_owned(),
             email: format!("{userid}@example.com"),
-            is_leader: leads,
+            is_leader,
         };
         let department = |id, name: &str, name_en: &str, parent, leader: &str| Department {
             id,
@@ -79,7 +79,7 @@ impl Default for Company {
 }
 
 impl Company {
-    /// Whether there is a person with this userid.
+    /// Whether a person has this userid.
     pub(super) fn has_user(&self, userid: &str) -> bool {
         self.people.iter().any(|person| person.userid == userid)
     }
@@ -100,7 +100,7 @@ impl Person {
     }
 
     pub(super) fn detail_members(&self) -> [(&'static str, Value); 14] {
-        let leads = self.departments.iter().map(|_| u8::from(self.is_leader)).collect::<Vec<_>>();
+        let is_leader = self.departments.iter().map(|_| u8::from(self.is_leader)).collect::<Vec<_>>();
         [
             ("userid", json!(self.userid)),
             ("name", json!(self.name)),
@@ -110,7 +110,7 @@ impl Person {
             ("mobile", json!(self.mobile)),
             ("gender", json!("1")),
             ("email", json!(self.email)),
-            ("is_leader_in_dept", json!(leads)),
+            ("is_leader_in_dept", json!(is_leader)),
             ("avatar", json!("")),
             ("telephone", json!("")),
             ("enable", json!(1)),

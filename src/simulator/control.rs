@@ -1,4 +1,4 @@
-//! The control address: what tests do by methods, other programs do here.
+//! The control address: the methods of [`Simulator`](super::Simulator) over HTTP, for programs in other languages.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use super::state::Shared;
 const HELP: &str = include_str!("control.txt");
 const MAX_BODY_BYTES: usize = 1 << 20;
 
-/// A call of the control address and the parameters it takes.
+/// A call of the control address and its allowed parameters.
 struct ControlCall {
     method: Method,
     name: &'static str,
@@ -28,44 +28,44 @@ struct ControlCall {
 }
 
 const CALLS: &[ControlCall] = &[
-    post("revoke", &["agent"], |shared, order| {
-        order.change_agent(shared, |agents, agent| agents.revoke_tokens(agent))
+    post("revoke", &["agent"], |shared, request| {
+        request.change_agent(shared, |agents, agent| agents.revoke_tokens(agent))
     }),
-    post("expire", &["agent"], |shared, order| {
-        order.change_agent(shared, |agents, agent| agents.expire_tokens(agent))
+    post("expire", &["agent"], |shared, request| {
+        request.change_agent(shared, |agents, agent| agents.expire_tokens(agent))
     }),
-    post("secret", &["agent", "secret"], |shared, order| {
-        let secret = order.required("secret")?;
-        order.change_agent(shared, |agents, agent| agents.change_secret(agent, &secret))
+    post("secret", &["agent", "secret"], |shared, request| {
+        let secret = request.required("secret")?;
+        request.change_agent(shared, |agents, agent| agents.change_secret(agent, &secret))
     }),
-    post("same-token", &["agent", "on"], |shared, order| {
-        let on = order.number_or("on", true)?;
-        order.change_agent(shared, |agents, agent| agents.set_reissue_same_token(agent, on))
+    post("same-token", &["agent", "on"], |shared, request| {
+        let on = request.number_or("on", true)?;
+        request.change_agent(shared, |agents, agent| agents.set_reissue_same_token(agent, on))
     }),
     post("agents", &[], add_agent),
-    post("delay", &["ms", "path", "agent", "count"], |shared, order| {
-        let ms = order.number("ms")?.ok_or_else(|| ControlError::missing("ms"))?;
-        order.inject(shared, Fault::delay(Duration::from_millis(ms)))
+    post("delay", &["ms", "path", "agent", "count"], |shared, request| {
+        let ms = request.number("ms")?.ok_or_else(|| ControlError::missing("ms"))?;
+        request.inject(shared, Fault::delay(Duration::from_millis(ms)))
     }),
-    post("hold", &["path", "agent", "count"], |shared, order| order.inject(shared, Fault::hold())),
+    post("hold", &["path", "agent", "count"], |shared, request| request.inject(shared, Fault::hold())),
     post("release", &[], |shared, _| {
         shared.update(|state| state.faults.release_held());
         ok_json()
     }),
     post("fail", &["errcode", "status", "path", "agent", "count"], inject_errcode_or_status),
-    post("answer", &["status", "type", "admitted", "path", "agent", "count"], |shared, order| {
-        let content_type = order.value("type").unwrap_or_else(|| "application/json".to_owned());
-        let fault = Fault::response(order.status()?.unwrap_or(200), &content_type, order.body.clone());
-        let fault = if order.number_or("admitted", false)? { fault.authorized_only() } else { fault };
-        order.inject(shared, fault)
+    post("answer", &["status", "type", "admitted", "path", "agent", "count"], |shared, request| {
+        let content_type = request.value("type").unwrap_or_else(|| "application/json".to_owned());
+        let fault = Fault::response(request.status()?.unwrap_or(200), &content_type, request.body.clone());
+        let fault = if request.number_or("admitted", false)? { fault.authorized_only() } else { fault };
+        request.inject(shared, fault)
     }),
-    post("drop", &["when", "path", "agent", "count"], |shared, order| {
-        order.inject(shared, Fault::drop(order.drop_point()?))
+    post("drop", &["when", "path", "agent", "count"], |shared, request| {
+        request.inject(shared, Fault::drop(request.drop_point()?))
     }),
-    post("stall", &["path", "agent", "count"], |shared, order| order.inject(shared, Fault::stall())),
-    post("pieces", &["bytes", "path", "agent", "count"], |shared, order| {
-        let bytes = order.number("bytes")?.ok_or_else(|| ControlError::missing("bytes"))?;
-        order.inject(shared, Fault::chunked(bytes))
+    post("stall", &["path", "agent", "count"], |shared, request| request.inject(shared, Fault::stall())),
+    post("pieces", &["bytes", "path", "agent", "count"], |shared, request| {
+        let bytes = request.number("bytes")?.ok_or_else(|| ControlError::missing("bytes"))?;
+        request.inject(shared, Fault::chunked(bytes))
     }),
     post("disconnect", &[], |shared, _| {
         shared.close_connections();
@@ -75,12 +75,12 @@ const CALLS: &[ControlCall] = &[
         shared.update(|state| state.reset());
         ok_json()
     }),
-    get("requests", &["limit"], |shared, order| {
-        let limit = order.number_or("limit", usize::MAX)?;
+    get("requests", &["limit"], |shared, request| {
+        let limit = request.number_or("limit", usize::MAX)?;
         Ok(shared.read(|state| latest(Observed(state).requests(), limit)))
     }),
-    get("messages", &["limit"], |shared, order| {
-        let limit = order.number_or("limit", usize::MAX)?;
+    get("messages", &["limit"], |shared, request| {
+        let limit = request.number_or("limit", usize::MAX)?;
         Ok(shared.read(|state| latest(Observed(state).messages(), limit)))
     }),
     get("state", &[], |shared, _| Ok(shared.read(|state| state.describe()))),
@@ -89,20 +89,20 @@ const CALLS: &[ControlCall] = &[
 const fn post(
     name: &'static str,
     parameters: &'static [&'static str],
-    run: fn(&Shared, &ControlRequest) -> Result<Value, ControlError>,
+    handler: fn(&Shared, &ControlRequest) -> Result<Value, ControlError>,
 ) -> ControlCall {
-    ControlCall { method: Method::POST, name, parameters, handler: run }
+    ControlCall { method: Method::POST, name, parameters, handler }
 }
 
 const fn get(
     name: &'static str,
     parameters: &'static [&'static str],
-    run: fn(&Shared, &ControlRequest) -> Result<Value, ControlError>,
+    handler: fn(&Shared, &ControlRequest) -> Result<Value, ControlError>,
 ) -> ControlCall {
-    ControlCall { method: Method::GET, name, parameters, handler: run }
+    ControlCall { method: Method::GET, name, parameters, handler }
 }
 
-/// Why a call is turned down.
+/// Why a control call fails.
 struct ControlError {
     status: StatusCode,
     message: String,
@@ -110,16 +110,16 @@ struct ControlError {
 }
 
 impl ControlError {
-    fn new(status: StatusCode, said: impl Into<String>) -> Self {
-        Self { status, message: said.into(), allow: None }
+    fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Self { status, message: message.into(), allow: None }
     }
 
-    fn bad_request(said: impl Into<String>) -> Self {
-        Self::new(StatusCode::BAD_REQUEST, said)
+    fn bad_request(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, message)
     }
 
     fn missing(parameter: &str) -> Self {
-        Self::bad_request(format!("the parameter {parameter} is missing"))
+        Self::bad_request(format!("parameter {parameter} is missing"))
     }
 }
 
@@ -129,7 +129,7 @@ impl From<UnknownAgent> for ControlError {
     }
 }
 
-/// What a call was given.
+/// Parameters and body of a control call.
 struct ControlRequest {
     parameters: Vec<(String, String)>,
     body: Bytes,
@@ -146,9 +146,8 @@ impl ControlRequest {
 
     fn number<T: std::str::FromStr>(&self, name: &str) -> Result<Option<T>, ControlError> {
         let Some(text) = self.value(name) else { return Ok(None) };
-        let number = text
-            .parse()
-            .map_err(|_| ControlError::bad_request(format!("{name}={text} is not understood")))?;
+        let number =
+            text.parse().map_err(|_| ControlError::bad_request(format!("invalid value {name}={text}")))?;
         Ok(Some(number))
     }
 
@@ -159,7 +158,7 @@ impl ControlRequest {
     fn status(&self) -> Result<Option<u16>, ControlError> {
         match self.number("status")? {
             Some(status) if !(200..=599).contains(&status) => {
-                Err(ControlError::bad_request("status is 200 to 599"))
+                Err(ControlError::bad_request("status must be 200 to 599"))
             }
             status => Ok(status),
         }
@@ -171,17 +170,17 @@ impl ControlRequest {
             Some("before") | None => Ok(DropPoint::BeforeResponse),
             Some("head") => Ok(DropPoint::AfterHead),
             Some("body") => Ok(DropPoint::MidBody),
-            Some(_) => Err(ControlError::bad_request("when is arrival, before, head or body")),
+            Some(_) => Err(ControlError::bad_request("when must be arrival, before, head or body")),
         }
     }
 
     fn change_agent(
         &self,
         shared: &Shared,
-        alter: impl FnOnce(&mut AgentRegistry, usize),
+        change: impl FnOnce(&mut AgentRegistry, usize),
     ) -> Result<Value, ControlError> {
         let name = self.required("agent")?;
-        shared.update(|state| state.change_agent(&name, alter))?;
+        shared.update(|state| state.change_agent(&name, change))?;
         ok_json()
     }
 
@@ -214,17 +213,17 @@ pub(super) async fn serve(
         Ok(body) => {
             dispatch(&shared, &head.method, path, Query(head.uri.query().unwrap_or("")), body.to_bytes())
         }
-        Err(_) => Err(ControlError::new(StatusCode::PAYLOAD_TOO_LARGE, "a body is at most 1 MiB long")),
+        Err(_) => Err(ControlError::new(StatusCode::PAYLOAD_TOO_LARGE, "body exceeds 1 MiB")),
     };
     Ok(match result {
         Ok(value) => response(StatusCode::OK, "application/json", format!("{value}\n")),
-        Err(wrong) => {
+        Err(error) => {
             let mut response = response(
-                wrong.status,
+                error.status,
                 "application/json",
-                format!("{}\n", json!({ "error": wrong.message })),
+                format!("{}\n", json!({ "error": error.message })),
             );
-            if let Some(allow) = wrong.allow {
+            if let Some(allow) = error.allow {
                 response.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
             }
             response
@@ -242,29 +241,28 @@ fn dispatch(
     let name = path.strip_prefix("/control/");
     let Some(call) = CALLS.iter().find(|call| Some(call.name) == name) else {
         let all: Vec<&str> = CALLS.iter().map(|call| call.name).collect();
-        let said = format!("there is no {path}; GET /control explains /control/ with: {}", all.join(", "));
-        return Err(ControlError::new(StatusCode::NOT_FOUND, said));
+        let message = format!("unknown control call {path}; GET /control lists: {}", all.join(", "));
+        return Err(ControlError::new(StatusCode::NOT_FOUND, message));
     };
     if *method != call.method {
         let allow = if call.method == Method::POST { "POST" } else { "GET" };
-        let wrong =
-            ControlError::new(StatusCode::METHOD_NOT_ALLOWED, format!("{path} is called with {allow}"));
-        return Err(ControlError { allow: Some(allow), ..wrong });
+        let error = ControlError::new(StatusCode::METHOD_NOT_ALLOWED, format!("{path} requires {allow}"));
+        return Err(ControlError { allow: Some(allow), ..error });
     }
     let parameters: Vec<(String, String)> = query.pairs().collect();
     if let Some((unknown, _)) = parameters.iter().find(|(name, _)| !call.parameters.contains(&name.as_str()))
     {
         let allowed = if call.parameters.is_empty() { "none".to_owned() } else { call.parameters.join(", ") };
         return Err(ControlError::bad_request(format!(
-            "{path} has no parameter {unknown}; it takes: {allowed}"
+            "unknown parameter {unknown} of {path}; allowed: {allowed}"
         )));
     }
     (call.handler)(shared, &ControlRequest { parameters, body })
 }
 
-fn add_agent(shared: &Shared, order: &ControlRequest) -> Result<Value, ControlError> {
+fn add_agent(shared: &Shared, request: &ControlRequest) -> Result<Value, ControlError> {
     const SHAPE: &str = r#"{"name":"…","corpid":"…","secret":"…","agentid":1000004}"#;
-    let agent: SimulatedAgent = serde_json::from_slice(&order.body)
+    let agent: SimulatedAgent = serde_json::from_slice(&request.body)
         .map_err(|_| ControlError::bad_request(format!("the body must be a JSON object like {SHAPE}")))?;
     if agent.name.is_empty() || agent.secret.is_empty() || agent.corpid.is_empty() {
         return Err(ControlError::bad_request("name, corpid and secret must not be empty"));
@@ -273,19 +271,19 @@ fn add_agent(shared: &Shared, order: &ControlRequest) -> Result<Value, ControlEr
     ok_json()
 }
 
-fn inject_errcode_or_status(shared: &Shared, order: &ControlRequest) -> Result<Value, ControlError> {
-    let fault = match (order.number("errcode")?, order.status()?) {
+fn inject_errcode_or_status(shared: &Shared, request: &ControlRequest) -> Result<Value, ControlError> {
+    let fault = match (request.number("errcode")?, request.status()?) {
         (Some(errcode), status) => Fault::errcode(errcode).with_status(status.unwrap_or(200)),
         (None, Some(status)) => Fault::status(status),
         (None, None) => return Err(ControlError::bad_request("errcode or status is missing")),
     };
-    order.inject(shared, fault)
+    request.inject(shared, fault)
 }
 
-/// The last `limit`, in their order.
+/// The last `limit` items, in their order.
 fn latest<'a, T: serde::Serialize + 'a>(all: impl ExactSizeIterator<Item = &'a T>, limit: usize) -> Value {
     let skipped = all.len().saturating_sub(limit);
-    all.skip(skipped).map(|one| json!(one)).collect()
+    all.skip(skipped).map(|item| json!(item)).collect()
 }
 
 fn ok_json() -> Result<Value, ControlError> {

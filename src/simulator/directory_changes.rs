@@ -1,4 +1,4 @@
-//! The calls that change people, departments and tags. They check what a program's mistakes are about, and no more.
+//! The calls that change people, departments and tags, validated for the common mistakes of callers.
 
 use serde_json::Value;
 
@@ -10,8 +10,8 @@ use super::state::State;
 type ErrcodeResult = Result<ErrcodeJson, i64>;
 
 /// `user/create`
-pub(super) fn create_user(state: &mut State, sent: &ApiRequest<'_>) -> SimulatedResponse {
-    into_response(parse_body(sent).and_then(|user| {
+pub(super) fn create_user(state: &mut State, request: &ApiRequest<'_>) -> SimulatedResponse {
+    into_response(parse_body(request).and_then(|user| {
         let userid = non_empty_text(&user, "userid").ok_or(41009)?;
         if state.company.has_user(&userid) {
             return Err(60102);
@@ -35,20 +35,20 @@ pub(super) fn create_user(state: &mut State, sent: &ApiRequest<'_>) -> Simulated
 }
 
 /// `user/update`
-pub(super) fn update_user(state: &mut State, sent: &ApiRequest<'_>) -> SimulatedResponse {
-    into_response(parse_body(sent).and_then(|user| {
+pub(super) fn update_user(state: &mut State, request: &ApiRequest<'_>) -> SimulatedResponse {
+    into_response(parse_body(request).and_then(|user| {
         let userid = non_empty_text(&user, "userid").ok_or(41009)?;
         let at = state.company.people.iter().position(|known| known.userid == userid).ok_or(60111)?;
         let mut person = state.company.people.remove(at);
-        let altered = apply_user_fields(&mut person, &state.company, &user);
+        let result = apply_user_fields(&mut person, &state.company, &user);
         state.company.people.insert(at, person);
-        altered.map(|()| ErrcodeJson::new(0, "updated"))
+        result.map(|()| ErrcodeJson::new(0, "updated"))
     }))
 }
 
 /// `user/delete?userid=`
-pub(super) fn delete_user(state: &mut State, sent: &ApiRequest<'_>) -> SimulatedResponse {
-    let Some(userid) = sent.query.value("userid").filter(|id| !id.is_empty()) else {
+pub(super) fn delete_user(state: &mut State, request: &ApiRequest<'_>) -> SimulatedResponse {
+    let Some(userid) = request.query.value("userid").filter(|id| !id.is_empty()) else {
         return ErrcodeJson::new(41009, "").into();
     };
     if !state.company.has_user(&userid) {
@@ -60,13 +60,13 @@ pub(super) fn delete_user(state: &mut State, sent: &ApiRequest<'_>) -> Simulated
 }
 
 /// `department/create`
-pub(super) fn create_department(state: &mut State, sent: &ApiRequest<'_>) -> SimulatedResponse {
-    into_response(parse_body(sent).and_then(|wanted| {
+pub(super) fn create_department(state: &mut State, request: &ApiRequest<'_>) -> SimulatedResponse {
+    into_response(parse_body(request).and_then(|wanted| {
         let departments = &mut state.company.departments;
         let name = non_empty_text(&wanted, "name").ok_or(40035)?;
         let parent = wanted["parentid"].as_u64().ok_or(40035)?;
-        let free = departments.iter().map(|known| known.id).max().unwrap_or(0) + 1;
-        let id = wanted["id"].as_u64().unwrap_or(free);
+        let next_id = departments.iter().map(|known| known.id).max().unwrap_or(0) + 1;
+        let id = wanted["id"].as_u64().unwrap_or(next_id);
         if !departments.iter().any(|known| known.id == parent) {
             return Err(60004);
         }
@@ -80,8 +80,8 @@ pub(super) fn create_department(state: &mut State, sent: &ApiRequest<'_>) -> Sim
 }
 
 /// `department/update`
-pub(super) fn update_department(state: &mut State, sent: &ApiRequest<'_>) -> SimulatedResponse {
-    into_response(parse_body(sent).and_then(|wanted| {
+pub(super) fn update_department(state: &mut State, request: &ApiRequest<'_>) -> SimulatedResponse {
+    into_response(parse_body(request).and_then(|wanted| {
         let mut departments = state.company.departments.iter_mut();
         let found = departments.find(|known| wanted["id"] == known.id).ok_or(60123)?;
         found.name = non_empty_text(&wanted, "name").unwrap_or(std::mem::take(&mut found.name));
@@ -90,9 +90,9 @@ pub(super) fn update_department(state: &mut State, sent: &ApiRequest<'_>) -> Sim
 }
 
 /// `department/delete?id=`
-pub(super) fn delete_department(state: &mut State, sent: &ApiRequest<'_>) -> SimulatedResponse {
+pub(super) fn delete_department(state: &mut State, request: &ApiRequest<'_>) -> SimulatedResponse {
     let company = &mut state.company;
-    let wanted = sent.query.value("id").and_then(|id| id.parse::<u64>().ok());
+    let wanted = request.query.value("id").and_then(|id| id.parse::<u64>().ok());
     into_response(match wanted.filter(|id| company.has_department(*id)) {
         None => Err(60123),
         Some(id) if company.people.iter().any(|person| person.departments.contains(&id)) => Err(60005),
@@ -105,12 +105,12 @@ pub(super) fn delete_department(state: &mut State, sent: &ApiRequest<'_>) -> Sim
 }
 
 /// `tag/create`
-pub(super) fn create_tag(state: &mut State, sent: &ApiRequest<'_>) -> SimulatedResponse {
-    into_response(parse_body(sent).and_then(|wanted| {
+pub(super) fn create_tag(state: &mut State, request: &ApiRequest<'_>) -> SimulatedResponse {
+    into_response(parse_body(request).and_then(|wanted| {
         let tags = &mut state.company.tags;
         let name = non_empty_text(&wanted, "tagname").ok_or(40035)?;
-        let free = tags.iter().map(|known| known.id).max().unwrap_or(0) + 1;
-        let id = wanted["tagid"].as_u64().unwrap_or(free);
+        let next_id = tags.iter().map(|known| known.id).max().unwrap_or(0) + 1;
+        let id = wanted["tagid"].as_u64().unwrap_or(next_id);
         if tags.iter().any(|known| known.id == id || known.name == name) {
             return Err(40071);
         }
@@ -120,8 +120,8 @@ pub(super) fn create_tag(state: &mut State, sent: &ApiRequest<'_>) -> SimulatedR
 }
 
 /// `tag/update`
-pub(super) fn update_tag(state: &mut State, sent: &ApiRequest<'_>) -> SimulatedResponse {
-    into_response(parse_body(sent).and_then(|wanted| {
+pub(super) fn update_tag(state: &mut State, request: &ApiRequest<'_>) -> SimulatedResponse {
+    into_response(parse_body(request).and_then(|wanted| {
         let name = non_empty_text(&wanted, "tagname").ok_or(40035)?;
         find_tag(&mut state.company, &wanted)?.name = name;
         Ok(ErrcodeJson::new(0, "updated"))
@@ -129,8 +129,8 @@ pub(super) fn update_tag(state: &mut State, sent: &ApiRequest<'_>) -> SimulatedR
 }
 
 /// `tag/delete?tagid=`
-pub(super) fn delete_tag(state: &mut State, sent: &ApiRequest<'_>) -> SimulatedResponse {
-    let wanted = sent.query.value("tagid").and_then(|id| id.parse::<u64>().ok());
+pub(super) fn delete_tag(state: &mut State, request: &ApiRequest<'_>) -> SimulatedResponse {
+    let wanted = request.query.value("tagid").and_then(|id| id.parse::<u64>().ok());
     let tags = &mut state.company.tags;
     into_response(tags.iter().position(|known| Some(known.id) == wanted).ok_or(40068).map(|at| {
         tags.remove(at);
@@ -138,9 +138,9 @@ pub(super) fn delete_tag(state: &mut State, sent: &ApiRequest<'_>) -> SimulatedR
     }))
 }
 
-/// `tag/addtagusers`. Userids that nobody has are named in `invalidlist`.
-pub(super) fn add_tag_users(state: &mut State, sent: &ApiRequest<'_>) -> SimulatedResponse {
-    into_response(parse_body(sent).and_then(|wanted| {
+/// `tag/addtagusers`. Unknown userids are listed in `invalidlist`.
+pub(super) fn add_tag_users(state: &mut State, request: &ApiRequest<'_>) -> SimulatedResponse {
+    into_response(parse_body(request).and_then(|wanted| {
         let (known, unknown) = partition_users(&state.company, &wanted);
         let tag = find_tag(&mut state.company, &wanted)?;
         tag.users.retain(|user| !known.contains(user));
@@ -150,32 +150,32 @@ pub(super) fn add_tag_users(state: &mut State, sent: &ApiRequest<'_>) -> Simulat
 }
 
 /// `tag/deltagusers`
-pub(super) fn remove_tag_users(state: &mut State, sent: &ApiRequest<'_>) -> SimulatedResponse {
-    into_response(parse_body(sent).and_then(|wanted| {
+pub(super) fn remove_tag_users(state: &mut State, request: &ApiRequest<'_>) -> SimulatedResponse {
+    into_response(parse_body(request).and_then(|wanted| {
         let (known, unknown) = partition_users(&state.company, &wanted);
         find_tag(&mut state.company, &wanted)?.users.retain(|user| !known.contains(user));
         tag_users_result(&known, &unknown)
     }))
 }
 
-fn into_response(done: ErrcodeResult) -> SimulatedResponse {
-    done.unwrap_or_else(|errcode| ErrcodeJson::new(errcode, "")).into()
+fn into_response(result: ErrcodeResult) -> SimulatedResponse {
+    result.unwrap_or_else(|errcode| ErrcodeJson::new(errcode, "")).into()
 }
 
-fn parse_body(sent: &ApiRequest<'_>) -> Result<Value, i64> {
-    serde_json::from_slice(&sent.body()).map_err(|_| 40035)
+fn parse_body(request: &ApiRequest<'_>) -> Result<Value, i64> {
+    serde_json::from_slice(&request.body()).map_err(|_| 40035)
 }
 
 fn non_empty_text(object: &Value, key: &str) -> Option<String> {
     object[key].as_str().filter(|text| !text.is_empty()).map(str::to_owned)
 }
 
-/// Writes what was sent over what is known of a person.
-fn apply_user_fields(person: &mut Person, company: &Company, sent: &Value) -> Result<(), i64> {
-    if let Some(departments) = sent.get("department") {
-        // One number alone is taken too.
-        let one = std::slice::from_ref(departments);
-        let ids = departments.as_array().map_or(one, Vec::as_slice).iter().map(Value::as_u64);
+/// Overwrites the person's fields that the request contains.
+fn apply_user_fields(person: &mut Person, company: &Company, request: &Value) -> Result<(), i64> {
+    if let Some(departments) = request.get("department") {
+        // A single number is accepted too.
+        let single = std::slice::from_ref(departments);
+        let ids = departments.as_array().map_or(single, Vec::as_slice).iter().map(Value::as_u64);
         let ids: Option<Vec<u64>> = ids.collect();
         let known = |ids: &Vec<u64>| !ids.is_empty() && ids.iter().all(|id| company.has_department(*id));
         person.departments = ids.filter(known).ok_or(60123)?;
@@ -186,7 +186,7 @@ fn apply_user_fields(person: &mut Person, company: &Company, sent: &Value) -> Re
         ("mobile", &mut person.mobile),
         ("email", &mut person.email),
     ] {
-        if let Some(text) = non_empty_text(sent, key) {
+        if let Some(text) = non_empty_text(request, key) {
             *field = text;
         }
     }
@@ -197,10 +197,10 @@ fn find_tag<'a>(company: &'a mut Company, wanted: &Value) -> Result<&'a mut Tag,
     company.tags.iter_mut().find(|known| wanted["tagid"] == known.id).ok_or(40068)
 }
 
-/// The userids of a list that somebody has, and those that nobody has.
+/// The known and the unknown userids of a list.
 fn partition_users(company: &Company, wanted: &Value) -> (Vec<String>, Vec<String>) {
-    let named = wanted["userlist"].as_array().into_iter().flatten().filter_map(Value::as_str);
-    named.map(str::to_owned).partition(|user| company.has_user(user))
+    let userids = wanted["userlist"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    userids.map(str::to_owned).partition(|user| company.has_user(user))
 }
 
 fn tag_users_result(known: &[String], unknown: &[String]) -> ErrcodeResult {

@@ -1,4 +1,4 @@
-//! Calls that WeCom does not have: they say what came, without the token.
+//! Calls that WeCom does not have: they return the request, without the token.
 
 use serde_json::Value;
 
@@ -6,23 +6,23 @@ use super::response::{ErrcodeJson, SimulatedResponse};
 use super::routes::ApiRequest;
 use super::state::State;
 
-/// All that came; of the body its length and hash.
-pub(super) fn echo(_: &mut State, sent: &ApiRequest<'_>) -> SimulatedResponse {
-    let headers: Vec<[Value; 2]> = (sent.head.headers.iter())
+/// Returns the request's head, and the length and hash of its body.
+pub(super) fn echo(_: &mut State, request: &ApiRequest<'_>) -> SimulatedResponse {
+    let headers: Vec<[Value; 2]> = (request.head.headers.iter())
         .map(|(name, value)| [name.as_str().into(), String::from_utf8_lossy(value.as_bytes()).into()])
         .collect();
     ErrcodeJson::ok()
-        .with("method", sent.head.method.as_str())
-        .with("path", sent.head.uri.path())
-        .with("query", sent.query.without_tokens())
-        .with("version", format!("{:?}", sent.head.version))
+        .with("method", request.head.method.as_str())
+        .with("path", request.head.uri.path())
+        .with("query", request.query.without_tokens())
+        .with("version", format!("{:?}", request.head.version))
         .with("headers", headers)
-        .with("body_bytes", sent.body.length)
-        .with("body_sha256", &sent.body.sha256)
+        .with("body_bytes", request.body.length)
+        .with("body_sha256", &request.body.sha256)
         .into()
 }
 
-/// The body's length and hash.
-pub(super) fn sink(_: &mut State, sent: &ApiRequest<'_>) -> SimulatedResponse {
-    ErrcodeJson::ok().with("body_bytes", sent.body.length).with("body_sha256", &sent.body.sha256).into()
+/// Returns the length and hash of the body.
+pub(super) fn sink(_: &mut State, request: &ApiRequest<'_>) -> SimulatedResponse {
+    ErrcodeJson::ok().with("body_bytes", request.body.length).with("body_sha256", &request.body.sha256).into()
 }

@@ -1,4 +1,4 @@
-//! Failures in WeCom's words.
+//! Errcodes with WeCom's error texts.
 
 use std::net::IpAddr;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -6,13 +6,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::random;
 use super::response::ErrcodeJson;
 
-/// A failure: for people, with a hint that changes each time and the caller's address.
+/// The error response for an errcode. As at WeCom, errmsg contains a hint that differs per response and the peer's
+/// address.
 pub(super) fn error_json(errcode: i64, peer: IpAddr) -> ErrcodeJson {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let hint = format!("{now}{:014}", random::number() % 100_000_000_000_000);
     let more = format!("https://open.work.weixin.qq.com/devtool/query?e={errcode}");
-    let said = errmsg(errcode);
-    ErrcodeJson::new(errcode, format!("{said}, hint: [{hint}], from ip: {peer}, more info at {more}"))
+    let text = errmsg(errcode);
+    ErrcodeJson::new(errcode, format!("{text}, hint: [{hint}], from ip: {peer}, more info at {more}"))
 }
 
 fn errmsg(errcode: i64) -> &'static str {
@@ -56,6 +57,6 @@ fn errmsg(errcode: i64) -> &'static str {
         81013 => "user & party & tag all invalid",
         93000 => "invalid webhook url",
         301_002 => "not allow operate another agent with this accesstoken",
-        _ => "failed, as the simulator was told",
+        _ => "injected failure",
     }
 }

@@ -1,12 +1,12 @@
-//! What the simulator is told to do wrong: rules that wait for the requests they fit.
+//! Fault injection: rules that apply to the requests they match.
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::watch;
 
-/// One thing to go wrong, for the requests it fits: those of [`on`](Fault::on) a path and [`of`](Fault::of) an agent,
-/// or all. Several may hit one request: delays add up, and of several answers the oldest rule's is given.
+/// A fault for all requests, or for those of a [path](Fault::on_path) or an [agent](Fault::for_agent). Several faults
+/// may apply to one request: delays add up, and of several responses the oldest fault's is sent.
 #[derive(Clone, Debug)]
 pub struct Fault {
     kind: FaultKind,
@@ -16,16 +16,16 @@ pub struct Fault {
     authorized_only: bool,
 }
 
-/// Where in an exchange the connection is closed. Over HTTP/2 all its streams go with it.
+/// Where in an exchange the connection is closed. Over HTTP/2 this ends all its streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DropPoint {
-    /// As soon as the request's head is here: nothing is executed.
+    /// When the request's head is received: nothing is executed.
     OnArrival,
-    /// After the request was executed, before a byte of the answer.
+    /// After the request is executed, before the first byte of the response.
     BeforeResponse,
-    /// After the answer's head.
+    /// After the response's head.
     AfterHead,
-    /// In the middle of the answer's body.
+    /// After half of the response's body.
     MidBody,
 }
 
@@ -39,7 +39,7 @@ enum FaultKind {
     Chunked(usize),
 }
 
-/// An answer given in place of the real one.
+/// A response sent instead of the real one.
 #[derive(Clone, Debug)]
 pub(super) struct CannedResponse {
     pub(super) status: u16,
@@ -55,17 +55,18 @@ impl CannedResponse {
 }
 
 impl Fault {
-    /// The answer comes `by` later than it would. The request is judged, and executed, when it arrives.
+    /// Delays the response by `by`. The request is authorized and executed on arrival.
     pub fn delay(by: Duration) -> Self {
         Self::new(FaultKind::Delay(by))
     }
 
-    /// The answer waits for [`release`](super::Simulator::release). The request is judged, and executed, when it arrives.
+    /// Holds the response until [`release_held`](super::Simulator::release_held). The request is authorized and executed
+    /// on arrival.
     pub fn hold() -> Self {
         Self::new(FaultKind::Hold)
     }
 
-    /// This errcode instead of the answer; nothing is executed. A token that does not serve is refused all the same.
+    /// Responds with this errcode and executes nothing. An invalid token is refused as usual.
     pub fn errcode(errcode: i64) -> Self {
         Self::new(FaultKind::Response(CannedResponse {
             errcode: Some(errcode),
@@ -74,57 +75,57 @@ impl Fault {
         .authorized_only()
     }
 
-    /// This HTTP status and an empty body instead of the answer, before the token is looked at, as a gateway would.
+    /// Responds with this HTTP status and an empty body before the token is checked, as a gateway would.
     pub fn status(status: u16) -> Self {
         Self::new(FaultKind::Response(CannedResponse::empty(status)))
     }
 
-    /// These very bytes instead of the answer, before the token is looked at.
+    /// Responds with exactly these bytes before the token is checked.
     pub fn response(status: u16, content_type: &str, body: impl Into<Bytes>) -> Self {
         Self::new(FaultKind::Response(CannedResponse { body: body.into(), ..CannedResponse::empty(status) }))
             .with_header("content-type", content_type)
     }
 
-    /// The connection is closed, once unless [`times`](Fault::times) says otherwise.
-    pub fn drop(when: DropPoint) -> Self {
-        Self::new(FaultKind::Drop(when)).times(1)
+    /// Closes the connection, once unless [`times`](Fault::times) sets another count.
+    pub fn drop(point: DropPoint) -> Self {
+        Self::new(FaultKind::Drop(point)).times(1)
     }
 
-    /// Half of the answer's body comes, then silence.
+    /// Sends half of the response's body, then nothing; the connection stays open.
     pub fn stall() -> Self {
         Self::new(FaultKind::Stall)
     }
 
-    /// The answer comes without Content-Length, in pieces of at most this many bytes.
+    /// Sends the response without Content-Length, in chunks of at most `bytes` bytes.
     pub fn chunked(bytes: usize) -> Self {
         Self::new(FaultKind::Chunked(bytes.max(1)))
     }
 
-    /// Only requests for this path, e.g. `/cgi-bin/user/get`.
+    /// Limits the fault to this path, such as `/cgi-bin/user/get`.
     pub fn on_path(mut self, path: &str) -> Self {
         self.path = Some(path.to_owned());
         self
     }
 
-    /// Only requests of this agent: the owner of the token, or of the secret in gettoken.
+    /// Limits the fault to this agent: the owner of the token, or of the secret in gettoken.
     pub fn for_agent(mut self, agent: &str) -> Self {
         self.agent = Some(agent.to_owned());
         self
     }
 
-    /// Only the next `count` requests that fit.
+    /// Limits the fault to the next `count` matching requests.
     pub fn times(mut self, count: u64) -> Self {
         self.remaining = Some(count);
         self
     }
 
-    /// Only requests whose token or secret serves: the others are refused as ever.
+    /// Limits the fault to requests with a valid token or secret; others are refused as usual.
     pub fn authorized_only(mut self) -> Self {
         self.authorized_only = true;
         self
     }
 
-    /// An answer with this header besides, e.g. `content-encoding`. One that HTTP does not allow is left out.
+    /// Adds a header to the injected response, such as `content-encoding`. Ignores a header that is invalid in HTTP.
     pub fn with_header(mut self, name: &str, value: &str) -> Self {
         if let FaultKind::Response(canned) = &mut self.kind {
             canned.headers.push((name.to_owned(), value.to_owned()));
@@ -132,7 +133,7 @@ impl Fault {
         self
     }
 
-    /// An errcode with this HTTP status instead of 200.
+    /// Sets the HTTP status of the injected response, 200 by default.
     pub fn with_status(mut self, status: u16) -> Self {
         if let FaultKind::Response(canned) = &mut self.kind {
             canned.status = status;
@@ -140,7 +141,7 @@ impl Fault {
         self
     }
 
-    /// The agent it is limited to.
+    /// The agent that it is limited to.
     pub(super) fn agent(&self) -> Option<&str> {
         self.agent.as_deref()
     }
@@ -149,21 +150,21 @@ impl Fault {
         Self { kind, path: None, agent: None, remaining: None, authorized_only: false }
     }
 
-    fn matches(&self, path: &str, agent: Option<&str>, admitted: bool) -> bool {
+    fn matches(&self, path: &str, agent: Option<&str>, authorized: bool) -> bool {
         self.remaining != Some(0)
-            && (admitted || !self.authorized_only)
+            && (authorized || !self.authorized_only)
             && self.path.as_deref().is_none_or(|wanted| wanted == path)
             && self.agent.as_deref().is_none_or(|wanted| Some(wanted) == agent)
     }
 }
 
-/// The faults in force.
+/// The active faults.
 #[derive(Default)]
 pub(super) struct FaultRules(Vec<FaultRule>);
 
 struct FaultRule {
     fault: Fault,
-    /// Closed when the rule goes, which lets those go who wait at it.
+    /// Dropped with the rule, which releases the held responses.
     release: watch::Sender<()>,
 }
 
@@ -172,43 +173,43 @@ impl FaultRules {
         self.0.push(FaultRule { fault, release: watch::Sender::new(()) });
     }
 
-    /// Lets all go that are held, and holds no more.
+    /// Sends all held responses and removes the hold faults.
     pub(super) fn release_held(&mut self) {
         self.0.retain(|rule| !matches!(rule.fault.kind, FaultKind::Hold));
     }
 
-    /// The rules in words, for people.
+    /// The debug texts of the faults, for display.
     pub(super) fn describe(&self) -> Vec<String> {
         self.0.iter().map(|rule| format!("{:?}", rule.fault)).collect()
     }
 
-    /// What happens to this request; uses up one of each limited rule that fits.
-    pub(super) fn apply(&mut self, path: &str, agent: Option<&str>, admitted: bool) -> FaultEffects {
+    /// The effects on this request; decrements the count of each limited fault that applies.
+    pub(super) fn apply(&mut self, path: &str, agent: Option<&str>, authorized: bool) -> FaultEffects {
         let mut effects = FaultEffects::default();
-        for FaultRule { fault, release: gate } in &mut self.0 {
-            let second_answer = matches!(fault.kind, FaultKind::Response(_)) && effects.response.is_some();
-            if second_answer || !fault.matches(path, agent, admitted) {
+        for FaultRule { fault, release } in &mut self.0 {
+            let second_response = matches!(fault.kind, FaultKind::Response(_)) && effects.response.is_some();
+            if second_response || !fault.matches(path, agent, authorized) {
                 continue;
             }
-            if let Some(left) = &mut fault.remaining {
-                *left -= 1;
+            if let Some(remaining) = &mut fault.remaining {
+                *remaining -= 1;
             }
             match &fault.kind {
                 FaultKind::Delay(by) => effects.delay += *by,
-                FaultKind::Hold => effects.releases.push(gate.subscribe()),
+                FaultKind::Hold => effects.releases.push(release.subscribe()),
                 FaultKind::Response(canned) => effects.response = Some(canned.clone()),
-                FaultKind::Drop(when) => effects.drop_point = Some(*when),
+                FaultKind::Drop(point) => effects.drop_point = Some(*point),
                 FaultKind::Stall => effects.stall = true,
                 FaultKind::Chunked(bytes) => effects.chunk_bytes = Some(*bytes),
             }
         }
-        // A rule that is used up stays only while someone may wait at it.
+        // A used-up hold fault stays, because dropping it would release the held responses.
         self.0.retain(|rule| rule.fault.remaining != Some(0) || matches!(rule.fault.kind, FaultKind::Hold));
         effects
     }
 }
 
-/// What was decided for one request.
+/// The effects of the faults on one request.
 #[derive(Default)]
 pub(super) struct FaultEffects {
     pub(super) response: Option<CannedResponse>,
@@ -220,14 +221,14 @@ pub(super) struct FaultEffects {
 }
 
 impl FaultEffects {
-    /// Waits as long as the answer is to wait.
+    /// Waits for the delays and until all hold faults are released.
     pub(super) async fn wait_until_due(&mut self) {
         if !self.delay.is_zero() {
             tokio::time::sleep(self.delay).await;
         }
-        for gate in &mut self.releases {
-            // Nothing is ever sent: this ends, with an error, when the rule is taken away.
-            while gate.changed().await.is_ok() {}
+        for release in &mut self.releases {
+            // Nothing is sent on the channel: the loop ends with an error when the rule is dropped.
+            while release.changed().await.is_ok() {}
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Listeners and connections: HTTP/1 and HTTP/2, plain or TLS, and their end when it is ordered.
+//! Listeners and connections: HTTP/1 and HTTP/2, plain or over TLS; connections close on request.
 
 use std::future::Future;
 use std::io;
@@ -21,12 +21,13 @@ use super::response::{ConnectionDropped, SimulatedBody};
 use super::state::Shared;
 use super::{api, control};
 
-/// Connections that wait in the kernel. Whoever comes to a full queue is not refused: he waits seconds for his next try.
+/// Length of the kernel's accept queue. On overflow the kernel drops the SYN instead of refusing it, so the client
+/// waits a second or more for its retransmission.
 const LISTEN_BACKLOG: i32 = 4096;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
 const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// One connection to the API.
+/// A connection to the API.
 pub(super) struct SimulatedConnection {
     pub(super) id: u64,
     pub(super) peer: IpAddr,
@@ -34,19 +35,19 @@ pub(super) struct SimulatedConnection {
 }
 
 impl SimulatedConnection {
-    /// Closes the connection at once.
+    /// Requests that the connection closes at once.
     pub(super) fn close(&self) -> ConnectionDropped {
         self.close_requested.notify_one();
         ConnectionDropped
     }
 }
 
-/// Lets as many wait in the kernel as thousands of callers at once need.
+/// Raises the accept queue to `LISTEN_BACKLOG`, enough for thousands of simultaneous connects.
 pub(super) fn set_backlog(listener: &TcpListener) -> io::Result<()> {
     SockRef::from(listener).listen(LISTEN_BACKLOG)
 }
 
-/// Serves the API until `stop` goes.
+/// Serves the API until `stop` changes or its sender is dropped.
 pub(super) async fn serve_api(
     shared: Arc<Shared>,
     listener: TcpListener,
@@ -57,13 +58,13 @@ pub(super) async fn serve_api(
     while let Some(socket) = accept(&listener, &mut stop).await {
         let (shared, acceptor, stop) = (shared.clone(), acceptor.clone(), stop.clone());
         tokio::spawn(async move {
-            // What fails on a connection is its own affair: the records and the peer tell what happened.
+            // An error ends only this connection; the recorded requests and the peer show what happened.
             let _ = handle_connection(shared, socket, acceptor, stop).await;
         });
     }
 }
 
-/// Serves the control address until `stop` goes.
+/// Serves the control address until `stop` changes or its sender is dropped.
 pub(super) async fn serve_control(shared: Arc<Shared>, listener: TcpListener, mut stop: watch::Receiver<()>) {
     while let Some(socket) = accept(&listener, &mut stop).await {
         let (shared, mut stop) = (shared.clone(), stop.clone());
@@ -87,7 +88,7 @@ async fn accept(listener: &TcpListener, stop: &mut watch::Receiver<()>) -> Optio
         };
         match accepted {
             Ok((socket, _)) => return Some(socket),
-            // Out of descriptors, mostly: a pause lets some come back.
+            // Most often EMFILE or ENFILE: the pause lets other connections close.
             Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
         }
     }
@@ -102,12 +103,12 @@ async fn handle_connection(
     socket.set_nodelay(true)?;
     let peer = socket.peer_addr()?.ip();
     let mut disconnect = shared.subscribe_disconnects();
-    let serial = shared.update(|state| state.connection_opened());
-    let line = Arc::new(SimulatedConnection { id: serial, peer, close_requested: Notify::new() });
+    let id = shared.update(|state| state.connection_opened());
+    let connection = Arc::new(SimulatedConnection { id, peer, close_requested: Notify::new() });
     let _open = OpenConnectionGuard(shared.clone());
     tokio::select! {
-        served = serve_connection(shared, line.clone(), socket, acceptor) => served,
-        () = line.close_requested.notified() => Ok(()),
+        served = serve_connection(shared, connection.clone(), socket, acceptor) => served,
+        () = connection.close_requested.notified() => Ok(()),
         _ = disconnect.changed() => Ok(()),
         _ = stop.changed() => Ok(()),
     }
@@ -115,11 +116,11 @@ async fn handle_connection(
 
 async fn serve_connection(
     shared: Arc<Shared>,
-    line: Arc<SimulatedConnection>,
+    connection: Arc<SimulatedConnection>,
     socket: TcpStream,
     acceptor: Option<TlsAcceptor>,
 ) -> io::Result<()> {
-    let service = move |request| api::serve(shared.clone(), line.clone(), request);
+    let service = move |request| api::serve(shared.clone(), connection.clone(), request);
     match acceptor {
         None => serve_http(socket, service).await,
         Some(acceptor) => {
@@ -141,7 +142,7 @@ where
     builder.serve_connection(TokioIo::new(socket), service_fn(service)).await.map_err(io::Error::other)
 }
 
-/// Counts a connection out, however it ends.
+/// Decrements the number of open connections when dropped.
 struct OpenConnectionGuard(Arc<Shared>);
 
 impl Drop for OpenConnectionGuard {

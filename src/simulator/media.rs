@@ -1,4 +1,4 @@
-//! Files: uploaded as multipart, kept in memory, downloaded whole or in part.
+//! Files: uploaded as multipart/form-data, stored in memory, downloaded as a whole or by range.
 
 use std::collections::VecDeque;
 use std::ops::RangeInclusive;
@@ -17,7 +17,7 @@ use super::state::State;
 const MAX_STORED_BYTES: usize = 256 << 20;
 const MIB: usize = 1 << 20;
 
-/// The files kept; the oldest go when there is no more room.
+/// The stored files; evicts the oldest beyond `MAX_STORED_BYTES`.
 #[derive(Default)]
 pub(super) struct MediaStore {
     files: VecDeque<(String, UploadedFile)>,
@@ -46,15 +46,15 @@ impl MediaStore {
 }
 
 /// `media/upload?type=` and `webhook/upload_media?type=`
-pub(super) fn upload(state: &mut State, sent: &ApiRequest<'_>) -> SimulatedResponse {
-    let kind = sent.query.value("type").unwrap_or_default();
-    let most = match kind.as_str() {
+pub(super) fn upload(state: &mut State, request: &ApiRequest<'_>) -> SimulatedResponse {
+    let kind = request.query.value("type").unwrap_or_default();
+    let max_bytes = match kind.as_str() {
         "image" | "video" => 10 * MIB,
         "voice" => 2 * MIB,
         "file" => 20 * MIB,
         _ => return ErrcodeJson::new(40004, "").into(),
     };
-    let file = match uploaded_file(sent, most) {
+    let file = match uploaded_file(request, max_bytes) {
         Ok(file) => file,
         Err(errcode) => return ErrcodeJson::new(errcode, "").into(),
     };
@@ -63,9 +63,9 @@ pub(super) fn upload(state: &mut State, sent: &ApiRequest<'_>) -> SimulatedRespo
     ErrcodeJson::ok().with("type", kind).with("media_id", media_id).with("created_at", now.to_string()).into()
 }
 
-/// `media/uploadimg`: the picture is not kept.
-pub(super) fn upload_image(_: &mut State, sent: &ApiRequest<'_>) -> SimulatedResponse {
-    match uploaded_file(sent, 2 * MIB) {
+/// `media/uploadimg`: the image is not stored.
+pub(super) fn upload_image(_: &mut State, request: &ApiRequest<'_>) -> SimulatedResponse {
+    match uploaded_file(request, 2 * MIB) {
         Ok(_) => ErrcodeJson::ok()
             .with("url", format!("https://p.example.com/{}/0", random::url_safe_text(32)))
             .into(),
@@ -73,43 +73,43 @@ pub(super) fn upload_image(_: &mut State, sent: &ApiRequest<'_>) -> SimulatedRes
     }
 }
 
-/// `media/get?media_id=`, also of `generated-<BYTES>`.
-pub(super) fn download(state: &mut State, sent: &ApiRequest<'_>) -> SimulatedResponse {
-    let Some(media_id) = sent.query.value("media_id").filter(|id| !id.is_empty()) else {
+/// `media/get?media_id=`; the media_id `generated-<BYTES>` selects a generated file.
+pub(super) fn download(state: &mut State, request: &ApiRequest<'_>) -> SimulatedResponse {
+    let Some(media_id) = request.query.value("media_id").filter(|id| !id.is_empty()) else {
         return ErrcodeJson::new(41006, "").into();
     };
-    let made = media_id.strip_prefix("generated-").and_then(|bytes| bytes.parse::<u64>().ok());
-    if let Some(bytes) = made {
+    let generated_length = media_id.strip_prefix("generated-").and_then(|bytes| bytes.parse::<u64>().ok());
+    if let Some(bytes) = generated_length {
         let part = |status, from, to| SimulatedResponse::generated(status, from, to);
-        return file_response(sent, bytes, "application/octet-stream", "generated.bin", part);
+        return file_response(request, bytes, "application/octet-stream", "generated.bin", part);
     }
     let Some(file) = state.media.find(&media_id) else {
         return ErrcodeJson::new(40007, "").into();
     };
     let part =
         |status, from, to| SimulatedResponse::bytes(status, file.bytes.slice(from as usize..to as usize));
-    file_response(sent, file.bytes.len() as u64, &file.content_type, &file.name, part)
+    file_response(request, file.bytes.len() as u64, &file.content_type, &file.name, part)
 }
 
-fn uploaded_file(sent: &ApiRequest<'_>, most: usize) -> Result<UploadedFile, i64> {
-    let content_type = sent.head.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    let file = multipart::find_file(&sent.body(), content_type.unwrap_or(""), "media").ok_or(41005)?;
+fn uploaded_file(request: &ApiRequest<'_>, max_bytes: usize) -> Result<UploadedFile, i64> {
+    let content_type = request.head.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let file = multipart::find_file(&request.body(), content_type.unwrap_or(""), "media").ok_or(41005)?;
     match file.bytes.len() {
         0 => Err(44001),
-        length if length > most => Err(40006),
+        length if length > max_bytes => Err(40006),
         _ => Ok(file),
     }
 }
 
 fn file_response(
-    sent: &ApiRequest<'_>,
+    request: &ApiRequest<'_>,
     total: u64,
     content_type: &str,
     name: &str,
     part: impl Fn(StatusCode, u64, u64) -> SimulatedResponse,
 ) -> SimulatedResponse {
-    let range = sent.head.headers.get(RANGE).and_then(|value| value.to_str().ok());
-    let answer = match range.and_then(|range| parse_range(range, total)) {
+    let range = request.head.headers.get(RANGE).and_then(|value| value.to_str().ok());
+    let response = match range.and_then(|range| parse_range(range, total)) {
         None => part(StatusCode::OK, 0, total),
         Some(Ok(range)) => part(StatusCode::PARTIAL_CONTENT, *range.start(), *range.end() + 1)
             .header(CONTENT_RANGE, format!("bytes {}-{}/{total}", range.start(), range.end())),
@@ -118,23 +118,24 @@ fn file_response(
                 .header(CONTENT_RANGE, format!("bytes */{total}"));
         }
     };
-    answer
+    response
         .with_errcode_ok()
         .header(CONTENT_TYPE, content_type)
         .header(CONTENT_DISPOSITION, format!("attachment; filename=\"{name}\""))
         .header(ACCEPT_RANGES, "bytes")
 }
 
-/// The one range that is asked for. None where the header is to be ignored: not understood, or several.
+/// The requested range (RFC 9110, section 14.2). `None` if the header is invalid or lists several ranges and is ignored;
+/// `Some(Err)` if the range is not satisfiable.
 fn parse_range(header: &str, total: u64) -> Option<Result<RangeInclusive<u64>, ()>> {
     let (first, last) = header.strip_prefix("bytes=")?.trim().split_once('-')?;
     let range = match (first, last) {
         ("", last) => {
-            let wanted: u64 = last.parse().ok()?;
-            if wanted == 0 || total == 0 {
+            let suffix_length: u64 = last.parse().ok()?;
+            if suffix_length == 0 || total == 0 {
                 return Some(Err(()));
             }
-            total.saturating_sub(wanted)..=total - 1
+            total.saturating_sub(suffix_length)..=total - 1
         }
         (first, "") => first.parse().ok()?..=total.saturating_sub(1),
         (first, last) => {

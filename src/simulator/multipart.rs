@@ -1,4 +1,4 @@
-//! Finding the one file in a multipart body.
+//! Extraction of a file from a multipart/form-data body (RFC 7578).
 
 use bytes::Bytes;
 use memchr::memmem;
@@ -10,37 +10,37 @@ pub(super) struct UploadedFile {
     pub(super) bytes: Bytes,
 }
 
-/// The file in the field of this name. Other fields, and parameters that no standard has, are passed over.
+/// The file in the field of this name. Ignores other fields, and non-standard parameters such as WeCom's `filelength`.
 pub(super) fn find_file(body: &Bytes, content_type: &str, field: &str) -> Option<UploadedFile> {
     if !content_type.to_ascii_lowercase().starts_with("multipart/form-data") {
         return None;
     }
     let boundary = parameter(content_type, "boundary").filter(|boundary| !boundary.is_empty())?;
     let delimiter = format!("\r\n--{boundary}");
-    let opening = &delimiter.as_bytes()[2..];
-    let mut at = if body.starts_with(opening) {
-        opening.len()
+    let first_delimiter = &delimiter.as_bytes()[2..];
+    let mut position = if body.starts_with(first_delimiter) {
+        first_delimiter.len()
     } else {
         memmem::find(body, delimiter.as_bytes())? + delimiter.len()
     };
-    while body[at..].starts_with(b"\r\n") {
-        let head_end = at + memmem::find(&body[at..], b"\r\n\r\n")?;
-        let head = String::from_utf8_lossy(&body[at..head_end]).into_owned();
+    while body[position..].starts_with(b"\r\n") {
+        let head_end = position + memmem::find(&body[position..], b"\r\n\r\n")?;
+        let head = String::from_utf8_lossy(&body[position..head_end]).into_owned();
         let from = head_end + 4;
         let to = from - 2 + memmem::find(&body[from - 2..], delimiter.as_bytes())?;
         if let Some(file) = parse_part(&head, field, || body.slice(from.min(to)..to)) {
             return Some(file);
         }
-        at = to + delimiter.len();
+        position = to + delimiter.len();
     }
     None
 }
 
 fn parse_part(head: &str, field: &str, bytes: impl FnOnce() -> Bytes) -> Option<UploadedFile> {
-    let header = |wanted: &str| {
+    let header = |wanted_name: &str| {
         let of = |line: &str| {
             line.split_once(':')
-                .filter(|(name, _)| name.eq_ignore_ascii_case(wanted))
+                .filter(|(name, _)| name.eq_ignore_ascii_case(wanted_name))
                 .map(|(_, value)| value.trim().to_owned())
         };
         head.lines().find_map(of)
@@ -50,26 +50,26 @@ fn parse_part(head: &str, field: &str, bytes: impl FnOnce() -> Bytes) -> Option<
         return None;
     }
     let name = parameter(&disposition, "filename")?;
-    // The name comes back inside quotes in a header.
+    // A download returns the name as a quoted string in Content-Disposition.
     let name: String = name.chars().filter(|c| !c.is_control() && *c != '"' && *c != '\\').collect();
     let content_type = header("content-type").unwrap_or_else(|| "application/octet-stream".to_owned());
     Some(UploadedFile { name, content_type, bytes: bytes() })
 }
 
-/// A parameter of a header's value, unquoted.
+/// A parameter of a header value, unquoted.
 fn parameter(value: &str, wanted: &str) -> Option<String> {
     let mut rest = value;
     loop {
         rest = &rest[rest.find(';')? + 1..];
         let (name, after) = rest.split_once('=')?;
-        let (found, left) = match after.trim_start().strip_prefix('"') {
+        let (parameter_value, tail) = match after.trim_start().strip_prefix('"') {
             Some(quoted) => quoted.split_once('"')?,
             None => after.split_at(after.find(';').unwrap_or(after.len())),
         };
         if name.trim().eq_ignore_ascii_case(wanted) {
-            return Some(found.trim().to_owned());
+            return Some(parameter_value.trim().to_owned());
         }
-        rest = left;
+        rest = tail;
     }
 }
 

@@ -1,40 +1,40 @@
-//! Reading a query, and showing it without its secrets.
+//! Query strings: parsing, and display without secrets.
 
 use std::borrow::Cow;
 
 use percent_encoding::percent_decode_str;
 
-/// A raw query; names and values are decoded when asked for.
+/// A raw query; names and values are decoded on access.
 #[derive(Clone, Copy)]
 pub(super) struct Query<'a>(pub(super) &'a str);
 
 impl<'a> Query<'a> {
-    /// The first value with this decoded name; a name without `=` has an empty one.
+    /// The first value of this decoded name; empty for a name without `=`.
     pub(super) fn value(self, name: &str) -> Option<String> {
         self.pairs().find(|(known, _)| known == name).map(|(_, value)| value)
     }
 
     /// All names and values, decoded.
     pub(super) fn pairs(self) -> impl Iterator<Item = (String, String)> + use<'a> {
-        self.0.split('&').filter(|piece| !piece.is_empty()).map(|piece| {
-            let (name, value) = piece.split_once('=').unwrap_or((piece, ""));
+        self.0.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             (decode(name), decode(value))
         })
     }
 
-    /// The query byte for byte, except for values that `replacement` (decoded name, decoded value) replaces.
+    /// The query, unchanged except for the values that `replacement` (decoded name, decoded value) replaces.
     pub(super) fn with_values_replaced(self, replacement: impl Fn(&str, &str) -> Option<String>) -> String {
-        let piece = |piece: &'a str| -> Cow<'a, str> {
-            let Some((name, value)) = piece.split_once('=') else { return piece.into() };
+        let replace = |pair: &'a str| -> Cow<'a, str> {
+            let Some((name, value)) = pair.split_once('=') else { return pair.into() };
             match replacement(&decode(name), &decode(value)) {
-                Some(shown) => format!("{name}={shown}").into(),
-                None => piece.into(),
+                Some(replaced) => format!("{name}={replaced}").into(),
+                None => pair.into(),
             }
         };
-        self.0.split('&').map(piece).collect::<Vec<_>>().join("&")
+        self.0.split('&').map(replace).collect::<Vec<_>>().join("&")
     }
 
-    /// The query without the values of its tokens.
+    /// The query with the values of `access_token` emptied.
     pub(super) fn without_tokens(self) -> String {
         self.with_values_replaced(|name, _| (name == "access_token").then(String::new))
     }

@@ -1,4 +1,4 @@
-//! What was seen: the last requests in full, the last messages, and counts of everything.
+//! Recorded traffic: the last requests, the last messages, and counts since the last reset.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -8,16 +8,16 @@ use serde::Serialize;
 const MAX_REQUESTS: usize = 10_000;
 const MAX_MESSAGES: usize = 1_000;
 
-/// One request to the API, as it was received. The values of tokens and of `corpsecret` in the query are replaced:
-/// `access_token=token#3`, `token#?` for an unknown one, `corpsecret=***`. Headers stand as they came.
+/// A request to the API, as received. The values of tokens and of `corpsecret` in the query are replaced:
+/// `access_token=token#3`, `token#?` for an unknown token, `corpsecret=***`. Headers are unchanged.
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct RecordedRequest {
-    /// Counts requests from 1 on, in the order in which they were judged.
+    /// Serial number of the request, from 1, in the order of authorization.
     pub seq: u64,
-    /// Counts connections from 1 on.
+    /// Serial number of the connection, from 1.
     pub connection: u64,
-    /// `HTTP/1.1` or the like.
+    /// The HTTP version, such as `HTTP/1.1`.
     pub version: String,
     /// The method.
     pub method: String,
@@ -25,21 +25,21 @@ pub struct RecordedRequest {
     pub path: String,
     /// The query, undecoded, with its secret values replaced.
     pub query: String,
-    /// Names and values in order; bytes that are not UTF-8 are replaced.
+    /// Names and values in their order; bytes that are not UTF-8 are replaced.
     pub headers: Vec<(String, String)>,
-    /// The agent whose token or secret it carried.
+    /// The agent that the request's token or secret belongs to.
     pub agent: Option<String>,
-    /// The serial of the token it carried, valid or not.
+    /// Serial number of the request's token, valid or not.
     pub token: Option<u64>,
-    /// The token served, and the call was carried out with errcode 0.
+    /// Whether the call was authorized and executed with errcode 0.
     pub executed: bool,
-    /// The HTTP status of the answer; none before it was sent.
+    /// The HTTP status of the response; `None` before it is sent.
     pub status: Option<u16>,
-    /// The errcode of the answer.
+    /// The errcode of the response.
     pub errcode: Option<i64>,
-    /// The length of the request's body; 0 until it was read to its end.
+    /// Length of the request body in bytes; 0 until it is read to its end.
     pub body_bytes: u64,
-    /// SHA-256 of the body in hex; none until it was read to its end.
+    /// SHA-256 of the body in hex; `None` until it is read to its end.
     pub body_sha256: Option<String>,
 }
 
@@ -66,25 +66,25 @@ impl RecordedRequest {
         }
     }
 
-    /// The values of this header, its name in lower case.
+    /// The values of this header; `name` is in lower case.
     pub fn header_values(&self, name: &str) -> Vec<&str> {
         self.headers.iter().filter(|(known, _)| known == name).map(|(_, value)| value.as_str()).collect()
     }
 }
 
-/// A message that was accepted, by `message/send` or a webhook.
+/// A message accepted by `message/send` or `webhook/send`.
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct RecordedMessage {
-    /// The request that brought it.
+    /// Serial number of its request.
     pub seq: u64,
-    /// The agent whose token it was sent with; none for a webhook.
+    /// The agent whose token authorized it; `None` for a webhook.
     pub agent: Option<String>,
-    /// What was sent.
+    /// The message as sent.
     pub body: serde_json::Value,
 }
 
-/// Everything seen since the start or the last reset. Only the records and messages are bounded.
+/// Traffic since the start or the last reset. Only the number of requests and messages is bounded.
 #[derive(Default)]
 pub(super) struct TrafficRecorder {
     pub(super) requests: VecDeque<RecordedRequest>,
@@ -109,14 +109,14 @@ pub(super) struct TrafficCounts {
 }
 
 impl TrafficRecorder {
-    /// The number of the next request.
+    /// Serial number of the next request.
     pub(super) fn next_seq(&mut self) -> u64 {
         self.last_seq += 1;
         self.counts.requests += 1;
         self.last_seq
     }
 
-    /// The number of the next connection.
+    /// Serial number of the next connection.
     pub(super) fn next_connection(&mut self) -> u64 {
         self.last_connection += 1;
         self.counts.connections += 1;
@@ -137,7 +137,7 @@ impl TrafficRecorder {
         self.messages.push_back(message);
     }
 
-    /// The record, unless it has gone.
+    /// The recorded request, unless it was evicted or cleared.
     pub(super) fn request_mut(&mut self, seq: u64) -> Option<&mut RecordedRequest> {
         let first = self.requests.front()?.seq;
         self.requests.get_mut(usize::try_from(seq.checked_sub(first)?).ok()?)
@@ -159,7 +159,7 @@ impl TrafficRecorder {
         self.counts.gettokens_in_flight -= u64::from(gettoken);
     }
 
-    /// Forgets all but what is under way; numbers go on.
+    /// Clears everything except the counts of requests in flight and open connections; serial numbers continue.
     pub(super) fn reset(&mut self) {
         self.requests.clear();
         self.messages.clear();

@@ -1,4 +1,4 @@
-//! What goes back: WeCom's JSON in its order of keys, files, and bodies that break off when told to.
+//! Responses: WeCom's JSON with its order of members, files, and bodies that faults truncate or stall.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -17,19 +17,19 @@ use tokio::time::Sleep;
 use super::listener::SimulatedConnection;
 use super::state::InFlightGuard;
 
-/// How long a connection lives after the last byte that is to arrive: enough for the socket to take it.
+/// Delay between the last byte to deliver and the close, so that the socket can send this byte.
 const FLUSH_DELAY: Duration = Duration::from_millis(10);
 const CHUNK_BYTES: u64 = 64 * 1024;
-/// A prime, so that a shift by any power of two shows.
+/// A prime, so that a shift by a power of two yields other bytes.
 const PATTERN_BYTES: usize = 65_521;
 
-/// The connection is closed instead of an answer.
+/// The connection was closed instead of a complete response.
 #[derive(Debug)]
 pub(super) struct ConnectionDropped;
 
 impl fmt::Display for ConnectionDropped {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the connection is closed, as ordered")
+        f.write_str("connection dropped by an injected fault")
     }
 }
 
@@ -41,7 +41,7 @@ impl From<Infallible> for ConnectionDropped {
     }
 }
 
-/// A JSON object in WeCom's order: errcode, errmsg, the rest; or what leads, errcode, errmsg.
+/// A JSON object in WeCom's order: the leading members, errcode, errmsg, the trailing members.
 pub(super) struct ErrcodeJson {
     errcode: i64,
     errmsg: String,
@@ -63,13 +63,13 @@ impl ErrcodeJson {
         }
     }
 
-    /// Adds a member behind errcode and errmsg.
+    /// Adds a member after errcode and errmsg.
     pub(super) fn with(mut self, key: &str, value: impl Serialize) -> Self {
         self.trailing_members += &format!(",{}:{}", to_json_text(key), to_json_text(value));
         self
     }
 
-    /// Adds a member in front of errcode.
+    /// Adds a member before errcode.
     pub(super) fn with_leading(mut self, key: &str, value: impl Serialize) -> Self {
         self.leading_members += &format!("{}:{},", to_json_text(key), to_json_text(value));
         self
@@ -80,7 +80,7 @@ fn to_json_text(value: impl Serialize) -> String {
     serde_json::to_string(&value).unwrap_or_else(|_| "null".to_owned())
 }
 
-/// An answer before it meets its fate.
+/// A response before faults are applied.
 pub(super) struct SimulatedResponse {
     pub(super) status: StatusCode,
     pub(super) errcode: Option<i64>,
@@ -98,9 +98,9 @@ impl From<ErrcodeJson> for SimulatedResponse {
             to_json_text(&json.errmsg),
             json.trailing_members
         );
-        let answer = Self::bytes(StatusCode::OK, body);
-        let answer = answer.header(CONTENT_TYPE, "application/json; charset=UTF-8");
-        Self { errcode: Some(json.errcode), errmsg: json.errmsg, ..answer }
+        let response = Self::bytes(StatusCode::OK, body);
+        let response = response.header(CONTENT_TYPE, "application/json; charset=UTF-8");
+        Self { errcode: Some(json.errcode), errmsg: json.errmsg, ..response }
     }
 }
 
@@ -122,7 +122,7 @@ impl SimulatedResponse {
         Self { status, errcode: None, errmsg: "ok".to_owned(), headers: Vec::new(), content }
     }
 
-    /// Adds a header; a value that no header can carry is left out.
+    /// Adds a header; ignores a value that is invalid in HTTP.
     pub(super) fn header(mut self, name: HeaderName, value: impl AsRef<[u8]>) -> Self {
         if let Ok(value) = HeaderValue::from_bytes(value.as_ref()) {
             self.headers.push((name, value));
@@ -134,22 +134,22 @@ impl SimulatedResponse {
         Self { status, ..self }
     }
 
-    /// Puts an errcode on a file's answer, which has none in its body.
+    /// Sets errcode 0 for a file response, which has none in its body.
     pub(super) fn with_errcode_ok(mut self) -> Self {
         self.errcode = Some(0);
         self
     }
 
-    /// The answer as it goes out. `errcode_headers`: with WeCom's undocumented Error-Code and Error-Msg.
+    /// The HTTP response. `errcode_headers` adds WeCom's undocumented Error-Code and Error-Msg.
     pub(super) fn into_response(
         self,
         head_only: bool,
         errcode_headers: bool,
-        manner: SendOptions,
+        options: SendOptions,
     ) -> Response<SimulatedBody> {
         let total = self.content.remaining();
-        let source = if head_only { BodyContent::Bytes(Bytes::new()) } else { self.content };
-        let mut response = Response::new(SimulatedBody::new(source, manner));
+        let content = if head_only { BodyContent::Bytes(Bytes::new()) } else { self.content };
+        let mut response = Response::new(SimulatedBody::new(content, options));
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
         headers.extend(self.headers);
@@ -179,11 +179,11 @@ impl BodyContent {
         }
     }
 
-    fn next_chunk(&mut self, most: u64) -> Bytes {
+    fn next_chunk(&mut self, max: u64) -> Bytes {
         match self {
-            Self::Bytes(bytes) => bytes.split_to(bytes.len().min(most as usize)),
+            Self::Bytes(bytes) => bytes.split_to(bytes.len().min(max as usize)),
             Self::Generated { from, to } => {
-                let bytes = generated_bytes(*from, most.min(*to - *from) as usize);
+                let bytes = generated_bytes(*from, max.min(*to - *from) as usize);
                 *from += bytes.len() as u64;
                 bytes
             }
@@ -191,16 +191,16 @@ impl BodyContent {
     }
 }
 
-/// The bytes of a generated file from `at` on: at most `most`, at least one where `most` is not 0. Those of
-/// `media_id=generated-1000` are `generated(0, …)` and so on, until there are 1,000.
-pub fn generated_bytes(at: u64, most: usize) -> Bytes {
+/// The bytes of a generated file from `offset` on: at most `max`, at least one unless `max` is 0. The file
+/// `media_id=generated-1000` has the bytes of `generated_bytes(0, …)` and the following calls, 1,000 in total.
+pub fn generated_bytes(offset: u64, max: usize) -> Bytes {
     static BYTES: OnceLock<Bytes> = OnceLock::new();
     let pattern = BYTES.get_or_init(|| (0..PATTERN_BYTES as u32).map(|i| (i ^ (i >> 8)) as u8).collect());
-    let from = (at % PATTERN_BYTES as u64) as usize;
-    pattern.slice(from..PATTERN_BYTES.min(from.saturating_add(most)))
+    let from = (offset % PATTERN_BYTES as u64) as usize;
+    pattern.slice(from..PATTERN_BYTES.min(from.saturating_add(max)))
 }
 
-/// How a body goes out, besides its bytes.
+/// How a body is sent.
 pub(super) struct SendOptions {
     pub(super) connection: Arc<SimulatedConnection>,
     pub(super) _in_flight_guard: InFlightGuard,
@@ -212,15 +212,15 @@ pub(super) struct SendOptions {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum BodyEnd {
     Complete,
-    /// The connection is closed before the first byte, or after half of them.
+    /// The connection closes before the first byte, or after half of the bytes.
     Truncated {
         half: bool,
     },
-    /// Nothing comes after half of the bytes, and the connection stays.
+    /// Nothing follows half of the bytes; the connection stays open.
     Stall,
 }
 
-/// A body that streams, and may break off. It says its full length even then.
+/// A streamed body that faults may break off. Its size hint is the full length even then.
 pub(super) struct SimulatedBody {
     content: BodyContent,
     options: SendOptions,
@@ -265,14 +265,14 @@ impl http_body::Body for SimulatedBody {
         if this.content.remaining() == 0 {
             return Poll::Ready(None);
         }
-        let most = this.options.chunk_bytes.map_or(CHUNK_BYTES, |bytes| bytes as u64);
-        // Pending makes hyper write what it has: else many pieces would leave as one.
+        let max = this.options.chunk_bytes.map_or(CHUNK_BYTES, |bytes| bytes as u64);
+        // Pending makes hyper flush; otherwise several chunks would be sent in one write.
         if this.options.chunk_bytes.is_some() && !std::mem::replace(&mut this.yielded, true) {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
         this.yielded = false;
-        let bytes = this.content.next_chunk(most.min(this.bytes_until_break));
+        let bytes = this.content.next_chunk(max.min(this.bytes_until_break));
         this.bytes_until_break -= bytes.len() as u64;
         Poll::Ready(Some(Ok(Frame::data(bytes))))
     }

@@ -1,4 +1,4 @@
-//! The calls there are: what lets each in, and which function carries it out.
+//! The API calls: the required credential and the handler of each.
 
 use std::net::IpAddr;
 
@@ -22,14 +22,14 @@ const MAX_FILE_BYTES: usize = 24 << 20;
 pub(super) struct Route {
     pub(super) path: &'static str,
     pub(super) credential: RequiredCredential,
-    /// How much of a request's body the call needs in one piece.
+    /// How many bytes of the request body are buffered for the handler; 0 if it needs none.
     pub(super) max_body_bytes: usize,
     pub(super) handler: fn(&mut State, &ApiRequest<'_>) -> SimulatedResponse,
-    /// The list that stands in front of errcode, an empty one in a failure.
+    /// The list member in front of errcode; empty in error responses.
     leading_list: Option<&'static str>,
 }
 
-/// What lets a call in.
+/// The credential that a call requires.
 pub(super) enum RequiredCredential {
     Token,
     Secret,
@@ -37,7 +37,7 @@ pub(super) enum RequiredCredential {
     Unauthenticated,
 }
 
-/// What a call works with.
+/// The request as a handler sees it.
 pub(super) struct ApiRequest<'a> {
     pub(super) seq: u64,
     pub(super) agent: Option<usize>,
@@ -47,7 +47,7 @@ pub(super) struct ApiRequest<'a> {
 }
 
 impl ApiRequest<'_> {
-    /// The body; empty where it was longer than the call takes.
+    /// The body; empty if it is longer than `max_body_bytes`.
     pub(super) fn body(&self) -> Bytes {
         self.body.content.clone().unwrap_or_default()
     }
@@ -92,21 +92,21 @@ const ROUTES: &[Route] = &[
 const fn route(
     path: &'static str,
     credential: RequiredCredential,
-    keep: usize,
-    run: fn(&mut State, &ApiRequest<'_>) -> SimulatedResponse,
+    max_body_bytes: usize,
+    handler: fn(&mut State, &ApiRequest<'_>) -> SimulatedResponse,
 ) -> Route {
-    Route { path, credential, max_body_bytes: keep, handler: run, leading_list: None }
+    Route { path, credential, max_body_bytes, handler, leading_list: None }
 }
 
 const fn list_route(
     path: &'static str,
-    lead: &'static str,
-    run: fn(&mut State, &ApiRequest<'_>) -> SimulatedResponse,
+    leading_list: &'static str,
+    handler: fn(&mut State, &ApiRequest<'_>) -> SimulatedResponse,
 ) -> Route {
-    Route { leading_list: Some(lead), ..route(path, Token, NO_BODY, run) }
+    Route { leading_list: Some(leading_list), ..route(path, Token, NO_BODY, handler) }
 }
 
-/// The call with this very path.
+/// The call with exactly this path.
 pub(super) fn find(path: &str) -> Option<&'static Route> {
     ROUTES.iter().find(|route| route.path == path)
 }
@@ -116,26 +116,26 @@ impl Route {
         matches!(self.credential, Secret)
     }
 
-    /// A failure as this call words it.
+    /// The error response of this call for an errcode.
     pub(super) fn error_json(&self, errcode: i64, peer: IpAddr) -> ErrcodeJson {
         let json = errors::error_json(errcode, peer);
         match self.leading_list {
-            Some(lead) => json.with_leading(lead, [(); 0]),
+            Some(list) => json.with_leading(list, [(); 0]),
             None => json,
         }
     }
 }
 
-fn gettoken(state: &mut State, sent: &ApiRequest<'_>) -> SimulatedResponse {
-    let Some(agent) = sent.agent else { return ErrcodeJson::new(40001, "").into() };
+fn gettoken(state: &mut State, request: &ApiRequest<'_>) -> SimulatedResponse {
+    let Some(agent) = request.agent else { return ErrcodeJson::new(40001, "").into() };
     let (token, expires_in) = state.agents.issue_token(agent);
     ErrcodeJson::ok().with("access_token", token).with("expires_in", expires_in).into()
 }
 
-/// `agent/get?agentid=`: an app may read itself and no other.
-fn get_agent(state: &mut State, sent: &ApiRequest<'_>) -> SimulatedResponse {
-    let Some(agent) = sent.agent else { return ErrcodeJson::new(40014, "").into() };
-    let wanted = sent.query.value("agentid").filter(|id| !id.is_empty());
+/// `agent/get?agentid=`: an application may read only itself.
+fn get_agent(state: &mut State, request: &ApiRequest<'_>) -> SimulatedResponse {
+    let Some(agent) = request.agent else { return ErrcodeJson::new(40014, "").into() };
+    let wanted = request.query.value("agentid").filter(|id| !id.is_empty());
     match wanted.map(|id| state.agents.check_agentid(agent, &id)) {
         None => ErrcodeJson::new(41011, "").into(),
         Some(Err(ErrcodeError(errcode))) => ErrcodeJson::new(errcode, "").into(),
@@ -146,19 +146,19 @@ fn get_agent(state: &mut State, sent: &ApiRequest<'_>) -> SimulatedResponse {
     }
 }
 
-fn jsapi_ticket(state: &mut State, sent: &ApiRequest<'_>) -> SimulatedResponse {
-    ticket(state, sent, "jsapi")
+fn jsapi_ticket(state: &mut State, request: &ApiRequest<'_>) -> SimulatedResponse {
+    ticket(state, request, "jsapi")
 }
 
-fn agent_ticket(state: &mut State, sent: &ApiRequest<'_>) -> SimulatedResponse {
-    match sent.query.value("type").as_deref() {
-        Some("agent_config") => ticket(state, sent, "agent_config"),
+fn agent_ticket(state: &mut State, request: &ApiRequest<'_>) -> SimulatedResponse {
+    match request.query.value("type").as_deref() {
+        Some("agent_config") => ticket(state, request, "agent_config"),
         _ => ErrcodeJson::new(40035, "").into(),
     }
 }
 
-fn ticket(state: &mut State, sent: &ApiRequest<'_>, kind: &'static str) -> SimulatedResponse {
-    let Some(agent) = sent.agent else { return ErrcodeJson::new(40014, "").into() };
+fn ticket(state: &mut State, request: &ApiRequest<'_>, kind: &'static str) -> SimulatedResponse {
+    let Some(agent) = request.agent else { return ErrcodeJson::new(40014, "").into() };
     ErrcodeJson::ok().with("ticket", state.agents.ticket(agent, kind)).with("expires_in", 7200).into()
 }
 

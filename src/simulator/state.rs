@@ -1,5 +1,5 @@
-//! All that the simulator knows, behind one lock that is never held over an await, and the moment of judgement: a
-//! request is let in or refused in one step, so that a revocation among a thousand requests is exact.
+//! The state of the simulator, behind one lock that is never held over an await. A request is authorized or refused
+//! in one step under this lock, so a revocation during concurrent requests takes effect at an exact position.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -18,7 +18,7 @@ use super::query::Query;
 use super::recorder::{RecordedRequest, TrafficRecorder};
 use super::routes::{self, RequiredCredential, Route};
 
-/// What the state is reached through.
+/// The locked state and the channels that signal changes.
 pub(super) struct Shared {
     state: Mutex<State>,
     change_count: watch::Sender<u64>,
@@ -36,24 +36,24 @@ impl Shared {
         }
     }
 
-    /// Looks at the state.
-    pub(super) fn read<T>(&self, look: impl FnOnce(&State) -> T) -> T {
-        look(&self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    /// Reads the state under the lock.
+    pub(super) fn read<T>(&self, read: impl FnOnce(&State) -> T) -> T {
+        read(&self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Changes the state, and wakes who waits for a change.
-    pub(super) fn update<T>(&self, alter: impl FnOnce(&mut State) -> T) -> T {
-        let result = alter(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
+    /// Changes the state under the lock and wakes the tasks that wait for a change.
+    pub(super) fn update<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let result = change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
         self.change_count.send_modify(|count| *count += 1);
         result
     }
 
-    /// Ticks at every change.
+    /// Changes with every change of the state.
     pub(super) fn subscribe_changes(&self) -> watch::Receiver<u64> {
         self.change_count.subscribe()
     }
 
-    /// Ticks when all connections are to be closed.
+    /// Changes when all connections must close.
     pub(super) fn subscribe_disconnects(&self) -> watch::Receiver<u64> {
         self.disconnect_count.subscribe()
     }
@@ -64,7 +64,7 @@ impl Shared {
     }
 }
 
-/// All that is known.
+/// The whole state.
 pub(super) struct State {
     pub(super) agents: AgentRegistry,
     pub(super) faults: FaultRules,
@@ -74,11 +74,11 @@ pub(super) struct State {
     webhook_keys: Vec<String>,
 }
 
-/// A request that was judged.
+/// A request after authorization.
 pub(super) struct CheckedRequest {
     pub(super) seq: u64,
     pub(super) route: Option<&'static Route>,
-    /// The agent whose token or secret it carries.
+    /// The agent that its token or secret belongs to.
     pub(super) agent: Option<usize>,
     pub(super) authorization: Result<(), ErrcodeError>,
     pub(super) effects: FaultEffects,
@@ -96,38 +96,38 @@ impl State {
         }
     }
 
-    /// Judges a request by its head and writes it down.
-    pub(super) fn check_request(&mut self, head: &Parts, line: &SimulatedConnection) -> CheckedRequest {
+    /// Authorizes a request by its head and records it.
+    pub(super) fn check_request(&mut self, head: &Parts, connection: &SimulatedConnection) -> CheckedRequest {
         let path = head.uri.path();
         let query = Query(head.uri.query().unwrap_or(""));
         let route = routes::find(path);
         let seq = self.recorder.next_seq();
-        let mut record = RecordedRequest::new(seq, line.id, head, self.redacted_query(query));
+        let mut record = RecordedRequest::new(seq, connection.id, head, self.redacted_query(query));
         let text = query.value("access_token");
         record.token = text.as_deref().and_then(|text| self.agents.token_serial(text));
         let mut agent = record.token.map(|serial| self.agents.token_owner(serial));
-        let admission = match route.map(|route| &route.credential) {
+        let authorization = match route.map(|route| &route.credential) {
             Some(RequiredCredential::Token) => self.agents.check_token(text.as_deref()),
             Some(RequiredCredential::Secret) => self.authenticate(query, &mut agent),
             Some(RequiredCredential::WebhookKey) => self.check_webhook_key(query),
             Some(RequiredCredential::Unauthenticated) | None => Ok(()),
         };
         record.agent = agent.map(|agent| self.agents.name(agent).to_owned());
-        let effects = self.faults.apply(path, record.agent.as_deref(), admission.is_ok());
+        let effects = self.faults.apply(path, record.agent.as_deref(), authorization.is_ok());
         self.recorder.push_request(record);
         self.recorder.request_started(route.is_some_and(Route::is_gettoken));
-        CheckedRequest { seq, route, agent, authorization: admission, effects }
+        CheckedRequest { seq, route, agent, authorization, effects }
     }
 
-    /// Notes the request's body.
-    pub(super) fn record_body(&mut self, seq: u64, taken: &HashedBody) {
+    /// Records length and hash of the request body.
+    pub(super) fn record_body(&mut self, seq: u64, body: &HashedBody) {
         if let Some(record) = self.recorder.request_mut(seq) {
-            record.body_bytes = taken.length;
-            record.body_sha256 = Some(taken.sha256.clone());
+            record.body_bytes = body.length;
+            record.body_sha256 = Some(body.sha256.clone());
         }
     }
 
-    /// Notes that the call was carried out.
+    /// Records that the call was executed with errcode 0.
     pub(super) fn record_executed(&mut self, seq: u64, route: &Route) {
         *self.recorder.counts.executed.entry(route.path).or_default() += 1;
         if let Some(record) = self.recorder.request_mut(seq) {
@@ -135,7 +135,7 @@ impl State {
         }
     }
 
-    /// Notes the answer that goes out.
+    /// Records status and errcode of the response.
     pub(super) fn record_response(&mut self, seq: u64, status: u16, errcode: Option<i64>) {
         if let Some(errcode) = errcode {
             *self.recorder.counts.answered.entry(errcode).or_default() += 1;
@@ -146,7 +146,7 @@ impl State {
         }
     }
 
-    /// The number of a new connection.
+    /// Counts a new connection and returns its serial number.
     pub(super) fn connection_opened(&mut self) -> u64 {
         self.recorder.counts.connections_open += 1;
         self.recorder.next_connection()
@@ -156,18 +156,18 @@ impl State {
         self.recorder.counts.connections_open -= 1;
     }
 
-    /// Alters what belongs to the agent of this name.
+    /// Changes the state of the agent of this name.
     pub(super) fn change_agent(
         &mut self,
         name: &str,
-        alter: impl FnOnce(&mut AgentRegistry, usize),
+        change: impl FnOnce(&mut AgentRegistry, usize),
     ) -> Result<(), UnknownAgent> {
         let agent = self.agents.find(name)?;
-        alter(&mut self.agents, agent);
+        change(&mut self.agents, agent);
         Ok(())
     }
 
-    /// Adds a fault, whose agent must be known.
+    /// Adds a fault; fails if its agent is unknown.
     pub(super) fn inject(&mut self, fault: Fault) -> Result<(), UnknownAgent> {
         if let Some(agent) = fault.agent() {
             self.agents.find(agent)?;
@@ -176,14 +176,14 @@ impl State {
         Ok(())
     }
 
-    /// Takes all faults away and forgets what was seen; agents, secrets, tokens and media stay.
+    /// Removes all faults and clears the recorded traffic; agents, secrets, tokens and media stay.
     pub(super) fn reset(&mut self) {
         self.faults = FaultRules::default();
         self.recorder.reset();
         self.agents.reset();
     }
 
-    /// All in one, without secrets and tokens.
+    /// Agents, faults and counts, without secrets and tokens.
     pub(super) fn describe(&self) -> Value {
         json!({
             "agents": self.agents.describe(),
@@ -218,7 +218,7 @@ impl State {
     }
 }
 
-/// Counts a request as under way until it is dropped: with the last of its answer.
+/// Counts a request as in flight until it is dropped, with the end of the response body.
 pub(super) struct InFlightGuard {
     pub(super) shared: Arc<Shared>,
     pub(super) gettoken: bool,

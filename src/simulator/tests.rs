@@ -12,16 +12,16 @@ use tokio::net::TcpStream;
 
 use super::{DropPoint, Fault, Settings, Simulator, generated_bytes};
 
-mod calls; // what each call answers
-mod connections; // versions of HTTP, TLS, ends
+mod calls; // the response of each call
+mod connections; // HTTP versions, TLS, close
 mod control; // the control address
 mod faults;
-mod tokens; // tokens, and when they stop to serve // faults
+mod tokens; // tokens, their expiry and revocation
 
 const HR_CREDENTIALS: &str =
     "corpid=ww1234567890abcdef&corpsecret=not-a-secret-hr-0000000000000000000000000000";
 
-/// An answer that was read to its end.
+/// A response that was read to its end.
 struct TestResponse {
     status: StatusCode,
     headers: HeaderMap,
@@ -74,16 +74,16 @@ async fn send(simulator: &Simulator, request: Request<Full<Bytes>>) -> hyper::Re
 }
 
 async fn call(simulator: &Simulator, line: &str) -> TestResponse {
-    send(simulator, request(line, "")).await.expect("an answer")
+    send(simulator, request(line, "")).await.expect("a response")
 }
 
 async fn control(simulator: &Simulator, line: &str, body: &'static str) -> TestResponse {
     let mut sender = connect(simulator.control_addr()).await;
-    read_response(sender.send_request(request(line, body)).await.expect("an answer")).await.expect("a body")
+    read_response(sender.send_request(request(line, body)).await.expect("a response")).await.expect("a body")
 }
 
 /// A token of the agent hr.
 async fn fetch_token(simulator: &Simulator) -> String {
-    let got = call(simulator, &format!("GET /cgi-bin/gettoken?{HR_CREDENTIALS}")).await;
-    got.json()["access_token"].as_str().expect("a token").to_owned()
+    let response = call(simulator, &format!("GET /cgi-bin/gettoken?{HR_CREDENTIALS}")).await;
+    response.json()["access_token"].as_str().expect("a token").to_owned()
 }

@@ -1,4 +1,4 @@
-//! A headless Chromium, told what to do over its debugging pipe. What it complains of is kept.
+//! A headless Chromium, controlled over its debugging pipe. Collects the errors of the page.
 
 use std::{
     io::{BufRead, BufReader, Write},
@@ -24,21 +24,21 @@ pub struct Browser {
     messages: mpsc::UnboundedReceiver<Value>,
     session: Option<String>,
     calls: u64,
-    /// Errors, exceptions and violations of the page's policy.
+    /// Console errors, exceptions and violations of the Content-Security-Policy.
     pub errors: Vec<String>,
-    /// Name and password for a page that asks.
+    /// User name and password for HTTP authentication.
     pub login: Option<(&'static str, &'static str)>,
     _profile: TempDir,
 }
 
 impl Browser {
-    /// Starts one, with an empty page.
+    /// Starts a browser with an empty page.
     pub async fn start() -> Self {
         let profile = tempfile::tempdir().expect("a directory");
         let mut command = Command::new("sh");
-        // The pipe's ends are the third and the fourth descriptor.
-        let words = "exec 3<&0 4>&1 </dev/null >/dev/null 2>&1; exec \"$0\" \"$@\"";
-        command.args(["-c", words, &tool("chromium"), "--headless=new", "--remote-debugging-pipe"]);
+        // Chromium reads commands from descriptor 3 and writes to descriptor 4.
+        let script = "exec 3<&0 4>&1 </dev/null >/dev/null 2>&1; exec \"$0\" \"$@\"";
+        command.args(["-c", script, &tool("chromium"), "--headless=new", "--remote-debugging-pipe"]);
         command.args(["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-extensions"]);
         command.args(["--disable-background-networking", "--disable-component-update", "--no-proxy-server"]);
         command.args(["--disable-dev-shm-usage", "--hide-scrollbars"]);
@@ -79,11 +79,11 @@ impl Browser {
         }
     }
 
-    /// One command and its result.
+    /// Sends a command and returns its result.
     pub async fn call(&mut self, method: &str, parameters: Value) -> Value {
         let id = self.send_command(method, parameters);
         loop {
-            let message = with_timeout(self.messages.recv()).await.expect("the browser goes on");
+            let message = with_timeout(self.messages.recv()).await.expect("a running browser");
             if message["id"] == id {
                 assert!(message["error"].is_null(), "{method}: {}", message["error"]);
                 return message["result"].clone();
@@ -102,7 +102,7 @@ impl Browser {
         self.calls
     }
 
-    /// What the browser says by itself.
+    /// Handles an event of the browser.
     fn on_event(&mut self, message: &Value) {
         let parameters = &message["params"];
         match message["method"].as_str().unwrap_or_default() {
@@ -122,7 +122,7 @@ impl Browser {
     }
 
     fn log_in(&mut self, request: &Value) {
-        let answer = match self.login {
+        let response = match self.login {
             Some((name, password)) => {
                 json!({ "response": "ProvideCredentials", "username": name, "password": password })
             }
@@ -130,7 +130,7 @@ impl Browser {
         };
         self.send_command(
             "Fetch.continueWithAuth",
-            json!({ "requestId": request, "authChallengeResponse": answer }),
+            json!({ "requestId": request, "authChallengeResponse": response }),
         );
     }
 
@@ -139,7 +139,7 @@ impl Browser {
         self.call("Page.navigate", json!({ "url": format!("http://{address}/") })).await;
     }
 
-    /// What an expression of the page comes to.
+    /// Evaluates an expression in the page.
     pub async fn eval(&mut self, expression: &str) -> Value {
         let parameters = json!({ "expression": expression, "awaitPromise": true, "returnByValue": true, "userGesture": true });
         let result = self.call("Runtime.evaluate", parameters).await;
@@ -147,31 +147,31 @@ impl Browser {
         result["result"]["value"].clone()
     }
 
-    /// Waits until an expression of the page holds; what it comes to.
+    /// Waits until an expression of the page is neither null nor false; returns its value.
     pub async fn wait_for(&mut self, expression: &str) -> Value {
-        let began = Instant::now();
+        let start = Instant::now();
         loop {
-            // While one page makes room for another there is nothing to ask.
-            let careful = format!("(() => {{ try {{ return {expression} }} catch {{ return null }} }})()");
-            let value = self.eval(&careful).await;
+            // During a navigation the expression may throw.
+            let guarded = format!("(() => {{ try {{ return {expression} }} catch {{ return null }} }})()");
+            let value = self.eval(&guarded).await;
             if !matches!(value, Value::Null | Value::Bool(false)) {
                 return value;
             }
-            if began.elapsed() > WAIT_TIMEOUT {
+            if start.elapsed() > WAIT_TIMEOUT {
                 let text = self.eval("document.body.innerText").await;
-                panic!("waited in vain for {expression}; complaints: {:?}; the page: {text}", self.errors);
+                panic!("timed out waiting for {expression}; errors: {:?}; page: {text}", self.errors);
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
-    /// The text of what a selector finds first.
+    /// The text of the first element that matches a selector.
     pub async fn text(&mut self, selector: &str) -> String {
         let found = self.eval(&format!("document.querySelector({selector:?})?.innerText ?? ''")).await;
         found.as_str().unwrap_or_default().to_owned()
     }
 
-    /// Presses a button.
+    /// Clicks an element.
     pub async fn click(&mut self, selector: &str) {
         self.wait_for(&format!(
             "(document.querySelector({selector:?})?.click(), !!document.querySelector({selector:?}))"
@@ -179,9 +179,9 @@ impl Browser {
         .await;
     }
 
-    /// Writes into a field as its user would.
+    /// Replaces the text of an input as a user would.
     pub async fn fill(&mut self, selector: &str, text: &str) {
-        let script = "(() => { const it = document.querySelector(SELECTOR); it.focus(); it.select(); return true; })()";
+        let script = "(() => { const input = document.querySelector(SELECTOR); input.focus(); input.select(); return true; })()";
         self.wait_for(&script.replace("SELECTOR", &format!("{selector:?}"))).await;
         self.call("Input.insertText", json!({ "text": text })).await;
     }
@@ -203,21 +203,21 @@ impl Browser {
         }
     }
 
-    /// How wide the window is, and how high.
+    /// Sets the size of the window, in pixels.
     pub async fn resize(&mut self, width: u32, height: u32) {
         let size = json!({ "width": width, "height": height, "deviceScaleFactor": 1, "mobile": false });
         self.call("Emulation.setDeviceMetricsOverride", size).await;
     }
 
-    /// Leaves a picture where `SCREENSHOTS` says, if it says so.
+    /// Writes a screenshot to the directory in `SCREENSHOTS`, if that is set.
     pub async fn screenshot(&mut self, name: &str) {
         let Some(dir) = std::env::var_os("SCREENSHOTS") else { return };
-        let taken = self.call("Page.captureScreenshot", json!({ "captureBeyondViewport": true })).await;
-        let bytes = BASE64_STANDARD.decode(taken["data"].as_str().expect("data")).expect("base64");
+        let screenshot = self.call("Page.captureScreenshot", json!({ "captureBeyondViewport": true })).await;
+        let bytes = BASE64_STANDARD.decode(screenshot["data"].as_str().expect("data")).expect("base64");
         std::fs::write(std::path::Path::new(&dir).join(format!("{name}.png")), bytes).expect("a file");
     }
 
-    /// Asserts that the page had nothing to complain of.
+    /// Asserts that the page had no errors.
     #[track_caller]
     pub fn assert_no_errors(&self) {
         assert!(self.errors.is_empty(), "{:#?}", self.errors);

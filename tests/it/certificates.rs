@@ -1,4 +1,4 @@
-//! A certificate authority of the tests' own, and TLS from a client's side.
+//! A certificate authority for tests, and a TLS client.
 
 use std::{fs, net::SocketAddr, path::PathBuf, sync::Arc};
 
@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-/// Signs certificates; its own is in a file.
+/// A certificate authority; its own certificate is in a file.
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     root: CertificateDer<'static>,
@@ -35,7 +35,7 @@ impl Authority {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().expect("a key");
-        // A name of its own, or one authority would pass for another with a wrong signature.
+        // A unique name: otherwise a certificate of another authority would fail by its signature, not as an unknown issuer.
         params
             .distinguished_name
             .push(DnType::CommonName, format!("authority {:02x?}", &key.public_key_raw()[1..9]));
@@ -45,31 +45,31 @@ impl Authority {
         Self { root: certificate.der().clone(), issuer: Issuer::new(params, key), dir }
     }
 
-    /// A line of `[server]` for TLS as this host.
+    /// The `tls` line of `[server]` for this host.
     pub fn tls_config_line(&self, host: &str) -> String {
         let [cert, key] = self.server_files(host);
         format!("tls = {{ cert = \"{cert}\", key = \"{key}\" }}")
     }
 
-    /// The files of a certificate for this host and of its key, beside the authority's own.
+    /// The paths of a certificate for this host and of its key.
     pub fn server_files(&self, host: &str) -> [String; 2] {
-        let (identity, at) = (self.issue_server(host), |name: &str| self.dir.path().join(name));
-        fs::write(at("server.pem"), &identity.pem).expect("a file");
-        fs::write(at("server.key"), &identity.key_pem).expect("a file");
-        ["server.pem", "server.key"].map(|name| at(name).display().to_string())
+        let (identity, path) = (self.issue_server(host), |name: &str| self.dir.path().join(name));
+        fs::write(path("server.pem"), &identity.pem).expect("a file");
+        fs::write(path("server.key"), &identity.key_pem).expect("a file");
+        ["server.pem", "server.key"].map(|name| path(name).display().to_string())
     }
 
-    /// The file of its own certificate.
+    /// The path of its own certificate.
     pub fn ca_file(&self) -> PathBuf {
         self.dir.path().join("ca.pem")
     }
 
-    /// A certificate for a server of this name or address.
+    /// A server certificate for this name or address.
     pub fn issue_server(&self, name: &str) -> Identity {
         self.issue(name, |params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth])
     }
 
-    /// The same, expired long ago.
+    /// An expired server certificate.
     pub fn issue_expired(&self, name: &str) -> Identity {
         self.issue(name, |params| {
             params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
@@ -78,11 +78,11 @@ impl Authority {
         })
     }
 
-    /// A certificate that nobody but itself has signed, as `openssl req -x509` makes them, with a file of it.
-    pub fn self_signed(name: &str, alter: impl FnOnce(&mut CertificateParams)) -> (Self, Identity) {
+    /// A self-signed certificate, as `openssl req -x509` creates, and an authority whose `ca_file` contains it.
+    pub fn self_signed(name: &str, customize: impl FnOnce(&mut CertificateParams)) -> (Self, Identity) {
         let mut params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        alter(&mut params);
+        customize(&mut params);
         let key = KeyPair::generate().expect("a key");
         let certificate = params.self_signed(&key).expect("a certificate");
         let identity = Identity {
@@ -101,9 +101,9 @@ impl Authority {
         self.issue(name, |params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth])
     }
 
-    fn issue(&self, name: &str, alter: impl FnOnce(&mut CertificateParams)) -> Identity {
+    fn issue(&self, name: &str, customize: impl FnOnce(&mut CertificateParams)) -> Identity {
         let mut params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
-        alter(&mut params);
+        customize(&mut params);
         let key = KeyPair::generate().expect("a key");
         let certificate = params.signed_by(&key, &self.issuer).expect("a certificate");
         Identity {
@@ -114,7 +114,7 @@ impl Authority {
         }
     }
 
-    /// Greets a TLS server as a client that trusts this authority alone, with these protocols by ALPN.
+    /// Connects to a TLS server as a client that trusts only this authority, with these ALPN protocols.
     pub async fn connect_tls(
         &self,
         address: SocketAddr,
@@ -142,7 +142,7 @@ impl Authority {
 }
 
 impl Identity {
-    /// What a TLS server with this certificate needs.
+    /// The configuration of a TLS server with this certificate.
     pub fn server_config(&self, alpn: &[&str]) -> Arc<ServerConfig> {
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()

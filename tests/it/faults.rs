@@ -1,5 +1,5 @@
-//! The upstream's faults, and callers who leave, over each protocol that either side speaks. Nothing is carried out twice
-//! that may not be, nothing waits longer than its time-out, no short answer looks whole, and the next request is served.
+//! Upstream faults and client aborts, over each protocol of both sides. No call is executed twice that must not be, no wait
+//! exceeds its time-out, no truncated response looks complete, and the next request is served.
 
 mod client_aborts;
 mod clients;
@@ -17,7 +17,7 @@ use wecom_proxy::simulator::Settings;
 
 use crate::{certificates::Authority, harness::TestProxy};
 
-/// What the simulated WeCom speaks.
+/// The protocol of the simulated WeCom.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum UpstreamProtocol {
     Http1,
@@ -26,19 +26,19 @@ enum UpstreamProtocol {
 }
 
 impl UpstreamProtocol {
-    /// A stage whose WeCom speaks this, with these lines in `[server]` and `[upstream]`; and whoever signed WeCom's
-    /// certificate.
+    /// Starts a proxy whose upstream speaks this protocol, with these lines in `[server]` and `[upstream]`; also returns the
+    /// authority that issued the upstream's certificate.
     async fn start_proxy(self, server: &str, upstream: &str) -> (TestProxy, Authority) {
         let authority = Authority::new();
-        let under_tls = |alpn: &[&str]| {
+        let over_tls = |alpn: &[&str]| {
             let tls = Some(authority.issue_server("127.0.0.1").server_config(alpn));
             let url = format!("url = \"https://{{api}}\"\nca_file = \"{}\"", authority.ca_file().display());
             (Settings { tls, ..Settings::default() }, url)
         };
         let (settings, url) = match self {
             Self::Http1 => (Settings::default(), "url = \"http://{api}\"".to_owned()),
-            Self::Http1Tls => under_tls(&["http/1.1"]),
-            Self::Http2 => under_tls(&["h2"]),
+            Self::Http1Tls => over_tls(&["http/1.1"]),
+            Self::Http2 => over_tls(&["h2"]),
         };
         let toml = format!(
             "[server]\nlisten = \"127.0.0.1:0\"\n{server}\n[upstream]\n{url}\n{upstream}\n[replay]\nmemory = \
@@ -51,14 +51,14 @@ impl UpstreamProtocol {
 impl fmt::Display for UpstreamProtocol {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Http1 => "an upstream of HTTP/1.1",
-            Self::Http1Tls => "an upstream of HTTP/1.1 under TLS",
-            Self::Http2 => "an upstream of HTTP/2",
+            Self::Http1 => "an HTTP/1.1 upstream",
+            Self::Http1Tls => "an HTTP/1.1 upstream over TLS",
+            Self::Http2 => "an HTTP/2 upstream",
         })
     }
 }
 
-/// Runs them side by side.
+/// Runs the calls concurrently.
 async fn run_concurrently(calls: impl Iterator<Item = impl Future<Output = ()>>) {
     let mut calls: Vec<_> = calls.map(Box::pin).collect();
     std::future::poll_fn(|cx| {

@@ -1,4 +1,4 @@
-//! What every story is played on: a simulated WeCom, the proxy before it, and a caller.
+//! Test harness: a simulated WeCom, the proxy in front of it, and clients.
 
 use std::{
     fs,
@@ -10,18 +10,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, Full};
-use hyper::{
-    body::Incoming,
-    client::conn::{http1, http2},
-};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use http::{Method, Request};
 use tempfile::TempDir;
-use tokio::{
-    net::TcpStream,
-    runtime::{Builder, Handle},
-};
+use tokio::runtime::{Builder, Handle};
 use wecom_proxy::{
     app::{App, PreparedConfig},
     config::{self, Address},
@@ -33,12 +24,16 @@ use crate::{
     raw_http::RawConnection,
 };
 
-/// A path that the simulator answers with what it was sent.
+mod client;
+
+pub use client::{TestClient, TestResponse};
+
+/// The simulator's echo call: its response describes the request.
 pub const ECHO: &str = "/cgi-bin/simulator/echo";
-/// A call as most programs make them.
+/// A typical call.
 pub const USER_GET: &str = "/cgi-bin/user/get?userid=zhangsan";
 
-/// Open, with the simulator's agents `hr` and `ops`.
+/// An open proxy (without clients) with the simulator's agents `hr` and `ops`.
 pub const OPEN_CONFIG: &str = r#"
 [server]
 listen = "127.0.0.1:0"
@@ -49,7 +44,7 @@ listen = "127.0.0.1:0"
 {agents}
 "#;
 
-/// The same four sections, with four clients; see [`key`] for what each shows.
+/// As [`OPEN_CONFIG`], with four clients; [`client_key`] returns their keys.
 pub const CONFIG_WITH_CLIENTS: &str = r#"
 [server]
 listen = "127.0.0.1:0"
@@ -75,23 +70,23 @@ allow = ["/cgi-bin/user/*", "/cgi-bin/simulator/*"]
 always_200 = true
 "#;
 
-/// The key of a client of [`KEYED`].
+/// The key of a client of [`CONFIG_WITH_CLIENTS`].
 pub fn client_key(client: &str) -> String {
     format!("key-of-{client}-0000000000")
 }
 
-/// Longer than anything here takes on a busy machine, and shorter than most of the proxy's own time-outs where a story sets
-/// none: what is waited for comes by itself.
+/// Time limit for expected events: enough on a busy machine, and shorter than most of the proxy's default time-outs, so that
+/// an event caused by such a time-out fails the test.
 pub const WAIT_TIMEOUT: Duration = Duration::from_secs(25);
 
-/// Waits for what must come, and fails where it does not.
+/// Waits for an expected event; panics after [`WAIT_TIMEOUT`] with the caller's location.
 #[track_caller]
-pub fn with_timeout<T>(coming: impl Future<Output = T>) -> impl Future<Output = T> {
-    let place = std::panic::Location::caller();
+pub fn with_timeout<T>(event: impl Future<Output = T>) -> impl Future<Output = T> {
+    let location = std::panic::Location::caller();
     async move {
-        match tokio::time::timeout(WAIT_TIMEOUT, coming).await {
-            Ok(come) => come,
-            Err(_) => panic!("waited in vain at {place}"),
+        match tokio::time::timeout(WAIT_TIMEOUT, event).await {
+            Ok(value) => value,
+            Err(_) => panic!("timed out at {location}"),
         }
     }
 }
@@ -110,34 +105,38 @@ impl TestProxy {
         Self::start_with_config(OPEN_CONFIG).await
     }
 
-    /// A proxy with this configuration, in which `{api}` stands for the simulator's address, `{agents}` for its agents'
-    /// sections and `{dir}` for a directory of the stage's own.
+    /// A proxy with this configuration, in which `{api}` is replaced by the simulator's address, `{agents}` by its agents'
+    /// sections and `{dir}` by the test's temporary directory.
     pub async fn start_with_config(toml: &str) -> Self {
         Self::start_with_settings(Settings::default(), toml).await
     }
 
-    /// The same with another simulator.
+    /// As [`start_with_config`](Self::start_with_config), with other settings of the simulator.
     pub async fn start_with_settings(settings: Settings, toml: &str) -> Self {
         let wecom = leak_detector::start_simulator(settings.clone()).await;
         let api = wecom.api_addr();
         Self::start(wecom, api, &settings, toml)
     }
 
-    /// The same before a simulator that has a thread of its own: what the story's thread does is not to wait for it.
+    /// As [`start_with_config`](Self::start_with_config), with the simulator on its own thread, so that work on the test's
+    /// thread does not delay it.
     pub async fn start_with_simulator_thread(toml: &str) -> Self {
-        static ASIDE: LazyLock<Handle> = LazyLock::new(|| {
+        static SIMULATOR_RUNTIME: LazyLock<Handle> = LazyLock::new(|| {
             let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
             let handle = runtime.handle().clone();
             std::thread::spawn(move || runtime.block_on(std::future::pending::<()>()));
             handle
         });
         let settings = Settings::default();
-        let wecom = ASIDE.spawn(leak_detector::start_simulator(settings.clone())).await.expect("no panic");
+        let wecom = SIMULATOR_RUNTIME
+            .spawn(leak_detector::start_simulator(settings.clone()))
+            .await
+            .expect("no panic");
         let api = wecom.api_addr();
         Self::start(wecom, api, &settings, toml)
     }
 
-    /// A proxy whose upstream is not the simulator but whatever listens at `api`.
+    /// A proxy whose upstream is the listener at `api`, not the simulator.
     pub async fn start_with_upstream(api: SocketAddr, toml: &str) -> Self {
         let settings = Settings::default();
         let wecom = leak_detector::start_simulator(settings.clone()).await;
@@ -148,35 +147,38 @@ impl TestProxy {
         let dir = TempDir::new().expect("a temporary directory");
         let path = write_config(&dir, api, settings, toml);
         let config = config::load(&path).unwrap_or_else(|error| panic!("{error}"));
-        let (app, watch) =
+        let (app, leak_check) =
             leak_detector::start_proxy(&path, PreparedConfig::new(config).expect("usable files"));
-        Self { wecom, app, dir, _leak_check: watch }
+        Self { wecom, app, dir, _leak_check: leak_check }
     }
 
-    /// Writes another configuration in place of the first, for a reload.
+    /// Replaces the configuration file, for a reload.
     pub fn rewrite_config(&self, toml: &str) -> PathBuf {
         write_config(&self.dir, self.wecom.api_addr(), &Settings::default(), toml)
     }
 
-    /// The last request that WeCom got for this path.
+    /// The last request that the simulator received for this path.
     #[track_caller]
     pub fn last_request(&self, path: &str) -> RecordedRequest {
-        let last =
-            self.wecom.observe(|seen| seen.requests().rev().find(|record| record.path == path).cloned());
-        last.unwrap_or_else(|| panic!("WeCom got nothing for {path}"))
+        let last = self
+            .wecom
+            .observe(|observed| observed.requests().rev().find(|record| record.path == path).cloned());
+        last.unwrap_or_else(|| panic!("no request for {path} reached the simulator"))
     }
 
-    /// How many requests WeCom got, gettoken aside.
+    /// Number of requests that reached the simulator, without gettoken.
     pub fn forwarded_count(&self) -> usize {
-        self.wecom.observe(|seen| seen.requests().filter(|record| record.path != "/cgi-bin/gettoken").count())
+        self.wecom.observe(|observed| {
+            observed.requests().filter(|record| record.path != "/cgi-bin/gettoken").count()
+        })
     }
 
-    /// Where the proxy listens.
+    /// The proxy's address.
     pub fn address(&self) -> SocketAddr {
         tcp_address(self.app.addresses())
     }
 
-    /// Where its admin listener is.
+    /// The address of its admin listener.
     pub fn admin_address(&self) -> SocketAddr {
         tcp_address(self.app.admin_addresses())
     }
@@ -191,19 +193,19 @@ impl TestProxy {
         self.request(Request::post(format!("/hr{path}")), body).await
     }
 
-    /// One request on a connection of its own.
+    /// One request on a new connection.
     pub async fn request(&self, request: http::request::Builder, body: impl Into<Bytes>) -> TestResponse {
-        let mut caller = TestClient::connect_http1(self.address()).await;
-        caller.request(request, body).await
+        let mut client = TestClient::connect_http1(self.address()).await;
+        client.request(request, body).await
     }
 
-    /// Bytes as they are, and all that comes back until the proxy closes the connection.
+    /// Sends raw bytes on a new connection; returns all bytes until the proxy closes it.
     pub async fn send_raw(&self, bytes: impl AsRef<[u8]>) -> String {
         send_raw(self.address(), bytes).await
     }
 }
 
-/// Writes a configuration as [`Stage::with`] understands it.
+/// Writes a configuration with the placeholders of [`TestProxy::start_with_config`].
 pub fn write_config(dir: &TempDir, api: SocketAddr, settings: &Settings, toml: &str) -> PathBuf {
     let agents: String = settings.agents.iter().map(|agent| agent_section(agent, "")).collect();
     let text = toml
@@ -215,7 +217,7 @@ pub fn write_config(dir: &TempDir, api: SocketAddr, settings: &Settings, toml: &
     path
 }
 
-/// An agent of the simulator as a section of the configuration, with `more` lines.
+/// The configuration section of a simulated agent, with `more` lines.
 pub fn agent_section(agent: &wecom_proxy::simulator::SimulatedAgent, more: &str) -> String {
     let wecom_proxy::simulator::SimulatedAgent { name, corpid, secret, agentid } = agent;
     format!("\n[agents.{name}]\ncorpid = \"{corpid}\"\nsecret = \"{secret}\"\nagentid = {agentid}\n{more}\n")
@@ -229,168 +231,37 @@ fn tcp_address(addresses: &[Address]) -> SocketAddr {
     found.expect("a TCP listener")
 }
 
-/// A whole answer.
-#[derive(Debug)]
-pub struct TestResponse {
-    pub status: StatusCode,
-    pub headers: HeaderMap,
-    pub body: Bytes,
-}
-
-impl TestResponse {
-    /// Takes in an answer to its end.
-    pub async fn read(response: Response<Incoming>) -> Self {
-        let (parts, body) = response.into_parts();
-        let body = body.collect().await.expect("a whole body").to_bytes();
-        Self { status: parts.status, headers: parts.headers, body }
-    }
-
-    /// A header's text; empty where there is none.
-    pub fn header(&self, name: &str) -> &str {
-        self.headers.get(name).map_or("", |value| value.to_str().expect("visible ASCII"))
-    }
-
-    /// The body as text.
-    pub fn text(&self) -> &str {
-        std::str::from_utf8(&self.body).expect("UTF-8")
-    }
-
-    /// The body as JSON.
-    pub fn json(&self) -> serde_json::Value {
-        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.text()))
-    }
-
-    /// The errcode in the body.
-    pub fn errcode(&self) -> i64 {
-        self.json()["errcode"].as_i64().unwrap_or_else(|| panic!("no errcode: {}", self.text()))
-    }
-
-    /// Asserts that WeCom carried the call out.
-    #[track_caller]
-    pub fn assert_ok(&self) -> &Self {
-        assert_eq!((self.status, self.errcode()), (StatusCode::OK, 0), "{}", self.text());
-        self
-    }
-
-    /// Asserts that the proxy itself answered, with this kind, status and errcode.
-    #[track_caller]
-    pub fn assert_proxy_error(&self, kind: &str, status: u16, errcode: i64) -> &Self {
-        let own = (self.header("x-wecom-proxy-error"), self.status.as_u16(), self.errcode());
-        assert_eq!(own, (kind, status, errcode), "{}", self.text());
-        assert!(self.json()["errmsg"].as_str().is_some_and(|words| words.starts_with("wecom-proxy: ")));
-        self
-    }
-}
-
-/// One connection of a client.
-pub enum TestClient {
-    Http1(http1::SendRequest<Full<Bytes>>),
-    Http2(http2::SendRequest<Full<Bytes>>),
-}
-
-impl TestClient {
-    /// Over plain HTTP/1.1.
-    pub async fn connect_http1(address: SocketAddr) -> Self {
-        Self::http1_over(TcpStream::connect(address).await.expect("a connection")).await
-    }
-
-    /// Over HTTP/1.1 on any stream.
-    pub async fn http1_over<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static>(
-        stream: S,
-    ) -> Self {
-        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.expect("a handshake");
-        tokio::spawn(connection);
-        Self::Http1(sender)
-    }
-
-    /// Over HTTP/2 with prior knowledge.
-    pub async fn connect_http2(address: SocketAddr) -> Self {
-        Self::http2_over(TcpStream::connect(address).await.expect("a connection")).await
-    }
-
-    /// Over HTTP/2 on any stream.
-    pub async fn http2_over<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static>(
-        stream: S,
-    ) -> Self {
-        let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
-        let (sender, connection) = handshake.await.expect("a handshake");
-        tokio::spawn(connection);
-        Self::Http2(sender)
-    }
-
-    /// A GET through the agent `hr`.
-    pub async fn get(&mut self, path: &str) -> TestResponse {
-        self.request(Request::get(format!("/hr{path}")), "").await
-    }
-
-    /// One request and its whole answer.
-    pub async fn request(&mut self, request: http::request::Builder, body: impl Into<Bytes>) -> TestResponse {
-        let request = request.body(Full::new(body.into())).expect("a request");
-        let path = request.uri().path().to_owned();
-        let reply =
-            with_timeout(async { TestResponse::read(self.send(request).await.expect("an answer")).await })
-                .await;
-        leak_detector::record_output(&path, &format!("{:?}", reply.headers), &reply.body);
-        reply
-    }
-
-    /// One request and its answer's head.
-    pub async fn send(&mut self, mut request: Request<Full<Bytes>>) -> hyper::Result<Response<Incoming>> {
-        let lines = request.headers().iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
-        leak_detector::add_credentials(&request.uri().to_string(), lines);
-        match self {
-            Self::Http1(sender) => {
-                if !request.headers().contains_key(header::HOST) {
-                    request.headers_mut().insert(header::HOST, header::HeaderValue::from_static("localhost"));
-                }
-                sender.ready().await?;
-                sender.send_request(request).await
-            }
-            Self::Http2(sender) => {
-                let target = format!("http://proxy.test{}", request.uri());
-                *request.uri_mut() = target.parse().expect("a target");
-                sender.ready().await?;
-                sender.send_request(request).await
-            }
-        }
-    }
-}
-
-/// Sends bytes as they are on a connection of their own, and returns all that comes back until the proxy closes it.
+/// Sends raw bytes on a new connection; returns all bytes until the proxy closes it.
 pub async fn send_raw(address: SocketAddr, bytes: impl AsRef<[u8]>) -> String {
-    let mut line = RawConnection::connect(address).await;
-    // A proxy that refuses early may close before all was sent; what it said first is what counts.
-    let _ = line.send(bytes).await;
-    String::from_utf8_lossy(&line.read_to_end().await.0).into_owned()
+    let mut connection = RawConnection::connect(address).await;
+    // A proxy that refuses early may close before all is sent; its response is readable all the same.
+    let _ = connection.send(bytes).await;
+    String::from_utf8_lossy(&connection.read_to_end().await.0).into_owned()
 }
 
-/// Runs `callers` calls at once, each on a connection of its own. They have a thread of their own: what lives on the story's,
-/// as the simulator and renewals do, is not to wait for all of them.
-pub async fn get_concurrently(
-    stage: &Arc<TestProxy>,
-    callers: usize,
-    path: &'static str,
-) -> Vec<TestResponse> {
-    let stage = stage.clone();
-    let crowd = tokio::task::spawn_blocking(move || {
+/// Runs `count` concurrent calls, each on its own connection. They run on another thread, so that tasks on the test's thread
+/// (simulator, refreshes) do not wait for all of them.
+pub async fn get_concurrently(proxy: &Arc<TestProxy>, count: usize, path: &'static str) -> Vec<TestResponse> {
+    let proxy = proxy.clone();
+    let calls_thread = tokio::task::spawn_blocking(move || {
         let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(async {
-            let mut calls = Vec::with_capacity(callers);
-            for _ in 0..callers {
-                let stage = stage.clone();
-                calls.push(tokio::spawn(async move { stage.get(path).await }));
+            let mut calls = Vec::with_capacity(count);
+            for _ in 0..count {
+                let proxy = proxy.clone();
+                calls.push(tokio::spawn(async move { proxy.get(path).await }));
             }
-            let mut replies = Vec::with_capacity(callers);
+            let mut responses = Vec::with_capacity(count);
             for call in calls {
-                replies.push(call.await.expect("no panic"));
+                responses.push(call.await.expect("no panic"));
             }
-            replies
+            responses
         })
     });
-    crowd.await.expect("no panic")
+    calls_thread.await.expect("no panic")
 }
 
-/// The simulator's POST counterpart of a request, for tests that need a method by name.
+/// A method by name.
 pub fn parse_method(name: &str) -> Method {
     name.parse().expect("a method")
 }
@@ -402,6 +273,6 @@ pub async fn wait_for(what: &str, mut condition: impl AsyncFnMut() -> bool) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    let waited = tokio::time::timeout(WAIT_TIMEOUT, met).await;
-    waited.unwrap_or_else(|_| panic!("waited in vain for {what}"));
+    let outcome = tokio::time::timeout(WAIT_TIMEOUT, met).await;
+    outcome.unwrap_or_else(|_| panic!("timed out waiting for {what}"));
 }

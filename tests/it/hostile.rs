@@ -1,4 +1,4 @@
-//! What no honest client sends. The upstream gets nothing of it, or exactly one clean request.
+//! Malformed and ambiguous requests. The upstream receives nothing of them, or exactly one canonical request.
 
 mod canonical_request;
 mod cases;
@@ -23,11 +23,11 @@ use crate::{
     raw_http::RawConnection,
 };
 
-/// What becomes of these bytes: the status of the first answer, its kind of error, its body.
-async fn first_response(stage: &TestProxy, bytes: impl AsRef<[u8]>) -> (String, String, String) {
-    let mut line = RawConnection::connect(stage.address()).await;
-    line.send(bytes).await.expect("it is taken");
-    let (head, body) = line.read_response().await;
+/// Sends these bytes; returns the status, the error kind and the body of the first response.
+async fn first_response(proxy: &TestProxy, bytes: impl AsRef<[u8]>) -> (String, String, String) {
+    let mut connection = RawConnection::connect(proxy.address()).await;
+    connection.send(bytes).await.expect("sent");
+    let (head, body) = connection.read_response().await;
     let head = head.to_ascii_lowercase();
     let status = head.get(9..12).unwrap_or_default().to_owned();
     let kind =
@@ -35,17 +35,17 @@ async fn first_response(stage: &TestProxy, bytes: impl AsRef<[u8]>) -> (String, 
     (status, kind.unwrap_or_default(), body)
 }
 
-/// A GET of this target, with a Host and these lines.
+/// A GET of this target, with a Host and these header lines.
 fn get_request(target: &str, lines: &str) -> String {
     format!("GET {target} HTTP/1.1\r\nHost: x\r\n{lines}\r\n")
 }
 
 #[tokio::test]
 async fn ambiguous_request_heads_are_refused() {
-    let stage = TestProxy::start_open().await;
+    let proxy = TestProxy::start_open().await;
     let post = format!("POST /hr{ECHO} HTTP/1.1\r\nHost: x\r\n");
-    let te = |lines: &str| format!("{post}{lines}\r\n0\r\n\r\n");
-    for given in [
+    let with_lines = |lines: &str| format!("{post}{lines}\r\n0\r\n\r\n");
+    for bytes in [
         format!("GET /hr{USER_GET} HTTP/1.1\r\n\r\n"),
         get_request(&format!("/hr{USER_GET}"), "Host: x\r\n"),
         get_request(&format!("/hr{USER_GET}"), "Host: y\r\n"),
@@ -53,64 +53,64 @@ async fn ambiguous_request_heads_are_refused() {
         "CONNECT /hr/cgi-bin/user/get HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(),
         format!("TRACE /hr{USER_GET} HTTP/1.1\r\nHost: x\r\n\r\n"),
         "OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(),
-        te("Transfer-Encoding: x, chunked\r\n"),
-        te("Transfer-Encoding: chunked, chunked\r\n"),
-        te("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n"),
-        te("Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n"),
-        te("Transfer-Encoding: chunked, identity\r\n"),
-        te("Transfer-Encoding: identity\r\n"),
-        te("Transfer-Encoding: xchunked\r\n"),
-        te("Transfer-Encoding: \x0bchunked\r\n"),
-        te("Transfer-Encoding : chunked\r\n"),
-        te("Transfer-Encoding:\r\n chunked\r\n"),
-        te("Content-Length: 5\r\nContent-Length: 6\r\n"),
-        te("Content-Length: 5, 5\r\n"),
-        te("Content-Length: +5\r\n"),
-        te("Content-Length: -1\r\n"),
-        te("Content-Length: 0x5\r\n"),
-        te("Content-Length: \r\n"),
-        te("Content-Length: 18446744073709551616\r\n"),
-        te("X: a\0b\r\n"),
-        te("X: a\rb\r\n"),
-        te("X y: a\r\n"),
-        te(" X: a\r\n"),
+        with_lines("Transfer-Encoding: x, chunked\r\n"),
+        with_lines("Transfer-Encoding: chunked, chunked\r\n"),
+        with_lines("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n"),
+        with_lines("Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n"),
+        with_lines("Transfer-Encoding: chunked, identity\r\n"),
+        with_lines("Transfer-Encoding: identity\r\n"),
+        with_lines("Transfer-Encoding: xchunked\r\n"),
+        with_lines("Transfer-Encoding: \x0bchunked\r\n"),
+        with_lines("Transfer-Encoding : chunked\r\n"),
+        with_lines("Transfer-Encoding:\r\n chunked\r\n"),
+        with_lines("Content-Length: 5\r\nContent-Length: 6\r\n"),
+        with_lines("Content-Length: 5, 5\r\n"),
+        with_lines("Content-Length: +5\r\n"),
+        with_lines("Content-Length: -1\r\n"),
+        with_lines("Content-Length: 0x5\r\n"),
+        with_lines("Content-Length: \r\n"),
+        with_lines("Content-Length: 18446744073709551616\r\n"),
+        with_lines("X: a\0b\r\n"),
+        with_lines("X: a\rb\r\n"),
+        with_lines("X y: a\r\n"),
+        with_lines(" X: a\r\n"),
         "GET  /hr/cgi-bin/user/get HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(),
         "GET /hr/cgi-bin/user/get HTTP/1.1 \r\nHost: x\r\n\r\n".to_owned(),
         "GET /hr/cgi-bin/user/get HTTP/3.0\r\nHost: x\r\n\r\n".to_owned(),
         "\x16\x03\x01\x02\x00\x01\x00\x01\x7c\x03\x03\r\n\r\n".to_owned(),
     ] {
-        let (status, found, body) = first_response(&stage, &given).await;
-        assert_eq!((status.as_str(), found.as_str()), ("400", "bad-request"), "{given:?}: {body}");
+        let (status, kind, body) = first_response(&proxy, &bytes).await;
+        assert_eq!((status.as_str(), kind.as_str()), ("400", "bad-request"), "{bytes:?}: {body}");
     }
-    assert_eq!(stage.wecom.requests().len(), 0);
+    assert_eq!(proxy.wecom.requests().len(), 0);
 }
 
 #[tokio::test]
 async fn content_length_beyond_the_limit_is_refused_with_413() {
-    let stage = TestProxy::start_open().await;
+    let proxy = TestProxy::start_open().await;
     for length in ["9223372036854775807", "9223372036854775808", "18446744073709551613", "67108865"] {
-        let given = format!("POST /hr{ECHO} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n");
-        let (status, kind, _) = first_response(&stage, given).await;
+        let bytes = format!("POST /hr{ECHO} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n");
+        let (status, kind, _) = first_response(&proxy, bytes).await;
         assert_eq!((status.as_str(), kind.as_str()), ("413", "body-too-large"), "{length}");
     }
-    assert_eq!(stage.wecom.requests().len(), 0);
+    assert_eq!(proxy.wecom.requests().len(), 0);
 }
 
 #[tokio::test]
 async fn content_length_with_chunked_smuggles_no_request() {
-    let stage = TestProxy::start_open().await;
-    let hidden = get_request("/ops/cgi-bin/user/get?userid=hidden", "");
+    let proxy = TestProxy::start_open().await;
+    let smuggled = get_request("/ops/cgi-bin/user/get?userid=hidden", "");
     for lines in [
         "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n",
         "Transfer-Encoding: chunked\r\nContent-Length: 5\r\n",
     ] {
-        stage.wecom.reset();
-        let given = format!("POST /hr{ECHO} HTTP/1.1\r\nHost: x\r\n{lines}\r\n0\r\n\r\n{hidden}");
-        let mut line = RawConnection::connect(stage.address()).await;
-        line.send(given).await.expect("it is taken");
-        line.read_response().await;
-        // Refused or read by its chunks: what follows is at most a request of its own, never a part of this one.
-        for record in stage.wecom.requests().iter().filter(|record| record.path == ECHO) {
+        proxy.wecom.reset();
+        let bytes = format!("POST /hr{ECHO} HTTP/1.1\r\nHost: x\r\n{lines}\r\n0\r\n\r\n{smuggled}");
+        let mut connection = RawConnection::connect(proxy.address()).await;
+        connection.send(bytes).await.expect("sent");
+        connection.read_response().await;
+        // Refused or framed by its chunks: the bytes after it are a separate request or none, never a part of this one.
+        for record in proxy.wecom.requests().iter().filter(|record| record.path == ECHO) {
             assert!(
                 record.header_values("content-length").is_empty() && record.body_bytes == 0,
                 "{record:?}"
@@ -121,7 +121,7 @@ async fn content_length_with_chunked_smuggles_no_request() {
 
 #[tokio::test]
 async fn ambiguous_paths_are_refused() {
-    let stage = TestProxy::start_open().await;
+    let proxy = TestProxy::start_open().await;
     for path in [
         "/hr/cgi-bin/../user/get",
         "/hr/cgi-bin/user/..",
@@ -146,7 +146,7 @@ async fn ambiguous_paths_are_refused() {
         "/hr/cgi-bin%2fuser/get",
         "/hr/cgi-bin/a|b",
     ] {
-        let (status, kind, body) = first_response(&stage, get_request(path, "")).await;
+        let (status, kind, body) = first_response(&proxy, get_request(path, "")).await;
         assert_eq!((status.as_str(), kind.as_str()), ("400", "bad-request"), "{path}: {body}");
     }
     for path in [
@@ -159,21 +159,21 @@ async fn ambiguous_paths_are_refused() {
         "/hr/CGI-BIN/x",
         "/x?/hr/cgi-bin/x",
     ] {
-        let (status, kind, body) = first_response(&stage, get_request(path, "")).await;
+        let (status, kind, body) = first_response(&proxy, get_request(path, "")).await;
         assert_eq!((status.as_str(), kind.as_str()), ("404", "no-route"), "{path}: {body}");
     }
     for path in
         ["/hr/cgi-bin/a\tb", "/hr/cgi-bin/a\x7f", "/hr/cgi-bin/a?b\x01c", "hr/cgi-bin/a", "/hr/cgi-bin/a b"]
     {
-        assert_eq!(first_response(&stage, get_request(path, "")).await.0, "400", "{path:?}");
+        assert_eq!(first_response(&proxy, get_request(path, "")).await.0, "400", "{path:?}");
     }
-    assert_eq!(stage.wecom.requests().len(), 0);
+    assert_eq!(proxy.wecom.requests().len(), 0);
 }
 
 #[tokio::test]
 async fn absolute_target_with_a_foreign_authority_is_refused() {
-    let stage = TestProxy::start_open().await;
-    let (own, api) = (stage.address(), stage.wecom.api_addr());
+    let proxy = TestProxy::start_open().await;
+    let (own, api) = (proxy.address(), proxy.wecom.api_addr());
     for authority in [
         "evil.test".to_owned(),
         "evil.test:80".into(),
@@ -184,127 +184,127 @@ async fn absolute_target_with_a_foreign_authority_is_refused() {
         for scheme in ["http", "https"] {
             let target = format!("{scheme}://{authority}/hr{USER_GET}");
             for host in ["x".to_owned(), api.to_string()] {
-                let given = format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n");
-                let (status, kind, _) = first_response(&stage, given).await;
+                let bytes = format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n");
+                let (status, kind, _) = first_response(&proxy, bytes).await;
                 assert_eq!((status.as_str(), kind.as_str()), ("400", "bad-request"), "{target}");
             }
         }
     }
-    assert_eq!(stage.wecom.requests().len(), 0);
+    assert_eq!(proxy.wecom.requests().len(), 0);
     for authority in [own.to_string(), api.to_string(), format!("localhost:{}", own.port())] {
         let (status, ..) =
-            first_response(&stage, get_request(&format!("http://{authority}/hr{USER_GET}"), "")).await;
+            first_response(&proxy, get_request(&format!("http://{authority}/hr{USER_GET}"), "")).await;
         assert_eq!(status, "200", "{authority}");
-        let record = stage.last_request("/cgi-bin/user/get");
+        let record = proxy.last_request("/cgi-bin/user/get");
         assert_eq!(record.header_values("host"), [api.to_string()]);
     }
 }
 
 #[tokio::test]
 async fn client_host_header_is_not_forwarded() {
-    let stage = TestProxy::start_open().await;
+    let proxy = TestProxy::start_open().await;
     for host in ["evil.test", "", "127.0.0.1:1", "[::1]:80", "under_score"] {
-        let given = format!("GET /hr{ECHO} HTTP/1.1\r\nHost: {host}\r\nX-Forwarded-Host: evil.test\r\n\r\n");
-        assert_eq!(first_response(&stage, given).await.0, "200", "{host}");
-        assert_eq!(stage.last_request(ECHO).header_values("host"), [stage.wecom.api_addr().to_string()]);
+        let bytes = format!("GET /hr{ECHO} HTTP/1.1\r\nHost: {host}\r\nX-Forwarded-Host: evil.test\r\n\r\n");
+        assert_eq!(first_response(&proxy, bytes).await.0, "200", "{host}");
+        assert_eq!(proxy.last_request(ECHO).header_values("host"), [proxy.wecom.api_addr().to_string()]);
     }
 }
 
 #[tokio::test]
 async fn bytes_of_a_refused_body_are_not_parsed_as_a_request() {
-    let stage = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
-    let hidden = get_request(USER_GET, "X-Api-Key: key-of-billing-0000000000\r\n");
-    let length = hidden.len();
+    let proxy = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
+    let smuggled = get_request(USER_GET, "X-Api-Key: key-of-billing-0000000000\r\n");
+    let length = smuggled.len();
     for lines in [
-        format!("Content-Length: {length}\r\n\r\n{hidden}"),
-        format!("Transfer-Encoding: chunked\r\n\r\n{length:x}\r\n{hidden}\r\n0\r\n\r\n"),
+        format!("Content-Length: {length}\r\n\r\n{smuggled}"),
+        format!("Transfer-Encoding: chunked\r\n\r\n{length:x}\r\n{smuggled}\r\n0\r\n\r\n"),
     ] {
-        let mut line = RawConnection::connect(stage.address()).await;
-        line.send(format!("POST {ECHO} HTTP/1.1\r\nHost: x\r\n{lines}")).await.expect("it is taken");
-        let (head, _) = line.read_response().await;
+        let mut connection = RawConnection::connect(proxy.address()).await;
+        connection.send(format!("POST {ECHO} HTTP/1.1\r\nHost: x\r\n{lines}")).await.expect("sent");
+        let (head, _) = connection.read_response().await;
         assert!(head.starts_with("HTTP/1.1 401 "), "{head}");
-        // A request after it is the next, if the connection still takes one.
-        let _ = line
+        // If the connection is still open, this is the next request on it.
+        let _ = connection
             .send(get_request("/nowhere", "Connection: close\r\nX-Api-Key: key-of-billing-0000000000\r\n"))
             .await;
-        let (rest, _) = line.read_to_end().await;
+        let (rest, _) = connection.read_to_end().await;
         let rest = String::from_utf8_lossy(&rest);
         assert!(rest.is_empty() || rest.starts_with("HTTP/1.1 404 "), "{rest}");
     }
-    assert_eq!(stage.wecom.requests().len(), 0);
+    assert_eq!(proxy.wecom.requests().len(), 0);
 }
 
 #[tokio::test]
 async fn pipelined_requests_are_answered_in_order() {
-    let stage = TestProxy::start_open().await;
-    let mut line = RawConnection::connect(stage.address()).await;
-    let one = get_request(&format!("/hr{ECHO}?nth=1"), "");
-    let two = format!("POST /hr{ECHO}?nth=2 HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbody");
-    let three = get_request("/nowhere", "");
-    line.send(one + &two + &three).await.expect("it is taken");
-    assert!(line.read_response().await.1.contains("nth=1"));
-    assert!(line.read_response().await.1.contains("nth=2"));
-    assert!(line.read_response().await.0.starts_with("HTTP/1.1 404 "));
+    let proxy = TestProxy::start_open().await;
+    let mut connection = RawConnection::connect(proxy.address()).await;
+    let first = get_request(&format!("/hr{ECHO}?nth=1"), "");
+    let second = format!("POST /hr{ECHO}?nth=2 HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbody");
+    let third = get_request("/nowhere", "");
+    connection.send(first + &second + &third).await.expect("sent");
+    assert!(connection.read_response().await.1.contains("nth=1"));
+    assert!(connection.read_response().await.1.contains("nth=2"));
+    assert!(connection.read_response().await.0.starts_with("HTTP/1.1 404 "));
 }
 
 #[tokio::test]
 async fn oversized_request_head_is_refused() {
-    let stage = TestProxy::start_open().await;
+    let proxy = TestProxy::start_open().await;
     let long = "x".repeat(70_000);
-    for given in [
+    for bytes in [
         get_request(&format!("/hr{ECHO}"), &format!("X: {long}\r\n")),
         get_request(&format!("/hr{ECHO}?{long}"), ""),
     ] {
-        let status = first_response(&stage, given).await.0;
+        let status = first_response(&proxy, bytes).await.0;
         assert!(["431", "414"].contains(&status.as_str()), "{status}");
     }
     let many = "X: y\r\n".repeat(200);
-    assert_eq!(first_response(&stage, get_request(&format!("/hr{ECHO}"), &many)).await.0, "431");
-    assert_eq!(stage.wecom.requests().len(), 0);
+    assert_eq!(first_response(&proxy, get_request(&format!("/hr{ECHO}"), &many)).await.0, "431");
+    assert_eq!(proxy.wecom.requests().len(), 0);
 }
 
 #[tokio::test]
 async fn hostile_clients_do_not_affect_the_next_client() {
-    let stage =
+    let proxy =
         TestProxy::start_with_config(&OPEN_CONFIG.replace("[upstream]", "max_connections = 8\n[upstream]"))
             .await;
     for _ in 0..32 {
-        let mut line = RawConnection::connect(stage.address()).await;
-        let _ = line
+        let mut connection = RawConnection::connect(proxy.address()).await;
+        let _ = connection
             .send("POST /hr/cgi-bin/simulator/echo HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nhalf")
             .await;
-        line.reset();
+        connection.reset();
     }
-    stage.get(USER_GET).await.assert_ok();
+    proxy.get(USER_GET).await.assert_ok();
 }
 
 #[tokio::test]
 async fn invalid_host_is_refused() {
-    let stage = TestProxy::start_open().await;
+    let proxy = TestProxy::start_open().await;
     for host in ["a b", "a/b", "a?b", "a@b", "[::1", "a:b:c", "x\r\n\t folded"] {
-        let given = format!("GET /hr{USER_GET} HTTP/1.1\r\nHost: {host}\r\n\r\n");
-        assert_eq!(first_response(&stage, given).await.0, "400", "{host}");
+        let bytes = format!("GET /hr{USER_GET} HTTP/1.1\r\nHost: {host}\r\n\r\n");
+        assert_eq!(first_response(&proxy, bytes).await.0, "400", "{host}");
     }
-    assert_eq!(stage.wecom.requests().len(), 0);
+    assert_eq!(proxy.wecom.requests().len(), 0);
 }
 
 #[tokio::test]
 async fn ticket_client_that_aborts_does_not_fail_the_others() {
     const TICKET: &str = "/cgi-bin/get_jsapi_ticket";
-    let stage = TestProxy::start_open().await;
-    stage.get(USER_GET).await.assert_ok();
-    stage.wecom.inject(Fault::hold().on_path(TICKET).times(1)).expect("a fault");
-    let mut leaver = RawConnection::connect(stage.address()).await;
-    leaver.send(get_request(&format!("/hr{TICKET}"), "")).await.expect("it is taken");
-    wait_for("the ticket's call", async || {
-        stage.wecom.observe(|seen| seen.requests().any(|r| r.path == TICKET))
+    let proxy = TestProxy::start_open().await;
+    proxy.get(USER_GET).await.assert_ok();
+    proxy.wecom.inject(Fault::hold().on_path(TICKET).times(1)).expect("a fault");
+    let mut aborting = RawConnection::connect(proxy.address()).await;
+    aborting.send(get_request(&format!("/hr{TICKET}"), "")).await.expect("sent");
+    wait_for("the ticket call", async || {
+        proxy.wecom.observe(|observed| observed.requests().any(|record| record.path == TICKET))
     })
     .await;
-    let leave = async {
-        // Long enough that the other waits for the same ticket.
+    let abort = async {
+        // Long enough for the other client to wait for the same ticket.
         tokio::time::sleep(std::time::Duration::from_millis(200)).await;
-        leaver.reset();
+        aborting.reset();
     };
-    let (reply, ()) = tokio::join!(stage.get(TICKET), leave);
-    reply.assert_ok();
+    let (response, ()) = tokio::join!(proxy.get(TICKET), abort);
+    response.assert_ok();
 }

@@ -1,7 +1,6 @@
-//! Watches over what no story may tell. It knows the secrets and keys of every configuration that a proxy was started
-//! with, the tokens that every simulator issued, the passes that were handed out and the credentials that callers
-//! showed; it is told every line that a proxy logs, every answer of an admin listener and every error of a proxy's own.
-//! When a story's proxy ends, the one is searched for in the other.
+//! Leak detector. Its secrets are the secrets and keys of every configuration, the tokens that simulators issue, the passes
+//! that proxies issue and the credentials in requests. Its output is every log line of a proxy, every response of an admin
+//! listener and every error of the proxy itself. When a test's proxy ends, the output is searched for the secrets.
 
 use std::{
     collections::HashSet,
@@ -27,14 +26,14 @@ use crate::harness::{TestClient, TestProxy, USER_GET, WAIT_TIMEOUT};
 
 mod pattern_search;
 
-/// Shorter ones could be a part of anything; no story's secret is worth looking for that is.
+/// Shorter secrets are ignored, because they could occur by chance.
 const MIN_SECRET_BYTES: usize = 12;
-/// What many programs leave as it is beside letters and digits.
+/// The unreserved characters of RFC 3986, which many encoders leave unencoded.
 const ALL_BUT_UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
 static DETECTOR: LazyLock<Mutex<LeakDetector>> = LazyLock::new(Mutex::default);
 
-/// What is known, and what was told.
+/// The known secrets and the recorded output.
 #[derive(Default)]
 struct LeakDetector {
     secrets: HashSet<String>,
@@ -47,88 +46,87 @@ impl LeakDetector {
     fn add_secret(&mut self, secret: &str) {
         if secret.len() >= MIN_SECRET_BYTES && !self.secrets.contains(secret) {
             self.secrets.insert(secret.to_owned());
-            encoded_forms(secret).into_iter().for_each(|guise| self.search.add(guise, secret));
+            encoded_forms(secret).into_iter().for_each(|form| self.search.add(form, secret));
         }
     }
 
-    /// What of all that is known was told from there on.
+    /// Searches the output from `from` on for all secrets.
     fn find_leak(&mut self, from: usize) -> Option<String> {
         self.add_issued_tokens();
         self.search.find(&self.output[from..])
     }
 
-    /// What the simulators have issued since it was last asked.
+    /// Adds the tokens that the simulators have issued since the last call.
     fn add_issued_tokens(&mut self) {
-        for nth in 0..self.issued.len() {
-            let (issued, seen) = &mut self.issued[nth];
-            let fresh = issued.since(*seen);
-            *seen += fresh.len();
-            fresh.iter().for_each(|token| self.add_secret(token));
+        for index in 0..self.issued.len() {
+            let (issued, known_count) = &mut self.issued[index];
+            let new_tokens = issued.since(*known_count);
+            *known_count += new_tokens.len();
+            new_tokens.iter().for_each(|token| self.add_secret(token));
         }
     }
 
     fn add_passes(&mut self, text: &str) {
-        for (at, mark) in text.match_indices("wp1-") {
-            let rest = &text[at..];
-            let is_letter = |letter: char| letter.is_ascii_alphanumeric() || "-_".contains(letter);
-            let end = rest[mark.len()..].find(|letter| !is_letter(letter));
-            self.add_secret(&rest[..end.map_or(rest.len(), |end| mark.len() + end)]);
+        for (start, prefix) in text.match_indices("wp1-") {
+            let rest = &text[start..];
+            let is_pass_char = |letter: char| letter.is_ascii_alphanumeric() || "-_".contains(letter);
+            let end = rest[prefix.len()..].find(|letter| !is_pass_char(letter));
+            self.add_secret(&rest[..end.map_or(rest.len(), |end| prefix.len() + end)]);
         }
     }
 
-    /// The values of a file that belong to nobody else, wherever they come from.
+    /// Adds the secrets of a configuration file, including those in environment variables and files.
     fn add_config_secrets(&mut self, path: &Path, env: &dyn Fn(&str) -> Option<String>) {
         let table = fs::read_to_string(path).ok().and_then(|text| text.parse::<toml::Table>().ok());
         let directory = path.parent().unwrap_or(Path::new(""));
-        let mut found = Vec::new();
+        let mut secrets = Vec::new();
         let table = toml::Value::Table(table.unwrap_or_default());
         visit_secrets(&table, "", &mut |value| {
-            let named = |name: &str| value.get(name).and_then(toml::Value::as_str);
+            let member = |name: &str| value.get(name).and_then(toml::Value::as_str);
             let text = value.as_str().map(str::to_owned);
-            let text = text.or_else(|| named("env").and_then(env));
-            found.extend(text.or_else(|| fs::read_to_string(directory.join(named("file")?)).ok()));
+            let text = text.or_else(|| member("env").and_then(env));
+            secrets.extend(text.or_else(|| fs::read_to_string(directory.join(member("file")?)).ok()));
         });
-        found.iter().for_each(|secret| self.add_secret(secret.trim_end()));
+        secrets.iter().for_each(|secret| self.add_secret(secret.trim_end()));
     }
 }
 
-/// Every value that is a secret by its key, and the password of every URL that has one.
-fn visit_secrets(value: &toml::Value, key: &str, found: &mut dyn FnMut(&toml::Value)) {
+/// Visits every value that is a secret by its key, and the password of every URL.
+fn visit_secrets(value: &toml::Value, key: &str, visit: &mut dyn FnMut(&toml::Value)) {
     match value {
-        // A file of TLS, and not what is in it.
+        // The key of a TLS certificate is a path.
         toml::Value::Table(table) if table.contains_key("cert") => {}
-        _ if matches!(key, "secret" | "key") => found(value),
-        toml::Value::Table(table) => table.iter().for_each(|(key, value)| visit_secrets(value, key, found)),
-        toml::Value::Array(items) => items.iter().for_each(|item| visit_secrets(item, "", found)),
+        _ if matches!(key, "secret" | "key") => visit(value),
+        toml::Value::Table(table) => table.iter().for_each(|(key, value)| visit_secrets(value, key, visit)),
+        toml::Value::Array(items) => items.iter().for_each(|item| visit_secrets(item, "", visit)),
         toml::Value::String(text) => {
             let login = text.split_once("://").and_then(|(_, rest)| rest.split_once('@'));
             if let Some((_, password)) = login.and_then(|(login, _)| login.split_once(':')) {
-                found(&toml::Value::String(percent_decode_str(password).decode_utf8_lossy().into_owned()));
+                visit(&toml::Value::String(percent_decode_str(password).decode_utf8_lossy().into_owned()));
             }
         }
         _ => {}
     }
 }
 
-/// A secret as it is, encoded for URLs, and in base64 wherever in a longer text it begins.
+/// A secret unencoded, percent-encoded, and in base64 at each alignment within a longer text.
 fn encoded_forms(secret: &str) -> HashSet<String> {
     let encoded =
         [NON_ALPHANUMERIC, ALL_BUT_UNRESERVED].map(|set| utf8_percent_encode(secret, set).to_string());
-    let mut guises: HashSet<_> =
-        encoded.iter().flat_map(|text| [text.clone(), text.to_lowercase()]).collect();
-    guises.insert(secret.to_owned());
+    let mut forms: HashSet<_> = encoded.iter().flat_map(|text| [text.clone(), text.to_lowercase()]).collect();
+    forms.insert(secret.to_owned());
     for text in base64_forms(secret) {
-        guises.insert(text.replace('+', "-").replace('/', "_"));
-        guises.insert(text);
+        forms.insert(text.replace('+', "-").replace('/', "_"));
+        forms.insert(text);
     }
-    guises
+    forms
 }
 
-/// What base64 makes of a secret at each of the three alignments, without the digits that depend on its neighbours.
+/// The base64 form of a secret at each of the three alignments, without the digits that depend on adjacent bytes.
 fn base64_forms(secret: &str) -> [String; 3] {
     [0, 1, 2].map(|shift| {
-        let whole = BASE64_STANDARD_NO_PAD.encode(format!("{}{secret}", &"xx"[..shift]));
-        whole[4 * shift.min(1)..whole.len() - 2].to_owned()
+        let encoded = BASE64_STANDARD_NO_PAD.encode(format!("{}{secret}", &"xx"[..shift]));
+        encoded[4 * shift.min(1)..encoded.len() - 2].to_owned()
     })
 }
 
@@ -136,38 +134,38 @@ fn detector() -> MutexGuard<'static, LeakDetector> {
     DETECTOR.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// This is a secret, too.
+/// Adds a secret.
 pub fn add_secret(secret: &str) {
     detector().add_secret(secret);
 }
 
-/// What a caller shows of itself: credentials in the request's lines and query.
-pub fn add_credentials<'a>(target: &str, lines: impl IntoIterator<Item = (&'a str, &'a [u8])>) {
-    let mut confidant = detector();
+/// Adds the credentials in a request's query and headers.
+pub fn add_credentials<'a>(target: &str, headers: impl IntoIterator<Item = (&'a str, &'a [u8])>) {
+    let mut detector = detector();
     for parameter in target.split(['?', '&']).filter_map(|parameter| parameter.split_once('=')) {
         if let ("access_token" | "corpsecret", value) = parameter {
-            confidant.add_secret(&percent_decode_str(value).decode_utf8_lossy());
+            detector.add_secret(&percent_decode_str(value).decode_utf8_lossy());
         }
     }
-    for (name, value) in lines {
+    for (name, value) in headers {
         let value = String::from_utf8_lossy(value);
-        let shown = match name {
+        let credential = match name {
             "authorization" => value.split_once(' ').map(|(_, rest)| rest),
             "x-api-key" => Some(&*value),
             _ => None,
         };
-        confidant.add_secret(shown.unwrap_or_default());
+        detector.add_secret(credential.unwrap_or_default());
     }
 }
 
-/// A simulator whose tokens are known.
+/// Starts a simulator whose tokens are secrets.
 pub async fn start_simulator(settings: Settings) -> Simulator {
     let wecom = Simulator::start_local(settings).await.expect("a simulator");
     detector().issued.push((wecom.issued_tokens(), 0));
     wecom
 }
 
-/// Starts a proxy that logs everything to here.
+/// Starts a proxy whose logs, at level trace, are recorded.
 pub fn start_proxy(path: &Path, prepared: PreparedConfig) -> (App, LeakCheck) {
     static LOG: LazyLock<LogHandle> = LazyLock::new(|| {
         LogHandle::start_with_writer(LogConfig { level: LogLevel::Trace, ..TEXT_LOG }, false, || LogCapture)
@@ -175,9 +173,9 @@ pub fn start_proxy(path: &Path, prepared: PreparedConfig) -> (App, LeakCheck) {
     LazyLock::force(&LOG);
     let access = AccessLog::start(TEXT_LOG, 1, false, Box::new(LogCapture)).expect("a log");
     let from = {
-        let mut confidant = detector();
-        confidant.add_config_secrets(path, &|name| std::env::var(name).ok());
-        confidant.output.len()
+        let mut detector = detector();
+        detector.add_config_secrets(path, &|name| std::env::var(name).ok());
+        detector.output.len()
     };
     let proxy = App::start_with(
         prepared,
@@ -189,7 +187,7 @@ pub fn start_proxy(path: &Path, prepared: PreparedConfig) -> (App, LeakCheck) {
 
 const TEXT_LOG: LogConfig = LogConfig { format: LogFormat::Text, level: LogLevel::Info, access: true };
 
-/// Where the logs of this process go.
+/// The log writer of this process.
 struct LogCapture;
 
 impl io::Write for LogCapture {
@@ -203,7 +201,7 @@ impl io::Write for LogCapture {
     }
 }
 
-/// Searches what was told since the proxy began, when the story ends.
+/// Searches the output since the start of the proxy when it is dropped, at the end of the test.
 pub struct LeakCheck {
     access: AccessLog,
     from: usize,
@@ -212,60 +210,60 @@ pub struct LeakCheck {
 
 impl Drop for LeakCheck {
     fn drop(&mut self) {
-        // A story that has failed already says so.
+        // A test that has failed is reported already.
         if !std::thread::panicking() {
             assert!(self.access.flush(WAIT_TIMEOUT), "the access log is not written");
-            let mut confidant = detector();
-            // What a reload has brought.
-            confidant.add_config_secrets(&self.path, &|name| std::env::var(name).ok());
-            let found = confidant.find_leak(self.from);
-            drop(confidant);
-            assert!(found.is_none(), "a story tells a secret: {}", found.unwrap_or_default());
+            let mut detector = detector();
+            // A reload may have added secrets.
+            detector.add_config_secrets(&self.path, &|name| std::env::var(name).ok());
+            let found = detector.find_leak(self.from);
+            drop(detector);
+            assert!(found.is_none(), "secret leaked in a log or response: {}", found.unwrap_or_default());
         }
     }
 }
 
-/// Where all that was told so far ends.
+/// Length of the output so far.
 pub fn output_len() -> usize {
     detector().output.len()
 }
 
-/// Whether these words were told after that, in this story or one that is played beside it.
+/// Whether the output from `from` on contains `words`, written by this test or by a concurrent one.
 pub fn output_contains_since(from: usize, words: &str) -> bool {
     memchr::memmem::find(&detector().output[from..], words.as_bytes()).is_some()
 }
 
-/// What somebody got from a proxy: passes are to be kept, errors of its own and headers tell nothing.
+/// Records a response of a proxy: its headers, its body if it is the proxy's own; passes in other bodies are secrets.
 pub fn record_output(path: &str, headers: &str, body: &[u8]) {
-    let of_admin = ["/api/", "/readyz", "/healthz", "/metrics"].iter().any(|root| path.starts_with(root));
-    let is_own = headers.to_ascii_lowercase().contains("x-wecom-proxy-error") || of_admin;
-    let mut confidant = detector();
-    confidant.output.extend_from_slice(headers.as_bytes());
-    confidant.output.push(b'\n');
+    let is_admin = ["/api/", "/readyz", "/healthz", "/metrics"].iter().any(|root| path.starts_with(root));
+    let is_own = headers.to_ascii_lowercase().contains("x-wecom-proxy-error") || is_admin;
+    let mut detector = detector();
+    detector.output.extend_from_slice(headers.as_bytes());
+    detector.output.push(b'\n');
     if is_own {
-        confidant.output.extend_from_slice(body);
-        confidant.output.push(b'\n');
+        detector.output.extend_from_slice(body);
+        detector.output.push(b'\n');
     } else if body.len() <= 4096 {
-        confidant.add_passes(&String::from_utf8_lossy(body));
+        detector.add_passes(&String::from_utf8_lossy(body));
     }
 }
 
-/// Learns what the configuration of a program that is about to start holds.
+/// Adds the secrets in the configuration of a program that is about to start.
 pub fn watch_command(command: &Command) -> Option<WatchedCommand> {
     if command.get_program() != env!("CARGO_BIN_EXE_wecom-proxy") {
         return None;
     }
-    let given: Vec<_> = command.get_envs().collect();
+    let environment: Vec<_> = command.get_envs().collect();
     let env = |name: &str| {
-        let set = given.iter().find(|(known, _)| *known == OsStr::new(name));
-        set.and_then(|(_, value)| value.and_then(OsStr::to_str)).map(str::to_owned)
+        let variable = environment.iter().find(|(known, _)| *known == OsStr::new(name));
+        variable.and_then(|(_, value)| value.and_then(OsStr::to_str)).map(str::to_owned)
     };
     let mut arguments = command.get_args().skip_while(|argument| *argument != "--config").skip(1);
     let path = arguments.next().map(PathBuf::from);
     if let Some(path) = &path {
         detector().add_config_secrets(path, &env);
     }
-    // These print the keys and secrets that they have made, for whoever asked for them.
+    // These commands print generated keys and secrets by design.
     let prints_keys = command
         .get_args()
         .next()
@@ -273,32 +271,32 @@ pub fn watch_command(command: &Command) -> Option<WatchedCommand> {
     Some(WatchedCommand { path, prints_keys })
 }
 
-/// A program whose output is to be searched.
+/// A program whose output is searched for secrets.
 pub struct WatchedCommand {
     path: Option<PathBuf>,
     prints_keys: bool,
 }
 
 impl WatchedCommand {
-    /// Searches all that it has written.
+    /// Searches its whole output.
     pub fn assert_no_leak(&self, out: &str, err: &str) {
-        let mut confidant = detector();
+        let mut detector = detector();
         if let Some(path) = &self.path {
-            confidant.add_config_secrets(path, &|_| None);
+            detector.add_config_secrets(path, &|_| None);
         }
-        confidant.add_issued_tokens();
-        let found = confidant.search.find(err.as_bytes());
-        let found = found.or_else(|| confidant.search.find(out.as_bytes()).filter(|_| !self.prints_keys));
-        drop(confidant);
-        assert!(found.is_none(), "a program tells a secret: {}", found.unwrap_or_default());
+        detector.add_issued_tokens();
+        let found = detector.search.find(err.as_bytes());
+        let found = found.or_else(|| detector.search.find(out.as_bytes()).filter(|_| !self.prints_keys));
+        drop(detector);
+        assert!(found.is_none(), "secret leaked by a program: {}", found.unwrap_or_default());
     }
 }
 
-/// Whether a text holds one of these, in whatever guise; what it holds, and where.
+/// Searches a text for these secrets in all encodings; returns the secret, its form and the line.
 pub fn find_secret(text: &str, secrets: &[&str]) -> Option<String> {
     let mut search = PatternSearch::default();
     for secret in secrets {
-        encoded_forms(secret).into_iter().for_each(|guise| search.add(guise, secret));
+        encoded_forms(secret).into_iter().for_each(|form| search.add(form, secret));
     }
     search.find(text.as_bytes())
 }
@@ -321,32 +319,35 @@ fn secret_in_any_encoding_is_found() {
 
 #[tokio::test]
 async fn logs_and_responses_reach_the_detector() {
-    let stage = TestProxy::start_open().await;
-    let reply = stage.get("/cgi-bin/../x").await;
-    reply.assert_proxy_error("bad-request", 400, 40035);
+    let proxy = TestProxy::start_open().await;
+    let response = proxy.get("/cgi-bin/../x").await;
+    response.assert_proxy_error("bad-request", 400, 40035);
     let admin =
-        TestClient::connect_http1(stage.admin_address()).await.request(Request::get("/readyz"), "").await;
-    tracing::trace!(target: "wecom_proxy", "a trace of the watch");
-    stage.get(USER_GET).await.assert_ok();
-    let told = String::from_utf8_lossy(&detector().output).into_owned();
-    for words in
-        ["dot segment", admin.text().trim_end(), "a trace of the watch", reply.header("x-request-id")]
-    {
-        assert!(told.contains(words), "{words}");
+        TestClient::connect_http1(proxy.admin_address()).await.request(Request::get("/readyz"), "").await;
+    tracing::trace!(target: "wecom_proxy", "a trace message of the detector");
+    proxy.get(USER_GET).await.assert_ok();
+    let output = String::from_utf8_lossy(&detector().output).into_owned();
+    for words in [
+        "dot segment",
+        admin.text().trim_end(),
+        "a trace message of the detector",
+        response.header("x-request-id"),
+    ] {
+        assert!(output.contains(words), "{words}");
     }
-    let issued = stage.wecom.issued_tokens().since(0);
+    let tokens = proxy.wecom.issued_tokens().since(0);
     detector().add_issued_tokens();
-    assert!(issued.len() == 1 && detector().secrets.contains(&issued[0]));
+    assert!(tokens.len() == 1 && detector().secrets.contains(&tokens[0]));
 }
 
 #[test]
 fn leaked_pass_is_detected() {
-    let mut confidant = LeakDetector::default();
-    confidant.add_passes("{\"access_token\":\"wp1-AAAAAGqxO4ABbgFu\"}");
-    confidant.output.extend_from_slice(b"wp1-AAAAAGqxO4ABbgFu was before this story");
-    let from = confidant.output.len();
-    confidant.output.extend_from_slice(b"wp1-AAAAAGqxO4ABbgFx is no pass");
-    assert_eq!(confidant.find_leak(from), None);
-    confidant.output.extend_from_slice(b", and wp1-AAAAAGqxO4ABbgFu is one");
-    assert!(confidant.find_leak(from).is_some());
+    let mut detector = LeakDetector::default();
+    detector.add_passes("{\"access_token\":\"wp1-AAAAAGqxO4ABbgFu\"}");
+    detector.output.extend_from_slice(b"wp1-AAAAAGqxO4ABbgFu was before this test");
+    let from = detector.output.len();
+    detector.output.extend_from_slice(b"wp1-AAAAAGqxO4ABbgFx is no pass");
+    assert_eq!(detector.find_leak(from), None);
+    detector.output.extend_from_slice(b", and wp1-AAAAAGqxO4ABbgFu is one");
+    assert!(detector.find_leak(from).is_some());
 }

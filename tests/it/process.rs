@@ -1,4 +1,4 @@
-//! The real program, and others beside it: started, listened to, told to stop, and never left behind.
+//! The real program and helper programs as processes: their output is read, and they are killed when dropped.
 
 use std::{
     io::Read,
@@ -15,9 +15,9 @@ use crate::{
 };
 use tokio::{sync::watch, task::spawn_blocking, time::timeout};
 
-/// Longest wait for a program that runs to its end by itself: some do much, on a machine that has other work.
+/// Time limit of a program that runs to its end; generous for a busy machine.
 const RUN_TIMEOUT: Duration = Duration::from_secs(240);
-/// Longest wait for what a program writes.
+/// Time limit of the wait for a line of output.
 const LINE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A running program.
@@ -28,7 +28,7 @@ pub struct Process {
     pub err: ProcessOutput,
 }
 
-/// How a program ended.
+/// Exit status and output of a program.
 #[derive(Debug)]
 pub struct ExitOutput {
     pub status: i32,
@@ -36,11 +36,11 @@ pub struct ExitOutput {
     pub err: String,
 }
 
-/// What a program has written so far.
+/// The output of a program so far, and whether the stream has ended.
 #[derive(Clone)]
 pub struct ProcessOutput(watch::Receiver<(String, bool)>);
 
-/// A command of the real program, without the surroundings' settings.
+/// A command of the real program, without environment variables that affect it.
 pub fn wecom_proxy(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_wecom-proxy"));
     for name in ["RUST_LOG", "WECOM_PROXY_CONFIG", "NOTIFY_SOCKET", "WECOM_HR_SECRET"] {
@@ -51,16 +51,16 @@ pub fn wecom_proxy(arguments: &[&str]) -> Command {
 }
 
 impl Process {
-    /// Starts a command and listens to what it writes.
+    /// Starts a command and collects its output.
     pub fn start(command: Command) -> Self {
         Self::start_with_stdin(command, Stdio::null())
     }
 
-    /// Starts `serve` with a listening socket that it is handed as systemd would.
+    /// Starts `serve` with a listening socket passed as by systemd socket activation.
     pub fn start_with_socket(socket: OwnedFd, config: &std::path::Path) -> Self {
         let mut command = Command::new("sh");
-        let words = "exec 3<&0 0</dev/null; LISTEN_FDS=1 LISTEN_PID=$$ exec \"$0\" --config \"$1\"";
-        command.args(["-c", words, env!("CARGO_BIN_EXE_wecom-proxy")]).arg(config);
+        let script = "exec 3<&0 0</dev/null; LISTEN_FDS=1 LISTEN_PID=$$ exec \"$0\" --config \"$1\"";
+        command.args(["-c", script, env!("CARGO_BIN_EXE_wecom-proxy")]).arg(config);
         command.env_remove("RUST_LOG").env_remove("NOTIFY_SOCKET");
         Self::start_with_stdin(command, Stdio::from(socket))
     }
@@ -74,32 +74,32 @@ impl Process {
         Self { child, watched, out, err }
     }
 
-    /// `serve` with this configuration, once it is ready. It logs everything, whatever the file says.
+    /// Starts `serve` with this configuration and waits until it is ready. It logs at level trace, whatever the file sets.
     pub async fn serve(config: &std::path::Path) -> Self {
         Self::serve_with_log_level(config, Some("trace")).await
     }
 
-    /// The same, and it logs what the file wants.
+    /// As [`serve`](Self::serve), with the log level of the file.
     pub async fn serve_with_config_log_level(config: &std::path::Path) -> Self {
         Self::serve_with_log_level(config, None).await
     }
 
-    /// The same, and its memory can be read: for that a user who is not root has to own the namespace it runs in, since it
-    /// is not dumpable.
+    /// As [`serve`](Self::serve), with readable memory: the process is not dumpable, so a non-root user must own its user
+    /// namespace to read it.
     pub async fn serve_with_readable_memory(config: &std::path::Path) -> Self {
         let mut command = wecom_proxy(&["serve", "--config", config.to_str().expect("a path in UTF-8")]);
         if !rustix::process::geteuid().is_root() {
             let program = command.get_program().to_owned();
-            let mut inside = Command::new("unshare");
-            inside.args(["--user", "--map-root-user"]).arg(program).args(command.get_args());
-            command = inside;
+            let mut unshare = Command::new("unshare");
+            unshare.args(["--user", "--map-root-user"]).arg(program).args(command.get_args());
+            command = unshare;
         }
         let process = Self::start(command);
         process.err.wait_for_line("ready listen=").await;
         process
     }
 
-    /// `serve` on a machine whose clock is that much off, like `+2h`.
+    /// As [`serve`](Self::serve), with the clock shifted by an offset such as `+2h`.
     pub async fn serve_with_clock_offset(config: &std::path::Path, offset: &str) -> Self {
         let mut command = wecom_proxy(&["serve", "--config", config.to_str().expect("a path in UTF-8")]);
         set_clock_offset(&mut command, offset);
@@ -116,17 +116,17 @@ impl Process {
         process
     }
 
-    /// Where the proxy listens, by the line that says so.
+    /// The proxy's address, from the message `ready`.
     pub async fn address(&self) -> SocketAddr {
         log_field(&self.err.wait_for_line("ready listen=").await, "listen").parse().expect("an address")
     }
 
-    /// Where its admin listener is.
+    /// The address of its admin listener.
     pub async fn admin_address(&self) -> SocketAddr {
         log_field(&self.err.wait_for_line("ready listen=").await, "admin").parse().expect("an address")
     }
 
-    /// Its number.
+    /// Its process id.
     pub fn id(&self) -> u32 {
         self.child.id()
     }
@@ -134,42 +134,43 @@ impl Process {
     /// Sends it a signal by name.
     pub fn signal(&self, name: &str) {
         let pid = self.child.id().to_string();
-        let sent = Command::new("kill").args(["-s", name, pid.as_str()]).status().expect("kill is there");
+        let sent = Command::new("kill").args(["-s", name, pid.as_str()]).status().expect("kill runs");
         assert!(sent.success(), "no signal {name} to {pid}");
     }
 
-    /// The processor time that it has taken so far.
+    /// The CPU time consumed so far.
     #[cfg(target_os = "linux")]
     pub fn cpu_time(&self) -> Duration {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("it runs");
-        // After the name, which may hold anything and ends in the last parenthesis, user and system time are the 12th
-        // and 13th, in hundredths of a second.
+        let stat =
+            std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("a running process");
+        // After the name, which may contain any character and ends at the last parenthesis, user and system time are the
+        // 12th and 13th field, in units of 10 ms.
         let fields = stat.rsplit(')').next().expect("fields").split_whitespace();
         let ticks: u64 = fields.skip(11).take(2).map(|ticks| ticks.parse::<u64>().expect("a number")).sum();
         Duration::from_millis(10 * ticks)
     }
 
-    /// Bounds how many files it may have open from now on.
-    pub fn limit_descriptors(&self, most: usize) {
-        let (pid, most) = (format!("--pid={}", self.child.id()), format!("--nofile={most}:{most}"));
-        let set = Command::new(tool("prlimit")).args([pid, most]).status().expect("prlimit is there");
-        assert!(set.success(), "no limit for its descriptors");
+    /// Limits the number of its open files.
+    pub fn limit_descriptors(&self, max: usize) {
+        let (pid, max) = (format!("--pid={}", self.child.id()), format!("--nofile={max}:{max}"));
+        let status = Command::new(tool("prlimit")).args([pid, max]).status().expect("prlimit runs");
+        assert!(status.success(), "no limit for its descriptors");
     }
 
-    /// Waits for its end, which is near.
+    /// Waits for its end, at most [`WAIT_TIMEOUT`].
     pub async fn wait(self) -> ExitOutput {
         self.wait_for(WAIT_TIMEOUT).await
     }
 
-    /// Waits for its end, at most so long.
-    async fn wait_for(mut self, most: Duration) -> ExitOutput {
+    /// Waits for its end, at most `limit`.
+    async fn wait_for(mut self, limit: Duration) -> ExitOutput {
         let (out, err) =
-            (self.out.clone().wait_for_end(most).await, self.err.clone().wait_for_end(most).await);
-        let waited = spawn_blocking(move || self.child.wait()).await.expect("no panic");
-        ExitOutput { status: waited.expect("a status").code().unwrap_or(-1), out, err }
+            (self.out.clone().wait_for_end(limit).await, self.err.clone().wait_for_end(limit).await);
+        let status = spawn_blocking(move || self.child.wait()).await.expect("no panic");
+        ExitOutput { status: status.expect("a status").code().unwrap_or(-1), out, err }
     }
 
-    /// Tells it to stop and waits for its end.
+    /// Sends SIGTERM and waits for its end.
     pub async fn stop(self) -> ExitOutput {
         self.signal("TERM");
         self.wait().await
@@ -180,8 +181,8 @@ impl Drop for Process {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-        if let Some(overheard) = self.watched.as_ref().filter(|_| !std::thread::panicking()) {
-            overheard.assert_no_leak(&self.out.text(), &self.err.text());
+        if let Some(watched) = self.watched.as_ref().filter(|_| !std::thread::panicking()) {
+            watched.assert_no_leak(&self.out.text(), &self.err.text());
         }
     }
 }
@@ -194,67 +195,68 @@ impl ProcessOutput {
             let mut bytes = Vec::new();
             while let Ok(read @ 1..) = pipe.read(&mut buffer) {
                 bytes.extend_from_slice(&buffer[..read]);
-                // Only whole lines are text yet: a letter may have been cut in two.
-                let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-                let lines: Vec<u8> = bytes.drain(..whole).collect();
-                sender.send_modify(|seen| seen.0.push_str(&String::from_utf8_lossy(&lines)));
+                // Only complete lines are decoded, because a read may end within a character.
+                let complete = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+                let lines: Vec<u8> = bytes.drain(..complete).collect();
+                sender.send_modify(|output| output.0.push_str(&String::from_utf8_lossy(&lines)));
             }
-            sender.send_modify(|seen| {
-                seen.0.push_str(&String::from_utf8_lossy(&bytes));
-                seen.1 = true;
+            sender.send_modify(|output| {
+                output.0.push_str(&String::from_utf8_lossy(&bytes));
+                output.1 = true;
             });
         });
         Self(receiver)
     }
 
-    /// What has come so far.
+    /// The output so far.
     pub fn text(&self) -> String {
         self.0.borrow().0.clone()
     }
 
-    /// Waits for a whole line with these words in it.
+    /// Waits for a complete line that contains `words`.
     pub async fn wait_for_line(&self, words: &str) -> String {
         self.wait_for_nth_line(words, 0).await
     }
 
-    /// Waits for a whole line with these words in it, after `before` others.
+    /// Waits for a complete line that contains `words`, after `before` other such lines.
     pub async fn wait_for_nth_line(&self, words: &str, before: usize) -> String {
         let find = |text: &str| {
             let lines = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
             lines.filter(|line| line.contains(words)).nth(before).map(str::to_owned)
         };
-        let mut seen = self.0.clone();
-        let waited =
-            timeout(LINE_TIMEOUT, seen.wait_for(|(text, ended)| *ended || find(text).is_some())).await;
-        drop(waited);
+        let mut receiver = self.0.clone();
+        let outcome =
+            timeout(LINE_TIMEOUT, receiver.wait_for(|(text, ended)| *ended || find(text).is_some())).await;
+        drop(outcome);
         find(&self.text()).unwrap_or_else(|| panic!("no {words:?} in:\n{}", self.text()))
     }
 
     /// Waits for the end of the stream.
-    async fn wait_for_end(mut self, most: Duration) -> String {
-        let waited = timeout(most, self.0.wait_for(|(_, ended)| *ended)).await.map(drop);
-        assert!(waited.is_ok(), "the program does not end:\n{}", self.text());
+    async fn wait_for_end(mut self, limit: Duration) -> String {
+        let outcome = timeout(limit, self.0.wait_for(|(_, ended)| *ended)).await.map(drop);
+        assert!(outcome.is_ok(), "the program does not end:\n{}", self.text());
         self.text()
     }
 }
 
-/// A field of a log line in text.
+/// A field of a log line in text format.
 pub fn log_field(line: &str, name: &str) -> String {
-    let begin = format!("{name}=\"");
-    let rest = line.split(&begin).nth(1).unwrap_or_else(|| panic!("no {name} in {line}"));
+    let prefix = format!("{name}=\"");
+    let rest = line.split(&prefix).nth(1).unwrap_or_else(|| panic!("no {name} in {line}"));
     rest.split('"').next().expect("a value").to_owned()
 }
 
-/// Has a command see a clock that is that much off, like `+2h`. Not by the program `faketime` itself, which would stand
-/// between: it is asked what it would set.
+/// Shifts a command's clock by an offset such as `+2h`. Sets the variables that `faketime` would set instead of running
+/// `faketime`, which would be the parent of the program.
 fn set_clock_offset(command: &mut Command, offset: &str) {
-    let set = Command::new(tool("faketime")).args(["-f", "+0h", "env"]).output().expect("faketime runs");
-    let set = String::from_utf8_lossy(&set.stdout).into_owned();
-    let library = set.lines().find_map(|line| line.strip_prefix("LD_PRELOAD=")).expect("its library");
+    let environment =
+        Command::new(tool("faketime")).args(["-f", "+0h", "env"]).output().expect("faketime runs");
+    let environment = String::from_utf8_lossy(&environment.stdout).into_owned();
+    let library = environment.lines().find_map(|line| line.strip_prefix("LD_PRELOAD=")).expect("its library");
     command.env("LD_PRELOAD", library).env("FAKETIME", offset).env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
 }
 
-/// Runs a command to its end, within bounds.
+/// Runs a command to its end, at most [`RUN_TIMEOUT`].
 pub async fn run(command: Command) -> ExitOutput {
     Process::start(command).wait_for(RUN_TIMEOUT).await
 }
@@ -264,42 +266,42 @@ pub async fn run_wecom_proxy(arguments: &[&str]) -> ExitOutput {
     run(wecom_proxy(arguments)).await
 }
 
-/// Runs curl with these arguments; what it printed.
+/// Runs curl with these arguments; returns its output.
 pub async fn curl(arguments: &[&str]) -> String {
-    let ended = curl_outcome(arguments).await;
-    assert_eq!(ended.status, 0, "curl {arguments:?}: {}", ended.err);
-    ended.out
+    let output = curl_outcome(arguments).await;
+    assert_eq!(output.status, 0, "curl {arguments:?}: {}", output.err);
+    output.out
 }
 
-/// Runs curl with these arguments, however it ends.
+/// Runs curl with these arguments, whatever its exit status.
 pub async fn curl_outcome(arguments: &[&str]) -> ExitOutput {
     let mut command = Command::new(tool("curl"));
     command.args(["--silent", "--show-error", "--max-time", "20", "--noproxy", "*"]).args(arguments);
-    let asked = arguments.iter().find_map(|argument| argument.strip_prefix("http")).unwrap_or_default();
-    let path = asked.splitn(4, '/').nth(3).map(|path| format!("/{path}")).unwrap_or_default();
-    let ended = run(command).await;
-    leak_detector::record_output(&path, "", ended.out.as_bytes());
-    ended
+    let url = arguments.iter().find_map(|argument| argument.strip_prefix("http")).unwrap_or_default();
+    let path = url.splitn(4, '/').nth(3).map(|path| format!("/{path}")).unwrap_or_default();
+    let output = run(command).await;
+    leak_detector::record_output(&path, "", output.out.as_bytes());
+    output
 }
 
-/// A program by name, which must be there.
+/// A program by name; panics if it is missing.
 pub fn tool(name: &str) -> String {
-    let there =
+    let found =
         Command::new(name).arg("--version").output().is_ok_and(|Output { status, .. }| status.success());
-    assert!(there, "{name} is missing; `sh tests/run.sh` installs what these tests need");
+    assert!(found, "{name} is missing; `sh tests/run.sh` installs what these tests need");
     name.to_owned()
 }
 
-/// The interpreter of the tests' own Python environment.
+/// The interpreter of the tests' Python environment.
 pub fn python() -> PathBuf {
-    let own = concat!(env!("CARGO_MANIFEST_DIR"), "/target/venv/bin/python");
-    let python = std::env::var_os("PYTHON").map_or_else(|| PathBuf::from(own), PathBuf::from);
-    // Found, not imported: that takes long.
-    let look = "import importlib.util as u
+    let default = concat!(env!("CARGO_MANIFEST_DIR"), "/target/venv/bin/python");
+    let python = std::env::var_os("PYTHON").map_or_else(|| PathBuf::from(default), PathBuf::from);
+    // Looked up, not imported, because imports take long.
+    let script = "import importlib.util as u
 exit(not all(map(u.find_spec, ['grpc', 'kubernetes_validate', 'opentelemetry', 'requests', 'wechatpy'])))";
-    let has = Command::new(&python).args(["-c", look]).output();
+    let outcome = Command::new(&python).args(["-c", script]).output();
     assert!(
-        has.is_ok_and(|output| output.status.success()),
+        outcome.is_ok_and(|output| output.status.success()),
         "{} lacks what tests/requirements.txt lists; `sh tests/run.sh` makes target/venv, PYTHON=… names another interpreter",
         python.display()
     );

@@ -1,4 +1,4 @@
-//! Both ends of the proxy spoken by hand, for what no library would send or accept.
+//! Raw HTTP as a client and as an upstream, for messages that no library would send or accept.
 
 use std::{io, net::SocketAddr};
 
@@ -10,38 +10,38 @@ use tokio::{
 
 use crate::{harness::with_timeout, leak_detector};
 
-/// A connection on which a story says each byte.
+/// A connection on which a test sends raw bytes.
 pub struct RawConnection {
     pub stream: TcpStream,
     buffer: Vec<u8>,
     output: Option<OutputCapture>,
 }
 
-/// The beginning of what a proxy said on a connection, for whoever watches over its secrets.
+/// The first bytes that the proxy sent on a connection, for the leak detector.
 #[derive(Default)]
 struct OutputCapture(Vec<u8>);
 
 impl Drop for OutputCapture {
     fn drop(&mut self) {
         let text = String::from_utf8_lossy(&self.0);
-        // Of an answer that is not the proxy's own only the head is for it to answer for.
+        // The body is checked only in the proxy's own responses; WeCom's bodies are forwarded unchanged.
         let head = text.split_once("\r\n\r\n").map_or(&*text, |(head, _)| head);
         leak_detector::record_output("", head, text[head.len()..].as_bytes());
     }
 }
 
 impl RawConnection {
-    /// To the proxy.
+    /// Connects to the proxy.
     pub async fn connect(address: SocketAddr) -> Self {
         Self::from_stream(with_timeout(TcpStream::connect(address)).await.expect("a connection"))
     }
 
-    /// The same on a connection that is there.
+    /// Uses an established connection.
     pub fn from_stream(stream: TcpStream) -> Self {
         Self { stream, buffer: Vec::new(), output: Some(OutputCapture::default()) }
     }
 
-    /// Sends bytes as they are. The other side may have closed: what it said first is what counts.
+    /// Sends raw bytes. An error may mean that the peer has responded and closed already.
     pub async fn send(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
         with_timeout(async {
             self.stream.write_all(bytes.as_ref()).await?;
@@ -50,16 +50,18 @@ impl RawConnection {
         .await
     }
 
-    /// Reads on; false at the end of the stream.
+    /// Reads more bytes; false at the end of the stream.
     pub async fn read_more(&mut self) -> io::Result<bool> {
         let read = with_timeout(self.stream.read_buf(&mut self.buffer)).await?;
-        if let Some(OutputCapture(heard)) = self.output.as_mut().filter(|heard| heard.0.len() < 64 * 1024) {
-            heard.extend_from_slice(&self.buffer[self.buffer.len() - read..]);
+        if let Some(OutputCapture(captured)) =
+            self.output.as_mut().filter(|output| output.0.len() < 64 * 1024)
+        {
+            captured.extend_from_slice(&self.buffer[self.buffer.len() - read..]);
         }
         Ok(read > 0)
     }
 
-    /// A head, with the empty line that ends it; what came of one where the stream ended first.
+    /// A head with the empty line that ends it; a partial head if the stream ends first.
     pub async fn read_head(&mut self) -> String {
         loop {
             if let Some(at) = self.buffer.windows(4).position(|four| four == b"\r\n\r\n") {
@@ -72,7 +74,7 @@ impl RawConnection {
         }
     }
 
-    /// The next bytes, this many.
+    /// The next `count` bytes.
     pub async fn read_exact(&mut self, count: usize) -> Vec<u8> {
         while self.buffer.len() < count {
             assert!(self.read_more().await.expect("more bytes"), "the stream ended early");
@@ -80,7 +82,7 @@ impl RawConnection {
         self.buffer.drain(..count).collect()
     }
 
-    /// The next bytes, this many; `None` where the stream ends first.
+    /// The next `count` bytes; `None` if the stream ends first.
     pub async fn try_read_exact(&mut self, count: usize) -> Option<Vec<u8>> {
         while self.buffer.len() < count {
             if !self.read_more().await.unwrap_or(false) {
@@ -90,7 +92,7 @@ impl RawConnection {
         Some(self.buffer.drain(..count).collect())
     }
 
-    /// An answer with a length: its head, and its body as text.
+    /// A response with Content-Length: its head, and its body as text.
     pub async fn read_response(&mut self) -> (String, String) {
         let head = self.read_head().await;
         let length = head.to_ascii_lowercase().lines().find_map(|line| {
@@ -100,7 +102,7 @@ impl RawConnection {
         (head, String::from_utf8_lossy(&body).into_owned())
     }
 
-    /// All that comes until the stream ends, and how it ends.
+    /// All bytes until the stream ends, and the error that ended it.
     pub async fn read_to_end(&mut self) -> (Vec<u8>, io::Result<()>) {
         loop {
             match self.read_more().await {
@@ -111,19 +113,19 @@ impl RawConnection {
         }
     }
 
-    /// Closes it with a reset.
+    /// Closes the connection with a reset.
     pub fn reset(self) {
         self.stream.set_zero_linger().expect("a socket");
     }
 }
 
-/// An upstream that answers gettoken as WeCom does, and leaves every other call to the story.
+/// An upstream that responds to gettoken as WeCom does, and hands every other call to the test.
 pub struct ManualUpstream {
     pub address: SocketAddr,
     calls: mpsc::UnboundedReceiver<UpstreamCall>,
 }
 
-/// A call that reached the puppet: its head, and the connection on which the story answers.
+/// A call to a [`ManualUpstream`]: its head, and the connection for the response.
 pub struct UpstreamCall {
     pub head: String,
     pub connection: RawConnection,
@@ -132,10 +134,10 @@ pub struct UpstreamCall {
 impl ManualUpstream {
     /// Listens on a free port.
     pub async fn new() -> Self {
-        leak_detector::add_secret("TOKEN-OF-THE-PUPPET");
+        leak_detector::add_secret("TOKEN-OF-THE-UPSTREAM");
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
-        let (calls, taken) = mpsc::unbounded_channel();
+        let (calls, receiver) = mpsc::unbounded_channel();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 tokio::spawn(serve_gettoken(
@@ -144,31 +146,31 @@ impl ManualUpstream {
                 ));
             }
         });
-        Self { address, calls: taken }
+        Self { address, calls: receiver }
     }
 
     /// The next call.
     pub async fn next_call(&mut self) -> UpstreamCall {
-        with_timeout(self.calls.recv()).await.expect("the listener lives")
+        with_timeout(self.calls.recv()).await.expect("a running upstream")
     }
 }
 
-async fn serve_gettoken(mut line: RawConnection, calls: mpsc::UnboundedSender<UpstreamCall>) {
-    // A kept connection may wait for its next call as long as the story lasts.
-    while let Ok(()) = line.stream.readable().await {
-        let head = line.read_head().await;
+async fn serve_gettoken(mut connection: RawConnection, calls: mpsc::UnboundedSender<UpstreamCall>) {
+    // No time limit, because a persistent connection may be idle until the test ends.
+    while let Ok(()) = connection.stream.readable().await {
+        let head = connection.read_head().await;
         if head.is_empty() {
             return;
         }
         if !head.starts_with("GET /cgi-bin/gettoken?") {
-            let _ = calls.send(UpstreamCall { head, connection: line });
+            let _ = calls.send(UpstreamCall { head, connection });
             return;
         }
-        let body = r#"{"errcode":0,"errmsg":"ok","access_token":"TOKEN-OF-THE-PUPPET","expires_in":7200}"#;
+        let body = r#"{"errcode":0,"errmsg":"ok","access_token":"TOKEN-OF-THE-UPSTREAM","expires_in":7200}"#;
         let length = body.len();
         let head =
             format!("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n");
-        if line.send(head + body).await.is_err() {
+        if connection.send(head + body).await.is_err() {
             return;
         }
     }

@@ -1,4 +1,4 @@
-//! A real redis-server of one's own, to be stopped, started and asked.
+//! A real redis-server, which tests start, stop and send commands to.
 
 use std::{
     net::{SocketAddr, TcpListener},
@@ -13,7 +13,7 @@ use crate::{
     process::{Process, tool},
 };
 
-/// A server on a port of its own, without anything on disk.
+/// A server on a free port, without persistence.
 pub struct RedisServer {
     address: SocketAddr,
     dir: TempDir,
@@ -22,12 +22,12 @@ pub struct RedisServer {
 }
 
 impl RedisServer {
-    /// A server that answers.
+    /// A running server.
     pub async fn start() -> Self {
         Self::start_with(&[]).await
     }
 
-    /// The same with more options of its command line, in which `{port}` stands for its port.
+    /// A running server with more command line options, in which `{port}` is replaced by its port.
     pub async fn start_with(options: &[&str]) -> Self {
         let mut redis = Self {
             address: free_address(),
@@ -39,7 +39,7 @@ impl RedisServer {
         redis
     }
 
-    /// A sentinel that watches one master, alone, and acts within a second.
+    /// A single sentinel that monitors one master, with a quorum of 1 and a failure detection time of 500 ms.
     pub async fn start_sentinel(master: SocketAddr) -> Self {
         let sentinel = Self {
             address: free_address(),
@@ -68,17 +68,17 @@ impl RedisServer {
         sentinel
     }
 
-    /// Where it listens.
+    /// Its address.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// The line for `[tokens]`.
+    /// The `store` line of `[tokens]`.
     pub fn store_config_line(&self) -> String {
         format!("store = {{ redis = \"redis://{}\", key = \"{STORE_KEY}\" }}", self.address)
     }
 
-    /// Starts it again, with nothing in it.
+    /// Starts it again, empty.
     pub async fn restart(&mut self) {
         let mut command = Command::new(tool("redis-server"));
         command.args(["--port", &self.address.port().to_string(), "--bind", "127.0.0.1"]);
@@ -90,7 +90,7 @@ impl RedisServer {
         wait_for("redis-server", async || TcpStream::connect(self.address).await.is_ok()).await;
     }
 
-    /// Kills it.
+    /// Kills it with SIGKILL.
     pub async fn kill(&mut self) {
         let process = self.process.take().expect("a running server");
         process.signal("KILL");
@@ -107,7 +107,7 @@ impl RedisServer {
         self.start_command(arguments).wait().await.out
     }
 
-    /// Sends it a command that it may not answer.
+    /// Sends it a command without waiting for the response.
     pub fn start_command(&self, arguments: &[&str]) -> Process {
         let mut command = Command::new(tool("redis-cli"));
         command.args(["-p", &self.address.port().to_string()]).args(arguments);
@@ -115,10 +115,10 @@ impl RedisServer {
     }
 }
 
-/// The key under which the replicas of these stories encrypt.
-pub const STORE_KEY: &str = "store-key-of-the-stories-0123456789";
+/// The key with which the replicas of the tests encrypt.
+pub const STORE_KEY: &str = "store-key-of-the-tests-0123456789";
 
-/// An address that nobody has yet.
+/// An address with a free port.
 pub fn free_address() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     listener.local_addr().expect("an address")

@@ -250,7 +250,7 @@ async fn redirect_location_has_its_token_removed() {
     let respond = async {
         let mut call = upstream.next_call().await;
         let target = call.head.split(' ').nth(1).expect("a target").to_owned();
-        assert!(target.contains("TOKEN-OF-THE-PUPPET"));
+        assert!(target.contains("TOKEN-OF-THE-UPSTREAM"));
         let head = format!("HTTP/1.1 301 Moved\r\nLocation: https://x{target}/\r\nContent-Length: 0\r\n\r\n");
         call.connection.send(head).await.expect("sent");
     };

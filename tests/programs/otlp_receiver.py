@@ -1,9 +1,9 @@
-"""A receiver of OpenTelemetry's traces, over HTTP and over gRPC, with the real messages.
+"""An OTLP trace receiver over HTTP and gRPC, with the official protobuf messages.
 
-Prints its ports, and then a line of JSON for each delivery: the answer, the headers, and the spans of those that it takes.
-The arguments are the answers to the first deliveries, one each: a status of HTTP ("503", or "429:2" with a Retry-After), one
-of gRPC by its name ("UNAVAILABLE"), "hang" for none at all, or "part" for one span that is not wanted. All others are fine.
-"--port N" takes a port for HTTP.
+Prints its ports, then a line of JSON for each export: the response, the headers, and the spans of accepted exports. The
+arguments are the responses to the first exports: an HTTP status ("503", or "429:2" with Retry-After), the name of a gRPC
+status ("UNAVAILABLE"), "hang" for no response, or "part" for a partial success with one rejected span. Later exports are
+accepted. "--port N" sets the HTTP port.
 """
 
 import json
@@ -17,20 +17,20 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_serv
 from opentelemetry.proto.trace.v1 import trace_pb2
 
 lock = threading.Lock()
-answers = sys.argv[1:]
-port = int(answers.pop(1)) if answers[:1] == ["--port"] else 0
+responses = sys.argv[1:]
+port = int(responses.pop(1)) if responses[:1] == ["--port"] else 0
 if port:
-    answers.pop(0)
+    responses.pop(0)
 
 
-def say(**what):
+def emit(**fields):
     with lock:
-        print(json.dumps(what, ensure_ascii=False), flush=True)
+        print(json.dumps(fields, ensure_ascii=False), flush=True)
 
 
-def next_answer():
+def next_response():
     with lock:
-        return answers.pop(0) if answers else "ok"
+        return responses.pop(0) if responses else "ok"
 
 
 def value(any_value):
@@ -38,10 +38,10 @@ def value(any_value):
     return getattr(any_value, kind) if kind else None
 
 
-def attributes(of):
-    keys = [one.key for one in of]
+def attributes(pairs):
+    keys = [pair.key for pair in pairs]
     assert len(set(keys)) == len(keys), keys
-    return {one.key: value(one.value) for one in of}
+    return {pair.key: value(pair.value) for pair in pairs}
 
 
 def spans(request):
@@ -68,13 +68,13 @@ def spans(request):
     return found
 
 
-def fine(request, answer, by, headers):
-    """Takes a delivery, and says so."""
-    # What is unknown to this version of the messages is lost on the way back.
+def accept(request, response_kind, by, headers):
+    """Accepts an export and prints it."""
+    # Fields that are unknown to these messages would be lost in the round trip.
     assert trace_service_pb2.ExportTraceServiceRequest.FromString(request.SerializeToString()) == request
-    say(answer=answer, by=by, headers=headers, spans=spans(request))
+    emit(answer=response_kind, by=by, headers=headers, spans=spans(request))
     response = trace_service_pb2.ExportTraceServiceResponse()
-    if answer == "part":
+    if response_kind == "part":
         response.partial_success.rejected_spans = 1
         response.partial_success.error_message = "no"
     return response
@@ -85,17 +85,17 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers["content-length"]))
-        answer = next_answer()
+        response_kind = next_response()
         headers = {name.lower(): text for name, text in self.headers.items()}
         headers[":path"] = self.path
-        if answer in ("ok", "part"):
+        if response_kind in ("ok", "part"):
             request = trace_service_pb2.ExportTraceServiceRequest.FromString(body)
-            status, after, body = 200, "", fine(request, answer, "http", headers).SerializeToString()
+            status, after, body = 200, "", accept(request, response_kind, "http", headers).SerializeToString()
         else:
-            say(answer=answer, by="http")
-            if answer == "hang":
+            emit(answer=response_kind, by="http")
+            if response_kind == "hang":
                 threading.Event().wait()
-            (status, _, after), body = answer.partition(":"), b""
+            (status, _, after), body = response_kind.partition(":"), b""
         self.send_response(int(status))
         if after:
             self.send_header("Retry-After", after)
@@ -110,11 +110,11 @@ class Handler(BaseHTTPRequestHandler):
 
 class Service(trace_service_pb2_grpc.TraceServiceServicer):
     def Export(self, request, context):
-        answer = next_answer()
-        if answer in ("ok", "part"):
-            return fine(request, answer, "grpc", dict(context.invocation_metadata()))
-        say(answer=answer, by="grpc")
-        context.abort(grpc.StatusCode[answer], "told to")
+        response_kind = next_response()
+        if response_kind in ("ok", "part"):
+            return accept(request, response_kind, "grpc", dict(context.invocation_metadata()))
+        emit(answer=response_kind, by="grpc")
+        context.abort(grpc.StatusCode[response_kind], "as configured")
 
 
 http = ThreadingHTTPServer(("127.0.0.1", port), Handler)

@@ -1,11 +1,11 @@
-"""wechatpy at work: people, departments, tags, messages, files. KEY stands where the secret was.
+"""Uses wechatpy through the proxy: people, departments, tags, messages, files. KEY replaces the secret.
 
     wechatpy_work.py base  CORPID KEY CONTROL URL         the base URL is the proxy's, with an agent's prefix or without
-    wechatpy_work.py fixed CORPID KEY CONTROL HOST:PORT   the host stays qyapi.weixin.qq.com, and its name leads to the proxy
+    wechatpy_work.py fixed CORPID KEY CONTROL HOST:PORT   the host stays qyapi.weixin.qq.com and resolves to the proxy
 
-Nothing of wechatpy is changed. `base` derives a class, as its users do: API_BASE_URL is an attribute, and gettoken,
-whose address is written into a method, is that method again. media.download and media.get_url cannot be redirected so;
-`fixed` calls them. CONTROL is the simulator's control address, by which the token is voided again and again.
+wechatpy itself is not changed. `base` derives a class, as users do: it sets API_BASE_URL and overrides the method that
+contains the address of gettoken. media.download and media.get_url cannot be redirected this way; `fixed` calls them. CONTROL
+is the simulator's control address, through which the token is revoked repeatedly.
 """
 
 import io
@@ -16,7 +16,7 @@ import sys
 import requests
 from wechatpy.enterprise import WeChatClient
 
-way, corpid, key, control, proxy = sys.argv[1:]
+mode, corpid, key, control, proxy = sys.argv[1:]
 content = os.urandom(300 * 1024)
 
 
@@ -28,8 +28,8 @@ class ThroughProxy(WeChatClient):
         return self._fetch_access_token(url=f"{self.API_BASE_URL}gettoken", params=params)
 
 
-if way == "fixed":
-    # What a line in /etc/hosts does, and the port besides, since only root may listen on 443.
+if mode == "fixed":
+    # Redirects like a line in /etc/hosts, and also the port, because only root may listen on 443.
     host, port = proxy.rsplit(":", 1)
     resolve = socket.getaddrinfo
 
@@ -40,36 +40,36 @@ if way == "fixed":
 
     socket.getaddrinfo = getaddrinfo
 
-# It must not even get the chance to notice a refused token.
-client = {"base": ThroughProxy, "fixed": WeChatClient}[way](corpid, key, auto_retry=False)
+# Without automatic retry: the proxy must hide a refused token from it.
+client = {"base": ThroughProxy, "fixed": WeChatClient}[mode](corpid, key, auto_retry=False)
 
 
-def void(kind):
+def invalidate_token(kind):
     requests.post(f"{control}/control/{kind}?agent=hr", timeout=20).raise_for_status()
 
 
 def download(media_id):
-    if way == "fixed":
+    if mode == "fixed":
         return client.media.download(media_id).content
     return client.get("media/get", params={"media_id": media_id}).content
 
 
 assert client.user.get("zhangsan")["name"] == "张三"
-void("revoke")
+invalidate_token("revoke")
 assert len(client.department.get()) == 4
 department = client.department.create("质量部")["id"]
-void("expire")
+invalidate_token("expire")
 client.department.update(department, name="测试部")
 assert [known["name"] for known in client.department.get(department)] == ["测试部"]
 
 client.user.create("qianqi", "钱七", department=[department], mobile="13900000000")
-void("revoke")
+invalidate_token("revoke")
 client.user.update("qianqi", position="测试工程师")
 assert client.user.get("qianqi")["position"] == "测试工程师"
 assert [user["userid"] for user in client.user.list(department)] == ["qianqi"]
 
 tag = client.tag.create("外勤")["tagid"]
-void("expire")
+invalidate_token("expire")
 client.tag.add_users(tag, ["qianqi", "lisi"])
 assert {user["userid"] for user in client.tag.get_users(tag)["userlist"]} == {"qianqi", "lisi"}
 client.tag.delete_users(tag, ["lisi"])
@@ -77,14 +77,14 @@ client.tag.delete(tag)
 assert tag not in [known["tagid"] for known in client.tag.list()]
 
 client.message.send_text(1000002, ["zhangsan", "lisi"], "你好，世界 😀")
-void("revoke")
+invalidate_token("revoke")
 client.message.send_markdown(1000002, "zhangsan", "**上线**")
 
 uploaded = client.media.upload("file", ("报告.bin", io.BytesIO(content)))
 assert download(uploaded["media_id"]) == content
-void("revoke")
+invalidate_token("revoke")
 assert download(uploaded["media_id"]) == content
-void("expire")
+invalidate_token("expire")
 again = client.media.upload("file", ("报告.bin", io.BytesIO(content)))
 client.message.send_file(1000002, "zhangsan", again["media_id"])
 

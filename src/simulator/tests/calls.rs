@@ -2,8 +2,8 @@ use super::*;
 
 async fn send_authorized(wecom: &Simulator, line: &str, body: impl Into<Bytes>) -> TestResponse {
     let token = fetch_token(wecom).await;
-    let joint = if line.contains('?') { '&' } else { '?' };
-    send(wecom, request(&format!("{line}{joint}access_token={token}"), body)).await.expect("an answer")
+    let separator = if line.contains('?') { '&' } else { '?' };
+    send(wecom, request(&format!("{line}{separator}access_token={token}"), body)).await.expect("a response")
 }
 
 #[tokio::test]
@@ -13,7 +13,7 @@ async fn directory_reads_return_users_departments_and_tags() {
     assert!(
         user.body.starts_with(r#"{"errcode":0,"errmsg":"ok","userid":"zhangsan","name":"张三","#.as_bytes())
     );
-    assert_eq!(send_authorized(&wecom, "GET /cgi-bin/user/get?userid=nobody", "").await.errcode(), 60111);
+    assert_eq!(send_authorized(&wecom, "GET /cgi-bin/user/get?userid=unknown", "").await.errcode(), 60111);
     assert_eq!(send_authorized(&wecom, "GET /cgi-bin/user/get", "").await.errcode(), 41009);
     for (line, list, length) in [
         ("GET /cgi-bin/user/simplelist?department_id=1", "userlist", 1),
@@ -24,8 +24,8 @@ async fn directory_reads_return_users_departments_and_tags() {
         ("GET /cgi-bin/tag/list", "taglist", 2),
         ("GET /cgi-bin/tag/get?tagid=1", "userlist", 2),
     ] {
-        let got = send_authorized(&wecom, line, "").await;
-        assert_eq!(got.json()[list].as_array().map(Vec::len), Some(length), "{line}");
+        let response = send_authorized(&wecom, line, "").await;
+        assert_eq!(response.json()[list].as_array().map(Vec::len), Some(length), "{line}");
     }
     assert_eq!(send_authorized(&wecom, "GET /cgi-bin/user/list?department_id=9", "").await.errcode(), 60123);
     assert_eq!(send_authorized(&wecom, "GET /cgi-bin/department/list?id=x", "").await.errcode(), 60123);
@@ -64,8 +64,8 @@ async fn directory_changes_are_validated_and_applied() {
         ("POST /cgi-bin/tag/create", r#"{"tagname":"夜班"}"#, 0),
         ("POST /cgi-bin/tag/create", r#"{"tagname":"夜班"}"#, 40071),
         ("POST /cgi-bin/tag/update", r#"{"tagid":3,"tagname":"早班"}"#, 0),
-        ("POST /cgi-bin/tag/addtagusers", r#"{"tagid":3,"userlist":["new","nobody"]}"#, 0),
-        ("POST /cgi-bin/tag/addtagusers", r#"{"tagid":3,"userlist":["nobody"]}"#, 40070),
+        ("POST /cgi-bin/tag/addtagusers", r#"{"tagid":3,"userlist":["new","unknown"]}"#, 0),
+        ("POST /cgi-bin/tag/addtagusers", r#"{"tagid":3,"userlist":["unknown"]}"#, 40070),
         ("POST /cgi-bin/tag/addtagusers", r#"{"tagid":99,"userlist":["new"]}"#, 40068),
     ] {
         assert_eq!(send_authorized(&wecom, line, body).await.errcode(), errcode, "{line} {body}");
@@ -91,10 +91,10 @@ async fn directory_changes_are_validated_and_applied() {
 #[tokio::test]
 async fn messages_are_validated_and_stored() {
     let wecom = start_simulator().await;
-    let good = r#"{"touser":"lisi|nobody","msgtype":"text","agentid":1000002,"text":{"content":"你好"}}"#;
-    let got = send_authorized(&wecom, "POST /cgi-bin/message/send", good).await;
-    assert_eq!((got.errcode(), got.json()["invaliduser"].as_str()), (0, Some("nobody")));
-    assert!(got.json()["msgid"].is_string());
+    let valid = r#"{"touser":"lisi|unknown","msgtype":"text","agentid":1000002,"text":{"content":"你好"}}"#;
+    let response = send_authorized(&wecom, "POST /cgi-bin/message/send", valid).await;
+    assert_eq!((response.errcode(), response.json()["invaliduser"].as_str()), (0, Some("unknown")));
+    assert!(response.json()["msgid"].is_string());
     for (body, errcode) in [
         ("", 40035),
         ("{", 40035),
@@ -113,11 +113,11 @@ async fn messages_are_validated_and_stored() {
     }
     let long = vec![b' '; (2 << 20) + 1];
     assert_eq!(send_authorized(&wecom, "POST /cgi-bin/message/send", long).await.errcode(), 45001);
-    let hook = "POST /cgi-bin/webhook/send?key=";
+    let webhook_line = "POST /cgi-bin/webhook/send?key=";
     let key = "00000000-1111-2222-3333-444444444444";
-    let note = r#"{"msgtype":"markdown","markdown":{"content":"**up**"}}"#;
-    assert_eq!(send(&wecom, request(&format!("{hook}{key}"), note)).await.unwrap().errcode(), 0);
-    assert_eq!(send(&wecom, request(&format!("{hook}x"), note)).await.unwrap().errcode(), 93000);
+    let message = r#"{"msgtype":"markdown","markdown":{"content":"**up**"}}"#;
+    assert_eq!(send(&wecom, request(&format!("{webhook_line}{key}"), message)).await.unwrap().errcode(), 0);
+    assert_eq!(send(&wecom, request(&format!("{webhook_line}x"), message)).await.unwrap().errcode(), 93000);
     let messages = wecom.messages();
     assert_eq!(messages.len(), 2);
     assert_eq!(
@@ -138,25 +138,30 @@ async fn uploaded_file_downloads_complete_and_by_range() {
     body.extend_from_slice(&file);
     body.extend_from_slice(b"\r\n--xx--\r\n");
     let upload = |kind: &str| {
-        let mut up =
+        let mut upload =
             request(&format!("POST /cgi-bin/media/upload?access_token={token}&type={kind}"), body.clone());
-        up.headers_mut().insert("content-type", "multipart/form-data; boundary=xx".parse().unwrap());
-        up
+        upload.headers_mut().insert("content-type", "multipart/form-data; boundary=xx".parse().unwrap());
+        upload
     };
     assert_eq!(send(&wecom, upload("poem")).await.unwrap().errcode(), 40004);
-    let up = send(&wecom, upload("file")).await.unwrap().json();
-    assert_eq!((&up["errcode"], &up["type"]), (&0.into(), &"file".into()));
-    assert!(up["created_at"].as_str().unwrap().parse::<u64>().is_ok());
-    let line =
-        format!("GET /cgi-bin/media/get?media_id={}&access_token={token}", up["media_id"].as_str().unwrap());
-    let down = call(&wecom, &line).await;
-    assert_eq!((down.status, &down.body), (StatusCode::OK, &file));
-    assert_eq!((down.header("content-type"), down.header("error-code")), ("application/pdf", "0"));
-    assert_eq!(down.headers["content-disposition"].as_bytes(), "attachment; filename=\"记.pdf\"".as_bytes());
+    let upload = send(&wecom, upload("file")).await.unwrap().json();
+    assert_eq!((&upload["errcode"], &upload["type"]), (&0.into(), &"file".into()));
+    assert!(upload["created_at"].as_str().unwrap().parse::<u64>().is_ok());
+    let line = format!(
+        "GET /cgi-bin/media/get?media_id={}&access_token={token}",
+        upload["media_id"].as_str().unwrap()
+    );
+    let download = call(&wecom, &line).await;
+    assert_eq!((download.status, &download.body), (StatusCode::OK, &file));
+    assert_eq!((download.header("content-type"), download.header("error-code")), ("application/pdf", "0"));
+    assert_eq!(
+        download.headers["content-disposition"].as_bytes(),
+        "attachment; filename=\"记.pdf\"".as_bytes()
+    );
     let ranged = |range: &str| {
-        let mut down = request(&line, "");
-        down.headers_mut().insert("range", range.parse().unwrap());
-        down
+        let mut download = request(&line, "");
+        download.headers_mut().insert("range", range.parse().unwrap());
+        download
     };
     let part = send(&wecom, ranged("bytes=1000-1999")).await.unwrap();
     assert_eq!((part.status, &part.body[..]), (StatusCode::PARTIAL_CONTENT, &file[1000..2000]));
@@ -178,17 +183,17 @@ async fn generated_file_matches_its_pattern_at_every_offset() {
         "GET /cgi-bin/media/get?media_id=generated-1000000&access_token={}",
         fetch_token(&wecom).await
     );
-    let whole = call(&wecom, &line).await;
-    assert_eq!((whole.header("content-length"), whole.body.len()), ("1000000", 1_000_000));
-    let mut at = 0;
-    while at < whole.body.len() {
-        let expected = generated_bytes(at as u64, whole.body.len() - at);
-        assert_eq!(whole.body[at..at + expected.len()], expected);
-        at += expected.len();
+    let complete = call(&wecom, &line).await;
+    assert_eq!((complete.header("content-length"), complete.body.len()), ("1000000", 1_000_000));
+    let mut offset = 0;
+    while offset < complete.body.len() {
+        let expected = generated_bytes(offset as u64, complete.body.len() - offset);
+        assert_eq!(complete.body[offset..offset + expected.len()], expected);
+        offset += expected.len();
     }
-    let mut down = request(&line, "");
-    down.headers_mut().insert("range", "bytes=999990-".parse().unwrap());
-    assert_eq!(send(&wecom, down).await.unwrap().body, generated_bytes(999_990, 10));
+    let mut ranged = request(&line, "");
+    ranged.headers_mut().insert("range", "bytes=999990-".parse().unwrap());
+    assert_eq!(send(&wecom, ranged).await.unwrap().body, generated_bytes(999_990, 10));
     let head = call(&wecom, &line.replace("GET", "HEAD")).await;
     assert_eq!((head.header("content-length"), head.body.len()), ("1000000", 0));
 }
@@ -220,12 +225,12 @@ async fn echo_omits_the_token() {
     let wecom = start_simulator().await;
     let token = fetch_token(&wecom).await;
     let line = format!("PATCH /cgi-bin/simulator/echo?&a=%20b+c&access_token={token}&z");
-    let got = send(&wecom, request(&line, "abc")).await.unwrap();
-    let json = got.json();
+    let response = send(&wecom, request(&line, "abc")).await.unwrap();
+    let json = response.json();
     assert_eq!((&json["method"], &json["query"]), (&"PATCH".into(), &"&a=%20b+c&access_token=&z".into()));
     assert_eq!(json["body_sha256"], "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
     assert_eq!((&json["body_bytes"], &json["headers"][0][1]), (&3.into(), &"qyapi.weixin.qq.com".into()));
-    assert!(!String::from_utf8_lossy(&got.body).contains(&token));
+    assert!(!String::from_utf8_lossy(&response.body).contains(&token));
     let records = wecom.requests();
     assert_eq!(records[0].query, "corpid=ww1234567890abcdef&corpsecret=***");
     let record = &records[1];
@@ -233,8 +238,9 @@ async fn echo_omits_the_token() {
     assert_eq!((record.agent.as_deref(), record.token, record.errcode), (Some("hr"), Some(1), Some(0)));
     assert_eq!((record.body_bytes, record.header_values("host")), (3, vec!["qyapi.weixin.qq.com"]));
     assert_eq!(record.body_sha256.as_deref(), json["body_sha256"].as_str());
-    let open = call(&wecom, "GET /cgi-bin/service/echo?suite_access_token=s&access_token=other").await;
-    assert_eq!(open.json()["query"], "suite_access_token=s&access_token=");
-    let lost = call(&wecom, "GET /cgi-bin/no/such/call").await;
-    assert_eq!((lost.status, lost.body.len()), (StatusCode::NOT_FOUND, 0));
+    let without_token =
+        call(&wecom, "GET /cgi-bin/service/echo?suite_access_token=s&access_token=other").await;
+    assert_eq!(without_token.json()["query"], "suite_access_token=s&access_token=");
+    let unknown = call(&wecom, "GET /cgi-bin/no/such/call").await;
+    assert_eq!((unknown.status, unknown.body.len()), (StatusCode::NOT_FOUND, 0));
 }

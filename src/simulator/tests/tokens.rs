@@ -5,18 +5,18 @@ use super::*;
 #[tokio::test]
 async fn gettoken_repeats_the_token_while_it_is_valid() {
     let wecom = start_simulator().await;
-    let got = call(&wecom, &format!("GET /cgi-bin/gettoken?{HR_CREDENTIALS}")).await;
+    let response = call(&wecom, &format!("GET /cgi-bin/gettoken?{HR_CREDENTIALS}")).await;
     let token = fetch_token(&wecom).await;
     let text = format!(r#"{{"errcode":0,"errmsg":"ok","access_token":"{token}","expires_in":7200}}"#);
-    assert_eq!(got.body, text);
-    assert_eq!(got.header("content-type"), "application/json; charset=UTF-8");
-    assert_eq!((got.header("error-code"), got.header("error-msg")), ("0", "ok"));
+    assert_eq!(response.body, text);
+    assert_eq!(response.header("content-type"), "application/json; charset=UTF-8");
+    assert_eq!((response.header("error-code"), response.header("error-msg")), ("0", "ok"));
     assert_eq!(token.len(), 214);
     assert!(token.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte)));
     let posted = call(&wecom, &format!("POST /cgi-bin/gettoken?{HR_CREDENTIALS}")).await;
     assert_eq!(posted.body, text);
     assert_eq!((wecom.gettoken_count("hr").unwrap(), wecom.gettoken_count("ops").unwrap()), (3, 0));
-    assert!(wecom.gettoken_count("nobody").unwrap_err().to_string().contains("hr, ops"));
+    assert!(wecom.gettoken_count("unknown").unwrap_err().to_string().contains("hr, ops"));
 }
 
 #[tokio::test]
@@ -29,11 +29,14 @@ async fn gettoken_with_bad_credentials_returns_the_errcode() {
         ("corpid=ww0&corpsecret=x", 40013),
         ("corpid=ww1234567890abcdef&corpsecret=x", 40001),
     ] {
-        let got = call(&wecom, &format!("GET /cgi-bin/gettoken?{query}")).await;
-        assert_eq!((got.status, got.errcode()), (StatusCode::OK, errcode), "{query}");
-        assert_eq!(got.header("error-code"), errcode.to_string());
+        let response = call(&wecom, &format!("GET /cgi-bin/gettoken?{query}")).await;
+        assert_eq!((response.status, response.errcode()), (StatusCode::OK, errcode), "{query}");
+        assert_eq!(response.header("error-code"), errcode.to_string());
     }
-    assert_eq!(wecom.observe(|seen| (seen.gettoken_count(), seen.gettoken_count_of("hr"))), (5, 0));
+    assert_eq!(
+        wecom.observe(|observed| (observed.gettoken_count(), observed.gettoken_count_of("hr"))),
+        (5, 0)
+    );
 }
 
 #[tokio::test]
@@ -75,8 +78,8 @@ async fn token_expires_after_its_lifetime() {
     let settings = Settings { token_lifetime: Duration::ZERO, ..Settings::default() };
     let wecom = Simulator::start_local(settings).await.unwrap();
     let first = fetch_token(&wecom).await;
-    let got = call(&wecom, &format!("GET /cgi-bin/user/get?access_token={first}&userid=lisi")).await;
-    assert_eq!(got.errcode(), 42001);
+    let response = call(&wecom, &format!("GET /cgi-bin/user/get?access_token={first}&userid=lisi")).await;
+    assert_eq!(response.errcode(), 42001);
     assert_eq!(
         call(&wecom, &format!("GET /cgi-bin/gettoken?{HR_CREDENTIALS}")).await.json()["expires_in"],
         1
@@ -101,32 +104,32 @@ async fn revocation_under_a_thousand_requests_is_exact() {
     let token = fetch_token(&wecom).await;
     let path = "/cgi-bin/user/get";
     let line = format!("GET {path}?userid=lisi&access_token={token}");
-    let callers = (0..20).map(|_| {
+    let clients = (0..20).map(|_| {
         let (wecom, line) = (wecom.clone(), line.clone());
         tokio::spawn(async move {
             let mut sender = connect(wecom.api_addr()).await;
             let mut codes = Vec::new();
             for _ in 0..50 {
-                let answer = sender.send_request(request(&line, "")).await.unwrap();
-                codes.push(read_response(answer).await.unwrap().errcode());
+                let response = sender.send_request(request(&line, "")).await.unwrap();
+                codes.push(read_response(response).await.unwrap().errcode());
             }
             codes
         })
     });
-    let callers: Vec<_> = callers.collect();
-    wecom.wait_until(|seen| seen.executed_count("/cgi-bin/user/get") >= 100).await.unwrap();
+    let clients: Vec<_> = clients.collect();
+    wecom.wait_until(|observed| observed.executed_count("/cgi-bin/user/get") >= 100).await.unwrap();
     wecom.revoke_tokens("hr").unwrap();
     let mut codes = Vec::new();
-    for caller in callers {
-        codes.extend(caller.await.unwrap());
+    for client in clients {
+        codes.extend(client.await.unwrap());
     }
     let served = codes.iter().filter(|code| **code == 0).count() as u64;
     assert!((100..1000).contains(&served), "{served}");
     assert_eq!(codes.iter().filter(|code| **code == 40014).count() as u64, 1000 - served);
     assert_eq!(wecom.executed_count(path), served);
-    // In the order of judgement: those before the revocation, then those after it.
-    let judged: Vec<_> = wecom.requests().into_iter().filter(|record| record.path == path).collect();
-    assert!(judged.is_sorted_by_key(|record| record.errcode));
-    assert!(judged.iter().all(|record| record.executed == (record.errcode == Some(0))));
-    assert_eq!(wecom.observe(|seen| seen.errcode_count(40014)), 1000 - served);
+    // In the order of authorization: first those before the revocation, then those after it.
+    let records: Vec<_> = wecom.requests().into_iter().filter(|record| record.path == path).collect();
+    assert!(records.is_sorted_by_key(|record| record.errcode));
+    assert!(records.iter().all(|record| record.executed == (record.errcode == Some(0))));
+    assert_eq!(wecom.observe(|observed| observed.errcode_count(40014)), 1000 - served);
 }

@@ -1,4 +1,4 @@
-//! A caller who leaves, at each point of a request: the call to WeCom ends, its place is free, and nothing is kept.
+//! Client aborts at each point of a request: the call to WeCom ends, its permit is released, and nothing stays buffered.
 
 use wecom_proxy::simulator::Fault;
 
@@ -12,10 +12,10 @@ use crate::{
 };
 
 const GETTOKEN: &str = "/cgi-bin/gettoken";
-/// No time-out helps here: whatever is let go is let go because the caller left.
+/// Time-outs so long that only the abort can release resources.
 const LIMITS: &str = "max_in_flight = 1\nqueue_timeout = \"10m\"\nresponse_timeout = \"10m\"";
 
-/// Where the caller is when it leaves.
+/// The state of the request when the client aborts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum AbortPoint {
     WaitingForToken,
@@ -37,102 +37,110 @@ impl AbortPoint {
     ];
 }
 
-/// How it leaves.
+/// How the client closes its connection.
 #[derive(Clone, Copy, Debug)]
 enum AbortKind {
     Close,
     Reset,
 }
 
-async fn run_aborts(speech: UpstreamProtocol) {
+async fn run_aborts(upstream_protocol: UpstreamProtocol) {
     for point in AbortPoint::ALL {
-        for leave in [AbortKind::Close, AbortKind::Reset] {
-            let (stage, _authority) = speech.start_proxy("", LIMITS).await;
-            let name = format!("{speech}, {point:?}, {leave:?}");
-            abort_at(&stage, point, leave).await;
-            let gone = stage.wecom.wait_until(|seen| seen.in_flight() == 0).await;
-            gone.unwrap_or_else(|error| panic!("{name}: the call to WeCom goes on: {error}"));
-            let shelf = stage.app.replay_budget();
-            wait_for("an empty shelf", async || shelf.memory_used() + shelf.disk_used() == 0).await;
-            assert_eq!(stage.wecom.executed_count("/cgi-bin/simulator/sink"), 0, "{name}");
-            // The only place in flight is free again.
-            let next = ProtocolClient::new(ClientProtocol::Http11, stage.address());
+        for abort_kind in [AbortKind::Close, AbortKind::Reset] {
+            let (proxy, _authority) = upstream_protocol.start_proxy("", LIMITS).await;
+            let name = format!("{upstream_protocol}, {point:?}, {abort_kind:?}");
+            abort_at(&proxy, point, abort_kind).await;
+            let ended = proxy.wecom.wait_until(|observed| observed.in_flight() == 0).await;
+            ended.unwrap_or_else(|error| panic!("{name}: the call to WeCom is still in flight: {error}"));
+            let budget = proxy.app.replay_budget();
+            wait_for("a released replay budget", async || budget.memory_used() + budget.disk_used() == 0)
+                .await;
+            assert_eq!(proxy.wecom.executed_count("/cgi-bin/simulator/sink"), 0, "{name}");
+            // The only permit is free again.
+            let next = ProtocolClient::new(ClientProtocol::Http11, proxy.address());
             assert_eq!({ next }.request("GET", USER_GET, "").await.to_string(), "200", "{name}");
         }
     }
 }
 
-/// A caller comes to this point of a request, and leaves.
-async fn abort_at(stage: &TestProxy, point: AbortPoint, leave: AbortKind) {
+/// Sends a request up to this point, then aborts.
+async fn abort_at(proxy: &TestProxy, point: AbortPoint, abort_kind: AbortKind) {
     let get = |path: &str| format!("GET /hr{path} HTTP/1.1\r\nHost: x\r\n\r\n");
-    let mut line = RawConnection::connect(stage.address()).await;
+    let mut connection = RawConnection::connect(proxy.address()).await;
     if point != AbortPoint::WaitingForToken {
-        stage.get(USER_GET).await.assert_ok();
+        proxy.get(USER_GET).await.assert_ok();
     }
     match point {
         AbortPoint::WaitingForToken => {
-            stage.wecom.inject(Fault::hold().on_path(GETTOKEN)).expect("a fault");
-            line.send(get(ECHO)).await.expect("it is taken");
-            stage.wecom.wait_until(|seen| seen.received_count(GETTOKEN) == 1).await.expect("it arrives");
+            proxy.wecom.inject(Fault::hold().on_path(GETTOKEN)).expect("a fault");
+            connection.send(get(ECHO)).await.expect("sent");
+            proxy
+                .wecom
+                .wait_until(|observed| observed.received_count(GETTOKEN) == 1)
+                .await
+                .expect("received");
         }
         AbortPoint::Queued => {
-            stage.wecom.inject(Fault::hold().on_path(ECHO)).expect("a fault");
-            let mut first = RawConnection::connect(stage.address()).await;
-            first.send(get(ECHO)).await.expect("it is taken");
-            stage.wecom.wait_until(|seen| seen.received_count(ECHO) == 1).await.expect("it arrives");
-            line.send(get("/cgi-bin/simulator/sink")).await.expect("it is taken");
-            let places = stage.app.concurrency_limit();
-            wait_for("its turn in the row", async || places.queued() == 1).await;
-            abort(line, leave);
-            // A place that is free before this is heard of, on a connection of its own, may be taken still.
-            wait_for("an empty row", async || places.queued() == 0).await;
-            abort(first, leave);
+            proxy.wecom.inject(Fault::hold().on_path(ECHO)).expect("a fault");
+            let mut first = RawConnection::connect(proxy.address()).await;
+            first.send(get(ECHO)).await.expect("sent");
+            proxy.wecom.wait_until(|observed| observed.received_count(ECHO) == 1).await.expect("received");
+            connection.send(get("/cgi-bin/simulator/sink")).await.expect("sent");
+            let limit = proxy.app.concurrency_limit();
+            wait_for("a queued request", async || limit.queued() == 1).await;
+            abort(connection, abort_kind);
+            // The first request must hold its permit until the proxy has noticed this abort: otherwise the queued request
+            // could still get the permit.
+            wait_for("an empty queue", async || limit.queued() == 0).await;
+            abort(first, abort_kind);
             return;
         }
         AbortPoint::Uploading | AbortPoint::UploadingAgain => {
-            // WeCom need not have the body in order to refuse the token.
+            // WeCom refuses the token before it has the body.
             let refused = point == AbortPoint::UploadingAgain;
             if refused {
-                stage.wecom.revoke_tokens("hr").expect("an agent");
+                proxy.wecom.revoke_tokens("hr").expect("an agent");
             }
             let head = "Host: x\r\nContent-Length: 3000000\r\n\r\n";
-            line.send(format!("POST /hr/cgi-bin/simulator/sink HTTP/1.1\r\n{head}"))
+            connection
+                .send(format!("POST /hr/cgi-bin/simulator/sink HTTP/1.1\r\n{head}"))
                 .await
-                .expect("it is taken");
-            // Little, so that both tries wait for more.
+                .expect("sent");
+            // For the refused token too few bytes for WeCom to finish reading, so that both attempts wait for more.
             let bytes = if refused { 1000 } else { 2_000_000 };
-            line.send(vec![b'x'; bytes]).await.expect("it is taken");
+            connection.send(vec![b'x'; bytes]).await.expect("sent");
             let sink =
                 |record: &&wecom_proxy::simulator::RecordedRequest| record.path == "/cgi-bin/simulator/sink";
-            let tries = 1 + usize::from(refused);
-            let arrived = stage.wecom.wait_until(|seen| seen.requests().filter(sink).count() == tries);
-            arrived.await.expect("it arrives");
+            let attempts = 1 + usize::from(refused);
+            let arrived =
+                proxy.wecom.wait_until(|observed| observed.requests().filter(sink).count() == attempts);
+            arrived.await.expect("received");
         }
         AbortPoint::Uploaded => {
-            stage.wecom.inject(Fault::hold().on_path(ECHO)).expect("a fault");
+            proxy.wecom.inject(Fault::hold().on_path(ECHO)).expect("a fault");
             let head = "Host: x\r\nContent-Length: 300000\r\n\r\n";
-            line.send(format!("POST /hr{ECHO} HTTP/1.1\r\n{head}")).await.expect("it is taken");
-            line.send(vec![b'x'; 300_000]).await.expect("it is taken");
-            let whole = |record: &wecom_proxy::simulator::RecordedRequest| record.body_bytes == 300_000;
-            stage.wecom.wait_until(|seen| seen.requests().any(whole)).await.expect("it arrives");
+            connection.send(format!("POST /hr{ECHO} HTTP/1.1\r\n{head}")).await.expect("sent");
+            connection.send(vec![b'x'; 300_000]).await.expect("sent");
+            let complete = |record: &wecom_proxy::simulator::RecordedRequest| record.body_bytes == 300_000;
+            proxy.wecom.wait_until(|observed| observed.requests().any(complete)).await.expect("received");
         }
         AbortPoint::InResponseBody => {
-            stage.wecom.inject(Fault::stall().on_path("/cgi-bin/media/get")).expect("a fault");
-            line.send(get("/cgi-bin/media/get?media_id=generated-300000")).await.expect("it is taken");
-            assert!(line.read_head().await.starts_with("HTTP/1.1 200 "));
+            proxy.wecom.inject(Fault::stall().on_path("/cgi-bin/media/get")).expect("a fault");
+            connection.send(get("/cgi-bin/media/get?media_id=generated-300000")).await.expect("sent");
+            assert!(connection.read_head().await.starts_with("HTTP/1.1 200 "));
         }
     }
-    abort(line, leave);
+    abort(connection, abort_kind);
     if point == AbortPoint::WaitingForToken {
-        // Others may wait for the same token: the fetch itself goes on.
-        stage.wecom.release_held();
+        // The token fetch continues, because other requests may wait for the same token.
+        proxy.wecom.release_held();
     }
 }
 
-fn abort(line: RawConnection, leave: AbortKind) {
-    match leave {
-        AbortKind::Close => drop(line),
-        AbortKind::Reset => line.reset(),
+fn abort(connection: RawConnection, abort_kind: AbortKind) {
+    match abort_kind {
+        AbortKind::Close => drop(connection),
+        AbortKind::Reset => connection.reset(),
     }
 }
 

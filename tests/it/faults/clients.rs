@@ -1,4 +1,4 @@
-//! A caller of any protocol, and what it makes of an answer.
+//! A client of any protocol, and the outcome of its requests.
 
 use std::{fmt, net::SocketAddr};
 
@@ -11,7 +11,7 @@ use crate::{
     raw_http::RawConnection,
 };
 
-/// What a caller speaks.
+/// The protocol of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ClientProtocol {
     Http10,
@@ -19,12 +19,12 @@ pub(super) enum ClientProtocol {
     Http2,
 }
 
-/// What a caller was told.
+/// The outcome of a request.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum ClientOutcome {
-    /// A whole answer.
+    /// A complete response.
     Complete { status: u16, kind: String, retried: bool, body: Bytes },
-    /// An answer that is not whole, and does not look it.
+    /// A response that is incomplete and detectable as such.
     Aborted,
 }
 
@@ -47,11 +47,11 @@ impl ClientOutcome {
     }
 }
 
-/// As a table has it: `200`, `200 retried`, `502 upstream-broke`, `broken off`.
+/// As in the tables of cases: `200`, `200 retried`, `502 upstream-broke`, `aborted`.
 impl fmt::Display for ClientOutcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Aborted => f.write_str("broken off"),
+            Self::Aborted => f.write_str("aborted"),
             Self::Complete { status, retried: true, .. } => write!(f, "{status} retried"),
             Self::Complete { status, kind, .. } if kind.is_empty() => write!(f, "{status}"),
             Self::Complete { status, kind, .. } => write!(f, "{status} {kind}"),
@@ -59,7 +59,7 @@ impl fmt::Display for ClientOutcome {
     }
 }
 
-/// One connection of a caller. A broken one is replaced.
+/// A client with one connection, which is replaced after a failure.
 pub(super) struct ProtocolClient {
     protocol: ClientProtocol,
     address: SocketAddr,
@@ -86,10 +86,10 @@ impl ProtocolClient {
                 ClientProtocol::Http2 => OpenConnection::Hyper(TestClient::connect_http2(self.address).await),
             });
         }
-        self.connection.as_mut().expect("it was opened")
+        self.connection.as_mut().expect("an open connection")
     }
 
-    /// One request through the agent `hr`, and what came of it.
+    /// The outcome of one request through the agent `hr`.
     pub(super) async fn request(
         &mut self,
         method: &str,
@@ -97,12 +97,12 @@ impl ProtocolClient {
         body: impl Into<Bytes>,
     ) -> ClientOutcome {
         let body = body.into();
-        let (told, kept) = match self.connection().await {
-            OpenConnection::Raw(line) => request_http10(line, method, path, &body).await,
-            OpenConnection::Hyper(caller) => {
+        let (outcome, keep_alive) = match self.connection().await {
+            OpenConnection::Raw(connection) => request_http10(connection, method, path, &body).await,
+            OpenConnection::Hyper(client) => {
                 let request = Request::builder().method(method).uri(format!("/hr{path}"));
                 let request = request.body(body.into()).expect("a request");
-                match with_timeout(caller.send(request)).await {
+                match with_timeout(client.send(request)).await {
                     Err(_) => (ClientOutcome::Aborted, false),
                     Ok(response) => {
                         let (head, body) = response.into_parts();
@@ -121,16 +121,16 @@ impl ProtocolClient {
                 }
             }
         };
-        if !kept {
+        if !keep_alive {
             self.connection = None;
         }
-        told
+        outcome
     }
 }
 
-/// A request of HTTP/1.0, and whether its connection is kept.
+/// The outcome of an HTTP/1.0 request, and whether its connection stays open.
 async fn request_http10(
-    line: &mut RawConnection,
+    connection: &mut RawConnection,
     method: &str,
     path: &str,
     body: &[u8],
@@ -140,9 +140,9 @@ async fn request_http10(
         length => format!("Content-Length: {length}\r\n"),
     };
     let head = format!("{method} /hr{path} HTTP/1.0\r\nConnection: keep-alive\r\n{length}\r\n");
-    // A proxy that answers early may close before all was sent.
-    let _ = line.send([head.as_bytes(), body].concat()).await;
-    let head = line.read_head().await;
+    // A proxy that responds early may close before all is sent.
+    let _ = connection.send([head.as_bytes(), body].concat()).await;
+    let head = connection.read_head().await;
     if !head.ends_with("\r\n\r\n") {
         return (ClientOutcome::Aborted, false);
     }
@@ -154,13 +154,13 @@ async fn request_http10(
     }
     let length = headers.get("content-length").map(|value| value.to_str().expect("digits").parse::<usize>());
     let bodiless = method == "HEAD" || matches!(status, 204 | 304);
-    let (body, kept) = match length {
+    let (body, keep_alive) = match length {
         _ if bodiless => (Vec::new(), true),
-        Some(length) => match line.try_read_exact(length.expect("a number")).await {
+        Some(length) => match connection.try_read_exact(length.expect("a number")).await {
             Some(body) => (body, true),
             None => return (ClientOutcome::Aborted, false),
         },
-        None => match line.read_to_end().await {
+        None => match connection.read_to_end().await {
             (body, Ok(())) => (body, false),
             (_, Err(_)) => return (ClientOutcome::Aborted, false),
         },
@@ -168,6 +168,6 @@ async fn request_http10(
     let says_close = headers.get("connection").is_none_or(|value| value != "keep-alive");
     (
         ClientOutcome::complete(StatusCode::from_u16(status).expect("a status"), &headers, body.into()),
-        kept && !says_close,
+        keep_alive && !says_close,
     )
 }

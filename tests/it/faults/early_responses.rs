@@ -1,4 +1,4 @@
-//! An upstream that answers before the upload has ended.
+//! An upstream that responds before the upload is complete.
 
 use super::{
     UpstreamProtocol,
@@ -11,64 +11,80 @@ use crate::{
 };
 use wecom_proxy::simulator::Fault;
 
-/// More than the sockets on the way hold.
+/// More than the socket buffers on the path hold.
 const LARGE_BODY_BYTES: usize = 12 << 20;
-/// They hold this.
+/// Less than the socket buffers on the path hold.
 const SMALL_BODY_BYTES: usize = 100_000;
 
 struct EarlyCase {
     response: Vec<u8>,
     expected: &'static str,
-    /// How often the request reaches the upstream.
+    /// Number of attempts that reach the upstream.
     upstream_requests: usize,
 }
 
 fn cases() -> Vec<EarlyCase> {
-    let case = |said: &[u8], told, heard| EarlyCase {
-        response: said.to_vec(),
-        expected: told,
-        upstream_requests: heard,
+    let case = |response: &[u8], expected, upstream_requests| EarlyCase {
+        response: response.to_vec(),
+        expected,
+        upstream_requests,
     };
     let too_large = b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 5\r\n\r\nlarge";
     vec![
         case(&json_response("{\"errcode\":0}"), "200", 1),
         case(too_large, "413", 1),
         case(&json_response("{\"errcode\":45001,\"errmsg\":\"media size out of limit\"}"), "200", 1),
-        // The second attempt is taken, and judged, to its end.
+        // The response to the second attempt is final.
         case(&json_response("{\"errcode\":40014,\"errmsg\":\"invalid access_token\"}"), "200 retried", 2),
     ]
 }
 
-async fn run_cases(tongue: ClientProtocol) {
-    let peer = ScriptedUpstream::new().await;
-    let bounds = "max_in_flight = 1\nresponse_timeout = \"20s\"\n[replay]\nmemory = \"1MiB\"\n[admin]";
-    let stage = TestProxy::start_with_upstream(peer.address, &OPEN_CONFIG.replace("[admin]", bounds)).await;
-    let well = vec![Step::ReadBody, Step::Send(json_response("{\"errcode\":0}"))];
-    // An upstream that reads no more after its answer is left; one that reads on may be asked again, and has
-    // to answer then.
-    for (length, then) in [
+async fn run_cases(client_protocol: ClientProtocol) {
+    let upstream = ScriptedUpstream::new().await;
+    let settings = "max_in_flight = 1\nresponse_timeout = \"20s\"\n[replay]\nmemory = \"1MiB\"\n[admin]";
+    let proxy =
+        TestProxy::start_with_upstream(upstream.address, &OPEN_CONFIG.replace("[admin]", settings)).await;
+    let success_steps = vec![Step::ReadBody, Step::Send(json_response("{\"errcode\":0}"))];
+    // The connection of an upstream that stops reading after its response is closed; one that reads on may get the
+    // next request, and must respond to it.
+    for (length, next_step) in [
         (SMALL_BODY_BYTES, Step::ReadBody),
         (LARGE_BODY_BYTES, Step::ReadBody),
         (LARGE_BODY_BYTES, Step::Hang),
     ] {
-        for EarlyCase { response: said, expected: told, upstream_requests: heard } in cases() {
-            let name = format!("{tongue:?}, {length}, {:?}, then {then:?}", String::from_utf8_lossy(&said));
-            peer.take_request_lines();
-            peer.set_steps_once_then(vec![Step::Send(said), then.clone()], well.clone());
-            // A connection on which a request was not taken to its end is closed.
-            let mut asker = ProtocolClient::new(tongue, stage.address());
-            assert_eq!(asker.request("PUT", CASE_PATH, vec![b'x'; length]).await.to_string(), told, "{name}");
-            assert_eq!(peer.take_request_lines().len(), heard, "{name}");
-            let next =
-                ProtocolClient::new(tongue, stage.address()).request("POST", "/cgi-bin/next/1?", "{}").await;
-            let shown = String::from_utf8_lossy(next.body());
-            assert!(shown.contains("/cgi-bin/next/1?"), "{name}: {next:?}");
-            let heard = peer.take_request_lines();
-            assert!(heard.len() == 1 && heard[0].starts_with("POST /cgi-bin/next/1?"), "{name}: {heard:?}");
+        for EarlyCase { response, expected, upstream_requests } in cases() {
+            let name = format!(
+                "{client_protocol:?}, {length}, {:?}, then {next_step:?}",
+                String::from_utf8_lossy(&response)
+            );
+            upstream.take_request_lines();
+            upstream
+                .set_steps_once_then(vec![Step::Send(response), next_step.clone()], success_steps.clone());
+            // A connection whose request was not read to its end is closed.
+            let mut client = ProtocolClient::new(client_protocol, proxy.address());
+            assert_eq!(
+                client.request("PUT", CASE_PATH, vec![b'x'; length]).await.to_string(),
+                expected,
+                "{name}"
+            );
+            assert_eq!(upstream.take_request_lines().len(), upstream_requests, "{name}");
+            let next = ProtocolClient::new(client_protocol, proxy.address())
+                .request("POST", "/cgi-bin/next/1?", "{}")
+                .await;
+            let body = String::from_utf8_lossy(next.body());
+            assert!(body.contains("/cgi-bin/next/1?"), "{name}: {next:?}");
+            let request_lines = upstream.take_request_lines();
+            assert!(
+                request_lines.len() == 1 && request_lines[0].starts_with("POST /cgi-bin/next/1?"),
+                "{name}: {request_lines:?}"
+            );
         }
     }
-    let shelf = stage.app.replay_budget();
-    crate::harness::wait_for("an empty shelf", async || shelf.memory_used() + shelf.disk_used() == 0).await;
+    let budget = proxy.app.replay_budget();
+    crate::harness::wait_for("a released replay budget", async || {
+        budget.memory_used() + budget.disk_used() == 0
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -83,36 +99,40 @@ async fn early_response_reaches_an_http2_client() {
 
 #[tokio::test]
 async fn early_response_of_an_http2_upstream_reaches_the_client() {
-    for tongue in [ClientProtocol::Http11, ClientProtocol::Http2] {
-        let (stage, _authority) = UpstreamProtocol::Http2.start_proxy("", "max_in_flight = 1").await;
-        let asker = || ProtocolClient::new(tongue, stage.address());
-        assert_eq!(asker().request("GET", USER_GET, "").await.to_string(), "200");
-        stage.wecom.inject(Fault::errcode(45009).on_path(ECHO).times(1)).expect("a fault");
-        let told = asker().request("POST", ECHO, vec![b'x'; LARGE_BODY_BYTES]).await;
-        assert!(String::from_utf8_lossy(told.body()).contains("45009"), "{tongue:?}: {told:?}");
-        stage.wecom.inject(Fault::status(413).on_path(ECHO).times(1)).expect("a fault");
-        let told = asker().request("POST", ECHO, vec![b'x'; LARGE_BODY_BYTES]).await;
-        assert_eq!(told.to_string(), "413", "{tongue:?}");
-        assert_eq!(asker().request("POST", ECHO, "{}").await.to_string(), "200", "{tongue:?}");
+    for client_protocol in [ClientProtocol::Http11, ClientProtocol::Http2] {
+        let (proxy, _authority) = UpstreamProtocol::Http2.start_proxy("", "max_in_flight = 1").await;
+        let client = || ProtocolClient::new(client_protocol, proxy.address());
+        assert_eq!(client().request("GET", USER_GET, "").await.to_string(), "200");
+        proxy.wecom.inject(Fault::errcode(45009).on_path(ECHO).times(1)).expect("a fault");
+        let outcome = client().request("POST", ECHO, vec![b'x'; LARGE_BODY_BYTES]).await;
+        assert!(
+            String::from_utf8_lossy(outcome.body()).contains("45009"),
+            "{client_protocol:?}: {outcome:?}"
+        );
+        proxy.wecom.inject(Fault::status(413).on_path(ECHO).times(1)).expect("a fault");
+        let outcome = client().request("POST", ECHO, vec![b'x'; LARGE_BODY_BYTES]).await;
+        assert_eq!(outcome.to_string(), "413", "{client_protocol:?}");
+        assert_eq!(client().request("POST", ECHO, "{}").await.to_string(), "200", "{client_protocol:?}");
     }
 }
 
 #[tokio::test]
 async fn early_response_of_an_http2_upstream_closes_the_connection() {
-    let (stage, _authority) = UpstreamProtocol::Http2.start_proxy("", "max_in_flight = 1").await;
-    assert_eq!(stage.get(USER_GET).await.status, 200);
-    stage.wecom.inject(Fault::errcode(45009).on_path(ECHO).times(1)).expect("a fault");
-    let mut line = RawConnection::connect(stage.address()).await;
+    let (proxy, _authority) = UpstreamProtocol::Http2.start_proxy("", "max_in_flight = 1").await;
+    assert_eq!(proxy.get(USER_GET).await.status, 200);
+    proxy.wecom.inject(Fault::errcode(45009).on_path(ECHO).times(1)).expect("a fault");
+    let mut connection = RawConnection::connect(proxy.address()).await;
     let half = "x".repeat(SMALL_BODY_BYTES / 2);
-    line.send(format!(
-        "POST /hr{ECHO} HTTP/1.1\r\nHost: x\r\nContent-Length: {SMALL_BODY_BYTES}\r\n\r\n{half}"
-    ))
-    .await
-    .expect("half");
-    let (head, body) = line.read_response().await;
+    connection
+        .send(format!(
+            "POST /hr{ECHO} HTTP/1.1\r\nHost: x\r\nContent-Length: {SMALL_BODY_BYTES}\r\n\r\n{half}"
+        ))
+        .await
+        .expect("half of the body");
+    let (head, body) = connection.read_response().await;
     assert!(head.contains("\r\nconnection: close\r\n"), "{head}");
     assert!(body.contains("45009"), "{body}");
-    line.send(half).await.expect("a client that takes no notice");
-    let (more, end) = line.read_to_end().await;
-    assert!(more.is_empty() && end.is_ok(), "{end:?}: {}", String::from_utf8_lossy(&more));
+    connection.send(half).await.expect("sent after the response");
+    let (rest, end) = connection.read_to_end().await;
+    assert!(rest.is_empty() && end.is_ok(), "{end:?}: {}", String::from_utf8_lossy(&rest));
 }

@@ -1,4 +1,5 @@
-//! Answers that are none, or not one: what the caller is told of each, and that the next answer is its own.
+//! Invalid, truncated and surplus upstream responses: the client's outcome of each, and that the next request gets its own
+//! response.
 
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use super::{
 };
 use crate::harness::{OPEN_CONFIG, TestProxy};
 
-/// What is said, what becomes of the connection, and what a caller is told.
+/// A response, the step after it, and the client's outcome.
 struct ResponseCase {
     method: &'static str,
     response: Vec<u8>,
@@ -18,58 +19,65 @@ struct ResponseCase {
     body: &'static [u8],
 }
 
-fn get_case(said: impl AsRef<[u8]>, then: Option<Step>, told: &'static str) -> ResponseCase {
-    ResponseCase { method: "GET", response: said.as_ref().to_vec(), then, expected: told, body: b"" }
+fn get_case(response: impl AsRef<[u8]>, then: Option<Step>, expected: &'static str) -> ResponseCase {
+    ResponseCase { method: "GET", response: response.as_ref().to_vec(), then, expected, body: b"" }
 }
 
-/// A sound answer, with something behind it that nobody asked for.
-fn valid_case(method: &'static str, said: &str, told: &'static str, body: &'static str) -> ResponseCase {
+/// A valid response, possibly followed by surplus bytes.
+fn valid_case(
+    method: &'static str,
+    response: &str,
+    expected: &'static str,
+    body: &'static str,
+) -> ResponseCase {
     ResponseCase {
         method,
-        response: said.as_bytes().to_vec(),
+        response: response.as_bytes().to_vec(),
         then: None,
-        expected: told,
+        expected,
         body: body.as_bytes(),
     }
 }
 
-/// Plays each case, and asks for something else on the same connection after it.
-async fn run_cases(tongue: ClientProtocol, cases: Vec<ResponseCase>) {
-    let peer = ScriptedUpstream::new().await;
-    // No time-out ends a case that is not about one.
-    let falls_silent = |case: &ResponseCase| {
+/// Runs each case, then sends another request on the same client connection.
+async fn run_cases(client_protocol: ClientProtocol, cases: Vec<ResponseCase>) {
+    let upstream = ScriptedUpstream::new().await;
+    // Only cases of a stalled upstream may end by a time-out.
+    let stalls = |case: &ResponseCase| {
         matches!(case.then, Some(Step::ReadOnly)) || case.expected == "504 upstream-timeout"
     };
-    let wait = if cases.iter().any(falls_silent) { "2s" } else { "10m" };
-    let times =
-        format!("response_timeout = \"{wait}\"\nbody_timeout = \"{wait}\"\nmax_in_flight = 1\n[admin]");
-    let stage = TestProxy::start_with_upstream(peer.address, &OPEN_CONFIG.replace("[admin]", &times)).await;
-    let mut asker = ProtocolClient::new(tongue, stage.address());
-    for (nth, case) in cases.into_iter().enumerate() {
-        let shown = String::from_utf8_lossy(&case.response[..case.response.len().min(120)]).into_owned();
-        let name = format!("{tongue:?}, {} {shown:?}, then {:?}", case.method, case.then);
-        assert_next_request_served(&mut asker, nth * 2).await;
-        peer.set_steps([Step::Send(case.response)].into_iter().chain(case.then).collect());
-        peer.take_request_lines();
-        let told = asker.request(case.method, CASE_PATH, "").await;
-        assert_eq!(told.to_string(), case.expected, "{name}: {told:?}");
-        assert_eq!(peer.take_request_lines().len(), 1, "{name}");
-        let own = matches!(&told, ClientOutcome::Complete { kind, .. } if !kind.is_empty());
-        if !own {
-            assert_eq!(told.body(), case.body, "{name}");
+    let upstream_timeout = if cases.iter().any(stalls) { "2s" } else { "10m" };
+    let settings = format!(
+        "response_timeout = \"{upstream_timeout}\"\nbody_timeout = \"{upstream_timeout}\"\nmax_in_flight = 1\n[admin]"
+    );
+    let proxy =
+        TestProxy::start_with_upstream(upstream.address, &OPEN_CONFIG.replace("[admin]", &settings)).await;
+    let mut client = ProtocolClient::new(client_protocol, proxy.address());
+    for (index, case) in cases.into_iter().enumerate() {
+        let response = String::from_utf8_lossy(&case.response[..case.response.len().min(120)]).into_owned();
+        let name = format!("{client_protocol:?}, {} {response:?}, then {:?}", case.method, case.then);
+        assert_next_request_served(&mut client, index * 2).await;
+        upstream.set_steps([Step::Send(case.response)].into_iter().chain(case.then).collect());
+        upstream.take_request_lines();
+        let outcome = client.request(case.method, CASE_PATH, "").await;
+        assert_eq!(outcome.to_string(), case.expected, "{name}: {outcome:?}");
+        assert_eq!(upstream.take_request_lines().len(), 1, "{name}");
+        let is_proxy_error = matches!(&outcome, ClientOutcome::Complete { kind, .. } if !kind.is_empty());
+        if !is_proxy_error {
+            assert_eq!(outcome.body(), case.body, "{name}");
         }
-        assert!(!String::from_utf8_lossy(told.body()).contains("TOKEN-OF"), "{name}: {told:?}");
-        assert_next_request_served(&mut asker, nth * 2 + 1).await;
+        assert!(!String::from_utf8_lossy(outcome.body()).contains("TOKEN-OF"), "{name}: {outcome:?}");
+        assert_next_request_served(&mut client, index * 2 + 1).await;
     }
 }
 
-async fn assert_next_request_served(asker: &mut ProtocolClient, nth: usize) {
-    let told = asker.request("POST", &format!("/cgi-bin/next/{nth}?"), "{}").await;
-    let shown = String::from_utf8_lossy(told.body());
-    assert!(shown.contains(&format!("/cgi-bin/next/{nth}?")), "{told:?}");
+async fn assert_next_request_served(client: &mut ProtocolClient, index: usize) {
+    let outcome = client.request("POST", &format!("/cgi-bin/next/{index}?"), "{}").await;
+    let body = String::from_utf8_lossy(outcome.body());
+    assert!(body.contains(&format!("/cgi-bin/next/{index}?")), "{outcome:?}");
 }
 
-/// Plays the cases to callers of every protocol.
+/// Runs the cases with clients of every protocol.
 async fn run_for_all_protocols(cases: impl Fn() -> Vec<ResponseCase>) {
     tokio::join!(
         run_cases(ClientProtocol::Http10, cases()),
@@ -78,18 +86,20 @@ async fn run_for_all_protocols(cases: impl Fn() -> Vec<ResponseCase>) {
     );
 }
 
-/// The same with cases that each wait for a time-out: all of them at once.
+/// Runs all cases concurrently, because each waits for a time-out.
 async fn run_each_concurrently(cases: impl Fn() -> Vec<ResponseCase>) {
-    let tongues = [ClientProtocol::Http10, ClientProtocol::Http11, ClientProtocol::Http2];
+    let client_protocols = [ClientProtocol::Http10, ClientProtocol::Http11, ClientProtocol::Http2];
     run_concurrently(
-        tongues.iter().flat_map(|tongue| cases().into_iter().map(|case| run_cases(*tongue, vec![case]))),
+        client_protocols.iter().flat_map(|client_protocol| {
+            cases().into_iter().map(|case| run_cases(*client_protocol, vec![case]))
+        }),
     )
     .await;
 }
 
 #[rustfmt::skip]
 fn invalid_responses() -> Vec<ResponseCase> {
-    let broke = |said: &[u8]| get_case(said, Some(Step::Close), "502 upstream-broke");
+    let broke = |response: &[u8]| get_case(response, Some(Step::Close), "502 upstream-broke");
     let ok = |lines: &str| broke(format!("HTTP/1.1 200 OK\r\n{lines}").as_bytes());
     let many = "X: y\r\n".repeat(200);
     vec![
@@ -138,15 +148,15 @@ async fn invalid_response_returns_upstream_broke() {
 
 #[rustfmt::skip]
 fn silent_upstreams() -> Vec<ResponseCase> {
-    let late = |said: &str| get_case(said, Some(Step::ReadOnly), "504 upstream-timeout");
-    let drips = |said: &str| get_case("", Some(Step::SendSlowly(said.as_bytes().to_vec(), Duration::from_millis(10))), "504 upstream-timeout");
+    let stalled = |response: &str| get_case(response, Some(Step::ReadOnly), "504 upstream-timeout");
+    let slow = |response: &str| get_case("", Some(Step::SendSlowly(response.as_bytes().to_vec(), Duration::from_millis(10))), "504 upstream-timeout");
     vec![
-        late(""),
-        late("HTTP/1.1 200 OK\r\nContent-Le"),
-        late("HTTP/1.1 100 Continue\r\n\r\n"),
-        late("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 20\r\n\r\n{\"errcode\""),
-        // A head that moves and never ends is no answer either.
-        drips(&format!("HTTP/1.1 200 OK\r\n{}", "X-More: y\r\n".repeat(60))),
+        stalled(""),
+        stalled("HTTP/1.1 200 OK\r\nContent-Le"),
+        stalled("HTTP/1.1 100 Continue\r\n\r\n"),
+        stalled("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 20\r\n\r\n{\"errcode\""),
+        // A head that is received slowly times out too.
+        slow(&format!("HTTP/1.1 200 OK\r\n{}", "X-More: y\r\n".repeat(60))),
     ]
 }
 
@@ -157,7 +167,7 @@ async fn incomplete_response_returns_upstream_timeout() {
 
 #[rustfmt::skip]
 fn truncated_bodies() -> Vec<ResponseCase> {
-    let png = |lines: &str, then| get_case(format!("HTTP/1.1 200 OK\r\nContent-Type: image/png\r\n{lines}"), Some(then), "broken off");
+    let png = |lines: &str, then| get_case(format!("HTTP/1.1 200 OK\r\nContent-Type: image/png\r\n{lines}"), Some(then), "aborted");
     let chunked = |chunks: &str, then| png(&format!("Transfer-Encoding: chunked\r\n\r\n{chunks}"), then);
     let mut cases = Vec::new();
     for then in [Step::Close, Step::Reset] {
@@ -178,7 +188,7 @@ fn truncated_bodies() -> Vec<ResponseCase> {
 
 #[rustfmt::skip]
 fn stalled_bodies() -> Vec<ResponseCase> {
-    let png = |lines: &str| get_case(format!("HTTP/1.1 200 OK\r\nContent-Type: image/png\r\n{lines}"), Some(Step::ReadOnly), "broken off");
+    let png = |lines: &str| get_case(format!("HTTP/1.1 200 OK\r\nContent-Type: image/png\r\n{lines}"), Some(Step::ReadOnly), "aborted");
     vec![
         png("\r\nuntil the end"),
         png("Content-Length: 10\r\n\r\nnine byte"),
@@ -198,10 +208,10 @@ async fn stalled_response_never_looks_complete() {
 
 #[rustfmt::skip]
 fn surplus_responses() -> Vec<ResponseCase> {
-    let two = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nfirstHTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nsecond";
+    let two_responses = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nfirstHTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nsecond";
     vec![
-        valid_case("GET", two, "200", "first"),
-        valid_case("POST", two, "200", "first"),
+        valid_case("GET", two_responses, "200", "first"),
+        valid_case("POST", two_responses, "200", "first"),
         valid_case("GET", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nfirst and more", "200", "first"),
         valid_case("GET", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n0\r\n\r\nHTTP/1.1 200 OK\r\n\r\n", "200", "first"),
         valid_case("HEAD", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nfirst", "200", ""),
@@ -228,16 +238,16 @@ async fn close_delimited_and_slow_responses_are_complete() {
     let html = "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n<html></html>";
     let chunked =
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n1;x=y\r\n!\r\n0\r\nX: y\r\n\r\n";
-    let every = Duration::from_millis(1);
+    let interval = Duration::from_millis(1);
     run_for_all_protocols(|| {
         vec![
             ResponseCase { then: Some(Step::Close), ..valid_case("GET", html, "200", "<html></html>") },
             ResponseCase {
-                then: Some(Step::SendSlowly(chunked.into(), every)),
+                then: Some(Step::SendSlowly(chunked.into(), interval)),
                 ..valid_case("GET", "", "200", "first!")
             },
             ResponseCase {
-                then: Some(Step::SendSlowly(chunked.into(), every)),
+                then: Some(Step::SendSlowly(chunked.into(), interval)),
                 ..valid_case("POST", "", "200", "first!")
             },
         ]

@@ -1,72 +1,74 @@
-//! A connection on which a request was taken to its end is kept, however its body came.
+//! A client connection stays open after a request that was read to its end, however its body was sent.
 
 use super::{UpstreamProtocol, run_concurrently};
 use crate::{harness::USER_GET, raw_http::RawConnection};
 
-/// Takes in nothing of what it is sent, and says how much it was.
+/// The simulator's sink call: its response contains the length of the body.
 const SINK: &str = "/cgi-bin/simulator/sink";
 
-/// How a body comes.
+/// When a body is sent.
 #[derive(Clone, Copy, Debug)]
 enum BodyTiming {
-    /// In one piece with its head.
+    /// In one write with its head.
     WithHead,
-    /// In two pieces behind it.
+    /// In two writes after the head.
     AfterHead,
-    /// When it is asked for.
+    /// After 100 (Continue).
     AfterContinue,
 }
 
-async fn upload(line: &mut RawConnection, way: BodyTiming, chunked: bool, length: usize) -> String {
+async fn upload(connection: &mut RawConnection, timing: BodyTiming, chunked: bool, length: usize) -> String {
     let body = "x".repeat(length);
     let (framing, body) = match chunked {
         true => {
-            let (one, other) = body.split_at(length / 2);
-            let chunk = |piece: &str| match piece.len() {
+            let (first, second) = body.split_at(length / 2);
+            let chunk = |part: &str| match part.len() {
                 0 => String::new(),
-                length => format!("{length:x}\r\n{piece}\r\n"),
+                length => format!("{length:x}\r\n{part}\r\n"),
             };
-            ("Transfer-Encoding: chunked".to_owned(), format!("{}{}0\r\n\r\n", chunk(one), chunk(other)))
+            ("Transfer-Encoding: chunked".to_owned(), format!("{}{}0\r\n\r\n", chunk(first), chunk(second)))
         }
         false => (format!("Content-Length: {length}"), body),
     };
-    let expect = if matches!(way, BodyTiming::AfterContinue) { "Expect: 100-continue\r\n" } else { "" };
+    let expect = if matches!(timing, BodyTiming::AfterContinue) { "Expect: 100-continue\r\n" } else { "" };
     let head = format!("POST /hr{SINK} HTTP/1.1\r\nHost: x\r\n{framing}\r\n{expect}\r\n");
-    match way {
-        BodyTiming::WithHead => line.send(head + &body).await.expect("it is taken"),
+    match timing {
+        BodyTiming::WithHead => connection.send(head + &body).await.expect("sent"),
         BodyTiming::AfterHead => {
-            let (one, other) = body.split_at(body.len() / 3);
-            for piece in [&*head, one, other] {
-                line.send(piece).await.expect("it is taken");
+            let (first, second) = body.split_at(body.len() / 3);
+            for part in [&*head, first, second] {
+                connection.send(part).await.expect("sent");
                 tokio::task::yield_now().await;
             }
         }
         BodyTiming::AfterContinue => {
-            line.send(head).await.expect("it is taken");
-            let told = line.read_head().await;
-            assert_eq!(told, "HTTP/1.1 100 Continue\r\n\r\n");
-            line.send(body).await.expect("it is taken");
+            connection.send(head).await.expect("sent");
+            let interim = connection.read_head().await;
+            assert_eq!(interim, "HTTP/1.1 100 Continue\r\n\r\n");
+            connection.send(body).await.expect("sent");
         }
     }
-    let (head, body) = line.read_response().await;
+    let (head, body) = connection.read_response().await;
     assert!(body.contains(&format!("\"body_bytes\":{length},")), "{head}{body}");
     head.to_ascii_lowercase()
 }
 
-async fn run_uploads(speech: UpstreamProtocol) {
+async fn run_uploads(upstream_protocol: UpstreamProtocol) {
     for length in [1, 100, 5000, 8192, 100_000, 3_000_000] {
-        // A token is renewed a few times only within a short time.
-        let (stage, _authority) = speech.start_proxy("", "").await;
-        assert_eq!(stage.get(USER_GET).await.status, 200);
-        let mut line = RawConnection::connect(stage.address()).await;
-        for way in [BodyTiming::WithHead, BodyTiming::AfterHead, BodyTiming::AfterContinue] {
+        // A new proxy per length, because the refresh budget limits refreshes in a short time.
+        let (proxy, _authority) = upstream_protocol.start_proxy("", "").await;
+        assert_eq!(proxy.get(USER_GET).await.status, 200);
+        let mut connection = RawConnection::connect(proxy.address()).await;
+        for timing in [BodyTiming::WithHead, BodyTiming::AfterHead, BodyTiming::AfterContinue] {
             for chunked in [false, true] {
                 for refused in [false, true] {
-                    let name = format!("{speech}: {length}, {way:?}, chunked {chunked}, refused {refused}");
+                    let name = format!(
+                        "{upstream_protocol}: {length}, {timing:?}, chunked {chunked}, refused {refused}"
+                    );
                     if refused {
-                        stage.wecom.revoke_tokens("hr").expect("an agent");
+                        proxy.wecom.revoke_tokens("hr").expect("an agent");
                     }
-                    let head = upload(&mut line, way, chunked, length).await;
+                    let head = upload(&mut connection, timing, chunked, length).await;
                     assert_eq!(head.contains("\r\nx-wecom-retried: 40014\r\n"), refused, "{name}: {head}");
                     assert!(!head.contains("\r\nconnection:"), "{name}: {head}");
                 }

@@ -1,4 +1,4 @@
-//! An upstream of HTTP/1.1 that says, byte for byte, what a story tells it to say.
+//! An HTTP/1.1 upstream that sends exactly the bytes that a test sets.
 
 use std::{
     net::SocketAddr,
@@ -13,31 +13,31 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::harness::{wait_for, with_timeout};
 
-/// The path whose calls are answered as the story wants; every other is answered well.
+/// The path of the calls that run the test's steps; every other call gets a valid response.
 pub(super) const CASE_PATH: &str = "/cgi-bin/case";
 
-/// What is done with a call, one after the other.
+/// A step of handling a call.
 #[derive(Clone, Debug)]
 pub(super) enum Step {
-    /// Says this.
+    /// Sends these bytes.
     Send(Vec<u8>),
-    /// Says this over and over, until nobody listens.
+    /// Sends these bytes repeatedly until the peer closes.
     SendForever(Vec<u8>),
-    /// Says this byte by byte, with this time between two.
+    /// Sends these bytes one by one, at this interval.
     SendSlowly(Vec<u8>, Duration),
-    /// Reads the call's body first.
+    /// Reads the body of the call.
     ReadBody,
-    /// Closes in order.
+    /// Closes the connection.
     Close,
-    /// Closes with a reset.
+    /// Closes the connection with a reset.
     Reset,
-    /// Says nothing more, and reads on until the other side closes.
+    /// Sends nothing more, and reads until the peer closes.
     ReadOnly,
-    /// Says nothing more, and reads nothing either.
+    /// Neither sends nor reads.
     Hang,
 }
 
-/// The upstream. It serves as long as its runtime lives.
+/// The upstream. It serves until its runtime is dropped.
 pub(super) struct ScriptedUpstream {
     pub(super) address: SocketAddr,
     shared: Arc<Shared>,
@@ -45,12 +45,12 @@ pub(super) struct ScriptedUpstream {
 
 #[derive(Default)]
 struct Shared {
-    /// How gettoken is answered; well, if nothing is said.
+    /// The steps for gettoken; a valid response if `None`.
     gettoken_steps: Mutex<Option<Vec<Step>>>,
-    /// How the next calls of [`CASE`] are answered; the last one stays.
+    /// The steps for the next calls of [`CASE_PATH`], the next last; the first entry stays.
     steps: Mutex<Vec<Vec<Step>>>,
     heads: Mutex<Vec<String>>,
-    /// How many tokens it has handed out.
+    /// Number of gettoken calls.
     gettoken_count: AtomicUsize,
     connections: Mutex<Vec<Weak<TcpStream>>>,
 }
@@ -64,56 +64,58 @@ impl ScriptedUpstream {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let shared = Arc::<Shared>::default();
-        let all = shared.clone();
+        let task_shared = shared.clone();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                // What is said unasked must be there before the next request, not after it.
+                // An unsolicited response must arrive before the next request.
                 stream.set_nodelay(true).expect("a socket");
                 let stream = Arc::new(stream);
-                lock(&all.connections).push(Arc::downgrade(&stream));
-                tokio::spawn(ScriptedConnection { stream, shared: all.clone(), buffer: Vec::new() }.serve());
+                lock(&task_shared.connections).push(Arc::downgrade(&stream));
+                tokio::spawn(
+                    ScriptedConnection { stream, shared: task_shared.clone(), buffer: Vec::new() }.serve(),
+                );
             }
         });
         Self { address, shared }
     }
 
-    /// Answers the calls of [`CASE`] from now on like this.
+    /// Sets the steps for all following calls of [`CASE_PATH`].
     pub(super) fn set_steps(&self, steps: Vec<Step>) {
         *lock(&self.shared.steps) = vec![steps];
     }
 
-    /// Answers the next call of [`CASE`] like the first, those after it like the second.
+    /// Sets the steps for the next call of [`CASE_PATH`], and those for the calls after it.
     pub(super) fn set_steps_once_then(&self, first: Vec<Step>, then: Vec<Step>) {
         *lock(&self.shared.steps) = vec![then, first];
     }
 
-    /// Answers gettoken from now on like this.
+    /// Sets the steps for all following gettoken calls.
     pub(super) fn set_gettoken_steps(&self, steps: Vec<Step>) {
         *lock(&self.shared.gettoken_steps) = Some(steps);
     }
 
-    /// How often gettoken was called.
+    /// Number of gettoken calls.
     pub(super) fn gettoken_count(&self) -> usize {
         self.shared.gettoken_count.load(Ordering::Relaxed)
     }
 
-    /// Says this, unasked, on every connection that is open.
+    /// Sends these bytes on every open connection, without a request.
     pub(super) async fn send_unsolicited(&self, bytes: &[u8]) {
         for stream in self.open_streams() {
             let _ = write_all(&stream, bytes).await;
         }
     }
 
-    /// Waits until no more than this many connections are open.
-    pub(super) async fn wait_for_open_connections(&self, most: usize) {
-        wait_for("closed connections", async || self.open_streams().len() <= most).await;
+    /// Waits until at most `max` connections are open.
+    pub(super) async fn wait_for_open_connections(&self, max: usize) {
+        wait_for("closed connections", async || self.open_streams().len() <= max).await;
     }
 
     fn open_streams(&self) -> Vec<Arc<TcpStream>> {
         lock(&self.shared.connections).iter().filter_map(Weak::upgrade).collect()
     }
 
-    /// What came since the last question, gettoken aside: the first line of each head.
+    /// The request lines since the last call, without gettoken.
     pub(super) fn take_request_lines(&self) -> Vec<String> {
         let heads = std::mem::take(&mut *lock(&self.shared.heads));
         let lines = heads.iter().map(|head| head.lines().next().unwrap_or_default().to_owned());
@@ -134,7 +136,7 @@ impl ScriptedConnection {
             lock(&self.shared.heads).push(head.clone());
             let target = head.split(' ').nth(1).unwrap_or_default();
             let is_gettoken = target.starts_with("/cgi-bin/gettoken?");
-            let nth =
+            let number =
                 if is_gettoken { self.shared.gettoken_count.fetch_add(1, Ordering::Relaxed) } else { 0 };
             if let Some(steps) = self.steps_for(target) {
                 for step in steps {
@@ -146,7 +148,9 @@ impl ScriptedConnection {
             }
             self.read_body(&head).await;
             let body = if is_gettoken {
-                format!("{{\"errcode\":0,\"access_token\":\"TOKEN-OF-THE-PEER-{nth}\",\"expires_in\":7200}}")
+                format!(
+                    "{{\"errcode\":0,\"access_token\":\"TOKEN-OF-THE-PEER-{number}\",\"expires_in\":7200}}"
+                )
             } else {
                 format!(
                     "{{\"errcode\":0,\"target\":\"{}\"}}",
@@ -159,7 +163,7 @@ impl ScriptedConnection {
         }
     }
 
-    /// What the story wants done with this call, if anything.
+    /// The test's steps for this call; `None` for a valid response.
     fn steps_for(&self, target: &str) -> Option<Vec<Step>> {
         if target.starts_with("/cgi-bin/gettoken?") {
             return lock(&self.shared.gettoken_steps).clone();
@@ -167,11 +171,11 @@ impl ScriptedConnection {
         if !target.starts_with(CASE_PATH) {
             return None;
         }
-        let mut plays = lock(&self.shared.steps);
-        if plays.len() > 1 { plays.pop() } else { plays.last().cloned() }
+        let mut queued_steps = lock(&self.shared.steps);
+        if queued_steps.len() > 1 { queued_steps.pop() } else { queued_steps.last().cloned() }
     }
 
-    /// Whether the connection goes on.
+    /// Runs a step; false if the connection ends.
     async fn run_step(&mut self, step: Step, head: &str) -> bool {
         match step {
             Step::Send(bytes) => write_all(&self.stream, &bytes).await.is_ok(),
@@ -179,10 +183,10 @@ impl ScriptedConnection {
                 while write_all(&self.stream, &bytes).await.is_ok() {}
                 false
             }
-            Step::SendSlowly(bytes, every) => {
-                let mut drips = tokio::time::interval(every);
+            Step::SendSlowly(bytes, period) => {
+                let mut interval = tokio::time::interval(period);
                 for byte in bytes {
-                    drips.tick().await;
+                    interval.tick().await;
                     if write_all(&self.stream, &[byte]).await.is_err() {
                         return false;
                     }
@@ -229,17 +233,17 @@ impl ScriptedConnection {
         self.buffer.drain(..length);
     }
 
-    /// Reads on; false at the end.
+    /// Reads more bytes; false at the end of the stream.
     async fn read_more(&mut self) -> bool {
-        let mut piece = [0; 64 * 1024];
+        let mut buffer = [0; 64 * 1024];
         loop {
             if self.stream.readable().await.is_err() {
                 return false;
             }
-            match self.stream.try_read(&mut piece) {
+            match self.stream.try_read(&mut buffer) {
                 Ok(0) => return false,
                 Ok(read) => {
-                    self.buffer.extend_from_slice(&piece[..read]);
+                    self.buffer.extend_from_slice(&buffer[..read]);
                     return true;
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
@@ -261,7 +265,7 @@ async fn write_all(stream: &TcpStream, mut bytes: &[u8]) -> std::io::Result<()> 
     Ok(())
 }
 
-/// An answer in JSON.
+/// A response with a JSON body.
 pub(super) fn json_response(body: &str) -> Vec<u8> {
     let length = body.len();
     format!("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}")

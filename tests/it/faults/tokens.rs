@@ -1,4 +1,4 @@
-//! What gettoken may answer, or not, and what it means for the request that waits and for the next one.
+//! Valid and invalid gettoken responses, and their effect on the waiting request and on the next one.
 
 use std::time::Duration;
 
@@ -8,18 +8,20 @@ use super::{
 };
 use crate::harness::{OPEN_CONFIG, TestProxy, TestResponse, wait_for};
 
-/// A good token's answer.
+/// A valid gettoken response.
 const VALID_GETTOKEN: &str = r#"{"errcode":0,"errmsg":"ok","access_token":"GOOD-TOKEN","expires_in":7200}"#;
 const NEXT: &str = "/cgi-bin/user/get?userid=x";
 
-/// A proxy whose gettoken is answered with this, and which waits for it no longer than it must.
+/// Starts a proxy whose gettoken runs these steps; the time-outs are short only if the upstream stalls.
 async fn start_proxy(gettoken: Vec<Step>) -> (ScriptedUpstream, TestProxy) {
-    let peer = ScriptedUpstream::new().await;
-    let wait = if matches!(gettoken.last(), Some(Step::ReadOnly)) { "2s" } else { "10m" };
-    peer.set_gettoken_steps(gettoken);
-    let times = format!("response_timeout = \"{wait}\"\nbody_timeout = \"{wait}\"\n[admin]");
-    let stage = TestProxy::start_with_upstream(peer.address, &OPEN_CONFIG.replace("[admin]", &times)).await;
-    (peer, stage)
+    let upstream = ScriptedUpstream::new().await;
+    let upstream_timeout = if matches!(gettoken.last(), Some(Step::ReadOnly)) { "2s" } else { "10m" };
+    upstream.set_gettoken_steps(gettoken);
+    let settings =
+        format!("response_timeout = \"{upstream_timeout}\"\nbody_timeout = \"{upstream_timeout}\"\n[admin]");
+    let proxy =
+        TestProxy::start_with_upstream(upstream.address, &OPEN_CONFIG.replace("[admin]", &settings)).await;
+    (upstream, proxy)
 }
 
 fn send_steps(bytes: impl Into<Vec<u8>>) -> Vec<Step> {
@@ -28,7 +30,7 @@ fn send_steps(bytes: impl Into<Vec<u8>>) -> Vec<Step> {
 
 #[tokio::test]
 async fn token_with_any_expires_in_is_used() {
-    for life in [
+    for expires_in in [
         "7200",
         "\"7200\"",
         "7200.0",
@@ -42,20 +44,20 @@ async fn token_with_any_expires_in_is_used() {
         "18446744073709551616",
         "-9223372036854775809",
     ] {
-        let body = format!("{{\"errcode\":0,\"access_token\":\"GOOD-TOKEN\",\"expires_in\":{life}}}");
-        let (peer, stage) = start_proxy(send_steps(json_response(&body))).await;
+        let body = format!("{{\"errcode\":0,\"access_token\":\"GOOD-TOKEN\",\"expires_in\":{expires_in}}}");
+        let (upstream, proxy) = start_proxy(send_steps(json_response(&body))).await;
         for _ in 0..5 {
-            assert_eq!(stage.get(NEXT).await.assert_ok().header("x-wecom-retried"), "", "{life}");
+            assert_eq!(proxy.get(NEXT).await.assert_ok().header("x-wecom-retried"), "", "{expires_in}");
         }
-        assert_eq!(peer.gettoken_count(), 1, "{life}: no renewal that is not due");
+        assert_eq!(upstream.gettoken_count(), 1, "{expires_in}: refreshed before it was due");
     }
-    let (peer, stage) = start_proxy(send_steps(json_response(r#"{"access_token":"GOOD-TOKEN"}"#))).await;
-    stage.get(NEXT).await.assert_ok();
-    stage.get(NEXT).await.assert_ok();
-    assert_eq!(peer.gettoken_count(), 1, "no expires_in at all");
+    let (upstream, proxy) = start_proxy(send_steps(json_response(r#"{"access_token":"GOOD-TOKEN"}"#))).await;
+    proxy.get(NEXT).await.assert_ok();
+    proxy.get(NEXT).await.assert_ok();
+    assert_eq!(upstream.gettoken_count(), 1, "without expires_in");
 }
 
-/// Gettoken's answers that hold no token, with a word of what the caller is told.
+/// Gettoken responses without a usable token, each with a part of the error that the client gets.
 #[rustfmt::skip]
 fn invalid_gettoken_responses() -> Vec<(Vec<Step>, &'static str)> {
     let body = |body: &str| send_steps(json_response(body));
@@ -94,64 +96,66 @@ fn invalid_gettoken_responses() -> Vec<(Vec<Step>, &'static str)> {
     ]
 }
 
-async fn assert_costs_one_request(steps: Vec<Step>, words: &str) {
-    let (peer, stage) = start_proxy(steps.clone()).await;
-    let refused = stage.get(NEXT).await;
+async fn assert_costs_one_request(steps: Vec<Step>, expected_text: &str) {
+    let (upstream, proxy) = start_proxy(steps.clone()).await;
+    let refused = proxy.get(NEXT).await;
     refused.assert_proxy_error("token-unavailable", 502, -1);
-    assert!(refused.text().contains(words), "{steps:?}: {}", refused.text());
-    for shown in ["HALF-", "a&b", "aaaaaaaa", "<html", "portal"] {
-        assert!(!refused.text().contains(shown), "{steps:?}: {}", refused.text());
+    assert!(refused.text().contains(expected_text), "{steps:?}: {}", refused.text());
+    for forbidden in ["HALF-", "a&b", "aaaaaaaa", "<html", "portal"] {
+        assert!(!refused.text().contains(forbidden), "{steps:?}: {}", refused.text());
     }
-    assert_eq!((peer.gettoken_count(), peer.take_request_lines().len()), (1, 0), "{steps:?}");
-    peer.set_gettoken_steps(send_steps(json_response(VALID_GETTOKEN)));
-    wait_for("the next try", async || stage.get(NEXT).await.status == 200).await;
-    assert_eq!(peer.gettoken_count(), 2, "{steps:?}");
+    assert_eq!((upstream.gettoken_count(), upstream.take_request_lines().len()), (1, 0), "{steps:?}");
+    upstream.set_gettoken_steps(send_steps(json_response(VALID_GETTOKEN)));
+    wait_for("the next fetch", async || proxy.get(NEXT).await.status == 200).await;
+    assert_eq!(upstream.gettoken_count(), 2, "{steps:?}");
 }
 
 #[tokio::test]
 async fn invalid_gettoken_response_fails_only_the_waiting_request() {
     run_concurrently(
-        invalid_gettoken_responses().into_iter().map(|(steps, words)| assert_costs_one_request(steps, words)),
+        invalid_gettoken_responses()
+            .into_iter()
+            .map(|(steps, expected_text)| assert_costs_one_request(steps, expected_text)),
     )
     .await;
 }
 
 #[tokio::test]
 async fn frequency_limited_gettoken_is_not_repeated() {
-    let (peer, stage) =
+    let (upstream, proxy) =
         start_proxy(send_steps(json_response(r#"{"errcode":45009,"errmsg":"api freq out of limit"}"#))).await;
     for _ in 0..20 {
-        let refused = stage.get(NEXT).await;
+        let refused = proxy.get(NEXT).await;
         refused.assert_proxy_error("token-unavailable", 502, 45009);
     }
-    assert_eq!(peer.gettoken_count(), 1);
+    assert_eq!(upstream.gettoken_count(), 1);
 }
 
 #[tokio::test]
 async fn slow_gettoken_is_sent_once_for_all_waiters() {
-    let (peer, stage) =
+    let (upstream, proxy) =
         start_proxy(vec![Step::SendSlowly(json_response(VALID_GETTOKEN), Duration::from_millis(1))]).await;
-    let stage = std::sync::Arc::new(stage);
-    for reply in crate::harness::get_concurrently(&stage, 50, NEXT).await {
-        reply.assert_ok();
+    let proxy = std::sync::Arc::new(proxy);
+    for response in crate::harness::get_concurrently(&proxy, 50, NEXT).await {
+        response.assert_ok();
     }
-    assert_eq!(peer.gettoken_count(), 1);
+    assert_eq!(upstream.gettoken_count(), 1);
 }
 
 #[tokio::test]
 async fn token_refused_repeatedly_is_refreshed_once() {
-    let (peer, stage) = start_proxy(send_steps(json_response(VALID_GETTOKEN))).await;
-    peer.set_steps(send_steps(json_response(r#"{"errcode":40014,"errmsg":"invalid access_token"}"#)));
-    let mut asked = 0;
-    for nth in 0..20 {
-        let refused: TestResponse = stage.post(CASE_PATH, "").await;
-        assert_eq!((refused.status.as_u16(), refused.errcode()), (200, 40014), "{nth}");
-        let heard = peer.take_request_lines().len();
-        assert!(heard <= 2, "{nth}: never a third");
-        asked += heard;
+    let (upstream, proxy) = start_proxy(send_steps(json_response(VALID_GETTOKEN))).await;
+    upstream.set_steps(send_steps(json_response(r#"{"errcode":40014,"errmsg":"invalid access_token"}"#)));
+    let mut total = 0;
+    for index in 0..20 {
+        let refused: TestResponse = proxy.post(CASE_PATH, "").await;
+        assert_eq!((refused.status.as_u16(), refused.errcode()), (200, 40014), "{index}");
+        let attempts = upstream.take_request_lines().len();
+        assert!(attempts <= 2, "{index}: a third attempt");
+        total += attempts;
     }
-    assert!(asked <= 22, "{asked} requests");
-    assert_eq!(peer.gettoken_count(), 2);
-    // Other paths go on meanwhile.
-    stage.get(NEXT).await.assert_ok();
+    assert!(total <= 22, "{total} requests");
+    assert_eq!(upstream.gettoken_count(), 2);
+    // Other paths are not affected.
+    proxy.get(NEXT).await.assert_ok();
 }

@@ -1,5 +1,5 @@
-//! What may reach the upstream: a parser that takes a request in canonical form and nothing else. It is written for this
-//! purpose alone, shares nothing with the proxy, and is lenient nowhere.
+//! A strict parser of upstream requests, which accepts only the canonical form. It is written only for these tests and shares
+//! no code with the proxy.
 
 use super::recorder::TOKEN;
 
@@ -8,27 +8,27 @@ use super::recorder::TOKEN;
 pub struct CanonicalRequest {
     pub method: String,
     pub target: String,
-    /// Each byte of a value as one character.
+    /// Names and values, decoded as Latin-1.
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
 }
 
 impl CanonicalRequest {
-    /// Whether it asks for a token.
+    /// Whether it is a gettoken call.
     pub fn is_gettoken(&self) -> bool {
         self.target.starts_with("/cgi-bin/gettoken?")
     }
 }
 
-/// What a connection's bytes are so far.
+/// The result of parsing the bytes of a connection.
 pub enum ParseStatus {
-    /// The beginning of a canonical request; whether its head is whole.
+    /// The beginning of a canonical request; `head` tells whether its head is complete.
     Partial { head: bool },
-    /// A canonical request, and how many bytes it takes.
+    /// A canonical request, and its length in bytes.
     Complete(CanonicalRequest, usize),
 }
 
-/// Headers that speak of the client, of its network, or of one connection.
+/// Headers about the client, its network, or a single connection.
 const FORBIDDEN_HEADERS: &[&str] = &[
     "authorization",
     "connection",
@@ -48,19 +48,19 @@ const FORBIDDEN_HEADERS: &[&str] = &[
     "x-api-key",
 ];
 
-/// Reads one request; an error says what is not canonical about it.
+/// Parses a request; the error tells what is not canonical.
 pub fn parse_request(bytes: &[u8], host: &str) -> Result<ParseStatus, String> {
     let Some(end) = find(bytes, b"\r\n\r\n") else {
         return Ok(ParseStatus::Partial { head: false });
     };
     let mut lines = split_lines(&bytes[..end + 2])?.into_iter();
-    let (method, target) = parse_request_line(lines.next().ok_or("there is no request line")?)?;
+    let (method, target) = parse_request_line(lines.next().ok_or("no request line")?)?;
     let headers = lines.map(parse_header).collect::<Result<Vec<_>, _>>()?;
-    let all = |name: &str| -> Vec<&str> {
+    let values_of = |name: &str| -> Vec<&str> {
         headers.iter().filter(|(found, _)| found == name).map(|(_, value)| value.as_str()).collect()
     };
-    if all("host") != [host] {
-        return Err(format!("its host is {:?}", all("host")));
+    if values_of("host") != [host] {
+        return Err(format!("its host is {:?}", values_of("host")));
     }
     for (name, _) in &headers {
         if FORBIDDEN_HEADERS.contains(&name.as_str())
@@ -70,38 +70,39 @@ pub fn parse_request(bytes: &[u8], host: &str) -> Result<ParseStatus, String> {
             return Err(format!("it carries {name}"));
         }
     }
-    let after = &bytes[end + 4..];
-    let (body, taken) = match (all("content-length").as_slice(), all("transfer-encoding").as_slice()) {
-        ([], []) => (Vec::new(), 0),
-        ([length], []) => {
-            let length = parse_decimal(length)?;
-            match after.get(..length) {
-                Some(body) => (body.to_vec(), length),
-                None => return Ok(ParseStatus::Partial { head: true }),
+    let rest = &bytes[end + 4..];
+    let (body, body_length) =
+        match (values_of("content-length").as_slice(), values_of("transfer-encoding").as_slice()) {
+            ([], []) => (Vec::new(), 0),
+            ([length], []) => {
+                let length = parse_decimal(length)?;
+                match rest.get(..length) {
+                    Some(body) => (body.to_vec(), length),
+                    None => return Ok(ParseStatus::Partial { head: true }),
+                }
             }
-        }
-        ([], ["chunked"]) => match parse_chunks(after)? {
-            Some(read) => read,
-            None => return Ok(ParseStatus::Partial { head: true }),
-        },
-        (lengths, codings) => return Err(format!("its framing is {lengths:?} and {codings:?}")),
-    };
-    Ok(ParseStatus::Complete(CanonicalRequest { method, target, headers, body }, end + 4 + taken))
+            ([], ["chunked"]) => match parse_chunks(rest)? {
+                Some(read) => read,
+                None => return Ok(ParseStatus::Partial { head: true }),
+            },
+            (lengths, codings) => return Err(format!("its framing is {lengths:?} and {codings:?}")),
+        };
+    Ok(ParseStatus::Complete(CanonicalRequest { method, target, headers, body }, end + 4 + body_length))
 }
 
-/// The place of the first `wanted`.
+/// The index of the first `wanted`.
 pub fn find(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
     bytes.windows(wanted.len()).position(|window| window == wanted)
 }
 
-/// Lines that end with CR LF and hold neither elsewhere.
+/// The lines of a head, which must end in CR LF and contain no other CR or LF.
 fn split_lines(head: &[u8]) -> Result<Vec<&[u8]>, String> {
     let mut lines = Vec::new();
     let mut rest = head;
     while let Some(end) = find(rest, b"\r\n") {
         let line = &rest[..end];
         if line.iter().any(|byte| matches!(byte, b'\r' | b'\n' | 0)) {
-            return Err("a line holds a bare CR, a bare LF or NUL".to_owned());
+            return Err("a line contains a bare CR, a bare LF or NUL".to_owned());
         }
         lines.push(line);
         rest = &rest[end + 2..];
@@ -115,19 +116,19 @@ fn parse_request_line(line: &[u8]) -> Result<(String, String), String> {
         return Err(format!("its request line is {:?}", String::from_utf8_lossy(line)));
     };
     if ![&b"GET"[..], b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"].contains(method) {
-        return Err("its method is none".to_owned());
+        return Err("its method is unknown".to_owned());
     }
-    // Beyond ASCII a query goes through as it came; a path never does.
+    // Non-ASCII bytes are forwarded in a query, never in a path.
     let path = target.split(|byte| *byte == b'?').next().unwrap_or(target);
     if target.iter().any(|byte| matches!(byte, ..b'!' | 0x7f | b'#')) || !path.is_ascii() {
-        return Err("its target holds what no target may".to_owned());
+        return Err("its target contains a forbidden byte".to_owned());
     }
     let target = latin1(target);
     check_target(&target)?;
     Ok((latin1(method), target))
 }
 
-/// Below the root however often it is decoded, and with the token exactly once.
+/// The path must stay below the root however often it is decoded, and the token must occur exactly once.
 fn check_target(target: &str) -> Result<(), String> {
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
     if !path.starts_with("/cgi-bin/") {
@@ -165,19 +166,19 @@ fn check_target(target: &str) -> Result<(), String> {
     }
 }
 
-/// With each percent-encoded byte as itself.
+/// Percent-decodes a text once.
 pub fn decode(text: &[u8]) -> Vec<u8> {
-    let digit = |at: usize| text.get(at).and_then(|byte| (*byte as char).to_digit(16));
-    let (mut decoded, mut at) = (Vec::new(), 0);
-    while at < text.len() {
-        match (text[at], digit(at + 1), digit(at + 2)) {
+    let digit = |index: usize| text.get(index).and_then(|byte| (*byte as char).to_digit(16));
+    let (mut decoded, mut index) = (Vec::new(), 0);
+    while index < text.len() {
+        match (text[index], digit(index + 1), digit(index + 2)) {
             (b'%', Some(high), Some(low)) => {
                 decoded.push((high * 16 + low) as u8);
-                at += 3;
+                index += 3;
             }
             (byte, ..) => {
                 decoded.push(byte);
-                at += 1;
+                index += 1;
             }
         }
     }
@@ -214,11 +215,11 @@ fn parse_decimal(text: &str) -> Result<usize, String> {
     canonical.ok_or_else(|| format!("its content-length is {text:?}"))
 }
 
-/// A chunked body and how many bytes it takes; `None` while it is not all there.
+/// A chunked body and its encoded length in bytes; `None` while it is incomplete.
 fn parse_chunks(bytes: &[u8]) -> Result<Option<(Vec<u8>, usize)>, String> {
-    let (mut body, mut at) = (Vec::new(), 0);
+    let (mut body, mut position) = (Vec::new(), 0);
     loop {
-        let rest = &bytes[at..];
+        let rest = &bytes[position..];
         let Some(end) = find(rest, b"\r\n") else {
             return Ok(None);
         };
@@ -231,12 +232,12 @@ fn parse_chunks(bytes: &[u8]) -> Result<Option<(Vec<u8>, usize)>, String> {
             return Ok(None);
         }
         if &rest[size..size + 2] != b"\r\n" {
-            return Err("a chunk, or the body, does not end where it should".to_owned());
+            return Err("a chunk or the body has no CR LF at its end".to_owned());
         }
         body.extend_from_slice(&rest[..size]);
-        at += end + 2 + size + 2;
+        position += end + 2 + size + 2;
         if size == 0 {
-            return Ok(Some((body, at)));
+            return Ok(Some((body, position)));
         }
     }
 }
@@ -246,18 +247,18 @@ fn parser_accepts_only_the_canonical_form() {
     let request = |lines: &str, body: &str| {
         format!("GET /cgi-bin/a?access_token={TOKEN} HTTP/1.1\r\nhost: h\r\n{lines}\r\n{body}")
     };
-    for good in [
+    for canonical in [
         request("", ""),
         request("content-length: 2\r\n", "ab"),
         request("transfer-encoding: chunked\r\n", "2\r\nab\r\n0\r\n\r\n"),
         request("x: \u{fc} y\r\nx:\r\n", ""),
     ] {
         assert!(
-            matches!(parse_request(good.as_bytes(), "h"), Ok(ParseStatus::Complete(_, taken)) if taken == good.len()),
-            "{good}"
+            matches!(parse_request(canonical.as_bytes(), "h"), Ok(ParseStatus::Complete(_, length)) if length == canonical.len()),
+            "{canonical}"
         );
     }
-    for bad in [
+    for non_canonical in [
         request("content-length: 2\r\ncontent-length: 2\r\n", "ab"),
         request("content-length: 02\r\n", "ab"),
         request("content-length: +2\r\n", "ab"),
@@ -286,6 +287,6 @@ fn parser_accepts_only_the_canonical_form() {
         request("", "").replace("HTTP/1.1", "HTTP/1.0"),
         request("", "").replace("GET ", "GET  "),
     ] {
-        assert!(parse_request(bad.as_bytes(), "h").is_err(), "{bad:?}");
+        assert!(parse_request(non_canonical.as_bytes(), "h").is_err(), "{non_canonical:?}");
     }
 }

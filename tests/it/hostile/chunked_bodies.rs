@@ -1,10 +1,10 @@
-//! Chunked bodies that are not what they seem. The upstream gets a well-formed one, or one that never ends.
+//! Malformed and ambiguous chunked bodies. The upstream receives a valid body, or an incomplete one.
 
 use super::cases::{BAD_REQUEST, Case, CaseRunner, case, post, smuggled_request};
 
 const CHUNKED: &str = "Transfer-Encoding: chunked\r\n";
 
-/// What stands in the place of a chunk's size, before five bytes, and is none.
+/// Invalid chunk sizes, in front of five bytes.
 const INVALID_SIZES: &[&[u8]] = &[
     b"0x5",
     b"0X5",
@@ -55,7 +55,7 @@ const INVALID_SIZES: &[&[u8]] = &[
     b"\xef\xbb\xbf5",
 ];
 
-/// Sizes beyond all bounds, some of which wrap around to five.
+/// Sizes beyond all limits, some of which would overflow to five.
 const HUGE_SIZES: &[&str] = &[
     "10000000000000005",
     "100000000000000000000000000000005",
@@ -71,7 +71,7 @@ const HUGE_SIZES: &[&str] = &[
     "4000001",
 ];
 
-/// What stands behind a chunk's size and is no extension.
+/// Invalid chunk extensions.
 const INVALID_EXTENSIONS: &[&[u8]] = &[
     b";a\nb",
     b";\n",
@@ -90,7 +90,7 @@ const INVALID_EXTENSIONS: &[&[u8]] = &[
     b"&a=b",
 ];
 
-/// Extensions, well formed or nearly so; they mean nothing to anyone here.
+/// Valid and nearly valid chunk extensions, all without effect.
 const EXTENSIONS: &[&[u8]] = &[
     b";a",
     b";a=b",
@@ -117,7 +117,7 @@ const EXTENSIONS: &[&[u8]] = &[
     b";a=\"5 6 7\"",
 ];
 
-/// Trailers that are header lines; none of them goes anywhere.
+/// Valid trailers, none of which is forwarded.
 const TRAILERS: &[&[u8]] = &[
     b"X-T: 1\r\n",
     b"X-T:1\r\nX-U: 2\r\n",
@@ -139,7 +139,7 @@ const TRAILERS: &[&[u8]] = &[
     b"GET: /hr/cgi-bin/hidden HTTP/1.1\r\nHost: proxy.test\r\n",
 ];
 
-/// Trailer sections that are none.
+/// Invalid trailer sections.
 const INVALID_TRAILERS: &[&[u8]] = &[
     b"X-T\r\n",
     b"X-T : 1\r\n",
@@ -162,27 +162,27 @@ const INVALID_TRAILERS: &[&[u8]] = &[
     b"\x0b\r\n",
 ];
 
-/// Bodies that are not chunked as they should be.
+/// Malformed chunked bodies.
 const MALFORMED_BODIES: &[(&str, &[u8])] = &[
     ("a chunk too long", b"5\r\nhello!\r\n0\r\n\r\n"),
     ("a chunk too long by CR LF", b"5\r\nhello\r\n\r\n0\r\n\r\n"),
     ("a chunk too short", b"6\r\nhello\r\n0\r\n\r\n"),
     ("a chunk too short by CR LF", b"7\r\nhello\r\n0\r\n\r\n"),
-    ("nothing behind a chunk", b"5\r\nhello0\r\n\r\n"),
-    ("LF behind a chunk", b"5\r\nhello\n0\r\n\r\n"),
-    ("CR behind a chunk", b"5\r\nhello\r0\r\n\r\n"),
-    ("LF CR behind a chunk", b"5\r\nhello\n\r0\r\n\r\n"),
-    ("two CR behind a chunk", b"5\r\nhello\r\r\n0\r\n\r\n"),
-    ("a space behind a chunk", b"5\r\nhello \r\n0\r\n\r\n"),
-    ("two letters behind a chunk", b"5\r\nhelloXX0\r\n\r\n"),
-    ("LF behind the size", b"5\nhello\r\n0\r\n\r\n"),
+    ("nothing after a chunk", b"5\r\nhello0\r\n\r\n"),
+    ("LF after a chunk", b"5\r\nhello\n0\r\n\r\n"),
+    ("CR after a chunk", b"5\r\nhello\r0\r\n\r\n"),
+    ("LF CR after a chunk", b"5\r\nhello\n\r0\r\n\r\n"),
+    ("two CR after a chunk", b"5\r\nhello\r\r\n0\r\n\r\n"),
+    ("a space after a chunk", b"5\r\nhello \r\n0\r\n\r\n"),
+    ("two letters after a chunk", b"5\r\nhelloXX0\r\n\r\n"),
+    ("LF after the size", b"5\nhello\r\n0\r\n\r\n"),
     ("LF everywhere", b"5\nhello\n0\n\n"),
-    ("CR behind the size", b"5\rhello\r\n0\r\n\r\n"),
+    ("CR after the size", b"5\rhello\r\n0\r\n\r\n"),
     ("no size", b"hello\r\n0\r\n\r\n"),
     ("an empty line first", b"\r\n5\r\nhello\r\n0\r\n\r\n"),
-    ("LF behind the last chunk's size", b"5\r\nhello\r\n0\n\r\n"),
-    ("CR behind the last chunk's size", b"5\r\nhello\r\n0\r\r\n"),
-    ("a space behind the last chunk's size", b"5\r\nhello\r\n0 \r\n\r\n"),
+    ("LF after the last chunk's size", b"5\r\nhello\r\n0\n\r\n"),
+    ("CR after the last chunk's size", b"5\r\nhello\r\n0\r\r\n"),
+    ("a space after the last chunk's size", b"5\r\nhello\r\n0 \r\n\r\n"),
     ("CR CR LF at the end", b"5\r\nhello\r\n0\r\n\r\r\n"),
     ("a last chunk of -0", b"5\r\nhello\r\n-0\r\n\r\n"),
     ("a last chunk of +0", b"5\r\nhello\r\n+0\r\n\r\n"),
@@ -191,8 +191,8 @@ const MALFORMED_BODIES: &[(&str, &[u8])] = &[
     ("a size in decimal", b"16\r\nhello hello hello!\r\n0\r\n\r\n"),
 ];
 
-fn case_name(what: &str, bytes: &[u8]) -> String {
-    format!("{what} {}", bytes.escape_ascii())
+fn case_name(label: &str, bytes: &[u8]) -> String {
+    format!("{label} {}", bytes.escape_ascii())
 }
 
 fn chunked_case(name: String, body: &[u8]) -> Case {
@@ -237,22 +237,22 @@ async fn malformed_chunked_body_is_never_complete_upstream() {
 #[tokio::test]
 async fn chunk_extensions_and_trailers_are_not_forwarded() {
     let mut cases = Vec::new();
-    let sound = |name: String, body: &[u8]| chunked_case(name, body).forwarded("hello").then_smuggled();
+    let valid = |name: String, body: &[u8]| chunked_case(name, body).forwarded("hello").then_smuggled();
     for extension in EXTENSIONS {
         let body = [b"5", *extension, b"\r\nhello\r\n0\r\n\r\n"].concat();
-        cases.push(sound(case_name("extension", extension), &body).or_aborted());
+        cases.push(valid(case_name("extension", extension), &body).or_aborted());
         let last = [b"5\r\nhello\r\n0", *extension, b"\r\n\r\n"].concat();
-        cases.push(sound(case_name("last extension", extension), &last).or_aborted());
+        cases.push(valid(case_name("last extension", extension), &last).or_aborted());
     }
     for trailers in TRAILERS {
         let body = [b"5\r\nhello\r\n0\r\n", *trailers, b"\r\n"].concat();
-        cases.push(sound(case_name("trailers", trailers), &body).or_aborted());
+        cases.push(valid(case_name("trailers", trailers), &body).or_aborted());
     }
     for (name, body) in [
         ("one chunk", "5\r\nhello\r\n0\r\n\r\n"),
         ("small chunks", "1\r\nh\r\n1\r\ne\r\n1\r\nl\r\n1\r\nl\r\n1\r\no\r\n0\r\n\r\n"),
     ] {
-        cases.push(sound(name.to_owned(), body.as_bytes()));
+        cases.push(valid(name.to_owned(), body.as_bytes()));
     }
     for (name, body) in [
         ("a leading zero", "05\r\nhello\r\n0\r\n\r\n".to_owned()),
@@ -270,30 +270,28 @@ async fn chunk_extensions_and_trailers_are_not_forwarded() {
         ("a trailer of 100,000 bytes", format!("5\r\nhello\r\n0\r\nX: {}\r\n\r\n", "a".repeat(100_000))),
         ("1,000 trailers", format!("5\r\nhello\r\n0\r\n{}\r\n", "X: y\r\n".repeat(1000))),
     ] {
-        cases.push(sound(name.to_owned(), body.as_bytes()).or_aborted());
+        cases.push(valid(name.to_owned(), body.as_bytes()).or_aborted());
     }
-    // What costs much and carries little may be refused.
-    let (byte, long) =
+    // Bodies with much framing and little data may be refused.
+    let (single_bytes, long_extensions) =
         ("1;a=b\r\nx\r\n".repeat(5000), format!("1;{}\r\nx\r\n", "a".repeat(100)).repeat(1000));
     cases.push(
-        chunked_case("5,000 bytes one by one".into(), (byte + "0\r\n\r\n").as_bytes())
+        chunked_case("5,000 bytes one by one".into(), (single_bytes + "0\r\n\r\n").as_bytes())
             .forwarded("x".repeat(5000))
             .then_smuggled()
             .or_aborted(),
     );
     cases.push(
-        chunked_case("1,000 bytes with 100 bytes each".into(), (long + "0\r\n\r\n").as_bytes())
+        chunked_case("1,000 bytes with 100 bytes each".into(), (long_extensions + "0\r\n\r\n").as_bytes())
             .forwarded("x".repeat(1000))
             .then_smuggled()
             .or_aborted(),
     );
-    // Where the line of a size ends is in no doubt, a quotation mark or not.
+    // CR LF ends the chunk size line, even inside quotation marks.
     let quoted = chunked_case("a quoted CR LF".into(), b"5;a=\"\r\nhello\r\n0;\"\r\n\r\n");
     cases.push(quoted.forwarded("hello").then_smuggled().or_aborted());
     let head = [&b"Trailer: Content-Length\r\n"[..], CHUNKED.as_bytes()].concat();
     let body = b"5\r\nhello\r\n0\r\nContent-Length: 50\r\n\r\n";
-    cases.push(
-        case("a trailer that was announced", post(head, body)).forwarded("hello").or_refused(BAD_REQUEST),
-    );
+    cases.push(case("a declared trailer", post(head, body)).forwarded("hello").or_refused(BAD_REQUEST));
     CaseRunner::start().await.run(cases).await;
 }

@@ -1,4 +1,4 @@
-//! Much work for little, over HTTP/2: it has a bound, and others are served meanwhile.
+//! HTTP/2 floods: the work per connection is bounded, and other clients are served meanwhile.
 
 use super::{
     cases::CaseRunner,
@@ -10,13 +10,13 @@ use super::{
     recorder::{ArrivalState, RecordedArrival},
 };
 
-/// The fields of a request for this path.
+/// The header block of a request for this path.
 fn request_headers(method: &str, path: &str) -> Vec<u8> {
-    let fields = [(":method", method), (":scheme", "http"), (":path", path), (":authority", "proxy.test")];
-    fields.iter().flat_map(|(name, value)| encode_header(name, value)).collect()
+    let headers = [(":method", method), (":scheme", "http"), (":path", path), (":authority", "proxy.test")];
+    headers.iter().flat_map(|(name, value)| encode_header(name, value)).collect()
 }
 
-/// A whole GET on this stream.
+/// A complete GET on this stream.
 fn get_frame(stream: u32) -> Vec<u8> {
     let path = format!("/hr/cgi-bin/case?n={stream}");
     encode_frame(HEADERS, END_HEADERS | END_STREAM, stream, request_headers("GET", &path))
@@ -34,15 +34,15 @@ fn post_head_frame(stream: u32) -> Vec<u8> {
 
 /// The first `count` streams of a client.
 fn stream_ids(count: u32) -> impl Iterator<Item = u32> {
-    (0..count).map(|nth| nth * 2 + 1)
+    (0..count).map(|index| index * 2 + 1)
 }
 
-/// The targets of the whole requests; anything else that came is no part of an honest answer.
+/// The targets of the complete requests; panics on a non-canonical one.
 fn complete_targets(arrivals: &[RecordedArrival]) -> Vec<&str> {
     let mut targets = Vec::new();
     for arrival in arrivals {
         match &arrival.state {
-            ArrivalState::Complete(seen) => targets.push(seen.target.as_str()),
+            ArrivalState::Complete(request) => targets.push(request.target.as_str()),
             ArrivalState::Partial { head: true } => {}
             other => panic!("{other:?}"),
         }
@@ -56,85 +56,92 @@ fn are_distinct(targets: &[&str]) -> bool {
     sorted.windows(2).all(|two| two[0] != two[1])
 }
 
-/// A connection whose client has introduced itself with these settings.
-async fn connect_with_settings(scene: &CaseRunner, settings: &[u8]) -> FrameClient {
-    let mut client = FrameClient::connect(scene.proxy.address()).await;
+/// Connects and sends the preface with these settings.
+async fn connect_with_settings(runner: &CaseRunner, settings: &[u8]) -> FrameClient {
+    let mut client = FrameClient::connect(runner.proxy.address()).await;
     client.send([PREFACE, &encode_frame(SETTINGS, 0, 0, settings)].concat()).await;
     client
 }
 
-/// Sends a flood and a request on stream `last` behind it, and says how that one ends. Others are served before, while
-/// it flows and after.
-async fn flood_and_get(scene: &mut CaseRunner, bytes: Vec<u8>, last: u32) -> StreamEnd {
-    let mut client = connect_with_settings(scene, b"").await;
-    let writing = client.send_in_background(bytes);
-    scene.send_marker().await;
+/// Sends a flood that ends in a request on stream `last`, and returns how that stream ends. Other clients are served during
+/// and after the flood.
+async fn flood_and_get(runner: &mut CaseRunner, bytes: Vec<u8>, last: u32) -> StreamEnd {
+    let mut client = connect_with_settings(runner, b"").await;
+    let send_task = client.send_in_background(bytes);
+    runner.send_marker().await;
     let end = client.stream_end(last).await;
-    scene.send_marker().await;
-    writing.abort();
+    runner.send_marker().await;
+    send_task.abort();
     assert_ne!(end, StreamEnd::TimedOut);
     end
 }
 
 #[tokio::test]
 async fn rapid_resets_are_bounded() {
-    let mut scene = CaseRunner::start().await;
+    let mut runner = CaseRunner::start().await;
     let cancel = [0, 0, 0, 8];
-    for (what, heads) in [("whole", get_frame as fn(u32) -> Vec<u8>), ("half", post_head_frame)] {
-        let before = scene.recorder.arrival_count();
+    for (name, head) in [("whole", get_frame as fn(u32) -> Vec<u8>), ("half", post_head_frame)] {
+        let before = runner.recorder.arrival_count();
         let bytes: Vec<u8> = stream_ids(20_000)
-            .flat_map(|nth| [heads(nth), encode_frame(RST_STREAM, 0, nth, cancel)].concat())
+            .flat_map(|stream| [head(stream), encode_frame(RST_STREAM, 0, stream, cancel)].concat())
             .collect();
-        let end = flood_and_get(&mut scene, [bytes, get_frame(40_001)].concat(), 40_001).await;
-        let arrivals = scene.arrivals_without_marker(before).await;
+        let end = flood_and_get(&mut runner, [bytes, get_frame(40_001)].concat(), 40_001).await;
+        let arrivals = runner.arrivals_without_marker(before).await;
         let targets = complete_targets(&arrivals);
-        assert!(matches!(end, StreamEnd::GoAway(_) | StreamEnd::Closed), "{what}: {end:?}");
-        assert!(are_distinct(&targets) && arrivals.len() < 2000, "{what}: {} got through", arrivals.len());
+        assert!(matches!(end, StreamEnd::GoAway(_) | StreamEnd::Closed), "{name}: {end:?}");
+        assert!(
+            are_distinct(&targets) && arrivals.len() < 2000,
+            "{name}: {} reached the upstream",
+            arrivals.len()
+        );
     }
 }
 
 /// Asserts that nothing arrived.
-async fn assert_nothing_since(scene: &mut CaseRunner, before: usize, what: &str) {
-    let arrivals = scene.arrivals_without_marker(before).await;
-    assert!(arrivals.is_empty(), "{what}: {arrivals:?}");
+async fn assert_nothing_since(runner: &mut CaseRunner, before: usize, name: &str) {
+    let arrivals = runner.arrivals_without_marker(before).await;
+    assert!(arrivals.is_empty(), "{name}: {arrivals:?}");
 }
 
 #[tokio::test]
 async fn endless_header_block_is_cut_off() {
-    let mut scene = CaseRunner::start().await;
+    let mut runner = CaseRunner::start().await;
     let opening = encode_frame(HEADERS, END_STREAM, 1, request_headers("GET", "/hr/cgi-bin/case"));
     let large = encode_header("x", "y".repeat(16_000));
     let small = encode_header("x", "y");
-    for (what, piece, count) in [
+    for (name, frame, count) in [
         ("large", encode_frame(CONTINUATION, 0, 1, &large), 2000),
         ("small", encode_frame(CONTINUATION, 0, 1, &small), 200_000),
         ("empty", encode_frame(CONTINUATION, 0, 1, ""), 200_000),
     ] {
-        let before = scene.recorder.arrival_count();
-        let end = flood_and_get(&mut scene, [opening.clone(), piece.repeat(count)].concat(), 1).await;
+        let before = runner.recorder.arrival_count();
+        let end = flood_and_get(&mut runner, [opening.clone(), frame.repeat(count)].concat(), 1).await;
         assert!(
             matches!(
                 end,
                 StreamEnd::GoAway(_) | StreamEnd::Closed | StreamEnd::Refused | StreamEnd::Reset(_)
             ),
-            "{what}: {end:?}"
+            "{name}: {end:?}"
         );
-        assert_nothing_since(&mut scene, before, what).await;
+        assert_nothing_since(&mut runner, before, name).await;
     }
 }
 
 #[tokio::test]
 async fn hpack_bomb_is_refused() {
-    let mut scene = CaseRunner::start().await;
-    // Kept in the table once, 3,900 bytes; each mention after it is one byte.
-    let kept = [vec![0x40], encode_string(b"x-bomb"), encode_string(&[b'y'; 3900])].concat();
-    for (what, block) in [
-        ("mentions", [request_headers("GET", "/hr/cgi-bin/case"), kept.clone(), vec![0xbe; 12_000]].concat()),
+    let mut runner = CaseRunner::start().await;
+    // Adds an entry of 3,900 bytes to the dynamic table; each reference to it is one byte.
+    let inserted = [vec![0x40], encode_string(b"x-bomb"), encode_string(&[b'y'; 3900])].concat();
+    for (name, block) in [
+        (
+            "references",
+            [request_headers("GET", "/hr/cgi-bin/case"), inserted.clone(), vec![0xbe; 12_000]].concat(),
+        ),
         (
             "names",
             [
                 request_headers("GET", "/hr/cgi-bin/case"),
-                kept,
+                inserted,
                 [encode_integer(62, 4, 0), encode_string(b"z")].concat().repeat(4000),
             ]
             .concat(),
@@ -148,33 +155,33 @@ async fn hpack_bomb_is_refused() {
             [request_headers("GET", "/hr/cgi-bin/case"), encode_header("cookie", "a").repeat(3000)].concat(),
         ),
     ] {
-        let before = scene.recorder.arrival_count();
+        let before = runner.recorder.arrival_count();
         let bytes = encode_frame(HEADERS, END_HEADERS | END_STREAM, 1, &block);
-        let end = flood_and_get(&mut scene, bytes, 1).await;
+        let end = flood_and_get(&mut runner, bytes, 1).await;
         assert!(
             matches!(
                 end,
                 StreamEnd::GoAway(_) | StreamEnd::Closed | StreamEnd::Refused | StreamEnd::Reset(_)
             ),
-            "{what}: {end:?}"
+            "{name}: {end:?}"
         );
-        assert_nothing_since(&mut scene, before, what).await;
+        assert_nothing_since(&mut runner, before, name).await;
     }
 }
 
 #[tokio::test]
 async fn useless_frames_are_processed_or_close_the_connection() {
-    let mut scene = CaseRunner::start().await;
-    for (what, one, count) in [
+    let mut runner = CaseRunner::start().await;
+    for (name, frame, count) in [
         ("settings", encode_frame(SETTINGS, 0, 0, encode_setting(3, 100)), 50_000),
         ("empty settings", encode_frame(SETTINGS, 0, 0, ""), 50_000),
         (
-            "settings with many of a kind",
+            "settings with a repeated entry",
             encode_frame(SETTINGS, 0, 0, encode_setting(1, 4096).repeat(2000)),
             500,
         ),
         (
-            "windows to and fro",
+            "alternating windows",
             [
                 encode_frame(SETTINGS, 0, 0, encode_setting(4, 0)),
                 encode_frame(SETTINGS, 0, 0, encode_setting(4, 65_535)),
@@ -188,42 +195,47 @@ async fn useless_frames_are_processed_or_close_the_connection() {
         ("priorities", encode_frame(PRIORITY, 0, 1, [0, 0, 0, 3, 1]), 50_000),
         (
             "priorities of many streams",
-            stream_ids(50_000).flat_map(|nth| encode_frame(PRIORITY, 0, nth, [0, 0, 0, 0, 1])).collect(),
+            stream_ids(50_000)
+                .flat_map(|stream| encode_frame(PRIORITY, 0, stream, [0, 0, 0, 0, 1]))
+                .collect(),
             1,
         ),
         ("unknown frames", encode_frame(0x42, 0, 0, ""), 50_000),
         ("large unknown frames", encode_frame(0x42, 0, 0, [0; 16_384]), 500),
         ("windows of the connection", encode_frame(WINDOW_UPDATE, 0, 0, [0, 0, 0, 1]), 50_000),
-        ("farewells", encode_frame(GOAWAY, 0, 0, [0; 8]), 20_000),
+        ("GOAWAY frames", encode_frame(GOAWAY, 0, 0, [0; 8]), 20_000),
     ] {
-        let before = scene.recorder.arrival_count();
+        let before = runner.recorder.arrival_count();
         let last = 200_001;
-        let end = flood_and_get(&mut scene, [one.repeat(count), get_frame(last)].concat(), last).await;
-        let got = scene.arrivals_without_marker(before).await.len();
-        assert!(got <= 1 && (end == StreamEnd::Served) == (got == 1), "{what}: {end:?}, {got} got through");
+        let end = flood_and_get(&mut runner, [frame.repeat(count), get_frame(last)].concat(), last).await;
+        let arrived = runner.arrivals_without_marker(before).await.len();
+        assert!(
+            arrived <= 1 && (end == StreamEnd::Served) == (arrived == 1),
+            "{name}: {end:?}, {arrived} reached the upstream"
+        );
     }
 }
 
 #[tokio::test]
 async fn ping_flood_without_reading_blocks_no_other_client() {
-    let mut scene = CaseRunner::start().await;
-    let mut client = connect_with_settings(&scene, b"").await;
-    // Answers to all of them would fill both sides' buffers many times over.
-    let writing = client.send_in_background(encode_frame(PING, 0, 0, [1; 8]).repeat(1_000_000));
+    let mut runner = CaseRunner::start().await;
+    let mut client = connect_with_settings(&runner, b"").await;
+    // The acknowledgements of all of them would exceed both sides' socket buffers many times.
+    let send_task = client.send_in_background(encode_frame(PING, 0, 0, [1; 8]).repeat(1_000_000));
     for _ in 0..20 {
-        scene.send_marker().await;
+        runner.send_marker().await;
     }
-    writing.abort();
+    send_task.abort();
     drop(client);
-    scene.send_marker().await;
+    runner.send_marker().await;
 }
 
 #[tokio::test]
 async fn empty_data_frames_are_bounded() {
-    let mut scene = CaseRunner::start().await;
+    let mut runner = CaseRunner::start().await;
     let last = encode_frame(DATA, END_STREAM, 1, "");
     let padded = encode_frame(DATA, PADDED, 1, [&[250, b'x'][..], &[0; 250]].concat());
-    for (what, one, count, body) in [
+    for (name, frame, count, body) in [
         ("empty frames", encode_frame(DATA, 0, 1, ""), 50_000, String::new()),
         (
             "padding alone",
@@ -234,35 +246,35 @@ async fn empty_data_frames_are_bounded() {
         ("one byte at a time", encode_frame(DATA, 0, 1, "x"), 20_000, "x".repeat(20_000)),
         ("one byte and its padding", padded, 2000, "x".repeat(2000)),
     ] {
-        let before = scene.recorder.arrival_count();
+        let before = runner.recorder.arrival_count();
         let end =
-            flood_and_get(&mut scene, [post_head_frame(1), one.repeat(count), last.clone()].concat(), 1)
+            flood_and_get(&mut runner, [post_head_frame(1), frame.repeat(count), last.clone()].concat(), 1)
                 .await;
-        let arrivals = scene.arrivals_without_marker(before).await;
+        let arrivals = runner.arrivals_without_marker(before).await;
         match (&end, arrivals.as_slice()) {
-            (StreamEnd::Served, [RecordedArrival { state: ArrivalState::Complete(seen), .. }]) => {
-                assert!(seen.body == body.as_bytes(), "{what}: {} bytes", seen.body.len());
+            (StreamEnd::Served, [RecordedArrival { state: ArrivalState::Complete(request), .. }]) => {
+                assert!(request.body == body.as_bytes(), "{name}: {} bytes", request.body.len());
             }
             (StreamEnd::GoAway(_) | StreamEnd::Closed | StreamEnd::Reset(_) | StreamEnd::Refused, []) => {}
             (
                 StreamEnd::GoAway(_) | StreamEnd::Closed | StreamEnd::Reset(_) | StreamEnd::Refused,
                 [RecordedArrival { state: ArrivalState::Partial { .. }, .. }],
             ) => {}
-            _ => panic!("{what}: {end:?}, {arrivals:?}"),
+            _ => panic!("{name}: {end:?}, {arrivals:?}"),
         }
     }
 }
 
 #[tokio::test]
 async fn flow_control_windows_are_bounded() {
-    let scene = CaseRunner::start().await;
-    let mut client = connect_with_settings(&scene, b"").await;
-    client.send([post_head_frame(1), encode_frame(PING, 0, 0, *b"answered")].concat()).await;
+    let runner = CaseRunner::start().await;
+    let mut client = connect_with_settings(&runner, b"").await;
+    client.send([post_head_frame(1), encode_frame(PING, 0, 0, *b"response")].concat()).await;
     let frames = client.read_until(|frame| frame.kind == PING && frame.flags == ACK).await;
     let number = |bytes: &[u8]| u32::from_be_bytes(bytes.try_into().expect("four bytes"));
     let (mut stream, mut connection) = (65_535, 65_535);
-    for Frame { kind, flags, stream: of, payload } in &frames {
-        match (*kind, *flags, *of) {
+    for Frame { kind, flags, stream: stream_id, payload } in &frames {
+        match (*kind, *flags, *stream_id) {
             (SETTINGS, 0, 0) => {
                 let windows = payload.chunks_exact(6).filter(|setting| setting[..2] == [0, 4]);
                 stream = windows.map(|setting| number(&setting[2..])).next_back().unwrap_or(stream);
@@ -273,48 +285,49 @@ async fn flow_control_windows_are_bounded() {
     }
     assert!(stream <= 64 * 1024 && connection <= 256 * 1024, "{stream} a stream, {connection} in all");
 
-    // Who sends more all the same is sent away.
-    let more = encode_frame(DATA, 0, 1, [0; 16_384]).repeat(40);
-    client.send_in_background(more);
+    // A client that sends beyond the windows is reset.
+    let excess = encode_frame(DATA, 0, 1, [0; 16_384]).repeat(40);
+    client.send_in_background(excess);
     let frames = client.read_until(|frame| [GOAWAY, RST_STREAM].contains(&frame.kind)).await;
     assert!(frames.last().is_some_and(|frame| frame.payload.ends_with(&[0, 0, 0, 3])), "{frames:?}");
 }
 
 #[tokio::test]
 async fn streams_beyond_the_limit_are_refused_and_others_served() {
-    let mut scene = CaseRunner::start().await;
-    let before = scene.recorder.arrival_count();
-    let mut client = connect_with_settings(&scene, b"").await;
+    let mut runner = CaseRunner::start().await;
+    let before = runner.recorder.arrival_count();
+    let mut client = connect_with_settings(&runner, b"").await;
     let count = 300;
     let heads: Vec<u8> = stream_ids(count).flat_map(post_head_frame).collect();
     client.send(heads).await;
-    client.send(encode_frame(PING, 0, 0, *b"answered")).await;
+    client.send(encode_frame(PING, 0, 0, *b"response")).await;
     let frames = client.read_until(|frame| frame.kind == PING && frame.flags == ACK).await;
     let refused: Vec<u32> =
         frames.iter().filter(|frame| frame.kind == RST_STREAM).map(|frame| frame.stream).collect();
-    // 256 may be open at once.
+    // The limit is 256 concurrent streams.
     assert!(refused.len() == 44, "{} were refused", refused.len());
-    scene.send_marker().await;
-    let open: Vec<u32> = stream_ids(count).filter(|nth| !refused.contains(nth)).collect();
-    let ends: Vec<u8> = open.iter().flat_map(|nth| encode_frame(DATA, END_STREAM, *nth, "hello")).collect();
+    runner.send_marker().await;
+    let open: Vec<u32> = stream_ids(count).filter(|stream| !refused.contains(stream)).collect();
+    let ends: Vec<u8> =
+        open.iter().flat_map(|stream| encode_frame(DATA, END_STREAM, *stream, "hello")).collect();
     client.send(ends).await;
-    let mut answered = 0;
+    let mut response_count = 0;
     client
         .read_until(|frame| {
-            answered += usize::from(frame.kind == HEADERS && !frame.payload.is_empty());
-            answered == open.len()
+            response_count += usize::from(frame.kind == HEADERS && !frame.payload.is_empty());
+            response_count == open.len()
         })
         .await;
-    let arrivals = scene.arrivals_without_marker(before).await;
+    let arrivals = runner.arrivals_without_marker(before).await;
     let targets = complete_targets(&arrivals);
     assert!(targets.len() == open.len() && are_distinct(&targets), "{} of {}", targets.len(), open.len());
 }
 
 #[tokio::test]
 async fn closed_windows_block_no_other_client() {
-    let mut scene = CaseRunner::start().await;
-    let before = scene.recorder.arrival_count();
-    let mut client = connect_with_settings(&scene, &encode_setting(4, 0)).await;
+    let mut runner = CaseRunner::start().await;
+    let before = runner.recorder.arrival_count();
+    let mut client = connect_with_settings(&runner, &encode_setting(4, 0)).await;
     let count = 100;
     client.send(stream_ids(count).flat_map(get_frame).collect::<Vec<u8>>()).await;
     let mut heads = 0;
@@ -325,13 +338,13 @@ async fn closed_windows_block_no_other_client() {
         })
         .await;
     for _ in 0..3 {
-        scene.send_marker().await;
+        runner.send_marker().await;
     }
-    // One byte at a time for each, and then all that is left.
+    // One byte for each stream, then the rest.
     client
         .send(
             stream_ids(count)
-                .flat_map(|nth| encode_frame(WINDOW_UPDATE, 0, nth, [0, 0, 0, 1]))
+                .flat_map(|stream| encode_frame(WINDOW_UPDATE, 0, stream, [0, 0, 0, 1]))
                 .collect::<Vec<u8>>(),
         )
         .await;
@@ -344,22 +357,22 @@ async fn closed_windows_block_no_other_client() {
         })
         .await;
     assert_eq!(ends, count, "the last was {:?}", frames.last());
-    let arrivals = scene.arrivals_without_marker(before).await;
+    let arrivals = runner.arrivals_without_marker(before).await;
     let targets = complete_targets(&arrivals);
     assert!(targets.len() == count as usize && are_distinct(&targets), "{}", targets.len());
 }
 
 #[tokio::test]
 async fn data_beyond_the_window_resets_stream_or_connection() {
-    let mut scene = CaseRunner::start().await;
-    let before = scene.recorder.arrival_count();
-    // Refused for its path, so that nobody takes what follows; ten times what may come unasked.
+    let mut runner = CaseRunner::start().await;
+    let before = runner.recorder.arrival_count();
+    // Refused because of its path, so that the body is not read; about ten times the initial windows.
     let head = encode_frame(HEADERS, END_HEADERS, 1, request_headers("POST", "/nowhere"));
     let data = encode_frame(DATA, 0, 1, [b'x'; 16_384]).repeat(2000);
-    let end = flood_and_get(&mut scene, [head, data].concat(), 1).await;
+    let end = flood_and_get(&mut runner, [head, data].concat(), 1).await;
     assert!(
         matches!(end, StreamEnd::Refused | StreamEnd::GoAway(_) | StreamEnd::Reset(_) | StreamEnd::Closed),
         "{end:?}"
     );
-    assert_nothing_since(&mut scene, before, "data").await;
+    assert_nothing_since(&mut runner, before, "data").await;
 }

@@ -1,4 +1,4 @@
-//! HTTP/2 by hand: frames as bytes, header blocks without compression, and what the proxy makes of them.
+//! Raw HTTP/2: frames as bytes, header blocks without Huffman coding, and the outcome of streams.
 
 use std::net::SocketAddr;
 
@@ -31,38 +31,38 @@ pub const ACK: u8 = 1;
 pub const END_HEADERS: u8 = 4;
 pub const PADDED: u8 = 8;
 
-/// What the client says first.
+/// The client connection preface (RFC 9113, section 3.4).
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// One frame.
+/// Encodes a frame.
 pub fn encode_frame(kind: u8, flags: u8, stream: u32, payload: impl AsRef<[u8]>) -> Vec<u8> {
     let payload = payload.as_ref();
     let length = (payload.len() as u32).to_be_bytes();
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
-/// One setting.
+/// Encodes a setting.
 pub fn encode_setting(id: u16, value: u32) -> Vec<u8> {
     [&id.to_be_bytes()[..], &value.to_be_bytes()].concat()
 }
 
-/// One header as a literal that is not kept in the table.
+/// Encodes a header as a literal without indexing (RFC 7541, section 6.2.2).
 pub fn encode_header(name: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Vec<u8> {
     [vec![0], encode_string(name.as_ref()), encode_string(value.as_ref())].concat()
 }
 
-/// A string without Huffman coding.
+/// Encodes a string without Huffman coding.
 pub fn encode_string(text: &[u8]) -> Vec<u8> {
     [encode_integer(text.len(), 7, 0), text.to_vec()].concat()
 }
 
-/// An integer with a prefix of this many bits, and what stands before it in its first byte (RFC 7541 §5.1).
+/// Encodes an integer with a prefix of `bits` bits; `first` holds the other bits of the first byte (RFC 7541, section 5.1).
 pub fn encode_integer(value: usize, bits: u32, first: u8) -> Vec<u8> {
-    let most = (1 << bits) - 1;
-    if value < most {
+    let max = (1 << bits) - 1;
+    if value < max {
         return vec![first | value as u8];
     }
-    let (mut bytes, mut rest) = (vec![first | most as u8], value - most);
+    let (mut bytes, mut rest) = (vec![first | max as u8], value - max);
     while rest >= 128 {
         bytes.push(rest as u8 | 128);
         rest /= 128;
@@ -71,24 +71,24 @@ pub fn encode_integer(value: usize, bits: u32, first: u8) -> Vec<u8> {
     bytes
 }
 
-/// How a stream, or the whole connection, ended.
+/// How a stream or its connection ended.
 #[derive(Debug, PartialEq, Eq)]
 pub enum StreamEnd {
-    /// With HTTP 200.
+    /// Response with status 200.
     Served,
-    /// With another status.
+    /// Response with another status.
     Refused,
-    /// With RST_STREAM and this code.
+    /// RST_STREAM with this error code.
     Reset(u32),
-    /// With GOAWAY and this code.
+    /// GOAWAY with this error code.
     GoAway(u32),
-    /// Without a word.
+    /// Connection closed without a frame for the stream.
     Closed,
-    /// Not at all.
+    /// No end within the time limit.
     TimedOut,
 }
 
-/// One frame of the proxy's.
+/// A frame from the proxy.
 #[derive(Debug)]
 pub struct Frame {
     pub kind: u8,
@@ -98,15 +98,15 @@ pub struct Frame {
 }
 
 impl Frame {
-    /// The number that a RST_STREAM or a GOAWAY gives for its reason.
+    /// The error code of a RST_STREAM or GOAWAY frame.
     fn error_code(&self) -> u32 {
-        let at = if self.kind == GOAWAY { 4 } else { 0 };
-        let bytes = self.payload.get(at..at + 4).and_then(|bytes| bytes.try_into().ok());
+        let offset = if self.kind == GOAWAY { 4 } else { 0 };
+        let bytes = self.payload.get(offset..offset + 4).and_then(|bytes| bytes.try_into().ok());
         u32::from_be_bytes(bytes.expect("a code"))
     }
 }
 
-/// A client's side of a connection.
+/// The client side of an HTTP/2 connection.
 pub struct FrameClient {
     reader: OwnedReadHalf,
     writer: Option<OwnedWriteHalf>,
@@ -114,26 +114,26 @@ pub struct FrameClient {
 }
 
 impl FrameClient {
-    /// Connects, and says nothing yet.
+    /// Connects without sending the preface.
     pub async fn connect(address: SocketAddr) -> Self {
         let stream = with_timeout(TcpStream::connect(address)).await.expect("a connection");
         stream.set_nodelay(true).expect("a socket");
-        let (reading, writing) = stream.into_split();
-        Self { reader: reading, writer: Some(writing), buffer: Vec::new() }
+        let (reader, writer) = stream.into_split();
+        Self { reader, writer: Some(writer), buffer: Vec::new() }
     }
 
-    /// Sends bytes as they are. The proxy may have had enough before all was sent.
+    /// Sends raw bytes. The proxy may close before all are sent.
     pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
-        let writing = self.writer.as_mut().expect("the writing side");
-        let _ = with_timeout(writing.write_all(bytes.as_ref())).await;
+        let writer = self.writer.as_mut().expect("a writer");
+        let _ = with_timeout(writer.write_all(bytes.as_ref())).await;
     }
 
-    /// The same, while something else is done.
+    /// Sends raw bytes in a task.
     pub fn send_in_background(&mut self, bytes: Vec<u8>) -> JoinHandle<OwnedWriteHalf> {
-        let mut writing = self.writer.take().expect("the writing side");
+        let mut writer = self.writer.take().expect("a writer");
         tokio::spawn(async move {
-            let _ = timeout(CASE_TIMEOUT, writing.write_all(&bytes)).await;
-            writing
+            let _ = timeout(CASE_TIMEOUT, writer.write_all(&bytes)).await;
+            writer
         })
     }
 
@@ -154,7 +154,7 @@ impl FrameClient {
         }
     }
 
-    /// How this stream ends, or the connection before it.
+    /// How this stream ends; the end of the connection if that is earlier.
     pub async fn stream_end(&mut self, stream: u32) -> StreamEnd {
         let end = async {
             loop {
@@ -165,7 +165,7 @@ impl FrameClient {
                     }
                     Some(frame) if frame.stream != stream => {}
                     Some(frame) if frame.kind == RST_STREAM => return StreamEnd::Reset(frame.error_code()),
-                    // `:status: 200` has a place of its own in the static table.
+                    // 0x88 is the static table entry `:status: 200`.
                     Some(frame) if frame.kind == HEADERS => match frame.payload.first() {
                         Some(0x88) => return StreamEnd::Served,
                         _ => return StreamEnd::Refused,
@@ -177,12 +177,12 @@ impl FrameClient {
         timeout(CASE_TIMEOUT, end).await.unwrap_or(StreamEnd::TimedOut)
     }
 
-    /// All frames until there is one like this, or none any more.
-    pub async fn read_until(&mut self, mut wanted: impl FnMut(&Frame) -> bool) -> Vec<Frame> {
+    /// All frames up to the first that matches, or to the end of the connection.
+    pub async fn read_until(&mut self, mut matches: impl FnMut(&Frame) -> bool) -> Vec<Frame> {
         with_timeout(async {
             let mut frames = Vec::new();
             while let Some(frame) = self.next_frame().await {
-                let found = wanted(&frame);
+                let found = matches(&frame);
                 frames.push(frame);
                 if found {
                     break;

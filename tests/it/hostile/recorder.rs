@@ -1,4 +1,4 @@
-//! An upstream that records every byte of every request, answers what is canonical, and hangs up on all else.
+//! An upstream that records every request, responds to canonical ones, and closes the connection on any other.
 
 use std::{
     io,
@@ -16,28 +16,34 @@ use tokio::{
 use super::canonical_request::{self, CanonicalRequest, ParseStatus};
 use crate::harness::with_timeout;
 
-/// The token that it gives out.
+/// The token that it issues.
 pub const TOKEN: &str = "TOKEN-OF-THE-RECORDER";
 
-/// What has come of one request.
+/// The state of a received request.
 #[derive(Debug, Clone)]
 pub enum ArrivalState {
-    /// A canonical beginning; whether its head is whole.
+    /// The canonical beginning of a request; `head` tells whether its head is complete.
     Partial { head: bool },
-    /// A whole canonical request.
+    /// A complete canonical request.
     Complete(CanonicalRequest),
-    /// Not canonical, and why.
+    /// A non-canonical request, with the reason.
     NotCanonical(String),
 }
 
-/// One request, or the beginning of one.
+/// A request, or the beginning of one.
 #[derive(Debug, Clone)]
 pub struct RecordedArrival {
-    /// Its place among all arrivals; the answer to it says the same.
+    /// Its index among all arrivals; the response contains the same number.
     pub nth: usize,
     pub state: ArrivalState,
-    /// Its connection takes no more.
+    /// Whether its connection has ended.
     pub closed: bool,
+}
+
+impl RecordedArrival {
+    fn is_gettoken(&self) -> bool {
+        matches!(&self.state, ArrivalState::Complete(request) if request.is_gettoken())
+    }
 }
 
 #[derive(Default)]
@@ -57,8 +63,8 @@ impl RecordingUpstream {
     pub async fn new() -> Self {
         let socket = TcpSocket::new_v4().expect("a socket");
         socket.bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a port");
-        // Hundreds may come at once: who does not fit would be sent away in the end.
-        let listener = socket.listen(4096).expect("it listens");
+        // A backlog for hundreds of simultaneous connects.
+        let listener = socket.listen(4096).expect("a listener");
         let address = listener.local_addr().expect("an address");
         let log = Arc::<Mutex<ArrivalLog>>::default();
         let shared = log.clone();
@@ -72,13 +78,13 @@ impl RecordingUpstream {
         Self { address, log }
     }
 
-    /// How much has arrived.
+    /// Number of arrivals.
     pub fn arrival_count(&self) -> usize {
         lock(&self.log).arrivals.len()
     }
 
-    /// What arrived after the first `count`, but for the proxy's own calls for a token. All that was sent by now is in it:
-    /// what lies in the kernel is taken first.
+    /// The arrivals after the first `count`, without the proxy's gettoken calls. Includes all bytes sent so far, because the
+    /// kernel's receive buffers are emptied first.
     pub async fn arrivals_since(&self, count: usize) -> Vec<RecordedArrival> {
         with_timeout(async {
             while self.has_unread() {
@@ -87,32 +93,31 @@ impl RecordingUpstream {
         })
         .await;
         let log = lock(&self.log);
-        let own = |arrival: &&RecordedArrival| !matches!(&arrival.state, ArrivalState::Complete(seen) if seen.is_gettoken());
-        log.arrivals[count..].iter().filter(own).cloned().collect()
+        log.arrivals[count..].iter().filter(|arrival| !arrival.is_gettoken()).cloned().collect()
     }
 
     fn has_unread(&self) -> bool {
-        let waits = |stream: &Arc<TcpStream>| {
+        let has_bytes = |stream: &Arc<TcpStream>| {
             let peeked = SockRef::from(&**stream).peek(&mut [MaybeUninit::uninit()]);
             !matches!(peeked, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
         };
-        lock(&self.log).open_streams.iter().any(waits)
+        lock(&self.log).open_streams.iter().any(has_bytes)
     }
 }
 
 fn lock(log: &Mutex<ArrivalLog>) -> MutexGuard<'_, ArrivalLog> {
-    log.lock().expect("no panic while it is held")
+    log.lock().expect("no panic under the lock")
 }
 
-/// Takes a connection's requests, one after the other, to its end.
+/// Serves the requests of a connection until it ends.
 async fn serve_connection(stream: Arc<TcpStream>, log: Arc<Mutex<ArrivalLog>>, host: String) {
     let mut bytes = Vec::new();
     let mut current = None;
     while let Some(mut state) = read_state(&stream, &mut bytes, &host).await {
-        if let ArrivalState::Complete(seen) = &state
-            && seen.is_gettoken()
+        if let ArrivalState::Complete(request) = &state
+            && request.is_gettoken()
             && canonical_request::find(
-                &canonical_request::decode(seen.target.as_bytes()),
+                &canonical_request::decode(request.target.as_bytes()),
                 b"&corpsecret=not-a-secret-",
             )
             .is_none()
@@ -131,9 +136,9 @@ async fn serve_connection(stream: Arc<TcpStream>, log: Arc<Mutex<ArrivalLog>>, h
         };
         match state {
             ArrivalState::Partial { .. } => {}
-            ArrivalState::Complete(seen) => {
+            ArrivalState::Complete(request) => {
                 current = None;
-                if write_all(&stream, &response_for(&seen, nth)).await.is_err() {
+                if write_all(&stream, &response_for(&request, nth)).await.is_err() {
                     break;
                 }
             }
@@ -141,13 +146,13 @@ async fn serve_connection(stream: Arc<TcpStream>, log: Arc<Mutex<ArrivalLog>>, h
         }
     }
     let mut log = lock(&log);
-    log.open_streams.retain(|live| !Arc::ptr_eq(live, &stream));
+    log.open_streams.retain(|open| !Arc::ptr_eq(open, &stream));
     if let Some(nth) = current {
         log.arrivals[nth].closed = true;
     }
 }
 
-/// Reads on, and says what there is now; `None` at the end of the stream.
+/// Reads more bytes and returns the state of the request; `None` at the end of the stream.
 async fn read_state(stream: &TcpStream, bytes: &mut Vec<u8>, host: &str) -> Option<ArrivalState> {
     loop {
         stream.readable().await.ok()?;
@@ -160,13 +165,11 @@ async fn read_state(stream: &TcpStream, bytes: &mut Vec<u8>, host: &str) -> Opti
     }
     Some(match canonical_request::parse_request(bytes, host) {
         Ok(ParseStatus::Partial { head }) => ArrivalState::Partial { head },
-        Ok(ParseStatus::Complete(seen, taken)) if taken == bytes.len() => {
+        Ok(ParseStatus::Complete(request, length)) if length == bytes.len() => {
             bytes.clear();
-            ArrivalState::Complete(seen)
+            ArrivalState::Complete(request)
         }
-        Ok(ParseStatus::Complete(..)) => {
-            ArrivalState::NotCanonical("there are bytes behind a request".to_owned())
-        }
+        Ok(ParseStatus::Complete(..)) => ArrivalState::NotCanonical("bytes after a request".to_owned()),
         Err(why) => ArrivalState::NotCanonical(why),
     })
 }
@@ -183,9 +186,9 @@ async fn write_all(stream: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Says which request it is for, so that an answer to another one is noticed.
-fn response_for(seen: &CanonicalRequest, nth: usize) -> Vec<u8> {
-    let body = match seen.is_gettoken() {
+/// The response, with the number of its request, so that a mixed-up response is detected.
+fn response_for(request: &CanonicalRequest, nth: usize) -> Vec<u8> {
+    let body = match request.is_gettoken() {
         true => format!(r#"{{"errcode":0,"errmsg":"ok","access_token":"{TOKEN}","expires_in":7200}}"#),
         false => format!(r#"{{"errcode":0,"errmsg":"ok","nth":{nth}}}"#),
     };
@@ -193,7 +196,7 @@ fn response_for(seen: &CanonicalRequest, nth: usize) -> Vec<u8> {
         "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
         body.len()
     );
-    match seen.method.as_str() {
+    match request.method.as_str() {
         "HEAD" => head.into_bytes(),
         _ => (head + &body).into_bytes(),
     }
