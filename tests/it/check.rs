@@ -89,7 +89,7 @@ fn assert_output(ended: &ExitOutput, status: i32, words: &[&str]) {
 /// The row of the second table that begins with this name.
 #[track_caller]
 fn row<'a>(ended: &'a ExitOutput, agent: &str) -> Vec<&'a str> {
-    let (_, online) = ended.out.split_once("was asked about each agent").expect("a second table");
+    let (_, online) = ended.out.split_once("each agent was checked at").expect("a second table");
     let mut rows = online.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
     rows.find(|row| row.first() == Some(&agent)).unwrap_or_else(|| panic!("no {agent} in {online}"))
 }
@@ -212,7 +212,7 @@ async fn closed_app_is_reported() {
     assert_output(
         &surgery.check_online().await,
         1,
-        &["hr, agent/get: WeCom says that the app is closed", "enable it again"],
+        &["hr, agent/get: WeCom reports the app as disabled", "enable it again"],
     );
 }
 
@@ -220,8 +220,12 @@ async fn closed_app_is_reported() {
 async fn three_refusals_in_a_row_stop_the_check() {
     let surgery = CheckSetup::with_wrong_secrets(5).await;
     let ended = surgery.check_online().await;
-    assert_output(&ended, 1, &["note: no more agents were asked about: three agents in a row were refused"]);
-    assert!(ended.err.contains("3 of 5 agents failed, and 2 were not asked about"), "{}", ended.err);
+    assert_output(
+        &ended,
+        1,
+        &["note: the other agents were not checked: three agents in a row were refused"],
+    );
+    assert!(ended.err.contains("3 of 5 agents failed, 2 were not checked"), "{}", ended.err);
     assert_eq!(surgery.called_paths(), [GETTOKEN; 3]);
     let said = check_json(&surgery, CONFIG, &["--online"], 1).await;
     assert_eq!((&said["online"]["stopped"], &said["online"]["ok"]), (&json!("refusals"), &json!(false)));
@@ -243,11 +247,7 @@ async fn frequency_limit_stops_the_check_at_once() {
     let surgery = CheckSetup::start().await;
     surgery.wecom.inject(Fault::errcode(45009).on_path(GETTOKEN)).expect("a fault");
     let ended = surgery.check_online().await;
-    assert_output(
-        &ended,
-        1,
-        &["note: no more agents were asked about: WeCom says that there are too many calls"],
-    );
+    assert_output(&ended, 1, &["note: the other agents were not checked: WeCom reports too many calls"]);
     assert_eq!(surgery.called_paths(), [GETTOKEN]);
 }
 
@@ -275,9 +275,9 @@ async fn non_wecom_response_is_reported() {
     assert_output(
         &ended,
         1,
-        &["hr, gettoken: gettoken was answered with HTTP 403", "upstream.url or upstream.via may lead"],
+        &["hr, gettoken: gettoken was answered with HTTP 403", "upstream.url or upstream.via may not point"],
     );
-    assert_output(&ended, 1, &["ops, agent/get: it was answered with HTTP 403, and it is not JSON"]);
+    assert_output(&ended, 1, &["ops, agent/get: HTTP 403, not JSON"]);
     assert_eq!(row(&ended, "hr")[1], "senseless");
 }
 
@@ -324,7 +324,7 @@ async fn unreachable_upstream_is_reported_once() {
         ),
     ] {
         let ended = surgery.check(&config_for_upstream(&upstream), &["--online"]).await;
-        assert_output(&ended, 1, &["hr, gettoken: WeCom cannot be reached: ", words, "whichever agent asks"]);
+        assert_output(&ended, 1, &["hr, gettoken: WeCom cannot be reached: ", words, "for any agent"]);
         assert_eq!(row(&ended, "hr")[1], "unreachable");
         assert_eq!(row(&ended, "ops")[3..5], ["not", "asked"]);
     }
@@ -338,7 +338,7 @@ async fn silent_upstream_is_reported_after_three_timeouts() {
     assert_output(
         &ended,
         1,
-        &["no answer within upstream.response_timeout", "three agents in a row had no good answer"],
+        &["no answer within upstream.response_timeout", "three agents in a row got no valid response"],
     );
     assert_eq!([row(&ended, "agent2")[1], row(&ended, "agent3")[1]], ["no-answer", "-"]);
 }
@@ -466,9 +466,9 @@ async fn store_is_probed_and_its_problems_are_explained() {
     assert_output(
         &other,
         1,
-        &["holds what this key cannot read, for hr", "the same tokens.store.key", "相同的"],
+        &["holds entries this key cannot decrypt, for hr", "the same tokens.store.key", "相同的"],
     );
-    assert!(other.err.contains("the agents are fine, but the store"), "{}", other.err);
+    assert!(other.err.contains("all agents passed, but the shared store"), "{}", other.err);
     let said = check_json(&surgery, &config_with_store(&redis, OTHER_KEY), &["--online"], 1).await["online"]
         ["store"]
         .clone();

@@ -184,7 +184,7 @@ async fn sighup_reloads_and_logs_an_invalid_file() {
     write(&scene, &OPEN_CONFIG.replace("listen", "lissten"));
     proxy.signal("HUP");
     let line = proxy.err.wait_for_line("ERROR").await;
-    for words in ["not reloaded", "proxy.toml", "lissten"] {
+    for words in ["reload failed", "proxy.toml", "lissten"] {
         assert!(line.contains(words), "{line}");
     }
     caller.get(USER_GET).await.assert_ok();
