@@ -346,7 +346,7 @@ async fn requests_do_not_wait_for_a_blocked_log_reader() {
     for number in 0..=REQUESTS {
         send_refused(&mut caller, number, &path).await;
     }
-    let mut read = proxy.read_until("were lost").await;
+    let mut read = proxy.read_until("lines dropped").await;
     let lost = read.last().and_then(|line| line.split(" lines=").nth(1)).expect("how many");
     let lost: usize = lost.split_whitespace().next().and_then(|lost| lost.parse().ok()).expect("a number");
     assert!(lost > 0);

@@ -335,7 +335,7 @@ async fn unreachable_collector_blocks_nothing_and_is_retried() {
     let address = free_port().await;
     let (_wecom, proxy, mut caller, _dir) = start_proxy(&format!("http://{address}")).await;
     caller.get(USER_GET).await.assert_ok();
-    let line = proxy.err.wait_for_line("traces cannot be delivered").await;
+    let line = proxy.err.wait_for_line("span export failed").await;
     assert!(
         line.contains(&format!("http://{address}/v1/traces")) && line.contains("cannot connect"),
         "{line}"
@@ -343,9 +343,9 @@ async fn unreachable_collector_blocks_nothing_and_is_retried() {
     caller.get(USER_GET).await.assert_ok();
     let receiver = OtlpReceiver::start(&["--port", &address.port().to_string()]).await;
     receiver.wait_for_spans(5).await;
-    proxy.err.wait_for_line("traces are delivered again").await;
+    proxy.err.wait_for_line("span export recovered").await;
     let ended = proxy.stop().await;
-    assert_eq!(ended.err.matches("cannot be delivered").count(), 1, "{}", ended.err);
+    assert_eq!(ended.err.matches("span export failed").count(), 1, "{}", ended.err);
     assert!(!ended.err.contains("spans lost at shutdown"), "{}", ended.err);
 }
 
