@@ -68,7 +68,7 @@ async fn dashboard_shows_agents_and_live_exchanges() {
     assert!(browser.text("#clients").await.contains("billing"));
     assert!(browser.text("#health").await.contains("ok"));
     assert_eq!(browser.eval("document.querySelectorAll('#charts canvas').length").await, 3);
-    let counted = "shownCharts.list[0].u.data[1].some((it) => it >= 5)";
+    let counted = "chartState.list[0].u.data[1].some((it) => it >= 5)";
     assert_eq!(browser.eval(counted).await, true);
     // A chart tells of the minute that somebody points at, and else of the last one.
     let caption = "document.querySelector('#charts figcaption').innerText";
@@ -87,16 +87,19 @@ async fn dashboard_shows_agents_and_live_exchanges() {
     browser.screenshot("dark").await;
 
     // Of a request that was sent twice both tries are seen, though nobody looked inside.
-    let sent_twice = "[...document.querySelectorAll('#requests tbody tr')].find((it) => it.innerText.includes('sent twice'))";
+    let sent_twice =
+        "[...document.querySelectorAll('#requests tbody tr')].find((it) => it.innerText.includes('retried'))";
     browser.wait_for(&format!("({sent_twice}.querySelector('button').click(), true)")).await;
     let steps = "[...document.querySelectorAll('#exchange .waterfall span')].map((it) => it.innerText).filter((it) => !it.includes('ms')).join()";
-    assert_eq!(browser.eval(steps).await, "try 1: 40014,token,try 2: 0,proxy and body");
+    assert_eq!(browser.eval(steps).await, "attempt 1: 40014,token,attempt 2: 0,proxy and body");
     assert_accessible(&mut browser).await;
     browser.press("Escape").await;
 
     // A filter that is none is said to be one.
     browser.fill("[name=errcode]", "sixty").await;
-    browser.wait_for("document.querySelector('#tail-state').innerText.includes('errcode is a number')").await;
+    browser
+        .wait_for("document.querySelector('#tail-state').innerText.includes('errcode must be a number')")
+        .await;
     // A filter, and what comes while it is there.
     browser.fill("[name=errcode]", "60020").await;
     browser.wait_for(&format!("{ROW_COUNT} === 1")).await;
@@ -115,7 +118,7 @@ async fn dashboard_shows_agents_and_live_exchanges() {
     // Paused, what comes is only counted.
     browser.click("#pause").await;
     send_as(&stage, "billing", "GET", &format!("/hr{USER_GET}"), "").await;
-    browser.wait_for("document.querySelector('#tail-state').innerText.includes('1 came')").await;
+    browser.wait_for("document.querySelector('#tail-state').innerText.includes('1 new')").await;
     assert_eq!(browser.eval(ROW_COUNT).await, 7);
     browser.click("#pause").await;
     browser.wait_for(&format!("{ROW_COUNT} === 8")).await;
@@ -169,9 +172,9 @@ async fn opened_exchange_shows_no_secret() {
         "The token was refused with 42001",
         "[masked] is old",
         "\"said\":\"[masked]\",\"ticket\":\"[masked]\"",
-        "try 1: 200, 42001",
-        "try 2: 200, 0",
-        "Answer to try 1, not passed on",
+        "attempt 1: 200, 42001",
+        "attempt 2: 200, 0",
+        "Response to attempt 1, not forwarded",
         "x-wecom-retried",
     ] {
         assert!(shown.contains(words), "no {words} in {shown}");
@@ -222,11 +225,11 @@ async fn opened_exchange_shows_no_secret() {
 
     browser.press("Escape").await;
     browser.click("#agents [data-key='inspect hr']").await;
-    browser.wait_for("document.querySelector('#notice').innerText.includes('no longer kept')").await;
+    browser.wait_for("document.querySelector('#notice').innerText.includes('no longer captured')").await;
     send_as(&stage, "crm", "GET", &format!("/hr{USER_GET}"), "").await;
     browser.wait_for(&format!("{ROW_COUNT} === 3")).await;
     browser.click("#requests tbody tr:first-child button").await;
-    browser.wait_for("document.querySelector('#exchange').innerText.includes('were not kept')").await;
+    browser.wait_for("document.querySelector('#exchange').innerText.includes('were not captured')").await;
     browser.assert_no_errors();
 }
 
@@ -269,7 +272,7 @@ async fn actions_work_by_keyboard_and_need_confirmation() {
     }
     assert_eq!(
         browser.eval("document.activeElement.getAttribute('aria-label')").await,
-        "Renew the token of hr"
+        "Refresh the token of hr"
     );
     let outline = browser.eval("getComputedStyle(document.activeElement).outlineStyle").await;
     assert_eq!(outline, "solid", "the focus is seen");
@@ -299,7 +302,10 @@ async fn actions_work_by_keyboard_and_need_confirmation() {
     browser.press("Escape").await;
     browser.wait_for("!document.querySelector('#exchange').open").await;
     assert_eq!(browser.eval("document.activeElement.closest('table')?.id").await, "requests");
-    assert_eq!(browser.eval("document.querySelector('#spoken').getAttribute('aria-live')").await, "off");
+    assert_eq!(
+        browser.eval("document.querySelector('#announcement').getAttribute('aria-live')").await,
+        "off"
+    );
     let unnamed = "[...document.querySelectorAll('button, input')].filter((it) => !(it.innerText || it.labels?.[0]?.innerText || it.getAttribute('aria-label'))).filter((it) => it.checkVisibility()).length";
     assert_eq!(browser.eval(unnamed).await, 0, "each has a name");
     browser.assert_no_errors();
@@ -330,7 +336,7 @@ async fn dashboard_with_key_works_in_chinese_on_small_screens() {
     browser.wait_for(&format!("{ROW_COUNT} === 3")).await;
     assert_eq!(browser.eval("document.documentElement.lang").await, "zh-CN");
     browser.screenshot("zh").await;
-    let english = "[...document.querySelectorAll('h2, button[data-words], label span')].map((it) => it.innerText).filter((text) => /^[\\x20-\\x7e]+$/.test(text)).join()";
+    let english = "[...document.querySelectorAll('h2, button[data-text], label span')].map((it) => it.innerText).filter((text) => /^[\\x20-\\x7e]+$/.test(text)).join()";
     assert_eq!(browser.eval(english).await, "");
     browser.click("#requests tbody tr:nth-child(2) button").await;
     browser.wait_for("document.querySelector('#exchange').innerText.includes('访问ip不在白名单之中')").await;
