@@ -1,5 +1,5 @@
-//! The admin listener, for operators and their tools: health, metrics, recent exchanges, actions, and a dashboard for all
-//! of these.
+//! The admin listener, for operators and their tools: health, metrics, recent exchanges, actions, and a dashboard for
+//! all of these.
 
 mod actions;
 mod agents;
@@ -119,8 +119,8 @@ impl Admin {
         drop(bound);
     }
 
-    /// At the start of each minute, collects the metrics and drops those of removed agents and clients, until `ended` turns
-    /// true.
+    /// At the start of each minute, collects the metrics and drops those of removed agents and clients, until `ended`
+    /// turns true.
     pub async fn run_maintenance(self: Arc<Self>, mut ended: watch::Receiver<bool>) {
         while timeout(until_next_minute(), ended.wait_for(|ended| *ended)).await.is_err() {
             let admin = self.clone();

@@ -1,4 +1,4 @@
-//! Connects all modules as the configuration asks; the only module that knows all of them.
+//! Connects all modules as the configuration specifies; the only module that knows all of them.
 //!
 //! Each CPU core has one worker thread with its own runtime, upstream pool and share of the connections, so that a
 //! request never crosses from one core to another. Token refreshes, the admin listener and signals run on the caller's
@@ -125,10 +125,11 @@ impl App {
         self.reloader.clone()
     }
 
-    /// Closes the listeners, waits for requests in flight for at most `server.shutdown_grace`, then ends. Returns whether
-    /// all of them finished.
+    /// Closes the listeners, waits for requests in flight for at most `server.shutdown_grace`, then ends. Returns
+    /// whether all of them finished.
     pub async fn shutdown(mut self) -> bool {
-        // The workers close the listeners, so that new connections are refused and clients can try another replica at once.
+        // The workers close the listeners, so that new connections are refused and clients can try another replica at
+        // once.
         self.stopping.send_replace(true);
         // Nothing of a queued request has been sent upstream, so it can go to another replica too.
         self.settings.in_flight.close();

@@ -94,8 +94,8 @@ pub fn parse_duration_arg(text: &str) -> Result<Duration, String> {
     config::parse_duration(text).ok_or_else(|| "write it like 10s (ms, s, m, h)".to_owned())
 }
 
-/// Prints the error that ends the program. Writes on another thread, so that a blocked stderr does not delay the exit for
-/// longer than [`FORCED_EXIT_TIMEOUT`].
+/// Prints the error that ends the program. Writes on another thread, so that a blocked stderr does not delay the exit
+/// for longer than [`FORCED_EXIT_TIMEOUT`].
 pub fn print_error(message: &str) {
     let (written, done) = mpsc::channel();
     let line = format!("wecom-proxy: {message}\n");

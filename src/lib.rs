@@ -10,7 +10,7 @@ pub mod fuzz; // entry points into other modules for fuzz/
 
 pub mod cli; // the commands: run, check, demo, simulator, key, health, man, completions
 
-pub mod app; // connects all modules as Config asks: start, reload, shutdown
+pub mod app; // connects all modules as Config specifies: start, reload, shutdown
 
 pub mod admin; // the admin listener: health, metrics, API, dashboard
 

@@ -38,8 +38,8 @@ enum Command {
     },
     /// Run the proxy in front of a simulated WeCom, without configuration
     Demo {
-        /// Listen address of the demo's proxy; port 0 picks a free port [default: 127.0.0.1:8080, or a free port if that is
-        /// taken]
+        /// Listen address of the demo's proxy; port 0 picks a free port [default: 127.0.0.1:8080, or a free port if
+        /// that is taken]
         #[arg(long, value_name = "ADDRESS")]
         listen: Option<std::net::SocketAddr>,
         /// Number of proxies behind that address; they share their tokens through Redis

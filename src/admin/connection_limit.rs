@@ -1,5 +1,5 @@
-//! Caps the connections to the admin listener; when full, closes the longest-idle one, so that a health check always gets a
-//! connection.
+//! Caps the connections to the admin listener; when full, closes the longest-idle one, so that a health check always
+//! gets a connection.
 
 use std::{
     io,

@@ -17,8 +17,8 @@ pub(super) enum AccessDenied {
     Forbidden(&'static str),
 }
 
-/// Requires the key, if one is configured. Without a key, requires a local `Host`, because a foreign name that resolves to
-/// this address (DNS rebinding) would let another site's page read responses.
+/// Requires the key, if one is configured. Without a key, requires a local `Host`, because a foreign name that resolves
+/// to this address (DNS rebinding) would let another site's page read responses.
 pub(super) fn authorize<B>(key: Option<&KeyHash>, request: &Request<B>) -> Result<(), AccessDenied> {
     match key {
         Some(key) if !presents_key(request.headers(), key) => {
@@ -83,8 +83,8 @@ fn header_value<'a, B>(request: &'a Request<B>, name: &str) -> Option<&'a str> {
     request.headers().get(name).map(|value| value.to_str().unwrap_or("?"))
 }
 
-/// Refuses actions of other sites' pages also in browsers without these headers: requires a header that an HTML form cannot
-/// send and for which browsers send a CORS preflight.
+/// Refuses actions of other sites' pages also in browsers without these headers: requires a header that an HTML form
+/// cannot send and for which browsers send a CORS preflight.
 pub(super) fn check_csrf<B>(request: &Request<B>) -> Result<(), AccessDenied> {
     check_same_origin(request)?;
     let is_json = |kind: &str| {

@@ -11,8 +11,8 @@ use crate::tokens::ceil_seconds;
 
 impl Admin {
     /// `/healthz` fails only while the proxy is stopping; `/readyz` also if every requested agent fails and has no valid
-    /// token. One agent's wrong secret must not take the others out of service, and a token that expired without requests
-    /// is not a failure: the next request fetches another.
+    /// token. One agent's wrong secret must not take the others out of service, and a token that expired without
+    /// requests is not a failure: the next request fetches another.
     pub(super) fn health(&self, ready: bool) -> Response<AdminBody> {
         let stopping = *self.stopping.borrow();
         let tokens: Vec<_> =
@@ -29,7 +29,7 @@ impl Admin {
             .iter()
             .filter_map(|(name, token)| token.last_error.clone().map(|error| (name.clone(), error.into())))
             .collect();
-        let held: serde_json::Map<_, _> = self
+        let throttled: serde_json::Map<_, _> = self
             .token_service
             .throttled_agents()
             .into_iter()
@@ -40,12 +40,12 @@ impl Admin {
             (true, _) => "shutting down",
             (_, true) => "no agent has a valid token",
             _ if !failing.is_empty() => "ok, but some agents fail",
-            _ if !held.is_empty() => "ok, but some token refreshes are held back",
+            _ if !throttled.is_empty() => "ok, but some token refreshes are held back",
             _ => "ok",
         };
         let body = json!({
             "status": status,
-            "agents": { "total": tokens.len(), "failing": failing, "held": held },
+            "agents": { "total": tokens.len(), "failing": failing, "held": throttled },
             "store": self.store_status(),
             "listeners": self.listeners.iter().map(ToString::to_string).collect::<Vec<_>>(),
         });

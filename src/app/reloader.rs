@@ -56,7 +56,8 @@ impl Reloader {
     }
 
     /// Reads the file again and applies its agents, clients, certificates and log level from the next request on. An
-    /// invalid file changes nothing and is logged. Blocks, for up to seconds with very many agents; not for a runtime thread.
+    /// invalid file changes nothing and is logged. Blocks, for up to seconds with very many agents; not for a runtime
+    /// thread.
     pub fn reload(&self) -> Result<ReloadReport, ReloadError> {
         self.try_reload().inspect_err(|error| {
             tracing::error!(%error, "configuration reload failed, old configuration stays active");
@@ -65,21 +66,21 @@ impl Reloader {
 
     fn try_reload(&self) -> Result<ReloadReport, ReloadError> {
         let mut include_counts = self.include_counts.lock().unwrap_or_else(PoisonError::into_inner);
-        let PreparedConfig { config: mut fresh, tls, .. } =
+        let PreparedConfig { config: mut loaded, tls, .. } =
             PreparedConfig::new(load_on_own_thread(&self.initial_config.path)?)?;
-        reject_lost_includes(&fresh, &include_counts)?;
+        reject_lost_includes(&loaded, &include_counts)?;
         let was_open = self.directory.load().is_open();
-        self.reject_unintended_open(&fresh, tls.as_deref(), was_open)?;
-        let needs_restart = self.sections_needing_restart(&fresh);
+        self.reject_unintended_open(&loaded, tls.as_deref(), was_open)?;
+        let needs_restart = self.sections_needing_restart(&loaded);
         for section in &needs_restart {
             tracing::warn!(section, "section changed, restart needed to apply it");
         }
-        let warnings: Vec<_> = mem::take(&mut fresh.warnings).iter().map(ToString::to_string).collect();
+        let warnings: Vec<_> = mem::take(&mut loaded.warnings).iter().map(ToString::to_string).collect();
         for warning in &warnings {
             tracing::warn!("{warning}");
         }
         let directory =
-            Directory::new(&mut fresh, &self.token_service, &self.limits, Some(&self.directory.load()));
+            Directory::new(&mut loaded, &self.token_service, &self.limits, Some(&self.directory.load()));
         let (agents, clients) = (directory.agents().count(), directory.client_count());
         if directory.is_open() && !was_open {
             tracing::warn!("server.open = true: callers without a key are served from now on");
@@ -88,47 +89,48 @@ impl Reloader {
         let replaced = self.directory.swap(directory.clone());
         self.token_service.retain_agents(|agent| directory.agent(agent, None).is_some());
         drop(directory);
-        *include_counts = mem::take(&mut fresh.include_counts);
+        *include_counts = mem::take(&mut loaded.include_counts);
         let closed = self.server.replace_tls(tls);
         if closed > 0 {
             tracing::info!(closed, "closing connections that server.tls.client_ca no longer covers");
         }
         tracing::info!(agents, clients, "configuration reloaded");
         if let Some(log_handle) = self.log_handle.get() {
-            log_handle.update_filter(fresh.log);
+            log_handle.update_filter(loaded.log);
         }
         drop_in_background(replaced);
         Ok(ReloadReport { agents, clients, needs_restart, warnings })
     }
 
     /// The sections that differ from the configuration at the start and that a reload cannot apply.
-    fn sections_needing_restart(&self, fresh: &Config) -> Vec<&'static str> {
+    fn sections_needing_restart(&self, loaded: &Config) -> Vec<&'static str> {
         let initial = &self.initial_config;
         let server = config::ServerConfig {
             tls: initial.server.tls.clone(),
             open: initial.server.open,
-            ..fresh.server.clone()
+            ..loaded.server.clone()
         };
         let sections = [
             ("server", server != initial.server),
-            ("upstream", fresh.upstream != initial.upstream),
-            ("tokens", fresh.tokens != initial.tokens),
-            ("replay", fresh.replay != initial.replay),
-            ("admin", fresh.admin != initial.admin),
-            ("log", config::LogConfig { level: initial.log.level, ..fresh.log } != initial.log),
+            ("upstream", loaded.upstream != initial.upstream),
+            ("tokens", loaded.tokens != initial.tokens),
+            ("replay", loaded.replay != initial.replay),
+            ("admin", loaded.admin != initial.admin),
+            ("log", config::LogConfig { level: initial.log.level, ..loaded.log } != initial.log),
         ];
         sections.into_iter().filter(|(_, changed)| *changed).map(|(section, _)| section).collect()
     }
 
-    /// Refuses a file without clients that would serve callers without a key where they were not served before, or on an
-    /// address that other machines can reach. Decides by the bound addresses, because `server.listen` needs a restart.
+    /// Refuses a file without clients that would serve callers without a key where they were not served before, or on
+    /// an address that other machines can reach. Decides by the bound addresses, because `server.listen` needs a
+    /// restart.
     fn reject_unintended_open(
         &self,
-        fresh: &Config,
+        loaded: &Config,
         tls: Option<&TlsTermination>,
         was_open: bool,
     ) -> Result<(), config::Error> {
-        if !fresh.clients.is_empty() || fresh.server.open {
+        if !loaded.clients.is_empty() || loaded.server.open {
             return Ok(());
         }
         let drops_client_ca =
@@ -144,25 +146,25 @@ impl Reloader {
             None => return Ok(()),
         };
         let advice = "a reload without [clients.*] would open it: keep a client, or set server.open = true to allow it";
-        Err(config_error(fresh, "clients", format!("there is none, and {reason}; {advice}")))
+        Err(config_error(loaded, "clients", format!("there is none, and {reason}; {advice}")))
     }
 }
 
 /// Refuses a pattern of `include` that matched files before and matches none now: they may be missing only briefly.
-fn reject_lost_includes(fresh: &Config, before: &BTreeMap<String, usize>) -> Result<(), config::Error> {
-    let lost = fresh.include_counts.iter().find_map(|(pattern, files)| {
+fn reject_lost_includes(loaded: &Config, before: &BTreeMap<String, usize>) -> Result<(), config::Error> {
+    let missing = loaded.include_counts.iter().find_map(|(pattern, files)| {
         let before = *before.get(pattern)?;
         (*files == 0 && before > 0).then_some((pattern, before))
     });
-    let Some((pattern, before)) = lost else { return Ok(()) };
+    let Some((pattern, before)) = missing else { return Ok(()) };
     let message = format!(
         "{pattern:?} matches no file, and matched {before} before; put the files back, or take the pattern out of include"
     );
-    Err(config_error(fresh, "include", message))
+    Err(config_error(loaded, "include", message))
 }
 
-fn config_error(fresh: &Config, key: &str, message: String) -> config::Error {
-    config::Error { file: fresh.path.clone(), line: None, key: Some(key.to_owned()), message }
+fn config_error(loaded: &Config, key: &str, message: String) -> config::Error {
+    config::Error { file: loaded.path.clone(), line: None, key: Some(key.to_owned()), message }
 }
 
 /// Loads the file on a temporary thread. Parsing takes far more memory than its result, and the allocator returns a

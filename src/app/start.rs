@@ -1,4 +1,4 @@
-//! Starts everything that the configuration asks for.
+//! Starts everything that the configuration specifies.
 
 use std::{
     io,

@@ -24,8 +24,8 @@ const DEFAULT_PROXY_PORT: u16 = 8080;
 /// The port of the simulator's control API, which is the default of `simulator --control`.
 const DEFAULT_CONTROL_PORT: u16 = 8082;
 
-/// Runs the demo until SIGTERM or SIGINT: one proxy, or several that share their tokens through Redis. Without `listen`,
-/// the proxy takes the default port, or a free one if that is taken.
+/// Runs the demo until SIGTERM or SIGINT: one proxy, or several that share their tokens through Redis. Without
+/// `listen`, the proxy takes the default port, or a free one if that is taken.
 pub fn demo(listen: Option<SocketAddr>, replicas: u8, redis: Option<String>) -> Result<(), CliError> {
     // An error of `config` would name the generated file instead of the option.
     if redis.as_ref().is_some_and(|url| !["redis://", "rediss://"].iter().any(|start| url.starts_with(start)))
@@ -96,10 +96,15 @@ const fn loopback(port: u16) -> SocketAddr {
     SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port)
 }
 
-/// The demo's proxy.toml, with the sections in `more`.
-fn config_text(listen: SocketAddr, simulator: &Simulator, agents: &[SimulatedAgent], more: &str) -> String {
+/// The demo's proxy.toml, with additional `sections`.
+fn config_text(
+    listen: SocketAddr,
+    simulator: &Simulator,
+    agents: &[SimulatedAgent],
+    sections: &str,
+) -> String {
     let mut text = format!(
-        "[server]\nlisten = \"{listen}\"\nopen = true\n\n[upstream]\nurl = \"http://{}\"\n\n[admin]\nlisten = \"127.0.0.1:0\"\n{more}",
+        "[server]\nlisten = \"{listen}\"\nopen = true\n\n[upstream]\nurl = \"http://{}\"\n\n[admin]\nlisten = \"127.0.0.1:0\"\n{sections}",
         simulator.api_addr()
     );
     for SimulatedAgent { name, corpid, agentid, .. } in agents {
@@ -170,10 +175,10 @@ fn dashboard_urls<'a>(apps: impl Iterator<Item = &'a App>) -> String {
     addresses.collect::<Vec<_>>().join("  ")
 }
 
-fn port_taken_note(what: &str, wanted: u16, bound: SocketAddr) -> String {
+fn port_taken_note(subject: &str, wanted: u16, bound: SocketAddr) -> String {
     match wanted == 0 || wanted == bound.port() {
         true => String::new(),
-        false => format!("Port {wanted} is taken, so the {what} is on {bound} instead.\n"),
+        false => format!("Port {wanted} is taken, so the {subject} is on {bound} instead.\n"),
     }
 }
 

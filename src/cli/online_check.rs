@@ -1,7 +1,7 @@
 //! `check --online`: checks each agent at WeCom as `serve` would call it, and the shared store. Changes nothing.
 //!
-//! Sends one gettoken and one read-only call for each agent, one agent after another, and stops before repeated failures
-//! could get this machine's IP address banned.
+//! Sends one gettoken and one read-only call for each agent, one agent after another, and stops before repeated
+//! failures could get this machine's IP address banned.
 
 mod probe;
 mod problem;
@@ -157,8 +157,8 @@ pub async fn run(config: &Config, upstream: &Arc<Settings>) -> OnlineReport {
     report
 }
 
-/// Sends one gettoken and one call with the token. Each agent gets new connections: on a reused one, gettoken might have
-/// to be sent twice.
+/// Sends one gettoken and one call with the token. Each agent gets new connections: on a reused one, gettoken might
+/// have to be sent twice.
 async fn check_agent(
     agent: &AgentConfig,
     probe: &Probe,

@@ -52,8 +52,8 @@ pub(super) fn read(roots: &[ConfigTable<'_>]) -> Result<BTreeMap<String, AgentCo
     }
 }
 
-/// Warns of agents with the same corpid and secret: WeCom may invalidate the token of one when the other's is fetched. One
-/// warning covers all such agents, because there may be very many.
+/// Warns of agents with the same corpid and secret: WeCom may invalidate the token of one when the other's is fetched.
+/// One warning covers all such agents, because there may be very many.
 fn warn_of_shared_credentials(
     items: &BTreeMap<&str, ConfigValue<'_>>,
     agents: &BTreeMap<String, AgentConfig>,

@@ -50,7 +50,7 @@ pub(super) fn read(item: &ConfigValue<'_>) -> Result<OtlpConfig, Error> {
     let example = "http://127.0.0.1:4317";
     let url = url::read(item, &["http", "https"], example)?.require_no_userinfo(item)?;
     if url.rest.contains(['?', '#', '\\']) {
-        return Err(item.error(format!("must hold no query; write one like {example:?}")));
+        return Err(item.error(format!("must contain no query; write one like {example:?}")));
     }
     let tls = url.scheme == "https";
     let port = url.port.unwrap_or(if tls { 443 } else { 80 });

@@ -20,13 +20,14 @@ const METHODS: [(&str, Method); 7] = [
     ("OPTIONS", Method::OPTIONS),
 ];
 
-/// A pattern of paths under `/cgi-bin/`. A last segment `*` matches everything below; any other `*` matches any text within
-/// its segment.
+/// A pattern of paths under `/cgi-bin/`. A last segment `*` matches everything below; any other `*` matches any text
+/// within its segment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PathPattern(String);
 
 impl PathPattern {
-    /// Whether the pattern matches `path`, which is compared as sent upstream: without query, percent-encoding not decoded.
+    /// Whether the pattern matches `path`, which is compared as sent upstream: without query, percent-encoding not
+    /// decoded.
     pub fn matches(&self, path: &str) -> bool {
         // Fast path for the most common form: no other wildcard than the last segment.
         match self.0.strip_suffix("/*") {

@@ -42,7 +42,8 @@ impl<'a> Location<'a> {
         self.line.map_or_else(|| file.to_string(), |line| format!("{file}:{line}"))
     }
 
-    /// The location of `key` below this one. Without an offset, because the key is not in the file, the line is this one's.
+    /// The location of `key` below this one. Without an offset, because the key is not in the file, the line is this
+    /// one's.
     fn child(&self, key: &str, offset: Option<usize>) -> Self {
         let key = if is_bare_key(key) { key.to_owned() } else { quote(key) };
         Location {

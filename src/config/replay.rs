@@ -15,7 +15,8 @@ pub(super) const KEYS: &[&str] = &["memory", "disk", "dir"];
 pub struct ReplayConfig {
     /// Memory for all bodies together, in bytes; the rest goes to temporary files. May be 0.
     pub memory: u64,
-    /// Disk space for all temporary files together, in bytes; a body whose length is known not to fit is refused. May be 0.
+    /// Disk space for all temporary files together, in bytes; a body whose length is known not to fit is refused. May
+    /// be 0.
     pub disk: u64,
     /// The directory of the temporary files; `None`: the system's.
     pub dir: Option<PathBuf>,

@@ -16,7 +16,7 @@ pub(super) fn read(item: &ConfigValue<'_>) -> Result<Masked, Error> {
     if let Some(text) = item.as_str() {
         let secret = validate(item, "is", text)?;
         item.location
-            .warn("is plain text in this file; write { env = \"NAME\" } or { file = \"path\" } instead");
+            .warn("is in plain text in this file; write { env = \"NAME\" } or { file = \"path\" } instead");
         return Ok(secret);
     }
     let section = item.table(EXPECTED, KEYS)?;
@@ -63,8 +63,8 @@ fn validate(item: &ConfigValue<'_>, subject: &str, text: &str) -> Result<Masked,
     Ok(Masked::new(text))
 }
 
-/// Whether `text` is a placeholder for a secret. A placeholder sent to WeCom counts as a wrong secret, for which WeCom bans
-/// IP addresses; as a client's key, it would be easy to guess.
+/// Whether `text` is a placeholder for a secret. A placeholder sent to WeCom counts as a wrong secret, for which WeCom
+/// bans IP addresses; as a client's key, it would be easy to guess.
 fn is_placeholder(text: &str) -> bool {
     let mut chars = text.chars();
     let first = chars.next();

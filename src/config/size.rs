@@ -5,8 +5,8 @@ use std::ops::RangeInclusive;
 use super::error::{Error, quote};
 use super::reader::ConfigValue;
 
-/// Units with their bytes, from the largest to the smallest. KB, MB and GB are refused, because they are ambiguous: 1000 or
-/// 1024.
+/// Units with their bytes, from the largest to the smallest. KB, MB and GB are refused, because they are ambiguous:
+/// 1000 or 1024.
 const UNITS: [(&str, u64); 4] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
 
 /// The largest file offset, which is signed.

@@ -18,7 +18,8 @@ pub(super) struct SourceFile<'a> {
     path: PathBuf,
     /// Wiped on drop, because it may contain secrets in plain text.
     text: Zeroizing<String>,
-    /// The offset of each line's end, computed at the first use. An index is needed because a file may have 100,000 entries.
+    /// The offset of each line's end, computed at the first use. An index is needed because a file may have 100,000
+    /// entries.
     line_ends: OnceCell<Vec<usize>>,
     env: &'a dyn Fn(&str) -> Option<String>,
     warnings: RefCell<Vec<Warning>>,

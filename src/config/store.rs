@@ -178,7 +178,8 @@ fn read_url(item: &ConfigValue<'_>) -> Result<RedisUrl, Error> {
         }
     };
     if password.as_ref().is_some_and(|password| !password.is_empty()) {
-        item.location.warn("holds a password as plain text; write password = { env = \"NAME\" } beside it");
+        item.location
+            .warn("contains a password in plain text; write password = { env = \"NAME\" } beside it");
     }
     Ok(RedisUrl {
         tls: url.scheme == "rediss",
@@ -198,7 +199,7 @@ fn read_database(item: &ConfigValue<'_>, rest: &str) -> Result<u32, Error> {
     let digits = number.bytes().all(|byte| byte.is_ascii_digit());
     number.parse().ok().filter(|_| digits).ok_or_else(|| {
         item.error(format!(
-            "must hold nothing but the database's number after the host, as in {EXAMPLE_URL:?}"
+            "must contain nothing but the database's number after the host, as in {EXAMPLE_URL:?}"
         ))
     })
 }

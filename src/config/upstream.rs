@@ -165,7 +165,7 @@ fn read_proxy_authorization(item: &ConfigValue<'_>, url: &Url<'_>) -> Result<Opt
     credentials.extend(percent_decode_str(password));
     let encoded = Zeroizing::new(STANDARD.encode(&*credentials));
     if !password.is_empty() {
-        item.location.warn("holds a password as plain text; keep this file from other readers");
+        item.location.warn("contains a password in plain text; keep this file from other readers");
     }
     Ok(Some(Masked::new(format!("Basic {}", *encoded))))
 }

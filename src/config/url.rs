@@ -36,7 +36,7 @@ impl Url<'_> {
     /// Refuses a path, query or fragment.
     pub(super) fn require_no_path(self, item: &ConfigValue<'_>) -> Result<Self, Error> {
         if !matches!(self.rest, "" | "/") {
-            return Err(item.error("must hold nothing after the host and port: no path, no query"));
+            return Err(item.error("must contain nothing after the host and port: no path, no query"));
         }
         Ok(self)
     }
@@ -44,7 +44,7 @@ impl Url<'_> {
     /// Refuses a user or password.
     pub(super) fn require_no_userinfo(self, item: &ConfigValue<'_>) -> Result<Self, Error> {
         match self.userinfo {
-            Some(_) => Err(item.error("must hold no user or password before the host")),
+            Some(_) => Err(item.error("must contain no user or password before the host")),
             None => Ok(self),
         }
     }
@@ -52,7 +52,7 @@ impl Url<'_> {
 
 fn parse(text: &str) -> Result<Url<'_>, &'static str> {
     if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err("holds a space or a character that is not ASCII");
+        return Err("contains a space or a character that is not ASCII");
     }
     let (scheme, after) = text.split_once("://").ok_or("has no scheme")?;
     let (authority, rest) = after.split_at(after.find(['/', '?', '#', '\\']).unwrap_or(after.len()));

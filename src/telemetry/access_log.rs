@@ -1,7 +1,7 @@
 //! The access log: one line per request, formatted by the worker when the request ends, and written by another thread.
 //!
-//! A line goes only into its worker's buffer, so that neither a slow reader of stderr nor another worker delays a request.
-//! The buffers are bounded; lines that do not fit are dropped and counted.
+//! A line goes only into its worker's buffer, so that neither a slow reader of stderr nor another worker delays a
+//! request. The buffers are bounded; lines that do not fit are dropped and counted.
 
 mod invisible;
 mod layout;
@@ -168,8 +168,8 @@ impl AccessLog {
         }
     }
 
-    /// Writes a line, whatever [`is_enabled`](Self::is_enabled) returns. Never waits: if the buffer is full, the line is
-    /// dropped and counted.
+    /// Writes a line, whatever [`is_enabled`](Self::is_enabled) returns. Never waits: if the buffer is full, the line
+    /// is dropped and counted.
     pub fn write(&self, entry: &AccessLogEntry<'_>) {
         let WorkerHandle { layout, buffer, buffers, .. } = &*self.0;
         let mut buffer = lock(buffer);
@@ -189,7 +189,8 @@ impl AccessLog {
         self.0.buffers.dropped()
     }
 
-    /// Waits until every line written before is output, for at most `timeout`; returns whether it is. Blocks the thread.
+    /// Waits until every line written before is output, for at most `timeout`; returns whether it is. Blocks the
+    /// thread.
     pub fn flush(&self, timeout: Duration) -> bool {
         self.0.buffers.flush(timeout)
     }

@@ -45,7 +45,8 @@ impl LogHandle {
         Self { filter: handle, writer: None }
     }
 
-    /// Waits until every line written before is output, for at most `timeout`; returns whether it is. Blocks the thread.
+    /// Waits until every line written before is output, for at most `timeout`; returns whether it is. Blocks the
+    /// thread.
     pub fn flush(&self, timeout: Duration) -> bool {
         self.writer.as_ref().is_none_or(|writer| writer.flush(timeout))
     }
@@ -56,8 +57,8 @@ impl LogHandle {
     }
 }
 
-/// The level of the configuration, or the directives of `RUST_LOG`. The `ready` message and the access log stay enabled at
-/// every level.
+/// The level of the configuration, or the directives of `RUST_LOG`. The `ready` message and the access log stay enabled
+/// at every level.
 fn build_filter(log: LogConfig) -> EnvFilter {
     let directives = std::env::var(EnvFilter::DEFAULT_ENV).ok().filter(|directives| !directives.is_empty());
     let filter = EnvFilter::new(directives.unwrap_or_else(|| log.level.as_str().to_owned()));
@@ -82,8 +83,8 @@ where
     }
 }
 
-/// Allows only errors from libraries: their traces contain wire data with tokens and keys, and their warnings can be caused
-/// by any client without a rate limit.
+/// Allows only errors from libraries: their traces contain wire data with tokens and keys, and their warnings can be
+/// caused by any client without a rate limit.
 fn is_allowed_event(event: &Metadata<'_>) -> bool {
     let is_own = event.target() == "access" || event.target().starts_with("wecom_proxy");
     is_own || *event.level() <= Level::ERROR

@@ -1,7 +1,7 @@
 //! Counters and histograms of requests.
 //!
-//! Each worker has its own metrics. Their lock is uncontended: a collection holds it only to swap them for empty ones. A
-//! reader first collects the metrics of all workers into one registry by the names of agents and clients.
+//! Each worker has its own metrics. Their lock is uncontended: a collection holds it only to swap them for empty ones.
+//! A reader first collects the metrics of all workers into one registry by the names of agents and clients.
 
 mod agent_families;
 mod counter_map;
@@ -64,8 +64,8 @@ impl Metrics {
         RequestCounter(metrics)
     }
 
-    /// Moves the workers' metrics into the registry. They count for the minute of the previous collection, so a collection
-    /// at the start of each minute completes the last one.
+    /// Moves the workers' metrics into the registry. They count for the minute of the previous collection, so a
+    /// collection at the start of each minute completes the last one.
     pub fn collect(&self, now: SystemTime) {
         let workers = lock(&self.workers).clone();
         let mut registry = lock(&self.registry);

@@ -1,8 +1,8 @@
 //! OpenTelemetry traces: each worker writes the spans of a request when it ends, and an exporter sends them to the
 //! collector.
 //!
-//! Spans are encoded into a bounded buffer of the worker. Spans that do not fit are dropped and counted; no request waits
-//! for the collector.
+//! Spans are encoded into a bounded buffer of the worker. Spans that do not fit are dropped and counted; no request
+//! waits for the collector.
 
 mod collector;
 mod context;
@@ -124,7 +124,8 @@ impl Tracer {
         Box::new(Trace::new(TraceContext::from_headers(headers, &self.ids), version, started))
     }
 
-    /// Writes the spans of a request that has ended, if its trace is sampled. Drops and counts them if the buffer is full.
+    /// Writes the spans of a request that has ended, if its trace is sampled. Drops and counts them if the buffer is
+    /// full.
     pub fn write_spans(&self, trace: &Trace, entry: &AccessLogEntry<'_>) {
         if !trace.context.sampled {
             return;

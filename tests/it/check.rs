@@ -466,7 +466,7 @@ async fn store_is_probed_and_its_problems_are_explained() {
     assert_output(
         &other,
         1,
-        &["holds entries this key cannot decrypt, for hr", "the same tokens.store.key", "相同的"],
+        &["contains entries this key cannot decrypt, for hr", "the same tokens.store.key", "相同的"],
     );
     assert!(other.err.contains("all agents passed, but the shared store"), "{}", other.err);
     let said = check_json(&surgery, &config_with_store(&redis, OTHER_KEY), &["--online"], 1).await["online"]

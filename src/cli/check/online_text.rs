@@ -58,12 +58,12 @@ fn store_text(report: &OnlineReport, styler: Styler) -> String {
         (None, true) => {
             let ok = styler.apply(Style::Good, "ok");
             format!(
-                "\nthe store at {address}: {ok}, {ms} ms; it holds tokens of {readable} of {checked} agents\n"
+                "\nthe store at {address}: {ok}, {ms} ms; it contains tokens of {readable} of {checked} agents\n"
             )
         }
         (None, false) => {
             let subject = styler.apply(Style::Bad, &format!("the store at {address}"));
-            format!("\n{subject}: holds entries this key cannot decrypt, for {}\n", unreadable.join(", "))
+            format!("\n{subject}: contains entries this key cannot decrypt, for {}\n", unreadable.join(", "))
         }
     };
     if let Some(hint) = store.hint() {

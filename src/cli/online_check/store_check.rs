@@ -1,5 +1,5 @@
-//! Checks the shared store: whether it is reachable, accepts the proxy's commands, and holds only entries that this key can
-//! decrypt.
+//! Checks the shared store: whether it is reachable, accepts the proxy's commands, and holds only entries that this key
+//! can decrypt.
 
 use std::time::Duration;
 
@@ -49,7 +49,8 @@ pub struct StoreHint {
     pub action_zh: &'static str,
 }
 
-/// Hints by a substring of the error text. The first match counts: `authentication` and `tls` occur in later errors too.
+/// Hints by a substring of the error text. The first match counts: `authentication` and `tls` occur in later errors
+/// too.
 const HINTS: [(&[&str], StoreHint); 7] = [
     (
         &["NOAUTH", "WRONGPASS", "AuthenticationFailed", "Password authentication failed", "authentication"],

@@ -181,15 +181,15 @@ const INVALID_UPSTREAM_TABLES: &[(&str, &str)] = &[
     ),
     (
         "[upstream]\nurl = \"https://qyapi.weixin.qq.com/cgi-bin\"",
-        ":2: upstream.url: must hold nothing after the host and port: no path, no query",
+        ":2: upstream.url: must contain nothing after the host and port: no path, no query",
     ),
     (
         "[upstream]\nurl = \"https://x?y=hunter2\"",
-        ":2: upstream.url: must hold nothing after the host and port: no path, no query",
+        ":2: upstream.url: must contain nothing after the host and port: no path, no query",
     ),
     (
         "[upstream]\nurl = \"https://hunter2@x\"",
-        ":2: upstream.url: must hold no user or password before the host",
+        ":2: upstream.url: must contain no user or password before the host",
     ),
     (
         "[upstream]\nurl = \"https://x:99999\"",
@@ -205,7 +205,7 @@ const INVALID_UPSTREAM_TABLES: &[(&str, &str)] = &[
     ),
     (
         "[upstream]\nurl = \"https://a b\"",
-        r#":2: upstream.url: holds a space or a character that is not ASCII; write one like "https://qyapi.weixin.qq.com""#,
+        r#":2: upstream.url: contains a space or a character that is not ASCII; write one like "https://qyapi.weixin.qq.com""#,
     ),
     (
         "[upstream]\nvia = \"https://x:1\"",
@@ -217,7 +217,7 @@ const INVALID_UPSTREAM_TABLES: &[(&str, &str)] = &[
     ),
     (
         "[upstream]\nvia = \"http://u:hunter2@x/path\"",
-        ":2: upstream.via: must hold nothing after the host and port: no path, no query",
+        ":2: upstream.via: must contain nothing after the host and port: no path, no query",
     ),
     (
         "[upstream]\nca_file = \"none.pem\"",

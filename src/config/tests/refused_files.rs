@@ -142,11 +142,11 @@ const INVALID_OTHER_TABLES: &[(&str, &str)] = &[
     ),
     (
         "[admin]\notlp = \"http://u:hunter2@x\"",
-        ":2: admin.otlp: must hold no user or password before the host",
+        ":2: admin.otlp: must contain no user or password before the host",
     ),
     (
         "[admin]\notlp = \"http://x/?a\"",
-        r#":2: admin.otlp: must hold no query; write one like "http://127.0.0.1:4317""#,
+        r#":2: admin.otlp: must contain no query; write one like "http://127.0.0.1:4317""#,
     ),
 ];
 

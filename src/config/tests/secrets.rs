@@ -80,7 +80,7 @@ fn readable_secret_is_warned_of() {
     assert_eq!(
         warnings(&[("proxy.toml", &agent_table_with_secret("\"hunter2\""))]),
         [
-            "proxy.toml:3: agents.hr.secret: is plain text in this file; write { env = \"NAME\" } or { file = \"path\" } instead"
+            "proxy.toml:3: agents.hr.secret: is in plain text in this file; write { env = \"NAME\" } or { file = \"path\" } instead"
         ]
     );
     assert_eq!(
@@ -92,14 +92,14 @@ fn readable_secret_is_warned_of() {
 
 #[test]
 fn shared_credentials_are_warned_of() {
-    let twin = AGENT_TABLE.replace("[agents.hr]", "[agents.ops]");
+    let duplicate = AGENT_TABLE.replace("[agents.hr]", "[agents.ops]");
     assert_eq!(
-        warnings(&[("proxy.toml", &format!("{AGENT_TABLE}\n{twin}"))]),
+        warnings(&[("proxy.toml", &format!("{AGENT_TABLE}\n{duplicate}"))]),
         [
             "proxy.toml:5: agents.ops: has the corpid and secret of agents.hr; make them one agent, or each refresh may invalidate the other's token"
         ]
     );
-    let other_corp = twin.replace("ww1", "ww2");
+    let other_corp = duplicate.replace("ww1", "ww2");
     assert_eq!(warnings(&[("proxy.toml", &format!("{AGENT_TABLE}\n{other_corp}"))]), [""; 0]);
 }
 
@@ -112,7 +112,7 @@ fn insecure_settings_are_warned_of() {
         ),
         (
             "[upstream]\nvia = \"http://u:hunter2@egress\"",
-            "proxy.toml:2: upstream.via: holds a password as plain text; keep this file from other readers",
+            "proxy.toml:2: upstream.via: contains a password in plain text; keep this file from other readers",
         ),
         (
             "[replay]\ndisk = \"16MiB\"",
@@ -144,7 +144,7 @@ const INVALID_STORES: &[(&str, &str)] = &[
     ),
     (
         "{ redis = \"redis://:hunter2@h/x\", KEY }",
-        "tokens.store.redis: must hold nothing but the database's number after the host, as in \"redis://127.0.0.1:6379/0\"",
+        "tokens.store.redis: must contain nothing but the database's number after the host, as in \"redis://127.0.0.1:6379/0\"",
     ),
     ("{ redis = [], KEY }", "tokens.store.redis: is empty; write one like \"redis://127.0.0.1:6379/0\""),
     (

@@ -187,8 +187,8 @@ impl Formatter<'_> {
 /// The bytes checked at once: an SSE2 register.
 const CHUNK_BYTES: usize = 16;
 
-/// Whether a text needs no escapes in quotes. Checks every byte without an early exit, which lets LLVM vectorise. The last
-/// chunk overlaps the one before it, because single bytes cost more than a chunk.
+/// Whether a text needs no escapes in quotes. Checks every byte without an early exit, which lets LLVM vectorise. The
+/// last chunk overlaps the one before it, because single bytes cost more than a chunk.
 fn needs_no_escaping(text: &str) -> bool {
     let bytes = text.as_bytes();
     match bytes.last_chunk::<CHUNK_BYTES>() {

@@ -11,7 +11,8 @@ use tracing::{
 /// The target of the lines in `RUST_LOG`.
 const TARGET: &str = "access";
 
-/// The callsite of one level. It caches the subscriber's interest, which the subscriber updates when its filter changes.
+/// The callsite of one level. It caches the subscriber's interest, which the subscriber updates when its filter
+/// changes.
 pub(super) struct LevelGate(&'static DefaultCallsite);
 
 pub(super) static INFO: LevelGate = LevelGate(&INFO_CALLSITE);

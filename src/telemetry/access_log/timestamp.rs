@@ -45,8 +45,8 @@ impl TimestampCache {
     }
 }
 
-/// Year, month and day of the month of a day counted from 1970. Counts years from March, so that the leap day is the last
-/// day of a year, in eras of 400 years.
+/// Year, month and day of the month of a day counted from 1970. Counts years from March, so that the leap day is the
+/// last day of a year, in eras of 400 years.
 fn civil_from_days(day: u64) -> (u64, u64, u64) {
     let day = day + 719_468;
     let (era, day) = (day / 146_097, day % 146_097);

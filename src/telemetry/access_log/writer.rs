@@ -1,8 +1,9 @@
 //! Writes the workers' buffers to the output on one thread, which is woken as rarely as possible.
 //!
-//! The first line after a pause wakes the thread, which writes it at once. Then the thread waits for the batch interval,
-//! during which only a large buffer wakes it, so that requests of a busy proxy do not wake it. If the interval brought no
-//! line, it sleeps until the next one. The event log has a thread of this kind too, with a batch interval of zero.
+//! The first line after a pause wakes the thread, which writes it at once. Then the thread waits for the batch
+//! interval, during which only a large buffer wakes it, so that requests of a busy proxy do not wake it. If the
+//! interval brought no line, it sleeps until the next one. The event log has a thread of this kind too, with a batch
+//! interval of zero.
 
 use std::{
     io::{self, ErrorKind, Write},
@@ -165,10 +166,11 @@ impl LogBuffers {
         self.0.dropped.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Wakes the writer if a buffer with `buffered` bytes needs it. To be called after an append, without the buffer's lock.
+    /// Wakes the writer if a buffer with `buffered` bytes needs it. To be called after an append, without the buffer's
+    /// lock.
     pub(super) fn notify_appended(&self, buffered: usize) {
-        // Relaxed is enough: the append under the buffer's lock happened before or after the writer checked the buffer. If
-        // after, the lock makes the threshold visible that the writer set before its check.
+        // Relaxed is enough: the append under the buffer's lock happened before or after the writer checked the buffer.
+        // If after, the lock makes the threshold visible that the writer set before its check.
         let threshold = &self.0.wake_threshold;
         if buffered >= threshold.load(Ordering::Relaxed)
             && threshold.swap(WRITER_AWAKE, Ordering::Relaxed) != WRITER_AWAKE

@@ -1,5 +1,5 @@
-//! The series of all agents as text, one page at a time: there may be very many, so neither the whole text nor a copy of
-//! them is held in memory.
+//! The series of all agents as text, one page at a time: there may be very many, so neither the whole text nor a copy
+//! of them is in memory.
 
 use std::{
     ops::Bound::{Excluded, Unbounded},

@@ -3,7 +3,8 @@
 /// Maximum of errcodes counted per agent; bounds the number of series, whatever the upstream returns.
 pub(super) const MAX_ERRCODES: usize = 64;
 
-/// Counters by number. A linear search is enough: there are not many numbers, and the most frequent one is usually first.
+/// Counters by number. A linear search is enough: there are not many numbers, and the most frequent one is usually
+/// first.
 #[derive(Debug, Clone)]
 pub(super) struct CounterMap<N> {
     entries: Vec<(N, u64)>,

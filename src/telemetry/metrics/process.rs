@@ -9,8 +9,8 @@ const TICKS_PER_SECOND: f64 = 100.0;
 
 /// Writes the metrics of the process. Unavailable ones are omitted.
 pub fn write_process_metrics(text: &mut TextEncoder) {
-    // The second field is the program's name in parentheses, which may contain any character; the third field follows the
-    // last parenthesis.
+    // The second field is the program's name in parentheses, which may contain any character; the third field follows
+    // the last parenthesis.
     let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
     let fields: Vec<_> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
     let ticks = |nth: usize| {

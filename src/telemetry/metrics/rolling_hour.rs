@@ -40,8 +40,8 @@ pub struct MinuteStats {
     pub started_at: SystemTime,
     /// Requests whose response ended in this minute.
     pub requests: u64,
-    /// Failed requests: an error of the proxy's own, an errcode other than 0, a status of 500 or higher, or an incomplete
-    /// upstream response.
+    /// Failed requests: an error of the proxy's own, an errcode other than 0, a status of 500 or higher, or an
+    /// incomplete upstream response.
     pub failed: u64,
     /// Their durations.
     pub durations: Histogram,

@@ -1,4 +1,5 @@
-//! Exports spans from the workers' buffers to the collector in batches. Keeps a batch while the collector is unavailable.
+//! Exports spans from the workers' buffers to the collector in batches. Keeps a batch while the collector is
+//! unavailable.
 
 use std::{mem, time::Duration};
 

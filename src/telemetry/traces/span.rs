@@ -1,5 +1,5 @@
-//! The spans of a request: one for the request, with a child span for each wait and attempt. Names and attributes follow
-//! OpenTelemetry's semantic conventions for HTTP. No span contains a query, header or credential.
+//! The spans of a request: one for the request, with a child span for each wait and attempt. Names and attributes
+//! follow OpenTelemetry's semantic conventions for HTTP. No span contains a query, header or credential.
 
 use std::time::SystemTime;
 
