@@ -23,7 +23,7 @@ pub(super) async fn run_until_signal(app: App, log_handle: &LogHandle) -> Result
             _ = hangup.recv() => reload(&app).await,
         }
     }
-    tracing::info!("draining requests in flight");
+    tracing::info!("stopping: draining requests in flight");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     let access_log = app.access_log().clone();
     tokio::select! {

@@ -230,7 +230,7 @@ async fn three_refusals_in_a_row_stop_the_check() {
     let said = check_json(&surgery, CONFIG, &["--online"], 1).await;
     assert_eq!((&said["online"]["stopped"], &said["online"]["ok"]), (&json!("refusals"), &json!(false)));
     assert_eq!(said["agents"][3]["online"]["result"], "not-asked");
-    assert_eq!(row(&ended, "agent3")[1..], ["-", "-", "not", "asked", "-"]);
+    assert_eq!(row(&ended, "agent3")[1..], ["-", "-", "not", "checked", "-"]);
 }
 
 #[tokio::test]
@@ -326,7 +326,7 @@ async fn unreachable_upstream_is_reported_once() {
         let ended = surgery.check(&config_for_upstream(&upstream), &["--online"]).await;
         assert_output(&ended, 1, &["hr, gettoken: WeCom cannot be reached: ", words, "for any agent"]);
         assert_eq!(row(&ended, "hr")[1], "unreachable");
-        assert_eq!(row(&ended, "ops")[3..5], ["not", "asked"]);
+        assert_eq!(row(&ended, "ops")[3..5], ["not", "checked"]);
     }
 }
 

@@ -134,8 +134,8 @@ impl RequestSpans<'_> {
         write_string_attribute(out, ATTRIBUTES_FIELD, "wecom.request_id", entry.request_id);
         let mut digits = itoa::Buffer::new();
         let error = self.request_error(digits.format(entry.status));
-        let is_proxy_error = entry.level == Level::Warn || entry.status >= 500;
-        finish_span(writer, error, is_proxy_error, self.flags(trace.context.parent_id.is_some()));
+        let sets_error_status = entry.level == Level::Warn || entry.status >= 500;
+        finish_span(writer, error, sets_error_status, self.flags(trace.context.parent_id.is_some()));
     }
 
     /// The error of the request as a whole, also if it is the caller's.
@@ -269,11 +269,16 @@ impl RequestSpans<'_> {
 }
 
 /// Adds the error and the flags of a span, and appends it.
-fn finish_span(writer: &mut SpanWriter<'_>, error: Option<SpanError<'_>>, is_proxy_error: bool, flags: u32) {
+fn finish_span(
+    writer: &mut SpanWriter<'_>,
+    error: Option<SpanError<'_>>,
+    sets_error_status: bool,
+    flags: u32,
+) {
     let SpanWriter { spans, scratch } = writer;
     if let Some(error) = error {
         write_string_attribute(scratch, ATTRIBUTES_FIELD, "error.type", error.kind);
-        if is_proxy_error {
+        if sets_error_status {
             let message = truncate(error.message, MAX_MESSAGE_BYTES);
             // The status code's field takes 2 bytes.
             write_length_prefix(scratch, 15, bytes_field_len(message.len()) + 2);
