@@ -1,5 +1,5 @@
-//! The second port, for operators and their tools: what is well and what is not, what was counted, what came through last,
-//! a page that shows it all, and the orders that it takes.
+//! The admin listener, for operators and their tools: health, metrics, recent exchanges, actions, and a dashboard for
+//! all of these.
 
 mod actions;
 mod agents;
@@ -50,49 +50,49 @@ use crate::{
     tokens::TokenService,
 };
 
-/// How long an operator's tool may take for a request's head, between two, and to take the next bytes of an answer.
+/// Bounds the time for a request's header block, between two requests, and until the next bytes of a response are read.
 const IO_TIMEOUT: Duration = Duration::from_secs(30);
-/// Caps what a connection buffers of a request's head, and of a response: hyper's own bound is 400 KiB before a key is shown.
+/// Bounds the buffers of a connection: hyper's default of 400 KiB would apply before a key is presented.
 const MAX_BUFFER_BYTES: usize = 32 * 1024;
-/// So many may follow the stream of exchanges at once.
+/// Bounds the concurrent readers of the stream of exchanges.
 pub const MAX_STREAM_READERS: usize = 32;
 
-/// What the admin listener answers from. With a key all but the health checks need it.
+/// The state of the admin listener. If a key is configured, all but the health checks require it.
 pub struct Admin {
-    /// Who may ask.
+    /// The hash of the admin key.
     pub key: Option<KeyHash>,
     /// Agents and clients.
     pub directory: Arc<ArcSwap<Directory>>,
-    /// Where the proxy and this listen.
+    /// The addresses of the proxy and of the admin listener.
     pub listeners: Vec<Address>,
-    /// Whether the proxy's own speak TLS.
+    /// Whether the proxy's listeners use TLS.
     pub tls: bool,
-    /// Turns true when no more requests are taken.
+    /// Turns true when the proxy accepts no more requests.
     pub stopping: watch::Receiver<bool>,
-    /// What was counted of requests.
+    /// The metrics of requests.
     pub metrics: Arc<Metrics>,
-    /// The last exchanges.
+    /// The recent exchanges.
     pub recent: Arc<RecentExchanges>,
-    /// The traces, where somebody receives them.
+    /// The traces, if a collector is configured.
     pub traces: Option<Traces>,
-    /// Places for connections.
+    /// Limits the connections.
     pub connections: AdminConnectionLimiter,
-    /// Places for those who follow the exchanges; see [`MOST_READERS`].
+    /// Limits the readers of the stream to [`MAX_STREAM_READERS`].
     pub stream_permits: Arc<Semaphore>,
-    /// Where tokens come from.
+    /// The token service.
     pub token_service: Arc<TokenService>,
-    /// The way in.
+    /// The proxy's server.
     pub server: Arc<Server>,
-    /// The bounds of all workers.
+    /// The proxy's settings, with the limits that all workers share.
     pub settings: Arc<ProxySettings>,
     /// The access log.
     pub access_log: AccessLog,
-    /// Reads the configuration again.
+    /// Reloads the configuration.
     pub reload: ReloadFn,
 }
 
 impl Admin {
-    /// Serves until `ended` turns true; `bound` stays open that long.
+    /// Serves until `ended` turns true and keeps `bound` open until then.
     pub async fn serve(
         self: Arc<Self>,
         mut listener: Listener,
@@ -105,21 +105,21 @@ impl Admin {
                 accepted = listener.accept() => accepted,
             };
             let Ok((stream, peer)) = accepted else {
-                // Out of descriptors: whoever asks will ask again.
+                // Out of file descriptors: close a connection to free one; its client can connect again.
                 self.connections.close_longest_idle();
                 sleep(Duration::from_millis(50)).await;
                 continue;
             };
-            let seat = tokio::select! {
+            let permit = tokio::select! {
                 _ = ended.wait_for(|ended| *ended) => break,
-                seat = self.connections.acquire() => seat,
+                permit = self.connections.acquire() => permit,
             };
-            tokio::spawn(self.clone().serve_connection(stream, peer, seat));
+            tokio::spawn(self.clone().serve_connection(stream, peer, permit));
         }
         drop(bound);
     }
 
-    /// Collects what was counted when a minute begins, and drops what is left of removed agents and clients, until `ended`
+    /// At the start of each minute, collects the metrics and drops those of removed agents and clients, until `ended`
     /// turns true.
     pub async fn run_maintenance(self: Arc<Self>, mut ended: watch::Receiver<bool>) {
         while timeout(until_next_minute(), ended.wait_for(|ended| *ended)).await.is_err() {
@@ -142,77 +142,77 @@ impl Admin {
         self: Arc<Self>,
         stream: Stream,
         peer: Option<IpAddr>,
-        seat: Arc<AdminConnectionPermit>,
+        permit: Arc<AdminConnectionPermit>,
     ) {
-        let cut = Arc::new(Notify::new());
+        let close = Arc::new(Notify::new());
         let service = service_fn(|request| {
-            let (admin, cut, seat) = (self.clone(), cut.clone(), seat.clone());
+            let (admin, close, permit) = (self.clone(), close.clone(), permit.clone());
             async move {
-                let busy = seat.begin_request();
-                let shows_key = request.headers().contains_key(header::AUTHORIZATION);
-                let answer = admin.clone().handle(request, cut).await;
-                if matches!(answer.body(), AdminBody::Stream(_)) {
-                    seat.mark_streaming();
+                let guard = permit.begin_request();
+                let presents_key = request.headers().contains_key(header::AUTHORIZATION);
+                let response = admin.clone().handle(request, close).await;
+                if matches!(response.body(), AdminBody::Stream(_)) {
+                    permit.mark_streaming();
                 }
-                drop(busy);
-                if shows_key && answer.status() == StatusCode::UNAUTHORIZED {
+                drop(guard);
+                if presents_key && response.status() == StatusCode::UNAUTHORIZED {
                     sleep(admin.server.wrong_key_delay(peer)).await;
                 }
-                Ok::<_, Infallible>(answer)
+                Ok::<_, Infallible>(response)
             }
         });
-        let serving = http1::Builder::new()
+        let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(IO_TIMEOUT)
             .max_buf_size(MAX_BUFFER_BYTES)
             .serve_connection(
-                TokioIo::new(WriteTimeoutStream::new(stream, seat.clone(), IO_TIMEOUT)),
+                TokioIo::new(WriteTimeoutStream::new(stream, permit.clone(), IO_TIMEOUT)),
                 service,
             );
-        let served = tokio::select! {
-            served = serving => served,
-            () = cut.notified() => return,
-            () = seat.close_requested() => return,
+        let result = tokio::select! {
+            result = connection => result,
+            () = close.notified() => return,
+            () = permit.close_requested() => return,
         };
-        if let Err(error) = served {
-            tracing::debug!(%error, "a connection to the admin listener ended");
+        if let Err(error) = result {
+            tracing::debug!(%error, "admin connection failed");
         }
     }
 
-    /// Answers one request; `cut` ends its connection.
-    async fn handle(self: Arc<Self>, request: Request<Incoming>, cut: Arc<Notify>) -> Response<AdminBody> {
-        let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+    /// Handles one request; notifying `close` closes its connection.
+    async fn handle(self: Arc<Self>, request: Request<Incoming>, close: Arc<Notify>) -> Response<AdminBody> {
+        let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
         match request.uri().path() {
-            "/healthz" | "/readyz" if !reads => return method_not_allowed("GET, HEAD"),
+            "/healthz" | "/readyz" if !is_read => return method_not_allowed("GET, HEAD"),
             "/healthz" => return self.health(false),
             "/readyz" => return self.health(true),
             _ => {}
         }
-        let admitted = guard::authorize(self.key.as_ref(), &request);
-        let admitted = match request.method() {
+        let access = guard::authorize(self.key.as_ref(), &request);
+        let access = match request.method() {
             &Method::POST if Action::from_path(request.uri().path()).is_some() => {
-                admitted.and_then(|()| guard::check_csrf(&request))
+                access.and_then(|()| guard::check_csrf(&request))
             }
-            // The page itself tells nothing, and a link may lead to it.
-            _ if request.uri().path() == "/" => admitted,
-            _ => admitted.and_then(|()| guard::check_same_origin(&request)),
+            // The page contains no data, and other sites may link to it.
+            _ if request.uri().path() == "/" => access,
+            _ => access.and_then(|()| guard::check_same_origin(&request)),
         };
-        match admitted {
-            Ok(()) => self.handle_authorized(&request, cut).await,
-            Err(AccessDenied::Unauthenticated { presented: shown }) => response::unauthenticated(shown),
-            Err(AccessDenied::Forbidden(words)) => error_response(StatusCode::FORBIDDEN, words),
+        match access {
+            Ok(()) => self.handle_authorized(&request, close).await,
+            Err(AccessDenied::Unauthenticated { presented }) => response::unauthenticated(presented),
+            Err(AccessDenied::Forbidden(message)) => error_response(StatusCode::FORBIDDEN, message),
         }
     }
 
     async fn handle_authorized(
         self: Arc<Self>,
         request: &Request<Incoming>,
-        cut: Arc<Notify>,
+        close: Arc<Notify>,
     ) -> Response<AdminBody> {
         let path = request.uri().path();
-        if let Some(order) = Action::from_path(path) {
+        if let Some(action) = Action::from_path(path) {
             return match request.method() {
-                &Method::POST => self.handle_action(order, request.uri().query()).await,
+                &Method::POST => self.handle_action(action, request.uri().query()).await,
                 _ => method_not_allowed("POST"),
             };
         }
@@ -226,21 +226,21 @@ impl Admin {
             "/api/errcodes" => agents::errcodes(),
             "/api/overview" => self.overview().await,
             "/api/requests" => self.requests(request.uri().query()).await,
-            "/api/requests/stream" => self.stream(request, cut),
+            "/api/requests/stream" => self.stream(request, close),
             _ => error_response(
                 StatusCode::NOT_FOUND,
-                "there is /, /healthz, /readyz, /metrics, /api/agents, /api/errcodes, /api/overview, /api/requests, \
-                 /api/requests/stream, and to POST to, /api/agents/NAME/refresh, /api/agents/NAME/inspect and /api/reload",
+                "unknown path; use /, /healthz, /readyz, /metrics, /api/agents, /api/errcodes, /api/overview, /api/requests or \
+                 /api/requests/stream, or POST to /api/agents/NAME/refresh, /api/agents/NAME/inspect or /api/reload",
             ),
         }
     }
 }
 
-/// How long until the next minute has begun.
+/// The time until the next minute starts.
 fn until_next_minute() -> Duration {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let next = Duration::from_secs((since.as_secs() / 60 + 1) * 60);
-    // Not a moment too early, where the clocks differ.
+    // A margin, because the timer's clock may be slightly ahead of the wall clock.
     next - since + Duration::from_millis(5)
 }
 

@@ -1,4 +1,4 @@
-//! What each command of the program does. Results go to stdout, logs and complaints to stderr.
+//! The commands of the program. Results go to stdout, logs and errors to stderr.
 
 mod check;
 mod core_dumps;
@@ -39,7 +39,7 @@ use crate::{
     telemetry::logs::LogHandle,
 };
 
-/// How long an end that is to come at once waits for anything.
+/// How long a forced exit waits for output to be written.
 const FORCED_EXIT_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Why the program ends with a status other than 0.
@@ -47,40 +47,40 @@ const FORCED_EXIT_TIMEOUT: Duration = Duration::from_millis(500);
 pub struct CliError {
     /// 2 for a bad command line or configuration, 1 for anything else.
     pub exit_code: u8,
-    /// What to tell the operator.
+    /// The error text for the operator.
     pub message: String,
 }
 
 impl CliError {
-    /// The configuration is at fault.
-    fn config(words: impl fmt::Display) -> Self {
-        Self { exit_code: 2, message: words.to_string() }
+    /// An error in the command line or configuration.
+    fn config(message: impl fmt::Display) -> Self {
+        Self { exit_code: 2, message: message.to_string() }
     }
 
-    /// Something else is.
-    fn other(words: impl fmt::Display) -> Self {
-        Self { exit_code: 1, message: words.to_string() }
+    /// Any other error.
+    fn other(message: impl fmt::Display) -> Self {
+        Self { exit_code: 1, message: message.to_string() }
     }
 }
 
-/// Runs the proxy until it is told to stop.
+/// Runs the proxy until SIGTERM or SIGINT.
 pub fn serve(path: &Path) -> Result<(), CliError> {
     let inherited = Inherited::from_env().map_err(CliError::other)?;
     server::raise_descriptor_limit();
     let prepared = prepare(path)?;
-    let telemetry = LogHandle::start(prepared.log()).map_err(CliError::other)?;
-    let _last_lines = FlushOnDrop(&telemetry);
+    let log_handle = LogHandle::start(prepared.log()).map_err(CliError::other)?;
+    let _flush = FlushOnDrop(&log_handle);
     for warning in prepared.warnings() {
         tracing::warn!("{warning}");
     }
     block_on(async {
-        let surroundings = StartOptions { inherited, access_log: None };
-        let app = App::start_with(prepared, surroundings).map_err(CliError::other)?;
-        run::run_until_signal(app, &telemetry).await
+        let options = StartOptions { inherited, access_log: None };
+        let app = App::start_with(prepared, options).map_err(CliError::other)?;
+        run::run_until_signal(app, &log_handle).await
     })
 }
 
-/// Sees to it that what was logged is written before the program ends, however it ends.
+/// Flushes the log when the program ends, also after an error or panic.
 struct FlushOnDrop<'a>(&'a LogHandle);
 
 impl Drop for FlushOnDrop<'_> {
@@ -89,25 +89,26 @@ impl Drop for FlushOnDrop<'_> {
     }
 }
 
-/// A duration on the command line, written as in the configuration.
+/// Parses a duration on the command line, in the configuration's syntax.
 pub fn parse_duration_arg(text: &str) -> Result<Duration, String> {
     config::parse_duration(text).ok_or_else(|| "write it like 10s (ms, s, m, h)".to_owned())
 }
 
-/// Tells the operator why the program ends. A stderr that nobody reads does not keep it from ending.
-pub fn print_error(words: &str) {
-    let (said, heard) = mpsc::channel();
-    let line = format!("wecom-proxy: {words}\n");
-    let say = move || {
+/// Prints the error that ends the program. Writes on another thread, so that a blocked stderr does not delay the exit
+/// for longer than [`FORCED_EXIT_TIMEOUT`].
+pub fn print_error(message: &str) {
+    let (written, done) = mpsc::channel();
+    let line = format!("wecom-proxy: {message}\n");
+    let write = move || {
         let _ = io::stderr().write_all(line.as_bytes());
-        let _ = said.send(());
+        let _ = written.send(());
     };
-    if thread::Builder::new().spawn(say).is_ok() {
-        let _ = heard.recv_timeout(FORCED_EXIT_TIMEOUT);
+    if thread::Builder::new().spawn(write).is_ok() {
+        let _ = done.recv_timeout(FORCED_EXIT_TIMEOUT);
     }
 }
 
-/// Prints a result. Whoever reads it may have seen enough: a closed pipe is no failure.
+/// Prints a result. A closed pipe is not an error: the reader, such as `head`, needs no more.
 pub fn print(text: impl AsRef<[u8]>) -> Result<(), CliError> {
     let mut stdout = std::io::stdout().lock();
     match stdout.write_all(text.as_ref()).and_then(|()| stdout.flush()) {
@@ -116,29 +117,29 @@ pub fn print(text: impl AsRef<[u8]>) -> Result<(), CliError> {
     }
 }
 
-/// Why a configuration cannot be used.
+/// The configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 enum PrepareError {
-    /// The file itself.
+    /// The file is invalid.
     #[error(transparent)]
     Config(#[from] config::Error),
-    /// What it names.
+    /// The file is valid, but names something unusable.
     #[error("{file}: {1}", file = .0.display())]
     Setup(PathBuf, SetupError),
 }
 
 impl From<PrepareError> for CliError {
-    fn from(refused: PrepareError) -> Self {
-        Self::config(refused)
+    fn from(error: PrepareError) -> Self {
+        Self::config(error)
     }
 }
 
-/// Loads the file and what it names.
+/// Loads the file and the files that it names.
 fn prepare(path: &Path) -> Result<PreparedConfig, PrepareError> {
     PreparedConfig::new(config::load(path)?).map_err(|error| PrepareError::Setup(path.to_owned(), error))
 }
 
-/// The runtime of everything but requests.
+/// Runs `work` on a new runtime, which serves everything but requests.
 fn block_on<T>(work: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
     let runtime = Builder::new_current_thread()
         .enable_all()

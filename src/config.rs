@@ -1,5 +1,5 @@
-//! `proxy.toml`: read, checked and resolved before anything starts. What comes out is right as a whole; nothing
-//! here opens a socket.
+//! `proxy.toml`: read, validated and resolved before anything starts. The result is valid as a whole; nothing here opens a
+//! socket.
 
 mod address;
 mod admin;
@@ -13,6 +13,7 @@ mod key_hash;
 mod log;
 mod named_tables;
 mod otlp;
+mod path_error;
 mod pattern;
 mod rate_limit;
 mod reader;
@@ -36,7 +37,7 @@ pub use address::Address;
 pub use admin::AdminConfig;
 pub use agents::AgentConfig;
 pub use clients::{AgentSet, ClientConfig};
-pub use duration::{parse as parse_duration, write as write_duration};
+pub use duration::{format as format_duration, parse as parse_duration};
 pub use error::{Error, Warning};
 pub use key_hash::KeyHash;
 pub use log::{LogConfig, LogFormat, LogLevel};
@@ -46,7 +47,7 @@ pub use pattern::{AllowPattern, PathPattern};
 pub use rate_limit::RateLimit;
 pub use replay::ReplayConfig;
 pub use server::{ServerConfig, ServerTlsConfig};
-pub use size::write as write_size;
+pub use size::format as format_size;
 pub use store::{RedisConfig, StoreConfig, StoreNode, Topology};
 pub use tokens::TokensConfig;
 pub use upstream::{EgressProxy, UpstreamConfig};
@@ -57,10 +58,10 @@ use source_file::SourceFile;
 const KEYS: &[&str] =
     &["include", "server", "upstream", "tokens", "replay", "log", "admin", "agents", "clients"];
 
-/// Everything that `proxy.toml` and the files it includes say, with the defaults for what they leave out.
+/// The settings of `proxy.toml` and the files that it includes, with defaults for omitted ones.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// The file, as it was named by the caller.
+    /// The file's path, as given by the caller.
     pub path: PathBuf,
     /// `[server]`
     pub server: ServerConfig,
@@ -72,7 +73,7 @@ pub struct Config {
     pub replay: ReplayConfig,
     /// `[log]`
     pub log: LogConfig,
-    /// `[admin]`; the table absent: no admin listener.
+    /// `[admin]`; without the table, there is no admin listener.
     pub admin: Option<AdminConfig>,
     /// `[agents.*]` by name; never empty.
     pub agents: BTreeMap<String, AgentConfig>,
@@ -80,39 +81,39 @@ pub struct Config {
     pub clients: BTreeMap<String, ClientConfig>,
     /// How many files each pattern of `include` matched.
     pub include_counts: BTreeMap<String, usize>,
-    /// What works but should not stay so, in the order of the files.
+    /// Settings that are valid but not advisable, in the order of the files.
     pub warnings: Vec<Warning>,
 }
 
 impl Config {
-    /// Whether callers without a key are served: there is no client at all, or `server.open` says so.
+    /// Whether callers without a key are served: there are no clients, or `server.open` is set.
     pub fn is_open(&self) -> bool {
         self.clients.is_empty() || self.server.open
     }
 }
 
-/// Reads the file and what it includes, resolves each secret and validates everything.
+/// Reads the file and the files that it includes, resolves each secret and validates everything.
 pub fn load(path: &Path) -> Result<Config, Error> {
     load_with_env(path, &|name| std::env::var(name).ok())
 }
 
-/// [`load`], with `env` asked for environment variables.
+/// [`load`] with `env` as the source of environment variables.
 pub fn load_with_env(path: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<Config, Error> {
     let main = SourceFile::read(path, env).map_err(|error| match path.exists() {
         true => error,
-        false => Error { message: error.message + "; --config FILE names another", ..error },
+        false => Error { message: error.message + "; --config FILE selects another file", ..error },
     })?;
     let table = main.parse()?;
     let root = ConfigTable::root(&main, &table, KEYS)?;
-    let include::Included { files: included, match_counts: matched } = include::read(&root, &main)?;
+    let include::Included { files: included, match_counts } = include::read(&root, &main)?;
     let tables = included.iter().map(SourceFile::parse).collect::<Result<Vec<_>, _>>()?;
 
     let mut roots = vec![root.clone()];
-    for (document, table) in included.iter().zip(&tables) {
-        roots.push(include::root_table(document, table)?);
+    for (file, table) in included.iter().zip(&tables) {
+        roots.push(include::root_table(file, table)?);
     }
     let mut config = read_sections(path, &root, &roots)?;
-    config.include_counts = matched;
+    config.include_counts = match_counts;
     config.warnings = main.into_warnings();
     config.warnings.extend(included.into_iter().flat_map(SourceFile::into_warnings));
     Ok(config)

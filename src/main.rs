@@ -1,4 +1,4 @@
-//! The program: arguments in, exit status out.
+//! Parses the command line, runs the command and returns the exit status.
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -29,44 +29,44 @@ enum Command {
     Serve,
     /// Validate the configuration and show its agents and clients
     Check {
-        /// Ask WeCom about each agent too, one gettoken and one harmless call for each, and try the store
+        /// Also check each agent at WeCom, with one gettoken and one read-only call, and check the store
         #[arg(long)]
         online: bool,
         /// Print one JSON object
         #[arg(long)]
         json: bool,
     },
-    /// Try it: simulator and proxy in one process, nothing to configure
+    /// Run the proxy in front of a simulated WeCom, without configuration
     Demo {
-        /// Where the demo's proxy listens; port 0 takes a free one [default: 127.0.0.1:8080, or a free port where that is
-        /// taken]
+        /// Listen address of the demo's proxy; port 0 picks a free port [default: 127.0.0.1:8080, or a free port if
+        /// that is taken]
         #[arg(long, value_name = "ADDRESS")]
         listen: Option<std::net::SocketAddr>,
-        /// How many proxies there are behind that address, which share their tokens through Redis
+        /// Number of proxies behind that address; they share their tokens through Redis
         #[arg(long, value_name = "COUNT", default_value = "1", value_parser = clap::value_parser!(u8).range(1..=9))]
         replicas: u8,
-        /// The Redis that they share, such as redis://127.0.0.1:6379/0; without it redis-server is started for the demo
+        /// URL of the shared Redis, such as redis://127.0.0.1:6379/0; without it, the demo starts redis-server
         #[arg(long, value_name = "URL", requires = "replicas")]
         redis: Option<String>,
     },
     /// Run the WeCom simulator alone
     Simulator {
-        /// Where the simulated API listens
+        /// Listen address of the simulated API
         #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8081")]
         listen: std::net::SocketAddr,
-        /// Where the simulator takes orders: revoke, expire, delay, fail, drop
+        /// Listen address of the control API: revoke, expire, delay, fail, drop
         #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8082")]
         control: std::net::SocketAddr,
-        /// How long a token serves, such as 10s or 2h
+        /// Token lifetime, such as 10s or 2h
         #[arg(long, value_name = "DURATION", default_value = "2h", value_parser = cli::parse_duration_arg)]
         token_lifetime: std::time::Duration,
     },
-    /// Make a client's key and the lines that hold its hash
+    /// Generate a client's key and the configuration lines with its hash
     Key {
         /// The client's name
         name: String,
     },
-    /// Ask the admin listener's /readyz; for container health checks
+    /// Query /readyz of the admin listener; for container health checks
     Health,
     /// Print shell completions
     Completions {
@@ -98,9 +98,9 @@ fn main() -> ExitCode {
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(CliError { exit_code: status, message: words }) => {
-            cli::print_error(&words);
-            ExitCode::from(status)
+        Err(CliError { exit_code, message }) => {
+            cli::print_error(&message);
+            ExitCode::from(exit_code)
         }
     }
 }

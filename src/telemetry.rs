@@ -1,6 +1,6 @@
-//! What the proxy reports about itself and its requests.
+//! Logs, metrics and traces of the proxy and its requests.
 
-pub mod logs; // log lines of the program
+pub mod logs; // log events of the program
 
 pub mod metrics; // counters and histograms of requests
 

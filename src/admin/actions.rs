@@ -1,4 +1,4 @@
-//! What an operator may order: `POST /api/agents/NAME/refresh`, `POST /api/agents/NAME/inspect` and `POST /api/reload`.
+//! Actions: `POST /api/agents/NAME/refresh`, `POST /api/agents/NAME/inspect` and `POST /api/reload`.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,22 +12,22 @@ use super::{
 };
 use crate::{config::parse_duration, tokens::ceil_seconds};
 
-/// Nobody looks into an agent's exchanges for longer than this without saying so again.
+/// Bounds the duration of a capture, because exchanges may contain personal data.
 const MAX_INSPECT_DURATION: Duration = Duration::from_secs(3600);
 
-/// An order, by where it is posted to.
+/// An action, by its path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Action<'a> {
-    /// Renew this agent's token.
+    /// Refresh this agent's token.
     Refresh(&'a str),
-    /// Keep what this agent's exchanges look like.
+    /// Capture headers and bodies of this agent's exchanges.
     Inspect(&'a str),
-    /// Read the configuration again.
+    /// Reload the configuration.
     Reload,
 }
 
 impl<'a> Action<'a> {
-    /// The order of this path, if it is one.
+    /// The action of a path.
     pub(super) fn from_path(path: &'a str) -> Option<Self> {
         if path == "/api/reload" {
             return Some(Self::Reload);
@@ -40,76 +40,76 @@ impl<'a> Action<'a> {
     }
 }
 
-/// Reads the configuration again; where that fails, what is wrong with it.
+/// Reloads the configuration; the error is its text.
 pub type ReloadFn = Box<dyn Fn() -> Result<ReloadReport, String> + Send + Sync>;
 
-/// What a reload brought.
+/// The result of a reload.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReloadReport {
-    /// How many agents there are now.
+    /// The number of agents.
     pub agents: usize,
-    /// How many clients there are now.
+    /// The number of clients.
     pub clients: usize,
-    /// The sections that have changed and whose change needs a restart.
+    /// The changed sections that need a restart.
     pub needs_restart: Vec<&'static str>,
-    /// What works but should not stay so.
+    /// Warnings about settings that are valid but not advisable.
     pub warnings: Vec<String>,
 }
 
 impl Admin {
-    /// Does what was ordered, and says how it went.
+    /// Performs an action and returns its result.
     pub(super) async fn handle_action(
         self: Arc<Self>,
-        order: Action<'_>,
+        action: Action<'_>,
         query: Option<&str>,
     ) -> Response<AdminBody> {
-        match order {
+        match action {
             Action::Refresh(agent) => self.refresh(agent).await,
             Action::Inspect(agent) => self.inspect(agent, query),
             Action::Reload => self.reload().await,
         }
     }
 
-    /// Keeps what an agent's exchanges look like, for as long as the query says.
+    /// Captures headers and bodies of an agent's exchanges for the duration in the query.
     fn inspect(&self, name: &str, query: Option<&str>) -> Response<AdminBody> {
         let Some(agent) = self.directory.load().agent(name, None).cloned() else {
             return error_response(StatusCode::NOT_FOUND, "there is no agent of this name");
         };
-        let asked = query.and_then(|query| query.strip_prefix("for=")).and_then(parse_duration);
-        let Some(how_long) = asked.filter(|asked| *asked <= MAX_INSPECT_DURATION) else {
-            let words = "say for how long: ?for=10m, at most 1h; ?for=0s ends it";
-            return error_response(StatusCode::BAD_REQUEST, words);
+        let duration = query.and_then(|query| query.strip_prefix("for=")).and_then(parse_duration);
+        let Some(duration) = duration.filter(|duration| *duration <= MAX_INSPECT_DURATION) else {
+            let message = "set the duration: ?for=10m, at most 1h; ?for=0s disables the capture";
+            return error_response(StatusCode::BAD_REQUEST, message);
         };
-        agent.capture_switch.enable_for(how_long);
-        tracing::info!(agent = agent.name, seconds = how_long.as_secs(), "an operator looks into exchanges");
+        agent.capture_switch.enable_for(duration);
+        tracing::info!(agent = agent.name, seconds = duration.as_secs(), "capture enabled");
         let until = agent.capture_switch.until().map(unix_seconds);
         json_response(StatusCode::OK, &json!({ "ok": true, "agent": agent.name, "inspected_until": until }))
     }
 
-    /// Renews an agent's token, whatever failed before.
+    /// Refreshes an agent's token, even during a backoff.
     async fn refresh(&self, name: &str) -> Response<AdminBody> {
         let Some(agent) = self.directory.load().agent(name, None).cloned() else {
             return error_response(StatusCode::NOT_FOUND, "there is no agent of this name");
         };
         let before = agent.token.status().first_seen_and_expiry;
-        tracing::info!(agent = agent.name, "an operator asks for a new token");
+        tracing::info!(agent = agent.name, "manual token refresh");
         match agent.token.force_refresh().await {
             Ok(token) => {
                 let same = before.is_some_and(|(first_seen, _)| first_seen == token.first_seen);
                 let body = json!({
                     "ok": true,
                     "agent": agent.name,
-                    // WeCom hands out the same one as long as it serves.
+                    // WeCom returns the same token while it is valid.
                     "same_token": same,
                     "expires_at": unix_seconds(token.expires_at),
                 });
                 json_response(StatusCode::OK, &body)
             }
-            Err(failure) => {
+            Err(error) => {
                 let body = json!({
                     "ok": false,
                     "agent": agent.name,
-                    "failure": failure.to_string(),
+                    "failure": error.to_string(),
                     "next_try_in_seconds": ceil_seconds(agent.token.next_try_in()),
                 });
                 json_response(StatusCode::BAD_GATEWAY, &body)
@@ -117,23 +117,23 @@ impl Admin {
         }
     }
 
-    /// Reads the configuration again.
+    /// Reloads the configuration on a blocking thread.
     async fn reload(self: Arc<Self>) -> Response<AdminBody> {
         let admin = self.clone();
         let reloaded = tokio::task::spawn_blocking(move || (admin.reload)()).await;
-        match reloaded.unwrap_or_else(|_| Err("the reload broke off".to_owned())) {
-            Ok(ReloadReport { agents, clients, needs_restart: restart, warnings }) => {
+        match reloaded.unwrap_or_else(|_| Err("reload panicked".to_owned())) {
+            Ok(ReloadReport { agents, clients, needs_restart, warnings }) => {
                 let body = json!({
                     "ok": true,
                     "agents": agents,
                     "clients": clients,
-                    "needs_restart": restart,
+                    "needs_restart": needs_restart,
                     "warnings": warnings,
                 });
                 json_response(StatusCode::OK, &body)
             }
-            Err(failure) => {
-                let body = json!({ "ok": false, "failure": failure });
+            Err(error) => {
+                let body = json!({ "ok": false, "failure": error });
                 json_response(StatusCode::UNPROCESSABLE_ENTITY, &body)
             }
         }

@@ -1,5 +1,5 @@
-//! The connections to the admin listener, of which there are few: who has moved nothing for longest makes room for one that
-//! comes, so that a health check always gets in.
+//! Caps the connections to the admin listener; when full, closes the longest-idle one, so that a health check always
+//! gets a connection.
 
 use std::{
     io,
@@ -20,77 +20,83 @@ use tokio::{
 
 use crate::{http1::io::Stream, time::deadline::Deadline};
 
-/// How long whoever was asked to leave may take before another is asked.
+/// How long a connection may take to close before another one is closed.
 const EVICT_RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
-/// All places.
+/// The limit of connections.
 pub struct AdminConnectionLimiter {
     permits: Arc<Semaphore>,
     created: Instant,
     active: Mutex<Vec<Weak<AdminConnectionPermit>>>,
 }
 
-/// One connection's place.
+/// The permit of a connection.
 pub(super) struct AdminConnectionPermit {
     created: Instant,
-    /// When a byte moved last, in microseconds since `born`.
+    /// When a byte was last read or written, in microseconds since `created`.
     last_active_micros: AtomicU64,
-    /// Requests whose answers are being made.
+    /// Requests whose responses are being generated.
     requests_in_progress: AtomicUsize,
-    /// It follows a stream, which has a rule of its own for readers that take nothing.
+    /// Whether the connection serves a stream, which has its own timeout for stalled readers.
     is_streaming: AtomicBool,
     close_signal: Notify,
     _permit: OwnedSemaphorePermit,
 }
 
 impl AdminConnectionLimiter {
-    /// So many places.
-    pub fn new(most: usize) -> Self {
-        Self { permits: Arc::new(Semaphore::new(most)), created: Instant::now(), active: Mutex::default() }
+    /// A limit of `max_connections`.
+    pub fn new(max_connections: usize) -> Self {
+        Self {
+            permits: Arc::new(Semaphore::new(max_connections)),
+            created: Instant::now(),
+            active: Mutex::default(),
+        }
     }
 
-    /// A place for a new connection; where there is none another has to leave.
+    /// A permit for a new connection; when full, closes the longest-idle one and waits.
     pub(super) async fn acquire(&self) -> Arc<AdminConnectionPermit> {
         loop {
             if self.permits.available_permits() == 0 {
                 self.close_longest_idle();
             }
-            if let Ok(Ok(place)) = timeout(EVICT_RETRY_INTERVAL, self.permits.clone().acquire_owned()).await {
-                return self.admit(place);
+            if let Ok(Ok(permit)) = timeout(EVICT_RETRY_INTERVAL, self.permits.clone().acquire_owned()).await
+            {
+                return self.admit(permit);
             }
         }
     }
 
-    fn admit(&self, place: OwnedSemaphorePermit) -> Arc<AdminConnectionPermit> {
-        let seat = Arc::new(AdminConnectionPermit {
+    fn admit(&self, semaphore_permit: OwnedSemaphorePermit) -> Arc<AdminConnectionPermit> {
+        let permit = Arc::new(AdminConnectionPermit {
             created: self.created,
             last_active_micros: AtomicU64::new(0),
             requests_in_progress: AtomicUsize::new(0),
             is_streaming: AtomicBool::new(false),
             close_signal: Notify::new(),
-            _permit: place,
+            _permit: semaphore_permit,
         });
-        seat.mark_active();
-        let mut taken = self.active.lock().unwrap_or_else(PoisonError::into_inner);
-        taken.retain(|seat| seat.strong_count() > 0);
-        taken.push(Arc::downgrade(&seat));
-        seat
+        permit.mark_active();
+        let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
+        active.retain(|permit| permit.strong_count() > 0);
+        active.push(Arc::downgrade(&permit));
+        permit
     }
 
-    /// Asks whoever has moved nothing for longest; those whose answer is being made only where there are no others.
+    /// Closes the longest-idle connection; a busy one only if all are busy.
     pub(super) fn close_longest_idle(&self) {
-        let mut taken = self.active.lock().unwrap_or_else(PoisonError::into_inner);
-        let all = taken.iter().enumerate().filter_map(|(place, seat)| Some((place, seat.upgrade()?)));
-        let longest = all.min_by_key(|(_, seat)| (seat.is_busy(), seat.last_active_micros.load(Relaxed)));
-        if let Some((place, seat)) = longest {
-            taken.swap_remove(place);
-            seat.close_signal.notify_one();
+        let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = active.iter().enumerate().filter_map(|(index, permit)| Some((index, permit.upgrade()?)));
+        let longest_idle =
+            open.min_by_key(|(_, permit)| (permit.is_busy(), permit.last_active_micros.load(Relaxed)));
+        if let Some((index, permit)) = longest_idle {
+            active.swap_remove(index);
+            permit.close_signal.notify_one();
         }
     }
 }
 
 impl AdminConnectionPermit {
-    /// A byte moved.
+    /// A byte was read or written.
     fn mark_active(&self) {
         self.last_active_micros
             .store(u64::try_from(self.created.elapsed().as_micros()).unwrap_or(u64::MAX), Relaxed);
@@ -100,24 +106,24 @@ impl AdminConnectionPermit {
         self.requests_in_progress.load(Relaxed) > 0 || self.is_streaming.load(Relaxed)
     }
 
-    /// A stream is followed from now on.
+    /// The connection serves a stream from now on.
     pub(super) fn mark_streaming(&self) {
         self.is_streaming.store(true, Relaxed);
     }
 
-    /// An answer is being made until this is dropped.
+    /// The connection is busy until the guard is dropped.
     pub(super) fn begin_request(&self) -> AdminRequestGuard<'_> {
         self.requests_in_progress.fetch_add(1, Relaxed);
         AdminRequestGuard(self)
     }
 
-    /// Waits until the connection is to leave.
+    /// Waits until the connection must close.
     pub(super) async fn close_requested(&self) {
         self.close_signal.notified().await;
     }
 }
 
-/// See [`Seat::busy`].
+/// See [`AdminConnectionPermit::begin_request`].
 pub(super) struct AdminRequestGuard<'a>(&'a AdminConnectionPermit);
 
 impl Drop for AdminRequestGuard<'_> {
@@ -126,7 +132,7 @@ impl Drop for AdminRequestGuard<'_> {
     }
 }
 
-/// A connection's stream that tells its seat when bytes move, and fails when none of what is written was taken for too long.
+/// A connection's stream that marks its permit active, and fails when a write makes no progress for the timeout.
 pub(super) struct WriteTimeoutStream {
     stream: Stream,
     permit: Arc<AdminConnectionPermit>,
@@ -142,15 +148,15 @@ impl WriteTimeoutStream {
     fn apply_write_timeout(
         &mut self,
         cx: &mut Context<'_>,
-        wrote: Poll<io::Result<usize>>,
+        result: Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
-        if wrote.is_ready() {
+        if result.is_ready() {
             self.write_deadline.clear();
             self.permit.mark_active();
-            return wrote;
+            return result;
         }
         if self.permit.is_streaming.load(Relaxed) {
-            return wrote;
+            return result;
         }
         self.write_deadline.set_if_unset(self.write_timeout);
         self.write_deadline.poll_elapsed(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
@@ -206,27 +212,27 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn acquire_when_full_closes_longest_idle() {
-        let seats = AdminConnectionLimiter::new(2);
-        let first = seats.acquire().await;
+        let limiter = AdminConnectionLimiter::new(2);
+        let first = limiter.acquire().await;
         tokio::time::advance(Duration::from_millis(1)).await;
-        let second = seats.acquire().await;
+        let second = limiter.acquire().await;
         tokio::time::advance(Duration::from_millis(1)).await;
         first.mark_active();
-        let leaves = async {
+        let close_second = async {
             second.close_requested().await;
             drop(second);
         };
-        tokio::join!(seats.acquire(), leaves);
+        tokio::join!(limiter.acquire(), close_second);
     }
 
     #[tokio::test(start_paused = true)]
     async fn blocked_write_times_out() {
-        let (stream, _silent) = UnixStream::pair().expect("a pair");
-        let seat = AdminConnectionLimiter::new(1).acquire().await;
-        let mut watched = WriteTimeoutStream::new(Stream::Unix(stream), seat, Duration::from_secs(30));
-        let began = Instant::now();
-        let wrote = watched.write_all(&vec![0; 10 << 20]).await;
-        assert_eq!(wrote.map_err(|error| error.kind()), Err(io::ErrorKind::TimedOut));
-        assert_eq!(began.elapsed().as_secs(), 30);
+        let (stream, _unread) = UnixStream::pair().expect("a pair");
+        let permit = AdminConnectionLimiter::new(1).acquire().await;
+        let mut stream = WriteTimeoutStream::new(Stream::Unix(stream), permit, Duration::from_secs(30));
+        let start = Instant::now();
+        let result = stream.write_all(&vec![0; 10 << 20]).await;
+        assert_eq!(result.map_err(|error| error.kind()), Err(io::ErrorKind::TimedOut));
+        assert_eq!(start.elapsed().as_secs(), 30);
     }
 }

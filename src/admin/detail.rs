@@ -1,4 +1,4 @@
-//! What an exchange looked like, as JSON, for those whose agent an operator looks into.
+//! The captured detail of an exchange as JSON.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::milliseconds;
 use crate::inspector::{AttemptDetail, CapturedMessage, ExchangeDetail};
 
-/// Times in milliseconds from the request's beginning.
+/// The detail; times in milliseconds from the start of the request.
 pub(super) fn detail_json(detail: &ExchangeDetail) -> Value {
     json!({
         "query": detail.query,
@@ -27,16 +27,16 @@ fn message_json(message: &CapturedMessage) -> Value {
     })
 }
 
-fn wait_json((began, took): (Duration, Duration)) -> Value {
-    json!({ "began_ms": milliseconds(began), "took_ms": milliseconds(took) })
+fn wait_json((start, duration): (Duration, Duration)) -> Value {
+    json!({ "began_ms": milliseconds(start), "took_ms": milliseconds(duration) })
 }
 
-fn attempt_json(sent: &AttemptDetail) -> Value {
+fn attempt_json(attempt: &AttemptDetail) -> Value {
     json!({
-        "began_ms": milliseconds(sent.started_after),
-        "took_ms": sent.time_to_header.map(milliseconds),
-        "status": sent.status,
-        "errcode": sent.errcode,
-        "refused": sent.refused_response.as_ref().map(message_json),
+        "began_ms": milliseconds(attempt.started_after),
+        "took_ms": attempt.time_to_header.map(milliseconds),
+        "status": attempt.status,
+        "errcode": attempt.errcode,
+        "refused": attempt.refused_response.as_ref().map(message_json),
     })
 }

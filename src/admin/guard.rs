@@ -1,4 +1,4 @@
-//! Who may ask, and whose browser was talked into asking.
+//! Access control: the admin key, and protection from cross-site requests and DNS rebinding.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -7,50 +7,49 @@ use http::{HeaderMap, Request, header, uri::Authority};
 
 use crate::config::KeyHash;
 
-/// Why a request is not answered.
+/// Why a request is refused.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum AccessDenied {
-    /// The key is missing, or what is shown is another.
+    /// The key is missing, or the `presented` one is wrong.
     Unauthenticated {
         presented: bool,
     },
     Forbidden(&'static str),
 }
 
-/// Lets a request in that shows the key, if there is one. Without a key whoever is here is let in; a foreign name that leads
-/// here brings a page from elsewhere.
+/// Requires the key, if one is configured. Without a key, requires a local `Host`, because a foreign name that resolves
+/// to this address (DNS rebinding) would let another site's page read responses.
 pub(super) fn authorize<B>(key: Option<&KeyHash>, request: &Request<B>) -> Result<(), AccessDenied> {
     match key {
         Some(key) if !presents_key(request.headers(), key) => {
-            let shown = request.headers().contains_key(header::AUTHORIZATION);
-            Err(AccessDenied::Unauthenticated { presented: shown })
+            let presented = request.headers().contains_key(header::AUTHORIZATION);
+            Err(AccessDenied::Unauthenticated { presented })
         }
         None if !has_local_host(request) => {
-            let words =
-                "without a key this listener is asked by an address or as localhost, and by no other name";
-            Err(AccessDenied::Forbidden(words))
+            let message = "without admin.key_sha256, Host must be an IP address or localhost";
+            Err(AccessDenied::Forbidden(message))
         }
         _ => Ok(()),
     }
 }
 
 fn presents_key(headers: &HeaderMap, key: &KeyHash) -> bool {
-    let shown = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let Some((scheme, rest)) = shown.and_then(|shown| shown.split_once(' ')) else { return false };
+    let value = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let Some((scheme, credentials)) = value.and_then(|value| value.split_once(' ')) else { return false };
     if scheme.eq_ignore_ascii_case("bearer") {
-        return KeyHash::of(rest.trim()) == *key;
+        return KeyHash::of(credentials.trim()) == *key;
     }
-    let pair = BASE64_STANDARD.decode(rest.trim()).ok().and_then(|pair| String::from_utf8(pair).ok());
+    let pair = BASE64_STANDARD.decode(credentials.trim()).ok().and_then(|pair| String::from_utf8(pair).ok());
     let password = pair.as_deref().and_then(|pair| pair.split_once(':')).map(|(_, password)| password);
     scheme.eq_ignore_ascii_case("basic") && password.is_some_and(|password| KeyHash::of(password) == *key)
 }
 
-/// Whether the request's host is an address or localhost. Browsers always name one.
+/// Whether the request's host is an IP address or localhost, or absent: browsers always send one.
 fn has_local_host<B>(request: &Request<B>) -> bool {
-    let by_target = request.uri().authority().map(Authority::as_str);
-    let mut by_header =
+    let from_target = request.uri().authority().map(Authority::as_str);
+    let mut from_headers =
         request.headers().get_all(header::HOST).iter().map(|value| value.to_str().unwrap_or("?"));
-    by_header.all(is_local_authority) && by_target.is_none_or(is_local_authority)
+    from_headers.all(is_local_authority) && from_target.is_none_or(is_local_authority)
 }
 
 fn is_local_authority(authority: &str) -> bool {
@@ -65,16 +64,16 @@ fn is_local_authority(authority: &str) -> bool {
     is_address || is_local(&host.to_ascii_lowercase())
 }
 
-/// What is told here is not for other sites' pages. Browsers say where from.
+/// Refuses requests of other sites' pages, by the headers with which browsers name the origin.
 pub(super) fn check_same_origin<B>(request: &Request<B>) -> Result<(), AccessDenied> {
-    let foreign = AccessDenied::Forbidden("this comes from another site's page");
+    let cross_site = AccessDenied::Forbidden("cross-site request refused");
     if !matches!(header_value(request, "sec-fetch-site"), None | Some("same-origin" | "none")) {
-        return Err(foreign);
+        return Err(cross_site);
     }
     if let Some(origin) = header_value(request, "origin") {
         let authority = origin.split_once("://").map(|(_, authority)| authority);
         if authority.is_none() || authority != header_value(request, "host") {
-            return Err(foreign);
+            return Err(cross_site);
         }
     }
     Ok(())
@@ -84,7 +83,8 @@ fn header_value<'a, B>(request: &'a Request<B>, name: &str) -> Option<&'a str> {
     request.headers().get(name).map(|value| value.to_str().unwrap_or("?"))
 }
 
-/// An order must not come from another site's page either, and browsers ask before they send a header that no form can.
+/// Refuses actions of other sites' pages also in browsers without these headers: requires a header that an HTML form
+/// cannot send and for which browsers send a CORS preflight.
 pub(super) fn check_csrf<B>(request: &Request<B>) -> Result<(), AccessDenied> {
     check_same_origin(request)?;
     let is_json = |kind: &str| {
@@ -96,7 +96,7 @@ pub(super) fn check_csrf<B>(request: &Request<B>) -> Result<(), AccessDenied> {
         return Ok(());
     }
     Err(AccessDenied::Forbidden(
-        "an order needs the header \"Content-Type: application/json\" or \"X-Requested-With\", which no other site's form can send",
+        "this action needs the header \"Content-Type: application/json\" or \"X-Requested-With\", which no other site's form can send",
     ))
 }
 
@@ -133,8 +133,8 @@ mod tests {
         assert_eq!(authorize_action(&[host, json]), Ok(()));
         assert_eq!(authorize_action(&[host, ("content-type", "Application/JSON; charset=utf-8")]), Ok(()));
         assert_eq!(authorize_action(&[host, ("x-requested-with", "curl")]), Ok(()));
-        let own = ("origin", "http://127.0.0.1:9090");
-        assert_eq!(authorize_action(&[host, json, own, ("sec-fetch-site", "same-origin")]), Ok(()));
+        let same_origin = ("origin", "http://127.0.0.1:9090");
+        assert_eq!(authorize_action(&[host, json, same_origin, ("sec-fetch-site", "same-origin")]), Ok(()));
         for refused in [
             &[host][..],
             &[host, ("content-type", "text/plain")],

@@ -1,4 +1,4 @@
-//! `/`: the dashboard, one page that needs nothing from elsewhere.
+//! `/`: the dashboard, one page without external resources.
 
 use std::sync::LazyLock;
 
@@ -11,14 +11,13 @@ use super::response::{AdminBody, with_content_type};
 
 const TEMPLATE: &str = include_str!("page/index.html");
 const STYLE: &str = concat!(include_str!("page/uplot/uPlot.min.css"), "\n", include_str!("page/style.css"));
-/// One script, in parts that use only those before them. The first is uPlot, which draws the charts; its licence goes with
-/// it.
+/// One script; each part uses only the parts before it. The first is uPlot, which draws the charts, with its licence.
 const SCRIPT: &str = concat!(
     "\"use strict\";\n/*!\n",
     include_str!("page/uplot/LICENSE"),
     "*/\n",
     include_str!("page/uplot/uPlot.iife.min.js"),
-    include_str!("page/words.js"),
+    include_str!("page/texts.js"),
     include_str!("page/base.js"),
     include_str!("page/charts.js"),
     include_str!("page/agents.js"),
@@ -30,7 +29,7 @@ const SCRIPT: &str = concat!(
 static PAGE: LazyLock<Bytes> =
     LazyLock::new(|| Bytes::from(TEMPLATE.replace("/*style*/", STYLE).replace("/*script*/", SCRIPT)));
 
-/// Nothing runs but the page's own script, and it speaks to nobody but this listener.
+/// Allows only the page's own script, and connections only to this listener.
 static CONTENT_SECURITY_POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
     let (script, style) = (csp_hash(SCRIPT), csp_hash(STYLE));
     let policy = format!(
@@ -60,12 +59,14 @@ mod tests {
 
     #[test]
     fn page_has_no_html_sinks_or_external_resources() {
-        for way in ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "Function("] {
-            assert!(!SCRIPT.contains(way), "{way}");
+        for forbidden in
+            ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "Function("]
+        {
+            assert!(!SCRIPT.contains(forbidden), "{forbidden}");
         }
         let page = std::str::from_utf8(&PAGE).expect("UTF-8");
-        for way in ["src=\"http", "href=\"http", " style=\"", " onclick="] {
-            assert!(!page.contains(way), "{way}");
+        for forbidden in ["src=\"http", "href=\"http", " style=\"", " onclick="] {
+            assert!(!page.contains(forbidden), "{forbidden}");
         }
         assert!(!STYLE.contains("url(") && !STYLE.contains("@import"));
         assert_eq!(page.matches("</script>").count(), 1);

@@ -1,4 +1,4 @@
-//! `/api/requests` and `/api/requests/stream`: the last exchanges, and those that come.
+//! `/api/requests` and `/api/requests/stream`: recent exchanges, and new ones as server-sent events.
 
 use std::{fmt::Write, sync::Arc, time::Duration};
 
@@ -21,84 +21,80 @@ use crate::{
     wecom::errcode,
 };
 
-/// So many exchanges are shown where nobody says how many.
+/// The number of exchanges in a response without `limit`.
 const DEFAULT_LIMIT: usize = 100;
-/// How long a line may wait for others. The workers tell nobody that they have written: it would cost each request.
+/// How often new exchanges are read. Workers do not notify readers, which would make each request slower.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
-/// After so long without a line the connection is shown to be alive.
+/// The interval of comments that keep an idle stream alive.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(15);
-/// A reader who takes nothing for so long is gone.
+/// A reader that receives nothing for this time is disconnected.
 const SEND_TIMEOUT: Duration = Duration::from_secs(60);
 
 impl Admin {
-    /// The last exchanges, the newest first.
+    /// The recent exchanges, the newest first.
     pub(super) async fn requests(&self, query: Option<&str>) -> Response<AdminBody> {
         let (filter, limit) = match parse_query(query) {
-            Ok(read) => read,
-            Err(words) => return error_response(StatusCode::BAD_REQUEST, &words),
+            Ok(query) => query,
+            Err(message) => return error_response(StatusCode::BAD_REQUEST, &message),
         };
         let limit = limit.unwrap_or(DEFAULT_LIMIT).min(self.recent.capacity());
         let recent = self.recent.clone();
-        // There may be very many.
-        let told = tokio::task::spawn_blocking(move || {
-            let tell = if filter.request_id.is_some() { exchange_json_with_detail } else { exchange_json };
-            let exchanges: Vec<_> = recent.latest(&filter, limit).iter().map(tell).collect();
+        // Blocking, because the buffer may be very large.
+        let response = tokio::task::spawn_blocking(move || {
+            let to_json = if filter.request_id.is_some() { exchange_json_with_detail } else { exchange_json };
+            let exchanges: Vec<_> = recent.latest(&filter, limit).iter().map(to_json).collect();
             json_response(StatusCode::OK, &json!({ "requests": exchanges }))
         });
-        told.await
-            .unwrap_or_else(|_| error_response(StatusCode::INTERNAL_SERVER_ERROR, "the look-up broke off"))
+        response.await.unwrap_or_else(|_| error_response(StatusCode::INTERNAL_SERVER_ERROR, "lookup failed"))
     }
 
-    /// The exchanges that come, as server-sent events.
-    pub(super) fn stream<B>(&self, request: &Request<B>, cut: Arc<Notify>) -> Response<AdminBody> {
+    /// New exchanges as server-sent events. `close` is notified when the reader is stalled.
+    pub(super) fn stream<B>(&self, request: &Request<B>, close: Arc<Notify>) -> Response<AdminBody> {
         let filter = match parse_query(request.uri().query()) {
             Ok((filter, None)) => filter,
             Ok((_, Some(_))) => return error_response(StatusCode::BAD_REQUEST, "a stream has no limit"),
-            Err(words) => return error_response(StatusCode::BAD_REQUEST, &words),
+            Err(message) => return error_response(StatusCode::BAD_REQUEST, &message),
         };
-        let Ok(place) = self.stream_permits.clone().try_acquire_owned() else {
-            return error_response(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "as many read this stream already as may",
-            );
+        let Ok(permit) = self.stream_permits.clone().try_acquire_owned() else {
+            return error_response(StatusCode::SERVICE_UNAVAILABLE, "too many stream readers");
         };
-        let (sender, pieces) = mpsc::channel(1);
+        let (sender, chunks) = mpsc::channel(1);
         if *request.method() == Method::GET {
             let reader = StreamReader {
                 filter,
                 tail: self.recent.tail(),
                 sender,
                 last_sent: Instant::now(),
-                _permit: place,
+                _permit: permit,
             };
             let stopping = self.stopping.clone();
             tokio::spawn(async move {
                 if reader.run(stopping).await.is_err() {
-                    cut.notify_one();
+                    close.notify_one();
                 }
             });
         }
-        with_content_type("text/event-stream", AdminBody::Stream(pieces))
+        with_content_type("text/event-stream", AdminBody::Stream(chunks))
     }
 }
 
-/// Whoever follows the stream.
+/// A reader of the stream.
 struct StreamReader {
     filter: ExchangeFilter,
     tail: ExchangeTail,
     sender: mpsc::Sender<Bytes>,
-    /// When it was last told anything.
+    /// When the last event or comment was sent.
     last_sent: Instant,
     _permit: OwnedSemaphorePermit,
 }
 
-/// The reader takes nothing any more.
+/// The reader received nothing for [`SEND_TIMEOUT`].
 struct Stalled;
 
 impl StreamReader {
-    /// Tells what comes, until the reader leaves or the proxy stops.
+    /// Sends new exchanges until the reader disconnects or the proxy stops.
     async fn run(mut self, mut stopping: watch::Receiver<bool>) -> Result<(), Stalled> {
-        let mut text = ": the exchanges from now on\n\n".to_owned();
+        let mut text = ": new exchanges follow\n\n".to_owned();
         loop {
             if !text.is_empty() {
                 self.last_sent = Instant::now();
@@ -117,13 +113,13 @@ impl StreamReader {
         }
     }
 
-    /// What has come since the last time, as events; sometimes a sign of life.
+    /// The exchanges since the last call as events, or a heartbeat comment if it is due.
     fn next_events(&mut self) -> String {
-        let (exchanges, lost) = self.tail.read(&self.filter);
+        let (exchanges, skipped) = self.tail.read(&self.filter);
         let mut text = String::new();
-        // A String takes whatever is written.
-        if lost > 0 {
-            let _ = write!(text, "event: lost\ndata: {}\n\n", json!({ "lost": lost }));
+        // Writing to a String cannot fail.
+        if skipped > 0 {
+            let _ = write!(text, "event: lost\ndata: {}\n\n", json!({ "lost": skipped }));
         }
         for exchange in &exchanges {
             let _ = write!(text, "data: {}\n\n", exchange_json(exchange));
@@ -135,11 +131,11 @@ impl StreamReader {
     }
 }
 
-/// One exchange; times in milliseconds, and seconds since 1970.
+/// An exchange as JSON; durations in milliseconds, `at` in seconds since 1970.
 fn exchange_json(exchange: &Exchange) -> Value {
     let at = exchange.ended_at.duration_since(std::time::SystemTime::UNIX_EPOCH).unwrap_or_default();
-    // The proxy's own errors say themselves what to do.
-    let is_wecoms = matches!(exchange.error(), "" | "token-unavailable");
+    // The proxy's own errors need no hint: their reason says what to do.
+    let is_wecom_error = matches!(exchange.error(), "" | "token-unavailable");
     json!({
         "request_id": exchange.request_id(),
         "at": at.as_millis() as f64 / 1000.0,
@@ -150,7 +146,7 @@ fn exchange_json(exchange: &Exchange) -> Value {
         "path": exchange.path(),
         "status": exchange.status,
         "errcode": exchange.errcode,
-        "hint": exchange.errcode.filter(|errcode| is_wecoms && *errcode != errcode::OK).and_then(errcode::hint),
+        "hint": exchange.errcode.filter(|errcode| is_wecom_error && *errcode != errcode::OK).and_then(errcode::hint),
         "retried": exchange.retried,
         "first_try": exchange.first_attempt.map(|first| json!({
             "token_ms": milliseconds(first.token_time),
@@ -169,16 +165,16 @@ fn exchange_json(exchange: &Exchange) -> Value {
     })
 }
 
-/// The same, and what it looked like, where that was kept.
+/// An exchange as JSON, with its captured detail if there is one.
 fn exchange_json_with_detail(exchange: &Exchange) -> Value {
-    // Whether there are details is known only once they were waited for.
-    let shown = exchange.detail.as_deref().and_then(DetailCell::wait);
-    let mut told = exchange_json(exchange);
-    told["detail"] = shown.map_or(Value::Null, detail::detail_json);
-    told
+    // Waits first: `exchange_json` can tell whether the detail was dropped only when its redaction is done.
+    let detail = exchange.detail.as_deref().and_then(DetailCell::wait);
+    let mut json = exchange_json(exchange);
+    json["detail"] = detail.map_or(Value::Null, detail::detail_json);
+    json
 }
 
-/// The filter and the limit that a query names.
+/// Parses the filter and the limit of a query.
 fn parse_query(query: Option<&str>) -> Result<(ExchangeFilter, Option<usize>), String> {
     let (mut filter, mut limit) = (ExchangeFilter::default(), None);
     let pairs = query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
@@ -186,26 +182,30 @@ fn parse_query(query: Option<&str>) -> Result<(ExchangeFilter, Option<usize>), S
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         let value = value.replace('+', " ");
         let value = percent_decode_str(&value).decode_utf8_lossy().into_owned();
-        let wrong = |what: &str| format!("{name}: {what}");
+        let error = |hint: &str| format!("{name}: {hint}");
         match name {
             "agent" => filter.agent = Some(value),
             "client" => filter.client = Some(value),
             "path" => filter.path = Some(value),
             "id" => filter.request_id = Some(value),
             "errcode" => {
-                filter.errcode = Some(value.parse().map_err(|_| wrong("write a number like 60020"))?);
+                filter.errcode = Some(value.parse().map_err(|_| error("write a number like 60020"))?);
             }
             "status" => {
-                filter.status = Some(parse_status_range(&value).ok_or_else(|| wrong("write 502 or 5xx"))?)
+                filter.status = Some(parse_status_range(&value).ok_or_else(|| error("write 502 or 5xx"))?)
             }
-            "limit" => limit = Some(value.parse().map_err(|_| wrong("write a number like 100"))?),
-            _ => return Err("there is agent, client, errcode, status, path, id and limit".to_owned()),
+            "limit" => limit = Some(value.parse().map_err(|_| error("write a number like 100"))?),
+            _ => {
+                return Err(
+                    "unknown parameter; use agent, client, errcode, status, path, id or limit".to_owned()
+                );
+            }
         }
     }
     Ok((filter, limit))
 }
 
-/// The first and the last status of `502` or `5xx`.
+/// Parses `502` or `5xx`.
 fn parse_status_range(text: &str) -> Option<std::ops::RangeInclusive<u16>> {
     match text.strip_suffix("xx") {
         Some(class) => {
@@ -234,8 +234,8 @@ mod tests {
         };
         assert_eq!((filter, limit), (expected, Some(7)));
         assert_eq!(parse_query(Some("status=0")).expect("a filter").0.status, Some(0..=0));
-        for wrong in ["errcode=x", "status=5x", "status=99xx", "limit=-1", "agnet=hr", "=", "errcode="] {
-            assert!(parse_query(Some(wrong)).is_err(), "{wrong}");
+        for invalid in ["errcode=x", "status=5x", "status=99xx", "limit=-1", "agnet=hr", "=", "errcode="] {
+            assert!(parse_query(Some(invalid)).is_err(), "{invalid}");
         }
     }
 }

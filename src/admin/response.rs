@@ -1,4 +1,4 @@
-//! Answers of the admin listener.
+//! Responses of the admin listener.
 
 use std::{
     convert::Infallible,
@@ -12,13 +12,13 @@ use http_body::{Frame, SizeHint};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-/// An answer's body.
+/// The body of a response.
 pub(super) enum AdminBody {
-    /// All of it.
+    /// The whole body.
     Full(Bytes),
-    /// Made when the one before has gone.
+    /// Pages, each generated when the previous one is written.
     Pages(Box<dyn Iterator<Item = String> + Send>),
-    /// Whatever comes, when it comes.
+    /// Chunks of a stream, as they arrive.
     Stream(mpsc::Receiver<Bytes>),
 }
 
@@ -31,26 +31,26 @@ impl http_body::Body for AdminBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let polled = match &mut *self {
-            Self::Full(whole) => Poll::Ready((!whole.is_empty()).then(|| std::mem::take(whole))),
+            Self::Full(body) => Poll::Ready((!body.is_empty()).then(|| std::mem::take(body))),
             Self::Pages(pages) => Poll::Ready(pages.next().map(Bytes::from)),
-            Self::Stream(pieces) => pieces.poll_recv(cx),
+            Self::Stream(chunks) => chunks.poll_recv(cx),
         };
-        polled.map(|piece| piece.map(|piece| Ok(Frame::data(piece))))
+        polled.map(|chunk| chunk.map(|chunk| Ok(Frame::data(chunk))))
     }
 
     fn is_end_stream(&self) -> bool {
-        matches!(self, Self::Full(whole) if whole.is_empty())
+        matches!(self, Self::Full(body) if body.is_empty())
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Full(whole) => SizeHint::with_exact(whole.len() as u64),
+            Self::Full(body) => SizeHint::with_exact(body.len() as u64),
             Self::Pages(_) | Self::Stream(_) => SizeHint::default(),
         }
     }
 }
 
-/// An answer of this type.
+/// A response with this content type, which must not be cached.
 pub(super) fn with_content_type(content_type: &'static str, body: AdminBody) -> Response<AdminBody> {
     let mut response = Response::new(body);
     let headers = response.headers_mut();
@@ -67,35 +67,37 @@ pub(super) fn json_response(status: StatusCode, body: &Value) -> Response<AdminB
     response
 }
 
-/// What is wrong, in words.
-pub(super) fn error_response(status: StatusCode, words: &str) -> Response<AdminBody> {
-    json_response(status, &json!({ "error": words }))
+/// An error response with a text.
+pub(super) fn error_response(status: StatusCode, message: &str) -> Response<AdminBody> {
+    json_response(status, &json!({ "error": message }))
 }
 
-/// Another method is answered here.
+/// The response to a method other than `methods`.
 pub(super) fn method_not_allowed(methods: &'static str) -> Response<AdminBody> {
-    let words = if methods == "POST" { "only POST is answered here" } else { "only GET is answered here" };
-    let mut response = error_response(StatusCode::METHOD_NOT_ALLOWED, words);
+    let message =
+        if methods == "POST" { "method not allowed, use POST" } else { "method not allowed, use GET" };
+    let mut response = error_response(StatusCode::METHOD_NOT_ALLOWED, message);
     response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(methods));
     response
 }
 
-/// The key is missing, or what is `shown` is another.
-pub(super) fn unauthenticated(shown: bool) -> Response<AdminBody> {
-    let words = match shown {
+/// The key is missing, or the `presented` one is wrong.
+pub(super) fn unauthenticated(presented: bool) -> Response<AdminBody> {
+    let message = match presented {
         true => {
-            "this is not the listener's key, of which admin.key_sha256 is the hash: send that as \"Authorization: Bearer \
-             KEY\" or by HTTP Basic as the password"
+            "wrong admin key: send the key whose hash is admin.key_sha256 as \"Authorization: Bearer KEY\" or by HTTP Basic \
+             as the password"
         }
         false => {
-            "this listener has a key: send it as \"Authorization: Bearer KEY\" or by HTTP Basic as the password"
+            "admin key required: send it as \"Authorization: Bearer KEY\" or by HTTP Basic as the password"
         }
     };
-    let mut response = error_response(StatusCode::UNAUTHORIZED, words);
-    // A line each: Chromium sees no other way behind the first one of a line.
-    for way in ["Basic realm=\"wecom-proxy admin\", charset=\"UTF-8\"", "Bearer realm=\"wecom-proxy admin\""]
+    let mut response = error_response(StatusCode::UNAUTHORIZED, message);
+    // One header per challenge: Chromium ignores all but the first challenge of a header.
+    for challenge in
+        ["Basic realm=\"wecom-proxy admin\", charset=\"UTF-8\"", "Bearer realm=\"wecom-proxy admin\""]
     {
-        response.headers_mut().append(header::WWW_AUTHENTICATE, HeaderValue::from_static(way));
+        response.headers_mut().append(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
     }
     response
 }

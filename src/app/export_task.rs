@@ -1,4 +1,4 @@
-//! Traces on their way out: a task on the caller's runtime, where it takes no worker's time.
+//! Exports traces in a task on the caller's runtime, where it takes no time from a worker.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::{
     telemetry::traces::{Collector, CommonAttributes, Exporter, Traces},
 };
 
-/// How long the last traces may take at the end, whatever else has been quick, and how long they may take at least.
+/// Bounds of the last export at shutdown, whatever is left of `server.shutdown_grace`.
 const MAX_FINAL_EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
 const MIN_FINAL_EXPORT_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -25,29 +25,29 @@ pub(super) struct ExportTask {
 }
 
 impl ExportTask {
-    /// Starts it, with room for the spans of so many workers.
-    pub(super) fn start(receiver: Collector, config: &Config, workers: usize) -> Self {
+    /// Starts the exporter, with buffers for the spans of `workers` workers.
+    pub(super) fn start(collector: Collector, config: &Config, workers: usize) -> Self {
         let traces = Traces::new(common_attributes(config), workers);
-        let (stop, end_seen) = watch::channel(false);
-        let task = tokio::spawn(Exporter::new(traces.clone(), receiver).run(end_seen));
+        let (stop, stop_seen) = watch::channel(false);
+        let task = tokio::spawn(Exporter::new(traces.clone(), collector).run(stop_seen));
         Self { traces, stop, task }
     }
 
-    /// Delivers what is left, when nothing more is written, as far as that can be done until then.
-    pub(super) async fn finish(self, until: Instant) {
-        let Self { traces, stop: ending, mut task } = self;
-        let before = traces.dropped();
-        ending.send_replace(true);
-        let most = until
+    /// Exports the buffered spans by `deadline`. Must be called when no more spans are written.
+    pub(super) async fn finish(self, deadline: Instant) {
+        let Self { traces, stop, mut task } = self;
+        let dropped_before = traces.dropped();
+        stop.send_replace(true);
+        let timeout_left = deadline
             .saturating_duration_since(Instant::now())
             .clamp(MIN_FINAL_EXPORT_TIMEOUT, MAX_FINAL_EXPORT_TIMEOUT);
-        let slow = timeout(most, &mut task).await.is_err();
-        if slow {
+        let timed_out = timeout(timeout_left, &mut task).await.is_err();
+        if timed_out {
             task.abort();
         }
-        let lost = traces.dropped() - before;
-        if slow || lost > 0 {
-            tracing::warn!("the last traces were not delivered");
+        let dropped = traces.dropped() - dropped_before;
+        if timed_out || dropped > 0 {
+            tracing::warn!("spans lost at shutdown");
         }
     }
 }

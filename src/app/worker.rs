@@ -1,4 +1,4 @@
-//! The workers: a thread each, with a runtime, an upstream pool and a share of the connections of its own.
+//! Worker threads, each with its own runtime, upstream pool and share of the connections.
 
 use std::{io, rc::Rc, sync::Arc, thread};
 
@@ -16,7 +16,7 @@ use crate::{
     upstream::{Settings, Upstream},
 };
 
-/// What every worker is given.
+/// The parts that every worker needs.
 #[derive(Clone)]
 pub(super) struct WorkerSpec {
     pub(super) server: Arc<Server>,
@@ -25,46 +25,46 @@ pub(super) struct WorkerSpec {
     pub(super) settings: Arc<ProxySettings>,
     pub(super) upstream: Arc<Settings>,
     pub(super) ended: watch::Receiver<bool>,
-    /// Held by every listener as long as it is open.
+    /// Kept by every listener as long as it is open.
     pub(super) open_guard: mpsc::Sender<()>,
 }
 
 impl WorkerSpec {
-    /// Starts a worker on a thread of its own.
-    pub(super) fn spawn(self, nth: usize, books: Sinks) -> io::Result<thread::JoinHandle<()>> {
-        let Self { server, bound, directory, settings: rules, upstream, ended, open_guard: open } = self;
+    /// Starts a worker thread.
+    pub(super) fn spawn(self, nth: usize, sinks: Sinks) -> io::Result<thread::JoinHandle<()>> {
+        let Self { server, bound, directory, settings, upstream, ended, open_guard } = self;
         let work = move || -> io::Result<()> {
             let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
             runtime.block_on(async {
-                let proxy = Rc::new(Proxy::new(directory, rules, Upstream::new(upstream), Rc::new(books)));
-                run_worker(bound, &server, &proxy, open, ended).await
+                let proxy = Rc::new(Proxy::new(directory, settings, Upstream::new(upstream), Rc::new(sinks)));
+                run_worker(bound, &server, &proxy, open_guard, ended).await
             })
         };
         thread::Builder::new().name(format!("worker-{nth}")).spawn(move || {
             if let Err(error) = work() {
-                tracing::error!(%error, "a worker ended");
+                tracing::error!(%error, "worker failed");
             }
         })
     }
 }
 
-/// One worker's life: accept from every listener until told to stop, then serve what is open until told to end.
+/// Accepts from every listener until the server stops, then serves open connections until `ended`.
 async fn run_worker(
     bound: Arc<Vec<BoundListener>>,
     server: &Arc<Server>,
     proxy: &Rc<Proxy>,
-    open: mpsc::Sender<()>,
+    open_guard: mpsc::Sender<()>,
     mut ended: watch::Receiver<bool>,
 ) -> io::Result<()> {
     for bound in bound.iter() {
-        let (serving, open) =
-            (server::serve(bound.worker_listener()?, server.clone(), proxy.clone()), open.clone());
+        let (serving, open_guard) =
+            (server::serve(bound.worker_listener()?, server.clone(), proxy.clone()), open_guard.clone());
         spawn_local(async move {
             serving.await;
-            drop(open);
+            drop(open_guard);
         });
     }
-    drop((bound, open));
+    drop((bound, open_guard));
     let _ = ended.wait_for(|ended| *ended).await;
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! `check`: validates the configuration and shows what it says; with `--online` it asks WeCom about each agent too.
+//! `check`: validates the configuration and shows its agents and clients; `--online` also checks each agent at WeCom.
 
 mod json;
 mod online_text;
@@ -15,24 +15,24 @@ use crate::{
     config::{AgentSet, ClientConfig, Config, Warning},
 };
 
-/// How to check, and what to print.
+/// The options of `check`.
 #[derive(Debug, Clone, Copy)]
 pub struct CheckOptions {
-    /// Ask WeCom about each agent.
+    /// Check each agent at WeCom, and the store.
     pub online: bool,
     /// Print one JSON object instead of tables.
     pub json: bool,
 }
 
-/// Prints the agents and clients, warnings to stderr, and what WeCom says of each agent where it is asked.
+/// Prints the agents and clients and the result of the online check to stdout, warnings to stderr.
 pub fn check(path: &Path, CheckOptions { online, json }: CheckOptions) -> Result<(), CliError> {
     let prepared = match prepare(path) {
         Ok(prepared) => prepared,
-        Err(refused) => {
+        Err(error) => {
             if json {
-                print(json::invalid_config(path, &refused))?;
+                print(json::invalid_config(path, &error))?;
             }
-            return Err(refused.into());
+            return Err(error.into());
         }
     };
     if !json {
@@ -61,13 +61,13 @@ fn run_online_check(prepared: &PreparedConfig) -> Result<OnlineReport, CliError>
     block_on(async { Ok(online_check::run(prepared.config(), prepared.upstream()).await) })
 }
 
-/// In one piece: there may be one for each of very many agents.
+/// Prints all warnings with one write, because there may be one for each of very many agents.
 fn print_warnings(warnings: &[Warning]) {
-    let mark = Styler::stderr().apply(Style::Warning, "warning");
-    eprint!("{}", warnings.iter().map(|warning| format!("{mark}: {warning}\n")).collect::<String>());
+    let label = Styler::stderr().apply(Style::Warning, "warning");
+    eprint!("{}", warnings.iter().map(|warning| format!("{label}: {warning}\n")).collect::<String>());
 }
 
-fn overview_text(config: &Config, paint: Styler) -> String {
+fn overview_text(config: &Config, styler: Styler) -> String {
     let agents = config.agents.values().map(|agent| {
         vec![
             Cell::plain(&agent.name),
@@ -77,10 +77,10 @@ fn overview_text(config: &Config, paint: Styler) -> String {
             Cell::optional(agent.limit.as_ref()),
         ]
     });
-    let mut text = paint.render_table(&["AGENT", "CORPID", "AGENTID", "SECRET", "LIMIT"], agents.collect());
+    let mut text = styler.render_table(&["AGENT", "CORPID", "AGENTID", "SECRET", "LIMIT"], agents.collect());
     text.push('\n');
     if config.clients.is_empty() {
-        text.push_str("No clients: the proxy is open to whoever reaches it.\n");
+        text.push_str("No clients: the proxy is open to every client that can connect.\n");
         return text;
     }
     let clients = config.clients.values().map(|client| {
@@ -91,14 +91,14 @@ fn overview_text(config: &Config, paint: Styler) -> String {
             Cell::optional(client.limit.as_ref()),
         ]
     });
-    text.push_str(&paint.render_table(&["CLIENT", "AGENTS", "ALLOW", "LIMIT"], clients.collect()));
+    text.push_str(&styler.render_table(&["CLIENT", "AGENTS", "ALLOW", "LIMIT"], clients.collect()));
     if config.is_open() {
         text.push_str("\nCallers without a key are served too (server.open).\n");
     }
     text
 }
 
-/// The agents it may use; `*` for all.
+/// The agents that the client may use; `*` for all.
 fn allowed_agents(client: &ClientConfig) -> Vec<&str> {
     match &client.agents {
         AgentSet::All => vec!["*"],

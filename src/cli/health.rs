@@ -1,4 +1,4 @@
-//! `health`: one question to the admin listener, for container health checks.
+//! `health`: one request to the admin listener, for container health checks.
 
 use std::{net::Ipv4Addr, net::Ipv6Addr, path::Path, time::Duration};
 
@@ -17,30 +17,30 @@ use crate::{
     http1::io::Stream,
 };
 
-/// Longest wait for the answer.
+/// Total time for connect, request and response.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What stands for a secret that is not set; as long as the longest that is asked for.
+/// Replaces a secret whose variable is not set; longer than every minimum length of a secret.
 const UNSET_SECRET: &str = "this-variable-is-not-set-in-this-shell";
 
-/// Prints what `/readyz` says; fails unless it says ready.
+/// Prints the response of `/readyz`; fails unless its status is 200.
 pub fn health(path: &Path) -> Result<(), CliError> {
-    // Only the address matters here: a variable that holds a secret need not be set in the shell that asks.
+    // Only the address is needed here, so secrets need not be set in the shell that runs the check.
     let env = |name: &str| Some(std::env::var(name).unwrap_or_else(|_| UNSET_SECRET.to_owned()));
     let config = config::load_with_env(path, &env).map_err(CliError::config)?;
     let Some(address) = config.admin.as_ref().and_then(|admin| admin.listen.first()).cloned() else {
         return Err(CliError::config(format!(
-            "{}: there is no admin listener to ask; add a line [admin] to the file, and restart the proxy",
+            "{}: no admin listener configured; add a line [admin] to the file, and restart the proxy",
             path.display()
         )));
     };
     block_on(async {
-        let asked = timeout(RESPONSE_TIMEOUT, fetch_readyz(&address)).await;
-        let (status, body) = asked
+        let response = timeout(RESPONSE_TIMEOUT, fetch_readyz(&address)).await;
+        let (status, body) = response
             .map_err(|_| {
-                CliError::other(format!("{address} did not answer within {} s", RESPONSE_TIMEOUT.as_secs()))
+                CliError::other(format!("no response from {address} within {} s", RESPONSE_TIMEOUT.as_secs()))
             })?
-            .map_err(|error| CliError::other(format!("{address} did not answer: {error}")))?;
+            .map_err(|error| CliError::other(format!("no response from {address}: {error}")))?;
         print(&body)?;
         if status == StatusCode::OK { Ok(()) } else { Err(CliError::other(format!("not ready ({status})"))) }
     })
@@ -52,9 +52,9 @@ async fn fetch_readyz(address: &Address) -> Result<(StatusCode, Bytes), Box<dyn 
         Address::Tcp(address) => {
             let mut address = *address;
             if address.ip().is_unspecified() {
-                let here =
+                let loopback =
                     if address.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
-                address.set_ip(here);
+                address.set_ip(loopback);
             }
             Stream::Tcp(TcpStream::connect(address).await?)
         }

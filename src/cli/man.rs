@@ -1,4 +1,4 @@
-//! `man`: the manual page, made of what the command line says of itself.
+//! `man`: the manual page, generated from the command line's definition.
 
 use std::io;
 
@@ -9,7 +9,7 @@ use clap_mangen::{
 
 use super::{CliError, print};
 
-/// Prints the page in roff: the program's options, and beneath them each command with its own.
+/// Prints the page in roff: the program's options, then each command with its options.
 pub fn man(program: clap::Command) -> Result<(), CliError> {
     let mut page = Vec::new();
     render(program, &mut page).map_err(CliError::other)?;
@@ -41,23 +41,23 @@ fn render_command(program: &str, command: clap::Command, page: &mut Vec<u8>) -> 
     }
     let mut options = Vec::new();
     Man::new(command.disable_help_flag(true)).render_options_section(&mut options)?;
-    // A heading of their own would end the list of commands.
+    // A section heading would end the list of commands.
     page.extend(String::from_utf8_lossy(&options).replace(".SH OPTIONS\n", "").into_bytes());
     Ok(())
 }
 
 fn render_footer(page: &mut Vec<u8>) -> io::Result<()> {
     let entries = [
-        ("SIGNALS", "SIGHUP", "reads the configuration again; one with a mistake changes nothing."),
+        ("SIGNALS", "SIGHUP", "reloads the configuration; an invalid one changes nothing."),
         (
             "",
             "SIGTERM, SIGINT",
-            "take no more requests and let those in flight finish; a second one ends at once.",
+            "accept no more requests and let those in flight finish; a second one exits at once.",
         ),
-        ("EXIT STATUS", "0", "fine"),
-        ("", "2", "a bad command line or configuration"),
+        ("EXIT STATUS", "0", "success"),
+        ("", "2", "invalid command line or configuration"),
         ("", "1", "anything else"),
-        ("ENVIRONMENT", "WECOM_PROXY_CONFIG", "the configuration file, where --config does not name it"),
+        ("ENVIRONMENT", "WECOM_PROXY_CONFIG", "the configuration file, unless --config is given"),
         ("", "RUST_LOG", "overrides log.level"),
     ];
     let mut rest = Roff::new();

@@ -1,8 +1,7 @@
-//! The doctor: asks WeCom about each agent, as `serve` would, tries the store that replicas share, and says what is wrong. It
-//! changes nothing, there or here.
+//! `check --online`: checks each agent at WeCom as `serve` would call it, and the shared store. Changes nothing.
 //!
-//! For each agent one gettoken and one harmless call leave, one agent after another, and it stops where going on could
-//! get this machine's address banned.
+//! Sends one gettoken and one read-only call for each agent, one agent after another, and stops before repeated
+//! failures could get this machine's IP address banned.
 
 mod probe;
 mod problem;
@@ -30,26 +29,26 @@ use crate::{
     wecom::errcode,
 };
 
-/// After so many failures of a kind that the next agent may share, one behind the other, no more agents are asked.
+/// The check stops after this many consecutive failures of a kind that the next agent may share.
 const MAX_CONSECUTIVE_FAILURES: u32 = 3;
-/// A clock that is wrong by less is not spoken of.
+/// A smaller clock skew is not reported.
 const MAX_CLOCK_SKEW_SECONDS: i64 = 60;
 
-/// What was found.
+/// The results of the check.
 #[derive(Debug)]
 pub struct OnlineReport {
-    /// Each agent, in the order of their names.
+    /// One result per agent, in the order of their names.
     pub agents: Vec<AgentFinding>,
-    /// Why the agents after some point were not asked.
+    /// Why the remaining agents were skipped.
     pub stopped: Option<StopReason>,
-    /// How many seconds this machine's clock is ahead of WeCom's, where it is known; negative: behind.
+    /// Seconds that this machine's clock is ahead of WeCom's, if known; negative: behind.
     pub clock_ahead_seconds: Option<i64>,
-    /// The store that replicas share, where there is one.
+    /// The result for the shared store, if one is configured.
     pub store: Option<StoreFinding>,
 }
 
 impl OnlineReport {
-    /// Whether every agent was asked and works, and the store does.
+    /// Whether every agent was checked and works, and the store works.
     pub fn is_ok(&self) -> bool {
         self.agents.iter().all(|finding| matches!(finding.outcome, AgentOutcome::Passed))
             && self.is_store_ok()
@@ -60,40 +59,40 @@ impl OnlineReport {
         self.store.as_ref().is_none_or(StoreFinding::is_ok)
     }
 
-    /// How far the clock is off, where that is too far.
+    /// The clock skew in seconds, if it exceeds [`MAX_CLOCK_SKEW_SECONDS`].
     pub fn clock_skew_seconds(&self) -> Option<i64> {
         self.clock_ahead_seconds.filter(|ahead| ahead.abs() > MAX_CLOCK_SKEW_SECONDS)
     }
 }
 
-/// What was found of one agent.
+/// The result for one agent.
 #[derive(Debug)]
 pub struct AgentFinding {
-    /// Its name.
+    /// The agent's name.
     pub agent: String,
-    /// The harmless call that is made with its token.
+    /// The call that checks its token.
     pub call: &'static str,
-    /// How it went.
+    /// The outcome.
     pub outcome: AgentOutcome,
-    /// How long it took.
+    /// The duration of both calls.
     pub duration: Duration,
 }
 
-/// How it went with one agent.
+/// The outcome for one agent.
 #[derive(Debug)]
 pub enum AgentOutcome {
-    /// It has a token, and a call with it succeeds.
+    /// gettoken and the call with the token succeeded.
     Passed,
     /// gettoken failed.
     GettokenFailed(Problem),
-    /// There is a token, but the harmless call failed.
+    /// gettoken succeeded, but the call with the token failed.
     ProbeFailed(Problem),
-    /// It was not asked about: see [`Report::stopped`].
+    /// Not checked: see [`OnlineReport::stopped`].
     Skipped,
 }
 
 impl AgentOutcome {
-    /// What is wrong, where something is.
+    /// The failure, if there was one.
     pub fn problem(&self) -> Option<&Problem> {
         match self {
             Self::GettokenFailed(problem) | Self::ProbeFailed(problem) => Some(problem),
@@ -102,27 +101,27 @@ impl AgentOutcome {
     }
 }
 
-/// Why no more agents were asked.
+/// Why the check stopped early.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum StopReason {
-    /// WeCom says that there were too many calls.
-    #[error("WeCom says that there are too many calls, and bans the address that goes on; come back later")]
+    /// WeCom reported too many calls.
+    #[error("WeCom reports too many calls, and more would get this IP address banned; try again later")]
     RateLimited,
     /// Several credentials were refused.
     #[error(
-        "three agents in a row were refused, and WeCom bans the address of who repeats that; put these right first"
+        "three agents in a row were refused, and repeated failures get this IP address banned; fix these first"
     )]
     CredentialsRefused,
-    /// There is no way to WeCom.
-    #[error("WeCom cannot be reached, whichever agent asks")]
+    /// Connecting to WeCom failed.
+    #[error("WeCom cannot be reached, for any agent")]
     Unreachable,
-    /// Several calls had no good answer.
-    #[error("three agents in a row had no good answer")]
+    /// Several calls got no valid response.
+    #[error("three agents in a row got no valid response")]
     NoResponses,
 }
 
 impl StopReason {
-    /// One word for programs.
+    /// A stable identifier for programs.
     pub fn kind(self) -> &'static str {
         match self {
             Self::RateLimited => "frequency",
@@ -133,45 +132,45 @@ impl StopReason {
     }
 }
 
-/// Asks about every agent of `config`, through `upstream`, and tries the store.
+/// Checks every agent of `config` through `upstream`, and the store.
 pub async fn run(config: &Config, upstream: &Arc<Settings>) -> OnlineReport {
     let store = store_check::check_store(config).await;
     let mut report = OnlineReport { agents: Vec::new(), stopped: None, clock_ahead_seconds: None, store };
-    let mut run = FailureStreak::default();
+    let mut streak = FailureStreak::default();
     for agent in config.agents.values() {
-        let call = Probe::for_agent(agent);
-        let began = Instant::now();
+        let probe = Probe::for_agent(agent);
+        let start = Instant::now();
         let outcome = match report.stopped {
             Some(_) => AgentOutcome::Skipped,
             None => {
-                let (date, outcome) =
-                    check_agent(agent, &call, upstream, fetch::call_timeout(&config.upstream)).await;
+                let call_timeout = fetch::call_timeout(&config.upstream);
+                let (date, outcome) = check_agent(agent, &probe, upstream, call_timeout).await;
                 report.clock_ahead_seconds =
                     report.clock_ahead_seconds.or_else(|| date.map(clock_ahead_seconds));
                 outcome
             }
         };
-        report.stopped = report.stopped.or(run.record_outcome(&outcome));
-        let (agent, call) = (agent.name.clone(), call.name());
-        report.agents.push(AgentFinding { agent, call, outcome, duration: began.elapsed() });
+        report.stopped = report.stopped.or(streak.record_outcome(&outcome));
+        let (agent, call) = (agent.name.clone(), probe.name());
+        report.agents.push(AgentFinding { agent, call, outcome, duration: start.elapsed() });
     }
     report
 }
 
-/// One gettoken and one harmless call. The connections are the agent's own: on one that was kept from before, a gettoken
-/// might have to be sent twice.
+/// Sends one gettoken and one call with the token. Each agent gets new connections: on a reused one, gettoken might
+/// have to be sent twice.
 async fn check_agent(
     agent: &AgentConfig,
-    call: &Probe,
+    probe: &Probe,
     upstream: &Arc<Settings>,
-    patience: Duration,
+    call_timeout: Duration,
 ) -> (Option<SystemTime>, AgentOutcome) {
-    let asker = GettokenClient::new(Upstream::new(upstream.clone()), patience);
+    let client = GettokenClient::new(Upstream::new(upstream.clone()), call_timeout);
     let credentials = Credentials { corpid: agent.corpid.clone(), secret: agent.secret.clone() };
-    let (date, grant) = asker.fetch(&credentials).await;
-    let outcome = match grant {
-        Err(failure) => AgentOutcome::GettokenFailed(failure.into()),
-        Ok(grant) => match call.send(asker.upstream(), &grant.token, patience).await {
+    let (date, response) = client.fetch(&credentials).await;
+    let outcome = match response {
+        Err(error) => AgentOutcome::GettokenFailed(error.into()),
+        Ok(response) => match probe.send(client.upstream(), &response.token, call_timeout).await {
             Err(problem) => AgentOutcome::ProbeFailed(problem),
             Ok(()) => AgentOutcome::Passed,
         },
@@ -184,7 +183,7 @@ fn clock_ahead_seconds(date: SystemTime) -> i64 {
     SystemTime::now().duration_since(date).map_or_else(|error| -seconds(error.duration()), seconds)
 }
 
-/// Failures one behind the other.
+/// Consecutive failures.
 #[derive(Default)]
 struct FailureStreak {
     refusals: u32,

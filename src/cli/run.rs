@@ -1,4 +1,4 @@
-//! A running proxy and the signals that it obeys.
+//! Runs a proxy and handles its signals.
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -9,13 +9,13 @@ use crate::{
     telemetry::{access_log::FLUSH_TIMEOUT, logs::LogHandle},
 };
 
-/// Says that the proxy is ready, then waits for a signal: SIGTERM or SIGINT ends it in order, a second one at once,
-/// SIGHUP reloads the configuration.
-pub(super) async fn run_until_signal(app: App, telemetry: &LogHandle) -> Result<(), CliError> {
+/// Logs that the proxy is ready, then waits for signals: the first SIGTERM or SIGINT drains it, a second one exits at
+/// once, SIGHUP reloads the configuration.
+pub(super) async fn run_until_signal(app: App, log_handle: &LogHandle) -> Result<(), CliError> {
     let listen = |kind| signal(kind).map_err(CliError::other);
     let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
     let mut hangup = listen(SignalKind::hangup())?;
-    app.reloader().attach_log_handle(telemetry);
+    app.reloader().attach_log_handle(log_handle);
     log_ready(&app);
     loop {
         tokio::select! {
@@ -23,29 +23,29 @@ pub(super) async fn run_until_signal(app: App, telemetry: &LogHandle) -> Result<
             _ = hangup.recv() => reload(&app).await,
         }
     }
-    tracing::info!("stopping; requests in flight may finish");
+    tracing::info!("stopping: draining requests in flight");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-    let access = app.access_log().clone();
+    let access_log = app.access_log().clone();
     tokio::select! {
         () = wait_for_stop_signal(&mut terminate, &mut interrupt) => {
-            // Where nobody takes what is written, nobody waits for it long.
-            access.flush(FORCED_EXIT_TIMEOUT);
-            Err(CliError::other("told to stop twice; ended at once"))
+            // Stdout or stderr may be blocked, so the flush has a bound.
+            access_log.flush(FORCED_EXIT_TIMEOUT);
+            Err(CliError::other("second stop signal, exiting now"))
         }
         drained = app.shutdown() => {
             tracing::info!(drained, "stopped");
-            telemetry.flush(FLUSH_TIMEOUT);
+            log_handle.flush(FLUSH_TIMEOUT);
             Ok(())
         }
     }
 }
 
-/// Reads the configuration again, away from this thread: that may take a while, and renewals happen here.
+/// Reloads the configuration on another thread, because it blocks and token refreshes run on this one.
 async fn reload(app: &App) {
     let reloader = app.reloader();
-    // How it went, it says in the log.
+    // The reloader logs the result.
     if tokio::task::spawn_blocking(move || drop(reloader.reload())).await.is_err() {
-        tracing::error!("the reload broke off");
+        tracing::error!("reload panicked");
     }
 }
 
@@ -56,22 +56,22 @@ async fn wait_for_stop_signal(terminate: &mut Signal, interrupt: &mut Signal) {
     }
 }
 
-/// One log line with every real address and what is served there, and word to systemd where it waits for one.
+/// Logs the bound addresses and a summary, and notifies systemd if it started the proxy with `Type=notify`.
 fn log_ready(app: &App) {
-    let written =
+    let join =
         |addresses: &[Address]| addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    let outline = app.summary();
+    let summary = app.summary();
     tracing::info!(
         target: "wecom_proxy::ready",
-        listen = written(app.addresses()),
-        admin = written(app.admin_addresses()),
+                listen = join(app.addresses()),
+                admin = join(app.admin_addresses()),
         version = env!("CARGO_PKG_VERSION"),
-        upstream = outline.upstream,
-        via = outline.via,
-        agents = outline.agents,
-        clients = outline.clients,
-        store = outline.store,
-        open = outline.open,
+                upstream = summary.upstream,
+                via = summary.via,
+                agents = summary.agents,
+                clients = summary.clients,
+                store = summary.store,
+                open = summary.open,
         "ready"
     );
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);

@@ -1,4 +1,4 @@
-//! `simulator`: a WeCom to test against, alone.
+//! `simulator`: runs the simulated WeCom without a proxy.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -10,7 +10,7 @@ use tokio::{
 use super::{CliError, block_on, print};
 use crate::simulator::{Settings, SimulatedAgent, Simulator};
 
-/// Runs the simulator until it is told to stop.
+/// Runs the simulator until SIGTERM or SIGINT.
 pub fn simulator(listen: SocketAddr, control: SocketAddr, token_lifetime: Duration) -> Result<(), CliError> {
     block_on(async {
         let settings = Settings { token_lifetime, ..Settings::default() };
@@ -42,7 +42,8 @@ pub fn simulator(listen: SocketAddr, control: SocketAddr, token_lifetime: Durati
 
 async fn bind(option: &str, address: SocketAddr) -> Result<TcpListener, CliError> {
     TcpListener::bind(address).await.map_err(|error| {
-        let what = format!("cannot listen on {address}: {error}");
-        CliError::other(format!("{what}; choose another address with {option}, or end what listens there"))
+                CliError::other(format!(
+                    "cannot listen on {address}: {error}; choose another address with {option}, or stop what listens there"
+                ))
     })
 }

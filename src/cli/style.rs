@@ -1,20 +1,20 @@
-//! What a person reads: tables with aligned columns, in colour on a terminal and in plain text elsewhere.
+//! Tables with aligned columns, in colour on a terminal and in plain text elsewhere.
 
 use std::{env, ffi::OsString, io::IsTerminal};
 
-/// How a piece of text is meant.
+/// The style of a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Style {
     Plain,
-    /// A title.
+    /// A column's title.
     Title,
     Good,
     Bad,
-    /// Works, but look at it.
+    /// Works, but needs attention.
     Warning,
 }
 
-/// Whether there is colour.
+/// Applies styles, if colour is enabled.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Styler {
     colour: bool,
@@ -35,16 +35,16 @@ impl Styler {
         Self::from_env(terminal, &|name| env::var_os(name))
     }
 
-    /// `NO_COLOR`, if it is not empty, keeps colour off a terminal too: no-color.org.
+    /// A non-empty `NO_COLOR` disables colour on a terminal too (no-color.org).
     fn from_env(terminal: bool, env: &dyn Fn(&str) -> Option<OsString>) -> Self {
-        let refused = env("NO_COLOR").is_some_and(|value| !value.is_empty());
+        let no_color = env("NO_COLOR").is_some_and(|value| !value.is_empty());
         let dumb = env("TERM").is_some_and(|term| term == "dumb");
-        Self { colour: terminal && !refused && !dumb }
+        Self { colour: terminal && !no_color && !dumb }
     }
 
-    /// `text` in this tone.
-    pub(super) fn apply(self, tone: Style, text: &str) -> String {
-        let code = match tone {
+    /// `text` with the escape sequences of `style`.
+    pub(super) fn apply(self, style: Style, text: &str) -> String {
+        let code = match style {
             Style::Plain => return text.to_owned(),
             Style::Title => "1",
             Style::Good => "32",
@@ -54,7 +54,7 @@ impl Styler {
         if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
     }
 
-    /// Rows under their titles, each column as wide as its widest cell.
+    /// Rows below their titles, each column as wide as its widest cell.
     pub(super) fn render_table(self, titles: &[&str], rows: Vec<Vec<Cell>>) -> String {
         let titles = titles.iter().map(|title| Cell::styled(Style::Title, *title)).collect();
         let rows: Vec<Vec<Cell>> = std::iter::once(titles).chain(rows).collect();
@@ -77,7 +77,7 @@ impl Styler {
     }
 }
 
-/// A field of a table.
+/// A cell of a table.
 #[derive(Debug)]
 pub(super) struct Cell {
     style: Style,
@@ -93,7 +93,7 @@ impl Cell {
         Self::styled(Style::Plain, text)
     }
 
-    /// The text of what is there, `-` for what is not.
+    /// The value's text, or `-` for `None`.
     pub(super) fn optional(value: Option<impl ToString>) -> Self {
         Self::plain(value.map_or_else(|| "-".to_owned(), |value| value.to_string()))
     }
@@ -103,8 +103,7 @@ impl Cell {
     }
 }
 
-/// How many columns of a terminal a character takes: Chinese and what is drawn as wide as it, two; what stands on the one
-/// before it, none.
+/// The number of terminal columns of a character: 2 for CJK and other wide ones, 0 for combining ones.
 fn char_width(char: char) -> usize {
     match u32::from(char) {
         0x0300..=0x036F | 0x200B..=0x200F | 0xFE00..=0xFE0F => 0,
@@ -141,11 +140,12 @@ mod tests {
 
     #[test]
     fn colour_follows_terminal_no_color_and_term() {
-        let colour = |terminal, set: &[(&str, &str)]| {
-            let set: Vec<_> =
-                set.iter().map(|(name, value)| ((*name).to_owned(), OsString::from(value))).collect();
-            let env =
-                move |name: &str| set.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone());
+        let colour = |terminal, variables: &[(&str, &str)]| {
+            let variables: Vec<_> =
+                variables.iter().map(|(name, value)| ((*name).to_owned(), OsString::from(value))).collect();
+            let env = move |name: &str| {
+                variables.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone())
+            };
             Styler::from_env(terminal, &env).colour
         };
         assert!(colour(true, &[]) && colour(true, &[("NO_COLOR", ""), ("TERM", "xterm")]));
@@ -156,12 +156,12 @@ mod tests {
 
     #[test]
     fn colour_does_not_change_alignment() {
-        let painted = Styler { colour: true }.render_table(&["名", "RESULT", "N"], rows());
-        assert!(painted.contains("\x1b[32mok\x1b[0m      1\n") && painted.contains("\x1b[1m名\x1b[0m    "));
-        let mut bare = painted.replace("\x1b[0m", "");
+        let coloured = Styler { colour: true }.render_table(&["名", "RESULT", "N"], rows());
+        assert!(coloured.contains("\x1b[32mok\x1b[0m      1\n") && coloured.contains("\x1b[1m名\x1b[0m    "));
+        let mut plain = coloured.replace("\x1b[0m", "");
         for code in ["1", "31", "32"] {
-            bare = bare.replace(&format!("\x1b[{code}m"), "");
+            plain = plain.replace(&format!("\x1b[{code}m"), "");
         }
-        assert_eq!(bare, Styler { colour: false }.render_table(&["名", "RESULT", "N"], rows()));
+        assert_eq!(plain, Styler { colour: false }.render_table(&["名", "RESULT", "N"], rows()));
     }
 }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use super::error::{Error, quote};
 use super::reader::ConfigValue;
 
-/// What `sun_path` holds on Linux, less the closing zero; macOS holds four bytes less.
+/// The size of `sun_path` on Linux without the final NUL; macOS allows 4 bytes less.
 const MAX_UNIX_PATH_BYTES: usize = 107;
 
 const EXAMPLES: &str =
@@ -16,14 +16,14 @@ const EXAMPLES: &str =
 /// An address to listen on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Address {
-    /// An IP address and a port, which may be 0; `localhost` has become 127.0.0.1.
+    /// An IP address and a port, which may be 0; `localhost` is read as 127.0.0.1.
     Tcp(SocketAddr),
-    /// A unix socket; a relative path was made relative to the file.
+    /// A unix socket; a relative path is resolved against the file's directory.
     Unix(PathBuf),
 }
 
 impl Address {
-    /// Whether only this machine can reach it, as with every unix socket.
+    /// Whether only this machine can reach the address, as with every unix socket.
     pub fn is_loopback(&self) -> bool {
         match self {
             Self::Tcp(address) => address.ip().to_canonical().is_loopback(),
@@ -31,7 +31,7 @@ impl Address {
         }
     }
 
-    /// Whether both could not be open at once. Port 0 is a new port each time.
+    /// Whether the two cannot be bound at the same time. Port 0 never conflicts: each bind gets another port.
     fn conflicts_with(&self, other: &Self) -> bool {
         self == other && !matches!(self, Self::Tcp(address) if address.port() == 0)
     }
@@ -46,13 +46,15 @@ impl fmt::Display for Address {
     }
 }
 
-/// One address or a list of them, none of them twice, none of those in `taken`.
+/// Reads one address or a list of them; refuses duplicates and addresses in `taken`.
 pub(super) fn read(item: &ConfigValue<'_>, taken: &[Address]) -> Result<Vec<Address>, Error> {
     let mut addresses: Vec<Address> = Vec::new();
     for item in item.one_or_list(&format!("an address like {EXAMPLES}, or a list of them"))? {
         let address = read_address(&item)?;
         if addresses.iter().chain(taken).any(|other| other.conflicts_with(&address)) {
-            return Err(item.error(format!("{} is listened on already", quote(&address.to_string()))));
+            return Err(
+                item.error(format!("{} is already used by another listener", quote(&address.to_string())))
+            );
         }
         addresses.push(address);
     }
@@ -70,7 +72,7 @@ fn read_address(item: &ConfigValue<'_>) -> Result<Address, Error> {
     if let Ok(address) = text.parse::<SocketAddr>() {
         return Ok(Address::Tcp(address));
     }
-    let refuse = |what: String| Err(item.error(format!("{} {what}", quote(text))));
+    let refuse = |reason: String| Err(item.error(format!("{} {reason}", quote(text))));
     let Some((host, port)) =
         text.rsplit_once(':').filter(|(host, _)| !host.contains(':') || host.starts_with('['))
     else {

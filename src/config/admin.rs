@@ -1,4 +1,4 @@
-//! `[admin]`: the second port, for whoever runs the proxy.
+//! `[admin]`: the admin listener, for operators.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -11,19 +11,19 @@ use super::server::ServerConfig;
 
 pub(super) const KEYS: &[&str] = &["listen", "key_sha256", "recent", "otlp"];
 
-/// Each is kept with its heads, so a million of them would be gigabytes.
+/// Bounds memory: each exchange is kept with its header blocks, so a million of them would take gigabytes.
 const MAX_RECENT: u64 = 100_000;
 
 /// `[admin]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AdminConfig {
-    /// At least one, none of the server's.
+    /// At least one, different from the addresses in `[server]`.
     pub listen: Vec<Address>,
-    /// Who may ask; None only where every address is loopback.
+    /// The hash of the admin key; `None` only if every address is loopback.
     pub key_sha256: Option<KeyHash>,
-    /// Exchanges kept for the inspector; may be 0.
+    /// The number of exchanges kept for the inspector; may be 0.
     pub recent: usize,
-    /// Where traces go.
+    /// The collector for traces.
     pub otlp: Option<OtlpConfig>,
 }
 
@@ -39,12 +39,12 @@ pub(super) fn read(root: &ConfigTable<'_>, server: &ServerConfig) -> Result<Opti
         recent: section.read_or("recent", 500, |item| item.count(0..=MAX_RECENT))?,
         otlp: section.read_optional("otlp", otlp::read)?,
     };
-    if let Some(exposed) =
+    if let Some(public) =
         admin.listen.iter().find(|address| !address.is_loopback() && admin.key_sha256.is_none())
     {
         return Err(section.location_of("listen").error(format!(
-            "{} can be reached from other machines, so admin.key_sha256 is needed: the line of that name in what \"wecom-proxy key NAME\" prints, under [admin]",
-            quote(&exposed.to_string())
+            "{} can be reached from other machines, so admin.key_sha256 is required: put the line of that name that \"wecom-proxy key NAME\" prints under [admin]",
+            quote(&public.to_string())
         )));
     }
     Ok(Some(admin))

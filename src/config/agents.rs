@@ -12,7 +12,7 @@ use crate::secret::Masked;
 
 pub(super) const KEYS: &[&str] = &["corpid", "secret", "agentid", "accept_secret", "limit", "plain"];
 
-/// The first path segment names an agent, so this one would hide every path without a name.
+/// Refused as a name: the first path segment names the agent, so this one would hide every path without a name.
 const RESERVED_NAME: &str = "cgi-bin";
 
 const NO_AGENT_MESSAGE: &str = "no agent is configured; add one like this:
@@ -31,11 +31,11 @@ pub struct AgentConfig {
     pub corpid: String,
     /// Visible ASCII, not empty.
     pub secret: Masked,
-    /// Its number within the corp.
+    /// The application's number within the corp.
     pub agentid: Option<u64>,
-    /// Whether its real secret serves as a key for this agent.
+    /// Whether gettoken accepts the agent's real secret as a key for this agent.
     pub accept_secret: bool,
-    /// Its requests, whoever sends them.
+    /// Limits its requests from all callers together.
     pub limit: Option<RateLimit>,
     /// Paths that carry a credential of their own, besides webhook, service and license.
     pub passthrough: Vec<PathPattern>,
@@ -52,28 +52,28 @@ pub(super) fn read(roots: &[ConfigTable<'_>]) -> Result<BTreeMap<String, AgentCo
     }
 }
 
-/// Two agents of one application have one token each, and where a gettoken voids the token before it, each voids the other's.
-/// One warning tells of all, of which there may be very many.
+/// Warns of agents with the same corpid and secret: WeCom may invalidate the token of one when the other's is fetched.
+/// One warning covers all such agents, because there may be very many.
 fn warn_of_shared_credentials(
     items: &BTreeMap<&str, ConfigValue<'_>>,
     agents: &BTreeMap<String, AgentConfig>,
 ) {
     let mut first: HashMap<_, &str> = HashMap::with_capacity(agents.len());
-    let mut twins = Vec::new();
+    let mut duplicates = Vec::new();
     for (name, agent) in agents {
-        let twin = *first.entry((&*agent.corpid, agent.secret.expose())).or_insert(name);
-        if twin != name {
-            twins.push((name, twin));
+        let original = *first.entry((&*agent.corpid, agent.secret.expose())).or_insert(name);
+        if original != name {
+            duplicates.push((name, original));
         }
     }
-    let Some((name, twin)) = twins.first() else { return };
+    let Some((name, original)) = duplicates.first() else { return };
     let Some(item) = items.get(name.as_str()) else { return };
-    let more = match twins.len() - 1 {
+    let others = match duplicates.len() - 1 {
         0 => String::new(),
-        more => format!(" (so have {more} more)"),
+        count => format!(" (as have {count} more agents)"),
     };
     item.location.warn(format!(
-        "has the corpid and secret of agents.{twin}{more}; make them one agent, or each renewal may void the other's token"
+        "has the corpid and secret of agents.{original}{others}; make them one agent, or each refresh may invalidate the other's token"
     ));
 }
 
@@ -96,12 +96,14 @@ fn read_agent(name: &str, item: &ConfigValue<'_>) -> Result<AgentConfig, Error> 
 fn read_corpid(item: &ConfigValue<'_>) -> Result<String, Error> {
     let text = item.string("a string like \"ww1234567890abcdef\"")?;
     if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err(item.error(format!("{} is no corpid; it is visible ASCII without spaces", quote(text))));
+        return Err(
+            item.error(format!("{} is not a corpid; a corpid is visible ASCII without spaces", quote(text)))
+        );
     }
-    // Each begins with these two letters, and so does most of what stands for one.
-    let crossed_out = text.len() > 4 && text.trim_start_matches('w').bytes().all(|byte| byte == b'x');
-    if crossed_out || is_placeholder_word(text) {
-        return Err(item.error("is a placeholder; put the real one in its place"));
+    // A corpid starts with `ww`, and so do most placeholders of one.
+    let is_masked = text.len() > 4 && text.trim_start_matches('w').bytes().all(|byte| byte == b'x');
+    if is_masked || is_placeholder_word(text) {
+        return Err(item.error("is a placeholder; replace it with the real one"));
     }
     Ok(text.to_owned())
 }

@@ -1,4 +1,4 @@
-//! `[clients.*]`: the programs that call the proxy, and what each of them may do.
+//! `[clients.*]`: the programs that call the proxy, and their permissions.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -14,7 +14,7 @@ use super::suggest::did_you_mean;
 
 pub(super) const KEYS: &[&str] = &["key_sha256", "key", "agents", "allow", "limit", "always_200"];
 
-/// Below this a key can be guessed from its hash.
+/// A shorter key can be guessed from its hash.
 const MIN_KEY_BYTES: usize = 16;
 
 const EXPECTED_AGENTS: &str = "a list of agents like [\"hr\"], or [\"*\"] for all";
@@ -24,29 +24,29 @@ const EXPECTED_AGENTS: &str = "a list of agents like [\"hr\"], or [\"*\"] for al
 pub struct ClientConfig {
     /// The table's name.
     pub name: String,
-    /// No two clients have the same.
+    /// Unique among the clients.
     pub key_hash: KeyHash,
-    /// The agents it may use.
+    /// The agents that the client may use.
     pub agents: AgentSet,
-    /// What it may call: never empty; where the file is silent, everything.
+    /// The calls that it may make; never empty, everything by default.
     pub allow: Vec<AllowPattern>,
-    /// Its requests, to whichever agent.
+    /// Limits its requests to all agents together.
     pub limit: Option<RateLimit>,
-    /// Whether the proxy's own errors come with HTTP 200.
+    /// Whether the proxy's own errors are sent with HTTP 200.
     pub always_200: bool,
 }
 
 /// The agents a client may use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AgentSet {
-    /// `["*"]`, those of a later reload too.
+    /// `["*"]`: all agents, including those of a later reload.
     All,
-    /// Each exists; never empty.
+    /// Existing agents; never empty.
     Named(BTreeSet<String>),
 }
 
 impl AgentSet {
-    /// Whether the agent `name` is among them.
+    /// Whether the set contains the agent `name`.
     pub fn contains(&self, name: &str) -> bool {
         match self {
             Self::All => true,
@@ -65,15 +65,15 @@ pub(super) fn read(
     let secrets = if items.is_empty() { HashMap::new() } else { agents_by_secret_hash(agents) };
     for (name, item) in items {
         let section = item.table("a table with key_sha256 and agents", KEYS)?;
-        let (key, place) = read_key(&section, &item)?;
-        if let Some(first) = keys.insert(*key.as_bytes(), place.clone()) {
+        let (key, location) = read_key(&section, &item)?;
+        if let Some(first) = keys.insert(*key.as_bytes(), location.clone()) {
             let first = first.file_and_line();
             return Err(
-                place.error(format!("is the same key as the one in {first}; each client needs its own"))
+                location.error(format!("is the same key as the one in {first}; each client needs its own"))
             );
         }
         if let Some(agent) = secrets.get(key.as_bytes()) {
-            place.warn(format!("is the real secret of agents.{agent}; give the client a key of its own"));
+            location.warn(format!("is the real secret of agents.{agent}; give the client a key of its own"));
         }
         let client = ClientConfig {
             name: name.to_owned(),
@@ -94,16 +94,16 @@ pub(super) fn read(
     Ok(clients)
 }
 
-/// The agents by their secrets' hashes, so that each client need not be held against each agent.
+/// The agents by the hashes of their secrets, so that not every client is compared with every agent.
 fn agents_by_secret_hash(agents: &BTreeMap<String, AgentConfig>) -> HashMap<[u8; 32], &str> {
-    let mut all = HashMap::with_capacity(agents.len());
+    let mut names = HashMap::with_capacity(agents.len());
     for agent in agents.values() {
-        all.entry(*KeyHash::of(agent.secret.expose()).as_bytes()).or_insert(agent.name.as_str());
+        names.entry(*KeyHash::of(agent.secret.expose()).as_bytes()).or_insert(agent.name.as_str());
     }
-    all
+    names
 }
 
-/// The key's hash, and where it stands.
+/// The hash of the key, and its location.
 fn read_key<'a>(
     section: &ConfigTable<'a>,
     client: &ConfigValue<'a>,
@@ -117,9 +117,9 @@ fn read_key<'a>(
             }
             Ok((KeyHash::of(key.expose()), item.location))
         }
-        (Some(_), Some(key)) => Err(key.error("stands beside key_sha256; keep one of the two")),
+        (Some(_), Some(key)) => Err(key.error("conflicts with key_sha256; keep one of the two")),
         (None, None) => Err(client
-            .error("has no key; write key_sha256 = \"…\" (\"wecom-proxy key NAME\" makes one) or key = { env = \"NAME\" }")),
+            .error("has no key; write key_sha256 = \"…\" (\"wecom-proxy key NAME\" generates one) or key = { env = \"NAME\" }")),
     }
 }
 
@@ -132,12 +132,12 @@ fn read_agents(item: &ConfigValue<'_>, agents: &BTreeMap<String, AgentConfig>) -
             return Ok(AgentSet::All);
         }
         if name == "*" {
-            return Err(item.error("stands for all agents, so it must stand alone"));
+            return Err(item.error("means all agents, so it must be the only entry"));
         }
         if !agents.contains_key(name) {
-            let meant = did_you_mean(name, agents.keys().map(String::as_str));
+            let hint = did_you_mean(name, agents.keys().map(String::as_str));
             return Err(item.error(format!(
-                "there is no agent {}; {meant}there are: {}",
+                "there is no agent {}; {hint}there are: {}",
                 quote(name),
                 name_list(agents)
             )));
@@ -150,7 +150,7 @@ fn read_agents(item: &ConfigValue<'_>, agents: &BTreeMap<String, AgentConfig>) -
     Ok(AgentSet::Named(names))
 }
 
-/// Their names, as many as fit a line.
+/// The names of the first agents, as many as fit on a line.
 fn name_list(agents: &BTreeMap<String, AgentConfig>) -> String {
     const MAX_NAMES: usize = 10;
     let names: Vec<_> = agents.keys().take(MAX_NAMES).map(String::as_str).collect();

@@ -6,16 +6,16 @@ use std::time::Duration;
 use super::error::{Error, quote};
 use super::reader::ConfigValue;
 
-/// Larger than any sensible setting, small enough that adding it to an instant never overflows.
+/// Larger than any useful setting, and small enough that adding it to an instant never overflows.
 pub(super) const MAX_DURATION: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// What waits, and has to wait for something.
+/// The range of timeouts that must not be zero.
 pub(super) const POSITIVE_RANGE: RangeInclusive<Duration> = Duration::from_millis(1)..=MAX_DURATION;
 
-/// What may also be switched off by zero.
+/// The range of durations that zero disables.
 pub(super) const RANGE_WITH_ZERO: RangeInclusive<Duration> = Duration::ZERO..=MAX_DURATION;
 
-/// From the largest to the smallest.
+/// Units with their milliseconds, from the largest to the smallest.
 const UNITS: [(&str, u64); 4] = [("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
 
 pub(super) fn read(item: &ConfigValue<'_>, range: RangeInclusive<Duration>) -> Result<Duration, Error> {
@@ -27,16 +27,16 @@ pub(super) fn read(item: &ConfigValue<'_>, range: RangeInclusive<Duration>) -> R
         return Err(item.error(format!(
             "{} is too short; at least {:?}",
             quote(text),
-            write(*range.start())
+            format(*range.start())
         )));
     }
     if duration > *range.end() {
-        return Err(item.error(format!("{} is too long; at most {:?}", quote(text), write(*range.end()))));
+        return Err(item.error(format!("{} is too long; at most {:?}", quote(text), format(*range.end()))));
     }
     Ok(duration)
 }
 
-/// Reads a duration like `75s`; none where it is not one. One too large to count becomes the largest there is, which no range contains.
+/// Parses a duration like `75s`. An overflow becomes `Duration::MAX`, which every range excludes.
 pub fn parse(text: &str) -> Option<Duration> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
@@ -44,13 +44,13 @@ pub fn parse(text: &str) -> Option<Duration> {
     if number.is_empty() {
         return None;
     }
-    // All digits, so the only failure left is overflow.
+    // The text contains only digits, so parsing fails only on overflow.
     let number = number.parse::<u64>().unwrap_or(u64::MAX);
     Some(number.checked_mul(*factor).map_or(Duration::MAX, Duration::from_millis))
 }
 
-/// The duration as it would stand in the file, in the largest unit that shows all of it.
-pub fn write(duration: Duration) -> String {
+/// Formats the duration in the file's syntax, in the largest unit that needs no fraction.
+pub fn format(duration: Duration) -> String {
     let millis = duration.as_millis();
     let unit = UNITS.iter().find(|(_, factor)| millis != 0 && millis.is_multiple_of(u128::from(*factor)));
     let (name, factor) = unit.unwrap_or(&("s", 1_000));
@@ -97,13 +97,13 @@ mod tests {
         #[test]
         fn parse_reads_formatted_duration(millis in 0..=u64::MAX) {
             let duration = Duration::from_millis(millis);
-            prop_assert_eq!(parse(&write(duration)), Some(duration));
+            prop_assert_eq!(parse(&format(duration)), Some(duration));
         }
 
         #[test]
         fn parse_reads_formatted_whole_units(number in 0..=1_000_000u64, unit in 0..4usize) {
             let duration = Duration::from_millis(number * UNITS[unit].1);
-            prop_assert_eq!(parse(&write(duration)), Some(duration));
+            prop_assert_eq!(parse(&format(duration)), Some(duration));
         }
     }
 }

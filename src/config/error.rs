@@ -1,18 +1,18 @@
-//! What is said about a configuration: errors that refuse it and warnings that do not.
+//! Errors and warnings about a configuration.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// Why a configuration is refused. It never holds the text of a secret, nor a line of the file.
+/// Why a configuration is refused. Never contains a secret or a line of the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Error {
-    /// The file, as it was named by the caller or found by `include`.
+    /// The file, as named by the caller or found by `include`.
     pub file: PathBuf,
-    /// The line, counted from 1, where one is to blame.
+    /// The line, counted from 1, if the error has one.
     pub line: Option<usize>,
     /// The dotted path of the key, like `server.listen`.
     pub key: Option<String>,
-    /// What is wrong and what is allowed.
+    /// The error and what is allowed.
     pub message: String,
 }
 
@@ -24,10 +24,10 @@ impl fmt::Display for Error {
     }
 }
 
-/// What works but should not stay so.
+/// A setting that is valid but not advisable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Warning {
-    /// The file, as it was named by the caller or found by `include`.
+    /// The file, as named by the caller or found by `include`.
     pub file: PathBuf,
     /// The line, counted from 1.
     pub line: Option<usize>,
@@ -60,12 +60,12 @@ fn write_diagnostic(
     write!(f, ": {text}")
 }
 
-/// `text` as it may stand in a message: quoted, on one line, not too long. Not for secrets.
+/// Quotes `text` for a message: on one line, and truncated. Not for secrets.
 pub(super) fn quote(text: &str) -> String {
     format!("{:?}", truncate(text))
 }
 
-/// `text`, or its beginning and `…`.
+/// Truncates `text` to 80 characters and `…`.
 pub(super) fn truncate(text: &str) -> String {
     const MAX_CHARS: usize = 80;
     match text.char_indices().nth(MAX_CHARS) {

@@ -1,4 +1,4 @@
-//! Files and directories that settings name: there, and readable, before anything starts.
+//! Files and directories that settings name. They must exist and be readable before anything starts.
 
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
@@ -7,19 +7,20 @@ use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
 use super::error::{Error, quote};
+use super::path_error::{path_hint, unreadable_message};
 use super::reader::{ConfigValue, Location};
 
-/// The longest file that holds a secret.
+/// Bounds a file with a secret.
 const MAX_SECRET_FILE_BYTES: u64 = 64 << 10;
 
-/// A file that can be read. What is in it is looked at by whoever uses it.
+/// Reads the path of a readable file. The content is validated where it is used.
 pub(super) fn read_file_path(item: &ConfigValue<'_>) -> Result<PathBuf, Error> {
     let path = item.path()?;
     open_regular_file(item, &path)?;
     Ok(path)
 }
 
-/// The same for a file that only its owner should read.
+/// Reads the path of a readable file, with a warning if it is world-readable.
 pub(super) fn read_private_file_path(item: &ConfigValue<'_>) -> Result<PathBuf, Error> {
     let path = item.path()?;
     let (_, metadata) = open_regular_file(item, &path)?;
@@ -27,15 +28,15 @@ pub(super) fn read_private_file_path(item: &ConfigValue<'_>) -> Result<PathBuf, 
     Ok(path)
 }
 
-/// What a file with a secret says. Each agent may have such a file, so it is looked at and opened only once.
+/// Reads the content of a file with a secret. Opens the file only once, because each agent may have one.
 pub(super) fn read_secret_file(item: &ConfigValue<'_>) -> Result<Zeroizing<String>, Error> {
     let path = item.path()?;
     let (file, metadata) = open_regular_file(item, &path)?;
     warn_if_world_readable(&item.location, &path, &metadata);
-    let refuse = |what: &str| item.error(format!("{} {what}", quote(&path.to_string_lossy())));
-    // Room for all of it and one byte for the end to be found at once.
-    let room = metadata.len().min(MAX_SECRET_FILE_BYTES) as usize + 1;
-    let mut bytes = Zeroizing::new(Vec::with_capacity(room));
+    let refuse = |reason: &str| item.error(format!("{} {reason}", quote(&path.to_string_lossy())));
+    // One byte more than the file has, so that the read at its end does not grow the buffer.
+    let capacity = metadata.len().min(MAX_SECRET_FILE_BYTES) as usize + 1;
+    let mut bytes = Zeroizing::new(Vec::with_capacity(capacity));
     file.take(MAX_SECRET_FILE_BYTES + 1)
         .read_to_end(&mut bytes)
         .map_err(|e| refuse(&unreadable_message(&path, &e)))?;
@@ -57,48 +58,9 @@ pub(super) fn read_directory_path(item: &ConfigValue<'_>) -> Result<PathBuf, Err
     Ok(path)
 }
 
-/// That a file cannot be read, why, and what to do about it.
-pub(super) fn unreadable_message(path: &Path, error: &io::Error) -> String {
-    format!("cannot be read: {error}{}", path_hint(path, error))
-}
-
-/// What to do where a path cannot be used.
-pub(super) fn path_hint(path: &Path, error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::NotFound if path.is_relative() => match std::env::current_dir() {
-            Ok(here) => format!("; it was looked for in {}", here.display()),
-            Err(_) => String::new(),
-        },
-        io::ErrorKind::PermissionDenied => permission_hint(path),
-        _ => String::new(),
-    }
-}
-
-/// Who is not let in, and by whom.
-#[cfg(unix)]
-fn permission_hint(path: &Path) -> String {
-    use std::os::unix::fs::MetadataExt;
-    // Not the owner of /proc/self: of a process that leaves no core dumps it is root.
-    let runner = format!("user {}, who runs this program,", rustix::process::geteuid().as_raw());
-    match fs::metadata(path) {
-        Ok(file) => format!(
-            "; {runner} must be let in: it belongs to user {}, group {}, and has mode {:03o}; chown or chmod it",
-            file.uid(),
-            file.gid(),
-            file.mode() & 0o777
-        ),
-        Err(_) => format!("; {runner} must be let into each directory on the way there"),
-    }
-}
-
-#[cfg(not(unix))]
-fn permission_hint(_: &Path) -> String {
-    String::new()
-}
-
-/// Looks before it opens, for opening a pipe would wait for ever.
+/// Checks the type before it opens the file, because opening a pipe would block.
 fn open_regular_file(item: &ConfigValue<'_>, path: &Path) -> Result<(File, Metadata), Error> {
-    let refuse = |what: &str| item.error(format!("{} {what}", quote(&path.to_string_lossy())));
+    let refuse = |reason: &str| item.error(format!("{} {reason}", quote(&path.to_string_lossy())));
     let unreadable = |e: io::Error| refuse(&unreadable_message(path, &e));
     let metadata = fs::metadata(path).map_err(unreadable)?;
     if !metadata.is_file() {
@@ -108,11 +70,11 @@ fn open_regular_file(item: &ConfigValue<'_>, path: &Path) -> Result<(File, Metad
 }
 
 #[cfg(unix)]
-fn warn_if_world_readable(place: &Location<'_>, path: &Path, metadata: &Metadata) {
+fn warn_if_world_readable(location: &Location<'_>, path: &Path, metadata: &Metadata) {
     use std::os::unix::fs::PermissionsExt;
     if metadata.permissions().mode() & 0o004 != 0 {
         let name = quote(&path.to_string_lossy());
-        place.warn(format!("{name} can be read by everybody on this machine; chmod o-r takes that back"));
+        location.warn(format!("{name} is world-readable; remove that with chmod o-r"));
     }
 }
 

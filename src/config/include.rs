@@ -1,4 +1,4 @@
-//! `include`: further files with agents and clients.
+//! `include`: more files with agents and clients.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use toml::de::DeTable;
 
 use super::error::{Error, quote};
-use super::files;
+use super::path_error;
 use super::pattern::matches_glob;
 use super::reader::{ConfigTable, ConfigValue};
 use super::source_file::SourceFile;
@@ -17,10 +17,10 @@ pub(super) const KEYS: &[&str] = &["agents", "clients"];
 
 const EXPECTED: &str = "a path like \"agents.d/*.toml\"";
 
-/// What `include` led to.
+/// The files that `include` matched.
 #[derive(Default)]
 pub(super) struct Included<'a> {
-    /// The files in order, each once.
+    /// The files in order, without duplicates.
     pub(super) files: Vec<SourceFile<'a>>,
     /// How many files each pattern matched.
     pub(super) match_counts: BTreeMap<String, usize>,
@@ -32,7 +32,7 @@ pub(super) fn read<'a>(root: &ConfigTable<'_>, main: &SourceFile<'a>) -> Result<
     let Some(item) = root.find("include") else {
         return Ok(included);
     };
-    // The main file may match its own pattern.
+    // A pattern may match the main file itself.
     let mut seen: BTreeSet<PathBuf> = fs::canonicalize(main.path()).into_iter().collect();
     for item in item.one_or_list(&format!("{EXPECTED}, or a list of them"))? {
         let paths = expand_paths(&item)?;
@@ -40,28 +40,27 @@ pub(super) fn read<'a>(root: &ConfigTable<'_>, main: &SourceFile<'a>) -> Result<
         for path in paths {
             let real = fs::canonicalize(&path).unwrap_or_else(|_| path.clone());
             if seen.insert(real) {
-                let document = SourceFile::read(&path, main.env_lookup());
-                let document =
-                    document.map_err(|e| item.error(format!("{}: {}", path.display(), e.message)))?;
-                included.files.push(document);
+                let file = SourceFile::read(&path, main.env_lookup());
+                let file = file.map_err(|e| item.error(format!("{}: {}", path.display(), e.message)))?;
+                included.files.push(file);
             }
         }
     }
     Ok(included)
 }
 
-/// The whole of an included file.
+/// The root table of an included file.
 pub(super) fn root_table<'a>(
-    document: &'a SourceFile<'a>,
+    source: &'a SourceFile<'a>,
     table: &'a DeTable<'a>,
 ) -> Result<ConfigTable<'a>, Error> {
-    let elsewhere = "belongs in the main file; an included one holds only [agents.*] and [clients.*]";
-    if let Ok(main) = ConfigTable::root(document, table, super::KEYS)
+    let misplaced = "belongs in the main file; an included file contains only [agents.*] and [clients.*]";
+    if let Ok(main) = ConfigTable::root(source, table, super::KEYS)
         && let Some(key) = super::KEYS.iter().find(|key| !KEYS.contains(key) && main.find(key).is_some())
     {
-        return Err(main.location_of(key).error(elsewhere));
+        return Err(main.location_of(key).error(misplaced));
     }
-    ConfigTable::root(document, table, KEYS)
+    ConfigTable::root(source, table, KEYS)
 }
 
 fn expand_paths(item: &ConfigValue<'_>) -> Result<Vec<PathBuf>, Error> {
@@ -70,7 +69,7 @@ fn expand_paths(item: &ConfigValue<'_>) -> Result<Vec<PathBuf>, Error> {
     let (parent, last) = text.rsplit_once('/').unwrap_or(("", text));
     if parent.contains('*') || last.contains("**") || last.is_empty() {
         return Err(
-            item.error(format!("{} cannot be followed; a * may stand in the file's name only", quote(text)))
+            item.error(format!("{} is not supported; only the file name may contain a *", quote(text)))
         );
     }
     if last.contains('*') {
@@ -82,14 +81,14 @@ fn expand_paths(item: &ConfigValue<'_>) -> Result<Vec<PathBuf>, Error> {
     }
 }
 
-/// The files in `directory` whose names match, by name. As in a shell, `*` does not stand for a leading dot.
+/// The files in `directory` whose names match, sorted by name. As in a shell, `*` does not match a leading dot.
 fn matching_files(item: &ConfigValue<'_>, directory: &Path, pattern: &str) -> Result<Vec<PathBuf>, Error> {
-    let shown = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
+    let listed = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
     let refuse = |e| {
-        let advice = files::path_hint(shown, &e);
-        item.error(format!("{} cannot be listed: {e}{advice}", quote(&shown.to_string_lossy())))
+        let advice = path_error::path_hint(listed, &e);
+        item.error(format!("{} cannot be listed: {e}{advice}", quote(&listed.to_string_lossy())))
     };
-    let entries = match fs::read_dir(shown) {
+    let entries = match fs::read_dir(listed) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.map_err(refuse)?,
     };

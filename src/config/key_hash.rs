@@ -1,4 +1,4 @@
-//! The hash by which a client's key is known, so that the file need not hold the key.
+//! The hash of a client's key, so that the file need not contain the key.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use subtle::ConstantTimeEq;
 use super::error::Error;
 use super::reader::ConfigValue;
 
-/// The SHA-256 of a key. `==` takes the same time whatever differs.
+/// The SHA-256 of a key. `==` takes constant time.
 #[derive(Clone, Copy, Eq)]
 pub struct KeyHash([u8; 32]);
 
@@ -18,17 +18,17 @@ impl KeyHash {
         Self(Sha256::digest(key.as_bytes()).into())
     }
 
-    /// The hash itself.
+    /// The bytes of the hash.
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
 
-    /// One digit all over: what examples have in a hash's place.
+    /// Whether all hex digits are the same, as in examples.
     fn is_placeholder(&self) -> bool {
         self.0.iter().all(|byte| *byte == self.0[0] && byte >> 4 == byte & 0xF)
     }
 
-    /// The hash that 64 hex digits spell.
+    /// Parses 64 hex digits.
     pub(crate) fn from_hex(text: &str) -> Option<Self> {
         let digits: Vec<u32> = text.chars().map(|digit| digit.to_digit(16)).collect::<Option<_>>()?;
         let bytes: Vec<u8> = digits
@@ -41,7 +41,7 @@ impl KeyHash {
 
 impl PartialEq for KeyHash {
     fn eq(&self, other: &Self) -> bool {
-        // Word by word: byte by byte costs four times as much.
+        // Compares 8 bytes at a time: comparing single bytes costs four times as much.
         let words = |hash: &[u8; 32]| {
             let (words, _) = hash.as_chunks::<8>();
             [0, 1, 2, 3].map(|nth| u64::from_ne_bytes(words[nth]))
@@ -51,24 +51,24 @@ impl PartialEq for KeyHash {
 }
 
 impl fmt::Debug for KeyHash {
-    /// A short key can be guessed from its hash, so this shows nothing of it either.
+    /// Shows nothing of the hash: a short key can be guessed from it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("[hash]")
     }
 }
 
-/// Reads a `key_sha256`. What it finds is never shown: it may be the key itself, put there by mistake.
+/// Reads a `key_sha256`. No error shows the value: it may be the key itself by mistake.
 pub(super) fn read(item: &ConfigValue<'_>) -> Result<KeyHash, Error> {
     let expected = "the key's SHA-256 in 64 hex digits, as \"wecom-proxy key NAME\" prints it";
     let text = item.string(expected)?;
     let hash = KeyHash::from_hex(text).ok_or_else(|| item.error(format!("must be {expected}")))?;
     if hash.is_placeholder() {
         return Err(item.error(
-            "is a placeholder, the hash of no key; put what \"wecom-proxy key NAME\" prints in its place",
+            "is a placeholder, not the hash of a key; replace it with what \"wecom-proxy key NAME\" prints",
         ));
     }
     if hash == KeyHash::of("") {
-        return Err(item.error("is the hash of an empty key; \"wecom-proxy key NAME\" makes a good one"));
+        return Err(item.error("is the hash of an empty key; \"wecom-proxy key NAME\" generates one"));
     }
     Ok(hash)
 }
@@ -98,8 +98,8 @@ mod tests {
 
     #[test]
     fn repeated_digit_is_placeholder() {
-        let of = |hex: &str| KeyHash::from_hex(hex).unwrap().is_placeholder();
-        assert!(of(&"0".repeat(64)) && of(&"f".repeat(64)));
-        assert!(!of(&"01".repeat(32)) && !of(&format!("{}1", "0".repeat(63))));
+        let is_placeholder = |hex: &str| KeyHash::from_hex(hex).unwrap().is_placeholder();
+        assert!(is_placeholder(&"0".repeat(64)) && is_placeholder(&"f".repeat(64)));
+        assert!(!is_placeholder(&"01".repeat(32)) && !is_placeholder(&format!("{}1", "0".repeat(63))));
     }
 }

@@ -1,4 +1,4 @@
-//! `[log]`: what is logged, and how.
+//! `[log]`: format and level of the log, and the access log.
 
 use super::error::Error;
 use super::reader::{ConfigTable, ConfigValue};
@@ -8,26 +8,26 @@ pub(super) const KEYS: &[&str] = &["format", "level", "access"];
 /// `[log]`
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LogConfig {
-    /// For people or for programs.
+    /// The format of a line.
     pub format: LogFormat,
-    /// `RUST_LOG` overrides it.
+    /// The level, which `RUST_LOG` overrides.
     pub level: LogLevel,
-    /// Whether each request gets a line.
+    /// Whether each request is logged.
     pub access: bool,
 }
 
 /// `log.format`
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
-    /// For people.
+    /// Text for people.
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
 /// `log.level`
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the five levels mean what they mean everywhere")]
+#[expect(missing_docs, reason = "the names of the five levels are standard")]
 pub enum LogLevel {
     Error,
     Warn,
@@ -37,7 +37,7 @@ pub enum LogLevel {
 }
 
 impl LogLevel {
-    /// As it stands in the file, which is also what `tracing` parses.
+    /// The name in the file, which `tracing` parses too.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Error => "error",

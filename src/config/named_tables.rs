@@ -1,4 +1,4 @@
-//! Tables whose names the file chooses, `[agents.*]` and `[clients.*]`, gathered from every file.
+//! Collects the tables with free names, `[agents.*]` and `[clients.*]`, from every file.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -6,33 +6,31 @@ use std::collections::btree_map::Entry;
 use super::error::Error;
 use super::reader::{ConfigTable, ConfigValue};
 
-/// Names travel inside passes, which have a longest length themselves.
+/// Bounds names, because passes contain them and have a maximum length.
 const MAX_NAME_BYTES: usize = 64;
 
-/// Every entry of the table `kind`, by name; the same name twice is refused with both places.
+/// Every entry of the table `kind`, by name. The error for a duplicate name contains both locations.
 pub(super) fn collect_named<'a>(
     roots: &[ConfigTable<'a>],
     kind: &'static str,
 ) -> Result<BTreeMap<&'a str, ConfigValue<'a>>, Error> {
-    let mut all: BTreeMap<&str, ConfigValue<'_>> = BTreeMap::new();
+    let mut values: BTreeMap<&str, ConfigValue<'_>> = BTreeMap::new();
     for root in roots {
         for (name, item) in root.entries(kind)? {
             check_name(&item, name)?;
-            match all.entry(name) {
-                Entry::Vacant(free) => drop(free.insert(item)),
+            match values.entry(name) {
+                Entry::Vacant(entry) => drop(entry.insert(item)),
                 Entry::Occupied(first) => {
                     let first = first.get().location.file_and_line();
-                    return Err(
-                        item.error(format!("stands in {first} already; give one of them another name"))
-                    );
+                    return Err(item.error(format!("is already defined in {first}; rename one of them")));
                 }
             }
         }
     }
-    Ok(all)
+    Ok(values)
 }
 
-/// Whether an agent or client may have this name.
+/// Whether `name` is valid for an agent or client.
 pub fn is_valid_name(name: &str) -> bool {
     has_valid_characters(name) && name.len() <= MAX_NAME_BYTES
 }

@@ -1,4 +1,4 @@
-//! `admin.otlp`: where traces go, and how.
+//! `admin.otlp`: the OpenTelemetry collector for traces.
 
 use std::fmt;
 
@@ -6,30 +6,30 @@ use super::error::Error;
 use super::reader::ConfigValue;
 use super::url;
 
-/// The port that OpenTelemetry keeps for gRPC; 4318 is the one for HTTP.
+/// OTLP's port for gRPC; the one for HTTP is 4318.
 const GRPC_PORT: u16 = 4317;
-/// Where traces go over gRPC.
+/// The path of OTLP/gRPC.
 const GRPC_PATH: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
-/// Where they go over HTTP, behind whatever path the URL has.
+/// The path of OTLP/HTTP, appended to the URL's path.
 const HTTP_PATH: &str = "/v1/traces";
 
-/// A receiver of traces.
+/// The collector.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OtlpConfig {
-    /// Whether it is reached over TLS.
+    /// Whether to connect with TLS.
     pub tls: bool,
-    /// In lower case; an IPv6 address has no brackets.
+    /// In lower case; an IPv6 address without brackets.
     pub host: String,
-    /// Its port.
+    /// The port.
     pub port: u16,
-    /// Whether it speaks gRPC, and else protobuf over HTTP.
+    /// Whether the protocol is OTLP/gRPC; else it is OTLP/HTTP with protobuf.
     pub grpc: bool,
-    /// The path that is posted to.
+    /// The path of the POST request.
     pub path: String,
 }
 
 impl OtlpConfig {
-    /// Host and port as they are written in a URL.
+    /// `host:port`, with brackets around an IPv6 address.
     pub fn authority(&self) -> String {
         if self.host.contains(':') {
             format!("[{}]:{}", self.host, self.port)
@@ -50,7 +50,7 @@ pub(super) fn read(item: &ConfigValue<'_>) -> Result<OtlpConfig, Error> {
     let example = "http://127.0.0.1:4317";
     let url = url::read(item, &["http", "https"], example)?.require_no_userinfo(item)?;
     if url.rest.contains(['?', '#', '\\']) {
-        return Err(item.error(format!("must hold no query; write one like {example:?}")));
+        return Err(item.error(format!("must contain no query; write one like {example:?}")));
     }
     let tls = url.scheme == "https";
     let port = url.port.unwrap_or(if tls { 443 } else { 80 });

@@ -1,4 +1,4 @@
-//! Patterns of paths under `/cgi-bin/`, and of methods with them: what a client may call, what carries its own token.
+//! Patterns of paths under `/cgi-bin/`, with or without a method: for `allow` of a client and `plain` of an agent.
 
 use std::fmt;
 
@@ -20,18 +20,19 @@ const METHODS: [(&str, Method); 7] = [
     ("OPTIONS", Method::OPTIONS),
 ];
 
-/// A path under `/cgi-bin/`. A last segment that is just `*` stands for everything below; any other `*` for any text
+/// A pattern of paths under `/cgi-bin/`. A last segment `*` matches everything below; any other `*` matches any text
 /// within its segment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PathPattern(String);
 
 impl PathPattern {
-    /// Whether `path` is meant, taken letter by letter as it will be sent: without its query, escapes not decoded.
+    /// Whether the pattern matches `path`, which is compared as sent upstream: without query, percent-encoding not
+    /// decoded.
     pub fn matches(&self, path: &str) -> bool {
-        // Nearly all patterns have no other star than the last.
+        // Fast path for the most common form: no other wildcard than the last segment.
         match self.0.strip_suffix("/*") {
-            Some(above) if !above.contains('*') => {
-                path.strip_prefix(above).is_some_and(|below| below.starts_with('/'))
+            Some(prefix) if !prefix.contains('*') => {
+                path.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('/'))
             }
             _ => self.matches_segments(path),
         }
@@ -39,10 +40,10 @@ impl PathPattern {
 
     fn matches_segments(&self, path: &str) -> bool {
         let mut segments = path.split('/');
-        let mut wanted = self.0.split('/').peekable();
-        while let Some(pattern) = wanted.next() {
+        let mut patterns = self.0.split('/').peekable();
+        while let Some(pattern) = patterns.next() {
             let Some(segment) = segments.next() else { return false };
-            if pattern == "*" && wanted.peek().is_none() {
+            if pattern == "*" && patterns.peek().is_none() {
                 return true;
             }
             if !matches_glob(pattern, segment) {
@@ -59,10 +60,10 @@ impl fmt::Display for PathPattern {
     }
 }
 
-/// What a client may call.
+/// Calls that a client may make.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AllowPattern {
-    /// None: every method.
+    /// `None` allows every method.
     pub method: Option<Method>,
     /// The paths.
     pub path: PathPattern,
@@ -74,9 +75,9 @@ impl AllowPattern {
         Self { method: None, path: PathPattern(format!("{PATH_PREFIX}*")) }
     }
 
-    /// Whether the call is meant; `path` as in [`PathPattern::matches`].
+    /// Whether the call is allowed; `path` as in [`PathPattern::matches`].
     pub fn matches(&self, method: &Method, path: &str) -> bool {
-        self.method.as_ref().is_none_or(|wanted| wanted == method) && self.path.matches(path)
+        self.method.as_ref().is_none_or(|allowed| allowed == method) && self.path.matches(path)
     }
 }
 
@@ -89,7 +90,7 @@ impl fmt::Display for AllowPattern {
     }
 }
 
-/// Whether `text` is `pattern`, in which each `*` stands for any text, also none. Linear in both for each `*`.
+/// Whether `pattern` matches `text`; each `*` matches any text, also none. Takes linear time for each `*`.
 pub(super) fn matches_glob(pattern: &str, text: &str) -> bool {
     let mut parts = pattern.split('*');
     let first = parts.next().unwrap_or_default();
@@ -102,7 +103,7 @@ pub(super) fn matches_glob(pattern: &str, text: &str) -> bool {
     rest.ends_with(last)
 }
 
-/// The list of an agent's `plain` paths.
+/// Reads an agent's `plain`.
 pub(super) fn read_path_patterns(item: &ConfigValue<'_>) -> Result<Vec<PathPattern>, Error> {
     let items = item.list("a list of paths like [\"/cgi-bin/corpgroup/*\"]")?;
     items
@@ -111,7 +112,7 @@ pub(super) fn read_path_patterns(item: &ConfigValue<'_>) -> Result<Vec<PathPatte
         .collect()
 }
 
-/// The list of what a client may call, which says something.
+/// Reads a client's `allow`, which must not be empty.
 pub(super) fn read_allow_patterns(item: &ConfigValue<'_>) -> Result<Vec<AllowPattern>, Error> {
     let items = item.list("a list like [\"POST /cgi-bin/message/send\", \"/cgi-bin/user/*\"]")?;
     if items.is_empty() {
@@ -125,28 +126,28 @@ fn read_allow_pattern(item: &ConfigValue<'_>) -> Result<AllowPattern, Error> {
     let Some((method, path)) = text.split_once(' ') else {
         return Ok(AllowPattern { method: None, path: read_path_pattern(item, text)? });
     };
-    let known = METHODS.iter().find(|(name, _)| *name == method).ok_or_else(|| {
+    let method_entry = METHODS.iter().find(|(name, _)| *name == method).ok_or_else(|| {
         let names = METHODS.map(|(name, _)| name);
-        let meant = did_you_mean(method, names);
-        item.error(format!("{} is not a method; {meant}allowed: {}", quote(method), names.join(", ")))
+        let hint = did_you_mean(method, names);
+        item.error(format!("{} is not a method; {hint}allowed: {}", quote(method), names.join(", ")))
     })?;
-    Ok(AllowPattern { method: Some(known.1.clone()), path: read_path_pattern(item, path)? })
+    Ok(AllowPattern { method: Some(method_entry.1.clone()), path: read_path_pattern(item, path)? })
 }
 
 fn read_path_pattern(item: &ConfigValue<'_>, path: &str) -> Result<PathPattern, Error> {
-    let refuse = |what: &str| Err(item.error(format!("{} {what}", quote(path))));
+    let refuse = |reason: &str| Err(item.error(format!("{} {reason}", quote(path))));
     let Some(below) = path.strip_prefix(PATH_PREFIX) else {
         return refuse("must start with /cgi-bin/; nothing else is forwarded");
     };
-    if let Some(odd) = path.chars().find(|c| !c.is_ascii_graphic() || "?#%\\\"".contains(*c)) {
-        return refuse(&format!("holds {odd:?}; a pattern is a plain path, without query or escapes"));
+    if let Some(char) = path.chars().find(|c| !c.is_ascii_graphic() || "?#%\\\"".contains(*c)) {
+        return refuse(&format!("contains {char:?}; a pattern is a plain path, without query or escapes"));
     }
     if below.is_empty() || path.ends_with('/') {
         return refuse(&format!("ends in a slash; write \"{path}*\" for everything below it"));
     }
     if below.split('/').any(|segment| matches!(segment, "" | "." | ".." | "**")) {
         return refuse(
-            "holds an empty segment, \".\", \"..\" or \"**\"; a last \"/*\" means everything below",
+            "contains an empty segment, \".\", \"..\" or \"**\"; a last \"/*\" means everything below",
         );
     }
     Ok(PathPattern(path.to_owned()))

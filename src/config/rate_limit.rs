@@ -1,4 +1,4 @@
-//! Limits: `"600/m"`, so many requests in a second, minute or hour.
+//! Rate limits: `"600/m"`, the number of requests per second, minute or hour.
 
 use std::fmt;
 use std::time::Duration;
@@ -10,10 +10,10 @@ const UNITS: [(&str, u64); 3] = [("s", 1), ("m", 60), ("h", 3600)];
 
 const EXPECTED: &str = "a limit like \"600/m\" (/s, /m, /h)";
 
-/// So many requests in a stretch of time.
+/// A number of requests per unit of time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RateLimit {
-    /// At least 1.
+    /// The number of requests; at least 1.
     pub requests: u32,
     /// A second, a minute or an hour.
     pub per: Duration,
@@ -31,7 +31,7 @@ pub(super) fn read(item: &ConfigValue<'_>) -> Result<RateLimit, Error> {
     let text = item.string(EXPECTED)?;
     let limit = parse(text).ok_or_else(|| item.error(format!("{} is not {EXPECTED}", quote(text))))?;
     if limit.requests == 0 {
-        return Err(item.error("would let nothing through; the count must be 1 or more"));
+        return Err(item.error("would allow no request; the count must be 1 or more"));
     }
     Ok(limit)
 }

@@ -1,4 +1,4 @@
-//! Reading values out of a parsed file, so that every complaint knows its file, line and dotted key.
+//! Reads values from a parsed file; every error names its file, line and dotted key.
 
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -10,10 +10,10 @@ use super::error::{Error, Warning, quote, truncate};
 use super::source_file::SourceFile;
 use super::suggest::did_you_mean;
 
-/// What a semaphore counts with ease and no machine reaches.
+/// The maximum of settings that limit concurrency; far below a semaphore's maximum.
 pub(super) const MAX_CONCURRENCY: u64 = 1_000_000;
 
-/// Where something stands.
+/// The file, line and key of a value.
 #[derive(Clone)]
 pub(super) struct Location<'a> {
     pub(super) source: &'a SourceFile<'a>,
@@ -22,18 +22,18 @@ pub(super) struct Location<'a> {
 }
 
 impl<'a> Location<'a> {
-    pub(super) fn error(&self, what: impl Into<String>) -> Error {
+    pub(super) fn error(&self, message: impl Into<String>) -> Error {
         Error {
             file: self.source.path().to_owned(),
             line: self.line,
             key: Some(self.key.clone()).filter(|key| !key.is_empty()),
-            message: what.into(),
+            message: message.into(),
         }
     }
 
-    pub(super) fn warn(&self, text: impl Into<String>) {
-        let Error { file, line, key, message: text } = self.error(text);
-        self.source.warn(Warning { file, line, key, message: text });
+    pub(super) fn warn(&self, message: impl Into<String>) {
+        let Error { file, line, key, message } = self.error(message);
+        self.source.warn(Warning { file, line, key, message });
     }
 
     /// `proxy.toml:12`
@@ -42,7 +42,8 @@ impl<'a> Location<'a> {
         self.line.map_or_else(|| file.to_string(), |line| format!("{file}:{line}"))
     }
 
-    /// The place of `key` below this one; where that is not in the file, the line stays.
+    /// The location of `key` below this one. Without an offset, because the key is not in the file, the line is this
+    /// one's.
     fn child(&self, key: &str, offset: Option<usize>) -> Self {
         let key = if is_bare_key(key) { key.to_owned() } else { quote(key) };
         Location {
@@ -66,46 +67,46 @@ pub(super) struct ConfigTable<'a> {
 }
 
 impl<'a> ConfigTable<'a> {
-    /// The whole of a file.
+    /// The root table of a file.
     pub(super) fn root(
-        document: &'a SourceFile<'a>,
+        source: &'a SourceFile<'a>,
         table: &'a DeTable<'a>,
-        allowed: &'static [&'static str],
+        allowed_keys: &'static [&'static str],
     ) -> Result<Self, Error> {
-        let place = Location { source: document, line: None, key: String::new() };
-        Self::new(place, Some(table), allowed)
+        let location = Location { source, line: None, key: String::new() };
+        Self::new(location, Some(table), allowed_keys)
     }
 
     fn new(
-        place: Location<'a>,
+        location: Location<'a>,
         table: Option<&'a DeTable<'a>>,
-        allowed: &'static [&'static str],
+        allowed_keys: &'static [&'static str],
     ) -> Result<Self, Error> {
         let unknown = table
             .into_iter()
             .flat_map(|table| table.iter())
-            .filter(|(key, _)| !allowed.contains(&key.get_ref().as_ref()))
+            .filter(|(key, _)| !allowed_keys.contains(&key.get_ref().as_ref()))
             .min_by_key(|(key, _)| key.span().start);
         let Some((key, value)) = unknown else {
-            return Ok(Self { location: place, table, allowed_keys: allowed });
+            return Ok(Self { location, table, allowed_keys });
         };
         let name: &str = key.get_ref();
         let kind = if value.get_ref().is_table() { "table" } else { "key" };
-        let meant = did_you_mean(name, allowed.iter().copied());
-        let allowed = allowed.join(", ");
-        let what = format!("unknown {kind} {}; {meant}allowed: {allowed}", quote(name));
-        Err(place.child(name, Some(key.span().start)).error(what))
+        let hint = did_you_mean(name, allowed_keys.iter().copied());
+        let allowed = allowed_keys.join(", ");
+        let message = format!("unknown {kind} {}; {hint}allowed: {allowed}", quote(name));
+        Err(location.child(name, Some(key.span().start)).error(message))
     }
 
-    /// The section `key` of this one, which may be absent from the file and then has no values.
+    /// The table `key` of this one; empty if the file does not contain it.
     pub(super) fn subtable(
         &self,
         key: &'static str,
-        allowed: &'static [&'static str],
+        allowed_keys: &'static [&'static str],
     ) -> Result<ConfigTable<'a>, Error> {
         match self.find(key) {
-            Some(item) => item.table("a table", allowed),
-            None => ConfigTable::new(self.location.child(key, None), None, allowed),
+            Some(item) => item.table("a table", allowed_keys),
+            None => ConfigTable::new(self.location.child(key, None), None, allowed_keys),
         }
     }
 
@@ -115,12 +116,12 @@ impl<'a> ConfigTable<'a> {
         Some(self.value(key, value))
     }
 
-    /// What is wrong with `key` as a whole, wherever it stands, or does not.
+    /// The location of `key`, also if the file does not contain it.
     pub(super) fn location_of(&self, key: &'static str) -> Location<'a> {
         self.find(key).map_or_else(|| self.location.child(key, None), |item| item.location)
     }
 
-    /// The value of `key` as `read` understands it, or the default.
+    /// The value of `key`, read by `read`, or the default.
     pub(super) fn read_or<T>(
         &self,
         key: &'static str,
@@ -130,7 +131,7 @@ impl<'a> ConfigTable<'a> {
         self.find(key).map_or(Ok(default), |item| read(&item))
     }
 
-    /// The value of `key`, if there is one.
+    /// The value of `key`, read by `read`, if there is one.
     pub(super) fn read_optional<T>(
         &self,
         key: &'static str,
@@ -139,7 +140,7 @@ impl<'a> ConfigTable<'a> {
         self.find(key).map(|item| read(&item)).transpose()
     }
 
-    /// The value of `key`, which has to be there; `example` is the line to add.
+    /// The value of `key`, which is required; the error shows `example` as the line to add.
     pub(super) fn read_required<T>(
         &self,
         key: &'static str,
@@ -154,7 +155,7 @@ impl<'a> ConfigTable<'a> {
         }
     }
 
-    /// The entries of the table `key`, whose names the file chooses.
+    /// The entries of the table `key`, which has free names.
     pub(super) fn entries(&self, key: &'static str) -> Result<Vec<(&'a str, ConfigValue<'a>)>, Error> {
         let Some(item) = self.find(key) else {
             return Ok(Vec::new());
@@ -162,8 +163,8 @@ impl<'a> ConfigTable<'a> {
         let DeValue::Table(table) = item.raw else {
             return Err(item.type_error(&format!("tables like [{key}.NAME]")));
         };
-        let inner = ConfigTable { location: item.location, table: None, allowed_keys: &[] };
-        Ok(table.iter().map(|(key, value)| (key.get_ref().as_ref(), inner.value(key, value))).collect())
+        let parent = ConfigTable { location: item.location, table: None, allowed_keys: &[] };
+        Ok(table.iter().map(|(key, value)| (key.get_ref().as_ref(), parent.value(key, value))).collect())
     }
 
     fn value(
@@ -178,7 +179,7 @@ impl<'a> ConfigTable<'a> {
     }
 }
 
-/// One value and where it stands.
+/// A value and its location.
 #[derive(Clone)]
 pub(super) struct ConfigValue<'a> {
     pub(super) location: Location<'a>,
@@ -186,11 +187,11 @@ pub(super) struct ConfigValue<'a> {
 }
 
 impl<'a> ConfigValue<'a> {
-    pub(super) fn error(&self, what: impl Into<String>) -> Error {
-        self.location.error(what)
+    pub(super) fn error(&self, message: impl Into<String>) -> Error {
+        self.location.error(message)
     }
 
-    /// Says what is allowed and what kind of value there is, never the value: it may be a secret.
+    /// Names the expected and the actual type, never the value, which may be a secret.
     pub(super) fn type_error(&self, expected: &str) -> Error {
         self.error(format!("must be {expected}, not {}", type_name(self.raw)))
     }
@@ -199,7 +200,7 @@ impl<'a> ConfigValue<'a> {
         self.raw.as_str()
     }
 
-    /// A string; `expected` says what it should be, with an example.
+    /// A string; `expected` describes it in the error.
     pub(super) fn string(&self, expected: &str) -> Result<&'a str, Error> {
         self.as_str().ok_or_else(|| self.type_error(expected))
     }
@@ -227,29 +228,29 @@ impl<'a> ConfigValue<'a> {
             .ok_or_else(|| self.error(format!("must be {expected}, not {}", truncate(&integer.to_string()))))
     }
 
-    /// A count within `range`, as memory counts.
+    /// A count within `range`.
     pub(super) fn count(&self, range: RangeInclusive<u64>) -> Result<usize, Error> {
         let number = self.integer(range)?;
-        usize::try_from(number).map_err(|_| self.error("is more than this machine can count"))
+        usize::try_from(number).map_err(|_| self.error("is too large for this machine"))
     }
 
-    /// A list that may be empty.
+    /// A list, which may be empty.
     pub(super) fn list(&self, expected: &str) -> Result<Vec<ConfigValue<'a>>, Error> {
         let DeValue::Array(array) = self.raw else {
             return Err(self.type_error(expected));
         };
-        let place = |index, start| Location {
+        let location = |index, start| Location {
             source: self.location.source,
             line: Some(self.location.source.line_at(start)),
             key: format!("{}[{index}]", self.location.key),
         };
         let items = array.iter().enumerate();
         Ok(items
-            .map(|(i, value)| ConfigValue { location: place(i, value.span().start), raw: value.get_ref() })
+            .map(|(i, value)| ConfigValue { location: location(i, value.span().start), raw: value.get_ref() })
             .collect())
     }
 
-    /// A string or a list of strings; each is left to be read.
+    /// A string or the elements of a list, each still to be read.
     pub(super) fn one_or_list(&self, expected: &str) -> Result<Vec<ConfigValue<'a>>, Error> {
         match self.raw {
             DeValue::String(_) => Ok(vec![self.clone()]),
@@ -257,30 +258,30 @@ impl<'a> ConfigValue<'a> {
         }
     }
 
-    /// One of a few words.
+    /// One of `choices`.
     pub(super) fn one_of<T: Copy>(&self, choices: &[(&str, T)]) -> Result<T, Error> {
-        let words = || choices.iter().map(|(word, _)| *word);
-        let allowed = words().map(|word| format!("{word:?}")).collect::<Vec<_>>().join(", ");
+        let names = || choices.iter().map(|(name, _)| *name);
+        let allowed = names().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", ");
         let text = self.string(&format!("one of {allowed}"))?;
-        let found = choices.iter().find(|(word, _)| *word == text);
+        let found = choices.iter().find(|(name, _)| *name == text);
         found.map(|(_, choice)| *choice).ok_or_else(|| {
-            let meant = did_you_mean(text, words());
-            self.error(format!("{} is not known; {meant}allowed: {allowed}", quote(text)))
+            let hint = did_you_mean(text, names());
+            self.error(format!("{} is not known; {hint}allowed: {allowed}", quote(text)))
         })
     }
 
     pub(super) fn table(
         &self,
         expected: &str,
-        allowed: &'static [&'static str],
+        allowed_keys: &'static [&'static str],
     ) -> Result<ConfigTable<'a>, Error> {
         match self.raw {
-            DeValue::Table(table) => ConfigTable::new(self.location.clone(), Some(table), allowed),
+            DeValue::Table(table) => ConfigTable::new(self.location.clone(), Some(table), allowed_keys),
             _ => Err(self.type_error(expected)),
         }
     }
 
-    /// A path, relative to the file in which it stands.
+    /// A path, resolved against the directory of its file.
     pub(super) fn path(&self) -> Result<PathBuf, Error> {
         let text = self.string("a path")?;
         if text.is_empty() || text.contains('\0') {

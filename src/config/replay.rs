@@ -1,4 +1,4 @@
-//! `[replay]`: where request bodies wait in case they have to be sent again.
+//! `[replay]`: memory and disk for request bodies that are kept for a retry.
 
 use std::path::PathBuf;
 
@@ -13,11 +13,12 @@ pub(super) const KEYS: &[&str] = &["memory", "disk", "dir"];
 /// `[replay]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReplayConfig {
-    /// In bytes, all bodies together; beyond it they go to temporary files. May be 0.
+    /// Memory for all bodies together, in bytes; the rest goes to temporary files. May be 0.
     pub memory: u64,
-    /// In bytes, all those files together; a body that is known not to fit is refused. May be 0.
+    /// Disk space for all temporary files together, in bytes; a body whose length is known not to fit is refused. May
+    /// be 0.
     pub disk: u64,
-    /// Where those files go; None: the system's own place for them.
+    /// The directory of the temporary files; `None`: the system's.
     pub dir: Option<PathBuf>,
 }
 
@@ -31,7 +32,7 @@ pub(super) fn read(root: &ConfigTable<'_>, server: &ServerConfig) -> Result<Repl
     if replay.disk.max(replay.memory / 8) < server.max_request_body {
         section.location_of("disk").warn(
             "is smaller than server.max_request_body: bodies that fit neither in it nor in an eighth of replay.memory \
-             are refused or not sent again",
+             are refused or not retried",
         );
     }
     Ok(replay)

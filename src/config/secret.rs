@@ -1,4 +1,4 @@
-//! Secrets: `{ env = "NAME" }`, `{ file = "path" }` or a plain string. No message ever shows one.
+//! Secrets: `{ env = "NAME" }`, `{ file = "path" }` or a plain string. No message shows a secret.
 
 use zeroize::Zeroizing;
 
@@ -11,13 +11,12 @@ pub(super) const KEYS: &[&str] = &["env", "file"];
 
 const EXPECTED: &str = "{ env = \"NAME\" }, { file = \"path\" } or a string";
 
-/// The secret: visible ASCII, not empty.
+/// Reads a secret: visible ASCII, not empty.
 pub(super) fn read(item: &ConfigValue<'_>) -> Result<Masked, Error> {
     if let Some(text) = item.as_str() {
         let secret = validate(item, "is", text)?;
-        item.location.warn(
-            "stands in this file as plain text; write { env = \"NAME\" } or { file = \"path\" } instead",
-        );
+        item.location
+            .warn("is in plain text in this file; write { env = \"NAME\" } or { file = \"path\" } instead");
         return Ok(secret);
     }
     let section = item.table(EXPECTED, KEYS)?;
@@ -39,7 +38,7 @@ fn read_env(item: &ConfigValue<'_>) -> Result<Masked, Error> {
             && name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
     };
     if !is_name(name) {
-        // Not shown: somebody may have put the secret here.
+        // The value is not shown: it may be the secret itself by mistake.
         return Err(item.error("must be the name of an environment variable: letters, digits and _"));
     }
     let Some(text) = item.location.source.env(name).map(Zeroizing::new) else {
@@ -48,31 +47,32 @@ fn read_env(item: &ConfigValue<'_>) -> Result<Masked, Error> {
     validate(item, &format!("the environment variable {name} is"), &text)
 }
 
-fn validate(item: &ConfigValue<'_>, what: &str, text: &str) -> Result<Masked, Error> {
+/// Checks the secret `text`; `subject` is the subject of the error and its verb.
+fn validate(item: &ConfigValue<'_>, subject: &str, text: &str) -> Result<Masked, Error> {
     if text.is_empty() {
-        return Err(item.error(format!("{what} empty")));
+        return Err(item.error(format!("{subject} empty")));
     }
     if is_placeholder(text) {
-        return Err(item.error(format!("{what} a placeholder; put the real one in its place")));
+        return Err(item.error(format!("{subject} a placeholder; replace it with the real one")));
     }
     if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err(item.error(format!(
-            "{what} no secret: it holds something else than visible ASCII, perhaps a space or a line break"
+            "{subject} not a secret: it contains characters other than visible ASCII, such as a space or a line break"
         )));
     }
     Ok(Masked::new(text))
 }
 
-/// What stands where somebody still has to write a secret. To send it would be one more wrong secret to WeCom, which bans
-/// for them, and as a client's key it would let in whoever guesses it.
+/// Whether `text` is a placeholder for a secret. A placeholder sent to WeCom counts as a wrong secret, for which WeCom
+/// bans IP addresses; as a client's key, it would be easy to guess.
 fn is_placeholder(text: &str) -> bool {
     let mut chars = text.chars();
     let first = chars.next();
-    let one_char = text.chars().nth(2).is_some() && chars.all(|char| Some(char) == first);
-    one_char || is_placeholder_word(text)
+    let is_repeated = text.chars().nth(2).is_some() && chars.all(|char| Some(char) == first);
+    is_repeated || is_placeholder_word(text)
 }
 
-/// Whether it says that something else is to be put in its place.
+/// Whether `text` is a common placeholder, such as `changeme`, `<secret>` or an unexpanded variable.
 pub(super) fn is_placeholder_word(text: &str) -> bool {
     const WORDS: &[&str] = &[
         "changeme",
@@ -85,15 +85,15 @@ pub(super) fn is_placeholder_word(text: &str) -> bool {
         "yoursecrethere",
         "yourcorpid",
     ];
-    // Nothing is copied: it may be a secret.
-    let is = |known: &str| {
+    // Nothing is copied, because `text` may be a secret.
+    let matches = |word: &str| {
         let letters = text.bytes().filter(|byte| !matches!(byte, b'-' | b'_' | b' '));
-        letters.map(|byte| byte.to_ascii_lowercase()).eq(known.bytes())
+        letters.map(|byte| byte.to_ascii_lowercase()).eq(word.bytes())
     };
     let bracketed = text.starts_with('<') && text.ends_with('>');
-    // A variable that nothing has put a value for.
+    // A variable that was not expanded.
     let variable = text.starts_with("${") && text.ends_with('}');
-    WORDS.iter().any(|known| is(known)) || bracketed || variable || text == "…"
+    WORDS.iter().any(|word| matches(word)) || bracketed || variable || text == "…"
 }
 
 #[cfg(test)]

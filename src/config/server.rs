@@ -1,4 +1,4 @@
-//! `[server]`: where callers reach the proxy, and how long it waits for them.
+//! `[server]`: the listeners for callers, and their limits and timeouts.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -28,40 +28,40 @@ pub(super) const TLS_KEYS: &[&str] = &["cert", "key", "client_ca"];
 /// `[server]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerConfig {
-    /// At least one, none twice.
+    /// At least one, without duplicates.
     pub listen: Vec<Address>,
-    /// None: plain text.
+    /// `None`: plain text.
     pub tls: Option<ServerTlsConfig>,
     /// Whether callers without a key are allowed on an address that is not loopback.
     pub open: bool,
-    /// Connections at once; at least 1.
+    /// Maximum of open connections; at least 1.
     pub max_connections: usize,
-    /// To the end of a request's head, the TLS handshake too.
+    /// Bounds the time to the end of a request's header block, and the TLS handshake.
     pub header_timeout: Duration,
-    /// Between two requests of a kept connection.
+    /// Bounds the idle time between two requests of a connection.
     pub idle_timeout: Duration,
-    /// The longest silence inside a request's body.
+    /// Bounds the pause between two chunks of a request's body.
     pub body_timeout: Duration,
-    /// In bytes; at least 1.
+    /// Maximum size of a request's body in bytes; at least 1.
     pub max_request_body: u64,
-    /// How long requests in flight have at shutdown; may be zero.
+    /// Bounds the wait for requests in flight at shutdown; may be zero.
     pub shutdown_grace: Duration,
 }
 
-/// `server.tls`: files that were there and readable, not yet parsed.
+/// `server.tls`: readable files, not yet parsed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerTlsConfig {
     /// The certificate chain, PEM.
     pub cert: PathBuf,
     /// The private key, PEM.
     pub key: PathBuf,
-    /// Whose certificates callers must show; None: they need none.
+    /// The CA of the certificates that callers must present; `None`: callers need none.
     pub client_ca: Option<PathBuf>,
 }
 
 pub(super) fn read(root: &ConfigTable<'_>) -> Result<ServerConfig, Error> {
     let section = root.subtable("server", KEYS)?;
-    let wait = |key, seconds| {
+    let timeout = |key, seconds| {
         section.read_or(key, Duration::from_secs(seconds), |item| duration::read(item, POSITIVE_RANGE))
     };
     let default = Address::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)));
@@ -71,9 +71,9 @@ pub(super) fn read(root: &ConfigTable<'_>) -> Result<ServerConfig, Error> {
         open: section.read_or("open", false, ConfigValue::boolean)?,
         max_connections: section
             .read_or("max_connections", 10_000, |item| item.count(1..=MAX_CONCURRENCY))?,
-        header_timeout: wait("header_timeout", 10)?,
-        idle_timeout: wait("idle_timeout", 75)?,
-        body_timeout: wait("body_timeout", 30)?,
+        header_timeout: timeout("header_timeout", 10)?,
+        idle_timeout: timeout("idle_timeout", 75)?,
+        body_timeout: timeout("body_timeout", 30)?,
         max_request_body: section
             .read_or("max_request_body", 64 << 20, |item| size::read(item, 1..=size::MAX_SIZE_BYTES))?,
         shutdown_grace: section.read_or("shutdown_grace", Duration::from_secs(30), |item| {
@@ -91,19 +91,20 @@ fn read_tls(item: &ConfigValue<'_>) -> Result<ServerTlsConfig, Error> {
     })
 }
 
-/// Whoever reaches a proxy without clients uses its agents, so that must be this machine or be meant.
+/// Refuses an address that other machines can reach, if there are no clients and `server.open` is not set: every caller
+/// could use the agents.
 pub(super) fn reject_open_on_public_address(
     root: &ConfigTable<'_>,
     server: &ServerConfig,
     no_clients: bool,
 ) -> Result<(), Error> {
-    let exposed = server.listen.iter().find(|address| !address.is_loopback());
-    let Some(exposed) = exposed.filter(|_| no_clients && !server.open) else {
+    let public = server.listen.iter().find(|address| !address.is_loopback());
+    let Some(public) = public.filter(|_| no_clients && !server.open) else {
         return Ok(());
     };
     Err(root.subtable("server", KEYS)?.location_of("listen").error(format!(
-        "{} can be reached from other machines, and without [clients.*] everybody there could use the agents; \
+        "{} can be reached from other machines, and without [clients.*] any of them could use the agents; \
          add a client (\"wecom-proxy key NAME\" prints the lines), or set server.open = true to allow it",
-        quote(&exposed.to_string())
+        quote(&public.to_string())
     )))
 }

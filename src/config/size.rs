@@ -5,13 +5,14 @@ use std::ops::RangeInclusive;
 use super::error::{Error, quote};
 use super::reader::ConfigValue;
 
-/// From the largest to the smallest. No KB, MB, GB: half of the world means 1000 by them, the other half 1024.
+/// Units with their bytes, from the largest to the smallest. KB, MB and GB are refused, because they are ambiguous:
+/// 1000 or 1024.
 const UNITS: [(&str, u64); 4] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
 
-/// Offsets in files are signed, so no more than this can be kept anywhere.
+/// The largest file offset, which is signed.
 pub(super) const MAX_SIZE_BYTES: u64 = i64::MAX as u64;
 
-/// The size in bytes.
+/// Reads a size in bytes.
 pub(super) fn read(item: &ConfigValue<'_>, range: RangeInclusive<u64>) -> Result<u64, Error> {
     let expected = "a size like \"64MiB\" (B, KiB, MiB, GiB) or a plain number of bytes";
     if item.is_integer() {
@@ -23,16 +24,16 @@ pub(super) fn read(item: &ConfigValue<'_>, range: RangeInclusive<u64>) -> Result
         return Err(item.error(format!(
             "{} is too small; at least {:?}",
             quote(text),
-            write(*range.start())
+            format(*range.start())
         )));
     }
     if size > *range.end() {
-        return Err(item.error(format!("{} is larger than anything that can be kept", quote(text))));
+        return Err(item.error(format!("{} is too large", quote(text))));
     }
     Ok(size)
 }
 
-/// None where it is no size. One too large to count becomes the largest there is, which no range contains.
+/// Parses a size like `64MiB`. An overflow becomes `u64::MAX`, which every range excludes.
 fn parse(text: &str) -> Option<u64> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
@@ -40,12 +41,12 @@ fn parse(text: &str) -> Option<u64> {
         return None;
     }
     let factor = if unit.is_empty() { 1 } else { UNITS.iter().find(|(name, _)| *name == unit)?.1 };
-    // All digits, so the only failure left is overflow.
+    // The text contains only digits, so parsing fails only on overflow.
     Some(number.parse::<u64>().unwrap_or(u64::MAX).saturating_mul(factor))
 }
 
-/// The size as it would stand in the file, in the largest unit that shows all of it.
-pub fn write(bytes: u64) -> String {
+/// Formats the size in the file's syntax, in the largest unit that needs no fraction.
+pub fn format(bytes: u64) -> String {
     let unit = UNITS.iter().find(|(_, factor)| bytes != 0 && bytes.is_multiple_of(*factor));
     let (name, factor) = unit.unwrap_or(&("B", 1));
     format!("{}{name}", bytes / factor)
@@ -88,13 +89,13 @@ mod tests {
 
         #[test]
         fn parse_reads_formatted_size(bytes in any::<u64>()) {
-            prop_assert_eq!(parse(&write(bytes)), Some(bytes));
+            prop_assert_eq!(parse(&format(bytes)), Some(bytes));
         }
 
         #[test]
         fn parse_reads_formatted_whole_units(number in 0..=1_000_000u64, unit in 0..4usize) {
             let bytes = number * UNITS[unit].1;
-            prop_assert_eq!(parse(&write(bytes)), Some(bytes));
+            prop_assert_eq!(parse(&format(bytes)), Some(bytes));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! One file while it is read: its text, its lines, and what was noticed in it.
+//! A file while it is read: its text, its line numbers and its warnings.
 
 use std::cell::{OnceCell, RefCell};
 use std::fs::File;
@@ -9,16 +9,17 @@ use toml::de::DeTable;
 use zeroize::Zeroizing;
 
 use super::error::{Error, Warning, quote};
-use super::files;
+use super::path_error;
 
-/// Far beyond any real file; keeps a device or a log file named by mistake out of memory.
+/// Larger than any real configuration; keeps a device or log file named by mistake out of memory.
 const MAX_FILE_BYTES: u64 = 16 << 20;
 
 pub(super) struct SourceFile<'a> {
     path: PathBuf,
-    /// May hold secrets in plain text, so it is wiped.
+    /// Wiped on drop, because it may contain secrets in plain text.
     text: Zeroizing<String>,
-    /// Where each line ends, found when the first line number is asked for: a file may have a hundred thousand entries.
+    /// The offset of each line's end, computed at the first use. An index is needed because a file may have 100,000
+    /// entries.
     line_ends: OnceCell<Vec<usize>>,
     env: &'a dyn Fn(&str) -> Option<String>,
     warnings: RefCell<Vec<Warning>>,
@@ -26,11 +27,11 @@ pub(super) struct SourceFile<'a> {
 
 impl<'a> SourceFile<'a> {
     pub(super) fn read(path: &Path, env: &'a dyn Fn(&str) -> Option<String>) -> Result<Self, Error> {
-        let refuse = |what| Error { file: path.to_owned(), line: None, key: None, message: what };
+        let refuse = |message| Error { file: path.to_owned(), line: None, key: None, message };
         let mut text = Zeroizing::new(String::new());
         let length = File::open(path)
             .and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text))
-            .map_err(|e| refuse(files::unreadable_message(path, &e)))?;
+            .map_err(|e| refuse(path_error::unreadable_message(path, &e)))?;
         if length as u64 > MAX_FILE_BYTES {
             return Err(refuse("is too long for a configuration; at most 16MiB".to_owned()));
         }
@@ -47,19 +48,19 @@ impl<'a> SourceFile<'a> {
         DeTable::parse(&self.text).map(|table| table.into_inner()).map_err(|error| self.syntax_error(&error))
     }
 
-    /// toml's own `Display` would print the line, and with it a secret; its message holds none of the text.
+    /// Uses only toml's message: its `Display` prints the line, which may contain a secret.
     fn syntax_error(&self, error: &toml::de::Error) -> Error {
-        let mut what = format!("is not valid TOML: {}", error.message());
+        let mut message = format!("is not valid TOML: {}", error.message());
         if error.message() == "duplicate key" {
-            // What such a span covers is surely a key, which may be shown.
+            // The span of this error covers a key, which may be shown.
             let key = error.span().and_then(|span| self.text.get(span)).unwrap_or_default();
-            what = format!("{} stands here twice; keep one", quote(key));
+            message = format!("{} is a duplicate key; keep one", quote(key));
         }
         Error {
             file: self.path.clone(),
             line: error.span().map(|span| self.line_at(span.start)),
             key: None,
-            message: what,
+            message,
         }
     }
 
@@ -73,7 +74,7 @@ impl<'a> SourceFile<'a> {
         ends.partition_point(|end| *end < offset) + 1
     }
 
-    /// `path` as it is meant in this file: relative to it.
+    /// Resolves `path` against the directory of this file.
     pub(super) fn resolve(&self, path: &str) -> PathBuf {
         match self.path.parent() {
             Some(parent) => parent.join(path),
@@ -85,7 +86,7 @@ impl<'a> SourceFile<'a> {
         (self.env)(name)
     }
 
-    /// The same lookup, for the files that this one includes.
+    /// The lookup of environment variables, for the files that this one includes.
     pub(super) fn env_lookup(&self) -> &'a dyn Fn(&str) -> Option<String> {
         self.env
     }
@@ -94,7 +95,7 @@ impl<'a> SourceFile<'a> {
         self.warnings.borrow_mut().push(warning);
     }
 
-    /// The warnings, by line.
+    /// The warnings, sorted by line.
     pub(super) fn into_warnings(self) -> Vec<Warning> {
         let mut warnings = self.warnings.into_inner();
         warnings.sort_by_key(|warning| warning.line);

@@ -1,4 +1,4 @@
-//! `store` in `[tokens]`: where replicas share what they hold.
+//! `tokens.store`: where tokens and tickets are stored, and shared by replicas.
 
 use std::path::PathBuf;
 
@@ -20,7 +20,7 @@ const EXAMPLE_URL: &str = "redis://127.0.0.1:6379/0";
 const EXPECTED: &str =
     "\"memory\" or { redis = \"redis://127.0.0.1:6379/0\", key = { env = \"STORE_KEY\" } }";
 
-/// Where tokens and tickets are kept.
+/// Where tokens and tickets are stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StoreConfig {
     /// In this process.
@@ -39,55 +39,55 @@ impl StoreConfig {
     }
 }
 
-/// `tokens.store` with `redis` in it.
+/// `tokens.store` with `redis`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RedisConfig {
-    /// Where to connect to: the server, some nodes of the cluster, or the sentinels.
+    /// The addresses to connect to: the server, some nodes of the cluster, or the sentinels.
     pub nodes: Vec<StoreNode>,
-    /// What these nodes are.
+    /// The kind of these nodes.
     pub topology: Topology,
-    /// Whether connections are made under TLS.
+    /// Whether to connect with TLS.
     pub tls: bool,
-    /// Roots to trust instead of the system's.
+    /// Root certificates (PEM) in place of the system's.
     pub ca_file: Option<PathBuf>,
-    /// Who we are, where the server has users.
+    /// The user name, for servers with ACL users.
     pub user: Option<String>,
     /// The server's password.
     pub password: Option<Masked>,
     /// The database's number.
     pub database: u32,
-    /// What every name in the store starts with.
+    /// The prefix of every key in the store.
     pub prefix: String,
-    /// What the values are encrypted under; 32 characters or more.
+    /// The secret that encrypts the values; at least 32 characters.
     pub key: Masked,
-    /// The key before that one: what was encrypted under it is still understood.
+    /// The previous `key`, with which existing values can still be decrypted.
     pub old_key: Option<Masked>,
 }
 
 /// One address of the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoreNode {
-    /// In lower case, an IPv6 address without brackets.
+    /// In lower case; an IPv6 address without brackets.
     pub host: String,
-    /// To connect to.
+    /// The port.
     pub port: u16,
 }
 
-/// How the servers of the store stand to each other.
+/// The topology of the store's servers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Topology {
-    /// One server, or one address behind which there is always one.
+    /// One server, or one address that always leads to the current master.
     Single,
     /// A Redis Cluster.
     Cluster,
-    /// Sentinels know who the master of this name is.
+    /// Sentinels that know the master of this name.
     Sentinel(String),
 }
 
 pub(super) fn read(item: &ConfigValue<'_>) -> Result<StoreConfig, Error> {
     match item.as_str() {
         Some("memory") => Ok(StoreConfig::Memory),
-        // Not shown: it may be a URL with a password.
+        // The value is not shown: it may be a URL with a password.
         Some(_) => Err(item.error(format!("must be {EXPECTED}"))),
         None => read_redis(&item.table(EXPECTED, KEYS)?).map(|redis| StoreConfig::Redis(Box::new(redis))),
     }
@@ -101,18 +101,18 @@ fn read_redis(section: &ConfigTable<'_>) -> Result<RedisConfig, Error> {
         (true, Some(_)) => {
             return Err(section
                 .location_of("cluster")
-                .error("stands beside sentinel; a store is one or the other"));
+                .error("conflicts with sentinel; a store is one or the other"));
         }
         (true, None) => Topology::Cluster,
         (false, Some(master)) => Topology::Sentinel(master),
         (false, None) => Topology::Single,
     };
-    let place = section.location_of("redis");
+    let location = section.location_of("redis");
     if topology == Topology::Single && servers.len() > 1 {
-        return Err(place.error("names several servers; say cluster = true, or sentinel = \"mymaster\""));
+        return Err(location.error("lists several servers; set cluster = true, or sentinel = \"mymaster\""));
     }
     if topology == Topology::Cluster && servers.iter().any(|server| server.database != 0) {
-        return Err(place.error("names a database, but a cluster has only number 0"));
+        return Err(location.error("names a database, but a cluster has only number 0"));
     }
     let default_port = if matches!(topology, Topology::Sentinel(_)) { 26379 } else { 6379 };
     let nodes = servers
@@ -120,7 +120,7 @@ fn read_redis(section: &ConfigTable<'_>) -> Result<RedisConfig, Error> {
         .map(|server| StoreNode { host: server.host.clone(), port: server.port.unwrap_or(default_port) });
     let nodes = nodes.collect();
     let Some(first) = servers.into_iter().next() else {
-        return Err(place.error(format!("is empty; write one like {EXAMPLE_URL:?}")));
+        return Err(location.error(format!("is empty; write one like {EXAMPLE_URL:?}")));
     };
     Ok(RedisConfig {
         nodes,
@@ -164,7 +164,7 @@ fn read_urls(item: &ConfigValue<'_>) -> Result<Vec<RedisUrl>, Error> {
 
 fn read_url(item: &ConfigValue<'_>) -> Result<RedisUrl, Error> {
     let url = url::read(item, &["redis", "rediss"], EXAMPLE_URL)?;
-    let decoded = |text: &str| {
+    let decode = |text: &str| {
         let decoded = percent_decode_str(text).decode_utf8();
         decoded
             .map(|text| text.into_owned())
@@ -174,11 +174,12 @@ fn read_url(item: &ConfigValue<'_>) -> Result<RedisUrl, Error> {
         None => (None, None),
         Some(userinfo) => {
             let (user, password) = userinfo.split_once(':').unwrap_or((userinfo, ""));
-            (Some(decoded(user)?), Some(decoded(password)?))
+            (Some(decode(user)?), Some(decode(password)?))
         }
     };
     if password.as_ref().is_some_and(|password| !password.is_empty()) {
-        item.location.warn("holds a password as plain text; write password = { env = \"NAME\" } beside it");
+        item.location
+            .warn("contains a password in plain text; write password = { env = \"NAME\" } beside it");
     }
     Ok(RedisUrl {
         tls: url.scheme == "rediss",
@@ -198,7 +199,7 @@ fn read_database(item: &ConfigValue<'_>, rest: &str) -> Result<u32, Error> {
     let digits = number.bytes().all(|byte| byte.is_ascii_digit());
     number.parse().ok().filter(|_| digits).ok_or_else(|| {
         item.error(format!(
-            "must hold nothing but the database's number after the host, as in {EXAMPLE_URL:?}"
+            "must contain nothing but the database's number after the host, as in {EXAMPLE_URL:?}"
         ))
     })
 }
@@ -211,7 +212,7 @@ fn read_master_name(item: &ConfigValue<'_>) -> Result<String, Error> {
     }
 }
 
-/// Braces are kept for the hash tags by which a cluster keeps a lock beside its value.
+/// Braces are refused: hash tags in braces keep a lock on the same cluster node as its value.
 fn read_prefix(item: &ConfigValue<'_>) -> Result<String, Error> {
     let text = item.string("a string like \"wecom-proxy:\"")?;
     if text.len() > 64 || !text.bytes().all(|b| b.is_ascii_graphic() && !b"{}*?[]\\".contains(&b)) {

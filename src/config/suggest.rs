@@ -1,11 +1,11 @@
-//! What a mistyped word was probably meant to be.
+//! Suggestions for mistyped words.
 
-/// `did you mean "listen"? `, or nothing where no candidate is close enough.
+/// `did you mean "listen"? `, or nothing if no candidate is close enough.
 pub(super) fn did_you_mean<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> String {
-    closest(word, candidates).map(|near| format!("did you mean {near:?}? ")).unwrap_or_default()
+    closest(word, candidates).map(|found| format!("did you mean {found:?}? ")).unwrap_or_default()
 }
 
-/// The closest of `candidates`, if a third of the word's letters or fewer differ.
+/// The closest of `candidates`, if at most a third of the word's letters differ.
 fn closest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let word = normalize(word);
     let allowed = (word.chars().count() / 3).max(1);
@@ -17,7 +17,7 @@ fn closest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Opt
         .map(|(_, candidate)| candidate)
 }
 
-/// Case and the kind of dash are no difference worth counting. Bounded, for the distance is quadratic.
+/// Ignores case and the kind of dash. Truncates, because the distance takes quadratic time.
 fn normalize(word: &str) -> String {
     word.chars().take(80).map(|c| if c == '-' { '_' } else { c.to_ascii_lowercase() }).collect()
 }
@@ -29,7 +29,7 @@ mod tests {
     #[test]
     fn closest_finds_likely_key() {
         let keys = ["listen", "header_timeout", "idle_timeout", "open"];
-        for (word, meant) in [
+        for (word, expected) in [
             ("lisen", Some("listen")),
             ("LISTEN", Some("listen")),
             ("idle-timeout", Some("idle_timeout")),
@@ -38,7 +38,7 @@ mod tests {
             ("colour", None),
             ("", None),
         ] {
-            assert_eq!(closest(word, keys), meant, "{word}");
+            assert_eq!(closest(word, keys), expected, "{word}");
         }
     }
 }

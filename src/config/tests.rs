@@ -1,4 +1,4 @@
-//! Whole files through [`load_with`]: what is refused and in which words, what is accepted and as what.
+//! Loads whole files with [`load_with_env`] and checks the errors, the warnings and the resulting configuration.
 
 mod accepted;
 mod example;
@@ -15,22 +15,22 @@ use tempfile::TempDir;
 
 use super::{Config, Error, load_with_env};
 
-/// An agent, so that a file about something else is complete.
+/// An agent, which every valid file needs.
 const AGENT_TABLE: &str = "[agents.hr]\ncorpid = \"ww1\"\nsecret = { env = \"HR\" }\n";
 
 const HASH: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
 
-/// What no message may ever show.
+/// Part of every secret; no message may contain it.
 const HIDDEN: &str = "hunter2";
 
-/// A directory with files in it, in which `HASH` stands for a hash.
+/// A directory with the given files, in which the text `HASH` is replaced by a hash.
 fn directory_with(files: &[(&str, &str)]) -> TempDir {
     let directory = tempfile::tempdir().unwrap();
     for (name, text) in files {
         let path = directory.path().join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, text.replace("HASH", HASH)).unwrap();
-        // Whatever the umask is, for there is a warning about this.
+        // Independent of the umask, because world-readable secrets cause a warning.
         #[cfg(unix)]
         fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
     }
@@ -54,21 +54,21 @@ fn load_in(directory: &Path) -> Result<Config, Error> {
     load_with_env(&directory.join("proxy.toml"), &env)
 }
 
-/// Loads a lone `proxy.toml`.
+/// Loads a `proxy.toml` without other files.
 fn load_text(text: &str) -> Result<Config, Error> {
     load_in(directory_with(&[("proxy.toml", text)]).path())
 }
 
-/// What is said about the files, without the directory that they were in.
+/// The error of loading the files, with the directory removed from paths.
 fn load_error(files: &[(&str, &str)]) -> String {
     let directory = directory_with(files);
     let Err(error) = load_in(directory.path()) else { return "nothing".to_owned() };
-    let said = error.to_string();
-    assert!(!format!("{said} {error:?}").contains(HIDDEN), "a secret is shown: {said}");
-    said.replace(&format!("{}/", directory.path().display()), "")
+    let message = error.to_string();
+    assert!(!format!("{message} {error:?}").contains(HIDDEN), "a secret is shown: {message}");
+    message.replace(&format!("{}/", directory.path().display()), "")
 }
 
-/// The warnings, without the directory.
+/// The warnings of loading the files, with the directory removed from paths.
 fn warnings(files: &[(&str, &str)]) -> Vec<String> {
     let directory = directory_with(files);
     let config = load_in(directory.path()).unwrap_or_else(|error| panic!("{error}"));
@@ -77,10 +77,10 @@ fn warnings(files: &[(&str, &str)]) -> Vec<String> {
     config.warnings.iter().map(|warning| warning.to_string().replace(&prefix, "")).collect()
 }
 
-/// Each text, with a complete agent below it, is refused in these words, after the file's name.
+/// Asserts that each text, followed by a valid agent, causes this error after the file's name.
 fn assert_refused(table: &[(&str, &str)]) {
-    for (text, said) in table {
+    for (text, expected) in table {
         let files = [("proxy.toml", &*format!("{text}\n{AGENT_TABLE}")), ("a.pem", "")];
-        assert_eq!(load_error(&files), format!("proxy.toml{said}"), "{text}");
+        assert_eq!(load_error(&files), format!("proxy.toml{expected}"), "{text}");
     }
 }

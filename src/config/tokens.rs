@@ -1,4 +1,4 @@
-//! `[tokens]`: when tokens are renewed, and where replicas share them.
+//! `[tokens]`: when tokens are refreshed, and the store that replicas share.
 
 use std::time::Duration;
 
@@ -9,23 +9,23 @@ use super::store::{self, StoreConfig};
 
 pub(super) const KEYS: &[&str] = &["refresh_errcodes", "refresh_ahead", "renewals_per_hour", "store"];
 
-/// Half of what a token lives; more would renew it all the time.
+/// Half of a token's lifetime; with more, tokens would be refreshed all the time.
 const MAX_REFRESH_AHEAD: Duration = Duration::from_secs(3600);
 
-/// More says nothing: it is more than any address may call.
+/// A higher limit has no effect: WeCom allows fewer calls per IP address.
 const MAX_RENEWALS_PER_HOUR: u64 = 10_000_000;
 
 /// `[tokens]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokensConfig {
-    /// The errcodes that mean: this token no longer serves. Never 0; empty: none does.
+    /// The errcodes that mean that the token is no longer valid. Never 0; may be empty.
     pub refresh_errcodes: Vec<i64>,
-    /// How long before its expiry a used token is renewed; zero: not before.
+    /// How long before its expiry a used token is refreshed; zero disables this.
     pub refresh_ahead: Duration,
-    /// Most renewals in an hour beyond each agent's first token and each expiry, all agents together; `None`: the larger of
-    /// 300 and 3 for each agent in use.
+    /// Maximum of refreshes per hour beyond each agent's first token and each expiry, all agents together; `None`: the
+    /// larger of 300 and 3 for each agent in use.
     pub renewals_per_hour: Option<u32>,
-    /// Where tokens are kept.
+    /// Where tokens are stored.
     pub store: StoreConfig,
 }
 

@@ -1,4 +1,4 @@
-//! `[upstream]`: the WeCom API, how it is reached, and how long it may take.
+//! `[upstream]`: the address of the WeCom API, and the limits and timeouts of requests to it.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -33,40 +33,40 @@ const DEFAULT_HOST: &str = "qyapi.weixin.qq.com";
 /// `[upstream]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamConfig {
-    /// Whether the URL is an `https` one.
+    /// Whether the URL's scheme is `https`.
     pub tls: bool,
-    /// To connect to and to verify: in lower case, an IPv6 address without brackets.
+    /// The host to connect to and to verify; in lower case, an IPv6 address without brackets.
     pub host: String,
-    /// To connect to.
+    /// The port.
     pub port: u16,
-    /// What goes into `Host`: the port left out where it is the scheme's own, an IPv6 address in brackets.
+    /// The value of `Host`: without the scheme's default port, an IPv6 address in brackets.
     pub authority: String,
-    /// Roots instead of the built-in ones, PEM; was there and readable, not yet parsed.
+    /// Root certificates (PEM) in place of the built-in ones; readable, not yet parsed.
     pub ca_file: Option<PathBuf>,
-    /// The HTTP CONNECT proxy to leave through.
+    /// The HTTP CONNECT proxy to connect through.
     pub via: Option<EgressProxy>,
-    /// DNS, TCP, CONNECT and TLS together.
+    /// Bounds DNS, TCP, CONNECT and TLS together.
     pub connect_timeout: Duration,
-    /// To the end of the response's head.
+    /// Bounds the time to the end of the response's header block.
     pub response_timeout: Duration,
-    /// The longest silence inside a response's body.
+    /// Bounds the pause between two chunks of a response's body.
     pub body_timeout: Duration,
-    /// After this a pooled connection is closed.
+    /// A pooled connection is closed after this idle time.
     pub idle_timeout: Duration,
-    /// Requests at once; at least 1.
+    /// Maximum of concurrent requests; at least 1.
     pub max_in_flight: usize,
-    /// How long a request waits for its turn; may be zero.
+    /// Bounds the wait for a permit; may be zero.
     pub queue_timeout: Duration,
 }
 
 /// An HTTP CONNECT proxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EgressProxy {
-    /// In lower case, an IPv6 address without brackets.
+    /// In lower case; an IPv6 address without brackets.
     pub host: String,
-    /// To connect to.
+    /// The port.
     pub port: u16,
-    /// The whole value of `Proxy-Authorization`, `Basic …`.
+    /// The value of `Proxy-Authorization`, `Basic …`.
     pub authorization: Option<Masked>,
 }
 
@@ -97,11 +97,11 @@ struct Origin {
 
 pub(super) fn read(root: &ConfigTable<'_>) -> Result<UpstreamConfig, Error> {
     let section = root.subtable("upstream", KEYS)?;
-    let wait = |key, seconds| {
+    let timeout = |key, seconds| {
         section.read_or(key, Duration::from_secs(seconds), |item| duration::read(item, POSITIVE_RANGE))
     };
-    let wecom = Origin { tls: true, host: DEFAULT_HOST.into(), port: 443, authority: DEFAULT_HOST.into() };
-    let Origin { tls, host, port, authority } = section.read_or("url", wecom, read_origin)?;
+    let default = Origin { tls: true, host: DEFAULT_HOST.into(), port: 443, authority: DEFAULT_HOST.into() };
+    let Origin { tls, host, port, authority } = section.read_or("url", default, read_origin)?;
     Ok(UpstreamConfig {
         tls,
         host,
@@ -109,10 +109,10 @@ pub(super) fn read(root: &ConfigTable<'_>) -> Result<UpstreamConfig, Error> {
         authority,
         ca_file: section.read_optional("ca_file", files::read_file_path)?,
         via: section.read_optional("via", read_via)?,
-        connect_timeout: wait("connect_timeout", 5)?,
-        response_timeout: wait("response_timeout", 30)?,
-        body_timeout: wait("body_timeout", 60)?,
-        idle_timeout: wait("idle_timeout", 55)?,
+        connect_timeout: timeout("connect_timeout", 5)?,
+        response_timeout: timeout("response_timeout", 30)?,
+        body_timeout: timeout("body_timeout", 60)?,
+        idle_timeout: timeout("idle_timeout", 55)?,
         max_in_flight: section.read_or("max_in_flight", 4096, |item| item.count(1..=MAX_CONCURRENCY))?,
         queue_timeout: section
             .read_or("queue_timeout", Duration::from_secs(2), |item| duration::read(item, RANGE_WITH_ZERO))?,
@@ -125,11 +125,11 @@ fn read_origin(item: &ConfigValue<'_>) -> Result<Origin, Error> {
         .require_no_path(item)?;
     let tls = url.scheme == "https";
     if !tls && !is_loopback_host(&url.host) {
-        item.location.warn("is not https, so secrets and tokens cross the network for everybody to read");
+        item.location.warn("is not https, so secrets and tokens cross the network in plain text");
     }
-    let default = if tls { 443 } else { 80 };
-    let port = url.port.unwrap_or(default);
-    let authority = match port == default {
+    let default_port = if tls { 443 } else { 80 };
+    let port = url.port.unwrap_or(default_port);
+    let authority = match port == default_port {
         true => url.bracketed_host(),
         false => format!("{}:{port}", url.bracketed_host()),
     };
@@ -153,19 +153,19 @@ fn read_proxy_authorization(item: &ConfigValue<'_>, url: &Url<'_>) -> Result<Opt
     let Some(userinfo) = url.userinfo else {
         return Ok(None);
     };
-    // Told apart before they are decoded, since a colon may be escaped.
+    // Split before decoding, because an escaped colon belongs to the user or password.
     let (user, password) = userinfo.split_once(':').unwrap_or((userinfo, ""));
-    let mut plain = Zeroizing::new(percent_decode_str(user).collect::<Vec<u8>>());
-    if plain.is_empty() || plain.contains(&b':') {
+    let mut credentials = Zeroizing::new(percent_decode_str(user).collect::<Vec<u8>>());
+    if credentials.is_empty() || credentials.contains(&b':') {
         return Err(item.error(
             "must name a user without a colon before the \"@\", as in \"http://user:password@egress:3128\"",
         ));
     }
-    plain.push(b':');
-    plain.extend(percent_decode_str(password));
-    let encoded = Zeroizing::new(STANDARD.encode(&*plain));
+    credentials.push(b':');
+    credentials.extend(percent_decode_str(password));
+    let encoded = Zeroizing::new(STANDARD.encode(&*credentials));
     if !password.is_empty() {
-        item.location.warn("holds a password as plain text; keep this file from other readers");
+        item.location.warn("contains a password in plain text; keep this file from other readers");
     }
     Ok(Some(Masked::new(format!("Basic {}", *encoded))))
 }

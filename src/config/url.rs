@@ -1,4 +1,4 @@
-//! The parts of a URL, as much as the settings need. Complaints never show the URL: it may hold a password.
+//! Parses the URLs in settings. No error shows the URL, because it may contain a password.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -7,7 +7,7 @@ use super::reader::ConfigValue;
 
 pub(super) struct Url<'a> {
     pub(super) scheme: &'a str,
-    /// What stands before the `@`.
+    /// The part before the `@`.
     pub(super) userinfo: Option<&'a str>,
     /// In lower case; an IPv6 address without its brackets.
     pub(super) host: String,
@@ -16,7 +16,7 @@ pub(super) struct Url<'a> {
     pub(super) rest: &'a str,
 }
 
-/// A URL with one of `schemes`; `example` shows how it is written.
+/// Reads a URL with one of `schemes`; errors show `example`.
 pub(super) fn read<'a>(item: &ConfigValue<'a>, schemes: &[&str], example: &str) -> Result<Url<'a>, Error> {
     let text = item.string(&format!("a URL like {example:?}"))?;
     let scheme = text.split_once("://").map(|(scheme, _)| scheme);
@@ -24,19 +24,19 @@ pub(super) fn read<'a>(item: &ConfigValue<'a>, schemes: &[&str], example: &str) 
         let schemes = schemes.iter().map(|scheme| format!("{scheme}://")).collect::<Vec<_>>().join(" or ");
         return Err(item.error(format!("must start with {schemes}, as in {example:?}")));
     }
-    parse(text).map_err(|what| item.error(format!("{what}; write one like {example:?}")))
+    parse(text).map_err(|reason| item.error(format!("{reason}; write one like {example:?}")))
 }
 
 impl Url<'_> {
-    /// The host as it is written before a port.
+    /// The host, in brackets if it is an IPv6 address.
     pub(super) fn bracketed_host(&self) -> String {
         if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() }
     }
 
-    /// Refuses what a plain `scheme://host:port` does not have.
+    /// Refuses a path, query or fragment.
     pub(super) fn require_no_path(self, item: &ConfigValue<'_>) -> Result<Self, Error> {
         if !matches!(self.rest, "" | "/") {
-            return Err(item.error("must hold nothing after the host and port: no path, no query"));
+            return Err(item.error("must contain nothing after the host and port: no path, no query"));
         }
         Ok(self)
     }
@@ -44,7 +44,7 @@ impl Url<'_> {
     /// Refuses a user or password.
     pub(super) fn require_no_userinfo(self, item: &ConfigValue<'_>) -> Result<Self, Error> {
         match self.userinfo {
-            Some(_) => Err(item.error("must hold no user or password before the host")),
+            Some(_) => Err(item.error("must contain no user or password before the host")),
             None => Ok(self),
         }
     }
@@ -52,7 +52,7 @@ impl Url<'_> {
 
 fn parse(text: &str) -> Result<Url<'_>, &'static str> {
     if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err("holds a space or a character that is not ASCII");
+        return Err("contains a space or a character that is not ASCII");
     }
     let (scheme, after) = text.split_once("://").ok_or("has no scheme")?;
     let (authority, rest) = after.split_at(after.find(['/', '?', '#', '\\']).unwrap_or(after.len()));
@@ -79,8 +79,9 @@ fn parse_port(text: &str) -> Result<u16, &'static str> {
 fn parse_host(text: &str) -> Result<String, &'static str> {
     if let Some(inner) = text.strip_prefix('[') {
         let inner = inner.strip_suffix(']').ok_or("has a host with an unclosed bracket")?;
-        let address =
-            inner.parse::<Ipv6Addr>().map_err(|_| "has brackets around something that is no IPv6 address")?;
+        let address = inner
+            .parse::<Ipv6Addr>()
+            .map_err(|_| "has brackets around a host that is not an IPv6 address")?;
         return Ok(address.to_string());
     }
     let is_name = |label: &str| {
@@ -90,10 +91,10 @@ fn parse_host(text: &str) -> Result<String, &'static str> {
     if text.len() > 253 || !text.split('.').all(is_name) {
         return Err("has no host, or one that is neither a name nor an address");
     }
-    // A name whose last label is a number would be taken for an address by some, and for a name by others.
+    // Some parsers take a name whose last label is a number for an IPv4 address, others for a name.
     let numeric = text.rsplit('.').next().is_some_and(|label| label.bytes().all(|b| b.is_ascii_digit()));
     if numeric && text.parse::<Ipv4Addr>().is_err() {
-        return Err("has a host that looks like an IPv4 address and is none");
+        return Err("has a host that looks like an IPv4 address but is not one");
     }
     Ok(text.to_ascii_lowercase())
 }

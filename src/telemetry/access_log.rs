@@ -1,7 +1,7 @@
-//! The access log: a line about each request, laid out where the request ends and written by a thread of its own.
+//! The access log: one line per request, formatted by the worker when the request ends, and written by another thread.
 //!
-//! A line goes into its worker's buffer and nowhere else, so that neither a slow reader of stderr nor another worker
-//! can hold up a request. The buffers are bounded; what does not fit is dropped and counted.
+//! A line goes only into its worker's buffer, so that neither a slow reader of stderr nor another worker delays a
+//! request. The buffers are bounded; lines that do not fit are dropped and counted.
 
 mod invisible;
 mod layout;
@@ -25,35 +25,35 @@ pub(crate) use self::{
 use self::{layout::Layout, timestamp::TimestampCache, writer::lock};
 use crate::config::{LogConfig, LogFormat};
 
-/// How long the end of the program waits for the last lines to be written.
+/// How long the exit of the program waits for the last lines to be written.
 pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Most bytes that wait to be written, all workers together.
+/// Bounds the buffered lines of all workers together.
 const MAX_BUFFERED_BYTES: usize = 1 << 20;
-/// So much of it a worker has at least, however many there are.
+/// The minimum buffer of a worker, whatever the number of workers.
 const MIN_WORKER_BUFFER_BYTES: usize = 64 * 1024;
 
-/// How much a line matters.
+/// The level of a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Level {
-    /// All went well, or the caller is at fault.
+    /// The request succeeded, or the caller is at fault.
     Info,
-    /// The proxy could not do what it was asked to.
+    /// The proxy could not serve the request.
     Warn,
 }
 
-/// What is told of one request. What is absent is left out of the line.
+/// The access log entry of a request. Absent fields are omitted from the line.
 #[derive(Debug, Clone, Copy)]
 pub struct AccessLogEntry<'a> {
-    /// How much it matters.
+    /// The level.
     pub level: Level,
-    /// When the answer ended.
+    /// When the response ended.
     pub ended_at: SystemTime,
     /// The request's id.
     pub request_id: &'a str,
     /// The id of the trace that it belongs to.
     pub trace_id: Option<&'a str>,
-    /// Where the caller is.
+    /// The caller's address.
     pub peer: Option<IpAddr>,
     /// The client's name.
     pub client: Option<&'a str>,
@@ -61,51 +61,51 @@ pub struct AccessLogEntry<'a> {
     pub agent: Option<&'a str>,
     /// The HTTP method.
     pub method: &'a str,
-    /// The path, without anything secret.
+    /// The path, without secrets.
     pub path: &'a str,
-    /// The answer's HTTP status; 0 where there was no answer.
+    /// The HTTP status of the response; 0 if there was none.
     pub status: u16,
-    /// The answer's errcode.
+    /// The errcode of the response.
     pub errcode: Option<i64>,
-    /// The errcode for which the request was sent once more.
+    /// The errcode that caused a retry.
     pub retried: Option<i64>,
     /// The kind of the proxy's own error.
     pub error: Option<&'a str>,
-    /// Its words.
+    /// The message of that error.
     pub reason: Option<&'a str>,
-    /// How the first try went, where the request was sent once more. It is not in the line, which tells of both together.
+    /// The first attempt of a retried request. Not in the line, whose times cover both attempts.
     pub first_attempt: Option<FirstAttempt>,
-    /// Bytes of the request's body that had come when its answer began; `None` where it had none.
+    /// Bytes of the request's body received when the response began; `None` if the request had no body.
     pub request_bytes: Option<u64>,
-    /// Bytes of the answer's body.
+    /// Bytes of the response's body.
     pub response_bytes: u64,
-    /// Whether the whole answer was handed over.
+    /// Whether the whole response was sent.
     pub complete: bool,
-    /// Time spent waiting for a token; shown in milliseconds, as are the others.
+    /// Time spent waiting for a token; written in milliseconds, as all times.
     pub token_time: Duration,
     /// Time spent waiting for the upstream.
     pub upstream_time: Duration,
-    /// Time from the request's head to its answer's end.
+    /// Time from the request's header block to the end of the response.
     pub total_time: Duration,
-    /// What the errcode means and what to do, where that is done in WeCom's admin console.
+    /// The meaning of the errcode and what to do, if that is done in WeCom's admin console.
     pub hint: Option<&'a str>,
 }
 
-/// The try whose token was refused.
+/// The attempt whose token was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FirstAttempt {
-    /// Time spent waiting for its token.
+    /// Time spent waiting for the token.
     pub token_time: Duration,
     /// Time spent waiting for the upstream's refusal.
     pub upstream_time: Duration,
 }
 
-/// The running log. Clones write into the same buffer; it goes on until the last of all handles is gone, and what was
-/// written by then still goes out.
+/// A handle of the running access log. Clones write into the same buffer. The log ends when the last handle is dropped,
+/// after all buffered lines are written.
 #[derive(Clone)]
 pub struct AccessLog(Arc<WorkerHandle>);
 
-/// What one worker has of the log.
+/// The handle of one worker.
 struct WorkerHandle {
     log_every_request: bool,
     layout: Layout,
@@ -113,7 +113,7 @@ struct WorkerHandle {
     buffers: Arc<LogBuffers>,
 }
 
-/// Lines that wait, and the time on the last of them.
+/// Buffered lines, and the cached timestamp of the last one.
 #[derive(Default)]
 pub(crate) struct LogBuffer {
     lines: Vec<u8>,
@@ -121,47 +121,46 @@ pub(crate) struct LogBuffer {
 }
 
 impl AccessLog {
-    /// A log on stderr, whose room for waiting lines is shared among so many workers. Fails where no thread can be
-    /// started.
-    pub fn start_on_stderr(log: LogConfig, workers: usize) -> io::Result<Self> {
-        Self::start(log, workers, io::stderr().is_terminal(), Box::new(Stderr))
+    /// Starts a log to stderr, with buffers for `workers` workers. Fails if the thread cannot be started.
+    pub fn start_on_stderr(config: LogConfig, workers: usize) -> io::Result<Self> {
+        Self::start(config, workers, io::stderr().is_terminal(), Box::new(Stderr))
     }
 
-    /// A log on anything that can be written to; `colour` for people at a terminal.
+    /// Starts a log to any output; `colour` is for terminals.
     pub fn start(
-        log: LogConfig,
+        config: LogConfig,
         workers: usize,
         colour: bool,
         out: Box<dyn Write + Send>,
     ) -> io::Result<Self> {
-        let layout = match log.format {
+        let layout = match config.format {
             LogFormat::Json => Layout::Json,
             LogFormat::Text if colour => Layout::Coloured,
             LogFormat::Text => Layout::Plain,
         };
-        let share = (MAX_BUFFERED_BYTES / workers.max(1)).max(MIN_WORKER_BUFFER_BYTES);
-        let desk = Arc::new(LogBuffers::start(LogKind::Access, share, out)?);
+        let buffer_bytes = (MAX_BUFFERED_BYTES / workers.max(1)).max(MIN_WORKER_BUFFER_BYTES);
+        let buffers = Arc::new(LogBuffers::start(LogKind::Access, buffer_bytes, out)?);
         Ok(Self(Arc::new(WorkerHandle {
-            log_every_request: log.access,
+            log_every_request: config.access,
             layout,
-            buffer: desk.add_buffer(),
-            buffers: desk,
+            buffer: buffers.add_buffer(),
+            buffers,
         })))
     }
 
-    /// The same log with a buffer of its own, for another worker.
+    /// A handle of the same log with its own buffer, for another worker.
     pub fn for_worker(&self) -> Self {
-        let WorkerHandle { log_every_request: every_request, layout, buffers: desk, .. } = &*self.0;
-        let (every_request, layout) = (*every_request, *layout);
+        let WorkerHandle { log_every_request, layout, buffers, .. } = &*self.0;
+        let (log_every_request, layout) = (*log_every_request, *layout);
         Self(Arc::new(WorkerHandle {
-            log_every_request: every_request,
+            log_every_request,
             layout,
-            buffer: desk.add_buffer(),
-            buffers: desk.clone(),
+            buffer: buffers.add_buffer(),
+            buffers: buffers.clone(),
         }))
     }
 
-    /// Whether a line of this level is wanted, by `log.access` and by the level that the running log has now.
+    /// Whether a line of this level is logged, by `log.access` and the current level of the log.
     pub fn is_enabled(&self, level: Level) -> bool {
         match level {
             Level::Info => self.0.log_every_request && level_gate::INFO.is_enabled(),
@@ -169,29 +168,30 @@ impl AccessLog {
         }
     }
 
-    /// Writes a line, wanted or not. Never waits: where there is no room the line is dropped and counted.
-    pub fn write(&self, line: &AccessLogEntry<'_>) {
-        let WorkerHandle { layout, buffer: sheet, buffers: desk, .. } = &*self.0;
-        let mut sheet = lock(sheet);
-        let LogBuffer { lines, timestamps: stamp } = &mut *sheet;
-        if desk.has_capacity(lines.len()) {
-            layout.format(lines, stamp.format(line.ended_at), line);
+    /// Writes a line, whatever [`is_enabled`](Self::is_enabled) returns. Never waits: if the buffer is full, the line
+    /// is dropped and counted.
+    pub fn write(&self, entry: &AccessLogEntry<'_>) {
+        let WorkerHandle { layout, buffer, buffers, .. } = &*self.0;
+        let mut buffer = lock(buffer);
+        let LogBuffer { lines, timestamps } = &mut *buffer;
+        if buffers.has_capacity(lines.len()) {
+            layout.format(lines, timestamps.format(entry.ended_at), entry);
         } else {
-            desk.count_dropped();
+            buffers.count_dropped();
         }
-        let waiting = lines.len();
-        drop(sheet);
-        desk.notify_appended(waiting);
+        let buffered = lines.len();
+        drop(buffer);
+        buffers.notify_appended(buffered);
     }
 
-    /// How many lines were lost so far: dropped because too many waited, or refused by whatever they are written to.
+    /// The number of dropped lines: the buffer was full, or the output failed.
     pub fn dropped(&self) -> u64 {
         self.0.buffers.dropped()
     }
 
-    /// Waits until every line written before has gone out, but no longer than `most`; returns whether it has. Blocks
-    /// its thread.
-    pub fn flush(&self, most: Duration) -> bool {
-        self.0.buffers.flush(most)
+    /// Waits until every line written before is output, for at most `timeout`; returns whether it is. Blocks the
+    /// thread.
+    pub fn flush(&self, timeout: Duration) -> bool {
+        self.0.buffers.flush(timeout)
     }
 }

@@ -1,7 +1,7 @@
-//! What the proxy counts of its requests.
+//! Counters and histograms of requests.
 //!
-//! Each worker counts for itself, under a lock that nobody else holds for longer than it takes to carry the counts away.
-//! Who reads collects them first, into one ledger in which agents and clients stand by name.
+//! Each worker has its own metrics. Their lock is uncontended: a collection holds it only to swap them for empty ones.
+//! A reader first collects the metrics of all workers into one registry by the names of agents and clients.
 
 mod agent_families;
 mod counter_map;
@@ -29,27 +29,24 @@ use self::{registry::Registry, worker_metrics::WorkerMetrics};
 use super::access_log::AccessLogEntry;
 use crate::directory::{Agent, Client, Directory};
 
-/// So many errcodes of one agent are counted by themselves; whatever the upstream answers, there are no more series.
-const MAX_ERRCODES: usize = 64;
-
-/// All counts.
+/// The metrics of all workers.
 pub struct Metrics {
     workers: Mutex<Vec<Arc<Mutex<WorkerMetrics>>>>,
     registry: Mutex<Registry>,
 }
 
-/// One worker's counts.
+/// The metrics of one worker.
 pub struct RequestCounter(Arc<Mutex<WorkerMetrics>>);
 
 impl RequestCounter {
-    /// Counts one request, by the line that the access log has of it.
+    /// Counts one request by its access log entry.
     pub fn record(
         &self,
-        line: &AccessLogEntry<'_>,
+        entry: &AccessLogEntry<'_>,
         agent: Option<&Arc<Agent>>,
         client: Option<&Arc<Client>>,
     ) {
-        lock(&self.0).record(line, agent, client);
+        lock(&self.0).record(entry, agent, client);
     }
 }
 
@@ -60,30 +57,30 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// The counts of another worker.
+    /// Registers a worker and returns its counter.
     pub fn worker_counter(&self) -> RequestCounter {
-        let tally = Arc::<Mutex<WorkerMetrics>>::default();
-        lock(&self.workers).push(tally.clone());
-        RequestCounter(tally)
+        let metrics = Arc::<Mutex<WorkerMetrics>>::default();
+        lock(&self.workers).push(metrics.clone());
+        RequestCounter(metrics)
     }
 
-    /// Takes in what the workers have counted. What is taken in belongs to the minute of the collection before, so that one
-    /// at each minute's beginning closes the last.
+    /// Moves the workers' metrics into the registry. They count for the minute of the previous collection, so a
+    /// collection at the start of each minute completes the last one.
     pub fn collect(&self, now: SystemTime) {
         let workers = lock(&self.workers).clone();
-        let mut ledger = lock(&self.registry);
+        let mut registry = lock(&self.registry);
         for worker in workers {
-            let counted = {
-                let mut tally = lock(&worker);
-                let next = tally.empty_with_same_capacity();
-                mem::replace(&mut *tally, next)
+            let collected = {
+                let mut metrics = lock(&worker);
+                let empty = metrics.empty_with_same_capacity();
+                mem::replace(&mut *metrics, empty)
             };
-            ledger.merge(&counted);
+            registry.merge(&collected);
         }
-        ledger.rotate(now);
+        registry.rotate(now);
     }
 
-    /// Forgets agents and clients that are no longer in the directory. Those that stay keep their counts.
+    /// Drops the metrics of agents and clients that are no longer in the directory.
     pub fn prune_removed(&self, directory: &Directory) {
         lock(&self.registry).retain(
             |agent| directory.agent(agent, None).is_some(),
@@ -96,13 +93,13 @@ impl Metrics {
         lock(&self.registry).proxy_errors.iter().map(|(kind, count)| (kind.clone(), *count)).collect()
     }
 
-    /// What was collected of the last hour.
+    /// The statistics of the last hour, as collected.
     pub fn last_hour(&self) -> HourStats {
         lock(&self.registry).rolling_hour.stats()
     }
 }
 
-/// A lock that a panic elsewhere does not spoil.
+/// Locks, ignoring poisoning.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,8 +1,8 @@
-//! Traces for OpenTelemetry: each worker writes a request's spans where the request ends, and an exporter carries them to
-//! their receiver.
+//! OpenTelemetry traces: each worker writes the spans of a request when it ends, and an exporter sends them to the
+//! collector.
 //!
-//! Spans are written as they go over the wire, into a buffer of the worker's own that is bounded: what does not fit is
-//! dropped and counted, and no request waits for a receiver.
+//! Spans are encoded into a bounded buffer of the worker. Spans that do not fit are dropped and counted; no request
+//! waits for the collector.
 
 mod collector;
 mod context;
@@ -35,35 +35,35 @@ use self::{
 use super::access_log::AccessLogEntry;
 use crate::http1::headers::Headers;
 
-/// Most bytes of spans that wait, all workers together; a request takes about one thousand.
+/// Bounds the buffered spans of all workers together; a request takes about 1 KB.
 const MAX_BUFFERED_BYTES: usize = 4 << 20;
-/// So much of it a worker has at least, however many there are.
+/// The minimum buffer of a worker, whatever the number of workers.
 const MIN_WORKER_BUFFER_BYTES: usize = 256 * 1024;
 
-/// The spans of all workers. Clones are the same.
+/// The span buffers of all workers. Clones share them.
 #[derive(Clone)]
 pub struct Traces(Arc<SpanBuffers>);
 
 struct SpanBuffers {
     attributes: CommonAttributes,
     buffers: Mutex<Vec<Arc<Mutex<SpanBuffer>>>>,
-    /// Most bytes on one sheet, but for the last request's.
+    /// A worker's buffer accepts no more requests above this size.
     max_buffer_bytes: usize,
     dropped: AtomicU64,
-    /// Something lies on a sheet that was empty.
+    /// An empty buffer received spans.
     not_empty: Notify,
-    /// A sheet is half full.
+    /// A buffer became half full.
     half_full: Notify,
 }
 
-/// What one worker has written.
+/// The encoded spans of one worker.
 #[derive(Default)]
 struct SpanBuffer {
     spans: Vec<u8>,
     scratch: Vec<u8>,
 }
 
-/// Where one worker writes.
+/// Writes the spans of one worker.
 pub struct Tracer {
     buffers: Arc<SpanBuffers>,
     buffer: Arc<Mutex<SpanBuffer>>,
@@ -71,32 +71,33 @@ pub struct Tracer {
 }
 
 impl Traces {
-    /// Room for the spans of so many workers.
-    pub fn new(facts: CommonAttributes, workers: usize) -> Self {
-        Self::with_buffer_bytes(facts, (MAX_BUFFERED_BYTES / workers.max(1)).max(MIN_WORKER_BUFFER_BYTES))
+    /// Buffers for `workers` workers.
+    pub fn new(attributes: CommonAttributes, workers: usize) -> Self {
+        Self::with_buffer_bytes(
+            attributes,
+            (MAX_BUFFERED_BYTES / workers.max(1)).max(MIN_WORKER_BUFFER_BYTES),
+        )
     }
 
-    fn with_buffer_bytes(facts: CommonAttributes, share: usize) -> Self {
-        let sheets = Mutex::default();
-        let (some, many) = (Notify::new(), Notify::new());
+    fn with_buffer_bytes(attributes: CommonAttributes, max_buffer_bytes: usize) -> Self {
         Self(Arc::new(SpanBuffers {
-            attributes: facts,
-            buffers: sheets,
-            max_buffer_bytes: share,
+            attributes,
+            buffers: Mutex::default(),
+            max_buffer_bytes,
             dropped: AtomicU64::new(0),
-            not_empty: some,
-            half_full: many,
+            not_empty: Notify::new(),
+            half_full: Notify::new(),
         }))
     }
 
-    /// Another worker's.
+    /// Adds a buffer for a worker and returns its tracer.
     pub fn tracer(&self) -> Tracer {
-        let sheet = Arc::<Mutex<SpanBuffer>>::default();
-        lock(&self.0.buffers).push(sheet.clone());
-        Tracer { buffers: self.0.clone(), buffer: sheet, ids: IdGenerator::default() }
+        let buffer = Arc::<Mutex<SpanBuffer>>::default();
+        lock(&self.0.buffers).push(buffer.clone());
+        Tracer { buffers: self.0.clone(), buffer, ids: IdGenerator::default() }
     }
 
-    /// How many spans were lost so far: there was no room for them, or the receiver would not have them.
+    /// The number of dropped spans: the buffer was full, or the collector rejected them.
     pub fn dropped(&self) -> u64 {
         self.0.dropped.load(Relaxed)
     }
@@ -105,53 +106,54 @@ impl Traces {
         self.0.dropped.fetch_add(spans, Relaxed);
     }
 
-    /// Takes what lies on the sheets.
+    /// Moves the buffered spans of all workers into `spans`.
     fn drain(&self, spans: &mut Vec<u8>) {
-        let sheets = lock(&self.0.buffers).clone();
-        let mut taken = Vec::new();
-        for sheet in sheets {
-            mem::swap(&mut lock(&sheet).spans, &mut taken);
-            spans.extend_from_slice(&taken);
-            taken.clear();
+        let buffers = lock(&self.0.buffers).clone();
+        let mut drained = Vec::new();
+        for buffer in buffers {
+            mem::swap(&mut lock(&buffer).spans, &mut drained);
+            spans.extend_from_slice(&drained);
+            drained.clear();
         }
     }
 }
 
 impl Tracer {
-    /// The trace of a request with these header lines, which began now.
-    pub fn start_trace(&self, fields: &Headers, version: Version, began: Instant) -> Box<Trace> {
-        Box::new(Trace::new(TraceContext::from_headers(fields, &self.ids), version, began))
+    /// Starts the trace of a request with these headers.
+    pub fn start_trace(&self, headers: &Headers, version: Version, started: Instant) -> Box<Trace> {
+        Box::new(Trace::new(TraceContext::from_headers(headers, &self.ids), version, started))
     }
 
-    /// Writes the spans of a request that has ended, if anybody wants them. Never waits.
-    pub fn write_spans(&self, trace: &Trace, line: &AccessLogEntry<'_>) {
+    /// Writes the spans of a request that has ended, if its trace is sampled. Drops and counts them if the buffer is
+    /// full.
+    pub fn write_spans(&self, trace: &Trace, entry: &AccessLogEntry<'_>) {
         if !trace.context.sampled {
             return;
         }
-        let Self { buffers: desk, buffer: sheet, ids } = self;
-        let tree = RequestSpans { attributes: &desk.attributes, ids, trace, entry: line };
-        let mut sheet = lock(sheet);
-        let SpanBuffer { spans, scratch: draft } = &mut *sheet;
+        let Self { buffers, buffer, ids } = self;
+        let request_spans = RequestSpans { attributes: &buffers.attributes, ids, trace, entry };
+        let mut buffer = lock(buffer);
+        let SpanBuffer { spans, scratch } = &mut *buffer;
         let before = spans.len();
-        if before >= desk.max_buffer_bytes {
-            drop(sheet);
-            desk.dropped.fetch_add(tree.span_count() as u64, Relaxed);
+        if before >= buffers.max_buffer_bytes {
+            drop(buffer);
+            buffers.dropped.fetch_add(request_spans.span_count() as u64, Relaxed);
             return;
         }
-        tree.write(&mut SpanWriter { spans, scratch: draft });
+        request_spans.write(&mut SpanWriter { spans, scratch });
         let after = spans.len();
-        drop(sheet);
+        drop(buffer);
         if before == 0 {
-            desk.not_empty.notify_one();
+            buffers.not_empty.notify_one();
         }
-        let half = desk.max_buffer_bytes / 2;
+        let half = buffers.max_buffer_bytes / 2;
         if before < half && after >= half {
-            desk.half_full.notify_one();
+            buffers.half_full.notify_one();
         }
     }
 }
 
-/// A lock that a panic elsewhere does not spoil.
+/// Locks, ignoring poisoning.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -228,7 +228,7 @@ async fn admin_key_leaves_only_health_checks_open() {
             assert!(!response.text().contains("corpid"));
             // The message distinguishes a wrong key from a missing one.
             assert_eq!(
-                response.text().contains("is not the listener's key"),
+                response.text().contains("wrong admin key"),
                 invalid.is_some(),
                 "{}",
                 response.text()

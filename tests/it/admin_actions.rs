@@ -99,7 +99,7 @@ async fn reload_action_applies_the_configuration() {
         "{}",
         response.text()
     );
-    proxy.err.wait_for_line("the old one goes on").await;
+    proxy.err.wait_for_line("old configuration stays active").await;
     assert!(
         TestClient::connect_http1(admin)
             .await

@@ -89,7 +89,7 @@ fn assert_output(output: &ExitOutput, status: i32, expected: &[&str]) {
 /// The row of this agent in the table of online results.
 #[track_caller]
 fn row<'a>(output: &'a ExitOutput, agent: &str) -> Vec<&'a str> {
-    let (_, online) = output.out.split_once("was asked about each agent").expect("a second table");
+    let (_, online) = output.out.split_once("each agent was checked at").expect("a second table");
     let mut rows = online.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
     rows.find(|row| row.first() == Some(&agent)).unwrap_or_else(|| panic!("no {agent} in {online}"))
 }
@@ -207,7 +207,7 @@ async fn closed_app_is_reported() {
     assert_output(
         &setup.check_online().await,
         1,
-        &["hr, agent/get: WeCom says that the app is closed", "enable it again"],
+        &["hr, agent/get: WeCom reports the app as disabled", "enable it again"],
     );
 }
 
@@ -215,13 +215,13 @@ async fn closed_app_is_reported() {
 async fn three_refusals_in_a_row_stop_the_check() {
     let setup = CheckSetup::with_wrong_secrets(5).await;
     let output = setup.check_online().await;
-    assert_output(&output, 1, &["note: no more agents were asked about: three agents in a row were refused"]);
-    assert!(output.err.contains("3 of 5 agents failed, and 2 were not asked about"), "{}", output.err);
+    assert_output(&output, 1, &["note: the other agents were not checked: three agents in a row were refused"]);
+    assert!(output.err.contains("3 of 5 agents failed, 2 were not checked"), "{}", output.err);
     assert_eq!(setup.called_paths(), [GETTOKEN; 3]);
     let report = check_json(&setup, CONFIG, &["--online"], 1).await;
     assert_eq!((&report["online"]["stopped"], &report["online"]["ok"]), (&json!("refusals"), &json!(false)));
     assert_eq!(report["agents"][3]["online"]["result"], "not-asked");
-    assert_eq!(row(&output, "agent3")[1..], ["-", "-", "not", "asked", "-"]);
+    assert_eq!(row(&output, "agent3")[1..], ["-", "-", "not", "checked", "-"]);
 }
 
 #[tokio::test]
@@ -241,7 +241,7 @@ async fn frequency_limit_stops_the_check_at_once() {
     assert_output(
         &output,
         1,
-        &["note: no more agents were asked about: WeCom says that there are too many calls"],
+        &["note: the other agents were not checked: WeCom reports too many calls"],
     );
     assert_eq!(setup.called_paths(), [GETTOKEN]);
 }
@@ -270,9 +270,9 @@ async fn non_wecom_response_is_reported() {
     assert_output(
         &output,
         1,
-        &["hr, gettoken: gettoken response with HTTP 403", "upstream.url or upstream.via may lead"],
+        &["hr, gettoken: gettoken response with HTTP 403", "upstream.url or upstream.via may not point"],
     );
-    assert_output(&output, 1, &["ops, agent/get: it was answered with HTTP 403, and it is not JSON"]);
+    assert_output(&output, 1, &["ops, agent/get: HTTP 403, not JSON"]);
     assert_eq!(row(&output, "hr")[1], "senseless");
 }
 
@@ -319,10 +319,10 @@ async fn unreachable_upstream_is_reported_once() {
         assert_output(
             &output,
             1,
-            &["hr, gettoken: WeCom cannot be reached: ", expected, "whichever agent asks"],
+            &["hr, gettoken: WeCom cannot be reached: ", expected, "for any agent"],
         );
         assert_eq!(row(&output, "hr")[1], "unreachable");
-        assert_eq!(row(&output, "ops")[3..5], ["not", "asked"]);
+        assert_eq!(row(&output, "ops")[3..5], ["not", "checked"]);
     }
 }
 
@@ -334,7 +334,7 @@ async fn silent_upstream_is_reported_after_three_timeouts() {
     assert_output(
         &output,
         1,
-        &["no response within upstream.response_timeout", "three agents in a row had no good answer"],
+        &["no response within upstream.response_timeout", "three agents in a row got no valid response"],
     );
     assert_eq!([row(&output, "agent2")[1], row(&output, "agent3")[1]], ["no-answer", "-"]);
 }
@@ -458,9 +458,9 @@ async fn store_is_probed_and_its_problems_are_explained() {
     assert_output(
         &other,
         1,
-        &["holds what this key cannot read, for hr", "the same tokens.store.key", "相同的"],
+        &["contains entries this key cannot decrypt, for hr", "the same tokens.store.key", "相同的"],
     );
-    assert!(other.err.contains("the agents are fine, but the store"), "{}", other.err);
+    assert!(other.err.contains("all agents passed, but the shared store"), "{}", other.err);
     let report = check_json(&setup, &config_with_store(&redis, OTHER_KEY), &["--online"], 1).await["online"]
         ["store"]
         .clone();

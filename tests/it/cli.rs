@@ -50,7 +50,7 @@ async fn demo_prints_three_working_curl_commands() {
     let command_lines: Vec<_> = stdout.lines().filter(|line| line.starts_with("curl ")).collect();
     assert_eq!(command_lines.len(), 3, "{stdout}");
     // The link to the dashboard works.
-    let dashboard = stdout.lines().find(|line| line.starts_with("What the proxy did")).expect("a line");
+    let dashboard = stdout.lines().find(|line| line.starts_with("Dashboard of the proxy")).expect("a line");
     let (_, link) = dashboard.split_once(": ").expect("a link");
     assert!(curl(&[link]).await.contains("<title>wecom-proxy</title>"), "{dashboard}");
     tool("curl");
@@ -185,7 +185,7 @@ async fn port_in_use_exits_with_1() {
     serve.env("WECOM_HR_SECRET", "a");
     assert_exit(&run(serve).await, 1, &["cannot listen on", &address]);
     let output = run_wecom_proxy(&["demo", "--listen", &address]).await;
-    assert_exit(&output, 1, &["cannot listen on", &address, "end what listens there"]);
+    assert_exit(&output, 1, &["cannot listen on", &address, "stop what listens there"]);
     for (listen, expected) in [
         ("192.0.2.1:8099\"\nopen = true #", "this machine has no such address"),
         ("unix:no-such-directory/a.sock", "make the directory first"),
@@ -199,7 +199,7 @@ async fn port_in_use_exits_with_1() {
     assert_exit(
         &output,
         1,
-        &["cannot listen on", &address, "another address with --listen, or end what listens"],
+        &["cannot listen on", &address, "another address with --listen, or stop what listens"],
     );
     let output = run_wecom_proxy(&["simulator", "--listen", "127.0.0.1:0", "--control", &address]).await;
     assert_exit(&output, 1, &["cannot listen on", &address, "another address with --control"]);
@@ -231,7 +231,7 @@ async fn health_command_reports_readiness() {
         .replace("[admin]\nlisten = \"127.0.0.1:0\"", "[admin]\nlisten = \"unix:{dir}/admin.sock\"");
     let path = write_config(&dir, wecom.api_addr(), &Settings::default(), &toml);
     let health = async || run_wecom_proxy(&["health", "--config", path_text(&path)]).await;
-    assert_exit(&health().await, 1, &["did not answer"]);
+    assert_exit(&health().await, 1, &["no response from"]);
     let proxy = Process::serve(&path).await;
     let output = health().await;
     assert_exit(&output, 0, &[]);
@@ -245,7 +245,7 @@ async fn health_command_reports_readiness() {
     assert_exit(&output, 1, &["not ready"]);
     assert!(output.out.contains("40001"), "{}", output.out);
     assert_eq!(proxy.stop().await.status, 0);
-    assert_exit(&health().await, 1, &["did not answer"]);
+    assert_exit(&health().await, 1, &["no response from"]);
     write_config(
         &dir,
         wecom.api_addr(),
@@ -384,7 +384,7 @@ async fn killed_demo_leaves_no_redis_server() {
     let arguments = ["demo", "--replicas", "2", "--listen", "127.0.0.1:0"];
     let demo = Process::start(wecom_proxy(&arguments));
     demo.out.wait_for_line("Ctrl-C").await;
-    let line = demo.out.wait_for_line("What each proxy did").await;
+    let line = demo.out.wait_for_line("Dashboards of the proxies").await;
     assert_eq!(line.split_whitespace().filter(|text| text.starts_with("http://")).count(), 2, "{line}");
     let [watchdog] = &child_pids(&demo.id().to_string()).await[..] else { panic!("one watchdog process") };
     let [server] = &child_pids(watchdog).await[..] else { panic!("one redis-server") };
@@ -409,6 +409,6 @@ async fn demo_waiting_for_redis_reports_it() {
     let line = demo.err.wait_for_line("waiting for Redis").await;
     assert!(line.contains("10 s at most"), "{line}");
     let output = demo.wait().await;
-    assert!(output.status == 1 && output.err.contains("do not reach Redis"), "{}", output.err);
+    assert!(output.status == 1 && output.err.contains("cannot reach Redis"), "{}", output.err);
     assert!(!output.err.contains("a-password"), "{}", output.err);
 }

@@ -70,10 +70,10 @@ async fn dashboard_shows_agents_and_live_exchanges() {
     browser.screenshot("dark").await;
 
     // A retried request shows both attempts, also without inspection.
-    let sent_twice = "[...document.querySelectorAll('#requests tbody tr')].find((it) => it.innerText.includes('sent twice'))";
+    let sent_twice = "[...document.querySelectorAll('#requests tbody tr')].find((it) => it.innerText.includes('retried'))";
     browser.wait_for(&format!("({sent_twice}.querySelector('button').click(), true)")).await;
     let steps = "[...document.querySelectorAll('#exchange .waterfall span')].map((it) => it.innerText).filter((it) => !it.includes('ms')).join()";
-    assert_eq!(browser.eval(steps).await, "try 1: 40014,token,try 2: 0,proxy and body");
+    assert_eq!(browser.eval(steps).await, "attempt 1: 40014,token,attempt 2: 0,proxy and body");
     assert_accessible(&mut browser).await;
     browser.press("Escape").await;
 
@@ -92,7 +92,7 @@ async fn assert_agents_and_charts(browser: &mut Browser) {
     assert!(browser.text("#clients").await.contains("billing"));
     assert!(browser.text("#health").await.contains("ok"));
     assert_eq!(browser.eval("document.querySelectorAll('#charts canvas').length").await, 3);
-    let has_requests = "shownCharts.list[0].u.data[1].some((it) => it >= 5)";
+    let has_requests = "chartState.list[0].u.data[1].some((it) => it >= 5)";
     assert_eq!(browser.eval(has_requests).await, true);
     // The caption of a chart shows the minute under the pointer, or the last one.
     let caption = "document.querySelector('#charts figcaption').innerText";
@@ -108,7 +108,7 @@ async fn assert_agents_and_charts(browser: &mut Browser) {
 async fn assert_filters_and_pause(proxy: &TestProxy, browser: &mut Browser) {
     // An invalid filter is reported.
     browser.fill("[name=errcode]", "sixty").await;
-    browser.wait_for("document.querySelector('#tail-state').innerText.includes('errcode is a number')").await;
+    browser.wait_for("document.querySelector('#tail-state').innerText.includes('errcode must be a number')").await;
     // A filter applies to recorded exchanges and to new ones.
     browser.fill("[name=errcode]", "60020").await;
     browser.wait_for(&format!("{ROW_COUNT} === 1")).await;
@@ -127,7 +127,7 @@ async fn assert_filters_and_pause(proxy: &TestProxy, browser: &mut Browser) {
     // While paused, new exchanges are only counted.
     browser.click("#pause").await;
     send_as(proxy, "billing", "GET", &format!("/hr{USER_GET}"), "").await;
-    browser.wait_for("document.querySelector('#tail-state').innerText.includes('1 came')").await;
+    browser.wait_for("document.querySelector('#tail-state').innerText.includes('1 new')").await;
     assert_eq!(browser.eval(ROW_COUNT).await, 7);
     browser.click("#pause").await;
     browser.wait_for(&format!("{ROW_COUNT} === 8")).await;
@@ -148,9 +148,9 @@ const SHOWN_OF_EXCHANGE: [&str; 15] = [
     "The token was refused with 42001",
     "[masked] is old",
     "\"said\":\"[masked]\",\"ticket\":\"[masked]\"",
-    "try 1: 200, 42001",
-    "try 2: 200, 0",
-    "Answer to try 1, not passed on",
+    "attempt 1: 200, 42001",
+    "attempt 2: 200, 0",
+    "Response to attempt 1, not forwarded",
     "x-wecom-retried",
 ];
 
@@ -180,11 +180,11 @@ async fn opened_exchange_shows_no_secret() {
 
     browser.press("Escape").await;
     browser.click("#agents [data-key='inspect hr']").await;
-    browser.wait_for("document.querySelector('#notice').innerText.includes('no longer kept')").await;
+    browser.wait_for("document.querySelector('#notice').innerText.includes('no longer captured')").await;
     send_as(&proxy, "crm", "GET", &format!("/hr{USER_GET}"), "").await;
     browser.wait_for(&format!("{ROW_COUNT} === 3")).await;
     browser.click("#requests tbody tr:first-child button").await;
-    browser.wait_for("document.querySelector('#exchange').innerText.includes('were not kept')").await;
+    browser.wait_for("document.querySelector('#exchange').innerText.includes('were not captured')").await;
     browser.assert_no_errors();
 }
 
@@ -297,7 +297,7 @@ async fn actions_work_by_keyboard_and_need_confirmation() {
     }
     assert_eq!(
         browser.eval("document.activeElement.getAttribute('aria-label')").await,
-        "Renew the token of hr"
+        "Refresh the token of hr"
     );
     let outline = browser.eval("getComputedStyle(document.activeElement).outlineStyle").await;
     assert_eq!(outline, "solid", "the focus is visible");
@@ -327,7 +327,7 @@ async fn actions_work_by_keyboard_and_need_confirmation() {
     browser.press("Escape").await;
     browser.wait_for("!document.querySelector('#exchange').open").await;
     assert_eq!(browser.eval("document.activeElement.closest('table')?.id").await, "requests");
-    assert_eq!(browser.eval("document.querySelector('#spoken').getAttribute('aria-live')").await, "off");
+    assert_eq!(browser.eval("document.querySelector('#announcement').getAttribute('aria-live')").await, "off");
     let unnamed = "[...document.querySelectorAll('button, input')].filter((it) => !(it.innerText || it.labels?.[0]?.innerText || it.getAttribute('aria-label'))).filter((it) => it.checkVisibility()).length";
     assert_eq!(browser.eval(unnamed).await, 0, "every control has an accessible name");
     browser.assert_no_errors();
@@ -358,7 +358,7 @@ async fn dashboard_with_key_works_in_chinese_on_small_screens() {
     browser.wait_for(&format!("{ROW_COUNT} === 3")).await;
     assert_eq!(browser.eval("document.documentElement.lang").await, "zh-CN");
     browser.screenshot("zh").await;
-    let english = "[...document.querySelectorAll('h2, button[data-words], label span')].map((it) => it.innerText).filter((text) => /^[\\x20-\\x7e]+$/.test(text)).join()";
+    let english = "[...document.querySelectorAll('h2, button[data-text], label span')].map((it) => it.innerText).filter((text) => /^[\\x20-\\x7e]+$/.test(text)).join()";
     assert_eq!(browser.eval(english).await, "");
     browser.click("#requests tbody tr:nth-child(2) button").await;
     browser.wait_for("document.querySelector('#exchange').innerText.includes('访问ip不在白名单之中')").await;

@@ -354,7 +354,7 @@ async fn requests_do_not_wait_for_a_blocked_log_reader() {
     for number in 0..=REQUESTS {
         send_refused(&mut client, number, &path).await;
     }
-    let mut read = proxy.read_until("were lost").await;
+    let mut read = proxy.read_until("lines dropped").await;
     let lost = read.last().and_then(|line| line.split(" lines=").nth(1)).expect("a count");
     let lost: usize = lost.split_whitespace().next().and_then(|lost| lost.parse().ok()).expect("a number");
     assert!(lost > 0);

@@ -1,4 +1,4 @@
-//! The same for programs: one JSON object, whose fields stay. README.md lists them.
+//! The result as one JSON object for programs. Its fields are stable; README.md lists them.
 
 use std::path::Path;
 
@@ -33,7 +33,7 @@ struct CheckJson<'a> {
     online: Option<OnlineJson<'a>>,
 }
 
-/// A complaint about the file.
+/// An error or warning about the file.
 #[derive(Serialize)]
 struct DiagnosticJson<'a> {
     file: String,
@@ -60,7 +60,7 @@ struct ClientJson<'a> {
     limit: Option<String>,
 }
 
-/// All agents together, and the store.
+/// The result for all agents together, and the store.
 #[derive(Serialize)]
 struct OnlineJson<'a> {
     ok: bool,
@@ -69,7 +69,7 @@ struct OnlineJson<'a> {
     store: Option<StoreJson<'a>>,
 }
 
-/// The store that replicas share.
+/// The shared store.
 #[derive(Serialize)]
 struct StoreJson<'a> {
     ok: bool,
@@ -88,7 +88,7 @@ struct StoreHintJson {
     action_zh: &'static str,
 }
 
-/// One agent.
+/// The result for one agent.
 #[derive(Serialize)]
 struct AgentResultJson<'a> {
     result: &'static str,
@@ -117,9 +117,9 @@ struct HintJson {
     place_zh: Option<&'static str>,
 }
 
-/// A file that is refused.
-pub(super) fn invalid_config(path: &Path, refused: &PrepareError) -> String {
-    let error = match refused {
+/// The result for an invalid file.
+pub(super) fn invalid_config(path: &Path, error: &PrepareError) -> String {
+    let error = match error {
         PrepareError::Config(error) => DiagnosticJson {
             file: error.file.display().to_string(),
             line: error.line,
@@ -145,7 +145,7 @@ pub(super) fn invalid_config(path: &Path, refused: &PrepareError) -> String {
     })
 }
 
-/// A file that passes, and what WeCom said where it was asked.
+/// The result for a valid file, with the online check if it ran.
 pub(super) fn valid_config(config: &Config, report: Option<&OnlineReport>) -> String {
     let warnings = config.warnings.iter().map(|warning| DiagnosticJson {
         file: warning.file.display().to_string(),
@@ -190,7 +190,7 @@ fn online_json(report: &OnlineReport) -> OnlineJson<'_> {
 }
 
 fn store_json(finding: &StoreFinding) -> StoreJson<'_> {
-    let advice = |StoreHint { kind, action_en, action_zh }| StoreHintJson { kind, action_en, action_zh };
+    let hint_json = |StoreHint { kind, action_en, action_zh }| StoreHintJson { kind, action_en, action_zh };
     StoreJson {
         ok: finding.is_ok(),
         place: &finding.address,
@@ -198,7 +198,7 @@ fn store_json(finding: &StoreFinding) -> StoreJson<'_> {
         readable: finding.readable,
         unreadable: &finding.unreadable,
         took_ms: finding.duration.as_millis(),
-        hint: finding.hint().map(advice),
+        hint: finding.hint().map(hint_json),
     }
 }
 
@@ -213,13 +213,13 @@ fn agent_result_json(finding: &AgentFinding) -> AgentResultJson<'_> {
 }
 
 fn problem_json(step: &'static str, problem: &Problem) -> ProblemJson {
-    let hint = problem.explanation().map(|row| HintJson {
-        meaning_en: row.meaning_en,
-        meaning_zh: row.meaning_zh,
-        action_en: row.action_en,
-        action_zh: row.action_zh,
-        place_en: row.console_path_en,
-        place_zh: row.console_path_zh,
+    let hint = problem.explanation().map(|explanation| HintJson {
+        meaning_en: explanation.meaning_en,
+        meaning_zh: explanation.meaning_zh,
+        action_en: explanation.action_en,
+        action_zh: explanation.action_zh,
+        place_en: explanation.console_path_en,
+        place_zh: explanation.console_path_zh,
     });
     let seen_from = problem.source_address().map(|address| address.to_string());
     ProblemJson {
@@ -232,7 +232,7 @@ fn problem_json(step: &'static str, problem: &Problem) -> ProblemJson {
     }
 }
 
-fn to_json_line(checked: &CheckJson<'_>) -> String {
-    // Cannot fail: there are no maps with odd keys in it.
-    serde_json::to_string(checked).unwrap_or_default() + "\n"
+fn to_json_line(result: &CheckJson<'_>) -> String {
+    // Serialization fails only for maps whose keys are not strings, and there are none.
+    serde_json::to_string(result).unwrap_or_default() + "\n"
 }

@@ -1,4 +1,4 @@
-//! What several proxies need: a Redis, and one address for all of them.
+//! Redis and a load balancer for a demo with several proxies.
 
 use std::{
     io,
@@ -17,18 +17,18 @@ use tokio::{
 use super::CliError;
 use crate::{app::App, config::Address};
 
-/// How long a server on this machine may take to be there.
+/// How long Redis may take to accept connections.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often it is looked for.
+/// The interval between attempts to reach it.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// How long it is waited for without a word.
+/// How long the demo waits before it reports that it waits.
 const NOTICE_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Runs the rest of its arguments until its input ends, which it does when the demo is gone, however that ended.
+/// Runs the command in its arguments until stdin closes, which it does when the demo ends, even after SIGKILL.
 const WATCHDOG_SCRIPT: &str = "trap '' INT TERM HUP; \"$@\" & read -r _; kill -9 $!";
 
-/// A redis-server of the demo's own; it ends with it, even if nobody is left to end it.
+/// The demo's redis-server. A watchdog process ends it, even if the demo is killed.
 pub(super) struct RedisProcess {
     watchdog: Child,
     watchdog_stdin: Option<ChildStdin>,
@@ -36,16 +36,16 @@ pub(super) struct RedisProcess {
 }
 
 impl RedisProcess {
-    /// Starts the redis-server that is found on the PATH, without anything on disk.
+    /// Starts the redis-server on the PATH, without persistence.
     pub(super) async fn start(dir: &TempDir) -> Result<Self, CliError> {
-        let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.map_err(CliError::other)?;
-        let address = free.local_addr().map_err(CliError::other)?;
-        drop(free);
+        let reserved = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.map_err(CliError::other)?;
+        let address = reserved.local_addr().map_err(CliError::other)?;
+        drop(reserved);
         let found = Command::new("redis-server").arg("--version").stdin(Stdio::null()).output();
         found.map_err(|error| {
-            let words = "cannot start redis-server, which several proxies share their tokens through; \
-                         install it, or name one that runs with --redis redis://HOST:PORT";
-            CliError::other(format!("{words}: {error}"))
+            let message = "cannot start redis-server, through which several proxies share their tokens; \
+                                       install it, or name a running one with --redis redis://HOST:PORT";
+            CliError::other(format!("{message}: {error}"))
         })?;
         let mut command = Command::new("sh");
         command.args(["-c", WATCHDOG_SCRIPT, "sh", "redis-server"]);
@@ -54,13 +54,13 @@ impl RedisProcess {
         command.current_dir(dir.path()).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
         let mut watchdog = command.spawn().map_err(CliError::other)?;
         let server = Self { watchdog_stdin: watchdog.stdin.take(), watchdog, address };
-        let answers = async {
+        let connected = async {
             while TcpStream::connect(address).await.is_err() {
                 sleep(POLL_INTERVAL).await;
             }
         };
-        let late = |_| CliError::other(format!("redis-server does not answer at {address}"));
-        timeout(START_TIMEOUT, answers).await.map_err(late)?;
+        let timed_out = |_| CliError::other(format!("redis-server does not accept connections at {address}"));
+        timeout(START_TIMEOUT, connected).await.map_err(timed_out)?;
         Ok(server)
     }
 
@@ -76,26 +76,26 @@ impl Drop for RedisProcess {
     }
 }
 
-/// Waits until a proxy has found the store, and says so where that takes long.
+/// Waits until a proxy has reached the store, and prints a notice after [`NOTICE_TIMEOUT`].
 pub(super) async fn wait_for_store(app: &App) -> Result<(), CliError> {
-    let there = async {
-        let begun = Instant::now();
-        let mut said = false;
-        while let Some(trouble) = app.store_error() {
-            if begun.elapsed() > NOTICE_TIMEOUT && !std::mem::replace(&mut said, true) {
+    let reached = async {
+        let start = Instant::now();
+        let mut notified = false;
+        while let Some(error) = app.store_error() {
+            if start.elapsed() > NOTICE_TIMEOUT && !std::mem::replace(&mut notified, true) {
                 let seconds = START_TIMEOUT.as_secs();
-                eprintln!("wecom-proxy demo: waiting for Redis, for {seconds} s at most: {trouble}");
+                eprintln!("wecom-proxy demo: waiting for Redis, for {seconds} s at most: {error}");
             }
             sleep(POLL_INTERVAL).await;
         }
     };
-    timeout(START_TIMEOUT, there).await.map_err(|_| {
-        let trouble = app.store_error().unwrap_or_default();
-        CliError::other(format!("the proxies do not reach Redis: {trouble}"))
+    timeout(START_TIMEOUT, reached).await.map_err(|_| {
+        let error = app.store_error().unwrap_or_default();
+        CliError::other(format!("the proxies cannot reach Redis: {error}"))
     })
 }
 
-/// Gives each connection to the next proxy.
+/// Distributes connections over the proxies, round robin.
 pub(super) struct LoadBalancer {
     listener: TcpListener,
     address: SocketAddr,
@@ -103,9 +103,9 @@ pub(super) struct LoadBalancer {
 
 impl LoadBalancer {
     pub(super) async fn bind(listen: SocketAddr) -> Result<Self, CliError> {
-        let cannot = |error: io::Error| CliError::other(format!("cannot listen on {listen}: {error}"));
-        let listener = TcpListener::bind(listen).await.map_err(cannot)?;
-        let address = listener.local_addr().map_err(cannot)?;
+        let bind_error = |error: io::Error| CliError::other(format!("cannot listen on {listen}: {error}"));
+        let listener = TcpListener::bind(listen).await.map_err(bind_error)?;
+        let address = listener.local_addr().map_err(bind_error)?;
         Ok(Self { listener, address })
     }
 
@@ -113,7 +113,7 @@ impl LoadBalancer {
         self.address
     }
 
-    /// Serves until the program ends.
+    /// Spawns a task that serves until the program ends.
     pub(super) fn serve<'a>(self, proxies: impl Iterator<Item = &'a Address>) {
         let tcp = |address: &Address| match address {
             Address::Tcp(address) => Some(*address),
@@ -122,21 +122,21 @@ impl LoadBalancer {
         let mut next = proxies.filter_map(tcp).collect::<Vec<_>>().into_iter().cycle();
         tokio::spawn(async move {
             loop {
-                let Ok((mut caller, _)) = self.listener.accept().await else {
+                let Ok((mut client, _)) = self.listener.accept().await else {
                     sleep(POLL_INTERVAL).await;
                     continue;
                 };
                 let Some(proxy) = next.next() else { return };
                 tokio::spawn(async move {
                     let mut proxy = TcpStream::connect(proxy).await?;
-                    copy_bidirectional(&mut caller, &mut proxy).await
+                    copy_bidirectional(&mut client, &mut proxy).await
                 });
             }
         });
     }
 }
 
-/// What the proxies of one demo encrypt under.
+/// The key with which the demo's proxies encrypt the store's entries.
 pub(super) fn random_store_key() -> String {
     (0..4).map(|_| format!("{:016x}", getrandom::u64().unwrap_or_default())).collect()
 }

@@ -1,11 +1,11 @@
-//! The call that tries a token. It only reads, and needs no right but the token itself.
+//! The read-only call that checks a token. It needs no permission besides the token.
 
 use std::time::Duration;
 
 use serde_json::{Map, Value};
 use tokio::time::timeout;
 
-use super::Problem;
+use super::problem::Problem;
 use crate::{
     config::AgentConfig,
     secret::Masked,
@@ -13,15 +13,15 @@ use crate::{
     wecom::response::{GettokenError, parse_ok_response},
 };
 
-/// Most bytes of an answer. An app lists who may see it, one by one.
+/// Bounds the response's body: `agent/get` lists every member who may see the app.
 const MAX_RESPONSE_BYTES: usize = 1024 * 1024;
 
-/// Which call tries an agent's token.
+/// The call that checks an agent's token.
 pub(super) enum Probe {
-    /// `agent/get`: every app may read itself. It fails where the agentid is another app's, where this address is not
-    /// trusted, and where the app is closed.
+    /// `agent/get`, which every app may call for itself. Fails if the agentid is another app's, if this address is not a
+    /// trusted IP, or if the app is disabled.
     AgentGet(u64),
-    /// `get_api_domain_ip`: no right is needed, and no app named. It tries little more than the token.
+    /// `get_api_domain_ip`, which needs no agentid and no permission. It checks little more than the token.
     DomainIp,
 }
 
@@ -30,7 +30,7 @@ impl Probe {
         agent.agentid.map_or(Self::DomainIp, Self::AgentGet)
     }
 
-    /// The call's name, as WeCom's documents have it.
+    /// The call's name in WeCom's documentation.
     pub(super) fn name(&self) -> &'static str {
         match self {
             Self::AgentGet(_) => "agent/get",
@@ -46,37 +46,36 @@ impl Probe {
         Masked::new(format!("/cgi-bin/{}?{agentid}access_token={}", self.name(), token.expose()))
     }
 
-    /// Makes the call with `token`.
+    /// Sends the call with `token`.
     pub(super) async fn send(
         &self,
         upstream: &Upstream,
         token: &Masked,
-        patience: Duration,
+        call_timeout: Duration,
     ) -> Result<(), Problem> {
-        let late = |_| Problem::NoResponse(format!("no answer within {} s", patience.as_secs()));
-        let whole = timeout(patience, upstream.fetch_buffered(&self.target(token), MAX_RESPONSE_BYTES))
+        let timed_out = |_| Problem::NoResponse(format!("no response within {} s", call_timeout.as_secs()));
+        let fetched = timeout(call_timeout, upstream.fetch_buffered(&self.target(token), MAX_RESPONSE_BYTES))
             .await
-            .map_err(late)??;
-        let answer = parse_response(&whole, token)?;
-        match answer.get("close").and_then(Value::as_i64) {
+            .map_err(timed_out)??;
+        let response = parse_response(&fetched, token)?;
+        match response.get("close").and_then(Value::as_i64) {
             Some(1) => Err(Problem::AppDisabled),
             _ => Ok(()),
         }
     }
 }
 
-fn parse_response(whole: &Fetched, token: &Masked) -> Result<Map<String, Value>, Problem> {
-    let status = whole.status;
-    let senseless =
-        |what: &str| Problem::InvalidResponse(format!("it was answered with HTTP {status}, and {what}"));
-    let body = whole.body.as_ref().ok_or_else(|| senseless("it is longer than 1 MiB"))?;
+fn parse_response(fetched: &Fetched, token: &Masked) -> Result<Map<String, Value>, Problem> {
+    let status = fetched.status;
+    let invalid = |reason: &str| Problem::InvalidResponse(format!("HTTP {status}, {reason}"));
+    let body = fetched.body.as_ref().ok_or_else(|| invalid("longer than 1 MiB"))?;
     match parse_ok_response(body) {
-        Ok(answer) if status == 200 => Ok(answer),
-        Ok(_) => Err(senseless("without an errcode")),
-        // A gateway may say the URL back.
+        Ok(response) if status == 200 => Ok(response),
+        Ok(_) => Err(invalid("without an errcode")),
+        // A gateway may echo the URL, and with it the token.
         Err(GettokenError::Refused { errcode, errmsg }) => {
             Err(Problem::Refused { errcode, errmsg: errmsg.replace(token.expose(), "[masked]") })
         }
-        Err(_) => Err(senseless("it is not JSON")),
+        Err(_) => Err(invalid("not JSON")),
     }
 }

@@ -1,4 +1,4 @@
-//! What can be wrong with an agent, in words that hold no secret.
+//! Failures of an agent's check, with texts that contain no secret.
 
 use std::{fmt, net::IpAddr};
 
@@ -11,31 +11,31 @@ use crate::{
     },
 };
 
-/// What a gateway's page instead of WeCom's answer may come from.
-const WRONG_UPSTREAM_HINT: &str = "upstream.url or upstream.via may lead to something else than WeCom";
+/// The likely cause of a response that is not WeCom's, such as a gateway's HTML page.
+const WRONG_UPSTREAM_HINT: &str = "upstream.url or upstream.via may not point to WeCom";
 
-/// What is wrong.
+/// Why a check failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Problem {
     /// WeCom refused the call.
     Refused {
         /// WeCom's errcode.
         errcode: i64,
-        /// WeCom's words.
+        /// WeCom's errmsg.
         errmsg: String,
     },
-    /// No connection could be made: the name, the address, the egress proxy or TLS.
+    /// Connecting failed: DNS, TCP, egress proxy or TLS.
     Unreachable(String),
-    /// There was a connection, but no whole answer came in time.
+    /// Connected, but no complete response arrived in time.
     NoResponse(String),
-    /// What came is no answer of WeCom's.
+    /// The response is not one of WeCom's API.
     InvalidResponse(String),
-    /// The call succeeds, but says that the app is closed.
+    /// The call succeeds, but reports that the app is disabled.
     AppDisabled,
 }
 
 impl Problem {
-    /// One word for programs.
+    /// A stable identifier for programs.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Refused { .. } => "refused",
@@ -46,7 +46,7 @@ impl Problem {
         }
     }
 
-    /// WeCom's errcode, where it said one.
+    /// WeCom's errcode, if the response had one.
     pub fn errcode(&self) -> Option<i64> {
         match self {
             Self::Refused { errcode, .. } => Some(*errcode),
@@ -54,7 +54,7 @@ impl Problem {
         }
     }
 
-    /// What it means, what to do and where, if it is one of the common ones.
+    /// The meaning of the errcode and what to do, if it is a known one.
     pub fn explanation(&self) -> Option<&'static Explanation> {
         match self {
             Self::AppDisabled => errcode::explain(errcode::APP_DISABLED),
@@ -62,7 +62,7 @@ impl Problem {
         }
     }
 
-    /// The address that the call came from, as WeCom saw it.
+    /// The source address of the call, as WeCom saw it.
     pub fn source_address(&self) -> Option<IpAddr> {
         match self {
             Self::Refused { errmsg, .. } => caller_ip(errmsg),
@@ -75,20 +75,20 @@ impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Refused { errcode, errmsg } => write!(f, "errcode {errcode}: {errmsg}"),
-            Self::Unreachable(what) => write!(f, "WeCom cannot be reached: {what}"),
-            Self::NoResponse(what) => f.write_str(what),
-            Self::InvalidResponse(what) => write!(f, "{what}; {WRONG_UPSTREAM_HINT}"),
-            Self::AppDisabled => f.write_str("WeCom says that the app is closed"),
+            Self::Unreachable(cause) => write!(f, "WeCom cannot be reached: {cause}"),
+            Self::NoResponse(cause) => f.write_str(cause),
+            Self::InvalidResponse(cause) => write!(f, "{cause}; {WRONG_UPSTREAM_HINT}"),
+            Self::AppDisabled => f.write_str("WeCom reports the app as disabled"),
         }
     }
 }
 
 impl From<UpstreamErrorKind> for Problem {
-    fn from(flaw: UpstreamErrorKind) -> Self {
-        match flaw {
-            UpstreamErrorKind::Unreachable(why) => Self::Unreachable(why.to_string()),
+    fn from(error: UpstreamErrorKind) -> Self {
+        match error {
+            UpstreamErrorKind::Unreachable(cause) => Self::Unreachable(cause.to_string()),
             UpstreamErrorKind::InvalidHead(_) | UpstreamErrorKind::Framing(_) => {
-                Self::InvalidResponse(flaw.to_string())
+                Self::InvalidResponse(error.to_string())
             }
             other => Self::NoResponse(other.to_string()),
         }
@@ -99,7 +99,7 @@ impl From<FetchError> for Problem {
     fn from(error: FetchError) -> Self {
         match error {
             FetchError::Refused { errcode, errmsg } => Self::Refused { errcode, errmsg },
-            FetchError::Upstream(flaw) => flaw.into(),
+            FetchError::Upstream(error) => error.into(),
             FetchError::InvalidResponse { .. } => Self::InvalidResponse(error.to_string()),
             FetchError::TimedOut(_)
             | FetchError::OtherReplica(_)

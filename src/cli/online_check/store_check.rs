@@ -1,5 +1,5 @@
-//! The store that replicas share: whether it is reached and does what it will be asked for, and whether what lies there can
-//! be read.
+//! Checks the shared store: whether it is reachable, accepts the proxy's commands, and holds only entries that this key
+//! can decrypt.
 
 use std::time::Duration;
 
@@ -9,53 +9,54 @@ use tokio::{
 };
 
 use crate::{
-    config::{Config, RedisConfig, StoreConfig as Configured},
+    config::{Config, RedisConfig, StoreConfig},
     store::{Settings, Store},
     tokens::Credentials,
 };
 
-/// How long it may take to be there; longer than an attempt to connect.
+/// How long the first attempt to connect may take; longer than the store's own connect timeout.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(6);
-/// How often it is looked whether it is.
+/// How often the state of the first attempt is read.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
-/// Most agents whose token is looked for there.
+/// The number of agents whose stored token is checked.
 const MAX_AGENTS: usize = 1000;
 
-/// What was found of the store.
+/// The result of the store check.
 #[derive(Debug)]
 pub struct StoreFinding {
-    /// Where it is, by the configuration: hosts and ports.
+    /// Hosts and ports from the configuration.
     pub address: String,
     /// Why it cannot be used.
     pub error: Option<String>,
-    /// How many agents have a token there that can be read.
+    /// The number of agents with a stored token that this key can decrypt.
     pub readable: usize,
-    /// Those that have something there that cannot.
+    /// The agents with a stored entry that this key cannot decrypt.
     pub unreadable: Vec<String>,
-    /// How many agents it was looked for.
+    /// The number of agents checked.
     pub checked: usize,
-    /// How long all of it took.
+    /// The duration of the whole check.
     pub duration: Duration,
 }
 
-/// What to do about it.
+/// Advice for a store that fails the check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StoreHint {
-    /// One word for programs.
+    /// A stable identifier for programs.
     pub kind: &'static str,
-    /// In English.
+    /// The advice in English.
     pub action_en: &'static str,
-    /// In Chinese.
+    /// The advice in Chinese.
     pub action_zh: &'static str,
 }
 
-/// By a part of what the store or the connection to it says, in the order in which they are looked for.
+/// Hints by a substring of the error text. The first match counts: `authentication` and `tls` occur in later errors
+/// too.
 const HINTS: [(&[&str], StoreHint); 7] = [
     (
         &["NOAUTH", "WRONGPASS", "AuthenticationFailed", "Password authentication failed", "authentication"],
         StoreHint {
             kind: "password",
-            action_en: "put user and password into tokens.store as the server has them (ACL LIST shows its users)",
+            action_en: "set user and password in tokens.store to those of the server (ACL LIST shows its users)",
             action_zh: "在 tokens.store 中填写与服务器一致的 user 和 password（ACL LIST 可列出服务器的用户）",
         },
     ),
@@ -63,7 +64,7 @@ const HINTS: [(&[&str], StoreHint); 7] = [
         &["NOPERM", "no permissions", "can't run this command", "ACL failure"],
         StoreHint {
             kind: "rights",
-            action_en: "give the user what docs/scale.md lists under \"TLS and users\"",
+            action_en: "give the user the permissions that docs/scale.md lists under \"TLS and users\"",
             action_zh: "按 docs/scale.zh-CN.md 的“TLS 与用户”一节给该用户授权",
         },
     ),
@@ -71,7 +72,7 @@ const HINTS: [(&[&str], StoreHint); 7] = [
         &["certificate", "UnknownIssuer", "InvalidCertificate", "tls", "TLS"],
         StoreHint {
             kind: "certificate",
-            action_en: "name the authority that signed the server's certificate with ca_file, and the server as its certificate does",
+            action_en: "set ca_file to the CA that signed the server's certificate, and use the host name from that certificate",
             action_zh: "用 ca_file 指定签发服务器证书的 CA，地址须与证书中的名称一致",
         },
     ),
@@ -95,7 +96,7 @@ const HINTS: [(&[&str], StoreHint); 7] = [
         &["sentinel", "Sentinel"],
         StoreHint {
             kind: "sentinel",
-            action_en: "see whether these are sentinels, and know a master of this name (redis-cli -p 26379 SENTINEL MASTERS)",
+            action_en: "check that these are sentinels and that they know a master of this name (redis-cli -p 26379 SENTINEL MASTERS)",
             action_zh: "确认这些地址是哨兵，且知道该名称的主节点（redis-cli -p 26379 SENTINEL MASTERS）",
         },
     ),
@@ -103,7 +104,7 @@ const HINTS: [(&[&str], StoreHint); 7] = [
         &[""],
         StoreHint {
             kind: "unreachable",
-            action_en: "see whether Redis or Valkey runs there and this machine may connect to it (redis-cli -h HOST -p PORT PING)",
+            action_en: "check that Redis or Valkey runs there and that this machine may connect to it (redis-cli -h HOST -p PORT PING)",
             action_zh: "确认 Redis 或 Valkey 在该地址运行，且本机可以连接（redis-cli -h HOST -p PORT PING）",
         },
     ),
@@ -111,32 +112,32 @@ const HINTS: [(&[&str], StoreHint); 7] = [
 
 const KEY_MISMATCH_HINT: StoreHint = StoreHint {
     kind: "key",
-    action_en: "another key wrote it: give every replica the same tokens.store.key, and change it as docs/scale.md says; what is there is replaced or gone within two hours",
+    action_en: "the entries were written with another key: give every replica the same tokens.store.key, and change it as docs/scale.md says; the old entries are replaced or expire within two hours",
     action_zh: "这些内容是用另一把密钥写入的：所有副本须使用相同的 tokens.store.key，更换方法见 docs/scale.zh-CN.md；旧内容会在两小时内被替换或过期",
 };
 
 impl StoreFinding {
-    /// Whether it can be used, and all that is there be read.
+    /// Whether the store works and every checked entry can be decrypted.
     pub fn is_ok(&self) -> bool {
         self.error.is_none() && self.unreadable.is_empty()
     }
 
-    /// What to do, where something is wrong.
+    /// The advice, if the check failed.
     pub fn hint(&self) -> Option<StoreHint> {
         match &self.error {
-            Some(trouble) => HINTS
+            Some(error) => HINTS
                 .iter()
-                .find(|(parts, _)| parts.iter().any(|part| trouble.contains(part)))
+                .find(|(parts, _)| parts.iter().any(|part| error.contains(part)))
                 .map(|(_, hint)| *hint),
             None => (!self.unreadable.is_empty()).then_some(KEY_MISMATCH_HINT),
         }
     }
 }
 
-/// Tries the configured store, where there is one. It changes nothing there but two probes, which go by themselves.
+/// Checks the configured store, if there is one. Writes only two probe entries, which expire.
 pub(super) async fn check_store(config: &Config) -> Option<StoreFinding> {
-    let Configured::Redis(redis) = &config.tokens.store else { return None };
-    let began = Instant::now();
+    let StoreConfig::Redis(redis) = &config.tokens.store else { return None };
+    let start = Instant::now();
     let mut finding = StoreFinding {
         address: join_addresses(redis),
         error: None,
@@ -148,20 +149,20 @@ pub(super) async fn check_store(config: &Config) -> Option<StoreFinding> {
     match Settings::new(redis) {
         Err(error) => finding.error = Some(error.to_string()),
         Ok(settings) => {
-            let (store, _said) = Store::open(settings, &Handle::current());
-            let tried = async {
+            let (store, _events) = Store::open(settings, &Handle::current());
+            let attempted = async {
                 while !store.was_attempted() {
                     sleep(POLL_INTERVAL).await;
                 }
             };
-            let _ = timeout(CONNECT_TIMEOUT, tried).await;
+            let _ = timeout(CONNECT_TIMEOUT, attempted).await;
             if store.last_error().is_none() {
                 check_tokens(config, &store, &mut finding).await;
             }
             finding.error = store.last_error();
         }
     }
-    finding.duration = began.elapsed();
+    finding.duration = start.elapsed();
     Some(finding)
 }
 

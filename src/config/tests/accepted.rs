@@ -1,4 +1,4 @@
-//! What is accepted, and what it becomes.
+//! Valid files and the resulting configuration.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -34,7 +34,7 @@ fn agent_alone_gets_all_defaults() {
 
 #[test]
 fn listen_addresses_are_parsed() {
-    for (text, shown) in [
+    for (text, expected) in [
         ("\"[::1]:0\"", &["[::1]:0"][..]),
         ("\"localhost:80\"", &["127.0.0.1:80"]),
         ("[\"127.0.0.1:1\", \"unix:/run/x.sock\"]", &["127.0.0.1:1", "unix:/run/x.sock"]),
@@ -42,7 +42,7 @@ fn listen_addresses_are_parsed() {
     ] {
         let config = load_with_agent(&format!("server.listen = {text}"));
         let listen: Vec<_> = config.server.listen.iter().map(Address::to_string).collect();
-        assert_eq!(listen, shown);
+        assert_eq!(listen, expected);
     }
 }
 
@@ -140,19 +140,19 @@ fn otlp_protocol_follows_port_or_path() {
 #[test]
 fn paths_are_relative_to_config_file() {
     let text = format!(
-        "replay.dir = \"kept\"\nserver.listen = \"unix:x.sock\"\nupstream.ca_file = \"ca/root.pem\"\n{AGENT_TABLE}"
+        "replay.dir = \"bodies\"\nserver.listen = \"unix:x.sock\"\nupstream.ca_file = \"ca/root.pem\"\n{AGENT_TABLE}"
     );
-    let directory = directory_with(&[("proxy.toml", &text), ("kept/x", ""), ("ca/root.pem", "")]);
+    let directory = directory_with(&[("proxy.toml", &text), ("bodies/x", ""), ("ca/root.pem", "")]);
     let config = load_in(directory.path()).unwrap();
     let within = |path: &str| directory.path().join(path);
-    assert_eq!(config.replay.dir, Some(within("kept")));
+    assert_eq!(config.replay.dir, Some(within("bodies")));
     assert_eq!(config.upstream.ca_file, Some(within("ca/root.pem")));
     assert_eq!(config.server.listen, [Address::Unix(within("x.sock"))]);
     assert_eq!(config.path, within("proxy.toml") as PathBuf);
 }
 
 proptest! {
-    /// One wrong byte anywhere: no panic, and nothing hidden in what is said.
+    /// A wrong byte at any position causes no panic and no message that contains a secret.
     #[test]
     fn any_wrong_byte_never_panics_or_shows_secret(at in 0..1000usize, byte in any::<u8>()) {
         let text = "[server]\nlisten = \"127.0.0.1:0\"\nidle_timeout = \"5s\"\nmax_request_body = 5\n\
@@ -163,10 +163,10 @@ proptest! {
         bytes[at] = byte;
         let directory = directory_with(&[]);
         std::fs::write(directory.path().join("proxy.toml"), bytes).unwrap();
-        let said = match load_in(directory.path()) {
+        let message = match load_in(directory.path()) {
             Ok(config) => format!("{config:?}"),
             Err(error) => format!("{error} {error:?}"),
         };
-        prop_assert!(!said.contains("unter2-the-"), "{}", said);
+        prop_assert!(!message.contains("unter2-the-"), "{}", message);
     }
 }

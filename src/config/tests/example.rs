@@ -1,18 +1,18 @@
-//! The `proxy.toml` that is checked in: it loads, says what the defaults are, and leaves no setting out.
+//! The repository's `proxy.toml`: it loads, shows the defaults, and contains every setting.
 
 use super::{HASH, directory_with, env, load_in, load_text};
 use crate::config::*;
 
 const EXAMPLE: &str = include_str!("../../../proxy.toml");
 
-/// With every setting that is off switched on.
+/// The example with every commented-out setting enabled.
 fn example_with_all_settings() -> String {
-    let on = |line: &'static str| match line.strip_prefix('#') {
+    let uncomment = |line: &'static str| match line.strip_prefix('#') {
         Some(setting) if setting.starts_with(|c: char| c.is_ascii_lowercase() || c == '[') => setting,
         _ => line,
     };
-    // Its hashes are placeholders, which are refused.
-    EXAMPLE.lines().map(on).collect::<Vec<_>>().join("\n").replace(&"0".repeat(64), HASH)
+    // Its hashes are placeholders, which would be refused.
+    EXAMPLE.lines().map(uncomment).collect::<Vec<_>>().join("\n").replace(&"0".repeat(64), HASH)
 }
 
 #[test]
@@ -26,12 +26,12 @@ fn example_loads_without_warnings() {
 
 #[test]
 fn example_shows_defaults() {
-    let shown = load_text(EXAMPLE).unwrap();
-    let hr = "[agents.hr]\ncorpid = \"ww1234567890abcdef\"\nsecret = { env = \"HR\" }\n[admin]\n";
-    let silent = load_text(hr).unwrap();
+    let example = load_text(EXAMPLE).unwrap();
+    let minimal = "[agents.hr]\ncorpid = \"ww1234567890abcdef\"\nsecret = { env = \"HR\" }\n[admin]\n";
+    let defaults = load_text(minimal).unwrap();
     assert_eq!(
-        Config { path: PathBuf::new(), include_counts: silent.include_counts.clone(), ..shown },
-        Config { path: PathBuf::new(), ..silent }
+        Config { path: PathBuf::new(), include_counts: defaults.include_counts.clone(), ..example },
+        Config { path: PathBuf::new(), ..defaults }
     );
 }
 
@@ -65,7 +65,7 @@ fn example_contains_every_key() {
         for step in path.split('.').filter(|step| !step.is_empty()) {
             section = section[step].get_ref().as_table().unwrap();
         }
-        // A client has one of the two; the other is named in a comment.
+        // A client has either key_sha256 or key; the example mentions the other in a comment.
         let missing: Vec<_> = keys
             .iter()
             .filter(|key| !section.contains_key(**key) && (path, **key) != ("clients.billing", "key"))

@@ -1,4 +1,4 @@
-//! Files that include others.
+//! Files that include other files.
 
 use super::{AGENT_TABLE, directory_with, load_error, load_in};
 
@@ -32,7 +32,7 @@ fn include_pattern_may_match_no_file() {
 #[test]
 fn include_error_names_included_file() {
     let main = format!("include = [\n  \"d/*.toml\",\n]\n{AGENT_TABLE}");
-    for (included, said) in [
+    for (included, expected) in [
         ("x = 1", "d/a.toml:1: x: unknown key \"x\"; allowed: agents, clients"),
         (
             "[client.a]",
@@ -40,16 +40,13 @@ fn include_error_names_included_file() {
         ),
         (
             "\n[log]",
-            "d/a.toml:2: log: belongs in the main file; an included one holds only [agents.*] and [clients.*]",
+            "d/a.toml:2: log: belongs in the main file; an included file contains only [agents.*] and [clients.*]",
         ),
         (
             "include = []",
-            "d/a.toml:1: include: belongs in the main file; an included one holds only [agents.*] and [clients.*]",
+            "d/a.toml:1: include: belongs in the main file; an included file contains only [agents.*] and [clients.*]",
         ),
-        (
-            "\n[agents.hr]",
-            "d/a.toml:2: agents.hr: stands in proxy.toml:4 already; give one of them another name",
-        ),
+        ("\n[agents.hr]", "d/a.toml:2: agents.hr: is already defined in proxy.toml:4; rename one of them"),
         (
             "[agents.x]",
             "d/a.toml:1: agents.x.corpid: is missing; write one like corpid = \"ww1234567890abcdef\"",
@@ -59,22 +56,22 @@ fn include_error_names_included_file() {
             "d/a.toml:1: is not valid TOML: unquoted keys cannot be empty, expected letters, numbers, `-`, `_`",
         ),
     ] {
-        assert_eq!(load_error(&[("proxy.toml", &main), ("d/a.toml", included)]), said);
+        assert_eq!(load_error(&[("proxy.toml", &main), ("d/a.toml", included)]), expected);
     }
 }
 
 #[test]
 fn missing_or_invalid_include_is_refused() {
-    for (include, said) in [
+    for (include, expected) in [
         ("\"d/a.toml\"", "proxy.toml:1: include: there is no file \"d/a.toml\""),
         ("[\"d\"]", "proxy.toml:1: include[0]: d: cannot be read: Is a directory (os error 21)"),
         (
             "[\"*/a.toml\"]",
-            "proxy.toml:1: include[0]: \"*/a.toml\" cannot be followed; a * may stand in the file's name only",
+            "proxy.toml:1: include[0]: \"*/a.toml\" is not supported; only the file name may contain a *",
         ),
         (
             "[\"d/**\"]",
-            "proxy.toml:1: include[0]: \"d/**\" cannot be followed; a * may stand in the file's name only",
+            "proxy.toml:1: include[0]: \"d/**\" is not supported; only the file name may contain a *",
         ),
         (
             "7",
@@ -82,6 +79,6 @@ fn missing_or_invalid_include_is_refused() {
         ),
     ] {
         let main = format!("include = {include}\n{AGENT_TABLE}");
-        assert_eq!(load_error(&[("proxy.toml", &main), ("d/x", "")]), said);
+        assert_eq!(load_error(&[("proxy.toml", &main), ("d/x", "")]), expected);
     }
 }

@@ -1,7 +1,7 @@
-//! Characters that a viewer of the log does not see, or that change how it shows the rest of the line.
+//! Characters that are invisible in a log viewer or change how it shows the rest of a line.
 
-/// Whether a character is escaped in the log: control characters (C0, DEL, C1), bidirectional controls, what has no width,
-/// what looks like a space, line and paragraph separators, and tags.
+/// Whether a character is escaped in the log: control characters (C0, DEL, C1), bidirectional controls, zero-width
+/// characters, characters that look like a space, line and paragraph separators, and tags.
 pub(crate) fn is_invisible(char: char) -> bool {
     char.is_control()
         || matches!(char,
@@ -11,7 +11,7 @@ pub(crate) fn is_invisible(char: char) -> bool {
             | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}')
 }
 
-/// Appends a character as JSON writes it in a string: `\u202e`, above U+FFFF as two of them.
+/// Appends a JSON escape such as `\u202e`; a surrogate pair above U+FFFF.
 pub(crate) fn escape_json(out: &mut Vec<u8>, char: char) {
     const HEX: &[u8; 16] = b"0123456789abcdef";
     for unit in char.encode_utf16(&mut [0; 2]) {

@@ -1,4 +1,4 @@
-//! A line's looks: the same as those of every other line of the log, whose names, order and quoting it keeps.
+//! Formats a line exactly as tracing-subscriber formats other log lines: same names, order and quoting.
 
 use std::{
     io::Write,
@@ -8,7 +8,7 @@ use std::{
 
 use super::{AccessLogEntry, Level, escape_json, is_invisible};
 
-/// A field's name with what stands around it, in each layout and in the layouts' order.
+/// A field's name with its delimiters, for each [`Layout`] in its order.
 struct FieldName([&'static str; 3]);
 
 macro_rules! field_name {
@@ -21,24 +21,24 @@ macro_rules! field_name {
     };
 }
 
-/// How lines look.
+/// The format of lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Layout {
     /// Text.
     Plain,
     /// Text for a terminal.
     Coloured,
-    /// A JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
 impl Layout {
-    /// Appends the line and its end.
-    pub(super) fn format(self, out: &mut Vec<u8>, time: &[u8], line: &AccessLogEntry<'_>) {
-        let mut pen = Formatter { out, layout: self };
-        pen.write_prefix(time, line.level);
-        pen.write_fields(line);
-        pen.write_suffix();
+    /// Appends the line and its newline.
+    pub(super) fn format(self, out: &mut Vec<u8>, time: &[u8], entry: &AccessLogEntry<'_>) {
+        let mut formatter = Formatter { out, layout: self };
+        formatter.write_prefix(time, entry.level);
+        formatter.write_fields(entry);
+        formatter.write_suffix();
     }
 }
 
@@ -48,30 +48,30 @@ struct Formatter<'a> {
 }
 
 impl Formatter<'_> {
-    fn write_fields(&mut self, line: &AccessLogEntry<'_>) {
-        self.write_text(field_name!("request_id"), line.request_id);
-        self.write_optional_text(field_name!("trace_id"), line.trace_id);
-        if let Some(peer) = line.peer {
+    fn write_fields(&mut self, entry: &AccessLogEntry<'_>) {
+        self.write_text(field_name!("request_id"), entry.request_id);
+        self.write_optional_text(field_name!("trace_id"), entry.trace_id);
+        if let Some(peer) = entry.peer {
             self.write_address(field_name!("peer"), peer);
         }
-        self.write_optional_text(field_name!("client"), line.client);
-        self.write_optional_text(field_name!("agent"), line.agent);
-        self.write_bare(field_name!("method"), line.method);
-        self.write_text(field_name!("path"), line.path);
-        self.write_number(field_name!("status"), u64::from(line.status));
-        self.write_optional_errcode(field_name!("errcode"), line.errcode);
-        self.write_optional_errcode(field_name!("retried"), line.retried);
-        self.write_optional_text(field_name!("error"), line.error);
-        self.write_optional_text(field_name!("reason"), line.reason);
-        if let Some(bytes) = line.request_bytes {
+        self.write_optional_text(field_name!("client"), entry.client);
+        self.write_optional_text(field_name!("agent"), entry.agent);
+        self.write_bare(field_name!("method"), entry.method);
+        self.write_text(field_name!("path"), entry.path);
+        self.write_number(field_name!("status"), u64::from(entry.status));
+        self.write_optional_errcode(field_name!("errcode"), entry.errcode);
+        self.write_optional_errcode(field_name!("retried"), entry.retried);
+        self.write_optional_text(field_name!("error"), entry.error);
+        self.write_optional_text(field_name!("reason"), entry.reason);
+        if let Some(bytes) = entry.request_bytes {
             self.write_number(field_name!("request_bytes"), bytes);
         }
-        self.write_number(field_name!("bytes"), line.response_bytes);
-        self.write_bool(field_name!("whole"), line.complete);
-        self.write_milliseconds(field_name!("token_ms"), line.token_time);
-        self.write_milliseconds(field_name!("upstream_ms"), line.upstream_time);
-        self.write_milliseconds(field_name!("total_ms"), line.total_time);
-        self.write_optional_text(field_name!("hint"), line.hint);
+        self.write_number(field_name!("bytes"), entry.response_bytes);
+        self.write_bool(field_name!("whole"), entry.complete);
+        self.write_milliseconds(field_name!("token_ms"), entry.token_time);
+        self.write_milliseconds(field_name!("upstream_ms"), entry.upstream_time);
+        self.write_milliseconds(field_name!("total_ms"), entry.total_time);
+        self.write_optional_text(field_name!("hint"), entry.hint);
     }
 
     fn write_prefix(&mut self, time: &[u8], level: Level) {
@@ -97,24 +97,24 @@ impl Formatter<'_> {
         self.out.extend_from_slice(end);
     }
 
-    fn write_name(&mut self, label: &FieldName) {
-        self.out.extend_from_slice(label.0[self.layout as usize].as_bytes());
+    fn write_name(&mut self, name: &FieldName) {
+        self.out.extend_from_slice(name.0[self.layout as usize].as_bytes());
     }
 
-    fn write_optional_text(&mut self, label: &FieldName, text: Option<&str>) {
+    fn write_optional_text(&mut self, name: &FieldName, text: Option<&str>) {
         if let Some(text) = text {
-            self.write_text(label, text);
+            self.write_text(name, text);
         }
     }
 
-    fn write_text(&mut self, label: &FieldName, text: &str) {
-        self.write_name(label);
+    fn write_text(&mut self, name: &FieldName, text: &str) {
+        self.write_name(name);
         self.write_quoted(text);
     }
 
-    /// A word that needs no quotes where the line is text.
-    fn write_bare(&mut self, label: &FieldName, word: &str) {
-        self.write_name(label);
+    /// A word without quotes in a text line, unless it needs them.
+    fn write_bare(&mut self, name: &FieldName, word: &str) {
+        self.write_name(name);
         let is_word = needs_no_escaping(word) && !word.is_empty() && !word.contains(' ');
         if is_word && self.layout != Layout::Json {
             self.out.extend_from_slice(word.as_bytes());
@@ -123,60 +123,60 @@ impl Formatter<'_> {
         }
     }
 
-    fn write_address(&mut self, label: &FieldName, address: IpAddr) {
-        self.write_name(label);
+    fn write_address(&mut self, name: &FieldName, address: IpAddr) {
+        self.write_name(name);
         let quote: &[u8] = if self.layout == Layout::Json { b"\"" } else { b"" };
         self.out.extend_from_slice(quote);
         match address {
             IpAddr::V4(address) => write_ipv4(self.out, address),
-            // A Vec takes whatever is written.
+            // Writing to a Vec cannot fail.
             IpAddr::V6(address) => _ = write!(self.out, "{address}"),
         }
         self.out.extend_from_slice(quote);
     }
 
-    fn write_number(&mut self, label: &FieldName, number: u64) {
-        self.write_name(label);
+    fn write_number(&mut self, name: &FieldName, number: u64) {
+        self.write_name(name);
         write_decimal(self.out, number, 1);
     }
 
-    fn write_optional_errcode(&mut self, label: &FieldName, errcode: Option<i64>) {
+    fn write_optional_errcode(&mut self, name: &FieldName, errcode: Option<i64>) {
         let Some(errcode) = errcode else { return };
-        self.write_name(label);
+        self.write_name(name);
         if errcode < 0 {
             self.out.push(b'-');
         }
         write_decimal(self.out, errcode.unsigned_abs(), 1);
     }
 
-    fn write_bool(&mut self, label: &FieldName, flag: bool) {
-        self.write_name(label);
+    fn write_bool(&mut self, name: &FieldName, flag: bool) {
+        self.write_name(name);
         self.out.extend_from_slice(if flag { b"true" } else { b"false" });
     }
 
-    /// Three decimals, the last one rounded.
-    fn write_milliseconds(&mut self, label: &FieldName, duration: Duration) {
-        self.write_name(label);
+    /// Milliseconds, rounded to three decimals.
+    fn write_milliseconds(&mut self, name: &FieldName, duration: Duration) {
+        self.write_name(name);
         let micros = u64::try_from((duration.as_nanos() + 500) / 1000).unwrap_or(u64::MAX);
         write_decimal(self.out, micros / 1000, 1);
         self.out.push(b'.');
         write_decimal(self.out, micros % 1000, 3);
     }
 
-    /// Between quotes, with escapes for whatever could end the line, the quotes or a terminal's patience.
+    /// A quoted text, with escapes for quotes, line ends and control characters.
     fn write_quoted(&mut self, text: &str) {
         if !needs_no_escaping(text) {
-            return self.escaped(text);
+            return self.write_escaped(text);
         }
         self.out.push(b'"');
         self.out.extend_from_slice(text.as_bytes());
         self.out.push(b'"');
     }
 
-    /// Apart from the plain case, which would save the registers that only this one uses.
+    /// Not inlined, so that the common case does not save the registers that only this one uses.
     #[cold]
     #[inline(never)]
-    fn escaped(&mut self, text: &str) {
+    fn write_escaped(&mut self, text: &str) {
         match self.layout {
             Layout::Json => write_json_string(self.out, text),
             _ => write_debug_string(self.out, text),
@@ -184,30 +184,30 @@ impl Formatter<'_> {
     }
 }
 
-/// Bytes judged at once: a register of SSE2.
-const CHUNK: usize = 16;
+/// The bytes checked at once: an SSE2 register.
+const CHUNK_BYTES: usize = 16;
 
-/// Whether a text is the same within quotes as without. Looks at every byte, which is faster than to stop at one; the last
-/// chunk overlaps the one before it, for single bytes cost more than a chunk.
+/// Whether a text needs no escapes in quotes. Checks every byte without an early exit, which lets LLVM vectorise. The
+/// last chunk overlaps the one before it, because single bytes cost more than a chunk.
 fn needs_no_escaping(text: &str) -> bool {
     let bytes = text.as_bytes();
-    match bytes.last_chunk::<CHUNK>() {
+    match bytes.last_chunk::<CHUNK_BYTES>() {
         Some(last) => bytes
             .as_chunks()
             .0
             .iter()
-            .fold(are_plain(last), |so_far, chunk: &[u8; CHUNK]| so_far & are_plain(chunk)),
+            .fold(are_plain(last), |all_plain, chunk: &[u8; CHUNK_BYTES]| all_plain & are_plain(chunk)),
         None => are_plain(bytes),
     }
 }
 
 #[inline(always)]
 fn are_plain(bytes: &[u8]) -> bool {
-    let plain = |byte: u8| matches!(byte, b' '..=b'~') & (byte != b'"') & (byte != b'\\');
-    bytes.iter().fold(true, |so_far, byte| so_far & plain(*byte))
+    let is_plain = |byte: u8| matches!(byte, b' '..=b'~') & (byte != b'"') & (byte != b'\\');
+    bytes.iter().fold(true, |all_plain, byte| all_plain & is_plain(*byte))
 }
 
-/// As Rust's `Debug` writes it, which does not escape all that is invisible.
+/// Writes `text` as Rust's `Debug`, and escapes the invisible characters that `Debug` does not.
 fn write_debug_string(out: &mut Vec<u8>, text: &str) {
     for char in format!("{text:?}").chars() {
         if is_invisible(char) {
@@ -243,11 +243,11 @@ fn write_ipv4(out: &mut Vec<u8>, address: Ipv4Addr) {
     }
 }
 
-/// A number with so many digits at least.
-fn write_decimal(out: &mut Vec<u8>, number: u64, least: usize) {
+/// A number with at least `min_digits` digits.
+fn write_decimal(out: &mut Vec<u8>, number: u64, min_digits: usize) {
     let mut buffer = itoa::Buffer::new();
     let digits = buffer.format(number).as_bytes();
-    out.extend((digits.len()..least).map(|_| b'0'));
+    out.extend((digits.len()..min_digits).map(|_| b'0'));
     out.extend_from_slice(digits);
 }
 
@@ -256,13 +256,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_text_is_plain_only_if_every_byte_is() {
+    fn needs_no_escaping_checks_every_byte() {
         for length in 0..50 {
             let text = "a".repeat(length);
             assert!(needs_no_escaping(&text), "{length}");
             for at in 0..length {
-                for odd in ["\"", "\\", "\n", "\x7f", "\u{e9}"] {
-                    let other = [&text[..at], odd, &text[at + 1..]].concat();
+                for special in ["\"", "\\", "\n", "\x7f", "\u{e9}"] {
+                    let other = [&text[..at], special, &text[at + 1..]].concat();
                     assert!(!needs_no_escaping(&other), "{at} of {length}");
                 }
             }

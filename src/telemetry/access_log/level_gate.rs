@@ -1,4 +1,4 @@
-//! Whether anybody listens to the access log: what `tracing` would do with a line, asked without making one.
+//! Whether `tracing` would record an access log line, decided without creating an event.
 
 use tracing::{
     Callsite, Level, Metadata,
@@ -8,10 +8,11 @@ use tracing::{
     metadata::Kind,
 };
 
-/// The target under which `RUST_LOG` knows the lines.
+/// The target of the lines in `RUST_LOG`.
 const TARGET: &str = "access";
 
-/// Lines of one level. The subscriber's verdict is kept here and changed by it when its filter changes.
+/// The callsite of one level. It caches the subscriber's interest, which the subscriber updates when its filter
+/// changes.
 pub(super) struct LevelGate(&'static DefaultCallsite);
 
 pub(super) static INFO: LevelGate = LevelGate(&INFO_CALLSITE);
@@ -22,16 +23,17 @@ static WARN_CALLSITE: DefaultCallsite = DefaultCallsite::new(&WARN_METADATA);
 static INFO_METADATA: Metadata<'static> = metadata(Level::INFO, &INFO_CALLSITE);
 static WARN_METADATA: Metadata<'static> = metadata(Level::WARN, &WARN_CALLSITE);
 
-const fn metadata(level: Level, site: &'static DefaultCallsite) -> Metadata<'static> {
-    let fields = FieldSet::new(&[], Identifier(site));
+const fn metadata(level: Level, callsite: &'static DefaultCallsite) -> Metadata<'static> {
+    let fields = FieldSet::new(&[], Identifier(callsite));
     Metadata::new("request", TARGET, level, None, None, None, fields, Kind::EVENT)
 }
 
 impl LevelGate {
-    /// Costs next to nothing unless a filter must be asked each time.
+    /// One atomic load, unless the subscriber must be called for each event.
     pub(super) fn is_enabled(&self) -> bool {
-        let verdict = self.0.interest();
-        verdict.is_always()
-            || (!verdict.is_never() && dispatcher::get_default(|log| log.enabled(self.0.metadata())))
+        let interest = self.0.interest();
+        interest.is_always()
+            || (!interest.is_never()
+                && dispatcher::get_default(|dispatch| dispatch.enabled(self.0.metadata())))
     }
 }

@@ -1,4 +1,4 @@
-//! What lines look like, and how they get out.
+//! Format of lines, and buffering, dropping and flushing.
 
 use std::{
     io::ErrorKind,
@@ -13,14 +13,14 @@ use tracing_subscriber::{EnvFilter, fmt::MakeWriter, layer::SubscriberExt, reloa
 use super::*;
 use crate::config;
 
-/// Longer than anything here takes on a busy machine.
+/// Longer than any wait here takes on a busy machine.
 const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
 fn log_config(format: LogFormat) -> LogConfig {
     LogConfig { format, level: config::LogLevel::Info, access: true }
 }
 
-/// A line about the request with this id.
+/// The entry of a request with this id.
 fn entry(request_id: &str) -> AccessLogEntry<'_> {
     AccessLogEntry {
         level: Level::Info,
@@ -48,15 +48,15 @@ fn entry(request_id: &str) -> AccessLogEntry<'_> {
     }
 }
 
-fn format_entry(layout: Layout, line: &AccessLogEntry<'_>) -> String {
+fn format_entry(layout: Layout, entry: &AccessLogEntry<'_>) -> String {
     let mut out = Vec::new();
-    layout.format(&mut out, TimestampCache::default().format(SystemTime::UNIX_EPOCH), line);
+    layout.format(&mut out, TimestampCache::default().format(SystemTime::UNIX_EPOCH), entry);
     String::from_utf8(out).expect("UTF-8")
 }
 
 #[test]
 fn format_writes_fields_in_order() {
-    let line = AccessLogEntry {
+    let entry = AccessLogEntry {
         level: Level::Warn,
         trace_id: Some("4bf92f3577b34da6a3ce929d0e0e4736"),
         peer: Some(IpAddr::from([192, 0, 2, 10])),
@@ -82,7 +82,7 @@ fn format_writes_fields_in_order() {
         "error=\"upstream-broke\" reason=\"WeCom said:\\n没有\" request_bytes=4096 bytes=18446744073709551615 whole=false ",
         "token_ms=0.000 upstream_ms=1.499 total_ms=61002.000\n"
     );
-    assert_eq!(format_entry(Layout::Plain, &line), text);
+    assert_eq!(format_entry(Layout::Plain, &entry), text);
     let json = concat!(
         r#"{"timestamp":"1970-01-01T00:00:00.000000Z","level":"WARN","message":"request","request_id":"a-1","trace_id":"4bf92f3577b34da6a3ce929d0e0e4736","#,
         r#""peer":"192.0.2.10","client":"billing","agent":"hr","method":"POST","path":"/hr/cgi-bin/\"x\"","#,
@@ -91,10 +91,10 @@ fn format_writes_fields_in_order() {
         r#""total_ms":61002.000,"target":"access"}"#,
         "\n"
     );
-    assert_eq!(format_entry(Layout::Json, &line), json);
+    assert_eq!(format_entry(Layout::Json, &entry), json);
 }
 
-/// All that a line holds, owned.
+/// An owned [`AccessLogEntry`].
 #[derive(Debug)]
 struct OwnedEntry {
     warn: bool,
@@ -141,10 +141,10 @@ impl OwnedEntry {
     }
 }
 
-/// Any line whose texts are like this.
+/// Any entry whose texts match the regular expression `text`.
 fn any_entry(text: &'static str, method: &'static str) -> impl Strategy<Value = OwnedEntry> {
     let peer = option::of(any::<IpAddr>());
-    // tracing shows no zeros at the end; with another digit there, both show three.
+    // tracing omits zeros at the end; with another digit there, both formats write three decimals.
     let micros = (0..1u64 << 40).prop_map(|number| number / 10 * 10 + 1 + number % 9);
     let texts = (prop::array::uniform2(text), method, prop::array::uniform5(option::of(text)), peer);
     let numbers = (
@@ -155,7 +155,7 @@ fn any_entry(text: &'static str, method: &'static str) -> impl Strategy<Value = 
     (texts, numbers, prop::array::uniform3(micros)).prop_map(
         |(
             (texts, method, names, peer),
-            ((warn, status, whole), errcodes, (request_bytes, bytes)),
+            ((warn, status, complete), errcodes, (request_bytes, response_bytes)),
             micros,
         )| OwnedEntry {
             warn,
@@ -166,14 +166,14 @@ fn any_entry(text: &'static str, method: &'static str) -> impl Strategy<Value = 
             status,
             errcodes,
             request_bytes,
-            response_bytes: bytes,
-            complete: whole,
+            response_bytes,
+            complete,
             micros,
         },
     )
 }
 
-/// Takes what a subscriber writes.
+/// Collects the output of a subscriber.
 #[derive(Clone, Default)]
 struct SharedOutput(Arc<Mutex<Vec<u8>>>);
 
@@ -195,50 +195,50 @@ impl MakeWriter<'_> for SharedOutput {
     }
 }
 
-/// The line as the subscriber of all other lines would lay it out.
-fn format_with_tracing(layout: Layout, line: &AccessLogEntry<'_>) -> String {
-    let page = SharedOutput::default();
-    let log = tracing_subscriber::fmt().with_writer(page.clone()).with_ansi(layout == Layout::Coloured);
+/// The line as tracing-subscriber, which formats all other lines, would format it.
+fn format_with_tracing(layout: Layout, entry: &AccessLogEntry<'_>) -> String {
+    let output = SharedOutput::default();
+    let log = tracing_subscriber::fmt().with_writer(output.clone()).with_ansi(layout == Layout::Coloured);
     let milliseconds = |duration: Duration| (duration.as_secs_f64() * 1e6).round() / 1e3;
-    macro_rules! tell {
+    macro_rules! log_entry {
         ($level:ident) => {
             tracing::$level!(
                 target: "access",
-                request_id = line.request_id,
-                peer = line.peer.map(tracing::field::display),
-                client = line.client,
-                agent = line.agent,
-                method = %line.method,
-                path = line.path,
-                status = line.status,
-                errcode = line.errcode,
-                retried = line.retried,
-                error = line.error,
-                reason = line.reason,
-                request_bytes = line.request_bytes,
-                bytes = line.response_bytes,
-                whole = line.complete,
-                token_ms = milliseconds(line.token_time),
-                upstream_ms = milliseconds(line.upstream_time),
-                total_ms = milliseconds(line.total_time),
-                hint = line.hint,
+                request_id = entry.request_id,
+                peer = entry.peer.map(tracing::field::display),
+                client = entry.client,
+                agent = entry.agent,
+                method = %entry.method,
+                path = entry.path,
+                status = entry.status,
+                errcode = entry.errcode,
+                retried = entry.retried,
+                error = entry.error,
+                reason = entry.reason,
+                request_bytes = entry.request_bytes,
+                bytes = entry.response_bytes,
+                whole = entry.complete,
+                token_ms = milliseconds(entry.token_time),
+                upstream_ms = milliseconds(entry.upstream_time),
+                total_ms = milliseconds(entry.total_time),
+                hint = entry.hint,
                 "request"
             )
         };
     }
-    let tell = || match line.level {
-        Level::Info => tell!(info),
-        Level::Warn => tell!(warn),
+    let log_entry = || match entry.level {
+        Level::Info => log_entry!(info),
+        Level::Warn => log_entry!(warn),
     };
     if layout == Layout::Json {
-        tracing::subscriber::with_default(log.json().flatten_event(true).finish(), tell);
+        tracing::subscriber::with_default(log.json().flatten_event(true).finish(), log_entry);
     } else {
-        tracing::subscriber::with_default(log.finish(), tell);
+        tracing::subscriber::with_default(log.finish(), log_entry);
     }
-    String::from_utf8(lock(&page.0).clone()).expect("UTF-8")
+    String::from_utf8(lock(&output.0).clone()).expect("UTF-8")
 }
 
-/// A line without its time, which stands between the same characters in ours and in theirs.
+/// The line without its timestamp.
 fn without_timestamp(line: &str) -> String {
     let year = line.find("-").expect("a date") - 4;
     format!("{}{}", &line[..year], &line[year + "1970-01-01T00:00:00.000000Z".len()..])
@@ -248,62 +248,62 @@ const METHOD: &str = "[A-Z!#$%&'*+.^_`|~-]{1,9}";
 
 proptest! {
     #[test]
-    fn format_matches_tracing(told in any_entry("[ -~]{0,40}", METHOD)) {
+    fn format_matches_tracing(generated in any_entry("[ -~]{0,40}", METHOD)) {
         for layout in [Layout::Plain, Layout::Coloured, Layout::Json] {
-            let (ours, theirs) = (format_entry(layout, &told.as_entry()), format_with_tracing(layout, &told.as_entry()));
-            prop_assert_eq!(without_timestamp(&ours), without_timestamp(&theirs));
+            let (actual, expected) = (format_entry(layout, &generated.as_entry()), format_with_tracing(layout, &generated.as_entry()));
+            prop_assert_eq!(without_timestamp(&actual), without_timestamp(&expected));
         }
     }
 
     #[test]
-    fn quoting_matches_tracing(told in any_entry(".*|[\\x00-\\xff]{0,9}", METHOD)) {
-        let (ours, theirs) = (format_entry(Layout::Plain, &told.as_entry()), format_with_tracing(Layout::Plain, &told.as_entry()));
-        prop_assert_eq!(without_timestamp(&ours), without_timestamp(&theirs));
+    fn quoting_matches_tracing(generated in any_entry(".*|[\\x00-\\xff]{0,9}", METHOD)) {
+        let (actual, expected) = (format_entry(Layout::Plain, &generated.as_entry()), format_with_tracing(Layout::Plain, &generated.as_entry()));
+        prop_assert_eq!(without_timestamp(&actual), without_timestamp(&expected));
     }
 
     #[test]
-    fn json_fields_match_tracing(told in any_entry(".*|[\\x00-\\xff]{0,9}|\\PC*", METHOD)) {
-        let [ours, theirs] = [format_entry(Layout::Json, &told.as_entry()), format_with_tracing(Layout::Json, &told.as_entry())]
+    fn json_fields_match_tracing(generated in any_entry(".*|[\\x00-\\xff]{0,9}|\\PC*", METHOD)) {
+        let [actual, expected] = [format_entry(Layout::Json, &generated.as_entry()), format_with_tracing(Layout::Json, &generated.as_entry())]
             .map(|line| serde_json::from_str::<serde_json::Map<_, _>>(&line).expect("JSON"));
-        for (name, value) in theirs.iter().filter(|(name, _)| *name != "timestamp") {
-            prop_assert_eq!(ours.get(name), Some(value));
+        for (name, value) in expected.iter().filter(|(name, _)| *name != "timestamp") {
+            prop_assert_eq!(actual.get(name), Some(value));
         }
-        prop_assert_eq!(ours.len(), theirs.len());
+        prop_assert_eq!(actual.len(), expected.len());
     }
 
     #[test]
-    fn format_escapes_control_characters(told in any_entry("(?s).*|[\\x00-\\xff]{0,9}", "(?s).*")) {
+    fn format_escapes_control_characters(generated in any_entry("(?s).*|[\\x00-\\xff]{0,9}", "(?s).*")) {
         for layout in [Layout::Plain, Layout::Json] {
-            let line = format_entry(layout, &told.as_entry());
+            let line = format_entry(layout, &generated.as_entry());
             let body = line.strip_suffix('\n').expect("an end");
             prop_assert!(!body.contains(char::is_control), "{:?}", body);
         }
-        let line = format_entry(Layout::Json, &told.as_entry());
+        let line = format_entry(Layout::Json, &generated.as_entry());
         let line: serde_json::Value = serde_json::from_str(&line).expect("JSON");
-        prop_assert_eq!(&line["request_id"], &told.texts[0]);
-        prop_assert_eq!(&line["method"], &told.method);
-        prop_assert_eq!(line["reason"].as_str(), told.names[3].as_deref());
+        prop_assert_eq!(&line["request_id"], &generated.texts[0]);
+        prop_assert_eq!(&line["method"], &generated.method);
+        prop_assert_eq!(line["reason"].as_str(), generated.names[3].as_deref());
     }
 }
 
 #[test]
 fn format_writes_ipv6_peer() {
-    let line = AccessLogEntry { peer: Some(Ipv6Addr::LOCALHOST.into()), ..entry("a-1") };
-    assert!(format_entry(Layout::Plain, &line).contains(" peer=::1 "));
-    assert!(format_entry(Layout::Json, &line).contains(r#","peer":"::1","#));
+    let entry = AccessLogEntry { peer: Some(Ipv6Addr::LOCALHOST.into()), ..entry("a-1") };
+    assert!(format_entry(Layout::Plain, &entry).contains(" peer=::1 "));
+    assert!(format_entry(Layout::Json, &entry).contains(r#","peer":"::1","#));
 }
 
-/// An output whose every write waits until the test takes it or is gone; each is answered as the test wants.
+/// An output whose every write blocks until the test completes it with a result, or ends.
 struct BlockingOutput(Sender<(String, Sender<io::Result<usize>>)>);
 
 impl Write for BlockingOutput {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let (answer, answered) = mpsc::channel();
-        let text = String::from_utf8(bytes.to_vec()).expect("whole lines");
-        if self.0.send((text, answer)).is_ok()
-            && let Ok(answer) = answered.recv()
+        let (result, results) = mpsc::channel();
+        let text = String::from_utf8(bytes.to_vec()).expect("complete lines");
+        if self.0.send((text, result)).is_ok()
+            && let Ok(result) = results.recv()
         {
-            return answer;
+            return result;
         }
         Ok(bytes.len())
     }
@@ -313,37 +313,37 @@ impl Write for BlockingOutput {
     }
 }
 
-/// The other end of an [`Output`].
+/// The test's end of a [`BlockingOutput`].
 struct OutputReader(Receiver<(String, Sender<io::Result<usize>>)>);
 
 impl OutputReader {
-    /// The next write, which goes on waiting.
+    /// The next write, which stays blocked.
     #[track_caller]
     fn next_write(&self) -> (String, Sender<io::Result<usize>>) {
         self.0.recv_timeout(TEST_TIMEOUT).expect("a write")
     }
 
-    /// The next write, which is taken whole.
+    /// Completes the next write with all its bytes.
     #[track_caller]
     fn accept_write(&self) -> String {
         self.complete_write(|text| Ok(text.len()))
     }
 
     #[track_caller]
-    fn complete_write(&self, answer: impl FnOnce(&str) -> io::Result<usize>) -> String {
-        let (text, answered) = self.next_write();
-        answered.send(answer(&text)).expect("it waits");
+    fn complete_write(&self, result: impl FnOnce(&str) -> io::Result<usize>) -> String {
+        let (text, results) = self.next_write();
+        results.send(result(&text)).expect("a blocked write");
         text
     }
 
-    /// All that is written from now on, until the writer ends.
+    /// Completes every write until the writer ends; returns their text.
     fn read_to_end(self) -> String {
         let mut rest = String::new();
         loop {
             match self.0.recv_timeout(TEST_TIMEOUT) {
-                Ok((text, answered)) => {
+                Ok((text, results)) => {
                     rest.push_str(&text);
-                    answered.send(Ok(text.len())).expect("it waits");
+                    results.send(Ok(text.len())).expect("a blocked write");
                 }
                 Err(RecvTimeoutError::Disconnected) => return rest,
                 Err(RecvTimeoutError::Timeout) => panic!("the writer does not end"),
@@ -354,9 +354,8 @@ impl OutputReader {
 
 fn start_log(workers: usize) -> (AccessLog, OutputReader) {
     let (sender, receiver) = mpsc::channel();
-    let access =
-        AccessLog::start(log_config(LogFormat::Text), workers, false, Box::new(BlockingOutput(sender)));
-    (access.expect("a thread"), OutputReader(receiver))
+    let log = AccessLog::start(log_config(LogFormat::Text), workers, false, Box::new(BlockingOutput(sender)));
+    (log.expect("a thread"), OutputReader(receiver))
 }
 
 /// The ids on these lines.
@@ -369,130 +368,128 @@ fn numbered_ids(numbers: impl IntoIterator<Item = usize>) -> Vec<String> {
     numbers.into_iter().map(|number| number.to_string()).collect()
 }
 
-fn write_numbered(access: &AccessLog, numbers: std::ops::Range<usize>) {
+fn write_numbered(log: &AccessLog, numbers: std::ops::Range<usize>) {
     for id in numbered_ids(numbers) {
-        access.write(&entry(&id));
+        log.write(&entry(&id));
     }
 }
 
 #[test]
 fn writer_sends_first_line_at_once_then_batches() {
-    let (access, taker) = start_log(1);
-    access.write(&entry("first"));
-    let (first, answered) = taker.next_write();
+    let (log, output) = start_log(1);
+    log.write(&entry("first"));
+    let (first, results) = output.next_write();
     assert_eq!(request_ids(&first), ["first"]);
-    write_numbered(&access, 0..100);
-    answered.send(Ok(first.len())).expect("it waits");
-    assert_eq!(request_ids(&taker.accept_write()), numbered_ids(0..100), "in one write");
+    write_numbered(&log, 0..100);
+    results.send(Ok(first.len())).expect("a blocked write");
+    assert_eq!(request_ids(&output.accept_write()), numbered_ids(0..100), "in one write");
 }
 
 #[test]
 fn flush_writes_all_lines_in_order_per_worker() {
     const LINES_PER_WORKER: usize = 1000;
-    let page = SharedOutput::default();
-    let access =
-        AccessLog::start(log_config(LogFormat::Text), 4, false, Box::new(page.clone())).expect("a thread");
+    let output = SharedOutput::default();
+    let log =
+        AccessLog::start(log_config(LogFormat::Text), 4, false, Box::new(output.clone())).expect("a thread");
     let workers: Vec<_> = (0..4)
         .map(|nth| {
-            let access = access.for_worker();
-            thread::spawn(move || {
-                write_numbered(&access, nth * LINES_PER_WORKER..(nth + 1) * LINES_PER_WORKER)
-            })
+            let log = log.for_worker();
+            thread::spawn(move || write_numbered(&log, nth * LINES_PER_WORKER..(nth + 1) * LINES_PER_WORKER))
         })
         .collect();
     for worker in workers {
         worker.join().expect("no panic");
     }
-    assert!(access.flush(TEST_TIMEOUT));
-    let written = String::from_utf8(lock(&page.0).clone()).expect("UTF-8");
+    assert!(log.flush(TEST_TIMEOUT));
+    let written = String::from_utf8(lock(&output.0).clone()).expect("UTF-8");
     let numbers: Vec<usize> = request_ids(&written).iter().map(|id| id.parse().expect("a number")).collect();
     for nth in 0..4 {
-        let of_one = numbers.iter().copied().filter(|number| number / LINES_PER_WORKER == nth);
-        assert!(of_one.eq(nth * LINES_PER_WORKER..(nth + 1) * LINES_PER_WORKER), "worker {nth}");
+        let of_worker = numbers.iter().copied().filter(|number| number / LINES_PER_WORKER == nth);
+        assert!(of_worker.eq(nth * LINES_PER_WORKER..(nth + 1) * LINES_PER_WORKER), "worker {nth}");
     }
-    assert_eq!((numbers.len(), access.dropped()), (4 * LINES_PER_WORKER, 0));
+    assert_eq!((numbers.len(), log.dropped()), (4 * LINES_PER_WORKER, 0));
 }
 
 #[test]
 fn blocked_output_drops_lines_without_blocking() {
     const LINES: usize = 20_000;
-    let (access, taker) = start_log(8);
-    write_numbered(&access, 0..1);
-    let (first, answered) = taker.next_write();
-    write_numbered(&access, 1..LINES);
-    assert!(!access.flush(Duration::from_millis(10)), "the first is still held");
-    let dropped = access.dropped() as usize;
-    answered.send(Ok(first.len())).expect("it waits");
-    let second = taker.accept_write();
-    assert_eq!(request_ids(&second), numbered_ids(1..LINES - dropped), "the first of them are kept");
+    let (log, output) = start_log(8);
+    write_numbered(&log, 0..1);
+    let (first, results) = output.next_write();
+    write_numbered(&log, 1..LINES);
+    assert!(!log.flush(Duration::from_millis(10)), "the first write is blocked");
+    let dropped = log.dropped() as usize;
+    results.send(Ok(first.len())).expect("a blocked write");
+    let second = output.accept_write();
+    assert_eq!(request_ids(&second), numbered_ids(1..LINES - dropped), "the first lines are kept");
     assert!(
         (MIN_WORKER_BUFFER_BYTES..MIN_WORKER_BUFFER_BYTES * 3).contains(&second.len()),
         "{}",
         second.len()
     );
-    write_numbered(&access, LINES..LINES + 1);
-    assert_eq!(request_ids(&taker.accept_write()), numbered_ids([LINES]), "it goes on");
-    assert_eq!(access.dropped() as usize, dropped);
+    write_numbered(&log, LINES..LINES + 1);
+    assert_eq!(request_ids(&output.accept_write()), numbered_ids([LINES]), "lines are written again");
+    assert_eq!(log.dropped() as usize, dropped);
 }
 
 #[test]
 fn failed_output_counts_partial_lines_as_dropped() {
-    let (access, taker) = start_log(1);
-    write_numbered(&access, 0..1);
-    let (first, answered) = taker.next_write();
-    write_numbered(&access, 1..4);
-    answered.send(Ok(first.len())).expect("it waits");
-    // One line and the beginning of the next are taken, then there is nobody any more.
-    taker.complete_write(|_| Ok(first.len() + 9));
-    taker.complete_write(|_| Err(ErrorKind::BrokenPipe.into()));
-    assert!(access.flush(TEST_TIMEOUT));
-    assert_eq!(access.dropped(), 2);
+    let (log, output) = start_log(1);
+    write_numbered(&log, 0..1);
+    let (first, results) = output.next_write();
+    write_numbered(&log, 1..4);
+    results.send(Ok(first.len())).expect("a blocked write");
+    // The output accepts one line and the start of the next, then fails.
+    output.complete_write(|_| Ok(first.len() + 9));
+    output.complete_write(|_| Err(ErrorKind::BrokenPipe.into()));
+    assert!(log.flush(TEST_TIMEOUT));
+    assert_eq!(log.dropped(), 2);
 }
 
 #[test]
 fn would_block_and_interrupted_are_retried() {
-    let (access, taker) = start_log(1);
-    access.write(&entry("only"));
+    let (log, output) = start_log(1);
+    log.write(&entry("only"));
     for kind in [ErrorKind::Interrupted, ErrorKind::WouldBlock] {
-        taker.complete_write(|_| Err(kind.into()));
+        output.complete_write(|_| Err(kind.into()));
     }
-    assert_eq!(request_ids(&taker.accept_write()), ["only"]);
-    assert_eq!(access.dropped(), 0);
+    assert_eq!(request_ids(&output.accept_write()), ["only"]);
+    assert_eq!(log.dropped(), 0);
 }
 
 #[test]
 fn drop_of_last_handle_writes_buffered_lines() {
-    let (access, taker) = start_log(1);
-    let clone = access.clone();
-    write_numbered(&access, 0..1);
-    let (first, answered) = taker.next_write();
-    write_numbered(&access, 1..10);
-    drop(access);
+    let (log, output) = start_log(1);
+    let clone = log.clone();
+    write_numbered(&log, 0..1);
+    let (first, results) = output.next_write();
+    write_numbered(&log, 1..10);
+    drop(log);
     write_numbered(&clone, 10..20);
     drop(clone);
-    answered.send(Ok(first.len())).expect("it waits");
-    assert_eq!(request_ids(&taker.read_to_end()), numbered_ids(1..20));
+    results.send(Ok(first.len())).expect("a blocked write");
+    assert_eq!(request_ids(&output.read_to_end()), numbered_ids(1..20));
 }
 
 #[test]
 fn is_enabled_follows_reloaded_filter() {
     let start = |every_request| {
-        let log = LogConfig { access: every_request, ..log_config(LogFormat::Text) };
-        AccessLog::start(log, 1, false, Box::new(io::sink())).expect("a thread")
+        let config = LogConfig { access: every_request, ..log_config(LogFormat::Text) };
+        AccessLog::start(config, 1, false, Box::new(io::sink())).expect("a thread")
     };
-    let wanted = |access: &AccessLog| [Level::Info, Level::Warn].map(|level| access.is_enabled(level));
+    let enabled = |log: &AccessLog| [Level::Info, Level::Warn].map(|level| log.is_enabled(level));
     let (every, failures) = (start(true), start(false));
     tracing::subscriber::with_default(tracing::subscriber::NoSubscriber::new(), || {
-        assert_eq!(wanted(&every), [false, false]);
+        assert_eq!(enabled(&every), [false, false]);
     });
     let (filter, handle) = reload::Layer::new(EnvFilter::new("error,access=info"));
     tracing::subscriber::with_default(tracing_subscriber::registry().with(filter), || {
-        assert_eq!((wanted(&every), wanted(&failures)), ([true, true], [false, true]));
-        for (directives, wanted_then) in
+        assert_eq!((enabled(&every), enabled(&failures)), ([true, true], [false, true]));
+        for (directives, expected) in
             [("error", [false, false]), ("warn", [false, true]), ("info", [true, true])]
         {
-            handle.reload(EnvFilter::new(directives)).expect("it is there");
-            assert_eq!(wanted(&every), wanted_then, "{directives}");
+            handle.reload(EnvFilter::new(directives)).expect("an installed filter");
+            assert_eq!(enabled(&every), expected, "{directives}");
         }
     });
 }

@@ -1,10 +1,10 @@
-//! The time on a line: RFC 3339 in UTC with microseconds. The seconds are worked out once a second.
+//! The timestamp of a line: RFC 3339 in UTC with microseconds. Formats all but the microseconds only once a second.
 
 use std::time::{Duration, SystemTime};
 
 const SECONDS_PER_DAY: u64 = 86_400;
 
-/// The time last asked for.
+/// The last formatted timestamp.
 pub(super) struct TimestampCache {
     text: [u8; 27],
     second: u64,
@@ -17,7 +17,7 @@ impl Default for TimestampCache {
 }
 
 impl TimestampCache {
-    /// This time as text; one before 1970 as its beginning.
+    /// Formats `time`; a time before 1970 as the epoch.
     pub(super) fn format(&mut self, time: SystemTime) -> &[u8] {
         let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
         if since.as_secs() != self.second {
@@ -39,14 +39,14 @@ impl TimestampCache {
             (14..16, second / 60 % 60),
             (17..19, second % 60),
         ];
-        for (place, number) in parts {
-            write_digits(&mut self.text[place], number);
+        for (range, number) in parts {
+            write_digits(&mut self.text[range], number);
         }
     }
 }
 
-/// Year, month and day of the month of a day counted from 1970. Years are taken to begin in March, so that the leap day
-/// is their last, and come in eras of 400.
+/// Year, month and day of the month of a day counted from 1970. Counts years from March, so that the leap day is the
+/// last day of a year, in eras of 400 years.
 fn civil_from_days(day: u64) -> (u64, u64, u64) {
     let day = day + 719_468;
     let (era, day) = (day / 146_097, day % 146_097);
@@ -58,9 +58,9 @@ fn civil_from_days(day: u64) -> (u64, u64, u64) {
     (era * 400 + year + next_year, month, date)
 }
 
-/// Fills the place with the number's last digits.
-fn write_digits(place: &mut [u8], mut number: u64) {
-    for digit in place.iter_mut().rev() {
+/// Fills `out` with the number's last digits.
+fn write_digits(out: &mut [u8], mut number: u64) {
+    for digit in out.iter_mut().rev() {
         *digit = b'0' + (number % 10) as u8;
         number /= 10;
     }
@@ -70,14 +70,14 @@ fn write_digits(place: &mut [u8], mut number: u64) {
 mod tests {
     use super::*;
 
-    fn format(stamp: &mut TimestampCache, seconds: u64, micros: u32) -> String {
+    fn format(cache: &mut TimestampCache, seconds: u64, micros: u32) -> String {
         let time = SystemTime::UNIX_EPOCH + Duration::new(seconds, micros * 1000 + 999);
-        String::from_utf8(stamp.format(time).to_vec()).expect("ASCII")
+        String::from_utf8(cache.format(time).to_vec()).expect("ASCII")
     }
 
     #[test]
     fn format_handles_leap_days_and_epoch_bounds() {
-        let mut stamp = TimestampCache::default();
+        let mut cache = TimestampCache::default();
         for (seconds, micros, text) in [
             (0, 0, "1970-01-01T00:00:00.000000Z"),
             (0, 1, "1970-01-01T00:00:00.000001Z"),
@@ -90,10 +90,10 @@ mod tests {
             (4_107_542_400, 0, "2100-03-01T00:00:00.000000Z"),
             (253_402_300_799, 0, "9999-12-31T23:59:59.000000Z"),
         ] {
-            assert_eq!(format(&mut stamp, seconds, micros), text);
+            assert_eq!(format(&mut cache, seconds, micros), text);
         }
         let before = SystemTime::UNIX_EPOCH - Duration::from_secs(1);
-        assert_eq!(stamp.format(before), b"1970-01-01T00:00:00.000000Z");
+        assert_eq!(cache.format(before), b"1970-01-01T00:00:00.000000Z");
     }
 
     #[test]

@@ -1,8 +1,9 @@
-//! From the workers' buffers to wherever lines go: one thread, woken as seldom as possible.
+//! Writes the workers' buffers to the output on one thread, which is woken as rarely as possible.
 //!
-//! The first line after a silence wakes the thread, which writes it at once. Then it rests for a moment, in which only a
-//! buffer that has become large wakes it, so that a busy proxy's requests wake nobody. Where a rest brought nothing it
-//! sleeps until the next line. The running log has such a thread too, which does not rest.
+//! The first line after a pause wakes the thread, which writes it at once. Then the thread waits for the batch
+//! interval, during which only a large buffer wakes it, so that requests of a busy proxy do not wake it. If the
+//! interval brought no line, it sleeps until the next one. The event log has a thread of this kind too, with a batch
+//! interval of zero.
 
 use std::{
     io::{self, ErrorKind, Write},
@@ -17,24 +18,24 @@ use std::{
 
 use super::LogBuffer;
 
-/// How long a line about a request waits for others, unless they are many.
+/// How long an access log line waits for more, unless [`BATCH_BYTES`] are buffered.
 const BATCH_INTERVAL: Duration = Duration::from_millis(50);
-/// So many bytes wait for nothing.
+/// A buffer of this size is written at once.
 const BATCH_BYTES: usize = 32 * 1024;
-/// How often it is said that lines were lost.
+/// How often dropped lines are reported.
 const DROP_REPORT_INTERVAL: Duration = Duration::from_secs(10);
-/// How long to leave alone an output that takes nothing and does not wait.
+/// The wait before a retry on a non-blocking output that is not writable.
 const WOULD_BLOCK_RETRY_INTERVAL: Duration = Duration::from_millis(10);
 
-/// In place of a number of bytes that wakes the writer: it is awake.
+/// The wake threshold while the writer is awake: no buffer reaches it.
 const WRITER_AWAKE: usize = usize::MAX;
 
-/// What is written about.
+/// The log that the lines belong to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum LogKind {
-    /// Requests.
+    /// The access log.
     Access,
-    /// All else.
+    /// All other log events.
     Events,
 }
 
@@ -55,27 +56,21 @@ impl LogKind {
 
     fn report_dropped(self, lines: u64) {
         match self {
-            Self::Access => tracing::warn!(
-                lines,
-                "lines of the access log were lost: they came faster than they could be written"
-            ),
+            Self::Access => tracing::warn!(lines, "access log lines dropped: output too slow"),
             Self::Events => {
-                tracing::warn!(
-                    lines,
-                    "lines of the log were lost: they came faster than they could be written"
-                );
+                tracing::warn!(lines, "log lines dropped: output too slow");
             }
         }
     }
 }
 
-/// The program's stderr. Two threads write to it, and what one of them writes stays in one piece.
+/// The program's stderr. Locked for a whole batch, because two threads write to it.
 pub(crate) struct Stderr;
 
 impl Write for Stderr {
     fn write(&mut self, batch: &[u8]) -> io::Result<usize> {
-        let left = write_batch(&mut io::stderr().lock(), batch);
-        Ok(batch.len() - left.len())
+        let unwritten = write_batch(&mut io::stderr().lock(), batch);
+        Ok(batch.len() - unwritten.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -83,14 +78,14 @@ impl Write for Stderr {
     }
 }
 
-/// Where workers leave their lines. The writer ends with it.
+/// The workers' buffers. Dropping it ends the writer thread after the buffered lines are written.
 pub(crate) struct LogBuffers(Arc<Shared>);
 
 struct Shared {
     buffers: Mutex<Vec<Arc<Mutex<LogBuffer>>>>,
-    /// Most bytes in one sheet, but for the last line's length.
+    /// A buffer accepts no more lines above this size.
     max_buffer_bytes: usize,
-    /// The writer is to be woken by a sheet with so many bytes.
+    /// The size in bytes at which a buffer wakes the writer.
     wake_threshold: AtomicUsize,
     dropped: AtomicU64,
     commands: Mutex<Commands>,
@@ -98,12 +93,12 @@ struct Shared {
     flushed: Condvar,
 }
 
-/// What the writer has been told.
+/// Commands to the writer.
 #[derive(Default)]
 struct Commands {
     wake: bool,
     stop: bool,
-    /// How often a flush was asked for, and how many of them are done.
+    /// Counts of requested and completed flushes.
     flushes_requested: u64,
     flushes_done: u64,
 }
@@ -115,11 +110,15 @@ impl Commands {
 }
 
 impl LogBuffers {
-    /// Starts the writer. `share` is the most that may wait in one sheet, in bytes.
-    pub(crate) fn start(subject: LogKind, share: usize, out: Box<dyn Write + Send>) -> io::Result<Self> {
+    /// Starts the writer thread. Each buffer is bounded by `max_buffer_bytes`.
+    pub(crate) fn start(
+        kind: LogKind,
+        max_buffer_bytes: usize,
+        out: Box<dyn Write + Send>,
+    ) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             buffers: Mutex::default(),
-            max_buffer_bytes: share,
+            max_buffer_bytes,
             wake_threshold: AtomicUsize::new(WRITER_AWAKE),
             dropped: AtomicU64::new(0),
             commands: Mutex::default(),
@@ -127,55 +126,56 @@ impl LogBuffers {
             flushed: Condvar::new(),
         });
         let writer = WriterThread {
-            kind: subject,
+            kind,
             shared: shared.clone(),
             out,
             batch: Vec::new(),
             reported: 0,
             reported_at: None,
         };
-        thread::Builder::new().name(subject.thread_name().to_owned()).spawn(move || writer.run())?;
+        thread::Builder::new().name(kind.thread_name().to_owned()).spawn(move || writer.run())?;
         Ok(Self(shared))
     }
 
-    /// Another sheet.
+    /// Adds a buffer.
     pub(crate) fn add_buffer(&self) -> Arc<Mutex<LogBuffer>> {
-        let sheet = Arc::<Mutex<LogBuffer>>::default();
-        lock(&self.0.buffers).push(sheet.clone());
-        sheet
+        let buffer = Arc::<Mutex<LogBuffer>>::default();
+        lock(&self.0.buffers).push(buffer.clone());
+        buffer
     }
 
-    /// Leaves a line on a sheet, or drops and counts it where there is no room.
-    pub(crate) fn append(&self, sheet: &Mutex<LogBuffer>, line: &[u8]) {
-        let mut sheet = lock(sheet);
-        match self.has_capacity(sheet.lines.len()) {
-            true => sheet.lines.extend_from_slice(line),
+    /// Appends a line to a buffer, or drops and counts it if the buffer is full.
+    pub(crate) fn append(&self, buffer: &Mutex<LogBuffer>, line: &[u8]) {
+        let mut buffer = lock(buffer);
+        match self.has_capacity(buffer.lines.len()) {
+            true => buffer.lines.extend_from_slice(line),
             false => self.count_dropped(),
         }
-        let waiting = sheet.lines.len();
-        drop(sheet);
-        self.notify_appended(waiting);
+        let buffered = buffer.lines.len();
+        drop(buffer);
+        self.notify_appended(buffered);
     }
 
-    /// Whether a line may be added to a sheet with so many bytes.
-    pub(super) fn has_capacity(&self, waiting: usize) -> bool {
-        waiting < self.0.max_buffer_bytes
+    /// Whether a buffer with `buffered` bytes accepts another line.
+    pub(super) fn has_capacity(&self, buffered: usize) -> bool {
+        buffered < self.0.max_buffer_bytes
     }
 
-    /// A line was dropped.
+    /// Counts a dropped line.
     pub(super) fn count_dropped(&self) {
         self.0.dropped.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A line was left on a sheet, whose lock is free again, and on which so many bytes wait now.
-    pub(super) fn notify_appended(&self, waiting: usize) {
-        // What this thread did under the sheet's lock came before or after the writer's look at the sheet: if after, the
-        // number that the writer set before that look is seen here.
-        let wakes = &self.0.wake_threshold;
-        if waiting >= wakes.load(Ordering::Relaxed)
-            && wakes.swap(WRITER_AWAKE, Ordering::Relaxed) != WRITER_AWAKE
+    /// Wakes the writer if a buffer with `buffered` bytes needs it. To be called after an append, without the buffer's
+    /// lock.
+    pub(super) fn notify_appended(&self, buffered: usize) {
+        // Relaxed is enough: the append under the buffer's lock happened before or after the writer checked the buffer.
+        // If after, the lock makes the threshold visible that the writer set before its check.
+        let threshold = &self.0.wake_threshold;
+        if buffered >= threshold.load(Ordering::Relaxed)
+            && threshold.swap(WRITER_AWAKE, Ordering::Relaxed) != WRITER_AWAKE
         {
-            self.send_command(|orders| orders.wake = true);
+            self.send_command(|commands| commands.wake = true);
         }
     }
 
@@ -183,27 +183,28 @@ impl LogBuffers {
         self.0.dropped.load(Ordering::Relaxed)
     }
 
-    /// Waits until what lies on the sheets now has been written, at most so long; returns whether it was.
-    pub(crate) fn flush(&self, most: Duration) -> bool {
-        let mut mine = 0;
-        self.send_command(|orders| {
-            orders.flushes_requested += 1;
-            mine = orders.flushes_requested;
+    /// Waits until the currently buffered lines are written, for at most `timeout`; returns whether they are.
+    pub(crate) fn flush(&self, timeout: Duration) -> bool {
+        let mut flush = 0;
+        self.send_command(|commands| {
+            commands.flushes_requested += 1;
+            flush = commands.flushes_requested;
         });
-        let orders = lock(&self.0.commands);
-        let waited = self.0.flushed.wait_timeout_while(orders, most, |orders| orders.flushes_done < mine);
+        let commands = lock(&self.0.commands);
+        let waited =
+            self.0.flushed.wait_timeout_while(commands, timeout, |commands| commands.flushes_done < flush);
         !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
     }
 
-    fn send_command(&self, give: impl FnOnce(&mut Commands)) {
-        give(&mut lock(&self.0.commands));
+    fn send_command(&self, set: impl FnOnce(&mut Commands)) {
+        set(&mut lock(&self.0.commands));
         self.0.command_sent.notify_one();
     }
 }
 
 impl Drop for LogBuffers {
     fn drop(&mut self) {
-        self.send_command(|orders| orders.stop = true);
+        self.send_command(|commands| commands.stop = true);
     }
 }
 
@@ -211,9 +212,9 @@ struct WriterThread {
     kind: LogKind,
     shared: Arc<Shared>,
     out: Box<dyn Write + Send>,
-    /// A sheet's lines while they are written; its room goes back to a sheet afterwards.
+    /// The lines that are being written; swapped with a buffer, so that its allocation is reused.
     batch: Vec<u8>,
-    /// How many lost lines were spoken of, and when last.
+    /// The number of dropped lines already reported, and the time of the last report.
     reported: u64,
     reported_at: Option<Instant>,
 }
@@ -221,69 +222,72 @@ struct WriterThread {
 impl WriterThread {
     fn run(mut self) {
         loop {
-            let (asked, end) = self.pending_commands();
+            let (flush, stop) = self.pending_commands();
             let any = self.write_buffers();
-            // The last word on lost lines does not wait for its time.
-            self.report_dropped(end || asked.is_some());
-            if let Some(asked) = asked {
-                lock(&self.shared.commands).flushes_done = asked;
+            // The last report of dropped lines does not wait for the interval.
+            self.report_dropped(stop || flush.is_some());
+            if let Some(flush) = flush {
+                lock(&self.shared.commands).flushes_done = flush;
                 self.shared.flushed.notify_all();
             }
-            if end {
+            if stop {
                 return;
             }
             self.wait(any);
         }
     }
 
-    /// The flushes that have been asked for, if some are not done, and whether this is the end.
+    /// The number of requested flushes, if not all are done, and whether to stop.
     fn pending_commands(&self) -> (Option<u64>, bool) {
-        let orders = lock(&self.shared.commands);
-        (Some(orders.flushes_requested).filter(|asked| *asked > orders.flushes_done), orders.stop)
+        let commands = lock(&self.shared.commands);
+        let flush = Some(commands.flushes_requested).filter(|requested| *requested > commands.flushes_done);
+        (flush, commands.stop)
     }
 
-    /// Writes what lies on the sheets; returns whether there was anything.
+    /// Writes all buffers; returns whether there was a line.
     fn write_buffers(&mut self) -> bool {
-        let sheets = lock(&self.shared.buffers).clone();
+        let buffers = lock(&self.shared.buffers).clone();
         let mut any = false;
-        for sheet in sheets {
-            mem::swap(&mut lock(&sheet).lines, &mut self.batch);
+        for buffer in buffers {
+            mem::swap(&mut lock(&buffer).lines, &mut self.batch);
             any |= !self.batch.is_empty();
-            let left = write_batch(&mut self.out, &self.batch);
-            let lost = memchr::memchr_iter(b'\n', left).count() as u64;
-            self.shared.dropped.fetch_add(lost, Ordering::Relaxed);
+            let unwritten = write_batch(&mut self.out, &self.batch);
+            let dropped = memchr::memchr_iter(b'\n', unwritten).count() as u64;
+            self.shared.dropped.fetch_add(dropped, Ordering::Relaxed);
             self.batch.clear();
         }
         any
     }
 
-    /// Says that lines were lost, if any were since it was last said, and if that was long ago.
+    /// Reports the lines dropped since the last report, at most once in [`DROP_REPORT_INTERVAL`] unless `now`.
     fn report_dropped(&mut self, now: bool) {
-        let lost = self.shared.dropped.load(Ordering::Relaxed);
-        if lost > self.reported && (now || self.since_last_report() >= DROP_REPORT_INTERVAL) {
-            let lines = lost - self.reported;
-            (self.reported, self.reported_at) = (lost, Some(Instant::now()));
+        let dropped = self.shared.dropped.load(Ordering::Relaxed);
+        if dropped > self.reported && (now || self.since_last_report() >= DROP_REPORT_INTERVAL) {
+            let lines = dropped - self.reported;
+            (self.reported, self.reported_at) = (dropped, Some(Instant::now()));
             self.kind.report_dropped(lines);
         }
     }
 
     fn since_last_report(&self) -> Duration {
-        self.reported_at.map_or(Duration::MAX, |said_at| said_at.elapsed())
+        self.reported_at.map_or(Duration::MAX, |reported_at| reported_at.elapsed())
     }
 
-    /// Waits until there is something to do. After lines that were written, more of them may gather meanwhile.
+    /// Waits for lines, a command or the next report. After lines were written, waits for a batch.
     fn wait(&self, after_lines: bool) {
-        let unsaid = self.shared.dropped.load(Ordering::Relaxed) > self.reported;
-        let (enough, most) = match after_lines {
+        let unreported = self.shared.dropped.load(Ordering::Relaxed) > self.reported;
+        let (threshold, timeout) = match after_lines {
             true => (BATCH_BYTES, Some(self.kind.batch_interval())),
-            false => (1, unsaid.then(|| DROP_REPORT_INTERVAL.saturating_sub(self.since_last_report()))),
+            false => (1, unreported.then(|| DROP_REPORT_INTERVAL.saturating_sub(self.since_last_report()))),
         };
-        self.shared.wake_threshold.store(enough, Ordering::Relaxed);
-        if !self.shared.has_buffered(enough) {
-            let (orders, ordered) = (lock(&self.shared.commands), &self.shared.command_sent);
-            match most {
-                Some(most) => drop(ordered.wait_timeout_while(orders, most, |orders| orders.is_empty())),
-                None => drop(ordered.wait_while(orders, |orders| orders.is_empty())),
+        self.shared.wake_threshold.store(threshold, Ordering::Relaxed);
+        if !self.shared.has_buffered(threshold) {
+            let (commands, sent) = (lock(&self.shared.commands), &self.shared.command_sent);
+            match timeout {
+                Some(timeout) => {
+                    drop(sent.wait_timeout_while(commands, timeout, |commands| commands.is_empty()));
+                }
+                None => drop(sent.wait_while(commands, |commands| commands.is_empty())),
             }
         }
         self.shared.wake_threshold.store(WRITER_AWAKE, Ordering::Relaxed);
@@ -292,19 +296,19 @@ impl WriterThread {
 }
 
 impl Shared {
-    /// Whether so many bytes wait on any one sheet.
+    /// Whether any buffer has at least `bytes`.
     fn has_buffered(&self, bytes: usize) -> bool {
-        lock(&self.buffers).iter().any(|sheet| lock(sheet).lines.len() >= bytes)
+        lock(&self.buffers).iter().any(|buffer| lock(buffer).lines.len() >= bytes)
     }
 }
 
-/// Writes a batch; returns what was not taken of it.
+/// Writes a batch; returns the unwritten rest.
 fn write_batch<'a>(out: &mut dyn Write, mut batch: &'a [u8]) -> &'a [u8] {
     while !batch.is_empty() {
         match out.write(batch) {
-            Ok(taken @ 1..) => batch = &batch[taken..],
+            Ok(written @ 1..) => batch = &batch[written..],
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            // Whoever started the program may share its stderr with it, and want it not to wait.
+            // Stderr may be non-blocking: the flag belongs to the open file, which the parent process shares.
             Err(error) if error.kind() == ErrorKind::WouldBlock => thread::sleep(WOULD_BLOCK_RETRY_INTERVAL),
             _ => break,
         }
@@ -312,7 +316,7 @@ fn write_batch<'a>(out: &mut dyn Write, mut batch: &'a [u8]) -> &'a [u8] {
     batch
 }
 
-/// A lock that a panic elsewhere does not spoil.
+/// Locks, ignoring poisoning.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,4 +1,4 @@
-//! Escapes in whole lines of the log what a viewer would not see: the formatters pass most of it on as it came.
+//! Escapes invisible characters in complete log lines, because tracing's formatters escape only some of them.
 
 use std::{
     borrow::Cow,
@@ -9,10 +9,10 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use crate::telemetry::access_log::{escape_json, is_invisible};
 
-/// A writer for each line, which is escaped on its way.
+/// Makes a writer for each line that escapes it.
 pub(super) struct EscapingMakeWriter<W> {
     pub(super) out: W,
-    /// How an escape is written: as JSON does it, or as Rust does.
+    /// The syntax of escapes: JSON's or Rust's.
     pub(super) json: bool,
 }
 
@@ -24,7 +24,7 @@ impl<'a, W: MakeWriter<'a>> MakeWriter<'a> for EscapingMakeWriter<W> {
     }
 }
 
-/// Where one line goes. The log hands it over whole.
+/// The writer of one line, which arrives in one write.
 pub(super) struct EscapingWriter<W> {
     out: W,
     json: bool,
@@ -41,11 +41,11 @@ impl<W: Write> Write for EscapingWriter<W> {
     }
 }
 
-/// The line with escapes. Of ASCII only DEL is escaped here: the formatters escape the rest, and use some of it themselves.
+/// Escapes a line. Of ASCII only DEL is escaped: the formatters escape the rest, and use escape sequences themselves.
 fn escape(line: &[u8], json: bool) -> Cow<'_, [u8]> {
-    let is_plain = |byte: &u8| *byte < 0x7f;
+    let is_visible_ascii = |byte: &u8| *byte < 0x7f;
     let text = match std::str::from_utf8(line) {
-        Ok(text) if !line.iter().all(is_plain) => text,
+        Ok(text) if !line.iter().all(is_visible_ascii) => text,
         _ => return Cow::Borrowed(line),
     };
     let mut out = Vec::with_capacity(line.len() + 64);
@@ -69,13 +69,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn json_escape_preserves_value(text in "(?s).{0,20}", odd in "[\u{7f}-\u{9f}\u{200b}-\u{202e}\u{e0041}]{0,4}") {
-            let value = serde_json::json!({ "said": text + &odd });
+        fn json_escape_preserves_value(text in "(?s).{0,20}", suffix in "[\u{7f}-\u{9f}\u{200b}-\u{202e}\u{e0041}]{0,4}") {
+            let value = serde_json::json!({ "said": text + &suffix });
             let line = value.to_string();
             let escaped = escape(line.as_bytes(), true);
-            let shown = std::str::from_utf8(&escaped).expect("UTF-8");
-            prop_assert!(!shown.chars().any(is_invisible), "{}", shown);
-            prop_assert_eq!(serde_json::from_str::<serde_json::Value>(shown).expect("JSON"), value);
+            let text_of_line = std::str::from_utf8(&escaped).expect("UTF-8");
+            prop_assert!(!text_of_line.chars().any(is_invisible), "{}", text_of_line);
+            prop_assert_eq!(serde_json::from_str::<serde_json::Value>(text_of_line).expect("JSON"), value);
         }
     }
 

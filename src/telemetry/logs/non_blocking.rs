@@ -1,4 +1,4 @@
-//! Takes lines from any thread and never makes it wait: another thread writes them.
+//! A log writer that never blocks: another thread writes the lines.
 
 use std::{
     io::{self, Write},
@@ -10,10 +10,10 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use crate::telemetry::access_log::{LogBuffer, LogBuffers, LogKind};
 
-/// Most bytes that wait to be written.
+/// Bounds the buffered lines.
 const MAX_BUFFERED_BYTES: usize = 1 << 20;
 
-/// A pen for each line.
+/// The writer, shared by all lines.
 #[derive(Clone)]
 pub(super) struct NonBlocking {
     buffers: Arc<LogBuffers>,
@@ -21,15 +21,15 @@ pub(super) struct NonBlocking {
 }
 
 impl NonBlocking {
-    /// Starts the thread that writes. What does not fit while it waits is dropped and counted.
+    /// Starts the writer thread. Lines that exceed the buffer are dropped and counted.
     pub(super) fn start(out: Box<dyn Write + Send>) -> io::Result<Self> {
-        let desk = LogBuffers::start(LogKind::Events, MAX_BUFFERED_BYTES, out)?;
-        Ok(Self { buffer: desk.add_buffer(), buffers: Arc::new(desk) })
+        let buffers = LogBuffers::start(LogKind::Events, MAX_BUFFERED_BYTES, out)?;
+        Ok(Self { buffer: buffers.add_buffer(), buffers: Arc::new(buffers) })
     }
 
-    /// Waits until every line written before has gone out, but no longer than `most`; returns whether it has.
-    pub(super) fn flush(&self, most: Duration) -> bool {
-        self.buffers.flush(most)
+    /// Waits until every line appended before is written, for at most `timeout`; returns whether it is.
+    pub(super) fn flush(&self, timeout: Duration) -> bool {
+        self.buffers.flush(timeout)
     }
 }
 
@@ -42,7 +42,7 @@ impl<'a> MakeWriter<'a> for NonBlocking {
 }
 
 impl Write for &NonBlocking {
-    /// The log hands over whole lines.
+    /// tracing-subscriber calls this once for each complete line.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         self.buffers.append(&self.buffer, line);
         Ok(line.len())

@@ -1,5 +1,5 @@
-//! The series of all agents, a page at a time: there may be very many, and neither their text nor a copy of them needs to
-//! lie in memory as a whole.
+//! The series of all agents as text, one page at a time: there may be very many, so neither the whole text nor a copy
+//! of them is in memory.
 
 use std::{
     ops::Bound::{Excluded, Unbounded},
@@ -14,7 +14,7 @@ use super::{
     text_encoder::TextEncoder,
 };
 
-/// About so many bytes are written at once.
+/// Approximate size of a page in bytes.
 const PAGE_BYTES: usize = 64 * 1024;
 
 struct MetricFamily {
@@ -28,13 +28,13 @@ const FAMILIES: [MetricFamily; 5] = [
     MetricFamily {
         name: "wecom_proxy_requests_total",
         kind: "counter",
-        help: "Requests, by the status of their answer; 0 where the caller left before there was one.",
+        help: "Requests by response status; 0: client disconnected before the response.",
         write: write_requests,
     },
     MetricFamily {
         name: "wecom_proxy_request_duration_seconds",
         kind: "histogram",
-        help: "Time from a request's head to the end of its answer.",
+        help: "Time from the end of a request's header block to the end of its response.",
         write: |text, agent, counts| {
             write_histogram(text, "wecom_proxy_request_duration_seconds", agent, &counts.durations);
         },
@@ -42,7 +42,7 @@ const FAMILIES: [MetricFamily; 5] = [
     MetricFamily {
         name: "wecom_proxy_upstream_duration_seconds",
         kind: "histogram",
-        help: "Time spent waiting for the heads of WeCom's answers to one request.",
+        help: "Time spent waiting for WeCom's response headers, per request.",
         write: |text, agent, counts| {
             write_histogram(text, "wecom_proxy_upstream_duration_seconds", agent, &counts.upstream_durations);
         },
@@ -50,7 +50,7 @@ const FAMILIES: [MetricFamily; 5] = [
     MetricFamily {
         name: "wecom_proxy_errcodes_total",
         kind: "counter",
-        help: "Answers by their errcode, without the proxy's own errors.",
+        help: "Responses by errcode, without the proxy's own errors.",
         write: |text, agent, counts| {
             for (errcode, count) in counts.errcodes.sorted() {
                 write_errcode(text, "wecom_proxy_errcodes_total", agent, errcode, count);
@@ -60,7 +60,7 @@ const FAMILIES: [MetricFamily; 5] = [
     MetricFamily {
         name: "wecom_proxy_retries_total",
         kind: "counter",
-        help: "Requests that were sent once more, by the errcode that was the cause.",
+        help: "Retried requests by the errcode that caused the retry.",
         write: |text, agent, counts| {
             for (errcode, count) in counts.retries.sorted() {
                 write_errcode(text, "wecom_proxy_retries_total", agent, errcode, count);
@@ -69,16 +69,16 @@ const FAMILIES: [MetricFamily; 5] = [
     },
 ];
 
-/// The text of all agents' series, from the first page to the last.
+/// Iterates over the pages.
 pub struct AgentFamilies {
     metrics: Arc<Metrics>,
     family_index: usize,
-    /// The agent whose series were written last.
+    /// The agent whose series were written last; the next page continues after it.
     last_agent: Option<Arc<str>>,
 }
 
 impl AgentFamilies {
-    /// From the beginning.
+    /// Starts at the first page.
     pub fn new(metrics: Arc<Metrics>) -> Self {
         Self { metrics, family_index: 0, last_agent: None }
     }
@@ -89,13 +89,13 @@ impl Iterator for AgentFamilies {
 
     fn next(&mut self) -> Option<String> {
         let mut text = TextEncoder::default();
-        let ledger = lock(&self.metrics.registry);
+        let registry = lock(&self.metrics.registry);
         while let Some(family) = FAMILIES.get(self.family_index) {
             let rest = match &self.last_agent {
-                Some(after) => ledger.agents.range::<str, _>((Excluded(&**after), Unbounded)),
+                Some(after) => registry.agents.range::<str, _>((Excluded(&**after), Unbounded)),
                 None => {
                     text.begin_family(family.name, family.kind, family.help);
-                    ledger.agents.range::<str, _>((Unbounded::<&str>, Unbounded))
+                    registry.agents.range::<str, _>((Unbounded::<&str>, Unbounded))
                 }
             };
             for (agent, counts) in rest {
@@ -129,13 +129,13 @@ fn write_errcode(text: &mut TextEncoder, name: &str, agent: &str, errcode: Optio
 }
 
 fn write_histogram(text: &mut TextEncoder, name: &str, agent: &str, histogram: &Histogram) {
-    let (bucket, mut so_far) = (format!("{name}_bucket"), 0);
+    let (bucket, mut cumulative) = (format!("{name}_bucket"), 0);
     for (count, bound) in histogram.buckets.iter().zip(BUCKET_BOUNDS_SECONDS.iter().chain(&["+Inf"])) {
-        so_far += count;
-        text.write_sample(&bucket, &[("agent", agent), ("le", bound)], so_far);
+        cumulative += count;
+        text.write_sample(&bucket, &[("agent", agent), ("le", bound)], cumulative);
     }
     text.write_sample(&format!("{name}_sum"), &[("agent", agent)], histogram.sum_seconds());
-    text.write_sample(&format!("{name}_count"), &[("agent", agent)], so_far);
+    text.write_sample(&format!("{name}_count"), &[("agent", agent)], cumulative);
 }
 
 #[cfg(test)]
@@ -161,7 +161,7 @@ mod tests {
         ] {
             assert_eq!(text.lines().filter(|found| found.starts_with(line)).count(), times, "{line}");
         }
-        // Who goes between two pages is not looked for.
+        // Removing agents between two pages does not end the iteration.
         let mut series = AgentFamilies::new(metrics.clone());
         series.next();
         lock(&metrics.registry).retain(|agent| agent == "agent-99", |_| true);

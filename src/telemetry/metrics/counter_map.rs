@@ -1,10 +1,14 @@
-//! How often each of a few numbers came.
+//! Counters by number, for a small set of numbers.
 
-/// Counts by number: few of them, of which the first is the most frequent, and so found by looking.
+/// Maximum of errcodes counted per agent; bounds the number of series, whatever the upstream returns.
+pub(super) const MAX_ERRCODES: usize = 64;
+
+/// Counters by number. A linear search is enough: there are not many numbers, and the most frequent one is usually
+/// first.
 #[derive(Debug, Clone)]
 pub(super) struct CounterMap<N> {
     entries: Vec<(N, u64)>,
-    /// Those for which there was no room.
+    /// The count of all numbers beyond the limit.
     other: u64,
 }
 
@@ -15,29 +19,29 @@ impl<N> Default for CounterMap<N> {
 }
 
 impl<N: Copy + Ord> CounterMap<N> {
-    /// Counts `more` of a number, as another one where `most` are known already.
-    pub(super) fn add(&mut self, number: N, more: u64, most: usize) {
+    /// Adds `count` to a number, or to the other numbers if it is new and there are `max` numbers already.
+    pub(super) fn add(&mut self, number: N, count: u64, max: usize) {
         match self.entries.iter().position(|(known, _)| *known == number) {
-            Some(place) => self.entries[place].1 += more,
-            None if self.entries.len() < most => self.entries.push((number, more)),
-            None => self.other += more,
+            Some(index) => self.entries[index].1 += count,
+            None if self.entries.len() < max => self.entries.push((number, count)),
+            None => self.other += count,
         }
     }
 
-    /// Counts all that others have.
-    pub(super) fn merge(&mut self, others: &Self, most: usize) {
-        for (number, count) in &others.entries {
-            self.add(*number, *count, most);
+    /// Adds the counts of another map.
+    pub(super) fn merge(&mut self, other: &Self, max: usize) {
+        for (number, count) in &other.entries {
+            self.add(*number, *count, max);
         }
-        self.other += others.other;
+        self.other += other.other;
     }
 
-    /// Each number and its count, in order; `None` stands for all that had no room.
+    /// The numbers in order with their counts; `None` is the sum of all numbers beyond the limit.
     pub(super) fn sorted(&self) -> impl Iterator<Item = (Option<N>, u64)> {
-        let mut each = self.entries.clone();
-        each.sort_unstable();
+        let mut entries = self.entries.clone();
+        entries.sort_unstable();
         let other = (self.other > 0).then_some((None, self.other));
-        each.into_iter().map(|(number, count)| (Some(number), count)).chain(other)
+        entries.into_iter().map(|(number, count)| (Some(number), count)).chain(other)
     }
 }
 

@@ -1,4 +1,4 @@
-//! What all workers have counted since the start, by name.
+//! The metrics of all workers since the start, by name.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -7,14 +7,13 @@ use std::{
 };
 
 use super::{
-    MAX_ERRCODES,
-    counter_map::CounterMap,
+    counter_map::{CounterMap, MAX_ERRCODES},
     histogram::Histogram,
     rolling_hour::RollingHour,
     worker_metrics::{PairMetrics, WorkerMetrics},
 };
 
-/// All counts. What names nobody stands under the empty name.
+/// All metrics. Requests without an agent or client have an empty name.
 pub(super) struct Registry {
     pub(super) agents: BTreeMap<Arc<str>, AgentMetrics>,
     pub(super) proxy_errors: BTreeMap<Box<str>, u64>,
@@ -22,7 +21,7 @@ pub(super) struct Registry {
     clients: BTreeSet<Arc<str>>,
 }
 
-/// One agent's.
+/// The metrics of one agent.
 #[derive(Default)]
 pub(super) struct AgentMetrics {
     /// By client.
@@ -34,7 +33,7 @@ pub(super) struct AgentMetrics {
 }
 
 impl Registry {
-    /// An empty one, begun now.
+    /// An empty registry.
     pub(super) fn new(now: SystemTime) -> Self {
         Self {
             agents: BTreeMap::new(),
@@ -44,26 +43,26 @@ impl Registry {
         }
     }
 
-    /// Adds what a worker has counted.
-    pub(super) fn merge(&mut self, tally: &WorkerMetrics) {
-        for pair in &tally.pairs {
+    /// Adds the metrics of a worker.
+    pub(super) fn merge(&mut self, worker: &WorkerMetrics) {
+        for pair in &worker.pairs {
             let agent = pair.agent.as_ref().map_or("", |agent| agent.name.as_str());
             let client = pair.client.as_ref().map_or("", |client| client.name.as_str());
             let (agent, client) = (self.intern_agent(agent), self.intern_client(client));
             self.rolling_hour.add(&agent, &client, pair);
             self.agents.entry(agent).or_default().merge(client, pair);
         }
-        for (kind, count) in &tally.proxy_errors {
+        for (kind, count) in &worker.proxy_errors {
             *self.proxy_errors.entry(kind.clone()).or_default() += count;
         }
     }
 
-    /// A collection ends now.
+    /// Ends a collection: later ones belong to the minute of `now`.
     pub(super) fn rotate(&mut self, now: SystemTime) {
         self.rolling_hour.rotate(now);
     }
 
-    /// Drops all agents and clients but these, and the nameless.
+    /// Drops the agents and clients for which the predicates are false; keeps the empty name.
     pub(super) fn retain(&mut self, agents: impl Fn(&str) -> bool, clients: impl Fn(&str) -> bool) {
         self.agents.retain(|name, _| name.is_empty() || agents(name));
         let before = self.clients.len();
@@ -83,9 +82,9 @@ impl Registry {
         if let Some(known) = self.clients.get(name) {
             return known.clone();
         }
-        let fresh: Arc<str> = name.into();
-        self.clients.insert(fresh.clone());
-        fresh
+        let interned: Arc<str> = name.into();
+        self.clients.insert(interned.clone());
+        interned
     }
 }
 

@@ -1,4 +1,4 @@
-//! The last hour, minute by minute.
+//! Statistics of the last hour in buckets of one minute.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque, hash_map::Entry},
@@ -10,12 +10,12 @@ use std::{
 use super::{histogram::Histogram, worker_metrics::PairMetrics};
 
 const WINDOW_MINUTES: u64 = 60;
-/// So many pairs of a client and an agent, and errcodes of an agent, are told apart in one minute.
+/// Bounds the pairs of client and agent, and the errcodes per agent, of one minute.
 const MAX_ENTRIES_PER_MINUTE: usize = 2000;
 
-/// What was collected in the last hour.
+/// The metrics collected in the last hour.
 pub(super) struct RollingHour {
-    /// Never empty; the last one is not over.
+    /// Never empty; the last one is the current minute.
     minutes: VecDeque<MinuteBucket>,
 }
 
@@ -27,47 +27,47 @@ struct MinuteBucket {
     failed: u64,
     durations: Histogram,
     errcodes: HashMap<(Arc<str>, i64), u64>,
-    /// Requests and failed ones, by client and agent.
+    /// Requests and failed requests by client and agent.
     pairs: HashMap<(Arc<str>, Arc<str>), (u64, u64)>,
-    /// Requests whose pair had no room.
+    /// Requests whose pair exceeded [`MAX_ENTRIES_PER_MINUTE`].
     unlisted_requests: u64,
 }
 
-/// One minute's numbers.
+/// The statistics of one minute.
 #[derive(Debug)]
 pub struct MinuteStats {
-    /// When it began.
+    /// The start of the minute.
     pub started_at: SystemTime,
-    /// Requests whose answer ended in it.
+    /// Requests whose response ended in this minute.
     pub requests: u64,
-    /// Those of them that did not go well: an error of the proxy's own, an errcode other than 0, a status from 500 on, or
-    /// an answer that broke off.
+    /// Failed requests: an error of the proxy's own, an errcode other than 0, a status of 500 or higher, or an
+    /// incomplete upstream response.
     pub failed: u64,
-    /// How long they took.
+    /// Their durations.
     pub durations: Histogram,
 }
 
-/// One agent's hour.
+/// The statistics of one agent.
 #[derive(Debug, Default)]
 pub struct AgentStats {
-    /// Its requests.
+    /// The agent's requests.
     pub requests: u64,
-    /// Those of them that did not go well.
+    /// The failed ones of them.
     pub failed: u64,
-    /// WeCom's errcodes, but for 0.
+    /// WeCom's errcodes, without 0.
     pub errcodes: BTreeMap<i64, u64>,
 }
 
-/// The last hour. What names nobody stands under the empty name.
+/// The statistics of the last hour. Requests without an agent or client have an empty name.
 #[derive(Debug, Default)]
 pub struct HourStats {
-    /// The oldest first; the last one is not over.
+    /// The oldest first; the last one is the current minute.
     pub minutes: Vec<MinuteStats>,
-    /// The agents that were used.
+    /// By agent.
     pub agents: BTreeMap<Arc<str>, AgentStats>,
-    /// The clients that called, and how often through which agent.
+    /// Requests by client and agent.
     pub clients: BTreeMap<Arc<str>, BTreeMap<Arc<str>, u64>>,
-    /// Requests of agents and clients that are not listed, because there were too many.
+    /// Requests of pairs beyond the limit.
     pub unlisted_requests: u64,
 }
 
@@ -81,30 +81,30 @@ impl RollingHour {
         }
     }
 
-    /// Adds to the minute that is not over.
+    /// Adds to the current minute.
     pub(super) fn add(&mut self, agent: &Arc<str>, client: &Arc<str>, counts: &PairMetrics) {
         if let Some(minute) = self.minutes.back_mut() {
             minute.add(agent, client, counts);
         }
     }
 
-    /// Begins the minute of this moment, unless it has begun.
+    /// Starts the minute of `now`, if it is a new one, and drops minutes older than an hour.
     pub(super) fn rotate(&mut self, now: SystemTime) {
-        let at = unix_minute(now);
-        if self.minutes.back().is_none_or(|last| last.unix_minute < at) {
-            self.minutes.push_back(MinuteBucket { unix_minute: at, ..MinuteBucket::default() });
+        let current = unix_minute(now);
+        if self.minutes.back().is_none_or(|last| last.unix_minute < current) {
+            self.minutes.push_back(MinuteBucket { unix_minute: current, ..MinuteBucket::default() });
         }
-        while self.minutes.front().is_some_and(|first| first.unix_minute + WINDOW_MINUTES <= at) {
+        while self.minutes.front().is_some_and(|first| first.unix_minute + WINDOW_MINUTES <= current) {
             self.minutes.pop_front();
         }
     }
 
     pub(super) fn stats(&self) -> HourStats {
-        let mut report = HourStats::default();
+        let mut stats = HourStats::default();
         for minute in &self.minutes {
-            minute.add_to(&mut report);
+            minute.add_to(&mut stats);
         }
-        report
+        stats
     }
 }
 
@@ -116,8 +116,8 @@ impl MinuteBucket {
         self.durations.merge(&counts.durations);
         for (errcode, count) in counts.errcodes.sorted() {
             let Some(errcode) = errcode.filter(|errcode| *errcode != 0) else { continue };
-            if let Some(known) = entry_within_limit(&mut self.errcodes, (agent.clone(), errcode)) {
-                *known += count;
+            if let Some(total) = entry_within_limit(&mut self.errcodes, (agent.clone(), errcode)) {
+                *total += count;
             }
         }
         match entry_within_limit(&mut self.pairs, (client.clone(), agent.clone())) {
@@ -126,25 +126,26 @@ impl MinuteBucket {
         }
     }
 
-    fn add_to(&self, report: &mut HourStats) {
+    fn add_to(&self, stats: &mut HourStats) {
         let Self { requests, failed, durations, .. } = *self;
-        let at = SystemTime::UNIX_EPOCH + Duration::from_secs(self.unix_minute * 60);
-        report.minutes.push(MinuteStats { started_at: at, requests, failed, durations });
+        let started_at = SystemTime::UNIX_EPOCH + Duration::from_secs(self.unix_minute * 60);
+        stats.minutes.push(MinuteStats { started_at, requests, failed, durations });
         for ((client, agent), (requests, failed)) in &self.pairs {
-            let of_agent = report.agents.entry(agent.clone()).or_default();
-            (of_agent.requests, of_agent.failed) = (of_agent.requests + requests, of_agent.failed + failed);
-            let of_client = report.clients.entry(client.clone()).or_default();
-            *of_client.entry(agent.clone()).or_default() += requests;
+            let agent_stats = stats.agents.entry(agent.clone()).or_default();
+            (agent_stats.requests, agent_stats.failed) =
+                (agent_stats.requests + requests, agent_stats.failed + failed);
+            let client_requests = stats.clients.entry(client.clone()).or_default();
+            *client_requests.entry(agent.clone()).or_default() += requests;
         }
         for ((agent, errcode), count) in &self.errcodes {
-            let of_agent = report.agents.entry(agent.clone()).or_default();
-            *of_agent.errcodes.entry(*errcode).or_default() += count;
+            let agent_stats = stats.agents.entry(agent.clone()).or_default();
+            *agent_stats.errcodes.entry(*errcode).or_default() += count;
         }
-        report.unlisted_requests += self.unlisted_requests;
+        stats.unlisted_requests += self.unlisted_requests;
     }
 }
 
-/// The place of a key, unless it is a new one and there is no room.
+/// The entry of a key; `None` if the key is new and the map is full.
 fn entry_within_limit<K: Eq + Hash, V: Default>(map: &mut HashMap<K, V>, key: K) -> Option<&mut V> {
     let full = map.len() >= MAX_ENTRIES_PER_MINUTE;
     match map.entry(key) {

@@ -2,18 +2,18 @@
 
 use std::fmt::{Display, Write};
 
-/// Families of metrics as text.
+/// Writes metric families as text.
 #[derive(Debug, Default)]
 pub struct TextEncoder(String);
 
 impl TextEncoder {
-    /// Begins a family; what follows belongs to it. `kind` is `counter`, `gauge` or `histogram`.
+    /// Begins a family, to which the following samples belong. `kind` is `counter`, `gauge` or `histogram`.
     pub fn begin_family(&mut self, name: &str, kind: &str, help: &str) {
-        // A String takes whatever is written.
+        // Writing to a String cannot fail.
         let _ = write!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
     }
 
-    /// One value.
+    /// Writes a sample.
     pub fn write_sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
         self.0.push_str(name);
         for (nth, (label, text)) in labels.iter().enumerate() {
@@ -29,18 +29,18 @@ impl TextEncoder {
         let _ = writeln!(self.0, " {value}");
     }
 
-    /// A family of one value without labels.
+    /// Writes a family of one sample without labels.
     pub fn write_single(&mut self, name: &str, kind: &str, help: &str, value: impl Display) {
         self.begin_family(name, kind, help);
         self.write_sample(name, &[], value);
     }
 
-    /// How many bytes it has.
+    /// The length in bytes.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether there is nothing yet.
+    /// Whether the text is empty.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

@@ -1,41 +1,44 @@
-//! What one worker has counted since somebody last came to collect it.
+//! The metrics of one worker since the last collection.
 
 use std::{collections::HashMap, sync::Arc};
 
 use foldhash::fast::RandomState;
 
-use super::{MAX_ERRCODES, counter_map::CounterMap, histogram::Histogram};
+use super::{
+    counter_map::{CounterMap, MAX_ERRCODES},
+    histogram::Histogram,
+};
 use crate::{
     directory::{Agent, Client},
     telemetry::access_log::AccessLogEntry,
 };
 
-/// For so many pairs room is made before they come again.
+/// Bounds the capacity that is reserved after a collection.
 const MAX_PREALLOCATED_PAIRS: usize = 1024;
 
-/// An agent and a client, by where they lie.
+/// The addresses of an agent and a client.
 type PairKey = (usize, usize);
 
-/// One worker's counts.
+/// The metrics of one worker.
 #[derive(Default)]
 pub(super) struct WorkerMetrics {
-    /// Where the counts of an agent and a client are, by where these two lie in memory: their counts keep them there.
+    /// Index of `pairs` by the addresses of agent and client; stable because each entry holds both `Arc`s.
     index: HashMap<PairKey, usize, RandomState>,
-    /// The same of the pair that was counted last: often it is the next one too.
+    /// The pair and index of the last request, because the next one is often the same.
     last_pair: Option<(PairKey, usize)>,
     pub(super) pairs: Vec<PairMetrics>,
     /// The proxy's own errors by kind.
     pub(super) proxy_errors: Vec<(Box<str>, u64)>,
 }
 
-/// The requests of one client through one agent.
+/// The requests of one client to one agent.
 pub(super) struct PairMetrics {
     pub(super) agent: Option<Arc<Agent>>,
     pub(super) client: Option<Arc<Client>>,
     pub(super) statuses: CounterMap<u16>,
     pub(super) errcodes: CounterMap<i64>,
     pub(super) retries: CounterMap<i64>,
-    /// Those that did not go well, for whatever reason.
+    /// Failed requests; see [`MinuteStats::failed`](super::MinuteStats::failed).
     pub(super) failed: u64,
     pub(super) durations: Histogram,
     pub(super) upstream_durations: Histogram,
@@ -55,33 +58,33 @@ impl PairMetrics {
         }
     }
 
-    fn record(&mut self, line: &AccessLogEntry<'_>) {
-        self.statuses.add(line.status, 1, usize::MAX);
-        self.durations.observe(line.total_time);
-        if !line.upstream_time.is_zero() {
-            self.upstream_durations.observe(line.upstream_time);
+    fn record(&mut self, entry: &AccessLogEntry<'_>) {
+        self.statuses.add(entry.status, 1, usize::MAX);
+        self.durations.observe(entry.total_time);
+        if !entry.upstream_time.is_zero() {
+            self.upstream_durations.observe(entry.upstream_time);
         }
-        // An errcode of the proxy's own is told by the kind of its error.
-        if let (Some(errcode), None) = (line.errcode, line.error) {
+        // Errors of the proxy's own are counted by kind instead of errcode.
+        if let (Some(errcode), None) = (entry.errcode, entry.error) {
             self.errcodes.add(errcode, 1, MAX_ERRCODES);
         }
-        if let Some(errcode) = line.retried {
+        if let Some(errcode) = entry.retried {
             self.retries.add(errcode, 1, MAX_ERRCODES);
         }
         let failed =
-            line.error.is_some() || line.errcode.is_some_and(|errcode| errcode != 0) || line.status >= 500;
+            entry.error.is_some() || entry.errcode.is_some_and(|errcode| errcode != 0) || entry.status >= 500;
         self.failed += u64::from(failed);
     }
 }
 
 impl WorkerMetrics {
-    /// An empty one with room for about as many as this one holds.
+    /// Empty metrics with capacity for as many pairs as these.
     pub(super) fn empty_with_same_capacity(&self) -> Self {
-        let room = self.pairs.len().min(MAX_PREALLOCATED_PAIRS);
+        let capacity = self.pairs.len().min(MAX_PREALLOCATED_PAIRS);
         Self {
-            index: HashMap::with_capacity_and_hasher(room, RandomState::default()),
+            index: HashMap::with_capacity_and_hasher(capacity, RandomState::default()),
             last_pair: None,
-            pairs: Vec::with_capacity(room),
+            pairs: Vec::with_capacity(capacity),
             proxy_errors: Vec::new(),
         }
     }
@@ -89,7 +92,7 @@ impl WorkerMetrics {
     /// Counts one request.
     pub(super) fn record(
         &mut self,
-        line: &AccessLogEntry<'_>,
+        entry: &AccessLogEntry<'_>,
         agent: Option<&Arc<Agent>>,
         client: Option<&Arc<Client>>,
     ) {
@@ -97,16 +100,16 @@ impl WorkerMetrics {
             agent.map_or(0, |agent| Arc::as_ptr(agent).addr()),
             client.map_or(0, |client| Arc::as_ptr(client).addr()),
         );
-        let place = match self.last_pair {
-            Some((last, place)) if last == pair => place,
+        let index = match self.last_pair {
+            Some((last, index)) if last == pair => index,
             _ => *self.index.entry(pair).or_insert_with(|| {
                 self.pairs.push(PairMetrics::new(agent, client));
                 self.pairs.len() - 1
             }),
         };
-        self.last_pair = Some((pair, place));
-        self.pairs[place].record(line);
-        if let Some(kind) = line.error {
+        self.last_pair = Some((pair, index));
+        self.pairs[index].record(entry);
+        if let Some(kind) = entry.error {
             match self.proxy_errors.iter_mut().find(|(known, _)| **known == *kind) {
                 Some((_, count)) => *count += 1,
                 None => self.proxy_errors.push((kind.into(), 1)),

@@ -1,4 +1,4 @@
-//! The receiver of traces: OTLP over HTTP with protobuf, or over gRPC, on one connection that is kept.
+//! The client of the OTLP collector: HTTP with protobuf or gRPC, on one reused connection.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -17,27 +17,27 @@ use tokio_rustls::TlsConnector;
 use super::protobuf::{FieldReader, FieldValue};
 use crate::{config::OtlpConfig, http1::io::Stream};
 
-/// How long one delivery may take, the connection with it.
+/// Bounds one export, connect included.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Most bytes of an answer.
+/// Bounds the body of a response.
 const MAX_RESPONSE_BYTES: usize = 64 * 1024;
-/// What stands before a message of gRPC.
+/// The prefix of a gRPC message: compression flag and length.
 const GRPC_PREFIX_BYTES: usize = 5;
 
 const USER_AGENT: &str = concat!("wecom-proxy/", env!("CARGO_PKG_VERSION"));
 
-/// The receiver cannot be set up.
+/// The collector's settings cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum CollectorError {
-    /// The host is no name that a certificate can carry.
+    /// The host is not a name that a certificate can contain.
     #[error("admin.otlp: {0:?} is not a host name that TLS can check")]
     InvalidHost(String),
-    /// The cryptographic library refused its own defaults.
+    /// rustls refused the cryptographic provider's defaults.
     #[error("TLS cannot be set up: {0}")]
     Tls(#[from] rustls::Error),
 }
 
-/// Where traces go.
+/// The client of the collector.
 pub struct Collector {
     otlp: OtlpConfig,
     tls: Option<(TlsConnector, ServerName<'static>)>,
@@ -49,16 +49,16 @@ enum CollectorSender {
     Http2(http2::SendRequest<Full<Bytes>>),
 }
 
-/// A batch was not taken.
+/// A batch was not accepted.
 #[derive(Debug)]
 pub(super) enum ExportError {
-    /// It will never be.
+    /// A retry would fail too.
     Permanent(String),
-    /// It may be later.
+    /// A retry may succeed.
     Transient {
-        /// Why not now.
+        /// The cause.
         reason: String,
-        /// How long the receiver wants to be left alone.
+        /// The delay that the collector asks for.
         retry_after: Option<Duration>,
     },
 }
@@ -74,7 +74,7 @@ impl fmt::Display for Collector {
 }
 
 impl Collector {
-    /// A receiver to which there is no connection yet.
+    /// A client without a connection.
     pub fn new(otlp: &OtlpConfig) -> Result<Self, CollectorError> {
         let tls = match otlp.tls {
             false => None,
@@ -87,26 +87,26 @@ impl Collector {
         Ok(Self { otlp: otlp.clone(), tls, sender: None })
     }
 
-    /// Delivers a message; how many of its spans the receiver did not want.
+    /// Sends a message. Returns how many of its spans the collector rejected.
     pub(super) async fn export(&mut self, message: Bytes) -> Result<u64, ExportError> {
-        let posted = timeout(EXPORT_TIMEOUT, self.try_export(message)).await;
-        if !matches!(posted, Ok(Ok(_) | Err(ExportError::Permanent(_)))) {
+        let result = timeout(EXPORT_TIMEOUT, self.try_export(message)).await;
+        if !matches!(result, Ok(Ok(_) | Err(ExportError::Permanent(_)))) {
             self.sender = None;
         }
-        posted.unwrap_or_else(|_| Err(transient("it did not answer within 10 s")))
+        result.unwrap_or_else(|_| Err(transient("no response within 10 s")))
     }
 
     async fn try_export(&mut self, message: Bytes) -> Result<u64, ExportError> {
         let request = self.build_request(message)?;
-        if let Some(kept) = &mut self.sender {
-            // A kept connection may have been closed in the meantime, which says nothing of the receiver.
-            if let Ok(response) = kept.send(request.clone()).await {
+        if let Some(sender) = &mut self.sender {
+            // An error on a reused connection is not reported: the collector may just have closed it while idle.
+            if let Ok(response) = sender.send(request.clone()).await {
                 return self.read_response(response).await;
             }
         }
-        let broke = |error: hyper::Error| transient(format!("the connection failed: {error}"));
+        let failed = |error: hyper::Error| transient(format!("connection failed: {error}"));
         let sender = self.sender.insert(connect(&self.otlp, self.tls.as_ref()).await?);
-        let response = sender.send(request).await.map_err(broke)?;
+        let response = sender.send(request).await.map_err(failed)?;
         self.read_response(response).await
     }
 
@@ -114,7 +114,7 @@ impl Collector {
         let OtlpConfig { tls, grpc, path, .. } = &self.otlp;
         let (authority, builder) = (self.otlp.authority(), Request::post("/"));
         let builder = builder.header(header::USER_AGENT, USER_AGENT);
-        let built = if *grpc {
+        let request = if *grpc {
             let scheme = if *tls { "https" } else { "http" };
             let builder = builder.uri(format!("{scheme}://{authority}{path}")).header(header::TE, "trailers");
             builder.header(header::CONTENT_TYPE, "application/grpc").body(grpc_frame(&message).into())
@@ -122,25 +122,25 @@ impl Collector {
             let builder = builder.uri(path.as_str()).header(header::HOST, authority);
             builder.header(header::CONTENT_TYPE, "application/x-protobuf").body(message.into())
         };
-        built.map_err(|error| ExportError::Permanent(error.to_string()))
+        request.map_err(|error| ExportError::Permanent(error.to_string()))
     }
 
-    /// What an answer means.
+    /// Evaluates a response. Returns how many spans the collector rejected.
     async fn read_response(&self, response: Response<Incoming>) -> Result<u64, ExportError> {
         let (head, body) = response.into_parts();
-        let whole = Limited::new(body, MAX_RESPONSE_BYTES).collect().await;
-        let whole = whole.map_err(|error| transient(format!("its answer broke off: {error}")))?;
+        let collected = Limited::new(body, MAX_RESPONSE_BYTES).collect().await;
+        let collected = collected.map_err(|error| transient(format!("response body incomplete: {error}")))?;
         if head.status != StatusCode::OK {
             return Err(http_error(head.status, &head.headers));
         }
-        let trailers = whole.trailers().cloned();
-        let message = whole.to_bytes();
+        let trailers = collected.trailers().cloned();
+        let message = collected.to_bytes();
         if !self.otlp.grpc {
             return Ok(rejected_span_count(&message));
         }
-        // An answer without a message has its status in the head.
+        // A response without a message has its status in the headers (trailers-only).
         match grpc_error(trailers.as_ref().unwrap_or(&head.headers)) {
-            Some(failure) => Err(failure),
+            Some(error) => Err(error),
             None => Ok(rejected_span_count(message.get(GRPC_PREFIX_BYTES..).unwrap_or_default())),
         }
     }
@@ -171,12 +171,12 @@ async fn connect(
     let stream = match tls {
         None => Stream::Tcp(tcp),
         Some((connector, name)) => {
-            let greeted = connector.connect(name.clone(), Stream::Tcp(tcp)).await;
-            let failed = |error| transient(format!("the TLS handshake failed: {error}"));
-            Stream::ClientTls(Box::new(greeted.map_err(failed)?))
+            let stream = connector.connect(name.clone(), Stream::Tcp(tcp)).await;
+            let failed = |error| transient(format!("TLS handshake failed: {error}"));
+            Stream::ClientTls(Box::new(stream.map_err(failed)?))
         }
     };
-    let failed = |error: hyper::Error| transient(format!("the connection failed: {error}"));
+    let failed = |error: hyper::Error| transient(format!("connection failed: {error}"));
     if otlp.grpc {
         let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
         let (sender, connection) = handshake.await.map_err(failed)?;
@@ -198,7 +198,7 @@ fn tls_config(grpc: bool) -> Result<ClientConfig, rustls::Error> {
     Ok(config)
 }
 
-/// A message of gRPC: not compressed, this long.
+/// A gRPC message: compression flag 0, length, content.
 fn grpc_frame(message: &Bytes) -> Bytes {
     let mut framed = BytesMut::with_capacity(GRPC_PREFIX_BYTES + message.len());
     framed.put_u8(0);
@@ -207,9 +207,9 @@ fn grpc_frame(message: &Bytes) -> Bytes {
     framed.freeze()
 }
 
-/// What a status other than 200 means; these four are said to pass.
+/// The error of a status other than 200. OTLP/HTTP defines four of them as retryable.
 fn http_error(status: StatusCode, headers: &HeaderMap) -> ExportError {
-    let reason = format!("it answered {status}");
+    let reason = format!("HTTP status {status}");
     match status.as_u16() {
         429 | 502..=504 => {
             let after = headers.get(header::RETRY_AFTER).and_then(|after| after.to_str().ok()?.parse().ok());
@@ -219,13 +219,13 @@ fn http_error(status: StatusCode, headers: &HeaderMap) -> ExportError {
     }
 }
 
-/// What a status of gRPC means; `None` where it is fine.
+/// The error of a gRPC status; `None` for OK.
 fn grpc_error(headers: &HeaderMap) -> Option<ExportError> {
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
     let Some(status) = text("grpc-status").and_then(|status| status.parse::<u32>().ok()) else {
-        return Some(ExportError::Permanent("its answer is not gRPC's; is it a port for HTTP?".to_owned()));
+        return Some(ExportError::Permanent("response is not gRPC; the port may be OTLP/HTTP".to_owned()));
     };
-    let reason = format!("it answered with status {status} of gRPC");
+    let reason = format!("gRPC status {status}");
     match status {
         0 => None,
         // CANCELLED, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, ABORTED, OUT_OF_RANGE, UNAVAILABLE and DATA_LOSS.
@@ -237,9 +237,9 @@ fn grpc_error(headers: &HeaderMap) -> Option<ExportError> {
     }
 }
 
-/// How many spans an `ExportTraceServiceResponse` says were not wanted.
-fn rejected_span_count(answer: &[u8]) -> u64 {
-    let partial = FieldReader(answer).find_map(|field| match field {
+/// The number of rejected spans in an `ExportTraceServiceResponse`.
+fn rejected_span_count(response: &[u8]) -> u64 {
+    let partial = FieldReader(response).find_map(|field| match field {
         (1, FieldValue::Bytes(partial)) => Some(partial),
         _ => None,
     });
@@ -248,7 +248,7 @@ fn rejected_span_count(answer: &[u8]) -> u64 {
         (1, FieldValue::Varint(number)) => Some(number),
         _ => None,
     });
-    // It is signed on the wire.
+    // The field is signed on the wire; negative values are ignored.
     number.filter(|number| i64::try_from(*number).is_ok()).unwrap_or(0)
 }
 

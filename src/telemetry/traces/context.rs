@@ -1,32 +1,32 @@
-//! To which trace a request belongs: its caller's, as W3C Trace Context has it, or one of its own.
+//! The trace that a request belongs to: the caller's (W3C Trace Context) or a new one.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::http1::headers::{Headers, KnownHeader};
 
-/// What one step to the next adds in SplitMix64.
+/// The increment of SplitMix64.
 const GOLDEN_GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// A place in a trace.
+/// The trace, the parent span and the sampling decision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct TraceContext {
     pub(super) trace_id: [u8; 16],
     /// The caller's span.
     pub(super) parent_id: Option<[u8; 8]>,
-    /// Whether somebody will look at it.
+    /// The sampled flag: whether spans are recorded.
     pub(super) sampled: bool,
 }
 
 impl TraceContext {
-    /// The caller's trace where it names one, else a new one.
-    pub(super) fn from_headers(fields: &Headers, ids: &IdGenerator) -> Self {
-        let mut lines = fields.values(KnownHeader::Traceparent);
-        let told = lines.next().filter(|_| lines.next().is_none()).and_then(parse_traceparent);
-        told.unwrap_or_else(|| Self { trace_id: ids.next_trace_id(), parent_id: None, sampled: true })
+    /// The caller's trace if there is exactly one valid traceparent header, else a new one.
+    pub(super) fn from_headers(headers: &Headers, ids: &IdGenerator) -> Self {
+        let mut values = headers.values(KnownHeader::Traceparent);
+        let received = values.next().filter(|_| values.next().is_none()).and_then(parse_traceparent);
+        received.unwrap_or_else(|| Self { trace_id: ids.next_trace_id(), parent_id: None, sampled: true })
     }
 }
 
-/// `00-<trace>-<span>-<flags>`, each in lower-case hexadecimal digits. A later version may have more behind it.
+/// `00-<trace>-<span>-<flags>`, each in lower-case hexadecimal digits. A later version may append more.
 fn parse_traceparent(text: &[u8]) -> Option<TraceContext> {
     let (head, rest) = text.split_at_checked(55)?;
     let dashes = [2, 35, 52].iter().all(|at| head[*at] == b'-');
@@ -34,8 +34,8 @@ fn parse_traceparent(text: &[u8]) -> Option<TraceContext> {
     let trace_id = parse_hex(&head[3..35])?;
     let parent = parse_hex(&head[36..52])?;
     let [flags] = parse_hex(&head[53..])?;
-    let ends = rest.is_empty() || (version > 0 && rest[0] == b'-');
-    let valid = dashes && ends && version != 0xff && trace_id != [0; 16] && parent != [0; 8];
+    let ends_correctly = rest.is_empty() || (version > 0 && rest[0] == b'-');
+    let valid = dashes && ends_correctly && version != 0xff && trace_id != [0; 16] && parent != [0; 8];
     valid.then_some(TraceContext { trace_id, parent_id: Some(parent), sampled: flags & 1 == 1 })
 }
 
@@ -52,7 +52,7 @@ fn parse_hex<const N: usize>(text: &[u8]) -> Option<[u8; N]> {
     Some(bytes)
 }
 
-/// New ids: a sequence that begins at random and looks random to whoever samples by them.
+/// Generates ids: unique within the process, and random enough for sampling by id.
 pub(super) struct IdGenerator {
     keys: [u64; 2],
     counter: AtomicU64,
@@ -66,7 +66,7 @@ impl Default for IdGenerator {
 }
 
 impl IdGenerator {
-    /// A span's.
+    /// A new span id.
     pub(super) fn next_span_id(&self) -> [u8; 8] {
         let nth = self.counter.fetch_add(1, Relaxed);
         split_mix64(self.keys[0], nth).to_be_bytes()
@@ -79,7 +79,7 @@ impl IdGenerator {
     }
 }
 
-/// SplitMix64; never 0, which is no id.
+/// SplitMix64; never 0, which is not a valid id.
 fn split_mix64(key: u64, nth: u64) -> u64 {
     let mut mixed = key.wrapping_add(nth.wrapping_mul(GOLDEN_GAMMA));
     mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);

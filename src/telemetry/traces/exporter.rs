@@ -1,4 +1,5 @@
-//! From the workers' sheets to the receiver: gathered for a moment, sent in batches, and kept while the receiver is away.
+//! Exports spans from the workers' buffers to the collector in batches. Keeps a batch while the collector is
+//! unavailable.
 
 use std::{mem, time::Duration};
 
@@ -17,63 +18,63 @@ use super::{
     span::SPANS_FIELD,
 };
 
-/// How long spans wait for others.
+/// How long spans wait for more, unless a buffer is half full.
 const BATCH_INTERVAL: Duration = Duration::from_millis(200);
-/// About so many bytes are sent at once; receivers take four times as much at least.
+/// Approximate size of a batch in bytes; collectors accept at least four times as much.
 const BATCH_BYTES: usize = 1 << 20;
-/// First and longest wait before a batch is sent again.
+/// The first and the longest backoff before a batch is sent again.
 const MIN_BACKOFF: Duration = Duration::from_millis(500);
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
-/// However long the receiver asks to be left alone.
+/// Bounds the collector's `Retry-After`.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
 
-/// Carries spans to their receiver.
+/// Exports spans to the collector.
 pub struct Exporter {
     traces: Traces,
     collector: Collector,
-    /// Who sends them, as it stands before all spans.
+    /// The encoded resource, which precedes all spans.
     resource: Vec<u8>,
     scope: Vec<u8>,
     spans: Vec<u8>,
-    /// How many had been lost when deliveries began to fail.
+    /// The dropped spans when exports began to fail; `None` while they succeed.
     dropped_before_failure: Option<u64>,
 }
 
 impl Exporter {
-    /// An exporter that has sent nothing yet.
+    /// An exporter without a connection.
     pub fn new(traces: Traces, collector: Collector) -> Self {
         let (resource, scope) = (encode_resource(), encode_scope());
         Self { traces, collector, resource, scope, spans: Vec::new(), dropped_before_failure: None }
     }
 
-    /// Sends until `ending` turns true, and then what is left, each batch once.
-    pub async fn run(mut self, mut ending: watch::Receiver<bool>) {
-        while !*ending.borrow() {
-            let desk = self.traces.0.clone();
+    /// Exports until `stop` turns true, then exports the buffered spans, each batch at most once.
+    pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
+        while !*stop.borrow() {
+            let buffers = self.traces.0.clone();
             tokio::select! {
-                () = desk.not_empty.notified() => {}
-                _ = ending.wait_for(|ending| *ending) => {}
+                () = buffers.not_empty.notified() => {}
+                _ = stop.wait_for(|stop| *stop) => {}
             }
-            let gathered = async {
+            let wait_for_more = async {
                 tokio::select! {
-                    () = desk.half_full.notified() => {}
-                    _ = ending.wait_for(|ending| *ending) => {}
+                    () = buffers.half_full.notified() => {}
+                    _ = stop.wait_for(|stop| *stop) => {}
                 }
             };
-            let _ = timeout(BATCH_INTERVAL, gathered).await;
-            self.export_all(&mut ending).await;
+            let _ = timeout(BATCH_INTERVAL, wait_for_more).await;
+            self.export_all(&mut stop).await;
         }
-        self.export_all(&mut ending).await;
+        self.export_all(&mut stop).await;
     }
 
-    /// Sends what lies on the sheets.
-    async fn export_all(&mut self, ending: &mut watch::Receiver<bool>) {
+    /// Exports the buffered spans.
+    async fn export_all(&mut self, stop: &mut watch::Receiver<bool>) {
         let mut spans = mem::take(&mut self.spans);
         self.traces.drain(&mut spans);
         let mut rest = &spans[..];
         while !rest.is_empty() {
             let (batch, next) = rest.split_at(batch_len(rest));
-            if !self.export_batch(batch, ending).await {
+            if !self.export_batch(batch, stop).await {
                 self.traces.count_dropped(count_spans(rest));
                 break;
             }
@@ -83,11 +84,11 @@ impl Exporter {
         self.spans = spans;
     }
 
-    /// Sends a batch until the receiver has said yes or no. False where it has not, and this is the end.
-    async fn export_batch(&mut self, batch: &[u8], ending: &mut watch::Receiver<bool>) -> bool {
-        let (message, mut wait) = (self.encode_request(batch), MIN_BACKOFF);
+    /// Sends a batch until the collector accepts or rejects it. Returns false if it did neither before `stop`.
+    async fn export_batch(&mut self, batch: &[u8], stop: &mut watch::Receiver<bool>) -> bool {
+        let (message, mut backoff) = (self.encode_request(batch), MIN_BACKOFF);
         loop {
-            let last = *ending.borrow();
+            let last = *stop.borrow();
             match self.collector.export(message.clone()).await {
                 Ok(rejected) => {
                     self.traces.count_dropped(rejected);
@@ -96,43 +97,40 @@ impl Exporter {
                 }
                 Err(ExportError::Permanent(reason)) => {
                     self.traces.count_dropped(count_spans(batch));
-                    self.report_failure(&reason, "the receiver of traces refuses them; they are dropped");
+                    self.report_failure(&reason, "OTLP collector rejected spans, dropped");
                     return true;
                 }
-                Err(ExportError::Transient { reason, retry_after: after }) => {
-                    self.report_failure(
-                        &reason,
-                        "traces cannot be delivered; they wait, as far as there is room",
-                    );
+                Err(ExportError::Transient { reason, retry_after }) => {
+                    self.report_failure(&reason, "span export failed, buffering and retrying");
                     if last {
                         return false;
                     }
-                    let pause = after
+                    let delay = retry_after
                         .map_or(Duration::ZERO, |after| after.min(MAX_RETRY_AFTER))
-                        .max(add_jitter(wait));
-                    wait = (2 * wait).min(MAX_BACKOFF);
+                        .max(add_jitter(backoff));
+                    backoff = (2 * backoff).min(MAX_BACKOFF);
                     tokio::select! {
-                        () = sleep(pause) => {}
-                        _ = ending.wait_for(|ending| *ending) => {}
+                        () = sleep(delay) => {}
+                        _ = stop.wait_for(|stop| *stop) => {}
                     }
                 }
             }
         }
     }
 
-    /// Says once that something is wrong.
-    fn report_failure(&mut self, reason: &str, what: &str) {
+    /// Logs the first of consecutive failures.
+    fn report_failure(&mut self, reason: &str, message: &str) {
         if self.dropped_before_failure.is_none() {
             self.dropped_before_failure = Some(self.traces.dropped());
-            tracing::warn!(receiver = %self.collector, reason, "{what}");
+            tracing::warn!(receiver = %self.collector, reason, "{message}");
         }
     }
 
-    /// Says once that it is no longer.
+    /// Logs the first success after failures.
     fn report_recovery(&mut self) {
         if let Some(before) = self.dropped_before_failure.take() {
             let lost = self.traces.dropped() - before;
-            tracing::info!(receiver = %self.collector, lost, "traces are delivered again");
+            tracing::info!(receiver = %self.collector, lost, "span export recovered");
         }
     }
 
@@ -140,9 +138,9 @@ impl Exporter {
     fn encode_request(&self, batch: &[u8]) -> Bytes {
         let Self { resource, scope, .. } = self;
         let scoped = scope.len() + batch.len();
-        let whole = resource.len() + bytes_field_len(scoped);
-        let mut message = Vec::with_capacity(whole + 16);
-        write_length_prefix(&mut message, 1, whole);
+        let length = resource.len() + bytes_field_len(scoped);
+        let mut message = Vec::with_capacity(length + 16);
+        write_length_prefix(&mut message, 1, length);
         message.extend_from_slice(resource);
         write_length_prefix(&mut message, 2, scoped);
         message.extend_from_slice(scope);
@@ -151,7 +149,7 @@ impl Exporter {
     }
 }
 
-/// The resource: this process.
+/// The resource, which describes this process.
 fn encode_resource() -> Vec<u8> {
     let (mut attributes, mut field) = (Vec::new(), Vec::new());
     let instance = getrandom::u64().unwrap_or_default();
@@ -166,7 +164,7 @@ fn encode_resource() -> Vec<u8> {
     field
 }
 
-/// The instrumentation's scope.
+/// The instrumentation scope.
 fn encode_scope() -> Vec<u8> {
     let (mut scope, mut field) = (Vec::new(), Vec::new());
     write_bytes_field(&mut scope, 1, b"wecom-proxy");
@@ -175,25 +173,25 @@ fn encode_scope() -> Vec<u8> {
     field
 }
 
-/// How many of these bytes are sent at once: whole spans, and one at least.
+/// The length of the next batch in bytes: complete spans, and at least one.
 fn batch_len(spans: &[u8]) -> usize {
-    let mut walk = FieldReader(spans);
-    while spans.len() - walk.0.len() < BATCH_BYTES && walk.next().is_some() {}
-    match spans.len() - walk.0.len() {
-        // Nothing that was written here looks like this.
+    let mut reader = FieldReader(spans);
+    while spans.len() - reader.0.len() < BATCH_BYTES && reader.next().is_some() {}
+    match spans.len() - reader.0.len() {
+        // Invalid fields, which are never written.
         0 => spans.len(),
         taken => taken,
     }
 }
 
-/// How many spans these are.
+/// The number of spans.
 fn count_spans(spans: &[u8]) -> u64 {
     FieldReader(spans).filter(|(field, _)| *field == u64::from(SPANS_FIELD)).count() as u64
 }
 
-/// A little more or less, so that proxies whose receiver went away do not come back all at once.
-fn add_jitter(wait: Duration) -> Duration {
-    wait.mul_f64(0.8 + 0.4 * f64::from(getrandom::u32().unwrap_or_default()) / f64::from(u32::MAX))
+/// Varies the backoff by 20%, so that proxies do not retry at the same time.
+fn add_jitter(backoff: Duration) -> Duration {
+    backoff.mul_f64(0.8 + 0.4 * f64::from(getrandom::u32().unwrap_or_default()) / f64::from(u32::MAX))
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
-//! As much of Protocol Buffers as spans take: fields are appended, and those of a message are walked through.
+//! The part of Protocol Buffers that spans need: appends fields, and iterates over the fields of a message.
 
-/// A field's number and what its bytes look like.
-fn write_tag(out: &mut Vec<u8>, field: u32, wire: u32) {
-    write_varint(out, u64::from(field << 3 | wire));
+/// A field's number and wire type.
+fn write_tag(out: &mut Vec<u8>, field: u32, wire_type: u32) {
+    write_varint(out, u64::from(field << 3 | wire_type));
 }
 
 fn write_varint(out: &mut Vec<u8>, mut number: u64) {
@@ -13,12 +13,12 @@ fn write_varint(out: &mut Vec<u8>, mut number: u64) {
     out.push(number as u8);
 }
 
-/// How many bytes a varint takes.
+/// The encoded size of a varint in bytes.
 fn varint_len(number: u64) -> usize {
     (64 - (number | 1).leading_zeros() as usize).div_ceil(7)
 }
 
-/// How many bytes a field of bytes takes, if its number is below 16.
+/// The encoded size of a bytes field in bytes, if its number is below 16.
 pub(super) fn bytes_field_len(length: usize) -> usize {
     1 + varint_len(length as u64) + length
 }
@@ -43,13 +43,13 @@ pub(super) fn write_bytes_field(out: &mut Vec<u8>, field: u32, bytes: &[u8]) {
     out.extend_from_slice(bytes);
 }
 
-/// What stands before a message, or before any bytes, of this length.
+/// The tag and length before a message or bytes of `length`.
 pub(super) fn write_length_prefix(out: &mut Vec<u8>, field: u32, length: usize) {
     write_tag(out, field, 2);
     write_varint(out, length as u64);
 }
 
-/// An attribute: a `KeyValue` with text.
+/// An attribute: a `KeyValue` with a string.
 pub(super) fn write_string_attribute(out: &mut Vec<u8>, field: u32, key: &str, value: &str) {
     let any = bytes_field_len(value.len());
     write_length_prefix(out, field, bytes_field_len(key.len()) + bytes_field_len(any));
@@ -58,7 +58,7 @@ pub(super) fn write_string_attribute(out: &mut Vec<u8>, field: u32, key: &str, v
     write_bytes_field(out, 1, value.as_bytes());
 }
 
-/// An attribute: a `KeyValue` with a whole number.
+/// An attribute: a `KeyValue` with an integer.
 pub(super) fn write_int_attribute(out: &mut Vec<u8>, field: u32, key: &str, value: i64) {
     let any = 1 + varint_len(value as u64);
     write_length_prefix(out, field, bytes_field_len(key.len()) + bytes_field_len(any));
@@ -67,7 +67,7 @@ pub(super) fn write_int_attribute(out: &mut Vec<u8>, field: u32, key: &str, valu
     write_varint_field(out, 3, value as u64);
 }
 
-/// What a field holds, as far as anybody here looks at it.
+/// The value of a field; fixed-size values are skipped.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum FieldValue<'a> {
     Varint(u64),
@@ -75,7 +75,7 @@ pub(super) enum FieldValue<'a> {
     Other,
 }
 
-/// A message's fields, one after the other, up to the first that makes no sense.
+/// Iterates over a message's fields and ends at the first invalid one.
 pub(super) struct FieldReader<'a>(pub(super) &'a [u8]);
 
 impl<'a> FieldReader<'a> {
@@ -93,9 +93,9 @@ impl<'a> FieldReader<'a> {
     }
 
     fn read_slice(&mut self, length: u64) -> Option<&'a [u8]> {
-        let (piece, rest) = self.0.split_at_checked(usize::try_from(length).ok()?)?;
+        let (bytes, rest) = self.0.split_at_checked(usize::try_from(length).ok()?)?;
         self.0 = rest;
-        Some(piece)
+        Some(bytes)
     }
 }
 
@@ -133,19 +133,19 @@ mod tests {
             write_fixed32_field(&mut out, field, given as u32);
             super::write_string_attribute(&mut out, field, &text, &text);
             write_int_attribute(&mut out, field, &text, value);
-            let mut walk = FieldReader(&out);
-            prop_assert_eq!(walk.next(), Some((u64::from(field), FieldValue::Varint(given))));
-            prop_assert_eq!(walk.next(), Some((u64::from(field), FieldValue::Other)));
-            prop_assert_eq!(walk.next(), Some((u64::from(field), FieldValue::Other)));
+            let mut reader = FieldReader(&out);
+            prop_assert_eq!(reader.next(), Some((u64::from(field), FieldValue::Varint(given))));
+            prop_assert_eq!(reader.next(), Some((u64::from(field), FieldValue::Other)));
+            prop_assert_eq!(reader.next(), Some((u64::from(field), FieldValue::Other)));
             for any in [(1, FieldValue::Bytes(text.as_bytes())), (3, FieldValue::Varint(value as u64))] {
-                let Some((_, FieldValue::Bytes(attribute))) = walk.next() else { panic!("no attribute") };
-                let mut walk = FieldReader(attribute);
-                prop_assert_eq!(walk.next(), Some((1, FieldValue::Bytes(text.as_bytes()))));
-                let Some((2, FieldValue::Bytes(inner))) = walk.next() else { panic!("no value") };
+                let Some((_, FieldValue::Bytes(attribute))) = reader.next() else { panic!("no attribute") };
+                let mut reader = FieldReader(attribute);
+                prop_assert_eq!(reader.next(), Some((1, FieldValue::Bytes(text.as_bytes()))));
+                let Some((2, FieldValue::Bytes(inner))) = reader.next() else { panic!("no value") };
                 prop_assert_eq!(FieldReader(inner).collect::<Vec<_>>(), [any]);
-                prop_assert!(walk.next().is_none());
+                prop_assert!(reader.next().is_none());
             }
-            prop_assert!(walk.next().is_none());
+            prop_assert!(reader.next().is_none());
         }
 
         #[test]

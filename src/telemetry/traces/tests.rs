@@ -1,4 +1,4 @@
-//! What is kept for the receiver, and what is lost.
+//! Buffering and dropping of spans.
 
 use std::time::{Duration, SystemTime};
 
@@ -6,13 +6,13 @@ use super::{protobuf::FieldReader, *};
 use crate::telemetry::access_log::Level;
 
 fn traces(share: usize) -> Traces {
-    let facts = CommonAttributes {
+    let attributes = CommonAttributes {
         scheme: "http",
         upstream_url: "http://a".into(),
         upstream_host: "a".into(),
         upstream_port: 80,
     };
-    Traces::with_buffer_bytes(facts, share)
+    Traces::with_buffer_bytes(attributes, share)
 }
 
 fn entry() -> AccessLogEntry<'static> {
@@ -46,31 +46,34 @@ fn entry() -> AccessLogEntry<'static> {
 async fn full_buffer_drops_newest_spans_and_counts_them() {
     let traces = traces(1000);
     let (tracer, other) = (traces.tracer(), traces.tracer());
-    let fields = Headers::default();
-    let mut trace = tracer.start_trace(&fields, Version::HTTP_11, Instant::now());
+    let headers = Headers::default();
+    let mut trace = tracer.start_trace(&headers, Version::HTTP_11, Instant::now());
     trace.start_span(Operation::Attempt, trace.started);
     for _ in 0..100 {
         tracer.write_spans(&trace, &entry());
     }
-    // What one worker has too much of takes nobody else's room.
+    // A full buffer of one worker takes no space from another's.
     other.write_spans(&trace, &entry());
     let mut spans = Vec::new();
     traces.drain(&mut spans);
-    let kept = FieldReader(&spans).count() as u64;
-    assert!((4..10).contains(&kept), "{kept}");
-    assert_eq!(kept + traces.dropped(), 202);
-    // There is room again.
+    let buffered = FieldReader(&spans).count() as u64;
+    assert!((4..10).contains(&buffered), "{buffered}");
+    assert_eq!(buffered + traces.dropped(), 202);
+    // After the drain, spans are buffered again.
     tracer.write_spans(&trace, &entry());
-    assert_eq!(kept + traces.dropped(), 202);
+    assert_eq!(buffered + traces.dropped(), 202);
 }
 
 #[tokio::test]
 async fn unsampled_trace_is_not_written() {
     let traces = traces(1000);
     let tracer = traces.tracer();
-    let told = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00";
-    let trace =
-        tracer.start_trace(&Headers::from_pairs(&[("traceparent", told)]), Version::HTTP_11, Instant::now());
+    let traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00";
+    let trace = tracer.start_trace(
+        &Headers::from_pairs(&[("traceparent", traceparent)]),
+        Version::HTTP_11,
+        Instant::now(),
+    );
     tracer.write_spans(&trace, &entry());
     let mut spans = Vec::new();
     traces.drain(&mut spans);

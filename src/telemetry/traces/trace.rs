@@ -1,4 +1,4 @@
-//! What becomes known of a request beside its line in the access log, while somebody wants its trace.
+//! The data of a request's trace that its access log entry does not contain.
 
 use std::time::Duration;
 
@@ -7,35 +7,35 @@ use tokio::time::Instant;
 
 use super::context::TraceContext;
 
-/// Two tries, a wait for a token before each, and one wait for a place.
+/// Two attempts, a wait for a token before each, and one wait for a permit.
 pub(super) const MAX_CHILD_SPANS: usize = 5;
 
-/// A request's trace, as far as it has come.
+/// The trace of a running request.
 pub struct Trace {
     pub(super) context: TraceContext,
     pub(super) version: Version,
     pub(super) started: Instant,
-    /// The endpoint, where the request has been sent to one.
+    /// The API path; empty until the request is sent upstream.
     pub(super) route: String,
     child_spans: [ChildSpan; MAX_CHILD_SPANS],
     child_span_count: usize,
 }
 
-/// What a request does beside being looked at.
+/// The operation of a child span.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operation {
-    /// It waits for a place among those in flight.
+    /// Waits for a permit of the concurrency limit.
     Queue,
-    /// It waits for a token.
+    /// Waits for a token.
     Token,
-    /// It is with WeCom.
+    /// One attempt at WeCom.
     Attempt,
 }
 
-/// How a step ended.
+/// The outcome of a child span.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SpanOutcome {
-    /// WeCom's HTTP status; 0 where there was none.
+    /// WeCom's HTTP status; 0 if there was no response.
     pub status: u16,
     /// WeCom's errcode.
     pub errcode: Option<i64>,
@@ -47,14 +47,14 @@ pub struct SpanOutcome {
 pub(super) struct ChildSpan {
     pub(super) operation: Operation,
     pub(super) started: Instant,
-    /// How long it took; `None` where the request ended before it did.
+    /// The duration; `None` if the request ended first.
     pub(super) duration: Option<Duration>,
     pub(super) outcome: SpanOutcome,
 }
 
 impl Trace {
     pub(super) fn new(context: TraceContext, version: Version, started: Instant) -> Self {
-        let none = ChildSpan {
+        let empty = ChildSpan {
             operation: Operation::Queue,
             started,
             duration: None,
@@ -65,37 +65,36 @@ impl Trace {
             version,
             started,
             route: String::new(),
-            child_spans: [none; MAX_CHILD_SPANS],
+            child_spans: [empty; MAX_CHILD_SPANS],
             child_span_count: 0,
         }
     }
 
-    /// Takes the next step.
-    pub fn start_span(&mut self, doing: Operation, at: Instant) {
-        if let Some(step) = self.child_spans.get_mut(self.child_span_count) {
-            *step =
-                ChildSpan { operation: doing, started: at, duration: None, outcome: SpanOutcome::default() };
+    /// Starts the next child span; ignored beyond [`MAX_CHILD_SPANS`].
+    pub fn start_span(&mut self, operation: Operation, started: Instant) {
+        if let Some(span) = self.child_spans.get_mut(self.child_span_count) {
+            *span = ChildSpan { operation, started, duration: None, outcome: SpanOutcome::default() };
             self.child_span_count += 1;
         }
     }
 
-    /// Ends the step that was taken last.
-    pub fn end_span(&mut self, took: Duration, outcome: SpanOutcome) {
-        if let Some(step) =
+    /// Ends the last child span.
+    pub fn end_span(&mut self, duration: Duration, outcome: SpanOutcome) {
+        if let Some(span) =
             self.child_span_count.checked_sub(1).and_then(|last| self.child_spans.get_mut(last))
         {
-            (step.duration, step.outcome) = (Some(took), outcome);
+            (span.duration, span.outcome) = (Some(duration), outcome);
         }
     }
 
-    /// The same, now.
+    /// Ends the last child span now.
     pub fn end_span_now(&mut self, outcome: SpanOutcome) {
         if let Some(last) = self.child_spans().last() {
             self.end_span(last.started.elapsed(), outcome);
         }
     }
 
-    /// Says where the request goes.
+    /// Sets the API path.
     pub fn set_route(&mut self, route: &str) {
         self.route.clear();
         self.route.push_str(route);
@@ -105,7 +104,7 @@ impl Trace {
         &self.child_spans[..self.child_span_count]
     }
 
-    /// Its id, in hexadecimal digits.
+    /// The trace id in hexadecimal digits.
     pub fn trace_id(&self) -> [u8; 32] {
         let digit = |nibble: u8| b"0123456789abcdef"[usize::from(nibble)];
         let mut text = [0; 32];
