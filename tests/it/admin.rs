@@ -227,12 +227,7 @@ async fn admin_key_leaves_only_health_checks_open() {
             assert_eq!(challenges, ["Basic", "Bearer"]);
             assert!(!response.text().contains("corpid"));
             // The message distinguishes a wrong key from a missing one.
-            assert_eq!(
-                response.text().contains("wrong admin key"),
-                invalid.is_some(),
-                "{}",
-                response.text()
-            );
+            assert_eq!(response.text().contains("wrong admin key"), invalid.is_some(), "{}", response.text());
         }
     }
 }

@@ -215,7 +215,11 @@ async fn closed_app_is_reported() {
 async fn three_refusals_in_a_row_stop_the_check() {
     let setup = CheckSetup::with_wrong_secrets(5).await;
     let output = setup.check_online().await;
-    assert_output(&output, 1, &["note: the other agents were not checked: three agents in a row were refused"]);
+    assert_output(
+        &output,
+        1,
+        &["note: the other agents were not checked: three agents in a row were refused"],
+    );
     assert!(output.err.contains("3 of 5 agents failed, 2 were not checked"), "{}", output.err);
     assert_eq!(setup.called_paths(), [GETTOKEN; 3]);
     let report = check_json(&setup, CONFIG, &["--online"], 1).await;
@@ -238,11 +242,7 @@ async fn frequency_limit_stops_the_check_at_once() {
     let setup = CheckSetup::start().await;
     setup.wecom.inject(Fault::errcode(45009).on_path(GETTOKEN)).expect("a fault");
     let output = setup.check_online().await;
-    assert_output(
-        &output,
-        1,
-        &["note: the other agents were not checked: WeCom reports too many calls"],
-    );
+    assert_output(&output, 1, &["note: the other agents were not checked: WeCom reports too many calls"]);
     assert_eq!(setup.called_paths(), [GETTOKEN]);
 }
 
@@ -316,11 +316,7 @@ async fn unreachable_upstream_is_reported_once() {
         ),
     ] {
         let output = setup.check(&config_for_upstream(&upstream), &["--online"]).await;
-        assert_output(
-            &output,
-            1,
-            &["hr, gettoken: WeCom cannot be reached: ", expected, "for any agent"],
-        );
+        assert_output(&output, 1, &["hr, gettoken: WeCom cannot be reached: ", expected, "for any agent"]);
         assert_eq!(row(&output, "hr")[1], "unreachable");
         assert_eq!(row(&output, "ops")[3..5], ["not", "checked"]);
     }

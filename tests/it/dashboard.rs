@@ -70,7 +70,8 @@ async fn dashboard_shows_agents_and_live_exchanges() {
     browser.screenshot("dark").await;
 
     // A retried request shows both attempts, also without inspection.
-    let sent_twice = "[...document.querySelectorAll('#requests tbody tr')].find((it) => it.innerText.includes('retried'))";
+    let sent_twice =
+        "[...document.querySelectorAll('#requests tbody tr')].find((it) => it.innerText.includes('retried'))";
     browser.wait_for(&format!("({sent_twice}.querySelector('button').click(), true)")).await;
     let steps = "[...document.querySelectorAll('#exchange .waterfall span')].map((it) => it.innerText).filter((it) => !it.includes('ms')).join()";
     assert_eq!(browser.eval(steps).await, "attempt 1: 40014,token,attempt 2: 0,proxy and body");
@@ -108,7 +109,9 @@ async fn assert_agents_and_charts(browser: &mut Browser) {
 async fn assert_filters_and_pause(proxy: &TestProxy, browser: &mut Browser) {
     // An invalid filter is reported.
     browser.fill("[name=errcode]", "sixty").await;
-    browser.wait_for("document.querySelector('#tail-state').innerText.includes('errcode must be a number')").await;
+    browser
+        .wait_for("document.querySelector('#tail-state').innerText.includes('errcode must be a number')")
+        .await;
     // A filter applies to recorded exchanges and to new ones.
     browser.fill("[name=errcode]", "60020").await;
     browser.wait_for(&format!("{ROW_COUNT} === 1")).await;
@@ -327,7 +330,10 @@ async fn actions_work_by_keyboard_and_need_confirmation() {
     browser.press("Escape").await;
     browser.wait_for("!document.querySelector('#exchange').open").await;
     assert_eq!(browser.eval("document.activeElement.closest('table')?.id").await, "requests");
-    assert_eq!(browser.eval("document.querySelector('#announcement').getAttribute('aria-live')").await, "off");
+    assert_eq!(
+        browser.eval("document.querySelector('#announcement').getAttribute('aria-live')").await,
+        "off"
+    );
     let unnamed = "[...document.querySelectorAll('button, input')].filter((it) => !(it.innerText || it.labels?.[0]?.innerText || it.getAttribute('aria-label'))).filter((it) => it.checkVisibility()).length";
     assert_eq!(browser.eval(unnamed).await, 0, "every control has an accessible name");
     browser.assert_no_errors();

@@ -180,7 +180,7 @@ fn any_configuration_loads_without_panic_or_leak() {
         " ",
         "\u{e9}",
     ];
-    check_property("configuration", checks::config::check, dictionary, 600);
+    check_property("config", checks::config::check, dictionary, 600);
 }
 
 const HEAD_DICTIONARY: &[&str] = &[
@@ -215,7 +215,7 @@ fn request_head_parses_as_the_reference() {
 
 #[test]
 fn response_head_parses_as_the_reference() {
-    check_property("answer_head", checks::response_head::check, HEAD_DICTIONARY, 2000);
+    check_property("response_head", checks::response_head::check, HEAD_DICTIONARY, 2000);
 }
 
 #[test]

@@ -57,7 +57,7 @@ async fn held_refresh_is_reported_to_client_and_operators() {
     let ready = admin_get(&proxy, "/readyz").await;
     assert_eq!(
         (ready.status.as_u16(), &ready.json()["status"]),
-        (200, &"ok, but some renewals are held back".into())
+        (200, &"ok, but some token refreshes are held back".into())
     );
     let wait = ready.json()["agents"]["held"]["hr"]["next_try_in_seconds"].as_u64();
     assert!(wait.is_some_and(|wait| (3500..=3600).contains(&wait)), "{}", ready.text());
@@ -166,7 +166,7 @@ async fn dashboard_shows_a_held_refresh_as_failing() {
     assert_eq!(proxy.get(USER_GET).await.errcode(), 40014);
     let mut browser = Browser::start().await;
     browser.open_dashboard(proxy.admin_address()).await;
-    browser.wait_for("document.querySelector('#agents').innerText.includes('renewal held back')").await;
+    browser.wait_for("document.querySelector('#agents').innerText.includes('refresh held back')").await;
     assert!(browser.text("#agents").await.contains("next try in"));
     assert!(browser.text("#health").await.contains("held back (1/2)"));
     browser.eval("document.querySelector('#agent-failing').click()").await;

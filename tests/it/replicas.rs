@@ -103,7 +103,7 @@ impl Replicas {
         for _ in 0..5 {
             let log_start = leak_detector::output_len();
             let gettokens = self.revoke_and_load(clients_per_replica).await;
-            if gettokens == 1 || !leak_detector::output_contains_since(log_start, "the store is away") {
+            if gettokens == 1 || !leak_detector::output_contains_since(log_start, "redis unavailable") {
                 assert_eq!(gettokens, 1, "the token is shared");
                 return;
             }

@@ -88,7 +88,7 @@ async fn assert_no_secret_in_output(tls: bool, format: &str) {
 
     let output = proxy.stop().await;
     assert_eq!(output.status, 0);
-    for marker in ["token renewed", "token not renewed", "40014", "/cgi-bin/webhook/send"] {
+    for marker in ["token refreshed", "token refresh failed", "40014", "/cgi-bin/webhook/send"] {
         assert!(output.err.contains(marker), "no {marker} in the log:\n{}", output.err);
     }
     assert!(responses.contains("x-wecom-retried: 40014"), "{responses}");

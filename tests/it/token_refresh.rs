@@ -190,7 +190,7 @@ async fn failed_refresh_returns_wecoms_errcode() {
     for _ in 0..5 {
         let response = proxy.get(USER_GET).await;
         response.assert_proxy_error("token-unavailable", 502, 45009);
-        assert!(response.text().contains("gettoken was refused with errcode 45009"), "{}", response.text());
+        assert!(response.text().contains("gettoken failed with errcode 45009"), "{}", response.text());
     }
     assert_eq!(upstream_counts(&proxy).0, 2, "WeCom gets no gettoken per request");
 }

@@ -63,13 +63,13 @@ impl SkewedReplica {
         let toml = config_with_store(relay.address, &format!("key = \"{STORE_KEY}\""));
         let path = write_config(&dir, replicas.first.wecom.api_addr(), &Settings::default(), &toml);
         let skewed = Process::serve_with_clock_offset(&path, offset).await;
-        skewed.err.wait_for_line("the store is there").await;
+        skewed.err.wait_for_line("redis connected").await;
         let setup = Self { redis, replicas, skewed, relay, _dir: dir };
         setup.replicas.load(1).await;
         setup.get_at_skewed().await.assert_ok();
         assert_eq!(setup.replicas.upstream_counts().0, 1);
         setup.relay.is_cut.send_replace(true);
-        setup.skewed.err.wait_for_line("the store is away").await;
+        setup.skewed.err.wait_for_line("redis unavailable").await;
         setup
     }
 
@@ -83,7 +83,7 @@ impl SkewedReplica {
 
     async fn reconnect(&self) {
         self.relay.is_cut.send_replace(false);
-        self.skewed.err.wait_for_nth_line("the store is there", 1).await;
+        self.skewed.err.wait_for_nth_line("redis connected", 1).await;
     }
 
     /// Asserts that every replica has the newest token.
@@ -254,7 +254,7 @@ async fn replicas_with_skewed_clocks_share_tokens() {
         let dir = TempDir::new().expect("a temporary directory");
         let path = write_config(&dir, wecom.api_addr(), &Settings::default(), &toml);
         let process = Process::serve_with_clock_offset(&path, offset).await;
-        process.err.wait_for_line("the store is there").await;
+        process.err.wait_for_line("redis connected").await;
         replicas.push((process, dir));
     }
     for round in 1..=3 {

@@ -177,7 +177,7 @@ impl NamespacedReplica {
             proxy
         });
         let address = process.address().await;
-        process.err.wait_for_line("the store is there").await;
+        process.err.wait_for_line("redis connected").await;
         Self { process, address, store_interface: format!("s{nth}"), _network: namespace, _dir: dir }
     }
 
@@ -240,12 +240,15 @@ async fn assert_partition_affects_one_replica(wecom: &Simulator, replicas: &[Nam
         (3, 7),
         "one gettoken for the connected replicas, one for the isolated one"
     );
-    isolated.process.err.wait_for_line("the store is away").await;
+    isolated.process.err.wait_for_line("redis unavailable").await;
     for replica in &replicas[1..] {
-        assert!(!replica.process.err.text().contains("away"), "the other replicas are not affected");
+        assert!(
+            !replica.process.err.text().contains("redis unavailable"),
+            "the other replicas are not affected"
+        );
     }
     isolated.restore();
-    isolated.process.err.wait_for_nth_line("the store is there", 1).await;
+    isolated.process.err.wait_for_nth_line("redis connected", 1).await;
     wecom.revoke_tokens("hr").expect("an agent");
     get_at_all(replicas).await;
     assert_eq!(upstream_counts(wecom), (4, 10), "all replicas share the token again");
@@ -275,7 +278,7 @@ async fn assert_partition_in_gettoken_delays_within_the_lease(
     wecom.release_held();
     with_timeout(pending).await.expect("no panic").assert_ok();
     isolated.restore();
-    isolated.process.err.wait_for_nth_line("the store is there", 2).await;
+    isolated.process.err.wait_for_nth_line("redis connected", 2).await;
     get_at_all(replicas).await;
     assert_eq!(
         (upstream_counts(wecom), fence().await),
