@@ -109,7 +109,12 @@ async fn network_partition_in_namespaces_is_survived() {
     });
     let mut command = Command::new(way[0]);
     command.args(&way[1..]).arg(std::env::current_exe().expect("this program"));
-    command.args(["--exact", "replicas::parted::in_networks_of_its_own", "--ignored", "--nocapture"]);
+    command.args([
+        "--exact",
+        "replicas::network_partitions::network_partition_scenario_in_namespace",
+        "--ignored",
+        "--nocapture",
+    ]);
     let ended = run(command).await;
     assert!(ended.status == 0 && ended.out.contains("1 passed"), "{}{}", ended.out, ended.err);
     eprint!("{}", ended.err);
@@ -184,7 +189,7 @@ impl NamespacedReplica {
 }
 
 #[tokio::test]
-#[ignore = "replicas_in_networks_that_part runs it, in networks of its own"]
+#[ignore = "network_partition_in_namespaces_is_survived runs it in network namespaces"]
 async fn network_partition_scenario_in_namespace() {
     run_ip("link set lo up");
     tool("redis-server");
