@@ -41,8 +41,6 @@ use std::{
 use arc_swap::ArcSwapOption;
 use tokio::{sync::watch, time::Instant};
 
-#[cfg(test)]
-pub(crate) use self::token::wall_clock;
 pub use self::{
     accepted_paths::PathKey,
     fetch::{Credentials, FetchError},

@@ -336,67 +336,26 @@ mod tests {
 
     #[test]
     fn valid_path_is_parsed() {
+        use TargetKind::{Gettoken, InjectToken, Passthrough};
         for (given, agent, path, route, kind) in [
-            (
-                "/cgi-bin/user/get?a=1",
-                None,
-                "/cgi-bin/user/get",
-                "/cgi-bin/user/get",
-                TargetKind::InjectToken,
-            ),
-            (
-                "/hr/cgi-bin/user/get",
-                Some("hr"),
-                "/cgi-bin/user/get",
-                "/cgi-bin/user/get",
-                TargetKind::InjectToken,
-            ),
-            ("//cgi-bin/user/get", None, "/cgi-bin/user/get", "/cgi-bin/user/get", TargetKind::InjectToken),
-            (
-                "/hr//cgi-bin/user/get",
-                Some("hr"),
-                "/cgi-bin/user/get",
-                "/cgi-bin/user/get",
-                TargetKind::InjectToken,
-            ),
-            ("/cgi-bin/oa//book", None, "/cgi-bin/oa//book", "/cgi-bin/oa/book", TargetKind::InjectToken),
-            (
-                "/cgi-bin/user/%67et",
-                None,
-                "/cgi-bin/user/%67et",
-                "/cgi-bin/user/get",
-                TargetKind::InjectToken,
-            ),
-            ("/cgi-bin/gettoken", None, "/cgi-bin/gettoken", "/cgi-bin/gettoken", TargetKind::Gettoken),
-            (
-                "/hr/cgi-bin//GetToken/",
-                Some("hr"),
-                "/cgi-bin//GetToken/",
-                "/cgi-bin/GetToken/",
-                TargetKind::Gettoken,
-            ),
-            (
-                "/cgi-bin/%67ettoken;a",
-                None,
-                "/cgi-bin/%67ettoken;a",
-                "/cgi-bin/gettoken;a",
-                TargetKind::Gettoken,
-            ),
+            ("/cgi-bin/user/get?a=1", None, "/cgi-bin/user/get", "/cgi-bin/user/get", InjectToken),
+            ("/hr/cgi-bin/user/get", Some("hr"), "/cgi-bin/user/get", "/cgi-bin/user/get", InjectToken),
+            ("//cgi-bin/user/get", None, "/cgi-bin/user/get", "/cgi-bin/user/get", InjectToken),
+            ("/hr//cgi-bin/user/get", Some("hr"), "/cgi-bin/user/get", "/cgi-bin/user/get", InjectToken),
+            ("/cgi-bin/oa//book", None, "/cgi-bin/oa//book", "/cgi-bin/oa/book", InjectToken),
+            ("/cgi-bin/user/%67et", None, "/cgi-bin/user/%67et", "/cgi-bin/user/get", InjectToken),
+            ("/cgi-bin/gettoken", None, "/cgi-bin/gettoken", "/cgi-bin/gettoken", Gettoken),
+            ("/hr/cgi-bin//GetToken/", Some("hr"), "/cgi-bin//GetToken/", "/cgi-bin/GetToken/", Gettoken),
+            ("/cgi-bin/%67ettoken;a", None, "/cgi-bin/%67ettoken;a", "/cgi-bin/gettoken;a", Gettoken),
             (
                 "/cgi-bin/webhook/send?key=1",
                 None,
                 "/cgi-bin/webhook/send",
                 "/cgi-bin/webhook/send",
-                TargetKind::Passthrough,
+                Passthrough,
             ),
-            ("/cgi-bin/service/x", None, "/cgi-bin/service/x", "/cgi-bin/service/x", TargetKind::Passthrough),
-            (
-                "/cgi-bin/services/x",
-                None,
-                "/cgi-bin/services/x",
-                "/cgi-bin/services/x",
-                TargetKind::InjectToken,
-            ),
+            ("/cgi-bin/service/x", None, "/cgi-bin/service/x", "/cgi-bin/service/x", Passthrough),
+            ("/cgi-bin/services/x", None, "/cgi-bin/services/x", "/cgi-bin/services/x", InjectToken),
         ] {
             assert_eq!(parse(given), Ok((agent, path, route.to_owned(), kind)), "{given}");
         }

@@ -37,31 +37,24 @@ impl Proxy {
         }
         self.acquire_wait_permit(forwarded, context)?;
         let guard = entry.lock_fetch().await;
-        let result = self.serve_ticket_in_turn(guard, arrived_at, forwarded, agent, kind, context).await;
+        let result = match result_of_concurrent_fetch(entry, &guard, arrived_at) {
+            Some(result) => result,
+            None => self.serve_ticket_in_turn(guard, forwarded, agent, kind, context).await,
+        };
         context.wait_permit = None;
         result
     }
 
-    /// The same, for the request that holds the fetch lock: another request or replica may have fetched it meanwhile.
+    /// Takes the ticket from another replica, or fetches it. The request holds the fetch lock.
     async fn serve_ticket_in_turn(
         &self,
         mut guard: FetchGuard<'_>,
-        arrived_at: Instant,
         forwarded: &ForwardedRequest<'_>,
         agent: &Arc<Agent>,
         kind: TicketKind,
         context: &mut RequestContext,
     ) -> Result<Box<ProbedResponse>, ProxyError> {
         let entry = agent.tickets.entry(kind);
-        match (entry.response(Instant::now()), guard.failure_since(arrived_at)) {
-            (Some(cached), _) => return Ok(ProbedResponse::local(cached)),
-            (None, Some(FetchFailure::Response(body))) => return Ok(ProbedResponse::local(body)),
-            (None, Some(FetchFailure::NoResponse)) => {
-                let message = "ticket fetch failed in a concurrent request; retry";
-                return Err(ProxyError::new(ErrorKind::UpstreamFailed, message));
-            }
-            (None, None) => {}
-        }
         let shared = match agent.token.store() {
             Some(store) => entry.lookup_shared(kind, agent.token.credentials(), store).await,
             None => SharedLookup::Unavailable,
@@ -126,6 +119,24 @@ impl Proxy {
             .await
             .map_err(|error| ProxyError::from_upstream(&error, self.settings.body_limits.max_bytes))
     }
+}
+
+/// What another request has fetched since this one arrived: the ticket, or its failure.
+fn result_of_concurrent_fetch(
+    entry: &TicketEntry,
+    guard: &FetchGuard<'_>,
+    arrived_at: Instant,
+) -> Option<Result<Box<ProbedResponse>, ProxyError>> {
+    if let Some(cached) = entry.response(Instant::now()) {
+        return Some(Ok(ProbedResponse::local(cached)));
+    }
+    Some(match guard.failure_since(arrived_at)? {
+        FetchFailure::Response(body) => Ok(ProbedResponse::local(body)),
+        FetchFailure::NoResponse => {
+            let message = "ticket fetch failed in a concurrent request; retry";
+            Err(ProxyError::new(ErrorKind::UpstreamFailed, message))
+        }
+    })
 }
 
 /// Caches a fetched ticket, and shares the outcome with the requests and replicas that wait for it.

@@ -306,7 +306,7 @@ fn claim_reply(kind: &[u8], value: &[u8], [fence, time, fresh, last]: [Value; 4]
 }
 
 fn now_micros() -> u64 {
-    let since = crate::tokens::wall_clock().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970");
+    let since = crate::time::clock::wall_clock().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970");
     since.as_micros().try_into().expect("before the year 500000")
 }
 

@@ -25,6 +25,19 @@ pub fn wall_clock_at(now: Instant) -> SystemTime {
     }
 }
 
+/// The time of day. In tests it follows tokio's clock, which can be paused.
+#[cfg(not(test))]
+pub(crate) fn wall_clock() -> SystemTime {
+    SystemTime::now()
+}
+
+#[cfg(test)]
+pub(crate) fn wall_clock() -> SystemTime {
+    static BASE: std::sync::LazyLock<(SystemTime, std::time::Instant)> =
+        std::sync::LazyLock::new(|| (SystemTime::now(), std::time::Instant::now()));
+    BASE.0 + Instant::now().into_std().saturating_duration_since(BASE.1)
+}
+
 /// Seconds since the Unix epoch, read from the system clock.
 pub fn unix_now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())

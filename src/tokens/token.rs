@@ -14,7 +14,7 @@ use super::{
     accepted_paths::{AcceptedPaths, PathKey},
     proactive::stagger_delay,
 };
-use crate::{secret::Masked, wecom::response::GettokenResponse};
+use crate::{secret::Masked, time::clock::wall_clock, wecom::response::GettokenResponse};
 
 /// How long a token is used that gettoken returns although it should have expired.
 pub(super) const PAST_EXPIRY_TTL: Duration = Duration::from_secs(60);
@@ -165,17 +165,4 @@ impl Token {
     pub(super) fn is_refused(&self) -> bool {
         self.is_refused.load(Ordering::Relaxed)
     }
-}
-
-/// The time of day. In tests it follows tokio's clock, which can be paused.
-#[cfg(not(test))]
-pub(crate) fn wall_clock() -> SystemTime {
-    SystemTime::now()
-}
-
-#[cfg(test)]
-pub(crate) fn wall_clock() -> SystemTime {
-    static BASE: std::sync::LazyLock<(SystemTime, std::time::Instant)> =
-        std::sync::LazyLock::new(|| (SystemTime::now(), std::time::Instant::now()));
-    BASE.0 + Instant::now().into_std().saturating_duration_since(BASE.1)
 }
