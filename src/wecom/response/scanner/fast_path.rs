@@ -16,18 +16,6 @@ enum FastPathState {
     CommaOrEnd,
 }
 
-/// The result of [`ErrcodeScanner::skip_value`].
-enum SkippedValue {
-    /// The value ends here; the closing bracket of an empty container counts as the end of a value before it.
-    Ended(usize),
-    /// A container was opened; its first key or value starts here.
-    Opened(usize, FastPathState),
-    /// The fast path ends here, and single bytes go on in this state.
-    Stopped(usize, State),
-    /// Not a whole value, or white space before it.
-    Unknown,
-}
-
 impl FastPathState {
     #[inline(always)]
     fn from_state(state: State) -> Self {
@@ -57,29 +45,52 @@ impl ErrcodeScanner {
         let mut in_object = self.nesting.in_object();
         self.state = loop {
             if next == FastPathState::Key
-                && let Some(end) = self.skip_key(bytes, at)
+                && bytes.get(at) == Some(&b'"')
+                && let Ok(end) = json_tokens::string_end(bytes, at + 1)
+                && bytes.get(end) == Some(&b':')
+                && (self.nesting.depth > 1 || is_other_key(&bytes[at + 1..end - 1]))
             {
-                (at, next) = (end, FastPathState::Value);
+                (at, next) = (end + 1, FastPathState::Value);
             }
             if next == FastPathState::Value {
-                match self.skip_value(bytes, at, &mut in_object) {
-                    SkippedValue::Ended(end) => (at, next) = (end, FastPathState::CommaOrEnd),
-                    SkippedValue::Opened(inside, first) => {
-                        (at, next) = (inside, first);
-                        continue;
+                let byte = bytes.get(at).copied().unwrap_or_default();
+                if byte == b'"' {
+                    match json_tokens::string_end(bytes, at + 1) {
+                        Ok(end) => (at, next) = (end, FastPathState::CommaOrEnd),
+                        Err(inside) => {
+                            (at, self.in_key) = (inside, false);
+                            break State::String;
+                        }
                     }
-                    SkippedValue::Stopped(end, state) => {
-                        at = end;
-                        break state;
+                } else if byte == b'{' || byte == b'[' {
+                    if !self.nesting.push(byte == b'{') {
+                        break State::Value;
                     }
-                    SkippedValue::Unknown => {}
+                    in_object = byte == b'{';
+                    at = skip_whitespace(bytes, at + 1);
+                    match state_in_container(in_object, bytes.get(at)) {
+                        Ok(FastPathState::CommaOrEnd) => next = FastPathState::CommaOrEnd,
+                        Ok(first) => {
+                            next = first;
+                            continue;
+                        }
+                        Err(state) => break state,
+                    }
+                } else if let Some(end) = json_tokens::scalar_end(bytes, at) {
+                    (at, next) = (end, FastPathState::CommaOrEnd);
                 }
             }
-            if next == FastPathState::CommaOrEnd
-                && let Some(following) = self.skip_separator(bytes, at, &mut in_object)
-            {
-                (at, next) = (at + 1, following);
-                continue;
+            if next == FastPathState::CommaOrEnd {
+                let byte = bytes.get(at).copied().unwrap_or_default();
+                if byte == b',' {
+                    (at, next) = (at + 1, if in_object { FastPathState::Key } else { FastPathState::Value });
+                    continue;
+                }
+                if byte == (if in_object { b'}' } else { b']' }) && self.nesting.depth > 1 {
+                    (at, self.nesting.depth) = (at + 1, self.nesting.depth - 1);
+                    in_object = self.nesting.in_object();
+                    continue;
+                }
             }
             let token = skip_whitespace(bytes, at);
             if token == at {
@@ -89,63 +100,18 @@ impl ErrcodeScanner {
         };
         at
     }
+}
 
-    /// Skips a key and its colon, unless it is or can be the top-level errcode.
-    #[inline(always)]
-    fn skip_key(&self, bytes: &[u8], at: usize) -> Option<usize> {
-        if bytes.get(at) == Some(&b'"')
-            && let Ok(end) = json_tokens::string_end(bytes, at + 1)
-            && bytes.get(end) == Some(&b':')
-            && (self.nesting.depth > 1 || is_other_key(&bytes[at + 1..end - 1]))
-        {
-            return Some(end + 1);
-        }
-        None
-    }
-
-    /// Skips a string, number or literal, or opens a container.
-    #[inline(always)]
-    fn skip_value(&mut self, bytes: &[u8], at: usize, in_object: &mut bool) -> SkippedValue {
-        let byte = bytes.get(at).copied().unwrap_or_default();
-        if byte == b'"' {
-            match json_tokens::string_end(bytes, at + 1) {
-                Ok(end) => SkippedValue::Ended(end),
-                Err(inside) => {
-                    self.in_key = false;
-                    SkippedValue::Stopped(inside, State::String)
-                }
-            }
-        } else if byte == b'{' || byte == b'[' {
-            if !self.nesting.push(byte == b'{') {
-                return SkippedValue::Stopped(at, State::Value);
-            }
-            *in_object = byte == b'{';
-            let inside = skip_whitespace(bytes, at + 1);
-            match (*in_object, bytes.get(inside)) {
-                (true, Some(b'"')) => SkippedValue::Opened(inside, FastPathState::Key),
-                (true, Some(b'}')) | (false, Some(b']')) => SkippedValue::Ended(inside),
-                (true, _) => SkippedValue::Stopped(inside, State::KeyOrEnd),
-                (false, Some(_)) => SkippedValue::Opened(inside, FastPathState::Value),
-                (false, None) => SkippedValue::Stopped(inside, State::ValueOrEnd),
-            }
-        } else {
-            json_tokens::scalar_end(bytes, at).map_or(SkippedValue::Unknown, SkippedValue::Ended)
-        }
-    }
-
-    /// Skips a comma, or the bracket that closes a nested container; each is one byte. Returns what follows.
-    #[inline(always)]
-    fn skip_separator(&mut self, bytes: &[u8], at: usize, in_object: &mut bool) -> Option<FastPathState> {
-        let byte = bytes.get(at).copied().unwrap_or_default();
-        if byte == b',' {
-            return Some(if *in_object { FastPathState::Key } else { FastPathState::Value });
-        }
-        if byte == (if *in_object { b'}' } else { b']' }) && self.nesting.depth > 1 {
-            self.nesting.depth -= 1;
-            *in_object = self.nesting.in_object();
-            return Some(FastPathState::CommaOrEnd);
-        }
-        None
+/// What follows the bracket that opens a container, by the next byte that is not white space; the closing bracket of an
+/// empty container counts as the end of a value before it. Error: single bytes go on in this state.
+#[inline(always)]
+fn state_in_container(in_object: bool, byte: Option<&u8>) -> Result<FastPathState, State> {
+    match (in_object, byte) {
+        (true, Some(b'"')) => Ok(FastPathState::Key),
+        (true, Some(b'}')) | (false, Some(b']')) => Ok(FastPathState::CommaOrEnd),
+        (true, _) => Err(State::KeyOrEnd),
+        (false, Some(_)) => Ok(FastPathState::Value),
+        (false, None) => Err(State::ValueOrEnd),
     }
 }
 
