@@ -47,7 +47,7 @@ async fn key_and_hash_mixed_up_is_explained() {
             TestProxy::start_with_config(&format!("{OPEN_CONFIG}\n{}", section.replace(&hash, value))).await;
         let response = proxy.request(with_key(value), "").await;
         let text = response.assert_proxy_error("unauthenticated", 401, 40001).text();
-        assert!(text.contains("as key_sha256") && !text.contains(value), "{text}");
+        assert!(text.contains("key_sha256") && !text.contains(value), "{text}");
         let response = proxy.request(with_key(&value.replace(|any| any > 'b', "a")), "").await;
         assert!(!response.assert_proxy_error("unauthenticated", 401, 40001).text().contains("key_sha256"));
     }

@@ -47,7 +47,7 @@ async fn assert_escaped(format: &str) {
     assert!(connection.read_head().await.starts_with("HTTP/1.1 400 "));
     proxy.err.wait_for_line("by-hand").await;
     let log = proxy.stop().await.err;
-    assert!(log.lines().any(|line| line.contains("token not renewed") && line.contains('张')), "{log}");
+    assert!(log.lines().any(|line| line.contains("token refresh failed") && line.contains('张')), "{log}");
     for char in INVISIBLE_CHARS {
         assert!(!log.contains(char), "{char:?} in {log:?}");
     }

@@ -167,7 +167,7 @@ async fn dashboard_shows_a_held_refresh_as_failing() {
     let mut browser = Browser::start().await;
     browser.open_dashboard(proxy.admin_address()).await;
     browser.wait_for("document.querySelector('#agents').innerText.includes('refresh held back')").await;
-    assert!(browser.text("#agents").await.contains("next try in"));
+    assert!(browser.text("#agents").await.contains("next attempt in"));
     assert!(browser.text("#health").await.contains("held back (1/2)"));
     browser.eval("document.querySelector('#agent-failing').click()").await;
     browser.wait_for("document.querySelectorAll('#agents tbody tr').length === 1").await;
