@@ -38,6 +38,7 @@ impl Proxy {
         self.acquire_wait_permit(forwarded, context)?;
         let guard = entry.lock_fetch().await;
         let result = self.serve_ticket_in_turn(guard, arrived_at, forwarded, agent, kind, context).await;
+        forwarded.waiting.set(false);
         context.wait_permit = None;
         result
     }
@@ -77,6 +78,7 @@ impl Proxy {
         };
         let fetch_started = Instant::now();
         context.cached_now = fetch_started;
+        forwarded.waiting.set(false);
         let fetch = self.fetch_ticket_within_timeout(forwarded, agent, context);
         let result = match &lease {
             Some(lease) => lease.extend_while(fetch).await,

@@ -11,11 +11,12 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::disconnect::DisconnectWatch;
 use crate::{
     http1::{
         buffer_pool,
         framing::{BodyEvent, Framing, FramingError},
-        io::{CloseWatch, FinalWrite, RegisteredWaker, Stream},
+        io::{FinalWrite, RegisteredWaker, Stream},
         write_buf::WriteBuf,
     },
     request_body::{BodySource, BodySourceError},
@@ -24,7 +25,7 @@ use crate::{
 };
 
 /// Bytes that are read ahead of a request that is being handled.
-const MAX_READ_AHEAD_BYTES: usize = buffer_pool::BUFFER_BYTES;
+pub(super) const MAX_READ_AHEAD_BYTES: usize = buffer_pool::BUFFER_BYTES;
 /// Up to this size bytes are copied, so that the pool gets the buffer back.
 const MAX_COPIED_BYTES: usize = buffer_pool::BUFFER_BYTES / 4;
 /// Size of the reads of a large body.
@@ -51,12 +52,13 @@ pub(super) struct Shared {
     next_read_bytes: usize,
     read_waker: RegisteredWaker,
     /// Waker to call at a disconnect, while another task reads the body.
-    disconnect_waker: Option<Waker>,
+    pub(super) disconnect_waker: Option<Waker>,
     /// No byte of the body was read yet.
     pub(super) body_unread: bool,
-    /// The client has sent FIN, and an interim response was sent to probe whether it still reads.
-    half_closed: bool,
-    close_watch: Option<CloseWatch>,
+    /// The end of the stream was read behind a complete request.
+    pub(super) fin_read: bool,
+    /// Belongs to the current request.
+    pub(super) disconnect_watch: Option<Box<DisconnectWatch>>,
     /// Waker of the task that waits for body bytes. It must be called when no more will come: the runtime forgets its
     /// own registration with the stream.
     body_waker: Option<Waker>,
@@ -74,8 +76,8 @@ impl Transport {
             read_waker: RegisteredWaker::default(),
             disconnect_waker: None,
             body_unread: false,
-            half_closed: false,
-            close_watch: None,
+            fin_read: false,
+            disconnect_watch: None,
             body_waker: None,
         })))
     }
@@ -153,66 +155,7 @@ impl Shared {
         }
     }
 
-    /// Ready when the client has disconnected. Bytes that it sends ahead are buffered, up to a bound. While a body is
-    /// being read, its reader notices the end; while the request waits (`is_waiting`) before that, the end is detected
-    /// behind the unread bytes.
-    ///
-    /// After FIN a client may have closed the connection, or have shut down only its sending side and wait for the
-    /// response (RFC 9112 §9.6). Only a write tells them apart: a closed socket replies with RST. So an interim
-    /// response is sent, which every HTTP/1.1 client must accept (RFC 9110 §15.2), and the request goes on until RST
-    /// arrives. Unless `may_probe`, which is false for HTTP/1.0 and after the head of a response, FIN counts as closed,
-    /// as in nginx.
-    pub(super) fn poll_disconnected(
-        &mut self,
-        cx: &mut Context<'_>,
-        may_probe: bool,
-        is_waiting: bool,
-    ) -> Poll<()> {
-        while !self.half_closed && self.framing == Framing::Done && self.read_buf.len() < MAX_READ_AHEAD_BYTES
-        {
-            match self.poll_read_buf(cx) {
-                Poll::Ready(Ok(0)) if may_probe && self.probe(cx) => {}
-                Poll::Ready(Ok(read)) if read > 0 => {}
-                Poll::Ready(_) => return Poll::Ready(()),
-                Poll::Pending => break,
-            }
-        }
-        let is_unread = match self.framing {
-            Framing::Done => self.read_buf.len() >= MAX_READ_AHEAD_BYTES,
-            _ => self.body_unread,
-        };
-        if (self.half_closed || (is_waiting && is_unread)) && self.poll_closed(cx, may_probe).is_ready() {
-            return Poll::Ready(());
-        }
-        if self.framing != Framing::Done {
-            self.disconnect_waker = Some(cx.waker().clone());
-        }
-        Poll::Pending
-    }
-
-    /// Ready when the socket reports that the client has disconnected, whatever is unread.
-    fn poll_closed(&mut self, cx: &mut Context<'_>, may_probe: bool) -> Poll<()> {
-        if self.close_watch.is_none() {
-            // Without a descriptor for the watch, the body's reader notices the disconnect.
-            self.close_watch = CloseWatch::new(&self.stream).ok();
-        }
-        let Some(watch) = &self.close_watch else { return Poll::Pending };
-        if !self.half_closed {
-            ready!(watch.poll_read_closed(cx));
-            if !may_probe || !self.probe(cx) {
-                return Poll::Ready(());
-            }
-        }
-        self.close_watch.as_ref().map_or(Poll::Pending, |watch| watch.poll_write_closed(cx))
-    }
-
-    /// Writes to a client that has sent FIN; false if the client counts as disconnected.
-    fn probe(&mut self, cx: &mut Context<'_>) -> bool {
-        self.half_closed = self.send_continue(cx);
-        self.half_closed
-    }
-
-    /// Sends an interim response; false if it cannot be written completely.
+    /// Sends `100 Continue`; false if it cannot be written completely.
     fn send_continue(&mut self, cx: &mut Context<'_>) -> bool {
         self.continue_pending = false;
         // 25 bytes fit into the send buffer of a connection that has sent nothing since, or the client is gone.
@@ -239,7 +182,6 @@ impl Shared {
     /// Ends the current body: its reader gets no more bytes.
     pub(super) fn finish_body(&mut self) {
         self.request_seq += 1;
-        self.close_watch = None;
         if self.framing != Framing::Done
             && let Some(waker) = self.body_waker.take()
         {
@@ -256,8 +198,8 @@ impl Shared {
     /// The next chunk of the request body; `None` at its end.
     fn poll_body_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, BodySourceError>> {
         self.body_unread = false;
-        if !self.half_closed {
-            self.close_watch = None;
+        if !self.fin_read {
+            self.disconnect_watch = None;
         }
         loop {
             let event = self.framing.decode(&mut self.read_buf);

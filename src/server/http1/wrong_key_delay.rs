@@ -16,7 +16,7 @@ impl Http1Connection {
         self.permit.mark_evictable();
         let may_respond = poll_fn(|cx| {
             if self.permit.is_close_requested()
-                || self.transport.shared().poll_disconnected(cx, false, false).is_ready()
+                || self.transport.shared().poll_disconnected(cx, false).is_ready()
             {
                 return Poll::Ready(false);
             }
