@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// Bytes that are read ahead of a request that is being handled.
-pub(super) const MAX_READ_AHEAD_BYTES: usize = buffer_pool::BUFFER_BYTES;
+const MAX_READ_AHEAD_BYTES: usize = buffer_pool::BUFFER_BYTES;
 /// Up to this size bytes are copied, so that the pool gets the buffer back.
 const MAX_COPIED_BYTES: usize = buffer_pool::BUFFER_BYTES / 4;
 /// Size of the reads of a large body.
@@ -52,11 +52,11 @@ pub(super) struct Shared {
     next_read_bytes: usize,
     read_waker: RegisteredWaker,
     /// Waker to call at a disconnect, while another task reads the body.
-    pub(super) disconnect_waker: Option<Waker>,
+    disconnect_waker: Option<Waker>,
     /// No byte of the body was read yet.
     pub(super) body_unread: bool,
     /// The end of the stream was read behind a complete request.
-    pub(super) fin_read: bool,
+    fin_read: bool,
     /// Belongs to the current request.
     pub(super) disconnect_watch: Option<Box<DisconnectWatch>>,
     /// Waker of the task that waits for body bytes. It must be called when no more will come: the runtime forgets its
@@ -153,6 +153,41 @@ impl Shared {
             copy.extend_from_slice(&self.read_buf);
             buffer_pool::release(std::mem::replace(&mut self.read_buf, copy));
         }
+    }
+
+    /// Ready when the client has disconnected. Bytes that it sends ahead are buffered, up to a bound. While a body is
+    /// being read, its reader notices the end; while the request waits (`is_waiting`) before that, the end is detected
+    /// behind the unread bytes.
+    ///
+    /// FIN after a complete request ends only the client's sending (RFC 9112 §9.6): the response is still written. A
+    /// client that has closed its socket replies to the response with RST, which is a disconnect, as any read error is.
+    pub(super) fn poll_disconnected(&mut self, cx: &mut Context<'_>, is_waiting: bool) -> Poll<()> {
+        while !self.fin_read && self.framing == Framing::Done && self.read_buf.len() < MAX_READ_AHEAD_BYTES {
+            match self.poll_read_buf(cx) {
+                Poll::Ready(Ok(read)) => self.fin_read = read == 0,
+                Poll::Ready(Err(_)) => return Poll::Ready(()),
+                Poll::Pending => break,
+            }
+        }
+        let is_unread = match self.framing {
+            Framing::Done => self.read_buf.len() >= MAX_READ_AHEAD_BYTES,
+            _ => self.body_unread,
+        };
+        if self.fin_read || (is_waiting && is_unread) {
+            let watch = self.disconnect_watch.get_or_insert_default();
+            if watch.poll(cx, &self.stream, self.fin_read, is_waiting).is_ready() {
+                return Poll::Ready(());
+            }
+        }
+        if self.framing != Framing::Done {
+            self.disconnect_waker = Some(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+
+    /// Whether no further request can come: FIN and everything before it was read.
+    pub(super) fn is_at_end(&self) -> bool {
+        self.fin_read && self.read_buf.is_empty()
     }
 
     /// Sends `100 Continue`; false if it cannot be written completely.
