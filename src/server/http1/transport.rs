@@ -162,12 +162,8 @@ impl Shared {
     /// FIN after a complete request ends only the client's sending (RFC 9112 §9.6): the response is still written. A
     /// client that has closed its socket replies to the response with RST, which is a disconnect, as any read error is.
     pub(super) fn poll_disconnected(&mut self, cx: &mut Context<'_>, is_waiting: bool) -> Poll<()> {
-        while !self.fin_read && self.framing == Framing::Done && self.read_buf.len() < MAX_READ_AHEAD_BYTES {
-            match self.poll_read_buf(cx) {
-                Poll::Ready(Ok(read)) => self.fin_read = read == 0,
-                Poll::Ready(Err(_)) => return Poll::Ready(()),
-                Poll::Pending => break,
-            }
+        if self.poll_read_ahead(cx).is_ready() {
+            return Poll::Ready(());
         }
         let is_unread = match self.framing {
             Framing::Done => self.read_buf.len() >= MAX_READ_AHEAD_BYTES,
@@ -181,6 +177,18 @@ impl Shared {
         }
         if self.framing != Framing::Done {
             self.disconnect_waker = Some(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+
+    /// Buffers bytes behind a complete request, up to a bound. Ready when reading fails.
+    pub(super) fn poll_read_ahead(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while !self.fin_read && self.framing == Framing::Done && self.read_buf.len() < MAX_READ_AHEAD_BYTES {
+            match self.poll_read_buf(cx) {
+                Poll::Ready(Ok(read)) => self.fin_read = read == 0,
+                Poll::Ready(Err(_)) => return Poll::Ready(()),
+                Poll::Pending => break,
+            }
         }
         Poll::Pending
     }
