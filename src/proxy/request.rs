@@ -36,7 +36,8 @@ pub struct Request {
     /// Set once a valid credential was presented or the proxy is open; until then the connection's resources are
     /// restricted.
     pub authorized: Cell<bool>,
-    /// Set once the request waits for a token or a permit; its connection then releases unused buffers.
+    /// Set while the request waits for a token, a ticket or a permit, before any of it is sent; its connection then
+    /// releases unused buffers, and drops the request soon after FIN.
     pub waiting: Cell<bool>,
 }
 

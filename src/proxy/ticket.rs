@@ -41,6 +41,7 @@ impl Proxy {
             Some(result) => result,
             None => self.serve_ticket_in_turn(guard, forwarded, agent, kind, context).await,
         };
+        forwarded.waiting.set(false);
         context.wait_permit = None;
         result
     }
@@ -70,6 +71,7 @@ impl Proxy {
         };
         let fetch_started = Instant::now();
         context.cached_now = fetch_started;
+        forwarded.waiting.set(false);
         let fetch = self.fetch_ticket_within_timeout(forwarded, agent, context);
         let result = match &lease {
             Some(lease) => lease.extend_while(fetch).await,

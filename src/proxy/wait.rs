@@ -57,6 +57,7 @@ impl Proxy {
         let wait_started = Instant::now();
         context.begin_span(Operation::Token, wait_started);
         let fetched = agent.token.current_or_fetch().await;
+        forwarded.waiting.set(false);
         context.wait_permit = None;
         context.record_token_wait(wait_started, fetched.is_err());
         fetched.map_err(|failure| Box::new(token_unavailable(&failure, agent)))
@@ -77,6 +78,7 @@ impl Proxy {
         let flow = limit.flow_key(client, agent, &forwarded.target.normalized_path);
         context.begin_span_now(Operation::Queue);
         let acquired = limit.acquire(flow, self.settings.queue_timeout).await.map_err(map_acquire_error);
+        forwarded.waiting.set(false);
         context.cached_now = Instant::now();
         context.end_span_now(acquired.as_ref().err().map(|error| error.kind));
         acquired

@@ -5,6 +5,7 @@
 //! takes.
 
 pub(crate) mod bench;
+mod disconnect;
 pub(crate) mod fuzz;
 mod handler_pool;
 mod head;
@@ -141,7 +142,6 @@ impl Http1Connection {
         let Some(head) = self.head.take() else { return false };
         let (request, body, body_streamed, options) = self.build_request(head);
         self.timer.clear();
-        let may_probe = request.version == Version::HTTP_11;
         let completed = {
             let mut handling = pin!(self.proxy.handle::<Inline>(&request, body, &mut self.timer));
             let completed = poll_fn(|cx| {
@@ -154,8 +154,7 @@ impl Http1Connection {
                     // The client has disconnected: handling the request ends here.
                     Poll::Pending => {
                         let mut shared = self.transport.shared();
-                        let disconnected =
-                            shared.poll_disconnected(cx, may_probe, request.waiting.get()).map(|()| None);
+                        let disconnected = shared.poll_disconnected(cx, request.waiting.get()).map(|()| None);
                         if disconnected.is_pending() && request.waiting.get() {
                             shared.release_spare_capacity();
                         }
@@ -281,7 +280,8 @@ impl Http1Connection {
         let keep_alive = options.keep_alive
             && !has_unread_body
             && !self.server.is_stopping()
-            && !self.permit.is_close_requested();
+            && !self.permit.is_close_requested()
+            && !self.transport.shared().is_at_end();
         let (mut writer, keep_alive) =
             ResponseWriter::start(response, ResponseOptions { keep_alive, ..options });
         let write_timeout = self.timeouts.write_timeout(&self.permit);
@@ -299,6 +299,7 @@ impl Http1Connection {
             return Outcome::Reset;
         }
         let mut shared = self.transport.shared();
+        shared.disconnect_watch = None;
         if body_streamed {
             // A reader that still exists must not get bytes of the next request.
             shared.finish_body();

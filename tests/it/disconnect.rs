@@ -1,6 +1,9 @@
-//! Clients that disconnect, or shut down their sending side, while their request waits for a token.
+//! Clients that disconnect, or shut down their sending side, while their request waits: for a token, a ticket or a permit.
 
-use std::path::Path;
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -8,12 +11,13 @@ use wecom_proxy::simulator::Fault;
 
 use crate::{
     certificates::Authority,
-    harness::{OPEN_CONFIG, TestClient, TestProxy, USER_GET, wait_for, with_timeout},
+    harness::{ECHO, OPEN_CONFIG, TestClient, TestProxy, USER_GET, wait_for, with_timeout},
     raw_http::RawConnection,
     token_waiters::waiter_count,
 };
 
 const GETTOKEN: &str = "/cgi-bin/gettoken";
+const JSAPI: &str = "/cgi-bin/get_jsapi_ticket";
 const SINK: &str = "/cgi-bin/simulator/sink";
 /// Body lengths: none, one sent with the head, and two that stay partly in the socket buffer while the request waits.
 const LENGTHS: [usize; 4] = [0, 10, 20_000, 60_000];
@@ -94,34 +98,125 @@ async fn client_gone_under_tls_is_not_executed() {
 #[tokio::test]
 async fn client_that_only_stops_sending_gets_its_response() {
     for length in LENGTHS {
-        let proxy = start_with_held_gettoken(None).await;
+        for version in ["1.1", "1.0"] {
+            let proxy = start_with_held_gettoken(None).await;
+            let mut connection = RawConnection::connect(proxy.address()).await;
+            connection.send(post(version, length)).await.expect("sent");
+            wait_for_waiters(&proxy, 1).await;
+            connection.stream.shutdown().await.expect("a socket");
+            proxy.wecom.release_held();
+            let (head, _) = connection.read_response().await;
+            assert!(head.starts_with(&format!("HTTP/{version} 200 ")), "{length} bytes: {head}");
+            assert_eq!(connection.stream.read(&mut [0; 1]).await.expect("the end"), 0);
+            assert_eq!(proxy.wecom.executed_count(SINK), 1, "{length} bytes, HTTP/{version}");
+        }
+    }
+}
+
+/// What a request waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Awaited {
+    Token,
+    Permit,
+    Ticket,
+}
+
+impl Awaited {
+    const ALL: [Self; 3] = [Self::Token, Self::Permit, Self::Ticket];
+
+    /// A proxy, a connection whose request waits, and the one whose request is at WeCom meanwhile and has sent FIN.
+    async fn start(self) -> (TestProxy, RawConnection, Option<RawConnection>) {
+        let limits = "max_in_flight = 1\nqueue_timeout = \"10m\"\n[admin]";
+        let proxy = TestProxy::start_with_config(&OPEN_CONFIG.replace("[admin]", limits)).await;
+        let get = |path: &str| format!("GET /hr{path} HTTP/1.1\r\nHost: x\r\n\r\n").into_bytes();
+        let (held, request) = match self {
+            Self::Token => (GETTOKEN, post("1.1", 10)),
+            Self::Permit => (ECHO, post("1.1", 10)),
+            Self::Ticket => (JSAPI, get(JSAPI)),
+        };
+        let mut first = None;
+        if self != Self::Token {
+            proxy.get(USER_GET).await.assert_ok();
+        }
+        proxy.wecom.inject(Fault::hold().on_path(held)).expect("a fault");
+        if self != Self::Token {
+            let mut connection = RawConnection::connect(proxy.address()).await;
+            connection.send(get(held)).await.expect("sent");
+            proxy.wecom.wait_until(|seen| seen.received_count(held) == 1).await.expect("a request");
+            connection.stream.shutdown().await.expect("a socket");
+            first = Some(connection);
+        }
         let mut connection = RawConnection::connect(proxy.address()).await;
-        connection.send(post("1.1", length)).await.expect("sent");
-        wait_for_waiters(&proxy, 1).await;
+        connection.send(request).await.expect("sent");
+        wait_for("the wait", async || self.waiting_count(&proxy).await == 1).await;
+        (proxy, connection, first)
+    }
+
+    async fn waiting_count(self, proxy: &TestProxy) -> usize {
+        let mut admin = TestClient::connect_http1(proxy.admin_address()).await;
+        match self {
+            Self::Token => waiter_count(&mut admin).await,
+            Self::Permit => proxy.app.concurrency_limit().queued(),
+            // The request that fetches the ticket keeps its permit to wait.
+            Self::Ticket => waiter_count(&mut admin).await.saturating_sub(1),
+        }
+    }
+}
+
+async fn assert_served(mut connection: RawConnection, what: &str) {
+    let (head, _) = connection.read_response().await;
+    assert!(head.starts_with("HTTP/1.1 200 "), "{what}: {head}");
+    assert_eq!(connection.stream.read(&mut [0; 1]).await.expect("the end"), 0, "{what}");
+}
+
+#[tokio::test]
+async fn waiting_request_is_dropped_one_second_after_fin() {
+    for awaited in Awaited::ALL {
+        let (proxy, mut connection, first) = awaited.start().await;
+        let since = Instant::now();
         connection.stream.shutdown().await.expect("a socket");
-        assert_eq!(connection.read_head().await, "HTTP/1.1 100 Continue\r\n\r\n", "{length} bytes");
+        wait_for("the drop", async || awaited.waiting_count(&proxy).await == 0).await;
+        assert!(since.elapsed() >= Duration::from_millis(900), "{awaited:?}: {:?}", since.elapsed());
+        assert_eq!(connection.read_to_end().await.0, b"", "{awaited:?}");
         proxy.wecom.release_held();
-        let (head, _) = connection.read_response().await;
-        assert!(head.starts_with("HTTP/1.1 200 "), "{length} bytes: {head}");
-        assert_eq!(connection.stream.read(&mut [0; 1]).await.expect("the end"), 0);
-        assert_eq!(proxy.wecom.executed_count(SINK), 1, "{length} bytes");
+        if let Some(first) = first {
+            assert_served(first, "the request at WeCom").await;
+        }
+        proxy.get(USER_GET).await.assert_ok();
+        assert_eq!(proxy.wecom.executed_count(SINK), 0, "{awaited:?}");
     }
 }
 
 #[tokio::test]
-async fn client_that_stops_sending_while_wecom_answers_is_served() {
-    let proxy = TestProxy::start_with_config(OPEN_CONFIG).await;
-    proxy.get(USER_GET).await.assert_ok();
-    for length in LENGTHS {
-        proxy.wecom.inject(Fault::hold().on_path(SINK)).expect("a fault");
-        let before = proxy.forwarded_count();
-        let mut connection = RawConnection::connect(proxy.address()).await;
-        connection.send(post("1.1", length)).await.expect("sent");
-        wait_for("the call", async || proxy.forwarded_count() == before + 1).await;
+async fn waiting_request_sent_soon_after_fin_is_served() {
+    for awaited in Awaited::ALL {
+        let (proxy, mut connection, first) = awaited.start().await;
+        // The response comes later than a waiting request would be dropped.
+        proxy.wecom.inject(Fault::delay(Duration::from_millis(1500)).on_path(SINK)).expect("a fault");
         connection.stream.shutdown().await.expect("a socket");
-        assert_eq!(connection.read_head().await, "HTTP/1.1 100 Continue\r\n\r\n", "{length} bytes");
         proxy.wecom.release_held();
-        let (head, _) = connection.read_response().await;
-        assert!(head.starts_with("HTTP/1.1 200 "), "{length} bytes: {head}");
+        assert_served(connection, &format!("{awaited:?}")).await;
+        if let Some(first) = first {
+            assert_served(first, "the request at WeCom").await;
+        }
+        assert_eq!(proxy.wecom.executed_count(SINK), u64::from(awaited != Awaited::Ticket), "{awaited:?}");
+    }
+}
+
+#[tokio::test]
+async fn reset_drops_a_waiting_request_at_once() {
+    for awaited in Awaited::ALL {
+        let mut fastest = Duration::MAX;
+        for _ in 0..3 {
+            let (proxy, connection, _first) = awaited.start().await;
+            let since = Instant::now();
+            connection.reset();
+            wait_for("the drop", async || awaited.waiting_count(&proxy).await == 0).await;
+            fastest = fastest.min(since.elapsed());
+            proxy.wecom.release_held();
+            proxy.get(USER_GET).await.assert_ok();
+            assert_eq!(proxy.wecom.executed_count(SINK), 0, "{awaited:?}");
+        }
+        assert!(fastest < Duration::from_millis(800), "{awaited:?}: {fastest:?}");
     }
 }

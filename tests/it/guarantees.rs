@@ -353,11 +353,24 @@ const GUARANTEES: &[(&str, &[&str])] = &[
     ),
     // Disconnects, shutdown and reload.
     (
-        "a client disconnect cancels its request, and not the token refresh of others",
+        "a client that resets its connection, or does not take its response, cancels its request, and not the token refresh of others",
         &[
             "faults::client_aborts::client_abort_releases_all_its_resources",
+            "disconnect::reset_drops_a_waiting_request_at_once",
+            "half_close::reset_after_fin_ends_the_upstream_request",
+            "half_close::closed_client_ends_its_streamed_response",
             "src/tokens/tests/lifecycle.rs::cancelled_callers_do_not_cancel_the_refresh",
             "tickets::aborting_client_does_not_fail_other_ticket_waiters",
+        ],
+    ),
+    (
+        "a client that only stops sending gets its whole response; a request that still waits 1 s later is not executed",
+        &[
+            "half_close::fin_with_the_request_gets_a_whole_response",
+            "half_close::fin_during_a_streamed_response_leaves_it_whole",
+            "half_close::pipelined_requests_before_fin_are_all_answered",
+            "disconnect::waiting_request_is_dropped_one_second_after_fin",
+            "disconnect::waiting_request_sent_soon_after_fin_is_served",
         ],
     ),
     (

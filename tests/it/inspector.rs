@@ -268,7 +268,7 @@ async fn aborted_exchange_is_recorded() {
     let mut connection = RawConnection::connect(proxy.address()).await;
     connection.send(format!("GET /hr{USER_GET} HTTP/1.1\r\nHost: x\r\n\r\n")).await.expect("the proxy reads");
     proxy.wecom.wait_until(|observed| observed.in_flight() == 1).await.expect("a request");
-    drop(connection);
+    connection.reset();
     let aborted = &wait_for_exchanges(&proxy, "status=0", 1).await[0];
     assert_eq!((&aborted["whole"], &aborted["bytes"]), (&false.into(), &0.into()), "{aborted}");
     assert!(

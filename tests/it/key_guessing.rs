@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use http::Request;
-use tokio::time::Instant;
+use tokio::{io::AsyncWriteExt, time::Instant};
 
 use crate::{
     harness::{CONFIG_WITH_CLIENTS, TestClient, TestProxy, USER_GET, client_key, with_timeout},
@@ -73,6 +73,22 @@ async fn wrong_keys_are_delayed_and_good_keys_are_not() {
             );
         }
         assert!(started.elapsed() < 20 * MIN_DELAY, "{:?}", started.elapsed());
+    }
+}
+
+#[tokio::test]
+async fn wrong_key_before_fin_is_delayed_and_refused() {
+    let proxy = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
+    exhaust_guesses(&mut TestClient::connect_http1(proxy.address()).await).await;
+    for version in ["1.0", "1.1"] {
+        let mut connection = RawConnection::connect(proxy.address()).await;
+        let started = Instant::now();
+        let request = format!("GET /hr{USER_GET} HTTP/{version}\r\nHost: x\r\nX-Api-Key: a-guess\r\n\r\n");
+        connection.send(request).await.expect("sent");
+        connection.stream.shutdown().await.expect("a socket");
+        let (received, end) = connection.read_to_end().await;
+        assert!(received.starts_with(format!("HTTP/{version} 401 ").as_bytes()), "{received:?}");
+        assert!(end.is_ok() && started.elapsed() >= MIN_DELAY, "{end:?} {:?}", started.elapsed());
     }
 }
 

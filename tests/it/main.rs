@@ -27,6 +27,7 @@ mod faults;
 mod forwarding;
 mod gettoken;
 mod guarantees;
+mod half_close;
 mod harness;
 mod header_cache;
 mod headers;

@@ -11,7 +11,7 @@ use crate::{
     harness::{
         CONFIG_WITH_CLIENTS, OPEN_CONFIG, TestClient, TestProxy, TestResponse, get_concurrently, wait_for,
     },
-    raw_http::ManualUpstream,
+    raw_http::{ManualUpstream, RawConnection},
 };
 
 const JSAPI: &str = "/cgi-bin/get_jsapi_ticket";
@@ -161,13 +161,11 @@ async fn slow_ticket_response_times_out_for_all_waiters() {
 async fn aborting_client_does_not_fail_other_ticket_waiters() {
     let proxy = Arc::new(TestProxy::start_open().await);
     proxy.wecom.inject(Fault::hold().on_path(JSAPI).times(1)).expect("a fault");
-    let first = tokio::spawn({
-        let proxy = proxy.clone();
-        async move { proxy.get(JSAPI).await }
-    });
+    let mut first = RawConnection::connect(proxy.address()).await;
+    first.send(format!("GET {JSAPI} HTTP/1.1\r\nHost: x\r\nX-Wecom-Agent: hr\r\n\r\n")).await.expect("sent");
     proxy.wecom.wait_until(|observed| observed.received_count(JSAPI) == 1).await.expect("a fetch");
     let calls = start_waiting_calls(&proxy, 20).await;
-    first.abort();
+    first.reset();
     let mut tickets: Vec<_> = Vec::new();
     for call in calls {
         tickets.push(ticket_from_response(&call.await.expect("no panic")));

@@ -15,6 +15,7 @@ use crate::{
     },
     otlp_receiver::OtlpReceiver,
     process::{Process, log_field},
+    raw_http::RawConnection,
 };
 
 const TRACE_ID: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
@@ -245,11 +246,10 @@ async fn failed_spans_have_their_error_type() {
 
     // A client that aborts ends its open spans.
     proxy.wecom.inject(Fault::hold().on_path("/cgi-bin/user/get")).expect("a fault");
-    let address = proxy.address();
-    let mut client = TestClient::connect_http1(address).await;
-    let call = tokio::spawn(async move { client.get(USER_GET).await });
+    let mut connection = RawConnection::connect(proxy.address()).await;
+    connection.send(format!("GET /hr{USER_GET} HTTP/1.1\r\nHost: x\r\n\r\n")).await.expect("sent");
     proxy.wecom.wait_until(|observed| observed.in_flight() == 1).await.expect("a request");
-    call.abort();
+    connection.reset();
     let spans = receiver.wait_for_spans(6).await;
     for span in &spans[4..] {
         assert_eq!(

@@ -64,7 +64,13 @@ impl Http1Connection {
                         self.timer.clear();
                     }
                 }
-                Poll::Ready(_) => return Poll::Ready(NextRequest::Closed),
+                Poll::Ready(read) => {
+                    // Without close_notify, a client that has only stopped sending takes its response for cut off.
+                    if read.is_ok() && !shared.stream().is_plaintext() {
+                        let _ = shared.poll_shutdown(cx);
+                    }
+                    return Poll::Ready(NextRequest::Closed);
+                }
                 Poll::Pending => break is_idle,
             }
         };

@@ -127,7 +127,7 @@ impl ResponseWriter {
                     return Poll::Ready(WriteOutcome::Aborted);
                 }
                 if needs_body {
-                    ready!(shared.poll_disconnected(cx, false, false));
+                    ready!(shared.poll_disconnected(cx, false));
                     return Poll::Ready(WriteOutcome::Aborted);
                 }
                 if !self.body_ended {

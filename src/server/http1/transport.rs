@@ -11,11 +11,12 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::disconnect::DisconnectWatch;
 use crate::{
     http1::{
         buffer_pool,
         framing::{BodyEvent, Framing, FramingError},
-        io::{CloseWatch, FinalWrite, RegisteredWaker, Stream},
+        io::{FinalWrite, RegisteredWaker, Stream},
         write_buf::WriteBuf,
     },
     request_body::{BodySource, BodySourceError},
@@ -54,9 +55,10 @@ pub(super) struct Shared {
     disconnect_waker: Option<Waker>,
     /// No byte of the body was read yet.
     pub(super) body_unread: bool,
-    /// The client has sent FIN, and an interim response was sent to probe whether it still reads.
-    half_closed: bool,
-    close_watch: Option<CloseWatch>,
+    /// The end of the stream was read behind a complete request.
+    fin_read: bool,
+    /// Belongs to the current request.
+    pub(super) disconnect_watch: Option<Box<DisconnectWatch>>,
     /// Waker of the task that waits for body bytes. It must be called when no more will come: the runtime forgets its
     /// own registration with the stream.
     body_waker: Option<Waker>,
@@ -74,8 +76,8 @@ impl Transport {
             read_waker: RegisteredWaker::default(),
             disconnect_waker: None,
             body_unread: false,
-            half_closed: false,
-            close_watch: None,
+            fin_read: false,
+            disconnect_watch: None,
             body_waker: None,
         })))
     }
@@ -157,32 +159,21 @@ impl Shared {
     /// being read, its reader notices the end; while the request waits (`is_waiting`) before that, the end is detected
     /// behind the unread bytes.
     ///
-    /// After FIN a client may have closed the connection, or have shut down only its sending side and wait for the
-    /// response (RFC 9112 §9.6). Only a write tells them apart: a closed socket replies with RST. So an interim
-    /// response is sent, which every HTTP/1.1 client must accept (RFC 9110 §15.2), and the request goes on until RST
-    /// arrives. Unless `may_probe`, which is false for HTTP/1.0 and after the head of a response, FIN counts as closed,
-    /// as in nginx.
-    pub(super) fn poll_disconnected(
-        &mut self,
-        cx: &mut Context<'_>,
-        may_probe: bool,
-        is_waiting: bool,
-    ) -> Poll<()> {
-        while !self.half_closed && self.framing == Framing::Done && self.read_buf.len() < MAX_READ_AHEAD_BYTES
-        {
-            match self.poll_read_buf(cx) {
-                Poll::Ready(Ok(0)) if may_probe && self.probe(cx) => {}
-                Poll::Ready(Ok(read)) if read > 0 => {}
-                Poll::Ready(_) => return Poll::Ready(()),
-                Poll::Pending => break,
-            }
+    /// FIN after a complete request ends only the client's sending (RFC 9112 §9.6): the response is still written. A
+    /// client that has closed its socket replies to the response with RST, which is a disconnect, as any read error is.
+    pub(super) fn poll_disconnected(&mut self, cx: &mut Context<'_>, is_waiting: bool) -> Poll<()> {
+        if self.poll_read_ahead(cx).is_ready() {
+            return Poll::Ready(());
         }
         let is_unread = match self.framing {
             Framing::Done => self.read_buf.len() >= MAX_READ_AHEAD_BYTES,
             _ => self.body_unread,
         };
-        if (self.half_closed || (is_waiting && is_unread)) && self.poll_closed(cx, may_probe).is_ready() {
-            return Poll::Ready(());
+        if self.fin_read || (is_waiting && is_unread) {
+            let watch = self.disconnect_watch.get_or_insert_default();
+            if watch.poll(cx, &self.stream, self.fin_read, is_waiting).is_ready() {
+                return Poll::Ready(());
+            }
         }
         if self.framing != Framing::Done {
             self.disconnect_waker = Some(cx.waker().clone());
@@ -190,29 +181,24 @@ impl Shared {
         Poll::Pending
     }
 
-    /// Ready when the socket reports that the client has disconnected, whatever is unread.
-    fn poll_closed(&mut self, cx: &mut Context<'_>, may_probe: bool) -> Poll<()> {
-        if self.close_watch.is_none() {
-            // Without a descriptor for the watch, the body's reader notices the disconnect.
-            self.close_watch = CloseWatch::new(&self.stream).ok();
-        }
-        let Some(watch) = &self.close_watch else { return Poll::Pending };
-        if !self.half_closed {
-            ready!(watch.poll_read_closed(cx));
-            if !may_probe || !self.probe(cx) {
-                return Poll::Ready(());
+    /// Buffers bytes behind a complete request, up to a bound. Ready when reading fails.
+    pub(super) fn poll_read_ahead(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while !self.fin_read && self.framing == Framing::Done && self.read_buf.len() < MAX_READ_AHEAD_BYTES {
+            match self.poll_read_buf(cx) {
+                Poll::Ready(Ok(read)) => self.fin_read = read == 0,
+                Poll::Ready(Err(_)) => return Poll::Ready(()),
+                Poll::Pending => break,
             }
         }
-        self.close_watch.as_ref().map_or(Poll::Pending, |watch| watch.poll_write_closed(cx))
+        Poll::Pending
     }
 
-    /// Writes to a client that has sent FIN; false if the client counts as disconnected.
-    fn probe(&mut self, cx: &mut Context<'_>) -> bool {
-        self.half_closed = self.send_continue(cx);
-        self.half_closed
+    /// Whether no further request can come: FIN and everything before it was read.
+    pub(super) fn is_at_end(&self) -> bool {
+        self.fin_read && self.read_buf.is_empty()
     }
 
-    /// Sends an interim response; false if it cannot be written completely.
+    /// Sends `100 Continue`; false if it cannot be written completely.
     fn send_continue(&mut self, cx: &mut Context<'_>) -> bool {
         self.continue_pending = false;
         // 25 bytes fit into the send buffer of a connection that has sent nothing since, or the client is gone.
@@ -239,7 +225,6 @@ impl Shared {
     /// Ends the current body: its reader gets no more bytes.
     pub(super) fn finish_body(&mut self) {
         self.request_seq += 1;
-        self.close_watch = None;
         if self.framing != Framing::Done
             && let Some(waker) = self.body_waker.take()
         {
@@ -256,8 +241,8 @@ impl Shared {
     /// The next chunk of the request body; `None` at its end.
     fn poll_body_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, BodySourceError>> {
         self.body_unread = false;
-        if !self.half_closed {
-            self.close_watch = None;
+        if !self.fin_read {
+            self.disconnect_watch = None;
         }
         loop {
             let event = self.framing.decode(&mut self.read_buf);

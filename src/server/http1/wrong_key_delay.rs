@@ -6,7 +6,7 @@ use super::Http1Connection;
 
 impl Http1Connection {
     /// Waits as long as the wrong-key throttle demands. Meanwhile the connection is the first to be evicted, without a
-    /// response. Returns false if it is to close or its client has disconnected.
+    /// response. Returns false if it is to close or its client has reset it.
     pub(super) async fn delay_wrong_key(&mut self) -> bool {
         let delay = self.server.wrong_key_delay(self.peer);
         if delay.is_zero() {
@@ -15,9 +15,8 @@ impl Http1Connection {
         self.timer.set(delay);
         self.permit.mark_evictable();
         let may_respond = poll_fn(|cx| {
-            if self.permit.is_close_requested()
-                || self.transport.shared().poll_disconnected(cx, false, false).is_ready()
-            {
+            // After FIN nothing more is watched: without a valid key, a connection takes one descriptor only.
+            if self.permit.is_close_requested() || self.transport.shared().poll_read_ahead(cx).is_ready() {
                 return Poll::Ready(false);
             }
             if self.server.is_stopping() {

@@ -92,29 +92,11 @@ async fn abort_at(proxy: &TestProxy, point: AbortPoint, abort_kind: AbortKind) {
             // The first request must hold its permit until the proxy has noticed this abort: otherwise the queued request
             // could still get the permit.
             wait_for("an empty queue", async || limit.queued() == 0).await;
-            abort(first, abort_kind);
+            first.reset();
             return;
         }
         AbortPoint::Uploading | AbortPoint::UploadingAgain => {
-            // WeCom refuses the token before it has the body.
-            let refused = point == AbortPoint::UploadingAgain;
-            if refused {
-                proxy.wecom.revoke_tokens("hr").expect("an agent");
-            }
-            let head = "Host: x\r\nContent-Length: 3000000\r\n\r\n";
-            connection
-                .send(format!("POST /hr/cgi-bin/simulator/sink HTTP/1.1\r\n{head}"))
-                .await
-                .expect("sent");
-            // For the refused token too few bytes for WeCom to finish reading, so that both attempts wait for more.
-            let bytes = if refused { 1000 } else { 2_000_000 };
-            connection.send(vec![b'x'; bytes]).await.expect("sent");
-            let sink =
-                |record: &&wecom_proxy::simulator::RecordedRequest| record.path == "/cgi-bin/simulator/sink";
-            let attempts = 1 + usize::from(refused);
-            let arrived =
-                proxy.wecom.wait_until(|observed| observed.requests().filter(sink).count() == attempts);
-            arrived.await.expect("received");
+            begin_upload(proxy, &mut connection, point == AbortPoint::UploadingAgain).await;
         }
         AbortPoint::Uploaded => {
             proxy.wecom.inject(Fault::hold().on_path(ECHO)).expect("a fault");
@@ -130,11 +112,36 @@ async fn abort_at(proxy: &TestProxy, point: AbortPoint, abort_kind: AbortKind) {
             assert!(connection.read_head().await.starts_with("HTTP/1.1 200 "));
         }
     }
-    abort(connection, abort_kind);
+    match point {
+        // A close after a complete request sends only FIN, which does not abort it.
+        AbortPoint::Uploaded if matches!(abort_kind, AbortKind::Close) => {
+            drop(connection);
+            proxy.wecom.release_held();
+        }
+        AbortPoint::InResponseBody => connection.reset(),
+        _ => abort(connection, abort_kind),
+    }
     if point == AbortPoint::WaitingForToken {
         // The token fetch continues, because other requests may wait for the same token.
         proxy.wecom.release_held();
     }
+}
+
+/// Sends a part of a body, to the first attempt or, if WeCom has refused the token, to the second one.
+async fn begin_upload(proxy: &TestProxy, connection: &mut RawConnection, refused: bool) {
+    // WeCom refuses the token before it has the body.
+    if refused {
+        proxy.wecom.revoke_tokens("hr").expect("an agent");
+    }
+    let head = "Host: x\r\nContent-Length: 3000000\r\n\r\n";
+    connection.send(format!("POST /hr/cgi-bin/simulator/sink HTTP/1.1\r\n{head}")).await.expect("sent");
+    // For the refused token too few bytes for WeCom to finish reading, so that both attempts wait for more.
+    let bytes = if refused { 1000 } else { 2_000_000 };
+    connection.send(vec![b'x'; bytes]).await.expect("sent");
+    let sink = |record: &&wecom_proxy::simulator::RecordedRequest| record.path == "/cgi-bin/simulator/sink";
+    let attempts = 1 + usize::from(refused);
+    let arrived = proxy.wecom.wait_until(|observed| observed.requests().filter(sink).count() == attempts);
+    arrived.await.expect("received");
 }
 
 fn abort(connection: RawConnection, abort_kind: AbortKind) {
