@@ -30,7 +30,7 @@ pub fn check(data: &[u8]) {
             let (what, may_begin) = (step[0] & 7, kept.len() < MAX_BODIES);
             match (what, kept.get_mut(which)) {
                 (0 | 1, _) if may_begin => {
-                    kept.extend(TrackedBody::start(&shelf, nth, step[0] & 8 > 0, step[1]));
+                    kept.extend(TrackedBody::start(&shelf, nth, step[0] & 8 > 0, step[1]).await);
                 }
                 (2, Some(one)) => one.rewind().await,
                 (3, Some(one)) => one.body.commit(),
@@ -74,7 +74,7 @@ struct TrackedBody {
 
 impl TrackedBody {
     /// A new body; `None` where it was announced and there is no room for it.
-    fn start(shelf: &Arc<ReplayBudget>, nth: usize, announced: bool, how: u8) -> Option<Self> {
+    async fn start(shelf: &Arc<ReplayBudget>, nth: usize, announced: bool, how: u8) -> Option<Self> {
         let lengths = chunk_lengths(how);
         let length = lengths.iter().sum::<usize>();
         let whole: Arc<[u8]> = (0..length).map(|at| (at * 31 + nth * 7 + at / 251) as u8).collect();
@@ -86,13 +86,14 @@ impl TrackedBody {
         };
         let bounds = BodyLimits { max_bytes: MAX_BODY_BYTES as u64, idle_timeout: Duration::from_secs(1) };
         let before = (shelf.memory_used(), shelf.disk_used());
-        match ReplayBody::new(
-            RequestBody::Streamed(Box::new(source)),
-            bounds,
-            Some((shelf, Owner::default())),
-        ) {
+        match ReplayBody::new(RequestBody::Streamed(Box::new(source)), bounds, Some((shelf, Owner::of(None))))
+        {
             Ok(upload) => {
                 let upload = upload.expect("a body");
+                if upload.needs_admission() {
+                    let admitted = poll_fn(|cx| upload.poll_admitted(cx)).await;
+                    assert_eq!(admitted, Ok(()), "nothing was reserved since the check");
+                }
                 let reader = upload.reader().expect("the first reader");
                 Some(Self { body: upload, reader, position: 0, content: whole })
             }
