@@ -316,7 +316,10 @@ fn build_agent(
     }
     let (token, tickets, capture_switch) = match with_same_credentials {
         Some(previous) => (previous.token.clone(), previous.tickets.clone(), previous.capture_switch.clone()),
-        None => (AgentToken::new(&name, credentials, service.clone()), Arc::default(), Arc::default()),
+        None => {
+            let create = if previous.is_some() { AgentToken::with_changed_secret } else { AgentToken::new };
+            (create(&name, credentials, service.clone()), Arc::default(), Arc::default())
+        }
     };
     let key_source = token.clone();
     let derive = move || {

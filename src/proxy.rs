@@ -160,12 +160,16 @@ impl Proxy {
             body_length,
             waiting: &request.waiting,
         };
+        if let Some(replay_body) = &replay_body
+            && replay_body.needs_admission()
+        {
+            Box::pin(self.admit_body(&forwarded, replay_body, context)).await?;
+        }
         let result = match (agent, target.ticket_kind(&request.method)) {
             (None, _) => S::store(self.send_passthrough(&forwarded, &mut replay_body, context)).await,
             (Some(agent), Some(kind)) => Box::pin(self.serve_ticket(&forwarded, &agent, kind, context)).await,
             (Some(agent), None) => {
-                // No time has passed since the request began.
-                let token = match agent.token.cached(context.started) {
+                let token = match agent.token.cached(context.cached_now) {
                     Some(token) => Ok(token),
                     // The wait ends before the larger future of the attempt is created.
                     None => self.wait_for_token(&forwarded, &agent, replay_body.as_mut(), context).await,
@@ -199,7 +203,7 @@ impl Proxy {
             return Err(ProxyError::body_too_large(self.settings.body_limits.max_bytes));
         }
         let is_buffered = retryable && matches!(body, RequestBody::Streamed(_));
-        let owner = || client.map(|client| Owner::of(&client.name)).unwrap_or_default();
+        let owner = || Owner::of(client.map(|client| &*client.name));
         let budget = is_buffered.then(|| (&self.settings.replay_budget, owner()));
         let replay_body = ReplayBody::new(body, self.settings.body_limits, budget)
             .map_err(|ReplayBudgetExceeded| ProxyError::replay_budget_exhausted())?;

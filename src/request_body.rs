@@ -48,6 +48,9 @@ pub enum RequestBodyError {
     /// The replay buffer cannot be read back: a local fault.
     #[error("replay buffer unreadable")]
     ReplayLost,
+    /// The declared length does not fit into the replay budget.
+    #[error("replay budget exceeded")]
+    ReplayBudgetExceeded,
     /// A newer reader replaces this one.
     #[error("superseded by a newer attempt")]
     Superseded,
@@ -111,6 +114,8 @@ impl From<BodySourceError> for RequestBodyError {
     }
 }
 
+type SourceChunk = Result<Option<Bytes>, BodySourceError>;
+
 /// A request body that can be read more than once. Clones share it.
 #[derive(Clone)]
 pub struct ReplayBody(Kind);
@@ -123,6 +128,8 @@ enum Kind {
 
 struct State {
     source: Option<Box<dyn BodySource>>,
+    /// What the source returned before a reader asked for it.
+    peeked: Option<SourceChunk>,
     /// The declared length.
     content_length: Option<u64>,
     received_bytes: u64,
@@ -158,6 +165,7 @@ impl ReplayBody {
         Ok(Some(Self(Kind::Streamed(Rc::new(RefCell::new(State {
             content_length,
             source: Some(source),
+            peeked: None,
             received_bytes: 0,
             limits,
             idle_deadline: Deadline::unset(),
@@ -168,6 +176,26 @@ impl ReplayBody {
             reader_waker: None,
             error: None,
         }))))))
+    }
+
+    /// Whether [`ReplayBody::poll_admitted`] is to be polled before the first reader is taken: the declared length is
+    /// not reserved yet, because the client has declared too much of which nothing has arrived.
+    pub fn needs_admission(&self) -> bool {
+        let Kind::Streamed(state) = &self.0 else { return false };
+        state.borrow().replay_buffer.as_ref().is_some_and(|buffer| !buffer.is_reserved())
+    }
+
+    /// Waits for the first chunk, and then reserves the declared length in full. So a client cannot take the disk from
+    /// the others by declaring lengths without sending.
+    pub fn poll_admitted(&self, cx: &mut Context<'_>) -> Poll<Result<(), RequestBodyError>> {
+        let Kind::Streamed(state) = &self.0 else { return Poll::Ready(Ok(())) };
+        let mut state = state.borrow_mut();
+        ready!(state.poll_peek(cx))?;
+        if let Some(Err(error)) = state.peeked {
+            return state.fail(error.into());
+        }
+        let reserved = state.replay_buffer.as_ref().map_or(Ok(()), ReplayBuffer::reserve_declared);
+        Poll::Ready(reserved.map_err(|ReplayBudgetExceeded| RequestBodyError::ReplayBudgetExceeded))
     }
 
     /// Whether [`ReplayBody::reader`] would return one.
@@ -214,10 +242,16 @@ impl ReplayBody {
         }
     }
 
-    /// Copies a small body that arrived with the head out of the read buffer, which a waiting request must not keep.
+    /// Copies a small body that arrived with the head, or a small first chunk, out of the read buffer, which a waiting
+    /// request must not keep.
     pub fn detach(&mut self) {
-        if let Kind::Buffered(buffered) = &mut self.0 {
-            *buffered = copy_if_small(std::mem::take(buffered));
+        match &mut self.0 {
+            Kind::Buffered(buffered) => *buffered = copy_if_small(std::mem::take(buffered)),
+            Kind::Streamed(state) => {
+                if let Some(Ok(Some(chunk))) = &mut state.borrow_mut().peeked {
+                    *chunk = copy_if_small(std::mem::take(chunk));
+                }
+            }
         }
     }
 
@@ -287,18 +321,32 @@ impl State {
         }
     }
 
+    /// Ready once the source has returned its next chunk, which is kept for [`State::poll_source`].
+    fn poll_peek(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), RequestBodyError>> {
+        let (Some(source), None) = (self.source.as_mut(), &self.peeked) else { return Poll::Ready(Ok(())) };
+        match source.poll_chunk(cx) {
+            Poll::Ready(chunk) => {
+                self.idle_deadline.clear();
+                self.peeked = Some(chunk);
+                Poll::Ready(Ok(()))
+            }
+            Poll::Pending => {
+                self.idle_deadline.set_if_unset(self.limits.idle_timeout);
+                ready!(self.idle_deadline.poll_elapsed(cx));
+                self.fail(RequestBodyError::Stalled)
+            }
+        }
+    }
+
     /// The next chunk from the client.
     fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, RequestBodyError>> {
         if let Some(error) = self.error {
             return Poll::Ready(Err(error));
         }
-        let Some(source) = self.source.as_mut() else { return Poll::Ready(Ok(None)) };
-        let Poll::Ready(chunk) = source.poll_chunk(cx) else {
-            self.idle_deadline.set_if_unset(self.limits.idle_timeout);
-            ready!(self.idle_deadline.poll_elapsed(cx));
-            return self.fail(RequestBodyError::Stalled);
+        ready!(self.poll_peek(cx))?;
+        let (Some(source), Some(chunk)) = (&self.source, self.peeked.take()) else {
+            return Poll::Ready(Ok(None));
         };
-        self.idle_deadline.clear();
         let ended = source.is_ended();
         let chunk = match chunk {
             Ok(chunk) => chunk,
@@ -322,7 +370,7 @@ impl State {
         Poll::Ready(Ok(chunk))
     }
 
-    fn fail(&mut self, error: RequestBodyError) -> Poll<Result<Option<Bytes>, RequestBodyError>> {
+    fn fail<T>(&mut self, error: RequestBodyError) -> Poll<Result<T, RequestBodyError>> {
         self.error = Some(error);
         Poll::Ready(Err(error))
     }

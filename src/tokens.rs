@@ -13,6 +13,7 @@ mod backoff_history;
 mod bucket;
 mod cooldown;
 mod failure_budget;
+mod failure_queue;
 pub mod fetch;
 mod fetched_token;
 mod hourly_window;
@@ -102,6 +103,8 @@ pub struct AgentToken {
     requested: AtomicBool,
     /// The secret's last gettoken succeeded.
     credentials_verified: AtomicBool,
+    /// A reload changed the secret, and it was not tried since.
+    secret_changed: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -120,6 +123,8 @@ struct State {
     proactive_refreshes: u8,
     /// When this agent may try its secret, where the failure budget of the address is spent.
     failure_queue_turn: Option<Instant>,
+    /// Why the token is to be fetched then.
+    queued_reason: Option<RefreshReason>,
     last_refresh: Option<LastRefresh>,
 }
 
@@ -136,7 +141,21 @@ impl State {
 impl AgentToken {
     /// An entry without a token.
     pub fn new(agent: &str, credentials: Credentials, service: Arc<TokenService>) -> Arc<Self> {
-        Arc::new(Self {
+        Arc::new(Self::build(agent, credentials, service))
+    }
+
+    /// The same for an agent whose credentials an operator changed: the first attempt waits for no failure budget.
+    pub fn with_changed_secret(
+        agent: &str,
+        credentials: Credentials,
+        service: Arc<TokenService>,
+    ) -> Arc<Self> {
+        let secret_changed = AtomicBool::new(true);
+        Arc::new(Self { secret_changed, ..Self::build(agent, credentials, service) })
+    }
+
+    fn build(agent: &str, credentials: Credentials, service: Arc<TokenService>) -> Self {
+        Self {
             agent_name: agent.to_owned(),
             credentials,
             service,
@@ -144,8 +163,9 @@ impl AgentToken {
             used: AtomicBool::new(false),
             requested: AtomicBool::new(false),
             credentials_verified: AtomicBool::new(false),
+            secret_changed: AtomicBool::new(false),
             state: Mutex::default(),
-        })
+        }
     }
 
     /// The store that replicas share, if one is configured.
@@ -264,7 +284,7 @@ impl AgentToken {
             // Reset only now: if the budget is spent there is no attempt, and the earlier failure stays.
             state.backoff = Backoff::default();
             state.cooldown = Cooldown::default();
-            state.failure_queue_turn = None;
+            (state.failure_queue_turn, state.queued_reason) = (None, None);
             refresh
         };
         join(refresh).await

@@ -31,7 +31,8 @@ pub fn check(data: &[u8]) {
             let (kind, may_start) = (step[0] & 7, bodies.len() < MAX_BODIES);
             match (kind, bodies.get_mut(index)) {
                 (0 | 1, _) if may_start => {
-                    bodies.extend(TrackedBody::start(&replay_budget, number, step[0] & 8 > 0, step[1]));
+                    let declares_length = step[0] & 8 > 0;
+                    bodies.extend(TrackedBody::start(&replay_budget, number, declares_length, step[1]).await);
                 }
                 (2, Some(body)) => body.rewind().await,
                 (3, Some(body)) => body.body.commit(),
@@ -75,7 +76,7 @@ struct TrackedBody {
 
 impl TrackedBody {
     /// Starts a body; `None` if its length is declared and exceeds the budgets.
-    fn start(
+    async fn start(
         replay_budget: &Arc<ReplayBudget>,
         number: usize,
         declares_length: bool,
@@ -92,10 +93,14 @@ impl TrackedBody {
         match ReplayBody::new(
             RequestBody::Streamed(Box::new(source)),
             limits,
-            Some((replay_budget, Owner::default())),
+            Some((replay_budget, Owner::of(None))),
         ) {
             Ok(body) => {
                 let body = body.expect("a body");
+                if body.needs_admission() {
+                    let admitted = poll_fn(|cx| body.poll_admitted(cx)).await;
+                    assert_eq!(admitted, Ok(()), "nothing was reserved since the check");
+                }
                 let reader = body.reader().expect("the first reader");
                 Some(Self { body, reader, position: 0, content })
             }

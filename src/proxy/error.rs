@@ -116,6 +116,9 @@ impl ProxyError {
             UpstreamErrorKind::RequestBody(RequestBodyError::TooLarge) => {
                 return Self::body_too_large(max_body_bytes);
             }
+            UpstreamErrorKind::RequestBody(RequestBodyError::ReplayBudgetExceeded) => {
+                return Self::replay_budget_exhausted();
+            }
             UpstreamErrorKind::RequestBody(RequestBodyError::Stalled) => {
                 let message = "request body stalled longer than server.body_timeout";
                 return Self::new(ErrorKind::BadRequest, message);

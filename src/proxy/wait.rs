@@ -1,7 +1,7 @@
-//! Waits before a request is sent: for a token, for a ticket fetched by another request, for an in-flight permit. The
-//! number of waiting requests is bounded; beyond it a request fails at once.
+//! Waits before a request is sent: for the first chunk of a body, for a token, for a ticket fetched by another request,
+//! for an in-flight permit. The number of waiting requests is bounded; beyond it a request fails at once.
 
-use std::{sync::Arc, time::Duration};
+use std::{future::poll_fn, mem, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
@@ -17,6 +17,7 @@ use crate::{
     request_body::ReplayBody,
     telemetry::traces::Operation,
     tokens::Token,
+    upstream::{Delivery, UpstreamError, UpstreamErrorKind},
 };
 
 impl Proxy {
@@ -42,6 +43,34 @@ impl Proxy {
             }
         }
         Ok(())
+    }
+
+    /// Waits until a body begins to arrive whose declared length is not reserved yet, and reserves it.
+    pub(super) async fn admit_body(
+        &self,
+        forwarded: &ForwardedRequest<'_>,
+        replay_body: &ReplayBody,
+        context: &mut RequestContext,
+    ) -> Result<(), ProxyError> {
+        let mut has_waited = false;
+        let admitted = poll_fn(|cx| {
+            let admitted = replay_body.poll_admitted(cx);
+            if admitted.is_pending() && !mem::replace(&mut has_waited, true) {
+                // The cap on waiting requests bounds the memory of their heads.
+                self.acquire_wait_permit(forwarded, context)?;
+            }
+            admitted.map_err(|error| {
+                let kind = UpstreamErrorKind::RequestBody(error);
+                let error = UpstreamError { kind, delivery: Delivery::NotSent };
+                ProxyError::from_upstream(&error, self.settings.body_limits.max_bytes)
+            })
+        });
+        let admitted = admitted.await;
+        if has_waited {
+            context.wait_permit = None;
+            context.cached_now = Instant::now();
+        }
+        admitted
     }
 
     /// Waits for the agent's token when none is cached.

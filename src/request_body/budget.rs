@@ -15,14 +15,14 @@ use foldhash::{HashMap, fast::RandomState};
 #[derive(Debug)]
 pub struct ReplayBudget {
     pub(super) memory: Arc<Budget>,
-    pub(super) disk: Arc<DiskBudget>,
+    pub(super) disk: Arc<Budget>,
     dir: PathBuf,
 }
 
 impl ReplayBudget {
     /// At most `memory` bytes in memory for all bodies together, and `disk` bytes in files under `dir`.
     pub fn new(memory: u64, disk: u64, dir: PathBuf) -> Self {
-        Self { memory: Arc::new(Budget::new(memory)), disk: Arc::new(DiskBudget::new(disk)), dir }
+        Self { memory: Arc::new(Budget::new(memory)), disk: Arc::new(Budget::new(disk)), dir }
     }
 
     /// Bytes of memory in use: the capacity of the buffers.
@@ -30,9 +30,9 @@ impl ReplayBudget {
         self.memory.used()
     }
 
-    /// Bytes in files, or being written to them.
+    /// Bytes in files, being written to them, or reserved for them.
     pub fn disk_used(&self) -> u64 {
-        self.disk.state().used
+        self.disk.used()
     }
 
     /// The bound on [`ReplayBudget::disk_used`].
@@ -50,9 +50,22 @@ impl ReplayBudget {
         self.memory.max / 8
     }
 
-    /// Whether a body of this length fits into memory now.
-    pub(super) fn fits_memory(&self, length: u64) -> bool {
-        length <= self.max_memory_per_body() && length <= self.memory.max.saturating_sub(self.memory.used())
+    /// Whether a body of this length fits into memory or into a file now.
+    pub(super) fn fits(&self, length: u64) -> bool {
+        (length <= self.max_memory_per_body() && length <= self.memory.free()) || length <= self.disk.free()
+    }
+}
+
+/// The client of a body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Owner(u64);
+
+impl Owner {
+    /// The owner of this client's bodies, as a hash: a body in memory needs no copy of the name. Callers without a
+    /// client are one owner.
+    pub fn of(client: Option<&str>) -> Self {
+        static STATE: LazyLock<RandomState> = LazyLock::new(RandomState::default);
+        Self(STATE.hash_one(client))
     }
 }
 
@@ -61,15 +74,25 @@ impl ReplayBudget {
 pub(super) struct Budget {
     max: u64,
     used: AtomicU64,
+    /// By owner, the bytes reserved for bodies of which nothing has arrived.
+    unsent: Mutex<HashMap<Owner, u64>>,
 }
 
 impl Budget {
     fn new(max: u64) -> Self {
-        Self { max, used: AtomicU64::new(0) }
+        Self { max, used: AtomicU64::new(0), unsent: Mutex::default() }
     }
 
     fn used(&self) -> u64 {
         self.used.load(Ordering::Relaxed)
+    }
+
+    fn unsent(&self) -> MutexGuard<'_, HashMap<Owner, u64>> {
+        self.unsent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn free(&self) -> u64 {
+        self.max.saturating_sub(self.used())
     }
 }
 
@@ -107,6 +130,24 @@ impl Reservation {
         grown
     }
 
+    /// Grows the reservation to at least `bytes` bytes, if they fit.
+    pub(super) fn try_grow_to(&self, bytes: u64) -> bool {
+        self.try_grow(bytes.saturating_sub(self.bytes()))
+    }
+
+    /// Reserves further bytes for a body of which nothing has arrived, if they fit and the owner's bodies of this kind
+    /// then take at most half of what the others leave free.
+    pub(super) fn try_grow_unsent(&self, owner: Owner, bytes: u64) -> Option<UnsentMark> {
+        let mut unsent = self.budget.unsent();
+        let before = unsent.get(&owner).copied().unwrap_or(0);
+        let sum = before.checked_add(bytes)?;
+        if sum > self.budget.free().saturating_add(before) / 2 || !self.try_grow(bytes) {
+            return None;
+        }
+        unsent.insert(owner, sum);
+        Some(UnsentMark { budget: self.budget.clone(), owner, bytes })
+    }
+
     /// Returns all but `bytes` bytes.
     pub(super) fn shrink_to(&self, bytes: u64) {
         let returned = self.bytes().saturating_sub(bytes);
@@ -121,123 +162,21 @@ impl Drop for Reservation {
     }
 }
 
-/// The client whose bodies share its part of the disk; the default shares with none and has no bound of its own.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Owner(Option<u64>);
-
-impl Owner {
-    /// The owner of this client's bodies, as a hash: a body in memory needs no copy of the name.
-    pub fn of(client: &str) -> Self {
-        static STATE: LazyLock<RandomState> = LazyLock::new(RandomState::default);
-        Self(Some(STATE.hash_one(client)))
-    }
-}
-
-/// Disk budget of all files, and what each client uses of it.
-///
-/// A client's first body may use all that is free. With further ones the client may use as much as it leaves free: half
-/// of the disk if it is alone, a third if two clients do the same. So no client can take everything from the others.
+/// Marks a reservation as that of a body of which nothing has arrived, until dropped.
 #[derive(Debug)]
-pub(super) struct DiskBudget {
-    max: u64,
-    state: Mutex<DiskState>,
-}
-
-#[derive(Debug, Default)]
-struct DiskState {
-    used: u64,
-    /// Only clients with a reservation.
-    owners: HashMap<u64, OwnerUsage>,
-}
-
-/// What one client uses.
-#[derive(Debug, Clone, Copy, Default)]
-struct OwnerUsage {
-    bytes: u64,
-    bodies: u64,
-}
-
-impl DiskBudget {
-    fn new(max: u64) -> Self {
-        Self { max, state: Mutex::default() }
-    }
-
-    /// Whether another body of `bytes` bytes would fit now. Nothing is reserved: declaring a length costs a client
-    /// nothing.
-    pub(super) fn fits(&self, owner: Owner, bytes: u64) -> bool {
-        self.state().fits(self.max, owner, false, bytes)
-    }
-
-    fn state(&self) -> MutexGuard<'_, DiskState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl DiskState {
-    /// Whether `more` bytes fit; `is_counted`: the body that needs them has a reservation already.
-    fn fits(&self, max: u64, Owner(owner): Owner, is_counted: bool, more: u64) -> bool {
-        let Some(free) = max.checked_sub(self.used).and_then(|free| free.checked_sub(more)) else {
-            return false;
-        };
-        let usage = owner.and_then(|owner| self.owners.get(&owner)).copied().unwrap_or_default();
-        usage.bodies == u64::from(is_counted) || usage.bytes + more <= free
-    }
-}
-
-/// Disk reservation of one body, returned when dropped.
-#[derive(Debug)]
-pub(super) struct DiskReservation {
-    budget: Arc<DiskBudget>,
+pub(super) struct UnsentMark {
+    budget: Arc<Budget>,
     owner: Owner,
-    bytes: AtomicU64,
+    bytes: u64,
 }
 
-impl DiskReservation {
-    /// A reservation of no bytes.
-    pub(super) fn empty(budget: &Arc<DiskBudget>, owner: Owner) -> Self {
-        Self { budget: budget.clone(), owner, bytes: AtomicU64::new(0) }
-    }
-
-    pub(super) fn bytes(&self) -> u64 {
-        self.bytes.load(Ordering::Relaxed)
-    }
-
-    /// Grows the reservation to at least `bytes` bytes, if they fit.
-    pub(super) fn try_grow_to(&self, bytes: u64) -> bool {
-        let mut state = self.budget.state();
-        let reserved = self.bytes();
-        let more = bytes.saturating_sub(reserved);
-        if more == 0 {
-            return true;
-        }
-        if !state.fits(self.budget.max, self.owner, reserved > 0, more) {
-            return false;
-        }
-        state.used += more;
-        if let Some(owner) = self.owner.0 {
-            let usage = state.owners.entry(owner).or_default();
-            usage.bytes += more;
-            usage.bodies += u64::from(reserved == 0);
-        }
-        self.bytes.store(reserved + more, Ordering::Relaxed);
-        true
-    }
-}
-
-impl Drop for DiskReservation {
+impl Drop for UnsentMark {
     fn drop(&mut self) {
-        let reserved = self.bytes();
-        if reserved == 0 {
-            return;
-        }
-        let mut state = self.budget.state();
-        state.used -= reserved;
-        let Some(owner) = self.owner.0 else { return };
-        if let Some(usage) = state.owners.get_mut(&owner) {
-            usage.bytes -= reserved;
-            usage.bodies -= 1;
-            if usage.bodies == 0 {
-                state.owners.remove(&owner);
+        let mut unsent = self.budget.unsent();
+        if let Some(bytes) = unsent.get_mut(&self.owner) {
+            *bytes -= self.bytes;
+            if *bytes == 0 {
+                unsent.remove(&self.owner);
             }
         }
     }
@@ -248,23 +187,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn client_leaves_others_as_much_of_the_disk_as_it_has() {
-        let budget = Arc::new(DiskBudget::new(1000));
-        let (greedy, other) = (Owner::of("greedy"), Owner::of("other"));
-        let body = |owner| DiskReservation::empty(&budget, owner);
-        let single = body(greedy);
-        assert!(single.try_grow_to(1000) && !single.try_grow_to(1001), "one body may take all of it");
-        drop(single);
-        let bodies: Vec<_> = (0..20).map(|_| body(greedy)).collect();
-        assert_eq!(bodies.iter().filter(|body| body.try_grow_to(100)).count(), 5);
-        assert!(budget.fits(other, 500) && !budget.fits(other, 501) && !budget.fits(greedy, 1));
-        let other_bodies: Vec<_> = (0..20).map(|_| body(other)).collect();
-        assert_eq!(other_bodies.iter().filter(|body| body.try_grow_to(100)).count(), 2);
-        assert!(budget.fits(Owner::of("third"), 300));
-        let unowned = body(Owner::default());
-        assert!(unowned.try_grow_to(300) && !body(Owner::default()).try_grow_to(1));
-        drop((bodies, other_bodies, unowned));
-        let state = budget.state();
-        assert_eq!((state.used, state.owners.len()), (0, 0));
+    fn unsent_bodies_of_a_client_leave_half_to_others() {
+        let budget = Arc::new(Budget::new(1000));
+        let (greedy, other) = (Owner::of(Some("greedy")), Owner::of(Some("other")));
+        let reserve = |owner, bytes| {
+            let reservation = Reservation::empty(&budget);
+            reservation.try_grow_unsent(owner, bytes).map(|mark| (reservation, mark))
+        };
+        let unsent: Vec<_> = (0..20).filter_map(|_| reserve(greedy, 100)).collect();
+        assert_eq!((unsent.len(), budget.used()), (5, 500));
+        assert!(reserve(other, 251).is_none());
+        let others = reserve(other, 250).expect("half of the rest");
+        // Once they arrive, they no longer count against the client.
+        let arriving: Vec<_> = unsent.into_iter().map(|(reservation, _)| reservation).collect();
+        assert!(reserve(greedy, 126).is_none());
+        let further = reserve(greedy, 125).expect("half of the rest");
+        assert!(arriving[0].try_grow(125) && !arriving[0].try_grow(1), "all that is free");
+        drop((arriving, others, further));
+        assert!(budget.used() == 0 && budget.unsent().is_empty());
+        assert!(reserve(greedy, u64::MAX).is_none());
     }
 }

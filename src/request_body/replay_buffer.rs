@@ -17,7 +17,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use tokio::task::{JoinHandle, spawn_blocking};
 
-use super::budget::{DiskReservation, Owner, ReplayBudget, Reservation};
+use super::budget::{Owner, ReplayBudget, Reservation, UnsentMark};
 
 /// Size of a body's first block; each further one is as large as all before it, up to [`MAX_BLOCK_BYTES`].
 const MIN_BLOCK_BYTES: u64 = 1024;
@@ -60,7 +60,7 @@ struct PendingWrite {
 /// returned then.
 struct SpillFile {
     file: File,
-    reservation: DiskReservation,
+    reservation: Reservation,
 }
 
 /// Buffered bytes of one body, in order: full blocks, the current block, the file, the pending write.
@@ -72,10 +72,16 @@ pub(super) struct ReplayBuffer {
     received_bytes: u64,
     blocks: Vec<MemoryBlock>,
     current_block: BytesMut,
+    /// At least `allocated_bytes`.
     memory_reservation: Reservation,
+    /// Capacity of `blocks` and `current_block`.
+    allocated_bytes: u64,
     /// Bytes in `blocks` and `current_block`.
     memory_bytes: u64,
-    owner: Owner,
+    /// Reserved for the file until it is created.
+    disk_reservation: Reservation,
+    /// The declared length is reserved, and nothing has arrived.
+    unsent_mark: Option<UnsentMark>,
     spill_file: Option<Arc<SpillFile>>,
     /// Bytes in the file, or being written to it.
     file_bytes: u64,
@@ -86,27 +92,35 @@ pub(super) struct ReplayBuffer {
 }
 
 impl ReplayBuffer {
-    /// Creates the buffer of a body of this owner. A declared length that does not fit now is refused, but only
-    /// received bytes are reserved: otherwise a client could reserve the disk by declaring a length.
+    /// Creates the buffer of a body of this owner. A declared length that does not fit now is refused; else it is
+    /// reserved in full, unless the owner has reserved too much of which nothing has arrived.
     pub(super) fn new(
         budget: &Arc<ReplayBudget>,
         owner: Owner,
         content_length: Option<u64>,
     ) -> Result<Self, ReplayBudgetExceeded> {
-        if content_length
-            .is_some_and(|length| !budget.fits_memory(length) && !budget.disk.fits(owner, length))
-        {
+        if content_length.is_some_and(|length| !budget.fits(length)) {
             return Err(ReplayBudgetExceeded);
         }
+        let (memory, disk) = (Reservation::empty(&budget.memory), Reservation::empty(&budget.disk));
+        let unsent_mark = content_length.and_then(|length| {
+            let in_memory = match length <= budget.max_memory_per_body() {
+                true => memory.try_grow_unsent(owner, length),
+                false => None,
+            };
+            in_memory.or_else(|| disk.try_grow_unsent(owner, length))
+        });
         Ok(Self {
             budget: budget.clone(),
             content_length,
             received_bytes: 0,
             blocks: Vec::new(),
             current_block: BytesMut::new(),
-            memory_reservation: Reservation::empty(&budget.memory),
+            memory_reservation: memory,
+            allocated_bytes: 0,
             memory_bytes: 0,
-            owner,
+            disk_reservation: disk,
+            unsent_mark,
             spill_file: None,
             file_bytes: 0,
             pending_write: None,
@@ -114,6 +128,22 @@ impl ReplayBuffer {
             read_task: None,
             discarded: false,
         })
+    }
+
+    /// Whether the declared length, if there is one, is reserved before anything has arrived.
+    pub(super) fn is_reserved(&self) -> bool {
+        self.content_length.is_none_or(|length| length == 0) || self.unsent_mark.is_some()
+    }
+
+    /// Reserves the declared length in full: the body begins to arrive, so only what is free limits it.
+    pub(super) fn reserve_declared(&self) -> Result<(), ReplayBudgetExceeded> {
+        let length = self.content_length.unwrap_or_default();
+        let in_memory =
+            length <= self.budget.max_memory_per_body() && self.memory_reservation.try_grow(length);
+        match in_memory || self.disk_reservation.try_grow(length) {
+            true => Ok(()),
+            false => Err(ReplayBudgetExceeded),
+        }
     }
 
     /// Whether all received bytes are buffered. A full disk costs the retry, not the request.
@@ -125,6 +155,7 @@ impl ReplayBuffer {
     /// [`ReplayBuffer::poll_write_done`].
     pub(super) fn push(&mut self, chunk: &Bytes) {
         self.received_bytes += chunk.len() as u64;
+        self.unsent_mark = None;
         if self.discarded {
             return;
         }
@@ -159,15 +190,16 @@ impl ReplayBuffer {
             let start = self.memory_bytes - self.current_block.len() as u64;
             self.blocks.push(MemoryBlock { start, bytes: std::mem::take(&mut self.current_block).freeze() });
         }
-        let reserved = self.memory_reservation.bytes();
-        let block_size = reserved.max(wanted as u64).clamp(MIN_BLOCK_BYTES, MAX_BLOCK_BYTES);
+        let allocated = self.allocated_bytes;
+        let block_size = allocated.max(wanted as u64).clamp(MIN_BLOCK_BYTES, MAX_BLOCK_BYTES);
         let remaining =
             self.content_length.map_or(u64::MAX, |length| length.saturating_sub(self.memory_bytes));
         let capacity =
-            block_size.min(remaining).min(self.budget.max_memory_per_body().saturating_sub(reserved));
-        if capacity == 0 || !self.memory_reservation.try_grow(capacity) {
+            block_size.min(remaining).min(self.budget.max_memory_per_body().saturating_sub(allocated));
+        if capacity == 0 || !self.memory_reservation.try_grow_to(allocated + capacity) {
             return false;
         }
+        self.allocated_bytes += capacity;
         self.current_block = BytesMut::with_capacity(capacity as usize);
         true
     }
@@ -200,8 +232,11 @@ impl ReplayBuffer {
             return Ok(spill_file.clone());
         }
         let file = tempfile::tempfile_in(self.budget.dir())?;
-        let disk = DiskReservation::empty(&self.budget.disk, self.owner);
-        Ok(self.spill_file.insert(Arc::new(SpillFile { file, reservation: disk })).clone())
+        let reservation =
+            std::mem::replace(&mut self.disk_reservation, Reservation::empty(&self.budget.disk));
+        // The bytes in memory need no disk.
+        reservation.shrink_to(self.content_length.unwrap_or_default().saturating_sub(self.memory_bytes));
+        Ok(self.spill_file.insert(Arc::new(SpillFile { file, reservation })).clone())
     }
 
     /// Adds a small chunk to the pending write; false if it must be written now.
@@ -310,15 +345,21 @@ impl ReplayBuffer {
         self.blocks = Vec::new();
         self.current_block = BytesMut::new();
         self.memory_reservation.shrink_to(0);
+        self.disk_reservation.shrink_to(0);
+        self.allocated_bytes = 0;
         (self.pending_write, self.spill_file, self.read_task) = (None, None, None);
     }
 
-    /// Capacity of the blocks in memory, and bytes reserved on disk.
+    /// Bytes of memory that are allocated or reserved, and bytes reserved on disk.
     pub(super) fn usage(&self) -> (u64, u64) {
         let blocks: usize = self.blocks.iter().map(|block| block.bytes.len()).sum();
+        let allocated = (blocks + self.current_block.capacity()) as u64;
         let pending = self.pending_write.as_ref().map_or(0, |pending| pending.bytes.capacity());
-        let disk = self.spill_file.as_ref().map_or(0, |spill_file| spill_file.reservation.bytes());
-        ((blocks + self.current_block.capacity() + pending) as u64, disk)
+        let spill_file = self.spill_file.as_ref().map_or(0, |spill_file| spill_file.reservation.bytes());
+        (
+            allocated.max(self.memory_reservation.bytes()) + pending as u64,
+            self.disk_reservation.bytes() + spill_file,
+        )
     }
 }
 
@@ -352,7 +393,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         for memory in [0, 1, 8 * 10_000, 8 << 20] {
             let budget = Arc::new(ReplayBudget::new(memory, UNLIMITED, dir.path().to_owned()));
-            let mut buffer = ReplayBuffer::new(&budget, Owner::default(), None).expect("room");
+            let mut buffer = ReplayBuffer::new(&budget, Owner::of(None), None).expect("room");
             let mut expected = Vec::new();
             for size in [1, 100, 5000, 3, 4000, 20_000, 7, 300_000, 1, 70_000, 5] {
                 expected.extend(push(&mut buffer, size).await);
@@ -370,14 +411,11 @@ mod tests {
     async fn failed_write_makes_the_buffer_unreadable() {
         let dir = tempfile::tempdir().expect("a directory");
         let budget = Arc::new(ReplayBudget::new(0, UNLIMITED, dir.path().to_owned()));
-        let mut buffer = ReplayBuffer::new(&budget, Owner::default(), None).expect("room");
+        let mut buffer = ReplayBuffer::new(&budget, Owner::of(None), None).expect("room");
         push(&mut buffer, WRITE_BYTES as usize).await;
         // Opened read-only, so that the next write fails as on a full disk.
         let file = File::open("/dev/null").expect("a file");
-        buffer.spill_file = Some(Arc::new(SpillFile {
-            file,
-            reservation: DiskReservation::empty(&budget.disk, Owner::default()),
-        }));
+        buffer.spill_file = Some(Arc::new(SpillFile { file, reservation: Reservation::empty(&budget.disk) }));
         push(&mut buffer, WRITE_BYTES as usize).await;
         assert!(read_all(&mut buffer).await.is_err());
         assert!(!buffer.is_complete());
@@ -385,30 +423,46 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn declared_length_beyond_both_budgets_is_refused() {
+    async fn declared_length_is_refused_or_reserved_in_full() {
         let dir = tempfile::tempdir().expect("a directory");
         let budget = Arc::new(ReplayBudget::new(80_000, 20_000, dir.path().to_owned()));
-        assert!(matches!(
-            ReplayBuffer::new(&budget, Owner::default(), Some(20_001)),
-            Err(ReplayBudgetExceeded)
-        ));
-        let mut first = ReplayBuffer::new(&budget, Owner::default(), Some(15_000)).expect("room");
-        assert_eq!(budget.disk_used(), 0, "a declared length reserves nothing");
-        push(&mut first, 15_000).await;
-        assert_eq!((budget.memory_used(), budget.disk_used()), (10_000, 5_000));
-        assert!(matches!(
-            ReplayBuffer::new(&budget, Owner::default(), Some(15_001)),
-            Err(ReplayBudgetExceeded)
-        ));
-        ReplayBuffer::new(&budget, Owner::default(), Some(15_000)).expect("room on disk");
-        ReplayBuffer::new(&budget, Owner::default(), Some(10_000)).expect("room in memory");
+        let used = || (budget.memory_used(), budget.disk_used());
+        let declared = |length| ReplayBuffer::new(&budget, Owner::of(None), Some(length));
+        assert!(matches!(declared(20_001), Err(ReplayBudgetExceeded)));
+        let mut first = declared(15_000).expect("room");
+        let second = declared(15_000).expect("room");
+        assert!(!first.is_reserved() && used() == (0, 0), "more than half waits for the first chunk");
+        assert_eq!(first.reserve_declared(), Ok(()));
+        assert_eq!((used(), first.usage()), ((0, 15_000), (0, 15_000)));
+        assert_eq!(second.reserve_declared(), Err(ReplayBudgetExceeded));
+        assert!(matches!(declared(10_001), Err(ReplayBudgetExceeded)));
+        let mut small = Vec::new();
+        for _ in 0..8 {
+            let mut buffer = declared(10_000).expect("room in memory");
+            assert!(buffer.is_reserved() || buffer.reserve_declared().is_ok());
+            push(&mut buffer, 5_000).await;
+            small.push(buffer);
+        }
+        assert_eq!(used(), (80_000, 15_000), "a partly received body has its memory");
+        let mut expected = push(&mut first, 9_000).await;
+        let mut unknown = ReplayBuffer::new(&budget, Owner::of(None), None).expect("room");
+        push(&mut unknown, 6_000).await;
+        assert!(!unknown.is_complete(), "5,000 bytes were left");
+        expected.extend(push(&mut first, 6_000).await);
+        for buffer in &mut small {
+            push(buffer, 5_000).await;
+            assert!(buffer.is_complete() && buffer.usage() == (10_000, 0));
+        }
+        assert_eq!(read_all(&mut first).await.expect("all of it"), expected);
+        drop((first, second, small, unknown));
+        assert_eq!(used(), (0, 0));
     }
 
     #[tokio::test]
     async fn body_beyond_the_disk_budget_is_discarded() {
         let dir = tempfile::tempdir().expect("a directory");
         let budget = Arc::new(ReplayBudget::new(0, 100_000, dir.path().to_owned()));
-        let mut buffer = ReplayBuffer::new(&budget, Owner::default(), None).expect("room");
+        let mut buffer = ReplayBuffer::new(&budget, Owner::of(None), None).expect("room");
         push(&mut buffer, 60_000).await;
         assert!(buffer.is_complete() && budget.disk_used() == 60_000);
         push(&mut buffer, 60_000).await;

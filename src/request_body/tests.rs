@@ -33,7 +33,7 @@ fn replay_body_of_length(chunks: &[&'static [u8]], length: Option<u64>) -> (Repl
     let budget = Arc::new(ReplayBudget::new(1 << 20, 1 << 20, std::env::temp_dir()));
     let limits = BodyLimits { max_bytes: 1 << 20, idle_timeout: Duration::from_secs(1) };
     let body = RequestBody::Streamed(Box::new(StaticSource(chunks.to_vec(), length)));
-    (ReplayBody::new(body, limits, Some((&budget, Owner::default()))).expect("room").expect("a body"), budget)
+    (ReplayBody::new(body, limits, Some((&budget, Owner::of(None)))).expect("room").expect("a body"), budget)
 }
 
 fn read_chunk(reader: &mut BodyReader) -> Option<Bytes> {

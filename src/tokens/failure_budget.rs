@@ -3,22 +3,26 @@
 //!
 //! An attempt needs a permit. There are as many permits as failures are left, and one more for each token that
 //! attempts have fetched since the last failure, so that many valid secrets are not throttled by their number.
-//! When no failure is left, agents are queued in order of arrival while the bucket refills.
+//! When no failure is left, agents are queued (`failure_queue`) while the bucket refills.
 //!
 //! Proven secrets, whose last gettoken succeeded, have a limit of their own, so that secrets that never worked
-//! cannot block them. It refills twice as fast: each proven secret fails once before it counts as unproven, and
-//! valid ones may be queued behind it. The worst hour has 300 failures for the address.
+//! cannot block them, and a queue in order of arrival. It refills twice as fast: each proven secret fails once before
+//! it counts as unproven, and valid ones may be queued behind it. The worst hour has 300 failures for the address.
 
 use std::{
     collections::VecDeque,
     pin::pin,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use tokio::{sync::Notify, time::Instant};
 
-use super::bucket::{Bucket, Rate};
+use super::{
+    AgentToken,
+    bucket::{Bucket, Rate},
+    failure_queue::{FailureQueue, NextStep},
+};
 
 /// Failures per address of unproven secrets.
 pub(super) const FAILURE_RATE: Rate = Rate { capacity: 60, refill_interval: Duration::from_secs(60) };
@@ -27,8 +31,10 @@ const PROVEN_FAILURES: Rate = Rate { capacity: 60, refill_interval: Duration::fr
 /// An attempt that takes longer returns its permit, so that a gettoken that hangs delays no other agent's.
 pub(super) const PERMIT_TIMEOUT: Duration = Duration::from_millis(500);
 
+/// Longest wait that is reported to a queued agent, in refill intervals: valid secrets ahead of it may end it any time.
+const MAX_REPORTED_INTERVALS: usize = 14;
+
 /// The limits for unproven and proven secrets.
-#[derive(Debug)]
 pub(super) struct FailureBudget {
     unproven: FailureLimit,
     proven: FailureLimit,
@@ -41,15 +47,37 @@ impl Default for FailureBudget {
 }
 
 impl FailureBudget {
-    /// A permit for one attempt, or else when to retry. Waits only for running attempts.
-    pub(super) async fn acquire(&self, agent: &str, proven: bool) -> Result<AttemptPermit<'_>, Instant> {
-        if proven {
-            // The next permit may go to any position in the queue, because a token that arrives meanwhile adds
-            // two.
-            let next = || self.proven.next().max(Instant::now());
-            return self.proven.admit(agent).await.map_err(|turn| turn.min(next()));
-        }
-        self.unproven.admit(agent).await
+    /// A permit for one attempt of a proven secret, or else when to retry. Waits only for running attempts.
+    pub(super) async fn acquire_proven(&self, agent: &str) -> Result<AttemptPermit<'_>, Instant> {
+        // The next permit may go to any position in the queue, because a token that arrives meanwhile adds
+        // two.
+        let next = || self.proven.next().max(Instant::now());
+        self.proven.admit(|| self.proven.try_acquire(agent)).await.map_err(|turn| turn.min(next()))
+    }
+
+    /// The same for an unproven secret. Without a permit the agent is queued, and [`FailureBudget::next_queued`]
+    /// returns it.
+    pub(super) async fn acquire_unproven(
+        &self,
+        agent: &Arc<AgentToken>,
+        has_failed: bool,
+    ) -> Result<AttemptPermit<'_>, Instant> {
+        self.unproven.admit(|| self.unproven.try_acquire_or_queue(agent, has_failed)).await
+    }
+
+    /// Marks the queue as running; returns whether it was.
+    pub(super) fn set_queue_running(&self) -> bool {
+        self.unproven.state().unproven_queue.set_running(true)
+    }
+
+    /// What to do for the queue now; `None`: nothing is queued, and the queue is no longer running.
+    pub(super) fn next_queued(&self) -> Option<NextStep> {
+        self.unproven.next_queued()
+    }
+
+    /// Ends the turn of the agent that [`FailureBudget::next_queued`] returned.
+    pub(super) fn finish_queued(&self, has_failed: bool) {
+        self.unproven.state().unproven_queue.finish(has_failed);
     }
 
     /// Counts a failure for the credentials. One of a proven secret also takes from the unproven limit what is
@@ -66,26 +94,32 @@ impl FailureBudget {
 }
 
 /// The failures that are left, and the queue for them.
-#[derive(Debug)]
 struct FailureLimit {
     rate: Rate,
     state: Mutex<State>,
     permit_returned: Notify,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct State {
     bucket: Bucket,
     /// Permits of running attempts.
     permits_in_use: u32,
     /// Permits beyond the failures that are left.
     extra_permits: u32,
-    /// Agents that found no permit, and when each may retry.
+    /// Agents with proven secrets that found no permit, and when each may retry.
     queue: VecDeque<(Box<str>, Instant)>,
+    /// Those with unproven ones.
+    unproven_queue: FailureQueue,
+}
+
+impl State {
+    fn permits(&self, left: u32) -> u32 {
+        if left == 0 { 0 } else { left.saturating_add(self.extra_permits) }
+    }
 }
 
 /// The permit for one attempt; returned when dropped.
-#[derive(Debug)]
 pub(super) struct AttemptPermit<'a>(&'a FailureLimit);
 
 impl FailureLimit {
@@ -93,12 +127,15 @@ impl FailureLimit {
         Self { rate, state: Mutex::default(), permit_returned: Notify::new() }
     }
 
-    /// A permit for one attempt, or else when this agent's turn is. Waits only for running attempts.
-    async fn admit(&self, agent: &str) -> Result<AttemptPermit<'_>, Instant> {
+    /// Repeats `try_acquire` until it has a result, after each attempt that ends.
+    async fn admit<'a>(
+        &'a self,
+        try_acquire: impl Fn() -> Option<Result<AttemptPermit<'a>, Instant>>,
+    ) -> Result<AttemptPermit<'a>, Instant> {
         loop {
             let mut returned = pin!(self.permit_returned.notified());
             returned.as_mut().enable();
-            if let Some(result) = self.try_acquire(agent) {
+            if let Some(result) = try_acquire() {
                 // The next waiting task may get the same result.
                 self.permit_returned.notify_one();
                 return result;
@@ -124,6 +161,7 @@ impl FailureLimit {
         self.state().bucket.available_at(Instant::now(), self.rate)
     }
 
+    /// A permit, or when this agent's turn is; `None` while running attempts may still return theirs.
     fn try_acquire(&self, agent: &str) -> Option<Result<AttemptPermit<'_>, Instant>> {
         let (mut state, now) = (self.state(), Instant::now());
         // An agent that misses its turn leaves the queue.
@@ -133,7 +171,7 @@ impl FailureLimit {
         let left = state.bucket.available(now, self.rate);
         let position = state.queue.iter().position(|(waiting, _)| **waiting == *agent);
         let ahead = position.unwrap_or(state.queue.len());
-        let permits = if left == 0 { 0 } else { left.saturating_add(state.extra_permits) };
+        let permits = state.permits(left);
         if ahead < permits.saturating_sub(state.permits_in_use) as usize {
             position.map(|position| state.queue.remove(position));
             state.permits_in_use += 1;
@@ -149,6 +187,42 @@ impl FailureLimit {
             None => state.queue.push_back((agent.into(), turn)),
         }
         Some(Err(turn))
+    }
+
+    /// The same for an unproven secret; an agent that finds others in the queue is queued too.
+    fn try_acquire_or_queue(
+        &self,
+        agent: &Arc<AgentToken>,
+        has_failed: bool,
+    ) -> Option<Result<AttemptPermit<'_>, Instant>> {
+        let (mut state, now) = (self.state(), Instant::now());
+        let permits = state.permits(state.bucket.available(now, self.rate));
+        let is_turn = state.unproven_queue.is_turn_of(agent);
+        if is_turn || (state.unproven_queue.is_empty() && state.permits_in_use < permits) {
+            state.permits_in_use += 1;
+            return Some(Ok(AttemptPermit(self)));
+        }
+        if state.unproven_queue.is_empty() && permits > 0 {
+            return None;
+        }
+        let ahead = state.unproven_queue.push(agent, has_failed).min(MAX_REPORTED_INTERVALS) as u32;
+        let next = state.bucket.available_at(now, self.rate).max(now + Duration::from_secs(1));
+        Some(Err(next + self.rate.refill_interval * ahead))
+    }
+
+    fn next_queued(&self) -> Option<NextStep> {
+        let (mut state, now) = (self.state(), Instant::now());
+        let left = state.bucket.available(now, self.rate);
+        let next = match state.permits_in_use < state.permits(left) {
+            _ if state.unproven_queue.is_empty() => None,
+            _ if left == 0 => Some(NextStep::Wait(state.bucket.available_at(now, self.rate))),
+            false => Some(NextStep::Wait(now + PERMIT_TIMEOUT)),
+            true => state.unproven_queue.pop().map(NextStep::Try),
+        };
+        if next.is_none() {
+            state.unproven_queue.set_running(false);
+        }
+        next
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -14,8 +14,10 @@ use tokio::{
 use super::{
     AgentToken, Backoff, Cooldown, FetchError, LastRefresh, Outcome, Refresh, RefreshReason, State, Token,
     ceil_seconds,
-    failure_budget::PERMIT_TIMEOUT,
+    failure_budget::{AttemptPermit, PERMIT_TIMEOUT},
+    failure_queue,
     fetched_token::FetchedToken,
+    join,
     proactive::{self, refresh_before_expiry},
     refresh_budget::{BudgetClass, Charge, MAX_PROACTIVE_REFRESHES},
     token::PAST_EXPIRY_TTL,
@@ -92,16 +94,17 @@ impl AgentToken {
         }
     }
 
-    /// Calls gettoken, unless the failure budget of the address is spent; a manual refresh ignores that budget.
-    pub(super) async fn call_gettoken(&self, class: BudgetClass) -> Result<GettokenResponse, FetchError> {
+    /// Calls gettoken, unless the failure budget of the address is spent.
+    pub(super) async fn call_gettoken(
+        self: &Arc<Self>,
+        class: BudgetClass,
+    ) -> Result<GettokenResponse, FetchError> {
         let failures = &self.service.failure_budget;
         let proven = self.credentials_verified.load(Ordering::Relaxed);
-        let mut permit = match class == BudgetClass::Operator {
+        // What an operator requested is tried at once: a manual refresh, and a changed secret once.
+        let mut permit = match class == BudgetClass::Operator || self.take_changed_secret() {
             true => None,
-            false => {
-                let admitted = failures.acquire(&self.agent_name, proven).await;
-                Some(admitted.map_err(|retry_at| FetchError::Throttled { retry_at })?)
-            }
+            false => Some(self.acquire_attempt(proven).await?),
         };
         let mut fetching = pin!(self.service.fetcher.fetch(&self.credentials));
         let within_permit = match permit {
@@ -124,6 +127,43 @@ impl AgentToken {
         fetched
     }
 
+    async fn acquire_attempt(self: &Arc<Self>, proven: bool) -> Result<AttemptPermit<'_>, FetchError> {
+        let failures = &self.service.failure_budget;
+        if proven {
+            let acquired = failures.acquire_proven(&self.agent_name).await;
+            return acquired.map_err(|retry_at| FetchError::Throttled { retry_at });
+        }
+        let has_failed = self.state().backoff.last_failure().is_some_and(|last| last.is_credential_error());
+        failures.acquire_unproven(self, has_failed).await.map_err(|retry_at| {
+            if !failures.set_queue_running() {
+                self.service.runtime.spawn(failure_queue::run(Arc::downgrade(&self.service)));
+            }
+            FetchError::Throttled { retry_at }
+        })
+    }
+
+    /// Whether the secret was changed and neither tried since nor known to fail; false from then on.
+    fn take_changed_secret(&self) -> bool {
+        self.secret_changed.swap(false, Ordering::Relaxed) && self.state().backoff.last_failure().is_none()
+    }
+
+    /// Tries this secret, whose turn in the failure queue has come; returns whether WeCom refused it.
+    pub(super) async fn try_queued_secret(self: &Arc<Self>) -> bool {
+        // The refresh that was queued may be about to end.
+        let running = self.state().refresh.clone();
+        if let Some(running) = running {
+            let _ = join(running).await;
+        }
+        let refresh = {
+            let mut state = self.state();
+            state.failure_queue_turn = None;
+            let Some(reason) = state.queued_reason.take() else { return false };
+            self.join_or_start(&mut state, reason)
+        };
+        let Ok(refresh) = refresh else { return false };
+        join(refresh).await.is_err_and(|failure| failure.is_credential_error())
+    }
+
     /// Applies the result of a refresh.
     fn complete(
         self: &Arc<Self>,
@@ -141,10 +181,14 @@ impl AgentToken {
             Ok(fetched) => Ok(self.set(&mut state, requested_at, fetched)),
             // gettoken was not called, so this is no failure.
             Err(FetchError::Throttled { retry_at }) => {
-                state.failure_queue_turn = Some(retry_at);
+                (state.failure_queue_turn, state.queued_reason) = (Some(retry_at), Some(reason));
                 return Err(self.throttle_error(&state, retry_at));
             }
-            Err(failure) => Err(state.backoff.record_failure(now, failure, (self.service.jitter)())),
+            Err(failure) => {
+                // Backoff decides from now on, not an earlier place in the queue.
+                self.leave_failure_queue(&mut state);
+                Err(state.backoff.record_failure(now, failure, (self.service.jitter)()))
+            }
         };
         self.service.backoff_history.record(&self.credentials, &state.backoff, now);
         state.last_refresh = Some(LastRefresh {
@@ -156,6 +200,11 @@ impl AgentToken {
         self.service.refresh_counts.increment(&self.agent_name, counted, outcome.is_ok());
         self.log_refresh(&state, reason, by_other_replica, &outcome, now);
         outcome
+    }
+
+    fn leave_failure_queue(&self, state: &mut State) {
+        (state.failure_queue_turn, state.queued_reason) = (None, None);
+        self.service.throttled.remove(&self.agent_name);
     }
 
     /// Refunds the charge of a refresh that failed (backoff bounds those) or that another replica made.
@@ -218,8 +267,7 @@ impl AgentToken {
         FetchedToken { response, fence, .. }: FetchedToken,
     ) -> Arc<Token> {
         state.backoff = Backoff::default();
-        state.failure_queue_turn = None;
-        self.service.throttled.remove(&self.agent_name);
+        self.leave_failure_queue(state);
         let now = Instant::now();
         let (refused_by, early) =
             (std::mem::take(&mut state.refused_by), std::mem::take(&mut state.cooldown_ended_early));

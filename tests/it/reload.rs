@@ -61,6 +61,34 @@ async fn get_with_key(proxy: &TestProxy, key: &str) -> TestResponse {
     proxy.request(request, "").await
 }
 
+/// 61 wrong secrets have spent the failures of the address, and others wait for more.
+#[tokio::test]
+async fn corrected_secret_is_tried_at_once_beside_many_wrong_ones() {
+    let section = |name: &str, secret: &str| {
+        format!("[agents.{name}]\ncorpid = \"ww1234567890abcdef\"\nsecret = \"{secret}\"\n")
+    };
+    let wrong: String =
+        (0..70).map(|nth| section(&format!("bad-{nth}"), &format!("not-a-secret-{nth}"))).collect();
+    let config = |secret: &str| format!("{OPEN_CONFIG}\n{wrong}{}", section("it", secret));
+    let proxy = TestProxy::start_with_config(&config("not-a-secret-it-mistyped")).await;
+    proxy.wecom.add_agent(SimulatedAgent::new("it", IT_SECRET, 1_000_004));
+    let get = |agent: &str| proxy.request(Request::get(format!("/{agent}{USER_GET}")), "");
+    for nth in 0..70 {
+        get(&format!("bad-{nth}")).await.assert_proxy_error(
+            "token-unavailable",
+            502,
+            if nth < 60 { 40001 } else { -1 },
+        );
+    }
+    let waiting = get("it").await;
+    waiting.assert_proxy_error("token-unavailable", 502, -1);
+    let wait: u64 = waiting.header("retry-after").parse().expect("seconds");
+    assert!((1..=120).contains(&wait), "{wait}");
+    proxy.rewrite_config(&config(IT_SECRET));
+    proxy.app.reload().expect("a reload");
+    get("it").await.assert_ok();
+}
+
 #[tokio::test]
 async fn reload_adds_and_removes_agents() {
     let proxy = TestProxy::start_open().await;

@@ -6,7 +6,7 @@ use wecom_proxy::simulator::Fault;
 use crate::{
     harness::{
         CONFIG_WITH_CLIENTS, ECHO, OPEN_CONFIG, TestClient, TestProxy, TestResponse, USER_GET, client_key,
-        wait_for,
+        send_raw, wait_for,
     },
     raw_http::{ManualUpstream, RawConnection},
 };
@@ -21,8 +21,29 @@ async fn start_proxy() -> TestProxy {
     proxy
 }
 
-fn post_head(length: usize, path: &str) -> String {
-    format!("POST /hr{path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n")
+/// A proxy with two clients, which has its token already, and these budgets.
+async fn start_proxy_with_clients(budgets: &str) -> TestProxy {
+    let replay = format!("\n[replay]\n{budgets}\ndir = \"{{dir}}\"\n");
+    let proxy = TestProxy::start_with_config(&format!("{CONFIG_WITH_CLIENTS}{replay}")).await;
+    let request = Request::post(format!("/hr{ECHO}")).header("x-api-key", client_key("billing"));
+    proxy.request(request, "").await.assert_ok();
+    proxy
+}
+
+fn post_head_with_key(client: &str, length: usize) -> String {
+    let key = client_key(client);
+    format!("POST /hr{ECHO} HTTP/1.1\r\nHost: x\r\nX-Api-Key: {key}\r\nContent-Length: {length}\r\n\r\n")
+}
+
+/// Number of requests that wait before they are sent.
+async fn waiting_requests(proxy: &TestProxy) -> u64 {
+    let metrics = send_raw(
+        proxy.admin_address(),
+        "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+    );
+    let metrics = metrics.await;
+    let line = metrics.lines().find_map(|line| line.strip_prefix("wecom_proxy_token_waiters "));
+    line.and_then(|value| value.trim().parse().ok()).expect("a gauge")
 }
 
 fn assert_overloaded(response: &TestResponse) {
@@ -48,63 +69,94 @@ async fn declared_body_beyond_the_budget_is_refused_unsent() {
 }
 
 #[tokio::test]
-async fn announced_body_that_is_not_sent_takes_no_disk() {
-    let proxy = start_proxy().await;
+async fn declared_lengths_without_bodies_take_nothing_from_others() {
+    let proxy = start_proxy_with_clients("memory = \"64KiB\"\ndisk = \"100KiB\"").await;
     let budget = proxy.app.replay_budget();
     let before = proxy.forwarded_count();
     let mut idle = Vec::new();
-    for _ in 0..4 {
+    // Half of the memory and half of the disk are reserved at once; the others wait for their first bytes.
+    for length in [[40_000; 3], [8_000; 3], [8_000; 3], [50_000; 3]].as_flattened() {
         let mut connection = RawConnection::connect(proxy.address()).await;
-        connection.send(post_head(90_000, ECHO)).await.expect("sent");
-        idle.push(connection);
+        connection.send(post_head_with_key("crm", *length)).await.expect("sent");
+        idle.push((connection, *length));
+        wait_for("the head", async || {
+            waiting_requests(&proxy).await as usize + proxy.forwarded_count() - before == idle.len()
+        })
+        .await;
     }
-    wait_for("the heads", async || proxy.forwarded_count() == before + 4).await;
-    assert_eq!(budget.disk_used(), 0);
-    proxy.post(ECHO, vec![b'x'; 90_000]).await.assert_ok();
-    // The announced bodies are still accepted when they arrive.
-    for connection in &mut idle {
-        connection.send(vec![b'x'; 90_000]).await.expect("sent");
+    assert_eq!((budget.memory_used(), budget.disk_used()), (32_000, 48_000));
+    assert_eq!(proxy.forwarded_count() - before, 6, "nothing is sent for the others");
+    for client in ["billing", "crm"] {
+        let request = Request::post(format!("/hr{ECHO}")).header("x-api-key", client_key(client));
+        proxy.request(request, vec![b'x'; 54_000]).await.assert_ok();
+    }
+    // The declared bodies are still accepted when they arrive.
+    for (connection, length) in &mut idle {
+        connection.send(vec![b'x'; *length]).await.expect("sent");
         assert!(connection.read_response().await.0.starts_with("HTTP/1.1 200 "));
     }
     wait_for("an empty replay budget", async || budget.memory_used() + budget.disk_used() == 0).await;
 }
 
 #[tokio::test]
-async fn client_that_fills_the_disk_leaves_others_half_of_it() {
-    let proxy = TestProxy::start_with_config(&format!("{CONFIG_WITH_CLIENTS}{REPLAY_CONFIG}")).await;
-    let with_key = |name: &str| Request::post(format!("/hr{ECHO}")).header("x-api-key", client_key(name));
-    proxy.request(with_key("billing"), "").await.assert_ok();
-    proxy.wecom.inject(Fault::hold().on_path(ECHO)).expect("a fault");
+async fn declared_body_is_reserved_when_it_begins_to_arrive() {
+    let proxy = start_proxy_with_clients("memory = \"64KiB\"\ndisk = \"100KiB\"").await;
     let budget = proxy.app.replay_budget();
-    let send = async |name: &str, framing: String| {
-        let mut connection = RawConnection::connect(proxy.address()).await;
-        let head =
-            format!("POST /hr{ECHO} HTTP/1.1\r\nHost: x\r\nX-Api-Key: {}\r\n{framing}", client_key(name));
-        connection.send(head).await.expect("sent");
-        connection
-    };
-    let wait_for_bodies = async |bytes: u64, bodies: usize| {
-        let matching = proxy.wecom.wait_until(|observed| {
-            observed.requests().filter(|record| record.body_bytes == bytes).count() == bodies
-        });
-        matching.await.expect("all bodies");
-    };
-    let mut connections = Vec::new();
-    let chunk = format!("Transfer-Encoding: chunked\r\n\r\n61a8\r\n{}\r\n0\r\n\r\n", "x".repeat(25_000));
-    for _ in 0..10 {
-        connections.push(send("crm", chunk.clone()).await);
-    }
-    wait_for_bodies(25_000, 10).await;
-    assert!((30_000..=51_200).contains(&budget.disk_used()), "{} in files", budget.disk_used());
-    assert_overloaded(&proxy.request(with_key("crm"), vec![b'x'; 45_000]).await);
-    connections.push(send("billing", format!("Content-Length: 45000\r\n\r\n{}", "x".repeat(45_000))).await);
-    wait_for_bodies(45_000, 1).await;
-    assert!(budget.disk_used() > 70_000, "the body of billing is buffered");
-    proxy.wecom.release_held();
-    for connection in &mut connections {
-        assert!(connection.read_response().await.0.starts_with("HTTP/1.1 200 "));
-    }
+    let before = proxy.forwarded_count();
+    let mut late = RawConnection::connect(proxy.address()).await;
+    late.send(post_head_with_key("crm", 60_000)).await.expect("sent");
+    wait_for("the head", async || waiting_requests(&proxy).await == 1).await;
+    let mut arriving = RawConnection::connect(proxy.address()).await;
+    arriving.send(post_head_with_key("billing", 90_000) + "x").await.expect("sent");
+    wait_for("a reservation", async || budget.disk_used() == 90_000).await;
+    // A length that no longer fits is refused, at once or when its body begins.
+    let request = Request::post(format!("/hr{ECHO}")).header("x-api-key", client_key("crm"));
+    assert_overloaded(&proxy.request(request, vec![b'x'; 20_000]).await);
+    late.send("x").await.expect("sent");
+    let (head, body) = late.read_response().await;
+    assert!(head.starts_with("HTTP/1.1 503 ") && body.contains("raise replay.disk"), "{head}{body}");
+    wait_for("the first body", async || proxy.forwarded_count() == before + 1).await;
+    // Bodies of unknown length use up the rest; the reserved body is kept all the same.
+    let chunked = format!(
+        "POST /hr{ECHO} HTTP/1.1\r\nHost: x\r\nX-Api-Key: {}\r\nTransfer-Encoding: chunked\r\n\r\n",
+        client_key("crm")
+    );
+    let mut unknown = RawConnection::connect(proxy.address()).await;
+    unknown.send(format!("{chunked}ea60\r\n{}\r\n0\r\n\r\n", "x".repeat(60_000))).await.expect("sent");
+    assert!(unknown.read_response().await.0.starts_with("HTTP/1.1 200 "));
+    proxy.wecom.revoke_tokens("hr").expect("an agent");
+    arriving.send(vec![b'x'; 89_999]).await.expect("sent");
+    assert!(arriving.read_response().await.0.starts_with("HTTP/1.1 200 "));
     wait_for("an empty replay budget", async || budget.memory_used() + budget.disk_used() == 0).await;
+}
+
+#[tokio::test]
+async fn concurrent_declared_bodies_that_fit_are_all_retried() {
+    const MIB: usize = 1 << 20;
+    for lengths in [[7 * MIB, 7 * MIB], [12 * MIB, 2 * MIB], [12 * MIB, 11 * MIB]] {
+        let proxy = start_proxy_with_clients("memory = \"256KiB\"\ndisk = \"24MiB\"").await;
+        let budget = proxy.app.replay_budget();
+        // Both bodies are at the upstream before it refuses their token.
+        proxy.wecom.inject(Fault::hold().on_path(ECHO)).expect("a fault");
+        proxy.wecom.revoke_tokens("hr").expect("an agent");
+        let upload = async |length: usize| {
+            let request = Request::post(format!("/hr{ECHO}")).header("x-api-key", client_key("crm"));
+            let response = proxy.request(request, vec![b'x'; length]).await;
+            response.assert_ok();
+            assert_eq!(response.header("x-wecom-retried"), "40014", "{length} of {lengths:?}");
+            assert_eq!(response.json()["body_bytes"], length);
+        };
+        let release = async || {
+            let all = proxy.wecom.wait_until(|observed| {
+                observed.requests().filter(|record| lengths.contains(&(record.body_bytes as usize))).count()
+                    == 2
+            });
+            all.await.expect("both bodies");
+            proxy.wecom.release_held();
+        };
+        tokio::join!(upload(lengths[0]), upload(lengths[1]), release());
+        wait_for("an empty replay budget", async || budget.memory_used() + budget.disk_used() == 0).await;
+    }
 }
 
 #[tokio::test]

@@ -4,12 +4,14 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::fake_gettoken::{
-    FakeGettoken, FakeResponse, advance, agent_token, max_calls_per_hour, path, rounded_seconds,
+use super::fake_gettoken::{FakeGettoken, FakeResponse, advance, agent_token, max_calls_per_hour, path};
+use crate::{
+    secret::Masked,
+    tokens::{AgentToken, Credentials, Replacement, TokenService},
 };
-use crate::tokens::{AgentToken, Replacement};
 
 const HOUR: Duration = Duration::from_secs(3600);
+const MAX_WAIT: Duration = Duration::from_secs(15 * 60);
 
 #[tokio::test(start_paused = true)]
 async fn non_credential_failures_are_bounded_by_backoff() {
@@ -57,8 +59,8 @@ async fn unverified_secrets_fail_60_times_then_once_a_minute() {
         advance(1.0).await;
     }
     assert!((115..=123).contains(&fake.calls()), "{} calls", fake.calls());
-    // The last in the queue sees its wait.
-    assert!(entries.iter().any(|entry| entry.next_try_in() > Duration::from_secs(3600)));
+    // No reported wait adds up what all others might fail.
+    assert!(entries.iter().all(|entry| entry.next_try_in() <= MAX_WAIT));
     assert!(service.throttled_agents().len() > 50, "{} throttled", service.throttled_agents().len());
     // An agent with a proven secret does not wait for them.
     fake.set_default_response(FakeResponse::NewToken);
@@ -132,33 +134,138 @@ async fn refused(entry: Arc<AgentToken>) -> Replacement {
     entry.replace_refused(&token, path()).await
 }
 
+/// Agents whose secret is wrong, of which each has asked once at the same time.
+async fn bad_agents(fake: &FakeGettoken, service: &Arc<TokenService>, count: usize) -> Vec<Arc<AgentToken>> {
+    let names = (0..count).map(|nth| format!("bad-{nth}"));
+    let entries: Vec<_> = names
+        .map(|name| {
+            fake.set_response_of(&name, FakeResponse::Errcode(40001));
+            agent_token(service, &name)
+        })
+        .collect();
+    ask_all(&entries).await;
+    entries
+}
+
+/// Asks for all tokens at the same time; returns how many there are.
+async fn ask_all(entries: &[Arc<AgentToken>]) -> usize {
+    let asking = |entry: &Arc<AgentToken>| {
+        let entry = entry.clone();
+        tokio::spawn(async move { entry.current_or_fetch().await.is_ok() })
+    };
+    let tasks: Vec<_> = entries.iter().map(asking).collect();
+    let mut fetched = 0;
+    for task in tasks {
+        fetched += usize::from(task.await.expect("no panic"));
+    }
+    fetched
+}
+
+/// Valid secrets that were never tried, behind or ahead of 240 wrong ones, whatever turn the queue has.
 #[tokio::test(start_paused = true)]
-async fn unverified_secrets_when_throttled_are_tried_in_order() {
+async fn valid_secrets_beside_300_wrong_ones_take_minutes() {
+    for (queued_after, asks_again) in [(0.0, true), (0.0, false), (90.0, true), (150.0, true)] {
+        let fake = FakeGettoken::new(24 * 3600);
+        let service = fake.service();
+        let bad = bad_agents(&fake, &service, 300).await;
+        assert!((60..=63).contains(&fake.calls()), "{} failed at once", fake.calls());
+        let started_at = Instant::now();
+        advance(queued_after).await;
+        let good: Vec<_> = (0..50).map(|nth| agent_token(&service, &format!("good-{nth}"))).collect();
+        assert_eq!(ask_all(&good).await, 0);
+        let waits = good.iter().map(|entry| entry.next_try_in());
+        assert!(waits.max().expect("a wait") <= Duration::from_secs(120));
+        let asked_at = Instant::now();
+        while !good.iter().all(|entry| entry.cached(Instant::now()).is_some()) {
+            assert!(asked_at.elapsed() <= Duration::from_secs(120), "after {queued_after} s");
+            if asks_again {
+                ask_all(&good).await;
+                ask_all(&bad).await;
+            }
+            advance(2.0).await;
+        }
+        // The wrong ones go on at their pace, and none hears of a wait that only the others explain.
+        while started_at.elapsed() < HOUR {
+            ask_all(&bad).await;
+            let failed = fake.calls() - 50;
+            assert!(failed <= 63 + started_at.elapsed().as_secs() as usize / 60, "{failed} failed");
+            assert!(bad.iter().all(|entry| entry.next_try_in() <= MAX_WAIT));
+            advance(20.0).await;
+        }
+        assert!(fake.calls() - 50 >= 115, "{} failed", fake.calls() - 50);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn valid_secrets_queued_first_follow_one_another() {
+    let fake = FakeGettoken::new(24 * 3600);
+    let service = fake.service();
+    bad_agents(&fake, &service, 60).await;
+    let good: Vec<_> = (0..250).map(|nth| agent_token(&service, &format!("good-{nth}"))).collect();
+    assert_eq!(ask_all(&good).await, 0);
+    for nth in 60..300 {
+        fake.set_response_of(&format!("bad-{nth}"), FakeResponse::Errcode(40001));
+        assert!(agent_token(&service, &format!("bad-{nth}")).current_or_fetch().await.is_err());
+    }
+    advance(121.0).await;
+    assert_eq!(ask_all(&good).await, 250);
+}
+
+#[tokio::test(start_paused = true)]
+async fn untried_secrets_go_before_those_that_failed() {
     let fake = FakeGettoken::new(7200);
     let service = fake.service();
-    fake.set_default_response(FakeResponse::Errcode(40001));
-    for nth in 0..60 {
-        let _ = agent_token(&service, &format!("agent-{nth}")).current_or_fetch().await;
-    }
-    let (first, second, third) =
-        (agent_token(&service, "first"), agent_token(&service, "second"), agent_token(&service, "third"));
-    for entry in [&first, &second, &third] {
-        let failure = entry.current_or_fetch().await.expect_err("no permit left");
-        assert_eq!(failure.errcode(), -1, "{failure}");
-    }
-    assert_eq!(
-        [&first, &second, &third].map(|entry| rounded_seconds(entry.next_try_in())),
-        [60.0, 120.0, 180.0]
-    );
-    fake.set_default_response(FakeResponse::NewToken);
+    let failed = bad_agents(&fake, &service, 60).await;
     advance(61.0).await;
-    assert!(third.current_or_fetch().await.is_err() && second.current_or_fetch().await.is_err());
-    // The first misses its turn.
-    advance(60.0).await;
-    second.current_or_fetch().await.expect("its turn");
-    first.current_or_fetch().await.expect("valid secrets return their permits");
-    advance(60.0).await;
-    third.current_or_fetch().await.expect("its turn");
+    fake.set_response_of("spends-it", FakeResponse::Errcode(40001));
+    assert!(agent_token(&service, "spends-it").current_or_fetch().await.is_err());
+    assert_eq!(fake.calls(), 61);
+    // The backoff of the first has ended, and it asks before the others.
+    advance(15.0).await;
+    let (first, second) = (agent_token(&service, "first"), agent_token(&service, "second"));
+    for entry in [&failed[0], &first, &second] {
+        assert!(entry.current_or_fetch().await.is_err());
+    }
+    for name in ["first", "second", "bad-0"] {
+        fake.set_response_of(name, FakeResponse::Errcode(40001));
+    }
+    let calls = fake.calls();
+    advance(240.0).await;
+    let by_agent = fake.calls_by_agent();
+    let last = |name: &str| *by_agent[name].last().expect("a call");
+    assert_eq!(fake.calls() - calls, 3, "one a minute");
+    assert!(last("second") < last("first") && last("first") < last("bad-0"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn changed_secret_is_tried_at_once_and_only_once() {
+    let fake = FakeGettoken::new(7200);
+    let service = fake.service();
+    let bad = bad_agents(&fake, &service, 300).await;
+    let change = |name: &str, secret: &str| {
+        let credentials = Credentials { corpid: name.to_owned(), secret: Masked::new(secret) };
+        AgentToken::with_changed_secret(name, credentials, service.clone())
+    };
+    fake.set_response_of("bad-299", FakeResponse::NewToken);
+    let corrected = change("bad-299", "corrected");
+    corrected.current_or_fetch().await.expect("a token");
+    assert_eq!(corrected.next_try_in(), Duration::ZERO);
+    // A wrong one again: a single attempt, then backoff, and then the queue.
+    let calls = fake.calls();
+    let still_bad = change("bad-298", "wrong again");
+    let started_at = Instant::now();
+    while started_at.elapsed() < Duration::from_secs(59) {
+        assert_eq!(still_bad.current_or_fetch().await.expect_err("wrong").errcode(), 40001);
+        advance(1.0).await;
+    }
+    assert_eq!(fake.calls() - calls, 1);
+    assert!(still_bad.next_try_in() < Duration::from_secs(15));
+    // Back to a secret that is known to fail: it is not tried.
+    let known = bad.iter().find(|entry| entry.status().last_error.is_some()).expect("one that failed");
+    let name = known.credentials().corpid.clone();
+    let calls = fake.calls();
+    assert!(change(&name, "not-a-secret").current_or_fetch().await.is_err());
+    assert_eq!(fake.calls(), calls);
 }
 
 #[tokio::test(start_paused = true)]

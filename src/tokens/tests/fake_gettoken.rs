@@ -42,6 +42,8 @@ pub(super) struct FakeGettoken {
 struct Inner {
     queued_responses: VecDeque<FakeResponse>,
     default_response: FakeResponse,
+    /// By corpid, in place of the default.
+    agent_responses: HashMap<String, FakeResponse>,
     token_ttl: Duration,
     /// By corpid: the last token's serial, and its expiry.
     last_tokens: HashMap<String, (u64, Instant)>,
@@ -57,6 +59,7 @@ impl FakeGettoken {
         let inner = Inner {
             queued_responses: VecDeque::new(),
             default_response: FakeResponse::Normal,
+            agent_responses: HashMap::new(),
             token_ttl: Duration::from_secs(token_ttl),
             last_tokens: HashMap::new(),
             last_serial: 0,
@@ -91,6 +94,11 @@ impl FakeGettoken {
     /// The response once the queue is empty.
     pub(super) fn set_default_response(&self, response: FakeResponse) {
         self.inner().default_response = response;
+    }
+
+    /// The same for one agent.
+    pub(super) fn set_response_of(&self, agent: &str, response: FakeResponse) {
+        self.inner().agent_responses.insert(agent.to_owned(), response);
     }
 
     /// While paused, responses are held.
@@ -157,7 +165,8 @@ impl FakeGettoken {
     fn respond(&self, agent: &str) -> Result<GettokenResponse, FetchError> {
         let mut inner = self.inner();
         let now = Instant::now();
-        let response = inner.queued_responses.pop_front().unwrap_or(inner.default_response);
+        let default = inner.agent_responses.get(agent).copied().unwrap_or(inner.default_response);
+        let response = inner.queued_responses.pop_front().unwrap_or(default);
         let last = inner.last_tokens.get(agent).copied();
         let serial = match (response, last) {
             (FakeResponse::Panic, _) => {
