@@ -81,7 +81,8 @@ fn select_agent(
     let invalid_corpid =
         || gettoken_error(errcode::INVALID_CORPID, "invalid corpid: this key has no agent with this corpid");
     if let Some(requested) = requested {
-        let agent = directory.agent(requested, Some(client)).ok_or_else(authenticate::unknown_agent)?;
+        let agent =
+            directory.permitted_agent(requested, Some(client)).ok_or_else(authenticate::unknown_agent)?;
         return if agent.corpid == corpid { Ok(agent.clone()) } else { Err(invalid_corpid()) };
     }
     let mut agents = directory.allowed_agents(corpid, client);
