@@ -178,7 +178,7 @@ fn open_listeners(
 fn build_token_service(
     config: &Config,
     upstream: &Arc<Settings>,
-    store: Option<store::Settings>,
+    store: Option<store::PreparedStore>,
 ) -> Result<Arc<TokenService>, StartError> {
     let fetcher = Fetcher::start(upstream.clone(), call_timeout(&config.upstream))?;
     let settings = tokens::RefreshSettings {
