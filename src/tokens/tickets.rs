@@ -2,7 +2,7 @@
 //! they may be fetched. The caller fetches; this module makes one caller fetch while the others wait, across
 //! replicas too if a store is shared.
 
-mod replicas;
+mod shared_lookup;
 
 use std::{
     sync::{Mutex, MutexGuard, OnceLock, PoisonError},
@@ -16,7 +16,7 @@ use tokio::{
     time::Instant,
 };
 
-pub use self::replicas::{FetchLease, SharedLookup};
+pub use self::shared_lookup::{FetchLease, SharedLookup};
 use crate::secret::Masked;
 
 /// A cached ticket is not returned in this time before its expiry, or in the second half of a lifetime shorter than
