@@ -135,7 +135,7 @@ impl Admin {
     fn prune_removed(&self) {
         let directory = self.directory.load_full();
         self.metrics.prune_removed(&directory);
-        self.token_service.retain_agents(|agent| directory.agent(agent, None).is_some());
+        self.token_service.retain_agents(|agent| directory.agent_by_name(agent).is_some());
     }
 
     async fn serve_connection(

@@ -96,8 +96,10 @@ pub struct Directory {
     agents_by_corpid: Vec<Arc<Agent>>,
     clients_by_key_hash: HashMap<[u8; 32], Arc<Client>, RandomState>,
     clients_by_name: HashSet<ByName<Client>, RandomState>,
-    /// By the hash of corpid and secret, which several agents can share; only agents whose secret is accepted.
+    /// By the hash of corpid and secret, which several agents can share; only agents with `accept_secret`, or all
+    /// agents if `is_open`.
     agents_by_secret: HashMap<[u8; 32], Vec<(KeyHash, Arc<Agent>)>>,
+    /// Whether callers without a key are served.
     is_open: bool,
 }
 
@@ -201,7 +203,7 @@ impl Directory {
             AgentSet::Named(names) => (Some(names), &[][..]),
             AgentSet::All => (None, self.agents_of_corpid(corpid)),
         };
-        let named = named.into_iter().flatten().filter_map(|name| self.agent(name, None));
+        let named = named.into_iter().flatten().filter_map(|name| self.agent_by_name(name));
         named.filter(move |agent| agent.corpid == corpid).chain(all)
     }
 
@@ -211,9 +213,15 @@ impl Directory {
         &rest[..rest.partition_point(|agent| agent.corpid == corpid)]
     }
 
-    /// The agent of this name, if the client may use it.
-    pub fn agent(&self, name: &str, client: Option<&Client>) -> Option<&Arc<Agent>> {
-        let ByName(agent) = self.agents_by_name.get(name)?;
+    /// The agent of this name. Checks no permission.
+    pub fn agent_by_name(&self, name: &str) -> Option<&Arc<Agent>> {
+        self.agents_by_name.get(name).map(|ByName(agent)| agent)
+    }
+
+    /// The agent of this name, if the client may use it. Checks nothing for a request without a key (`None`), which
+    /// the caller must authenticate.
+    pub fn permitted_agent(&self, name: &str, client: Option<&Client>) -> Option<&Arc<Agent>> {
+        let agent = self.agent_by_name(name)?;
         client.is_none_or(|client| client.may_use_agent(name)).then_some(agent)
     }
 
@@ -223,7 +231,7 @@ impl Directory {
             // A client lists few agents even where there are many.
             Some(AgentSet::Named(names)) if names.len() > 1 => return None,
             Some(AgentSet::Named(names)) => {
-                return names.iter().next().and_then(|name| self.agent(name, None));
+                return names.iter().next().and_then(|name| self.agent_by_name(name));
             }
             _ => self.agents_sorted.iter(),
         };

@@ -2,13 +2,13 @@
 //!
 //! A rate limiter is GCRA: it stores the time at which all that was taken is refilled (theoretical arrival
 //! time). Replicas that share a store exchange how much they took, a few times a second and never while a
-//! request waits (`replicas`).
+//! request waits (`shared_usage`).
 
 pub mod concurrency_limit;
 mod fair_queue;
 pub mod wait_limit;
 
-mod replicas;
+mod shared_usage;
 
 use std::{
     fmt,
@@ -21,8 +21,8 @@ use std::{
 
 use tokio::time::Instant;
 
-pub use self::replicas::RateLimiterFactory;
-use self::replicas::SharedUsage;
+pub use self::shared_usage::RateLimiterFactory;
+use self::shared_usage::SharedUsage;
 use crate::config::RateLimit;
 
 /// A rate limiter: `limit.requests` requests may come at once, and are refilled evenly over `limit.per`.

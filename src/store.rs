@@ -1,6 +1,7 @@
-//! What replicas share in Redis or Valkey: records, leases to make the next record, and notifications of both.
+//! What replicas share in Redis or Valkey: records, leases to make the next record, notifications of both, and the
+//! usage of rate limits.
 //!
-//! The module knows nothing of tokens. Each record has a fence, a number that grows with every lease, so that a
+//! The module does not interpret values; only the kinds of notifications know gettoken and refusals. Each record has a fence, a number that grows with every lease, so that a
 //! replica whose lease expired while it was suspended cannot overwrite a newer record. No call waits for an
 //! unavailable store: it fails at once with [`Unavailable`], and the caller goes on without the store.
 
@@ -98,8 +99,8 @@ pub struct Store {
     subscriptions: Subscriptions,
 }
 
-/// How to reach and use the configured store; creating it opens no connection.
-pub struct Settings {
+/// The configured store before it is opened; creating it opens no connection.
+pub struct PreparedStore {
     dialer: Dialer,
     sealer: Arc<Sealer>,
     key_prefix: String,
@@ -107,7 +108,7 @@ pub struct Settings {
     events: StoreEvents,
 }
 
-impl Settings {
+impl PreparedStore {
     /// Checks the configuration and reads the CA file.
     pub fn new(redis: &RedisConfig) -> Result<Self, StoreError> {
         let sealer = Arc::new(Sealer::new(&redis.key, redis.old_key.as_ref()).ok_or(StoreError::Key)?);
@@ -125,8 +126,8 @@ impl fmt::Debug for Store {
 
 impl Store {
     /// A store that connects on `runtime` in the background, and its events.
-    pub fn open(settings: Settings, runtime: &Handle) -> (Arc<Self>, StoreEvents) {
-        let Settings { dialer, sealer, key_prefix, event_sender, events } = settings;
+    pub fn open(prepared: PreparedStore, runtime: &Handle) -> (Arc<Self>, StoreEvents) {
+        let PreparedStore { dialer, sealer, key_prefix, event_sender, events } = prepared;
         let connections = ConnectionManager::open(dialer, &key_prefix, runtime, event_sender);
         let store = Arc::new(Self::with_backend(Backend::redis(connections), sealer, key_prefix));
         (store, events)
@@ -173,11 +174,15 @@ impl Store {
                 ClaimReply::Record(reply) => match self.open_record(name, &reply) {
                     Some(record) => return Ok(Claim::Newer(record)),
                     None => {
-                        tracing::warn!(name, "redis value has another version or key, replacing it");
+                        tracing::warn!(
+                            name,
+                            "cannot decrypt a stored value (other tokens.store.key or version), replacing it"
+                        );
                         known_fence = reply.fence;
                     }
                 },
-                // A failure whose backoff is over by its own time was written back by a third party: it is ignored.
+                // A failure contains the end of its backoff. If that has passed but the Redis key still lives,
+                // an old value was written back: it is ignored.
                 ClaimReply::Failed { failure, wait, now_us } => match self.open_failure(name, &failure) {
                     Some((retry_at_us, failure)) if retry_at_us > now_us => {
                         let remaining = Duration::from_micros(retry_at_us - now_us);
@@ -258,6 +263,8 @@ impl Store {
     ) -> Result<(), Unavailable> {
         let (value, ttl_ms) = match failure {
             Some((value, backoff)) => {
+                // The fence is the time of the claim in microseconds by the store's clock, or a little more; so
+                // this is the end of the backoff by that clock.
                 let retry_at_us =
                     lease.fence.saturating_add(as_microseconds(lease.acquired_at.elapsed() + backoff));
                 let value = [&retry_at_us.to_be_bytes(), value].concat();
@@ -302,18 +309,18 @@ impl Store {
         }
     }
 
-    /// Takes from shared rate limits (GCRA). `taken` has for each the name and the refill time of the requests
-    /// taken within `since`, in microseconds. Returns for each in how many microseconds the limit is fully
-    /// refilled; negative if it was already.
+    /// Takes from shared rate limits (GCRA). `usage_us` has for each the name, and the refill time in microseconds
+    /// of the requests that were collected over `collected_over`. Returns for each in how many microseconds all
+    /// usage is refilled; negative if it was already.
     pub async fn consume_limits(
         &self,
-        taken: &[(&str, u64)],
-        since: Duration,
+        usage_us: &[(&str, u64)],
+        collected_over: Duration,
     ) -> Result<Vec<i64>, Unavailable> {
         let mut consume = ScriptCall::new(Script::ConsumeLimits);
-        consume.arg(as_microseconds(since));
-        for (name, taken) in taken {
-            consume.key(limit_key(&self.key_prefix, name)).arg(*taken);
+        consume.arg(as_microseconds(collected_over));
+        for (name, usage_us) in usage_us {
+            consume.key(limit_key(&self.key_prefix, name)).arg(*usage_us);
         }
         self.call(consume).await
     }
@@ -351,10 +358,10 @@ impl Store {
     }
 }
 
-fn as_microseconds(ttl_ms: Duration) -> u64 {
-    ttl_ms.as_micros().try_into().unwrap_or(u64::MAX)
+fn as_microseconds(duration: Duration) -> u64 {
+    duration.as_micros().try_into().unwrap_or(u64::MAX)
 }
 
-fn as_milliseconds(ttl_ms: Duration) -> u64 {
-    ttl_ms.as_millis().try_into().unwrap_or(u64::MAX)
+fn as_milliseconds(duration: Duration) -> u64 {
+    duration.as_millis().try_into().unwrap_or(u64::MAX)
 }

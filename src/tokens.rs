@@ -1,7 +1,7 @@
 //! Token cache: the access_token of each agent. Requests share the current token, and concurrent requests that
 //! need a new one share one gettoken call (single flight).
 //!
-//! [`AgentToken::current_or_fetch`] returns the current token or fetches the first;
+//! [`AgentToken::current_or_fetch`] returns the cached token, or fetches one if there is none or it has expired;
 //! [`AgentToken::replace_refused`] replaces one that WeCom refused. A refresh runs in a task of its own
 //! (`refresh`), so that a caller that disconnects does not cancel it for the others. Where replicas share a
 //! store, one of them calls gettoken for all (`replicas`). The number of calls is bounded by `backoff`,
@@ -65,8 +65,8 @@ pub enum Replacement {
     Refreshed(Arc<Token>),
     /// gettoken returned the refused token again; the request is worth one retry.
     Unchanged(Arc<Token>),
-    /// No refresh now: the last one returned this very token, or a budget is spent. The refusal is final for
-    /// this request; a refresh may be tried after this time.
+    /// No refresh now: a cooldown applies (see `cooldown`), or a budget is spent. The refusal is final for this
+    /// request; a refresh may be tried after this time.
     Throttled(Duration),
     /// The refresh failed.
     Unavailable(Arc<FetchError>),
@@ -90,6 +90,7 @@ impl Replacement {
 }
 
 type Outcome = Result<Arc<Token>, Arc<FetchError>>;
+/// A refresh to wait for; `None` until it has completed.
 type Refresh = watch::Receiver<Option<Outcome>>;
 
 /// Cache entry: the token of one agent with its refresh state. It belongs to one pair of corpid and secret; a
@@ -99,9 +100,12 @@ pub struct AgentToken {
     credentials: Credentials,
     service: Arc<TokenService>,
     current: ArcSwapOption<Token>,
+    /// A request got the current token since it became current.
     used: AtomicBool,
+    /// A token was requested since the entry was created.
     requested: AtomicBool,
-    /// The secret's last gettoken succeeded.
+    /// A gettoken with these credentials succeeded, here or at another replica, and none has failed since with an
+    /// error for which `risks_ban` is true.
     credentials_verified: AtomicBool,
     /// A reload changed the secret, and it was not tried since.
     secret_changed: AtomicBool,
@@ -129,12 +133,11 @@ struct State {
 }
 
 impl State {
-    /// How long no gettoken is tried, after failures of this agent or of the address.
-    fn backoff_remaining(&self, now: Instant) -> Duration {
-        let retry_at = self
-            .failure_queue_turn
-            .map_or(Duration::ZERO, |retry_at| retry_at.saturating_duration_since(now));
-        self.backoff.remaining(now).max(retry_at)
+    /// How long until gettoken may be tried again, after failures of this agent or of the address.
+    fn wait_after_failures(&self, now: Instant) -> Duration {
+        let queue_wait =
+            self.failure_queue_turn.map_or(Duration::ZERO, |turn| turn.saturating_duration_since(now));
+        self.backoff.remaining(now).max(queue_wait)
     }
 }
 
@@ -183,7 +186,8 @@ impl AgentToken {
         self.current.load_full()
     }
 
-    /// The cached token if it is valid at `now`. Takes no lock that a refresh can hold.
+    /// The cached token if it is valid at `now`, which marks it as used; its first use after its refresh time also
+    /// spawns its proactive refresh. Takes no lock of this module.
     pub fn cached(self: &Arc<Self>, now: Instant) -> Option<Arc<Token>> {
         let token = self.current.load();
         let token = token.as_ref().filter(|token| now < token.usable_until)?;
@@ -279,9 +283,9 @@ impl AgentToken {
         let refresh = {
             let mut state = self.state();
             self.requested.store(true, Ordering::Relaxed);
+            // A manual refresh is charged to no budget, so it is never throttled here.
             let refresh = self.join_or_start(&mut state, RefreshReason::Manual);
             let refresh = refresh.map_err(|retry_at| self.throttle_error(&state, retry_at))?;
-            // Reset only now: if the budget is spent there is no attempt, and the earlier failure stays.
             state.backoff = Backoff::default();
             state.cooldown = Cooldown::default();
             (state.failure_queue_turn, state.queued_reason) = (None, None);

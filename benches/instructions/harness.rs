@@ -179,7 +179,7 @@ impl TestProxy {
 
     /// The agent `hr`.
     pub fn agent(&self) -> Arc<Agent> {
-        self.directory.agent("hr", None).expect("a configured agent").clone()
+        self.directory.agent_by_name("hr").expect("a configured agent").clone()
     }
 
     /// The token of the agent `hr`.

@@ -72,7 +72,7 @@ impl Admin {
 
     /// Captures headers and bodies of an agent's exchanges for the duration in the query.
     fn inspect(&self, name: &str, query: Option<&str>) -> Response<AdminBody> {
-        let Some(agent) = self.directory.load().agent(name, None).cloned() else {
+        let Some(agent) = self.directory.load().agent_by_name(name).cloned() else {
             return error_response(StatusCode::NOT_FOUND, "there is no agent of this name");
         };
         let duration = query.and_then(|query| query.strip_prefix("for=")).and_then(parse_duration);
@@ -88,7 +88,7 @@ impl Admin {
 
     /// Refreshes an agent's token, even during a backoff.
     async fn refresh(&self, name: &str) -> Response<AdminBody> {
-        let Some(agent) = self.directory.load().agent(name, None).cloned() else {
+        let Some(agent) = self.directory.load().agent_by_name(name).cloned() else {
             return error_response(StatusCode::NOT_FOUND, "there is no agent of this name");
         };
         let before = agent.token.status().first_seen_and_expiry;

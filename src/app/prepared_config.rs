@@ -15,7 +15,7 @@ pub struct PreparedConfig {
     pub(super) config: Config,
     pub(super) upstream: Arc<Settings>,
     pub(super) tls: Option<Arc<tls::TlsTermination>>,
-    pub(super) store: Option<store::Settings>,
+    pub(super) store: Option<store::PreparedStore>,
     pub(super) collector: Option<Collector>,
 }
 
@@ -43,7 +43,7 @@ impl PreparedConfig {
         let tls = config.server.tls.as_ref().map(tls::load_termination).transpose()?;
         let store = match &config.tokens.store {
             config::StoreConfig::Memory => None,
-            config::StoreConfig::Redis(redis) => Some(store::Settings::new(redis)?),
+            config::StoreConfig::Redis(redis) => Some(store::PreparedStore::new(redis)?),
         };
         let otlp = config.admin.as_ref().and_then(|admin| admin.otlp.as_ref());
         let collector = otlp.map(Collector::new).transpose()?;

@@ -87,7 +87,7 @@ impl Reloader {
         }
         let directory = Arc::new(directory);
         let replaced = self.directory.swap(directory.clone());
-        self.token_service.retain_agents(|agent| directory.agent(agent, None).is_some());
+        self.token_service.retain_agents(|agent| directory.agent_by_name(agent).is_some());
         drop(directory);
         *include_counts = mem::take(&mut loaded.include_counts);
         let closed = self.server.replace_tls(tls);

@@ -33,7 +33,7 @@ use crate::{
     },
     tokens::{
         self, TokenService,
-        fetch::{Fetcher, call_timeout},
+        fetch::{GettokenThread, call_timeout},
     },
     upstream::Settings,
 };
@@ -178,9 +178,9 @@ fn open_listeners(
 fn build_token_service(
     config: &Config,
     upstream: &Arc<Settings>,
-    store: Option<store::Settings>,
+    store: Option<store::PreparedStore>,
 ) -> Result<Arc<TokenService>, StartError> {
-    let fetcher = Fetcher::start(upstream.clone(), call_timeout(&config.upstream))?;
+    let fetcher = GettokenThread::start(upstream.clone(), call_timeout(&config.upstream))?;
     let settings = tokens::RefreshSettings {
         refresh_ahead: config.tokens.refresh_ahead,
         renewals_per_hour: config.tokens.renewals_per_hour,

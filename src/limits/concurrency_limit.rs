@@ -3,9 +3,9 @@
 //! While no more than half of the permits are in use, a request takes one with a single atomic operation,
 //! whatever its flow. Beyond that, permits are counted per client, agent and endpoint, and two rules apply:
 //!
-//! - *A reserve stays free.* A flow that holds permits gets another only while enough are free besides: a
-//!   sixteenth of what its client holds, and as much again for its agent and its endpoint. Switches share buffer
-//!   memory between ports like this (Choudhury and Hahne's dynamic thresholds). Requests cannot be revoked once
+//! - *A reserve stays free.* A flow that holds permits gets another only while enough are free besides: more than
+//!   a sixteenth of the sum of what its client holds, what its agent holds through this client, and what its
+//!   endpoint holds through both. Switches share buffer memory between ports like this (Choudhury and Hahne's dynamic thresholds). Requests cannot be revoked once
 //!   WeCom has them, so taking turns alone would not help: a flood of calls that hang would hold all permits
 //!   before any other request had to wait. One flood alone gets more than nine tenths of the permits, several
 //!   share them, and a new client finds one.
@@ -39,8 +39,8 @@ pub use super::fair_queue::FlowKey;
 /// Smallest queue capacity; else as many may wait as there are permits.
 pub(super) const MIN_QUEUE_CAPACITY: usize = 1024;
 
-/// Below this many permits all are granted in order of arrival, because a reserve would be too large a part of
-/// them.
+/// With fewer permits than this there is no reserve, because it would be too large a part of them. Waiters are
+/// still served round-robin.
 const MIN_PERMITS_FOR_RESERVE: usize = 64;
 
 /// A semaphore with a reserve and a fair wait queue.
@@ -110,9 +110,10 @@ impl ConcurrencyLimit {
         self.try_acquire_uncontended().or_else(|| self.try_grant(&mut self.lock_queue(), flow()))
     }
 
-    /// The flow that a request counts for.
-    pub fn flow_key(&self, client: Option<&str>, agent: Option<&str>, endpoint: &str) -> FlowKey {
-        FlowKey([self.hasher.hash_one(client), self.hasher.hash_one(agent), self.hasher.hash_one(endpoint)])
+    /// The flow that a request counts for, from the outer level to the inner one: client, agent and endpoint, if
+    /// the caller has no reason for another order.
+    pub fn flow_key(&self, outer: Option<&str>, middle: Option<&str>, inner: &str) -> FlowKey {
+        FlowKey([self.hasher.hash_one(outer), self.hasher.hash_one(middle), self.hasher.hash_one(inner)])
     }
 
     /// A permit for this flow, after waiting up to `max_wait`.

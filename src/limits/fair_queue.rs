@@ -5,7 +5,8 @@ use std::collections::{HashMap, VecDeque};
 
 use foldhash::fast::RandomState;
 
-/// A flow may hold this many times as many permits as are free.
+/// The permits that client, agent and endpoint of a flow hold, added up, are limited to this multiple of the free
+/// ones.
 const MAX_HELD_PER_FREE: usize = 16;
 
 /// What a request counts for: its client, agent and endpoint, each as a hash.
@@ -114,9 +115,9 @@ impl<T> FlowNode<T> {
         self.held == 0 && self.queued == 0
     }
 
-    fn is_within_threshold(&self, path: &[u64], free: usize, count: impl Fn(&Self) -> usize) -> bool {
+    fn is_within_threshold(&self, levels: &[u64], free: usize, count: impl Fn(&Self) -> usize) -> bool {
         let (mut node, mut threshold) = (self, free.saturating_mul(MAX_HELD_PER_FREE));
-        for key in path {
+        for key in levels {
             let Some(child) = node.children.get(key) else { break };
             threshold = threshold.saturating_sub(count(child));
             node = child;
@@ -124,35 +125,35 @@ impl<T> FlowNode<T> {
         threshold > 0
     }
 
-    fn count_released(&mut self, path: &[u64]) {
+    fn count_released(&mut self, levels: &[u64]) {
         self.held -= 1;
-        let [key, path @ ..] = path else { return };
+        let [key, levels @ ..] = levels else { return };
         let Some(child) = self.children.get_mut(key) else { return };
-        child.count_released(path);
+        child.count_released(levels);
         if child.is_empty() {
             self.children.remove(key);
         }
     }
 
-    fn enqueue(&mut self, path: &[u64], entry: QueueEntry<T>) {
+    fn enqueue(&mut self, levels: &[u64], entry: QueueEntry<T>) {
         self.queued += 1;
-        let [key, path @ ..] = path else { return self.entries.push_back(entry) };
+        let [key, levels @ ..] = levels else { return self.entries.push_back(entry) };
         let child = self.children.entry(*key).or_insert_with(Self::new);
         if child.queued == 0 {
             self.round_robin.push_back(*key);
         }
-        child.enqueue(path, entry);
+        child.enqueue(levels, entry);
     }
 
-    fn remove(&mut self, path: &[u64], id: u64) -> Option<T> {
-        let value = match path {
+    fn remove(&mut self, levels: &[u64], id: u64) -> Option<T> {
+        let value = match levels {
             [] => {
                 let at = self.entries.binary_search_by_key(&id, |entry| entry.id).ok()?;
                 self.entries.remove(at)?.value
             }
-            [key, path @ ..] => {
+            [key, levels @ ..] => {
                 let child = self.children.get_mut(key)?;
-                let value = child.remove(path, id)?;
+                let value = child.remove(levels, id)?;
                 if child.queued == 0 {
                     self.round_robin.retain(|other| other != key);
                 }

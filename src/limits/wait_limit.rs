@@ -1,9 +1,10 @@
 //! Caps the requests that wait for a token or a ticket; beyond the cap a request fails at once.
 //!
 //! As many may wait as may be in flight, 1024 at least: a request that has its token needs an in-flight permit
-//! next, and more requests would only wait again. A permit counts twice, first for its agent and first for its
-//! client, by the rule of [`ConcurrencyLimit`]: neither an agent whose gettoken hangs, whatever its clients, nor
-//! a client that calls through many such agents takes the permits of the others.
+//! next, and more requests would only wait again. A request takes permits from two limits, each with the reserve
+//! of [`ConcurrencyLimit`]: in `by_agent` the agent is the outer level and the client the inner one, in
+//! `by_client` the other way round. So neither an agent whose gettoken hangs, whatever its clients, nor a client
+//! that calls through many such agents takes the permits of the others.
 //!
 //! A request counts once for each started 4 KiB of its header text, so the cap bounds the memory of waiting
 //! requests too.
@@ -58,7 +59,7 @@ impl WaitLimit {
         let count = header_bytes.div_ceil(UNIT_BYTES).max(1);
         let mut units = Vec::with_capacity(2 * count);
         for _ in 0..count {
-            // The order of the names is the order in which they are counted.
+            // The outer level comes first: `by_agent` counts per agent before it counts per client.
             units.push(by_agent.try_acquire(|| by_agent.flow_key(agent, client, ""))?);
             units.push(by_client.try_acquire(|| by_client.flow_key(client, agent, ""))?);
         }

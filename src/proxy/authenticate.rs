@@ -76,7 +76,7 @@ pub(super) fn authenticate(
         return Err(misplaced_pass(location));
     }
     let selected = match requested {
-        Some(name) => directory.agent(name, key_client.map(|client| &**client)),
+        Some(name) => directory.permitted_agent(name, key_client.map(|client| &**client)),
         None => directory.only_agent(key_client.map(|client| &**client)),
     };
     let passthrough = target.kind == TargetKind::Passthrough
@@ -261,7 +261,7 @@ fn presented_token(directory: &Directory, query: Option<&str>) -> Result<Present
 fn verify_pass(directory: &Directory, token: &str) -> Result<(Arc<Agent>, Option<Arc<Client>>), PassError> {
     let mut scratch = DecodeBuf::default();
     let unverified = UnverifiedPass::parse(token, &mut scratch).ok_or(PassError::Invalid)?;
-    let agent = directory.agent(unverified.agent, None).ok_or(PassError::Invalid)?;
+    let agent = directory.agent_by_name(unverified.agent).ok_or(PassError::Invalid)?;
     let client = match unverified.client {
         // Issued for the agent's own secret.
         "" if directory.is_open() || agent.accept_secret => None,

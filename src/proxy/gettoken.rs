@@ -18,7 +18,7 @@ use crate::{
     http1::headers::Headers,
     secret::{Masked, wipe_on_drop},
     time::clock::unix_now,
-    tokens::passes::CLAIMED_TTL,
+    tokens::passes::ADVERTISED_TTL,
     wecom::errcode,
 };
 
@@ -81,7 +81,8 @@ fn select_agent(
     let invalid_corpid =
         || gettoken_error(errcode::INVALID_CORPID, "invalid corpid: this key has no agent with this corpid");
     if let Some(requested) = requested {
-        let agent = directory.agent(requested, Some(client)).ok_or_else(authenticate::unknown_agent)?;
+        let agent =
+            directory.permitted_agent(requested, Some(client)).ok_or_else(authenticate::unknown_agent)?;
         return if agent.corpid == corpid { Ok(agent.clone()) } else { Err(invalid_corpid()) };
     }
     let mut agents = directory.allowed_agents(corpid, client);
@@ -112,7 +113,7 @@ fn gettoken_error(errcode: i64, message: &str) -> ProxyError {
 
 /// Response with WeCom's key order and no spaces, because legacy programs parse it by position.
 fn pass_response(pass: &Masked) -> Response {
-    let expires_in = CLAIMED_TTL.as_secs();
+    let expires_in = ADVERTISED_TTL.as_secs();
     let prefix = r#"{"errcode":0,"errmsg":"ok","access_token":""#;
     // One allocation, which is wiped on drop.
     let body = [prefix, pass.expose(), &format!(r#"","expires_in":{expires_in}}}"#)].concat();

@@ -83,7 +83,7 @@ impl Metrics {
     /// Drops the metrics of agents and clients that are no longer in the directory.
     pub fn prune_removed(&self, directory: &Directory) {
         lock(&self.registry).retain(
-            |agent| directory.agent(agent, None).is_some(),
+            |agent| directory.agent_by_name(agent).is_some(),
             |client| directory.client_by_name(client).is_some(),
         );
     }

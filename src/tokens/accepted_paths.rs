@@ -29,10 +29,16 @@ impl PathKey {
         Self((STATE.hash_one(path) as u32 & !REFUSED_BIT) | 2)
     }
 
+    /// The index at which probing starts.
+    #[inline]
+    fn home_index(self) -> usize {
+        (self.0 >> 2) as usize % MAX_ACCEPTED_PATHS
+    }
+
     /// Linear probing over all entries: a shorter probe would evict a path while other entries are free, and its
     /// refusals would be throttled as if it had never accepted the token.
     fn probe_indices(self) -> impl Iterator<Item = usize> {
-        let start = (self.0 >> 2) as usize;
+        let start = self.home_index();
         (0..MAX_ACCEPTED_PATHS).map(move |nth| (start + nth) % MAX_ACCEPTED_PATHS)
     }
 }
@@ -46,7 +52,8 @@ impl AcceptedPaths {
     #[inline]
     pub(super) fn mark_accepted(&self, path: PathKey) {
         let entries = self.0.get_or_init(|| Box::new([const { AtomicU32::new(0) }; MAX_ACCEPTED_PATHS]));
-        if entries[(path.0 >> 2) as usize % MAX_ACCEPTED_PATHS].load(Ordering::Relaxed) != path.0 {
+        // Only the home entry is checked inline; a displaced path, or one that refused, is probed for.
+        if entries[path.home_index()].load(Ordering::Relaxed) != path.0 {
             insert(entries, path);
         }
     }
@@ -86,8 +93,7 @@ fn probe(entries: &[AtomicU32; MAX_ACCEPTED_PATHS], path: PathKey) -> Option<usi
 
 #[cold]
 fn insert(entries: &[AtomicU32; MAX_ACCEPTED_PATHS], path: PathKey) {
-    let start = (path.0 >> 2) as usize % MAX_ACCEPTED_PATHS;
-    entries[probe(entries, path).unwrap_or(start)].store(path.0, Ordering::Relaxed);
+    entries[probe(entries, path).unwrap_or(path.home_index())].store(path.0, Ordering::Relaxed);
 }
 
 #[cfg(test)]

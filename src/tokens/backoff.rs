@@ -20,6 +20,7 @@ pub(super) struct Backoff(Option<BackoffState>);
 struct BackoffState {
     last_failure: Arc<FetchError>,
     retry_at: Instant,
+    /// With the last one.
     failures: u32,
 }
 
@@ -31,13 +32,13 @@ impl Backoff {
         failure: FetchError,
         jitter: f64,
     ) -> Arc<FetchError> {
-        let failures = self.0.as_ref().map_or(0, |state| state.failures);
-        let delay = backoff_delay(failures, failure.risks_ban(), jitter);
+        let earlier = self.0.as_ref().map_or(0, |state| state.failures);
+        let delay = backoff_delay(earlier, failure.risks_ban(), jitter);
         let failure = Arc::new(failure);
         self.0 = Some(BackoffState {
             last_failure: failure.clone(),
             retry_at: now + delay,
-            failures: failures.saturating_add(1),
+            failures: earlier.saturating_add(1),
         });
         failure
     }
@@ -47,8 +48,8 @@ impl Backoff {
         self.0.as_ref().filter(|state| now < state.retry_at).map(|state| state.last_failure.clone())
     }
 
-    /// Whether the last failure is so long ago that a further one would not count as consecutive.
-    pub(super) fn is_expired(&self, now: Instant) -> bool {
+    /// Whether the last failure is so long ago that `BackoffHistory` may forget it.
+    pub(super) fn is_stale(&self, now: Instant) -> bool {
         self.0.as_ref().is_none_or(|state| now >= state.retry_at + BAN_RISK_BACKOFF_RANGE.1)
     }
 
@@ -63,11 +64,11 @@ impl Backoff {
     }
 }
 
-/// The delay after `failures` failures before this one. `jitter`, from 0 to 1, keeps agents that failed together
-/// from retrying together.
-pub(super) fn backoff_delay(failures: u32, risks_ban: bool, jitter: f64) -> Duration {
+/// The delay after a failure that `earlier` failures in a row preceded. `jitter`, from 0 to 1, keeps agents that
+/// failed together from retrying together.
+pub(super) fn backoff_delay(earlier: u32, risks_ban: bool, jitter: f64) -> Duration {
     let (min, max) = if risks_ban { BAN_RISK_BACKOFF_RANGE } else { BACKOFF_RANGE };
-    let doubled = min.saturating_mul(1 << failures.min(10)).min(max);
+    let doubled = min.saturating_mul(1 << earlier.min(10)).min(max);
     doubled.mul_f64(0.9 + 0.3 * jitter).clamp(min, max)
 }
 
@@ -84,11 +85,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn backoff_delay_grows_within_its_range(failures in any::<u32>(), jitter in 0.0..=1.0f64) {
-            let (ordinary, risks_ban) = (backoff_delay(failures, false, jitter), backoff_delay(failures, true, jitter));
+        fn backoff_delay_grows_within_its_range(earlier in any::<u32>(), jitter in 0.0..=1.0f64) {
+            let (ordinary, risks_ban) = (backoff_delay(earlier, false, jitter), backoff_delay(earlier, true, jitter));
             prop_assert!((1.0..=60.0).contains(&ordinary.as_secs_f64()));
             prop_assert!((60.0..=900.0).contains(&risks_ban.as_secs_f64()));
-            prop_assert!(backoff_delay(failures.saturating_add(1), false, jitter) >= ordinary);
+            prop_assert!(backoff_delay(earlier.saturating_add(1), false, jitter) >= ordinary);
         }
     }
 }

@@ -27,17 +27,17 @@ impl BackoffHistory {
             return Backoff::default();
         }
         let backoff = history.backoffs.get(&history_key(credentials));
-        backoff.filter(|backoff| !backoff.is_expired(now)).cloned().unwrap_or_default()
+        backoff.filter(|backoff| !backoff.is_stale(now)).cloned().unwrap_or_default()
     }
 
     /// Records the current backoff of these credentials.
     pub(super) fn record(&self, credentials: &Credentials, backoff: &Backoff, now: Instant) {
         let mut history = self.lock();
-        if history.backoffs.is_empty() && backoff.is_expired(now) {
+        if history.backoffs.is_empty() && backoff.is_stale(now) {
             return;
         }
         history.backoffs.insert(history_key(credentials), backoff.clone());
-        history.backoffs.retain(|_, backoff| !backoff.is_expired(now));
+        history.backoffs.retain(|_, backoff| !backoff.is_stale(now));
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {

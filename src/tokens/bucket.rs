@@ -1,4 +1,4 @@
-//! A token bucket, stored as its theoretical arrival time (GCRA).
+//! A bucket whose units refill one by one, stored as its theoretical arrival time (GCRA).
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ pub(super) struct Rate {
 pub(super) struct Bucket(Option<Instant>);
 
 impl Bucket {
-    /// Takes one, even from an empty bucket, which stays empty.
+    /// Takes one. An empty bucket stays empty, and its refill interval begins anew.
     pub(super) fn consume(&mut self, now: Instant, rate: Rate) {
         let max_tat = now + rate.refill_interval * rate.capacity;
         self.0 = Some((self.tat(now) + rate.refill_interval).min(max_tat));

@@ -13,13 +13,14 @@ const MAX_REFUSED_PATHS: usize = 16;
 
 /// The cooldown of one agent. If gettoken returned the refused token again it applies to every path. If it
 /// returned a new token, it applies to the paths that had refused the old one, because such a path may refuse
-/// every token. It never applies to a path that accepts the current token, unless the previous cooldown ended
-/// early too.
+/// every token. A path that accepts the current token is exempt: its refusal starts a refresh during the cooldown,
+/// which ends it early. If such a refresh returned the same token once more, the next cooldown has no exemption.
 #[derive(Debug, Default)]
 pub(super) struct Cooldown {
     until: Option<Instant>,
     all_paths: bool,
-    no_early_end: bool,
+    /// With `all_paths`: the paths that accept the current token too.
+    includes_accepted_paths: bool,
     refused_paths: RefusedPaths,
 }
 
@@ -59,7 +60,7 @@ impl Cooldown {
         }
         self.refused_paths.overflowed |= refused_by.overflowed;
         refused_by.path_keys.into_iter().for_each(|path| self.refused_paths.insert(path));
-        (self.all_paths, self.no_early_end) = (unchanged, unchanged && early);
+        (self.all_paths, self.includes_accepted_paths) = (unchanged, unchanged && early);
         self.until = Some(now + COOLDOWN);
     }
 
@@ -79,7 +80,7 @@ impl Cooldown {
     /// current token was to accept it.
     pub(super) fn blocked_until(&self, now: Instant, path: PathKey, is_accepted: bool) -> Option<Instant> {
         let applies = match self.all_paths {
-            true => self.no_early_end || !is_accepted,
+            true => self.includes_accepted_paths || !is_accepted,
             false => !is_accepted && self.refused_paths.contains(path),
         };
         self.until.filter(|until| now < *until && applies)

@@ -72,7 +72,7 @@ impl Credentials {
 pub enum FetchError {
     /// WeCom returned an errcode.
     #[error("gettoken failed with errcode {errcode}: {errmsg}")]
-    Refused {
+    Errcode {
         /// The errcode.
         errcode: i64,
         /// Its errmsg, with secrets masked.
@@ -93,11 +93,11 @@ pub enum FetchError {
         reason: &'static str,
     },
     /// Another replica's attempt failed, and its backoff has not ended.
-    #[error("{0} (fetched by another replica)")]
+    #[error("{0} (reported by another replica)")]
     OtherReplica(String),
     /// The budget for refreshes or for failed secrets is spent.
     #[error(
-        "token refresh throttled: too many recent refreshes, and WeCom bans addresses that call gettoken too often"
+        "token refresh throttled: too many recent refreshes or failed secrets, and WeCom bans addresses for both"
     )]
     Throttled {
         /// When it may be retried.
@@ -111,19 +111,19 @@ pub enum FetchError {
 impl FetchError {
     /// Whether a retry soon risks a ban of the whole address.
     pub(super) fn risks_ban(&self) -> bool {
-        matches!(self, Self::Refused { errcode, .. } if errcode::is_credential_or_rate_limit(*errcode))
+        matches!(self, Self::Errcode { errcode, .. } if errcode::is_credential_or_rate_limit(*errcode))
     }
 
     /// Whether WeCom refused the credentials, rather than the number of calls.
     pub(super) fn is_credential_error(&self) -> bool {
-        let is_rate_limit = matches!(self, Self::Refused { errcode, .. } if errcode::is_rate_limit(*errcode));
+        let is_rate_limit = matches!(self, Self::Errcode { errcode, .. } if errcode::is_rate_limit(*errcode));
         self.risks_ban() && !is_rate_limit
     }
 
     /// What to do about it, if WeCom returned an errcode.
     pub(super) fn hint(&self) -> Option<&'static str> {
         match self {
-            Self::Refused { errcode, .. } => errcode::hint(*errcode),
+            Self::Errcode { errcode, .. } => errcode::hint(*errcode),
             _ => None,
         }
     }
@@ -133,7 +133,7 @@ impl FetchError {
     pub fn public_message(&self) -> Cow<'_, str> {
         match self {
             Self::Upstream(error) => format!("gettoken request failed: {}", error.public_message()).into(),
-            Self::OtherReplica(_) => "gettoken request failed (fetched by another replica)".into(),
+            Self::OtherReplica(_) => "gettoken request failed (reported by another replica)".into(),
             other => other.to_string().into(),
         }
     }
@@ -141,7 +141,7 @@ impl FetchError {
     /// WeCom's errcode; -1 if there is none.
     pub fn errcode(&self) -> i64 {
         match self {
-            Self::Refused { errcode, .. } => *errcode,
+            Self::Errcode { errcode, .. } => *errcode,
             _ => errcode::BUSY,
         }
     }
@@ -222,7 +222,7 @@ fn parse_response(
         GettokenError::Refused { errcode, errmsg } => {
             let errmsg = errmsg.replace(secret.expose(), "[masked]");
             let errmsg = without_secrets(&errmsg.replace(percent_encoded(secret).expose(), "[masked]"));
-            FetchError::Refused { errcode, errmsg }
+            FetchError::Errcode { errcode, errmsg }
         }
         GettokenError::NotJson => invalid("not JSON"),
         GettokenError::MissingToken => invalid("no access_token"),
@@ -236,13 +236,13 @@ fn parse_response(
 }
 
 /// Fetches tokens on a thread of its own, because a [`GettokenClient`] stays on one thread.
-pub struct Fetcher(mpsc::UnboundedSender<FetchJob>);
+pub struct GettokenThread(mpsc::UnboundedSender<FetchJob>);
 
 /// The credentials, and where the response is sent.
 type FetchJob = (Credentials, oneshot::Sender<Result<GettokenResponse, FetchError>>);
 
-impl Fetcher {
-    /// Starts the thread, which ends when the `Fetcher` is dropped. Each call has this timeout.
+impl GettokenThread {
+    /// Starts the thread, which ends when the `GettokenThread` is dropped. Each call has this timeout.
     pub fn start(upstream: Arc<Settings>, timeout: Duration) -> io::Result<Self> {
         let (sender, jobs) = mpsc::unbounded_channel();
         thread::Builder::new().name("gettoken".to_owned()).spawn(
@@ -274,7 +274,7 @@ async fn run_jobs(mut jobs: mpsc::UnboundedReceiver<FetchJob>, client: GettokenC
     }
 }
 
-impl FetchToken for Fetcher {
+impl FetchToken for GettokenThread {
     fn fetch<'a>(
         &'a self,
         credentials: &'a Credentials,

@@ -11,7 +11,8 @@ pub(super) struct FetchedToken {
     pub(super) response: GettokenResponse,
     /// The fence of its record; 0 where the store has none.
     pub(super) fence: u64,
-    /// How long the store has had it.
+    /// How long ago it was fetched, by the store's clock: the time since the lease of its fence was acquired. Zero
+    /// for an own one.
     age: Duration,
     /// Whether this replica called gettoken for it.
     pub(super) is_own: bool,
@@ -34,8 +35,8 @@ impl FetchedToken {
         Some(Self { response, fence: record.fence, age: record.age, is_own: false })
     }
 
-    /// Whether `cached` is newer, or this very token.
+    /// Whether this one is no newer than `cached`: older, or this very token.
     pub(super) fn is_older_than(&self, cached: &Token) -> bool {
-        cached.is_newer_than(self.fence, self.age)
+        cached.is_at_least_as_new_as(self.fence, self.age)
     }
 }

@@ -23,7 +23,7 @@ pub(super) struct HourlyWindow {
 }
 
 impl HourlyWindow {
-    /// Counts one refresh if fewer than `max` are in the window; else returns when it is possible.
+    /// Counts one refresh if fewer than `max` are in the window. `Err`: when that will be so.
     pub(super) fn try_acquire(
         &mut self,
         now: Instant,

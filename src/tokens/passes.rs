@@ -18,10 +18,10 @@ use crate::{
     secret::{Masked, credential_scan::PASS_PREFIX},
 };
 
-/// The lifetime in the response to clients, that of real tokens.
-pub const CLAIMED_TTL: Duration = Duration::from_secs(7200);
+/// The `expires_in` that clients get, as for real tokens.
+pub const ADVERTISED_TTL: Duration = Duration::from_secs(7200);
 /// How long a pass is accepted: some programs keep a token for two hours by their own clock.
-const ACCEPTED_TTL: Duration = Duration::from_secs(2 * 7200);
+const MAX_AGE: Duration = Duration::from_secs(2 * 7200);
 /// How far another replica's clock may be ahead.
 const MAX_CLOCK_SKEW: Duration = Duration::from_secs(300);
 /// Longest name of an agent or client, in bytes.
@@ -72,16 +72,16 @@ impl PassKey {
         Self(hmac_with_key(&derivation.finalize().into_bytes()))
     }
 
-    /// Issues a pass. `client_key` is the hash of the client's key; `None` for a caller without one. `now` is in
+    /// Issues a pass. `client_key_hash` is that of the client's key; `None` for a caller without one. `now` is in
     /// seconds since 1970.
-    pub fn issue(&self, agent: &str, client: &str, client_key: Option<&KeyHash>, now: u64) -> Masked {
+    pub fn issue(&self, agent: &str, client: &str, client_key_hash: Option<&KeyHash>, now: u64) -> Masked {
         let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_PASS_BYTES));
         bytes.extend_from_slice(&now.to_be_bytes());
         for name in [agent, client] {
             bytes.push(name.len() as u8);
             bytes.extend_from_slice(name.as_bytes());
         }
-        let mac = self.mac_over(&bytes, client_key).finalize().into_bytes();
+        let mac = self.mac_over(&bytes, client_key_hash).finalize().into_bytes();
         bytes.extend_from_slice(&mac);
         // Allocated at full length: memory of a smaller buffer that is outgrown would not be wiped.
         let mut pass = String::with_capacity(PASS_PREFIX.len() + 2 * MAX_PASS_BYTES);
@@ -90,29 +90,25 @@ impl PassKey {
         Masked::new(pass)
     }
 
-    /// Verifies the claims. `now` is in seconds since 1970.
+    /// Verifies a pass. `now` is in seconds since 1970.
     pub fn verify(
         &self,
-        claim: &UnverifiedPass<'_>,
-        client_key: Option<&KeyHash>,
+        pass: &UnverifiedPass<'_>,
+        client_key_hash: Option<&KeyHash>,
         now: u64,
     ) -> Result<(), PassError> {
-        let (claims, mac) = claim.bytes.split_at(claim.bytes.len() - MAC_BYTES);
-        self.mac_over(claims, client_key).verify_slice(mac).map_err(|_| PassError::Invalid)?;
-        if claim.issued_at > now + MAX_CLOCK_SKEW.as_secs() {
+        let (claims, mac) = pass.bytes.split_at(pass.bytes.len() - MAC_BYTES);
+        self.mac_over(claims, client_key_hash).verify_slice(mac).map_err(|_| PassError::Invalid)?;
+        if pass.issued_at > now + MAX_CLOCK_SKEW.as_secs() {
             return Err(PassError::Invalid);
         }
-        if now.saturating_sub(claim.issued_at) >= ACCEPTED_TTL.as_secs() {
-            Err(PassError::Expired)
-        } else {
-            Ok(())
-        }
+        if now.saturating_sub(pass.issued_at) >= MAX_AGE.as_secs() { Err(PassError::Expired) } else { Ok(()) }
     }
 
-    fn mac_over(&self, claims: &[u8], client_key: Option<&KeyHash>) -> Hmac<Sha256> {
+    fn mac_over(&self, claims: &[u8], client_key_hash: Option<&KeyHash>) -> Hmac<Sha256> {
         let mut mac = self.0.clone();
         mac.update(claims);
-        mac.update(client_key.map_or(&[][..], |key| key.as_bytes()));
+        mac.update(client_key_hash.map_or(&[][..], |hash| hash.as_bytes()));
         mac
     }
 }
@@ -161,13 +157,13 @@ mod tests {
     fn parse_and_verify(
         key: &PassKey,
         text: &str,
-        client_key: Option<&KeyHash>,
+        client_key_hash: Option<&KeyHash>,
         now: u64,
     ) -> Result<(String, String), PassError> {
         let mut scratch = DecodeBuf::default();
-        let claim = UnverifiedPass::parse(text, &mut scratch).ok_or(PassError::Invalid)?;
-        key.verify(&claim, client_key, now)?;
-        Ok((claim.agent.to_owned(), claim.client.to_owned()))
+        let pass = UnverifiedPass::parse(text, &mut scratch).ok_or(PassError::Invalid)?;
+        key.verify(&pass, client_key_hash, now)?;
+        Ok((pass.agent.to_owned(), pass.client.to_owned()))
     }
 
     #[test]

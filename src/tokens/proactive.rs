@@ -22,8 +22,8 @@ const MIN_MARGIN_FRACTION: f64 = 0.25;
 const MAX_STAGGER_INTERVAL: Duration = Duration::from_secs(10);
 
 /// How long before its expiry a token is refreshed: a part of `max`, or of half the token's lifetime if that is
-/// shorter; a hash of the token decides the part. A replica that shares the token is later by `stagger`, from 0
-/// to 1.
+/// shorter; a hash of the token decides the part. Among replicas that share the token, this one is later by
+/// `stagger`, from 0 to 1, of the longest delay.
 pub(super) fn refresh_margin(max: Duration, response: &GettokenResponse, stagger: f64) -> Duration {
     let max = max.min(response.expires_in / 2);
     let margin =
@@ -31,9 +31,10 @@ pub(super) fn refresh_margin(max: Duration, response: &GettokenResponse, stagger
     margin.saturating_sub(stagger_delay(margin, stagger))
 }
 
-/// The delay of a replica behind the first, for a margin of `time`.
-pub(super) fn stagger_delay(time: Duration, stagger: f64) -> Duration {
-    MAX_STAGGER_INTERVAL.min(time / 2).mul_f64(stagger)
+/// The delay of a replica behind the first: `stagger`, from 0 to 1, of [`MAX_STAGGER_INTERVAL`], or of half of
+/// `margin` if that is shorter.
+pub(super) fn stagger_delay(margin: Duration, stagger: f64) -> Duration {
+    MAX_STAGGER_INTERVAL.min(margin / 2).mul_f64(stagger)
 }
 
 /// A hash of the token, uniform from 0 to 1.
@@ -42,8 +43,9 @@ fn hash_fraction(token: &Masked) -> f64 {
     f64::from((hash >> 32) as u32) / f64::from(u32::MAX)
 }
 
-/// Refreshes a token in use before it expires. Ends when the token is no longer the current one, is not in use,
-/// or has expired, so that the next request fetches one anyway.
+/// Refreshes a token in use before it expires. Ends when the token is no longer the current one or is not in use.
+/// At its expiry it makes one last attempt, with [`RefreshReason::Expired`]; after that the next request fetches
+/// one anyway.
 pub(super) async fn refresh_before_expiry(entry: Weak<AgentToken>, token: Arc<Token>) {
     let mut at = token.refresh_at;
     loop {
@@ -58,7 +60,7 @@ pub(super) async fn refresh_before_expiry(entry: Weak<AgentToken>, token: Arc<To
             let mut state = entry.state();
             let reason =
                 if now < token.usable_until { RefreshReason::Proactive } else { RefreshReason::Expired };
-            match state.backoff_remaining(now) {
+            match state.wait_after_failures(now) {
                 wait if wait.is_zero() => match entry.join_or_start(&mut state, reason) {
                     Ok(refresh) => (Some(refresh), now + Duration::from_secs(1)),
                     Err(retry_at) => (None, retry_at.max(now + Duration::from_secs(1))),

@@ -48,7 +48,7 @@ impl RefreshReason {
         }
     }
 
-    /// The label in logs and metrics.
+    /// The label in logs and metrics; part of their interface, so it does not follow the names here.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::First => "first",

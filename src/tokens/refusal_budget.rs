@@ -25,7 +25,7 @@ impl RefusalBudget {
         Self { reserved: MAX_RESERVED, unreserved: MAX_UNRESERVED, refilling_since: now }
     }
 
-    /// Takes one; with `was_accepted` a reserved one if possible. Else returns when one is available.
+    /// Takes one; with `was_accepted` a reserved one if possible. `Err`: when one is available.
     pub(super) fn try_acquire(&mut self, now: Instant, was_accepted: bool) -> Result<(), Instant> {
         self.refill(now);
         match was_accepted {

@@ -28,7 +28,7 @@ const MAX_CONCURRENT_READS: usize = 16;
 pub(super) struct ReplicaSync {
     store: Arc<Store>,
     /// By name in the store; only entries that have fetched. Several agents can have the same credentials.
-    tokens: Mutex<HashMap<String, Vec<Weak<AgentToken>>>>,
+    entries: Mutex<HashMap<String, Vec<Weak<AgentToken>>>>,
     /// By name, the notification whose record is to be read.
     pending_reads: Mutex<HashMap<String, NotificationKind>>,
     read_permits: Semaphore,
@@ -43,9 +43,9 @@ pub(super) async fn run_event_loop(service: Weak<TokenService>, mut events: Stor
             StoreEvent::Notification(notification) => replicas.on_notification(&service, notification),
             StoreEvent::Disconnected => replicas.store.request_probe(),
             StoreEvent::Connected => {
-                let resyncing = service.clone();
-                service.runtime.spawn(async move {
-                    if let Some(replicas) = &resyncing.replicas {
+                let runtime = service.runtime.clone();
+                runtime.spawn(async move {
+                    if let Some(replicas) = &service.replicas {
                         let _ = replicas.resync().await;
                     }
                 });
@@ -58,7 +58,7 @@ impl ReplicaSync {
     pub(super) fn new(store: Arc<Store>) -> Self {
         Self {
             store,
-            tokens: Mutex::default(),
+            entries: Mutex::default(),
             pending_reads: Mutex::default(),
             read_permits: Semaphore::new(MAX_CONCURRENT_READS),
         }
@@ -87,12 +87,12 @@ impl ReplicaSync {
 
     /// Registers an entry for the notifications of its name.
     fn register(&self, name: &str, entry: &Arc<AgentToken>) {
-        let mut entries = self.lock_tokens();
+        let mut by_name = self.lock_entries();
         // Removes entries of dropped agents before the map grows; nothing else removes them.
-        if entries.len() == entries.capacity() {
-            entries.retain(|_, entries| entries.iter().any(|entry| entry.strong_count() > 0));
+        if by_name.len() == by_name.capacity() {
+            by_name.retain(|_, entries| entries.iter().any(|entry| entry.strong_count() > 0));
         }
-        let entries = entries.entry(name.to_owned()).or_default();
+        let entries = by_name.entry(name.to_owned()).or_default();
         entries.retain(|other| other.strong_count() > 0);
         if !entries.iter().any(|other| std::ptr::eq(other.as_ptr(), Arc::as_ptr(entry))) {
             entries.push(Arc::downgrade(entry));
@@ -100,15 +100,15 @@ impl ReplicaSync {
     }
 
     /// The entries registered for a name.
-    fn registered_tokens(&self, name: &str) -> Vec<Arc<AgentToken>> {
-        self.lock_tokens().get(name).into_iter().flatten().filter_map(Weak::upgrade).collect()
+    fn registered_entries(&self, name: &str) -> Vec<Arc<AgentToken>> {
+        self.lock_entries().get(name).into_iter().flatten().filter_map(Weak::upgrade).collect()
     }
 
     /// Handles a notification of another replica, or of this one.
     fn on_notification(&self, service: &Arc<TokenService>, notification: Notification) {
         self.store.wake_subscribers(&notification.name);
-        let mut is_due = false;
-        for entry in self.registered_tokens(&notification.name) {
+        let mut needs_read = false;
+        for entry in self.registered_entries(&notification.name) {
             let current = entry.current.load_full();
             let fence = current.as_ref().map_or(0, |current| current.fence());
             match (notification.kind, current) {
@@ -116,16 +116,17 @@ impl ReplicaSync {
                     current.mark_refused()
                 }
                 (NotificationKind::Updated | NotificationKind::Unchanged | NotificationKind::Restored, _) => {
-                    is_due |= fence < notification.fence
+                    needs_read |= fence < notification.fence
                 }
                 _ => {}
             }
         }
-        if is_due && self.lock_pending_reads().insert(notification.name.clone(), notification.kind).is_none()
+        if needs_read
+            && self.lock_pending_reads().insert(notification.name.clone(), notification.kind).is_none()
         {
-            let reader = service.clone();
-            service.runtime.spawn(async move {
-                if let Some(replicas) = &reader.replicas {
+            let (runtime, service) = (service.runtime.clone(), service.clone());
+            runtime.spawn(async move {
+                if let Some(replicas) = &service.replicas {
                     replicas.apply_record(&notification.name).await;
                 }
             });
@@ -140,7 +141,7 @@ impl ReplicaSync {
         if let Ok(Some(record)) = self.store.read(name).await
             && let Some(fetched) = FetchedToken::from_record(&record)
         {
-            for entry in self.registered_tokens(name) {
+            for entry in self.registered_entries(name) {
                 entry.apply_remote(fetched.clone(), event == Some(NotificationKind::Unchanged));
             }
         }
@@ -150,9 +151,9 @@ impl ReplicaSync {
     /// After a reconnect: writes the tokens that the store lacks, and applies those that are newer in the store.
     async fn resync(&self) -> Result<(), Unavailable> {
         let known: Vec<_> = {
-            let entries = self.lock_tokens();
+            let by_name = self.lock_entries();
             let each =
-                entries.iter().flat_map(|(name, entries)| entries.iter().map(move |entry| (name, entry)));
+                by_name.iter().flat_map(|(name, entries)| entries.iter().map(move |entry| (name, entry)));
             each.map(|(name, entry)| (name.clone(), entry.clone())).collect()
         };
         for (name, entry) in known {
@@ -185,7 +186,7 @@ impl ReplicaSync {
         self.pending_reads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn lock_tokens(&self) -> MutexGuard<'_, HashMap<String, Vec<Weak<AgentToken>>>> {
-        self.tokens.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_entries(&self) -> MutexGuard<'_, HashMap<String, Vec<Weak<AgentToken>>>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -31,9 +31,11 @@ pub trait FetchToken: Send + Sync {
 /// When and how often tokens are refreshed.
 #[derive(Debug, Clone, Copy)]
 pub struct RefreshSettings {
-    /// How long before its expiry a token in use is refreshed.
+    /// The earliest that a token in use is refreshed before its expiry; a hash of the token delays it, down to a
+    /// quarter of this.
     pub refresh_ahead: Duration,
-    /// Refreshes per hour beyond first tokens and expiries; `None`: as many as the agents in use need.
+    /// Most refreshes per hour beyond first tokens and expiries; `None`: the default for the number of agents in
+    /// use.
     pub renewals_per_hour: Option<u32>,
 }
 
@@ -107,8 +109,8 @@ impl TokenService {
         self.refresh_budget.retain(agents);
     }
 
-    /// This replica's random delay among those that share a token, from 0 to 1: they do not all wake at once,
-    /// and most find it refreshed.
+    /// The random part, from 0 to 1, of the longest delay by which this replica refreshes later than others that
+    /// share the token: they do not all wake at once, and most find it refreshed.
     pub(super) fn random_stagger(&self) -> f64 {
         self.replicas.as_ref().map_or(0.0, |_| (self.jitter)())
     }

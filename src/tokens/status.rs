@@ -35,7 +35,7 @@ pub struct TokenStatus {
     pub last_refresh: Option<LastRefresh>,
     /// How long no gettoken will be tried, because of backoff or a spent budget; zero if it may be tried now.
     pub next_try_in: Duration,
-    /// Whether the last refresh was throttled because a budget is spent.
+    /// Whether a spent budget holds refreshes back now.
     pub throttled: bool,
     /// The last failure, if no success followed it.
     pub last_error: Option<String>,
@@ -57,7 +57,7 @@ impl AgentToken {
     fn next_try_and_throttled(&self, state: &State, now: Instant) -> (Duration, bool) {
         let throttled_until = self.service.throttled.retry_at(&self.agent_name, now);
         let wait = throttled_until.map_or(Duration::ZERO, |retry_at| retry_at - now);
-        (state.backoff_remaining(now).max(wait), throttled_until.is_some())
+        (state.wait_after_failures(now).max(wait), throttled_until.is_some())
     }
 
     /// When the current token expires, if there is one.

@@ -89,7 +89,7 @@ impl ThrottledAgents {
                 not_named = throttled.len().checked_sub(MAX_LOGGED_AGENTS).filter(|more| *more > 0),
                 held = throttled.len(),
                 next_try_in_s = ceil_seconds(first),
-                "token refreshes throttled, callers get the upstream's token error"
+                "token refreshes throttled by a budget; callers get WeCom's refusal, or 503 where there is no token"
             );
             sleep(LOG_INTERVAL).await;
         }

@@ -2,7 +2,7 @@
 //! they may be fetched. The caller fetches; this module makes one caller fetch while the others wait, across
 //! replicas too if a store is shared.
 
-mod replicas;
+mod shared_lookup;
 
 use std::{
     sync::{Mutex, MutexGuard, OnceLock, PoisonError},
@@ -16,11 +16,12 @@ use tokio::{
     time::Instant,
 };
 
-pub use self::replicas::{FetchLease, SharedLookup};
+pub use self::shared_lookup::{FetchLease, SharedLookup};
 use crate::secret::Masked;
 
-/// A ticket is refreshed this long before it expires, or after half of a lifetime shorter than twice this.
-const REFRESH_MARGIN: Duration = Duration::from_secs(300);
+/// A cached ticket is not returned in this time before its expiry, or in the second half of a lifetime shorter than
+/// twice this: the next request fetches one.
+const EXPIRY_MARGIN: Duration = Duration::from_secs(300);
 /// Longest lifetime accepted from a response.
 const MAX_TTL: Duration = Duration::from_secs(7200);
 
@@ -45,21 +46,22 @@ pub struct AgentTickets {
 #[derive(Debug, Default)]
 pub struct TicketEntry {
     cached: Mutex<Option<CachedTicket>>,
-    last_failure: AsyncMutex<Option<(Instant, FetchFailure)>>,
+    /// Held by the caller that fetches; the outcome is for callers that waited meanwhile.
+    fetch_lock: AsyncMutex<Option<(Instant, FetchOutcome)>>,
 }
 
-/// How a fetch without a ticket ended.
+/// How a fetch ended, for callers that waited for it. A cached ticket comes first.
 #[derive(Debug, Clone)]
-pub enum FetchFailure {
-    /// WeCom sent another response, this body.
+pub enum FetchOutcome {
+    /// WeCom's response, with or without a ticket.
     Response(Bytes),
-    /// There was no response.
+    /// There was no usable response.
     NoResponse,
 }
 
 /// The right to fetch a ticket; other callers wait until it is dropped.
 #[derive(Debug)]
-pub struct FetchGuard<'a>(AsyncMutexGuard<'a, Option<(Instant, FetchFailure)>>);
+pub struct FetchGuard<'a>(AsyncMutexGuard<'a, Option<(Instant, FetchOutcome)>>);
 
 #[derive(Debug, Clone)]
 struct CachedTicket {
@@ -108,13 +110,13 @@ impl TicketEntry {
         let cached = cached.as_ref().filter(|cached| now < cached.usable_until)?;
         let (ticket, left) =
             (cached.ticket.expose(), cached.expires_at.saturating_duration_since(now).as_secs());
-        let body = serde_json::json!(ticket);
-        Some(format!(r#"{{"errcode":0,"errmsg":"ok","ticket":{body},"expires_in":{left}}}"#).into())
+        let ticket_json = serde_json::json!(ticket);
+        Some(format!(r#"{{"errcode":0,"errmsg":"ok","ticket":{ticket_json},"expires_in":{left}}}"#).into())
     }
 
     /// Waits until no other caller of this process is fetching it.
     pub async fn lock_fetch(&self) -> FetchGuard<'_> {
-        FetchGuard(self.last_failure.lock().await)
+        FetchGuard(self.fetch_lock.lock().await)
     }
 
     /// Caches the ticket of a response; a response without one is ignored. The lifetime counts from
@@ -132,7 +134,7 @@ impl TicketEntry {
         }
         let ttl = Duration::from_secs(response.expires_in).min(MAX_TTL);
         let expires_at = requested_at + ttl;
-        let (ticket, usable_until) = (Masked::new(response.ticket), expires_at - REFRESH_MARGIN.min(ttl / 2));
+        let (ticket, usable_until) = (Masked::new(response.ticket), expires_at - EXPIRY_MARGIN.min(ttl / 2));
         *self.lock_cached() = Some(CachedTicket { ticket, usable_until, expires_at, fence: 0 });
     }
 
@@ -142,15 +144,15 @@ impl TicketEntry {
 }
 
 impl FetchGuard<'_> {
-    /// The failure of the last fetch, if it ended after `arrived_at`: callers that waited for it share its
+    /// The outcome of the last fetch, if it ended after `arrived_at`: callers that waited for it share its
     /// result.
-    pub fn failure_since(&self, arrived_at: Instant) -> Option<FetchFailure> {
-        self.0.as_ref().filter(|(at, _)| *at >= arrived_at).map(|(_, failure)| failure.clone())
+    pub fn outcome_since(&self, arrived_at: Instant) -> Option<FetchOutcome> {
+        self.0.as_ref().filter(|(at, _)| *at >= arrived_at).map(|(_, outcome)| outcome.clone())
     }
 
-    /// Sets the failure that waiting callers get.
-    pub fn set_failure(&mut self, failure: FetchFailure) {
-        *self.0 = Some((Instant::now(), failure));
+    /// Sets the outcome that waiting callers get.
+    pub fn set_outcome(&mut self, outcome: FetchOutcome) {
+        *self.0 = Some((Instant::now(), outcome));
     }
 }
 
@@ -159,7 +161,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn ticket_is_cached_until_its_refresh_margin() {
+    async fn ticket_is_cached_until_its_expiry_margin() {
         let tickets = AgentTickets::default();
         let entry = tickets.entry(TicketKind::Jsapi);
         assert_eq!(entry.response(Instant::now()), None);

@@ -28,7 +28,7 @@ pub struct Token {
     pub first_seen: SystemTime,
     /// When it expires, by the response that first had this value.
     pub expires_at: SystemTime,
-    /// The same on the monotonic clock.
+    /// `first_seen` on the monotonic clock.
     first_seen_instant: Instant,
     /// Until when it is used without another gettoken.
     pub(super) usable_until: Instant,
@@ -119,7 +119,7 @@ impl Token {
 
     /// Whether this token is at least as new as the record of this fence; if the store has no record of this
     /// token, their ages decide.
-    pub(super) fn is_newer_than(&self, fence: u64, age: Duration) -> bool {
+    pub(super) fn is_at_least_as_new_as(&self, fence: u64, age: Duration) -> bool {
         match self.fence() {
             0 => self.age() < age,
             known => known >= fence,

@@ -98,7 +98,7 @@ impl From<UpstreamErrorKind> for Problem {
 impl From<FetchError> for Problem {
     fn from(error: FetchError) -> Self {
         match error {
-            FetchError::Refused { errcode, errmsg } => Self::Refused { errcode, errmsg },
+            FetchError::Errcode { errcode, errmsg } => Self::Refused { errcode, errmsg },
             FetchError::Upstream(error) => error.into(),
             FetchError::InvalidResponse { .. } => Self::InvalidResponse(error.to_string()),
             FetchError::TimedOut(_)

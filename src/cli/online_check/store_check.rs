@@ -10,7 +10,7 @@ use tokio::{
 
 use crate::{
     config::{Config, RedisConfig, StoreConfig},
-    store::{Settings, Store},
+    store::{PreparedStore, Store},
     tokens::Credentials,
 };
 
@@ -146,10 +146,10 @@ pub(super) async fn check_store(config: &Config) -> Option<StoreFinding> {
         checked: 0,
         duration: Duration::ZERO,
     };
-    match Settings::new(redis) {
+    match PreparedStore::new(redis) {
         Err(error) => finding.error = Some(error.to_string()),
-        Ok(settings) => {
-            let (store, _events) = Store::open(settings, &Handle::current());
+        Ok(prepared) => {
+            let (store, _events) = Store::open(prepared, &Handle::current());
             let attempted = async {
                 while !store.was_attempted() {
                     sleep(POLL_INTERVAL).await;

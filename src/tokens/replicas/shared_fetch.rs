@@ -1,5 +1,5 @@
-//! One fetch of a token where replicas share a store, as a state machine: [`SharedFetch`] is the state, and each reply of
-//! the store is a method that returns the next [`Step`].
+//! One fetch of a token where replicas share a store, as a state machine: [`SharedFetch`] is the state, and for each
+//! reply to a claim one method returns the next [`Step`]. `call_and_publish` handles the outcome of gettoken.
 //!
 //! The store's rules: a claim returns a record that is newer than the caller's, or a failure whose backoff has not ended,
 //! or the lease to call gettoken, or how long another replica has that lease. While the store is unavailable a replica
@@ -51,7 +51,7 @@ enum Published {
 pub(super) struct SharedFetch<'a> {
     replicas: &'a ReplicaSync,
     name: &'a str,
-    token: &'a Arc<AgentToken>,
+    entry: &'a Arc<AgentToken>,
     reason: RefreshReason,
     class: BudgetClass,
     /// The token that this replica had when the fetch began.
@@ -73,13 +73,13 @@ impl<'a> SharedFetch<'a> {
     pub(super) async fn run(
         replicas: &'a ReplicaSync,
         name: &'a str,
-        token: &'a Arc<AgentToken>,
+        entry: &'a Arc<AgentToken>,
         reason: RefreshReason,
         class: BudgetClass,
     ) -> FetchResult {
         // Before the first claim, so that no notification is missed.
         let subscription = replicas.store.subscribe(name);
-        let mut fetch = Self::new(replicas, name, token, reason, class);
+        let mut fetch = Self::new(replicas, name, entry, reason, class);
         let deadline = Instant::now() + REPLICA_TIMEOUT;
         while Instant::now() < deadline {
             let force = mem::take(&mut fetch.force);
@@ -91,29 +91,29 @@ impl<'a> SharedFetch<'a> {
                 Step::Claim => {}
                 Step::Wait(remaining) => subscription.wait(remaining).await,
                 Step::CallGettoken { lease, failures } => {
-                    if let ControlFlow::Break(result) = fetch.call_gettoken(lease, failures).await {
+                    if let ControlFlow::Break(result) = fetch.call_and_publish(lease, failures).await {
                         return result;
                     }
                 }
                 Step::Done(result) => return result,
             }
         }
-        token.call_gettoken(class).await.map(FetchedToken::unshared)
+        entry.call_gettoken(class).await.map(FetchedToken::unshared)
     }
 
     fn new(
         replicas: &'a ReplicaSync,
         name: &'a str,
-        token: &'a Arc<AgentToken>,
+        entry: &'a Arc<AgentToken>,
         reason: RefreshReason,
         class: BudgetClass,
     ) -> Self {
-        let previous = token.current.load_full();
+        let previous = entry.current.load_full();
         let fence = previous.as_ref().map_or(0, |previous| previous.fence());
         Self {
             replicas,
             name,
-            token,
+            entry,
             reason,
             class,
             previous,
@@ -140,11 +140,13 @@ impl<'a> SharedFetch<'a> {
 
     /// The store has a newer record than the last claim named.
     fn on_newer(&mut self, record: &StoreRecord) -> Step {
-        match FetchedToken::from_record(record) {
-            Some(stored) if self.is_refused_token(&stored, record) => self.fence = stored.fence,
-            Some(stored) if !self.is_older(&stored) => return Step::Done(Ok(stored)),
-            _ => self.fence = record.fence,
+        if let Some(stored) = FetchedToken::from_record(record)
+            && !self.is_refused_token(&stored, record)
+            && !self.is_not_newer(&stored)
+        {
+            return Step::Done(Ok(stored));
         }
+        self.fence = record.fence;
         Step::Claim
     }
 
@@ -182,17 +184,17 @@ impl<'a> SharedFetch<'a> {
             && !(self.has_waited && record.is_from_lease)
     }
 
-    /// Whether the previous token is newer: one that this replica fetched without the store can be newer than the record.
-    fn is_older(&self, stored: &FetchedToken) -> bool {
+    /// Whether the stored token is no newer than the previous one, which this replica may have fetched without the store.
+    fn is_not_newer(&self, stored: &FetchedToken) -> bool {
         self.previous.as_ref().is_some_and(|previous| stored.is_older_than(previous))
     }
 
     /// Calls gettoken under a lease and publishes the outcome.
-    async fn call_gettoken(&mut self, lease: Lease, failures: u32) -> ControlFlow<FetchResult> {
+    async fn call_and_publish(&mut self, lease: Lease, failures: u32) -> ControlFlow<FetchResult> {
         if self.reason.is_refusal() {
             self.publish_refusal();
         }
-        let call = self.token.call_gettoken(self.class);
+        let call = self.entry.call_gettoken(self.class);
         match self.replicas.store.extend_lease_while(self.name, &lease, call).await {
             Ok(response) => {
                 let published = self.publish_token(&lease, response).await;
@@ -211,7 +213,7 @@ impl<'a> SharedFetch<'a> {
         let notification =
             Notification { kind: NotificationKind::Refused, fence, name: self.name.to_owned() };
         let store = self.replicas.store.clone();
-        self.token.service.runtime.spawn(async move { store.publish(&notification).await });
+        self.entry.service.runtime.spawn(async move { store.publish(&notification).await });
     }
 
     async fn publish_token(&self, lease: &Lease, response: GettokenResponse) -> Published {
@@ -239,7 +241,7 @@ impl<'a> SharedFetch<'a> {
         let shared = match failure {
             FetchError::Throttled { .. } | FetchError::Cancelled => None,
             failure => {
-                let jitter = (self.token.service.jitter)();
+                let jitter = (self.entry.service.jitter)();
                 let delay = backoff::backoff_delay(failures, failure.risks_ban(), jitter);
                 let shared = serde_json::to_vec(&SharedFailure::from_error(failure, failures));
                 shared.ok().map(|shared| (shared, delay))
@@ -265,7 +267,7 @@ struct SharedFailure {
 impl SharedFailure {
     fn from_error(failure: &FetchError, failures: u32) -> Self {
         match failure {
-            FetchError::Refused { errcode, errmsg } => {
+            FetchError::Errcode { errcode, errmsg } => {
                 Self { errcode: Some(*errcode), message: errmsg.clone(), failures }
             }
             failure => Self { errcode: None, message: failure.to_string(), failures },
@@ -284,7 +286,7 @@ impl SharedFailure {
 impl From<SharedFailure> for FetchError {
     fn from(shared: SharedFailure) -> Self {
         match shared.errcode {
-            Some(errcode) => Self::Refused { errcode, errmsg: shared.message },
+            Some(errcode) => Self::Errcode { errcode, errmsg: shared.message },
             None => Self::OtherReplica(shared.message),
         }
     }

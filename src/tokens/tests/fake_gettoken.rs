@@ -174,7 +174,7 @@ impl FakeGettoken {
                 panic!("scripted")
             }
             (FakeResponse::Errcode(errcode), _) => {
-                return Err(FetchError::Refused { errcode, errmsg: "scripted".to_owned() });
+                return Err(FetchError::Errcode { errcode, errmsg: "scripted".to_owned() });
             }
             (FakeResponse::SameToken, Some((serial, _))) => serial,
             (FakeResponse::Normal, Some((serial, until))) if now < until => serial,

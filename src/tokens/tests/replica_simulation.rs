@@ -155,7 +155,7 @@ impl SimSharedWecom {
         let account = inner.accounts.entry(account.to_owned()).or_default();
         account.in_flight -= 1;
         if fails {
-            return Err(FetchError::Refused { errcode: -1, errmsg: "random".to_owned() });
+            return Err(FetchError::Errcode { errcode: -1, errmsg: "random".to_owned() });
         }
         let valid = account.granted.filter(|(_, until)| now < *until);
         let (serial, until) = *account.granted.insert(valid.unwrap_or((next, now + TOKEN_TTL)));

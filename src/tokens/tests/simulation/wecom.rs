@@ -292,7 +292,7 @@ impl SimWecom {
         let token_ttl = account.token_ttl;
         let valid = match behavior {
             SimBehavior::Errcode(errcode) => {
-                return Err(FetchError::Refused { errcode, errmsg: "random".to_owned() });
+                return Err(FetchError::Errcode { errcode, errmsg: "random".to_owned() });
             }
             SimBehavior::Panics => return Err(FetchError::Cancelled),
             SimBehavior::TimesOut if moody => return Err(FetchError::TimedOut(Duration::from_secs(30))),

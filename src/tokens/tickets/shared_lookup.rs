@@ -20,7 +20,7 @@ use crate::{
 /// How long to wait for another replica's fetch before fetching without a lease.
 const REPLICA_TIMEOUT: Duration = Duration::from_secs(45);
 /// How long other replicas return WeCom's error response: long enough for requests that waited for it.
-const RESPONSE_TTL: Duration = Duration::from_secs(1);
+const ERROR_RESPONSE_TTL: Duration = Duration::from_secs(1);
 
 /// The result of a lookup in the store.
 #[derive(Debug)]
@@ -28,7 +28,7 @@ pub enum SharedLookup {
     /// A ticket, as WeCom's response body.
     Ticket(Bytes),
     /// WeCom's error response to another replica's recent fetch.
-    Response(Bytes),
+    ErrorResponse(Bytes),
     /// No ticket; the caller has the lease to fetch it.
     Lease(FetchLease),
     /// The store is unavailable, or the wait timed out.
@@ -71,7 +71,9 @@ impl TicketEntry {
                     Some(body) => return SharedLookup::Ticket(body),
                     None => fence = record.fence,
                 },
-                Ok(Claim::Failed { failure, .. }) => return SharedLookup::Response(failure.to_vec().into()),
+                Ok(Claim::Failed { failure, .. }) => {
+                    return SharedLookup::ErrorResponse(failure.to_vec().into());
+                }
                 Ok(Claim::Held { remaining }) => subscription.wait(remaining).await,
                 Ok(Claim::Acquired { lease, .. }) => {
                     drop(subscription);
@@ -96,8 +98,8 @@ impl TicketEntry {
         self.response(now)
     }
 
-    /// The cached ticket as a store value, and its TTL.
-    fn stored_value(&self, fence: u64) -> Option<(Vec<u8>, Duration)> {
+    /// Sets the fence of the cached ticket, and returns it as a store value with its TTL.
+    fn set_fence_and_encode(&self, fence: u64) -> Option<(Vec<u8>, Duration)> {
         let mut cached = self.lock_cached();
         let cached = cached.as_mut()?;
         cached.fence = fence;
@@ -122,11 +124,14 @@ impl FetchLease {
     /// response `body`.
     pub async fn publish(mut self, entry: &TicketEntry, body: &[u8]) {
         let Some(lease) = self.lease.take() else { return };
-        let _ = match entry.stored_value(lease.fence).filter(|_| entry.response(Instant::now()).is_some()) {
+        let _ = match entry
+            .set_fence_and_encode(lease.fence)
+            .filter(|_| entry.response(Instant::now()).is_some())
+        {
             Some((value, ttl)) => {
                 self.store.put(&self.name, &lease, &value, ttl, NotificationKind::Updated).await.map(|_| ())
             }
-            None => self.store.end_lease(&self.name, &lease, Some((body, RESPONSE_TTL))).await,
+            None => self.store.end_lease(&self.name, &lease, Some((body, ERROR_RESPONSE_TTL))).await,
         };
     }
 }

@@ -73,7 +73,7 @@ impl RateLimiterFactory {
         Self(Some(reporter))
     }
 
-    /// A full limiter; `name` identifies it among all replicas.
+    /// A limiter of which nothing is used; `name` identifies it among all replicas.
     pub fn rate_limiter(&self, limit: RateLimit, name: impl FnOnce() -> String) -> Arc<RateLimiter> {
         let shared_usage = self.0.as_ref().map(|reporter| SharedUsage {
             // A changed limit has a key of its own.
@@ -99,8 +99,9 @@ impl UsageReporter {
         let pending = std::mem::take(&mut *self.pending.lock().unwrap_or_else(PoisonError::into_inner));
         for limiters in pending.chunks(MAX_LIMITS_PER_CALL) {
             let now = Instant::now();
-            let taken: Vec<_> = limiters.iter().filter_map(|limiter| limiter.take_unreported(now)).collect();
-            match self.store.consume_limits(&taken, REPORT_INTERVAL).await {
+            let usage_us: Vec<_> =
+                limiters.iter().filter_map(|limiter| limiter.take_unreported(now)).collect();
+            match self.store.consume_limits(&usage_us, REPORT_INTERVAL).await {
                 Ok(full_in_us) => {
                     limiters.iter().zip(full_in_us).for_each(|(limiter, full_in_us)| {
                         limiter.apply_shared_usage(Instant::now(), full_in_us)
@@ -134,17 +135,18 @@ impl RateLimiter {
     fn take_unreported(&self, now: Instant) -> Option<(&str, u64)> {
         let shared_usage = self.shared_usage.as_ref()?;
         shared_usage.is_pending.store(false, Ordering::Release);
-        let taken = shared_usage.unreported.swap(0, Ordering::AcqRel);
-        shared_usage.in_report.store(taken, Ordering::Relaxed);
-        let taken = taken.saturating_mul(self.gcra.emission_interval_ns);
-        let unrefilled = self.tat_ns.load(Ordering::Relaxed).saturating_sub(self.nanoseconds_since_base(now));
+        let requests = shared_usage.unreported.swap(0, Ordering::AcqRel);
+        shared_usage.in_report.store(requests, Ordering::Relaxed);
+        let refill_ns = requests.saturating_mul(self.gcra.emission_interval_ns);
+        let unrefilled_ns =
+            self.tat_ns.load(Ordering::Relaxed).saturating_sub(self.nanoseconds_since_base(now));
         // Usage during an outage that is refilled by now needs no report.
-        let taken =
-            if shared_usage.is_synced.load(Ordering::Relaxed) { taken } else { taken.min(unrefilled) };
-        Some((&shared_usage.name, taken / 1_000))
+        let is_synced = shared_usage.is_synced.load(Ordering::Relaxed);
+        let reported_ns = if is_synced { refill_ns } else { refill_ns.min(unrefilled_ns) };
+        Some((&shared_usage.name, reported_ns / 1_000))
     }
 
-    /// Sets the limiter to the shared usage: all replicas' limit is full in `full_in_us` microseconds.
+    /// Sets the limiter to the shared usage: all that replicas took is refilled in `full_in_us` microseconds.
     fn apply_shared_usage(&self, now: Instant, full_in_us: i64) {
         let Some(shared_usage) = &self.shared_usage else { return };
         shared_usage.is_synced.store(true, Ordering::Relaxed);
@@ -155,7 +157,7 @@ impl RateLimiter {
         self.tat_ns.fetch_max(tat, Ordering::Relaxed);
     }
 
-    /// Returns the usage of a failed report to the unreported one.
+    /// Adds the usage of a failed report back to `unreported`.
     fn restore_unreported(&self) {
         if let Some(shared_usage) = &self.shared_usage {
             shared_usage.is_synced.store(false, Ordering::Relaxed);
