@@ -13,7 +13,7 @@ use super::{
 use crate::{
     directory::Agent,
     http1::headers::Headers,
-    tokens::tickets::{FetchFailure, FetchGuard, FetchLease, SharedLookup, TicketEntry, TicketKind},
+    tokens::tickets::{FetchGuard, FetchLease, FetchOutcome, SharedLookup, TicketEntry, TicketKind},
     upstream::BodyLength,
 };
 
@@ -62,7 +62,7 @@ impl Proxy {
         let lease = match shared {
             SharedLookup::Ticket(body) => return Ok(ProbedResponse::local(body)),
             SharedLookup::Response(body) => {
-                guard.set_failure(FetchFailure::Response(body.clone()));
+                guard.set_outcome(FetchOutcome::Response(body.clone()));
                 return Ok(ProbedResponse::local(body));
             }
             SharedLookup::Lease(lease) => Some(lease),
@@ -130,9 +130,9 @@ fn result_of_concurrent_fetch(
     if let Some(cached) = entry.response(Instant::now()) {
         return Some(Ok(ProbedResponse::local(cached)));
     }
-    Some(match guard.failure_since(arrived_at)? {
-        FetchFailure::Response(body) => Ok(ProbedResponse::local(body)),
-        FetchFailure::NoResponse => {
+    Some(match guard.outcome_since(arrived_at)? {
+        FetchOutcome::Response(body) => Ok(ProbedResponse::local(body)),
+        FetchOutcome::NoResponse => {
             let message = "ticket fetch failed in a concurrent request; retry";
             Err(ProxyError::new(ErrorKind::UpstreamFailed, message))
         }
@@ -154,13 +154,13 @@ async fn publish_ticket(
                 if let Some(lease) = lease {
                     lease.publish(entry, &body).await;
                 }
-                guard.set_failure(FetchFailure::Response(body));
+                guard.set_outcome(FetchOutcome::Response(body));
             }
-            None => guard.set_failure(FetchFailure::NoResponse),
+            None => guard.set_outcome(FetchOutcome::NoResponse),
         },
         // Token failures are shared by the agent's token cache entry already.
         Err(error) if error.kind == ErrorKind::TokenUnavailable => {}
-        Err(_) => guard.set_failure(FetchFailure::NoResponse),
+        Err(_) => guard.set_outcome(FetchOutcome::NoResponse),
     }
 }
 

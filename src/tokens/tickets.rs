@@ -45,13 +45,13 @@ pub struct AgentTickets {
 #[derive(Debug, Default)]
 pub struct TicketEntry {
     cached: Mutex<Option<CachedTicket>>,
-    last_failure: AsyncMutex<Option<(Instant, FetchFailure)>>,
+    last_outcome: AsyncMutex<Option<(Instant, FetchOutcome)>>,
 }
 
-/// How a fetch without a ticket ended.
+/// How a fetch ended, for the callers that waited for it.
 #[derive(Debug, Clone)]
-pub enum FetchFailure {
-    /// WeCom sent another response, this body.
+pub enum FetchOutcome {
+    /// WeCom sent a response with this body, with or without a ticket.
     Response(Bytes),
     /// There was no response.
     NoResponse,
@@ -59,7 +59,7 @@ pub enum FetchFailure {
 
 /// The right to fetch a ticket; other callers wait until it is dropped.
 #[derive(Debug)]
-pub struct FetchGuard<'a>(AsyncMutexGuard<'a, Option<(Instant, FetchFailure)>>);
+pub struct FetchGuard<'a>(AsyncMutexGuard<'a, Option<(Instant, FetchOutcome)>>);
 
 #[derive(Debug, Clone)]
 struct CachedTicket {
@@ -114,7 +114,7 @@ impl TicketEntry {
 
     /// Waits until no other caller of this process is fetching it.
     pub async fn lock_fetch(&self) -> FetchGuard<'_> {
-        FetchGuard(self.last_failure.lock().await)
+        FetchGuard(self.last_outcome.lock().await)
     }
 
     /// Caches the ticket of a response; a response without one is ignored. The lifetime counts from
@@ -142,15 +142,15 @@ impl TicketEntry {
 }
 
 impl FetchGuard<'_> {
-    /// The failure of the last fetch, if it ended after `arrived_at`: callers that waited for it share its
+    /// The outcome of the last fetch, if it ended after `arrived_at`: callers that waited for it share its
     /// result.
-    pub fn failure_since(&self, arrived_at: Instant) -> Option<FetchFailure> {
-        self.0.as_ref().filter(|(at, _)| *at >= arrived_at).map(|(_, failure)| failure.clone())
+    pub fn outcome_since(&self, arrived_at: Instant) -> Option<FetchOutcome> {
+        self.0.as_ref().filter(|(at, _)| *at >= arrived_at).map(|(_, outcome)| outcome.clone())
     }
 
-    /// Sets the failure that waiting callers get.
-    pub fn set_failure(&mut self, failure: FetchFailure) {
-        *self.0 = Some((Instant::now(), failure));
+    /// Sets the outcome that waiting callers get.
+    pub fn set_outcome(&mut self, outcome: FetchOutcome) {
+        *self.0 = Some((Instant::now(), outcome));
     }
 }
 
