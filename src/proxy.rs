@@ -361,6 +361,9 @@ fn error_response(error: ProxyError, context: &mut RequestContext) -> Response {
     context.errcode = Some(error.errcode);
     let response = Response::from_error(&error, always_200, context.request_id.as_str());
     context.error = Some((error.kind, error.into_log_message()));
+    if let Some(capture) = &mut context.capture {
+        capture.record_own_error();
+    }
     response
 }
 

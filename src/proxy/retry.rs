@@ -76,6 +76,9 @@ impl Proxy {
                     .is_some_and(|replay_body| replay_body.error() == Some(RequestBodyError::ReplayLost)) =>
             {
                 (context.retried_after_errcode, context.first_attempt) = (None, None);
+                if let Some(capture) = &mut context.capture {
+                    capture.record_first_forwarded();
+                }
                 return Ok(first.with_permit(permit));
             }
             second => second?,
