@@ -121,7 +121,9 @@ impl ProxyError {
     pub(super) fn replay_budget_exhausted() -> Self {
         let message =
             "no room to buffer a request body of this size now (replay.memory, replay.disk); retry later";
-        Self::new(ErrorKind::Overloaded, message).with_retry_after(Duration::from_secs(1))
+        Self::new(ErrorKind::Overloaded, message)
+            .with_retry_after(Duration::from_secs(1))
+            .with_log_message(format!("{message}; raise replay.disk if this recurs"))
     }
 
     /// Maps an upstream error; `max_body_bytes` is `server.max_request_body`.

@@ -28,7 +28,7 @@ fn post_head(length: usize, path: &str) -> String {
 fn assert_overloaded(response: &TestResponse) {
     response.assert_proxy_error("overloaded", 503, -1);
     assert_eq!(response.header("retry-after"), "1");
-    assert!(response.text().contains("raise replay.disk"), "{}", response.text());
+    assert!(response.text().contains("no room to buffer a request body"), "{}", response.text());
 }
 
 #[tokio::test]
