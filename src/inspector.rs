@@ -22,8 +22,8 @@ pub use self::{
 };
 use crate::telemetry::access_log::AccessLogEntry;
 
-/// Exchanges copied per lock.
-const MAX_BATCH: u64 = 32;
+/// Maximum exchanges examined per lock.
+const MAX_EXCHANGES_PER_LOCK: u64 = 32;
 /// Minimum capacity of a worker's ring, within the configured total.
 const MIN_RING_CAPACITY: usize = 1000;
 /// Maximum exchanges with details in a ring; the details of one may take tens of KiB.
@@ -46,10 +46,10 @@ pub struct ExchangeRecorder {
 struct ExchangeRing {
     slots: Vec<Exchange>,
     capacity: usize,
-    /// Number of exchanges written; the nth is in slot n modulo the capacity.
+    /// Number of exchanges written, which is the sequence number of the next one.
     written: u64,
-    /// Indices of the exchanges with details, oldest first.
-    detailed_indices: VecDeque<u64>,
+    /// Sequence numbers of the exchanges with details, oldest first.
+    detailed: VecDeque<u64>,
 }
 
 impl ExchangeRecorder {
@@ -65,33 +65,38 @@ impl ExchangeRing {
         if detail.is_some() {
             self.evict_excess_details();
         }
-        let index = (self.written % self.capacity as u64) as usize;
-        if index == self.slots.len() {
+        let slot = self.slot_of(self.written);
+        if slot == self.slots.len() {
             self.slots.push(Exchange::default());
         }
-        self.slots[index].overwrite(entry, detail);
+        self.slots[slot].overwrite(entry, detail);
         self.written += 1;
     }
 
     /// Accounts for details of the next exchange; drops the oldest details beyond the maximum.
     fn evict_excess_details(&mut self) {
-        self.detailed_indices.push_back(self.written);
-        if self.detailed_indices.len() > MAX_DETAILS_PER_RING
-            && let Some(nth) = self.detailed_indices.pop_front()
-            && nth >= self.oldest_index()
+        self.detailed.push_back(self.written);
+        if self.detailed.len() > MAX_DETAILS_PER_RING
+            && let Some(sequence) = self.detailed.pop_front()
+            && sequence >= self.oldest_sequence()
         {
-            let index = (nth % self.capacity as u64) as usize;
-            self.slots[index].detail = None;
+            let slot = self.slot_of(sequence);
+            self.slots[slot].detail = None;
         }
     }
 
-    /// Index of the oldest exchange in the ring.
-    fn oldest_index(&self) -> u64 {
+    /// Sequence number of the oldest exchange in the ring.
+    fn oldest_sequence(&self) -> u64 {
         self.written - self.slots.len() as u64
     }
 
-    fn get(&self, nth: u64) -> &Exchange {
-        &self.slots[(nth % self.capacity as u64) as usize]
+    /// The place of an exchange in `slots`.
+    fn slot_of(&self, sequence: u64) -> usize {
+        (sequence % self.capacity as u64) as usize
+    }
+
+    fn get(&self, sequence: u64) -> &Exchange {
+        &self.slots[self.slot_of(sequence)]
     }
 }
 
@@ -109,7 +114,7 @@ impl RecentExchanges {
             slots: Vec::new(),
             capacity: self.ring_capacity,
             written: 0,
-            detailed_indices: VecDeque::new(),
+            detailed: VecDeque::new(),
         }));
         (self.capacity > 0).then(|| {
             lock(&self.rings).push(ring.clone());
@@ -122,7 +127,7 @@ impl RecentExchanges {
         self.redaction_queue.dropped(reason)
     }
 
-    /// Maximum number of exchanges kept.
+    /// The configured number of exchanges. If it is small, each worker keeps that many.
     pub fn capacity(&self) -> usize {
         self.capacity
     }
@@ -151,8 +156,9 @@ fn latest_in_ring(ring: &Mutex<ExchangeRing>, filter: &ExchangeFilter, limit: us
     while found.len() < limit {
         let ring = lock(ring);
         let end = before.min(ring.written);
-        let from = end.saturating_sub(MAX_BATCH).max(ring.oldest_index());
-        let matching = (from..end).rev().map(|nth| ring.get(nth)).filter(|exchange| filter.matches(exchange));
+        let from = end.saturating_sub(MAX_EXCHANGES_PER_LOCK).max(ring.oldest_sequence());
+        let matching =
+            (from..end).rev().map(|sequence| ring.get(sequence)).filter(|exchange| filter.matches(exchange));
         found.extend(matching.take(limit - found.len()).cloned());
         if from >= end {
             break;
@@ -177,11 +183,14 @@ impl ExchangeTail {
             let end = lock(ring).written;
             while *position < end {
                 let ring = lock(ring);
-                let from = ring.oldest_index().max(*position);
+                let from = ring.oldest_sequence().max(*position);
                 lost += from - *position;
-                let end = (from + MAX_BATCH).min(ring.written);
+                let end = (from + MAX_EXCHANGES_PER_LOCK).min(ring.written);
                 found.extend(
-                    (from..end).map(|nth| ring.get(nth)).filter(|exchange| filter.matches(exchange)).cloned(),
+                    (from..end)
+                        .map(|sequence| ring.get(sequence))
+                        .filter(|exchange| filter.matches(exchange))
+                        .cloned(),
                 );
                 *position = end;
             }

@@ -2,7 +2,7 @@
 //!
 //! [`Proxy::handle`] maps every outcome to a response; `Proxy::handle_inner` contains the steps.
 
-mod attempt_storage;
+mod attempt_placement;
 mod auth_cache;
 mod authenticate;
 mod authorize;
@@ -10,10 +10,10 @@ pub(crate) mod bench;
 mod capture;
 mod errcode_probe;
 mod error;
-mod forwarded_headers;
 pub(crate) mod fuzz;
 mod gettoken;
 mod head_check;
+mod initial_response_headers;
 mod loggable;
 mod permissions;
 mod presented_key;
@@ -35,7 +35,7 @@ use arc_swap::ArcSwap;
 use http::{Method, StatusCode};
 
 pub use self::{
-    attempt_storage::{AttemptStorage, Boxed, Inline},
+    attempt_placement::{AttemptPlacement, Boxed, Inline},
     request::{Request, RequestTarget},
     request_context::Sinks,
     response::{Response, ResponseAborted, ResponseBody},
@@ -77,7 +77,8 @@ pub struct ProxySettings {
     pub wait_limit: WaitLimit,
     /// Maximum wait for an in-flight permit.
     pub queue_timeout: Duration,
-    /// Authority of the upstream, which a client with this proxy as forward proxy uses in its targets.
+    /// `host[:port]` of the upstream, accepted in absolute-form targets: clients send these that are configured to use
+    /// this proxy as a forward proxy.
     pub upstream_authority: String,
 }
 
@@ -110,8 +111,8 @@ impl Proxy {
     }
 
     /// Handles one request; every error becomes a response in WeCom's format. `deadline` is lent for the duration of
-    /// the call, so that a connection reuses one timer. `S` chooses where the future of an attempt is stored.
-    pub async fn handle<S: AttemptStorage>(
+    /// the call, so that a connection reuses one timer. `P` chooses where the future of an attempt is placed.
+    pub async fn handle<P: AttemptPlacement>(
         &self,
         request: &Request,
         body: RequestBody,
@@ -120,15 +121,15 @@ impl Proxy {
         let mut context =
             Box::new(RequestContext::new(request, self.request_ids.assign(request), self.sinks.clone()));
         std::mem::swap(&mut context.deadline, deadline);
-        let result = self.handle_inner::<S>(request, body, &mut context).await;
+        let result = self.handle_inner::<P>(request, body, &mut context).await;
         std::mem::swap(&mut context.deadline, deadline);
         let response = match result {
             Ok(response) => response,
             Err(error) => {
-                // The error may precede the verification of the pass.
-                let pass_client =
+                // The request may have failed before its pass was verified; `always_200` and the log need the client.
+                let client_of_pass =
                     || authenticate::pass_client(&self.directory.load(), request.target.query());
-                context.client = context.client.take().or_else(pass_client);
+                context.client = context.client.take().or_else(client_of_pass);
                 error_response(error, &mut context)
             }
         };
@@ -136,22 +137,22 @@ impl Proxy {
     }
 
     /// The steps of a request; every `?` returns an error response of the proxy itself.
-    async fn handle_inner<S: AttemptStorage>(
+    async fn handle_inner<P: AttemptPlacement>(
         &self,
         request: &Request,
         body: RequestBody,
         context: &mut RequestContext,
     ) -> Result<Response, ProxyError> {
-        let (target, agent) = match self.authorize(request, context)? {
+        let (target, token_agent) = match self.authorize(request, context)? {
             Decision::Respond(response) => return Ok(response),
-            Decision::Forward { target, agent } => (target, agent),
+            Decision::Forward { target, token_agent } => (target, token_agent),
         };
         let body = match &context.capture {
             Some(capture) => capture.tap_request_body(body),
             None => body,
         };
         let (mut replay_body, body_length) =
-            self.prepare_body(request, body, agent.is_some(), context.client.as_deref())?;
+            self.prepare_body(request, body, token_agent.is_some(), context.client.as_deref())?;
         let forwarded = ForwardedRequest {
             method: &request.method,
             headers: &request.headers,
@@ -165,18 +166,18 @@ impl Proxy {
         {
             Box::pin(self.admit_body(&forwarded, replay_body, context)).await?;
         }
-        let result = match (agent, target.ticket_kind(&request.method)) {
-            (None, _) => S::store(self.send_passthrough(&forwarded, &mut replay_body, context)).await,
+        let result = match (token_agent, target.ticket_kind(&request.method)) {
+            (None, _) => P::place(self.send_passthrough(&forwarded, &mut replay_body, context)).await,
             (Some(agent), Some(kind)) => Box::pin(self.serve_ticket(&forwarded, &agent, kind, context)).await,
             (Some(agent), None) => {
                 let token = match agent.token.cached(context.cached_now) {
                     Some(token) => Ok(token),
-                    // The wait ends before the larger future of the attempt is created.
+                    // Waits here, not in `send_with_token`, so that a waiting request does not hold that larger future.
                     None => self.wait_for_token(&forwarded, &agent, replay_body.as_mut(), context).await,
                 };
                 match token {
                     Ok(token) => {
-                        S::store(self.send_with_token(&forwarded, &agent, token, &mut replay_body, context))
+                        P::place(self.send_with_token(&forwarded, &agent, token, &mut replay_body, context))
                             .await
                     }
                     Err(error) => Err(*error),
@@ -202,9 +203,9 @@ impl Proxy {
         if content_length.is_some_and(|content_length| content_length > self.settings.body_limits.max_bytes) {
             return Err(ProxyError::body_too_large(self.settings.body_limits.max_bytes));
         }
-        let is_buffered = retryable && matches!(body, RequestBody::Streamed(_));
+        let needs_replay_buffer = retryable && matches!(body, RequestBody::Streamed(_));
         let owner = || Owner::of(client.map(|client| &*client.name));
-        let budget = is_buffered.then(|| (&self.settings.replay_budget, owner()));
+        let budget = needs_replay_buffer.then(|| (&self.settings.replay_budget, owner()));
         let replay_body = ReplayBody::new(body, self.settings.body_limits, budget)
             .map_err(|ReplayBudgetExceeded| ProxyError::replay_budget_exhausted())?;
         let method_has_body = || matches!(request.method, Method::POST | Method::PUT | Method::PATCH);
@@ -330,7 +331,7 @@ impl Proxy {
         result
     }
 
-    /// Responds to a malformed head, which is not a request.
+    /// Responds to a head that could not be parsed. `request` is a placeholder with the peer, for the log.
     pub fn reject_head(&self, status: StatusCode, message: &'static str, request: &Request) -> Response {
         let mut context =
             Box::new(RequestContext::new(request, self.request_ids.assign(request), self.sinks.clone()));
@@ -340,7 +341,7 @@ impl Proxy {
     }
 }
 
-/// The request as forwarded; shared by both attempts.
+/// What both attempts are built from: method, unfiltered client headers, parsed target.
 struct ForwardedRequest<'a> {
     method: &'a Method,
     headers: &'a Headers,
@@ -364,6 +365,9 @@ fn error_response(error: ProxyError, context: &mut RequestContext) -> Response {
     context.errcode = Some(error.errcode);
     let response = Response::from_error(&error, always_200, context.request_id.as_str());
     context.error = Some((error.kind, error.into_log_message()));
+    if let Some(capture) = &mut context.capture {
+        capture.record_own_error();
+    }
     response
 }
 

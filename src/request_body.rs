@@ -39,7 +39,7 @@ pub enum RequestBodyError {
     /// No bytes for longer than [`BodyLimits::idle_timeout`].
     #[error("the body stalled")]
     Stalled,
-    /// The client disconnected, or sent a malformed body.
+    /// The client disconnected, or sent a malformed body or one of another length than it declared.
     #[error("body aborted")]
     Aborted,
     /// Far more chunk framing than data.
@@ -52,7 +52,7 @@ pub enum RequestBodyError {
     #[error("replay budget exceeded")]
     ReplayBudgetExceeded,
     /// A newer reader replaces this one.
-    #[error("superseded by a newer attempt")]
+    #[error("superseded by a newer reader")]
     Superseded,
 }
 
@@ -69,7 +69,7 @@ pub struct BodyLimits {
 pub enum RequestBody {
     /// No body.
     None,
-    /// A body that arrived together with the head.
+    /// A body that arrived complete with the head.
     Buffered(Bytes),
     /// A body that arrives in chunks.
     Streamed(Box<dyn BodySource>),
@@ -116,7 +116,7 @@ impl From<BodySourceError> for RequestBodyError {
 
 type SourceChunk = Result<Option<Bytes>, BodySourceError>;
 
-/// A request body that can be read more than once. Clones share it.
+/// A request body of which a reader can be made again while [`Self::is_replayable`]. Clones share it.
 #[derive(Clone)]
 pub struct ReplayBody(Kind);
 
@@ -138,9 +138,10 @@ struct State {
     replay_buffer: Option<ReplayBuffer>,
     /// No further attempt will be made.
     committed: bool,
-    /// The current attempt has read everything that was buffered.
-    replay_done: bool,
-    attempt: u32,
+    /// The current reader has read everything that was buffered.
+    reader_caught_up: bool,
+    /// Number of readers made so far; identifies the current one.
+    reader_generation: u32,
     /// The waker of a waiting reader.
     reader_waker: Option<Waker>,
     error: Option<RequestBodyError>,
@@ -171,8 +172,8 @@ impl ReplayBody {
             idle_deadline: Deadline::unset(),
             replay_buffer,
             committed: false,
-            replay_done: true,
-            attempt: 0,
+            reader_caught_up: true,
+            reader_generation: 0,
             reader_waker: None,
             error: None,
         }))))))
@@ -211,25 +212,25 @@ impl ReplayBody {
         if !self.is_replayable() {
             return None;
         }
-        let attempt = match &self.0 {
+        let generation = match &self.0 {
             Kind::Buffered(_) => 0,
             Kind::Streamed(state) => {
                 let mut state = state.borrow_mut();
-                state.attempt += 1;
+                state.reader_generation += 1;
                 if let Some(replay_buffer) = &mut state.replay_buffer {
                     replay_buffer.cancel_read();
                 }
-                state.replay_done = state.received_bytes == 0;
-                let attempt = state.attempt;
-                // Over HTTP/2 another task owns the previous reader, and with it the buffer; the client's chunks wake
-                // the newer reader from now on.
+                state.reader_caught_up = state.received_bytes == 0;
+                let generation = state.reader_generation;
+                // Over HTTP/2 another task owns the previous reader. It is woken once, to fail with `Superseded` and
+                // to drop its clone of the body; from now on the client's chunks wake the new reader.
                 let superseded_waker = state.reader_waker.take();
                 drop(state);
                 superseded_waker.into_iter().for_each(Waker::wake);
-                attempt
+                generation
             }
         };
-        Some(BodyReader { body: self.clone(), attempt, cursor: Cursor::default(), ended: false })
+        Some(BodyReader { body: self.clone(), generation, cursor: Cursor::default(), ended: false })
     }
 
     /// Declares that no further attempt will be made: the buffer is freed as soon as the current reader has read it.
@@ -263,7 +264,7 @@ impl ReplayBody {
         }
     }
 
-    /// The error of the client's side, if any.
+    /// Why reading the body failed, if it did: a fault of the client or, with `ReplayLost`, of this machine.
     pub fn error(&self) -> Option<RequestBodyError> {
         match &self.0 {
             Kind::Buffered(_) => None,
@@ -281,7 +282,7 @@ impl fmt::Debug for ReplayBody {
 impl State {
     /// Frees the replay buffer if it will not be read again.
     fn release_buffer(&mut self) {
-        if self.committed && self.replay_done {
+        if self.committed && self.reader_caught_up {
             self.replay_buffer = None;
         }
     }
@@ -297,7 +298,7 @@ impl State {
             match ready!(replay_buffer.poll_read(cursor, cx)) {
                 Ok(Some(chunk)) => return Poll::Ready(Ok(Some(chunk))),
                 Ok(None) => {
-                    self.replay_done = true;
+                    self.reader_caught_up = true;
                     self.release_buffer();
                 }
                 Err(error) => {

@@ -28,7 +28,7 @@ pub enum FramingError {
     #[error("malformed chunked body")]
     InvalidChunk,
     /// Far more chunk-size lines, extensions and trailers than data.
-    #[error("chunk framing exceeds 64 KiB and 16 times the data")]
+    #[error("chunk framing exceeds 64 KiB plus 16 times the data")]
     ChunkOverhead,
 }
 

@@ -1,4 +1,5 @@
-//! Redacts secrets in a text: known secrets in any encoding, and values with the name of a secret. Pure.
+//! Redacts secrets in a text: known secrets in any encoding, and values with the name of a secret. Pure functions: no
+//! I/O, no shared state.
 //!
 //! In doubt it masks too much: a truncated text, or one that only resembles JSON, must not leak either.
 
@@ -37,7 +38,7 @@ const GENERATED_KEY_DIGITS: usize = 64;
 /// Minimum length of a word that is decoded as base64 or hexadecimal digits.
 const MIN_BASE64_BYTES: usize = 12;
 /// Maximum secrets presented in one exchange. More is taken for an attack on the work budget.
-const MAX_OWN_SECRETS: usize = 64;
+const MAX_EXCHANGE_SECRETS: usize = 64;
 /// Costs in nanoseconds: to rule out a secret by its prefix, to look up a key, to tokenize a byte, to prepare a
 /// search, to decode a byte of base64.
 const SECRET_COST_NANOS: usize = 150;
@@ -61,12 +62,12 @@ pub(crate) struct Redactor<'a> {
 }
 
 impl<'a> Redactor<'a> {
-    /// Indexes `texts` and selects the secrets that may occur in them. `own` are secrets known to belong to this
-    /// exchange. `others` iterates over all other secrets, most of which do not occur. `is_key` tests whether a word
-    /// is a client's key.
+    /// Indexes `texts` and selects the secrets that may occur in them. `exchange_secrets` are known to belong to
+    /// this exchange. `others` iterates over all other secrets, most of which do not occur. `is_key` tests whether a
+    /// word is a client's key.
     pub(crate) fn new(
         texts: &[&str],
-        own: &[&str],
+        exchange_secrets: &[&str],
         others: impl FnOnce(&mut dyn FnMut(&str)),
         is_key: &'a dyn Fn(&str) -> bool,
     ) -> Self {
@@ -85,12 +86,15 @@ impl<'a> Redactor<'a> {
                 }
             }
         }
-        let own: BTreeSet<_> = own.iter().collect();
-        if own.len() > MAX_OWN_SECRETS {
+        let exchange_secrets: BTreeSet<_> = exchange_secrets.iter().collect();
+        if exchange_secrets.len() > MAX_EXCHANGE_SECRETS {
             budget.exhaust();
         }
-        let mut found: Vec<_> =
-            own.iter().take(MAX_OWN_SECRETS).flat_map(|own| encodings(own.as_bytes())).collect();
+        let mut found: Vec<_> = exchange_secrets
+            .iter()
+            .take(MAX_EXCHANGE_SECRETS)
+            .flat_map(|secret| encodings(secret.as_bytes()))
+            .collect();
         others(&mut |secret| {
             if budget.spend(SECRET_COST_NANOS) && prefixes.may_contain(secret) {
                 found.extend(encodings(secret.as_bytes()));

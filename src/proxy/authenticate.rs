@@ -16,9 +16,9 @@ use crate::{
     tokens::passes::{DecodeBuf, PassError, UnverifiedPass},
 };
 
-/// The authenticated caller and its agent.
+/// Outcome of [`authenticate`]: the agent, and the client if only a pass names it.
 #[derive(Debug)]
-pub(super) struct Caller {
+pub(super) struct Authenticated {
     /// The client named by a pass if no key was presented; `None` also for a pass issued for an agent's own secret.
     pub(super) pass_client: Option<Arc<Client>>,
     /// The selected agent; `None` if nothing selects one.
@@ -70,7 +70,7 @@ pub(super) fn authenticate(
     key_client: Option<&Arc<Client>>,
     target: &ParsedTarget<'_>,
     headers: &Headers,
-) -> Result<Caller, ProxyError> {
+) -> Result<Authenticated, ProxyError> {
     let requested = requested_agent(target, headers)?;
     if let Some(location) = target.misplaced_pass {
         return Err(misplaced_pass(location));
@@ -84,33 +84,34 @@ pub(super) fn authenticate(
     if passthrough {
         reject_pass(target)?;
     }
-    let may_present = target.may_contain_token && !passthrough;
-    let pass_error =
-        match if may_present { presented_token(directory, target.query)? } else { PresentedToken::Absent } {
-            PresentedToken::Pass { agent, client } if !agent.is_passthrough(&target.normalized_path) => {
-                return caller_from_pass(key_client, requested, agent, client);
-            }
-            PresentedToken::Pass { .. } => return Err(invalid_pass(PassError::Invalid)),
-            PresentedToken::Invalid(pass_error) => Some(pass_error),
-            PresentedToken::Absent => None,
-        };
+    let may_contain_pass = target.may_contain_token && !passthrough;
+    let presented =
+        if may_contain_pass { presented_token(directory, target.query)? } else { PresentedToken::Absent };
+    let pass_error = match presented {
+        PresentedToken::Pass { agent, client } if !agent.is_passthrough(&target.normalized_path) => {
+            return authenticated_by_pass(key_client, requested, agent, client);
+        }
+        PresentedToken::Pass { .. } => return Err(invalid_pass(PassError::Invalid)),
+        PresentedToken::Invalid(pass_error) => Some(pass_error),
+        PresentedToken::Absent => None,
+    };
     if key_client.is_none() && !directory.is_open() {
         return Err(pass_error.map_or_else(unauthenticated, invalid_pass));
     }
     match (selected, requested, pass_error) {
         (None, Some(_), _) => Err(unknown_agent()),
         (None, None, Some(pass_error)) => Err(invalid_pass(pass_error)),
-        (agent, _, _) => Ok(Caller { pass_client: None, agent: agent.cloned(), passthrough }),
+        (agent, _, _) => Ok(Authenticated { pass_client: None, agent: agent.cloned(), passthrough }),
     }
 }
 
-/// The caller named by a valid pass, if the key and the requested agent agree with it.
-fn caller_from_pass(
+/// The client and agent of a valid pass, if the key and the requested agent agree with it.
+fn authenticated_by_pass(
     key_client: Option<&Arc<Client>>,
     requested: Option<&str>,
     agent: Arc<Agent>,
     client: Option<Arc<Client>>,
-) -> Result<Caller, ProxyError> {
+) -> Result<Authenticated, ProxyError> {
     if let (Some(key_client), Some(client)) = (key_client, &client)
         && !Arc::ptr_eq(key_client, client)
     {
@@ -124,7 +125,7 @@ fn caller_from_pass(
         return Err(unknown_agent());
     }
     let pass_client = client.filter(|_| key_client.is_none());
-    Ok(Caller { pass_client, agent: Some(agent), passthrough: false })
+    Ok(Authenticated { pass_client, agent: Some(agent), passthrough: false })
 }
 
 /// The client of a valid pass in the query, for a request refused before authentication.
@@ -146,14 +147,14 @@ fn reject_pass(target: &ParsedTarget<'_>) -> Result<(), ProxyError> {
     }
 }
 
-/// Rejects a key repeated in the path or query, from where it would be forwarded.
+/// Rejects a request whose path or query also contains the key, because both are forwarded.
 pub(super) fn reject_repeated_key(
     headers: &Headers,
     target: &ParsedTarget<'_>,
     passthrough: bool,
 ) -> Result<(), ProxyError> {
     let query = target.query.unwrap_or_default();
-    // Most keys are longer than most targets.
+    // Fast path: no presented key fits into the path or the query.
     if headers.all_keys_longer_than(target.path.len().max(query.len())) {
         return Ok(());
     }
@@ -201,7 +202,7 @@ pub(super) fn no_agent_selected() -> ProxyError {
 /// Error for a request without credentials.
 fn unauthenticated() -> ProxyError {
     let message = "send your key as \"Authorization: Bearer KEY\", as \"X-Api-Key: KEY\", by HTTP Basic as the password, \
-                or a pass that gettoken gave you as access_token";
+                or call gettoken here and send the access_token that it returns";
     ProxyError::new(ErrorKind::Unauthenticated, message)
 }
 
@@ -214,11 +215,13 @@ fn misplaced_pass(location: PassLocation) -> ProxyError {
     match location {
         PassLocation::Path => ProxyError::new(
             ErrorKind::BadRequest,
-            "the path contains a pass, which must not go to WeCom; send it as the parameter access_token",
+            "the path contains a pass (an access_token from this proxy's gettoken), which must not go to WeCom; send it as \
+             the parameter access_token",
         ),
         PassLocation::Query => ProxyError::new(
             ErrorKind::PassInvalid,
-            "invalid access_token: pass in another parameter, from where it would go to WeCom; send it as access_token",
+            "invalid access_token: another parameter contains a pass (an access_token from this proxy's gettoken), which \
+             must not go to WeCom; send it as access_token",
         ),
     }
 }

@@ -11,7 +11,7 @@ use super::{
     error::{ErrorKind, ProxyError},
     gettoken,
     head_check::check_head,
-    permissions::{check_allowed, check_rate},
+    permissions::{charge_rate_limit, check_allowed},
     request::Request,
     request_context::RequestContext,
     response::Response,
@@ -23,12 +23,14 @@ use crate::directory::{Agent, Directory};
 pub(super) enum Decision<'a> {
     /// The proxy responds itself.
     Respond(Response),
-    /// The request is forwarded, with the agent's token or, without an agent, with its own credential.
-    Forward { target: ParsedTarget<'a>, agent: Option<Arc<Agent>> },
+    /// The request is forwarded with the token of `token_agent`; with `None`, which means passthrough, with its own
+    /// credential.
+    Forward { target: ParsedTarget<'a>, token_agent: Option<Arc<Agent>> },
 }
 
 impl Proxy {
-    /// Authorizes the request with [`Self::decide`], and marks its connection as authorized where that is earned.
+    /// Authorizes the request with [`Self::decide`]. Sets `request.authorized` if a credential was valid or the proxy
+    /// is open; the server then lifts the limits of its connection.
     pub(super) fn authorize<'a>(
         &self,
         request: &'a Request,
@@ -54,18 +56,18 @@ impl Proxy {
             return Err(ProxyError::shutting_down());
         }
         if target.kind == TargetKind::Gettoken {
-            let key_client = context.client.clone();
-            return gettoken::respond(&directory, key_client, &target, &request.headers, context)
+            let header_client = context.client.clone();
+            return gettoken::respond(&directory, header_client, &target, &request.headers, context)
                 .map(Decision::Respond);
         }
-        let passthrough = authenticate_caller(&directory, request, &target, context)?;
-        check_permissions(request, &target, context)?;
-        let agent = match (&context.agent, passthrough) {
+        let passthrough = complete_authentication(&directory, request, &target, context)?;
+        check_allow_and_rate(request, &target, context)?;
+        let token_agent = match (&context.agent, passthrough) {
             (Some(agent), false) => Some(agent.clone()),
             (None, false) => return Err(authenticate::no_agent_selected()),
             (_, true) => None,
         };
-        Ok(Decision::Forward { target, agent })
+        Ok(Decision::Forward { target, token_agent })
     }
 
     /// Checks the head, parses the target and authenticates by key, all of them before the first error is returned.
@@ -80,10 +82,11 @@ impl Proxy {
         let head_result = check_head(request, cached.is_some(), is_own_authority);
         let target = request.target.parsed();
         // Authentication precedes the head check's error, because a client's `always_200` applies to that error too.
-        let is_new = cached.is_none();
+        let is_cache_miss = cached.is_none();
         let key_result = cached.map_or_else(|| authenticate_key(directory, &request.headers), Ok);
         let key_result = key_result.map(|client| {
-            if is_new && head_result.is_ok() && request.version == Version::HTTP_11 {
+            // A hit skips the `Host` check, so only headers that passed it under HTTP/1.1 are cached.
+            if is_cache_miss && head_result.is_ok() && request.version == Version::HTTP_11 {
                 self.auth_cache.insert(&request.headers, directory, client.as_ref());
             }
             context.client = client;
@@ -109,34 +112,39 @@ impl Proxy {
 
 /// Completes the authentication by pass, selects the agent and starts a capture. Returns whether the request carries its
 /// own credential.
-fn authenticate_caller(
+fn complete_authentication(
     directory: &Arc<Directory>,
     request: &Request,
     target: &ParsedTarget<'_>,
     context: &mut RequestContext,
 ) -> Result<bool, ProxyError> {
-    let caller = authenticate::authenticate(directory, context.client.as_ref(), target, &request.headers)?;
+    let authenticated =
+        authenticate::authenticate(directory, context.client.as_ref(), target, &request.headers)?;
     if context.client.is_some() {
-        authenticate::reject_repeated_key(&request.headers, target, caller.passthrough)?;
+        authenticate::reject_repeated_key(&request.headers, target, authenticated.passthrough)?;
     }
-    if caller.pass_client.is_some() {
-        context.client = caller.pass_client;
+    if authenticated.pass_client.is_some() {
+        context.client = authenticated.pass_client;
     }
-    context.agent = caller.agent;
+    context.agent = authenticated.agent;
     context.capture = Capture::start(directory, context.agent.as_ref(), request, context.started);
-    Ok(caller.passthrough)
+    Ok(authenticated.passthrough)
 }
 
 /// Checks the client's `allow`, then the rate limits of client and agent.
-fn check_permissions(
+fn check_allow_and_rate(
     request: &Request,
     target: &ParsedTarget<'_>,
     context: &RequestContext,
 ) -> Result<(), ProxyError> {
     check_allowed(context.client.as_deref(), &request.method, &target.normalized_path)?;
     let (client, agent) = (context.client.as_ref(), context.agent.as_ref());
-    check_rate(client.and_then(|client| client.rate_limiter.as_ref()), context.started, "this client")?;
-    check_rate(agent.and_then(|agent| agent.rate_limiter.as_ref()), context.started, "this agent")
+    charge_rate_limit(
+        client.and_then(|client| client.rate_limiter.as_ref()),
+        context.started,
+        "this client",
+    )?;
+    charge_rate_limit(agent.and_then(|agent| agent.rate_limiter.as_ref()), context.started, "this agent")
 }
 
 fn target_error(error: TargetError) -> ProxyError {

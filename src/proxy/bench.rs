@@ -4,7 +4,7 @@ use std::{rc::Rc, sync::Arc};
 
 use super::{
     authenticate,
-    forwarded_headers::forwarded_headers,
+    initial_response_headers::headers_for_client,
     query::{may_contain_token, with_token, without_token},
     request::Request,
     request_context::{RequestContext, Sinks},
@@ -52,7 +52,7 @@ impl ResponseHeaderBench {
 
     /// Builds the headers of a response as sent to the client.
     pub fn build_headers(&self, upstream_headers: &Headers, token: &Token) -> HeaderBlock {
-        let mut headers = forwarded_headers(upstream_headers, Some(token));
+        let mut headers = headers_for_client(upstream_headers, Some(token));
         add_proxy_headers(&self.0, false, &mut headers);
         headers
     }

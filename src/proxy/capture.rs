@@ -1,7 +1,7 @@
 //! Captures headers and body excerpts of one exchange for the inspector, for agents with the capture switched on.
 //!
-//! It copies what passes and changes nothing. Redaction runs on another thread after the exchange, because it may
-//! take milliseconds.
+//! It copies the messages as they are forwarded and changes neither. Redaction runs on another thread after the exchange,
+//! because it may take milliseconds.
 
 mod raw_exchange;
 
@@ -15,7 +15,7 @@ use std::{
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use self::raw_exchange::{BodyExcerpt, RawAttempt, RawExchange, RawHeaders};
+use self::raw_exchange::{BodyExcerpt, RawAttempt, RawAttempts, RawExchange, RawHeaders};
 use super::{errcode_probe::ProbedResponse, request::Request};
 use crate::inspector::redact::MASK;
 use crate::{
@@ -51,7 +51,7 @@ impl Capture {
             response_headers: RawHeaders::default(),
             response_body: BodyExcerpt::default(),
             token_waits: Vec::new(),
-            attempts: Vec::new(),
+            attempts: RawAttempts::default(),
             credentials: request_credentials(&request.headers),
             tokens: Vec::new(),
         };
@@ -81,7 +81,7 @@ impl Capture {
     pub(super) fn record_attempt(&mut self, sent_at: Instant, token: Option<&Token>) {
         let started_after = sent_at.saturating_duration_since(self.started);
         self.raw.tokens.extend(token.map(|token| token.value.clone()));
-        let summary = AttemptDetail {
+        let detail = AttemptDetail {
             started_after,
             time_to_header: None,
             status: 0,
@@ -89,7 +89,7 @@ impl Capture {
             refused_response: None,
         };
         self.raw.attempts.push(RawAttempt {
-            summary,
+            detail,
             headers: RawHeaders::default(),
             body: BodyExcerpt::default(),
         });
@@ -98,10 +98,20 @@ impl Capture {
     /// Records the response of the last attempt.
     pub(super) fn record_attempt_response(&mut self, response: &ProbedResponse) {
         let Some(attempt) = self.raw.attempts.last_mut() else { return };
-        attempt.summary.time_to_header = Some(response.time_to_header);
-        (attempt.summary.status, attempt.summary.errcode) = (response.status.as_u16(), response.errcode);
+        attempt.detail.time_to_header = Some(response.time_to_header);
+        (attempt.detail.status, attempt.detail.errcode) = (response.status.as_u16(), response.errcode);
         attempt.headers = block_headers(response.headers.as_bytes());
         response.buffered.chunks().for_each(|chunk| attempt.body.push(chunk));
+    }
+
+    /// Records that the response of the first attempt is forwarded although a second one was made.
+    pub(super) fn record_first_forwarded(&mut self) {
+        self.raw.attempts.set_first_forwarded();
+    }
+
+    /// Records that no attempt's response is forwarded, because the proxy responds with an error.
+    pub(super) fn record_own_error(&mut self) {
+        self.raw.attempts.set_none_forwarded();
     }
 
     /// Records the response headers sent to the client.

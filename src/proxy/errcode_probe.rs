@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 use http::StatusCode;
 use tokio::time::Instant;
 
-use super::forwarded_headers::{forwarded_headers, local_headers};
+use super::initial_response_headers::{headers_for_client, local_headers};
 use crate::{
     http1::headers::{HeaderBlock, KnownHeader},
     limits::concurrency_limit::Permit,
@@ -18,9 +18,9 @@ use crate::{
     wecom::response::{ResponseScanner, Verdict, may_carry_errcode, parse_errcode},
 };
 
-/// A response without an errcode in this many bytes counts as one without. A refusal has some hundred bytes, and 4096
-/// requests in flight must not buffer 4096 large lists. Framing counts too, which bounds a response of one-byte
-/// chunks.
+/// The probe ends after this many bytes of body and framing, and forwards the response as one without an errcode. A
+/// refusal has a few hundred bytes; the bound keeps requests in flight from buffering as many large lists, or endless
+/// one-byte chunks.
 const MAX_PROBE_BYTES: u64 = 1024 * 1024;
 
 /// A probed response.
@@ -146,7 +146,7 @@ impl ErrcodeProbe {
             upstream_response;
         let mut response = Box::new(ProbedResponse {
             status,
-            headers: forwarded_headers(&upstream_headers, token),
+            headers: headers_for_client(&upstream_headers, token),
             has_date: upstream_headers.contains(KnownHeader::Date),
             content_length,
             buffered: Buffered::default(),

@@ -33,8 +33,23 @@ pub(super) enum ErrorKind {
 }
 
 impl ErrorKind {
-    /// Name in `X-Wecom-Proxy-Error`, HTTP status, errcode.
-    pub(super) fn attributes(self) -> (&'static str, StatusCode, i64) {
+    /// Name in `X-Wecom-Proxy-Error`.
+    pub(super) fn name(self) -> &'static str {
+        self.attributes().0
+    }
+
+    /// HTTP status of the response.
+    pub(super) fn status(self) -> StatusCode {
+        self.attributes().1
+    }
+
+    /// Errcode in the response body.
+    fn errcode(self) -> i64 {
+        self.attributes().2
+    }
+
+    /// Name, status and errcode.
+    fn attributes(self) -> (&'static str, StatusCode, i64) {
         match self {
             Self::BadRequest => ("bad-request", StatusCode::BAD_REQUEST, errcode::INVALID_PARAMETER),
             Self::NoAgent => ("no-agent", StatusCode::BAD_REQUEST, errcode::INVALID_PARAMETER),
@@ -80,7 +95,7 @@ impl ProxyError {
             message: message.into(),
             log_message: None,
             wrong_key: false,
-            errcode: kind.attributes().2,
+            errcode: kind.errcode(),
             status: None,
             retry_after: None,
         }
@@ -104,8 +119,11 @@ impl ProxyError {
 
     /// Error for a body that cannot be buffered for a retry. Nothing of the request was sent.
     pub(super) fn replay_budget_exhausted() -> Self {
-        let message = "replay.memory and replay.disk are full; retry later, or raise replay.disk";
-        Self::new(ErrorKind::Overloaded, message).with_retry_after(Duration::from_secs(1))
+        let message =
+            "no room to buffer a request body of this size now (replay.memory, replay.disk); retry later";
+        Self::new(ErrorKind::Overloaded, message)
+            .with_retry_after(Duration::from_secs(1))
+            .with_log_message(format!("{message}; raise replay.disk if this recurs"))
     }
 
     /// Maps an upstream error; `max_body_bytes` is `server.max_request_body`.
@@ -127,8 +145,8 @@ impl ProxyError {
                 return Self::new(ErrorKind::BadRequest, "request body incomplete or malformed");
             }
             UpstreamErrorKind::RequestBody(RequestBodyError::ChunkOverhead) => {
-                let message = "chunk framing of the request body exceeds 64 KiB and 16 times its data; send larger \
-                               chunks, without extensions";
+                let message = "the chunk framing of the request body is larger than 64 KiB plus 16 times its data; send \
+                               larger chunks, without extensions";
                 return Self::new(ErrorKind::BadRequest, message);
             }
             _ => ErrorKind::UpstreamFailed,

@@ -8,7 +8,7 @@ use percent_encoding::percent_decode_str;
 use super::{
     authenticate,
     error::{ErrorKind, ProxyError},
-    permissions::check_rate,
+    permissions::charge_rate_limit,
     request_context::RequestContext,
     response::Response,
     target::ParsedTarget,
@@ -22,10 +22,11 @@ use crate::{
     wecom::errcode,
 };
 
-/// Responds like WeCom, with a pass as token. `presented` is the client whose key the headers contain.
+/// Responds like WeCom, with a pass as token. `header_client` is the client whose key the headers contain; the client
+/// whose key is sent as `corpsecret` must be the same.
 pub(super) fn respond(
     directory: &Directory,
-    presented: Option<Arc<Client>>,
+    header_client: Option<Arc<Client>>,
     target: &ParsedTarget<'_>,
     headers: &Headers,
     context: &mut RequestContext,
@@ -37,32 +38,32 @@ pub(super) fn respond(
     let corpsecret =
         corpsecret.ok_or_else(|| gettoken_error(errcode::MISSING_SECRET, "corpsecret missing"))?;
 
-    let key_client = directory.client_by_key(corpsecret.expose()).cloned();
-    if let (Some(presented), Some(key_client)) = (&presented, &key_client)
-        && !Arc::ptr_eq(presented, key_client)
+    let secret_client = directory.client_by_key(corpsecret.expose()).cloned();
+    if let (Some(header_client), Some(secret_client)) = (&header_client, &secret_client)
+        && !Arc::ptr_eq(header_client, secret_client)
     {
         return Err(ProxyError::new(ErrorKind::BadRequest, "keys of two clients; send only one"));
     }
     let requested = authenticate::requested_agent(target, headers)?;
-    let (client, agent) = match key_client {
+    let (client, agent) = match secret_client {
         Some(client) => {
             context.client = Some(client.clone());
             let agent = select_agent(directory, &client, requested, &corpid)?;
             (Some(client), agent)
         }
         None => {
-            context.client.clone_from(&presented);
+            context.client.clone_from(&header_client);
             let is_eligible = |agent: &&Arc<Agent>| {
                 requested.is_none_or(|requested| requested == agent.name)
-                    && presented.as_ref().is_none_or(|client| client.may_use_agent(&agent.name))
+                    && header_client.as_ref().is_none_or(|client| client.may_use_agent(&agent.name))
             };
             let agent = directory.agents_by_secret(&corpid, corpsecret.expose()).find(is_eligible).cloned();
-            (presented, agent.ok_or_else(|| invalid_credential(directory, &corpid))?)
+            (header_client, agent.ok_or_else(|| invalid_credential(directory, &corpid))?)
         }
     };
     context.agent = Some(agent.clone());
     if let Some(client) = &client {
-        check_rate(client.rate_limiter.as_ref(), context.started, "this client")?;
+        charge_rate_limit(client.rate_limiter.as_ref(), context.started, "this client")?;
     }
     let (name, key) =
         client.as_ref().map_or(("", None), |client| (client.name.as_str(), Some(&client.key_hash)));

@@ -1,4 +1,5 @@
-//! Checks of the request head besides the path: method, `Host`, form of the target. Pure.
+//! Checks of the request head besides the path: method, `Host`, form of the target. Pure functions: no I/O, no shared
+//! state.
 
 use std::net::{Ipv6Addr, SocketAddr};
 

@@ -27,8 +27,8 @@ const REGISTERED_METHODS: [&str; 40] = [
 /// The path up to a mistyped query, encoded or not, with possible credentials masked. `agent` is the name of a known
 /// agent, which is not masked.
 pub(super) fn masked_path<'a>(path: &'a str, agent: Option<&str>) -> Cow<'a, str> {
-    if let Some(safe) = safe_path(path) {
-        return Cow::Borrowed(safe);
+    if let Some(unmasked) = unmasked_path(path) {
+        return Cow::Borrowed(unmasked);
     }
     let path = strip_mistyped_query(path);
     let is_masked = |segment: &&str| may_be_credential(segment) && Some(*segment) != agent;
@@ -37,10 +37,12 @@ pub(super) fn masked_path<'a>(path: &'a str, agent: Option<&str>) -> Cow<'a, str
 }
 
 /// The path up to a mistyped query, if no segment can be a credential; the fast path of [`masked_path`].
-pub(super) fn safe_path(path: &str) -> Option<&str> {
+pub(super) fn unmasked_path(path: &str) -> Option<&str> {
     Some(strip_mistyped_query(path)).filter(|path| !may_be_credential(path))
 }
 
+/// The path before a mistyped query: what looks like a query without its question mark, from the first `&`, `=`, `%3F`,
+/// `%3D` or `%26` on.
 fn strip_mistyped_query(path: &str) -> &str {
     let encoded = |at: usize| {
         let digits = path.as_bytes().get(at + 1..at + 3).unwrap_or_default();
@@ -55,9 +57,11 @@ fn strip_mistyped_query(path: &str) -> &str {
 /// percent signs. WeCom's own paths have lower-case letters and underscores, with a digit at most.
 fn may_be_credential(segment: &str) -> bool {
     // No early exit: lets LLVM vectorise.
-    let is_typical = |byte: &u8| byte.is_ascii_digit() | byte.is_ascii_uppercase() | (*byte == b'%');
+    let is_common_in_credentials =
+        |byte: &u8| byte.is_ascii_digit() | byte.is_ascii_uppercase() | (*byte == b'%');
     segment.len() >= 16
-        && segment.as_bytes().iter().map(|byte| usize::from(is_typical(byte))).sum::<usize>() > 2
+        && segment.as_bytes().iter().map(|byte| usize::from(is_common_in_credentials(byte))).sum::<usize>()
+            > 2
 }
 
 #[cfg(test)]

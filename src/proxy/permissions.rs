@@ -17,8 +17,8 @@ pub(super) fn check_allowed(client: Option<&Client>, method: &Method, path: &str
     Err(ProxyError::new(ErrorKind::Forbidden, message))
 }
 
-/// Counts a request received at `now` against a rate limiter.
-pub(super) fn check_rate(
+/// Charges a request received at `now` to a rate limiter, or rejects it.
+pub(super) fn charge_rate_limit(
     limiter: Option<&Arc<RateLimiter>>,
     now: Instant,
     subject: &str,

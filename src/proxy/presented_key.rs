@@ -57,7 +57,8 @@ pub(super) fn api_key(headers: &Headers) -> Result<Option<PresentedKey<'_>>, Pro
     Ok(single_value(headers, KnownHeader::ApiKey, "X-Api-Key")?.map(PresentedKey::Verbatim))
 }
 
-/// Whether a text is a pass, or a key presented in this request.
+/// Whether a text is or contains a pass, or is a credential of this request: its key, what its `Authorization` contains, or
+/// any parameter of a gettoken.
 pub(super) fn is_credential(request: &Request, text: &str) -> bool {
     let (headers, target) = (&request.headers, &request.target);
     // For any scheme: the credentials after it.
@@ -75,7 +76,7 @@ pub(super) fn is_credential(request: &Request, text: &str) -> bool {
             && query::param_values(target.query().unwrap_or_default()).any(|value| *value == text))
 }
 
-/// The value of a header that must occur at most once and be visible ASCII.
+/// The value of a header that must occur at most once, with only printable ASCII characters and tabs.
 pub(super) fn single_value<'a>(
     headers: &'a Headers,
     header: KnownHeader,
@@ -87,11 +88,12 @@ pub(super) fn single_value<'a>(
         let message = format!("duplicate header {name}; send it once");
         return Err(ProxyError::new(ErrorKind::BadRequest, message));
     }
-    let visible = |so_far: bool, byte: &u8| so_far & (((*byte >= b' ') & (*byte <= b'~')) | (*byte == b'\t'));
+    let printable =
+        |so_far: bool, byte: &u8| so_far & (((*byte >= b' ') & (*byte <= b'~')) | (*byte == b'\t'));
     match std::str::from_utf8(value) {
-        Ok(text) if value.iter().fold(true, visible) => Ok(Some(text)),
+        Ok(text) if value.iter().fold(true, printable) => Ok(Some(text)),
         _ => {
-            let message = format!("the header {name} must be visible ASCII");
+            let message = format!("the header {name} must contain only printable ASCII characters and tabs");
             Err(ProxyError::new(ErrorKind::BadRequest, message))
         }
     }

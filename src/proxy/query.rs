@@ -1,4 +1,5 @@
-//! The upstream query: the received bytes without any `access_token`, plus the agent's token at the end. Pure.
+//! The upstream query: the received bytes without any `access_token`, plus the agent's token at the end. Pure
+//! functions: no I/O, no shared state.
 
 use std::{borrow::Cow, sync::LazyLock};
 

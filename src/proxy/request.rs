@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http::{Method, Version};
 
 use super::{
-    loggable::safe_path,
+    loggable::unmasked_path,
     target::{ParsedTarget, TargetError, TargetSpans},
 };
 use crate::{http1::headers::Headers, secret::wipe, tokens::PathKey};
@@ -29,12 +29,12 @@ pub struct Request {
     pub malformed: Option<&'static str>,
     /// Headers.
     pub headers: Headers,
-    /// Address of the client; `None` over a Unix socket.
+    /// Address of the TCP peer, which may be a load balancer; `None` over a Unix socket.
     pub peer: Option<IpAddr>,
     /// Whether it arrived while the server was draining.
     pub draining: bool,
-    /// Set once a valid credential was presented or the proxy is open; until then the connection's resources are
-    /// restricted.
+    /// Set once the request is admitted, has presented a valid credential, or the proxy is open; it stays set if `allow`
+    /// or a rate limit rejects the request. Until then the connection's resources are restricted.
     pub authorized: Cell<bool>,
     /// Set while the request waits for a token, a ticket or a permit, before any of it is sent; its connection then
     /// releases unused buffers, and drops the request soon after FIN.
@@ -51,7 +51,7 @@ struct TargetText {
     /// Offset of the question mark.
     question_mark: Option<usize>,
     spans: OnceCell<Result<TargetSpans, TargetError>>,
-    safe_path_len: OnceCell<Option<usize>>,
+    unmasked_path_len: OnceCell<Option<usize>>,
     path_key: OnceCell<PathKey>,
 }
 
@@ -70,7 +70,7 @@ impl RequestTarget {
             text: text.into(),
             question_mark,
             spans: OnceCell::new(),
-            safe_path_len: OnceCell::new(),
+            unmasked_path_len: OnceCell::new(),
             path_key: OnceCell::new(),
         }))
     }
@@ -102,9 +102,9 @@ impl RequestTarget {
         *self.0.path_key.get_or_init(|| PathKey::from_path(normalized_path))
     }
 
-    /// The part of the path that may be logged; `None` if it must be masked.
-    pub(super) fn safe_path(&self) -> Option<&str> {
-        let length = self.0.safe_path_len.get_or_init(|| safe_path(self.path()).map(str::len));
+    /// The part of the path that may be logged; `None` if some of it must be masked.
+    pub(super) fn unmasked_path(&self) -> Option<&str> {
+        let length = self.0.unmasked_path_len.get_or_init(|| unmasked_path(self.path()).map(str::len));
         length.map(|length| &self.path()[..length])
     }
 }

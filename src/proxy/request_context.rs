@@ -74,7 +74,7 @@ pub(super) struct RequestContext {
     /// When the response ended, if known.
     pub(super) ended: Option<Instant>,
     pub(super) request_id: RequestId,
-    /// Address of the client.
+    /// Address of the TCP peer, which may be a load balancer.
     pub(super) peer: Option<IpAddr>,
     pub(super) client: Option<Arc<Client>>,
     pub(super) agent: Option<Arc<Agent>>,
@@ -82,7 +82,7 @@ pub(super) struct RequestContext {
     pub(super) status: u16,
     pub(super) errcode: Option<i64>,
     /// The errcode that caused the retry.
-    pub(super) retried: Option<i64>,
+    pub(super) retried_after_errcode: Option<i64>,
     /// Time until a throttled refresh of the refused token is allowed.
     pub(super) retry_after: Option<Duration>,
     /// Times of the first attempt, if there was a retry.
@@ -97,7 +97,7 @@ pub(super) struct RequestContext {
     pub(super) request_bytes: Option<u64>,
     /// Bytes of the response body sent to the client.
     pub(super) response_bytes: u64,
-    /// Whether the response was sent completely.
+    /// Whether the response body was handed to the server to its end.
     pub(super) complete: bool,
     /// Permit to wait for a token or a ticket, while waiting.
     pub(super) wait_permit: Option<WaitPermit>,
@@ -129,7 +129,7 @@ impl RequestContext {
             agent: None,
             status: 0,
             errcode: None,
-            retried: None,
+            retried_after_errcode: None,
             retry_after: None,
             first_attempt: None,
             error: None,
@@ -195,7 +195,7 @@ impl RequestContext {
 }
 
 fn span_outcome(error: Option<ErrorKind>) -> SpanOutcome {
-    SpanOutcome { error: error.map(|kind| kind.attributes().0), ..SpanOutcome::default() }
+    SpanOutcome { error: error.map(ErrorKind::name), ..SpanOutcome::default() }
 }
 
 impl RequestContext {
@@ -219,16 +219,16 @@ impl RequestContext {
         errcode::hint(errcode).filter(|_| is_wecom_error && is_for_operators)
     }
 
-    /// The path without query, mistyped query and credentials.
+    /// The path without credentials, and up to what looks like a query without its question mark.
     fn loggable_path(&self) -> Cow<'_, str> {
         let masked = || masked_path(self.target.path(), self.agent.as_ref().map(|agent| agent.name.as_str()));
-        self.target.safe_path().map_or_else(masked, Cow::Borrowed)
+        self.target.unmasked_path().map_or_else(masked, Cow::Borrowed)
     }
 }
 
 impl Drop for RequestContext {
     fn drop(&mut self) {
-        let failed = self.error.as_ref().is_some_and(|(kind, _)| kind.attributes().1.is_server_error());
+        let failed = self.error.as_ref().is_some_and(|(kind, _)| kind.status().is_server_error());
         let level = if failed { Level::Warn } else { Level::Info };
         if !self.sinks.is_enabled(level) {
             return;
@@ -250,8 +250,8 @@ impl Drop for RequestContext {
             path: &path,
             status: self.status,
             errcode: self.errcode,
-            retried: self.retried,
-            error: self.error.as_ref().map(|(kind, _)| kind.attributes().0),
+            retried: self.retried_after_errcode,
+            error: self.error.as_ref().map(|(kind, _)| kind.name()),
             reason: self.error.as_ref().map(|(_, message)| message.as_str()),
             first_attempt: self.first_attempt,
             request_bytes: self.request_bytes,

@@ -69,8 +69,8 @@ impl RequestIds {
     }
 }
 
-/// Whether an id looks like a generated key or a WeCom secret, which must not reach the log. It is not looked up: the
-/// response would confirm a guess.
+/// Whether an id looks like a generated key or a WeCom secret, which must not reach the log. It is judged by its form and
+/// not looked up among the keys: a replaced id would confirm a guessed key.
 fn resembles_secret(id: &[u8]) -> bool {
     let has_run = |is_part: fn(&u8) -> bool, is_long: fn(usize) -> bool| {
         id.split(|byte| !is_part(byte)).any(|run| is_long(run.len()))

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::{
     errcode_probe::{Buffered, ProbedResponse},
     error::{ErrorKind, ProxyError},
-    forwarded_headers::local_headers,
+    initial_response_headers::local_headers,
     request_context::RequestContext,
 };
 use crate::{
@@ -60,17 +60,16 @@ impl Response {
 
     /// The response for an error; HTTP 200 for a client with `always_200`. The log has the details under the request id.
     pub(super) fn from_error(error: &ProxyError, always_200: bool, request_id: &str) -> Self {
-        let (name, status, _) = error.kind.attributes();
-        let status = if always_200 { StatusCode::OK } else { error.status.unwrap_or(status) };
+        let status = if always_200 { StatusCode::OK } else { error.status.unwrap_or(error.kind.status()) };
         let mut errmsg = format!("wecom-proxy: {}", error.message);
         // Client errors explain themselves; for server errors the id leads to the log.
-        if error.kind.attributes().1.is_server_error() {
+        if error.kind.status().is_server_error() {
             let _ = write!(errmsg, " (request id {request_id})");
         }
         let body = serde_json::json!({ "errcode": error.errcode, "errmsg": errmsg });
         let mut response = Self::local(status, Bytes::from(body.to_string()));
         response.wrong_key = error.wrong_key;
-        response.headers.append(b"x-wecom-proxy-error", name.as_bytes());
+        response.headers.append(b"x-wecom-proxy-error", error.kind.name().as_bytes());
         if error.kind == ErrorKind::Unauthenticated {
             let challenge = "Bearer realm=\"wecom-proxy\", Basic realm=\"wecom-proxy\", charset=\"UTF-8\"";
             response.headers.append(b"www-authenticate", challenge.as_bytes());
@@ -107,8 +106,9 @@ impl Response {
         Self { status, headers, has_date, content_length, body, wrong_key: false }
     }
 
-    /// Reports a buffered response as sent, so that an error response whose client does not read it holds no context.
-    /// `is_head`: the body will not be sent.
+    /// Drops the context of a buffered response before it is sent, and counts it as sent. For connections without an
+    /// authorized request, whose clients could hold a context by not reading. With `is_head` its byte count and
+    /// completeness stay as they are.
     pub fn finish_context(&mut self, is_head: bool) {
         self.body.finish_context(is_head);
     }
@@ -129,7 +129,7 @@ enum ResponseBodyKind {
 struct StreamedBody {
     buffered: Buffered,
     remaining: UpstreamBody,
-    /// The request body may continue during the response.
+    /// Keeps the source of the request body, because the upstream may respond before it has received all of it.
     _request_body: Option<ReplayBody>,
     /// The request counts as in flight until the body is dropped.
     _permit: Option<Permit>,
@@ -159,7 +159,7 @@ impl ResponseBody {
         }
     }
 
-    /// Sets the end time of the response, sent or not.
+    /// Sets when the response ended: completely written, or aborted.
     pub fn mark_ended(&mut self, now: Instant) {
         if let Some(context) = &mut self.context {
             context.ended = Some(now);

@@ -24,7 +24,7 @@ pub(super) fn add_proxy_headers(context: &RequestContext, with_hint: bool, heade
     buf.put_slice(b", upstream;dur=");
     put_milliseconds(buf, context.upstream_time);
     buf.put_slice(b"\r\n");
-    if let Some(errcode) = context.retried {
+    if let Some(errcode) = context.retried_after_errcode {
         headers.append(b"x-wecom-retried", itoa::Buffer::new().format(errcode).as_bytes());
     }
     if let Some(wait) = context.retry_after {

@@ -30,7 +30,8 @@ pub(super) struct RefusedAttempt {
 }
 
 impl Proxy {
-    /// Refreshes the token and sends the request again. Where that is not possible, returns the first response.
+    /// Refreshes the token and sends the request again. Returns the first response if the body cannot be replayed or the
+    /// refresh is throttled; fails if the refresh or the second attempt fails.
     pub(super) async fn retry(
         &self,
         forwarded: &ForwardedRequest<'_>,
@@ -64,7 +65,7 @@ impl Proxy {
             }
             Replacement::Unavailable(failure) => return Err(token_unavailable(&failure, agent)),
         };
-        context.retried = Some(errcode);
+        context.retried_after_errcode = Some(errcode);
         context.first_attempt = Some(first_attempt);
         let query = forwarded.target.query_without_token();
         let target = query::with_token(forwarded.target.path, &query, next.value.expose());
@@ -74,7 +75,10 @@ impl Proxy {
                 if replay_body
                     .is_some_and(|replay_body| replay_body.error() == Some(RequestBodyError::ReplayLost)) =>
             {
-                (context.retried, context.first_attempt) = (None, None);
+                (context.retried_after_errcode, context.first_attempt) = (None, None);
+                if let Some(capture) = &mut context.capture {
+                    capture.record_first_forwarded();
+                }
                 return Ok(first.with_permit(permit));
             }
             second => second?,

@@ -1,4 +1,5 @@
-//! Parser of the request target: agent, path, kind of request. Rejects what is ambiguous. Pure.
+//! Parser of the request target: agent, path, kind of request. Rejects what is ambiguous. Pure functions: no I/O, no
+//! shared state.
 
 use std::{borrow::Cow, fmt, ops::Range};
 
@@ -26,7 +27,8 @@ pub(super) struct ParsedTarget<'a> {
     pub(super) agent: Option<&'a str>,
     /// The path as forwarded, byte for byte as received.
     pub(super) path: &'a str,
-    /// The path that rules match: decoded, without doubled slashes. Nearly always equal to `path`.
+    /// The path decoded and without doubled slashes, which `allow`, `passthrough`, cooldowns, fair queues and tickets are
+    /// matched by. Nearly always equal to `path`.
     pub(super) normalized_path: Cow<'a, str>,
     /// The query as received.
     pub(super) query: Option<&'a str>,
@@ -38,7 +40,7 @@ pub(super) struct ParsedTarget<'a> {
     pub(super) misplaced_pass: Option<PassLocation>,
 }
 
-/// A part of a target.
+/// Where in a target a misplaced pass was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PassLocation {
     /// The forwarded part of the path.
@@ -75,7 +77,7 @@ pub(super) struct TargetSpans {
 /// Why a target is not forwarded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum TargetError {
-    /// The next reader may interpret it differently: 400.
+    /// The upstream may interpret it differently: 400.
     Malformed(&'static str),
     /// Well-formed, but no route: 404.
     NoRoute,
@@ -221,7 +223,7 @@ fn split_agent(path: &str) -> Result<(Option<&str>, &str), TargetError> {
     }
 }
 
-/// The path that rules match, or an error if the upstream may interpret it differently.
+/// The normalized path, or an error if the upstream may interpret it differently.
 fn normalize_path(path: &str) -> Result<Cow<'_, str>, TargetError> {
     // No early exit: lets LLVM vectorise.
     let doubled = path
@@ -259,7 +261,7 @@ fn must_be_encoded(byte: u8) -> bool {
         | (byte == b'#')
 }
 
-/// Rejects a path that a later reader may resolve differently.
+/// Rejects a path that the upstream, or a server behind it, may resolve differently.
 fn check_path(path: &str) -> Result<(), TargetError> {
     if path.bytes().fold(false, |invalid, byte| invalid | must_be_encoded(byte)) {
         return Err(TargetError::Malformed("the path contains a character that must be percent-encoded"));
@@ -269,7 +271,7 @@ fn check_path(path: &str) -> Result<(), TargetError> {
         return Ok(());
     }
     let mut text = Cow::Borrowed(path);
-    // As received, decoded once and decoded twice: a later reader may decode once more.
+    // As received, decoded once and decoded twice: a server behind the upstream may decode once more.
     for _ in 0..3 {
         if text.split('/').any(is_dot_segment) {
             return Err(TargetError::Malformed("the path contains a dot segment"));
@@ -305,16 +307,18 @@ fn is_dot_segment(segment: &str) -> bool {
 fn classify(path: &str) -> TargetKind {
     let trimmed = &path[..memchr::memchr(b';', path.as_bytes()).unwrap_or(path.len())];
     let trimmed = if trimmed.ends_with('/') { trimmed.trim_end_matches('/') } else { trimmed };
-    let under = |root: &str| {
-        let head = trimmed
+    let is_below = |root: &str| {
+        let has_prefix = trimmed
             .as_bytes()
             .get(..root.len())
-            .is_some_and(|head| head.eq_ignore_ascii_case(root.as_bytes()));
-        head && trimmed.as_bytes().get(root.len()) == Some(&b'/')
+            .is_some_and(|prefix| prefix.eq_ignore_ascii_case(root.as_bytes()));
+        has_prefix && trimmed.as_bytes().get(root.len()) == Some(&b'/')
     };
     if trimmed.eq_ignore_ascii_case("gettoken") {
         TargetKind::Gettoken
-    } else if under("webhook") || under("service") || under("license") {
+    } else if is_below("webhook") || is_below("service") || is_below("license") {
+        // WeCom authenticates these by another credential in the query: the robot's `key`, `suite_access_token`,
+        // `provider_access_token`.
         TargetKind::Passthrough
     } else {
         TargetKind::InjectToken

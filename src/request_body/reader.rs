@@ -13,7 +13,7 @@ use crate::http1::framing::MIN_SLICE_BYTES;
 /// One reader of a [`ReplayBody`], from its first byte.
 pub struct BodyReader {
     pub(super) body: ReplayBody,
-    pub(super) attempt: u32,
+    pub(super) generation: u32,
     pub(super) cursor: Cursor,
     pub(super) ended: bool,
 }
@@ -37,13 +37,13 @@ impl BodyReader {
             }
         };
         let mut state = state.borrow_mut();
-        if state.attempt != self.attempt {
+        if state.reader_generation != self.generation {
             return Poll::Ready(Err(RequestBodyError::Superseded));
         }
         let chunk = state.poll_next_chunk(&mut self.cursor, cx);
         match &chunk {
             Poll::Pending => state.register_waker(cx),
-            Poll::Ready(chunk) if state.replay_done => {
+            Poll::Ready(chunk) if state.reader_caught_up => {
                 self.ended = matches!(chunk, Ok(None)) || state.source.is_none();
             }
             // More buffered chunks may follow.

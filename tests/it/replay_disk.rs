@@ -49,7 +49,7 @@ async fn waiting_requests(proxy: &TestProxy) -> u64 {
 fn assert_overloaded(response: &TestResponse) {
     response.assert_proxy_error("overloaded", 503, -1);
     assert_eq!(response.header("retry-after"), "1");
-    assert!(response.text().contains("raise replay.disk"), "{}", response.text());
+    assert!(response.text().contains("no room to buffer a request body"), "{}", response.text());
 }
 
 #[tokio::test]

@@ -1,13 +1,13 @@
 use super::*;
 
-const OWN_SECRETS: [&str; 2] = ["s3cret/of+hr", "the-token-0123456789"];
+const EXCHANGE_SECRETS: [&str; 2] = ["s3cret/of+hr", "the-token-0123456789"];
 const OTHER_SECRETS: [&str; 2] = ["secret-of-ops_0123", "a-ticket-of-ops~1"];
 const GENERATED_KEY: &str = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
 
 fn redact_up_to(text: &str, max_bytes: usize) -> String {
     let is_key = |word: &str| word == "a-clients-key" || word == GENERATED_KEY;
     let others = |visit: &mut dyn FnMut(&str)| OTHER_SECRETS.iter().for_each(|other| visit(other));
-    Redactor::new(&[text], &OWN_SECRETS, others, &is_key).redact(text, max_bytes)
+    Redactor::new(&[text], &EXCHANGE_SECRETS, others, &is_key).redact(text, max_bytes)
 }
 
 fn redact_all(text: &str) -> String {
@@ -78,7 +78,7 @@ fn known_secret_is_masked_anywhere() {
     }
     let glued = format!("ab{GENERATED_KEY}cdX");
     assert_eq!(redact_all(&glued), "ab[masked]cdX");
-    let hex: String = OWN_SECRETS[1].bytes().map(|byte| format!("{byte:02X}")).collect();
+    let hex: String = EXCHANGE_SECRETS[1].bytes().map(|byte| format!("{byte:02X}")).collect();
     assert_eq!(redact_all(&format!("x {hex}")), "x [masked]");
 }
 
@@ -86,7 +86,7 @@ fn known_secret_is_masked_anywhere() {
 fn secret_in_base64_is_masked() {
     use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
     for before in ["", "a", "ab", "crm:"] {
-        for secret in [OWN_SECRETS[0], OWN_SECRETS[1], OTHER_SECRETS[0]] {
+        for secret in [EXCHANGE_SECRETS[0], EXCHANGE_SECRETS[1], OTHER_SECRETS[0]] {
             let text = format!("{before}{secret} and more");
             for encoded in [BASE64_STANDARD.encode(&text), BASE64_URL_SAFE_NO_PAD.encode(&text)] {
                 let redacted = redact_all(&format!("glued{encoded}glued"));
@@ -130,7 +130,7 @@ fn secret_query_param_is_masked_however_encoded() {
 proptest::proptest! {
     #[test]
     fn encoded_secret_never_survives_redaction(before in ".{0,30}", behind in ".{0,30}", nth in 0usize..4, how in 0usize..5) {
-        let secret = [OWN_SECRETS[0], OWN_SECRETS[1], OTHER_SECRETS[0], OTHER_SECRETS[1]][nth];
+        let secret = [EXCHANGE_SECRETS[0], EXCHANGE_SECRETS[1], OTHER_SECRETS[0], OTHER_SECRETS[1]][nth];
         let encoded: String = match how {
             0 => secret.to_owned(),
             1 => secret.bytes().map(|byte| format!("%{byte:02x}")).collect(),
@@ -217,7 +217,7 @@ fn secret_in_any_encoding_is_masked_even_truncated() {
 fn redaction_beyond_its_budget_is_abandoned() {
     let others = |_: &mut dyn FnMut(&str)| {};
     let is_key = |_: &str| false;
-    let many: Vec<_> = (0..=MAX_OWN_SECRETS).map(|nth| format!("key-number-{nth}")).collect();
+    let many: Vec<_> = (0..=MAX_EXCHANGE_SECRETS).map(|nth| format!("key-number-{nth}")).collect();
     let many: Vec<_> = many.iter().map(String::as_str).collect();
     assert!(
         Redactor::new(&["text"], &many, others, &is_key).is_budget_exhausted(),

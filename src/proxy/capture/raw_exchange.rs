@@ -23,8 +23,8 @@ const MIN_CREDENTIAL_BYTES: usize = 6;
 
 /// The raw capture of one exchange. No `Debug`: it contains credentials.
 ///
-/// Redaction scans at most 54 KiB: the query, headers and bodies of request and response, and those of the refused
-/// response. Each is bounded when it is captured.
+/// Redaction scans about 50 KiB at most: 9 KiB of the query, and 13 KiB each of request, response and refused response.
+/// Headers and bodies are bounded when they are captured, the query when it is scanned.
 pub(super) struct RawExchange {
     pub(super) directory: Arc<Directory>,
     /// The whole query: a secret in it may occur elsewhere too.
@@ -34,18 +34,62 @@ pub(super) struct RawExchange {
     pub(super) response_headers: RawHeaders,
     pub(super) response_body: BodyExcerpt,
     pub(super) token_waits: Vec<(Duration, Duration)>,
-    pub(super) attempts: Vec<RawAttempt>,
+    pub(super) attempts: RawAttempts,
     /// Values of the client's `Authorization` and `X-Api-Key`.
     pub(super) credentials: Vec<Masked>,
     /// Tokens sent with the attempts.
     pub(super) tokens: Vec<Masked>,
 }
 
+/// The attempts, in order.
+#[derive(Default)]
+pub(super) struct RawAttempts {
+    list: Vec<RawAttempt>,
+    /// Number of attempts, from the first one on, whose response was not forwarded.
+    unforwarded: usize,
+}
+
 /// One attempt and the start of its response.
 pub(super) struct RawAttempt {
-    pub(super) summary: AttemptDetail,
+    pub(super) detail: AttemptDetail,
     pub(super) headers: RawHeaders,
     pub(super) body: BodyExcerpt,
+}
+
+impl RawAttempts {
+    /// Adds an attempt. The response of the last one is forwarded unless declared otherwise.
+    pub(super) fn push(&mut self, attempt: RawAttempt) {
+        self.unforwarded = self.list.len();
+        self.list.push(attempt);
+    }
+
+    pub(super) fn last_mut(&mut self) -> Option<&mut RawAttempt> {
+        self.list.last_mut()
+    }
+
+    /// Declares that the first response was forwarded, because the second attempt has none.
+    pub(super) fn set_first_forwarded(&mut self) {
+        self.unforwarded = 0;
+    }
+
+    /// Declares that no response was forwarded, because the proxy responds with an error of its own.
+    pub(super) fn set_none_forwarded(&mut self) {
+        self.unforwarded = self.list.len();
+    }
+
+    /// Each attempt, and whether it has a response that was not forwarded.
+    fn iter(&self) -> impl Iterator<Item = (&RawAttempt, bool)> {
+        self.list.iter().enumerate().map(|(nth, attempt)| {
+            (attempt, nth < self.unforwarded && attempt.detail.time_to_header.is_some())
+        })
+    }
+
+    /// Headers and bodies of the responses that were not forwarded.
+    fn refused_responses(&self) -> impl Iterator<Item = (&RawHeaders, &BodyExcerpt)> {
+        self.iter()
+            .filter(|(_, is_refused)| *is_refused)
+            .map(|(attempt, _)| (&attempt.headers, &attempt.body))
+    }
 }
 
 /// The headers of a message, up to the size limit.
@@ -128,7 +172,7 @@ impl RawExchange {
             self.credentials.iter().chain(&self.tokens).map(|secret| secret.expose().len()).sum::<usize>();
         let messages =
             [(&self.request_headers, &self.request_body), (&self.response_headers, &self.response_body)];
-        let attempts = self.attempts.iter().map(|attempt| (&attempt.headers, &attempt.body));
+        let attempts = self.attempts.iter().map(|(attempt, _)| (&attempt.headers, &attempt.body));
         let texts = messages.into_iter().chain(attempts);
         let texts = texts.map(|(headers, body)| headers.text_bytes() + body.bytes.capacity()).sum::<usize>();
         size_of::<Self>() + self.query.len() + credentials + texts
@@ -136,19 +180,19 @@ impl RawExchange {
 
     /// Redacts the capture; `None` if the work budget is exhausted.
     pub(super) fn redact(self) -> Option<ExchangeDetail> {
-        let presented = self.decoded_credentials();
-        let own_secrets: Vec<_> = presented.iter().chain(&self.tokens).map(Masked::expose).collect();
+        let presented = self.presented_credentials();
+        let exchange_secrets: Vec<_> = presented.iter().chain(&self.tokens).map(Masked::expose).collect();
         let is_key = |word: &str| self.directory.client_by_key(word).is_some();
         let redactor = Redactor::new(
             &self.searched_texts(),
-            &own_secrets,
+            &exchange_secrets,
             |visit| self.directory.for_each_secret(visit),
             &is_key,
         );
-        let attempts = self.attempts.iter().enumerate().map(|(nth, attempt)| {
-            let refused_response = (nth < self.forwarded_index())
-                .then(|| redact_message(&redactor, &attempt.headers, &attempt.body));
-            AttemptDetail { refused_response, ..attempt.summary.clone() }
+        let attempts = self.attempts.iter().map(|(attempt, is_refused)| {
+            let refused_response =
+                is_refused.then(|| redact_message(&redactor, &attempt.headers, &attempt.body));
+            AttemptDetail { refused_response, ..attempt.detail.clone() }
         });
         let detail = ExchangeDetail {
             query: redactor.redact(&Zeroizing::new(redact_query(self.query_prefix())), MAX_HEADER_BYTES),
@@ -165,30 +209,20 @@ impl RawExchange {
         &self.query[..self.query.floor_char_boundary(MAX_HEADER_BYTES + OVERREAD_BYTES)]
     }
 
-    /// Index of the attempt whose response was forwarded.
-    fn forwarded_index(&self) -> usize {
-        self.attempts.len().saturating_sub(1)
-    }
-
     /// All texts that may be shown.
     fn searched_texts(&self) -> Vec<&str> {
-        let attempts = self
-            .attempts
-            .iter()
-            .take(self.forwarded_index())
-            .map(|attempt| (&attempt.headers, &attempt.body));
         let messages =
             [(&self.request_headers, &self.request_body), (&self.response_headers, &self.response_body)];
         let mut texts = vec![self.query_prefix()];
-        for (headers, body) in messages.into_iter().chain(attempts) {
+        for (headers, body) in messages.into_iter().chain(self.attempts.refused_responses()) {
             texts.extend(headers.0.iter().flat_map(|(name, value)| [&**name, value]));
             texts.push(body.text().0);
         }
         texts
     }
 
-    /// Credentials presented by the client, valid or not: as received and decoded.
-    fn decoded_credentials(&self) -> Vec<Masked> {
+    /// Credentials presented by the client, valid or not: without scheme, the password of Basic, and secret parameters.
+    fn presented_credentials(&self) -> Vec<Masked> {
         let mut credentials = Vec::new();
         for value in &self.credentials {
             let value = value.expose().trim();
@@ -264,6 +298,53 @@ mod tests {
         assert!(excerpt.truncated && excerpt.bytes.len() == MAX_BODY_BYTES + OVERREAD_BYTES);
         let (text, binary) = excerpt.text();
         assert!(!binary && long.starts_with(text), "a character that was cut is no other kind of body");
+    }
+
+    /// Attempts with these times to the response head, `None` without a response.
+    fn attempts(times_to_header: &[Option<Duration>]) -> RawAttempts {
+        let mut attempts = RawAttempts::default();
+        for time_to_header in times_to_header {
+            let detail = AttemptDetail {
+                started_after: Duration::ZERO,
+                time_to_header: *time_to_header,
+                status: 0,
+                errcode: None,
+                refused_response: None,
+            };
+            attempts.push(RawAttempt {
+                detail,
+                headers: RawHeaders::default(),
+                body: BodyExcerpt::default(),
+            });
+        }
+        attempts
+    }
+
+    fn refused(attempts: &RawAttempts) -> Vec<bool> {
+        attempts.iter().map(|(_, is_refused)| is_refused).collect()
+    }
+
+    #[test]
+    fn forwarded_response_is_not_a_refused_one() {
+        let response = Some(Duration::ZERO);
+        assert_eq!(refused(&attempts(&[response])), [false]);
+        assert_eq!(refused(&attempts(&[response, response])), [true, false]);
+        let mut replay_lost = attempts(&[response, None]);
+        replay_lost.set_first_forwarded();
+        assert_eq!(refused(&replay_lost), [false, false]);
+        assert_eq!(replay_lost.refused_responses().count(), 0);
+    }
+
+    #[test]
+    fn every_response_is_refused_behind_an_error_of_the_proxy() {
+        let response = Some(Duration::ZERO);
+        for (times, expected) in
+            [(&[response][..], &[true][..]), (&[None], &[false]), (&[response, None], &[true, false])]
+        {
+            let mut attempts = attempts(times);
+            attempts.set_none_forwarded();
+            assert_eq!(refused(&attempts), expected);
+        }
     }
 
     #[test]

@@ -16,22 +16,22 @@ pub(super) fn local_headers() -> HeaderBlock {
 }
 
 /// The upstream's end-to-end headers without the token: a redirect may contain the request's URL.
-pub(super) fn forwarded_headers(headers: &Headers, token: Option<&Token>) -> HeaderBlock {
-    let mut forwarded = HeaderBlock::default();
+pub(super) fn headers_for_client(headers: &Headers, token: Option<&Token>) -> HeaderBlock {
+    let mut for_client = HeaderBlock::default();
     let token = token.map(|token| token.value.expose().as_bytes());
     if let Some(encoded) = headers.encoded_for_client(token.map_or(usize::MAX, <[u8]>::len)) {
-        forwarded.buffer_mut().put_slice(encoded);
-        return forwarded;
+        for_client.buffer_mut().put_slice(encoded);
+        return for_client;
     }
     for header in headers.forwarded_to_client() {
         match token {
             Some(token) if header.value.len() >= token.len() => {
-                forwarded.append(header.name, &remove_token(token, header.value));
+                for_client.append(header.name, &remove_token(token, header.value));
             }
-            _ => forwarded.append(header.name, header.value),
+            _ => for_client.append(header.name, header.value),
         }
     }
-    forwarded
+    for_client
 }
 
 /// Removes every occurrence of `token`.
