@@ -78,8 +78,8 @@ struct HeaderLines {
 #[derive(Clone, Copy)]
 struct HeaderLine {
     known: KnownHeader,
-    /// Listed in the message's `Connection`.
-    hop_by_hop: bool,
+    /// Listed in the message's `Connection`, and so hop-by-hop whatever its name.
+    listed_in_connection: bool,
     name: TextRange,
     value: TextRange,
 }
@@ -121,7 +121,7 @@ impl ParsedHeaders {
         let base = head[start..].as_ptr() as usize;
         let line = |header: &httparse::Header<'_>| HeaderLine {
             known: KnownHeader::from_name(header.name.as_bytes()),
-            hop_by_hop: false,
+            listed_in_connection: false,
             name: TextRange::of_part(header.name.as_bytes(), base),
             value: TextRange::of_part(header.value, base),
         };
@@ -172,7 +172,7 @@ impl Headers {
         };
         let lines = lines.map(|(name, value)| HeaderLine {
             known: KnownHeader::from_name(name),
-            hop_by_hop: false,
+            listed_in_connection: false,
             name: append(name),
             value: append(value),
         });
@@ -270,9 +270,9 @@ impl Headers {
     }
 
     /// The encoded headers of [`Headers::forwarded_to_client`], if they are cached and every value is shorter than
-    /// `too_long`.
-    pub fn encoded_for_client(&self, too_long: usize) -> Option<&[u8]> {
-        self.lines.encoded.as_ref()?.for_client(too_long)
+    /// `token_bytes`, the length of the token: a longer one may contain the token and must be searched.
+    pub fn encoded_for_client(&self, token_bytes: usize) -> Option<&[u8]> {
+        self.lines.encoded.as_ref()?.for_client(token_bytes)
     }
 
     /// Identifies cached headers, for as long as a clone of them exists.
@@ -289,7 +289,7 @@ impl From<HeaderLines> for Headers {
 
 impl HeaderLine {
     fn is_end_to_end(&self) -> bool {
-        !(self.hop_by_hop || self.known.is_hop_by_hop())
+        !(self.listed_in_connection || self.known.is_hop_by_hop())
     }
 
     /// Whether the name allows that a request's header is forwarded to the upstream.
@@ -326,7 +326,7 @@ impl HeaderLines {
                     *keep_alive = true;
                 } else {
                     for line in entries.iter_mut() {
-                        line.hop_by_hop |= line.name.slice(text).eq_ignore_ascii_case(option);
+                        line.listed_in_connection |= line.name.slice(text).eq_ignore_ascii_case(option);
                     }
                 }
             }

@@ -15,7 +15,8 @@ use crate::secret::{
 pub(super) struct HeaderCredentials {
     /// The password of HTTP Basic.
     basic_password: OnceCell<Option<Masked>>,
-    /// Length of the shortest presented key; `usize::MAX` if there is none.
+    /// Length of the shortest presented key of at least [`MIN_KEY_BYTES`], as shorter ones are not searched for;
+    /// `usize::MAX` if there is none.
     min_key_bytes: OnceCell<usize>,
     /// Indexes of the lines that repeat a pass or a presented key.
     withheld_lines: OnceCell<Vec<usize>>,
@@ -27,9 +28,9 @@ impl Headers {
         self.lines.presented_keys()
     }
 
-    /// Whether a text of this length is too short to contain one of them.
-    pub fn all_keys_longer_than(&self, length: usize) -> bool {
-        self.lines.min_key_bytes() > length
+    /// Whether a text of this length may contain one of them, apart from keys too short to be searched for.
+    pub fn can_contain_key(&self, length: usize) -> bool {
+        self.lines.min_key_bytes() <= length
     }
 }
 

@@ -33,8 +33,10 @@ pub(super) struct EncodedHeaders {
     content_length: Option<TextRange>,
     /// Headers that are forwarded to the upstream.
     for_upstream: Bytes,
-    /// Headers that are forwarded to the client, and the length of their longest value.
-    for_client: (Bytes, usize),
+    /// Headers that are forwarded to the client.
+    for_client: Bytes,
+    /// Length of the longest value in `for_client`.
+    max_client_value_bytes: usize,
 }
 
 impl HeaderCache {
@@ -176,15 +178,13 @@ impl HeaderLines {
         let lines = Self::new(wipe_on_drop(self.text.to_vec()), self.entries.clone());
         let content_length = lines.content_length_range();
         let headers = Headers::from(lines);
-        let max_value_bytes =
+        let max_client_value_bytes =
             headers.forwarded_to_client().map(|header| header.value.len()).max().unwrap_or_default();
         let encoded = EncodedHeaders {
             content_length,
             for_upstream: encode_headers(headers.forwarded_to_upstream(), self.max_encoded_bytes()),
-            for_client: (
-                encode_headers(headers.forwarded_to_client(), self.max_encoded_bytes()),
-                max_value_bytes,
-            ),
+            for_client: encode_headers(headers.forwarded_to_client(), self.max_encoded_bytes()),
+            max_client_value_bytes,
         };
         let HeaderLines {
             text,
@@ -220,10 +220,9 @@ impl EncodedHeaders {
         &self.for_upstream
     }
 
-    /// Headers that are forwarded to the client, if every value is shorter than `too_long`.
-    pub(super) fn for_client(&self, too_long: usize) -> Option<&[u8]> {
-        let (lines, max_value_bytes) = &self.for_client;
-        (*max_value_bytes < too_long).then_some(lines)
+    /// Headers that are forwarded to the client, if every value is shorter than the token.
+    pub(super) fn for_client(&self, token_bytes: usize) -> Option<&[u8]> {
+        (self.max_client_value_bytes < token_bytes).then_some(&self.for_client)
     }
 }
 
