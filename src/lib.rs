@@ -8,7 +8,7 @@ pub mod bench; // entry points into other modules for benches/
 #[doc(hidden)]
 pub mod fuzz; // entry points into other modules for fuzz/
 
-pub mod cli; // the commands: run, check, demo, simulator, key, health, man, completions
+pub mod cli; // the commands: serve, check, demo, simulator, key, health, completions, man
 
 pub mod app; // connects all modules as Config specifies: start, reload, shutdown
 

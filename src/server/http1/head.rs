@@ -80,7 +80,8 @@ struct RequestLine {
     authority: Option<Bytes>,
 }
 
-/// Cache of what the requests of a connection have in common.
+/// Cache of the header blocks and of the last request line of the connections that one task has served. It outlives a
+/// connection, so another client's connection may use it next.
 #[derive(Default)]
 pub struct RequestHeadCache {
     /// Header blocks seen before.
