@@ -2,13 +2,13 @@
 //! with the same rank the one that has been idle longest.
 //!
 //! Each connection has a permit that records since when it has been idle. When the limit is reached, one scan finds the
-//! connections to evict and asks them to close; no ordered list is kept, so the others pay nothing. If none may be
-//! evicted, the new connection waits.
+//! connections to evict and asks them to close; no ordered list is kept, so the others pay nothing. If there is none, the
+//! new connection waits. An authorized connection with a request, or with one within [`MIN_IDLE`], stays; a partial head
+//! counts as a request for [`PARTIAL_REQUEST_TIMEOUT`].
 //!
-//! An authorized connection with a request, or with one within [`MIN_IDLE`], stays; a partial head counts as a request
-//! for [`PARTIAL_REQUEST_TIMEOUT`]. Until a request on it was authorized, a connection counts as idle since its accept,
-//! whatever it does, because it can only be waiting for its client. So clients without a key can displace idle
-//! connections of clients with one only while they hold less than half of the permits.
+//! Until a request on it was authorized, a connection counts as idle since its accept, whatever it does, because it can
+//! only be waiting for its client. So clients without a key can displace idle connections of clients with one only while
+//! they hold less than half of the permits.
 
 use std::{
     fs,
@@ -38,8 +38,8 @@ const MIN_IDLE: Duration = Duration::from_millis(500);
 /// Idle time below which an unauthorized connection is not evicted while unauthorized ones hold at least half of the
 /// permits: long enough for the first request of a new connection to arrive.
 const MIN_UNAUTHORIZED_IDLE: Duration = Duration::from_millis(25);
-/// How long a partial head on an authorized connection counts as a request. An unauthorized connection of at most this
-/// age, which may be in its TLS handshake or first head, is evicted after the others.
+/// How long a partial head on an authorized connection counts as a request, and an unauthorized connection may take for
+/// its handshake and first head before it is evicted ahead of the others.
 const PARTIAL_REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often an accept that waits for a permit retries the eviction.
 const EVICTION_INTERVAL: Duration = Duration::from_millis(25);
@@ -121,12 +121,11 @@ struct OpenConnections {
     sweep_at: usize,
 }
 
-/// State of one open connection that its task shares with the limiter, with the semaphore's permit that it holds.
+/// State of one open connection that its task shares with the limiter, and the semaphore's permit.
 #[derive(Debug)]
 pub(super) struct ConnectionPermit {
     epoch: Instant,
-    /// In microseconds since `epoch`, or [`ACTIVE`]. 0 is evicted first of its rank (`mark_evictable`). A partial request
-    /// is protected by a time in the future (`mark_partial`).
+    /// In microseconds since `epoch`, or [`ACTIVE`]; 0 after `mark_evictable`, in the future after `mark_partial`.
     idle_since: AtomicU64,
     /// A request on it presented a valid credential.
     authorized: AtomicBool,
@@ -310,7 +309,7 @@ impl ConnectionPermit {
         self.is_close_requested()
     }
 
-    /// Records that a request began at `since` and is incomplete, and returns whether the connection is to close.
+    /// Records that a request began at `since` and is incomplete; returns whether the connection is to close.
     pub(super) fn mark_partial(&self, since: Instant) -> bool {
         self.mark_idle(since + PARTIAL_REQUEST_TIMEOUT)
     }
