@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     directory::{Agent, Client, Directory},
-    http1::headers::{Headers, KnownHeader},
+    http1::headers::{HeaderKind, Headers},
     secret::credential_scan,
     time::clock::unix_now,
     tokens::passes::{DecodeBuf, PassError, UnverifiedPass},
@@ -175,7 +175,7 @@ pub(super) fn requested_agent<'a>(
     target: &ParsedTarget<'a>,
     headers: &'a Headers,
 ) -> Result<Option<&'a str>, ProxyError> {
-    let header = single_value(headers, KnownHeader::WecomAgent, "X-Wecom-Agent")?;
+    let header = single_value(headers, HeaderKind::WecomAgent, "X-Wecom-Agent")?;
     if let (Some(segment), Some(header)) = (target.agent, header)
         && segment != header
     {

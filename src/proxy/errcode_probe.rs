@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::forwarded_headers::{forwarded_headers, local_headers};
 use crate::{
-    http1::headers::{HeaderBlock, KnownHeader},
+    http1::headers::{HeaderBlock, HeaderKind},
     limits::concurrency_limit::Permit,
     tokens::Token,
     upstream::{UpstreamBody, UpstreamError, UpstreamResponse},
@@ -147,7 +147,7 @@ impl ErrcodeProbe {
         let mut response = Box::new(ProbedResponse {
             status,
             headers: forwarded_headers(&upstream_headers, token),
-            has_date: upstream_headers.contains(KnownHeader::Date),
+            has_date: upstream_headers.contains(HeaderKind::Date),
             content_length,
             buffered: Buffered::default(),
             remaining: body,

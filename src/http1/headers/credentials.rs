@@ -4,7 +4,7 @@ use std::cell::OnceCell;
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 
-use super::{HeaderLines, Headers, KnownHeader};
+use super::{HeaderKind, HeaderLines, Headers};
 use crate::secret::{
     Masked,
     credential_scan::{MIN_KEY_BYTES, contains_key, contains_pass},
@@ -35,16 +35,16 @@ impl Headers {
 }
 
 impl HeaderLines {
-    fn values(&self, known: KnownHeader) -> impl Iterator<Item = &[u8]> {
-        let entries = if self.known_mask & known.mask() == 0 { &[][..] } else { &self.entries };
-        entries.iter().filter(move |line| line.known == known).map(|line| line.value.slice(&self.text))
+    fn values(&self, kind: HeaderKind) -> impl Iterator<Item = &[u8]> {
+        let entries = if self.kind_mask & kind.mask() == 0 { &[][..] } else { &self.entries };
+        entries.iter().filter(move |line| line.kind == kind).map(|line| line.value.slice(&self.text))
     }
 
     fn presented_keys(&self) -> impl Iterator<Item = &[u8]> {
         let presented = self
-            .values(KnownHeader::Authorization)
+            .values(HeaderKind::Authorization)
             .map(strip_auth_scheme)
-            .chain(self.values(KnownHeader::ApiKey));
+            .chain(self.values(HeaderKind::ApiKey));
         presented
             .filter(|key| !key.is_empty())
             .chain(self.basic_password().map(|key| key.expose().as_bytes()))
@@ -57,7 +57,7 @@ impl HeaderLines {
     }
 
     fn basic_password(&self) -> Option<&Masked> {
-        let mut values = self.values(KnownHeader::Authorization);
+        let mut values = self.values(HeaderKind::Authorization);
         let basic = values
             .find(|value| value.get(..6).is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"basic ")))?;
         let read = || {

@@ -12,7 +12,7 @@ use bytes::{Bytes, BytesMut};
 use foldhash::fast::RandomState;
 
 use super::{
-    Header, HeaderLine, HeaderLines, Headers, KnownHeader, TextRange, content_length::ContentLength,
+    Header, HeaderKind, HeaderLine, HeaderLines, Headers, TextRange, content_length::ContentLength,
     credentials::HeaderCredentials, headers_start,
 };
 use crate::secret::{constant_time::constant_time_eq, wipe_on_drop};
@@ -68,7 +68,7 @@ impl HeaderCache {
         };
         self.0.rotate_right(1);
         self.0[0] = Some(lines.clone());
-        let content_length = headers.first(KnownHeader::ContentLength).and_then(ContentLength::parse);
+        let content_length = headers.first(HeaderKind::ContentLength).and_then(ContentLength::parse);
         Headers { lines, content_length }
     }
 }
@@ -126,8 +126,8 @@ impl HeaderLines {
     /// Whether the block is likely to be seen again.
     fn is_cacheable(&self) -> bool {
         let is_unique =
-            |line: &HeaderLine| matches!(line.known, KnownHeader::RequestId | KnownHeader::Traceparent);
-        let lengths = self.entries.iter().filter(|line| line.known == KnownHeader::ContentLength);
+            |line: &HeaderLine| matches!(line.kind, HeaderKind::RequestId | HeaderKind::Traceparent);
+        let lengths = self.entries.iter().filter(|line| line.kind == HeaderKind::ContentLength);
         self.text.len() <= MAX_CACHED_BYTES && !self.entries.iter().any(is_unique) && lengths.count() <= 1
     }
 
@@ -136,7 +136,7 @@ impl HeaderLines {
         if let Some(encoded) = &self.encoded {
             return encoded.content_length;
         }
-        let line = self.entries.iter().find(|line| line.known == KnownHeader::ContentLength)?;
+        let line = self.entries.iter().find(|line| line.kind == HeaderKind::ContentLength)?;
         ContentLength::parse(line.value.slice(&self.text)).map(|_| line.value)
     }
 
@@ -189,7 +189,7 @@ impl HeaderLines {
         let HeaderLines {
             text,
             entries,
-            known_mask,
+            kind_mask,
             close,
             keep_alive,
             too_many_options,
@@ -199,7 +199,7 @@ impl HeaderLines {
         Self {
             text: text.clone(),
             entries: entries.clone(),
-            known_mask: *known_mask,
+            kind_mask: *kind_mask,
             close: *close,
             keep_alive: *keep_alive,
             too_many_options: *too_many_options,
@@ -280,7 +280,7 @@ mod tests {
                 "length",
                 &format!("Content-Length: {content_length}\r\n"),
             )));
-            assert_eq!(headers.first(KnownHeader::ContentLength), Some(content_length.as_bytes()));
+            assert_eq!(headers.first(HeaderKind::ContentLength), Some(content_length.as_bytes()));
         }
         for content_length in ["0", "7", "00000000000000000012", "99999999999999999999"] {
             let text = header_text("length", &format!("Content-Length: {content_length}\r\n"));

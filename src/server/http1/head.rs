@@ -8,7 +8,7 @@ use http::{Method, StatusCode, Version};
 use crate::{
     http1::{
         framing::{Framing, FramingError, has_bare_lf},
-        headers::{HeaderCache, Headers, KnownHeader, ParsedHeaders},
+        headers::{HeaderCache, HeaderKind, Headers, ParsedHeaders},
     },
     proxy::RequestTarget,
     secret::{constant_time::constant_time_eq, wipe},
@@ -52,7 +52,7 @@ impl RequestHead {
         self.version == Version::HTTP_11
             && self
                 .headers
-                .values(KnownHeader::Expect)
+                .values(HeaderKind::Expect)
                 .any(|value| value.eq_ignore_ascii_case(b"100-continue"))
     }
 }
