@@ -103,9 +103,9 @@ impl Server {
         }
     }
 
-    /// Whether the shutdown has begun (see [`Server::stopping`]). `has_changed` reads an atomic, where `borrow` would take
-    /// a lock. It stays true, because the flag changes once and this receiver never marks the change as seen; it also
-    /// counts as true if the sender is gone.
+    /// Whether the shutdown has begun (see [`Server::stopping`]), or the flag's sender is gone. `has_changed` reads an
+    /// atomic, where `borrow` would take a lock. It stays true, because the flag changes once and this receiver never
+    /// marks the change as seen.
     fn is_stopping(&self) -> bool {
         self.stopping.has_changed().unwrap_or(true)
     }

@@ -25,8 +25,8 @@ impl ClientCertificate {
     ///
     /// The TLS settings may be replaced during the handshake: `Server::replace_tls` stores the new ones, then calls
     /// [`is_accepted_by`](Self::is_accepted_by). Because of the lock, either that call sees this chain, or
-    /// `Server::admit_client`, which calls this function, sees the new settings when it loads them next. So no connection
-    /// escapes the check.
+    /// `Server::admit_client`, which calls this function, sees the new settings when it loads them next. So no
+    /// connection escapes the check.
     pub(super) fn complete_handshake(&self, chain: Option<CertificateChain>) {
         *self.lock() = chain.map_or(State::Absent, State::Presented);
     }

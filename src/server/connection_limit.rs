@@ -1,14 +1,14 @@
-//! Caps open connections (`max_connections`); when full, evicts one: in the order of [`eviction_order`], and of those
-//! with the same rank the one that has been idle longest.
+//! Caps open connections (`max_connections`); when full, evicts one in the order of [`eviction_order`], of the same rank
+//! the one that has been idle longest, or waits if none may be evicted.
 //!
 //! Each connection has a permit that records since when it has been idle. When the limit is reached, one scan finds the
-//! connections to evict and asks them to close; no ordered list is kept, so the others pay nothing. If there is none, the
-//! new connection waits. An authorized connection with a request, or with one within [`MIN_IDLE`], stays; a partial head
-//! counts as a request for [`PARTIAL_REQUEST_TIMEOUT`].
+//! connections to evict and asks them to close; no ordered list is kept, so the others pay nothing. An authorized
+//! connection with a request, or with one within [`MIN_IDLE`], stays; a partial head counts as a request for
+//! [`PARTIAL_REQUEST_TIMEOUT`].
 //!
-//! Until a request on it was authorized, a connection counts as idle since its accept, whatever it does, because it can
-//! only be waiting for its client. So clients without a key can displace idle connections of clients with one only while
-//! they hold less than half of the permits.
+//! Until a request on it was authorized, a connection counts as idle since its accept, because it can only be waiting for
+//! its client. So clients without a key can displace idle connections of others only while they hold less than half of
+//! the permits.
 
 use std::{
     fs,
@@ -280,9 +280,9 @@ impl ConnectionLimiter {
     }
 }
 
-/// Order of eviction: pairs of "is authorized" and minimum idle time. While unauthorized connections hold at least half
-/// of the permits, only they are evicted. Otherwise: unauthorized ones older than [`PARTIAL_REQUEST_TIMEOUT`], then
-/// authorized ones, then younger unauthorized ones.
+/// Pairs of "is authorized" and minimum idle time, in the order of eviction: unauthorized connections older than
+/// [`PARTIAL_REQUEST_TIMEOUT`], then authorized ones, then younger unauthorized ones. While unauthorized ones hold at
+/// least half of the permits, only they are evicted.
 fn eviction_order(unauthorized_fill_half: bool) -> &'static [(bool, Duration)] {
     match unauthorized_fill_half {
         true => &[(false, MIN_UNAUTHORIZED_IDLE)],
@@ -337,8 +337,7 @@ impl ConnectionPermit {
         self.authorized.load(Relaxed)
     }
 
-    /// Whether the connection is to close at once, even with bytes still to send or to receive: a close was requested and
-    /// no request on it was ever authorized.
+    /// Whether the connection is to close at once, even with bytes still to send or to receive.
     pub(super) fn is_abort_requested(&self) -> bool {
         self.is_close_requested() && !self.is_authorized()
     }

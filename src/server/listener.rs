@@ -177,8 +177,8 @@ impl Listener {
         }
     }
 
-    /// Returns the connections in the accept queue, and closes this worker's descriptor of the socket when the iterator is
-    /// dropped. The queue of an inherited socket is left to the next process.
+    /// Returns the connections in the accept queue, and closes this worker's descriptor of the socket when the iterator
+    /// is dropped. The queue of an inherited socket is left to the next process.
     pub(super) fn into_pending(self) -> impl Iterator<Item = (Stream, Option<IpAddr>)> {
         let Self { socket, is_inherited, .. } = self;
         let socket = (!is_inherited).then(|| socket.into_inner());

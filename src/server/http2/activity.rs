@@ -123,7 +123,8 @@ impl Activity {
         }
     }
 
-    /// Whether the connection is to end because of streams reset for too many pending refusals; `input_drained`: the client has sent no more.
+    /// Whether the connection is to end because of streams reset for too many pending refusals; `input_drained`: the
+    /// client has sent no more.
     pub(super) fn has_reset_too_many(&self, input_drained: bool) -> bool {
         let max_resets = if input_drained { MAX_STREAM_RESETS } else { MAX_RESET_BURST };
         self.0.stream_resets.load(Ordering::Relaxed) >= max_resets
@@ -136,8 +137,8 @@ impl Activity {
         (Instant::now() < until).then_some(until)
     }
 
-    /// Records that refused requests have used up the connection's budget. Nothing more is read and GOAWAY follows, unless
-    /// a request that was already read is authorized.
+    /// Records that refused requests have used up the connection's budget. Nothing more is read and GOAWAY follows,
+    /// unless a request that was already read is authorized.
     pub(super) fn exhaust_budget(&self) {
         self.0.budget_exhausted.store(true, Ordering::Relaxed);
     }
@@ -250,9 +251,9 @@ tokio::task_local! {
     static WRITE_PROGRESS: Arc<WriteProgress>;
 }
 
-/// Write progress of a stream, a counter. Odd: hyper was given the head or a chunk, and has not asked for the next
-/// chunk yet, as while the client's window is closed. Even: the stream waits for the upstream. The value changes with each chunk, so
-/// a stall shows as an unchanged odd value.
+/// Write progress of a stream, a counter. Odd: hyper was given the head or a chunk, and has not asked for the next chunk
+/// yet, as while the client's window is closed. Even: the stream waits for the upstream. The value changes with each
+/// chunk, so a stall shows as an unchanged odd value.
 #[derive(Debug, Default)]
 pub(super) struct WriteProgress(AtomicU64);
 

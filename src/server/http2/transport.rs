@@ -19,8 +19,8 @@ use super::{
 use crate::server::Timeouts;
 use crate::{http1::io::Stream, time::deadline::Deadline};
 
-/// After each header block hyper gets nothing for one poll, and for up to this many while the maximum number of refusals
-/// is pending, so that it writes their responses first.
+/// After each header block hyper gets nothing for one poll, and for up to this many while the maximum number of
+/// refusals is pending, so that it writes their responses first.
 const MAX_YIELDS: u32 = 16;
 
 /// Byte stream of one HTTP/2 connection.
