@@ -1,14 +1,13 @@
-//! Caps open connections (`max_connections`); when full, evicts one in the order of [`eviction_order`], of the same rank
-//! the one that has been idle longest, or waits if none may be evicted.
+//! Caps open connections (`max_connections`). When full, evicts one in the order of [`eviction_order`], of one rank the
+//! longest-idle one, or waits if none may be evicted.
 //!
 //! Each connection has a permit that records since when it has been idle. When the limit is reached, one scan finds the
-//! connections to evict and asks them to close; no ordered list is kept, so the others pay nothing. An authorized
-//! connection with a request, or with one within [`MIN_IDLE`], stays; a partial head counts as a request for
-//! [`PARTIAL_REQUEST_TIMEOUT`].
+//! connections to evict and asks them to close; no ordered list is kept, so the others pay nothing. An authorized one
+//! with a request, or with one within [`MIN_IDLE`], stays; a partial head counts for [`PARTIAL_REQUEST_TIMEOUT`].
 //!
-//! Until a request on it was authorized, a connection counts as idle since its accept, because it can only be waiting for
-//! its client. So clients without a key can displace idle connections of others only while they hold less than half of
-//! the permits.
+//! Until a request on it was authorized, a connection counts as idle since its accept, because it can only be waiting
+//! for its client. So clients without a key can displace idle connections of others only while they hold less than
+//! half of the permits.
 
 use std::{
     fs,

@@ -251,9 +251,9 @@ tokio::task_local! {
     static WRITE_PROGRESS: Arc<WriteProgress>;
 }
 
-/// Write progress of a stream, a counter. Odd: hyper was given the head or a chunk, and has not asked for the next chunk
-/// yet, as while the client's window is closed. Even: the stream waits for the upstream. The value changes with each
-/// chunk, so a stall shows as an unchanged odd value.
+/// Write progress of a stream, a counter. Odd: hyper was given the head or a chunk, and has not asked for the next
+/// chunk yet, as while the client's window is closed. Even: the stream waits for the upstream. The value changes with
+/// each chunk, so a stall shows as an unchanged odd value.
 #[derive(Debug, Default)]
 pub(super) struct WriteProgress(AtomicU64);
 
