@@ -285,3 +285,20 @@ impl WriteProgress {
         Some(self.0.load(Ordering::Relaxed)).filter(|seq| seq % 2 == 1)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::server::connection_limit::ConnectionLimiter;
+
+    #[test]
+    fn connection_whose_request_took_no_time_is_not_new() {
+        let permit = ConnectionLimiter::new(1).try_acquire().expect("a permit");
+        let activity = Activity::new(permit);
+        assert!(activity.is_new());
+        let request = activity.request_guard();
+        assert!(!activity.is_new());
+        drop(request);
+        assert!(!activity.is_new());
+    }
+}
