@@ -108,9 +108,9 @@ impl Response {
     }
 
     /// Reports a buffered response as sent, so that an error response whose client does not read it holds no context.
-    /// `is_head_request`: the body will not be sent.
-    pub fn finish_context(&mut self, is_head_request: bool) {
-        self.body.finish_context(is_head_request);
+    /// `is_head`: the body will not be sent.
+    pub fn finish_context(&mut self, is_head: bool) {
+        self.body.finish_context(is_head);
     }
 }
 
@@ -150,10 +150,10 @@ impl ResponseBody {
         self.context = Some(context);
     }
 
-    fn finish_context(&mut self, is_head_request: bool) {
+    fn finish_context(&mut self, is_head: bool) {
         if let ResponseBodyKind::Buffered(body) = &self.kind
             && let Some(mut context) = self.context.take()
-            && !is_head_request
+            && !is_head
         {
             (context.response_bytes, context.complete) = (body.len() as u64, true);
         }
