@@ -156,7 +156,7 @@ impl Admin {
                 }
                 drop(guard);
                 if presents_key && response.status() == StatusCode::UNAUTHORIZED {
-                    sleep(admin.server.wrong_key_delay(peer)).await;
+                    sleep(admin.server.count_wrong_key(peer)).await;
                 }
                 Ok::<_, Infallible>(response)
             }

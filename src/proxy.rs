@@ -54,7 +54,7 @@ use self::{
 };
 use crate::{
     directory::{Agent, Client, Directory},
-    http1::headers::{Headers, KnownHeader},
+    http1::headers::{HeaderKind, Headers},
     limits::{concurrency_limit::ConcurrencyLimit, wait_limit::WaitLimit},
     request_body::{BodyLimits, Owner, ReplayBody, ReplayBudget, ReplayBudgetExceeded, RequestBody},
     telemetry::traces::Operation,
@@ -212,7 +212,7 @@ impl Proxy {
         let body_length = match content_length {
             Some(0)
                 if replay_body.is_none()
-                    && !request.headers.contains(KnownHeader::ContentLength)
+                    && !request.headers.contains(HeaderKind::ContentLength)
                     && !method_has_body() =>
             {
                 BodyLength::Absent

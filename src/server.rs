@@ -38,11 +38,13 @@ use crate::{http1::io::Stream, proxy::Proxy};
 const MAX_HEAD_BYTES: usize = 64 * 1024;
 /// Delay before accepting again after the process has run out of file descriptors.
 const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(50);
-/// How long a new connection may still send its first request after the server has begun to stop.
+/// How long something under way may still take when a connection is to end: a TLS handshake, a partial head, the first
+/// request of a new connection, and over HTTP/2 the client's reply to GOAWAY.
 const SHUTDOWN_GRACE_TIMEOUT: Duration = Duration::from_secs(1);
-/// Bounds of the lingering close: how long a client that is still sending is read from after the last response.
+/// Longest time for which input is discarded after the last response (lingering close), or for an unread HTTP/2 body;
+/// also bounds close_notify.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(5);
-/// Bounds of the lingering close: how many bytes are read and discarded.
+/// Maximum number of bytes discarded meanwhile.
 const MAX_LINGER_BYTES: u64 = 256 * 1024 * 1024;
 /// Write time-out of a connection on which no request was authorized yet.
 const UNAUTHORIZED_WRITE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -56,7 +58,7 @@ pub struct Timeouts {
     pub header: Duration,
     /// Between two requests of a kept connection.
     pub idle: Duration,
-    /// Longest time in which the client accepts no response bytes.
+    /// Longest time in which the client accepts no response bytes; set by `server.body_timeout`.
     pub write: Duration,
 }
 
@@ -76,7 +78,8 @@ pub struct Server {
     /// Caps the open connections.
     pub connection_limiter: ConnectionLimiter,
     wrong_keys: WrongKeyThrottle,
-    /// Becomes true when no more requests are accepted.
+    /// Becomes true when the shutdown begins: no connection is accepted any more, a new one may still send its first
+    /// request, and others are refused further requests.
     pub stopping: watch::Receiver<bool>,
 }
 
@@ -100,8 +103,9 @@ impl Server {
         }
     }
 
-    /// Whether no more requests are accepted. The flag changes once and this receiver never marks it as seen, so
-    /// `has_changed` needs no lock.
+    /// Whether the shutdown has begun (see [`Server::stopping`]), or the flag's sender is gone. `has_changed` reads an
+    /// atomic, where `borrow` would take a lock. It stays true, because the flag changes once and this receiver never
+    /// marks the change as seen.
     fn is_stopping(&self) -> bool {
         self.stopping.has_changed().unwrap_or(true)
     }
@@ -137,8 +141,8 @@ impl Server {
     }
 
     /// Counts a wrong key from `peer` and returns how long its refusal is delayed.
-    pub fn wrong_key_delay(&self, peer: Option<IpAddr>) -> Duration {
-        self.wrong_keys.delay(peer, Instant::now())
+    pub fn count_wrong_key(&self, peer: Option<IpAddr>) -> Duration {
+        self.wrong_keys.count_wrong_key(peer, Instant::now())
     }
 
     /// Number of open connections.
@@ -217,10 +221,10 @@ async fn serve_connection(
     let Accepted { stream, peer, permit } = accepted;
     permit.register_waker().await;
     let tls = server.tls.load_full();
-    let (stream, by_alpn, chain) = match &tls {
+    // Without TLS there is no ALPN, and the first bytes decide.
+    let (stream, alpn_is_http2, chain) = match &tls {
         None => (stream, None, None),
         Some(tls) => {
-            permit.mark_partial(Instant::now());
             let outcome = tokio::select! {
                 () = permit.close_requested() => None,
                 outcome = Box::pin(tls_handshake(stream, peer, tls.config.clone(), server)) => outcome,
@@ -232,13 +236,14 @@ async fn serve_connection(
     if !server.admit_client(&permit, tls.as_ref(), chain) {
         return;
     }
-    if by_alpn == Some(true) {
+    if alpn_is_http2 == Some(true) {
         let serving = http2::serve(stream, BytesMut::new(), peer, server, permit, proxy);
         return Box::pin(serving).await;
     }
     let accepted = Accepted { stream, peer, permit: permit.clone() };
-    if let Some((stream, first)) = http1::serve(accepted, by_alpn.is_none(), server, proxy, recycled).await {
-        Box::pin(http2::serve(stream, first, peer, server, permit, proxy)).await;
+    let may_be_http2 = alpn_is_http2.is_none();
+    if let Some((stream, received)) = http1::serve(accepted, may_be_http2, server, proxy, recycled).await {
+        Box::pin(http2::serve(stream, received, peer, server, permit, proxy)).await;
     }
 }
 

@@ -40,7 +40,7 @@ pub struct ServerConfig {
     pub header_timeout: Duration,
     /// Bounds the idle time between two requests of a connection.
     pub idle_timeout: Duration,
-    /// Bounds the pause between two chunks of a request's body.
+    /// Bounds the pause between two chunks of a request's body, and how long a client may leave response bytes unread.
     pub body_timeout: Duration,
     /// Maximum size of a request's body in bytes; at least 1.
     pub max_request_body: u64,

@@ -36,7 +36,8 @@ pub fn acquire() -> BytesMut {
     FREE.with_borrow_mut(Vec::pop).unwrap_or_else(|| BytesMut::with_capacity(BUFFER_BYTES))
 }
 
-/// Returns a buffer to the pool and clears it. A buffer whose memory is shared, or that has grown, is dropped.
+/// Returns a buffer to the pool. Its length is reset, but its bytes are not wiped: the caller wipes what may be a
+/// credential. A buffer whose memory is shared, or that has grown, is dropped.
 pub fn release(mut buffer: BytesMut) {
     if buffer.capacity() == 0 {
         return;

@@ -7,7 +7,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use http::{Method, StatusCode, Version};
 
 pub use self::chunked::ChunkedDecoder;
-use super::headers::{Headers, KnownHeader};
+use super::headers::{HeaderKind, Headers};
 
 /// Body bytes below this size are copied out of the read buffer: a slice would keep the whole buffer alive.
 pub const MIN_SLICE_BYTES: usize = 4 * 1024;
@@ -75,7 +75,7 @@ impl Framing {
     /// Determines the framing of a request (RFC 9112 §6.3).
     pub fn of_request(version: Version, headers: &Headers) -> Result<Self, FramingError> {
         let chunked = is_chunked(headers)?;
-        let mut lengths = headers.values(KnownHeader::ContentLength);
+        let mut lengths = headers.values(HeaderKind::ContentLength);
         let length = match headers.cached_content_length() {
             None => lengths.next().map(parse_content_length).transpose()?,
             cached => cached,
@@ -149,7 +149,7 @@ pub fn has_bare_lf(head: &[u8]) -> bool {
 
 /// Whether the only transfer coding is `chunked`.
 fn is_chunked(headers: &Headers) -> Result<bool, FramingError> {
-    let mut codings = headers.values(KnownHeader::TransferEncoding);
+    let mut codings = headers.values(HeaderKind::TransferEncoding);
     match (codings.next(), codings.next()) {
         (None, _) => Ok(false),
         (Some(coding), None) if coding.eq_ignore_ascii_case(b"chunked") => Ok(true),
@@ -163,7 +163,7 @@ pub fn response_content_length(headers: &Headers) -> Result<Option<u64>, Framing
         return Ok(Some(cached));
     }
     let mut length = None;
-    for value in headers.values(KnownHeader::ContentLength) {
+    for value in headers.values(HeaderKind::ContentLength) {
         let number = parse_content_length(value)?;
         if number > i64::MAX as u64 || length.replace(number).is_some_and(|before| before != number) {
             return Err(FramingError::InvalidContentLength);

@@ -6,7 +6,7 @@ mod content_length;
 mod credentials;
 mod header_block;
 mod header_cache;
-mod known_header;
+mod header_kind;
 
 use std::rc::Rc;
 
@@ -14,7 +14,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName};
 
 use self::{content_length::ContentLength, credentials::HeaderCredentials, header_cache::EncodedHeaders};
-pub use self::{header_block::HeaderBlock, header_cache::HeaderCache, known_header::KnownHeader};
+pub use self::{header_block::HeaderBlock, header_cache::HeaderCache, header_kind::HeaderKind};
 use crate::secret::{wipe, wipe_on_drop};
 
 /// Maximum number of options in `Connection`. Each is compared with all headers: without a bound, one long line would
@@ -30,7 +30,7 @@ pub fn has_quotation_mark(name: &HeaderName) -> bool {
 #[derive(Clone, Copy)]
 pub struct Header<'a> {
     /// Its classified name.
-    pub known: KnownHeader,
+    pub kind: HeaderKind,
     /// Its name in its original spelling.
     pub name: &'a [u8],
     /// Its value without surrounding white space.
@@ -61,8 +61,8 @@ pub struct Headers {
 struct HeaderLines {
     text: Bytes,
     entries: Vec<HeaderLine>,
-    /// A bit for each [`KnownHeader`] that occurs.
-    known_mask: u32,
+    /// A bit for each [`HeaderKind`] that occurs.
+    kind_mask: u32,
     /// `Connection` contains `close`; `keep-alive` likewise.
     close: bool,
     keep_alive: bool,
@@ -77,9 +77,9 @@ struct HeaderLines {
 /// Position of a line in the text.
 #[derive(Clone, Copy)]
 struct HeaderLine {
-    known: KnownHeader,
-    /// Listed in the message's `Connection`.
-    hop_by_hop: bool,
+    kind: HeaderKind,
+    /// Listed in the message's `Connection`, and so hop-by-hop whatever its name.
+    listed_in_connection: bool,
     name: TextRange,
     value: TextRange,
 }
@@ -120,8 +120,8 @@ impl ParsedHeaders {
         let start = headers_start(head).unwrap_or(head.len());
         let base = head[start..].as_ptr() as usize;
         let line = |header: &httparse::Header<'_>| HeaderLine {
-            known: KnownHeader::from_name(header.name.as_bytes()),
-            hop_by_hop: false,
+            kind: HeaderKind::from_name(header.name.as_bytes()),
+            listed_in_connection: false,
             name: TextRange::of_part(header.name.as_bytes(), base),
             value: TextRange::of_part(header.value, base),
         };
@@ -171,8 +171,8 @@ impl Headers {
             TextRange { start, end: text.len() as u32 }
         };
         let lines = lines.map(|(name, value)| HeaderLine {
-            known: KnownHeader::from_name(name),
-            hop_by_hop: false,
+            kind: HeaderKind::from_name(name),
+            listed_in_connection: false,
             name: append(name),
             value: append(value),
         });
@@ -196,31 +196,31 @@ impl Headers {
     }
 
     fn header(&self, line: &HeaderLine) -> Header<'_> {
-        Header { known: line.known, name: line.name.slice(&self.lines.text), value: self.value(line) }
+        Header { kind: line.kind, name: line.name.slice(&self.lines.text), value: self.value(line) }
     }
 
     fn value(&self, line: &HeaderLine) -> &[u8] {
         match &self.content_length {
-            Some(length) if line.known == KnownHeader::ContentLength => length.as_bytes(),
+            Some(length) if line.kind == HeaderKind::ContentLength => length.as_bytes(),
             _ => line.value.slice(&self.lines.text),
         }
     }
 
     /// The values of every header with this name.
-    pub fn values(&self, known: KnownHeader) -> impl Iterator<Item = &[u8]> {
+    pub fn values(&self, kind: HeaderKind) -> impl Iterator<Item = &[u8]> {
         // Most headers that are looked up do not exist.
-        let entries = if self.lines.known_mask & known.mask() == 0 { &[][..] } else { &self.lines.entries };
-        entries.iter().filter(move |line| line.known == known).map(|line| self.value(line))
+        let entries = if self.lines.kind_mask & kind.mask() == 0 { &[][..] } else { &self.lines.entries };
+        entries.iter().filter(move |line| line.kind == kind).map(|line| self.value(line))
     }
 
     /// The first value with this name.
-    pub fn first(&self, known: KnownHeader) -> Option<&[u8]> {
-        self.values(known).next()
+    pub fn first(&self, kind: HeaderKind) -> Option<&[u8]> {
+        self.values(kind).next()
     }
 
     /// Whether there is a header with this name.
-    pub fn contains(&self, known: KnownHeader) -> bool {
-        self.first(known).is_some()
+    pub fn contains(&self, kind: HeaderKind) -> bool {
+        self.first(kind).is_some()
     }
 
     /// Whether `Connection` contains `close`.
@@ -265,14 +265,14 @@ impl Headers {
     /// Of a response: the headers that are forwarded to the client. `Content-Length` is not among them, whatever the
     /// upstream lists in `Connection`: the proxy frames the body itself.
     pub fn forwarded_to_client(&self) -> impl Iterator<Item = Header<'_>> {
-        let is_forwarded = |line: &&HeaderLine| line.is_end_to_end() && !line.known.is_set_by_proxy();
+        let is_forwarded = |line: &&HeaderLine| line.is_end_to_end() && !line.kind.is_set_by_proxy();
         self.lines.entries.iter().filter(is_forwarded).map(|line| self.header(line))
     }
 
     /// The encoded headers of [`Headers::forwarded_to_client`], if they are cached and every value is shorter than
-    /// `too_long`.
-    pub fn encoded_for_client(&self, too_long: usize) -> Option<&[u8]> {
-        self.lines.encoded.as_ref()?.for_client(too_long)
+    /// `token_bytes`, the length of the token: a longer one may contain the token and must be searched.
+    pub fn encoded_for_client(&self, token_bytes: usize) -> Option<&[u8]> {
+        self.lines.encoded.as_ref()?.for_client(token_bytes)
     }
 
     /// Identifies cached headers, for as long as a clone of them exists.
@@ -289,19 +289,19 @@ impl From<HeaderLines> for Headers {
 
 impl HeaderLine {
     fn is_end_to_end(&self) -> bool {
-        !(self.hop_by_hop || self.known.is_hop_by_hop())
+        !(self.listed_in_connection || self.kind.is_hop_by_hop())
     }
 
     /// Whether the name allows that a request's header is forwarded to the upstream.
     fn is_forwarded_to_upstream(&self) -> bool {
-        self.is_end_to_end() && !self.known.is_stripped_from_request()
+        self.is_end_to_end() && !self.kind.is_stripped_from_request()
     }
 }
 
 impl HeaderLines {
     fn new(text: Bytes, entries: Vec<HeaderLine>) -> Self {
-        let known_mask = entries.iter().fold(0, |known_mask, line| known_mask | line.known.mask());
-        let mut lines = Self { text, entries, known_mask, ..Self::default() };
+        let kind_mask = entries.iter().fold(0, |kind_mask, line| kind_mask | line.kind.mask());
+        let mut lines = Self { text, entries, kind_mask, ..Self::default() };
         lines.apply_connection_options();
         lines
     }
@@ -311,7 +311,7 @@ impl HeaderLines {
         let Self { text, entries, close, keep_alive, too_many_options, .. } = self;
         let mut options_seen = 0;
         for nth in 0..entries.len() {
-            if entries[nth].known != KnownHeader::Connection {
+            if entries[nth].kind != HeaderKind::Connection {
                 continue;
             }
             for option in connection_options(entries[nth].value.slice(text)) {
@@ -326,7 +326,7 @@ impl HeaderLines {
                     *keep_alive = true;
                 } else {
                     for line in entries.iter_mut() {
-                        line.hop_by_hop |= line.name.slice(text).eq_ignore_ascii_case(option);
+                        line.listed_in_connection |= line.name.slice(text).eq_ignore_ascii_case(option);
                     }
                 }
             }
@@ -390,7 +390,7 @@ mod tests {
             ["User-Agent", "X-Wecom", "X-Request-Id", "Accept"]
         );
         assert!(headers.has_connection_close() && headers.has_connection_keep_alive());
-        assert_eq!(headers.first(KnownHeader::WecomAgent), Some(&b"hr"[..]));
+        assert_eq!(headers.first(HeaderKind::WecomAgent), Some(&b"hr"[..]));
     }
 
     #[test]

@@ -17,7 +17,7 @@ use super::buffer_pool;
 use crate::secret::wipe;
 
 /// Chunks up to this size are copied into the buffer: that costs less than a second slice.
-const MAX_COPIED_BYTES: usize = 4 * 1024;
+const MAX_INLINE_CHUNK_BYTES: usize = 4 * 1024;
 
 /// Bytes to be written, in as few writes as possible.
 #[derive(Default)]
@@ -97,7 +97,7 @@ impl WriteBuf {
             (false, true) => b"0\r\n\r\n",
             (false, false) => b"",
         };
-        if chunk.len() <= MAX_COPIED_BYTES {
+        if chunk.len() <= MAX_INLINE_CHUNK_BYTES {
             self.buffer.extend_from_slice(&chunk);
             self.buffer.extend_from_slice(suffix);
         } else {

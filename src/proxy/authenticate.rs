@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     directory::{Agent, Client, Directory},
-    http1::headers::{Headers, KnownHeader},
+    http1::headers::{HeaderKind, Headers},
     secret::credential_scan,
     time::clock::unix_now,
     tokens::passes::{DecodeBuf, PassError, UnverifiedPass},
@@ -155,7 +155,7 @@ pub(super) fn reject_repeated_key(
 ) -> Result<(), ProxyError> {
     let query = target.query.unwrap_or_default();
     // Fast path: no presented key fits into the path or the query.
-    if headers.all_keys_longer_than(target.path.len().max(query.len())) {
+    if !headers.can_contain_key(target.path.len().max(query.len())) {
         return Ok(());
     }
     let repeats = |key: &[u8]| {
@@ -176,7 +176,7 @@ pub(super) fn requested_agent<'a>(
     target: &ParsedTarget<'a>,
     headers: &'a Headers,
 ) -> Result<Option<&'a str>, ProxyError> {
-    let header = single_value(headers, KnownHeader::WecomAgent, "X-Wecom-Agent")?;
+    let header = single_value(headers, HeaderKind::WecomAgent, "X-Wecom-Agent")?;
     if let (Some(segment), Some(header)) = (target.agent, header)
         && segment != header
     {

@@ -20,7 +20,7 @@ use super::{errcode_probe::ProbedResponse, request::Request};
 use crate::inspector::redact::MASK;
 use crate::{
     directory::{Agent, Directory},
-    http1::headers::{Header, Headers, KnownHeader},
+    http1::headers::{Header, HeaderKind, Headers},
     inspector::{AttemptDetail, RedactionJob},
     request_body::{BodySource, BodySourceError, RequestBody},
     secret::Masked,
@@ -158,15 +158,15 @@ impl BodySource for TappedBody {
 
 /// End-to-end headers of a request, with the values of credentials masked.
 fn request_headers(headers: &Headers) -> RawHeaders {
-    RawHeaders::new(headers.end_to_end().map(|Header { known, name, value }| match known {
-        KnownHeader::Authorization | KnownHeader::ApiKey => (name, MASK.as_bytes()),
+    RawHeaders::new(headers.end_to_end().map(|Header { kind, name, value }| match kind {
+        HeaderKind::Authorization | HeaderKind::ApiKey => (name, MASK.as_bytes()),
         _ => (name, value),
     }))
 }
 
 /// Values of the headers that contain credentials.
 fn request_credentials(headers: &Headers) -> Vec<Masked> {
-    let values = headers.values(KnownHeader::Authorization).chain(headers.values(KnownHeader::ApiKey));
+    let values = headers.values(HeaderKind::Authorization).chain(headers.values(HeaderKind::ApiKey));
     values.map(|value| Masked::new(String::from_utf8_lossy(value).into_owned())).collect()
 }
 

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::initial_response_headers::{headers_for_client, local_headers};
 use crate::{
-    http1::headers::{HeaderBlock, KnownHeader},
+    http1::headers::{HeaderBlock, HeaderKind},
     limits::concurrency_limit::Permit,
     tokens::Token,
     upstream::{UpstreamBody, UpstreamError, UpstreamResponse},
@@ -147,7 +147,7 @@ impl ErrcodeProbe {
         let mut response = Box::new(ProbedResponse {
             status,
             headers: headers_for_client(&upstream_headers, token),
-            has_date: upstream_headers.contains(KnownHeader::Date),
+            has_date: upstream_headers.contains(HeaderKind::Date),
             content_length,
             buffered: Buffered::default(),
             remaining: body,

@@ -6,7 +6,7 @@ use std::net::{Ipv6Addr, SocketAddr};
 use http::{Method, Version};
 
 use super::request::Request;
-use crate::http1::headers::KnownHeader;
+use crate::http1::headers::HeaderKind;
 
 /// Checks the method, the form of the target, and `Host` unless a cached header block makes that redundant.
 pub(super) fn check_head(
@@ -20,7 +20,7 @@ pub(super) fn check_head(
         );
     }
     if request.version < Version::HTTP_2 && !host_is_checked {
-        let mut hosts = request.headers.values(KnownHeader::Host);
+        let mut hosts = request.headers.values(HeaderKind::Host);
         match (hosts.next(), hosts.next()) {
             (None, _) if request.version == Version::HTTP_11 => return Err("missing Host header"),
             (_, Some(_)) => return Err("duplicate Host header"),

@@ -8,7 +8,7 @@ use super::{
     request::Request,
 };
 use crate::{
-    http1::headers::{Headers, KnownHeader},
+    http1::headers::{HeaderKind, Headers},
     secret::{Masked, credential_scan},
 };
 
@@ -29,7 +29,7 @@ impl PresentedKey<'_> {
 
 /// The key in `Authorization`: Bearer, or the password of Basic.
 pub(super) fn authorization_key(headers: &Headers) -> Result<Option<PresentedKey<'_>>, ProxyError> {
-    let Some(value) = single_value(headers, KnownHeader::Authorization, "Authorization")? else {
+    let Some(value) = single_value(headers, HeaderKind::Authorization, "Authorization")? else {
         return Ok(None);
     };
     let space = memchr::memchr(b' ', value.as_bytes()).unwrap_or(value.len());
@@ -54,7 +54,7 @@ pub(super) fn authorization_key(headers: &Headers) -> Result<Option<PresentedKey
 }
 
 pub(super) fn api_key(headers: &Headers) -> Result<Option<PresentedKey<'_>>, ProxyError> {
-    Ok(single_value(headers, KnownHeader::ApiKey, "X-Api-Key")?.map(PresentedKey::Verbatim))
+    Ok(single_value(headers, HeaderKind::ApiKey, "X-Api-Key")?.map(PresentedKey::Verbatim))
 }
 
 /// Whether a text is or contains a pass, or is a credential of this request: its key, what its `Authorization` contains, or
@@ -69,8 +69,8 @@ pub(super) fn is_credential(request: &Request, text: &str) -> bool {
     credential_scan::has_pass_prefix(text)
         || credential_scan::contains_pass(text.as_bytes())
         || headers.presented_keys().any(|key| credential_scan::contains_key(text.as_bytes(), key))
-        || headers.values(KnownHeader::ApiKey).any(|value| value.trim_ascii() == text.as_bytes())
-        || headers.values(KnownHeader::Authorization).any(is_authorization_key)
+        || headers.values(HeaderKind::ApiKey).any(|value| value.trim_ascii() == text.as_bytes())
+        || headers.values(HeaderKind::Authorization).any(is_authorization_key)
         || matches!(authorization_key(headers), Ok(Some(PresentedKey::Decoded(key))) if key.expose() == text)
         || (target.path().ends_with("/gettoken")
             && query::param_values(target.query().unwrap_or_default()).any(|value| *value == text))
@@ -79,7 +79,7 @@ pub(super) fn is_credential(request: &Request, text: &str) -> bool {
 /// The value of a header that must occur at most once, with only printable ASCII characters and tabs.
 pub(super) fn single_value<'a>(
     headers: &'a Headers,
-    header: KnownHeader,
+    header: HeaderKind,
     name: &str,
 ) -> Result<Option<&'a str>, ProxyError> {
     let mut values = headers.values(header);

@@ -6,7 +6,7 @@ use bytes::{BufMut, BytesMut};
 
 use super::{error::ErrorKind, request::Request, request_context::RequestContext};
 use crate::{
-    http1::headers::{HeaderBlock, KnownHeader},
+    http1::headers::{HeaderBlock, HeaderKind},
     tokens::ceil_seconds,
     wecom::errcode,
 };
@@ -41,7 +41,7 @@ pub(super) fn add_proxy_headers(context: &RequestContext, with_hint: bool, heade
 
 /// Whether the client asked for an explanation of the errcode (`X-Wecom-Debug: 1`).
 pub(super) fn wants_hint(request: &Request) -> bool {
-    request.headers.first(KnownHeader::WecomDebug).is_some_and(|value| value == b"1")
+    request.headers.first(HeaderKind::WecomDebug).is_some_and(|value| value == b"1")
 }
 
 /// Writes milliseconds with three decimals.

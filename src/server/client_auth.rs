@@ -21,8 +21,12 @@ enum State {
 }
 
 impl ClientCertificate {
-    /// Stores the result of the handshake. A lock orders this before or after [`is_accepted_by`](Self::is_accepted_by):
-    /// either that call sees the chain, or the settings it was called with are visible to the caller afterwards.
+    /// Stores the result of the handshake.
+    ///
+    /// The TLS settings may be replaced during the handshake: `Server::replace_tls` stores the new ones, then calls
+    /// [`is_accepted_by`](Self::is_accepted_by). Because of the lock, either that call sees this chain, or
+    /// `Server::admit_client`, which calls this function, sees the new settings when it loads them next. So no
+    /// connection escapes the check.
     pub(super) fn complete_handshake(&self, chain: Option<CertificateChain>) {
         *self.lock() = chain.map_or(State::Absent, State::Presented);
     }

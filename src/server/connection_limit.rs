@@ -1,12 +1,13 @@
-//! Caps open connections (`max_connections`); when full, closes the longest-idle one.
+//! Caps open connections (`max_connections`). When full, evicts one in the order of [`eviction_order`], of one rank the
+//! longest-idle one, or waits if none may be evicted.
 //!
 //! Each connection has a permit that records since when it has been idle. When the limit is reached, one scan finds the
-//! longest-idle connections and asks them to close; no ordered list is kept, so the others pay nothing. Connections
-//! with a request, and those that had one within [`MIN_IDLE`], stay; a partial head or TLS handshake counts as a
-//! request only for [`PARTIAL_REQUEST_TIMEOUT`].
+//! connections to evict and asks them to close; no ordered list is kept, so the others pay nothing. An authorized one
+//! with a request, or with one within [`MIN_IDLE`], stays; a partial head counts for [`PARTIAL_REQUEST_TIMEOUT`].
 //!
-//! Until a request on it was authorized, a connection counts as idle whatever it does, because it can only be waiting
-//! for its client. So clients without a key cannot displace those with one.
+//! Until a request on it was authorized, a connection counts as idle since its accept, because it can only be waiting
+//! for its client. So clients without a key can displace idle connections of others only while they hold less than
+//! half of the permits.
 
 use std::{
     fs,
@@ -33,10 +34,11 @@ use super::{client_auth::ClientCertificate, log_throttle::LogThrottle};
 /// Idle time below which an authorized connection is not evicted: a client that sends one request after another keeps
 /// its connection.
 const MIN_IDLE: Duration = Duration::from_millis(500);
-/// Idle time below which an unauthorized connection is not evicted while unauthorized ones hold half of the permits:
-/// the first request of a new connection can arrive.
+/// Idle time below which an unauthorized connection is not evicted while unauthorized ones hold at least half of the
+/// permits: long enough for the first request of a new connection to arrive.
 const MIN_UNAUTHORIZED_IDLE: Duration = Duration::from_millis(25);
-/// How long a partial head or TLS handshake counts as the beginning of a request.
+/// How long a partial head on an authorized connection counts as a request, and an unauthorized connection may take for
+/// its handshake and first head before it is evicted ahead of the others.
 const PARTIAL_REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often an accept that waits for a permit retries the eviction.
 const EVICTION_INTERVAL: Duration = Duration::from_millis(25);
@@ -64,7 +66,7 @@ pub(super) fn effective_max_connections(max_connections: usize) -> usize {
             max_connections,
             descriptors,
             effective,
-            "max_connections lowered to fit the open file limit; raise it (LimitNOFILE= or ulimit -n)"
+            "max_connections lowered to fit the limit on open files; raise that limit (LimitNOFILE= or ulimit -n)"
         );
     }
     max_connections.min(effective)
@@ -118,11 +120,11 @@ struct OpenConnections {
     sweep_at: usize,
 }
 
-/// Permit of one open connection, with its idle time and close flags.
+/// State of one open connection that its task shares with the limiter, and the semaphore's permit.
 #[derive(Debug)]
 pub(super) struct ConnectionPermit {
     epoch: Instant,
-    /// In microseconds since `epoch`, or [`ACTIVE`].
+    /// In microseconds since `epoch`, or [`ACTIVE`]; 0 after `mark_evictable`, in the future after `mark_partial`.
     idle_since: AtomicU64,
     /// A request on it presented a valid credential.
     authorized: AtomicBool,
@@ -170,7 +172,7 @@ impl ConnectionLimiter {
         if is_log_due(&self.full_logged_at) {
             tracing::warn!(
                 max_connections = self.max_connections,
-                "max_connections reached, closing idle connections; new ones wait when none is idle"
+                "max_connections reached, each new connection closes an idle one, or waits while none is idle"
             );
         }
         let mut owned_permit = pin!(self.semaphore.clone().acquire_owned());
@@ -192,7 +194,7 @@ impl ConnectionLimiter {
     /// evicts an idle connection.
     pub(super) fn on_accept_error(&self, error: &io::Error) {
         if is_log_due(&self.accept_error_logged_at) {
-            tracing::error!(%error, "accept failed, retrying and closing idle connections");
+            tracing::error!(%error, "accept failed, closing one idle connection and retrying");
         }
         self.evict_one();
     }
@@ -277,8 +279,9 @@ impl ConnectionLimiter {
     }
 }
 
-/// Order of eviction: pairs of "is authorized" and minimum idle time. While unauthorized connections hold half of the
-/// permits, only they are evicted; otherwise a new one gets the time that its first request takes.
+/// Pairs of "is authorized" and minimum idle time, in the order of eviction: unauthorized connections older than
+/// [`PARTIAL_REQUEST_TIMEOUT`], then authorized ones, then younger unauthorized ones. While unauthorized ones hold at
+/// least half of the permits, only they are evicted.
 fn eviction_order(unauthorized_fill_half: bool) -> &'static [(bool, Duration)] {
     match unauthorized_fill_half {
         true => &[(false, MIN_UNAUTHORIZED_IDLE)],
@@ -305,13 +308,12 @@ impl ConnectionPermit {
         self.is_close_requested()
     }
 
-    /// Records that a request or handshake began at `since` and is incomplete, and returns whether the connection is to
-    /// close.
+    /// Records that a request began at `since` and is incomplete; returns whether the connection is to close.
     pub(super) fn mark_partial(&self, since: Instant) -> bool {
         self.mark_idle(since + PARTIAL_REQUEST_TIMEOUT)
     }
 
-    /// Makes this connection the first to be evicted.
+    /// Makes this connection the first of its rank to be evicted.
     pub(super) fn mark_evictable(&self) {
         self.idle_since.store(0, Relaxed);
     }

@@ -2,9 +2,9 @@
 //! responses.
 
 mod activity;
+mod early_settings;
 mod executor;
 mod frame_tracker;
-mod handshake;
 mod incoming_body;
 mod response_body;
 mod staged_input;
@@ -29,7 +29,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{io::AsyncReadExt, sync::watch, time::timeout};
 
 use self::{
-    activity::{Activity, RefusedRequestGuard, RequestGuard, WriteProgress},
+    activity::{Activity, PendingRefusal, RequestGuard, WriteProgress},
     executor::StreamExecutor,
     incoming_body::Http2IncomingBody,
     response_body::Http2ResponseBody,
@@ -68,25 +68,24 @@ pub(super) async fn serve(
     proxy: &Rc<Proxy>,
 ) {
     let (timeouts, mut stopping) = (server.timeouts, server.stopping.clone());
-    let stop_seen = stopping.clone();
     let activity = Activity::new(permit.clone());
     if received.is_empty()
-        && !read_preface(&mut stream, &mut received, timeouts.idle, &mut stopping, &permit).await
+        && !read_first_bytes(&mut stream, &mut received, timeouts.idle, &mut stopping, &permit).await
     {
         return;
     }
     let mut transport = Http2Transport::new(stream, received, activity.clone(), timeouts);
-    let first_head = tokio::select! {
-        first_head = transport.read_first_head() => first_head,
+    let waited = tokio::select! {
+        waited = transport.wait_until_hyper_needed() => waited,
         _ = stopping.wait_for(|stop| *stop) => Ok(()),
         () = permit.close_requested() => Ok(()),
     };
-    if first_head.is_err() {
+    if waited.is_err() {
         return;
     }
     let service = service_fn(|request| {
         // Requests that a client sends before it has received GOAWAY do not reach the upstream.
-        let draining = stop_seen.has_changed().unwrap_or(true) && !activity.is_new() || activity.is_revoked();
+        let draining = server.is_stopping() && !activity.is_new() || activity.is_revoked();
         // Each stream is a task of its own.
         start_request(request, peer, draining, &activity, server, proxy)
     });
@@ -96,7 +95,7 @@ pub(super) async fn serve(
         Some(result) => Some(result),
         None => {
             connection.as_mut().graceful_shutdown();
-            activity.set_ending();
+            activity.set_graceful_shutdown();
             drain(connection, &activity).await
         }
     };
@@ -107,7 +106,7 @@ pub(super) async fn serve(
 
 /// Reads the first bytes of a connection; false if none arrive. Until then it is idle and needs no hyper, which would
 /// wait for them even after its graceful shutdown has begun.
-async fn read_preface(
+async fn read_first_bytes(
     stream: &mut Stream,
     received: &mut BytesMut,
     idle_timeout: Duration,
@@ -183,6 +182,9 @@ async fn goaway_due(stopping: &mut watch::Receiver<bool>, activity: &Activity) {
 /// A response as hyper takes it, or the error that resets its stream.
 type StreamResponse = Result<http::Response<Http2ResponseBody>, h2::Error>;
 
+/// `Break` is a response; `Continue` is the future of one that is delayed because of a wrong key.
+type MaybeDelayed = ControlFlow<StreamResponse, Pin<Box<dyn Future<Output = StreamResponse>>>>;
+
 /// Future of the response to a request.
 enum ResponseFuture {
     Ready(Option<Box<StreamResponse>>),
@@ -201,7 +203,7 @@ impl Future for ResponseFuture {
         };
         if let Ok(response) = &mut response {
             let progress = WriteProgress::current();
-            // The head is sent first; body data waits for the client's window.
+            // The head counts as the first chunk.
             progress.data_queued();
             response.body_mut().progress = progress;
         }
@@ -211,8 +213,9 @@ impl Future for ResponseFuture {
 
 /// Starts handling one request.
 ///
-/// While no request on the connection was authorized, the request is polled at once: a refusal then leaves nothing
-/// behind but its response, and if too many of these wait for the client, the stream is reset.
+/// While no request on the connection was authorized, the request is polled once right here: most refusals are ready at
+/// once, and their handling is freed. If too many responses already wait for the client, [`finish_request`] resets the
+/// stream.
 fn start_request(
     request: http::Request<Incoming>,
     peer: Option<IpAddr>,
@@ -267,7 +270,7 @@ async fn handle_request(
 ) -> StreamResponse {
     // Requests of a client that is no longer accepted do not keep the connection open.
     let request_guard = (!activity.is_revoked()).then(|| activity.request_guard());
-    let (peer, is_head) = (request.peer, request.method == Method::HEAD);
+    let (peer, is_head_request) = (request.peer, request.method == Method::HEAD);
     let mut deadline = Deadline::unset();
     let response = {
         let mut handling = pin!(proxy.handle::<Boxed>(&request, body, &mut deadline));
@@ -281,7 +284,8 @@ async fn handle_request(
         response.await
     };
     drop(request);
-    match conclude(response, is_head, request_guard, activity, || server.wrong_key_delay(peer)) {
+    match finish_request(response, is_head_request, request_guard, activity, || server.count_wrong_key(peer))
+    {
         ControlFlow::Break(response) => response,
         ControlFlow::Continue(delayed) => delayed.await,
     }
@@ -289,39 +293,45 @@ async fn handle_request(
 
 /// Builds the response, or returns the future of one that is delayed. A separate function, because an async function
 /// would keep the memory of the response beside a request that waits.
-fn conclude(
+fn finish_request(
     mut response: Response,
-    is_head: bool,
+    is_head_request: bool,
     request_guard: Option<RequestGuard>,
     activity: Activity,
-    wrong_key_delay: impl FnOnce() -> Duration,
-) -> ControlFlow<StreamResponse, Pin<Box<dyn Future<Output = StreamResponse>>>> {
-    let mut refused_guard = None;
+    count_wrong_key: impl FnOnce() -> Duration,
+) -> MaybeDelayed {
+    let mut pending_refusal = None;
     if !activity.is_authorized() {
-        response.finish_context(is_head);
-        refused_guard = activity.try_refused_request_guard();
-        if refused_guard.is_none() {
+        // The request's context and its access log line end here: a client that does not read holds no memory.
+        response.finish_context(is_head_request);
+        pending_refusal = activity.try_begin_refusal();
+        if pending_refusal.is_none() {
             activity.record_stream_reset();
             return ControlFlow::Break(Err(h2::Reason::REFUSED_STREAM.into()));
         }
     }
-    let delay = if response.wrong_key { wrong_key_delay() } else { Duration::ZERO };
+    let delay = if response.wrong_key { count_wrong_key() } else { Duration::ZERO };
     if delay.is_zero() {
-        return ControlFlow::Break(Ok(build_response(response, is_head, request_guard, refused_guard)));
+        return ControlFlow::Break(Ok(build_response(
+            response,
+            is_head_request,
+            request_guard,
+            pending_refusal,
+        )));
     }
     drop(request_guard);
     ControlFlow::Continue(Box::pin(async move {
         activity.delay_wrong_key(delay).await;
-        Ok(build_response(response, is_head, None, refused_guard))
+        Ok(build_response(response, is_head_request, None, pending_refusal))
     }))
 }
 
 /// Converts a response to hyper's types.
 fn build_response(
     response: Response,
-    is_head: bool,
+    is_head_request: bool,
     request_guard: Option<RequestGuard>,
-    refused_guard: Option<RefusedRequestGuard>,
+    pending_refusal: Option<PendingRefusal>,
 ) -> http::Response<Http2ResponseBody> {
     let Response { status, headers: header_block, content_length: length, body, .. } = response;
     let mut headers = header_block.to_header_map();
@@ -330,12 +340,12 @@ fn build_response(
     }
     let mut response = http::Response::new(Http2ResponseBody {
         body,
-        ended: is_head,
+        ended: is_head_request,
         pending: Bytes::new(),
         failed: false,
         progress: Arc::default(),
         _request_guard: request_guard,
-        _refused_guard: refused_guard,
+        _pending_refusal: pending_refusal,
     });
     *response.status_mut() = status;
     *response.headers_mut() = headers;

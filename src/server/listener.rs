@@ -177,12 +177,12 @@ impl Listener {
         }
     }
 
-    /// Closes the socket and returns the connections in its accept queue. An inherited socket stays open, and its queue
-    /// is left to the next process.
+    /// Returns the connections in the accept queue, and closes this worker's descriptor of the socket when the iterator
+    /// is dropped. The queue of an inherited socket is left to the next process.
     pub(super) fn into_pending(self) -> impl Iterator<Item = (Stream, Option<IpAddr>)> {
         let Self { socket, is_inherited, .. } = self;
-        let backlog = (!is_inherited).then(|| socket.into_inner());
-        backlog.into_iter().flat_map(|socket| std::iter::from_fn(move || socket.try_accept().ok()))
+        let socket = (!is_inherited).then(|| socket.into_inner());
+        socket.into_iter().flat_map(|socket| std::iter::from_fn(move || socket.try_accept().ok()))
     }
 }
 

@@ -5,7 +5,10 @@ use std::{path::Path, path::PathBuf, sync::Arc};
 use rustls::{
     RootCertStore, ServerConfig,
     crypto::CryptoProvider,
-    pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject},
+    pki_types::{
+        CertificateDer, PrivateKeyDer, UnixTime,
+        pem::{self, PemObject},
+    },
     server::{WebPkiClientVerifier, danger::ClientCertVerifier},
 };
 
@@ -57,8 +60,14 @@ pub(super) fn accepts_client(tls: Option<&TlsTermination>, chain: Option<&[Certi
 pub fn load_termination(tls: &ServerTlsConfig) -> Result<Arc<TlsTermination>, TlsError> {
     let tls_error = |path: &Path, message: String| TlsError { path: path.to_owned(), message };
     let chain = load_certificates(&tls.cert)?;
-    let key = PrivateKeyDer::from_pem_file(&tls.key)
-        .map_err(|_| tls_error(&tls.key, "no private key found, expected PEM (BEGIN PRIVATE KEY)".into()))?;
+    let key = PrivateKeyDer::from_pem_file(&tls.key).map_err(|error| {
+        let message = match error {
+            pem::Error::Io(error) => format!("cannot read: {error}"),
+            // The text of other errors may repeat a part of the file.
+            _ => "no private key found, expected PEM (BEGIN PRIVATE KEY)".into(),
+        };
+        tls_error(&tls.key, message)
+    })?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = ServerConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
@@ -72,7 +81,13 @@ pub fn load_termination(tls: &ServerTlsConfig) -> Result<Arc<TlsTermination>, Tl
         rustls::Error::InconsistentKeys(_) => {
             tls_error(&tls.cert, "certificate does not match server.tls.key".into())
         }
-        error => tls_error(&tls.cert, format!("unusable certificate: {error}, expected X.509 version 3")),
+        rustls::Error::General(error) => tls_error(&tls.key, format!("unusable private key: {error}")),
+        error => {
+            let error = error.to_string();
+            let is_old_version = error.contains("UnsupportedCertVersion");
+            let hint = if is_old_version { ", expected X.509 version 3" } else { "" };
+            tls_error(&tls.cert, format!("unusable certificate: {error}{hint}"))
+        }
     })?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Arc::new(TlsTermination { config: Arc::new(config), client_auth }))
@@ -98,4 +113,33 @@ fn load_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsErr
         return Err(tls_error("no certificate found, expected PEM (BEGIN CERTIFICATE)".into()));
     }
     Ok(certificates)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn unusable_key_file_is_reported_with_its_cause() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = |name: &str| dir.path().join(name);
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).expect("a name");
+        fs::write(path("server.pem"), params.self_signed(&key).expect("a certificate").pem())
+            .expect("a file");
+        fs::write(path("empty"), "").expect("a file");
+        let invalid = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n";
+        fs::write(path("invalid"), invalid).expect("a file");
+        for (name, expected) in [
+            ("missing", "missing: cannot read: No such file"),
+            ("empty", "empty: no private key found"),
+            ("invalid", "invalid: unusable private key: "),
+        ] {
+            let tls = ServerTlsConfig { cert: path("server.pem"), key: path(name), client_ca: None };
+            let error = load_termination(&tls).map(drop).expect_err("an unusable key").to_string();
+            assert!(error.contains(expected) && !error.contains("X.509"), "{error}");
+        }
+    }
 }

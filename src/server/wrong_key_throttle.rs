@@ -43,7 +43,7 @@ impl WrongKeyThrottle {
     }
 
     /// Counts a wrong key and returns how long its refusal is delayed.
-    pub(super) fn delay(&self, peer: Option<IpAddr>, now: Instant) -> Duration {
+    pub(super) fn count_wrong_key(&self, peer: Option<IpAddr>, now: Instant) -> Duration {
         let micros = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
         let now = micros(now.saturating_duration_since(self.epoch));
         let free = now + micros(EMISSION_INTERVAL * BURST);
@@ -78,20 +78,24 @@ mod tests {
     #[test]
     fn wrong_keys_over_burst_are_delayed() {
         let (throttle, now) = (WrongKeyThrottle::new(), Instant::now());
-        let delays: Vec<_> = (0..30).map(|_| throttle.delay(peer("192.0.2.1"), now)).collect();
+        let delays: Vec<_> = (0..30).map(|_| throttle.count_wrong_key(peer("192.0.2.1"), now)).collect();
         assert!(delays[..10].iter().all(Duration::is_zero), "{delays:?}");
         assert!(delays[10..].iter().all(|delay| *delay == MAX_DELAY), "{delays:?}");
-        assert_eq!(throttle.delay(peer("2001:db8::1"), now), Duration::ZERO);
+        assert_eq!(throttle.count_wrong_key(peer("2001:db8::1"), now), Duration::ZERO);
         // Without delay again as soon as the burst has been restored.
         let later = now + EMISSION_INTERVAL * (BURST + 1);
-        assert_eq!(throttle.delay(peer("192.0.2.1"), later), Duration::ZERO);
+        assert_eq!(throttle.count_wrong_key(peer("192.0.2.1"), later), Duration::ZERO);
     }
 
     #[test]
     fn wrong_keys_at_emission_interval_are_not_delayed() {
         let (throttle, now) = (WrongKeyThrottle::new(), Instant::now());
         for nth in 0..100 {
-            assert_eq!(throttle.delay(None, now + EMISSION_INTERVAL * nth), Duration::ZERO, "{nth}");
+            assert_eq!(
+                throttle.count_wrong_key(None, now + EMISSION_INTERVAL * nth),
+                Duration::ZERO,
+                "{nth}"
+            );
         }
     }
 

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::{BodyLength, Upstream, UpstreamErrorKind, UpstreamRequest};
 use crate::{
-    http1::headers::{Headers, KnownHeader},
+    http1::headers::{HeaderKind, Headers},
     secret::Masked,
     time::deadline::Deadline,
 };
@@ -56,6 +56,6 @@ impl Upstream {
 }
 
 fn parse_date(headers: &Headers) -> Option<SystemTime> {
-    let text = std::str::from_utf8(headers.first(KnownHeader::Date)?).ok()?;
+    let text = std::str::from_utf8(headers.first(HeaderKind::Date)?).ok()?;
     httpdate::parse_http_date(text).ok()
 }

@@ -21,7 +21,7 @@ pub use scanner::{ErrcodeScanner, MAX_DEPTH, Verdict};
 
 use http::StatusCode;
 
-use crate::http1::headers::{Headers, KnownHeader};
+use crate::http1::headers::{HeaderKind, Headers};
 
 /// Whether the body of a response with this head can carry an errcode, and is to be scanned.
 ///
@@ -31,10 +31,10 @@ use crate::http1::headers::{Headers, KnownHeader};
 pub fn may_carry_errcode(status: StatusCode, headers: &Headers) -> bool {
     let has_no_own_body =
         matches!(status, StatusCode::NO_CONTENT | StatusCode::PARTIAL_CONTENT | StatusCode::NOT_MODIFIED);
-    if has_no_own_body || status.is_informational() || headers.contains(KnownHeader::ContentDisposition) {
+    if has_no_own_body || status.is_informational() || headers.contains(HeaderKind::ContentDisposition) {
         return false;
     }
-    headers.first(KnownHeader::ContentType).is_none_or(is_json_or_plain_text)
+    headers.first(HeaderKind::ContentType).is_none_or(is_json_or_plain_text)
 }
 
 fn is_json_or_plain_text(content_type: &[u8]) -> bool {

@@ -2,7 +2,7 @@
 
 use std::{
     net::{SocketAddr, TcpListener},
-    os::{fd::OwnedFd, unix::net::UnixListener},
+    os::{fd::OwnedFd, linux::net::SocketAddrExt, unix::net::UnixListener},
     path::PathBuf,
     sync::{
         Arc,
@@ -120,6 +120,17 @@ async fn inherited_descriptor_that_is_no_listener_is_refused() {
         assert_eq!(output.status, 1, "{}", output.err);
         assert!(output.err.contains("descriptor 3 from LISTEN_FDS is not a listening"), "{}", output.err);
     }
+}
+
+#[tokio::test]
+async fn inherited_abstract_socket_is_refused_with_its_cause() {
+    let (_wecom, dir, config) = start_simulator("127.0.0.1:0").await;
+    let name = dir.path().as_os_str().as_encoded_bytes();
+    let address = std::os::unix::net::SocketAddr::from_abstract_name(name).expect("a name");
+    let socket = UnixListener::bind_addr(&address).expect("a socket");
+    let output = Process::start_with_socket(socket.into(), &config).wait().await;
+    assert_eq!(output.status, 1, "{}", output.err);
+    assert!(output.err.contains("descriptor 3 from LISTEN_FDS is an abstract"), "{}", output.err);
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use std::cell::OnceCell;
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 
-use super::{HeaderLines, Headers, KnownHeader};
+use super::{HeaderKind, HeaderLines, Headers};
 use crate::secret::{
     Masked,
     credential_scan::{MIN_KEY_BYTES, contains_key, contains_pass},
@@ -15,7 +15,8 @@ use crate::secret::{
 pub(super) struct HeaderCredentials {
     /// The password of HTTP Basic.
     basic_password: OnceCell<Option<Masked>>,
-    /// Length of the shortest presented key; `usize::MAX` if there is none.
+    /// Length of the shortest presented key of at least [`MIN_KEY_BYTES`], as shorter ones are not searched for;
+    /// `usize::MAX` if there is none.
     min_key_bytes: OnceCell<usize>,
     /// Indexes of the lines that repeat a pass or a presented key.
     withheld_lines: OnceCell<Vec<usize>>,
@@ -27,23 +28,23 @@ impl Headers {
         self.lines.presented_keys()
     }
 
-    /// Whether a text of this length is too short to contain one of them.
-    pub fn all_keys_longer_than(&self, length: usize) -> bool {
-        self.lines.min_key_bytes() > length
+    /// Whether a text of this length may contain one of them, apart from keys too short to be searched for.
+    pub fn can_contain_key(&self, length: usize) -> bool {
+        self.lines.min_key_bytes() <= length
     }
 }
 
 impl HeaderLines {
-    fn values(&self, known: KnownHeader) -> impl Iterator<Item = &[u8]> {
-        let entries = if self.known_mask & known.mask() == 0 { &[][..] } else { &self.entries };
-        entries.iter().filter(move |line| line.known == known).map(|line| line.value.slice(&self.text))
+    fn values(&self, kind: HeaderKind) -> impl Iterator<Item = &[u8]> {
+        let entries = if self.kind_mask & kind.mask() == 0 { &[][..] } else { &self.entries };
+        entries.iter().filter(move |line| line.kind == kind).map(|line| line.value.slice(&self.text))
     }
 
     fn presented_keys(&self) -> impl Iterator<Item = &[u8]> {
         let presented = self
-            .values(KnownHeader::Authorization)
+            .values(HeaderKind::Authorization)
             .map(strip_auth_scheme)
-            .chain(self.values(KnownHeader::ApiKey));
+            .chain(self.values(HeaderKind::ApiKey));
         presented
             .filter(|key| !key.is_empty())
             .chain(self.basic_password().map(|key| key.expose().as_bytes()))
@@ -56,7 +57,7 @@ impl HeaderLines {
     }
 
     fn basic_password(&self) -> Option<&Masked> {
-        let mut values = self.values(KnownHeader::Authorization);
+        let mut values = self.values(HeaderKind::Authorization);
         let basic = values
             .find(|value| value.get(..6).is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"basic ")))?;
         let read = || {

@@ -3,7 +3,7 @@
 use bytes::BytesMut;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use super::{Header, KnownHeader};
+use super::{Header, HeaderKind};
 use crate::http1::buffer_pool;
 
 /// An encoded header block: `name: value` lines, each with its CRLF.
@@ -25,7 +25,7 @@ impl HeaderBlock {
     /// Appends a header. Neither part may contain CR or LF: received headers were parsed, and the proxy's own are
     /// constants or validated.
     pub fn append(&mut self, name: &[u8], value: &[u8]) {
-        Header { known: KnownHeader::Other, name, value }.encode(&mut self.0);
+        Header { kind: HeaderKind::Other, name, value }.encode(&mut self.0);
     }
 
     /// The buffer, for appending complete lines.

@@ -12,7 +12,7 @@ use bytes::{Bytes, BytesMut};
 use foldhash::fast::RandomState;
 
 use super::{
-    Header, HeaderLine, HeaderLines, Headers, KnownHeader, TextRange, content_length::ContentLength,
+    Header, HeaderKind, HeaderLine, HeaderLines, Headers, TextRange, content_length::ContentLength,
     credentials::HeaderCredentials, headers_start,
 };
 use crate::secret::{constant_time::constant_time_eq, wipe_on_drop};
@@ -33,8 +33,10 @@ pub(super) struct EncodedHeaders {
     content_length: Option<TextRange>,
     /// Headers that are forwarded to the upstream.
     for_upstream: Bytes,
-    /// Headers that are forwarded to the client, and the length of their longest value.
-    for_client: (Bytes, usize),
+    /// Headers that are forwarded to the client.
+    for_client: Bytes,
+    /// Length of the longest value in `for_client`.
+    max_client_value_bytes: usize,
 }
 
 impl HeaderCache {
@@ -66,7 +68,7 @@ impl HeaderCache {
         };
         self.0.rotate_right(1);
         self.0[0] = Some(lines.clone());
-        let content_length = headers.first(KnownHeader::ContentLength).and_then(ContentLength::parse);
+        let content_length = headers.first(HeaderKind::ContentLength).and_then(ContentLength::parse);
         Headers { lines, content_length }
     }
 }
@@ -124,8 +126,8 @@ impl HeaderLines {
     /// Whether the block is likely to be seen again.
     fn is_cacheable(&self) -> bool {
         let is_unique =
-            |line: &HeaderLine| matches!(line.known, KnownHeader::RequestId | KnownHeader::Traceparent);
-        let lengths = self.entries.iter().filter(|line| line.known == KnownHeader::ContentLength);
+            |line: &HeaderLine| matches!(line.kind, HeaderKind::RequestId | HeaderKind::Traceparent);
+        let lengths = self.entries.iter().filter(|line| line.kind == HeaderKind::ContentLength);
         self.text.len() <= MAX_CACHED_BYTES && !self.entries.iter().any(is_unique) && lengths.count() <= 1
     }
 
@@ -134,7 +136,7 @@ impl HeaderLines {
         if let Some(encoded) = &self.encoded {
             return encoded.content_length;
         }
-        let line = self.entries.iter().find(|line| line.known == KnownHeader::ContentLength)?;
+        let line = self.entries.iter().find(|line| line.kind == HeaderKind::ContentLength)?;
         ContentLength::parse(line.value.slice(&self.text)).map(|_| line.value)
     }
 
@@ -176,20 +178,18 @@ impl HeaderLines {
         let lines = Self::new(wipe_on_drop(self.text.to_vec()), self.entries.clone());
         let content_length = lines.content_length_range();
         let headers = Headers::from(lines);
-        let max_value_bytes =
+        let max_client_value_bytes =
             headers.forwarded_to_client().map(|header| header.value.len()).max().unwrap_or_default();
         let encoded = EncodedHeaders {
             content_length,
             for_upstream: encode_headers(headers.forwarded_to_upstream(), self.max_encoded_bytes()),
-            for_client: (
-                encode_headers(headers.forwarded_to_client(), self.max_encoded_bytes()),
-                max_value_bytes,
-            ),
+            for_client: encode_headers(headers.forwarded_to_client(), self.max_encoded_bytes()),
+            max_client_value_bytes,
         };
         let HeaderLines {
             text,
             entries,
-            known_mask,
+            kind_mask,
             close,
             keep_alive,
             too_many_options,
@@ -199,7 +199,7 @@ impl HeaderLines {
         Self {
             text: text.clone(),
             entries: entries.clone(),
-            known_mask: *known_mask,
+            kind_mask: *kind_mask,
             close: *close,
             keep_alive: *keep_alive,
             too_many_options: *too_many_options,
@@ -220,10 +220,9 @@ impl EncodedHeaders {
         &self.for_upstream
     }
 
-    /// Headers that are forwarded to the client, if every value is shorter than `too_long`.
-    pub(super) fn for_client(&self, too_long: usize) -> Option<&[u8]> {
-        let (lines, max_value_bytes) = &self.for_client;
-        (*max_value_bytes < too_long).then_some(lines)
+    /// Headers that are forwarded to the client, if every value is shorter than the token.
+    pub(super) fn for_client(&self, token_bytes: usize) -> Option<&[u8]> {
+        (self.max_client_value_bytes < token_bytes).then_some(&self.for_client)
     }
 }
 
@@ -281,7 +280,7 @@ mod tests {
                 "length",
                 &format!("Content-Length: {content_length}\r\n"),
             )));
-            assert_eq!(headers.first(KnownHeader::ContentLength), Some(content_length.as_bytes()));
+            assert_eq!(headers.first(HeaderKind::ContentLength), Some(content_length.as_bytes()));
         }
         for content_length in ["0", "7", "00000000000000000012", "99999999999999999999"] {
             let text = header_text("length", &format!("Content-Length: {content_length}\r\n"));

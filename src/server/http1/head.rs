@@ -8,7 +8,7 @@ use http::{Method, StatusCode, Version};
 use crate::{
     http1::{
         framing::{Framing, FramingError, has_bare_lf},
-        headers::{HeaderCache, Headers, KnownHeader, ParsedHeaders},
+        headers::{HeaderCache, HeaderKind, Headers, ParsedHeaders},
     },
     proxy::RequestTarget,
     secret::{constant_time::constant_time_eq, wipe},
@@ -52,7 +52,7 @@ impl RequestHead {
         self.version == Version::HTTP_11
             && self
                 .headers
-                .values(KnownHeader::Expect)
+                .values(HeaderKind::Expect)
                 .any(|value| value.eq_ignore_ascii_case(b"100-continue"))
     }
 }
@@ -80,7 +80,8 @@ struct RequestLine {
     authority: Option<Bytes>,
 }
 
-/// Cache of what the requests of a connection have in common.
+/// Cache of the header blocks and of the last request line of the connections that one task has served. It outlives a
+/// connection, so another client's connection may use it next.
 #[derive(Default)]
 pub struct RequestHeadCache {
     /// Header blocks seen before.

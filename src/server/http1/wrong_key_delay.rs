@@ -8,7 +8,7 @@ impl Http1Connection {
     /// Waits as long as the wrong-key throttle demands. Meanwhile the connection is the first to be evicted, without a
     /// response. Returns false if it is to close or its client has reset it.
     pub(super) async fn delay_wrong_key(&mut self) -> bool {
-        let delay = self.server.wrong_key_delay(self.peer);
+        let delay = self.server.count_wrong_key(self.peer);
         if delay.is_zero() {
             return true;
         }

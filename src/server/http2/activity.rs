@@ -15,7 +15,8 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::server::connection_limit::ConnectionPermit;
 
-/// Activity of one connection. Clones share it.
+/// State of one connection that its streams, its transport and [`super::serve`] share; clones share it. It holds the
+/// requests in flight, the refusals and their budget, the pause of reading, and the connection's permit.
 #[derive(Debug, Clone)]
 pub(super) struct Activity(Arc<State>);
 
@@ -23,7 +24,7 @@ pub(super) struct Activity(Arc<State>);
 struct State {
     created_at: Instant,
     permit: Arc<ConnectionPermit>,
-    /// When the last request completed, in milliseconds since `created_at`; 0 if none has.
+    /// When the last request completed, in milliseconds since `created_at`, at least 1; 0 if none has.
     idle_since: AtomicU64,
     /// Requests in flight.
     active_requests: AtomicU32,
@@ -33,43 +34,43 @@ struct State {
     pending_refusals: AtomicU32,
     /// Streams that were reset because [`MAX_PENDING_REFUSALS`] was reached.
     stream_resets: AtomicU32,
-    /// Until when nothing is read after such resets, in milliseconds since `created_at`.
+    /// Until when nothing is read after these resets, in milliseconds since `created_at`.
     paused_until: AtomicU64,
     /// Refused requests have used up what a connection may send without an authorized request.
     budget_exhausted: AtomicBool,
-    /// The graceful shutdown of hyper's connection has begun.
-    ending: AtomicBool,
+    /// The graceful shutdown of hyper's connection has begun, so GOAWAY was sent or is about to be.
+    graceful_shutdown: AtomicBool,
 }
 
 /// Maximum number of pending refusals while no request on the connection was authorized.
 const MAX_PENDING_REFUSALS: u32 = 6;
 
-/// Number of such resets after which reading pauses for [`RESET_PAUSE_INTERVAL`].
+/// Number of streams reset because of [`MAX_PENDING_REFUSALS`] after which reading pauses.
 const RESETS_PER_PAUSE: u32 = 8;
 
-/// hyper forgets a stream that it has reset after one second.
+/// How long reading pauses: longer than the second for which hyper remembers a stream that it has reset.
 const RESET_PAUSE_INTERVAL: Duration = Duration::from_millis(1100);
 
-/// Number of such resets after which the connection ends once the client has sent no more.
+/// Number of these resets after which the connection ends as soon as all that the client has sent was read.
 const MAX_STREAM_RESETS: u32 = 40;
 
-/// Number of such resets after which the connection ends in any case; larger than the number of concurrent streams, so
+/// Number of these resets after which the connection ends in any case; larger than the number of concurrent streams, so
 /// that no burst is cut off.
 const MAX_RESET_BURST: u32 = 512;
 
-/// Counts a pending refusal until dropped.
+/// Counts a pending refusal until dropped: any response on a connection without an authorized request, until hyper has
+/// sent it, or the discarding of such a request's body.
 #[derive(Debug)]
-pub(super) struct RefusedRequestGuard(Activity);
+pub(super) struct PendingRefusal(Activity);
 
 /// Counts a request in flight; dropped when its response was handed to hyper.
 #[derive(Debug)]
 pub(super) struct RequestGuard(Activity);
 
 impl Activity {
-    /// Creates the activity of a new connection.
+    /// Creates the state of a new connection.
     pub(super) fn new(permit: Arc<ConnectionPermit>) -> Self {
         let created_at = Instant::now();
-        permit.mark_idle(created_at);
         Self(Arc::new(State {
             created_at,
             permit,
@@ -80,7 +81,7 @@ impl Activity {
             stream_resets: AtomicU32::new(0),
             paused_until: AtomicU64::new(0),
             budget_exhausted: AtomicBool::new(false),
-            ending: AtomicBool::new(false),
+            graceful_shutdown: AtomicBool::new(false),
         }))
     }
 
@@ -95,11 +96,11 @@ impl Activity {
     }
 
     /// Counts a pending refusal; `None` if there are too many.
-    pub(super) fn try_refused_request_guard(&self) -> Option<RefusedRequestGuard> {
+    pub(super) fn try_begin_refusal(&self) -> Option<PendingRefusal> {
         let waiting = self.0.pending_refusals.load(Ordering::Relaxed);
         (waiting < MAX_PENDING_REFUSALS).then(|| {
             self.0.pending_refusals.store(waiting + 1, Ordering::Relaxed);
-            RefusedRequestGuard(self.clone())
+            PendingRefusal(self.clone())
         })
     }
 
@@ -122,7 +123,8 @@ impl Activity {
         }
     }
 
-    /// Whether the connection is to end because of such resets; `input_drained`: the client has sent no more.
+    /// Whether the connection is to end because of streams reset for too many pending refusals; `input_drained`: the
+    /// client has sent no more.
     pub(super) fn has_reset_too_many(&self, input_drained: bool) -> bool {
         let max_resets = if input_drained { MAX_STREAM_RESETS } else { MAX_RESET_BURST };
         self.0.stream_resets.load(Ordering::Relaxed) >= max_resets
@@ -135,7 +137,8 @@ impl Activity {
         (Instant::now() < until).then_some(until)
     }
 
-    /// Stops reading from the connection until a request that was already read is authorized.
+    /// Records that refused requests have used up the connection's budget. Nothing more is read and GOAWAY follows,
+    /// unless a request that was already read is authorized.
     pub(super) fn exhaust_budget(&self) {
         self.0.budget_exhausted.store(true, Ordering::Relaxed);
     }
@@ -151,13 +154,13 @@ impl Activity {
     }
 
     /// Records that the graceful shutdown of hyper's connection has begun.
-    pub(super) fn set_ending(&self) {
-        self.0.ending.store(true, Ordering::Relaxed);
+    pub(super) fn set_graceful_shutdown(&self) {
+        self.0.graceful_shutdown.store(true, Ordering::Relaxed);
     }
 
     /// Whether the graceful shutdown of hyper's connection has begun.
-    pub(super) fn is_ending(&self) -> bool {
-        self.0.ending.load(Ordering::Relaxed)
+    pub(super) fn is_in_graceful_shutdown(&self) -> bool {
+        self.0.graceful_shutdown.load(Ordering::Relaxed)
     }
 
     /// Counts a request in flight.
@@ -211,7 +214,7 @@ impl Activity {
         sleep(delay).await;
     }
 
-    /// Whether no request was received yet.
+    /// Whether no request is in flight and none has completed. A revoked client's requests do not count.
     pub(super) fn is_new(&self) -> bool {
         !self.has_active_requests() && self.0.idle_since.load(Ordering::Relaxed) == 0
     }
@@ -222,7 +225,7 @@ impl Activity {
     }
 }
 
-impl Drop for RefusedRequestGuard {
+impl Drop for PendingRefusal {
     fn drop(&mut self) {
         let state = &self.0.0;
         if state.pending_refusals.fetch_sub(1, Ordering::Relaxed) == 1 {
@@ -236,8 +239,8 @@ impl Drop for RequestGuard {
     fn drop(&mut self) {
         let state = &self.0.0;
         let age = state.created_at.elapsed();
-        let seq = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
-        state.idle_since.store(seq, Ordering::Relaxed);
+        let idle_since = u64::try_from(age.as_millis()).unwrap_or(u64::MAX).max(1);
+        state.idle_since.store(idle_since, Ordering::Relaxed);
         if state.active_requests.fetch_sub(1, Ordering::Relaxed) == 1 {
             state.permit.mark_idle(state.created_at + age);
         }
@@ -248,8 +251,9 @@ tokio::task_local! {
     static WRITE_PROGRESS: Arc<WriteProgress>;
 }
 
-/// Write progress of a stream: odd while a chunk waits for the client's window. Changes with each chunk, so a stall
-/// shows as an unchanged odd value.
+/// Write progress of a stream, a counter. Odd: hyper was given the head or a chunk, and has not asked for the next
+/// chunk yet, as while the client's window is closed. Even: the stream waits for the upstream. The value changes with
+/// each chunk, so a stall shows as an unchanged odd value.
 #[derive(Debug, Default)]
 pub(super) struct WriteProgress(AtomicU64);
 
@@ -279,5 +283,22 @@ impl WriteProgress {
     /// The number of the waiting chunk; `None` if none waits.
     pub(super) fn queued_seq(&self) -> Option<u64> {
         Some(self.0.load(Ordering::Relaxed)).filter(|seq| seq % 2 == 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::server::connection_limit::ConnectionLimiter;
+
+    #[test]
+    fn connection_whose_request_took_no_time_is_not_new() {
+        let permit = ConnectionLimiter::new(1).try_acquire().expect("a permit");
+        let activity = Activity::new(permit);
+        assert!(activity.is_new());
+        let request = activity.request_guard();
+        assert!(!activity.is_new());
+        drop(request);
+        assert!(!activity.is_new());
     }
 }

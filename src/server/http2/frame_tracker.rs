@@ -22,7 +22,7 @@ pub(super) struct FrameTracker {
     frame_header_len: usize,
     /// The current frame's header block continues in the next frame.
     expects_continuation: bool,
-    /// The current frame belongs to a header block.
+    /// A header block has begun and its last frame has not ended.
     in_header_block: bool,
     /// Bytes of header blocks so far, with their frame headers.
     header_bytes: usize,
@@ -30,7 +30,7 @@ pub(super) struct FrameTracker {
     in_settings: bool,
     /// Complete SETTINGS frames so far that must be acknowledged.
     settings_frames: usize,
-    /// A frame of a kind that no connection begins with was seen.
+    /// A frame other than HEADERS, CONTINUATION, SETTINGS, WINDOW_UPDATE and PRIORITY was seen: only hyper handles it.
     has_other_frames: bool,
 }
 
@@ -58,7 +58,7 @@ impl FrameTracker {
             let skipped = self.payload_remaining.min(bytes.len());
             self.payload_remaining -= skipped;
             self.header_bytes += if self.in_header_block { skipped } else { 0 };
-            return (skipped, self.frame_ends_header_block());
+            return (skipped, self.finish_frame());
         }
         let consumed = (FRAME_HEADER_BYTES - self.frame_header_len).min(bytes.len());
         self.frame_header[self.frame_header_len..self.frame_header_len + consumed]
@@ -78,11 +78,12 @@ impl FrameTracker {
             kind,
             HEADERS_FRAME | CONTINUATION_FRAME | SETTINGS_FRAME | WINDOW_UPDATE_FRAME | PRIORITY_FRAME
         );
-        (consumed, self.frame_ends_header_block())
+        (consumed, self.finish_frame())
     }
 
-    /// Whether a header block ends with the bytes tracked so far.
-    fn frame_ends_header_block(&mut self) -> bool {
+    /// Notes the end of the current frame, if it has ended, and counts SETTINGS. Returns whether a header block ended
+    /// with it.
+    fn finish_frame(&mut self) -> bool {
         if self.in_settings && self.payload_remaining == 0 {
             self.in_settings = false;
             self.settings_frames += 1;
@@ -102,7 +103,7 @@ impl FrameTracker {
         self.settings_frames
     }
 
-    /// Whether a frame of a kind that no connection begins with was seen.
+    /// Whether a frame other than HEADERS, CONTINUATION, SETTINGS, WINDOW_UPDATE and PRIORITY was seen.
     pub(super) fn has_other_frames(&self) -> bool {
         self.has_other_frames
     }

@@ -10,7 +10,7 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::{runtime::Handle, time::timeout};
 
-use super::activity::{Activity, RefusedRequestGuard};
+use super::activity::{Activity, PendingRefusal};
 use crate::server::{LINGER_TIMEOUT, MAX_LINGER_BYTES};
 use crate::{
     http1::framing::copy_if_small,
@@ -72,16 +72,16 @@ impl Drop for Http2IncomingBody {
         }
         let (Some(body), Ok(runtime)) = (self.body.take(), Handle::try_current()) else { return };
         // Without an authorized request the number of such bodies is bounded.
-        let refused_guard =
-            if self.activity.is_authorized() { None } else { self.activity.try_refused_request_guard() };
-        if refused_guard.is_some() || self.activity.is_authorized() {
-            runtime.spawn(discard_body(body, refused_guard));
+        let pending_refusal =
+            if self.activity.is_authorized() { None } else { self.activity.try_begin_refusal() };
+        if pending_refusal.is_some() || self.activity.is_authorized() {
+            runtime.spawn(discard_body(body, pending_refusal));
         }
     }
 }
 
 /// Reads and discards the rest of a body, within bounds.
-async fn discard_body(mut body: Incoming, _refused: Option<RefusedRequestGuard>) {
+async fn discard_body(mut body: Incoming, _pending_refusal: Option<PendingRefusal>) {
     let discard_all = async {
         let mut discarded_bytes = 0;
         while let Some(Ok(frame)) = body.frame().await {

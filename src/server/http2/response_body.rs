@@ -9,7 +9,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use http_body::{Frame, SizeHint};
 
-use super::activity::{RefusedRequestGuard, RequestGuard, WriteProgress};
+use super::activity::{PendingRefusal, RequestGuard, WriteProgress};
 use crate::{
     http1::framing::MIN_SLICE_BYTES,
     proxy::{ResponseAborted, ResponseBody},
@@ -31,7 +31,7 @@ pub(super) struct Http2ResponseBody {
     pub(super) progress: Arc<WriteProgress>,
     /// The request counts as in flight until the body was handed over.
     pub(super) _request_guard: Option<RequestGuard>,
-    pub(super) _refused_guard: Option<RefusedRequestGuard>,
+    pub(super) _pending_refusal: Option<PendingRefusal>,
 }
 
 impl Http2ResponseBody {

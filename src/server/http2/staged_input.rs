@@ -16,18 +16,18 @@ use super::frame_tracker::FrameTracker;
 use crate::http1::{buffer_pool, io::Stream};
 use crate::server::HTTP2_PREFACE;
 
-/// Maximum size of a connection's first header block, before hyper is created; with the connection's task it stays
-/// below 64 KiB.
+/// Maximum number of bytes to the end of a connection's first header block, with preface and SETTINGS, before hyper is
+/// created. Together with its task such a connection takes less than 64 KiB.
 const MAX_FIRST_HEAD_BYTES: usize = 54 * 1024;
-/// Maximum size of a later one while no request was authorized: hyper's buffers take another 20 KiB.
+/// Maximum size of a later header block while no request was authorized: hyper's buffers take another 20 KiB.
 const MAX_UNAUTHORIZED_HEAD_BYTES: usize = 32 * 1024;
-/// Beyond this size the rest of one waits until no refusal is pending.
+/// The rest of a header block larger than this is read only when no refusal is pending.
 const MAX_HEAD_DURING_REFUSALS_BYTES: usize = 2 * 1024;
-/// Total size of the header blocks without an authorized request after which the connection ends once the client has
-/// sent no more.
-const MAX_UNAUTHORIZED_TOTAL_BYTES: usize = 32 * 1024;
-/// The total size after which it ends in any case.
-const MAX_BURST_TOTAL_BYTES: usize = 1024 * 1024;
+/// Budget: header blocks of this total size without an authorized request end the connection as soon as all that the
+/// client has sent was read.
+const MAX_UNAUTHORIZED_BUDGET_BYTES: usize = 32 * 1024;
+/// Hard budget: header blocks of this total size end the connection even if more waits in the socket.
+const MAX_BURST_BUDGET_BYTES: usize = 1024 * 1024;
 /// Maximum number of bytes before a connection's first header block that do not need hyper.
 const MAX_SETTINGS_BYTES: usize = 1024;
 /// Frames, or parts of them, that are released at once outside of header blocks, so that other tasks run in between.
@@ -36,8 +36,11 @@ const MAX_FRAMES_PER_READ: usize = 32;
 const READ_BYTES: usize = 2 * 1024;
 /// Granularity of the buffer's size, while it is small and later.
 const BUFFER_GROWTH_BYTES: [usize; 2] = [256, 2 * 1024];
-/// Acknowledges the PING that hyper sends with its first GOAWAY: hyper then sends a GOAWAY that names the last stream.
-const SHUTDOWN_PONG: [u8; 17] = [0, 0, 8, 6, 1, 0, 0, 0, 0, 0x0b, 0x7b, 0xa2, 0xf0, 0x8b, 0x9b, 0xfe, 0x54];
+/// The client's acknowledgement of the PING that hyper sends with its first GOAWAY, made up by the proxy: hyper then
+/// sends its final GOAWAY, which names the last stream, without waiting for the client. The payload is h2's private
+/// constant `SHUTDOWN_PAYLOAD` (h2/src/frame/ping.rs).
+const SHUTDOWN_PING_ACK: [u8; 17] =
+    [0, 0, 8, 6, 1, 0, 0, 0, 0, 0x0b, 0x7b, 0xa2, 0xf0, 0x8b, 0x9b, 0xfe, 0x54];
 
 /// Bytes on their way to hyper.
 #[derive(Debug)]
@@ -65,14 +68,14 @@ impl StagedInput {
         self.frames.is_in_header_block()
     }
 
-    /// Whether the bytes of header blocks without an authorized request are used up; `input_drained`: the client has
+    /// Whether the budget for header blocks without an authorized request is used up; `input_drained`: the client has
     /// sent no more.
     pub(super) fn is_header_budget_exhausted(&self, input_drained: bool) -> bool {
-        let max_bytes = if input_drained { MAX_UNAUTHORIZED_TOTAL_BYTES } else { MAX_BURST_TOTAL_BYTES };
+        let max_bytes = if input_drained { MAX_UNAUTHORIZED_BUDGET_BYTES } else { MAX_BURST_BUDGET_BYTES };
         self.releasable == 0 && !self.frames.is_in_header_block() && self.frames.header_bytes() > max_bytes
     }
 
-    /// Whether the connection's first header block is too large.
+    /// Whether the bytes to the end of the connection's first header block are too many.
     pub(super) fn first_head_exceeds_limit(&self) -> bool {
         self.buffer.len() > MAX_FIRST_HEAD_BYTES
     }
@@ -102,7 +105,8 @@ impl StagedInput {
         self.frames.settings_frames()
     }
 
-    /// Tracks the staged bytes, to the end of the first header block at most. Returns whether hyper may read any.
+    /// Tracks the staged bytes, to the end of the next header block at most, or for [`MAX_FRAMES_PER_READ`] frames
+    /// outside of one. Returns whether hyper may read any.
     pub(super) fn track_staged(&mut self) -> bool {
         let (mut ends_head, mut frames) = (self.releasable > 0, 0);
         while !ends_head
@@ -132,7 +136,7 @@ impl StagedInput {
         ends_head
     }
 
-    /// Whether the first header block is complete.
+    /// Whether the connection's first header block is complete.
     fn has_first_head(&self) -> bool {
         self.frames.header_bytes() > 0 && !self.frames.is_in_header_block()
     }
@@ -195,18 +199,18 @@ impl StagedInput {
     /// Moves the staged bytes into a buffer with `additional` spare bytes.
     fn resize(&mut self, additional: usize) {
         let needed = self.buffer.len() + additional;
-        let track_frame =
+        let step =
             if needed > BUFFER_GROWTH_BYTES[1] { BUFFER_GROWTH_BYTES[1] } else { BUFFER_GROWTH_BYTES[0] };
-        let mut resized = BytesMut::with_capacity(needed.next_multiple_of(track_frame));
+        let mut resized = BytesMut::with_capacity(needed.next_multiple_of(step));
         resized.extend_from_slice(&self.buffer);
         buffer_pool::release(std::mem::replace(&mut self.buffer, resized));
     }
 
     /// Replaces the staged bytes by the PING acknowledgement that makes hyper name the last stream in its final GOAWAY.
-    pub(super) fn stage_shutdown_pong(&mut self) {
+    pub(super) fn stage_shutdown_ping_ack(&mut self) {
         self.clear();
-        self.buffer.extend_from_slice(&SHUTDOWN_PONG);
-        (self.tracked, self.releasable) = (SHUTDOWN_PONG.len(), SHUTDOWN_PONG.len());
+        self.buffer.extend_from_slice(&SHUTDOWN_PING_ACK);
+        (self.tracked, self.releasable) = (SHUTDOWN_PING_ACK.len(), SHUTDOWN_PING_ACK.len());
     }
 
     /// Discards the staged bytes.

@@ -13,14 +13,14 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 use super::{
     activity::Activity,
-    handshake::{self, DuplicateFilter, FilterAction},
+    early_settings::{self, DuplicateFilter, FilterAction},
     staged_input::StagedInput,
 };
 use crate::server::Timeouts;
 use crate::{http1::io::Stream, time::deadline::Deadline};
 
-/// Polls for which hyper gets nothing new after a header block, so that it writes the response of a refused request
-/// first.
+/// After each header block hyper gets nothing for one poll, and for up to this many while the maximum number of
+/// refusals is pending, so that it writes their responses first.
 const MAX_YIELDS: u32 = 16;
 
 /// Byte stream of one HTTP/2 connection.
@@ -61,16 +61,16 @@ impl Http2Transport {
         }
     }
 
-    /// Waits until hyper is needed: for the first complete header block, or a frame that no connection begins with.
-    pub(super) async fn read_first_head(&mut self) -> io::Result<()> {
+    /// Waits until hyper is needed: for the first complete header block, or a frame that is not handled here.
+    pub(super) async fn wait_until_hyper_needed(&mut self) -> io::Result<()> {
         loop {
             self.staged.track_first_head();
-            if self.staged.needs_hyper() || self.staged.settings_frames() > handshake::MAX_ACKS {
+            if self.staged.needs_hyper() || self.staged.settings_frames() > early_settings::MAX_ACKS {
                 return Ok(());
             }
             self.send_settings().await?;
             if self.staged.first_head_exceeds_limit() {
-                let _ = self.stream.write_all(&handshake::GOAWAY).await;
+                let _ = self.stream.write_all(&early_settings::GOAWAY).await;
                 return Err(io::ErrorKind::InvalidData.into());
             }
             self.update_header_deadline(self.staged.is_in_header_block());
@@ -87,13 +87,13 @@ impl Http2Transport {
     /// Sends SETTINGS and the acknowledgements that are due.
     async fn send_settings(&mut self) -> io::Result<()> {
         let mut output = Vec::new();
-        if self.duplicates.settings_bytes == 0 {
-            output = handshake::settings_frame();
-            self.duplicates.settings_bytes = output.len();
+        if !self.duplicates.is_settings_sent() {
+            output = early_settings::settings_frame();
+            self.duplicates.record_settings_sent(output.len());
         }
-        while self.duplicates.acks < self.staged.settings_frames().min(handshake::MAX_ACKS) {
-            self.duplicates.acks += 1;
-            output.extend(handshake::SETTINGS_ACK);
+        while self.duplicates.acks_sent() < self.staged.settings_frames().min(early_settings::MAX_ACKS) {
+            self.duplicates.record_ack_sent();
+            output.extend(early_settings::SETTINGS_ACK);
         }
         self.stream.write_all(&output).await
     }
@@ -177,10 +177,10 @@ impl Http2Transport {
 
     /// Passes nothing more to hyper but the bytes that make it name the last stream in its GOAWAY.
     fn poll_read_shutdown(&mut self, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if !self.activity.is_ending() {
+        if !self.activity.is_in_graceful_shutdown() {
             self.staged.clear();
         } else if !std::mem::replace(&mut self.shutdown_staged, true) {
-            self.staged.stage_shutdown_pong();
+            self.staged.stage_shutdown_ping_ack();
         }
         if self.staged.is_empty() {
             return Poll::Pending;
@@ -295,8 +295,8 @@ impl AsyncWrite for Http2Transport {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         if !self.duplicates.is_done() {
-            let received = bufs.iter().find(|buf| !buf.is_empty());
-            return self.poll_write(cx, received.map_or(&[], |received| received));
+            let first = bufs.iter().find(|buf| !buf.is_empty());
+            return self.poll_write(cx, first.map_or(&[], |first| first));
         }
         let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
         self.poll_with_write_timeout(cx, written)

@@ -23,6 +23,11 @@ pub enum InheritedError {
         "descriptor {0} from LISTEN_FDS is not a listening TCP or unix stream socket; with systemd, Accept=no and ListenStream= are needed"
     )]
     NotListening(usize),
+    /// A unix socket without a path.
+    #[error(
+        "descriptor {0} from LISTEN_FDS is an abstract or unnamed unix socket; only one with a path is supported"
+    )]
+    NoPath(usize),
     /// The configuration does not contain its address.
     #[error("inherited socket {0} (LISTEN_FDS) is not in server.listen or admin.listen")]
     NotConfigured(Address),
@@ -34,8 +39,12 @@ impl Inherited {
     pub fn from_env() -> Result<Self, InheritedError> {
         let mut listenfd = ListenFd::from_env();
         let all = (0..listenfd.len()).map(|nth| {
-            let invalid = |_: io::Error| InheritedError::NotListening(nth + 3);
-            take_socket(&mut listenfd, nth).map_err(invalid)
+            let socket =
+                take_socket(&mut listenfd, nth).map_err(|_| InheritedError::NotListening(nth + 3))?;
+            let address = socket_address(&socket)
+                .map_err(|_| InheritedError::NotListening(nth + 3))?
+                .ok_or(InheritedError::NoPath(nth + 3))?;
+            Ok(BoundListener { socket, address, is_inherited: true, socket_file: None })
         });
         all.collect::<Result<_, _>>().map(Self)
     }
@@ -55,29 +64,33 @@ impl Inherited {
     }
 }
 
-fn take_socket(listenfd: &mut ListenFd, nth: usize) -> io::Result<BoundListener> {
+/// Takes a socket that listens.
+fn take_socket(listenfd: &mut ListenFd, nth: usize) -> io::Result<BoundSocket> {
     let invalid = || io::Error::from(io::ErrorKind::InvalidInput);
-    let (socket, address) = match listenfd.take_tcp_listener(nth) {
+    let (socket, listens) = match listenfd.take_tcp_listener(nth) {
         Ok(tcp) => {
             let tcp = tcp.ok_or_else(invalid)?;
             tcp.set_nonblocking(true)?;
             SockRef::from(&tcp).set_tcp_nodelay(true)?;
-            let address = Address::Tcp(tcp.local_addr()?);
-            (BoundSocket::Tcp(tcp), address)
+            let listens = SockRef::from(&tcp).is_listener()?;
+            (BoundSocket::Tcp(tcp), listens)
         }
         Err(_) => {
             let unix = listenfd.take_unix_listener(nth)?.ok_or_else(invalid)?;
             unix.set_nonblocking(true)?;
-            let path = unix.local_addr()?.as_pathname().ok_or_else(invalid)?.to_owned();
-            (BoundSocket::Unix(unix), Address::Unix(path))
+            let listens = SockRef::from(&unix).is_listener()?;
+            (BoundSocket::Unix(unix), listens)
         }
     };
-    let listens = match &socket {
-        BoundSocket::Tcp(tcp) => SockRef::from(tcp).is_listener()?,
-        BoundSocket::Unix(unix) => SockRef::from(unix).is_listener()?,
-    };
-    if !listens {
-        return Err(invalid());
-    }
-    Ok(BoundListener { socket, address, is_inherited: true, socket_file: None })
+    if listens { Ok(socket) } else { Err(invalid()) }
+}
+
+/// The address of a socket; `None` for a unix socket without a path.
+fn socket_address(socket: &BoundSocket) -> io::Result<Option<Address>> {
+    Ok(match socket {
+        BoundSocket::Tcp(tcp) => Some(Address::Tcp(tcp.local_addr()?)),
+        BoundSocket::Unix(unix) => {
+            unix.local_addr()?.as_pathname().map(|path| Address::Unix(path.to_owned()))
+        }
+    })
 }

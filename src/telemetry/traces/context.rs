@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use crate::http1::headers::{Headers, KnownHeader};
+use crate::http1::headers::{HeaderKind, Headers};
 
 /// The increment of SplitMix64.
 const GOLDEN_GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -20,7 +20,7 @@ pub(super) struct TraceContext {
 impl TraceContext {
     /// The caller's trace if there is exactly one valid traceparent header, else a new one.
     pub(super) fn from_headers(headers: &Headers, ids: &IdGenerator) -> Self {
-        let mut values = headers.values(KnownHeader::Traceparent);
+        let mut values = headers.values(HeaderKind::Traceparent);
         let received = values.next().filter(|_| values.next().is_none()).and_then(parse_traceparent);
         received.unwrap_or_else(|| Self { trace_id: ids.next_trace_id(), parent_id: None, sampled: true })
     }

@@ -6,7 +6,7 @@ use flate2::{FlushDecompress, Status};
 use super::gzip::GzipHeader;
 use super::inflater::Inflater;
 use super::scanner::{ErrcodeScanner, Verdict};
-use crate::http1::headers::{Headers, KnownHeader};
+use crate::http1::headers::{HeaderKind, Headers};
 
 /// How many decompressed bytes are scanned before a compressed response counts as one without an errcode: bounds
 /// the cost of a decompression bomb. An uncompressed response has no such bound, because its scan costs less
@@ -50,7 +50,7 @@ impl ResponseScanner {
     /// A scanner for the body of a response with these headers.
     pub fn new(headers: &Headers) -> Self {
         let mut decoder = ContentDecoder::Identity;
-        let encodings = headers.values(KnownHeader::ContentEncoding);
+        let encodings = headers.values(HeaderKind::ContentEncoding);
         for token in encodings.flat_map(|value| value.split(|&byte| byte == b',')) {
             let token = token.trim_ascii().to_ascii_lowercase();
             decoder = match (decoder, token.as_slice()) {

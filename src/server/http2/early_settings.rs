@@ -9,10 +9,10 @@ use std::io;
 use super::frame_tracker::FRAME_HEADER_BYTES;
 
 /// Identifiers of settings (RFC 9113 §6.5.2).
-const MAX_CONCURRENT_STREAMS: u8 = 3;
-const INITIAL_WINDOW_SIZE: u8 = 4;
-const MAX_FRAME_SIZE: u8 = 5;
-const MAX_HEADER_LIST_SIZE: u8 = 6;
+const SETTINGS_MAX_CONCURRENT_STREAMS: u8 = 3;
+const SETTINGS_INITIAL_WINDOW_SIZE: u8 = 4;
+const SETTINGS_MAX_FRAME_SIZE: u8 = 5;
+const SETTINGS_MAX_HEADER_LIST_SIZE: u8 = 6;
 
 /// SETTINGS frame with the ACK flag.
 pub(super) const SETTINGS_ACK: [u8; FRAME_HEADER_BYTES] = [0, 0, 0, 4, 1, 0, 0, 0, 0];
@@ -24,10 +24,10 @@ pub(super) const GOAWAY: [u8; 17] = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0
 /// The SETTINGS frame that hyper sends, byte for byte.
 pub(super) fn settings_frame() -> Vec<u8> {
     let settings = [
-        (MAX_CONCURRENT_STREAMS, super::MAX_CONCURRENT_STREAMS),
-        (INITIAL_WINDOW_SIZE, super::STREAM_WINDOW_BYTES),
-        (MAX_FRAME_SIZE, super::MAX_FRAME_BYTES),
-        (MAX_HEADER_LIST_SIZE, super::MAX_HEAD_BYTES as u32),
+        (SETTINGS_MAX_CONCURRENT_STREAMS, super::MAX_CONCURRENT_STREAMS),
+        (SETTINGS_INITIAL_WINDOW_SIZE, super::STREAM_WINDOW_BYTES),
+        (SETTINGS_MAX_FRAME_SIZE, super::MAX_FRAME_BYTES),
+        (SETTINGS_MAX_HEADER_LIST_SIZE, super::MAX_HEAD_BYTES as u32),
     ];
     let mut frame = vec![0, 0, 6 * settings.len() as u8, 4, 0, 0, 0, 0, 0];
     for (id, value) in settings {
@@ -41,9 +41,9 @@ pub(super) fn settings_frame() -> Vec<u8> {
 #[derive(Debug, Default)]
 pub(super) struct DuplicateFilter {
     /// Bytes of hyper's SETTINGS frame still to be removed.
-    pub(super) settings_bytes: usize,
+    settings_bytes: usize,
     /// Acknowledgements still to be removed.
-    pub(super) acks: usize,
+    acks: usize,
     /// Bytes to the end of the frame that is being written.
     frame_remaining: usize,
 }
@@ -58,6 +58,26 @@ pub(super) enum FilterAction {
 }
 
 impl DuplicateFilter {
+    /// Records that the client was sent the SETTINGS frame, of this length. Call this before hyper writes.
+    pub(super) fn record_settings_sent(&mut self, length: usize) {
+        self.settings_bytes = length;
+    }
+
+    /// Records that the client was sent an acknowledgement. Call this before hyper writes.
+    pub(super) fn record_ack_sent(&mut self) {
+        self.acks += 1;
+    }
+
+    /// Before hyper writes: whether the SETTINGS frame was sent.
+    pub(super) fn is_settings_sent(&self) -> bool {
+        self.settings_bytes > 0
+    }
+
+    /// Before hyper writes: number of acknowledgements sent.
+    pub(super) fn acks_sent(&self) -> usize {
+        self.acks
+    }
+
     /// Whether nothing is left to remove.
     pub(super) fn is_done(&self) -> bool {
         self.settings_bytes == 0 && self.acks == 0 && self.frame_remaining == 0

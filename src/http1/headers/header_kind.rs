@@ -1,8 +1,8 @@
 //! The header names that this proxy acts on, and which of them are forwarded.
 
-/// Name of a header, as far as this proxy acts on it.
+/// What a header's name means to this proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum KnownHeader {
+pub enum HeaderKind {
     /// Any other name.
     Other,
     /// `Authorization`
@@ -49,7 +49,7 @@ pub enum KnownHeader {
     HopByHop,
 }
 
-impl KnownHeader {
+impl HeaderKind {
     /// Classifies a name, ignoring case.
     pub fn from_name(name: &[u8]) -> Self {
         let is = |canonical: &str| name_matches(name, canonical);
@@ -96,8 +96,8 @@ impl KnownHeader {
     /// Classifies a name that begins with X.
     fn from_x_name(name: &[u8]) -> Self {
         let is = |canonical: &str| name_matches(name, canonical);
-        let begins = |known: &str| {
-            name.get(..known.len()).is_some_and(|start| start.eq_ignore_ascii_case(known.as_bytes()))
+        let begins = |prefix: &str| {
+            name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix.as_bytes()))
         };
         match name.len() {
             8 if is("X-Scheme") => Self::ClientInfo,
