@@ -107,10 +107,10 @@ impl Response {
     }
 
     /// Drops the context of a buffered response before it is sent, and counts it as sent. For connections without an
-    /// authorized request, whose clients could hold a context by not reading. With `is_head` its byte count and
+    /// authorized request, whose clients could hold a context by not reading. With `is_head_request` its byte count and
     /// completeness stay as they are.
-    pub fn finish_context(&mut self, is_head: bool) {
-        self.body.finish_context(is_head);
+    pub fn finish_context(&mut self, is_head_request: bool) {
+        self.body.finish_context(is_head_request);
     }
 }
 
@@ -150,10 +150,10 @@ impl ResponseBody {
         self.context = Some(context);
     }
 
-    fn finish_context(&mut self, is_head: bool) {
+    fn finish_context(&mut self, is_head_request: bool) {
         if let ResponseBodyKind::Buffered(body) = &self.kind
             && let Some(mut context) = self.context.take()
-            && !is_head
+            && !is_head_request
         {
             (context.response_bytes, context.complete) = (body.len() as u64, true);
         }

@@ -1,5 +1,6 @@
 //! Waits before a request is sent: for the first chunk of a body, for a token, for a ticket fetched by another request,
-//! for an in-flight permit. The number of waiting requests is bounded; beyond it a request fails at once.
+//! for an in-flight permit. `WaitLimit` bounds the waits for a body, token or ticket, the queue of
+//! `ConcurrencyLimit` those for a permit; beyond either a request fails at once.
 
 use std::{future::poll_fn, mem, sync::Arc, time::Duration};
 
@@ -38,7 +39,7 @@ impl Proxy {
         match self.settings.wait_limit.try_acquire(client, agent, header_bytes) {
             Some(permit) => context.wait_permit = Some(permit),
             None => {
-                let message = "too many requests are waiting for a token of their agents; retry later";
+                let message = "too many requests are waiting for a token or ticket; retry later";
                 return Err(overloaded(message));
             }
         }

@@ -151,7 +151,7 @@ impl Http1Connection {
                 }
                 match polled {
                     Poll::Ready(response) => Poll::Ready(Some(response)),
-                    // The client has disconnected: handling the request ends here.
+                    // While the request is handled, a disconnect ends it.
                     Poll::Pending => {
                         let mut shared = self.transport.shared();
                         let disconnected = shared.poll_disconnected(cx, request.waiting.get()).map(|()| None);
@@ -170,7 +170,7 @@ impl Http1Connection {
         };
         drop(request);
         if !self.permit.is_authorized() {
-            response.finish_context(options.is_head);
+            response.finish_context(options.is_head_request);
             self.transport.shared().shrink_buffer();
         }
         if response.wrong_key && !Box::pin(self.delay_wrong_key()).await {
@@ -178,10 +178,10 @@ impl Http1Connection {
             return false;
         }
         match self.write_response(response, options, body_streamed).await {
-            Outcome::KeepAlive => true,
-            Outcome::Reset => false,
-            Outcome::Close { still_sending } => {
-                lingering_close(&self.transport, still_sending, &self.permit).await;
+            AfterResponse::KeepAlive => true,
+            AfterResponse::Reset => false,
+            AfterResponse::Close { may_be_sending } => {
+                lingering_close(&self.transport, may_be_sending, &self.permit).await;
                 false
             }
         }
@@ -234,7 +234,7 @@ impl Http1Connection {
             _ => None,
         };
         shared.framing = framing;
-        shared.body_unread = true;
+        shared.body_not_polled = true;
         shared.continue_pending = head.expects_continue() && shared.read_buf.is_empty();
         drop(shared);
         (RequestBody::Streamed(Box::new(self.transport.incoming_body(content_length))), true)
@@ -255,9 +255,9 @@ impl Http1Connection {
             waiting: Cell::new(false),
         };
         let response = self.proxy.reject_head(malformed.status, malformed.message, &request);
-        let is_head = self.transport.shared().read_buf.trim_ascii_start().starts_with(b"HEAD ");
-        let options = ResponseOptions { version: Version::HTTP_11, is_head, keep_alive: false };
-        if self.write_response(response, options, false).await != Outcome::Reset {
+        let is_head_request = self.transport.shared().read_buf.trim_ascii_start().starts_with(b"HEAD ");
+        let options = ResponseOptions { version: Version::HTTP_11, is_head_request, keep_alive: false };
+        if self.write_response(response, options, false).await != AfterResponse::Reset {
             lingering_close(&self.transport, true, &self.permit).await;
         }
     }
@@ -268,7 +268,7 @@ impl Http1Connection {
         response: Response,
         options: ResponseOptions,
         body_streamed: bool,
-    ) -> Outcome {
+    ) -> AfterResponse {
         // Buffered bytes of an unread request body are discarded. If more of it is still to come, or a reader still
         // takes it while the response is sent (as over HTTP/2 towards the upstream), the connection ends with this
         // response, and `Connection: close` says so.
@@ -296,7 +296,7 @@ impl Http1Connection {
         if outcome == WriteOutcome::Aborted {
             // A client that ignores the framing would take an orderly close for the end of a complete response.
             self.transport.shared().reset_on_close();
-            return Outcome::Reset;
+            return AfterResponse::Reset;
         }
         let mut shared = self.transport.shared();
         shared.disconnect_watch = None;
@@ -305,10 +305,10 @@ impl Http1Connection {
             shared.finish_body();
         }
         match keep_alive {
-            true => Outcome::KeepAlive,
+            true => AfterResponse::KeepAlive,
             // A client that sends nothing before it has the whole response needs no lingering read.
-            false => Outcome::Close {
-                still_sending: has_unread_body && !shared.discard_buffered_body()
+            false => AfterResponse::Close {
+                may_be_sending: has_unread_body && !shared.discard_buffered_body()
                     || !shared.read_buf.is_empty()
                     || shared.stream().is_readable(),
             },
@@ -318,7 +318,7 @@ impl Http1Connection {
 
 /// What happens to a connection after a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Outcome {
+enum AfterResponse {
     /// It waits for the next request.
     KeepAlive,
     /// It is reset.
@@ -326,6 +326,6 @@ enum Outcome {
     /// It is closed.
     Close {
         /// The client may still be sending.
-        still_sending: bool,
+        may_be_sending: bool,
     },
 }

@@ -1,13 +1,13 @@
 //! Bounds how many gettokens may fail for their credentials in an hour: WeCom bans an address that repeats wrong
 //! secrets, and with it every agent behind it.
 //!
-//! An attempt needs a permit. There are as many permits as failures are left, and one more for each token that
+//! An attempt needs a permit. There are as many permits as failures are left, and two more for each token that
 //! attempts have fetched since the last failure, so that many valid secrets are not throttled by their number.
 //! When no failure is left, agents are queued (`failure_queue`) while the bucket refills.
 //!
 //! Proven secrets, whose last gettoken succeeded, have a limit of their own, so that secrets that never worked
-//! cannot block them, and a queue in order of arrival. It refills twice as fast: each proven secret fails once before
-//! it counts as unproven, and valid ones may be queued behind it. The worst hour has 300 failures for the address.
+//! cannot block them, and a queue in order of arrival. It refills twice as fast, because valid
+//! secrets may be queued behind secrets that were reset: each of those fails once here, and is unproven afterwards. The worst hour has 300 failures for the address.
 
 use std::{
     collections::VecDeque,
@@ -25,9 +25,10 @@ use super::{
 };
 
 /// Failures per address of unproven secrets.
-pub(super) const FAILURE_RATE: Rate = Rate { capacity: 60, refill_interval: Duration::from_secs(60) };
+pub(super) const UNPROVEN_FAILURE_RATE: Rate =
+    Rate { capacity: 60, refill_interval: Duration::from_secs(60) };
 /// Failures per address of proven secrets.
-const PROVEN_FAILURES: Rate = Rate { capacity: 60, refill_interval: Duration::from_secs(30) };
+const PROVEN_FAILURE_RATE: Rate = Rate { capacity: 60, refill_interval: Duration::from_secs(30) };
 /// An attempt that takes longer returns its permit, so that a gettoken that hangs delays no other agent's.
 pub(super) const PERMIT_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -42,12 +43,16 @@ pub(super) struct FailureBudget {
 
 impl Default for FailureBudget {
     fn default() -> Self {
-        Self { unproven: FailureLimit::new(FAILURE_RATE), proven: FailureLimit::new(PROVEN_FAILURES) }
+        Self {
+            unproven: FailureLimit::new(UNPROVEN_FAILURE_RATE),
+            proven: FailureLimit::new(PROVEN_FAILURE_RATE),
+        }
     }
 }
 
 impl FailureBudget {
-    /// A permit for one attempt of a proven secret, or else when to retry. Waits only for running attempts.
+    /// A permit for one attempt of a proven secret, or else when to retry. Waits while running attempts hold all
+    /// permits that are left, but not for a refill.
     pub(super) async fn acquire_proven(&self, agent: &str) -> Result<AttemptPermit<'_>, Instant> {
         // The next permit may go to any position in the queue, because a token that arrives meanwhile adds
         // two.

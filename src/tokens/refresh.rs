@@ -25,7 +25,7 @@ use super::{
 use crate::wecom::response::GettokenResponse;
 
 impl AgentToken {
-    /// The running refresh, or a new one; else when one may start.
+    /// Joins the running refresh or starts one. Error: the instant from which one may start.
     pub(super) fn join_or_start(
         self: &Arc<Self>,
         state: &mut State,
@@ -40,16 +40,17 @@ impl AgentToken {
         let entry = self.clone();
         self.service.runtime.spawn(async move {
             let requested_at = Instant::now();
-            let fetching = entry.clone();
+            let fetching_entry = entry.clone();
             // In a task of its own: a panic must not leave a refresh that never completes.
-            let fetching = tokio::spawn(async move { fetching.fetch_token(reason, charge.class).await });
-            let fetched = fetching.await.unwrap_or(Err(FetchError::Cancelled));
+            let fetch_task =
+                tokio::spawn(async move { fetching_entry.fetch_token(reason, charge.class).await });
+            let fetched = fetch_task.await.unwrap_or(Err(FetchError::Cancelled));
             sender.send_replace(Some(entry.complete(reason, charge, requested_at, fetched)));
         });
         Ok(refresh)
     }
 
-    /// Charges the budget for a refresh; else returns when it is sufficient.
+    /// Charges the budget for a refresh. Error: the instant at which it is sufficient.
     fn charge_budget(
         &self,
         state: &mut State,
@@ -107,11 +108,11 @@ impl AgentToken {
             false => Some(self.acquire_attempt(proven).await?),
         };
         let mut fetching = pin!(self.service.fetcher.fetch(&self.credentials));
-        let within_permit = match permit {
+        let within_timeout = match permit {
             Some(_) => timeout(PERMIT_TIMEOUT, fetching.as_mut()).await.ok(),
             None => None,
         };
-        let fetched = match within_permit {
+        let fetched = match within_timeout {
             Some(fetched) => fetched,
             None => {
                 permit = None;
@@ -178,7 +179,7 @@ impl AgentToken {
         self.settle_charge(&mut state, reason, charge, &fetched);
         let by_other_replica = fetched.as_ref().is_ok_and(|fetched| !fetched.is_own);
         let outcome = match fetched {
-            Ok(fetched) => Ok(self.set(&mut state, requested_at, fetched)),
+            Ok(fetched) => Ok(self.install_token(&mut state, requested_at, fetched)),
             // gettoken was not called, so this is no failure.
             Err(FetchError::Throttled { retry_at }) => {
                 (state.failure_queue_turn, state.queued_reason) = (Some(retry_at), Some(reason));
@@ -260,7 +261,7 @@ impl AgentToken {
     }
 
     /// Makes a fetched token the current one, or reissues the current one if the value is the same.
-    fn set(
+    fn install_token(
         self: &Arc<Self>,
         state: &mut State,
         requested_at: Instant,
@@ -312,7 +313,7 @@ impl AgentToken {
         let mut state = self.state();
         let is_newer = self.current.load().as_ref().is_none_or(|current| !fetched.is_older_than(current));
         if state.refresh.is_none() && is_newer {
-            self.set(&mut state, Instant::now(), fetched);
+            self.install_token(&mut state, Instant::now(), fetched);
             if is_unchanged {
                 // The path that refused it is not known here, and one gettoken must be enough for all replicas.
                 state.cooldown.start(Instant::now(), true, true, Default::default());

@@ -15,9 +15,9 @@ use super::{
 
 /// Proactive refreshes of one token. The first counts as that of its expiry.
 pub(super) const MAX_PROACTIVE_REFRESHES: u8 = 2;
-/// Default refreshes per hour: this many, or this many for each agent in use.
-const MIN_REFRESHES_PER_HOUR: usize = 300;
-const REFRESHES_PER_HOUR_PER_AGENT: usize = 3;
+/// Default of the hourly maximum: the larger of these, the second one for each agent in use.
+const DEFAULT_MAX_PER_HOUR: usize = 300;
+const DEFAULT_MAX_PER_HOUR_PER_AGENT: usize = 3;
 
 /// What a refresh is charged to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,7 +77,7 @@ struct State {
 }
 
 impl RefreshBudget {
-    /// `hourly` refreshes per hour, or as many as the agents in use need.
+    /// At most `max_per_hour` refreshes an hour; `None`: the default for the number of agents in use.
     pub(super) fn new(max_per_hour: Option<u32>) -> Self {
         Self { max_per_hour: max_per_hour.map(|max_per_hour| max_per_hour as usize), state: Mutex::default() }
     }
@@ -87,7 +87,7 @@ impl RefreshBudget {
         self.state().refusal_budget(agent, Instant::now());
     }
 
-    /// Charges a refresh; else returns when the budget is sufficient.
+    /// Charges a refresh. Error: the instant at which the budget is sufficient.
     pub(super) fn try_charge(
         &self,
         agent: &str,
@@ -101,7 +101,7 @@ impl RefreshBudget {
         }
         if let Some(priority) = class.hourly_priority() {
             let max = self.max_per_hour.unwrap_or(
-                MIN_REFRESHES_PER_HOUR.max(REFRESHES_PER_HOUR_PER_AGENT * state.refusal_budgets.len()),
+                DEFAULT_MAX_PER_HOUR.max(DEFAULT_MAX_PER_HOUR_PER_AGENT * state.refusal_budgets.len()),
             );
             if let Err(retry_at) = state.hourly_window.try_acquire(now, priority, max) {
                 drop(state);

@@ -10,7 +10,7 @@ use crate::{
 
 /// Shuts the connection down. While a client is still sending, its bytes are read and discarded for a bounded time: a
 /// reset would destroy the response.
-pub(super) async fn lingering_close(transport: &Transport, still_sending: bool, permit: &ConnectionPermit) {
+pub(super) async fn lingering_close(transport: &Transport, may_be_sending: bool, permit: &ConnectionPermit) {
     let (mut deadline, mut remaining_bytes, mut is_shut_down) = (Deadline::unset(), MAX_LINGER_BYTES, false);
     poll_fn(|cx| {
         let mut shared = transport.shared();
@@ -28,7 +28,7 @@ pub(super) async fn lingering_close(transport: &Transport, still_sending: bool, 
                 }
             }
         }
-        if !still_sending {
+        if !may_be_sending {
             return Poll::Ready(());
         }
         deadline.set_if_unset(LINGER_TIMEOUT);

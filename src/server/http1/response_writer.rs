@@ -30,14 +30,14 @@ pub(super) enum WriteOutcome {
 #[derive(Clone, Copy)]
 pub(super) struct ResponseOptions {
     pub(super) version: Version,
-    pub(super) is_head: bool,
+    pub(super) is_head_request: bool,
     /// The connection is to be kept.
     pub(super) keep_alive: bool,
 }
 
 impl ResponseOptions {
     pub(super) fn new(method: &Method, version: Version, keep_alive: bool) -> Self {
-        Self { version, is_head: method == Method::HEAD, keep_alive }
+        Self { version, is_head_request: method == Method::HEAD, keep_alive }
     }
 }
 
@@ -63,7 +63,7 @@ impl ResponseWriter {
         let Response { status, headers, has_date, content_length, body, .. } = response;
         let mut buffer = buffer_pool::acquire();
         let is_http11 = options.version == Version::HTTP_11;
-        let bodiless = options.is_head || matches!(status.as_u16(), 204 | 304);
+        let bodiless = options.is_head_request || matches!(status.as_u16(), 204 | 304);
         let until_close = content_length.is_none() && !bodiless && !is_http11;
         let keep_alive = options.keep_alive && !until_close;
         buffer.put_slice(if is_http11 { b"HTTP/1.1 " } else { b"HTTP/1.0 " });

@@ -48,14 +48,14 @@ async fn tls_pair() -> (Stream, TlsStream<UnixStream>) {
 
 #[tokio::test(start_paused = true)]
 async fn close_times_out_when_client_reads_nothing() {
-    for still_sending in [false, true] {
+    for may_be_sending in [false, true] {
         let (mut stream, _client) = tls_pair().await;
         let mut fill = |cx: &mut Context<'_>| Pin::new(&mut stream).poll_write(cx, &[0; 16 * 1024]);
         while poll_fn(|cx| Poll::Ready(fill(cx).is_ready())).await {}
         let transport = Transport::new(stream);
         let permit = ConnectionLimiter::new(1).try_acquire().expect("a permit");
         let started = Instant::now();
-        let closed = timeout(10 * LINGER_TIMEOUT, lingering_close(&transport, still_sending, &permit)).await;
+        let closed = timeout(10 * LINGER_TIMEOUT, lingering_close(&transport, may_be_sending, &permit)).await;
         assert_eq!(closed, Ok(()), "the close times out");
         assert!(started.elapsed() >= LINGER_TIMEOUT - Duration::from_millis(1), "not before the time-out");
     }

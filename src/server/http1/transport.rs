@@ -24,7 +24,7 @@ use crate::{
     time::deadline::Deadline,
 };
 
-/// Bytes that are read ahead of a request that is being handled.
+/// Maximum bytes buffered behind the request that is being handled (pipelined requests).
 const MAX_READ_AHEAD_BYTES: usize = buffer_pool::BUFFER_BYTES;
 /// Up to this size bytes are copied, so that the pool gets the buffer back.
 const MAX_COPIED_BYTES: usize = buffer_pool::BUFFER_BYTES / 4;
@@ -51,10 +51,11 @@ pub(super) struct Shared {
     request_seq: u64,
     next_read_bytes: usize,
     read_waker: RegisteredWaker,
-    /// Waker to call at a disconnect, while another task reads the body.
-    disconnect_waker: Option<Waker>,
-    /// No byte of the body was read yet.
-    pub(super) body_unread: bool,
+    /// Waker of the connection's task, called when the body has ended: from then on that task reads, and so notices a
+    /// disconnect.
+    body_end_waker: Option<Waker>,
+    /// The body's reader has not asked for a chunk yet.
+    pub(super) body_not_polled: bool,
     /// The end of the stream was read behind a complete request.
     fin_read: bool,
     /// Belongs to the current request.
@@ -74,8 +75,8 @@ impl Transport {
             request_seq: 0,
             next_read_bytes: buffer_pool::BUFFER_BYTES,
             read_waker: RegisteredWaker::default(),
-            disconnect_waker: None,
-            body_unread: false,
+            body_end_waker: None,
+            body_not_polled: false,
             fin_read: false,
             disconnect_watch: None,
             body_waker: None,
@@ -167,7 +168,7 @@ impl Shared {
         }
         let is_unread = match self.framing {
             Framing::Done => self.read_buf.len() >= MAX_READ_AHEAD_BYTES,
-            _ => self.body_unread,
+            _ => self.body_not_polled,
         };
         if self.fin_read || (is_waiting && is_unread) {
             let watch = self.disconnect_watch.get_or_insert_default();
@@ -176,7 +177,7 @@ impl Shared {
             }
         }
         if self.framing != Framing::Done {
-            self.disconnect_waker = Some(cx.waker().clone());
+            self.body_end_waker = Some(cx.waker().clone());
         }
         Poll::Pending
     }
@@ -240,14 +241,14 @@ impl Shared {
 
     /// The next chunk of the request body; `None` at its end.
     fn poll_body_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, BodySourceError>> {
-        self.body_unread = false;
+        self.body_not_polled = false;
         if !self.fin_read {
             self.disconnect_watch = None;
         }
         loop {
             let event = self.framing.decode(&mut self.read_buf);
             if self.framing == Framing::Done
-                && let Some(waker) = self.disconnect_waker.take()
+                && let Some(waker) = self.body_end_waker.take()
             {
                 waker.wake();
             }
