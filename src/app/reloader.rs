@@ -60,7 +60,7 @@ impl Reloader {
     /// thread.
     pub fn reload(&self) -> Result<ReloadReport, ReloadError> {
         self.try_reload().inspect_err(|error| {
-            tracing::error!(%error, "configuration reload failed, old configuration stays active");
+            tracing::error!(%error, "configuration not reloaded, old configuration stays active");
         })
     }
 

@@ -68,6 +68,7 @@ impl Proxy {
         });
         let admitted = admitted.await;
         if has_waited {
+            forwarded.waiting.set(false);
             context.wait_permit = None;
             context.cached_now = Instant::now();
         }

@@ -13,6 +13,7 @@ use crate::{
         wait_for, write_config,
     },
     process::Process,
+    raw_http::RawConnection,
 };
 
 const USER_GET_PATH: &str = "/cgi-bin/user/get";
@@ -123,8 +124,15 @@ async fn client_abort_before_the_retry_starts_the_cooldown() {
     proxy.get(USER_GET).await.assert_ok();
     proxy.wecom.inject(Fault::hold().on_path(GETTOKEN).times(1)).expect("a fault");
     proxy.wecom.revoke_tokens("hr").expect("an agent");
-    let aborted = tokio::time::timeout(Duration::from_millis(500), proxy.get(DEPARTMENT_LIST_PATH)).await;
-    assert!(aborted.is_err(), "the client aborted before the retry");
+    let mut connection = RawConnection::connect(proxy.address()).await;
+    connection
+        .send(format!("GET /hr{DEPARTMENT_LIST_PATH} HTTP/1.1\r\nHost: x\r\n\r\n"))
+        .await
+        .expect("sent");
+    proxy.wecom.wait_until(|observed| observed.received_count(GETTOKEN) == 2).await.expect("a gettoken");
+    connection.reset();
+    let limit = proxy.app.concurrency_limit();
+    wait_for("the aborted request to end", async || limit.in_use() == 0).await;
     proxy.wecom.release_held();
     let reason =
         async || admin_get(&proxy, "/api/agents").await.json()["agents"][0]["last_renewal"]["reason"].clone();

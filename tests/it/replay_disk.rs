@@ -1,6 +1,9 @@
 //! `replay.disk` bounds the request bodies buffered in files: a body beyond it is refused, or sent without a retry.
 
+use std::time::Duration;
+
 use http::Request;
+use tokio::io::AsyncWriteExt;
 use wecom_proxy::simulator::Fault;
 
 use crate::{
@@ -114,7 +117,10 @@ async fn declared_body_is_reserved_when_it_begins_to_arrive() {
     assert_overloaded(&proxy.request(request, vec![b'x'; 20_000]).await);
     late.send("x").await.expect("sent");
     let (head, body) = late.read_response().await;
-    assert!(head.starts_with("HTTP/1.1 503 ") && body.contains("raise replay.disk"), "{head}{body}");
+    assert!(
+        head.starts_with("HTTP/1.1 503 ") && body.contains("no room to buffer a request body"),
+        "{head}{body}"
+    );
     wait_for("the first body", async || proxy.forwarded_count() == before + 1).await;
     // Bodies of unknown length use up the rest; the reserved body is kept all the same.
     let chunked = format!(
@@ -128,6 +134,22 @@ async fn declared_body_is_reserved_when_it_begins_to_arrive() {
     arriving.send(vec![b'x'; 89_999]).await.expect("sent");
     assert!(arriving.read_response().await.0.starts_with("HTTP/1.1 200 "));
     wait_for("an empty replay budget", async || budget.memory_used() + budget.disk_used() == 0).await;
+}
+
+#[tokio::test]
+async fn half_close_after_an_admitted_body_does_not_drop_its_request() {
+    let proxy = start_proxy_with_clients("memory = \"64KiB\"\ndisk = \"100KiB\"").await;
+    proxy.wecom.inject(Fault::hold().on_path(ECHO)).expect("a fault");
+    let mut connection = RawConnection::connect(proxy.address()).await;
+    connection.send(post_head_with_key("crm", 60_000)).await.expect("sent");
+    wait_for("the head", async || waiting_requests(&proxy).await == 1).await;
+    connection.send(vec![b'x'; 60_000]).await.expect("sent");
+    connection.stream.shutdown().await.expect("a socket");
+    proxy.wecom.wait_until(|observed| observed.received_count(ECHO) == 1).await.expect("received");
+    // Longer than a request that still waits outlives FIN.
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    proxy.wecom.release_held();
+    assert!(connection.read_response().await.0.starts_with("HTTP/1.1 200 "));
 }
 
 #[tokio::test]

@@ -84,7 +84,7 @@ async fn assert_no_secret_in_output(tls: bool, format: &str) {
     fs::write(&path, fs::read_to_string(&path).expect("a file").replace("[agents.it]", "[agents.cgi-bin]"))
         .expect("a file");
     proxy.signal("HUP");
-    proxy.err.wait_for_line("reload failed").await;
+    proxy.err.wait_for_line("not reloaded").await;
 
     let output = proxy.stop().await;
     assert_eq!(output.status, 0);
