@@ -22,6 +22,8 @@ use tempfile::TempDir;
 use toml::Table;
 use wecom_proxy::config;
 
+use crate::layers::rust_files;
+
 const ENGLISH: &str = include_str!("../../README.md");
 const CHINESE: &str = include_str!("../../README.zh-CN.md");
 /// The pages in docs, as (English, Chinese).
@@ -54,6 +56,9 @@ const BLOCK_KINDS: [&str; 15] = [
 /// Languages of examples for other programs, which are not run.
 const FOREIGN_LANGUAGES: [&str; 9] =
     ["mermaid", "java", "php", "python", "go", "csharp", "yaml", "env", "ini"];
+
+/// Names on the architecture page that are not this project's, or no symbols.
+const FOREIGN_SYMBOLS: [&str; 5] = ["ArcSwap", "LocalRuntime", "code", "replay.memory", "proxy.toml"];
 
 /// The addresses in the READMEs: the proxy, its admin listener, and the control address of the demo's simulator.
 const PROXY: &str = "127.0.0.1:8080";
@@ -251,6 +256,34 @@ impl DocumentedSetup {
         shell.env("PID", self.proxy.child.id().to_string()).env("KEY", key);
         run_block(&block, shell.env("WECOM_HR_SECRET", &self.secret))
     }
+}
+
+#[test]
+fn architecture_page_names_existing_files_and_symbols() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (page, _) = PAGES[0];
+    let source =
+        rust_files(&root.join("src")).into_iter().map(|file| fs::read_to_string(file).expect("a file"));
+    let source = source.collect::<String>();
+    let is_symbol = |name: &str| {
+        ["fn", "struct", "enum", "trait", "mod", "const"].iter().any(|kind| {
+            let definition = format!("{kind} {name}");
+            source.match_indices(&definition).any(|(at, _)| {
+                !source[at + definition.len()..]
+                    .starts_with(|next: char| next.is_alphanumeric() || next == '_')
+            })
+        })
+    };
+    let prose = page.split("```").step_by(2).collect::<String>();
+    let names = prose.split('`').skip(1).step_by(2).filter(|name| !FOREIGN_SYMBOLS.contains(name));
+    let missing = names.filter(|name| match name.contains(['/', '.']) {
+        true => ![root.join("src").join(name), root.join(name)].iter().any(|path| path.exists()),
+        false => {
+            let is_path = name.chars().all(|letter| letter.is_alphanumeric() || "_:".contains(letter));
+            is_path && !is_symbol(name.rsplit("::").next().unwrap_or_default())
+        }
+    });
+    assert_eq!(missing.collect::<Vec<_>>(), [""; 0]);
 }
 
 #[test]

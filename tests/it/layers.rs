@@ -144,7 +144,8 @@ fn module_of(file: &Path) -> String {
     }
 }
 
-fn rust_files(folder: &Path) -> Vec<PathBuf> {
+/// All Rust files below `folder`.
+pub fn rust_files(folder: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).expect("the folder is readable") {
         let path = entry.expect("an entry").path();

@@ -1,7 +1,5 @@
 //! Limits on token refreshes, and how a held-back refresh is reported.
 
-use std::time::Duration;
-
 use http::Request;
 use tempfile::TempDir;
 use wecom_proxy::simulator::{Fault, Settings};

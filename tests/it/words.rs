@@ -1,10 +1,9 @@
 //! Keeps the language of the field: no persons or metaphors for parts of the program, bounds named `MAX_` or `MIN_`, and
 //! no file too long to read at once.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{fs, path::Path};
+
+use crate::layers::rust_files;
 
 /// Banned words, each with a bar in it so that this file does not contain them.
 const BANNED: &str = "no|body some|body any|body every|body who|ever ho|use se|at gu|est tr|ay qu|ill sh|elf cr|ew \
@@ -51,17 +50,4 @@ fn words_in(text: &str) -> impl Iterator<Item = String> {
         ends.scan(0, |start, end| Some(&name[std::mem::replace(start, end)..end]))
     });
     words.map(str::to_ascii_lowercase)
-}
-
-fn rust_files(folder: &Path) -> Vec<PathBuf> {
-    let mut files = Vec::new();
-    for entry in fs::read_dir(folder).expect("the folder is readable") {
-        let path = entry.expect("an entry").path();
-        if path.is_dir() {
-            files.extend(rust_files(&path));
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            files.push(path);
-        }
-    }
-    files
 }
