@@ -1,8 +1,8 @@
 //! Rate limits of clients and agents, and the concurrency limit for requests in flight.
 //!
 //! A rate limiter is GCRA: it stores the time at which all that was taken is refilled (theoretical arrival
-//! time). Replicas that share a store exchange how much they took, a few times a second and never while a
-//! request waits (`shared_usage`).
+//! time). Replicas that share a store exchange how much they took, a few times a second, in the background: no
+//! request waits for it (`shared_usage`).
 
 pub mod concurrency_limit;
 mod fair_queue;

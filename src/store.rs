@@ -1,7 +1,8 @@
 //! What replicas share in Redis or Valkey: records, leases to make the next record, notifications of both, and the
 //! usage of rate limits.
 //!
-//! The module does not interpret values; only the kinds of notifications know gettoken and refusals. Each record has a fence, a number that grows with every lease, so that a
+//! The module does not interpret values; only the kinds of notifications know gettoken and refusals. Each record has
+//! a fence, a number that grows with every lease, so that a
 //! replica whose lease expired while it was suspended cannot overwrite a newer record. No call waits for an
 //! unavailable store: it fails at once with [`Unavailable`], and the caller goes on without the store.
 
@@ -159,7 +160,8 @@ impl Store {
         self.backend.was_attempted()
     }
 
-    /// Asks for a record whose fence is greater than `fence`, that of the caller's own (0: none), or for the lease to make
+    /// Asks for a record whose fence is greater than `fence`, that of the caller's own (0: none), or for the lease
+    /// to make
     /// it. `force` ignores the backoff of an earlier failure. Values that cannot be opened count as absent.
     pub async fn claim(&self, name: &str, fence: u64, force: bool) -> Result<Claim, Unavailable> {
         let (mut known_fence, mut force) = (fence, force);
@@ -253,8 +255,8 @@ impl Store {
         self.call::<u8>(put).await.map(|done| done == 1)
     }
 
-    /// Ends a lease without a record. With a failure and its backoff, no replica tries before the backoff has
-    /// ended.
+    /// Ends a lease without a record. With a failure and its backoff, no claim without `force` gets the lease before
+    /// the backoff has ended.
     pub async fn end_lease(
         &self,
         name: &str,

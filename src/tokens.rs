@@ -106,7 +106,7 @@ pub struct AgentToken {
     requested: AtomicBool,
     /// A gettoken with these credentials succeeded, here or at another replica, and none has failed since with an
     /// error for which `risks_ban` is true.
-    credentials_verified: AtomicBool,
+    credentials_proven: AtomicBool,
     /// A reload changed the secret, and it was not tried since.
     secret_changed: AtomicBool,
     state: Mutex<State>,
@@ -120,7 +120,7 @@ struct State {
     /// The paths that refused the current token since the running refresh began.
     refused_by: RefusedPaths,
     /// The running refresh ended a cooldown early.
-    cooldown_ended_early: bool,
+    refresh_started_in_cooldown: bool,
     /// gettoken returned the current token although it had expired.
     repeated_after_expiry: bool,
     /// Proactive refreshes of the current token.
@@ -165,7 +165,7 @@ impl AgentToken {
             current: ArcSwapOption::empty(),
             used: AtomicBool::new(false),
             requested: AtomicBool::new(false),
-            credentials_verified: AtomicBool::new(false),
+            credentials_proven: AtomicBool::new(false),
             secret_changed: AtomicBool::new(false),
             state: Mutex::default(),
         }
@@ -252,7 +252,7 @@ impl AgentToken {
             let ends_early = state.refresh.is_none() && state.cooldown.ends_early(now);
             match self.join_or_start(&mut state, RefreshReason::Refused { was_accepted }) {
                 Ok(refresh) => {
-                    state.cooldown_ended_early |= ends_early;
+                    state.refresh_started_in_cooldown |= ends_early;
                     state.refused_by.insert(path);
                     refresh
                 }

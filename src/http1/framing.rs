@@ -15,7 +15,7 @@ pub const MIN_SLICE_BYTES: usize = 4 * 1024;
 /// A message whose end is ambiguous.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum FramingError {
-    /// `Content-Length` is not a number, or repeated.
+    /// `Content-Length` is not a number, or repeated; a response may repeat the same one.
     #[error("invalid Content-Length")]
     InvalidContentLength,
     /// A transfer coding other than a single `chunked`.

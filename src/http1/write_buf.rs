@@ -79,7 +79,8 @@ impl WriteBuf {
         self.buffer.is_empty() && self.chunk.is_empty() && self.chunk_suffix.is_empty()
     }
 
-    /// Whether another chunk may be appended. The bound holds when the producer is faster than the reader.
+    /// Whether another chunk may be appended. Stops buffering at about `BUFFER_BYTES` when the body comes faster
+    /// than the client reads.
     pub fn can_buffer(&self) -> bool {
         self.chunk.is_empty() && self.chunk_suffix.is_empty() && self.buffer.len() < buffer_pool::BUFFER_BYTES
     }

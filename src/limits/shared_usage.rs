@@ -1,5 +1,5 @@
 //! Rate limits that replicas share. Each replica takes from its own limiter and reports to the store soon after;
-//! the store returns how much all replicas together took, and the replica's limiter is set to that.
+//! the store returns how much all replicas together took, and the replica's limiter is raised to that.
 //!
 //! No request waits for the store, so for one [`REPORT_INTERVAL`] a replica may admit requests that others have
 //! used up. The excess is paid back: it delays the refill of all limiters.
@@ -146,7 +146,7 @@ impl RateLimiter {
         Some((&shared_usage.name, reported_ns / 1_000))
     }
 
-    /// Sets the limiter to the shared usage: all that replicas took is refilled in `full_in_us` microseconds.
+    /// Raises the limiter to the shared usage: all that replicas took is refilled in `full_in_us` microseconds.
     fn apply_shared_usage(&self, now: Instant, full_in_us: i64) {
         let Some(shared_usage) = &self.shared_usage else { return };
         shared_usage.is_synced.store(true, Ordering::Relaxed);

@@ -1,4 +1,5 @@
-//! Caps the requests that wait for a token or a ticket; beyond the cap a request fails at once.
+//! Caps the requests that wait for the first bytes of a body, for a token, or for a ticket; beyond the cap a request
+//! fails at once.
 //!
 //! As many may wait as may be in flight, 1024 at least: a request that has its token needs an in-flight permit
 //! next, and more requests would only wait again. A request takes permits from two limits, each with the reserve

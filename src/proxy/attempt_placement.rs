@@ -8,7 +8,7 @@ pub trait AttemptPlacement {
     fn place<F: Future>(attempt: F) -> impl Future<Output = F::Output>;
 }
 
-/// Inline in the request's future, for HTTP/1, whose `HandlerPool` reuses these.
+/// Inline in the request's future, for HTTP/1: `server::http1::handler_pool` reuses that future.
 pub struct Inline;
 
 /// In a separate allocation, which exists only during the attempt.

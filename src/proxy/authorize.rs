@@ -37,7 +37,7 @@ impl Proxy {
         context: &mut RequestContext,
     ) -> Result<Decision<'a>, ProxyError> {
         let decision = self.decide(request, context);
-        // A valid credential counts even if the request is refused for another reason.
+        // A credential that names a client counts even if the request is refused for another reason.
         if decision.is_ok() || context.client.is_some() || self.directory.load().is_open() {
             request.authorized.set(true);
         }
@@ -110,7 +110,8 @@ impl Proxy {
     }
 }
 
-/// Completes the authentication by pass, selects the agent and starts a capture. Returns whether the request carries its
+/// Completes the authentication by pass, selects the agent and starts a capture. Returns whether the request carries
+/// its
 /// own credential.
 fn complete_authentication(
     directory: &Arc<Directory>,

@@ -129,7 +129,7 @@ impl ProbedResponse {
 /// The probe of a response in progress.
 pub(super) struct ErrcodeProbe {
     response: Box<ProbedResponse>,
-    /// Present while the errcode is undecided.
+    /// Present if the head, with the body that came with it, left the errcode undecided.
     scanner: Option<Box<ResponseScanner>>,
     probed_bytes: u64,
 }

@@ -91,7 +91,7 @@ pub(super) struct RequestContext {
     pub(super) error: Option<(ErrorKind, String)>,
     /// Time spent waiting for a token.
     pub(super) token_time: Duration,
-    /// Time spent waiting for response heads.
+    /// Time from the start of each attempt to its response head: connecting and sending the body included.
     pub(super) upstream_time: Duration,
     /// Bytes of the request body received when the response began; `None` without a body.
     pub(super) request_bytes: Option<u64>,

@@ -58,7 +58,8 @@ impl Response {
         }
     }
 
-    /// The response for an error; HTTP 200 for a client with `always_200`. The log has the details under the request id.
+    /// The response for an error; HTTP 200 for a client with `always_200`. The log has the details under the request
+    /// id.
     pub(super) fn from_error(error: &ProxyError, always_200: bool, request_id: &str) -> Self {
         let status = if always_200 { StatusCode::OK } else { error.status.unwrap_or(error.kind.status()) };
         let mut errmsg = format!("wecom-proxy: {}", error.message);
@@ -81,7 +82,7 @@ impl Response {
         response
     }
 
-    /// The upstream's response.
+    /// The response from a probed one: the upstream's, or a cached ticket.
     pub(super) fn from_upstream(probed: Box<ProbedResponse>, replay_body: Option<ReplayBody>) -> Self {
         let ProbedResponse {
             status, headers, has_date, content_length, mut buffered, remaining, permit, ..

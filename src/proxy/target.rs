@@ -9,7 +9,7 @@ use percent_encoding::percent_decode_str;
 use super::query;
 use crate::{secret::credential_scan::contains_pass, tokens::tickets::TicketKind};
 
-/// How a request is handled.
+/// How a request is handled, by WeCom's own paths; an agent's `passthrough` list may say otherwise (`authenticate.rs`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TargetKind {
     /// Forwarded with the agent's token in the query.
@@ -20,14 +20,15 @@ pub enum TargetKind {
     Gettoken,
 }
 
-/// A parsed target that can be forwarded.
+/// A well-formed target; one with `misplaced_pass`, or of gettoken, is answered here.
 #[derive(PartialEq, Eq)]
 pub(super) struct ParsedTarget<'a> {
     /// The agent named by the first path segment.
     pub(super) agent: Option<&'a str>,
     /// The path as forwarded, byte for byte as received.
     pub(super) path: &'a str,
-    /// The path decoded and without doubled slashes, which `allow`, `passthrough`, cooldowns, fair queues and tickets are
+    /// The path decoded and without doubled slashes, which `allow`, `passthrough`, cooldowns, fair queues and
+    /// tickets are
     /// matched by. Nearly always equal to `path`.
     pub(super) normalized_path: Cow<'a, str>,
     /// The query as received.
@@ -62,7 +63,8 @@ impl fmt::Debug for ParsedTarget<'_> {
 
 /// A parsed target as offsets into its text, to be cached beside it in a `RequestTarget`.
 ///
-/// `RequestTarget`, `TargetSpans` and [`ParsedTarget`] remain three types: the first also holds what cannot be parsed, a
+/// `RequestTarget`, `TargetSpans` and [`ParsedTarget`] remain three types: the first also holds what cannot be
+/// parsed, a
 /// cached result cannot borrow from its own text, and the view saves the slicing and its checks at each use.
 pub(super) struct TargetSpans {
     agent: Option<Range<usize>>,

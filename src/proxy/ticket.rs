@@ -19,7 +19,7 @@ use crate::{
 
 /// Maximum bytes of a ticket response.
 const MAX_TICKET_RESPONSE_BYTES: usize = 64 * 1024;
-/// Maximum upstream calls of a fetch: a refused attempt, gettoken, and the second attempt.
+/// Calls that the timeout of a fetch allows for: a refused attempt, gettoken, and the second attempt.
 const MAX_CALLS_PER_FETCH: u32 = 3;
 
 impl Proxy {
@@ -83,7 +83,8 @@ impl Proxy {
 
     /// Fetches a ticket within the timeout of [`MAX_CALLS_PER_FETCH`] calls.
     ///
-    /// Bounded as a whole, because other requests wait for it and a response could trickle in. If the client disconnects,
+    /// Bounded as a whole, because other requests wait for it and a response could trickle in. If the client
+    /// disconnects,
     /// the next request in the queue fetches instead.
     async fn fetch_ticket_within_timeout(
         &self,

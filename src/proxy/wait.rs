@@ -22,7 +22,8 @@ use crate::{
 };
 
 impl Proxy {
-    /// Acquires the permit to wait, stored in `context.wait_permit` until the wait ends. Error: too many requests
+    /// Acquires the permit to wait, stored in `context.wait_permit` until the wait ends, and sets `waiting`, which
+    /// the caller clears. Error: too many requests
     /// wait.
     pub(super) fn acquire_wait_permit(
         &self,
@@ -39,7 +40,7 @@ impl Proxy {
         match self.settings.wait_limit.try_acquire(client, agent, header_bytes) {
             Some(permit) => context.wait_permit = Some(permit),
             None => {
-                let message = "too many requests are waiting for a token or ticket; retry later";
+                let message = "too many requests are waiting for a token, a ticket or a body; retry later";
                 return Err(overloaded(message));
             }
         }

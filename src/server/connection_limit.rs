@@ -126,7 +126,7 @@ pub(super) struct ConnectionPermit {
     epoch: Instant,
     /// In microseconds since `epoch`, or [`ACTIVE`]; 0 after `mark_evictable`, in the future after `mark_partial`.
     idle_since: AtomicU64,
-    /// A request on it presented a valid credential.
+    /// A request on it presented a valid credential, or the proxy is open (`Request::authorized`).
     authorized: AtomicBool,
     close_requested: AtomicBool,
     /// The current TLS settings no longer accept its client: no further request is served.

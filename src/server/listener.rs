@@ -28,7 +28,7 @@ use crate::{config::Address, http1::io::Stream};
 
 mod inherited;
 
-/// Length of the kernel's accept queue.
+/// Length of the kernel's accept queue of TCP sockets that the proxy binds itself.
 const BACKLOG: i32 = 4096;
 
 /// A bound socket that no worker accepts from yet.

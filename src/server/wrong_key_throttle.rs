@@ -1,4 +1,5 @@
-//! Delays refusals of wrong keys per address, so that guessing is slow and costs only the guessing address.
+//! Delays refusals of wrong keys per address, so that each guess beyond the burst costs its connection up to
+//! `MAX_DELAY`; guesses on parallel connections are not slowed down together.
 //!
 //! A right key is never delayed, whatever its address sent before: many clients may share one address (NAT, a front
 //! proxy). Keys that `wecom-proxy key` generates have 256 random bits and do not need this; a key that an operator

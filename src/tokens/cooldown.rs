@@ -13,8 +13,9 @@ const MAX_REFUSED_PATHS: usize = 16;
 
 /// The cooldown of one agent. If gettoken returned the refused token again it applies to every path. If it
 /// returned a new token, it applies to the paths that had refused the old one, because such a path may refuse
-/// every token. A path that accepts the current token is exempt: its refusal starts a refresh during the cooldown,
-/// which ends it early. If such a refresh returned the same token once more, the next cooldown has no exemption.
+/// every token. A path that accepts the current token is exempt: its refusal starts a refresh in spite of the
+/// cooldown, and the result starts a new one. If such a refresh returned the same token once more, the next cooldown
+/// has no exemption.
 #[derive(Debug, Default)]
 pub(super) struct Cooldown {
     until: Option<Instant>,

@@ -1,4 +1,5 @@
-//! Bounds how many gettokens may fail for their credentials in an hour: WeCom bans an address that repeats wrong
+//! Bounds how many gettokens of this replica may fail for their credentials in an hour: WeCom bans an address that
+//! repeats wrong
 //! secrets, and with it every agent behind it.
 //!
 //! An attempt needs a permit. There are as many permits as failures are left, and two more for each token that
@@ -7,7 +8,8 @@
 //!
 //! Proven secrets, whose last gettoken succeeded, have a limit of their own, so that secrets that never worked
 //! cannot block them, and a queue in order of arrival. It refills twice as fast, because valid
-//! secrets may be queued behind secrets that were reset: each of those fails once here, and is unproven afterwards. The worst hour has 300 failures for the address.
+//! secrets may be queued behind secrets that were reset: each of those fails once here, and is unproven afterwards.
+//! The worst hour has 300 failures for the address.
 
 use std::{
     collections::VecDeque,

@@ -53,7 +53,8 @@ pub struct Credentials {
 }
 
 impl Credentials {
-    /// The name in the store of this credential's token, or of `kind` else. A keyed hash: it reveals nothing of
+    /// The name of a value of these credentials: with the empty `kind` the token in the store, otherwise a ticket of
+    /// that kind, or the key of the backoff history. A keyed hash: it reveals nothing of
     /// the credentials, and a changed secret gives another name.
     pub fn store_name(&self, kind: &str) -> String {
         let Ok(mut mac) = <Hmac<Sha256> as KeyInit>::new_from_slice(self.secret.expose().as_bytes()) else {

@@ -36,7 +36,7 @@ impl FetchedToken {
     }
 
     /// Whether this one is no newer than `cached`: older, or this very token.
-    pub(super) fn is_older_than(&self, cached: &Token) -> bool {
+    pub(super) fn is_not_newer_than(&self, cached: &Token) -> bool {
         cached.is_at_least_as_new_as(self.fence, self.age)
     }
 }

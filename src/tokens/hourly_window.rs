@@ -23,7 +23,8 @@ pub(super) struct HourlyWindow {
 }
 
 impl HourlyWindow {
-    /// Counts one refresh if fewer than `max` are in the window. `Err`: when that will be so.
+    /// Counts one refresh if fewer than `max` are in the window and, for [`Priority::Normal`], fewer than `max / 2`
+    /// of that priority. Error: when both will be so, at the earliest.
     pub(super) fn try_acquire(
         &mut self,
         now: Instant,

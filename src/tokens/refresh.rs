@@ -50,7 +50,8 @@ impl AgentToken {
         Ok(refresh)
     }
 
-    /// Charges the budget for a refresh. Error: the instant at which it is sufficient.
+    /// Checks and charges the budget for a refresh. Error: when one may start, by the failure queue, the token's
+    /// expiry after two proactive refreshes, or the budget.
     fn charge_budget(
         &self,
         state: &mut State,
@@ -101,7 +102,7 @@ impl AgentToken {
         class: BudgetClass,
     ) -> Result<GettokenResponse, FetchError> {
         let failures = &self.service.failure_budget;
-        let proven = self.credentials_verified.load(Ordering::Relaxed);
+        let proven = self.credentials_proven.load(Ordering::Relaxed);
         // What an operator requested is tried at once: a manual refresh, and a changed secret once.
         let mut permit = match class == BudgetClass::Operator || self.take_changed_secret() {
             true => None,
@@ -220,14 +221,14 @@ impl AgentToken {
             self.service.refresh_budget.refund(&self.agent_name, charge);
         }
         match fetched {
-            Ok(_) => self.credentials_verified.store(true, Ordering::Relaxed),
+            Ok(_) => self.credentials_proven.store(true, Ordering::Relaxed),
             Err(failure) => {
                 if failure.risks_ban() {
-                    self.credentials_verified.store(false, Ordering::Relaxed);
+                    self.credentials_proven.store(false, Ordering::Relaxed);
                 }
                 state.proactive_refreshes -= u8::from(reason == RefreshReason::Proactive);
                 // Callers whose token was refused get the failure, so their refusals are settled.
-                (state.refused_by, state.cooldown_ended_early) = (Default::default(), false);
+                (state.refused_by, state.refresh_started_in_cooldown) = (Default::default(), false);
             }
         }
     }
@@ -271,7 +272,7 @@ impl AgentToken {
         self.leave_failure_queue(state);
         let now = Instant::now();
         let (refused_by, early) =
-            (std::mem::take(&mut state.refused_by), std::mem::take(&mut state.cooldown_ended_early));
+            (std::mem::take(&mut state.refused_by), std::mem::take(&mut state.refresh_started_in_cooldown));
         let previous = self.current.load_full();
         let unchanged =
             previous.as_ref().filter(|previous| previous.value.expose() == response.token.expose());
@@ -311,14 +312,14 @@ impl AgentToken {
     /// itself.
     pub(super) fn apply_remote(self: &Arc<Self>, fetched: FetchedToken, is_unchanged: bool) {
         let mut state = self.state();
-        let is_newer = self.current.load().as_ref().is_none_or(|current| !fetched.is_older_than(current));
+        let is_newer = self.current.load().as_ref().is_none_or(|current| !fetched.is_not_newer_than(current));
         if state.refresh.is_none() && is_newer {
             self.install_token(&mut state, Instant::now(), fetched);
             if is_unchanged {
                 // The path that refused it is not known here, and one gettoken must be enough for all replicas.
                 state.cooldown.start(Instant::now(), true, true, Default::default());
             }
-            self.credentials_verified.store(true, Ordering::Relaxed);
+            self.credentials_proven.store(true, Ordering::Relaxed);
             let reason = RefreshReason::OtherReplica.as_str();
             state.last_refresh = Some(LastRefresh { completed_at: SystemTime::now(), reason, error: None });
             self.service.refresh_counts.increment(&self.agent_name, RefreshReason::OtherReplica, true);

@@ -46,7 +46,7 @@ impl BudgetClass {
 
     /// Whether it is charged to the agent's budget (`Some`), and may use the part reserved for paths that had
     /// accepted the token.
-    fn uses_agent_reserve(self) -> Option<bool> {
+    fn agent_charge(self) -> Option<bool> {
         match self {
             Self::Refusal { was_accepted } => Some(was_accepted),
             Self::Free | Self::Operator | Self::Repeated => None,
@@ -96,7 +96,7 @@ impl RefreshBudget {
     ) -> Result<Charge, Instant> {
         let mut state = self.state();
         let charge = Charge { class, charged_at: now };
-        if let Some(was_accepted) = class.uses_agent_reserve() {
+        if let Some(was_accepted) = class.agent_charge() {
             state.refusal_budget(agent, now).try_acquire(now, was_accepted)?;
         }
         if let Some(priority) = class.hourly_priority() {
@@ -121,7 +121,7 @@ impl RefreshBudget {
     }
 
     fn refund_agent(&self, agent: &str, class: BudgetClass) {
-        if let Some(was_accepted) = class.uses_agent_reserve() {
+        if let Some(was_accepted) = class.agent_charge() {
             self.state().refusal_budget(agent, Instant::now()).release(was_accepted);
         }
     }

@@ -163,7 +163,7 @@ impl ReplicaSync {
             let remaining = current.usable_until.saturating_duration_since(Instant::now());
             match stored {
                 Some(stored) if stored.response.token == current.value => current.set_fence(stored.fence),
-                Some(stored) if !stored.is_older_than(&current) => entry.apply_remote(stored, false),
+                Some(stored) if !stored.is_not_newer_than(&current) => entry.apply_remote(stored, false),
                 stored if !remaining.is_zero() && !current.is_refused() => {
                     let fence = stored.map_or(0, |stored| stored.fence);
                     if let Claim::Acquired { lease, .. } = self.store.claim(&name, fence, false).await? {

@@ -45,7 +45,7 @@ impl ThrottledAgents {
         }
     }
 
-    /// Removes an agent whose token was refreshed.
+    /// Removes an agent whose refresh was made, with or without success.
     pub(super) fn remove(&self, agent: &str) {
         self.state().retry_times.remove(agent);
     }

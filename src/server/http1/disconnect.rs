@@ -10,7 +10,8 @@ use crate::{
     time::deadline::Deadline,
 };
 
-/// A request that still waits this long after FIN is dropped: most clients that send FIN have closed the connection,
+/// A request that still waits for a token, a ticket or a permit this long after FIN is dropped: most clients that
+/// send FIN have closed the connection,
 /// and would not get the response.
 const MAX_WAIT_AFTER_FIN: Duration = Duration::from_secs(1);
 

@@ -1,4 +1,5 @@
-//! Parses HTTP/1 request heads. Strict: a head that two parsers could read differently is rejected.
+//! Parses HTTP/1 request heads. Strict about syntax; an ambiguous body framing is recorded in
+//! `RequestHead::framing`, and the proxy rejects it (`proxy/head_check.rs`).
 
 use std::mem::MaybeUninit;
 

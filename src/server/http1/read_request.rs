@@ -96,7 +96,8 @@ impl Http1Connection {
 
     /// Whether a connection without a complete request is to be closed. When the server stops, a new connection and one
     /// with a partial head get [`SHUTDOWN_GRACE_TIMEOUT`]: a request is on the way, and its client has seen an accepted
-    /// connection. A partial head does not count as a request when the connection limit is reached.
+    /// connection. When the connection limit is reached, a partial head on an authorized connection counts as a
+    /// request only for a while (`mark_partial`).
     fn should_close(&mut self, is_idle: bool) -> bool {
         if self.server.is_stopping() {
             if is_idle && !self.is_new {

@@ -60,8 +60,8 @@ pub(super) struct Shared {
     fin_read: bool,
     /// Belongs to the current request.
     pub(super) disconnect_watch: Option<Box<DisconnectWatch>>,
-    /// Waker of the task that waits for body bytes. It must be called when no more will come: the runtime forgets its
-    /// own registration with the stream.
+    /// Waker of the task that waits for body bytes. `finish_body` calls it, because the connection's task then
+    /// reads, and the stream keeps only the waker registered last.
     body_waker: Option<Waker>,
 }
 
@@ -202,7 +202,7 @@ impl Shared {
     /// Sends `100 Continue`; false if it cannot be written completely.
     fn send_continue(&mut self, cx: &mut Context<'_>) -> bool {
         self.continue_pending = false;
-        // 25 bytes fit into the send buffer of a connection that has sent nothing since, or the client is gone.
+        // 25 bytes fit into the send buffer unless the client reads nothing; then its request is aborted.
         let sent = Pin::new(&mut self.stream).poll_write(cx, CONTINUE_RESPONSE);
         let _ = Pin::new(&mut self.stream).poll_flush(cx);
         matches!(sent, Poll::Ready(Ok(written)) if written == CONTINUE_RESPONSE.len())

@@ -1,5 +1,5 @@
-//! The server side of an HTTP/2 connection before its first request. hyper, whose state takes 20 KiB, is created only
-//! when the first complete header block has arrived.
+//! The server side of an HTTP/2 connection before its first request. hyper, whose state takes 20 KiB, is created
+//! when the first complete header block has arrived, or a frame that only hyper handles.
 //!
 //! Until then the proxy sends its own SETTINGS and acknowledges the client's. hyper sends both again;
 //! [`DuplicateFilter`] removes these.

@@ -1,7 +1,8 @@
 //! One fetch of a token where replicas share a store, as a state machine: [`SharedFetch`] is the state, and for each
 //! reply to a claim one method returns the next [`Step`]. `call_and_publish` handles the outcome of gettoken.
 //!
-//! The store's rules: a claim returns a record that is newer than the caller's, or a failure whose backoff has not ended,
+//! The store's rules: a claim returns a record that is newer than the caller's, or a failure whose backoff has not
+//! ended,
 //! or the lease to call gettoken, or how long another replica has that lease. While the store is unavailable a replica
 //! calls gettoken without a lease.
 
@@ -184,9 +185,10 @@ impl<'a> SharedFetch<'a> {
             && !(self.has_waited && record.is_from_lease)
     }
 
-    /// Whether the stored token is no newer than the previous one, which this replica may have fetched without the store.
+    /// Whether the stored token is no newer than the previous one, which this replica may have fetched without the
+    /// store.
     fn is_not_newer(&self, stored: &FetchedToken) -> bool {
-        self.previous.as_ref().is_some_and(|previous| stored.is_older_than(previous))
+        self.previous.as_ref().is_some_and(|previous| stored.is_not_newer_than(previous))
     }
 
     /// Calls gettoken under a lease and publishes the outcome.

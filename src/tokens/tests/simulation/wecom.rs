@@ -91,7 +91,7 @@ struct SimAccount {
     /// path that had accepted it may end that early.
     cooldown: Option<(Instant, u64, bool)>,
     /// The last cooldown was ended early.
-    cooldown_ended_early: bool,
+    refresh_started_in_cooldown: bool,
 }
 
 struct SimCall {
@@ -129,7 +129,7 @@ impl SimWecom {
             failures: 0,
             backoff: None,
             cooldown: None,
-            cooldown_ended_early: false,
+            refresh_started_in_cooldown: false,
         };
         self.inner().accounts.insert(account_name(entry.credentials()), account);
     }
@@ -165,7 +165,8 @@ impl SimWecom {
         let account = inner.account(&account_name(credentials));
         // All callers that waited report the same gettoken.
         if account.cooldown.is_none_or(|(known, ..)| known != until) {
-            account.cooldown = Some((until, serial, !std::mem::take(&mut account.cooldown_ended_early)));
+            account.cooldown =
+                Some((until, serial, !std::mem::take(&mut account.refresh_started_in_cooldown)));
         }
     }
 
@@ -244,7 +245,7 @@ impl SimWecom {
             in_flight,
             backoff,
             cooldown,
-            cooldown_ended_early: ended_early,
+            refresh_started_in_cooldown: ended_early,
             behavior,
             ..
         } = inner.account(account);
@@ -337,7 +338,7 @@ impl SimWecom {
                 let (first, longest) = if failure.risks_ban() { (60, 900) } else { (1, 60) };
                 let doubled = (first << account.failures.min(10)).min(longest);
                 let min_delay = Duration::from_secs(doubled).mul_f64(0.9).max(Duration::from_secs(first));
-                account.cooldown_ended_early = false;
+                account.refresh_started_in_cooldown = false;
                 account.backoff = Some((Instant::now() + min_delay, failure.errcode()));
                 account.failures += 1;
             }
