@@ -56,8 +56,8 @@ const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 pub struct Timeouts {
     /// From the first byte of a request head to its last; also bounds the TLS handshake.
     pub header: Duration,
-    /// From the accept to the first byte of the first request, and between two requests; also the interval of HTTP/2
-    /// PINGs.
+    /// From the accept, or the end of the TLS handshake, to the first byte of the first request, and between two
+    /// requests; also the interval of HTTP/2 PINGs.
     pub idle: Duration,
     /// Longest time in which the client accepts no response bytes; set by `server.body_timeout`.
     pub write: Duration,

@@ -147,7 +147,8 @@ impl AgentToken {
         Arc::new(Self::build(agent, credentials, service))
     }
 
-    /// The same for an agent whose credentials an operator changed: the first attempt waits for no failure budget.
+    /// The same for an agent whose credentials an operator changed: the first attempt waits for no failure budget,
+    /// unless they are known to have failed.
     pub fn with_changed_secret(
         agent: &str,
         credentials: Credentials,

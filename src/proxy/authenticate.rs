@@ -238,7 +238,8 @@ fn invalid_pass(pass_error: PassError) -> ProxyError {
     }
 }
 
-/// Verifies the `access_token` parameters. One valid pass decides, whatever other tokens are present.
+/// Verifies the `access_token` parameters. One valid pass decides, whatever invalid tokens are present too; two
+/// passes for different agents or clients are an error.
 fn presented_token(directory: &Directory, query: Option<&str>) -> Result<PresentedToken, ProxyError> {
     let mut presented = PresentedToken::Absent;
     for token in query::token_values(query.unwrap_or_default()) {

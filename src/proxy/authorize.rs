@@ -29,7 +29,8 @@ pub(super) enum Decision<'a> {
 }
 
 impl Proxy {
-    /// Authorizes the request with [`Self::decide`]. Sets `request.authorized` if a credential was valid or the proxy
+    /// Authorizes the request with [`Self::decide`]. Sets `request.authorized` if the request was authorized, a
+    /// credential named a client, or the proxy
     /// is open; the server then lifts the limits of its connection.
     pub(super) fn authorize<'a>(
         &self,
@@ -98,7 +99,8 @@ impl Proxy {
         Ok(target)
     }
 
-    /// Whether an absolute-form authority names this proxy, or the upstream as seen by a client with this proxy as
+    /// Whether an absolute-form authority is the connection's local address and port (or localhost), or the upstream
+    /// as seen by a client with this proxy as
     /// forward proxy.
     fn is_own_authority(&self, authority: &str, local: Option<SocketAddr>) -> bool {
         let is_local = local.is_some_and(|local| {

@@ -40,7 +40,7 @@ pub(super) struct ProbedResponse {
     pub(super) errcode: Option<i64>,
     /// Time from sending the request to the response head.
     pub(super) time_to_header: Duration,
-    /// The in-flight permit, held until the response has ended.
+    /// The in-flight permit, held until the upstream's response has ended or is dropped.
     pub(super) permit: Option<Permit>,
 }
 

@@ -33,7 +33,7 @@ pub struct Request {
     pub peer: Option<IpAddr>,
     /// Whether it arrived while the server was draining.
     pub draining: bool,
-    /// Set once the request is admitted, has presented a valid credential, or the proxy is open; it stays set if
+    /// Set once the request is authorized, a credential has named its client, or the proxy is open; it stays set if
     /// `allow`
     /// or a rate limit rejects the request. Until then the connection's resources are restricted.
     pub authorized: Cell<bool>,

@@ -65,7 +65,8 @@ impl Sinks {
     }
 }
 
-/// Context of one request. Dropped after the response was sent or the client disconnected; the drop reports it to the
+/// Context of one request. Dropped after the response was sent or the client disconnected, or earlier by
+/// `Response::finish_context`; the drop reports it to the
 /// sinks.
 pub(super) struct RequestContext {
     pub(super) started: Instant,
@@ -91,7 +92,8 @@ pub(super) struct RequestContext {
     pub(super) error: Option<(ErrorKind, String)>,
     /// Time spent waiting for a token.
     pub(super) token_time: Duration,
-    /// Time from the start of each attempt to its response head: connecting and sending the body included.
+    /// Sum over the attempts that got a response, from the start to the response head: connecting and sending the
+    /// body included.
     pub(super) upstream_time: Duration,
     /// Bytes of the request body received when the response began; `None` without a body.
     pub(super) request_bytes: Option<u64>,

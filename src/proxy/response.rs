@@ -23,7 +23,8 @@ use crate::{
     upstream::{UpstreamBody, UpstreamError},
 };
 
-/// The response was aborted; the server aborts the client's connection too, so that a truncated body never looks
+/// The response was aborted; the server aborts the client's connection (over HTTP/2, the stream) too, so that a
+/// truncated body never looks
 /// complete.
 #[derive(Debug, thiserror::Error)]
 #[error("upstream response aborted")]

@@ -20,12 +20,12 @@ pub enum TargetKind {
     Gettoken,
 }
 
-/// A well-formed target; one with `misplaced_pass`, or of gettoken, is answered here.
+/// A well-formed target; one with `misplaced_pass`, or of gettoken, is answered by the proxy itself.
 #[derive(PartialEq, Eq)]
 pub(super) struct ParsedTarget<'a> {
     /// The agent named by the first path segment.
     pub(super) agent: Option<&'a str>,
-    /// The path as forwarded, byte for byte as received.
+    /// The path as forwarded: as received, without the agent's segment and doubled slashes before `/cgi-bin/`.
     pub(super) path: &'a str,
     /// The path decoded and without doubled slashes, which `allow`, `passthrough`, cooldowns, fair queues and
     /// tickets are

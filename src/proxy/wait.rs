@@ -95,7 +95,7 @@ impl Proxy {
         fetched.map_err(|failure| Box::new(token_unavailable(&failure, agent)))
     }
 
-    /// Waits for an in-flight permit when none is free.
+    /// Acquires an in-flight permit when more than half are in use, and waits if none is free.
     pub(super) async fn wait_for_in_flight_permit(
         &self,
         forwarded: &ForwardedRequest<'_>,

@@ -6,8 +6,8 @@
 //! with a request, or with one within [`MIN_IDLE`], stays; a partial head counts for [`PARTIAL_REQUEST_TIMEOUT`].
 //!
 //! Until a request on it was authorized, a connection counts as idle since its accept, because it can only be waiting
-//! for its client. So clients without a key can displace idle connections of others only while they hold less than
-//! half of the permits.
+//! for its client. Clients without a key can displace idle connections of others only while they hold less than half
+//! of the permits: from then on only connections without an authorized request are evicted.
 
 use std::{
     fs,

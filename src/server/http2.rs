@@ -84,7 +84,8 @@ pub(super) async fn serve(
         return;
     }
     let service = service_fn(|request| {
-        // Requests that a client sends before it has received GOAWAY do not reach the upstream.
+        // After the stop, requests that arrive before the client has received GOAWAY do not reach the upstream,
+        // except the first of a new connection.
         let draining = server.is_stopping() && !activity.is_new() || activity.is_revoked();
         // Each stream is a task of its own.
         start_request(request, peer, draining, &activity, server, proxy)

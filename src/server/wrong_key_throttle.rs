@@ -1,5 +1,5 @@
 //! Delays refusals of wrong keys per address, so that each guess beyond the burst costs its connection up to
-//! `MAX_DELAY`; guesses on parallel connections are not slowed down together.
+//! `MAX_DELAY`; each connection waits on its own, so parallel ones multiply the rate of guesses.
 //!
 //! A right key is never delayed, whatever its address sent before: many clients may share one address (NAT, a front
 //! proxy). Keys that `wecom-proxy key` generates have 256 random bits and do not need this; a key that an operator

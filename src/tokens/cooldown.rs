@@ -1,4 +1,5 @@
-//! Cooldown after a refresh that refusals caused; refusals cause no other one while it lasts.
+//! Cooldown after a refresh that refusals caused: while it lasts, refusals by the paths that it applies to cause no
+//! other one.
 
 use std::time::Duration;
 
@@ -54,7 +55,8 @@ impl RefusedPaths {
 
 impl Cooldown {
     /// Starts after the gettoken that the refusals of `refused_by` caused. `unchanged`: it returned the refused
-    /// token. `early`: it was made before the previous cooldown had ended.
+    /// token. `early`: the refresh began during a cooldown for all paths, or the refusing paths are unknown (another
+    /// replica's refresh).
     pub(super) fn start(&mut self, now: Instant, unchanged: bool, early: bool, refused_by: RefusedPaths) {
         if !self.is_active(now) {
             self.refused_paths = RefusedPaths::default();

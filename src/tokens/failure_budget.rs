@@ -6,10 +6,12 @@
 //! attempts have fetched since the last failure, so that many valid secrets are not throttled by their number.
 //! When no failure is left, agents are queued (`failure_queue`) while the bucket refills.
 //!
-//! Proven secrets, whose last gettoken succeeded, have a limit of their own, so that secrets that never worked
+//! Proven secrets, which have fetched a token and had no error with a ban risk since, have a limit of their own, so
+//! that secrets that never worked
 //! cannot block them, and a queue in order of arrival. It refills twice as fast, because valid
 //! secrets may be queued behind secrets that were reset: each of those fails once here, and is unproven afterwards.
-//! The worst hour has 300 failures for the address.
+//! The worst hour has 300 failures for this replica (60 + 60 unproven, 60 + 120 proven), beside manual attempts and
+//! those already running.
 
 use std::{
     collections::VecDeque,
@@ -87,8 +89,9 @@ impl FailureBudget {
         self.unproven.state().unproven_queue.finish(has_failed);
     }
 
-    /// Counts a failure for the credentials. One of a proven secret also takes from the unproven limit what is
-    /// left there, but not what refills later: a corrected secret starts as an unproven one.
+    /// Counts a failure for the credentials. One of a proven secret also takes one from the unproven limit if one is
+    /// left there. An empty limit keeps its refill time, because corrected secrets, which start as unproven ones,
+    /// wait for it.
     pub(super) fn record_failure(&self, proven: bool) {
         match proven {
             true => {
@@ -114,7 +117,7 @@ struct State {
     permits_in_use: u32,
     /// Permits beyond the failures that are left.
     extra_permits: u32,
-    /// Agents with proven secrets that found no permit, and when each may retry.
+    /// Agents with proven secrets that found no permit, and the turn after which each is dropped from the queue.
     queue: VecDeque<(Box<str>, Instant)>,
     /// Those with unproven ones.
     unproven_queue: FailureQueue,

@@ -22,7 +22,8 @@ const DEFAULT_MAX_PER_HOUR_PER_AGENT: usize = 3;
 /// What a refresh is charged to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum BudgetClass {
-    /// Nothing: an agent's first token, also after a changed secret, and each expiry.
+    /// Nothing: an agent's first token, also after a changed secret, a token's first proactive refresh, and one
+    /// after its expiry unless gettoken has already returned the expired token.
     Free,
     /// Nothing, and backoff is ignored: a manual refresh.
     Operator,

@@ -1,7 +1,8 @@
 //! One gettoken for all replicas: the one that holds the lease in the store calls it, the others take its result
 //! from the store.
 //!
-//! The store is called only when a token is due, never for a request that has one. While it is unavailable each
+//! For tokens the store is called when one is to be fetched, after a notification, and after a reconnect; a request
+//! with a cached token that WeCom accepts does not call it. While it is unavailable each
 //! replica fetches by itself.
 
 mod shared_fetch;

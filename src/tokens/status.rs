@@ -33,7 +33,7 @@ pub struct TokenStatus {
     pub first_seen_and_expiry: Option<(SystemTime, SystemTime)>,
     /// The last refresh, if there was one.
     pub last_refresh: Option<LastRefresh>,
-    /// How long no gettoken will be tried, because of backoff or a spent budget; zero if it may be tried now.
+    /// How long backoff or a spent budget holds refreshes back; zero if nothing does.
     pub next_try_in: Duration,
     /// Whether a spent budget holds refreshes back now.
     pub throttled: bool,
@@ -47,7 +47,7 @@ pub fn ceil_seconds(wait: Duration) -> u64 {
 }
 
 impl AgentToken {
-    /// How long no gettoken will be tried, because of backoff or a spent budget; zero if it may be tried now.
+    /// How long backoff or a spent budget holds refreshes back; zero if nothing does.
     pub fn next_try_in(&self) -> Duration {
         let now = Instant::now();
         self.next_try_and_throttled(&self.state(), now).0

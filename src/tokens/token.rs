@@ -66,8 +66,9 @@ impl Token {
         }
     }
 
-    /// The same value returned again: its expiry does not move. It is refreshed halfway to the expiry, later by
-    /// `stagger`. If it should have expired by now, it is used for `past_expiry`, because WeCom returns it.
+    /// The same value returned again: its expiry does not move. It is refreshed halfway to the expiry plus
+    /// `stagger`, but not before the time it already had. If it should have expired by now, it is used for
+    /// `past_expiry`, because WeCom returns it.
     pub(super) fn reissued(
         &self,
         fence: u64,

@@ -113,8 +113,9 @@ async fn many_clients_share_few_http2_connections() {
     assert_eq!(proxy.wecom.gettoken_count("hr").expect("an agent"), 1);
     let workers = std::thread::available_parallelism().map_or(1, usize::from) as u64;
     let connections = proxy.wecom.observe(|observed| observed.connection_count());
-    // The simulator allows 200 concurrent streams per connection, and the clients may be spread unevenly over the workers.
-    assert!(connections <= workers + 2, "{connections} connections for {workers} workers");
+    // A connection carries at most 128 requests, so 300 clients need four however they are spread over two workers;
+    // gettoken has its own.
+    assert!(connections <= workers + 3, "{connections} connections for {workers} workers");
 }
 
 /// Closes all connections of the simulator, and waits until none is open.
@@ -174,7 +175,8 @@ async fn idle_http2_connection_is_closed_and_busy_one_is_not() {
     );
 }
 
-/// Asserts that an untrusted upstream is refused, by a call that needs a token and by one that does not; returns the errors.
+/// Asserts that an untrusted upstream is refused, by a call that needs a token and by one that does not; returns the
+/// errors.
 async fn assert_refused(identity: &Identity, toml: &str) -> [TestResponse; 2] {
     let proxy = start_with_identity(identity, BOTH, toml).await;
     let responses = [proxy.get(USER_GET).await, proxy.post(WEBHOOK, "{\"msgtype\":\"text\"}").await];

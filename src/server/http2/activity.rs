@@ -170,7 +170,7 @@ impl Activity {
         RequestGuard(self.clone())
     }
 
-    /// When the last request completed; without any, when the connection was accepted.
+    /// When the last request completed; without any, when `http2::serve` began with the connection.
     pub(super) fn idle_since(&self) -> Instant {
         self.0.created_at + Duration::from_millis(self.0.idle_since.load(Ordering::Relaxed))
     }
@@ -206,7 +206,7 @@ impl Activity {
         self.0.permit.is_revoked()
     }
 
-    /// Waits for `delay`. Without requests in flight the connection is the first to be evicted meanwhile.
+    /// Waits for `delay`. Without requests in flight the connection becomes the first of its rank to be evicted.
     pub(super) async fn delay_wrong_key(&self, delay: Duration) {
         if !self.has_active_requests() {
             self.0.permit.mark_evictable();

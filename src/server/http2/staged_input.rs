@@ -90,8 +90,9 @@ impl StagedInput {
         self.buffer.len() > MAX_HEAD_DURING_REFUSALS_BYTES
     }
 
-    /// Whether hyper is needed: more was received than a preface, SETTINGS and a partial header block. Nothing may have
-    /// been released.
+    /// Whether hyper is needed: the bytes are no HTTP/2 preface, a header block is complete, a frame came that only
+    /// hyper handles, or more than [`MAX_SETTINGS_BYTES`] came outside of a header block. Must be called before
+    /// anything is released.
     pub(super) fn needs_hyper(&self) -> bool {
         let common = self.buffer.len().min(HTTP2_PREFACE.len());
         self.buffer[..common] != HTTP2_PREFACE[..common]
@@ -126,7 +127,7 @@ impl StagedInput {
         }
     }
 
-    /// Tracks one frame, or a part of one. Returns whether a header block ends there.
+    /// Tracks a frame header or a payload, or a part of one. Returns whether a header block ends there.
     fn track_frame(&mut self) -> bool {
         let (consumed, ends_head) = self.frames.advance(&self.buffer[self.tracked..]);
         self.tracked += consumed;

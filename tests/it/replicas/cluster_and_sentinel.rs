@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{GETTOKEN, Load, Replicas, shared_refresh_count, store_security};
+use super::{Load, Replicas, shared_refresh_count, store_security};
 use crate::{
     harness::{USER_GET, wait_for},
     process::{run, tool},
@@ -230,9 +230,9 @@ async fn sentinel_failover_is_followed() {
     // Clients send requests throughout the failover, and the token is revoked in the middle of it.
     let load = Load::start(&replicas);
     master.kill().await;
-    let gettokens = replicas.first.wecom.observe(|observed| observed.received_count(GETTOKEN));
+    let gettokens = replicas.gettoken_count();
     replicas.first.wecom.revoke_tokens("hr").expect("an agent");
-    wait_for("a token", async || replicas.upstream_counts().0 > gettokens).await;
+    wait_for("a token", async || replicas.gettoken_count() > gettokens).await;
     wait_for("the failover", async || replica.command(&["ROLE"]).await.starts_with("master")).await;
     replicas.wait_for_store().await;
     load.stop(&replicas).await;
