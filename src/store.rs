@@ -2,9 +2,9 @@
 //! usage of rate limits.
 //!
 //! The module does not interpret values; only the kinds of notifications know gettoken and refusals. Each record has
-//! a fence, a number that grows with every lease, so that a
-//! replica whose lease expired while it was suspended cannot overwrite a newer record. No call waits for an
-//! unavailable store: it fails at once with [`Unavailable`], and the caller goes on without the store.
+//! a fence, a number that grows with every lease, so that a replica whose lease expired while it was suspended cannot
+//! overwrite a newer record. No call waits for an unavailable store: it fails at once with [`Unavailable`], and the
+//! caller goes on without the store.
 
 mod backend;
 mod claim;
@@ -160,9 +160,8 @@ impl Store {
         self.backend.was_attempted()
     }
 
-    /// Asks for a record whose fence is greater than `fence`, that of the caller's own (0: none), or for the lease
-    /// to make
-    /// it. `force` ignores the backoff of an earlier failure. Values that cannot be opened count as absent.
+    /// Asks for a record whose fence is greater than `fence`, that of the caller's own (0: none), or for the lease to
+    /// make it. `force` ignores the backoff of an earlier failure. Values that cannot be opened count as absent.
     pub async fn claim(&self, name: &str, fence: u64, force: bool) -> Result<Claim, Unavailable> {
         let (mut known_fence, mut force) = (fence, force);
         loop {

@@ -30,8 +30,7 @@ pub(super) enum Decision<'a> {
 
 impl Proxy {
     /// Authorizes the request with [`Self::decide`]. Sets `request.authorized` if the request was authorized, a
-    /// credential named a client, or the proxy
-    /// is open; the server then lifts the limits of its connection.
+    /// credential named a client, or the proxy is open; the server then lifts the limits of its connection.
     pub(super) fn authorize<'a>(
         &self,
         request: &'a Request,
@@ -100,8 +99,7 @@ impl Proxy {
     }
 
     /// Whether an absolute-form authority is the connection's local address and port (or localhost), or the upstream
-    /// as seen by a client with this proxy as
-    /// forward proxy.
+    /// as seen by a client with this proxy as forward proxy.
     fn is_own_authority(&self, authority: &str, local: Option<SocketAddr>) -> bool {
         let is_local = local.is_some_and(|local| {
             let port = local.port();
@@ -113,8 +111,7 @@ impl Proxy {
 }
 
 /// Completes the authentication by pass, selects the agent and starts a capture. Returns whether the request carries
-/// its
-/// own credential.
+/// its own credential.
 fn complete_authentication(
     directory: &Arc<Directory>,
     request: &Request,

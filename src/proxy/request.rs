@@ -34,12 +34,10 @@ pub struct Request {
     /// Whether it arrived while the server was draining.
     pub draining: bool,
     /// Set once the request is authorized, a credential has named its client, or the proxy is open; it stays set if
-    /// `allow`
-    /// or a rate limit rejects the request. Until then the connection's resources are restricted.
+    /// `allow` or a rate limit rejects the request. Until then the connection's resources are restricted.
     pub authorized: Cell<bool>,
     /// Set while the request waits for the first bytes of its body, a token, a ticket or a permit, before any of it
-    /// is sent; its connection then
-    /// releases unused buffers, and drops the request soon after FIN.
+    /// is sent; its connection then releases unused buffers, and drops the request soon after FIN.
     pub waiting: Cell<bool>,
 }
 

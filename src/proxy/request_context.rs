@@ -66,8 +66,7 @@ impl Sinks {
 }
 
 /// Context of one request. Dropped after the response was sent or the client disconnected, or earlier by
-/// `Response::finish_context`; the drop reports it to the
-/// sinks.
+/// `Response::finish_context`; the drop reports it to the sinks.
 pub(super) struct RequestContext {
     pub(super) started: Instant,
     /// Last clock reading; valid while nothing was awaited since.

@@ -24,8 +24,7 @@ use crate::{
 };
 
 /// The response was aborted; the server aborts the client's connection (over HTTP/2, the stream) too, so that a
-/// truncated body never looks
-/// complete.
+/// truncated body never looks complete.
 #[derive(Debug, thiserror::Error)]
 #[error("upstream response aborted")]
 pub struct ResponseAborted;

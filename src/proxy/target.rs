@@ -27,9 +27,8 @@ pub(super) struct ParsedTarget<'a> {
     pub(super) agent: Option<&'a str>,
     /// The path as forwarded: as received, without the agent's segment and doubled slashes before `/cgi-bin/`.
     pub(super) path: &'a str,
-    /// The path decoded and without doubled slashes, which `allow`, `passthrough`, cooldowns, fair queues and
-    /// tickets are
-    /// matched by. Nearly always equal to `path`.
+    /// The path decoded and without doubled slashes, which `allow`, `passthrough`, cooldowns, fair queues and tickets
+    /// are matched by. Nearly always equal to `path`.
     pub(super) normalized_path: Cow<'a, str>,
     /// The query as received.
     pub(super) query: Option<&'a str>,
@@ -64,8 +63,8 @@ impl fmt::Debug for ParsedTarget<'_> {
 /// A parsed target as offsets into its text, to be cached beside it in a `RequestTarget`.
 ///
 /// `RequestTarget`, `TargetSpans` and [`ParsedTarget`] remain three types: the first also holds what cannot be
-/// parsed, a
-/// cached result cannot borrow from its own text, and the view saves the slicing and its checks at each use.
+/// parsed, a cached result cannot borrow from its own text, and the view saves the slicing and its checks at each
+/// use.
 pub(super) struct TargetSpans {
     agent: Option<Range<usize>>,
     path_start: usize,

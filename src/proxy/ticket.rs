@@ -9,6 +9,7 @@ use super::{
     errcode_probe::ProbedResponse,
     error::{ErrorKind, ProxyError},
     request_context::RequestContext,
+    wait::end_wait,
 };
 use crate::{
     directory::Agent,
@@ -41,8 +42,7 @@ impl Proxy {
             Some(result) => result,
             None => self.serve_ticket_in_turn(guard, forwarded, agent, kind, context).await,
         };
-        forwarded.waiting.set(false);
-        context.wait_permit = None;
+        end_wait(forwarded, context);
         result
     }
 
@@ -84,8 +84,7 @@ impl Proxy {
     /// Fetches a ticket within the timeout of [`MAX_CALLS_PER_FETCH`] calls.
     ///
     /// Bounded as a whole, because other requests wait for it and a response could trickle in. If the client
-    /// disconnects,
-    /// the next request in the queue fetches instead.
+    /// disconnects, the next request in the queue fetches instead.
     async fn fetch_ticket_within_timeout(
         &self,
         forwarded: &ForwardedRequest<'_>,

@@ -22,28 +22,24 @@ use crate::{
 };
 
 impl Proxy {
-    /// Acquires the permit to wait, stored in `context.wait_permit` until the wait ends, and sets `waiting`, which
-    /// the caller clears. Error: too many requests
-    /// wait.
+    /// Acquires the permit to wait, stored in `context.wait_permit` until the wait ends, and sets `waiting`;
+    /// [`end_wait`] clears both. Error: too many requests wait.
     pub(super) fn acquire_wait_permit(
         &self,
         forwarded: &ForwardedRequest<'_>,
         context: &mut RequestContext,
     ) -> Result<(), ProxyError> {
-        forwarded.waiting.set(true);
-        if context.wait_permit.is_some() {
-            return Ok(());
-        }
-        let client = context.client.as_ref().map(|client| client.name.as_str());
-        let agent = context.agent.as_ref().map(|agent| agent.name.as_str());
-        let header_bytes = forwarded.headers.text_bytes() + forwarded.target.bytes();
-        match self.settings.wait_limit.try_acquire(client, agent, header_bytes) {
-            Some(permit) => context.wait_permit = Some(permit),
-            None => {
+        if context.wait_permit.is_none() {
+            let client = context.client.as_ref().map(|client| client.name.as_str());
+            let agent = context.agent.as_ref().map(|agent| agent.name.as_str());
+            let header_bytes = forwarded.headers.text_bytes() + forwarded.target.bytes();
+            let Some(permit) = self.settings.wait_limit.try_acquire(client, agent, header_bytes) else {
                 let message = "too many requests are waiting for a token, a ticket or a body; retry later";
                 return Err(overloaded(message));
-            }
+            };
+            context.wait_permit = Some(permit);
         }
+        forwarded.waiting.set(true);
         Ok(())
     }
 
@@ -69,8 +65,7 @@ impl Proxy {
         });
         let admitted = admitted.await;
         if has_waited {
-            forwarded.waiting.set(false);
-            context.wait_permit = None;
+            end_wait(forwarded, context);
             context.cached_now = Instant::now();
         }
         admitted
@@ -89,8 +84,7 @@ impl Proxy {
         let wait_started = Instant::now();
         context.begin_span(Operation::Token, wait_started);
         let fetched = agent.token.current_or_fetch().await;
-        forwarded.waiting.set(false);
-        context.wait_permit = None;
+        end_wait(forwarded, context);
         context.record_token_wait(wait_started, fetched.is_err());
         fetched.map_err(|failure| Box::new(token_unavailable(&failure, agent)))
     }
@@ -115,6 +109,12 @@ impl Proxy {
         context.end_span_now(acquired.as_ref().err().map(|error| error.kind));
         acquired
     }
+}
+
+/// Ends a wait that `acquire_wait_permit` began.
+pub(super) fn end_wait(forwarded: &ForwardedRequest<'_>, context: &mut RequestContext) {
+    forwarded.waiting.set(false);
+    context.wait_permit = None;
 }
 
 fn map_acquire_error(error: AcquireError) -> ProxyError {

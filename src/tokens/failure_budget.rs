@@ -1,17 +1,15 @@
 //! Bounds how many gettokens of this replica may fail for their credentials in an hour: WeCom bans an address that
-//! repeats wrong
-//! secrets, and with it every agent behind it.
+//! repeats wrong secrets, and with it every agent behind it.
 //!
 //! An attempt needs a permit. There are as many permits as failures are left, and two more for each token that
 //! attempts have fetched since the last failure, so that many valid secrets are not throttled by their number.
 //! When no failure is left, agents are queued (`failure_queue`) while the bucket refills.
 //!
 //! Proven secrets, which have fetched a token and had no error with a ban risk since, have a limit of their own, so
-//! that secrets that never worked
-//! cannot block them, and a queue in order of arrival. It refills twice as fast, because valid
-//! secrets may be queued behind secrets that were reset: each of those fails once here, and is unproven afterwards.
-//! The worst hour has 300 failures for this replica (60 + 60 unproven, 60 + 120 proven), beside manual attempts and
-//! those already running.
+//! that secrets that never worked cannot block them, and a queue in order of arrival. It refills twice as fast,
+//! because valid secrets may be queued behind secrets that were reset: each of those fails once here, and is unproven
+//! afterwards. The worst hour has 300 failures for this replica (60 + 60 unproven, 60 + 120 proven), beside manual
+//! attempts and those already running.
 
 use std::{
     collections::VecDeque,
@@ -58,8 +56,8 @@ impl FailureBudget {
     /// A permit for one attempt of a proven secret, or else when to retry. Waits while running attempts hold all
     /// permits that are left, but not for a refill.
     pub(super) async fn acquire_proven(&self, agent: &str) -> Result<AttemptPermit<'_>, Instant> {
-        // The next permit may go to any position in the queue, because a token that arrives meanwhile adds
-        // two.
+        // A success meanwhile adds two permits, and then an agent behind the first is admitted as well: so retry
+        // when a failure refills, not only at this agent's turn.
         let next = || self.proven.next().max(Instant::now());
         self.proven.admit(|| self.proven.try_acquire(agent)).await.map_err(|turn| turn.min(next()))
     }
@@ -95,10 +93,10 @@ impl FailureBudget {
     pub(super) fn record_failure(&self, proven: bool) {
         match proven {
             true => {
-                self.proven.count(false);
-                self.unproven.count(true);
+                self.proven.record_failure();
+                self.unproven.take_if_left();
             }
-            false => self.unproven.count(false),
+            false => self.unproven.record_failure(),
         }
     }
 }
@@ -118,8 +116,8 @@ struct State {
     /// Permits beyond the failures that are left.
     extra_permits: u32,
     /// Agents with proven secrets that found no permit, and the turn after which each is dropped from the queue.
-    queue: VecDeque<(Box<str>, Instant)>,
-    /// Those with unproven ones.
+    proven_queue: VecDeque<(Box<str>, Instant)>,
+    /// Those with unproven secrets. Each limit uses one of the two queues.
     unproven_queue: FailureQueue,
 }
 
@@ -154,15 +152,19 @@ impl FailureLimit {
         }
     }
 
-    /// Counts a failure. With `only_if_left` an empty bucket is left alone, because taking from it would restart
-    /// its refill interval.
-    fn count(&self, only_if_left: bool) {
+    /// Counts a failure; ends the extra permits.
+    fn record_failure(&self) {
+        let mut state = self.state();
+        state.bucket.consume(Instant::now(), self.rate);
+        state.extra_permits = 0;
+    }
+
+    /// Takes a failure that is left. An empty bucket is left alone, because taking from it would restart its refill
+    /// interval.
+    fn take_if_left(&self) {
         let (mut state, now) = (self.state(), Instant::now());
-        if !only_if_left || state.bucket.available(now, self.rate) > 0 {
+        if state.bucket.available(now, self.rate) > 0 {
             state.bucket.consume(now, self.rate);
-        }
-        if !only_if_left {
-            state.extra_permits = 0;
         }
     }
 
@@ -175,15 +177,15 @@ impl FailureLimit {
     fn try_acquire(&self, agent: &str) -> Option<Result<AttemptPermit<'_>, Instant>> {
         let (mut state, now) = (self.state(), Instant::now());
         // An agent that misses its turn leaves the queue.
-        while state.queue.front().is_some_and(|(_, turn)| now >= *turn + self.rate.refill_interval) {
-            state.queue.pop_front();
+        while state.proven_queue.front().is_some_and(|(_, turn)| now >= *turn + self.rate.refill_interval) {
+            state.proven_queue.pop_front();
         }
         let left = state.bucket.available(now, self.rate);
-        let position = state.queue.iter().position(|(waiting, _)| **waiting == *agent);
-        let ahead = position.unwrap_or(state.queue.len());
+        let position = state.proven_queue.iter().position(|(waiting, _)| **waiting == *agent);
+        let ahead = position.unwrap_or(state.proven_queue.len());
         let permits = state.permits(left);
         if ahead < permits.saturating_sub(state.permits_in_use) as usize {
-            position.map(|position| state.queue.remove(position));
+            position.map(|position| state.proven_queue.remove(position));
             state.permits_in_use += 1;
             return Some(Ok(AttemptPermit(self)));
         }
@@ -193,8 +195,8 @@ impl FailureLimit {
         let next = state.bucket.available_at(now, self.rate).max(now);
         let turn = next + self.rate.refill_interval * u32::try_from(ahead).unwrap_or(u32::MAX);
         match position {
-            Some(position) => state.queue[position].1 = turn,
-            None => state.queue.push_back((agent.into(), turn)),
+            Some(position) => state.proven_queue[position].1 = turn,
+            None => state.proven_queue.push_back((agent.into(), turn)),
         }
         Some(Err(turn))
     }

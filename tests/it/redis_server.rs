@@ -39,6 +39,16 @@ impl RedisServer {
         redis
     }
 
+    /// A replica of `master` that has caught up.
+    pub async fn start_replica(master: SocketAddr) -> Self {
+        let replica = Self::start_with(&["--replicaof", "127.0.0.1", &master.port().to_string()]).await;
+        wait_for("replication", async || {
+            replica.command(&["INFO", "replication"]).await.contains("link_status:up")
+        })
+        .await;
+        replica
+    }
+
     /// A single sentinel that monitors one master, with a quorum of 1 and a failure detection time of 500 ms.
     pub async fn start_sentinel(master: SocketAddr) -> Self {
         let sentinel = Self {

@@ -1,7 +1,6 @@
 //! Cache of header blocks. Most programs send the same headers with each request on a connection, and a server with
 //! each response: a block that a thread has seen twice is only compared, and its parsed and encoded form is reused.
-//! Only the number in
-//! `Content-Length` may differ.
+//! Only the number in `Content-Length` may differ.
 
 use std::{
     cell::RefCell,

@@ -11,8 +11,7 @@ use crate::{
 };
 
 /// A request that still waits for a token, a ticket or a permit this long after FIN is dropped: most clients that
-/// send FIN have closed the connection,
-/// and would not get the response.
+/// send FIN have closed the connection, and would not get the response.
 const MAX_WAIT_AFTER_FIN: Duration = Duration::from_secs(1);
 
 /// What is watched of a connection behind unread bytes, or after FIN. Most connections never have one.

@@ -22,9 +22,8 @@ type HandlerOutput = (Box<Http1Connection>, bool);
 
 thread_local! {
     static IDLE: RefCell<Vec<HandlerFuture>> = const { RefCell::new(Vec::new()) };
-    /// Input and output slot of the handler that is being polled. The input is put right before its poll and taken
-    /// at its start, the output put at its end and taken right after it, so one
-    /// pair per thread is enough.
+    /// Input and output slot of the handler that is being polled. The input is put right before its poll and taken at
+    /// its start, the output put at its end and taken right after it, so one pair per thread is enough.
     static INPUT: Handoff<HandlerInput> = const { Handoff::empty() };
     static OUTPUT: Handoff<HandlerOutput> = const { Handoff::empty() };
 }

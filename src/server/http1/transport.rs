@@ -161,8 +161,8 @@ impl Shared {
     /// behind the unread bytes.
     ///
     /// FIN after a complete request ends only the client's sending (RFC 9112 §9.6): the response is still written,
-    /// unless the request then waits longer than [`DisconnectWatch`] allows. A
-    /// client that has closed its socket replies to the response with RST, which is a disconnect, as any read error is.
+    /// unless the request then waits longer than [`DisconnectWatch`] allows. A client that has closed its socket
+    /// replies to the response with RST, which is a disconnect, as any read error is.
     pub(super) fn poll_disconnected(&mut self, cx: &mut Context<'_>, is_waiting: bool) -> Poll<()> {
         if self.poll_read_ahead(cx).is_ready() {
             return Poll::Ready(());

@@ -6,8 +6,8 @@ use super::Http1Connection;
 
 impl Http1Connection {
     /// Waits as long as the wrong-key throttle demands. An unauthorized connection is from then on the first to be
-    /// evicted, an authorized one meanwhile the first of its rank, without a
-    /// response. Returns false if it is to close or its client has reset it.
+    /// evicted, an authorized one meanwhile the first of its rank, without a response. Returns false if it is to
+    /// close or its client has reset it.
     pub(super) async fn delay_wrong_key(&mut self) -> bool {
         let delay = self.server.count_wrong_key(self.peer);
         if delay.is_zero() {

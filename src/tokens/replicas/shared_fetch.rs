@@ -2,9 +2,8 @@
 //! reply to a claim one method returns the next [`Step`]. `call_and_publish` handles the outcome of gettoken.
 //!
 //! The store's rules: a claim returns a record that is newer than the caller's, or a failure whose backoff has not
-//! ended,
-//! or the lease to call gettoken, or how long another replica has that lease. While the store is unavailable a replica
-//! calls gettoken without a lease.
+//! ended, or the lease to call gettoken, or how long another replica has that lease. While the store is unavailable a
+//! replica calls gettoken without a lease.
 
 use std::{mem, ops::ControlFlow, sync::Arc, time::Duration};
 

@@ -215,7 +215,8 @@ impl CaseRunner {
         arrivals
     }
 
-    /// As [`arrivals_before_marker`](Self::arrivals_before_marker), for HTTP/2, whose aborted streams may arrive after the marker.
+    /// As [`arrivals_before_marker`](Self::arrivals_before_marker), for HTTP/2, whose aborted streams may arrive
+    /// after the marker.
     pub async fn arrivals_without_marker(&mut self, count: usize) -> Vec<RecordedArrival> {
         self.send_marker().await;
         let mut arrivals = self.recorder.arrivals_since(count).await;

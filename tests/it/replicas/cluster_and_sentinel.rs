@@ -65,12 +65,7 @@ async fn minimal_acl_is_enough_for_cluster_and_sentinel() {
     let sentinel_options = options(&user("+role"));
     let master =
         RedisServer::start_with(&sentinel_options.iter().map(String::as_str).collect::<Vec<_>>()).await;
-    let replica =
-        RedisServer::start_with(&["--replicaof", "127.0.0.1", &master.address().port().to_string()]).await;
-    wait_for("replication", async || {
-        replica.command(&["INFO", "replication"]).await.contains("link_status:up")
-    })
-    .await;
+    let _replica = RedisServer::start_replica(master.address()).await;
     let sentinel = RedisServer::start_sentinel(master.address()).await;
     let store = format!(
         "store = {{ redis = \"redis://{}\", sentinel = \"mymaster\", {credentials} \"{STORE_KEY}\" }}",
@@ -191,12 +186,7 @@ async fn events_continue_after_their_node_dies() {
 #[tokio::test]
 async fn silent_sentinel_does_not_hide_the_master() {
     let master = RedisServer::start().await;
-    let replica =
-        RedisServer::start_with(&["--replicaof", "127.0.0.1", &master.address().port().to_string()]).await;
-    wait_for("replication", async || {
-        replica.command(&["INFO", "replication"]).await.contains("link_status:up")
-    })
-    .await;
+    let _replica = RedisServer::start_replica(master.address()).await;
     let sentinel = RedisServer::start_sentinel(master.address()).await;
     // A sentinel that accepts connections and never replies.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
@@ -213,12 +203,7 @@ async fn silent_sentinel_does_not_hide_the_master() {
 #[tokio::test]
 async fn sentinel_failover_is_followed() {
     let mut master = RedisServer::start().await;
-    let port = master.address().port().to_string();
-    let replica = RedisServer::start_with(&["--replicaof", "127.0.0.1", &port]).await;
-    wait_for("replication", async || {
-        replica.command(&["INFO", "replication"]).await.contains("link_status:up")
-    })
-    .await;
+    let replica = RedisServer::start_replica(master.address()).await;
     let sentinel = RedisServer::start_sentinel(master.address()).await;
     let store = format!(
         "store = {{ redis = \"redis://{}\", sentinel = \"mymaster\", key = \"{STORE_KEY}\" }}",
