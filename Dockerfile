@@ -2,13 +2,21 @@
 
 FROM rust:1.95-slim-bookworm AS build
 WORKDIR /build
-COPY Cargo.toml Cargo.lock ./
+COPY Cargo.toml Cargo.lock build.rs ./
 COPY src src
 # Cargo.toml names what is in there.
 COPY benches benches
-# With --target the flags reach the program only, not the build scripts and macros, which cannot be static.
-RUN target="$(rustc -vV | sed -n 's/^host: //p')" \
-    && RUSTFLAGS='-C target-feature=+crt-static' cargo build --release --locked --target "$target" \
+# A mirror of crates.io, such as sparse+https://rsproxy.cn/index/; empty for crates.io itself.
+ARG CRATES_MIRROR=
+RUN [ -z "$CRATES_MIRROR" ] || printf '[source.crates-io]\nreplace-with = "mirror"\n[source.mirror]\nregistry = "%s"\n' "$CRATES_MIRROR" > "$CARGO_HOME/config.toml"
+# What --version says: --build-arg COMMIT="$(git rev-parse --short=12 HEAD)".
+ARG COMMIT=
+# The caches stay with the builder, so that a later build compiles only what changed. With --target the flags reach the program
+# only, not the build scripts and macros, which cannot be static.
+RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
+    --mount=type=cache,target=/build/target,sharing=locked \
+    target="$(rustc -vV | sed -n 's/^host: //p')" \
+    && WECOM_PROXY_COMMIT="$COMMIT" RUSTFLAGS='-C target-feature=+crt-static' cargo build --release --locked --target "$target" \
     && mkdir -p /image \
     && mkdir -m 1777 /image/tmp \
     && cp "target/$target/release/wecom-proxy" /image/wecom-proxy

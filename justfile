@@ -21,6 +21,23 @@ bench:
     cargo bench --locked --bench instructions
     python3 bench/run.py
 
+# Kill a process that writes to the state at random points, this often; nothing that it reported may be lost.
+crash kills="200":
+    STATE_CRASH_COUNT={{ kills }} cargo test --locked --test it -- state_crash:: --nocapture
+
+# Kill a process that receives callbacks, this often; none that it answered with 200 may be lost.
+crash-callbacks kills="20":
+    CALLBACK_KILL_COUNT={{ kills }} cargo test --locked --test it -- accepted_messages_survive_kill_9 --nocapture
+
+# Count commits of the state a second, beside bare SQLite on the same disk.
+bench-state *directory:
+    cargo bench --locked --bench state -- {{ directory }}
+
+# Call very many corps of a suite at a cold start: one token of the suite, one of each corp; measures start and memory too.
+suites corps="10000":
+    cargo build --locked --release
+    python3 bench/suites.py --corps {{ corps }}
+
 # Fuzz one target of fuzz/fuzz_targets for some seconds; needs `cargo install --locked cargo-fuzz` and the nightly toolchain.
 fuzz target="request_head" seconds="60":
     cargo +nightly fuzz run -s none {{ target }} -- -max_total_time={{ seconds }}
@@ -30,3 +47,11 @@ lint:
     cargo fmt --check
     cargo clippy --all-targets --locked -- -D warnings
     if command -v cargo-deny > /dev/null; then cargo deny --locked check; fi
+
+# Make the packages of a release in target/package: tarball, deb, sbom, image, sums, or all of them.
+package *parts:
+    packaging/build {{ parts }}
+
+# Make the site of README and docs in target/site; needs `cargo install --locked mdbook`.
+site:
+    packaging/site/build

@@ -2,16 +2,29 @@
 //! all of these.
 
 mod actions;
+mod agent_list;
 mod agents;
-mod connection_limit;
+mod api;
+mod callbacks;
 mod detail;
+mod encoding;
+mod exchange_filter;
+mod exchange_json;
 mod guard;
 mod health;
+mod last_reload;
+mod openapi;
 mod overview;
 mod page;
+mod query;
+mod quotas;
+mod replay;
 mod requests;
 mod response;
 mod scrape;
+mod suites;
+mod trouble;
+mod write_timeout_stream;
 
 use std::{
     convert::Infallible,
@@ -25,33 +38,41 @@ use http::{Method, Request, Response, StatusCode, header};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
-    sync::{Notify, Semaphore, watch},
-    time::{sleep, timeout},
+    sync::{Mutex, Semaphore, watch},
+    time::{Instant, sleep, timeout},
 };
 
 use self::{
     actions::Action,
-    connection_limit::{AdminConnectionPermit, WriteTimeoutStream},
-    guard::AccessDenied,
+    api::Resource,
+    encoding::AcceptedEncoding,
     response::{AdminBody, error_response, method_not_allowed},
+    trouble::Troubles,
+    write_timeout_stream::WriteTimeoutStream,
 };
 pub use self::{
     actions::{ReloadFn, ReloadReport},
-    connection_limit::AdminConnectionLimiter,
+    guard::AdminKeys,
+    last_reload::LastReload,
 };
 use crate::{
-    config::{Address, KeyHash},
+    blocking,
+    config::Address,
     directory::Directory,
     http1::io::Stream,
     inspector::RecentExchanges,
     proxy::ProxySettings,
-    server::{BoundListener, Listener, Server},
+    server::{BoundListener, ConnectionLimiter, ConnectionPermit, Listener, Server},
+    state::State,
     telemetry::{access_log::AccessLog, metrics::Metrics, traces::Traces},
-    tokens::TokenService,
+    time::clock::{self, unix_seconds},
+    tokens::TokenCache,
 };
 
-/// Bounds the time for a request's header block, between two requests, and until the next bytes of a response are read.
-const IO_TIMEOUT: Duration = Duration::from_secs(30);
+/// Bounds the time for a request's header block, and between two requests.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// A client that reads none of its response for this time is disconnected.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Bounds the buffers of a connection: hyper's default of 400 KiB would apply before a key is presented.
 const MAX_BUFFER_BYTES: usize = 32 * 1024;
 /// Bounds the concurrent readers of the stream of exchanges.
@@ -59,16 +80,22 @@ pub const MAX_STREAM_READERS: usize = 32;
 
 /// The state of the admin listener. If a key is configured, all but the health checks require it.
 pub struct Admin {
-    /// The hash of the admin key.
-    pub key: Option<KeyHash>,
+    /// The hashes of the admin keys.
+    pub keys: AdminKeys,
+    /// Where a trace is shown.
+    pub trace_url: Option<String>,
     /// Agents and clients.
     pub directory: Arc<ArcSwap<Directory>>,
     /// The addresses of the proxy and of the admin listener.
     pub listeners: Vec<Address>,
+    /// The addresses of the proxy alone.
+    pub proxy_listeners: Vec<Address>,
     /// Whether the proxy's listeners use TLS.
     pub tls: bool,
     /// Turns true when the proxy accepts no more requests.
     pub stopping: watch::Receiver<bool>,
+    /// When the process started.
+    pub started_at: SystemTime,
     /// The metrics of requests.
     pub metrics: Arc<Metrics>,
     /// The recent exchanges.
@@ -76,11 +103,15 @@ pub struct Admin {
     /// The traces, if a collector is configured.
     pub traces: Option<Traces>,
     /// Limits the connections.
-    pub connections: AdminConnectionLimiter,
+    pub connections: ConnectionLimiter,
     /// Limits the readers of the stream to [`MAX_STREAM_READERS`].
     pub stream_permits: Arc<Semaphore>,
     /// The token service.
-    pub token_service: Arc<TokenService>,
+    pub token_cache: Arc<TokenCache>,
+    /// What outlives the process, where it is configured.
+    pub state: Option<Arc<State>>,
+    /// Held while a client is written: of two clients with the same key, the second one must see the first.
+    pub client_writes: Mutex<()>,
     /// The proxy's server.
     pub server: Arc<Server>,
     /// The proxy's settings, with the limits that all workers share.
@@ -89,6 +120,8 @@ pub struct Admin {
     pub access_log: AccessLog,
     /// Reloads the configuration.
     pub reload: ReloadFn,
+    /// The result of the last reload, whatever caused it.
+    pub last_reload: Arc<LastReload>,
 }
 
 impl Admin {
@@ -106,7 +139,7 @@ impl Admin {
             };
             let Ok((stream, peer)) = accepted else {
                 // Out of file descriptors: close a connection to free one; its client can connect again.
-                self.connections.close_longest_idle();
+                self.connections.evict_one();
                 sleep(Duration::from_millis(50)).await;
                 continue;
             };
@@ -114,6 +147,7 @@ impl Admin {
                 _ = ended.wait_for(|ended| *ended) => break,
                 permit = self.connections.acquire() => permit,
             };
+            let Some(permit) = permit else { break };
             tokio::spawn(self.clone().serve_connection(stream, peer, permit));
         }
         drop(bound);
@@ -124,7 +158,7 @@ impl Admin {
     pub async fn run_maintenance(self: Arc<Self>, mut ended: watch::Receiver<bool>) {
         while timeout(until_next_minute(), ended.wait_for(|ended| *ended)).await.is_err() {
             let admin = self.clone();
-            let collected = tokio::task::spawn_blocking(move || {
+            let collected = blocking::spawn(move || {
                 admin.metrics.collect(SystemTime::now());
                 admin.prune_removed();
             });
@@ -135,26 +169,27 @@ impl Admin {
     fn prune_removed(&self) {
         let directory = self.directory.load_full();
         self.metrics.prune_removed(&directory);
-        self.token_service.retain_agents(|agent| directory.agent_by_name(agent).is_some());
+        self.token_cache.retain_agents(|agent| directory.find_agent(agent).is_some());
     }
 
     async fn serve_connection(
         self: Arc<Self>,
         stream: Stream,
         peer: Option<IpAddr>,
-        permit: Arc<AdminConnectionPermit>,
+        permit: Arc<ConnectionPermit>,
     ) {
-        let close = Arc::new(Notify::new());
+        permit.register_waker().await;
         let service = service_fn(|request| {
-            let (admin, close, permit) = (self.clone(), close.clone(), permit.clone());
+            let (admin, permit) = (self.clone(), permit.clone());
             async move {
-                let guard = permit.begin_request();
+                permit.mark_active();
                 let presents_key = request.headers().contains_key(header::AUTHORIZATION);
-                let response = admin.clone().handle(request, close).await;
-                if matches!(response.body(), AdminBody::Stream(_)) {
-                    permit.mark_streaming();
+                let accepted = AcceptedEncoding::of(&request);
+                let response = accepted.encode(admin.clone().handle_logged(request, peer).await).await;
+                // A stream keeps its connection active.
+                if !matches!(response.body(), AdminBody::Stream(_)) {
+                    permit.mark_idle(Instant::now());
                 }
-                drop(guard);
                 if presents_key && response.status() == StatusCode::UNAUTHORIZED {
                     sleep(admin.server.count_wrong_key(peer)).await;
                 }
@@ -163,15 +198,14 @@ impl Admin {
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(IO_TIMEOUT)
+            .header_read_timeout(HEADER_TIMEOUT)
             .max_buf_size(MAX_BUFFER_BYTES)
             .serve_connection(
-                TokioIo::new(WriteTimeoutStream::new(stream, permit.clone(), IO_TIMEOUT)),
+                TokioIo::new(WriteTimeoutStream::new(stream, permit.clone(), WRITE_TIMEOUT)),
                 service,
             );
         let result = tokio::select! {
             result = connection => result,
-            () = close.notified() => return,
             () = permit.close_requested() => return,
         };
         if let Err(error) = result {
@@ -179,36 +213,53 @@ impl Admin {
         }
     }
 
-    /// Handles one request; notifying `close` closes its connection.
-    async fn handle(self: Arc<Self>, request: Request<Incoming>, close: Arc<Notify>) -> Response<AdminBody> {
+    /// Handles a request; logs one that may have changed something, with the name of its key and its address.
+    async fn handle_logged(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        peer: Option<IpAddr>,
+    ) -> Response<AdminBody> {
+        let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
+        let role = self.keys.role(request.headers()).filter(|_| !is_read);
+        let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+        let response = self.handle(request).await;
+        if let Some(role) = role {
+            let (key, peer) = (role.as_str(), peer.map(|peer| peer.to_string()).unwrap_or_default());
+            tracing::info!(key, peer, %method, path, status = response.status().as_u16(), "admin action");
+        }
+        response
+    }
+
+    async fn handle(self: Arc<Self>, request: Request<Incoming>) -> Response<AdminBody> {
         let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
         match request.uri().path() {
             "/healthz" | "/readyz" if !is_read => return method_not_allowed("GET, HEAD"),
-            "/healthz" => return self.health(false),
-            "/readyz" => return self.health(true),
+            "/healthz" => return self.health(false, &Troubles::default()),
+            "/readyz" => return self.ready().await,
             _ => {}
         }
-        let access = guard::authorize(self.key.as_ref(), &request);
-        let access = match request.method() {
-            &Method::POST if Action::from_path(request.uri().path()).is_some() => {
-                access.and_then(|()| guard::check_csrf(&request))
+        if let Some(resource) = Resource::from_path(request.uri().path()) {
+            return self.serve_api(resource, request).await;
+        }
+        let access = guard::authorize(&self.keys, &request);
+        let action = Action::from_path(request.uri().path()).filter(|_| *request.method() == Method::POST);
+        let access = match action {
+            // It acts in a client's name, as a change of the clients would let one do.
+            Some(Action::Replay) => {
+                guard::check_csrf(&request).and_then(|()| guard::authorize_write(&self.keys, &request))
             }
+            Some(_) => access.and_then(|()| guard::check_csrf(&request)),
             // The page contains no data, and other sites may link to it.
-            _ if request.uri().path() == "/" => access,
-            _ => access.and_then(|()| guard::check_same_origin(&request)),
+            None if request.uri().path() == "/" => access,
+            None => access.and_then(|()| guard::check_same_origin(&request)),
         };
         match access {
-            Ok(()) => self.handle_authorized(&request, close).await,
-            Err(AccessDenied::Unauthenticated { presented }) => response::unauthenticated(presented),
-            Err(AccessDenied::Forbidden(message)) => error_response(StatusCode::FORBIDDEN, message),
+            Ok(()) => self.handle_authorized(&request).await,
+            Err(denied) => denied.into_response(),
         }
     }
 
-    async fn handle_authorized(
-        self: Arc<Self>,
-        request: &Request<Incoming>,
-        close: Arc<Notify>,
-    ) -> Response<AdminBody> {
+    async fn handle_authorized(self: Arc<Self>, request: &Request<Incoming>) -> Response<AdminBody> {
         let path = request.uri().path();
         if let Some(action) = Action::from_path(path) {
             return match request.method() {
@@ -216,21 +267,30 @@ impl Admin {
                 _ => method_not_allowed("POST"),
             };
         }
+        if let Some(response) = self.handle_suites(request).await {
+            return response;
+        }
+        if let Some(response) = self.handle_callbacks(request).await {
+            return response;
+        }
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             return method_not_allowed("GET, HEAD");
         }
         match path {
             "/" => page::page(),
             "/metrics" => self.scrape().await,
-            "/api/agents" => self.agents(),
+            "/api/agents" => self.agents(request.uri().query()).await,
             "/api/errcodes" => agents::errcodes(),
-            "/api/overview" => self.overview().await,
+            "/api/openapi.json" => openapi::document(),
+            "/api/quotas" => self.quotas(),
+            "/api/overview" => self.overview(request.uri().query()).await,
             "/api/requests" => self.requests(request.uri().query()).await,
-            "/api/requests/stream" => self.stream(request, close),
+            "/api/requests/stream" => self.stream(request),
             _ => error_response(
                 StatusCode::NOT_FOUND,
-                "unknown path; use /, /healthz, /readyz, /metrics, /api/agents, /api/errcodes, /api/overview, /api/requests or \
-                 /api/requests/stream, or POST to /api/agents/NAME/refresh, /api/agents/NAME/inspect or /api/reload",
+                "unknown path; use /, /healthz, /readyz, /metrics, /api/agents, /api/callbacks, /api/clients, /api/errcodes, \
+                 /api/openapi.json, /api/overview, /api/quotas, /api/requests, /api/requests/stream or /api/suites, or POST to \
+                 /api/agents/NAME/refresh, /api/agents/NAME/inspect or /api/reload",
             ),
         }
     }
@@ -238,15 +298,10 @@ impl Admin {
 
 /// The time until the next minute starts.
 fn until_next_minute() -> Duration {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let since = clock::since_epoch(SystemTime::now());
     let next = Duration::from_secs((since.as_secs() / 60 + 1) * 60);
     // A margin, because the timer's clock may be slightly ahead of the wall clock.
     next - since + Duration::from_millis(5)
-}
-
-/// Seconds since 1970.
-fn unix_seconds(time: SystemTime) -> u64 {
-    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// Milliseconds with three decimals.

@@ -4,8 +4,11 @@
 //! request never crosses from one core to another. Token refreshes, the admin listener and signals run on the caller's
 //! runtime, where they take no time from a worker.
 
+mod directory_with_state;
 mod export_task;
+mod file_watch;
 mod prepared_config;
+mod proxy_settings;
 mod reloader;
 mod start;
 mod worker;
@@ -14,6 +17,7 @@ use std::{sync::Arc, thread, time::Duration};
 
 use tokio::{
     sync::{mpsc, watch},
+    task::JoinSet,
     time::{Instant, timeout},
 };
 
@@ -25,11 +29,14 @@ pub use self::{
 };
 use crate::{
     admin::ReloadReport,
+    blocking,
     config::{self, Address},
+    directory::Directory,
     limits::concurrency_limit::ConcurrencyLimit,
     proxy::ProxySettings,
     request_body::ReplayBudget,
     server::Server,
+    suites::Suites,
     telemetry::access_log::{self, AccessLog},
 };
 
@@ -51,6 +58,8 @@ pub struct App {
     admin_addresses: Vec<Address>,
     access_log: AccessLog,
     export_task: Option<ExportTask>,
+    /// Held until the proxy ends.
+    _probes: JoinSet<()>,
 }
 
 /// A summary of a running proxy, for the log.
@@ -58,8 +67,10 @@ pub struct App {
 pub struct Summary {
     /// The upstream's URL, without a password.
     pub upstream: String,
-    /// The authority of the egress proxy.
+    /// The authorities of its egress proxies, with commas between them.
     pub via: Option<String>,
+    /// The names of the other upstreams, with commas between them.
+    pub upstreams: Option<String>,
     /// The number of agents.
     pub agents: usize,
     /// The number of clients.
@@ -86,9 +97,10 @@ impl App {
         let config = &self.reloader.initial_config;
         let directory = self.reloader.directory.load();
         Summary {
-            upstream: config.upstream.origin(),
-            via: config.upstream.via.as_ref().map(config::EgressProxy::authority),
-            agents: directory.agents().count(),
+            upstream: config.upstream.base_url(),
+            via: join_names(config.upstream.via.iter().map(config::EgressProxy::authority)),
+            upstreams: join_names(config.upstreams.keys().cloned()),
+            agents: directory.agent_count(),
             clients: directory.client_count(),
             store: config.tokens.store.kind(),
             open: directory.is_open(),
@@ -100,9 +112,9 @@ impl App {
         &self.access_log
     }
 
-    /// The limit of requests in flight to WeCom.
+    /// The limit of requests in flight to `[upstream]`.
     pub fn concurrency_limit(&self) -> &ConcurrencyLimit {
-        &self.settings.in_flight
+        &self.settings.upstreams[0].in_flight
     }
 
     /// The memory and disk budget of buffered request bodies.
@@ -112,7 +124,17 @@ impl App {
 
     /// Why the shared store is unavailable; `None` if it is reachable or none is configured.
     pub fn store_error(&self) -> Option<String> {
-        self.reloader.token_service.store_error()
+        self.reloader.token_cache.store_error()
+    }
+
+    /// The suites at run time.
+    pub fn suites(&self) -> &Arc<Suites> {
+        &self.reloader.suites
+    }
+
+    /// The agents and clients of the present configuration.
+    pub fn directory(&self) -> Arc<Directory> {
+        self.reloader.directory.load()
     }
 
     /// See [`Reloader::reload`].
@@ -131,8 +153,12 @@ impl App {
         // The workers close the listeners, so that new connections are refused and clients can try another replica at
         // once.
         self.stopping.send_replace(true);
+        // Streams of events would never end by themselves.
+        if let Some(callbacks) = &self.settings.callbacks {
+            callbacks.begin_stop();
+        }
         // Nothing of a queued request has been sent upstream, so it can go to another replica too.
-        self.settings.in_flight.close();
+        self.settings.upstreams.iter().for_each(|upstream| upstream.in_flight.close());
         // Until all listeners are closed, a connection may still be accepted.
         let _ = timeout(LISTENER_CLOSE_TIMEOUT, self.listeners_closed.recv()).await;
         let deadline = Instant::now() + self.shutdown_grace;
@@ -140,7 +166,7 @@ impl App {
             timeout(self.shutdown_grace, self.server.connection_limiter.wait_drained()).await.is_ok();
         self.ended.send_replace(true);
         let (workers, access_log, export_task) = (self.workers, self.access_log, self.export_task);
-        let _ = tokio::task::spawn_blocking(move || {
+        let _ = blocking::spawn(move || {
             for worker in workers {
                 let _ = worker.join();
             }
@@ -150,6 +176,18 @@ impl App {
         if let Some(export_task) = export_task {
             export_task.finish(deadline).await;
         }
+        if let Some(callbacks) = &self.settings.callbacks {
+            callbacks.finish_stop().await;
+        }
+        // Last, because requests in flight may still write to it.
+        if let Some(state) = &self.reloader.state {
+            state.close().await;
+        }
         drained
     }
+}
+
+/// The names with commas between them; `None` without any.
+fn join_names(names: impl Iterator<Item = String>) -> Option<String> {
+    Some(names.collect::<Vec<_>>().join(",")).filter(|joined| !joined.is_empty())
 }

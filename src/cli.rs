@@ -1,15 +1,24 @@
 //! The commands of the program. Results go to stdout, logs and errors to stderr.
 
 mod check;
+mod completions;
+mod config_command;
 mod core_dumps;
 mod demo;
 mod health;
+mod init;
+mod input;
 mod key;
+mod live;
+mod local_request;
 mod man;
 pub mod online_check;
 mod run;
+mod simulated_suite;
 mod simulator;
+mod state;
 mod style;
+mod version;
 
 use std::{
     fmt,
@@ -17,24 +26,30 @@ use std::{
     io::{self, Write},
     path::{Path, PathBuf},
     sync::mpsc,
-    thread,
     time::Duration,
 };
 
 pub use self::{
     check::{CheckOptions, check},
+    completions::completions,
+    config_command::{config_schema, config_show},
     core_dumps::forbid_core_dumps,
-    demo::demo,
+    demo::{DemoOptions, demo},
     health::health,
+    init::init,
     key::key,
+    live::{AdminLocation, TailOptions, agents, diag, inspect, refresh, reload, status, tail},
     man::man,
     simulator::simulator,
+    state::{state_backup, state_check, state_rekey},
+    version::VERSION,
 };
 use tokio::runtime::{Builder, LocalOptions};
 
 use crate::{
-    app::{App, PreparedConfig, SetupError, StartOptions},
-    config,
+    app::{App, PreparedConfig, SetupError, StartError, StartOptions},
+    blocking,
+    config::{self, SecretMode},
     server::{self, Inherited},
     telemetry::logs::LogHandle,
 };
@@ -63,20 +78,33 @@ impl CliError {
     }
 }
 
+/// Fails if the system has no source of randomness. Called before anything else: even a hash table needs it.
+pub fn require_randomness() -> Result<(), CliError> {
+    let explain = |error| {
+        CliError::other(format!(
+            "the system provides no random numbers ({error}): allow the system call getrandom, or provide /dev/urandom"
+        ))
+    };
+    getrandom::u64().map(drop).map_err(explain)
+}
+
 /// Runs the proxy until SIGTERM or SIGINT.
 pub fn serve(path: &Path) -> Result<(), CliError> {
-    let inherited = Inherited::from_env().map_err(CliError::other)?;
-    server::raise_descriptor_limit();
-    let prepared = prepare(path)?;
-    let log_handle = LogHandle::start(prepared.log()).map_err(CliError::other)?;
-    let _flush = FlushOnDrop(&log_handle);
-    for warning in prepared.warnings() {
-        tracing::warn!("{warning}");
-    }
     block_on(async {
-        let options = StartOptions { inherited, access_log: None };
-        let app = App::start_with(prepared, options).map_err(CliError::other)?;
-        run::run_until_signal(app, &log_handle).await
+        // First of all: until then, SIGHUP ends the process.
+        let hangup = run::catch_hangup()?;
+        let _file_size_limit = run::catch_file_size_limit()?;
+        let inherited = Inherited::from_env().map_err(CliError::other)?;
+        server::raise_descriptor_limit();
+        let prepared = prepare(path)?;
+        let log_handle = LogHandle::start(prepared.log()).map_err(CliError::other)?;
+        let _flush = FlushOnDrop(&log_handle);
+        for warning in config::summarize_warnings(prepared.warnings()) {
+            tracing::warn!("{warning}");
+        }
+        let options = StartOptions { inherited, ..StartOptions::default() };
+        let app = App::start_with(prepared, options)?;
+        run::run_until_signal(app, hangup, &log_handle).await
     })
 }
 
@@ -99,13 +127,11 @@ pub fn parse_duration_arg(text: &str) -> Result<Duration, String> {
 pub fn print_error(message: &str) {
     let (written, done) = mpsc::channel();
     let line = format!("wecom-proxy: {message}\n");
-    let write = move || {
+    let _in_progress = blocking::spawn(move || {
         let _ = io::stderr().write_all(line.as_bytes());
         let _ = written.send(());
-    };
-    if thread::Builder::new().spawn(write).is_ok() {
-        let _ = done.recv_timeout(FORCED_EXIT_TIMEOUT);
-    }
+    });
+    let _ = done.recv_timeout(FORCED_EXIT_TIMEOUT);
 }
 
 /// Prints a result. A closed pipe is not an error: the reader, such as `head`, needs no more.
@@ -134,9 +160,29 @@ impl From<PrepareError> for CliError {
     }
 }
 
+impl From<StartError> for CliError {
+    fn from(error: StartError) -> Self {
+        match &error {
+            StartError::Open(_) => Self::config(error),
+            StartError::State(state) if state.is_configuration() => Self::config(error),
+            _ => Self::other(error),
+        }
+    }
+}
+
 /// Loads the file and the files that it names.
 fn prepare(path: &Path) -> Result<PreparedConfig, PrepareError> {
     PreparedConfig::new(config::load(path)?).map_err(|error| PrepareError::Setup(path.to_owned(), error))
+}
+
+/// Loads the file for a command that needs few of its secrets or none: those that cannot be read in the shell that runs it
+/// are replaced by placeholders.
+fn load_without_secrets(path: &Path) -> Result<config::Config, CliError> {
+    config::load_with(path, &process_env, SecretMode::Optional).map_err(CliError::config)
+}
+
+fn process_env(name: &str) -> Option<String> {
+    std::env::var_os(name).map(|value| value.to_string_lossy().into_owned())
 }
 
 /// Runs `work` on a new runtime, which serves everything but requests.

@@ -1,156 +1,115 @@
-//! Agents and clients, and which client may call which agent. A reload replaces the directory as a whole.
+//! Agents and clients, and which client may call which agent. A snapshot is immutable; a change makes another one, which
+//! shares with it what did not change.
 
+mod agent;
 mod capture_switch;
+mod client;
+mod pass_keys;
+mod shared_table;
+mod sorted_list;
+mod stored;
+mod suite;
+mod suite_table;
+mod updater;
 
 use std::{
-    borrow::Borrow,
-    collections::{HashMap, HashSet},
+    collections::BTreeMap,
     fmt,
-    hash::{Hash, Hasher},
+    hash::{BuildHasher, Hash},
     mem,
-    sync::{Arc, LazyLock},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use foldhash::fast::RandomState;
 
-pub use self::capture_switch::CaptureSwitch;
+pub use self::{
+    agent::{Agent, AgentRole, PassBuyer, first_credentials},
+    capture_switch::CaptureSwitch,
+    client::Client,
+    stored::{StoredEntry, StoredKey},
+    suite::{CorpCredentials, Suite, SuiteState, corp_credentials},
+    updater::{DirectoryChange, DirectoryUpdater},
+};
+use self::{shared_table::SharedTable, sorted_list::SortedList, suite_table::SuiteTable};
 use crate::{
-    config::{self, AgentSet, KeyHash},
+    config::{self, AgentSet, KeyHash, UpstreamConfig},
     limits::{RateLimiter, RateLimiterFactory},
     secret::Masked,
-    tokens::{AgentToken, Credentials, TokenService, passes::PassKey, tickets::AgentTickets},
+    tokens::TokenCache,
 };
 
-/// One WeCom application.
-pub struct Agent {
-    /// Its configured name.
-    pub name: String,
-    /// The company's corpid.
-    pub corpid: String,
-    /// The application's number, if it is configured.
-    pub agentid: Option<u64>,
-    /// Its token cache entry.
-    pub token: Arc<AgentToken>,
-    /// Its ticket cache, replaced with `token`.
-    pub tickets: Arc<AgentTickets>,
-    /// The key of its passes; derived on first use, because there can be very many agents.
-    pub pass_key: LazyLock<Box<PassKey>, DerivePassKey>,
-    /// The rate limit for all its requests together.
-    pub rate_limiter: Option<Arc<RateLimiter>>,
-    /// Whether its real secret is accepted as a client key for it.
-    pub accept_secret: bool,
-    /// Whether an operator captures its exchanges.
-    pub capture_switch: Arc<CaptureSwitch>,
-    passthrough: Vec<config::PathPattern>,
-}
-
-type DerivePassKey = Box<dyn FnOnce() -> Box<PassKey> + Send + Sync>;
-
-impl Agent {
-    /// Whether this path is configured to carry a credential of its own.
-    pub fn is_passthrough(&self, path: &str) -> bool {
-        self.passthrough.iter().any(|pattern| pattern.matches(path))
-    }
-}
-
-impl fmt::Debug for Agent {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Agent({})", self.name)
-    }
-}
-
-/// A client, as configured.
-#[derive(Debug)]
-pub struct Client {
-    /// Its configured name.
-    pub name: String,
-    /// Whether it gets the proxy's own errors with HTTP 200.
-    pub always_200: bool,
-    /// The hash of its key.
-    pub key_hash: KeyHash,
-    /// Its rate limit.
-    pub rate_limiter: Option<Arc<RateLimiter>>,
-    allowed_agents: AgentSet,
-    allowed_calls: Vec<config::AllowPattern>,
-}
-
-impl Client {
-    /// Whether it may use this agent.
-    pub fn may_use_agent(&self, agent: &str) -> bool {
-        self.allowed_agents.contains(agent)
-    }
-
-    /// Whether it may call this path with this method.
-    pub fn may_call(&self, method: &http::Method, path: &str) -> bool {
-        self.allowed_calls.iter().any(|pattern| pattern.matches(method, path))
-    }
-}
-
-/// All agents and clients. Lookups take constant time, and the maps hold shared pointers only, so that a reload
-/// does not fragment memory.
-#[derive(Debug)]
+/// All agents and clients. Lookups take constant time, and the maps hold shared pointers only, so that a change does not
+/// fragment memory.
+#[derive(Clone)]
 pub struct Directory {
-    agents_by_name: HashSet<ByName<Agent>, RandomState>,
-    agents_sorted: Vec<Arc<Agent>>,
-    /// Sorted by corpid; used by gettoken only.
-    agents_by_corpid: Vec<Arc<Agent>>,
-    clients_by_key_hash: HashMap<[u8; 32], Arc<Client>, RandomState>,
-    clients_by_name: HashSet<ByName<Client>, RandomState>,
-    /// By the hash of corpid and secret, which several agents can share; only agents with `accept_secret`, or all
-    /// agents if `is_open`.
-    agents_by_secret: HashMap<[u8; 32], Vec<(KeyHash, Arc<Agent>)>>,
+    hasher: RandomState,
+    agents_by_name: SharedTable<Arc<Agent>>,
+    agents_sorted: SortedList<Agent>,
+    /// Used by gettoken only.
+    agents_by_corpid: SortedList<Agent>,
+    /// By corpid and each secret, which several agents can share; used by gettoken only.
+    agents_by_secret: SharedTable<(KeyHash, Arc<Agent>)>,
+    /// Whether the file of a secret had another one when it was read again.
+    has_changed_secret_files: Arc<AtomicBool>,
+    clients_by_key: SharedTable<(KeyHash, Arc<Client>)>,
+    clients_by_name: SharedTable<Arc<Client>>,
+    clients_sorted: SortedList<Client>,
+    /// Suites, providers, and the corps that the files name.
+    suites: Arc<SuiteTable>,
     /// Whether callers without a key are served.
     is_open: bool,
+    /// Whether they may be, as far as the files say and the clients before: a proxy that was closed stays so.
+    may_open: bool,
+    /// `server.open`
+    allow_open: bool,
+    /// Whether all agents and clients of the state are known, if there is one.
+    is_complete: bool,
+    /// `[upstreams.*]`; a reload does not change it.
+    upstreams: Arc<BTreeMap<String, UpstreamConfig>>,
+    /// `tokens.pass_key`; a reload does not change it.
+    pass_key: Option<Arc<Masked>>,
+}
+
+/// What agents and clients are built with.
+pub(super) struct Shared<'a> {
+    tokens: &'a Arc<TokenCache>,
+    limits: &'a RateLimiterFactory,
+    pass_key: Option<&'a Arc<Masked>>,
 }
 
 impl Directory {
-    /// Builds the directory and takes the agents and clients out of `config`. An agent of `before` keeps its
-    /// token if corpid and secret did not change; agents and clients that did not change at all are reused.
-    pub fn new(
-        config: &mut config::Config,
-        service: &Arc<TokenService>,
-        limits: &RateLimiterFactory,
-        before: Option<&Self>,
-    ) -> Self {
-        let is_open = config.is_open();
-        let (agents, clients) = (mem::take(&mut config.agents), mem::take(&mut config.clients));
+    /// Builds the directory and takes the agents and clients out of `config`.
+    pub fn new(config: &mut config::Config, tokens: &Arc<TokenCache>, limits: &RateLimiterFactory) -> Self {
         let mut directory = Self {
-            agents_by_name: HashSet::with_capacity_and_hasher(agents.len(), RandomState::default()),
-            agents_sorted: Vec::with_capacity(agents.len()),
-            agents_by_corpid: Vec::new(),
-            agents_by_secret: HashMap::new(),
-            clients_by_key_hash: HashMap::with_capacity_and_hasher(clients.len(), RandomState::default()),
-            clients_by_name: HashSet::with_capacity_and_hasher(clients.len(), RandomState::default()),
-            is_open,
+            hasher: RandomState::default(),
+            agents_by_name: SharedTable::default(),
+            agents_sorted: SortedList::new(Agent::compare_names),
+            agents_by_corpid: SortedList::new(Agent::compare_corpids),
+            agents_by_secret: SharedTable::default(),
+            has_changed_secret_files: tokens.has_changed_secret_files(),
+            clients_by_key: SharedTable::default(),
+            clients_by_name: SharedTable::default(),
+            clients_sorted: SortedList::new(Client::compare_names),
+            suites: Arc::default(),
+            // What the state has is not known yet.
+            is_open: config.server.open || config.clients.is_empty() && config.state.is_none(),
+            may_open: config.clients.is_empty(),
+            allow_open: config.server.open,
+            is_complete: config.state.is_none(),
+            upstreams: Arc::new(config.upstreams.clone()),
+            pass_key: config.tokens.pass_key.clone().map(Arc::new),
         };
-        for (name, agent) in agents {
-            let previous = before.and_then(|before| before.agents_by_name.get(&*name));
-            directory.add_agent(build_agent(
-                agent,
-                service,
-                limits,
-                previous.map(|ByName(previous)| previous),
-            ));
+        for agent in mem::take(&mut config.agents).into_values() {
+            directory.put_agent(agent, tokens, limits);
         }
-        directory.agents_by_corpid.clone_from(&directory.agents_sorted);
-        directory.agents_by_corpid.sort_by(|left, right| left.corpid.cmp(&right.corpid));
-        for (name, client) in clients {
-            let previous = before.and_then(|before| before.client_by_name(&name));
-            let client = build_client(client, limits, previous);
-            directory.clients_by_key_hash.insert(*client.key_hash.as_bytes(), client.clone());
-            directory.clients_by_name.insert(ByName(client));
+        for client in mem::take(&mut config.clients).into_values() {
+            directory.put_client(client, tokens, limits);
         }
+        directory.replace_suites(mem::take(&mut config.suites), tokens, limits);
         directory
-    }
-
-    fn add_agent(&mut self, agent: Arc<Agent>) {
-        if self.is_open || agent.accept_secret {
-            let Credentials { corpid, secret } = agent.token.credentials();
-            let hash = secret_hash(corpid, secret.expose());
-            self.agents_by_secret.entry(*hash.as_bytes()).or_default().push((hash, agent.clone()));
-        }
-        self.agents_sorted.push(agent.clone());
-        self.agents_by_name.insert(ByName(agent));
     }
 
     /// Whether callers without a key are served.
@@ -158,38 +117,78 @@ impl Directory {
         self.is_open
     }
 
+    /// `server.open`: whether callers without a key are served even if there are clients.
+    pub fn allow_open(&self) -> bool {
+        self.allow_open
+    }
+
+    /// Whether all agents and clients of the state are known: not before the first reply of a store, and not while a
+    /// record cannot be decrypted. Until then nothing can be said of names and keys that are not known.
+    pub fn is_complete(&self) -> bool {
+        self.is_complete
+    }
+
+    /// `[upstreams.*]`, which agents may name.
+    pub fn upstreams(&self) -> &BTreeMap<String, UpstreamConfig> {
+        &self.upstreams
+    }
+
     /// Whether there are clients, and so keys that a caller can get wrong.
     pub fn has_clients(&self) -> bool {
-        !self.clients_by_key_hash.is_empty()
+        self.clients_by_name.len() > 0
     }
 
     /// The client with this key; looked up by its hash and compared in constant time.
     pub fn client_by_key(&self, key: &str) -> Option<&Arc<Client>> {
-        let hash = KeyHash::of(key);
-        self.clients_by_key_hash.get(hash.as_bytes()).filter(|client| client.key_hash == hash)
+        self.client_by_key_hash(&KeyHash::of(key))
+    }
+
+    /// The client that has a key of this hash.
+    pub fn client_by_key_hash(&self, hash: &KeyHash) -> Option<&Arc<Client>> {
+        let entry = self.clients_by_key.find(self.hash(hash.as_bytes()), |(known, _)| known == hash);
+        entry.map(|(_, client)| client)
     }
 
     /// Whether this text is a client's configured key hash: a caller sent the hash in place of the key.
     pub fn is_key_hash(&self, text: &str) -> bool {
-        KeyHash::from_hex(text).is_some_and(|hash| self.clients_by_key_hash.contains_key(hash.as_bytes()))
+        KeyHash::from_hex(text).is_some_and(|hash| self.client_by_key_hash(&hash).is_some())
     }
 
     /// The client of this name, for a pass that names it.
     pub fn client_by_name(&self, name: &str) -> Option<&Arc<Client>> {
-        self.clients_by_name.get(name).map(|ByName(client)| client)
+        self.clients_by_name.find(self.hash(name), |client| client.config.name == name)
     }
 
     /// The agents with this corpid and real secret, where secrets are accepted; looked up by hash and compared
     /// in constant time.
-    pub fn agents_by_secret(&self, corpid: &str, secret: &str) -> impl Iterator<Item = &Arc<Agent>> {
+    pub fn agents_by_secret<'a>(
+        &'a self,
+        corpid: &'a str,
+        secret: &str,
+    ) -> impl Iterator<Item = &'a Arc<Agent>> + use<'a> {
+        let agents = self.agents_with_credentials(corpid, secret);
+        agents.filter(|agent| self.is_open || agent.settings.accept_secret)
+    }
+
+    /// The agents with this corpid and real secret; compared in constant time.
+    pub fn agents_with_credentials<'a>(
+        &'a self,
+        corpid: &'a str,
+        secret: &str,
+    ) -> impl Iterator<Item = &'a Arc<Agent>> + use<'a> {
         let hash = secret_hash(corpid, secret);
-        let candidates = self.agents_by_secret.get(hash.as_bytes()).into_iter().flatten();
-        candidates.filter(move |(known, _)| *known == hash).map(|(_, agent)| agent)
+        let known = self.agents_by_secret.candidates(self.hash(hash.as_bytes()));
+        let known = known.filter(move |(known, _)| *known == hash).map(|(_, agent)| agent);
+        // A file that was read again may have a secret that is not in the table, or have one no more that is.
+        let has_changes = self.has_changed_secret_files.load(Ordering::Relaxed);
+        let changed = has_changes.then(|| self.agents_of_corpid(corpid)).into_iter().flatten();
+        let changed = changed.filter(|agent| agent.token.has_changed_files());
+        known.chain(changed).filter(move |agent| agent.has_secret(&hash))
     }
 
     /// Whether any agent has this corpid.
     pub fn has_corpid(&self, corpid: &str) -> bool {
-        !self.agents_of_corpid(corpid).is_empty()
+        self.agents_of_corpid(corpid).next().is_some()
     }
 
     /// The agents with this corpid that this client may use.
@@ -199,54 +198,37 @@ impl Directory {
         client: &'a Client,
     ) -> impl Iterator<Item = &'a Arc<Agent>> {
         // A company can have very many agents, of which a client usually lists few.
-        let (named, all) = match &client.allowed_agents {
-            AgentSet::Named(names) => (Some(names), &[][..]),
-            AgentSet::All => (None, self.agents_of_corpid(corpid)),
+        let (named, all) = match &client.config.agents {
+            AgentSet::Named(names) => (Some(names), None),
+            AgentSet::All | AgentSet::AllWith(_) => (None, Some(self.agents_of_corpid(corpid))),
         };
         let named = named.into_iter().flatten().filter_map(|name| self.agent_by_name(name));
-        named.filter(move |agent| agent.corpid == corpid).chain(all)
+        named.filter(move |agent| agent.corpid == corpid).chain(all.into_iter().flatten())
     }
 
-    fn agents_of_corpid(&self, corpid: &str) -> &[Arc<Agent>] {
-        let from = self.agents_by_corpid.partition_point(|agent| *agent.corpid < *corpid);
-        let rest = &self.agents_by_corpid[from..];
-        &rest[..rest.partition_point(|agent| agent.corpid == corpid)]
+    fn agents_of_corpid<'a>(&'a self, corpid: &'a str) -> impl Iterator<Item = &'a Arc<Agent>> {
+        let from = self.agents_by_corpid.iter_from(|agent| *agent.corpid < *corpid);
+        from.take_while(move |agent| agent.corpid == corpid)
     }
 
     /// The agent of this name. Checks no permission.
     pub fn agent_by_name(&self, name: &str) -> Option<&Arc<Agent>> {
-        self.agents_by_name.get(name).map(|ByName(agent)| agent)
+        self.agents_by_name.find(self.hash(name), |agent| agent.name == name)
     }
 
     /// The agent of this name, if the client may use it. Checks nothing for a request without a key (`None`), which
     /// the caller must authenticate.
-    pub fn permitted_agent(&self, name: &str, client: Option<&Client>) -> Option<&Arc<Agent>> {
-        let agent = self.agent_by_name(name)?;
-        client.is_none_or(|client| client.may_use_agent(name)).then_some(agent)
+    pub fn permitted_agent(&self, name: &str, client: Option<&Client>) -> Option<Arc<Agent>> {
+        self.find_agent(name).filter(|agent| client.is_none_or(|client| client.may_use_agent(agent)))
     }
 
     /// The only agent that the client may use.
-    pub fn only_agent(&self, client: Option<&Client>) -> Option<&Arc<Agent>> {
-        let mut usable = match client.map(|client| &client.allowed_agents) {
+    pub fn only_agent(&self, client: Option<&Client>) -> Option<Arc<Agent>> {
+        match client.map(|client| &client.config.agents) {
             // A client lists few agents even where there are many.
-            Some(AgentSet::Named(names)) if names.len() > 1 => return None,
-            Some(AgentSet::Named(names)) => {
-                return names.iter().next().and_then(|name| self.agent_by_name(name));
-            }
-            _ => self.agents_sorted.iter(),
-        };
-        usable.next().filter(|_| usable.next().is_none())
-    }
-
-    /// Calls `visit` with every secret, token and ticket in plain text, for redaction. Slow with very many
-    /// agents.
-    pub fn for_each_secret(&self, visit: &mut dyn FnMut(&str)) {
-        for agent in self.agents() {
-            visit(agent.token.credentials().secret.expose());
-            if let Some(token) = agent.token.cached_even_expired() {
-                visit(token.value.expose());
-            }
-            agent.tickets.for_each_value(visit);
+            Some(AgentSet::Named(names)) if names.len() > 1 => None,
+            Some(AgentSet::Named(names)) => names.iter().next().and_then(|name| self.find_agent(name)),
+            _ => self.agents().next().filter(|_| self.agent_count() == 1).cloned(),
         }
     }
 
@@ -255,132 +237,149 @@ impl Directory {
         self.agents_sorted.iter()
     }
 
+    /// The agents whose names come after this one, sorted by name.
+    pub fn agents_after(&self, name: &str) -> impl Iterator<Item = &Arc<Agent>> {
+        self.agents_sorted.iter_from(|agent| *agent.name <= *name)
+    }
+
+    /// Number of agents.
+    pub fn agent_count(&self) -> usize {
+        self.agents_by_name.len()
+    }
+
+    /// All clients, sorted by name.
+    pub fn clients(&self) -> impl Iterator<Item = &Arc<Client>> {
+        self.clients_sorted.iter()
+    }
+
     /// Number of clients.
     pub fn client_count(&self) -> usize {
-        self.clients_by_key_hash.len()
+        self.clients_by_name.len()
+    }
+
+    fn hash<T: Hash + ?Sized>(&self, key: &T) -> u64 {
+        self.hasher.hash_one(key)
     }
 }
 
-/// An agent or client in a set, hashed by its name.
-struct ByName<T>(Arc<T>);
-
-trait Named {
-    fn name(&self) -> &str;
-}
-
-impl Named for Agent {
-    fn name(&self) -> &str {
-        &self.name
-    }
-}
-
-impl Named for Client {
-    fn name(&self) -> &str {
-        &self.name
-    }
-}
-
-impl<T: Named> Borrow<str> for ByName<T> {
-    fn borrow(&self) -> &str {
-        self.0.name()
-    }
-}
-
-impl<T: Named> Hash for ByName<T> {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.0.name().hash(state);
-    }
-}
-
-impl<T: Named> PartialEq for ByName<T> {
-    fn eq(&self, right: &Self) -> bool {
-        self.0.name() == right.0.name()
-    }
-}
-
-impl<T: Named> Eq for ByName<T> {}
-
-impl<T: fmt::Debug> fmt::Debug for ByName<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-fn build_agent(
-    agent: config::AgentConfig,
-    service: &Arc<TokenService>,
-    limits: &RateLimiterFactory,
-    previous: Option<&Arc<Agent>>,
-) -> Arc<Agent> {
-    let config::AgentConfig { name, corpid, secret, agentid, accept_secret, limit, passthrough } = agent;
-    let credentials = Credentials { corpid: corpid.clone(), secret };
-    let with_same_credentials = previous.filter(|previous| *previous.token.credentials() == credentials);
-    if let Some(previous) = with_same_credentials
-        && (previous.agentid, previous.accept_secret) == (agentid, accept_secret)
-        && previous.rate_limiter.as_ref().map(|limiter| limiter.limit()) == limit
-        && previous.passthrough == passthrough
-    {
-        return previous.clone();
-    }
-    let (token, tickets, capture_switch) = match with_same_credentials {
-        Some(previous) => (previous.token.clone(), previous.tickets.clone(), previous.capture_switch.clone()),
-        None => {
-            let create = if previous.is_some() { AgentToken::with_changed_secret } else { AgentToken::new };
-            (create(&name, credentials, service.clone()), Arc::default(), Arc::default())
+/// Changes; the snapshot is not in use yet.
+impl Directory {
+    /// Adds an agent, in place of the one of its name, which is returned.
+    fn put_agent(
+        &mut self,
+        config: config::AgentConfig,
+        tokens: &Arc<TokenCache>,
+        limits: &RateLimiterFactory,
+    ) -> Option<Arc<Agent>> {
+        let previous = self.agent_by_name(&config.name).cloned();
+        let shared = Shared { tokens, limits, pass_key: self.pass_key.as_ref() };
+        let agent = Agent::build(config, &shared, previous.as_ref());
+        if let Some(previous) = &previous {
+            if Arc::ptr_eq(previous, &agent) {
+                return None;
+            }
+            self.unlink_agent(previous);
         }
-    };
-    let key_source = token.clone();
-    let derive = move || {
-        let Credentials { corpid, secret } = key_source.credentials();
-        Box::new(PassKey::derive(corpid, secret))
-    };
-    let rate_limiter = reuse_or_create_limiter(
-        limits,
-        limit,
-        previous.and_then(|previous| previous.rate_limiter.as_ref()),
-        || format!("agent:{name}"),
-    );
-    Arc::new(Agent {
-        name,
-        corpid,
-        agentid,
-        token,
-        tickets,
-        pass_key: LazyLock::new(Box::new(derive)),
-        rate_limiter,
-        accept_secret,
-        capture_switch,
-        passthrough,
-    })
+        let hasher = self.hasher.clone();
+        for hash in &agent.secret_hashes {
+            let by_secret = (*hash, agent.clone());
+            self.agents_by_secret.insert(by_secret, |(hash, _)| hasher.hash_one(hash.as_bytes()));
+        }
+        self.agents_by_name.insert(agent.clone(), |agent| hasher.hash_one(&*agent.name));
+        self.agents_sorted.insert(agent.clone());
+        self.agents_by_corpid.insert(agent);
+        previous
+    }
+
+    /// Removes and returns an agent.
+    fn remove_agent(&mut self, name: &str) -> Option<Arc<Agent>> {
+        let agent = self.agent_by_name(name).cloned()?;
+        self.unlink_agent(&agent);
+        Some(agent)
+    }
+
+    fn unlink_agent(&mut self, agent: &Arc<Agent>) {
+        let is_agent = |other: &Arc<Agent>| Arc::ptr_eq(other, agent);
+        for hash in &agent.secret_hashes {
+            let is_entry = |(known, other): &(KeyHash, Arc<Agent>)| known == hash && is_agent(other);
+            self.agents_by_secret.remove(self.hash(hash.as_bytes()), is_entry);
+        }
+        self.agents_by_name.remove(self.hash(&*agent.name), is_agent);
+        self.agents_sorted.remove(agent);
+        self.agents_by_corpid.remove(agent);
+    }
+
+    /// Forgets the tokens of an agent that is no longer here, unless another agent has the same credentials.
+    fn release_token(&self, agent: &Agent, tokens: &Arc<TokenCache>) {
+        let former = agent.token.former_entries().into_iter().map(|(entry, _)| entry);
+        for entry in agent.token.entries().into_iter().chain(former) {
+            let secret = entry.credentials().secret.expose();
+            let mut others = self.agents_with_credentials(&agent.corpid, secret);
+            if !others.any(|other| other.token.has_entry(&entry)) {
+                tokens.remove(&entry);
+            }
+        }
+    }
+
+    /// Replaces the suites and providers; tickets and corps of the suites that stay are kept.
+    fn replace_suites(
+        &mut self,
+        config: config::SuitesConfig,
+        tokens: &Arc<TokenCache>,
+        limits: &RateLimiterFactory,
+    ) {
+        if !config.is_empty() || self.has_suites() {
+            let shared = Shared { tokens, limits, pass_key: self.pass_key.as_ref() };
+            self.suites = Arc::new(SuiteTable::build(config, &shared, &self.suites));
+        }
+    }
+
+    /// Adds a client, in place of the one of its name.
+    fn put_client(
+        &mut self,
+        config: config::ClientConfig,
+        tokens: &Arc<TokenCache>,
+        limits: &RateLimiterFactory,
+    ) {
+        let previous = self.client_by_name(&config.name).cloned();
+        let shared = Shared { tokens, limits, pass_key: self.pass_key.as_ref() };
+        let client = Client::build(config, &shared, previous.as_ref());
+        if let Some(previous) = previous {
+            if Arc::ptr_eq(&previous, &client) {
+                return;
+            }
+            self.unlink_client(&previous);
+        }
+        let hasher = self.hasher.clone();
+        for key in &client.config.keys {
+            let by_key = (key.hash, client.clone());
+            self.clients_by_key.insert(by_key, |(hash, _)| hasher.hash_one(hash.as_bytes()));
+        }
+        self.clients_by_name.insert(client.clone(), |client| hasher.hash_one(&*client.config.name));
+        self.clients_sorted.insert(client);
+    }
+
+    fn remove_client(&mut self, name: &str) {
+        if let Some(client) = self.client_by_name(name).cloned() {
+            self.unlink_client(&client);
+        }
+    }
+
+    fn unlink_client(&mut self, client: &Arc<Client>) {
+        let is_client = |other: &Arc<Client>| Arc::ptr_eq(other, client);
+        for key in &client.config.keys {
+            let is_entry = |(known, other): &(KeyHash, Arc<Client>)| *known == key.hash && is_client(other);
+            self.clients_by_key.remove(self.hash(key.hash.as_bytes()), is_entry);
+        }
+        self.clients_by_name.remove(self.hash(&*client.config.name), is_client);
+        self.clients_sorted.remove(client);
+    }
 }
 
-fn build_client(
-    client: config::ClientConfig,
-    limits: &RateLimiterFactory,
-    previous: Option<&Arc<Client>>,
-) -> Arc<Client> {
-    let config::ClientConfig { name, key_hash, agents, allow, limit, always_200 } = client;
-    if let Some(previous) = previous
-        && (previous.key_hash, previous.always_200) == (key_hash, always_200)
-        && previous.rate_limiter.as_ref().map(|limiter| limiter.limit()) == limit
-        && (&previous.allowed_agents, &previous.allowed_calls) == (&agents, &allow)
-    {
-        return previous.clone();
+impl fmt::Debug for Directory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Directory({} agents, {} clients)", self.agent_count(), self.client_count())
     }
-    let rate_limiter = reuse_or_create_limiter(
-        limits,
-        limit,
-        previous.and_then(|previous| previous.rate_limiter.as_ref()),
-        || format!("client:{name}"),
-    );
-    Arc::new(Client {
-        name,
-        always_200,
-        key_hash,
-        rate_limiter,
-        allowed_agents: agents,
-        allowed_calls: allow,
-    })
 }
 
 /// The rate limiter for a limit; the previous one with its usage, if the limit did not change.

@@ -1,25 +1,30 @@
 //! Recent exchanges, kept in memory for the admin API.
 //!
-//! Each worker writes to its own ring. A reader copies small batches, so that the worker's wait for the lock is
+//! Each worker writes to its own rings: one of all exchanges, and one of those that failed, were retried or were slow. A reader copies small batches, so that the worker's wait for the lock is
 //! short; a reader that is too slow misses overwritten exchanges.
 
 mod detail;
 mod exchange;
-pub mod redact;
+mod notable;
+mod raw_exchange;
+pub(crate) mod redact;
 mod redaction_queue;
 
 use std::{
     cmp::Reverse,
-    collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    collections::{HashSet, VecDeque},
+    sync::Arc,
 };
 
-use self::redaction_queue::RedactionQueue;
+use parking_lot::Mutex;
+
+pub(crate) use self::raw_exchange::{BodyExcerpt, RawAttempts, RawExchange, RawHeaders, RawMessage};
 pub use self::{
     detail::{AttemptDetail, CapturedMessage, ExchangeDetail},
-    exchange::{Exchange, ExchangeFilter},
+    exchange::{ErrcodeFilter, Exchange, ExchangeFilter, FailureFilter},
     redaction_queue::{DetailCell, DropReason, RedactionJob},
 };
+use self::{exchange::is_notable, notable::NotableByAgent, redaction_queue::RedactionQueue};
 use crate::telemetry::access_log::AccessLogEntry;
 
 /// Maximum exchanges examined per lock.
@@ -34,12 +39,17 @@ pub struct RecentExchanges {
     capacity: usize,
     ring_capacity: usize,
     rings: Mutex<Vec<Arc<Mutex<ExchangeRing>>>>,
+    /// The second ring of each worker, of notable exchanges.
+    notable_rings: Mutex<Vec<Arc<Mutex<ExchangeRing>>>>,
+    notable_by_agent: Arc<NotableByAgent>,
     redaction_queue: RedactionQueue,
 }
 
-/// One worker's ring, and the queue of the redaction thread.
+/// One worker's rings, and what all workers share.
 pub struct ExchangeRecorder {
     ring: Arc<Mutex<ExchangeRing>>,
+    notable_ring: Arc<Mutex<ExchangeRing>>,
+    notable_by_agent: Arc<NotableByAgent>,
     redaction_queue: RedactionQueue,
 }
 
@@ -56,11 +66,19 @@ impl ExchangeRecorder {
     /// Records an exchange from its access log entry. A capture is redacted on another thread.
     pub fn record(&self, entry: &AccessLogEntry<'_>, capture: Option<RedactionJob>) {
         let detail = capture.map(|capture| self.redaction_queue.submit(capture));
-        lock(&self.ring).push(entry, detail);
+        if is_notable(entry) {
+            self.notable_ring.lock().push(entry, detail.clone());
+            self.notable_by_agent.push(entry);
+        }
+        self.ring.lock().push(entry, detail);
     }
 }
 
 impl ExchangeRing {
+    fn new(capacity: usize) -> Arc<Mutex<Self>> {
+        Arc::new(Mutex::new(Self { slots: Vec::new(), capacity, written: 0, detailed: VecDeque::new() }))
+    }
+
     fn push(&mut self, entry: &AccessLogEntry<'_>, detail: Option<Arc<DetailCell>>) {
         if detail.is_some() {
             self.evict_excess_details();
@@ -105,20 +123,29 @@ impl RecentExchanges {
     /// larger one is divided.
     pub fn new(capacity: usize, workers: usize) -> Self {
         let ring_capacity = (capacity / workers.max(1)).max(capacity.min(MIN_RING_CAPACITY));
-        Self { capacity, ring_capacity, rings: Mutex::default(), redaction_queue: RedactionQueue::default() }
+        Self {
+            capacity,
+            ring_capacity,
+            rings: Mutex::default(),
+            notable_rings: Mutex::default(),
+            notable_by_agent: Arc::default(),
+            redaction_queue: RedactionQueue::default(),
+        }
     }
 
-    /// Adds a worker's ring; `None` if the capacity is 0.
+    /// Adds a worker's rings; `None` if the capacity is 0.
     pub fn add_recorder(&self) -> Option<ExchangeRecorder> {
-        let ring = Arc::new(Mutex::new(ExchangeRing {
-            slots: Vec::new(),
-            capacity: self.ring_capacity,
-            written: 0,
-            detailed: VecDeque::new(),
-        }));
         (self.capacity > 0).then(|| {
-            lock(&self.rings).push(ring.clone());
-            ExchangeRecorder { ring, redaction_queue: self.redaction_queue.clone() }
+            let (ring, notable_ring) =
+                (ExchangeRing::new(self.ring_capacity), ExchangeRing::new(notable::RING_CAPACITY));
+            self.rings.lock().push(ring.clone());
+            self.notable_rings.lock().push(notable_ring.clone());
+            ExchangeRecorder {
+                ring,
+                notable_ring,
+                notable_by_agent: self.notable_by_agent.clone(),
+                redaction_queue: self.redaction_queue.clone(),
+            }
         })
     }
 
@@ -127,25 +154,34 @@ impl RecentExchanges {
         self.redaction_queue.dropped(reason)
     }
 
-    /// The configured number of exchanges. If it is small, each worker keeps that many.
+    /// The configured number of exchanges, the longest page. If it is small, each worker keeps that many.
     pub fn capacity(&self) -> usize {
         self.capacity
     }
 
     /// The newest exchanges that match the filter, newest first.
     pub fn latest(&self, filter: &ExchangeFilter, limit: usize) -> Vec<Exchange> {
-        let rings = lock(&self.rings).clone();
+        // Those with details come first: of two copies of an exchange, the first is taken.
+        let rings = [self.rings.lock().clone(), self.notable_rings.lock().clone()].concat();
         let mut found: Vec<_> = rings.iter().flat_map(|ring| latest_in_ring(ring, filter, limit)).collect();
-        found.sort_by_key(|exchange| Reverse(exchange.ended_at));
+        let mut recent = HashSet::new();
+        found.retain(|exchange| !exchange.is_notable() || recent.insert(exchange.identity()));
+        found.extend(
+            self.notable_by_agent
+                .matching(filter)
+                .into_iter()
+                .filter(|exchange| recent.insert(exchange.identity())),
+        );
+        found.sort_by_key(|exchange| Reverse(exchange.entry().ended_at));
         found.truncate(limit);
         found
     }
 
     /// Follows what is recorded from now on.
     pub fn tail(&self) -> ExchangeTail {
-        let rings = lock(&self.rings).clone();
+        let rings = self.rings.lock().clone();
         ExchangeTail {
-            positions: rings.into_iter().map(|ring| (lock(&ring).written, ring.clone())).collect(),
+            positions: rings.into_iter().map(|ring| (ring.lock().written, ring.clone())).collect(),
         }
     }
 }
@@ -154,7 +190,7 @@ impl RecentExchanges {
 fn latest_in_ring(ring: &Mutex<ExchangeRing>, filter: &ExchangeFilter, limit: usize) -> Vec<Exchange> {
     let (mut found, mut before) = (Vec::new(), u64::MAX);
     while found.len() < limit {
-        let ring = lock(ring);
+        let ring = ring.lock();
         let end = before.min(ring.written);
         let from = end.saturating_sub(MAX_EXCHANGES_PER_LOCK).max(ring.oldest_sequence());
         let matching =
@@ -180,9 +216,9 @@ impl ExchangeTail {
         let (mut found, mut lost) = (Vec::new(), 0);
         for (position, ring) in &mut self.positions {
             // The end is fixed first: with a busy worker the loop would not terminate.
-            let end = lock(ring).written;
+            let end = ring.lock().written;
             while *position < end {
-                let ring = lock(ring);
+                let ring = ring.lock();
                 let from = ring.oldest_sequence().max(*position);
                 lost += from - *position;
                 let end = (from + MAX_EXCHANGES_PER_LOCK).min(ring.written);
@@ -195,14 +231,9 @@ impl ExchangeTail {
                 *position = end;
             }
         }
-        found.sort_by_key(|exchange| exchange.ended_at);
+        found.sort_by_key(|exchange| exchange.entry().ended_at);
         (found, lost)
     }
-}
-
-/// Locks a mutex, ignoring poisoning.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -3,12 +3,9 @@
 //! A module imports only modules listed below it; `tests/it/layers.rs` checks this.
 
 #[doc(hidden)]
-pub mod bench; // entry points into other modules for benches/
+pub mod internals; // items of other modules for benches/ and fuzz/
 
-#[doc(hidden)]
-pub mod fuzz; // entry points into other modules for fuzz/
-
-pub mod cli; // the commands: serve, check, demo, simulator, key, health, completions, man
+pub mod cli; // the commands: serve, init, check, demo, simulator, key, health, state, completions, man
 
 pub mod app; // connects all modules as Config specifies: start, reload, shutdown
 
@@ -22,11 +19,17 @@ pub mod inspector; // recent exchanges, capture, redaction
 
 pub mod telemetry; // access log, logs, metrics, traces
 
+pub mod callbacks; // what WeCom pushes: receiver URLs, queue, delivery to targets
+
+pub mod suites; // corps that authorise suites: tickets, install, reset, cancel, stand-ins
+
 pub mod directory; // agents and clients: lookup and permissions
 
 pub mod tokens; // access tokens: cache, gettoken, single flight, backoff, budgets; passes; tickets
 
-pub mod limits; // rate limiter (GCRA) and concurrency limit
+pub mod limits; // rate limiter (GCRA), concurrency limit, limits per address, quotas of WeCom
+
+pub mod state; // what outlives the process: records in SQLite, or shared by replicas
 
 pub mod store; // state that replicas share in Redis: records, leases, events, sealing
 
@@ -39,6 +42,8 @@ pub mod request_body; // request bodies: streamed, bounded, buffered for a retry
 pub mod http1; // HTTP/1 on the wire, shared by server and upstream
 
 pub mod config; // proxy.toml, one file per section
+
+pub mod blocking; // threads for work that blocks; no panic where none can be had
 
 pub mod time; // cached wall clock, and a deadline that is cheap to reset
 

@@ -4,8 +4,10 @@
 //! time). Replicas that share a store exchange how much they took, a few times a second, in the background: no
 //! request waits for it (`shared_usage`).
 
+pub mod address_limit;
 pub mod concurrency_limit;
 mod fair_queue;
+pub mod quotas;
 pub mod wait_limit;
 
 mod shared_usage;
@@ -96,6 +98,12 @@ impl RateLimiter {
         result
     }
 
+    /// The used share of the limit, from 0 to 1.
+    pub fn used_ratio(&self, now: Instant) -> f64 {
+        let ahead = self.tat_ns.load(Ordering::Relaxed).saturating_sub(self.nanoseconds_since_base(now));
+        (ahead as f64 / self.gcra.burst_ns as f64).min(1.0)
+    }
+
     fn nanoseconds_since_base(&self, now: Instant) -> u64 {
         as_nanoseconds(now.saturating_duration_since(self.base))
     }
@@ -124,6 +132,7 @@ mod tests {
         assert!((0..3).all(|_| limiter.try_acquire(now).is_ok()));
         let wait = limiter.try_acquire(now).expect_err("the limit is exhausted");
         assert!((1190..=1200).contains(&wait.as_secs()), "{wait:?}");
+        assert!(limiter.used_ratio(now) > 0.999 && limiter.used_ratio(now + wait) < 0.7);
         assert!(limiter.try_acquire(now + wait).is_ok() && limiter.try_acquire(now + wait).is_err());
         assert!((0..3).all(|_| limiter.try_acquire(now + 3 * Duration::from_secs(3600)).is_ok()));
     }

@@ -5,8 +5,9 @@
 //! the upstream.
 
 mod budget;
-pub(crate) mod fuzz;
+pub(crate) mod internals;
 mod reader;
+mod receive;
 mod replay_buffer;
 #[cfg(test)]
 mod tests;
@@ -26,6 +27,7 @@ use self::replay_buffer::{Cursor, ReplayBuffer};
 pub use self::{
     budget::{Owner, ReplayBudget},
     reader::BodyReader,
+    receive::ReceiveLimit,
     replay_buffer::ReplayBudgetExceeded,
 };
 use crate::{http1::framing::copy_if_small, time::deadline::Deadline};
@@ -70,7 +72,7 @@ pub enum RequestBody {
     /// No body.
     None,
     /// A body that arrived complete with the head.
-    Buffered(Bytes),
+    Complete(Bytes),
     /// A body that arrives in chunks.
     Streamed(Box<dyn BodySource>),
 }
@@ -80,7 +82,7 @@ impl RequestBody {
     pub fn content_length(&self) -> Option<u64> {
         match self {
             Self::None => Some(0),
-            Self::Buffered(buffered) => Some(buffered.len() as u64),
+            Self::Complete(complete) => Some(complete.len() as u64),
             Self::Streamed(source) => source.content_length(),
         }
     }
@@ -122,7 +124,7 @@ pub struct ReplayBody(Kind);
 
 #[derive(Clone)]
 enum Kind {
-    Buffered(Bytes),
+    Complete(Bytes),
     Streamed(Rc<RefCell<State>>),
 }
 
@@ -157,7 +159,7 @@ impl ReplayBody {
     ) -> Result<Option<Self>, ReplayBudgetExceeded> {
         let source = match body {
             RequestBody::None => return Ok(None),
-            RequestBody::Buffered(buffered) => return Ok(Some(Self(Kind::Buffered(buffered)))),
+            RequestBody::Complete(complete) => return Ok(Some(Self(Kind::Complete(complete)))),
             RequestBody::Streamed(source) => source,
         };
         let content_length = source.content_length();
@@ -212,25 +214,26 @@ impl ReplayBody {
         if !self.is_replayable() {
             return None;
         }
-        let generation = match &self.0 {
-            Kind::Buffered(_) => 0,
-            Kind::Streamed(state) => {
-                let mut state = state.borrow_mut();
-                state.reader_generation += 1;
-                if let Some(replay_buffer) = &mut state.replay_buffer {
-                    replay_buffer.cancel_read();
-                }
-                state.reader_caught_up = state.received_bytes == 0;
-                let generation = state.reader_generation;
-                // Over HTTP/2 another task owns the previous reader. It is woken once, to fail with `Superseded` and
-                // to drop its clone of the body; from now on the client's chunks wake the new reader.
-                let superseded_waker = state.reader_waker.take();
-                drop(state);
-                superseded_waker.into_iter().for_each(Waker::wake);
-                generation
-            }
-        };
+        let generation = self.supersede_reader();
         Some(BodyReader { body: self.clone(), generation, cursor: Cursor::default(), ended: false })
+    }
+
+    /// Ends the current reader; returns the generation of the next one.
+    fn supersede_reader(&self) -> u32 {
+        let Kind::Streamed(state) = &self.0 else { return 0 };
+        let mut state = state.borrow_mut();
+        state.reader_generation += 1;
+        if let Some(replay_buffer) = &mut state.replay_buffer {
+            replay_buffer.cancel_read();
+        }
+        state.reader_caught_up = state.received_bytes == 0;
+        let generation = state.reader_generation;
+        // Over HTTP/2 another task owns the previous reader. It is woken once, to fail with `Superseded` and to drop its
+        // clone of the body; from now on the client's chunks wake the new reader.
+        let superseded_waker = state.reader_waker.take();
+        drop(state);
+        superseded_waker.into_iter().for_each(Waker::wake);
+        generation
     }
 
     /// Declares that no further attempt will be made: the buffer is freed as soon as the current reader has read it.
@@ -247,7 +250,7 @@ impl ReplayBody {
     /// request must not keep.
     pub fn detach(&mut self) {
         match &mut self.0 {
-            Kind::Buffered(buffered) => *buffered = copy_if_small(std::mem::take(buffered)),
+            Kind::Complete(complete) => *complete = copy_if_small(std::mem::take(complete)),
             Kind::Streamed(state) => {
                 if let Some(Ok(Some(chunk))) = &mut state.borrow_mut().peeked {
                     *chunk = copy_if_small(std::mem::take(chunk));
@@ -259,7 +262,7 @@ impl ReplayBody {
     /// Number of bytes received so far.
     pub fn received_bytes(&self) -> u64 {
         match &self.0 {
-            Kind::Buffered(buffered) => buffered.len() as u64,
+            Kind::Complete(complete) => complete.len() as u64,
             Kind::Streamed(state) => state.borrow().received_bytes,
         }
     }
@@ -267,7 +270,7 @@ impl ReplayBody {
     /// Why reading the body failed, if it did: a fault of the client or, with `ReplayLost`, of this machine.
     pub fn error(&self) -> Option<RequestBodyError> {
         match &self.0 {
-            Kind::Buffered(_) => None,
+            Kind::Complete(_) => None,
             Kind::Streamed(state) => state.borrow().error,
         }
     }
@@ -332,8 +335,7 @@ impl State {
                 Poll::Ready(Ok(()))
             }
             Poll::Pending => {
-                self.idle_deadline.set_if_unset(self.limits.idle_timeout);
-                ready!(self.idle_deadline.poll_elapsed(cx));
+                ready!(self.idle_deadline.poll_stalled(cx, self.limits.idle_timeout));
                 self.fail(RequestBodyError::Stalled)
             }
         }

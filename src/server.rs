@@ -2,13 +2,17 @@
 //!
 //! [`serve`] accepts connections and passes each request to the proxy. This module knows nothing of tokens or agents.
 
+mod certificate_expiry;
+mod client_address;
 mod client_auth;
 mod connection_limit;
+mod descriptor_limit;
 mod handoff;
-mod http1;
+mod handshake;
+pub(crate) mod http1;
 mod http2;
 mod listener;
-mod log_throttle;
+mod proxy_protocol;
 mod task_pool;
 pub mod tls;
 mod wrong_key_throttle;
@@ -19,23 +23,28 @@ use arc_swap::ArcSwapOption;
 use bytes::BytesMut;
 use tokio::{
     sync::watch,
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep},
 };
-use tokio_rustls::TlsAcceptor;
 
-pub(crate) use self::http1::{bench, fuzz};
 use self::{
-    client_auth::CertificateChain, connection_limit::ConnectionPermit, http1::Recycled, task_pool::TaskPool,
-    tls::TlsTermination, wrong_key_throttle::WrongKeyThrottle,
+    client_address::{ClientAddresses, Peer},
+    client_auth::CertificateChain,
+    http1::ReusedByTask,
+    task_pool::TaskPool,
+    tls::TlsTermination,
+    wrong_key_throttle::WrongKeyThrottle,
 };
 pub use self::{
-    connection_limit::{ConnectionLimiter, max_admin_connections, raise_descriptor_limit},
+    connection_limit::{ConnectionLimiter, ConnectionPermit, EvictionPolicy},
+    descriptor_limit::{max_admin_connections, raise_descriptor_limit},
     listener::{BoundListener, Inherited, InheritedError, Listener},
 };
-use crate::{http1::io::Stream, proxy::Proxy};
+use crate::{
+    http1::{headers::MAX_HEAD_BYTES, io::Stream},
+    proxy::Proxy,
+    time::log_throttle::LogThrottle,
+};
 
-/// Maximum size of a request head.
-const MAX_HEAD_BYTES: usize = 64 * 1024;
 /// Delay before accepting again after the process has run out of file descriptors.
 const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(50);
 /// How long something under way may still take when a connection is to end: a TLS handshake, a partial head, the first
@@ -48,6 +57,8 @@ const LINGER_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_LINGER_BYTES: u64 = 256 * 1024 * 1024;
 /// Write time-out of a connection on which no request was authorized yet.
 const UNAUTHORIZED_WRITE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Failed handshakes that are logged in a minute.
+const MAX_HANDSHAKE_LINES: u32 = 5;
 /// Connection preface of HTTP/2 with prior knowledge (RFC 9113 §3.4).
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -78,9 +89,13 @@ pub struct Server {
     tls: Arc<ArcSwapOption<TlsTermination>>,
     /// Caps the open connections.
     pub connection_limiter: ConnectionLimiter,
+    max_connections_log: LogThrottle,
+    accept_error_log: LogThrottle,
+    handshake_log: LogThrottle,
     wrong_keys: WrongKeyThrottle,
+    client_addresses: ClientAddresses,
     /// Becomes true when the shutdown begins: no connection is accepted any more, a new one may still send its first
-    /// request, and others are refused further requests.
+    /// request, and further requests on others are rejected.
     pub stopping: watch::Receiver<bool>,
 }
 
@@ -96,10 +111,15 @@ impl Server {
         Self {
             timeouts,
             tls,
-            connection_limiter: ConnectionLimiter::new(connection_limit::effective_max_connections(
-                server.max_connections,
-            )),
+            connection_limiter: ConnectionLimiter::new(
+                descriptor_limit::effective_max_connections(server.max_connections),
+                EvictionPolicy::KeepActive,
+            ),
+            max_connections_log: LogThrottle::per_minute(1),
+            accept_error_log: LogThrottle::per_minute(1),
+            handshake_log: LogThrottle::per_minute(MAX_HANDSHAKE_LINES),
             wrong_keys: WrongKeyThrottle::new(),
+            client_addresses: ClientAddresses::new(&server.trusted),
             stopping,
         }
     }
@@ -126,6 +146,11 @@ impl Server {
         }
     }
 
+    /// Replaces the proxies that may name the client's address, from the next request on.
+    pub fn replace_trusted_proxies(&self, trusted: crate::config::TrustedProxies) {
+        self.client_addresses.replace(trusted);
+    }
+
     /// Stores the client's certificate chain and returns whether the client is still accepted: the settings may have
     /// changed since the handshake began with `handshake_tls`.
     fn admit_client(
@@ -141,21 +166,47 @@ impl Server {
             || permit.client_certificate.is_accepted_by(|chain| tls::accepts_client(current, chain))
     }
 
-    /// Counts a wrong key from `peer` and returns how long its refusal is delayed.
+    /// Waits for the permit of a connection while `max_connections` are open.
+    async fn wait_for_permit(&self) -> Option<Arc<ConnectionPermit>> {
+        if self.max_connections_log.allow().is_some() {
+            tracing::warn!(
+                max_connections = self.connection_limiter.max_connections(),
+                "max_connections reached, each new connection closes an idle one, or waits while none is idle"
+            );
+        }
+        self.connection_limiter.acquire().await
+    }
+
+    /// Whether `server.proxy_protocol` is on.
+    pub fn reads_proxy_protocol(&self) -> bool {
+        self.client_addresses.has_proxy_protocol()
+    }
+
+    /// Counts a wrong key from `peer` and returns how long its rejection is delayed.
     pub fn count_wrong_key(&self, peer: Option<IpAddr>) -> Duration {
         self.wrong_keys.count_wrong_key(peer, Instant::now())
+    }
+
+    /// When the certificate of the listeners expires, in seconds since 1970.
+    pub fn certificate_expires_at(&self) -> Option<u64> {
+        self.tls.load().as_ref().and_then(|tls| tls.expires_at())
     }
 
     /// Number of open connections.
     pub fn open_connections(&self) -> usize {
         self.connection_limiter.open_connections()
     }
+
+    /// The bound on [`Server::open_connections`].
+    pub fn max_connections(&self) -> usize {
+        self.connection_limiter.max_connections()
+    }
 }
 
 /// An accepted connection that is to be served.
 struct Accepted {
     stream: Stream,
-    peer: Option<IpAddr>,
+    peer: Peer,
     permit: Arc<ConnectionPermit>,
 }
 
@@ -179,19 +230,23 @@ pub async fn serve(mut listener: Listener, server: Arc<Server>, proxy: Rc<Proxy>
                 let permit = match server.connection_limiter.try_acquire() {
                     None => tokio::select! {
                         biased;
-                        permit = server.connection_limiter.acquire() => permit,
+                        permit = server.wait_for_permit() => permit,
                         // The loop ends after this connection.
                         _ = &mut stop => server.connection_limiter.try_acquire(),
                     },
                     free => free,
                 };
                 if let Some(permit) = permit {
-                    task_pool.serve(Accepted { stream, peer, permit });
+                    task_pool.serve(Accepted { stream, peer: peer.into(), permit });
                 }
             }
             Err(error) if is_per_connection_error(&error) => {}
             Err(error) => {
-                server.connection_limiter.on_accept_error(&error);
+                // It does not concern one connection alone: no descriptor or memory is left.
+                if server.accept_error_log.allow().is_some() {
+                    tracing::error!(%error, "accept failed, closing one idle connection and retrying");
+                }
+                server.connection_limiter.evict_one();
                 sleep(ACCEPT_RETRY_INTERVAL).await;
             }
         }
@@ -199,7 +254,7 @@ pub async fn serve(mut listener: Listener, server: Arc<Server>, proxy: Rc<Proxy>
     // Connections in the backlog are established from the client's side: closing the socket would reset them.
     for (stream, peer) in listener.into_pending() {
         if let Some(permit) = server.connection_limiter.try_acquire() {
-            task_pool.serve(Accepted { stream, peer, permit });
+            task_pool.serve(Accepted { stream, peer: peer.into(), permit });
         }
     }
     // Wakes idle connections, which then see that the server stops.
@@ -217,10 +272,18 @@ async fn serve_connection(
     accepted: Accepted,
     server: &Arc<Server>,
     proxy: &Rc<Proxy>,
-    recycled: &mut Recycled,
+    reused: &mut ReusedByTask,
 ) {
-    let Accepted { stream, peer, permit } = accepted;
+    let Accepted { mut stream, mut peer, permit } = accepted;
     permit.register_waker().await;
+    if server.client_addresses.sends_proxy_header(peer.address) {
+        let named = tokio::select! {
+            () = permit.close_requested() => None,
+            named = Box::pin(handshake::read_proxy_header(&mut stream, peer.address, server)) => named,
+        };
+        let Some(named) = named else { return };
+        peer = named;
+    }
     let tls = server.tls.load_full();
     // Without TLS there is no ALPN, and the first bytes decide.
     let (stream, alpn_is_http2, chain) = match &tls {
@@ -228,7 +291,7 @@ async fn serve_connection(
         Some(tls) => {
             let outcome = tokio::select! {
                 () = permit.close_requested() => None,
-                outcome = Box::pin(tls_handshake(stream, peer, tls.config.clone(), server)) => outcome,
+                outcome = Box::pin(handshake::tls_handshake(stream, peer.address, tls.config.clone(), server)) => outcome,
             };
             let Some((stream, http2, chain)) = outcome else { return };
             (stream, Some(http2), chain)
@@ -243,7 +306,7 @@ async fn serve_connection(
     }
     let accepted = Accepted { stream, peer, permit: permit.clone() };
     let may_be_http2 = alpn_is_http2.is_none();
-    if let Some((stream, received)) = http1::serve(accepted, may_be_http2, server, proxy, recycled).await {
+    if let Some((stream, received)) = http1::serve(accepted, may_be_http2, server, proxy, reused).await {
         Box::pin(http2::serve(stream, received, peer, server, permit, proxy)).await;
     }
 }
@@ -252,37 +315,4 @@ async fn serve_connection(
 async fn shutdown_grace_elapsed(stopping: &mut watch::Receiver<bool>) {
     let _ = stopping.wait_for(|stop| *stop).await;
     sleep(SHUTDOWN_GRACE_TIMEOUT).await;
-}
-
-/// Performs the TLS handshake. Returns the stream, whether ALPN selected HTTP/2, and the client's certificate chain;
-/// `None` after a failure, which is logged, or when the server stops.
-async fn tls_handshake(
-    stream: Stream,
-    peer: Option<IpAddr>,
-    config: Arc<rustls::ServerConfig>,
-    server: &Server,
-) -> Option<(Stream, bool, Option<CertificateChain>)> {
-    let mut stopping = server.stopping.clone();
-    let handshake = timeout(server.timeouts.header, TlsAcceptor::from(config).accept(stream));
-    let outcome = tokio::select! {
-        () = shutdown_grace_elapsed(&mut stopping) => return None,
-        outcome = handshake => outcome,
-    };
-    match outcome {
-        Ok(Ok(tls)) => {
-            let http2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
-            let chain = tls.get_ref().1.peer_certificates().map(CertificateChain::from);
-            return Some((Stream::ServerTls(Box::new(tls)), http2, chain));
-        }
-        Ok(Err(error)) => {
-            // Any client can cause this without limit, so the log is throttled.
-            if let Some(suppressed) = server.connection_limiter.handshake_log.allow() {
-                let (peer, error) = (peer.map(tracing::field::display), error.to_string());
-                let suppressed = (suppressed > 0).then_some(suppressed);
-                tracing::info!(peer, error, suppressed, "TLS handshake failed");
-            }
-        }
-        Err(_) => tracing::debug!("TLS handshake timed out"),
-    }
-    None
 }

@@ -28,6 +28,7 @@ use tokio::sync::watch;
 mod agents; // secrets and tokens
 mod api; // serving one request
 mod body; // request bodies
+mod callbacks; // pushes to receiver URLs, and what is delivered
 mod company; // people, departments, tags: data
 mod control; // the control address
 mod directory; // people, departments, tags: read
@@ -46,15 +47,18 @@ mod recorder; // recorded traffic
 mod response; // responses and their bodies
 mod routes; // the API calls
 mod state; // all state, behind one lock
+mod suites; // service providers, their suites and the corps that authorise these
 
 #[cfg(test)]
 mod tests;
 
 pub use agents::{IssuedTokens, SimulatedAgent, UnknownAgent};
+pub use callbacks::{PushResponse, RecordedDelivery, SimulatedCallback};
 pub use faults::{DropPoint, Fault};
 pub use observed::Observed;
 pub use recorder::{RecordedMessage, RecordedRequest};
 pub use response::generated_bytes;
+pub use suites::{SimulatedProvider, SimulatedSuite, SuiteError, SuiteEvent};
 
 use state::{Shared, State};
 
@@ -66,6 +70,10 @@ const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 pub struct Settings {
     /// The known agents (applications).
     pub agents: Vec<SimulatedAgent>,
+    /// The known service providers.
+    pub providers: Vec<SimulatedProvider>,
+    /// Their suites.
+    pub suites: Vec<SimulatedSuite>,
     /// Lifetime of a token. `expires_in` is this lifetime in whole seconds, rounded up, at least 1; it is not reduced
     /// when the same token is returned again.
     pub token_lifetime: Duration,
@@ -77,6 +85,8 @@ pub struct Settings {
     pub webhook_keys: Vec<String>,
     /// Sends the undocumented headers Error-Code and Error-Msg, which captured WeCom traffic contains.
     pub errcode_headers: bool,
+    /// What stands before `/cgi-bin/` in each path, such as `/prefix`; requests without it get 404.
+    pub path_prefix: String,
 }
 
 impl Default for Settings {
@@ -87,11 +97,14 @@ impl Default for Settings {
                 SimulatedAgent::new("hr", "not-a-secret-hr-0000000000000000000000000000", 1_000_002),
                 SimulatedAgent::new("ops", "not-a-secret-ops-000000000000000000000000000", 1_000_003),
             ],
+            providers: Vec::new(),
+            suites: Vec::new(),
             token_lifetime: Duration::from_secs(7200),
             tls: None,
             gettoken_limit: None,
             webhook_keys: vec!["00000000-1111-2222-3333-444444444444".to_owned()],
             errcode_headers: true,
+            path_prefix: String::new(),
         }
     }
 }
@@ -195,6 +208,11 @@ impl Simulator {
         self.update(|state| state.agents.add(agent));
     }
 
+    /// Adds a receiver URL for [`SimulatedCallback::push`] at the control address.
+    pub fn add_callback(&self, callback: SimulatedCallback) {
+        self.update(|state| state.callbacks.add(callback));
+    }
+
     /// Adds a fault.
     pub fn inject(&self, fault: Fault) -> Result<(), UnknownAgent> {
         self.update(|state| state.inject(fault))
@@ -220,6 +238,57 @@ impl Simulator {
     }
 }
 
+/// Suites. Each method has its counterpart at the control address.
+impl Simulator {
+    /// Makes a new suite_ticket and returns it; those before stay valid until [`Self::expire_tickets`].
+    ///
+    /// # Errors
+    /// If no suite has this name; the same holds for all methods that take a suite's name.
+    pub fn issue_ticket(&self, suite: &str) -> Result<String, SuiteError> {
+        self.update(|state| state.issue_ticket(suite))
+    }
+
+    /// Carries out an event of a suite and pushes it to the suite's command URL, as `callback` has it, whose name is the
+    /// suite's.
+    ///
+    /// # Errors
+    /// If the suite or the corp is unknown, or no attempt got a response.
+    pub async fn push_suite_event(
+        &self,
+        event: SuiteEvent,
+        callback: &SimulatedCallback,
+        corpid: Option<&str>,
+    ) -> Result<PushResponse, String> {
+        let message = self.update(|state| state.suite_message(event, callback, corpid));
+        callback.push(message.map_err(|error| error.to_string())?.as_bytes(), false).await
+    }
+
+    /// Ends the validity of all tickets of a suite.
+    pub fn expire_tickets(&self, suite: &str) -> Result<(), SuiteError> {
+        self.update(|state| state.suites.expire_tickets(suite))
+    }
+
+    /// An administrator of a corp authorises the suite; returns the auth_code. Its agent is named `SUITE:CORPID`.
+    pub fn authorize_corp(&self, suite: &str, corpid: &str) -> Result<String, SuiteError> {
+        self.update(|state| state.suites.authorize(suite, corpid))
+    }
+
+    /// A corp withdraws its authorisation: its permanent code and tokens are void.
+    pub fn cancel_corp(&self, suite: &str, corpid: &str) -> Result<(), SuiteError> {
+        self.update(|state| state.cancel_corp(suite, corpid))
+    }
+
+    /// The permanent code of an authorised corp.
+    pub fn permanent_code(&self, suite: &str, corpid: &str) -> Option<String> {
+        self.0.shared.read(|state| state.suites.permanent_code(suite, corpid))
+    }
+
+    /// The corp that authorised `suite` as if its permanent code had been fetched: returns the code.
+    pub fn add_authorized_corp(&self, suite: &str, corpid: &str) -> Result<String, SuiteError> {
+        self.update(|state| state.add_authorized_corp(suite, corpid))
+    }
+}
+
 /// Recorded traffic.
 impl Simulator {
     /// The last 10,000 requests to the API, oldest first.
@@ -230,6 +299,11 @@ impl Simulator {
     /// The last 1,000 accepted messages, oldest first.
     pub fn messages(&self) -> Vec<RecordedMessage> {
         self.observe(|observed| observed.messages().cloned().collect())
+    }
+
+    /// The last 1,000 deliveries to the control address, oldest first.
+    pub fn deliveries(&self) -> Vec<RecordedDelivery> {
+        self.0.shared.read(|state| state.callbacks.deliveries().cloned().collect())
     }
 
     /// Number of gettoken calls with this agent's corpid and secret, whatever their response.

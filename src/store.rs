@@ -10,12 +10,11 @@ mod backend;
 mod claim;
 mod connection_manager;
 mod dialer;
-#[cfg(test)]
-pub(crate) mod fake;
 mod keys;
 mod notification;
+mod quota_counts;
 mod script;
-mod seal;
+mod shared_state;
 mod subscription;
 #[cfg(test)]
 mod tests;
@@ -40,6 +39,8 @@ use tokio::{
 };
 use zeroize::Zeroizing;
 
+#[cfg(test)]
+pub(crate) use self::tests::fake;
 use self::{
     backend::Backend,
     claim::{ClaimParts, ClaimReply, RecordParts, RecordReply},
@@ -47,21 +48,28 @@ use self::{
     dialer::Dialer,
     keys::{channel_name, failure_aad, limit_key, record_aad, store_key},
     script::{Script, ScriptCall},
-    seal::Sealer,
     subscription::Subscriptions,
 };
 pub use self::{
+    backend::DialerChange,
     claim::{Claim, Lease, StoreRecord},
     notification::{Notification, NotificationKind, StoreEvent},
+    quota_counts::QuotaCount,
+    shared_state::{StateChanges, StateIndex, StateRow, StateWrite},
     subscription::Subscription,
 };
 
-use crate::config::RedisConfig;
+use crate::{
+    config::RedisConfig,
+    secret::{random_u64, seal::Sealer},
+};
 
 /// Lifetime of a lease that is not extended: how long the others wait for a replica that died with a lease.
 pub const LEASE_TTL: Duration = Duration::from_secs(3);
 /// How long a failure is kept after its backoff, so that the next backoff is longer.
 const FAILURE_TTL: Duration = Duration::from_secs(15 * 60);
+/// Separates the store's keys from others that are derived from the same secret.
+const SEALING_DOMAIN: &str = "store";
 
 /// Why the configured store cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -91,7 +99,7 @@ pub type StoreEvents = mpsc::UnboundedReceiver<StoreEvent>;
 
 /// A store shared with other replicas.
 pub struct Store {
-    backend: Backend,
+    backend: Arc<dyn Backend>,
     sealer: Arc<Sealer>,
     key_prefix: String,
     /// Random; distinguishes the leases of this process from those of others.
@@ -112,7 +120,8 @@ pub struct PreparedStore {
 impl PreparedStore {
     /// Checks the configuration and reads the CA file.
     pub fn new(redis: &RedisConfig) -> Result<Self, StoreError> {
-        let sealer = Arc::new(Sealer::new(&redis.key, redis.old_key.as_ref()).ok_or(StoreError::Key)?);
+        let sealer =
+            Arc::new(Sealer::new(SEALING_DOMAIN, &redis.key, redis.old_key.as_ref()).ok_or(StoreError::Key)?);
         let (event_sender, events) = mpsc::unbounded_channel();
         let dialer = Dialer::new(redis, sealer.clone(), event_sender.clone())?;
         Ok(Self { dialer, sealer, key_prefix: redis.prefix.clone(), event_sender, events })
@@ -130,24 +139,24 @@ impl Store {
     pub fn open(prepared: PreparedStore, runtime: &Handle) -> (Arc<Self>, StoreEvents) {
         let PreparedStore { dialer, sealer, key_prefix, event_sender, events } = prepared;
         let connections = ConnectionManager::open(dialer, &key_prefix, runtime, event_sender);
-        let store = Arc::new(Self::with_backend(Backend::redis(connections), sealer, key_prefix));
-        (store, events)
+        (Arc::new(Self::with_backend(connections, sealer, key_prefix)), events)
     }
 
-    #[cfg(test)]
-    fn with_fake(connection: fake::FakeConnection, sealer: Sealer, key_prefix: &str) -> Self {
-        Self::with_backend(Backend::Fake(connection), Arc::new(sealer), key_prefix.to_owned())
-    }
-
-    fn with_backend(backend: Backend, sealer: Arc<Sealer>, key_prefix: String) -> Self {
+    fn with_backend(backend: Arc<dyn Backend>, sealer: Arc<Sealer>, key_prefix: String) -> Self {
         Self {
             backend,
             sealer,
             key_prefix,
-            replica_id: format!("{:016x}", getrandom::u64().unwrap_or_default()),
+            replica_id: format!("{:016x}", random_u64()),
             lease_counter: AtomicU64::new(0),
             subscriptions: Subscriptions::default(),
         }
+    }
+
+    /// Reads the trusted certificates of a configuration that was read again; later connections use them once the change
+    /// is carried out.
+    pub fn prepare_ca(&self, redis: &RedisConfig) -> Result<DialerChange<'_>, StoreError> {
+        self.backend.prepare_dialer(&|event_sender| Dialer::new(redis, self.sealer.clone(), event_sender))
     }
 
     /// Why the store is unavailable; `None` while it is connected. Contains no secret.
@@ -338,7 +347,7 @@ impl Store {
 
     /// Sends a notification to the other replicas; no retry.
     pub async fn publish(&self, notification: &Notification) -> Result<(), Unavailable> {
-        self.backend.publish(self.channel(), &notification.encode(&self.sealer).ok_or(Unavailable)?).await
+        self.backend.publish(self.channel(), notification.encode(&self.sealer).ok_or(Unavailable)?).await
     }
 
     /// Probes the connection now, after a sign that it broke.
@@ -355,7 +364,11 @@ impl Store {
     }
 
     async fn call<T: FromRedisValue>(&self, call: ScriptCall) -> Result<T, Unavailable> {
-        self.backend.call(call).await
+        T::from_redis_value(self.backend.call(call).await?).map_err(|_| {
+            // It concerns only this name, so the connection is kept.
+            tracing::warn!("redis response has an unexpected type");
+            Unavailable
+        })
     }
 }
 

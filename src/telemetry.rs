@@ -7,3 +7,7 @@ pub mod metrics; // counters and histograms of requests
 pub mod traces; // OpenTelemetry spans and their export
 
 pub mod access_log; // one line per request, written off the request path
+
+mod journal; // priorities of lines for systemd's journal
+
+mod worker_buffers; // a bounded buffer for each worker

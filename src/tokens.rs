@@ -1,66 +1,90 @@
-//! Token cache: the access_token of each agent. Requests share the current token, and concurrent requests that
-//! need a new one share one gettoken call (single flight).
+//! Token cache: one access_token per credential. Requests share the current token, and concurrent requests that
+//! need a new one share one gettoken call (single flight). [`TokenCache`] has an entry for each credential.
 //!
-//! [`AgentToken::current_or_fetch`] returns the cached token, or fetches one if there is none or it has expired;
-//! [`AgentToken::replace_refused`] replaces one that WeCom refused. A refresh runs in a task of its own
+//! [`CachedToken::current_or_fetch`] returns the cached token, or fetches one if there is none or it has expired;
+//! [`CachedToken::replace_refused`] replaces one that WeCom refused. A refresh runs in a task of its own
 //! (`refresh`), so that a caller that disconnects does not cancel it for the others. Where replicas share a
-//! store, one of them calls gettoken for all (`replicas`). The number of calls is bounded by `backoff`,
-//! `cooldown`, `refresh_budget` and `failure_budget`. What operators see of an entry is in `status`.
+//! store, one of them calls gettoken for all (`leased_fetch`). The number of calls is bounded by `backoff`,
+//! `cooldown`, `refresh_budget` and `failure_budget`. [`AgentToken`] is that of an agent, which may have two secrets. What operators see of an entry is in `status`.
 
 mod accepted_paths;
+mod agent_token;
 mod backoff;
-mod backoff_history;
 mod bucket;
+mod cache;
 mod cooldown;
+mod credential_id;
 mod failure_budget;
-mod failure_queue;
 pub mod fetch;
+mod fetch_error;
 mod fetched_token;
+mod gettoken_calls;
 mod hourly_window;
+pub mod kinds;
+mod leased_fetch;
 pub mod passes;
 mod proactive;
+mod proven_queue;
 mod reason;
 mod refresh;
 mod refresh_budget;
 mod refresh_counts;
 mod refusal_budget;
 mod replicas;
+mod secret_rotation;
 mod service;
+mod single_flight;
 mod status;
 mod throttled;
 pub mod tickets;
 mod token;
+mod token_fetch;
+mod unproven_queue;
+mod verification;
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, OnceLock, Weak,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
+use parking_lot::{Mutex, MutexGuard};
+
 use arc_swap::ArcSwapOption;
-use tokio::{sync::watch, time::Instant};
+use tokio::time::Instant;
 
 pub use self::{
     accepted_paths::PathKey,
-    fetch::{Credentials, FetchError},
+    agent_token::AgentToken,
+    cache::TokenCache,
+    credential_id::{CredentialId, Credentials},
+    fetch_error::FetchError,
+    gettoken_calls::GettokenStats,
+    kinds::TokenSpec,
     reason::RefreshReason,
     refresh_counts::RefreshCount,
-    service::{FetchToken, RefreshSettings, TokenService},
+    service::{FetchToken, RefreshSettings},
     status::{LastRefresh, TokenStatus, ceil_seconds},
     token::Token,
 };
 use self::{
     backoff::Backoff,
     cooldown::{Cooldown, RefusedPaths},
+    kinds::{TokenKind, json_call::JsonCall},
+    passes::{KeptPassKey, PassKey},
     proactive::refresh_before_expiry,
+    secret_rotation::SecretRotation,
+    service::TokenService,
+    single_flight::{Flight, SingleFlight},
+    tickets::AgentTickets,
 };
-use crate::store::Store;
+use crate::{store::Store, upstream::Fetched};
 
-/// The outcome of [`AgentToken::replace_refused`].
+/// The outcome of [`CachedToken::replace_refused`].
 #[derive(Debug)]
-pub enum Replacement {
+pub enum ReplaceOutcome {
     /// A newer token; resend the request with it.
     Refreshed(Arc<Token>),
     /// gettoken returned the refused token again; the request is worth one retry.
@@ -72,7 +96,7 @@ pub enum Replacement {
     Unavailable(Arc<FetchError>),
 }
 
-impl Replacement {
+impl ReplaceOutcome {
     fn from_outcome(outcome: Outcome, refused: &Token) -> Self {
         match outcome {
             Ok(token) if token.is_same_as(refused) => Self::Unchanged(token),
@@ -90,14 +114,22 @@ impl Replacement {
 }
 
 type Outcome = Result<Arc<Token>, Arc<FetchError>>;
-/// A refresh to wait for; `None` until it has completed.
-type Refresh = watch::Receiver<Option<Outcome>>;
 
-/// Cache entry: the token of one agent with its refresh state. It belongs to one pair of corpid and secret; a
-/// changed secret creates a new entry.
-pub struct AgentToken {
+/// Cache entry: the token of one pair of corpid and secret with its refresh state, and its tickets. A changed secret
+/// is another entry.
+pub struct CachedToken {
+    /// The agent that it was created for; others may share it.
     agent_name: String,
+    id: CredentialId,
     credentials: Credentials,
+    /// Derived from the secret on first use, because there can be very many agents.
+    pass_key: OnceLock<Box<PassKey>>,
+    /// The rotations of agents that have this secret beside others, or from a file.
+    rotations: Mutex<Vec<Weak<SecretRotation>>>,
+    kind: TokenKind,
+    /// The name in counters, where it is not the agent's: a suite's for its corps.
+    counted_as: Option<Box<str>>,
+    tickets: AgentTickets,
     service: Arc<TokenService>,
     current: ArcSwapOption<Token>,
     /// A request got the current token since it became current.
@@ -114,7 +146,7 @@ pub struct AgentToken {
 
 #[derive(Default)]
 struct State {
-    refresh: Option<Refresh>,
+    refresh: SingleFlight<Outcome>,
     backoff: Backoff,
     cooldown: Cooldown,
     /// The paths that refused the current token since the running refresh began.
@@ -126,7 +158,7 @@ struct State {
     /// Proactive refreshes of the current token.
     proactive_refreshes: u8,
     /// When this agent may try its secret, where the failure budget of the address is spent.
-    failure_queue_turn: Option<Instant>,
+    unproven_queue_turn: Option<Instant>,
     /// Why the token is to be fetched then.
     queued_reason: Option<RefreshReason>,
     last_refresh: Option<LastRefresh>,
@@ -136,44 +168,80 @@ impl State {
     /// How long until gettoken may be tried again, after failures of this agent or of the address.
     fn wait_after_failures(&self, now: Instant) -> Duration {
         let queue_wait =
-            self.failure_queue_turn.map_or(Duration::ZERO, |turn| turn.saturating_duration_since(now));
+            self.unproven_queue_turn.map_or(Duration::ZERO, |turn| turn.saturating_duration_since(now));
         self.backoff.remaining(now).max(queue_wait)
     }
 }
 
-impl AgentToken {
+impl CachedToken {
     /// An entry without a token.
-    pub fn new(agent: &str, credentials: Credentials, service: Arc<TokenService>) -> Arc<Self> {
-        Arc::new(Self::build(agent, credentials, service))
-    }
-
-    /// The same for an agent whose credentials an operator changed: the first attempt waits for no failure budget,
-    /// unless they are known to have failed.
-    pub fn with_changed_secret(
-        agent: &str,
-        credentials: Credentials,
-        service: Arc<TokenService>,
-    ) -> Arc<Self> {
-        let secret_changed = AtomicBool::new(true);
-        Arc::new(Self { secret_changed, ..Self::build(agent, credentials, service) })
-    }
-
-    fn build(agent: &str, credentials: Credentials, service: Arc<TokenService>) -> Self {
+    fn new(spec: TokenSpec<'_>, service: Arc<TokenService>, is_changed: bool) -> Self {
+        let TokenSpec { agent, counted_as, credentials, kind } = spec;
         Self {
             agent_name: agent.to_owned(),
+            id: CredentialId::new(kind.id_kind(), &credentials),
             credentials,
+            pass_key: OnceLock::new(),
+            rotations: Mutex::default(),
+            kind,
+            counted_as: counted_as.map(Box::from),
+            tickets: AgentTickets::default(),
             service,
             current: ArcSwapOption::empty(),
             used: AtomicBool::new(false),
             requested: AtomicBool::new(false),
             credentials_proven: AtomicBool::new(false),
-            secret_changed: AtomicBool::new(false),
+            secret_changed: AtomicBool::new(is_changed),
             state: Mutex::default(),
         }
     }
 
+    /// Continues the backoff of an earlier entry of these credentials.
+    fn restore_backoff(&self, backoff: Backoff) {
+        self.state().backoff = backoff;
+    }
+
+    fn backoff(&self) -> Backoff {
+        self.state().backoff.clone()
+    }
+
+    fn agent_name(&self) -> &str {
+        &self.agent_name
+    }
+
+    /// The name in counters.
+    fn counted_as(&self) -> &str {
+        self.counted_as.as_deref().unwrap_or(&self.agent_name)
+    }
+
+    /// Ends the wait for a suite_ticket: a new one has arrived.
+    pub fn forget_ticket_failure(&self) {
+        let mut state = self.state();
+        if state.backoff.last_failure().is_some_and(|last| last.is_ticket_error() || last.is_prerequisite()) {
+            state.backoff = Backoff::default();
+        }
+    }
+
+    /// Makes a call of the proxy's own for this token's owner.
+    pub async fn call(&self, call: JsonCall) -> Result<Fetched, FetchError> {
+        self.service.fetcher.call(call).await
+    }
+
+    /// Whether a token was requested.
+    fn is_requested(&self) -> bool {
+        self.requested.load(Ordering::Relaxed)
+    }
+
+    /// Calls `visit` with the token, expired or not, and each ticket, for redaction.
+    pub fn for_each_value(&self, visit: &mut dyn FnMut(&str)) {
+        if let Some(token) = self.current.load_full() {
+            visit(token.value.expose());
+        }
+        self.tickets.for_each_value(visit);
+    }
+
     /// The store that replicas share, if one is configured.
-    pub fn store(&self) -> Option<&Arc<Store>> {
+    fn store(&self) -> Option<&Arc<Store>> {
         self.service.store()
     }
 
@@ -182,9 +250,16 @@ impl AgentToken {
         &self.credentials
     }
 
-    /// The cached token, expired or not; for code that redacts it.
-    pub fn cached_even_expired(&self) -> Option<Arc<Token>> {
-        self.current.load_full()
+    /// The key of passes that are made under this secret.
+    pub fn pass_key(&self) -> &PassKey {
+        let Credentials { corpid, secret, generation, .. } = &self.credentials;
+        self.pass_key.get_or_init(|| Box::new(PassKey::derive(corpid, secret, *generation)))
+    }
+
+    /// The same, to be kept after the secret has changed.
+    pub fn kept_pass_key(&self) -> KeptPassKey {
+        let Credentials { corpid, secret, generation, .. } = &self.credentials;
+        KeptPassKey::derive(corpid, secret, *generation)
     }
 
     /// The cached token if it is valid at `now`, which marks it as used; its first use after its refresh time also
@@ -214,13 +289,10 @@ impl AgentToken {
             self.requested.store(true, Ordering::Relaxed);
             let reason =
                 if self.current.load().is_some() { RefreshReason::Expired } else { RefreshReason::First };
-            if state.refresh.is_none() {
-                if reason == RefreshReason::First && state.backoff.last_failure().is_none() {
-                    state.backoff = self.service.backoff_history.lookup(&self.credentials, now);
-                }
-                if let Some(failure) = state.backoff.active_failure(now) {
-                    return Err(failure);
-                }
+            if state.refresh.running().is_none()
+                && let Some(failure) = state.backoff.active_failure(now)
+            {
+                return Err(failure);
             }
             self.join_or_start(&mut state, reason)
                 .map_err(|retry_at| self.throttle_error(&state, retry_at))?
@@ -230,27 +302,28 @@ impl AgentToken {
 
     /// Replaces a token that WeCom refused on this path. If the cache has a newer token by now, that one is
     /// returned; only a refusal of the current token causes a gettoken.
-    pub async fn replace_refused(self: &Arc<Self>, refused: &Token, path: PathKey) -> Replacement {
+    pub async fn replace_refused(self: &Arc<Self>, refused: &Token, path: PathKey) -> ReplaceOutcome {
         let refresh = {
             let mut state = self.state();
             let now = Instant::now();
             let current = self.current.load_full().filter(|current| current.is_same_as(refused));
             let Some(current) = current else {
                 drop(state);
-                return Replacement::from_outcome(self.current_or_fetch().await, refused);
+                return ReplaceOutcome::from_outcome(self.current_or_fetch().await, refused);
             };
             let (was_accepted, is_accepted) =
                 (current.was_ever_accepted_on(path), current.is_accepted_on(path));
             current.mark_refused_on(path);
-            if state.refresh.is_none() {
+            let is_running = state.refresh.running().is_some();
+            if !is_running {
                 if let Some(retry_at) = state.cooldown.blocked_until(now, path, is_accepted) {
-                    return Replacement::throttled_until(retry_at);
+                    return ReplaceOutcome::throttled_until(retry_at);
                 }
                 if let Some(failure) = state.backoff.active_failure(now) {
-                    return Replacement::Unavailable(failure);
+                    return ReplaceOutcome::Unavailable(failure);
                 }
             }
-            let ends_early = state.refresh.is_none() && state.cooldown.ends_early(now);
+            let ends_early = !is_running && state.cooldown.ends_early(now);
             match self.join_or_start(&mut state, RefreshReason::Refused { was_accepted }) {
                 Ok(refresh) => {
                     state.refresh_started_in_cooldown |= ends_early;
@@ -259,11 +332,11 @@ impl AgentToken {
                 }
                 Err(retry_at) => {
                     self.mark_throttled(retry_at);
-                    return Replacement::throttled_until(retry_at);
+                    return ReplaceOutcome::throttled_until(retry_at);
                 }
             }
         };
-        Replacement::from_outcome(self.mark_used_if_ok(join(refresh).await), refused)
+        ReplaceOutcome::from_outcome(self.mark_used_if_ok(join(refresh).await), refused)
     }
 
     /// Records that a path refused a token that had just been refreshed, as it does for an app without
@@ -289,7 +362,7 @@ impl AgentToken {
             let refresh = refresh.map_err(|retry_at| self.throttle_error(&state, retry_at))?;
             state.backoff = Backoff::default();
             state.cooldown = Cooldown::default();
-            (state.failure_queue_turn, state.queued_reason) = (None, None);
+            (state.unproven_queue_turn, state.queued_reason) = (None, None);
             refresh
         };
         join(refresh).await
@@ -304,16 +377,13 @@ impl AgentToken {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 
 /// Waits until a refresh completes.
-async fn join(mut refresh: Refresh) -> Outcome {
-    match refresh.wait_for(Option::is_some).await {
-        Ok(outcome) => outcome.clone().unwrap_or_else(|| Err(Arc::new(FetchError::Cancelled))),
-        Err(_) => Err(Arc::new(FetchError::Cancelled)),
-    }
+async fn join(refresh: Flight<Outcome>) -> Outcome {
+    refresh.wait().await.unwrap_or_else(|| Err(Arc::new(FetchError::Cancelled)))
 }
 
 #[cfg(test)]

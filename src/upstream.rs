@@ -1,26 +1,34 @@
-//! HTTP client for the one configured upstream, with pooled connections.
+//! HTTP client for an upstream, with pooled connections.
 //!
 //! It does not handle tokens. One [`Upstream`] belongs to one runtime; the calling task drives each exchange.
 
-pub(crate) mod bench;
 mod ca_file_verifier;
 mod connect_error;
 mod connection;
 mod dial;
+mod egress;
+mod egress_proxies;
 mod error;
 mod fetch;
-pub(crate) mod fuzz;
 mod h1;
 mod h2;
-mod head;
+pub(crate) mod head;
+mod http1_only;
+mod large_response;
+mod open_connection;
 mod pool;
+mod resolver;
+mod route;
 mod settings;
+mod suspects;
+pub mod tcp;
 
 use std::{
-    cell::Cell,
     future::poll_fn,
-    rc::Rc,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -33,9 +41,12 @@ pub use self::{
     connect_error::ConnectError,
     error::{Delivery, UpstreamError, UpstreamErrorKind},
     fetch::Fetched,
-    settings::{Settings, UpstreamSetupError},
+    settings::{Settings, UpstreamSetupError, built_in_trust, ca_file_trust},
 };
-use self::{connection::UpstreamConnection, dial::AddressCache, pool::Pool};
+use self::{
+    egress_proxies::TriedProxies,
+    route::{Checkout, Route},
+};
 use crate::{
     http1::headers::Headers,
     request_body::{ReplayBody, RequestBodyError},
@@ -46,7 +57,9 @@ use crate::{
 pub struct UpstreamRequest<'a> {
     /// Method as the client sent it.
     pub method: &'a Method,
-    /// Path and query including the token, as parts to concatenate.
+    /// Which of several egress proxies it goes through depends on it; empty without an agent.
+    pub corpid: &'a str,
+    /// Path and query including the token, as parts to concatenate; the upstream's path prefix is put before them.
     pub target: &'a [&'a str],
     /// The client's headers; hop-by-hop headers and credentials are filtered out when the head is written.
     pub headers: &'a Headers,
@@ -54,6 +67,16 @@ pub struct UpstreamRequest<'a> {
     pub body_length: BodyLength,
     /// Current time, read by the caller, because a clock read costs.
     pub now: Instant,
+    /// Set while something of the request may be at the upstream.
+    pub maybe_sent: Option<&'a AtomicBool>,
+}
+
+impl UpstreamRequest<'_> {
+    fn set_maybe_sent(&self, value: bool) {
+        if let Some(maybe_sent) = self.maybe_sent {
+            maybe_sent.store(value, Relaxed);
+        }
+    }
 }
 
 /// Length of a request body before it is sent.
@@ -179,37 +202,31 @@ impl UpstreamBody {
 
 /// Pooled connections to the upstream, for the tasks of one runtime.
 pub struct Upstream {
-    pool: Rc<Pool>,
-    addresses: AddressCache,
-    /// Whether ALPN last chose HTTP/2; then connections are dialled one at a time.
-    speaks_http2: Cell<bool>,
-    /// Held while dialling a connection that others can share; holds the time and error of the last failed dial.
-    dial_lock: tokio::sync::Mutex<Option<(Instant, ConnectError)>>,
+    settings: Arc<Settings>,
+    /// One for each egress proxy; without any, a direct one.
+    routes: Box<[Route]>,
 }
 
 impl Upstream {
     /// An upstream without open connections.
     pub fn new(settings: Arc<Settings>) -> Self {
-        let speaks_http2 = Cell::new(settings.tls.is_some());
-        Self {
-            pool: Pool::new(settings),
-            addresses: AddressCache::default(),
-            speaks_http2,
-            dial_lock: Default::default(),
-        }
+        let count = settings.egress_proxies.len().max(1);
+        let routes = (0..count).map(|nth| Route::new(&settings, nth)).collect();
+        Self { settings, routes }
     }
 
-    /// Total timeout of a small request: connect, head, and one silence of the body.
+    /// Total timeout of a small request: connect, over each route if need be, head, and one silence of the body.
     pub fn fetch_timeout(&self) -> Duration {
-        let Settings { connect_timeout, response_timeout, body_timeout, .. } = &*self.pool.settings;
-        *connect_timeout + *response_timeout + *body_timeout
+        let Settings { response_timeout, body_timeout, .. } = &*self.settings;
+        self.settings.max_connect_time() + *response_timeout + *body_timeout
     }
 
     /// Sends a request and returns the response once its head is complete.
     ///
-    /// Resends at most once, and only where that is safe: a pooled connection closed before the first byte of the
-    /// response and the method is idempotent or nothing was sent, or the upstream reported that it did not process
-    /// the request.
+    /// Resends once, and only where that is safe: a pooled connection closed before the first byte of the response and
+    /// the method is idempotent or nothing was sent, or the upstream reported that it did not process the request. A
+    /// refused stream may begin again on the same connection (RFC 9113 §8.7): another one would only add to the load.
+    /// Once more where HTTP/1.1 is required.
     ///
     /// `deadline` is the caller's and must not be running; reusing it saves a timer per response.
     ///
@@ -220,14 +237,16 @@ impl Upstream {
         replay_body: Option<&ReplayBody>,
         deadline: &mut Deadline,
     ) -> Result<UpstreamResponse, UpstreamError> {
-        let mut dial_new = false;
+        let mut attempt = 1;
         loop {
-            let pooled = if dial_new { None } else { self.pooled(request.now) };
+            let mut nth = self.preferred_route(request);
+            let pooled = if attempt > 1 { None } else { self.routes[nth].pooled(request) };
             let (checkout, is_reused) = match pooled {
                 Some(checkout) => (checkout, true),
                 // Boxed: rare, and the future is large.
-                None => Box::pin(self.connect()).await?,
+                None => Box::pin(self.connect(&mut nth, request, attempt)).await?,
             };
+            let route = &self.routes[nth];
             let reader = match replay_body.map(ReplayBody::reader) {
                 None => None,
                 Some(Some(reader)) => Some(reader),
@@ -240,107 +259,80 @@ impl Upstream {
             };
             let connection_id = checkout.connection_id();
             let now = is_reused.then_some(request.now);
+            request.set_maybe_sent(true);
             let result = match checkout {
                 Checkout::Http1(connection) => {
-                    h1::send(connection, &self.pool, request, reader, now, deadline).await
+                    h1::send(connection, &route.pool, request, reader, now, deadline).await
                 }
-                Checkout::Http2(slot) => Box::pin(slot.send(&self.pool.settings, request, reader)).await,
+                Checkout::Http2(slot) => Box::pin(slot.send(&self.settings, request, reader)).await,
             };
             let error = match result {
                 Ok(response) => return Ok(response),
                 Err(error) => error,
             };
-            let closed = matches!(error.kind, UpstreamErrorKind::ClosedBeforeResponse);
-            if closed && let Some(connection_id) = connection_id {
-                self.pool.mark_unusable(&connection_id);
+            request.set_maybe_sent(error.delivery == Delivery::MaybeSent);
+            use UpstreamErrorKind::{ClosedBeforeResponse, GoAway, Http11Required, RefusedStream};
+            let closed = matches!(error.kind, ClosedBeforeResponse | GoAway(_));
+            let requires_http1 = matches!(error.kind, Http11Required);
+            if let Some(connection_id) = connection_id {
+                if requires_http1 {
+                    route.fall_back_to_http1(connection_id.peer());
+                }
+                if closed || requires_http1 || connection_id.is_dead() {
+                    route.pool.mark_unusable(&connection_id);
+                }
             }
-            let is_stale = closed && is_reused || matches!(error.kind, UpstreamErrorKind::RefusedStream);
+            let is_stale = closed && is_reused || requires_http1 || matches!(error.kind, RefusedStream);
             let is_safe = error.delivery == Delivery::NotSent || request.method.is_idempotent();
             let is_replayable = replay_body.is_none_or(ReplayBody::is_replayable);
-            if dial_new || !(is_stale && is_safe && is_replayable) {
+            // One more, because HTTP_1_1_REQUIRED may come after a stale connection, and nothing was processed.
+            let max_attempts = if requires_http1 { 3 } else { 2 };
+            if attempt >= max_attempts || !(is_stale && is_safe && is_replayable) {
                 return Err(error);
             }
-            dial_new = true;
+            attempt += 1;
         }
     }
 
-    /// Returns a connection when none is pooled, and whether it has carried other requests already.
-    async fn connect(&self) -> Result<(Checkout, bool), UpstreamError> {
-        if !self.speaks_http2.get() {
-            return Ok((self.dial().await?, false));
+    /// The index of the route that the corp of a request uses now.
+    fn preferred_route(&self, request: &UpstreamRequest<'_>) -> usize {
+        if self.routes.len() == 1 {
+            return 0;
         }
-        // One HTTP/2 connection serves many requests: those that arrive during the dial wait for it and share its
-        // failure.
-        let arrived_at = Instant::now();
-        let mut last_failure = self.dial_lock.lock().await;
-        if let Some(slot) = self.pool.http2_slot() {
-            return Ok((Checkout::Http2(slot), true));
-        }
-        if let Some((failed_at, connect_error)) = &*last_failure
-            && *failed_at >= arrived_at
-        {
-            let error = UpstreamError {
-                kind: UpstreamErrorKind::Unreachable(connect_error.clone()),
-                delivery: Delivery::NotSent,
+        self.settings.egress_proxies.choose(request.corpid, TriedProxies::default()).unwrap_or_default()
+    }
+
+    /// Connects over the route `nth`, and while that fails over the next one, which `nth` then is: nothing has been
+    /// sent. Returns whether the connection has carried other requests already.
+    async fn connect(
+        &self,
+        nth: &mut usize,
+        request: &UpstreamRequest<'_>,
+        attempt: u32,
+    ) -> Result<(Checkout, bool), UpstreamError> {
+        let proxies = &self.settings.egress_proxies;
+        let mut tried = TriedProxies::default();
+        loop {
+            tried = tried.with(*nth);
+            let next = proxies.choose(request.corpid, tried);
+            let error = match self.routes[*nth].connect(next.is_none()).await {
+                Ok((checkout, is_reused)) => {
+                    if !is_reused {
+                        proxies.mark_up(*nth);
+                    }
+                    return Ok((checkout, is_reused));
+                }
+                Err(error) => error,
             };
-            return self.overflow().ok_or(error);
-        }
-        if !self.speaks_http2.get() {
-            drop(last_failure);
-            return Ok((self.dial().await?, false));
-        }
-        let result = self.dial().await;
-        *last_failure = result.as_ref().err().map(|error| (Instant::now(), (&error.kind).into()));
-        match result {
-            Ok(checkout) => Ok((checkout, false)),
-            Err(error) => self.overflow().ok_or(error),
-        }
-    }
-
-    /// When no connection can be opened, queues the request on the least loaded HTTP/2 connection.
-    fn overflow(&self) -> Option<(Checkout, bool)> {
-        self.pool.overflow_slot().map(|slot| (Checkout::Http2(slot), true))
-    }
-
-    fn pooled(&self, now: Instant) -> Option<Checkout> {
-        if self.speaks_http2.get()
-            && let Some(slot) = self.pool.http2_slot()
-        {
-            return Some(Checkout::Http2(slot));
-        }
-        self.pool.take_idle(now).map(Checkout::Http1)
-    }
-
-    async fn dial(&self) -> Result<Checkout, UpstreamError> {
-        let not_sent = |kind| UpstreamError { kind, delivery: Delivery::NotSent };
-        let deadline = Instant::now() + self.pool.settings.connect_timeout;
-        let dialed = dial::dial(&self.pool.settings, &self.addresses).await.map_err(not_sent)?;
-        self.speaks_http2.set(dialed.http2);
-        if !dialed.http2 {
-            return Ok(Checkout::Http1(Box::new(UpstreamConnection::new(dialed.stream))));
-        }
-        let handshake = tokio::time::timeout_at(deadline, h2::Http2Sender::handshake(dialed.stream)).await;
-        let timed_out = |_| {
-            let message = "HTTP/2 handshake exceeded upstream.connect_timeout";
-            Err(UpstreamErrorKind::Unreachable(ConnectError::new(message)))
-        };
-        let sender = handshake.unwrap_or_else(timed_out).map_err(not_sent)?;
-        Ok(Checkout::Http2(self.pool.add_http2(sender)))
-    }
-}
-
-/// A connection checked out for one request.
-enum Checkout {
-    Http1(Box<UpstreamConnection>),
-    Http2(h2::StreamSlot),
-}
-
-impl Checkout {
-    /// The connection's id if other requests share it.
-    fn connection_id(&self) -> Option<h2::ConnectionId> {
-        match self {
-            Self::Http1(_) => None,
-            Self::Http2(slot) => Some(slot.connection_id()),
+            proxies.mark_down(*nth, &(&error.kind).into());
+            // Chosen again, because another request may have found one down meanwhile.
+            let Some(next) = proxies.choose(request.corpid, tried) else { return Err(error) };
+            *nth = next;
+            if attempt == 1
+                && let Some(checkout) = self.routes[next].pooled(request)
+            {
+                return Ok((checkout, true));
+            }
         }
     }
 }

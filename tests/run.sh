@@ -37,6 +37,8 @@ has cargo || fail "cargo is missing: install Rust with rustup, which selects the
 has cc || install gcc libc6-dev
 has curl || install curl
 has bash || install bash
+has fish || install fish
+has zsh || install zsh
 has kill || install procps
 has openssl || install openssl
 has valgrind || install valgrind

@@ -1,6 +1,7 @@
 //! The counted cases. Each is the work for one request, unless its name says otherwise.
 
 use std::{
+    cell::Cell,
     hint::black_box,
     io::{self, Write},
     net::{IpAddr, Ipv4Addr},
@@ -9,18 +10,21 @@ use std::{
 
 use bytes::BytesMut;
 use flate2::{Compression, write::GzEncoder};
-use http::Method;
+use http::{Method, Version};
 use tokio::time::Instant;
 use wecom_proxy::{
-    bench::{self, RequestHeadCache},
+    directory::PassBuyer,
     http1::headers::{HeaderCache, Headers},
-    telemetry::access_log::{AccessLogEntry, FLUSH_TIMEOUT, Level},
+    internals::{self, RequestHeadCache, parse_request_head, parse_response_head, with_token},
+    proxy::{Request, RequestTarget},
+    telemetry::access_log::{AccessLogEntry, FLUSH_TIMEOUT, Level, QueryText},
     wecom::response::{ResponseScanner, Verdict},
 };
 
 use crate::{
     counter::{Counter, uncounted},
     harness::{KEY, TOKEN, TestProxy},
+    http2_session::Http2Session,
 };
 
 /// Rounds of a case with some thousand instructions.
@@ -52,35 +56,43 @@ fn count_request_cases(counter: &mut Counter, proxy: &TestProxy) {
     counter.count("request head", DEFAULT_ROUNDS, || {
         let (mut buffer, mut empty_cache) =
             uncounted(|| (BytesMut::from(&*head), RequestHeadCache::default()));
-        bench::request_head(&mut buffer, &mut empty_cache).expect("a head")
+        parse_request_head(&mut buffer, &mut empty_cache).ok().flatten().expect("a head")
     });
     let mut warm_cache = RequestHeadCache::default();
     counter.count("request head, cached", DEFAULT_ROUNDS, || {
         let mut buffer = uncounted(|| BytesMut::from(&*head));
-        bench::request_head(&mut buffer, &mut warm_cache).expect("a head")
+        parse_request_head(&mut buffer, &mut warm_cache).ok().flatten().expect("a head")
     });
 
-    let target = |path: &str, query| bench::parse_target(black_box(path), black_box(query)).expect("a route");
-    counter.count("route", DEFAULT_ROUNDS, || target("/hr/cgi-bin/user/get", Some("userid=zhangsan")));
-    counter.count("route, encoded", DEFAULT_ROUNDS, || {
-        target("/hr/cgi-bin/user%5Fx//get", Some("userid=zhangsan"))
-    });
+    for (name, target) in [
+        ("route", "/hr/cgi-bin/user/get?userid=zhangsan"),
+        ("route, encoded", "/hr/cgi-bin/user%5Fx//get?userid=zhangsan"),
+    ] {
+        counter.count(name, DEFAULT_ROUNDS, || {
+            let target = RequestTarget::new(black_box(target));
+            target.check().ok().map(|()| target.normalized_path().len()).expect("a route")
+        });
+    }
 
-    let path = "/cgi-bin/user/get";
-    let rewrite = |query: &str| bench::inject_token(path, black_box(query), TOKEN);
-    counter.count("query", DEFAULT_ROUNDS, || rewrite("userid=zhangsan&fetch_child=1"));
-    counter.count("query with a token", DEFAULT_ROUNDS, || {
-        rewrite("access_token=abcdef&userid=zhangsan&fetch_child=1")
-    });
+    for (name, query) in [
+        ("query", "userid=zhangsan&fetch_child=1"),
+        ("query with a token", "access_token=abcdef&userid=zhangsan&fetch_child=1"),
+    ] {
+        let target = RequestTarget::new(&format!("/cgi-bin/user/get?{query}"));
+        counter.count(name, DEFAULT_ROUNDS, || {
+            let target = black_box(&target);
+            with_token(target.upstream_path(), &target.query_without_token(), TOKEN).map(str::len)
+        });
+    }
 
     let headers = Headers::from_pairs(&[("Accept", "*/*"), ("Authorization", &format!("Bearer {KEY}"))]);
     counter.count("key", DEFAULT_ROUNDS, || {
-        bench::key_client(&proxy.directory, black_box(&headers)).expect("a client")
+        internals::key_client(&proxy.directory, black_box(&headers)).expect("a client")
     });
 
     let query = format!("access_token={}&userid=zhangsan", issue_pass(proxy));
     counter.count("pass", DEFAULT_ROUNDS, || {
-        bench::pass_client(&proxy.directory, black_box(&query)).expect("a client")
+        internals::pass_client(&proxy.directory, black_box(&query)).expect("a client")
     });
 
     let client = proxy.directory.client_by_key(KEY).expect("a configured client");
@@ -97,7 +109,8 @@ fn count_request_cases(counter: &mut Counter, proxy: &TestProxy) {
 fn issue_pass(proxy: &TestProxy) -> String {
     let client = proxy.directory.client_by_key(KEY).expect("a configured client");
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-    proxy.agent().pass_key.issue("hr", "billing", Some(&client.key_hash), now).expose().to_owned()
+    let key = client.find_key(KEY).expect("its key");
+    proxy.agent().issue_pass(PassBuyer::Client(client, key), now).expose().to_owned()
 }
 
 /// The cases from the upstream response on.
@@ -105,21 +118,21 @@ fn count_response_cases(counter: &mut Counter, proxy: &TestProxy) -> io::Result<
     let head = response_head(r#"{"errcode":0}"#.len());
     counter.count("response head", DEFAULT_ROUNDS, || {
         let (mut buffer, mut empty_cache) = uncounted(|| (BytesMut::from(&*head), HeaderCache::default()));
-        bench::response_head(&mut buffer, &mut empty_cache).expect("a head")
+        parse_response_head(&mut buffer, &mut empty_cache).ok().flatten().expect("a head")
     });
     let mut warm_cache = HeaderCache::default();
     counter.count("response head, cached", DEFAULT_ROUNDS, || {
         let mut buffer = uncounted(|| BytesMut::from(&*head));
-        bench::response_head(&mut buffer, &mut warm_cache).expect("a head")
+        parse_response_head(&mut buffer, &mut warm_cache).ok().flatten().expect("a head")
     });
 
     let head = |text: &str| {
-        bench::response_head(&mut BytesMut::from(text), &mut HeaderCache::default()).expect("a head")
+        let head = parse_response_head(&mut BytesMut::from(text), &mut HeaderCache::default());
+        head.ok().flatten().expect("a head").headers
     };
     let headers = head(&response_head(300));
-    let mut request = BytesMut::from("GET /cgi-bin/user/get HTTP/1.1\r\nHost: x\r\n\r\n");
-    let request = bench::request_head(&mut request, &mut RequestHeadCache::default()).expect("a head");
-    let header_builder = bench::ResponseHeaderBench::new(&request, proxy.agent(), proxy.telemetry.clone());
+    let header_builder =
+        internals::ResponseHeaderBench::new(&get_request(), proxy.agent(), proxy.telemetry.clone());
     let token = proxy.token();
     counter.count("response headers", DEFAULT_ROUNDS, || {
         header_builder.build_headers(black_box(&headers), &token)
@@ -142,6 +155,22 @@ fn count_response_cases(counter: &mut Counter, proxy: &TestProxy) -> io::Result<
     gzip.write_all(last.as_bytes())?;
     count_scan("errcode last in 300 B, gzip", REDUCED_ROUNDS, &gzip_headers, &gzip.finish()?);
     Ok(())
+}
+
+fn get_request() -> Request {
+    Request {
+        method: Method::GET,
+        version: Version::HTTP_11,
+        target: RequestTarget::new("/cgi-bin/user/get"),
+        path_credential: None,
+        absolute_form: None,
+        malformed: None,
+        headers: Headers::from_pairs(&[("Host", "x")]),
+        peer: None,
+        draining: false,
+        authorized: Cell::default(),
+        waiting: Cell::default(),
+    }
 }
 
 /// A response head as WeCom sends it.
@@ -191,10 +220,14 @@ fn count_access_log_cases(counter: &mut Counter, proxy: &TestProxy) -> io::Resul
         peer: Some(IpAddr::V4(Ipv4Addr::new(192, 168, 12, 34))),
         client: Some("billing"),
         agent: Some("hr"),
+        upstream: None,
         method: "GET",
         path: "/hr/cgi-bin/user/get",
+        query: QueryText("userid=zhangsan"),
         status: 200,
         errcode: Some(0),
+        is_wecom_errcode: false,
+        untrusted_address: None,
         retried: None,
         first_attempt: None,
         request_bytes: None,
@@ -236,6 +269,31 @@ fn count_complete_requests(counter: &mut Counter, proxy: &TestProxy) -> io::Resu
         message.len()
     );
     counter.count("complete POST with a pass", DEFAULT_ROUNDS, || session.exchange(&post));
+
+    let framed = format!("Content-Length: {}\r\n\r\n{message}", message.len());
+    let chunk = format!("Transfer-Encoding: chunked\r\n\r\n{:x}\r\n{message}\r\n0\r\n\r\n", message.len());
+    let chunked = post.replace(&framed, &chunk);
+    counter.count("complete chunked POST with a pass", DEFAULT_ROUNDS, || session.exchange(&chunked));
+
+    let authorization = format!("Bearer {KEY}");
+    let headers = [
+        (":path", "/hr/cgi-bin/user/get?userid=zhangsan"),
+        (":authority", "127.0.0.1:8080"),
+        ("user-agent", "python-httpx/0.28.1"),
+        ("accept-encoding", "gzip, deflate"),
+        ("accept", "*/*"),
+        ("authorization", &authorization),
+    ];
+    // Of its own: the pool of the other proxy has upstream connections that the sessions before have accepted.
+    let http2_proxy = TestProxy::start()?;
+    let mut session =
+        Http2Session::open(&http2_proxy, &headers, format!("{}{body}", response_head(body.len())))?;
+    counter.count("complete GET with a key, HTTP/2, one stream", DEFAULT_ROUNDS, || session.exchange(1));
+    counter.count("10 complete GETs with a key, HTTP/2, 10 streams", 100, || session.exchange(10));
+
+    let proxy_without_quotas = TestProxy::start_without_quotas()?;
+    let mut session = proxy_without_quotas.open_session(format!("{}{body}", response_head(body.len())))?;
+    counter.count("complete GET with a key, quotas off", DEFAULT_ROUNDS, || session.exchange(&get));
 
     let traced_proxy = TestProxy::start_traced()?;
     let mut session = traced_proxy.open_session(format!("{}{body}", response_head(body.len())))?;

@@ -20,11 +20,11 @@ use tokio::{
     task::spawn_local,
 };
 use wecom_proxy::{
-    config::{self, Address, Config, LogConfig, LogFormat},
+    config::{self, Address, Config, LogConfig, LogFormat, RateLimit, SocketAccess, UpstreamId},
     directory::{Agent, Directory},
     inspector::RecentExchanges,
-    limits::{RateLimiterFactory, concurrency_limit::ConcurrencyLimit, wait_limit::WaitLimit},
-    proxy::{Proxy, ProxySettings, Sinks},
+    limits::{RateLimiterFactory, address_limit::AddressLimit, quotas::Quotas},
+    proxy::{Proxy, ProxySettings, Sinks, UpstreamSettings},
     request_body::{BodyLimits, ReplayBudget},
     secret::Masked,
     server::{self, BoundListener, Server},
@@ -32,10 +32,10 @@ use wecom_proxy::{
         access_log::AccessLog,
         logs::LogHandle,
         metrics::Metrics,
-        traces::{CommonAttributes, Tracer, Traces},
+        traces::{CommonAttributes, Tracer, Traces, UpstreamAttributes},
     },
-    tokens::{Credentials, FetchError, FetchToken, RefreshSettings, Token, TokenService},
-    upstream::{Settings, Upstream},
+    tokens::{Credentials, FetchError, FetchToken, RefreshSettings, Token, TokenCache},
+    upstream::Settings,
     wecom::response::GettokenResponse,
 };
 
@@ -107,7 +107,12 @@ impl FetchToken for FixedTokenSource {
 impl TestProxy {
     /// Starts the proxy, with a token for each agent.
     pub fn start() -> io::Result<Self> {
-        Self::start_with(None)
+        Self::start_with("", None)
+    }
+
+    /// The same without quotas, which are observed by default.
+    pub fn start_without_quotas() -> io::Result<Self> {
+        Self::start_with("[quotas]\nmode = \"off\"\n", None)
     }
 
     /// Starts the proxy with a trace per request, whose spans are discarded.
@@ -115,14 +120,12 @@ impl TestProxy {
         let (host, port) = ("127.0.0.1".to_owned(), 80);
         let attributes = CommonAttributes {
             scheme: "http",
-            upstream_url: format!("http://{host}:{port}"),
-            upstream_host: host,
-            upstream_port: port,
+            upstreams: vec![UpstreamAttributes { url: format!("http://{host}:{port}"), host, port }],
         };
-        Self::start_with(Some(Traces::new(attributes, 1).tracer()))
+        Self::start_with("", Some(Traces::new(attributes, 1).tracer()))
     }
 
-    fn start_with(tracer: Option<Tracer>) -> io::Result<Self> {
+    fn start_with(more_config: &str, tracer: Option<Tracer>) -> io::Result<Self> {
         let dir = TempDir::new()?;
         let upstream = TcpListener::bind("127.0.0.1:0")?;
         upstream.set_nonblocking(true)?;
@@ -131,19 +134,19 @@ impl TestProxy {
             .replace("{socket}", &socket.display().to_string())
             .replace("{upstream}", &upstream.local_addr()?.to_string());
         let path = dir.path().join("proxy.toml");
-        std::fs::write(&path, text)?;
+        std::fs::write(&path, text + more_config)?;
         let mut config = config::load(&path).map_err(io::Error::other)?;
         // Without the log task the access log is disabled.
-        LogHandle::start(config.log)?;
+        LogHandle::start(&config.log)?;
 
         let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
         let refresh_settings =
             RefreshSettings { refresh_ahead: config.tokens.refresh_ahead, renewals_per_hour: None };
-        let tokens =
-            TokenService::new(Box::new(FixedTokenSource), runtime.handle().clone(), refresh_settings);
-        let directory = Arc::new(Directory::new(&mut config, &tokens, &RateLimiterFactory::default(), None));
-        let upstream_settings = Arc::new(Settings::new(&config.upstream).map_err(io::Error::other)?);
-        let access = AccessLog::start(config.log, 1, false, Box::new(io::sink()))?;
+        let tokens = TokenCache::new(Box::new(FixedTokenSource), runtime.handle().clone(), refresh_settings);
+        let directory = Arc::new(Directory::new(&mut config, &tokens, &RateLimiterFactory::default()));
+        let upstream_settings =
+            Arc::new(Settings::new(UpstreamId::default(), &config.upstream).map_err(io::Error::other)?);
+        let access = AccessLog::start(&config.log, 1, false, Box::new(io::sink()))?;
         let sinks = Rc::new(Sinks {
             access_log: access.for_worker(),
             counter: Some(Metrics::default().worker_counter()),
@@ -151,16 +154,15 @@ impl TestProxy {
             recorder: RecentExchanges::new(10, 1).add_recorder(),
             tracer,
         });
-        let proxy_settings = proxy_settings(&config, dir.path());
-        let bound = BoundListener::open(&Address::Unix(socket.clone()))?;
+        let proxy_settings = proxy_settings(&config, upstream_settings, dir.path());
+        let bound = BoundListener::open(&Address::Unix(socket.clone()), &SocketAccess::default())?;
         let (stop, stopped) = watch::channel(false);
         runtime.block_on(async {
             for agent in directory.agents() {
                 agent.token.current_or_fetch().await.map_err(io::Error::other)?;
             }
             let shared = Arc::new(ArcSwap::new(directory.clone()));
-            let upstream = Upstream::new(upstream_settings);
-            let proxy = Proxy::new(shared, Arc::new(proxy_settings), upstream, sinks.clone());
+            let proxy = Proxy::new(shared, Arc::new(proxy_settings), sinks.clone());
             let server = Server::new(&config.server, Arc::new(ArcSwapOption::empty()), stopped);
             spawn_local(server::serve(bound.worker_listener()?, Arc::new(server), Rc::new(proxy)));
             Ok::<_, io::Error>(())
@@ -189,30 +191,53 @@ impl TestProxy {
 
     /// An access log in JSON.
     pub fn json_log(&self) -> io::Result<AccessLog> {
-        let log = LogConfig { format: LogFormat::Json, level: config::LogLevel::Warn, access: true };
-        AccessLog::start(log, 1, false, Box::new(io::sink()))
+        let log = LogConfig {
+            format: LogFormat::Json,
+            level: config::LogLevel::Warn,
+            access: config::LoggedRequests::All,
+            access_file: None,
+        };
+        AccessLog::start(&log, 1, false, Box::new(io::sink()))
     }
 
     /// A client connection, and an upstream that sends `response` for each request.
     pub fn open_session(&self, response: String) -> io::Result<ClientSession<'_>> {
+        let client = self.connect()?;
+        Ok(ClientSession { proxy: self, client, upstream: None, response: response.into_bytes() })
+    }
+
+    /// A client connection.
+    pub fn connect(&self) -> io::Result<UnixStream> {
         let client = UnixStream::connect(&self.socket)?;
         client.set_nonblocking(true)?;
-        Ok(ClientSession { proxy: self, client, upstream: None, response: response.into_bytes() })
+        Ok(client)
+    }
+
+    /// The upstream's socket, nonblocking.
+    pub fn upstream_listener(&self) -> &TcpListener {
+        &self.upstream_listener
+    }
+
+    /// Runs a future on the proxy's runtime.
+    pub fn block_on(&self, future: impl Future<Output = ()>) {
+        self.runtime.block_on(future);
     }
 }
 
-fn proxy_settings(config: &Config, dir: &Path) -> ProxySettings {
+fn proxy_settings(config: &Config, upstream: Arc<Settings>, dir: &Path) -> ProxySettings {
     ProxySettings {
+        suites: Default::default(),
         refresh_errcodes: config.tokens.refresh_errcodes.clone(),
         body_limits: BodyLimits {
             max_bytes: config.server.max_request_body,
             idle_timeout: config.server.body_timeout,
         },
         replay_budget: Arc::new(ReplayBudget::new(config.replay.memory, config.replay.disk, dir.to_owned())),
-        in_flight: Arc::new(ConcurrencyLimit::new(config.upstream.max_in_flight)),
-        wait_limit: WaitLimit::new(config.upstream.max_in_flight),
-        queue_timeout: config.upstream.queue_timeout,
-        upstream_authority: config.upstream.authority.clone(),
+        signature_limit: AddressLimit::new(RateLimit { requests: 60, per: Duration::from_secs(60) }),
+        quotas: Quotas::new(&config.quotas),
+        state: None,
+        upstreams: vec![UpstreamSettings::new(upstream, &config.upstream)],
+        callbacks: None,
     }
 }
 
@@ -254,7 +279,7 @@ impl ClientSession<'_> {
 }
 
 /// Runs the runtime's sockets and tasks until the condition holds.
-async fn poll_until(mut condition: impl FnMut() -> bool) {
+pub async fn poll_until(mut condition: impl FnMut() -> bool) {
     for _ in 0..MAX_POLLS {
         if uncounted(&mut condition) {
             return;
@@ -265,18 +290,24 @@ async fn poll_until(mut condition: impl FnMut() -> bool) {
 }
 
 /// The next connection; `None` if none is pending.
-fn try_accept(listener: &TcpListener) -> Option<TcpStream> {
+pub fn try_accept(listener: &TcpListener) -> Option<TcpStream> {
     let connected = ok_unless_would_block(listener.accept())?.0;
     connected.set_nonblocking(true).and_then(|()| connected.set_nodelay(true)).expect("an open socket");
     Some(connected)
 }
 
 /// Reads the available bytes; `None` if there are none.
-fn try_read(stream: &mut impl Read) -> Option<String> {
-    let mut buffer = [0; 8 * 1024];
+pub fn try_read(stream: &mut impl Read) -> Option<String> {
+    try_read_bytes(stream).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Reads the available bytes, up to a bound; `None` if there are none.
+pub fn try_read_bytes(stream: &mut impl Read) -> Option<Vec<u8>> {
+    let mut buffer = vec![0; 8 * 1024];
     let read = ok_unless_would_block(stream.read(&mut buffer))?;
     assert_ne!(read, 0, "the proxy closed the connection");
-    Some(String::from_utf8_lossy(&buffer[..read]).into_owned())
+    buffer.truncate(read);
+    Some(buffer)
 }
 
 fn ok_unless_would_block<T>(result: io::Result<T>) -> Option<T> {

@@ -14,6 +14,7 @@ mod callgrind;
 mod cases;
 mod counter;
 mod harness;
+mod http2_session;
 
 use std::{env, process::ExitCode};
 

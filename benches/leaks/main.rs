@@ -6,11 +6,13 @@
 
 #![allow(unreachable_pub, dead_code, reason = "the shared test modules contain more than is used here")]
 
-#[path = "../../tests/it/raw_http.rs"]
+#[path = "../../tests/it/harness/raw_http.rs"]
 mod raw_http;
 
-mod calls;
+#[path = "../../tests/it/harness/wait.rs"]
 mod harness;
+
+mod calls;
 mod leak_detector;
 mod process;
 

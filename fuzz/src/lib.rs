@@ -3,6 +3,7 @@
 //!
 //! The reference implementations follow the documentation and the RFCs, and share no code with the proxy.
 
+pub mod callback;
 pub mod chunks;
 pub mod config;
 pub mod errcode;

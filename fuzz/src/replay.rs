@@ -4,8 +4,9 @@
 use std::{future::poll_fn, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use tokio::runtime::Builder;
 use wecom_proxy::{
-    fuzz::{block_on, usage, wait_until_written},
+    internals::{usage, wait_until_written},
     request_body::{
         BodyLimits, BodyReader, BodySource, BodySourceError, Owner, ReplayBody, ReplayBudget, RequestBody,
         RequestBodyError,
@@ -24,7 +25,8 @@ pub fn check(data: &[u8]) {
     let [memory, disk, steps @ ..] = data else { return };
     let (memory, disk) = (budget(*memory), budget(*disk));
     let replay_budget = Arc::new(ReplayBudget::new(memory, disk, std::env::temp_dir()));
-    let result = block_on(async {
+    let runtime = Builder::new_current_thread().enable_time().build().expect("a runtime");
+    runtime.block_on(async {
         let mut bodies: Vec<TrackedBody> = Vec::new();
         for (number, step) in steps.chunks_exact(2).take(256).enumerate() {
             let index = usize::from(step[0] >> 4) % bodies.len().max(1);
@@ -56,7 +58,8 @@ pub fn check(data: &[u8]) {
             assert!(in_files <= disk, "{in_files} of {disk}");
         }
     });
-    result.expect("a runtime");
+    // Waits for blocking writes that are still in progress.
+    drop(runtime);
     assert_eq!((replay_budget.memory_used(), replay_budget.disk_used()), (0, 0), "usage was not released");
 }
 

@@ -3,8 +3,8 @@
 use bytes::BytesMut;
 use http::Version;
 use wecom_proxy::{
-    fuzz::{FuzzedRequestHead, RequestHeadCache, request_head},
     http1::framing::Framing,
+    internals::{RequestHead, RequestHeadCache, parse_request_head},
 };
 
 use super::reference::{
@@ -39,7 +39,7 @@ pub fn check(data: &[u8]) {
     }
 }
 
-type ParseResult = Result<Option<FuzzedRequestHead>, u16>;
+type ParseResult = Result<Option<RequestHead>, u16>;
 
 /// The result of parsing a head received in these chunks, and the bytes after it.
 fn parse_split<'a>(
@@ -50,7 +50,7 @@ fn parse_split<'a>(
     for chunk in chunks {
         buffer.extend_from_slice(chunk);
         if matches!(result, Ok(None)) {
-            result = request_head(&mut buffer, cache).map_err(|status| status.as_u16());
+            result = parse_request_head(&mut buffer, cache).map_err(|error| error.status.as_u16());
         }
     }
     (result, buffer)
@@ -69,7 +69,7 @@ fn check_with_warm_cache(selector: u8, wire: &[u8]) {
 }
 
 fn summary(result: &ParseResult) -> Result<Option<String>, ()> {
-    let describe = |head: &FuzzedRequestHead| {
+    let describe = |head: &RequestHead| {
         let lines: Vec<_> = head.headers.iter().map(|field| (field.name, field.value)).collect();
         let target = (head.target.path(), head.target.query(), &head.authority);
         format!("{:?} {:?} {target:?} {lines:?} {:?}", head.method, head.version, head.framing)
@@ -147,7 +147,7 @@ fn is_absolute_form(target: &[u8]) -> bool {
     text.starts_with(b"http://") || text.starts_with(b"https://")
 }
 
-fn assert_matches_reference(head: &FuzzedRequestHead, reference: &ReferenceHead<'_>) {
+fn assert_matches_reference(head: &RequestHead, reference: &ReferenceHead<'_>) {
     assert_eq!(head.method.as_str().as_bytes(), reference.method);
     assert_eq!(head.version, if reference.is_http11 { Version::HTTP_11 } else { Version::HTTP_10 });
     let lines: Vec<_> = head.headers.iter().map(|field| (field.name, field.value)).collect();
@@ -182,5 +182,5 @@ fn assert_matches_reference(head: &FuzzedRequestHead, reference: &ReferenceHead<
     let options = connection_options(&reference.header_lines);
     let has_option = |option: &[u8]| options.iter().any(|known| known == option);
     let persistent = !has_option(b"close") && (reference.is_http11 || has_option(b"keep-alive"));
-    assert_eq!(head.persistent, persistent, "{:?}", reference.header_lines);
+    assert_eq!(head.is_persistent(), persistent, "{:?}", reference.header_lines);
 }

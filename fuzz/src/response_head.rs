@@ -4,8 +4,8 @@
 use bytes::BytesMut;
 use http::Method;
 use wecom_proxy::{
-    fuzz::{UpstreamResponseHead, response_head},
     http1::{framing::Framing, headers::HeaderCache},
+    internals::{ResponseHead, parse_response_head},
 };
 
 use super::reference::{
@@ -36,7 +36,7 @@ pub fn check(data: &[u8]) {
     }
 }
 
-type ParseResult = Result<Option<UpstreamResponseHead>, String>;
+type ParseResult = Result<Option<ResponseHead>, String>;
 
 fn parse_split<'a>(
     chunks: impl IntoIterator<Item = &'a [u8]>,
@@ -46,7 +46,7 @@ fn parse_split<'a>(
     for chunk in chunks {
         buffer.extend_from_slice(chunk);
         if matches!(result, Ok(None)) {
-            result = response_head(&mut buffer, cache);
+            result = parse_response_head(&mut buffer, cache).map_err(|error| error.to_string());
         }
     }
     (result, buffer)
@@ -65,7 +65,7 @@ fn check_with_warm_cache(selector: u8, wire: &[u8]) {
 }
 
 fn summary(result: &ParseResult) -> Result<Option<String>, ()> {
-    let describe = |head: &UpstreamResponseHead| {
+    let describe = |head: &ResponseHead| {
         let lines: Vec<_> = head.headers.iter().map(|field| (field.name, field.value)).collect();
         format!("{:?} {:?} {lines:?}", head.status, head.keep_alive)
     };
@@ -73,7 +73,7 @@ fn summary(result: &ParseResult) -> Result<Option<String>, ()> {
 }
 
 /// No name or value contains a byte that could end a line or the head when it is written.
-fn assert_safe_to_forward(head: &UpstreamResponseHead) {
+fn assert_safe_to_forward(head: &ResponseHead) {
     for field in head.headers.iter() {
         assert!(!field.name.is_empty() && field.name.iter().all(|byte| is_token_letter(*byte)));
         assert!(field.value.iter().all(|byte| is_value_byte(*byte)), "{:?}", field.value);
@@ -114,7 +114,7 @@ fn reference_parse(wire: &[u8]) -> Option<ReferenceHead<'_>> {
     Some(ReferenceHead { status, is_http11, header_lines: lines, rest: &wire[end + 4..], may_be_refused })
 }
 
-fn assert_matches_reference(head: &UpstreamResponseHead, reference: &ReferenceHead<'_>) {
+fn assert_matches_reference(head: &ResponseHead, reference: &ReferenceHead<'_>) {
     assert_eq!(head.status.as_u16(), reference.status);
     let lines: Vec<_> = head.headers.iter().map(|field| (field.name, field.value)).collect();
     assert_eq!(lines, reference.header_lines);

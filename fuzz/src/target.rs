@@ -1,7 +1,10 @@
 //! Which request targets are forwarded, and as what: targets that must be forwarded, that must be refused, and others, for
 //! which either is correct.
 
-use wecom_proxy::fuzz::{TargetKind, resolve_target};
+use wecom_proxy::{
+    internals::{TargetError, TargetKind, unchanged_target, with_token},
+    proxy::RequestTarget,
+};
 
 use super::reference::percent_decode;
 
@@ -20,6 +23,10 @@ pub fn check(data: &[u8]) {
     let plain_query = query.is_none_or(|query| query.bytes().all(|byte| byte.is_ascii_alphanumeric()));
     match resolve_target(target, TOKEN) {
         Err(_) => assert!(!(must_be_forwarded(path) && plain_query), "refused: {target:?}"),
+        // The proxy answers it itself.
+        Ok(resolved) if resolved.kind == TargetKind::JssdkSignature => {
+            assert!(resolved.upstream_target.starts_with("/jssdk/signature?"), "{target:?}");
+        }
         Ok(resolved) => {
             assert!(!must_be_refused(path), "forwarded: {target:?} as {:?}", resolved.upstream_target);
             let expected = split_agent_and_path(path).expect("a path with a root");
@@ -29,12 +36,37 @@ pub fn check(data: &[u8]) {
             if let Some(kind) = expected_kind(sent) {
                 assert_eq!(resolved.kind, kind, "{target:?}");
             }
-            if resolved.kind == TargetKind::Passthrough {
+            if matches!(resolved.kind, TargetKind::Passthrough | TargetKind::Service) {
                 let client_query = query.map_or(String::new(), |query| format!("?{query}"));
                 assert_eq!(resolved.upstream_target, format!("{sent}{client_query}"));
             }
         }
     }
+}
+
+/// A target as the proxy forwards it.
+pub struct ResolvedTarget {
+    /// The agent named by the first path segment.
+    pub agent: Option<String>,
+    /// How the request is handled.
+    pub kind: TargetKind,
+    /// The target as sent to the upstream.
+    pub upstream_target: String,
+}
+
+/// Parses a target and builds that of the upstream request with this token.
+pub fn resolve_target(target: &str, token: &str) -> Result<ResolvedTarget, TargetError> {
+    let target = RequestTarget::new(target);
+    target.check()?;
+    let upstream_target = match target.kind() {
+        TargetKind::Passthrough | TargetKind::Service => {
+            unchanged_target(target.upstream_path(), target.query()).concat()
+        }
+        TargetKind::InjectToken | TargetKind::Gettoken | TargetKind::JssdkSignature => {
+            with_token(target.upstream_path(), &target.query_without_token(), token).concat()
+        }
+    };
+    Ok(ResolvedTarget { agent: target.agent().map(str::to_owned), kind: target.kind(), upstream_target })
 }
 
 /// The agent prefix, if any, and the path from `/cgi-bin/` on. Each may follow several slashes, as clients with a base URL
@@ -46,8 +78,12 @@ fn split_agent_and_path(path: &str) -> Option<(Option<&str>, &str)> {
         return Some((None, root));
     }
     let (agent, rest) = first.split_once('/')?;
-    let valid_name = !agent.is_empty()
-        && agent.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-');
+    // An authorised corp is named SUITE:CORPID.
+    let (suite, corpid) = agent.split_once(':').unwrap_or((agent, agent));
+    let valid_name = [suite, corpid].iter().all(|name| {
+        !name.is_empty()
+            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
+    });
     let root = root(rest.trim_start_matches('/'))?;
     valid_name.then_some((Some(agent), root))
 }
@@ -89,12 +125,18 @@ fn expected_kind(path: &str) -> Option<TargetKind> {
         |prefixes: &[&str]| prefixes.iter().any(|name| first.to_ascii_lowercase().starts_with(name));
     match (first, second) {
         ("gettoken", None) => Some(TargetKind::Gettoken),
-        ("webhook" | "service" | "license", Some(second))
+        ("webhook" | "openhw", Some(second))
             if second.starts_with(|letter: char| letter.is_ascii_alphanumeric()) =>
         {
             Some(TargetKind::Passthrough)
         }
-        _ if has_prefix(&["gettoken", "webhook", "service", "license"]) => None,
+        ("service" | "license" | "advanced_api" | "paytool", Some(second))
+            if second.starts_with(|letter: char| letter.is_ascii_alphanumeric()) =>
+        {
+            Some(TargetKind::Service)
+        }
+        _ if has_prefix(&["gettoken", "webhook", "service", "license", "advanced_api", "paytool"]) => None,
+        _ if has_prefix(&["openhw", "hardware", "aibot", "idconvert"]) => None,
         _ => Some(TargetKind::InjectToken),
     }
 }

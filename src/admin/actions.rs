@@ -1,8 +1,10 @@
-//! Actions: `POST /api/agents/NAME/refresh`, `POST /api/agents/NAME/inspect` and `POST /api/reload`.
+//! Actions: `POST /api/agents/NAME/refresh`, `POST /api/agents/NAME/inspect`, `POST /api/requests/replay` and
+//! `POST /api/reload`.
 
 use std::{sync::Arc, time::Duration};
 
 use http::{Response, StatusCode};
+use percent_encoding::percent_decode_str;
 use serde_json::json;
 
 use super::{
@@ -10,7 +12,7 @@ use super::{
     response::{AdminBody, error_response, json_response},
     unix_seconds,
 };
-use crate::{config::parse_duration, tokens::ceil_seconds};
+use crate::{blocking, config::parse_duration, tokens::ceil_seconds};
 
 /// Bounds the duration of a capture, because exchanges may contain personal data.
 const MAX_INSPECT_DURATION: Duration = Duration::from_secs(3600);
@@ -24,13 +26,17 @@ pub(super) enum Action<'a> {
     Inspect(&'a str),
     /// Reload the configuration.
     Reload,
+    /// Send a recorded request again.
+    Replay,
 }
 
 impl<'a> Action<'a> {
     /// The action of a path.
     pub(super) fn from_path(path: &'a str) -> Option<Self> {
-        if path == "/api/reload" {
-            return Some(Self::Reload);
+        match path {
+            "/api/reload" => return Some(Self::Reload),
+            "/api/requests/replay" => return Some(Self::Replay),
+            _ => {}
         }
         match path.strip_prefix("/api/agents/")?.rsplit_once('/')? {
             (agent, "refresh") => Some(Self::Refresh(agent)),
@@ -63,16 +69,18 @@ impl Admin {
         action: Action<'_>,
         query: Option<&str>,
     ) -> Response<AdminBody> {
+        let decoded = |name: &str| percent_decode_str(name).decode_utf8_lossy().into_owned();
         match action {
-            Action::Refresh(agent) => self.refresh(agent).await,
-            Action::Inspect(agent) => self.inspect(agent, query),
+            Action::Refresh(agent) => self.refresh(&decoded(agent)).await,
+            Action::Inspect(agent) => self.inspect(&decoded(agent), query),
             Action::Reload => self.reload().await,
+            Action::Replay => self.replay(query).await,
         }
     }
 
     /// Captures headers and bodies of an agent's exchanges for the duration in the query.
     fn inspect(&self, name: &str, query: Option<&str>) -> Response<AdminBody> {
-        let Some(agent) = self.directory.load().agent_by_name(name).cloned() else {
+        let Some(agent) = self.directory.load().find_agent(name) else {
             return error_response(StatusCode::NOT_FOUND, "there is no agent of this name");
         };
         let duration = query.and_then(|query| query.strip_prefix("for=")).and_then(parse_duration);
@@ -88,7 +96,7 @@ impl Admin {
 
     /// Refreshes an agent's token, even during a backoff.
     async fn refresh(&self, name: &str) -> Response<AdminBody> {
-        let Some(agent) = self.directory.load().agent_by_name(name).cloned() else {
+        let Some(agent) = self.directory.load().find_agent(name) else {
             return error_response(StatusCode::NOT_FOUND, "there is no agent of this name");
         };
         let before = agent.token.status().first_seen_and_expiry;
@@ -117,10 +125,10 @@ impl Admin {
         }
     }
 
-    /// Reloads the configuration on a blocking thread.
+    /// Reloads the configuration on another thread.
     async fn reload(self: Arc<Self>) -> Response<AdminBody> {
         let admin = self.clone();
-        let reloaded = tokio::task::spawn_blocking(move || (admin.reload)()).await;
+        let reloaded = blocking::spawn(move || (admin.reload)()).await;
         match reloaded.unwrap_or_else(|_| Err("reload panicked".to_owned())) {
             Ok(ReloadReport { agents, clients, needs_restart, warnings }) => {
                 let body = json!({

@@ -7,17 +7,45 @@ use serde_json::{Value, json};
 
 use super::{
     Admin,
-    response::{AdminBody, json_response},
+    agent_list::{AgentPage, ListQuery},
+    overview::agent_stats_json,
+    response::{AdminBody, error_response, json_response},
+    trouble::{Troubles, trouble_json},
     unix_seconds,
 };
-use crate::{directory::Agent, tokens::ceil_seconds, wecom::errcode};
+use crate::{
+    blocking,
+    directory::Agent,
+    telemetry::metrics::HourStats,
+    tokens::{TokenStatus, ceil_seconds},
+    wecom::errcode,
+};
 
 impl Admin {
-    /// All agents with the state of their tokens.
-    pub(super) fn agents(&self) -> Response<AdminBody> {
-        let agents: Vec<_> = self.directory.load().agents().map(agent_json).collect();
-        json_response(StatusCode::OK, &json!({ "agents": agents }))
+    /// A page of agents with the state of their tokens, their last hour and their trouble; `next` is the `after` of the
+    /// next page.
+    pub(super) async fn agents(self: Arc<Self>, query: Option<&str>) -> Response<AdminBody> {
+        let query = match ListQuery::parse(query) {
+            Ok(query) => query,
+            Err(message) => return error_response(StatusCode::BAD_REQUEST, &message),
+        };
+        // A search can look at very many agents.
+        let listed = blocking::spawn(move || {
+            let (troubles, hour) = (self.collect_troubles(), self.metrics.last_hour());
+            let AgentPage { agents, next, total } = query.page(&self.directory.load(), &troubles, &hour);
+            let agents: Vec<_> =
+                agents.iter().map(|agent| listed_agent_json(agent, &troubles, &hour)).collect();
+            json!({ "agents": agents, "next": next, "total": total })
+        });
+        json_response(StatusCode::OK, &listed.await.unwrap_or_default())
     }
+}
+
+fn listed_agent_json(agent: &Agent, troubles: &Troubles, hour: &HourStats) -> Value {
+    let mut json = agent_json(agent);
+    json["hour"] = hour.agents.get(agent.counted_as()).map_or(Value::Null, agent_stats_json);
+    json["trouble"] = trouble_json(troubles.of(&agent.name));
+    json
 }
 
 /// The explanations of common errcodes.
@@ -33,23 +61,15 @@ pub(super) fn errcodes() -> Response<AdminBody> {
 }
 
 /// An agent with the state of its token; times in seconds since 1970, `next_try_in_seconds` from now.
-fn agent_json(agent: &Arc<Agent>) -> Value {
+pub(super) fn agent_json(agent: &Agent) -> Value {
     let status = agent.token.status();
     json!({
         "name": agent.name,
         "corpid": agent.corpid,
-        "agentid": agent.agentid,
-        "token": {
-            "state": match (status.usable, status.first_seen_and_expiry) {
-                (true, _) => "valid",
-                (false, Some(_)) if status.refused => "refused",
-                (false, Some(_)) => "expired",
-                (false, None) => "none",
-            },
-            "first_seen": status.first_seen_and_expiry.map(|(first_seen, _)| unix_seconds(first_seen)),
-            "age_seconds": status.first_seen_and_expiry.map(|(first_seen, _)| first_seen.elapsed().map_or(0, |age| age.as_secs())),
-            "expires_at": status.first_seen_and_expiry.map(|(_, expires_at)| unix_seconds(expires_at)),
-        },
+        "agentid": agent.settings.agentid,
+        "upstream": agent.upstream.name(),
+        "origin": agent.origin.to_string(),
+        "token": token_json(&status),
         "last_renewal": status.last_refresh.map(|last| json!({
             "at": unix_seconds(last.completed_at),
             "reason": last.reason,
@@ -60,5 +80,20 @@ fn agent_json(agent: &Arc<Agent>) -> Value {
         "failing": status.last_error,
         "held": status.throttled,
         "next_try_in_seconds": ceil_seconds(status.next_try_in),
+    })
+}
+
+/// The state of a token; times in seconds since 1970.
+fn token_json(status: &TokenStatus) -> Value {
+    json!({
+        "state": match (status.usable, status.first_seen_and_expiry) {
+            (true, _) => "valid",
+            (false, Some(_)) if status.refused => "refused",
+            (false, Some(_)) => "expired",
+            (false, None) => "none",
+        },
+        "first_seen": status.first_seen_and_expiry.map(|(first_seen, _)| unix_seconds(first_seen)),
+        "age_seconds": status.first_seen_and_expiry.map(|(first_seen, _)| first_seen.elapsed().map_or(0, |age| age.as_secs())),
+        "expires_at": status.first_seen_and_expiry.map(|(_, expires_at)| unix_seconds(expires_at)),
     })
 }

@@ -2,10 +2,51 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
-use base64::{Engine, prelude::BASE64_STANDARD};
-use http::{HeaderMap, Request, header, uri::Authority};
+use http::{HeaderMap, Method, Request, Response, StatusCode, header, uri::Authority};
 
-use crate::config::KeyHash;
+use super::response::{self, AdminBody, error_response};
+use crate::{config::KeyHash, secret::http_basic::basic_password};
+
+/// The hashes of the admin keys.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct AdminKeys {
+    /// The operator's, `admin.key_sha256`; without it, every request is allowed.
+    pub operator: Option<KeyHash>,
+    /// The reader's, `admin.reader_key_sha256`; it may change nothing.
+    pub reader: Option<KeyHash>,
+}
+
+/// What a request's key allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum KeyRole {
+    /// No key is configured.
+    Open,
+    Operator,
+    Reader,
+}
+
+impl KeyRole {
+    /// Its name in the log.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Open => "none",
+            Self::Operator => "operator",
+            Self::Reader => "reader",
+        }
+    }
+}
+
+impl AdminKeys {
+    /// What the key in these headers allows; `None` if it is missing or wrong.
+    pub(super) fn role(&self, headers: &HeaderMap) -> Option<KeyRole> {
+        let Some(operator) = self.operator else { return Some(KeyRole::Open) };
+        let presented = presented_key(headers)?;
+        if presented == operator {
+            return Some(KeyRole::Operator);
+        }
+        (Some(presented) == self.reader).then_some(KeyRole::Reader)
+    }
+}
 
 /// Why a request is refused.
 #[derive(Debug, PartialEq, Eq)]
@@ -14,34 +55,72 @@ pub(super) enum AccessDenied {
     Unauthenticated {
         presented: bool,
     },
+    /// The key is missing or wrong, or not sent as a Bearer token.
+    WriteUnauthenticated,
     Forbidden(&'static str),
 }
 
-/// Requires the key, if one is configured. Without a key, requires a local `Host`, because a foreign name that resolves
-/// to this address (DNS rebinding) would let another site's page read responses.
-pub(super) fn authorize<B>(key: Option<&KeyHash>, request: &Request<B>) -> Result<(), AccessDenied> {
-    match key {
-        Some(key) if !presents_key(request.headers(), key) => {
-            let presented = request.headers().contains_key(header::AUTHORIZATION);
-            Err(AccessDenied::Unauthenticated { presented })
+impl AccessDenied {
+    pub(super) fn into_response(self) -> Response<AdminBody> {
+        match self {
+            Self::Unauthenticated { presented } => response::unauthenticated(presented),
+            Self::WriteUnauthenticated => response::write_unauthenticated(),
+            Self::Forbidden(message) => error_response(StatusCode::FORBIDDEN, message),
         }
-        None if !has_local_host(request) => {
-            let message = "without admin.key_sha256, Host must be an IP address or localhost";
-            Err(AccessDenied::Forbidden(message))
-        }
-        _ => Ok(()),
     }
 }
 
-fn presents_key(headers: &HeaderMap, key: &KeyHash) -> bool {
-    let value = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let Some((scheme, credentials)) = value.and_then(|value| value.split_once(' ')) else { return false };
-    if scheme.eq_ignore_ascii_case("bearer") {
-        return KeyHash::of(credentials.trim()) == *key;
+const READER_MESSAGE: &str = "this key may only read; send the operator's, whose hash is admin.key_sha256";
+
+/// Requires a key that allows it, if one is configured. Without a key, requires a local `Host`, because a foreign name that resolves
+/// to this address (DNS rebinding) would let another site's page read responses.
+pub(super) fn authorize<B>(keys: &AdminKeys, request: &Request<B>) -> Result<(), AccessDenied> {
+    let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
+    match keys.role(request.headers()) {
+        None => {
+            let presented = request.headers().contains_key(header::AUTHORIZATION);
+            Err(AccessDenied::Unauthenticated { presented })
+        }
+        Some(KeyRole::Reader) if !is_read => Err(AccessDenied::Forbidden(READER_MESSAGE)),
+        Some(KeyRole::Open) if !has_local_host(request) => {
+            let message = "without admin.key_sha256, Host must be an IP address or localhost";
+            Err(AccessDenied::Forbidden(message))
+        }
+        Some(_) => Ok(()),
     }
-    let pair = BASE64_STANDARD.decode(credentials.trim()).ok().and_then(|pair| String::from_utf8(pair).ok());
-    let password = pair.as_deref().and_then(|pair| pair.split_once(':')).map(|(_, password)| password);
-    scheme.eq_ignore_ascii_case("basic") && password.is_some_and(|password| KeyHash::of(password) == *key)
+}
+
+/// Requires the key as a Bearer token: a browser sends no such header by itself, as it does for Basic or a cookie.
+pub(super) fn authorize_write<B>(keys: &AdminKeys, request: &Request<B>) -> Result<(), AccessDenied> {
+    let Some(key) = keys.operator else {
+        return Err(AccessDenied::Forbidden(
+            "this needs admin.key_sha256 in the configuration; \"wecom-proxy key admin\" makes a key and prints its hash",
+        ));
+    };
+    let value = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let bearer = value
+        .and_then(|value| value.split_once(' '))
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
+    match bearer {
+        Some((_, token)) if KeyHash::of(token.trim()) == key => Ok(()),
+        _ if keys.role(request.headers()) == Some(KeyRole::Reader) => {
+            Err(AccessDenied::Forbidden(READER_MESSAGE))
+        }
+        _ => Err(AccessDenied::WriteUnauthenticated),
+    }
+}
+
+/// The hash of the key that is presented as a Bearer token or a Basic password.
+fn presented_key(headers: &HeaderMap) -> Option<KeyHash> {
+    let value = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let (scheme, credentials) = value?.split_once(' ')?;
+    if scheme.eq_ignore_ascii_case("bearer") {
+        return Some(KeyHash::of(credentials.trim()));
+    }
+    if !scheme.eq_ignore_ascii_case("basic") {
+        return None;
+    }
+    basic_password(credentials.trim().as_bytes()).map(|password| KeyHash::of(password.expose()))
 }
 
 /// Whether the request's host is an IP address or localhost, or absent: browsers always send one.
@@ -66,21 +145,19 @@ fn is_local_authority(authority: &str) -> bool {
 
 /// Refuses requests of other sites' pages, by the headers with which browsers name the origin.
 pub(super) fn check_same_origin<B>(request: &Request<B>) -> Result<(), AccessDenied> {
-    let cross_site = AccessDenied::Forbidden("cross-site request refused");
-    if !matches!(header_value(request, "sec-fetch-site"), None | Some("same-origin" | "none")) {
-        return Err(cross_site);
-    }
-    if let Some(origin) = header_value(request, "origin") {
+    let own_site =
+        header_values(request, "sec-fetch-site").all(|site| matches!(site, "same-origin" | "none"));
+    let own_origin = header_values(request, "origin").all(|origin| {
         let authority = origin.split_once("://").map(|(_, authority)| authority);
-        if authority.is_none() || authority != header_value(request, "host") {
-            return Err(cross_site);
-        }
-    }
-    Ok(())
+        let mut hosts = header_values(request, "host").map(Some).chain([None]);
+        authority.is_some() && hosts.next() == Some(authority) && hosts.next() == Some(None)
+    });
+    if own_site && own_origin { Ok(()) } else { Err(AccessDenied::Forbidden("cross-site request refused")) }
 }
 
-fn header_value<'a, B>(request: &'a Request<B>, name: &str) -> Option<&'a str> {
-    request.headers().get(name).map(|value| value.to_str().unwrap_or("?"))
+/// All values of a header, because each could be the one that counts.
+fn header_values<'a, B>(request: &'a Request<B>, name: &str) -> impl Iterator<Item = &'a str> {
+    request.headers().get_all(name).iter().map(|value| value.to_str().unwrap_or("?"))
 }
 
 /// Refuses actions of other sites' pages also in browsers without these headers: requires a header that an HTML form
@@ -90,8 +167,8 @@ pub(super) fn check_csrf<B>(request: &Request<B>) -> Result<(), AccessDenied> {
     let is_json = |kind: &str| {
         kind.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"))
     };
-    if header_value(request, "content-type").is_some_and(is_json)
-        || header_value(request, "x-requested-with").is_some()
+    if header_values(request, "content-type").next().is_some_and(is_json)
+        || header_values(request, "x-requested-with").next().is_some()
     {
         return Ok(());
     }
@@ -110,7 +187,7 @@ mod tests {
             request = request.header(*name, *value);
         }
         let request = request.body(()).expect("a request");
-        authorize(None, &request).and_then(|()| check_csrf(&request))
+        authorize(&AdminKeys::default(), &request).and_then(|()| check_csrf(&request))
     }
 
     #[test]
@@ -144,10 +221,32 @@ mod tests {
             &[host, json, ("origin", "http://127.0.0.1:8080")],
             &[host, json, ("origin", "https://elsewhere.example")],
             &[host, json, ("origin", "null")],
+            &[host, json, ("sec-fetch-site", "same-origin"), ("sec-fetch-site", "cross-site")],
+            &[host, json, same_origin, ("origin", "https://elsewhere.example")],
+            &[host, ("host", "elsewhere.example"), json, ("origin", "http://elsewhere.example")],
+            &[host, ("host", "127.0.0.1:9090"), json, same_origin],
             &[("host", "rebind.example"), json],
         ] {
             assert!(authorize_action(refused).is_err(), "{refused:?}");
         }
+    }
+
+    #[test]
+    fn reader_may_read_and_change_nothing() {
+        let keys = AdminKeys { operator: Some(KeyHash::of("o")), reader: Some(KeyHash::of("r")) };
+        let request = |method: Method, key: &str| {
+            let request = Request::builder().method(method).uri("/api/reload");
+            request.header("authorization", format!("Bearer {key}")).body(()).expect("a request")
+        };
+        let forbidden = || Err(AccessDenied::Forbidden(READER_MESSAGE));
+        assert_eq!(authorize(&keys, &request(Method::GET, "r")), Ok(()));
+        assert_eq!(authorize(&keys, &request(Method::POST, "r")), forbidden());
+        assert_eq!(authorize_write(&keys, &request(Method::PUT, "r")), forbidden());
+        assert_eq!(authorize(&keys, &request(Method::POST, "o")), Ok(()));
+        assert_eq!(authorize_write(&keys, &request(Method::PUT, "o")), Ok(()));
+        let wrong = request(Method::GET, "x");
+        assert_eq!(authorize(&keys, &wrong), Err(AccessDenied::Unauthenticated { presented: true }));
+        assert_eq!(authorize_write(&keys, &wrong), Err(AccessDenied::WriteUnauthenticated));
     }
 
     #[test]

@@ -1,19 +1,32 @@
 //! `/healthz` and `/readyz`.
 
+use std::sync::Arc;
+
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
 use super::{
     Admin,
     response::{AdminBody, json_response},
+    trouble::{Troubles, trouble_json},
 };
-use crate::tokens::ceil_seconds;
+use crate::{blocking, directory::Suite, suites::MAX_TICKET_AGE, tokens::ceil_seconds};
+
+/// Bounds the response; `/api/agents?trouble=1` lists all.
+const MAX_LISTED_TROUBLES: usize = 100;
 
 impl Admin {
+    /// `/readyz`, with the agents in trouble.
+    pub(super) async fn ready(self: Arc<Self>) -> Response<AdminBody> {
+        let admin = self.clone();
+        let troubles = blocking::spawn(move || admin.collect_troubles()).await;
+        self.health(true, &troubles.unwrap_or_default())
+    }
+
     /// `/healthz` fails only while the proxy is stopping; `/readyz` also if every requested agent fails and has no valid
     /// token. One agent's wrong secret must not take the others out of service, and a token that expired without
     /// requests is not a failure: the next request fetches another.
-    pub(super) fn health(&self, ready: bool) -> Response<AdminBody> {
+    pub(super) fn health(&self, ready: bool, troubles: &Troubles) -> Response<AdminBody> {
         let stopping = *self.stopping.borrow();
         let tokens: Vec<_> =
             self.directory.load().agents().map(|agent| (agent.name.clone(), agent.token.status())).collect();
@@ -25,39 +38,81 @@ impl Admin {
                     token.last_error.is_some() || (token.throttled && token.first_seen_and_expiry.is_none());
                 !token.usable && fails && !token.next_try_in.is_zero()
             });
+        let in_trouble: serde_json::Map<_, _> = troubles
+            .iter()
+            .take(MAX_LISTED_TROUBLES)
+            .map(|trouble| (trouble.agent.to_string(), trouble_json(Some(trouble))))
+            .collect();
         let failing: serde_json::Map<_, _> = tokens
             .iter()
             .filter_map(|(name, token)| token.last_error.clone().map(|error| (name.clone(), error.into())))
             .collect();
         let throttled: serde_json::Map<_, _> = self
-            .token_service
+            .token_cache
             .throttled_agents()
             .into_iter()
             .map(|(name, wait)| (name, json!({ "next_try_in_seconds": ceil_seconds(wait) })))
             .collect();
         let unready = ready && tokenless;
+        let state = self.state_status();
         let status = match (stopping, unready) {
             (true, _) => "shutting down",
             (_, true) => "no agent has a valid token",
+            _ if !self.last_reload.is_ok() => "ok, but the last reload failed",
             _ if !failing.is_empty() => "ok, but some agents fail",
+            _ if state["ok"] == false => "ok, but the state fails",
             _ if !throttled.is_empty() => "ok, but some token refreshes are held back",
             _ => "ok",
         };
-        let body = json!({
+        let mut body = json!({
             "status": status,
+            "degraded": self.suites_without_ticket(),
             "agents": { "total": tokens.len(), "failing": failing, "held": throttled },
             "store": self.store_status(),
+            "state": state,
+            "config": self.last_reload.to_json(),
             "listeners": self.listeners.iter().map(ToString::to_string).collect::<Vec<_>>(),
         });
+        if !in_trouble.is_empty() {
+            body["trouble"] = in_trouble.into();
+        }
         let unavailable = stopping || unready;
         json_response(if unavailable { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK }, &body)
     }
 
+    /// `null` without `[state]`. An error of the state does not make the proxy unready: it goes on forwarding.
+    fn state_status(&self) -> Value {
+        let Some(state) = &self.state else { return Value::Null };
+        let unreadable = state.unreadable_records();
+        let trouble = state.last_error().or_else(|| (unreadable > 0).then(|| unreadable_message(unreadable)));
+        match trouble {
+            None => json!({ "kind": state.kind(), "ok": true }),
+            Some(trouble) => {
+                json!({ "kind": state.kind(), "ok": false, "trouble": trouble, "unreadable": unreadable })
+            }
+        }
+    }
+
+    /// The suites whose newest suite_ticket is so old that WeCom's pushes do not arrive, or that have none.
+    fn suites_without_ticket(&self) -> Vec<String> {
+        let directory = self.directory.load();
+        let suites = directory.suites_and_providers().iter().filter_map(|agent| agent.suite());
+        let is_late = |suite: &&Arc<Suite>| suite.state.ticket.age().is_none_or(|age| age > MAX_TICKET_AGE);
+        suites.filter(is_late).map(|suite| suite.name().to_owned()).collect()
+    }
+
     fn store_status(&self) -> Value {
-        match (self.token_service.store().is_some(), self.token_service.store_error()) {
+        match (self.token_cache.store().is_some(), self.token_cache.store_error()) {
             (false, _) => json!({ "kind": "memory", "ok": true }),
             (true, None) => json!({ "kind": "redis", "ok": true }),
             (true, Some(error)) => json!({ "kind": "redis", "ok": false, "trouble": error }),
         }
     }
+}
+
+fn unreadable_message(records: usize) -> String {
+    format!(
+        "{records} changed records cannot be decrypted, and what was before stays in force: another process writes under a \
+         key that this one lacks, or they are damaged"
+    )
 }

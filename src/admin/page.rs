@@ -20,8 +20,13 @@ const SCRIPT: &str = concat!(
     include_str!("page/texts.js"),
     include_str!("page/base.js"),
     include_str!("page/charts.js"),
+    include_str!("page/overview.js"),
+    include_str!("page/trouble.js"),
     include_str!("page/agents.js"),
+    include_str!("page/quotas.js"),
     include_str!("page/exchange.js"),
+    include_str!("page/callbacks.js"),
+    include_str!("page/edit.js"),
     include_str!("page/inspector.js"),
     include_str!("page/app.js"),
 );

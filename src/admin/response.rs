@@ -17,7 +17,7 @@ pub(super) enum AdminBody {
     /// The whole body.
     Full(Bytes),
     /// Pages, each generated when the previous one is written.
-    Pages(Box<dyn Iterator<Item = String> + Send>),
+    Pages(Box<dyn Iterator<Item = Bytes> + Send>),
     /// Chunks of a stream, as they arrive.
     Stream(mpsc::Receiver<Bytes>),
 }
@@ -32,7 +32,7 @@ impl http_body::Body for AdminBody {
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let polled = match &mut *self {
             Self::Full(body) => Poll::Ready((!body.is_empty()).then(|| std::mem::take(body))),
-            Self::Pages(pages) => Poll::Ready(pages.next().map(Bytes::from)),
+            Self::Pages(pages) => Poll::Ready(pages.next()),
             Self::Stream(chunks) => chunks.poll_recv(cx),
         };
         polled.map(|chunk| chunk.map(|chunk| Ok(Frame::data(chunk))))
@@ -78,6 +78,16 @@ pub(super) fn method_not_allowed(methods: &'static str) -> Response<AdminBody> {
         if methods == "POST" { "method not allowed, use POST" } else { "method not allowed, use GET" };
     let mut response = error_response(StatusCode::METHOD_NOT_ALLOWED, message);
     response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(methods));
+    response
+}
+
+/// A write without the right key as a Bearer token.
+pub(super) fn write_unauthenticated() -> Response<AdminBody> {
+    let message = "admin key required: send the key whose hash is admin.key_sha256 as \"Authorization: Bearer KEY\"; for changes it is \
+                   accepted in no other way";
+    let mut response = error_response(StatusCode::UNAUTHORIZED, message);
+    let challenge = HeaderValue::from_static("Bearer realm=\"wecom-proxy admin\"");
+    response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
     response
 }
 

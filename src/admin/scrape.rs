@@ -1,20 +1,25 @@
 //! `/metrics`: all metrics in the Prometheus text format.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 
+use bytes::Bytes;
 use http::Response;
 
 use super::{
     Admin,
     response::{AdminBody, with_content_type},
+    suites::CorpCounts,
     unix_seconds,
 };
 use crate::{
+    blocking,
     inspector::DropReason,
+    proxy::UpstreamSettings,
     telemetry::{
-        metrics::{AgentFamilies, TextEncoder, write_process_metrics},
+        metrics::{AgentFamilies, OTHER_AGENTS, TextEncoder, write_process_metrics},
         traces::Traces,
     },
+    tokens::GettokenStats,
 };
 
 /// The Prometheus text format.
@@ -24,23 +29,70 @@ impl Admin {
     /// All metrics; the series of agents as pages.
     pub(super) async fn scrape(self: Arc<Self>) -> Response<AdminBody> {
         let admin = self.clone();
-        let first = tokio::task::spawn_blocking(move || {
+        let first = blocking::spawn(move || {
             admin.metrics.collect(SystemTime::now());
             admin.prune_removed();
             let mut text = TextEncoder::default();
             admin.write_proxy_metrics(&mut text);
             admin.write_token_metrics(&mut text);
+            admin.write_suite_metrics(&mut text);
+            admin.write_quota_metrics(&mut text);
+            admin.write_trouble_metrics(&mut text);
             write_process_metrics(&mut text);
             text.into_string()
         });
-        let first = first.await.unwrap_or_default();
-        let pages = std::iter::once(first).chain(AgentFamilies::new(self.metrics.clone()));
+        let first = first.await.unwrap_or_default() + &self.callback_metrics().await;
+        let pages = std::iter::once(first).chain(AgentFamilies::new(self.metrics.clone())).map(Bytes::from);
         with_content_type(CONTENT_TYPE, AdminBody::Pages(Box::new(pages)))
     }
 
     /// The number of requests in flight to the upstream.
     pub(super) fn in_flight(&self) -> usize {
-        self.settings.in_flight.in_use()
+        self.settings.upstreams.iter().map(|upstream| upstream.in_flight.in_use()).sum()
+    }
+
+    /// The number of requests that wait for a token or a ticket.
+    fn token_waiters(&self) -> usize {
+        self.settings.upstreams.iter().map(|upstream| upstream.wait_limit.waiting()).sum()
+    }
+
+    fn write_upstream_metrics(&self, text: &mut TextEncoder) {
+        let upstreams = &self.settings.upstreams;
+        let name = "wecom_proxy_upstream_connections";
+        text.begin_family(name, "gauge", "Open connections to the upstream.");
+        for UpstreamSettings { connections, .. } in upstreams {
+            text.write_sample(
+                name,
+                &[("upstream", connections.id().label())],
+                connections.open_connections(),
+            );
+        }
+        let name = "wecom_proxy_upstream_in_flight";
+        text.begin_family(name, "gauge", "Requests in flight to the upstream.");
+        for UpstreamSettings { connections, in_flight, .. } in upstreams {
+            text.write_sample(name, &[("upstream", connections.id().label())], in_flight.in_use());
+        }
+        let name = "wecom_proxy_upstream_in_flight_limit";
+        text.begin_family(name, "gauge", "Limit of requests in flight: max_in_flight of the upstream.");
+        for UpstreamSettings { connections, in_flight, .. } in upstreams {
+            text.write_sample(name, &[("upstream", connections.id().label())], in_flight.max_permits());
+        }
+        let name = "wecom_proxy_upstream_queued";
+        text.begin_family(name, "gauge", "Requests that wait for max_in_flight.");
+        for UpstreamSettings { connections, in_flight, .. } in upstreams {
+            text.write_sample(name, &[("upstream", connections.id().label())], in_flight.queued());
+        }
+        let name = "wecom_proxy_via_up";
+        let help = "1 if the last connection through the egress proxy succeeded, 0 if it failed.";
+        if upstreams.iter().any(|upstream| upstream.connections.egress_proxies().next().is_some()) {
+            text.begin_family(name, "gauge", help);
+        }
+        for UpstreamSettings { connections, .. } in upstreams {
+            for (via, is_up) in connections.egress_proxies() {
+                let labels = [("upstream", connections.id().label()), ("via", &*via)];
+                text.write_sample(name, &labels, u8::from(is_up));
+            }
+        }
     }
 
     fn write_proxy_metrics(&self, text: &mut TextEncoder) {
@@ -49,22 +101,33 @@ impl Admin {
         text.write_sample("wecom_proxy_build_info", &version, 1);
         text.write_single("wecom_proxy_in_flight", "gauge", "Requests in flight to WeCom.", self.in_flight());
         let help = "Requests waiting for a token or a ticket.";
-        text.write_single("wecom_proxy_token_waiters", "gauge", help, self.settings.wait_limit.waiting());
+        text.write_single("wecom_proxy_token_waiters", "gauge", help, self.token_waiters());
         let help = "Open client connections.";
         text.write_single("wecom_proxy_connections", "gauge", help, self.server.open_connections());
+        let help = "Limit of open client connections: server.max_connections.";
+        let limit = self.server.connection_limiter.max_connections();
+        text.write_single("wecom_proxy_connections_limit", "gauge", help, limit);
+        if let Some(expires_at) = self.server.certificate_expires_at() {
+            let name = "wecom_proxy_certificate_expiry_timestamp_seconds";
+            text.begin_family(
+                name,
+                "gauge",
+                "Expiry of the certificate of server.tls, in seconds since 1970.",
+            );
+            text.write_sample(name, &[("certificate", "server")], expires_at);
+        }
+        self.last_reload.write_metrics(text);
+        self.write_upstream_metrics(text);
         text.begin_family("wecom_proxy_refusals_total", "counter", "The proxy's own errors by kind.");
         for (kind, count) in self.metrics.proxy_errors() {
             text.write_sample("wecom_proxy_refusals_total", &[("kind", &*kind)], count);
         }
-        if self.token_service.store().is_some() {
+        if self.token_cache.store().is_some() {
             let help = "1 if the shared store is reachable, 0 if this replica serves from memory.";
-            text.write_single(
-                "wecom_proxy_store_up",
-                "gauge",
-                help,
-                u8::from(self.token_service.store_error().is_none()),
-            );
+            let up = u8::from(self.token_cache.store_error().is_none());
+            text.write_single("wecom_proxy_store_up", "gauge", help, up);
         }
+        self.write_state_metrics(text);
         let help = "Dropped access log lines.";
         text.write_single("wecom_proxy_access_log_dropped_total", "counter", help, self.access_log.dropped());
         let help = "Spans dropped before the OTLP collector accepted them.";
@@ -75,60 +138,119 @@ impl Admin {
         for reason in DropReason::ALL {
             text.write_sample(name, &[("reason", reason.as_str())], self.recent.captures_dropped(reason));
         }
+        let budget = &self.settings.replay_budget;
         let help = "Memory of request bodies kept for a retry.";
-        text.write_single(
-            "wecom_proxy_replay_memory_bytes",
-            "gauge",
-            help,
-            self.settings.replay_budget.memory_used(),
-        );
+        text.write_single("wecom_proxy_replay_memory_bytes", "gauge", help, budget.memory_used());
+        let help = "Limit of that memory: replay.memory.";
+        text.write_single("wecom_proxy_replay_memory_limit_bytes", "gauge", help, budget.max_memory());
         let help = "Disk space used or reserved by request bodies kept for a retry.";
-        text.write_single(
-            "wecom_proxy_replay_disk_bytes",
-            "gauge",
-            help,
-            self.settings.replay_budget.disk_used(),
-        );
+        text.write_single("wecom_proxy_replay_disk_bytes", "gauge", help, budget.disk_used());
         let help = "Limit of that disk space: replay.disk.";
-        text.write_single(
-            "wecom_proxy_replay_disk_limit_bytes",
-            "gauge",
-            help,
-            self.settings.replay_budget.max_disk(),
-        );
+        text.write_single("wecom_proxy_replay_disk_limit_bytes", "gauge", help, budget.max_disk());
+    }
+
+    fn write_state_metrics(&self, text: &mut TextEncoder) {
+        let Some(state) = &self.state else { return };
+        let help = "1 if the last access to the state succeeded, 0 if it failed.";
+        let up = u8::from(state.last_error().is_none());
+        text.write_single("wecom_proxy_state_up", "gauge", help, up);
+        let help = "Changed records of the state that cannot be decrypted; what was before stays in force.";
+        let unreadable = state.unreadable_records();
+        text.write_single("wecom_proxy_state_unreadable_records", "gauge", help, unreadable);
+    }
+
+    fn write_suite_metrics(&self, text: &mut TextEncoder) {
+        let directory = self.directory.load();
+        let agents = directory.suites_and_providers().iter();
+        let suites: Vec<_> = agents.filter_map(|agent| agent.suite()).collect();
+        if suites.is_empty() {
+            return;
+        }
+        let name = "wecom_proxy_suite_ticket_age_seconds";
+        text.begin_family(name, "gauge", "Age of the suite's newest suite_ticket; no sample without one.");
+        for suite in &suites {
+            if let Some(age) = suite.state.ticket.age() {
+                text.write_sample(name, &[("suite", suite.name())], age.as_secs());
+            }
+        }
+        let counts: Vec<_> = suites.iter().map(|suite| (suite.name(), CorpCounts::of(suite))).collect();
+        let name = "wecom_proxy_suite_corps";
+        text.begin_family(name, "gauge", "Authorised corps of the suite.");
+        for (suite, counts) in &counts {
+            text.write_sample(name, &[("suite", *suite)], counts.total);
+        }
+        let name = "wecom_proxy_suite_corps_refused";
+        let help = "Corps of the suite whose permanent code WeCom refuses (40084, 48004).";
+        text.begin_family(name, "gauge", help);
+        for (suite, counts) in &counts {
+            text.write_sample(name, &[("suite", *suite)], counts.refused);
+        }
+    }
+
+    fn write_gettoken_metrics(&self, text: &mut TextEncoder) {
+        let mut by_agent = BTreeMap::<_, GettokenStats>::new();
+        let calls = self.token_cache.gettoken_calls();
+        for (agent, stats) in &calls {
+            by_agent.entry(self.metrics.agent_label(agent)).or_default().merge(stats);
+        }
+        let name = "wecom_proxy_gettoken_duration_seconds";
+        text.begin_family(name, "summary", "Time of the calls that fetch tokens.");
+        for (agent, stats) in &by_agent {
+            let labels = [("agent", *agent)];
+            text.write_sample(&format!("{name}_sum"), &labels, stats.total_time.as_secs_f64());
+            text.write_sample(&format!("{name}_count"), &labels, stats.count);
+        }
+        let name = "wecom_proxy_gettoken_errcodes_total";
+        text.begin_family(name, "counter", "Errcodes of the calls that fetch tokens.");
+        for (agent, stats) in &by_agent {
+            for (errcode, count) in &stats.errcodes {
+                let labels = [("agent", *agent), ("errcode", &*errcode.to_string())];
+                text.write_sample(name, &labels, *count);
+            }
+        }
     }
 
     fn write_token_metrics(&self, text: &mut TextEncoder) {
         let name = "wecom_proxy_token_refreshes_total";
-        text.begin_family(
-            name,
-            "counter",
-            "gettoken calls by reason and result; shared: made by another replica.",
-        );
-        for refreshes in self.token_service.refresh_counts() {
+        let help = "gettoken calls by reason and result; shared: made by another replica.";
+        text.begin_family(name, "counter", help);
+        let mut counts = BTreeMap::<_, u64>::new();
+        let refreshes = self.token_cache.refresh_counts();
+        for refreshes in &refreshes {
             let result = if refreshes.succeeded { "ok" } else { "failed" };
-            let labels = [
-                ("agent", &*refreshes.agent_name),
-                ("reason", refreshes.reason.as_str()),
-                ("result", result),
-            ];
-            text.write_sample(name, &labels, refreshes.count);
+            let agent = self.metrics.agent_label(&refreshes.agent_name);
+            *counts.entry((agent, refreshes.reason.as_str(), result)).or_default() += refreshes.count;
         }
+        for ((agent, reason, result), count) in counts {
+            text.write_sample(name, &[("agent", agent), ("reason", reason), ("result", result)], count);
+        }
+        self.write_gettoken_metrics(text);
         let name = "wecom_proxy_token_renewals_held";
         text.begin_family(
             name,
             "gauge",
-            "1 for each agent whose token refresh is held back because the hourly budget is used up; others have no sample.",
+            "Agents whose token refresh is held back because the hourly budget is used up; others have no sample.",
         );
-        for (agent, _) in self.token_service.throttled_agents() {
-            text.write_sample(name, &[("agent", &*agent)], 1);
+        let (throttled, mut held) = (self.token_cache.throttled_agents(), BTreeMap::<_, u64>::new());
+        for (agent, _) in &throttled {
+            *held.entry(self.metrics.agent_label(agent)).or_default() += 1;
+        }
+        for (agent, count) in held {
+            text.write_sample(name, &[("agent", agent)], count);
         }
         let name = "wecom_proxy_token_expiry_timestamp_seconds";
-        text.begin_family(name, "gauge", "Expiry of the agent's token, in seconds since 1970.");
-        for agent in self.directory.load().agents() {
-            if let Some(expires_at) = agent.token.expires_at() {
-                text.write_sample(name, &[("agent", &agent.name)], unix_seconds(expires_at));
+        let help = "Expiry of the agent's token, in seconds since 1970; of several agents, the earliest.";
+        text.begin_family(name, "gauge", help);
+        let (directory, mut others) = (self.directory.load(), None);
+        for agent in directory.agents() {
+            let Some(expires_at) = agent.token.expires_at().map(unix_seconds) else { continue };
+            match self.metrics.agent_label(&agent.name) {
+                OTHER_AGENTS => others = Some(others.map_or(expires_at, |earliest| expires_at.min(earliest))),
+                agent => text.write_sample(name, &[("agent", agent)], expires_at),
             }
+        }
+        if let Some(expires_at) = others {
+            text.write_sample(name, &[("agent", OTHER_AGENTS)], expires_at);
         }
     }
 }

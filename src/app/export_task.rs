@@ -10,7 +10,7 @@ use tokio::{
 
 use crate::{
     config::Config,
-    telemetry::traces::{Collector, CommonAttributes, Exporter, Traces},
+    telemetry::traces::{Collector, CommonAttributes, Exporter, Traces, UpstreamAttributes},
 };
 
 /// Bounds of the last export at shutdown, whatever is left of `server.shutdown_grace`.
@@ -53,10 +53,13 @@ impl ExportTask {
 }
 
 fn common_attributes(config: &Config) -> CommonAttributes {
+    let upstreams = config.all_upstreams().map(|(_, upstream)| UpstreamAttributes {
+        url: upstream.base_url(),
+        host: upstream.host.clone(),
+        port: upstream.port,
+    });
     CommonAttributes {
         scheme: if config.server.tls.is_some() { "https" } else { "http" },
-        upstream_url: config.upstream.origin(),
-        upstream_host: config.upstream.host.clone(),
-        upstream_port: config.upstream.port,
+        upstreams: upstreams.collect(),
     }
 }

@@ -1,8 +1,9 @@
 //! A configuration together with the files that it names.
 
-use std::sync::Arc;
+use std::{io, sync::Arc};
 
 use crate::{
+    callbacks,
     config::{self, Config},
     server::tls,
     store,
@@ -13,7 +14,7 @@ use crate::{
 /// A configuration whose certificates, store and collector are read and usable.
 pub struct PreparedConfig {
     pub(super) config: Config,
-    pub(super) upstream: Arc<Settings>,
+    pub(super) upstreams: Vec<Arc<Settings>>,
     pub(super) tls: Option<Arc<tls::TlsTermination>>,
     pub(super) store: Option<store::PreparedStore>,
     pub(super) collector: Option<Collector>,
@@ -22,7 +23,7 @@ pub struct PreparedConfig {
 /// A part of the configuration that is valid, but names something unusable.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
-    /// `[upstream]`.
+    /// `[upstream]` or one of `[upstreams.*]`.
     #[error(transparent)]
     Upstream(#[from] UpstreamSetupError),
     /// `[server.tls]`.
@@ -31,6 +32,9 @@ pub enum SetupError {
     /// `tokens.store`.
     #[error(transparent)]
     Store(#[from] store::StoreError),
+    /// `[callbacks.*]`.
+    #[error("{0}")]
+    Callbacks(#[from] io::Error),
     /// `[admin.otlp]`.
     #[error(transparent)]
     Collector(#[from] CollectorError),
@@ -38,16 +42,23 @@ pub enum SetupError {
 
 impl PreparedConfig {
     /// Reads the certificates that the configuration names. Opens no connection.
-    pub fn new(config: Config) -> Result<Self, SetupError> {
-        let upstream = Arc::new(Settings::new(&config.upstream)?);
+    pub fn new(mut config: Config) -> Result<Self, SetupError> {
+        let upstreams =
+            config.all_upstreams().map(|(id, upstream)| Settings::new(id, upstream).map(Arc::new));
+        let upstreams = upstreams.collect::<Result<_, _>>()?;
         let tls = config.server.tls.as_ref().map(tls::load_termination).transpose()?;
+        if let Some(message) = tls.as_ref().and_then(|tls| tls.warning()) {
+            let (file, key) = (config.path.clone(), Some("server.tls.cert".to_owned()));
+            config.warnings.push(config::Warning { file, line: None, key, message: message.to_owned() });
+        }
+        callbacks::check_targets(&config.callbacks)?;
         let store = match &config.tokens.store {
             config::StoreConfig::Memory => None,
             config::StoreConfig::Redis(redis) => Some(store::PreparedStore::new(redis)?),
         };
         let otlp = config.admin.as_ref().and_then(|admin| admin.otlp.as_ref());
         let collector = otlp.map(Collector::new).transpose()?;
-        Ok(Self { config, upstream, tls, store, collector })
+        Ok(Self { config, upstreams, tls, store, collector })
     }
 
     /// The configuration.
@@ -55,14 +66,14 @@ impl PreparedConfig {
         &self.config
     }
 
-    /// The settings of connections to WeCom.
-    pub fn upstream(&self) -> &Arc<Settings> {
-        &self.upstream
+    /// The settings of connections to each upstream, by its index.
+    pub fn upstreams(&self) -> &[Arc<Settings>] {
+        &self.upstreams
     }
 
     /// The settings of the log.
-    pub fn log(&self) -> config::LogConfig {
-        self.config.log
+    pub fn log(&self) -> &config::LogConfig {
+        &self.config.log
     }
 
     /// Settings that are valid but not advisable.

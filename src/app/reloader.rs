@@ -2,24 +2,29 @@
 
 use std::{
     collections::BTreeMap,
-    mem,
+    io, mem,
     path::Path,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, OnceLock},
     thread,
     time::Duration,
 };
 
-use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 
 use super::prepared_config::{PreparedConfig, SetupError};
 use crate::{
-    admin::ReloadReport,
-    config::{self, Address, Config},
-    directory::Directory,
-    limits::RateLimiterFactory,
+    admin::{LastReload, ReloadReport},
+    callbacks::Callbacks,
+    config::{self, Address, Config, LoadedFiles, ReloadTrigger, StateConfig, StoreConfig, UpstreamId},
+    directory::{Directory, DirectoryUpdater},
+    limits::quotas::Quotas,
     server::{Server, tls::TlsTermination},
+    state::State,
+    store::DialerChange,
+    suites::Suites,
     telemetry::logs::LogHandle,
-    tokens::TokenService,
+    tokens::TokenCache,
+    upstream::Settings,
 };
 
 /// Why a reload changed nothing.
@@ -31,22 +36,54 @@ pub enum ReloadError {
     /// The file is valid, but names something unusable.
     #[error(transparent)]
     Setup(#[from] SetupError),
+    /// The file is valid, but its callbacks cannot be served.
+    #[error("callbacks: {0}")]
+    Callbacks(#[source] io::Error),
 }
 
 /// The state that a reload replaces, and what it needs for that.
 pub struct Reloader {
     /// The configuration at the start, without agents and clients, which are in the directory.
     pub(super) initial_config: Config,
-    pub(super) directory: Arc<ArcSwap<Directory>>,
-    pub(super) token_service: Arc<TokenService>,
-    pub(super) limits: RateLimiterFactory,
+    pub(super) directory: Arc<DirectoryUpdater>,
+    pub(super) token_cache: Arc<TokenCache>,
+    pub(super) quotas: Arc<Quotas>,
     pub(super) server: Arc<Server>,
+    /// By their indexes.
+    pub(super) upstreams: Vec<Arc<Settings>>,
     pub(super) log_handle: OnceLock<LogHandle>,
     /// The bound addresses, which no reload changes.
     pub(super) bound_addresses: Vec<Address>,
     /// How many files each pattern of `include` matched at the last successful load. Locked during a reload: of two
     /// concurrent reloads, the one that read the file last must apply last.
     pub(super) include_counts: Mutex<BTreeMap<String, usize>>,
+    /// What outlives the process, where it is configured.
+    pub(super) state: Option<Arc<State>>,
+    pub(super) callbacks: Option<Arc<Callbacks>>,
+    pub(super) suites: Arc<Suites>,
+    /// What the last load has read.
+    pub(super) last_load: Mutex<LoadRecord>,
+    /// For the admin listener.
+    pub(super) last_reload: Arc<LastReload>,
+}
+
+/// The files of a load, whether or not it succeeded.
+#[derive(Clone, Default)]
+pub(super) struct LoadRecord {
+    /// Counts loads.
+    pub(super) generation: u64,
+    pub(super) files: Arc<LoadedFiles>,
+}
+
+impl LoadRecord {
+    /// Takes what the start has read out of `config`; empty unless files are watched.
+    pub(super) fn of_start(config: &mut Config) -> Self {
+        let files = mem::take(&mut config.loaded_files);
+        match config.server.reload {
+            ReloadTrigger::Signal => Self::default(),
+            ReloadTrigger::Watch => Self { generation: 0, files: Arc::new(files) },
+        }
+    }
 }
 
 impl Reloader {
@@ -59,18 +96,24 @@ impl Reloader {
     /// invalid file changes nothing and is logged. Blocks, for up to seconds with very many agents; not for a runtime
     /// thread.
     pub fn reload(&self) -> Result<ReloadReport, ReloadError> {
-        self.try_reload().inspect_err(|error| {
-            tracing::error!(%error, "configuration not reloaded, old configuration stays active");
+        let outcome = self.try_reload();
+        self.last_reload.record(&outcome);
+        outcome.inspect_err(|error| {
+            tracing::error!(%error, "configuration was not reloaded, the old one stays active");
         })
     }
 
     fn try_reload(&self) -> Result<ReloadReport, ReloadError> {
-        let mut include_counts = self.include_counts.lock().unwrap_or_else(PoisonError::into_inner);
-        let PreparedConfig { config: mut loaded, tls, .. } =
-            PreparedConfig::new(load_on_own_thread(&self.initial_config.path)?)?;
+        let mut include_counts = self.include_counts.lock();
+        let PreparedConfig { config: mut loaded, tls, upstreams, .. } = PreparedConfig::new(self.load()?)?;
         reject_lost_includes(&loaded, &include_counts)?;
+        self.resolve_upstreams(&mut loaded)?;
         let was_open = self.directory.load().is_open();
         self.reject_unintended_open(&loaded, tls.as_deref(), was_open)?;
+        let certificates = self.prepare_trusted_certificates(&loaded)?;
+        let callbacks = self.callbacks.as_ref().map(|callbacks| callbacks.prepare(&loaded.callbacks));
+        let callbacks = callbacks.transpose().map_err(ReloadError::Callbacks)?;
+        // From here on nothing can fail: a reload that fails changes nothing.
         let needs_restart = self.sections_needing_restart(&loaded);
         for section in &needs_restart {
             tracing::warn!(section, "section changed, restart needed to apply it");
@@ -79,27 +122,104 @@ impl Reloader {
         for warning in &warnings {
             tracing::warn!("{warning}");
         }
-        let directory =
-            Directory::new(&mut loaded, &self.token_service, &self.limits, Some(&self.directory.load()));
-        let (agents, clients) = (directory.agents().count(), directory.client_count());
+        self.replace_trusted_certificates(certificates, &upstreams);
+        if let Some(callbacks) = callbacks {
+            callbacks.commit();
+        }
+        let replaced = self.directory.replace_files(&mut loaded);
+        let directory = self.directory.load();
+        let (agents, clients) = (directory.agent_count(), directory.client_count());
         if directory.is_open() && !was_open {
             tracing::warn!("server.open = true: callers without a key are served from now on");
         }
-        let directory = Arc::new(directory);
-        let replaced = self.directory.swap(directory.clone());
-        self.token_service.retain_agents(|agent| directory.agent_by_name(agent).is_some());
+        self.token_cache.retain_agents(|agent| directory.find_agent(agent).is_some());
+        let is_gone = |name: &&str| directory.client_by_name(name).is_none();
+        let clients_before = replaced.clients().map(|client| &*client.config.name);
+        let gone: Vec<_> = clients_before.filter(is_gone).map(str::to_owned).collect();
         drop(directory);
+        self.suites.forget_clients(&gone);
+        self.suites.apply_all();
         *include_counts = mem::take(&mut loaded.include_counts);
+        self.quotas.reload(&loaded.quotas);
+        self.server.replace_trusted_proxies(mem::take(&mut loaded.server.trusted));
         let closed = self.server.replace_tls(tls);
         if closed > 0 {
             tracing::info!(closed, "closing connections that server.tls.client_ca no longer covers");
         }
         tracing::info!(agents, clients, "configuration reloaded");
         if let Some(log_handle) = self.log_handle.get() {
-            log_handle.update_filter(loaded.log);
+            log_handle.update_filter(&loaded.log);
         }
         drop_in_background(replaced);
         Ok(ReloadReport { agents, clients, needs_restart, warnings })
+    }
+
+    /// Whether a changed file causes a reload.
+    pub(super) fn watches_files(&self) -> bool {
+        self.initial_config.server.reload == ReloadTrigger::Watch
+    }
+
+    /// What the last load has read; the same while a reload is running.
+    pub(super) fn last_load(&self) -> LoadRecord {
+        self.last_load.lock().clone()
+    }
+
+    /// Reads the file, and records what was read where files are watched.
+    fn load(&self) -> Result<Config, config::Error> {
+        let (result, files) = load_on_own_thread(&self.initial_config.path);
+        if self.watches_files() {
+            let mut last_load = self.last_load.lock();
+            *last_load = LoadRecord { generation: last_load.generation + 1, files: Arc::new(files) };
+        }
+        result.map(|config| Config { loaded_files: LoadedFiles::default(), ..config })
+    }
+
+    /// Binds each agent to one of the running upstreams. Fails if one names an upstream that was added to the file.
+    fn resolve_upstreams(&self, loaded: &mut Config) -> Result<(), config::Error> {
+        for agent in loaded.agents.values_mut() {
+            let Some(name) = agent.upstream.name() else { continue };
+            let running = UpstreamId::find(name, &self.initial_config.upstreams);
+            let Some(running) = running else {
+                let (key, name) = (format!("agents.{}.upstream", agent.name), name.to_owned());
+                let message =
+                    format!("[upstreams.{name}] is new, and needs a restart before an agent can use it");
+                return Err(config_error(loaded, &key, message));
+            };
+            agent.upstream = running;
+        }
+        Ok(())
+    }
+
+    /// Reads the `ca_file` of the store.
+    fn prepare_trusted_certificates(&self, loaded: &Config) -> Result<Vec<DialerChange<'_>>, SetupError> {
+        match (&loaded.tokens.store, self.token_cache.store()) {
+            (StoreConfig::Redis(redis), Some(store))
+                if same_but_for_ca_file(&loaded.tokens, &self.initial_config.tokens) =>
+            {
+                let of_state = self.state.as_ref().map(|state| state.prepare_ca(redis)).transpose()?;
+                Ok([store.prepare_ca(redis)?].into_iter().chain(of_state.flatten()).collect())
+            }
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    /// Takes up the contents of the store's `ca_file` and of each upstream's.
+    fn replace_trusted_certificates(&self, of_store: Vec<DialerChange<'_>>, upstreams: &[Arc<Settings>]) {
+        let mut has_changed = false;
+        for change in of_store {
+            has_changed |= change();
+        }
+        if has_changed {
+            tracing::info!("tokens.store.ca_file changed, new connections trust its certificates");
+        }
+        for running in &self.upstreams {
+            // By name, because the order may have changed.
+            let loaded = upstreams.iter().find(|loaded| loaded.id().name() == running.id().name());
+            if loaded.is_some_and(|loaded| running.replace_trust(loaded)) {
+                let section = running.id().section();
+                tracing::info!("{section}.ca_file changed, new connections trust its certificates");
+            }
+        }
     }
 
     /// The sections that differ from the configuration at the start and that a reload cannot apply.
@@ -108,15 +228,27 @@ impl Reloader {
         let server = config::ServerConfig {
             tls: initial.server.tls.clone(),
             open: initial.server.open,
+            trusted: initial.server.trusted.clone(),
             ..loaded.server.clone()
         };
+        let with_ca_file_of = |loaded: &config::UpstreamConfig, initial: &config::UpstreamConfig| {
+            config::UpstreamConfig { ca_file: initial.ca_file.clone(), ..loaded.clone() }
+        };
+        let upstream = with_ca_file_of(&loaded.upstream, &initial.upstream);
+        let upstreams = loaded.upstreams.iter().map(|(name, loaded)| {
+            let initial = initial.upstreams.get(name).unwrap_or(loaded);
+            (name.clone(), with_ca_file_of(loaded, initial))
+        });
+        let upstreams: BTreeMap<_, _> = upstreams.collect();
         let sections = [
             ("server", server != initial.server),
-            ("upstream", loaded.upstream != initial.upstream),
-            ("tokens", loaded.tokens != initial.tokens),
+            ("upstream", upstream != initial.upstream),
+            ("upstreams", upstreams != initial.upstreams),
+            ("tokens", !same_but_for_ca_file(&loaded.tokens, &initial.tokens)),
             ("replay", loaded.replay != initial.replay),
             ("admin", loaded.admin != initial.admin),
-            ("log", config::LogConfig { level: initial.log.level, ..loaded.log } != initial.log),
+            ("state", !same_but_for_store(loaded, initial)),
+            ("log", config::LogConfig { level: initial.log.level, ..loaded.log.clone() } != initial.log),
         ];
         sections.into_iter().filter(|(_, changed)| *changed).map(|(section, _)| section).collect()
     }
@@ -130,11 +262,16 @@ impl Reloader {
         tls: Option<&TlsTermination>,
         was_open: bool,
     ) -> Result<(), config::Error> {
-        if !loaded.clients.is_empty() || loaded.server.open {
+        if !loaded.clients.is_empty() || loaded.server.open || self.directory.has_clients_of_state() {
             return Ok(());
         }
         let drops_client_ca =
             self.server.requires_certificate() && !tls.is_some_and(TlsTermination::requires_certificate);
+        let directory = self.directory.load();
+        if !directory.is_complete() && !directory.has_clients() && !drops_client_ca {
+            // As at the start: it is closed until it is known what clients the state has.
+            return Ok(());
+        }
         let exposed = self.bound_addresses.iter().find(|address| !address.is_loopback());
         let reason = match exposed {
             Some(address) => format!("this proxy listens on {address}, which other machines can reach"),
@@ -147,6 +284,23 @@ impl Reloader {
         };
         let advice = "a reload without [clients.*] would open it: keep a client, or set server.open = true to allow it";
         Err(config_error(loaded, "clients", format!("there is none, and {reason}; {advice}")))
+    }
+}
+
+/// Whether two sections `[tokens]` differ at most in the store's `ca_file`, which a reload applies.
+fn same_but_for_ca_file(loaded: &config::TokensConfig, initial: &config::TokensConfig) -> bool {
+    let mut loaded = loaded.clone();
+    if let (StoreConfig::Redis(loaded), StoreConfig::Redis(initial)) = (&mut loaded.store, &initial.store) {
+        loaded.ca_file.clone_from(&initial.ca_file);
+    }
+    loaded == *initial
+}
+
+/// Whether two sections `[state]` differ at most in the store that they share, a change of which is that of `[tokens]`.
+fn same_but_for_store(loaded: &Config, initial: &Config) -> bool {
+    match (&loaded.state, &initial.state) {
+        (Some(StateConfig::Shared(_)), Some(StateConfig::Shared(_))) => true,
+        (loaded, initial) => loaded == initial,
     }
 }
 
@@ -164,18 +318,26 @@ fn reject_lost_includes(loaded: &Config, before: &BTreeMap<String, usize>) -> Re
 }
 
 fn config_error(loaded: &Config, key: &str, message: String) -> config::Error {
-    config::Error { file: loaded.path.clone(), line: None, key: Some(key.to_owned()), message }
+    config::Error {
+        file: loaded.path.clone(),
+        line: None,
+        key: Some(key.to_owned()),
+        message,
+        others: Vec::new(),
+    }
 }
 
-/// Loads the file on a temporary thread. Parsing takes far more memory than its result, and the allocator returns a
-/// thread's memory to the system only when none of it is in use.
-fn load_on_own_thread(path: &Path) -> Result<Config, config::Error> {
-    let loaded = thread::scope(|scope| scope.spawn(|| config::load(path)).join());
-    loaded.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+/// Loads the file on a temporary thread, or in place if none can be had. Parsing takes far more memory than its result,
+/// and the allocator returns a thread's memory to the system only when none of it is in use.
+fn load_on_own_thread(path: &Path) -> (Result<Config, config::Error>, LoadedFiles) {
+    thread::scope(|scope| match thread::Builder::new().spawn_scoped(scope, || config::load_recording(path)) {
+        Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+        Err(_) => config::load_recording(path),
+    })
 }
 
 /// Waits on a separate thread for the last request that uses a directory and frees it there: freeing a large one would
-/// block a worker.
+/// block a worker. Without a thread, the last request does that.
 fn drop_in_background(directory: Arc<Directory>) {
     let drop_when_unused = move || {
         let mut directory = directory;

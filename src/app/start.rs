@@ -3,38 +3,47 @@
 use std::{
     io,
     path::PathBuf,
-    sync::{Arc, Mutex, OnceLock},
+    sync::{Arc, OnceLock},
     thread,
+    time::{Duration, SystemTime},
 };
+
+use parking_lot::Mutex;
 
 use arc_swap::ArcSwap;
 use tokio::{
     runtime::Handle,
     sync::{Semaphore, mpsc, watch},
+    task::JoinSet,
 };
 
 use super::{
-    App, export_task::ExportTask, prepared_config::PreparedConfig, reloader::Reloader, worker::WorkerSpec,
+    App,
+    directory_with_state::DirectoryWithState,
+    export_task::ExportTask,
+    file_watch,
+    prepared_config::PreparedConfig,
+    proxy_settings::proxy_settings,
+    reloader::{LoadRecord, Reloader},
+    worker::WorkerSpec,
 };
 use crate::{
     admin::{self, Admin},
-    config::{Address, Config},
+    callbacks::Callbacks,
+    config::{Address, Config, LogConfig, SocketAccess},
     directory::Directory,
     inspector::RecentExchanges,
-    limits::{RateLimiterFactory, concurrency_limit::ConcurrencyLimit, wait_limit::WaitLimit},
     proxy::{ProxySettings, Sinks},
-    request_body::{BodyLimits, ReplayBudget},
     server::{self, BoundListener, Inherited, InheritedError, Server},
+    state::{OpenError, State},
     store::{self, Store},
+    suites::Suites,
     telemetry::{
         access_log::AccessLog,
         metrics::Metrics,
         traces::{Collector, Traces},
     },
-    tokens::{
-        self, TokenService,
-        fetch::{GettokenThread, call_timeout},
-    },
+    tokens::{self, TokenCache, fetch::GettokenThread},
     upstream::Settings,
 };
 
@@ -49,9 +58,26 @@ pub enum StartError {
         /// The error of bind or listen.
         error: io::Error,
     },
+    /// The file of the access log cannot be written.
+    #[error("log.access_file: cannot open {} for writing: {error}; make its directory, and let this user write there", path.display())]
+    AccessLog {
+        /// The file, as configured.
+        path: PathBuf,
+        /// The error of open.
+        error: io::Error,
+    },
     /// An inherited socket cannot be used.
     #[error(transparent)]
     Inherited(#[from] InheritedError),
+    /// The proxy would be open on an address that other machines can reach.
+    #[error(transparent)]
+    Open(#[from] crate::config::Error),
+    /// The state cannot be opened.
+    #[error(transparent)]
+    State(#[from] OpenError),
+    /// The callbacks cannot be served.
+    #[error("cannot serve callbacks: {0}")]
+    Callbacks(#[source] io::Error),
     /// A thread or runtime could not be created.
     #[error("cannot start a worker: {0}")]
     Worker(#[from] io::Error),
@@ -75,6 +101,8 @@ pub struct StartOptions {
     pub inherited: Inherited,
     /// A running access log; without it, one to stderr is started.
     pub access_log: Option<AccessLog>,
+    /// The time between two polls of watched files, for tests; `None`: 5 s.
+    pub watch_interval: Option<Duration>,
 }
 
 impl App {
@@ -85,19 +113,16 @@ impl App {
 
     /// [`App::start`] with inherited sockets or a running access log.
     pub fn start_with(prepared: PreparedConfig, options: StartOptions) -> Result<Self, StartError> {
-        let StartOptions { mut inherited, access_log } = options;
-        let PreparedConfig { mut config, upstream, tls, store, collector } = prepared;
+        let StartOptions { mut inherited, access_log, watch_interval } = options;
+        let PreparedConfig { mut config, upstreams, tls, store, collector } = prepared;
+        let token_cache = build_token_cache(&config, &upstreams, store)?;
+        let opened = DirectoryWithState::open(&mut config, &token_cache)?;
+        opened.reject_unintended_open(&config)?;
+        let DirectoryWithState { directory, updater, suites, state } = opened;
         let listeners = Listeners::open(&config, &mut inherited)?;
-        inherited.ensure_all_used()?;
-
-        let token_service = build_token_service(&config, &upstream, store)?;
-        let limits = rate_limiters(&token_service);
-        let directory = Directory::new(&mut config, &token_service, &limits, None);
-        let directory = Arc::new(ArcSwap::from_pointee(directory));
-        config.warnings = Vec::new();
-        let include_counts = Mutex::new(std::mem::take(&mut config.include_counts));
-        let replay_dir = config.replay.dir.clone().unwrap_or_else(std::env::temp_dir);
-        let settings = Arc::new(proxy_settings(&config, replay_dir));
+        let callbacks = start_callbacks(&config, &suites, state.as_ref())?;
+        let settings = Arc::new(proxy_settings(&config, &upstreams, callbacks, state.clone(), suites));
+        settings.quotas.spawn_merging(token_cache.store().cloned(), &Handle::current());
         let (stopping, stop_seen) = watch::channel(false);
         let (ended, end_seen) = watch::channel(false);
         let server = Arc::new(Server::new(&config.server, Arc::new(tls.into()), stop_seen.clone()));
@@ -108,28 +133,33 @@ impl App {
             bound: Arc::new(listeners.proxy),
             directory: directory.clone(),
             settings: settings.clone(),
-            upstream,
             ended: end_seen.clone(),
             open_guard,
         };
         let workers = spawn_workers(spec, &observers, config.admin.is_some())?;
-        let shutdown_grace = config.server.shutdown_grace;
         let reloader = Arc::new(Reloader {
+            last_load: Mutex::new(LoadRecord::of_start(&mut config)),
+            include_counts: Mutex::new(std::mem::take(&mut config.include_counts)),
             initial_config: config,
-            directory,
-            token_service,
-            limits,
+            directory: updater,
+            quotas: settings.quotas.clone(),
+            token_cache,
             server: server.clone(),
+            upstreams: upstreams.clone(),
             log_handle: OnceLock::new(),
             bound_addresses: listeners.addresses.clone(),
-            include_counts,
+            state,
+            callbacks: settings.callbacks.clone(),
+            suites: settings.suites.clone(),
+            last_reload: Arc::default(),
         });
+        file_watch::start(&reloader, watch_interval, &stop_seen);
         let addresses = [&listeners.addresses[..], &listeners.admin_addresses[..]].concat();
-        let admin = Arc::new(build_admin(&reloader, &settings, &observers, addresses, stop_seen));
+        let admin = Arc::new(build_admin(&reloader, directory, &settings, &observers, addresses, stop_seen));
         spawn_admin(&admin, listeners.admin, &end_seen)?;
         Ok(Self {
+            shutdown_grace: reloader.initial_config.server.shutdown_grace,
             reloader,
-            shutdown_grace,
             server,
             listeners_closed,
             settings,
@@ -140,6 +170,7 @@ impl App {
             admin_addresses: listeners.admin_addresses,
             access_log: observers.access_log,
             export_task: observers.export_task,
+            _probes: spawn_probes(&upstreams),
         })
     }
 }
@@ -154,9 +185,11 @@ struct Listeners {
 
 impl Listeners {
     fn open(config: &Config, inherited: &mut Inherited) -> Result<Self, StartError> {
-        let proxy = open_listeners(&config.server.listen, inherited)?;
         let admin_listen = config.admin.as_ref().map_or(&[][..], |admin| &admin.listen);
-        let admin = open_listeners(admin_listen, inherited)?;
+        // Before any address is bound: one that overlaps with an inherited socket could not be.
+        inherited.ensure_configured(&[&config.server.listen[..], admin_listen].concat())?;
+        let proxy = open_listeners(&config.server.listen, inherited, &config.server.socket_access)?;
+        let admin = open_listeners(admin_listen, inherited, &SocketAccess::default())?;
         let addresses = proxy.iter().map(BoundListener::local_address).collect();
         let admin_addresses = admin.iter().map(BoundListener::local_address).collect();
         Ok(Self { proxy, admin, addresses, admin_addresses })
@@ -166,56 +199,56 @@ impl Listeners {
 fn open_listeners(
     addresses: &[Address],
     inherited: &mut Inherited,
+    socket_access: &SocketAccess,
 ) -> Result<Vec<BoundListener>, StartError> {
     let open = |address: &Address| match inherited.take_for_address(address) {
         Some(bound) => Ok(bound),
-        None => BoundListener::open(address)
+        None => BoundListener::open(address, socket_access)
             .map_err(|error| StartError::Listen { address: address.clone(), error }),
     };
     addresses.iter().map(open).collect()
 }
 
-fn build_token_service(
+fn build_token_cache(
     config: &Config,
-    upstream: &Arc<Settings>,
+    upstreams: &[Arc<Settings>],
     store: Option<store::PreparedStore>,
-) -> Result<Arc<TokenService>, StartError> {
-    let fetcher = GettokenThread::start(upstream.clone(), call_timeout(&config.upstream))?;
+) -> Result<Arc<TokenCache>, StartError> {
+    let fetcher = GettokenThread::start(upstreams.to_vec())?;
     let settings = tokens::RefreshSettings {
         refresh_ahead: config.tokens.refresh_ahead,
         renewals_per_hour: config.tokens.renewals_per_hour,
     };
     let runtime = Handle::current();
     Ok(match store {
-        None => TokenService::new(Box::new(fetcher), runtime, settings),
+        None => TokenCache::new(Box::new(fetcher), runtime, settings),
         Some(store) => {
             let store = Store::open(store, &runtime);
-            TokenService::with_store(Box::new(fetcher), runtime, settings, store)
+            TokenCache::with_store(Box::new(fetcher), runtime, settings, store)
         }
     })
 }
 
-/// The rate limiters of the replicas together where there is a store, else of this process.
-fn rate_limiters(token_service: &TokenService) -> RateLimiterFactory {
-    token_service
-        .store()
-        .map(|store| RateLimiterFactory::with_store(store, &Handle::current()))
-        .unwrap_or_default()
+/// The service for callbacks; where there is a state, a reload can add some.
+fn start_callbacks(
+    config: &Config,
+    suites: &Arc<Suites>,
+    state: Option<&Arc<State>>,
+) -> Result<Option<Arc<Callbacks>>, StartError> {
+    let start = |state: &Arc<State>| Callbacks::start(state.clone(), suites.clone(), &config.callbacks);
+    state.map(start).transpose().map_err(StartError::Callbacks)
 }
 
-fn proxy_settings(config: &Config, replay_dir: PathBuf) -> ProxySettings {
-    ProxySettings {
-        refresh_errcodes: config.tokens.refresh_errcodes.clone(),
-        body_limits: BodyLimits {
-            max_bytes: config.server.max_request_body,
-            idle_timeout: config.server.body_timeout,
-        },
-        replay_budget: Arc::new(ReplayBudget::new(config.replay.memory, config.replay.disk, replay_dir)),
-        in_flight: Arc::new(ConcurrencyLimit::new(config.upstream.max_in_flight)),
-        wait_limit: WaitLimit::new(config.upstream.max_in_flight),
-        queue_timeout: config.upstream.queue_timeout,
-        upstream_authority: config.upstream.authority.clone(),
+/// Starts a task for each egress proxy, which probes it when it is down. They end when the set is dropped.
+fn spawn_probes(upstreams: &[Arc<Settings>]) -> JoinSet<()> {
+    let mut probes = JoinSet::new();
+    for upstream in upstreams {
+        for nth in 0..upstream.egress_proxies().count() {
+            let upstream = upstream.clone();
+            probes.spawn(async move { upstream.probe_egress_proxy(nth).await });
+        }
     }
+    probes
 }
 
 /// The sinks that observe requests, shared by all workers.
@@ -233,10 +266,14 @@ impl Observers {
         config: &Config,
         access_log: Option<AccessLog>,
         collector: Option<Collector>,
-    ) -> io::Result<Self> {
+    ) -> Result<Self, StartError> {
         let workers = thread::available_parallelism().map_or(1, usize::from);
-        let access_log = access_log.map_or_else(|| AccessLog::start_on_stderr(config.log, workers), Ok)?;
-        let metrics = Arc::new(Metrics::default());
+        let access_log = match access_log {
+            Some(running) => running,
+            None => start_access_log(&config.log, workers)?,
+        };
+        let series = config.admin.as_ref().map(|admin| admin.metrics).unwrap_or_default();
+        let metrics = Arc::new(Metrics::new(series));
         let capacity = config.admin.as_ref().map_or(0, |admin| admin.recent);
         let recent = Arc::new(RecentExchanges::new(capacity, workers));
         let export_task = collector.map(|collector| ExportTask::start(collector, config, workers));
@@ -246,6 +283,13 @@ impl Observers {
     fn traces(&self) -> Option<&Traces> {
         self.export_task.as_ref().map(|task| &task.traces)
     }
+}
+
+fn start_access_log(log: &LogConfig, workers: usize) -> Result<AccessLog, StartError> {
+    AccessLog::start_configured(log, workers).map_err(|error| match &log.access_file {
+        Some(path) => StartError::AccessLog { path: path.clone(), error },
+        None => StartError::Worker(error),
+    })
 }
 
 /// Starts the workers. Takes `spec`, so that from then on only the workers keep the listeners open.
@@ -269,6 +313,7 @@ fn spawn_workers(
 
 fn build_admin(
     reloader: &Arc<Reloader>,
+    directory: Arc<ArcSwap<Directory>>,
     settings: &Arc<ProxySettings>,
     observers: &Observers,
     addresses: Vec<Address>,
@@ -277,21 +322,33 @@ fn build_admin(
     let config = &reloader.initial_config;
     let reload = reloader.clone();
     Admin {
-        key: config.admin.as_ref().and_then(|admin| admin.key_sha256),
-        directory: reloader.directory.clone(),
+        keys: admin::AdminKeys {
+            operator: config.admin.as_ref().and_then(|admin| admin.key_sha256),
+            reader: config.admin.as_ref().and_then(|admin| admin.reader_key_sha256),
+        },
+        trace_url: config.admin.as_ref().and_then(|admin| admin.trace_url.as_deref().map(str::to_owned)),
+        directory,
         listeners: addresses,
+        proxy_listeners: reloader.bound_addresses.clone(),
         tls: config.server.tls.is_some(),
         stopping,
+        started_at: SystemTime::now(),
         metrics: observers.metrics.clone(),
         recent: observers.recent.clone(),
         traces: observers.traces().cloned(),
-        connections: admin::AdminConnectionLimiter::new(server::max_admin_connections()),
+        connections: server::ConnectionLimiter::new(
+            server::max_admin_connections(),
+            server::EvictionPolicy::EvictActive,
+        ),
         stream_permits: Arc::new(Semaphore::new(admin::MAX_STREAM_READERS)),
-        token_service: reloader.token_service.clone(),
+        token_cache: reloader.token_cache.clone(),
+        state: reloader.state.clone(),
+        client_writes: tokio::sync::Mutex::default(),
         server: reloader.server.clone(),
         settings: settings.clone(),
         access_log: observers.access_log.clone(),
         reload: Box::new(move || reload.reload().map_err(|error| error.to_string())),
+        last_reload: reloader.last_reload.clone(),
     }
 }
 

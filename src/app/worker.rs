@@ -13,7 +13,6 @@ use crate::{
     directory::Directory,
     proxy::{Proxy, ProxySettings, Sinks},
     server::{self, BoundListener, Server},
-    upstream::{Settings, Upstream},
 };
 
 /// The parts that every worker needs.
@@ -23,7 +22,6 @@ pub(super) struct WorkerSpec {
     pub(super) bound: Arc<Vec<BoundListener>>,
     pub(super) directory: Arc<ArcSwap<Directory>>,
     pub(super) settings: Arc<ProxySettings>,
-    pub(super) upstream: Arc<Settings>,
     pub(super) ended: watch::Receiver<bool>,
     /// Kept by every listener as long as it is open.
     pub(super) open_guard: mpsc::Sender<()>,
@@ -32,11 +30,11 @@ pub(super) struct WorkerSpec {
 impl WorkerSpec {
     /// Starts a worker thread.
     pub(super) fn spawn(self, nth: usize, sinks: Sinks) -> io::Result<thread::JoinHandle<()>> {
-        let Self { server, bound, directory, settings, upstream, ended, open_guard } = self;
+        let Self { server, bound, directory, settings, ended, open_guard } = self;
         let work = move || -> io::Result<()> {
             let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
             runtime.block_on(async {
-                let proxy = Rc::new(Proxy::new(directory, settings, Upstream::new(upstream), Rc::new(sinks)));
+                let proxy = Rc::new(Proxy::new(directory, settings, Rc::new(sinks)));
                 run_worker(bound, &server, &proxy, open_guard, ended).await
             })
         };

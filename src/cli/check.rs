@@ -1,33 +1,76 @@
 //! `check`: validates the configuration and shows its agents and clients; `--online` also checks each agent at WeCom.
 
+mod callbacks;
 mod json;
 mod online_text;
+mod problem_json;
+mod problem_text;
+mod suites_json;
+mod suites_text;
 
 use std::path::Path;
 
-use super::online_check::{self, OnlineReport};
+use super::online_check::{self, AgentSelection, OnlineReport};
 use super::{
-    CliError, block_on, prepare, print,
+    CliError, PrepareError, block_on,
+    input::load_input,
+    print,
     style::{Cell, Style, Styler},
 };
 use crate::{
     app::PreparedConfig,
-    config::{AgentSet, ClientConfig, Config, Warning},
+    config::{self, AgentConfig, AgentSet, ClientConfig, Config, SecretMode, Warning},
+    state::maintenance,
 };
 
 /// The options of `check`.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Default)]
 pub struct CheckOptions {
     /// Check each agent at WeCom, and the store.
     pub online: bool,
     /// Print one JSON object instead of tables.
     pub json: bool,
+    /// Read no secret, and none of the files that the configuration names.
+    pub no_secrets: bool,
+    /// Only these agents are checked at WeCom; empty for all.
+    pub agents: Vec<String>,
+    /// Check every agent at WeCom, whatever the ones before it said.
+    pub keep_going: bool,
+}
+
+/// A valid configuration.
+enum Checked {
+    /// With the files that it names.
+    Prepared(Box<PreparedConfig>),
+    /// Alone.
+    ConfigOnly(Box<Config>),
+}
+
+impl Checked {
+    fn load(path: &Path, no_secrets: bool) -> Result<Self, PrepareError> {
+        let secrets = if no_secrets { SecretMode::Unread } else { SecretMode::Required };
+        let config = load_input(path, secrets)?;
+        if no_secrets {
+            return Ok(Self::ConfigOnly(Box::new(config)));
+        }
+        let prepared =
+            PreparedConfig::new(config).map_err(|error| PrepareError::Setup(path.to_owned(), error))?;
+        Ok(Self::Prepared(Box::new(prepared)))
+    }
+
+    fn config(&self) -> &Config {
+        match self {
+            Self::Prepared(prepared) => prepared.config(),
+            Self::ConfigOnly(config) => config,
+        }
+    }
 }
 
 /// Prints the agents and clients and the result of the online check to stdout, warnings to stderr.
-pub fn check(path: &Path, CheckOptions { online, json }: CheckOptions) -> Result<(), CliError> {
-    let prepared = match prepare(path) {
-        Ok(prepared) => prepared,
+pub fn check(path: &Path, options: &CheckOptions) -> Result<(), CliError> {
+    let json = options.json;
+    let checked = match Checked::load(path, options.no_secrets) {
+        Ok(checked) => checked,
         Err(error) => {
             if json {
                 print(json::invalid_config(path, &error))?;
@@ -35,20 +78,25 @@ pub fn check(path: &Path, CheckOptions { online, json }: CheckOptions) -> Result
             return Err(error.into());
         }
     };
+    let config = checked.config();
+    let openness = Openness::of(config, options.no_secrets);
     if !json {
-        print_warnings(prepared.warnings());
+        print_warnings(&config.warnings);
         print(format!(
-            "{}\n{} is valid\n",
-            overview_text(prepared.config(), Styler::stdout()),
-            path.display()
+            "{}{}{}\n{} is valid\n",
+            overview_text(config, openness, Styler::stdout()),
+            suites_text::overview_text(config, Styler::stdout()),
+            callbacks_text(config, Styler::stdout()),
+            config.path.display()
         ))?;
     }
-    let report = if online { Some(run_online_check(&prepared)?) } else { None };
+    let report = match &checked {
+        Checked::Prepared(prepared) if options.online => Some(run_online_check(prepared, options)?),
+        _ => None,
+    };
     match (&report, json) {
-        (report, true) => print(json::valid_config(prepared.config(), report.as_ref()))?,
-        (Some(report), false) => {
-            print(online_text::report_text(prepared.config(), report, Styler::stdout()))?
-        }
+        (report, true) => print(json::valid_config(config, openness, report.as_ref()))?,
+        (Some(report), false) => print(online_text::report_text(config, report, Styler::stdout()))?,
         (None, false) => {}
     }
     match report {
@@ -57,51 +105,143 @@ pub fn check(path: &Path, CheckOptions { online, json }: CheckOptions) -> Result
     }
 }
 
-fn run_online_check(prepared: &PreparedConfig) -> Result<OnlineReport, CliError> {
-    block_on(async { Ok(online_check::run(prepared.config(), prepared.upstream()).await) })
+fn run_online_check(prepared: &PreparedConfig, options: &CheckOptions) -> Result<OnlineReport, CliError> {
+    let config = prepared.config();
+    if let Some(unknown) = options.agents.iter().find(|name| !config.agents.contains_key(*name)) {
+        let path = config.path.display();
+        return Err(CliError::config(format!("--agent {unknown}: there is no agent of this name in {path}")));
+    }
+    let selection = AgentSelection { names: &options.agents, keep_going: options.keep_going };
+    block_on(async { Ok(online_check::run(config, prepared.upstreams(), selection).await) })
 }
 
 /// Prints all warnings with one write, because there may be one for each of very many agents.
 fn print_warnings(warnings: &[Warning]) {
     let label = Styler::stderr().apply(Style::Warning, "warning");
-    eprint!("{}", warnings.iter().map(|warning| format!("{label}: {warning}\n")).collect::<String>());
+    let texts = config::summarize_warnings(warnings);
+    eprint!("{}", texts.iter().map(|warning| format!("{label}: {warning}\n")).collect::<String>());
 }
 
-fn overview_text(config: &Config, styler: Styler) -> String {
+/// Whether callers without a key are served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Openness {
+    /// There is no client, or `server.open` is set.
+    Open,
+    /// The files have a client.
+    Closed,
+    /// The state alone has so many.
+    ClosedByState(usize),
+    /// It depends on a state that cannot be read here.
+    Unknown,
+}
+
+impl Openness {
+    /// The state is read only with its key.
+    fn of(config: &Config, no_secrets: bool) -> Self {
+        match &config.state {
+            _ if !config.is_open() => Self::Closed,
+            Some(_) if no_secrets && !config.server.open => Self::Unknown,
+            Some(state) if !config.server.open => match maintenance::count_clients(state) {
+                Some(0) => Self::Open,
+                Some(clients) => Self::ClosedByState(clients),
+                None => Self::Unknown,
+            },
+            _ => Self::Open,
+        }
+    }
+}
+
+fn overview_text(config: &Config, openness: Openness, styler: Styler) -> String {
+    let has_upstreams = !config.upstreams.is_empty();
     let agents = config.agents.values().map(|agent| {
-        vec![
+        let mut row = vec![
             Cell::plain(&agent.name),
             Cell::plain(&agent.corpid),
-            Cell::optional(agent.agentid),
-            Cell::styled(Style::Good, "found"),
-            Cell::optional(agent.limit.as_ref()),
-        ]
+            Cell::optional(agent.settings.agentid),
+            secret_cell(agent),
+            Cell::optional(agent.settings.limit.as_ref()),
+        ];
+        row.extend(has_upstreams.then(|| Cell::plain(config.upstream_of(agent).base_url())));
+        row
     });
-    let mut text = styler.render_table(&["AGENT", "CORPID", "AGENTID", "SECRET", "LIMIT"], agents.collect());
+    let mut headings = vec!["AGENT", "CORPID", "AGENTID", "SECRET", "LIMIT"];
+    headings.extend(has_upstreams.then_some("UPSTREAM"));
+    let mut text = styler.render_table(&headings, agents.collect());
     text.push('\n');
     if config.clients.is_empty() {
-        text.push_str("No clients: the proxy is open to every client that can connect.\n");
+        text.push_str(&match openness {
+            Openness::ClosedByState(clients) => {
+                format!("No clients in the files, {clients} in the state: callers need the key of one.\n")
+            }
+            Openness::Unknown => {
+                "No clients in the files, and the state cannot be read here: without one in it, the proxy is open to every \
+                 client that can connect.\n"
+                    .to_owned()
+            }
+            _ => "No clients: the proxy is open to every client that can connect.\n".to_owned(),
+        });
         return text;
     }
-    let clients = config.clients.values().map(|client| {
-        vec![
-            Cell::plain(&client.name),
-            Cell::plain(allowed_agents(client).join(", ")),
-            Cell::plain(allowed_calls(client).join(", ")),
-            Cell::optional(client.limit.as_ref()),
-        ]
-    });
-    text.push_str(&styler.render_table(&["CLIENT", "AGENTS", "ALLOW", "LIMIT"], clients.collect()));
+    text.push_str(&clients_table(config, styler));
     if config.is_open() {
         text.push_str("\nCallers without a key are served too (server.open).\n");
     }
     text
 }
 
+fn secret_cell(agent: &AgentConfig) -> Cell {
+    match agent.secrets.len() {
+        _ if agent.secrets.iter().any(|secret| config::is_unread(&secret.value)) => Cell::plain("not read"),
+        1 => Cell::styled(Style::Good, "found"),
+        _ => Cell::styled(Style::Good, "found, two set"),
+    }
+}
+
+/// The clients; how many keys they have only where one has several, which is so while a key is changed.
+fn clients_table(config: &Config, styler: Styler) -> String {
+    let shows_keys = config.clients.values().any(|client| client.keys.len() > 1);
+    let keys_cell = |client: &ClientConfig| match client.keys.len() {
+        1 => Cell::plain("one"),
+        2 => Cell::styled(Style::Warning, "two set"),
+        count => Cell::styled(Style::Warning, format!("{count} set")),
+    };
+    let rows = config.clients.values().map(|client| {
+        let mut row = vec![Cell::plain(&client.name), Cell::plain(allowed_agents(client).join(", "))];
+        row.extend(shows_keys.then(|| keys_cell(client)));
+        row.push(Cell::plain(allowed_calls(client).join(", ")));
+        row.push(Cell::optional(client.limit.as_ref()));
+        row
+    });
+    let titles: &[&str] = match shows_keys {
+        true => &["CLIENT", "AGENTS", "KEYS", "ALLOW", "LIMIT"],
+        false => &["CLIENT", "AGENTS", "ALLOW", "LIMIT"],
+    };
+    styler.render_table(titles, rows.collect())
+}
+
+/// The receiver URLs and their targets; nothing without any.
+fn callbacks_text(config: &Config, styler: Styler) -> String {
+    if config.callbacks.is_empty() {
+        return String::new();
+    }
+    let callbacks = config.callbacks.values().map(|callback| {
+        let receive_ids =
+            callback.receive_ids.iter().map(|id| if id.is_empty() { "(empty)" } else { id.as_str() });
+        let targets = callback.targets.iter().map(|target| &*target.name);
+        vec![
+            Cell::plain(format!("/callbacks/{}", callback.name)),
+            Cell::plain(receive_ids.collect::<Vec<_>>().join(", ")),
+            Cell::plain(targets.collect::<Vec<_>>().join(", ")),
+        ]
+    });
+    format!("\n{}", styler.render_table(&["CALLBACK", "RECEIVEID", "TARGETS"], callbacks.collect()))
+}
+
 /// The agents that the client may use; `*` for all.
 fn allowed_agents(client: &ClientConfig) -> Vec<&str> {
     match &client.agents {
         AgentSet::All => vec!["*"],
+        AgentSet::AllWith(names) => ["*"].into_iter().chain(names.iter().map(String::as_str)).collect(),
         AgentSet::Named(names) => names.iter().map(String::as_str).collect(),
     }
 }

@@ -1,6 +1,8 @@
 //! `demo`: the simulator with one proxy or several in one process, and three curl commands to try.
 
+mod callbacks;
 mod replicas;
+mod suites;
 
 use std::{
     fs, io,
@@ -13,7 +15,8 @@ use self::replicas::{LoadBalancer, RedisProcess, random_store_key};
 use super::{CliError, block_on, print, run};
 use crate::{
     app::{App, PreparedConfig},
-    config::{self, Address},
+    config::{self, Address, KeyHash, SocketAccess},
+    secret::hex,
     server::BoundListener,
     simulator::{Settings, SimulatedAgent, Simulator},
     telemetry::logs::LogHandle,
@@ -24,31 +27,47 @@ const DEFAULT_PROXY_PORT: u16 = 8080;
 /// The port of the simulator's control API, which is the default of `simulator --control`.
 const DEFAULT_CONTROL_PORT: u16 = 8082;
 
-/// Runs the demo until SIGTERM or SIGINT: one proxy, or several that share their tokens through Redis. Without
-/// `listen`, the proxy takes the default port, or a free one if that is taken.
-pub fn demo(listen: Option<SocketAddr>, replicas: u8, redis: Option<String>) -> Result<(), CliError> {
-    // An error of `config` would name the generated file instead of the option.
-    if redis.as_ref().is_some_and(|url| !["redis://", "rediss://"].iter().any(|start| url.starts_with(start)))
-    {
-        let message = "--redis must start with redis:// or rediss://, as in redis://127.0.0.1:6379/0";
-        return Err(CliError::config(message));
-    }
+/// An agent of the simulator that the demo's proxy does not know until it is added.
+const NEW_AGENT: &str = "it";
+
+/// The options of `demo`.
+#[derive(Debug, Clone)]
+pub struct DemoOptions {
+    /// The proxy's address; without it, the default port, or a free one if that is taken.
+    pub listen: Option<SocketAddr>,
+    /// Number of proxies, which share their tokens through Redis if they are several.
+    pub replicas: u8,
+    /// The URL of that Redis.
+    pub redis: Option<String>,
+    /// Show a service provider with a suite in place of agents.
+    pub suite: bool,
+}
+
+/// Runs the demo until SIGTERM or SIGINT.
+pub fn demo(DemoOptions { listen, replicas, redis, suite }: DemoOptions) -> Result<(), CliError> {
+    check_redis_url(redis.as_deref())?;
     let wanted = listen.unwrap_or(loopback(DEFAULT_PROXY_PORT));
     let control = if wanted.port() == 0 { 0 } else { DEFAULT_CONTROL_PORT };
     let listen = listen.unwrap_or_else(default_or_free_address);
     block_on(async {
-        let settings = Settings::default();
+        let hangup = run::catch_hangup()?;
+        let settings = if suite { suites::simulator_settings() } else { Settings::default() };
         let agents = settings.agents.clone();
-        let simulator = start_simulator(settings, control).await?;
+        let simulator = start_simulator(settings.clone(), control).await?;
         let no_dir = |error| {
             CliError::other(format!("cannot make a temporary directory for the demo's proxy.toml: {error}"))
         };
         let dir = tempfile::tempdir().map_err(no_dir)?;
+        let ports = (wanted.port(), control);
+        if suite {
+            let sections = suites::config_sections(&dir, &settings);
+            let started = start_proxy(&config_text(listen, &simulator, &agents, &sections), &dir, &agents)?;
+            suites::print_instructions(&started.0, ports, &simulator)?;
+            return run::run_until_signal(started.0, hangup, &started.1).await;
+        }
         if replicas == 1 && redis.is_none() {
-            let (app, log_handle) =
-                start_proxy(&config_text(listen, &simulator, &agents, ""), &dir, &agents)?;
-            print_instructions(&app, wanted.port(), &simulator, control)?;
-            return run::run_until_signal(app, &log_handle).await;
+            let (app, log_handle) = start_with_state(listen, ports, &simulator, &dir, &agents)?;
+            return run::run_until_signal(app, hangup, &log_handle).await;
         }
         let (url, _server) = match redis {
             Some(url) => (url, None),
@@ -66,7 +85,7 @@ pub fn demo(listen: Option<SocketAddr>, replicas: u8, redis: Option<String>) -> 
         for app in [&first].into_iter().chain(&others) {
             replicas::wait_for_store(app).await?;
         }
-        let dashboards = dashboard_urls([&first].into_iter().chain(&others));
+        let dashboards = dashboard_urls([&first].into_iter().chain(&others), "");
         print_replica_instructions(
             balancer.address(),
             &dashboards,
@@ -76,7 +95,7 @@ pub fn demo(listen: Option<SocketAddr>, replicas: u8, redis: Option<String>) -> 
             control,
         )?;
         balancer.serve([&first].into_iter().chain(&others).flat_map(App::addresses));
-        let outcome = run::run_until_signal(first, &log_handle).await;
+        let outcome = run::run_until_signal(first, hangup, &log_handle).await;
         for app in others {
             app.shutdown().await;
         }
@@ -84,9 +103,41 @@ pub fn demo(listen: Option<SocketAddr>, replicas: u8, redis: Option<String>) -> 
     })
 }
 
+/// An error of `config` would name the generated file instead of the option.
+fn check_redis_url(url: Option<&str>) -> Result<(), CliError> {
+    match url.is_none_or(|url| ["redis://", "rediss://"].iter().any(|start| url.starts_with(start))) {
+        true => Ok(()),
+        false => Err(CliError::config(
+            "--redis must start with redis:// or rediss://, as in redis://127.0.0.1:6379/0",
+        )),
+    }
+}
+
+/// Starts the only proxy, with a state and an admin key, and prints what to try. `ports` are the wanted ones of the proxy
+/// and of the simulator's control API.
+fn start_with_state(
+    listen: SocketAddr,
+    ports: (u16, u16),
+    simulator: &Simulator,
+    dir: &TempDir,
+    agents: &[SimulatedAgent],
+) -> Result<(App, LogHandle), CliError> {
+    let new_agent = SimulatedAgent::new(NEW_AGENT, &random_store_key(), 1_000_004);
+    simulator.add_agent(new_agent.clone());
+    let admin_key = random_store_key();
+    let sections = format!(
+        "key_sha256 = \"{}\"\n{}",
+        hex::encode(KeyHash::of(&admin_key).as_bytes()),
+        callbacks::config_sections(dir, simulator.control_addr())
+    );
+    let started = start_proxy(&config_text(listen, simulator, agents, &sections), dir, agents)?;
+    print_instructions(&started.0, ports, simulator, (&admin_key, &new_agent))?;
+    Ok(started)
+}
+
 /// The default address, or one with port 0 if the default is taken.
 fn default_or_free_address() -> SocketAddr {
-    match BoundListener::open(&Address::Tcp(loopback(DEFAULT_PROXY_PORT))) {
+    match BoundListener::open(&Address::Tcp(loopback(DEFAULT_PROXY_PORT)), &SocketAccess::default()) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => loopback(0),
         _ => loopback(DEFAULT_PROXY_PORT),
     }
@@ -122,7 +173,7 @@ fn start_proxy(text: &str, dir: &TempDir, agents: &[SimulatedAgent]) -> Result<(
     let secret =
         |name: &str| agents.iter().find(|agent| agent.name == name).map(|agent| agent.secret.clone());
     let config = config::load_with_env(&path, &secret).map_err(CliError::other)?;
-    let log_handle = LogHandle::start(config.log).map_err(CliError::other)?;
+    let log_handle = LogHandle::start(&config.log).map_err(CliError::other)?;
     let app = App::start(PreparedConfig::new(config).map_err(CliError::other)?).map_err(CliError::other)?;
     Ok((app, log_handle))
 }
@@ -139,13 +190,16 @@ async fn start_simulator(settings: Settings, control: u16) -> Result<Simulator, 
 /// Prints commands to try, which work as printed, and a note if a port is not the wanted one.
 fn print_instructions(
     app: &App,
-    wanted: u16,
+    (wanted, wanted_control): (u16, u16),
     simulator: &Simulator,
-    wanted_control: u16,
+    (admin_key, new_agent): (&str, &SimulatedAgent),
 ) -> Result<(), CliError> {
     let Some(Address::Tcp(proxy)) = app.addresses().first() else { return Ok(()) };
     let (proxy, control) = (connectable_address(*proxy), simulator.control_addr());
-    let dashboards = dashboard_urls([app].into_iter());
+    let dashboard = dashboard_urls([app].into_iter(), &format!("demo:{admin_key}@"));
+    let admin = dashboard_urls([app].into_iter(), "");
+    let SimulatedAgent { name, corpid, secret, .. } = new_agent;
+    simulator.add_callback(callbacks::console_settings(proxy));
     let notes = port_taken_note("proxy", wanted, proxy)
         + &port_taken_note("simulator's control address", wanted_control, control);
     print(format!(
@@ -160,16 +214,22 @@ curl 'http://{proxy}/hr/cgi-bin/message/send' -d '{{"touser":"zhangsan","msgtype
 # 3. The token is revoked, and the next call succeeds all the same: see X-Wecom-Retried
 curl -s -X POST 'http://{control}/control/revoke?agent=hr' && curl -i 'http://{proxy}/hr/cgi-bin/user/get?userid=zhangsan'
 
-Dashboard of the proxy, for a browser: {dashboards}
+WeCom pushes an event to the proxy, which delivers it to a program; what that received:
+  curl -X POST 'http://{control}/control/push?callback=hr&event=change_contact'
+  curl 'http://{control}/control/deliveries'
+
+To add an agent while it runs, and use it: curl -X PUT '{admin}api/agents/{name}' -H 'Authorization: Bearer {admin_key}' -H 'Content-Type: application/json' -d '{{"corpid":"{corpid}","secret":"{secret}"}}' && curl 'http://{proxy}/{name}/cgi-bin/user/get?userid=zhangsan'
+
+Dashboard of the proxy, for a browser: {dashboard}
 Commands of the simulator: curl http://{control}/control    Stop: Ctrl-C
 "#
     ))
 }
 
-/// The dashboards' URLs.
-fn dashboard_urls<'a>(apps: impl Iterator<Item = &'a App>) -> String {
+/// The dashboards' URLs; `login` stands before the host.
+fn dashboard_urls<'a>(apps: impl Iterator<Item = &'a App>, login: &str) -> String {
     let addresses = apps.flat_map(App::admin_addresses).filter_map(|address| match address {
-        Address::Tcp(address) => Some(format!("http://{}/", connectable_address(*address))),
+        Address::Tcp(address) => Some(format!("http://{login}{}/", connectable_address(*address))),
         Address::Unix(_) => None,
     });
     addresses.collect::<Vec<_>>().join("  ")

@@ -36,6 +36,9 @@ fn render_command(program: &str, command: clap::Command, page: &mut Vec<u8>) -> 
     let about = command.get_about().map(ToString::to_string).unwrap_or_default();
     let heading = format!("{program} {}", command.get_name());
     Roff::new().control("SS", [heading.as_str()]).text([roman(about)]).to_writer(page)?;
+    for subcommand in command.get_subcommands().cloned().collect::<Vec<_>>() {
+        render_command(&format!("{program} {}", command.get_name()), subcommand, page)?;
+    }
     if command.get_arguments().next().is_none() {
         return Ok(());
     }
@@ -49,6 +52,7 @@ fn render_command(program: &str, command: clap::Command, page: &mut Vec<u8>) -> 
 fn render_footer(page: &mut Vec<u8>) -> io::Result<()> {
     let entries = [
         ("SIGNALS", "SIGHUP", "reloads the configuration; an invalid one changes nothing."),
+        ("", "SIGUSR1", "opens the file of log.access_file again, as SIGHUP does too."),
         (
             "",
             "SIGTERM, SIGINT",

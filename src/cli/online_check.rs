@@ -3,9 +3,11 @@
 //! Sends one gettoken and one read-only call for each agent, one agent after another, and stops before repeated
 //! failures could get this machine's IP address banned.
 
+mod callback_check;
 mod probe;
 mod problem;
 mod store_check;
+mod suites_check;
 
 use std::{
     sync::Arc,
@@ -14,18 +16,21 @@ use std::{
 
 use tokio::time::Instant;
 
-use self::probe::Probe;
+use self::{
+    callback_check::{CallbackAddresses, check_callbacks},
+    probe::{Probe, fetch_callback_addresses},
+};
 pub use self::{
+    callback_check::{CallbackFinding, CallbackProblem},
     problem::Problem,
     store_check::{StoreFinding, StoreHint},
+    suites_check::{CommandUrlFinding, SuiteFinding, SuiteUrls, TicketFinding, TokenFinding},
 };
 use crate::{
-    config::{AgentConfig, Config},
-    tokens::{
-        Credentials,
-        fetch::{self, GettokenClient},
-    },
-    upstream::{Settings, Upstream},
+    config::{AgentConfig, Config, SourcedSecret},
+    secret::Masked,
+    tokens::{Credentials, fetch::GettokenClient},
+    upstream::Settings,
     wecom::errcode,
 };
 
@@ -39,19 +44,25 @@ const MAX_CLOCK_SKEW_SECONDS: i64 = 60;
 pub struct OnlineReport {
     /// One result per agent, in the order of their names.
     pub agents: Vec<AgentFinding>,
-    /// Why the remaining agents were skipped.
+    /// One result for each provider and then each suite, in the order of their names.
+    pub suites: Vec<SuiteFinding>,
+    /// Why the remaining agents of an upstream were skipped; the first reason, if there are several.
     pub stopped: Option<StopReason>,
     /// Seconds that this machine's clock is ahead of WeCom's, if known; negative: behind.
     pub clock_ahead_seconds: Option<i64>,
     /// The result for the shared store, if one is configured.
     pub store: Option<StoreFinding>,
+    /// One result per callback, in the order of their names.
+    pub callbacks: Vec<CallbackFinding>,
 }
 
 impl OnlineReport {
-    /// Whether every agent was checked and works, and the store works.
+    /// Whether every agent, provider and suite was checked and works, and the store and the callbacks work.
     pub fn is_ok(&self) -> bool {
         self.agents.iter().all(|finding| matches!(finding.outcome, AgentOutcome::Passed))
+            && self.suites.iter().all(SuiteFinding::is_ok)
             && self.is_store_ok()
+            && self.callbacks.iter().all(CallbackFinding::is_ok)
     }
 
     /// Whether the store works, or there is none.
@@ -74,7 +85,9 @@ pub struct AgentFinding {
     pub call: &'static str,
     /// The outcome.
     pub outcome: AgentOutcome,
-    /// The duration of both calls.
+    /// Whether WeCom refused the first of two secrets and accepted the second one.
+    pub uses_second_secret: bool,
+    /// The duration of all calls.
     pub duration: Duration,
 }
 
@@ -98,6 +111,12 @@ impl AgentOutcome {
             Self::GettokenFailed(problem) | Self::ProbeFailed(problem) => Some(problem),
             Self::Passed | Self::Skipped => None,
         }
+    }
+
+    /// Whether WeCom refused the secret, so that another one is to be tried.
+    fn is_wrong_secret(&self) -> bool {
+        matches!(self, Self::GettokenFailed(Problem::Refused { errcode, .. })
+            if errcode::is_credential_or_rate_limit(*errcode) && !errcode::is_rate_limit(*errcode))
     }
 }
 
@@ -132,50 +151,93 @@ impl StopReason {
     }
 }
 
-/// Checks every agent of `config` through `upstream`, and the store.
-pub async fn run(config: &Config, upstream: &Arc<Settings>) -> OnlineReport {
+/// Which agents are checked, and how far.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct AgentSelection<'a> {
+    /// Their names; empty for all.
+    pub names: &'a [String],
+    /// Whether repeated failures do not stop the check.
+    pub keep_going: bool,
+}
+
+/// Checks the agents of `config` at their upstreams, of which `upstreams` has the settings, and the store.
+pub async fn run(
+    config: &Config,
+    upstreams: &[Arc<Settings>],
+    selection: AgentSelection<'_>,
+) -> OnlineReport {
     let store = store_check::check_store(config).await;
-    let mut report = OnlineReport { agents: Vec::new(), stopped: None, clock_ahead_seconds: None, store };
-    let mut streak = FailureStreak::default();
-    for agent in config.agents.values() {
+    let mut report = OnlineReport {
+        agents: Vec::new(),
+        suites: Vec::new(),
+        stopped: None,
+        clock_ahead_seconds: None,
+        store,
+        callbacks: Vec::new(),
+    };
+    let mut addresses: CallbackAddresses = Err(None);
+    let mut streaks: Vec<_> = upstreams.iter().map(|_| FailureStreak::default()).collect();
+    let is_selected = |name: &String| selection.names.is_empty() || selection.names.contains(name);
+    for agent in config.agents.values().filter(|agent| is_selected(&agent.name)) {
         let probe = Probe::for_agent(agent);
         let start = Instant::now();
-        let outcome = match report.stopped {
-            Some(_) => AgentOutcome::Skipped,
-            None => {
-                let call_timeout = fetch::call_timeout(&config.upstream);
-                let (date, outcome) = check_agent(agent, &probe, upstream, call_timeout).await;
+        let nth = agent.upstream.index();
+        let (mut outcome, mut uses_second_secret) = (AgentOutcome::Skipped, false);
+        if streaks[nth].stopped.is_none() {
+            for (place, secret) in agent.secrets.iter().enumerate() {
+                let (date, checked, token) = check_agent(agent, secret, &probe, &upstreams[nth]).await;
+                // One answer serves all: WeCom's addresses are the same for each corp.
+                if let (Some(token), Err(_), false) = (token, &addresses, config.callbacks.is_empty()) {
+                    addresses = fetch_callback_addresses(&upstreams[nth], agent, &token).await.map_err(Some);
+                }
                 report.clock_ahead_seconds =
                     report.clock_ahead_seconds.or_else(|| date.map(clock_ahead_seconds));
-                outcome
+                (outcome, uses_second_secret) = (checked, place > 0);
+                if !outcome.is_wrong_secret() {
+                    break;
+                }
             }
-        };
-        report.stopped = report.stopped.or(streak.record_outcome(&outcome));
-        let (agent, call) = (agent.name.clone(), probe.name());
-        report.agents.push(AgentFinding { agent, call, outcome, duration: start.elapsed() });
+        }
+        if !selection.keep_going {
+            report.stopped = report.stopped.or(streaks[nth].record(outcome.problem()));
+        }
+        uses_second_secret &= !outcome.is_wrong_secret();
+        let (agent, call, duration) = (agent.name.clone(), probe.name(), start.elapsed());
+        report.agents.push(AgentFinding { agent, call, outcome, uses_second_secret, duration });
     }
+    let (suites, stopped) = suites_check::check_suites(config, &upstreams[0], &mut streaks[0]).await;
+    (report.suites, report.stopped) = (suites, report.stopped.or(stopped));
+    report.callbacks = check_callbacks(config, addresses).await;
     report
 }
 
-/// Sends one gettoken and one call with the token. Each agent gets new connections: on a reused one, gettoken might
+/// Sends one gettoken and one call with the token, which is returned if both succeed. Each agent gets new connections: on a reused one, gettoken might
 /// have to be sent twice.
 async fn check_agent(
     agent: &AgentConfig,
+    secret: &SourcedSecret,
     probe: &Probe,
     upstream: &Arc<Settings>,
-    call_timeout: Duration,
-) -> (Option<SystemTime>, AgentOutcome) {
-    let client = GettokenClient::new(Upstream::new(upstream.clone()), call_timeout);
-    let credentials = Credentials { corpid: agent.corpid.clone(), secret: agent.secret.clone() };
-    let (date, response) = client.fetch(&credentials).await;
-    let outcome = match response {
-        Err(error) => AgentOutcome::GettokenFailed(error.into()),
-        Ok(response) => match probe.send(client.upstream(), &response.token, call_timeout).await {
-            Err(problem) => AgentOutcome::ProbeFailed(problem),
-            Ok(()) => AgentOutcome::Passed,
-        },
+) -> (Option<SystemTime>, AgentOutcome, Option<Masked>) {
+    let client = GettokenClient::new(upstream.clone());
+    let call_timeout = client.timeout();
+    let credentials = Credentials {
+        corpid: agent.corpid.clone(),
+        secret: secret.value.clone(),
+        upstream: agent.upstream.clone(),
+        generation: 0,
     };
-    (date, outcome)
+    let (date, response) = client.fetch(&credentials).await;
+    let (outcome, token) = match response {
+        Err(error) => (AgentOutcome::GettokenFailed(error.into()), None),
+        Ok(response) => {
+            match probe.send(client.upstream(), &agent.corpid, &response.token, call_timeout).await {
+                Err(problem) => (AgentOutcome::ProbeFailed(problem), None),
+                Ok(()) => (AgentOutcome::Passed, Some(response.token)),
+            }
+        }
+    };
+    (date, outcome, token)
 }
 
 fn clock_ahead_seconds(date: SystemTime) -> i64 {
@@ -183,27 +245,37 @@ fn clock_ahead_seconds(date: SystemTime) -> i64 {
     SystemTime::now().duration_since(date).map_or_else(|error| -seconds(error.duration()), seconds)
 }
 
-/// Consecutive failures.
+/// Consecutive failures at one upstream.
 #[derive(Default)]
 struct FailureStreak {
     refusals: u32,
     no_responses: u32,
+    /// Why its remaining agents are skipped.
+    stopped: Option<StopReason>,
 }
 
 impl FailureStreak {
-    fn record_outcome(&mut self, outcome: &AgentOutcome) -> Option<StopReason> {
-        match outcome.problem() {
+    /// Returns why the remaining agents are skipped, if they are.
+    fn record(&mut self, problem: Option<&Problem>) -> Option<StopReason> {
+        self.stopped = self.stopped.or_else(|| self.stop_reason(problem));
+        self.stopped
+    }
+
+    fn stop_reason(&mut self, problem: Option<&Problem>) -> Option<StopReason> {
+        match problem {
             Some(Problem::Refused { errcode, .. }) if errcode::is_rate_limit(*errcode) => {
                 return Some(StopReason::RateLimited);
             }
             Some(Problem::Unreachable(_)) => return Some(StopReason::Unreachable),
             Some(Problem::Refused { errcode, .. }) if errcode::is_credential_or_rate_limit(*errcode) => {
-                *self = Self { refusals: self.refusals + 1, no_responses: 0 };
+                (self.refusals, self.no_responses) = (self.refusals + 1, 0);
             }
             Some(Problem::NoResponse(_) | Problem::InvalidResponse(_)) => {
-                *self = Self { refusals: 0, no_responses: self.no_responses + 1 };
+                (self.refusals, self.no_responses) = (0, self.no_responses + 1);
             }
-            Some(Problem::Refused { .. } | Problem::AppDisabled) | None => *self = Self::default(),
+            Some(Problem::Refused { .. } | Problem::AppDisabled) | None => {
+                (self.refusals, self.no_responses) = (0, 0);
+            }
         }
         match (self.refusals, self.no_responses) {
             (MAX_CONSECUTIVE_FAILURES, _) => Some(StopReason::CredentialsRefused),

@@ -5,22 +5,41 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::{CliError, FORCED_EXIT_TIMEOUT};
 use crate::{
     app::App,
+    blocking,
     config::Address,
     telemetry::{access_log::FLUSH_TIMEOUT, logs::LogHandle},
 };
 
+/// From now on SIGHUP does not end the process; one that comes before the proxy is ready reloads it then.
+pub(super) fn catch_hangup() -> Result<Signal, CliError> {
+    signal(SignalKind::hangup()).map_err(CliError::other)
+}
+
+/// From now on a write beyond a file size limit fails instead of ending the process.
+pub(super) fn catch_file_size_limit() -> Result<Signal, CliError> {
+    signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw())).map_err(CliError::other)
+}
+
 /// Logs that the proxy is ready, then waits for signals: the first SIGTERM or SIGINT drains it, a second one exits at
-/// once, SIGHUP reloads the configuration.
-pub(super) async fn run_until_signal(app: App, log_handle: &LogHandle) -> Result<(), CliError> {
+/// once, SIGHUP reloads the configuration, SIGUSR1 opens the access log's file again.
+pub(super) async fn run_until_signal(
+    app: App,
+    mut hangup: Signal,
+    log_handle: &LogHandle,
+) -> Result<(), CliError> {
     let listen = |kind| signal(kind).map_err(CliError::other);
     let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
-    let mut hangup = listen(SignalKind::hangup())?;
+    let mut reopen = listen(SignalKind::user_defined1())?;
     app.reloader().attach_log_handle(log_handle);
     log_ready(&app);
     loop {
         tokio::select! {
             () = wait_for_stop_signal(&mut terminate, &mut interrupt) => break,
-            _ = hangup.recv() => reload(&app).await,
+            _ = hangup.recv() => {
+                app.access_log().reopen_file();
+                reload(&app).await;
+            }
+            _ = reopen.recv() => app.access_log().reopen_file(),
         }
     }
     tracing::info!("stopping: draining requests in flight");
@@ -44,7 +63,7 @@ pub(super) async fn run_until_signal(app: App, log_handle: &LogHandle) -> Result
 async fn reload(app: &App) {
     let reloader = app.reloader();
     // The reloader logs the result.
-    if tokio::task::spawn_blocking(move || drop(reloader.reload())).await.is_err() {
+    if blocking::spawn(move || drop(reloader.reload())).await.is_err() {
         tracing::error!("reload panicked");
     }
 }
@@ -67,6 +86,7 @@ fn log_ready(app: &App) {
                 admin = join(app.admin_addresses()),
         version = env!("CARGO_PKG_VERSION"),
                 upstream = summary.upstream,
+                upstreams = summary.upstreams,
                 via = summary.via,
                 agents = summary.agents,
                 clients = summary.clients,

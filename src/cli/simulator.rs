@@ -7,28 +7,40 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 
-use super::{CliError, block_on, print};
+use super::{
+    CliError, block_on, print,
+    simulated_suite::{sections, with_suite},
+};
 use crate::simulator::{Settings, SimulatedAgent, Simulator};
 
-/// Runs the simulator until SIGTERM or SIGINT.
-pub fn simulator(listen: SocketAddr, control: SocketAddr, token_lifetime: Duration) -> Result<(), CliError> {
+/// Runs the simulator until SIGTERM or SIGINT, with a provider and a suite if `suite` is set.
+pub fn simulator(
+    listen: SocketAddr,
+    control: SocketAddr,
+    token_lifetime: Duration,
+    suite: bool,
+) -> Result<(), CliError> {
     block_on(async {
         let settings = Settings { token_lifetime, ..Settings::default() };
-        let agents = settings.agents.clone();
-        let simulator =
-            Simulator::serve(settings, bind("--listen", listen).await?, bind("--control", control).await?)
-                .map_err(CliError::other)?;
+        let settings = if suite { with_suite(settings) } else { settings };
+        let simulator = Simulator::serve(
+            settings.clone(),
+            bind("--listen", listen).await?,
+            bind("--control", control).await?,
+        )
+        .map_err(CliError::other)?;
         let mut text = format!(
             "# A simulated WeCom. Its control address: curl http://{}/control\n# For proxy.toml:\n[upstream]\nurl = \"http://{}\"\n",
             simulator.control_addr(),
             simulator.api_addr()
         );
-        for SimulatedAgent { name, corpid, secret, agentid } in agents {
+        for SimulatedAgent { name, corpid, secret, agentid } in &settings.agents {
             let section = format!(
                 "\n[agents.{name}]\ncorpid = \"{corpid}\"\nsecret = \"{secret}\"\nagentid = {agentid}\n"
             );
             text.push_str(&section);
         }
+        text.push_str(&sections(&settings));
         print(text)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(CliError::other)?;
         tokio::select! {

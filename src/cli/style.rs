@@ -1,6 +1,12 @@
-//! Tables with aligned columns, in colour on a terminal and in plain text elsewhere.
+//! Tables with aligned columns, in colour on a terminal and in plain text elsewhere. Colours are anstyle's, their use
+//! is decided by anstream, and widths are unicode-width's. The table itself stays ours: it takes 20 lines, while
+//! `comfy-table` adds 3 packages, and more to measure coloured cells.
 
-use std::{env, ffi::OsString, io::IsTerminal};
+use std::io::{stderr, stdout};
+
+use anstream::{AutoStream, ColorChoice, stream::RawStream};
+use anstyle::AnsiColor;
+use unicode_width::UnicodeWidthStr;
 
 /// The style of a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,41 +29,39 @@ pub(super) struct Styler {
 impl Styler {
     /// For stdout.
     pub(super) fn stdout() -> Self {
-        Self::for_terminal(std::io::stdout().is_terminal())
+        Self::for_stream(&stdout())
     }
 
     /// For stderr.
     pub(super) fn stderr() -> Self {
-        Self::for_terminal(std::io::stderr().is_terminal())
+        Self::for_stream(&stderr())
     }
 
-    fn for_terminal(terminal: bool) -> Self {
-        Self::from_env(terminal, &|name| env::var_os(name))
-    }
-
-    /// A non-empty `NO_COLOR` disables colour on a terminal too (no-color.org).
-    fn from_env(terminal: bool, env: &dyn Fn(&str) -> Option<OsString>) -> Self {
-        let no_color = env("NO_COLOR").is_some_and(|value| !value.is_empty());
-        let dumb = env("TERM").is_some_and(|term| term == "dumb");
-        Self { colour: terminal && !no_color && !dumb }
+    /// In colour on a terminal, unless `NO_COLOR` or `TERM` tell otherwise.
+    fn for_stream(stream: &impl RawStream) -> Self {
+        Self { colour: AutoStream::choice(stream) != ColorChoice::Never }
     }
 
     /// `text` with the escape sequences of `style`.
     pub(super) fn apply(self, style: Style, text: &str) -> String {
-        let code = match style {
+        let style = match style {
+            Style::Title => anstyle::Style::new().bold(),
+            Style::Good => AnsiColor::Green.on_default(),
+            Style::Bad => AnsiColor::Red.on_default(),
+            Style::Warning => AnsiColor::Yellow.on_default(),
             Style::Plain => return text.to_owned(),
-            Style::Title => "1",
-            Style::Good => "32",
-            Style::Bad => "31",
-            Style::Warning => "33",
         };
-        if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+        if self.colour { format!("{style}{text}{style:#}") } else { text.to_owned() }
     }
 
     /// Rows below their titles, each column as wide as its widest cell.
     pub(super) fn render_table(self, titles: &[&str], rows: Vec<Vec<Cell>>) -> String {
         let titles = titles.iter().map(|title| Cell::styled(Style::Title, *title)).collect();
-        let rows: Vec<Vec<Cell>> = std::iter::once(titles).chain(rows).collect();
+        self.render_rows(std::iter::once(titles).chain(rows).collect())
+    }
+
+    /// Rows without titles.
+    pub(super) fn render_rows(self, rows: Vec<Vec<Cell>>) -> String {
         let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
         let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(Cell::width).max();
         let widths: Vec<_> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
@@ -99,25 +103,7 @@ impl Cell {
     }
 
     fn width(&self) -> usize {
-        self.text.chars().map(char_width).sum()
-    }
-}
-
-/// The number of terminal columns of a character: 2 for CJK and other wide ones, 0 for combining ones.
-fn char_width(char: char) -> usize {
-    match u32::from(char) {
-        0x0300..=0x036F | 0x200B..=0x200F | 0xFE00..=0xFE0F => 0,
-        0x1100..=0x115F
-        | 0x2E80..=0x303E
-        | 0x3041..=0xA4CF
-        | 0xAC00..=0xD7A3
-        | 0xF900..=0xFAFF
-        | 0xFE30..=0xFE6F
-        | 0xFF00..=0xFF60
-        | 0xFFE0..=0xFFE6
-        | 0x1F300..=0x1FAFF
-        | 0x20000..=0x3FFFD => 2,
-        _ => 1,
+        self.text.width()
     }
 }
 
@@ -136,22 +122,6 @@ mod tests {
     fn columns_align_with_wide_and_combining_characters() {
         let table = Styler { colour: false }.render_table(&["名", "RESULT", "N"], rows());
         assert_eq!(table, "名    RESULT  N\n人事  ok      1\ne\u{301}té   40001\n");
-    }
-
-    #[test]
-    fn colour_follows_terminal_no_color_and_term() {
-        let colour = |terminal, variables: &[(&str, &str)]| {
-            let variables: Vec<_> =
-                variables.iter().map(|(name, value)| ((*name).to_owned(), OsString::from(value))).collect();
-            let env = move |name: &str| {
-                variables.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone())
-            };
-            Styler::from_env(terminal, &env).colour
-        };
-        assert!(colour(true, &[]) && colour(true, &[("NO_COLOR", ""), ("TERM", "xterm")]));
-        assert!(
-            !colour(false, &[]) && !colour(true, &[("NO_COLOR", "1")]) && !colour(true, &[("TERM", "dumb")])
-        );
     }
 
     #[test]

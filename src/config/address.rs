@@ -33,7 +33,24 @@ impl Address {
 
     /// Whether the two cannot be bound at the same time. Port 0 never conflicts: each bind gets another port.
     fn conflicts_with(&self, other: &Self) -> bool {
-        self == other && !matches!(self, Self::Tcp(address) if address.port() == 0)
+        match (self, other) {
+            (Self::Tcp(one), Self::Tcp(other)) => {
+                let (one_ip, other_ip) = (one.ip().to_canonical(), other.ip().to_canonical());
+                let is_any = one_ip.is_unspecified() || other_ip.is_unspecified();
+                one.port() == other.port()
+                    && one.port() != 0
+                    && (one_ip == other_ip || is_any && one_ip.is_ipv4() == other_ip.is_ipv4())
+            }
+            (one, other) => one == other,
+        }
+    }
+
+    /// Whether this address is `[::]`, and the other one an IPv4 address that it includes unless the system says
+    /// otherwise (`net.ipv6.bindv6only`, or `BindIPv6Only=` of a systemd socket).
+    fn includes_ipv4(&self, other: &Self) -> bool {
+        let (Self::Tcp(one), Self::Tcp(other)) = (self, other) else { return false };
+        let is_ipv6_any = one.ip().is_ipv6() && one.ip().is_unspecified();
+        is_ipv6_any && other.ip().to_canonical().is_ipv4() && one.port() == other.port() && one.port() != 0
     }
 }
 
@@ -51,10 +68,23 @@ pub(super) fn read(item: &ConfigValue<'_>, taken: &[Address]) -> Result<Vec<Addr
     let mut addresses: Vec<Address> = Vec::new();
     for item in item.one_or_list(&format!("an address like {EXAMPLES}, or a list of them"))? {
         let address = read_address(&item)?;
-        if addresses.iter().chain(taken).any(|other| other.conflicts_with(&address)) {
-            return Err(
-                item.error(format!("{} is already used by another listener", quote(&address.to_string())))
-            );
+        let others = || addresses.iter().chain(taken);
+        if let Some(other) = others().find(|other| other.conflicts_with(&address)) {
+            let of = match *other == address {
+                true => String::new(),
+                false => format!(", {}", quote(&other.to_string())),
+            };
+            return Err(item
+                .error(format!("{} is already used by another listener{of}", quote(&address.to_string()))));
+        }
+        if let Some(other) =
+            others().find(|other| other.includes_ipv4(&address) || address.includes_ipv4(other))
+        {
+            item.location.warn(format!(
+                "{} overlaps with {}: on most systems [::] takes IPv4 too, and the second cannot be opened; keep [::] alone",
+                quote(&address.to_string()),
+                quote(&other.to_string())
+            ));
         }
         addresses.push(address);
     }
@@ -120,6 +150,26 @@ mod tests {
             assert_eq!(Address::Tcp(text.parse().unwrap()).is_loopback(), loopback, "{text}");
         }
         assert!(Address::Unix("/run/x.sock".into()).is_loopback());
+    }
+
+    #[test]
+    fn overlapping_addresses_conflict() {
+        let address = |text: &str| Address::Tcp(text.parse().unwrap());
+        for (one, other, conflicts, includes) in [
+            ("0.0.0.0:80", "127.0.0.1:80", true, false),
+            ("127.0.0.1:80", "0.0.0.0:80", true, false),
+            ("127.0.0.1:80", "[::ffff:127.0.0.1]:80", true, false),
+            ("[::]:80", "[::1]:80", true, false),
+            ("[::]:80", "0.0.0.0:80", false, true),
+            ("[::]:80", "127.0.0.1:80", false, true),
+            ("[::1]:80", "127.0.0.1:80", false, false),
+            ("0.0.0.0:80", "127.0.0.1:81", false, false),
+            ("0.0.0.0:0", "0.0.0.0:0", false, false),
+        ] {
+            let (one, other) = (address(one), address(other));
+            assert_eq!(one.conflicts_with(&other), conflicts, "{one} {other}");
+            assert_eq!(one.includes_ipv4(&other), includes, "{one} {other}");
+        }
     }
 
     #[test]

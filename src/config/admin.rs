@@ -6,13 +6,17 @@ use super::address::{self, Address};
 use super::error::{Error, quote};
 use super::key_hash::{self, KeyHash};
 use super::otlp::{self, OtlpConfig};
-use super::reader::ConfigTable;
+use super::reader::{ConfigTable, ConfigValue};
 use super::server::ServerConfig;
+use super::url::{self, PrivateUrl};
 
-pub(super) const KEYS: &[&str] = &["listen", "key_sha256", "recent", "otlp"];
+pub(super) const KEYS: &[&str] =
+    &["listen", "key_sha256", "reader_key_sha256", "recent", "otlp", "trace_url", "metrics"];
 
 /// Bounds memory: each exchange is kept with its header blocks, so a million of them would take gigabytes.
 const MAX_RECENT: u64 = 100_000;
+/// Bounds the size of `/metrics`: an agent has about 65 series.
+const MAX_AGENT_SERIES: u64 = 1_000_000;
 
 /// `[admin]`
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,31 +25,80 @@ pub struct AdminConfig {
     pub listen: Vec<Address>,
     /// The hash of the admin key; `None` only if every address is loopback.
     pub key_sha256: Option<KeyHash>,
+    /// The hash of the key that may only read.
+    pub reader_key_sha256: Option<KeyHash>,
     /// The number of exchanges kept for the inspector; may be 0.
     pub recent: usize,
     /// The collector for traces.
     pub otlp: Option<OtlpConfig>,
+    /// Where a trace is shown: its id replaces `{trace_id}`, or follows.
+    pub trace_url: Option<PrivateUrl>,
+    /// `admin.metrics`
+    pub metrics: MetricsConfig,
 }
 
-pub(super) fn read(root: &ConfigTable<'_>, server: &ServerConfig) -> Result<Option<AdminConfig>, Error> {
-    if root.find("admin").is_none() {
-        return Ok(None);
+/// `admin.metrics`: bounds the series at `/metrics`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MetricsConfig {
+    /// Whether requests are counted by client.
+    pub per_client: bool,
+    /// Most agents with series of their own; the others share those of `_other`.
+    pub per_agent: usize,
+}
+
+impl Default for MetricsConfig {
+    fn default() -> Self {
+        Self { per_client: true, per_agent: 1000 }
     }
-    let section = root.subtable("admin", KEYS)?;
+}
+
+pub(super) fn read(root: &ConfigTable<'_>, server: &ServerConfig) -> Option<AdminConfig> {
+    root.find("admin")?;
+    let section = root.subtable("admin", KEYS);
     let default = Address::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, 9090)));
     let admin = AdminConfig {
-        listen: section.read_or("listen", vec![default], |item| address::read(item, &server.listen))?,
-        key_sha256: section.read_optional("key_sha256", key_hash::read)?,
-        recent: section.read_or("recent", 500, |item| item.count(0..=MAX_RECENT))?,
-        otlp: section.read_optional("otlp", otlp::read)?,
+        listen: section.read_or("listen", vec![default], |item| address::read(item, &server.listen)),
+        key_sha256: section.read_optional("key_sha256", key_hash::read),
+        reader_key_sha256: section.read_optional("reader_key_sha256", key_hash::read),
+        recent: section.read_or("recent", 500, |item| item.count(0..=MAX_RECENT)),
+        otlp: section.read_optional("otlp", otlp::read),
+        trace_url: section.read_optional("trace_url", read_trace_url),
+        metrics: section.read_or("metrics", MetricsConfig::default(), read_metrics),
     };
+    let has_own_key = match &admin.key_sha256 {
+        Some(key) => Some(*key) != admin.reader_key_sha256,
+        // A wrong one is reported already.
+        None => section.has("key_sha256"),
+    };
+    if admin.reader_key_sha256.is_some() && !has_own_key {
+        let message = "needs admin.key_sha256 beside it, of another key: that one may change things";
+        let location = section.location_of("reader_key_sha256");
+        location.record(location.error(message));
+    }
     if let Some(public) =
-        admin.listen.iter().find(|address| !address.is_loopback() && admin.key_sha256.is_none())
+        admin.listen.iter().find(|address| !address.is_loopback() && !section.has("key_sha256"))
     {
-        return Err(section.location_of("listen").error(format!(
+        let location = section.location_of("listen");
+        location.record(location.error(format!(
             "{} can be reached from other machines, so admin.key_sha256 is required: put the line of that name that \"wecom-proxy key NAME\" prints under [admin]",
             quote(&public.to_string())
         )));
     }
-    Ok(Some(admin))
+    Some(admin)
+}
+
+fn read_trace_url(item: &ConfigValue<'_>) -> Result<PrivateUrl, Error> {
+    let example = "https://jaeger.example.com/trace/{trace_id}";
+    url::read(item, &["http", "https"], example)?.require_no_userinfo(item)?;
+    Ok(item.string(example)?.to_owned().into())
+}
+
+fn read_metrics(item: &ConfigValue<'_>) -> Result<MetricsConfig, Error> {
+    let section =
+        item.table("a table like { per_client = true, per_agent = 1000 }", &["per_client", "per_agent"])?;
+    let default = MetricsConfig::default();
+    Ok(MetricsConfig {
+        per_client: section.read_or("per_client", default.per_client, ConfigValue::boolean),
+        per_agent: section.read_or("per_agent", default.per_agent, |item| item.count(0..=MAX_AGENT_SERIES)),
+    })
 }

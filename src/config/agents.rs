@@ -4,16 +4,19 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::error::{Error, quote};
 use super::named_tables;
+use super::origin::Origin;
 use super::pattern::{self, PathPattern};
 use super::rate_limit::{self, RateLimit};
 use super::reader::{ConfigTable, ConfigValue};
-use super::secret::{self, is_placeholder_word};
-use crate::secret::Masked;
+use super::secret::{self, SourcedSecret, is_placeholder_word};
+use super::upstream::{self, UpstreamConfig, UpstreamId};
+use super::web_origin::{self, WebOrigin};
 
-pub(super) const KEYS: &[&str] = &["corpid", "secret", "agentid", "accept_secret", "limit", "plain"];
+pub(super) const KEYS: &[&str] =
+    &["corpid", "secret", "upstream", "agentid", "accept_secret", "limit", "plain", "jssdk_origins"];
 
-/// Refused as a name: the first path segment names the agent, so this one would hide every path without a name.
-const RESERVED_NAME: &str = "cgi-bin";
+/// Refused as names, because the first path segment names the agent, and paths of the proxy itself begin with these.
+const RESERVED_NAMES: [&str; 4] = ["cgi-bin", "callbacks", "jssdk", "k"];
 
 const NO_AGENT_MESSAGE: &str = "no agent is configured; add one like this:
 
@@ -29,8 +32,19 @@ pub struct AgentConfig {
     pub name: String,
     /// Visible ASCII, not empty.
     pub corpid: String,
-    /// Visible ASCII, not empty.
-    pub secret: Masked,
+    /// One secret, or two while it is changed: the first is used, the other one where WeCom refuses it. Visible ASCII.
+    pub secrets: Vec<SourcedSecret>,
+    /// Where its requests go.
+    pub upstream: UpstreamId,
+    /// The other keys.
+    pub settings: AgentSettings,
+    /// Where it is defined.
+    pub origin: Origin,
+}
+
+/// What does not concern an agent's token.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AgentSettings {
     /// The application's number within the corp.
     pub agentid: Option<u64>,
     /// Whether gettoken accepts the agent's real secret as a key for this agent.
@@ -39,20 +53,40 @@ pub struct AgentConfig {
     pub limit: Option<RateLimit>,
     /// Paths that carry a credential of their own, besides webhook, service and license.
     pub passthrough: Vec<PathPattern>,
+    /// Origins of web pages whose URLs are signed without a client's key.
+    pub jssdk_origins: Vec<WebOrigin>,
 }
 
-pub(super) fn read(roots: &[ConfigTable<'_>]) -> Result<BTreeMap<String, AgentConfig>, Error> {
-    let items = named_tables::collect_named(roots, "agents")?;
-    let agents = items.iter().map(|(name, item)| Ok(((*name).to_owned(), read_agent(name, item)?)));
-    let agents: BTreeMap<_, _> = agents.collect::<Result<_, Error>>()?;
+/// `has_state`: there is a state, which may have agents.
+pub(super) fn read(
+    roots: &[ConfigTable<'_>],
+    upstreams: &BTreeMap<String, UpstreamConfig>,
+    has_state: bool,
+) -> BTreeMap<String, AgentConfig> {
+    let mut items = named_tables::collect_named(roots, "agents");
+    let has_agents =
+        !items.is_empty() || roots.iter().any(|root| has_suites(root) || root.is_broken("agents"));
+    items.retain(|_, item| !is_corp(item));
+    let agents = named_tables::read_each(&items, |name, item| read_agent(name, item, upstreams));
     warn_of_shared_credentials(&items, &agents);
-    match roots.first() {
-        Some(root) if agents.is_empty() => Err(root.location_of("agents").error(NO_AGENT_MESSAGE.trim_end())),
-        _ => Ok(agents),
+    if let Some(root) = roots.first().filter(|_| !has_agents && !has_state) {
+        let location = root.location_of("agents");
+        location.record(location.error(NO_AGENT_MESSAGE.trim_end()));
     }
+    agents
 }
 
-/// Warns of agents with the same corpid and secret: WeCom may invalidate the token of one when the other's is fetched.
+/// Whether an entry of `[agents.*]` is an authorised corp of a suite.
+pub(super) fn is_corp(item: &ConfigValue<'_>) -> bool {
+    item.has_key("suite")
+}
+
+/// Whether a file has suites or providers, which serve without agents.
+fn has_suites(root: &ConfigTable<'_>) -> bool {
+    ["suites", "providers"].iter().any(|key| root.has(key))
+}
+
+/// Warns of agents with the same corpid and secret at one upstream, which share one token: it may be a mistake.
 /// One warning covers all such agents, because there may be very many.
 fn warn_of_shared_credentials(
     items: &BTreeMap<&str, ConfigValue<'_>>,
@@ -61,8 +95,14 @@ fn warn_of_shared_credentials(
     let mut first: HashMap<_, &str> = HashMap::with_capacity(agents.len());
     let mut duplicates = Vec::new();
     for (name, agent) in agents {
-        let original = *first.entry((&*agent.corpid, agent.secret.expose())).or_insert(name);
-        if original != name {
+        let credentials = agent
+            .secrets
+            .iter()
+            .map(|secret| (&*agent.corpid, secret.value.expose(), agent.upstream.index()));
+        // Not lazily: each secret is to be entered.
+        let originals: Vec<_> =
+            credentials.map(|credentials| *first.entry(credentials).or_insert(name)).collect();
+        if let Some(original) = originals.into_iter().find(|original| *original != name) {
             duplicates.push((name, original));
         }
     }
@@ -73,27 +113,57 @@ fn warn_of_shared_credentials(
         count => format!(" (as have {count} more agents)"),
     };
     item.location.warn(format!(
-        "has the corpid and secret of agents.{original}{others}; make them one agent, or each refresh may invalidate the other's token"
+        "has the corpid and secret of agents.{original}{others}; they share one token and its budget of refreshes; make them one agent if nothing else differs"
     ));
 }
 
-fn read_agent(name: &str, item: &ConfigValue<'_>) -> Result<AgentConfig, Error> {
-    if name == RESERVED_NAME {
-        return Err(item.error("cannot be an agent's name, since every path of WeCom starts with it"));
-    }
+pub(super) fn read_agent(
+    name: &str,
+    item: &ConfigValue<'_>,
+    upstreams: &BTreeMap<String, UpstreamConfig>,
+) -> Result<AgentConfig, Error> {
+    reject_reserved_name(name, item)?;
     let section = item.table("a table with corpid and secret", KEYS)?;
+    // All are read before the first error counts.
+    let corpid = section.read_required("corpid", "corpid = \"ww1234567890abcdef\"", read_corpid);
+    let secret_example = match item.location.source.is_file() {
+        true => "secret = { env = \"WECOM_HR_SECRET\" }",
+        false => "\"secret\": \"…\"",
+    };
+    let secrets = section.read_required("secret", secret_example, secret::read_wecom_secrets);
+    let upstream =
+        section.read_or("upstream", UpstreamId::default(), |item| upstream::read_id(item, upstreams));
+    let settings = read_settings(&section, section.read_or("accept_secret", false, ConfigValue::boolean));
     Ok(AgentConfig {
         name: name.to_owned(),
-        corpid: section.read_required("corpid", "corpid = \"ww1234567890abcdef\"", read_corpid)?,
-        secret: section.read_required("secret", "secret = { env = \"WECOM_HR_SECRET\" }", secret::read)?,
-        agentid: section.read_optional("agentid", |item| item.integer(0..=u64::MAX))?,
-        accept_secret: section.read_or("accept_secret", false, ConfigValue::boolean)?,
-        limit: section.read_optional("limit", rate_limit::read)?,
-        passthrough: section.read_or("plain", Vec::new(), pattern::read_path_patterns)?,
+        corpid: corpid?,
+        secrets: secrets?,
+        upstream,
+        settings,
+        origin: item.location.origin(),
     })
 }
 
-fn read_corpid(item: &ConfigValue<'_>) -> Result<String, Error> {
+/// Refuses names that paths of this proxy begin with.
+pub(super) fn reject_reserved_name(name: &str, item: &ConfigValue<'_>) -> Result<(), Error> {
+    match RESERVED_NAMES.contains(&name) {
+        true => Err(item.error("cannot be an agent's name, since other paths of this proxy start with it")),
+        false => Ok(()),
+    }
+}
+
+/// Reads what does not concern the token.
+pub(super) fn read_settings(section: &ConfigTable<'_>, accept_secret: bool) -> AgentSettings {
+    AgentSettings {
+        agentid: section.read_optional("agentid", |item| item.integer(0..=u64::MAX)),
+        accept_secret,
+        limit: section.read_optional("limit", rate_limit::read),
+        passthrough: section.read_or("plain", Vec::new(), pattern::read_path_patterns),
+        jssdk_origins: section.read_or("jssdk_origins", Vec::new(), web_origin::read_list),
+    }
+}
+
+pub(super) fn read_corpid(item: &ConfigValue<'_>) -> Result<String, Error> {
     let text = item.string("a string like \"ww1234567890abcdef\"")?;
     if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err(

@@ -1,10 +1,11 @@
-//! Durations: `"30s"`, `"250ms"`, `"5m"`, `"2h"`.
+//! Durations: `"30s"`, `"250ms"`, `"5m"`, `"2h"`. `humantime` would also take `"1day 2h"` and `"30 sec"`.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::error::{Error, quote};
 use super::reader::ConfigValue;
+use super::units;
 
 /// Larger than any useful setting, and small enough that adding it to an instant never overflows.
 pub(super) const MAX_DURATION: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -36,25 +37,14 @@ pub(super) fn read(item: &ConfigValue<'_>, range: RangeInclusive<Duration>) -> R
     Ok(duration)
 }
 
-/// Parses a duration like `75s`. An overflow becomes `Duration::MAX`, which every range excludes.
+/// Parses a duration like `75s`. An overflow becomes one that every range excludes.
 pub fn parse(text: &str) -> Option<Duration> {
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, unit) = text.split_at(digits);
-    let (_, factor) = UNITS.iter().find(|(name, _)| *name == unit)?;
-    if number.is_empty() {
-        return None;
-    }
-    // The text contains only digits, so parsing fails only on overflow.
-    let number = number.parse::<u64>().unwrap_or(u64::MAX);
-    Some(number.checked_mul(*factor).map_or(Duration::MAX, Duration::from_millis))
+    units::parse(text, &UNITS).map(Duration::from_millis)
 }
 
 /// Formats the duration in the file's syntax, in the largest unit that needs no fraction.
 pub fn format(duration: Duration) -> String {
-    let millis = duration.as_millis();
-    let unit = UNITS.iter().find(|(_, factor)| millis != 0 && millis.is_multiple_of(u128::from(*factor)));
-    let (name, factor) = unit.unwrap_or(&("s", 1_000));
-    format!("{}{name}", millis / u128::from(*factor))
+    units::format(duration.as_millis(), &UNITS, "s")
 }
 
 #[cfg(test)]

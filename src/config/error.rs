@@ -1,5 +1,6 @@
 //! Errors and warnings about a configuration.
 
+use std::collections::{HashMap, HashSet, hash_map::Entry};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -14,13 +15,56 @@ pub struct Error {
     pub key: Option<String>,
     /// The error and what is allowed.
     pub message: String,
+    /// The other mistakes of the same files, in the order of the files; none of them has others.
+    pub others: Vec<Error>,
+}
+
+/// Bounds the mistakes of an error's text.
+const MAX_SHOWN_ERRORS: usize = 100;
+
+impl Error {
+    /// Stands for an error that the file has recorded already.
+    pub(super) fn recorded() -> Self {
+        Self { file: PathBuf::new(), line: None, key: None, message: String::new(), others: Vec::new() }
+    }
+
+    pub(super) fn is_recorded(&self) -> bool {
+        self.message.is_empty()
+    }
+
+    /// One error with the rest as its others, in the order of the lines; `files` is the order of the files.
+    pub(super) fn combine(mut errors: Vec<Self>, files: &[PathBuf]) -> Option<Self> {
+        let rank = |error: &Self| files.iter().position(|file| *file == error.file);
+        errors.sort_by_key(|error| (rank(error), error.line));
+        let mut seen = HashSet::new();
+        errors.retain(|error| {
+            seen.insert((error.file.clone(), error.line, error.key.clone(), error.message.clone()))
+        });
+        let mut errors = errors.into_iter();
+        let first = errors.next()?;
+        Some(Self { others: errors.collect(), ..first })
+    }
+
+    /// This mistake and the others.
+    pub fn all(&self) -> impl Iterator<Item = &Self> {
+        std::iter::once(self).chain(&self.others)
+    }
 }
 
 impl std::error::Error for Error {}
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write_diagnostic(f, &self.file, self.line, self.key.as_deref(), &self.message)
+        for (nth, Self { file, line, key, message, .. }) in self.all().take(MAX_SHOWN_ERRORS).enumerate() {
+            if nth > 0 {
+                f.write_str("\n")?;
+            }
+            write_diagnostic(f, file, *line, key.as_deref(), message)?;
+        }
+        match (self.others.len() + 1).saturating_sub(MAX_SHOWN_ERRORS) {
+            0 => Ok(()),
+            more => write!(f, "\nand {more} more mistakes"),
+        }
     }
 }
 
@@ -41,6 +85,35 @@ impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write_diagnostic(f, &self.file, self.line, self.key.as_deref(), &self.message)
     }
+}
+
+/// The warnings as texts; those that differ only in where they apply are one, at its first place. There may be one for each
+/// of very many agents.
+pub fn summarize_warnings(warnings: &[Warning]) -> Vec<String> {
+    let mut groups: Vec<(&Warning, usize, Option<&str>)> = Vec::new();
+    let mut places: HashMap<String, usize> = HashMap::new();
+    for warning in warnings {
+        // What stands in quotes, such as the name of a file, differs from agent to agent.
+        let text: String = warning.message.split('"').step_by(2).collect();
+        match places.entry(text) {
+            Entry::Vacant(place) => {
+                place.insert(groups.len());
+                groups.push((warning, 0, None));
+            }
+            Entry::Occupied(place) => {
+                let (_, others, last) = &mut groups[*place.get()];
+                *others += 1;
+                *last = warning.key.as_deref().or(*last);
+            }
+        }
+    }
+    let text = |(warning, others, last): (&Warning, usize, Option<&str>)| match (others, last) {
+        (0, _) => warning.to_string(),
+        (_, None) => format!("{warning} (and {others} more)"),
+        (1, Some(last)) => format!("{warning} (and {last})"),
+        (_, Some(last)) => format!("{warning} (and {others} more, the last of them {last})"),
+    };
+    groups.into_iter().map(text).collect()
 }
 
 fn write_diagnostic(

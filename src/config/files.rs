@@ -7,44 +7,75 @@ use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
 use super::error::{Error, quote};
+use super::loaded_files::SecretMode;
 use super::path_error::{path_hint, unreadable_message};
 use super::reader::{ConfigValue, Location};
+use super::text_encoding::decode_utf8;
 
 /// Bounds a file with a secret.
 const MAX_SECRET_FILE_BYTES: u64 = 64 << 10;
 
 /// Reads the path of a readable file. The content is validated where it is used.
 pub(super) fn read_file_path(item: &ConfigValue<'_>) -> Result<PathBuf, Error> {
-    let path = item.path()?;
-    open_regular_file(item, &path)?;
-    Ok(path)
+    let path = recorded_path(item)?;
+    match open_regular_file(item, &path) {
+        Err(error) if item.location.source.secrets() != SecretMode::Unread => Err(error),
+        Err(error) => {
+            item.location.warn(error.message);
+            Ok(path)
+        }
+        Ok(_) => Ok(path),
+    }
 }
 
 /// Reads the path of a readable file, with a warning if it is world-readable.
 pub(super) fn read_private_file_path(item: &ConfigValue<'_>) -> Result<PathBuf, Error> {
-    let path = item.path()?;
+    let path = recorded_path(item)?;
+    if item.location.source.secrets() == SecretMode::Unread {
+        return Ok(path);
+    }
     let (_, metadata) = open_regular_file(item, &path)?;
     warn_if_world_readable(&item.location, &path, &metadata);
     Ok(path)
 }
 
-/// Reads the content of a file with a secret. Opens the file only once, because each agent may have one.
+/// Reads the content of a file with a secret.
 pub(super) fn read_secret_file(item: &ConfigValue<'_>) -> Result<Zeroizing<String>, Error> {
-    let path = item.path()?;
-    let (file, metadata) = open_regular_file(item, &path)?;
+    let path = recorded_path(item)?;
+    let SecretFile { text, metadata } = read_secret_text(&path).map_err(|reason| item.error(reason))?;
     warn_if_world_readable(&item.location, &path, &metadata);
-    let refuse = |reason: &str| item.error(format!("{} {reason}", quote(&path.to_string_lossy())));
+    Ok(text)
+}
+
+/// The content of a file with a secret.
+pub(super) struct SecretFile {
+    /// Its whole text.
+    pub(super) text: Zeroizing<String>,
+    metadata: Metadata,
+}
+
+/// Reads a file with a secret. Opens it only once, because each agent may have one. The error names the file.
+pub(super) fn read_secret_text(path: &Path) -> Result<SecretFile, String> {
+    let refuse = |reason: &str| format!("{} {reason}", quote(&path.to_string_lossy()));
+    let (file, metadata) = open_regular(path).map_err(|reason| refuse(&reason))?;
     // One byte more than the file has, so that the read at its end does not grow the buffer.
     let capacity = metadata.len().min(MAX_SECRET_FILE_BYTES) as usize + 1;
     let mut bytes = Zeroizing::new(Vec::with_capacity(capacity));
     file.take(MAX_SECRET_FILE_BYTES + 1)
         .read_to_end(&mut bytes)
-        .map_err(|e| refuse(&unreadable_message(&path, &e)))?;
+        .map_err(|e| refuse(&unreadable_message(path, &e)))?;
     if bytes.len() as u64 > MAX_SECRET_FILE_BYTES {
         return Err(refuse("is too long for a secret"));
     }
-    let text = std::str::from_utf8(&bytes).map_err(|_| refuse("is not text"))?;
-    Ok(Zeroizing::new(text.to_owned()))
+    let text = decode_utf8(&bytes).map_err(|error| refuse(&format!("line {}: {error}", error.line)))?;
+    Ok(SecretFile { text: Zeroizing::new(text.to_owned()), metadata })
+}
+
+/// The path of a file that is about to be read.
+fn recorded_path(item: &ConfigValue<'_>) -> Result<PathBuf, Error> {
+    let path = item.path()?;
+    item.location.source.record_file(&path);
+    Ok(path)
 }
 
 pub(super) fn read_directory_path(item: &ConfigValue<'_>) -> Result<PathBuf, Error> {
@@ -58,13 +89,16 @@ pub(super) fn read_directory_path(item: &ConfigValue<'_>) -> Result<PathBuf, Err
     Ok(path)
 }
 
-/// Checks the type before it opens the file, because opening a pipe would block.
 fn open_regular_file(item: &ConfigValue<'_>, path: &Path) -> Result<(File, Metadata), Error> {
-    let refuse = |reason: &str| item.error(format!("{} {reason}", quote(&path.to_string_lossy())));
-    let unreadable = |e: io::Error| refuse(&unreadable_message(path, &e));
+    open_regular(path).map_err(|reason| item.error(format!("{} {reason}", quote(&path.to_string_lossy()))))
+}
+
+/// Checks the type before it opens the file, because opening a pipe would block.
+fn open_regular(path: &Path) -> Result<(File, Metadata), String> {
+    let unreadable = |e: io::Error| unreadable_message(path, &e);
     let metadata = fs::metadata(path).map_err(unreadable)?;
     if !metadata.is_file() {
-        return Err(refuse("is not a file"));
+        return Err("is not a file".to_owned());
     }
     Ok((File::open(path).map_err(unreadable)?, metadata))
 }

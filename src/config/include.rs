@@ -2,14 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use toml::de::DeTable;
 
 use super::error::{Error, quote};
+use super::loaded_files::{IncludePattern, list_matching, listed_directory};
 use super::path_error;
-use super::pattern::matches_glob;
 use super::reader::{ConfigTable, ConfigValue};
 use super::source_file::SourceFile;
 
@@ -27,40 +26,48 @@ pub(super) struct Included<'a> {
 }
 
 /// Reads the files that `main` includes.
-pub(super) fn read<'a>(root: &ConfigTable<'_>, main: &SourceFile<'a>) -> Result<Included<'a>, Error> {
+pub(super) fn read<'a>(root: &ConfigTable<'_>, main: &SourceFile<'a>) -> Included<'a> {
     let mut included = Included::default();
-    let Some(item) = root.find("include") else {
-        return Ok(included);
-    };
     // A pattern may match the main file itself.
     let mut seen: BTreeSet<PathBuf> = fs::canonicalize(main.path()).into_iter().collect();
-    for item in item.one_or_list(&format!("{EXPECTED}, or a list of them"))? {
-        let paths = expand_paths(&item)?;
-        included.match_counts.insert(item.string(EXPECTED)?.to_owned(), paths.len());
-        for path in paths {
-            let real = fs::canonicalize(&path).unwrap_or_else(|_| path.clone());
-            if seen.insert(real) {
-                let file = SourceFile::read(&path, main.env_lookup());
-                let file = file.map_err(|e| item.error(format!("{}: {}", path.display(), e.message)))?;
-                included.files.push(file);
-            }
+    let items =
+        root.read_optional("include", |item| item.one_or_list(&format!("{EXPECTED}, or a list of them")));
+    for item in items.into_iter().flatten() {
+        if let Err(error) = read_pattern(&item, main, &mut seen, &mut included) {
+            item.location.record(error);
         }
     }
-    Ok(included)
+    included
+}
+
+/// Reads the files of one pattern.
+fn read_pattern<'a>(
+    item: &ConfigValue<'_>,
+    main: &SourceFile<'a>,
+    seen: &mut BTreeSet<PathBuf>,
+    included: &mut Included<'a>,
+) -> Result<(), Error> {
+    let paths = expand_paths(item)?;
+    if paths.is_empty() {
+        item.location.warn("matches no file");
+    }
+    included.match_counts.insert(item.string(EXPECTED)?.to_owned(), paths.len());
+    for path in paths {
+        let real = fs::canonicalize(&path).unwrap_or_else(|_| path.clone());
+        if seen.insert(real) {
+            let Some(inputs) = main.inputs() else { continue };
+            let file = SourceFile::read(&path, inputs);
+            let file = file.map_err(|e| item.error(format!("{}: {}", path.display(), e.message)))?;
+            included.files.push(file);
+        }
+    }
+    Ok(())
 }
 
 /// The root table of an included file.
-pub(super) fn root_table<'a>(
-    source: &'a SourceFile<'a>,
-    table: &'a DeTable<'a>,
-) -> Result<ConfigTable<'a>, Error> {
+pub(super) fn root_table<'a>(source: &'a SourceFile<'a>, table: &'a DeTable<'a>) -> ConfigTable<'a> {
     let misplaced = "belongs in the main file; an included file contains only [agents.*] and [clients.*]";
-    if let Ok(main) = ConfigTable::root(source, table, super::KEYS)
-        && let Some(key) = super::KEYS.iter().find(|key| !KEYS.contains(key) && main.find(key).is_some())
-    {
-        return Err(main.location_of(key).error(misplaced));
-    }
-    ConfigTable::root(source, table, KEYS)
+    ConfigTable::partial_root(source, table, KEYS, super::KEYS, misplaced)
 }
 
 fn expand_paths(item: &ConfigValue<'_>) -> Result<Vec<PathBuf>, Error> {
@@ -75,32 +82,24 @@ fn expand_paths(item: &ConfigValue<'_>) -> Result<Vec<PathBuf>, Error> {
     if last.contains('*') {
         return matching_files(item, path.parent().unwrap_or(Path::new("")), last);
     }
+    item.location.source.record_file(&path);
     match path.try_exists() {
         Ok(false) => Err(item.error(format!("there is no file {}", quote(&path.to_string_lossy())))),
         _ => Ok(vec![path]),
     }
 }
 
-/// The files in `directory` whose names match, sorted by name. As in a shell, `*` does not match a leading dot.
+/// The files in `directory` whose names match, sorted by name.
 fn matching_files(item: &ConfigValue<'_>, directory: &Path, pattern: &str) -> Result<Vec<PathBuf>, Error> {
-    let listed = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
-    let refuse = |e| {
+    let listed = listed_directory(directory);
+    let listing = list_matching(directory, pattern).map_err(|e| {
         let advice = path_error::path_hint(listed, &e);
         item.error(format!("{} cannot be listed: {e}{advice}", quote(&listed.to_string_lossy())))
-    };
-    let entries = match fs::read_dir(listed) {
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries.map_err(refuse)?,
-    };
-    let mut paths = BTreeSet::new();
-    for entry in entries {
-        let name = entry.map_err(refuse)?.file_name();
-        let text = name.to_string_lossy();
-        let hidden = text.starts_with('.') && !pattern.starts_with('.');
-        let path = directory.join(&name);
-        if matches_glob(pattern, &text) && !hidden && !path.is_dir() {
-            paths.insert(path);
-        }
+    });
+    let (directory, name) = (directory.to_owned(), pattern.to_owned());
+    let matches = listing.as_ref().cloned().unwrap_or_default();
+    if let Some(inputs) = item.location.source.inputs() {
+        inputs.record_pattern(IncludePattern { directory, name, matches });
     }
-    Ok(paths.into_iter().collect())
+    listing
 }

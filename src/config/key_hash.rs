@@ -7,6 +7,9 @@ use subtle::ConstantTimeEq;
 
 use super::error::Error;
 use super::reader::ConfigValue;
+use crate::secret::hex;
+
+pub(super) const EXPECTED: &str = "the key's SHA-256 in 64 hex digits, as \"wecom-proxy key NAME\" prints it";
 
 /// The SHA-256 of a key. `==` takes constant time.
 #[derive(Clone, Copy, Eq)]
@@ -30,12 +33,7 @@ impl KeyHash {
 
     /// Parses 64 hex digits.
     pub(crate) fn from_hex(text: &str) -> Option<Self> {
-        let digits: Vec<u32> = text.chars().map(|digit| digit.to_digit(16)).collect::<Option<_>>()?;
-        let bytes: Vec<u8> = digits
-            .chunks(2)
-            .map(|pair| pair.iter().fold(0, |byte, digit| byte * 16 + *digit as u8))
-            .collect();
-        (digits.len() == 64).then(|| bytes.try_into().ok().map(Self)).flatten()
+        hex::decode(text.as_bytes()).map(Self)
     }
 }
 
@@ -59,9 +57,8 @@ impl fmt::Debug for KeyHash {
 
 /// Reads a `key_sha256`. No error shows the value: it may be the key itself by mistake.
 pub(super) fn read(item: &ConfigValue<'_>) -> Result<KeyHash, Error> {
-    let expected = "the key's SHA-256 in 64 hex digits, as \"wecom-proxy key NAME\" prints it";
-    let text = item.string(expected)?;
-    let hash = KeyHash::from_hex(text).ok_or_else(|| item.error(format!("must be {expected}")))?;
+    let text = item.string(EXPECTED)?;
+    let hash = KeyHash::from_hex(text).ok_or_else(|| item.error(format!("must be {EXPECTED}")))?;
     if hash.is_placeholder() {
         return Err(item.error(
             "is a placeholder, not the hash of a key; replace it with what \"wecom-proxy key NAME\" prints",

@@ -1,19 +1,36 @@
 //! `[log]`: format and level of the log, and the access log.
 
+use std::path::PathBuf;
+
 use super::error::Error;
 use super::reader::{ConfigTable, ConfigValue};
 
-pub(super) const KEYS: &[&str] = &["format", "level", "access"];
+pub(super) const KEYS: &[&str] = &["format", "level", "access", "access_file"];
 
 /// `[log]`
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogConfig {
     /// The format of a line.
     pub format: LogFormat,
     /// The level, which `RUST_LOG` overrides.
     pub level: LogLevel,
-    /// Whether each request is logged.
-    pub access: bool,
+    /// Which requests the access log contains.
+    pub access: LoggedRequests,
+    /// The file of the access log, which is stderr without one.
+    pub access_file: Option<PathBuf>,
+}
+
+/// `log.access`. Requests that the proxy could not serve (status 500 and above) are logged in any case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LoggedRequests {
+    /// `true` or `"all"`
+    All,
+    /// `false`: no others.
+    None,
+    /// `"failed"`: also status 400 and above, an errcode other than 0, or an incomplete response.
+    Failed,
+    /// `"slow"`: also those that take a second or longer.
+    Slow,
 }
 
 /// `log.format`
@@ -52,14 +69,28 @@ impl LogLevel {
 const LEVELS: [LogLevel; 5] =
     [LogLevel::Error, LogLevel::Warn, LogLevel::Info, LogLevel::Debug, LogLevel::Trace];
 
-pub(super) fn read(root: &ConfigTable<'_>) -> Result<LogConfig, Error> {
-    let section = root.subtable("log", KEYS)?;
+pub(super) fn read(root: &ConfigTable<'_>) -> LogConfig {
+    let section = root.subtable("log", KEYS);
     let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
-    Ok(LogConfig {
-        format: section.read_or("format", LogFormat::Text, |item| item.one_of(&formats))?,
+    LogConfig {
+        format: section.read_or("format", LogFormat::Text, |item| item.one_of(&formats)),
         level: section.read_or("level", LogLevel::Info, |item| {
             item.one_of(&LEVELS.map(|level| (level.as_str(), level)))
-        })?,
-        access: section.read_or("access", true, ConfigValue::boolean)?,
-    })
+        }),
+        access: section.read_or("access", LoggedRequests::All, read_access),
+        access_file: section.read_optional("access_file", ConfigValue::path),
+    }
+}
+
+fn read_access(item: &ConfigValue<'_>) -> Result<LoggedRequests, Error> {
+    if item.as_str().is_none() {
+        let all =
+            item.boolean().map_err(|_| item.type_error("true, false, \"all\", \"failed\" or \"slow\""))?;
+        return Ok(if all { LoggedRequests::All } else { LoggedRequests::None });
+    }
+    item.one_of(&[
+        ("all", LoggedRequests::All),
+        ("failed", LoggedRequests::Failed),
+        ("slow", LoggedRequests::Slow),
+    ])
 }

@@ -9,25 +9,45 @@ use super::reader::{ConfigTable, ConfigValue};
 /// Bounds names, because passes contain them and have a maximum length.
 const MAX_NAME_BYTES: usize = 64;
 
-/// Every entry of the table `kind`, by name. The error for a duplicate name contains both locations.
+/// Every entry of the table `kind`, by name. Wrong names are recorded; the error for a duplicate name contains both
+/// locations.
 pub(super) fn collect_named<'a>(
     roots: &[ConfigTable<'a>],
     kind: &'static str,
-) -> Result<BTreeMap<&'a str, ConfigValue<'a>>, Error> {
+) -> BTreeMap<&'a str, ConfigValue<'a>> {
     let mut values: BTreeMap<&str, ConfigValue<'_>> = BTreeMap::new();
     for root in roots {
-        for (name, item) in root.entries(kind)? {
-            check_name(&item, name)?;
+        for (name, item) in root.entries(kind) {
+            if let Err(error) = check_name(&item, name) {
+                item.location.record(error);
+                continue;
+            }
             match values.entry(name) {
                 Entry::Vacant(entry) => drop(entry.insert(item)),
                 Entry::Occupied(first) => {
                     let first = first.get().location.file_and_line();
-                    return Err(item.error(format!("is already defined in {first}; rename one of them")));
+                    item.location
+                        .record(item.error(format!("is already defined in {first}; rename one of them")));
                 }
             }
         }
     }
-    Ok(values)
+    values
+}
+
+/// Reads each entry; a wrong one is recorded and left out.
+pub(super) fn read_each<'a, T>(
+    items: &BTreeMap<&'a str, ConfigValue<'a>>,
+    mut read: impl FnMut(&'a str, &ConfigValue<'a>) -> Result<T, Error>,
+) -> BTreeMap<String, T> {
+    let mut values = BTreeMap::new();
+    for (name, item) in items {
+        match read(name, item) {
+            Ok(value) => drop(values.insert((*name).to_owned(), value)),
+            Err(error) => item.location.record(error),
+        }
+    }
+    values
 }
 
 /// Whether `name` is valid for an agent or client.

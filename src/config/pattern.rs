@@ -5,10 +5,13 @@ use std::fmt;
 use http::Method;
 
 use super::error::{Error, quote};
+use super::glob::matches_glob;
 use super::reader::ConfigValue;
 use super::suggest::did_you_mean;
 
 const PATH_PREFIX: &str = "/cgi-bin/";
+/// The path of JS-SDK signatures, which the proxy makes itself.
+const SIGNATURE_PATH: &str = "/jssdk/signature";
 
 const METHODS: [(&str, Method); 7] = [
     ("GET", Method::GET),
@@ -26,6 +29,16 @@ const METHODS: [(&str, Method); 7] = [
 pub struct PathPattern(String);
 
 impl PathPattern {
+    /// A pattern of the program itself, in the form that is read from the file.
+    pub fn from_static(pattern: &'static str) -> Self {
+        Self(pattern.to_owned())
+    }
+
+    /// The pattern as written.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
     /// Whether the pattern matches `path`, which is compared as sent upstream: without query, percent-encoding not
     /// decoded.
     pub fn matches(&self, path: &str) -> bool {
@@ -70,9 +83,10 @@ pub struct AllowPattern {
 }
 
 impl AllowPattern {
-    /// Everything under `/cgi-bin/`.
-    pub fn everything() -> Self {
-        Self { method: None, path: PathPattern(format!("{PATH_PREFIX}*")) }
+    /// What a client without `allow` may call: everything under `/cgi-bin/`, and JS-SDK signatures.
+    pub fn everything() -> Vec<Self> {
+        let paths = [format!("{PATH_PREFIX}*"), SIGNATURE_PATH.to_owned()];
+        paths.map(|path| Self { method: None, path: PathPattern(path) }).into()
     }
 
     /// Whether the call is allowed; `path` as in [`PathPattern::matches`].
@@ -90,19 +104,6 @@ impl fmt::Display for AllowPattern {
     }
 }
 
-/// Whether `pattern` matches `text`; each `*` matches any text, also none. Takes linear time for each `*`.
-pub(super) fn matches_glob(pattern: &str, text: &str) -> bool {
-    let mut parts = pattern.split('*');
-    let first = parts.next().unwrap_or_default();
-    let Some(mut rest) = text.strip_prefix(first) else { return false };
-    let Some(last) = parts.next_back() else { return rest.is_empty() };
-    for part in parts {
-        let Some(at) = rest.find(part) else { return false };
-        rest = &rest[at + part.len()..];
-    }
-    rest.ends_with(last)
-}
-
 /// Reads an agent's `plain`.
 pub(super) fn read_path_patterns(item: &ConfigValue<'_>) -> Result<Vec<PathPattern>, Error> {
     let items = item.list("a list of paths like [\"/cgi-bin/corpgroup/*\"]")?;
@@ -110,6 +111,11 @@ pub(super) fn read_path_patterns(item: &ConfigValue<'_>) -> Result<Vec<PathPatte
         .iter()
         .map(|item| read_path_pattern(item, item.string("a path like \"/cgi-bin/corpgroup/*\"")?))
         .collect()
+}
+
+/// Reads the path of a quota.
+pub(super) fn read_path(item: &ConfigValue<'_>) -> Result<PathPattern, Error> {
+    read_path_pattern(item, item.string("a path like \"/cgi-bin/oa/*\"")?)
 }
 
 /// Reads a client's `allow`, which must not be empty.
@@ -124,14 +130,22 @@ pub(super) fn read_allow_patterns(item: &ConfigValue<'_>) -> Result<Vec<AllowPat
 fn read_allow_pattern(item: &ConfigValue<'_>) -> Result<AllowPattern, Error> {
     let text = item.string("a string like \"POST /cgi-bin/message/send\" or \"/cgi-bin/user/*\"")?;
     let Some((method, path)) = text.split_once(' ') else {
-        return Ok(AllowPattern { method: None, path: read_path_pattern(item, text)? });
+        return Ok(AllowPattern { method: None, path: read_allowed_path(item, text)? });
     };
     let method_entry = METHODS.iter().find(|(name, _)| *name == method).ok_or_else(|| {
         let names = METHODS.map(|(name, _)| name);
         let hint = did_you_mean(method, names);
         item.error(format!("{} is not a method; {hint}allowed: {}", quote(method), names.join(", ")))
     })?;
-    Ok(AllowPattern { method: Some(method_entry.1.clone()), path: read_path_pattern(item, path)? })
+    Ok(AllowPattern { method: Some(method_entry.1.clone()), path: read_allowed_path(item, path)? })
+}
+
+/// A path pattern, or the path of JS-SDK signatures.
+fn read_allowed_path(item: &ConfigValue<'_>, path: &str) -> Result<PathPattern, Error> {
+    match path {
+        SIGNATURE_PATH => Ok(PathPattern(path.to_owned())),
+        _ => read_path_pattern(item, path),
+    }
 }
 
 fn read_path_pattern(item: &ConfigValue<'_>, path: &str) -> Result<PathPattern, Error> {
@@ -185,7 +199,7 @@ mod tests {
 
     #[test]
     fn allow_pattern_with_method_matches_that_method_only() {
-        let mut allow = AllowPattern::everything();
+        let mut allow = AllowPattern::everything().remove(0);
         assert!(allow.matches(&Method::DELETE, "/cgi-bin/x"));
         allow.method = Some(Method::POST);
         assert!(allow.matches(&Method::POST, "/cgi-bin/x"));

@@ -7,8 +7,9 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::error::{Error, Warning, quote, truncate};
+use super::origin::Origin;
 use super::source_file::SourceFile;
-use super::suggest::did_you_mean;
+use super::suggest::{closest, did_you_mean};
 
 /// The maximum of settings that limit concurrency; far below a semaphore's maximum.
 pub(super) const MAX_CONCURRENCY: u64 = 1_000_000;
@@ -28,11 +29,18 @@ impl<'a> Location<'a> {
             line: self.line,
             key: Some(self.key.clone()).filter(|key| !key.is_empty()),
             message: message.into(),
+            others: Vec::new(),
         }
     }
 
+    /// Keeps an error of the value here, so that reading can go on.
+    pub(super) fn record(&self, error: Error) {
+        self.source.mark_broken(&self.key);
+        self.source.record(error);
+    }
+
     pub(super) fn warn(&self, message: impl Into<String>) {
-        let Error { file, line, key, message } = self.error(message);
+        let Error { file, line, key, message, .. } = self.error(message);
         self.source.warn(Warning { file, line, key, message });
     }
 
@@ -40,6 +48,11 @@ impl<'a> Location<'a> {
     pub(super) fn file_and_line(&self) -> String {
         let file = self.source.path().display();
         self.line.map_or_else(|| file.to_string(), |line| format!("{file}:{line}"))
+    }
+
+    /// This location as the origin of an agent or client.
+    pub(super) fn origin(&self) -> Origin {
+        Origin::File { file: self.source.shared_path(), line: self.line.unwrap_or_default() }
     }
 
     /// The location of `key` below this one. Without an offset, because the key is not in the file, the line is this
@@ -72,42 +85,75 @@ impl<'a> ConfigTable<'a> {
         source: &'a SourceFile<'a>,
         table: &'a DeTable<'a>,
         allowed_keys: &'static [&'static str],
-    ) -> Result<Self, Error> {
+    ) -> Self {
         let location = Location { source, line: None, key: String::new() };
         Self::new(location, Some(table), allowed_keys)
+    }
+
+    /// The root table of a file that holds only a part of all tables; for the others in it, the error is `misplaced`.
+    pub(super) fn partial_root(
+        source: &'a SourceFile<'a>,
+        table: &'a DeTable<'a>,
+        allowed_keys: &'static [&'static str],
+        elsewhere: &[&str],
+        misplaced: &str,
+    ) -> Self {
+        let location = Location { source, line: None, key: String::new() };
+        Self::new_part(location, Some(table), allowed_keys, elsewhere, misplaced)
     }
 
     fn new(
         location: Location<'a>,
         table: Option<&'a DeTable<'a>>,
         allowed_keys: &'static [&'static str],
-    ) -> Result<Self, Error> {
-        let unknown = table
-            .into_iter()
-            .flat_map(|table| table.iter())
-            .filter(|(key, _)| !allowed_keys.contains(&key.get_ref().as_ref()))
-            .min_by_key(|(key, _)| key.span().start);
-        let Some((key, value)) = unknown else {
-            return Ok(Self { location, table, allowed_keys });
-        };
-        let name: &str = key.get_ref();
-        let kind = if value.get_ref().is_table() { "table" } else { "key" };
-        let hint = did_you_mean(name, allowed_keys.iter().copied());
-        let allowed = allowed_keys.join(", ");
-        let message = format!("unknown {kind} {}; {hint}allowed: {allowed}", quote(name));
-        Err(location.child(name, Some(key.span().start)).error(message))
+    ) -> Self {
+        Self::new_part(location, table, allowed_keys, &[], "")
     }
 
-    /// The table `key` of this one; empty if the file does not contain it.
+    /// As [`new`](Self::new); `elsewhere` are keys of another table, for which the error is `misplaced`.
+    fn new_part(
+        location: Location<'a>,
+        table: Option<&'a DeTable<'a>>,
+        allowed_keys: &'static [&'static str],
+        elsewhere: &[&str],
+        misplaced: &str,
+    ) -> Self {
+        for (key, value) in table.into_iter().flat_map(|table| table.iter()) {
+            let name: &str = key.get_ref();
+            let location = || location.child(name, Some(key.span().start));
+            if allowed_keys.contains(&name) {
+                continue;
+            }
+            if elsewhere.contains(&name) {
+                location().source.record(location().error(misplaced));
+                continue;
+            }
+            let kind = if value.get_ref().is_table() { "table" } else { "key" };
+            let hint = did_you_mean(name, allowed_keys.iter().copied());
+            let allowed = allowed_keys.join(", ");
+            let message = format!("unknown {kind} {}; {hint}allowed: {allowed}", quote(name));
+            location().source.record(location().error(message));
+        }
+        Self { location, table, allowed_keys }
+    }
+
+    /// The table `key` of this one; empty if the file does not contain it, or contains something else there.
     pub(super) fn subtable(
         &self,
         key: &'static str,
         allowed_keys: &'static [&'static str],
-    ) -> Result<ConfigTable<'a>, Error> {
-        match self.find(key) {
-            Some(item) => item.table("a table", allowed_keys),
-            None => ConfigTable::new(self.location.child(key, None), None, allowed_keys),
-        }
+    ) -> ConfigTable<'a> {
+        let empty = || ConfigTable::new(self.location.child(key, None), None, allowed_keys);
+        let Some(item) = self.find(key) else { return empty() };
+        item.table("a table", allowed_keys).unwrap_or_else(|error| {
+            item.location.record(error);
+            empty()
+        })
+    }
+
+    /// Keeps an error of the whole table, so that reading can go on.
+    pub(super) fn record(&self, error: Error) {
+        self.location.record(error);
     }
 
     pub(super) fn find(&self, key: &'static str) -> Option<ConfigValue<'a>> {
@@ -116,31 +162,43 @@ impl<'a> ConfigTable<'a> {
         Some(self.value(key, value))
     }
 
+    /// Whether the file has this key, which need not be an allowed one.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.table.is_some_and(|table| table.contains_key(key))
+    }
+
+    /// Whether the value at a key of the file, such as `agents.hr`, was found to be wrong.
+    pub(super) fn is_broken(&self, key: &str) -> bool {
+        self.location.source.is_broken(key)
+    }
+
     /// The location of `key`, also if the file does not contain it.
     pub(super) fn location_of(&self, key: &'static str) -> Location<'a> {
         self.find(key).map_or_else(|| self.location.child(key, None), |item| item.location)
     }
 
-    /// The value of `key`, read by `read`, or the default.
+    /// The value of `key`, read by `read`, or the default. A wrong value is recorded, and reading goes on with the default.
     pub(super) fn read_or<T>(
         &self,
         key: &'static str,
         default: T,
         read: impl FnOnce(&ConfigValue<'a>) -> Result<T, Error>,
-    ) -> Result<T, Error> {
-        self.find(key).map_or(Ok(default), |item| read(&item))
+    ) -> T {
+        self.read_optional(key, read).unwrap_or(default)
     }
 
-    /// The value of `key`, read by `read`, if there is one.
+    /// The value of `key`, read by `read`, if there is one. A wrong value is recorded, and counts as none.
     pub(super) fn read_optional<T>(
         &self,
         key: &'static str,
         read: impl FnOnce(&ConfigValue<'a>) -> Result<T, Error>,
-    ) -> Result<Option<T>, Error> {
-        self.find(key).map(|item| read(&item)).transpose()
+    ) -> Option<T> {
+        let item = self.find(key)?;
+        read(&item).map_err(|error| item.location.record(error)).ok()
     }
 
-    /// The value of `key`, which is required; the error shows `example` as the line to add.
+    /// The value of `key`, which is required; the error shows `example` as the line to add. The error is recorded, so that
+    /// the caller can read the other keys of the table before it returns.
     pub(super) fn read_required<T>(
         &self,
         key: &'static str,
@@ -148,23 +206,44 @@ impl<'a> ConfigTable<'a> {
         read: impl FnOnce(&ConfigValue<'a>) -> Result<T, Error>,
     ) -> Result<T, Error> {
         match self.find(key) {
-            Some(item) => read(&item),
+            Some(item) => read(&item).map_err(|error| {
+                item.location.record(error);
+                Error::recorded()
+            }),
             None => {
-                Err(self.location.child(key, None).error(format!("is missing; write one like {example}")))
+                let location = self.location.child(key, None);
+                // A mistyped key is reported already.
+                if !self.has_mistyped(key) {
+                    location.record(location.error(format!("is missing; write one like {example}")));
+                }
+                Err(Error::recorded())
             }
         }
     }
 
-    /// The entries of the table `key`, which has free names.
-    pub(super) fn entries(&self, key: &'static str) -> Result<Vec<(&'a str, ConfigValue<'a>)>, Error> {
+    pub(super) fn has_unknown_keys(&self) -> bool {
+        let keys = self.table.into_iter().flat_map(|table| table.keys());
+        keys.map(|key| key.get_ref().as_ref()).any(|name: &str| !self.allowed_keys.contains(&name))
+    }
+
+    /// Whether an unknown key of the table is likely meant to be this one.
+    fn has_mistyped(&self, key: &str) -> bool {
+        let keys = self.table.into_iter().flat_map(|table| table.keys()).map(|key| key.get_ref().as_ref());
+        keys.filter(|name| !self.allowed_keys.contains(name))
+            .any(|name| closest(name, self.allowed_keys.iter().copied()) == Some(key))
+    }
+
+    /// The entries of the table `key`, which has free names. Anything else there is recorded.
+    pub(super) fn entries(&self, key: &'static str) -> Vec<(&'a str, ConfigValue<'a>)> {
         let Some(item) = self.find(key) else {
-            return Ok(Vec::new());
+            return Vec::new();
         };
         let DeValue::Table(table) = item.raw else {
-            return Err(item.type_error(&format!("tables like [{key}.NAME]")));
+            item.location.record(item.type_error(&format!("tables like [{key}.NAME]")));
+            return Vec::new();
         };
         let parent = ConfigTable { location: item.location, table: None, allowed_keys: &[] };
-        Ok(table.iter().map(|(key, value)| (key.get_ref().as_ref(), parent.value(key, value))).collect())
+        table.iter().map(|(key, value)| (key.get_ref().as_ref(), parent.value(key, value))).collect()
     }
 
     fn value(
@@ -200,6 +279,11 @@ impl<'a> ConfigValue<'a> {
         self.raw.as_str()
     }
 
+    /// Whether it is a table with this key.
+    pub(super) fn has_key(&self, key: &str) -> bool {
+        matches!(self.raw, DeValue::Table(table) if table.contains_key(key))
+    }
+
     /// A string; `expected` describes it in the error.
     pub(super) fn string(&self, expected: &str) -> Result<&'a str, Error> {
         self.as_str().ok_or_else(|| self.type_error(expected))
@@ -211,6 +295,10 @@ impl<'a> ConfigValue<'a> {
 
     pub(super) fn is_integer(&self) -> bool {
         self.raw.is_integer()
+    }
+
+    pub(super) fn is_list(&self) -> bool {
+        self.raw.is_array()
     }
 
     /// A whole number within `range`.
@@ -276,7 +364,7 @@ impl<'a> ConfigValue<'a> {
         allowed_keys: &'static [&'static str],
     ) -> Result<ConfigTable<'a>, Error> {
         match self.raw {
-            DeValue::Table(table) => ConfigTable::new(self.location.clone(), Some(table), allowed_keys),
+            DeValue::Table(table) => Ok(ConfigTable::new(self.location.clone(), Some(table), allowed_keys)),
             _ => Err(self.type_error(expected)),
         }
     }

@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use super::error::Error;
 use super::files;
 use super::reader::ConfigTable;
 use super::server::ServerConfig;
@@ -22,12 +21,12 @@ pub struct ReplayConfig {
     pub dir: Option<PathBuf>,
 }
 
-pub(super) fn read(root: &ConfigTable<'_>, server: &ServerConfig) -> Result<ReplayConfig, Error> {
-    let section = root.subtable("replay", KEYS)?;
+pub(super) fn read(root: &ConfigTable<'_>, server: &ServerConfig) -> ReplayConfig {
+    let section = root.subtable("replay", KEYS);
     let replay = ReplayConfig {
-        memory: section.read_or("memory", 256 << 20, |item| size::read(item, 0..=size::MAX_SIZE_BYTES))?,
-        disk: section.read_or("disk", 4 << 30, |item| size::read(item, 0..=size::MAX_SIZE_BYTES))?,
-        dir: section.read_optional("dir", files::read_directory_path)?,
+        memory: section.read_or("memory", 256 << 20, |item| size::read(item, 0..=size::MAX_SIZE_BYTES)),
+        disk: section.read_or("disk", 4 << 30, |item| size::read(item, 0..=size::MAX_SIZE_BYTES)),
+        dir: section.read_optional("dir", files::read_directory_path),
     };
     if replay.disk.max(replay.memory / 8) < server.max_request_body {
         section.location_of("disk").warn(
@@ -35,5 +34,5 @@ pub(super) fn read(root: &ConfigTable<'_>, server: &ServerConfig) -> Result<Repl
              are refused or not retried",
         );
     }
-    Ok(replay)
+    replay
 }

@@ -1,34 +1,186 @@
 //! Secrets: `{ env = "NAME" }`, `{ file = "path" }` or a plain string. No message shows a secret.
 
+use std::path::{Path, PathBuf};
+
 use zeroize::Zeroizing;
 
-use super::error::Error;
+use super::error::{Error, quote};
 use super::files;
+use super::key_hash::KeyHash;
+use super::loaded_files::SecretMode;
 use super::reader::ConfigValue;
-use crate::secret::Masked;
+use crate::secret::{Masked, credential_scan::is_base64url, hex};
 
 pub(super) const KEYS: &[&str] = &["env", "file"];
 
+/// A secret that is being changed stands beside the one before.
+const MAX_SECRETS: usize = 2;
+
 const EXPECTED: &str = "{ env = \"NAME\" }, { file = \"path\" } or a string";
 
-/// Reads a secret: visible ASCII, not empty.
+/// Reads a secret: visible ASCII, not empty. Warns of one that is likely not what was meant.
 pub(super) fn read(item: &ConfigValue<'_>) -> Result<Masked, Error> {
+    let secret = read_text(item)?;
+    if let Some(mistake) = mistake(secret.expose()) {
+        item.location.warn(format!("{mistake}; is that meant?"));
+    }
+    Ok(secret)
+}
+
+/// Reads a secret of WeCom, which consists of letters, digits, `-` and `_`; a wrong one counts there as an attack.
+pub(super) fn read_wecom(item: &ConfigValue<'_>) -> Result<Masked, Error> {
+    let secret = read_text(item)?;
+    if let Some(mistake) = mistake(secret.expose()) {
+        return Err(item.error(format!("{mistake}; write only the secret itself there")));
+    }
+    if !is_base64url(secret.expose()) {
+        item.location.warn(
+            "contains a character that no secret of WeCom has: they consist of letters, digits, - and _",
+        );
+    }
+    Ok(secret)
+}
+
+/// A secret of WeCom, and where it can be read again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourcedSecret {
+    /// The secret.
+    pub value: Masked,
+    /// The file that it was read from; `None` for one from the environment or in plain text, which cannot change.
+    pub file: Option<PathBuf>,
+}
+
+/// Reads one secret of WeCom, or a list of at most [`MAX_SECRETS`]; never empty.
+pub(super) fn read_wecom_secrets(item: &ConfigValue<'_>) -> Result<Vec<SourcedSecret>, Error> {
+    if !item.is_list() {
+        return Ok(vec![read_sourced(item)?]);
+    }
+    let items = item.list(EXPECTED)?;
+    if items.is_empty() || items.len() > MAX_SECRETS {
+        let count = items.len();
+        return Err(item.error(format!(
+            "lists {count} secrets; write one, or two while the secret is changed: the one in use and the other one"
+        )));
+    }
+    let secrets = items.iter().map(read_sourced).collect::<Result<Vec<_>, _>>()?;
+    if let ([first, second], [_, item]) = (&secrets[..], &items[..])
+        && first.value == second.value
+    {
+        item.location
+            .warn("is the same secret as the first one, so nothing is tried when that one is refused");
+    }
+    Ok(secrets)
+}
+
+fn read_sourced(item: &ConfigValue<'_>) -> Result<SourcedSecret, Error> {
+    let value = read_wecom(item)?;
+    let file = match item.as_str() {
+        Some(_) => None,
+        None => item.table(EXPECTED, KEYS)?.read_optional("file", ConfigValue::path),
+    };
+    Ok(SourcedSecret { value, file })
+}
+
+/// Reads a secret of WeCom from its file again, with the checks of the first time. Blocks. The error names the file and
+/// what is wrong with it, and shows nothing of the secret.
+pub fn read_secret_again(path: &Path) -> Result<Masked, String> {
+    let file = files::read_secret_text(path)?;
+    let text = file.text.trim_end_matches(['\r', '\n']);
+    match invalid_reason(text)
+        .map(|reason| format!("is {reason}"))
+        .or_else(|| mistake(text).map(str::to_owned))
+    {
+        None => Ok(Masked::new(text)),
+        Some(reason) => Err(format!("{} {reason}", quote(&path.to_string_lossy()))),
+    }
+}
+
+fn read_text(item: &ConfigValue<'_>) -> Result<Masked, Error> {
     if let Some(text) = item.as_str() {
         let secret = validate(item, "is", text)?;
+        if !item.location.source.is_file() {
+            return Ok(secret);
+        }
         item.location
             .warn("is in plain text in this file; write { env = \"NAME\" } or { file = \"path\" } instead");
         return Ok(secret);
     }
+    if !item.location.source.is_file() {
+        let error = item.type_error("a string");
+        return Err(item.error(error.message + "; { env } and { file } are for files"));
+    }
     let section = item.table(EXPECTED, KEYS)?;
     match (section.find("env"), section.find("file")) {
-        (Some(env), None) => read_env(&env),
-        (None, Some(file)) => {
-            let text = files::read_secret_file(&file)?;
-            validate(&file, "names a file that is", text.trim_end_matches(['\r', '\n']))
-        }
+        (Some(env), None) => read_or_replace(&env, read_env),
+        (None, Some(file)) => read_or_replace(&file, read_from_file),
         (Some(_), Some(_)) => Err(item.error("names both env and file; keep one")),
+        // An unknown key is reported already.
+        (None, None) if section.has_unknown_keys() => Err(Error::recorded()),
         (None, None) => Err(item.error(format!("must be {EXPECTED}"))),
     }
+}
+
+/// Reads what an environment variable or a file has, or takes a placeholder for it, where secrets need not be there.
+fn read_or_replace(
+    item: &ConfigValue<'_>,
+    read: impl FnOnce(&ConfigValue<'_>) -> Result<Masked, Error>,
+) -> Result<Masked, Error> {
+    match (item.location.source.secrets(), item.as_str()) {
+        (SecretMode::Required, _) | (_, None) => read(item),
+        (SecretMode::Optional, Some(source)) => Ok(read(item).unwrap_or_else(|_| unread_secret(source))),
+        (SecretMode::Unread, Some(source)) => Ok(unread_secret(source)),
+    }
+}
+
+fn read_from_file(item: &ConfigValue<'_>) -> Result<Masked, Error> {
+    let text = files::read_secret_file(item)?;
+    validate(item, "names a file that is", text.trim_end_matches(['\r', '\n']))
+}
+
+/// What the placeholder of a secret that was not read begins with.
+const UNREAD_PREFIX: &str = "UnreadSecret";
+
+/// A placeholder for a secret: 43 letters and digits, as an EncodingAESKey has. Two secrets from one place are the same
+/// secret, others are not.
+fn unread_secret(source: &str) -> Masked {
+    let hash = hex::encode(KeyHash::of(source).as_bytes());
+    Masked::new(format!("{UNREAD_PREFIX}{}", &hash[..43 - UNREAD_PREFIX.len()]))
+}
+
+/// Whether it is the placeholder of a secret that was not read.
+pub fn is_unread(secret: &Masked) -> bool {
+    secret.expose().starts_with(UNREAD_PREFIX)
+}
+
+/// Reads a secret of the proxy's own, from which keys are derived.
+pub(super) fn read_long(item: &ConfigValue<'_>) -> Result<Masked, Error> {
+    const MIN_BYTES: usize = 32;
+    let secret = read(item)?;
+    if secret.expose().len() < MIN_BYTES {
+        return Err(item.error(format!("is too short; it must have {MIN_BYTES} characters or more")));
+    }
+    Ok(secret)
+}
+
+/// Reads an EncodingAESKey.
+pub(super) fn read_aes_key(item: &ConfigValue<'_>) -> Result<Masked, Error> {
+    const CHARS: usize = 43;
+    let key = read(item)?;
+    let (length, is_base64) = (
+        key.expose().len(),
+        key.expose().bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+/".contains(&byte)),
+    );
+    if length != CHARS {
+        return Err(item.error(format!(
+            "has {length} characters; an EncodingAESKey has {CHARS}, without the \"=\" that completes its base64"
+        )));
+    }
+    if !is_base64 {
+        return Err(
+            item.error("is no EncodingAESKey: it consists of letters and digits, as shown in the console")
+        );
+    }
+    Ok(key)
 }
 
 fn read_env(item: &ConfigValue<'_>) -> Result<Masked, Error> {
@@ -49,18 +201,46 @@ fn read_env(item: &ConfigValue<'_>) -> Result<Masked, Error> {
 
 /// Checks the secret `text`; `subject` is the subject of the error and its verb.
 fn validate(item: &ConfigValue<'_>, subject: &str, text: &str) -> Result<Masked, Error> {
+    match invalid_reason(text) {
+        None => Ok(Masked::new(text)),
+        Some(reason) => Err(item.error(format!("{subject} {reason}"))),
+    }
+}
+
+/// Why `text` cannot be a secret.
+fn invalid_reason(text: &str) -> Option<&'static str> {
     if text.is_empty() {
-        return Err(item.error(format!("{subject} empty")));
+        return Some("empty");
     }
     if is_placeholder(text) {
-        return Err(item.error(format!("{subject} a placeholder; replace it with the real one")));
+        return Some("a placeholder; replace it with the real one");
     }
-    if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err(item.error(format!(
-            "{subject} not a secret: it contains characters other than visible ASCII, such as a space or a line break"
-        )));
+    let is_visible = text.bytes().all(|byte| byte.is_ascii_graphic());
+    (!is_visible).then_some(
+        "not a secret: it contains characters other than visible ASCII, such as a space or a line break",
+    )
+}
+
+/// What was likely copied along with the secret, or in its place.
+fn mistake(text: &str) -> Option<&'static str> {
+    let is_quoted = |quote| text.len() > 1 && text.starts_with(quote) && text.ends_with(quote);
+    if ['"', '\'', '`'].into_iter().any(is_quoted) {
+        return Some("has quotes around it, which docker-compose's list form and --env-file keep");
     }
-    Ok(Masked::new(text))
+    let is_name = |name: &str| {
+        name.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_')
+            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+    };
+    match text.split_once('=') {
+        // The signs at the end of base64 are no value.
+        Some((name, value)) if is_name(name) && !value.bytes().all(|byte| byte == b'=') => {
+            return Some("begins like NAME=value");
+        }
+        _ => {}
+    }
+    text.strip_prefix('$')
+        .is_some_and(is_name)
+        .then_some("is the name of a variable ($NAME) that nothing replaced")
 }
 
 /// Whether `text` is a placeholder for a secret. A placeholder sent to WeCom counts as a wrong secret, for which WeCom
@@ -93,12 +273,31 @@ pub(super) fn is_placeholder_word(text: &str) -> bool {
     let bracketed = text.starts_with('<') && text.ends_with('>');
     // A variable that was not expanded.
     let variable = text.starts_with("${") && text.ends_with('}');
-    WORDS.iter().any(|word| matches(word)) || bracketed || variable || text == "…"
+    // `your_wecom_secret`
+    let is_yours = ["your_", "your-"]
+        .iter()
+        .any(|start| text.get(..start.len()).is_some_and(|found| found.eq_ignore_ascii_case(start)));
+    WORDS.iter().any(|word| matches(word)) || is_yours || bracketed || variable || text == "…"
 }
 
 #[cfg(test)]
 mod tests {
-    use super::is_placeholder;
+    use super::{is_placeholder, mistake};
+
+    #[test]
+    fn mistake_names_what_was_copied_along() {
+        for (text, expected) in [
+            ("\"abc\"", "quotes"),
+            ("'abc'", "quotes"),
+            ("WECOM_HR_SECRET=abc", "NAME=value"),
+            ("$WECOM_SECRET", "variable"),
+        ] {
+            assert!(mistake(text).is_some_and(|mistake| mistake.contains(expected)), "{text}");
+        }
+        for text in ["abc", "\"", "a\"b", "YWJj==", "$2y$10$x", "a-b=c", "=x", "9a=b"] {
+            assert_eq!(mistake(text), None, "{text}");
+        }
+    }
 
     #[test]
     fn is_placeholder_separates_placeholders_from_secrets() {
@@ -114,6 +313,8 @@ mod tests {
             "<secret>",
             "${SECRET}",
             "todo",
+            "your_wecom_secret",
+            "YOUR-secret",
         ] {
             assert!(is_placeholder(text), "{text}");
         }

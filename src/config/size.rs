@@ -4,10 +4,11 @@ use std::ops::RangeInclusive;
 
 use super::error::{Error, quote};
 use super::reader::ConfigValue;
+use super::units;
 
 /// Units with their bytes, from the largest to the smallest. KB, MB and GB are refused, because they are ambiguous:
 /// 1000 or 1024.
-const UNITS: [(&str, u64); 4] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
+const UNITS: [(&str, u64); 5] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1), ("", 1)];
 
 /// The largest file offset, which is signed.
 pub(super) const MAX_SIZE_BYTES: u64 = i64::MAX as u64;
@@ -35,21 +36,12 @@ pub(super) fn read(item: &ConfigValue<'_>, range: RangeInclusive<u64>) -> Result
 
 /// Parses a size like `64MiB`. An overflow becomes `u64::MAX`, which every range excludes.
 fn parse(text: &str) -> Option<u64> {
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, unit) = text.split_at(digits);
-    if number.is_empty() {
-        return None;
-    }
-    let factor = if unit.is_empty() { 1 } else { UNITS.iter().find(|(name, _)| *name == unit)?.1 };
-    // The text contains only digits, so parsing fails only on overflow.
-    Some(number.parse::<u64>().unwrap_or(u64::MAX).saturating_mul(factor))
+    units::parse(text, &UNITS)
 }
 
 /// Formats the size in the file's syntax, in the largest unit that needs no fraction.
 pub fn format(bytes: u64) -> String {
-    let unit = UNITS.iter().find(|(_, factor)| bytes != 0 && bytes.is_multiple_of(*factor));
-    let (name, factor) = unit.unwrap_or(&("B", 1));
-    format!("{}{name}", bytes / factor)
+    units::format(bytes.into(), &UNITS, "B")
 }
 
 #[cfg(test)]

@@ -4,47 +4,81 @@ use std::cell::{OnceCell, RefCell};
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use toml::de::DeTable;
 use zeroize::Zeroizing;
 
 use super::error::{Error, Warning, quote};
+use super::loaded_files::{Inputs, SecretMode};
 use super::path_error;
+use super::text_encoding::decode_utf8;
 
 /// Larger than any real configuration; keeps a device or log file named by mistake out of memory.
 const MAX_FILE_BYTES: u64 = 16 << 20;
 
 pub(super) struct SourceFile<'a> {
-    path: PathBuf,
+    path: Arc<Path>,
     /// Wiped on drop, because it may contain secrets in plain text.
     text: Zeroizing<String>,
     /// The offset of each line's end, computed at the first use. An index is needed because a file may have 100,000
     /// entries.
     line_ends: OnceCell<Vec<usize>>,
-    env: &'a dyn Fn(&str) -> Option<String>,
+    /// `None` for a text that is no file.
+    inputs: Option<&'a Inputs<'a>>,
     warnings: RefCell<Vec<Warning>>,
+    /// Mistakes after which reading went on, to find the others.
+    errors: RefCell<Vec<Error>>,
 }
 
 impl<'a> SourceFile<'a> {
-    pub(super) fn read(path: &Path, env: &'a dyn Fn(&str) -> Option<String>) -> Result<Self, Error> {
-        let refuse = |message| Error { file: path.to_owned(), line: None, key: None, message };
-        let mut text = Zeroizing::new(String::new());
+    pub(super) fn read(path: &Path, inputs: &'a Inputs<'a>) -> Result<Self, Error> {
+        inputs.record_file(path);
+        let refuse =
+            |message| Error { file: path.to_owned(), line: None, key: None, message, others: Vec::new() };
+        let mut bytes = Zeroizing::new(Vec::new());
         let length = File::open(path)
-            .and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text))
+            .and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes))
             .map_err(|e| refuse(path_error::unreadable_message(path, &e)))?;
         if length as u64 > MAX_FILE_BYTES {
             return Err(refuse("is too long for a configuration; at most 16MiB".to_owned()));
         }
+        let text = decode_utf8(&bytes)
+            .map_err(|error| Error { line: Some(error.line), ..refuse(error.to_string()) })?;
         Ok(Self {
-            path: path.to_owned(),
-            text,
+            path: path.into(),
+            text: Zeroizing::new(text.to_owned()),
             line_ends: OnceCell::new(),
-            env,
+            inputs: Some(inputs),
             warnings: RefCell::default(),
+            errors: RefCell::default(),
         })
     }
 
+    /// A text that stands for a file in the current directory.
+    pub(super) fn of_input(name: &str, text: Zeroizing<String>, inputs: &'a Inputs<'a>) -> Self {
+        Self { inputs: Some(inputs), ..Self::of_text(name, text) }
+    }
+
+    /// A text from elsewhere, which is read like a file named `name`, and in which secrets are strings.
+    pub(super) fn of_text(name: &str, text: Zeroizing<String>) -> Self {
+        Self {
+            path: Path::new(name).into(),
+            text,
+            line_ends: OnceCell::new(),
+            inputs: None,
+            warnings: RefCell::default(),
+            errors: RefCell::default(),
+        }
+    }
+
+    /// Whether it is a file, in which a secret can be `{ env }` or `{ file }`.
+    pub(super) fn is_file(&self) -> bool {
+        self.inputs.is_some()
+    }
+
     pub(super) fn parse(&self) -> Result<DeTable<'_>, Error> {
+        // Only the first one: most of those after it follow from it.
         DeTable::parse(&self.text).map(|table| table.into_inner()).map_err(|error| self.syntax_error(&error))
     }
 
@@ -57,15 +91,21 @@ impl<'a> SourceFile<'a> {
             message = format!("{} is a duplicate key; keep one", quote(key));
         }
         Error {
-            file: self.path.clone(),
+            file: self.path.to_path_buf(),
             line: error.span().map(|span| self.line_at(span.start)),
             key: None,
             message,
+            others: Vec::new(),
         }
     }
 
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The path, for the origins of agents and clients.
+    pub(super) fn shared_path(&self) -> Arc<Path> {
+        self.path.clone()
     }
 
     /// The line, counted from 1, of the byte at `offset`.
@@ -83,16 +123,51 @@ impl<'a> SourceFile<'a> {
     }
 
     pub(super) fn env(&self, name: &str) -> Option<String> {
-        (self.env)(name)
+        self.inputs.and_then(|inputs| inputs.env(name))
     }
 
-    /// The lookup of environment variables, for the files that this one includes.
-    pub(super) fn env_lookup(&self) -> &'a dyn Fn(&str) -> Option<String> {
-        self.env
+    /// What it is read from, for the files that it includes; `None` if it is no file.
+    pub(super) fn inputs(&self) -> Option<&'a Inputs<'a>> {
+        self.inputs
+    }
+
+    /// Records a file that is about to be read.
+    pub(super) fn record_file(&self, path: &Path) {
+        if let Some(inputs) = self.inputs {
+            inputs.record_file(path);
+        }
     }
 
     pub(super) fn warn(&self, warning: Warning) {
         self.warnings.borrow_mut().push(warning);
+    }
+
+    /// Keeps an error, so that reading can go on.
+    pub(super) fn record(&self, error: Error) {
+        if !error.is_recorded() {
+            self.errors.borrow_mut().push(error);
+        }
+    }
+
+    pub(super) fn take_errors(&self) -> Vec<Error> {
+        self.errors.take()
+    }
+
+    /// Notes that the value at this key is wrong, so that what refers to it is not reported too.
+    pub(super) fn mark_broken(&self, key: &str) {
+        if let Some(inputs) = self.inputs {
+            inputs.mark_broken(key);
+        }
+    }
+
+    /// Whether the value at this key is wrong.
+    pub(super) fn is_broken(&self, key: &str) -> bool {
+        self.inputs.is_some_and(|inputs| inputs.is_broken(key))
+    }
+
+    /// Whether secrets are read.
+    pub(super) fn secrets(&self) -> SecretMode {
+        self.inputs.map_or(SecretMode::Required, Inputs::secrets)
     }
 
     /// The warnings, sorted by line.

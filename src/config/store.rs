@@ -10,10 +10,19 @@ use super::secret;
 use super::url;
 use crate::secret::Masked;
 
-pub(super) const KEYS: &[&str] =
-    &["redis", "cluster", "sentinel", "user", "password", "ca_file", "prefix", "key", "old_key"];
-
-const MIN_KEY_BYTES: usize = 32;
+pub(super) const KEYS: &[&str] = &[
+    "redis",
+    "cluster",
+    "sentinel",
+    "sentinel_user",
+    "sentinel_password",
+    "user",
+    "password",
+    "ca_file",
+    "prefix",
+    "key",
+    "old_key",
+];
 
 const EXAMPLE_URL: &str = "redis://127.0.0.1:6379/0";
 
@@ -60,6 +69,10 @@ pub struct RedisConfig {
     pub prefix: String,
     /// The secret that encrypts the values; at least 32 characters.
     pub key: Masked,
+    /// The user of the sentinels, if they have users.
+    pub sentinel_user: Option<String>,
+    /// The password of the sentinels; they get neither `user` nor `password`.
+    pub sentinel_password: Option<Masked>,
     /// The previous `key`, with which existing values can still be decrypted.
     pub old_key: Option<Masked>,
 }
@@ -95,8 +108,8 @@ pub(super) fn read(item: &ConfigValue<'_>) -> Result<StoreConfig, Error> {
 
 fn read_redis(section: &ConfigTable<'_>) -> Result<RedisConfig, Error> {
     let servers = section.read_required("redis", &format!("redis = {EXAMPLE_URL:?}"), read_urls)?;
-    let cluster = section.read_or("cluster", false, ConfigValue::boolean)?;
-    let sentinel = section.read_optional("sentinel", read_master_name)?;
+    let cluster = section.read_or("cluster", false, ConfigValue::boolean);
+    let sentinel = section.read_optional("sentinel", read_master_name);
     let topology = match (cluster, sentinel) {
         (true, Some(_)) => {
             return Err(section
@@ -114,6 +127,11 @@ fn read_redis(section: &ConfigTable<'_>) -> Result<RedisConfig, Error> {
     if topology == Topology::Cluster && servers.iter().any(|server| server.database != 0) {
         return Err(location.error("names a database, but a cluster has only number 0"));
     }
+    for key in ["sentinel_user", "sentinel_password"] {
+        if let Some(item) = section.find(key).filter(|_| !matches!(topology, Topology::Sentinel(_))) {
+            return Err(item.error("is only for sentinels; set sentinel = \"mymaster\""));
+        }
+    }
     let default_port = if matches!(topology, Topology::Sentinel(_)) { 26379 } else { 6379 };
     let nodes = servers
         .iter()
@@ -122,20 +140,35 @@ fn read_redis(section: &ConfigTable<'_>) -> Result<RedisConfig, Error> {
     let Some(first) = servers.into_iter().next() else {
         return Err(location.error(format!("is empty; write one like {EXAMPLE_URL:?}")));
     };
+    // The Redis client would log in as the default user.
+    let in_url = first.password.is_some();
+    for (user, password, is_given) in
+        [("user", "password", in_url), ("sentinel_user", "sentinel_password", false)]
+    {
+        if let Some(item) = section.find(user).filter(|_| !is_given && section.find(password).is_none()) {
+            return Err(
+                item.error(format!("needs {password} beside it; write {password} = {{ env = \"NAME\" }}"))
+            );
+        }
+    }
     Ok(RedisConfig {
         nodes,
         topology,
         tls: first.tls,
-        ca_file: section.read_optional("ca_file", ConfigValue::path)?,
-        user: section
-            .read_optional("user", |item| Ok(item.string("a user's name")?.to_owned()))?
-            .or(first.user),
-        password: section.read_optional("password", secret::read)?.or(first.password),
+        ca_file: section.read_optional("ca_file", ConfigValue::path),
+        user: section.read_optional("user", read_user).or(first.user),
+        password: section.read_optional("password", secret::read).or(first.password),
         database: first.database,
-        prefix: section.read_or("prefix", "wecom-proxy:".to_owned(), read_prefix)?,
-        key: section.read_required("key", "key = { env = \"STORE_KEY\" }", read_key)?,
-        old_key: section.read_optional("old_key", read_key)?,
+        prefix: section.read_or("prefix", "wecom-proxy:".to_owned(), read_prefix),
+        key: section.read_required("key", "key = { env = \"STORE_KEY\" }", secret::read_long)?,
+        sentinel_user: section.read_optional("sentinel_user", read_user),
+        sentinel_password: section.read_optional("sentinel_password", secret::read),
+        old_key: section.read_optional("old_key", secret::read_long),
     })
+}
+
+fn read_user(item: &ConfigValue<'_>) -> Result<String, Error> {
+    Ok(item.string("a user's name")?.to_owned())
 }
 
 /// One URL of `redis`.
@@ -219,12 +252,4 @@ fn read_prefix(item: &ConfigValue<'_>) -> Result<String, Error> {
         return Err(item.error("must be at most 64 visible ASCII characters, none of { } [ ] * ? \\"));
     }
     Ok(text.to_owned())
-}
-
-fn read_key(item: &ConfigValue<'_>) -> Result<Masked, Error> {
-    let key = secret::read(item)?;
-    if key.expose().len() < MIN_KEY_BYTES {
-        return Err(item.error(format!("is too short; it must have {MIN_KEY_BYTES} characters or more")));
-    }
-    Ok(key)
 }

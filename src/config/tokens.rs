@@ -5,9 +5,12 @@ use std::time::Duration;
 use super::duration;
 use super::error::Error;
 use super::reader::{ConfigTable, ConfigValue};
+use super::secret;
 use super::store::{self, StoreConfig};
+use crate::secret::Masked;
 
-pub(super) const KEYS: &[&str] = &["refresh_errcodes", "refresh_ahead", "renewals_per_hour", "store"];
+pub(super) const KEYS: &[&str] =
+    &["refresh_errcodes", "refresh_ahead", "renewals_per_hour", "pass_key", "store"];
 
 /// Half of a token's lifetime; with more, tokens would be refreshed all the time.
 const MAX_REFRESH_AHEAD: Duration = Duration::from_secs(3600);
@@ -25,22 +28,25 @@ pub struct TokensConfig {
     /// Maximum of refreshes per hour beyond each agent's first token and each expiry, all agents together; `None`: the
     /// larger of 300 and 3 for each agent in use.
     pub renewals_per_hour: Option<u32>,
+    /// The secret under which passes for clients are issued; at least 32 characters. `None`: the agent's secret.
+    pub pass_key: Option<Masked>,
     /// Where tokens are stored.
     pub store: StoreConfig,
 }
 
-pub(super) fn read(root: &ConfigTable<'_>) -> Result<TokensConfig, Error> {
-    let section = root.subtable("tokens", KEYS)?;
-    Ok(TokensConfig {
-        refresh_errcodes: section.read_or("refresh_errcodes", vec![40014, 42001], read_errcodes)?,
+pub(super) fn read(root: &ConfigTable<'_>) -> TokensConfig {
+    let section = root.subtable("tokens", KEYS);
+    TokensConfig {
+        refresh_errcodes: section.read_or("refresh_errcodes", vec![40014, 42001], read_errcodes),
         refresh_ahead: section.read_or("refresh_ahead", Duration::from_secs(300), |item| {
             duration::read(item, Duration::ZERO..=MAX_REFRESH_AHEAD)
-        })?,
+        }),
         renewals_per_hour: section.read_optional("renewals_per_hour", |item| {
             item.integer(1..=MAX_RENEWALS_PER_HOUR).map(|hourly| u32::try_from(hourly).unwrap_or(u32::MAX))
-        })?,
-        store: section.read_or("store", StoreConfig::Memory, store::read)?,
-    })
+        }),
+        pass_key: section.read_optional("pass_key", secret::read_long),
+        store: section.read_or("store", StoreConfig::Memory, store::read),
+    }
 }
 
 fn read_errcodes(item: &ConfigValue<'_>) -> Result<Vec<i64>, Error> {

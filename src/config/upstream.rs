@@ -1,20 +1,19 @@
-//! `[upstream]`: the address of the WeCom API, and the limits and timeouts of requests to it.
+//! `[upstream]` and `[upstreams.*]`: the addresses of the WeCom API, and the limits and timeouts of requests to each.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-use percent_encoding::percent_decode_str;
-use zeroize::Zeroizing;
-
 use super::duration::{self, POSITIVE_RANGE, RANGE_WITH_ZERO};
-use super::error::Error;
+use super::egress::{self, EgressProxy};
+use super::error::{Error, quote};
 use super::files;
+use super::named_tables;
 use super::reader::{ConfigTable, ConfigValue, MAX_CONCURRENCY};
+use super::suggest::did_you_mean;
 use super::url::{self, Url};
-use crate::secret::Masked;
 
 pub(super) const KEYS: &[&str] = &[
     "url",
@@ -24,27 +23,87 @@ pub(super) const KEYS: &[&str] = &[
     "response_timeout",
     "body_timeout",
     "idle_timeout",
+    "tcp_keepalive",
+    "max_age",
     "max_in_flight",
     "queue_timeout",
+    "require_length",
 ];
 
 const DEFAULT_HOST: &str = "qyapi.weixin.qq.com";
 
-/// `[upstream]`
+const EXAMPLE: &str = "https://qyapi.weixin.qq.com";
+
+/// The name of `[upstream]` in metrics, which no `[upstreams.*]` may have.
+const DEFAULT_NAME: &str = "default";
+
+/// Which upstream an agent uses: `[upstream]`, the default, or one of `[upstreams.*]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UpstreamId {
+    index: usize,
+    /// `None` for `[upstream]`.
+    name: Option<Arc<str>>,
+}
+
+impl UpstreamId {
+    /// All upstreams with their configuration, in the order of their indexes.
+    pub fn all<'a>(
+        default: &'a UpstreamConfig,
+        named: &'a BTreeMap<String, UpstreamConfig>,
+    ) -> impl Iterator<Item = (Self, &'a UpstreamConfig)> {
+        let named =
+            named.iter().enumerate().map(|(nth, (name, upstream))| (Self::named(nth, name), upstream));
+        std::iter::once((Self::default(), default)).chain(named)
+    }
+
+    /// The one of this name among `named`.
+    pub fn find(name: &str, named: &BTreeMap<String, UpstreamConfig>) -> Option<Self> {
+        named.keys().position(|other| other == name).map(|nth| Self::named(nth, name))
+    }
+
+    /// The one of this name, which is the `nth` of `[upstreams.*]`.
+    pub(crate) fn named(nth: usize, name: &str) -> Self {
+        Self { index: nth + 1, name: Some(name.into()) }
+    }
+
+    /// 0 for `[upstream]`; the others follow in the order of their names.
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    /// Its name; `None` for `[upstream]`.
+    pub fn name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+
+    /// Its name in metrics.
+    pub fn label(&self) -> &str {
+        self.name().unwrap_or(DEFAULT_NAME)
+    }
+
+    /// Its table in the file: `upstream` or `upstreams.NAME`.
+    pub fn section(&self) -> String {
+        self.name().map_or_else(|| "upstream".to_owned(), |name| format!("upstreams.{name}"))
+    }
+}
+
+/// `[upstream]` or one of `[upstreams.*]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamConfig {
     /// Whether the URL's scheme is `https`.
     pub tls: bool,
-    /// The host to connect to and to verify; in lower case, an IPv6 address without brackets.
+    /// The host to connect to and, less a dot at its end, to verify; in lower case, an IPv6 address without brackets.
     pub host: String,
     /// The port.
     pub port: u16,
     /// The value of `Host`: without the scheme's default port, an IPv6 address in brackets.
     pub authority: String,
+    /// What stands before `/cgi-bin/` in each path: empty, or it begins with a slash and does not end with one.
+    pub path_prefix: String,
     /// Root certificates (PEM) in place of the built-in ones; readable, not yet parsed.
     pub ca_file: Option<PathBuf>,
-    /// The HTTP CONNECT proxy to connect through.
-    pub via: Option<EgressProxy>,
+    /// The egress proxies to connect through, without duplicates; empty: connects without one.
+    pub via: Vec<EgressProxy>,
     /// Bounds DNS, TCP, CONNECT and TLS together.
     pub connect_timeout: Duration,
     /// Bounds the time to the end of the response's header block.
@@ -53,38 +112,23 @@ pub struct UpstreamConfig {
     pub body_timeout: Duration,
     /// A pooled connection is closed after this idle time.
     pub idle_timeout: Duration,
+    /// A silent connection is probed after this time; zero: never.
+    pub tcp_keepalive: Duration,
+    /// About the longest age of a connection at the start of a request.
+    pub max_age: Duration,
     /// Maximum of concurrent requests; at least 1.
     pub max_in_flight: usize,
     /// Bounds the wait for a permit; may be zero.
     pub queue_timeout: Duration,
-}
-
-/// An HTTP CONNECT proxy.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct EgressProxy {
-    /// In lower case; an IPv6 address without brackets.
-    pub host: String,
-    /// The port.
-    pub port: u16,
-    /// The value of `Proxy-Authorization`, `Basic …`.
-    pub authorization: Option<Masked>,
+    /// Whether each request goes out with `Content-Length`, its body being received completely before.
+    pub require_length: bool,
 }
 
 impl UpstreamConfig {
-    /// `https://qyapi.weixin.qq.com`
-    pub fn origin(&self) -> String {
+    /// `https://qyapi.weixin.qq.com`, with the path prefix.
+    pub fn base_url(&self) -> String {
         let scheme = if self.tls { "https" } else { "http" };
-        format!("{scheme}://{}", self.authority)
-    }
-}
-
-impl EgressProxy {
-    /// `egress:3128`, without the user and password.
-    pub fn authority(&self) -> String {
-        match self.host.contains(':') {
-            true => format!("[{}]:{}", self.host, self.port),
-            false => format!("{}:{}", self.host, self.port),
-        }
+        format!("{scheme}://{}{}", self.authority, self.path_prefix)
     }
 }
 
@@ -93,36 +137,90 @@ struct Origin {
     host: String,
     port: u16,
     authority: String,
+    path_prefix: String,
 }
 
-pub(super) fn read(root: &ConfigTable<'_>) -> Result<UpstreamConfig, Error> {
-    let section = root.subtable("upstream", KEYS)?;
+/// Reads `[upstream]`.
+pub(super) fn read(root: &ConfigTable<'_>) -> UpstreamConfig {
+    let section = root.subtable("upstream", KEYS);
+    let default = Origin {
+        tls: true,
+        host: DEFAULT_HOST.into(),
+        port: 443,
+        authority: DEFAULT_HOST.into(),
+        path_prefix: String::new(),
+    };
+    read_section(&section, section.read_or("url", default, read_origin))
+}
+
+/// Reads `[upstreams.*]`. Keys that one omits have the defaults of `[upstream]`, not its values.
+pub(super) fn read_named(root: &ConfigTable<'_>) -> BTreeMap<String, UpstreamConfig> {
+    let items = named_tables::collect_named(std::slice::from_ref(root), "upstreams");
+    named_tables::read_each(&items, |name, item| {
+        if name == DEFAULT_NAME {
+            return Err(item.error("cannot be an upstream's name, since metrics call [upstream] so"));
+        }
+        let section = item.table("a table with url", KEYS)?;
+        let url_example = "url = \"https://wecom.corp.example\"";
+        let origin = section.read_required("url", url_example, read_origin)?;
+        Ok(read_section(&section, origin))
+    })
+}
+
+/// Reads the name of an agent's upstream.
+pub(super) fn read_id(
+    item: &ConfigValue<'_>,
+    named: &BTreeMap<String, UpstreamConfig>,
+) -> Result<UpstreamId, Error> {
+    let name = item.string("the NAME of one of [upstreams.NAME]")?;
+    if item.location.source.is_broken(&format!("upstreams.{name}")) {
+        return Ok(UpstreamId::default());
+    }
+    UpstreamId::find(name, named).ok_or_else(|| {
+        let name_shown = quote(name);
+        let names = || named.keys().map(String::as_str);
+        match named.is_empty() {
+            true => item.error(format!("{name_shown} does not exist; there is no table [upstreams.NAME]")),
+            false => item.error(format!(
+                "{name_shown} does not exist; {}there are: {}; without this key, [upstream] is used",
+                did_you_mean(name, names()),
+                names().collect::<Vec<_>>().join(", ")
+            )),
+        }
+    })
+}
+
+fn read_section(section: &ConfigTable<'_>, origin: Origin) -> UpstreamConfig {
     let timeout = |key, seconds| {
         section.read_or(key, Duration::from_secs(seconds), |item| duration::read(item, POSITIVE_RANGE))
     };
-    let default = Origin { tls: true, host: DEFAULT_HOST.into(), port: 443, authority: DEFAULT_HOST.into() };
-    let Origin { tls, host, port, authority } = section.read_or("url", default, read_origin)?;
-    Ok(UpstreamConfig {
+    let Origin { tls, host, port, authority, path_prefix } = origin;
+    let via = section.read_or("via", Vec::new(), |item| egress::read(item, &host));
+    UpstreamConfig {
         tls,
         host,
         port,
         authority,
-        ca_file: section.read_optional("ca_file", files::read_file_path)?,
-        via: section.read_optional("via", read_via)?,
-        connect_timeout: timeout("connect_timeout", 5)?,
-        response_timeout: timeout("response_timeout", 30)?,
-        body_timeout: timeout("body_timeout", 60)?,
-        idle_timeout: timeout("idle_timeout", 55)?,
-        max_in_flight: section.read_or("max_in_flight", 4096, |item| item.count(1..=MAX_CONCURRENCY))?,
+        path_prefix,
+        ca_file: section.read_optional("ca_file", files::read_file_path),
+        via,
+        connect_timeout: timeout("connect_timeout", 5),
+        response_timeout: timeout("response_timeout", 30),
+        body_timeout: timeout("body_timeout", 60),
+        idle_timeout: timeout("idle_timeout", 55),
+        tcp_keepalive: section
+            .read_or("tcp_keepalive", Duration::from_secs(15), |item| duration::read(item, RANGE_WITH_ZERO)),
+        max_age: timeout("max_age", 5 * 60),
+        max_in_flight: section.read_or("max_in_flight", 4096, |item| item.count(1..=MAX_CONCURRENCY)),
         queue_timeout: section
-            .read_or("queue_timeout", Duration::from_secs(2), |item| duration::read(item, RANGE_WITH_ZERO))?,
-    })
+            .read_or("queue_timeout", Duration::from_secs(2), |item| duration::read(item, RANGE_WITH_ZERO)),
+        require_length: section.read_or("require_length", false, ConfigValue::boolean),
+    }
 }
 
 fn read_origin(item: &ConfigValue<'_>) -> Result<Origin, Error> {
-    let url = url::read(item, &["https", "http"], "https://qyapi.weixin.qq.com")?
-        .require_no_userinfo(item)?
-        .require_no_path(item)?;
+    let url = url::read(item, &["https", "http"], EXAMPLE)?.require_no_userinfo(item)?;
+    let path_prefix = read_path_prefix(item, &url)?;
     let tls = url.scheme == "https";
     if !tls && !is_loopback_host(&url.host) {
         item.location.warn("is not https, so secrets and tokens cross the network in plain text");
@@ -133,39 +231,31 @@ fn read_origin(item: &ConfigValue<'_>) -> Result<Origin, Error> {
         true => url.bracketed_host(),
         false => format!("{}:{port}", url.bracketed_host()),
     };
-    Ok(Origin { tls, host: url.host, port, authority })
+    let host = if url.is_absolute { url.host + "." } else { url.host };
+    Ok(Origin { tls, host, port, authority, path_prefix })
+}
+
+/// The path of a URL. Only segments that no server reads in two ways.
+fn read_path_prefix(item: &ConfigValue<'_>, url: &Url<'_>) -> Result<String, Error> {
+    let prefix = url.rest.strip_suffix('/').unwrap_or(url.rest);
+    if prefix.is_empty() {
+        return Ok(String::new());
+    }
+    let is_plain = |segment: &str| {
+        !matches!(segment, "" | "." | "..")
+            && segment.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~!$&'()*+,=:@".contains(&b))
+    };
+    if !prefix.strip_prefix('/').is_some_and(|path| path.split('/').all(is_plain)) {
+        return Err(item.error(
+            "may have a path like /prefix after the host and port: no query, no %, no empty or dot segments",
+        ));
+    }
+    if prefix.split('/').any(|segment| segment.eq_ignore_ascii_case("cgi-bin")) {
+        return Err(item.error("must end before /cgi-bin, which each request has"));
+    }
+    Ok(prefix.to_owned())
 }
 
 fn is_loopback_host(host: &str) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
-}
-
-fn read_via(item: &ConfigValue<'_>) -> Result<EgressProxy, Error> {
-    let url = url::read(item, &["http"], "http://egress:3128")?.require_no_path(item)?;
-    Ok(EgressProxy {
-        authorization: read_proxy_authorization(item, &url)?,
-        port: url.port.unwrap_or(80),
-        host: url.host,
-    })
-}
-
-fn read_proxy_authorization(item: &ConfigValue<'_>, url: &Url<'_>) -> Result<Option<Masked>, Error> {
-    let Some(userinfo) = url.userinfo else {
-        return Ok(None);
-    };
-    // Split before decoding, because an escaped colon belongs to the user or password.
-    let (user, password) = userinfo.split_once(':').unwrap_or((userinfo, ""));
-    let mut credentials = Zeroizing::new(percent_decode_str(user).collect::<Vec<u8>>());
-    if credentials.is_empty() || credentials.contains(&b':') {
-        return Err(item.error(
-            "must name a user without a colon before the \"@\", as in \"http://user:password@egress:3128\"",
-        ));
-    }
-    credentials.push(b':');
-    credentials.extend(percent_decode_str(password));
-    let encoded = Zeroizing::new(STANDARD.encode(&*credentials));
-    if !password.is_empty() {
-        item.location.warn("contains a password in plain text; keep this file from other readers");
-    }
-    Ok(Some(Masked::new(format!("Basic {}", *encoded))))
 }

@@ -1,16 +1,78 @@
 //! Parses the URLs in settings. No error shows the URL, because it may contain a password.
+//!
+//! Ours: the `url` crate reads a browser's way what parsers read in different ways, such as `http://1.2.3` or
+//! `http:\\\\a`, and gives no way to see what was written. Refusing that takes the 45 lines that it would save.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::{
+    fmt,
+    net::{Ipv4Addr, Ipv6Addr},
+    ops::Deref,
+};
 
 use super::error::Error;
 use super::reader::ConfigValue;
+
+/// A URL, or a path with a query, in which there may be a user, a password or a token.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PrivateUrl(String);
+
+impl PrivateUrl {
+    /// It with `***` in place of the user, the password and the query's values.
+    pub fn masked(&self) -> String {
+        let (before, query) = match self.0.split_once('?') {
+            Some((before, query)) => (before, Some(query)),
+            None => (&*self.0, None),
+        };
+        let mut text = match before.split_once("://") {
+            Some((scheme, rest)) => {
+                let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+                match authority.rsplit_once('@') {
+                    Some((_, host)) => format!("{scheme}://***@{host}{path}"),
+                    None => before.to_owned(),
+                }
+            }
+            None => before.to_owned(),
+        };
+        if let Some(query) = query {
+            let items = query.split('&').map(|item| match item.split_once('=') {
+                Some((name, value)) if value == "{trace_id}" => format!("{name}={value}"),
+                Some((name, _)) => format!("{name}=***"),
+                None => "***".to_owned(),
+            });
+            text = format!("{text}?{}", items.collect::<Vec<_>>().join("&"));
+        }
+        text
+    }
+}
+
+impl From<String> for PrivateUrl {
+    fn from(url: String) -> Self {
+        Self(url)
+    }
+}
+
+impl Deref for PrivateUrl {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for PrivateUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.masked())
+    }
+}
 
 pub(super) struct Url<'a> {
     pub(super) scheme: &'a str,
     /// The part before the `@`.
     pub(super) userinfo: Option<&'a str>,
-    /// In lower case; an IPv6 address without its brackets.
+    /// In lower case; an IPv6 address without its brackets, a name without the dot at its end.
     pub(super) host: String,
+    /// Whether the name ends with a dot, which keeps DNS from appending search domains.
+    pub(super) is_absolute: bool,
     pub(super) port: Option<u16>,
     /// Path, query and fragment.
     pub(super) rest: &'a str,
@@ -65,7 +127,9 @@ fn parse(text: &str) -> Result<Url<'_>, &'static str> {
         _ => (host_port, None),
     };
     let port = port.map(parse_port).transpose()?;
-    Ok(Url { scheme, userinfo, host: parse_host(host)?, port, rest })
+    let name = host.strip_suffix('.').filter(|name| name.parse::<Ipv4Addr>().is_err());
+    let (is_absolute, host) = (name.is_some(), parse_host(name.unwrap_or(host))?);
+    Ok(Url { scheme, userinfo, host, is_absolute, port, rest })
 }
 
 fn parse_port(text: &str) -> Result<u16, &'static str> {
@@ -111,6 +175,8 @@ mod tests {
         assert_eq!((url.host.as_str(), url.port), ("egress.example", Some(3128)));
         let url = parse("https://[::1]").unwrap_or_else(|e| panic!("{e}"));
         assert_eq!((url.host.as_str(), url.port, url.bracketed_host().as_str()), ("::1", None, "[::1]"));
+        let url = parse("https://QYAPI.weixin.qq.com.:443").unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!((url.host.as_str(), url.is_absolute), ("qyapi.weixin.qq.com", true));
         let url = parse("https://[2001:DB8::1]:8443/").unwrap_or_else(|e| panic!("{e}"));
         assert_eq!((url.host.as_str(), url.port), ("2001:db8::1", Some(8443)));
     }
@@ -126,6 +192,9 @@ mod tests {
             "http://a:+80",
             "http://a:65536",
             "http://a..b",
+            "http://a..",
+            "http://.",
+            "http://1.2.3.4.",
             "http://a b",
             "http://a%2f",
             "http://999.1.1.1",

@@ -5,6 +5,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use crate::time::clock;
+
 /// A switch that turns itself off. While it is off, a check costs one load.
 #[derive(Debug, Default)]
 pub struct CaptureSwitch {
@@ -45,7 +47,7 @@ impl CaptureSwitch {
 }
 
 fn now_ms() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+    clock::since_epoch(SystemTime::now()).as_millis() as u64
 }
 
 #[cfg(test)]

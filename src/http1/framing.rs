@@ -199,6 +199,17 @@ pub fn split_to(buffer: &mut BytesMut, bytes: usize) -> Bytes {
     chunk
 }
 
+/// Appends further chunks, which `next` returns while it can, to a small one, for a consumer whose cost is per chunk.
+pub fn coalesce(first: Bytes, mut next: impl FnMut() -> Option<Bytes>) -> Bytes {
+    let mut coalesced = BytesMut::new();
+    while first.len() + coalesced.len() < MIN_SLICE_BYTES
+        && let Some(chunk) = next()
+    {
+        coalesced.extend_from_slice(&chunk);
+    }
+    if coalesced.is_empty() { first } else { [&first[..], &coalesced].concat().into() }
+}
+
 /// Copies a small slice, which may keep a large buffer alive; see [`MIN_SLICE_BYTES`].
 pub fn copy_if_small(chunk: Bytes) -> Bytes {
     if chunk.len() >= MIN_SLICE_BYTES { chunk } else { Bytes::copy_from_slice(&chunk) }

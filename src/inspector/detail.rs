@@ -7,6 +7,10 @@ use std::time::Duration;
 pub struct ExchangeDetail {
     /// The query.
     pub query: String,
+    /// Whether the query is longer than what is kept of it.
+    pub query_truncated: bool,
+    /// Whether the request's body was received to its end; false if the request was refused before.
+    pub request_ended: bool,
     /// The request as received.
     pub request: CapturedMessage,
     /// The response as sent to the client.

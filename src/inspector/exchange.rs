@@ -1,149 +1,54 @@
 //! The summary of one exchange, and the filter over exchanges.
 
 use std::{
-    net::IpAddr,
     ops::RangeInclusive,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use super::redaction_queue::DetailCell;
-use crate::telemetry::access_log::{AccessLogEntry, FirstAttempt};
-
-/// Maximum bytes kept of a method, a path and an error message. The other texts are short.
-const MAX_METHOD_BYTES: usize = 32;
-const MAX_PATH_BYTES: usize = 1024;
-const MAX_REASON_BYTES: usize = 512;
+use crate::{
+    telemetry::{
+        access_log::{AccessLogEntry, OwnedEntry},
+        metrics::FailureClass,
+    },
+    time::clock,
+};
 
 /// Summary of one exchange, with the data of its access log entry.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Exchange {
-    /// When the response ended.
-    pub ended_at: SystemTime,
-    /// Address of the client.
-    pub peer: Option<IpAddr>,
-    /// HTTP status of the response; 0 without a response.
-    pub status: u16,
-    /// Errcode of the response.
-    pub errcode: Option<i64>,
-    /// The errcode that caused the retry.
-    pub retried: Option<i64>,
-    /// Times of the first attempt, if there was a retry.
-    pub first_attempt: Option<FirstAttempt>,
-    /// Bytes of the request body received when the response began; `None` without a body.
-    pub request_bytes: Option<u64>,
-    /// Bytes of the response body.
-    pub response_bytes: u64,
-    /// Whether the response was sent completely.
-    pub complete: bool,
-    /// Time spent waiting for a token.
-    pub token_time: Duration,
-    /// Time spent waiting for the upstream.
-    pub upstream_time: Duration,
-    /// Time from the request head to the end of the response.
-    pub total_time: Duration,
+    entry: OwnedEntry,
     /// Captured details, if the capture was on.
     pub detail: Option<Arc<DetailCell>>,
-    /// All texts concatenated, so that a reused slot reuses one allocation.
-    text: String,
-    /// End offset of each text.
-    text_ends: [usize; 7],
-}
-
-impl Default for Exchange {
-    fn default() -> Self {
-        Self {
-            ended_at: SystemTime::UNIX_EPOCH,
-            peer: None,
-            status: 0,
-            errcode: None,
-            retried: None,
-            first_attempt: None,
-            request_bytes: None,
-            response_bytes: 0,
-            complete: false,
-            token_time: Duration::ZERO,
-            upstream_time: Duration::ZERO,
-            total_time: Duration::ZERO,
-            detail: None,
-            text: String::new(),
-            text_ends: [0; 7],
-        }
-    }
 }
 
 impl Exchange {
-    /// The request id.
-    pub fn request_id(&self) -> &str {
-        self.nth_text(0)
+    /// Its access log entry, without upstream and hint; the path is truncated to 1 KiB, and the query has names only.
+    pub fn entry(&self) -> AccessLogEntry<'_> {
+        self.entry.entry()
     }
 
-    /// The HTTP method.
-    pub fn method(&self) -> &str {
-        self.nth_text(1)
+    /// Whether the path may have been longer than what is kept of it.
+    pub fn may_have_cut_path(&self) -> bool {
+        self.entry.may_have_cut_path()
     }
 
-    /// The path with credentials masked, truncated to 1 KiB.
-    pub fn path(&self) -> &str {
-        self.nth_text(2)
+    /// Tells two exchanges apart, but not two copies of one.
+    pub(super) fn identity(&self) -> (SystemTime, Box<str>) {
+        let entry = self.entry();
+        (entry.ended_at, entry.request_id.into())
     }
 
-    /// Name of the agent; empty without one.
-    pub fn agent(&self) -> &str {
-        self.nth_text(3)
-    }
-
-    /// Name of the client; empty without one.
-    pub fn client(&self) -> &str {
-        self.nth_text(4)
-    }
-
-    /// Message of the proxy's own error; empty without one.
-    pub fn reason(&self) -> &str {
-        self.nth_text(5)
-    }
-
-    /// Kind of the proxy's own error; empty without one.
-    pub fn error(&self) -> &str {
-        self.nth_text(6)
-    }
-
-    fn nth_text(&self, nth: usize) -> &str {
-        let begin = nth.checked_sub(1).map_or(0, |before| self.text_ends[before]);
-        &self.text[begin..self.text_ends[nth]]
+    pub(super) fn is_notable(&self) -> bool {
+        is_notable(&self.entry())
     }
 
     /// Overwrites this slot with another exchange.
     pub(super) fn overwrite(&mut self, entry: &AccessLogEntry<'_>, detail: Option<Arc<DetailCell>>) {
-        self.text.clear();
-        let texts = [
-            entry.request_id,
-            truncate(entry.method, MAX_METHOD_BYTES),
-            truncate(entry.path, MAX_PATH_BYTES),
-            entry.agent.unwrap_or_default(),
-            entry.client.unwrap_or_default(),
-            truncate(entry.reason.unwrap_or_default(), MAX_REASON_BYTES),
-            entry.error.unwrap_or_default(),
-        ];
-        self.text.reserve(texts.iter().map(|text| text.len()).sum());
-        for (text, end) in texts.into_iter().zip(&mut self.text_ends) {
-            self.text.push_str(text);
-            *end = self.text.len();
-        }
-        (self.ended_at, self.peer, self.status) = (entry.ended_at, entry.peer, entry.status);
-        (self.errcode, self.retried, self.first_attempt) =
-            (entry.errcode, entry.retried, entry.first_attempt);
-        (self.request_bytes, self.response_bytes, self.complete) =
-            (entry.request_bytes, entry.response_bytes, entry.complete);
-        (self.token_time, self.upstream_time, self.total_time) =
-            (entry.token_time, entry.upstream_time, entry.total_time);
+        self.entry.overwrite(entry);
         self.detail = detail;
     }
-}
-
-/// Truncates a text at a character boundary.
-fn truncate(text: &str, max_bytes: usize) -> &str {
-    &text[..text.floor_char_boundary(max_bytes)]
 }
 
 /// Filter over exchanges; the default matches all.
@@ -154,25 +59,79 @@ pub struct ExchangeFilter {
     /// Name of the client; empty matches exchanges without one.
     pub client: Option<String>,
     /// The errcode.
-    pub errcode: Option<i64>,
+    pub errcode: Option<ErrcodeFilter>,
     /// Range of HTTP statuses, inclusive.
     pub status: Option<RangeInclusive<u16>>,
     /// Substring of the path.
     pub path: Option<String>,
     /// The request id.
     pub request_id: Option<String>,
+    /// The trace id.
+    pub trace_id: Option<String>,
+    /// The HTTP method.
+    pub method: Option<String>,
+    /// The kind of the proxy's own error.
+    pub kind: Option<String>,
+    /// Whether it failed, or in which way.
+    pub failed: Option<FailureFilter>,
+    /// Whether it was retried.
+    pub retried: bool,
+    /// Took longer than this.
+    pub slower_than: Option<Duration>,
+    /// Ended before this.
+    pub before: Option<SystemTime>,
+    /// Ended in this millisecond since 1970.
+    pub ended_in_ms: Option<u128>,
+}
+
+/// Filter by errcode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrcodeFilter {
+    /// This one.
+    Is(i64),
+    /// Any but this one.
+    IsNot(i64),
+}
+
+/// Filter by failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FailureFilter {
+    /// Failed in any way.
+    Any,
+    /// Failed in this way.
+    Class(FailureClass),
 }
 
 impl ExchangeFilter {
     /// Whether an exchange matches.
     pub fn matches(&self, exchange: &Exchange) -> bool {
+        let entry = exchange.entry();
         let equals =
             |wanted: &Option<String>, name: &str| wanted.as_ref().is_none_or(|wanted| wanted == name);
-        equals(&self.agent, exchange.agent())
-            && equals(&self.request_id, exchange.request_id())
-            && equals(&self.client, exchange.client())
-            && self.errcode.is_none_or(|errcode| exchange.errcode == Some(errcode))
-            && self.status.as_ref().is_none_or(|statuses| statuses.contains(&exchange.status))
-            && self.path.as_ref().is_none_or(|part| exchange.path().contains(&**part))
+        equals(&self.agent, entry.agent.unwrap_or_default())
+            && equals(&self.request_id, entry.request_id)
+            && equals(&self.client, entry.client.unwrap_or_default())
+            && equals(&self.trace_id, entry.trace_id.unwrap_or_default())
+            && equals(&self.method, entry.method)
+            && equals(&self.kind, entry.error.unwrap_or_default())
+            && self.errcode.is_none_or(|filter| match filter {
+                ErrcodeFilter::Is(errcode) => entry.errcode == Some(errcode),
+                ErrcodeFilter::IsNot(errcode) => entry.errcode.is_some_and(|found| found != errcode),
+            })
+            && self.failed.is_none_or(|filter| match filter {
+                FailureFilter::Any => FailureClass::of(&entry).is_some(),
+                FailureFilter::Class(class) => FailureClass::of(&entry) == Some(class),
+            })
+            && (!self.retried || entry.retried.is_some())
+            && self.slower_than.is_none_or(|time| entry.total_time > time)
+            && self.before.is_none_or(|before| entry.ended_at < before)
+            && self.ended_in_ms.is_none_or(|ms| clock::since_epoch(entry.ended_at).as_millis() == ms)
+            && self.status.as_ref().is_none_or(|statuses| statuses.contains(&entry.status))
+            && self.path.as_ref().is_none_or(|part| entry.path.contains(&**part))
     }
+}
+
+/// Whether an exchange is worth keeping longer.
+pub(super) fn is_notable(entry: &AccessLogEntry<'_>) -> bool {
+    entry.is_failed() || entry.retried.is_some() || entry.is_slow()
 }

@@ -2,18 +2,20 @@
 //! waits too long is dropped and counted.
 
 use std::{
-    collections::VecDeque,
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc, Condvar, Mutex, OnceLock, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        Arc, OnceLock,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+        mpsc::{Receiver, SyncSender, sync_channel},
     },
     thread,
     time::{Duration, Instant},
 };
 
-use super::{detail::ExchangeDetail, lock};
+use parking_lot::Mutex;
+
+use super::detail::ExchangeDetail;
 
 /// Maximum bytes of raw text in the queue.
 const MAX_QUEUED_BYTES: usize = 4 * 1024 * 1024;
@@ -21,8 +23,6 @@ const MAX_QUEUED_BYTES: usize = 4 * 1024 * 1024;
 const MAX_QUEUED_JOBS: usize = 256;
 /// A job that has waited longer is dropped.
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(5);
-/// The thread ends after this time without a job.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Niceness of the thread: workers come first, but it still runs on a busy machine.
 #[cfg(target_os = "linux")]
 const NICENESS: i32 = 5;
@@ -31,7 +31,7 @@ const NICENESS: i32 = 5;
 pub struct RedactionJob {
     /// Size of the capture in bytes.
     pub bytes: usize,
-    /// Redacts the capture; `None` if the work budget is exhausted.
+    /// Redacts the capture; `None` if it presents too many credentials.
     pub redact: Box<dyn FnOnce() -> Option<ExchangeDetail> + Send>,
 }
 
@@ -42,7 +42,7 @@ pub enum DropReason {
     QueueFull,
     /// The job waited longer than the timeout.
     Late,
-    /// Redaction exceeded its work budget.
+    /// It presents more credentials than a client does, or its redaction panicked.
     TooCostly,
 }
 
@@ -76,24 +76,18 @@ impl DetailCell {
     }
 }
 
-/// Queue of redaction jobs; clones share it.
+/// Queue of redaction jobs; clones share it. The thread is started by the first job, and ends with the last clone.
 #[derive(Clone, Default)]
-pub(super) struct RedactionQueue(Arc<Shared>);
-
-#[derive(Default)]
-struct Shared {
-    state: Mutex<QueueState>,
-    job_added: Condvar,
-    dropped: [AtomicU64; DropReason::ALL.len()],
+pub(super) struct RedactionQueue {
+    sender: Arc<Mutex<Option<SyncSender<QueuedJob>>>>,
+    counts: Arc<Counts>,
 }
 
 #[derive(Default)]
-struct QueueState {
-    jobs: VecDeque<QueuedJob>,
+struct Counts {
     /// Of the queued jobs and the running one.
-    total_bytes: usize,
-    /// Whether the thread runs.
-    thread_running: bool,
+    total_bytes: AtomicUsize,
+    dropped: [AtomicU64; DropReason::ALL.len()],
 }
 
 struct QueuedJob {
@@ -105,42 +99,45 @@ struct QueuedJob {
 impl RedactionQueue {
     /// Queues a capture without waiting for its redaction.
     pub(super) fn submit(&self, job: RedactionJob) -> Arc<DetailCell> {
-        let detail = Arc::new(DetailCell::default());
-        let mut state = lock(&self.0.state);
-        let fits = state.jobs.len() < MAX_QUEUED_JOBS && state.total_bytes + job.bytes <= MAX_QUEUED_BYTES;
-        if !fits || (!state.thread_running && self.start_thread().is_err()) {
-            drop(state);
-            self.0.set(&detail, Err(DropReason::QueueFull));
-            return detail;
+        let (detail, bytes) = (Arc::new(DetailCell::default()), job.bytes);
+        let queued = QueuedJob { job, detail: detail.clone(), queued_at: Instant::now() };
+        let mut sender = self.sender.lock();
+        if sender.is_none() {
+            *sender = self.start_thread().ok();
         }
-        state.thread_running = true;
-        state.total_bytes += job.bytes;
-        state.jobs.push_back(QueuedJob { job, detail: detail.clone(), queued_at: Instant::now() });
-        drop(state);
-        self.0.job_added.notify_one();
+        let has_room =
+            self.counts.total_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes <= MAX_QUEUED_BYTES;
+        let is_queued = has_room && sender.as_ref().is_some_and(|sender| sender.try_send(queued).is_ok());
+        drop(sender);
+        if !is_queued {
+            self.counts.total_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            self.counts.set(&detail, Err(DropReason::QueueFull));
+        }
         detail
     }
 
     /// Number of captures dropped for this reason.
     pub(super) fn dropped(&self, reason: DropReason) -> u64 {
-        self.0.dropped[reason as usize].load(Ordering::Relaxed)
+        self.counts.dropped[reason as usize].load(Ordering::Relaxed)
     }
 
-    fn start_thread(&self) -> io::Result<()> {
-        let shared = self.0.clone();
-        thread::Builder::new().name("redact".to_owned()).spawn(move || shared.run()).map(drop)
+    fn start_thread(&self) -> io::Result<SyncSender<QueuedJob>> {
+        let (sender, receiver) = sync_channel(MAX_QUEUED_JOBS);
+        let counts = self.counts.clone();
+        thread::Builder::new().name("redact".to_owned()).spawn(move || counts.run(&receiver))?;
+        Ok(sender)
     }
 }
 
-impl Shared {
-    fn run(&self) {
+impl Counts {
+    fn run(&self, jobs: &Receiver<QueuedJob>) {
         // If the system refuses, the thread runs at the workers' priority.
         #[cfg(target_os = "linux")]
         let _ = rustix::process::setpriority_process(None, NICENESS);
-        while let Some(job) = self.next_job() {
+        for job in jobs {
             let bytes = job.job.bytes;
             self.redact(job);
-            lock(&self.state).total_bytes -= bytes;
+            self.total_bytes.fetch_sub(bytes, Ordering::Relaxed);
         }
     }
 
@@ -151,16 +148,6 @@ impl Shared {
             catch_unwind(AssertUnwindSafe(job.redact)).ok().flatten().ok_or(DropReason::TooCostly)
         };
         self.set(&detail, result);
-    }
-
-    /// Waits for the next job; `None` when the thread is to end.
-    fn next_job(&self) -> Option<QueuedJob> {
-        let state = lock(&self.state);
-        let waited = self.job_added.wait_timeout_while(state, IDLE_TIMEOUT, |state| state.jobs.is_empty());
-        let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        let job = state.jobs.pop_front();
-        state.thread_running = job.is_some();
-        job
     }
 
     fn set(&self, detail: &DetailCell, result: Result<ExchangeDetail, DropReason>) {
@@ -229,7 +216,7 @@ mod tests {
 
     #[test]
     fn late_job_is_dropped_without_redaction() {
-        let shared = Shared::default();
+        let shared = Counts::default();
         let (detail, queued_at) =
             (Arc::new(DetailCell::default()), Instant::now().checked_sub(QUEUE_TIMEOUT * 2));
         let Some(queued_at) = queued_at else { return };

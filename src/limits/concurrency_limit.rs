@@ -21,7 +21,7 @@
 use std::{
     hash::BuildHasher,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{
             AtomicUsize,
             Ordering::{Relaxed, SeqCst},
@@ -29,6 +29,8 @@ use std::{
     },
     time::Duration,
 };
+
+use parking_lot::{Mutex, MutexGuard};
 
 use foldhash::fast::RandomState;
 use tokio::{sync::oneshot, time::timeout};
@@ -87,6 +89,11 @@ impl ConcurrencyLimit {
             queue: Mutex::new(WaitQueue { fair_queue: FairQueue::new(), is_closed: false }),
             hasher: RandomState::default(),
         }
+    }
+
+    /// The number of permits.
+    pub fn max_permits(&self) -> usize {
+        self.max_permits
     }
 
     /// Number of permits in use.
@@ -245,7 +252,7 @@ impl ConcurrencyLimit {
     }
 
     fn lock_queue(&self) -> MutexGuard<'_, WaitQueue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        self.queue.lock()
     }
 }
 

@@ -6,11 +6,13 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
+
+use parking_lot::Mutex;
 
 use tokio::{
     runtime::Handle,
@@ -30,7 +32,7 @@ const REPORT_INTERVAL: Duration = Duration::from_millis(200);
 const MAX_LIMITS_PER_CALL: usize = 256;
 
 /// Creates rate limiters, local or shared.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct RateLimiterFactory(Option<Arc<UsageReporter>>);
 
 /// Collects usage and reports it to the store.
@@ -90,13 +92,13 @@ impl RateLimiterFactory {
 
 impl UsageReporter {
     fn enqueue(&self, limiter: Arc<RateLimiter>) {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner).push(limiter);
+        self.pending.lock().push(limiter);
         self.has_pending.notify_one();
     }
 
     /// Reports what was taken since the last report.
     async fn report(&self) {
-        let pending = std::mem::take(&mut *self.pending.lock().unwrap_or_else(PoisonError::into_inner));
+        let pending = std::mem::take(&mut *self.pending.lock());
         for limiters in pending.chunks(MAX_LIMITS_PER_CALL) {
             let now = Instant::now();
             let usage_us: Vec<_> =

@@ -6,12 +6,17 @@ use super::{
     error::{ErrorKind, ProxyError},
     presented_key::{api_key, authorization_key, single_value},
     query,
-    target::{ParsedTarget, PassLocation, TargetKind},
+    request::Request,
+    target::{PassLocation, RequestTarget},
 };
 use crate::{
-    directory::{Agent, Client, Directory},
+    config::KeyHash,
+    directory::{Agent, AgentRole, Client, Directory, Suite},
     http1::headers::{HeaderKind, Headers},
-    secret::credential_scan,
+    secret::{
+        Masked,
+        credential_scan::{self, contains_key, is_base64url},
+    },
     time::clock::unix_now,
     tokens::passes::{DecodeBuf, PassError, UnverifiedPass},
 };
@@ -34,16 +39,17 @@ enum PresentedToken {
     Invalid(PassError),
 }
 
-/// The client whose key the headers contain; `None` without a key. Errors: an unknown key, or the keys of two
-/// clients.
+/// The client whose key the headers or the path contain; `None` without a key. Errors: an unknown key, or the keys of
+/// two clients.
 pub(super) fn authenticate_key(
     directory: &Directory,
     headers: &Headers,
+    path_credential: Option<&Masked>,
 ) -> Result<Option<Arc<Client>>, ProxyError> {
     if !directory.has_clients() {
         return Ok(None);
     }
-    let mut presented = None;
+    let mut presented = path_credential.map(|key| path_credential_client(directory, key)).transpose()?;
     for key in [authorization_key(headers)?, api_key(headers)?].into_iter().flatten() {
         let client = directory.client_by_key(key.expose()).ok_or_else(|| {
             let message = match directory.is_key_hash(key.expose()) {
@@ -63,33 +69,64 @@ pub(super) fn authenticate_key(
     Ok(presented)
 }
 
+/// The hashes of the keys in the headers and the path.
+pub(super) fn presented_key_hashes(
+    headers: &Headers,
+    path_credential: Option<&Masked>,
+) -> Result<Vec<KeyHash>, ProxyError> {
+    let in_headers = [authorization_key(headers)?, api_key(headers)?].into_iter().flatten();
+    let in_headers = in_headers.map(|key| KeyHash::of(key.expose()));
+    Ok(path_credential.map(|key| KeyHash::of(key.expose())).into_iter().chain(in_headers).collect())
+}
+
+/// The client whose key stands in the path.
+fn path_credential_client(directory: &Directory, key: &Masked) -> Result<Arc<Client>, ProxyError> {
+    let unauthenticated = |message| ProxyError::new(ErrorKind::Unauthenticated, message);
+    if !is_base64url(key.expose()) {
+        let message =
+            "the path begins with /k/ and no key: write /k/KEY/cgi-bin/…, a key of letters, digits, - and _";
+        return Err(unauthenticated(message).with_wrong_key());
+    }
+    match directory.client_by_key(key.expose()) {
+        Some(client) if client.config.key_in_path => Ok(client.clone()),
+        Some(_) => Err(unauthenticated(
+            "this client's key is not accepted in the path: send it as \"Authorization: Bearer KEY\" or \"X-Api-Key: KEY\", \
+             or let the operator set key_in = \"path\" for this client",
+        )),
+        None => {
+            Err(unauthenticated("the key in the path belongs to no client; ask the operator for a valid one")
+                .with_wrong_key())
+        }
+    }
+}
+
 /// Authenticates by key or pass and selects the agent: the pass's, the first path segment, `X-Wecom-Agent`, the
 /// client's only one, the only one configured. `key_client` is the client whose key the headers contain.
 pub(super) fn authenticate(
     directory: &Directory,
     key_client: Option<&Arc<Client>>,
-    target: &ParsedTarget<'_>,
+    target: &RequestTarget,
     headers: &Headers,
 ) -> Result<Authenticated, ProxyError> {
     let requested = requested_agent(target, headers)?;
-    if let Some(location) = target.misplaced_pass {
+    if let Some(location) = target.misplaced_pass() {
         return Err(misplaced_pass(location));
     }
     let selected = match requested {
         Some(name) => directory.permitted_agent(name, key_client.map(|client| &**client)),
         None => directory.only_agent(key_client.map(|client| &**client)),
     };
-    let passthrough = target.kind == TargetKind::Passthrough
-        || selected.is_some_and(|agent| agent.is_passthrough(&target.normalized_path));
+    let passthrough = target.is_passthrough()
+        || selected.as_ref().is_some_and(|agent| agent.is_passthrough(target.normalized_path()));
     if passthrough {
         reject_pass(target)?;
     }
-    let may_contain_pass = target.may_contain_token && !passthrough;
+    let may_contain_pass = target.may_contain_token() && !passthrough;
     let presented =
-        if may_contain_pass { presented_token(directory, target.query)? } else { PresentedToken::Absent };
+        if may_contain_pass { presented_token(directory, target.query())? } else { PresentedToken::Absent };
     let pass_error = match presented {
-        PresentedToken::Pass { agent, client } if !agent.is_passthrough(&target.normalized_path) => {
-            return authenticated_by_pass(key_client, requested, agent, client);
+        PresentedToken::Pass { agent, client } if !agent.is_passthrough(target.normalized_path()) => {
+            return authenticated_by_pass(directory, key_client, requested, agent, client);
         }
         PresentedToken::Pass { .. } => return Err(invalid_pass(PassError::Invalid)),
         PresentedToken::Invalid(pass_error) => Some(pass_error),
@@ -101,12 +138,13 @@ pub(super) fn authenticate(
     match (selected, requested, pass_error) {
         (None, Some(_), _) => Err(unknown_agent()),
         (None, None, Some(pass_error)) => Err(invalid_pass(pass_error)),
-        (agent, _, _) => Ok(Authenticated { pass_client: None, agent: agent.cloned(), passthrough }),
+        (agent, _, _) => Ok(Authenticated { pass_client: None, agent, passthrough }),
     }
 }
 
 /// The client and agent of a valid pass, if the key and the requested agent agree with it.
 fn authenticated_by_pass(
+    directory: &Directory,
     key_client: Option<&Arc<Client>>,
     requested: Option<&str>,
     agent: Arc<Agent>,
@@ -117,18 +155,33 @@ fn authenticated_by_pass(
     {
         return Err(conflicting_clients());
     }
-    if requested.is_some_and(|requested| requested != agent.name) {
+    if requested.is_some_and(|requested| !may_stand_for(directory, requested, &agent)) {
         let message = "the pass and the path or X-Wecom-Agent name two different agents; name one";
         return Err(ProxyError::new(ErrorKind::BadRequest, message));
     }
-    if key_client.or(client.as_ref()).is_some_and(|client| !client.may_use_agent(&agent.name)) {
+    if key_client.or(client.as_ref()).is_some_and(|client| !client.may_use_agent(&agent)) {
         return Err(unknown_agent());
     }
     let pass_client = client.filter(|_| key_client.is_none());
     Ok(Authenticated { pass_client, agent: Some(agent), passthrough: false })
 }
 
-/// The client of a valid pass in the query, for a request refused before authentication.
+/// Whether a path or header that names `requested` agrees with a pass or a body that names this agent: the same one, of
+/// which a corp in the file has two names; or a suite, and one of its corps or its provider.
+pub(super) fn may_stand_for(directory: &Directory, requested: &str, agent: &Arc<Agent>) -> bool {
+    if requested == agent.name {
+        return true;
+    }
+    let Some(named) = directory.find_agent(requested) else { return false };
+    let is_of_suite = |suite: &Arc<Suite>| match &agent.role {
+        AgentRole::Corp { suite: name } => **name == *suite.name(),
+        AgentRole::Provider => suite.config.provider.as_deref() == Some(&*agent.name),
+        _ => false,
+    };
+    Arc::ptr_eq(&named, agent) || named.suite().is_some_and(is_of_suite)
+}
+
+/// The client of a valid pass in the query, for a request rejected before authentication.
 pub(super) fn pass_client(directory: &Directory, query: Option<&str>) -> Option<Arc<Client>> {
     match presented_token(directory, query) {
         Ok(PresentedToken::Pass { client, .. }) => client,
@@ -137,8 +190,8 @@ pub(super) fn pass_client(directory: &Directory, query: Option<&str>) -> Option<
 }
 
 /// Rejects a pass in any parameter of a passthrough request, which would forward it.
-fn reject_pass(target: &ParsedTarget<'_>) -> Result<(), ProxyError> {
-    let query = target.query.unwrap_or_default();
+pub(super) fn reject_pass(target: &RequestTarget) -> Result<(), ProxyError> {
+    let query = target.query().unwrap_or_default();
     let has_pass = query::param_values(query).any(|value| credential_scan::has_pass_prefix(&value));
     if has_pass || credential_scan::contains_pass(query.as_bytes()) {
         Err(invalid_pass(PassError::Invalid))
@@ -148,42 +201,56 @@ fn reject_pass(target: &ParsedTarget<'_>) -> Result<(), ProxyError> {
 }
 
 /// Rejects a request whose path or query also contains the key, because both are forwarded.
-pub(super) fn reject_repeated_key(
-    headers: &Headers,
-    target: &ParsedTarget<'_>,
-    passthrough: bool,
-) -> Result<(), ProxyError> {
-    let query = target.query.unwrap_or_default();
+#[inline(always)]
+pub(super) fn reject_repeated_key(request: &Request, passthrough: bool) -> Result<(), ProxyError> {
+    let Request { headers, target, .. } = request;
     // Fast path: no presented key fits into the path or the query.
-    if !headers.can_contain_key(target.path.len().max(query.len())) {
+    let longest = target.upstream_path().len().max(target.query().map_or(0, str::len));
+    if request.path_credential.is_none() && !headers.can_contain_key(longest) {
         return Ok(());
     }
+    reject_found_key(request, passthrough)
+}
+
+fn reject_found_key(request: &Request, passthrough: bool) -> Result<(), ProxyError> {
+    let Request { headers, target, .. } = request;
+    let query = target.query().unwrap_or_default();
     let repeats = |key: &[u8]| {
-        let contains = |text: &str| credential_scan::contains_key(text.as_bytes(), key);
+        let contains = |text: &str| contains_key(text.as_bytes(), key);
         // An `access_token` is removed before forwarding.
-        contains(target.path) || contains(query) && (passthrough || contains(&target.query_without_token()))
+        contains(target.upstream_path())
+            || contains(query) && (passthrough || contains(&target.query_without_token()))
     };
-    if !headers.presented_keys().any(repeats) {
+    let repeats_path_key = |key: &Masked| {
+        let key = key.expose().as_bytes();
+        repeats(key)
+            || headers
+                .forwarded_to_upstream()
+                .any(|header| contains_key(header.value, key) || contains_key(header.name, key))
+    };
+    if !headers.presented_keys().any(repeats)
+        && !request.path_credential.as_ref().is_some_and(repeats_path_key)
+    {
         return Ok(());
     }
-    let message = "the path or the query contains the key, which must not go to WeCom; send it only as \"Authorization: \
-                 Bearer KEY\" or \"X-Api-Key: KEY\"";
+    let message = "the path, the query or a header contains the key once more, and would go to WeCom; send it only as \
+                 \"Authorization: Bearer KEY\" or \"X-Api-Key: KEY\"";
     Err(ProxyError::new(ErrorKind::BadRequest, message))
 }
 
 /// The agent named by the path or by `X-Wecom-Agent`.
 pub(super) fn requested_agent<'a>(
-    target: &ParsedTarget<'a>,
+    target: &'a RequestTarget,
     headers: &'a Headers,
 ) -> Result<Option<&'a str>, ProxyError> {
     let header = single_value(headers, HeaderKind::WecomAgent, "X-Wecom-Agent")?;
-    if let (Some(segment), Some(header)) = (target.agent, header)
+    if let (Some(segment), Some(header)) = (target.agent(), header)
         && segment != header
     {
         let message = "the path and X-Wecom-Agent name two different agents; name one";
         return Err(ProxyError::new(ErrorKind::BadRequest, message));
     }
-    Ok(target.agent.or(header))
+    Ok(target.agent().or(header))
 }
 
 /// Error for an agent that does not exist or that the client may not use. The name is not repeated: it may be a
@@ -200,18 +267,18 @@ pub(super) fn no_agent_selected() -> ProxyError {
 }
 
 /// Error for a request without credentials.
-fn unauthenticated() -> ProxyError {
+pub(super) fn unauthenticated() -> ProxyError {
     let message = "send your key as \"Authorization: Bearer KEY\", as \"X-Api-Key: KEY\", by HTTP Basic as the password, \
                 or call gettoken here and send the access_token that it returns";
     ProxyError::new(ErrorKind::Unauthenticated, message)
 }
 
-fn conflicting_clients() -> ProxyError {
+pub(super) fn conflicting_clients() -> ProxyError {
     ProxyError::new(ErrorKind::BadRequest, "credentials of two clients; send only one")
 }
 
 /// Error for a pass that would be forwarded to the upstream.
-fn misplaced_pass(location: PassLocation) -> ProxyError {
+pub(super) fn misplaced_pass(location: PassLocation) -> ProxyError {
     match location {
         PassLocation::Path => ProxyError::new(
             ErrorKind::BadRequest,
@@ -226,14 +293,19 @@ fn misplaced_pass(location: PassLocation) -> ProxyError {
     }
 }
 
-fn invalid_pass(pass_error: PassError) -> ProxyError {
+pub(super) fn invalid_pass(pass_error: PassError) -> ProxyError {
     match pass_error {
         PassError::Expired => {
             ProxyError::new(ErrorKind::PassExpired, "access_token expired: call gettoken for a new one")
         }
+        PassError::Unverified => {
+            let message = "access_token no longer valid: the key or the secret that it was issued under has changed; \
+                           call gettoken for a new one";
+            ProxyError::new(ErrorKind::PassExpired, message)
+        }
         PassError::Invalid => ProxyError::new(
             ErrorKind::PassInvalid,
-            "invalid access_token: not issued by this proxy, or revoked; call gettoken",
+            "invalid access_token: not issued by this proxy for a present agent and client; call gettoken",
         ),
     }
 }
@@ -243,7 +315,10 @@ fn invalid_pass(pass_error: PassError) -> ProxyError {
 fn presented_token(directory: &Directory, query: Option<&str>) -> Result<PresentedToken, ProxyError> {
     let mut presented = PresentedToken::Absent;
     for token in query::token_values(query.unwrap_or_default()) {
-        match (verify_pass(directory, &token), &presented) {
+        // A pass for a suite or a provider is good in its own parameter only.
+        let verified = verify_pass(directory, &token)
+            .and_then(|pass| if pass.0.has_access_token() { Ok(pass) } else { Err(PassError::Invalid) });
+        match (verified, &presented) {
             (Ok((agent, client)), PresentedToken::Pass { agent: other, client: other_client }) => {
                 let same_client = client.as_ref().map(Arc::as_ptr) == other_client.as_ref().map(Arc::as_ptr);
                 if !Arc::ptr_eq(&agent, other) || !same_client {
@@ -254,7 +329,8 @@ fn presented_token(directory: &Directory, query: Option<&str>) -> Result<Present
                 }
             }
             (Ok((agent, client)), _) => presented = PresentedToken::Pass { agent, client },
-            (Err(_), PresentedToken::Pass { .. } | PresentedToken::Invalid(PassError::Expired)) => {}
+            (Err(_), PresentedToken::Pass { .. }) => {}
+            (Err(PassError::Invalid), PresentedToken::Invalid(_)) => {}
             (Err(pass_error), _) => presented = PresentedToken::Invalid(pass_error),
         }
     }
@@ -262,19 +338,23 @@ fn presented_token(directory: &Directory, query: Option<&str>) -> Result<Present
 }
 
 /// The agent and client of a pass that is valid now.
-fn verify_pass(directory: &Directory, token: &str) -> Result<(Arc<Agent>, Option<Arc<Client>>), PassError> {
+pub(super) fn verify_pass(
+    directory: &Directory,
+    token: &str,
+) -> Result<(Arc<Agent>, Option<Arc<Client>>), PassError> {
     let mut scratch = DecodeBuf::default();
     let unverified = UnverifiedPass::parse(token, &mut scratch).ok_or(PassError::Invalid)?;
-    let agent = directory.agent_by_name(unverified.agent).ok_or(PassError::Invalid)?;
+    let agent = directory.find_agent(unverified.agent).ok_or(PassError::Invalid)?;
     let client = match unverified.client {
         // Issued for the agent's own secret.
-        "" if directory.is_open() || agent.accept_secret => None,
-        "" => return Err(PassError::Invalid),
-        name => Some(directory.client_by_name(name).ok_or(PassError::Invalid)?),
+        "" if directory.is_open() || agent.settings.accept_secret => None,
+        "" => return Err(PassError::Unverified),
+        name => {
+            // For others the agent does not exist.
+            let client = directory.client_by_name(name).filter(|client| client.may_use_agent(&agent));
+            Some(client.ok_or(PassError::Invalid)?)
+        }
     };
-    agent.pass_key.verify(&unverified, client.map(|client| &client.key_hash), unix_now())?;
-    if client.is_some_and(|client| !client.may_use_agent(&agent.name)) {
-        return Err(PassError::Invalid);
-    }
-    Ok((agent.clone(), client.cloned()))
+    agent.verify_pass(&unverified, client.map(|client| &**client), unix_now())?;
+    Ok((agent, client.cloned()))
 }

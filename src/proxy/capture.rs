@@ -3,26 +3,21 @@
 //! It copies the messages as they are forwarded and changes neither. Redaction runs on another thread after the exchange,
 //! because it may take milliseconds.
 
-mod raw_exchange;
+use std::{cell::RefCell, rc::Rc, sync::Arc};
 
-use std::{
-    cell::RefCell,
-    rc::Rc,
-    sync::Arc,
-    task::{Context, Poll, ready},
-};
-
-use bytes::Bytes;
 use tokio::time::Instant;
 
-use self::raw_exchange::{BodyExcerpt, RawAttempt, RawAttempts, RawExchange, RawHeaders};
-use super::{errcode_probe::ProbedResponse, request::Request};
-use crate::inspector::redact::MASK;
+use zeroize::Zeroizing;
+
+use super::{body_tap::tap, errcode_probe::ProbedResponse, request::Request};
 use crate::{
     directory::{Agent, Directory},
     http1::headers::{Header, HeaderKind, Headers},
-    inspector::{AttemptDetail, RedactionJob},
-    request_body::{BodySource, BodySourceError, RequestBody},
+    inspector::{
+        AttemptDetail, BodyExcerpt, RawAttempts, RawExchange, RawHeaders, RawMessage, RedactionJob,
+        redact::MASK,
+    },
+    request_body::RequestBody,
     secret::Masked,
     tokens::Token,
 };
@@ -42,17 +37,16 @@ impl Capture {
         request: &Request,
         started: Instant,
     ) -> Option<Box<Self>> {
-        agent.filter(|agent| agent.capture_switch.is_on())?;
+        let agent = agent.filter(|agent| agent.capture_switch.is_on())?;
         let raw = RawExchange {
             directory: directory.clone(),
-            query: request.target.query().unwrap_or_default().to_owned(),
-            request_headers: request_headers(&request.headers),
-            request_body: BodyExcerpt::default(),
-            response_headers: RawHeaders::default(),
-            response_body: BodyExcerpt::default(),
+            agent: agent.clone(),
+            query: Zeroizing::new(request.target.query().unwrap_or_default().to_owned()),
+            request: RawMessage { headers: request_headers(&request.headers), ..RawMessage::default() },
+            response: RawMessage::default(),
             token_waits: Vec::new(),
             attempts: RawAttempts::default(),
-            credentials: request_credentials(&request.headers),
+            credentials: request_credentials(request),
             tokens: Vec::new(),
         };
         Some(Box::new(Self { started, request_body: Rc::default(), raw }))
@@ -61,13 +55,27 @@ impl Capture {
     /// Returns the same body, copying its start while it is read.
     pub(super) fn tap_request_body(&self, body: RequestBody) -> RequestBody {
         match body {
-            RequestBody::None => RequestBody::None,
-            RequestBody::Buffered(bytes) => {
-                self.request_body.borrow_mut().push(&bytes);
-                RequestBody::Buffered(bytes)
+            RequestBody::None => {
+                self.request_body.borrow_mut().set_ended();
+                RequestBody::None
+            }
+            RequestBody::Complete(bytes) => {
+                let mut excerpt = self.request_body.borrow_mut();
+                excerpt.push(&bytes);
+                excerpt.set_ended();
+                RequestBody::Complete(bytes)
             }
             RequestBody::Streamed(source) => {
-                RequestBody::Streamed(Box::new(TappedBody { source, excerpt: self.request_body.clone() }))
+                let (excerpt, declared_bytes) = (self.request_body.clone(), source.content_length());
+                let mut received_bytes = 0;
+                tap(source, move |chunk, is_ended| {
+                    let mut excerpt = excerpt.borrow_mut();
+                    received_bytes += chunk.len() as u64;
+                    excerpt.push(chunk);
+                    if is_ended && declared_bytes.is_none_or(|declared| declared == received_bytes) {
+                        excerpt.set_ended();
+                    }
+                })
             }
         }
     }
@@ -81,27 +89,22 @@ impl Capture {
     pub(super) fn record_attempt(&mut self, sent_at: Instant, token: Option<&Token>) {
         let started_after = sent_at.saturating_duration_since(self.started);
         self.raw.tokens.extend(token.map(|token| token.value.clone()));
-        let detail = AttemptDetail {
+        self.raw.attempts.push(AttemptDetail {
             started_after,
             time_to_header: None,
             status: 0,
             errcode: None,
             refused_response: None,
-        };
-        self.raw.attempts.push(RawAttempt {
-            detail,
-            headers: RawHeaders::default(),
-            body: BodyExcerpt::default(),
         });
     }
 
     /// Records the response of the last attempt.
     pub(super) fn record_attempt_response(&mut self, response: &ProbedResponse) {
-        let Some(attempt) = self.raw.attempts.last_mut() else { return };
-        attempt.detail.time_to_header = Some(response.time_to_header);
-        (attempt.detail.status, attempt.detail.errcode) = (response.status.as_u16(), response.errcode);
-        attempt.headers = block_headers(response.headers.as_bytes());
-        response.buffered.chunks().for_each(|chunk| attempt.body.push(chunk));
+        let Some((attempt, message)) = self.raw.attempts.last_mut() else { return };
+        attempt.time_to_header = Some(response.time_to_header);
+        (attempt.status, attempt.errcode) = (response.status.as_u16(), response.errcode);
+        message.headers = block_headers(response.headers.as_bytes());
+        response.buffered.chunks().for_each(|chunk| message.body.push(chunk));
     }
 
     /// Records that the response of the first attempt is forwarded although a second one was made.
@@ -116,43 +119,19 @@ impl Capture {
 
     /// Records the response headers sent to the client.
     pub(super) fn record_response_headers(&mut self, block: &[u8]) {
-        self.raw.response_headers = block_headers(block);
+        self.raw.response.headers = block_headers(block);
     }
 
     /// Records a chunk of the response body sent to the client.
     pub(super) fn record_response_chunk(&mut self, chunk: &[u8]) {
-        self.raw.response_body.push(chunk);
+        self.raw.response.body.push(chunk);
     }
 
     /// Converts the capture into a job of the redaction queue.
     pub(super) fn into_redaction_job(self) -> RedactionJob {
         let Self { request_body, mut raw, .. } = self;
-        raw.request_body = std::mem::take(&mut *request_body.borrow_mut());
+        raw.request.body = std::mem::take(&mut *request_body.borrow_mut());
         RedactionJob { bytes: raw.memory_bytes(), redact: Box::new(move || raw.redact()) }
-    }
-}
-
-/// A request body that is copied while it is read.
-struct TappedBody {
-    source: Box<dyn BodySource>,
-    excerpt: Rc<RefCell<BodyExcerpt>>,
-}
-
-impl BodySource for TappedBody {
-    fn content_length(&self) -> Option<u64> {
-        self.source.content_length()
-    }
-
-    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, BodySourceError>> {
-        let chunk = ready!(self.source.poll_chunk(cx));
-        if let Ok(Some(chunk)) = &chunk {
-            self.excerpt.borrow_mut().push(chunk);
-        }
-        Poll::Ready(chunk)
-    }
-
-    fn is_ended(&self) -> bool {
-        self.source.is_ended()
     }
 }
 
@@ -164,10 +143,8 @@ fn request_headers(headers: &Headers) -> RawHeaders {
     }))
 }
 
-/// Values of the headers that contain credentials.
-fn request_credentials(headers: &Headers) -> Vec<Masked> {
-    let values = headers.values(HeaderKind::Authorization).chain(headers.values(HeaderKind::ApiKey));
-    values.map(|value| Masked::new(String::from_utf8_lossy(value).into_owned())).collect()
+fn request_credentials(request: &Request) -> Vec<Masked> {
+    request.presented_keys().map(|key| Masked::new(String::from_utf8_lossy(key).into_owned())).collect()
 }
 
 /// Parses the headers of an encoded block.

@@ -1,11 +1,12 @@
 //! Probes a response for an errcode, buffering no more of the body than that takes.
 
 use std::{
+    net::IpAddr,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use http::StatusCode;
 use tokio::time::Instant;
 
@@ -15,7 +16,10 @@ use crate::{
     limits::concurrency_limit::Permit,
     tokens::Token,
     upstream::{UpstreamBody, UpstreamError, UpstreamResponse},
-    wecom::response::{ResponseScanner, Verdict, may_carry_errcode, parse_errcode},
+    wecom::{
+        errcode,
+        response::{ResponseScanner, Verdict, may_carry_errcode, parse_errcode},
+    },
 };
 
 /// The probe ends after this many bytes of body and framing, and forwards the response as one without an errcode. A
@@ -33,7 +37,7 @@ pub(super) struct ProbedResponse {
     /// `content-length` of the head; for HEAD and 304 the length that the body would have.
     pub(super) content_length: Option<u64>,
     /// Chunks buffered during the probe.
-    pub(super) buffered: Buffered,
+    pub(super) buffered: BufferedChunks,
     /// The body after the buffered chunks.
     pub(super) remaining: UpstreamBody,
     /// The top-level errcode, if found.
@@ -47,12 +51,12 @@ pub(super) struct ProbedResponse {
 /// Buffered chunks of a body, in order; usually one or none. Later chunks are copied into one buffer, because each
 /// could keep a read buffer alive.
 #[derive(Default)]
-pub(super) struct Buffered {
+pub(super) struct BufferedChunks {
     first: Option<Bytes>,
     more: BytesMut,
 }
 
-impl Buffered {
+impl BufferedChunks {
     fn push(&mut self, chunk: Bytes) {
         match self.first {
             None if self.more.is_empty() => self.first = Some(chunk),
@@ -88,15 +92,25 @@ impl ProbedResponse {
         let errcode = parse_errcode(&body);
         Box::new(Self {
             status: StatusCode::OK,
-            headers: local_headers(),
+            headers: local_headers("application/json; charset=UTF-8"),
             has_date: false,
             content_length: Some(body.len() as u64),
-            buffered: Buffered { first: Some(body), more: BytesMut::new() },
+            buffered: BufferedChunks { first: Some(body), more: BytesMut::new() },
             remaining: UpstreamBody::empty(),
             errcode,
             time_to_header: Duration::ZERO,
             permit: None,
         })
+    }
+
+    /// A response that was kept, with headers as sent to a client.
+    pub(super) fn stored(status: u16, headers: &[u8], body: Bytes, errcode: Option<i64>) -> Box<Self> {
+        let mut response = Self::local(body);
+        response.status = StatusCode::from_u16(status).unwrap_or(StatusCode::OK);
+        response.headers = HeaderBlock::default();
+        response.headers.buffer_mut().put_slice(headers);
+        response.errcode = errcode;
+        response
     }
 
     /// Attaches the in-flight permit.
@@ -118,6 +132,11 @@ impl ProbedResponse {
             self.buffered.push(chunk);
         }
         Ok(self)
+    }
+
+    /// The address that WeCom does not trust, if the buffered part of the body names it.
+    pub(super) fn untrusted_address(&self) -> Option<IpAddr> {
+        self.buffered.chunks().find_map(errcode::untrusted_address)
     }
 
     /// Copies the body if it is completely buffered.
@@ -149,7 +168,7 @@ impl ErrcodeProbe {
             headers: headers_for_client(&upstream_headers, token),
             has_date: upstream_headers.contains(HeaderKind::Date),
             content_length,
-            buffered: Buffered::default(),
+            buffered: BufferedChunks::default(),
             remaining: body,
             errcode: None,
             time_to_header: received_at.saturating_duration_since(sent_at),

@@ -6,7 +6,7 @@ use http::StatusCode;
 
 use crate::{
     request_body::RequestBodyError,
-    upstream::{UpstreamError, UpstreamErrorKind},
+    upstream::{Delivery, UpstreamError, UpstreamErrorKind},
     wecom::errcode,
 };
 
@@ -30,6 +30,9 @@ pub(super) enum ErrorKind {
     Overloaded,
     ShuttingDown,
     UpstreamTimeout,
+    IdempotencyConflict,
+    IdempotencyMismatch,
+    InDoubt,
 }
 
 impl ErrorKind {
@@ -69,6 +72,13 @@ impl ErrorKind {
             Self::Overloaded => ("overloaded", StatusCode::SERVICE_UNAVAILABLE, errcode::BUSY),
             Self::ShuttingDown => ("shutting-down", StatusCode::SERVICE_UNAVAILABLE, errcode::BUSY),
             Self::UpstreamTimeout => ("upstream-timeout", StatusCode::GATEWAY_TIMEOUT, errcode::BUSY),
+            Self::IdempotencyConflict => {
+                ("idempotency-conflict", StatusCode::CONFLICT, errcode::INVALID_PARAMETER)
+            }
+            Self::IdempotencyMismatch => {
+                ("idempotency-mismatch", StatusCode::UNPROCESSABLE_ENTITY, errcode::INVALID_PARAMETER)
+            }
+            Self::InDoubt => ("in-doubt", StatusCode::CONFLICT, errcode::INVALID_PARAMETER),
         }
     }
 }
@@ -82,7 +92,11 @@ pub(super) struct ProxyError {
     /// Message for the log, which may contain them.
     log_message: Option<String>,
     pub(super) errcode: i64,
+    /// Whether WeCom sent the errcode; else it only stands for the kind.
+    pub(super) has_wecom_errcode: bool,
     pub(super) wrong_key: bool,
+    /// Whether something of the request may have reached the upstream, whose response is not known.
+    pub(super) maybe_sent: bool,
     pub(super) status: Option<StatusCode>,
     pub(super) retry_after: Option<Duration>,
 }
@@ -95,7 +109,9 @@ impl ProxyError {
             message: message.into(),
             log_message: None,
             wrong_key: false,
+            maybe_sent: false,
             errcode: kind.errcode(),
+            has_wecom_errcode: false,
             status: None,
             retry_after: None,
         }
@@ -107,6 +123,13 @@ impl ProxyError {
             ErrorKind::ShuttingDown,
             "the proxy is shutting down or closing this connection; retry on a new connection",
         )
+    }
+
+    /// Error for a name or key that may be one of the state, which is not known.
+    pub(super) fn state_unknown() -> Self {
+        let message =
+            "agents and clients are not all known yet, because the state cannot be read; retry later";
+        Self::new(ErrorKind::Overloaded, message).with_retry_after(Duration::from_secs(1))
     }
 
     /// Error for a body larger than `server.max_request_body`.
@@ -128,6 +151,11 @@ impl ProxyError {
 
     /// Maps an upstream error; `max_body_bytes` is `server.max_request_body`.
     pub(super) fn from_upstream(error: &UpstreamError, max_body_bytes: u64) -> Self {
+        let maybe_sent = error.delivery == Delivery::MaybeSent;
+        Self { maybe_sent, ..Self::from_upstream_kind(error, max_body_bytes) }
+    }
+
+    fn from_upstream_kind(error: &UpstreamError, max_body_bytes: u64) -> Self {
         let kind = match &error.kind {
             UpstreamErrorKind::Unreachable(_) => ErrorKind::UpstreamUnreachable,
             UpstreamErrorKind::ResponseTimeout | UpstreamErrorKind::BodyTimeout => ErrorKind::UpstreamTimeout,
@@ -164,6 +192,16 @@ impl ProxyError {
         Self { log_message: Some(log_message), ..self }
     }
 
+    /// Sets a log message unless there is one.
+    pub(super) fn or_log_message(self, log_message: String) -> Self {
+        Self { log_message: self.log_message.or(Some(log_message)), ..self }
+    }
+
+    /// Rewrites what WeCom's errmsg may be part of.
+    pub(super) fn map_messages(self, map: impl Fn(&str) -> String) -> Self {
+        Self { message: map(&self.message), log_message: self.log_message.as_deref().map(map), ..self }
+    }
+
     /// The log message.
     pub(super) fn into_log_message(self) -> String {
         self.log_message.unwrap_or(self.message)
@@ -174,9 +212,14 @@ impl ProxyError {
         Self { wrong_key: true, ..self }
     }
 
-    /// Sets WeCom's own errcode.
+    /// Sets an errcode more specific than the kind's.
     pub(super) fn with_errcode(self, errcode: i64) -> Self {
         Self { errcode, ..self }
+    }
+
+    /// Sets the errcode that WeCom sent.
+    pub(super) fn with_wecom_errcode(self, errcode: i64) -> Self {
+        Self { errcode, has_wecom_errcode: true, ..self }
     }
 
     /// Sets `Retry-After`.

@@ -9,14 +9,14 @@ use super::{
     authenticate,
     error::{ErrorKind, ProxyError},
     permissions::charge_rate_limit,
+    request::Request,
     request_context::RequestContext,
     response::Response,
-    target::ParsedTarget,
 };
 use crate::{
-    directory::{Agent, Client, Directory},
-    http1::headers::Headers,
+    directory::{Agent, Client, Directory, PassBuyer},
     secret::{Masked, wipe_on_drop},
+    suites::{STAND_IN_PREFIX, Suites},
     time::clock::unix_now,
     tokens::passes::ADVERTISED_TTL,
     wecom::errcode,
@@ -26,17 +26,24 @@ use crate::{
 /// whose key is sent as `corpsecret` must be the same.
 pub(super) fn respond(
     directory: &Directory,
+    suites: &Suites,
     header_client: Option<Arc<Client>>,
-    target: &ParsedTarget<'_>,
-    headers: &Headers,
+    request: &Request,
     context: &mut RequestContext,
 ) -> Result<Response, ProxyError> {
-    let query = target.query.unwrap_or_default();
+    let query = request.target.query().unwrap_or_default();
     let corpid = query_param(query, "corpid");
     let corpsecret = query_param(query, "corpsecret").map(|secret| Masked::new(secret.into_owned()));
-    let corpid = corpid.ok_or_else(|| gettoken_error(errcode::MISSING_CORPID, "corpid missing"))?;
-    let corpsecret =
-        corpsecret.ok_or_else(|| gettoken_error(errcode::MISSING_SECRET, "corpsecret missing"))?;
+    // WeCom looks for the secret first.
+    let corpsecret = corpsecret.ok_or_else(|| {
+        gettoken_error(
+            errcode::MISSING_SECRET,
+            "corpsecret missing: corpid and corpsecret belong in the query",
+        )
+    })?;
+    let corpid = corpid.ok_or_else(|| {
+        gettoken_error(errcode::MISSING_CORPID, "corpid missing: corpid and corpsecret belong in the query")
+    })?;
 
     let secret_client = directory.client_by_key(corpsecret.expose()).cloned();
     if let (Some(header_client), Some(secret_client)) = (&header_client, &secret_client)
@@ -44,8 +51,15 @@ pub(super) fn respond(
     {
         return Err(ProxyError::new(ErrorKind::BadRequest, "keys of two clients; send only one"));
     }
-    let requested = authenticate::requested_agent(target, headers)?;
+    let requested = authenticate::requested_agent(&request.target, &request.headers)?;
+    let is_stand_in = corpsecret.expose().starts_with(STAND_IN_PREFIX);
+    let by_stand_in = stand_in_owner(directory, suites, &corpid, &corpsecret);
     let (client, agent) = match secret_client {
+        None if let Some((client, corp)) = by_stand_in => {
+            reject_other_owner(directory, &header_client, &client, requested, &corp)?;
+            context.client.clone_from(&client);
+            (client, corp)
+        }
         Some(client) => {
             context.client = Some(client.clone());
             let agent = select_agent(directory, &client, requested, &corpid)?;
@@ -55,21 +69,70 @@ pub(super) fn respond(
             context.client.clone_from(&header_client);
             let is_eligible = |agent: &&Arc<Agent>| {
                 requested.is_none_or(|requested| requested == agent.name)
-                    && header_client.as_ref().is_none_or(|client| client.may_use_agent(&agent.name))
+                    && header_client.as_ref().is_none_or(|client| client.may_use_agent(agent))
             };
             let agent = directory.agents_by_secret(&corpid, corpsecret.expose()).find(is_eligible).cloned();
-            (header_client, agent.ok_or_else(|| invalid_credential(directory, &corpid))?)
+            (header_client, agent.ok_or_else(|| invalid_credential(directory, &corpid, requested))?)
         }
     };
     context.agent = Some(agent.clone());
     if let Some(client) = &client {
         charge_rate_limit(client.rate_limiter.as_ref(), context.started, "this client")?;
     }
-    let (name, key) =
-        client.as_ref().map_or(("", None), |client| (client.name.as_str(), Some(&client.key_hash)));
-    let pass = agent.pass_key.issue(&agent.name, name, key, unix_now());
+    let key = client.as_ref().and_then(|client| {
+        let in_headers = request.presented_keys().filter_map(|key| std::str::from_utf8(key).ok());
+        std::iter::once(corpsecret.expose()).chain(in_headers).find_map(|key| client.find_key(key))
+    });
+    let buyer = match (&client, key) {
+        (Some(client), Some(key)) => PassBuyer::Client(client, key),
+        (client, _) if is_stand_in => super::exchange::pass_buyer(directory, request, client.as_deref()),
+        _ => PassBuyer::OwnSecret(&corpsecret),
+    };
+    let pass = agent.issue_pass(buyer, unix_now());
     context.errcode = Some(errcode::OK);
     Ok(pass_response(&pass))
+}
+
+/// The client and the corp of a stand-in for the permanent code of a customized app's corp.
+fn stand_in_owner(
+    directory: &Directory,
+    suites: &Suites,
+    corpid: &str,
+    secret: &Masked,
+) -> Option<(Option<Arc<Client>>, Arc<Agent>)> {
+    if !secret.expose().starts_with(STAND_IN_PREFIX) {
+        return None;
+    }
+    let all = directory.suites_and_providers().iter().filter_map(|agent| agent.suite());
+    let mut templates = all.filter(|suite| suite.is_customized_template());
+    templates.find_map(|suite| {
+        let corp = suite.corp(corpid)?;
+        let client = match &*suites.stand_in_client(secret.expose(), suite, corpid)? {
+            "" => None,
+            name => Some(directory.client_by_name(name)?.clone()),
+        };
+        let is_allowed = client.as_ref().map_or(directory.is_open(), |client| client.may_use_agent(&corp));
+        is_allowed.then_some((client, corp))
+    })
+}
+
+fn reject_other_owner(
+    directory: &Directory,
+    header_client: &Option<Arc<Client>>,
+    client: &Option<Arc<Client>>,
+    requested: Option<&str>,
+    corp: &Arc<Agent>,
+) -> Result<(), ProxyError> {
+    if let (Some(header_client), Some(client)) = (header_client, client)
+        && !Arc::ptr_eq(header_client, client)
+    {
+        return Err(ProxyError::new(ErrorKind::BadRequest, "keys of two clients; send only one"));
+    }
+    let is_other = |name| !authenticate::may_stand_for(directory, name, corp);
+    match requested.is_some_and(is_other) {
+        true => Err(gettoken_error(errcode::INVALID_CORPID, "invalid corpid: the path names another agent")),
+        false => Ok(()),
+    }
 }
 
 /// The agent that the client requests by name, else the only agent with this corpid that it may use.
@@ -81,31 +144,68 @@ fn select_agent(
 ) -> Result<Arc<Agent>, ProxyError> {
     let invalid_corpid =
         || gettoken_error(errcode::INVALID_CORPID, "invalid corpid: this key has no agent with this corpid");
-    if let Some(requested) = requested {
-        let agent =
-            directory.permitted_agent(requested, Some(client)).ok_or_else(authenticate::unknown_agent)?;
-        return if agent.corpid == corpid { Ok(agent.clone()) } else { Err(invalid_corpid()) };
+    let corps = |suite: Option<&str>| {
+        let is_of_suite =
+            |corp: &Arc<Agent>| suite.is_none_or(|suite| authenticate::may_stand_for(directory, suite, corp));
+        let corps = directory.allowed_corps(corpid, client).into_iter().filter(is_of_suite);
+        // gettoken is the call of customized apps; a third-party app in the same corp has get_corp_token.
+        let (customized, others): (Vec<_>, Vec<_>) =
+            corps.partition(|corp| directory.is_of_customized_template(corp));
+        if customized.is_empty() { others } else { customized }
+    };
+    let is_suite = |name: &&str| directory.suite_by_name(name).is_some();
+    if let Some(requested) = requested.filter(|requested| !is_suite(requested)) {
+        let agent = directory.permitted_agent(requested, Some(client)).ok_or_else(unknown_prefix)?;
+        let is_right = agent.corpid == corpid && agent.has_access_token();
+        return if is_right { Ok(agent) } else { Err(invalid_corpid()) };
     }
-    let mut agents = directory.allowed_agents(corpid, client);
+    let mut agents: Vec<_> = match requested {
+        Some(_) => Vec::new(),
+        None => directory.allowed_agents(corpid, client).cloned().collect(),
+    };
+    for corp in corps(requested) {
+        if !agents.iter().any(|agent| Arc::ptr_eq(agent, &corp)) {
+            agents.push(corp);
+        }
+    }
+    let mut agents = agents.into_iter();
     let first = agents.next().ok_or_else(invalid_corpid)?;
     if agents.next().is_some() {
         let message = "this key has several agents with this corpid; put the agent's name first in the path (/NAME/cgi-bin/gettoken)";
         return Err(gettoken_error(errcode::INVALID_CORPID, message));
     }
-    Ok(first.clone())
+    Ok(first)
 }
 
-/// WeCom's error for a wrong secret or corpid.
-fn invalid_credential(directory: &Directory, corpid: &str) -> ProxyError {
-    if directory.has_corpid(corpid) {
+/// WeCom's error for a wrong secret or corpid, or for a `requested` agent that an open proxy does not have: to others it
+/// says nothing about the agents that there are.
+fn invalid_credential(directory: &Directory, corpid: &str, requested: Option<&str>) -> ProxyError {
+    let is_unknown = |name| directory.is_open() && directory.find_agent(name).is_none();
+    if requested.is_some_and(is_unknown) {
+        return unknown_prefix();
+    }
+    if directory.has_corpid(corpid) || directory.has_corp(corpid) {
         gettoken_error(
             errcode::INVALID_SECRET,
-            "invalid credential: corpsecret is neither a client's key nor a secret that is accepted here",
+            match requested {
+                None => "invalid credential: corpsecret is neither a client's key nor a secret that is accepted here",
+                Some(_) => {
+                    "invalid credential: corpsecret is neither a client's key nor a secret that is accepted here for the \
+                     agent that the path or X-Wecom-Agent names; what stands before /cgi-bin/ must be an agent's name"
+                }
+            },
         )
         .with_wrong_key()
     } else {
         gettoken_error(errcode::INVALID_CORPID, "invalid corpid: no agent has this corpid").with_wrong_key()
     }
+}
+
+/// The name is not repeated: it may be a misplaced key.
+fn unknown_prefix() -> ProxyError {
+    let message = "no agent of this name for this client: what stands before /cgi-bin/gettoken (or in X-Wecom-Agent) must be \
+                   an agent's name; without it, corpid chooses the agent";
+    ProxyError::new(ErrorKind::UnknownAgent, message)
 }
 
 fn gettoken_error(errcode: i64, message: &str) -> ProxyError {

@@ -8,12 +8,23 @@ use http::{Method, Version};
 use super::request::Request;
 use crate::http1::headers::HeaderKind;
 
+/// Refusal of CONNECT, which programs send to what they take for a forward proxy.
+pub(crate) const CONNECT_MESSAGE: &str = "CONNECT is not served: this is no forward proxy. Leave HTTPS_PROXY and the like unset for this \
+     program, and set this proxy's address as the base URL in place of https://qyapi.weixin.qq.com";
+
+/// Refusal of an absolute-form target with another authority.
+pub(super) const OTHER_HOST_MESSAGE: &str =
+    "the target names another host: write it as a path, and set this proxy as base URL, not as forward proxy";
+
 /// Checks the method, the form of the target, and `Host` unless a cached header block makes that redundant.
 pub(super) fn check_head(
     request: &Request,
     host_is_checked: bool,
     is_own_authority: impl Fn(&str, Option<SocketAddr>) -> bool,
 ) -> Result<(), &'static str> {
+    if request.method == Method::CONNECT {
+        return Err(CONNECT_MESSAGE);
+    }
     if !is_allowed_method(&request.method) {
         return Err(
             "the method must be GET, HEAD, POST, PUT, PATCH, DELETE or OPTIONS, in exactly these letters",
@@ -35,9 +46,7 @@ pub(super) fn check_head(
     if let Some((authority, local)) = request.absolute_form.as_deref()
         && !std::str::from_utf8(authority).is_ok_and(|authority| is_own_authority(authority, *local))
     {
-        return Err(
-            "the target names another host: write it as a path, and set this proxy as base URL, not as forward proxy",
-        );
+        return Err(OTHER_HOST_MESSAGE);
     }
     Ok(())
 }
@@ -66,9 +75,9 @@ fn is_valid_host(text: &[u8]) -> bool {
     };
     let is_host_byte = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+;=%".contains(byte);
     let is_name = match host.strip_prefix(b"[").map(|literal| literal.strip_suffix(b"]")) {
-        Some(literal) => literal
-            .and_then(|literal| std::str::from_utf8(literal).ok())
-            .is_some_and(|literal| literal.parse::<Ipv6Addr>().is_ok()),
+        Some(literal) => {
+            literal.and_then(|literal| std::str::from_utf8(literal).ok()).is_some_and(is_ipv6_literal)
+        }
         None => host.iter().all(is_host_byte),
     };
     let is_digit = port.iter().all(u8::is_ascii_digit);
@@ -76,11 +85,33 @@ fn is_valid_host(text: &[u8]) -> bool {
     is_name && is_digit && is_port
 }
 
+/// An IPv6 address, possibly with a zone (RFC 6874).
+fn is_ipv6_literal(literal: &str) -> bool {
+    let (address, zone) = match literal.split_once("%25") {
+        Some((address, zone)) => (address, Some(zone)),
+        None => (literal, None),
+    };
+    let is_zone = |zone: &str| {
+        !zone.is_empty() && zone.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~".contains(&b))
+    };
+    address.parse::<Ipv6Addr>().is_ok() && zone.is_none_or(is_zone)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn host_may_be_an_ipv6_address_with_a_zone() {
+        for host in ["[::1]", "[fe80::1%25eth0]", "[fe80::1%25eth0]:8080"] {
+            assert!(is_valid_host(host.as_bytes()), "{host}");
+        }
+        for host in ["[fe80::1%25]", "[fe80::1%eth0]", "[fe80::1%25a%20b]", "[x%25eth0]", "[%25eth0]"] {
+            assert!(!is_valid_host(host.as_bytes()), "{host}");
+        }
+    }
 
     #[test]
     fn allowed_methods_pass() {

@@ -9,9 +9,9 @@ use crate::{
 };
 
 /// Headers of a response whose body the proxy generates.
-pub(super) fn local_headers() -> HeaderBlock {
+pub(super) fn local_headers(content_type: &str) -> HeaderBlock {
     let mut headers = HeaderBlock::default();
-    headers.append(b"content-type", b"application/json; charset=UTF-8");
+    headers.append(b"content-type", content_type.as_bytes());
     headers
 }
 

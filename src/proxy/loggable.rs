@@ -4,7 +4,8 @@ use std::borrow::Cow;
 
 use http::Method;
 
-use crate::inspector::redact::MASK;
+use super::path_credential::{is_prefix_of_path_key, may_contain_path_key};
+use crate::{inspector::redact::MASK, secret::credential_scan::may_be_credential};
 
 /// Name of a registered method, else `-`: an unregistered one may be a misplaced key.
 pub(super) fn loggable_method(method: &Method) -> &str {
@@ -31,14 +32,22 @@ pub(super) fn masked_path<'a>(path: &'a str, agent: Option<&str>) -> Cow<'a, str
         return Cow::Borrowed(unmasked);
     }
     let path = strip_mistyped_query(path);
-    let is_masked = |segment: &&str| may_be_credential(segment) && Some(*segment) != agent;
-    let segments = path.split('/').map(|segment| if is_masked(&segment) { MASK } else { segment });
+    let mut follows_k = false;
+    let segments = path.split('/').map(|segment| {
+        let is_path_key = follows_k && !segment.is_empty();
+        // Doubled slashes may stand between the two; an encoded one is part of this segment.
+        follows_k = is_prefix_of_path_key(segment) || follows_k && segment.is_empty();
+        let is_masked = is_path_key
+            || may_contain_path_key(segment)
+            || may_be_credential(segment) && Some(segment) != agent;
+        if is_masked { MASK } else { segment }
+    });
     Cow::Owned(segments.collect::<Vec<_>>().join("/"))
 }
 
 /// The path up to a mistyped query, if no segment can be a credential; the fast path of [`masked_path`].
 pub(super) fn unmasked_path(path: &str) -> Option<&str> {
-    Some(strip_mistyped_query(path)).filter(|path| !may_be_credential(path))
+    Some(strip_mistyped_query(path)).filter(|path| !may_be_credential(path) && !may_contain_path_key(path))
 }
 
 /// The path before a mistyped query: what looks like a query without its question mark, from the first `&`, `=`, `%3F`,
@@ -51,17 +60,6 @@ fn strip_mistyped_query(path: &str) -> &str {
     let mut delimiters = memchr::memchr3_iter(b'&', b'=', b'%', path.as_bytes());
     let end = delimiters.find(|at| path.as_bytes()[*at] != b'%' || encoded(*at));
     &path[..end.unwrap_or(path.len())]
-}
-
-/// Whether a path or segment may contain a credential: at least 16 bytes, with more than two digits, capitals or
-/// percent signs. WeCom's own paths have lower-case letters and underscores, with a digit at most.
-fn may_be_credential(segment: &str) -> bool {
-    // No early exit: lets LLVM vectorise.
-    let is_common_in_credentials =
-        |byte: &u8| byte.is_ascii_digit() | byte.is_ascii_uppercase() | (*byte == b'%');
-    segment.len() >= 16
-        && segment.as_bytes().iter().map(|byte| usize::from(is_common_in_credentials(byte))).sum::<usize>()
-            > 2
 }
 
 #[cfg(test)]
@@ -115,5 +113,25 @@ mod tests {
             assert_eq!(masked_path(path, Some("Agent-Number-2026")), path);
         }
         assert_eq!(masked_path("/Agent-Number-2026/cgi-bin/user/get", None), "/[masked]/cgi-bin/user/get");
+    }
+
+    #[test]
+    fn segment_after_a_mistyped_prefix_is_masked() {
+        for (path, expected) in [
+            ("/hr/k/my-key/cgi-bin/user/get", "/hr/k/[masked]/cgi-bin/user/get"),
+            ("/K/my-key/cgi-bin/user/get", "/K/[masked]/cgi-bin/user/get"),
+            ("/%6b/my-key/hr/cgi-bin/user/get", "/%6b/[masked]/hr/cgi-bin/user/get"),
+            ("/%254B/my-key", "/%254B/[masked]"),
+            ("/hr/k//my-key/cgi-bin", "/hr/k//[masked]/cgi-bin"),
+            ("/k/k/my-key/x", "/k/[masked]/[masked]/x"),
+            ("/k%2Fmy-key/cgi-bin", "/[masked]/cgi-bin"),
+            ("/hr%2fk%2fmy-key", "/[masked]"),
+            ("k/my-key", "k/[masked]"),
+        ] {
+            assert_eq!(masked_path(path, None), expected);
+        }
+        for path in ["/cgi-bin/k", "/cgi-bin/k/", "/kk/my/cgi-bin", "/cgi-bin/%6b%6b/x"] {
+            assert_eq!(masked_path(path, None), path);
+        }
     }
 }

@@ -5,19 +5,45 @@ use std::sync::Arc;
 use http::Method;
 use tokio::time::Instant;
 
-use super::error::{ErrorKind, ProxyError};
+use super::{
+    error::{ErrorKind, ProxyError},
+    request::Request,
+    request_context::RequestContext,
+};
 use crate::{directory::Client, limits::RateLimiter, tokens::ceil_seconds};
 
+/// Checks the client's `allow`, then the rate limits of client and agent.
+#[inline(always)]
+pub(super) fn check_allow_and_rate(request: &Request, context: &RequestContext) -> Result<(), ProxyError> {
+    check_allowed(context.client.as_deref(), &request.method, request.target.normalized_path())?;
+    let (client, agent) = (context.client.as_ref(), context.agent.as_ref());
+    charge_rate_limit(
+        client.and_then(|client| client.rate_limiter.as_ref()),
+        context.started,
+        "this client",
+    )?;
+    charge_rate_limit(agent.and_then(|agent| agent.rate_limiter.as_ref()), context.started, "this agent")
+}
+
 /// Rejects a request that the client's `allow` does not list.
-pub(super) fn check_allowed(client: Option<&Client>, method: &Method, path: &str) -> Result<(), ProxyError> {
-    let Some(client) = client.filter(|client| !client.may_call(method, path)) else { return Ok(()) };
-    let key = format!("clients.{}.allow", client.name);
+#[inline(always)]
+fn check_allowed(client: Option<&Client>, method: &Method, path: &str) -> Result<(), ProxyError> {
+    match client.filter(|client| !client.may_call(method, path)) {
+        Some(client) => Err(not_allowed(client)),
+        None => Ok(()),
+    }
+}
+
+#[cold]
+fn not_allowed(client: &Client) -> ProxyError {
+    let key = format!("clients.{}.allow", client.config.name);
     let message =
         format!("path not allowed for this client: it is not in {key}, where the operator can add it");
-    Err(ProxyError::new(ErrorKind::Forbidden, message))
+    ProxyError::new(ErrorKind::Forbidden, message)
 }
 
 /// Charges a request received at `now` to a rate limiter, or rejects it.
+#[inline]
 pub(super) fn charge_rate_limit(
     limiter: Option<&Arc<RateLimiter>>,
     now: Instant,

@@ -1,6 +1,8 @@
 //! The key that a client presents in its headers, and the check whether a text is a credential.
 
-use base64::{Engine, prelude::BASE64_STANDARD};
+use std::cmp::Reverse;
+
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::{
     error::{ErrorKind, ProxyError},
@@ -9,7 +11,7 @@ use super::{
 };
 use crate::{
     http1::headers::{HeaderKind, Headers},
-    secret::{Masked, credential_scan},
+    secret::{Masked, credential_scan, http_basic::basic_password},
 };
 
 /// A presented key: as received, or decoded from HTTP Basic.
@@ -38,17 +40,11 @@ pub(super) fn authorization_key(headers: &Headers) -> Result<Option<PresentedKey
         return Ok(Some(PresentedKey::Verbatim(rest)));
     }
     if scheme.eq_ignore_ascii_case("basic") {
-        let pair =
-            BASE64_STANDARD.decode(rest).ok().and_then(|pair| String::from_utf8(pair).ok()).map(Masked::new);
-        let password =
-            pair.as_ref().and_then(|pair| pair.expose().split_once(':')).map(|(_, password)| password);
-        return match password {
-            Some(password) => Ok(Some(PresentedKey::Decoded(Masked::new(password)))),
-            None => Err(ProxyError::new(
-                ErrorKind::Unauthenticated,
-                "malformed Basic credentials: expected base64 of USER:KEY",
-            )),
-        };
+        let message = "malformed Basic credentials: expected base64 of USER:KEY";
+        let password = basic_password(rest.as_bytes());
+        return password
+            .map(|password| Some(PresentedKey::Decoded(password)))
+            .ok_or_else(|| ProxyError::new(ErrorKind::Unauthenticated, message));
     }
     Err(ProxyError::new(ErrorKind::Unauthenticated, "unsupported Authorization scheme; use Bearer or Basic"))
 }
@@ -57,10 +53,11 @@ pub(super) fn api_key(headers: &Headers) -> Result<Option<PresentedKey<'_>>, Pro
     Ok(single_value(headers, HeaderKind::ApiKey, "X-Api-Key")?.map(PresentedKey::Verbatim))
 }
 
-/// Whether a text is or contains a pass, or is a credential of this request: its key, what its `Authorization` contains, or
+/// Whether a text is or contains a pass or a credential of this request: its key, what its `Authorization` contains, or
 /// any parameter of a gettoken.
 pub(super) fn is_credential(request: &Request, text: &str) -> bool {
-    let (headers, target) = (&request.headers, &request.target);
+    let is_or_contains =
+        |key: &[u8]| key == text.as_bytes() || credential_scan::contains_key(text.as_bytes(), key);
     // For any scheme: the credentials after it.
     let is_authorization_key = |value: &[u8]| {
         let prefix = value.trim_ascii().strip_suffix(text.as_bytes());
@@ -68,12 +65,29 @@ pub(super) fn is_credential(request: &Request, text: &str) -> bool {
     };
     credential_scan::has_pass_prefix(text)
         || credential_scan::contains_pass(text.as_bytes())
-        || headers.presented_keys().any(|key| credential_scan::contains_key(text.as_bytes(), key))
-        || headers.values(HeaderKind::ApiKey).any(|value| value.trim_ascii() == text.as_bytes())
-        || headers.values(HeaderKind::Authorization).any(is_authorization_key)
-        || matches!(authorization_key(headers), Ok(Some(PresentedKey::Decoded(key))) if key.expose() == text)
-        || (target.path().ends_with("/gettoken")
-            && query::param_values(target.query().unwrap_or_default()).any(|value| *value == text))
+        || request.presented_keys().any(is_or_contains)
+        || request.headers.values(HeaderKind::Authorization).any(is_authorization_key)
+        || (request.target.may_be_gettoken()
+            && query::param_values(request.target.query().unwrap_or_default())
+                .any(|value| is_or_contains(value.as_bytes())))
+}
+
+/// Masks the credentials of this request in a text from WeCom, however short they are. The text is not the request's
+/// own, so even a word that happens to equal a short key may go.
+pub(super) fn mask_credentials(request: &Request, text: &str) -> String {
+    const MIN_BYTES: usize = 4;
+    let keys = request.presented_keys().filter_map(|key| std::str::from_utf8(key).ok());
+    let tokens: Vec<_> = query::token_values(request.target.query().unwrap_or_default()).collect();
+    let shown = keys.chain(tokens.iter().map(|token| &**token)).filter(|shown| shown.len() >= MIN_BYTES);
+    let mut shown: Vec<_> = shown
+        .flat_map(|shown| {
+            let encoded = utf8_percent_encode(shown, NON_ALPHANUMERIC).to_string();
+            [Masked::new(shown), Masked::new(encoded)]
+        })
+        .collect();
+    // The longest first, because it may contain another.
+    shown.sort_by_key(|shown| Reverse(shown.expose().len()));
+    shown.iter().fold(text.to_owned(), |text, shown| text.replace(shown.expose(), "[masked]"))
 }
 
 /// The value of a header that must occur at most once, with only printable ASCII characters and tabs.

@@ -9,15 +9,19 @@ use super::{
     capture::Capture,
     error::ErrorKind,
     loggable::{loggable_method, masked_path},
-    request::{Request, RequestTarget},
+    message_body::MessageBody,
+    path_credential,
+    request::Request,
     request_id::RequestId,
+    target::RequestTarget,
 };
 use crate::{
     directory::{Agent, Client},
     inspector::{ExchangeRecorder, RedactionJob},
     limits::wait_limit::WaitPermit,
+    request_body::RequestBody,
     telemetry::{
-        access_log::{AccessLog, AccessLogEntry, FirstAttempt, Level},
+        access_log::{AccessLog, AccessLogEntry, FirstAttempt, Level, QueryText},
         metrics::RequestCounter,
         traces::{Operation, SpanOutcome, Trace, Tracer},
     },
@@ -51,7 +55,7 @@ impl Sinks {
         if let Some(recorder) = &self.recorder {
             recorder.record(entry, capture);
         }
-        if self.access_log.is_enabled(entry.level) {
+        if self.access_log.is_logged(entry) {
             self.access_log.write(entry);
         }
     }
@@ -74,7 +78,7 @@ pub(super) struct RequestContext {
     /// When the response ended, if known.
     pub(super) ended: Option<Instant>,
     pub(super) request_id: RequestId,
-    /// Address of the TCP peer, which may be a load balancer.
+    /// Address of the client, as far as it is known; see [`Request::peer`].
     pub(super) peer: Option<IpAddr>,
     pub(super) client: Option<Arc<Client>>,
     pub(super) agent: Option<Arc<Agent>>,
@@ -85,15 +89,25 @@ pub(super) struct RequestContext {
     pub(super) retried_after_errcode: Option<i64>,
     /// Time until a throttled refresh of the refused token is allowed.
     pub(super) retry_after: Option<Duration>,
+    /// The message that the request sends, if its recipients are counted.
+    pub(super) message_body: Option<MessageBody>,
+    /// Hint that WeCom drops the message for some of its recipients.
+    pub(super) recipients_hint: Option<String>,
     /// Times of the first attempt, if there was a retry.
     pub(super) first_attempt: Option<FirstAttempt>,
     /// The proxy's own error: kind and log message.
     pub(super) error: Option<(ErrorKind, String)>,
+    /// Whether that error has an errcode that WeCom sent.
+    pub(super) error_has_wecom_errcode: bool,
+    /// The address that WeCom does not trust, by its errcode 60020.
+    pub(super) untrusted_address: Option<IpAddr>,
     /// Time spent waiting for a token.
     pub(super) token_time: Duration,
-    /// Sum over the attempts that got a response, from the start to the response head: connecting and sending the
-    /// body included.
+    /// Sum over the attempts, from the start to the response head or the failure: connecting and sending the body
+    /// included.
     pub(super) upstream_time: Duration,
+    /// The wait for a token or the attempt in progress, and when it began.
+    operation: Option<(Operation, Instant)>,
     /// Bytes of the request body received when the response began; `None` without a body.
     pub(super) request_bytes: Option<u64>,
     /// Bytes of the response body sent to the client.
@@ -109,10 +123,20 @@ pub(super) struct RequestContext {
     pub(super) capture: Option<Box<Capture>>,
     method: Method,
     target: RequestTarget,
+    has_path_credential: bool,
     sinks: Rc<Sinks>,
 }
 
 impl RequestContext {
+    /// The same body, of which the capture gets a copy, if there is one.
+    #[inline]
+    pub(super) fn tap_request_body(&self, body: RequestBody) -> RequestBody {
+        match &self.capture {
+            Some(capture) => capture.tap_request_body(body),
+            None => body,
+        }
+    }
+
     /// Context of a request that starts now and is reported to `sinks`.
     pub(super) fn new(request: &Request, request_id: RequestId, sinks: Rc<Sinks>) -> Self {
         let started = Instant::now();
@@ -132,10 +156,15 @@ impl RequestContext {
             errcode: None,
             retried_after_errcode: None,
             retry_after: None,
+            message_body: None,
+            recipients_hint: None,
             first_attempt: None,
             error: None,
+            error_has_wecom_errcode: false,
+            untrusted_address: None,
             token_time: Duration::ZERO,
             upstream_time: Duration::ZERO,
+            operation: None,
             request_bytes: None,
             response_bytes: 0,
             complete: false,
@@ -145,52 +174,65 @@ impl RequestContext {
             capture: None,
             method: request.method.clone(),
             target: request.target.clone(),
+            has_path_credential: request.path_credential.is_some(),
             sinks,
         }
     }
 }
 
-/// Spans of the trace; no-ops without a tracer.
+/// Times of the operations of a request, and their spans if there is a tracer.
 impl RequestContext {
-    /// Sets the span's route, masked.
-    pub(super) fn set_route(&mut self, route: &str) {
+    /// The index of the agent's upstream, or of the default one.
+    pub(super) fn upstream_index(&self) -> usize {
+        self.agent.as_ref().map_or(0, |agent| agent.upstream.index())
+    }
+
+    /// Sets the span's upstream and route, masked.
+    pub(super) fn set_route(&mut self) {
+        let upstream = self.upstream_index();
         if let Some(trace) = &mut self.trace {
-            trace.set_route(&masked_path(route, None));
+            trace.set_route(upstream, &masked_path(self.target.normalized_path(), None));
         }
     }
 
-    /// Begins a span.
-    pub(super) fn begin_span(&mut self, operation: Operation, at: Instant) {
+    /// Begins an operation. Its time counts however it ends.
+    pub(super) fn begin(&mut self, operation: Operation, at: Instant) {
+        self.operation = Some((operation, at));
         if let Some(trace) = &mut self.trace {
             trace.start_span(operation, at);
         }
     }
 
-    /// Begins a span now.
-    pub(super) fn begin_span_now(&mut self, operation: Operation) {
-        if self.trace.is_some() {
-            self.begin_span(operation, Instant::now());
+    /// Ends the operation after `duration`, with an error kind if it failed.
+    pub(super) fn end(&mut self, duration: Duration, error: Option<ErrorKind>) {
+        self.end_with(duration, span_outcome(error));
+    }
+
+    /// Ends the operation now, with an error kind if it failed.
+    pub(super) fn end_now(&mut self, error: Option<ErrorKind>) {
+        if let Some((_, began)) = self.operation {
+            self.end(began.elapsed(), error);
         }
     }
 
-    /// Ends the current span after `duration`, with an error kind if it failed.
-    pub(super) fn end_span(&mut self, duration: Duration, error: Option<ErrorKind>) {
+    /// Ends an attempt with the response's status and errcode.
+    pub(super) fn end_with_response(&mut self, duration: Duration, status: u16, errcode: Option<i64>) {
+        self.end_with(duration, SpanOutcome { status, errcode, error: None });
+    }
+
+    fn end_with(&mut self, duration: Duration, outcome: SpanOutcome) {
+        self.add_time(duration);
         if let Some(trace) = &mut self.trace {
-            trace.end_span(duration, span_outcome(error));
+            trace.end_span(duration, outcome);
         }
     }
 
-    /// Ends the current span now.
-    pub(super) fn end_span_now(&mut self, error: Option<ErrorKind>) {
-        if let Some(trace) = &mut self.trace {
-            trace.end_span_now(span_outcome(error));
-        }
-    }
-
-    /// Ends the span of an attempt with the response's status and errcode.
-    pub(super) fn end_span_with_response(&mut self, duration: Duration, status: u16, errcode: Option<i64>) {
-        if let Some(trace) = &mut self.trace {
-            trace.end_span(duration, SpanOutcome { status, errcode, error: None });
+    /// Adds `duration` to the total of the operation in progress.
+    fn add_time(&mut self, duration: Duration) {
+        match self.operation.take() {
+            Some((Operation::Attempt, _)) => self.upstream_time += duration,
+            Some((Operation::Token, _)) => self.token_time += duration,
+            Some((Operation::Queue, _)) | None => {}
         }
     }
 }
@@ -204,8 +246,7 @@ impl RequestContext {
     pub(super) fn record_token_wait(&mut self, since: Instant, failed: bool) {
         self.cached_now = Instant::now();
         let duration = self.cached_now.saturating_duration_since(since);
-        self.token_time += duration;
-        self.end_span(duration, failed.then_some(ErrorKind::TokenUnavailable));
+        self.end(duration, failed.then_some(ErrorKind::TokenUnavailable));
         if let Some(capture) = &mut self.capture {
             capture.record_token_wait(since);
         }
@@ -214,16 +255,27 @@ impl RequestContext {
     /// The hint for the log: only for errcodes that an operator fixes in WeCom's admin console. Others are the
     /// client's own and may be frequent, and the proxy's own errors already say what to do.
     fn hint(&self) -> Option<&'static str> {
-        let errcode = self.errcode.filter(|errcode| *errcode != errcode::OK)?;
-        let is_wecom_error = self.error.as_ref().is_none_or(|(kind, _)| *kind == ErrorKind::TokenUnavailable);
+        let errcode = self.wecom_errcode()?;
         let is_for_operators = errcode::explain(errcode).is_some_and(|row| row.console_path_en.is_some());
-        errcode::hint(errcode).filter(|_| is_wecom_error && is_for_operators)
+        errcode::hint(errcode).filter(|_| is_for_operators)
+    }
+
+    /// The errcode other than 0 that WeCom sent, which the table explains. One of the proxy's own errors only stands
+    /// for its kind, and their messages say what to do.
+    pub(super) fn wecom_errcode(&self) -> Option<i64> {
+        let is_wecoms = self.error.is_none() || self.error_has_wecom_errcode;
+        self.errcode.filter(|errcode| is_wecoms && *errcode != errcode::OK)
     }
 
     /// The path without credentials, and up to what looks like a query without its question mark.
     fn loggable_path(&self) -> Cow<'_, str> {
         let masked = || masked_path(self.target.path(), self.agent.as_ref().map(|agent| agent.name.as_str()));
-        self.target.unmasked_path().map_or_else(masked, Cow::Borrowed)
+        let path = self.target.unmasked_path().map_or_else(masked, Cow::Borrowed);
+        if self.has_path_credential {
+            Cow::Owned(format!("{}{path}", path_credential::SHOWN_PREFIX))
+        } else {
+            path
+        }
     }
 }
 
@@ -236,7 +288,12 @@ impl Drop for RequestContext {
         }
         // Excludes the time spent in this drop from the request.
         let ended = self.ended.unwrap_or_else(Instant::now);
-        let trace_id = self.trace.as_ref().map(|trace| trace.trace_id());
+        // The client has disconnected meanwhile.
+        if let Some((_, began)) = self.operation {
+            self.add_time(ended.saturating_duration_since(began));
+        }
+        let trace = self.trace.take();
+        let trace_id = trace.as_ref().map(|trace| trace.trace_id());
         let capture = self.capture.take().map(|capture| capture.into_redaction_job());
         let path = self.loggable_path();
         let entry = AccessLogEntry {
@@ -245,12 +302,16 @@ impl Drop for RequestContext {
             request_id: self.request_id.as_str(),
             trace_id: trace_id.as_ref().and_then(|id| std::str::from_utf8(id).ok()),
             peer: self.peer,
-            client: self.client.as_ref().map(|client| client.name.as_str()),
+            client: self.client.as_ref().map(|client| client.config.name.as_str()),
             agent: self.agent.as_ref().map(|agent| agent.name.as_str()),
+            upstream: self.agent.as_ref().and_then(|agent| agent.upstream.name()),
             method: loggable_method(&self.method),
             path: &path,
+            query: QueryText(self.target.query().unwrap_or_default()),
             status: self.status,
             errcode: self.errcode,
+            is_wecom_errcode: self.wecom_errcode().is_some(),
+            untrusted_address: self.untrusted_address,
             retried: self.retried_after_errcode,
             error: self.error.as_ref().map(|(kind, _)| kind.name()),
             reason: self.error.as_ref().map(|(_, message)| message.as_str()),
@@ -264,8 +325,8 @@ impl Drop for RequestContext {
             hint: self.hint(),
         };
         self.sinks.write(&entry, self.agent.as_ref(), self.client.as_ref(), capture);
-        if let (Some(tracer), Some(trace)) = (&self.sinks.tracer, &self.trace) {
-            tracer.write_spans(trace, &entry);
+        if let (Some(tracer), Some(trace)) = (&self.sinks.tracer, trace) {
+            tracer.end_trace(trace, &entry);
         }
     }
 }

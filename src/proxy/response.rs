@@ -7,10 +7,10 @@ use std::{
 
 use bytes::Bytes;
 use http::StatusCode;
-use tokio::time::Instant;
+use tokio::{sync::mpsc, time::Instant};
 
 use super::{
-    errcode_probe::{Buffered, ProbedResponse},
+    errcode_probe::{BufferedChunks, ProbedResponse},
     error::{ErrorKind, ProxyError},
     initial_response_headers::local_headers,
     request_context::RequestContext,
@@ -48,19 +48,41 @@ pub struct Response {
 impl Response {
     /// A response of the proxy itself.
     pub(super) fn local(status: StatusCode, body: Bytes) -> Self {
+        Self::with_type(status, "application/json; charset=UTF-8", body)
+    }
+
+    /// A response of the proxy itself with this content type.
+    pub(super) fn with_type(status: StatusCode, content_type: &str, body: Bytes) -> Self {
         Self {
             status,
-            headers: local_headers(),
+            headers: local_headers(content_type),
             has_date: false,
             content_length: Some(body.len() as u64),
-            body: ResponseBody::buffered(body),
+            body: ResponseBody::complete(body),
+            wrong_key: false,
+        }
+    }
+
+    /// A response with server-sent events; it ends when the sender is dropped.
+    pub(super) fn events(events: mpsc::Receiver<Bytes>) -> Self {
+        Self {
+            status: StatusCode::OK,
+            headers: local_headers("text/event-stream"),
+            has_date: false,
+            content_length: None,
+            body: ResponseBody { kind: ResponseBodyKind::Events(events), context: None },
             wrong_key: false,
         }
     }
 
     /// The response for an error; HTTP 200 for a client with `always_200`. The log has the details under the request
-    /// id.
-    pub(super) fn from_error(error: &ProxyError, always_200: bool, request_id: &str) -> Self {
+    /// id. `with_hint`: the client asked for `X-Wecom-Hint`.
+    pub(super) fn from_error(
+        error: &ProxyError,
+        always_200: bool,
+        request_id: &str,
+        with_hint: bool,
+    ) -> Self {
         let status = if always_200 { StatusCode::OK } else { error.status.unwrap_or(error.kind.status()) };
         let mut errmsg = format!("wecom-proxy: {}", error.message);
         // Client errors explain themselves; for server errors the id leads to the log.
@@ -71,9 +93,18 @@ impl Response {
         let mut response = Self::local(status, Bytes::from(body.to_string()));
         response.wrong_key = error.wrong_key;
         response.headers.append(b"x-wecom-proxy-error", error.kind.name().as_bytes());
+        // Other errors say what to do, or have an errcode of WeCom's, which is explained.
+        if with_hint && error.kind.status().is_server_error() && !error.has_wecom_errcode {
+            let hint = format!("{errmsg}; retry later; the proxy's log has the cause under this id");
+            response.headers.append(b"x-wecom-hint", hint.as_bytes());
+        }
         if error.kind == ErrorKind::Unauthenticated {
-            let challenge = "Bearer realm=\"wecom-proxy\", Basic realm=\"wecom-proxy\", charset=\"UTF-8\"";
-            response.headers.append(b"www-authenticate", challenge.as_bytes());
+            // One header per challenge, Basic first: many programs read only the first challenge of a header.
+            for challenge in
+                ["Basic realm=\"wecom-proxy\", charset=\"UTF-8\"", "Bearer realm=\"wecom-proxy\""]
+            {
+                response.headers.append(b"www-authenticate", challenge.as_bytes());
+            }
         }
         if let Some(wait) = error.retry_after {
             let seconds = ceil_seconds(wait).max(1);
@@ -91,9 +122,9 @@ impl Response {
         let (content_length, body) = match complete_body {
             // Without a body, `content-length` is forwarded as received (HEAD, 304).
             Some(complete_body) if complete_body.is_empty() => {
-                (content_length, ResponseBody::buffered(complete_body))
+                (content_length, ResponseBody::complete(complete_body))
             }
-            Some(complete_body) => (Some(complete_body.len() as u64), ResponseBody::buffered(complete_body)),
+            Some(complete_body) => (Some(complete_body.len() as u64), ResponseBody::complete(complete_body)),
             None => (
                 content_length,
                 ResponseBody::streamed(StreamedBody {
@@ -107,7 +138,7 @@ impl Response {
         Self { status, headers, has_date, content_length, body, wrong_key: false }
     }
 
-    /// Drops the context of a buffered response before it is sent, and counts it as sent. For connections without an
+    /// Drops the context of a complete response before it is sent, and counts it as sent. For connections without an
     /// authorized request, whose clients could hold a context by not reading. With `is_head_request` its byte count and
     /// completeness stay as they are.
     pub fn finish_context(&mut self, is_head_request: bool) {
@@ -122,13 +153,14 @@ pub struct ResponseBody {
 }
 
 enum ResponseBodyKind {
-    Buffered(Bytes),
+    Complete(Bytes),
     Streamed(Box<StreamedBody>),
+    Events(mpsc::Receiver<Bytes>),
 }
 
 /// A body still being received from the upstream.
 struct StreamedBody {
-    buffered: Buffered,
+    buffered: BufferedChunks,
     remaining: UpstreamBody,
     /// Keeps the source of the request body, because the upstream may respond before it has received all of it.
     _request_body: Option<ReplayBody>,
@@ -137,8 +169,8 @@ struct StreamedBody {
 }
 
 impl ResponseBody {
-    fn buffered(body: Bytes) -> Self {
-        Self { kind: ResponseBodyKind::Buffered(body), context: None }
+    fn complete(body: Bytes) -> Self {
+        Self { kind: ResponseBodyKind::Complete(body), context: None }
     }
 
     fn streamed(streamed: StreamedBody) -> Self {
@@ -152,7 +184,7 @@ impl ResponseBody {
     }
 
     fn finish_context(&mut self, is_head_request: bool) {
-        if let ResponseBodyKind::Buffered(body) = &self.kind
+        if let ResponseBodyKind::Complete(body) = &self.kind
             && let Some(mut context) = self.context.take()
             && !is_head_request
         {
@@ -190,8 +222,9 @@ impl ResponseBody {
 
     fn poll_inner(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, UpstreamError>>> {
         match &mut self.kind {
-            ResponseBodyKind::Buffered(body) if body.is_empty() => Poll::Ready(None),
-            ResponseBodyKind::Buffered(body) => Poll::Ready(Some(Ok(std::mem::take(body)))),
+            ResponseBodyKind::Complete(body) if body.is_empty() => Poll::Ready(None),
+            ResponseBodyKind::Complete(body) => Poll::Ready(Some(Ok(std::mem::take(body)))),
+            ResponseBodyKind::Events(events) => events.poll_recv(cx).map(|event| event.map(Ok)),
             ResponseBodyKind::Streamed(streamed) => match streamed.buffered.pop() {
                 Some(chunk) => Poll::Ready(Some(Ok(chunk))),
                 None => streamed.remaining.poll_data(cx),
@@ -210,7 +243,8 @@ impl ResponseBody {
     /// Whether the body was read to its end. May be false at the end while that is not known yet.
     pub fn is_ended(&self) -> bool {
         match &self.kind {
-            ResponseBodyKind::Buffered(body) => body.is_empty(),
+            ResponseBodyKind::Complete(body) => body.is_empty(),
+            ResponseBodyKind::Events(events) => events.is_closed() && events.is_empty(),
             ResponseBodyKind::Streamed(streamed) => {
                 streamed.buffered.is_empty() && streamed.remaining.is_ended()
             }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::{BufMut, BytesMut};
 
-use super::{error::ErrorKind, request::Request, request_context::RequestContext};
+use super::{request::Request, request_context::RequestContext};
 use crate::{
     http1::headers::{HeaderBlock, HeaderKind},
     tokens::ceil_seconds,
@@ -30,11 +30,10 @@ pub(super) fn add_proxy_headers(context: &RequestContext, with_hint: bool, heade
     if let Some(wait) = context.retry_after {
         headers.append(b"retry-after", itoa::Buffer::new().format(ceil_seconds(wait).max(1)).as_bytes());
     }
-    // The proxy's own errors already say what to do; the hints of the table are for WeCom's errcodes.
-    let is_wecom_error = context.error.as_ref().is_none_or(|(kind, _)| *kind == ErrorKind::TokenUnavailable);
-    let hint =
-        context.errcode.filter(|errcode| is_wecom_error && *errcode != errcode::OK).and_then(errcode::hint);
-    if let Some(hint) = hint.filter(|_| with_hint) {
+    if with_hint
+        && let Some(hint) =
+            context.recipients_hint.as_deref().or_else(|| context.wecom_errcode().and_then(errcode::hint))
+    {
         headers.append(b"x-wecom-hint", hint.as_bytes());
     }
 }

@@ -1,23 +1,24 @@
 //! The second attempt of a request whose token was refused.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 use tokio::time::Instant;
 
 use super::{
-    ForwardedRequest, Proxy,
+    Proxy,
     errcode_probe::ProbedResponse,
     error::ProxyError,
-    query,
     request_context::RequestContext,
+    request_template::RequestTemplate,
     token::{mark_token_accepted, replace_in_background, set_retry_after, token_unavailable},
 };
 use crate::{
     directory::Agent,
     limits::concurrency_limit::Permit,
-    request_body::{ReplayBody, RequestBodyError},
+    request_body::{ReceiveLimit, ReplayBody, RequestBodyError},
     telemetry::{access_log::FirstAttempt, traces::Operation},
-    tokens::{Replacement, Token},
+    tokens::{ReplaceOutcome, Token},
+    upstream::BodyLength,
 };
 
 /// The first attempt, refused with this errcode.
@@ -34,47 +35,46 @@ impl Proxy {
     /// refresh is throttled; fails if the refresh or the second attempt fails.
     pub(super) async fn retry(
         &self,
-        forwarded: &ForwardedRequest<'_>,
+        template: &RequestTemplate<'_>,
         agent: &Arc<Agent>,
         replay_body: Option<&ReplayBody>,
         context: &mut RequestContext,
         refused: RefusedAttempt,
     ) -> Result<Box<ProbedResponse>, ProxyError> {
         let RefusedAttempt { response: first, token, errcode, permit } = refused;
-        let path = forwarded.path_key();
+        let path = template.target.path_key();
         if replay_body.is_some_and(|replay_body| !replay_body.is_replayable()) {
             // The body is gone, so this request is not retried; later requests still need a new token.
-            if let Some(Replacement::Throttled(wait)) =
+            if let Some(ReplaceOutcome::Throttled(wait)) =
                 replace_in_background(agent.token.clone(), token, path).await
             {
                 set_retry_after(&first, wait, context);
             }
             return Ok(first.with_permit(permit));
         }
+        if let Some(maybe_sent) = template.maybe_sent {
+            // WeCom has refused it: a client that leaves now leaves nothing in doubt.
+            maybe_sent.store(false, Relaxed);
+        }
         let first_attempt =
-            FirstAttempt { token_time: context.token_time, upstream_time: first.time_to_header };
+            FirstAttempt { token_time: context.token_time, upstream_time: context.upstream_time };
         let wait_started = Instant::now();
-        context.begin_span(Operation::Token, wait_started);
+        context.begin(Operation::Token, wait_started);
         let replacement = agent.token.replace_refused(&token, path).await;
-        context.record_token_wait(wait_started, matches!(replacement, Replacement::Unavailable(_)));
+        context.record_token_wait(wait_started, matches!(replacement, ReplaceOutcome::Unavailable(_)));
         let next = match replacement {
-            Replacement::Refreshed(next) | Replacement::Unchanged(next) => next,
-            Replacement::Throttled(wait) => {
+            ReplaceOutcome::Refreshed(next) | ReplaceOutcome::Unchanged(next) => next,
+            ReplaceOutcome::Throttled(wait) => {
                 set_retry_after(&first, wait, context);
                 return Ok(first.with_permit(permit));
             }
-            Replacement::Unavailable(failure) => return Err(token_unavailable(&failure, agent)),
+            ReplaceOutcome::Unavailable(failure) => return Err(token_unavailable(&failure, agent)),
         };
         context.retried_after_errcode = Some(errcode);
         context.first_attempt = Some(first_attempt);
-        let query = forwarded.target.query_without_token();
-        let target = query::with_token(forwarded.target.path, &query, next.value.expose());
-        let second = match self.attempt(forwarded, &target, Some(&next), replay_body, context).await {
-            // The replay buffer was lost on disk; only the refusal is left to return.
-            Err(_)
-                if replay_body
-                    .is_some_and(|replay_body| replay_body.error() == Some(RequestBodyError::ReplayLost)) =>
-            {
+        let second = match self.second_attempt(template, &next, replay_body, context).await {
+            // The replay buffer was lost on disk, or is full; only the refusal is left to return.
+            Err(_) if replay_body.is_some_and(has_lost_replay) => {
                 (context.retried_after_errcode, context.first_attempt) = (None, None);
                 if let Some(capture) = &mut context.capture {
                     capture.record_first_forwarded();
@@ -83,15 +83,43 @@ impl Proxy {
             }
             second => second?,
         };
-        context.upstream_time += second.time_to_header;
         if let Some(replay_body) = replay_body {
             replay_body.commit();
         }
-        if second.errcode.is_some_and(|errcode| self.settings.refresh_errcodes.contains(&errcode)) {
+        if second.errcode.is_some_and(|errcode| self.voids_token(errcode, template.token_param)) {
             agent.token.mark_refused_again(&next, path);
         } else {
             mark_token_accepted(&second, &next, path);
         }
         Ok(second.with_permit(permit))
     }
+
+    /// Sends the request again. A body of unknown length is received to its end first: an upstream may require
+    /// `Content-Length`.
+    async fn second_attempt(
+        &self,
+        template: &RequestTemplate<'_>,
+        token: &Token,
+        replay_body: Option<&ReplayBody>,
+        context: &mut RequestContext,
+    ) -> Result<Box<ProbedResponse>, ProxyError> {
+        let mut body_length = template.body_length;
+        if body_length == BodyLength::Unknown
+            && let Some(replay_body) = replay_body
+        {
+            let received = replay_body.receive(ReceiveLimit::Whole, &mut context.deadline).await;
+            context.cached_now = Instant::now();
+            let received = received.map_err(|error| self.request_body_error(error))?;
+            body_length = received.map_or(BodyLength::Unknown, BodyLength::Known);
+        }
+        self.count_second_attempt(template.target, context);
+        let template = &RequestTemplate { body_length, ..*template };
+        let query = template.query_without_token();
+        let target = template.target_with_token(&query, token.value.expose());
+        self.attempt(template, &target, Some(token), replay_body, context).await
+    }
+}
+
+fn has_lost_replay(replay_body: &ReplayBody) -> bool {
+    matches!(replay_body.error(), Some(RequestBodyError::ReplayLost | RequestBodyError::ReplayBudgetExceeded))
 }

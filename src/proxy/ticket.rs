@@ -1,20 +1,25 @@
-//! Tickets: from the cache, from another replica, or fetched, with a single flight per kind and agent.
+//! Requests for tickets: answered from the cache, or with the fetch that one of them makes for all.
 
 use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Instant, timeout};
 
 use super::{
-    ForwardedRequest, Proxy,
+    Proxy,
     errcode_probe::ProbedResponse,
     error::{ErrorKind, ProxyError},
     request_context::RequestContext,
+    request_template::RequestTemplate,
+    token::token_unavailable,
     wait::end_wait,
 };
 use crate::{
     directory::Agent,
     http1::headers::Headers,
-    tokens::tickets::{FetchGuard, FetchLease, FetchOutcome, SharedLookup, TicketEntry, TicketKind},
+    tokens::{
+        kinds::ticket::TicketKind,
+        tickets::{FetchOutcome, TicketResponse, TicketResult},
+    },
     upstream::BodyLength,
 };
 
@@ -24,61 +29,37 @@ const MAX_TICKET_RESPONSE_BYTES: usize = 64 * 1024;
 const MAX_CALLS_PER_FETCH: u32 = 3;
 
 impl Proxy {
-    /// Responds with a cached ticket, or fetches one; concurrent requests share the fetch.
+    /// Responds with a cached ticket, or fetches one; concurrent requests and replicas share the fetch.
     pub(super) async fn serve_ticket(
         &self,
-        forwarded: &ForwardedRequest<'_>,
+        template: &RequestTemplate<'_>,
         agent: &Arc<Agent>,
         kind: TicketKind,
         context: &mut RequestContext,
     ) -> Result<Box<ProbedResponse>, ProxyError> {
-        let (entry, arrived_at) = (agent.tickets.entry(kind), Instant::now());
-        if let Some(cached) = entry.response(arrived_at) {
-            return Ok(ProbedResponse::local(cached));
+        if let Some(cached) = agent.token.cached_ticket(kind) {
+            return Ok(cached_response(cached));
         }
-        self.acquire_wait_permit(forwarded, context)?;
-        let guard = entry.lock_fetch().await;
-        let result = match result_of_concurrent_fetch(entry, &guard, arrived_at) {
-            Some(result) => result,
-            None => self.serve_ticket_in_turn(guard, forwarded, agent, kind, context).await,
+        self.acquire_wait_permit(template, context)?;
+        let fetch = async || {
+            context.cached_now = Instant::now();
+            template.waiting.set(false);
+            let result = self.fetch_ticket_within_timeout(template, agent, context).await;
+            let outcome = fetch_outcome(&result);
+            (result, outcome)
         };
-        end_wait(forwarded, context);
-        result
-    }
-
-    /// Takes the ticket from another replica, or fetches it. The request holds the fetch lock.
-    async fn serve_ticket_in_turn(
-        &self,
-        mut guard: FetchGuard<'_>,
-        forwarded: &ForwardedRequest<'_>,
-        agent: &Arc<Agent>,
-        kind: TicketKind,
-        context: &mut RequestContext,
-    ) -> Result<Box<ProbedResponse>, ProxyError> {
-        let entry = agent.tickets.entry(kind);
-        let shared = match agent.token.store() {
-            Some(store) => entry.lookup_shared(kind, agent.token.credentials(), store).await,
-            None => SharedLookup::Unavailable,
-        };
-        let lease = match shared {
-            SharedLookup::Ticket(body) => return Ok(ProbedResponse::local(body)),
-            SharedLookup::ErrorResponse(body) => {
-                guard.set_outcome(FetchOutcome::Response(body.clone()));
-                return Ok(ProbedResponse::local(body));
+        let ticket = agent.token.ticket(kind, fetch).await;
+        end_wait(template, context);
+        match ticket {
+            TicketResult::Ticket(ticket) => Ok(cached_response(ticket)),
+            TicketResult::Fetched(result) => result,
+            TicketResult::Response(body) => Ok(ProbedResponse::local(body)),
+            TicketResult::NoResponse => {
+                let message = "ticket fetch failed in a concurrent request; retry";
+                Err(ProxyError::new(ErrorKind::UpstreamFailed, message))
             }
-            SharedLookup::Lease(lease) => Some(lease),
-            SharedLookup::Unavailable => None,
-        };
-        let fetch_started = Instant::now();
-        context.cached_now = fetch_started;
-        forwarded.waiting.set(false);
-        let fetch = self.fetch_ticket_within_timeout(forwarded, agent, context);
-        let result = match &lease {
-            Some(lease) => lease.extend_while(fetch).await,
-            None => fetch.await,
-        };
-        publish_ticket(&result, entry, guard, lease, fetch_started).await;
-        result
+            TicketResult::NoToken(failure) => Err(token_unavailable(&failure, agent)),
+        }
     }
 
     /// Fetches a ticket within the timeout of [`MAX_CALLS_PER_FETCH`] calls.
@@ -87,13 +68,13 @@ impl Proxy {
     /// disconnects, the next request in the queue fetches instead.
     async fn fetch_ticket_within_timeout(
         &self,
-        forwarded: &ForwardedRequest<'_>,
+        template: &RequestTemplate<'_>,
         agent: &Arc<Agent>,
         context: &mut RequestContext,
     ) -> Result<Box<ProbedResponse>, ProxyError> {
-        let max_time = MAX_CALLS_PER_FETCH * self.upstream.fetch_timeout();
-        let Ok(result) = timeout(max_time, self.fetch_ticket(forwarded, agent, context)).await else {
-            context.end_span_now(Some(ErrorKind::UpstreamTimeout));
+        let max_time = MAX_CALLS_PER_FETCH * self.upstreams[template.upstream].fetch_timeout();
+        let Ok(result) = timeout(max_time, self.fetch_ticket(template, agent, context)).await else {
+            context.end_now(Some(ErrorKind::UpstreamTimeout));
             return Err(ticket_timeout(max_time));
         };
         result
@@ -101,13 +82,13 @@ impl Proxy {
 
     async fn fetch_ticket(
         &self,
-        forwarded: &ForwardedRequest<'_>,
+        template: &RequestTemplate<'_>,
         agent: &Arc<Agent>,
         context: &mut RequestContext,
     ) -> Result<Box<ProbedResponse>, ProxyError> {
         // Sent without the client's headers, because the response is shared.
         let shared_request =
-            ForwardedRequest { headers: &Headers::default(), body_length: BodyLength::Absent, ..*forwarded };
+            RequestTemplate { headers: &Headers::default(), body_length: BodyLength::Absent, ..*template };
         // The start time is recent enough: only a long wait could have expired the token, and the retry covers that.
         let token = match agent.token.cached(context.started) {
             Some(token) => token,
@@ -123,47 +104,23 @@ impl Proxy {
     }
 }
 
-/// What another request has fetched since this one arrived: the ticket, or its failure.
-fn result_of_concurrent_fetch(
-    entry: &TicketEntry,
-    guard: &FetchGuard<'_>,
-    arrived_at: Instant,
-) -> Option<Result<Box<ProbedResponse>, ProxyError>> {
-    if let Some(cached) = entry.response(Instant::now()) {
-        return Some(Ok(ProbedResponse::local(cached)));
+fn cached_response(TicketResponse { body, is_repeated }: TicketResponse) -> Box<ProbedResponse> {
+    let mut response = ProbedResponse::local(body);
+    if is_repeated {
+        response.headers.append(b"cache-control", b"no-store");
     }
-    Some(match guard.outcome_since(arrived_at)? {
-        FetchOutcome::Response(body) => Ok(ProbedResponse::local(body)),
-        FetchOutcome::NoResponse => {
-            let message = "ticket fetch failed in a concurrent request; retry";
-            Err(ProxyError::new(ErrorKind::UpstreamFailed, message))
-        }
-    })
+    response
 }
 
-/// Caches a fetched ticket, and shares the outcome with the requests and replicas that wait for it.
-async fn publish_ticket(
-    result: &Result<Box<ProbedResponse>, ProxyError>,
-    entry: &TicketEntry,
-    mut guard: FetchGuard<'_>,
-    lease: Option<FetchLease>,
-    fetch_started: Instant,
-) {
-    match result {
-        Ok(response) => match response.complete_body().filter(|_| response.status == http::StatusCode::OK) {
-            Some(body) => {
-                entry.insert_response(fetch_started, &body);
-                if let Some(lease) = lease {
-                    lease.publish(entry, &body).await;
-                }
-                guard.set_outcome(FetchOutcome::Response(body));
-            }
-            None => guard.set_outcome(FetchOutcome::NoResponse),
-        },
-        // Token failures are shared by the agent's token cache entry already.
-        Err(error) if error.kind == ErrorKind::TokenUnavailable => {}
-        Err(_) => guard.set_outcome(FetchOutcome::NoResponse),
-    }
+/// What the requests and replicas that wait for a fetch get of it.
+fn fetch_outcome(result: &Result<Box<ProbedResponse>, ProxyError>) -> FetchOutcome {
+    let body = match result {
+        Ok(response) if response.status == http::StatusCode::OK => response.complete_body(),
+        Ok(_) => None,
+        Err(error) if error.kind == ErrorKind::TokenUnavailable => return FetchOutcome::NoToken,
+        Err(_) => None,
+    };
+    body.map_or(FetchOutcome::NoResponse, FetchOutcome::Response)
 }
 
 fn ticket_timeout(max_time: Duration) -> ProxyError {

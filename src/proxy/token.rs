@@ -15,20 +15,30 @@ use super::{
 };
 use crate::{
     directory::Agent,
-    tokens::{AgentToken, FetchError, PathKey, Replacement, Token, ceil_seconds},
+    tokens::{AgentToken, FetchError, PathKey, ReplaceOutcome, Token, ceil_seconds},
 };
 
 /// Error for a request without a token.
 pub(super) fn token_unavailable(failure: &FetchError, agent: &Agent) -> ProxyError {
-    let next_attempt_in = agent.token.next_try_in();
+    // A new authorisation ends the wait, no time does.
+    let next_attempt_in =
+        if failure.is_authorization_gone() { Duration::ZERO } else { agent.token.next_try_in() };
     let suffix = match next_attempt_in.is_zero() {
         true => String::new(),
         false => format!("; next attempt in {} s", ceil_seconds(next_attempt_in)),
     };
     let message = |reason: &dyn Display| format!("no token for this agent: {reason}{suffix}");
     let error = ProxyError::new(ErrorKind::TokenUnavailable, message(&failure.public_message()))
-        .with_log_message(message(failure))
-        .with_errcode(failure.errcode());
+        .with_log_message(message(failure));
+    // A corp's callers learn what WeCom said of the suite's token.
+    let cause = match failure {
+        FetchError::SuiteToken(cause) => cause,
+        failure => failure,
+    };
+    let error = match cause {
+        FetchError::Errcode { errcode, .. } => error.with_wecom_errcode(*errcode),
+        _ => error,
+    };
     if next_attempt_in.is_zero() { error } else { error.with_retry_after(next_attempt_in) }
 }
 
@@ -50,10 +60,10 @@ pub(super) fn set_retry_after(response: &ProbedResponse, wait: Duration, context
 
 /// Refreshes a refused token in the background. Returns the outcome if it is known at once.
 pub(super) async fn replace_in_background(
-    agent_token: Arc<AgentToken>,
+    agent_token: AgentToken,
     token: Arc<Token>,
     path: PathKey,
-) -> Option<Replacement> {
+) -> Option<ReplaceOutcome> {
     let mut replacing = Box::pin(async move { agent_token.replace_refused(&token, path).await });
     match poll_fn(|cx| Poll::Ready(replacing.as_mut().poll(cx))).await {
         Poll::Ready(replacement) => Some(replacement),

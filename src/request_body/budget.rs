@@ -4,12 +4,18 @@ use std::{
     hash::BuildHasher,
     path::{Path, PathBuf},
     sync::{
-        Arc, LazyLock, Mutex, MutexGuard, PoisonError,
+        Arc, LazyLock,
         atomic::{AtomicU64, Ordering},
     },
 };
 
 use foldhash::{HashMap, fast::RandomState};
+use parking_lot::{Mutex, MutexGuard};
+
+use crate::time::log_throttle::LogThrottle;
+
+/// Log lines per minute about buffers that could not be written.
+const MAX_WRITE_FAILURE_LINES: u32 = 5;
 
 /// The budget that all replay buffers share.
 #[derive(Debug)]
@@ -17,17 +23,29 @@ pub struct ReplayBudget {
     pub(super) memory: Arc<Budget>,
     pub(super) disk: Arc<Budget>,
     dir: PathBuf,
+    /// Clients can cause these without limit, once the disk budget is spent.
+    pub(super) write_failure_log: LogThrottle,
 }
 
 impl ReplayBudget {
     /// At most `memory` bytes in memory for all bodies together, and `disk` bytes in files under `dir`.
     pub fn new(memory: u64, disk: u64, dir: PathBuf) -> Self {
-        Self { memory: Arc::new(Budget::new(memory)), disk: Arc::new(Budget::new(disk)), dir }
+        Self {
+            memory: Arc::new(Budget::new(memory)),
+            disk: Arc::new(Budget::new(disk)),
+            dir,
+            write_failure_log: LogThrottle::per_minute(MAX_WRITE_FAILURE_LINES),
+        }
     }
 
     /// Bytes of memory in use: the capacity of the buffers.
     pub fn memory_used(&self) -> u64 {
         self.memory.used()
+    }
+
+    /// The bound on [`ReplayBudget::memory_used`].
+    pub fn max_memory(&self) -> u64 {
+        self.memory.max
     }
 
     /// Bytes in files, being written to them, or reserved for them.
@@ -88,10 +106,11 @@ impl Budget {
     }
 
     fn unsent(&self) -> MutexGuard<'_, HashMap<Owner, u64>> {
-        self.unsent.lock().unwrap_or_else(PoisonError::into_inner)
+        self.unsent.lock()
     }
 
-    fn free(&self) -> u64 {
+    /// Bytes that are not in use.
+    pub(super) fn free(&self) -> u64 {
         self.max.saturating_sub(self.used())
     }
 }

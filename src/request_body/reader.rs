@@ -5,10 +5,10 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 use super::{Kind, ReplayBody, RequestBodyError, replay_buffer::Cursor};
-use crate::http1::framing::MIN_SLICE_BYTES;
+use crate::http1::framing::coalesce;
 
 /// One reader of a [`ReplayBody`], from its first byte.
 pub struct BodyReader {
@@ -19,10 +19,10 @@ pub struct BodyReader {
 }
 
 impl BodyReader {
-    /// The complete body, if it is buffered and unread; the reader itself otherwise.
-    pub fn into_buffered(self) -> Result<Bytes, Self> {
+    /// The body if it arrived complete and is unread; the reader itself otherwise.
+    pub fn into_complete(self) -> Result<Bytes, Self> {
         match self.body.0 {
-            Kind::Buffered(buffered) if !self.ended => Ok(buffered),
+            Kind::Complete(complete) if !self.ended => Ok(complete),
             _ => Err(self),
         }
     }
@@ -31,8 +31,8 @@ impl BodyReader {
     pub fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, RequestBodyError>> {
         let state = match &self.body.0 {
             Kind::Streamed(state) => state,
-            Kind::Buffered(buffered) => {
-                let chunk = (!std::mem::replace(&mut self.ended, true)).then(|| buffered.clone());
+            Kind::Complete(complete) => {
+                let chunk = (!std::mem::replace(&mut self.ended, true)).then(|| complete.clone());
                 return Poll::Ready(Ok(chunk));
             }
         };
@@ -57,15 +57,14 @@ impl BodyReader {
     pub fn poll_coalesced(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, RequestBodyError>> {
         let chunk = ready!(self.poll_chunk(cx))?;
         let Some(first) = chunk else { return Poll::Ready(Ok(None)) };
-        let mut coalesced = BytesMut::new();
         // An error or the end is reported again by the next call.
-        while first.len() + coalesced.len() < MIN_SLICE_BYTES
-            && !self.ended
-            && let Poll::Ready(Ok(Some(next))) = self.poll_chunk(cx)
-        {
-            coalesced.extend_from_slice(&next);
-        }
-        let chunk = if coalesced.is_empty() { first } else { [&first[..], &coalesced].concat().into() };
+        let chunk = coalesce(first, || match self.ended {
+            true => None,
+            false => match self.poll_chunk(cx) {
+                Poll::Ready(Ok(next)) => next,
+                _ => None,
+            },
+        });
         Poll::Ready(Ok(Some(chunk)))
     }
 

@@ -15,9 +15,10 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::sync::oneshot;
 
 use super::budget::{Owner, ReplayBudget, Reservation, UnsentMark};
+use crate::blocking;
 
 /// Size of a body's first block; each further one is as large as all before it, up to [`MAX_BLOCK_BYTES`].
 const MIN_BLOCK_BYTES: u64 = 1024;
@@ -86,13 +87,13 @@ pub(super) struct ReplayBuffer {
     /// Bytes in the file, or being written to it.
     file_bytes: u64,
     pending_write: Option<PendingWrite>,
-    write_task: Option<JoinHandle<io::Result<()>>>,
-    read_task: Option<JoinHandle<io::Result<Bytes>>>,
+    write_task: Option<oneshot::Receiver<io::Result<()>>>,
+    read_task: Option<oneshot::Receiver<io::Result<Bytes>>>,
     discarded: bool,
 }
 
 impl ReplayBuffer {
-    /// Creates the buffer of a body of this owner. A declared length that does not fit now is refused; else it is
+    /// Creates the buffer of a body of this owner. A declared length that does not fit now is rejected; else it is
     /// reserved in full, unless the owner has reserved too much of which nothing has arrived.
     pub(super) fn new(
         budget: &Arc<ReplayBudget>,
@@ -151,6 +152,16 @@ impl ReplayBuffer {
         !self.discarded
     }
 
+    /// Reserves memory for a chunk of this size, which [`Self::push`] then cannot lack; false if it does not fit now.
+    pub(super) fn reserve_memory(&self, chunk_bytes: usize) -> bool {
+        let spare = self.current_block.capacity() - self.current_block.len();
+        let block_size = self.next_block_size(chunk_bytes.saturating_sub(spare));
+        let wanted = self.allocated_bytes + if chunk_bytes > spare { block_size } else { 0 };
+        self.spill_file.is_none()
+            && wanted <= self.budget.max_memory_per_body()
+            && self.memory_reservation.try_grow_to(wanted)
+    }
+
     /// Buffers a chunk. A write to the file is still in progress when this returns; see
     /// [`ReplayBuffer::poll_write_done`].
     pub(super) fn push(&mut self, chunk: &Bytes) {
@@ -191,7 +202,7 @@ impl ReplayBuffer {
             self.blocks.push(MemoryBlock { start, bytes: std::mem::take(&mut self.current_block).freeze() });
         }
         let allocated = self.allocated_bytes;
-        let block_size = allocated.max(wanted as u64).clamp(MIN_BLOCK_BYTES, MAX_BLOCK_BYTES);
+        let block_size = self.next_block_size(wanted);
         let remaining =
             self.content_length.map_or(u64::MAX, |length| length.saturating_sub(self.memory_bytes));
         let capacity =
@@ -202,6 +213,10 @@ impl ReplayBuffer {
         self.allocated_bytes += capacity;
         self.current_block = BytesMut::with_capacity(capacity as usize);
         true
+    }
+
+    fn next_block_size(&self, wanted: usize) -> u64 {
+        self.allocated_bytes.max(wanted as u64).clamp(MIN_BLOCK_BYTES, MAX_BLOCK_BYTES)
     }
 
     fn push_to_file(&mut self, chunk: Bytes) {
@@ -218,7 +233,7 @@ impl ReplayBuffer {
         let (pending, at) = (self.pending_write.take(), self.file_bytes);
         let before = pending.as_ref().map_or(0, |pending| pending.bytes.len() as u64);
         self.file_bytes += before + chunk.len() as u64;
-        self.write_task = Some(spawn_blocking(move || {
+        self.write_task = Some(blocking::spawn(move || {
             if let Some(pending) = pending {
                 spill_file.file.write_all_at(&pending.bytes, at)?;
             }
@@ -273,7 +288,7 @@ impl ReplayBuffer {
         if let Some(task) = &mut self.write_task {
             let written = ready!(Pin::new(task).poll(cx));
             self.write_task = None;
-            if let Err(error) = written.unwrap_or_else(|panic| Err(io::Error::other(panic))) {
+            if let Err(error) = written.unwrap_or_else(|panicked| Err(io::Error::other(panicked))) {
                 self.discard(&error);
             }
         }
@@ -323,14 +338,14 @@ impl ReplayBuffer {
         let task = self.read_task.get_or_insert_with(|| {
             let (spill_file, bytes) =
                 (spill_file.clone(), READ_BACK_BYTES.min(self.file_bytes - at) as usize);
-            spawn_blocking(move || {
+            blocking::spawn(move || {
                 let mut chunk = vec![0; bytes];
                 spill_file.file.read_exact_at(&mut chunk, at).map(|()| Bytes::from(chunk))
             })
         });
         let read = ready!(Pin::new(task).poll(cx));
         self.read_task = None;
-        Poll::Ready(read.unwrap_or_else(|panic| Err(io::Error::other(panic))))
+        Poll::Ready(read.unwrap_or_else(|panicked| Err(io::Error::other(panicked))))
     }
 
     /// Drops a read that an earlier reader has started.
@@ -340,7 +355,9 @@ impl ReplayBuffer {
 
     /// Drops everything that is buffered: the request continues, without a retry.
     fn discard(&mut self, error: &dyn fmt::Display) {
-        tracing::warn!(%error, "replay buffer write failed, request cannot be retried");
+        if let Some(suppressed) = self.budget.write_failure_log.allow() {
+            tracing::warn!(%error, suppressed, "replay buffer write failed, request cannot be retried");
+        }
         self.discarded = true;
         self.blocks = Vec::new();
         self.current_block = BytesMut::new();
@@ -364,109 +381,4 @@ impl ReplayBuffer {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::future::poll_fn;
-
-    use super::*;
-
-    const UNLIMITED: u64 = u64::MAX;
-
-    async fn read_all(buffer: &mut ReplayBuffer) -> io::Result<Vec<u8>> {
-        let (mut cursor, mut all) = (Cursor::default(), Vec::new());
-        poll_fn(|cx| buffer.poll_write_done(cx)).await;
-        while let Some(chunk) = poll_fn(|cx| buffer.poll_read(&mut cursor, cx)).await? {
-            all.extend_from_slice(&chunk);
-        }
-        Ok(all)
-    }
-
-    async fn push(buffer: &mut ReplayBuffer, size: usize) -> Vec<u8> {
-        poll_fn(|cx| buffer.poll_write_done(cx)).await;
-        let chunk = vec![size as u8; size];
-        buffer.push(&chunk.clone().into());
-        poll_fn(|cx| buffer.poll_write_done(cx)).await;
-        chunk
-    }
-
-    #[tokio::test]
-    async fn buffer_replays_memory_and_file_and_frees_both() {
-        let dir = tempfile::tempdir().expect("a directory");
-        for memory in [0, 1, 8 * 10_000, 8 << 20] {
-            let budget = Arc::new(ReplayBudget::new(memory, UNLIMITED, dir.path().to_owned()));
-            let mut buffer = ReplayBuffer::new(&budget, Owner::of(None), None).expect("room");
-            let mut expected = Vec::new();
-            for size in [1, 100, 5000, 3, 4000, 20_000, 7, 300_000, 1, 70_000, 5] {
-                expected.extend(push(&mut buffer, size).await);
-                assert_eq!(buffer.usage(), (budget.memory_used(), budget.disk_used()));
-                assert!(budget.memory_used() <= memory + MIN_WRITE_BYTES);
-            }
-            assert_eq!(read_all(&mut buffer).await.expect("all of it"), expected);
-            assert_eq!(dir.path().read_dir().expect("a directory").count(), 0);
-            drop(buffer);
-            assert_eq!((budget.memory_used(), budget.disk_used()), (0, 0));
-        }
-    }
-
-    #[tokio::test]
-    async fn failed_write_makes_the_buffer_unreadable() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let budget = Arc::new(ReplayBudget::new(0, UNLIMITED, dir.path().to_owned()));
-        let mut buffer = ReplayBuffer::new(&budget, Owner::of(None), None).expect("room");
-        push(&mut buffer, WRITE_BYTES as usize).await;
-        // Opened read-only, so that the next write fails as on a full disk.
-        let file = File::open("/dev/null").expect("a file");
-        buffer.spill_file = Some(Arc::new(SpillFile { file, reservation: Reservation::empty(&budget.disk) }));
-        push(&mut buffer, WRITE_BYTES as usize).await;
-        assert!(read_all(&mut buffer).await.is_err());
-        assert!(!buffer.is_complete());
-        assert_eq!((budget.memory_used(), budget.disk_used()), (0, 0), "an incomplete buffer is freed");
-    }
-
-    #[tokio::test]
-    async fn declared_length_is_refused_or_reserved_in_full() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let budget = Arc::new(ReplayBudget::new(80_000, 20_000, dir.path().to_owned()));
-        let used = || (budget.memory_used(), budget.disk_used());
-        let declared = |length| ReplayBuffer::new(&budget, Owner::of(None), Some(length));
-        assert!(matches!(declared(20_001), Err(ReplayBudgetExceeded)));
-        let mut first = declared(15_000).expect("room");
-        let second = declared(15_000).expect("room");
-        assert!(!first.is_reserved() && used() == (0, 0), "more than half waits for the first chunk");
-        assert_eq!(first.reserve_declared(), Ok(()));
-        assert_eq!((used(), first.usage()), ((0, 15_000), (0, 15_000)));
-        assert_eq!(second.reserve_declared(), Err(ReplayBudgetExceeded));
-        assert!(matches!(declared(10_001), Err(ReplayBudgetExceeded)));
-        let mut small = Vec::new();
-        for _ in 0..8 {
-            let mut buffer = declared(10_000).expect("room in memory");
-            assert!(buffer.is_reserved() || buffer.reserve_declared().is_ok());
-            push(&mut buffer, 5_000).await;
-            small.push(buffer);
-        }
-        assert_eq!(used(), (80_000, 15_000), "a partly received body has its memory");
-        let mut expected = push(&mut first, 9_000).await;
-        let mut unknown = ReplayBuffer::new(&budget, Owner::of(None), None).expect("room");
-        push(&mut unknown, 6_000).await;
-        assert!(!unknown.is_complete(), "5,000 bytes were left");
-        expected.extend(push(&mut first, 6_000).await);
-        for buffer in &mut small {
-            push(buffer, 5_000).await;
-            assert!(buffer.is_complete() && buffer.usage() == (10_000, 0));
-        }
-        assert_eq!(read_all(&mut first).await.expect("all of it"), expected);
-        drop((first, second, small, unknown));
-        assert_eq!(used(), (0, 0));
-    }
-
-    #[tokio::test]
-    async fn body_beyond_the_disk_budget_is_discarded() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let budget = Arc::new(ReplayBudget::new(0, 100_000, dir.path().to_owned()));
-        let mut buffer = ReplayBuffer::new(&budget, Owner::of(None), None).expect("room");
-        push(&mut buffer, 60_000).await;
-        assert!(buffer.is_complete() && budget.disk_used() == 60_000);
-        push(&mut buffer, 60_000).await;
-        assert!(!buffer.is_complete());
-        assert_eq!((budget.memory_used(), budget.disk_used()), (0, 0));
-    }
-}
+mod tests;

@@ -1,6 +1,7 @@
 //! A body that is read more than once.
 
 use std::{
+    future::Future,
     sync::atomic::{AtomicUsize, Ordering},
     task::Wake,
 };
@@ -61,17 +62,17 @@ fn committed_reader_still_replays_the_buffer() {
 #[test]
 fn buffered_body_is_read_more_than_once() {
     let limits = BodyLimits { max_bytes: 1 << 20, idle_timeout: Duration::from_secs(1) };
-    let buffered = ReplayBody::new(RequestBody::Buffered(Bytes::from_static(b"one")), limits, None);
+    let buffered = ReplayBody::new(RequestBody::Complete(Bytes::from_static(b"one")), limits, None);
     let buffered = buffered.expect("room").expect("a body");
     for _ in 0..2 {
-        assert_eq!(buffered.reader().expect("a reader").into_buffered().expect("all of it"), "one");
+        assert_eq!(buffered.reader().expect("a reader").into_complete().expect("all of it"), "one");
     }
     let mut reader = buffered.reader().expect("a reader");
     assert_eq!(read_chunk(&mut reader).expect("a chunk"), "one");
-    let mut reader = reader.into_buffered().expect_err("already read");
+    let mut reader = reader.into_complete().expect_err("already read");
     assert_eq!(read_chunk(&mut reader), None);
     let (chunks, _budget) = replay_body(&[b"one"]);
-    let mut reader = chunks.reader().expect("a reader").into_buffered().expect_err("a streamed body");
+    let mut reader = chunks.reader().expect("a reader").into_complete().expect_err("a streamed body");
     assert_eq!(read_chunk(&mut reader).expect("a chunk"), "one");
 }
 
@@ -158,5 +159,66 @@ impl ConcatAll for [Option<Bytes>; 2] {
     fn concat_all(self) -> String {
         let chunks = self.into_iter().flatten().map(|chunk| String::from_utf8_lossy(&chunk).into_owned());
         chunks.collect()
+    }
+}
+
+fn receive(body: &ReplayBody, limit: ReceiveLimit) -> Result<Option<u64>, RequestBodyError> {
+    let mut deadline = Deadline::unset();
+    let mut receiving = std::pin::pin!(body.receive(limit, &mut deadline));
+    match receiving.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(received) => received,
+        Poll::Pending => panic!("a source that is always ready"),
+    }
+}
+
+fn read_all(body: &ReplayBody) -> String {
+    let mut reader = body.reader().expect("a reader");
+    std::iter::from_fn(|| read_chunk(&mut reader))
+        .map(|chunk| String::from_utf8(chunk.into()).expect("text"))
+        .collect()
+}
+
+#[test]
+fn received_body_is_read_from_its_start() {
+    for (limit, expected) in [
+        (ReceiveLimit::Whole, Some(13)),
+        (ReceiveLimit::InMemory(13), Some(13)),
+        (ReceiveLimit::InMemory(12), None),
+        (ReceiveLimit::InMemory(0), None),
+    ] {
+        let (body, _budget) = replay_body(&[b"one ", b"two ", b"three"]);
+        assert_eq!(receive(&body, limit), Ok(expected), "{limit:?}");
+        assert_eq!(read_all(&body), "one two three", "{limit:?}");
+        assert_eq!(receive(&body, ReceiveLimit::Whole), Ok(Some(13)), "for a second attempt");
+    }
+}
+
+/// A body that is not kept for a retry frees what was received once it is read.
+#[test]
+fn committed_body_keeps_what_was_received_until_it_is_read() {
+    let (body, budget) = replay_body(&[b"one ", b"two ", b"three"]);
+    assert_eq!(receive(&body, ReceiveLimit::InMemory(8)), Ok(None));
+    body.commit();
+    assert_eq!(read_all(&body), "one two three");
+    assert_eq!(budget.memory_used(), 0);
+}
+
+/// Without room in memory a body streams as it arrives; without any room a whole one fails.
+#[test]
+fn body_beyond_the_budget_is_not_received() {
+    let limits = BodyLimits { max_bytes: 1 << 20, idle_timeout: Duration::from_secs(1) };
+    let budget = Arc::new(ReplayBudget::new(1024, 0, std::env::temp_dir()));
+    for (limit, expected) in [
+        (ReceiveLimit::InMemory(4096), Ok(None)),
+        (ReceiveLimit::Whole, Err(RequestBodyError::ReplayBudgetExceeded)),
+    ] {
+        let source = StaticSource(vec![b"one ", &[b'2'; 300], b"three"], None);
+        let body = RequestBody::Streamed(Box::new(source));
+        let body = ReplayBody::new(body, limits, Some((&budget, Owner::of(None)))).expect("room");
+        let body = body.expect("a body");
+        assert_eq!(receive(&body, limit), expected);
+        if expected.is_ok() {
+            assert_eq!(read_all(&body).len(), 309);
+        }
     }
 }

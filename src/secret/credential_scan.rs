@@ -1,4 +1,4 @@
-//! Finds passes, and keys that a request has presented, inside other text.
+//! Finds passes, keys that a request has presented, and what could be a credential, inside other text.
 
 use std::{borrow::Cow, sync::LazyLock};
 
@@ -19,6 +19,17 @@ pub const MIN_KEY_BYTES: usize = 12;
 /// Maximum number of percent-decodings. A text that is encoded more often counts as a match.
 const MAX_DECODINGS: usize = 8;
 
+/// Whether a text consists of letters, digits, `-` and `_`, the characters of base64url (RFC 4648 §5), as keys in a path,
+/// agent names and WeCom's secrets do. An empty one does not.
+pub fn is_base64url(text: &str) -> bool {
+    !text.is_empty() && text.as_bytes().iter().all(is_base64url_char)
+}
+
+/// Whether a character may stand in base64url.
+pub fn is_base64url_char(byte: &u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_')
+}
+
 /// Whether a text has the prefix of a pass, valid or not.
 pub fn has_pass_prefix(text: &str) -> bool {
     text.starts_with(PASS_PREFIX)
@@ -36,12 +47,22 @@ pub fn contains_key(text: &[u8], key: &[u8]) -> bool {
         && any_decoding(text, |text| contains_bytes(text, key))
 }
 
+/// Whether a path, a segment of one or a word may contain a credential: at least 16 bytes, with more than two digits, capitals or
+/// percent signs. WeCom's own paths have lower-case letters and underscores, with a digit at most.
+#[inline]
+pub fn may_be_credential(text: &str) -> bool {
+    // No early exit: lets LLVM vectorise.
+    let is_common_in_credentials =
+        |byte: &u8| byte.is_ascii_digit() | byte.is_ascii_uppercase() | (*byte == b'%');
+    text.len() >= 16
+        && text.as_bytes().iter().map(|byte| usize::from(is_common_in_credentials(byte))).sum::<usize>() > 2
+}
+
 fn contains_unencoded_pass(text: &[u8]) -> bool {
-    let is_base64url = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
     let chars = |at: usize| text[at + PASS_PREFIX.len()..].iter().take(MIN_PASS_CHARS);
     PASS_FINDER
         .find_iter(text)
-        .any(|at| chars(at).filter(|byte| is_base64url(byte)).count() == MIN_PASS_CHARS)
+        .any(|at| chars(at).filter(|byte| is_base64url_char(byte)).count() == MIN_PASS_CHARS)
 }
 
 /// Whether `text` contains `part`. Building a `memmem` searcher would cost more than searching most targets and
@@ -54,7 +75,7 @@ fn contains_bytes(text: &[u8], part: &[u8]) -> bool {
 }
 
 /// Whether the text, or the result of percent-decoding it repeatedly, matches.
-fn any_decoding(text: &[u8], is_match: impl Fn(&[u8]) -> bool) -> bool {
+pub fn any_decoding(text: &[u8], is_match: impl Fn(&[u8]) -> bool) -> bool {
     if is_match(text) {
         return true;
     }

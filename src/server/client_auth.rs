@@ -1,6 +1,8 @@
 //! Client certificate of a connection, kept so that a changed `client_ca` can close connections it no longer covers.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use rustls::pki_types::CertificateDer;
 
@@ -43,7 +45,7 @@ impl ClientCertificate {
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> parking_lot::MutexGuard<'_, State> {
+        self.0.lock()
     }
 }

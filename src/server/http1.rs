@@ -4,11 +4,9 @@
 //! A connection between two requests owns no buffer, one timer at most, and none of the memory that handling a request
 //! takes.
 
-pub(crate) mod bench;
 mod disconnect;
-pub(crate) mod fuzz;
 mod handler_pool;
-mod head;
+pub(crate) mod head;
 mod linger;
 mod read_request;
 mod response_writer;
@@ -20,7 +18,6 @@ mod wrong_key_delay;
 use std::{
     cell::Cell,
     future::{Future, poll_fn},
-    net::IpAddr,
     pin::pin,
     rc::Rc,
     sync::Arc,
@@ -38,7 +35,7 @@ use self::{
     response_writer::{ResponseOptions, ResponseWriter, WriteOutcome},
     transport::Transport,
 };
-use super::{Accepted, Server, Timeouts, connection_limit::ConnectionPermit};
+use super::{Accepted, Server, Timeouts, client_address::Peer, connection_limit::ConnectionPermit};
 use crate::{
     http1::{
         buffer_pool,
@@ -54,7 +51,7 @@ use crate::{
 /// State that the next connection of the same task reuses: a timer, and the cache of request heads. Successive
 /// connections are often from the same program.
 #[derive(Default)]
-pub(super) struct Recycled {
+pub(super) struct ReusedByTask {
     timer: Deadline,
     head_cache: RequestHeadCache,
 }
@@ -66,10 +63,10 @@ pub(super) async fn serve(
     may_be_http2: bool,
     server: &Arc<Server>,
     proxy: &Rc<Proxy>,
-    recycled: &mut Recycled,
+    reused: &mut ReusedByTask,
 ) -> Option<(Stream, BytesMut)> {
     let Accepted { stream, peer, permit } = accepted;
-    let Recycled { timer, head_cache } = std::mem::take(recycled);
+    let ReusedByTask { timer, head_cache } = std::mem::take(reused);
     let mut connection = Box::new(Http1Connection {
         transport: Transport::new(stream),
         peer,
@@ -93,7 +90,7 @@ pub(super) async fn serve(
                 let keep_open;
                 (connection, keep_open) = handler_pool::run(connection).await;
                 if keep_open && !connection.permit.is_authorized() {
-                    // Refused requests are handled as fast as they are read: yield so that other tasks run in between.
+                    // Rejected requests are handled as fast as they are read: yield so that other tasks run in between.
                     yield_now().await;
                 }
                 keep_open
@@ -109,18 +106,18 @@ pub(super) async fn serve(
         next = connection.read_request().await;
     }
     let Http1Connection { transport, timer, head_cache, .. } = *connection;
-    transport.shared().finish_body();
-    transport.shared().release_buffer();
+    transport.state().finish_body();
+    transport.state().release_buffer();
     // Once per connection: per request it would cost more than it protects.
     buffer_pool::wipe_scratch();
-    *recycled = Recycled { timer, head_cache };
+    *reused = ReusedByTask { timer, head_cache };
     None
 }
 
 /// One client's HTTP/1 connection.
 struct Http1Connection {
     transport: Transport,
-    peer: Option<IpAddr>,
+    peer: Peer,
     may_be_http2: bool,
     /// No request was handled on it yet.
     is_new: bool,
@@ -153,10 +150,10 @@ impl Http1Connection {
                     Poll::Ready(response) => Poll::Ready(Some(response)),
                     // While the request is handled, a disconnect ends it.
                     Poll::Pending => {
-                        let mut shared = self.transport.shared();
-                        let disconnected = shared.poll_disconnected(cx, request.waiting.get()).map(|()| None);
+                        let mut state = self.transport.state();
+                        let disconnected = state.poll_disconnected(cx, request.waiting.get()).map(|()| None);
                         if disconnected.is_pending() && request.waiting.get() {
-                            shared.release_spare_capacity();
+                            state.release_spare_capacity();
                         }
                         disconnected
                     }
@@ -165,16 +162,17 @@ impl Http1Connection {
             completed.await
         };
         let Some(mut response) = completed else {
-            self.transport.shared().finish_body();
+            self.transport.state().finish_body();
             return false;
         };
+        let peer = request.peer;
         drop(request);
         if !self.permit.is_authorized() {
             response.finish_context(options.is_head_request);
-            self.transport.shared().shrink_buffer();
+            self.transport.state().shrink_buffer();
         }
-        if response.wrong_key && !Box::pin(self.delay_wrong_key()).await {
-            self.transport.shared().finish_body();
+        if response.wrong_key && !Box::pin(self.delay_wrong_key(peer)).await {
+            self.transport.state().finish_body();
             return false;
         }
         match self.write_response(response, options, body_streamed).await {
@@ -191,22 +189,23 @@ impl Http1Connection {
     /// is to be written. Consumes the head, whose memory would otherwise be held as long as the request waits.
     fn build_request(&mut self, head: RequestHead) -> (Request, RequestBody, bool, ResponseOptions) {
         self.may_be_http2 = false;
-        // After the stop, a kept connection is refused further requests: the client can send them on a connection to
+        // After the stop, further requests on a kept connection are rejected: the client can send them on a connection to
         // another process.
         let draining =
             !std::mem::take(&mut self.is_new) && self.server.is_stopping() || self.permit.is_revoked();
         let persistent = head.is_persistent() && head.framing.is_ok();
         let (body, body_streamed) = self.incoming_body(&head);
         let options = ResponseOptions::new(&head.method, head.version, persistent);
-        let local_address = || self.transport.shared().stream().tcp().and_then(|tcp| tcp.local_addr().ok());
+        let local_address = || self.transport.state().stream().tcp().and_then(|tcp| tcp.local_addr().ok());
         let request = Request {
             method: head.method,
             version: head.version,
             target: head.target,
+            path_credential: head.path_credential,
             absolute_form: head.authority.map(|authority| Box::new((authority, local_address()))),
             malformed: head.framing.err().map(head::framing_error_message),
+            peer: self.server.client_addresses.of_request(self.peer, &head.headers),
             headers: head.headers,
-            peer: self.peer,
             draining,
             authorized: Cell::new(false),
             waiting: Cell::new(false),
@@ -220,23 +219,23 @@ impl Http1Connection {
         if framing == Framing::Done {
             return (RequestBody::None, false);
         }
-        let mut shared = self.transport.shared();
+        let mut state = self.transport.state();
         let content_length = match framing {
-            Framing::Length(length) if length <= shared.read_buf.len() as u64 => {
+            Framing::Length(length) if length <= state.read_buf.len() as u64 => {
                 // A buffer of the pool's size is in use until the response anyway; sharing it costs less than a copy.
-                let body = match shared.read_buf.capacity() <= buffer_pool::BUFFER_BYTES {
-                    true => shared.read_buf.split_to(length as usize).freeze(),
-                    false => split_to(&mut shared.read_buf, length as usize),
+                let body = match state.read_buf.capacity() <= buffer_pool::BUFFER_BYTES {
+                    true => state.read_buf.split_to(length as usize).freeze(),
+                    false => split_to(&mut state.read_buf, length as usize),
                 };
-                return (RequestBody::Buffered(body), false);
+                return (RequestBody::Complete(body), false);
             }
             Framing::Length(length) => Some(length),
             _ => None,
         };
-        shared.framing = framing;
-        shared.body_not_polled = true;
-        shared.continue_pending = head.expects_continue() && shared.read_buf.is_empty();
-        drop(shared);
+        state.framing = framing;
+        state.body_not_polled = true;
+        state.continue_pending = head.expects_continue() && state.read_buf.is_empty();
+        drop(state);
         (RequestBody::Streamed(Box::new(self.transport.incoming_body(content_length))), true)
     }
 
@@ -246,16 +245,17 @@ impl Http1Connection {
             method: Method::from_bytes(b"-").unwrap_or_default(),
             version: Version::HTTP_11,
             target: RequestTarget::new("-"),
+            path_credential: None,
             absolute_form: None,
             malformed: None,
             headers: Headers::default(),
-            peer: self.peer,
+            peer: self.peer.address,
             draining: false,
             authorized: Cell::new(false),
             waiting: Cell::new(false),
         };
         let response = self.proxy.reject_head(malformed.status, malformed.message, &request);
-        let is_head_request = self.transport.shared().read_buf.trim_ascii_start().starts_with(b"HEAD ");
+        let is_head_request = self.transport.state().read_buf.trim_ascii_start().starts_with(b"HEAD ");
         let options = ResponseOptions { version: Version::HTTP_11, is_head_request, keep_alive: false };
         if self.write_response(response, options, false).await != AfterResponse::Reset {
             lingering_close(&self.transport, true, &self.permit).await;
@@ -274,19 +274,19 @@ impl Http1Connection {
         // response, and `Connection: close` says so.
         let has_unread_body = body_streamed && {
             let has_reader = self.transport.has_body_reader();
-            let mut shared = self.transport.shared();
-            shared.framing != Framing::Done && (has_reader || !shared.discard_buffered_body())
+            let mut state = self.transport.state();
+            state.framing != Framing::Done && (has_reader || !state.discard_buffered_body())
         };
         let keep_alive = options.keep_alive
             && !has_unread_body
             && !self.server.is_stopping()
             && !self.permit.is_close_requested()
-            && !self.transport.shared().is_at_end();
+            && !self.transport.state().is_at_end();
         let (mut writer, keep_alive) =
             ResponseWriter::start(response, ResponseOptions { keep_alive, ..options });
         let write_timeout = self.timeouts.write_timeout(&self.permit);
         let outcome = poll_fn(|cx| match writer.poll_write(cx, &self.transport, write_timeout) {
-            Poll::Pending if self.permit.is_abort_requested() => Poll::Ready(WriteOutcome::Aborted),
+            Poll::Pending if self.permit.must_close_now() => Poll::Ready(WriteOutcome::Aborted),
             polled => polled,
         });
         let outcome = outcome.await;
@@ -295,22 +295,22 @@ impl Http1Connection {
         self.responded_at = Some(now);
         if outcome == WriteOutcome::Aborted {
             // A client that ignores the framing would take an orderly close for the end of a complete response.
-            self.transport.shared().reset_on_close();
+            self.transport.state().reset_on_close();
             return AfterResponse::Reset;
         }
-        let mut shared = self.transport.shared();
-        shared.disconnect_watch = None;
+        let mut state = self.transport.state();
+        state.disconnect_watch = None;
         if body_streamed {
             // A reader that still exists must not get bytes of the next request.
-            shared.finish_body();
+            state.finish_body();
         }
         match keep_alive {
             true => AfterResponse::KeepAlive,
             // A client that sends nothing before it has the whole response needs no lingering read.
             false => AfterResponse::Close {
-                may_be_sending: has_unread_body && !shared.discard_buffered_body()
-                    || !shared.read_buf.is_empty()
-                    || shared.stream().is_readable(),
+                may_be_sending: has_unread_body && !state.discard_buffered_body()
+                    || !state.read_buf.is_empty()
+                    || state.stream().is_readable(),
             },
         }
     }

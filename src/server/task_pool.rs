@@ -12,7 +12,7 @@ use std::{
 
 use tokio::task::spawn_local;
 
-use super::{Accepted, Server, handoff::Handoff, http1::Recycled, serve_connection};
+use super::{Accepted, Server, handoff::Handoff, http1::ReusedByTask, serve_connection};
 use crate::proxy::Proxy;
 
 /// Maximum number of parked tasks.
@@ -64,7 +64,7 @@ impl TaskPool {
 /// Body of a connection task: serves `first`, then each connection that [`TaskPool::serve`] hands over.
 async fn run(pool: Rc<TaskPool>, first: Accepted) {
     let task = Rc::new(PooledTask { next: Handoff::empty(), waker: OnceCell::new() });
-    let mut recycled = Recycled::default();
+    let mut reused = ReusedByTask::default();
     poll_fn(|cx| {
         task.waker.get_or_init(|| cx.waker().clone());
         Poll::Ready(())
@@ -72,7 +72,7 @@ async fn run(pool: Rc<TaskPool>, first: Accepted) {
     .await;
     let mut accepted = first;
     loop {
-        serve_connection(accepted, &pool.server, &pool.proxy, &mut recycled).await;
+        serve_connection(accepted, &pool.server, &pool.proxy, &mut reused).await;
         if !pool.park(&task) {
             return;
         }

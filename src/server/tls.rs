@@ -1,18 +1,22 @@
 //! TLS settings of the listeners (`server.tls`): certificate, key, and which client certificates are required.
 
-use std::{path::Path, path::PathBuf, sync::Arc};
-
-use rustls::{
-    RootCertStore, ServerConfig,
-    crypto::CryptoProvider,
-    pki_types::{
-        CertificateDer, PrivateKeyDer, UnixTime,
-        pem::{self, PemObject},
-    },
-    server::{WebPkiClientVerifier, danger::ClientCertVerifier},
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
 };
 
-use crate::config::ServerTlsConfig;
+use rustls::{
+    CertificateError, RootCertStore, ServerConfig,
+    client::verify_server_name,
+    crypto::CryptoProvider,
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
+    server::{ParsedCertificate, WebPkiClientVerifier, danger::ClientCertVerifier},
+};
+use zeroize::Zeroizing;
+
+use super::certificate_expiry;
+use crate::config::{ServerTlsConfig, decode_utf8};
 
 /// Error in `server.tls`, with the file that causes it.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +31,10 @@ pub struct TlsError {
 pub struct TlsTermination {
     pub(super) config: Arc<ServerConfig>,
     client_auth: Option<ClientAuth>,
+    /// Whether the certificate names what it is for in a subjectAltName, the only place where programs look.
+    has_alt_name: bool,
+    /// When the first certificate of the chain expires, in seconds since 1970.
+    expires_at: Option<u64>,
 }
 
 /// Client authentication by the authorities in `client_ca`.
@@ -40,6 +48,19 @@ impl TlsTermination {
     /// Whether a client must present a certificate (`client_ca`).
     pub fn requires_certificate(&self) -> bool {
         self.client_auth.is_some()
+    }
+
+    /// When the certificate expires, in seconds since 1970.
+    pub fn expires_at(&self) -> Option<u64> {
+        self.expires_at
+    }
+
+    /// Why most clients will refuse the certificate.
+    pub fn warning(&self) -> Option<&'static str> {
+        (!self.has_alt_name).then_some(
+            "the certificate has no subjectAltName, so clients refuse it whatever its commonName; make one with \
+             -addext subjectAltName=DNS:NAME",
+        )
     }
 }
 
@@ -60,14 +81,9 @@ pub(super) fn accepts_client(tls: Option<&TlsTermination>, chain: Option<&[Certi
 pub fn load_termination(tls: &ServerTlsConfig) -> Result<Arc<TlsTermination>, TlsError> {
     let tls_error = |path: &Path, message: String| TlsError { path: path.to_owned(), message };
     let chain = load_certificates(&tls.cert)?;
-    let key = PrivateKeyDer::from_pem_file(&tls.key).map_err(|error| {
-        let message = match error {
-            pem::Error::Io(error) => format!("cannot read: {error}"),
-            // The text of other errors may repeat a part of the file.
-            _ => "no private key found, expected PEM (BEGIN PRIVATE KEY)".into(),
-        };
-        tls_error(&tls.key, message)
-    })?;
+    let has_alt_name = chain.first().is_some_and(has_alt_name);
+    let expires_at = chain.first().and_then(|certificate| certificate_expiry::not_after(certificate));
+    let key = load_key(&tls.key).map_err(|message| tls_error(&tls.key, message))?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = ServerConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
@@ -84,13 +100,43 @@ pub fn load_termination(tls: &ServerTlsConfig) -> Result<Arc<TlsTermination>, Tl
         rustls::Error::General(error) => tls_error(&tls.key, format!("unusable private key: {error}")),
         error => {
             let error = error.to_string();
-            let is_old_version = error.contains("UnsupportedCertVersion");
-            let hint = if is_old_version { ", expected X.509 version 3" } else { "" };
-            tls_error(&tls.cert, format!("unusable certificate: {error}{hint}"))
+            let message = match error.contains("UnsupportedCertVersion") {
+                true => {
+                    "the certificate is X.509 version 1; make one of version 3 with a subjectAltName".into()
+                }
+                false => format!("unusable certificate: {error}"),
+            };
+            tls_error(&tls.cert, message)
         }
     })?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(Arc::new(TlsTermination { config: Arc::new(config), client_auth }))
+    Ok(Arc::new(TlsTermination { config: Arc::new(config), client_auth, has_alt_name, expires_at }))
+}
+
+/// Reads the private key. The error is a message without anything of the file.
+fn load_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
+    let bytes = Zeroizing::new(fs::read(path).map_err(|error| format!("cannot read: {error}"))?);
+    let text = decode_utf8(&bytes).map_err(|error| format!("line {}: {error}", error.line))?;
+    PrivateKeyDer::from_pem_slice(text.as_bytes()).map_err(|_| {
+        match text.contains("ENCRYPTED") {
+            true => "the private key is protected by a passphrase; remove it with: openssl pkey -in KEY -out NEW_KEY",
+            false => "no private key found, expected PEM (BEGIN PRIVATE KEY)",
+        }
+        .to_owned()
+    })
+}
+
+/// Whether a certificate has a subjectAltName. The names that it has are read off the error for another one.
+fn has_alt_name(certificate: &CertificateDer<'_>) -> bool {
+    let Ok(parsed) = ParsedCertificate::try_from(certificate) else { return true };
+    let Ok(name) = ServerName::try_from("name.invalid") else { return true };
+    match verify_server_name(&parsed, &name) {
+        Err(rustls::Error::InvalidCertificate(CertificateError::NotValidForNameContext {
+            presented,
+            ..
+        })) => !presented.is_empty(),
+        _ => true,
+    }
 }
 
 fn load_client_auth(path: &Path, provider: Arc<CryptoProvider>) -> Result<ClientAuth, TlsError> {
@@ -107,7 +153,9 @@ fn load_client_auth(path: &Path, provider: Arc<CryptoProvider>) -> Result<Client
 
 fn load_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let tls_error = |message: String| TlsError { path: path.to_owned(), message };
-    let certificates = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    let bytes = fs::read(path).map_err(|error| tls_error(format!("cannot read: {error}")))?;
+    let text = decode_utf8(&bytes).map_err(|error| tls_error(format!("line {}: {error}", error.line)))?;
+    let certificates = CertificateDer::pem_slice_iter(text.as_bytes()).collect::<Result<Vec<_>, _>>();
     let certificates = certificates.map_err(|error| tls_error(error.to_string()))?;
     if certificates.is_empty() {
         return Err(tls_error("no certificate found, expected PEM (BEGIN CERTIFICATE)".into()));
@@ -132,14 +180,41 @@ mod tests {
         fs::write(path("empty"), "").expect("a file");
         let invalid = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n";
         fs::write(path("invalid"), invalid).expect("a file");
+        let encrypted = invalid.replace("PRIVATE", "ENCRYPTED PRIVATE");
+        fs::write(path("encrypted"), encrypted).expect("a file");
+        let old = "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,AB\n\nAAAA\n-----END RSA PRIVATE KEY-----\n";
+        fs::write(path("old"), old).expect("a file");
+        fs::write(path("utf-16"), b"\xFF\xFE-\0").expect("a file");
+        fs::write(path("bom.key"), format!("\u{feff}{}", key.serialize_pem())).expect("a file");
+        let with_bom = ServerTlsConfig { cert: path("server.pem"), key: path("bom.key"), client_ca: None };
+        assert_eq!(load_termination(&with_bom).expect("a key").warning(), None);
         for (name, expected) in [
             ("missing", "missing: cannot read: No such file"),
             ("empty", "empty: no private key found"),
             ("invalid", "invalid: unusable private key: "),
+            ("encrypted", "encrypted: the private key is protected by a passphrase"),
+            ("old", "old: the private key is protected by a passphrase"),
+            ("utf-16", "utf-16: line 1: is UTF-16, not UTF-8"),
         ] {
             let tls = ServerTlsConfig { cert: path("server.pem"), key: path(name), client_ca: None };
             let error = load_termination(&tls).map(drop).expect_err("an unusable key").to_string();
             assert!(error.contains(expected) && !error.contains("X.509"), "{error}");
+        }
+    }
+
+    #[test]
+    fn certificate_without_alt_name_is_warned_of() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = |name: &str| dir.path().join(name);
+        let key = rcgen::KeyPair::generate().expect("a key");
+        fs::write(path("key"), key.serialize_pem()).expect("a file");
+        for (names, expected) in [(vec![], false), (vec!["a.test"], true), (vec!["127.0.0.1"], true)] {
+            let names = names.into_iter().map(str::to_owned).collect::<Vec<_>>();
+            let params = rcgen::CertificateParams::new(names.clone()).expect("names");
+            fs::write(path("cert"), params.self_signed(&key).expect("a certificate").pem()).expect("a file");
+            let tls = ServerTlsConfig { cert: path("cert"), key: path("key"), client_ca: None };
+            let termination = load_termination(&tls).expect("a usable certificate");
+            assert_eq!(termination.warning().is_none(), expected, "{names:?}");
         }
     }
 }

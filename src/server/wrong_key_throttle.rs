@@ -1,4 +1,4 @@
-//! Delays refusals of wrong keys per address, so that each guess beyond the burst costs its connection up to
+//! Delays the rejection of wrong keys per address, so that each guess beyond the burst costs its connection up to
 //! `MAX_DELAY`; each connection waits on its own, so parallel ones multiply the rate of guesses.
 //!
 //! A right key is never delayed, whatever its address sent before: many clients may share one address (NAT, a front
@@ -7,7 +7,7 @@
 
 use std::{
     hash::BuildHasher,
-    net::{IpAddr, Ipv6Addr},
+    net::IpAddr,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     time::Duration,
 };
@@ -15,11 +15,13 @@ use std::{
 use foldhash::quality::RandomState;
 use tokio::time::Instant;
 
-/// Sustained rate: one wrong key per interval is refused without delay.
+use crate::limits::address_limit::peer_network;
+
+/// Sustained rate: one wrong key per interval is rejected without delay.
 const EMISSION_INTERVAL: Duration = Duration::from_secs(1);
-/// Burst that is refused without delay: programs with an old key retry several times.
+/// Burst that is rejected without delay: programs with an old key retry several times.
 const BURST: u32 = 10;
-/// Maximum delay of a refusal: a program whose key was revoked is slowed down but does not time out.
+/// Maximum delay of a rejection: a program whose key was revoked is slowed down but does not time out.
 const MAX_DELAY: Duration = Duration::from_millis(100);
 /// Bounds the memory; addresses whose hashes collide share a slot.
 const SLOTS: usize = 1024;
@@ -43,7 +45,7 @@ impl WrongKeyThrottle {
         }
     }
 
-    /// Counts a wrong key and returns how long its refusal is delayed.
+    /// Counts a wrong key and returns how long its rejection is delayed.
     pub(super) fn count_wrong_key(&self, peer: Option<IpAddr>, now: Instant) -> Duration {
         let micros = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
         let now = micros(now.saturating_duration_since(self.epoch));
@@ -58,14 +60,6 @@ impl WrongKeyThrottle {
         }
         Duration::from_micros(next(expected).saturating_sub(free))
     }
-}
-
-/// The network that one client controls: an IPv4 address, an IPv6 /64 prefix, or `None` for all unix sockets together.
-fn peer_network(peer: Option<IpAddr>) -> Option<IpAddr> {
-    Some(match peer?.to_canonical() {
-        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
-        address => address,
-    })
 }
 
 #[cfg(test)]
@@ -98,12 +92,5 @@ mod tests {
                 "{nth}"
             );
         }
-    }
-
-    #[test]
-    fn ipv6_peers_of_one_64_prefix_share_a_network() {
-        assert_eq!(peer_network(peer("2001:db8::1")), peer_network(peer("2001:db8::ffff:1:2:3")));
-        assert_ne!(peer_network(peer("2001:db8::1")), peer_network(peer("2001:db8:0:1::1")));
-        assert_eq!(peer_network(peer("::ffff:192.0.2.1")), peer("192.0.2.1"));
     }
 }

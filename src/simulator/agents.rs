@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -42,24 +44,26 @@ impl SimulatedAgent {
     }
 }
 
+/// What an agent stands for, which decides where its secret and its tokens serve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum AgentKind {
+    /// An application, or a customized app in one corp: gettoken, and `access_token` on ordinary paths.
+    Application,
+    /// A third-party app in one corp: `access_token` on ordinary paths.
+    ThirdPartyCorp,
+    /// A service provider: `provider_access_token`.
+    Provider,
+    /// A suite: `suite_access_token`.
+    Suite,
+}
+
 /// No agent has this name.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("unknown agent {name:?}; known agents: {}", known.join(", "))]
 pub struct UnknownAgent {
     name: String,
     known: Vec<String>,
 }
-
-impl fmt::Display for UnknownAgent {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "unknown agent {:?}; known agents: {}", self.name, self.known.join(", "))
-    }
-}
-
-impl std::error::Error for UnknownAgent {}
-
-/// The errcode with which a call is refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct ErrcodeError(pub(super) i64);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum TokenValidity {
@@ -77,6 +81,7 @@ struct IssuedToken {
 
 struct AgentState {
     agent: SimulatedAgent,
+    kind: AgentKind,
     /// Serial number of its newest token.
     newest_token: Option<u64>,
     reissue_same_token: bool,
@@ -88,6 +93,7 @@ struct AgentState {
 /// All agents. Tokens have serial numbers from 1.
 pub(super) struct AgentRegistry {
     agents: Vec<AgentState>,
+    index_by_name: HashMap<String, usize>,
     tokens: Vec<IssuedToken>,
     serial_by_value: HashMap<String, u64>,
     token_lifetime: Duration,
@@ -106,7 +112,7 @@ impl IssuedTokens {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<String>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 
@@ -114,6 +120,7 @@ impl AgentRegistry {
     pub(super) fn new(agents: Vec<SimulatedAgent>, lifetime: Duration, gettoken_limit: Option<u32>) -> Self {
         let mut registry = Self {
             agents: Vec::new(),
+            index_by_name: HashMap::new(),
             tokens: Vec::new(),
             serial_by_value: HashMap::new(),
             token_lifetime: lifetime,
@@ -126,19 +133,57 @@ impl AgentRegistry {
 
     /// Adds an agent. Replaces the agent of the same name, whose tokens are revoked.
     pub(super) fn add(&mut self, agent: SimulatedAgent) {
-        if let Ok(at) = self.find(&agent.name) {
+        self.add_of_kind(agent, AgentKind::Application);
+    }
+
+    /// The same for an agent of any kind; returns its index.
+    pub(super) fn add_of_kind(&mut self, agent: SimulatedAgent, kind: AgentKind) -> usize {
+        if let Some(at) = self.index_by_name.get(&agent.name).copied() {
             self.invalidate_tokens(at, TokenValidity::Revoked);
-            self.agents[at].agent = agent;
-            return;
+            (self.agents[at].agent, self.agents[at].kind) = (agent, kind);
+            return at;
         }
         let state = AgentState {
             agent,
+            kind,
             newest_token: None,
             reissue_same_token: false,
             gettoken_count: 0,
             tickets: HashMap::new(),
         };
+        self.index_by_name.insert(state.agent.name.clone(), self.agents.len());
         self.agents.push(state);
+        self.agents.len() - 1
+    }
+
+    /// Adds a text to the issued secrets.
+    pub(super) fn record_issued(&self, secret: &str) {
+        self.issued.lock().push(secret.to_owned());
+    }
+
+    /// The agent of this kind with this corpid (for a suite its id).
+    pub(super) fn find_by_corpid(&self, corpid: &str, kind: AgentKind) -> Option<usize> {
+        self.agents.iter().position(|state| state.kind == kind && state.agent.corpid == corpid)
+    }
+
+    /// Whether this is the agent's secret.
+    pub(super) fn has_secret(&self, agent: usize, secret: &str) -> bool {
+        self.agents[agent].agent.secret == secret
+    }
+
+    /// The corpid of an agent.
+    pub(super) fn corpid(&self, agent: usize) -> &str {
+        &self.agents[agent].agent.corpid
+    }
+
+    /// The agentid of an agent.
+    pub(super) fn agentid(&self, agent: usize) -> u64 {
+        self.agents[agent].agent.agentid
+    }
+
+    /// What an agent stands for.
+    pub(super) fn kind(&self, agent: usize) -> AgentKind {
+        self.agents[agent].kind
     }
 
     pub(super) fn issued(&self) -> IssuedTokens {
@@ -146,7 +191,7 @@ impl AgentRegistry {
     }
 
     pub(super) fn find(&self, name: &str) -> Result<usize, UnknownAgent> {
-        self.agents.iter().position(|state| state.agent.name == name).ok_or_else(|| UnknownAgent {
+        self.index_by_name.get(name).copied().ok_or_else(|| UnknownAgent {
             name: name.to_owned(),
             known: self.agents.iter().map(|state| state.agent.name.clone()).collect(),
         })
@@ -157,12 +202,12 @@ impl AgentRegistry {
     }
 
     /// Checks that this agentid is the agent's own: 301002 if it belongs to another agent, 40056 if it is unknown.
-    pub(super) fn check_agentid(&self, agent: usize, agentid: &str) -> Result<u64, ErrcodeError> {
-        let wanted: u64 = agentid.parse().map_err(|_| ErrcodeError(40056))?;
+    pub(super) fn check_agentid(&self, agent: usize, agentid: &str) -> Result<u64, i64> {
+        let wanted: u64 = agentid.parse().map_err(|_| 40056)?;
         match self.agents.iter().position(|state| state.agent.agentid == wanted) {
-            None => Err(ErrcodeError(40056)),
+            None => Err(40056),
             Some(_) if self.agents[agent].agent.agentid == wanted => Ok(wanted),
-            Some(_) => Err(ErrcodeError(301_002)),
+            Some(_) => Err(301_002),
         }
     }
 
@@ -178,39 +223,53 @@ impl AgentRegistry {
         self.tokens[serial as usize - 1].agent
     }
 
-    /// Checks the token of a call.
-    pub(super) fn check_token(&self, text: Option<&str>) -> Result<(), ErrcodeError> {
+    /// Checks the access_token of a call.
+    pub(super) fn check_token(&self, text: Option<&str>) -> Result<(), i64> {
+        let serves = |kind| matches!(kind, AgentKind::Application | AgentKind::ThirdPartyCorp);
+        self.check_token_of_kind(text, serves, [41001, 40014, 42001])
+    }
+
+    /// Checks the token of a call, which must be one of an agent whose kind `serves`. The errcodes: missing, wrong,
+    /// expired.
+    pub(super) fn check_token_of_kind(
+        &self,
+        text: Option<&str>,
+        serves: impl Fn(AgentKind) -> bool,
+        [missing, wrong, expired]: [i64; 3],
+    ) -> Result<(), i64> {
         let Some(text) = text.filter(|text| !text.is_empty()) else {
-            return Err(ErrcodeError(41001));
+            return Err(missing);
         };
-        match self.token_serial(text).map(|serial| self.token_validity(serial)) {
+        let serial =
+            self.token_serial(text).filter(|serial| serves(self.agents[self.token_owner(*serial)].kind));
+        match serial.map(|serial| self.token_validity(serial)) {
             Some(TokenValidity::Good) => Ok(()),
-            Some(TokenValidity::Expired) => Err(ErrcodeError(42001)),
-            Some(TokenValidity::Revoked) | None => Err(ErrcodeError(40014)),
+            Some(TokenValidity::Expired) => Err(expired),
+            Some(TokenValidity::Revoked) | None => Err(wrong),
         }
     }
 
     /// The agent with this corpid and secret.
-    pub(super) fn authenticate(
-        &self,
-        corpid: Option<&str>,
-        secret: Option<&str>,
-    ) -> Result<usize, ErrcodeError> {
-        let corpid = corpid.filter(|id| !id.is_empty()).ok_or(ErrcodeError(41002))?;
-        let secret = secret.filter(|secret| !secret.is_empty()).ok_or(ErrcodeError(41004))?;
+    pub(super) fn authenticate(&self, corpid: Option<&str>, secret: Option<&str>) -> Result<usize, i64> {
+        let corpid = corpid.filter(|id| !id.is_empty()).ok_or(41002)?;
+        let secret = secret.filter(|secret| !secret.is_empty()).ok_or(41004)?;
         if !self.agents.iter().any(|state| state.agent.corpid == corpid) {
-            return Err(ErrcodeError(40013));
+            return Err(40013);
         }
-        let matches = |state: &AgentState| state.agent.corpid == corpid && state.agent.secret == secret;
-        self.agents.iter().position(matches).ok_or(ErrcodeError(40001))
+        let matches = |state: &AgentState| {
+            state.kind == AgentKind::Application
+                && state.agent.corpid == corpid
+                && state.agent.secret == secret
+        };
+        self.agents.iter().position(matches).ok_or(40001)
     }
 
     /// Counts a gettoken call of this agent; fails with 45009 beyond the limit.
-    pub(super) fn count_gettoken(&mut self, agent: usize) -> Result<(), ErrcodeError> {
+    pub(super) fn count_gettoken(&mut self, agent: usize) -> Result<(), i64> {
         self.agents[agent].gettoken_count += 1;
         let over =
             self.gettoken_limit.is_some_and(|limit| self.agents[agent].gettoken_count > u64::from(limit));
-        if over { Err(ErrcodeError(45009)) } else { Ok(()) }
+        if over { Err(45009) } else { Ok(()) }
     }
 
     /// The agent's token, a new one if the last is invalid, and the full lifetime in seconds.

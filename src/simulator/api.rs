@@ -6,17 +6,15 @@ use std::sync::Arc;
 use hyper::body::{Body as _, Incoming};
 use hyper::header::{EXPECT, HeaderName};
 use hyper::http::request::Parts;
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Method, Request, Response, StatusCode, Uri};
 
 use super::body;
 use super::errors;
 use super::faults::{CannedResponse, DropPoint, FaultEffects};
 use super::listener::SimulatedConnection;
 use super::query::Query;
-use super::response::{
-    BodyEnd, ConnectionDropped, ErrcodeJson, SendOptions, SimulatedBody, SimulatedResponse,
-};
-use super::routes::{ApiRequest, Route};
+use super::response::{BodyEnd, ConnectionDropped, SendOptions, SimulatedBody, SimulatedResponse};
+use super::routes::{ApiRequest, ApiRoute};
 use super::state::{CheckedRequest, InFlightGuard, Shared};
 
 /// Serves one request.
@@ -25,9 +23,12 @@ pub(super) async fn serve(
     connection: Arc<SimulatedConnection>,
     request: Request<Incoming>,
 ) -> Result<Response<SimulatedBody>, ConnectionDropped> {
-    let (head, body) = request.into_parts();
+    let (mut head, body) = request.into_parts();
+    if !shared.path_prefix.is_empty() {
+        head.uri = without_prefix(&head.uri, &shared.path_prefix);
+    }
     let mut call = shared.update(|state| state.check_request(&head, &connection));
-    let gettoken = call.route.is_some_and(Route::is_gettoken);
+    let gettoken = call.route.is_some_and(ApiRoute::is_gettoken);
     let in_flight_guard = InFlightGuard { shared: shared.clone(), gettoken };
     if call.effects.drop_point == Some(DropPoint::OnArrival) {
         return Err(connection.close());
@@ -53,16 +54,28 @@ pub(super) async fn serve(
     Ok(response.into_response(head.method == Method::HEAD, shared.errcode_headers, options))
 }
 
+/// The target without the prefix; one that lacks it is under no API path.
+fn without_prefix(uri: &Uri, prefix: &str) -> Uri {
+    let target = uri.path_and_query().map_or("/", |target| target.as_str());
+    let rest = target.strip_prefix(prefix).filter(|rest| rest.starts_with('/'));
+    let target = rest.map_or_else(|| format!("/without-prefix{target}"), str::to_owned);
+    target.parse().unwrap_or_default()
+}
+
 /// The response to a request that needs no more than its head.
 fn response_without_body(call: &mut CheckedRequest, peer: IpAddr) -> Option<SimulatedResponse> {
     if let Some(canned) = call.effects.response.take() {
         return Some(canned_response(canned, call.route, peer));
     }
     let Some(route) = call.route else { return Some(SimulatedResponse::empty(StatusCode::NOT_FOUND)) };
-    call.authorization.err().map(|error| route.error_json(error.0, peer).into())
+    call.authorization.err().map(|errcode| route.error_json(errcode, peer).into())
 }
 
-fn canned_response(canned: CannedResponse, route: Option<&'static Route>, peer: IpAddr) -> SimulatedResponse {
+fn canned_response(
+    canned: CannedResponse,
+    route: Option<&'static ApiRoute>,
+    peer: IpAddr,
+) -> SimulatedResponse {
     let status = StatusCode::from_u16(canned.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let response = match canned.errcode {
         Some(errcode) => {
@@ -108,13 +121,10 @@ async fn execute(
         let query = Query(head.uri.query().unwrap_or(""));
         let too_long = route.max_body_bytes > 0 && hashed.content.is_none();
         let request = ApiRequest { seq: call.seq, agent: call.agent, head, query, body: &hashed };
-        let response =
-            if too_long { ErrcodeJson::new(45001, "").into() } else { (route.handler)(state, &request) };
-        match response.errcode {
-            Some(0) => state.record_executed(call.seq, route),
-            // Handlers set only the errcode; the text is added here.
-            Some(errcode) => return route.error_json(errcode, peer).into(),
-            None => {}
+        let result = if too_long { Err(45001) } else { (route.handler)(state, &request) };
+        let response = result.unwrap_or_else(|errcode| route.error_json(errcode, peer).into());
+        if response.errcode == Some(0) {
+            state.record_executed(call.seq, route);
         }
         response
     }))

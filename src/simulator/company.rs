@@ -9,6 +9,7 @@ pub(super) struct Company {
     pub(super) tags: Vec<Tag>,
 }
 
+#[derive(Default)]
 pub(super) struct Person {
     pub(super) userid: String,
     pub(super) name: String,

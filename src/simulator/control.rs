@@ -12,20 +12,30 @@ use serde_json::{Value, json};
 
 use super::Observed;
 use super::agents::{AgentRegistry, SimulatedAgent, UnknownAgent};
+use super::callbacks::{SimulatedCallback, callback_of};
 use super::faults::{DropPoint, Fault};
 use super::query::Query;
 use super::state::Shared;
+use super::suites::{SuiteError, SuiteEvent};
 
 const HELP: &str = include_str!("control.txt");
 const MAX_BODY_BYTES: usize = 1 << 20;
+/// Corps that one call adds.
+const MAX_CORPS: usize = 100_000;
+/// What the program under test can name as a target of its callbacks.
+const DELIVERY_PATH: &str = "/control/deliveries";
+const PUSH_PATH: &str = "/control/push";
 
 /// A call of the control address and its allowed parameters.
 struct ControlCall {
     method: Method,
     name: &'static str,
     parameters: &'static [&'static str],
-    handler: fn(&Shared, &ControlRequest) -> Result<Value, ControlError>,
+    handler: ControlHandler,
 }
+
+type ControlResult = Result<Value, ControlError>;
+type ControlHandler = fn(&Shared, &ControlRequest) -> ControlResult;
 
 const CALLS: &[ControlCall] = &[
     post("revoke", &["agent"], |shared, request| {
@@ -43,6 +53,20 @@ const CALLS: &[ControlCall] = &[
         request.change_agent(shared, |agents, agent| agents.set_reissue_same_token(agent, on))
     }),
     post("agents", &[], add_agent),
+    post("ticket", &["suite"], |shared, request| {
+        let suite = request.required("suite")?;
+        Ok(json!({ "suite_ticket": shared.update(|state| state.issue_ticket(&suite))? }))
+    }),
+    post("authorize", &["suite", "corpid"], |shared, request| {
+        let (suite, corpid) = (request.required("suite")?, request.required("corpid")?);
+        Ok(json!({ "auth_code": shared.update(|state| state.suites.authorize(&suite, &corpid))? }))
+    }),
+    post("corps", &["suite", "count"], add_corps),
+    post("cancel", &["suite", "corpid"], |shared, request| {
+        let (suite, corpid) = (request.required("suite")?, request.required("corpid")?);
+        shared.update(|state| state.cancel_corp(&suite, &corpid))?;
+        ok_json()
+    }),
     post("delay", &["ms", "path", "agent", "count"], |shared, request| {
         let ms = request.number("ms")?.ok_or_else(|| ControlError::missing("ms"))?;
         request.inject(shared, Fault::delay(Duration::from_millis(ms)))
@@ -75,6 +99,11 @@ const CALLS: &[ControlCall] = &[
         shared.update(|state| state.reset());
         ok_json()
     }),
+    post("callbacks", &[], add_callback),
+    get("deliveries", &["limit"], |shared, request| {
+        let limit = request.number_or("limit", usize::MAX)?;
+        Ok(shared.read(|state| latest(state.callbacks.deliveries(), limit)))
+    }),
     get("requests", &["limit"], |shared, request| {
         let limit = request.number_or("limit", usize::MAX)?;
         Ok(shared.read(|state| latest(Observed(state).requests(), limit)))
@@ -89,7 +118,7 @@ const CALLS: &[ControlCall] = &[
 const fn post(
     name: &'static str,
     parameters: &'static [&'static str],
-    handler: fn(&Shared, &ControlRequest) -> Result<Value, ControlError>,
+    handler: ControlHandler,
 ) -> ControlCall {
     ControlCall { method: Method::POST, name, parameters, handler }
 }
@@ -97,7 +126,7 @@ const fn post(
 const fn get(
     name: &'static str,
     parameters: &'static [&'static str],
-    handler: fn(&Shared, &ControlRequest) -> Result<Value, ControlError>,
+    handler: ControlHandler,
 ) -> ControlCall {
     ControlCall { method: Method::GET, name, parameters, handler }
 }
@@ -125,6 +154,12 @@ impl ControlError {
 
 impl From<UnknownAgent> for ControlError {
     fn from(unknown: UnknownAgent) -> Self {
+        Self::new(StatusCode::NOT_FOUND, unknown.to_string())
+    }
+}
+
+impl From<SuiteError> for ControlError {
+    fn from(unknown: SuiteError) -> Self {
         Self::new(StatusCode::NOT_FOUND, unknown.to_string())
     }
 }
@@ -174,17 +209,13 @@ impl ControlRequest {
         }
     }
 
-    fn change_agent(
-        &self,
-        shared: &Shared,
-        change: impl FnOnce(&mut AgentRegistry, usize),
-    ) -> Result<Value, ControlError> {
+    fn change_agent(&self, shared: &Shared, change: impl FnOnce(&mut AgentRegistry, usize)) -> ControlResult {
         let name = self.required("agent")?;
         shared.update(|state| state.change_agent(&name, change))?;
         ok_json()
     }
 
-    fn inject(&self, shared: &Shared, mut fault: Fault) -> Result<Value, ControlError> {
+    fn inject(&self, shared: &Shared, mut fault: Fault) -> ControlResult {
         if let Some(path) = self.value("path") {
             fault = fault.on_path(&path);
         }
@@ -210,6 +241,14 @@ pub(super) async fn serve(
         return Ok(response(StatusCode::OK, "text/plain; charset=UTF-8", HELP.into()));
     }
     let result = match Limited::new(body, MAX_BODY_BYTES).collect().await {
+        Ok(body) if path == DELIVERY_PATH && head.method == Method::POST => {
+            let (query, body) = (head.uri.query().unwrap_or(""), body.to_bytes());
+            shared.update(|state| state.callbacks.record_delivery(&head.headers, query, &body));
+            ok_json()
+        }
+        Ok(body) if path == PUSH_PATH && head.method == Method::POST => {
+            push(&shared, Query(head.uri.query().unwrap_or("")), body.to_bytes()).await
+        }
         Ok(body) => {
             dispatch(&shared, &head.method, path, Query(head.uri.query().unwrap_or("")), body.to_bytes())
         }
@@ -231,13 +270,7 @@ pub(super) async fn serve(
     })
 }
 
-fn dispatch(
-    shared: &Shared,
-    method: &Method,
-    path: &str,
-    query: Query<'_>,
-    body: Bytes,
-) -> Result<Value, ControlError> {
+fn dispatch(shared: &Shared, method: &Method, path: &str, query: Query<'_>, body: Bytes) -> ControlResult {
     let name = path.strip_prefix("/control/");
     let Some(call) = CALLS.iter().find(|call| Some(call.name) == name) else {
         let all: Vec<&str> = CALLS.iter().map(|call| call.name).collect();
@@ -260,7 +293,61 @@ fn dispatch(
     (call.handler)(shared, &ControlRequest { parameters, body })
 }
 
-fn add_agent(shared: &Shared, request: &ControlRequest) -> Result<Value, ControlError> {
+/// Pushes a message to a receiver URL: the body of the call, or a sample with the event.
+async fn push(shared: &Arc<Shared>, query: Query<'_>, body: Bytes) -> ControlResult {
+    const PARAMETERS: [&str; 8] =
+        ["callback", "event", "corpid", "format", "url", "token", "aes_key", "receive_id"];
+    if let Some((unknown, _)) = query.pairs().find(|(name, _)| !PARAMETERS.contains(&name.as_str())) {
+        let allowed = PARAMETERS.join(", ");
+        return Err(ControlError::bad_request(format!(
+            "unknown parameter {unknown} of {PUSH_PATH}; allowed: {allowed}"
+        )));
+    }
+    let callback = callback_of(shared, |name| query.value(name)).map_err(ControlError::bad_request)?;
+    let event = query.value("event").unwrap_or_else(|| "change_contact".to_owned());
+    let message = match (body.is_empty(), SuiteEvent::from_name(&event)) {
+        (true, Some(event)) => {
+            let corpid = query.value("corpid").filter(|corpid| !corpid.is_empty());
+            shared.update(|state| state.suite_message(event, &callback, corpid.as_deref()))?
+        }
+        (true, None) => callback.sample_message(&event),
+        (false, _) => String::from_utf8_lossy(&body).into_owned(),
+    };
+    let is_json = query.value("format").is_some_and(|format| format == "json");
+    match callback.push(message.as_bytes(), is_json).await {
+        Ok(response) => Ok(json!({ "ok": response.status == 200, "message": message, "response": response })),
+        Err(error) => Err(ControlError::new(StatusCode::BAD_GATEWAY, error)),
+    }
+}
+
+fn add_callback(shared: &Shared, request: &ControlRequest) -> ControlResult {
+    const SHAPE: &str =
+        r#"{"name":"…","url":"http://…/callbacks/hr","token":"…","aes_key":"…","receive_id":"…"}"#;
+    let callback: SimulatedCallback = serde_json::from_slice(&request.body)
+        .map_err(|_| ControlError::bad_request(format!("the body must be a JSON object like {SHAPE}")))?;
+    if !callback.has_valid_key() {
+        return Err(ControlError::bad_request("aes_key is no EncodingAESKey: 43 letters and digits"));
+    }
+    shared.update(|state| state.callbacks.add(callback));
+    ok_json()
+}
+
+fn add_corps(shared: &Shared, request: &ControlRequest) -> ControlResult {
+    let suite = request.required("suite")?;
+    let count: usize = request.number_or("count", 1)?;
+    if count > MAX_CORPS {
+        return Err(ControlError::bad_request(format!("count must be at most {MAX_CORPS}")));
+    }
+    let add = |nth| -> Result<Value, ControlError> {
+        let corpid = format!("wpCorp{nth}");
+        let code = shared.update(|state| state.add_authorized_corp(&suite, &corpid))?;
+        Ok(json!({ "corpid": corpid, "permanent_code": code }))
+    };
+    let corps = (1..=count).map(add).collect::<Result<Vec<_>, _>>()?;
+    Ok(json!({ "corps": corps }))
+}
+
+fn add_agent(shared: &Shared, request: &ControlRequest) -> ControlResult {
     const SHAPE: &str = r#"{"name":"…","corpid":"…","secret":"…","agentid":1000004}"#;
     let agent: SimulatedAgent = serde_json::from_slice(&request.body)
         .map_err(|_| ControlError::bad_request(format!("the body must be a JSON object like {SHAPE}")))?;
@@ -271,7 +358,7 @@ fn add_agent(shared: &Shared, request: &ControlRequest) -> Result<Value, Control
     ok_json()
 }
 
-fn inject_errcode_or_status(shared: &Shared, request: &ControlRequest) -> Result<Value, ControlError> {
+fn inject_errcode_or_status(shared: &Shared, request: &ControlRequest) -> ControlResult {
     let fault = match (request.number("errcode")?, request.status()?) {
         (Some(errcode), status) => Fault::errcode(errcode).with_status(status.unwrap_or(200)),
         (None, Some(status)) => Fault::status(status),
@@ -286,7 +373,7 @@ fn latest<'a, T: serde::Serialize + 'a>(all: impl ExactSizeIterator<Item = &'a T
     all.skip(skipped).map(|item| json!(item)).collect()
 }
 
-fn ok_json() -> Result<Value, ControlError> {
+fn ok_json() -> ControlResult {
     Ok(json!({ "ok": true }))
 }
 

@@ -4,32 +4,25 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::company::{Company, Person, Tag};
-use super::response::{ErrcodeJson, SimulatedResponse};
-use super::routes::ApiRequest;
+use super::response::ErrcodeJson;
+use super::routes::{ApiRequest, HandlerResult};
 use super::state::State;
 
 /// `user/get?userid=`
-pub(super) fn get_user(state: &mut State, request: &ApiRequest<'_>) -> SimulatedResponse {
-    let Some(userid) = request.query.value("userid").filter(|id| !id.is_empty()) else {
-        return ErrcodeJson::new(41009, "").into();
-    };
-    match state.company.people.iter().find(|person| person.userid == userid) {
-        Some(person) => person
-            .detail_members()
-            .into_iter()
-            .fold(ErrcodeJson::ok(), |json, (key, value)| json.with(key, value))
-            .into(),
-        None => ErrcodeJson::new(60111, "").into(),
-    }
+pub(super) fn get_user(state: &mut State, request: &ApiRequest<'_>) -> HandlerResult {
+    let userid = request.query.non_empty("userid").ok_or(41009)?;
+    let person = state.company.people.iter().find(|person| person.userid == userid).ok_or(60111)?;
+    let members = person.detail_members().into_iter();
+    members.fold(ErrcodeJson::ok(), |json, (key, value)| json.with(key, value)).into()
 }
 
 /// `user/simplelist?department_id=&fetch_child=`
-pub(super) fn list_users_simple(state: &mut State, request: &ApiRequest<'_>) -> SimulatedResponse {
+pub(super) fn list_users_simple(state: &mut State, request: &ApiRequest<'_>) -> HandlerResult {
     department_users(&state.company, request, Person::summary)
 }
 
 /// `user/list?department_id=&fetch_child=`
-pub(super) fn list_users(state: &mut State, request: &ApiRequest<'_>) -> SimulatedResponse {
+pub(super) fn list_users(state: &mut State, request: &ApiRequest<'_>) -> HandlerResult {
     let detail = |person: &Person| {
         person.detail_members().into_iter().map(|(key, value)| (key.to_owned(), value)).collect::<Value>()
     };
@@ -37,14 +30,10 @@ pub(super) fn list_users(state: &mut State, request: &ApiRequest<'_>) -> Simulat
 }
 
 /// `department/list?id=`
-pub(super) fn list_departments(state: &mut State, request: &ApiRequest<'_>) -> SimulatedResponse {
-    let root = match request.query.value("id").filter(|id| !id.is_empty()) {
-        Some(id) => id.parse().ok().filter(|id| state.company.has_department(*id)).ok_or(60123),
-        None => Ok(1),
-    };
-    let root = match root {
-        Ok(root) => root,
-        Err(errcode) => return ErrcodeJson::new(errcode, "").into(),
+pub(super) fn list_departments(state: &mut State, request: &ApiRequest<'_>) -> HandlerResult {
+    let root = match request.query.non_empty("id") {
+        Some(id) => id.parse().ok().filter(|id| state.company.has_department(*id)).ok_or(60123)?,
+        None => 1,
     };
     let departments = state.company.departments.iter();
     let listed = departments.filter(|department| department.id == root || department.parent == root);
@@ -64,18 +53,16 @@ pub(super) fn list_departments(state: &mut State, request: &ApiRequest<'_>) -> S
 }
 
 /// `tag/list`
-pub(super) fn list_tags(state: &mut State, _: &ApiRequest<'_>) -> SimulatedResponse {
+pub(super) fn list_tags(state: &mut State, _: &ApiRequest<'_>) -> HandlerResult {
     let to_json = |tag: &Tag| json!({ "tagid": tag.id, "tagname": tag.name });
     let list: Vec<Value> = state.company.tags.iter().map(to_json).collect();
     ErrcodeJson::ok().with("taglist", list).into()
 }
 
 /// `tag/get?tagid=`
-pub(super) fn get_tag(state: &mut State, request: &ApiRequest<'_>) -> SimulatedResponse {
-    let wanted = request.query.value("tagid").and_then(|id| id.parse::<u64>().ok());
-    let Some(tag) = state.company.tags.iter().find(|tag| Some(tag.id) == wanted) else {
-        return ErrcodeJson::new(40068, "").into();
-    };
+pub(super) fn get_tag(state: &mut State, request: &ApiRequest<'_>) -> HandlerResult {
+    let wanted = request.query.number("tagid");
+    let tag = state.company.tags.iter().find(|tag| Some(tag.id) == wanted).ok_or(40068)?;
     let people = state.company.people.iter().filter(|person| tag.users.contains(&person.userid));
     let users: Vec<Value> =
         people.map(|person| json!({ "userid": person.userid, "name": person.name })).collect();
@@ -90,11 +77,9 @@ fn department_users<T: Serialize>(
     company: &Company,
     request: &ApiRequest<'_>,
     to_json: impl Fn(&Person) -> T,
-) -> SimulatedResponse {
-    let department_id = request.query.value("department_id").and_then(|id| id.parse::<u64>().ok());
-    let Some(department_id) = department_id.filter(|id| company.has_department(*id)) else {
-        return ErrcodeJson::new(60123, "").into();
-    };
+) -> HandlerResult {
+    let department_id = request.query.number("department_id");
+    let department_id = department_id.filter(|id| company.has_department(*id)).ok_or(60123)?;
     let with_children = request.query.value("fetch_child").as_deref() == Some("1");
     let is_child =
         |id: &u64| company.departments.iter().any(|known| known.id == *id && known.parent == department_id);

@@ -3,56 +3,43 @@
 use serde_json::Value;
 
 use super::company::{Company, Department, Person, Tag};
-use super::response::{ErrcodeJson, SimulatedResponse};
-use super::routes::ApiRequest;
+use super::response::ErrcodeJson;
+use super::routes::{ApiRequest, HandlerResult};
 use super::state::State;
 
-type ErrcodeResult = Result<ErrcodeJson, i64>;
-
 /// `user/create`
-pub(super) fn create_user(state: &mut State, request: &ApiRequest<'_>) -> SimulatedResponse {
-    into_response(parse_body(request).and_then(|user| {
-        let userid = non_empty_text(&user, "userid").ok_or(41009)?;
-        if state.company.has_user(&userid) {
-            return Err(60102);
-        }
-        let mut person = Person {
-            userid,
-            name: String::new(),
-            departments: vec![1],
-            position: String::new(),
-            mobile: String::new(),
-            email: String::new(),
-            is_leader: false,
-        };
-        apply_user_fields(&mut person, &state.company, &user)?;
-        if person.name.is_empty() {
-            return Err(40035);
-        }
-        state.company.people.push(person);
-        Ok(ErrcodeJson::new(0, "created"))
-    }))
+pub(super) fn create_user(state: &mut State, request: &ApiRequest<'_>) -> HandlerResult {
+    let user = parse_body(request)?;
+    let userid = non_empty_text(&user, "userid").ok_or(41009)?;
+    if state.company.has_user(&userid) {
+        return Err(60102);
+    }
+    let mut person = Person { userid, departments: vec![1], ..Person::default() };
+    apply_user_fields(&mut person, &state.company, &user)?;
+    if person.name.is_empty() {
+        return Err(40035);
+    }
+    state.company.people.push(person);
+    ErrcodeJson::new(0, "created").into()
 }
 
 /// `user/update`
-pub(super) fn update_user(state: &mut State, request: &ApiRequest<'_>) -> SimulatedResponse {
-    into_response(parse_body(request).and_then(|user| {
-        let userid = non_empty_text(&user, "userid").ok_or(41009)?;
-        let at = state.company.people.iter().position(|known| known.userid == userid).ok_or(60111)?;
-        let mut person = state.company.people.remove(at);
-        let result = apply_user_fields(&mut person, &state.company, &user);
-        state.company.people.insert(at, person);
-        result.map(|()| ErrcodeJson::new(0, "updated"))
-    }))
+pub(super) fn update_user(state: &mut State, request: &ApiRequest<'_>) -> HandlerResult {
+    let user = parse_body(request)?;
+    let userid = non_empty_text(&user, "userid").ok_or(41009)?;
+    let at = state.company.people.iter().position(|known| known.userid == userid).ok_or(60111)?;
+    let mut person = state.company.people.remove(at);
+    let result = apply_user_fields(&mut person, &state.company, &user);
+    state.company.people.insert(at, person);
+    result?;
+    ErrcodeJson::new(0, "updated").into()
 }
 
 /// `user/delete?userid=`
-pub(super) fn delete_user(state: &mut State, request: &ApiRequest<'_>) -> SimulatedResponse {
-    let Some(userid) = request.query.value("userid").filter(|id| !id.is_empty()) else {
-        return ErrcodeJson::new(41009, "").into();
-    };
+pub(super) fn delete_user(state: &mut State, request: &ApiRequest<'_>) -> HandlerResult {
+    let userid = request.query.non_empty("userid").ok_or(41009)?;
     if !state.company.has_user(&userid) {
-        return ErrcodeJson::new(60111, "").into();
+        return Err(60111);
     }
     state.company.people.retain(|person| person.userid != userid);
     state.company.tags.iter_mut().for_each(|tag| tag.users.retain(|user| *user != userid));
@@ -60,106 +47,93 @@ pub(super) fn delete_user(state: &mut State, request: &ApiRequest<'_>) -> Simula
 }
 
 /// `department/create`
-pub(super) fn create_department(state: &mut State, request: &ApiRequest<'_>) -> SimulatedResponse {
-    into_response(parse_body(request).and_then(|wanted| {
-        let departments = &mut state.company.departments;
-        let name = non_empty_text(&wanted, "name").ok_or(40035)?;
-        let parent = wanted["parentid"].as_u64().ok_or(40035)?;
-        let next_id = departments.iter().map(|known| known.id).max().unwrap_or(0) + 1;
-        let id = wanted["id"].as_u64().unwrap_or(next_id);
-        if !departments.iter().any(|known| known.id == parent) {
-            return Err(60004);
-        }
-        if departments.iter().any(|known| known.id == id || known.parent == parent && known.name == name) {
-            return Err(60008);
-        }
-        let name_en = non_empty_text(&wanted, "name_en").unwrap_or_default();
-        departments.push(Department { id, name, name_en, parent, leader: None });
-        Ok(ErrcodeJson::new(0, "created").with("id", id))
-    }))
+pub(super) fn create_department(state: &mut State, request: &ApiRequest<'_>) -> HandlerResult {
+    let wanted = parse_body(request)?;
+    let departments = &mut state.company.departments;
+    let name = non_empty_text(&wanted, "name").ok_or(40035)?;
+    let parent = wanted["parentid"].as_u64().ok_or(40035)?;
+    let next_id = departments.iter().map(|known| known.id).max().unwrap_or(0) + 1;
+    let id = wanted["id"].as_u64().unwrap_or(next_id);
+    if !departments.iter().any(|known| known.id == parent) {
+        return Err(60004);
+    }
+    if departments.iter().any(|known| known.id == id || known.parent == parent && known.name == name) {
+        return Err(60008);
+    }
+    let name_en = non_empty_text(&wanted, "name_en").unwrap_or_default();
+    departments.push(Department { id, name, name_en, parent, leader: None });
+    ErrcodeJson::new(0, "created").with("id", id).into()
 }
 
 /// `department/update`
-pub(super) fn update_department(state: &mut State, request: &ApiRequest<'_>) -> SimulatedResponse {
-    into_response(parse_body(request).and_then(|wanted| {
-        let mut departments = state.company.departments.iter_mut();
-        let found = departments.find(|known| wanted["id"] == known.id).ok_or(60123)?;
-        found.name = non_empty_text(&wanted, "name").unwrap_or(std::mem::take(&mut found.name));
-        Ok(ErrcodeJson::new(0, "updated"))
-    }))
+pub(super) fn update_department(state: &mut State, request: &ApiRequest<'_>) -> HandlerResult {
+    let wanted = parse_body(request)?;
+    let mut departments = state.company.departments.iter_mut();
+    let found = departments.find(|known| wanted["id"] == known.id).ok_or(60123)?;
+    found.name = non_empty_text(&wanted, "name").unwrap_or(std::mem::take(&mut found.name));
+    ErrcodeJson::new(0, "updated").into()
 }
 
 /// `department/delete?id=`
-pub(super) fn delete_department(state: &mut State, request: &ApiRequest<'_>) -> SimulatedResponse {
+pub(super) fn delete_department(state: &mut State, request: &ApiRequest<'_>) -> HandlerResult {
     let company = &mut state.company;
-    let wanted = request.query.value("id").and_then(|id| id.parse::<u64>().ok());
-    into_response(match wanted.filter(|id| company.has_department(*id)) {
-        None => Err(60123),
-        Some(id) if company.people.iter().any(|person| person.departments.contains(&id)) => Err(60005),
-        Some(id) if company.departments.iter().any(|known| known.parent == id) => Err(60006),
-        Some(id) => {
-            company.departments.retain(|known| known.id != id);
-            Ok(ErrcodeJson::new(0, "deleted"))
-        }
-    })
+    let id = request.query.number("id").filter(|id| company.has_department(*id)).ok_or(60123)?;
+    if company.people.iter().any(|person| person.departments.contains(&id)) {
+        return Err(60005);
+    }
+    if company.departments.iter().any(|known| known.parent == id) {
+        return Err(60006);
+    }
+    company.departments.retain(|known| known.id != id);
+    ErrcodeJson::new(0, "deleted").into()
 }
 
 /// `tag/create`
-pub(super) fn create_tag(state: &mut State, request: &ApiRequest<'_>) -> SimulatedResponse {
-    into_response(parse_body(request).and_then(|wanted| {
-        let tags = &mut state.company.tags;
-        let name = non_empty_text(&wanted, "tagname").ok_or(40035)?;
-        let next_id = tags.iter().map(|known| known.id).max().unwrap_or(0) + 1;
-        let id = wanted["tagid"].as_u64().unwrap_or(next_id);
-        if tags.iter().any(|known| known.id == id || known.name == name) {
-            return Err(40071);
-        }
-        tags.push(Tag { id, name, users: Vec::new(), parties: Vec::new() });
-        Ok(ErrcodeJson::new(0, "created").with("tagid", id))
-    }))
+pub(super) fn create_tag(state: &mut State, request: &ApiRequest<'_>) -> HandlerResult {
+    let wanted = parse_body(request)?;
+    let tags = &mut state.company.tags;
+    let name = non_empty_text(&wanted, "tagname").ok_or(40035)?;
+    let next_id = tags.iter().map(|known| known.id).max().unwrap_or(0) + 1;
+    let id = wanted["tagid"].as_u64().unwrap_or(next_id);
+    if tags.iter().any(|known| known.id == id || known.name == name) {
+        return Err(40071);
+    }
+    tags.push(Tag { id, name, users: Vec::new(), parties: Vec::new() });
+    ErrcodeJson::new(0, "created").with("tagid", id).into()
 }
 
 /// `tag/update`
-pub(super) fn update_tag(state: &mut State, request: &ApiRequest<'_>) -> SimulatedResponse {
-    into_response(parse_body(request).and_then(|wanted| {
-        let name = non_empty_text(&wanted, "tagname").ok_or(40035)?;
-        find_tag(&mut state.company, &wanted)?.name = name;
-        Ok(ErrcodeJson::new(0, "updated"))
-    }))
+pub(super) fn update_tag(state: &mut State, request: &ApiRequest<'_>) -> HandlerResult {
+    let wanted = parse_body(request)?;
+    let name = non_empty_text(&wanted, "tagname").ok_or(40035)?;
+    find_tag(&mut state.company, &wanted)?.name = name;
+    ErrcodeJson::new(0, "updated").into()
 }
 
 /// `tag/delete?tagid=`
-pub(super) fn delete_tag(state: &mut State, request: &ApiRequest<'_>) -> SimulatedResponse {
-    let wanted = request.query.value("tagid").and_then(|id| id.parse::<u64>().ok());
+pub(super) fn delete_tag(state: &mut State, request: &ApiRequest<'_>) -> HandlerResult {
+    let wanted = request.query.number("tagid");
     let tags = &mut state.company.tags;
-    into_response(tags.iter().position(|known| Some(known.id) == wanted).ok_or(40068).map(|at| {
-        tags.remove(at);
-        ErrcodeJson::new(0, "deleted")
-    }))
+    tags.remove(tags.iter().position(|known| Some(known.id) == wanted).ok_or(40068)?);
+    ErrcodeJson::new(0, "deleted").into()
 }
 
 /// `tag/addtagusers`. Unknown userids are listed in `invalidlist`.
-pub(super) fn add_tag_users(state: &mut State, request: &ApiRequest<'_>) -> SimulatedResponse {
-    into_response(parse_body(request).and_then(|wanted| {
-        let (known, unknown) = partition_users(&state.company, &wanted);
-        let tag = find_tag(&mut state.company, &wanted)?;
-        tag.users.retain(|user| !known.contains(user));
-        tag.users.extend(known.iter().cloned());
-        tag_users_result(&known, &unknown)
-    }))
+pub(super) fn add_tag_users(state: &mut State, request: &ApiRequest<'_>) -> HandlerResult {
+    let wanted = parse_body(request)?;
+    let (known, unknown) = partition_users(&state.company, &wanted);
+    let tag = find_tag(&mut state.company, &wanted)?;
+    tag.users.retain(|user| !known.contains(user));
+    tag.users.extend(known.iter().cloned());
+    tag_users_result(&known, &unknown)
 }
 
 /// `tag/deltagusers`
-pub(super) fn remove_tag_users(state: &mut State, request: &ApiRequest<'_>) -> SimulatedResponse {
-    into_response(parse_body(request).and_then(|wanted| {
-        let (known, unknown) = partition_users(&state.company, &wanted);
-        find_tag(&mut state.company, &wanted)?.users.retain(|user| !known.contains(user));
-        tag_users_result(&known, &unknown)
-    }))
-}
-
-fn into_response(result: ErrcodeResult) -> SimulatedResponse {
-    result.unwrap_or_else(|errcode| ErrcodeJson::new(errcode, "")).into()
+pub(super) fn remove_tag_users(state: &mut State, request: &ApiRequest<'_>) -> HandlerResult {
+    let wanted = parse_body(request)?;
+    let (known, unknown) = partition_users(&state.company, &wanted);
+    find_tag(&mut state.company, &wanted)?.users.retain(|user| !known.contains(user));
+    tag_users_result(&known, &unknown)
 }
 
 fn parse_body(request: &ApiRequest<'_>) -> Result<Value, i64> {
@@ -203,10 +177,10 @@ fn partition_users(company: &Company, wanted: &Value) -> (Vec<String>, Vec<Strin
     userids.map(str::to_owned).partition(|user| company.has_user(user))
 }
 
-fn tag_users_result(known: &[String], unknown: &[String]) -> ErrcodeResult {
+fn tag_users_result(known: &[String], unknown: &[String]) -> HandlerResult {
     match (known.is_empty(), unknown.is_empty()) {
         (true, _) => Err(40070),
-        (false, true) => Ok(ErrcodeJson::ok()),
-        (false, false) => Ok(ErrcodeJson::ok().with("invalidlist", unknown.join("|"))),
+        (false, true) => ErrcodeJson::ok().into(),
+        (false, false) => ErrcodeJson::ok().with("invalidlist", unknown.join("|")).into(),
     }
 }

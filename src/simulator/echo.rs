@@ -2,12 +2,12 @@
 
 use serde_json::Value;
 
-use super::response::{ErrcodeJson, SimulatedResponse};
-use super::routes::ApiRequest;
+use super::response::ErrcodeJson;
+use super::routes::{ApiRequest, HandlerResult};
 use super::state::State;
 
 /// Returns the request's head, and the length and hash of its body.
-pub(super) fn echo(_: &mut State, request: &ApiRequest<'_>) -> SimulatedResponse {
+pub(super) fn echo(_: &mut State, request: &ApiRequest<'_>) -> HandlerResult {
     let headers: Vec<[Value; 2]> = (request.head.headers.iter())
         .map(|(name, value)| [name.as_str().into(), String::from_utf8_lossy(value.as_bytes()).into()])
         .collect();
@@ -23,6 +23,6 @@ pub(super) fn echo(_: &mut State, request: &ApiRequest<'_>) -> SimulatedResponse
 }
 
 /// Returns the length and hash of the body.
-pub(super) fn sink(_: &mut State, request: &ApiRequest<'_>) -> SimulatedResponse {
+pub(super) fn sink(_: &mut State, request: &ApiRequest<'_>) -> HandlerResult {
     ErrcodeJson::ok().with("body_bytes", request.body.length).with("body_sha256", &request.body.sha256).into()
 }

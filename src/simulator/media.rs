@@ -11,7 +11,7 @@ use hyper::header::{ACCEPT_RANGES, CONTENT_DISPOSITION, CONTENT_RANGE, CONTENT_T
 use super::multipart::{self, UploadedFile};
 use super::random;
 use super::response::{ErrcodeJson, SimulatedResponse};
-use super::routes::ApiRequest;
+use super::routes::{ApiRequest, HandlerResult};
 use super::state::State;
 
 const MAX_STORED_BYTES: usize = 256 << 20;
@@ -46,49 +46,38 @@ impl MediaStore {
 }
 
 /// `media/upload?type=` and `webhook/upload_media?type=`
-pub(super) fn upload(state: &mut State, request: &ApiRequest<'_>) -> SimulatedResponse {
+pub(super) fn upload(state: &mut State, request: &ApiRequest<'_>) -> HandlerResult {
     let kind = request.query.value("type").unwrap_or_default();
     let max_bytes = match kind.as_str() {
         "image" | "video" => 10 * MIB,
         "voice" => 2 * MIB,
         "file" => 20 * MIB,
-        _ => return ErrcodeJson::new(40004, "").into(),
+        _ => return Err(40004),
     };
-    let file = match uploaded_file(request, max_bytes) {
-        Ok(file) => file,
-        Err(errcode) => return ErrcodeJson::new(errcode, "").into(),
-    };
+    let file = uploaded_file(request, max_bytes)?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let media_id = state.media.insert(file);
     ErrcodeJson::ok().with("type", kind).with("media_id", media_id).with("created_at", now.to_string()).into()
 }
 
 /// `media/uploadimg`: the image is not stored.
-pub(super) fn upload_image(_: &mut State, request: &ApiRequest<'_>) -> SimulatedResponse {
-    match uploaded_file(request, 2 * MIB) {
-        Ok(_) => ErrcodeJson::ok()
-            .with("url", format!("https://p.example.com/{}/0", random::url_safe_text(32)))
-            .into(),
-        Err(errcode) => ErrcodeJson::new(errcode, "").into(),
-    }
+pub(super) fn upload_image(_: &mut State, request: &ApiRequest<'_>) -> HandlerResult {
+    uploaded_file(request, 2 * MIB)?;
+    ErrcodeJson::ok().with("url", format!("https://p.example.com/{}/0", random::url_safe_text(32))).into()
 }
 
 /// `media/get?media_id=`; the media_id `generated-<BYTES>` selects a generated file.
-pub(super) fn download(state: &mut State, request: &ApiRequest<'_>) -> SimulatedResponse {
-    let Some(media_id) = request.query.value("media_id").filter(|id| !id.is_empty()) else {
-        return ErrcodeJson::new(41006, "").into();
-    };
+pub(super) fn download(state: &mut State, request: &ApiRequest<'_>) -> HandlerResult {
+    let media_id = request.query.non_empty("media_id").ok_or(41006)?;
     let generated_length = media_id.strip_prefix("generated-").and_then(|bytes| bytes.parse::<u64>().ok());
     if let Some(bytes) = generated_length {
         let part = |status, from, to| SimulatedResponse::generated(status, from, to);
-        return file_response(request, bytes, "application/octet-stream", "generated.bin", part);
+        return Ok(file_response(request, bytes, "application/octet-stream", "generated.bin", part));
     }
-    let Some(file) = state.media.find(&media_id) else {
-        return ErrcodeJson::new(40007, "").into();
-    };
+    let file = state.media.find(&media_id).ok_or(40007)?;
     let part =
         |status, from, to| SimulatedResponse::bytes(status, file.bytes.slice(from as usize..to as usize));
-    file_response(request, file.bytes.len() as u64, &file.content_type, &file.name, part)
+    Ok(file_response(request, file.bytes.len() as u64, &file.content_type, &file.name, part))
 }
 
 fn uploaded_file(request: &ApiRequest<'_>, max_bytes: usize) -> Result<UploadedFile, i64> {

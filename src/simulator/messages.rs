@@ -4,8 +4,8 @@ use serde_json::Value;
 
 use super::random;
 use super::recorder::RecordedMessage;
-use super::response::{ErrcodeJson, SimulatedResponse};
-use super::routes::ApiRequest;
+use super::response::ErrcodeJson;
+use super::routes::{ApiRequest, HandlerResult};
 use super::state::State;
 
 const APP_MESSAGE_TYPES: &[&str] = &[
@@ -25,19 +25,16 @@ const WEBHOOK_MESSAGE_TYPES: &[&str] =
     &["text", "markdown", "markdown_v2", "image", "news", "file", "voice", "template_card"];
 
 /// `message/send`. Unknown userids are named in `invaliduser`, and the message counts as sent.
-pub(super) fn send(state: &mut State, request: &ApiRequest<'_>) -> SimulatedResponse {
-    let message = match parse(request, APP_MESSAGE_TYPES) {
-        Ok(message) => message,
-        Err(errcode) => return ErrcodeJson::new(errcode, "").into(),
-    };
+pub(super) fn send(state: &mut State, request: &ApiRequest<'_>) -> HandlerResult {
+    let message = parse(request, APP_MESSAGE_TYPES)?;
     let non_empty = |key: &str| message[key].as_str().is_some_and(|text| !text.is_empty());
     if !["touser", "toparty", "totag"].into_iter().any(non_empty) {
-        return ErrcodeJson::new(81013, "").into();
+        return Err(81013);
     }
     // Some clients, such as Alertmanager, send it as a string.
     let agentid = &message["agentid"];
     if agentid.as_u64().or_else(|| agentid.as_str()?.parse().ok()).is_none() {
-        return ErrcodeJson::new(41011, "").into();
+        return Err(41011);
     }
     let users = message["touser"].as_str().unwrap_or("").split('|');
     let unknown: Vec<&str> =
@@ -50,14 +47,10 @@ pub(super) fn send(state: &mut State, request: &ApiRequest<'_>) -> SimulatedResp
 }
 
 /// `webhook/send?key=`
-pub(super) fn send_by_webhook(state: &mut State, request: &ApiRequest<'_>) -> SimulatedResponse {
-    match parse(request, WEBHOOK_MESSAGE_TYPES) {
-        Ok(message) => {
-            store(state, request, message);
-            ErrcodeJson::ok().into()
-        }
-        Err(errcode) => ErrcodeJson::new(errcode, "").into(),
-    }
+pub(super) fn send_by_webhook(state: &mut State, request: &ApiRequest<'_>) -> HandlerResult {
+    let message = parse(request, WEBHOOK_MESSAGE_TYPES)?;
+    store(state, request, message);
+    ErrcodeJson::ok().into()
 }
 
 /// Parses and validates a message, whatever its Content-Type; the error is an errcode.

@@ -49,11 +49,6 @@ impl<'a> Observed<'a> {
         self.0.recorder.counts.gettokens
     }
 
-    /// Maximum number of concurrent gettoken calls.
-    pub fn max_gettokens_in_flight(self) -> u64 {
-        self.0.recorder.counts.gettokens_in_flight_max
-    }
-
     /// Number of requests in flight: from the head of the request to the last byte of the response.
     pub fn in_flight(self) -> u64 {
         self.0.recorder.counts.in_flight

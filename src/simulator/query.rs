@@ -14,6 +14,16 @@ impl<'a> Query<'a> {
         self.pairs().find(|(known, _)| known == name).map(|(_, value)| value)
     }
 
+    /// The first value of this decoded name that is not empty.
+    pub(super) fn non_empty(self, name: &str) -> Option<String> {
+        self.value(name).filter(|value| !value.is_empty())
+    }
+
+    /// The first value of this decoded name, if it is a number.
+    pub(super) fn number(self, name: &str) -> Option<u64> {
+        self.value(name)?.parse().ok()
+    }
+
     /// All names and values, decoded.
     pub(super) fn pairs(self) -> impl Iterator<Item = (String, String)> + use<'a> {
         self.0.split('&').filter(|pair| !pair.is_empty()).map(|pair| {

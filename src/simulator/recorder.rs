@@ -10,7 +10,7 @@ const MAX_MESSAGES: usize = 1_000;
 
 /// A request to the API, as received. The values of tokens and of `corpsecret` in the query are replaced:
 /// `access_token=token#3`, `token#?` for an unknown token, `corpsecret=***`. Headers are unchanged.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 #[non_exhaustive]
 pub struct RecordedRequest {
     /// Serial number of the request, from 1, in the order of authorization.
@@ -56,13 +56,7 @@ impl RecordedRequest {
             path: head.uri.path().to_owned(),
             query,
             headers,
-            agent: None,
-            token: None,
-            executed: false,
-            status: None,
-            errcode: None,
-            body_bytes: 0,
-            body_sha256: None,
+            ..Self::default()
         }
     }
 

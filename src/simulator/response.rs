@@ -1,7 +1,5 @@
 //! Responses: WeCom's JSON with its order of members, files, and bodies that faults truncate or stall.
 
-use std::convert::Infallible;
-use std::fmt;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
@@ -15,6 +13,7 @@ use serde::Serialize;
 use tokio::time::Sleep;
 
 use super::listener::SimulatedConnection;
+use super::routes::HandlerResult;
 use super::state::InFlightGuard;
 
 /// Delay between the last byte to deliver and the close, so that the socket can send this byte.
@@ -24,24 +23,12 @@ const CHUNK_BYTES: u64 = 64 * 1024;
 const PATTERN_BYTES: usize = 65_521;
 
 /// The connection was closed instead of a complete response.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("connection dropped by an injected fault")]
 pub(super) struct ConnectionDropped;
 
-impl fmt::Display for ConnectionDropped {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("connection dropped by an injected fault")
-    }
-}
-
-impl std::error::Error for ConnectionDropped {}
-
-impl From<Infallible> for ConnectionDropped {
-    fn from(never: Infallible) -> Self {
-        match never {}
-    }
-}
-
 /// A JSON object in WeCom's order: the leading members, errcode, errmsg, the trailing members.
+#[derive(Default)]
 pub(super) struct ErrcodeJson {
     errcode: i64,
     errmsg: String,
@@ -55,12 +42,7 @@ impl ErrcodeJson {
     }
 
     pub(super) fn new(errcode: i64, errmsg: impl Into<String>) -> Self {
-        Self {
-            errcode,
-            errmsg: errmsg.into(),
-            leading_members: String::new(),
-            trailing_members: String::new(),
-        }
+        Self { errcode, errmsg: errmsg.into(), ..Self::default() }
     }
 
     /// Adds a member after errcode and errmsg.
@@ -104,6 +86,12 @@ impl From<ErrcodeJson> for SimulatedResponse {
     }
 }
 
+impl From<ErrcodeJson> for HandlerResult {
+    fn from(json: ErrcodeJson) -> Self {
+        Ok(json.into())
+    }
+}
+
 impl SimulatedResponse {
     pub(super) fn empty(status: StatusCode) -> Self {
         Self::bytes(status, Bytes::new())
@@ -120,6 +108,11 @@ impl SimulatedResponse {
 
     fn new(status: StatusCode, content: BodyContent) -> Self {
         Self { status, errcode: None, errmsg: "ok".to_owned(), headers: Vec::new(), content }
+    }
+
+    /// Counts as a call that succeeded although its JSON has no errcode.
+    pub(super) fn with_errcode_zero(self) -> Self {
+        Self { errcode: Some(0), ..self }
     }
 
     /// Adds a header; ignores a value that is invalid in HTTP.

@@ -57,6 +57,11 @@ pub struct Lease {
 }
 
 impl Lease {
+    /// When this replica acquired it; its fence is the same time by the store's clock, or a little more.
+    pub fn acquired_at(&self) -> Instant {
+        self.acquired_at
+    }
+
     /// The lease for a value that is already `age` old: its fence is that much smaller, but greater than `min_fence`.
     pub fn backdated(self, age: Duration, min_fence: u64) -> Self {
         let fetched_at = self.fence.saturating_sub(as_microseconds(age));

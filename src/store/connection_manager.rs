@@ -2,12 +2,13 @@
 //! whether the store is connected.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Weak},
     time::Duration,
 };
 
-use arc_swap::ArcSwapOption;
-use redis::{RedisError, RedisResult, Script};
+use arc_swap::{ArcSwap, ArcSwapOption};
+use parking_lot::{Mutex, MutexGuard};
+use redis::{RedisError, RedisResult, Script, Value};
 use tokio::{
     runtime::Handle,
     sync::{Notify, mpsc},
@@ -15,13 +16,19 @@ use tokio::{
 };
 
 use super::{
+    StoreError, Unavailable,
+    backend::{Backend, DialerChange, MakeDialer, Reply},
     dialer::{CONNECT_TIMEOUT, Dialer, RESPONSE_TIMEOUT, StoreConnection},
     keys::{channel_name, store_key},
     notification::StoreEvent,
+    script::{SCRIPT_COUNT, SCRIPT_TEXTS, ScriptCall},
 };
 
 /// The reason before the first attempt has ended.
 const NOT_CONNECTED_YET: &str = "not connected yet";
+/// Longer than one response may take, because a call can need several: a cluster redirects it, or the server has
+/// lost the script and needs its text.
+const CALL_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time between two probes of a connection.
 const PROBE_INTERVAL: Duration = Duration::from_millis(500);
 /// Shortest and longest wait between two connection attempts.
@@ -33,11 +40,13 @@ const PROBE_KEY_TTL: Duration = Duration::from_secs(10);
 
 /// Holds the current connection, or the reason why there is none.
 pub(super) struct ConnectionManager {
-    dialer: Dialer,
+    dialer: ArcSwap<Dialer>,
     channel: String,
     /// Probe keys: a hash and a string.
     probe_keys: [String; 2],
     probe_script: Script,
+    /// In the order of [`super::script::Script`].
+    scripts: [Script; SCRIPT_COUNT],
     connection: ArcSwapOption<StoreConnection>,
     /// Why the store is unavailable; `None` while it is connected.
     last_error: Mutex<Option<String>>,
@@ -55,10 +64,11 @@ impl ConnectionManager {
         event_sender: mpsc::UnboundedSender<StoreEvent>,
     ) -> Arc<Self> {
         let manager = Arc::new(Self {
-            dialer,
+            dialer: ArcSwap::from_pointee(dialer),
             channel: channel_name(prefix),
             probe_keys: ["hash", "text"].map(|kind| store_key(prefix, "probe", kind)),
             probe_script: Script::new(include_str!("scripts/probe.lua")),
+            scripts: SCRIPT_TEXTS.map(Script::new),
             connection: ArcSwapOption::empty(),
             last_error: Mutex::new(Some(NOT_CONNECTED_YET.to_owned())),
             probe_requested: Notify::new(),
@@ -69,29 +79,20 @@ impl ConnectionManager {
     }
 
     /// The current connection, if there is one.
-    pub(super) fn connection(&self) -> Option<StoreConnection> {
+    fn connection(&self) -> Option<StoreConnection> {
         self.connection.load().as_deref().cloned()
     }
 
-    /// Why the store is unavailable; `None` while it is connected.
-    pub(super) fn last_error(&self) -> Option<String> {
-        self.lock_last_error().clone()
-    }
-
-    /// Whether the first attempt to connect has ended.
-    pub(super) fn was_attempted(&self) -> bool {
-        self.lock_last_error().as_deref() != Some(NOT_CONNECTED_YET)
-    }
-
-    /// Marks the store unavailable after a failed call, and probes it.
-    pub(super) fn on_call_failed(&self, error: &RedisError) {
-        self.mark_unavailable(error.to_string());
-        self.request_probe();
-    }
-
-    /// Probes the connection now.
-    pub(super) fn request_probe(&self) {
-        self.probe_requested.notify_one();
+    /// Marks the store unavailable if a call fails, and probes it.
+    async fn with_call_timeout<T>(
+        &self,
+        response: impl Future<Output = RedisResult<T>>,
+    ) -> Result<T, Unavailable> {
+        timeout(CALL_TIMEOUT, response).await.unwrap_or_else(|_| Err(timeout_error())).map_err(|error| {
+            self.mark_unavailable(error.to_string());
+            self.request_probe();
+            Unavailable
+        })
     }
 
     fn mark_unavailable(&self, reason: String) {
@@ -103,12 +104,12 @@ impl ConnectionManager {
     }
 
     fn lock_last_error(&self) -> MutexGuard<'_, Option<String>> {
-        self.last_error.lock().unwrap_or_else(PoisonError::into_inner)
+        self.last_error.lock()
     }
 
     /// Connects, subscribes, and runs the commands of all scripts once, so that a missing permission shows now.
     async fn connect(&self) -> RedisResult<()> {
-        let mut connection = self.dialer.connect().await?;
+        let mut connection = self.dialer.load_full().connect().await?;
         connection.subscribe(&self.channel).await?;
         let mut probe = self.probe_script.key(&self.probe_keys[0]);
         probe.key(&self.probe_keys[1]).arg(&self.channel).arg(PROBE_KEY_TTL.as_millis() as u64);
@@ -132,14 +133,59 @@ impl ConnectionManager {
         }
         let mut probe = redis::cmd("SET");
         probe.arg(&self.probe_keys[1]).arg(1).arg("PX").arg(PROBE_KEY_TTL.as_millis() as u64);
-        match timeout(RESPONSE_TIMEOUT, probe.exec_async(connection)).await {
-            Ok(written) => written,
-            Err(_) => Err(timeout_error()),
-        }
+        timeout(RESPONSE_TIMEOUT, probe.exec_async(connection)).await.unwrap_or_else(|_| Err(timeout_error()))
     }
 }
 
-pub(super) fn timeout_error() -> RedisError {
+impl Backend for ConnectionManager {
+    fn call(&self, script_call: ScriptCall) -> Reply<'_, Value> {
+        Box::pin(async move {
+            let mut connection = self.connection().ok_or(Unavailable)?;
+            let mut call = self.scripts[script_call.script as usize].prepare_invoke();
+            for key in script_call.keys {
+                call.key(key);
+            }
+            for argument in script_call.arguments {
+                call.arg(argument);
+            }
+            self.with_call_timeout(call.invoke_async(&mut connection)).await
+        })
+    }
+
+    fn publish(&self, channel: String, message: String) -> Reply<'_, ()> {
+        Box::pin(async move {
+            let mut connection = self.connection().ok_or(Unavailable)?;
+            let mut publish = redis::cmd("PUBLISH");
+            publish.arg(channel).arg(message);
+            self.with_call_timeout(publish.exec_async(&mut connection)).await
+        })
+    }
+
+    fn last_error(&self) -> Option<String> {
+        self.lock_last_error().clone()
+    }
+
+    fn was_attempted(&self) -> bool {
+        self.lock_last_error().as_deref() != Some(NOT_CONNECTED_YET)
+    }
+
+    fn request_probe(&self) {
+        self.probe_requested.notify_one();
+    }
+
+    fn prepare_dialer(&self, make: MakeDialer<'_>) -> Result<DialerChange<'_>, StoreError> {
+        let dialer = make(self.event_sender.clone())?;
+        Ok(Box::new(move || {
+            let has_changed = !self.dialer.load().has_same_ca(&dialer);
+            if has_changed {
+                self.dialer.store(Arc::new(dialer));
+            }
+            has_changed
+        }))
+    }
+}
+
+fn timeout_error() -> RedisError {
     RedisError::from(std::io::Error::new(std::io::ErrorKind::TimedOut, "response timed out"))
 }
 

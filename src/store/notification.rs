@@ -3,7 +3,7 @@
 
 use redis::{FromRedisValue, PushInfo, PushKind};
 
-use super::seal::Sealer;
+use crate::secret::seal::Sealer;
 
 /// What happened to a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,7 +87,7 @@ mod tests {
     use crate::secret::Masked;
 
     fn sealer() -> Sealer {
-        Sealer::new(&Masked::new("a key of the tests, long enough for it"), None).expect("a key")
+        Sealer::new("store", &Masked::new("a key of the tests, long enough for it"), None).expect("a key")
     }
 
     proptest! {

@@ -11,16 +11,37 @@ pub(super) enum Script {
     EndLease,
     ExtendLease,
     ConsumeLimits,
+    StateWrite,
+    StateRead,
+    StateScan,
+    StateScanSince,
+    StateChanges,
+    StateExpire,
+    StateReseal,
+    StateSummarize,
+    CountQuotas,
 }
 
+/// The number of scripts.
+pub(super) const SCRIPT_COUNT: usize = 15;
+
 /// The scripts' texts, in the order of [`Script`].
-pub(super) const SCRIPT_TEXTS: [&str; 6] = [
+pub(super) const SCRIPT_TEXTS: [&str; SCRIPT_COUNT] = [
     include_str!("scripts/claim.lua"),
     include_str!("scripts/read.lua"),
     include_str!("scripts/put.lua"),
     include_str!("scripts/end_lease.lua"),
     include_str!("scripts/extend_lease.lua"),
     include_str!("scripts/consume_limits.lua"),
+    include_str!("scripts/state_write.lua"),
+    include_str!("scripts/state_read.lua"),
+    include_str!("scripts/state_scan.lua"),
+    include_str!("scripts/state_scan_since.lua"),
+    include_str!("scripts/state_changes.lua"),
+    include_str!("scripts/state_expire.lua"),
+    include_str!("scripts/state_reseal.lua"),
+    include_str!("scripts/state_summarize.lua"),
+    include_str!("scripts/count_quotas.lua"),
 ];
 
 /// A script with its keys and arguments.

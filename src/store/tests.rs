@@ -1,6 +1,9 @@
 //! The store over the fake server.
 
-use super::{fake::FakeServer, *};
+pub(crate) mod fake;
+
+use self::fake::FakeServer;
+use super::*;
 
 #[tokio::test(start_paused = true)]
 async fn replayed_expired_failure_does_not_block_claims() {

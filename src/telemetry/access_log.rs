@@ -1,29 +1,45 @@
-//! The access log: one line per request, formatted by the worker when the request ends, and written by another thread.
+//! The access log: one line per request, formatted by the worker when the request ends, and written by another thread to
+//! stderr or a file.
 //!
 //! A line goes only into its worker's buffer, so that neither a slow reader of stderr nor another worker delays a
 //! request. The buffers are bounded; lines that do not fit are dropped and counted.
 
+mod file;
 mod invisible;
 mod layout;
 mod level_gate;
+mod owned_entry;
 #[cfg(test)]
 mod tests;
 mod timestamp;
 mod writer;
 
 use std::{
+    fmt,
     io::{self, IsTerminal, Write},
     net::IpAddr,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
+use parking_lot::Mutex;
+
+use self::file::LogFile;
+pub use self::owned_entry::OwnedEntry;
+pub(super) use self::owned_entry::truncate;
 pub(crate) use self::{
     invisible::{escape_json, is_invisible},
     writer::{LogBuffers, LogKind, Stderr},
 };
-use self::{layout::Layout, timestamp::TimestampCache, writer::lock};
-use crate::config::{LogConfig, LogFormat};
+use self::{layout::Layout, timestamp::TimestampCache};
+use super::{journal, worker_buffers::share};
+use crate::{
+    config::{LogConfig, LogFormat, LoggedRequests},
+    wecom::errcode,
+};
 
 /// How long the exit of the program waits for the last lines to be written.
 pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
@@ -32,6 +48,8 @@ pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 const MAX_BUFFERED_BYTES: usize = 1 << 20;
 /// The minimum buffer of a worker, whatever the number of workers.
 const MIN_WORKER_BUFFER_BYTES: usize = 64 * 1024;
+/// A request that takes this long or longer is slow.
+const SLOW: Duration = Duration::from_secs(1);
 
 /// The level of a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +58,24 @@ pub enum Level {
     Info,
     /// The proxy could not serve the request.
     Warn,
+}
+
+impl Level {
+    fn as_tracing(self) -> tracing::Level {
+        match self {
+            Self::Info => tracing::Level::INFO,
+            Self::Warn => tracing::Level::WARN,
+        }
+    }
+}
+
+/// What surrounds the fields of a line.
+#[derive(Clone, Copy)]
+struct LineStyle {
+    /// For terminals.
+    colour: bool,
+    /// For the journal.
+    has_priorities: bool,
 }
 
 /// The access log entry of a request. Absent fields are omitted from the line.
@@ -59,14 +95,22 @@ pub struct AccessLogEntry<'a> {
     pub client: Option<&'a str>,
     /// The agent's name.
     pub agent: Option<&'a str>,
+    /// The upstream's name, if it is not the default one.
+    pub upstream: Option<&'a str>,
     /// The HTTP method.
     pub method: &'a str,
     /// The path, without secrets.
     pub path: &'a str,
+    /// The whole query. Not in the line, and only the names in it are kept.
+    pub query: QueryText<'a>,
     /// The HTTP status of the response; 0 if there was none.
     pub status: u16,
     /// The errcode of the response.
     pub errcode: Option<i64>,
+    /// Whether WeCom sent that errcode, and it is not 0. Not in the line.
+    pub is_wecom_errcode: bool,
+    /// The address that WeCom does not trust, by its errcode 60020. Not in the line.
+    pub untrusted_address: Option<IpAddr>,
     /// The errcode that caused a retry.
     pub retried: Option<i64>,
     /// The kind of the proxy's own error.
@@ -91,6 +135,68 @@ pub struct AccessLogEntry<'a> {
     pub hint: Option<&'a str>,
 }
 
+impl Default for AccessLogEntry<'_> {
+    fn default() -> Self {
+        Self {
+            level: Level::Info,
+            ended_at: SystemTime::UNIX_EPOCH,
+            request_id: "",
+            trace_id: None,
+            peer: None,
+            client: None,
+            agent: None,
+            upstream: None,
+            method: "",
+            path: "",
+            query: QueryText::default(),
+            status: 0,
+            errcode: None,
+            is_wecom_errcode: false,
+            untrusted_address: None,
+            retried: None,
+            error: None,
+            reason: None,
+            first_attempt: None,
+            request_bytes: None,
+            response_bytes: 0,
+            complete: false,
+            token_time: Duration::ZERO,
+            upstream_time: Duration::ZERO,
+            total_time: Duration::ZERO,
+            hint: None,
+        }
+    }
+}
+
+/// A query, whose values may be secret: `Debug` does not show it.
+#[derive(Clone, Copy, Default)]
+pub struct QueryText<'a>(pub &'a str);
+
+impl fmt::Debug for QueryText<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[query]")
+    }
+}
+
+impl AccessLogEntry<'_> {
+    /// Whether the request failed, or its response was not sent to its end.
+    pub fn is_failed(&self) -> bool {
+        self.status >= 400 || self.errcode.is_some_and(|errcode| errcode != 0) || !self.complete
+    }
+
+    /// The address that WeCom does not trust: where gettoken was refused, its text names it.
+    pub fn known_untrusted_address(&self) -> Option<IpAddr> {
+        let is_untrusted = self.is_wecom_errcode && self.errcode == Some(errcode::UNTRUSTED_IP);
+        let in_reason = || errcode::untrusted_address(self.reason?.as_bytes()).filter(|_| is_untrusted);
+        self.untrusted_address.or_else(in_reason)
+    }
+
+    /// Whether the request took long.
+    pub fn is_slow(&self) -> bool {
+        self.total_time >= SLOW
+    }
+}
+
 /// The attempt whose token was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FirstAttempt {
@@ -107,8 +213,11 @@ pub struct AccessLog(Arc<WorkerHandle>);
 
 /// The handle of one worker.
 struct WorkerHandle {
-    log_every_request: bool,
+    logged: LoggedRequests,
+    /// Whether lines begin with their priority, for the journal.
+    has_priorities: bool,
     layout: Layout,
+    reopen: Arc<AtomicBool>,
     buffer: Arc<Mutex<LogBuffer>>,
     buffers: Arc<LogBuffers>,
 }
@@ -121,28 +230,48 @@ pub(crate) struct LogBuffer {
 }
 
 impl AccessLog {
-    /// Starts a log to stderr, with buffers for `workers` workers. Fails if the thread cannot be started.
-    pub fn start_on_stderr(config: LogConfig, workers: usize) -> io::Result<Self> {
-        Self::start(config, workers, io::stderr().is_terminal(), Box::new(Stderr))
+    /// Starts a log to `log.access_file` or stderr, with buffers for `workers` workers. Fails if the file cannot be
+    /// opened or the thread cannot be started.
+    pub fn start_configured(config: &LogConfig, workers: usize) -> io::Result<Self> {
+        let reopen = Arc::<AtomicBool>::default();
+        let (colour, out): (_, Box<dyn Write + Send>) = match &config.access_file {
+            Some(path) => (false, Box::new(LogFile::open(path, reopen.clone())?)),
+            None => (io::stderr().is_terminal(), Box::new(Stderr)),
+        };
+        let has_priorities = config.access_file.is_none() && journal::is_stderr_journal();
+        Self::start_with(config, workers, LineStyle { colour, has_priorities }, out, reopen)
     }
 
     /// Starts a log to any output; `colour` is for terminals.
     pub fn start(
-        config: LogConfig,
+        config: &LogConfig,
         workers: usize,
         colour: bool,
         out: Box<dyn Write + Send>,
+    ) -> io::Result<Self> {
+        let style = LineStyle { colour, has_priorities: false };
+        Self::start_with(config, workers, style, out, Arc::default())
+    }
+
+    fn start_with(
+        config: &LogConfig,
+        workers: usize,
+        LineStyle { colour, has_priorities }: LineStyle,
+        out: Box<dyn Write + Send>,
+        reopen: Arc<AtomicBool>,
     ) -> io::Result<Self> {
         let layout = match config.format {
             LogFormat::Json => Layout::Json,
             LogFormat::Text if colour => Layout::Coloured,
             LogFormat::Text => Layout::Plain,
         };
-        let buffer_bytes = (MAX_BUFFERED_BYTES / workers.max(1)).max(MIN_WORKER_BUFFER_BYTES);
+        let buffer_bytes = share(MAX_BUFFERED_BYTES, workers, MIN_WORKER_BUFFER_BYTES);
         let buffers = Arc::new(LogBuffers::start(LogKind::Access, buffer_bytes, out)?);
         Ok(Self(Arc::new(WorkerHandle {
-            log_every_request: config.access,
+            logged: config.access,
+            has_priorities,
             layout,
+            reopen,
             buffer: buffers.add_buffer(),
             buffers,
         })))
@@ -150,31 +279,50 @@ impl AccessLog {
 
     /// A handle of the same log with its own buffer, for another worker.
     pub fn for_worker(&self) -> Self {
-        let WorkerHandle { log_every_request, layout, buffers, .. } = &*self.0;
-        let (log_every_request, layout) = (*log_every_request, *layout);
+        let WorkerHandle { logged, has_priorities, layout, reopen, buffers, .. } = &*self.0;
         Self(Arc::new(WorkerHandle {
-            log_every_request,
-            layout,
+            logged: *logged,
+            has_priorities: *has_priorities,
+            layout: *layout,
+            reopen: reopen.clone(),
             buffer: buffers.add_buffer(),
             buffers: buffers.clone(),
         }))
     }
 
-    /// Whether a line of this level is logged, by `log.access` and the current level of the log.
+    /// Whether a line of this level may be logged, by `log.access` and the current level of the log.
     pub fn is_enabled(&self, level: Level) -> bool {
         match level {
-            Level::Info => self.0.log_every_request && level_gate::INFO.is_enabled(),
+            Level::Info => self.0.logged != LoggedRequests::None && level_gate::INFO.is_enabled(),
             Level::Warn => level_gate::WARN.is_enabled(),
         }
     }
 
-    /// Writes a line, whatever [`is_enabled`](Self::is_enabled) returns. Never waits: if the buffer is full, the line
+    /// Whether `log.access` and the current level of the log ask for this request.
+    pub fn is_logged(&self, entry: &AccessLogEntry<'_>) -> bool {
+        let is_selected = || match self.0.logged {
+            LoggedRequests::All | LoggedRequests::None => true,
+            LoggedRequests::Failed => entry.is_failed(),
+            LoggedRequests::Slow => entry.is_slow(),
+        };
+        self.is_enabled(entry.level) && (entry.level == Level::Warn || is_selected())
+    }
+
+    /// Opens the file again before the next line, so that the log can be rotated.
+    pub fn reopen_file(&self) {
+        self.0.reopen.store(true, Ordering::Relaxed);
+    }
+
+    /// Writes a line, whatever [`is_logged`](Self::is_logged) returns. Never waits: if the buffer is full, the line
     /// is dropped and counted.
     pub fn write(&self, entry: &AccessLogEntry<'_>) {
-        let WorkerHandle { layout, buffer, buffers, .. } = &*self.0;
-        let mut buffer = lock(buffer);
+        let WorkerHandle { layout, has_priorities, buffer, buffers, .. } = &*self.0;
+        let mut buffer = buffer.lock();
         let LogBuffer { lines, timestamps } = &mut *buffer;
         if buffers.has_capacity(lines.len()) {
+            if *has_priorities {
+                lines.extend_from_slice(journal::prefix(entry.level.as_tracing()));
+            }
             layout.format(lines, timestamps.format(entry.ended_at), entry);
         } else {
             buffers.count_dropped();

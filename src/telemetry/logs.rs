@@ -13,8 +13,8 @@ use tracing_subscriber::{
 };
 
 use self::{escape::EscapingMakeWriter, non_blocking::NonBlocking};
-use super::access_log::Stderr;
-use crate::config::{LogConfig, LogFormat};
+use super::{access_log::Stderr, journal};
+use crate::config::{LogConfig, LogFormat, LoggedRequests};
 
 /// A handle of the running log, whose level can be changed.
 #[derive(Clone)]
@@ -27,21 +27,29 @@ pub struct LogHandle {
 impl LogHandle {
     /// Starts the log of this process. To be called once, with [`flush`](Self::flush) at the exit. Fails if the thread
     /// cannot be started.
-    pub fn start(log: LogConfig) -> io::Result<Self> {
+    pub fn start(log: &LogConfig) -> io::Result<Self> {
         let writer = NonBlocking::start(Box::new(Stderr))?;
-        let handle = Self::start_with_writer(log, io::stderr().is_terminal(), writer.clone());
+        let (colour, has_priorities) = (io::stderr().is_terminal(), journal::is_stderr_journal());
+        let handle = Self::start_with(log, colour, has_priorities, writer.clone());
         Ok(Self { writer: Some(writer), ..handle })
     }
 
     /// Starts the log with a writer of the caller; `colour` is for terminals.
-    pub fn start_with_writer<W>(log: LogConfig, colour: bool, out: W) -> Self
+    pub fn start_with_writer<W>(log: &LogConfig, colour: bool, out: W) -> Self
+    where
+        W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+    {
+        Self::start_with(log, colour, false, out)
+    }
+
+    fn start_with<W>(log: &LogConfig, colour: bool, has_priorities: bool, out: W) -> Self
     where
         W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
     {
         let (filter, handle) = reload::Layer::new(build_filter(log));
         let registry = tracing_subscriber::registry().with(filter);
         // A second start, as in tests, keeps the first subscriber.
-        let _ = registry.with(build_layer(log.format, colour, out)).try_init();
+        let _ = registry.with(build_layer(log.format, colour, has_priorities, out)).try_init();
         Self { filter: handle, writer: None }
     }
 
@@ -52,29 +60,36 @@ impl LogHandle {
     }
 
     /// Applies a changed level.
-    pub fn update_filter(&self, log: LogConfig) {
+    pub fn update_filter(&self, log: &LogConfig) {
         let _ = self.filter.reload(build_filter(log));
     }
 }
 
 /// The level of the configuration, or the directives of `RUST_LOG`. The `ready` message and the access log stay enabled
 /// at every level.
-fn build_filter(log: LogConfig) -> EnvFilter {
+fn build_filter(log: &LogConfig) -> EnvFilter {
     let directives = std::env::var(EnvFilter::DEFAULT_ENV).ok().filter(|directives| !directives.is_empty());
     let filter = EnvFilter::new(directives.unwrap_or_else(|| log.level.as_str().to_owned()));
     let always = ["wecom_proxy::ready=info", "access=info"];
-    let always =
-        always.iter().take(if log.access { 2 } else { 1 }).filter_map(|directive| directive.parse().ok());
+    let always = always
+        .iter()
+        .take(if log.access == LoggedRequests::None { 1 } else { 2 })
+        .filter_map(|directive| directive.parse().ok());
     always.fold(filter, EnvFilter::add_directive)
 }
 
-fn build_layer<S, W>(format: LogFormat, colour: bool, out: W) -> Box<dyn Layer<S> + Send + Sync>
+fn build_layer<S, W>(
+    format: LogFormat,
+    colour: bool,
+    has_priorities: bool,
+    out: W,
+) -> Box<dyn Layer<S> + Send + Sync>
 where
     S: Subscriber + for<'span> LookupSpan<'span>,
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
     let json = matches!(format, LogFormat::Json);
-    let layer = fmt::layer().with_writer(EscapingMakeWriter { out, json });
+    let layer = fmt::layer().with_writer(EscapingMakeWriter { out, json, has_priorities });
     match format {
         LogFormat::Json => {
             layer.json().flatten_event(true).with_filter(FilterFn::new(is_allowed_event)).boxed()

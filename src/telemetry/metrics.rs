@@ -5,29 +5,34 @@
 
 mod agent_families;
 mod counter_map;
+mod failure;
 mod histogram;
 mod process;
 mod registry;
 mod rolling_hour;
 mod text_encoder;
+mod trouble;
 mod worker_metrics;
 
-use std::{
-    mem,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::SystemTime,
-};
+use std::{mem, sync::Arc, time::SystemTime};
+
+use parking_lot::Mutex;
 
 pub use self::{
     agent_families::AgentFamilies,
+    failure::{FailureClass, FailureCounts, TroubleReason},
     histogram::Histogram,
     process::write_process_metrics,
-    rolling_hour::{AgentStats, HourStats, MinuteStats},
+    rolling_hour::{AgentStats, ClientStats, HourStats, MinuteStats},
     text_encoder::TextEncoder,
+    trouble::AgentTrouble,
 };
 use self::{registry::Registry, worker_metrics::WorkerMetrics};
 use super::access_log::AccessLogEntry;
-use crate::directory::{Agent, Client, Directory};
+use crate::{
+    config::MetricsConfig,
+    directory::{Agent, Client, Directory},
+};
 
 /// The metrics of all workers.
 pub struct Metrics {
@@ -46,32 +51,46 @@ impl RequestCounter {
         agent: Option<&Arc<Agent>>,
         client: Option<&Arc<Client>>,
     ) {
-        lock(&self.0).record(entry, agent, client);
+        self.0.lock().record(entry, agent, client);
     }
 }
 
+/// The label of the agents beyond `admin.metrics.per_agent`, which share their series.
+pub const OTHER_AGENTS: &str = "_other";
+
 impl Default for Metrics {
     fn default() -> Self {
-        Self { workers: Mutex::default(), registry: Mutex::new(Registry::new(SystemTime::now())) }
+        Self::new(MetricsConfig::default())
     }
 }
 
 impl Metrics {
+    /// Metrics with these bounds.
+    pub fn new(config: MetricsConfig) -> Self {
+        Self { workers: Mutex::default(), registry: Mutex::new(Registry::new(config, SystemTime::now())) }
+    }
+
+    /// The label of this agent's series: its name, or [`OTHER_AGENTS`] if others have taken all of
+    /// `admin.metrics.per_agent`.
+    pub fn agent_label<'a>(&self, agent: &'a str) -> &'a str {
+        if self.registry.lock().take_series(agent) { agent } else { OTHER_AGENTS }
+    }
+
     /// Registers a worker and returns its counter.
     pub fn worker_counter(&self) -> RequestCounter {
         let metrics = Arc::<Mutex<WorkerMetrics>>::default();
-        lock(&self.workers).push(metrics.clone());
+        self.workers.lock().push(metrics.clone());
         RequestCounter(metrics)
     }
 
     /// Moves the workers' metrics into the registry. They count for the minute of the previous collection, so a
     /// collection at the start of each minute completes the last one.
     pub fn collect(&self, now: SystemTime) {
-        let workers = lock(&self.workers).clone();
-        let mut registry = lock(&self.registry);
+        let workers = self.workers.lock().clone();
+        let mut registry = self.registry.lock();
         for worker in workers {
             let collected = {
-                let mut metrics = lock(&worker);
+                let mut metrics = worker.lock();
                 let empty = metrics.empty_with_same_capacity();
                 mem::replace(&mut *metrics, empty)
             };
@@ -82,24 +101,24 @@ impl Metrics {
 
     /// Drops the metrics of agents and clients that are no longer in the directory.
     pub fn prune_removed(&self, directory: &Directory) {
-        lock(&self.registry).retain(
-            |agent| directory.agent_by_name(agent).is_some(),
+        self.registry.lock().retain(
+            |agent| agent == OTHER_AGENTS || directory.find_agent(agent).is_some(),
             |client| directory.client_by_name(client).is_some(),
         );
     }
 
     /// The proxy's own errors by kind.
     pub fn proxy_errors(&self) -> Vec<(Box<str>, u64)> {
-        lock(&self.registry).proxy_errors.iter().map(|(kind, count)| (kind.clone(), *count)).collect()
+        self.registry.lock().proxy_errors.iter().map(|(kind, count)| (kind.clone(), *count)).collect()
+    }
+
+    /// The agents in trouble, as collected; those with the most failures first.
+    pub fn troubles(&self, now: SystemTime) -> Vec<AgentTrouble> {
+        self.registry.lock().troubles.troubles(now)
     }
 
     /// The statistics of the last hour, as collected.
     pub fn last_hour(&self) -> HourStats {
-        lock(&self.registry).rolling_hour.stats()
+        self.registry.lock().rolling_hour.stats()
     }
-}
-
-/// Locks, ignoring poisoning.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

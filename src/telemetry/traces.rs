@@ -1,41 +1,38 @@
-//! OpenTelemetry traces: each worker writes the spans of a request when it ends, and an exporter sends them to the
+//! OpenTelemetry traces: each worker keeps the requests that ended, and an exporter sends them to the
 //! collector.
 //!
-//! Spans are encoded into a bounded buffer of the worker. Spans that do not fit are dropped and counted; no request
-//! waits for the collector.
+//! A worker only keeps a copy of the ended request, in a bounded buffer; requests that do not fit are dropped and
+//! counted, and none waits for the collector. The exporter makes the spans of it, with the generated types of
+//! `opentelemetry-proto`. The `opentelemetry-otlp` exporter has gRPC only with tonic, keeps the collector's
+//! `Retry-After` and its count of rejected spans to itself, and adds 24 packages instead of 21.
 
 mod collector;
 mod context;
 mod exporter;
-mod protobuf;
 mod span;
 mod trace;
 
-use std::{
-    mem,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
-};
+use std::{mem, sync::Arc};
+
+use parking_lot::Mutex;
 
 use http::Version;
 use tokio::{sync::Notify, time::Instant};
 
+use self::context::{IdGenerator, TraceContext};
 pub use self::{
     collector::{Collector, CollectorError},
     exporter::Exporter,
-    span::CommonAttributes,
+    span::{CommonAttributes, UpstreamAttributes},
     trace::{Operation, SpanOutcome, Trace},
 };
-use self::{
-    context::{IdGenerator, TraceContext},
-    span::{RequestSpans, SpanWriter},
+use super::{
+    access_log::{AccessLogEntry, OwnedEntry},
+    worker_buffers::{WorkerBuffers, share},
 };
-use super::access_log::AccessLogEntry;
 use crate::http1::headers::Headers;
 
-/// Bounds the buffered spans of all workers together; a request takes about 1 KB.
+/// Bounds the buffered requests of all workers together; one takes about 1 KB.
 const MAX_BUFFERED_BYTES: usize = 4 << 20;
 /// The minimum buffer of a worker, whatever the number of workers.
 const MIN_WORKER_BUFFER_BYTES: usize = 256 * 1024;
@@ -46,24 +43,37 @@ pub struct Traces(Arc<SpanBuffers>);
 
 struct SpanBuffers {
     attributes: CommonAttributes,
-    buffers: Mutex<Vec<Arc<Mutex<SpanBuffer>>>>,
-    /// A worker's buffer accepts no more requests above this size.
-    max_buffer_bytes: usize,
-    dropped: AtomicU64,
+    buffers: WorkerBuffers<SpanBuffer>,
     /// An empty buffer received spans.
     not_empty: Notify,
     /// A buffer became half full.
     half_full: Notify,
 }
 
-/// The encoded spans of one worker.
+/// The ended requests of one worker, and their memory.
 #[derive(Default)]
 struct SpanBuffer {
-    spans: Vec<u8>,
-    scratch: Vec<u8>,
+    requests: Vec<EndedRequest>,
+    bytes: usize,
 }
 
-/// Writes the spans of one worker.
+/// What the spans of an ended request are made of.
+struct EndedRequest {
+    trace: Box<Trace>,
+    entry: OwnedEntry,
+}
+
+impl EndedRequest {
+    fn span_count(&self) -> u64 {
+        self.trace.span_count()
+    }
+
+    fn memory_bytes(&self) -> usize {
+        size_of::<Self>() + size_of::<Trace>() + self.trace.route.len() + self.entry.text_bytes()
+    }
+}
+
+/// Keeps the ended requests of one worker.
 pub struct Tracer {
     buffers: Arc<SpanBuffers>,
     buffer: Arc<Mutex<SpanBuffer>>,
@@ -73,18 +83,13 @@ pub struct Tracer {
 impl Traces {
     /// Buffers for `workers` workers.
     pub fn new(attributes: CommonAttributes, workers: usize) -> Self {
-        Self::with_buffer_bytes(
-            attributes,
-            (MAX_BUFFERED_BYTES / workers.max(1)).max(MIN_WORKER_BUFFER_BYTES),
-        )
+        Self::with_buffer_bytes(attributes, share(MAX_BUFFERED_BYTES, workers, MIN_WORKER_BUFFER_BYTES))
     }
 
     fn with_buffer_bytes(attributes: CommonAttributes, max_buffer_bytes: usize) -> Self {
         Self(Arc::new(SpanBuffers {
             attributes,
-            buffers: Mutex::default(),
-            max_buffer_bytes,
-            dropped: AtomicU64::new(0),
+            buffers: WorkerBuffers::new(max_buffer_bytes),
             not_empty: Notify::new(),
             half_full: Notify::new(),
         }))
@@ -92,28 +97,27 @@ impl Traces {
 
     /// Adds a buffer for a worker and returns its tracer.
     pub fn tracer(&self) -> Tracer {
-        let buffer = Arc::<Mutex<SpanBuffer>>::default();
-        lock(&self.0.buffers).push(buffer.clone());
-        Tracer { buffers: self.0.clone(), buffer, ids: IdGenerator::default() }
+        Tracer { buffers: self.0.clone(), buffer: self.0.buffers.add(), ids: IdGenerator::default() }
     }
 
     /// The number of dropped spans: the buffer was full, or the collector rejected them.
     pub fn dropped(&self) -> u64 {
-        self.0.dropped.load(Relaxed)
+        self.0.buffers.dropped()
     }
 
     fn count_dropped(&self, spans: u64) {
-        self.0.dropped.fetch_add(spans, Relaxed);
+        self.0.buffers.count_dropped(spans);
     }
 
-    /// Moves the buffered spans of all workers into `spans`.
-    fn drain(&self, spans: &mut Vec<u8>) {
-        let buffers = lock(&self.0.buffers).clone();
+    /// Moves the buffered requests of all workers into `requests`, which is empty.
+    fn drain(&self, requests: &mut Vec<EndedRequest>) {
         let mut drained = Vec::new();
-        for buffer in buffers {
-            mem::swap(&mut lock(&buffer).spans, &mut drained);
-            spans.extend_from_slice(&drained);
-            drained.clear();
+        for buffer in self.0.buffers.all() {
+            let mut buffer = buffer.lock();
+            mem::swap(&mut buffer.requests, &mut drained);
+            buffer.bytes = 0;
+            drop(buffer);
+            requests.append(&mut drained);
         }
     }
 }
@@ -124,38 +128,34 @@ impl Tracer {
         Box::new(Trace::new(TraceContext::from_headers(headers, &self.ids), version, started))
     }
 
-    /// Writes the spans of a request that has ended, if its trace is sampled. Drops and counts them if the buffer is
-    /// full.
-    pub fn write_spans(&self, trace: &Trace, entry: &AccessLogEntry<'_>) {
+    /// Keeps a request that has ended for the exporter, if its trace is sampled. Drops it and counts its spans if the
+    /// buffer is full.
+    pub fn end_trace(&self, trace: Box<Trace>, entry: &AccessLogEntry<'_>) {
         if !trace.context.sampled {
             return;
         }
-        let Self { buffers, buffer, ids } = self;
-        let request_spans = RequestSpans { attributes: &buffers.attributes, ids, trace, entry };
-        let mut buffer = lock(buffer);
-        let SpanBuffer { spans, scratch } = &mut *buffer;
-        let before = spans.len();
-        if before >= buffers.max_buffer_bytes {
+        let Self { buffers, buffer, .. } = self;
+        let mut buffer = buffer.lock();
+        let before = buffer.bytes;
+        if before >= buffers.buffers.max_bytes() {
             drop(buffer);
-            buffers.dropped.fetch_add(request_spans.span_count() as u64, Relaxed);
+            buffers.buffers.count_dropped(trace.span_count());
             return;
         }
-        request_spans.write(&mut SpanWriter { spans, scratch });
-        let after = spans.len();
+        let mut request = EndedRequest { trace, entry: OwnedEntry::default() };
+        request.entry.overwrite(entry);
+        buffer.bytes += request.memory_bytes();
+        let after = buffer.bytes;
+        buffer.requests.push(request);
         drop(buffer);
         if before == 0 {
             buffers.not_empty.notify_one();
         }
-        let half = buffers.max_buffer_bytes / 2;
+        let half = buffers.buffers.max_bytes() / 2;
         if before < half && after >= half {
             buffers.half_full.notify_one();
         }
     }
-}
-
-/// Locks, ignoring poisoning.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

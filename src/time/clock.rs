@@ -15,14 +15,14 @@ pub fn wall_clock_at(now: Instant) -> SystemTime {
     thread_local! {
         static LAST_READING: Cell<Option<(Instant, SystemTime)>> = const { Cell::new(None) };
     }
-    match LAST_READING.get() {
-        Some((read_at, wall)) if now >= read_at && now - read_at < READING_TTL => wall + (now - read_at),
-        _ => {
-            let wall = SystemTime::now();
-            LAST_READING.set(Some((now, wall)));
-            wall
-        }
+    if let Some((read_at, wall)) = LAST_READING.get()
+        && let Some(age) = now.checked_duration_since(read_at).filter(|age| *age < READING_TTL)
+    {
+        return wall + age;
     }
+    let wall = SystemTime::now();
+    LAST_READING.set(Some((now, wall)));
+    wall
 }
 
 /// The time of day. In tests it follows tokio's clock, which can be paused.
@@ -40,7 +40,17 @@ pub(crate) fn wall_clock() -> SystemTime {
 
 /// Seconds since the Unix epoch, read from the system clock.
 pub fn unix_now() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    unix_seconds(SystemTime::now())
+}
+
+/// Seconds since the Unix epoch.
+pub fn unix_seconds(time: SystemTime) -> u64 {
+    since_epoch(time).as_secs()
+}
+
+/// The time since the Unix epoch; zero before it.
+pub fn since_epoch(time: SystemTime) -> Duration {
+    time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
 }
 
 #[cfg(test)]

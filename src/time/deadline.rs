@@ -2,6 +2,7 @@
 
 use std::{
     future::Future,
+    io,
     pin::{Pin, pin},
     task::{Context, Poll, Waker, ready},
     time::Duration,
@@ -43,6 +44,26 @@ impl Deadline {
         if self.at.is_none() {
             self.set(after);
         }
+    }
+
+    /// Ready when a wait lasts longer than `timeout`. The first call begins the wait, [`Deadline::clear`] ends it.
+    pub fn poll_stalled(&mut self, cx: &mut Context<'_>, timeout: Duration) -> Poll<()> {
+        self.set_if_unset(timeout);
+        self.poll_elapsed(cx)
+    }
+
+    /// Bounds a transfer: fails with [`io::ErrorKind::TimedOut`] when `polled` has been pending for `timeout`.
+    pub fn bound_transfer<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        polled: Poll<io::Result<T>>,
+        timeout: Duration,
+    ) -> Poll<io::Result<T>> {
+        if polled.is_ready() {
+            self.clear();
+            return polled;
+        }
+        self.poll_stalled(cx, timeout).map(|()| Err(io::ErrorKind::TimedOut.into()))
     }
 
     /// Sets it to `after` from now unless it is set to an earlier time.

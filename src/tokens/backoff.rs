@@ -12,7 +12,12 @@ const BACKOFF_RANGE: (Duration, Duration) = (Duration::from_secs(1), Duration::f
 /// these, and with it every agent behind it.
 const BAN_RISK_BACKOFF_RANGE: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(15 * 60));
 
-/// Consecutive failures of one agent.
+/// The delay after WeCom refused a suite_ticket; a push ends it.
+const TICKET_RETRY_INTERVAL: Duration = Duration::from_secs(60);
+/// The delay after a corp withdrew its authorisation: another authorisation brings another permanent code.
+const AUTHORIZATION_GONE_DELAY: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
+/// Consecutive failures of one credential.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Backoff(Option<BackoffState>);
 
@@ -33,7 +38,7 @@ impl Backoff {
         jitter: f64,
     ) -> Arc<FetchError> {
         let earlier = self.0.as_ref().map_or(0, |state| state.failures);
-        let delay = backoff_delay(earlier, failure.risks_ban(), jitter);
+        let delay = delay_after(&failure, earlier, jitter);
         let failure = Arc::new(failure);
         self.0 = Some(BackoffState {
             last_failure: failure.clone(),
@@ -48,7 +53,7 @@ impl Backoff {
         self.0.as_ref().filter(|state| now < state.retry_at).map(|state| state.last_failure.clone())
     }
 
-    /// Whether the last failure is so long ago that `BackoffHistory` may forget it.
+    /// Whether the last failure is so long ago that `TokenCache` may forget it.
     pub(super) fn is_stale(&self, now: Instant) -> bool {
         self.0.as_ref().is_none_or(|state| now >= state.retry_at + BAN_RISK_BACKOFF_RANGE.1)
     }
@@ -64,17 +69,25 @@ impl Backoff {
     }
 }
 
+/// The delay after a failure that `earlier` failures in a row preceded.
+pub(super) fn delay_after(failure: &FetchError, earlier: u32, jitter: f64) -> Duration {
+    if failure.is_prerequisite() {
+        Duration::ZERO
+    } else if failure.is_ticket_error() {
+        TICKET_RETRY_INTERVAL
+    } else if failure.is_authorization_gone() {
+        AUTHORIZATION_GONE_DELAY
+    } else {
+        backoff_delay(earlier, failure.risks_ban(), jitter)
+    }
+}
+
 /// The delay after a failure that `earlier` failures in a row preceded. `jitter`, from 0 to 1, keeps agents that
 /// failed together from retrying together.
 pub(super) fn backoff_delay(earlier: u32, risks_ban: bool, jitter: f64) -> Duration {
     let (min, max) = if risks_ban { BAN_RISK_BACKOFF_RANGE } else { BACKOFF_RANGE };
     let doubled = min.saturating_mul(1 << earlier.min(10)).min(max);
     doubled.mul_f64(0.9 + 0.3 * jitter).clamp(min, max)
-}
-
-/// Random, from 0 to 1.
-pub(super) fn random_jitter() -> f64 {
-    f64::from(getrandom::u32().unwrap_or(u32::MAX / 2)) / f64::from(u32::MAX)
 }
 
 #[cfg(test)]

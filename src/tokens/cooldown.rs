@@ -12,7 +12,7 @@ pub(super) const COOLDOWN: Duration = Duration::from_secs(10);
 /// Paths that are distinguished; if more refuse, the cooldown applies to all paths.
 const MAX_REFUSED_PATHS: usize = 16;
 
-/// The cooldown of one agent. If gettoken returned the refused token again it applies to every path. If it
+/// The cooldown of one credential's token. If gettoken returned the refused token again it applies to every path. If it
 /// returned a new token, it applies to the paths that had refused the old one, because such a path may refuse
 /// every token. A path that accepts the current token is exempt: its refusal starts a refresh in spite of the
 /// cooldown, and the result starts a new one. If such a refresh returned the same token once more, the next cooldown
@@ -20,10 +20,20 @@ const MAX_REFUSED_PATHS: usize = 16;
 #[derive(Debug, Default)]
 pub(super) struct Cooldown {
     until: Option<Instant>,
-    all_paths: bool,
-    /// With `all_paths`: the paths that accept the current token too.
-    includes_accepted_paths: bool,
+    scope: CooldownScope,
     refused_paths: RefusedPaths,
+}
+
+/// The paths that a cooldown applies to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum CooldownScope {
+    /// gettoken returned a new token: those that refused the old one and do not accept the new one.
+    #[default]
+    Refused,
+    /// gettoken returned the refused token again: all that do not accept it.
+    Unaccepted,
+    /// The same, in a refresh during such a cooldown or of another replica, whose refusing paths are unknown: all.
+    All,
 }
 
 /// A bounded set of paths that refused a token.
@@ -54,16 +64,14 @@ impl RefusedPaths {
 }
 
 impl Cooldown {
-    /// Starts after the gettoken that the refusals of `refused_by` caused. `unchanged`: it returned the refused
-    /// token. `early`: the refresh began during a cooldown for all paths, or the refusing paths are unknown (another
-    /// replica's refresh).
-    pub(super) fn start(&mut self, now: Instant, unchanged: bool, early: bool, refused_by: RefusedPaths) {
+    /// Starts after the gettoken that the refusals of `refused_by` caused.
+    pub(super) fn start(&mut self, now: Instant, scope: CooldownScope, refused_by: RefusedPaths) {
         if !self.is_active(now) {
             self.refused_paths = RefusedPaths::default();
         }
         self.refused_paths.overflowed |= refused_by.overflowed;
         refused_by.path_keys.into_iter().for_each(|path| self.refused_paths.insert(path));
-        (self.all_paths, self.includes_accepted_paths) = (unchanged, unchanged && early);
+        self.scope = scope;
         self.until = Some(now + COOLDOWN);
     }
 
@@ -82,16 +90,17 @@ impl Cooldown {
     /// Until when a refusal by this path causes no refresh. `is_accepted`: the path's last verdict on the
     /// current token was to accept it.
     pub(super) fn blocked_until(&self, now: Instant, path: PathKey, is_accepted: bool) -> Option<Instant> {
-        let applies = match self.all_paths {
-            true => self.includes_accepted_paths || !is_accepted,
-            false => !is_accepted && self.refused_paths.contains(path),
+        let applies = match self.scope {
+            CooldownScope::All => true,
+            CooldownScope::Unaccepted => !is_accepted,
+            CooldownScope::Refused => !is_accepted && self.refused_paths.contains(path),
         };
         self.until.filter(|until| now < *until && applies)
     }
 
-    /// Whether a refresh now ends a cooldown early that applies to every path.
+    /// Whether a refresh now ends a cooldown early that followed the same token.
     pub(super) fn ends_early(&self, now: Instant) -> bool {
-        self.all_paths && self.is_active(now)
+        self.scope != CooldownScope::Refused && self.is_active(now)
     }
 
     fn is_active(&self, now: Instant) -> bool {

@@ -1,9 +1,9 @@
 //! Bounds how many gettokens of this replica may fail for their credentials in an hour: WeCom bans an address that
 //! repeats wrong secrets, and with it every agent behind it.
 //!
-//! An attempt needs a permit. There are as many permits as failures are left, and two more for each token that
-//! attempts have fetched since the last failure, so that many valid secrets are not throttled by their number.
-//! When no failure is left, agents are queued (`failure_queue`) while the bucket refills.
+//! An attempt needs a permit, and there are as many permits as failures are left, so that attempts under way cannot
+//! fail more often than that. A permit is returned when the attempt ends, or when it hangs ([`PERMIT_TIMEOUT`]).
+//! When no failure is left, agents are queued (`unproven_queue`) while the bucket refills.
 //!
 //! Proven secrets, which have fetched a token and had no error with a ban risk since, have a limit of their own, so
 //! that secrets that never worked cannot block them, and a queue in order of arrival. It refills twice as fast,
@@ -11,19 +11,17 @@
 //! afterwards. The worst hour has 300 failures for this replica (60 + 60 unproven, 60 + 120 proven), beside manual
 //! attempts and those already running.
 
-use std::{
-    collections::VecDeque,
-    pin::pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{pin::pin, sync::Arc, time::Duration};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use tokio::{sync::Notify, time::Instant};
 
 use super::{
-    AgentToken,
+    CachedToken,
     bucket::{Bucket, Rate},
-    failure_queue::{FailureQueue, NextStep},
+    proven_queue::ProvenQueue,
+    unproven_queue::{NextStep, UnprovenQueue},
 };
 
 /// Failures per address of unproven secrets.
@@ -31,8 +29,12 @@ pub(super) const UNPROVEN_FAILURE_RATE: Rate =
     Rate { capacity: 60, refill_interval: Duration::from_secs(60) };
 /// Failures per address of proven secrets.
 const PROVEN_FAILURE_RATE: Rate = Rate { capacity: 60, refill_interval: Duration::from_secs(30) };
-/// An attempt that takes longer returns its permit, so that a gettoken that hangs delays no other agent's.
-pub(super) const PERMIT_TIMEOUT: Duration = Duration::from_millis(500);
+/// An attempt that takes longer hangs: it returns its permit, so that it does not delay other agents' attempts until
+/// its own timeout. If it fails for the credentials after all, that counts, beyond what was left, too. Longer than any
+/// refusal takes: with a shorter time, slow refusals would exceed the limit.
+pub(super) const PERMIT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often the queue looks for a permit while running attempts hold all.
+const PERMIT_POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Longest wait that is reported to a queued agent, in refill intervals: valid secrets ahead of it may end it any time.
 const MAX_REPORTED_INTERVALS: usize = 14;
@@ -56,8 +58,8 @@ impl FailureBudget {
     /// A permit for one attempt of a proven secret, or else when to retry. Waits while running attempts hold all
     /// permits that are left, but not for a refill.
     pub(super) async fn acquire_proven(&self, agent: &str) -> Result<AttemptPermit<'_>, Instant> {
-        // A success meanwhile adds two permits, and then an agent behind the first is admitted as well: so retry
-        // when a failure refills, not only at this agent's turn.
+        // A success meanwhile lets two more agents pass the first: so retry when a failure refills, not only at this
+        // agent's turn.
         let next = || self.proven.next().max(Instant::now());
         self.proven.admit(|| self.proven.try_acquire(agent)).await.map_err(|turn| turn.min(next()))
     }
@@ -66,10 +68,16 @@ impl FailureBudget {
     /// returns it.
     pub(super) async fn acquire_unproven(
         &self,
-        agent: &Arc<AgentToken>,
+        agent: &Arc<CachedToken>,
         has_failed: bool,
     ) -> Result<AttemptPermit<'_>, Instant> {
         self.unproven.admit(|| self.unproven.try_acquire_or_queue(agent, has_failed)).await
+    }
+
+    /// A permit for the verification of an unproven secret, or else when to retry: it is not queued, and those that are
+    /// come first.
+    pub(super) async fn acquire_verification(&self) -> Result<AttemptPermit<'_>, Instant> {
+        self.unproven.admit(|| self.unproven.try_acquire_unqueued()).await
     }
 
     /// Marks the queue as running; returns whether it was.
@@ -94,7 +102,7 @@ impl FailureBudget {
         match proven {
             true => {
                 self.proven.record_failure();
-                self.unproven.take_if_left();
+                self.unproven.consume_if_available();
             }
             false => self.unproven.record_failure(),
         }
@@ -113,18 +121,13 @@ struct State {
     bucket: Bucket,
     /// Permits of running attempts.
     permits_in_use: u32,
-    /// Permits beyond the failures that are left.
-    extra_permits: u32,
-    /// Agents with proven secrets that found no permit, and the turn after which each is dropped from the queue.
-    proven_queue: VecDeque<(Box<str>, Instant)>,
-    /// Those with unproven secrets. Each limit uses one of the two queues.
-    unproven_queue: FailureQueue,
-}
-
-impl State {
-    fn permits(&self, left: u32) -> u32 {
-        if left == 0 { 0 } else { left.saturating_add(self.extra_permits) }
-    }
+    /// How many agents may pass those ahead of them in the proven queue: two for each token fetched since the last
+    /// failure, so that many valid secrets do not wait for agents that no longer ask.
+    overtakes_left: usize,
+    /// Agents with proven secrets that found no permit. Each limit uses one of the two queues.
+    proven_queue: ProvenQueue,
+    /// Agents with unproven secrets.
+    unproven_queue: UnprovenQueue,
 }
 
 /// The permit for one attempt; returned when dropped.
@@ -152,16 +155,16 @@ impl FailureLimit {
         }
     }
 
-    /// Counts a failure; ends the extra permits.
+    /// Counts a failure.
     fn record_failure(&self) {
         let mut state = self.state();
         state.bucket.consume(Instant::now(), self.rate);
-        state.extra_permits = 0;
+        state.overtakes_left = 0;
     }
 
-    /// Takes a failure that is left. An empty bucket is left alone, because taking from it would restart its refill
+    /// Consumes a failure if one is available. An empty bucket is left alone, because taking from it would restart its refill
     /// interval.
-    fn take_if_left(&self) {
+    fn consume_if_available(&self) {
         let (mut state, now) = (self.state(), Instant::now());
         if state.bucket.available(now, self.rate) > 0 {
             state.bucket.consume(now, self.rate);
@@ -176,45 +179,38 @@ impl FailureLimit {
     /// A permit, or when this agent's turn is; `None` while running attempts may still return theirs.
     fn try_acquire(&self, agent: &str) -> Option<Result<AttemptPermit<'_>, Instant>> {
         let (mut state, now) = (self.state(), Instant::now());
-        // An agent that misses its turn leaves the queue.
-        while state.proven_queue.front().is_some_and(|(_, turn)| now >= *turn + self.rate.refill_interval) {
-            state.proven_queue.pop_front();
-        }
+        state.proven_queue.drop_missed(now, self.rate.refill_interval);
         let left = state.bucket.available(now, self.rate);
-        let position = state.proven_queue.iter().position(|(waiting, _)| **waiting == *agent);
-        let ahead = position.unwrap_or(state.proven_queue.len());
-        let permits = state.permits(left);
-        if ahead < permits.saturating_sub(state.permits_in_use) as usize {
-            position.map(|position| state.proven_queue.remove(position));
+        let ahead = state.proven_queue.ahead_of(agent);
+        let served = if left == 0 { 0 } else { (left as usize).saturating_add(state.overtakes_left) };
+        if state.permits_in_use < left && ahead < served.saturating_sub(state.permits_in_use as usize) {
+            state.proven_queue.remove(agent);
             state.permits_in_use += 1;
             return Some(Ok(AttemptPermit(self)));
         }
-        if ahead < permits as usize {
+        if ahead < served {
             return None;
         }
         let next = state.bucket.available_at(now, self.rate).max(now);
         let turn = next + self.rate.refill_interval * u32::try_from(ahead).unwrap_or(u32::MAX);
-        match position {
-            Some(position) => state.proven_queue[position].1 = turn,
-            None => state.proven_queue.push_back((agent.into(), turn)),
-        }
+        state.proven_queue.push(agent, turn);
         Some(Err(turn))
     }
 
     /// The same for an unproven secret; an agent that finds others in the queue is queued too.
     fn try_acquire_or_queue(
         &self,
-        agent: &Arc<AgentToken>,
+        agent: &Arc<CachedToken>,
         has_failed: bool,
     ) -> Option<Result<AttemptPermit<'_>, Instant>> {
         let (mut state, now) = (self.state(), Instant::now());
-        let permits = state.permits(state.bucket.available(now, self.rate));
+        let left = state.bucket.available(now, self.rate);
         let is_turn = state.unproven_queue.is_turn_of(agent);
-        if is_turn || (state.unproven_queue.is_empty() && state.permits_in_use < permits) {
+        if is_turn || (state.unproven_queue.is_empty() && state.permits_in_use < left) {
             state.permits_in_use += 1;
             return Some(Ok(AttemptPermit(self)));
         }
-        if state.unproven_queue.is_empty() && permits > 0 {
+        if state.unproven_queue.is_empty() && left > 0 {
             return None;
         }
         let ahead = state.unproven_queue.push(agent, has_failed).min(MAX_REPORTED_INTERVALS) as u32;
@@ -222,13 +218,30 @@ impl FailureLimit {
         Some(Err(next + self.rate.refill_interval * ahead))
     }
 
+    /// The same without a place in the queue.
+    fn try_acquire_unqueued(&self) -> Option<Result<AttemptPermit<'_>, Instant>> {
+        let (mut state, now) = (self.state(), Instant::now());
+        let left = state.bucket.available(now, self.rate);
+        match state.unproven_queue.len() {
+            0 if state.permits_in_use < left => {
+                state.permits_in_use += 1;
+                Some(Ok(AttemptPermit(self)))
+            }
+            0 if left > 0 => None,
+            ahead => {
+                let next = state.bucket.available_at(now, self.rate).max(now + Duration::from_secs(1));
+                Some(Err(next + self.rate.refill_interval * ahead.min(MAX_REPORTED_INTERVALS) as u32))
+            }
+        }
+    }
+
     fn next_queued(&self) -> Option<NextStep> {
         let (mut state, now) = (self.state(), Instant::now());
         let left = state.bucket.available(now, self.rate);
-        let next = match state.permits_in_use < state.permits(left) {
+        let next = match state.permits_in_use < left {
             _ if state.unproven_queue.is_empty() => None,
             _ if left == 0 => Some(NextStep::Wait(state.bucket.available_at(now, self.rate))),
-            false => Some(NextStep::Wait(now + PERMIT_TIMEOUT)),
+            false => Some(NextStep::Wait(now + PERMIT_POLL_INTERVAL)),
             true => state.unproven_queue.pop().map(NextStep::Try),
         };
         if next.is_none() {
@@ -238,17 +251,15 @@ impl FailureLimit {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 
 impl AttemptPermit<'_> {
-    /// The attempt fetched a token: two more may run at once.
+    /// The attempt fetched a token: two agents may pass those ahead of them.
     pub(super) fn record_success(&self) {
         let mut state = self.0.state();
-        state.extra_permits = state.extra_permits.saturating_add(2);
-        drop(state);
-        self.0.permit_returned.notify_one();
+        state.overtakes_left = state.overtakes_left.saturating_add(2);
     }
 }
 

@@ -6,7 +6,6 @@ use super::Token;
 use crate::{store::StoreRecord, wecom::response::GettokenResponse};
 
 /// A token and where it came from.
-#[derive(Clone)]
 pub(super) struct FetchedToken {
     pub(super) response: GettokenResponse,
     /// The fence of its record; 0 where the store has none.
@@ -19,14 +18,14 @@ pub(super) struct FetchedToken {
 }
 
 impl FetchedToken {
-    /// Fetched by this replica without the store.
+    /// Fetched by this replica, and not in the store.
     pub(super) fn unshared(response: GettokenResponse) -> Self {
-        Self::leased(0, response)
+        Self { response, fence: 0, age: Duration::ZERO, is_own: true }
     }
 
-    /// Fetched by this replica under a lease.
-    pub(super) fn leased(fence: u64, response: GettokenResponse) -> Self {
-        Self { response, fence, age: Duration::ZERO, is_own: true }
+    /// The same, in the store under this fence.
+    pub(super) fn with_fence(self, fence: u64) -> Self {
+        Self { fence, ..self }
     }
 
     /// `None` if the value is not a valid token.

@@ -2,9 +2,10 @@
 //! is authenticated and contains nothing secret. No I/O; callers supply the time.
 //!
 //! The text is `wp1-` and base64url of: the issue time (8 bytes, seconds since 1970), the agent's name and the
-//! client's (each after a length byte), and an HMAC-SHA-256 over all that and the client's key hash. The HMAC
-//! key is derived from the agent's corpid and secret, so every replica with the same configuration accepts the
-//! pass, and a changed secret or client key voids it.
+//! client's (each after a length byte), and an HMAC-SHA-256 over all that and the client's key hash, with its id if it
+//! is one of the state. The HMAC
+//! key is derived from the agent's corpid and `tokens.pass_key`, or else the agent's secret, so every replica with
+//! the same configuration accepts the pass, and a changed client key voids it.
 
 use std::time::Duration;
 
@@ -14,33 +15,54 @@ use sha2::Sha256;
 use zeroize::Zeroizing;
 
 use crate::{
-    config::KeyHash,
+    config::ClientKey,
     secret::{Masked, credential_scan::PASS_PREFIX},
 };
 
 /// The `expires_in` that clients get, as for real tokens.
 pub const ADVERTISED_TTL: Duration = Duration::from_secs(7200);
 /// How long a pass is accepted: some programs keep a token for two hours by their own clock.
-const MAX_AGE: Duration = Duration::from_secs(2 * 7200);
-/// How far another replica's clock may be ahead.
-const MAX_CLOCK_SKEW: Duration = Duration::from_secs(300);
+pub const MAX_AGE: Duration = Duration::from_secs(2 * 7200);
 /// Longest name of an agent or client, in bytes.
 const MAX_NAME_BYTES: usize = 64;
+/// Longest name of an authorised corp: a suite's name, a colon, and a corpid.
+const MAX_CORP_NAME_BYTES: usize = 2 * MAX_NAME_BYTES + 1;
 /// Longest pass before encoding, in bytes.
-const MAX_PASS_BYTES: usize = 8 + 2 * (1 + MAX_NAME_BYTES) + MAC_BYTES;
+const MAX_PASS_BYTES: usize = 8 + (1 + MAX_CORP_NAME_BYTES) + (1 + MAX_NAME_BYTES) + MAC_BYTES;
 const MAC_BYTES: usize = 32;
 const TIME_BYTES: usize = 8;
+
+/// What the key of passes under an agent's secret is derived with.
+const SECRET_LABEL: &[u8] = b"wecom-proxy pass v1\0";
 
 /// The HMAC key for the passes of one agent.
 #[derive(Clone)]
 pub struct PassKey(Hmac<Sha256>);
+
+/// The key under a secret as it is kept for hours: a tenth of what makes and verifies passes.
+#[derive(Clone)]
+pub struct KeptPassKey(Zeroizing<[u8; 32]>);
+
+impl KeptPassKey {
+    /// See [`PassKey::derive`].
+    pub fn derive(corpid: &str, secret: &Masked, generation: u64) -> Self {
+        Self(derive_bytes(SECRET_LABEL, corpid, secret, generation))
+    }
+
+    /// What verifies passes.
+    pub fn to_pass_key(&self) -> PassKey {
+        PassKey(hmac_with_key(&*self.0))
+    }
+}
 
 /// Why a text is not a valid pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PassError {
     /// It is an authentic pass, but too old.
     Expired,
-    /// It is no pass, or was issued under another secret or key.
+    /// It has the form of a pass, but was not issued under the present secret and key.
+    Unverified,
+    /// It is no pass of a configured agent and client.
     Invalid,
 }
 
@@ -64,24 +86,31 @@ impl Default for DecodeBuf {
 }
 
 impl PassKey {
-    /// Derives the key from the agent's credentials.
-    pub fn derive(corpid: &str, secret: &Masked) -> Self {
-        let mut derivation = hmac_with_key(secret.expose().as_bytes());
-        derivation.update(b"wecom-proxy pass v1\0");
-        derivation.update(corpid.as_bytes());
-        Self(hmac_with_key(&derivation.finalize().into_bytes()))
+    /// Derives the key from the agent's credentials. `generation` tells an agent of the state from a deleted one of its
+    /// name; 0 for an agent of a file.
+    pub fn derive(corpid: &str, secret: &Masked, generation: u64) -> Self {
+        Self::derive_with_label(SECRET_LABEL, corpid, secret, generation)
     }
 
-    /// Issues a pass. `client_key_hash` is that of the client's key; `None` for a caller without one. `now` is in
+    /// Derives the key from `tokens.pass_key`, so that a changed secret of the agent voids no pass.
+    pub fn derive_from_pass_key(corpid: &str, pass_key: &Masked, generation: u64) -> Self {
+        Self::derive_with_label(b"wecom-proxy pass_key v1\0", corpid, pass_key, generation)
+    }
+
+    fn derive_with_label(label: &[u8], corpid: &str, secret: &Masked, generation: u64) -> Self {
+        Self(hmac_with_key(&*derive_bytes(label, corpid, secret, generation)))
+    }
+
+    /// Issues a pass. `client_key` is the client's key; `None` for a caller without one. `now` is in
     /// seconds since 1970.
-    pub fn issue(&self, agent: &str, client: &str, client_key_hash: Option<&KeyHash>, now: u64) -> Masked {
+    pub fn issue(&self, agent: &str, client: &str, client_key: Option<&ClientKey>, now: u64) -> Masked {
         let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_PASS_BYTES));
         bytes.extend_from_slice(&now.to_be_bytes());
         for name in [agent, client] {
             bytes.push(name.len() as u8);
             bytes.extend_from_slice(name.as_bytes());
         }
-        let mac = self.mac_over(&bytes, client_key_hash).finalize().into_bytes();
+        let mac = self.mac_over(&bytes, client_key).finalize().into_bytes();
         bytes.extend_from_slice(&mac);
         // Allocated at full length: memory of a smaller buffer that is outgrown would not be wiped.
         let mut pass = String::with_capacity(PASS_PREFIX.len() + 2 * MAX_PASS_BYTES);
@@ -90,25 +119,23 @@ impl PassKey {
         Masked::new(pass)
     }
 
-    /// Verifies a pass. `now` is in seconds since 1970.
+    /// Verifies a pass. `now` is in seconds since 1970; a pass issued later is valid, because the clock may have been
+    /// set back.
     pub fn verify(
         &self,
         pass: &UnverifiedPass<'_>,
-        client_key_hash: Option<&KeyHash>,
+        client_key: Option<&ClientKey>,
         now: u64,
     ) -> Result<(), PassError> {
         let (claims, mac) = pass.bytes.split_at(pass.bytes.len() - MAC_BYTES);
-        self.mac_over(claims, client_key_hash).verify_slice(mac).map_err(|_| PassError::Invalid)?;
-        if pass.issued_at > now + MAX_CLOCK_SKEW.as_secs() {
-            return Err(PassError::Invalid);
-        }
+        self.mac_over(claims, client_key).verify_slice(mac).map_err(|_| PassError::Unverified)?;
         if now.saturating_sub(pass.issued_at) >= MAX_AGE.as_secs() { Err(PassError::Expired) } else { Ok(()) }
     }
 
-    fn mac_over(&self, claims: &[u8], client_key_hash: Option<&KeyHash>) -> Hmac<Sha256> {
+    fn mac_over(&self, claims: &[u8], client_key: Option<&ClientKey>) -> Hmac<Sha256> {
         let mut mac = self.0.clone();
         mac.update(claims);
-        mac.update(client_key_hash.map_or(&[][..], |hash| hash.as_bytes()));
+        client_key.into_iter().flat_map(ClientKey::pass_binding).for_each(|part| mac.update(part));
         mac
     }
 }
@@ -126,6 +153,18 @@ impl<'a> UnverifiedPass<'a> {
         let (client, rest) = split_name(rest)?;
         (rest.is_empty() && !agent.is_empty()).then_some(Self { bytes, issued_at, agent, client })
     }
+}
+
+fn derive_bytes(label: &[u8], corpid: &str, secret: &Masked, generation: u64) -> Zeroizing<[u8; 32]> {
+    let mut derivation = hmac_with_key(secret.expose().as_bytes());
+    derivation.update(label);
+    derivation.update(corpid.as_bytes());
+    // Replicas of earlier versions know agents of files only.
+    if generation != 0 {
+        derivation.update(b"\0");
+        derivation.update(&generation.to_be_bytes());
+    }
+    Zeroizing::new(derivation.finalize().into_bytes().into())
 }
 
 fn hmac_with_key(key: &[u8]) -> Hmac<Sha256> {
@@ -147,28 +186,31 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::config::KeyHash;
 
     const NOW: u64 = 1_790_000_000;
 
     fn pass_key(secret: &str) -> PassKey {
-        PassKey::derive("ww1234567890abcdef", &Masked::new(secret))
+        PassKey::derive("ww1234567890abcdef", &Masked::new(secret), 0)
     }
 
     fn parse_and_verify(
         key: &PassKey,
         text: &str,
-        client_key_hash: Option<&KeyHash>,
+        client_key: Option<&ClientKey>,
         now: u64,
     ) -> Result<(String, String), PassError> {
         let mut scratch = DecodeBuf::default();
         let pass = UnverifiedPass::parse(text, &mut scratch).ok_or(PassError::Invalid)?;
-        key.verify(&pass, client_key_hash, now)?;
+        key.verify(&pass, client_key, now)?;
         Ok((pass.agent.to_owned(), pass.client.to_owned()))
     }
 
     #[test]
     fn pass_verifies_for_twice_its_ttl_and_only_with_its_keys() {
-        let (billing, other) = (KeyHash::of("key of billing"), KeyHash::of("another key"));
+        let key = |text: &str| ClientKey::new(KeyHash::of(text));
+        let (billing, other) = (key("key of billing"), key("another key"));
+        let in_state = |id: &str| ClientKey { id: Some(id.into()), ..billing.clone() };
         let pass = pass_key("s").issue("hr", "billing", Some(&billing), NOW);
         let text = pass.expose();
         let good = Ok(("hr".to_owned(), "billing".to_owned()));
@@ -178,14 +220,24 @@ mod tests {
             parse_and_verify(&pass_key("s"), text, Some(&billing), NOW + 14_400),
             Err(PassError::Expired)
         );
-        assert_eq!(
-            parse_and_verify(&pass_key("s"), text, Some(&billing), NOW - 301),
-            Err(PassError::Invalid)
-        );
-        assert_eq!(parse_and_verify(&pass_key("t"), text, Some(&billing), NOW), Err(PassError::Invalid));
-        assert_eq!(parse_and_verify(&pass_key("s"), text, Some(&other), NOW), Err(PassError::Invalid));
-        assert_eq!(parse_and_verify(&pass_key("s"), text, None, NOW), Err(PassError::Invalid));
-        assert_eq!(parse_and_verify(&pass_key("t"), text, None, NOW + 99_999), Err(PassError::Invalid));
+        for set_back in [301, 7_200, 30 * 24 * 3600] {
+            assert_eq!(parse_and_verify(&pass_key("s"), text, Some(&billing), NOW - set_back), good);
+        }
+        let unverified = Err(PassError::Unverified);
+        assert_eq!(parse_and_verify(&pass_key("t"), text, Some(&billing), NOW), unverified);
+        assert_eq!(parse_and_verify(&pass_key("s"), text, Some(&other), NOW), unverified);
+        assert_eq!(parse_and_verify(&pass_key("s"), text, None, NOW), unverified);
+        let of_state = pass_key("s").issue("hr", "billing", Some(&in_state("a1")), NOW);
+        assert_eq!(parse_and_verify(&pass_key("s"), of_state.expose(), Some(&in_state("a1")), NOW), good);
+        for again in [in_state("a2"), billing.clone()] {
+            let outcome = parse_and_verify(&pass_key("s"), of_state.expose(), Some(&again), NOW);
+            assert_eq!(outcome, unverified, "{again:?}");
+        }
+        assert_eq!(parse_and_verify(&pass_key("t"), text, None, NOW + 99_999), unverified);
+        let shared = PassKey::derive_from_pass_key("ww1234567890abcdef", &Masked::new("s"), 0);
+        assert_eq!(parse_and_verify(&shared, text, Some(&billing), NOW), unverified);
+        let later = PassKey::derive("ww1234567890abcdef", &Masked::new("s"), 1);
+        assert_eq!(parse_and_verify(&later, text, Some(&billing), NOW), unverified);
     }
 
     #[test]
@@ -194,7 +246,14 @@ mod tests {
         let pass = pass_key("s").issue(&name, &name, None, NOW);
         assert!(pass.expose().len() <= 512, "{}", pass.expose().len());
         assert!(pass.expose().bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte)));
-        assert_eq!(parse_and_verify(&pass_key("s"), pass.expose(), None, NOW), Ok((name.clone(), name)));
+        assert_eq!(
+            parse_and_verify(&pass_key("s"), pass.expose(), None, NOW),
+            Ok((name.clone(), name.clone()))
+        );
+        let corp = format!("{name}:{name}");
+        let pass = pass_key("s").issue(&corp, &name, None, NOW);
+        assert!(pass.expose().len() <= 512, "{}", pass.expose().len());
+        assert_eq!(parse_and_verify(&pass_key("s"), pass.expose(), None, NOW), Ok((corp, name)));
     }
 
     proptest! {
@@ -205,12 +264,14 @@ mod tests {
             let at = at % text.len();
             prop_assume!(text[at..=at] != letter);
             text.replace_range(at..=at, &letter);
-            prop_assert_eq!(parse_and_verify(&pass_key("s"), &text, None, NOW), Err(PassError::Invalid));
+            let outcome = parse_and_verify(&pass_key("s"), &text, None, NOW);
+            prop_assert!(matches!(outcome, Err(PassError::Invalid | PassError::Unverified)), "{:?}", outcome);
         }
 
         #[test]
         fn garbage_is_invalid_and_never_panics(text in "(wp1-)?.{0,400}", now in any::<u32>()) {
-            prop_assert_eq!(parse_and_verify(&pass_key("s"), &text, None, u64::from(now)), Err(PassError::Invalid));
+            let outcome = parse_and_verify(&pass_key("s"), &text, None, u64::from(now));
+            prop_assert!(matches!(outcome, Err(PassError::Invalid | PassError::Unverified)), "{:?}", outcome);
         }
     }
 }

@@ -13,7 +13,7 @@ use std::{
 use foldhash::quality::FixedState;
 use tokio::time::{Instant, sleep_until};
 
-use super::{AgentToken, RefreshReason, Token, join};
+use super::{CachedToken, RefreshReason, Token, join};
 use crate::{secret::Masked, wecom::response::GettokenResponse};
 
 /// The smallest part of the configured margin that is left for a refresh and its retries.
@@ -46,7 +46,7 @@ fn hash_fraction(token: &Masked) -> f64 {
 /// Refreshes a token in use before it expires. Ends when the token is no longer the current one or is not in use.
 /// At its expiry it makes one last attempt, with [`RefreshReason::Expired`]; after that the next request fetches
 /// one anyway.
-pub(super) async fn refresh_before_expiry(entry: Weak<AgentToken>, token: Arc<Token>) {
+pub(super) async fn refresh_before_expiry(entry: Weak<CachedToken>, token: Arc<Token>) {
     let mut at = token.refresh_at;
     loop {
         sleep_until(at).await;

@@ -6,51 +6,85 @@ use std::{
     time::SystemTime,
 };
 
-use tokio::{
-    sync::watch,
-    time::{Instant, timeout},
-};
+use tokio::time::{Instant, timeout};
 
 use super::{
-    AgentToken, Backoff, Cooldown, FetchError, LastRefresh, Outcome, Refresh, RefreshReason, State, Token,
+    Backoff, CachedToken, Cooldown, FetchError, LastRefresh, Outcome, RefreshReason, State, Token,
     ceil_seconds,
+    cooldown::CooldownScope,
     failure_budget::{AttemptPermit, PERMIT_TIMEOUT},
-    failure_queue,
     fetched_token::FetchedToken,
     join,
     proactive::{self, refresh_before_expiry},
     refresh_budget::{BudgetClass, Charge, MAX_PROACTIVE_REFRESHES},
+    single_flight::{Flight, Leader},
     token::PAST_EXPIRY_TTL,
+    token_fetch::fetch_token,
+    unproven_queue,
 };
 use crate::wecom::response::GettokenResponse;
 
-impl AgentToken {
+/// A refresh in its task. Completes when dropped, so that a panic leaves no request waiting.
+struct RunningRefresh<'a> {
+    entry: &'a Arc<CachedToken>,
+    attempt: Attempt,
+    fetched: Result<FetchedToken, FetchError>,
+    leader: Leader<Outcome>,
+}
+
+/// What is known of a refresh beside its result.
+#[derive(Clone, Copy)]
+struct Attempt {
+    reason: RefreshReason,
+    charge: Charge,
+    requested_at: Instant,
+    /// WeCom refused the secret, and its file has another one now.
+    is_superseded: bool,
+}
+
+impl Drop for RunningRefresh<'_> {
+    fn drop(&mut self) {
+        let fetched = std::mem::replace(&mut self.fetched, Err(FetchError::Cancelled));
+        let mut state = self.entry.state();
+        let outcome = self.entry.apply_result(&mut state, self.attempt, fetched);
+        state.refresh.complete(&self.leader, outcome);
+    }
+}
+
+impl CachedToken {
     /// Joins the running refresh or starts one. Error: the instant from which one may start.
     pub(super) fn join_or_start(
         self: &Arc<Self>,
         state: &mut State,
         reason: RefreshReason,
-    ) -> Result<Refresh, Instant> {
-        if let Some(refresh) = &state.refresh {
-            return Ok(refresh.clone());
+    ) -> Result<Flight<Outcome>, Instant> {
+        if let Some(refresh) = state.refresh.running() {
+            return Ok(refresh);
         }
         let charge = self.charge_budget(state, reason, Instant::now())?;
-        let (sender, refresh) = watch::channel(None);
-        state.refresh = Some(refresh.clone());
+        let (leader, refresh) = state.refresh.start();
         let entry = self.clone();
         self.service.runtime.spawn(async move {
-            let requested_at = Instant::now();
-            let fetching_entry = entry.clone();
-            // In a task of its own: a panic must not leave a refresh that never completes.
-            let fetch_task =
-                tokio::spawn(async move { fetching_entry.fetch_token(reason, charge.class).await });
-            let fetched = fetch_task.await.unwrap_or(Err(FetchError::Cancelled));
-            sender.send_replace(Some(entry.complete(reason, charge, requested_at, fetched)));
+            let mut running = RunningRefresh {
+                entry: &entry,
+                attempt: Attempt { reason, charge, requested_at: Instant::now(), is_superseded: false },
+                fetched: Err(FetchError::Cancelled),
+                leader,
+            };
+            running.fetched = fetch_token(&entry, reason, charge.class).await;
+            let is_refused = running.fetched.as_ref().is_err_and(FetchError::is_credential_error);
+            if is_refused {
+                running.attempt.is_superseded = entry.select_next_secret().await;
+            }
+            drop(running);
+            if is_refused && let Some(failure) = entry.backoff().last_failure() {
+                entry.try_next_secret(&failure).await;
+            }
         });
         Ok(refresh)
     }
 
-    /// Checks and charges the budget for a refresh. Error: when one may start, by the failure queue, the token's
+    /// Checks and charges the budget for a refresh. Error: when one may start, by the queue of unproven secrets, the token's
     /// expiry after two proactive refreshes, or the budget.
     fn charge_budget(
         &self,
@@ -59,7 +93,7 @@ impl AgentToken {
         now: Instant,
     ) -> Result<Charge, Instant> {
         if reason != RefreshReason::Manual
-            && let Some(turn) = state.failure_queue_turn.filter(|turn| now < *turn)
+            && let Some(turn) = state.unproven_queue_turn.filter(|turn| now < *turn)
         {
             return Err(turn);
         }
@@ -85,17 +119,6 @@ impl AgentToken {
         Ok(charge)
     }
 
-    async fn fetch_token(
-        self: &Arc<Self>,
-        reason: RefreshReason,
-        class: BudgetClass,
-    ) -> Result<FetchedToken, FetchError> {
-        match &self.service.replicas {
-            Some(replicas) => replicas.fetch_token(self, reason, class).await,
-            None => self.call_gettoken(class).await.map(FetchedToken::unshared),
-        }
-    }
-
     /// Calls gettoken, unless the failure budget of the address is spent.
     pub(super) async fn call_gettoken(
         self: &Arc<Self>,
@@ -104,11 +127,13 @@ impl AgentToken {
         let failures = &self.service.failure_budget;
         let proven = self.credentials_proven.load(Ordering::Relaxed);
         // What an operator requested is tried at once: a manual refresh, and a changed secret once.
-        let mut permit = match class == BudgetClass::Operator || self.take_changed_secret() {
+        let is_exempt = !self.kind.risks_address() || class == BudgetClass::Operator;
+        let mut permit = match is_exempt || self.take_changed_secret() {
             true => None,
             false => Some(self.acquire_attempt(proven).await?),
         };
-        let mut fetching = pin!(self.service.fetcher.fetch(&self.credentials));
+        let started = Instant::now();
+        let mut fetching = pin!(self.kind.fetch(&*self.service.fetcher, &self.credentials));
         let within_timeout = match permit {
             Some(_) => timeout(PERMIT_TIMEOUT, fetching.as_mut()).await.ok(),
             None => None,
@@ -120,6 +145,7 @@ impl AgentToken {
                 fetching.await
             }
         };
+        self.service.gettoken_calls.record(self.counted_as(), started.elapsed(), &fetched);
         match (&fetched, &permit) {
             (Ok(_), Some(permit)) => permit.record_success(),
             (Err(failure), _) if failure.is_credential_error() => failures.record_failure(proven),
@@ -138,7 +164,7 @@ impl AgentToken {
         let has_failed = self.state().backoff.last_failure().is_some_and(|last| last.is_credential_error());
         failures.acquire_unproven(self, has_failed).await.map_err(|retry_at| {
             if !failures.set_queue_running() {
-                self.service.runtime.spawn(failure_queue::run(Arc::downgrade(&self.service)));
+                self.service.runtime.spawn(unproven_queue::run(Arc::downgrade(&self.service)));
             }
             FetchError::Throttled { retry_at }
         })
@@ -149,16 +175,16 @@ impl AgentToken {
         self.secret_changed.swap(false, Ordering::Relaxed) && self.state().backoff.last_failure().is_none()
     }
 
-    /// Tries this secret, whose turn in the failure queue has come; returns whether WeCom refused it.
+    /// Tries this secret, whose turn in the queue of unproven secrets has come; returns whether WeCom refused it.
     pub(super) async fn try_queued_secret(self: &Arc<Self>) -> bool {
         // The refresh that was queued may be about to end.
-        let running = self.state().refresh.clone();
+        let running = self.state().refresh.running();
         if let Some(running) = running {
             let _ = join(running).await;
         }
         let refresh = {
             let mut state = self.state();
-            state.failure_queue_turn = None;
+            state.unproven_queue_turn = None;
             let Some(reason) = state.queued_reason.take() else { return false };
             self.join_or_start(&mut state, reason)
         };
@@ -167,50 +193,51 @@ impl AgentToken {
     }
 
     /// Applies the result of a refresh.
-    fn complete(
+    fn apply_result(
         self: &Arc<Self>,
-        reason: RefreshReason,
-        charge: Charge,
-        requested_at: Instant,
+        state: &mut State,
+        Attempt { reason, charge, requested_at, is_superseded }: Attempt,
         fetched: Result<FetchedToken, FetchError>,
     ) -> Outcome {
-        let mut state = self.state();
-        state.refresh = None;
         let now = Instant::now();
-        self.settle_charge(&mut state, reason, charge, &fetched);
+        self.record_result(state, reason, charge, &fetched);
         let by_other_replica = fetched.as_ref().is_ok_and(|fetched| !fetched.is_own);
         let outcome = match fetched {
-            Ok(fetched) => Ok(self.install_token(&mut state, requested_at, fetched)),
+            Ok(fetched) => Ok(self.install_token(state, requested_at, fetched)),
             // gettoken was not called, so this is no failure.
             Err(FetchError::Throttled { retry_at }) => {
-                (state.failure_queue_turn, state.queued_reason) = (Some(retry_at), Some(reason));
-                return Err(self.throttle_error(&state, retry_at));
+                (state.unproven_queue_turn, state.queued_reason) = (Some(retry_at), Some(reason));
+                return Err(self.throttle_error(state, retry_at));
             }
             Err(failure) => {
                 // Backoff decides from now on, not an earlier place in the queue.
-                self.leave_failure_queue(&mut state);
+                self.leave_unproven_queue(state);
                 Err(state.backoff.record_failure(now, failure, (self.service.jitter)()))
             }
         };
-        self.service.backoff_history.record(&self.credentials, &state.backoff, now);
         state.last_refresh = Some(LastRefresh {
             completed_at: SystemTime::now(),
             reason: reason.as_str(),
             error: outcome.as_ref().err().map(ToString::to_string),
         });
+        if is_superseded {
+            // The secret that the file has now is tried next; only its failure is one of the agent.
+            return outcome;
+        }
         let counted = if by_other_replica { RefreshReason::OtherReplica } else { reason };
-        self.service.refresh_counts.increment(&self.agent_name, counted, outcome.is_ok());
-        self.log_refresh(&state, reason, by_other_replica, &outcome, now);
+        self.service.refresh_counts.increment(self.counted_as(), counted, outcome.is_ok());
+        self.log_refresh(state, reason, by_other_replica, &outcome, now);
         outcome
     }
 
-    fn leave_failure_queue(&self, state: &mut State) {
-        (state.failure_queue_turn, state.queued_reason) = (None, None);
+    fn leave_unproven_queue(&self, state: &mut State) {
+        (state.unproven_queue_turn, state.queued_reason) = (None, None);
         self.service.throttled.remove(&self.agent_name);
     }
 
-    /// Refunds the charge of a refresh that failed (backoff bounds those) or that another replica made.
-    fn settle_charge(
+    /// Records what a result means for budgets and credentials. Refunds the charge of a refresh that failed (backoff
+    /// bounds those) or that another replica made.
+    fn record_result(
         &self,
         state: &mut State,
         reason: RefreshReason,
@@ -269,18 +296,23 @@ impl AgentToken {
         FetchedToken { response, fence, .. }: FetchedToken,
     ) -> Arc<Token> {
         state.backoff = Backoff::default();
-        self.leave_failure_queue(state);
+        self.leave_unproven_queue(state);
         let now = Instant::now();
-        let (refused_by, early) =
-            (std::mem::take(&mut state.refused_by), std::mem::take(&mut state.refresh_started_in_cooldown));
+        let refused_by = std::mem::take(&mut state.refused_by);
+        let started_in_cooldown = std::mem::take(&mut state.refresh_started_in_cooldown);
         let previous = self.current.load_full();
         let unchanged =
             previous.as_ref().filter(|previous| previous.value.expose() == response.token.expose());
-        match (refused_by.is_empty(), unchanged.is_some()) {
-            (false, unchanged) => state.cooldown.start(now, unchanged, early, refused_by),
+        let scope = match (unchanged.is_some(), started_in_cooldown) {
+            (false, _) => CooldownScope::Refused,
+            (true, false) => CooldownScope::Unaccepted,
+            (true, true) => CooldownScope::All,
+        };
+        if !refused_by.is_empty() {
+            state.cooldown.start(now, scope, refused_by);
+        } else if unchanged.is_none() {
             // A new token may be accepted.
-            (true, false) => state.cooldown = Cooldown::default(),
-            (true, true) => {}
+            state.cooldown = Cooldown::default();
         }
         let token = match unchanged {
             None => {
@@ -313,16 +345,16 @@ impl AgentToken {
     pub(super) fn apply_remote(self: &Arc<Self>, fetched: FetchedToken, is_unchanged: bool) {
         let mut state = self.state();
         let is_newer = self.current.load().as_ref().is_none_or(|current| !fetched.is_not_newer_than(current));
-        if state.refresh.is_none() && is_newer {
+        if state.refresh.running().is_none() && is_newer {
             self.install_token(&mut state, Instant::now(), fetched);
             if is_unchanged {
                 // The path that refused it is not known here, and one gettoken must be enough for all replicas.
-                state.cooldown.start(Instant::now(), true, true, Default::default());
+                state.cooldown.start(Instant::now(), CooldownScope::All, Default::default());
             }
             self.credentials_proven.store(true, Ordering::Relaxed);
             let reason = RefreshReason::OtherReplica.as_str();
             state.last_refresh = Some(LastRefresh { completed_at: SystemTime::now(), reason, error: None });
-            self.service.refresh_counts.increment(&self.agent_name, RefreshReason::OtherReplica, true);
+            self.service.refresh_counts.increment(self.counted_as(), RefreshReason::OtherReplica, true);
             tracing::info!(agent = self.agent_name.as_str(), reason, "token refreshed");
         }
     }

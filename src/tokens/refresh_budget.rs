@@ -1,10 +1,9 @@
 //! The budget for refreshes beyond an agent's first token and each expiry: a budget per agent, and an hourly
 //! window for all agents. Failures are bounded elsewhere (`failure_budget`, `backoff`).
 
-use std::{
-    collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::collections::HashMap;
+
+use parking_lot::{Mutex, MutexGuard};
 
 use tokio::time::Instant;
 
@@ -135,7 +134,7 @@ impl RefreshBudget {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 

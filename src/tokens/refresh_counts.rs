@@ -1,9 +1,8 @@
 //! Refresh counters per agent, reason and outcome.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::collections::BTreeMap;
+
+use parking_lot::{Mutex, MutexGuard};
 
 use super::RefreshReason;
 
@@ -59,6 +58,6 @@ impl RefreshCounts {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Box<str>, ReasonCounts>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }

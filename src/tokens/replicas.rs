@@ -1,25 +1,16 @@
-//! One gettoken for all replicas: the one that holds the lease in the store calls it, the others take its result
-//! from the store.
-//!
-//! For tokens the store is called when one is to be fetched, after a notification, and after a reconnect; a request
-//! with a cached token that WeCom accepts does not call it. While it is unavailable each
-//! replica fetches by itself.
-
-mod shared_fetch;
+//! Keeps the tokens in memory up to date with the store: reads a record after a notification, and all of them after a
+//! reconnect. A request with a cached token that WeCom accepts does not call the store.
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Weak},
 };
+
+use parking_lot::{Mutex, MutexGuard};
 
 use tokio::{sync::Semaphore, time::Instant};
 
-use self::shared_fetch::SharedFetch;
-
-use super::{
-    AgentToken, FetchError, RefreshReason, TokenService, fetched_token::FetchedToken,
-    refresh_budget::BudgetClass,
-};
+use super::{CachedToken, CredentialId, TokenCache, fetched_token::FetchedToken};
 use crate::store::{Claim, Notification, NotificationKind, Store, StoreEvent, StoreEvents, Unavailable};
 
 /// Concurrent reads of records after notifications.
@@ -28,26 +19,24 @@ const MAX_CONCURRENT_READS: usize = 16;
 /// The store, and the cache entries to update from it.
 pub(super) struct ReplicaSync {
     store: Arc<Store>,
-    /// By name in the store; only entries that have fetched. Several agents can have the same credentials.
-    entries: Mutex<HashMap<String, Vec<Weak<AgentToken>>>>,
-    /// By name, the notification whose record is to be read.
-    pending_reads: Mutex<HashMap<String, NotificationKind>>,
+    /// The notification whose record is to be read.
+    pending_reads: Mutex<HashMap<CredentialId, NotificationKind>>,
     read_permits: Semaphore,
 }
 
-/// Handles the store's events until the service is dropped.
-pub(super) async fn run_event_loop(service: Weak<TokenService>, mut events: StoreEvents) {
+/// Handles the store's events until the cache is dropped.
+pub(super) async fn run_event_loop(cache: Weak<TokenCache>, mut events: StoreEvents) {
     while let Some(event) = events.recv().await {
-        let Some(service) = service.upgrade() else { return };
-        let Some(replicas) = &service.replicas else { return };
+        let Some(cache) = cache.upgrade() else { return };
+        let Some(replicas) = &cache.service().replicas else { return };
         match event {
-            StoreEvent::Notification(notification) => replicas.on_notification(&service, notification),
+            StoreEvent::Notification(notification) => replicas.on_notification(&cache, notification),
             StoreEvent::Disconnected => replicas.store.request_probe(),
             StoreEvent::Connected => {
-                let runtime = service.runtime.clone();
+                let runtime = cache.service().runtime.clone();
                 runtime.spawn(async move {
-                    if let Some(replicas) = &service.replicas {
-                        let _ = replicas.resync().await;
+                    if let Some(replicas) = &cache.service().replicas {
+                        let _ = replicas.resync(&cache).await;
                     }
                 });
             }
@@ -57,78 +46,35 @@ pub(super) async fn run_event_loop(service: Weak<TokenService>, mut events: Stor
 
 impl ReplicaSync {
     pub(super) fn new(store: Arc<Store>) -> Self {
-        Self {
-            store,
-            entries: Mutex::default(),
-            pending_reads: Mutex::default(),
-            read_permits: Semaphore::new(MAX_CONCURRENT_READS),
-        }
+        Self { store, pending_reads: Mutex::default(), read_permits: Semaphore::new(MAX_CONCURRENT_READS) }
     }
 
     pub(super) fn store(&self) -> &Arc<Store> {
         &self.store
     }
 
-    /// Why the store is unavailable; `None` while it is connected.
-    pub(super) fn store_error(&self) -> Option<String> {
-        self.store.last_error()
-    }
-
-    /// Fetches a token newer than the cached one: from the store, from the replica that has the lease, or from WeCom.
-    pub(super) async fn fetch_token(
-        &self,
-        entry: &Arc<AgentToken>,
-        reason: RefreshReason,
-        class: BudgetClass,
-    ) -> Result<FetchedToken, FetchError> {
-        let name = entry.credentials.store_name("");
-        self.register(&name, entry);
-        SharedFetch::run(self, &name, entry, reason, class).await
-    }
-
-    /// Registers an entry for the notifications of its name.
-    fn register(&self, name: &str, entry: &Arc<AgentToken>) {
-        let mut by_name = self.lock_entries();
-        // Removes entries of dropped agents before the map grows; nothing else removes them.
-        if by_name.len() == by_name.capacity() {
-            by_name.retain(|_, entries| entries.iter().any(|entry| entry.strong_count() > 0));
-        }
-        let entries = by_name.entry(name.to_owned()).or_default();
-        entries.retain(|other| other.strong_count() > 0);
-        if !entries.iter().any(|other| std::ptr::eq(other.as_ptr(), Arc::as_ptr(entry))) {
-            entries.push(Arc::downgrade(entry));
-        }
-    }
-
-    /// The entries registered for a name.
-    fn registered_entries(&self, name: &str) -> Vec<Arc<AgentToken>> {
-        self.lock_entries().get(name).into_iter().flatten().filter_map(Weak::upgrade).collect()
-    }
-
     /// Handles a notification of another replica, or of this one.
-    fn on_notification(&self, service: &Arc<TokenService>, notification: Notification) {
-        self.store.wake_subscribers(&notification.name);
-        let mut needs_read = false;
-        for entry in self.registered_entries(&notification.name) {
-            let current = entry.current.load_full();
-            let fence = current.as_ref().map_or(0, |current| current.fence());
-            match (notification.kind, current) {
-                (NotificationKind::Refused, Some(current)) if fence == notification.fence => {
-                    current.mark_refused()
-                }
-                (NotificationKind::Updated | NotificationKind::Unchanged | NotificationKind::Restored, _) => {
-                    needs_read |= fence < notification.fence
-                }
-                _ => {}
+    fn on_notification(&self, cache: &TokenCache, Notification { kind, fence, name }: Notification) {
+        self.store.wake_subscribers(&name);
+        let entry = CredentialId::from_store_name(&name).and_then(|id| cache.used_entry(&id));
+        let Some(entry) = entry else { return };
+        let current = entry.current.load_full();
+        let known_fence = current.as_ref().map_or(0, |current| current.fence());
+        let needs_read = match (kind, current) {
+            (NotificationKind::Refused, Some(current)) if known_fence == fence => {
+                current.mark_refused();
+                false
             }
-        }
-        if needs_read
-            && self.lock_pending_reads().insert(notification.name.clone(), notification.kind).is_none()
-        {
-            let (runtime, service) = (service.runtime.clone(), service.clone());
+            (NotificationKind::Updated | NotificationKind::Unchanged | NotificationKind::Restored, _) => {
+                known_fence < fence
+            }
+            _ => false,
+        };
+        if needs_read && self.lock_pending_reads().insert(entry.id, kind).is_none() {
+            let runtime = entry.service.runtime.clone();
             runtime.spawn(async move {
-                if let Some(replicas) = &service.replicas {
-                    replicas.apply_record(&notification.name).await;
+                if let Some(replicas) = &entry.service.replicas {
+                    replicas.apply_record(&entry).await;
                 }
             });
         }
@@ -136,30 +82,21 @@ impl ReplicaSync {
 
     /// Applies the record of a notification. Reads are bounded, and a name is read once for several
     /// notifications.
-    async fn apply_record(&self, name: &str) {
+    async fn apply_record(&self, entry: &Arc<CachedToken>) {
         let permit = self.read_permits.acquire().await;
-        let event = self.lock_pending_reads().remove(name);
-        if let Ok(Some(record)) = self.store.read(name).await
+        let kind = self.lock_pending_reads().remove(&entry.id);
+        if let Ok(Some(record)) = self.store.read(&entry.id.store_name()).await
             && let Some(fetched) = FetchedToken::from_record(&record)
         {
-            for entry in self.registered_entries(name) {
-                entry.apply_remote(fetched.clone(), event == Some(NotificationKind::Unchanged));
-            }
+            entry.apply_remote(fetched, kind == Some(NotificationKind::Unchanged));
         }
         drop(permit);
     }
 
     /// After a reconnect: writes the tokens that the store lacks, and applies those that are newer in the store.
-    async fn resync(&self) -> Result<(), Unavailable> {
-        let known: Vec<_> = {
-            let by_name = self.lock_entries();
-            let each =
-                by_name.iter().flat_map(|(name, entries)| entries.iter().map(move |entry| (name, entry)));
-            each.map(|(name, entry)| (name.clone(), entry.clone())).collect()
-        };
-        for (name, entry) in known {
-            let Some(entry) = entry.upgrade() else { continue };
-            let Some(current) = entry.current.load_full() else { continue };
+    async fn resync(&self, cache: &TokenCache) -> Result<(), Unavailable> {
+        for entry in cache.used_entries() {
+            let (name, Some(current)) = (entry.id.store_name(), entry.current.load_full()) else { continue };
             let stored = self.store.read(&name).await?.and_then(|record| FetchedToken::from_record(&record));
             let remaining = current.usable_until.saturating_duration_since(Instant::now());
             match stored {
@@ -183,11 +120,7 @@ impl ReplicaSync {
         Ok(())
     }
 
-    fn lock_pending_reads(&self) -> MutexGuard<'_, HashMap<String, NotificationKind>> {
-        self.pending_reads.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn lock_entries(&self) -> MutexGuard<'_, HashMap<String, Vec<Weak<AgentToken>>>> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_pending_reads(&self) -> MutexGuard<'_, HashMap<CredentialId, NotificationKind>> {
+        self.pending_reads.lock()
     }
 }

@@ -7,7 +7,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{AgentToken, State};
+use super::{CachedToken, FetchError, State};
 
 /// The last refresh and its outcome.
 #[derive(Debug, Clone)]
@@ -20,7 +20,7 @@ pub struct LastRefresh {
     pub error: Option<String>,
 }
 
-/// The state of one agent's token.
+/// The state of one credential's token.
 #[derive(Debug, Clone)]
 pub struct TokenStatus {
     /// Whether a token was requested since the entry was created.
@@ -46,7 +46,7 @@ pub fn ceil_seconds(wait: Duration) -> u64 {
     wait.as_secs() + u64::from(wait.subsec_nanos() > 0)
 }
 
-impl AgentToken {
+impl CachedToken {
     /// How long backoff or a spent budget holds refreshes back; zero if nothing does.
     pub fn next_try_in(&self) -> Duration {
         let now = Instant::now();
@@ -63,6 +63,11 @@ impl AgentToken {
     /// When the current token expires, if there is one.
     pub fn expires_at(&self) -> Option<SystemTime> {
         self.current.load().as_ref().map(|token| token.expires_at)
+    }
+
+    /// The last failure, if no success followed it.
+    pub fn last_failure(&self) -> Option<Arc<FetchError>> {
+        self.state().backoff.last_failure()
     }
 
     /// The current state.

@@ -4,6 +4,7 @@
 //! proxy acts on Instants only.
 
 mod budget_simulation; // refresh budgets over hours, random
+mod cache; // which agents share an entry, and what is left of a removed one
 mod call_limits; // how many gettokens are made
 mod cooldown; // the cooldown after a refresh for refusals
 mod errors;
@@ -13,4 +14,5 @@ mod interleavings; // many short random runs
 mod lifecycle; // fetched, used, refreshed
 mod refresh_schedule; // when very many are refreshed
 mod replica_simulation; // several replicas with one store, random
+mod secret_rotation; // agents with two secrets, or with a secret from a file
 mod simulation; // long random runs, compared with a model at every step

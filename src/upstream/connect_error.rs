@@ -2,6 +2,11 @@
 
 use std::{borrow::Cow, fmt, io};
 
+use crate::config::UpstreamId;
+
+/// The keys that messages name.
+const KEYS: [&str; 4] = ["upstream.url", "upstream.via", "upstream.ca_file", "upstream.connect_timeout"];
+
 /// Why connecting failed. `Display` is the detailed message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConnectError {
@@ -34,6 +39,22 @@ impl ConnectError {
             _ => ("connect failed", ""),
         };
         Self::with_log_message(public_message, format!("cannot connect to {address}: {error}{advice}"))
+    }
+
+    /// Names the keys of this upstream's table in place of those of `[upstream]`.
+    pub(super) fn in_section(self, id: &UpstreamId) -> Self {
+        if id.name().is_none() {
+            return self;
+        }
+        let section = id.section();
+        let rename = |text: &str| {
+            KEYS.iter()
+                .fold(text.to_owned(), |text, key| text.replace(key, &key.replacen("upstream", &section, 1)))
+        };
+        Self {
+            public_message: rename(&self.public_message).into(),
+            log_message: self.log_message.as_deref().map(rename),
+        }
     }
 
     /// Marks the error as one of the connection to the egress proxy.

@@ -4,21 +4,36 @@ use std::{
     future::{Future, poll_fn},
     io,
     mem::MaybeUninit,
+    net::SocketAddr,
     pin::{Pin, pin},
     task::{Context, Waker},
+    time::Duration,
 };
 
 use bytes::BytesMut;
 use tokio::{
     io::{AsyncRead, ReadBuf},
     task::unconstrained,
+    time::Instant,
 };
 
-use crate::http1::{
-    headers::HeaderCache,
-    io::{RegisteredWaker, Stream},
-    write_buf::WriteBuf,
+use super::open_connection::OpenConnection;
+use crate::{
+    http1::{
+        headers::HeaderCache,
+        io::{RegisteredWaker, Stream},
+        write_buf::WriteBuf,
+    },
+    secret::random_fraction,
 };
+
+/// How long before the end of `Keep-Alive: timeout` a connection is no longer reused.
+const KEEP_ALIVE_MARGIN: Duration = Duration::from_secs(1);
+
+/// A longest age within a tenth of `max_age`, so that connections of one time do not end at one time.
+pub(super) fn spread(max_age: Duration) -> Duration {
+    max_age.mul_f64(0.9 + 0.2 * random_fraction())
+}
 
 /// An HTTP/1.1 connection between two requests.
 pub(super) struct UpstreamConnection {
@@ -28,17 +43,40 @@ pub(super) struct UpstreamConnection {
     pub(super) write_buf: WriteBuf,
     /// Cache of this connection's response headers.
     pub(super) header_cache: HeaderCache,
+    pub(super) peer: Option<SocketAddr>,
+    /// When its dial began.
+    pub(super) dialed_at: Instant,
+    /// When its longest age ends; no request begins on it after that.
+    expires_at: Instant,
+    /// When the last response ended; `None` before the first request.
+    pub(super) idle_since: Option<Instant>,
+    /// How long the peer keeps it open when idle, as the last response said.
+    pub(super) keep_alive_timeout: Option<Duration>,
+    _open: OpenConnection,
 }
 
 impl UpstreamConnection {
-    pub(super) fn new(stream: Stream) -> Self {
+    pub(super) fn new(stream: Stream, dialed_at: Instant, max_age: Duration, open: OpenConnection) -> Self {
         Self {
+            peer: stream.peer_addr(),
+            dialed_at,
+            expires_at: dialed_at + max_age,
+            idle_since: None,
+            keep_alive_timeout: None,
             stream,
             read_waker: RegisteredWaker::default(),
             read_buf: BytesMut::new(),
             write_buf: WriteBuf::default(),
             header_cache: HeaderCache::default(),
+            _open: open,
         }
+    }
+
+    /// Until when it may be reused, if it is idle from now on. Ends a second before the peer closes it
+    /// (`Keep-Alive: timeout`), because a request that is on its way then is lost.
+    pub(super) fn reusable_until(&self, now: Instant, idle_timeout: Duration) -> Instant {
+        let keep_alive = self.keep_alive_timeout.map(|timeout| timeout.saturating_sub(KEEP_ALIVE_MARGIN));
+        self.expires_at.min(now + keep_alive.map_or(idle_timeout, |timeout| timeout.min(idle_timeout)))
     }
 
     /// Whether an idle connection is open and has no unread data, by the runtime's readiness state: data that arrived
@@ -56,7 +94,7 @@ impl UpstreamConnection {
         pin!(unconstrained(read)).poll(&mut cx).is_pending()
     }
 
-    /// Like [`Self::is_reusable`], but peeks at the socket: for a connection that was idle for a while, before a
+    /// Like [`Self::is_reusable`], but peeks at the socket: for a connection that was idle for a while, or before a
     /// request that must not be sent twice.
     pub(super) fn is_reusable_by_peek(&mut self) -> bool {
         let silent = self.stream.tcp().is_none_or(|tcp| {
@@ -77,6 +115,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::upstream::open_connection::OpenConnections;
 
     #[tokio::test]
     async fn unsolicited_data_is_seen_without_coop_budget() {
@@ -84,7 +123,9 @@ mod tests {
         let client =
             TcpStream::connect(listener.local_addr().expect("an address")).await.expect("a connection");
         let (mut server, _) = listener.accept().await.expect("a connection");
-        let mut connection = UpstreamConnection::new(Stream::Tcp(client));
+        let open = OpenConnections::default().open();
+        let mut connection =
+            UpstreamConnection::new(Stream::Tcp(client), Instant::now(), Duration::from_secs(60), open);
         assert!(connection.is_reusable());
         server.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.expect("written");
         connection.stream.tcp().expect("TCP").readable().await.expect("readable");

@@ -50,8 +50,14 @@ pub enum UpstreamErrorKind {
     /// The response body has ambiguous or malformed framing.
     #[error("{0}")]
     Framing(#[source] FramingError),
+    /// The upstream closed the HTTP/2 connection with an error before the response.
+    #[error("{0}")]
+    GoAway(String),
+    /// The upstream requires HTTP/1.1 (HTTP_1_1_REQUIRED, RFC 9113 §7): it did not process the request.
+    #[error("the upstream requires HTTP/1.1 (HTTP_1_1_REQUIRED)")]
+    Http11Required,
     /// The upstream sent REFUSED_STREAM: it did not process the request (RFC 9113 §8.7).
-    #[error("stream refused before processing")]
+    #[error("stream refused before processing (REFUSED_STREAM)")]
     RefusedStream,
     /// An HTTP/2 protocol or stream error.
     #[error("{0}")]
@@ -67,7 +73,9 @@ impl UpstreamErrorKind {
         match self {
             Self::Unreachable(error) => error.public_message.as_ref().into(),
             Self::Io(_) => "the connection failed".into(),
-            Self::Http2(_) => "the HTTP/2 connection failed".into(),
+            Self::Http2(_) | Self::Http11Required => "the HTTP/2 connection failed".into(),
+            Self::GoAway(_) => "connection closed before the response".into(),
+            Self::RefusedStream => "stream refused before processing".into(),
             other => other.to_string().into(),
         }
     }

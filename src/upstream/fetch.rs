@@ -1,6 +1,6 @@
-//! Small buffered GET requests of the proxy itself.
+//! Small buffered requests of the proxy itself.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use http::Method;
 use tokio::time::Instant;
@@ -8,7 +8,8 @@ use tokio::time::Instant;
 use super::{BodyLength, Upstream, UpstreamErrorKind, UpstreamRequest};
 use crate::{
     http1::headers::{HeaderKind, Headers},
-    secret::Masked,
+    request_body::{BodyLimits, ReplayBody, RequestBody},
+    secret::{Masked, wipe_on_drop},
     time::deadline::Deadline,
 };
 
@@ -23,26 +24,49 @@ pub struct Fetched {
 }
 
 impl Upstream {
-    /// Sends GET `target` (path and query) without client headers and buffers at most `max_bytes` of the body.
+    /// Sends GET `target` (path and query) for a corp, without client headers and buffers at most `max_bytes` of the body.
     /// Errors: [`UpstreamErrorKind`].
     pub async fn fetch_buffered(
         &self,
+        corpid: &str,
         target: &Masked,
         max_bytes: usize,
     ) -> Result<Fetched, UpstreamErrorKind> {
-        let headers = Headers::from_pairs(&[
-            ("accept", "application/json"),
-            ("user-agent", concat!("wecom-proxy/", env!("CARGO_PKG_VERSION"))),
-        ]);
+        self.call_buffered(corpid, target, None, max_bytes).await
+    }
+
+    /// The same as a POST of a JSON text, if there is one.
+    pub async fn call_buffered(
+        &self,
+        corpid: &str,
+        target: &Masked,
+        json: Option<&Masked>,
+        max_bytes: usize,
+    ) -> Result<Fetched, UpstreamErrorKind> {
+        let headers = Headers::from_pairs(
+            &[
+                ("accept", "application/json"),
+                ("user-agent", concat!("wecom-proxy/", env!("CARGO_PKG_VERSION"))),
+                ("content-type", "application/json"),
+            ][..2 + usize::from(json.is_some())],
+        );
+        let body = json.map(|json| wipe_on_drop(json.expose().as_bytes().to_vec()));
+        let body_length =
+            body.as_ref().map_or(BodyLength::Absent, |body| BodyLength::Known(body.len() as u64));
+        let limits = BodyLimits { max_bytes: u64::MAX, idle_timeout: Duration::MAX };
+        // A complete body needs no budget, so this cannot fail.
+        let body = body.and_then(|body| ReplayBody::new(RequestBody::Complete(body), limits, None).ok()?);
         let request = UpstreamRequest {
-            method: &Method::GET,
+            method: if json.is_some() { &Method::POST } else { &Method::GET },
+            corpid,
             target: &[target.expose()],
             headers: &headers,
-            body_length: BodyLength::Absent,
+            body_length,
             now: Instant::now(),
+            maybe_sent: None,
         };
         let mut response =
-            self.send(&request, None, &mut Deadline::unset()).await.map_err(|error| error.kind)?;
+            self.send(&request, body.as_ref(), &mut Deadline::unset()).await.map_err(|error| error.kind)?;
         let (status, date) = (response.status.as_u16(), parse_date(&response.headers));
         let mut body = Vec::new();
         while let Some(chunk) = response.body.data().await {

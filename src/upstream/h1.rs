@@ -17,24 +17,22 @@ use super::{
     UpstreamResponse,
     connection::UpstreamConnection,
     head::{self, ResponseHead},
+    large_response::{LargeResponse, SMALL_READ_BYTES},
     pool::Pool,
 };
 use crate::{
-    http1::framing::{BodyEvent, Framing, response_content_length},
+    http1::{
+        framing::{BodyEvent, Framing, response_content_length},
+        headers::{HeaderKind, Headers},
+    },
     request_body::BodyReader,
     time::deadline::Deadline,
 };
 
-/// Size of the first read of a response; small responses fit.
-const SMALL_READ_BYTES: usize = 8 * 1024;
 /// Bodies up to this size are copied, so that the read buffer is not shared and can be reused.
 const MAX_COPY_BYTES: usize = 1024;
 /// Maximum interim responses (1xx) before the final one.
 const MAX_INTERIM_RESPONSES: u32 = 32;
-/// Maximum size of a read of a large response, while few are in progress.
-const LARGE_READ_BYTES: usize = 1024 * 1024;
-/// Shared by the large reads of a worker: a client that stops reading keeps the last read in memory.
-const MAX_LARGE_READS_BYTES: usize = 64 * 1024 * 1024;
 
 /// Sends a request and waits for the response head. A body that arrived completely with the head is taken at once,
 /// and its connection returns to the pool. `now` is the current time if it was just read. `deadline` is the caller's
@@ -91,28 +89,6 @@ pub(super) struct Http1Exchange {
     large_response: Option<LargeResponse>,
 }
 
-/// Counts a large response in the pool while it is in progress.
-struct LargeResponse(Rc<Pool>);
-
-impl LargeResponse {
-    fn new(pool: &Rc<Pool>) -> Self {
-        pool.large_responses.update(|large| large + 1);
-        Self(pool.clone())
-    }
-
-    /// Maximum bytes of the next read.
-    fn read_bytes(&self) -> usize {
-        (MAX_LARGE_READS_BYTES / self.0.large_responses.get().max(1))
-            .clamp(SMALL_READ_BYTES, LARGE_READ_BYTES)
-    }
-}
-
-impl Drop for LargeResponse {
-    fn drop(&mut self) {
-        self.0.large_responses.update(|large| large - 1);
-    }
-}
-
 impl Http1Exchange {
     /// Writes the head into the write buffer; nothing is sent before the first poll.
     fn start(
@@ -121,9 +97,9 @@ impl Http1Exchange {
         request: &UpstreamRequest<'_>,
         reader: Option<BodyReader>,
     ) -> Self {
-        head::write_request_head(connection.write_buf.buffer_mut(), request, &pool.settings.authority);
+        head::write_request_head(connection.write_buf.buffer_mut(), request, &pool.settings);
         let chunked = request.body_length == BodyLength::Unknown;
-        let send_state = match reader.map(BodyReader::into_buffered) {
+        let send_state = match reader.map(BodyReader::into_complete) {
             None => SendState::Done,
             Some(Ok(bytes)) => {
                 connection.write_buf.push_chunk(bytes, chunked, true);
@@ -167,13 +143,17 @@ impl Http1Exchange {
                     return Poll::Ready(Err(self.error(kind)));
                 }
                 Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(error)) if self.response_started() => {
+                    return Poll::Ready(Err(self.error(UpstreamErrorKind::Io(error))));
+                }
                 Poll::Ready(Err(error)) => {
-                    let kind = if self.response_started() {
-                        UpstreamErrorKind::Io(error)
-                    } else {
-                        UpstreamErrorKind::ClosedBeforeResponse
-                    };
-                    return Poll::Ready(Err(self.error(kind)));
+                    // The system gave up on the peer.
+                    if let (io::ErrorKind::TimedOut, Some(idle_since)) =
+                        (error.kind(), self.connection.idle_since)
+                    {
+                        self.pool.report_dead(&self.connection, idle_since);
+                    }
+                    return Poll::Ready(Err(self.error(UpstreamErrorKind::ClosedBeforeResponse)));
                 }
                 // A slow client has a timeout of its own; the upstream's starts when it has the request.
                 Poll::Pending if self.awaits_client() => {
@@ -185,7 +165,11 @@ impl Http1Exchange {
                         let response_timeout = self.pool.settings.response_timeout;
                         self.deadline.set_from(now.unwrap_or_else(Instant::now), response_timeout);
                     }
+                    let requested_at = self.deadline.at().map(|at| at - self.pool.settings.response_timeout);
                     ready!(self.deadline.poll_elapsed(cx));
+                    if let (false, Some(requested_at)) = (self.response_started(), requested_at) {
+                        self.pool.report_dead(&self.connection, requested_at);
+                    }
                     return Poll::Ready(Err(self.error(UpstreamErrorKind::ResponseTimeout)));
                 }
             }
@@ -242,8 +226,7 @@ impl Http1Exchange {
                     return Poll::Ready(Some(Err(self.error(UpstreamErrorKind::Io(error)))));
                 }
                 Poll::Pending => {
-                    self.deadline.set_if_unset(self.pool.settings.body_timeout);
-                    ready!(self.deadline.poll_elapsed(cx));
+                    ready!(self.deadline.poll_stalled(cx, self.pool.settings.body_timeout));
                     return Poll::Ready(Some(Err(self.error(UpstreamErrorKind::BodyTimeout))));
                 }
             }
@@ -285,6 +268,14 @@ impl Http1Exchange {
             kind,
             delivery: if self.has_written { Delivery::MaybeSent } else { Delivery::NotSent },
         }
+    }
+
+    /// Whether a response to HEAD says nothing of the body's length. An upstream that ends such bodies by closing the
+    /// connection closes it now too, and a request sent in this moment would be lost.
+    fn is_unsized_head(&self, headers: &Headers) -> bool {
+        self.method == Method::HEAD
+            && !headers.contains(HeaderKind::ContentLength)
+            && !headers.contains(HeaderKind::TransferEncoding)
     }
 
     /// Whether a byte of the response has arrived; an interim response counts.
@@ -382,7 +373,10 @@ impl Http1Exchange {
             }
             self.framing = Framing::of_response(&self.method, head.status, &head.headers)
                 .map_err(UpstreamErrorKind::Framing)?;
-            self.reusable &= head.keep_alive && self.framing != Framing::UntilClose;
+            self.reusable &= head.keep_alive
+                && self.framing != Framing::UntilClose
+                && !self.is_unsized_head(&head.headers);
+            self.connection.keep_alive_timeout = head::keep_alive_timeout(&head.headers);
             return Ok(Some(head));
         }
         Ok(None)

@@ -1,11 +1,12 @@
 //! Requests on shared HTTP/2 connections. hyper implements the protocol; this file sets the bounds.
 
+mod activity;
+mod error;
 mod request_body;
 
 use std::{
-    cell::Cell,
     future::{Future, poll_fn},
-    io,
+    net::SocketAddr,
     pin::{Pin, pin},
     rc::Rc,
     sync::Arc,
@@ -13,7 +14,6 @@ use std::{
     time::Duration,
 };
 
-use ::h2::Reason;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Request, Uri, Version, uri};
 use http_body::Body;
@@ -21,9 +21,14 @@ use hyper::{body::Incoming, client::conn::http2, rt::Executor};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{task::spawn_local, time::Instant};
 
-use self::request_body::{Http2RequestBody, RequestProgress};
+use self::{
+    activity::{CLOSE_TIMEOUT, ConnectionActivity, CountedStream, PING_INTERVAL},
+    error::{classify_error, describe, handshake_error},
+    request_body::{Http2RequestBody, RequestProgress},
+};
 use super::{
     Delivery, Settings, UpstreamBody, UpstreamBodyKind, UpstreamError, UpstreamErrorKind, UpstreamRequest,
+    open_connection::OpenConnection,
 };
 use crate::{
     http1::{
@@ -34,9 +39,6 @@ use crate::{
     request_body::BodyReader,
     time::deadline::Deadline,
 };
-
-/// Interval of PING on a silent connection, and timeout of its ACK.
-const PING_INTERVAL: Duration = Duration::from_secs(20);
 
 /// Stream window: maximum bytes of a response received before they are read.
 const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
@@ -64,47 +66,60 @@ impl<F: Future + 'static> Executor<F> for LocalExecutor {
     }
 }
 
-type Http2Connection = http2::Connection<TokioIo<Stream>, Http2RequestBody, LocalExecutor>;
+type Http2Connection = http2::Connection<TokioIo<CountedStream>, Http2RequestBody, LocalExecutor>;
 
 /// Handle of a shared connection.
 pub(super) struct Http2Sender {
     send_request: http2::SendRequest<Http2RequestBody>,
-    counts: Rc<StreamCounts>,
-}
-
-/// Open streams of a connection, and their maximum.
-struct StreamCounts {
-    open: Cell<usize>,
-    max: Cell<usize>,
+    activity: Rc<ConnectionActivity>,
 }
 
 /// Identifies a connection.
-pub(super) struct ConnectionId(Rc<StreamCounts>);
+pub(super) struct ConnectionId(Rc<ConnectionActivity>);
+
+impl ConnectionId {
+    /// Whether a request timed out on it without any byte from the upstream.
+    pub(super) fn is_dead(&self) -> bool {
+        self.0.dead.get()
+    }
+
+    /// The address of the connection's other end.
+    pub(super) fn peer(&self) -> Option<SocketAddr> {
+        self.0.peer
+    }
+}
 
 impl Http2Sender {
     /// Performs the HTTP/2 handshake and spawns the connection task. Waits for the upstream's SETTINGS, which contain
     /// the maximum of concurrent streams.
-    pub(super) async fn handshake(stream: Stream) -> Result<Self, UpstreamErrorKind> {
-        let http2_error = |error: hyper::Error| UpstreamErrorKind::Http2(error.to_string());
+    pub(super) async fn handshake(
+        stream: Stream,
+        dialed_at: Instant,
+        max_age: Duration,
+        open: OpenConnection,
+    ) -> Result<Self, UpstreamErrorKind> {
+        let activity = ConnectionActivity::new(&stream, dialed_at, max_age);
+        let stream = CountedStream { stream, activity: activity.clone() };
         let (send_request, mut connection) = http2::Builder::new(LocalExecutor)
             .timer(TokioTimer::new())
             .keep_alive_interval(PING_INTERVAL)
-            .keep_alive_timeout(PING_INTERVAL)
+            .keep_alive_timeout(CLOSE_TIMEOUT)
             .max_header_list_size(64 * 1024)
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .initial_max_send_streams(SETTINGS_NOT_RECEIVED)
             .handshake(TokioIo::new(stream))
             .await
-            .map_err(http2_error)?;
+            .map_err(|error| handshake_error(&error))?;
         while connection.current_max_send_streams() == SETTINGS_NOT_RECEIVED {
             if let Ok(ended) = tokio::time::timeout(SETTINGS_POLL_INTERVAL, &mut connection).await {
-                return Err(ended.err().map_or(UpstreamErrorKind::ClosedBeforeResponse, http2_error));
+                let error = ended.err().map(|error| handshake_error(&error));
+                return Err(error.unwrap_or(UpstreamErrorKind::ClosedBeforeResponse));
             }
         }
-        let counts = Rc::new(StreamCounts { open: Cell::new(0), max: Cell::new(max_streams(&connection)) });
-        spawn_local(drive_connection(connection, counts.clone()));
-        Ok(Self { send_request, counts })
+        activity.max.set(max_streams(&connection));
+        spawn_local(drive_connection(connection, activity.clone(), open));
+        Ok(Self { send_request, activity })
     }
 
     pub(super) fn is_closed(&self) -> bool {
@@ -112,36 +127,65 @@ impl Http2Sender {
     }
 
     pub(super) fn has_id(&self, connection: &ConnectionId) -> bool {
-        Rc::ptr_eq(&self.counts, &connection.0)
+        Rc::ptr_eq(&self.activity, &connection.0)
     }
 
     /// Number of open streams.
     pub(super) fn open_streams(&self) -> usize {
-        self.counts.open.get()
+        self.activity.open.get()
     }
 
-    /// Whether the upstream accepts another stream now.
-    pub(super) fn has_capacity(&self) -> bool {
-        self.open_streams() < self.counts.max.get()
+    /// Whether another stream may begin now.
+    pub(super) fn accepts_stream(&self, now: Instant) -> bool {
+        self.activity.accepts_stream(now)
+    }
+
+    /// Whether no stream begins on it any more.
+    pub(super) fn is_retired(&self, now: Instant) -> bool {
+        self.activity.is_retired(now)
+    }
+
+    /// Whether no stream may begin on it even if no other connection can be opened.
+    pub(super) fn is_unusable(&self) -> bool {
+        self.activity.is_unusable()
+    }
+
+    /// Lets no stream begin any more; the open ones continue.
+    pub(super) fn retire(&self) {
+        self.activity.retired.set(true);
+    }
+
+    /// When the connection's dial began.
+    pub(super) fn dialed_at(&self) -> Instant {
+        self.activity.dialed_at
+    }
+
+    /// The address of the connection's other end.
+    pub(super) fn peer(&self) -> Option<SocketAddr> {
+        self.activity.peer
     }
 
     /// Reserves a stream even beyond the capacity.
     pub(super) fn reserve_stream(&self) -> StreamSlot {
-        self.counts.open.update(|open| open + 1);
-        StreamSlot { send_request: self.send_request.clone(), guard: OpenStreamGuard(self.counts.clone()) }
+        self.activity.open.update(|open| open + 1);
+        StreamSlot { send_request: self.send_request.clone(), guard: OpenStreamGuard(self.activity.clone()) }
     }
 }
 
-async fn drive_connection(mut connection: Http2Connection, counts: Rc<StreamCounts>) {
+async fn drive_connection(
+    mut connection: Http2Connection,
+    activity: Rc<ConnectionActivity>,
+    _open: OpenConnection,
+) {
     let closed = poll_fn(|cx| {
         let polled = Pin::new(&mut connection).poll(cx);
         if polled.is_pending() {
-            counts.max.set(max_streams(&connection));
+            activity.max.set(max_streams(&connection));
         }
         polled
     });
     if let Err(error) = closed.await {
-        tracing::debug!(%error, "upstream HTTP/2 connection failed");
+        tracing::debug!(error = describe(&error), "upstream HTTP/2 connection failed");
     }
 }
 
@@ -156,7 +200,7 @@ pub(super) struct StreamSlot {
 }
 
 /// Counts an open stream until it is dropped.
-struct OpenStreamGuard(Rc<StreamCounts>);
+struct OpenStreamGuard(Rc<ConnectionActivity>);
 
 impl Drop for OpenStreamGuard {
     fn drop(&mut self) {
@@ -176,6 +220,8 @@ impl StreamSlot {
         request: &UpstreamRequest<'_>,
         reader: Option<BodyReader>,
     ) -> Result<super::UpstreamResponse, UpstreamError> {
+        let activity = self.guard.0.clone();
+        let reads_before = activity.reads.get();
         let progress = Rc::new(RequestProgress::new(self.guard));
         let http_request = build_request(settings, request, reader, progress.clone())?;
         let mut response_future = pin!(self.send_request.try_send_request(http_request));
@@ -191,6 +237,9 @@ impl StreamSlot {
                 Err(_) if progress.awaits_client.get() => {}
                 Err(_) if progress.chunks.get() != chunks_before => {}
                 Err(_) => {
+                    if activity.reads.get() == reads_before {
+                        activity.dead.set(true);
+                    }
                     return Err(UpstreamError {
                         kind: UpstreamErrorKind::ResponseTimeout,
                         delivery: Delivery::MaybeSent,
@@ -238,8 +287,8 @@ fn build_request(
         kind: UpstreamErrorKind::Http2("the request target is not a URI".into()),
         delivery: Delivery::NotSent,
     };
-    let path_and_query =
-        uri::PathAndQuery::try_from(encode_target(request.target)).map_err(|_| malformed())?;
+    let path_and_query = uri::PathAndQuery::try_from(encode_target(&settings.path_prefix, request.target))
+        .map_err(|_| malformed())?;
     let mut parts = uri::Parts::default();
     parts.scheme = Some(uri::Scheme::HTTPS);
     parts.authority = settings.authority.parse().ok();
@@ -263,64 +312,12 @@ fn build_request(
 
 /// Concatenates a target for the http crate. Encodes three characters that are invalid in a query but that HTTP/1
 /// transports.
-fn encode_target(target: &[&str]) -> String {
-    let target = target.concat();
+fn encode_target(path_prefix: &str, target: &[&str]) -> String {
+    let target = path_prefix.to_owned() + &target.concat();
     match memchr::memchr3(b'"', b'<', b'>', target.as_bytes()) {
         None => target,
         Some(_) => target.replace('"', "%22").replace('<', "%3C").replace('>', "%3E"),
     }
-}
-
-/// Maps the error of a request without a response. A stream reset means nothing for its connection: the upstream may
-/// have processed the request unless the error excludes it. `is_sent`: whether hyper had begun to send it.
-fn classify_error(error: &hyper::Error, is_sent: bool) -> UpstreamError {
-    if !is_sent {
-        return UpstreamError { kind: UpstreamErrorKind::ClosedBeforeResponse, delivery: Delivery::NotSent };
-    }
-    if let Some(body_error) = find_source(error) {
-        return UpstreamError {
-            kind: UpstreamErrorKind::RequestBody(*body_error),
-            delivery: Delivery::MaybeSent,
-        };
-    }
-    let (kind, delivery) = match find_source::<::h2::Error>(error) {
-        Some(reset) if is_refused_stream(reset) => (UpstreamErrorKind::RefusedStream, Delivery::NotSent),
-        // A graceful GOAWAY names the last processed stream; this one is above it (RFC 9113 §6.8).
-        Some(goaway)
-            if goaway.is_go_away() && goaway.is_remote() && goaway.reason() == Some(Reason::NO_ERROR) =>
-        {
-            (UpstreamErrorKind::ClosedBeforeResponse, Delivery::NotSent)
-        }
-        Some(goaway) if goaway.is_io() || goaway.is_go_away() && goaway.is_remote() => {
-            (UpstreamErrorKind::ClosedBeforeResponse, Delivery::MaybeSent)
-        }
-        // Not a protocol error: the connection broke, timed out or was closed.
-        None if find_source::<io::Error>(error).is_some()
-            || error.is_timeout()
-            || error.is_closed()
-            || error.is_canceled() =>
-        {
-            (UpstreamErrorKind::ClosedBeforeResponse, Delivery::MaybeSent)
-        }
-        _ => (UpstreamErrorKind::Http2(error.to_string()), Delivery::MaybeSent),
-    };
-    UpstreamError { kind, delivery }
-}
-
-fn is_refused_stream(error: &::h2::Error) -> bool {
-    error.is_reset() && error.is_remote() && error.reason() == Some(Reason::REFUSED_STREAM)
-}
-
-/// The first cause of type `E`.
-fn find_source<E: std::error::Error + 'static>(error: &hyper::Error) -> Option<&E> {
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        if let Some(found) = cause.downcast_ref() {
-            return Some(found);
-        }
-        source = cause.source();
-    }
-    None
 }
 
 /// A response body.
@@ -339,8 +336,7 @@ impl Http2UpstreamBody {
         let fail = |kind| Poll::Ready(Some(Err(UpstreamError { kind, delivery: Delivery::MaybeSent })));
         loop {
             let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
-                self.idle_deadline.set_if_unset(self.body_timeout);
-                ready!(self.idle_deadline.poll_elapsed(cx));
+                ready!(self.idle_deadline.poll_stalled(cx, self.body_timeout));
                 return fail(UpstreamErrorKind::BodyTimeout);
             };
             self.idle_deadline.clear();
@@ -348,7 +344,7 @@ impl Http2UpstreamBody {
                 None if self.body.is_end_stream() => return Poll::Ready(None),
                 // hyper reports a stream reset with NO_ERROR as the end of the body.
                 None => return fail(UpstreamErrorKind::Truncated),
-                Some(Err(error)) => return fail(UpstreamErrorKind::Http2(error.to_string())),
+                Some(Err(error)) => return fail(UpstreamErrorKind::Http2(describe(&error))),
                 Some(Ok(frame)) => {
                     if let Ok(data) = frame.into_data() {
                         self.framing_overhead += FRAME_HEADER_BYTES;

@@ -1,33 +1,35 @@
 //! HTTP/1.1 heads: writes a request's, parses a response's.
+//!
+//! Its parse functions resemble those of `server/http1/head.rs`, but slots, errors, wiping and first lines differ: sharing
+//! more than `http1::headers` has takes 20 code lines more.
 
-use std::mem::MaybeUninit;
+use std::{mem::MaybeUninit, time::Duration};
 
 use bytes::{Buf, BufMut, BytesMut};
 use http::StatusCode;
 
-use super::{BodyLength, UpstreamErrorKind, UpstreamRequest};
+use super::{BodyLength, Settings, UpstreamErrorKind, UpstreamRequest};
 use crate::http1::{
     framing::has_bare_lf,
-    headers::{HeaderCache, Headers, ParsedHeaders},
+    headers::{HeaderCache, HeaderKind, Headers, MAX_HEAD_BYTES, ParsedHeaders},
 };
 
-/// Maximum bytes of a response head.
-const MAX_HEAD_BYTES: usize = 64 * 1024;
 /// Status line of nearly every response.
 const COMMON_STATUS_LINE: &[u8] = b"HTTP/1.1 200 OK\r\n";
 /// Maximum headers of a response.
 const MAX_HEADERS: usize = 128;
 
-/// Writes a request head. `authority` is the upstream's; the client's `Host` is not forwarded.
-pub(super) fn write_request_head(buf: &mut BytesMut, request: &UpstreamRequest<'_>, authority: &str) {
+/// Writes a request head. `Host` is the upstream's; the client's is not forwarded.
+pub(super) fn write_request_head(buf: &mut BytesMut, request: &UpstreamRequest<'_>, settings: &Settings) {
     buf.reserve(1024);
     buf.put_slice(request.method.as_str().as_bytes());
     buf.put_u8(b' ');
+    buf.put_slice(settings.path_prefix.as_bytes());
     for part in request.target {
         buf.put_slice(part.as_bytes());
     }
     buf.put_slice(b" HTTP/1.1\r\nhost: ");
-    buf.put_slice(authority.as_bytes());
+    buf.put_slice(settings.authority.as_bytes());
     buf.put_slice(b"\r\n");
     request.headers.encode_for_upstream(buf);
     match request.body_length {
@@ -43,15 +45,17 @@ pub(super) fn write_request_head(buf: &mut BytesMut, request: &UpstreamRequest<'
 }
 
 /// A parsed response head.
-pub(super) struct ResponseHead {
-    pub(super) status: StatusCode,
-    pub(super) headers: Headers,
+pub struct ResponseHead {
+    /// Status.
+    pub status: StatusCode,
+    /// Headers.
+    pub headers: Headers,
     /// Whether the connection can be reused after the response.
-    pub(super) keep_alive: bool,
+    pub keep_alive: bool,
 }
 
 /// Parses a complete head off the buffer; `None` while it is incomplete. `header_cache` is the connection's.
-pub(super) fn parse_response_head(
+pub fn parse_response_head(
     buffer: &mut BytesMut,
     header_cache: &mut HeaderCache,
 ) -> Result<Option<ResponseHead>, UpstreamErrorKind> {
@@ -122,6 +126,16 @@ fn status_and_version(
         return Err(UpstreamErrorKind::InvalidHead("unexpected 101 Switching Protocols"));
     }
     Ok((status, response.version == Some(1)))
+}
+
+/// `Keep-Alive: timeout`: how long the peer keeps an idle connection open (RFC 2068 §19.7.1.1).
+pub(super) fn keep_alive_timeout(headers: &Headers) -> Option<Duration> {
+    let value = std::str::from_utf8(headers.first(HeaderKind::KeepAlive)?).ok()?;
+    value.split(',').find_map(|parameter| {
+        let (name, seconds) = parameter.split_once('=')?;
+        let seconds = seconds.trim().trim_matches('"').parse().ok()?;
+        name.trim().eq_ignore_ascii_case("timeout").then_some(Duration::from_secs(seconds))
+    })
 }
 
 impl ResponseHead {

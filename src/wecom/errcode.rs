@@ -2,6 +2,8 @@
 //!
 //! Source: WeCom's global error code list (企业微信开发者中心, 全局错误码), and for the actions, the pages of the calls.
 
+use std::net::IpAddr;
+
 /// The call succeeded.
 pub const OK: i64 = 0;
 /// WeCom is busy; the call may or may not have been carried out.
@@ -12,6 +14,20 @@ pub const INVALID_SECRET: i64 = 40001;
 pub const INVALID_CORPID: i64 = 40013;
 /// The access_token is not valid, or this kind of app may not call this API at all.
 pub const INVALID_TOKEN: i64 = 40014;
+/// The auth_code is not valid, or was used before.
+pub const INVALID_AUTH_CODE: i64 = 40078;
+/// The suite_secret is not valid.
+pub const INVALID_SUITE_SECRET: i64 = 40080;
+/// There is no such suite_id.
+pub const INVALID_SUITE_ID: i64 = 40083;
+/// The permanent_code is not valid, or the corp withdrew its authorisation.
+pub const INVALID_PERMANENT_CODE: i64 = 40084;
+/// The body has no suite_id.
+pub const MISSING_SUITE_ID: i64 = 41021;
+/// The body has no suite_secret.
+pub const MISSING_SUITE_SECRET: i64 = 41024;
+/// The body has no permanent_code.
+pub const MISSING_PERMANENT_CODE: i64 = 41025;
 /// A parameter is not valid.
 pub const INVALID_PARAMETER: i64 = 40035;
 /// The secret is not valid.
@@ -36,6 +52,8 @@ pub const CONCURRENCY_LIMITED: i64 = 45033;
 pub const API_FORBIDDEN: i64 = 48002;
 /// The app is disabled.
 pub const APP_DISABLED: i64 = 50003;
+/// The agentid is not the one of the token's app.
+pub const AGENT_MISMATCH: i64 = 301002;
 /// The caller's address is not among the app's trusted ones.
 pub const UNTRUSTED_IP: i64 = 60020;
 
@@ -94,6 +112,55 @@ pub const fn is_credential_or_rate_limit(errcode: i64) -> bool {
             | CONCURRENCY_LIMITED
             | APP_DISABLED
     )
+}
+
+/// Whether an agent with one such response needs its operator at once.
+pub const fn is_trouble(errcode: i64) -> bool {
+    matches!(
+        errcode,
+        UNTRUSTED_IP | API_FORBIDDEN | APP_DISABLED | RATE_LIMITED | AGENT_MISMATCH | INVALID_SECRET
+    )
+}
+
+/// Whether requests fail with it whatever their parameters are.
+pub const fn is_outage(errcode: i64) -> bool {
+    matches!(errcode, UNTRUSTED_IP | RATE_LIMITED | BUSY | INVALID_SECRET)
+}
+
+/// Whether it reports wrong parameters of the caller: ids that are not there, missing or malformed fields, texts and
+/// files that are too long.
+pub const fn is_caller_mistake(errcode: i64) -> bool {
+    matches!(
+        errcode,
+        40003..=40012
+            | 40015..=40040
+            | 40050..=40077
+            | 40094..=40129
+            | 41003
+            | 41005..=41020
+            | 41027..=41999
+            | 43001..=44999
+            | 45001..=45008
+            | 45015..=45030
+            | 46000..=47999
+            | 60001..=60010
+            | 60012..=60019
+            | 60102..=60140
+            | 81001..=81014
+            | 82001..=82003
+            | 84061
+            | 86001..=86224
+            | 90001..=92999
+    )
+}
+
+/// The address in WeCom's text for [`UNTRUSTED_IP`]: the one to add to the app's trusted ones.
+pub fn untrusted_address(body: &[u8]) -> Option<IpAddr> {
+    const MARKER: &[u8] = b"from ip:";
+    let after = memchr::memmem::find(body, MARKER)? + MARKER.len();
+    let text = body[after..].trim_ascii_start();
+    let end = text.iter().position(|byte| !byte.is_ascii_hexdigit() && !matches!(byte, b'.' | b':'));
+    std::str::from_utf8(&text[..end.unwrap_or(text.len())]).ok()?.parse().ok()
 }
 
 /// Whether it reports too many calls, so that a further call makes it worse.
@@ -161,9 +228,21 @@ static EXPLANATIONS: &[Explanation] = table! {
         in "App Management > Apps > the app > AgentId", "应用管理 → 应用 → 选择应用 → AgentId".
     40058 => "a parameter is not valid", "不合法的参数";
         "errmsg names the parameter", "errmsg会指出具体参数".
-    40082 => "the suite_access_token is not valid", "不合法的suite_token";
-        "fetch a new suite_access_token; the proxy does not hold this kind of token",
-        "重新获取suite_access_token；代理不管理这类token".
+    40078 => "the auth_code is wrong, was used, or is older than ten minutes", "auth_code无效、已使用或已超过十分钟";
+        "let the corp's administrator authorise the app again", "请企业管理员重新授权".
+    INVALID_SUITE_SECRET => "the suite_secret is wrong", "不合法的suite_secret";
+        "compare the suite's secret with the one in the provider's console; do not keep trying",
+        "在服务商管理后台核对suite_secret；不要反复重试".
+    40082 => "the token of the suite or of the provider is not valid", "不合法的suite_access_token或provider_access_token";
+        "the proxy renews the token by itself", "代理会自动换取新token".
+    INVALID_SUITE_ID => "there is no suite with this suite_id", "不合法的suite_id";
+        "copy the suite_id from the provider's console", "在服务商管理后台复制suite_id".
+    INVALID_PERMANENT_CODE => "the permanent code is wrong, or the corp withdrew its authorisation",
+        "永久授权码有误，或企业已取消授权";
+        "if the corp still uses the app, let its administrator authorise it again", "若企业仍在使用，请其管理员重新授权".
+    40085 => "the suite_ticket is wrong or has expired", "不合法或已过期的suite_ticket";
+        "see that WeCom's pushes reach the suite's command URL, or push a ticket by hand in the provider's console; asking again is useless",
+        "确认指令回调URL能收到推送，或在服务商管理后台手动推送ticket；重试无效".
     ILLEGAL_SECRET => "the secret is not valid, perhaps another company's", "secret不合法，可能用了别的企业的secret";
         "compare the agent's corpid and secret with those in the admin console; do not keep trying",
         "在管理后台核对corpid和secret；不要反复重试";
@@ -182,8 +261,7 @@ static EXPLANATIONS: &[Explanation] = table! {
         "the proxy renews the token by itself; a client that holds a pass fetches a new one by gettoken",
         "代理会自动换取新token；持有通行证的客户端请重新调用gettoken".
     42009 => "the suite_access_token has expired", "suite_access_token已过期";
-        "fetch a new suite_access_token; the proxy does not hold this kind of token",
-        "重新获取suite_access_token；代理不管理这类token".
+        "the proxy renews the token by itself", "代理会自动换取新token".
     44004 => "the text of the message is empty", "文本消息content参数为空";
         "send some text in content", "在content中填写内容".
     FILE_TOO_LARGE => "the file is too large", "多媒体文件大小超过限制";
@@ -200,6 +278,8 @@ static EXPLANATIONS: &[Explanation] = table! {
         "contacts are changed with the secret of contacts sync, customers are reached with that of an app on the list of apps that may call; use that secret, or put the app on the list",
         "修改通讯录须用“通讯录同步”的secret，客户联系接口须用“可调用接口的应用”中的应用；改用相应的secret，或把应用加入其中";
         in "Management Tools > Contacts Sync, or Customer Contact > API", "管理工具 → 通讯录同步，或 客户联系 → API → 可调用接口的应用".
+    48004 => "the corp withdrew its authorisation", "企业已取消授权";
+        "if the corp still uses the app, let its administrator authorise it again", "若企业仍在使用，请其管理员重新授权".
     48006 => "the permission for this API was withdrawn", "接口权限被收回";
         "the app was long unused; an administrator has to enable it again",
         "企业长时间未使用应用，须由企业管理员重新启用";
@@ -247,6 +327,10 @@ static EXPLANATIONS: &[Explanation] = table! {
         "the agentid must be that of the app whose secret is used: compare the agentid in the request and in proxy.toml",
         "agentid须与所用secret属于同一应用：核对请求和proxy.toml中的agentid";
         in "App Management > Apps > the app > AgentId", "应用管理 → 应用 → 选择应用 → AgentId".
+    701_008 => "the member has no paid interface licence", "成员未激活付费接口许可";
+        "buy a licence for the member and activate it", "为该成员购买并激活接口许可帐号".
+    842_002 => "the template of the customized app is not online", "代开发应用模板未上线";
+        "put the template online in the provider's console", "在服务商管理后台上线该模板".
 };
 
 #[cfg(test)]
@@ -292,6 +376,34 @@ mod tests {
         assert_eq!(hint(50003), Some(disabled));
         assert_eq!(hint(44004), Some("the text of the message is empty: send some text in content"));
         assert_eq!(hint(0), None);
+    }
+
+    #[test]
+    fn untrusted_address_is_found_in_errmsg() {
+        for (body, expected) in [
+            (
+                r#"{"errcode":60020,"errmsg":"not allow to access from your ip, hint: [1], from ip: 203.0.113.7, more info at https://x"}"#,
+                Some("203.0.113.7"),
+            ),
+            (r#"{"errmsg":"from ip:2001:db8::7 more"}"#, Some("2001:db8::7")),
+            (r#"{"errmsg":"from ip: 203.0.113.7"}"#, Some("203.0.113.7")),
+            (r#"{"errmsg":"from ip: "}"#, None),
+            (r#"{"errmsg":"from ip: 203.0.113"}"#, None),
+            (r#"{"errcode":60020}"#, None),
+        ] {
+            let expected = expected.map(|address| address.parse().expect("an address"));
+            assert_eq!(untrusted_address(body.as_bytes()), expected, "{body}");
+        }
+    }
+
+    #[test]
+    fn no_errcode_is_both_an_outage_and_a_callers_mistake() {
+        let both =
+            |errcode: &i64| is_caller_mistake(*errcode) && (is_outage(*errcode) || is_trouble(*errcode));
+        assert_eq!((-1..1_000_000).filter(both).collect::<Vec<_>>(), [0_i64; 0]);
+        for errcode in [INVALID_CORPID, INVALID_TOKEN, ILLEGAL_SECRET, TOKEN_EXPIRED, MISSING_TOKEN, OK] {
+            assert!(!is_caller_mistake(errcode), "{errcode}");
+        }
     }
 
     #[test]

@@ -6,17 +6,11 @@ use tokio::net::TcpStream;
 use wecom_proxy::simulator::{Fault, Settings};
 
 use crate::{
-    harness::{
-        OPEN_CONFIG, TestClient, TestProxy, TestResponse, USER_GET, parse_method, with_timeout, write_config,
-    },
+    harness::{OPEN_CONFIG, TestClient, TestProxy, USER_GET, admin_get, parse_method, sha256, with_timeout},
     process::Process,
 };
 
 const KEY: &str = "the-key-of-the-operator-0123456789";
-
-async fn admin_get(proxy: &TestProxy, path: &str) -> TestResponse {
-    TestClient::connect_http1(proxy.admin_address()).await.request(Request::get(path), "").await
-}
 
 async fn readiness(proxy: &TestProxy) -> (u16, Value) {
     let response = admin_get(proxy, "/readyz").await;
@@ -30,13 +24,18 @@ async fn health_endpoints_return_the_documented_json() {
         let response = admin_get(&proxy, path).await;
         assert_eq!((response.status, response.header("content-type")), (StatusCode::OK, "application/json"));
         let listeners = [proxy.address().to_string(), proxy.admin_address().to_string()];
+        let body = response.json();
+        assert!(body["config"]["loaded_at"].as_u64().is_some_and(|at| at > 1_700_000_000), "{body}");
         let expected = json!({
             "status": "ok",
             "agents": { "total": 2, "failing": {}, "held": {} },
             "store": { "kind": "memory", "ok": true },
+            "state": null,
+            "degraded": [],
+            "config": { "ok": true, "loaded_at": body["config"]["loaded_at"], "failure": null },
             "listeners": listeners,
         });
-        assert_eq!(response.json(), expected);
+        assert_eq!(body, expected);
     }
 }
 
@@ -134,10 +133,7 @@ async fn first_token_in_flight_is_ready() {
 
 #[tokio::test]
 async fn health_checks_fail_during_shutdown() {
-    let wecom = crate::leak_detector::start_simulator(Settings::default()).await;
-    let dir = tempfile::tempdir().expect("a directory");
-    let proxy =
-        Process::serve(&write_config(&dir, wecom.api_addr(), &Settings::default(), OPEN_CONFIG)).await;
+    let (wecom, _dir, proxy) = Process::serve_with_simulator(OPEN_CONFIG).await;
     let mut client = TestClient::connect_http1(proxy.address().await).await;
     wecom.inject(Fault::hold().on_path("/cgi-bin/user/get")).expect("a fault");
     let admin = proxy.admin_address().await;
@@ -167,7 +163,7 @@ async fn health_checks_fail_during_shutdown() {
 #[tokio::test]
 async fn unknown_paths_and_methods_are_refused_with_a_message() {
     let proxy = TestProxy::start_open().await;
-    for path in ["/index.html", "/healthz/", "/api/agents/hr", "/hr/cgi-bin/user/get"] {
+    for path in ["/index.html", "/healthz/", "/api/agents/it", "/hr/cgi-bin/user/get"] {
         let response = admin_get(&proxy, path).await;
         assert_eq!(response.status, StatusCode::NOT_FOUND, "{path}");
         assert!(response.json()["error"].is_string());
@@ -187,8 +183,7 @@ async fn unknown_paths_and_methods_are_refused_with_a_message() {
 
 #[tokio::test]
 async fn admin_key_leaves_only_health_checks_open() {
-    use sha2::Digest;
-    let hash: String = sha2::Sha256::digest(KEY).iter().map(|byte| format!("{byte:02x}")).collect();
+    let hash = sha256(KEY);
     let toml = OPEN_CONFIG.replace("[admin]", &format!("[admin]\nkey_sha256 = \"{hash}\""));
     let proxy = TestProxy::start_with_config(&toml).await;
     let get = async |path: &str, authorization: Option<String>| {
@@ -280,4 +275,33 @@ async fn cross_site_request_sees_only_health() {
         let response = TestClient::connect_http1(proxy.admin_address()).await.request(request, "").await;
         assert_eq!(response.status.as_u16(), status, "{path}");
     }
+}
+
+#[tokio::test]
+async fn responses_are_compressed_and_tagged() {
+    let proxy = TestProxy::start_open().await;
+    proxy.get("/cgi-bin/user/get?userid=zhangsan").await.assert_ok();
+    let send = async |path: &str, headers: &[(&str, &str)]| {
+        let request =
+            headers.iter().fold(Request::get(path), |request, (name, value)| request.header(*name, *value));
+        TestClient::connect_http1(proxy.admin_address()).await.request(request, "").await
+    };
+    for path in ["/", "/metrics", "/api/errcodes", "/api/openapi.json"] {
+        let (plain, compressed) = (send(path, &[]).await, send(path, &[("accept-encoding", "gzip")]).await);
+        assert_eq!(compressed.header("content-encoding"), "gzip", "{path}");
+        assert_eq!(compressed.header("vary"), "accept-encoding", "{path}");
+        let mut text = String::new();
+        let mut decoder = flate2::read::GzDecoder::new(&compressed.body[..]);
+        std::io::Read::read_to_string(&mut decoder, &mut text).expect("gzip");
+        if path != "/metrics" {
+            assert_eq!(text, plain.text(), "{path}");
+        }
+        assert!(compressed.body.len() * 2 < plain.body.len(), "{path}");
+    }
+    let first = send("/api/errcodes", &[]).await;
+    let tag = first.header("etag");
+    let again = send("/api/errcodes", &[("if-none-match", tag), ("accept-encoding", "gzip")]).await;
+    assert_eq!((again.status, again.body.len()), (StatusCode::NOT_MODIFIED, 0));
+    let other = send("/api/errcodes", &[("if-none-match", "\"another\"")]).await;
+    assert_eq!((other.status, other.text()), (StatusCode::OK, first.text()));
 }

@@ -5,7 +5,7 @@ use serde_json::json;
 use wecom_proxy::simulator::{Settings, Simulator};
 
 use crate::{
-    harness::{OPEN_CONFIG, TestClient, TestProxy, TestResponse, USER_GET, write_config},
+    harness::{OPEN_CONFIG, TestClient, TestProxy, TestResponse, USER_GET, sha256, write_config},
     process::Process,
 };
 
@@ -99,7 +99,7 @@ async fn reload_action_applies_the_configuration() {
         "{}",
         response.text()
     );
-    proxy.err.wait_for_line("old configuration stays active").await;
+    proxy.err.wait_for_line("the old one stays active").await;
     assert!(
         TestClient::connect_http1(admin)
             .await
@@ -153,9 +153,8 @@ async fn cross_site_requests_to_admin_are_refused() {
 
 #[tokio::test]
 async fn admin_actions_need_the_key_when_configured() {
-    use sha2::Digest;
     let key = "the-key-of-the-operator-0123456789";
-    let hash: String = sha2::Sha256::digest(key).iter().map(|byte| format!("{byte:02x}")).collect();
+    let hash = sha256(key);
     let proxy = TestProxy::start_with_config(
         &OPEN_CONFIG.replace("[admin]", &format!("[admin]\nkey_sha256 = \"{hash}\"")),
     )
@@ -179,4 +178,50 @@ async fn admin_actions_need_the_key_when_configured() {
             "{path}"
         );
     }
+}
+
+#[tokio::test]
+async fn reader_reads_changes_nothing_and_actions_are_logged() {
+    const READER_KEY: &str = "the-key-of-the-reader-0123456789";
+    const OPERATOR_KEY: &str = "the-key-of-the-operator-0123456789";
+    let keys = format!(
+        "[admin]\nkey_sha256 = \"{}\"\nreader_key_sha256 = \"{}\"",
+        sha256(OPERATOR_KEY),
+        sha256(READER_KEY)
+    );
+    let (_wecom, _dir, proxy) = Process::serve_with_simulator(&OPEN_CONFIG.replace("[admin]", &keys)).await;
+    let admin = proxy.admin_address().await;
+    let send = async |method: &str, path: &str, key: &str| {
+        let request = Request::builder().method(method).uri(path).header(JSON.0, JSON.1);
+        let request = request.header("authorization", format!("Bearer {key}"));
+        TestClient::connect_http1(admin).await.request(request, "").await
+    };
+    for path in ["/", "/metrics", "/api/agents", "/api/requests", "/api/agents/hr", "/api/overview"] {
+        assert_eq!(send("GET", path, READER_KEY).await.status, StatusCode::OK, "{path}");
+        assert_eq!(send("GET", path, "another-key").await.status, StatusCode::UNAUTHORIZED, "{path}");
+    }
+    for (method, path) in [
+        ("POST", REFRESH),
+        ("POST", "/api/reload"),
+        ("POST", "/api/agents/hr/inspect?for=1m"),
+        ("DELETE", "/api/agents/hr"),
+        ("POST", "/api/clients/crm/keys"),
+        ("POST", "/api/callbacks/hr/events/1/redeliver"),
+    ] {
+        let refused = send(method, path, READER_KEY).await;
+        assert_eq!(refused.status, StatusCode::FORBIDDEN, "{method} {path}");
+        assert!(refused.text().contains("may only read"), "{}", refused.text());
+    }
+    proxy
+        .err
+        .wait_for_line("key=\"reader\" peer=\"127.0.0.1\" method=DELETE path=\"/api/agents/hr\" status=403")
+        .await;
+    assert_eq!(send("POST", REFRESH, OPERATOR_KEY).await.status, StatusCode::OK);
+    proxy
+        .err
+        .wait_for_line(
+            "key=\"operator\" peer=\"127.0.0.1\" method=POST path=\"/api/agents/hr/refresh\" status=200",
+        )
+        .await;
+    assert_eq!(proxy.stop().await.status, 0);
 }

@@ -7,8 +7,8 @@ use serde_json::Value;
 
 use crate::harness::{CONFIG_WITH_CLIENTS, TestClient, TestProxy, USER_GET, client_key, wait_for};
 
-async fn start_capturing() -> TestProxy {
-    let proxy = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
+async fn start_capturing(config: &str) -> TestProxy {
+    let proxy = TestProxy::start_with_config(config).await;
     let request = Request::post("/api/agents/hr/inspect?for=10m").header("content-type", "application/json");
     assert_eq!(
         TestClient::connect_http1(proxy.admin_address()).await.request(request, "").await.status,
@@ -42,7 +42,7 @@ fn hostile_query() -> String {
 
 #[tokio::test]
 async fn costly_capture_is_dropped_without_delaying_clients() {
-    let proxy = start_capturing().await;
+    let proxy = start_capturing(CONFIG_WITH_CLIENTS).await;
     let query = hostile_query();
     assert!(query.len() > 55_000, "{}", query.len());
     for nth in 0..4 {
@@ -74,8 +74,21 @@ async fn costly_capture_is_dropped_without_delaying_clients() {
 }
 
 #[tokio::test]
+async fn key_in_the_path_is_captured_redacted() {
+    // Without a digit, so that it does not look like a credential.
+    let key = "letters-of-billing-only";
+    let config = CONFIG_WITH_CLIENTS
+        .replace("key = \"key-of-billing-0000000000\"\n", &format!("key = \"{key}\"\nkey_in = \"path\"\n"));
+    let proxy = start_capturing(&config).await;
+    let request = Request::post(format!("/k/{key}/hr/cgi-bin/simulator/echo")).header("x-request-id", "path");
+    proxy.request(request, format!("{{\"text\":\"x{key}x\"}}")).await.assert_ok();
+    let captured = captured_exchange(&proxy, "path").await["detail"].to_string();
+    assert!(captured.contains("[masked]") && !captured.contains(key), "{captured}");
+}
+
+#[tokio::test]
 async fn repeated_secret_is_captured_redacted() {
-    let proxy = start_capturing().await;
+    let proxy = start_capturing(CONFIG_WITH_CLIENTS).await;
     let query = format!("{}a=1", "key=000000000&".repeat(2000));
     proxy.request(capture_request("same", &query), "").await.assert_ok();
     let captured = captured_exchange(&proxy, "same").await;

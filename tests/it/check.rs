@@ -1,19 +1,19 @@
 //! `check --online`: probes each agent at WeCom, explains each problem, and says where to fix it.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::path::PathBuf;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::net::TcpListener;
 use wecom_proxy::simulator::{Fault, Settings, SimulatedAgent, Simulator};
 
 use crate::{
     certificates::Authority,
-    harness::{OPEN_CONFIG, TestProxy, USER_GET, wait_for, write_config},
+    harness::{OPEN_CONFIG, TestProxy, USER_GET, closed_port, wait_for, write_config},
     process::{ExitOutput, run_wecom_proxy},
     redis_server::{RedisServer, STORE_KEY},
 };
 
+const WRONG_AGENTS: usize = 6;
 const AGENT_GET: &str = "/cgi-bin/agent/get";
 const GETTOKEN: &str = "/cgi-bin/gettoken";
 
@@ -296,16 +296,10 @@ fn config_for_upstream(upstream: &str) -> String {
     format!("[upstream]\n{upstream}\nconnect_timeout = \"2s\"\nresponse_timeout = \"2s\"\n{{agents}}")
 }
 
-/// An address without a listener.
-async fn closed_port() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    listener.local_addr().expect("an address")
-}
-
 #[tokio::test]
 async fn unreachable_upstream_is_reported_once() {
     let setup = CheckSetup::start().await;
-    let closed = closed_port().await;
+    let closed = closed_port();
     let unknown = format!("{}.test", "x".repeat(63));
     for (upstream, expected) in [
         (format!("url = \"http://{closed}\""), "Connection refused (os error 111); nothing listens there"),
@@ -401,7 +395,8 @@ async fn json_output_is_one_object() {
     assert_eq!((&report["valid"], &report["open"]), (&json!(true), &json!(false)));
     let hr = json!({"name":"hr","corpid":"ww1234567890abcdef","agentid":1_000_002,"limit":null});
     assert_eq!(report["agents"][0], hr);
-    let billing = json!({"name":"billing","agents":["hr"],"allow":["/cgi-bin/*"],"limit":"600/m"});
+    let billing =
+        json!({"name":"billing","agents":["hr"],"allow":["/cgi-bin/*","/jssdk/signature"],"limit":"600/m"});
     assert_eq!(report["clients"], json!([billing]));
     assert_eq!(report["warnings"][0]["key"], "agents.hr.secret");
     assert!(report.get("online").is_none() && report.get("error").is_none(), "{report}");
@@ -499,6 +494,37 @@ async fn store_is_probed_and_its_problems_are_explained() {
 }
 
 #[tokio::test]
+async fn sentinels_and_master_have_logins_of_their_own() {
+    let setup = CheckSetup::start().await;
+    let master = RedisServer::start().await;
+    let _replica = RedisServer::start_replica(master.address()).await;
+    let sentinel = RedisServer::start_sentinel(master.address()).await;
+    sentinel.command(&["ACL", "SETUSER", "default", "resetpass", ">password-of-the-sentinels"]).await;
+    let toml = |more: &str| {
+        let store = format!(
+            "redis = \"redis://{}\", sentinel = \"mymaster\", {more} key = \"key-of-the-store-for-tests-0123456789\"",
+            sentinel.address()
+        );
+        format!("{CONFIG}[tokens]\nstore = {{ {store} }}\n")
+    };
+    let password = "sentinel_password = \"password-of-the-sentinels\",";
+    let report = check_json(&setup, &toml(password), &["--online"], 0).await;
+    assert_eq!(report["online"]["store"]["ok"], true, "{report}");
+    for more in ["", "sentinel_password = \"another-password-of-the-tests\","] {
+        let report = check_json(&setup, &toml(more), &["--online"], 1).await["online"]["store"].clone();
+        assert_eq!(report["hint"]["kind"], "sentinel", "{report}");
+        assert!(
+            report["trouble"].as_str().is_some_and(|error| error.contains("the sentinel refused")),
+            "{report}"
+        );
+    }
+    master.command(&["CONFIG", "SET", "requirepass", "password-of-the-master"]).await;
+    let report = check_json(&setup, &toml(password), &["--online"], 1).await["online"]["store"].clone();
+    assert_eq!(report["hint"]["kind"], "password", "{report}");
+    assert!(report["trouble"].as_str().is_some_and(|error| error.contains("the master refused")), "{report}");
+}
+
+#[tokio::test]
 async fn json_output_locates_a_config_error() {
     let setup = CheckSetup::start().await;
     let report = check_json(&setup, "[server]\nlissten = 1\n{agents}", &["--online"], 2).await;
@@ -512,4 +538,34 @@ async fn json_output_locates_a_config_error() {
         "{report}"
     );
     assert_eq!(setup.called_paths(), [""; 0]);
+}
+
+#[tokio::test]
+async fn only_named_agents_are_checked() {
+    let setup = CheckSetup::start().await;
+    let output = setup.check(CONFIG, &["--online", "--agent", "ops"]).await;
+    assert_eq!(output.status, 0, "{output:?}");
+    assert!(output.out.contains("the named agents were checked"), "{}", output.out);
+    assert_eq!(setup.called_paths(), [GETTOKEN, AGENT_GET]);
+    let output = setup.check(CONFIG, &["--online", "--json", "--agent", "ops"]).await;
+    let result: Value = serde_json::from_str(&output.out).expect("JSON");
+    assert_eq!(
+        (&result["agents"][0]["online"], &result["agents"][1]["online"]["result"]),
+        (&Value::Null, &json!("ok"))
+    );
+    let output = setup.check(CONFIG, &["--online", "--agent", "opps"]).await;
+    assert_eq!(output.status, 2, "{output:?}");
+    assert!(output.err.contains("--agent opps: there is no agent of this name"), "{output:?}");
+}
+
+#[tokio::test]
+async fn check_that_keeps_going_checks_every_agent() {
+    let setup = CheckSetup::with_wrong_secrets(WRONG_AGENTS).await;
+    let output = setup.check(CONFIG, &["--online"]).await;
+    assert!(output.err.contains("were not checked"), "{output:?}");
+    let before = setup.called_paths().len();
+    let output = setup.check(CONFIG, &["--online", "--keep-going"]).await;
+    assert_eq!(output.status, 1, "{output:?}");
+    assert!(output.err.contains("6 of 6 agents failed"), "{output:?}");
+    assert_eq!(setup.called_paths().len() - before, WRONG_AGENTS);
 }

@@ -6,8 +6,8 @@ use tempfile::TempDir;
 use wecom_proxy::simulator::Settings;
 
 use crate::{
-    harness::wait_for,
     harness::{OPEN_CONFIG, write_config},
+    harness::{start_simulator_with_config, wait_for},
     process::{ExitOutput, Process, curl, log_field, run, run_wecom_proxy, tool, wecom_proxy},
 };
 
@@ -69,10 +69,24 @@ async fn demo_prints_three_working_curl_commands() {
     assert!(third.contains("http/1.1 200") && third.contains("x-wecom-retried: 40014"), "{third}");
     assert!(third.contains("\"errcode\":0") && third.contains("zhangsan"), "{third}");
 
+    // A line in the text adds an agent.
+    let add = stdout.lines().find(|line| line.contains("add an agent")).expect("a line");
+    let (_, add) = add.split_once(": ").expect("a command");
+    let added = run_line(add).await;
+    assert!(added.contains("\"origin\":\"state\"") && added.contains("zhangsan"), "{added}");
+
     let control =
         command_lines[2].split('\'').nth(1).and_then(|url| url.split("/control").next()).expect("an address");
     let messages = curl(&[&format!("{control}/control/messages")]).await;
     assert!(messages.contains("你好"), "{messages}");
+    let callback_lines: Vec<_> = stdout.lines().filter_map(|line| line.strip_prefix("  curl ")).collect();
+    assert_eq!(callback_lines.len(), 2, "{stdout}");
+    let pushed = run_line(&format!("curl {}", callback_lines[0])).await;
+    assert!(pushed.contains("\"ok\":true"), "{pushed}");
+    crate::harness::wait_for("the delivery", async || {
+        run_line(&format!("curl {}", callback_lines[1])).await.contains("change_contact")
+    })
+    .await;
     let output = demo.stop().await;
     assert_eq!(output.status, 0, "{}", output.err);
     assert!(!output.err.contains("not-a-secret") && !output.out.contains("not-a-secret"));
@@ -225,11 +239,9 @@ async fn demo_with_its_ports_in_use_takes_others() {
 
 #[tokio::test]
 async fn health_command_reports_readiness() {
-    let wecom = crate::leak_detector::start_simulator(Settings::default()).await;
-    let dir = TempDir::new().expect("a directory");
     let toml = OPEN_CONFIG
         .replace("[admin]\nlisten = \"127.0.0.1:0\"", "[admin]\nlisten = \"unix:{dir}/admin.sock\"");
-    let path = write_config(&dir, wecom.api_addr(), &Settings::default(), &toml);
+    let (wecom, dir, path) = start_simulator_with_config(&toml).await;
     let health = async || run_wecom_proxy(&["health", "--config", path_text(&path)]).await;
     assert_exit(&health().await, 1, &["no response from"]);
     let proxy = Process::serve(&path).await;

@@ -9,7 +9,7 @@ use wecom_proxy::simulator::Fault;
 use crate::{
     certificates::{Authority, Identity},
     harness::{OPEN_CONFIG, TestClient, TestProxy, USER_GET, wait_for},
-    raw_http::RawConnection,
+    raw_http::{RawConnection, raw_get},
 };
 
 /// An open proxy with this line in `[server]`.
@@ -125,7 +125,7 @@ async fn new_client_ca_closes_plain_connections_after_their_request() {
     let proxy = TestProxy::start_with_config(OPEN_CONFIG).await;
     let idle_connections = TestClient::connect_http1(proxy.address()).await;
     let mut busy = RawConnection::connect(proxy.address()).await;
-    let call = format!("GET /hr{USER_GET} HTTP/1.1\r\nHost: x\r\n\r\n");
+    let call = raw_get(USER_GET);
     proxy.wecom.inject(Fault::hold().on_path("/cgi-bin/user/get").times(1)).expect("a fault");
     // The second request is pipelined behind the first.
     busy.send(call.repeat(2)).await.expect("sent");

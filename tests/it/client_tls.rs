@@ -28,8 +28,7 @@ fn certificate_dir(identity: &Identity) -> TempDir {
 }
 
 fn write_certificate(dir: &TempDir, identity: &Identity) {
-    fs::write(dir.path().join("server.pem"), &identity.pem).expect("a file");
-    fs::write(dir.path().join("server.key"), &identity.key_pem).expect("a file");
+    identity.write_files(dir.path(), "server");
 }
 
 fn config(dir: &TempDir, more: &str) -> String {
@@ -142,11 +141,15 @@ async fn pending_tls_handshakes_block_no_client_of_a_full_proxy() {
 }
 
 #[tokio::test]
-async fn plain_client_on_a_tls_listener_is_not_served() {
+async fn plain_client_on_a_tls_listener_is_told_so() {
     let authority = Authority::new();
     let dir = certificate_dir(&authority.issue_server("localhost"));
     let proxy = TestProxy::start_with_config(&config(&dir, "")).await;
-    let response = proxy.send_raw(format!("GET /hr{USER_GET} HTTP/1.1\r\nHost: a\r\n\r\n")).await;
-    assert!(!response.contains("HTTP/1.1 200"), "{response}");
+    for request in
+        [format!("GET /hr{USER_GET} HTTP/1.1\r\nHost: a\r\n\r\n"), "PRI * HTTP/2.0\r\n\r\n".to_owned()]
+    {
+        let response = proxy.send_raw(request).await;
+        assert!(response.starts_with("HTTP/1.1 400 ") && response.contains("speaks HTTPS"), "{response}");
+    }
     assert_eq!(proxy.wecom.observe(|observed| observed.request_count()), 0);
 }

@@ -3,11 +3,10 @@
 use std::{fs, process::Command};
 
 use tokio::net::TcpListener;
-use wecom_proxy::simulator::RecordedRequest;
 
 use crate::{
     certificates::Authority,
-    harness::{ECHO, TestProxy, USER_GET},
+    harness::{ECHO, TestProxy, USER_GET, sha256},
     process::{ExitOutput, curl, curl_outcome, python, run, tool},
 };
 
@@ -42,16 +41,6 @@ fn assert_ok(response: &str) {
     assert!(response.contains("\"errcode\":0"), "{response}");
 }
 
-/// The last request to this path that WeCom received.
-fn last_request(proxy: &TestProxy, path: &str) -> RecordedRequest {
-    proxy.wecom.requests().into_iter().rfind(|record| record.path == path).expect("a request")
-}
-
-fn sha256(bytes: &[u8]) -> Option<String> {
-    use sha2::Digest;
-    Some(sha2::Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
 #[tokio::test]
 async fn curl_is_served_over_each_http_version() {
     let proxy = start_proxy().await;
@@ -77,7 +66,7 @@ async fn curl_key_is_accepted_in_each_form() {
     let (basic, bearer) = (format!("billing:{KEY}"), format!("Authorization: Bearer {KEY}"));
     for credential in [["-u", &basic], ["-H", &bearer], ["-H", &api_key()], ["--oauth2-bearer", KEY]] {
         assert_ok(&curl(&[&credential[..], &[&user_get]].concat()).await);
-        let record = last_request(&proxy, "/cgi-bin/user/get");
+        let record = proxy.last_request("/cgi-bin/user/get");
         for name in ["authorization", "x-api-key", "cookie"] {
             assert_eq!(record.header_values(name), Vec::<&str>::new());
         }
@@ -141,9 +130,9 @@ async fn curl_uploads_of_each_kind_arrive_intact() {
                 proxy.wecom.revoke_tokens("hr").expect("an agent");
             }
             assert_ok(&curl(&[option, &["-H", &*api_key, &*echo][..]].concat()).await);
-            let record = last_request(&proxy, ECHO);
+            let record = proxy.last_request(ECHO);
             assert_eq!((record.executed, record.body_bytes), (true, body.len() as u64), "{option:?}");
-            assert_eq!(record.body_sha256, sha256(&body), "{option:?}");
+            assert_eq!(record.body_sha256, Some(sha256(&body)), "{option:?}");
             assert_eq!(record.header_values("expect"), Vec::<&str>::new());
         }
     }
@@ -153,7 +142,7 @@ async fn curl_uploads_of_each_kind_arrive_intact() {
     bash.args(["-c", line, "bash", &path, &api_key, &echo]);
     let output = run(bash).await;
     assert_ok(&output.out);
-    assert_eq!(last_request(&proxy, ECHO).body_sha256, sha256(&body));
+    assert_eq!(proxy.last_request(ECHO).body_sha256, Some(sha256(&body)));
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 mod containers;
 mod monitoring;
+mod packages;
 mod reverse_proxies;
 mod systemd;
 
@@ -61,7 +62,9 @@ async fn run_ok(command: Command) -> ExitOutput {
 async fn yaml(name: &str) -> &'static [Value] {
     static ALL: OnceCell<HashMap<String, Vec<Value>>> = OnceCell::const_new();
     let all = ALL.get_or_init(async || {
-        let mut names = manifest_names();
+        let mut names = [manifest_names(), operator_manifest_names()].concat();
+        names.extend(KUSTOMIZATIONS.map(|folder| format!("{folder}/kustomization.yaml")));
+        names.push(".github/workflows/release.yml".to_owned());
         names.push("deploy/compose/compose.yaml".to_owned());
         names.extend(
             ["prometheus", "rules", "rules.test"].map(|name| format!("deploy/prometheus/{name}.yml")),
@@ -81,10 +84,22 @@ print(json.dumps([list(yaml.load_all(open(path), yaml.CSafeLoader)) for path in 
     serde_json::from_str(&run_ok(command).await.out).expect("JSON")
 }
 
+const KUSTOMIZATIONS: [&str; 2] = ["deploy/kubernetes", "deploy/kubernetes/prometheus-operator"];
+
 /// The Kubernetes manifests, the example included.
 fn manifest_names() -> Vec<String> {
-    let entries = fs::read_dir(repository_file("deploy/kubernetes")).expect("a directory").flatten();
-    entries.map(|entry| format!("deploy/kubernetes/{}", entry.file_name().to_string_lossy())).collect()
+    names_in(KUSTOMIZATIONS[0])
+}
+
+/// The manifests of the Prometheus Operator's kinds, and the Service that they need.
+fn operator_manifest_names() -> Vec<String> {
+    names_in(KUSTOMIZATIONS[1])
+}
+
+fn names_in(folder: &str) -> Vec<String> {
+    let entries = fs::read_dir(repository_file(folder)).expect("a directory").flatten();
+    let files = entries.filter(|entry| entry.path().is_file() && entry.file_name() != "kustomization.yaml");
+    files.map(|entry| format!("{folder}/{}", entry.file_name().to_string_lossy())).collect()
 }
 
 /// Asserts that `check` passes without warnings. The directory `secrets` in the configuration is replaced by one with files of

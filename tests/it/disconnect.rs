@@ -12,7 +12,7 @@ use wecom_proxy::simulator::Fault;
 use crate::{
     certificates::Authority,
     harness::{ECHO, OPEN_CONFIG, TestClient, TestProxy, USER_GET, wait_for, with_timeout},
-    raw_http::RawConnection,
+    raw_http::{RawConnection, raw_get},
     token_waiters::waiter_count,
 };
 
@@ -45,7 +45,7 @@ async fn start_with_held_gettoken(tls: Option<&Path>) -> TestProxy {
 }
 
 /// Waits until `count` requests wait for a token.
-async fn wait_for_waiters(proxy: &TestProxy, count: usize) {
+pub async fn wait_for_waiters(proxy: &TestProxy, count: usize) {
     let mut admin = TestClient::connect_http1(proxy.admin_address()).await;
     wait_for("the token waiters", async || waiter_count(&mut admin).await == count).await;
 }
@@ -75,8 +75,7 @@ async fn client_gone_under_tls_is_not_executed() {
     let authority = Authority::new();
     let identity = authority.issue_server("localhost");
     let dir = TempDir::new().expect("a temporary directory");
-    std::fs::write(dir.path().join("server.pem"), &identity.pem).expect("a file");
-    std::fs::write(dir.path().join("server.key"), &identity.key_pem).expect("a file");
+    identity.write_files(dir.path(), "server");
     for length in LENGTHS {
         for close_notify in [false, true] {
             let proxy = start_with_held_gettoken(Some(dir.path())).await;
@@ -128,7 +127,7 @@ impl Awaited {
     async fn start(self) -> (TestProxy, RawConnection, Option<RawConnection>) {
         let limits = "max_in_flight = 1\nqueue_timeout = \"10m\"\n[admin]";
         let proxy = TestProxy::start_with_config(&OPEN_CONFIG.replace("[admin]", limits)).await;
-        let get = |path: &str| format!("GET /hr{path} HTTP/1.1\r\nHost: x\r\n\r\n").into_bytes();
+        let get = |path: &str| raw_get(path).into_bytes();
         let (held, request) = match self {
             Self::Token => (GETTOKEN, post("1.1", 10)),
             Self::Permit => (ECHO, post("1.1", 10)),

@@ -1,13 +1,22 @@
 //! The READMEs and the pages in docs: both languages have the same structure, and every command and setting in them works.
 //!
 //! The second word of a fenced block's info string (its kind) says how the block is tested:
+//! - `setup` installs what the program needs, `init` the program and its first file; `edit` and `read` read from the terminal.
 //! - `start` starts the program; `simulator` starts the WeCom behind it.
 //! - `demo`, `serve` and `keys` run while the program runs, `replicas` while the demo with replicas runs, `each` on each of
 //!   three replicas, `one` on one of them.
+//! - `state` runs while the program runs with a state, with the keys in ADMIN_KEY and KEY; `suites` while it has suites.
 //! - `key` creates a client key, `ca` creates certificates, `print` writes files.
-//! - Of `container`, `install`, `tests` and `bench` only the named files are checked.
+//! - Of `container`, `install`, `tests` and `bench` only the named files are checked, and in `pasting` that a block can be
+//!   pasted whole.
 //!
 //! A toml block is a whole configuration, or a `fragment` that extends the first one.
+
+mod agents;
+mod chinese;
+mod pasting;
+mod site;
+mod suites;
 
 use std::{
     fs,
@@ -15,6 +24,7 @@ use std::{
     path::Path,
     process::{Child, ChildStderr, ChildStdout, Command, Stdio},
     rc::Rc,
+    sync::LazyLock,
     time::Duration,
 };
 
@@ -24,19 +34,33 @@ use wecom_proxy::config;
 
 use crate::layers::rust_files;
 
-const ENGLISH: &str = include_str!("../../README.md");
-const CHINESE: &str = include_str!("../../README.zh-CN.md");
-/// The pages in docs, as (English, Chinese).
-const PAGES: [(&str, &str); 7] = [
-    (include_str!("../../docs/architecture.md"), include_str!("../../docs/architecture.zh-CN.md")),
-    (include_str!("../../docs/clients.md"), include_str!("../../docs/clients.zh-CN.md")),
-    (include_str!("../../docs/deployment.md"), include_str!("../../docs/deployment.zh-CN.md")),
-    (include_str!("../../docs/monitoring.md"), include_str!("../../docs/monitoring.zh-CN.md")),
-    (include_str!("../../docs/operations.md"), include_str!("../../docs/operations.zh-CN.md")),
-    (include_str!("../../docs/performance.md"), include_str!("../../docs/performance.zh-CN.md")),
-    (include_str!("../../docs/scale.md"), include_str!("../../docs/scale.zh-CN.md")),
+/// The pages in docs without their endings, in the order in which their blocks are looked for. They are read when the tests run,
+/// so that a change of a page compiles nothing.
+const PAGE_NAMES: [&str; 18] = [
+    "getting-started",
+    "requests",
+    "running",
+    "clients",
+    "deployment",
+    "kubernetes",
+    "legacy",
+    "alerting",
+    "migration",
+    "agents",
+    "callbacks",
+    "suites",
+    "commands",
+    "monitoring",
+    "operations",
+    "scale",
+    "performance",
+    "architecture",
 ];
-const BLOCK_KINDS: [&str; 15] = [
+const BLOCK_KINDS: [&str; 21] = [
+    "setup",
+    "init",
+    "edit",
+    "read",
     "start",
     "demo",
     "replicas",
@@ -52,10 +76,12 @@ const BLOCK_KINDS: [&str; 15] = [
     "print",
     "tests",
     "bench",
+    "state",
+    "suites",
 ];
 /// Languages of examples for other programs, which are not run.
-const FOREIGN_LANGUAGES: [&str; 9] =
-    ["mermaid", "java", "php", "python", "go", "csharp", "yaml", "env", "ini"];
+const FOREIGN_LANGUAGES: [&str; 10] =
+    ["mermaid", "java", "php", "python", "go", "csharp", "yaml", "env", "nginx", "javascript"];
 
 /// Names on the architecture page that are not this project's, or no symbols.
 const FOREIGN_SYMBOLS: [&str; 5] = ["ArcSwap", "LocalRuntime", "code", "replay.memory", "proxy.toml"];
@@ -64,6 +90,33 @@ const FOREIGN_SYMBOLS: [&str; 5] = ["ArcSwap", "LocalRuntime", "code", "replay.m
 const PROXY: &str = "127.0.0.1:8080";
 const ADMIN: &str = "127.0.0.1:9090";
 const CONTROL: &str = "127.0.0.1:8082";
+
+/// A page in both languages.
+struct Page {
+    english: String,
+    chinese: String,
+}
+
+/// The READMEs, then the pages in docs.
+static PAGES: LazyLock<Vec<Page>> = LazyLock::new(|| {
+    let pages = PAGE_NAMES.iter().map(|name| format!("docs/{name}"));
+    let pages = ["README".to_owned()].into_iter().chain(pages);
+    pages
+        .map(|name| Page { english: read(&format!("{name}.md")), chinese: read(&format!("{name}.zh-CN.md")) })
+        .collect()
+});
+
+/// A file of the repository.
+fn read(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
+    fs::read_to_string(path).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+/// The page of this name in docs.
+fn page(name: &str) -> &'static Page {
+    let at = PAGE_NAMES.iter().position(|other| *other == name).expect("a page");
+    &PAGES[at + 1]
+}
 
 /// A fenced code block.
 #[derive(Debug, PartialEq)]
@@ -96,11 +149,16 @@ fn parse_page(readme: &str) -> (Vec<usize>, Vec<Block>) {
 /// The texts of the English pages' blocks of this language and kind.
 fn block_texts(language: &str, kind: &str) -> Vec<String> {
     let wanted = |block: &Block| block.language == language && block.kind == kind;
-    let pages = [ENGLISH].into_iter().chain(PAGES.map(|(english, _)| english));
-    let blocks = pages.flat_map(|page| parse_page(page).1);
+    let blocks = PAGES.iter().flat_map(|page| parse_page(&page.english).1);
     let found: Vec<_> = blocks.filter(wanted).map(|block| block.text.trim_end().to_owned()).collect();
     assert!(!found.is_empty(), "no block ```{language} {kind}");
     found
+}
+
+/// The first of the English pages' shell blocks of this kind that contains this text.
+fn block_with(kind: &str, text: &str) -> String {
+    let found = block_texts("sh", kind).into_iter().find(|block| block.contains(text));
+    found.unwrap_or_else(|| panic!("no block ```sh {kind} with {text}"))
 }
 
 /// The first configuration in the README, which is a whole file.
@@ -180,7 +238,9 @@ fn shell(script: &str, dir: &Path) -> Command {
         .env("PATH", format!("{program_dir}:{path}"))
         .env("RUST_LOG", "info")
         .env_remove("WECOM_PROXY_CONFIG");
-    shell.env("STORE_KEY", "a-store-key-of-the-pages-0123456789");
+    for name in ["STORE_KEY", "WECOM_PROXY_STATE_KEY"] {
+        shell.env(name, "a-key-of-the-pages-0123456789-abcdef");
+    }
     shell
 }
 
@@ -237,14 +297,13 @@ impl DocumentedSetup {
         file.insert("upstream".into(), printed["upstream"].clone());
         file.extend(parse_toml("[server]\nlisten = \"127.0.0.1:0\""));
         // `wecom-proxy health` connects to the first address, whose port must not be 0.
-        file.extend(parse_toml("[admin]\nlisten = [\"unix:admin.sock\", \"127.0.0.1:0\"]"));
+        let listen = parse_toml("listen = [\"unix:admin.sock\", \"127.0.0.1:0\"]");
+        file.get_mut("admin").and_then(toml::Value::as_table_mut).expect("a table").extend(listen);
         fs::write(dir.path().join("proxy.toml"), file.to_string()).expect("the file");
 
-        let script = block_texts("sh", "start")[2]
-            .replace("'…'", &format!("'{secret}'"))
-            .replace("cargo run --release -- serve", "exec wecom-proxy serve")
-            .replace("cargo run --release -- ", "wecom-proxy ");
-        assert!(!script.contains("cargo"), "{script}");
+        let script =
+            block_with("start", "wecom-proxy serve").replace("wecom-proxy serve", "exec wecom-proxy serve");
+        let script = format!("export WECOM_HR_SECRET='{secret}'\n{script}");
         let mut proxy = RunningProgram::start(&script, dir.path());
         let (listen, admin) = proxy.ready_addresses();
         Self { proxy, listen, admin, secret, dir, _wecom: wecom }
@@ -252,7 +311,11 @@ impl DocumentedSetup {
 
     fn run_block(&self, block: &str, key: &str) -> String {
         let block = block.replace(PROXY, &self.listen).replace(ADMIN, &self.admin);
-        let mut shell = shell(&block, self.dir.path());
+        // The real pkill would also find the proxies of other tests.
+        let script = format!(
+            "pkill() {{ [ \"$2\" = -xf ] && kill \"$1\" $(pgrep -xf \"$3\" | grep -x $PID); }}\n{block}"
+        );
+        let mut shell = shell(&script, self.dir.path());
         shell.env("PID", self.proxy.child.id().to_string()).env("KEY", key);
         run_block(&block, shell.env("WECOM_HR_SECRET", &self.secret))
     }
@@ -261,7 +324,7 @@ impl DocumentedSetup {
 #[test]
 fn architecture_page_names_existing_files_and_symbols() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let (page, _) = PAGES[0];
+    let page = &page("architecture").english;
     let source =
         rust_files(&root.join("src")).into_iter().map(|file| fs::read_to_string(file).expect("a file"));
     let source = source.collect::<String>();
@@ -288,11 +351,19 @@ fn architecture_page_names_existing_files_and_symbols() {
 
 #[test]
 fn english_and_chinese_pages_match() {
-    let pages = [(ENGLISH, CHINESE)].into_iter().chain(PAGES);
-    for (english, chinese) in pages {
+    for Page { english, chinese } in PAGES.iter() {
         let ((headings, blocks), (other_headings, other_blocks)) = (parse_page(english), parse_page(chinese));
         assert_eq!(headings, other_headings);
-        assert_eq!(blocks, other_blocks);
+        // Of a diagram, the words differ, and their number of lines does not.
+        let comparable = |blocks: &[Block]| {
+            let text = |block: &Block| match &*block.language {
+                "mermaid" => block.text.lines().count().to_string(),
+                _ => block.text.clone(),
+            };
+            let parts = |block: &Block| (block.language.clone(), block.kind.clone(), text(block));
+            blocks.iter().map(parts).collect::<Vec<_>>()
+        };
+        assert_eq!(comparable(&blocks), comparable(&other_blocks));
         let count = |page: &str, prefix: &str| page.lines().filter(|line| line.starts_with(prefix)).count();
         for prefix in ["| ", "- "] {
             assert_eq!(count(english, prefix), count(chinese, prefix), "{prefix}");
@@ -314,13 +385,18 @@ fn documented_settings_are_accepted() {
     for name in ["server.pem", "server.key", "ca.pem"] {
         fs::write(dir.path().join(name), "").expect("a file");
     }
+    fs::write(dir.path().join("egress-password"), "secret").expect("a file");
     let path = dir.path().join("proxy.toml");
     let check = |file: &str| {
         // Zeros in a page are a placeholder for the hash of a key.
         fs::write(&path, file.replace(&"0".repeat(64), &"01".repeat(32))).expect("the file");
         let secret = |name: &str| match name {
             "WECOM_HR_SECRET" | "STORE_PASSWORD" => Some("secret".to_owned()),
-            "STORE_KEY" | "STORE_OLD_KEY" => Some(name.repeat(4)),
+            "STORE_KEY" | "OLD_STORE_KEY" | "WECOM_PROXY_STATE_KEY" => Some(name.repeat(4)),
+            "HR_CALLBACK_TOKEN" => Some("token".to_owned()),
+            "HR_CALLBACK_AES_KEY" => Some("a1".repeat(21) + "a"),
+            "CRM_AES_KEY" => Some("jWmYm7qr5nMoAUwZRjGtBxmz3KA1tkAj3ykkR6q2B2C".to_owned()),
+            name if name.starts_with("CRM_") || name.starts_with("ACME_") => Some("secret".to_owned()),
             _ => None,
         };
         config::load_with_env(&path, &secret).unwrap_or_else(|error| panic!("{file}\n{error}"))
@@ -331,18 +407,51 @@ fn documented_settings_are_accepted() {
     let fragments = block_texts("toml", "fragment");
     let mut base = first_config();
     base.extend(parse_toml(fragments.iter().find(|text| text.contains("[clients.")).expect("a client")));
-    for fragment in fragments {
+    let suites = fragments.iter().find(|text| text.contains("[suites.crm]")).expect("a suite");
+    let suites = parse_toml(suites);
+    for fragment in &fragments {
         let mut file = base.clone();
-        file.extend(parse_toml(&fragment));
+        if fragment.contains("suite = \"crm\"") {
+            file.extend(suites.clone());
+        }
+        file.extend(parse_toml(fragment));
         check(&file.to_string());
     }
 }
 
 #[test]
+fn documented_init_writes_the_documented_file() {
+    for block in block_texts("sh", "init") {
+        let home = TempDir::new().expect("a directory");
+        let script = format!("cargo() {{ :; }}\n{block}");
+        let shown = run_block(&script, shell(&script, Path::new(".")).env("HOME", home.path()));
+        assert!(shown.contains("Wrote proxy.toml"), "{shown}");
+        let written = fs::read_to_string(home.path().join("wecom-proxy/proxy.toml")).expect("the file");
+        assert_eq!(written.trim_end(), block_texts("toml", "")[0]);
+    }
+}
+
+#[test]
+fn documented_rust_version_is_the_required_one() {
+    let manifest = parse_toml(include_str!("../../Cargo.toml"));
+    let version = manifest["package"]["rust-version"].as_str().expect("a version");
+    let toolchain = parse_toml(include_str!("../../rust-toolchain.toml"));
+    assert!(toolchain["toolchain"]["channel"].as_str().is_some_and(|channel| channel.starts_with(version)));
+    let readme = &PAGES[0];
+    let names_version = |page: &String| page.contains(&format!("Rust {version}"));
+    assert!([&readme.english, &readme.chinese].into_iter().all(names_version));
+    let dockerfile = read("Dockerfile");
+    assert!(dockerfile.contains(&format!("FROM rust:{version}-")), "{dockerfile}");
+}
+
+#[test]
 fn demo_prints_the_documented_commands() {
     let dir = TempDir::new().expect("a directory");
-    let start = &block_texts("sh", "start")[0];
-    assert_eq!(start, "cargo run --release -- demo");
+    // The two commands of a fresh machine with Rust.
+    let readme = parse_page(&PAGES[0].english).1;
+    let cargo = readme.iter().find(|block| block.text.contains("cargo")).expect("a command");
+    assert_eq!((&*cargo.kind, &*cargo.text), ("start", "cargo run --release -- demo\n"));
+    assert_eq!(readme.iter().filter(|block| block.kind == "tests").count(), 1);
     let mut demo = RunningProgram::start("exec wecom-proxy demo --listen 127.0.0.1:0", dir.path());
     let (listen, _) = demo.ready_addresses();
     let printed = read_lines_until(&mut demo.stdout, |line| line.contains("Ctrl-C"));
@@ -363,7 +472,7 @@ fn demo_prints_the_documented_commands() {
 fn replica_demo_prints_the_documented_commands() {
     crate::process::tool("redis-server");
     let dir = TempDir::new().expect("a directory");
-    assert_eq!(block_texts("sh", "start")[1], "cargo run --release -- demo --replicas 3");
+    assert_eq!(block_with("start", "--replicas"), "cargo run --release -- demo --replicas 3");
     let script = "exec wecom-proxy demo --replicas 3 --listen 127.0.0.1:0";
     let mut demo = RunningProgram::start(script, dir.path());
     let printed = read_lines_until(&mut demo.stdout, |line| line.contains("Ctrl-C"));
@@ -468,35 +577,17 @@ fn documented_private_ca_signs_the_host() {
 }
 
 #[test]
-fn documented_files_and_links_exist() {
+fn documented_files_exist() {
     let repository = Path::new(env!("CARGO_MANIFEST_DIR"));
     let assert_exists = |name: &str| assert!(repository.join(name).exists(), "{name} does not exist");
-    let in_docs = PAGES.into_iter().flat_map(|(english, chinese)| [("docs", english), ("docs", chinese)]);
-    for (folder, page) in [("", ENGLISH), ("", CHINESE)].into_iter().chain(in_docs) {
-        for link in page.split("](").skip(1) {
-            let target = link.split(')').next().expect("a link's end");
-            let (file, anchor) = target.split_once('#').unwrap_or((target, ""));
-            let path = repository.join(folder).join(file);
-            let read = || fs::read_to_string(&path).unwrap_or_else(|error| panic!("{target}: {error}"));
-            let text = match file {
-                "" => page.to_owned(),
-                _ if path.is_dir() => String::new(),
-                _ => read(),
-            };
-            let headings = text.lines().filter(|line| line.starts_with('#'));
-            let mut anchors = headings.map(|line| line.trim_start_matches(['#', ' ']).to_lowercase());
-            assert!(anchor.is_empty() || anchors.any(|line| line.replace(' ', "-") == anchor), "{target}");
-        }
-    }
     for name in ["proxy.toml", "Dockerfile", ".dockerignore"] {
         assert_exists(name);
     }
-    for block in block_texts("sh", "install") {
+    for block in ["install", "edit", "setup", "init"].iter().flat_map(|kind| block_texts("sh", kind)) {
         let paths = block.split_whitespace().filter(|word| word.starts_with("deploy/"));
         paths.filter(|path| !path.contains("/secrets")).for_each(assert_exists);
         let checked = Command::new("sh").args(["-nc", &block]).output().expect("sh");
         assert!(checked.status.success(), "{block}");
-        assert_edited_first(&block);
     }
     for block in block_texts("sh", "tests") {
         assert_exists(block.strip_prefix("sh ").expect("a script"));
@@ -504,23 +595,25 @@ fn documented_files_and_links_exist() {
     for block in block_texts("sh", "bench") {
         assert_exists(block.strip_prefix("python3 ").expect("a script"));
     }
-    let dockerfile = fs::read_to_string(repository.join("Dockerfile")).expect("a text");
+    let dockerfile = read("Dockerfile");
     let uses_path = dockerfile.contains("WECOM_PROXY_CONFIG=/etc/wecom-proxy/proxy.toml");
     assert!(uses_path && block_texts("sh", "container")[0].contains(":/etc/wecom-proxy:"));
 }
 
-/// Asserts that a copied configuration, which has placeholders for agents, keys and registries, is edited before the start.
-fn assert_edited_first(block: &str) {
-    let starts = ["systemctl enable", " up -d", "kubectl apply"];
-    let line_of = |matches: &dyn Fn(&str) -> bool| block.lines().position(matches);
-    let started = line_of(&|line| starts.iter().any(|start| line.contains(start))).expect("a start");
-    for config in ["/etc/wecom-proxy/proxy.toml", "deploy/compose/config/proxy.toml", "configmap.yaml"] {
-        let edits = |line: &str| line.contains("${EDITOR") && line.contains(config);
-        if line_of(&edits).is_some_and(|edited| edited < started) {
-            return;
-        }
+/// A copied configuration has placeholders for agents, keys and registries.
+#[test]
+fn documented_configs_are_edited_before_the_start() {
+    let pages = [page("deployment"), page("kubernetes")].map(|page| &*page.english).join("\n");
+    let commands: String = parse_page(&pages).1.into_iter().map(|block| block.text).collect();
+    let position =
+        |command: &str| commands.find(command).unwrap_or_else(|| panic!("no {command} in\n{commands}"));
+    for (config, start) in [
+        ("/etc/wecom-proxy/proxy.toml", "systemctl enable"),
+        ("deploy/compose/config/proxy.toml", " up -d"),
+        ("deploy/kubernetes/configmap.yaml", "kubectl apply -k"),
+    ] {
+        assert!(position(&format!("\"${{EDITOR:-vi}}\" {config}")) < position(start), "{config}");
     }
-    panic!("no configuration is edited before the start in\n{block}");
 }
 
 #[test]

@@ -10,13 +10,13 @@ use tokio::{
     sync::watch,
     time::{Instant, timeout},
 };
-use wecom_proxy::simulator::{Fault, Settings, Simulator};
+use wecom_proxy::simulator::{Fault, Simulator};
 
 use crate::{
     certificates::Authority,
-    harness::{ECHO, OPEN_CONFIG, TestClient, USER_GET, write_config},
+    harness::{ECHO, OPEN_CONFIG, TestClient, USER_GET, start_simulator_with_config},
     process::{Process, log_field, wecom_proxy},
-    raw_http::RawConnection,
+    raw_http::{RawConnection, raw_get},
 };
 
 /// Bounds a shutdown that waits for nothing; the grace periods of these tests, except the shortest, are far longer.
@@ -33,10 +33,8 @@ struct DrainScenario {
 impl DrainScenario {
     /// `grace` is the `shutdown_grace`.
     async fn start(grace: &str) -> Self {
-        let wecom = crate::leak_detector::start_simulator(Settings::default()).await;
-        let dir = TempDir::new().expect("a directory");
         let toml = OPEN_CONFIG.replace("[upstream]", &format!("shutdown_grace = \"{grace}\"\n[upstream]"));
-        let proxy = Process::serve(&write_config(&dir, wecom.api_addr(), &Settings::default(), &toml)).await;
+        let (wecom, dir, proxy) = Process::serve_with_simulator(&toml).await;
         let address = proxy.address().await;
         Self { wecom, dir, proxy, address }
     }
@@ -134,7 +132,7 @@ async fn drain_does_not_wait_for_silent_clients_or_partial_heads() {
         silent.push(connection);
     }
     let mut reused = RawConnection::connect(scenario.address).await;
-    reused.send(format!("GET /hr{USER_GET} HTTP/1.1\r\nHost: a\r\n\r\n")).await.expect("sent");
+    reused.send(raw_get(USER_GET)).await.expect("sent");
     reused.read_response().await;
     reused.send("GET /hr").await.expect("sent");
     let started = Instant::now();
@@ -202,10 +200,8 @@ async fn sighup_during_drain_is_harmless() {
 
 #[tokio::test]
 async fn unix_socket_is_removed_on_exit() {
-    let wecom = crate::leak_detector::start_simulator(Settings::default()).await;
-    let dir = TempDir::new().expect("a directory");
     let toml = OPEN_CONFIG.replacen("\"127.0.0.1:0\"", "[\"127.0.0.1:0\", \"unix:{dir}/proxy.sock\"]", 1);
-    let proxy = Process::serve(&write_config(&dir, wecom.api_addr(), &Settings::default(), &toml)).await;
+    let (_wecom, dir, proxy) = Process::serve_with_simulator(&toml).await;
     let socket = dir.path().join("proxy.sock");
     assert!(socket.exists());
     assert_eq!(proxy.stop().await.status, 0);
@@ -234,11 +230,6 @@ async fn service_manager_is_notified_of_ready_and_stopping() {
     let second = receive();
     assert!(second.lines().any(|line| line == "STOPPING=1"), "{second}");
     assert_eq!(proxy.wait().await.status, 0);
-}
-
-/// A GET request in HTTP/1.1 bytes.
-fn raw_get(path: &str) -> String {
-    format!("GET /hr{path} HTTP/1.1\r\nHost: proxy.test\r\n\r\n")
 }
 
 /// A connection on which one request succeeded.
@@ -308,11 +299,9 @@ async fn new_connection_before_drain_is_served() {
 #[tokio::test]
 async fn new_tls_connection_before_drain_is_served_over_http1_and_2() {
     let authority = Authority::new();
-    let wecom = Simulator::start_local(Settings::default()).await.expect("a simulator");
-    let dir = TempDir::new().expect("a directory");
     let toml =
         OPEN_CONFIG.replace("[upstream]", &format!("{}\n[upstream]", authority.tls_config_line("localhost")));
-    let proxy = Process::serve(&write_config(&dir, wecom.api_addr(), &Settings::default(), &toml)).await;
+    let (wecom, dir, proxy) = Process::serve_with_simulator(&toml).await;
     let scenario = DrainScenario { wecom, dir, address: proxy.address().await, proxy };
     let connect_tls =
         async |alpn| authority.connect_tls(scenario.address, &[alpn], None).await.expect("a handshake");
@@ -348,10 +337,8 @@ async fn connections_in_the_backlog_are_served_at_stop() {
 
 #[tokio::test]
 async fn queued_request_at_drain_gets_503_and_is_not_forwarded() {
-    let wecom = Simulator::start_local(Settings::default()).await.expect("a simulator");
-    let dir = TempDir::new().expect("a directory");
     let toml = OPEN_CONFIG.replace("[admin]", "max_in_flight = 1\nqueue_timeout = \"10m\"\n[admin]");
-    let proxy = Process::serve(&write_config(&dir, wecom.api_addr(), &Settings::default(), &toml)).await;
+    let (wecom, dir, proxy) = Process::serve_with_simulator(&toml).await;
     let scenario = DrainScenario { wecom, dir, address: proxy.address().await, proxy };
     let held = scenario.start_held_request().await;
     let mut connection = RawConnection::connect(scenario.address).await;
@@ -426,10 +413,8 @@ async fn start_gated_relay(address: SocketAddr, mut closed: watch::Receiver<bool
 
 #[tokio::test]
 async fn draining_process_keeps_its_successors_unix_socket() {
-    let wecom = Simulator::start_local(Settings::default()).await.expect("a simulator");
-    let dir = TempDir::new().expect("a directory");
     let toml = OPEN_CONFIG.replacen("\"127.0.0.1:0\"", "[\"127.0.0.1:0\", \"unix:{dir}/proxy.sock\"]", 1);
-    let config = write_config(&dir, wecom.api_addr(), &Settings::default(), &toml);
+    let (wecom, dir, config) = start_simulator_with_config(&toml).await;
     let path = dir.path().join("proxy.sock");
     let first = Process::serve(&config).await;
     let scenario = DrainScenario { wecom, dir, address: first_tcp_address(&first).await, proxy: first };

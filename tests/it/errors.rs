@@ -7,17 +7,12 @@ use wecom_proxy::simulator::{Fault, Settings, Simulator};
 use crate::{
     certificates::Authority,
     harness::{
-        CONFIG_WITH_CLIENTS, ECHO, OPEN_CONFIG, TestClient, TestProxy, USER_GET, client_key, write_config,
+        CONFIG_WITH_CLIENTS, ECHO, OPEN_CONFIG, TestClient, TestProxy, USER_GET, client_key, closed_port,
+        write_config,
     },
     process::Process,
     raw_http::RawConnection,
 };
-
-/// An address without a listener.
-async fn closed_port() -> std::net::SocketAddr {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    listener.local_addr().expect("an address")
-}
 
 #[tokio::test]
 async fn proxy_errors_are_json_and_show_no_secret() {
@@ -44,7 +39,10 @@ async fn proxy_errors_are_json_and_show_no_secret() {
         let response = proxy.request(request, "").await;
         response.assert_proxy_error(kind, status, errcode);
         assert!(response.header("content-type").starts_with("application/json"));
-        assert!(!response.header("x-request-id").is_empty() && !response.header("server-timing").is_empty());
+        assert!(!response.header("server-timing").is_empty());
+        let id = response.header("x-request-id");
+        let names_id = response.text().contains(&format!("(request id {id})"));
+        assert!(!id.is_empty() && names_id == (status >= 500), "{response:?}");
         let text = format!("{response:?}");
         for secret in ["theirs", "hush", "key-of-", "not-a-secret", "another"] {
             assert!(!text.contains(secret), "{kind} shows {secret}: {text}");
@@ -71,7 +69,7 @@ async fn refused_gettoken_returns_wecoms_errcode() {
 
 #[tokio::test]
 async fn unsent_gettoken_returns_token_unavailable() {
-    let closed = closed_port().await;
+    let closed = closed_port();
     TestProxy::start_with_upstream(closed, OPEN_CONFIG).await.get(USER_GET).await.assert_proxy_error(
         "token-unavailable",
         502,
@@ -87,7 +85,7 @@ async fn unsent_gettoken_returns_token_unavailable() {
 /// Network details go to the log under the request id, and never to the client.
 #[tokio::test]
 async fn error_message_hides_addresses_that_the_log_shows() {
-    let closed = closed_port().await;
+    let closed = closed_port();
     let (authority, other) = (Authority::new(), Authority::new());
     let tls = authority.issue_server("elsewhere.test").server_config(&["http/1.1"]);
     let secure = Simulator::start_local(Settings { tls: Some(tls), ..Settings::default() })

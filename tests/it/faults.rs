@@ -8,14 +8,16 @@ mod early_responses;
 mod idle_connections;
 mod invalid_responses;
 mod keep_alive;
-mod scripted_upstream;
 mod tokens;
 
 use std::fmt;
 
 use wecom_proxy::simulator::Settings;
 
-use crate::{certificates::Authority, harness::TestProxy};
+use crate::{
+    certificates::Authority,
+    harness::{TestProxy, scripted_upstream},
+};
 
 /// The protocol of the simulated WeCom.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -158,7 +158,8 @@ async fn invalid_gettoken_returns_wecoms_errcodes() {
             (format!("corpid={CORPID}"), 41004),
             (format!("corpid={CORPID}&corpsecret="), 41004),
             (format!("corpid={CORPID}&corpsecret"), 41004),
-            (String::new(), 41002),
+            (String::new(), 41004),
+            ("grant_type=client_credential&appid=x&secret=y".to_owned(), 41004),
         ] {
             for prefix in ["", "/hr"] {
                 let response = send_get(&proxy, format!("{prefix}/cgi-bin/gettoken?{query}")).await;
@@ -166,7 +167,7 @@ async fn invalid_gettoken_returns_wecoms_errcodes() {
                 assert!(!response.text().contains("not-a-secret") && !response.text().contains("key-of"));
             }
         }
-        assert_refused(&send_get(&proxy, "/cgi-bin/gettoken").await, 41002);
+        assert_refused(&send_get(&proxy, "/cgi-bin/gettoken").await, 41004);
         assert_eq!(proxy.wecom.requests().len(), 0);
     }
 }
@@ -306,4 +307,26 @@ async fn chained_proxy_is_detected_and_refused() {
     response.assert_proxy_error("token-unavailable", 502, -1);
     assert!(response.text().contains("upstream.url leads back to a proxy"), "{}", response.text());
     assert_eq!(inner.forwarded_count(), 0);
+}
+
+#[tokio::test]
+async fn unknown_prefix_before_gettoken_is_named_as_the_mistake() {
+    for (proxy, secret) in [
+        (TestProxy::start_open().await, HR_SECRET.to_owned()),
+        (TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await, client_key("billing")),
+    ] {
+        let target = format!("/nil/cgi-bin/gettoken?corpid={CORPID}&corpsecret={secret}");
+        let response = send_get(&proxy, target).await;
+        response.assert_proxy_error("unknown-agent", 404, 40035);
+        assert!(response.text().contains("before /cgi-bin/gettoken"), "{}", response.text());
+    }
+    // A caller without a valid secret does not learn which agents there are.
+    let proxy = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
+    let responses =
+        ["nil", "hr"].map(|name| format!("/{name}/cgi-bin/gettoken?corpid={CORPID}&corpsecret=wrong"));
+    let [one, other] = responses.each_ref().map(|target| send_get(&proxy, target.clone()));
+    let (one, other) = (one.await, other.await);
+    let text = |response: &TestResponse| response.text().split("request id").next().map(str::to_owned);
+    assert_eq!(text(&one), text(&other));
+    assert!(one.text().contains("must be an agent's name"), "{}", one.text());
 }

@@ -54,7 +54,7 @@ const GUARANTEES: &[(&str, &[&str])] = &[
         &[
             "hostile::message_framing::valid_framing_is_forwarded_as_valid_framing",
             "hostile::chunked_bodies::chunk_extensions_and_trailers_are_not_forwarded",
-            "forwarding::body_keeps_its_framing_and_bytes",
+            "forwarding::body_keeps_its_bytes_and_gets_a_length",
             "forwarding::post_without_body_sends_content_length_zero",
         ],
     ),
@@ -139,7 +139,7 @@ const GUARANTEES: &[(&str, &[&str])] = &[
         &[
             "hostile::request_targets::path_is_forwarded_unchanged_or_refused",
             "hostile::ambiguous_paths_are_refused",
-            "src/proxy/target.rs::decoded_path_stays_below_the_api_root",
+            "src/proxy/target/tests.rs::decoded_path_stays_below_the_api_root",
         ],
     ),
     (
@@ -348,7 +348,7 @@ const GUARANTEES: &[(&str, &[&str])] = &[
         &[
             "log::repeated_client_faults_do_not_fill_the_log",
             "log::requests_do_not_wait_for_a_blocked_log_reader",
-            "src/server/log_throttle.rs::throttle_over_limit_suppresses_and_counts",
+            "src/time/log_throttle.rs::throttle_over_limit_suppresses_and_counts",
         ],
     ),
     // Disconnects, shutdown and reload.
@@ -423,6 +423,25 @@ const GUARANTEES: &[(&str, &[&str])] = &[
             "secret_leaks::redirect_location_has_its_token_removed",
         ],
     ),
+    (
+        "a page of an origin that is not listed gets no JS-SDK signature, and no page gets a ticket",
+        &[
+            "jssdk::page_of_any_other_origin_is_forbidden",
+            "jssdk::preflight_allows_exactly_the_listed_origins",
+            "jssdk::page_in_a_browser_gets_a_signature_across_origins",
+            "jssdk::signature_is_made_with_both_tickets",
+        ],
+    ),
+    (
+        "a request with Idempotency-Key is sent once, whatever is lost or killed, unless the client says send-again",
+        &[
+            "idempotency::connection_lost_at_any_point_never_sends_twice",
+            "idempotency::killed_proxy_keeps_responses_and_never_sends_twice",
+            "idempotency::concurrent_duplicates_are_carried_out_once",
+            "idempotency::client_that_leaves_leaves_the_request_in_doubt",
+            "idempotency::request_is_not_sent_while_the_state_is_locked",
+        ],
+    ),
     // Tokens.
     (
         "a refusal invalidates only the token that the request was sent with, however late or out of order",
@@ -449,8 +468,41 @@ const GUARANTEES: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "the state is private, encrypted, bound to its place, and loses nothing that it reported as written",
+        &[
+            "src/state/tests/files.rs::missing_file_is_made_private",
+            "src/state/tests/files.rs::record_moved_to_another_name_is_found",
+            "src/state/tests/files.rs::torn_page_is_found_wherever_it_is",
+            "src/state/tests/files.rs::unusable_file_is_named_and_unchanged",
+            "src/state/tests/writes.rs::file_contains_no_value_in_plain_text",
+            "state_crash::killed_process_loses_nothing_that_it_reported",
+            "state_crash::file_size_limit_fails_writes_and_keeps_what_was_written",
+            "state_shared::values_are_sealed_and_rekeyed_while_replicas_run",
+        ],
+    ),
+    (
         "a gettoken response that is a page, truncated or without a token fails only the waiting request",
         &["faults::tokens::invalid_gettoken_response_fails_only_the_waiting_request"],
+    ),
+    // Callbacks.
+    (
+        "a callback is taken only with a valid signature and receiveid, and all refusals look alike",
+        &["callbacks::receiver::refusals_are_alike_and_counted_by_reason"],
+    ),
+    (
+        "XML from the Internet defines no entities, and makes nothing panic",
+        &[
+            "callbacks::receiver::malformed_and_oversized_bodies_are_refused",
+            "properties::pushed_bodies_never_panic_and_decrypt_again",
+        ],
+    ),
+    (
+        "a callback that was answered with 200 survives kill -9",
+        &["callbacks::processes::accepted_messages_survive_kill_9"],
+    ),
+    (
+        "messages of callbacks are sealed on the disk, and shown in no log, list or metric",
+        &["callbacks::operators::secrets_and_messages_are_not_logged_or_listed"],
     ),
 ];
 

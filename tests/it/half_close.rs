@@ -8,7 +8,7 @@ use wecom_proxy::simulator::Fault;
 use crate::{
     certificates::Authority,
     harness::{ECHO, OPEN_CONFIG, TestClient, TestProxy, USER_GET, with_timeout},
-    raw_http::{ManualUpstream, RawConnection},
+    raw_http::{ManualUpstream, RawConnection, raw_get},
 };
 
 const SINK: &str = "/cgi-bin/simulator/sink";
@@ -173,9 +173,8 @@ async fn pipelined_requests_before_fin_are_all_answered() {
         let proxy = TestProxy::start_with_config(&listener.config(&authority)).await;
         proxy.wecom.inject(Fault::hold().on_path(ECHO)).expect("a fault");
         let mut stream = listener.connect(&proxy, &authority).await;
-        let get = |path| format!("GET /hr{path} HTTP/1.1\r\nHost: x\r\n\r\n");
         let post = format!("POST /hr{SINK} HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{{}}");
-        send_and_stop(&mut *stream, (get(ECHO) + &post + &get(USER_GET)).as_bytes()).await;
+        send_and_stop(&mut *stream, (raw_get(ECHO) + &post + &raw_get(USER_GET)).as_bytes()).await;
         proxy.wecom.wait_until(|seen| seen.received_count(ECHO) == 1).await.expect("a request");
         settle(&proxy).await;
         proxy.wecom.release_held();
@@ -207,7 +206,7 @@ async fn closed_client_ends_its_streamed_response() {
     let mut upstream = ManualUpstream::new().await;
     let proxy = TestProxy::start_with_upstream(upstream.address, OPEN_CONFIG).await;
     let mut connection = RawConnection::connect(proxy.address()).await;
-    connection.send(format!("GET /hr{USER_GET} HTTP/1.1\r\nHost: x\r\n\r\n")).await.expect("sent");
+    connection.send(raw_get(USER_GET)).await.expect("sent");
     let mut call = upstream.next_call().await;
     let head = "HTTP/1.1 200 OK\r\nContent-Type: video/mp4\r\nContent-Length: 9000000000\r\n\r\n";
     call.connection.send(head).await.expect("sent");

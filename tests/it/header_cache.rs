@@ -2,8 +2,10 @@
 
 use std::fmt::Write as _;
 
+use http::Request;
+
 use crate::{
-    harness::{CONFIG_WITH_CLIENTS, ECHO, OPEN_CONFIG, TestProxy, USER_GET, client_key},
+    harness::{CONFIG_WITH_CLIENTS, ECHO, OPEN_CONFIG, TestClient, TestProxy, USER_GET, client_key},
     raw_http::{ManualUpstream, RawConnection},
 };
 
@@ -316,5 +318,25 @@ async fn clients_of_one_pooled_task_are_not_confused() {
         for _ in 0..2 {
             assert_eq!(exchange(&request, "").await, expected, "{nth}: {}", request.text(""));
         }
+    }
+}
+
+/// Headers that passed over HTTP/2, which has no `Host`, do not spare HTTP/1.1 its check.
+#[tokio::test]
+async fn headers_cached_over_http2_need_host_over_http1() {
+    let proxy = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
+    let key = client_key("billing");
+    // Several connections, so that each worker has seen them.
+    for _ in 0..6 {
+        let mut client = TestClient::connect_http2(proxy.address()).await;
+        for _ in 0..3 {
+            let request = Request::get(format!("/hr{USER_GET}")).header("x-api-key", &key);
+            client.request(request, "").await.assert_ok();
+        }
+        let mut connection = RawConnection::connect(proxy.address()).await;
+        let head = format!("GET /hr{USER_GET} HTTP/1.1\r\nx-api-key: {key}\r\n\r\n");
+        connection.send(head).await.expect("sent");
+        let (head, body) = connection.read_response().await;
+        assert!(head.starts_with("HTTP/1.1 400 ") && body.contains("missing Host"), "{head}{body}");
     }
 }

@@ -7,6 +7,7 @@ use wecom_proxy::simulator::Fault;
 
 use crate::{
     harness::{ECHO, OPEN_CONFIG, TestClient, TestProxy, TestResponse, USER_GET, wait_for},
+    inspector::wait_for_exchanges,
     raw_http::{ManualUpstream, RawConnection},
 };
 
@@ -276,6 +277,31 @@ async fn hint_header_is_sent_on_debug_request() {
     let keyed = TestProxy::start_with_config(crate::harness::CONFIG_WITH_CLIENTS).await;
     let own = keyed.request(debug_request(USER_GET, "1"), "").await;
     assert_eq!(own.assert_proxy_error("unauthenticated", 401, 40001).header("x-wecom-hint"), "");
+}
+
+/// A gettoken without a response has no errcode of WeCom's: the hint says what happened.
+#[tokio::test]
+async fn hint_of_a_failed_gettoken_says_what_happened() {
+    let debug_request = || Request::get(format!("/hr{USER_GET}")).header("x-wecom-debug", "1");
+    let unreachable = TestProxy::start_with_config(&OPEN_CONFIG.replace("{api}", "wecom.invalid")).await;
+    let busy = TestProxy::start_open().await;
+    busy.wecom.inject(Fault::errcode(-1).on_path("/cgi-bin/gettoken")).expect("a fault");
+    for (proxy, expected, has_table_hint) in [(&unreachable, "name not found", false), (&busy, "busy", true)]
+    {
+        let response = proxy.request(debug_request(), "").await;
+        let hint = response.assert_proxy_error("token-unavailable", 502, -1).header("x-wecom-hint");
+        assert!(hint.contains(expected) && hint.contains("busy") == has_table_hint, "{hint}");
+        let id = response.header("x-request-id");
+        assert_eq!(hint.contains(&format!("(request id {id})")), !has_table_hint, "{hint}");
+        let exchange = &wait_for_exchanges(proxy, &format!("id={id}"), 1).await[0];
+        assert_eq!(exchange["hint"].is_string(), has_table_hint, "{exchange}");
+        assert!(exchange["reason"].as_str().is_some_and(|reason| reason.contains("gettoken")), "{exchange}");
+    }
+    let webhook = unreachable
+        .request(Request::post("/cgi-bin/webhook/send?key=none").header("x-wecom-debug", "1"), "{}");
+    let webhook = webhook.await;
+    let hint = webhook.assert_proxy_error("upstream-unreachable", 502, -1).header("x-wecom-hint");
+    assert!(hint.contains("name not found"), "{hint}");
 }
 
 #[tokio::test]

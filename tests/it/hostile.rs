@@ -6,7 +6,7 @@ mod chunked_bodies;
 mod header_lines;
 mod http2;
 mod http2_floods;
-mod http2_frames;
+mod http2_streams;
 mod known_failures;
 mod load;
 mod message_framing;
@@ -19,7 +19,7 @@ mod unauthenticated;
 use wecom_proxy::simulator::Fault;
 
 use crate::{
-    harness::{CONFIG_WITH_CLIENTS, ECHO, OPEN_CONFIG, TestProxy, USER_GET, wait_for},
+    harness::{CONFIG_WITH_CLIENTS, ECHO, OPEN_CONFIG, TestProxy, USER_GET, http2_frames, wait_for},
     raw_http::RawConnection,
 };
 

@@ -13,19 +13,15 @@ use wecom_proxy::simulator::{Fault, Settings};
 
 use crate::{
     harness::{
-        CONFIG_WITH_CLIENTS, OPEN_CONFIG, TestClient, TestProxy, TestResponse, USER_GET, client_key,
-        wait_for, with_timeout,
+        CONFIG_WITH_CLIENTS, ECHO, OPEN_CONFIG, TestClient, TestProxy, USER_GET, admin_get, client_key,
+        get_as_client, wait_for, with_timeout,
     },
     leak_detector,
-    raw_http::RawConnection,
+    raw_http::{RawConnection, raw_get},
 };
 
-async fn admin_get(proxy: &TestProxy, path: &str) -> TestResponse {
-    TestClient::connect_http1(proxy.admin_address()).await.request(Request::get(path), "").await
-}
-
 /// The recorded exchanges that match this filter, once there are `count`.
-async fn wait_for_exchanges(proxy: &TestProxy, query: &str, count: usize) -> Vec<Value> {
+pub(crate) async fn wait_for_exchanges(proxy: &TestProxy, query: &str, count: usize) -> Vec<Value> {
     let mut found = Vec::new();
     wait_for(query, async || {
         let response = admin_get(proxy, &format!("/api/requests?{query}")).await.json();
@@ -34,11 +30,6 @@ async fn wait_for_exchanges(proxy: &TestProxy, query: &str, count: usize) -> Vec
     })
     .await;
     found
-}
-
-async fn get_as_client(proxy: &TestProxy, client: &str, path: &str) -> TestResponse {
-    let request = Request::get(path).header("authorization", format!("Bearer {}", client_key(client)));
-    proxy.request(request, "").await
 }
 
 /// A client of the exchange stream.
@@ -85,6 +76,38 @@ impl StreamFollower {
         let event = self.next_event().await.expect("an event");
         serde_json::from_str(event.strip_prefix("data: ").unwrap_or_else(|| panic!("{event}"))).expect("JSON")
     }
+}
+
+/// An attempt that fails counts as WeCom's time in log, header, metric and page; so does one that the client leaves.
+#[tokio::test]
+async fn failed_attempt_is_timed_and_observed() {
+    let config = OPEN_CONFIG.replace("[admin]", "response_timeout = \"1s\"\n[admin]");
+    let proxy = TestProxy::start_with_config(&config).await;
+    proxy.get(USER_GET).await.assert_ok();
+    proxy.wecom.inject(Fault::hold().on_path(ECHO)).expect("a fault");
+    let timed_out = proxy.get(ECHO).await;
+    timed_out.assert_proxy_error("upstream-timeout", 504, -1);
+    let header = timed_out.header("server-timing");
+    let in_header: f64 =
+        header.rsplit_once("upstream;dur=").map_or("", |(_, time)| time).parse().expect("a number");
+    assert!(in_header >= 1000.0, "{header}");
+
+    let mut leaving = RawConnection::connect(proxy.address()).await;
+    leaving.send(format!("GET /hr{ECHO} HTTP/1.1\r\nHost: x\r\n\r\n")).await.expect("sent");
+    wait_for("the second call", async || {
+        proxy.wecom.observe(|observed| observed.requests().filter(|record| record.path == ECHO).count() == 2)
+    })
+    .await;
+    leaving.reset();
+
+    let exchanges = wait_for_exchanges(&proxy, "", 3).await;
+    for failed in &exchanges[..2] {
+        let [upstream, total] = ["upstream_ms", "total_ms"].map(|field| failed[field].as_f64());
+        assert!(upstream > Some(0.0) && upstream.map(|time| time + 500.0) > total, "{failed}");
+    }
+    let metrics = admin_get(&proxy, "/metrics").await;
+    let count = "wecom_proxy_upstream_duration_seconds_count{agent=\"hr\"} 3\n";
+    assert!(metrics.text().contains(count), "{}", metrics.text());
 }
 
 #[tokio::test]
@@ -202,13 +225,26 @@ async fn stream_follower_gets_matching_exchanges_live() {
 }
 
 #[tokio::test]
+async fn stream_outlives_a_flood_of_idle_admin_connections() {
+    let proxy = TestProxy::start_open().await;
+    let mut follower = StreamFollower::start(&proxy, "").await;
+    let mut silent = Vec::new();
+    for _ in 0..300 {
+        silent.push(TcpStream::connect(proxy.admin_address()).await.expect("a connection"));
+    }
+    assert_eq!(admin_get(&proxy, "/healthz").await.status, StatusCode::OK);
+    proxy.get(USER_GET).await.assert_ok();
+    assert_eq!(follower.next_exchange().await["agent"], "hr");
+}
+
+#[tokio::test]
 async fn slow_stream_follower_gets_the_lost_count() {
     let proxy = TestProxy::start_with_config(&OPEN_CONFIG.replace("[admin]", "[admin]\nrecent = 2")).await;
     let mut follower = StreamFollower::start(&proxy, "").await;
     // Many more exchanges than are kept, faster than they are streamed.
     let mut client = RawConnection::connect(proxy.address()).await;
     let count = 400;
-    let request = format!("GET /hr{USER_GET} HTTP/1.1\r\nHost: x\r\n\r\n");
+    let request = raw_get(USER_GET);
     client.send(request.repeat(count)).await.expect("the proxy reads");
     let (mut delivered, mut lost) = (0, 0);
     while delivered + lost < count as u64 {
@@ -266,7 +302,7 @@ async fn aborted_exchange_is_recorded() {
     let proxy = TestProxy::start_open().await;
     proxy.wecom.inject(Fault::hold().on_path("/cgi-bin/user/get")).expect("a fault");
     let mut connection = RawConnection::connect(proxy.address()).await;
-    connection.send(format!("GET /hr{USER_GET} HTTP/1.1\r\nHost: x\r\n\r\n")).await.expect("the proxy reads");
+    connection.send(raw_get(USER_GET)).await.expect("the proxy reads");
     proxy.wecom.wait_until(|observed| observed.in_flight() == 1).await.expect("a request");
     connection.reset();
     let aborted = &wait_for_exchanges(&proxy, "status=0", 1).await[0];
@@ -405,4 +441,44 @@ async fn captured_exchange_masks_secrets_in_any_encoding() {
         detail.contains("a=1&b=[masked]") && !detail.contains(&half[..12]) && !detail.contains(&crm),
         "{detail}"
     );
+}
+
+#[tokio::test]
+async fn failed_exchanges_are_remembered_and_paged() {
+    let config = OPEN_CONFIG
+        .replace("[admin]", "[admin]\nrecent = 5\ntrace_url = \"https://traces.example/{trace_id}\"");
+    let proxy = TestProxy::start_with_config(&config).await;
+    proxy.wecom.inject(Fault::errcode(60020).on_path("/cgi-bin/user/get").times(3)).expect("a fault");
+    for nth in 0..3 {
+        proxy.get(&format!("{USER_GET}&nth={nth}&the-key-of-a-client-0123456789")).await;
+    }
+    for _ in 0..40 {
+        proxy.get(USER_GET).await.assert_ok();
+    }
+    let ordinary = admin_get(&proxy, "/api/requests?errcode=0&limit=1000").await.json();
+    let ordinary = ordinary["requests"].as_array().expect("a list").len();
+    assert!((5..40).contains(&ordinary), "{ordinary} of 40");
+    let failed = wait_for_exchanges(&proxy, "failed", 3).await;
+    assert_eq!(failed[0]["failure"], "outage");
+    let id = failed[0]["request_id"].as_str().expect("an id");
+    let opened = admin_get(&proxy, &format!("/api/requests?id={id}")).await.json();
+    assert_eq!(opened["requests"][0]["query_names"], serde_json::json!(["userid", "nth", "[masked]"]));
+    for filter in ["errcode!=0", "failed=outage", "errcode=!0&method=get"] {
+        assert_eq!(wait_for_exchanges(&proxy, filter, 3).await, failed, "{filter}");
+    }
+    for filter in [
+        "failed=caller",
+        "errcode!=60020&failed",
+        "kind=overloaded",
+        "slower_than=1h",
+        "retried",
+        "trace_id=x",
+    ] {
+        let found = admin_get(&proxy, &format!("/api/requests?{filter}")).await.json();
+        assert_eq!((&found["requests"], &found["next"]), (&serde_json::json!([]), &Value::Null), "{filter}");
+    }
+    let first = admin_get(&proxy, "/api/requests?failed&limit=2").await.json();
+    let next = first["next"].as_str().expect("a next page");
+    let second = admin_get(&proxy, &format!("/api/requests?failed&limit=2&before={next}")).await.json();
+    assert_eq!((&second["requests"][0], &second["next"]), (&failed[2], &Value::Null));
 }

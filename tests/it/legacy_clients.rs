@@ -1,10 +1,7 @@
 //! Unmodified client libraries and programs: each request is byte for byte what they send to WeCom.
 
-use std::fs;
-
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::Value;
-use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::{
@@ -160,11 +157,7 @@ async fn go_workwx_without_a_prefix_is_served() {
 #[tokio::test]
 async fn silenceper_with_wecoms_host_over_tls_is_served() {
     let authority = Authority::new();
-    let (identity, dir) = (authority.issue_server("localhost"), TempDir::new().expect("a directory"));
-    fs::write(dir.path().join("server.pem"), &identity.pem).expect("a file");
-    fs::write(dir.path().join("server.key"), &identity.key_pem).expect("a file");
-    let certs = dir.path().display();
-    let tls = format!("[server]\ntls = {{ cert = \"{certs}/server.pem\", key = \"{certs}/server.key\" }}");
+    let tls = format!("[server]\n{}", authority.tls_config_line("localhost"));
     let proxy = TestProxy::start_with_config(&CONFIG_WITH_CLIENTS.replace("[server]", &tls)).await;
     let mut stream = authority.connect_tls(proxy.address(), &[], None).await.expect("a handshake");
     let headers = "HTTP/1.1\r\nHost: qyapi.weixin.qq.com\r\nUser-Agent: Go-http-client/1.1\r\nConnection: close\r\n\r\n";

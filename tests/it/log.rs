@@ -2,8 +2,9 @@
 
 use std::{
     io::{BufRead, BufReader, Lines, PipeReader},
+    os::unix::fs::MetadataExt,
     path::Path,
-    process::Child,
+    process::{Child, Command},
 };
 
 use http::Request;
@@ -14,19 +15,15 @@ use wecom_proxy::simulator::{DropPoint, Fault, Settings, Simulator};
 use crate::{
     certificates::Authority,
     harness::{
-        CONFIG_WITH_CLIENTS, OPEN_CONFIG, TestClient, USER_GET, WAIT_TIMEOUT, client_key, with_timeout,
-        write_config,
+        CONFIG_WITH_CLIENTS, OPEN_CONFIG, TestClient, USER_GET, WAIT_TIMEOUT, client_key,
+        start_simulator_with_config, wait_for, with_timeout, write_config,
     },
     process::{Process, log_field, wecom_proxy},
     raw_http::RawConnection,
 };
 
 async fn start_logged() -> (Simulator, Process, TestClient, TempDir) {
-    let wecom = crate::leak_detector::start_simulator(Settings::default()).await;
-    let dir = TempDir::new().expect("a directory");
-    let proxy =
-        Process::serve(&write_config(&dir, wecom.api_addr(), &Settings::default(), CONFIG_WITH_CLIENTS))
-            .await;
+    let (wecom, dir, proxy) = Process::serve_with_simulator(CONFIG_WITH_CLIENTS).await;
     let client = TestClient::connect_http1(proxy.address().await).await;
     (wecom, proxy, client, dir)
 }
@@ -69,6 +66,39 @@ async fn upstream_failure_is_logged_as_a_warning() {
     ] {
         assert!(line.contains(part), "no {part} in {line}");
     }
+}
+
+#[tokio::test]
+async fn journal_gets_priorities_and_wecoms_errors_are_named() {
+    let (wecom, dir, config) = start_simulator_with_config(OPEN_CONFIG).await;
+    wecom.inject(Fault::status(502).on_path("/cgi-bin/user/get")).expect("a fault");
+    let journal = dir.path().join("journal");
+    let file = std::fs::File::create(&journal).expect("a file").metadata().expect("its numbers");
+    let mut command = Command::new("sh");
+    command.args(["-c", "exec \"$0\" --config \"$1\" 2>>\"$2\""]).arg(wecom_proxy(&[]).get_program());
+    command.arg(config).arg(&journal).env_remove("RUST_LOG").env_remove("NOTIFY_SOCKET");
+    command.env("JOURNAL_STREAM", format!("{}:{}", file.dev(), file.ino()));
+    let _proxy = Process::start(command);
+    let line = async |words: &str| {
+        let mut found = String::new();
+        wait_for(words, async || {
+            let text = std::fs::read_to_string(&journal).expect("the file");
+            found = text.lines().find(|line| line.contains(words)).unwrap_or_default().to_owned();
+            !found.is_empty()
+        })
+        .await;
+        found
+    };
+    let ready = line("ready listen=").await;
+    assert!(ready.starts_with("<6>2"), "{ready}");
+    let address = log_field(&ready, "listen").parse().expect("an address");
+    TestClient::connect_http1(address).await.request(Request::get(format!("/hr{USER_GET}")), "").await;
+    let failed = line("status=502").await;
+    assert!(failed.starts_with("<6>2") && failed.contains("status=502 by=\"wecom\""), "{failed}");
+    wecom.inject(Fault::drop(DropPoint::BeforeResponse).on_path("/cgi-bin/message/send")).expect("a fault");
+    TestClient::connect_http1(address).await.request(Request::post("/hr/cgi-bin/message/send"), "{}").await;
+    let broken = line("upstream-broke").await;
+    assert!(broken.starts_with("<4>2") && !broken.contains(" by="), "{broken}");
 }
 
 #[tokio::test]
@@ -320,12 +350,9 @@ async fn repeated_client_faults_do_not_fill_the_log() {
     } {}
     let plain = proxy.stop().await.err;
 
-    let identity = Authority::new().issue_server("localhost");
-    let (cert, key) = (setup.1.path().join("server.pem"), setup.1.path().join("server.key"));
-    std::fs::write(&cert, &identity.pem).expect("a file");
-    std::fs::write(&key, &identity.key_pem).expect("a file");
-    let tls = format!("tls = {{ cert = \"{}\", key = \"{}\" }}\n[upstream]", cert.display(), key.display());
-    let toml = OPEN_CONFIG.replace("[upstream]", &tls);
+    let authority = Authority::new();
+    let toml =
+        OPEN_CONFIG.replace("[upstream]", &format!("{}\n[upstream]", authority.tls_config_line("localhost")));
     let config = write_config(&setup.1, setup.0.api_addr(), &Settings::default(), &toml);
     let proxy = Process::serve(&config).await;
     for _ in 0..100 {

@@ -15,7 +15,7 @@ use wecom_proxy::simulator::{Settings, generated_bytes};
 
 use crate::{
     harness::{TestClient, USER_GET, agent_section, with_timeout},
-    raw_http::{ManualUpstream, RawConnection},
+    raw_http::{ManualUpstream, RawConnection, chunks_with_extensions, raw_get},
 };
 
 const MIB: u64 = 1 << 20;
@@ -159,7 +159,7 @@ async fn json_without_errcode_uses_little_memory() {
     let mut upstream = ManualUpstream::new().await;
     let process = ProxyProcess::start(&dir, upstream.address);
     let mut connection = RawConnection::connect(process.address).await;
-    connection.send(format!("GET /hr{USER_GET} HTTP/1.1\r\nHost: x\r\n\r\n")).await.expect("sent");
+    connection.send(raw_get(USER_GET)).await.expect("sent");
     let mut call = upstream.next_call().await;
     let idle = process.status_bytes("VmRSS");
     let chunks = 100 * MIB as usize / CHUNK;
@@ -185,11 +185,6 @@ async fn json_without_errcode_uses_little_memory() {
     let growth = process.status_bytes("VmHWM").saturating_sub(idle);
     eprintln!("100 MiB of JSON without an errcode: {:.1} MiB", growth as f64 / MIB as f64);
     assert!(growth < 16 * MIB, "{:.1} MiB beyond idle", growth as f64 / MIB as f64);
-}
-
-/// One-byte chunks, each with a chunk extension of `extension` bytes.
-fn chunks_with_extensions(chunks: usize, extension: usize) -> String {
-    format!("1;{}\r\n \r\n", "e".repeat(extension)).repeat(chunks)
 }
 
 #[tokio::test]
@@ -227,7 +222,7 @@ async fn json_in_one_byte_chunks_uses_little_memory() {
     let process = ProxyProcess::start(&dir, upstream.address);
     for path in [USER_GET, "/cgi-bin/get_jsapi_ticket"] {
         let mut connection = RawConnection::connect(process.address).await;
-        connection.send(format!("GET /hr{path} HTTP/1.1\r\nHost: x\r\n\r\n")).await.expect("sent");
+        connection.send(raw_get(path)).await.expect("sent");
         let mut call = upstream.next_call().await;
         let idle = process.status_bytes("VmRSS");
         let responding = tokio::spawn(async move {

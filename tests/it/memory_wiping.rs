@@ -7,12 +7,11 @@ use std::{
 };
 
 use base64::{Engine, prelude::BASE64_STANDARD};
-use sha2::{Digest, Sha256};
 use wecom_proxy::simulator::Settings;
 
 use crate::{
     gettoken::{CORPID, pass_from_body},
-    harness::{ECHO, agent_section},
+    harness::{ECHO, agent_section, sha256},
     leak_detector,
     process::Process,
     raw_http::RawConnection,
@@ -73,7 +72,7 @@ async fn credentials_are_wiped_when_their_connection_closes() {
     let [bearer, basic, exchanged] = &keys;
     let clients: String = (keys.iter().enumerate())
         .map(|(nth, key)| {
-            let hash: String = Sha256::digest(key).iter().map(|byte| format!("{byte:02x}")).collect();
+            let hash = sha256(key);
             format!("[clients.c{nth}]\nkey_sha256 = \"{hash}\"\nagents = [\"hr\"]\n")
         })
         .collect();

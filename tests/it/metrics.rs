@@ -3,19 +3,16 @@
 use std::{io::Write, process::Stdio};
 
 use http::{Request, StatusCode};
-use tokio::net::TcpStream;
+use tokio::{io::AsyncWriteExt, net::TcpStream};
 use wecom_proxy::simulator::Fault;
 
 use crate::{
     harness::{
-        CONFIG_WITH_CLIENTS, OPEN_CONFIG, TestClient, TestProxy, TestResponse, USER_GET, client_key, wait_for,
+        CONFIG_WITH_CLIENTS, OPEN_CONFIG, TestClient, TestProxy, USER_GET, admin_get, client_key,
+        get_as_client, wait_for,
     },
-    process::tool,
+    process::{Process, tool},
 };
-
-async fn admin_get(proxy: &TestProxy, path: &str) -> TestResponse {
-    TestClient::connect_http1(proxy.admin_address()).await.request(Request::get(path), "").await
-}
 
 async fn scrape(proxy: &TestProxy) -> String {
     admin_get(proxy, "/metrics").await.text().to_owned()
@@ -36,11 +33,6 @@ async fn wait_for_value(proxy: &TestProxy, series: &str, expected: f64) -> Strin
     })
     .await;
     text
-}
-
-async fn get_as_client(proxy: &TestProxy, client: &str, path: &str) -> TestResponse {
-    let request = Request::get(path).header("authorization", format!("Bearer {}", client_key(client)));
-    proxy.request(request, "").await
 }
 
 #[tokio::test]
@@ -75,6 +67,14 @@ async fn metrics_count_what_their_names_say() {
         (r#"wecom_proxy_token_refreshes_total{agent="hr",reason="refused",result="ok"}"#, 1.0),
         (r#"wecom_proxy_refusals_total{kind="unauthenticated"}"#, 1.0),
         (&format!("wecom_proxy_build_info{{version=\"{}\"}}", env!("CARGO_PKG_VERSION")), 1.0),
+        (r#"wecom_proxy_agent_refusals_total{agent="",kind="unauthenticated"}"#, 1.0),
+        (r#"wecom_proxy_gettoken_duration_seconds_count{agent="hr"}"#, 2.0),
+        (r#"wecom_proxy_request_bytes_total{agent="hr"}"#, 0.0),
+        (r#"wecom_proxy_upstream_in_flight_limit{upstream="default"}"#, 4096.0),
+        (r#"wecom_proxy_upstream_queued{upstream="default"}"#, 0.0),
+        ("wecom_proxy_connections_limit", 10_000.0),
+        ("wecom_proxy_replay_memory_limit_bytes", 268_435_456.0),
+        ("wecom_proxy_config_last_reload_successful", 1.0),
         ("wecom_proxy_in_flight", 0.0),
         ("wecom_proxy_token_waiters", 0.0),
         ("wecom_proxy_access_log_dropped_total", 0.0),
@@ -294,4 +294,87 @@ async fn http2_requests_are_counted() {
         client.get(USER_GET).await.assert_ok();
     }
     wait_for_value(&proxy, r#"wecom_proxy_requests_total{agent="hr",client="",status="200"}"#, 20.0).await;
+}
+
+#[tokio::test]
+async fn agents_beyond_the_limit_and_clients_share_series() {
+    let toml =
+        CONFIG_WITH_CLIENTS.replace("[admin]", "[admin]\nmetrics = { per_client = false, per_agent = 1 }");
+    let proxy = TestProxy::start_with_config(&toml).await;
+    for (client, agent) in [("billing", "hr"), ("crm", "hr"), ("crm", "ops")] {
+        get_as_client(&proxy, client, &format!("/{agent}{USER_GET}")).await.assert_ok();
+        let label = if agent == "hr" { "hr" } else { "_other" };
+        wait_for(agent, async || {
+            let text = scrape(&proxy).await;
+            text.contains(&format!("wecom_proxy_errcodes_total{{agent=\"{label}\""))
+        })
+        .await;
+    }
+    let text =
+        wait_for_value(&proxy, r#"wecom_proxy_requests_total{agent="hr",client="",status="200"}"#, 2.0).await;
+    for series in [
+        r#"wecom_proxy_requests_total{agent="_other",client="",status="200"}"#,
+        r#"wecom_proxy_token_refreshes_total{agent="_other",reason="first",result="ok"}"#,
+    ] {
+        assert_eq!(series_value(&text, series), Some(1.0), "{text}");
+    }
+    assert!(text.contains(r#"wecom_proxy_token_expiry_timestamp_seconds{agent="_other"}"#), "{text}");
+    assert!(!text.contains(r#"agent="ops""#) && !text.contains(r#"client="crm""#), "{text}");
+}
+
+#[tokio::test]
+async fn refused_gettoken_and_bodies_are_counted_by_agent() {
+    let proxy = TestProxy::start_open().await;
+    proxy.request(Request::post("/hr/cgi-bin/simulator/echo"), "12345").await;
+    proxy.wecom.reset_secret("ops", "another-secret-of-ops").expect("an agent");
+    let refused = proxy.request(Request::get(format!("/ops{USER_GET}")), "").await;
+    refused.assert_proxy_error("token-unavailable", 502, 40001);
+    wait_for_value(&proxy, r#"wecom_proxy_request_bytes_total{agent="hr"}"#, 5.0).await;
+    let series = r#"wecom_proxy_agent_refusals_total{agent="ops",kind="token-unavailable"}"#;
+    let text = wait_for_value(&proxy, series, 1.0).await;
+    let errcodes = r#"wecom_proxy_gettoken_errcodes_total{agent="ops",errcode="40001"}"#;
+    assert_eq!(series_value(&text, errcodes), Some(1.0), "{text}");
+    let received = series_value(&text, r#"wecom_proxy_response_bytes_total{agent="hr"}"#);
+    assert!(received.is_some_and(|bytes| bytes > 5.0), "{text}");
+    let time = series_value(&text, r#"wecom_proxy_gettoken_duration_seconds_sum{agent="ops"}"#);
+    assert!(time.is_some_and(|seconds| seconds > 0.0 && seconds < 60.0), "{text}");
+}
+
+#[tokio::test]
+async fn request_whose_caller_leaves_counts_as_aborted() {
+    let proxy = TestProxy::start_open().await;
+    proxy.wecom.inject(Fault::hold().on_path("/cgi-bin/gettoken")).expect("a fault");
+    let mut stream = TcpStream::connect(proxy.address()).await.expect("a connection");
+    let request = format!("GET /hr{USER_GET} HTTP/1.1\r\nhost: proxy\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.expect("the request is sent");
+    wait_for_value(&proxy, "wecom_proxy_token_waiters", 1.0).await;
+    drop(stream);
+    wait_for_value(&proxy, r#"wecom_proxy_requests_total{agent="hr",client="",status="aborted"}"#, 1.0).await;
+}
+
+#[tokio::test]
+async fn failed_reload_shows_until_one_succeeds() {
+    let (_wecom, dir, process) = Process::serve_with_simulator(OPEN_CONFIG).await;
+    let admin = process.admin_address().await;
+    let get = async |path: &str| TestClient::connect_http1(admin).await.request(Request::get(path), "").await;
+    let path = dir.path().join("proxy.toml");
+    let text = std::fs::read_to_string(&path).expect("the file");
+    std::fs::write(&path, format!("{text}\n[agents.it]\n")).expect("a file");
+    process.signal("HUP");
+    process.err.wait_for_line("configuration was not reloaded").await;
+    let failed = get("/metrics").await.text().to_owned();
+    assert_eq!(series_value(&failed, "wecom_proxy_config_last_reload_successful"), Some(0.0), "{failed}");
+    let ready = get("/readyz").await;
+    assert_eq!(ready.status, StatusCode::OK);
+    let failure = ready.json()["config"]["failure"].to_string();
+    assert!(failure.contains("agents.it.corpid") && failure.contains("agents.it.secret"), "{failure}");
+    std::fs::write(&path, text).expect("a file");
+    process.signal("HUP");
+    process.err.wait_for_line("configuration reloaded").await;
+    // The message is written before the result is known as a whole.
+    wait_for("the reload", async || {
+        let text = get("/metrics").await.text().to_owned();
+        series_value(&text, "wecom_proxy_config_last_reload_successful") == Some(1.0)
+    })
+    .await;
 }

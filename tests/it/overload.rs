@@ -4,15 +4,15 @@ use std::{net::SocketAddr, process::Command, time::Duration};
 
 use http::Request;
 use tokio::{task::JoinHandle, time::Instant};
-use wecom_proxy::simulator::{Fault, Settings, Simulator};
+use wecom_proxy::simulator::{Fault, Simulator};
 
 use crate::{
     harness::{
         CONFIG_WITH_CLIENTS, ECHO, OPEN_CONFIG, TestClient, TestProxy, TestResponse, USER_GET, client_key,
-        wait_for, with_timeout, write_config,
+        start_simulator_with_config, wait_for, with_timeout,
     },
     process::Process,
-    raw_http::RawConnection,
+    raw_http::{RawConnection, raw_get},
 };
 
 /// Shorter than any timeout configured here, so that a test which waits for one of them fails.
@@ -193,16 +193,10 @@ async fn request_with_a_full_queue_is_refused_at_once() {
 
 /// Starts the program with these lines in `[server]`.
 async fn start_program(server_lines: &str) -> (Simulator, tempfile::TempDir, Process, SocketAddr) {
-    let wecom = Simulator::start_local(Settings::default()).await.expect("a simulator");
-    let dir = tempfile::TempDir::new().expect("a directory");
     let toml = OPEN_CONFIG.replace("[upstream]", &format!("{server_lines}\n[upstream]"));
-    let proxy = Process::serve(&write_config(&dir, wecom.api_addr(), &Settings::default(), &toml)).await;
+    let (wecom, dir, proxy) = Process::serve_with_simulator(&toml).await;
     let address = proxy.address().await;
     (wecom, dir, proxy, address)
-}
-
-fn raw_get() -> String {
-    format!("GET /hr{USER_GET} HTTP/1.1\r\nHost: proxy.test\r\n\r\n")
 }
 
 /// Keep-alive connections, each after one completed request.
@@ -210,7 +204,7 @@ async fn open_used_connections(address: SocketAddr, count: usize) -> Vec<RawConn
     let mut connections = Vec::new();
     for _ in 0..count {
         let mut connection = RawConnection::connect(address).await;
-        connection.send(raw_get()).await.expect("sent");
+        connection.send(raw_get(USER_GET)).await.expect("sent");
         assert!(connection.read_response().await.0.starts_with("HTTP/1.1 200"));
         connections.push(connection);
     }
@@ -233,7 +227,7 @@ async fn full_proxy_evicts_longest_idle_connections_and_logs_once() {
     let TestClient::Http2(sender) = &mut http2 else { unreachable!() };
     wait_for("the end of HTTP/2", async || sender.is_closed() || sender.ready().await.is_err()).await;
     for connection in second.iter_mut().chain(&mut { third }) {
-        connection.send(raw_get()).await.expect("sent");
+        connection.send(raw_get(USER_GET)).await.expect("sent");
         assert!(connection.read_response().await.0.starts_with("HTTP/1.1 200"), "newer connections are kept");
     }
     let output = proxy.stop().await;
@@ -248,12 +242,12 @@ async fn full_proxy_keeps_busy_connections_and_makes_new_ones_wait() {
     let mut busy = Vec::new();
     for _ in 0..2 {
         let mut connection = RawConnection::connect(address).await;
-        connection.send(raw_get()).await.expect("sent");
+        connection.send(raw_get(USER_GET)).await.expect("sent");
         busy.push(connection);
     }
     wecom.wait_until(|observed| observed.in_flight() == 2).await.expect("two requests");
     let mut third = RawConnection::connect(address).await;
-    third.send(raw_get()).await.expect("sent");
+    third.send(raw_get(USER_GET)).await.expect("sent");
     assert!(
         tokio::time::timeout(Duration::from_millis(700), third.read_more()).await.is_err(),
         "the request waits"
@@ -304,11 +298,9 @@ async fn partial_requests_block_no_client_of_a_full_proxy() {
 
 #[tokio::test]
 async fn fewer_connections_than_listeners_starve_no_listener() {
-    let wecom = Simulator::start_local(Settings::default()).await.expect("a simulator");
-    let dir = tempfile::TempDir::new().expect("a directory");
     let listeners = "[\"127.0.0.1:0\", \"127.0.0.2:0\", \"unix:{dir}/proxy.sock\"]\nmax_connections = 1";
     let toml = OPEN_CONFIG.replacen("\"127.0.0.1:0\"", listeners, 1);
-    let proxy = Process::serve(&write_config(&dir, wecom.api_addr(), &Settings::default(), &toml)).await;
+    let (_wecom, dir, proxy) = Process::serve_with_simulator(&toml).await;
     let line = proxy.err.wait_for_line("ready listen=").await;
     let listen = crate::process::log_field(&line, "listen");
     let tcp: Vec<SocketAddr> = listen.split(", ").filter_map(|address| address.parse().ok()).collect();
@@ -345,7 +337,7 @@ async fn descriptor_exhaustion_neither_spins_nor_floods_the_log() {
         connection.reset();
     }
     let mut client = RawConnection::connect(address).await;
-    client.send(raw_get()).await.expect("sent");
+    client.send(raw_get(USER_GET)).await.expect("sent");
     assert!(client.read_response().await.0.starts_with("HTTP/1.1 200"));
     let output = proxy.stop().await;
     assert_eq!(output.err.matches("accept failed").count(), 1, "{}", output.err);
@@ -354,9 +346,7 @@ async fn descriptor_exhaustion_neither_spins_nor_floods_the_log() {
 
 #[tokio::test]
 async fn few_descriptors_are_reserved_for_the_upstream() {
-    let wecom = Simulator::start_local(Settings::default()).await.expect("a simulator");
-    let dir = tempfile::TempDir::new().expect("a directory");
-    let config = write_config(&dir, wecom.api_addr(), &Settings::default(), OPEN_CONFIG);
+    let (_wecom, _dir, config) = start_simulator_with_config(OPEN_CONFIG).await;
     let mut command = Command::new("sh");
     let script = "ulimit -n 64; exec \"$0\" --config \"$1\"";
     command.args(["-c", script, env!("CARGO_BIN_EXE_wecom-proxy")]).arg(config);
@@ -371,7 +361,7 @@ async fn few_descriptors_are_reserved_for_the_upstream() {
     }
     let mut used = open_used_connections(address, 3).await;
     assert_eq!(idle[0].read_to_end().await.0, b"", "the oldest were closed");
-    used[0].send(raw_get()).await.expect("sent");
+    used[0].send(raw_get(USER_GET)).await.expect("sent");
     assert!(used[0].read_response().await.0.starts_with("HTTP/1.1 200"));
     let output = proxy.stop().await;
     assert!(!output.err.contains("accept failed"), "{}", output.err);
@@ -379,10 +369,8 @@ async fn few_descriptors_are_reserved_for_the_upstream() {
 
 #[tokio::test]
 async fn descriptor_limit_is_raised_to_the_hard_limit() {
-    let wecom = Simulator::start_local(Settings::default()).await.expect("a simulator");
-    let dir = tempfile::TempDir::new().expect("a directory");
     let settings = OPEN_CONFIG.replace("[server]\n", "[server]\nmax_connections = 500\n");
-    let config = write_config(&dir, wecom.api_addr(), &Settings::default(), &settings);
+    let (_wecom, _dir, config) = start_simulator_with_config(&settings).await;
     let mut command = Command::new("sh");
     let script = "ulimit -Hn 1024; ulimit -Sn 64; exec \"$0\" --config \"$1\"";
     command.args(["-c", script, env!("CARGO_BIN_EXE_wecom-proxy")]).arg(config);

@@ -6,7 +6,11 @@ use std::{
 };
 
 use http::Request;
-use wecom_proxy::{config::KeyHash, secret::Masked, tokens::passes::PassKey};
+use wecom_proxy::{
+    config::{ClientKey, KeyHash},
+    secret::Masked,
+    tokens::passes::PassKey,
+};
 
 use crate::{
     gettoken::{
@@ -27,9 +31,9 @@ fn now_secs() -> u64 {
 
 /// A pass of agent `hr` for a client, issued this many seconds ago.
 fn pass_issued_ago(seconds: u64, client: &str) -> String {
-    let hash = KeyHash::of(&client_key(client));
+    let hash = ClientKey::new(KeyHash::of(&client_key(client)));
     let (client, hash) = if client.is_empty() { ("", None) } else { (client, Some(&hash)) };
-    let pass_key = PassKey::derive(CORPID, &Masked::new(HR_SECRET));
+    let pass_key = PassKey::derive(CORPID, &Masked::new(HR_SECRET), 0);
     pass_key.issue("hr", client, hash, now_secs() - seconds).expose().to_owned()
 }
 
@@ -100,12 +104,11 @@ async fn forged_and_foreign_passes_are_invalid() {
     let proxy = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
     let pass = fetch_pass(&proxy, "hr", "billing").await;
     let flipped = if pass.ends_with('A') { "E" } else { "A" };
-    let forged = |agent: &str, secret: &str, client: &str, hash: Option<&KeyHash>| {
-        PassKey::derive(CORPID, &Masked::new(secret)).issue(agent, client, hash, now_secs())
+    let forged = |agent: &str, secret: &str, client: &str, hash: Option<&ClientKey>| {
+        PassKey::derive(CORPID, &Masked::new(secret), 0).issue(agent, client, hash, now_secs())
     };
-    let billing = KeyHash::of(&client_key("billing"));
+    let billing = ClientKey::new(KeyHash::of(&client_key("billing")));
     for token in [
-        format!("{}{flipped}", &pass[..pass.len() - 1]),
         pass[..pass.len() - 1].to_owned(),
         format!("{pass}A"),
         pass.to_uppercase(),
@@ -113,17 +116,28 @@ async fn forged_and_foreign_passes_are_invalid() {
         "wp1-".to_owned(),
         client_key("billing"),
         HR_SECRET.to_owned(),
-        forged("hr", OPS_SECRET, "billing", Some(&billing)).expose().to_owned(),
         forged("nil", HR_SECRET, "billing", Some(&billing)).expose().to_owned(),
         forged("hr", HR_SECRET, "unknown", Some(&billing)).expose().to_owned(),
-        forged("hr", HR_SECRET, "billing", None).expose().to_owned(),
-        // Issued without a client, as by an open proxy; and for an agent that this client may not use.
-        pass_issued_ago(0, ""),
+        // For an agent that this client may not use.
         forged("ops", OPS_SECRET, "billing", Some(&billing)).expose().to_owned(),
     ] {
         for prefix in ["", "/hr"] {
             let response = send_get(&proxy, user_get_with_token(prefix, &token)).await;
             assert_invalid(&response);
+            assert!(!response.text().contains(&token), "{}", response.text());
+        }
+    }
+    // They have the form of a pass of this agent and client: a program that holds one must fetch another.
+    for token in [
+        format!("{}{flipped}", &pass[..pass.len() - 1]),
+        forged("hr", OPS_SECRET, "billing", Some(&billing)).expose().to_owned(),
+        forged("hr", HR_SECRET, "billing", None).expose().to_owned(),
+        // Issued without a client, as by an open proxy.
+        pass_issued_ago(0, ""),
+    ] {
+        for prefix in ["", "/hr"] {
+            let response = send_get(&proxy, user_get_with_token(prefix, &token)).await;
+            assert_expired(&response);
             assert!(!response.text().contains(&token), "{}", response.text());
         }
     }
@@ -217,29 +231,81 @@ async fn passthrough_path_with_a_pass_is_refused() {
     assert_eq!(proxy.wecom.requests().len(), 0);
 }
 
+const NEW_HR_SECRET: &str = "not-a-secret-hr-2222222222222222222222222222";
+
+/// Changes the secret of `hr`, at WeCom and by a reload.
+fn change_hr_secret(proxy: &TestProxy, toml: &str) {
+    proxy.wecom.reset_secret("hr", NEW_HR_SECRET).expect("an agent");
+    let path = proxy.rewrite_config(toml);
+    let text = fs::read_to_string(&path).expect("the file");
+    fs::write(&path, text.replace(HR_SECRET, NEW_HR_SECRET)).expect("a file");
+    proxy.app.reload().expect("a reload");
+}
+
 #[tokio::test]
-async fn pass_is_invalid_after_its_configuration_changes() {
+async fn pass_under_the_secret_before_serves_after_a_reload() {
+    let proxy = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
+    let before = fetch_pass(&proxy, "hr", "billing").await;
+    change_hr_secret(&proxy, CONFIG_WITH_CLIENTS);
+    let after = fetch_pass(&proxy, "hr", "billing").await;
+    for pass in [&before, &after] {
+        send_get(&proxy, user_get_with_token("", pass)).await.assert_ok();
+    }
+    assert_expired(&send_get(&proxy, user_get_with_token("", &pass_issued_ago(14_400, "billing"))).await);
+    // A proxy that was started with the new secret does not know the one before: the program renews.
+    let replica = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
+    let unknown = PassKey::derive(CORPID, &Masked::new(NEW_HR_SECRET), 0);
+    let billing = ClientKey::new(KeyHash::of(&client_key("billing")));
+    let unknown = unknown.issue("hr", "billing", Some(&billing), now_secs());
+    assert_expired(&send_get(&replica, user_get_with_token("", unknown.expose())).await);
+}
+
+#[tokio::test]
+async fn pass_key_keeps_passes_of_clients_over_changed_secrets() {
+    let toml = format!(
+        "{}\n[tokens]\npass_key = \"the-pass-key-of-all-replicas-0123456789\"\n",
+        config_with_hr_lines("accept_secret = true")
+    );
+    let proxy = TestProxy::start_with_config(&toml).await;
+    let of_client = fetch_pass(&proxy, "hr", "billing").await;
+    let of_secret = pass_from_response(&send_get(&proxy, gettoken_target(HR_SECRET)).await);
+    // Under the agent's secret, but not under the pass key.
+    assert_expired(&send_get(&proxy, user_get_with_token("", &pass_issued_ago(0, "billing"))).await);
+    change_hr_secret(&proxy, &toml);
+    let replica = TestProxy::start_with_upstream(proxy.wecom.api_addr(), &toml).await;
+    for proxy in [&proxy, &replica] {
+        send_get(proxy, user_get_with_token("", &of_client)).await;
+    }
+    send_get(&proxy, user_get_with_token("", &of_client)).await.assert_ok();
+    send_get(&proxy, user_get_with_token("", &of_secret)).await.assert_ok();
+    // Only the key of the client voids its passes, and only accept_secret those of the secret.
+    let closed = toml.replace("accept_secret = true", "").replace("key-of-billing", "new-of-billing");
+    change_hr_secret(&proxy, &closed);
+    for pass in [&of_client, &of_secret] {
+        assert_expired(&send_get(&proxy, user_get_with_token("", pass)).await);
+    }
+}
+
+#[tokio::test]
+async fn pass_is_refused_after_its_configuration_changes() {
     let renamed = CONFIG_WITH_CLIENTS.replace("[clients.billing]", "[clients.other]");
-    for changed in [
-        CONFIG_WITH_CLIENTS.replace("key-of-billing", "new-of-billing"),
-        CONFIG_WITH_CLIENTS.replace("agents = [\"hr\"]\n[clients.crm]", "agents = [\"ops\"]\n[clients.crm]"),
-        renamed,
-        "secret".to_owned(),
+    let other_agent =
+        CONFIG_WITH_CLIENTS.replace("agents = [\"hr\"]\n[clients.crm]", "agents = [\"ops\"]\n[clients.crm]");
+    for (changed, was_issued) in [
+        (CONFIG_WITH_CLIENTS.replace("key-of-billing", "new-of-billing"), true),
+        (other_agent, false),
+        (renamed, false),
     ] {
         let proxy = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
         let pass = fetch_pass(&proxy, "hr", "billing").await;
         send_get(&proxy, user_get_with_token("", &pass)).await.assert_ok();
-        if changed == "secret" {
-            let path = proxy.rewrite_config(CONFIG_WITH_CLIENTS);
-            let text = fs::read_to_string(&path).expect("the file");
-            fs::write(&path, text.replace(HR_SECRET, "not-a-secret-hr-1111")).expect("a file");
-        } else {
-            proxy.rewrite_config(&changed);
-        }
+        proxy.rewrite_config(&changed);
         proxy.app.reload().expect("a reload");
         let before = proxy.wecom.requests().len();
-        assert_invalid(&send_get(&proxy, user_get_with_token("", &pass)).await);
-        assert_invalid(&send_get(&proxy, user_get_with_token("/hr", &pass)).await);
+        for prefix in ["", "/hr"] {
+            let response = send_get(&proxy, user_get_with_token(prefix, &pass)).await;
+            if was_issued { assert_expired(&response) } else { assert_invalid(&response) }
+        }
         assert_eq!(proxy.wecom.requests().len(), before);
     }
 }
@@ -254,13 +320,13 @@ async fn pass_survives_an_unrelated_reload() {
 }
 
 #[tokio::test]
-async fn pass_by_secret_is_invalid_without_accept_secret() {
+async fn pass_by_secret_has_ended_without_accept_secret() {
     let proxy = TestProxy::start_with_config(&config_with_hr_lines("accept_secret = true")).await;
     let pass = pass_from_response(&send_get(&proxy, gettoken_target(HR_SECRET)).await);
     send_get(&proxy, user_get_with_token("", &pass)).await.assert_ok();
     proxy.rewrite_config(CONFIG_WITH_CLIENTS);
     proxy.app.reload().expect("a reload");
-    assert_invalid(&send_get(&proxy, user_get_with_token("", &pass)).await);
+    assert_expired(&send_get(&proxy, user_get_with_token("", &pass)).await);
 }
 
 #[tokio::test]

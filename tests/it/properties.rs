@@ -249,3 +249,34 @@ fn http2_frames_end_in_time_and_forward_only_complete_requests() {
     ];
     check_property("http2_frames", checks::http2_frames::check, dictionary, 150);
 }
+
+#[test]
+fn pushed_bodies_never_panic_and_decrypt_again() {
+    let dictionary = &[
+        "<xml>",
+        "</xml>",
+        "<Encrypt>",
+        "</Encrypt>",
+        "<![CDATA[",
+        "]]>",
+        "<!DOCTYPE ",
+        "<!ENTITY ",
+        "&",
+        ";",
+        "&#x41;",
+        "&amp;",
+        "<a/>",
+        "<!--",
+        "-->",
+        "<?xml?>",
+        "{",
+        "}",
+        "\"encrypt\"",
+        ":",
+        "\"",
+        "\\u0000",
+        "=",
+        "\u{feff}",
+    ];
+    check_property("callback", checks::callback::check, dictionary, 1000);
+}

@@ -1,10 +1,16 @@
 //! Rate limits of clients and agents, and the `allow` list of a client.
 
+use std::time::Duration;
+
 use http::Request;
+use tokio::net::TcpStream;
 
 use crate::{
-    gettoken::{CORPID, config_with_hr_lines, fetch_pass, gettoken_target, pass_from_response, send_get},
-    harness::{CONFIG_WITH_CLIENTS, TestClient, TestProxy, TestResponse, USER_GET, client_key},
+    gettoken::{
+        CORPID, HR_SECRET, config_with_hr_lines, fetch_pass, gettoken_target, pass_from_response, send_get,
+    },
+    harness::{CONFIG_WITH_CLIENTS, TestClient, TestProxy, TestResponse, USER_GET, client_key, with_timeout},
+    raw_http::RawConnection,
 };
 
 /// The configuration with extra lines in a client's section.
@@ -49,6 +55,29 @@ async fn agent_beyond_its_limit_is_limited_for_every_client() {
         assert_rate_limited(&get_as_client(&proxy, client, "hr").await, 429, "this agent");
     }
     get_as_client(&proxy, "crm", "ops").await.assert_ok();
+}
+
+#[tokio::test]
+async fn limit_does_not_make_a_connection_count_as_keyless() {
+    let toml = config_with_hr_lines("accept_secret = true\nlimit = \"1/h\"");
+    let toml = toml.replacen("[server]", "[server]\nmax_connections = 4", 1);
+    let proxy = TestProxy::start_with_config(&toml).await;
+    let pass = pass_from_response(&send_get(&proxy, gettoken_target(HR_SECRET)).await);
+    let target = format!("{USER_GET}&access_token={pass}");
+    send_get(&proxy, &target).await.assert_ok();
+    let mut connection = RawConnection::connect(proxy.address()).await;
+    let request = format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n");
+    connection.send(&request).await.expect("sent");
+    assert!(connection.read_response().await.0.starts_with("HTTP/1.1 429"));
+    // From this idle time on it is evicted, unless connections without a key hold half of the permits.
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    let mut keyless = Vec::new();
+    for _ in 0..20 {
+        keyless.push(with_timeout(TcpStream::connect(proxy.address())).await.expect("a connection"));
+    }
+    send_get(&proxy, &target).await;
+    connection.send(&request).await.expect("sent");
+    assert!(connection.read_response().await.0.starts_with("HTTP/1.1 429"), "evicted for keyless ones");
 }
 
 #[tokio::test]

@@ -7,11 +7,11 @@ use wecom_proxy::simulator::{Fault, Settings};
 use crate::{
     browser::Browser,
     harness::{
-        CONFIG_WITH_CLIENTS, OPEN_CONFIG, TestClient, TestProxy, TestResponse, USER_GET, client_key,
-        wait_for, write_config,
+        CONFIG_WITH_CLIENTS, OPEN_CONFIG, TestClient, TestProxy, TestResponse, USER_GET, admin_get,
+        client_key, wait_for, write_config,
     },
     process::Process,
-    raw_http::RawConnection,
+    raw_http::{RawConnection, raw_get},
 };
 
 const USER_GET_PATH: &str = "/cgi-bin/user/get";
@@ -20,10 +20,6 @@ const GETTOKEN: &str = "/cgi-bin/gettoken";
 
 fn gettoken_count(proxy: &TestProxy) -> usize {
     proxy.wecom.observe(|observed| observed.received_count(GETTOKEN))
-}
-
-async fn admin_get(proxy: &TestProxy, path: &str) -> TestResponse {
-    TestClient::connect_http1(proxy.admin_address()).await.request(Request::get(path), "").await
 }
 
 fn retry_after(response: &TestResponse) -> u64 {
@@ -123,10 +119,7 @@ async fn client_abort_before_the_retry_starts_the_cooldown() {
     proxy.wecom.inject(Fault::hold().on_path(GETTOKEN).times(1)).expect("a fault");
     proxy.wecom.revoke_tokens("hr").expect("an agent");
     let mut connection = RawConnection::connect(proxy.address()).await;
-    connection
-        .send(format!("GET /hr{DEPARTMENT_LIST_PATH} HTTP/1.1\r\nHost: x\r\n\r\n"))
-        .await
-        .expect("sent");
+    connection.send(raw_get(DEPARTMENT_LIST_PATH)).await.expect("sent");
     proxy.wecom.wait_until(|observed| observed.received_count(GETTOKEN) == 2).await.expect("a gettoken");
     connection.reset();
     let limit = proxy.app.concurrency_limit();

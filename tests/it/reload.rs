@@ -9,8 +9,10 @@ use wecom_proxy::simulator::{Fault, Settings, SimulatedAgent, Simulator};
 
 use crate::{
     certificates::Authority,
-    harness::{OPEN_CONFIG, TestClient, TestProxy, TestResponse, USER_GET, with_timeout, write_config},
-    process::Process,
+    harness::{
+        OPEN_CONFIG, TestClient, TestProxy, TestResponse, USER_GET, wait_for, with_timeout, write_config,
+    },
+    process::{Process, wecom_proxy},
 };
 
 const IT_SECRET: &str = "not-a-secret-it-0000000000000000000000000000";
@@ -212,7 +214,7 @@ async fn sighup_reloads_and_logs_an_invalid_file() {
     write(&setup, &OPEN_CONFIG.replace("listen", "lissten"));
     proxy.signal("HUP");
     let line = proxy.err.wait_for_line("ERROR").await;
-    for expected in ["not reloaded", "proxy.toml", "lissten"] {
+    for expected in ["configuration was not reloaded", "proxy.toml", "lissten"] {
         assert!(line.contains(expected), "{line}");
     }
     client.get(USER_GET).await.assert_ok();
@@ -320,5 +322,58 @@ async fn reload_under_load_loses_nothing_and_swaps_certificates() {
     for calls in load {
         assert!(calls.await.expect("no panic") > 0);
     }
+    assert_eq!(proxy.stop().await.status, 0);
+}
+
+/// The certificate of the upstream is replaced by one of another authority, and the file at the same path too.
+#[tokio::test]
+async fn new_content_of_ca_file_is_taken_up() {
+    let (old, new) = (Authority::new(), Authority::new());
+    let dir = TempDir::new().expect("a directory");
+    let ca_file = dir.path().join("ca.pem");
+    fs::copy(old.ca_file(), &ca_file).expect("copied");
+    let toml = OPEN_CONFIG
+        .replace("\"http://{api}\"", &format!("\"https://{{api}}\"\nca_file = \"{}\"", ca_file.display()));
+    let settings = Settings {
+        tls: Some(new.issue_server("127.0.0.1").server_config(&["http/1.1"])),
+        ..Settings::default()
+    };
+    let proxy = TestProxy::start_with_settings(settings, &toml).await;
+    proxy.get(USER_GET).await.assert_proxy_error("token-unavailable", 502, -1);
+    fs::copy(new.ca_file(), &ca_file).expect("copied");
+    let report = proxy.app.reload().expect("a reload");
+    assert!(report.needs_restart.is_empty(), "{:?}", report.needs_restart);
+    wait_for("a token", async || proxy.get(USER_GET).await.status == 200).await;
+
+    // Back to the first: no idle connection that the other authority vouched for is used.
+    fs::copy(old.ca_file(), &ca_file).expect("copied");
+    proxy.app.reload().expect("a reload");
+    proxy.get(USER_GET).await.assert_proxy_error("upstream-unreachable", 502, -1);
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn sighup_during_the_start_does_not_end_the_process() {
+    let setup = start_simulator().await;
+    // So many agents that the start takes a while.
+    let mut toml = OPEN_CONFIG.to_owned();
+    for nth in 0..3000 {
+        toml.push_str(&format!("[agents.a{nth}]\ncorpid = \"ww{nth}\"\nsecret = \"secret-of-{nth}\"\n"));
+    }
+    let config = write(&setup, &toml);
+    let mut command = wecom_proxy(&["serve", "--config", config.to_str().expect("a path in UTF-8")]);
+    command.env("RUST_LOG", "info");
+    let proxy = Process::start(command);
+    // The signal is caught before the file is read.
+    let status = format!("/proc/{}/status", proxy.id());
+    wait_for("a handler", async || {
+        let status = fs::read_to_string(&status).unwrap_or_default();
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:\t")).unwrap_or_default();
+        u64::from_str_radix(caught, 16).unwrap_or_default() & 1 != 0
+    })
+    .await;
+    proxy.signal("HUP");
+    proxy.err.wait_for_line("ready listen=").await;
+    proxy.err.wait_for_line("configuration reloaded").await;
     assert_eq!(proxy.stop().await.status, 0);
 }

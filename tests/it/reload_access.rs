@@ -147,7 +147,7 @@ async fn sighup_does_not_open_an_inherited_socket() {
     proxy.err.wait_for_line("ready listen=").await;
     write(&open_config_with("listen = \"127.0.0.1:0\"", ""));
     proxy.signal("HUP");
-    let line = proxy.err.wait_for_line("configuration not reloaded").await;
+    let line = proxy.err.wait_for_line("configuration was not reloaded").await;
     assert!(line.contains("ERROR") && line.contains("[clients.*]"), "{line}");
     let response = TestClient::connect_http1(address).await.get(USER_GET).await;
     response.assert_proxy_error("unauthenticated", 401, 40001);

@@ -5,6 +5,7 @@ mod lua_scripts;
 mod mixed_replicas;
 mod network_partitions;
 mod replica_crashes;
+mod shared_quotas;
 mod shared_rate_limits;
 mod shared_tickets;
 mod store_outages;
@@ -22,10 +23,10 @@ use std::{
 
 use http::Request;
 use tokio::task::JoinSet;
-use wecom_proxy::simulator::{Fault, Settings};
+use wecom_proxy::simulator::{Fault, Settings, Simulator};
 
 use crate::{
-    harness::{OPEN_CONFIG, TestClient, TestProxy, USER_GET, get_concurrently, wait_for},
+    harness::{OPEN_CONFIG, TestClient, TestProxy, USER_GET, get_concurrently, wait_for, wait_for_store},
     leak_detector,
     redis_server::RedisServer,
 };
@@ -37,6 +38,11 @@ const USER: &str = "/cgi-bin/user/get";
 struct Replicas {
     first: Arc<TestProxy>,
     others: Vec<Arc<TestProxy>>,
+}
+
+/// The gettokens that reached the simulator, and the `user/get` calls that it executed.
+fn upstream_counts(wecom: &Simulator) -> (usize, u64) {
+    wecom.observe(|observed| (observed.received_count(GETTOKEN), observed.executed_count(USER)))
 }
 
 impl Replicas {
@@ -67,7 +73,7 @@ impl Replicas {
     /// Waits until every replica is connected to the store.
     async fn wait_for_store(&self) {
         for proxy in self.all() {
-            wait_for("the store", async || proxy.app.store_error().is_none()).await;
+            wait_for_store(proxy).await;
         }
     }
 
@@ -78,11 +84,9 @@ impl Replicas {
         }
     }
 
-    /// The gettokens that reached the simulator, and the `user/get` calls that it executed.
+    /// See [`upstream_counts`].
     fn upstream_counts(&self) -> (usize, u64) {
-        self.first
-            .wecom
-            .observe(|observed| (observed.received_count(GETTOKEN), observed.executed_count(USER)))
+        upstream_counts(&self.first.wecom)
     }
 
     /// All gettokens with this agent's secret; the simulator records only the latest 10,000 requests.

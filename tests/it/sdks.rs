@@ -4,6 +4,7 @@
 use std::{ffi::OsStr, fs, path::Path, process::Command};
 
 use serde_json::{Value, json};
+use wecom_proxy::simulator::Settings;
 
 use crate::{
     certificates::Authority,
@@ -119,6 +120,28 @@ async fn node_easywechat_works() {
         assert_eq!(message_texts(&proxy, "text"), ["hello", "你好，世界 😀"]);
         assert_key_hidden_and_refreshed(&proxy, 7);
     }
+}
+
+/// As Uptime Kuma sends (axios, which shows the key at once), and as programs of Java do, which show it when asked.
+#[tokio::test]
+async fn webhook_url_with_a_key_works() {
+    let proxy = start_proxy().await;
+    let url = format!(
+        "http://legacy:{KEY}@{}/cgi-bin/webhook/send?key={}",
+        proxy.address(),
+        Settings::default().webhook_keys[0]
+    );
+    let mut axios = command(tool("node"));
+    axios.arg(program_path("webhook.js")).arg(&url);
+    axios.env("NODE_PATH", concat!(env!("CARGO_MANIFEST_DIR"), "/target/node/node_modules"));
+    let output = run(axios).await;
+    assert_eq!((output.status, output.err.as_str()), (0, ""));
+    assert!(output.out.contains("\"errcode\":0"), "{}", output.out);
+    let body = r#"{"msgtype":"text","text":{"content":"built"}}"#;
+    let response = curl(&["--anyauth", "-H", "Content-Type: application/json", "-d", body, &url]).await;
+    assert!(response.contains("\"errcode\":0"), "{response}");
+    assert_eq!(message_texts(&proxy, "text"), ["up", "built"]);
+    assert!(proxy.wecom.requests().iter().all(|record| !format!("{record:?}").contains(KEY)));
 }
 
 #[tokio::test]

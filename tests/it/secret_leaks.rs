@@ -4,7 +4,6 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::json;
-use sha2::Digest;
 use tempfile::TempDir;
 use wecom_proxy::{
     config,
@@ -13,6 +12,7 @@ use wecom_proxy::{
 
 use crate::{
     certificates::Authority,
+    harness::sha256,
     leak_detector,
     process::{Process, curl, curl_outcome, wecom_proxy},
 };
@@ -113,7 +113,7 @@ fn write_secret_config(
     authority: Option<&Authority>,
     format: &str,
 ) -> std::path::PathBuf {
-    let operator: String = sha2::Sha256::digest(OPERATOR).iter().map(|byte| format!("{byte:02x}")).collect();
+    let operator = sha256(OPERATOR);
     let scheme = if authority.is_some() { "https" } else { "http" };
     let ca = authority.map(|authority| format!("ca_file = \"{}\"", authority.ca_file().display()));
     let text = CONFIG

@@ -12,20 +12,18 @@ use std::{
 
 use tempfile::TempDir;
 use tokio::{sync::watch, task::JoinHandle};
-use wecom_proxy::simulator::{Settings, Simulator};
+use wecom_proxy::simulator::Simulator;
 
 use crate::{
-    harness::{OPEN_CONFIG, TestClient, USER_GET, wait_for, with_timeout, write_config},
+    harness::{OPEN_CONFIG, TestClient, USER_GET, start_simulator_with_config, wait_for, with_timeout},
     process::Process,
     raw_http::RawConnection,
 };
 
 /// The simulator, and a configuration with this `listen` address.
 async fn start_simulator(listen: &str) -> (Simulator, TempDir, PathBuf) {
-    let wecom = Simulator::start_local(Settings::default()).await.expect("a simulator");
-    let dir = TempDir::new().expect("a directory");
     let toml = OPEN_CONFIG.replacen("127.0.0.1:0", listen, 1);
-    let config = write_config(&dir, wecom.api_addr(), &Settings::default(), &toml);
+    let (wecom, dir, config) = start_simulator_with_config(&toml).await;
     (wecom, dir, config)
 }
 
@@ -107,6 +105,22 @@ async fn inherited_socket_missing_in_the_config_is_an_error() {
     assert_eq!(output.status, 1, "{}", output.err);
     for expected in [&*address.to_string(), "LISTEN_FDS", "server.listen"] {
         assert!(output.err.contains(expected), "{}", output.err);
+    }
+}
+
+/// systemd's `ListenStream=8080` is `[::]`, which is not `0.0.0.0` and overlaps with it.
+#[tokio::test]
+async fn inherited_socket_of_another_address_names_both() {
+    let socket = TcpListener::bind("[::]:0").expect("a port");
+    let port = socket.local_addr().expect("an address").port();
+    let (_wecom, _dir, config) = start_simulator("127.0.0.1:0").await;
+    let text = std::fs::read_to_string(&config).expect("the configuration");
+    let listen = format!("listen = \"0.0.0.0:{port}\"\nopen = true");
+    std::fs::write(&config, text.replacen("listen = \"127.0.0.1:0\"", &listen, 1)).expect("written");
+    let output = Process::start_with_socket(socket.into(), &config).wait().await;
+    assert_eq!(output.status, 1, "{}", output.err);
+    for expected in [format!("inherited socket [::]:{port}"), format!("which name 0.0.0.0:{port}")] {
+        assert!(output.err.contains(&expected), "{}", output.err);
     }
 }
 

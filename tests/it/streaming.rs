@@ -1,9 +1,17 @@
 //! §5: bodies stream in both directions, with backpressure from the slower side.
 
-use std::time::Duration;
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
 
+use bytes::Bytes;
 use http::Request;
 use http_body_util::BodyExt;
+use hyper::body::{Body, Frame};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{
     net::{TcpSocket, TcpStream},
     time::timeout,
@@ -12,7 +20,7 @@ use wecom_proxy::simulator::{Fault, generated_bytes};
 
 use crate::{
     harness::{ECHO, OPEN_CONFIG, TestClient, TestProxy, USER_GET, with_timeout},
-    raw_http::{ManualUpstream, RawConnection},
+    raw_http::{ManualUpstream, RawConnection, raw_get},
 };
 
 /// More than the socket buffers and the proxy together may buffer.
@@ -71,7 +79,7 @@ async fn json_is_buffered_only_until_the_errcode_is_seen() {
     let mut upstream = ManualUpstream::new().await;
     let proxy = TestProxy::start_with_upstream(upstream.address, OPEN_CONFIG).await;
     let mut connection = RawConnection::connect(proxy.address()).await;
-    connection.send(format!("GET /hr{USER_GET} HTTP/1.1\r\nHost: x\r\n\r\n")).await.expect("sent");
+    connection.send(raw_get(USER_GET)).await.expect("sent");
     let mut call = upstream.next_call().await;
     let prefix = r#"{"errcode":0,"userlist":["#;
     let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n";
@@ -96,6 +104,102 @@ async fn upload_is_streamed() {
     assert_eq!(call.connection.read_exact(5).await, b"-last");
     call.connection.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.expect("sent");
     assert_eq!(connection.read_response().await.1, "ok");
+}
+
+/// A body whose length its sender does not declare.
+struct BodyWithoutLength(Option<Bytes>);
+
+impl Body for BodyWithoutLength {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(self.0.take().map(|bytes| Ok(Frame::data(bytes))))
+    }
+}
+
+#[tokio::test]
+async fn small_body_without_a_length_gets_one() {
+    let proxy = TestProxy::start_open().await;
+    for (path, body) in [(ECHO, "twelve bytes"), (ECHO, ""), ("/cgi-bin/webhook/send?key=none", "{}")] {
+        let uri = format!("/hr{path}");
+        let request = |uri: &str| {
+            let body = BodyWithoutLength(Some(Bytes::from_static(body.as_bytes())));
+            Request::post(uri).header("host", "x").body(body).expect("a request")
+        };
+        let path = path.split('?').next().expect("a path");
+        let expect_length = || {
+            let record = proxy.last_request(path);
+            assert_eq!(record.header_values("content-length"), [body.len().to_string()], "{path}");
+            assert!(record.header_values("transfer-encoding").is_empty(), "{path}");
+        };
+        let stream = TcpStream::connect(proxy.address()).await.expect("a connection");
+        let (mut http1, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.expect("a connection");
+        tokio::spawn(connection);
+        with_timeout(http1.send_request(request(&uri))).await.expect("a response");
+        expect_length();
+
+        let stream = TcpStream::connect(proxy.address()).await.expect("a connection");
+        let (mut http2, connection) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+                .await
+                .expect("a connection");
+        tokio::spawn(connection);
+        let uri = format!("http://{}{uri}", proxy.address());
+        let mut request = request(&uri);
+        request.headers_mut().remove("host");
+        with_timeout(http2.send_request(request)).await.expect("a response");
+        expect_length();
+    }
+}
+
+/// A body that streams on is sent as it arrives; the second attempt has all of it.
+#[tokio::test]
+async fn second_attempt_of_a_streamed_body_has_a_length() {
+    for chunk in ["5\r\nfirst\r\n".to_owned(), format!("{:x}\r\n{}\r\n", 70_000, "x".repeat(70_000))] {
+        let mut upstream = ManualUpstream::new().await;
+        let proxy = TestProxy::start_with_upstream(upstream.address, OPEN_CONFIG).await;
+        let mut connection = RawConnection::connect(proxy.address()).await;
+        let head = "POST /hr/cgi-bin/x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n";
+        connection.send(format!("{head}{chunk}")).await.expect("sent");
+        let mut call = upstream.next_call().await;
+        assert!(call.head.contains("transfer-encoding: chunked\r\n"), "{}", call.head);
+        let refusal = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 17\r\nConnection: close\r\n\r\n{\"errcode\":42001}";
+        call.connection.send(refusal).await.expect("sent");
+        connection.send("5\r\n-last\r\n0\r\n\r\n").await.expect("sent");
+        let mut second = upstream.next_call().await;
+        let length = chunk.len() - chunk.find('\n').expect("a line") - 3 + 5;
+        assert!(second.head.contains(&format!("content-length: {length}\r\n")), "{}", second.head);
+        assert!(second.connection.read_exact(length).await.ends_with(b"-last"));
+        second.connection.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.expect("sent");
+        assert_eq!(connection.read_response().await.1, "ok");
+    }
+}
+
+#[tokio::test]
+async fn required_length_is_sent_for_slow_and_large_bodies() {
+    let config =
+        OPEN_CONFIG.replace("[admin]", "require_length = true\n[replay]\nmemory = \"64KiB\"\n[admin]");
+    let proxy = TestProxy::start_with_config(&config).await;
+    for path in [ECHO, "/cgi-bin/webhook/send?key=none"] {
+        let mut connection = RawConnection::connect(proxy.address()).await;
+        let head =
+            format!("POST /hr{path} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n");
+        connection.send(head).await.expect("sent");
+        // Longer than a small body may take.
+        tokio::time::sleep(Duration::from_millis(120)).await;
+        let rest = format!("{:x}\r\n{}\r\n0\r\n\r\n", 100_000, "x".repeat(100_000));
+        connection.send(rest).await.expect("sent");
+        assert!(connection.read_response().await.0.starts_with("HTTP/1.1 200 "), "{path}");
+        let record = proxy.last_request(path.split('?').next().expect("a path"));
+        assert_eq!(record.header_values("content-length"), ["100005"], "{path}");
+        // The simulator does not read the body of a call with an unknown webhook key.
+        assert!(path != ECHO || record.body_bytes == 100_005, "{record:?}");
+    }
 }
 
 #[tokio::test]
@@ -150,7 +254,7 @@ async fn client_not_reading_applies_backpressure_to_the_upstream() {
     let mut upstream = ManualUpstream::new().await;
     let proxy = TestProxy::start_with_upstream(upstream.address, OPEN_CONFIG).await;
     let mut connection = RawConnection::connect(proxy.address()).await;
-    connection.send(format!("GET /hr{USER_GET} HTTP/1.1\r\nHost: x\r\n\r\n")).await.expect("sent");
+    connection.send(raw_get(USER_GET)).await.expect("sent");
     let mut call = upstream.next_call().await;
     let head = "HTTP/1.1 200 OK\r\nContent-Type: video/mp4\r\nContent-Length: 9000000000\r\n\r\n";
     call.connection.send(head).await.expect("sent");

@@ -1,6 +1,14 @@
 //! Tickets: fetched once for any number of requests, and cached.
 
-use std::{fs, sync::Arc, time::Duration};
+use std::{
+    fs,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use http::Request;
 use tokio::task::JoinHandle;
@@ -11,6 +19,7 @@ use crate::{
     harness::{
         CONFIG_WITH_CLIENTS, OPEN_CONFIG, TestClient, TestProxy, TestResponse, get_concurrently, wait_for,
     },
+    leak_detector,
     raw_http::{ManualUpstream, RawConnection},
 };
 
@@ -33,6 +42,79 @@ fn ticket_from_response(response: &TestResponse) -> String {
     let ticket = response.json()["ticket"].as_str().unwrap_or_default().to_owned();
     assert!(!ticket.is_empty(), "{}", response.text());
     ticket
+}
+
+/// An upstream whose ticket a test sets. Its `expires_in` is the whole lifetime in each response.
+pub(crate) struct TicketUpstream {
+    pub(crate) address: SocketAddr,
+    ticket: Arc<Mutex<&'static str>>,
+    fetches: Arc<AtomicUsize>,
+}
+
+impl TicketUpstream {
+    pub(crate) async fn new(ticket: &'static str, expires_in: u64) -> Self {
+        leak_detector::add_secret(ticket);
+        let mut upstream = ManualUpstream::new().await;
+        let (ticket, fetches) = (Arc::new(Mutex::new(ticket)), Arc::<AtomicUsize>::default());
+        let this = Self { address: upstream.address, ticket: ticket.clone(), fetches: fetches.clone() };
+        tokio::spawn(async move {
+            while let Some(mut call) = upstream.try_next_call().await {
+                let ticket = *ticket.lock().expect("no panic");
+                let body =
+                    format!(r#"{{"errcode":0,"errmsg":"ok","ticket":"{ticket}","expires_in":{expires_in}}}"#);
+                let length = body.len();
+                let head =
+                    format!("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {length}");
+                fetches.fetch_add(1, Ordering::SeqCst);
+                let _ = call.connection.send(format!("{head}\r\nConnection: close\r\n\r\n{body}")).await;
+            }
+        });
+        this
+    }
+
+    fn set_ticket(&self, ticket: &'static str) {
+        leak_detector::add_secret(ticket);
+        *self.ticket.lock().expect("no panic") = ticket;
+    }
+
+    pub(crate) fn fetches(&self) -> usize {
+        self.fetches.load(Ordering::SeqCst)
+    }
+}
+
+#[tokio::test]
+async fn repeated_ticket_is_not_used_past_its_expiry() {
+    let upstream = TicketUpstream::new("TICKET-THAT-IS-REPEATED", 2).await;
+    let proxy = TestProxy::start_with_upstream(upstream.address, OPEN_CONFIG).await;
+    let start = tokio::time::Instant::now();
+    assert_eq!(proxy.get(JSAPI).await.assert_ok().header("cache-control"), "");
+    tokio::time::sleep_until(start + Duration::from_millis(1600)).await;
+    let repeated = proxy.get(JSAPI).await;
+    assert_eq!(ticket_from_response(&repeated), "TICKET-THAT-IS-REPEATED");
+    assert_eq!((repeated.header("cache-control"), upstream.fetches()), ("no-store", 2));
+    // From its expiry on one fetch, and WeCom's word for the others.
+    tokio::time::sleep_until(start + Duration::from_millis(2010)).await;
+    for _ in 0..10 {
+        let repeated = proxy.get(JSAPI).await;
+        assert_eq!(ticket_from_response(&repeated), "TICKET-THAT-IS-REPEATED");
+        assert_eq!((repeated.header("cache-control"), upstream.fetches()), ("no-store", 3));
+        assert_eq!(repeated.json()["expires_in"], 2);
+    }
+}
+
+#[tokio::test]
+async fn ticket_that_follows_a_repeated_one_is_used_at_once() {
+    let upstream = TicketUpstream::new("TICKET-BEFORE-THE-CHANGE", 2).await;
+    let proxy = TestProxy::start_with_upstream(upstream.address, OPEN_CONFIG).await;
+    let start = tokio::time::Instant::now();
+    proxy.get(JSAPI).await.assert_ok();
+    tokio::time::sleep_until(start + Duration::from_millis(1900)).await;
+    proxy.get(JSAPI).await.assert_ok();
+    upstream.set_ticket("TICKET-AFTER-THE-CHANGE");
+    tokio::time::sleep_until(start + Duration::from_millis(2010)).await;
+    let next = proxy.get(JSAPI).await;
+    assert_eq!(ticket_from_response(&next), "TICKET-AFTER-THE-CHANGE");
+    assert_eq!(next.header("cache-control"), "");
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use wecom_proxy::simulator::Fault;
 
 use crate::{
     harness::{ECHO, OPEN_CONFIG, TestClient, TestProxy, USER_GET, with_timeout},
-    raw_http::{ManualUpstream, RawConnection},
+    raw_http::{ManualUpstream, RawConnection, raw_get},
 };
 
 /// The open configuration with these lines in `[server]` and `[upstream]`.
@@ -61,7 +61,7 @@ async fn reused_timer_ends_each_wait() {
         &config_with_timeouts("idle_timeout = \"3s\"", upstream_timeouts),
     )
     .await;
-    let get = format!("GET /hr{USER_GET} HTTP/1.1\r\nHost: x\r\n\r\n");
+    let get = raw_get(USER_GET);
     let chunk =
         "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n";
     let mut open_calls = Vec::new();
@@ -154,7 +154,7 @@ async fn slow_request_head_is_closed() {
 async fn second_request_head_is_timed_too() {
     let proxy = TestProxy::start_with_config(&config_with_timeouts("header_timeout = \"2s\"", "")).await;
     let mut connection = RawConnection::connect(proxy.address()).await;
-    connection.send(format!("GET /hr{USER_GET} HTTP/1.1\r\nHost: x\r\n\r\n")).await.expect("sent");
+    connection.send(raw_get(USER_GET)).await.expect("sent");
     assert!(connection.read_response().await.0.starts_with("HTTP/1.1 200 "));
     connection.send("GET /hr").await.expect("sent");
     assert_eq!(read_until_closed(&mut connection).await, b"");
@@ -191,7 +191,7 @@ async fn idle_connection_is_closed() {
     let closed_after = async |requests| {
         let mut connection = RawConnection::connect(proxy.address()).await;
         for _ in 0..requests {
-            connection.send(format!("GET /hr{USER_GET} HTTP/1.1\r\nHost: x\r\n\r\n")).await.expect("sent");
+            connection.send(raw_get(USER_GET)).await.expect("sent");
             assert!(connection.read_response().await.0.starts_with("HTTP/1.1 200 "));
         }
         assert_eq!(read_until_closed(&mut connection).await, b"");
@@ -204,7 +204,7 @@ async fn keep_alive_idle_time_is_not_header_timeout() {
     let proxy = TestProxy::start_with_config(&config_with_timeouts("header_timeout = \"2s\"", "")).await;
     let mut connection = RawConnection::connect(proxy.address()).await;
     for last in [false, true] {
-        connection.send(format!("GET /hr{USER_GET} HTTP/1.1\r\nHost: x\r\n\r\n")).await.expect("sent");
+        connection.send(raw_get(USER_GET)).await.expect("sent");
         assert!(connection.read_response().await.0.starts_with("HTTP/1.1 200 "));
         if !last {
             // Twice `header_timeout`: the absence of a close has no event.
@@ -290,7 +290,7 @@ async fn client_not_reading_is_disconnected() {
     )
     .await;
     let mut connection = RawConnection::connect(proxy.address()).await;
-    connection.send(format!("GET /hr{USER_GET} HTTP/1.1\r\nHost: x\r\n\r\n")).await.expect("sent");
+    connection.send(raw_get(USER_GET)).await.expect("sent");
     let mut call = upstream.next_call().await;
     let head = "HTTP/1.1 200 OK\r\nContent-Type: video/mp4\r\nContent-Length: 9000000000\r\n\r\n";
     call.connection.send(head).await.expect("sent");

@@ -7,7 +7,8 @@ use flate2::{Compression, write::GzEncoder};
 use http::Request;
 use wecom_proxy::simulator::Fault;
 
-use crate::harness::{OPEN_CONFIG, TestProxy, TestResponse, USER_GET, get_concurrently};
+use crate::gettoken::{CORPID, HR_SECRET};
+use crate::harness::{CONFIG_WITH_CLIENTS, OPEN_CONFIG, TestProxy, TestResponse, USER_GET, get_concurrently};
 
 const USER_GET_PATH: &str = "/cgi-bin/user/get";
 const GETTOKEN: &str = "/cgi-bin/gettoken";
@@ -182,6 +183,24 @@ async fn same_token_after_a_refresh_is_tried_once() {
 }
 
 #[tokio::test]
+async fn agents_with_the_same_secret_share_a_token() {
+    let twin = format!("[agents.twin]\ncorpid = \"{CORPID}\"\nsecret = \"{HR_SECRET}\"\n");
+    let proxy = TestProxy::start_with_config(&format!("{OPEN_CONFIG}\n{twin}")).await;
+    for agent in ["hr", "twin", "hr"] {
+        proxy.request(Request::get(format!("/{agent}{USER_GET}")), "").await.assert_ok();
+    }
+    proxy.wecom.revoke_tokens("hr").expect("an agent");
+    for (agent, retried) in [("twin", "40014"), ("hr", "")] {
+        let response = proxy.request(Request::get(format!("/{agent}{USER_GET}")), "").await;
+        assert_eq!(response.assert_ok().header("x-wecom-retried"), retried);
+    }
+    assert_eq!(upstream_counts(&proxy).0, 2);
+    proxy.app.reload().expect("a reload");
+    proxy.request(Request::get(format!("/twin{USER_GET}")), "").await.assert_ok();
+    assert_eq!(upstream_counts(&proxy).0, 2, "the token outlives a reload");
+}
+
+#[tokio::test]
 async fn failed_refresh_returns_wecoms_errcode() {
     let proxy = TestProxy::start_open().await;
     proxy.get(USER_GET).await.assert_ok();
@@ -193,6 +212,26 @@ async fn failed_refresh_returns_wecoms_errcode() {
         assert!(response.text().contains("gettoken failed with errcode 45009"), "{}", response.text());
     }
     assert_eq!(upstream_counts(&proxy).0, 2, "WeCom gets no gettoken per request");
+}
+
+#[tokio::test]
+async fn errmsg_that_echoes_a_short_key_is_masked() {
+    let toml = CONFIG_WITH_CLIENTS.replace("key-of-billing-0000000000", "q7z+4");
+    let proxy = TestProxy::start_with_config(&toml).await;
+    let body = r#"{"errcode":40001,"errmsg":"invalid credential q7z+4, corpsecret=q7z%2B4, hint: [1]"}"#;
+    let echo = Fault::response(200, "application/json", body).on_path(GETTOKEN).times(9);
+    proxy.wecom.inject(echo).expect("a fault");
+    for (name, value) in [
+        ("x-api-key", "q7z+4"),
+        ("authorization", "Bearer q7z+4"),
+        ("authorization", "Basic YmlsbGluZzpxN3orNA=="),
+    ] {
+        let request = Request::get(USER_GET).header(name, value);
+        let response = proxy.request(request, "").await;
+        response.assert_proxy_error("token-unavailable", 502, 40001);
+        let masked = "invalid credential [masked], corpsecret=[masked], hint: [1]";
+        assert!(response.text().contains(masked), "{}", response.text());
+    }
 }
 
 #[tokio::test]

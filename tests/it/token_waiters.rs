@@ -104,14 +104,46 @@ async fn ticket_waits_beyond_the_limit_fail_at_once() {
 #[tokio::test]
 #[cfg(target_os = "linux")]
 async fn waiting_request_uses_less_than_four_kib() {
-    const WAITING: u64 = 1000;
-    // Futures of an unoptimized build are larger: 4,180 bytes, where the program itself takes 3,300.
+    // Futures of an unoptimized build are larger: 4,270 bytes, where the program itself takes 3,300.
     const BOUND: u64 = if cfg!(debug_assertions) { 4608 } else { 4096 };
-    // The upstream accepts no connection, so gettoken hangs.
+    assert_least_of_three(BOUND, bytes_per_waiting_request).await;
+}
+
+#[tokio::test]
+#[cfg(target_os = "linux")]
+async fn waiting_stream_uses_less_than_four_kib() {
+    // Futures of an unoptimized build are larger: up to 4,680 bytes, where the program itself takes 3,850.
+    const BOUND: u64 = if cfg!(debug_assertions) { 5120 } else { 4096 };
+    assert_least_of_three(BOUND, bytes_per_waiting_stream).await;
+}
+
+/// What else the process allocates meanwhile only adds to a measurement, so the least of three is the nearest to the truth.
+#[cfg(target_os = "linux")]
+async fn assert_least_of_three(bound: u64, measure: impl AsyncFn() -> u64) {
+    let mut measured = Vec::new();
+    for _ in 0..3 {
+        measured.push(measure().await);
+        if measured.last() < Some(&bound) {
+            return;
+        }
+    }
+    panic!("{measured:?} bytes each, {bound} allowed");
+}
+
+/// A process whose upstream accepts no connection, so that gettoken hangs.
+#[cfg(target_os = "linux")]
+async fn process_with_hanging_gettoken(dir: &TempDir) -> (Process, tokio::net::TcpListener) {
     let upstream = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let dir = TempDir::new().expect("a directory");
     let api = upstream.local_addr().expect("an address");
-    let process = Process::serve(&write_config(&dir, api, &Settings::default(), CONFIG_WITH_CLIENTS)).await;
+    let config = write_config(dir, api, &Settings::default(), CONFIG_WITH_CLIENTS);
+    (Process::serve(&config).await, upstream)
+}
+
+#[cfg(target_os = "linux")]
+async fn bytes_per_waiting_request() -> u64 {
+    const WAITING: usize = 1000;
+    let dir = TempDir::new().expect("a directory");
+    let (process, _upstream) = process_with_hanging_gettoken(&dir).await;
     let address = process.address().await;
     let mut admin = TestClient::connect_http1(process.admin_address().await).await;
     let mut connections = Vec::new();
@@ -121,7 +153,7 @@ async fn waiting_request_uses_less_than_four_kib() {
         assert!(connection.read_response().await.0.starts_with("HTTP/1.1 404 "));
         connections.push(connection);
     }
-    let idle = resident_bytes(&process);
+    let idle = process.resident_bytes();
     let headers = format!(
         "X-One: {}\r\nX-Two: {}\r\nX-Three: {}\r\n",
         "a".repeat(150),
@@ -135,24 +167,16 @@ async fn waiting_request_uses_less_than_four_kib() {
         );
         connection.send(request).await.expect("sent");
     }
-    wait_for("all of them to wait", async || waiter_count(&mut admin).await as u64 == WAITING).await;
-    let per_request = resident_bytes(&process).saturating_sub(idle) / WAITING;
-    eprintln!("a waiting request: {per_request} bytes");
-    assert!(per_request < BOUND, "{per_request} bytes");
+    wait_for("all of them to wait", async || waiter_count(&mut admin).await == WAITING).await;
+    process.resident_bytes().saturating_sub(idle) / WAITING as u64
 }
 
-#[tokio::test]
 #[cfg(target_os = "linux")]
-async fn waiting_stream_uses_less_than_four_kib() {
+async fn bytes_per_waiting_stream() -> u64 {
     const STREAMS: usize = 240;
     const CONNECTIONS: usize = 4;
-    // Futures of an unoptimized build are larger: up to 4,680 bytes, where the program itself takes 3,850.
-    const BOUND: u64 = if cfg!(debug_assertions) { 5120 } else { 4096 };
-    // The upstream accepts no connection, so gettoken hangs.
-    let upstream = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let dir = TempDir::new().expect("a directory");
-    let api = upstream.local_addr().expect("an address");
-    let process = Process::serve(&write_config(&dir, api, &Settings::default(), CONFIG_WITH_CLIENTS)).await;
+    let (process, _upstream) = process_with_hanging_gettoken(&dir).await;
     let mut admin = TestClient::connect_http1(process.admin_address().await).await;
     let mut senders = Vec::new();
     for _ in 0..CONNECTIONS {
@@ -161,7 +185,7 @@ async fn waiting_stream_uses_less_than_four_kib() {
         let TestClient::Http2(sender) = client else { unreachable!() };
         senders.push(sender);
     }
-    let idle = resident_bytes(&process);
+    let idle = process.resident_bytes();
     for sender in &senders {
         for _ in 0..STREAMS {
             let request = Request::get(format!("http://proxy.test/hr{USER_GET}"))
@@ -177,9 +201,7 @@ async fn waiting_stream_uses_less_than_four_kib() {
     }
     let total = STREAMS * CONNECTIONS;
     wait_for("all of them to wait", async || waiter_count(&mut admin).await == total).await;
-    let per_stream = resident_bytes(&process).saturating_sub(idle) / total as u64;
-    eprintln!("a waiting stream: {per_stream} bytes");
-    assert!(per_stream < BOUND, "{per_stream} bytes");
+    process.resident_bytes().saturating_sub(idle) / total as u64
 }
 
 /// The number of requests that wait for a token, from the metrics.
@@ -191,12 +213,4 @@ pub async fn waiter_count(admin: &mut TestClient) -> usize {
 
 fn count_finished(calls: &[JoinHandle<TestResponse>]) -> usize {
     calls.iter().filter(|call| call.is_finished()).count()
-}
-
-/// The process's resident memory in bytes.
-fn resident_bytes(process: &Process) -> u64 {
-    let status =
-        std::fs::read_to_string(format!("/proc/{}/status", process.id())).expect("a running process");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("the line");
-    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
 }

@@ -11,11 +11,10 @@ use wecom_proxy::simulator::{DropPoint, Fault, Settings, Simulator};
 use crate::{
     harness::{
         CONFIG_WITH_CLIENTS, ECHO, OPEN_CONFIG, TestClient, TestProxy, USER_GET, client_key, wait_for,
-        write_config,
     },
     otlp_receiver::OtlpReceiver,
     process::{Process, log_field},
-    raw_http::RawConnection,
+    raw_http::{RawConnection, raw_get},
 };
 
 const TRACE_ID: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
@@ -247,7 +246,7 @@ async fn failed_spans_have_their_error_type() {
     // A client that aborts ends its open spans.
     proxy.wecom.inject(Fault::hold().on_path("/cgi-bin/user/get")).expect("a fault");
     let mut connection = RawConnection::connect(proxy.address()).await;
-    connection.send(format!("GET /hr{USER_GET} HTTP/1.1\r\nHost: x\r\n\r\n")).await.expect("sent");
+    connection.send(raw_get(USER_GET)).await.expect("sent");
     proxy.wecom.wait_until(|observed| observed.in_flight() == 1).await.expect("a request");
     connection.reset();
     let spans = receiver.wait_for_spans(6).await;
@@ -299,11 +298,9 @@ async fn busy_collector_is_retried_and_a_refusal_is_not() {
 
 /// A proxy in its own process, with traces exported to `url`.
 async fn start_proxy(url: &str) -> (Simulator, Process, TestClient, TempDir) {
-    let wecom = Simulator::start_local(Settings::default()).await.expect("a simulator");
-    let dir = TempDir::new().expect("a directory");
     let toml =
         config_with_otlp(OPEN_CONFIG, url).replace("[upstream]", "shutdown_grace = \"1s\"\n[upstream]");
-    let proxy = Process::serve(&write_config(&dir, wecom.api_addr(), &Settings::default(), &toml)).await;
+    let (wecom, dir, proxy) = Process::serve_with_simulator(&toml).await;
     let client = TestClient::connect_http1(proxy.address().await).await;
     (wecom, proxy, client, dir)
 }

@@ -21,7 +21,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
 use crate::{
-    harness::{TestClient, TestProxy, USER_GET, wait_for, with_timeout},
+    harness::{TestClient, TestProxy, USER_GET, wait_for, wait_for_work, with_timeout},
     raw_http::RawConnection,
     token_refresh_http2::{config_with_ca, http2_server_config},
 };
@@ -210,7 +210,7 @@ async fn unread_downloads_do_not_block_others() {
 async fn unread_one_byte_frames_are_bounded() {
     let (proxy, upstream, _dir) = start_proxy(1000).await;
     let _kept = start_unread_downloads(proxy.address(), "/cgi-bin/one-byte-frames", 1).await;
-    wait_for("an end", async || upstream.cancelled.load(Ordering::Relaxed) == 1).await;
+    wait_for_work("an end", async || upstream.cancelled.load(Ordering::Relaxed) == 1).await;
     // Another connection still serves requests.
     proxy.get(USER_GET).await.assert_ok();
 }

@@ -12,7 +12,7 @@ use wecom_proxy::{
 
 use crate::{
     certificates::{Authority, Identity},
-    harness::{ECHO, TestClient, TestProxy, TestResponse, USER_GET, get_concurrently},
+    harness::{ECHO, TestClient, TestProxy, TestResponse, USER_GET, get_concurrently, sha256, wait_for},
 };
 
 const WEBHOOK: &str = "/cgi-bin/webhook/send?key=00000000-1111-2222-3333-444444444444";
@@ -97,11 +97,6 @@ async fn large_body_is_replayed_over_http2_after_a_refresh() {
     assert_eq!((executed, &*records[1].version), (vec![false, true], "HTTP/2.0"));
     assert_eq!(records[1].body_bytes, body.len() as u64);
     assert_eq!(records[1].body_sha256, Some(sha256(&body)));
-}
-
-fn sha256(bytes: &[u8]) -> String {
-    use sha2::Digest;
-    sha2::Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[tokio::test]
@@ -232,6 +227,26 @@ async fn certificate_for_another_name_is_refused() {
 }
 
 #[tokio::test]
+async fn upstream_with_a_dot_after_its_name_is_reached() {
+    let authority = Authority::new();
+    let toml = config_with_tls(&authority, "");
+    let other = start_with_identity(&authority.issue_server("localhost"), BOTH, &toml).await;
+    let url = format!("https://localhost.:{}", other.wecom.api_addr().port());
+    let proxy = TestProxy::start_with_config(&toml.replace("https://{api}", &url)).await;
+    proxy.get(USER_GET).await.assert_ok();
+    let host = other.last_request("/cgi-bin/user/get").header_values("host").join(",");
+    assert!(host.is_empty() || host.starts_with("localhost:"), "{host}");
+}
+
+#[tokio::test]
+async fn certificate_without_alt_name_is_refused_as_that() {
+    let authority = Authority::new();
+    let responses =
+        assert_refused(&authority.issue_without_alt_name(), &config_with_tls(&authority, "")).await;
+    assert_message(&responses, "has no subjectAltName");
+}
+
+#[tokio::test]
 async fn certificate_of_an_unknown_ca_is_refused() {
     let responses =
         assert_refused(&Authority::new().issue_server("127.0.0.1"), &config_with_tls(&Authority::new(), ""))
@@ -303,4 +318,33 @@ async fn connect_timeouts_of_concurrent_requests_run_in_parallel() {
         assert!(response.text().contains("upstream.connect_timeout"), "{}", response.text());
     }
     assert!(started.elapsed() < Duration::from_secs(15), "{:?}", started.elapsed());
+}
+
+/// A connection with a request when the certificates change finishes it and serves no other.
+#[tokio::test]
+async fn busy_connection_of_the_old_ca_file_gets_no_new_request() {
+    for protocol in ["h2", "http/1.1"] {
+        let (authority, other) = (Authority::new(), Authority::new());
+        let identity = authority.issue_server("127.0.0.1");
+        let toml = config_with_tls(&authority, "");
+        let proxy = Arc::new(start_with_identity(&identity, &[protocol], &toml).await);
+        proxy.get(USER_GET).await.assert_ok();
+        proxy.wecom.inject(Fault::hold().on_path("/cgi-bin/user/get").times(1)).expect("a fault");
+        let held_proxy = proxy.clone();
+        let held = tokio::spawn(async move { held_proxy.get(USER_GET).await.status });
+        proxy.wecom.wait_until(|observed| observed.in_flight() == 1).await.expect("a request");
+        fs::copy(other.ca_file(), authority.ca_file()).expect("copied");
+        proxy.app.reload().expect("a reload");
+        for is_held in [true, false] {
+            // Each call is on a connection of its own, so that all workers serve some.
+            for _ in 0..12 {
+                proxy.get(USER_GET).await.assert_proxy_error("upstream-unreachable", 502, -1);
+            }
+            if is_held {
+                proxy.wecom.release_held();
+                wait_for("the held call", async || held.is_finished()).await;
+            }
+        }
+        assert_eq!(held.await.expect("no panic"), 200, "{protocol}");
+    }
 }

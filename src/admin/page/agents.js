@@ -1,67 +1,71 @@
-// The agents and their tokens, rendered one page at a time.
-const AGENTS_PER_PAGE = 20;
+// The agents and their tokens. The server sorts, searches and pages them: there may be very many.
+const AGENTS_PER_PAGE = 20, MAX_ERRCODE_CHIPS = 4, SEARCH_DELAY_MS = 300;
 const STATES = { valid: "good", refused: "bad", expired: "warn", none: "" };
+const TOKEN_TEXTS = { refused: "tokenRefused" };
 const REASONS = { first: "first", expired: "expiredReason", refused: "refusedReason", ahead: "proactive", asked: "manual", shared: "sharedReason" };
-const agentList = { all: [], hours: new Map(), at: 0, page: 0 };
+// `cursors` holds the `after` of each page up to the shown one.
+const agentList = { agents: [], next: null, total: 0, at: 0, cursors: [""] };
+let searchTimer = 0;
 
-function updateAgents(agents, overview) {
-  agentList.all = agents;
-  agentList.hours = new Map(overview.agents.map((hour) => [hour.name, hour]));
-  agentList.at = overview.at;
-  const names = agents.slice(0, 1000).map(({ name }) => createElement("option", { value: name }));
-  if (byId("agent-names").childElementCount !== names.length) byId("agent-names").replaceChildren(...names);
+function agentsPath() {
+  const query = new URLSearchParams({ sort: byId("agent-sort").value, limit: AGENTS_PER_PAGE }), search = byId("agent-search").value.trim();
+  if (search) query.set("q", search);
+  if (byId("agent-failing").checked) query.set("failing", 1);
+  if (agentList.cursors.at(-1)) query.set("after", agentList.cursors.at(-1));
+  return "api/agents?" + query;
 }
 
-function filteredAgents() {
-  const search = byId("agent-search").value.trim().toLowerCase(), failing = byId("agent-failing").checked;
-  const matches = (agent) => [agent.name, agent.corpid, String(agent.agentid ?? "")].some((text) => text.toLowerCase().includes(search));
-  const filtered = agentList.all.filter((agent) => (!failing || needsAttention(agent)) && matches(agent));
-  // Failing agents come first, otherwise in the order of the API.
-  return [...filtered.filter(needsAttention), ...filtered.filter((agent) => !needsAttention(agent))];
+// Loads the first page of another list.
+function listChanged() {
+  clearTimeout(searchTimer);
+  agentList.cursors = [""];
+  searchTimer = setTimeout(refresh, SEARCH_DELAY_MS);
 }
 
-function needsAttention({ failing, held }) {
-  return Boolean(failing) || held;
+// Suggests agents for the filter of exchanges.
+async function suggestAgents() {
+  const { agents } = await callApi("api/agents?limit=20&q=" + encodeURIComponent(byId("filter").elements.agent.value.trim()));
+  byId("agent-names").replaceChildren(...agents.map(({ name }) => createElement("option", { value: name })));
 }
+
+function updateAgents({ agents, next, total }, at) { Object.assign(agentList, { agents, next, total, at }); }
 
 function showAgents() {
-  const table = byId("agents"), filtered = filteredAgents();
-  const pages = Math.max(1, Math.ceil(filtered.length / AGENTS_PER_PAGE));
-  agentList.page = Math.min(agentList.page, pages - 1);
-  const from = agentList.page * AGENTS_PER_PAGE, shown = filtered.slice(from, from + AGENTS_PER_PAGE);
+  const table = byId("agents"), { agents } = agentList;
   preserveFocus(table, () => {
-    setColumns(table, [translate("agent")], [translate("token")], [translate("expiry"), "nowrap"], [translate("lastRefresh")], [translate("errcodes")], [translate("requests"), "number"], [translate("actions"), "number"]);
-    const rows = shown.map((agent) => agentRow(table, agent));
+    setColumns(table, [translate("agent")], [translate("token")], [translate("expiry"), "nowrap"], [translate("lastRefresh")], [translate("errcodes")], [translate("requests"), "number"], [translate("failed")], [translate("actions"), "number"]);
+    const rows = agents.map((agent) => agentRow(table, agent));
     table.tBodies[0].replaceChildren(...(rows.length ? rows : [emptyRow(table, translate("noAgents"))]));
   });
-  showPager(from, shown.length, filtered.length, pages);
+  showPager();
 }
 
-function showPager(from, shown, all, pages) {
-  const pager = byId("agent-pager"), turnPage = (by) => () => { agentList.page += by; showAgents(); };
+function showPager() {
+  const pager = byId("agent-pager"), { agents, next, total, cursors } = agentList, from = (cursors.length - 1) * AGENTS_PER_PAGE;
+  const turnPage = (change) => () => { change(); refresh(); };
   preserveFocus(pager, () => pager.replaceChildren(
-    createElement("span", null, shown ? translate("of", from + 1, from + shown, formatNumber(all)) : ""),
-    pages > 1 ? createElement("button", { type: "button", "data-key": "before", disabled: agentList.page === 0, onclick: turnPage(-1) }, translate("previous")) : "",
-    pages > 1 ? createElement("button", { type: "button", "data-key": "next", disabled: agentList.page >= pages - 1, onclick: turnPage(1) }, translate("next")) : ""));
+    createElement("span", null, agents.length ? translate("of", formatNumber(from + 1), formatNumber(from + agents.length), formatNumber(total)) : ""),
+    next || cursors.length > 1 ? createElement("button", { type: "button", "data-key": "before", disabled: cursors.length === 1, onclick: turnPage(() => cursors.pop()) }, translate("previous")) : "",
+    next || cursors.length > 1 ? createElement("button", { type: "button", "data-key": "next", disabled: !next, onclick: turnPage(() => cursors.push(next)) }, translate("next")) : ""));
 }
 
 function agentRow(table, agent) {
-  const hour = agentList.hours.get(agent.name);
-  const counts = hour ? [formatNumber(hour.requests), hour.failed ? createElement("span", { class: "sub" }, translate("failed") + " " + formatNumber(hour.failed)) : ""] : "0";
+  const { hour, trouble } = agent, subtitle = [agent.corpid, agent.agentid, agent.upstream].filter((part) => part !== null).join(" · ");
   return createRow(table, [
-    [[agent.name, createElement("span", { class: "sub" }, agent.corpid + (agent.agentid === null ? "" : " · " + agent.agentid))]],
+    [[filterLink(agent.name, { agent: agent.name }), createElement("span", { class: "sub" }, subtitle)]],
     [tokenState(agent)],
     [expiry(agent), "nowrap"],
     [lastRefresh(agent)],
-    [createElement("div", { class: "chips" }, errcodeChips(hour))],
-    [counts, "number"],
-    [createElement("div", { class: "actions" }, refreshButton(agent), inspectButton(agent))],
-  ]);
+    [createElement("div", { class: "chips" }, errcodeChips(agent))],
+    [formatNumber(hour?.requests ?? 0), "number"],
+    [hour ? failureChips(hour, { agent: agent.name }) : "0"],
+    [createElement("div", { class: "actions" }, refreshButton(agent), inspectButton(agent), editButton("agents", agent.name)), "number"],
+  ], { class: trouble ? "in-trouble" : null });
 }
 
-function tokenState({ token, failing, held, next_try_in_seconds: wait, inspected_until: until }) {
+function tokenState({ token, failing, held, trouble, next_try_in_seconds: wait, inspected_until: until }) {
   const unused = token.state === "none" && !failing && !held;
-  return [createElement("div", { class: "chips" }, chip(translate(unused ? "noneYet" : token.state), STATES[token.state]), failing ? chip(translate("failing"), "bad") : "", held ? chip(translate("held"), "bad") : ""),
+  return [createElement("div", { class: "chips" }, trouble ? chip(translate("trouble"), "bad") : "", chip(translate(unused ? "noneYet" : TOKEN_TEXTS[token.state] ?? token.state), STATES[token.state]), failing ? chip(translate("failing"), "bad") : "", held ? chip(translate("held"), "bad") : ""),
     held ? createElement("span", { class: "sub" }, translate("nextAttempt", formatDuration(wait))) : "",
     until ? createElement("span", { class: "sub" }, translate("capturingUntil", formatTime(until))) : ""];
 }
@@ -74,17 +78,16 @@ function expiry({ token }) {
 
 function lastRefresh({ last_renewal: last, failing, next_try_in_seconds: wait }) {
   if (!last) return "–";
+  const text = failing ? failing + (wait ? " – " + translate("nextAttempt", formatDuration(wait)) : "") : "";
   return [chip(last.ok ? translate("ok") : translate("failed"), last.ok ? "good" : "bad"), " " + translate("since", formatDuration(agentList.at - last.at)) + ", " + translate(REASONS[last.reason] ?? "manual"),
-    failing ? createElement("span", { class: "sub" }, failing + (wait ? " – " + translate("nextAttempt", formatDuration(wait)) : "")) : ""];
+    text ? createElement("span", { class: "sub clamp", title: text }, text) : ""];
 }
 
-function errcodeChips(hour) {
+function errcodeChips({ name, hour }) {
   const codes = Object.entries(hour?.errcodes ?? {}).sort((one, other) => other[1] - one[1]);
-  return codes.slice(0, 6).map(([code, count]) => {
-    const element = chip(code + " × " + formatNumber(count), "warn");
-    element.title = explanationOf(Number(code))?.meaning ?? "";
-    return element;
-  });
+  const chips = codes.slice(0, MAX_ERRCODE_CHIPS).map(([code, count]) => chipLink(code + " × " + formatNumber(count), "warn", { agent: name, errcode: code }, explanationOf(Number(code))?.meaning));
+  if (codes.length > MAX_ERRCODE_CHIPS) chips.push(chipLink("+" + (codes.length - MAX_ERRCODE_CHIPS), "", { agent: name, errcode: "!0" }));
+  return chips;
 }
 
 function refreshButton({ name }) {

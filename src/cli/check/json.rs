@@ -1,18 +1,21 @@
-//! The result as one JSON object for programs. Its fields are stable; README.md lists them.
+//! The result as one JSON object for programs. Its fields are stable; docs/getting-started.md lists them.
 
-use std::path::Path;
+use std::{collections::HashMap, path::Path};
 
 use serde::Serialize;
 
-use super::{allowed_agents, allowed_calls};
+use super::{
+    Openness, allowed_agents, allowed_calls,
+    callbacks::CallbackResultJson,
+    problem_json::{ProblemJson, problem_json},
+    suites_json::{SuiteJson, suites_json},
+};
 use crate::{
     cli::{
         PrepareError,
-        online_check::{
-            AgentFinding, AgentOutcome, OnlineReport, Problem, StopReason, StoreFinding, StoreHint,
-        },
+        online_check::{AgentFinding, AgentOutcome, OnlineReport, StopReason, StoreFinding, StoreHint},
     },
-    config::Config,
+    config::{self, Config},
 };
 
 #[derive(Serialize)]
@@ -21,6 +24,9 @@ struct CheckJson<'a> {
     valid: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<DiagnosticJson<'a>>,
+    /// All mistakes, the one in `error` among them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    errors: Vec<DiagnosticJson<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     warnings: Option<Vec<DiagnosticJson<'a>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -28,13 +34,15 @@ struct CheckJson<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     agents: Option<Vec<AgentJson<'a>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    suites: Option<Vec<SuiteJson<'a>>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     clients: Option<Vec<ClientJson<'a>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     online: Option<OnlineJson<'a>>,
 }
 
 /// An error or warning about the file.
-#[derive(Serialize)]
+#[derive(Clone, Serialize)]
 struct DiagnosticJson<'a> {
     file: String,
     line: Option<usize>,
@@ -42,11 +50,27 @@ struct DiagnosticJson<'a> {
     what: String,
 }
 
+impl<'a> From<&'a config::Error> for DiagnosticJson<'a> {
+    fn from(error: &'a config::Error) -> Self {
+        Self {
+            file: error.file.display().to_string(),
+            line: error.line,
+            key: error.key.as_deref(),
+            what: error.message.clone(),
+        }
+    }
+}
+
 #[derive(Serialize)]
 struct AgentJson<'a> {
     name: &'a str,
     corpid: &'a str,
     agentid: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    upstream: Option<&'a str>,
+    /// How many secrets are set, where it is more than one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    secrets: Option<usize>,
     limit: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     online: Option<AgentResultJson<'a>>,
@@ -55,6 +79,9 @@ struct AgentJson<'a> {
 #[derive(Serialize)]
 struct ClientJson<'a> {
     name: &'a str,
+    /// How many keys are set, where it is more than one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    keys: Option<usize>,
     agents: Vec<&'a str>,
     allow: Vec<String>,
     limit: Option<String>,
@@ -67,6 +94,8 @@ struct OnlineJson<'a> {
     stopped: Option<&'static str>,
     clock_ahead_s: Option<i64>,
     store: Option<StoreJson<'a>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    callbacks: Vec<CallbackResultJson<'a>>,
 }
 
 /// The shared store.
@@ -97,73 +126,51 @@ struct AgentResultJson<'a> {
     problem: Option<ProblemJson>,
 }
 
-#[derive(Serialize)]
-struct ProblemJson {
-    step: &'static str,
-    kind: &'static str,
-    errcode: Option<i64>,
-    what: String,
-    seen_from: Option<String>,
-    hint: Option<HintJson>,
-}
-
-#[derive(Serialize)]
-struct HintJson {
-    meaning_en: &'static str,
-    meaning_zh: &'static str,
-    action_en: &'static str,
-    action_zh: &'static str,
-    place_en: Option<&'static str>,
-    place_zh: Option<&'static str>,
-}
-
 /// The result for an invalid file.
 pub(super) fn invalid_config(path: &Path, error: &PrepareError) -> String {
-    let error = match error {
-        PrepareError::Config(error) => DiagnosticJson {
-            file: error.file.display().to_string(),
-            line: error.line,
-            key: error.key.as_deref(),
-            what: error.message.clone(),
-        },
-        PrepareError::Setup(file, error) => DiagnosticJson {
-            file: file.display().to_string(),
-            line: None,
-            key: None,
-            what: error.to_string(),
-        },
+    let errors: Vec<_> = match error {
+        PrepareError::Config(error) => error.all().map(DiagnosticJson::from).collect(),
+        PrepareError::Setup(file, error) => {
+            let (file, what) = (file.display().to_string(), error.to_string());
+            vec![DiagnosticJson { file, line: None, key: None, what }]
+        }
     };
     to_json_line(&CheckJson {
         file: path.display().to_string(),
         valid: false,
-        error: Some(error),
+        error: errors.first().cloned(),
+        errors,
         warnings: None,
         open: None,
         agents: None,
+        suites: None,
         clients: None,
         online: None,
     })
 }
 
 /// The result for a valid file, with the online check if it ran.
-pub(super) fn valid_config(config: &Config, report: Option<&OnlineReport>) -> String {
+pub(super) fn valid_config(config: &Config, openness: Openness, report: Option<&OnlineReport>) -> String {
     let warnings = config.warnings.iter().map(|warning| DiagnosticJson {
         file: warning.file.display().to_string(),
         line: warning.line,
         key: warning.key.as_deref(),
         what: warning.message.clone(),
     });
-    // Both are in the order of the agents' names.
-    let findings = report.map_or(&[][..], |report| &report.agents);
-    let agents = config.agents.values().enumerate().map(|(nth, agent)| AgentJson {
+    let findings: HashMap<_, _> =
+        report.iter().flat_map(|report| &report.agents).map(|finding| (&*finding.agent, finding)).collect();
+    let agents = config.agents.values().map(|agent| AgentJson {
         name: &agent.name,
         corpid: &agent.corpid,
-        agentid: agent.agentid,
-        limit: agent.limit.as_ref().map(ToString::to_string),
-        online: findings.get(nth).map(agent_result_json),
+        agentid: agent.settings.agentid,
+        upstream: agent.upstream.name(),
+        secrets: Some(agent.secrets.len()).filter(|count| *count > 1),
+        limit: agent.settings.limit.as_ref().map(ToString::to_string),
+        online: findings.get(&*agent.name).copied().map(agent_result_json),
     });
     let clients = config.clients.values().map(|client| ClientJson {
         name: &client.name,
+        keys: Some(client.keys.len()).filter(|count| *count > 1),
         agents: allowed_agents(client),
         allow: allowed_calls(client),
         limit: client.limit.as_ref().map(ToString::to_string),
@@ -172,9 +179,15 @@ pub(super) fn valid_config(config: &Config, report: Option<&OnlineReport>) -> St
         file: config.path.display().to_string(),
         valid: true,
         error: None,
+        errors: Vec::new(),
         warnings: Some(warnings.collect()),
-        open: Some(config.is_open()),
+        open: match openness {
+            Openness::Open => Some(true),
+            Openness::Closed | Openness::ClosedByState(_) => Some(false),
+            Openness::Unknown => None,
+        },
         agents: Some(agents.collect()),
+        suites: suites_json(config, report.map(|report| &*report.suites)),
         clients: Some(clients.collect()),
         online: report.map(online_json),
     })
@@ -186,6 +199,7 @@ fn online_json(report: &OnlineReport) -> OnlineJson<'_> {
         stopped: report.stopped.map(StopReason::kind),
         clock_ahead_s: report.clock_ahead_seconds,
         store: report.store.as_ref().map(store_json),
+        callbacks: report.callbacks.iter().map(CallbackResultJson::new).collect(),
     }
 }
 
@@ -210,26 +224,6 @@ fn agent_result_json(finding: &AgentFinding) -> AgentResultJson<'_> {
         AgentOutcome::Skipped => ("not-asked", None),
     };
     AgentResultJson { result, call: finding.call, took_ms: finding.duration.as_millis(), problem }
-}
-
-fn problem_json(step: &'static str, problem: &Problem) -> ProblemJson {
-    let hint = problem.explanation().map(|explanation| HintJson {
-        meaning_en: explanation.meaning_en,
-        meaning_zh: explanation.meaning_zh,
-        action_en: explanation.action_en,
-        action_zh: explanation.action_zh,
-        place_en: explanation.console_path_en,
-        place_zh: explanation.console_path_zh,
-    });
-    let seen_from = problem.source_address().map(|address| address.to_string());
-    ProblemJson {
-        step,
-        kind: problem.kind(),
-        errcode: problem.errcode(),
-        what: problem.to_string(),
-        seen_from,
-        hint,
-    }
 }
 
 fn to_json_line(result: &CheckJson<'_>) -> String {

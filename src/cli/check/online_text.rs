@@ -1,27 +1,48 @@
 //! The result of the online check as text.
 
+use super::{
+    callbacks::callback_results_text,
+    problem_text::{errcode_or_kind, hint_text},
+    suites_text,
+};
 use crate::{
     cli::{
-        online_check::{AgentFinding, AgentOutcome, OnlineReport, Problem, StoreFinding},
+        online_check::{AgentFinding, AgentOutcome, OnlineReport, StoreFinding},
         style::{Cell, Style, Styler},
     },
     config::Config,
-    wecom::errcode,
 };
 
 /// The table of agents, then each failure with its explanation, then notes.
 pub(super) fn report_text(config: &Config, report: &OnlineReport, styler: Styler) -> String {
-    let mut text = format!("\neach agent was checked at {}:\n\n", config.upstream.origin());
-    let rows = report.agents.iter().map(table_row).collect();
-    text += &styler.render_table(&["AGENT", "GETTOKEN", "CALL", "RESULT", "TOOK"], rows);
+    let urls = config.all_upstreams().map(|(_, upstream)| upstream.base_url());
+    let urls = urls.collect::<Vec<_>>().join(" or ");
+    let mut text = String::new();
+    if !report.agents.is_empty() {
+        let rows = report.agents.iter().map(table_row).collect();
+        let table = styler.render_table(&["AGENT", "GETTOKEN", "CALL", "RESULT", "TOOK"], rows);
+        let checked = match report.agents.len() == config.agents.len() {
+            true => "each agent was",
+            false => "the named agents were",
+        };
+        text = format!("\n{checked} checked at {urls}:\n\n{table}");
+    }
     for finding in &report.agents {
         if let Some(problem) = finding.outcome.problem() {
             text += &format!("\n{}: {problem}\n", styler.apply(Style::Bad, &heading(finding)));
-            text += &hint_text(config, problem);
+            text +=
+                &hint_text(config.agents.get(&finding.agent).map(|agent| config.upstream_of(agent)), problem);
         }
     }
+    text += &suites_text::report_text(config, report, styler);
     text += &store_text(report, styler);
-    let notes = [stop_note(report), clock_note(report), missing_agentid_note(config, report)];
+    text += &callback_results_text(&report.callbacks, styler);
+    let notes = [
+        stop_note(report),
+        clock_note(report),
+        missing_agentid_note(config, report),
+        second_secret_note(report),
+    ];
     for note in notes.into_iter().flatten() {
         text += &format!("\n{}: {note}\n", styler.apply(Style::Warning, "note"));
     }
@@ -34,14 +55,25 @@ pub(super) fn summary(report: &OnlineReport) -> String {
     let failed = report.agents.iter().filter(|finding| finding.outcome.problem().is_some()).count();
     let skipped =
         report.agents.iter().filter(|finding| matches!(finding.outcome, AgentOutcome::Skipped)).count();
-    let agents = match (failed, skipped) {
-        (0, 0) => return "all agents passed, but the shared store cannot be used".to_owned(),
-        (_, 0) => format!("{failed} of {total} agents failed"),
-        _ => format!("{failed} of {total} agents failed, {skipped} were not checked"),
+    let mut parts = match (failed, skipped) {
+        (0, 0) => Vec::new(),
+        (_, 0) => vec![format!("{failed} of {total} agents failed")],
+        _ => vec![format!("{failed} of {total} agents failed, {skipped} were not checked")],
     };
-    match report.is_store_ok() {
-        true => agents,
-        false => format!("{agents}; the shared store cannot be used"),
+    if !report.is_store_ok() {
+        parts.push("the shared store cannot be used".to_owned());
+    }
+    let bad = report.suites.iter().filter(|finding| !finding.is_ok()).count();
+    if bad > 0 {
+        parts.push(format!("{bad} of {} providers and suites failed", report.suites.len()));
+    }
+    let bad = report.callbacks.iter().filter(|finding| !finding.is_ok()).count();
+    if bad > 0 {
+        parts.push(format!("{bad} of {} callbacks need attention", report.callbacks.len()));
+    }
+    match (failed, skipped) {
+        (0, 0) => format!("all agents passed, but {}", parts.join(", and ")),
+        _ => parts.join("; "),
     }
 }
 
@@ -91,38 +123,12 @@ fn table_row(finding: &AgentFinding) -> Vec<Cell> {
     vec![Cell::plain(&finding.agent), gettoken, call, result, duration]
 }
 
-/// The errcode, or the kind of failure if there was none.
-fn errcode_or_kind(problem: &Problem) -> String {
-    problem.errcode().map_or_else(|| problem.kind().to_owned(), |errcode| errcode.to_string())
-}
-
 fn heading(finding: &AgentFinding) -> String {
     let step = match finding.outcome {
         AgentOutcome::ProbeFailed(_) => finding.call,
         _ => "gettoken",
     };
     format!("{}, {step}", finding.agent)
-}
-
-/// The explanation in both languages, because most admin consoles are in Chinese.
-fn hint_text(config: &Config, problem: &Problem) -> String {
-    let mut text = String::new();
-    if let Some(address) =
-        problem.source_address().filter(|_| problem.errcode() == Some(errcode::UNTRUSTED_IP))
-    {
-        let source = if config.upstream.via.is_some() { "upstream.via" } else { "this machine" };
-        text += &format!("  WeCom sees {source} as {address}.\n");
-    }
-    let Some(explanation) = problem.explanation() else { return text };
-    text += &format!("  It means: {}.\n  What to do: {}.\n", explanation.meaning_en, explanation.action_en);
-    if let Some(path) = explanation.console_path_en {
-        text += &format!("  Admin console: {path}\n");
-    }
-    text += &format!("  含义：{}。\n  处理：{}。\n", explanation.meaning_zh, explanation.action_zh);
-    if let Some(path) = explanation.console_path_zh {
-        text += &format!("  管理后台：{path}\n");
-    }
-    text
 }
 
 fn stop_note(report: &OnlineReport) -> Option<String> {
@@ -139,12 +145,25 @@ fn clock_note(report: &OnlineReport) -> Option<String> {
     ))
 }
 
+/// The agents whose first secret WeCom refused.
+fn second_secret_note(report: &OnlineReport) -> Option<String> {
+    let names =
+        report.agents.iter().filter(|finding| finding.uses_second_secret).map(|finding| &*finding.agent);
+    let names: Vec<_> = names.collect();
+    let text =
+        "WeCom refuses the first secret and accepts the second one; remove the first one from the file";
+    (!names.is_empty()).then(|| format!("{}: {text}", names.join(", ")))
+}
+
 /// The agents that passed without an agentid, so that only the token was checked.
 fn missing_agentid_note(config: &Config, report: &OnlineReport) -> Option<String> {
-    let passed = config.agents.values().zip(&report.agents).filter(|(agent, finding)| {
-        agent.agentid.is_none() && matches!(finding.outcome, AgentOutcome::Passed)
-    });
-    let names: Vec<_> = passed.map(|(agent, _)| &*agent.name).collect();
+    let has_agentid =
+        |name: &str| config.agents.get(name).is_some_and(|agent| agent.settings.agentid.is_some());
+    let passed = report
+        .agents
+        .iter()
+        .filter(|finding| !has_agentid(&finding.agent) && matches!(finding.outcome, AgentOutcome::Passed));
+    let names: Vec<_> = passed.map(|finding| &*finding.agent).collect();
     let text = "no agentid is set, so only the token was checked; with it the app and its trusted IPs are checked too";
     (!names.is_empty()).then(|| format!("{}: {text}", names.join(", ")))
 }

@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use super::CliError;
-use crate::{app::App, config::Address};
+use crate::{app::App, config::Address, secret::random_u64};
 
 /// How long Redis may take to accept connections.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
@@ -138,5 +138,5 @@ impl LoadBalancer {
 
 /// The key with which the demo's proxies encrypt the store's entries.
 pub(super) fn random_store_key() -> String {
-    (0..4).map(|_| format!("{:016x}", getrandom::u64().unwrap_or_default())).collect()
+    (0..4).map(|_| format!("{:016x}", random_u64())).collect()
 }

@@ -1,6 +1,6 @@
 //! The read-only call that checks a token. It needs no permission besides the token.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use serde_json::{Map, Value};
 use tokio::time::timeout;
@@ -9,7 +9,8 @@ use super::problem::Problem;
 use crate::{
     config::AgentConfig,
     secret::Masked,
-    upstream::{Fetched, Upstream},
+    tokens::fetch::GettokenClient,
+    upstream::{Fetched, Settings, Upstream},
     wecom::response::{GettokenError, parse_ok_response},
 };
 
@@ -27,7 +28,7 @@ pub(super) enum Probe {
 
 impl Probe {
     pub(super) fn for_agent(agent: &AgentConfig) -> Self {
-        agent.agentid.map_or(Self::DomainIp, Self::AgentGet)
+        agent.settings.agentid.map_or(Self::DomainIp, Self::AgentGet)
     }
 
     /// The call's name in WeCom's documentation.
@@ -50,11 +51,13 @@ impl Probe {
     pub(super) async fn send(
         &self,
         upstream: &Upstream,
+        corpid: &str,
         token: &Masked,
         call_timeout: Duration,
     ) -> Result<(), Problem> {
         let timed_out = |_| Problem::NoResponse(format!("no response within {} s", call_timeout.as_secs()));
-        let fetched = timeout(call_timeout, upstream.fetch_buffered(&self.target(token), MAX_RESPONSE_BYTES))
+        let target = self.target(token);
+        let fetched = timeout(call_timeout, upstream.fetch_buffered(corpid, &target, MAX_RESPONSE_BYTES))
             .await
             .map_err(timed_out)??;
         let response = parse_response(&fetched, token)?;
@@ -63,6 +66,22 @@ impl Probe {
             _ => Ok(()),
         }
     }
+}
+
+/// The addresses from which WeCom pushes callbacks.
+pub(super) async fn fetch_callback_addresses(
+    settings: &Arc<Settings>,
+    agent: &AgentConfig,
+    token: &Masked,
+) -> Result<Vec<String>, Problem> {
+    let client = GettokenClient::new(settings.clone());
+    let target = Masked::new(format!("/cgi-bin/getcallbackip?access_token={}", token.expose()));
+    let fetched = client.upstream().fetch_buffered(&agent.corpid, &target, MAX_RESPONSE_BYTES);
+    let timed_out = |_| Problem::NoResponse("no response in time".to_owned());
+    let response = parse_response(&timeout(client.timeout(), fetched).await.map_err(timed_out)??, token)?;
+    let entries = response.get("ip_list").and_then(Value::as_array);
+    let entries = entries.ok_or_else(|| Problem::InvalidResponse("no ip_list".to_owned()))?;
+    Ok(entries.iter().filter_map(|entry| Some(entry.as_str()?.to_owned())).collect())
 }
 
 fn parse_response(fetched: &Fetched, token: &Masked) -> Result<Map<String, Value>, Problem> {

@@ -104,6 +104,8 @@ impl From<FetchError> for Problem {
             FetchError::TimedOut(_)
             | FetchError::OtherReplica(_)
             | FetchError::Throttled { .. }
+            | FetchError::NoTicket
+            | FetchError::SuiteToken(_)
             | FetchError::Cancelled => Self::NoResponse(error.to_string()),
         }
     }

@@ -11,7 +11,7 @@ use tokio::{
 use crate::{
     config::{Config, RedisConfig, StoreConfig},
     store::{PreparedStore, Store},
-    tokens::Credentials,
+    tokens::{CredentialId, Credentials},
 };
 
 /// How long the first attempt to connect may take; longer than the store's own connect timeout.
@@ -49,9 +49,16 @@ pub struct StoreHint {
     pub action_zh: &'static str,
 }
 
+const SENTINEL_HINT: StoreHint = StoreHint {
+    kind: "sentinel",
+    action_en: "check that these are sentinels and that they know a master of this name (redis-cli -p 26379 SENTINEL MASTERS); if they have a login, set sentinel_user and sentinel_password to theirs",
+    action_zh: "确认这些地址是哨兵，且知道该名称的主节点（redis-cli -p 26379 SENTINEL MASTERS）；哨兵设有密码时，填写哨兵自己的 sentinel_user 和 sentinel_password",
+};
+
 /// Hints by a substring of the error text. The first match counts: `authentication` and `tls` occur in later errors
 /// too.
-const HINTS: [(&[&str], StoreHint); 7] = [
+const HINTS: [(&[&str], StoreHint); 8] = [
+    (&["the sentinel refused or failed"], SENTINEL_HINT),
     (
         &["NOAUTH", "WRONGPASS", "AuthenticationFailed", "Password authentication failed", "authentication"],
         StoreHint {
@@ -92,14 +99,7 @@ const HINTS: [(&[&str], StoreHint); 7] = [
             action_zh: "服务器内存已满；请调大 maxmemory（每个应用约需 1 KB）",
         },
     ),
-    (
-        &["sentinel", "Sentinel"],
-        StoreHint {
-            kind: "sentinel",
-            action_en: "check that these are sentinels and that they know a master of this name (redis-cli -p 26379 SENTINEL MASTERS)",
-            action_zh: "确认这些地址是哨兵，且知道该名称的主节点（redis-cli -p 26379 SENTINEL MASTERS）",
-        },
-    ),
+    (&["sentinel", "Sentinel"], SENTINEL_HINT),
     (
         &[""],
         StoreHint {
@@ -168,12 +168,19 @@ pub(super) async fn check_store(config: &Config) -> Option<StoreFinding> {
 
 async fn check_tokens(config: &Config, store: &Store, finding: &mut StoreFinding) {
     for agent in config.agents.values().take(MAX_AGENTS) {
-        let credentials = Credentials { corpid: agent.corpid.clone(), secret: agent.secret.clone() };
-        match store.is_readable(&credentials.store_name("")).await {
-            Err(_) => return,
-            Ok(None) => {}
-            Ok(Some(true)) => finding.readable += 1,
-            Ok(Some(false)) => finding.unreadable.push(agent.name.clone()),
+        for secret in &agent.secrets {
+            let credentials = Credentials {
+                corpid: agent.corpid.clone(),
+                secret: secret.value.clone(),
+                upstream: agent.upstream.clone(),
+                generation: 0,
+            };
+            match store.is_readable(&CredentialId::new("", &credentials).store_name()).await {
+                Err(_) => return,
+                Ok(None) => {}
+                Ok(Some(true)) => finding.readable += 1,
+                Ok(Some(false)) => finding.unreadable.push(agent.name.clone()),
+            }
         }
         finding.checked += 1;
     }

@@ -21,15 +21,21 @@ fn agent_alone_gets_all_defaults() {
     assert_eq!(config.upstream.authority, "qyapi.weixin.qq.com");
     assert_eq!((config.upstream.tls, config.upstream.port, config.upstream.max_in_flight), (true, 443, 4096));
     assert_eq!(config.tokens.refresh_errcodes, [40014, 42001]);
-    assert_eq!(config.tokens.renewals_per_hour, None);
+    assert_eq!((config.tokens.renewals_per_hour, &config.tokens.pass_key), (None, &None));
     assert_eq!(
         (config.tokens.refresh_ahead, config.tokens.store),
         (Duration::from_secs(300), StoreConfig::Memory)
     );
     assert_eq!((config.replay.memory, config.replay.disk, config.replay.dir), (256 << 20, 4 << 30, None));
-    assert_eq!(config.log, LogConfig { format: LogFormat::Text, level: LogLevel::Info, access: true });
+    let log = LogConfig {
+        format: LogFormat::Text,
+        level: LogLevel::Info,
+        access: LoggedRequests::All,
+        access_file: None,
+    };
+    assert_eq!(config.log, log);
     assert_eq!(config.admin, None);
-    assert_eq!(config.agents["hr"].secret.expose(), "hunter2-the-secret-of-hr");
+    assert_eq!(config.agents["hr"].secrets[0].value.expose(), "hunter2-the-secret-of-hr");
 }
 
 #[test]
@@ -55,6 +61,7 @@ fn upstream_url_is_parsed() {
         ("http://127.0.0.1:80", false, "127.0.0.1", 80, "127.0.0.1"),
         ("http://[::1]:8081", false, "::1", 8081, "[::1]:8081"),
         ("https://[::1]", true, "::1", 443, "[::1]"),
+        ("https://qyapi.weixin.qq.com.", true, "qyapi.weixin.qq.com.", 443, "qyapi.weixin.qq.com"),
     ] {
         let upstream = load_with_agent(&format!("upstream.url = {url:?}")).upstream;
         let found = (upstream.tls, upstream.host.as_str(), upstream.port, upstream.authority.as_str());
@@ -63,16 +70,49 @@ fn upstream_url_is_parsed() {
 }
 
 #[test]
-fn via_is_parsed_with_authorization() {
-    for (via, host, port, authorization) in [
-        ("http://egress", "egress", 80, None),
-        ("http://[::1]:3128/", "::1", 3128, None),
-        ("http://user@egress:1", "egress", 1, Some("Basic dXNlcjo=")),
-        ("http://user:p%40ss%3aword@egress:1", "egress", 1, Some("Basic dXNlcjpwQHNzOndvcmQ=")),
+fn via_is_parsed_with_protocol_and_login() {
+    use EgressProtocol::*;
+    for (via, protocol, host, port, login) in [
+        ("\"http://egress\"", HttpConnect, "egress", 80, None),
+        ("\"http://[::1]:3128/\"", HttpConnect, "::1", 3128, None),
+        ("\"http://user@egress:1\"", HttpConnect, "egress", 1, Some(("user", ""))),
+        ("\"http://user:p%40ss%3aword@egress:1\"", HttpConnect, "egress", 1, Some(("user", "p@ss:word"))),
+        ("\"socks5://egress\"", Socks5, "egress", 1080, None),
+        ("{ url = \"socks5h://u:p@egress:1081\" }", Socks5Hostname, "egress", 1081, Some(("u", "p"))),
+        (
+            "{ url = \"http://egress:3128\", user = \"robot\", password = { env = \"SHORT\" } }",
+            HttpConnect,
+            "egress",
+            3128,
+            Some(("robot", "hunter2")),
+        ),
     ] {
-        let found = load_with_agent(&format!("upstream.via = {via:?}")).upstream.via.unwrap();
-        assert_eq!((found.host.as_str(), found.port), (host, port), "{via}");
-        assert_eq!(found.authorization.as_ref().map(|value| value.expose()), authorization, "{via}");
+        let found = load_with_agent(&format!("upstream.via = {via}")).upstream.via.remove(0);
+        assert_eq!((found.protocol, found.host.as_str(), found.port), (protocol, host, port), "{via}");
+        let found_login = found.login.as_ref().map(|login| (login.user.expose(), login.password.expose()));
+        assert_eq!(found_login, login, "{via}");
+    }
+}
+
+/// The sums are what hyper-util's buffer leaves beside the address.
+#[test]
+fn socks5_login_that_has_no_room_is_refused() {
+    for (scheme, host, max_bytes) in [
+        ("socks5", "127.0.0.1", 246),
+        ("socks5h", "[::1]", 234),
+        ("socks5", "qyapi.weixin.qq.com", 234),
+        ("socks5h", "qyapi.weixin.qq.com.", 230),
+    ] {
+        for (bytes, expected) in [(max_bytes, None), (max_bytes + 1, Some("over"))] {
+            let (user, password) = ("u".repeat(bytes / 2), "p".repeat(bytes - bytes / 2));
+            let text = format!(
+                "[upstream]\nurl = \"https://{host}\"\nvia = \"{scheme}://{user}:{password}@egress\"\n{AGENT_TABLE}"
+            );
+            let error = load_text(&text).err().map(|error| error.to_string());
+            let expected = expected.map(|over| format!("{over} {max_bytes} bytes together"));
+            assert_eq!(error.is_some(), expected.is_some(), "{error:?}");
+            assert!(expected.is_none_or(|text| error.unwrap().contains(&text)));
+        }
     }
 }
 
@@ -82,7 +122,7 @@ fn client_with_all_keys_is_parsed() {
                 allow = [\"POST /cgi-bin/message/send\", \"/cgi-bin/user/*\"]";
     let config = load_with_agent(text);
     let client = &config.clients["billing"];
-    assert_eq!(client.key_hash, KeyHash::of("hunter2-the-key-of-a-client"));
+    assert_eq!(client.keys[0].hash, KeyHash::of("hunter2-the-key-of-a-client"));
     assert!(client.agents.contains("hr") && !client.agents.contains("sales"));
     assert_eq!(client.limit, Some(RateLimit { requests: 600, per: Duration::from_secs(60) }));
     assert_eq!(client.allow[0].method, Some(Method::POST));
@@ -93,9 +133,9 @@ fn client_with_all_keys_is_parsed() {
 #[test]
 fn client_without_allow_may_call_everything() {
     let config = load_with_agent("[clients.a]\nkey_sha256 = \"HASH\"\nagents = [\"*\"]");
-    assert_eq!(config.clients["a"].allow, [AllowPattern::everything()]);
+    assert_eq!(config.clients["a"].allow, AllowPattern::everything());
     assert_eq!(
-        (config.clients["a"].key_hash, &config.clients["a"].agents),
+        (config.clients["a"].keys[0].hash, &config.clients["a"].agents),
         (KeyHash::of("abc"), &AgentSet::All)
     );
 }

@@ -181,11 +181,11 @@ const INVALID_UPSTREAM_TABLES: &[(&str, &str)] = &[
     ),
     (
         "[upstream]\nurl = \"https://qyapi.weixin.qq.com/cgi-bin\"",
-        ":2: upstream.url: must contain nothing after the host and port: no path, no query",
+        ":2: upstream.url: must end before /cgi-bin, which each request has",
     ),
     (
         "[upstream]\nurl = \"https://x?y=hunter2\"",
-        ":2: upstream.url: must contain nothing after the host and port: no path, no query",
+        ":2: upstream.url: may have a path like /prefix after the host and port: no query, no %, no empty or dot segments",
     ),
     (
         "[upstream]\nurl = \"https://hunter2@x\"",
@@ -209,7 +209,27 @@ const INVALID_UPSTREAM_TABLES: &[(&str, &str)] = &[
     ),
     (
         "[upstream]\nvia = \"https://x:1\"",
-        r#":2: upstream.via: must start with http://, as in "http://egress:3128""#,
+        r#":2: upstream.via: must start with http:// or socks5:// or socks5h://, as in "http://egress:3128""#,
+    ),
+    (
+        "[upstream]\nvia = { url = \"http://u:hunter2@x\", user = \"v\", password = { env = \"HR\" } }",
+        ":2: upstream.via.user: stands in the url too; keep one of the two",
+    ),
+    (
+        "[upstream]\nvia = { url = \"http://x\", password = { env = \"HR\" } }",
+        ":2: upstream.via.password: needs a user beside it",
+    ),
+    (
+        "[upstream]\nvia = { url = \"http://x\", user = \"u:v\", password = { env = \"HR\" } }",
+        ":2: upstream.via.user: must be a user's name without a colon",
+    ),
+    (
+        "[upstream]\nvia = { url = \"http://x\", user = \"u\" }",
+        r#":2: upstream.via.password: is missing; write one like password = { env = "NAME" }"#,
+    ),
+    (
+        "[upstream]\nvia = { user = \"u\" }",
+        r#":2: upstream.via.url: is missing; write one like url = "http://egress:3128""#,
     ),
     (
         "[upstream]\nvia = \"http://:hunter2@x\"",

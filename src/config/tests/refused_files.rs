@@ -6,19 +6,19 @@ use super::{assert_refused, load_error};
 const INVALID_STRUCTURES: &[(&str, &str)] = &[
     (
         "[sever]",
-        r#":1: sever: unknown table "sever"; did you mean "server"? allowed: include, server, upstream, tokens, replay, log, admin, agents, clients"#,
+        r#":1: sever: unknown table "sever"; did you mean "server"? allowed: include, server, upstream, upstreams, tokens, replay, quotas, log, admin, state, agents, clients, callbacks, providers, suites"#,
     ),
     (
         "lisen = 1",
-        r#":1: lisen: unknown key "lisen"; allowed: include, server, upstream, tokens, replay, log, admin, agents, clients"#,
+        r#":1: lisen: unknown key "lisen"; allowed: include, server, upstream, upstreams, tokens, replay, quotas, log, admin, state, agents, clients, callbacks, providers, suites"#,
     ),
     (
         "[agent.hr]",
-        r#":1: agent: unknown table "agent"; did you mean "agents"? allowed: include, server, upstream, tokens, replay, log, admin, agents, clients"#,
+        r#":1: agent: unknown table "agent"; did you mean "agents"? allowed: include, server, upstream, upstreams, tokens, replay, quotas, log, admin, state, agents, clients, callbacks, providers, suites"#,
     ),
     (
         "[colours]",
-        r#":1: colours: unknown table "colours"; allowed: include, server, upstream, tokens, replay, log, admin, agents, clients"#,
+        r#":1: colours: unknown table "colours"; allowed: include, server, upstream, upstreams, tokens, replay, quotas, log, admin, state, agents, clients, callbacks, providers, suites"#,
     ),
     ("server = 3", ":1: server: must be a table, not a whole number"),
     ("agents = 3", ":2: is not valid TOML: cannot extend value of type integer with a dotted key"),
@@ -28,13 +28,16 @@ const INVALID_STRUCTURES: &[(&str, &str)] = &[
     ("clients.a = 3", ":1: clients.a: must be a table with key_sha256 and agents, not a whole number"),
     (
         "[server]\nlisen = \"x\"",
-        r#":2: server.lisen: unknown key "lisen"; did you mean "listen"? allowed: listen, tls, open, max_connections, header_timeout, idle_timeout, body_timeout, max_request_body, shutdown_grace"#,
+        r#":2: server.lisen: unknown key "lisen"; did you mean "listen"? allowed: listen, tls, open, max_connections, header_timeout, idle_timeout, body_timeout, max_request_body, shutdown_grace, trusted_proxies, client_address, proxy_protocol, socket_mode, socket_group, reload"#,
     ),
     (
         "[server]\nopen = false\nOpen = true",
-        r#":3: server.Open: unknown key "Open"; did you mean "open"? allowed: listen, tls, open, max_connections, header_timeout, idle_timeout, body_timeout, max_request_body, shutdown_grace"#,
+        r#":3: server.Open: unknown key "Open"; did you mean "open"? allowed: listen, tls, open, max_connections, header_timeout, idle_timeout, body_timeout, max_request_body, shutdown_grace, trusted_proxies, client_address, proxy_protocol, socket_mode, socket_group, reload"#,
     ),
-    ("[log]\n\n\"a b\" = 1", r#":3: log."a b": unknown key "a b"; allowed: format, level, access"#),
+    (
+        "[log]\n\n\"a b\" = 1",
+        r#":3: log."a b": unknown key "a b"; allowed: format, level, access, access_file"#,
+    ),
     ("[server]\nopen = \"yes\"", ":2: server.open: must be true or false, not a string"),
     ("server.open = 1\nserver.open = 2", r#":2: "open" is a duplicate key; keep one"#),
     ("[server]\nlisten =", ":2: is not valid TOML: string values must be quoted, expected literal string"),
@@ -79,6 +82,14 @@ const INVALID_OTHER_TABLES: &[(&str, &str)] = &[
         "[tokens]\nrenewals_per_hour = 0",
         r#":2: tokens.renewals_per_hour: must be a whole number from 1 to 10000000, not 0"#,
     ),
+    (
+        "[tokens]\npass_key = \"only-31-characters-of-pass-keys\"",
+        ":2: tokens.pass_key: is too short; it must have 32 characters or more",
+    ),
+    (
+        "[tokens]\npass_key = true",
+        ":2: tokens.pass_key: must be { env = \"NAME\" }, { file = \"path\" } or a string, not true or false",
+    ),
     ("[tokens]\nrefresh_ahead = \"2h\"", r#":2: tokens.refresh_ahead: "2h" is too long; at most "1h""#),
     (
         "[tokens]\nstore = \"redis\"",
@@ -114,7 +125,11 @@ const INVALID_OTHER_TABLES: &[(&str, &str)] = &[
         "[log]\nlevel = \"WARN\"",
         r#":2: log.level: "WARN" is not known; did you mean "warn"? allowed: "error", "warn", "info", "debug", "trace""#,
     ),
-    ("[log]\naccess = \"on\"", ":2: log.access: must be true or false, not a string"),
+    ("[log]\naccess = \"on\"", ":2: log.access: \"on\" is not known; allowed: \"all\", \"failed\", \"slow\""),
+    (
+        "[log]\naccess = 1",
+        ":2: log.access: must be true, false, \"all\", \"failed\" or \"slow\", not a whole number",
+    ),
     (
         "[admin]\nlisten = \"0.0.0.0:9090\"",
         r#":2: admin.listen: "0.0.0.0:9090" can be reached from other machines, so admin.key_sha256 is required: put the line of that name that "wecom-proxy key NAME" prints under [admin]"#,

@@ -6,7 +6,7 @@ use super::assert_refused;
 const INVALID_AGENTS_AND_CLIENTS: &[(&str, &str)] = &[
     (
         "[agents.cgi-bin]",
-        ":1: agents.cgi-bin: cannot be an agent's name, since every path of WeCom starts with it",
+        ":1: agents.cgi-bin: cannot be an agent's name, since other paths of this proxy start with it",
     ),
     (r#"[agents."a b"]"#, r#":1: agents."a b": is not a name; use letters, digits, _ and -"#),
     (r#"[agents."人事"]"#, r#":1: agents."人事": is not a name; use letters, digits, _ and -"#),
@@ -37,7 +37,7 @@ const INVALID_AGENTS_AND_CLIENTS: &[(&str, &str)] = &[
     ),
     (
         "[agents.x]\ncorpid = \"ww1\"\nsecert = \"hunter2\"",
-        r#":3: agents.x.secert: unknown key "secert"; did you mean "secret"? allowed: corpid, secret, agentid, accept_secret, limit, plain"#,
+        r#":3: agents.x.secert: unknown key "secert"; did you mean "secret"? allowed: corpid, secret, upstream, agentid, accept_secret, limit, plain, jssdk_origins"#,
     ),
     (r#"agents.x = "hunter2""#, ":1: agents.x: must be a table with corpid and secret, not a string"),
     (
@@ -130,7 +130,7 @@ const INVALID_AGENTS_AND_CLIENTS: &[(&str, &str)] = &[
     ),
     (
         "[clients.a]\nkey_sha256 = \"HASH\"\nagents = [\"hr\", \"*\"]",
-        ":3: clients.a.agents[1]: means all agents, so it must be the only entry",
+        ":3: clients.a.agents[1]: means all agents, so it must be the only entry; only suites and providers stand beside it",
     ),
     (
         "[clients.a]\nkey_sha256 = \"HASH\"\nagents = [1]",
@@ -166,7 +166,7 @@ const INVALID_AGENTS_AND_CLIENTS: &[(&str, &str)] = &[
     ),
     (
         "[clients.a]\nkey_sha256 = \"HASH\"\nagents = [\"hr\"]\nalways200 = true",
-        r#":4: clients.a.always200: unknown key "always200"; did you mean "always_200"? allowed: key_sha256, key, agents, allow, limit, always_200"#,
+        r#":4: clients.a.always200: unknown key "always200"; did you mean "always_200"? allowed: key_sha256, key, key_in, agents, allow, limit, always_200"#,
     ),
     (
         "[clients.a]\nkey_sha256 = \"HASH\"\nagents = [\"hr\"]\nlimit = \"6/d\"",

@@ -17,8 +17,24 @@ const INVALID_SECRETS: &[(&str, &str)] = &[
         "agents.hr.secret: must be { env = \"NAME\" }, { file = \"path\" } or a string, not a whole number",
     ),
     (
-        "[\"hunter2\"]",
-        "agents.hr.secret: must be { env = \"NAME\" }, { file = \"path\" } or a string, not a list",
+        "[]",
+        "agents.hr.secret: lists 0 secrets; write one, or two while the secret is changed: the one in use and the other one",
+    ),
+    (
+        "[\"a\", \"b\", \"c\"]",
+        "agents.hr.secret: lists 3 secrets; write one, or two while the secret is changed: the one in use and the other one",
+    ),
+    (
+        "[\"hunter2\", 7]",
+        "agents.hr.secret[1]: must be { env = \"NAME\" }, { file = \"path\" } or a string, not a whole number",
+    ),
+    (
+        "[[\"hunter2\"]]",
+        "agents.hr.secret[0]: must be { env = \"NAME\" }, { file = \"path\" } or a string, not a list",
+    ),
+    (
+        "[\"hunter2\", { env = \"UNSET\" }]",
+        "agents.hr.secret[1].env: the environment variable UNSET is not set",
     ),
     ("{}", "agents.hr.secret: must be { env = \"NAME\" }, { file = \"path\" } or a string"),
     ("\"\"", "agents.hr.secret: is empty"),
@@ -96,7 +112,7 @@ fn shared_credentials_are_warned_of() {
     assert_eq!(
         warnings(&[("proxy.toml", &format!("{AGENT_TABLE}\n{duplicate}"))]),
         [
-            "proxy.toml:5: agents.ops: has the corpid and secret of agents.hr; make them one agent, or each refresh may invalidate the other's token"
+            "proxy.toml:5: agents.ops: has the corpid and secret of agents.hr; they share one token and its budget of refreshes; make them one agent if nothing else differs"
         ]
     );
     let other_corp = duplicate.replace("ww1", "ww2");
@@ -112,7 +128,7 @@ fn insecure_settings_are_warned_of() {
         ),
         (
             "[upstream]\nvia = \"http://u:hunter2@egress\"",
-            "proxy.toml:2: upstream.via: contains a password in plain text; keep this file from other readers",
+            "proxy.toml:2: upstream.via: contains a password in plain text; write via = { url = \"…\", user = \"…\", password = { env = \"NAME\" } }",
         ),
         (
             "[replay]\ndisk = \"16MiB\"",
@@ -180,8 +196,12 @@ const INVALID_STORES: &[(&str, &str)] = &[
         "tokens.store.prefix: must be at most 64 visible ASCII characters, none of { } [ ] * ? \\",
     ),
     (
+        "{ redis = \"redis://h\", user = \"wecom\", KEY }",
+        "tokens.store.user: needs password beside it; write password = { env = \"NAME\" }",
+    ),
+    (
         "{ redsi = \"redis://h\" }",
-        "tokens.store.redsi: unknown key \"redsi\"; did you mean \"redis\"? allowed: redis, cluster, sentinel, user, password, ca_file, prefix, key, old_key",
+        "tokens.store.redsi: unknown key \"redsi\"; did you mean \"redis\"? allowed: redis, cluster, sentinel, sentinel_user, sentinel_password, user, password, ca_file, prefix, key, old_key",
     ),
 ];
 

@@ -2,19 +2,18 @@
 
 use std::cell::OnceCell;
 
-use base64::{Engine, prelude::BASE64_STANDARD};
-
 use super::{HeaderKind, HeaderLines, Headers};
 use crate::secret::{
     Masked,
     credential_scan::{MIN_KEY_BYTES, contains_key, contains_pass},
+    http_basic::basic_password,
 };
 
 /// Credentials of a message, each determined on first use.
 #[derive(Default)]
 pub(super) struct HeaderCredentials {
-    /// The password of HTTP Basic.
-    basic_password: OnceCell<Option<Masked>>,
+    /// The passwords of HTTP Basic.
+    basic_passwords: OnceCell<Vec<Masked>>,
     /// Length of the shortest presented key of at least [`MIN_KEY_BYTES`], as shorter ones are not searched for;
     /// `usize::MAX` if there is none.
     min_key_bytes: OnceCell<usize>,
@@ -44,10 +43,9 @@ impl HeaderLines {
         let presented = self
             .values(HeaderKind::Authorization)
             .map(strip_auth_scheme)
-            .chain(self.values(HeaderKind::ApiKey));
-        presented
-            .filter(|key| !key.is_empty())
-            .chain(self.basic_password().map(|key| key.expose().as_bytes()))
+            .chain(self.values(HeaderKind::ApiKey).map(<[u8]>::trim_ascii));
+        let basic = self.basic_passwords().iter().map(|key| key.expose().as_bytes());
+        presented.chain(basic).filter(|key| !key.is_empty())
     }
 
     fn min_key_bytes(&self) -> usize {
@@ -56,17 +54,13 @@ impl HeaderLines {
         *self.credentials.min_key_bytes.get_or_init(measure)
     }
 
-    fn basic_password(&self) -> Option<&Masked> {
-        let mut values = self.values(HeaderKind::Authorization);
-        let basic = values
-            .find(|value| value.get(..6).is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"basic ")))?;
-        let read = || {
-            let decoded = BASE64_STANDARD.decode(strip_auth_scheme(basic)).ok();
-            let decoded = Masked::new(decoded.and_then(|decoded| String::from_utf8(decoded).ok())?);
-            let (_, password) = decoded.expose().split_once(':')?;
-            (!password.is_empty()).then(|| Masked::new(password))
-        };
-        self.credentials.basic_password.get_or_init(read).as_ref()
+    fn basic_passwords(&self) -> &[Masked] {
+        let is_basic =
+            |value: &&[u8]| value.get(..6).is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"basic "));
+        self.credentials.basic_passwords.get_or_init(|| {
+            let basic = self.values(HeaderKind::Authorization).filter(is_basic);
+            basic.filter_map(|value| basic_password(strip_auth_scheme(value))).collect()
+        })
     }
 
     /// Indexes of the lines that are withheld because they repeat a pass or a key that the message presents.

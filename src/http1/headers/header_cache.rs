@@ -10,12 +10,13 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use foldhash::fast::RandomState;
+use http::HeaderMap;
 
 use super::{
     Header, HeaderKind, HeaderLine, HeaderLines, Headers, TextRange, content_length::ContentLength,
     credentials::HeaderCredentials, headers_start,
 };
-use crate::secret::{constant_time::constant_time_eq, wipe_on_drop};
+use crate::secret::{constant_time::constant_time_eq, wipe, wipe_on_drop};
 
 /// Longest header block that is cached.
 const MAX_CACHED_BYTES: usize = 1024;
@@ -55,6 +56,43 @@ impl HeaderCache {
         })?;
         self.0.swap(0, nth);
         Some((Headers { lines, content_length }, end))
+    }
+
+    /// Returns the headers of a message that was received over HTTP/2, from the cache if they are in it. Their text is
+    /// that of an HTTP/1 message, with the empty line, so that no other message can be taken for it.
+    pub fn get_or_insert_map(&mut self, map: &HeaderMap) -> Headers {
+        let length = map.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum::<usize>() + 2;
+        // Allocated at full length: memory that it outgrew would not be wiped.
+        let mut text = Vec::with_capacity(length);
+        for (name, value) in map {
+            text.extend_from_slice(name.as_str().as_bytes());
+            text.extend_from_slice(b": ");
+            text.extend_from_slice(value.as_bytes().trim_ascii());
+            text.extend_from_slice(b"\r\n");
+        }
+        text.extend_from_slice(b"\r\n");
+        if let Some((headers, end)) = self.lookup(&text)
+            && end == text.len()
+        {
+            wipe(&mut text);
+            return headers;
+        }
+        let mut line_start = 0;
+        let lines = map.iter().map(|(name, value)| {
+            let (name, value) = (name.as_str().as_bytes(), value.as_bytes().trim_ascii());
+            let name_end = line_start + name.len() as u32;
+            let value_range = TextRange { start: name_end + 2, end: name_end + 2 + value.len() as u32 };
+            let name_range = TextRange { start: line_start, end: name_end };
+            line_start = value_range.end + 2;
+            HeaderLine {
+                kind: HeaderKind::from_name(name),
+                listed_in_connection: false,
+                name: name_range,
+                value: value_range,
+            }
+        });
+        let lines = lines.collect();
+        self.insert(HeaderLines::new(wipe_on_drop(text), lines).into())
     }
 
     /// Inserts parsed headers. Headers that this thread has seen before, on any connection, are returned in their

@@ -21,14 +21,22 @@ pub enum HeaderKind {
     Date,
     /// `Expect`
     Expect,
+    /// `Forwarded`
+    Forwarded,
     /// `Host`
     Host,
+    /// `Idempotency-Key`
+    IdempotencyKey,
+    /// `Keep-Alive`
+    KeepAlive,
     /// `Traceparent`
     Traceparent,
     /// `Transfer-Encoding`
     TransferEncoding,
     /// `X-Api-Key`
     ApiKey,
+    /// `X-Forwarded-For`
+    ForwardedFor,
     /// `X-Request-Id`
     RequestId,
     /// `X-Wecom-Agent`
@@ -41,9 +49,9 @@ pub enum HeaderKind {
     WecomHint,
     /// Any other name that begins with `X-Wecom-`.
     WecomOther,
-    /// Data about the client's network or application (`Forwarded`, `Via`, `X-Forwarded-*`, `X-Real-IP` and similar,
+    /// Data about the client's network or application (`Via`, other `X-Forwarded-*`, `X-Real-IP` and similar,
     /// `X-Original-*`, `X-Envoy-*`, `X-Scheme`, `Tracestate`, `Baggage`, `Cookie`, `Referer`, `Origin`), and
-    /// `Idempotency-Key`, which is meant for this proxy.
+    /// `Idempotency-Key-Retry`, which is meant for this proxy.
     ClientInfo,
     /// A hop-by-hop header (RFC 9110 §7.6.1) without a variant of its own.
     HopByHop,
@@ -66,9 +74,9 @@ impl HeaderKind {
             (7, b'u') if is("Upgrade") => Self::HopByHop,
             (7, b'b') if is("Baggage") => Self::ClientInfo,
             (7, b'r') if is("Referer") => Self::ClientInfo,
-            (9, b'f') if is("Forwarded") => Self::ClientInfo,
+            (9, b'f') if is("Forwarded") => Self::Forwarded,
             (10, b'c') if is("Connection") => Self::Connection,
-            (10, b'k') if is("Keep-Alive") => Self::HopByHop,
+            (10, b'k') if is("Keep-Alive") => Self::KeepAlive,
             (10, b't') if is("Tracestate") => Self::ClientInfo,
             (11, b't') if is("Traceparent") => Self::Traceparent,
             (12, b'c') if is("Content-Type") => Self::ContentType,
@@ -76,7 +84,7 @@ impl HeaderKind {
             (14, b'c') if is("Content-Length") => Self::ContentLength,
             (14, b'h') if is("HTTP2-Settings") => Self::HopByHop,
             (14, b't') if is("True-Client-IP") => Self::ClientInfo,
-            (15, b'i') if is("Idempotency-Key") => Self::ClientInfo,
+            (15 | 21, b'i') => Self::from_i_name(name),
             (16, b'c') if is("Content-Encoding") => Self::ContentEncoding,
             (16, b'c') if is("CF-Connecting-IP") => Self::ClientInfo,
             (17, b't') if is("Transfer-Encoding") => Self::TransferEncoding,
@@ -93,6 +101,15 @@ impl HeaderKind {
         }
     }
 
+    /// Classifies a name that begins with I.
+    fn from_i_name(name: &[u8]) -> Self {
+        match name {
+            name if name_matches(name, "Idempotency-Key") => Self::IdempotencyKey,
+            name if name_matches(name, "Idempotency-Key-Retry") => Self::ClientInfo,
+            _ => Self::Other,
+        }
+    }
+
     /// Classifies a name that begins with X.
     fn from_x_name(name: &[u8]) -> Self {
         let is = |canonical: &str| name_matches(name, canonical);
@@ -105,6 +122,7 @@ impl HeaderKind {
             9 if is("X-Real-IP") => Self::ClientInfo,
             11 if is("X-Client-IP") => Self::ClientInfo,
             12 if is("X-Request-Id") => Self::RequestId,
+            15 if is("X-Forwarded-For") => Self::ForwardedFor,
             _ if ["x-forwarded-", "x-original-", "x-envoy-"].into_iter().any(begins) => Self::ClientInfo,
             _ if !begins("x-wecom-") => Self::Other,
             12 if is("X-Wecom-Hint") => Self::WecomHint,
@@ -121,7 +139,7 @@ impl HeaderKind {
 
     /// Whether the header is hop-by-hop, in either direction.
     pub(super) fn is_hop_by_hop(self) -> bool {
-        matches!(self, Self::Connection | Self::TransferEncoding | Self::HopByHop)
+        matches!(self, Self::Connection | Self::KeepAlive | Self::TransferEncoding | Self::HopByHop)
     }
 
     /// Whether the proxy writes this header of a response itself.
@@ -143,6 +161,9 @@ impl HeaderKind {
                 | Self::Authorization
                 | Self::ApiKey
                 | Self::ClientInfo
+                | Self::Forwarded
+                | Self::IdempotencyKey
+                | Self::ForwardedFor
                 | Self::Traceparent
                 | Self::WecomAgent
                 | Self::WecomDebug

@@ -46,7 +46,6 @@ impl DisconnectWatch {
         if !is_waiting {
             return Poll::Pending;
         }
-        self.drop_at.set_if_unset(MAX_WAIT_AFTER_FIN);
-        self.drop_at.poll_elapsed(cx)
+        self.drop_at.poll_stalled(cx, MAX_WAIT_AFTER_FIN)
     }
 }

@@ -1,7 +1,10 @@
 //! Parses HTTP/1 request heads. Strict about syntax; an ambiguous body framing is recorded in
 //! `RequestHead::framing`, and the proxy rejects it (`proxy/head_check.rs`).
+//!
+//! Its parse functions resemble those of `upstream/head.rs`, but slots, errors, wiping and first lines differ: sharing
+//! more than `http1::headers` has takes 20 code lines more.
 
-use std::mem::MaybeUninit;
+use std::{borrow::Cow, mem::MaybeUninit};
 
 use bytes::{Buf, Bytes, BytesMut};
 use http::{Method, StatusCode, Version};
@@ -9,39 +12,44 @@ use http::{Method, StatusCode, Version};
 use crate::{
     http1::{
         framing::{Framing, FramingError, has_bare_lf},
-        headers::{HeaderCache, HeaderKind, Headers, ParsedHeaders},
+        headers::{HeaderCache, HeaderKind, Headers, MAX_HEAD_BYTES, ParsedHeaders},
     },
-    proxy::RequestTarget,
-    secret::{constant_time::constant_time_eq, wipe},
-    server::MAX_HEAD_BYTES,
+    proxy::{CONNECT_MESSAGE, RequestTarget, split_path_credential},
+    secret::{Masked, constant_time::constant_time_eq, wipe},
 };
 
-/// Longest target that is cached.
-const MAX_CACHED_TARGET_BYTES: usize = 1024;
+/// What a TLS connection begins with: a handshake record (RFC 8446 §5.1).
+const TLS_HANDSHAKE: &[u8] = b"\x16\x03";
 /// Maximum number of headers.
 const MAX_HEADERS: usize = 100;
 
 /// A request head.
-pub(super) struct RequestHead {
-    pub(super) method: Method,
-    pub(super) version: Version,
-    pub(super) target: RequestTarget,
+pub struct RequestHead {
+    /// Method.
+    pub method: Method,
+    /// HTTP/1.0 or HTTP/1.1.
+    pub version: Version,
+    /// Path and query, without `path_credential`.
+    pub target: RequestTarget,
+    /// The key that the path began with; what stood there may be no key.
+    pub path_credential: Option<Masked>,
     /// Authority of a target in absolute form.
-    pub(super) authority: Option<Bytes>,
-    pub(super) headers: Headers,
+    pub authority: Option<Bytes>,
+    /// Headers.
+    pub headers: Headers,
     /// Framing of the body, or why it is undefined.
-    pub(super) framing: Result<Framing, FramingError>,
+    pub framing: Result<Framing, FramingError>,
 }
 
 impl RequestHead {
     fn new(request_line: RequestLine, headers: Headers) -> Self {
-        let RequestLine { method, version, target, authority } = request_line;
+        let RequestLine { method, version, target, path_credential, authority } = request_line;
         let framing = Framing::of_request(version, &headers);
-        Self { method, version, target, authority, headers, framing }
+        Self { method, version, target, path_credential, authority, headers, framing }
     }
 
     /// Whether the client keeps the connection for further requests (RFC 9112 §9.3).
-    pub(super) fn is_persistent(&self) -> bool {
+    pub fn is_persistent(&self) -> bool {
         match self.version {
             Version::HTTP_11 => !self.headers.has_connection_close(),
             _ => self.headers.has_connection_keep_alive() && !self.headers.has_connection_close(),
@@ -60,17 +68,19 @@ impl RequestHead {
 
 /// A malformed or oversized head, with the status of the response.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct HeadError {
-    pub(super) status: StatusCode,
-    pub(super) message: &'static str,
+pub struct HeadError {
+    /// Status of the response.
+    pub status: StatusCode,
+    /// Message for the client.
+    pub message: Cow<'static, str>,
 }
 
 const fn bad_request(message: &'static str) -> HeadError {
-    HeadError { status: StatusCode::BAD_REQUEST, message }
+    HeadError { status: StatusCode::BAD_REQUEST, message: Cow::Borrowed(message) }
 }
 
 const fn header_fields_too_large(message: &'static str) -> HeadError {
-    HeadError { status: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, message }
+    HeadError { status: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, message: Cow::Borrowed(message) }
 }
 
 /// A request line.
@@ -78,6 +88,7 @@ struct RequestLine {
     method: Method,
     version: Version,
     target: RequestTarget,
+    path_credential: Option<Masked>,
     authority: Option<Bytes>,
 }
 
@@ -108,26 +119,22 @@ impl RequestHeadCache {
             method: method.clone(),
             version: Version::HTTP_11,
             target: target.clone(),
+            path_credential: None,
             authority: None,
         })
     }
 
     fn insert(&mut self, request_line: &RequestLine) {
-        let RequestLine { method, version, target, authority } = request_line;
-        // A gettoken is rare and contains a key, which must not stay in memory longer than needed.
-        let is_cacheable =
-            target.as_str().len() <= MAX_CACHED_TARGET_BYTES && !target.path().ends_with("/gettoken");
-        if *version == Version::HTTP_11 && authority.is_none() && is_cacheable {
+        let RequestLine { method, version, target, path_credential, authority } = request_line;
+        let is_plain = authority.is_none() && path_credential.is_none();
+        if *version == Version::HTTP_11 && is_plain && target.is_cacheable() {
             self.request_line = Some(CachedRequestLine { method: method.clone(), target: target.clone() });
         }
     }
 }
 
 /// Takes a complete head off the buffer; `None` while it is incomplete.
-pub(super) fn parse(
-    buffer: &mut BytesMut,
-    cache: &mut RequestHeadCache,
-) -> Result<Option<RequestHead>, HeadError> {
+pub fn parse(buffer: &mut BytesMut, cache: &mut RequestHeadCache) -> Result<Option<RequestHead>, HeadError> {
     if let Some(head) = parse_cached(buffer, cache) {
         return Ok(Some(head));
     }
@@ -137,11 +144,11 @@ pub(super) fn parse(
         Ok(httparse::Status::Complete(length)) if length <= MAX_HEAD_BYTES => length,
         Ok(httparse::Status::Partial) if buffer.len() < MAX_HEAD_BYTES => return Ok(None),
         Ok(httparse::Status::Partial) if !buffer.contains(&b'\n') => {
-            let message = "request target exceeds 64 KiB";
+            let message = Cow::Borrowed("request target exceeds 64 KiB");
             return Err(HeadError { status: StatusCode::URI_TOO_LONG, message });
         }
         Ok(_) => return Err(header_fields_too_large("request head exceeds 64 KiB")),
-        Err(error) => return Err(head_error(error)),
+        Err(error) => return Err(head_error(error, buffer)),
     };
     if has_bare_lf(&buffer[..length]) {
         return Err(bad_request("bare LF in the request head"));
@@ -191,6 +198,9 @@ fn build_request_line(request: &httparse::Request<'_, '_>) -> Result<RequestLine
     let (Some(method), Some(target), Some(version)) = (request.method, request.path, request.version) else {
         return Err(bad_request("incomplete request line"));
     };
+    if method == "CONNECT" {
+        return Err(bad_request(CONNECT_MESSAGE));
+    }
     let method = Method::from_bytes(method.as_bytes()).map_err(|_| bad_request("invalid method"))?;
     let version = if version == 0 { Version::HTTP_10 } else { Version::HTTP_11 };
     let path_at =
@@ -199,7 +209,8 @@ fn build_request_line(request: &httparse::Request<'_, '_>) -> Result<RequestLine
         authority_start(target).map(|start| Bytes::copy_from_slice(&target.as_bytes()[start..path_at]));
     // `http://host` is equivalent to `http://host/`.
     let target = if path_at == target.len() { "/" } else { &target[path_at..] };
-    Ok(RequestLine { method, version, target: RequestTarget::new(target), authority })
+    let (target, path_credential) = split_path_credential(target);
+    Ok(RequestLine { method, version, target: RequestTarget::new(target), path_credential, authority })
 }
 
 /// Where the path of a request-target begins; `None` for authority and asterisk form, which this proxy does not serve.
@@ -219,8 +230,16 @@ fn authority_start(target: &str) -> Option<usize> {
 }
 
 /// Maps a parser error to the response.
-fn head_error(error: httparse::Error) -> HeadError {
+fn head_error(error: httparse::Error, head: &[u8]) -> HeadError {
     use httparse::Error;
+    if head.starts_with(TLS_HANDSHAKE) {
+        return bad_request("TLS on a port without TLS: begin the URL with http://, or set server.tls");
+    }
+    if matches!(error, Error::Token | Error::Version)
+        && let Some(message) = target_mistake(head)
+    {
+        return HeadError { status: StatusCode::BAD_REQUEST, message: Cow::Owned(message) };
+    }
     match error {
         Error::TooManyHeaders => header_fields_too_large("more than 100 headers"),
         Error::HeaderName => bad_request("invalid header name or folded header line"),
@@ -228,6 +247,33 @@ fn head_error(error: httparse::Error) -> HeadError {
         Error::Version => bad_request("unsupported HTTP version, must be HTTP/1.0 or HTTP/1.1"),
         _ => bad_request("malformed request line or header"),
     }
+}
+
+/// Names the first byte of the request-target that must be percent-encoded, and its position.
+fn target_mistake(head: &[u8]) -> Option<String> {
+    let line = head.split(|byte| *byte == b'\n').find(|line| !line.trim_ascii().is_empty())?.trim_ascii_end();
+    let (_, after_method) = line.split_at(memchr::memchr(b' ', line)? + 1);
+    let end = memchr::memmem::rfind(after_method, b" HTTP/").unwrap_or(after_method.len());
+    let target = &after_method[..end];
+    let query_at = memchr::memchr(b'?', target);
+    let at = match std::str::from_utf8(target) {
+        Ok(_) => target.iter().position(|byte| *byte <= b' ' || *byte == 0x7f)?,
+        Err(error) => {
+            target.iter().position(|byte| *byte <= b' ').unwrap_or(usize::MAX).min(error.valid_up_to())
+        }
+    };
+    let (part, position) = match query_at {
+        Some(query_at) if at > query_at => ("query", at - query_at),
+        _ => ("path", at + 1),
+    };
+    let found = match target[at] {
+        b' ' => "a blank, to be written %20".to_owned(),
+        byte @ ..=0x7f => format!("the control character 0x{byte:02X}, to be written %{byte:02X}"),
+        byte => format!(
+            "0x{byte:02X}, which is not UTF-8 (GBK?): encode the text in UTF-8, then percent-encode it"
+        ),
+    };
+    Some(format!("byte {position} of the {part} is {found}"))
 }
 
 /// The client's message for an undefined body framing.

@@ -13,26 +13,23 @@ use crate::{
 pub(super) async fn lingering_close(transport: &Transport, may_be_sending: bool, permit: &ConnectionPermit) {
     let (mut deadline, mut remaining_bytes, mut is_shut_down) = (Deadline::unset(), MAX_LINGER_BYTES, false);
     poll_fn(|cx| {
-        let mut shared = transport.shared();
-        if permit.is_abort_requested() {
+        let mut state = transport.state();
+        if permit.must_close_now() {
             return Poll::Ready(());
         }
         if !is_shut_down {
-            match shared.poll_shutdown(cx) {
+            match state.poll_shutdown(cx) {
                 Poll::Ready(Ok(())) => is_shut_down = true,
                 Poll::Ready(Err(_)) => return Poll::Ready(()),
                 // TLS close_notify is queued behind bytes that the client does not read.
-                Poll::Pending => {
-                    deadline.set_if_unset(LINGER_TIMEOUT);
-                    return deadline.poll_elapsed(cx);
-                }
+                Poll::Pending => return deadline.poll_stalled(cx, LINGER_TIMEOUT),
             }
         }
         if !may_be_sending {
             return Poll::Ready(());
         }
         deadline.set_if_unset(LINGER_TIMEOUT);
-        shared.poll_drain(cx, &mut deadline, &mut remaining_bytes)
+        state.poll_drain(cx, &mut deadline, &mut remaining_bytes)
     })
     .await;
 }

@@ -33,19 +33,19 @@ impl Http1Connection {
     }
 
     fn poll_read_request(&mut self, cx: &mut Context<'_>, examined: &mut usize) -> Poll<NextRequest> {
-        let mut shared = self.transport.shared();
+        let mut state = self.transport.state();
         let is_idle = loop {
             // A head that arrives in small parts is parsed again at each line end, not for each byte.
-            let unexamined = &shared.read_buf[*examined..];
+            let unexamined = &state.read_buf[*examined..];
             if !unexamined.is_empty()
-                && (*examined == 0 || unexamined.contains(&b'\n') || shared.read_buf.len() >= MAX_HEAD_BYTES)
+                && (*examined == 0 || unexamined.contains(&b'\n') || state.read_buf.len() >= MAX_HEAD_BYTES)
             {
-                if self.may_be_http2 && is_http2_preface(&shared.read_buf) {
-                    if shared.read_buf.len() >= HTTP2_PREFACE.len() {
+                if self.may_be_http2 && is_http2_preface(&state.read_buf) {
+                    if state.read_buf.len() >= HTTP2_PREFACE.len() {
                         return Poll::Ready(NextRequest::Http2);
                     }
                 } else {
-                    match head::parse(&mut shared.read_buf, &mut self.head_cache) {
+                    match head::parse(&mut state.read_buf, &mut self.head_cache) {
                         Ok(Some(head)) => {
                             self.permit.mark_active();
                             self.head = Some(head);
@@ -56,9 +56,9 @@ impl Http1Connection {
                     }
                 }
             }
-            let is_idle = shared.read_buf.is_empty();
-            *examined = shared.read_buf.len();
-            match shared.poll_read_buf(cx) {
+            let is_idle = state.read_buf.is_empty();
+            *examined = state.read_buf.len();
+            match state.poll_read_buf(cx) {
                 Poll::Ready(Ok(read)) if read > 0 => {
                     if is_idle {
                         self.timer.clear();
@@ -66,8 +66,8 @@ impl Http1Connection {
                 }
                 Poll::Ready(read) => {
                     // Without close_notify, a client that has only stopped sending takes its response for cut off.
-                    if read.is_ok() && !shared.stream().is_plaintext() {
-                        let _ = shared.poll_shutdown(cx);
+                    if read.is_ok() && !state.stream().is_plaintext() {
+                        let _ = state.poll_shutdown(cx);
                     }
                     return Poll::Ready(NextRequest::Closed);
                 }
@@ -75,11 +75,11 @@ impl Http1Connection {
             }
         };
         match is_idle {
-            true => shared.release_buffer(),
+            true => state.release_buffer(),
             // A partial head that arrives slowly.
-            false => shared.release_spare_capacity(),
+            false => state.release_spare_capacity(),
         }
-        drop(shared);
+        drop(state);
         if self.timer.at().is_none() {
             let (since, timeout) = match is_idle {
                 true => (self.responded_at.take(), self.timeouts.idle),

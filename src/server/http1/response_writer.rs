@@ -120,14 +120,14 @@ impl ResponseWriter {
                     Poll::Pending => needs_body = true,
                 }
             }
-            let mut shared = transport.shared();
+            let mut state = transport.state();
             if self.write_buf.is_empty() {
-                let flushed = shared.poll_flush(cx);
+                let flushed = state.poll_flush(cx);
                 if matches!(flushed, Poll::Ready(Err(_))) {
                     return Poll::Ready(WriteOutcome::Aborted);
                 }
                 if needs_body {
-                    ready!(shared.poll_disconnected(cx, false));
+                    ready!(state.poll_disconnected(cx, false));
                     return Poll::Ready(WriteOutcome::Aborted);
                 }
                 if !self.body_ended {
@@ -136,31 +136,30 @@ impl ResponseWriter {
                 if flushed.is_ready() {
                     return Poll::Ready(WriteOutcome::Complete);
                 }
-                return self.poll_write_timeout(cx, write_timeout);
+                return self.poll_stalled(cx, write_timeout);
             }
-            match shared.poll_write(cx, &mut self.write_buf, self.closing && self.body_ended) {
+            match state.poll_write(cx, &mut self.write_buf, self.closing && self.body_ended) {
                 Poll::Ready(Ok(())) => {
                     self.write_deadline.clear();
                     // A plain stream has nothing left to flush.
-                    if self.body_ended && self.write_buf.is_empty() && shared.stream().is_plaintext() {
+                    if self.body_ended && self.write_buf.is_empty() && state.stream().is_plaintext() {
                         return Poll::Ready(WriteOutcome::Complete);
                     }
                 }
                 Poll::Ready(Err(_)) => return Poll::Ready(WriteOutcome::Aborted),
                 Poll::Pending => {
-                    drop(shared);
+                    drop(state);
                     // A client may send its whole request before it reads the response.
                     self.body.drive_request_body(cx);
-                    return self.poll_write_timeout(cx, write_timeout);
+                    return self.poll_stalled(cx, write_timeout);
                 }
             }
         }
     }
 
     /// Waits for a client that reads nothing, up to `write_timeout`.
-    fn poll_write_timeout(&mut self, cx: &mut Context<'_>, write_timeout: Duration) -> Poll<WriteOutcome> {
-        self.write_deadline.set_if_unset(write_timeout);
-        self.write_deadline.poll_elapsed(cx).map(|()| WriteOutcome::Aborted)
+    fn poll_stalled(&mut self, cx: &mut Context<'_>, write_timeout: Duration) -> Poll<WriteOutcome> {
+        self.write_deadline.poll_stalled(cx, write_timeout).map(|()| WriteOutcome::Aborted)
     }
 
     /// Moves the body's next chunk into the write buffer, or notes the end of the body. Fails if the body does not

@@ -16,7 +16,10 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, TlsConnector, client::TlsStream};
 
 use super::*;
-use crate::server::{LINGER_TIMEOUT, connection_limit::ConnectionLimiter};
+use crate::server::{
+    LINGER_TIMEOUT,
+    connection_limit::{ConnectionLimiter, EvictionPolicy},
+};
 
 /// Both ends of a TLS connection.
 async fn tls_pair() -> (Stream, TlsStream<UnixStream>) {
@@ -53,7 +56,7 @@ async fn close_times_out_when_client_reads_nothing() {
         let mut fill = |cx: &mut Context<'_>| Pin::new(&mut stream).poll_write(cx, &[0; 16 * 1024]);
         while poll_fn(|cx| Poll::Ready(fill(cx).is_ready())).await {}
         let transport = Transport::new(stream);
-        let permit = ConnectionLimiter::new(1).try_acquire().expect("a permit");
+        let permit = ConnectionLimiter::new(1, EvictionPolicy::KeepActive).try_acquire().expect("a permit");
         let started = Instant::now();
         let closed = timeout(10 * LINGER_TIMEOUT, lingering_close(&transport, may_be_sending, &permit)).await;
         assert_eq!(closed, Ok(()), "the close times out");

@@ -35,10 +35,10 @@ const CONTINUE_RESPONSE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 /// The stream, shared by the connection's task and the reader of the request body. It is never borrowed across an
 /// await.
-pub(super) struct Transport(Rc<RefCell<Shared>>);
+pub(super) struct Transport(Rc<RefCell<TransportState>>);
 
-/// State shared by the task and the body reader.
-pub(super) struct Shared {
+/// The state that the task and the body reader share.
+pub(super) struct TransportState {
     stream: Stream,
     /// Bytes read and not consumed. Owns no memory between two requests.
     pub(super) read_buf: BytesMut,
@@ -67,7 +67,7 @@ pub(super) struct Shared {
 
 impl Transport {
     pub(super) fn new(stream: Stream) -> Self {
-        Self(Rc::new(RefCell::new(Shared {
+        Self(Rc::new(RefCell::new(TransportState {
             stream,
             read_buf: BytesMut::new(),
             framing: Framing::Done,
@@ -83,7 +83,7 @@ impl Transport {
         })))
     }
 
-    pub(super) fn shared(&self) -> RefMut<'_, Shared> {
+    pub(super) fn state(&self) -> RefMut<'_, TransportState> {
         self.0.borrow_mut()
     }
 
@@ -91,7 +91,7 @@ impl Transport {
     pub(super) fn incoming_body(&self, content_length: Option<u64>) -> Http1IncomingBody {
         Http1IncomingBody {
             transport: Rc::downgrade(&self.0),
-            request_seq: self.shared().request_seq,
+            request_seq: self.state().request_seq,
             content_length,
         }
     }
@@ -103,12 +103,12 @@ impl Transport {
 
     /// The stream and its unconsumed bytes, for another protocol.
     pub(super) fn into_parts(self) -> Option<(Stream, BytesMut)> {
-        let shared = Rc::into_inner(self.0)?.into_inner();
-        Some((shared.stream, shared.read_buf))
+        let state = Rc::into_inner(self.0)?.into_inner();
+        Some((state.stream, state.read_buf))
     }
 }
 
-impl Shared {
+impl TransportState {
     /// The byte stream.
     pub(super) fn stream(&self) -> &Stream {
         &self.stream
@@ -333,7 +333,7 @@ impl Shared {
 
 /// Reader of one request's body.
 pub(super) struct Http1IncomingBody {
-    transport: Weak<RefCell<Shared>>,
+    transport: Weak<RefCell<TransportState>>,
     request_seq: u64,
     content_length: Option<u64>,
 }
@@ -351,64 +351,20 @@ impl BodySource for Http1IncomingBody {
 
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, BodySourceError>> {
         let Some(transport) = self.transport() else { return Poll::Ready(Err(BodySourceError::Aborted)) };
-        let mut shared = transport.shared();
-        if shared.request_seq != self.request_seq {
+        let mut state = transport.state();
+        if state.request_seq != self.request_seq {
             return Poll::Ready(Err(BodySourceError::Aborted));
         }
-        shared.poll_body_chunk(cx)
+        state.poll_body_chunk(cx)
     }
 
     fn is_ended(&self) -> bool {
         self.transport().is_some_and(|transport| {
-            let shared = transport.shared();
-            shared.request_seq == self.request_seq && shared.framing == Framing::Done
+            let state = transport.state();
+            state.request_seq == self.request_seq && state.framing == Framing::Done
         })
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::future::{Future, poll_fn};
-
-    use tokio::{
-        io::{AsyncReadExt, AsyncWriteExt},
-        net::UnixStream,
-    };
-
-    use super::*;
-
-    fn next_chunk(
-        body: &mut Http1IncomingBody,
-    ) -> impl Future<Output = Result<Option<Bytes>, BodySourceError>> {
-        poll_fn(|cx| body.poll_chunk(cx))
-    }
-
-    #[tokio::test]
-    async fn body_reader_of_finished_request_gets_no_later_bytes() {
-        let (mut client, server) = UnixStream::pair().expect("a pair");
-        let transport = Transport::new(Stream::Unix(server));
-        transport.shared().framing = Framing::Length(6);
-        let mut first = transport.incoming_body(Some(6));
-        client.write_all(b"onetwo").await.expect("write accepted");
-        assert_eq!(next_chunk(&mut first).await, Ok(Some(Bytes::from_static(b"onetwo"))));
-
-        transport.shared().finish_body();
-        transport.shared().framing = Framing::Length(5);
-        let mut second = transport.incoming_body(Some(5));
-        client.write_all(b"three").await.expect("write accepted");
-        assert_eq!((next_chunk(&mut first).await, first.is_ended()), (Err(BodySourceError::Aborted), false));
-        assert_eq!(next_chunk(&mut second).await, Ok(Some(Bytes::from_static(b"three"))));
-        assert!(second.is_ended());
-    }
-
-    #[tokio::test]
-    async fn body_reader_does_not_keep_connection_open() {
-        let (mut client, server) = UnixStream::pair().expect("a pair");
-        let transport = Transport::new(Stream::Unix(server));
-        transport.shared().framing = Framing::Length(6);
-        let mut body = transport.incoming_body(Some(6));
-        drop(transport);
-        assert_eq!(client.read(&mut [0; 1]).await.expect("the end"), 0);
-        assert_eq!(next_chunk(&mut body).await, Err(BodySourceError::Aborted));
-    }
-}
+mod tests;

@@ -1,7 +1,7 @@
-//! The server side of an HTTP/2 connection before its first request. hyper, whose state takes 20 KiB, is created
-//! when the first complete header block has arrived, or a frame that only hyper handles.
+//! The server side of an HTTP/2 connection before its first request. h2, whose state takes 20 KiB, is created
+//! when the first complete header block has arrived, or a frame that only h2 handles.
 //!
-//! Until then the proxy sends its own SETTINGS and acknowledges the client's. hyper sends both again;
+//! Until then the proxy sends its own SETTINGS and acknowledges the client's. h2 sends both again;
 //! [`DuplicateFilter`] removes these.
 
 use std::io;
@@ -16,12 +16,12 @@ const SETTINGS_MAX_HEADER_LIST_SIZE: u8 = 6;
 
 /// SETTINGS frame with the ACK flag.
 pub(super) const SETTINGS_ACK: [u8; FRAME_HEADER_BYTES] = [0, 0, 0, 4, 1, 0, 0, 0, 0];
-/// Maximum number of SETTINGS frames acknowledged before hyper is created.
+/// Maximum number of SETTINGS frames acknowledged before h2 is created.
 pub(super) const MAX_ACKS: usize = 4;
 /// GOAWAY frame with ENHANCE_YOUR_CALM and last stream 0: no stream was processed.
 pub(super) const GOAWAY: [u8; 17] = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 11];
 
-/// The SETTINGS frame that hyper sends, byte for byte.
+/// The SETTINGS frame that h2 sends, byte for byte.
 pub(super) fn settings_frame() -> Vec<u8> {
     let settings = [
         (SETTINGS_MAX_CONCURRENT_STREAMS, super::MAX_CONCURRENT_STREAMS),
@@ -37,10 +37,10 @@ pub(super) fn settings_frame() -> Vec<u8> {
     frame
 }
 
-/// Removes the frames from hyper's output that the client has received before.
+/// Removes the frames from h2's output that the client has received before.
 #[derive(Debug, Default)]
 pub(super) struct DuplicateFilter {
-    /// Bytes of hyper's SETTINGS frame still to be removed.
+    /// Bytes of h2's SETTINGS frame still to be removed.
     settings_bytes: usize,
     /// Acknowledgements still to be removed.
     acks: usize,
@@ -48,7 +48,7 @@ pub(super) struct DuplicateFilter {
     frame_remaining: usize,
 }
 
-/// What to do with the first bytes of hyper's output.
+/// What to do with the first bytes of h2's output.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum FilterAction {
     /// Skip this many bytes.
@@ -58,22 +58,22 @@ pub(super) enum FilterAction {
 }
 
 impl DuplicateFilter {
-    /// Records that the client was sent the SETTINGS frame, of this length. Call this before hyper writes.
+    /// Records that the client was sent the SETTINGS frame, of this length. Call this before h2 writes.
     pub(super) fn record_settings_sent(&mut self, length: usize) {
         self.settings_bytes = length;
     }
 
-    /// Records that the client was sent an acknowledgement. Call this before hyper writes.
+    /// Records that the client was sent an acknowledgement. Call this before h2 writes.
     pub(super) fn record_ack_sent(&mut self) {
         self.acks += 1;
     }
 
-    /// Before hyper writes: whether the SETTINGS frame was sent.
+    /// Before h2 writes: whether the SETTINGS frame was sent.
     pub(super) fn is_settings_sent(&self) -> bool {
         self.settings_bytes > 0
     }
 
-    /// Before hyper writes: number of acknowledgements sent.
+    /// Before h2 writes: number of acknowledgements sent.
     pub(super) fn acks_sent(&self) -> usize {
         self.acks
     }
@@ -92,7 +92,7 @@ impl DuplicateFilter {
             return Ok(FilterAction::Skip(skipped));
         }
         if self.frame_remaining == 0 {
-            // hyper writes a frame header in one call.
+            // h2 writes a frame header in one call.
             let Some([high, middle, low, ..]) = bytes.first_chunk::<FRAME_HEADER_BYTES>() else {
                 return Err(io::ErrorKind::InvalidData.into());
             };
@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn frames_sent_before_hyper_are_filtered() {
+    fn frames_sent_before_h2_are_filtered() {
         let window_update = [0, 0, 4, 8, 0, 0, 0, 0, 0, 0, 3, 0, 0];
         let output =
             [&settings_frame()[..], &window_update, &SETTINGS_ACK, &window_update, &SETTINGS_ACK].concat();

@@ -4,6 +4,7 @@ use crate::server::HTTP2_PREFACE;
 
 /// Size of a frame header (RFC 9113 §4.1).
 pub(super) const FRAME_HEADER_BYTES: usize = 9;
+const DATA_FRAME: u8 = 0;
 const HEADERS_FRAME: u8 = 1;
 const PRIORITY_FRAME: u8 = 2;
 const SETTINGS_FRAME: u8 = 4;
@@ -30,7 +31,9 @@ pub(super) struct FrameTracker {
     in_settings: bool,
     /// Complete SETTINGS frames so far that must be acknowledged.
     settings_frames: usize,
-    /// A frame other than HEADERS, CONTINUATION, SETTINGS, WINDOW_UPDATE and PRIORITY was seen: only hyper handles it.
+    /// Frames so far other than DATA, HEADERS and CONTINUATION.
+    control_frames: usize,
+    /// A frame other than HEADERS, CONTINUATION, SETTINGS, WINDOW_UPDATE and PRIORITY was seen: only h2 handles it.
     has_other_frames: bool,
 }
 
@@ -45,6 +48,7 @@ impl Default for FrameTracker {
             header_bytes: 0,
             in_settings: false,
             settings_frames: 0,
+            control_frames: 0,
             has_other_frames: false,
         }
     }
@@ -73,6 +77,7 @@ impl FrameTracker {
         self.in_header_block = matches!(kind, HEADERS_FRAME | CONTINUATION_FRAME);
         self.expects_continuation = self.in_header_block && flags & END_HEADERS_FLAG == 0;
         self.header_bytes += if self.in_header_block { FRAME_HEADER_BYTES } else { 0 };
+        self.control_frames += usize::from(!self.in_header_block && kind != DATA_FRAME);
         self.in_settings = kind == SETTINGS_FRAME && flags & ACK_FLAG == 0;
         self.has_other_frames |= !matches!(
             kind,
@@ -106,6 +111,11 @@ impl FrameTracker {
     /// Whether a frame other than HEADERS, CONTINUATION, SETTINGS, WINDOW_UPDATE and PRIORITY was seen.
     pub(super) fn has_other_frames(&self) -> bool {
         self.has_other_frames
+    }
+
+    /// Number of frames other than DATA, HEADERS and CONTINUATION.
+    pub(super) fn control_frames(&self) -> usize {
+        self.control_frames
     }
 
     /// Number of bytes tracked last that belong to an incomplete frame header.
@@ -158,6 +168,7 @@ mod tests {
         assert!(is_in_header_block_after(&mut at_once, &frame(HEADERS_FRAME, END_HEADERS_FLAG, 2)[5..10]));
         assert!(!is_in_header_block_after(&mut at_once, &[1]));
         assert_eq!((at_once.settings_frames(), bytewise.settings_frames()), (1, 1));
+        assert_eq!((at_once.control_frames(), bytewise.control_frames()), (1, 1));
         assert!(at_once.has_other_frames() && bytewise.has_other_frames());
     }
 }

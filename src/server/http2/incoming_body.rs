@@ -1,66 +1,118 @@
 //! Request bodies received over HTTP/2.
 
 use std::{
-    pin::Pin,
-    task::{Context, Poll, ready},
+    cell::{Cell, RefCell},
+    future::poll_fn,
+    rc::Rc,
+    task::{Context, Poll, Waker, ready},
 };
 
 use bytes::Bytes;
-use http_body_util::BodyExt;
-use hyper::body::Incoming;
-use tokio::{runtime::Handle, time::timeout};
+use h2::RecvStream;
+use tokio::time::timeout;
 
-use super::activity::{Activity, PendingRefusal};
+use super::connection_state::{ConnectionState, UnreadBody};
 use crate::server::{LINGER_TIMEOUT, MAX_LINGER_BYTES};
 use crate::{
     http1::framing::copy_if_small,
     request_body::{BodySource, BodySourceError, RequestBody},
 };
 
-/// A request body as hyper reads it.
+/// A request body as h2 receives it.
 pub(super) struct Http2IncomingBody {
-    body: Option<Incoming>,
-    activity: Activity,
+    /// `None` once the end was read.
+    stream: Option<RecvStream>,
+    content_length: Option<u64>,
+    continue_signal: Option<Rc<ContinueSignal>>,
+    connection: Rc<ConnectionState>,
+}
+
+/// Tells the stream's future that the body is being read, for `Expect: 100-continue`.
+#[derive(Default)]
+pub(super) struct ContinueSignal {
+    due: Cell<bool>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl ContinueSignal {
+    /// Whether the interim response is due; true once.
+    pub(super) fn take_due(&self, cx: &Context<'_>) -> bool {
+        let due = self.due.take();
+        *self.waker.borrow_mut() = (!due).then(|| cx.waker().clone());
+        due
+    }
+
+    fn set_due(&self) {
+        self.due.set(true);
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
 }
 
 impl Http2IncomingBody {
-    /// Wraps the body of a request on this connection.
-    pub(super) fn from_incoming(incoming: Incoming, activity: &Activity) -> RequestBody {
-        use http_body::Body as _;
-        if incoming.is_end_stream() {
+    /// Wraps the body of a request on this connection. `continue_signal`: the client waits for `100 Continue`.
+    pub(super) fn wrap(
+        stream: RecvStream,
+        content_length: Option<u64>,
+        continue_signal: Option<Rc<ContinueSignal>>,
+        connection: &Rc<ConnectionState>,
+    ) -> RequestBody {
+        if stream.is_end_stream() {
             return RequestBody::None;
         }
-        RequestBody::Streamed(Box::new(Self { body: Some(incoming), activity: activity.clone() }))
+        let body =
+            Self { stream: Some(stream), content_length, continue_signal, connection: connection.clone() };
+        RequestBody::Streamed(Box::new(body))
+    }
+}
+
+/// The next chunk of a body; `None` at its end, which only END_STREAM marks. Trailers are dropped: they are not
+/// forwarded to WeCom.
+fn poll_data(stream: &mut RecvStream, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, BodySourceError>> {
+    loop {
+        match ready!(stream.poll_data(cx)) {
+            Some(Ok(data)) => {
+                // The window bounds what waits to be read; what was read counts no more.
+                let _ = stream.flow_control().release_capacity(data.len());
+                if !data.is_empty() {
+                    return Poll::Ready(Ok(Some(data)));
+                }
+            }
+            Some(Err(_)) => return Poll::Ready(Err(BodySourceError::Aborted)),
+            None => break,
+        }
+    }
+    let trailers = ready!(stream.poll_trailers(cx));
+    match trailers.is_ok() && stream.is_end_stream() {
+        true => Poll::Ready(Ok(None)),
+        false => Poll::Ready(Err(BodySourceError::Aborted)),
     }
 }
 
 impl BodySource for Http2IncomingBody {
     fn content_length(&self) -> Option<u64> {
-        use http_body::Body as _;
-        self.body.as_ref().and_then(|body| body.size_hint().exact())
+        self.content_length
     }
 
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, BodySourceError>> {
-        use http_body::Body as _;
-        loop {
-            let Some(body) = &mut self.body else { return Poll::Ready(Ok(None)) };
-            match ready!(Pin::new(&mut *body).poll_frame(cx)) {
-                // Trailers are dropped: they are not forwarded to WeCom.
-                Some(Ok(frame)) => match frame.into_data() {
-                    Ok(data) if !data.is_empty() => return Poll::Ready(Ok(Some(copy_if_small(data)))),
-                    _ => {}
-                },
-                Some(Err(_)) => return Poll::Ready(Err(BodySourceError::Aborted)),
-                None if body.is_end_stream() => self.body = None,
-                // hyper also ends a body without an error when its client resets the stream with NO_ERROR.
-                None => return Poll::Ready(Err(BodySourceError::Aborted)),
+        let Some(stream) = &mut self.stream else { return Poll::Ready(Ok(None)) };
+        let Poll::Ready(data) = poll_data(stream, cx) else {
+            if let Some(signal) = self.continue_signal.take() {
+                signal.set_due();
             }
+            return Poll::Pending;
+        };
+        self.continue_signal = None;
+        let data = data?;
+        if data.is_none() {
+            self.stream = None;
         }
+        Poll::Ready(Ok(data.map(copy_if_small)))
     }
 
     fn is_ended(&self) -> bool {
-        use http_body::Body as _;
-        self.body.as_ref().is_none_or(Incoming::is_end_stream)
+        self.stream.as_ref().is_none_or(RecvStream::is_end_stream)
     }
 }
 
@@ -70,22 +122,22 @@ impl Drop for Http2IncomingBody {
         if self.is_ended() {
             return;
         }
-        let (Some(body), Ok(runtime)) = (self.body.take(), Handle::try_current()) else { return };
+        let Some(stream) = self.stream.take() else { return };
         // Without an authorized request the number of such bodies is bounded.
-        let pending_refusal =
-            if self.activity.is_authorized() { None } else { self.activity.try_begin_refusal() };
-        if pending_refusal.is_some() || self.activity.is_authorized() {
-            runtime.spawn(discard_body(body, pending_refusal));
+        let is_authorized = self.connection.is_authorized();
+        let pending_rejection = if is_authorized { None } else { self.connection.try_begin_rejection() };
+        if is_authorized || pending_rejection.is_some() {
+            self.connection.discard_body(UnreadBody { stream, _pending_rejection: pending_rejection });
         }
     }
 }
 
 /// Reads and discards the rest of a body, within bounds.
-async fn discard_body(mut body: Incoming, _pending_refusal: Option<PendingRefusal>) {
+pub(super) async fn discard(mut body: UnreadBody) {
     let discard_all = async {
         let mut discarded_bytes = 0;
-        while let Some(Ok(frame)) = body.frame().await {
-            discarded_bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
+        while let Ok(Some(data)) = poll_fn(|cx| poll_data(&mut body.stream, cx)).await {
+            discarded_bytes += data.len() as u64;
             if discarded_bytes > MAX_LINGER_BYTES {
                 return;
             }

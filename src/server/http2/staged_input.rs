@@ -1,9 +1,10 @@
-//! Bytes that an HTTP/2 client has sent and hyper has not read yet.
+//! Bytes that an HTTP/2 client has sent and h2 has not read yet.
 //!
-//! hyper decodes a header block while it arrives, and one that never ends may expand to many times its size. Until a
-//! request was authorized hyper gets complete header blocks only.
+//! h2 decodes a header block while it arrives, and one that never ends may expand to many times its size. Until a
+//! request was authorized h2 gets complete header blocks only.
 
 use std::{
+    cell::Cell,
     io,
     pin::Pin,
     task::{Context, Poll, ready},
@@ -14,49 +15,91 @@ use tokio::io::{AsyncRead, ReadBuf};
 
 use super::frame_tracker::FrameTracker;
 use crate::http1::{buffer_pool, io::Stream};
-use crate::server::HTTP2_PREFACE;
+use crate::secret::wipe;
+use crate::server::{HTTP2_PREFACE, MAX_HEAD_BYTES};
 
-/// Maximum number of bytes to the end of a connection's first header block, with preface and SETTINGS, before hyper is
-/// created. Together with its task such a connection takes less than 64 KiB.
+/// Maximum number of bytes to the end of a header block while no request was authorized, with what comes before the
+/// first: a header list of [`MAX_HEAD_BYTES`] takes no more.
+const MAX_STAGED_BYTES: usize = MAX_HEAD_BYTES + MAX_SETTINGS_BYTES;
+/// Up to this size a connection's first header block is staged on any connection: together with its task such a
+/// connection takes less than 64 KiB. A larger one takes a [`LargeHead`].
 const MAX_FIRST_HEAD_BYTES: usize = 54 * 1024;
-/// Maximum size of a later header block while no request was authorized: hyper's buffers take another 20 KiB.
-const MAX_UNAUTHORIZED_HEAD_BYTES: usize = 32 * 1024;
-/// The rest of a header block larger than this is read only when no refusal is pending.
-const MAX_HEAD_DURING_REFUSALS_BYTES: usize = 2 * 1024;
+/// The same for later header blocks: h2's buffers take another 20 KiB.
+const MAX_LATER_HEAD_BYTES: usize = 32 * 1024;
+/// So much less under TLS, whose state and buffers take 17 KiB after a full record.
+const TLS_STATE_BYTES: usize = 18 * 1024;
+/// Maximum number of connections of a worker that stage larger header blocks at the same time.
+const MAX_LARGE_HEADS: usize = 8;
+/// The rest of a header block larger than this is read only when no rejection is pending.
+const MAX_HEAD_DURING_REJECTIONS_BYTES: usize = 2 * 1024;
 /// Budget: header blocks of this total size without an authorized request end the connection as soon as all that the
 /// client has sent was read.
-const MAX_UNAUTHORIZED_BUDGET_BYTES: usize = 32 * 1024;
+const MAX_HEADER_BYTES_WHEN_DRAINED: usize = 32 * 1024;
 /// Hard budget: header blocks of this total size end the connection even if more waits in the socket.
-const MAX_BURST_BUDGET_BYTES: usize = 1024 * 1024;
-/// Maximum number of bytes before a connection's first header block that do not need hyper.
+const MAX_HEADER_BYTES: usize = 1024 * 1024;
+/// Budget: this many frames other than DATA and header blocks without an authorized request end the connection. A client
+/// sends a few; each costs h2 more than it costs the sender.
+const MAX_UNAUTHORIZED_CONTROL_FRAMES: usize = 256;
+/// Maximum number of bytes before a connection's first header block that do not need h2.
 const MAX_SETTINGS_BYTES: usize = 1024;
 /// Frames, or parts of them, that are released at once outside of header blocks, so that other tasks run in between.
-const MAX_FRAMES_PER_READ: usize = 32;
+const MAX_FRAMES_PER_READ: usize = 16;
 /// Size of one read.
 const READ_BYTES: usize = 2 * 1024;
 /// Granularity of the buffer's size, while it is small and later.
 const BUFFER_GROWTH_BYTES: [usize; 2] = [256, 2 * 1024];
-/// The client's acknowledgement of the PING that hyper sends with its first GOAWAY, made up by the proxy: hyper then
-/// sends its final GOAWAY, which names the last stream, without waiting for the client. The payload is h2's private
-/// constant `SHUTDOWN_PAYLOAD` (h2/src/frame/ping.rs).
-const SHUTDOWN_PING_ACK: [u8; 17] =
-    [0, 0, 8, 6, 1, 0, 0, 0, 0, 0x0b, 0x7b, 0xa2, 0xf0, 0x8b, 0x9b, 0xfe, 0x54];
 
-/// Bytes on their way to hyper.
+/// Bytes on their way to h2.
 #[derive(Debug)]
 pub(super) struct StagedInput {
     buffer: BytesMut,
     /// Number of bytes that were tracked.
     tracked: usize,
-    /// Number of bytes that hyper may read.
+    /// Number of bytes that h2 may read.
     releasable: usize,
     frames: FrameTracker,
+    /// [`TLS_STATE_BYTES`], or 0 without TLS.
+    tls_bytes: usize,
+    /// Held while a large header block is staged.
+    large_head: Option<LargeHead>,
+}
+
+thread_local! {
+    static LARGE_HEADS: Cell<usize> = const { Cell::new(0) };
+}
+
+/// One of the [`MAX_LARGE_HEADS`] of this thread.
+#[derive(Debug)]
+struct LargeHead;
+
+impl LargeHead {
+    fn try_acquire() -> Option<Self> {
+        let held = LARGE_HEADS.get();
+        (held < MAX_LARGE_HEADS).then(|| {
+            LARGE_HEADS.set(held + 1);
+            Self
+        })
+    }
+}
+
+impl Drop for LargeHead {
+    fn drop(&mut self) {
+        LARGE_HEADS.set(LARGE_HEADS.get() - 1);
+    }
 }
 
 impl StagedInput {
     /// Starts with the bytes that were read while the protocol was detected.
-    pub(super) fn new(buffer: BytesMut) -> Self {
-        Self { buffer, tracked: 0, releasable: 0, frames: FrameTracker::default() }
+    pub(super) fn new(buffer: BytesMut, under_tls: bool) -> Self {
+        let tls_bytes = if under_tls { TLS_STATE_BYTES } else { 0 };
+        Self {
+            buffer,
+            tracked: 0,
+            releasable: 0,
+            frames: FrameTracker::default(),
+            tls_bytes,
+            large_head: None,
+        }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -71,29 +114,45 @@ impl StagedInput {
     /// Whether the budget for header blocks without an authorized request is used up; `input_drained`: the client has
     /// sent no more.
     pub(super) fn is_header_budget_exhausted(&self, input_drained: bool) -> bool {
-        let max_bytes = if input_drained { MAX_UNAUTHORIZED_BUDGET_BYTES } else { MAX_BURST_BUDGET_BYTES };
+        let max_bytes = if input_drained { MAX_HEADER_BYTES_WHEN_DRAINED } else { MAX_HEADER_BYTES };
         self.releasable == 0 && !self.frames.is_in_header_block() && self.frames.header_bytes() > max_bytes
     }
 
+    /// Whether more control frames came than a connection without an authorized request may send.
+    pub(super) fn has_too_many_control_frames(&self) -> bool {
+        self.frames.control_frames() > MAX_UNAUTHORIZED_CONTROL_FRAMES
+    }
+
     /// Whether the bytes to the end of the connection's first header block are too many.
-    pub(super) fn first_head_exceeds_limit(&self) -> bool {
-        self.buffer.len() > MAX_FIRST_HEAD_BYTES
+    pub(super) fn first_head_exceeds_limit(&mut self) -> bool {
+        self.exceeds_limit(MAX_FIRST_HEAD_BYTES)
     }
 
     /// Whether a later header block is too large without an authorized request.
-    pub(super) fn exceeds_unauthorized_limit(&self) -> bool {
-        self.buffer.len() > MAX_UNAUTHORIZED_HEAD_BYTES
+    pub(super) fn later_head_exceeds_limit(&mut self) -> bool {
+        self.exceeds_limit(MAX_LATER_HEAD_BYTES)
     }
 
-    /// Whether the header block is so large that the rest of it waits until no refusal is pending.
-    pub(super) fn exceeds_refusals_limit(&self) -> bool {
-        self.buffer.len() > MAX_HEAD_DURING_REFUSALS_BYTES
+    /// Whether more than `max_bytes` are staged without a [`LargeHead`], or more than any connection may stage.
+    fn exceeds_limit(&mut self, max_bytes: usize) -> bool {
+        if self.buffer.len() <= max_bytes - self.tls_bytes {
+            return false;
+        }
+        if self.large_head.is_none() {
+            self.large_head = LargeHead::try_acquire();
+        }
+        self.large_head.is_none() || self.buffer.len() > MAX_STAGED_BYTES
     }
 
-    /// Whether hyper is needed: the bytes are no HTTP/2 preface, a header block is complete, a frame came that only
-    /// hyper handles, or more than [`MAX_SETTINGS_BYTES`] came outside of a header block. Must be called before
+    /// Whether the header block is so large that the rest of it waits until no rejection is pending.
+    pub(super) fn exceeds_rejections_limit(&self) -> bool {
+        self.buffer.len() > MAX_HEAD_DURING_REJECTIONS_BYTES
+    }
+
+    /// Whether h2 is needed: the bytes are no HTTP/2 preface, a header block is complete, a frame came that only
+    /// h2 handles, or more than [`MAX_SETTINGS_BYTES`] came outside of a header block. Must be called before
     /// anything is released.
-    pub(super) fn needs_hyper(&self) -> bool {
+    pub(super) fn needs_h2(&self) -> bool {
         let common = self.buffer.len().min(HTTP2_PREFACE.len());
         self.buffer[..common] != HTTP2_PREFACE[..common]
             || self.has_first_head()
@@ -107,7 +166,7 @@ impl StagedInput {
     }
 
     /// Tracks the staged bytes, to the end of the next header block at most, or for [`MAX_FRAMES_PER_READ`] frames
-    /// outside of one. Returns whether hyper may read any.
+    /// outside of one. Returns whether h2 may read any.
     pub(super) fn track_staged(&mut self) -> bool {
         let (mut ends_head, mut frames) = (self.releasable > 0, 0);
         while !ends_head
@@ -146,29 +205,26 @@ impl StagedInput {
     pub(super) fn read_releasable(&mut self, buf: &mut ReadBuf<'_>) {
         let consumed = self.releasable.min(buf.remaining());
         buf.put_slice(&self.buffer[..consumed]);
+        // Bytes of a head may be a credential, and after `advance` nothing reaches them.
+        wipe(&mut self.buffer[..consumed]);
         self.buffer.advance(consumed);
         (self.releasable, self.tracked) = (self.releasable - consumed, self.tracked - consumed);
         self.release_buffer();
     }
 
-    /// Moves any staged bytes into `buf`, as far as they fit.
-    pub(super) fn read_all(&mut self, buf: &mut ReadBuf<'_>) {
-        while self.tracked < self.buffer.len() {
-            self.tracked += self.frames.advance(&self.buffer[self.tracked..]).0;
-        }
+    /// Moves any staged bytes into `buf`, as far as they fit. Returns whether a header block ends in those that were not
+    /// tracked before.
+    pub(super) fn read_all(&mut self, buf: &mut ReadBuf<'_>) -> bool {
+        let ends_head = track_all(&mut self.frames, &self.buffer[self.tracked..]);
+        self.tracked = self.buffer.len();
         self.releasable = self.tracked;
         self.read_releasable(buf);
+        ends_head
     }
 
-    /// Tracks bytes that hyper has read directly; none may be staged. Returns whether a header block ends in them.
-    pub(super) fn track(&mut self, mut bytes: &[u8]) -> bool {
-        let mut ends_head = false;
-        while !bytes.is_empty() {
-            let (consumed, ends_here) = self.frames.advance(bytes);
-            bytes = &bytes[consumed..];
-            ends_head |= ends_here;
-        }
-        ends_head
+    /// Tracks bytes that h2 has read directly; none may be staged. Returns whether a header block ends in them.
+    pub(super) fn track(&mut self, bytes: &[u8]) -> bool {
+        track_all(&mut self.frames, bytes)
     }
 
     /// Reads once; 0 is the end of the stream.
@@ -204,18 +260,13 @@ impl StagedInput {
             if needed > BUFFER_GROWTH_BYTES[1] { BUFFER_GROWTH_BYTES[1] } else { BUFFER_GROWTH_BYTES[0] };
         let mut resized = BytesMut::with_capacity(needed.next_multiple_of(step));
         resized.extend_from_slice(&self.buffer);
+        wipe(&mut self.buffer);
         buffer_pool::release(std::mem::replace(&mut self.buffer, resized));
-    }
-
-    /// Replaces the staged bytes by the PING acknowledgement that makes hyper name the last stream in its final GOAWAY.
-    pub(super) fn stage_shutdown_ping_ack(&mut self) {
-        self.clear();
-        self.buffer.extend_from_slice(&SHUTDOWN_PING_ACK);
-        (self.tracked, self.releasable) = (SHUTDOWN_PING_ACK.len(), SHUTDOWN_PING_ACK.len());
     }
 
     /// Discards the staged bytes.
     pub(super) fn clear(&mut self) {
+        wipe(&mut self.buffer);
         self.buffer.clear();
         (self.tracked, self.releasable) = (0, 0);
         self.release_buffer();
@@ -225,6 +276,62 @@ impl StagedInput {
     fn release_buffer(&mut self) {
         if self.buffer.is_empty() {
             buffer_pool::release(std::mem::take(&mut self.buffer));
+            self.large_head = None;
+        }
+    }
+}
+
+impl Drop for StagedInput {
+    fn drop(&mut self) {
+        wipe(&mut self.buffer);
+    }
+}
+
+/// Tracks bytes. Returns whether a header block ends in them.
+fn track_all(frames: &mut FrameTracker, mut bytes: &[u8]) -> bool {
+    let mut ends_head = false;
+    while !bytes.is_empty() {
+        let (consumed, ends_here) = frames.advance(bytes);
+        bytes = &bytes[consumed..];
+        ends_head |= ends_here;
+    }
+    ends_head
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn staged_head_that_ends_is_reported_and_wiped() {
+        // HEADERS with END_HEADERS and END_STREAM on stream 1, then the begin of one on stream 3.
+        let first = b"\0\0\x04\x01\x05\0\0\0\x01abcd";
+        let second = b"\0\0\x04\x01\x05\0\0\0\x03ab";
+        let bytes = [HTTP2_PREFACE, first, second].concat();
+        let mut staged = StagedInput::new(BytesMut::from(&bytes[..HTTP2_PREFACE.len() + 9]), false);
+        staged.track_first_head();
+        assert!(staged.is_in_header_block());
+        staged.append(&bytes[HTTP2_PREFACE.len() + 9..]);
+        let mut space = vec![0; bytes.len()];
+        let mut buf = ReadBuf::new(&mut space);
+        assert!(staged.read_all(&mut buf), "the block on stream 1 ends");
+        assert_eq!(buf.filled(), bytes);
+        assert!(staged.is_in_header_block() && staged.is_empty());
+    }
+
+    #[test]
+    fn less_of_a_head_is_staged_under_tls_without_a_slot() {
+        // Those of other connections.
+        let _slots: Vec<_> = std::iter::from_fn(LargeHead::try_acquire).collect();
+        for (under_tls, tls_bytes) in [(false, 0), (true, TLS_STATE_BYTES)] {
+            for extra in [0, 1] {
+                let exceeds = |max_bytes, limit: fn(&mut StagedInput) -> bool| {
+                    let bytes = BytesMut::zeroed(max_bytes - tls_bytes + extra);
+                    limit(&mut StagedInput::new(bytes, under_tls))
+                };
+                assert_eq!(exceeds(MAX_FIRST_HEAD_BYTES, StagedInput::first_head_exceeds_limit), extra > 0);
+                assert_eq!(exceeds(MAX_LATER_HEAD_BYTES, StagedInput::later_head_exceeds_limit), extra > 0);
+            }
         }
     }
 }

@@ -29,8 +29,12 @@ pub enum InheritedError {
     )]
     NoPath(usize),
     /// The configuration does not contain its address.
-    #[error("inherited socket {0} (LISTEN_FDS) is not in server.listen or admin.listen")]
-    NotConfigured(Address),
+    #[error(
+        "inherited socket {0} (LISTEN_FDS) is not in server.listen or admin.listen, which name {configured}: write the same \
+         address there and in the socket unit",
+        configured = .1.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    )]
+    NotConfigured(Address, Vec<Address>),
 }
 
 impl Inherited {
@@ -55,12 +59,16 @@ impl Inherited {
         Some(self.0.swap_remove(nth))
     }
 
-    /// Fails if a socket was not taken.
-    pub fn ensure_all_used(self) -> Result<(), InheritedError> {
-        match self.0.into_iter().next() {
-            Some(bound) => Err(InheritedError::NotConfigured(bound.address)),
-            None => Ok(()),
+    /// Fails if there is a socket that none of these addresses will take.
+    pub fn ensure_configured(&self, addresses: &[Address]) -> Result<(), InheritedError> {
+        let mut left = addresses.to_vec();
+        for bound in &self.0 {
+            match left.iter().position(|address| *address == bound.address) {
+                Some(nth) => drop(left.swap_remove(nth)),
+                None => return Err(InheritedError::NotConfigured(bound.address.clone(), addresses.to_vec())),
+            }
         }
+        Ok(())
     }
 }
 

@@ -56,9 +56,14 @@ impl Formatter<'_> {
         }
         self.write_optional_text(field_name!("client"), entry.client);
         self.write_optional_text(field_name!("agent"), entry.agent);
+        self.write_optional_text(field_name!("upstream"), entry.upstream);
         self.write_bare(field_name!("method"), entry.method);
         self.write_text(field_name!("path"), entry.path);
         self.write_number(field_name!("status"), u64::from(entry.status));
+        // The proxy's own errors have a kind.
+        if entry.status >= 500 && entry.error.is_none() {
+            self.write_text(field_name!("by"), "wecom");
+        }
         self.write_optional_errcode(field_name!("errcode"), entry.errcode);
         self.write_optional_errcode(field_name!("retried"), entry.retried);
         self.write_optional_text(field_name!("error"), entry.error);
@@ -137,7 +142,7 @@ impl Formatter<'_> {
 
     fn write_number(&mut self, name: &FieldName, number: u64) {
         self.write_name(name);
-        write_decimal(self.out, number, 1);
+        write_decimal(self.out, number);
     }
 
     fn write_optional_errcode(&mut self, name: &FieldName, errcode: Option<i64>) {
@@ -146,7 +151,7 @@ impl Formatter<'_> {
         if errcode < 0 {
             self.out.push(b'-');
         }
-        write_decimal(self.out, errcode.unsigned_abs(), 1);
+        write_decimal(self.out, errcode.unsigned_abs());
     }
 
     fn write_bool(&mut self, name: &FieldName, flag: bool) {
@@ -157,10 +162,18 @@ impl Formatter<'_> {
     /// Milliseconds, rounded to three decimals.
     fn write_milliseconds(&mut self, name: &FieldName, duration: Duration) {
         self.write_name(name);
-        let micros = u64::try_from((duration.as_nanos() + 500) / 1000).unwrap_or(u64::MAX);
-        write_decimal(self.out, micros / 1000, 1);
+        // Usually there was no wait.
+        if duration.is_zero() {
+            return self.out.extend_from_slice(b"0.000");
+        }
+        let rounded = u64::from((duration.subsec_nanos() + 500) / 1000);
+        let micros = duration.as_secs().saturating_mul(1_000_000).saturating_add(rounded);
+        let mut buffer = itoa::Buffer::new();
+        // The leading 1 keeps the zeros, and is cut off.
+        let decimals = &buffer.format(1000 + micros % 1000).as_bytes()[1..];
+        write_decimal(self.out, micros / 1000);
         self.out.push(b'.');
-        write_decimal(self.out, micros % 1000, 3);
+        self.out.extend_from_slice(decimals);
     }
 
     /// A quoted text, with escapes for quotes, line ends and control characters.
@@ -239,16 +252,12 @@ fn write_ipv4(out: &mut Vec<u8>, address: Ipv4Addr) {
         if nth > 0 {
             out.push(b'.');
         }
-        write_decimal(out, u64::from(octet), 1);
+        write_decimal(out, u64::from(octet));
     }
 }
 
-/// A number with at least `min_digits` digits.
-fn write_decimal(out: &mut Vec<u8>, number: u64, min_digits: usize) {
-    let mut buffer = itoa::Buffer::new();
-    let digits = buffer.format(number).as_bytes();
-    out.extend((digits.len()..min_digits).map(|_| b'0'));
-    out.extend_from_slice(digits);
+fn write_decimal(out: &mut Vec<u8>, number: u64) {
+    out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
 }
 
 #[cfg(test)]

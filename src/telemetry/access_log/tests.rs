@@ -11,40 +11,24 @@ use proptest::{option, prelude::*};
 use tracing_subscriber::{EnvFilter, fmt::MakeWriter, layer::SubscriberExt, reload};
 
 use super::*;
-use crate::config;
+use crate::config::{self, LoggedRequests};
 
 /// Longer than any wait here takes on a busy machine.
 const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
 fn log_config(format: LogFormat) -> LogConfig {
-    LogConfig { format, level: config::LogLevel::Info, access: true }
+    LogConfig { format, level: config::LogLevel::Info, access: LoggedRequests::All, access_file: None }
 }
 
 /// The entry of a request with this id.
 fn entry(request_id: &str) -> AccessLogEntry<'_> {
     AccessLogEntry {
-        level: Level::Info,
-        ended_at: SystemTime::UNIX_EPOCH,
         request_id,
-        trace_id: None,
-        peer: None,
-        client: None,
-        agent: None,
         method: "GET",
         path: "/",
         status: 200,
-        errcode: None,
-        retried: None,
-        error: None,
-        reason: None,
-        first_attempt: None,
-        request_bytes: None,
-        response_bytes: 0,
         complete: true,
-        token_time: Duration::ZERO,
-        upstream_time: Duration::ZERO,
-        total_time: Duration::ZERO,
-        hint: None,
+        ..AccessLogEntry::default()
     }
 }
 
@@ -62,10 +46,12 @@ fn format_writes_fields_in_order() {
         peer: Some(IpAddr::from([192, 0, 2, 10])),
         client: Some("billing"),
         agent: Some("hr"),
+        upstream: Some("private"),
         method: "POST",
         path: "/hr/cgi-bin/\"x\"",
         status: 502,
         errcode: Some(-1),
+        is_wecom_errcode: false,
         retried: Some(42001),
         error: Some("upstream-broke"),
         reason: Some("WeCom said:\n没有"),
@@ -78,14 +64,14 @@ fn format_writes_fields_in_order() {
     };
     let text = concat!(
         "1970-01-01T00:00:00.000000Z  WARN access: request request_id=\"a-1\" trace_id=\"4bf92f3577b34da6a3ce929d0e0e4736\" peer=192.0.2.10 client=\"billing\" ",
-        "agent=\"hr\" method=POST path=\"/hr/cgi-bin/\\\"x\\\"\" status=502 errcode=-1 retried=42001 ",
+        "agent=\"hr\" upstream=\"private\" method=POST path=\"/hr/cgi-bin/\\\"x\\\"\" status=502 errcode=-1 retried=42001 ",
         "error=\"upstream-broke\" reason=\"WeCom said:\\n没有\" request_bytes=4096 bytes=18446744073709551615 whole=false ",
         "token_ms=0.000 upstream_ms=1.499 total_ms=61002.000\n"
     );
     assert_eq!(format_entry(Layout::Plain, &entry), text);
     let json = concat!(
         r#"{"timestamp":"1970-01-01T00:00:00.000000Z","level":"WARN","message":"request","request_id":"a-1","trace_id":"4bf92f3577b34da6a3ce929d0e0e4736","#,
-        r#""peer":"192.0.2.10","client":"billing","agent":"hr","method":"POST","path":"/hr/cgi-bin/\"x\"","#,
+        r#""peer":"192.0.2.10","client":"billing","agent":"hr","upstream":"private","method":"POST","path":"/hr/cgi-bin/\"x\"","#,
         r#""status":502,"errcode":-1,"retried":42001,"error":"upstream-broke","reason":"WeCom said:\n没有","#,
         r#""request_bytes":4096,"bytes":18446744073709551615,"whole":false,"token_ms":0.000,"upstream_ms":1.499,"#,
         r#""total_ms":61002.000,"target":"access"}"#,
@@ -100,7 +86,7 @@ struct OwnedEntry {
     warn: bool,
     texts: [String; 2],
     method: String,
-    names: [Option<String>; 5],
+    names: [Option<String>; 6],
     peer: Option<IpAddr>,
     status: u16,
     errcodes: [Option<i64>; 2],
@@ -112,7 +98,7 @@ struct OwnedEntry {
 
 impl OwnedEntry {
     fn as_entry(&self) -> AccessLogEntry<'_> {
-        let [client, agent, error, reason, hint] = self.names.each_ref().map(Option::as_deref);
+        let [client, agent, upstream_name, error, reason, hint] = self.names.each_ref().map(Option::as_deref);
         let [token, upstream, total] = self.micros.map(Duration::from_micros);
         AccessLogEntry {
             level: if self.warn { Level::Warn } else { Level::Info },
@@ -122,10 +108,12 @@ impl OwnedEntry {
             peer: self.peer,
             client,
             agent,
+            upstream: upstream_name,
             method: &self.method,
             path: &self.texts[1],
             status: self.status,
             errcode: self.errcodes[0],
+            is_wecom_errcode: false,
             retried: self.errcodes[1],
             error,
             reason,
@@ -137,6 +125,7 @@ impl OwnedEntry {
             upstream_time: upstream,
             total_time: total,
             hint,
+            ..AccessLogEntry::default()
         }
     }
 }
@@ -146,7 +135,7 @@ fn any_entry(text: &'static str, method: &'static str) -> impl Strategy<Value = 
     let peer = option::of(any::<IpAddr>());
     // tracing omits zeros at the end; with another digit there, both formats write three decimals.
     let micros = (0..1u64 << 40).prop_map(|number| number / 10 * 10 + 1 + number % 9);
-    let texts = (prop::array::uniform2(text), method, prop::array::uniform5(option::of(text)), peer);
+    let texts = (prop::array::uniform2(text), method, prop::array::uniform6(option::of(text)), peer);
     let numbers = (
         any::<(bool, u16, bool)>(),
         prop::array::uniform2(option::of(any::<i64>())),
@@ -179,7 +168,7 @@ struct SharedOutput(Arc<Mutex<Vec<u8>>>);
 
 impl Write for SharedOutput {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        lock(&self.0).write(bytes)
+        self.0.lock().write(bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -208,9 +197,11 @@ fn format_with_tracing(layout: Layout, entry: &AccessLogEntry<'_>) -> String {
                 peer = entry.peer.map(tracing::field::display),
                 client = entry.client,
                 agent = entry.agent,
+                upstream = entry.upstream,
                 method = %entry.method,
                 path = entry.path,
                 status = entry.status,
+                by = (entry.status >= 500 && entry.error.is_none()).then_some("wecom"),
                 errcode = entry.errcode,
                 retried = entry.retried,
                 error = entry.error,
@@ -235,7 +226,7 @@ fn format_with_tracing(layout: Layout, entry: &AccessLogEntry<'_>) -> String {
     } else {
         tracing::subscriber::with_default(log.finish(), log_entry);
     }
-    String::from_utf8(lock(&output.0).clone()).expect("UTF-8")
+    String::from_utf8(output.0.lock().clone()).expect("UTF-8")
 }
 
 /// The line without its timestamp.
@@ -282,7 +273,7 @@ proptest! {
         let line: serde_json::Value = serde_json::from_str(&line).expect("JSON");
         prop_assert_eq!(&line["request_id"], &generated.texts[0]);
         prop_assert_eq!(&line["method"], &generated.method);
-        prop_assert_eq!(line["reason"].as_str(), generated.names[3].as_deref());
+        prop_assert_eq!(line["reason"].as_str(), generated.names[4].as_deref());
     }
 }
 
@@ -354,7 +345,8 @@ impl OutputReader {
 
 fn start_log(workers: usize) -> (AccessLog, OutputReader) {
     let (sender, receiver) = mpsc::channel();
-    let log = AccessLog::start(log_config(LogFormat::Text), workers, false, Box::new(BlockingOutput(sender)));
+    let log =
+        AccessLog::start(&log_config(LogFormat::Text), workers, false, Box::new(BlockingOutput(sender)));
     (log.expect("a thread"), OutputReader(receiver))
 }
 
@@ -390,7 +382,7 @@ fn flush_writes_all_lines_in_order_per_worker() {
     const LINES_PER_WORKER: usize = 1000;
     let output = SharedOutput::default();
     let log =
-        AccessLog::start(log_config(LogFormat::Text), 4, false, Box::new(output.clone())).expect("a thread");
+        AccessLog::start(&log_config(LogFormat::Text), 4, false, Box::new(output.clone())).expect("a thread");
     let workers: Vec<_> = (0..4)
         .map(|nth| {
             let log = log.for_worker();
@@ -401,7 +393,7 @@ fn flush_writes_all_lines_in_order_per_worker() {
         worker.join().expect("no panic");
     }
     assert!(log.flush(TEST_TIMEOUT));
-    let written = String::from_utf8(lock(&output.0).clone()).expect("UTF-8");
+    let written = String::from_utf8(output.0.lock().clone()).expect("UTF-8");
     let numbers: Vec<usize> = request_ids(&written).iter().map(|id| id.parse().expect("a number")).collect();
     for nth in 0..4 {
         let of_worker = numbers.iter().copied().filter(|number| number / LINES_PER_WORKER == nth);
@@ -473,12 +465,12 @@ fn drop_of_last_handle_writes_buffered_lines() {
 
 #[test]
 fn is_enabled_follows_reloaded_filter() {
-    let start = |every_request| {
-        let config = LogConfig { access: every_request, ..log_config(LogFormat::Text) };
-        AccessLog::start(config, 1, false, Box::new(io::sink())).expect("a thread")
+    let start = |access| {
+        let config = LogConfig { access, ..log_config(LogFormat::Text) };
+        AccessLog::start(&config, 1, false, Box::new(io::sink())).expect("a thread")
     };
     let enabled = |log: &AccessLog| [Level::Info, Level::Warn].map(|level| log.is_enabled(level));
-    let (every, failures) = (start(true), start(false));
+    let (every, failures) = (start(LoggedRequests::All), start(LoggedRequests::None));
     tracing::subscriber::with_default(tracing::subscriber::NoSubscriber::new(), || {
         assert_eq!(enabled(&every), [false, false]);
     });
@@ -490,6 +482,35 @@ fn is_enabled_follows_reloaded_filter() {
         {
             handle.reload(EnvFilter::new(directives)).expect("an installed filter");
             assert_eq!(enabled(&every), expected, "{directives}");
+        }
+    });
+}
+
+#[test]
+fn is_logged_selects_by_outcome_or_duration() {
+    let subscriber = tracing_subscriber::registry().with(EnvFilter::new("access=info"));
+    tracing::subscriber::with_default(subscriber, || {
+        let complete = AccessLogEntry { status: 200, errcode: Some(0), complete: true, ..entry("a") };
+        let second = Duration::from_secs(1);
+        for (entry, is_failed, is_slow) in [
+            (complete, false, false),
+            (AccessLogEntry { errcode: None, retried: Some(42001), ..complete }, false, false),
+            (AccessLogEntry { status: 404, ..complete }, true, false),
+            (AccessLogEntry { errcode: Some(60020), ..complete }, true, false),
+            (AccessLogEntry { complete: false, ..complete }, true, false),
+            (AccessLogEntry { total_time: second - Duration::from_nanos(1), ..complete }, false, false),
+            (AccessLogEntry { total_time: second, ..complete }, false, true),
+            (AccessLogEntry { level: Level::Warn, status: 502, ..complete }, true, true),
+        ] {
+            let is_logged = |access| {
+                let config = LogConfig { access, ..log_config(LogFormat::Text) };
+                let log = AccessLog::start(&config, 1, false, Box::new(io::sink())).expect("a thread");
+                log.is_logged(&entry)
+            };
+            let logged = [LoggedRequests::Failed, LoggedRequests::Slow].map(is_logged);
+            assert_eq!(logged, [is_failed, is_slow], "{entry:?}");
+            assert!(is_logged(LoggedRequests::All));
+            assert_eq!(is_logged(LoggedRequests::None), entry.level == Level::Warn);
         }
     });
 }

@@ -9,14 +9,17 @@ use std::{
     io::{self, ErrorKind, Write},
     mem,
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        Arc,
+        atomic::{AtomicUsize, Ordering},
     },
     thread,
     time::{Duration, Instant},
 };
 
+use parking_lot::{Condvar, Mutex};
+
 use super::LogBuffer;
+use crate::telemetry::worker_buffers::WorkerBuffers;
 
 /// How long an access log line waits for more, unless [`BATCH_BYTES`] are buffered.
 const BATCH_INTERVAL: Duration = Duration::from_millis(50);
@@ -82,12 +85,9 @@ impl Write for Stderr {
 pub(crate) struct LogBuffers(Arc<Shared>);
 
 struct Shared {
-    buffers: Mutex<Vec<Arc<Mutex<LogBuffer>>>>,
-    /// A buffer accepts no more lines above this size.
-    max_buffer_bytes: usize,
+    buffers: WorkerBuffers<LogBuffer>,
     /// The size in bytes at which a buffer wakes the writer.
     wake_threshold: AtomicUsize,
-    dropped: AtomicU64,
     commands: Mutex<Commands>,
     command_sent: Condvar,
     flushed: Condvar,
@@ -117,10 +117,8 @@ impl LogBuffers {
         out: Box<dyn Write + Send>,
     ) -> io::Result<Self> {
         let shared = Arc::new(Shared {
-            buffers: Mutex::default(),
-            max_buffer_bytes,
+            buffers: WorkerBuffers::new(max_buffer_bytes),
             wake_threshold: AtomicUsize::new(WRITER_AWAKE),
-            dropped: AtomicU64::new(0),
             commands: Mutex::default(),
             command_sent: Condvar::new(),
             flushed: Condvar::new(),
@@ -139,14 +137,12 @@ impl LogBuffers {
 
     /// Adds a buffer.
     pub(crate) fn add_buffer(&self) -> Arc<Mutex<LogBuffer>> {
-        let buffer = Arc::<Mutex<LogBuffer>>::default();
-        lock(&self.0.buffers).push(buffer.clone());
-        buffer
+        self.0.buffers.add()
     }
 
     /// Appends a line to a buffer, or drops and counts it if the buffer is full.
     pub(crate) fn append(&self, buffer: &Mutex<LogBuffer>, line: &[u8]) {
-        let mut buffer = lock(buffer);
+        let mut buffer = buffer.lock();
         match self.has_capacity(buffer.lines.len()) {
             true => buffer.lines.extend_from_slice(line),
             false => self.count_dropped(),
@@ -158,12 +154,12 @@ impl LogBuffers {
 
     /// Whether a buffer with `buffered` bytes accepts another line.
     pub(super) fn has_capacity(&self, buffered: usize) -> bool {
-        buffered < self.0.max_buffer_bytes
+        buffered < self.0.buffers.max_bytes()
     }
 
     /// Counts a dropped line.
     pub(super) fn count_dropped(&self) {
-        self.0.dropped.fetch_add(1, Ordering::Relaxed);
+        self.0.buffers.count_dropped(1);
     }
 
     /// Wakes the writer if a buffer with `buffered` bytes needs it. To be called after an append, without the buffer's
@@ -180,7 +176,7 @@ impl LogBuffers {
     }
 
     pub(super) fn dropped(&self) -> u64 {
-        self.0.dropped.load(Ordering::Relaxed)
+        self.0.buffers.dropped()
     }
 
     /// Waits until the currently buffered lines are written, for at most `timeout`; returns whether they are.
@@ -190,14 +186,14 @@ impl LogBuffers {
             commands.flushes_requested += 1;
             flush = commands.flushes_requested;
         });
-        let commands = lock(&self.0.commands);
+        let mut commands = self.0.commands.lock();
         let waited =
-            self.0.flushed.wait_timeout_while(commands, timeout, |commands| commands.flushes_done < flush);
-        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+            self.0.flushed.wait_while_for(&mut commands, |commands| commands.flushes_done < flush, timeout);
+        !waited.timed_out()
     }
 
     fn send_command(&self, set: impl FnOnce(&mut Commands)) {
-        set(&mut lock(&self.0.commands));
+        set(&mut self.0.commands.lock());
         self.0.command_sent.notify_one();
     }
 }
@@ -227,7 +223,7 @@ impl WriterThread {
             // The last report of dropped lines does not wait for the interval.
             self.report_dropped(stop || flush.is_some());
             if let Some(flush) = flush {
-                lock(&self.shared.commands).flushes_done = flush;
+                self.shared.commands.lock().flushes_done = flush;
                 self.shared.flushed.notify_all();
             }
             if stop {
@@ -239,21 +235,20 @@ impl WriterThread {
 
     /// The number of requested flushes, if not all are done, and whether to stop.
     fn pending_commands(&self) -> (Option<u64>, bool) {
-        let commands = lock(&self.shared.commands);
+        let commands = self.shared.commands.lock();
         let flush = Some(commands.flushes_requested).filter(|requested| *requested > commands.flushes_done);
         (flush, commands.stop)
     }
 
     /// Writes all buffers; returns whether there was a line.
     fn write_buffers(&mut self) -> bool {
-        let buffers = lock(&self.shared.buffers).clone();
         let mut any = false;
-        for buffer in buffers {
-            mem::swap(&mut lock(&buffer).lines, &mut self.batch);
+        for buffer in self.shared.buffers.all() {
+            mem::swap(&mut buffer.lock().lines, &mut self.batch);
             any |= !self.batch.is_empty();
             let unwritten = write_batch(&mut self.out, &self.batch);
             let dropped = memchr::memchr_iter(b'\n', unwritten).count() as u64;
-            self.shared.dropped.fetch_add(dropped, Ordering::Relaxed);
+            self.shared.buffers.count_dropped(dropped);
             self.batch.clear();
         }
         any
@@ -261,7 +256,7 @@ impl WriterThread {
 
     /// Reports the lines dropped since the last report, at most once in [`DROP_REPORT_INTERVAL`] unless `now`.
     fn report_dropped(&mut self, now: bool) {
-        let dropped = self.shared.dropped.load(Ordering::Relaxed);
+        let dropped = self.shared.buffers.dropped();
         if dropped > self.reported && (now || self.since_last_report() >= DROP_REPORT_INTERVAL) {
             let lines = dropped - self.reported;
             (self.reported, self.reported_at) = (dropped, Some(Instant::now()));
@@ -275,30 +270,30 @@ impl WriterThread {
 
     /// Waits for lines, a command or the next report. After lines were written, waits for a batch.
     fn wait(&self, after_lines: bool) {
-        let unreported = self.shared.dropped.load(Ordering::Relaxed) > self.reported;
+        let unreported = self.shared.buffers.dropped() > self.reported;
         let (threshold, timeout) = match after_lines {
             true => (BATCH_BYTES, Some(self.kind.batch_interval())),
             false => (1, unreported.then(|| DROP_REPORT_INTERVAL.saturating_sub(self.since_last_report()))),
         };
         self.shared.wake_threshold.store(threshold, Ordering::Relaxed);
         if !self.shared.has_buffered(threshold) {
-            let (commands, sent) = (lock(&self.shared.commands), &self.shared.command_sent);
+            let (mut commands, sent) = (self.shared.commands.lock(), &self.shared.command_sent);
             match timeout {
                 Some(timeout) => {
-                    drop(sent.wait_timeout_while(commands, timeout, |commands| commands.is_empty()));
+                    sent.wait_while_for(&mut commands, |commands| commands.is_empty(), timeout);
                 }
-                None => drop(sent.wait_while(commands, |commands| commands.is_empty())),
+                None => sent.wait_while(&mut commands, |commands| commands.is_empty()),
             }
         }
         self.shared.wake_threshold.store(WRITER_AWAKE, Ordering::Relaxed);
-        lock(&self.shared.commands).wake = false;
+        self.shared.commands.lock().wake = false;
     }
 }
 
 impl Shared {
     /// Whether any buffer has at least `bytes`.
     fn has_buffered(&self, bytes: usize) -> bool {
-        lock(&self.buffers).iter().any(|buffer| lock(buffer).lines.len() >= bytes)
+        self.buffers.all().iter().any(|buffer| buffer.lock().lines.len() >= bytes)
     }
 }
 
@@ -314,9 +309,4 @@ fn write_batch<'a>(out: &mut dyn Write, mut batch: &'a [u8]) -> &'a [u8] {
         }
     }
     batch
-}
-
-/// Locks, ignoring poisoning.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -5,22 +5,33 @@ use std::{
     io::{self, Write},
 };
 
+use tracing::Metadata;
 use tracing_subscriber::fmt::MakeWriter;
 
-use crate::telemetry::access_log::{escape_json, is_invisible};
+use crate::telemetry::{
+    access_log::{escape_json, is_invisible},
+    journal,
+};
 
 /// Makes a writer for each line that escapes it.
 pub(super) struct EscapingMakeWriter<W> {
     pub(super) out: W,
     /// The syntax of escapes: JSON's or Rust's.
     pub(super) json: bool,
+    /// Whether lines begin with their priority, for the journal.
+    pub(super) has_priorities: bool,
 }
 
 impl<'a, W: MakeWriter<'a>> MakeWriter<'a> for EscapingMakeWriter<W> {
     type Writer = EscapingWriter<W::Writer>;
 
     fn make_writer(&'a self) -> Self::Writer {
-        EscapingWriter { out: self.out.make_writer(), json: self.json }
+        EscapingWriter { out: self.out.make_writer(), json: self.json, prefix: b"" }
+    }
+
+    fn make_writer_for(&'a self, event: &Metadata<'_>) -> Self::Writer {
+        let prefix = if self.has_priorities { journal::prefix(*event.level()) } else { b"" };
+        EscapingWriter { prefix, ..self.make_writer() }
     }
 }
 
@@ -28,11 +39,17 @@ impl<'a, W: MakeWriter<'a>> MakeWriter<'a> for EscapingMakeWriter<W> {
 pub(super) struct EscapingWriter<W> {
     out: W,
     json: bool,
+    prefix: &'static [u8],
 }
 
 impl<W: Write> Write for EscapingWriter<W> {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.out.write_all(&escape(line, self.json))?;
+        let escaped = escape(line, self.json);
+        match self.prefix.is_empty() {
+            true => self.out.write_all(&escaped)?,
+            // In one write, like every line.
+            false => self.out.write_all(&[self.prefix, &escaped].concat())?,
+        }
         Ok(line.len())
     }
 

@@ -1,10 +1,15 @@
 //! A log writer that never blocks: another thread writes the lines.
+//!
+//! Ours, in 37 lines upon the access log's writer: `tracing-appender` adds 4 packages, bounds lines instead of bytes,
+//! reports no dropped lines, and can be flushed only by dropping it.
 
 use std::{
     io::{self, Write},
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::Duration,
 };
+
+use parking_lot::Mutex;
 
 use tracing_subscriber::fmt::MakeWriter;
 

@@ -9,7 +9,6 @@ use std::{
 use super::{
     Metrics,
     histogram::{BUCKET_BOUNDS_SECONDS, Histogram},
-    lock,
     registry::AgentMetrics,
     text_encoder::TextEncoder,
 };
@@ -24,11 +23,11 @@ struct MetricFamily {
     write: fn(&mut TextEncoder, &str, &AgentMetrics),
 }
 
-const FAMILIES: [MetricFamily; 5] = [
+const FAMILIES: [MetricFamily; 8] = [
     MetricFamily {
         name: "wecom_proxy_requests_total",
         kind: "counter",
-        help: "Requests by response status; 0: client disconnected before the response.",
+        help: "Requests by response status; aborted: client disconnected before the response.",
         write: write_requests,
     },
     MetricFamily {
@@ -55,6 +54,33 @@ const FAMILIES: [MetricFamily; 5] = [
             for (errcode, count) in counts.errcodes.sorted() {
                 write_errcode(text, "wecom_proxy_errcodes_total", agent, errcode, count);
             }
+        },
+    },
+    MetricFamily {
+        name: "wecom_proxy_agent_refusals_total",
+        kind: "counter",
+        help: "The proxy's own errors by agent and kind; without an agent, where none is known yet.",
+        write: |text, agent, counts| {
+            for (kind, count) in &counts.refusals {
+                let labels = [("agent", agent), ("kind", &**kind)];
+                text.write_sample("wecom_proxy_agent_refusals_total", &labels, *count);
+            }
+        },
+    },
+    MetricFamily {
+        name: "wecom_proxy_request_bytes_total",
+        kind: "counter",
+        help: "Bytes of request bodies.",
+        write: |text, agent, counts| {
+            text.write_sample("wecom_proxy_request_bytes_total", &[("agent", agent)], counts.request_bytes);
+        },
+    },
+    MetricFamily {
+        name: "wecom_proxy_response_bytes_total",
+        kind: "counter",
+        help: "Bytes of response bodies.",
+        write: |text, agent, counts| {
+            text.write_sample("wecom_proxy_response_bytes_total", &[("agent", agent)], counts.response_bytes);
         },
     },
     MetricFamily {
@@ -89,7 +115,7 @@ impl Iterator for AgentFamilies {
 
     fn next(&mut self) -> Option<String> {
         let mut text = TextEncoder::default();
-        let registry = lock(&self.metrics.registry);
+        let registry = self.metrics.registry.lock();
         while let Some(family) = FAMILIES.get(self.family_index) {
             let rest = match &self.last_agent {
                 Some(after) => registry.agents.range::<str, _>((Excluded(&**after), Unbounded)),
@@ -115,7 +141,12 @@ fn write_requests(text: &mut TextEncoder, agent: &str, counts: &AgentMetrics) {
     for (client, statuses) in &counts.statuses_by_client {
         for (status, count) in statuses.sorted() {
             let mut digits = itoa::Buffer::new();
-            let status = status.map_or("other", |status| digits.format(status));
+            let status = match status {
+                None => "other",
+                // The caller left before there was a response.
+                Some(0) => "aborted",
+                Some(status) => digits.format(status),
+            };
             let labels = [("agent", agent), ("client", &**client), ("status", status)];
             text.write_sample("wecom_proxy_requests_total", &labels, count);
         }
@@ -148,7 +179,7 @@ mod tests {
         let metrics = Arc::new(Metrics::default());
         for nth in 0..AGENTS {
             let name = format!("agent-{nth}");
-            lock(&metrics.registry).agents.entry(name.into()).or_default().errcodes.add(0, 1, 1);
+            metrics.registry.lock().agents.entry(name.into()).or_default().errcodes.add(0, 1, 1);
         }
         let pages: Vec<_> = AgentFamilies::new(metrics.clone()).collect();
         assert!(pages.iter().all(|page| page.len() < PAGE_BYTES + 8 * 1024));
@@ -157,14 +188,14 @@ mod tests {
             ("# TYPE wecom_proxy_errcodes_total counter", 1),
             ("wecom_proxy_errcodes_total{", AGENTS),
             ("wecom_proxy_request_duration_seconds_count{", AGENTS),
-            ("wecom_proxy_upstream_duration_seconds_bucket{", 16 * AGENTS),
+            ("wecom_proxy_upstream_duration_seconds_bucket{", 24 * AGENTS),
         ] {
             assert_eq!(text.lines().filter(|found| found.starts_with(line)).count(), times, "{line}");
         }
         // Removing agents between two pages does not end the iteration.
         let mut series = AgentFamilies::new(metrics.clone());
         series.next();
-        lock(&metrics.registry).retain(|agent| agent == "agent-99", |_| true);
+        metrics.registry.lock().retain(|agent| agent == "agent-99", |_| true);
         assert!(series.map(|page| page.matches("\"agent-99\"").count()).sum::<usize>() > 16);
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// The inclusive upper bounds of the buckets in nanoseconds. One more bucket counts longer durations.
-const BUCKET_BOUNDS_NANOS: [u64; 15] = [
+const BUCKET_BOUNDS_NANOS: [u64; 23] = [
     500_000,
     1_000_000,
     2_500_000,
@@ -16,14 +16,22 @@ const BUCKET_BOUNDS_NANOS: [u64; 15] = [
     500_000_000,
     1_000_000_000,
     2_500_000_000,
+    3_000_000_000,
+    4_000_000_000,
     5_000_000_000,
+    6_000_000_000,
+    8_000_000_000,
     10_000_000_000,
+    15_000_000_000,
+    20_000_000_000,
     30_000_000_000,
+    60_000_000_000,
+    120_000_000_000,
 ];
 /// The same bounds in seconds, as `le` labels.
-pub(super) const BUCKET_BOUNDS_SECONDS: [&str; 15] = [
-    "0.0005", "0.001", "0.0025", "0.005", "0.01", "0.025", "0.05", "0.1", "0.25", "0.5", "1", "2.5", "5",
-    "10", "30",
+pub(super) const BUCKET_BOUNDS_SECONDS: [&str; 23] = [
+    "0.0005", "0.001", "0.0025", "0.005", "0.01", "0.025", "0.05", "0.1", "0.25", "0.5", "1", "2.5", "3",
+    "4", "5", "6", "8", "10", "15", "20", "30", "60", "120",
 ];
 
 /// A histogram of durations.
@@ -62,6 +70,15 @@ impl Histogram {
 
     /// The quantile `q` (0 to 1), interpolated within its bucket; `None` if the histogram is empty.
     pub fn quantile(&self, q: f64) -> Option<Duration> {
+        self.quantile_in_bucket(q).map(|(quantile, _)| quantile)
+    }
+
+    /// The bounds of the bucket in which the quantile `q` lies; no upper one for the last bucket.
+    pub fn quantile_bounds(&self, q: f64) -> Option<(Duration, Option<Duration>)> {
+        self.quantile_in_bucket(q).map(|(_, bounds)| bounds)
+    }
+
+    fn quantile_in_bucket(&self, q: f64) -> Option<(Duration, (Duration, Option<Duration>))> {
         let rank = q * self.count() as f64;
         let mut below = 0;
         for (nth, count) in self.buckets.into_iter().enumerate() {
@@ -69,7 +86,9 @@ impl Histogram {
                 let floor = nth.checked_sub(1).map_or(0, |before| BUCKET_BOUNDS_NANOS[before]);
                 let ceiling = BUCKET_BOUNDS_NANOS.get(nth).copied().unwrap_or(floor);
                 let within = ((rank - below as f64) / count as f64).clamp(0.0, 1.0);
-                return Some(Duration::from_nanos(floor + ((ceiling - floor) as f64 * within) as u64));
+                let quantile = floor + ((ceiling - floor) as f64 * within) as u64;
+                let upper = BUCKET_BOUNDS_NANOS.get(nth).map(|bound| Duration::from_nanos(*bound));
+                return Some((Duration::from_nanos(quantile), (Duration::from_nanos(floor), upper)));
             }
             below += count;
         }
@@ -87,9 +106,9 @@ mod tests {
             (Duration::ZERO, 0),
             (Duration::from_micros(500), 0),
             (Duration::from_nanos(500_001), 1),
-            (Duration::from_secs(30), 14),
-            (Duration::from_secs(31), 15),
-            (Duration::MAX, 15),
+            (Duration::from_secs(30), 20),
+            (Duration::from_secs(121), 23),
+            (Duration::MAX, 23),
         ] {
             let mut histogram = Histogram::default();
             histogram.observe(duration);
@@ -111,10 +130,13 @@ mod tests {
         for _ in 0..99 {
             histogram.observe(Duration::from_millis(3));
         }
-        histogram.observe(Duration::from_secs(60));
+        histogram.observe(Duration::from_secs(300));
         let median = histogram.quantile(0.5).expect("not empty");
         assert!((Duration::from_micros(2500)..Duration::from_millis(5)).contains(&median), "{median:?}");
         assert_eq!(histogram.quantile(0.99), Some(Duration::from_millis(5)));
-        assert_eq!(histogram.quantile(1.0), Some(Duration::from_secs(30)), "the last bound");
+        let bounds = (Duration::from_micros(2500), Some(Duration::from_millis(5)));
+        assert_eq!(histogram.quantile_bounds(0.99), Some(bounds));
+        assert_eq!(histogram.quantile_bounds(1.0), Some((Duration::from_secs(120), None)));
+        assert_eq!(histogram.quantile(1.0), Some(Duration::from_secs(120)), "the last bound");
     }
 }

@@ -7,7 +7,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::{histogram::Histogram, worker_metrics::PairMetrics};
+use super::{failure::FailureCounts, histogram::Histogram, worker_metrics::PairMetrics};
+use crate::time::clock;
 
 const WINDOW_MINUTES: u64 = 60;
 /// Bounds the pairs of client and agent, and the errcodes per agent, of one minute.
@@ -24,11 +25,11 @@ struct MinuteBucket {
     /// Minutes since 1970.
     unix_minute: u64,
     requests: u64,
-    failed: u64,
+    failures: FailureCounts,
     durations: Histogram,
     errcodes: HashMap<(Arc<str>, i64), u64>,
     /// Requests and failed requests by client and agent.
-    pairs: HashMap<(Arc<str>, Arc<str>), (u64, u64)>,
+    pairs: HashMap<(Arc<str>, Arc<str>), (u64, FailureCounts)>,
     /// Requests whose pair exceeded [`MAX_ENTRIES_PER_MINUTE`].
     unlisted_requests: u64,
 }
@@ -40,9 +41,9 @@ pub struct MinuteStats {
     pub started_at: SystemTime,
     /// Requests whose response ended in this minute.
     pub requests: u64,
-    /// Failed requests: an error of the proxy's own, an errcode other than 0, a status of 500 or higher, or an
+    /// Failed requests: an error of the proxy's own, an errcode other than 0, a status of 400 or higher, or an
     /// incomplete upstream response.
-    pub failed: u64,
+    pub failures: FailureCounts,
     /// Their durations.
     pub durations: Histogram,
 }
@@ -53,9 +54,20 @@ pub struct AgentStats {
     /// The agent's requests.
     pub requests: u64,
     /// The failed ones of them.
-    pub failed: u64,
+    pub failures: FailureCounts,
     /// WeCom's errcodes, without 0.
     pub errcodes: BTreeMap<i64, u64>,
+}
+
+/// The statistics of one client.
+#[derive(Debug, Default)]
+pub struct ClientStats {
+    /// Its failed requests.
+    pub failures: FailureCounts,
+    /// Its requests by agent.
+    pub requests_by_agent: BTreeMap<Arc<str>, u64>,
+    /// The start of the last minute with a request.
+    pub last_minute: Option<SystemTime>,
 }
 
 /// The statistics of the last hour. Requests without an agent or client have an empty name.
@@ -65,8 +77,8 @@ pub struct HourStats {
     pub minutes: Vec<MinuteStats>,
     /// By agent.
     pub agents: BTreeMap<Arc<str>, AgentStats>,
-    /// Requests by client and agent.
-    pub clients: BTreeMap<Arc<str>, BTreeMap<Arc<str>, u64>>,
+    /// By client.
+    pub clients: BTreeMap<Arc<str>, ClientStats>,
     /// Requests of pairs beyond the limit.
     pub unlisted_requests: u64,
 }
@@ -112,7 +124,7 @@ impl MinuteBucket {
     fn add(&mut self, agent: &Arc<str>, client: &Arc<str>, counts: &PairMetrics) {
         let requests = counts.durations.count();
         self.requests += requests;
-        self.failed += counts.failed;
+        self.failures += counts.failures;
         self.durations.merge(&counts.durations);
         for (errcode, count) in counts.errcodes.sorted() {
             let Some(errcode) = errcode.filter(|errcode| *errcode != 0) else { continue };
@@ -121,21 +133,26 @@ impl MinuteBucket {
             }
         }
         match entry_within_limit(&mut self.pairs, (client.clone(), agent.clone())) {
-            Some(pair) => (pair.0, pair.1) = (pair.0 + requests, pair.1 + counts.failed),
+            Some(pair) => {
+                pair.0 += requests;
+                pair.1 += counts.failures;
+            }
             None => self.unlisted_requests += requests,
         }
     }
 
     fn add_to(&self, stats: &mut HourStats) {
-        let Self { requests, failed, durations, .. } = *self;
+        let Self { requests, failures, durations, .. } = *self;
         let started_at = SystemTime::UNIX_EPOCH + Duration::from_secs(self.unix_minute * 60);
-        stats.minutes.push(MinuteStats { started_at, requests, failed, durations });
-        for ((client, agent), (requests, failed)) in &self.pairs {
+        stats.minutes.push(MinuteStats { started_at, requests, failures, durations });
+        for ((client, agent), (requests, failures)) in &self.pairs {
             let agent_stats = stats.agents.entry(agent.clone()).or_default();
-            (agent_stats.requests, agent_stats.failed) =
-                (agent_stats.requests + requests, agent_stats.failed + failed);
-            let client_requests = stats.clients.entry(client.clone()).or_default();
-            *client_requests.entry(agent.clone()).or_default() += requests;
+            agent_stats.requests += requests;
+            agent_stats.failures += *failures;
+            let client_stats = stats.clients.entry(client.clone()).or_default();
+            client_stats.failures += *failures;
+            client_stats.last_minute = client_stats.last_minute.max(Some(started_at));
+            *client_stats.requests_by_agent.entry(agent.clone()).or_default() += requests;
         }
         for ((agent, errcode), count) in &self.errcodes {
             let agent_stats = stats.agents.entry(agent.clone()).or_default();
@@ -155,5 +172,5 @@ fn entry_within_limit<K: Eq + Hash, V: Default>(map: &mut HashMap<K, V>, key: K)
 }
 
 fn unix_minute(time: SystemTime) -> u64 {
-    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs() / 60)
+    clock::unix_seconds(time) / 60
 }

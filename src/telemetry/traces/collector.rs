@@ -10,12 +10,17 @@ use hyper::{
     client::conn::{http1, http2},
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use rustls::{ClientConfig, RootCertStore, pki_types::ServerName};
-use tokio::{net::TcpStream, time::timeout};
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
+use prost::Message;
+use rustls::{ClientConfig, pki_types::ServerName};
+use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 
-use super::protobuf::{FieldReader, FieldValue};
-use crate::{config::OtlpConfig, http1::io::Stream};
+use crate::{
+    config::OtlpConfig,
+    http1::io::Stream,
+    upstream::{built_in_trust, tcp},
+};
 
 /// Bounds one export, connect included.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -165,8 +170,8 @@ async fn connect(
     otlp: &OtlpConfig,
     tls: Option<&(TlsConnector, ServerName<'static>)>,
 ) -> Result<CollectorSender, ExportError> {
-    let failed = |error: std::io::Error| transient(format!("cannot connect: {error}"));
-    let tcp = TcpStream::connect((&*otlp.host, otlp.port)).await.map_err(failed)?;
+    let connected = tcp::connect(&otlp.host, otlp.port, Instant::now() + EXPORT_TIMEOUT).await;
+    let tcp = connected.map_err(|error| transient(format!("cannot connect: {error}")))?;
     let _ = tcp.set_nodelay(true);
     let stream = match tls {
         None => Stream::Tcp(tcp),
@@ -190,10 +195,7 @@ async fn connect(
 }
 
 fn tls_config(grpc: bool) -> Result<ClientConfig, rustls::Error> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let roots = RootCertStore::from_iter(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
-    let mut config = builder.with_root_certificates(roots).with_no_client_auth();
+    let mut config = built_in_trust()?;
     config.alpn_protocols = vec![if grpc { b"h2".to_vec() } else { b"http/1.1".to_vec() }];
     Ok(config)
 }
@@ -239,17 +241,8 @@ fn grpc_error(headers: &HeaderMap) -> Option<ExportError> {
 
 /// The number of rejected spans in an `ExportTraceServiceResponse`.
 fn rejected_span_count(response: &[u8]) -> u64 {
-    let partial = FieldReader(response).find_map(|field| match field {
-        (1, FieldValue::Bytes(partial)) => Some(partial),
-        _ => None,
-    });
-    let mut fields = FieldReader(partial.unwrap_or_default());
-    let number = fields.find_map(|field| match field {
-        (1, FieldValue::Varint(number)) => Some(number),
-        _ => None,
-    });
-    // The field is signed on the wire; negative values are ignored.
-    number.filter(|number| i64::try_from(*number).is_ok()).unwrap_or(0)
+    let response = ExportTraceServiceResponse::decode(response).unwrap_or_default();
+    response.partial_success.and_then(|partial| u64::try_from(partial.rejected_spans).ok()).unwrap_or(0)
 }
 
 #[cfg(test)]

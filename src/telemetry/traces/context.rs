@@ -2,7 +2,10 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use crate::http1::headers::{HeaderKind, Headers};
+use crate::{
+    http1::headers::{HeaderKind, Headers},
+    secret::{hex, random_u64},
+};
 
 /// The increment of SplitMix64.
 const GOLDEN_GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -29,27 +32,15 @@ impl TraceContext {
 /// `00-<trace>-<span>-<flags>`, each in lower-case hexadecimal digits. A later version may append more.
 fn parse_traceparent(text: &[u8]) -> Option<TraceContext> {
     let (head, rest) = text.split_at_checked(55)?;
-    let dashes = [2, 35, 52].iter().all(|at| head[*at] == b'-');
-    let [version] = parse_hex(&head[..2])?;
-    let trace_id = parse_hex(&head[3..35])?;
-    let parent = parse_hex(&head[36..52])?;
-    let [flags] = parse_hex(&head[53..])?;
+    let is_formed =
+        [2, 35, 52].iter().all(|at| head[*at] == b'-') && !head.iter().any(u8::is_ascii_uppercase);
+    let [version] = hex::decode(&head[..2])?;
+    let trace_id = hex::decode(&head[3..35])?;
+    let parent = hex::decode(&head[36..52])?;
+    let [flags] = hex::decode(&head[53..])?;
     let ends_correctly = rest.is_empty() || (version > 0 && rest[0] == b'-');
-    let valid = dashes && ends_correctly && version != 0xff && trace_id != [0; 16] && parent != [0; 8];
+    let valid = is_formed && ends_correctly && version != 0xff && trace_id != [0; 16] && parent != [0; 8];
     valid.then_some(TraceContext { trace_id, parent_id: Some(parent), sampled: flags & 1 == 1 })
-}
-
-fn parse_hex<const N: usize>(text: &[u8]) -> Option<[u8; N]> {
-    let value = |digit: u8| match digit {
-        b'0'..=b'9' => Some(digit - b'0'),
-        b'a'..=b'f' => Some(digit - b'a' + 10),
-        _ => None,
-    };
-    let mut bytes = [0; N];
-    for (byte, pair) in bytes.iter_mut().zip(text.chunks_exact(2)) {
-        *byte = value(pair[0])? << 4 | value(pair[1])?;
-    }
-    Some(bytes)
 }
 
 /// Generates ids: unique within the process, and random enough for sampling by id.
@@ -60,7 +51,7 @@ pub(super) struct IdGenerator {
 
 impl Default for IdGenerator {
     fn default() -> Self {
-        let key = || getrandom::u64().unwrap_or_default();
+        let key = || random_u64();
         Self { keys: [key(), key()], counter: AtomicU64::new(0) }
     }
 }
@@ -135,7 +126,7 @@ mod tests {
         assert!(context.parent_id.is_none() && context.sampled);
         assert_eq!(
             TraceContext::from_headers(&Headers::from_pairs(&[("TraceParent", &valid)]), &ids).parent_id,
-            parse_hex(SPAN_ID.as_bytes())
+            hex::decode(SPAN_ID.as_bytes())
         );
     }
 

@@ -4,19 +4,25 @@
 use std::{mem, time::Duration};
 
 use bytes::Bytes;
+use opentelemetry_proto::tonic::{
+    collector::trace::v1::ExportTraceServiceRequest,
+    common::v1::InstrumentationScope,
+    resource::v1::Resource,
+    trace::v1::{ResourceSpans, ScopeSpans, Span},
+};
+use prost::Message;
 use tokio::{
     sync::watch,
     time::{sleep, timeout},
 };
 
 use super::{
-    Traces,
+    EndedRequest, Traces,
     collector::{Collector, ExportError},
-    protobuf::{
-        FieldReader, bytes_field_len, write_bytes_field, write_length_prefix, write_string_attribute,
-    },
-    span::SPANS_FIELD,
+    context::IdGenerator,
+    span::{RequestSpans, text},
 };
+use crate::secret::{random_fraction, random_u64};
 
 /// How long spans wait for more, unless a buffer is half full.
 const BATCH_INTERVAL: Duration = Duration::from_millis(200);
@@ -32,10 +38,11 @@ const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
 pub struct Exporter {
     traces: Traces,
     collector: Collector,
-    /// The encoded resource, which precedes all spans.
-    resource: Vec<u8>,
-    scope: Vec<u8>,
-    spans: Vec<u8>,
+    ids: IdGenerator,
+    /// Describes this process.
+    resource: Resource,
+    /// The requests that are being exported; swapped with a buffer, so that its allocation is reused.
+    requests: Vec<EndedRequest>,
     /// The dropped spans when exports began to fail; `None` while they succeed.
     dropped_before_failure: Option<u64>,
 }
@@ -43,8 +50,8 @@ pub struct Exporter {
 impl Exporter {
     /// An exporter without a connection.
     pub fn new(traces: Traces, collector: Collector) -> Self {
-        let (resource, scope) = (encode_resource(), encode_scope());
-        Self { traces, collector, resource, scope, spans: Vec::new(), dropped_before_failure: None }
+        let (ids, resource) = (IdGenerator::default(), resource());
+        Self { traces, collector, ids, resource, requests: Vec::new(), dropped_before_failure: None }
     }
 
     /// Exports until `stop` turns true, then exports the buffered spans, each batch at most once.
@@ -69,23 +76,41 @@ impl Exporter {
 
     /// Exports the buffered spans.
     async fn export_all(&mut self, stop: &mut watch::Receiver<bool>) {
-        let mut spans = mem::take(&mut self.spans);
-        self.traces.drain(&mut spans);
-        let mut rest = &spans[..];
-        while !rest.is_empty() {
-            let (batch, next) = rest.split_at(batch_len(rest));
-            if !self.export_batch(batch, stop).await {
-                self.traces.count_dropped(count_spans(rest));
+        let mut requests = mem::take(&mut self.requests);
+        self.traces.drain(&mut requests);
+        let mut rest = requests.drain(..);
+        loop {
+            let batch = self.next_batch(&mut rest);
+            let spans = batch.len() as u64;
+            if spans == 0 {
                 break;
             }
-            rest = next;
+            if !self.export_batch(batch, stop).await {
+                self.traces
+                    .count_dropped(spans + rest.by_ref().map(|request| request.span_count()).sum::<u64>());
+                break;
+            }
         }
-        spans.clear();
-        self.spans = spans;
+        drop(rest);
+        self.requests = requests;
+    }
+
+    /// The spans of the next requests.
+    fn next_batch(&self, requests: &mut impl Iterator<Item = EndedRequest>) -> Vec<Span> {
+        let (mut spans, mut bytes) = (Vec::new(), 0);
+        while bytes < BATCH_BYTES
+            && let Some(EndedRequest { trace, entry }) = requests.next()
+        {
+            let (ids, attributes, from) = (&self.ids, &self.traces.0.attributes, spans.len());
+            RequestSpans { attributes, ids, trace: &trace, entry: entry.entry() }.push_to(&mut spans);
+            bytes += spans[from..].iter().map(Message::encoded_len).sum::<usize>();
+        }
+        spans
     }
 
     /// Sends a batch until the collector accepts or rejects it. Returns false if it did neither before `stop`.
-    async fn export_batch(&mut self, batch: &[u8], stop: &mut watch::Receiver<bool>) -> bool {
+    async fn export_batch(&mut self, batch: Vec<Span>, stop: &mut watch::Receiver<bool>) -> bool {
+        let spans = batch.len() as u64;
         let (message, mut backoff) = (self.encode_request(batch), MIN_BACKOFF);
         loop {
             let last = *stop.borrow();
@@ -96,7 +121,7 @@ impl Exporter {
                     return true;
                 }
                 Err(ExportError::Permanent(reason)) => {
-                    self.traces.count_dropped(count_spans(batch));
+                    self.traces.count_dropped(spans);
                     self.report_failure(&reason, "OTLP collector rejected spans, dropped");
                     return true;
                 }
@@ -134,82 +159,31 @@ impl Exporter {
         }
     }
 
-    /// An `ExportTraceServiceRequest`.
-    fn encode_request(&self, batch: &[u8]) -> Bytes {
-        let Self { resource, scope, .. } = self;
-        let scoped = scope.len() + batch.len();
-        let length = resource.len() + bytes_field_len(scoped);
-        let mut message = Vec::with_capacity(length + 16);
-        write_length_prefix(&mut message, 1, length);
-        message.extend_from_slice(resource);
-        write_length_prefix(&mut message, 2, scoped);
-        message.extend_from_slice(scope);
-        message.extend_from_slice(batch);
-        message.into()
+    fn encode_request(&self, spans: Vec<Span>) -> Bytes {
+        let scope = InstrumentationScope {
+            name: "wecom-proxy".to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            ..InstrumentationScope::default()
+        };
+        let scope_spans = vec![ScopeSpans { scope: Some(scope), spans, ..ScopeSpans::default() }];
+        let resource = Some(self.resource.clone());
+        let resource_spans = vec![ResourceSpans { resource, scope_spans, ..ResourceSpans::default() }];
+        ExportTraceServiceRequest { resource_spans }.encode_to_vec().into()
     }
 }
 
 /// The resource, which describes this process.
-fn encode_resource() -> Vec<u8> {
-    let (mut attributes, mut field) = (Vec::new(), Vec::new());
-    let instance = getrandom::u64().unwrap_or_default();
-    for (key, value) in [
-        ("service.name", "wecom-proxy"),
-        ("service.version", env!("CARGO_PKG_VERSION")),
-        ("service.instance.id", &format!("{instance:016x}")),
-    ] {
-        write_string_attribute(&mut attributes, 1, key, value);
-    }
-    write_bytes_field(&mut field, 1, &attributes);
-    field
-}
-
-/// The instrumentation scope.
-fn encode_scope() -> Vec<u8> {
-    let (mut scope, mut field) = (Vec::new(), Vec::new());
-    write_bytes_field(&mut scope, 1, b"wecom-proxy");
-    write_bytes_field(&mut scope, 2, env!("CARGO_PKG_VERSION").as_bytes());
-    write_bytes_field(&mut field, 1, &scope);
-    field
-}
-
-/// The length of the next batch in bytes: complete spans, and at least one.
-fn batch_len(spans: &[u8]) -> usize {
-    let mut reader = FieldReader(spans);
-    while spans.len() - reader.0.len() < BATCH_BYTES && reader.next().is_some() {}
-    match spans.len() - reader.0.len() {
-        // Invalid fields, which are never written.
-        0 => spans.len(),
-        taken => taken,
-    }
-}
-
-/// The number of spans.
-fn count_spans(spans: &[u8]) -> u64 {
-    FieldReader(spans).filter(|(field, _)| *field == u64::from(SPANS_FIELD)).count() as u64
+fn resource() -> Resource {
+    let instance = random_u64();
+    let attributes = vec![
+        text("service.name", "wecom-proxy"),
+        text("service.version", env!("CARGO_PKG_VERSION")),
+        text("service.instance.id", format!("{instance:016x}")),
+    ];
+    Resource { attributes, ..Resource::default() }
 }
 
 /// Varies the backoff by 20%, so that proxies do not retry at the same time.
 fn add_jitter(backoff: Duration) -> Duration {
-    backoff.mul_f64(0.8 + 0.4 * f64::from(getrandom::u32().unwrap_or_default()) / f64::from(u32::MAX))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn batch_len_never_splits_a_span() {
-        let mut spans = Vec::new();
-        for _ in 0..5 {
-            write_bytes_field(&mut spans, SPANS_FIELD, &[0; BATCH_BYTES / 2]);
-        }
-        let (mut rest, mut counts) = (&spans[..], Vec::new());
-        while !rest.is_empty() {
-            let (batch, next) = rest.split_at(batch_len(rest));
-            counts.push(count_spans(batch));
-            rest = next;
-        }
-        assert_eq!(counts, [2, 2, 1]);
-    }
+    backoff.mul_f64(0.8 + 0.4 * random_fraction())
 }

@@ -6,15 +6,19 @@ use http::Version;
 use tokio::time::Instant;
 
 use super::context::TraceContext;
+use crate::secret::hex;
 
 /// Two attempts, a wait for a token before each, and one wait for a permit.
 pub(super) const MAX_CHILD_SPANS: usize = 5;
 
 /// The trace of a running request.
+#[cfg_attr(test, derive(Clone))]
 pub struct Trace {
     pub(super) context: TraceContext,
     pub(super) version: Version,
     pub(super) started: Instant,
+    /// The index of the agent's upstream.
+    pub(super) upstream: usize,
     /// The API path; empty until the request is sent upstream.
     pub(super) route: String,
     child_spans: [ChildSpan; MAX_CHILD_SPANS],
@@ -64,6 +68,7 @@ impl Trace {
             context,
             version,
             started,
+            upstream: 0,
             route: String::new(),
             child_spans: [empty; MAX_CHILD_SPANS],
             child_span_count: 0,
@@ -87,15 +92,9 @@ impl Trace {
         }
     }
 
-    /// Ends the last child span now.
-    pub fn end_span_now(&mut self, outcome: SpanOutcome) {
-        if let Some(last) = self.child_spans().last() {
-            self.end_span(last.started.elapsed(), outcome);
-        }
-    }
-
-    /// Sets the API path.
-    pub fn set_route(&mut self, route: &str) {
+    /// Sets the index of the upstream and the API path.
+    pub fn set_route(&mut self, upstream: usize, route: &str) {
+        self.upstream = upstream;
         self.route.clear();
         self.route.push_str(route);
     }
@@ -104,12 +103,16 @@ impl Trace {
         &self.child_spans[..self.child_span_count]
     }
 
+    /// The number of spans: the request's and its children.
+    pub(super) fn span_count(&self) -> u64 {
+        1 + self.child_spans().len() as u64
+    }
+
     /// The trace id in hexadecimal digits.
     pub fn trace_id(&self) -> [u8; 32] {
-        let digit = |nibble: u8| b"0123456789abcdef"[usize::from(nibble)];
         let mut text = [0; 32];
         for (pair, byte) in text.chunks_exact_mut(2).zip(self.context.trace_id) {
-            (pair[0], pair[1]) = (digit(byte >> 4), digit(byte & 15));
+            pair.copy_from_slice(&hex::digits(byte));
         }
         text
     }

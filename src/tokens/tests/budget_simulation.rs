@@ -9,7 +9,7 @@ use super::{
     fake_gettoken::{FakeGettoken, advance, agent_token, max_calls_per_hour, path},
     simulation::rng::SimRng,
 };
-use crate::tokens::{AgentToken, PathKey, Replacement};
+use crate::tokens::{CachedToken, PathKey, ReplaceOutcome};
 
 const SEEDS: u64 = 30;
 const STEPS: usize = 1_500;
@@ -32,7 +32,7 @@ struct SimBudgetCounts {
 struct SimBudget {
     rng: SimRng,
     fake: FakeGettoken,
-    agents: Vec<(String, Arc<AgentToken>)>,
+    agents: Vec<(String, Arc<CachedToken>)>,
     counts: SimBudgetCounts,
 }
 
@@ -71,7 +71,7 @@ impl SimBudget {
         let has_budget = entry.service.refresh_budget.has_remaining(name, Instant::now());
         let started_at = Instant::now();
         match entry.replace_refused(&token, path()).await {
-            Replacement::Refreshed(next) => {
+            ReplaceOutcome::Refreshed(next) => {
                 assert!(has_budget && self.fake.accepts(name, &next) && started_at.elapsed().is_zero());
                 self.counts.refreshed += 1;
             }
@@ -87,7 +87,7 @@ impl SimBudget {
         let token = entry.current_or_fetch().await.expect("a token");
         let forbidden = PathKey::from_path("/cgi-bin/forbidden");
         match entry.replace_refused(&token, forbidden).await {
-            Replacement::Refreshed(next) | Replacement::Unchanged(next) => {
+            ReplaceOutcome::Refreshed(next) | ReplaceOutcome::Unchanged(next) => {
                 entry.mark_refused_again(&next, forbidden)
             }
             _ => self.counts.throttled += 1,

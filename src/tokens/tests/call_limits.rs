@@ -8,22 +8,22 @@ use super::fake_gettoken::{
     FakeGettoken, FakeResponse, advance, agent_token, agent_token_with_secret, max_calls_per_hour, path,
     rounded_seconds, serial, throttled_seconds,
 };
-use crate::tokens::{AgentToken, PathKey, Replacement};
+use crate::tokens::{CachedToken, PathKey, ReplaceOutcome};
 
 const AGENTS: usize = 50;
 
-fn agent_tokens(fake: &FakeGettoken) -> Vec<Arc<AgentToken>> {
+fn agent_tokens(fake: &FakeGettoken) -> Vec<Arc<CachedToken>> {
     let service = fake.service();
     (0..AGENTS).map(|nth| agent_token(&service, &format!("agent-{nth}"))).collect()
 }
 
 /// A request that refuses every token.
-async fn send_refused_request(entry: &Arc<AgentToken>, was_accepted: bool) {
+async fn send_refused_request(entry: &Arc<CachedToken>, was_accepted: bool) {
     let Ok(token) = entry.current_or_fetch().await else { return };
     if was_accepted {
         token.mark_accepted_on(path());
     }
-    if let Replacement::Refreshed(next) | Replacement::Unchanged(next) =
+    if let ReplaceOutcome::Refreshed(next) | ReplaceOutcome::Unchanged(next) =
         entry.replace_refused(&token, path()).await
     {
         entry.mark_refused_again(&next, path());
@@ -64,7 +64,7 @@ async fn never_accepted_paths_leave_half_of_hourly_budget() {
     assert!((2990.0..=3001.0).contains(&wait), "{wait}");
     token.mark_accepted_on(path());
     let next = entries[0].replace_refused(&token, path()).await;
-    assert!(matches!(&next, Replacement::Refreshed(next) if serial(next) > serial(&token)), "{next:?}");
+    assert!(matches!(&next, ReplaceOutcome::Refreshed(next) if serial(next) > serial(&token)), "{next:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -90,7 +90,7 @@ async fn agent_has_twelve_refusals_half_for_accepted_paths() {
     advance(wait).await;
     send_refused_request(&entry, true).await;
     assert_eq!(fake.calls(), 17);
-    assert!(entry.service.throttled_agents().is_empty(), "refreshed");
+    assert!(entry.service.throttled.snapshot(Instant::now()).is_empty(), "refreshed");
 }
 
 #[tokio::test(start_paused = true)]
@@ -110,7 +110,7 @@ async fn proactive_refreshes_without_new_token_are_capped_at_two() {
     token.mark_accepted_on(path());
     fake.revoke("agent-3");
     let next = entries[3].replace_refused(&token, path()).await;
-    assert!(matches!(next, Replacement::Refreshed(_)), "{next:?}");
+    assert!(matches!(next, ReplaceOutcome::Refreshed(_)), "{next:?}");
     advance(20.0).await;
     for entry in &entries {
         entry.current_or_fetch().await.expect("fetched after expiry");
@@ -129,7 +129,7 @@ async fn thousand_tokens_voided_at_once_are_all_refreshed() {
     for (nth, entry) in entries.iter().enumerate() {
         fake.revoke(&format!("agent-{nth}"));
         let token = entry.current_or_fetch().await.expect("a token");
-        assert!(matches!(entry.replace_refused(&token, path()).await, Replacement::Refreshed(_)), "{nth}");
+        assert!(matches!(entry.replace_refused(&token, path()).await, ReplaceOutcome::Refreshed(_)), "{nth}");
     }
     assert_eq!((fake.calls(), service.throttled_agents().len()), (2000, 0));
 }
@@ -144,7 +144,7 @@ async fn configured_hourly_limit_throttles_and_reports_retry() {
         token.mark_accepted_on(path());
         fake.revoke(&format!("agent-{nth}"));
         match entry.replace_refused(&token, path()).await {
-            Replacement::Refreshed(_) => assert!(nth < 10),
+            ReplaceOutcome::Refreshed(_) => assert!(nth < 10),
             replacement => assert_eq!((throttled_seconds(replacement), nth >= 10), (3600.0, true)),
         }
     }
@@ -184,13 +184,13 @@ async fn manual_refreshes_are_immediate_and_spend_no_budget() {
     for entry in [&manual, &second] {
         let token = entry.current_or_fetch().await.expect("a token");
         token.mark_accepted_on(path());
-        assert!(matches!(entry.replace_refused(&token, path()).await, Replacement::Refreshed(_)));
+        assert!(matches!(entry.replace_refused(&token, path()).await, ReplaceOutcome::Refreshed(_)));
     }
     // A spent budget does not stop a manual refresh.
     let never = PathKey::from_path("/cgi-bin/never");
     loop {
         let token = manual.current_or_fetch().await.expect("a token");
-        if matches!(manual.replace_refused(&token, never).await, Replacement::Throttled(_)) {
+        if matches!(manual.replace_refused(&token, never).await, ReplaceOutcome::Throttled(_)) {
             break;
         }
         advance(11.0).await;
@@ -271,7 +271,7 @@ async fn changed_secret_is_tried_at_once_with_spent_budget() {
     for nth in 0..30 {
         let entry = agent_token_with_secret(&service, "a", &format!("secret-{nth}"));
         let mut token = entry.current_or_fetch().await.expect("a token");
-        while let Replacement::Refreshed(next) = entry.replace_refused(&token, never).await {
+        while let ReplaceOutcome::Refreshed(next) = entry.replace_refused(&token, never).await {
             token = next;
             advance(11.0).await;
         }

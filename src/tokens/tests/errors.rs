@@ -8,7 +8,7 @@ use super::fake_gettoken::{
     FakeGettoken, FakeResponse, advance, agent_token, path, poll_current, replacement_serial,
     run_ready_tasks, serial,
 };
-use crate::tokens::{AgentToken, Replacement};
+use crate::tokens::{CachedToken, ReplaceOutcome};
 
 #[tokio::test(start_paused = true)]
 async fn reissued_refused_token_gets_one_try_then_cooldown() {
@@ -20,14 +20,14 @@ async fn reissued_refused_token_gets_one_try_then_cooldown() {
     entry.mark_refused_again(&token, path());
     let refused_at = Instant::now();
     while refused_at.elapsed() < Duration::from_millis(9_900) {
-        assert!(matches!(entry.replace_refused(&token, path()).await, Replacement::Throttled(_)));
+        assert!(matches!(entry.replace_refused(&token, path()).await, ReplaceOutcome::Throttled(_)));
         entry.mark_refused_again(&token, path());
         advance(0.1).await;
     }
     assert_eq!(fake.calls(), 2);
     advance(0.2).await;
     assert_eq!(replacement_serial(&entry.replace_refused(&token, path()).await), (1, true));
-    assert!(matches!(entry.replace_refused(&token, path()).await, Replacement::Throttled(_)));
+    assert!(matches!(entry.replace_refused(&token, path()).await, ReplaceOutcome::Throttled(_)));
     assert_eq!(fake.calls(), 3);
     assert_eq!(serial(&poll_current(&entry).expect("a token")), 1, "other calls still use it");
 }
@@ -53,14 +53,14 @@ async fn repeated_refusals_of_a_new_token_count_once() {
     fake.set_default_response(FakeResponse::NewToken);
     let entry = fake.agent_token();
     let old = entry.current_or_fetch().await.expect("a token");
-    let Replacement::Refreshed(new) = entry.replace_refused(&old, path()).await else {
+    let ReplaceOutcome::Refreshed(new) = entry.replace_refused(&old, path()).await else {
         panic!("not refreshed")
     };
     for _ in 0..200 {
         entry.mark_refused_again(&new, path());
         entry.mark_refused_again(&old, path());
     }
-    assert!(matches!(entry.replace_refused(&new, path()).await, Replacement::Throttled(_)));
+    assert!(matches!(entry.replace_refused(&new, path()).await, ReplaceOutcome::Throttled(_)));
     advance(10.1).await;
     assert_eq!(replacement_serial(&entry.replace_refused(&new, path()).await), (3, false));
 }
@@ -72,7 +72,7 @@ async fn refusal_while_gettoken_fails_returns_at_once() {
     let token = entry.current_or_fetch().await.expect("a token");
     fake.set_default_response(FakeResponse::Errcode(40001));
     for _ in 0..200 {
-        let Replacement::Unavailable(failure) = entry.replace_refused(&token, path()).await else {
+        let ReplaceOutcome::Unavailable(failure) = entry.replace_refused(&token, path()).await else {
             panic!("a token")
         };
         assert_eq!(failure.errcode(), 40001);
@@ -82,7 +82,7 @@ async fn refusal_while_gettoken_fails_returns_at_once() {
 }
 
 /// Requests a token every 100 ms; each request fails at once with the last failure.
-async fn expect_failures_for(entry: &std::sync::Arc<AgentToken>, errcode: i64, seconds: u64) {
+async fn expect_failures_for(entry: &std::sync::Arc<CachedToken>, errcode: i64, seconds: u64) {
     let started_at = Instant::now();
     while started_at.elapsed() < Duration::from_secs(seconds) {
         let requested_at = Instant::now();
@@ -136,7 +136,7 @@ async fn manual_refresh_ignores_backoff_and_cooldown() {
 
     fake.set_default_response(FakeResponse::SameToken);
     assert_eq!(replacement_serial(&entry.replace_refused(&token, path()).await), (1, true));
-    assert!(matches!(entry.replace_refused(&token, path()).await, Replacement::Throttled(_)));
+    assert!(matches!(entry.replace_refused(&token, path()).await, ReplaceOutcome::Throttled(_)));
     fake.set_default_response(FakeResponse::NewToken);
     assert_eq!(serial(&entry.force_refresh().await.expect("a token")), 2, "the cooldown is ignored too");
 }

@@ -2,12 +2,13 @@
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
-use tokio::time::Instant;
+use tokio::{task::JoinHandle, time::Instant};
 
 use super::fake_gettoken::{FakeGettoken, FakeResponse, advance, agent_token, max_calls_per_hour, path};
 use crate::{
+    config,
     secret::Masked,
-    tokens::{AgentToken, Credentials, Replacement, TokenService},
+    tokens::{CachedToken, Credentials, Outcome, ReplaceOutcome, TokenCache},
 };
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -66,7 +67,7 @@ async fn unverified_secrets_fail_60_times_then_once_a_minute() {
     fake.set_default_response(FakeResponse::NewToken);
     let token = good.current_or_fetch().await.expect("a token");
     let next = good.replace_refused(&token, path()).await;
-    assert!(matches!(next, Replacement::Refreshed(_)), "{next:?}");
+    assert!(matches!(next, ReplaceOutcome::Refreshed(_)), "{next:?}");
     // A manual refresh is made at once.
     entries[199].force_refresh().await.expect("a token");
 }
@@ -82,7 +83,7 @@ async fn proven_secrets_gone_bad_together_fail_a_bounded_number() {
     fake.set_default_response(FakeResponse::Errcode(40001));
     let tasks: Vec<_> = entries.iter().cloned().map(|entry| tokio::spawn(refused(entry))).collect();
     for task in tasks {
-        assert!(!matches!(task.await.expect("no panic"), Replacement::Refreshed(_)));
+        assert!(!matches!(task.await.expect("no panic"), ReplaceOutcome::Refreshed(_)));
     }
     assert!((60..=63).contains(&(fake.calls() - 300)), "{} failed at once", fake.calls() - 300);
     let started_at = Instant::now();
@@ -103,7 +104,7 @@ async fn proven_secrets_gone_bad_together_fail_a_bounded_number() {
     for _ in 0..300 {
         let mut still_throttled = Vec::new();
         for entry in throttled {
-            if !matches!(refused(entry.clone()).await, Replacement::Refreshed(_)) {
+            if !matches!(refused(entry.clone()).await, ReplaceOutcome::Refreshed(_)) {
                 still_throttled.push(entry);
             }
         }
@@ -124,18 +125,18 @@ async fn proven_secret_refreshes_while_unproven_ones_fail() {
         let _ = agent_token(&service, &format!("agent-{nth}")).current_or_fetch().await;
     }
     fake.set_default_response(FakeResponse::NewToken);
-    assert!(matches!(refused(good).await, Replacement::Refreshed(_)));
+    assert!(matches!(refused(good).await, ReplaceOutcome::Refreshed(_)));
 }
 
 /// A path refuses a token of this agent that it had accepted.
-async fn refused(entry: Arc<AgentToken>) -> Replacement {
-    let token = entry.cached_even_expired().expect("a token");
+async fn refused(entry: Arc<CachedToken>) -> ReplaceOutcome {
+    let token = entry.current.load_full().expect("a token");
     token.mark_accepted_on(path());
     entry.replace_refused(&token, path()).await
 }
 
 /// Agents whose secret is wrong, of which each has asked once at the same time.
-async fn bad_agents(fake: &FakeGettoken, service: &Arc<TokenService>, count: usize) -> Vec<Arc<AgentToken>> {
+async fn bad_agents(fake: &FakeGettoken, service: &Arc<TokenCache>, count: usize) -> Vec<Arc<CachedToken>> {
     let names = (0..count).map(|nth| format!("bad-{nth}"));
     let entries: Vec<_> = names
         .map(|name| {
@@ -148,8 +149,8 @@ async fn bad_agents(fake: &FakeGettoken, service: &Arc<TokenService>, count: usi
 }
 
 /// Asks for all tokens at the same time; returns how many there are.
-async fn ask_all(entries: &[Arc<AgentToken>]) -> usize {
-    let asking = |entry: &Arc<AgentToken>| {
+async fn ask_all(entries: &[Arc<CachedToken>]) -> usize {
+    let asking = |entry: &Arc<CachedToken>| {
         let entry = entry.clone();
         tokio::spawn(async move { entry.current_or_fetch().await.is_ok() })
     };
@@ -243,8 +244,13 @@ async fn changed_secret_is_tried_at_once_and_only_once() {
     let service = fake.service();
     let bad = bad_agents(&fake, &service, 300).await;
     let change = |name: &str, secret: &str| {
-        let credentials = Credentials { corpid: name.to_owned(), secret: Masked::new(secret) };
-        AgentToken::with_changed_secret(name, credentials, service.clone())
+        let credentials = Credentials {
+            corpid: name.to_owned(),
+            secret: Masked::new(secret),
+            upstream: config::UpstreamId::default(),
+            generation: 0,
+        };
+        service.entry(name, credentials, true)
     };
     fake.set_response_of("bad-299", FakeResponse::NewToken);
     let corrected = change("bad-299", "corrected");
@@ -268,19 +274,79 @@ async fn changed_secret_is_tried_at_once_and_only_once() {
     assert_eq!(fake.calls(), calls);
 }
 
+/// Attempts to fetch a token, each in a task.
+fn spawn_attempts(service: &Arc<TokenCache>, name: &str, count: usize) -> Vec<JoinHandle<Outcome>> {
+    let attempt = |nth| {
+        let entry = agent_token(service, &format!("{name}-{nth}"));
+        tokio::spawn(async move { entry.current_or_fetch().await })
+    };
+    (0..count).map(attempt).collect()
+}
+
 #[tokio::test(start_paused = true)]
-async fn hanging_gettoken_delays_first_tokens_briefly() {
+async fn slow_refusals_do_not_exceed_the_failure_budget() {
+    for seconds in [0.4, 0.7, 1.2, 4.9] {
+        let fake = FakeGettoken::new(7200);
+        fake.set_default_response(FakeResponse::Errcode(40001));
+        fake.set_delay(seconds);
+        let attempts = spawn_attempts(&fake.service(), "agent", 600);
+        for attempt in attempts {
+            assert!(attempt.await.expect("no panic").is_err());
+        }
+        assert_eq!(fake.calls(), 60, "each takes {seconds} s");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn refusals_after_many_successes_do_not_exceed_the_failure_budget() {
+    let fake = FakeGettoken::new(7200);
+    fake.set_delay(0.1);
+    let service = fake.service();
+    let good = spawn_attempts(&service, "good", 600);
+    for attempt in good {
+        attempt.await.expect("no panic").expect("a token");
+    }
+    fake.set_default_response(FakeResponse::Errcode(40001));
+    let bad = spawn_attempts(&service, "bad", 600);
+    for attempt in bad {
+        assert!(attempt.await.expect("no panic").is_err());
+    }
+    assert_eq!(fake.calls(), 600 + 60);
+}
+
+#[tokio::test(start_paused = true)]
+async fn six_hundred_good_secrets_take_a_second_at_a_cold_start() {
+    let fake = FakeGettoken::new(7200);
+    fake.set_delay(0.1);
+    let started_at = Instant::now();
+    let attempts = spawn_attempts(&fake.service(), "agent", 600);
+    for attempt in attempts {
+        attempt.await.expect("no panic").expect("a token");
+    }
+    assert!(started_at.elapsed() <= Duration::from_millis(1100), "{:?}", started_at.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn hanging_gettokens_delay_other_agents_by_seconds() {
     let fake = FakeGettoken::new(7200);
     let service = fake.service();
-    fake.set_paused(true);
-    for nth in 0..300 {
-        let entry = agent_token(&service, &format!("agent-{nth}"));
-        tokio::spawn(async move { entry.current_or_fetch().await });
+    for (hanging, max_seconds) in [(59, 1), (120, 11), (300, 26)] {
+        let name = format!("hanging-{hanging}");
+        (0..hanging).for_each(|nth| fake.set_response_of(&format!("{name}-{nth}"), FakeResponse::None));
+        let waiting = spawn_attempts(&service, &name, hanging);
+        advance(0.01).await;
+        let started_at = Instant::now();
+        for attempt in spawn_attempts(&service, &format!("good-{hanging}"), 300) {
+            attempt.await.expect("no panic").expect("a token");
+        }
+        assert!(
+            started_at.elapsed() <= Duration::from_secs(max_seconds),
+            "{hanging}: {:?}",
+            started_at.elapsed()
+        );
+        waiting.iter().for_each(JoinHandle::abort);
+        advance(6.0).await;
     }
-    advance(0.4).await;
-    assert_eq!(fake.calls(), 60);
-    advance(1.7).await;
-    assert_eq!(fake.calls(), 300);
 }
 
 #[tokio::test(start_paused = true)]

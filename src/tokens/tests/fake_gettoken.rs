@@ -4,18 +4,20 @@ use std::{
     collections::{HashMap, VecDeque},
     future::Future,
     pin::{Pin, pin},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     task::{Context, Poll, Waker},
     time::Duration,
 };
 
+use parking_lot::{Mutex, MutexGuard};
+
 use tokio::{runtime::Handle, sync::watch, time::Instant};
 
 use crate::tokens::{
-    AgentToken, Credentials, FetchError, FetchToken, Outcome, PathKey, RefreshSettings, Replacement, Token,
-    TokenService,
+    CachedToken, Credentials, FetchError, FetchToken, Outcome, PathKey, RefreshSettings, ReplaceOutcome,
+    Token, TokenCache,
 };
-use crate::{secret::Masked, wecom::response::GettokenResponse};
+use crate::{config, secret::Masked, wecom::response::GettokenResponse};
 
 /// gettoken's response.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -28,6 +30,8 @@ pub(super) enum FakeResponse {
     Errcode(i64),
     /// None: the fetch panics.
     Panic,
+    /// None, ever.
+    None,
     /// The last token while it is valid, else a new one.
     Normal,
 }
@@ -44,12 +48,18 @@ struct Inner {
     default_response: FakeResponse,
     /// By corpid, in place of the default.
     agent_responses: HashMap<String, FakeResponse>,
+    /// By secret, in place of those.
+    secret_responses: HashMap<String, FakeResponse>,
     token_ttl: Duration,
+    /// How long each call takes.
+    delay: Duration,
     /// By corpid: the last token's serial, and its expiry.
     last_tokens: HashMap<String, (u64, Instant)>,
     last_serial: u64,
     /// When gettoken was called, and for which agent.
     calls: Vec<(Instant, String)>,
+    /// The secret of each call.
+    secrets: Vec<String>,
     in_flight: HashMap<String, usize>,
     max_in_flight: usize,
 }
@@ -60,10 +70,13 @@ impl FakeGettoken {
             queued_responses: VecDeque::new(),
             default_response: FakeResponse::Normal,
             agent_responses: HashMap::new(),
+            secret_responses: HashMap::new(),
             token_ttl: Duration::from_secs(token_ttl),
+            delay: Duration::ZERO,
             last_tokens: HashMap::new(),
             last_serial: 0,
             calls: Vec::new(),
+            secrets: Vec::new(),
             in_flight: HashMap::new(),
             max_in_flight: 0,
         };
@@ -71,18 +84,18 @@ impl FakeGettoken {
     }
 
     /// A service that refreshes 300 s ahead.
-    pub(super) fn service(&self) -> Arc<TokenService> {
+    pub(super) fn service(&self) -> Arc<TokenCache> {
         self.service_with_limit(None)
     }
 
     /// The same with an hourly limit.
-    pub(super) fn service_with_limit(&self, renewals_per_hour: Option<u32>) -> Arc<TokenService> {
+    pub(super) fn service_with_limit(&self, renewals_per_hour: Option<u32>) -> Arc<TokenCache> {
         let settings = RefreshSettings { refresh_ahead: Duration::from_secs(300), renewals_per_hour };
-        TokenService::new(Box::new(self.clone()), Handle::current(), settings)
+        TokenCache::new(Box::new(self.clone()), Handle::current(), settings)
     }
 
     /// The cache entry of a single agent.
-    pub(super) fn agent_token(&self) -> Arc<AgentToken> {
+    pub(super) fn agent_token(&self) -> Arc<CachedToken> {
         agent_token(&self.service(), "a")
     }
 
@@ -99,6 +112,21 @@ impl FakeGettoken {
     /// The same for one agent.
     pub(super) fn set_response_of(&self, agent: &str, response: FakeResponse) {
         self.inner().agent_responses.insert(agent.to_owned(), response);
+    }
+
+    /// The same for one secret.
+    pub(super) fn set_response_of_secret(&self, secret: &str, response: FakeResponse) {
+        self.inner().secret_responses.insert(secret.to_owned(), response);
+    }
+
+    /// The secrets of all calls, one after the other.
+    pub(super) fn called_secrets(&self) -> Vec<String> {
+        self.inner().secrets.clone()
+    }
+
+    /// How long each call takes.
+    pub(super) fn set_delay(&self, seconds: f64) {
+        self.inner().delay = Duration::from_secs_f64(seconds);
     }
 
     /// While paused, responses are held.
@@ -150,22 +178,26 @@ impl FakeGettoken {
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock()
     }
 
-    fn record_call(&self, agent: &str) {
+    fn record_call(&self, Credentials { corpid: agent, secret, .. }: &Credentials) {
         let mut inner = self.inner();
-        inner.calls.push((Instant::now(), agent.to_owned()));
-        let in_flight = inner.in_flight.entry(agent.to_owned()).or_default();
+        inner.secrets.push(secret.expose().to_owned());
+        inner.calls.push((Instant::now(), agent.clone()));
+        let in_flight = inner.in_flight.entry(agent.clone()).or_default();
         *in_flight += 1;
         let in_flight = *in_flight;
         inner.max_in_flight = inner.max_in_flight.max(in_flight);
     }
 
-    fn respond(&self, agent: &str) -> Result<GettokenResponse, FetchError> {
+    fn respond(&self, credentials: &Credentials) -> Result<GettokenResponse, FetchError> {
         let mut inner = self.inner();
         let now = Instant::now();
-        let default = inner.agent_responses.get(agent).copied().unwrap_or(inner.default_response);
+        let Credentials { corpid: agent, secret, .. } = credentials;
+        let of_secret = inner.secret_responses.get(secret.expose());
+        let default = of_secret.or_else(|| inner.agent_responses.get(agent)).copied();
+        let default = default.unwrap_or(inner.default_response);
         let response = inner.queued_responses.pop_front().unwrap_or(default);
         let last = inner.last_tokens.get(agent).copied();
         let serial = match (response, last) {
@@ -181,7 +213,7 @@ impl FakeGettoken {
             _ => {
                 inner.last_serial += 1;
                 let (serial, until) = (inner.last_serial, now + inner.token_ttl);
-                inner.last_tokens.insert(agent.to_owned(), (serial, until));
+                inner.last_tokens.insert(agent.clone(), (serial, until));
                 serial
             }
         };
@@ -189,9 +221,9 @@ impl FakeGettoken {
     }
 }
 
-struct InFlightGuard<'a>(&'a FakeGettoken, &'a str);
+struct CallGuard<'a>(&'a FakeGettoken, &'a str);
 
-impl Drop for InFlightGuard<'_> {
+impl Drop for CallGuard<'_> {
     fn drop(&mut self) {
         *self.0.inner().in_flight.entry(self.1.to_owned()).or_default() -= 1;
     }
@@ -204,11 +236,18 @@ impl FetchToken for FakeGettoken {
     ) -> Pin<Box<dyn Future<Output = Result<GettokenResponse, FetchError>> + Send + 'a>> {
         Box::pin(async move {
             let agent = credentials.corpid.as_str();
-            self.record_call(agent);
-            let _under_way = InFlightGuard(self, agent);
-            tokio::task::yield_now().await;
+            self.record_call(credentials);
+            let _under_way = CallGuard(self, agent);
+            let delay = self.inner().delay;
+            if self.inner().agent_responses.get(agent) == Some(&FakeResponse::None) {
+                std::future::pending::<()>().await;
+            }
+            match delay.is_zero() {
+                true => tokio::task::yield_now().await,
+                false => tokio::time::sleep(delay).await,
+            }
             let _ = self.paused.subscribe().wait_for(|paused| !paused).await;
-            self.respond(agent)
+            self.respond(credentials)
         })
     }
 }
@@ -219,18 +258,23 @@ pub(super) fn path() -> PathKey {
 }
 
 /// Another agent of the same service.
-pub(super) fn agent_token(service: &Arc<TokenService>, name: &str) -> Arc<AgentToken> {
+pub(super) fn agent_token(service: &Arc<TokenCache>, name: &str) -> Arc<CachedToken> {
     agent_token_with_secret(service, name, "not-a-secret")
 }
 
 /// The same with a secret of its own.
 pub(super) fn agent_token_with_secret(
-    service: &Arc<TokenService>,
+    service: &Arc<TokenCache>,
     name: &str,
     secret: &str,
-) -> Arc<AgentToken> {
-    let credentials = Credentials { corpid: name.to_owned(), secret: Masked::new(secret) };
-    AgentToken::new(name, credentials, service.clone())
+) -> Arc<CachedToken> {
+    let credentials = Credentials {
+        corpid: name.to_owned(),
+        secret: Masked::new(secret),
+        upstream: config::UpstreamId::default(),
+        generation: 0,
+    };
+    service.entry(name, credentials, false)
 }
 
 /// The serial of a token.
@@ -240,7 +284,7 @@ pub(super) fn serial(token: &Token) -> u64 {
 
 /// The valid token, without waiting.
 #[track_caller]
-pub(super) fn poll_current(entry: &Arc<AgentToken>) -> Outcome {
+pub(super) fn poll_current(entry: &Arc<CachedToken>) -> Outcome {
     match pin!(entry.current_or_fetch()).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(outcome) => outcome,
         Poll::Pending => panic!("it waits"),
@@ -249,10 +293,10 @@ pub(super) fn poll_current(entry: &Arc<AgentToken>) -> Outcome {
 
 /// The serial of a replacement, and whether it is the refused token.
 #[track_caller]
-pub(super) fn replacement_serial(replacement: &Replacement) -> (u64, bool) {
+pub(super) fn replacement_serial(replacement: &ReplaceOutcome) -> (u64, bool) {
     match replacement {
-        Replacement::Refreshed(token) => (serial(token), false),
-        Replacement::Unchanged(token) => (serial(token), true),
+        ReplaceOutcome::Refreshed(token) => (serial(token), false),
+        ReplaceOutcome::Unchanged(token) => (serial(token), true),
         other => panic!("{other:?}"),
     }
 }
@@ -279,8 +323,8 @@ pub(super) fn max_calls_per_hour(calls: &[Instant]) -> usize {
 
 /// The wait of a throttled refresh.
 #[track_caller]
-pub(super) fn throttled_seconds(replacement: Replacement) -> f64 {
-    let Replacement::Throttled(wait) = replacement else { panic!("{replacement:?}") };
+pub(super) fn throttled_seconds(replacement: ReplaceOutcome) -> f64 {
+    let ReplaceOutcome::Throttled(wait) = replacement else { panic!("{replacement:?}") };
     wait.as_secs_f64().round()
 }
 

@@ -11,7 +11,7 @@ use std::{
 use super::fake_gettoken::{
     FakeGettoken, FakeResponse, advance, path, poll_current, run_ready_tasks, serial,
 };
-use crate::tokens::{AgentToken, Replacement};
+use crate::tokens::{CachedToken, ReplaceOutcome};
 use tokio::time::Instant;
 
 const SEEDS: u64 = 300;
@@ -30,7 +30,7 @@ impl XorShift {
 }
 
 /// A request as the proxy makes it; the upstream call takes `delay`.
-async fn request(fake: FakeGettoken, entry: Arc<AgentToken>, delay: Duration) {
+async fn request(fake: FakeGettoken, entry: Arc<CachedToken>, delay: Duration) {
     let Ok(token) = entry.current_or_fetch().await else { return };
     let accepted = fake.accepts("a", &token);
     tokio::time::sleep(delay).await;
@@ -38,15 +38,15 @@ async fn request(fake: FakeGettoken, entry: Arc<AgentToken>, delay: Duration) {
         return;
     }
     let next = match entry.replace_refused(&token, path()).await {
-        Replacement::Refreshed(next) => {
+        ReplaceOutcome::Refreshed(next) => {
             assert!(serial(&next) > serial(&token), "{} after {}", serial(&next), serial(&token));
             next
         }
-        Replacement::Unchanged(next) => {
+        ReplaceOutcome::Unchanged(next) => {
             assert_eq!(serial(&next), serial(&token));
             next
         }
-        Replacement::Throttled(_) | Replacement::Unavailable(_) => return,
+        ReplaceOutcome::Throttled(_) | ReplaceOutcome::Unavailable(_) => return,
     };
     tokio::time::sleep(delay).await;
     if !fake.accepts("a", &next) {

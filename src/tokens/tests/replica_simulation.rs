@@ -7,10 +7,12 @@ use std::{
     future::Future,
     ops::AddAssign,
     pin::{Pin, pin},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     task::{Context, Poll, Waker},
     time::Duration,
 };
+
+use parking_lot::{Mutex, MutexGuard};
 
 use tokio::{
     runtime::Handle,
@@ -23,7 +25,8 @@ use super::{
     simulation::rng::SimRng,
 };
 use crate::tokens::{
-    AgentToken, Credentials, FetchError, FetchToken, RefreshSettings, Replacement, Token, TokenService,
+    CachedToken, Credentials, FetchError, FetchToken, RefreshSettings, ReplaceOutcome, Token, TokenCache,
+    service::TokenService,
 };
 use crate::{
     secret::Masked,
@@ -89,7 +92,7 @@ struct SimSharedAccount {
 
 impl SimSharedWecom {
     fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     fn check(&self, holds: bool, otherwise: impl FnOnce() -> String) {
@@ -180,7 +183,7 @@ impl FetchToken for SimSharedWecom {
 }
 
 /// A request as the proxy makes it.
-async fn request(wecom: SimSharedWecom, entry: Arc<AgentToken>) {
+async fn request(wecom: SimSharedWecom, entry: Arc<CachedToken>) {
     let account = entry.credentials().corpid.as_str();
     let Ok(token) = entry.current_or_fetch().await else { return wecom.inner().counts.failed += 1 };
     sleep(Duration::from_millis(20)).await;
@@ -189,13 +192,13 @@ async fn request(wecom: SimSharedWecom, entry: Arc<AgentToken>) {
         return wecom.inner().counts.succeeded += 1;
     }
     match entry.replace_refused(&token, path()).await {
-        Replacement::Refreshed(next) => {
+        ReplaceOutcome::Refreshed(next) => {
             wecom.inner().counts.refreshed += 1;
             if !wecom.accepts(account, &next) {
                 entry.mark_refused_again(&next, path());
             }
         }
-        Replacement::Unchanged(_) | Replacement::Throttled(_) | Replacement::Unavailable(_) => {
+        ReplaceOutcome::Unchanged(_) | ReplaceOutcome::Throttled(_) | ReplaceOutcome::Unavailable(_) => {
             wecom.inner().counts.failed += 1;
         }
     }
@@ -203,7 +206,9 @@ async fn request(wecom: SimSharedWecom, entry: Arc<AgentToken>) {
 
 struct SimReplica {
     connection: FakeConnection,
-    tokens: Vec<Arc<AgentToken>>,
+    /// Its event loop ends when it is dropped.
+    _cache: Arc<TokenCache>,
+    tokens: Vec<Arc<CachedToken>>,
     /// The newest token that each entry had.
     newest_serials: Vec<u64>,
 }
@@ -310,7 +315,7 @@ impl SimFleet {
             }
         }
         for entry in &self.replicas[0].tokens {
-            let name = entry.credentials().store_name("");
+            let name = entry.id.store_name();
             let Some((fence, _)) = self.server.record(&name) else { continue };
             let before = self.fences.insert(name, fence).unwrap_or_default();
             self.wecom.check(fence >= before, || format!("record {fence} over record {before}"));
@@ -351,7 +356,7 @@ impl SimFleet {
         request(self.wecom.clone(), first.clone()).await;
         advance(1.0).await;
         let current =
-            |entry: &AgentToken| entry.current.load().as_ref().map(|token| (serial(token), token.fence()));
+            |entry: &CachedToken| entry.current.load().as_ref().map(|token| (serial(token), token.fence()));
         let tokens: Vec<_> = self.replicas.iter().map(|replica| current(&replica.tokens[nth])).collect();
         let same = tokens.iter().all(|one| one.is_some() && *one == tokens[0]);
         self.wecom.check(same, || format!("replicas do not converge: {tokens:?}"));
@@ -363,17 +368,12 @@ fn new_replica(rng: &mut SimRng, server: &FakeServer, wecom: &SimSharedWecom, ag
     wecom.inner().connections.push(connection.clone());
     let jitter = rng.fork().into_shared();
     let settings = RefreshSettings { refresh_ahead: Duration::from_secs(300), renewals_per_hour: None };
-    let mut service = TokenService::build(
-        Box::new(wecom.clone()),
-        Handle::current(),
-        settings,
-        Some(super::super::replicas::ReplicaSync::new(store)),
-    );
+    let mut service = TokenService::new(Box::new(wecom.clone()), Handle::current(), settings, Some(store));
     service.jitter = Box::new(move || jitter.fraction());
-    let service = Arc::new(service);
-    tokio::spawn(super::super::replicas::run_event_loop(Arc::downgrade(&service), events));
-    let entries: Vec<_> = (0..agents).map(|nth| agent_token(&service, &format!("agent-{nth}"))).collect();
-    SimReplica { connection, newest_serials: vec![0; entries.len()], tokens: entries }
+    let cache = TokenCache::of_service(service);
+    tokio::spawn(super::super::replicas::run_event_loop(Arc::downgrade(&cache), events));
+    let entries: Vec<_> = (0..agents).map(|nth| agent_token(&cache, &format!("agent-{nth}"))).collect();
+    SimReplica { connection, _cache: cache, newest_serials: vec![0; entries.len()], tokens: entries }
 }
 
 fn run(seed: u64) -> SimReplicaCounts {

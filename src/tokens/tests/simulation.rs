@@ -21,8 +21,11 @@ use self::{
     wecom::{MAX_GETTOKEN_TIMEOUT, SimBehavior, SimWecom},
 };
 use super::fake_gettoken::{advance, path, serial};
-use crate::secret::Masked;
-use crate::tokens::{AgentToken, Credentials, PathKey, RefreshSettings, Replacement, Token, TokenService};
+use crate::tokens::{
+    CachedToken, Credentials, PathKey, RefreshSettings, ReplaceOutcome, Token, TokenCache,
+    service::TokenService,
+};
+use crate::{config, secret::Masked};
 
 const SEEDS: u64 = 200;
 const STEPS: usize = 2_000;
@@ -59,7 +62,7 @@ impl AddAssign for SimCounts {
 struct SimAgent {
     name: String,
     secret: usize,
-    token: Arc<AgentToken>,
+    token: Arc<CachedToken>,
     /// Earlier tokens, for refusals that come very late.
     old_tokens: Vec<Arc<Token>>,
 }
@@ -67,7 +70,7 @@ struct SimAgent {
 /// A request as the proxy makes it.
 struct SimRequest {
     wecom: SimWecom,
-    token: Arc<AgentToken>,
+    token: Arc<CachedToken>,
     request_delay: Duration,
     response_delay: Duration,
     /// It calls a path that refuses every token.
@@ -91,19 +94,19 @@ impl SimRequest {
         }
         let newer = usable_token(entry).is_some_and(|current| !current.is_same_as(&token));
         let next = match await_bounded(wecom, newer, entry.replace_refused(&token, path)).await {
-            Replacement::Refreshed(next) => {
+            ReplaceOutcome::Refreshed(next) => {
                 wecom.check(serial(&next) > serial(&token), || "an older token for a newer one".to_owned());
                 wecom.count(|counts| counts.refreshed += 1);
                 next
             }
-            Replacement::Unchanged(next) => {
+            ReplaceOutcome::Unchanged(next) => {
                 wecom.check(next.is_same_as(&token), || "another token counts as unchanged".to_owned());
                 wecom.record_unchanged(entry.credentials(), &next);
                 wecom.count(|counts| counts.unchanged += 1);
                 next
             }
-            Replacement::Throttled(_) => return wecom.count(|counts| counts.throttled += 1),
-            Replacement::Unavailable(_) => return wecom.count(|counts| counts.unavailable += 1),
+            ReplaceOutcome::Throttled(_) => return wecom.count(|counts| counts.throttled += 1),
+            ReplaceOutcome::Unavailable(_) => return wecom.count(|counts| counts.unavailable += 1),
         };
         if self.is_accepted(&next).await {
             next.mark_accepted_on(path);
@@ -136,14 +139,14 @@ async fn await_bounded<T>(wecom: &SimWecom, at_once: bool, call: impl Future<Out
 }
 
 /// The current token, if it is valid; without marking it as used.
-fn usable_token(entry: &AgentToken) -> Option<Arc<Token>> {
+fn usable_token(entry: &CachedToken) -> Option<Arc<Token>> {
     entry.current.load_full().filter(|token| Instant::now() < token.usable_until)
 }
 
 struct Simulation {
     rng: SimRng,
     wecom: SimWecom,
-    service: Arc<TokenService>,
+    cache: Arc<TokenCache>,
     agents: Vec<SimAgent>,
     requests: Vec<JoinHandle<()>>,
     /// Longest time that most kinds of steps take, in milliseconds.
@@ -160,12 +163,13 @@ impl Simulation {
         let (wecom, jitter) =
             (SimWecom::new(rng.fork(), has_many_manual_refreshes), rng.fork().into_shared());
         let settings = RefreshSettings { refresh_ahead: Duration::from_secs(300), renewals_per_hour: None };
-        let service = TokenService::build(Box::new(wecom.clone()), Handle::current(), settings, None);
-        let service = Arc::new(TokenService { jitter: Box::new(move || jitter.fraction()), ..service });
+        let service = TokenService::new(Box::new(wecom.clone()), Handle::current(), settings, None);
+        let cache =
+            TokenCache::of_service(TokenService { jitter: Box::new(move || jitter.fraction()), ..service });
         let mut simulation = Self {
             rng,
             wecom,
-            service,
+            cache,
             agents: Vec::new(),
             requests: Vec::new(),
             max_step_ms,
@@ -179,10 +183,15 @@ impl Simulation {
         simulation
     }
 
-    fn new_token(&mut self, name: &str, secret: usize) -> Arc<AgentToken> {
+    fn new_token(&mut self, name: &str, secret: usize) -> Arc<CachedToken> {
         let secret = Masked::new(format!("not-a-secret-{secret}"));
-        let credentials = Credentials { corpid: name.to_owned(), secret };
-        let entry = AgentToken::new(name, credentials, self.service.clone());
+        let credentials = Credentials {
+            corpid: name.to_owned(),
+            secret,
+            upstream: config::UpstreamId::default(),
+            generation: 0,
+        };
+        let entry = self.cache.entry(name, credentials, false);
         let ttl = self.rng.choose(&[2, 60, 7_200, 7_200, 24 * 3_600]);
         self.wecom.open_account(&entry, Duration::from_secs(ttl));
         entry
@@ -218,7 +227,7 @@ impl Simulation {
         self.check_invariants();
     }
 
-    fn send_request(&mut self, entry: Arc<AgentToken>) {
+    fn send_request(&mut self, entry: Arc<CachedToken>) {
         let request = SimRequest {
             wecom: self.wecom.clone(),
             token: entry,
@@ -230,7 +239,7 @@ impl Simulation {
         self.requests.push(tokio::spawn(request.run()));
     }
 
-    fn refresh_manually(&mut self, entry: Arc<AgentToken>) {
+    fn refresh_manually(&mut self, entry: Arc<CachedToken>) {
         let wecom = self.wecom.clone();
         self.requests.push(tokio::spawn(async move {
             wecom.reset_backoff(&entry);
@@ -260,7 +269,7 @@ impl Simulation {
         let polled =
             pin!(entry.replace_refused(old_token, path())).poll(&mut Context::from_waker(Waker::noop()));
         let is_right =
-            matches!(&polled, Poll::Ready(Replacement::Refreshed(next)) if next.is_same_as(&current));
+            matches!(&polled, Poll::Ready(ReplaceOutcome::Refreshed(next)) if next.is_same_as(&current));
         self.wecom.check(is_right, || format!("the refusal of an old token returned {polled:?}"));
     }
 
@@ -275,15 +284,12 @@ impl Simulation {
                     old_tokens.truncate(8);
                 }
             }
-            let is_completed =
-                entry.state().refresh.as_ref().is_some_and(|refresh| refresh.borrow().is_some());
-            self.wecom.check(!is_completed, || "a completed refresh is still joined".to_owned());
             let ask = || pin!(entry.current_or_fetch()).poll(&mut Context::from_waker(Waker::noop()));
             if let Some(current) = usable_token(entry) {
                 let polled = ask();
                 let is_right = matches!(&polled, Poll::Ready(Ok(token)) if token.is_same_as(&current));
                 self.wecom.check(is_right, || format!("a valid token, but {polled:?}"));
-            } else if entry.state().refresh.is_none()
+            } else if entry.state().refresh.running().is_none()
                 && let Some(errcode) = self.wecom.backoff_errcode(entry.credentials())
             {
                 let polled = ask();

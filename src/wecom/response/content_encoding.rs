@@ -169,7 +169,9 @@ enum InflateResult<'a> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::generate::{deflate_compressed, gzip_compressed, scan_encoded_chunks, zlib_compressed};
+    use super::super::tests::generate::{
+        deflate_compressed, gzip_compressed, scan_encoded_chunks, zlib_compressed,
+    };
     use super::*;
 
     const REFUSED: &[u8] = br#"{"errcode":40014,"errmsg":"invalid access_token"}"#;
@@ -218,6 +220,20 @@ mod tests {
             scanner(&["gzip"]).feed(&[gzip_compressed(front), b"junk".to_vec()].concat()),
             Verdict::None
         );
+    }
+
+    #[test]
+    fn text_before_damaged_data_is_scanned() {
+        // A stored block (RFC 1951 §3.2.4), and one of a type that does not exist.
+        let length = REFUSED.len() as u8;
+        let block = [&[0, length, 0, !length, 0xFF], REFUSED, &[7]].concat();
+        let gzip = [b"\x1F\x8B\x08\0\0\0\0\0\0\xFF", &block[..]].concat();
+        for (encoding, body) in [("deflate", &block), ("gzip", &gzip)] {
+            for chunk_length in [1, 7, body.len()] {
+                let verdict = scan_encoded_chunks(encoding, body.chunks(chunk_length));
+                assert_eq!(verdict, Verdict::Found(40014), "{encoding}, {chunk_length}");
+            }
+        }
     }
 
     #[test]

@@ -60,8 +60,13 @@ pub enum GettokenError {
 /// `expires_in` is an integer number of seconds, also spelled `7200.0` or `"7200"`; if it is missing, not
 /// positive or not an integer, the documented 7200 s are used; it is capped at 24 h.
 pub fn parse_gettoken(body: &[u8]) -> Result<GettokenResponse, GettokenError> {
+    parse_token_response(body, "access_token")
+}
+
+/// The same for a response with the token in `member`.
+pub fn parse_token_response(body: &[u8], member: &str) -> Result<GettokenResponse, GettokenError> {
     let mut response = parse_ok_response(body)?;
-    let token = match response.remove("access_token") {
+    let token = match response.remove(member) {
         None | Some(Value::Null) => return Err(GettokenError::MissingToken),
         Some(Value::String(token)) if is_valid_token(&token) => Masked::new(token),
         Some(_) => return Err(GettokenError::InvalidToken),

@@ -62,7 +62,7 @@ impl Drop for Inflater {
 
 #[cfg(test)]
 mod tests {
-    use super::super::generate::{deflate_compressed, zlib_compressed};
+    use super::super::tests::generate::{deflate_compressed, zlib_compressed};
     use super::*;
     use flate2::{FlushDecompress, Status};
 

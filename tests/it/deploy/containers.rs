@@ -1,14 +1,13 @@
 //! The image, the Compose file and the Kubernetes manifests.
 
-use std::{fs, process::Command};
+use std::process::Command;
 
 use serde_json::Value;
-use tempfile::TempDir;
 use toml::Table;
 
 use super::{
-    assert_check_passes, manifest_names, parse_seconds, program_command, read_text, replace_all,
-    repository_file, run_ok, shutdown_grace, yaml,
+    KUSTOMIZATIONS, assert_check_passes, manifest_names, operator_manifest_names, parse_seconds,
+    program_command, read_text, repository_file, run_ok, shutdown_grace, yaml,
 };
 use crate::process::{python, run_wecom_proxy};
 
@@ -22,18 +21,10 @@ fn texts(list: &Value) -> Vec<&str> {
 
 #[tokio::test]
 async fn compose_file_is_valid() {
-    let dir = TempDir::new().expect("a directory");
-    let path = dir.path().join("compose.yaml");
-    // The docker-compose of Debian 12 does not support this key.
-    fs::write(&path, replace_all(&read_text(COMPOSE), &[("\nname: wecom-proxy\n", "\n")])).expect("a file");
     let mut command = program_command("docker-compose", "--version");
-    command
-        .arg("-f")
-        .arg(path)
-        .arg("--project-directory")
-        .arg(repository_file("deploy/compose"))
-        .arg("config");
+    command.arg("-f").arg(repository_file(COMPOSE)).arg("config");
     run_ok(command).await;
+    assert!(read_text("deploy/compose/.env").contains("\nCOMPOSE_PROJECT_NAME=wecom-proxy\n"));
 }
 
 #[tokio::test]
@@ -86,8 +77,10 @@ async fn manifest(kind: &str) -> &'static Value {
 async fn kubernetes_manifests_are_valid() {
     let mut command = Command::new(python());
     command.args(["-c", "from kubernetes_validate.__main__ import main; main()", "--strict"]);
-    let names = manifest_names();
+    let mut names = manifest_names();
     assert_eq!(names.len(), 6, "{names:?}");
+    // Of the kinds of the Prometheus Operator, the validator has no schemas.
+    names.push(format!("{}/service.yaml", KUSTOMIZATIONS[1]));
     command.args(names.iter().map(|name| repository_file(name)));
     let output = run_ok(command).await;
     let text = output.out + &output.err;
@@ -98,6 +91,65 @@ async fn kubernetes_manifests_are_valid() {
             assert_eq!(name.ends_with(".yaml"), manifest["kind"] != "Secret", "{name}");
         }
     }
+}
+
+#[tokio::test]
+async fn kustomizations_list_every_manifest() {
+    for (folder, manifests) in KUSTOMIZATIONS.into_iter().zip([manifest_names(), operator_manifest_names()]) {
+        let kustomization = &yaml(&format!("{folder}/kustomization.yaml")).await[0];
+        let mut listed: Vec<_> =
+            texts(&kustomization["resources"]).into_iter().map(|name| format!("{folder}/{name}")).collect();
+        let mut expected: Vec<_> = manifests.into_iter().filter(|name| name.ends_with(".yaml")).collect();
+        listed.sort();
+        expected.sort();
+        assert_eq!(listed, expected);
+    }
+    // The comment in the first one names the second.
+    let text = read_text("deploy/kubernetes/kustomization.yaml");
+    assert!(text.contains("\n#components:\n#  - prometheus-operator\n"), "{text}");
+    assert_eq!(
+        yaml("deploy/kubernetes/prometheus-operator/kustomization.yaml").await[0]["kind"],
+        "Component"
+    );
+}
+
+#[tokio::test]
+async fn service_monitor_scrapes_the_admin_port() {
+    let folder = KUSTOMIZATIONS[1];
+    let monitor = &yaml(&format!("{folder}/servicemonitor.yaml")).await[0];
+    let service = &yaml(&format!("{folder}/service.yaml")).await[0];
+    let endpoint = &monitor["spec"]["endpoints"][0];
+    assert_eq!(monitor["spec"]["selector"]["matchLabels"], service["metadata"]["labels"]);
+    assert_ne!(manifest("Service").await["metadata"]["labels"], service["metadata"]["labels"]);
+    assert_eq!(endpoint["port"], service["spec"]["ports"][0]["name"]);
+    assert_eq!(service["spec"]["ports"][0]["targetPort"], "admin");
+    assert_eq!(service["spec"]["selector"], manifest("Service").await["spec"]["selector"]);
+    // The rules' job, which the operator takes from this label of the Service.
+    let job = monitor["spec"]["jobLabel"].as_str().expect("a label");
+    let scraped = &yaml("deploy/prometheus/prometheus.yml").await[0]["scrape_configs"][0];
+    assert_eq!(service["metadata"]["labels"][job], scraped["job_name"]);
+    assert_eq!(endpoint["authorization"]["credentials"]["name"], "wecom-proxy-admin");
+}
+
+#[tokio::test]
+async fn prometheus_rule_has_the_rules_of_prometheus() {
+    let rule = &yaml("deploy/kubernetes/prometheus-operator/prometheusrule.yaml").await[0];
+    let rules = &yaml("deploy/prometheus/rules.yml").await[0];
+    // Both are too long to print.
+    assert!(rule["spec"]["groups"] == rules["groups"], "run packaging/prometheus-rule");
+    assert!(rules["groups"][0]["rules"].as_array().is_some_and(|rules| rules.len() > 5));
+}
+
+#[tokio::test]
+async fn network_policy_lets_every_kind_of_dns_pass() {
+    let policy = manifest("NetworkPolicy").await;
+    let egress = policy["spec"]["egress"].as_array().expect("rules");
+    let dns = egress.iter().find(|rule| rule["ports"][0]["port"] == 53).expect("a rule");
+    // A rule with `to` would have to list addresses that differ from cluster to cluster.
+    assert_eq!((dns.get("to"), dns["ports"].as_array().map(Vec::len)), (None, Some(2)));
+    assert!(egress.iter().filter(|rule| *rule != dns).all(|rule| rule["to"].is_array()), "{egress:?}");
+    let options = &manifest("Deployment").await["spec"]["template"]["spec"]["dnsConfig"]["options"];
+    assert_eq!((&options[0]["name"], &options[0]["value"]), (&Value::from("ndots"), &Value::from("1")));
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     harness::{ECHO, TestProxy, USER_GET, wait_for},
-    raw_http::RawConnection,
+    raw_http::{RawConnection, raw_get},
 };
 
 const GETTOKEN: &str = "/cgi-bin/gettoken";
@@ -65,7 +65,6 @@ async fn run_aborts(upstream_protocol: UpstreamProtocol) {
 
 /// Sends a request up to this point, then aborts.
 async fn abort_at(proxy: &TestProxy, point: AbortPoint, abort_kind: AbortKind) {
-    let get = |path: &str| format!("GET /hr{path} HTTP/1.1\r\nHost: x\r\n\r\n");
     let mut connection = RawConnection::connect(proxy.address()).await;
     if point != AbortPoint::WaitingForToken {
         proxy.get(USER_GET).await.assert_ok();
@@ -73,7 +72,7 @@ async fn abort_at(proxy: &TestProxy, point: AbortPoint, abort_kind: AbortKind) {
     match point {
         AbortPoint::WaitingForToken => {
             proxy.wecom.inject(Fault::hold().on_path(GETTOKEN)).expect("a fault");
-            connection.send(get(ECHO)).await.expect("sent");
+            connection.send(raw_get(ECHO)).await.expect("sent");
             proxy
                 .wecom
                 .wait_until(|observed| observed.received_count(GETTOKEN) == 1)
@@ -83,9 +82,9 @@ async fn abort_at(proxy: &TestProxy, point: AbortPoint, abort_kind: AbortKind) {
         AbortPoint::Queued => {
             proxy.wecom.inject(Fault::hold().on_path(ECHO)).expect("a fault");
             let mut first = RawConnection::connect(proxy.address()).await;
-            first.send(get(ECHO)).await.expect("sent");
+            first.send(raw_get(ECHO)).await.expect("sent");
             proxy.wecom.wait_until(|observed| observed.received_count(ECHO) == 1).await.expect("received");
-            connection.send(get("/cgi-bin/simulator/sink")).await.expect("sent");
+            connection.send(raw_get("/cgi-bin/simulator/sink")).await.expect("sent");
             let limit = proxy.app.concurrency_limit();
             wait_for("a queued request", async || limit.queued() == 1).await;
             abort(connection, abort_kind);
@@ -108,7 +107,7 @@ async fn abort_at(proxy: &TestProxy, point: AbortPoint, abort_kind: AbortKind) {
         }
         AbortPoint::InResponseBody => {
             proxy.wecom.inject(Fault::stall().on_path("/cgi-bin/media/get")).expect("a fault");
-            connection.send(get("/cgi-bin/media/get?media_id=generated-300000")).await.expect("sent");
+            connection.send(raw_get("/cgi-bin/media/get?media_id=generated-300000")).await.expect("sent");
             assert!(connection.read_head().await.starts_with("HTTP/1.1 200 "));
         }
     }

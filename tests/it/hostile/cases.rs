@@ -1,6 +1,6 @@
 //! Cases: bytes that a client sends over a socket, and what the client and the upstream may receive.
 
-use std::{collections::HashSet, fmt::Write as _, time::Duration};
+use std::{collections::HashSet, fmt::Write as _};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -13,7 +13,7 @@ use super::{
     recorder::{ArrivalState, RecordedArrival, RecordingUpstream, TOKEN},
 };
 use crate::{
-    harness::{OPEN_CONFIG, TestProxy},
+    harness::{CASE_TIMEOUT, OPEN_CONFIG, TestProxy},
     raw_http::RawConnection,
 };
 
@@ -36,13 +36,15 @@ pub const CANARY_PATH: &str = "/cgi-bin/canary";
 /// Path of each case.
 pub const CASE_PATH: &str = "/cgi-bin/case";
 
-/// Time after which a case counts as hanging. Generous, because a flood of frames takes long in an unoptimized build on a
-/// busy machine.
-pub const CASE_TIMEOUT: Duration = Duration::from_secs(120);
-
 /// The request that must not be smuggled.
 pub fn smuggled_request() -> Vec<u8> {
     format!("GET /hr{SMUGGLED_PATH} HTTP/1.1\r\nHost: proxy.test\r\n\r\n").into_bytes()
+}
+
+/// The name of a case: a label, and at most 120 characters of the bytes that it is about.
+pub fn case_name(label: &str, bytes: &[u8]) -> String {
+    let escaped = bytes.escape_ascii().to_string();
+    format!("{label} {}", escaped.get(..120).unwrap_or(&escaped))
 }
 
 /// A POST with these header lines, each ended by CR LF, followed by these bytes.

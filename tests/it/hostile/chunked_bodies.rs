@@ -1,6 +1,6 @@
 //! Malformed and ambiguous chunked bodies. The upstream receives a valid body, or an incomplete one.
 
-use super::cases::{BAD_REQUEST, Case, CaseRunner, case, post, smuggled_request};
+use super::cases::{BAD_REQUEST, Case, CaseRunner, case, case_name, post, smuggled_request};
 
 const CHUNKED: &str = "Transfer-Encoding: chunked\r\n";
 
@@ -190,10 +190,6 @@ const MALFORMED_BODIES: &[(&str, &[u8])] = &[
     ("a chunk of 2^64", b"5\r\nhello\r\n10000000000000000\r\n\r\n"),
     ("a size in decimal", b"16\r\nhello hello hello!\r\n0\r\n\r\n"),
 ];
-
-fn case_name(label: &str, bytes: &[u8]) -> String {
-    format!("{label} {}", bytes.escape_ascii())
-}
 
 fn chunked_case(name: String, body: &[u8]) -> Case {
     case(name, post(CHUNKED, [body, &smuggled_request()].concat()))

@@ -1,18 +1,14 @@
 //! Invalid, ambiguous and oversized header lines, and headers that must not be forwarded.
 
 use super::cases::{
-    BAD_REQUEST, CLOSED_SILENTLY, Case, CaseRunner, HEAD_TOO_LONG, case, get, post, request, smuggled_request,
+    BAD_REQUEST, CLOSED_SILENTLY, Case, CaseRunner, HEAD_TOO_LONG, case, case_name, get, post, request,
+    smuggled_request,
 };
 use crate::harness::{CONFIG_WITH_CLIENTS, client_key};
 
 mod tables;
 
 use tables::{AMBIGUOUS_KEYS, AMBIGUOUS_LINES, INVALID_KEYS, INVALID_LINES, UNUSUAL_KEYS, VALID_LINES};
-
-fn case_name(label: &str, bytes: &[u8]) -> String {
-    let escaped = bytes.escape_ascii().to_string();
-    format!("{label} {}", escaped.get(..120).unwrap_or(&escaped))
-}
 
 #[tokio::test]
 async fn invalid_header_line_is_refused() {

@@ -1,7 +1,7 @@
 //! Message framing: Content-Length, Transfer-Encoding, and both (RFC 9112, section 6).
 
 use super::cases::{
-    BAD_OR_UNSUPPORTED, BAD_REQUEST, CLOSED_SILENTLY, Case, CaseRunner, case, get, post, request,
+    BAD_OR_UNSUPPORTED, BAD_REQUEST, CLOSED_SILENTLY, Case, CaseRunner, case, case_name, get, post, request,
     smuggled_request,
 };
 
@@ -13,10 +13,6 @@ use tables::{
 };
 
 const CHUNKED: &[u8] = b"5\r\nhello\r\n0\r\n\r\n";
-
-fn case_name(label: &str, bytes: &[u8]) -> String {
-    format!("{label} {}", bytes.escape_ascii())
-}
 
 #[tokio::test]
 async fn transfer_encoding_other_than_chunked_is_refused() {

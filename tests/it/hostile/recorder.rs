@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use super::canonical_request::{self, CanonicalRequest, ParseStatus};
-use crate::harness::with_timeout;
+use crate::{harness::with_timeout, raw_http::write_all};
 
 /// The token that it issues.
 pub const TOKEN: &str = "TOKEN-OF-THE-RECORDER";
@@ -172,18 +172,6 @@ async fn read_state(stream: &TcpStream, bytes: &mut Vec<u8>, host: &str) -> Opti
         Ok(ParseStatus::Complete(..)) => ArrivalState::NotCanonical("bytes after a request".to_owned()),
         Err(why) => ArrivalState::NotCanonical(why),
     })
-}
-
-async fn write_all(stream: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        stream.writable().await?;
-        match stream.try_write(bytes) {
-            Ok(written) => bytes = &bytes[written..],
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
 }
 
 /// The response, with the number of its request, so that a mixed-up response is detected.

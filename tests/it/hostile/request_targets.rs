@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use super::cases::{
-    BAD_OR_UNSUPPORTED, BAD_REQUEST, CLOSED_SILENTLY, CaseRunner, HEAD_TOO_LONG, case, request,
+    BAD_OR_UNSUPPORTED, BAD_REQUEST, CLOSED_SILENTLY, CaseRunner, HEAD_TOO_LONG, case, case_name, request,
     smuggled_request,
 };
 
@@ -17,10 +17,6 @@ use tables::{
 /// A GET of the case's path with this query.
 fn get_with_query(query: &[u8]) -> Vec<u8> {
     request([b"GET /hr/cgi-bin/case", query, b" HTTP/1.1"].concat(), "", "")
-}
-
-fn case_name(label: &str, bytes: &[u8]) -> String {
-    format!("{label} {}", bytes.escape_ascii())
 }
 
 #[tokio::test]

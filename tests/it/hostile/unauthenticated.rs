@@ -8,14 +8,14 @@ use tokio::{
     net::{TcpStream, UnixStream},
     time::{Instant, timeout},
 };
-use wecom_proxy::simulator::{Settings, Simulator};
+use wecom_proxy::simulator::Simulator;
 
 use super::http2_frames::{
     ACK, DATA, END_HEADERS, END_STREAM, Frame, FrameClient, GOAWAY, HEADERS, PING, PREFACE, RST_STREAM,
     SETTINGS, WINDOW_UPDATE, encode_frame, encode_setting, encode_string,
 };
 use crate::{
-    harness::{CONFIG_WITH_CLIENTS, TestClient, TestProxy, USER_GET, client_key, with_timeout, write_config},
+    harness::{CONFIG_WITH_CLIENTS, TestClient, TestProxy, USER_GET, client_key, with_timeout},
     process::Process,
     raw_http::RawConnection,
 };
@@ -38,18 +38,10 @@ const MAX_LATENCY: Duration = Duration::from_secs(if cfg!(debug_assertions) { 3 
 
 /// Starts the real program with clients, and with these lines in `[server]`.
 async fn start_program(lines: &str) -> (Simulator, tempfile::TempDir, Process, SocketAddr) {
-    let wecom = crate::leak_detector::start_simulator(Settings::default()).await;
-    let dir = tempfile::TempDir::new().expect("a directory");
     let toml = CONFIG_WITH_CLIENTS.replace("[upstream]", &format!("{lines}\n[upstream]"));
-    let proxy = Process::serve(&write_config(&dir, wecom.api_addr(), &Settings::default(), &toml)).await;
+    let (wecom, dir, proxy) = Process::serve_with_simulator(&toml).await;
     let address = proxy.address().await;
     (wecom, dir, proxy, address)
-}
-
-fn resident_bytes(proxy: &Process) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", proxy.id())).expect("a running process");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("the line");
-    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * KIB
 }
 
 /// The duration of a request with a valid key on a new connection.
@@ -86,19 +78,20 @@ async fn unread_refused_streams_use_little_memory() {
         ),
         ("a long target", encode_frame(HEADERS, END_HEADERS | END_STREAM, 1, long_target(10_000))),
         ("most of a large head", half_head(1, 53_000)),
+        ("most of a head of the maximum size", half_head(1, 64_500)),
         (
             "refused streams and an incomplete large head",
             [get_frames(1, 8, &[]), half_head(17, 53_000)].concat(),
         ),
         ("resets and an incomplete large head", [get_frames(1, 40, &[]), half_head(81, 53_000)].concat()),
         (
-            "an incomplete large head that hyper reads",
+            "an incomplete large head that h2 reads",
             [encode_frame(PING, 0, 0, [1; 8]), half_head(1, 53_000)].concat(),
         ),
     ] {
         let (_wecom, _dir, proxy, address) = start_program("").await;
         keyed_request_time(address).await;
-        let before = resident_bytes(&proxy);
+        let before = proxy.resident_bytes();
         let bytes = [preface_with_closed_windows(), attack].concat();
         let mut streams = Vec::new();
         for _ in 0..CONNECTIONS {
@@ -106,7 +99,7 @@ async fn unread_refused_streams_use_little_memory() {
             streams.push(send_without_reading(stream, &bytes).await);
         }
         keyed_request_time(address).await;
-        let used = resident_bytes(&proxy).saturating_sub(before) / CONNECTIONS;
+        let used = proxy.resident_bytes().saturating_sub(before) / CONNECTIONS;
         eprintln!("{name}: {} bytes sent use {} KiB", bytes.len(), used / KIB);
         assert!(used < MAX_BYTES_PER_CONNECTION, "{name}: {} bytes sent use {} KiB", bytes.len(), used / KIB);
     }
@@ -117,7 +110,7 @@ async fn unread_refused_streams_use_little_memory() {
 async fn waves_of_refused_streams_leak_no_memory() {
     let (_wecom, _dir, proxy, address) = start_program("").await;
     keyed_request_time(address).await;
-    let before = resident_bytes(&proxy);
+    let before = proxy.resident_bytes();
     let bytes = [preface_with_closed_windows(), large_header_get_frames()].concat();
     for _ in 0..8 {
         let mut streams = Vec::new();
@@ -128,7 +121,7 @@ async fn waves_of_refused_streams_leak_no_memory() {
         keyed_request_time(address).await;
     }
     keyed_request_time(address).await;
-    let growth = resident_bytes(&proxy).saturating_sub(before);
+    let growth = proxy.resident_bytes().saturating_sub(before);
     assert!(growth < 32 << 20, "memory grew by {} KiB", growth / KIB);
 }
 
@@ -294,7 +287,7 @@ async fn settings_come_at_once_and_only_once() {
 async fn a_first_head_that_is_too_large_ends_the_connection() {
     let proxy = TestProxy::start_with_config(CONFIG_WITH_CLIENTS).await;
     let mut client = FrameClient::connect(proxy.address()).await;
-    client.send([PREFACE, &encode_frame(SETTINGS, 0, 0, ""), &half_head(1, 64_000)].concat()).await;
+    client.send([PREFACE, &encode_frame(SETTINGS, 0, 0, ""), &half_head(1, 70_000)].concat()).await;
     let frames = client.read_until(|_| false).await;
     let goaway = frames.iter().find(|frame| frame.kind == GOAWAY).expect("a GOAWAY frame");
     assert_eq!(goaway.payload, [0, 0, 0, 0, 0, 0, 0, 11]);
@@ -346,11 +339,9 @@ async fn reconnecting_clients_block_no_authenticated_client() {
 
 #[tokio::test]
 async fn unix_socket_clients_block_no_authenticated_client() {
-    let wecom = crate::leak_detector::start_simulator(Settings::default()).await;
-    let dir = tempfile::TempDir::new().expect("a directory");
     let listen = "[\"127.0.0.1:0\", \"unix:{dir}/proxy.sock\"]\nmax_connections = 4";
     let toml = CONFIG_WITH_CLIENTS.replacen("\"127.0.0.1:0\"", listen, 1);
-    let proxy = Process::serve(&write_config(&dir, wecom.api_addr(), &Settings::default(), &toml)).await;
+    let (_wecom, dir, proxy) = Process::serve_with_simulator(&toml).await;
     let line = proxy.err.wait_for_line("ready listen=").await;
     let listen = crate::process::log_field(&line, "listen");
     let address = listen.split(", ").find_map(|address| address.parse().ok()).expect("an address");

@@ -15,17 +15,15 @@ use super::{
     shared_refresh_count,
 };
 use crate::{
-    harness::{OPEN_CONFIG, TestClient, TestProxy, TestResponse, USER_GET, wait_for, write_config},
+    harness::{
+        OPEN_CONFIG, TestClient, TestProxy, TestResponse, USER_GET, wait_for, wait_for_store, write_config,
+    },
     process::Process,
     redis_server::{RedisServer, STORE_KEY, free_address},
 };
 
 fn config_with_store(address: SocketAddr, keys: &str) -> String {
     format!("{OPEN_CONFIG}\n[tokens]\nstore = {{ redis = \"redis://{address}\", {keys} }}\n")
-}
-
-async fn wait_for_store(proxy: &TestProxy) {
-    wait_for("the store", async || proxy.app.store_error().is_none()).await;
 }
 
 #[tokio::test]

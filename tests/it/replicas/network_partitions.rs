@@ -16,7 +16,7 @@ use tokio::{
 };
 use wecom_proxy::simulator::{Fault, Settings, Simulator};
 
-use super::{GETTOKEN, Replicas, USER};
+use super::{GETTOKEN, Replicas, upstream_counts};
 use crate::{
     harness::{
         OPEN_CONFIG, TestClient, TestProxy, TestResponse, USER_GET, wait_for, with_timeout, write_config,
@@ -212,11 +212,6 @@ async fn network_partition_scenario_in_namespace() {
     assert_eq!(upstream_counts(&wecom), (1, 3), "all replicas share the token");
     assert_partition_affects_one_replica(&wecom, &replicas).await;
     assert_partition_in_gettoken_delays_within_the_lease(&wecom, &redis, &replicas).await;
-}
-
-/// The gettokens that reached the simulator, and the `user/get` calls that it executed.
-fn upstream_counts(wecom: &Simulator) -> (usize, u64) {
-    wecom.observe(|observed| (observed.received_count(GETTOKEN), observed.executed_count(USER)))
 }
 
 async fn get_at_all(replicas: &[NamespacedReplica]) {

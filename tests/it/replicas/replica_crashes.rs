@@ -226,11 +226,8 @@ async fn rolling_restart_under_load_executes_each_request_once() {
 async fn unreachable_store_at_start_is_logged() {
     let mut redis = RedisServer::start().await;
     redis.kill().await;
-    let wecom = Simulator::start_local(Settings::default()).await.expect("a simulator");
-    let dir = TempDir::new().expect("a temporary directory");
     let toml = format!("{OPEN_CONFIG}\n[tokens]\n{}\n", redis.store_config_line());
-    let path = write_config(&dir, wecom.api_addr(), &Settings::default(), &toml);
-    let process = Process::serve(&path).await;
+    let (_wecom, _dir, process) = Process::serve_with_simulator(&toml).await;
     process.err.wait_for_line("redis unavailable").await;
     assert_eq!(process.stop().await.status, 0);
 }

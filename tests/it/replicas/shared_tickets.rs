@@ -7,8 +7,9 @@ use wecom_proxy::simulator::Fault;
 
 use super::Replicas;
 use crate::{
-    harness::{TestResponse, get_concurrently},
+    harness::{OPEN_CONFIG, TestProxy, TestResponse, get_concurrently, wait_for},
     redis_server::RedisServer,
+    tickets::TicketUpstream,
 };
 
 const JSAPI: &str = "/cgi-bin/get_jsapi_ticket";
@@ -54,6 +55,32 @@ async fn five_replicas_fetch_each_ticket_once() {
     assert_eq!(replicas.upstream_counts().0, 1, "and one token");
     let remaining = replicas.others[3].get(JSAPI).await.json()["expires_in"].as_u64().expect("a number");
     assert!((7180..=7200).contains(&remaining), "the remaining lifetime is shared: {remaining}");
+}
+
+#[tokio::test]
+async fn repeated_ticket_is_fetched_once_for_all_replicas() {
+    let redis = RedisServer::start().await;
+    let upstream = TicketUpstream::new("TICKET-OF-ALL-REPLICAS", 2).await;
+    let toml = format!("{OPEN_CONFIG}\n[tokens]\n{}\n", redis.store_config_line());
+    let start_replica = async || {
+        let proxy = TestProxy::start_with_upstream(upstream.address, &toml).await;
+        wait_for("the store", async || proxy.app.store_error().is_none()).await;
+        proxy
+    };
+    let (first, second) = (start_replica().await, start_replica().await);
+    let start = tokio::time::Instant::now();
+    for proxy in [&first, &second] {
+        assert_eq!(proxy.get(JSAPI).await.assert_ok().header("cache-control"), "");
+    }
+    assert_eq!(upstream.fetches(), 1);
+    tokio::time::sleep_until(start + Duration::from_millis(2050)).await;
+    // It has no ticket in memory, and knows from the store that this one was returned before.
+    let third = start_replica().await;
+    for proxy in [&third, &first, &second, &third] {
+        let response = proxy.get(JSAPI).await;
+        assert_eq!(response.assert_ok().header("cache-control"), "no-store");
+        assert_eq!(upstream.fetches(), 2);
+    }
 }
 
 #[tokio::test]

@@ -10,8 +10,8 @@ use wecom_proxy::simulator::SimulatedAgent;
 use super::{Replicas, last_renewal, store_security};
 use crate::{
     harness::{
-        CONFIG_WITH_CLIENTS, OPEN_CONFIG, TestClient, TestProxy, USER_GET, agent_section, client_key,
-        wait_for,
+        CONFIG_WITH_CLIENTS, OPEN_CONFIG, TestClient, TestProxy, USER_GET, admin_get, agent_section,
+        client_key, wait_for,
     },
     redis_server::RedisServer,
 };
@@ -30,14 +30,6 @@ async fn assert_shares_again(replicas: &Replicas) {
     replicas.assert_one_refresh(20).await;
 }
 
-async fn readiness(proxy: &TestProxy) -> serde_json::Value {
-    TestClient::connect_http1(proxy.admin_address())
-        .await
-        .request(http::Request::get("/readyz"), "")
-        .await
-        .json()
-}
-
 #[tokio::test]
 async fn store_outage_is_reported_and_replicas_go_on() {
     let mut redis = RedisServer::start().await;
@@ -47,11 +39,11 @@ async fn store_outage_is_reported_and_replicas_go_on() {
     assert_serves_without_store(&replicas).await;
     replicas.wait_for_store_outage().await;
     assert_serves_without_store(&replicas).await;
-    let store = readiness(&replicas.first).await["store"].clone();
+    let store = admin_get(&replicas.first, "/readyz").await.json()["store"].clone();
     assert_eq!((&store["kind"], &store["ok"]), (&"redis".into(), &false.into()), "{store}");
     redis.restart().await;
     assert_shares_again(&replicas).await;
-    assert_eq!(readiness(&replicas.first).await["store"]["ok"], true);
+    assert_eq!(admin_get(&replicas.first, "/readyz").await.json()["store"]["ok"], true);
 }
 
 #[tokio::test]
@@ -200,15 +192,21 @@ async fn request_with_a_token_does_not_wait_for_a_hanging_store() {
         latencies.sort();
         (latencies[latencies.len() / 2], latencies[latencies.len() - 1], latencies.len())
     };
-    let before = measure().await;
-    redis.signal("STOP");
-    let hanging = measure().await;
-    eprintln!("median, longest, calls: {before:?} with the store, {hanging:?} while it hangs");
-    assert!(hanging.0 < 3 * before.0 + Duration::from_millis(2), "{hanging:?} instead of {before:?}");
-    assert!(hanging.1 < Duration::from_millis(500), "a request waited for the store: {hanging:?}");
-    assert!(replicas.first.app.store_error().is_some());
-    redis.signal("CONT");
-    replicas.wait_for_store().await;
+    // A busy machine may hold up one measurement; waiting for the store would show in each.
+    for last in [false, false, true] {
+        let before = measure().await;
+        redis.signal("STOP");
+        let hanging = measure().await;
+        assert!(replicas.first.app.store_error().is_some());
+        redis.signal("CONT");
+        replicas.wait_for_store().await;
+        let unaffected = hanging.0 < 3 * before.0 + Duration::from_millis(2)
+            && hanging.1 < Duration::from_millis(500).max(2 * before.1);
+        if unaffected {
+            return;
+        }
+        assert!(!last, "median, longest, calls: {before:?} with the store, {hanging:?} while it hangs");
+    }
 }
 
 #[tokio::test]

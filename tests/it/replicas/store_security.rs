@@ -45,6 +45,20 @@ async fn store_tls_trusts_only_the_configured_ca() {
         without_ca.app.store_error().is_some_and(|error| error.contains("UnknownIssuer"))
     })
     .await;
+
+    // The file at the same path gets the right content, and a reload takes it up.
+    let other = Authority::new();
+    let ca = format!(", ca_file = \"{}\"", other.ca_file().display());
+    let config = format!("{OPEN_CONFIG}\n[tokens]\n{}\n", store(&ca));
+    let reloaded = TestProxy::start_with_config(&config).await;
+    wait_for("the TLS error", async || {
+        reloaded.app.store_error().is_some_and(|error| error.contains("UnknownIssuer"))
+    })
+    .await;
+    std::fs::copy(authority.ca_file(), other.ca_file()).expect("copied");
+    let report = reloaded.app.reload().expect("a reload");
+    assert!(report.needs_restart.is_empty(), "{:?}", report.needs_restart);
+    wait_for("the store", async || reloaded.app.store_error().is_none()).await;
 }
 
 #[tokio::test]

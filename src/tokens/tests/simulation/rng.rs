@@ -1,6 +1,6 @@
 //! A repeatable random generator.
 
-use std::sync::{Mutex, PoisonError};
+use parking_lot::Mutex;
 
 pub(in super::super) struct SimRng(u64);
 
@@ -40,6 +40,6 @@ pub(in super::super) struct SimSharedRng(Mutex<SimRng>);
 impl SimSharedRng {
     /// From 0 to 1.
     pub(in super::super) fn fraction(&self) -> f64 {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).below(1_001) as f64 / 1_000.0
+        self.0.lock().below(1_001) as f64 / 1_000.0
     }
 }

@@ -5,14 +5,16 @@ use std::{
     collections::HashMap,
     future::Future,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Weak},
     time::Duration,
 };
+
+use parking_lot::{Mutex, MutexGuard};
 
 use tokio::time::{Instant, sleep};
 
 use super::{SimCounts, rng::SimRng, serial, usable_token};
-use crate::tokens::{AgentToken, Credentials, FetchError, FetchToken, Token};
+use crate::tokens::{CachedToken, Credentials, FetchError, FetchToken, Token};
 use crate::{secret::Masked, wecom::response::GettokenResponse};
 
 /// No gettoken takes longer: the proxy gives up by then.
@@ -74,7 +76,7 @@ struct Inner {
 
 /// The state of one pair of corpid and secret.
 struct SimAccount {
-    token: Weak<AgentToken>,
+    token: Weak<CachedToken>,
     behavior: SimBehavior,
     token_ttl: Duration,
     /// The last issued token, and its expiry.
@@ -117,7 +119,7 @@ impl SimWecom {
         })))
     }
 
-    pub(super) fn open_account(&self, entry: &Arc<AgentToken>, token_ttl: Duration) {
+    pub(super) fn open_account(&self, entry: &Arc<CachedToken>, token_ttl: Duration) {
         let account = SimAccount {
             token: Arc::downgrade(entry),
             behavior: SimBehavior::Normal,
@@ -152,7 +154,7 @@ impl SimWecom {
     }
 
     /// A manual refresh ignores the backoff.
-    pub(super) fn reset_backoff(&self, entry: &AgentToken) {
+    pub(super) fn reset_backoff(&self, entry: &CachedToken) {
         let mut inner = self.inner();
         let account = inner.account(&account_name(entry.credentials()));
         (account.failures, account.backoff, account.cooldown) = (0, None, None);
@@ -233,7 +235,7 @@ impl SimWecom {
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Starts a call; returns how and when it is responded to.
@@ -261,7 +263,8 @@ impl SimWecom {
         let is_useless = is_held && (*ended_early || cooldown.is_some_and(|(.., may_end)| !may_end));
         *ended_early = is_held;
         // A first fetch, one proactive refresh per expiry, and one after it.
-        let lacks = |entry: &Arc<AgentToken>| usable_token(entry).is_none_or(|token| now >= token.refresh_at);
+        let lacks =
+            |entry: &Arc<CachedToken>| usable_token(entry).is_none_or(|token| now >= token.refresh_at);
         let due = entry.filter(lacks).map(|entry| {
             let current = entry.current.load_full().map(|token| serial(&token));
             (account.to_owned(), current, usable_token(&entry).is_some())

@@ -6,6 +6,7 @@ use crate::{
         CONTINUATION, END_HEADERS, END_STREAM, HEADERS, PING, PREFACE, SETTINGS, encode_frame, encode_header,
         encode_setting, encode_string,
     },
+    raw_http::raw_get,
 };
 
 /// The preface and SETTINGS with an initial window of 0, so that the proxy cannot send a body.
@@ -77,7 +78,7 @@ pub(super) fn long_target(length: usize) -> Vec<u8> {
 
 /// The bytes that clients without a key send before they leave a connection open.
 pub(super) fn attacks() -> Vec<(&'static str, Vec<u8>)> {
-    let get = format!("GET /hr{USER_GET} HTTP/1.1\r\nHost: x\r\n\r\n");
+    let get = raw_get(USER_GET);
     let post = format!("POST /hr{USER_GET} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n");
     vec![
         ("nothing", Vec::new()),

@@ -1,0 +1,133 @@
+//! Agents and clients at run time: `/api/agents/NAME`, `/api/clients`, `/api/clients/NAME` and its keys.
+
+mod corps;
+mod entry;
+mod error;
+mod keys;
+mod merge_patch;
+mod preconditions;
+mod read;
+mod request;
+mod verify;
+mod write;
+
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use hyper::body::Incoming;
+
+pub(super) use self::request::Resource;
+use self::{
+    entry::EntryKind,
+    error::ApiError,
+    keys::KeyChange,
+    preconditions::Preconditions,
+    request::{WriteOptions, bad_request, check_content_type, read_body},
+    write::{Change, EntryWrite},
+};
+use super::{
+    Admin, guard,
+    response::{AdminBody, error_response},
+};
+use crate::{config::JsonTable, state::State};
+
+const NO_STATE: &str = "this needs [state] in the configuration, where agents and clients made here are kept; write [state] with path = \
+                        \"/var/lib/wecom-proxy/state.db\" and key = { env = \"WECOM_PROXY_STATE_KEY\" }";
+
+impl Admin {
+    /// Carries out a request for an agent, a client or its keys.
+    pub(super) async fn serve_api(
+        self: Arc<Self>,
+        resource: Resource,
+        request: Request<Incoming>,
+    ) -> Response<AdminBody> {
+        let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
+        let access = guard::check_same_origin(&request).and_then(|()| match is_read {
+            true => guard::authorize(&self.keys, &request),
+            false => guard::authorize_write(&self.keys, &request),
+        });
+        if let Err(denied) = access {
+            return denied.into_response();
+        }
+        if !resource.allows(request.method()) {
+            let message = format!("method not allowed, use {}", resource.methods());
+            let mut response = error_response(StatusCode::METHOD_NOT_ALLOWED, &message);
+            response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(resource.methods()));
+            return response;
+        }
+        let result = match is_read {
+            true => self.read_resource(&resource, request.headers()),
+            false => self.write_resource(resource, request).await,
+        };
+        result.unwrap_or_else(ApiError::into_response)
+    }
+
+    fn read_resource(
+        &self,
+        resource: &Resource,
+        headers: &HeaderMap,
+    ) -> Result<Response<AdminBody>, ApiError> {
+        match resource {
+            Resource::Agent(name) => self.read_entry(EntryKind::Agent, name, headers),
+            Resource::Client(name) => self.read_entry(EntryKind::Client, name, headers),
+            _ => self.read_clients(headers),
+        }
+    }
+
+    async fn write_resource(
+        &self,
+        resource: Resource,
+        request: Request<Incoming>,
+    ) -> Result<Response<AdminBody>, ApiError> {
+        let state = self.state.as_ref().ok_or_else(|| ApiError::new(StatusCode::CONFLICT, NO_STATE))?;
+        let (head, body) = request.into_parts();
+        check_content_type(&head.method, &head.headers, &body)?;
+        match &resource {
+            Resource::Agent(name) => self.write_entry_of(state, (EntryKind::Agent, name), &head, body).await,
+            Resource::Client(name) => {
+                self.write_entry_of(state, (EntryKind::Client, name), &head, body).await
+            }
+            Resource::Keys(name) => self.write_keys(state, name, &KeyChange::Create, &head).await,
+            Resource::Key(name, id) => self.write_keys(state, name, &KeyChange::Delete(id), &head).await,
+            Resource::Clients => Err(bad_request("clients are made one by one, at /api/clients/NAME")),
+        }
+    }
+
+    async fn write_keys(
+        &self,
+        state: &State,
+        name: &str,
+        change: &KeyChange<'_>,
+        head: &http::request::Parts,
+    ) -> Result<Response<AdminBody>, ApiError> {
+        if head.uri.query().is_some_and(|query| !query.is_empty()) {
+            return Err(bad_request("there are no parameters here"));
+        }
+        let preconditions = Preconditions::from_headers(&head.headers).map_err(bad_request)?;
+        self.change_keys(state, name, change, &preconditions).await
+    }
+
+    async fn write_entry_of(
+        &self,
+        state: &State,
+        (kind, name): (EntryKind, &str),
+        head: &http::request::Parts,
+        body: Incoming,
+    ) -> Result<Response<AdminBody>, ApiError> {
+        let options = WriteOptions::from_query(head.uri.query())?;
+        if options.verify && (kind == EntryKind::Client || head.method == Method::DELETE) {
+            return Err(bad_request("verify fetches a token of an agent; use it with PUT or PATCH of one"));
+        }
+        let preconditions = Preconditions::from_headers(&head.headers).map_err(bad_request)?;
+        let change = match head.method {
+            Method::DELETE => Change::Delete,
+            _ => {
+                let table = JsonTable::parse(&read_body(body).await?);
+                let table = table.map_err(|error| bad_request(&format!("the body is not valid: {error}")))?;
+                if head.method == Method::PATCH { Change::Patch(table) } else { Change::Put(table) }
+            }
+        };
+        let write = EntryWrite { kind, name, change, preconditions, options };
+        self.write_entry(state, &write).await
+    }
+}

@@ -1,0 +1,74 @@
+//! `?verify=1`: fetches a token for an agent before it is written.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+
+use super::super::Admin;
+use super::{entry::EntryKind, error::ApiError};
+use crate::{
+    config::AgentConfig,
+    directory::{self, Directory, Suite},
+    tokens::{CachedToken, Credentials, TokenCache},
+};
+
+/// The cache entry with the token that was fetched; removed when it is dropped, if no agent has it by then.
+pub(super) struct VerifiedToken {
+    name: String,
+    token: Arc<CachedToken>,
+    directory: Arc<ArcSwap<Directory>>,
+    cache: Arc<TokenCache>,
+}
+
+impl VerifiedToken {
+    /// Whether it was fetched with these credentials.
+    pub(super) fn is_for(&self, credentials: &Credentials) -> bool {
+        self.token.credentials() == credentials
+    }
+}
+
+impl Drop for VerifiedToken {
+    fn drop(&mut self) {
+        let directory = self.directory.load();
+        let agent = directory.find_agent(&self.name);
+        if !agent.is_some_and(|agent| agent.token.has_entry(&self.token)) {
+            self.cache.remove(&self.token);
+        }
+    }
+}
+
+impl Admin {
+    /// Fetches a token with the agent's first secret; during a backoff, that is the last failure.
+    pub(super) async fn verify(&self, agent: &AgentConfig) -> Result<VerifiedToken, ApiError> {
+        let token = self.token_cache.entry(&agent.name, directory::first_credentials(agent), false);
+        self.verify_token(&agent.name, token, "secret").await
+    }
+
+    /// Fetches a token of an authorised corp with its permanent code.
+    pub(super) async fn verify_corp(
+        &self,
+        suite: &Suite,
+        name: &str,
+        credentials: Credentials,
+    ) -> Result<VerifiedToken, ApiError> {
+        let token = suite.corp_token(name, credentials, &self.token_cache);
+        self.verify_token(name, token, "permanent_code").await
+    }
+
+    async fn verify_token(
+        &self,
+        name: &str,
+        token: Arc<CachedToken>,
+        key: &str,
+    ) -> Result<VerifiedToken, ApiError> {
+        let verified = VerifiedToken {
+            name: name.to_owned(),
+            token: token.clone(),
+            directory: self.directory.clone(),
+            cache: self.token_cache.clone(),
+        };
+        let key = || EntryKind::Agent.key(name, key);
+        token.verify().await.map_err(|error| ApiError::not_verified(&key(), &error))?;
+        Ok(verified)
+    }
+}

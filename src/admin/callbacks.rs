@@ -1,0 +1,285 @@
+//! `/api/callbacks`: the targets of callbacks, dead letters, redelivery; and their metrics. Shows no message.
+
+use std::sync::Arc;
+
+use http::{Method, Request, Response, StatusCode, header};
+use percent_encoding::percent_decode_str;
+use serde_json::{Value, json};
+
+use super::{
+    Admin,
+    response::{AdminBody, error_response, json_response, method_not_allowed},
+};
+use crate::{
+    callbacks::{
+        CallbackCounts, CallbackOverview, CallbackStatus, Callbacks, EventQueue, EventSummary, TargetStatus,
+    },
+    state::WriteError,
+    telemetry::metrics::TextEncoder,
+};
+
+const ROOT: &str = "/api/callbacks";
+const DEFAULT_LIMIT: usize = 100;
+const MAX_LIMIT: usize = 1000;
+
+/// A path below `/api/callbacks`.
+enum CallbackPath<'a> {
+    List,
+    Events(&'a str),
+    Redeliver(&'a str, &'a str),
+}
+
+impl<'a> CallbackPath<'a> {
+    fn parse(path: &'a str) -> Option<Self> {
+        let rest = path.strip_prefix(ROOT)?;
+        if rest.is_empty() {
+            return Some(Self::List);
+        }
+        let (name, rest) = rest.strip_prefix('/')?.split_once('/')?;
+        match rest.strip_prefix("events")? {
+            "" => Some(Self::Events(name)),
+            rest => {
+                let id = rest.strip_prefix('/')?.strip_suffix("/redeliver")?;
+                Some(Self::Redeliver(name, id)).filter(|_| !id.is_empty() && !id.contains('/'))
+            }
+        }
+    }
+}
+
+impl Admin {
+    /// The response to a request below `/api/callbacks`; `None` for any other path.
+    pub(super) async fn handle_callbacks<B>(&self, request: &Request<B>) -> Option<Response<AdminBody>> {
+        let path = CallbackPath::parse(request.uri().path())?;
+        let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
+        let callbacks = self.settings.callbacks.as_ref();
+        Some(match path {
+            CallbackPath::Redeliver(..) if request.method() != Method::POST => method_not_allowed("POST"),
+            CallbackPath::Redeliver(name, id) => self.redeliver(callbacks, request, name, id).await,
+            _ if !is_read => method_not_allowed("GET, HEAD"),
+            CallbackPath::List => list(callbacks).await,
+            CallbackPath::Events(name) => events(callbacks, name, request.uri().query()).await,
+        })
+    }
+
+    async fn redeliver<B>(
+        &self,
+        callbacks: Option<&Arc<Callbacks>>,
+        request: &Request<B>,
+        name: &str,
+        id: &str,
+    ) -> Response<AdminBody> {
+        let Some(callbacks) = callbacks else {
+            let message = "there is no [state], which keeps the messages; configure it to have callbacks";
+            return error_response(StatusCode::CONFLICT, message);
+        };
+        if self.keys.operator.is_none() {
+            let message = "redelivery needs admin.key_sha256; \"wecom-proxy key NAME\" makes a key";
+            return error_response(StatusCode::FORBIDDEN, message);
+        }
+        let authorization = request.headers().get(header::AUTHORIZATION);
+        let is_bearer = authorization.and_then(|value| value.as_bytes().get(..7));
+        if !is_bearer.is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"bearer ")) {
+            let message = "send the admin key as \"Authorization: Bearer KEY\"";
+            return error_response(StatusCode::UNAUTHORIZED, message);
+        }
+        if callbacks.endpoint(name).is_none() {
+            return error_response(StatusCode::NOT_FOUND, "there is no callback of this name");
+        }
+        match callbacks.redeliver(name, id).await {
+            Ok(targets) if targets.is_empty() => {
+                error_response(StatusCode::NOT_FOUND, "there is no dead letter of this id")
+            }
+            Ok(targets) => {
+                json_response(StatusCode::OK, &json!({ "ok": true, "id": id, "targets": targets }))
+            }
+            Err(error @ WriteError::Full(_)) => {
+                error_response(StatusCode::INSUFFICIENT_STORAGE, &error.to_string())
+            }
+            Err(error) => error_response(StatusCode::SERVICE_UNAVAILABLE, &error.to_string()),
+        }
+    }
+
+    /// The metrics of callbacks; empty without any.
+    pub(super) async fn callback_metrics(&self) -> String {
+        let Some(callbacks) = self.settings.callbacks.as_ref().filter(|callbacks| !callbacks.is_empty())
+        else {
+            return String::new();
+        };
+        let mut text = TextEncoder::default();
+        write_counters(&callbacks.counts(), &mut text);
+        // While the state cannot be read, nothing is known of the queues.
+        if let Ok(status) = callbacks.status().await {
+            write_gauges(&status.callbacks, &mut text);
+        }
+        text.into_string()
+    }
+}
+
+async fn list(callbacks: Option<&Arc<Callbacks>>) -> Response<AdminBody> {
+    let status = match callbacks {
+        None => Ok(CallbackOverview { delivers: false, callbacks: Vec::new() }),
+        Some(callbacks) => callbacks.status().await,
+    };
+    match status {
+        Ok(CallbackOverview { delivers, callbacks }) => {
+            let callbacks: Vec<_> = callbacks.iter().map(callback_json).collect();
+            json_response(StatusCode::OK, &json!({ "delivers": delivers, "callbacks": callbacks }))
+        }
+        Err(error) => error_response(StatusCode::SERVICE_UNAVAILABLE, &error.to_string()),
+    }
+}
+
+async fn events(callbacks: Option<&Arc<Callbacks>>, name: &str, query: Option<&str>) -> Response<AdminBody> {
+    let Some(callbacks) = callbacks.filter(|callbacks| callbacks.endpoint(name).is_some()) else {
+        return error_response(StatusCode::NOT_FOUND, "there is no callback of this name");
+    };
+    let (queue, after, limit) = match parse_query(query.unwrap_or_default()) {
+        Ok(parsed) => parsed,
+        Err(message) => return error_response(StatusCode::BAD_REQUEST, message),
+    };
+    match callbacks.events(name, queue, &after, limit).await {
+        Ok((events, next)) => {
+            let list: Vec<_> = events.iter().map(event_json).collect();
+            json_response(StatusCode::OK, &json!({ "events": list, "next": next }))
+        }
+        Err(error) => error_response(StatusCode::SERVICE_UNAVAILABLE, &error.to_string()),
+    }
+}
+
+/// The queue, `after` and the limit.
+fn parse_query(query: &str) -> Result<(EventQueue, String, usize), &'static str> {
+    let (mut queue, mut after, mut limit) = (EventQueue::Dead, String::new(), DEFAULT_LIMIT);
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let value = percent_decode_str(value).decode_utf8_lossy();
+        match (name, &*value) {
+            ("state", "dead") => queue = EventQueue::Dead,
+            ("state", "pending") => queue = EventQueue::Pending,
+            ("state", _) => return Err("state: write dead or pending"),
+            ("after", value) => value.clone_into(&mut after),
+            ("limit", value) => {
+                limit = value
+                    .parse()
+                    .ok()
+                    .filter(|limit| (1..=MAX_LIMIT).contains(limit))
+                    .ok_or("limit: write 1 to 1000")?;
+            }
+            _ => return Err("unknown parameter; use state, after and limit"),
+        }
+    }
+    Ok((queue, after, limit))
+}
+
+/// Milliseconds since 1970 as seconds.
+fn seconds(millis: u64) -> f64 {
+    millis as f64 / 1000.0
+}
+
+fn callback_json(status: &CallbackStatus) -> Value {
+    let counts = |counts: &[(&str, u64)]| -> Value {
+        counts
+            .iter()
+            .map(|(result, count)| ((*result).to_owned(), json!(count)))
+            .collect::<serde_json::Map<_, _>>()
+            .into()
+    };
+    let target = |target: &TargetStatus| {
+        json!({
+            "name": target.name,
+            "pending": target.pending,
+            "dead": target.dead,
+            "oldest": target.oldest.map(seconds),
+            "last_success": target.last_success.map(seconds),
+            "last_error": target.last_error,
+            "last_error_at": target.last_error_at.map(seconds),
+            "delivered_last_minute": target.delivered_last_minute,
+            "attempts": counts(&target.attempts),
+        })
+    };
+    let targets: Vec<_> = status.targets.iter().map(target).collect();
+    json!({
+        "name": status.name,
+        "received": counts(&status.received),
+        "accepted_last_minute": status.accepted_last_minute,
+        "targets": targets,
+    })
+}
+
+fn event_json(event: &EventSummary) -> Value {
+    json!({
+        "id": event.id,
+        "target": event.target,
+        "event": event.event,
+        "received_at": seconds(event.received_at),
+        "deadline": seconds(event.deadline),
+        "next_attempt": seconds(event.due),
+        "attempts": event.attempts,
+        "last_error": event.last_error,
+    })
+}
+
+fn write_counters(counts: &[CallbackCounts], text: &mut TextEncoder) {
+    let name = "wecom_proxy_callbacks_total";
+    text.begin_family(name, "counter", "Requests to receiver URLs by result.");
+    for callback in counts {
+        for (result, count) in &callback.received {
+            text.write_sample(name, &[("callback", &callback.name), ("result", result)], count);
+        }
+    }
+    let name = "wecom_proxy_callback_deliveries_total";
+    text.begin_family(name, "counter", "Attempts to deliver a callback by result.");
+    for callback in counts {
+        for (target, attempts) in &callback.attempts {
+            for (result, count) in attempts {
+                let labels = [("callback", &*callback.name), ("target", target), ("result", result)];
+                text.write_sample(name, &labels, count);
+            }
+        }
+    }
+}
+
+fn write_gauges(status: &[CallbackStatus], text: &mut TextEncoder) {
+    let targets =
+        || status.iter().flat_map(|callback| callback.targets.iter().map(move |target| (callback, target)));
+    let name = "wecom_proxy_callback_pending";
+    text.begin_family(name, "gauge", "Callbacks that wait for a target.");
+    for (callback, target) in targets() {
+        text.write_sample(name, &[("callback", &*callback.name), ("target", &target.name)], target.pending);
+    }
+    let name = "wecom_proxy_callback_dead";
+    text.begin_family(name, "gauge", "Callbacks that a target did not accept in time, kept for 7 days.");
+    for (callback, target) in targets() {
+        text.write_sample(name, &[("callback", &*callback.name), ("target", &target.name)], target.dead);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_of_callbacks_are_parsed() {
+        assert!(matches!(CallbackPath::parse("/api/callbacks"), Some(CallbackPath::List)));
+        assert!(matches!(CallbackPath::parse("/api/callbacks/hr/events"), Some(CallbackPath::Events("hr"))));
+        let redeliver = CallbackPath::parse("/api/callbacks/hr/events/1/redeliver");
+        assert!(matches!(redeliver, Some(CallbackPath::Redeliver("hr", "1"))));
+        for other in [
+            "/api/callbacks/",
+            "/api/callbacks/hr",
+            "/api/callbacks/hr/events/",
+            "/api/callbacks/hr/events//redeliver",
+        ] {
+            assert!(CallbackPath::parse(other).is_none(), "{other}");
+        }
+    }
+
+    #[test]
+    fn query_is_parsed_or_refused() {
+        assert_eq!(parse_query(""), Ok((EventQueue::Dead, String::new(), 100)));
+        let parsed = parse_query("state=pending&after=hr%2Fcrm%2F1&limit=7");
+        assert_eq!(parsed, Ok((EventQueue::Pending, "hr/crm/1".to_owned(), 7)));
+        for query in ["state=x", "limit=0", "limit=1001", "x=1"] {
+            assert!(parse_query(query).is_err(), "{query}");
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! Compression and entity tags of responses, for slow lines.
+
+use std::{io::Write, mem};
+
+use bytes::Bytes;
+use flate2::{Compression, write::GzEncoder};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use sha2::{Digest, Sha256};
+
+use super::response::AdminBody;
+use crate::{blocking, secret::hex};
+
+/// Shorter bodies are sent as they are.
+const MIN_GZIP_BYTES: usize = 1024;
+/// A body of this size takes about a millisecond; longer ones are compressed on another thread.
+const MAX_INLINE_BYTES: usize = 16 * 1024;
+/// Bytes of a hash in an entity tag.
+const TAG_BYTES: usize = 16;
+
+/// How a client takes its response.
+pub(super) struct AcceptedEncoding {
+    is_read: bool,
+    gzip: bool,
+    if_none_match: Option<HeaderValue>,
+}
+
+impl AcceptedEncoding {
+    pub(super) fn of<B>(request: &Request<B>) -> Self {
+        Self {
+            is_read: matches!(*request.method(), Method::GET | Method::HEAD),
+            gzip: accepts_gzip(request.headers()),
+            if_none_match: request.headers().get(header::IF_NONE_MATCH).cloned(),
+        }
+    }
+
+    /// Tags and compresses a response to a read. One with a tag of its own stays as it is.
+    pub(super) async fn encode(self, response: Response<AdminBody>) -> Response<AdminBody> {
+        let is_tagged = response.headers().contains_key(header::ETAG);
+        if !self.is_read || response.status() != StatusCode::OK || is_tagged {
+            return response;
+        }
+        let (mut head, body) = response.into_parts();
+        let body = match body {
+            AdminBody::Full(body) => {
+                let tag = entity_tag(&body);
+                if self.if_none_match.is_some_and(|tags| matches_tag(&tags, &tag)) {
+                    head.status = StatusCode::NOT_MODIFIED;
+                    head.headers.insert(header::ETAG, tag);
+                    return Response::from_parts(head, AdminBody::Full(Bytes::new()));
+                }
+                head.headers.insert(header::ETAG, tag);
+                AdminBody::Full(body)
+            }
+            body => body,
+        };
+        let body = match body {
+            AdminBody::Full(body) if self.gzip && body.len() >= MIN_GZIP_BYTES => {
+                match compress(body.clone()).await {
+                    Some(compressed) => {
+                        mark_gzip(&mut head.headers);
+                        AdminBody::Full(compressed)
+                    }
+                    None => AdminBody::Full(body),
+                }
+            }
+            AdminBody::Pages(pages) if self.gzip => {
+                mark_gzip(&mut head.headers);
+                AdminBody::Pages(Box::new(GzipPages { pages, encoder: Some(new_encoder()) }))
+            }
+            body => body,
+        };
+        Response::from_parts(head, body)
+    }
+}
+
+fn mark_gzip(headers: &mut HeaderMap) {
+    headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    headers.insert(header::VARY, HeaderValue::from_static("accept-encoding"));
+}
+
+/// Whether `Accept-Encoding` names gzip with a weight other than 0.
+fn accepts_gzip(headers: &HeaderMap) -> bool {
+    let values = headers.get_all(header::ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).any(|coding| {
+        let (name, weight) = coding.split_once(';').unwrap_or((coding, ""));
+        let weight = weight.trim().strip_prefix("q=").and_then(|weight| weight.parse::<f32>().ok());
+        name.trim().eq_ignore_ascii_case("gzip") && weight != Some(0.0)
+    })
+}
+
+/// A weak tag: the compressed body has the same.
+fn entity_tag(body: &[u8]) -> HeaderValue {
+    let tag = format!("W/\"{}\"", hex::encode(&Sha256::digest(body)[..TAG_BYTES]));
+    HeaderValue::try_from(tag).unwrap_or(HeaderValue::from_static("\"\""))
+}
+
+fn matches_tag(tags: &HeaderValue, tag: &HeaderValue) -> bool {
+    let opaque = |tag: &str| tag.trim().trim_start_matches("W/").to_owned();
+    let (Ok(tags), Ok(tag)) = (tags.to_str(), tag.to_str()) else { return false };
+    tags.split(',').any(|known| known.trim() == "*" || opaque(known) == opaque(tag))
+}
+
+/// For pages, which are compressed on the admin's own thread.
+fn new_encoder() -> GzEncoder<Vec<u8>> {
+    GzEncoder::new(Vec::new(), Compression::fast())
+}
+
+async fn compress(body: Bytes) -> Option<Bytes> {
+    let is_short = body.len() <= MAX_INLINE_BYTES;
+    let run = move || {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+        encoder.write_all(&body).ok()?;
+        encoder.finish().ok().map(Bytes::from)
+    };
+    if is_short { run() } else { blocking::spawn(run).await.ok().flatten() }
+}
+
+/// Pages compressed one by one.
+struct GzipPages<I> {
+    pages: I,
+    /// `None` at the end.
+    encoder: Option<GzEncoder<Vec<u8>>>,
+}
+
+impl<I: Iterator<Item = Bytes>> Iterator for GzipPages<I> {
+    type Item = Bytes;
+
+    fn next(&mut self) -> Option<Bytes> {
+        loop {
+            let encoder = self.encoder.as_mut()?;
+            let Some(page) = self.pages.next() else {
+                // Writing to a vector cannot fail.
+                return self.encoder.take()?.finish().ok().map(Bytes::from);
+            };
+            encoder.write_all(&page).ok()?;
+            let compressed = mem::take(encoder.get_mut());
+            if !compressed.is_empty() {
+                return Some(Bytes::from(compressed));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use flate2::read::GzDecoder;
+
+    use super::*;
+
+    #[test]
+    fn gzip_is_accepted_unless_its_weight_is_zero() {
+        for (value, expected) in [
+            ("gzip", true),
+            ("deflate, GZIP;q=0.5", true),
+            ("gzip;q=0", false),
+            ("gzip;q=0.0, br", false),
+            ("br", false),
+            ("x-gzip", false),
+            ("", false),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static(value));
+            assert_eq!(accepts_gzip(&headers), expected, "{value}");
+        }
+    }
+
+    #[test]
+    fn pages_are_one_stream_of_gzip() {
+        let pages: Vec<_> =
+            (0..50).map(|nth| Bytes::from(format!("page {nth} {}", "x".repeat(9000)))).collect();
+        let pages_in_gzip = GzipPages { pages: pages.clone().into_iter(), encoder: Some(new_encoder()) };
+        let (mut compressed, mut text) = (Vec::new(), Vec::new());
+        pages_in_gzip.for_each(|page| compressed.extend_from_slice(&page));
+        GzDecoder::new(&compressed[..]).read_to_end(&mut text).expect("gzip");
+        assert!(text == pages.concat() && compressed.len() < text.len() / 10);
+    }
+
+    #[test]
+    fn tag_matches_weakly() {
+        let tag = entity_tag(b"body");
+        for (tags, expected) in [
+            (tag.to_str().expect("a text").to_owned(), true),
+            (tag.to_str().expect("a text").replace("W/", "\"other\", "), true),
+            ("*".to_owned(), true),
+            ("\"other\"".to_owned(), false),
+        ] {
+            let tags = HeaderValue::try_from(tags).expect("a value");
+            assert_eq!(matches_tag(&tags, &tag), expected, "{tags:?}");
+        }
+    }
+}

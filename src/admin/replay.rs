@@ -1,0 +1,216 @@
+//! `POST /api/requests/replay?id=ID&at=AT`: sends a recorded request through the proxy once more, in the name of its client.
+//!
+//! It goes to the proxy's own listener with a pass of the client, so that all checks and limits apply, and shows up as an
+//! exchange of its own.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use serde_json::json;
+use tokio::{net::TcpStream, time::timeout};
+
+use super::{
+    Admin,
+    query::parameters,
+    response::{AdminBody, error_response, json_response},
+};
+use crate::{
+    blocking,
+    config::Address,
+    directory::{AgentRole, PassBuyer},
+    inspector::{CapturedMessage, DetailCell, Exchange, ExchangeFilter, redact::MASK},
+    secret::Masked,
+    time::clock::unix_now,
+};
+
+/// Longer than the proxy's own time limits.
+const REPLAY_TIMEOUT: Duration = Duration::from_secs(120);
+const NO_LISTENER: &str = "replay needs a listener of the proxy on TCP without TLS";
+const PROXY_PROTOCOL: &str =
+    "replay does not work with server.proxy_protocol: it sends no header of the PROXY protocol";
+const CUT_PATH: &str = "the path is too long: it may have been cut when the request was recorded";
+const NOT_UNIQUE: &str = "several requests of this id ended at this time, so it is not clear which is meant";
+const NOT_CAPTURED: &str =
+    "the query or the body was not captured: look inside the agent, then send the request again";
+const MASKED: &str = "a part of the request is masked, so it cannot be sent as it was";
+const NO_PASS: &str =
+    "only requests with an agent's access_token are sent again, while their agent and client are configured";
+
+/// A request as it is sent again.
+struct Replay {
+    method: String,
+    /// Path and query without a token.
+    target: String,
+    content_type: Option<String>,
+    body: String,
+    pass: Masked,
+}
+
+impl Admin {
+    /// Sends the request of this id and time again and says how that went.
+    pub(super) async fn replay(self: Arc<Self>, query: Option<&str>) -> Response<AdminBody> {
+        let Some(filter) = parse_identity(query) else {
+            return error_response(
+                StatusCode::BAD_REQUEST,
+                "say which: ?id=REQUEST-ID&at=SECONDS, as in the exchange's request_id and at",
+            );
+        };
+        let address = match self.plain_listener() {
+            Ok(address) => address,
+            Err(message) => return error_response(StatusCode::CONFLICT, message),
+        };
+        let admin = self.clone();
+        // Blocking, because the redaction of the capture may not have ended yet.
+        let replay = blocking::spawn(move || match &admin.recent.latest(&filter, 2)[..] {
+            [] => None,
+            [exchange] => Some(admin.prepare_replay(exchange)),
+            _ => Some(Err(NOT_UNIQUE)),
+        });
+        match replay.await {
+            Ok(Some(Ok(replay))) => match timeout(REPLAY_TIMEOUT, send(address, replay)).await {
+                Ok(Ok((status, request_id))) => json_response(
+                    StatusCode::OK,
+                    &json!({ "ok": true, "status": status, "request_id": request_id }),
+                ),
+                Ok(Err(error)) => {
+                    tracing::warn!(%error, "replay failed");
+                    error_response(
+                        StatusCode::BAD_GATEWAY,
+                        "the proxy's listener did not take the request; the log says why",
+                    )
+                }
+                Err(_) => error_response(StatusCode::GATEWAY_TIMEOUT, "the request did not end in time"),
+            },
+            Ok(Some(Err(message))) => error_response(StatusCode::CONFLICT, message),
+            Ok(None) => error_response(
+                StatusCode::NOT_FOUND,
+                "there is no exchange of this id and time, or no longer",
+            ),
+            Err(_) => error_response(StatusCode::INTERNAL_SERVER_ERROR, "lookup failed"),
+        }
+    }
+
+    /// Where a request is sent again; why there is no such place.
+    fn plain_listener(&self) -> Result<SocketAddr, &'static str> {
+        if self.server.reads_proxy_protocol() {
+            return Err(PROXY_PROTOCOL);
+        }
+        let mut addresses = self.proxy_listeners.iter().filter_map(|address| match address {
+            Address::Tcp(address) => Some(*address),
+            Address::Unix(_) => None,
+        });
+        let mut address = addresses.next().filter(|_| !self.tls).ok_or(NO_LISTENER)?;
+        if address.ip().is_unspecified() {
+            let loopback = match address {
+                SocketAddr::V4(_) => [127, 0, 0, 1].into(),
+                SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+            };
+            address.set_ip(loopback);
+        }
+        Ok(address)
+    }
+
+    /// The request of an exchange; why it cannot be sent again.
+    fn prepare_replay(&self, exchange: &Exchange) -> Result<Replay, &'static str> {
+        let entry = exchange.entry();
+        if exchange.may_have_cut_path() {
+            return Err(CUT_PATH);
+        }
+        let is_read = matches!(entry.method, "GET" | "HEAD");
+        let detail = exchange.detail.as_deref().and_then(DetailCell::wait);
+        let has_content = !entry.query.0.is_empty() || entry.request_bytes.is_some_and(|bytes| bytes > 0);
+        let none = CapturedMessage::default();
+        let (query, request) = match detail {
+            // A read that was refused before its body was looked at has none.
+            Some(detail) if !(detail.request_ended || is_read && detail.request.body.is_empty()) => {
+                return Err(NOT_CAPTURED);
+            }
+            Some(detail) if detail.query_truncated => return Err(NOT_CAPTURED),
+            Some(detail) => (&*detail.query, &detail.request),
+            None if has_content || !is_read => return Err(NOT_CAPTURED),
+            None => ("", &none),
+        };
+        if request.truncated || request.binary {
+            return Err(NOT_CAPTURED);
+        }
+        let is_token = |parameter: &&str| parameter.split_once('=') == Some(("access_token", MASK));
+        let query: Vec<_> =
+            query.split('&').filter(|parameter| !parameter.is_empty() && !is_token(parameter)).collect();
+        let query = query.join("&");
+        if [entry.path, &query, &request.body].iter().any(|text| text.contains(MASK) || text.contains("***"))
+        {
+            return Err(MASKED);
+        }
+        let content_type = request.headers.iter().find(|(name, _)| name.eq_ignore_ascii_case("content-type"));
+        Ok(Replay {
+            method: entry.method.to_owned(),
+            target: format!("{}?{query}", entry.path),
+            content_type: content_type.map(|(_, value)| value.clone()),
+            body: request.body.clone(),
+            pass: self.pass_for(entry.agent, entry.client).ok_or(NO_PASS)?,
+        })
+    }
+
+    fn pass_for(&self, agent: Option<&str>, client: Option<&str>) -> Option<Masked> {
+        let directory = self.directory.load();
+        let agent = directory.find_agent(agent?)?;
+        if !matches!(agent.role, AgentRole::Application | AgentRole::Corp { .. }) {
+            return None;
+        }
+        let client = match client {
+            Some(name) => Some(directory.client_by_name(name)?),
+            None => None,
+        };
+        let buyer = match client {
+            Some(client) => PassBuyer::Client(client, client.config.keys.first()?),
+            None if directory.is_open() => PassBuyer::OpenProxy,
+            None => return None,
+        };
+        Some(agent.issue_pass(buyer, unix_now()))
+    }
+}
+
+/// The exchange that a query names by its id and its time, which is a number as in JSON.
+fn parse_identity(query: Option<&str>) -> Option<ExchangeFilter> {
+    let value = |wanted: &str| parameters(query).find(|(name, _)| *name == wanted).map(|(_, value)| value);
+    let seconds =
+        value("at")?.parse::<f64>().ok().filter(|seconds| seconds.is_finite() && *seconds >= 0.0)?;
+    // Rounded: a fraction of a second in binary may be a little less than its milliseconds.
+    let ended_in_ms = Some((seconds * 1000.0).round() as u128);
+    Some(ExchangeFilter { request_id: Some(value("id")?), ended_in_ms, ..ExchangeFilter::default() })
+}
+
+/// Sends the request; returns the status and the request id of its response.
+async fn send(
+    address: SocketAddr,
+    replay: Replay,
+) -> Result<(u16, String), Box<dyn std::error::Error + Send + Sync>> {
+    let Replay { method, target, content_type, body, pass } = replay;
+    let separator = if target.ends_with('?') { "" } else { "&" };
+    let mut request = Request::builder()
+        .method(method.as_str())
+        .uri(format!("{target}{separator}access_token={}", pass.expose()))
+        .header(header::HOST, address.to_string());
+    if let Some(content_type) = content_type {
+        request = request.header(header::CONTENT_TYPE, content_type);
+    }
+    let request = request.body(Full::new(Bytes::from(body)))?;
+    let stream = TcpStream::connect(address).await?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    let connection = tokio::spawn(connection);
+    let response = sender.send_request(request).await?;
+    let status = response.status().as_u16();
+    let id =
+        response.headers().get("x-request-id").and_then(|id| id.to_str().ok()).unwrap_or_default().to_owned();
+    // The exchange is complete when its response is read to the end.
+    let mut body = response.into_body();
+    while let Some(frame) = body.frame().await {
+        frame?;
+    }
+    connection.abort();
+    Ok((status, id))
+}

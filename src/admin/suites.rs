@@ -1,0 +1,144 @@
+//! `/api/suites`: suites and providers; `/api/suites/NAME/corps`: the authorised corps of one;
+//! `/api/suites/NAME/install-link`: the link under which an administrator of a corp installs it.
+
+use std::sync::Arc;
+
+use http::{Request, Response, StatusCode};
+use percent_encoding::percent_decode_str;
+use serde_json::{Value, json};
+
+use super::{
+    Admin,
+    agent_list::{AgentPage, ListQuery},
+    agents::agent_json,
+    response::{AdminBody, error_response, json_response, method_not_allowed},
+};
+use crate::{
+    blocking,
+    directory::{Agent, Directory, Suite},
+    suites::{InstallLinkError, MAX_TICKET_AGE},
+    time::clock::unix_now,
+};
+
+impl Admin {
+    /// The response to a request for suites; `None` for any other path.
+    pub(super) async fn handle_suites<B>(
+        self: &Arc<Self>,
+        request: &Request<B>,
+    ) -> Option<Response<AdminBody>> {
+        let rest = request.uri().path().strip_prefix("/api/suites")?;
+        let (name, resource) = match rest.strip_prefix('/').map(|rest| rest.split_once('/')) {
+            None if rest.is_empty() => ("", ""),
+            Some(Some((name, resource @ ("corps" | "install-link")))) => (name, resource),
+            _ => return None,
+        };
+        if !matches!(*request.method(), http::Method::GET | http::Method::HEAD) {
+            return Some(method_not_allowed("GET, HEAD"));
+        }
+        if resource.is_empty() {
+            return Some(self.list_suites().await);
+        }
+        let Some(agent) = self.settings.suites.suite_agent(name) else {
+            return Some(error_response(StatusCode::NOT_FOUND, "there is no suite of this name"));
+        };
+        let query = request.uri().query();
+        Some(match resource {
+            "corps" => self.list_corps(agent, query).await,
+            _ => self.install_link(&agent, query.unwrap_or_default()).await,
+        })
+    }
+
+    /// Suites with the age of their ticket and the number of their corps, and providers; each with its token as an agent.
+    async fn list_suites(self: &Arc<Self>) -> Response<AdminBody> {
+        let directory = self.directory.load_full();
+        // There can be very many corps.
+        let listed = blocking::spawn(move || suites_json(&directory)).await;
+        json_response(StatusCode::OK, &listed.unwrap_or_default())
+    }
+
+    /// A page of the corps of a suite, each as `/api/agents` lists an agent.
+    async fn list_corps(self: &Arc<Self>, agent: Arc<Agent>, query: Option<&str>) -> Response<AdminBody> {
+        let query = match ListQuery::parse(query) {
+            Ok(query) => query,
+            Err(message) => return error_response(StatusCode::BAD_REQUEST, &message),
+        };
+        let admin = self.clone();
+        let listed = blocking::spawn(move || {
+            let corps = agent.suite().map(|suite| suite.corps()).unwrap_or_default();
+            let AgentPage { agents, next, total } = query.page_of_corps(corps, &admin.collect_troubles());
+            let corps: Vec<_> = agents.iter().map(|corp| agent_json(corp)).collect();
+            json!({ "corps": corps, "next": next, "total": total })
+        });
+        json_response(StatusCode::OK, &listed.await.unwrap_or_default())
+    }
+
+    async fn install_link(&self, agent: &Arc<Agent>, query: &str) -> Response<AdminBody> {
+        let Some(redirect_uri) = param(query, "redirect_uri").filter(|uri| !uri.is_empty()) else {
+            let message = "redirect_uri is missing: https://HOST/callbacks/NAME/authorized, of a domain that the console lists";
+            return error_response(StatusCode::BAD_REQUEST, message);
+        };
+        let state = param(query, "state").unwrap_or_default();
+        let link = self.settings.suites.install_link(agent, &redirect_uri, &state, unix_now()).await;
+        match link {
+            Ok(link) => json_response(StatusCode::OK, &json!({ "url": link.expose() })),
+            Err(error @ InstallLinkError::State) => {
+                error_response(StatusCode::BAD_REQUEST, &error.to_string())
+            }
+            Err(InstallLinkError::Fetch(failure)) => {
+                error_response(StatusCode::BAD_GATEWAY, &failure.public_message())
+            }
+        }
+    }
+}
+
+fn suites_json(directory: &Directory) -> Value {
+    let agents = directory.suites_and_providers().iter();
+    let (suites, providers): (Vec<_>, Vec<_>) = agents.partition(|agent| agent.suite().is_some());
+    let suites = suites.into_iter().filter_map(|agent| Some(suite_json(agent, agent.suite()?)));
+    let providers = providers.into_iter().map(|agent| agent_json(agent));
+    json!({ "suites": suites.collect::<Vec<_>>(), "providers": providers.collect::<Vec<_>>() })
+}
+
+/// A suite; its `corpid` is its suite_id.
+fn suite_json(agent: &Agent, suite: &Suite) -> Value {
+    let mut row = agent_json(agent);
+    let age = suite.state.ticket.age();
+    let CorpCounts { total, failing, refused } = CorpCounts::of(suite);
+    row["suite_id"] = json!(suite.config.suite_id);
+    row["provider"] = json!(suite.config.provider);
+    row["customized"] = json!(suite.is_customized_template());
+    row["ticket_age_seconds"] = json!(age.map(|age| age.as_secs()));
+    row["ticket_late"] = json!(age.is_none_or(|age| age > MAX_TICKET_AGE));
+    row["corps"] = json!(total);
+    row["corps_failing"] = json!(failing);
+    row["corps_refused"] = json!(refused);
+    row
+}
+
+/// The authorised corps of a suite.
+pub(super) struct CorpCounts {
+    /// All of them.
+    pub(super) total: usize,
+    /// Those whose last fetch of a token failed.
+    pub(super) failing: usize,
+    /// Those of these whose permanent code WeCom refused: they withdrew their authorisation.
+    pub(super) refused: usize,
+}
+
+impl CorpCounts {
+    pub(super) fn of(suite: &Suite) -> Self {
+        let corps = suite.corps();
+        let mut counts = Self { total: corps.len(), failing: 0, refused: 0 };
+        for failure in corps.iter().filter_map(|corp| corp.token.last_failure()) {
+            counts.failing += 1;
+            counts.refused += usize::from(failure.is_authorization_gone());
+        }
+        counts
+    }
+}
+
+fn param(query: &str, name: &str) -> Option<String> {
+    let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+    let value = pairs.find(|(known, _)| *known == name)?.1;
+    Some(percent_decode_str(value).decode_utf8().ok()?.into_owned())
+}

@@ -1,0 +1,127 @@
+//! Agents in trouble: why, since when, and what to do where.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::SystemTime,
+};
+
+use serde_json::{Value, json};
+
+use super::{Admin, unix_seconds};
+use crate::{
+    telemetry::metrics::{AgentTrouble, TextEncoder, TroubleReason},
+    wecom::errcode,
+};
+
+/// What an operator reads about a reason: meaning, action and place, in one language.
+type Advice = (&'static str, &'static str, Option<&'static str>);
+
+/// The agents in trouble.
+#[derive(Default)]
+pub(super) struct Troubles {
+    /// Those with the most failures first.
+    list: Vec<AgentTrouble>,
+    by_agent: HashMap<Arc<str>, usize>,
+}
+
+impl Troubles {
+    pub(super) fn of(&self, agent: &str) -> Option<&AgentTrouble> {
+        self.by_agent.get(agent).map(|index| &self.list[*index])
+    }
+
+    /// Those with the most failures first.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &AgentTrouble> {
+        self.list.iter()
+    }
+}
+
+impl Admin {
+    /// The troubles as of now, with what the workers counted since the last collection.
+    pub(super) fn collect_troubles(&self) -> Troubles {
+        let now = SystemTime::now();
+        self.metrics.collect(now);
+        let list = self.metrics.troubles(now);
+        let by_agent = list.iter().enumerate().map(|(nth, trouble)| (trouble.agent.clone(), nth)).collect();
+        Troubles { list, by_agent }
+    }
+
+    pub(super) fn write_trouble_metrics(&self, text: &mut TextEncoder) {
+        let mut samples = BTreeMap::<(String, String), u64>::new();
+        for trouble in self.metrics.troubles(SystemTime::now()) {
+            let agent = self.metrics.agent_label(&trouble.counted_as);
+            for reason in &trouble.reasons {
+                *samples.entry((agent.to_owned(), reason.to_string())).or_default() += 1;
+            }
+        }
+        let name = "wecom_proxy_agent_trouble";
+        let help = "Agents in trouble in the last five minutes, by reason; others have no sample.";
+        text.begin_family(name, "gauge", help);
+        for ((agent, reason), count) in samples {
+            text.write_sample(name, &[("agent", &*agent), ("reason", &*reason)], count);
+        }
+    }
+}
+
+/// A trouble as JSON; `null` for an agent without.
+pub(super) fn trouble_json(trouble: Option<&AgentTrouble>) -> Value {
+    let Some(trouble) = trouble else { return Value::Null };
+    let first = trouble.reasons.first().copied().unwrap_or(TroubleReason::HalfFailed);
+    let ((meaning_en, action_en, place_en), (meaning_zh, action_zh, place_zh)) = advice(first);
+    json!({
+        "reasons": trouble.reasons.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "failing_since": unix_seconds(trouble.failing_since),
+        "attempts": trouble.attempts,
+        "requests": trouble.requests,
+        "failed": trouble.failed,
+        "address": trouble.untrusted_address.map(|address| address.to_string()),
+        "en": { "meaning": meaning_en, "action": action_en, "place": place_en },
+        "zh": { "meaning": meaning_zh, "action": action_zh, "place": place_zh },
+    })
+}
+
+/// What to tell about a reason, in English and in Chinese.
+fn advice(reason: TroubleReason) -> (Advice, Advice) {
+    let explanation = match reason {
+        TroubleReason::Errcode(errcode) => errcode::explain(errcode),
+        _ => None,
+    };
+    if let Some(it) = explanation {
+        return (
+            (it.meaning_en, it.action_en, it.console_path_en),
+            (it.meaning_zh, it.action_zh, it.console_path_zh),
+        );
+    }
+    match reason {
+        TroubleReason::UpstreamTimeout => (
+            (
+                "WeCom did not respond in time",
+                "check the network to WeCom and upstream.response_timeout",
+                None,
+            ),
+            ("企业微信没有及时响应", "检查到企业微信的网络，以及upstream.response_timeout", None),
+        ),
+        _ => (
+            ("at least half of the requests fail", "open one of the failed requests: it says why", None),
+            ("一半以上的请求失败", "打开一个失败的请求查看原因", None),
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_has_advice_in_both_languages() {
+        let errcodes = (-1..1_000_000).filter(|errcode| errcode::is_trouble(*errcode));
+        let reasons = errcodes.map(TroubleReason::Errcode);
+        for reason in reasons.chain([TroubleReason::UpstreamTimeout, TroubleReason::HalfFailed]) {
+            let ((meaning_en, action_en, _), (meaning_zh, action_zh, _)) = advice(reason);
+            assert!(meaning_en.is_ascii() && action_en.is_ascii(), "{reason}");
+            assert!(!meaning_zh.is_ascii() && !action_zh.is_ascii(), "{reason}");
+            let is_general = meaning_en.starts_with("at least half");
+            assert_eq!(is_general, reason == TroubleReason::HalfFailed, "{reason}");
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! A connection's stream that records its transfers and bounds a stalled write.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::{http1::io::Stream, server::ConnectionPermit, time::deadline::Deadline};
+
+/// A stream that marks its permit at each transfer, and fails when a write makes no progress for the timeout.
+pub(super) struct WriteTimeoutStream {
+    stream: Stream,
+    permit: Arc<ConnectionPermit>,
+    write_deadline: Deadline,
+    write_timeout: Duration,
+}
+
+impl WriteTimeoutStream {
+    pub(super) fn new(stream: Stream, permit: Arc<ConnectionPermit>, write_timeout: Duration) -> Self {
+        Self { stream, permit, write_deadline: Deadline::unset(), write_timeout }
+    }
+
+    fn apply_write_timeout(
+        &mut self,
+        cx: &mut Context<'_>,
+        result: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        if result.is_ready() {
+            self.permit.mark_transferred();
+        }
+        self.write_deadline.bound_transfer(cx, result, self.write_timeout)
+    }
+}
+
+impl AsyncRead for WriteTimeoutStream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let read = Pin::new(&mut this.stream).poll_read(cx, buf);
+        if read.is_ready() {
+            this.permit.mark_transferred();
+        }
+        read
+    }
+}
+
+impl AsyncWrite for WriteTimeoutStream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let wrote = Pin::new(&mut this.stream).poll_write(cx, buf);
+        this.apply_write_timeout(cx, wrote)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let wrote = Pin::new(&mut this.stream).poll_write_vectored(cx, bufs);
+        this.apply_write_timeout(cx, wrote)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{io::AsyncWriteExt, net::UnixStream, time::Instant};
+
+    use super::*;
+    use crate::server::{ConnectionLimiter, EvictionPolicy};
+
+    #[tokio::test(start_paused = true)]
+    async fn blocked_write_times_out() {
+        let (stream, _unread) = UnixStream::pair().expect("a pair");
+        let limiter = ConnectionLimiter::new(1, EvictionPolicy::EvictActive);
+        let permit = limiter.acquire().await.expect("room");
+        let mut stream = WriteTimeoutStream::new(Stream::Unix(stream), permit, Duration::from_secs(30));
+        let start = Instant::now();
+        let result = stream.write_all(&vec![0; 10 << 20]).await;
+        assert_eq!(result.map_err(|error| error.kind()), Err(io::ErrorKind::TimedOut));
+        assert_eq!(start.elapsed().as_secs(), 30);
+    }
+}

@@ -1,0 +1,110 @@
+//! `diag`: what a maintainer needs to understand a problem, in one ZIP file without secrets.
+
+use std::{
+    fs::OpenOptions,
+    io::{ErrorKind, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+};
+
+use super::{AdminClient, AdminLocation, status::all_agents, zip::ZipBuilder};
+use crate::cli::{CliError, VERSION, block_on, load_without_secrets, print};
+
+/// The responses of the admin listener that are kept; none of them contains a secret or a captured body.
+const RESPONSES: [(&str, &str); 8] = [
+    ("readyz.json", "/readyz"),
+    ("overview.json", "/api/overview"),
+    ("requests.json", "/api/requests?limit=100000"),
+    ("clients.json", "/api/clients"),
+    ("callbacks.json", "/api/callbacks"),
+    ("quotas.json", "/api/quotas"),
+    ("metrics.txt", "/metrics"),
+    ("errcodes.json", "/api/errcodes"),
+];
+/// What this machine says of itself: kernel, limits, memory, and the bounds of the container.
+const SYSTEM_FILES: [&str; 8] = [
+    "/proc/version",
+    "/proc/loadavg",
+    "/proc/meminfo",
+    "/proc/sys/net/core/somaxconn",
+    "/proc/sys/net/ipv4/ip_local_port_range",
+    "/etc/os-release",
+    "/sys/fs/cgroup/cpu.max",
+    "/sys/fs/cgroup/memory.max",
+];
+
+/// Writes the file; an existing one is never overwritten.
+pub fn diag(location: AdminLocation<'_>, target: &Path) -> Result<(), CliError> {
+    let client = AdminClient::new(location)?;
+    let entries = block_on(async { Ok(collect(&client, location).await) })?;
+    let mut zip = ZipBuilder::default();
+    let mut names = Vec::new();
+    for (name, content) in &entries {
+        zip.add(name, content).map_err(CliError::other)?;
+        names.push(name.as_str());
+    }
+    let bytes = zip.finish().map_err(CliError::other)?;
+    let shown = target.display();
+    // For the owner only: it names clients, users' addresses and paths.
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(target);
+    let mut file = file.map_err(|error| match error.kind() {
+        ErrorKind::AlreadyExists => {
+            CliError::config(format!("{shown} exists and was not changed; name another file"))
+        }
+        _ => CliError::other(format!("cannot create {shown}: {error}")),
+    })?;
+    file.write_all(&bytes).map_err(|error| CliError::other(format!("cannot write {shown}: {error}")))?;
+    print(format!(
+        "Wrote {shown}: {}.\nIt contains no secret, key or token, and no body; it names agents, clients, addresses and paths. \
+         Look at it before you send it.\n",
+        names.join(", ")
+    ))
+}
+
+/// Names and contents of the files. What cannot be fetched is replaced by its error, so that a proxy in trouble has a
+/// file too.
+async fn collect(client: &AdminClient, location: AdminLocation<'_>) -> Vec<(String, Vec<u8>)> {
+    let mut entries = vec![
+        ("version.txt".to_owned(), format!("{}\n", VERSION).into_bytes()),
+        ("system.txt".to_owned(), system_text().into_bytes()),
+        ("configuration.txt".to_owned(), configuration_text(location).into_bytes()),
+    ];
+    let agents = match all_agents(client, "").await {
+        Ok(agents) => agents.iter().map(|agent| format!("{agent}\n")).collect(),
+        Err(error) => format!("{}\n", error.message),
+    };
+    entries.push(("agents.json".to_owned(), agents.into_bytes()));
+    for (name, path) in RESPONSES {
+        let content = match client.get(path).await {
+            Ok(response) if response.status.is_success() => response.body.to_vec(),
+            Ok(response) => {
+                let mut content = format!("status {}\n", response.status.as_u16()).into_bytes();
+                content.extend_from_slice(&response.body);
+                content
+            }
+            Err(error) => format!("{}\n", error.message).into_bytes(),
+        };
+        entries.push((name.to_owned(), content));
+    }
+    entries
+}
+
+fn system_text() -> String {
+    let mut text = String::new();
+    for path in SYSTEM_FILES {
+        let content = std::fs::read_to_string(path).unwrap_or_else(|error| format!("{error}\n"));
+        text += &format!("== {path}\n{content}");
+    }
+    text
+}
+
+/// The file's settings where it can be read here; its secrets are masked.
+fn configuration_text(location: AdminLocation<'_>) -> String {
+    match load_without_secrets(location.config) {
+        Ok(config) => {
+            let warnings = config.warnings.iter().map(|warning| format!("warning: {warning}\n"));
+            warnings.chain([format!("{config:#?}\n")]).collect()
+        }
+        Err(error) => format!("{}\n", error.message),
+    }
+}

@@ -1,0 +1,196 @@
+//! `status` and `agents`: the state of the running proxy as text.
+
+use http::StatusCode;
+use serde_json::Value;
+
+use super::{AdminClient, AdminLocation, encode, items, show, show_text, show_time};
+use crate::cli::{
+    CliError, block_on, print,
+    style::{Cell, Style, Styler},
+};
+
+/// Agents of a page of the API; its maximum.
+const PAGE_LENGTH: usize = 1000;
+/// The whole minutes over which rates are computed.
+const RATE_MINUTES: usize = 5;
+
+/// Prints what `/readyz` and the last minutes say; fails if the proxy is not ready.
+pub fn status(location: AdminLocation<'_>, as_json: bool) -> Result<(), CliError> {
+    let client = AdminClient::new(location)?;
+    let (ready, health, overview) = block_on(async {
+        let ready = client.get("/readyz").await?;
+        let health = serde_json::from_slice(&ready.body).unwrap_or_default();
+        Ok::<_, CliError>((ready.status, health, client.get("/api/overview").await?.into_json()?))
+    })?;
+    match as_json {
+        true => print(format!("{}\n", serde_json::json!({ "ready": health, "overview": overview })))?,
+        false => print(status_text(&client.address(), &health, &overview, Styler::stdout()))?,
+    }
+    match ready {
+        StatusCode::OK => Ok(()),
+        status => Err(CliError::other(format!("not ready ({})", status.as_u16()))),
+    }
+}
+
+fn status_text(address: &str, health: &Value, overview: &Value, styler: Styler) -> String {
+    let status = show(&health["status"]);
+    let style = if status == "ok" { Style::Good } else { Style::Warning };
+    let mut text = format!(
+        "wecom-proxy {} at {address}: {}\n\n",
+        show(&overview["version"]),
+        styler.apply(style, &status)
+    );
+    let agents = &health["agents"];
+    let (failing, held) = (&agents["failing"], &agents["held"]);
+    let count = |value: &Value| value.as_object().map_or(0, serde_json::Map::len);
+    let listeners: Vec<_> = items(&health["listeners"]).iter().map(show).collect();
+    let facts = [
+        ("listeners", listeners.join(", ")),
+        (
+            "agents",
+            format!("{}, failing {}, held back {}", show(&agents["total"]), count(failing), count(held)),
+        ),
+        ("store", component(&health["store"])),
+        ("state", component(&health["state"])),
+        (
+            "connections",
+            format!("{}, in flight {}", show(&overview["connections"]), show(&overview["in_flight"])),
+        ),
+        ("traffic", traffic(items(&overview["minutes"]))),
+    ];
+    let rows = facts.into_iter().map(|(name, value)| vec![Cell::plain(name), Cell::plain(value)]);
+    text += &styler.render_rows(rows.collect());
+    for (agent, error) in failing.as_object().into_iter().flatten() {
+        text += &format!("\n{}: {}\n", styler.apply(Style::Bad, &show_text(agent)), show(error));
+    }
+    text
+}
+
+fn component(value: &Value) -> String {
+    match (&value["kind"], &value["ok"]) {
+        (Value::Null, _) => "none".to_owned(),
+        (kind, Value::Bool(true)) => format!("{}, ok", show(kind)),
+        (kind, _) => format!("{}, not usable: {}", show(kind), show(&value["trouble"])),
+    }
+}
+
+/// The rates over the last whole minutes; the last one is still running.
+fn traffic(minutes: &[Value]) -> String {
+    let whole = &minutes[..minutes.len().saturating_sub(1)];
+    let whole = &whole[whole.len().saturating_sub(RATE_MINUTES)..];
+    let sum = |key: &str| whole.iter().filter_map(|minute| minute[key].as_u64()).sum::<u64>();
+    let (requests, failed) = (sum("requests"), sum("failed"));
+    match whole.len() {
+        0 => "no whole minute yet".to_owned(),
+        count => {
+            let rate = requests as f64 / (60 * count) as f64;
+            format!("{rate:.2} requests/s, failed {failed} of {requests}, in the last {count} min")
+        }
+    }
+}
+
+/// Prints the agents and the state of their tokens.
+pub fn agents(location: AdminLocation<'_>, only_trouble: bool, as_json: bool) -> Result<(), CliError> {
+    let client = AdminClient::new(location)?;
+    let agents = block_on(async {
+        if !only_trouble {
+            return all_agents(&client, "").await;
+        }
+        // Corps are listed only where they are in trouble.
+        let mut agents = all_agents(&client, "&trouble=1").await?;
+        let failing = all_agents(&client, "&failing=1").await?;
+        let is_new: Vec<_> = failing
+            .into_iter()
+            .filter(|agent| !agents.iter().any(|known| known["name"] == agent["name"]))
+            .collect();
+        agents.extend(is_new);
+        Ok(agents)
+    })?;
+    if as_json {
+        return print(agents.iter().map(|agent| format!("{agent}\n")).collect::<String>());
+    }
+    if agents.is_empty() {
+        return print(if only_trouble { "no agent is in trouble\n" } else { "no agents\n" });
+    }
+    let rows = agents.iter().map(agent_row).collect();
+    let titles = ["AGENT", "TOKEN", "EXPIRES", "NEXT TRY", "TROUBLE", "FAILING"];
+    let mut text = Styler::stdout().render_table(&titles, rows);
+    text.extend(agents.iter().filter_map(advice_text));
+    print(text)
+}
+
+/// Since when an agent is in trouble, and what to do.
+fn advice_text(agent: &Value) -> Option<String> {
+    let trouble = Some(&agent["trouble"]).filter(|trouble| !trouble.is_null())?;
+    let advice = &trouble["en"];
+    let mut text = format!(
+        "\n{}, in trouble since {}: {}; {}\n",
+        show(&agent["name"]),
+        show_time(&trouble["failing_since"]),
+        show(&advice["meaning"]),
+        show(&advice["action"])
+    );
+    for (label, value) in [("  Admin console", &advice["place"]), ("  Address to add", &trouble["address"])] {
+        if !value.is_null() {
+            text += &format!("{label}: {}\n", show(value));
+        }
+    }
+    Some(text)
+}
+
+pub(super) async fn all_agents(client: &AdminClient, filter: &str) -> Result<Vec<Value>, CliError> {
+    let (mut agents, mut after) = (Vec::new(), String::new());
+    loop {
+        let path = format!("/api/agents?limit={PAGE_LENGTH}{filter}&after={}", encode(&after));
+        let mut page = client.get(&path).await?.into_json()?;
+        if let Value::Array(found) = page["agents"].take() {
+            agents.extend(found);
+        }
+        match page["next"].as_str() {
+            Some(next) => after = next.to_owned(),
+            None => return Ok(agents),
+        }
+    }
+}
+
+fn reasons(agent: &Value) -> Option<String> {
+    let reasons: Vec<_> = items(&agent["trouble"]["reasons"]).iter().map(show).collect();
+    (!reasons.is_empty()).then(|| reasons.join(", "))
+}
+
+fn agent_row(agent: &Value) -> Vec<Cell> {
+    let state = show(&agent["token"]["state"]);
+    let is_failing = !agent["failing"].is_null();
+    let style = match state.as_str() {
+        "valid" if !is_failing => Style::Good,
+        "none" if !is_failing => Style::Plain,
+        "refused" => Style::Bad,
+        _ if is_failing => Style::Bad,
+        _ => Style::Warning,
+    };
+    let next_try = agent["next_try_in_seconds"].as_u64().filter(|seconds| *seconds > 0);
+    vec![
+        Cell::plain(show(&agent["name"])),
+        Cell::styled(style, state),
+        Cell::plain(show_time(&agent["token"]["expires_at"])),
+        Cell::optional(next_try.map(|seconds| format!("{seconds} s"))),
+        Cell::optional(reasons(agent)),
+        Cell::plain(show(&agent["failing"])),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn traffic_leaves_out_the_running_minute() {
+        let minute = |requests, failed| json!({ "requests": requests, "failed": failed });
+        assert_eq!(traffic(&[]), "no whole minute yet");
+        assert_eq!(traffic(&[minute(60, 1)]), "no whole minute yet");
+        let text = traffic(&[minute(60, 1), minute(0, 0), minute(9000, 9000)]);
+        assert_eq!(text, "0.50 requests/s, failed 1 of 60, in the last 2 min");
+    }
+}

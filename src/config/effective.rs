@@ -1,0 +1,338 @@
+//! The whole configuration as JSON, with the defaults of omitted settings: the tables of `proxy.toml`. A secret shows only
+//! that it is set, and a URL not its user, password and query.
+
+use serde_json::{Map, Value, json};
+
+use super::callbacks::{
+    CallbackConfig, CallbackTarget, DeliveryMethod, ReencryptKeys, TargetAddress, TargetForm,
+};
+use super::egress::{EgressProtocol, EgressProxy};
+use super::{
+    AdminConfig, ClientAddressHeader, Config, CorpConfig, LogConfig, LogFormat, LoggedRequests, PrivateUrl,
+    ProviderConfig, QuotaMode, QuotasConfig, RedisConfig, ReloadTrigger, ReplayConfig, ServerConfig,
+    StateConfig, StoreConfig, SuiteConfig, TokensConfig, Topology, UpstreamConfig, agent_to_json,
+    client_to_json, format_duration, format_size,
+};
+use crate::secret::Masked;
+
+/// The tables of the main file.
+pub fn effective(config: &Config) -> Map<String, Value> {
+    let mut root = Map::new();
+    root.insert("server".to_owned(), server(&config.server));
+    root.insert("upstream".to_owned(), upstream(&config.upstream));
+    put_tables(&mut root, "upstreams", config.upstreams.iter().map(|(name, of)| (name, upstream(of))));
+    root.insert("tokens".to_owned(), tokens(&config.tokens));
+    root.insert("replay".to_owned(), replay(&config.replay));
+    root.insert("quotas".to_owned(), quotas(&config.quotas));
+    root.insert("log".to_owned(), log(&config.log));
+    root.extend(config.admin.as_ref().map(|of| ("admin".to_owned(), admin(of))));
+    root.extend(config.state.as_ref().map(|of| ("state".to_owned(), state(of))));
+    let agents = config.agents.iter().map(|(name, of)| (name, agent_to_json(of).into()));
+    let corps = config.suites.corps.iter().map(|(name, of)| (name, corp(of)));
+    put_tables(&mut root, "agents", agents.chain(corps));
+    put_tables(
+        &mut root,
+        "clients",
+        config.clients.iter().map(|(name, of)| (name, client_to_json(of).into())),
+    );
+    let callbacks = config.callbacks.iter().filter(|(_, of)| of.suite.is_none());
+    put_tables(&mut root, "callbacks", callbacks.map(|(name, of)| (name, callback(of))));
+    put_tables(&mut root, "providers", config.suites.providers.iter().map(|(name, of)| (name, provider(of))));
+    let suites = config.suites.suites.iter();
+    put_tables(&mut root, "suites", suites.map(|(name, of)| (name, suite(of, config.callbacks.get(name)))));
+    root
+}
+
+fn put_tables<'a>(
+    root: &mut Map<String, Value>,
+    kind: &str,
+    tables: impl Iterator<Item = (&'a String, Value)>,
+) {
+    let tables: Map<_, _> = tables.map(|(name, table)| (name.clone(), table)).collect();
+    if !tables.is_empty() {
+        root.insert(kind.to_owned(), tables.into());
+    }
+}
+
+/// A table without the keys whose value is null: TOML has none.
+fn table(value: Value) -> Value {
+    match value {
+        Value::Object(map) => {
+            map.into_iter().filter(|(_, value)| !value.is_null()).collect::<Map<_, _>>().into()
+        }
+        other => other,
+    }
+}
+
+fn is_set() -> Value {
+    json!({ "set": true })
+}
+
+fn masked(secret: &Option<Masked>) -> Value {
+    secret.as_ref().map_or(Value::Null, |_| is_set())
+}
+
+fn texts<T: ToString>(items: impl IntoIterator<Item = T>) -> Vec<String> {
+    items.into_iter().map(|item| item.to_string()).collect()
+}
+
+fn non_empty(texts: Vec<String>) -> Option<Vec<String>> {
+    Some(texts).filter(|texts| !texts.is_empty())
+}
+
+fn server(server: &ServerConfig) -> Value {
+    let ServerConfig {
+        listen,
+        tls,
+        open,
+        max_connections,
+        header_timeout,
+        idle_timeout,
+        body_timeout,
+        max_request_body,
+        shutdown_grace,
+        trusted,
+        socket_access,
+        reload,
+    } = server;
+    let tls = tls
+        .as_ref()
+        .map(|tls| table(json!({ "cert": tls.cert, "key": tls.key, "client_ca": tls.client_ca })));
+    let mut networks = texts(&trusted.networks);
+    networks.extend(trusted.unix.then(|| "unix".to_owned()));
+    table(json!({
+        "listen": texts(listen),
+        "tls": tls,
+        "open": open,
+        "max_connections": max_connections,
+        "header_timeout": format_duration(*header_timeout),
+        "idle_timeout": format_duration(*idle_timeout),
+        "body_timeout": format_duration(*body_timeout),
+        "max_request_body": format_size(*max_request_body),
+        "shutdown_grace": format_duration(*shutdown_grace),
+        "trusted_proxies": networks,
+        "client_address": match trusted.header {
+            ClientAddressHeader::XForwardedFor => "x-forwarded-for",
+            ClientAddressHeader::Forwarded => "forwarded",
+        },
+        "proxy_protocol": trusted.proxy_protocol,
+        "socket_mode": socket_access.mode.map(|mode| format!("{mode:04o}")),
+        "socket_group": socket_access.group.map(|group| group.to_string()),
+        "reload": match reload {
+            ReloadTrigger::Signal => "signal",
+            ReloadTrigger::Watch => "watch",
+        },
+    }))
+}
+
+fn upstream(upstream: &UpstreamConfig) -> Value {
+    let via: Vec<_> = upstream.via.iter().map(egress_proxy).collect();
+    table(json!({
+        "url": upstream.base_url(),
+        "ca_file": upstream.ca_file,
+        "via": Some(via).filter(|via| !via.is_empty()),
+        "connect_timeout": format_duration(upstream.connect_timeout),
+        "response_timeout": format_duration(upstream.response_timeout),
+        "body_timeout": format_duration(upstream.body_timeout),
+        "idle_timeout": format_duration(upstream.idle_timeout),
+        "tcp_keepalive": format_duration(upstream.tcp_keepalive),
+        "max_age": format_duration(upstream.max_age),
+        "max_in_flight": upstream.max_in_flight,
+        "queue_timeout": format_duration(upstream.queue_timeout),
+        "require_length": upstream.require_length,
+    }))
+}
+
+fn egress_proxy(proxy: &EgressProxy) -> Value {
+    let scheme = match proxy.protocol {
+        EgressProtocol::HttpConnect => "http",
+        EgressProtocol::Socks5 => "socks5",
+        EgressProtocol::Socks5Hostname => "socks5h",
+    };
+    let url = format!("{scheme}://{}", proxy.authority());
+    match &proxy.login {
+        None => url.into(),
+        Some(login) => json!({ "url": url, "user": login.user.expose(), "password": is_set() }),
+    }
+}
+
+fn tokens(tokens: &TokensConfig) -> Value {
+    table(json!({
+        "refresh_errcodes": tokens.refresh_errcodes,
+        "refresh_ahead": format_duration(tokens.refresh_ahead),
+        "renewals_per_hour": tokens.renewals_per_hour,
+        "pass_key": masked(&tokens.pass_key),
+        "store": match &tokens.store {
+            StoreConfig::Memory => json!("memory"),
+            StoreConfig::Redis(redis) => store(redis),
+        },
+    }))
+}
+
+fn store(redis: &RedisConfig) -> Value {
+    let scheme = if redis.tls { "rediss" } else { "redis" };
+    let urls = redis.nodes.iter().map(|node| match node.host.contains(':') {
+        true => format!("{scheme}://[{}]:{}/{}", node.host, node.port, redis.database),
+        false => format!("{scheme}://{}:{}/{}", node.host, node.port, redis.database),
+    });
+    table(json!({
+        "redis": urls.collect::<Vec<_>>(),
+        "cluster": matches!(redis.topology, Topology::Cluster),
+        "sentinel": match &redis.topology {
+            Topology::Sentinel(master) => Some(master),
+            Topology::Single | Topology::Cluster => None,
+        },
+        "sentinel_user": redis.sentinel_user,
+        "sentinel_password": masked(&redis.sentinel_password),
+        "user": redis.user,
+        "password": masked(&redis.password),
+        "ca_file": redis.ca_file,
+        "prefix": redis.prefix,
+        "key": is_set(),
+        "old_key": masked(&redis.old_key),
+    }))
+}
+
+fn replay(ReplayConfig { memory, disk, dir }: &ReplayConfig) -> Value {
+    table(json!({ "memory": format_size(*memory), "disk": format_size(*disk), "dir": dir }))
+}
+
+fn quotas(QuotasConfig { mode, limits }: &QuotasConfig) -> Value {
+    let limits = limits.iter().map(
+        |row| json!({ "path": row.path.to_string(), "per": row.per.name(), "limit": row.limit.to_string() }),
+    );
+    table(json!({
+        "mode": match mode {
+            QuotaMode::Off => "off",
+            QuotaMode::Observe => "observe",
+            QuotaMode::Shape => "shape",
+        },
+        "limit": Some(limits.collect::<Vec<_>>()).filter(|limits| !limits.is_empty()),
+    }))
+}
+
+fn log(LogConfig { format, level, access, access_file }: &LogConfig) -> Value {
+    table(json!({
+        "format": match format {
+            LogFormat::Text => "text",
+            LogFormat::Json => "json",
+        },
+        "level": level.as_str(),
+        "access": match access {
+            LoggedRequests::All => json!("all"),
+            LoggedRequests::None => json!(false),
+            LoggedRequests::Failed => json!("failed"),
+            LoggedRequests::Slow => json!("slow"),
+        },
+        "access_file": access_file,
+    }))
+}
+
+fn admin(
+    AdminConfig { listen, key_sha256, reader_key_sha256, recent, otlp, trace_url, metrics }: &AdminConfig,
+) -> Value {
+    table(json!({
+        "listen": texts(listen),
+        "key_sha256": key_sha256.as_ref().map(|_| is_set()),
+        "reader_key_sha256": reader_key_sha256.as_ref().map(|_| is_set()),
+        "trace_url": trace_url.as_ref().map(PrivateUrl::masked),
+        "recent": recent,
+        "metrics": { "per_client": metrics.per_client, "per_agent": metrics.per_agent },
+        "otlp": otlp.as_ref().map(ToString::to_string),
+    }))
+}
+
+fn state(state: &StateConfig) -> Value {
+    match state {
+        StateConfig::Shared(_) => json!({ "shared": true }),
+        StateConfig::File(file) => {
+            table(json!({ "path": file.path, "key": is_set(), "old_key": masked(&file.old_key) }))
+        }
+    }
+}
+
+fn corp(corp: &CorpConfig) -> Value {
+    let settings = &corp.settings;
+    table(json!({
+        "suite": corp.suite,
+        "corpid": corp.corpid,
+        "permanent_code": is_set(),
+        "agentid": settings.agentid,
+        "limit": settings.limit.map(|limit| limit.to_string()),
+        "plain": non_empty(texts(&settings.passthrough)),
+        "jssdk_origins": non_empty(texts(&settings.jssdk_origins)),
+    }))
+}
+
+fn provider(provider: &ProviderConfig) -> Value {
+    json!({ "corpid": provider.corpid, "secret": is_set() })
+}
+
+/// `command` has the settings of the suite's receiver URLs.
+fn suite(suite: &SuiteConfig, command: Option<&CallbackConfig>) -> Value {
+    table(json!({
+        "suite_id": suite.suite_id,
+        "secret": is_set(),
+        "provider": suite.provider,
+        "token": is_set(),
+        "aes_key": is_set(),
+        "max_age": command.map(|command| format_duration(command.max_age)),
+        "after_install": suite.after_install.as_ref().map(PrivateUrl::masked),
+        "limit_per_corp": suite.limit_per_corp.map(|limit| limit.to_string()),
+        "to": command.map(targets).filter(|targets| !targets.is_empty()),
+    }))
+}
+
+fn callback(callback: &CallbackConfig) -> Value {
+    table(json!({
+        "receive_ids": callback.receive_ids,
+        "token": is_set(),
+        "aes_key": is_set(),
+        "answer": callback.answer,
+        "max_age": format_duration(callback.max_age),
+        "to": Some(targets(callback)).filter(|targets| !targets.is_empty()),
+    }))
+}
+
+fn targets(callback: &CallbackConfig) -> Vec<Value> {
+    callback.targets.iter().map(target).collect()
+}
+
+fn target(CallbackTarget { name, events, method }: &CallbackTarget) -> Value {
+    let events = non_empty(texts(events));
+    let (url, form, reply, ordered) = match method {
+        DeliveryMethod::Pull { clients } => {
+            return table(json!({ "name": name, "events": events, "pull": true, "clients": clients }));
+        }
+        DeliveryMethod::Push { url, form, reply, ordered } => (url, form, reply, ordered),
+    };
+    let (ca_file, path_and_query) = (&url.ca_file, url.path_and_query.masked());
+    let url = match &url.address {
+        TargetAddress::Unix(path) => format!("unix:{}:{}", path.display(), path_and_query),
+        TargetAddress::Tcp { tls, host, port } => {
+            let scheme = if *tls { "https" } else { "http" };
+            let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
+            format!("{scheme}://{host}:{port}{path_and_query}")
+        }
+    };
+    let (form, secret, keys) = match form {
+        TargetForm::Plain { secret } => ("plain", masked(secret), None),
+        TargetForm::Raw => ("raw", Value::Null, None),
+        TargetForm::Reencrypt(ReencryptKeys { receive_id, .. }) => {
+            ("reencrypt", Value::Null, Some(receive_id))
+        }
+    };
+    table(json!({
+        "name": name,
+        "events": events,
+        "url": url,
+        "ca_file": ca_file,
+        "form": form,
+        "reply": reply,
+        "ordered": ordered,
+        "secret": secret,
+        "token": keys.map(|_| is_set()),
+        "aes_key": keys.map(|_| is_set()),
+        "receive_id": keys,
+    }))
+}

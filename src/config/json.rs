@@ -1,0 +1,367 @@
+//! Agents and clients as JSON, for the admin API and the state: the tables of `proxy.toml`, checked by the same code.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Number, Value, json};
+use zeroize::{Zeroize, Zeroizing};
+
+use super::agents::{self, AgentConfig, AgentSettings};
+use super::clients::{self, AgentNames, AgentSet, ClientConfig, UnknownAgents};
+use super::error::{Error, Warning, quote};
+use super::named_tables;
+use super::origin::Origin;
+use super::pattern::AllowPattern;
+use super::reader::{ConfigTable, ConfigValue};
+use super::source_file::SourceFile;
+use super::suites::{self, CorpConfig};
+use super::upstream::UpstreamConfig;
+
+/// What is read in place of a file.
+const SOURCE_NAME: &str = "state";
+
+/// A JSON object without duplicate keys, which is read like a table of a file. Wiped on drop, because it can contain
+/// secrets.
+#[derive(Clone, Default, PartialEq)]
+pub struct JsonTable(Map<String, Value>);
+
+impl JsonTable {
+    /// Parses a JSON object; the error says what is wrong with the text, and nothing of its values.
+    pub fn parse(text: &[u8]) -> Result<Self, String> {
+        let UniqueKeys(mut value) = serde_json::from_slice(text).map_err(|error| error.to_string())?;
+        match &mut value {
+            Value::Object(map) => Ok(Self(std::mem::take(map))),
+            other => {
+                wipe(other);
+                Err("must be a JSON object".to_owned())
+            }
+        }
+    }
+
+    /// The object.
+    pub fn as_map(&self) -> &Map<String, Value> {
+        &self.0
+    }
+
+    /// The object, for a change.
+    pub fn as_map_mut(&mut self) -> &mut Map<String, Value> {
+        &mut self.0
+    }
+
+    /// Its text, for storing it.
+    pub fn to_bytes(&self) -> Zeroizing<Vec<u8>> {
+        Zeroizing::new(serde_json::to_vec(&self.0).unwrap_or_default())
+    }
+}
+
+impl From<Map<String, Value>> for JsonTable {
+    fn from(map: Map<String, Value>) -> Self {
+        Self(map)
+    }
+}
+
+impl fmt::Debug for JsonTable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[table]")
+    }
+}
+
+impl Drop for JsonTable {
+    fn drop(&mut self) {
+        self.0.values_mut().for_each(wipe);
+    }
+}
+
+/// Overwrites the strings of a value.
+pub fn wipe(value: &mut Value) {
+    match value {
+        Value::String(text) => text.zeroize(),
+        Value::Array(items) => items.iter_mut().for_each(wipe),
+        Value::Object(map) => map.values_mut().for_each(wipe),
+        _ => {}
+    }
+}
+
+/// Reads `[agents.NAME]` from JSON; the warnings are those of `check`. `upstreams` is `[upstreams.*]`.
+pub fn agent_from_json(
+    name: &str,
+    table: &JsonTable,
+    origin: Origin,
+    upstreams: &BTreeMap<String, UpstreamConfig>,
+) -> Result<(AgentConfig, Vec<Warning>), Error> {
+    let read = |item: &ConfigValue<'_>| agents::read_agent(name, item, upstreams);
+    let (mut agent, warnings) = read_table("agents", name, table, read)?;
+    agent.origin = origin;
+    Ok((agent, warnings))
+}
+
+/// Reads `[clients.NAME]` from JSON. The warnings are those of `check`, where `agents` are those that there are.
+pub fn client_from_json(
+    name: &str,
+    table: &JsonTable,
+    origin: Origin,
+    agents: Option<&dyn AgentNames>,
+) -> Result<(ClientConfig, Vec<Warning>), Error> {
+    let unknown = agents.map_or(UnknownAgents::Accept, UnknownAgents::Warn);
+    let (mut client, warnings) =
+        read_table("clients", name, table, |item| Ok(clients::read_client(name, item, &unknown)?.0))?;
+    client.origin = origin;
+    Ok((client, warnings))
+}
+
+/// Reads the authorised corp `SUITE:CORPID` from JSON. `suite` and `corpid` may be left out, since its name has them.
+pub fn corp_from_json(
+    (suite, corpid): (&str, &str),
+    table: &JsonTable,
+    origin: Origin,
+) -> Result<(CorpConfig, Vec<Warning>), Error> {
+    let name = format!("{suite}:{corpid}");
+    let mut table = table.clone();
+    for (key, expected) in [("suite", suite), ("corpid", corpid)] {
+        let value = table.0.entry(key).or_insert_with(|| expected.into());
+        if value.as_str() != Some(expected) {
+            let message = "is another one than in the name of the agent; write the same";
+            return Err(error("agents", &format!("\"{name}\".{key}"), message));
+        }
+    }
+    // A corpid is a valid name of a table; with the suite before it, it is none.
+    let renamed = |key: String| key.replacen(&format!("agents.{corpid}"), &format!("agents.\"{name}\""), 1);
+    let read = |item: &ConfigValue<'_>| suites::read_corp(corpid, item, &[suite]);
+    let (mut corp, mut warnings) = read_table("agents", corpid, &table, read)
+        .map_err(|error| Error { key: error.key.map(renamed), ..error })?;
+    for warning in &mut warnings {
+        warning.key = warning.key.take().map(renamed);
+    }
+    (corp.name, corp.origin) = (name, origin);
+    Ok((corp, warnings))
+}
+
+fn read_table<T>(
+    kind: &'static str,
+    name: &str,
+    table: &JsonTable,
+    read: impl FnOnce(&ConfigValue<'_>) -> Result<T, Error>,
+) -> Result<(T, Vec<Warning>), Error> {
+    let text = to_toml(kind, name, table)?;
+    let source = SourceFile::of_text(SOURCE_NAME, text);
+    let parsed = source.parse()?;
+    let root = ConfigTable::root(&source, &parsed, &["agents", "clients"]);
+    let items = named_tables::collect_named(&[root], kind);
+    let value = match items.values().next() {
+        Some(item) => read(item),
+        // Its name is wrong, which is recorded.
+        None => Err(Error::recorded()),
+    };
+    // The first mistake comes first: what is recorded was found before the error with which reading ended.
+    let mut errors = source.take_errors();
+    errors.extend(value.as_ref().err().filter(|error| !error.is_recorded()).cloned());
+    match (value, Error::combine(errors, &[])) {
+        (Ok(value), None) => Ok((value, source.into_warnings())),
+        (_, Some(error)) => Err(error),
+        (Err(error), None) => Err(error),
+    }
+}
+
+fn error(kind: &str, key: &str, message: &str) -> Error {
+    Error {
+        file: SOURCE_NAME.into(),
+        line: None,
+        key: Some(format!("{kind}.{key}")),
+        message: message.to_owned(),
+        others: Vec::new(),
+    }
+}
+
+/// The table as TOML, one line for each of its keys.
+fn to_toml(kind: &str, name: &str, table: &JsonTable) -> Result<Zeroizing<String>, Error> {
+    // A larger text would be moved, and what it leaves behind is not wiped.
+    let longest = table.to_bytes().len() * 6 + 256;
+    let mut text = Zeroizing::new(String::with_capacity(longest));
+    text.push('[');
+    text.push_str(kind);
+    text.push('.');
+    write_string(&mut text, name);
+    text.push_str("]\n");
+    for (key, value) in &table.0 {
+        write_string(&mut text, key);
+        text.push_str(" = ");
+        write_value(&mut text, value).map_err(|NullValue| {
+            error(kind, &format!("{name}.{key}"), "must not be null; leave the key out")
+        })?;
+        text.push('\n');
+    }
+    Ok(text)
+}
+
+/// TOML has no null.
+struct NullValue;
+
+fn write_value(text: &mut String, value: &Value) -> Result<(), NullValue> {
+    match value {
+        Value::Null => return Err(NullValue),
+        Value::Bool(value) => text.push_str(if *value { "true" } else { "false" }),
+        Value::Number(number) => text.push_str(&number.to_string()),
+        Value::String(value) => write_string(text, value),
+        Value::Array(items) => {
+            text.push('[');
+            for item in items {
+                write_value(text, item)?;
+                text.push(',');
+            }
+            text.push(']');
+        }
+        Value::Object(map) => {
+            text.push('{');
+            for (nth, (key, value)) in map.iter().enumerate() {
+                if nth > 0 {
+                    text.push(',');
+                }
+                write_string(text, key);
+                text.push('=');
+                write_value(text, value)?;
+            }
+            text.push('}');
+        }
+    }
+    Ok(())
+}
+
+fn write_string(text: &mut String, value: &str) {
+    text.push('"');
+    for letter in value.chars() {
+        match letter {
+            '"' | '\\' => text.extend(['\\', letter]),
+            letter if letter.is_ascii_control() => text.push_str(&format!("\\u{:04x}", u32::from(letter))),
+            letter => text.push(letter),
+        }
+    }
+    text.push('"');
+}
+
+/// The table of an agent as JSON; a secret shows only that it is set.
+pub fn agent_to_json(agent: &AgentConfig) -> Map<String, Value> {
+    let mut map = Map::new();
+    map.insert("corpid".to_owned(), agent.corpid.clone().into());
+    map.insert("secret".to_owned(), json!({ "set": true }));
+    insert_if(&mut map, "upstream", agent.upstream.name().is_some(), || json!(agent.upstream.name()));
+    insert_settings(&mut map, &agent.settings);
+    map
+}
+
+fn insert_settings(map: &mut Map<String, Value>, settings: &AgentSettings) {
+    let AgentSettings { agentid, accept_secret, limit, passthrough, jssdk_origins } = settings;
+    insert_if(map, "agentid", agentid.is_some(), || json!(agentid));
+    insert_if(map, "accept_secret", *accept_secret, || json!(true));
+    insert_if(map, "limit", limit.is_some(), || json!(limit.map(|limit| limit.to_string())));
+    insert_if(map, "plain", !passthrough.is_empty(), || json!(texts(passthrough)));
+    insert_if(map, "jssdk_origins", !jssdk_origins.is_empty(), || json!(texts(jssdk_origins)));
+}
+
+/// The table of an authorised corp as JSON; its permanent code shows only that it is set.
+pub fn corp_to_json((suite, corpid): (&str, &str), settings: &AgentSettings) -> Map<String, Value> {
+    let mut map = Map::new();
+    map.insert("suite".to_owned(), suite.into());
+    map.insert("corpid".to_owned(), corpid.into());
+    map.insert("permanent_code".to_owned(), json!({ "set": true }));
+    insert_settings(&mut map, settings);
+    map
+}
+
+/// The table of a client as JSON; a key shows only that it is set.
+pub fn client_to_json(client: &ClientConfig) -> Map<String, Value> {
+    let agents = match &client.agents {
+        AgentSet::All => json!(["*"]),
+        AgentSet::AllWith(names) => {
+            json!(["*"].into_iter().chain(names.iter().map(String::as_str)).collect::<Vec<_>>())
+        }
+        AgentSet::Named(names) => json!(names),
+    };
+    let mut map = Map::new();
+    map.insert("key_sha256".to_owned(), json!({ "set": true }));
+    map.insert("agents".to_owned(), agents);
+    insert_if(&mut map, "key_in", client.key_in_path, || json!("path"));
+    let is_default = client.allow == AllowPattern::everything();
+    insert_if(&mut map, "allow", !is_default, || json!(texts(&client.allow)));
+    insert_if(&mut map, "limit", client.limit.is_some(), || {
+        json!(client.limit.map(|limit| limit.to_string()))
+    });
+    insert_if(&mut map, "always_200", client.always_200, || json!(true));
+    map
+}
+
+fn insert_if(map: &mut Map<String, Value>, key: &str, condition: bool, value: impl FnOnce() -> Value) {
+    if condition {
+        map.insert(key.to_owned(), value());
+    }
+}
+
+fn texts<T: fmt::Display>(items: &[T]) -> Vec<String> {
+    items.iter().map(T::to_string).collect()
+}
+
+/// A JSON value whose objects have no key twice: two readers could take different ones.
+struct UniqueKeys(Value);
+
+impl<'de> Deserialize<'de> for UniqueKeys {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ValueVisitor).map(Self)
+    }
+}
+
+struct ValueVisitor;
+
+impl<'de> Visitor<'de> for ValueVisitor {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Value, E> {
+        Number::from_f64(value).map(Value::Number).ok_or_else(|| E::custom("number out of range"))
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+        let mut array = Vec::new();
+        while let Some(UniqueKeys(item)) = items.next_element()? {
+            array.push(item);
+        }
+        Ok(array.into())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
+        let mut map = Map::new();
+        while let Some(key) = entries.next_key::<String>()? {
+            if map.contains_key(&key) {
+                return Err(A::Error::custom(format!("{} is a duplicate key; keep one", quote(&key))));
+            }
+            let UniqueKeys(value) = entries.next_value()?;
+            map.insert(key, value);
+        }
+        Ok(map.into())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,95 @@
+//! `[quotas]`: WeCom's limits of calls, observed or kept.
+
+use super::error::Error;
+use super::pattern::{self, PathPattern};
+use super::rate_limit::{self, RateLimit};
+use super::reader::{ConfigTable, ConfigValue};
+
+pub(super) const KEYS: &[&str] = &["mode", "limit"];
+pub(super) const LIMIT_KEYS: &[&str] = &["path", "per", "limit"];
+
+const EXAMPLE: &str = "path = \"/cgi-bin/oa/*\", per = \"corp\", limit = \"600/m\"";
+
+/// `[quotas]`
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct QuotasConfig {
+    /// What is done about quotas.
+    pub mode: QuotaMode,
+    /// Rows that are added to the built-in table, or replace its rows of the same path, scope and window.
+    pub limits: Vec<QuotaLimit>,
+}
+
+/// What is done about quotas.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum QuotaMode {
+    /// Nothing is counted.
+    Off,
+    /// Calls are counted and reported.
+    #[default]
+    Observe,
+    /// Calls wait, or are refused, before a quota is spent.
+    Shape,
+}
+
+/// What a quota counts together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum QuotaScope {
+    /// All calls of a company.
+    Corp,
+    /// All calls of an application.
+    Agent,
+    /// All calls from this proxy's address.
+    Address,
+    /// What an application sends to one member.
+    Member,
+    /// All calls with one credential in the query, such as a robot's key. Only in the built-in table.
+    Credential,
+}
+
+impl QuotaScope {
+    /// Its name in `per`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Corp => "corp",
+            Self::Agent => "agent",
+            Self::Address => "address",
+            Self::Member => "member",
+            Self::Credential => "credential",
+        }
+    }
+}
+
+/// A row: each call that `path` matches has a quota of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QuotaLimit {
+    /// The calls.
+    pub path: PathPattern,
+    /// What is counted together.
+    pub per: QuotaScope,
+    /// The limit.
+    pub limit: RateLimit,
+}
+
+pub(super) fn read(root: &ConfigTable<'_>) -> QuotasConfig {
+    let section = root.subtable("quotas", KEYS);
+    let modes = [("observe", QuotaMode::Observe), ("shape", QuotaMode::Shape), ("off", QuotaMode::Off)];
+    QuotasConfig {
+        mode: section.read_or("mode", QuotaMode::default(), |item| item.one_of(&modes)),
+        limits: section.read_or("limit", Vec::new(), read_limits),
+    }
+}
+
+fn read_limits(item: &ConfigValue<'_>) -> Result<Vec<QuotaLimit>, Error> {
+    item.list("tables like [[quotas.limit]]")?.iter().map(read_limit).collect()
+}
+
+fn read_limit(item: &ConfigValue<'_>) -> Result<QuotaLimit, Error> {
+    let section = item.table("a table with path, per and limit", LIMIT_KEYS)?;
+    let scopes = [QuotaScope::Corp, QuotaScope::Agent, QuotaScope::Address, QuotaScope::Member];
+    let scopes = scopes.map(|scope| (scope.name(), scope));
+    Ok(QuotaLimit {
+        path: section.read_required("path", EXAMPLE, pattern::read_path)?,
+        per: section.read_required("per", EXAMPLE, |item| item.one_of(&scopes))?,
+        limit: section.read_required("limit", EXAMPLE, rate_limit::read)?,
+    })
+}

@@ -1,0 +1,248 @@
+//! The suites, providers and corps that the files name.
+
+use std::{collections::HashMap, sync::Arc};
+
+use arc_swap::ArcSwap;
+use dashmap::DashMap;
+use foldhash::fast::RandomState;
+
+use super::{
+    Agent, AgentRole, Client, Directory, Shared, Suite, SuiteState, pass_keys::AgentPassKeys,
+    reuse_or_create_limiter,
+};
+use crate::{
+    config::{self, Origin, UpstreamId},
+    secret::random_u64,
+    tokens::{AgentToken, CachedToken, Credentials, TokenSpec, kinds::TokenKind},
+};
+
+/// The suites, providers and corps that the files name.
+#[derive(Default)]
+pub(super) struct SuiteTable {
+    /// Those of suites and providers.
+    agents: Vec<Arc<Agent>>,
+    by_name: HashMap<String, Arc<Agent>, RandomState>,
+}
+
+impl SuiteTable {
+    /// Builds the table; what did not change is taken from the table before.
+    pub(super) fn build(config: config::SuitesConfig, shared: &Shared<'_>, before: &Self) -> Self {
+        let config::SuitesConfig { providers, suites, corps } = config;
+        let mut table = Self::default();
+        for (name, provider) in providers {
+            let agent = shared.provider(provider, before.by_name.get(&name));
+            table.agents.push(agent);
+        }
+        let mut corps_by_suite: HashMap<String, Vec<_>> = HashMap::new();
+        for corp in corps.into_values() {
+            corps_by_suite.entry(corp.suite.clone()).or_default().push(corp);
+        }
+        for (name, suite) in suites {
+            let corps = corps_by_suite.remove(&name).unwrap_or_default();
+            let (agent, corps) = shared.suite(suite, corps, before.by_name.get(&name));
+            table.agents.push(agent);
+            table.by_name.extend(corps.into_iter().map(|corp| (corp.name.clone(), corp)));
+        }
+        table.by_name.extend(table.agents.iter().map(|agent| (agent.name.clone(), agent.clone())));
+        table.release_tokens_of(before, shared);
+        table
+    }
+
+    /// Forgets the tokens that only the table before had.
+    fn release_tokens_of(&self, before: &Self, shared: &Shared<'_>) {
+        for (name, agent) in &before.by_name {
+            let is_kept = self.by_name.get(name).is_some_and(|kept| kept.token.is_same_as(&agent.token));
+            if !is_kept {
+                agent.token.entries().iter().for_each(|entry| shared.tokens.remove(entry));
+            }
+        }
+    }
+
+    /// The agents of suites and providers.
+    pub(super) fn agents(&self) -> &[Arc<Agent>] {
+        &self.agents
+    }
+
+    /// The suites.
+    pub(super) fn suites(&self) -> impl Iterator<Item = &Arc<Suite>> {
+        self.agents.iter().filter_map(|agent| agent.suite())
+    }
+
+    /// The suite, provider or corp of this name; `SUITE:CORPID` names an authorised corp.
+    pub(super) fn find(&self, name: &str) -> Option<Arc<Agent>> {
+        if self.agents.is_empty() {
+            return None;
+        }
+        if let Some(agent) = self.by_name.get(name) {
+            return Some(agent.clone());
+        }
+        let (suite, corpid) = name.split_once(':')?;
+        self.by_name.get(suite)?.suite()?.corp(corpid)
+    }
+}
+
+/// Lookups of suites, providers and corps.
+impl Directory {
+    /// The agent, suite, provider or corp of this name; `SUITE:CORPID` names an authorised corp. Checks no permission.
+    #[inline]
+    pub fn find_agent(&self, name: &str) -> Option<Arc<Agent>> {
+        self.agent_by_name(name).cloned().or_else(|| self.suites.find(name))
+    }
+
+    /// Whether a client may list this name: an agent, a suite, a provider, a suite's corps (`crm:*`), or one of them, which
+    /// need not be there yet.
+    pub fn may_list(&self, name: &str) -> bool {
+        let is_corp_name = |(suite, corpid): (&str, &str)| {
+            self.suite_by_name(suite).is_some() && (corpid == "*" || config::is_corpid(corpid))
+        };
+        self.find_agent(name).is_some() || name.split_once(':').is_some_and(is_corp_name)
+    }
+
+    /// The authorised corps with this corpid, one for each suite, that the client may use.
+    pub fn allowed_corps(&self, corpid: &str, client: &Client) -> Vec<Arc<Agent>> {
+        let corps = self.suites.suites().filter_map(|suite| suite.corp(corpid));
+        corps.filter(|corp| client.may_use_agent(corp)).collect()
+    }
+
+    /// Whether an agent is a corp of a template of customized apps, whose token comes from gettoken.
+    pub fn is_of_customized_template(&self, agent: &Agent) -> bool {
+        match &agent.role {
+            AgentRole::Corp { suite } => {
+                self.suite_by_name(suite).is_some_and(|suite| suite.is_customized_template())
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether any suite has an authorised corp with this corpid.
+    pub fn has_corp(&self, corpid: &str) -> bool {
+        self.suites.suites().any(|suite| suite.corp(corpid).is_some())
+    }
+
+    /// Where the suite, provider or corp of this name stands in a file.
+    pub(super) fn suite_origin(&self, name: &str) -> Option<Origin> {
+        self.suites.find(name).map(|agent| agent.origin.clone()).filter(Origin::is_file)
+    }
+
+    /// Whether there are suites or providers.
+    pub fn has_suites(&self) -> bool {
+        !self.suites.agents().is_empty()
+    }
+
+    /// The agents of suites and providers.
+    pub fn suites_and_providers(&self) -> &[Arc<Agent>] {
+        self.suites.agents()
+    }
+
+    /// The suite of this name.
+    pub fn suite_by_name(&self, name: &str) -> Option<Arc<Suite>> {
+        self.suites.find(name)?.suite().cloned()
+    }
+}
+
+impl Shared<'_> {
+    /// The agent of a provider.
+    fn provider(&self, config: config::ProviderConfig, previous: Option<&Arc<Agent>>) -> Arc<Agent> {
+        let config::ProviderConfig { name, corpid, secret, origin } = config;
+        let credentials =
+            Credentials { corpid: corpid.clone(), secret, upstream: UpstreamId::default(), generation: 0 };
+        let spec = TokenSpec { agent: &name, counted_as: None, credentials, kind: TokenKind::Provider };
+        let token = self.tokens.entry_of(spec, previous.is_some());
+        self.agent(name, corpid, token, (AgentRole::Provider, origin), previous)
+    }
+
+    /// The agent of a suite, and the agents of its corps that the file names.
+    fn suite(
+        &self,
+        config: config::SuiteConfig,
+        corps: Vec<config::CorpConfig>,
+        previous: Option<&Arc<Agent>>,
+    ) -> (Arc<Agent>, Vec<Arc<Agent>>) {
+        let before = previous.and_then(|previous| previous.suite());
+        let before = before.filter(|before| before.config.suite_id == config.suite_id);
+        let ticket = before.map_or_else(Arc::default, |before| before.state.ticket.clone());
+        let (corpid, secret) = (config.suite_id.clone(), config.secret.clone());
+        let credentials = Credentials { corpid, secret, upstream: UpstreamId::default(), generation: 0 };
+        let kind = TokenKind::Suite(ticket.clone());
+        let spec = TokenSpec { agent: &config.name, counted_as: None, credentials, kind };
+        let token = self.tokens.entry_of(spec, previous.is_some());
+        let state = match before {
+            Some(before) => before.state.clone(),
+            None => Arc::new(SuiteState {
+                ticket,
+                token: Arc::new(ArcSwap::new(token.clone())),
+                corps: DashMap::default(),
+            }),
+        };
+        state.token.store(token.clone());
+        let (name, suite_id, origin) = (config.name.clone(), config.suite_id.clone(), config.origin.clone());
+        let mut suite = Suite { config, state, file_corps: HashMap::default() };
+        let corps: Vec<_> = corps
+            .into_iter()
+            .map(|corp| {
+                let previous = before.and_then(|before| before.file_corps.get(&corp.corpid));
+                self.file_corp(&suite, corp, previous)
+            })
+            .collect();
+        suite.file_corps = corps.iter().map(|corp| (corp.corpid.clone(), corp.clone())).collect();
+        let role = (AgentRole::Suite(Arc::new(suite)), origin);
+        (self.agent(name, suite_id, token, role, previous), corps)
+    }
+
+    fn file_corp(
+        &self,
+        suite: &Suite,
+        corp: config::CorpConfig,
+        previous: Option<&Arc<Agent>>,
+    ) -> Arc<Agent> {
+        let config::CorpConfig { name, corpid, permanent_code, settings, origin, .. } = corp;
+        let credentials = Credentials {
+            corpid: corpid.clone(),
+            secret: permanent_code,
+            upstream: UpstreamId::default(),
+            generation: 0,
+        };
+        let spec = TokenSpec { agent: &name, counted_as: None, credentials, kind: suite.corp_kind() };
+        let token = self.tokens.entry_of(spec, previous.is_some());
+        let role = (AgentRole::Corp { suite: suite.name().into() }, origin);
+        let agent = self.agent(name, corpid, token, role, previous);
+        let limiter = previous.and_then(|previous| previous.rate_limiter.as_ref());
+        let rate_limiter =
+            reuse_or_create_limiter(self.limits, settings.limit, limiter, || format!("agent:{}", agent.name));
+        Arc::new(Agent { settings, rate_limiter, ..agent.duplicate() })
+    }
+
+    fn agent(
+        &self,
+        name: String,
+        corpid: String,
+        entry: Arc<CachedToken>,
+        (role, origin): (AgentRole, Origin),
+        previous: Option<&Arc<Agent>>,
+    ) -> Arc<Agent> {
+        let token = AgentToken::Fixed(entry);
+        let unchanged = previous.filter(|previous| previous.token.is_same_as(&token));
+        let (pass_keys, capture_switch) = match unchanged {
+            Some(previous) => (previous.pass_keys.clone(), previous.capture_switch.clone()),
+            None => {
+                let before = previous.map(|previous| (&*previous.pass_keys, &previous.token));
+                (Arc::new(AgentPassKeys::new(self.pass_key.cloned(), 0, &token, before)), Arc::default())
+            }
+        };
+        Arc::new(Agent {
+            name,
+            corpid,
+            upstream: UpstreamId::default(),
+            origin,
+            revision: random_u64(),
+            settings: config::AgentSettings::default(),
+            token,
+            secret_hashes: Box::default(),
+            rate_limiter: None,
+            capture_switch,
+            pass_keys,
+            corp_pass_key: None,
+            role,
+        })
+    }
+}

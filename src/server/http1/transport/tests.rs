@@ -1,0 +1,41 @@
+use std::future::{Future, poll_fn};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::UnixStream,
+};
+
+use super::*;
+
+fn next_chunk(body: &mut Http1IncomingBody) -> impl Future<Output = Result<Option<Bytes>, BodySourceError>> {
+    poll_fn(|cx| body.poll_chunk(cx))
+}
+
+#[tokio::test]
+async fn body_reader_of_finished_request_gets_no_later_bytes() {
+    let (mut client, server) = UnixStream::pair().expect("a pair");
+    let transport = Transport::new(Stream::Unix(server));
+    transport.state().framing = Framing::Length(6);
+    let mut first = transport.incoming_body(Some(6));
+    client.write_all(b"onetwo").await.expect("write accepted");
+    assert_eq!(next_chunk(&mut first).await, Ok(Some(Bytes::from_static(b"onetwo"))));
+
+    transport.state().finish_body();
+    transport.state().framing = Framing::Length(5);
+    let mut second = transport.incoming_body(Some(5));
+    client.write_all(b"three").await.expect("write accepted");
+    assert_eq!((next_chunk(&mut first).await, first.is_ended()), (Err(BodySourceError::Aborted), false));
+    assert_eq!(next_chunk(&mut second).await, Ok(Some(Bytes::from_static(b"three"))));
+    assert!(second.is_ended());
+}
+
+#[tokio::test]
+async fn body_reader_does_not_keep_connection_open() {
+    let (mut client, server) = UnixStream::pair().expect("a pair");
+    let transport = Transport::new(Stream::Unix(server));
+    transport.state().framing = Framing::Length(6);
+    let mut body = transport.incoming_body(Some(6));
+    drop(transport);
+    assert_eq!(client.read(&mut [0; 1]).await.expect("the end"), 0);
+    assert_eq!(next_chunk(&mut body).await, Err(BodySourceError::Aborted));
+}

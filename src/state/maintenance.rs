@@ -1,0 +1,120 @@
+//! What `wecom-proxy state` does with a configured state.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use zeroize::Zeroizing;
+
+use super::{Collection, OpenError, shared, sqlite};
+use crate::config::StateConfig;
+
+/// What a check found.
+#[derive(Debug, PartialEq, Eq)]
+pub struct CheckReport {
+    /// The schema's version; `None` for a shared state, which has none.
+    pub schema: Option<i64>,
+    /// The number of records by collection.
+    pub counts: BTreeMap<String, usize>,
+    /// Records that cannot be decrypted, as `collection:name`.
+    pub unreadable: Vec<String>,
+    /// The number of records that are sealed under another key than the current one.
+    pub under_old_key: usize,
+}
+
+/// What a change of the key did.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct RekeyReport {
+    /// The number of values that were sealed under the current key before.
+    pub current: usize,
+    /// The number of values that are sealed under the current key now.
+    pub resealed: usize,
+    /// Records that cannot be decrypted and stay as they are, as `collection:name`.
+    pub unreadable: Vec<String>,
+}
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum MaintenanceError {
+    /// The state cannot be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The shared state does not respond.
+    #[error("tokens.store: {0}")]
+    Store(String),
+    /// A shared state has no file.
+    #[error("state.shared: this state is in Redis; copy it with Redis's own means, an RDB or AOF file")]
+    Shared,
+    /// The backup cannot be written.
+    #[error("{path} cannot be written: {reason}")]
+    Target {
+        /// The backup.
+        path: PathBuf,
+        /// The cause.
+        reason: String,
+    },
+}
+
+impl MaintenanceError {
+    /// Whether another configuration or command line would help.
+    pub fn is_configuration(&self) -> bool {
+        match self {
+            Self::Open(error) => error.is_configuration(),
+            Self::Shared => true,
+            Self::Store(_) | Self::Target { .. } => false,
+        }
+    }
+}
+
+/// Copies the file of the state as it is at this moment into a new file of mode 0600. Needs no key. Blocks.
+pub fn backup(config: &StateConfig, target: &Path) -> Result<(), MaintenanceError> {
+    match config {
+        StateConfig::File(file) => sqlite::maintenance::backup(&file.path, target),
+        StateConfig::Shared(_) => Err(MaintenanceError::Shared),
+    }
+}
+
+/// How many clients the state has; `None` where it cannot be read, or is not in a file. Changes nothing. Blocks.
+pub fn count_clients(config: &StateConfig) -> Option<usize> {
+    match config {
+        StateConfig::File(file) => sqlite::maintenance::count(&file.path, Collection::Clients).ok(),
+        StateConfig::Shared(_) => None,
+    }
+}
+
+/// Reads and decrypts everything; changes nothing. Blocks.
+pub async fn check(config: &StateConfig) -> Result<CheckReport, MaintenanceError> {
+    match config {
+        StateConfig::File(file) => Ok(sqlite::maintenance::check(file)?),
+        StateConfig::Shared(redis) => shared::maintenance::check(redis).await,
+    }
+}
+
+/// The names of all records of a collection; none if the file does not exist yet. Changes nothing.
+pub async fn names(config: &StateConfig, collection: Collection) -> Result<Vec<String>, MaintenanceError> {
+    match config {
+        StateConfig::File(file) => Ok(sqlite::maintenance::names(file, collection)?),
+        StateConfig::Shared(redis) => shared::maintenance::names(redis, collection).await,
+    }
+}
+
+/// The value of one record; changes nothing. Blocks.
+pub async fn read(
+    config: &StateConfig,
+    collection: Collection,
+    name: &str,
+) -> Result<Option<Zeroizing<Vec<u8>>>, MaintenanceError> {
+    match config {
+        StateConfig::File(file) => Ok(sqlite::maintenance::read(file, collection, name)?),
+        StateConfig::Shared(redis) => shared::maintenance::read(redis, collection, name).await,
+    }
+}
+
+/// Seals every value under the current key that is still sealed under the old one. Versions stay. Blocks.
+pub async fn rekey(config: &StateConfig) -> Result<RekeyReport, MaintenanceError> {
+    match config {
+        StateConfig::File(file) => sqlite::maintenance::rekey(file),
+        StateConfig::Shared(redis) => shared::maintenance::rekey(redis).await,
+    }
+}

@@ -1,0 +1,276 @@
+//! Agents in trouble: those of whose requests of the last five minutes at least five, and half of all, failed, or one with
+//! an errcode that an operator has to act on, or because WeCom did not respond in time.
+
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use super::{
+    failure::{AgentFailures, ReasonCount, TroubleReason, note_reason},
+    worker_metrics::PairMetrics,
+};
+use crate::{directory::Agent, time::clock};
+
+/// How long a failure counts.
+const WINDOW_TTL: Duration = Duration::from_secs(5 * 60);
+const PERIOD_SECONDS: u64 = 30;
+/// The periods of the window with the running one.
+const PERIODS: usize = 11;
+/// With fewer requests in the window, the share of failed ones says nothing.
+const MIN_REQUESTS: u64 = 5;
+
+/// The requests of the last minutes by agent.
+pub(super) struct TroubleTracker {
+    agents: HashMap<Arc<str>, AgentWindow>,
+    /// The running period: a multiple of [`PERIOD_SECONDS`] since 1970.
+    period: u64,
+}
+
+#[derive(Default)]
+struct AgentWindow {
+    counted_as: Option<Box<str>>,
+    /// Requests and failed ones by period, modulo [`PERIODS`].
+    periods: [(u32, u32); PERIODS],
+    reasons: Vec<ReasonCount>,
+    untrusted_address: Option<IpAddr>,
+    /// The first failure since the agent was well, and the failures since then.
+    failing: Option<(SystemTime, u64)>,
+}
+
+/// An agent in trouble.
+#[derive(Debug, Clone)]
+pub struct AgentTrouble {
+    /// Its name.
+    pub agent: Arc<str>,
+    /// Its name in metrics.
+    pub counted_as: Box<str>,
+    /// Why; never empty, errcodes first.
+    pub reasons: Vec<TroubleReason>,
+    /// Its requests of the last minutes.
+    pub requests: u64,
+    /// Those of them that were outages or refusals of WeCom.
+    pub failed: u64,
+    /// The first failure since the agent was well.
+    pub failing_since: SystemTime,
+    /// The failures since then.
+    pub attempts: u64,
+    /// The address to add to the app's trusted ones, for 60020.
+    pub untrusted_address: Option<IpAddr>,
+}
+
+impl TroubleTracker {
+    pub(super) fn new(now: SystemTime) -> Self {
+        Self { agents: HashMap::new(), period: period_of(now) }
+    }
+
+    /// Adds the metrics of an agent to the running period.
+    pub(super) fn add(&mut self, agent: &Agent, pair: &PairMetrics) {
+        let window = match self.agents.get_mut(&*agent.name) {
+            Some(window) => window,
+            None => self.agents.entry(agent.name.as_str().into()).or_default(),
+        };
+        let counted_as = agent.counted_as();
+        if counted_as != agent.name {
+            window.counted_as = Some(counted_as.into());
+        }
+        let requests = u32::try_from(pair.durations.count()).unwrap_or(u32::MAX);
+        let slot = &mut window.periods[self.period as usize % PERIODS];
+        slot.0 = slot.0.saturating_add(requests);
+        if let Some(failures) = &pair.agent_failures {
+            slot.1 = slot.1.saturating_add(failures.count);
+            window.add_failures(failures);
+        }
+    }
+
+    /// Starts the period of `now`, if it is a new one; forgets what is too old.
+    pub(super) fn rotate(&mut self, now: SystemTime) {
+        let period = period_of(now);
+        if period == self.period {
+            return;
+        }
+        // After a jump of the clock, nothing is left that could be compared.
+        let passed =
+            period.checked_sub(self.period).map_or(PERIODS, |passed| passed.min(PERIODS as u64) as usize);
+        self.period = period;
+        for window in self.agents.values_mut() {
+            for ago in 0..passed {
+                window.periods[(period as usize + PERIODS - ago % PERIODS) % PERIODS] = (0, 0);
+            }
+            window.expire(now);
+        }
+        self.agents.retain(|_, window| window.requests_and_failed().0 > 0 || !window.reasons.is_empty());
+    }
+
+    /// Drops the agents for which the predicate is false.
+    pub(super) fn retain(&mut self, agents: impl Fn(&str) -> bool) {
+        self.agents.retain(|name, _| agents(name));
+    }
+
+    /// The agents in trouble, those with the most failures first.
+    pub(super) fn troubles(&self, now: SystemTime) -> Vec<AgentTrouble> {
+        let mut troubles: Vec<_> =
+            self.agents.iter().filter_map(|(name, window)| window.trouble(name, now)).collect();
+        troubles.sort_by(|one, other| (other.failed, &one.agent).cmp(&(one.failed, &other.agent)));
+        troubles
+    }
+}
+
+impl AgentWindow {
+    fn add_failures(&mut self, failures: &AgentFailures) {
+        for reason in &failures.reasons {
+            note_reason(&mut self.reasons, *reason);
+        }
+        self.untrusted_address = failures.untrusted_address.or(self.untrusted_address);
+        let (since, attempts) = self.failing.unwrap_or((failures.first_at, 0));
+        self.failing = Some((since.min(failures.first_at), attempts + u64::from(failures.count)));
+    }
+
+    fn expire(&mut self, now: SystemTime) {
+        self.reasons.retain(|reason| is_recent(reason, now));
+        let (requests, failed) = self.requests_and_failed();
+        let is_well = failed == 0 || (requests >= MIN_REQUESTS && failed * 2 < requests);
+        if self.reasons.is_empty() && is_well {
+            (self.failing, self.untrusted_address) = (None, None);
+        }
+    }
+
+    fn requests_and_failed(&self) -> (u64, u64) {
+        self.periods.iter().fold((0, 0), |(requests, failed), period| {
+            (requests + u64::from(period.0), failed + u64::from(period.1))
+        })
+    }
+
+    fn trouble(&self, name: &Arc<str>, now: SystemTime) -> Option<AgentTrouble> {
+        let (failing_since, attempts) = self.failing?;
+        let (requests, failed) = self.requests_and_failed();
+        let recent = self.reasons.iter().filter(|reason| is_recent(reason, now));
+        let mut reasons: Vec<_> = recent.map(|reason| reason.reason).collect();
+        reasons.sort_unstable();
+        if requests >= MIN_REQUESTS && failed * 2 >= requests {
+            reasons.push(TroubleReason::HalfFailed);
+        }
+        if reasons.is_empty() {
+            return None;
+        }
+        Some(AgentTrouble {
+            agent: name.clone(),
+            counted_as: self.counted_as.clone().unwrap_or_else(|| (&**name).into()),
+            reasons,
+            requests,
+            failed,
+            failing_since,
+            attempts,
+            untrusted_address: self.untrusted_address,
+        })
+    }
+}
+
+fn period_of(time: SystemTime) -> u64 {
+    clock::unix_seconds(time) / PERIOD_SECONDS
+}
+
+fn is_recent(reason: &ReasonCount, now: SystemTime) -> bool {
+    now.duration_since(reason.last_at).is_ok_and(|age| age < WINDOW_TTL) || reason.last_at > now
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const AGENT: &str = "hr";
+
+    struct Tracked {
+        tracker: TroubleTracker,
+        now: SystemTime,
+    }
+
+    impl Tracked {
+        fn new() -> Self {
+            let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
+            Self { tracker: TroubleTracker::new(now), now }
+        }
+
+        fn advance(&mut self, seconds: u64) {
+            self.now += Duration::from_secs(seconds);
+            self.tracker.rotate(self.now);
+        }
+
+        fn add(&mut self, requests: u32, failed: u32, reason: Option<TroubleReason>) {
+            let window = self.tracker.agents.entry(AGENT.into()).or_default();
+            let slot = &mut window.periods[self.tracker.period as usize % PERIODS];
+            *slot = (slot.0 + requests, slot.1 + failed);
+            if failed > 0 {
+                let mut failures = AgentFailures::new(self.now);
+                failures.count = failed;
+                failures.reasons.extend(reason.map(|reason| ReasonCount { reason, last_at: self.now }));
+                window.add_failures(&failures);
+            }
+        }
+
+        fn reasons(&self) -> String {
+            let troubles = self.tracker.troubles(self.now);
+            let reasons: Vec<_> =
+                troubles.iter().flat_map(|it| &it.reasons).map(ToString::to_string).collect();
+            reasons.join(" ")
+        }
+    }
+
+    #[test]
+    fn half_of_five_requests_is_trouble() {
+        let mut tracked = Tracked::new();
+        tracked.add(4, 4, None);
+        assert_eq!(tracked.reasons(), "", "too few requests");
+        tracked.add(4, 0, None);
+        assert_eq!(tracked.reasons(), "half-failed");
+        tracked.add(1, 0, None);
+        assert_eq!(tracked.reasons(), "", "less than half failed");
+    }
+
+    #[test]
+    fn one_errcode_is_trouble_for_five_minutes() {
+        let mut tracked = Tracked::new();
+        tracked.add(100, 1, Some(TroubleReason::Errcode(60020)));
+        tracked.add(1, 1, Some(TroubleReason::UpstreamTimeout));
+        assert_eq!(tracked.reasons(), "60020 upstream-timeout");
+        tracked.advance(299);
+        assert_eq!(tracked.reasons(), "60020 upstream-timeout");
+        tracked.advance(1);
+        assert_eq!(tracked.reasons(), "");
+        tracked.advance(60);
+        assert!(tracked.tracker.agents.is_empty(), "an agent without requests is forgotten");
+    }
+
+    #[test]
+    fn failing_since_outlives_the_window_and_ends_with_the_trouble() {
+        let mut tracked = Tracked::new();
+        let begun = tracked.now;
+        for _ in 0..20 {
+            tracked.add(2, 2, None);
+            tracked.advance(30);
+        }
+        let [trouble] = &tracked.tracker.troubles(tracked.now)[..] else { panic!("one agent") };
+        assert_eq!((trouble.failing_since, trouble.attempts), (begun, 40));
+        assert_eq!((trouble.requests, trouble.failed), (20, 20), "of the last five minutes");
+        for _ in 0..11 {
+            tracked.add(50, 0, None);
+            tracked.advance(30);
+        }
+        tracked.add(10, 10, None);
+        tracked.add(1, 1, Some(TroubleReason::Errcode(48002)));
+        let since = tracked.tracker.troubles(tracked.now)[0].failing_since;
+        assert_eq!(since, tracked.now, "a new trouble");
+    }
+
+    #[test]
+    fn jump_of_the_clock_forgets_the_window() {
+        let mut tracked = Tracked::new();
+        tracked.add(10, 10, None);
+        assert_eq!(tracked.reasons(), "half-failed");
+        tracked.now -= Duration::from_secs(3600);
+        tracked.tracker.rotate(tracked.now);
+        assert_eq!(tracked.reasons(), "");
+    }
+}

@@ -1,0 +1,116 @@
+//! Why a token could not be fetched, for callers, for operators and for the backoff.
+
+use std::{borrow::Cow, sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+
+use crate::{
+    upstream::UpstreamErrorKind,
+    wecom::{errcode, provider_api},
+};
+
+/// Why a token could not be fetched. The texts contain neither the secret nor the URL.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// WeCom returned an errcode.
+    #[error("gettoken failed with errcode {errcode}: {errmsg}")]
+    Errcode {
+        /// The errcode.
+        errcode: i64,
+        /// Its errmsg, with secrets masked.
+        errmsg: String,
+    },
+    /// The request failed, or the response was truncated.
+    #[error("gettoken request failed: {0}")]
+    Upstream(UpstreamErrorKind),
+    /// The whole call took longer than this.
+    #[error("gettoken request failed: no response within {} s", .0.as_secs())]
+    TimedOut(Duration),
+    /// The response has no usable token.
+    #[error("gettoken response with HTTP {status} has no usable token: {reason}")]
+    InvalidResponse {
+        /// The HTTP status.
+        status: u16,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// Another replica's attempt failed, and its backoff has not ended.
+    #[error("{0} (reported by another replica)")]
+    OtherReplica(String),
+    /// The budget for refreshes or for failed secrets is spent.
+    #[error(
+        "token refresh throttled: too many recent refreshes or failed secrets, and WeCom bans addresses for both"
+    )]
+    Throttled {
+        /// When it may be retried.
+        retry_at: Instant,
+    },
+    /// WeCom has pushed no suite_ticket yet.
+    #[error("no suite_ticket has arrived yet: WeCom pushes one every 10 minutes to the suite's command URL")]
+    NoTicket,
+    /// The token of the suite is not available.
+    #[error("the suite's token is not available: {0}")]
+    SuiteToken(Arc<FetchError>),
+    /// The refresh task ended without a result.
+    #[error("token refresh cancelled")]
+    Cancelled,
+}
+
+impl FetchError {
+    /// Whether a retry soon risks a ban of the whole address.
+    pub(super) fn risks_ban(&self) -> bool {
+        matches!(self, Self::Errcode { errcode, .. }
+            if errcode::is_credential_or_rate_limit(*errcode) || provider_api::is_suite_credential_error(*errcode))
+    }
+
+    /// Whether WeCom refused the credentials, rather than the number of calls.
+    pub(super) fn is_credential_error(&self) -> bool {
+        let is_rate_limit = matches!(self, Self::Errcode { errcode, .. } if errcode::is_rate_limit(*errcode));
+        self.risks_ban() && !is_rate_limit
+    }
+
+    /// Whether it is the failure of something that this token waits for: the next attempt need not wait.
+    pub(super) fn is_prerequisite(&self) -> bool {
+        matches!(self, Self::NoTicket | Self::SuiteToken(_))
+    }
+
+    /// Whether the suite_ticket is wrong or too old: an attempt a minute is enough until the next push.
+    pub(super) fn is_ticket_error(&self) -> bool {
+        matches!(self, Self::Errcode { errcode, .. } if provider_api::is_ticket_error(*errcode))
+    }
+
+    /// Whether the corp withdrew its authorisation, so that another attempt with this permanent code is useless.
+    pub fn is_authorization_gone(&self) -> bool {
+        matches!(self, Self::Errcode { errcode, .. } if provider_api::is_authorization_gone(*errcode))
+    }
+
+    /// What to do about it, if WeCom returned an errcode.
+    pub(super) fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Errcode { errcode, .. } => errcode::hint(*errcode),
+            _ => None,
+        }
+    }
+
+    /// The text that callers may see: WeCom's errmsg, and no address, port, host or file, which `Display` may
+    /// contain.
+    pub fn public_message(&self) -> Cow<'_, str> {
+        match self {
+            Self::Upstream(error) => format!("gettoken request failed: {}", error.public_message()).into(),
+            Self::SuiteToken(failure) => {
+                format!("the suite's token is not available: {}", failure.public_message()).into()
+            }
+            Self::OtherReplica(_) => "gettoken request failed (reported by another replica)".into(),
+            other => other.to_string().into(),
+        }
+    }
+
+    /// WeCom's errcode; -1 if there is none.
+    pub fn errcode(&self) -> i64 {
+        match self {
+            Self::Errcode { errcode, .. } => *errcode,
+            Self::SuiteToken(failure) => failure.errcode(),
+            _ => errcode::BUSY,
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! What became of the calls that fetch tokens, by agent: how many, how long they took, and WeCom's errcodes.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use parking_lot::Mutex;
+
+use super::FetchError;
+
+/// Bounds the errcodes of an agent, whatever the upstream returns.
+const MAX_ERRCODES: usize = 32;
+
+/// The calls of all agents.
+#[derive(Default)]
+pub(super) struct GettokenCalls(Mutex<BTreeMap<Box<str>, GettokenStats>>);
+
+/// The calls of one agent.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GettokenStats {
+    /// The number of calls.
+    pub count: u64,
+    /// Their durations together.
+    pub total_time: Duration,
+    /// The number of responses by errcode, without 0.
+    pub errcodes: BTreeMap<i64, u64>,
+}
+
+impl GettokenCalls {
+    pub(super) fn record<T>(&self, agent: &str, duration: Duration, outcome: &Result<T, FetchError>) {
+        let mut all = self.0.lock();
+        let stats = match all.get_mut(agent) {
+            Some(stats) => stats,
+            None => all.entry(agent.into()).or_default(),
+        };
+        stats.count += 1;
+        stats.total_time += duration;
+        if let Err(FetchError::Errcode { errcode, .. }) = outcome
+            && (stats.errcodes.contains_key(errcode) || stats.errcodes.len() < MAX_ERRCODES)
+        {
+            *stats.errcodes.entry(*errcode).or_default() += 1;
+        }
+    }
+
+    /// The calls so far, by agent.
+    pub(super) fn snapshot(&self) -> Vec<(String, GettokenStats)> {
+        self.0.lock().iter().map(|(agent, stats)| (agent.to_string(), stats.clone())).collect()
+    }
+
+    pub(super) fn retain(&self, agents: impl Fn(&str) -> bool) {
+        self.0.lock().retain(|agent, _| agents(agent));
+    }
+}
+
+impl GettokenStats {
+    /// Adds the calls of another agent.
+    pub fn merge(&mut self, other: &Self) {
+        self.count += other.count;
+        self.total_time += other.total_time;
+        for (errcode, count) in &other.errcodes {
+            *self.errcodes.entry(*errcode).or_default() += count;
+        }
+    }
+}
