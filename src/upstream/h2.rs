@@ -24,7 +24,7 @@ use tokio::{task::spawn_local, time::Instant};
 use self::{
     activity::{CLOSE_TIMEOUT, ConnectionActivity, CountedStream, PING_INTERVAL},
     error::{classify_error, describe, handshake_error},
-    request_body::{Http2RequestBody, RequestProgress},
+    request_body::{Http2RequestBody, ReleaseReader, RequestProgress},
 };
 use super::{
     Delivery, Settings, UpstreamBody, UpstreamBodyKind, UpstreamError, UpstreamErrorKind, UpstreamRequest,
@@ -222,8 +222,9 @@ impl StreamSlot {
     ) -> Result<super::UpstreamResponse, UpstreamError> {
         let activity = self.guard.0.clone();
         let reads_before = activity.reads.get();
-        let progress = Rc::new(RequestProgress::new(self.guard));
-        let http_request = build_request(settings, request, reader, progress.clone())?;
+        let progress = Rc::new(RequestProgress::new(self.guard, reader));
+        let release_reader = ReleaseReader(progress.clone());
+        let http_request = build_request(settings, request, progress.clone())?;
         let mut response_future = pin!(self.send_request.try_send_request(http_request));
         let response = loop {
             let chunks_before = progress.chunks.get();
@@ -262,7 +263,7 @@ impl StreamSlot {
         })?;
         let http2_body = Http2UpstreamBody {
             body,
-            _progress: progress,
+            _release_reader: release_reader,
             idle_deadline: Deadline::unset(),
             body_timeout: settings.body_timeout,
             framing_overhead: 0,
@@ -280,7 +281,6 @@ impl StreamSlot {
 fn build_request(
     settings: &Settings,
     request: &UpstreamRequest<'_>,
-    reader: Option<BodyReader>,
     progress: Rc<RequestProgress>,
 ) -> Result<Request<Http2RequestBody>, UpstreamError> {
     let malformed = || UpstreamError {
@@ -293,11 +293,8 @@ fn build_request(
     parts.scheme = Some(uri::Scheme::HTTPS);
     parts.authority = settings.authority.parse().ok();
     parts.path_and_query = Some(path_and_query);
-    let mut http_request = Request::new(Http2RequestBody {
-        reader,
-        content_length: request.body_length.content_length(),
-        progress,
-    });
+    let mut http_request =
+        Request::new(Http2RequestBody { content_length: request.body_length.content_length(), progress });
     *http_request.version_mut() = Version::HTTP_2;
     *http_request.method_mut() = request.method.clone();
     *http_request.uri_mut() = Uri::from_parts(parts).map_err(|_| malformed())?;
@@ -323,7 +320,7 @@ fn encode_target(path_prefix: &str, target: &[&str]) -> String {
 /// A response body.
 pub(super) struct Http2UpstreamBody {
     body: Incoming,
-    _progress: Rc<RequestProgress>,
+    _release_reader: ReleaseReader,
     idle_deadline: Deadline,
     body_timeout: Duration,
     /// Bytes of framing so far.

@@ -235,19 +235,22 @@ async fn consumed_small_events_are_not_bounded() {
 
 #[tokio::test]
 async fn body_refused_early_is_released_with_its_client() {
-    let (proxy, upstream, _dir) = start_proxy(100).await;
-    proxy.get(USER_GET).await.assert_ok();
-    let (half, budget) = ("x".repeat(20_000), proxy.app.replay_budget());
-    // The first request is retried; then the refresh cooldown refuses the others at once.
-    for nth in 1..4 {
-        let mut connection = RawConnection::connect(proxy.address()).await;
-        let head = "POST /hr/cgi-bin/refuses-early HTTP/1.1\r\nHost: x\r\nContent-Length: 40000\r\n\r\n";
-        connection.send(format!("{head}{half}")).await.expect("sent");
-        let (head, body) = connection.read_response().await;
-        assert!(head.contains("\r\nconnection: close\r\n") && body.contains("40014"), "{head}{body}");
-        drop(connection);
-        wait_for("an empty replay budget", async || budget.memory_used() + budget.disk_used() == 0).await;
-        assert_eq!(upstream.request_count("POST /cgi-bin/refuses-early"), nth + 1);
+    // With the larger body, the task that sends it waits for the upstream's flow control instead of for the client.
+    for half in [20_000, 120_000] {
+        let (proxy, upstream, _dir) = start_proxy(100).await;
+        proxy.get(USER_GET).await.assert_ok();
+        let budget = proxy.app.replay_budget();
+        // The first request is retried; then the refresh cooldown refuses the others at once.
+        for nth in 1..4 {
+            let mut connection = RawConnection::connect(proxy.address()).await;
+            let head = "POST /hr/cgi-bin/refuses-early HTTP/1.1\r\nHost: x\r\nContent-Length: 400000\r\n\r\n";
+            connection.send(format!("{head}{}", "x".repeat(half))).await.expect("sent");
+            let (head, body) = connection.read_response().await;
+            assert!(head.contains("\r\nconnection: close\r\n") && body.contains("40014"), "{head}{body}");
+            drop(connection);
+            wait_for("an empty replay budget", async || budget.memory_used() + budget.disk_used() == 0).await;
+            assert_eq!(upstream.request_count("POST /cgi-bin/refuses-early"), nth + 1);
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! A request body as hyper sends it, and its progress.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     pin::Pin,
     rc::Rc,
     task::{Context, Poll},
@@ -15,7 +15,6 @@ use crate::request_body::{BodyReader, RequestBodyError};
 
 /// A request body as hyper reads it.
 pub(super) struct Http2RequestBody {
-    pub(super) reader: Option<BodyReader>,
     pub(super) content_length: Option<u64>,
     pub(super) progress: Rc<RequestProgress>,
 }
@@ -25,12 +24,34 @@ pub(super) struct Http2RequestBody {
 pub(super) struct RequestProgress {
     pub(super) chunks: Cell<u64>,
     pub(super) awaits_client: Cell<bool>,
+    reader: RefCell<RequestReader>,
     _guard: OpenStreamGuard,
 }
 
+enum RequestReader {
+    NoBody,
+    Reading(BodyReader),
+    /// The exchange is over.
+    Released,
+}
+
 impl RequestProgress {
-    pub(super) fn new(guard: OpenStreamGuard) -> Self {
-        Self { chunks: Cell::new(0), awaits_client: Cell::new(false), _guard: guard }
+    pub(super) fn new(guard: OpenStreamGuard, reader: Option<BodyReader>) -> Self {
+        let reader = RefCell::new(reader.map_or(RequestReader::NoBody, RequestReader::Reading));
+        Self { chunks: Cell::new(0), awaits_client: Cell::new(false), reader, _guard: guard }
+    }
+}
+
+/// Drops the reader at the end of the exchange. hyper's task for the body may wait for the upstream's flow control for
+/// ever, and would keep the buffered body.
+pub(super) struct ReleaseReader(pub(super) Rc<RequestProgress>);
+
+impl Drop for ReleaseReader {
+    fn drop(&mut self) {
+        let reader = &mut *self.0.reader.borrow_mut();
+        if matches!(reader, RequestReader::Reading(reader) if !reader.is_ended()) {
+            *reader = RequestReader::Released;
+        }
     }
 }
 
@@ -39,19 +60,26 @@ impl Body for Http2RequestBody {
     type Error = RequestBodyError;
 
     fn poll_frame(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
-        let this = &mut *self;
-        let Some(reader) = &mut this.reader else { return Poll::Ready(None) };
-        let chunk = reader.poll_coalesced(cx);
-        this.progress.awaits_client.set(chunk.is_pending());
-        this.progress.chunks.update(|chunks| chunks + 1);
+        let progress = &*self.progress;
+        let chunk = match &mut *progress.reader.borrow_mut() {
+            RequestReader::NoBody => return Poll::Ready(None),
+            RequestReader::Reading(reader) => reader.poll_coalesced(cx),
+            RequestReader::Released => return Poll::Ready(Some(Err(RequestBodyError::Superseded))),
+        };
+        progress.awaits_client.set(chunk.is_pending());
+        progress.chunks.update(|chunks| chunks + 1);
         chunk.map(|chunk| chunk.map(|chunk| chunk.map(Frame::data)).transpose())
     }
 
     fn is_end_stream(&self) -> bool {
-        self.reader.as_ref().is_none_or(BodyReader::is_ended)
+        match &*self.progress.reader.borrow() {
+            RequestReader::NoBody => true,
+            RequestReader::Reading(reader) => reader.is_ended(),
+            RequestReader::Released => false,
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
