@@ -289,8 +289,8 @@ impl Admin {
             _ => error_response(
                 StatusCode::NOT_FOUND,
                 "unknown path; use /, /healthz, /readyz, /metrics, /api/agents, /api/callbacks, /api/clients, /api/errcodes, \
-                 /api/openapi.json, /api/overview, /api/quotas, /api/requests, /api/requests/stream or /api/suites, or POST to \
-                 /api/agents/NAME/refresh, /api/agents/NAME/inspect or /api/reload",
+                 /api/openapi.json, /api/overview, /api/quotas, /api/requests, /api/requests/stream, /api/suites, \
+                 /api/suites/NAME/corps or /api/suites/NAME/install-link, or POST to /api/agents/NAME/refresh, /api/agents/NAME/inspect or /api/reload",
             ),
         }
     }

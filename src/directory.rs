@@ -30,7 +30,7 @@ pub use self::{
     capture_switch::CaptureSwitch,
     client::Client,
     stored::{StoredEntry, StoredKey},
-    suite::{CorpCredentials, Suite, SuiteState, corp_credentials},
+    suite::{CorpCredentials, CorpOverride, Suite, SuiteState, corp_credentials},
     updater::{DirectoryChange, DirectoryUpdater},
 };
 use self::{shared_table::SharedTable, sorted_list::SortedList, suite_table::SuiteTable};

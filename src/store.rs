@@ -263,6 +263,13 @@ impl Store {
         self.call::<u8>(put).await.map(|done| done == 1)
     }
 
+    /// Deletes what the store has of a name.
+    pub async fn forget(&self, name: &str) -> Result<(), Unavailable> {
+        let mut forget = ScriptCall::new(Script::Forget);
+        forget.key(self.key(name, "record")).key(self.key(name, "lease")).key(self.key(name, "failure"));
+        self.call::<u8>(forget).await.map(drop)
+    }
+
     /// Ends a lease without a record. With a failure and its backoff, no claim without `force` gets the lease before
     /// the backoff has ended.
     pub async fn end_lease(

@@ -20,7 +20,10 @@ use tokio::runtime::Handle;
 
 use self::{
     authorize::RecentCodes,
-    records::{CorpRecord, StandInRecord, TicketRecord, encode, parse_corp_record_name},
+    records::{
+        CancellationRecord, CorpRecord, StandInRecord, TicketRecord, encode, newest_override,
+        parse_corp_record_name,
+    },
 };
 pub use self::{
     authorize::{AuthorizeError, RedeemVersion, Redeemed},
@@ -53,6 +56,8 @@ pub struct Suites {
     /// The version of the newest record of each corp that was applied; that of a deletion outlives the corp, so that
     /// what was read before it does not come back.
     corp_versions: DashMap<String, u64, RandomState>,
+    /// The corps that a file names and that withdrew their authorisation, by the name of the record.
+    cancellations: DashMap<String, CancellationRecord, RandomState>,
     /// By the hash of the stand-in.
     stand_ins: DashMap<String, StandInRecord, RandomState>,
     recent_codes: RecentCodes,
@@ -75,6 +80,7 @@ impl Default for Suites {
             tickets: DashMap::default(),
             corps: DashMap::default(),
             corp_versions: DashMap::default(),
+            cancellations: DashMap::default(),
             stand_ins: DashMap::default(),
             recent_codes: RecentCodes::default(),
             redirects: AddressLimit::new(REDIRECTS_PER_ADDRESS),
@@ -86,8 +92,13 @@ impl Default for Suites {
 impl Suites {
     /// Takes records of the state: all of them at the start, then each change.
     pub fn apply_records(&self, records: &[Record]) {
+        // Before the corps that go with them, whose codes in a file would be in force in between.
+        let is_cancellation =
+            |record: &&Record| record.collection == Collection::CancelledCorps && record.value.is_some();
+        records.iter().filter(is_cancellation).for_each(|record| self.apply_cancellation(record));
         for record in records {
             match record.collection {
+                Collection::CancelledCorps if record.value.is_none() => self.apply_cancellation(record),
                 Collection::SuiteTickets => self.apply_ticket(record),
                 Collection::Corps => self.apply_corp_if(record, |_| true),
                 Collection::StandIns => self.apply_stand_in(record),
@@ -117,6 +128,12 @@ impl Suites {
         }
         for corp in &self.corps {
             self.set_corp(corp.key(), Some(corp.value().clone()));
+        }
+        for cancellation in &self.cancellations {
+            let name = cancellation.key();
+            if !self.corps.contains_key(name) {
+                self.set_cancelled(name, Some(cancellation.value()), None);
+            }
         }
     }
 
@@ -205,25 +222,38 @@ impl Suites {
         self.apply_corp_if(record, |applied| applied < record.version);
     }
 
+    fn apply_cancellation(&self, record: &Record) {
+        let value = record.value.as_ref();
+        let cancellation = value.and_then(|value| CancellationRecord::parse(value, record.version));
+        match &cancellation {
+            Some(known) => drop(self.cancellations.insert(record.name.clone(), known.clone())),
+            None => drop(self.cancellations.remove(&record.name)),
+        }
+        let corp = self.corps.get(&record.name).map(|corp| corp.clone());
+        self.set_cancelled(&record.name, cancellation.as_ref(), corp);
+    }
+
     fn set_corp(&self, record_name: &str, corp: Option<CorpRecord>) {
+        let cancellation = self.cancellations.get(record_name).map(|known| known.clone());
+        self.set_cancelled(record_name, cancellation.as_ref(), corp);
+    }
+
+    fn set_cancelled(
+        &self,
+        record_name: &str,
+        cancellation: Option<&CancellationRecord>,
+        corp: Option<CorpRecord>,
+    ) {
         let Some((suite_id, corpid)) = parse_corp_record_name(record_name) else { return };
         let Some(context) = self.context.get() else { return };
         let directory = context.directory.load();
         let Some(suite) = suite_agent(&directory, suite_id).and_then(|agent| agent.suite()) else { return };
-        match corp {
-            Some(corp) => suite.insert_corp(
-                CorpCredentials {
-                    corpid: corpid.to_owned(),
-                    settings: corp.agent_settings(suite.name(), corpid),
-                    origin: corp.origin(),
-                    permanent_code: corp.permanent_code,
-                    pass_secret: corp.pass_secret,
-                },
-                &context.tokens,
-                &context.limits,
-            ),
-            None => suite.remove_corp(corpid, &context.tokens),
-        }
+        let overriding = newest_override(corp.as_ref(), cancellation, corpid);
+        let corp = corp.map(|corp| CorpCredentials {
+            settings: corp.agent_settings(suite.name(), corpid),
+            ..corp.credentials(corpid)
+        });
+        suite.set_corp(corpid, corp, overriding, (&context.tokens, &context.limits));
     }
 
     fn apply_stand_in(&self, record: &Record) {

@@ -14,6 +14,7 @@ mod bucket;
 mod cache;
 mod cooldown;
 mod credential_id;
+mod discard;
 mod failure_budget;
 pub mod fetch;
 mod fetch_error;
@@ -136,6 +137,8 @@ pub struct CachedToken {
     used: AtomicBool,
     /// A token was requested since the entry was created.
     requested: AtomicBool,
+    /// What it is of is gone, and the store keeps nothing of it.
+    discarded: AtomicBool,
     /// A gettoken with these credentials succeeded, here or at another replica, and none has failed since with an
     /// error for which `risks_ban` is true.
     credentials_proven: AtomicBool,
@@ -190,6 +193,7 @@ impl CachedToken {
             current: ArcSwapOption::empty(),
             used: AtomicBool::new(false),
             requested: AtomicBool::new(false),
+            discarded: AtomicBool::new(false),
             credentials_proven: AtomicBool::new(false),
             secret_changed: AtomicBool::new(is_changed),
             state: Mutex::default(),

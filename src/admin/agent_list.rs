@@ -7,7 +7,7 @@ use super::{
     trouble::Troubles,
 };
 use crate::{
-    directory::{Agent, Directory},
+    directory::{Agent, Directory, Suite},
     telemetry::metrics::HourStats,
 };
 
@@ -45,6 +45,7 @@ pub(super) struct ListQuery {
 }
 
 /// A page of the list.
+#[derive(Default)]
 pub(super) struct AgentPage {
     pub(super) agents: Vec<Arc<Agent>>,
     /// The `after` of the next page.
@@ -67,7 +68,7 @@ impl ListQuery {
             match name {
                 "after" => parsed.after = value,
                 "q" => parsed.text = value.to_lowercase(),
-                "failing" => parsed.failing = parse_switch(name, &value)?,
+                "failing" => parsed.failing = value.is_empty() || parse_switch(name, &value)?,
                 "trouble" => parsed.trouble = value.is_empty() || parse_switch(name, &value)?,
                 "sort" => parsed.order = parse_order(&value)?,
                 "limit" => parsed.limit = parse_limit(&value, MAX_LIMIT)?,
@@ -88,8 +89,8 @@ impl ListQuery {
         let after = after.and_then(|(rank, name)| Some((Reverse(rank.parse::<u64>().ok()?), name)));
         let mut ranked: Vec<_> = self
             .candidates(directory, troubles)
-            .filter(|agent| self.matches(agent, troubles))
-            .map(|agent| (Reverse(self.rank(&agent, troubles, hour)), agent))
+            .filter(|agent| self.matches(agent, directory, troubles))
+            .map(|agent| (Reverse(self.rank(&agent, directory, troubles, hour)), agent))
             .collect();
         let total = ranked.len();
         ranked.retain(|(rank, agent)| after.is_none_or(|after| (*rank, agent.name.as_str()) > after));
@@ -102,29 +103,46 @@ impl ListQuery {
     }
 
     fn page_by_name(&self, directory: &Directory, troubles: &Troubles) -> AgentPage {
-        let is_listed = |agent: &&Arc<Agent>| self.matches(agent, troubles);
-        let mut matching = directory.agents_after(&self.after).filter(is_listed);
-        let agents: Vec<_> = matching.by_ref().take(self.limit).cloned().collect();
-        let next = agents.last().filter(|_| matching.next().is_some()).map(|last| last.name.clone());
+        let is_listed = |agent: &Arc<Agent>| self.matches(agent, directory, troubles);
         let is_filtered = self.failing || !self.text.is_empty();
-        let total =
-            if is_filtered { directory.agents().filter(is_listed).count() } else { directory.agent_count() };
+        let agents = match is_filtered {
+            true => directory.agents().filter(|agent| is_listed(agent)).count(),
+            false => directory.agent_count(),
+        };
+        let mut others: Vec<_> = self.others(directory).filter(is_listed).collect();
+        let total = agents + others.len();
+        let is_after = |agent: &Arc<Agent>| agent.name > self.after;
+        others.retain(is_after);
+        let matching = directory.agents_after(&self.after).filter(|agent| is_listed(agent));
+        others.extend(matching.take(self.limit + 1).cloned());
+        self.page_of(others, total)
+    }
+
+    /// The first of these agents by name.
+    fn page_of(&self, mut agents: Vec<Arc<Agent>>, total: usize) -> AgentPage {
+        agents.sort_unstable_by(|left, right| left.name.cmp(&right.name));
+        let has_more = agents.len() > self.limit;
+        agents.truncate(self.limit);
+        let next = agents.last().filter(|_| has_more).map(|last| last.name.clone());
         AgentPage { agents, next, total }
     }
 
     /// A page of the corps of a suite, by name.
-    pub(super) fn page_of_corps(&self, mut corps: Vec<Arc<Agent>>, troubles: &Troubles) -> AgentPage {
-        corps.retain(|corp| self.matches(corp, troubles));
+    pub(super) fn page_of_corps(
+        &self,
+        suite: &Suite,
+        directory: &Directory,
+        troubles: &Troubles,
+    ) -> AgentPage {
+        let mut corps = suite.corps();
+        corps.extend(suite.cancelled_corps().cloned());
+        corps.retain(|corp| self.matches(corp, directory, troubles));
         let total = corps.len();
         corps.retain(|corp| corp.name > self.after);
-        corps.sort_unstable_by(|left, right| left.name.cmp(&right.name));
-        let has_more = corps.len() > self.limit;
-        corps.truncate(self.limit);
-        let next = corps.last().filter(|_| has_more).map(|last| last.name.clone());
-        AgentPage { agents: corps, next, total }
+        self.page_of(corps, total)
     }
 
-    /// The agents to look at. Those in trouble may be suites, providers and corps, too.
+    /// The agents to look at.
     fn candidates<'a>(
         &self,
         directory: &'a Directory,
@@ -132,37 +150,46 @@ impl ListQuery {
     ) -> Box<dyn Iterator<Item = Arc<Agent>> + 'a> {
         match self.trouble {
             true => Box::new(troubles.iter().filter_map(|trouble| directory.find_agent(&trouble.agent))),
-            false => Box::new(directory.agents().cloned()),
+            false => Box::new(directory.agents().cloned().chain(self.others(directory))),
         }
     }
 
-    fn rank(&self, agent: &Agent, troubles: &Troubles, hour: &HourStats) -> u64 {
+    /// Authorised corps; among those that fail, suites and providers too.
+    fn others(&self, directory: &Directory) -> impl Iterator<Item = Arc<Agent>> + use<> {
+        let mut others = directory.corps();
+        if self.failing {
+            others.extend(directory.suites_and_providers().iter().cloned());
+        }
+        others.into_iter()
+    }
+
+    fn rank(&self, agent: &Agent, directory: &Directory, troubles: &Troubles, hour: &HourStats) -> u64 {
         let hour = || hour.agents.get(agent.counted_as());
         match self.order {
             AgentOrder::Name => 0,
             AgentOrder::Trouble => match troubles.of(&agent.name) {
                 Some(trouble) => trouble.failed.saturating_add(2),
-                None => u64::from(has_token_failure(agent)),
+                None => u64::from(is_failing(agent, directory)),
             },
             AgentOrder::Requests => hour().map_or(0, |hour| hour.requests),
             AgentOrder::Failed => hour().map_or(0, |hour| hour.failures.total()),
         }
     }
 
-    fn matches(&self, agent: &Agent, troubles: &Troubles) -> bool {
+    fn matches(&self, agent: &Agent, directory: &Directory, troubles: &Troubles) -> bool {
         let contains = |text: &str| text.to_lowercase().contains(&self.text);
         let is_found = self.text.is_empty()
             || contains(&agent.name)
             || contains(&agent.corpid)
             || agent.settings.agentid.is_some_and(|agentid| contains(&agentid.to_string()));
         let is_in_trouble = || troubles.of(&agent.name).is_some();
-        is_found && (!self.failing || is_in_trouble() || has_token_failure(agent))
+        is_found && (!self.failing || is_in_trouble() || is_failing(agent, directory))
     }
 }
 
-fn has_token_failure(agent: &Agent) -> bool {
+fn is_failing(agent: &Agent, directory: &Directory) -> bool {
     let status = agent.token.status();
-    status.last_error.is_some() || status.throttled
+    status.last_error.is_some() || status.throttled || directory.is_cancelled(agent)
 }
 
 fn parse_switch(name: &str, value: &str) -> Result<bool, String> {
@@ -201,6 +228,7 @@ mod tests {
             (None, query("", 100, "")),
             (Some("after=hr&limit=1&q=WW%31+x"), query("hr", 1, "ww1 x")),
             (Some("limit=1000&failing=1&&"), ListQuery { failing: true, ..query("", 1000, "") }),
+            (Some("failing"), ListQuery { failing: true, ..query("", 100, "") }),
             (Some("trouble"), ListQuery { trouble: true, ..query("", 100, "") }),
             (Some("trouble=0&sort=trouble"), ListQuery { order: AgentOrder::Trouble, ..query("", 100, "") }),
         ] {
@@ -213,7 +241,6 @@ mod tests {
             "limit=-1",
             "limit=x",
             "failing=2",
-            "failing",
             "name=hr",
             "=",
             "sort=",

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     blocking,
-    directory::Agent,
+    directory::{Agent, Directory},
     telemetry::metrics::HourStats,
     tokens::{TokenStatus, ceil_seconds},
     wecom::errcode,
@@ -32,19 +32,39 @@ impl Admin {
         // A search can look at very many agents.
         let listed = blocking::spawn(move || {
             let (troubles, hour) = (self.collect_troubles(), self.metrics.last_hour());
-            let AgentPage { agents, next, total } = query.page(&self.directory.load(), &troubles, &hour);
-            let agents: Vec<_> =
-                agents.iter().map(|agent| listed_agent_json(agent, &troubles, &hour)).collect();
+            let directory = self.directory.load_full();
+            let AgentPage { agents, next, total } = query.page(&directory, &troubles, &hour);
+            let row = |agent: &Arc<Agent>| listed_agent_json(agent, &directory, &troubles, &hour);
+            let agents: Vec<_> = agents.iter().map(row).collect();
             json!({ "agents": agents, "next": next, "total": total })
         });
         json_response(StatusCode::OK, &listed.await.unwrap_or_default())
     }
 }
 
-fn listed_agent_json(agent: &Agent, troubles: &Troubles, hour: &HourStats) -> Value {
-    let mut json = agent_json(agent);
+fn listed_agent_json(agent: &Agent, directory: &Directory, troubles: &Troubles, hour: &HourStats) -> Value {
+    let mut json = corp_row_json(agent, directory);
     json["hour"] = hour.agents.get(agent.counted_as()).map_or(Value::Null, agent_stats_json);
     json["trouble"] = trouble_json(troubles.of(&agent.name));
+    json
+}
+
+/// What is wrong with a corp that the file names and that cancelled, and what to do.
+pub(super) fn cancelled_message(agent: &Agent) -> String {
+    let origin = &agent.origin;
+    format!(
+        "the corp withdrew its authorisation (cancel_auth) and is gone; take it out of the file ({origin}), write its new \
+         permanent_code there, or have the application installed again"
+    )
+}
+
+/// The same as [`agent_json`]; of a corp that cancelled, it says so.
+pub(super) fn corp_row_json(agent: &Agent, directory: &Directory) -> Value {
+    let mut json = agent_json(agent);
+    if directory.is_cancelled(agent) {
+        json["cancelled"] = true.into();
+        json["failing"] = cancelled_message(agent).into();
+    }
     json
 }
 

@@ -1,16 +1,22 @@
 //! `/healthz` and `/readyz`.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::SystemTime};
 
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
 use super::{
     Admin,
+    agents::cancelled_message,
     response::{AdminBody, json_response},
     trouble::{Troubles, trouble_json},
 };
-use crate::{blocking, directory::Suite, suites::MAX_TICKET_AGE, tokens::ceil_seconds};
+use crate::{
+    blocking,
+    directory::{Agent, Directory, Suite},
+    suites::MAX_TICKET_AGE,
+    tokens::ceil_seconds,
+};
 
 /// Bounds the response; `/api/agents?trouble=1` lists all.
 const MAX_LISTED_TROUBLES: usize = 100;
@@ -28,8 +34,9 @@ impl Admin {
     /// requests is not a failure: the next request fetches another.
     pub(super) fn health(&self, ready: bool, troubles: &Troubles) -> Response<AdminBody> {
         let stopping = *self.stopping.borrow();
+        let directory = self.directory.load_full();
         let tokens: Vec<_> =
-            self.directory.load().agents().map(|agent| (agent.name.clone(), agent.token.status())).collect();
+            directory.agents().map(|agent| (agent.name.clone(), agent.token.status())).collect();
         let mut requested = tokens.iter().filter(|(_, status)| status.requested).peekable();
         let tokenless = requested.peek().is_some()
             && requested.all(|(_, token)| {
@@ -38,6 +45,8 @@ impl Admin {
                     token.last_error.is_some() || (token.throttled && token.first_seen_and_expiry.is_none());
                 !token.usable && fails && !token.next_try_in.is_zero()
             });
+        let corps = CorpHealth::of(&directory);
+        let tokenless = tokenless && !corps.has_usable;
         let in_trouble: serde_json::Map<_, _> = troubles
             .iter()
             .take(MAX_LISTED_TROUBLES)
@@ -46,6 +55,7 @@ impl Admin {
         let failing: serde_json::Map<_, _> = tokens
             .iter()
             .filter_map(|(name, token)| token.last_error.clone().map(|error| (name.clone(), error.into())))
+            .chain(corps.failing)
             .collect();
         let throttled: serde_json::Map<_, _> = self
             .token_cache
@@ -67,7 +77,8 @@ impl Admin {
         let mut body = json!({
             "status": status,
             "degraded": self.suites_without_ticket(),
-            "agents": { "total": tokens.len(), "failing": failing, "held": throttled },
+            "agents": { "total": tokens.len() + corps.total, "failing": failing, "held": throttled },
+            "corps": { "total": corps.total, "failing": corps.failing_count },
             "store": self.store_status(),
             "state": state,
             "config": self.last_reload.to_json(),
@@ -106,6 +117,46 @@ impl Admin {
             (false, _) => json!({ "kind": "memory", "ok": true }),
             (true, None) => json!({ "kind": "redis", "ok": true }),
             (true, Some(error)) => json!({ "kind": "redis", "ok": false, "trouble": error }),
+        }
+    }
+}
+
+/// The authorised corps, and the tokens of suites and providers.
+#[derive(Default)]
+struct CorpHealth {
+    total: usize,
+    failing_count: usize,
+    /// The first [`MAX_LISTED_TROUBLES`] of those that fail, and why.
+    failing: Vec<(String, Value)>,
+    /// Whether a corp has a valid token.
+    has_usable: bool,
+}
+
+impl CorpHealth {
+    fn of(directory: &Directory) -> Self {
+        let corps = directory.corps();
+        let mut health = Self { total: corps.len(), ..Self::default() };
+        let now = SystemTime::now();
+        for corp in &corps {
+            let failure = match directory.is_cancelled(corp) {
+                true => Some(cancelled_message(corp)),
+                false => {
+                    health.has_usable |= corp.token.expires_at().is_some_and(|end| end > now);
+                    corp.token.last_failure().map(|failure| failure.to_string())
+                }
+            };
+            health.failing_count += usize::from(failure.is_some());
+            health.list(corp, failure);
+        }
+        for owner in directory.suites_and_providers() {
+            health.list(owner, owner.token.last_failure().map(|failure| failure.to_string()));
+        }
+        health
+    }
+
+    fn list(&mut self, agent: &Agent, failure: Option<String>) {
+        if let Some(failure) = failure.filter(|_| self.failing.len() < MAX_LISTED_TROUBLES) {
+            self.failing.push((agent.name.clone(), failure.into()));
         }
     }
 }

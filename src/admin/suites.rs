@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::{
     Admin,
     agent_list::{AgentPage, ListQuery},
-    agents::agent_json,
+    agents::{agent_json, corp_row_json},
     response::{AdminBody, error_response, json_response, method_not_allowed},
 };
 use crate::{
@@ -64,9 +64,10 @@ impl Admin {
         };
         let admin = self.clone();
         let listed = blocking::spawn(move || {
-            let corps = agent.suite().map(|suite| suite.corps()).unwrap_or_default();
-            let AgentPage { agents, next, total } = query.page_of_corps(corps, &admin.collect_troubles());
-            let corps: Vec<_> = agents.iter().map(|corp| agent_json(corp)).collect();
+            let (directory, troubles) = (admin.directory.load_full(), admin.collect_troubles());
+            let page = agent.suite().map(|suite| query.page_of_corps(suite, &directory, &troubles));
+            let AgentPage { agents, next, total } = page.unwrap_or_default();
+            let corps: Vec<_> = agents.iter().map(|corp| corp_row_json(corp, &directory)).collect();
             json!({ "corps": corps, "next": next, "total": total })
         });
         json_response(StatusCode::OK, &listed.await.unwrap_or_default())
@@ -112,6 +113,7 @@ fn suite_json(agent: &Agent, suite: &Suite) -> Value {
     row["corps"] = json!(total);
     row["corps_failing"] = json!(failing);
     row["corps_refused"] = json!(refused);
+    row["corps_cancelled"] = json!(suite.cancelled_corps().count());
     row
 }
 

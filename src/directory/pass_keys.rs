@@ -54,6 +54,16 @@ impl AgentPassKeys {
         Self { pass_key, generation, previous, ..Self::default() }
     }
 
+    /// The keys of the same agent with another token and generation.
+    pub(super) fn renewed(
+        &self,
+        generation: u64,
+        token: &AgentToken,
+        before: Option<(&Self, &AgentToken)>,
+    ) -> Self {
+        Self::new(self.pass_key.clone(), generation, token, before)
+    }
+
     /// Issues a pass with `issue`: bought with a client's key, under `tokens.pass_key` or else the agent's first secret.
     pub(super) fn with_client_key<T>(&self, token: &AgentToken, issue: impl FnOnce(&PassKey) -> T) -> T {
         match &self.pass_key {

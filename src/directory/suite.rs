@@ -7,9 +7,9 @@ use arc_swap::ArcSwap;
 use dashmap::DashMap;
 use foldhash::fast::RandomState;
 
-use super::{Agent, AgentRole};
+use super::{Agent, AgentRole, secret_hash};
 use crate::{
-    config::{self, Origin, UpstreamId},
+    config::{self, KeyHash, Origin, UpstreamId},
     limits::RateLimiterFactory,
     secret::{Masked, random_u64},
     tokens::{
@@ -27,7 +27,39 @@ pub struct Suite {
     /// What outlives a reload.
     pub state: Arc<SuiteState>,
     /// The corps that the file names, by corpid.
-    pub(super) file_corps: HashMap<String, Arc<Agent>, RandomState>,
+    pub(super) file_corps: HashMap<String, FileCorp, RandomState>,
+}
+
+/// A corp that the file names.
+pub(super) struct FileCorp {
+    /// The agent with the permanent code of the file.
+    pub(super) agent: Arc<Agent>,
+    /// The hash of that code.
+    code: KeyHash,
+}
+
+impl FileCorp {
+    pub(super) fn new(agent: Arc<Agent>, code: &Masked) -> Self {
+        let code = secret_hash(&agent.corpid, code.expose());
+        Self { agent, code }
+    }
+}
+
+/// What the state says of a corp that a file names, as long as the file has the permanent code of this hash.
+#[derive(Clone)]
+pub struct CorpOverride {
+    /// The hash of the file's permanent code.
+    pub file_code: KeyHash,
+    /// Its newer permanent code; `None`: it withdrew its authorisation.
+    pub renewed: Option<CorpCredentials>,
+}
+
+/// A [`CorpOverride`] in force.
+pub(super) struct OverriddenCorp {
+    file_code: KeyHash,
+    /// `None`: the corp withdrew its authorisation.
+    agent: Option<Arc<Agent>>,
+    generation: u64,
 }
 
 /// What outlives a reload of a suite.
@@ -38,6 +70,8 @@ pub struct SuiteState {
     pub(super) token: Arc<ArcSwap<CachedToken>>,
     /// The authorised corps that the file does not name, by corpid.
     pub(super) corps: DashMap<Box<str>, Arc<Agent>, RandomState>,
+    /// What the state says of corps that the file names, by corpid.
+    pub(super) overridden: DashMap<Box<str>, OverriddenCorp, RandomState>,
 }
 
 /// What is known of an authorised corp.
@@ -68,8 +102,19 @@ impl Suite {
 
     /// The authorised corp with this corpid, which is case-sensitive.
     pub fn corp(&self, corpid: &str) -> Option<Arc<Agent>> {
-        let named = self.file_corps.get(corpid).cloned();
-        named.or_else(|| self.state.corps.get(corpid).map(|corp| corp.clone()))
+        match self.file_corps.get(corpid) {
+            Some(named) => self.in_force(named),
+            None => self.state.corps.get(corpid).map(|corp| corp.clone()),
+        }
+    }
+
+    /// The corp that the file names, with its newest permanent code; `None` if it withdrew its authorisation.
+    fn in_force(&self, named: &FileCorp) -> Option<Arc<Agent>> {
+        let overridden = self.state.overridden.get(&*named.agent.corpid);
+        match overridden.filter(|overridden| overridden.file_code == named.code) {
+            Some(overridden) => overridden.agent.clone(),
+            None => Some(named.agent.clone()),
+        }
     }
 
     /// Whether the file names this corp.
@@ -77,14 +122,100 @@ impl Suite {
         self.file_corps.contains_key(corpid)
     }
 
+    /// The hash of the permanent code that the file has for this corp.
+    pub fn file_code(&self, corpid: &str) -> Option<KeyHash> {
+        self.file_corps.get(corpid).map(|named| named.code)
+    }
+
     /// All authorised corps, in no order.
     pub fn corps(&self) -> Vec<Arc<Agent>> {
         let in_state = self.state.corps.iter().filter(|corp| !self.is_file_corp(&corp.corpid));
-        self.file_corps.values().cloned().chain(in_state.map(|corp| corp.clone())).collect()
+        let in_file = self.file_corps.values().filter_map(|named| self.in_force(named));
+        in_file.chain(in_state.map(|corp| corp.clone())).collect()
+    }
+
+    /// The corps that the file names and that withdrew their authorisation.
+    pub fn cancelled_corps(&self) -> impl Iterator<Item = &Arc<Agent>> {
+        self.file_corps.values().filter(|named| self.in_force(named).is_none()).map(|named| &named.agent)
+    }
+
+    /// The corp with this corpid, if the file names it and it withdrew its authorisation.
+    pub fn cancelled_corp(&self, corpid: &str) -> Option<&Arc<Agent>> {
+        let named = self.file_corps.get(corpid).filter(|named| self.in_force(named).is_none());
+        named.map(|named| &named.agent)
+    }
+
+    /// Puts in force what the state says of a corp: of one that the file names `overriding`, of another one `corp`.
+    pub fn set_corp(
+        &self,
+        corpid: &str,
+        corp: Option<CorpCredentials>,
+        overriding: Option<CorpOverride>,
+        (tokens, limits): (&TokenCache, &RateLimiterFactory),
+    ) {
+        let overriding = match self.file_corps.get(corpid) {
+            Some(named) => {
+                overriding.filter(|known| known.file_code == named.code).map(|known| (named, known))
+            }
+            None => None,
+        };
+        let agent = overriding.map(|(named, known)| self.override_corp(named, known, tokens));
+        let is_cancelled = agent.as_ref().is_some_and(|overridden| overridden.agent.is_none());
+        let replaced = match agent {
+            Some(overridden) => self.state.overridden.insert(corpid.into(), overridden),
+            None => self.state.overridden.remove(corpid).map(|(_, overridden)| overridden),
+        };
+        let was_cancelled = replaced.as_ref().is_some_and(|overridden| overridden.agent.is_none());
+        let replaced = replaced.and_then(|replaced| replaced.agent);
+        if is_cancelled && !was_cancelled {
+            let in_file = self.file_corps.get(corpid).map(|named| &named.agent);
+            in_file.into_iter().chain(&replaced).for_each(|gone| discard_entries(gone, tokens));
+        }
+        let of_state = match corp {
+            Some(_) if self.is_file_corp(corpid) => self.state.corps.remove(corpid).map(|(_, corp)| corp),
+            Some(corp) => {
+                self.insert_corp(corp, tokens, limits);
+                None
+            }
+            None => {
+                self.remove_corp(corpid, tokens);
+                None
+            }
+        };
+        let present = self.corp(corpid);
+        let is_gone =
+            |corp: &Arc<Agent>| !present.as_ref().is_some_and(|one| one.token.is_same_as(&corp.token));
+        replaced.into_iter().chain(of_state).filter(is_gone).for_each(|gone| remove_entries(&gone, tokens));
+    }
+
+    fn override_corp(&self, named: &FileCorp, known: CorpOverride, tokens: &TokenCache) -> OverriddenCorp {
+        let file_code = known.file_code;
+        let Some(renewed) = known.renewed else {
+            return OverriddenCorp { file_code, agent: None, generation: 0 };
+        };
+        let file = &named.agent;
+        let generation = renewed.origin.generation();
+        let credentials = corp_credentials(&file.corpid, renewed.permanent_code, &renewed.origin);
+        let spec = TokenSpec { agent: &file.name, counted_as: None, credentials, kind: self.corp_kind() };
+        let token = AgentToken::Fixed(tokens.entry_of(spec, true));
+        let previous =
+            self.state.overridden.get(&*file.corpid).filter(|previous| previous.generation == generation);
+        let previous = previous.and_then(|previous| previous.agent.clone());
+        // A reset of the code leaves passes as they are; those from before a cancellation stay void.
+        let previous = previous.or_else(|| (generation == file.origin.generation()).then(|| file.clone()));
+        let pass_keys = match &previous {
+            Some(previous) if previous.token.is_same_as(&token) => previous.pass_keys.clone(),
+            _ => {
+                let before = previous.as_ref().map(|previous| (&*previous.pass_keys, &previous.token));
+                Arc::new(file.pass_keys.renewed(generation, &token, before))
+            }
+        };
+        let agent = Agent { token, pass_keys, ..file.duplicate() };
+        OverriddenCorp { file_code, agent: Some(Arc::new(agent)), generation }
     }
 
     /// Adds an authorised corp, or gives one its new permanent code.
-    pub fn insert_corp(&self, corp: CorpCredentials, tokens: &TokenCache, limits: &RateLimiterFactory) {
+    fn insert_corp(&self, corp: CorpCredentials, tokens: &TokenCache, limits: &RateLimiterFactory) {
         let corpid = corp.corpid.clone();
         let previous = self.state.corps.get(&*corpid).map(|corp| corp.clone());
         let agent = self.build_corp(corp, tokens, limits, previous.as_deref());
@@ -95,9 +226,9 @@ impl Suite {
     }
 
     /// Removes a corp that withdrew its authorisation; its passes are void.
-    pub fn remove_corp(&self, corpid: &str, tokens: &TokenCache) {
+    fn remove_corp(&self, corpid: &str, tokens: &TokenCache) {
         if let Some((_, corp)) = self.state.corps.remove(corpid) {
-            remove_entries(&corp, tokens);
+            discard_entries(&corp, tokens);
         }
     }
 
@@ -162,6 +293,11 @@ pub fn corp_credentials(corpid: &str, permanent_code: Masked, origin: &Origin) -
         upstream: UpstreamId::default(),
         generation: origin.generation(),
     }
+}
+
+/// Forgets the token of a corp that is gone, in the store too.
+fn discard_entries(corp: &Agent, tokens: &TokenCache) {
+    corp.token.entries().iter().for_each(|entry| tokens.discard(entry));
 }
 
 /// Forgets the token of a corp.

@@ -8,7 +8,7 @@ use foldhash::fast::RandomState;
 
 use super::{
     Agent, AgentRole, Client, Directory, Shared, Suite, SuiteState, pass_keys::AgentPassKeys,
-    reuse_or_create_limiter,
+    reuse_or_create_limiter, suite::FileCorp,
 };
 use crate::{
     config::{self, Origin, UpstreamId},
@@ -73,11 +73,33 @@ impl SuiteTable {
         if self.agents.is_empty() {
             return None;
         }
-        if let Some(agent) = self.by_name.get(name) {
-            return Some(agent.clone());
+        match self.by_name.get(name) {
+            Some(agent) => match &agent.role {
+                // The state may know more of it than the file.
+                AgentRole::Corp { suite } => self.suite(suite)?.corp(&agent.corpid),
+                _ => Some(agent.clone()),
+            },
+            None => {
+                let (suite, corpid) = name.split_once(':')?;
+                self.suite(suite)?.corp(corpid)
+            }
         }
-        let (suite, corpid) = name.split_once(':')?;
-        self.by_name.get(suite)?.suite()?.corp(corpid)
+    }
+
+    fn suite(&self, name: &str) -> Option<&Arc<Suite>> {
+        self.by_name.get(name)?.suite()
+    }
+
+    /// The corp of this name, if the file names it and it withdrew its authorisation.
+    fn find_cancelled(&self, name: &str) -> Option<&Arc<Agent>> {
+        let (suite, corpid) = match self.by_name.get(name) {
+            Some(agent) => match &agent.role {
+                AgentRole::Corp { suite } => (&**suite, &*agent.corpid),
+                _ => return None,
+            },
+            None => name.split_once(':')?,
+        };
+        self.suite(suite)?.cancelled_corp(corpid)
     }
 }
 
@@ -89,13 +111,35 @@ impl Directory {
         self.agent_by_name(name).cloned().or_else(|| self.suites.find(name))
     }
 
+    /// The authorised corp of this name, if the file names it and it withdrew its authorisation: it is no agent then.
+    pub fn find_cancelled_corp(&self, name: &str) -> Option<&Arc<Agent>> {
+        self.suites.find_cancelled(name)
+    }
+
+    /// Whether an agent is such a corp.
+    pub fn is_cancelled(&self, agent: &Agent) -> bool {
+        matches!(agent.role, AgentRole::Corp { .. }) && self.find_cancelled_corp(&agent.name).is_some()
+    }
+
+    /// All corps, in no order; also those that the file names and that withdrew their authorisation.
+    pub fn corps(&self) -> Vec<Arc<Agent>> {
+        let corps = |suite: &Arc<Suite>| {
+            let mut corps = suite.corps();
+            corps.extend(suite.cancelled_corps().cloned());
+            corps
+        };
+        self.suites.suites().flat_map(corps).collect()
+    }
+
     /// Whether a client may list this name: an agent, a suite, a provider, a suite's corps (`crm:*`), or one of them, which
     /// need not be there yet.
     pub fn may_list(&self, name: &str) -> bool {
         let is_corp_name = |(suite, corpid): (&str, &str)| {
             self.suite_by_name(suite).is_some() && (corpid == "*" || config::is_corpid(corpid))
         };
-        self.find_agent(name).is_some() || name.split_once(':').is_some_and(is_corp_name)
+        self.find_agent(name).is_some()
+            || self.find_cancelled_corp(name).is_some()
+            || name.split_once(':').is_some_and(is_corp_name)
     }
 
     /// The authorised corps with this corpid, one for each suite, that the client may use.
@@ -121,7 +165,9 @@ impl Directory {
 
     /// Where the suite, provider or corp of this name stands in a file.
     pub(super) fn suite_origin(&self, name: &str) -> Option<Origin> {
-        self.suites.find(name).map(|agent| agent.origin.clone()).filter(Origin::is_file)
+        let found = self.suites.find(name);
+        let agent = found.as_ref().or_else(|| self.find_cancelled_corp(name))?;
+        Some(agent.origin.clone()).filter(Origin::is_file)
     }
 
     /// Whether there are suites or providers.
@@ -172,19 +218,19 @@ impl Shared<'_> {
                 ticket,
                 token: Arc::new(ArcSwap::new(token.clone())),
                 corps: DashMap::default(),
+                overridden: DashMap::default(),
             }),
         };
         state.token.store(token.clone());
         let (name, suite_id, origin) = (config.name.clone(), config.suite_id.clone(), config.origin.clone());
         let mut suite = Suite { config, state, file_corps: HashMap::default() };
-        let corps: Vec<_> = corps
-            .into_iter()
-            .map(|corp| {
-                let previous = before.and_then(|before| before.file_corps.get(&corp.corpid));
-                self.file_corp(&suite, corp, previous)
-            })
-            .collect();
-        suite.file_corps = corps.iter().map(|corp| (corp.corpid.clone(), corp.clone())).collect();
+        for corp in corps {
+            let (corpid, code) = (corp.corpid.clone(), corp.permanent_code.clone());
+            let previous = before.and_then(|before| before.file_corps.get(&corpid));
+            let agent = self.file_corp(&suite, corp, previous.map(|previous| &previous.agent));
+            suite.file_corps.insert(corpid, FileCorp::new(agent, &code));
+        }
+        let corps = suite.file_corps.values().map(|corp| corp.agent.clone()).collect();
         let role = (AgentRole::Suite(Arc::new(suite)), origin);
         (self.agent(name, suite_id, token, role, previous), corps)
     }

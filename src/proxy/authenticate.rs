@@ -136,7 +136,9 @@ pub(super) fn authenticate(
         return Err(pass_error.map_or_else(unauthenticated, invalid_pass));
     }
     match (selected, requested, pass_error) {
-        (None, Some(_), _) => Err(unknown_agent()),
+        (None, Some(name), _) => {
+            Err(missing_agent(directory, name, key_client.map(|client| &**client), unknown_agent))
+        }
         (None, None, Some(pass_error)) => Err(invalid_pass(pass_error)),
         (agent, _, _) => Ok(Authenticated { pass_client: None, agent, passthrough }),
     }
@@ -257,6 +259,24 @@ pub(super) fn requested_agent<'a>(
 /// misplaced key.
 pub(super) fn unknown_agent() -> ProxyError {
     ProxyError::new(ErrorKind::UnknownAgent, "no agent of this name for this client")
+}
+
+/// Error for a name that is no agent for this client: of a corp that it may use, why it is gone, else `unknown`.
+pub(super) fn missing_agent(
+    directory: &Directory,
+    name: &str,
+    client: Option<&Client>,
+    unknown: fn() -> ProxyError,
+) -> ProxyError {
+    let cancelled = directory.find_cancelled_corp(name);
+    match cancelled.filter(|corp| client.is_none_or(|client| client.may_use_agent(corp))) {
+        Some(_) => {
+            let message = "the corp withdrew its authorisation of the suite (cancel_auth), so it cannot be called; an \
+                           administrator of the corp must install the application again";
+            ProxyError::new(ErrorKind::UnknownAgent, message)
+        }
+        None => unknown(),
+    }
 }
 
 /// Error for a request that selects no agent.

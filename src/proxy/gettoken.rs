@@ -155,7 +155,9 @@ fn select_agent(
     };
     let is_suite = |name: &&str| directory.suite_by_name(name).is_some();
     if let Some(requested) = requested.filter(|requested| !is_suite(requested)) {
-        let agent = directory.permitted_agent(requested, Some(client)).ok_or_else(unknown_prefix)?;
+        let agent = directory.permitted_agent(requested, Some(client));
+        let agent = agent
+            .ok_or_else(|| authenticate::missing_agent(directory, requested, Some(client), unknown_prefix))?;
         let is_right = agent.corpid == corpid && agent.has_access_token();
         return if is_right { Ok(agent) } else { Err(invalid_corpid()) };
     }

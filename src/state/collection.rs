@@ -35,8 +35,8 @@ collections! {
     Corps = "corps", true;
     /// The newest suite_ticket of each suite.
     SuiteTickets = "suite_tickets", true;
-    /// Permanent codes of authorised corps.
-    PermanentCodes = "permanent_codes", true;
+    /// Corps that a file names and that withdrew their authorisation.
+    CancelledCorps = "cancelled_corps", true;
     /// The auth_codes that are being redeemed.
     AuthCodes = "auth_codes", false;
     /// WeCom's responses to the auth_codes that were redeemed lately, and claims of replicas that redeem one.

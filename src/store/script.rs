@@ -8,6 +8,7 @@ pub(super) enum Script {
     Claim,
     Read,
     Put,
+    Forget,
     EndLease,
     ExtendLease,
     ConsumeLimits,
@@ -23,13 +24,14 @@ pub(super) enum Script {
 }
 
 /// The number of scripts.
-pub(super) const SCRIPT_COUNT: usize = 15;
+pub(super) const SCRIPT_COUNT: usize = 16;
 
 /// The scripts' texts, in the order of [`Script`].
 pub(super) const SCRIPT_TEXTS: [&str; SCRIPT_COUNT] = [
     include_str!("scripts/claim.lua"),
     include_str!("scripts/read.lua"),
     include_str!("scripts/put.lua"),
+    include_str!("scripts/forget.lua"),
     include_str!("scripts/end_lease.lua"),
     include_str!("scripts/extend_lease.lua"),
     include_str!("scripts/consume_limits.lua"),

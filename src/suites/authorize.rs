@@ -15,10 +15,10 @@ use tokio::{sync::OnceCell, time::sleep};
 
 use super::{
     Suites,
-    records::{CorpRecord, RedeemedRecord, corp_record_name, encode},
+    records::{CancellationRecord, CorpRecord, FileCode, RedeemedRecord, corp_record_name, encode},
 };
 use crate::{
-    config,
+    config::{self, KeyHash},
     directory::{Agent, Suite},
     secret::{Masked, hex},
     state::{Collection, Precondition, ReadError, Record, Write, WriteError},
@@ -198,16 +198,15 @@ impl Suites {
             let record = self.read(Collection::Corps, &name).await.map_err(unavailable)?;
             let version = record.as_ref().map(|record| record.version);
             let known = record.and_then(|record| CorpRecord::parse(&record.value?, record.version));
-            let agentid = redeemed.agentid.or(known.as_ref().and_then(|known| known.agentid));
-            let next = match known {
-                Some(known) => CorpRecord { permanent_code: code.clone(), agentid, ..known },
-                None => CorpRecord::create(code.clone(), agentid)
-                    .map_err(|error| WriteError::Unavailable(error.to_string()))?,
-            };
+            let file = self.file_code(suite, &redeemed.corpid).await?;
+            let next = CorpRecord::renewed(known, code.clone(), redeemed.agentid, file.as_ref())
+                .map_err(|error| WriteError::Unavailable(error.to_string()))?;
             let precondition = version.map_or(Precondition::Absent, Precondition::Version);
             let put = Write::put(Collection::Corps, name.clone(), encode(&next)).when(precondition);
             let result = redeemed_write(redeemed_name, &redeemed.body, RECENT_TTL);
-            match self.write(vec![put, result]).await {
+            let is_cancelled = file.is_some_and(|file| file.is_cancelled);
+            let end = is_cancelled.then(|| Write::delete(Collection::CancelledCorps, name.clone()));
+            match self.write([put, result].into_iter().chain(end).collect()).await {
                 Err(WriteError::Conflict { .. }) => {}
                 Err(error) => return Err(error),
                 Ok(_) => {
@@ -217,6 +216,17 @@ impl Suites {
             }
         }
         Err(WriteError::Unavailable("the corp is changed by others all the time".to_owned()))
+    }
+
+    /// What is known of the permanent code that the file has for a corp.
+    async fn file_code(&self, suite: &Suite, corpid: &str) -> Result<Option<FileCode>, WriteError> {
+        let Some(hash) = suite.file_code(corpid) else { return Ok(None) };
+        let name = corp_record_name(&suite.config.suite_id, corpid);
+        let record = self.read(Collection::CancelledCorps, &name).await.map_err(unavailable)?;
+        let known =
+            record.and_then(|record| CancellationRecord::parse(record.value.as_ref()?, record.version));
+        let is_cancelled = known.is_some_and(|known| KeyHash::from_hex(&known.file_code) == Some(hash));
+        Ok(Some(FileCode { hash, is_cancelled }))
     }
 
     /// The writes that delete what was returned for the auth_codes of a corp.
@@ -245,14 +255,12 @@ impl Suites {
 
 fn report_authorized(suite: &Suite, redeemed: &Redeemed) {
     tracing::info!(agent = suite.name(), corpid = redeemed.corpid, "corp authorised the suite");
-    let in_file = suite.corp(&redeemed.corpid).filter(|_| suite.is_file_corp(&redeemed.corpid));
-    let code =
-        in_file.and_then(|corp| corp.token.entries().first().map(|entry| entry.credentials().secret.clone()));
-    if code.is_some_and(|code| code != redeemed.permanent_code) {
+    if suite.is_file_corp(&redeemed.corpid) {
         tracing::warn!(
             agent = suite.name(),
             corpid = redeemed.corpid,
-            "corp has a new permanent code, but the file has another one, which stays in force; take the corp out of the file"
+            "corp has a newer permanent code than the file, and it is in force from now on; take the corp out of the file, \
+             where another value would replace it"
         );
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{
     Suites,
-    records::{CorpRecord, corp_record_name, encode},
+    records::{CancellationRecord, CorpRecord, corp_record_name, encode},
 };
 use crate::{
     config::CorpConfig,
@@ -65,6 +65,16 @@ impl Suites {
         let stand_ins = self.stand_ins.iter();
         let stand_ins = stand_ins.filter(|known| known.suite_id == *suite_id && known.corpid == corpid);
         let mut writes = vec![delete.when(precondition)];
+        if let Some(file_code) = suite.file_code(corpid) {
+            let record = encode(&CancellationRecord::new(&file_code));
+            writes.push(Write::put(Collection::CancelledCorps, corp_record_name(suite_id, corpid), record));
+            tracing::warn!(
+                agent = suite.name(),
+                corpid,
+                "corp withdrew its authorisation, though the file names it; it is gone until it authorises again, or until the \
+                 file has another permanent_code"
+            );
+        }
         writes.extend(self.redeemed_deletions(suite, corpid).await);
         writes.extend(stand_ins.map(|known| Write::delete(Collection::StandIns, known.key().clone())));
         self.write(writes).await.map(drop)

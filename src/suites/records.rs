@@ -5,8 +5,8 @@ use serde_json::{Map, Value};
 use zeroize::Zeroizing;
 
 use crate::{
-    config::{self, AgentSettings, JsonTable, Origin},
-    directory::StoredEntry,
+    config::{self, AgentSettings, JsonTable, KeyHash, Origin},
+    directory::{CorpCredentials, CorpOverride, StoredEntry},
     secret::{Masked, hex, random_u64},
     state::Record,
 };
@@ -48,6 +48,9 @@ pub(super) struct CorpRecord {
     /// The other keys of its table, as an operator wrote them.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub(super) settings: Map<String, Value>,
+    /// The hash of the permanent code that a file had when this one came: it is newer than that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) file_code: Option<String>,
     /// The version of the state that it was read from.
     #[serde(skip)]
     pub(super) version: u64,
@@ -62,8 +65,43 @@ impl CorpRecord {
             agentid,
             generation: random_u64().max(1),
             settings: Map::new(),
+            file_code: None,
             version: 0,
         })
+    }
+
+    /// The same corp with a newer permanent code.
+    pub(super) fn renewed(
+        known: Option<Self>,
+        permanent_code: Masked,
+        agentid: Option<u64>,
+        file: Option<&FileCode>,
+    ) -> Result<Self, getrandom::Error> {
+        let file_code = file.map(|file| hex::encode(file.hash.as_bytes()));
+        // Of a corp of a file, what is known goes with the code that the file had.
+        let known = known.filter(|known| file_code.is_none() || known.file_code == file_code);
+        let is_known = known.is_some();
+        let mut next = match known {
+            Some(known) => Self { permanent_code, agentid: agentid.or(known.agentid), ..known },
+            None => Self::create(permanent_code, agentid)?,
+        };
+        if let Some(file) = file.filter(|_| !is_known) {
+            // The corp of the file goes on, if it did not cancel.
+            next.generation = if file.is_cancelled { next.generation } else { 0 };
+        }
+        next.file_code = file_code;
+        Ok(next)
+    }
+
+    /// What it is called with; the settings are those of any corp.
+    pub(super) fn credentials(&self, corpid: &str) -> CorpCredentials {
+        CorpCredentials {
+            corpid: corpid.to_owned(),
+            permanent_code: self.permanent_code.clone(),
+            pass_secret: self.pass_secret.clone(),
+            settings: AgentSettings::default(),
+            origin: self.origin(),
+        }
     }
 
     /// The record of this version.
@@ -113,6 +151,50 @@ impl CorpRecord {
             ..self
         }
     }
+}
+
+/// What is known of the permanent code that a file has for a corp.
+pub(super) struct FileCode {
+    pub(super) hash: KeyHash,
+    /// Whether the corp cancelled while the file had it.
+    pub(super) is_cancelled: bool,
+}
+
+/// A corp that a file names and that withdrew its authorisation; its name is [`corp_record_name`].
+#[derive(Clone, Serialize, Deserialize)]
+pub(super) struct CancellationRecord {
+    /// The hash of the permanent code that the file had then: another one is in force.
+    pub(super) file_code: String,
+    /// The version of the state that it was read from.
+    #[serde(skip)]
+    version: u64,
+}
+
+impl CancellationRecord {
+    pub(super) fn new(file_code: &KeyHash) -> Self {
+        Self { file_code: hex::encode(file_code.as_bytes()), version: 0 }
+    }
+
+    /// The record of this version.
+    pub(super) fn parse(value: &[u8], version: u64) -> Option<Self> {
+        serde_json::from_slice(value).ok().map(|record| Self { version, ..record })
+    }
+}
+
+/// What the newer of two records says of a corp that a file names.
+pub(super) fn newest_override(
+    corp: Option<&CorpRecord>,
+    cancellation: Option<&CancellationRecord>,
+    corpid: &str,
+) -> Option<CorpOverride> {
+    let renewed = corp.filter(|corp| cancellation.is_none_or(|known| known.version < corp.version));
+    let file_code = match (renewed, cancellation) {
+        (Some(corp), _) => corp.file_code.as_ref()?,
+        (None, Some(cancellation)) => &cancellation.file_code,
+        (None, None) => return None,
+    };
+    let renewed = renewed.map(|corp| corp.credentials(corpid));
+    Some(CorpOverride { file_code: KeyHash::from_hex(file_code)?, renewed })
 }
 
 /// An auth_code that was redeemed, or is being redeemed; its name is the suite_id, a slash, and the hash of the code.

@@ -112,6 +112,7 @@ impl ReplicaSync {
                         {
                             current.set_fence(lease.fence);
                         }
+                        entry.forget_if_discarded();
                     }
                 }
                 _ => {}

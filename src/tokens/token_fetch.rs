@@ -50,7 +50,10 @@ pub(super) async fn fetch_token(
         ignored_failure: false,
         was_superseded: false,
     };
-    take_or_fetch(entry.store(), &name, fence, reason == RefreshReason::Manual, &mut fetch).await
+    let fetched =
+        take_or_fetch(entry.store(), &name, fence, reason == RefreshReason::Manual, &mut fetch).await;
+    entry.forget_if_discarded();
+    fetched
 }
 
 impl LeasedFetch for TokenFetch<'_> {

@@ -22,6 +22,8 @@ pub const INVALID_SUITE_SECRET: i64 = 40080;
 pub const INVALID_SUITE_ID: i64 = 40083;
 /// The permanent_code is not valid, or the corp withdrew its authorisation.
 pub const INVALID_PERMANENT_CODE: i64 = 40084;
+/// The corp withdrew its authorisation.
+pub const AUTHORIZATION_WITHDRAWN: i64 = 48004;
 /// The body has no suite_id.
 pub const MISSING_SUITE_ID: i64 = 41021;
 /// The body has no suite_secret.
@@ -118,7 +120,14 @@ pub const fn is_credential_or_rate_limit(errcode: i64) -> bool {
 pub const fn is_trouble(errcode: i64) -> bool {
     matches!(
         errcode,
-        UNTRUSTED_IP | API_FORBIDDEN | APP_DISABLED | RATE_LIMITED | AGENT_MISMATCH | INVALID_SECRET
+        UNTRUSTED_IP
+            | API_FORBIDDEN
+            | APP_DISABLED
+            | RATE_LIMITED
+            | AGENT_MISMATCH
+            | INVALID_SECRET
+            | INVALID_PERMANENT_CODE
+            | AUTHORIZATION_WITHDRAWN
     )
 }
 
@@ -278,7 +287,7 @@ static EXPLANATIONS: &[Explanation] = table! {
         "contacts are changed with the secret of contacts sync, customers are reached with that of an app on the list of apps that may call; use that secret, or put the app on the list",
         "修改通讯录须用“通讯录同步”的secret，客户联系接口须用“可调用接口的应用”中的应用；改用相应的secret，或把应用加入其中";
         in "Management Tools > Contacts Sync, or Customer Contact > API", "管理工具 → 通讯录同步，或 客户联系 → API → 可调用接口的应用".
-    48004 => "the corp withdrew its authorisation", "企业已取消授权";
+    AUTHORIZATION_WITHDRAWN => "the corp withdrew its authorisation", "企业已取消授权";
         "if the corp still uses the app, let its administrator authorise it again", "若企业仍在使用，请其管理员重新授权".
     48006 => "the permission for this API was withdrawn", "接口权限被收回";
         "the app was long unused; an administrator has to enable it again",

@@ -4,6 +4,7 @@ mod calls;
 mod cold_start;
 mod corps;
 mod exchanges;
+mod file_corps;
 mod late_ticket;
 mod leaks;
 mod onboarding;

@@ -66,7 +66,11 @@ impl EntryKind {
     /// Where the entry in force is defined.
     pub(super) fn origin(self, name: &str, directory: &Directory) -> Option<Origin> {
         match self {
-            Self::Agent => directory.find_agent(name).map(|agent| agent.origin.clone()),
+            Self::Agent => {
+                let agent = directory.find_agent(name);
+                let agent = agent.or_else(|| directory.find_cancelled_corp(name).cloned());
+                agent.map(|agent| agent.origin.clone())
+            }
             Self::Client => directory.client_by_name(name).map(|client| client.config.origin.clone()),
         }
     }

@@ -6,6 +6,7 @@ use sha2::{Digest, Sha256};
 
 use super::super::{
     Admin,
+    agents::cancelled_message,
     response::{AdminBody, json_response},
 };
 use super::{
@@ -38,8 +39,12 @@ impl Admin {
                 directory.client_by_name(name).map(|client| (client_json(&client.config), client_tag(client)))
             }
         };
+        let cancelled = directory.find_cancelled_corp(name).filter(|_| kind == EntryKind::Agent);
         let (body, tag) = entry.ok_or_else(|| match directory.is_complete() {
-            true => kind.not_found(),
+            true => match cancelled {
+                Some(corp) => ApiError::new(StatusCode::NOT_FOUND, cancelled_message(corp)),
+                None => kind.not_found(),
+            },
             false => {
                 ApiError::unavailable("the state cannot be read, so it is not known whether there is one")
             }

@@ -42,7 +42,8 @@ fn status_text(address: &str, health: &Value, overview: &Value, styler: Styler) 
     );
     let agents = &health["agents"];
     let (failing, held) = (&agents["failing"], &agents["held"]);
-    let count = |value: &Value| value.as_object().map_or(0, serde_json::Map::len);
+    let count = |value: &Value| value.as_object().map_or(0, serde_json::Map::len) as u64;
+    let corps = &health["corps"];
     let listeners: Vec<_> = items(&health["listeners"]).iter().map(show).collect();
     let facts = [
         ("listeners", listeners.join(", ")),
@@ -58,7 +59,15 @@ fn status_text(address: &str, health: &Value, overview: &Value, styler: Styler) 
         ),
         ("traffic", traffic(items(&overview["minutes"]))),
     ];
-    let rows = facts.into_iter().map(|(name, value)| vec![Cell::plain(name), Cell::plain(value)]);
+    let corps = (corps["total"].as_u64() > Some(0))
+        .then(|| ("corps", format!("{}, failing {}", show(&corps["total"]), show(&corps["failing"]))));
+    let late: Vec<_> = items(&health["degraded"]).iter().map(show).collect();
+    let late = (!late.is_empty()).then(|| ("no suite_ticket", late.join(", ")));
+    let rows = facts
+        .into_iter()
+        .chain(corps)
+        .chain(late)
+        .map(|(name, value)| vec![Cell::plain(name), Cell::plain(value)]);
     text += &styler.render_rows(rows.collect());
     for (agent, error) in failing.as_object().into_iter().flatten() {
         text += &format!("\n{}: {}\n", styler.apply(Style::Bad, &show_text(agent)), show(error));
@@ -96,7 +105,6 @@ pub fn agents(location: AdminLocation<'_>, only_trouble: bool, as_json: bool) ->
         if !only_trouble {
             return all_agents(&client, "").await;
         }
-        // Corps are listed only where they are in trouble.
         let mut agents = all_agents(&client, "&trouble=1").await?;
         let failing = all_agents(&client, "&failing=1").await?;
         let is_new: Vec<_> = failing

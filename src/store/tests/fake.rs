@@ -212,6 +212,10 @@ impl Inner {
             Script::Claim => self.claim(call),
             Script::Read => self.read(call),
             Script::Put => self.put(call),
+            Script::Forget => {
+                let found = call.keys.iter().filter(|key| self.keys.remove(*key).is_some()).count();
+                int_reply(found as u64)
+            }
             Script::EndLease => self.end_lease(call),
             Script::ExtendLease => self.extend_lease(call),
             Script::StateWrite

@@ -25,6 +25,9 @@ impl TicketKind {
     /// How many there are.
     pub(in crate::tokens) const COUNT: usize = 2;
 
+    /// All kinds.
+    pub(in crate::tokens) const ALL: [Self; Self::COUNT] = [Self::JSAPI, Self::AGENT_CONFIG];
+
     /// The company's, for `wx.config`.
     pub const JSAPI: Self = Self(0);
     /// The application's, for `wx.agentConfig`.

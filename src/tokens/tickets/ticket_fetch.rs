@@ -76,6 +76,7 @@ impl CachedToken {
         let fence = entry.state().cached.as_ref().map_or(0, |cached| cached.fence);
         let mut fetch = TicketFetch { entry, fetch };
         let (fetched, outcome) = take_or_fetch(self.store(), &name, fence, false, &mut fetch).await;
+        self.forget_if_discarded();
         entry.state().flight.complete(&leader, outcome.clone());
         match (fetched, entry.response(Instant::now())) {
             // The expiry of a ticket that WeCom returned again did not move, although its response says so.

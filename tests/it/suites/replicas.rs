@@ -1,6 +1,7 @@
 //! Two replicas that share their state in Redis: tickets, corps, auth_codes and stand-ins are everywhere.
 
 use serde_json::json;
+use wecom_proxy::simulator::Fault;
 
 use super::{
     SUITES, authorize, errcode_of, get, json_of, post, push_auth_code, push_ticket, settings,
@@ -127,4 +128,48 @@ async fn authorize_at(
     }
     let code = with_simulator.wecom.authorize_corp("crm", corpid).expect("a suite");
     post(proxy, "isv", "/crm/cgi-bin/service/v2/get_permanent_code", json!({ "auth_code": code })).await
+}
+
+/// What the store has of tokens and tickets, beside the token of the suite.
+async fn records_of_corps(redis: &RedisServer) -> usize {
+    let records = redis.command(&["--scan", "--pattern", "*:record"]).await;
+    records.lines().filter(|line| !line.is_empty()).count() - 1
+}
+
+#[tokio::test]
+async fn tokens_of_a_cancelled_corp_leave_the_store() {
+    let redis = RedisServer::start().await;
+    let (first, second) = start_two(&redis).await;
+    push_ticket(&first).await;
+    wait_until_called(&second, PRE_AUTH).await;
+    let cancel = async |corpid: &str| {
+        let info = "<InfoType><![CDATA[cancel_auth]]></InfoType>";
+        super::push_command(&first, &format!("{info}<AuthCorpId><![CDATA[{corpid}]]></AuthCorpId>")).await;
+    };
+    authorize_at(&first, &first, "wpAlpha_1").await;
+    let alpha = "/crm:wpAlpha_1/cgi-bin";
+    wait_until_called(&second, &format!("{alpha}/get_jsapi_ticket")).await;
+    wait_until_called(&first, &format!("{alpha}/ticket/get?type=agent_config")).await;
+    assert_eq!(records_of_corps(&redis).await, 3, "a token and two tickets");
+    cancel("wpAlpha_1").await;
+    wait_for("their end", async || records_of_corps(&redis).await == 0).await;
+
+    // A replica that fetches meanwhile leaves nothing either.
+    authorize_at(&first, &first, "wpBeta_2").await;
+    let path = format!("/crm:wpBeta_2{USER_GET}");
+    let known = async || second.app.directory().find_agent("crm:wpBeta_2").is_some();
+    wait_for("the corp", known).await;
+    let get_corp_token = "/cgi-bin/service/get_corp_token";
+    let fetches = || first.wecom.observe(|seen| seen.received_count(get_corp_token));
+    let before = fetches();
+    first.wecom.inject(Fault::hold().on_path(get_corp_token)).expect("a fault");
+    let fetch = async { get(&second, "isv", &path).await };
+    let cancelled = async {
+        wait_for("the fetch", async || fetches() > before).await;
+        cancel("wpBeta_2").await;
+        wait_for("the end", async || second.app.directory().find_agent("crm:wpBeta_2").is_none()).await;
+        first.wecom.release_held();
+    };
+    tokio::join!(fetch, cancelled);
+    wait_for("its end", async || records_of_corps(&redis).await == 0).await;
 }
