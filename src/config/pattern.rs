@@ -26,34 +26,41 @@ const METHODS: [(&str, Method); 7] = [
 /// A pattern of paths under `/cgi-bin/`. A last segment `*` matches everything below; any other `*` matches any text
 /// within its segment.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PathPattern(String);
+pub struct PathPattern {
+    text: String,
+    /// Length of the text before the last `*`, if there is no other and it is the whole last segment.
+    prefix_bytes: Option<usize>,
+}
 
 impl PathPattern {
     /// A pattern of the program itself, in the form that is read from the file.
     pub fn from_static(pattern: &'static str) -> Self {
-        Self(pattern.to_owned())
+        Self::new(pattern.to_owned())
+    }
+
+    fn new(text: String) -> Self {
+        let prefix = text.strip_suffix('*').filter(|prefix| prefix.ends_with('/') && !prefix.contains('*'));
+        Self { prefix_bytes: prefix.map(str::len), text }
     }
 
     /// The pattern as written.
     pub fn as_str(&self) -> &str {
-        &self.0
+        &self.text
     }
 
     /// Whether the pattern matches `path`, which is compared as sent upstream: without query, percent-encoding not
     /// decoded.
     pub fn matches(&self, path: &str) -> bool {
-        // Fast path for the most common form: no other wildcard than the last segment.
-        match self.0.strip_suffix("/*") {
-            Some(prefix) if !prefix.contains('*') => {
-                path.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('/'))
-            }
-            _ => self.matches_segments(path),
+        // Fast path for the most common form.
+        match self.prefix_bytes {
+            Some(length) => path.as_bytes().starts_with(&self.text.as_bytes()[..length]),
+            None => self.matches_segments(path),
         }
     }
 
     fn matches_segments(&self, path: &str) -> bool {
         let mut segments = path.split('/');
-        let mut patterns = self.0.split('/').peekable();
+        let mut patterns = self.text.split('/').peekable();
         while let Some(pattern) = patterns.next() {
             let Some(segment) = segments.next() else { return false };
             if pattern == "*" && patterns.peek().is_none() {
@@ -69,7 +76,7 @@ impl PathPattern {
 
 impl fmt::Display for PathPattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.text)
     }
 }
 
@@ -86,7 +93,7 @@ impl AllowPattern {
     /// What a client without `allow` may call: everything under `/cgi-bin/`, and JS-SDK signatures.
     pub fn everything() -> Vec<Self> {
         let paths = [format!("{PATH_PREFIX}*"), SIGNATURE_PATH.to_owned()];
-        paths.map(|path| Self { method: None, path: PathPattern(path) }).into()
+        paths.map(|path| Self { method: None, path: PathPattern::new(path) }).into()
     }
 
     /// Whether the call is allowed; `path` as in [`PathPattern::matches`].
@@ -143,7 +150,7 @@ fn read_allow_pattern(item: &ConfigValue<'_>) -> Result<AllowPattern, Error> {
 /// A path pattern, or the path of JS-SDK signatures.
 fn read_allowed_path(item: &ConfigValue<'_>, path: &str) -> Result<PathPattern, Error> {
     match path {
-        SIGNATURE_PATH => Ok(PathPattern(path.to_owned())),
+        SIGNATURE_PATH => Ok(PathPattern::new(path.to_owned())),
         _ => read_path_pattern(item, path),
     }
 }
@@ -164,7 +171,7 @@ fn read_path_pattern(item: &ConfigValue<'_>, path: &str) -> Result<PathPattern, 
             "contains an empty segment, \".\", \"..\" or \"**\"; a last \"/*\" means everything below",
         );
     }
-    Ok(PathPattern(path.to_owned()))
+    Ok(PathPattern::new(path.to_owned()))
 }
 
 #[cfg(test)]
@@ -193,7 +200,7 @@ mod tests {
             ("/cgi-bin/user/get", "/cgi-bin/user/%67et", false),
             ("/cgi-bin/user/get", "/cgi-bin/User/get", false),
         ] {
-            assert_eq!(PathPattern(pattern.to_owned()).matches(path), expected, "{pattern} {path}");
+            assert_eq!(PathPattern::new(pattern.to_owned()).matches(path), expected, "{pattern} {path}");
         }
     }
 

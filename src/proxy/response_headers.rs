@@ -1,12 +1,11 @@
 //! Response headers added by the proxy.
 
-use std::time::Duration;
-
-use bytes::{BufMut, BytesMut};
+use bytes::BufMut;
 
 use super::{request::Request, request_context::RequestContext};
 use crate::{
     http1::headers::{HeaderBlock, HeaderKind},
+    time::milliseconds::put_milliseconds,
     tokens::ceil_seconds,
     wecom::errcode,
 };
@@ -41,33 +40,4 @@ pub(super) fn add_proxy_headers(context: &RequestContext, with_hint: bool, heade
 /// Whether the client asked for an explanation of the errcode (`X-Wecom-Debug: 1`).
 pub(super) fn wants_hint(request: &Request) -> bool {
     request.headers.first(HeaderKind::WecomDebug).is_some_and(|value| value == b"1")
-}
-
-/// Writes milliseconds with three decimals.
-fn put_milliseconds(buf: &mut BytesMut, duration: Duration) {
-    // Usually there was no wait.
-    if duration.is_zero() {
-        return buf.put_slice(b"0.000");
-    }
-    let micros = duration.as_micros() as u64;
-    let thousandths = (micros % 1000) as u32;
-    buf.put_slice(itoa::Buffer::new().format(micros / 1000).as_bytes());
-    buf.put_u8(b'.');
-    // The leading 1 keeps the zeros, and is cut off.
-    buf.put_slice(&itoa::Buffer::new().format(1000 + thousandths).as_bytes()[1..]);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn milliseconds_have_three_decimals() {
-        let text = |micros| {
-            let mut buf = BytesMut::new();
-            put_milliseconds(&mut buf, Duration::from_micros(micros));
-            String::from_utf8(buf.to_vec()).expect("text")
-        };
-        assert_eq!([text(0), text(7), text(1234), text(5_000_010)], ["0.000", "0.007", "1.234", "5000.010"]);
-    }
 }

@@ -37,6 +37,7 @@ impl Drop for HeaderBlock {
 impl HeaderBlock {
     /// Appends a header. Neither part may contain CR or LF: received headers were parsed, and the proxy's own are
     /// constants or validated.
+    #[inline]
     pub fn append(&mut self, name: &[u8], value: &[u8]) {
         Header { kind: HeaderKind::Other, name, value }.encode(&mut self.0);
     }

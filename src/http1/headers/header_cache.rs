@@ -192,18 +192,14 @@ impl HeaderLines {
     fn match_prefix(&self, text: &[u8]) -> Option<(usize, Option<ContentLength>)> {
         let content_length = self.content_length_range();
         let [before, after] = self.split_around(content_length);
-        let mut rest = strip_prefix_constant_time(text, before)?;
-        let digits = match content_length {
-            Some(_) => {
-                let count = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
-                let digits = ContentLength::parse(&rest[..count])?;
-                rest = &rest[count..];
-                Some(digits)
-            }
-            None => None,
-        };
-        let rest = strip_prefix_constant_time(rest, after)?;
-        Some((text.len() - rest.len(), digits))
+        let rest = strip_prefix_constant_time(text, before)?;
+        if content_length.is_none() {
+            return Some((before.len(), None));
+        }
+        let count = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
+        let digits = ContentLength::parse(&rest[..count])?;
+        let rest = strip_prefix_constant_time(&rest[count..], after)?;
+        Some((text.len() - rest.len(), Some(digits)))
     }
 
     /// Maximum encoded size: the text may lack a space after each colon.

@@ -7,6 +7,7 @@ use std::{
 };
 
 use super::{AccessLogEntry, Level, escape_json, is_invisible};
+use crate::time::milliseconds::put_milliseconds;
 
 /// A field's name with its delimiters, for each [`Layout`] in its order.
 struct FieldName([&'static str; 3]);
@@ -35,19 +36,28 @@ pub(super) enum Layout {
 impl Layout {
     /// Appends the line and its newline.
     pub(super) fn format(self, out: &mut Vec<u8>, time: &[u8], entry: &AccessLogEntry<'_>) {
-        let mut formatter = Formatter { out, layout: self };
-        formatter.write_prefix(time, entry.level);
-        formatter.write_fields(entry);
-        formatter.write_suffix();
+        match self {
+            Self::Plain => Formatter::<PLAIN>(out).write_line(time, entry),
+            Self::Coloured => Formatter::<COLOURED>(out).write_line(time, entry),
+            Self::Json => Formatter::<JSON>(out).write_line(time, entry),
+        }
     }
 }
 
-struct Formatter<'a> {
-    out: &'a mut Vec<u8>,
-    layout: Layout,
-}
+const PLAIN: usize = Layout::Plain as usize;
+const COLOURED: usize = Layout::Coloured as usize;
+const JSON: usize = Layout::Json as usize;
 
-impl Formatter<'_> {
+/// Compiled for each layout, so that the names of the fields are copied as constants.
+struct Formatter<'a, const LAYOUT: usize>(&'a mut Vec<u8>);
+
+impl<const LAYOUT: usize> Formatter<'_, LAYOUT> {
+    fn write_line(&mut self, time: &[u8], entry: &AccessLogEntry<'_>) {
+        self.write_prefix(time, entry.level);
+        self.write_fields(entry);
+        self.write_suffix();
+    }
+
     fn write_fields(&mut self, entry: &AccessLogEntry<'_>) {
         self.write_text(field_name!("request_id"), entry.request_id);
         self.write_optional_text(field_name!("trace_id"), entry.trace_id);
@@ -80,30 +90,30 @@ impl Formatter<'_> {
     }
 
     fn write_prefix(&mut self, time: &[u8], level: Level) {
-        let [before, after]: [&[u8]; 2] = match (self.layout, level) {
-            (Layout::Plain, Level::Info) => [b"", b"  INFO access: request"],
-            (Layout::Plain, Level::Warn) => [b"", b"  WARN access: request"],
-            (Layout::Coloured, Level::Info) => {
+        let [before, after]: [&[u8]; 2] = match (LAYOUT, level) {
+            (PLAIN, Level::Info) => [b"", b"  INFO access: request"],
+            (PLAIN, Level::Warn) => [b"", b"  WARN access: request"],
+            (COLOURED, Level::Info) => {
                 [b"\x1b[2m", b"\x1b[0m \x1b[32m INFO\x1b[0m \x1b[2maccess\x1b[0m\x1b[2m:\x1b[0m request"]
             }
-            (Layout::Coloured, Level::Warn) => {
+            (COLOURED, Level::Warn) => {
                 [b"\x1b[2m", b"\x1b[0m \x1b[33m WARN\x1b[0m \x1b[2maccess\x1b[0m\x1b[2m:\x1b[0m request"]
             }
-            (Layout::Json, Level::Info) => [br#"{"timestamp":""#, br#"","level":"INFO","message":"request""#],
-            (Layout::Json, Level::Warn) => [br#"{"timestamp":""#, br#"","level":"WARN","message":"request""#],
+            (_, Level::Info) => [br#"{"timestamp":""#, br#"","level":"INFO","message":"request""#],
+            (_, Level::Warn) => [br#"{"timestamp":""#, br#"","level":"WARN","message":"request""#],
         };
         for part in [before, time, after] {
-            self.out.extend_from_slice(part);
+            self.0.extend_from_slice(part);
         }
     }
 
     fn write_suffix(&mut self) {
-        let end: &[u8] = if self.layout == Layout::Json { b",\"target\":\"access\"}\n" } else { b"\n" };
-        self.out.extend_from_slice(end);
+        let end: &[u8] = if LAYOUT == JSON { b",\"target\":\"access\"}\n" } else { b"\n" };
+        self.0.extend_from_slice(end);
     }
 
     fn write_name(&mut self, name: &FieldName) {
-        self.out.extend_from_slice(name.0[self.layout as usize].as_bytes());
+        self.0.extend_from_slice(name.0[LAYOUT].as_bytes());
     }
 
     fn write_optional_text(&mut self, name: &FieldName, text: Option<&str>) {
@@ -121,8 +131,8 @@ impl Formatter<'_> {
     fn write_bare(&mut self, name: &FieldName, word: &str) {
         self.write_name(name);
         let is_word = needs_no_escaping(word) && !word.is_empty() && !word.contains(' ');
-        if is_word && self.layout != Layout::Json {
-            self.out.extend_from_slice(word.as_bytes());
+        if is_word && LAYOUT != JSON {
+            self.0.extend_from_slice(word.as_bytes());
         } else {
             self.write_quoted(word);
         }
@@ -130,50 +140,39 @@ impl Formatter<'_> {
 
     fn write_address(&mut self, name: &FieldName, address: IpAddr) {
         self.write_name(name);
-        let quote: &[u8] = if self.layout == Layout::Json { b"\"" } else { b"" };
-        self.out.extend_from_slice(quote);
+        let quote: &[u8] = if LAYOUT == JSON { b"\"" } else { b"" };
+        self.0.extend_from_slice(quote);
         match address {
-            IpAddr::V4(address) => write_ipv4(self.out, address),
+            IpAddr::V4(address) => write_ipv4(self.0, address),
             // Writing to a Vec cannot fail.
-            IpAddr::V6(address) => _ = write!(self.out, "{address}"),
+            IpAddr::V6(address) => _ = write!(self.0, "{address}"),
         }
-        self.out.extend_from_slice(quote);
+        self.0.extend_from_slice(quote);
     }
 
     fn write_number(&mut self, name: &FieldName, number: u64) {
         self.write_name(name);
-        write_decimal(self.out, number);
+        write_decimal(self.0, number);
     }
 
     fn write_optional_errcode(&mut self, name: &FieldName, errcode: Option<i64>) {
         let Some(errcode) = errcode else { return };
         self.write_name(name);
         if errcode < 0 {
-            self.out.push(b'-');
+            self.0.push(b'-');
         }
-        write_decimal(self.out, errcode.unsigned_abs());
+        write_decimal(self.0, errcode.unsigned_abs());
     }
 
     fn write_bool(&mut self, name: &FieldName, flag: bool) {
         self.write_name(name);
-        self.out.extend_from_slice(if flag { b"true" } else { b"false" });
+        self.0.extend_from_slice(if flag { b"true" } else { b"false" });
     }
 
     /// Milliseconds, rounded to three decimals.
     fn write_milliseconds(&mut self, name: &FieldName, duration: Duration) {
         self.write_name(name);
-        // Usually there was no wait.
-        if duration.is_zero() {
-            return self.out.extend_from_slice(b"0.000");
-        }
-        let rounded = u64::from((duration.subsec_nanos() + 500) / 1000);
-        let micros = duration.as_secs().saturating_mul(1_000_000).saturating_add(rounded);
-        let mut buffer = itoa::Buffer::new();
-        // The leading 1 keeps the zeros, and is cut off.
-        let decimals = &buffer.format(1000 + micros % 1000).as_bytes()[1..];
-        write_decimal(self.out, micros / 1000);
-        self.out.push(b'.');
-        self.out.extend_from_slice(decimals);
+        put_milliseconds(self.0, duration);
     }
 
     /// A quoted text, with escapes for quotes, line ends and control characters.
@@ -181,24 +180,23 @@ impl Formatter<'_> {
         if !needs_no_escaping(text) {
             return self.write_escaped(text);
         }
-        self.out.push(b'"');
-        self.out.extend_from_slice(text.as_bytes());
-        self.out.push(b'"');
+        self.0.push(b'"');
+        self.0.extend_from_slice(text.as_bytes());
+        self.0.push(b'"');
     }
 
     /// Not inlined, so that the common case does not save the registers that only this one uses.
     #[cold]
     #[inline(never)]
     fn write_escaped(&mut self, text: &str) {
-        match self.layout {
-            Layout::Json => write_json_string(self.out, text),
-            _ => write_debug_string(self.out, text),
-        }
+        if LAYOUT == JSON { write_json_string(self.0, text) } else { write_debug_string(self.0, text) }
     }
 }
 
 /// The bytes checked at once: an SSE2 register.
 const CHUNK_BYTES: usize = 16;
+/// Half of it, for shorter texts.
+const HALF_CHUNK_BYTES: usize = CHUNK_BYTES / 2;
 
 /// Whether a text needs no escapes in quotes. Checks every byte without an early exit, which lets LLVM vectorise. The
 /// last chunk overlaps the one before it, because single bytes cost more than a chunk.
@@ -210,7 +208,10 @@ fn needs_no_escaping(text: &str) -> bool {
             .0
             .iter()
             .fold(are_plain(last), |all_plain, chunk: &[u8; CHUNK_BYTES]| all_plain & are_plain(chunk)),
-        None => are_plain(bytes),
+        None => match (bytes.first_chunk::<HALF_CHUNK_BYTES>(), bytes.last_chunk::<HALF_CHUNK_BYTES>()) {
+            (Some(first), Some(last)) => are_plain(first) & are_plain(last),
+            _ => are_plain(bytes),
+        },
     }
 }
 
