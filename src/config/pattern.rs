@@ -28,8 +28,18 @@ const METHODS: [(&str, Method); 7] = [
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PathPattern {
     text: String,
-    /// Length of the text before the last `*`, if there is no other and it is the whole last segment.
-    prefix_bytes: Option<usize>,
+    form: PatternForm,
+}
+
+/// What takes little time to match, as most patterns do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum PatternForm {
+    /// Without `*`.
+    Exact,
+    /// The only `*` is the last segment; the length of the text before it.
+    Prefix(usize),
+    /// Any other.
+    Wildcards,
 }
 
 impl PathPattern {
@@ -39,8 +49,12 @@ impl PathPattern {
     }
 
     fn new(text: String) -> Self {
-        let prefix = text.strip_suffix('*').filter(|prefix| prefix.ends_with('/') && !prefix.contains('*'));
-        Self { prefix_bytes: prefix.map(str::len), text }
+        let form = match text.strip_suffix("/*") {
+            Some(prefix) if !prefix.contains('*') => PatternForm::Prefix(prefix.len() + 1),
+            None if !text.contains('*') => PatternForm::Exact,
+            _ => PatternForm::Wildcards,
+        };
+        Self { text, form }
     }
 
     /// The pattern as written.
@@ -51,10 +65,10 @@ impl PathPattern {
     /// Whether the pattern matches `path`, which is compared as sent upstream: without query, percent-encoding not
     /// decoded.
     pub fn matches(&self, path: &str) -> bool {
-        // Fast path for the most common form.
-        match self.prefix_bytes {
-            Some(length) => path.as_bytes().starts_with(&self.text.as_bytes()[..length]),
-            None => self.matches_segments(path),
+        match self.form {
+            PatternForm::Exact => path == self.text,
+            PatternForm::Prefix(length) => path.as_bytes().starts_with(&self.text.as_bytes()[..length]),
+            PatternForm::Wildcards => self.matches_segments(path),
         }
     }
 

@@ -3,7 +3,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    hash::{BuildHasher, Hash, Hasher},
+    hash::BuildHasher,
     mem,
     sync::Arc,
 };
@@ -42,15 +42,15 @@ pub(super) type Member<'a> = (u64, &'a str);
 /// WeCom's ids of members are the same in upper and lower case.
 pub(super) fn distinct<'a>(hasher: &RandomState, call: &Call<'_>, members: &[&'a str]) -> Vec<Member<'a>> {
     let Some((agent, _)) = call.agent else { return Vec::new() };
-    let key = |member: &str| {
-        let mut hasher = hasher.build_hasher();
-        (agent, call.path).hash(&mut hasher);
-        member.bytes().for_each(|byte| hasher.write_u8(byte.to_ascii_lowercase()));
-        hasher.finish()
+    let mut lower = Vec::new();
+    let mut key = |member: &str| {
+        lower.clear();
+        lower.extend(member.bytes().map(|byte| byte.to_ascii_lowercase()));
+        hasher.hash_one((agent, call.path, &lower))
     };
     let mut seen = HashSet::with_hasher(hasher.clone());
     let keyed = members.iter().map(|member| (key(member), *member));
-    keyed.filter(|(key, _)| seen.insert(*key)).take(MAX_PER_MESSAGE).collect()
+    keyed.filter(|(key, _)| members.len() == 1 || seen.insert(*key)).take(MAX_PER_MESSAGE).collect()
 }
 
 impl Members {
