@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use super::{program_command, read_text, replace_all, repository_file, run_ok, yaml};
 
 /// The metrics that rules and dashboards may use.
-const METRICS: [&str; 46] = [
+const METRICS: [&str; 47] = [
     "wecom_proxy_requests_total",
     "wecom_proxy_request_duration_seconds_bucket",
     "wecom_proxy_upstream_duration_seconds_bucket",
@@ -16,6 +16,7 @@ const METRICS: [&str; 46] = [
     "wecom_proxy_token_refreshes_total",
     "wecom_proxy_token_expiry_timestamp_seconds",
     "wecom_proxy_token_renewals_held",
+    "wecom_proxy_agent_trouble",
     "wecom_proxy_retries_total",
     "wecom_proxy_refusals_total",
     "wecom_proxy_access_log_dropped_total",
