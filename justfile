@@ -38,6 +38,11 @@ suites corps="10000":
     cargo build --locked --release
     python3 bench/suites.py --corps {{ corps }}
 
+# Run a real Prometheus with the alert rules beside the proxy, for about an hour: at steady load none fires, with faults the right ones do.
+alerts *args:
+    cargo build --locked --release
+    python3 bench/alerts.py {{ args }}
+
 # Fuzz one target of fuzz/fuzz_targets for some seconds; needs `cargo install --locked cargo-fuzz` and the nightly toolchain.
 fuzz target="request_head" seconds="60":
     cargo +nightly fuzz run -s none {{ target }} -- -max_total_time={{ seconds }}

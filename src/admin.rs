@@ -82,6 +82,8 @@ pub const MAX_STREAM_READERS: usize = 32;
 pub struct Admin {
     /// The hashes of the admin keys.
     pub keys: AdminKeys,
+    /// The configured name of this replica.
+    pub replica: Option<String>,
     /// Where a trace is shown.
     pub trace_url: Option<String>,
     /// Agents and clients.

@@ -7,6 +7,7 @@
 mod directory_with_state;
 mod export_task;
 mod file_watch;
+mod instance;
 mod prepared_config;
 mod proxy_settings;
 mod reloader;

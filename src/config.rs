@@ -40,6 +40,7 @@ mod suites;
 mod tests;
 mod text_encoding;
 mod tokens;
+mod traces;
 mod trusted_proxies;
 mod units;
 mod upstream;
@@ -85,6 +86,7 @@ pub use store::{RedisConfig, StoreConfig, StoreNode, Topology};
 pub use suites::{CorpConfig, ProviderConfig, SuiteConfig, SuitesConfig, is_corpid};
 pub use text_encoding::{NotUtf8, decode_utf8};
 pub use tokens::TokensConfig;
+pub use traces::{TraceSampler, TracesConfig};
 pub use trusted_proxies::{ClientAddressHeader, IpNetwork, TrustedProxies};
 pub use upstream::{UpstreamConfig, UpstreamId};
 pub use url::PrivateUrl;
@@ -134,6 +136,8 @@ pub struct Config {
     pub log: LogConfig,
     /// `[admin]`; without the table, there is no admin listener.
     pub admin: Option<AdminConfig>,
+    /// Traces, by `admin.otlp` and the environment; `None`: there are none.
+    pub traces: Option<TracesConfig>,
     /// `[state]`; without the table, nothing outlives the process.
     pub state: Option<StateConfig>,
     /// `[agents.*]` without a suite, by name; empty only with a state, suites or providers.
@@ -253,7 +257,10 @@ fn load_from<'a>(path: &Path, main: SourceFile<'a>, inputs: &'a Inputs<'a>) -> R
         (error, _) => return Err(error.unwrap_or_else(Error::recorded)),
     };
     config.include_counts = match_counts;
-    config.warnings = main.into_warnings();
+    let otlp = config.admin.as_ref().and_then(|admin| admin.otlp.as_ref());
+    let (traces, of_environment) = traces::read(&main, otlp);
+    (config.traces, config.warnings) = (traces, main.into_warnings());
+    config.warnings.extend(of_environment);
     config.warnings.extend(included.into_iter().flat_map(SourceFile::into_warnings));
     Ok(config)
 }
@@ -290,6 +297,7 @@ fn read_sections(path: &Path, root: &ConfigTable<'_>, roots: &[ConfigTable<'_>])
         quotas,
         log,
         admin,
+        traces: None,
         state,
         agents,
         suites,

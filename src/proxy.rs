@@ -167,7 +167,7 @@ impl Proxy {
                 }
             }
         };
-        let mut body = context.tap_request_body(body);
+        let mut body = context.begin_forwarding(body);
         if request.method == Method::POST {
             body = self.tap_recipients(request, body, context).await?;
             if request.headers.contains(HeaderKind::IdempotencyKey) {
@@ -305,7 +305,6 @@ impl Proxy {
         context: &mut RequestContext,
     ) -> Result<Box<ProbedResponse>, ProxyError> {
         let sent_at = context.cached_now;
-        context.set_route();
         context.begin(Operation::Attempt, sent_at);
         if let Some(capture) = &mut context.capture {
             capture.record_attempt(sent_at, token);

@@ -18,6 +18,7 @@ mod discard;
 mod failure_budget;
 pub mod fetch;
 mod fetch_error;
+mod fetch_observer;
 mod fetched_token;
 mod gettoken_calls;
 mod hourly_window;
@@ -62,6 +63,7 @@ pub use self::{
     cache::TokenCache,
     credential_id::{CredentialId, Credentials},
     fetch_error::FetchError,
+    fetch_observer::{CausingRequest, EndedFetch, FetchCause, FetchObserver},
     gettoken_calls::GettokenStats,
     kinds::TokenSpec,
     reason::RefreshReason,

@@ -167,6 +167,7 @@ fn get_request() -> Request {
         malformed: None,
         headers: Headers::from_pairs(&[("Host", "x")]),
         peer: None,
+        socket_peer: None,
         draining: false,
         authorized: Cell::default(),
         waiting: Cell::default(),

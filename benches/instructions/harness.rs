@@ -122,7 +122,7 @@ impl TestProxy {
             scheme: "http",
             upstreams: vec![UpstreamAttributes { url: format!("http://{host}:{port}"), host, port }],
         };
-        Self::start_with("", Some(Traces::new(attributes, 1).tracer()))
+        Self::start_with("", Some(Traces::new(attributes, config::TraceSampler::default(), 1).tracer()))
     }
 
     fn start_with(more_config: &str, tracer: Option<Tracer>) -> io::Result<Self> {

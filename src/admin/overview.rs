@@ -67,6 +67,7 @@ impl Admin {
             "started_at": unix_seconds(self.started_at),
             "version": env!("CARGO_PKG_VERSION"),
             "host": host_name(),
+            "replica": self.replica,
             "tls": self.tls,
             "connections": self.server.open_connections(),
             "in_flight": self.in_flight(),

@@ -8,8 +8,9 @@ use tokio::{
     time::{Instant, timeout},
 };
 
+use super::instance;
 use crate::{
-    config::Config,
+    config::{Config, TracesConfig},
     telemetry::traces::{Collector, CommonAttributes, Exporter, Traces, UpstreamAttributes},
 };
 
@@ -26,10 +27,16 @@ pub(super) struct ExportTask {
 
 impl ExportTask {
     /// Starts the exporter, with buffers for the spans of `workers` workers.
-    pub(super) fn start(collector: Collector, config: &Config, workers: usize) -> Self {
-        let traces = Traces::new(common_attributes(config), workers);
+    pub(super) fn start(
+        collector: Collector,
+        settings: &TracesConfig,
+        config: &Config,
+        workers: usize,
+    ) -> Self {
+        let traces = Traces::new(common_attributes(config), settings.sampler, workers);
+        let resource = resource(settings, &instance::id(config));
         let (stop, stop_seen) = watch::channel(false);
-        let task = tokio::spawn(Exporter::new(traces.clone(), collector).run(stop_seen));
+        let task = tokio::spawn(Exporter::new(traces.clone(), collector, &resource).run(stop_seen));
         Self { traces, stop, task }
     }
 
@@ -62,4 +69,15 @@ fn common_attributes(config: &Config) -> CommonAttributes {
         scheme: if config.server.tls.is_some() { "https" } else { "http" },
         upstreams: upstreams.collect(),
     }
+}
+
+/// The attributes of the resource: those of the environment, then the ones that it does not name.
+fn resource(settings: &TracesConfig, instance: &str) -> Vec<(String, String)> {
+    let mut attributes = settings.resource.clone();
+    for (name, value) in [("service.version", env!("CARGO_PKG_VERSION")), ("service.instance.id", instance)] {
+        if settings.resource_attribute(name).is_none() {
+            attributes.push((name.to_owned(), value.to_owned()));
+        }
+    }
+    attributes
 }

@@ -35,7 +35,7 @@ pub enum SetupError {
     /// `[callbacks.*]`.
     #[error("{0}")]
     Callbacks(#[from] io::Error),
-    /// `[admin.otlp]`.
+    /// `admin.otlp`.
     #[error(transparent)]
     Collector(#[from] CollectorError),
 }
@@ -56,8 +56,15 @@ impl PreparedConfig {
             config::StoreConfig::Memory => None,
             config::StoreConfig::Redis(redis) => Some(store::PreparedStore::new(redis)?),
         };
-        let otlp = config.admin.as_ref().and_then(|admin| admin.otlp.as_ref());
-        let collector = otlp.map(Collector::new).transpose()?;
+        let collector = match config.traces.as_ref().map(Collector::new).transpose() {
+            // As every value of the environment that cannot be used.
+            Err(error @ CollectorError::Certificate(_)) => {
+                let (file, message) = (config.path.clone(), format!("{error}; no traces are exported"));
+                config.warnings.push(config::Warning { file, line: None, key: None, message });
+                None
+            }
+            collector => collector?,
+        };
         Ok(Self { config, upstreams, tls, store, collector })
     }
 

@@ -21,7 +21,7 @@ use super::{
     App,
     directory_with_state::DirectoryWithState,
     export_task::ExportTask,
-    file_watch,
+    file_watch, instance,
     prepared_config::PreparedConfig,
     proxy_settings::proxy_settings,
     reloader::{LoadRecord, Reloader},
@@ -128,6 +128,7 @@ impl App {
         let server = Arc::new(Server::new(&config.server, Arc::new(tls.into()), stop_seen.clone()));
         let (open_guard, listeners_closed) = mpsc::channel(1);
         let observers = Observers::start(&config, access_log, collector)?;
+        observers.observe_fetches(&token_cache);
         let spec = WorkerSpec {
             server: server.clone(),
             bound: Arc::new(listeners.proxy),
@@ -276,8 +277,16 @@ impl Observers {
         let metrics = Arc::new(Metrics::new(series));
         let capacity = config.admin.as_ref().map_or(0, |admin| admin.recent);
         let recent = Arc::new(RecentExchanges::new(capacity, workers));
-        let export_task = collector.map(|collector| ExportTask::start(collector, config, workers));
+        let export_task = collector.zip(config.traces.as_ref());
+        let export_task =
+            export_task.map(|(collector, traces)| ExportTask::start(collector, traces, config, workers));
         Ok(Self { workers, access_log, metrics, recent, export_task })
+    }
+
+    fn observe_fetches(&self, token_cache: &TokenCache) {
+        if let Some(traces) = self.traces() {
+            token_cache.set_observer(traces.fetch_tracer());
+        }
     }
 
     fn traces(&self) -> Option<&Traces> {
@@ -326,6 +335,7 @@ fn build_admin(
             operator: config.admin.as_ref().and_then(|admin| admin.key_sha256),
             reader: config.admin.as_ref().and_then(|admin| admin.reader_key_sha256),
         },
+        replica: instance::configured_name(config).map(str::to_owned),
         trace_url: config.admin.as_ref().and_then(|admin| admin.trace_url.as_deref().map(str::to_owned)),
         directory,
         listeners: addresses,

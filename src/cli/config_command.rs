@@ -32,5 +32,13 @@ pub fn config_show(path: &Path, effective: bool) -> Result<(), CliError> {
         });
     }
     let tables: Map<String, Value> = tables;
-    print(toml::to_string(&tables).map_err(CliError::other)?)
+    let mut text = toml::to_string(&tables).map_err(CliError::other)?;
+    if effective && let Some(traces) = &config.traces {
+        // The environment has no place in the file.
+        text += "\n# Traces, by admin.otlp and the environment:\n";
+        for (name, value, source) in &traces.shown {
+            text += &format!("# {name} = {value:?} ({source})\n");
+        }
+    }
+    print(text)
 }

@@ -52,14 +52,39 @@ pub(super) fn read(item: &ConfigValue<'_>) -> Result<OtlpConfig, Error> {
     if url.rest.contains(['?', '#', '\\']) {
         return Err(item.error(format!("must contain no query; write one like {example:?}")));
     }
+    Ok(collector(&url, None, |path| match path.ends_with(HTTP_PATH) {
+        true => path.to_owned(),
+        false => format!("{path}{HTTP_PATH}"),
+    }))
+}
+
+/// Reads a URL of the environment: of traces alone, whose path is complete, or of all signals. Without `grpc`, the protocol
+/// follows from port and path as in `admin.otlp`. Error: what is wrong with it.
+pub(super) fn from_environment(
+    text: &str,
+    is_complete: bool,
+    grpc: Option<bool>,
+) -> Result<OtlpConfig, String> {
+    let url = url::parse(text)?;
+    if !["http", "https"].contains(&url.scheme) {
+        return Err("must start with http:// or https://".to_owned());
+    }
+    if url.userinfo.is_some() || url.rest.contains(['?', '#', '\\']) {
+        return Err("must contain no user, password or query".to_owned());
+    }
+    Ok(collector(&url, grpc, |path| match is_complete {
+        true if path.is_empty() => "/".to_owned(),
+        true => path.to_owned(),
+        false => format!("{path}{HTTP_PATH}"),
+    }))
+}
+
+/// The collector at a URL; `http_path` completes the path of OTLP/HTTP, which has no slash at its end.
+fn collector(url: &url::Url<'_>, grpc: Option<bool>, http_path: impl Fn(&str) -> String) -> OtlpConfig {
     let tls = url.scheme == "https";
     let port = url.port.unwrap_or(if tls { 443 } else { 80 });
     let path = url.rest.trim_end_matches('/');
-    let (grpc, path) = match path {
-        "" if port == GRPC_PORT => (true, GRPC_PATH.to_owned()),
-        GRPC_PATH => (true, GRPC_PATH.to_owned()),
-        _ if path.ends_with(HTTP_PATH) => (false, path.to_owned()),
-        _ => (false, format!("{path}{HTTP_PATH}")),
-    };
-    Ok(OtlpConfig { tls, host: url.host, port, grpc, path })
+    let grpc = grpc.unwrap_or(path == GRPC_PATH || (path.is_empty() && port == GRPC_PORT));
+    let path = if grpc { GRPC_PATH.to_owned() } else { http_path(path) };
+    OtlpConfig { tls, host: url.host.clone(), port, grpc, path }
 }

@@ -15,6 +15,7 @@ mod schema;
 mod secrets;
 mod state;
 mod suites;
+mod traces;
 mod upstreams;
 
 use std::fs;

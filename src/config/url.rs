@@ -112,7 +112,7 @@ impl Url<'_> {
     }
 }
 
-fn parse(text: &str) -> Result<Url<'_>, &'static str> {
+pub(super) fn parse(text: &str) -> Result<Url<'_>, &'static str> {
     if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err("contains a space or a character that is not ASCII");
     }

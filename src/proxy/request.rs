@@ -30,6 +30,8 @@ pub struct Request {
     /// Address of the TCP peer, or the one that a trusted proxy names; `None` over a Unix socket.
     /// It never says which client calls.
     pub peer: Option<IpAddr>,
+    /// Address of the TCP peer itself.
+    pub socket_peer: Option<IpAddr>,
     /// Whether it arrived while the server was draining.
     pub draining: bool,
     /// Set once the request is authenticated, a credential has named its client, or the proxy is open; it stays set if

@@ -26,6 +26,7 @@ use crate::{
         traces::{Operation, SpanOutcome, Trace, Tracer},
     },
     time::{clock, deadline::Deadline},
+    tokens::FetchCause,
     wecom::errcode,
 };
 
@@ -130,20 +131,28 @@ pub(super) struct RequestContext {
 impl RequestContext {
     /// The same body, of which the capture gets a copy, if there is one.
     #[inline]
-    pub(super) fn tap_request_body(&self, body: RequestBody) -> RequestBody {
+    fn tap_request_body(&self, body: RequestBody) -> RequestBody {
         match &self.capture {
             Some(capture) => capture.tap_request_body(body),
             None => body,
         }
     }
 
+    /// Notes the agent's upstream and the route for the trace. Returns the body as by [`Self::tap_request_body`].
+    #[inline]
+    pub(super) fn begin_forwarding(&mut self, body: RequestBody) -> RequestBody {
+        if self.trace.is_some() {
+            self.set_route();
+        }
+        self.tap_request_body(body)
+    }
+
     /// Context of a request that starts now and is reported to `sinks`.
     pub(super) fn new(request: &Request, request_id: RequestId, sinks: Rc<Sinks>) -> Self {
         let started = Instant::now();
-        let trace = sinks
-            .tracer
-            .as_ref()
-            .map(|tracer| tracer.start_trace(&request.headers, request.version, started));
+        let trace = sinks.tracer.as_ref().map(|tracer| {
+            tracer.start_trace(&request.headers, request.version, request.socket_peer, started)
+        });
         Self {
             started,
             cached_now: started,
@@ -187,8 +196,16 @@ impl RequestContext {
         self.agent.as_ref().map_or(0, |agent| agent.upstream.index())
     }
 
+    /// What a token is fetched for, while this request waits for one.
+    pub(super) fn fetch_cause(&mut self) -> FetchCause {
+        match (&mut self.trace, &self.sinks.tracer) {
+            (Some(trace), Some(tracer)) => tracer.fetch_cause(trace),
+            _ => FetchCause::default(),
+        }
+    }
+
     /// Sets the span's upstream and route, masked.
-    pub(super) fn set_route(&mut self) {
+    fn set_route(&mut self) {
         let upstream = self.upstream_index();
         if let Some(trace) = &mut self.trace {
             trace.set_route(upstream, &masked_path(self.target.normalized_path(), None));

@@ -46,7 +46,7 @@ impl Proxy {
         if replay_body.is_some_and(|replay_body| !replay_body.is_replayable()) {
             // The body is gone, so this request is not retried; later requests still need a new token.
             if let Some(ReplaceOutcome::Throttled(wait)) =
-                replace_in_background(agent.token.clone(), token, path).await
+                replace_in_background(agent.token.clone(), token, path, context.fetch_cause()).await
             {
                 set_retry_after(&first, wait, context);
             }
@@ -60,7 +60,8 @@ impl Proxy {
             FirstAttempt { token_time: context.token_time, upstream_time: context.upstream_time };
         let wait_started = Instant::now();
         context.begin(Operation::Token, wait_started);
-        let replacement = agent.token.replace_refused(&token, path).await;
+        let replacing = context.fetch_cause().scope(agent.token.replace_refused(&token, path));
+        let replacement = replacing.await;
         context.record_token_wait(wait_started, matches!(replacement, ReplaceOutcome::Unavailable(_)));
         let next = match replacement {
             ReplaceOutcome::Refreshed(next) | ReplaceOutcome::Unchanged(next) => next,

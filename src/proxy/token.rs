@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     directory::Agent,
-    tokens::{AgentToken, FetchError, PathKey, ReplaceOutcome, Token, ceil_seconds},
+    tokens::{AgentToken, FetchCause, FetchError, PathKey, ReplaceOutcome, Token, ceil_seconds},
 };
 
 /// Error for a request without a token.
@@ -63,8 +63,10 @@ pub(super) async fn replace_in_background(
     agent_token: AgentToken,
     token: Arc<Token>,
     path: PathKey,
+    cause: FetchCause,
 ) -> Option<ReplaceOutcome> {
-    let mut replacing = Box::pin(async move { agent_token.replace_refused(&token, path).await });
+    let replacing = async move { agent_token.replace_refused(&token, path).await };
+    let mut replacing = Box::pin(cause.scope(replacing));
     match poll_fn(|cx| Poll::Ready(replacing.as_mut().poll(cx))).await {
         Poll::Ready(replacement) => Some(replacement),
         Poll::Pending => {

@@ -135,7 +135,8 @@ impl Proxy {
         replay_body.into_iter().for_each(ReplayBody::detach);
         let wait_started = Instant::now();
         context.begin(Operation::Token, wait_started);
-        let fetched = agent.token.current_or_fetch().await;
+        let fetching = context.fetch_cause().scope(agent.token.current_or_fetch());
+        let fetched = fetching.await;
         end_wait(template, context);
         context.record_token_wait(wait_started, fetched.is_err());
         fetched.map_err(|failure| Box::new(token_unavailable(&failure, agent)))

@@ -13,8 +13,8 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::{runtime::Handle, time::Instant};
 
 use super::{
-    CachedToken, CredentialId, Credentials, FetchToken, GettokenStats, RefreshCount, RefreshSettings,
-    TokenSpec, backoff::Backoff, kinds::TokenKind, replicas, service::TokenService,
+    CachedToken, CredentialId, Credentials, FetchObserver, FetchToken, GettokenStats, RefreshCount,
+    RefreshSettings, TokenSpec, backoff::Backoff, kinds::TokenKind, replicas, service::TokenService,
 };
 use crate::store::{Store, StoreEvents};
 
@@ -116,6 +116,11 @@ impl TokenCache {
     /// Refresh counters by agent, reason and outcome.
     pub fn refresh_counts(&self) -> Vec<RefreshCount> {
         self.service.refresh_counts.snapshot()
+    }
+
+    /// Tells `observer` of each call that fetches a token, from now on.
+    pub fn set_observer(&self, observer: impl FetchObserver + 'static) {
+        let _ = self.service.fetch_observer.set(Box::new(observer));
     }
 
     /// What became of the calls that fetch tokens, by agent.

@@ -84,6 +84,24 @@ impl FetchError {
         matches!(self, Self::Errcode { errcode, .. } if provider_api::is_authorization_gone(*errcode))
     }
 
+    /// Whether a call was made, and failed.
+    pub(super) fn is_of_call(&self) -> bool {
+        matches!(
+            self,
+            Self::Errcode { .. } | Self::Upstream(_) | Self::TimedOut(_) | Self::InvalidResponse { .. }
+        )
+    }
+
+    /// The `error.type` of its span.
+    pub(super) fn error_type(&self) -> Cow<'static, str> {
+        match self {
+            Self::Errcode { errcode, .. } => errcode.to_string().into(),
+            Self::TimedOut(_) => "upstream-timeout".into(),
+            Self::InvalidResponse { .. } => "invalid-response".into(),
+            _ => "upstream-broke".into(),
+        }
+    }
+
     /// What to do about it, if WeCom returned an errcode.
     pub(super) fn hint(&self) -> Option<&'static str> {
         match self {

@@ -40,6 +40,16 @@ impl TokenKind {
         }
     }
 
+    /// The method and the path of the call that fetches it.
+    pub(in crate::tokens) fn call(&self) -> (&'static str, &'static str) {
+        match self {
+            Self::AccessToken => ("GET", "/cgi-bin/gettoken"),
+            Self::Provider => ("POST", "/cgi-bin/service/get_provider_token"),
+            Self::Suite(_) => ("POST", "/cgi-bin/service/get_suite_token"),
+            Self::Corp(_) => ("POST", "/cgi-bin/service/get_corp_token"),
+        }
+    }
+
     /// Whether attempts are bound by the budget for failed secrets of the address: a wrong permanent code concerns one
     /// corp only, and no corp waits behind another.
     pub(in crate::tokens) fn risks_address(&self) -> bool {

@@ -9,8 +9,8 @@ use std::{
 use tokio::time::{Instant, timeout};
 
 use super::{
-    Backoff, CachedToken, Cooldown, FetchError, LastRefresh, Outcome, RefreshReason, State, Token,
-    ceil_seconds,
+    Backoff, CachedToken, Cooldown, FetchCause, FetchError, LastRefresh, Outcome, RefreshReason, State,
+    Token, ceil_seconds,
     cooldown::CooldownScope,
     failure_budget::{AttemptPermit, PERMIT_TIMEOUT},
     fetched_token::FetchedToken,
@@ -64,7 +64,7 @@ impl CachedToken {
         let charge = self.charge_budget(state, reason, Instant::now())?;
         let (leader, refresh) = state.refresh.start();
         let entry = self.clone();
-        self.service.runtime.spawn(async move {
+        let refreshing = async move {
             let mut running = RunningRefresh {
                 entry: &entry,
                 attempt: Attempt { reason, charge, requested_at: Instant::now(), is_superseded: false },
@@ -80,7 +80,8 @@ impl CachedToken {
             if is_refused && let Some(failure) = entry.backoff().last_failure() {
                 entry.try_next_secret(&failure).await;
             }
-        });
+        };
+        self.service.runtime.spawn(FetchCause::current().scope(refreshing));
         Ok(refresh)
     }
 
@@ -123,6 +124,7 @@ impl CachedToken {
     pub(super) async fn call_gettoken(
         self: &Arc<Self>,
         class: BudgetClass,
+        reason: RefreshReason,
     ) -> Result<GettokenResponse, FetchError> {
         let failures = &self.service.failure_budget;
         let proven = self.credentials_proven.load(Ordering::Relaxed);
@@ -145,7 +147,7 @@ impl CachedToken {
                 fetching.await
             }
         };
-        self.service.gettoken_calls.record(self.counted_as(), started.elapsed(), &fetched);
+        self.record_call(reason, started.elapsed(), &fetched);
         match (&fetched, &permit) {
             (Ok(_), Some(permit)) => permit.record_success(),
             (Err(failure), _) if failure.is_credential_error() => failures.record_failure(proven),

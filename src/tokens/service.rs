@@ -1,13 +1,19 @@
 //! What all cache entries share: the fetcher, the budgets and the counters.
 
-use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use tokio::runtime::Handle;
 
 use super::{
     credential_id::Credentials, failure_budget::FailureBudget, fetch_error::FetchError,
-    gettoken_calls::GettokenCalls, kinds::json_call::JsonCall, refresh_budget::RefreshBudget,
-    refresh_counts::RefreshCounts, replicas::ReplicaSync, throttled::ThrottledAgents,
+    fetch_observer::FetchObserver, gettoken_calls::GettokenCalls, kinds::json_call::JsonCall,
+    refresh_budget::RefreshBudget, refresh_counts::RefreshCounts, replicas::ReplicaSync,
+    throttled::ThrottledAgents,
 };
 use crate::{secret::random_fraction, store::Store, upstream::Fetched, wecom::response::GettokenResponse};
 
@@ -46,6 +52,8 @@ pub(super) struct TokenService {
     pub(super) throttled: Arc<ThrottledAgents>,
     pub(super) refresh_counts: RefreshCounts,
     pub(super) gettoken_calls: GettokenCalls,
+    /// Set once, where there are traces.
+    pub(super) fetch_observer: OnceLock<Box<dyn FetchObserver>>,
     pub(super) replicas: Option<ReplicaSync>,
     /// Random, from 0 to 1; a field, so that tests can repeat a run.
     pub(super) jitter: Box<dyn Fn() -> f64 + Send + Sync>,
@@ -67,6 +75,7 @@ impl TokenService {
             throttled: Arc::default(),
             refresh_counts: RefreshCounts::default(),
             gettoken_calls: GettokenCalls::default(),
+            fetch_observer: OnceLock::new(),
             replicas: store.map(ReplicaSync::new),
             jitter: Box::new(random_fraction),
         }

@@ -81,7 +81,7 @@ impl LeasedFetch for TokenFetch<'_> {
         if is_leased && self.reason.is_refusal() {
             self.publish_refusal();
         }
-        self.entry.call_gettoken(self.class).await.map(FetchedToken::unshared)
+        self.entry.call_gettoken(self.class, self.reason).await.map(FetchedToken::unshared)
     }
 
     fn publication(&self, fetched: &Self::Output, _: &Lease, earlier_failure: Option<&[u8]>) -> Publication {

@@ -92,6 +92,8 @@ mod token_refresh;
 mod token_refresh_http2;
 mod token_waiters;
 mod tracing;
+mod tracing_environment;
+mod tracing_gettoken;
 mod trouble;
 mod upstream_http11_required;
 mod upstream_http2;

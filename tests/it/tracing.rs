@@ -19,10 +19,11 @@ use crate::{
 
 const TRACE_ID: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const PARENT_SPAN_ID: &str = "00f067aa0ba902b7";
+pub(super) const GETTOKEN: &str = "GET /cgi-bin/gettoken";
 const TOKEN: &str = "first-token-that-the-test-knows_0123456789";
 
 /// The configuration with traces exported to `url`.
-fn config_with_otlp(toml: &str, url: &str) -> String {
+pub(super) fn config_with_otlp(toml: &str, url: &str) -> String {
     toml.replace("[admin]", &format!("[admin]\notlp = \"{url}\""))
 }
 
@@ -34,11 +35,11 @@ async fn dropped_spans(proxy: &TestProxy) -> u64 {
     value.expect("the metric").parse().expect("a number")
 }
 
-fn spans_of_kind<'a>(spans: &'a [Value], kind: &str) -> Vec<&'a Value> {
+pub(super) fn spans_of_kind<'a>(spans: &'a [Value], kind: &str) -> Vec<&'a Value> {
     spans.iter().filter(|span| span["kind"] == kind).collect()
 }
 
-fn spans_named<'a>(spans: &'a [Value], name: &str) -> Vec<&'a Value> {
+pub(super) fn spans_named<'a>(spans: &'a [Value], name: &str) -> Vec<&'a Value> {
     spans.iter().filter(|span| span["name"] == name).collect()
 }
 
@@ -56,11 +57,13 @@ async fn retried_request_spans(proxy: &TestProxy, receiver: &OtlpReceiver) -> Ve
     let request = Request::post(format!("/hr{ECHO}?access_token=hush-hush&x=query-of-it"))
         .header("x-api-key", client_key("billing"))
         .header("x-request-id", "night-shift-7")
+        .header("host", "proxy.example:8443")
+        .header("user-agent", "tests/1")
         .header("traceparent", format!("00-{TRACE_ID}-{PARENT_SPAN_ID}-01"))
         .header("Tracestate", "vendor=state-of-it")
         .header("baggage", "user=baggage-of-it");
     assert_eq!(proxy.request(request, "{}").await.header("x-wecom-retried"), "40014");
-    receiver.wait_for_spans(5).await
+    receiver.wait_for_spans(7).await
 }
 
 async fn assert_retry_spans(grpc: bool) {
@@ -122,7 +125,8 @@ fn assert_request_span(request: &Value) {
     let expected = json!({
         "http.request.method": "POST", "http.response.status_code": 200, "http.route": ECHO,
         "url.scheme": "http", "url.path": format!("/hr{ECHO}"), "network.protocol.version": "1.1",
-        "client.address": "127.0.0.1", "wecom.agent": "hr", "wecom.client": "billing",
+        "client.address": "127.0.0.1", "network.peer.address": "127.0.0.1", "user_agent.original": "tests/1",
+        "server.address": "proxy.example", "server.port": 8443, "wecom.agent": "hr", "wecom.client": "billing",
         "wecom.retried": 40014, "wecom.request_id": "night-shift-7", "wecom.errcode": attributes["wecom.errcode"],
         "http.request.body.size": 2,
     });
@@ -136,7 +140,15 @@ fn assert_attempt_spans(spans: &[Value], upstream: SocketAddr) {
     for token in [first_token, second_token] {
         assert_eq!(token["attributes"], json!({ "wecom.agent": "hr", "wecom.client": "billing" }));
     }
-    let [refused, retried] = spans_of_kind(spans, "SPAN_KIND_CLIENT")[..] else { panic!("{spans:#?}") };
+    let attempts = spans_named(spans, &format!("POST {ECHO}"));
+    let attempts: Vec<_> = attempts.into_iter().filter(|span| span["kind"] == "SPAN_KIND_CLIENT").collect();
+    let [refused, retried] = attempts[..] else { panic!("{spans:#?}") };
+    let [first, second] = spans_named(spans, GETTOKEN)[..] else { panic!("{spans:#?}") };
+    assert_eq!(
+        (&first["kind"], &first["attributes"]["wecom.refresh_reason"]),
+        (&json!("SPAN_KIND_CLIENT"), &json!("first"))
+    );
+    assert_eq!(second["attributes"]["wecom.refresh_reason"], "refused");
     assert!(nanos(first_token, "end") <= nanos(refused, "start"));
     assert!(
         nanos(refused, "end") <= nanos(second_token, "start")
@@ -182,7 +194,7 @@ async fn queued_request_has_a_queue_span() {
     let toml = OPEN_CONFIG.replace("[admin]", "max_in_flight = 1\nqueue_timeout = \"10m\"\n[admin]");
     let proxy = TestProxy::start_with_config(&config_with_otlp(&toml, &receiver.http)).await;
     proxy.get(USER_GET).await.assert_ok();
-    let before = receiver.wait_for_spans(3 + 1).await;
+    let before = receiver.wait_for_spans(4 + 1).await;
     // With a single permit every request passes the queue.
     assert_eq!(spans_named(&before, "queue").len(), 1);
     proxy.wecom.inject(Fault::hold().on_path("/cgi-bin/user/get").times(1)).expect("a fault");
@@ -215,7 +227,7 @@ async fn failed_spans_have_their_error_type() {
         .inject(Fault::drop(DropPoint::BeforeResponse).on_path("/cgi-bin/message/send"))
         .expect("a fault");
     proxy.post("/cgi-bin/message/send", "{}").await.assert_proxy_error("upstream-broke", 502, -1);
-    let spans = receiver.wait_for_spans(3).await;
+    let spans = receiver.wait_for_spans(4).await;
     for span in spans.iter().filter(|span| span["name"] == "POST /cgi-bin/message/send") {
         assert_eq!(
             (&span["attributes"]["error.type"], &span["status"]),
@@ -232,8 +244,8 @@ async fn failed_spans_have_their_error_type() {
         400,
         40035,
     );
-    let spans = receiver.wait_for_spans(4).await;
-    let (span, attributes) = (&spans[3], &spans[3]["attributes"]);
+    let spans = receiver.wait_for_spans(5).await;
+    let (span, attributes) = (&spans[4], &spans[4]["attributes"]);
     assert_eq!(
         (&span["name"], &span["status"], &span["parent"]),
         (&json!("HTTP"), &json!("STATUS_CODE_UNSET"), &json!(""))
@@ -249,8 +261,8 @@ async fn failed_spans_have_their_error_type() {
     connection.send(raw_get(USER_GET)).await.expect("sent");
     proxy.wecom.wait_until(|observed| observed.in_flight() == 1).await.expect("a request");
     connection.reset();
-    let spans = receiver.wait_for_spans(6).await;
-    for span in &spans[4..] {
+    let spans = receiver.wait_for_spans(7).await;
+    for span in &spans[5..] {
         assert_eq!(
             (&span["attributes"]["error.type"], &span["status"]),
             (&json!("caller-left"), &json!("STATUS_CODE_UNSET"))
@@ -272,7 +284,7 @@ async fn busy_collector_is_retried_and_a_refusal_is_not() {
         .await;
         let started = Instant::now();
         proxy.get(USER_GET).await.assert_ok();
-        receiver.wait_for_spans(3).await;
+        receiver.wait_for_spans(4).await;
         assert_eq!(receiver.results(), results);
         assert!(
             grpc || started.elapsed() >= Duration::from_millis(1400),
@@ -289,10 +301,10 @@ async fn busy_collector_is_retried_and_a_refusal_is_not() {
         .await;
         proxy.get(USER_GET).await.assert_ok();
         receiver.wait_for_result(refusal).await;
-        wait_for("the count", async || dropped_spans(&proxy).await == 3).await;
+        wait_for("the count", async || dropped_spans(&proxy).await == 4).await;
         proxy.get(USER_GET).await.assert_ok();
         receiver.wait_for_spans(2).await;
-        wait_for("the count", async || dropped_spans(&proxy).await == 4).await;
+        wait_for("the count", async || dropped_spans(&proxy).await == 5).await;
     }
 }
 
@@ -305,7 +317,7 @@ async fn start_proxy(url: &str) -> (Simulator, Process, TestClient, TempDir) {
     (wecom, proxy, client, dir)
 }
 
-async fn free_port() -> SocketAddr {
+pub(super) async fn free_port() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("an address")
 }
 
@@ -321,7 +333,7 @@ async fn unreachable_collector_blocks_nothing_and_is_retried() {
     );
     client.get(USER_GET).await.assert_ok();
     let receiver = OtlpReceiver::start(&["--port", &address.port().to_string()]).await;
-    receiver.wait_for_spans(5).await;
+    receiver.wait_for_spans(6).await;
     proxy.err.wait_for_line("span export recovered").await;
     let output = proxy.stop().await;
     assert_eq!(output.err.matches("span export failed").count(), 1, "{}", output.err);
@@ -334,7 +346,7 @@ async fn pending_spans_are_exported_at_exit() {
     let (_wecom, proxy, mut client, _dir) = start_proxy(&receiver.http).await;
     client.get(USER_GET).await.assert_ok();
     assert_eq!(proxy.stop().await.status, 0);
-    receiver.wait_for_spans(3).await;
+    receiver.wait_for_spans(4).await;
 }
 
 #[tokio::test]
@@ -362,7 +374,8 @@ async fn unsampled_trace_is_only_logged() {
             .assert_ok();
         assert_eq!(log_field(&proxy.err.wait_for_line(id).await, "trace_id"), TRACE_ID);
     }
-    let spans = receiver.wait_for_spans(2).await;
+    // The gettoken is a trace of its own: its cause is not exported.
+    let spans = receiver.wait_for_spans(3).await;
     assert_eq!(
         spans_of_kind(&spans, "SPAN_KIND_SERVER")[0]["attributes"]["wecom.request_id"],
         "night-shift-2"

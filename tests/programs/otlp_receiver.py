@@ -64,6 +64,7 @@ def spans(request):
                     "status": trace_pb2.Status.StatusCode.Name(span.status.code),
                     "message": span.status.message,
                     "attributes": attributes(span.attributes),
+                    "links": [[link.trace_id.hex(), link.span_id.hex()] for link in span.links],
                 })
     return found
 

@@ -15,7 +15,7 @@ function showOverview(overview) {
   byId("overview-title").textContent = translate(whole.length ? "lastMinutes" : "runningMinute", whole.length);
   preserveFocus(byId("numbers"), () => byId("numbers").replaceChildren(...totals.map(([key, value, kind, filter]) => createElement("div", null,
     createElement("dt", null, translate(key)), createElement("dd", { class: kind }, filter ? filterLink(value, filter, kind) : value)))));
-  byId("uptime").textContent = [overview.host, translate("uptime", formatDuration(overview.at - overview.started_at)), translate("zone", Intl.DateTimeFormat().resolvedOptions().timeZone)].filter(Boolean).join(" · ");
+  byId("uptime").textContent = [overview.replica ?? overview.host, translate("uptime", formatDuration(overview.at - overview.started_at)), translate("zone", Intl.DateTimeFormat().resolvedOptions().timeZone)].filter(Boolean).join(" · ");
   showCharts(minutes, overview.started_at);
 }
 

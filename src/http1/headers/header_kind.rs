@@ -33,6 +33,8 @@ pub enum HeaderKind {
     Traceparent,
     /// `Transfer-Encoding`
     TransferEncoding,
+    /// `User-Agent`
+    UserAgent,
     /// `X-Api-Key`
     ApiKey,
     /// `X-Forwarded-For`
@@ -77,6 +79,7 @@ impl HeaderKind {
             (9, b'f') if is("Forwarded") => Self::Forwarded,
             (10, b'c') if is("Connection") => Self::Connection,
             (10, b'k') if is("Keep-Alive") => Self::KeepAlive,
+            (10, b'u') if is("User-Agent") => Self::UserAgent,
             (10, b't') if is("Tracestate") => Self::ClientInfo,
             (11, b't') if is("Traceparent") => Self::Traceparent,
             (12, b'c') if is("Content-Type") => Self::ContentType,

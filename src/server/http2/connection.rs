@@ -142,6 +142,7 @@ impl Http2Connection {
         let draining = self.context.server.is_stopping() && !state.is_new() || state.is_revoked();
         let (parts, stream) = request.into_parts();
         let mut request = self.request_cache.convert(parts, draining);
+        request.socket_peer = self.peer.address;
         request.peer = self.context.server.client_addresses.of_request(self.peer, &request.headers);
         let continue_signal = expects_continue(&request.headers).then(Rc::<ContinueSignal>::default);
         let length = content_length(&request.headers);

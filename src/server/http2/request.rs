@@ -33,6 +33,7 @@ impl RequestCache {
             headers: self.headers.get_or_insert_map(&headers),
             method,
             peer: None,
+            socket_peer: None,
             draining,
             authorized: Cell::new(false),
             waiting: Cell::new(false),

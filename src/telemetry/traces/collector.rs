@@ -1,9 +1,9 @@
 //! The client of the OTLP collector: HTTP with protobuf or gRPC, on one reused connection.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, path::Path, sync::Arc, time::Duration};
 
 use bytes::{BufMut, Bytes, BytesMut};
-use http::{HeaderMap, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{
     body::Incoming,
@@ -17,9 +17,10 @@ use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 
 use crate::{
-    config::OtlpConfig,
+    config::{OtlpConfig, TracesConfig},
     http1::io::Stream,
-    upstream::{built_in_trust, tcp},
+    secret::Masked,
+    upstream::{UpstreamSetupError, built_in_trust, ca_file_trust, tcp},
 };
 
 /// Bounds one export, connect included.
@@ -37,6 +38,9 @@ pub enum CollectorError {
     /// The host is not a name that a certificate can contain.
     #[error("admin.otlp: {0:?} is not a host name that TLS can check")]
     InvalidHost(String),
+    /// The certificates cannot be read.
+    #[error("the certificates to check the OpenTelemetry collector with cannot be used: {0}")]
+    Certificate(#[from] UpstreamSetupError),
     /// rustls refused the cryptographic provider's defaults.
     #[error("TLS cannot be set up: {0}")]
     Tls(#[from] rustls::Error),
@@ -45,6 +49,8 @@ pub enum CollectorError {
 /// The client of the collector.
 pub struct Collector {
     otlp: OtlpConfig,
+    /// Sent with each export.
+    headers: Vec<(String, Masked)>,
     tls: Option<(TlsConnector, ServerName<'static>)>,
     sender: Option<CollectorSender>,
 }
@@ -68,6 +74,10 @@ pub(super) enum ExportError {
     },
 }
 
+fn permanent(reason: impl Into<String>) -> ExportError {
+    ExportError::Permanent(reason.into())
+}
+
 fn transient(reason: impl Into<String>) -> ExportError {
     ExportError::Transient { reason: reason.into(), retry_after: None }
 }
@@ -80,16 +90,18 @@ impl fmt::Display for Collector {
 
 impl Collector {
     /// A client without a connection.
-    pub fn new(otlp: &OtlpConfig) -> Result<Self, CollectorError> {
+    pub fn new(
+        TracesConfig { collector: otlp, headers, ca_file, .. }: &TracesConfig,
+    ) -> Result<Self, CollectorError> {
         let tls = match otlp.tls {
             false => None,
             true => {
                 let name = ServerName::try_from(otlp.host.clone());
                 let name = name.map_err(|_| CollectorError::InvalidHost(otlp.host.clone()))?;
-                Some((TlsConnector::from(Arc::new(tls_config(otlp.grpc)?)), name))
+                Some((TlsConnector::from(Arc::new(tls_config(otlp.grpc, ca_file.as_deref())?)), name))
             }
         };
-        Ok(Self { otlp: otlp.clone(), tls, sender: None })
+        Ok(Self { otlp: otlp.clone(), headers: headers.clone(), tls, sender: None })
     }
 
     /// Sends a message. Returns how many of its spans the collector rejected.
@@ -118,7 +130,13 @@ impl Collector {
     fn build_request(&self, message: Bytes) -> Result<Request<Full<Bytes>>, ExportError> {
         let OtlpConfig { tls, grpc, path, .. } = &self.otlp;
         let (authority, builder) = (self.otlp.authority(), Request::post("/"));
-        let builder = builder.header(header::USER_AGENT, USER_AGENT);
+        let mut builder = builder.header(header::USER_AGENT, USER_AGENT);
+        for (name, value) in &self.headers {
+            let mut value =
+                HeaderValue::from_str(value.expose()).map_err(|_| permanent("a header is invalid"))?;
+            value.set_sensitive(true);
+            builder = builder.header(name, value);
+        }
         let request = if *grpc {
             let scheme = if *tls { "https" } else { "http" };
             let builder = builder.uri(format!("{scheme}://{authority}{path}")).header(header::TE, "trailers");
@@ -194,8 +212,11 @@ async fn connect(
     }
 }
 
-fn tls_config(grpc: bool) -> Result<ClientConfig, rustls::Error> {
-    let mut config = built_in_trust()?;
+fn tls_config(grpc: bool, ca_file: Option<&Path>) -> Result<ClientConfig, CollectorError> {
+    let mut config = match ca_file {
+        None => built_in_trust()?,
+        Some(path) => Arc::unwrap_or_clone(ca_file_trust(path, "OTEL_EXPORTER_OTLP_CERTIFICATE")?),
+    };
     config.alpn_protocols = vec![if grpc { b"h2".to_vec() } else { b"http/1.1".to_vec() }];
     Ok(config)
 }

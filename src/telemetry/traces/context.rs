@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::{
+    config::TraceSampler,
     http1::headers::{HeaderKind, Headers},
     secret::{hex, random_u64},
 };
@@ -22,11 +23,26 @@ pub(super) struct TraceContext {
 
 impl TraceContext {
     /// The caller's trace if there is exactly one valid traceparent header, else a new one.
-    pub(super) fn from_headers(headers: &Headers, ids: &IdGenerator) -> Self {
+    pub(super) fn from_headers(headers: &Headers, ids: &IdGenerator, sampler: TraceSampler) -> Self {
         let mut values = headers.values(HeaderKind::Traceparent);
         let received = values.next().filter(|_| values.next().is_none()).and_then(parse_traceparent);
-        received.unwrap_or_else(|| Self { trace_id: ids.next_trace_id(), parent_id: None, sampled: true })
+        match received {
+            None => Self::new_root(ids, sampler),
+            Some(received) if sampler.parent_based => received,
+            Some(received) => Self { sampled: is_sampled(received.trace_id, sampler), ..received },
+        }
     }
+
+    /// A new trace.
+    pub(super) fn new_root(ids: &IdGenerator, sampler: TraceSampler) -> Self {
+        let trace_id = ids.next_trace_id();
+        Self { trace_id, parent_id: None, sampled: is_sampled(trace_id, sampler) }
+    }
+}
+
+/// Decides by the last eight bytes of the trace id, as the SDKs of OpenTelemetry do, so that all decide alike.
+fn is_sampled(trace_id: [u8; 16], sampler: TraceSampler) -> bool {
+    (u128::from_be_bytes(trace_id) as u64 >> 1) < sampler.threshold
 }
 
 /// `00-<trace>-<span>-<flags>`, each in lower-case hexadecimal digits. A later version may append more.
@@ -122,10 +138,15 @@ mod tests {
         let valid = format!("00-{TRACE_ID}-{SPAN_ID}-00");
         let ids = IdGenerator::default();
         let twice = Headers::from_pairs(&[("traceparent", &valid), ("Traceparent", &valid)]);
-        let context = TraceContext::from_headers(&twice, &ids);
+        let context = TraceContext::from_headers(&twice, &ids, TraceSampler::default());
         assert!(context.parent_id.is_none() && context.sampled);
         assert_eq!(
-            TraceContext::from_headers(&Headers::from_pairs(&[("TraceParent", &valid)]), &ids).parent_id,
+            TraceContext::from_headers(
+                &Headers::from_pairs(&[("TraceParent", &valid)]),
+                &ids,
+                TraceSampler::default()
+            )
+            .parent_id,
             hex::decode(SPAN_ID.as_bytes())
         );
     }

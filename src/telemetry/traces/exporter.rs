@@ -22,7 +22,7 @@ use super::{
     context::IdGenerator,
     span::{RequestSpans, text},
 };
-use crate::secret::{random_fraction, random_u64};
+use crate::secret::random_fraction;
 
 /// How long spans wait for more, unless a buffer is half full.
 const BATCH_INTERVAL: Duration = Duration::from_millis(200);
@@ -49,8 +49,9 @@ pub struct Exporter {
 
 impl Exporter {
     /// An exporter without a connection.
-    pub fn new(traces: Traces, collector: Collector) -> Self {
-        let (ids, resource) = (IdGenerator::default(), resource());
+    pub fn new(traces: Traces, collector: Collector, resource: &[(String, String)]) -> Self {
+        let resource = resource_message(resource);
+        let ids = IdGenerator::default();
         Self { traces, collector, ids, resource, requests: Vec::new(), dropped_before_failure: None }
     }
 
@@ -79,8 +80,10 @@ impl Exporter {
         let mut requests = mem::take(&mut self.requests);
         self.traces.drain(&mut requests);
         let mut rest = requests.drain(..);
+        let (attributes, fetches) = (&self.traces.0.attributes, self.traces.drain_fetches());
+        let mut first: Vec<_> = fetches.into_iter().map(|fetch| fetch.span(attributes, &self.ids)).collect();
         loop {
-            let batch = self.next_batch(&mut rest);
+            let batch = self.next_batch(mem::take(&mut first), &mut rest);
             let spans = batch.len() as u64;
             if spans == 0 {
                 break;
@@ -95,9 +98,13 @@ impl Exporter {
         self.requests = requests;
     }
 
-    /// The spans of the next requests.
-    fn next_batch(&self, requests: &mut impl Iterator<Item = EndedRequest>) -> Vec<Span> {
-        let (mut spans, mut bytes) = (Vec::new(), 0);
+    /// These spans, and those of the next requests.
+    fn next_batch(
+        &self,
+        mut spans: Vec<Span>,
+        requests: &mut impl Iterator<Item = EndedRequest>,
+    ) -> Vec<Span> {
+        let mut bytes = 0;
         while bytes < BATCH_BYTES
             && let Some(EndedRequest { trace, entry }) = requests.next()
         {
@@ -173,13 +180,8 @@ impl Exporter {
 }
 
 /// The resource, which describes this process.
-fn resource() -> Resource {
-    let instance = random_u64();
-    let attributes = vec![
-        text("service.name", "wecom-proxy"),
-        text("service.version", env!("CARGO_PKG_VERSION")),
-        text("service.instance.id", format!("{instance:016x}")),
-    ];
+fn resource_message(attributes: &[(String, String)]) -> Resource {
+    let attributes = attributes.iter().map(|(name, value)| text(name, value)).collect();
     Resource { attributes, ..Resource::default() }
 }
 

@@ -1,5 +1,6 @@
 //! The spans of a request: one for the request, with a child span for each wait and attempt. Names and attributes
-//! follow OpenTelemetry's semantic conventions for HTTP. No span contains a query, header or credential.
+//! follow OpenTelemetry's semantic conventions for HTTP. No span contains a query, credential or
+//! header other than `Host` and `User-Agent`.
 
 use std::time::Duration;
 
@@ -52,7 +53,7 @@ pub(super) struct RequestSpans<'a> {
 impl RequestSpans<'_> {
     /// Appends all spans.
     pub(super) fn push_to(&self, spans: &mut Vec<Span>) {
-        let request_id = self.ids.next_span_id();
+        let request_id = self.trace.span_id.unwrap_or_else(|| self.ids.next_span_id());
         spans.push(self.request_span(request_id));
         let mut attempts = 0;
         for span in self.trace.child_spans() {
@@ -71,7 +72,14 @@ impl RequestSpans<'_> {
             number("http.response.body.size", saturating(entry.response_bytes)),
             text("wecom.request_id", entry.request_id),
         ];
-        attributes.extend((!trace.route.is_empty()).then(|| text("http.route", self.route())));
+        attributes.extend((!trace.route().is_empty()).then(|| text("http.route", self.route())));
+        attributes.extend(trace.peer.map(|peer| text("network.peer.address", peer.to_string())));
+        attributes.extend(
+            (!trace.user_agent().is_empty()).then(|| text("user_agent.original", trace.user_agent())),
+        );
+        let (host, port) = split_authority(trace.authority());
+        attributes.extend((!host.is_empty()).then(|| text("server.address", host)));
+        attributes.extend(port.map(|port| number("server.port", port)));
         attributes.extend(entry.peer.map(|peer| text("client.address", peer.to_string())));
         attributes.extend((entry.status > 0).then(|| number("http.response.status_code", entry.status)));
         attributes
@@ -172,7 +180,7 @@ impl RequestSpans<'_> {
     }
 
     fn route(&self) -> &str {
-        truncate(&self.trace.route, MAX_ROUTE_BYTES)
+        truncate(self.trace.route(), MAX_ROUTE_BYTES)
     }
 
     fn method(&self) -> KeyValue {
@@ -181,7 +189,7 @@ impl RequestSpans<'_> {
 }
 
 /// Adds the error and the flags of a span.
-fn with_error(mut span: Span, error: Option<String>, message: &str, is_failure: bool) -> Span {
+pub(super) fn with_error(mut span: Span, error: Option<String>, message: &str, is_failure: bool) -> Span {
     span.flags |= FLAG_SAMPLED | SpanFlags::ContextHasIsRemoteMask as u32;
     if let Some(error) = error {
         span.attributes.push(text("error.type", error));
@@ -195,7 +203,7 @@ pub(super) fn text(key: &str, value: impl Into<String>) -> KeyValue {
     attribute(key, Value::StringValue(value.into()))
 }
 
-fn number(key: &str, value: impl Into<i64>) -> KeyValue {
+pub(super) fn number(key: &str, value: impl Into<i64>) -> KeyValue {
     attribute(key, Value::IntValue(value.into()))
 }
 
@@ -205,6 +213,15 @@ fn attribute(key: &str, value: Value) -> KeyValue {
 
 fn saturating(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
+/// The host of an authority without brackets, and its port.
+fn split_authority(authority: &str) -> (&str, Option<u16>) {
+    let (host, port) = match authority.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => (host, port.parse().ok()),
+        _ => (authority, None),
+    };
+    (host.trim_start_matches('[').trim_end_matches(']'), port)
 }
 
 /// The method, if the conventions know it: others are not used in names, because their number is unbounded.

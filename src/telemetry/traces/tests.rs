@@ -9,7 +9,7 @@ fn traces(share: usize) -> Traces {
         scheme: "http",
         upstreams: vec![UpstreamAttributes { url: "http://a".into(), host: "a".into(), port: 80 }],
     };
-    Traces::with_buffer_bytes(attributes, share)
+    Traces::with_buffer_bytes(attributes, TraceSampler::default(), share)
 }
 
 fn entry() -> AccessLogEntry<'static> {
@@ -33,7 +33,7 @@ async fn full_buffer_drops_newest_spans_and_counts_them() {
     let traces = traces(1000);
     let (tracer, other) = (traces.tracer(), traces.tracer());
     let headers = Headers::default();
-    let mut trace = tracer.start_trace(&headers, Version::HTTP_11, Instant::now());
+    let mut trace = tracer.start_trace(&headers, Version::HTTP_11, None, Instant::now());
     trace.start_span(Operation::Attempt, trace.started);
     for _ in 0..100 {
         tracer.end_trace(trace.clone(), &entry());
@@ -58,6 +58,7 @@ async fn unsampled_trace_is_not_written() {
     let trace = tracer.start_trace(
         &Headers::from_pairs(&[("traceparent", traceparent)]),
         Version::HTTP_11,
+        None,
         Instant::now(),
     );
     tracer.end_trace(trace.clone(), &entry());
@@ -71,7 +72,7 @@ async fn unsampled_trace_is_not_written() {
 async fn child_spans_are_capped_at_maximum() {
     let traces = traces(1000);
     let tracer = traces.tracer();
-    let mut trace = tracer.start_trace(&Headers::default(), Version::HTTP_11, Instant::now());
+    let mut trace = tracer.start_trace(&Headers::default(), Version::HTTP_11, None, Instant::now());
     trace.end_span(Duration::ZERO, SpanOutcome::default());
     for _ in 0..10 {
         trace.start_span(Operation::Queue, trace.started);

@@ -1,15 +1,25 @@
 //! The data of a request's trace that its access log entry does not contain.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use http::Version;
 use tokio::time::Instant;
 
 use super::context::TraceContext;
-use crate::secret::hex;
+use crate::{
+    http1::headers::{HeaderKind, Headers},
+    secret::hex,
+    telemetry::access_log::truncate,
+};
 
 /// Two attempts, a wait for a token before each, and one wait for a permit.
 pub(super) const MAX_CHILD_SPANS: usize = 5;
+
+/// What is kept of these headers.
+const MAX_AUTHORITY_BYTES: usize = 128;
+const MAX_USER_AGENT_BYTES: usize = 256;
+/// Enough for the texts of most requests.
+const TEXT_BYTES: usize = 160;
 
 /// The trace of a running request.
 #[cfg_attr(test, derive(Clone))]
@@ -19,8 +29,14 @@ pub struct Trace {
     pub(super) started: Instant,
     /// The index of the agent's upstream.
     pub(super) upstream: usize,
-    /// The API path; empty until the request is sent upstream.
-    pub(super) route: String,
+    /// The TCP peer.
+    pub(super) peer: Option<IpAddr>,
+    /// The id of the request's span, if something refers to it before the export.
+    pub(super) span_id: Option<[u8; 8]>,
+    /// `Host`, `User-Agent`, and the API path once the request is authorized; together, for one allocation.
+    text: String,
+    authority_end: usize,
+    user_agent_end: usize,
     child_spans: [ChildSpan; MAX_CHILD_SPANS],
     child_span_count: usize,
 }
@@ -57,7 +73,17 @@ pub(super) struct ChildSpan {
 }
 
 impl Trace {
-    pub(super) fn new(context: TraceContext, version: Version, started: Instant) -> Self {
+    pub(super) fn new(
+        context: TraceContext,
+        headers: &Headers,
+        version: Version,
+        peer: Option<IpAddr>,
+        started: Instant,
+    ) -> Self {
+        let mut text = String::with_capacity(TEXT_BYTES);
+        push_header(&mut text, headers, HeaderKind::Host, MAX_AUTHORITY_BYTES);
+        let authority_end = text.len();
+        push_header(&mut text, headers, HeaderKind::UserAgent, MAX_USER_AGENT_BYTES);
         let empty = ChildSpan {
             operation: Operation::Queue,
             started,
@@ -69,7 +95,11 @@ impl Trace {
             version,
             started,
             upstream: 0,
-            route: String::new(),
+            peer,
+            span_id: None,
+            authority_end,
+            user_agent_end: text.len(),
+            text,
             child_spans: [empty; MAX_CHILD_SPANS],
             child_span_count: 0,
         }
@@ -95,8 +125,25 @@ impl Trace {
     /// Sets the index of the upstream and the API path.
     pub fn set_route(&mut self, upstream: usize, route: &str) {
         self.upstream = upstream;
-        self.route.clear();
-        self.route.push_str(route);
+        self.text.truncate(self.user_agent_end);
+        self.text.push_str(route);
+    }
+
+    pub(super) fn authority(&self) -> &str {
+        &self.text[..self.authority_end]
+    }
+
+    pub(super) fn user_agent(&self) -> &str {
+        &self.text[self.authority_end..self.user_agent_end]
+    }
+
+    /// The API path; empty until the request is authorized.
+    pub(super) fn route(&self) -> &str {
+        &self.text[self.user_agent_end..]
+    }
+
+    pub(super) fn text_bytes(&self) -> usize {
+        self.text.capacity()
     }
 
     pub(super) fn child_spans(&self) -> &[ChildSpan] {
@@ -116,4 +163,10 @@ impl Trace {
         }
         text
     }
+}
+
+/// Appends the first `max` bytes of a header, if it is UTF-8.
+fn push_header(text: &mut String, headers: &Headers, kind: HeaderKind, max: usize) {
+    let value = headers.first(kind).and_then(|value| std::str::from_utf8(value).ok());
+    text.push_str(value.map_or("", |value| truncate(value, max)));
 }

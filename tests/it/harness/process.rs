@@ -90,6 +90,15 @@ impl Process {
         (wecom, dir, process)
     }
 
+    /// As [`serve`](Self::serve), with environment variables.
+    pub async fn serve_with_env(config: &std::path::Path, env: &[(&str, &str)]) -> Self {
+        let mut command = wecom_proxy(&["serve", "--config", config.to_str().expect("a path in UTF-8")]);
+        command.envs(env.iter().copied());
+        let process = Self::start(command);
+        process.err.wait_for_line("ready listen=").await;
+        process
+    }
+
     /// As [`serve`](Self::serve), with the log level of the file.
     pub async fn serve_with_config_log_level(config: &std::path::Path) -> Self {
         Self::serve_with_log_level(config, None).await
