@@ -38,7 +38,7 @@ use http::{Method, Request, Response, StatusCode, header};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
-    sync::{Mutex, Semaphore, watch},
+    sync::{Semaphore, watch},
     time::{Instant, sleep, timeout},
 };
 
@@ -112,8 +112,6 @@ pub struct Admin {
     pub token_cache: Arc<TokenCache>,
     /// What outlives the process, where it is configured.
     pub state: Option<Arc<State>>,
-    /// Held while a client is written: of two clients with the same key, the second one must see the first.
-    pub client_writes: Mutex<()>,
     /// The proxy's server.
     pub server: Arc<Server>,
     /// The proxy's settings, with the limits that all workers share.

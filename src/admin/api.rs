@@ -3,6 +3,7 @@
 mod corps;
 mod entry;
 mod error;
+mod key_claims;
 mod keys;
 mod merge_patch;
 mod preconditions;

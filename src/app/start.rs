@@ -353,7 +353,6 @@ fn build_admin(
         stream_permits: Arc::new(Semaphore::new(admin::MAX_STREAM_READERS)),
         token_cache: reloader.token_cache.clone(),
         state: reloader.state.clone(),
-        client_writes: tokio::sync::Mutex::default(),
         server: reloader.server.clone(),
         settings: settings.clone(),
         access_log: observers.access_log.clone(),

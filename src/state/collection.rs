@@ -31,6 +31,8 @@ collections! {
     Agents = "agents", true;
     /// Clients made at run time.
     Clients = "clients", true;
+    /// Which client has which key, by a hash of the key's hash.
+    ClientKeys = "client_keys", false;
     /// Authorised corps of suites.
     Corps = "corps", true;
     /// The newest suite_ticket of each suite.

@@ -6,6 +6,7 @@ mod clients;
 mod conditions;
 mod corps;
 mod document;
+mod key_races;
 mod keys;
 mod many;
 mod origins;

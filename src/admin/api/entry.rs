@@ -3,7 +3,7 @@
 use http::StatusCode;
 use serde_json::{Map, Value, json};
 
-use super::error::ApiError;
+use super::{error::ApiError, key_claims::same_key};
 use crate::{
     config::{
         self, AgentConfig, AgentNames, AgentSettings, ClientConfig, ClientKey, JsonTable, KeyHash, Origin,
@@ -167,9 +167,7 @@ pub(super) fn check(
     let (client, warnings) = entry.client(name, 0, Some(&KnownAgents(directory)))?;
     let mut same = client.keys.iter().filter_map(|key| directory.client_by_key_hash(&key.hash));
     if let Some(other) = same.find(|other| other.config.name != name) {
-        let other = &other.config.name;
-        let reason = format!("is the same key as one of clients.{other}; each client needs its own");
-        return Err(ApiError::invalid(&format!("clients.{name}.key_sha256"), &reason));
+        return Err(same_key(name, &other.config.name));
     }
     Ok((Checked::Client(client), texts(warnings)))
 }

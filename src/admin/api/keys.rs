@@ -10,6 +10,7 @@ use super::super::{
 use super::{
     entry::{EntryKind, version_tag},
     error::ApiError,
+    key_claims::claim_writes,
     preconditions::{Evaluation, Preconditions},
     write::{MAX_ATTEMPTS, insert_tag, no_content, precondition_failed, read_current, reject_entry_of_file},
 };
@@ -46,12 +47,15 @@ impl Admin {
             }
             let current = current.ok_or_else(|| EntryKind::Client.not_found())?;
             let mut entry = current.entry;
+            let before = entry.keys.clone();
             let created = change_list(&mut entry, change)?;
             let put = Write {
                 value: Some(entry.to_bytes()),
                 ..Write::put(EntryKind::Client.collection(), name, Vec::new())
             };
-            match state.write(vec![put.when(Precondition::Version(current.version))]).await {
+            let mut writes = claim_writes(state, name, &before, &entry.keys).await?;
+            writes.push(put.when(Precondition::Version(current.version)));
+            match state.write(writes).await {
                 Err(WriteError::Conflict { .. }) => {}
                 Err(error) => return Err(error.into()),
                 Ok(version) => {

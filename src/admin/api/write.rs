@@ -11,6 +11,7 @@ use super::super::{
 use super::{
     entry::{self, Checked, EntryKind, version_tag},
     error::ApiError,
+    key_claims::{claim_writes, release_writes},
     merge_patch,
     preconditions::{Evaluation, Preconditions},
     request::WriteOptions,
@@ -69,10 +70,6 @@ impl Admin {
         if let Some(suite) = self.suite_of_corp(write)? {
             return self.write_corp(&suite, write).await;
         }
-        let _one_at_a_time = match write.kind {
-            EntryKind::Client => Some(self.client_writes.lock().await),
-            EntryKind::Agent => None,
-        };
         let mut attempts = Attempts::default();
         for _ in 0..MAX_ATTEMPTS {
             if let Some(response) = self.try_write(state, write, &mut attempts).await? {
@@ -102,11 +99,8 @@ impl Admin {
         }
         let before = current.as_ref().map(|current| &current.entry);
         match (next_entry(write, before, attempts)?, current) {
-            (Some(next), current) => {
-                let version = current.map(|current| current.version);
-                self.try_put(state, write, next, version, attempts).await
-            }
-            (None, Some(current)) => self.try_delete(state, write, current.version).await,
+            (Some(next), current) => self.try_put(state, write, next, current, attempts).await,
+            (None, Some(current)) => self.try_delete(state, write, current).await,
             (None, None) => Err(kind.not_found()),
         }
     }
@@ -116,7 +110,7 @@ impl Admin {
         state: &State,
         write: &EntryWrite<'_>,
         next: StoredEntry,
-        current: Option<u64>,
+        current: Option<Current>,
         attempts: &mut Attempts,
     ) -> Result<Option<Response<AdminBody>>, ApiError> {
         let EntryWrite { kind, name, options, .. } = *write;
@@ -134,9 +128,13 @@ impl Admin {
             let body = json!({ "dry_run": true, "status": status.as_u16(), "warnings": warnings });
             return Ok(Some(json_response(StatusCode::OK, &body)));
         }
-        let precondition = current.map_or(Precondition::Absent, Precondition::Version);
+        let precondition =
+            current.as_ref().map_or(Precondition::Absent, |current| Precondition::Version(current.version));
         let put = Write { value: Some(next.to_bytes()), ..Write::put(kind.collection(), name, Vec::new()) };
-        let version = match state.write(vec![put.when(precondition)]).await {
+        let keys_before = current.as_ref().map_or(&[][..], |current| &current.entry.keys);
+        let mut writes = claim_writes(state, name, keys_before, &next.keys).await?;
+        writes.push(put.when(precondition));
+        let version = match state.write(writes).await {
             Err(WriteError::Conflict { .. }) => return Ok(None),
             result => result?,
         };
@@ -155,7 +153,7 @@ impl Admin {
         &self,
         state: &State,
         write: &EntryWrite<'_>,
-        version: u64,
+        Current { version, entry }: Current,
     ) -> Result<Option<Response<AdminBody>>, ApiError> {
         let EntryWrite { kind, name, options, .. } = *write;
         let collection = kind.collection();
@@ -174,6 +172,7 @@ impl Admin {
         let mut writes = vec![Write::delete(collection, name).when(precondition)];
         if kind == EntryKind::Client {
             writes.extend(self.settings.suites.stand_in_deletions(name));
+            writes.extend(release_writes(entry.keys.iter()));
         }
         match state.write(writes).await {
             Err(WriteError::Conflict { current, .. }) if current == Some(version) => {
