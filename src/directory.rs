@@ -52,6 +52,8 @@ pub struct Directory {
     agents_by_corpid: SortedList<Agent>,
     /// By corpid and each secret, which several agents can share; used by gettoken only.
     agents_by_secret: SharedTable<(KeyHash, Arc<Agent>)>,
+    /// By each secret alone; for the warning of a client whose key is one.
+    agents_by_secret_alone: SharedTable<(KeyHash, Arc<Agent>)>,
     /// Whether the file of a secret had another one when it was read again.
     has_changed_secret_files: Arc<AtomicBool>,
     clients_by_key: SharedTable<(KeyHash, Arc<Client>)>,
@@ -89,6 +91,7 @@ impl Directory {
             agents_sorted: SortedList::new(Agent::compare_names),
             agents_by_corpid: SortedList::new(Agent::compare_corpids),
             agents_by_secret: SharedTable::default(),
+            agents_by_secret_alone: SharedTable::default(),
             has_changed_secret_files: tokens.has_changed_secret_files(),
             clients_by_key: SharedTable::default(),
             clients_by_name: SharedTable::default(),
@@ -186,6 +189,12 @@ impl Directory {
         known.chain(changed).filter(move |agent| agent.has_secret(&hash))
     }
 
+    /// An agent whose secret has this hash, as a client's key has one.
+    pub fn agent_with_secret_as_key(&self, hash: &KeyHash) -> Option<&Arc<Agent>> {
+        let found = self.agents_by_secret_alone.find(self.hash(hash.as_bytes()), |(known, _)| known == hash);
+        found.map(|(_, agent)| agent)
+    }
+
     /// Whether any agent has this corpid.
     pub fn has_corpid(&self, corpid: &str) -> bool {
         self.agents_of_corpid(corpid).next().is_some()
@@ -281,9 +290,12 @@ impl Directory {
             self.unlink_agent(previous);
         }
         let hasher = self.hasher.clone();
+        let hash_of = |(hash, _): &(KeyHash, Arc<Agent>)| hasher.hash_one(hash.as_bytes());
         for hash in &agent.secret_hashes {
-            let by_secret = (*hash, agent.clone());
-            self.agents_by_secret.insert(by_secret, |(hash, _)| hasher.hash_one(hash.as_bytes()));
+            self.agents_by_secret.insert((*hash, agent.clone()), hash_of);
+        }
+        for hash in &agent.secrets_as_keys {
+            self.agents_by_secret_alone.insert((*hash, agent.clone()), hash_of);
         }
         self.agents_by_name.insert(agent.clone(), |agent| hasher.hash_one(&*agent.name));
         self.agents_sorted.insert(agent.clone());
@@ -300,9 +312,14 @@ impl Directory {
 
     fn unlink_agent(&mut self, agent: &Arc<Agent>) {
         let is_agent = |other: &Arc<Agent>| Arc::ptr_eq(other, agent);
+        let is_entry =
+            |hash: &KeyHash, (known, other): &(KeyHash, Arc<Agent>)| known == hash && is_agent(other);
         for hash in &agent.secret_hashes {
-            let is_entry = |(known, other): &(KeyHash, Arc<Agent>)| known == hash && is_agent(other);
-            self.agents_by_secret.remove(self.hash(hash.as_bytes()), is_entry);
+            self.agents_by_secret.remove(self.hash(hash.as_bytes()), |entry| is_entry(hash, entry));
+        }
+        for hash in &agent.secrets_as_keys {
+            let key = self.hash(hash.as_bytes());
+            self.agents_by_secret_alone.remove(key, |entry| is_entry(hash, entry));
         }
         self.agents_by_name.remove(self.hash(&*agent.name), is_agent);
         self.agents_sorted.remove(agent);

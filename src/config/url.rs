@@ -9,6 +9,8 @@ use std::{
     ops::Deref,
 };
 
+use rustls::pki_types::ServerName;
+
 use super::error::Error;
 use super::reader::ConfigValue;
 
@@ -86,7 +88,12 @@ pub(super) fn read<'a>(item: &ConfigValue<'a>, schemes: &[&str], example: &str) 
         let schemes = schemes.iter().map(|scheme| format!("{scheme}://")).collect::<Vec<_>>().join(" or ");
         return Err(item.error(format!("must start with {schemes}, as in {example:?}")));
     }
-    parse(text).map_err(|reason| item.error(format!("{reason}; write one like {example:?}")))
+    let url = parse(text).map_err(|reason| item.error(format!("{reason}; write one like {example:?}")))?;
+    if scheme == Some("https") && ServerName::try_from(&*url.host).is_err() {
+        let message = "has a host that is no valid TLS server name: no label may begin or end with a hyphen";
+        return Err(item.error(message));
+    }
+    Ok(url)
 }
 
 impl Url<'_> {

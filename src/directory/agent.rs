@@ -76,6 +76,8 @@ pub struct Agent {
     pub token: AgentToken,
     /// The hashes of its corpid and each secret, as configured.
     pub(super) secret_hashes: Box<[KeyHash]>,
+    /// The hashes of the secrets alone, as of keys.
+    pub(super) secrets_as_keys: Box<[KeyHash]>,
     /// The rate limit for all its requests together.
     pub rate_limiter: Option<Arc<RateLimiter>>,
     /// Whether an operator captures its exchanges.
@@ -100,6 +102,8 @@ impl Agent {
         let token = AgentToken::new(shared.tokens, &config.name, secrets, before, previous.is_some());
         let secret_hashes: Box<[_]> =
             config.secrets.iter().map(|secret| secret_hash(&config.corpid, secret.value.expose())).collect();
+        let secrets_as_keys =
+            config.secrets.iter().map(|secret| KeyHash::of(secret.value.expose())).collect();
         let config::AgentConfig { name, corpid, upstream, settings, origin, .. } = config;
         // One that was deleted and made anew has nothing of the one before.
         let previous = previous.filter(|previous| previous.origin.generation() == origin.generation());
@@ -137,6 +141,7 @@ impl Agent {
             revision: random_u64(),
             token,
             secret_hashes,
+            secrets_as_keys,
             rate_limiter,
             capture_switch,
             role: AgentRole::Application,
@@ -177,6 +182,7 @@ impl Agent {
             revision: random_u64(),
             token: self.token.clone(),
             secret_hashes: self.secret_hashes.clone(),
+            secrets_as_keys: self.secrets_as_keys.clone(),
             rate_limiter: self.rate_limiter.clone(),
             capture_switch: self.capture_switch.clone(),
             role: self.role.clone(),

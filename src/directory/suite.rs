@@ -268,6 +268,7 @@ impl Suite {
             settings,
             token,
             secret_hashes: Box::default(),
+            secrets_as_keys: Box::default(),
             rate_limiter,
             capture_switch: previous.map_or_else(Arc::default, |previous| previous.capture_switch.clone()),
             pass_keys: Arc::default(),

@@ -284,6 +284,7 @@ impl Shared<'_> {
             settings: config::AgentSettings::default(),
             token,
             secret_hashes: Box::default(),
+            secrets_as_keys: Box::default(),
             rate_limiter: None,
             capture_switch,
             pass_keys,

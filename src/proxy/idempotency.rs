@@ -211,6 +211,9 @@ fn record_name(request: &Request, has_own_credential: bool, key: &str, context: 
     };
     add(context.client.as_ref().map_or("", |client| &client.config.name));
     add(context.agent.as_ref().map_or("", |agent| &agent.name));
+    // A client that was deleted and made anew under its name gets no response of the one before.
+    let generation = context.client.as_ref().map_or(0, |client| client.config.origin.generation());
+    add(&format!("{generation:016x}"));
     add(request.method.as_str());
     add(request.target.normalized_path());
     add(key);

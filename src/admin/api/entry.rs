@@ -162,6 +162,13 @@ pub(super) fn check(
             let other = &other.name;
             warnings.push(format!("agents.{name}: has the corpid and secret of agents.{other}; make them one agent if nothing else differs"));
         }
+        let mut hashes = agent.secrets.iter().map(|secret| KeyHash::of(secret.value.expose()));
+        if let Some(client) = hashes.find_map(|hash| directory.client_by_key_hash(&hash)) {
+            let client = &client.config.name;
+            warnings.push(format!(
+                "agents.{name}.secret: is the key of clients.{client}; give the client a key of its own"
+            ));
+        }
         return Ok((Checked::Agent(agent), warnings));
     }
     let (client, warnings) = entry.client(name, 0, Some(&KnownAgents(directory)))?;
@@ -169,7 +176,13 @@ pub(super) fn check(
     if let Some(other) = same.find(|other| other.config.name != name) {
         return Err(same_key(name, &other.config.name));
     }
-    Ok((Checked::Client(client), texts(warnings)))
+    let mut warnings = texts(warnings);
+    let mut secrets = client.keys.iter().filter_map(|key| directory.agent_with_secret_as_key(&key.hash));
+    if let Some(agent) = secrets.next() {
+        let agent = &agent.name;
+        warnings.push(format!("clients.{name}.key_sha256: is the real secret of agents.{agent}; give the client a key of its own"));
+    }
+    Ok((Checked::Client(client), warnings))
 }
 
 /// The warnings with their keys.

@@ -173,6 +173,10 @@ const INVALID_TARGETS: &[(&str, &str)] = &[
         r#":6: callbacks.hr.to[0].name: is not a name; use letters, digits, _ and -, at most 64 characters"#,
     ),
     (
+        "name = \"a\"\nurl = \"https://-crm.example.com/wecom\"",
+        ":7: callbacks.hr.to[0].url: has a host that is no valid TLS server name: no label may begin or end with a hyphen",
+    ),
+    (
         "name = \"a\"",
         r#":5: callbacks.hr.to[0]: has no url; write url = "http://127.0.0.1:9000/wecom", or pull = true and clients = ["NAME"]"#,
     ),

@@ -196,6 +196,10 @@ const INVALID_UPSTREAM_TABLES: &[(&str, &str)] = &[
         r#":2: upstream.url: must have a port from 1 to 65535 after the host; write one like "https://qyapi.weixin.qq.com""#,
     ),
     (
+        "[upstream]\nurl = \"https://qyapi-.weixin.qq.com\"",
+        ":2: upstream.url: has a host that is no valid TLS server name: no label may begin or end with a hyphen",
+    ),
+    (
         "[upstream]\nurl = \"https://\"",
         r#":2: upstream.url: has no host, or one that is neither a name nor an address; write one like "https://qyapi.weixin.qq.com""#,
     ),

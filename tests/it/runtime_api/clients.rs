@@ -72,6 +72,50 @@ async fn one_of_concurrent_clients_gets_a_key() {
 }
 
 #[tokio::test]
+async fn key_that_is_a_secret_is_warned_of() {
+    let api = Api::start().await;
+    api.put_agent("it", IT_SECRET).await.assert_status(201);
+    let made = api.call("PUT", "/api/clients/billing", client(IT_SECRET, &["it"])).await;
+    let warnings = made.assert_status(201).json()["warnings"].to_string();
+    assert!(warnings.contains("clients.billing.key_sha256: is the real secret of agents.it"), "{warnings}");
+    let changed = api.put_agent("it", IT_SECRET).await;
+    let warnings = changed.assert_status(200).json()["warnings"].to_string();
+    assert!(warnings.contains("agents.it.secret: is the key of clients.billing"), "{warnings}");
+    // A secret that is gone is none.
+    api.put_agent("it", "another-secret-of-it").await.assert_status(200);
+    let shown = api.call("PATCH", "/api/clients/billing", json!({ "limit": "5/s" })).await;
+    assert_eq!(shown.assert_status(200).json()["warnings"], Value::Null);
+}
+
+#[tokio::test]
+async fn client_made_anew_gets_no_response_of_the_one_before() {
+    let api = Api::start().await;
+    api.put_agent("it", IT_SECRET).await.assert_status(201);
+    api.call("PUT", "/api/clients/keeper", client(&key_of("keeper"), &["*"])).await.assert_status(201);
+    let path = "/api/clients/billing";
+    let create =
+        async |key: &str| api.call("PUT", path, client(key, &["it"])).await.assert_status(201).status;
+    let send = async |key: &str| {
+        let request = Request::post("/it/cgi-bin/message/send")
+            .header("x-api-key", key)
+            .header("content-type", "application/json")
+            .header("idempotency-key", "order-17");
+        let body = json!({ "touser": "zhangsan", "msgtype": "text", "agentid": 1_000_004, "text": { "content": "hi" } });
+        let response = api.proxy.request(request, body.to_string()).await;
+        response.assert_ok().header("idempotency-replayed") == "true"
+    };
+    create(&key_of("first")).await;
+    assert!(!send(&key_of("first")).await);
+    // Another key of the same client is the same client.
+    api.call("PATCH", path, json!({ "key_sha256": sha256(key_of("second")) })).await.assert_status(200);
+    assert!(send(&key_of("second")).await);
+    api.call("DELETE", path, Value::Null).await.assert_status(204);
+    create(&key_of("third")).await;
+    assert!(!send(&key_of("third")).await);
+    assert!(send(&key_of("third")).await);
+}
+
+#[tokio::test]
 async fn client_may_name_an_agent_that_is_not_there() {
     let api = Api::start().await;
     let (path, key) = ("/api/clients/billing", key_of("billing"));
