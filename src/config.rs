@@ -64,7 +64,7 @@ pub use egress::{EgressLogin, EgressProtocol, EgressProxy};
 pub use error::{Error, Warning, summarize_warnings};
 pub use json::{
     JsonTable, agent_from_json, agent_to_json, client_from_json, client_to_json, corp_from_json,
-    corp_to_json, wipe as wipe_json,
+    corp_to_json, named_corp_from_json, wipe as wipe_json,
 };
 pub use key_hash::KeyHash;
 pub use loaded_files::{FileStamp, IncludePattern, LoadedFiles, SecretMode};

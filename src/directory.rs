@@ -4,7 +4,9 @@
 mod agent;
 mod capture_switch;
 mod client;
+mod named_corps;
 mod pass_keys;
+mod secret_lookup;
 mod shared_table;
 mod sorted_list;
 mod stored;
@@ -17,10 +19,7 @@ use std::{
     fmt,
     hash::{BuildHasher, Hash},
     mem,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, atomic::AtomicBool},
 };
 
 use foldhash::fast::RandomState;
@@ -160,39 +159,6 @@ impl Directory {
     /// The client of this name, for a pass that names it.
     pub fn client_by_name(&self, name: &str) -> Option<&Arc<Client>> {
         self.clients_by_name.find(self.hash(name), |client| client.config.name == name)
-    }
-
-    /// The agents with this corpid and real secret, where secrets are accepted; looked up by hash and compared
-    /// in constant time.
-    pub fn agents_by_secret<'a>(
-        &'a self,
-        corpid: &'a str,
-        secret: &str,
-    ) -> impl Iterator<Item = &'a Arc<Agent>> + use<'a> {
-        let agents = self.agents_with_credentials(corpid, secret);
-        agents.filter(|agent| self.is_open || agent.settings.accept_secret)
-    }
-
-    /// The agents with this corpid and real secret; compared in constant time.
-    pub fn agents_with_credentials<'a>(
-        &'a self,
-        corpid: &'a str,
-        secret: &str,
-    ) -> impl Iterator<Item = &'a Arc<Agent>> + use<'a> {
-        let hash = secret_hash(corpid, secret);
-        let known = self.agents_by_secret.candidates(self.hash(hash.as_bytes()));
-        let known = known.filter(move |(known, _)| *known == hash).map(|(_, agent)| agent);
-        // A file that was read again may have a secret that is not in the table, or have one no more that is.
-        let has_changes = self.has_changed_secret_files.load(Ordering::Relaxed);
-        let changed = has_changes.then(|| self.agents_of_corpid(corpid)).into_iter().flatten();
-        let changed = changed.filter(|agent| agent.token.has_changed_files());
-        known.chain(changed).filter(move |agent| agent.has_secret(&hash))
-    }
-
-    /// An agent whose secret has this hash, as a client's key has one.
-    pub fn agent_with_secret_as_key(&self, hash: &KeyHash) -> Option<&Arc<Agent>> {
-        let found = self.agents_by_secret_alone.find(self.hash(hash.as_bytes()), |(known, _)| known == hash);
-        found.map(|(_, agent)| agent)
     }
 
     /// Whether any agent has this corpid.
@@ -409,8 +375,4 @@ fn reuse_or_create_limiter(
     let limit = limit?;
     let previous = previous.filter(|previous| previous.limit() == limit).cloned();
     Some(previous.unwrap_or_else(|| limits.rate_limiter(limit, name)))
-}
-
-fn secret_hash(corpid: &str, secret: &str) -> KeyHash {
-    KeyHash::of(Masked::new(format!("{corpid}\0{secret}")).expose())
 }

@@ -21,8 +21,8 @@ use tokio::runtime::Handle;
 use self::{
     authorize::RecentCodes,
     records::{
-        CancellationRecord, CorpRecord, StandInRecord, TicketRecord, encode, newest_override,
-        parse_corp_record_name,
+        CancellationRecord, CorpRecord, StandInRecord, TicketRecord, corp_record_name, encode,
+        newest_override, parse_corp_record_name,
     },
 };
 pub use self::{
@@ -134,6 +134,17 @@ impl Suites {
             if !self.corps.contains_key(name) {
                 self.set_cancelled(name, Some(cancellation.value()), None);
             }
+        }
+    }
+
+    /// Applies what the state has of corps, by suite and corpid, that got or lost a name of their own.
+    pub fn apply_names(&self, corps: &[(String, String)]) {
+        for (suite, corpid) in corps {
+            let Some(agent) = self.suite_agent(suite) else { continue };
+            let Some(suite) = agent.suite() else { continue };
+            let name = corp_record_name(&suite.config.suite_id, corpid);
+            let corp = self.corps.get(&name).map(|corp| corp.clone());
+            self.set_corp(&name, corp);
         }
     }
 

@@ -1,6 +1,7 @@
 //! Agents and clients at run time: `/api/agents/NAME`, `/api/clients`, `/api/clients/NAME` and its keys.
 
 mod corps;
+mod current;
 mod entry;
 mod error;
 mod key_claims;

@@ -78,8 +78,9 @@ fn open_state(
     let open = |state| {
         let (updater, suites) = (updater.clone(), suites.clone());
         let apply = move |delivery: StateDelivery<'_>| {
-            updater.apply_records(delivery);
+            let corps = updater.apply_records(delivery);
             suites.apply_records(delivery.records);
+            suites.apply_names(&corps);
         };
         State::open(state, Box::new(apply))
     };

@@ -137,6 +137,22 @@ pub fn corp_from_json(
     Ok((corp, warnings))
 }
 
+/// Reads `[agents.NAME]` with a `suite`, which must be one of `suites`: an authorised corp.
+pub fn named_corp_from_json(
+    name: &str,
+    table: &JsonTable,
+    origin: Origin,
+    suites: &[&str],
+) -> Result<(CorpConfig, Vec<Warning>), Error> {
+    let read = |item: &ConfigValue<'_>| {
+        agents::reject_reserved_name(name, item)?;
+        suites::read_corp(name, item, suites)
+    };
+    let (mut corp, warnings) = read_table("agents", name, table, read)?;
+    corp.origin = origin;
+    Ok((corp, warnings))
+}
+
 fn read_table<T>(
     kind: &'static str,
     name: &str,

@@ -3,7 +3,8 @@
 use std::{cmp::Ordering, fmt, sync::Arc};
 
 use super::{
-    CaptureSwitch, Client, Shared, Suite, pass_keys::AgentPassKeys, reuse_or_create_limiter, secret_hash,
+    CaptureSwitch, Client, Shared, Suite, pass_keys::AgentPassKeys, reuse_or_create_limiter,
+    secret_lookup::secret_hash,
 };
 use crate::{
     config::{self, ClientKey, KeyHash, Origin, SourcedSecret},
@@ -155,6 +156,11 @@ impl Agent {
         matches!(self.role, AgentRole::Application | AgentRole::Corp { .. })
     }
 
+    /// Whether it is a corp without a name of its own.
+    pub fn is_unnamed_corp(&self) -> bool {
+        self.corp_pass_key.is_some()
+    }
+
     /// The suite that it is, if it is one.
     pub fn suite(&self) -> Option<&Arc<Suite>> {
         match &self.role {
@@ -166,7 +172,7 @@ impl Agent {
     /// The name in metrics: a corp that no file names counts as its suite.
     pub fn counted_as(&self) -> &str {
         match &self.role {
-            AgentRole::Corp { suite } if self.corp_pass_key.is_some() => suite,
+            AgentRole::Corp { suite } if self.is_unnamed_corp() => suite,
             _ => &self.name,
         }
     }

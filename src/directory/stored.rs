@@ -7,7 +7,7 @@ use zeroize::Zeroizing;
 
 use super::DirectoryChange;
 use crate::{
-    config::{self, AgentConfig, ClientConfig, JsonTable, KeyHash, Origin, UpstreamConfig},
+    config::{self, AgentConfig, ClientConfig, CorpConfig, JsonTable, KeyHash, Origin, UpstreamConfig},
     secret::{hex, random_u64},
     state::{Collection, Record},
     time::clock::unix_now,
@@ -93,6 +93,23 @@ impl StoredEntry {
         config::agent_from_json(name, &self.table, self.origin(version), upstreams)
     }
 
+    /// Whether it is an authorised corp with a name of its own.
+    pub fn is_corp(&self) -> bool {
+        self.table.as_map().contains_key("suite")
+    }
+
+    /// The corp, as written by version `version` of the state, and what `check` would warn of; its suite must be one of
+    /// `suites`, if there are any given.
+    pub fn corp(
+        &self,
+        name: &str,
+        version: u64,
+        suites: Option<&[&str]>,
+    ) -> Result<(CorpConfig, Vec<config::Warning>), config::Error> {
+        let own = self.table.as_map().get("suite").and_then(Value::as_str).unwrap_or_default();
+        config::named_corp_from_json(name, &self.table, self.origin(version), suites.unwrap_or(&[own]))
+    }
+
     /// The client, as written by version `version` of the state, and what `check` would warn of, where `agents` are those
     /// that there are.
     pub fn client(
@@ -138,6 +155,7 @@ impl DirectoryChange {
             return Some(reject(name.clone()));
         };
         let change = match is_agent {
+            true if entry.is_corp() => entry.corp(name, *version, None).map(|(corp, _)| Self::PutCorp(corp)),
             true => entry.agent(name, *version, upstreams).map(|(agent, _)| Self::PutAgent(agent)),
             false => entry.client(name, *version, None).map(|(client, _)| Self::PutClient(client)),
         };

@@ -7,7 +7,7 @@ use arc_swap::ArcSwap;
 use dashmap::DashMap;
 use foldhash::fast::RandomState;
 
-use super::{Agent, AgentRole, secret_hash};
+use super::{Agent, AgentRole, named_corps::NamedCorp};
 use crate::{
     config::{self, KeyHash, Origin, UpstreamId},
     limits::RateLimiterFactory,
@@ -27,28 +27,13 @@ pub struct Suite {
     /// What outlives a reload.
     pub state: Arc<SuiteState>,
     /// The corps that the file names, by corpid.
-    pub(super) file_corps: HashMap<String, FileCorp, RandomState>,
+    pub(super) file_corps: HashMap<String, NamedCorp, RandomState>,
 }
 
-/// A corp that the file names.
-pub(super) struct FileCorp {
-    /// The agent with the permanent code of the file.
-    pub(super) agent: Arc<Agent>,
-    /// The hash of that code.
-    code: KeyHash,
-}
-
-impl FileCorp {
-    pub(super) fn new(agent: Arc<Agent>, code: &Masked) -> Self {
-        let code = secret_hash(&agent.corpid, code.expose());
-        Self { agent, code }
-    }
-}
-
-/// What the state says of a corp that a file names, as long as the file has the permanent code of this hash.
+/// What the state says of a corp with a name of its own, as long as the permanent code with that name has this hash.
 #[derive(Clone)]
 pub struct CorpOverride {
-    /// The hash of the file's permanent code.
+    /// The hash of the code with its name.
     pub file_code: KeyHash,
     /// Its newer permanent code; `None`: it withdrew its authorisation.
     pub renewed: Option<CorpCredentials>,
@@ -58,7 +43,7 @@ pub struct CorpOverride {
 pub(super) struct OverriddenCorp {
     file_code: KeyHash,
     /// `None`: the corp withdrew its authorisation.
-    agent: Option<Arc<Agent>>,
+    pub(super) agent: Option<Arc<Agent>>,
     generation: u64,
 }
 
@@ -68,9 +53,11 @@ pub struct SuiteState {
     pub ticket: Arc<SuiteTicket>,
     /// The entry of its token.
     pub(super) token: Arc<ArcSwap<CachedToken>>,
-    /// The authorised corps that the file does not name, by corpid.
+    /// The authorised corps without a name of their own, by corpid.
     pub(super) corps: DashMap<Box<str>, Arc<Agent>, RandomState>,
-    /// What the state says of corps that the file names, by corpid.
+    /// Those that stand in the state with a name of their own, by corpid.
+    pub(super) named: DashMap<Box<str>, NamedCorp, RandomState>,
+    /// What the state says of corps with a name of their own, by corpid.
     pub(super) overridden: DashMap<Box<str>, OverriddenCorp, RandomState>,
 }
 
@@ -102,14 +89,18 @@ impl Suite {
 
     /// The authorised corp with this corpid, which is case-sensitive.
     pub fn corp(&self, corpid: &str) -> Option<Arc<Agent>> {
-        match self.file_corps.get(corpid) {
-            Some(named) => self.in_force(named),
-            None => self.state.corps.get(corpid).map(|corp| corp.clone()),
+        if let Some(named) = self.file_corps.get(corpid) {
+            return self.in_force(named);
+        }
+        // Most have no name of their own.
+        match self.state.corps.get(corpid).map(|corp| corp.clone()) {
+            Some(corp) => Some(corp),
+            None => self.named(corpid).and_then(|named| self.in_force(&named)),
         }
     }
 
-    /// The corp that the file names, with its newest permanent code; `None` if it withdrew its authorisation.
-    fn in_force(&self, named: &FileCorp) -> Option<Arc<Agent>> {
+    /// The corp with its newest permanent code; `None` if it withdrew its authorisation.
+    fn in_force(&self, named: &NamedCorp) -> Option<Arc<Agent>> {
         let overridden = self.state.overridden.get(&*named.agent.corpid);
         match overridden.filter(|overridden| overridden.file_code == named.code) {
             Some(overridden) => overridden.agent.clone(),
@@ -122,16 +113,18 @@ impl Suite {
         self.file_corps.contains_key(corpid)
     }
 
-    /// The hash of the permanent code that the file has for this corp.
-    pub fn file_code(&self, corpid: &str) -> Option<KeyHash> {
-        self.file_corps.get(corpid).map(|named| named.code)
+    /// The hash of the permanent code with the name of this corp, and the generation of the agent, if it has a name.
+    pub fn named_code(&self, corpid: &str) -> Option<(KeyHash, u64)> {
+        self.named(corpid).map(|named| (named.code, named.agent.origin.generation()))
     }
 
     /// All authorised corps, in no order.
     pub fn corps(&self) -> Vec<Arc<Agent>> {
         let in_state = self.state.corps.iter().filter(|corp| !self.is_file_corp(&corp.corpid));
         let in_file = self.file_corps.values().filter_map(|named| self.in_force(named));
-        in_file.chain(in_state.map(|corp| corp.clone())).collect()
+        let named = self.state.named.iter().filter(|named| !self.is_file_corp(&named.agent.corpid));
+        let named = named.filter_map(|named| self.in_force(&named));
+        in_file.chain(named).chain(in_state.map(|corp| corp.clone())).collect()
     }
 
     /// The corps that the file names and that withdrew their authorisation.
@@ -145,7 +138,7 @@ impl Suite {
         named.map(|named| &named.agent)
     }
 
-    /// Puts in force what the state says of a corp: of one that the file names `overriding`, of another one `corp`.
+    /// Puts in force what the state says of a corp: of one with a name of its own `overriding`, of another one `corp`.
     pub fn set_corp(
         &self,
         corpid: &str,
@@ -153,12 +146,9 @@ impl Suite {
         overriding: Option<CorpOverride>,
         (tokens, limits): (&TokenCache, &RateLimiterFactory),
     ) {
-        let overriding = match self.file_corps.get(corpid) {
-            Some(named) => {
-                overriding.filter(|known| known.file_code == named.code).map(|known| (named, known))
-            }
-            None => None,
-        };
+        let named = self.named(corpid);
+        let overriding = named.as_ref().zip(overriding);
+        let overriding = overriding.filter(|(named, known)| known.file_code == named.code);
         let agent = overriding.map(|(named, known)| self.override_corp(named, known, tokens));
         let is_cancelled = agent.as_ref().is_some_and(|overridden| overridden.agent.is_none());
         let replaced = match agent {
@@ -168,11 +158,11 @@ impl Suite {
         let was_cancelled = replaced.as_ref().is_some_and(|overridden| overridden.agent.is_none());
         let replaced = replaced.and_then(|replaced| replaced.agent);
         if is_cancelled && !was_cancelled {
-            let in_file = self.file_corps.get(corpid).map(|named| &named.agent);
-            in_file.into_iter().chain(&replaced).for_each(|gone| discard_entries(gone, tokens));
+            let named = named.iter().map(|named| &named.agent);
+            named.chain(&replaced).for_each(|gone| discard_entries(gone, tokens));
         }
         let of_state = match corp {
-            Some(_) if self.is_file_corp(corpid) => self.state.corps.remove(corpid).map(|(_, corp)| corp),
+            Some(_) if named.is_some() => self.state.corps.remove(corpid).map(|(_, corp)| corp),
             Some(corp) => {
                 self.insert_corp(corp, tokens, limits);
                 None
@@ -188,7 +178,7 @@ impl Suite {
         replaced.into_iter().chain(of_state).filter(is_gone).for_each(|gone| remove_entries(&gone, tokens));
     }
 
-    fn override_corp(&self, named: &FileCorp, known: CorpOverride, tokens: &TokenCache) -> OverriddenCorp {
+    fn override_corp(&self, named: &NamedCorp, known: CorpOverride, tokens: &TokenCache) -> OverriddenCorp {
         let file_code = known.file_code;
         let Some(renewed) = known.renewed else {
             return OverriddenCorp { file_code, agent: None, generation: 0 };
@@ -237,7 +227,18 @@ impl Suite {
         self.state.token.load_full()
     }
 
-    /// The entry of the token of a corp that the file does not name.
+    /// The entry of the token of a corp with a name of its own.
+    pub fn named_corp_token(
+        &self,
+        name: &str,
+        credentials: Credentials,
+        tokens: &TokenCache,
+    ) -> Arc<CachedToken> {
+        tokens
+            .entry_of(TokenSpec { agent: name, counted_as: None, credentials, kind: self.corp_kind() }, false)
+    }
+
+    /// The entry of the token of a corp without a name of its own.
     pub fn corp_token(&self, name: &str, credentials: Credentials, tokens: &TokenCache) -> Arc<CachedToken> {
         let spec =
             TokenSpec { agent: name, counted_as: Some(self.name()), credentials, kind: self.corp_kind() };

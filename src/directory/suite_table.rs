@@ -7,8 +7,10 @@ use dashmap::DashMap;
 use foldhash::fast::RandomState;
 
 use super::{
-    Agent, AgentRole, Client, Directory, Shared, Suite, SuiteState, pass_keys::AgentPassKeys,
-    reuse_or_create_limiter, suite::FileCorp,
+    Agent, AgentRole, Client, Directory, Shared, Suite, SuiteState, corp_credentials,
+    named_corps::{CorpNames, NamedCorp},
+    pass_keys::AgentPassKeys,
+    reuse_or_create_limiter,
 };
 use crate::{
     config::{self, Origin, UpstreamId},
@@ -22,13 +24,15 @@ pub(super) struct SuiteTable {
     /// Those of suites and providers.
     agents: Vec<Arc<Agent>>,
     by_name: HashMap<String, Arc<Agent>, RandomState>,
+    /// Those of corps that stand in the state with a name of their own.
+    names_in_state: Arc<CorpNames>,
 }
 
 impl SuiteTable {
     /// Builds the table; what did not change is taken from the table before.
     pub(super) fn build(config: config::SuitesConfig, shared: &Shared<'_>, before: &Self) -> Self {
         let config::SuitesConfig { providers, suites, corps } = config;
-        let mut table = Self::default();
+        let mut table = Self { names_in_state: before.names_in_state.clone(), ..Self::default() };
         for (name, provider) in providers {
             let agent = shared.provider(provider, before.by_name.get(&name));
             table.agents.push(agent);
@@ -79,11 +83,18 @@ impl SuiteTable {
                 AgentRole::Corp { suite } => self.suite(suite)?.corp(&agent.corpid),
                 _ => Some(agent.clone()),
             },
-            None => {
-                let (suite, corpid) = name.split_once(':')?;
-                self.suite(suite)?.corp(corpid)
-            }
+            None => match name.split_once(':') {
+                Some((suite, corpid)) => self.suite(suite)?.corp(corpid),
+                None => {
+                    let (suite, corpid) = self.names_in_state.get(name)?.clone();
+                    self.suite(&suite)?.corp(&corpid).filter(|corp| corp.name == name)
+                }
+            },
         }
+    }
+
+    pub(super) fn names_in_state(&self) -> &CorpNames {
+        &self.names_in_state
     }
 
     fn suite(&self, name: &str) -> Option<&Arc<Suite>> {
@@ -114,6 +125,12 @@ impl Directory {
     /// The authorised corp of this name, if the file names it and it withdrew its authorisation: it is no agent then.
     pub fn find_cancelled_corp(&self, name: &str) -> Option<&Arc<Agent>> {
         self.suites.find_cancelled(name)
+    }
+
+    /// The corp of this suite with this corpid; also one that the file names and that withdrew its authorisation.
+    pub fn find_corp(&self, suite: &str, corpid: &str) -> Option<Arc<Agent>> {
+        let suite = self.suite_by_name(suite)?;
+        suite.corp(corpid).or_else(|| suite.cancelled_corp(corpid).cloned())
     }
 
     /// Whether an agent is such a corp.
@@ -218,6 +235,7 @@ impl Shared<'_> {
                 ticket,
                 token: Arc::new(ArcSwap::new(token.clone())),
                 corps: DashMap::default(),
+                named: DashMap::default(),
                 overridden: DashMap::default(),
             }),
         };
@@ -227,34 +245,31 @@ impl Shared<'_> {
         for corp in corps {
             let (corpid, code) = (corp.corpid.clone(), corp.permanent_code.clone());
             let previous = before.and_then(|before| before.file_corps.get(&corpid));
-            let agent = self.file_corp(&suite, corp, previous.map(|previous| &previous.agent));
-            suite.file_corps.insert(corpid, FileCorp::new(agent, &code));
+            let agent = self.named_corp(&suite, corp, previous.map(|previous| &previous.agent));
+            suite.file_corps.insert(corpid, NamedCorp::new(agent, &code));
         }
         let corps = suite.file_corps.values().map(|corp| corp.agent.clone()).collect();
         let role = (AgentRole::Suite(Arc::new(suite)), origin);
         (self.agent(name, suite_id, token, role, previous), corps)
     }
 
-    fn file_corp(
+    /// A corp with a name of its own.
+    pub(super) fn named_corp(
         &self,
         suite: &Suite,
         corp: config::CorpConfig,
         previous: Option<&Arc<Agent>>,
     ) -> Arc<Agent> {
         let config::CorpConfig { name, corpid, permanent_code, settings, origin, .. } = corp;
-        let credentials = Credentials {
-            corpid: corpid.clone(),
-            secret: permanent_code,
-            upstream: UpstreamId::default(),
-            generation: 0,
-        };
+        let credentials = corp_credentials(&corpid, permanent_code, &origin);
         let spec = TokenSpec { agent: &name, counted_as: None, credentials, kind: suite.corp_kind() };
         let token = self.tokens.entry_of(spec, previous.is_some());
         let role = (AgentRole::Corp { suite: suite.name().into() }, origin);
         let agent = self.agent(name, corpid, token, role, previous);
         let limiter = previous.and_then(|previous| previous.rate_limiter.as_ref());
+        let limit = settings.limit.or(suite.config.limit_per_corp);
         let rate_limiter =
-            reuse_or_create_limiter(self.limits, settings.limit, limiter, || format!("agent:{}", agent.name));
+            reuse_or_create_limiter(self.limits, limit, limiter, || format!("agent:{}", agent.name));
         Arc::new(Agent { settings, rate_limiter, ..agent.duplicate() })
     }
 
@@ -272,7 +287,9 @@ impl Shared<'_> {
             Some(previous) => (previous.pass_keys.clone(), previous.capture_switch.clone()),
             None => {
                 let before = previous.map(|previous| (&*previous.pass_keys, &previous.token));
-                (Arc::new(AgentPassKeys::new(self.pass_key.cloned(), 0, &token, before)), Arc::default())
+                let generation = origin.generation();
+                let pass_keys = AgentPassKeys::new(self.pass_key.cloned(), generation, &token, before);
+                (Arc::new(pass_keys), Arc::default())
             }
         };
         Arc::new(Agent {

@@ -9,9 +9,9 @@ use std::{
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
-use super::{Agent, Client, Directory};
+use super::{Agent, Client, Directory, Shared};
 use crate::{
-    config::{self, AgentConfig, ClientConfig},
+    config::{self, AgentConfig, ClientConfig, CorpConfig},
     limits::RateLimiterFactory,
     state::StateDelivery,
     tokens::TokenCache,
@@ -30,6 +30,9 @@ pub struct DirectoryUpdater {
 #[derive(Default)]
 struct Shadowed {
     agents: BTreeMap<String, AgentConfig>,
+    corps: BTreeMap<String, CorpConfig>,
+    /// The corps with a name of their own that are in force.
+    corps_in_force: BTreeMap<String, CorpConfig>,
     clients: BTreeMap<String, ClientConfig>,
     /// The clients whose records are not valid here, as those of a newer version may be: they keep the proxy closed.
     invalid_clients: BTreeSet<String>,
@@ -40,6 +43,8 @@ struct Shadowed {
 pub enum DirectoryChange {
     /// An agent was added or changed.
     PutAgent(AgentConfig),
+    /// An authorised corp was added or changed under a name of its own.
+    PutCorp(CorpConfig),
     /// The agent of this name was deleted.
     DeleteAgent(String),
     /// A client was added or changed.
@@ -83,13 +88,27 @@ impl DirectoryUpdater {
 
     /// Applies changes of the state, in their order. Requests that begin afterwards see all of them. `is_complete`: see
     /// [`Directory::is_complete`].
-    fn apply(&self, changes: impl IntoIterator<Item = DirectoryChange>, is_complete: bool) {
+    fn apply(
+        &self,
+        changes: impl IntoIterator<Item = DirectoryChange>,
+        is_complete: bool,
+    ) -> Vec<(String, String)> {
         let mut update = self.begin();
         update.next.is_complete = is_complete;
         for change in changes {
             match change {
-                DirectoryChange::PutAgent(agent) => update.put_agent_of_state(agent, true),
-                DirectoryChange::DeleteAgent(name) => update.delete_agent_of_state(&name),
+                DirectoryChange::PutAgent(agent) => {
+                    update.delete_corp_of_state(&agent.name);
+                    update.put_agent_of_state(agent, true);
+                }
+                DirectoryChange::PutCorp(corp) => {
+                    update.delete_agent_of_state(&corp.name);
+                    update.put_corp_of_state(corp, true);
+                }
+                DirectoryChange::DeleteAgent(name) => {
+                    update.delete_agent_of_state(&name);
+                    update.delete_corp_of_state(&name);
+                }
                 DirectoryChange::PutClient(client) => update.put_client_of_state(client, true),
                 DirectoryChange::DeleteClient(name) => update.delete_client_of_state(&name),
                 DirectoryChange::RejectClient(name) => {
@@ -98,22 +117,28 @@ impl DirectoryUpdater {
                 }
             }
         }
-        update.commit();
+        update.commit().1
     }
 
-    /// Applies records of the state. Requests that begin afterwards see all of them.
-    pub fn apply_records(&self, StateDelivery { records, is_complete }: StateDelivery<'_>) {
+    /// Applies records of the state. Requests that begin afterwards see all of them. Returns suite and corpid of the corps
+    /// that got or lost a name of their own.
+    pub fn apply_records(
+        &self,
+        StateDelivery { records, is_complete }: StateDelivery<'_>,
+    ) -> Vec<(String, String)> {
         let directory = self.directory.load();
         let change = |record| DirectoryChange::from_record(record, directory.upstreams());
         let changes: Vec<_> = records.iter().filter_map(change).collect();
         if !changes.is_empty() || directory.is_complete() != is_complete {
             let was_complete = directory.is_complete();
             drop(directory);
-            self.apply(changes, is_complete);
+            let corps = self.apply(changes, is_complete);
             if is_complete && !was_complete {
                 self.log_completion();
             }
+            return corps;
         }
+        Vec::new()
     }
 
     fn log_completion(&self) {
@@ -141,13 +166,14 @@ impl DirectoryUpdater {
         }
         update.next.replace_suites(mem::take(&mut config.suites), &self.tokens, &self.limits);
         update.shadow_agents_named_as_suites();
-        update.commit()
+        update.put_corps_of_state_again();
+        update.commit().0
     }
 
     fn begin(&self) -> Update<'_> {
         let shadowed = self.shadowed.lock();
         let next = Directory::clone(&self.directory.load());
-        Update { next, shadowed, updater: self, replaced: Vec::new() }
+        Update { next, shadowed, updater: self, replaced: Vec::new(), corps: Vec::new() }
     }
 }
 
@@ -158,10 +184,13 @@ struct Update<'a> {
     updater: &'a DirectoryUpdater,
     /// Agents that are no longer there, or not as they were: another one may have their tokens in the end.
     replaced: Vec<Arc<Agent>>,
+    /// Suite and corpid of the corps that got or lost a name of their own.
+    corps: Vec<(String, String)>,
 }
 
 impl Update<'_> {
-    fn commit(mut self) -> Arc<Directory> {
+    /// Returns the directory before, and the corps that got or lost a name of their own.
+    fn commit(mut self) -> (Arc<Directory>, Vec<(String, String)>) {
         self.restore_shadowed();
         // A proxy that was closed stays so when its last client goes, unless the file allows it to be open.
         let has_clients = self.next.has_clients() || !self.shadowed.invalid_clients.is_empty();
@@ -170,7 +199,7 @@ impl Update<'_> {
         for agent in &self.replaced {
             self.next.release_token(agent, &self.updater.tokens);
         }
-        self.updater.directory.swap(Arc::new(self.next))
+        (self.updater.directory.swap(Arc::new(self.next)), self.corps)
     }
 
     fn put_agent(&mut self, agent: AgentConfig) {
@@ -204,6 +233,45 @@ impl Update<'_> {
         let is_shadowed = self.shadowed.agents.remove(name).is_some();
         if !is_shadowed && self.next.agent_by_name(name).is_some_and(|agent| !agent.origin.is_file()) {
             self.remove_agent(name);
+        }
+    }
+
+    fn put_corp_of_state(&mut self, corp: CorpConfig, is_new: bool) {
+        let is_other = |known: &CorpConfig| (&known.suite, &known.corpid) != (&corp.suite, &corp.corpid);
+        let in_the_way = self.next.corp_in_the_way(&corp);
+        if in_the_way.is_some() || self.shadowed.corps_in_force.get(&corp.name).is_some_and(is_other) {
+            self.delete_corp_of_state(&corp.name);
+        }
+        self.shadowed.corps.remove(&corp.name);
+        match in_the_way {
+            Some(by) => {
+                if is_new {
+                    let name = &corp.name;
+                    tracing::warn!(name, by, "agent of the state is not in force; delete one of them");
+                }
+                self.shadowed.corps.insert(corp.name.clone(), corp);
+            }
+            None => {
+                let (tokens, limits) = (&self.updater.tokens, &self.updater.limits);
+                let shared = Shared { tokens, limits, pass_key: self.next.pass_key.as_ref() };
+                self.corps.push((corp.suite.clone(), corp.corpid.clone()));
+                self.shadowed.corps_in_force.insert(corp.name.clone(), corp.clone());
+                self.next.put_named_corp(corp, &shared);
+            }
+        }
+    }
+
+    fn delete_corp_of_state(&mut self, name: &str) {
+        self.shadowed.corps.remove(name);
+        self.shadowed.corps_in_force.remove(name);
+        self.corps.extend(self.next.remove_named_corp(name, &self.updater.tokens));
+    }
+
+    /// Puts them in force with the suites of the files as they are now.
+    fn put_corps_of_state_again(&mut self) {
+        let corps: Vec<_> = self.shadowed.corps_in_force.values().cloned().collect();
+        for corp in corps {
+            self.put_corp_of_state(corp, true);
         }
     }
 
@@ -304,6 +372,9 @@ impl Update<'_> {
     fn restore_shadowed(&mut self) {
         for agent in mem::take(&mut self.shadowed.agents).into_values() {
             self.put_agent_of_state(agent, false);
+        }
+        for corp in mem::take(&mut self.shadowed.corps).into_values() {
+            self.put_corp_of_state(corp, false);
         }
         for client in mem::take(&mut self.shadowed.clients).into_values() {
             self.put_client_of_state(client, false);

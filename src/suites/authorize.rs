@@ -220,13 +220,13 @@ impl Suites {
 
     /// What is known of the permanent code that the file has for a corp.
     async fn file_code(&self, suite: &Suite, corpid: &str) -> Result<Option<FileCode>, WriteError> {
-        let Some(hash) = suite.file_code(corpid) else { return Ok(None) };
+        let Some((hash, generation)) = suite.named_code(corpid) else { return Ok(None) };
         let name = corp_record_name(&suite.config.suite_id, corpid);
         let record = self.read(Collection::CancelledCorps, &name).await.map_err(unavailable)?;
         let known =
             record.and_then(|record| CancellationRecord::parse(record.value.as_ref()?, record.version));
         let is_cancelled = known.is_some_and(|known| KeyHash::from_hex(&known.file_code) == Some(hash));
-        Ok(Some(FileCode { hash, is_cancelled }))
+        Ok(Some(FileCode { hash, generation, is_cancelled }))
     }
 
     /// The writes that delete what was returned for the auth_codes of a corp.

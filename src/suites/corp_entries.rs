@@ -61,22 +61,43 @@ impl Suites {
         precondition: Precondition,
     ) -> Result<(), WriteError> {
         let suite_id = &suite.config.suite_id;
-        let delete = Write::delete(Collection::Corps, corp_record_name(suite_id, corpid));
+        let name = corp_record_name(suite_id, corpid);
+        let mut writes = vec![Write::delete(Collection::Corps, name.clone()).when(precondition)];
+        writes.extend(self.corp_deletions(suite, corpid).await);
+        match suite.named_code(corpid).filter(|_| suite.is_file_corp(corpid)) {
+            Some((file_code, _)) => {
+                let record = encode(&CancellationRecord::new(&file_code));
+                writes.push(Write::put(Collection::CancelledCorps, name, record));
+                tracing::warn!(
+                    agent = suite.name(),
+                    corpid,
+                    "corp withdrew its authorisation, though the file names it; it is gone until it authorises again, or until the \
+                     file has another permanent_code"
+                );
+            }
+            None => {
+                let name = suite.name_in_state(corpid);
+                writes.extend(name.map(|name| Write::delete(Collection::Agents, name)));
+            }
+        }
+        self.write(writes).await.map(drop)
+    }
+
+    /// The writes that delete what there is of a corp beside its record: stand-ins, and what was returned for its
+    /// auth_codes.
+    async fn corp_deletions(&self, suite: &Suite, corpid: &str) -> Vec<Write> {
+        let suite_id = &suite.config.suite_id;
         let stand_ins = self.stand_ins.iter();
         let stand_ins = stand_ins.filter(|known| known.suite_id == *suite_id && known.corpid == corpid);
-        let mut writes = vec![delete.when(precondition)];
-        if let Some(file_code) = suite.file_code(corpid) {
-            let record = encode(&CancellationRecord::new(&file_code));
-            writes.push(Write::put(Collection::CancelledCorps, corp_record_name(suite_id, corpid), record));
-            tracing::warn!(
-                agent = suite.name(),
-                corpid,
-                "corp withdrew its authorisation, though the file names it; it is gone until it authorises again, or until the \
-                 file has another permanent_code"
-            );
-        }
-        writes.extend(self.redeemed_deletions(suite, corpid).await);
+        let mut writes = self.redeemed_deletions(suite, corpid).await;
         writes.extend(stand_ins.map(|known| Write::delete(Collection::StandIns, known.key().clone())));
-        self.write(writes).await.map(drop)
+        writes
+    }
+
+    /// The writes that delete all of a corp that stands in the state under a name of its own, but that agent.
+    pub async fn named_corp_deletions(&self, suite: &Suite, corpid: &str) -> Vec<Write> {
+        let mut writes = self.corp_deletions(suite, corpid).await;
+        writes.push(Write::delete(Collection::Corps, corp_record_name(&suite.config.suite_id, corpid)));
+        writes
     }
 }

@@ -87,7 +87,7 @@ impl CorpRecord {
         };
         if let Some(file) = file.filter(|_| !is_known) {
             // The corp of the file goes on, if it did not cancel.
-            next.generation = if file.is_cancelled { next.generation } else { 0 };
+            next.generation = if file.is_cancelled { next.generation } else { file.generation };
         }
         next.file_code = file_code;
         Ok(next)
@@ -156,6 +156,8 @@ impl CorpRecord {
 /// What is known of the permanent code that a file has for a corp.
 pub(super) struct FileCode {
     pub(super) hash: KeyHash,
+    /// The generation of the agent.
+    pub(super) generation: u64,
     /// Whether the corp cancelled while the file had it.
     pub(super) is_cancelled: bool,
 }

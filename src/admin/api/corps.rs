@@ -75,6 +75,10 @@ impl Admin {
         let EntryWrite { kind, name, .. } = *write;
         let corpid = &name[suite.name().len() + 1..];
         reject_entry_of_file(kind, name, &self.directory.load())?;
+        if let Some(own) = suite.name_in_state(corpid) {
+            let message = format!("this corp is the agent {own} of the state; change it under that name");
+            return Err(ApiError::new(StatusCode::CONFLICT, message));
+        }
         let current = self.settings.suites.read_corp(suite, corpid).await?;
         let tag = current.as_ref().map(|current| version_tag(current.version));
         if write.preconditions.evaluate(tag.as_deref(), false) != Evaluation::Proceed {

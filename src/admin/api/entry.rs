@@ -3,11 +3,11 @@
 use http::StatusCode;
 use serde_json::{Map, Value, json};
 
-use super::{error::ApiError, key_claims::same_key};
+use super::error::ApiError;
 use crate::{
     config::{
-        self, AgentConfig, AgentNames, AgentSettings, ClientConfig, ClientKey, JsonTable, KeyHash, Origin,
-        SourcedSecret,
+        self, AgentConfig, AgentNames, AgentSettings, ClientConfig, ClientKey, CorpConfig, JsonTable,
+        KeyHash, Origin, SourcedSecret,
     },
     directory::{Agent, Client, Directory, StoredEntry, StoredKey},
     state::Collection,
@@ -131,6 +131,8 @@ pub(super) fn client_json(client: &ClientConfig) -> Map<String, Value> {
 /// An entry that passed all checks.
 pub(super) enum Checked {
     Agent(AgentConfig),
+    /// An authorised corp with a name of its own.
+    Corp(CorpConfig),
     Client(ClientConfig),
 }
 
@@ -139,6 +141,7 @@ impl Checked {
     pub(super) fn to_json(&self) -> Map<String, Value> {
         match self {
             Self::Agent(agent) => agent_json(agent),
+            Self::Corp(corp) => corp_json((&corp.suite, &corp.corpid), &corp.settings, &corp.origin),
             Self::Client(client) => client_json(client),
         }
     }
@@ -151,6 +154,9 @@ pub(super) fn check(
     entry: &StoredEntry,
     directory: &Directory,
 ) -> Result<(Checked, Vec<String>), ApiError> {
+    if kind == EntryKind::Agent && entry.is_corp() {
+        return check_corp(name, entry, directory);
+    }
     if kind == EntryKind::Agent {
         let (agent, warnings) = entry.agent(name, 0, directory.upstreams())?;
         let mut warnings = texts(warnings);
@@ -183,6 +189,29 @@ pub(super) fn check(
         warnings.push(format!("clients.{name}.key_sha256: is the real secret of agents.{agent}; give the client a key of its own"));
     }
     Ok((Checked::Client(client), warnings))
+}
+
+fn check_corp(
+    name: &str,
+    entry: &StoredEntry,
+    directory: &Directory,
+) -> Result<(Checked, Vec<String>), ApiError> {
+    let suites = directory.suites_and_providers().iter().filter(|agent| agent.suite().is_some());
+    let suites: Vec<_> = suites.map(|agent| &*agent.name).collect();
+    let (corp, warnings) = entry.corp(name, 0, Some(&suites))?;
+    match directory.find_corp(&corp.suite, &corp.corpid).filter(|other| !other.is_unnamed_corp()) {
+        Some(other) if other.name != name => {
+            let reason = format!("is the suite and corpid of agents.{} too; keep one of them", other.name);
+            Err(ApiError::invalid(&format!("agents.{name}"), &reason))
+        }
+        _ => Ok((Checked::Corp(corp), texts(warnings))),
+    }
+}
+
+/// 422: another client has the key.
+pub(super) fn same_key(client: &str, owner: &str) -> ApiError {
+    let reason = format!("is the same key as one of clients.{owner}; each client needs its own");
+    ApiError::invalid(&EntryKind::Client.key(client, "key_sha256"), &reason)
 }
 
 /// The warnings with their keys.

@@ -3,7 +3,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{entry::EntryKind, error::ApiError, write::read_current};
+use super::{
+    current::read_current,
+    entry::{EntryKind, same_key},
+    error::ApiError,
+};
 use crate::{
     config::KeyHash,
     directory::StoredKey,
@@ -51,12 +55,6 @@ pub(super) async fn claim_writes(
 /// The writes that go with the end of a client's keys.
 pub(super) fn release_writes<'a>(keys: impl Iterator<Item = &'a StoredKey>) -> impl Iterator<Item = Write> {
     keys.map(|key| Write::delete(Collection::ClientKeys, claim_name(&key.hash)))
-}
-
-/// 422: another client has the key.
-pub(super) fn same_key(client: &str, owner: &str) -> ApiError {
-    let reason = format!("is the same key as one of clients.{owner}; each client needs its own");
-    ApiError::invalid(&EntryKind::Client.key(client, "key_sha256"), &reason)
 }
 
 fn parse(value: &[u8]) -> Option<String> {

@@ -8,11 +8,12 @@ use super::super::{
     response::{AdminBody, json_response},
 };
 use super::{
+    current::read_current,
     entry::{EntryKind, version_tag},
     error::ApiError,
     key_claims::claim_writes,
     preconditions::{Evaluation, Preconditions},
-    write::{MAX_ATTEMPTS, insert_tag, no_content, precondition_failed, read_current, reject_entry_of_file},
+    write::{MAX_ATTEMPTS, insert_tag, no_content, precondition_failed, reject_entry_of_file},
 };
 use crate::{
     config::{KeyHash, MAX_CLIENT_KEYS},

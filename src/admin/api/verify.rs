@@ -5,7 +5,10 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 
 use super::super::Admin;
-use super::{entry::EntryKind, error::ApiError};
+use super::{
+    entry::{Checked, EntryKind},
+    error::ApiError,
+};
 use crate::{
     config::AgentConfig,
     directory::{self, Directory, Suite},
@@ -38,8 +41,39 @@ impl Drop for VerifiedToken {
 }
 
 impl Admin {
+    /// Fetches a token for an agent or corp, unless that was done before.
+    pub(super) async fn verify_once(
+        &self,
+        checked: &Checked,
+        verified: &mut Option<VerifiedToken>,
+    ) -> Result<(), ApiError> {
+        let credentials = match checked {
+            Checked::Agent(agent) => directory::first_credentials(agent),
+            Checked::Corp(corp) => {
+                directory::corp_credentials(&corp.corpid, corp.permanent_code.clone(), &corp.origin)
+            }
+            Checked::Client(_) => return Ok(()),
+        };
+        if verified.as_ref().is_some_and(|verified| verified.is_for(&credentials)) {
+            return Ok(());
+        }
+        let fetched = match checked {
+            Checked::Corp(corp) => {
+                let suite = self.directory.load().suite_by_name(&corp.suite);
+                let token =
+                    suite.map(|suite| suite.named_corp_token(&corp.name, credentials, &self.token_cache));
+                let token = token.ok_or_else(ApiError::busy)?;
+                self.verify_token(&corp.name, token, "permanent_code").await?
+            }
+            Checked::Agent(agent) => self.verify(agent).await?,
+            Checked::Client(_) => return Ok(()),
+        };
+        *verified = Some(fetched);
+        Ok(())
+    }
+
     /// Fetches a token with the agent's first secret; during a backoff, that is the last failure.
-    pub(super) async fn verify(&self, agent: &AgentConfig) -> Result<VerifiedToken, ApiError> {
+    async fn verify(&self, agent: &AgentConfig) -> Result<VerifiedToken, ApiError> {
         let token = self.token_cache.entry(&agent.name, directory::first_credentials(agent), false);
         self.verify_token(&agent.name, token, "secret").await
     }

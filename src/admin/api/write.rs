@@ -9,7 +9,8 @@ use super::super::{
     response::{AdminBody, json_response, with_content_type},
 };
 use super::{
-    entry::{self, Checked, EntryKind, version_tag},
+    current::{Current, read_current},
+    entry::{self, EntryKind, version_tag},
     error::ApiError,
     key_claims::{claim_writes, release_writes},
     merge_patch,
@@ -19,7 +20,7 @@ use super::{
 };
 use crate::{
     config::{JsonTable, Origin},
-    directory::{AgentRole, Directory, StoredEntry, first_credentials},
+    directory::{AgentRole, Directory, StoredEntry},
     state::{Precondition, State, Write, WriteError},
 };
 
@@ -42,12 +43,6 @@ pub(super) struct EntryWrite<'a> {
     pub(super) change: Change,
     pub(super) preconditions: Preconditions,
     pub(super) options: WriteOptions,
-}
-
-/// The entry in the state.
-pub(super) struct Current {
-    pub(super) version: u64,
-    pub(super) entry: StoredEntry,
 }
 
 /// What is kept from one attempt to the next.
@@ -116,11 +111,8 @@ impl Admin {
         let EntryWrite { kind, name, options, .. } = *write;
         let directory = self.directory.load_full();
         let (checked, warnings) = entry::check(kind, name, &next, &directory)?;
-        if let Checked::Agent(agent) = &checked
-            && options.verify
-            && !attempts.verified.as_ref().is_some_and(|verified| verified.is_for(&first_credentials(agent)))
-        {
-            attempts.verified = Some(self.verify(agent).await?);
+        if options.verify {
+            self.verify_once(&checked, &mut attempts.verified).await?;
         }
         let is_new = current.is_none();
         let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
@@ -170,6 +162,11 @@ impl Admin {
         let precondition =
             if needs_others { Precondition::NotLast(version) } else { Precondition::Version(version) };
         let mut writes = vec![Write::delete(collection, name).when(precondition)];
+        if let Ok((corp, _)) = entry.corp(name, version, None)
+            && let Some(suite) = self.directory.load().suite_by_name(&corp.suite)
+        {
+            writes.extend(self.settings.suites.named_corp_deletions(&suite, &corp.corpid).await);
+        }
         if kind == EntryKind::Client {
             writes.extend(self.settings.suites.stand_in_deletions(name));
             writes.extend(release_writes(entry.keys.iter()));
@@ -206,20 +203,6 @@ pub(super) fn reject_entry_of_file(
         }
         _ => Ok(()),
     }
-}
-
-pub(super) async fn read_current(
-    state: &State,
-    kind: EntryKind,
-    name: &str,
-) -> Result<Option<Current>, ApiError> {
-    let Some(record) = state.read(kind.collection(), name).await? else { return Ok(None) };
-    let Some(value) = record.value else { return Ok(None) };
-    let entry = StoredEntry::parse(&value).ok_or_else(|| {
-        let message = "the record of this name was written by another version of the program; use that one";
-        ApiError::new(StatusCode::CONFLICT, message)
-    })?;
-    Ok(Some(Current { version: record.version, entry }))
 }
 
 /// The entry that the write makes in place of the one `before`; `None` deletes it.
