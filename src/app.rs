@@ -12,6 +12,7 @@ mod prepared_config;
 mod proxy_settings;
 mod reloader;
 mod start;
+mod start_error;
 mod worker;
 
 use std::{sync::Arc, thread, time::Duration};
@@ -26,7 +27,8 @@ use self::export_task::ExportTask;
 pub use self::{
     prepared_config::{PreparedConfig, SetupError},
     reloader::{ReloadError, Reloader},
-    start::{StartError, StartOptions},
+    start::StartOptions,
+    start_error::StartError,
 };
 use crate::{
     admin::ReloadReport,

@@ -9,8 +9,9 @@ mod health;
 mod init;
 mod input;
 mod key;
+mod language;
+mod listener_client;
 mod live;
-mod local_request;
 mod man;
 pub mod online_check;
 mod run;
@@ -21,7 +22,6 @@ mod style;
 mod version;
 
 use std::{
-    fmt,
     future::Future,
     io::{self, Write},
     path::{Path, PathBuf},
@@ -29,6 +29,7 @@ use std::{
     time::Duration,
 };
 
+use self::language::shown;
 pub use self::{
     check::{CheckOptions, check},
     completions::completions,
@@ -38,7 +39,9 @@ pub use self::{
     health::health,
     init::init,
     key::key,
-    live::{AdminLocation, TailOptions, agents, diag, inspect, refresh, reload, status, tail},
+    language::set_language,
+    listener_client::AdminLocation,
+    live::{TailOptions, agents, diag, inspect, refresh, reload, status, tail},
     man::man,
     simulator::simulator,
     state::{state_backup, state_check, state_rekey},
@@ -50,8 +53,10 @@ use crate::{
     app::{App, PreparedConfig, SetupError, StartError, StartOptions},
     blocking,
     config::{self, SecretMode},
+    display_text, format_text,
     server::{self, Inherited},
     telemetry::logs::LogHandle,
+    text::{Localized, Text},
 };
 
 /// How long a forced exit waits for output to be written.
@@ -63,26 +68,37 @@ pub struct CliError {
     /// 2 for a bad command line or configuration, 1 for anything else.
     pub exit_code: u8,
     /// The error text for the operator.
-    pub message: String,
+    pub message: Text,
 }
 
 impl CliError {
     /// An error in the command line or configuration.
-    fn config(message: impl fmt::Display) -> Self {
-        Self { exit_code: 2, message: message.to_string() }
+    fn config(message: Text) -> Self {
+        Self { exit_code: 2, message }
     }
 
     /// Any other error.
-    fn other(message: impl fmt::Display) -> Self {
-        Self { exit_code: 1, message: message.to_string() }
+    fn other(message: Text) -> Self {
+        Self { exit_code: 1, message }
+    }
+
+    /// As [`other`](Self::other), with the text of an error.
+    fn of(error: impl Localized) -> Self {
+        Self::other(Text::of(&error))
+    }
+
+    /// As [`of`](Self::of), for an error of a library, which has no Chinese text.
+    fn foreign(error: impl std::error::Error) -> Self {
+        Self::other(format_text!("{error}", "出错：{error}"))
     }
 }
 
 /// Fails if the system has no source of randomness. Called before anything else: even a hash table needs it.
 pub fn require_randomness() -> Result<(), CliError> {
     let explain = |error| {
-        CliError::other(format!(
-            "the system provides no random numbers ({error}): allow the system call getrandom, or provide /dev/urandom"
+        CliError::other(format_text!(
+            "the system provides no random numbers ({error}): allow the system call getrandom, or provide /dev/urandom",
+            "系统不提供随机数（{error}）：请允许系统调用 getrandom，或提供 /dev/urandom"
         ))
     };
     getrandom::u64().map(drop).map_err(explain)
@@ -94,13 +110,13 @@ pub fn serve(path: &Path) -> Result<(), CliError> {
         // First of all: until then, SIGHUP ends the process.
         let hangup = run::catch_hangup()?;
         let _file_size_limit = run::catch_file_size_limit()?;
-        let inherited = Inherited::from_env().map_err(CliError::other)?;
+        let inherited = Inherited::from_env().map_err(CliError::of)?;
         server::raise_descriptor_limit();
         let prepared = prepare(path)?;
-        let log_handle = LogHandle::start(prepared.log()).map_err(CliError::other)?;
+        let log_handle = LogHandle::start(prepared.log()).map_err(CliError::of)?;
         let _flush = FlushOnDrop(&log_handle);
         for warning in config::summarize_warnings(prepared.warnings()) {
-            tracing::warn!("{warning}");
+            tracing::warn!("{}", warning.english());
         }
         let options = StartOptions { inherited, ..StartOptions::default() };
         let app = App::start_with(prepared, options)?;
@@ -122,11 +138,11 @@ pub fn parse_duration_arg(text: &str) -> Result<Duration, String> {
     config::parse_duration(text).ok_or_else(|| "write it like 10s (ms, s, m, h)".to_owned())
 }
 
-/// Prints the error that ends the program. Writes on another thread, so that a blocked stderr does not delay the exit
+/// Prints the error that ends the program, in the language of this process. Writes on another thread, so that a blocked stderr does not delay the exit
 /// for longer than [`FORCED_EXIT_TIMEOUT`].
-pub fn print_error(message: &str) {
+pub fn print_error(message: &Text) {
     let (written, done) = mpsc::channel();
-    let line = format!("wecom-proxy: {message}\n");
+    let line = format!("wecom-proxy: {}\n", shown(message));
     let _in_progress = blocking::spawn(move || {
         let _ = io::stderr().write_all(line.as_bytes());
         let _ = written.send(());
@@ -138,34 +154,55 @@ pub fn print_error(message: &str) {
 pub fn print(text: impl AsRef<[u8]>) -> Result<(), CliError> {
     let mut stdout = std::io::stdout().lock();
     match stdout.write_all(text.as_ref()).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(CliError::other(error)),
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(CliError::of(error)),
         _ => Ok(()),
     }
+}
+
+/// Prints a result in the language of this process.
+fn print_text(text: &Text) -> Result<(), CliError> {
+    print(shown(text))
 }
 
 /// The configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 enum PrepareError {
     /// The file is invalid.
-    #[error(transparent)]
     Config(#[from] config::Error),
     /// The file is valid, but names something unusable.
-    #[error("{file}: {1}", file = .0.display())]
     Setup(PathBuf, SetupError),
+}
+
+display_text!(PrepareError);
+
+impl PrepareError {
+    fn text(&self) -> Text {
+        match self {
+            Self::Config(error) => Text::of(error),
+            Self::Setup(file, error) => format_text!("{}: {}", "{}：{}", file.display(), error),
+        }
+    }
 }
 
 impl From<PrepareError> for CliError {
     fn from(error: PrepareError) -> Self {
-        Self::config(error)
+        Self::config(error.text())
+    }
+}
+
+impl From<config::Error> for CliError {
+    fn from(error: config::Error) -> Self {
+        Self::config(Text::of(&error))
     }
 }
 
 impl From<StartError> for CliError {
     fn from(error: StartError) -> Self {
+        let message = Text::of(&error);
         match &error {
-            StartError::Open(_) => Self::config(error),
-            StartError::State(state) if state.is_configuration() => Self::config(error),
-            _ => Self::other(error),
+            StartError::Open(_) => Self::config(message),
+            StartError::State(state) if state.is_configuration() => Self::config(message),
+            _ => Self::other(message),
         }
     }
 }
@@ -178,7 +215,7 @@ fn prepare(path: &Path) -> Result<PreparedConfig, PrepareError> {
 /// Loads the file for a command that needs few of its secrets or none: those that cannot be read in the shell that runs it
 /// are replaced by placeholders.
 fn load_without_secrets(path: &Path) -> Result<config::Config, CliError> {
-    config::load_with(path, &process_env, SecretMode::Optional).map_err(CliError::config)
+    config::load_with(path, &process_env, SecretMode::Optional).map_err(CliError::from)
 }
 
 fn process_env(name: &str) -> Option<String> {
@@ -190,7 +227,7 @@ fn block_on<T>(work: impl Future<Output = Result<T, CliError>>) -> Result<T, Cli
     let runtime = Builder::new_current_thread()
         .enable_all()
         .build_local(LocalOptions::default())
-        .map_err(CliError::other)?;
+        .map_err(CliError::of)?;
     let outcome = runtime.block_on(work);
     runtime.shutdown_background();
     outcome

@@ -3,6 +3,7 @@
 
 mod address;
 mod admin;
+mod agent_names;
 mod agents;
 mod callbacks;
 mod clients;
@@ -16,6 +17,7 @@ mod include;
 mod json;
 mod key_hash;
 mod loaded_files;
+mod location;
 mod log;
 mod named_tables;
 mod origin;
@@ -52,12 +54,13 @@ use std::path::{Path, PathBuf};
 
 pub use address::Address;
 pub use admin::{AdminConfig, MetricsConfig};
+pub use agent_names::AgentNames;
 pub use agents::{AgentConfig, AgentSettings};
 pub use callbacks::{
     CallbackConfig, CallbackTarget, DeliveryMethod, ReencryptKeys, SuiteUrl, TargetAddress, TargetForm,
     TargetUrl, data_callback_name,
 };
-pub use clients::{AgentNames, AgentSet, ClientConfig, ClientKey, MAX_CLIENT_KEYS};
+pub use clients::{AgentSet, ClientConfig, ClientKey, MAX_CLIENT_KEYS};
 pub use duration::{format as format_duration, parse as parse_duration};
 pub use effective::effective;
 pub use egress::{EgressLogin, EgressProtocol, EgressProxy};
@@ -96,6 +99,8 @@ use loaded_files::Inputs;
 use reader::ConfigTable;
 use source_file::SourceFile;
 use zeroize::Zeroizing;
+
+use crate::format_text;
 
 const KEYS: &[&str] = &[
     "include",
@@ -228,7 +233,14 @@ pub fn load_text(
 fn read_main<'a>(path: &Path, inputs: &'a Inputs<'a>) -> Result<SourceFile<'a>, Error> {
     SourceFile::read(path, inputs).map_err(|error| match path.exists() {
         true => error,
-        false => Error { message: error.message + "; --config FILE selects another file", ..error },
+        false => Error {
+            message: format_text!(
+                "{}; --config FILE selects another file",
+                "{}；--config FILE 可指定另一个文件",
+                error.message
+            ),
+            ..error
+        },
     })
 }
 

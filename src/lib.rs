@@ -45,6 +45,8 @@ pub mod config; // proxy.toml, one file per section
 
 pub mod blocking; // threads for work that blocks; no panic where none can be had
 
+pub mod text; // texts for operators in English and Chinese
+
 pub mod time; // cached wall clock, and a deadline that is cheap to reset
 
 pub mod secret; // masked text that is wiped on drop, and the search for credentials in other text

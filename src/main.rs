@@ -5,9 +5,12 @@ use std::{
     process::ExitCode,
 };
 
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use wecom_proxy::cli::{self, AdminLocation, CheckOptions, CliError, DemoOptions, TailOptions};
+use wecom_proxy::{
+    cli::{self, AdminLocation, CheckOptions, CliError, DemoOptions, TailOptions},
+    text::Language,
+};
 
 /// A reverse proxy for the WeCom (企业微信) server API that owns the access tokens.
 #[derive(Parser)]
@@ -22,8 +25,18 @@ struct Arguments {
         default_value = "proxy.toml"
     )]
     config: PathBuf,
+    /// Language of errors and of what commands print; help and logs are in English [default: the locale, by LC_ALL,
+    /// LC_MESSAGES and LANG]
+    #[arg(long = "lang", global = true, value_name = "LANG")]
+    language: Option<LanguageOption>,
     #[command(subcommand)]
     command: Option<Command>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum LanguageOption {
+    En,
+    Zh,
 }
 
 #[derive(Subcommand)]
@@ -222,7 +235,13 @@ fn main() -> ExitCode {
         cli::print_error(&message);
         return ExitCode::from(exit_code);
     }
-    let Arguments { config, command } = Arguments::parse();
+    let Arguments { config, language, command } = Arguments::parse();
+    if let Some(language) = language {
+        cli::set_language(match language {
+            LanguageOption::En => Language::English,
+            LanguageOption::Zh => Language::Chinese,
+        });
+    }
     match run(&config, command.unwrap_or(Command::Serve)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(CliError { exit_code, message }) => {

@@ -10,6 +10,7 @@ mod backend;
 mod claim;
 mod connection_manager;
 mod dialer;
+mod error;
 mod keys;
 mod notification;
 mod quota_counts;
@@ -22,7 +23,6 @@ mod tests;
 use std::{
     fmt,
     future::Future,
-    path::PathBuf,
     pin::pin,
     sync::{
         Arc,
@@ -53,6 +53,7 @@ use self::{
 pub use self::{
     backend::DialerChange,
     claim::{Claim, Lease, StoreRecord},
+    error::StoreError,
     notification::{Notification, NotificationKind, StoreEvent},
     quota_counts::QuotaCount,
     shared_state::{StateChanges, StateIndex, StateRow, StateWrite},
@@ -70,25 +71,6 @@ pub const LEASE_TTL: Duration = Duration::from_secs(3);
 const FAILURE_TTL: Duration = Duration::from_secs(15 * 60);
 /// Separates the store's keys from others that are derived from the same secret.
 const SEALING_DOMAIN: &str = "store";
-
-/// Why the configured store cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// The Redis client rejects the address or a setting.
-    #[error("tokens.store: {0}")]
-    Settings(#[from] redis::RedisError),
-    /// The file of trusted certificates cannot be read.
-    #[error("tokens.store.ca_file: {path} cannot be read: {error}")]
-    CaFile {
-        /// Its path.
-        path: PathBuf,
-        /// The system's error.
-        error: std::io::Error,
-    },
-    /// No cipher key can be derived from the configured key.
-    #[error("tokens.store.key: invalid key")]
-    Key,
-}
 
 /// The store is unavailable or rejected the call; the caller goes on without it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

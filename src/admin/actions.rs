@@ -12,7 +12,13 @@ use super::{
     response::{AdminBody, error_response, json_response},
     unix_seconds,
 };
-use crate::{blocking, config::parse_duration, tokens::ceil_seconds};
+use crate::{
+    blocking,
+    config::parse_duration,
+    text,
+    text::{Language, Text},
+    tokens::ceil_seconds,
+};
 
 /// Bounds the duration of a capture, because exchanges may contain personal data.
 const MAX_INSPECT_DURATION: Duration = Duration::from_secs(3600);
@@ -47,7 +53,7 @@ impl<'a> Action<'a> {
 }
 
 /// Reloads the configuration; the error is its text.
-pub type ReloadFn = Box<dyn Fn() -> Result<ReloadReport, String> + Send + Sync>;
+pub type ReloadFn = Box<dyn Fn() -> Result<ReloadReport, Text> + Send + Sync>;
 
 /// The result of a reload.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,7 +65,7 @@ pub struct ReloadReport {
     /// The changed sections that need a restart.
     pub needs_restart: Vec<&'static str>,
     /// Warnings about settings that are valid but not advisable.
-    pub warnings: Vec<String>,
+    pub warnings: Vec<Text>,
 }
 
 impl Admin {
@@ -118,6 +124,7 @@ impl Admin {
                     "ok": false,
                     "agent": agent.name,
                     "failure": error.to_string(),
+                    "failure_zh": error.text().get(Language::Chinese),
                     "next_try_in_seconds": ceil_seconds(agent.token.next_try_in()),
                 });
                 json_response(StatusCode::BAD_GATEWAY, &body)
@@ -129,19 +136,25 @@ impl Admin {
     async fn reload(self: Arc<Self>) -> Response<AdminBody> {
         let admin = self.clone();
         let reloaded = blocking::spawn(move || (admin.reload)()).await;
-        match reloaded.unwrap_or_else(|_| Err("reload panicked".to_owned())) {
+        match reloaded.unwrap_or_else(|_| Err(text!("reload panicked", "重新加载时程序崩溃"))) {
             Ok(ReloadReport { agents, clients, needs_restart, warnings }) => {
+                let texts = |language| warnings.iter().map(|text| text.get(language)).collect::<Vec<_>>();
                 let body = json!({
                     "ok": true,
                     "agents": agents,
                     "clients": clients,
                     "needs_restart": needs_restart,
-                    "warnings": warnings,
+                    "warnings": texts(Language::English),
+                    "warnings_zh": texts(Language::Chinese),
                 });
                 json_response(StatusCode::OK, &body)
             }
             Err(error) => {
-                let body = json!({ "ok": false, "failure": error });
+                let body = json!({
+                    "ok": false,
+                    "failure": error.english(),
+                    "failure_zh": error.get(Language::Chinese),
+                });
                 json_response(StatusCode::UNPROCESSABLE_ENTITY, &body)
             }
         }

@@ -5,9 +5,11 @@ use std::{io, sync::Arc};
 use crate::{
     callbacks,
     config::{self, Config},
+    display_text, format_text,
     server::tls,
     store,
     telemetry::traces::{Collector, CollectorError},
+    text::Text,
     upstream::{Settings, UpstreamSetupError},
 };
 
@@ -24,20 +26,29 @@ pub struct PreparedConfig {
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
     /// `[upstream]` or one of `[upstreams.*]`.
-    #[error(transparent)]
     Upstream(#[from] UpstreamSetupError),
     /// `[server.tls]`.
-    #[error(transparent)]
     Tls(#[from] tls::TlsError),
     /// `tokens.store`.
-    #[error(transparent)]
     Store(#[from] store::StoreError),
     /// `[callbacks.*]`.
-    #[error("{0}")]
     Callbacks(#[from] io::Error),
     /// `admin.otlp`.
-    #[error(transparent)]
     Collector(#[from] CollectorError),
+}
+
+display_text!(SetupError);
+
+impl SetupError {
+    fn text(&self) -> Text {
+        match self {
+            Self::Upstream(error) => error.text(),
+            Self::Tls(error) => error.text(),
+            Self::Store(error) => error.text(),
+            Self::Callbacks(error) => Text::of(error),
+            Self::Collector(error) => error.text(),
+        }
+    }
 }
 
 impl PreparedConfig {
@@ -49,7 +60,7 @@ impl PreparedConfig {
         let tls = config.server.tls.as_ref().map(tls::load_termination).transpose()?;
         if let Some(message) = tls.as_ref().and_then(|tls| tls.warning()) {
             let (file, key) = (config.path.clone(), Some("server.tls.cert".to_owned()));
-            config.warnings.push(config::Warning { file, line: None, key, message: message.to_owned() });
+            config.warnings.push(config::Warning { file, line: None, key, message });
         }
         callbacks::check_targets(&config.callbacks)?;
         let store = match &config.tokens.store {
@@ -59,7 +70,8 @@ impl PreparedConfig {
         let collector = match config.traces.as_ref().map(Collector::new).transpose() {
             // As every value of the environment that cannot be used.
             Err(error @ CollectorError::Certificate(_)) => {
-                let (file, message) = (config.path.clone(), format!("{error}; no traces are exported"));
+                let file = config.path.clone();
+                let message = format_text!("{}; no traces are exported", "{}；不导出链路追踪", error);
                 config.warnings.push(config::Warning { file, line: None, key: None, message });
                 None
             }

@@ -17,12 +17,15 @@ use crate::{
     callbacks::Callbacks,
     config::{self, Address, Config, LoadedFiles, ReloadTrigger, StateConfig, StoreConfig, UpstreamId},
     directory::{Directory, DirectoryUpdater},
+    display_text, format_text,
     limits::quotas::Quotas,
     server::{Server, tls::TlsTermination},
     state::State,
     store::DialerChange,
     suites::Suites,
     telemetry::logs::LogHandle,
+    text,
+    text::Text,
     tokens::TokenCache,
     upstream::Settings,
 };
@@ -31,14 +34,24 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 pub enum ReloadError {
     /// The file does not pass `check`.
-    #[error(transparent)]
     Config(#[from] config::Error),
     /// The file is valid, but names something unusable.
-    #[error(transparent)]
     Setup(#[from] SetupError),
     /// The file is valid, but its callbacks cannot be served.
-    #[error("callbacks: {0}")]
     Callbacks(#[source] io::Error),
+}
+
+display_text!(ReloadError);
+
+impl ReloadError {
+    /// What is wrong with the file.
+    pub fn text(&self) -> Text {
+        match self {
+            Self::Config(error) => Text::of(error),
+            Self::Setup(error) => Text::of(error),
+            Self::Callbacks(error) => format_text!("callbacks: {}", "callbacks：{}", error),
+        }
+    }
 }
 
 /// The state that a reload replaces, and what it needs for that.
@@ -118,9 +131,9 @@ impl Reloader {
         for section in &needs_restart {
             tracing::warn!(section, "section changed, restart needed to apply it");
         }
-        let warnings: Vec<_> = mem::take(&mut loaded.warnings).iter().map(ToString::to_string).collect();
+        let warnings: Vec<_> = mem::take(&mut loaded.warnings).iter().map(Text::of).collect();
         for warning in &warnings {
-            tracing::warn!("{warning}");
+            tracing::warn!("{}", warning.english());
         }
         self.replace_trusted_certificates(certificates, &upstreams);
         if let Some(callbacks) = callbacks {
@@ -181,8 +194,10 @@ impl Reloader {
             let running = UpstreamId::find(name, &self.initial_config.upstreams);
             let Some(running) = running else {
                 let (key, name) = (format!("agents.{}.upstream", agent.name), name.to_owned());
-                let message =
-                    format!("[upstreams.{name}] is new, and needs a restart before an agent can use it");
+                let message = format_text!(
+                    "[upstreams.{name}] is new, and needs a restart before an agent can use it",
+                    "[upstreams.{name}] 是新增的，重启之后应用才能使用它"
+                );
                 return Err(config_error(loaded, &key, message));
             };
             agent.upstream = running;
@@ -274,16 +289,26 @@ impl Reloader {
         }
         let exposed = self.bound_addresses.iter().find(|address| !address.is_loopback());
         let reason = match exposed {
-            Some(address) => format!("this proxy listens on {address}, which other machines can reach"),
-            None if !was_open => "this proxy serves only callers with a key".to_owned(),
-            None if drops_client_ca => {
-                "this proxy serves only callers with a certificate of server.tls.client_ca, which is gone"
-                    .to_owned()
+            Some(address) => format_text!(
+                "this proxy listens on {address}, which other machines can reach",
+                "此代理监听 {address}，其他机器可以访问"
+            ),
+            None if !was_open => {
+                text!("this proxy serves only callers with a key", "此代理只为有密钥的调用方服务")
             }
+            None if drops_client_ca => text!(
+                "this proxy serves only callers with a certificate of server.tls.client_ca, which is gone",
+                "此代理只为持有 server.tls.client_ca 所签证书的调用方服务，而该项已去掉"
+            ),
             None => return Ok(()),
         };
-        let advice = "a reload without [clients.*] would open it: keep a client, or set server.open = true to allow it";
-        Err(config_error(loaded, "clients", format!("there is none, and {reason}; {advice}")))
+        let message = format_text!(
+            "there is none, and {}; a reload without [clients.*] would open it: keep a client, or set server.open = true to \
+             allow it",
+            "一个也没有，而{}；没有 [clients.*] 的重新加载会使它开放：请保留一个调用方，或设置 server.open = true 明确允许",
+            reason
+        );
+        Err(config_error(loaded, "clients", message))
     }
 }
 
@@ -311,13 +336,14 @@ fn reject_lost_includes(loaded: &Config, before: &BTreeMap<String, usize>) -> Re
         (*files == 0 && before > 0).then_some((pattern, before))
     });
     let Some((pattern, before)) = missing else { return Ok(()) };
-    let message = format!(
-        "{pattern:?} matches no file, and matched {before} before; put the files back, or take the pattern out of include"
+    let message = format_text!(
+        "{pattern:?} matches no file, and matched {before} before; put the files back, or take the pattern out of include",
+        "{pattern:?} 没有匹配任何文件，而之前匹配了 {before} 个；请把文件放回，或从 include 中去掉它"
     );
     Err(config_error(loaded, "include", message))
 }
 
-fn config_error(loaded: &Config, key: &str, message: String) -> config::Error {
+fn config_error(loaded: &Config, key: &str, message: Text) -> config::Error {
     config::Error {
         file: loaded.path.clone(),
         line: None,

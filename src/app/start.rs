@@ -2,7 +2,6 @@
 
 use std::{
     io,
-    path::PathBuf,
     sync::{Arc, OnceLock},
     thread,
     time::{Duration, SystemTime},
@@ -25,6 +24,7 @@ use super::{
     prepared_config::PreparedConfig,
     proxy_settings::proxy_settings,
     reloader::{LoadRecord, Reloader},
+    start_error::StartError,
     worker::WorkerSpec,
 };
 use crate::{
@@ -34,8 +34,8 @@ use crate::{
     directory::Directory,
     inspector::RecentExchanges,
     proxy::{ProxySettings, Sinks},
-    server::{self, BoundListener, Inherited, InheritedError, Server},
-    state::{OpenError, State},
+    server::{self, BoundListener, Inherited, Server},
+    state::State,
     store::{self, Store},
     suites::Suites,
     telemetry::{
@@ -46,53 +46,6 @@ use crate::{
     tokens::{self, TokenCache, fetch::GettokenThread},
     upstream::Settings,
 };
-
-/// The proxy could not start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// An address cannot be listened on.
-    #[error("cannot listen on {address}: {error}; {}", listen_hint(.error))]
-    Listen {
-        /// The address, as configured.
-        address: Address,
-        /// The error of bind or listen.
-        error: io::Error,
-    },
-    /// The file of the access log cannot be written.
-    #[error("log.access_file: cannot open {} for writing: {error}; make its directory, and let this user write there", path.display())]
-    AccessLog {
-        /// The file, as configured.
-        path: PathBuf,
-        /// The error of open.
-        error: io::Error,
-    },
-    /// An inherited socket cannot be used.
-    #[error(transparent)]
-    Inherited(#[from] InheritedError),
-    /// The proxy would be open on an address that other machines can reach.
-    #[error(transparent)]
-    Open(#[from] crate::config::Error),
-    /// The state cannot be opened.
-    #[error(transparent)]
-    State(#[from] OpenError),
-    /// The callbacks cannot be served.
-    #[error("cannot serve callbacks: {0}")]
-    Callbacks(#[source] io::Error),
-    /// A thread or runtime could not be created.
-    #[error("cannot start a worker: {0}")]
-    Worker(#[from] io::Error),
-}
-
-fn listen_hint(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::PermissionDenied => {
-            "a port below 1024 needs root or CAP_NET_BIND_SERVICE, a unix socket a directory that may be written to"
-        }
-        io::ErrorKind::AddrNotAvailable => "this machine has no such address",
-        io::ErrorKind::NotFound => "make the directory first",
-        _ => "choose another address, or stop what listens there",
-    }
-}
 
 /// Replacements for what the proxy would open itself.
 #[derive(Default)]
@@ -356,7 +309,7 @@ fn build_admin(
         server: reloader.server.clone(),
         settings: settings.clone(),
         access_log: observers.access_log.clone(),
-        reload: Box::new(move || reload.reload().map_err(|error| error.to_string())),
+        reload: Box::new(move || reload.reload().map_err(|error| error.text())),
         last_reload: reloader.last_reload.clone(),
     }
 }

@@ -14,7 +14,10 @@ use super::{
 };
 use crate::{
     config::{CallbackConfig, CallbackTarget, DeliveryMethod, TargetForm},
+    format_text,
     secret::Masked,
+    text,
+    text::TextError,
     wecom::callback::crypto::CallbackKeys,
 };
 
@@ -112,7 +115,13 @@ pub fn check_targets(configs: &BTreeMap<String, CallbackConfig>) -> io::Result<(
         for target in &callback.targets {
             let keys = usable_keys(&callback.token, &callback.aes_key)?;
             TargetSettings::new(target, keys).map_err(|error| {
-                io::Error::other(format!("callbacks.{}, target {}: {error}", callback.name, target.name))
+                io::Error::other(TextError(format_text!(
+                    "callbacks.{}, target {}: {}",
+                    "callbacks.{} 的目标 {}：{}",
+                    callback.name,
+                    target.name,
+                    error
+                )))
             })?;
         }
     }
@@ -121,5 +130,6 @@ pub fn check_targets(configs: &BTreeMap<String, CallbackConfig>) -> io::Result<(
 
 /// The keys of an endpoint or target.
 pub(super) fn usable_keys(token: &Masked, aes_key: &Masked) -> io::Result<CallbackKeys> {
-    CallbackKeys::new(token.clone(), aes_key).ok_or_else(|| io::Error::other("unusable EncodingAESKey"))
+    CallbackKeys::new(token.clone(), aes_key)
+        .ok_or_else(|| io::Error::other(TextError(text!("unusable EncodingAESKey", "EncodingAESKey 不可用"))))
 }

@@ -22,7 +22,9 @@ use tower_service::Service;
 
 use crate::{
     config::{TargetAddress, TargetUrl},
+    format_text,
     http1::io::Stream,
+    text::{Text, TextError},
     upstream::{built_in_trust, ca_file_trust, tcp},
 };
 
@@ -119,9 +121,9 @@ fn authority(address: &TargetAddress) -> String {
 }
 
 /// Why a target cannot be connected to, in words that name no address. Sends no request.
-pub async fn probe_target(url: &TargetUrl) -> Result<(), String> {
+pub async fn probe_target(url: &TargetUrl) -> Result<(), Text> {
     let connected = async { Destination::new(url)?.connect().await.map(drop) }.await;
-    connected.map_err(|error| TargetSendError::Connect(root_cause(&error)).to_string())
+    connected.map_err(|error| format_text!("connection failed: {}", "连接失败：{}", error))
 }
 
 /// Connects to one address, whatever the URI says.
@@ -141,10 +143,16 @@ impl Destination {
                 let tls = match tls {
                     false => None,
                     true => {
-                        let name = ServerName::try_from(host.clone()).map_err(io::Error::other)?;
+                        let name = ServerName::try_from(host.clone()).map_err(|_| {
+                            io::Error::other(TextError(format_text!(
+                                "{host:?} is not a valid TLS server name",
+                                "{host:?} 不是有效的 TLS 服务器名"
+                            )))
+                        })?;
                         let config = match &url.ca_file {
                             None => built_in_trust().map(Arc::new).map_err(io::Error::other)?,
-                            Some(path) => ca_file_trust(path, "to").map_err(io::Error::other)?,
+                            Some(path) => ca_file_trust(path, "to")
+                                .map_err(|error| io::Error::other(TextError(error.text())))?,
                         };
                         Some((TlsConnector::from(config), name))
                     }
@@ -161,7 +169,7 @@ impl Destination {
                 Self::Unix(path) => UnixStream::connect(path).await.map(Stream::Unix),
                 Self::Tcp { host, port, tls } => {
                     let tcp = tcp::connect(host, *port, deadline).await;
-                    let tcp = tcp.map_err(|error| io::Error::other(error.to_string()))?;
+                    let tcp = tcp.map_err(|error| io::Error::other(TextError(error.text().clone())))?;
                     let _ = tcp.set_nodelay(true);
                     let stream = Stream::Tcp(tcp);
                     match tls {

@@ -14,13 +14,16 @@ use super::online_check::{self, AgentSelection, OnlineReport};
 use super::{
     CliError, PrepareError, block_on,
     input::load_input,
+    language::shown,
     print,
     style::{Cell, Style, Styler},
 };
 use crate::{
     app::PreparedConfig,
     config::{self, AgentConfig, AgentSet, ClientConfig, Config, SecretMode, Warning},
+    format_text,
     state::maintenance,
+    text,
 };
 
 /// The options of `check`.
@@ -83,11 +86,11 @@ pub fn check(path: &Path, options: &CheckOptions) -> Result<(), CliError> {
     if !json {
         print_warnings(&config.warnings);
         print(format!(
-            "{}{}{}\n{} is valid\n",
+            "{}{}{}\n{}",
             overview_text(config, openness, Styler::stdout()),
             suites_text::overview_text(config, Styler::stdout()),
             callbacks_text(config, Styler::stdout()),
-            config.path.display()
+            shown(&format_text!("{} is valid\n", "{} 有效\n", config.path.display()))
         ))?;
     }
     let report = match &checked {
@@ -109,7 +112,10 @@ fn run_online_check(prepared: &PreparedConfig, options: &CheckOptions) -> Result
     let config = prepared.config();
     if let Some(unknown) = options.agents.iter().find(|name| !config.agents.contains_key(*name)) {
         let path = config.path.display();
-        return Err(CliError::config(format!("--agent {unknown}: there is no agent of this name in {path}")));
+        return Err(CliError::config(format_text!(
+            "--agent {unknown}: there is no agent of this name in {path}",
+            "--agent {unknown}：{path} 中没有这个名字的应用"
+        )));
     }
     let selection = AgentSelection { names: &options.agents, keep_going: options.keep_going };
     block_on(async { Ok(online_check::run(config, prepared.upstreams(), selection).await) })
@@ -117,9 +123,10 @@ fn run_online_check(prepared: &PreparedConfig, options: &CheckOptions) -> Result
 
 /// Prints all warnings with one write, because there may be one for each of very many agents.
 fn print_warnings(warnings: &[Warning]) {
-    let label = Styler::stderr().apply(Style::Warning, "warning");
+    let label = Styler::stderr().apply(Style::Warning, shown(&text!("warning", "警告")));
     let texts = config::summarize_warnings(warnings);
-    eprint!("{}", texts.iter().map(|warning| format!("{label}: {warning}\n")).collect::<String>());
+    let lines = texts.iter().map(|warning| format_text!("{label}: {}\n", "{label}：{}\n", warning));
+    eprint!("{}", lines.map(|line| shown(&line).to_owned()).collect::<String>());
 }
 
 /// Whether callers without a key are served.
@@ -164,36 +171,51 @@ fn overview_text(config: &Config, openness: Openness, styler: Styler) -> String 
         row.extend(has_upstreams.then(|| Cell::plain(config.upstream_of(agent).base_url())));
         row
     });
-    let mut headings = vec!["AGENT", "CORPID", "AGENTID", "SECRET", "LIMIT"];
-    headings.extend(has_upstreams.then_some("UPSTREAM"));
+    let mut headings = vec![
+        text!("AGENT", "应用"),
+        text!("CORPID", "CORPID"),
+        text!("AGENTID", "AGENTID"),
+        text!("SECRET", "SECRET"),
+        text!("LIMIT", "限制"),
+    ];
+    headings.extend(has_upstreams.then_some(text!("UPSTREAM", "上游")));
     let mut text = styler.render_table(&headings, agents.collect());
     text.push('\n');
     if config.clients.is_empty() {
-        text.push_str(&match openness {
-            Openness::ClosedByState(clients) => {
-                format!("No clients in the files, {clients} in the state: callers need the key of one.\n")
-            }
-            Openness::Unknown => {
+        text.push_str(shown(&match openness {
+            Openness::ClosedByState(clients) => format_text!(
+                "No clients in the files, {clients} in the state: callers need the key of one.\n",
+                "文件中没有调用方，状态中有 {clients} 个：请求需要其中一个的密钥。\n"
+            ),
+            Openness::Unknown => text!(
                 "No clients in the files, and the state cannot be read here: without one in it, the proxy is open to every \
-                 client that can connect.\n"
-                    .to_owned()
-            }
-            _ => "No clients: the proxy is open to every client that can connect.\n".to_owned(),
-        });
+                 client that can connect.\n",
+                "文件中没有调用方，而状态在这里无法读取：如果其中也没有，代理对所有能连接的程序开放。\n"
+            ),
+            _ => text!(
+                "No clients: the proxy is open to every client that can connect.\n",
+                "没有调用方：代理对所有能连接的程序开放。\n"
+            ),
+        }));
         return text;
     }
     text.push_str(&clients_table(config, styler));
     if config.is_open() {
-        text.push_str("\nCallers without a key are served too (server.open).\n");
+        text.push_str(shown(&text!(
+            "\nCallers without a key are served too (server.open).\n",
+            "\n没有密钥的请求也会得到服务（server.open）。\n"
+        )));
     }
     text
 }
 
 fn secret_cell(agent: &AgentConfig) -> Cell {
     match agent.secrets.len() {
-        _ if agent.secrets.iter().any(|secret| config::is_unread(&secret.value)) => Cell::plain("not read"),
-        1 => Cell::styled(Style::Good, "found"),
-        _ => Cell::styled(Style::Good, "found, two set"),
+        _ if agent.secrets.iter().any(|secret| config::is_unread(&secret.value)) => {
+            Cell::text(Style::Plain, &text!("not read", "没有读取"))
+        }
+        1 => Cell::text(Style::Good, &text!("found", "已找到")),
+        _ => Cell::text(Style::Good, &text!("found, two set", "已找到，设置了两个")),
     }
 }
 
@@ -201,9 +223,9 @@ fn secret_cell(agent: &AgentConfig) -> Cell {
 fn clients_table(config: &Config, styler: Styler) -> String {
     let shows_keys = config.clients.values().any(|client| client.keys.len() > 1);
     let keys_cell = |client: &ClientConfig| match client.keys.len() {
-        1 => Cell::plain("one"),
-        2 => Cell::styled(Style::Warning, "two set"),
-        count => Cell::styled(Style::Warning, format!("{count} set")),
+        1 => Cell::text(Style::Plain, &text!("one", "一个")),
+        2 => Cell::text(Style::Warning, &text!("two set", "设置了两个")),
+        count => Cell::text(Style::Warning, &format_text!("{count} set", "设置了 {count} 个")),
     };
     let rows = config.clients.values().map(|client| {
         let mut row = vec![Cell::plain(&client.name), Cell::plain(allowed_agents(client).join(", "))];
@@ -212,11 +234,10 @@ fn clients_table(config: &Config, styler: Styler) -> String {
         row.push(Cell::optional(client.limit.as_ref()));
         row
     });
-    let titles: &[&str] = match shows_keys {
-        true => &["CLIENT", "AGENTS", "KEYS", "ALLOW", "LIMIT"],
-        false => &["CLIENT", "AGENTS", "ALLOW", "LIMIT"],
-    };
-    styler.render_table(titles, rows.collect())
+    let mut titles = vec![text!("CLIENT", "调用方"), text!("AGENTS", "应用")];
+    titles.extend(shows_keys.then_some(text!("KEYS", "密钥")));
+    titles.extend([text!("ALLOW", "允许"), text!("LIMIT", "限制")]);
+    styler.render_table(&titles, rows.collect())
 }
 
 /// The receiver URLs and their targets; nothing without any.
@@ -225,8 +246,9 @@ fn callbacks_text(config: &Config, styler: Styler) -> String {
         return String::new();
     }
     let callbacks = config.callbacks.values().map(|callback| {
+        let empty = text!("(empty)", "（空）");
         let receive_ids =
-            callback.receive_ids.iter().map(|id| if id.is_empty() { "(empty)" } else { id.as_str() });
+            callback.receive_ids.iter().map(|id| if id.is_empty() { shown(&empty) } else { id.as_str() });
         let targets = callback.targets.iter().map(|target| &*target.name);
         vec![
             Cell::plain(format!("/callbacks/{}", callback.name)),
@@ -234,7 +256,8 @@ fn callbacks_text(config: &Config, styler: Styler) -> String {
             Cell::plain(targets.collect::<Vec<_>>().join(", ")),
         ]
     });
-    format!("\n{}", styler.render_table(&["CALLBACK", "RECEIVEID", "TARGETS"], callbacks.collect()))
+    let titles = [text!("CALLBACK", "回调"), text!("RECEIVEID", "RECEIVEID"), text!("TARGETS", "目标")];
+    format!("\n{}", styler.render_table(&titles, callbacks.collect()))
 }
 
 /// The agents that the client may use; `*` for all.

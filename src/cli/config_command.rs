@@ -16,12 +16,12 @@ pub fn config_schema() -> Result<(), CliError> {
 /// Prints the configuration without its secrets as TOML, files that it includes among it; `effective`: with the defaults
 /// of omitted settings.
 pub fn config_show(path: &Path, effective: bool) -> Result<(), CliError> {
-    let config = load_input(path, SecretMode::Optional).map_err(CliError::config)?;
+    let config = load_input(path, SecretMode::Optional).map_err(CliError::from)?;
     let mut tables = config::effective(&config);
     if !effective {
         let agent = Zeroizing::new("[agents.a]\ncorpid = \"w\"\nsecret = \"secret\"\n[admin]\n".to_owned());
         let defaults = config::load_text("defaults", agent, &|_| None, SecretMode::Required);
-        let defaults = config::effective(&defaults.map_err(CliError::config)?);
+        let defaults = config::effective(&defaults.map_err(CliError::from)?);
         tables.retain(|name, table| match (defaults.get(name), table) {
             // These have names, not defaults.
             (Some(Value::Object(defaults)), Value::Object(table)) if name != "agents" => {
@@ -32,7 +32,7 @@ pub fn config_show(path: &Path, effective: bool) -> Result<(), CliError> {
         });
     }
     let tables: Map<String, Value> = tables;
-    let mut text = toml::to_string(&tables).map_err(CliError::other)?;
+    let mut text = toml::to_string(&tables).map_err(CliError::foreign)?;
     if effective && let Some(traces) = &config.traces {
         // The environment has no place in the file.
         text += "\n# Traces, by admin.otlp and the environment:\n";

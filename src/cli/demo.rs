@@ -16,10 +16,12 @@ use super::{CliError, block_on, print, run};
 use crate::{
     app::{App, PreparedConfig},
     config::{self, Address, KeyHash, SocketAccess},
+    format_text,
     secret::hex,
     server::BoundListener,
     simulator::{Settings, SimulatedAgent, Simulator},
     telemetry::logs::LogHandle,
+    text,
 };
 
 /// The port of the demo's proxy, which is the default of `server.listen`.
@@ -55,7 +57,11 @@ pub fn demo(DemoOptions { listen, replicas, redis, suite }: DemoOptions) -> Resu
         let agents = settings.agents.clone();
         let simulator = start_simulator(settings.clone(), control).await?;
         let no_dir = |error| {
-            CliError::other(format!("cannot make a temporary directory for the demo's proxy.toml: {error}"))
+            CliError::other(format_text!(
+                "cannot make a temporary directory for the demo's proxy.toml: {}",
+                "无法为演示的 proxy.toml 创建临时目录：{}",
+                error
+            ))
         };
         let dir = tempfile::tempdir().map_err(no_dir)?;
         let ports = (wanted.port(), control);
@@ -107,9 +113,10 @@ pub fn demo(DemoOptions { listen, replicas, redis, suite }: DemoOptions) -> Resu
 fn check_redis_url(url: Option<&str>) -> Result<(), CliError> {
     match url.is_none_or(|url| ["redis://", "rediss://"].iter().any(|start| url.starts_with(start))) {
         true => Ok(()),
-        false => Err(CliError::config(
+        false => Err(CliError::config(text!(
             "--redis must start with redis:// or rediss://, as in redis://127.0.0.1:6379/0",
-        )),
+            "--redis 必须以 redis:// 或 rediss:// 开头，如 redis://127.0.0.1:6379/0"
+        ))),
     }
 }
 
@@ -169,12 +176,12 @@ fn config_text(
 
 fn start_proxy(text: &str, dir: &TempDir, agents: &[SimulatedAgent]) -> Result<(App, LogHandle), CliError> {
     let path = dir.path().join("proxy.toml");
-    fs::write(&path, text).map_err(CliError::other)?;
+    fs::write(&path, text).map_err(CliError::of)?;
     let secret =
         |name: &str| agents.iter().find(|agent| agent.name == name).map(|agent| agent.secret.clone());
-    let config = config::load_with_env(&path, &secret).map_err(CliError::other)?;
-    let log_handle = LogHandle::start(&config.log).map_err(CliError::other)?;
-    let app = App::start(PreparedConfig::new(config).map_err(CliError::other)?).map_err(CliError::other)?;
+    let config = config::load_with_env(&path, &secret).map_err(CliError::of)?;
+    let log_handle = LogHandle::start(&config.log).map_err(CliError::of)?;
+    let app = App::start(PreparedConfig::new(config).map_err(CliError::of)?).map_err(CliError::of)?;
     Ok((app, log_handle))
 }
 
@@ -184,7 +191,7 @@ async fn start_simulator(settings: Settings, control: u16) -> Result<Simulator, 
     if let Ok(simulator) = Simulator::start(settings.clone(), loopback(0), loopback(control)).await {
         return Ok(simulator);
     }
-    Simulator::start(settings, loopback(0), loopback(0)).await.map_err(CliError::other)
+    Simulator::start(settings, loopback(0), loopback(0)).await.map_err(CliError::of)
 }
 
 /// Prints commands to try, which work as printed, and a note if a port is not the wanted one.

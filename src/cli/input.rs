@@ -8,7 +8,11 @@ use std::{
 use zeroize::Zeroizing;
 
 use super::process_env;
-use crate::config::{self, Config, SecretMode};
+use crate::{
+    config::{self, Config, SecretMode},
+    format_text, text,
+    text::Text,
+};
 
 /// How the standard input is named in errors.
 const STDIN_NAME: &str = "stdin";
@@ -20,7 +24,7 @@ pub(super) fn load_input(path: &Path, secrets: SecretMode) -> Result<Config, con
     if path != Path::new("-") {
         return config::load_with(path, &process_env, secrets);
     }
-    let refuse = |message: String| config::Error {
+    let refuse = |message: Text| config::Error {
         file: STDIN_NAME.into(),
         line: None,
         key: None,
@@ -29,10 +33,15 @@ pub(super) fn load_input(path: &Path, secrets: SecretMode) -> Result<Config, con
     };
     let mut bytes = Zeroizing::new(Vec::new());
     let length = io::stdin().lock().take(MAX_BYTES + 1).read_to_end(&mut bytes);
-    if length.map_err(|error| refuse(format!("cannot be read: {error}")))? as u64 > MAX_BYTES {
-        return Err(refuse("is too long for a configuration; at most 16MiB".to_owned()));
+    if length.map_err(|error| refuse(format_text!("cannot be read: {}", "无法读取：{}", error)))? as u64
+        > MAX_BYTES
+    {
+        return Err(refuse(text!(
+            "is too long for a configuration; at most 16MiB",
+            "作为配置文件太长；最多 16MiB"
+        )));
     }
     let text = config::decode_utf8(&bytes)
-        .map_err(|error| config::Error { line: Some(error.line), ..refuse(error.to_string()) })?;
+        .map_err(|error| config::Error { line: Some(error.line), ..refuse(error.message()) })?;
     config::load_text(STDIN_NAME, Zeroizing::new(text.to_owned()), &process_env, secrets)
 }

@@ -1,56 +1,66 @@
 //! Commands that talk to the running proxy over its admin listener: status, agents, tail, refresh, reload, inspect, diag.
 
-mod client;
 mod diag;
-mod endpoint;
 mod status;
 mod tail;
 mod zip;
 
-use std::{path::Path, time::Duration};
+use std::time::Duration;
 
-use http::StatusCode;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 
-pub(super) use self::client::AdminClient;
 pub use self::{
     diag::diag,
     status::{agents, status},
     tail::{TailOptions, tail},
 };
-use super::{CliError, block_on, print};
-use crate::{config, telemetry::access_log::is_invisible};
-
-/// Where the admin listener is.
-#[derive(Debug, Clone, Copy)]
-pub struct AdminLocation<'a> {
-    /// Its URL; without one, it is taken from the configuration file.
-    pub url: Option<&'a str>,
-    /// The configuration file.
-    pub config: &'a Path,
-}
+use super::{
+    AdminLocation, CliError, block_on, language::shown, listener_client::ListenerClient, print, print_text,
+    style::visible,
+};
+use crate::{config, format_text, text, text::Text};
 
 /// Refreshes an agent's token now.
 pub fn refresh(location: AdminLocation<'_>, agent: &str) -> Result<(), CliError> {
     let body = act(location, &format!("/api/agents/{}/refresh", encode(agent)))?;
     let same = match body["same_token"].as_bool() {
-        Some(true) => "WeCom returned the same token, which is still valid",
-        _ => "a new token",
+        Some(true) => text!(
+            "WeCom returned the same token, which is still valid",
+            "企业微信返回了同一个 token，它仍然有效"
+        ),
+        _ => text!("a new token", "得到新的 token"),
     };
-    print(format!("{}: {same}; it expires at {}\n", show(&body["agent"]), show_time(&body["expires_at"])))
+    let (agent, expiry) = (show(&body["agent"]), show_time(&body["expires_at"]));
+    print_text(&format_text!(
+        "{agent}: {}; it expires at {expiry}\n",
+        "{agent}：{}；过期时间 {expiry}\n",
+        same
+    ))
 }
 
 /// Reloads the configuration of the running proxy.
 pub fn reload(location: AdminLocation<'_>) -> Result<(), CliError> {
     let body = act(location, "/api/reload")?;
-    let mut text =
-        format!("reloaded: {} agents, {} clients\n", show(&body["agents"]), show(&body["clients"]));
-    for section in items(&body["needs_restart"]) {
-        text += &format!("[{}] has changed and needs a restart\n", show(section));
+    let (agents, clients) = (show(&body["agents"]), show(&body["clients"]));
+    let mut text = shown(&format_text!(
+        "reloaded: {agents} agents, {clients} clients\n",
+        "已重新加载：{agents} 个应用，{clients} 个调用方\n"
+    ))
+    .to_owned();
+    for section in items(&body["needs_restart"]).iter().map(show) {
+        text += shown(&format_text!(
+            "[{section}] has changed and needs a restart\n",
+            "[{section}] 有改动，需要重启\n"
+        ));
     }
-    for warning in items(&body["warnings"]) {
-        text += &format!("warning: {}\n", show(warning));
+    let warnings = items(&body["warnings"]).iter().map(show);
+    // A proxy of an older version has no Chinese ones.
+    let chinese =
+        items(&body["warnings_zh"]).iter().map(|text| Some(show(text))).chain(std::iter::repeat(None));
+    for (english, chinese) in warnings.zip(chinese) {
+        let warning = Text::formatted(english.clone(), chinese.unwrap_or(english));
+        text += shown(&format_text!("warning: {}\n", "警告：{}\n", warning));
     }
     print(text)
 }
@@ -61,10 +71,12 @@ pub fn inspect(location: AdminLocation<'_>, agent: &str, duration: Duration) -> 
     let body = act(location, &format!("/api/agents/{}/inspect?for={duration}", encode(agent)))?;
     let name = show(&body["agent"]);
     match body["inspected_until"].is_null() {
-        true => print(format!("{name}: capture ended\n")),
-        false => print(format!(
+        true => print_text(&format_text!("{name}: capture ended\n", "{name}：已停止保留\n")),
+        false => print_text(&format_text!(
             "{name}: headers and bodies are captured until {}; `wecom-proxy tail --agent {name}` lists the exchanges, and \
              `wecom-proxy tail --id ID` shows one\n",
+            "{name}：在 {} 之前保留请求和响应的头与正文；`wecom-proxy tail --agent {name}` 列出这些请求，\
+             `wecom-proxy tail --id ID` 显示其中一个\n",
             show_time(&body["inspected_until"])
         )),
     }
@@ -72,7 +84,7 @@ pub fn inspect(location: AdminLocation<'_>, agent: &str, duration: Duration) -> 
 
 /// Sends a POST; a response other than 200 is an error with the text of the proxy.
 fn act(location: AdminLocation<'_>, path: &str) -> Result<Value, CliError> {
-    let client = AdminClient::new(location)?;
+    let client = ListenerClient::admin(location)?;
     block_on(async { client.post(path).await?.into_json() })
 }
 
@@ -92,15 +104,7 @@ fn show(value: &Value) -> String {
         Value::String(text) => text.clone(),
         other => other.to_string(),
     };
-    show_text(&text)
-}
-
-fn show_text(text: &str) -> String {
-    let escaped = text.chars().map(|char| match is_invisible(char) {
-        true => char.escape_unicode().to_string(),
-        false => char.to_string(),
-    });
-    escaped.collect()
+    visible(&text)
 }
 
 /// Seconds since 1970 as a time in UTC.
@@ -113,22 +117,6 @@ fn show_time(value: &Value) -> String {
             humantime::format_rfc3339_seconds(at).to_string()
         },
     )
-}
-
-/// The error for a response that is not 200.
-fn response_error(status: StatusCode, body: &Value) -> CliError {
-    let cause = ["failure", "error"].iter().find_map(|key| body[key].as_str());
-    let mut text = show_text(cause.unwrap_or("no reason given"));
-    if status == StatusCode::UNAUTHORIZED {
-        text = match client::key_from_env() {
-            Some(_) => "the admin listener refuses the key in WECOM_PROXY_ADMIN_KEY".to_owned(),
-            None => "the admin listener requires its key; set WECOM_PROXY_ADMIN_KEY to it".to_owned(),
-        };
-    }
-    if let Some(seconds) = body["next_try_in_seconds"].as_u64().filter(|seconds| *seconds > 0) {
-        text += &format!("; the proxy tries again in {seconds} s");
-    }
-    CliError::other(format!("{text} ({})", status.as_u16()))
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use super::{CliError, print};
 /// Prints the page in roff: the program's options, then each command with its options.
 pub fn man(program: clap::Command) -> Result<(), CliError> {
     let mut page = Vec::new();
-    render(program, &mut page).map_err(CliError::other)?;
+    render(program, &mut page).map_err(CliError::of)?;
     print(page)
 }
 

@@ -29,6 +29,8 @@ pub use self::{
 use crate::{
     config::{AgentConfig, Config, SourcedSecret},
     secret::Masked,
+    text,
+    text::Text,
     tokens::{Credentials, fetch::GettokenClient},
     upstream::Settings,
     wecom::errcode,
@@ -121,25 +123,39 @@ impl AgentOutcome {
 }
 
 /// Why the check stopped early.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StopReason {
     /// WeCom reported too many calls.
-    #[error("WeCom reports too many calls, and more would get this IP address banned; try again later")]
     RateLimited,
     /// Several credentials were refused.
-    #[error(
-        "three agents in a row were refused, and repeated failures get this IP address banned; fix these first"
-    )]
     CredentialsRefused,
     /// Connecting to WeCom failed.
-    #[error("WeCom cannot be reached, for any agent")]
     Unreachable,
     /// Several calls got no valid response.
-    #[error("three agents in a row got no valid response")]
     NoResponses,
 }
 
 impl StopReason {
+    /// Why, and what to do.
+    pub fn text(self) -> Text {
+        match self {
+            Self::RateLimited => text!(
+                "WeCom reports too many calls, and more would get this IP address banned; try again later",
+                "企业微信报告调用太多，继续下去本机 IP 会被封禁；请稍后再试"
+            ),
+            Self::CredentialsRefused => text!(
+                "three agents in a row were refused, and repeated failures get this IP address banned; fix these first",
+                "连续三个应用被拒绝，失败过多会使本机 IP 被封禁；请先修正它们"
+            ),
+            Self::Unreachable => {
+                text!("WeCom cannot be reached, for any agent", "任何应用都无法连接企业微信")
+            }
+            Self::NoResponses => {
+                text!("three agents in a row got no valid response", "连续三个应用没有得到有效响应")
+            }
+        }
+    }
+
     /// A stable identifier for programs.
     pub fn kind(self) -> &'static str {
         match self {

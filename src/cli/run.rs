@@ -8,16 +8,17 @@ use crate::{
     blocking,
     config::Address,
     telemetry::{access_log::FLUSH_TIMEOUT, logs::LogHandle},
+    text,
 };
 
 /// From now on SIGHUP does not end the process; one that comes before the proxy is ready reloads it then.
 pub(super) fn catch_hangup() -> Result<Signal, CliError> {
-    signal(SignalKind::hangup()).map_err(CliError::other)
+    signal(SignalKind::hangup()).map_err(CliError::of)
 }
 
 /// From now on a write beyond a file size limit fails instead of ending the process.
 pub(super) fn catch_file_size_limit() -> Result<Signal, CliError> {
-    signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw())).map_err(CliError::other)
+    signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw())).map_err(CliError::of)
 }
 
 /// Logs that the proxy is ready, then waits for signals: the first SIGTERM or SIGINT drains it, a second one exits at
@@ -27,7 +28,7 @@ pub(super) async fn run_until_signal(
     mut hangup: Signal,
     log_handle: &LogHandle,
 ) -> Result<(), CliError> {
-    let listen = |kind| signal(kind).map_err(CliError::other);
+    let listen = |kind| signal(kind).map_err(CliError::of);
     let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
     let mut reopen = listen(SignalKind::user_defined1())?;
     app.reloader().attach_log_handle(log_handle);
@@ -49,7 +50,7 @@ pub(super) async fn run_until_signal(
         () = wait_for_stop_signal(&mut terminate, &mut interrupt) => {
             // Stdout or stderr may be blocked, so the flush has a bound.
             access_log.flush(FORCED_EXIT_TIMEOUT);
-            Err(CliError::other("second stop signal, exiting now"))
+            Err(CliError::other(text!("second stop signal, exiting now", "收到第二个停止信号，立即退出")))
         }
         drained = app.shutdown() => {
             tracing::info!(drained, "stopped");

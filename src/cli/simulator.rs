@@ -11,7 +11,10 @@ use super::{
     CliError, block_on, print,
     simulated_suite::{sections, with_suite},
 };
-use crate::simulator::{Settings, SimulatedAgent, Simulator};
+use crate::{
+    format_text,
+    simulator::{Settings, SimulatedAgent, Simulator},
+};
 
 /// Runs the simulator until SIGTERM or SIGINT, with a provider and a suite if `suite` is set.
 pub fn simulator(
@@ -28,7 +31,7 @@ pub fn simulator(
             bind("--listen", listen).await?,
             bind("--control", control).await?,
         )
-        .map_err(CliError::other)?;
+        .map_err(CliError::of)?;
         let mut text = format!(
             "# A simulated WeCom. Its control address: curl http://{}/control\n# For proxy.toml:\n[upstream]\nurl = \"http://{}\"\n",
             simulator.control_addr(),
@@ -42,7 +45,7 @@ pub fn simulator(
         }
         text.push_str(&sections(&settings));
         print(text)?;
-        let mut terminate = signal(SignalKind::terminate()).map_err(CliError::other)?;
+        let mut terminate = signal(SignalKind::terminate()).map_err(CliError::of)?;
         tokio::select! {
             _ = terminate.recv() => {}
             _ = tokio::signal::ctrl_c() => {}
@@ -54,8 +57,10 @@ pub fn simulator(
 
 async fn bind(option: &str, address: SocketAddr) -> Result<TcpListener, CliError> {
     TcpListener::bind(address).await.map_err(|error| {
-                CliError::other(format!(
-                    "cannot listen on {address}: {error}; choose another address with {option}, or stop what listens there"
-                ))
+                CliError::other(format_text!(
+            "cannot listen on {address}: {}; choose another address with {option}, or stop what listens there",
+            "无法监听 {address}：{}；请用 {option} 换一个地址，或停止占用它的程序",
+            error
+        ))
     })
 }

@@ -8,6 +8,9 @@ use anstream::{AutoStream, ColorChoice, stream::RawStream};
 use anstyle::AnsiColor;
 use unicode_width::UnicodeWidthStr;
 
+use super::language::shown;
+use crate::{telemetry::access_log::is_invisible, text::Text};
+
 /// The style of a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Style {
@@ -55,8 +58,8 @@ impl Styler {
     }
 
     /// Rows below their titles, each column as wide as its widest cell.
-    pub(super) fn render_table(self, titles: &[&str], rows: Vec<Vec<Cell>>) -> String {
-        let titles = titles.iter().map(|title| Cell::styled(Style::Title, *title)).collect();
+    pub(super) fn render_table(self, titles: &[Text], rows: Vec<Vec<Cell>>) -> String {
+        let titles = titles.iter().map(|title| Cell::text(Style::Title, title)).collect();
         self.render_rows(std::iter::once(titles).chain(rows).collect())
     }
 
@@ -81,6 +84,15 @@ impl Styler {
     }
 }
 
+/// A text of others on one line. Characters that could change what a terminal shows are escaped.
+pub(super) fn visible(text: &str) -> String {
+    let escaped = text.chars().map(|char| match is_invisible(char) {
+        true => char.escape_unicode().to_string(),
+        false => char.to_string(),
+    });
+    escaped.collect()
+}
+
 /// A cell of a table.
 #[derive(Debug)]
 pub(super) struct Cell {
@@ -97,6 +109,11 @@ impl Cell {
         Self::styled(Style::Plain, text)
     }
 
+    /// A text in the language of this process.
+    pub(super) fn text(style: Style, text: &Text) -> Self {
+        Self::styled(style, shown(text))
+    }
+
     /// The value's text, or `-` for `None`.
     pub(super) fn optional(value: Option<impl ToString>) -> Self {
         Self::plain(value.map_or_else(|| "-".to_owned(), |value| value.to_string()))
@@ -110,6 +127,11 @@ impl Cell {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::text;
+
+    fn titles() -> [Text; 3] {
+        [text!("名", "名"), text!("RESULT", "结果"), text!("N", "数")]
+    }
 
     fn rows() -> Vec<Vec<Cell>> {
         vec![
@@ -120,18 +142,18 @@ mod tests {
 
     #[test]
     fn columns_align_with_wide_and_combining_characters() {
-        let table = Styler { colour: false }.render_table(&["名", "RESULT", "N"], rows());
+        let table = Styler { colour: false }.render_table(&titles(), rows());
         assert_eq!(table, "名    RESULT  N\n人事  ok      1\ne\u{301}té   40001\n");
     }
 
     #[test]
     fn colour_does_not_change_alignment() {
-        let coloured = Styler { colour: true }.render_table(&["名", "RESULT", "N"], rows());
+        let coloured = Styler { colour: true }.render_table(&titles(), rows());
         assert!(coloured.contains("\x1b[32mok\x1b[0m      1\n") && coloured.contains("\x1b[1m名\x1b[0m    "));
         let mut plain = coloured.replace("\x1b[0m", "");
         for code in ["1", "31", "32"] {
             plain = plain.replace(&format!("\x1b[{code}m"), "");
         }
-        assert_eq!(plain, Styler { colour: false }.render_table(&["名", "RESULT", "N"], rows()));
+        assert_eq!(plain, Styler { colour: false }.render_table(&titles(), rows()));
     }
 }

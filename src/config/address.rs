@@ -6,12 +6,16 @@ use std::path::PathBuf;
 
 use super::error::{Error, quote};
 use super::reader::ConfigValue;
+use crate::text::Text;
+use crate::{format_text, text};
 
 /// The size of `sun_path` on Linux without the final NUL; macOS allows 4 bytes less.
 const MAX_UNIX_PATH_BYTES: usize = 107;
 
-const EXAMPLES: &str =
-    "\"127.0.0.1:8080\", \"[::1]:8080\", \"localhost:8080\" or \"unix:/run/wecom-proxy.sock\"";
+const EXAMPLES: Text = text!(
+    "\"127.0.0.1:8080\", \"[::1]:8080\", \"localhost:8080\" or \"unix:/run/wecom-proxy.sock\"",
+    "\"127.0.0.1:8080\"、\"[::1]:8080\"、\"localhost:8080\" 或 \"unix:/run/wecom-proxy.sock\""
+);
 
 /// An address to listen on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -66,67 +70,91 @@ impl fmt::Display for Address {
 /// Reads one address or a list of them; refuses duplicates and addresses in `taken`.
 pub(super) fn read(item: &ConfigValue<'_>, taken: &[Address]) -> Result<Vec<Address>, Error> {
     let mut addresses: Vec<Address> = Vec::new();
-    for item in item.one_or_list(&format!("an address like {EXAMPLES}, or a list of them"))? {
+    for item in item.one_or_list(format_text!(
+        "an address like {}, or a list of them",
+        "{} 这样的地址，或地址列表",
+        EXAMPLES
+    ))? {
         let address = read_address(&item)?;
         let others = || addresses.iter().chain(taken);
         if let Some(other) = others().find(|other| other.conflicts_with(&address)) {
             let of = match *other == address {
-                true => String::new(),
-                false => format!(", {}", quote(&other.to_string())),
+                true => Text::default(),
+                false => format_text!(", {}", "（{}）", quote(&other.to_string())),
             };
-            return Err(item
-                .error(format!("{} is already used by another listener{of}", quote(&address.to_string()))));
+            return Err(item.error(format_text!(
+                "{} is already used by another listener{}",
+                "{} 已被另一个监听占用{}",
+                quote(&address.to_string()),
+                of
+            )));
         }
         if let Some(other) =
             others().find(|other| other.includes_ipv4(&address) || address.includes_ipv4(other))
         {
-            item.location.warn(format!(
-                "{} overlaps with {}: on most systems [::] takes IPv4 too, and the second cannot be opened; keep [::] alone",
+            item.location.warn(format_text!("{} overlaps with {}: on most systems [::] takes IPv4 too, and the second cannot be opened; keep [::] alone", "{} 与 {} 重叠：多数系统上 [::] 也接收 IPv4，后一个会打开失败；只保留 [::]",
                 quote(&address.to_string()),
-                quote(&other.to_string())
-            ));
+                quote(&other.to_string())));
         }
         addresses.push(address);
     }
     if addresses.is_empty() {
-        return Err(item.error(format!("is empty; name at least one address like {EXAMPLES}")));
+        return Err(item.error(format_text!(
+            "is empty; name at least one address like {}",
+            "为空；请至少写一个地址，如 {}",
+            EXAMPLES
+        )));
     }
     Ok(addresses)
 }
 
 fn read_address(item: &ConfigValue<'_>) -> Result<Address, Error> {
-    let text = item.string(&format!("an address like {EXAMPLES}"))?;
+    let text = item.string(format_text!("an address like {}", "{} 这样的地址", EXAMPLES))?;
     if let Some(path) = text.strip_prefix("unix:") {
         return read_unix_path(item, path);
     }
     if let Ok(address) = text.parse::<SocketAddr>() {
         return Ok(Address::Tcp(address));
     }
-    let refuse = |reason: String| Err(item.error(format!("{} {reason}", quote(text))));
+    let refuse = |reason: Text| Err(item.error(format_text!("{} {}", "{} {}", quote(text), reason)));
     let Some((host, port)) =
         text.rsplit_once(':').filter(|(host, _)| !host.contains(':') || host.starts_with('['))
     else {
-        return refuse(format!("is not an address; write one like {EXAMPLES}"));
+        return refuse(format_text!("is not an address; write one like {}", "不是地址；请写成 {}", EXAMPLES));
     };
     let Some(port) = port.parse::<u16>().ok().filter(|_| !port.starts_with('+')) else {
-        return refuse("has no port from 0 to 65535 after its last colon".to_owned());
+        return refuse(text!(
+            "has no port from 0 to 65535 after its last colon",
+            "的最后一个冒号后没有 0 到 65535 之间的端口"
+        ));
     };
     match host {
         "localhost" => Ok(Address::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))),
-        "" | "*" => refuse(format!(
-            "names no address; write \"127.0.0.1:{port}\" for this machine only, or \"0.0.0.0:{port}\" for every interface"
+        "" | "*" => refuse(format_text!(
+            "names no address; write \"127.0.0.1:{port}\" for this machine only, or \"0.0.0.0:{port}\" for every interface",
+            "没有地址；只供本机访问请写 \"127.0.0.1:{port}\"，所有网卡请写 \"0.0.0.0:{port}\""
         )),
-        _ => refuse(format!("does not start with an IP address or localhost; write one like {EXAMPLES}")),
+        _ => refuse(format_text!(
+            "does not start with an IP address or localhost; write one like {}",
+            "不是以 IP 地址或 localhost 开头；请写成 {}",
+            EXAMPLES
+        )),
     }
 }
 
 fn read_unix_path(item: &ConfigValue<'_>, path: &str) -> Result<Address, Error> {
     if path.is_empty() || path.contains('\0') {
-        return Err(item.error("has no path after \"unix:\"; write one like \"unix:/run/wecom-proxy.sock\""));
+        return Err(item.error(text!(
+            "has no path after \"unix:\"; write one like \"unix:/run/wecom-proxy.sock\"",
+            "的 \"unix:\" 后面没有路径；请写成 \"unix:/run/wecom-proxy.sock\""
+        )));
     }
     let path = item.location.source.resolve(path);
     if path.as_os_str().len() > MAX_UNIX_PATH_BYTES {
-        return Err(item.error(format!("is too long for a unix socket; at most {MAX_UNIX_PATH_BYTES} bytes")));
+        return Err(item.error(format_text!(
+            "is too long for a unix socket; at most {MAX_UNIX_PATH_BYTES} bytes",
+            "对 unix 套接字来说太长；最多 {MAX_UNIX_PATH_BYTES} 字节"
+        )));
     }
     Ok(Address::Unix(path))
 }

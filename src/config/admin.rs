@@ -9,6 +9,7 @@ use super::otlp::{self, OtlpConfig};
 use super::reader::{ConfigTable, ConfigValue};
 use super::server::ServerConfig;
 use super::url::{self, PrivateUrl};
+use crate::{format_text, text};
 
 pub(super) const KEYS: &[&str] =
     &["listen", "key_sha256", "reader_key_sha256", "recent", "otlp", "trace_url", "metrics"];
@@ -71,7 +72,10 @@ pub(super) fn read(root: &ConfigTable<'_>, server: &ServerConfig) -> Option<Admi
         None => section.has("key_sha256"),
     };
     if admin.reader_key_sha256.is_some() && !has_own_key {
-        let message = "needs admin.key_sha256 beside it, of another key: that one may change things";
+        let message = text!(
+            "needs admin.key_sha256 beside it, of another key: that one may change things",
+            "需要同时设置另一个密钥的 admin.key_sha256：有修改权限的是那一个"
+        );
         let location = section.location_of("reader_key_sha256");
         location.record(location.error(message));
     }
@@ -79,10 +83,8 @@ pub(super) fn read(root: &ConfigTable<'_>, server: &ServerConfig) -> Option<Admi
         admin.listen.iter().find(|address| !address.is_loopback() && !section.has("key_sha256"))
     {
         let location = section.location_of("listen");
-        location.record(location.error(format!(
-            "{} can be reached from other machines, so admin.key_sha256 is required: put the line of that name that \"wecom-proxy key NAME\" prints under [admin]",
-            quote(&public.to_string())
-        )));
+        location.record(location.error(format_text!("{} can be reached from other machines, so admin.key_sha256 is required: put the line of that name that \"wecom-proxy key NAME\" prints under [admin]", "{} 能从其他机器访问，因此必须设置 admin.key_sha256：运行 \"wecom-proxy key NAME\"，把它打印的 key_sha256 一行写到 [admin] 下",
+            quote(&public.to_string()))));
     }
     Some(admin)
 }
@@ -90,12 +92,17 @@ pub(super) fn read(root: &ConfigTable<'_>, server: &ServerConfig) -> Option<Admi
 fn read_trace_url(item: &ConfigValue<'_>) -> Result<PrivateUrl, Error> {
     let example = "https://jaeger.example.com/trace/{trace_id}";
     url::read(item, &["http", "https"], example)?.require_no_userinfo(item)?;
-    Ok(item.string(example)?.to_owned().into())
+    Ok(item.as_str().unwrap_or_default().to_owned().into())
 }
 
 fn read_metrics(item: &ConfigValue<'_>) -> Result<MetricsConfig, Error> {
-    let section =
-        item.table("a table like { per_client = true, per_agent = 1000 }", &["per_client", "per_agent"])?;
+    let section = item.table(
+        text!(
+            "a table like { per_client = true, per_agent = 1000 }",
+            "{ per_client = true, per_agent = 1000 } 这样的表"
+        ),
+        &["per_client", "per_agent"],
+    )?;
     let default = MetricsConfig::default();
     Ok(MetricsConfig {
         per_client: section.read_or("per_client", default.per_client, ConfigValue::boolean),

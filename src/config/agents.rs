@@ -11,6 +11,8 @@ use super::reader::{ConfigTable, ConfigValue};
 use super::secret::{self, SourcedSecret, is_placeholder_word};
 use super::upstream::{self, UpstreamConfig, UpstreamId};
 use super::web_origin::{self, WebOrigin};
+use crate::text::Text;
+use crate::{format_text, text};
 
 pub(super) const KEYS: &[&str] =
     &["corpid", "secret", "upstream", "agentid", "accept_secret", "limit", "plain", "jssdk_origins"];
@@ -18,12 +20,14 @@ pub(super) const KEYS: &[&str] =
 /// Refused as names, because the first path segment names the agent, and paths of the proxy itself begin with these.
 const RESERVED_NAMES: [&str; 4] = ["cgi-bin", "callbacks", "jssdk", "k"];
 
-const NO_AGENT_MESSAGE: &str = "no agent is configured; add one like this:
+const NO_AGENT_MESSAGE: Text = text!(
+    "no agent is configured; add one like this:
 
 [agents.hr]
 corpid = \"ww1234567890abcdef\"
-secret = { env = \"WECOM_HR_SECRET\" }
-";
+secret = { env = \"WECOM_HR_SECRET\" }",
+    "没有配置任何应用；请这样添加：\n\n[agents.hr]\ncorpid = \"ww1234567890abcdef\"\nsecret = { env = \"WECOM_HR_SECRET\" }"
+);
 
 /// `[agents.NAME]`
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,7 +75,7 @@ pub(super) fn read(
     warn_of_shared_credentials(&items, &agents);
     if let Some(root) = roots.first().filter(|_| !has_agents && !has_state) {
         let location = root.location_of("agents");
-        location.record(location.error(NO_AGENT_MESSAGE.trim_end()));
+        location.record(location.error(NO_AGENT_MESSAGE));
     }
     agents
 }
@@ -109,12 +113,10 @@ fn warn_of_shared_credentials(
     let Some((name, original)) = duplicates.first() else { return };
     let Some(item) = items.get(name.as_str()) else { return };
     let others = match duplicates.len() - 1 {
-        0 => String::new(),
-        count => format!(" (as have {count} more agents)"),
+        0 => Text::default(),
+        count => format_text!(" (as have {count} more agents)", "（另有 {count} 个应用也是如此）"),
     };
-    item.location.warn(format!(
-        "has the corpid and secret of agents.{original}{others}; they share one token and its budget of refreshes; make them one agent if nothing else differs"
-    ));
+    item.location.warn(format_text!("has the corpid and secret of agents.{original}{}; they share one token and its budget of refreshes; make them one agent if nothing else differs", "的 corpid 和 secret 与 agents.{original} 相同{}；它们共用一个 token 和续期额度；若没有其他区别，请合并为一个应用", others));
 }
 
 pub(super) fn read_agent(
@@ -123,7 +125,7 @@ pub(super) fn read_agent(
     upstreams: &BTreeMap<String, UpstreamConfig>,
 ) -> Result<AgentConfig, Error> {
     reject_reserved_name(name, item)?;
-    let section = item.table("a table with corpid and secret", KEYS)?;
+    let section = item.table(text!("a table with corpid and secret", "含 corpid 和 secret 的表"), KEYS)?;
     // All are read before the first error counts.
     let corpid = section.read_required("corpid", "corpid = \"ww1234567890abcdef\"", read_corpid);
     let secret_example = match item.location.source.is_file() {
@@ -147,7 +149,10 @@ pub(super) fn read_agent(
 /// Refuses names that paths of this proxy begin with.
 pub(super) fn reject_reserved_name(name: &str, item: &ConfigValue<'_>) -> Result<(), Error> {
     match RESERVED_NAMES.contains(&name) {
-        true => Err(item.error("cannot be an agent's name, since other paths of this proxy start with it")),
+        true => Err(item.error(text!(
+            "cannot be an agent's name, since other paths of this proxy start with it",
+            "不能用作应用名，因为代理自身的路径以它开头"
+        ))),
         false => Ok(()),
     }
 }
@@ -164,16 +169,21 @@ pub(super) fn read_settings(section: &ConfigTable<'_>, accept_secret: bool) -> A
 }
 
 pub(super) fn read_corpid(item: &ConfigValue<'_>) -> Result<String, Error> {
-    let text = item.string("a string like \"ww1234567890abcdef\"")?;
+    let text =
+        item.string(text!("a string like \"ww1234567890abcdef\"", "\"ww1234567890abcdef\" 这样的字符串"))?;
     if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err(
-            item.error(format!("{} is not a corpid; a corpid is visible ASCII without spaces", quote(text)))
-        );
+        return Err(item.error(format_text!(
+            "{} is not a corpid; a corpid is visible ASCII without spaces",
+            "{} 不是 corpid；corpid 由可见的 ASCII 字符组成，不含空格",
+            quote(text)
+        )));
     }
     // A corpid starts with `ww`, and so do most placeholders of one.
     let is_masked = text.len() > 4 && text.trim_start_matches('w').bytes().all(|byte| byte == b'x');
     if is_masked || is_placeholder_word(text) {
-        return Err(item.error("is a placeholder; replace it with the real one"));
+        return Err(
+            item.error(text!("is a placeholder; replace it with the real one", "是占位文字；请换成真正的值"))
+        );
     }
     Ok(text.to_owned())
 }

@@ -18,6 +18,7 @@ use super::state;
 use super::suggest::did_you_mean;
 use super::suites::{self, SuiteConfig, SuitesConfig};
 use crate::secret::Masked;
+use crate::{format_text, text};
 
 #[cfg(test)]
 pub(super) use target::KEYS as TARGET_KEYS;
@@ -69,7 +70,8 @@ pub(super) fn read(
 ) -> BTreeMap<String, CallbackConfig> {
     let items = named_tables::collect_named(std::slice::from_ref(root), "callbacks");
     named_tables::read_each(&items, |name, item| {
-        let section = item.table("a table with agent, token and aes_key", KEYS)?;
+        let section = item
+            .table(text!("a table with agent, token and aes_key", "含 agent、token 和 aes_key 的表"), KEYS)?;
         let callback = read_callback(name, item, &section, agents)?;
         warn_of_unknown_clients(&section, &callback, clients);
         if !has_state {
@@ -90,10 +92,13 @@ fn read_callback(
     let example = "aes_key = { env = \"HR_CALLBACK_AES_KEY\" }";
     let aes_key = section.read_required("aes_key", example, secret::read_aes_key);
     let answer = section.read_or("answer", String::new(), |item| {
-        let text = item.string("a text like \"success\"")?;
+        let text = item.string(text!("a text like \"success\"", "\"success\" 这样的文本"))?;
         match text.len() <= MAX_ANSWER_BYTES {
             true => Ok(text.to_owned()),
-            false => Err(item.error(format!("is too long; at most {MAX_ANSWER_BYTES} bytes"))),
+            false => Err(item.error(format_text!(
+                "is too long; at most {MAX_ANSWER_BYTES} bytes",
+                "太长；最多 {MAX_ANSWER_BYTES} 字节"
+            ))),
         }
     });
     let targets = target::read(section);
@@ -147,9 +152,12 @@ fn read_suite(
 ) -> Result<[CallbackConfig; 2], Error> {
     let name = suite.name.as_str();
     if callbacks.contains_key(name) {
-        return Err(item.error("is the name of a callback too; suites and callbacks share one set of names"));
+        return Err(item.error(text!(
+            "is the name of a callback too; suites and callbacks share one set of names",
+            "与一个回调同名；套件和回调不能重名"
+        )));
     }
-    let section = item.table("a table", suites::SUITE_KEYS)?;
+    let section = item.table(text!("a table", "表"), suites::SUITE_KEYS)?;
     let provider = suite.provider.as_ref().and_then(|provider| suites.providers.get(provider));
     let command = CallbackConfig {
         name: name.to_owned(),
@@ -182,33 +190,30 @@ fn read_receive_ids(
 ) -> Result<BTreeSet<String>, Error> {
     match (section.find("agent"), section.find("receive_ids")) {
         (Some(agent), None) => {
-            let name = agent.string("an agent's name")?;
+            let name = agent.string(text!("an agent's name", "应用名"))?;
             if section.is_broken(&format!("agents.{name}")) {
                 return Err(Error::recorded());
             }
             let known = agents.get(name).ok_or_else(|| {
                 let hint = did_you_mean(name, agents.keys().map(String::as_str));
-                agent.error(format!(
-                    "there is no agent {}; {hint}write receive_ids with its corpid if it is not in this file",
-                    quote(name)
-                ))
+                agent.error(format_text!("there is no agent {}; {}write receive_ids with its corpid if it is not in this file", "没有应用 {}；{}若它不在此文件中，请用 receive_ids 写它的 corpid", quote(name), hint))
             })?;
             Ok(BTreeSet::from([known.corpid.clone()]))
         }
         (None, Some(ids)) => {
-            let ids = ids.list("a list of corpids or suite_ids like [\"ww1234567890abcdef\"]")?;
-            let ids = ids.iter().map(|id| Ok(id.string("a corpid or suite_id, or \"\"")?.to_owned()));
+            let ids = ids.list(text!("a list of corpids or suite_ids like [\"ww1234567890abcdef\"]", "corpid 或 suite_id 的列表，如 [\"ww1234567890abcdef\"]"))?;
+            let ids = ids.iter().map(|id| Ok(id.string(text!("a corpid or suite_id, or \"\"", "corpid 或 suite_id，或 \"\""))?.to_owned()));
             let ids: BTreeSet<_> = ids.collect::<Result<_, Error>>()?;
             match ids.is_empty() {
                 true => Err(section
                     .location_of("receive_ids")
-                    .error("is empty; name the corpid or suite_id of its messages, or \"\" for an AI bot")),
+                    .error(text!("is empty; name the corpid or suite_id of its messages, or \"\" for an AI bot", "为空；请写消息的 corpid 或 suite_id，智能机器人写 \"\""))),
                 false => Ok(ids),
             }
         }
-        (Some(_), Some(ids)) => Err(ids.error("conflicts with agent; keep one of the two")),
+        (Some(_), Some(ids)) => Err(ids.error(text!("conflicts with agent; keep one of the two", "与 agent 冲突；两者只保留一个"))),
         (None, None) => Err(item.error(
-            "names no receiveid; write agent = \"NAME\", or receive_ids = [\"ww…\"] with the corpid or suite_id",
+            text!("names no receiveid; write agent = \"NAME\", or receive_ids = [\"ww…\"] with the corpid or suite_id", "没有 receiveid；请写 agent = \"NAME\"，或 receive_ids = [\"ww…\"]，值为 corpid 或 suite_id"),
         )),
     }
 }
@@ -223,11 +228,7 @@ fn warn_of_unknown_clients(
         let DeliveryMethod::Pull { clients: named } = &target.method else { continue };
         for name in named.iter().filter(|name| !clients.contains_key(*name)) {
             let hint = did_you_mean(name, clients.keys().map(String::as_str));
-            section.location_of("to").warn(format!(
-                "target {} names the client {}, which is not in this file; {hint}it cannot read events until it exists",
-                quote(&target.name),
-                quote(name)
-            ));
+            section.location_of("to").warn(format_text!("target {} names the client {}, which is not in this file; {}it cannot read events until it exists", "目标 {} 指定的调用方 {} 不在此文件中；{}在它存在之前无法读取事件", quote(&target.name), quote(name), hint));
         }
     }
 }

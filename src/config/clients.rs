@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use super::agent_names::{KnownAgents, UnknownAgents};
 use super::agents::AgentConfig;
-use super::error::{Error, quote};
+use super::error::Error;
 use super::key_hash::{self, KeyHash};
 use super::named_tables;
 use super::origin::Origin;
@@ -11,9 +12,10 @@ use super::pattern::{self, AllowPattern};
 use super::rate_limit::{self, RateLimit};
 use super::reader::{ConfigTable, ConfigValue, Location};
 use super::secret;
-use super::suggest::did_you_mean;
 use super::suites::SuitesConfig;
 use crate::secret::credential_scan::is_base64url;
+use crate::text::Text;
+use crate::{format_text, text};
 
 pub(super) const KEYS: &[&str] = &["key_sha256", "key", "key_in", "agents", "allow", "limit", "always_200"];
 
@@ -23,7 +25,10 @@ pub const MAX_CLIENT_KEYS: usize = 4;
 /// A shorter key can be guessed from its hash.
 const MIN_KEY_BYTES: usize = 16;
 
-const EXPECTED_AGENTS: &str = "a list of agents like [\"hr\"], or [\"*\"] for all";
+const EXPECTED_AGENTS: Text = text!(
+    "a list of agents like [\"hr\"], or [\"*\"] for all",
+    "应用列表，如 [\"hr\"]，或用 [\"*\"] 表示全部"
+);
 
 /// `[clients.NAME]`
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -127,12 +132,16 @@ pub(super) fn read(
         for (key, location) in client.keys.iter().zip(locations) {
             if let Some(first) = keys.insert(*key.hash.as_bytes(), location.clone()) {
                 let first = first.file_and_line();
-                return Err(location
-                    .error(format!("is the same key as the one in {first}; each client needs its own")));
+                return Err(location.error(format_text!(
+                    "is the same key as the one in {first}; each client needs its own",
+                    "与 {first} 处的密钥相同；每个调用方需要自己的密钥"
+                )));
             }
             if let Some(agent) = secrets.get(key.hash.as_bytes()) {
-                location
-                    .warn(format!("is the real secret of agents.{agent}; give the client a key of its own"));
+                location.warn(format_text!(
+                    "is the real secret of agents.{agent}; give the client a key of its own",
+                    "就是 agents.{agent} 真正的 secret；请给该调用方单独的密钥"
+                ));
             }
         }
         Ok(client)
@@ -145,7 +154,8 @@ pub(super) fn read_client<'a>(
     item: &ConfigValue<'a>,
     agents: &UnknownAgents<'_>,
 ) -> Result<(ClientConfig, Vec<Location<'a>>), Error> {
-    let section = item.table("a table with key_sha256 and agents", KEYS)?;
+    let section =
+        item.table(text!("a table with key_sha256 and agents", "含 key_sha256 和 agents 的表"), KEYS)?;
     // All are read before the first error counts.
     let keys = read_keys(&section, item).map_err(|error| section.record(error));
     let fits_path = keys.as_ref().is_ok_and(|(_, fits_path)| *fits_path);
@@ -194,22 +204,22 @@ fn read_keys<'a>(
     match (section.find("key_sha256"), section.find("key")) {
         (Some(hashes), None) => Ok((read_key_hashes(&hashes)?, true)),
         (_, Some(key)) if !key.location.source.is_file() => {
-            Err(key.error("is for files; write key_sha256, the key's SHA-256 in 64 hex digits"))
+            Err(key.error(text!("is for files; write key_sha256, the key's SHA-256 in 64 hex digits", "只能写在文件里；请写 key_sha256，即密钥的 SHA-256，64 位十六进制")))
         }
         (None, Some(item)) => {
             let key = secret::read(&item)?;
             if key.expose().len() < MIN_KEY_BYTES {
-                item.location.warn(format!("is shorter than {MIN_KEY_BYTES} characters and easy to guess"));
+                item.location.warn(format_text!("is shorter than {MIN_KEY_BYTES} characters and easy to guess", "少于 {MIN_KEY_BYTES} 个字符，容易被猜到"));
             }
             let fits_path = is_base64url(key.expose());
             Ok((vec![(ClientKey::new(KeyHash::of(key.expose())), item.location)], fits_path))
         }
-        (Some(_), Some(key)) => Err(key.error("conflicts with key_sha256; keep one of the two")),
+        (Some(_), Some(key)) => Err(key.error(text!("conflicts with key_sha256; keep one of the two", "与 key_sha256 冲突；两者只保留一个"))),
         (None, None) if !client.location.source.is_file() => {
-            Err(client.error("has no key; write key_sha256, the key's SHA-256 in 64 hex digits (\"wecom-proxy key NAME\" generates both)"))
+            Err(client.error(text!("has no key; write key_sha256, the key's SHA-256 in 64 hex digits (\"wecom-proxy key NAME\" generates both)", "没有密钥；请写 key_sha256，即密钥的 SHA-256，64 位十六进制（\"wecom-proxy key NAME\" 会生成两者）")))
         }
         (None, None) => Err(client
-            .error("has no key; write key_sha256 = \"…\" (\"wecom-proxy key NAME\" generates one) or key = { env = \"NAME\" }")),
+            .error(text!("has no key; write key_sha256 = \"…\" (\"wecom-proxy key NAME\" generates one) or key = { env = \"NAME\" }", "没有密钥；请写 key_sha256 = \"…\"（由 \"wecom-proxy key NAME\" 生成），或 key = { env = \"NAME\" }"))),
     }
 }
 
@@ -220,13 +230,20 @@ fn read_key_hashes<'a>(item: &ConfigValue<'a>) -> Result<LocatedKeys<'a>, Error>
         false => vec![item.clone()],
     };
     if items.is_empty() || items.len() > MAX_CLIENT_KEYS {
-        return Err(item.error(format!("lists {} keys; write 1 to {MAX_CLIENT_KEYS}", items.len())));
+        return Err(item.error(format_text!(
+            "lists {} keys; write 1 to {MAX_CLIENT_KEYS}",
+            "列出了 {} 个密钥；请写 1 到 {MAX_CLIENT_KEYS} 个",
+            items.len()
+        )));
     }
     let mut keys: LocatedKeys<'a> = Vec::with_capacity(items.len());
     for item in items {
         let key = ClientKey::new(key_hash::read(&item)?);
         if keys.iter().any(|(other, _)| *other == key) {
-            return Err(item.error("is the same key as one before it; list each key once"));
+            return Err(item.error(text!(
+                "is the same key as one before it; list each key once",
+                "与前面的密钥相同；每个密钥只写一次"
+            )));
         }
         keys.push((key, item.location));
     }
@@ -237,11 +254,13 @@ fn read_key_hashes<'a>(item: &ConfigValue<'a>) -> Result<LocatedKeys<'a>, Error>
 fn read_key_in(item: &ConfigValue<'_>, fits_path: bool) -> Result<bool, Error> {
     let in_path = item.one_of(&[("path", true)])?;
     if !fits_path {
-        return Err(item.error("needs a key of letters, digits, - and _ only"));
+        return Err(item
+            .error(text!("needs a key of letters, digits, - and _ only", "要求密钥只含字母、数字、- 和 _")));
     }
-    item.location.warn(
+    item.location.warn(text!(
         "puts the key into URLs: whatever stands in front of this proxy, and the program itself, may log it",
-    );
+        "会把密钥放进 URL：代理前面的设备和程序自身都可能把它记入日志"
+    ));
     Ok(in_path)
 }
 
@@ -250,7 +269,7 @@ fn read_agents(item: &ConfigValue<'_>, agents: &UnknownAgents<'_>) -> Result<Age
     let mut names = BTreeSet::new();
     let mut all = None;
     for item in &items {
-        let name = item.string("an agent's name")?;
+        let name = item.string(text!("an agent's name", "应用名"))?;
         if name == "*" {
             all = Some(item);
             continue;
@@ -259,110 +278,17 @@ fn read_agents(item: &ConfigValue<'_>, agents: &UnknownAgents<'_>) -> Result<Age
         if let Some(all) = all.or_else(|| items.iter().find(|item| item.as_str() == Some("*")))
             && !agents.is_suite_or_provider(name)
         {
-            return Err(all.error(
+            return Err(all.error(text!(
                 "means all agents, so it must be the only entry; only suites and providers stand beside it",
-            ));
+                "表示全部应用，因此必须是唯一的一项；旁边只能有套件和服务商"
+            )));
         }
         names.insert(name.to_owned());
     }
     match (all, names.is_empty()) {
         (Some(_), true) => Ok(AgentSet::All),
         (Some(_), false) => Ok(AgentSet::AllWith(names)),
-        (None, true) => Err(item.error(format!("is empty; write {EXPECTED_AGENTS}"))),
+        (None, true) => Err(item.error(format_text!("is empty; write {}", "为空；请写{}", EXPECTED_AGENTS))),
         (None, false) => Ok(AgentSet::Named(names)),
     }
-}
-
-/// The agents that there are.
-pub trait AgentNames {
-    /// Whether there is an agent of this name.
-    fn contains(&self, name: &str) -> bool;
-
-    /// All names, sorted.
-    fn names(&self) -> Vec<&str>;
-
-    /// Whether it is the name of a suite or a provider, which may stand beside `"*"`.
-    fn is_suite_or_provider(&self, _: &str) -> bool {
-        false
-    }
-}
-
-/// The agents, suites and providers of a file.
-struct KnownAgents<'a> {
-    agents: &'a BTreeMap<String, AgentConfig>,
-    suites: &'a SuitesConfig,
-}
-
-impl AgentNames for KnownAgents<'_> {
-    fn contains(&self, name: &str) -> bool {
-        self.agents.contains_key(name) || self.suites.may_be_listed(name)
-    }
-
-    fn names(&self) -> Vec<&str> {
-        self.agents.keys().map(String::as_str).chain(self.suites.names()).collect()
-    }
-
-    fn is_suite_or_provider(&self, name: &str) -> bool {
-        self.suites.suites.contains_key(name) || self.suites.providers.contains_key(name)
-    }
-}
-
-impl AgentNames for BTreeMap<String, AgentConfig> {
-    fn contains(&self, name: &str) -> bool {
-        self.contains_key(name)
-    }
-
-    fn names(&self) -> Vec<&str> {
-        self.keys().map(String::as_str).collect()
-    }
-}
-
-/// What becomes of a client that names an agent that does not exist.
-pub(super) enum UnknownAgents<'a> {
-    /// An error; these exist.
-    Refuse(&'a dyn AgentNames),
-    /// A warning; these exist, and there may be others later.
-    Warn(&'a dyn AgentNames),
-    /// Nothing: for it, the agent does not exist.
-    Accept,
-}
-
-impl UnknownAgents<'_> {
-    /// Where it is not known what there is, it may be one.
-    fn is_suite_or_provider(&self, name: &str) -> bool {
-        match self {
-            Self::Refuse(agents) | Self::Warn(agents) => agents.is_suite_or_provider(name),
-            Self::Accept => true,
-        }
-    }
-
-    fn check(&self, item: &ConfigValue<'_>, name: &str) -> Result<(), Error> {
-        let agents = match self {
-            Self::Refuse(agents) | Self::Warn(agents) if !agents.contains(name) => agents,
-            _ => return Ok(()),
-        };
-        let table = name.split(':').next().unwrap_or(name);
-        let is_broken = |kind: &str| item.location.source.is_broken(&format!("{kind}.{table}"));
-        if ["agents", "suites", "providers"].into_iter().any(is_broken) {
-            return Ok(());
-        }
-        let names = agents.names();
-        let hint = did_you_mean(name, names.iter().copied());
-        if matches!(self, Self::Warn(_)) {
-            let place = if item.location.source.is_file() { " in the files" } else { "" };
-            let name = quote(name);
-            item.location.warn(format!(
-                "there is no agent {name}{place}; {hint}for this client, it does not exist until the state has it"
-            ));
-            return Ok(());
-        }
-        Err(item.error(format!("there is no agent {}; {hint}there are: {}", quote(name), name_list(&names))))
-    }
-}
-
-/// The names of the first agents, as many as fit on a line.
-fn name_list(names: &[&str]) -> String {
-    const MAX_NAMES: usize = 10;
-    let listed = names[..names.len().min(MAX_NAMES)].join(", ");
-    format!("{listed}{}", if names.len() > MAX_NAMES { ", …" } else { "" })
 }

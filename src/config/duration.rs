@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::error::{Error, quote};
 use super::reader::ConfigValue;
 use super::units;
+use crate::{format_text, text};
 
 /// Larger than any useful setting, and small enough that adding it to an instant never overflows.
 pub(super) const MAX_DURATION: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -20,19 +21,30 @@ pub(super) const RANGE_WITH_ZERO: RangeInclusive<Duration> = Duration::ZERO..=MA
 const UNITS: [(&str, u64); 4] = [("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
 
 pub(super) fn read(item: &ConfigValue<'_>, range: RangeInclusive<Duration>) -> Result<Duration, Error> {
-    let text = item.string("a duration like \"75s\" (ms, s, m, h)")?;
+    let text =
+        item.string(text!("a duration like \"75s\" (ms, s, m, h)", "\"75s\" 这样的时长（ms、s、m、h）"))?;
     let duration = parse(text).ok_or_else(|| {
-        item.error(format!("{} is not a duration; write one like \"75s\" (ms, s, m, h)", quote(text)))
+        item.error(format_text!(
+            "{} is not a duration; write one like \"75s\" (ms, s, m, h)",
+            "{} 不是时长；请写成 \"75s\"（ms、s、m、h）",
+            quote(text)
+        ))
     })?;
     if duration < *range.start() {
-        return Err(item.error(format!(
+        return Err(item.error(format_text!(
             "{} is too short; at least {:?}",
+            "{} 太短；至少 {:?}",
             quote(text),
             format(*range.start())
         )));
     }
     if duration > *range.end() {
-        return Err(item.error(format!("{} is too long; at most {:?}", quote(text), format(*range.end()))));
+        return Err(item.error(format_text!(
+            "{} is too long; at most {:?}",
+            "{} 太长；最多 {:?}",
+            quote(text),
+            format(*range.end())
+        )));
     }
     Ok(duration)
 }

@@ -9,11 +9,16 @@ use super::reader::ConfigValue;
 use super::secret;
 use super::url::{self, Url};
 use crate::secret::Masked;
+use crate::text::Text;
+use crate::{format_text, text};
 
 pub(super) const KEYS: &[&str] = &["url", "user", "password"];
 
 const EXAMPLE: &str = "http://egress:3128";
-const EXPECTED: &str = "a URL like \"http://egress:3128\", a table like { url = \"http://egress:3128\", user = \"…\", password = { env = \"NAME\" } }, or a list of these";
+const EXPECTED: Text = text!(
+    "a URL like \"http://egress:3128\", a table like { url = \"http://egress:3128\", user = \"…\", password = { env = \"NAME\" } }, or a list of these",
+    "\"http://egress:3128\" 这样的 URL，或 { url = \"http://egress:3128\", user = \"…\", password = { env = \"NAME\" } } 这样的表，或它们的列表"
+);
 
 /// Most egress proxies of one upstream.
 const MAX_EGRESS_PROXIES: usize = 16;
@@ -69,8 +74,9 @@ impl EgressProxy {
 pub(super) fn read(item: &ConfigValue<'_>, upstream_host: &str) -> Result<Vec<EgressProxy>, Error> {
     let items = if item.is_list() { item.list(EXPECTED)? } else { vec![item.clone()] };
     if !(1..=MAX_EGRESS_PROXIES).contains(&items.len()) {
-        return Err(item.error(format!(
-            "must list from 1 to {MAX_EGRESS_PROXIES} egress proxies; leave it out to connect without one"
+        return Err(item.error(format_text!(
+            "must list from 1 to {MAX_EGRESS_PROXIES} egress proxies; leave it out to connect without one",
+            "必须列出 1 到 {MAX_EGRESS_PROXIES} 个出口代理；直接连接请去掉此项"
         )));
     }
     let mut proxies: Vec<EgressProxy> = Vec::with_capacity(items.len());
@@ -78,7 +84,11 @@ pub(super) fn read(item: &ConfigValue<'_>, upstream_host: &str) -> Result<Vec<Eg
         let proxy = read_proxy(item)?;
         check_socks_login(item, &proxy, upstream_host)?;
         if proxies.iter().any(|other| other.authority() == proxy.authority()) {
-            return Err(item.error(format!("lists {} twice", quote(&proxy.authority()))));
+            return Err(item.error(format_text!(
+                "lists {} twice",
+                "把 {} 列出了两次",
+                quote(&proxy.authority())
+            )));
         }
         proxies.push(proxy);
     }
@@ -93,16 +103,18 @@ fn read_proxy(item: &ConfigValue<'_>) -> Result<EgressProxy, Error> {
     let mut proxy = section.read_required("url", &format!("url = {EXAMPLE:?}"), read_url)?;
     let Some(user) = section.find("user") else {
         return match section.find("password") {
-            Some(password) => Err(password.error("needs a user beside it")),
+            Some(password) => Err(password.error(text!("needs a user beside it", "需要同时写 user"))),
             None => Ok(proxy),
         };
     };
     if proxy.login.is_some() {
-        return Err(user.error("stands in the url too; keep one of the two"));
+        return Err(
+            user.error(text!("stands in the url too; keep one of the two", "在 url 中也有；两者只保留一个"))
+        );
     }
-    let name = user.string("a user's name")?;
+    let name = user.string(text!("a user's name", "用户名"))?;
     if !is_user(name) {
-        return Err(user.error("must be a user's name without a colon"));
+        return Err(user.error(text!("must be a user's name without a colon", "必须是不含冒号的用户名")));
     }
     let password = section.read_required("password", "password = { env = \"NAME\" }", secret::read)?;
     proxy.login = Some(EgressLogin { user: Masked::new(name), password });
@@ -129,19 +141,20 @@ fn read_userinfo(item: &ConfigValue<'_>, url: &Url<'_>) -> Result<Option<EgressL
     let (user, password) = userinfo.split_once(':').unwrap_or((userinfo, ""));
     let decode = |text| {
         let decoded = percent_decode_str(text).decode_utf8();
-        decoded
-            .map(|text| Masked::new(&*text))
-            .map_err(|_| item.error("has a user or password that is not UTF-8"))
+        decoded.map(|text| Masked::new(&*text)).map_err(|_| {
+            item.error(text!("has a user or password that is not UTF-8", "的用户名或密码不是 UTF-8"))
+        })
     };
     let login = EgressLogin { user: decode(user)?, password: decode(password)? };
     if !is_user(login.user.expose()) {
-        return Err(item.error(
+        return Err(item.error(text!(
             "must name a user without a colon before the \"@\", as in \"http://user:password@egress:3128\"",
-        ));
+            "必须在 \"@\" 前写不含冒号的用户名，如 \"http://user:password@egress:3128\""
+        )));
     }
     if !password.is_empty() {
         item.location.warn(
-            "contains a password in plain text; write via = { url = \"…\", user = \"…\", password = { env = \"NAME\" } }",
+            text!("contains a password in plain text; write via = { url = \"…\", user = \"…\", password = { env = \"NAME\" } }", "含有明文密码；请写 via = { url = \"…\", user = \"…\", password = { env = \"NAME\" } }"),
         );
     }
     Ok(Some(login))
@@ -166,7 +179,5 @@ fn check_socks_login(item: &ConfigValue<'_>, proxy: &EgressProxy, upstream_host:
     if login.user.expose().len() + login.password.expose().len() <= max_bytes {
         return Ok(());
     }
-    Err(item.error(format!(
-        "has a user and password over {max_bytes} bytes together, the most that fit beside the host of upstream.url over SOCKS5"
-    )))
+    Err(item.error(format_text!("has a user and password over {max_bytes} bytes together, the most that fit beside the host of upstream.url over SOCKS5", "的用户名和密码合计超过 {max_bytes} 字节，SOCKS5 中除 upstream.url 的主机名外放不下更多")))
 }

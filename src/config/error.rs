@@ -4,6 +4,9 @@ use std::collections::{HashMap, HashSet, hash_map::Entry};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use crate::format_text;
+use crate::text::{Language, Localized, Text};
+
 /// Why a configuration is refused. Never contains a secret or a line of the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Error {
@@ -14,7 +17,7 @@ pub struct Error {
     /// The dotted path of the key, like `server.listen`.
     pub key: Option<String>,
     /// The error and what is allowed.
-    pub message: String,
+    pub message: Text,
     /// The other mistakes of the same files, in the order of the files; none of them has others.
     pub others: Vec<Error>,
 }
@@ -25,7 +28,7 @@ const MAX_SHOWN_ERRORS: usize = 100;
 impl Error {
     /// Stands for an error that the file has recorded already.
     pub(super) fn recorded() -> Self {
-        Self { file: PathBuf::new(), line: None, key: None, message: String::new(), others: Vec::new() }
+        Self { file: PathBuf::new(), line: None, key: None, message: Text::default(), others: Vec::new() }
     }
 
     pub(super) fn is_recorded(&self) -> bool {
@@ -38,7 +41,8 @@ impl Error {
         errors.sort_by_key(|error| (rank(error), error.line));
         let mut seen = HashSet::new();
         errors.retain(|error| {
-            seen.insert((error.file.clone(), error.line, error.key.clone(), error.message.clone()))
+            let message = error.message.english().to_owned();
+            seen.insert((error.file.clone(), error.line, error.key.clone(), message))
         });
         let mut errors = errors.into_iter();
         let first = errors.next()?;
@@ -53,17 +57,26 @@ impl Error {
 
 impl std::error::Error for Error {}
 
+/// In English, for logs.
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.write(Language::English, f)
+    }
+}
+
+impl Localized for Error {
+    fn write(&self, language: Language, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (nth, Self { file, line, key, message, .. }) in self.all().take(MAX_SHOWN_ERRORS).enumerate() {
             if nth > 0 {
                 f.write_str("\n")?;
             }
-            write_diagnostic(f, file, *line, key.as_deref(), message)?;
+            write_diagnostic(f, file, *line, key.as_deref(), message.get(language))?;
         }
         match (self.others.len() + 1).saturating_sub(MAX_SHOWN_ERRORS) {
             0 => Ok(()),
-            more => write!(f, "\nand {more} more mistakes"),
+            more => {
+                f.write_str(format_text!("\nand {more} more mistakes", "\n另有 {more} 处错误").get(language))
+            }
         }
     }
 }
@@ -78,23 +91,30 @@ pub struct Warning {
     /// The dotted path of the key.
     pub key: Option<String>,
     /// What to change, and why.
-    pub message: String,
+    pub message: Text,
 }
 
+/// In English, for logs.
 impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write_diagnostic(f, &self.file, self.line, self.key.as_deref(), &self.message)
+        self.write(Language::English, f)
+    }
+}
+
+impl Localized for Warning {
+    fn write(&self, language: Language, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_diagnostic(f, &self.file, self.line, self.key.as_deref(), self.message.get(language))
     }
 }
 
 /// The warnings as texts; those that differ only in where they apply are one, at its first place. There may be one for each
 /// of very many agents.
-pub fn summarize_warnings(warnings: &[Warning]) -> Vec<String> {
+pub fn summarize_warnings(warnings: &[Warning]) -> Vec<Text> {
     let mut groups: Vec<(&Warning, usize, Option<&str>)> = Vec::new();
     let mut places: HashMap<String, usize> = HashMap::new();
     for warning in warnings {
         // What stands in quotes, such as the name of a file, differs from agent to agent.
-        let text: String = warning.message.split('"').step_by(2).collect();
+        let text: String = warning.message.english().split('"').step_by(2).collect();
         match places.entry(text) {
             Entry::Vacant(place) => {
                 place.insert(groups.len());
@@ -108,10 +128,14 @@ pub fn summarize_warnings(warnings: &[Warning]) -> Vec<String> {
         }
     }
     let text = |(warning, others, last): (&Warning, usize, Option<&str>)| match (others, last) {
-        (0, _) => warning.to_string(),
-        (_, None) => format!("{warning} (and {others} more)"),
-        (1, Some(last)) => format!("{warning} (and {last})"),
-        (_, Some(last)) => format!("{warning} (and {others} more, the last of them {last})"),
+        (0, _) => Text::of(warning),
+        (_, None) => format_text!("{} (and {others} more)", "{}（另有 {others} 处）", warning),
+        (1, Some(last)) => format_text!("{} (and {last})", "{}（还有 {last}）", warning),
+        (_, Some(last)) => format_text!(
+            "{} (and {others} more, the last of them {last})",
+            "{}（另有 {others} 处，最后一处是 {last}）",
+            warning
+        ),
     };
     groups.into_iter().map(text).collect()
 }

@@ -11,6 +11,8 @@ use super::loaded_files::SecretMode;
 use super::path_error::{path_hint, unreadable_message};
 use super::reader::{ConfigValue, Location};
 use super::text_encoding::decode_utf8;
+use crate::text::Text;
+use crate::{format_text, text};
 
 /// Bounds a file with a secret.
 const MAX_SECRET_FILE_BYTES: u64 = 64 << 10;
@@ -55,19 +57,20 @@ pub(super) struct SecretFile {
 }
 
 /// Reads a file with a secret. Opens it only once, because each agent may have one. The error names the file.
-pub(super) fn read_secret_text(path: &Path) -> Result<SecretFile, String> {
-    let refuse = |reason: &str| format!("{} {reason}", quote(&path.to_string_lossy()));
-    let (file, metadata) = open_regular(path).map_err(|reason| refuse(&reason))?;
+pub(super) fn read_secret_text(path: &Path) -> Result<SecretFile, Text> {
+    let refuse = |reason: Text| format_text!("{} {}", "{} {}", quote(&path.to_string_lossy()), reason);
+    let (file, metadata) = open_regular(path).map_err(&refuse)?;
     // One byte more than the file has, so that the read at its end does not grow the buffer.
     let capacity = metadata.len().min(MAX_SECRET_FILE_BYTES) as usize + 1;
     let mut bytes = Zeroizing::new(Vec::with_capacity(capacity));
     file.take(MAX_SECRET_FILE_BYTES + 1)
         .read_to_end(&mut bytes)
-        .map_err(|e| refuse(&unreadable_message(path, &e)))?;
+        .map_err(|e| refuse(unreadable_message(path, &e)))?;
     if bytes.len() as u64 > MAX_SECRET_FILE_BYTES {
-        return Err(refuse("is too long for a secret"));
+        return Err(refuse(text!("is too long for a secret", "对密钥来说太长")));
     }
-    let text = decode_utf8(&bytes).map_err(|error| refuse(&format!("line {}: {error}", error.line)))?;
+    let text = decode_utf8(&bytes)
+        .map_err(|error| refuse(format_text!("line {}: {}", "第 {} 行：{}", error.line, error.message())))?;
     Ok(SecretFile { text: Zeroizing::new(text.to_owned()), metadata })
 }
 
@@ -81,24 +84,31 @@ fn recorded_path(item: &ConfigValue<'_>) -> Result<PathBuf, Error> {
 pub(super) fn read_directory_path(item: &ConfigValue<'_>) -> Result<PathBuf, Error> {
     let path = item.path()?;
     let name = quote(&path.to_string_lossy());
-    let metadata = fs::metadata(&path)
-        .map_err(|e| item.error(format!("{name} cannot be used: {e}{}", path_hint(&path, &e))))?;
+    let metadata = fs::metadata(&path).map_err(|e| {
+        item.error(format_text!(
+            "{name} cannot be used: {}{}",
+            "{name} 无法使用：{}{}",
+            e,
+            path_hint(&path, &e)
+        ))
+    })?;
     if !metadata.is_dir() {
-        return Err(item.error(format!("{name} is not a directory")));
+        return Err(item.error(format_text!("{name} is not a directory", "{name} 不是目录")));
     }
     Ok(path)
 }
 
 fn open_regular_file(item: &ConfigValue<'_>, path: &Path) -> Result<(File, Metadata), Error> {
-    open_regular(path).map_err(|reason| item.error(format!("{} {reason}", quote(&path.to_string_lossy()))))
+    open_regular(path)
+        .map_err(|reason| item.error(format_text!("{} {}", "{} {}", quote(&path.to_string_lossy()), reason)))
 }
 
 /// Checks the type before it opens the file, because opening a pipe would block.
-fn open_regular(path: &Path) -> Result<(File, Metadata), String> {
+fn open_regular(path: &Path) -> Result<(File, Metadata), Text> {
     let unreadable = |e: io::Error| unreadable_message(path, &e);
     let metadata = fs::metadata(path).map_err(unreadable)?;
     if !metadata.is_file() {
-        return Err("is not a file".to_owned());
+        return Err(text!("is not a file", "不是文件"));
     }
     Ok((File::open(path).map_err(unreadable)?, metadata))
 }
@@ -108,7 +118,10 @@ fn warn_if_world_readable(location: &Location<'_>, path: &Path, metadata: &Metad
     use std::os::unix::fs::PermissionsExt;
     if metadata.permissions().mode() & 0o004 != 0 {
         let name = quote(&path.to_string_lossy());
-        location.warn(format!("{name} is world-readable; remove that with chmod o-r"));
+        location.warn(format_text!(
+            "{name} is world-readable; remove that with chmod o-r",
+            "{name} 所有人可读；请用 chmod o-r 去掉该权限"
+        ));
     }
 }
 

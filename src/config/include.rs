@@ -11,10 +11,12 @@ use super::loaded_files::{IncludePattern, list_matching, listed_directory};
 use super::path_error;
 use super::reader::{ConfigTable, ConfigValue};
 use super::source_file::SourceFile;
+use crate::text::Text;
+use crate::{format_text, text};
 
 pub(super) const KEYS: &[&str] = &["agents", "clients"];
 
-const EXPECTED: &str = "a path like \"agents.d/*.toml\"";
+const EXPECTED: Text = text!("a path like \"agents.d/*.toml\"", "\"agents.d/*.toml\" 这样的路径");
 
 /// The files that `include` matched.
 #[derive(Default)]
@@ -30,8 +32,9 @@ pub(super) fn read<'a>(root: &ConfigTable<'_>, main: &SourceFile<'a>) -> Include
     let mut included = Included::default();
     // A pattern may match the main file itself.
     let mut seen: BTreeSet<PathBuf> = fs::canonicalize(main.path()).into_iter().collect();
-    let items =
-        root.read_optional("include", |item| item.one_or_list(&format!("{EXPECTED}, or a list of them")));
+    let items = root.read_optional("include", |item| {
+        item.one_or_list(format_text!("{}, or a list of them", "{}，或路径列表", EXPECTED))
+    });
     for item in items.into_iter().flatten() {
         if let Err(error) = read_pattern(&item, main, &mut seen, &mut included) {
             item.location.record(error);
@@ -49,7 +52,7 @@ fn read_pattern<'a>(
 ) -> Result<(), Error> {
     let paths = expand_paths(item)?;
     if paths.is_empty() {
-        item.location.warn("matches no file");
+        item.location.warn(text!("matches no file", "没有匹配任何文件"));
     }
     included.match_counts.insert(item.string(EXPECTED)?.to_owned(), paths.len());
     for path in paths {
@@ -57,7 +60,8 @@ fn read_pattern<'a>(
         if seen.insert(real) {
             let Some(inputs) = main.inputs() else { continue };
             let file = SourceFile::read(&path, inputs);
-            let file = file.map_err(|e| item.error(format!("{}: {}", path.display(), e.message)))?;
+            let file =
+                file.map_err(|e| item.error(format_text!("{}: {}", "{}：{}", path.display(), e.message)))?;
             included.files.push(file);
         }
     }
@@ -66,7 +70,10 @@ fn read_pattern<'a>(
 
 /// The root table of an included file.
 pub(super) fn root_table<'a>(source: &'a SourceFile<'a>, table: &'a DeTable<'a>) -> ConfigTable<'a> {
-    let misplaced = "belongs in the main file; an included file contains only [agents.*] and [clients.*]";
+    let misplaced = text!(
+        "belongs in the main file; an included file contains only [agents.*] and [clients.*]",
+        "应写在主文件中；被包含的文件只能有 [agents.*] 和 [clients.*]"
+    );
     ConfigTable::partial_root(source, table, KEYS, super::KEYS, misplaced)
 }
 
@@ -75,16 +82,22 @@ fn expand_paths(item: &ConfigValue<'_>) -> Result<Vec<PathBuf>, Error> {
     let path = item.path()?;
     let (parent, last) = text.rsplit_once('/').unwrap_or(("", text));
     if parent.contains('*') || last.contains("**") || last.is_empty() {
-        return Err(
-            item.error(format!("{} is not supported; only the file name may contain a *", quote(text)))
-        );
+        return Err(item.error(format_text!(
+            "{} is not supported; only the file name may contain a *",
+            "不支持 {}；只有文件名可以含 *",
+            quote(text)
+        )));
     }
     if last.contains('*') {
         return matching_files(item, path.parent().unwrap_or(Path::new("")), last);
     }
     item.location.source.record_file(&path);
     match path.try_exists() {
-        Ok(false) => Err(item.error(format!("there is no file {}", quote(&path.to_string_lossy())))),
+        Ok(false) => Err(item.error(format_text!(
+            "there is no file {}",
+            "没有文件 {}",
+            quote(&path.to_string_lossy())
+        ))),
         _ => Ok(vec![path]),
     }
 }
@@ -94,7 +107,13 @@ fn matching_files(item: &ConfigValue<'_>, directory: &Path, pattern: &str) -> Re
     let listed = listed_directory(directory);
     let listing = list_matching(directory, pattern).map_err(|e| {
         let advice = path_error::path_hint(listed, &e);
-        item.error(format!("{} cannot be listed: {e}{advice}", quote(&listed.to_string_lossy())))
+        item.error(format_text!(
+            "{} cannot be listed: {}{}",
+            "{} 无法列出：{}{}",
+            quote(&listed.to_string_lossy()),
+            e,
+            advice
+        ))
     });
     let (directory, name) = (directory.to_owned(), pattern.to_owned());
     let matches = listing.as_ref().cloned().unwrap_or_default();

@@ -7,8 +7,9 @@ use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Vis
 use serde_json::{Map, Number, Value, json};
 use zeroize::{Zeroize, Zeroizing};
 
+use super::agent_names::{AgentNames, UnknownAgents};
 use super::agents::{self, AgentConfig, AgentSettings};
-use super::clients::{self, AgentNames, AgentSet, ClientConfig, UnknownAgents};
+use super::clients::{self, AgentSet, ClientConfig};
 use super::error::{Error, Warning, quote};
 use super::named_tables;
 use super::origin::Origin;
@@ -17,6 +18,8 @@ use super::reader::{ConfigTable, ConfigValue};
 use super::source_file::SourceFile;
 use super::suites::{self, CorpConfig};
 use super::upstream::UpstreamConfig;
+use crate::text;
+use crate::text::Text;
 
 /// What is read in place of a file.
 const SOURCE_NAME: &str = "state";
@@ -121,7 +124,10 @@ pub fn corp_from_json(
     for (key, expected) in [("suite", suite), ("corpid", corpid)] {
         let value = table.0.entry(key).or_insert_with(|| expected.into());
         if value.as_str() != Some(expected) {
-            let message = "is another one than in the name of the agent; write the same";
+            let message = text!(
+                "is another one than in the name of the agent; write the same",
+                "与应用名中的不同；请写成一样"
+            );
             return Err(error("agents", &format!("\"{name}\".{key}"), message));
         }
     }
@@ -179,12 +185,12 @@ fn read_table<T>(
     }
 }
 
-fn error(kind: &str, key: &str, message: &str) -> Error {
+fn error(kind: &str, key: &str, message: Text) -> Error {
     Error {
         file: SOURCE_NAME.into(),
         line: None,
         key: Some(format!("{kind}.{key}")),
-        message: message.to_owned(),
+        message,
         others: Vec::new(),
     }
 }
@@ -203,7 +209,11 @@ fn to_toml(kind: &str, name: &str, table: &JsonTable) -> Result<Zeroizing<String
         write_string(&mut text, key);
         text.push_str(" = ");
         write_value(&mut text, value).map_err(|NullValue| {
-            error(kind, &format!("{name}.{key}"), "must not be null; leave the key out")
+            error(
+                kind,
+                &format!("{name}.{key}"),
+                text!("must not be null; leave the key out", "不能为 null；请去掉此键"),
+            )
         })?;
         text.push('\n');
     }

@@ -8,8 +8,13 @@ use subtle::ConstantTimeEq;
 use super::error::Error;
 use super::reader::ConfigValue;
 use crate::secret::hex;
+use crate::text::Text;
+use crate::{format_text, text};
 
-pub(super) const EXPECTED: &str = "the key's SHA-256 in 64 hex digits, as \"wecom-proxy key NAME\" prints it";
+pub(super) const EXPECTED: Text = text!(
+    "the key's SHA-256 in 64 hex digits, as \"wecom-proxy key NAME\" prints it",
+    "密钥的 SHA-256，64 位十六进制，由 \"wecom-proxy key NAME\" 打印"
+);
 
 /// The SHA-256 of a key. `==` takes constant time.
 #[derive(Clone, Copy, Eq)]
@@ -58,14 +63,19 @@ impl fmt::Debug for KeyHash {
 /// Reads a `key_sha256`. No error shows the value: it may be the key itself by mistake.
 pub(super) fn read(item: &ConfigValue<'_>) -> Result<KeyHash, Error> {
     let text = item.string(EXPECTED)?;
-    let hash = KeyHash::from_hex(text).ok_or_else(|| item.error(format!("must be {EXPECTED}")))?;
+    let hash = KeyHash::from_hex(text)
+        .ok_or_else(|| item.error(format_text!("must be {}", "必须是{}", EXPECTED)))?;
     if hash.is_placeholder() {
-        return Err(item.error(
+        return Err(item.error(text!(
             "is a placeholder, not the hash of a key; replace it with what \"wecom-proxy key NAME\" prints",
-        ));
+            "是占位文字，不是密钥的哈希；请换成 \"wecom-proxy key NAME\" 打印的值"
+        )));
     }
     if hash == KeyHash::of("") {
-        return Err(item.error("is the hash of an empty key; \"wecom-proxy key NAME\" generates one"));
+        return Err(item.error(text!(
+            "is the hash of an empty key; \"wecom-proxy key NAME\" generates one",
+            "是空密钥的哈希；请用 \"wecom-proxy key NAME\" 生成"
+        )));
     }
     Ok(hash)
 }

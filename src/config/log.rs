@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::error::Error;
 use super::reader::{ConfigTable, ConfigValue};
+use crate::text;
 
 pub(super) const KEYS: &[&str] = &["format", "level", "access", "access_file"];
 
@@ -84,8 +85,12 @@ pub(super) fn read(root: &ConfigTable<'_>) -> LogConfig {
 
 fn read_access(item: &ConfigValue<'_>) -> Result<LoggedRequests, Error> {
     if item.as_str().is_none() {
-        let all =
-            item.boolean().map_err(|_| item.type_error("true, false, \"all\", \"failed\" or \"slow\""))?;
+        let all = item.boolean().map_err(|_| {
+            item.type_error(text!(
+                "true, false, \"all\", \"failed\" or \"slow\"",
+                "true、false、\"all\"、\"failed\" 或 \"slow\""
+            ))
+        })?;
         return Ok(if all { LoggedRequests::All } else { LoggedRequests::None });
     }
     item.one_of(&[

@@ -5,6 +5,7 @@ use std::collections::btree_map::Entry;
 
 use super::error::Error;
 use super::reader::{ConfigTable, ConfigValue};
+use crate::{format_text, text};
 
 /// Bounds names, because passes contain them and have a maximum length.
 const MAX_NAME_BYTES: usize = 64;
@@ -26,8 +27,10 @@ pub(super) fn collect_named<'a>(
                 Entry::Vacant(entry) => drop(entry.insert(item)),
                 Entry::Occupied(first) => {
                     let first = first.get().location.file_and_line();
-                    item.location
-                        .record(item.error(format!("is already defined in {first}; rename one of them")));
+                    item.location.record(item.error(format_text!(
+                        "is already defined in {first}; rename one of them",
+                        "已在 {first} 定义；请改其中一个的名字"
+                    )));
                 }
             }
         }
@@ -61,10 +64,16 @@ fn has_valid_characters(name: &str) -> bool {
 
 fn check_name(item: &ConfigValue<'_>, name: &str) -> Result<(), Error> {
     if !has_valid_characters(name) {
-        return Err(item.error("is not a name; use letters, digits, _ and -"));
+        return Err(item.error(text!(
+            "is not a name; use letters, digits, _ and -",
+            "不是名字；请用字母、数字、_ 和 -"
+        )));
     }
     if name.len() > MAX_NAME_BYTES {
-        return Err(item.error(format!("is too long for a name; at most {MAX_NAME_BYTES} characters")));
+        return Err(item.error(format_text!(
+            "is too long for a name; at most {MAX_NAME_BYTES} characters",
+            "太长，不能作为名字；最多 {MAX_NAME_BYTES} 个字符"
+        )));
     }
     Ok(())
 }

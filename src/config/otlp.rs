@@ -5,6 +5,7 @@ use std::fmt;
 use super::error::Error;
 use super::reader::ConfigValue;
 use super::url;
+use crate::{format_text, text, text::Text};
 
 /// OTLP's port for gRPC; the one for HTTP is 4318.
 const GRPC_PORT: u16 = 4317;
@@ -50,7 +51,10 @@ pub(super) fn read(item: &ConfigValue<'_>) -> Result<OtlpConfig, Error> {
     let example = "http://127.0.0.1:4317";
     let url = url::read(item, &["http", "https"], example)?.require_no_userinfo(item)?;
     if url.rest.contains(['?', '#', '\\']) {
-        return Err(item.error(format!("must contain no query; write one like {example:?}")));
+        return Err(item.error(format_text!(
+            "must contain no query; write one like {example:?}",
+            "不能有查询参数；请写成 {example:?}"
+        )));
     }
     Ok(collector(&url, None, |path| match path.ends_with(HTTP_PATH) {
         true => path.to_owned(),
@@ -64,13 +68,13 @@ pub(super) fn from_environment(
     text: &str,
     is_complete: bool,
     grpc: Option<bool>,
-) -> Result<OtlpConfig, String> {
+) -> Result<OtlpConfig, Text> {
     let url = url::parse(text)?;
     if !["http", "https"].contains(&url.scheme) {
-        return Err("must start with http:// or https://".to_owned());
+        return Err(text!("must start with http:// or https://", "必须以 http:// 或 https:// 开头"));
     }
     if url.userinfo.is_some() || url.rest.contains(['?', '#', '\\']) {
-        return Err("must contain no user, password or query".to_owned());
+        return Err(text!("must contain no user, password or query", "不能有用户名、密码或查询参数"));
     }
     Ok(collector(&url, grpc, |path| match is_complete {
         true if path.is_empty() => "/".to_owned(),

@@ -8,6 +8,8 @@ use super::error::{Error, quote};
 use super::glob::matches_glob;
 use super::reader::ConfigValue;
 use super::suggest::did_you_mean;
+use crate::text::Text;
+use crate::{format_text, text};
 
 const PATH_PREFIX: &str = "/cgi-bin/";
 /// The path of JS-SDK signatures, which the proxy makes itself.
@@ -127,36 +129,65 @@ impl fmt::Display for AllowPattern {
 
 /// Reads an agent's `plain`.
 pub(super) fn read_path_patterns(item: &ConfigValue<'_>) -> Result<Vec<PathPattern>, Error> {
-    let items = item.list("a list of paths like [\"/cgi-bin/corpgroup/*\"]")?;
+    let items = item.list(text!(
+        "a list of paths like [\"/cgi-bin/corpgroup/*\"]",
+        "路径列表，如 [\"/cgi-bin/corpgroup/*\"]"
+    ))?;
     items
         .iter()
-        .map(|item| read_path_pattern(item, item.string("a path like \"/cgi-bin/corpgroup/*\"")?))
+        .map(|item| {
+            read_path_pattern(
+                item,
+                item.string(text!(
+                    "a path like \"/cgi-bin/corpgroup/*\"",
+                    "\"/cgi-bin/corpgroup/*\" 这样的路径"
+                ))?,
+            )
+        })
         .collect()
 }
 
 /// Reads the path of a quota.
 pub(super) fn read_path(item: &ConfigValue<'_>) -> Result<PathPattern, Error> {
-    read_path_pattern(item, item.string("a path like \"/cgi-bin/oa/*\"")?)
+    read_path_pattern(
+        item,
+        item.string(text!("a path like \"/cgi-bin/oa/*\"", "\"/cgi-bin/oa/*\" 这样的路径"))?,
+    )
 }
 
 /// Reads a client's `allow`, which must not be empty.
 pub(super) fn read_allow_patterns(item: &ConfigValue<'_>) -> Result<Vec<AllowPattern>, Error> {
-    let items = item.list("a list like [\"POST /cgi-bin/message/send\", \"/cgi-bin/user/*\"]")?;
+    let items = item.list(text!(
+        "a list like [\"POST /cgi-bin/message/send\", \"/cgi-bin/user/*\"]",
+        "[\"POST /cgi-bin/message/send\", \"/cgi-bin/user/*\"] 这样的列表"
+    ))?;
     if items.is_empty() {
-        return Err(item.error("is empty, which would allow nothing; without this key everything is allowed"));
+        return Err(item.error(text!(
+            "is empty, which would allow nothing; without this key everything is allowed",
+            "为空，即什么都不允许；去掉此键则全部允许"
+        )));
     }
     items.iter().map(read_allow_pattern).collect()
 }
 
 fn read_allow_pattern(item: &ConfigValue<'_>) -> Result<AllowPattern, Error> {
-    let text = item.string("a string like \"POST /cgi-bin/message/send\" or \"/cgi-bin/user/*\"")?;
+    let text = item.string(text!(
+        "a string like \"POST /cgi-bin/message/send\" or \"/cgi-bin/user/*\"",
+        "\"POST /cgi-bin/message/send\" 或 \"/cgi-bin/user/*\" 这样的字符串"
+    ))?;
     let Some((method, path)) = text.split_once(' ') else {
         return Ok(AllowPattern { method: None, path: read_allowed_path(item, text)? });
     };
     let method_entry = METHODS.iter().find(|(name, _)| *name == method).ok_or_else(|| {
         let names = METHODS.map(|(name, _)| name);
         let hint = did_you_mean(method, names);
-        item.error(format!("{} is not a method; {hint}allowed: {}", quote(method), names.join(", ")))
+        item.error(format_text!(
+            "{} is not a method; {}allowed: {}",
+            "{} 不是请求方法；{}可用：{}",
+            quote(method),
+            hint,
+            names.join(", ")
+        ))
     })?;
     Ok(AllowPattern { method: Some(method_entry.1.clone()), path: read_allowed_path(item, path)? })
 }
@@ -170,20 +201,30 @@ fn read_allowed_path(item: &ConfigValue<'_>, path: &str) -> Result<PathPattern, 
 }
 
 fn read_path_pattern(item: &ConfigValue<'_>, path: &str) -> Result<PathPattern, Error> {
-    let refuse = |reason: &str| Err(item.error(format!("{} {reason}", quote(path))));
+    let refuse = |reason: Text| Err(item.error(format_text!("{} {}", "{} {}", quote(path), reason)));
     let Some(below) = path.strip_prefix(PATH_PREFIX) else {
-        return refuse("must start with /cgi-bin/; nothing else is forwarded");
+        return refuse(text!(
+            "must start with /cgi-bin/; nothing else is forwarded",
+            "必须以 /cgi-bin/ 开头；其他路径不转发"
+        ));
     };
     if let Some(char) = path.chars().find(|c| !c.is_ascii_graphic() || "?#%\\\"".contains(*c)) {
-        return refuse(&format!("contains {char:?}; a pattern is a plain path, without query or escapes"));
+        return refuse(format_text!(
+            "contains {char:?}; a pattern is a plain path, without query or escapes",
+            "含有 {char:?}；这里只能写普通路径，不含查询参数和转义"
+        ));
     }
     if below.is_empty() || path.ends_with('/') {
-        return refuse(&format!("ends in a slash; write \"{path}*\" for everything below it"));
+        return refuse(format_text!(
+            "ends in a slash; write \"{path}*\" for everything below it",
+            "以斜杠结尾；要匹配其下全部路径请写 \"{path}*\""
+        ));
     }
     if below.split('/').any(|segment| matches!(segment, "" | "." | ".." | "**")) {
-        return refuse(
+        return refuse(text!(
             "contains an empty segment, \".\", \"..\" or \"**\"; a last \"/*\" means everything below",
-        );
+            "含有空的路径段、\".\"、\"..\" 或 \"**\"；末尾的 \"/*\" 表示其下全部路径"
+        ));
     }
     Ok(PathPattern::new(path.to_owned()))
 }

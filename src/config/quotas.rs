@@ -3,7 +3,8 @@
 use super::error::Error;
 use super::pattern::{self, PathPattern};
 use super::rate_limit::{self, RateLimit};
-use super::reader::{ConfigTable, ConfigValue};
+use super::reader::{ConfigTable, ConfigValue, read_all};
+use crate::text;
 
 pub(super) const KEYS: &[&str] = &["mode", "limit"];
 pub(super) const LIMIT_KEYS: &[&str] = &["path", "per", "limit"];
@@ -80,16 +81,17 @@ pub(super) fn read(root: &ConfigTable<'_>) -> QuotasConfig {
 }
 
 fn read_limits(item: &ConfigValue<'_>) -> Result<Vec<QuotaLimit>, Error> {
-    item.list("tables like [[quotas.limit]]")?.iter().map(read_limit).collect()
+    read_all(&item.list(text!("tables like [[quotas.limit]]", "[[quotas.limit]] 这样的表"))?, read_limit)
 }
 
 fn read_limit(item: &ConfigValue<'_>) -> Result<QuotaLimit, Error> {
-    let section = item.table("a table with path, per and limit", LIMIT_KEYS)?;
+    let section =
+        item.table(text!("a table with path, per and limit", "含 path、per 和 limit 的表"), LIMIT_KEYS)?;
     let scopes = [QuotaScope::Corp, QuotaScope::Agent, QuotaScope::Address, QuotaScope::Member];
     let scopes = scopes.map(|scope| (scope.name(), scope));
-    Ok(QuotaLimit {
-        path: section.read_required("path", EXAMPLE, pattern::read_path)?,
-        per: section.read_required("per", EXAMPLE, |item| item.one_of(&scopes))?,
-        limit: section.read_required("limit", EXAMPLE, rate_limit::read)?,
-    })
+    // All are read before the first error counts.
+    let path = section.read_required("path", EXAMPLE, pattern::read_path);
+    let per = section.read_required("per", EXAMPLE, |item| item.one_of(&scopes));
+    let limit = section.read_required("limit", EXAMPLE, rate_limit::read);
+    Ok(QuotaLimit { path: path?, per: per?, limit: limit? })
 }

@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use super::error::{Error, quote};
 use super::reader::ConfigValue;
+use crate::text::Text;
+use crate::{format_text, text};
 
 const UNITS: [(&str, u64); 3] = [("s", 1), ("m", 60), ("h", 3600)];
 
-const EXPECTED: &str = "a limit like \"600/m\" (/s, /m, /h)";
+const EXPECTED: Text = text!("a limit like \"600/m\" (/s, /m, /h)", "\"600/m\" 这样的限制（/s、/m、/h）");
 
 /// A number of requests per unit of time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,9 +31,13 @@ impl fmt::Display for RateLimit {
 
 pub(super) fn read(item: &ConfigValue<'_>) -> Result<RateLimit, Error> {
     let text = item.string(EXPECTED)?;
-    let limit = parse(text).ok_or_else(|| item.error(format!("{} is not {EXPECTED}", quote(text))))?;
+    let limit = parse(text)
+        .ok_or_else(|| item.error(format_text!("{} is not {}", "{} 不是 {}", quote(text), EXPECTED)))?;
     if limit.requests == 0 {
-        return Err(item.error("would allow no request; the count must be 1 or more"));
+        return Err(item.error(text!(
+            "would allow no request; the count must be 1 or more",
+            "不允许任何请求；数量必须至少为 1"
+        )));
     }
     Ok(limit)
 }

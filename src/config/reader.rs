@@ -6,70 +6,15 @@ use std::path::PathBuf;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::error::{Error, Warning, quote, truncate};
-use super::origin::Origin;
+use super::error::{Error, quote, truncate};
+pub(super) use super::location::Location;
 use super::source_file::SourceFile;
 use super::suggest::{closest, did_you_mean};
+use crate::text::Text;
+use crate::{format_text, text};
 
 /// The maximum of settings that limit concurrency; far below a semaphore's maximum.
 pub(super) const MAX_CONCURRENCY: u64 = 1_000_000;
-
-/// The file, line and key of a value.
-#[derive(Clone)]
-pub(super) struct Location<'a> {
-    pub(super) source: &'a SourceFile<'a>,
-    line: Option<usize>,
-    key: String,
-}
-
-impl<'a> Location<'a> {
-    pub(super) fn error(&self, message: impl Into<String>) -> Error {
-        Error {
-            file: self.source.path().to_owned(),
-            line: self.line,
-            key: Some(self.key.clone()).filter(|key| !key.is_empty()),
-            message: message.into(),
-            others: Vec::new(),
-        }
-    }
-
-    /// Keeps an error of the value here, so that reading can go on.
-    pub(super) fn record(&self, error: Error) {
-        self.source.mark_broken(&self.key);
-        self.source.record(error);
-    }
-
-    pub(super) fn warn(&self, message: impl Into<String>) {
-        let Error { file, line, key, message, .. } = self.error(message);
-        self.source.warn(Warning { file, line, key, message });
-    }
-
-    /// `proxy.toml:12`
-    pub(super) fn file_and_line(&self) -> String {
-        let file = self.source.path().display();
-        self.line.map_or_else(|| file.to_string(), |line| format!("{file}:{line}"))
-    }
-
-    /// This location as the origin of an agent or client.
-    pub(super) fn origin(&self) -> Origin {
-        Origin::File { file: self.source.shared_path(), line: self.line.unwrap_or_default() }
-    }
-
-    /// The location of `key` below this one. Without an offset, because the key is not in the file, the line is this
-    /// one's.
-    fn child(&self, key: &str, offset: Option<usize>) -> Self {
-        let key = if is_bare_key(key) { key.to_owned() } else { quote(key) };
-        Location {
-            source: self.source,
-            line: offset.map(|offset| self.source.line_at(offset)).or(self.line),
-            key: if self.key.is_empty() { key } else { format!("{}.{key}", self.key) },
-        }
-    }
-}
-
-fn is_bare_key(key: &str) -> bool {
-    !key.is_empty() && key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
-}
 
 /// A table with a fixed set of keys.
 #[derive(Clone)]
@@ -96,7 +41,7 @@ impl<'a> ConfigTable<'a> {
         table: &'a DeTable<'a>,
         allowed_keys: &'static [&'static str],
         elsewhere: &[&str],
-        misplaced: &str,
+        misplaced: Text,
     ) -> Self {
         let location = Location { source, line: None, key: String::new() };
         Self::new_part(location, Some(table), allowed_keys, elsewhere, misplaced)
@@ -107,7 +52,7 @@ impl<'a> ConfigTable<'a> {
         table: Option<&'a DeTable<'a>>,
         allowed_keys: &'static [&'static str],
     ) -> Self {
-        Self::new_part(location, table, allowed_keys, &[], "")
+        Self::new_part(location, table, allowed_keys, &[], Text::default())
     }
 
     /// As [`new`](Self::new); `elsewhere` are keys of another table, for which the error is `misplaced`.
@@ -116,7 +61,7 @@ impl<'a> ConfigTable<'a> {
         table: Option<&'a DeTable<'a>>,
         allowed_keys: &'static [&'static str],
         elsewhere: &[&str],
-        misplaced: &str,
+        misplaced: Text,
     ) -> Self {
         for (key, value) in table.into_iter().flat_map(|table| table.iter()) {
             let name: &str = key.get_ref();
@@ -125,13 +70,19 @@ impl<'a> ConfigTable<'a> {
                 continue;
             }
             if elsewhere.contains(&name) {
-                location().source.record(location().error(misplaced));
+                location().source.record(location().error(misplaced.clone()));
                 continue;
             }
-            let kind = if value.get_ref().is_table() { "table" } else { "key" };
+            let kind = if value.get_ref().is_table() { text!("table", "表") } else { text!("key", "键") };
             let hint = did_you_mean(name, allowed_keys.iter().copied());
             let allowed = allowed_keys.join(", ");
-            let message = format!("unknown {kind} {}; {hint}allowed: {allowed}", quote(name));
+            let message = format_text!(
+                "unknown {} {}; {}allowed: {allowed}",
+                "未知的{} {}；{}可用：{allowed}",
+                kind,
+                quote(name),
+                hint
+            );
             location().source.record(location().error(message));
         }
         Self { location, table, allowed_keys }
@@ -145,7 +96,7 @@ impl<'a> ConfigTable<'a> {
     ) -> ConfigTable<'a> {
         let empty = || ConfigTable::new(self.location.child(key, None), None, allowed_keys);
         let Some(item) = self.find(key) else { return empty() };
-        item.table("a table", allowed_keys).unwrap_or_else(|error| {
+        item.table(text!("a table", "表"), allowed_keys).unwrap_or_else(|error| {
             item.location.record(error);
             empty()
         })
@@ -170,6 +121,11 @@ impl<'a> ConfigTable<'a> {
     /// Whether the value at a key of the file, such as `agents.hr`, was found to be wrong.
     pub(super) fn is_broken(&self, key: &str) -> bool {
         self.location.source.is_broken(key)
+    }
+
+    /// Whether the value at a key of this table was found to be wrong.
+    pub(super) fn is_broken_here(&self, key: &'static str) -> bool {
+        self.is_broken(&self.location.child(key, None).key)
     }
 
     /// The location of `key`, also if the file does not contain it.
@@ -214,7 +170,10 @@ impl<'a> ConfigTable<'a> {
                 let location = self.location.child(key, None);
                 // A mistyped key is reported already.
                 if !self.has_mistyped(key) {
-                    location.record(location.error(format!("is missing; write one like {example}")));
+                    location.record(location.error(format_text!(
+                        "is missing; write one like {example}",
+                        "缺失；请写成 {example}"
+                    )));
                 }
                 Err(Error::recorded())
             }
@@ -239,7 +198,8 @@ impl<'a> ConfigTable<'a> {
             return Vec::new();
         };
         let DeValue::Table(table) = item.raw else {
-            item.location.record(item.type_error(&format!("tables like [{key}.NAME]")));
+            item.location
+                .record(item.type_error(format_text!("tables like [{key}.NAME]", "[{key}.NAME] 这样的表")));
             return Vec::new();
         };
         let parent = ConfigTable { location: item.location, table: None, allowed_keys: &[] };
@@ -266,13 +226,13 @@ pub(super) struct ConfigValue<'a> {
 }
 
 impl<'a> ConfigValue<'a> {
-    pub(super) fn error(&self, message: impl Into<String>) -> Error {
+    pub(super) fn error(&self, message: Text) -> Error {
         self.location.error(message)
     }
 
     /// Names the expected and the actual type, never the value, which may be a secret.
-    pub(super) fn type_error(&self, expected: &str) -> Error {
-        self.error(format!("must be {expected}, not {}", type_name(self.raw)))
+    pub(super) fn type_error(&self, expected: Text) -> Error {
+        self.error(format_text!("must be {}, not {}", "必须是{}，而不是{}", expected, type_name(self.raw)))
     }
 
     pub(super) fn as_str(&self) -> Option<&'a str> {
@@ -285,12 +245,12 @@ impl<'a> ConfigValue<'a> {
     }
 
     /// A string; `expected` describes it in the error.
-    pub(super) fn string(&self, expected: &str) -> Result<&'a str, Error> {
+    pub(super) fn string(&self, expected: Text) -> Result<&'a str, Error> {
         self.as_str().ok_or_else(|| self.type_error(expected))
     }
 
     pub(super) fn boolean(&self) -> Result<bool, Error> {
-        self.raw.as_bool().ok_or_else(|| self.type_error("true or false"))
+        self.raw.as_bool().ok_or_else(|| self.type_error(text!("true or false", "true 或 false")))
     }
 
     pub(super) fn is_integer(&self) -> bool {
@@ -304,26 +264,34 @@ impl<'a> ConfigValue<'a> {
     /// A whole number within `range`.
     pub(super) fn integer(&self, range: RangeInclusive<u64>) -> Result<u64, Error> {
         let expected = match *range.end() {
-            u64::MAX => format!("a whole number, {} or more", range.start()),
-            end => format!("a whole number from {} to {end}", range.start()),
+            u64::MAX => format_text!("a whole number, {} or more", "不小于 {} 的整数", range.start()),
+            end => format_text!("a whole number from {} to {end}", "{} 到 {end} 之间的整数", range.start()),
         };
         let DeValue::Integer(integer) = self.raw else {
-            return Err(self.type_error(&expected));
+            return Err(self.type_error(expected));
         };
         u64::from_str_radix(integer.as_str(), integer.radix())
             .ok()
             .filter(|number| range.contains(number))
-            .ok_or_else(|| self.error(format!("must be {expected}, not {}", truncate(&integer.to_string()))))
+            .ok_or_else(|| {
+                self.error(format_text!(
+                    "must be {}, not {}",
+                    "必须是{}，而不是 {}",
+                    expected,
+                    truncate(&integer.to_string())
+                ))
+            })
     }
 
     /// A count within `range`.
     pub(super) fn count(&self, range: RangeInclusive<u64>) -> Result<usize, Error> {
         let number = self.integer(range)?;
-        usize::try_from(number).map_err(|_| self.error("is too large for this machine"))
+        usize::try_from(number)
+            .map_err(|_| self.error(text!("is too large for this machine", "对这台机器来说太大")))
     }
 
     /// A list, which may be empty.
-    pub(super) fn list(&self, expected: &str) -> Result<Vec<ConfigValue<'a>>, Error> {
+    pub(super) fn list(&self, expected: Text) -> Result<Vec<ConfigValue<'a>>, Error> {
         let DeValue::Array(array) = self.raw else {
             return Err(self.type_error(expected));
         };
@@ -339,7 +307,7 @@ impl<'a> ConfigValue<'a> {
     }
 
     /// A string or the elements of a list, each still to be read.
-    pub(super) fn one_or_list(&self, expected: &str) -> Result<Vec<ConfigValue<'a>>, Error> {
+    pub(super) fn one_or_list(&self, expected: Text) -> Result<Vec<ConfigValue<'a>>, Error> {
         match self.raw {
             DeValue::String(_) => Ok(vec![self.clone()]),
             _ => self.list(expected),
@@ -350,17 +318,22 @@ impl<'a> ConfigValue<'a> {
     pub(super) fn one_of<T: Copy>(&self, choices: &[(&str, T)]) -> Result<T, Error> {
         let names = || choices.iter().map(|(name, _)| *name);
         let allowed = names().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", ");
-        let text = self.string(&format!("one of {allowed}"))?;
+        let text = self.string(format_text!("one of {allowed}", "{allowed} 之一"))?;
         let found = choices.iter().find(|(name, _)| *name == text);
         found.map(|(_, choice)| *choice).ok_or_else(|| {
             let hint = did_you_mean(text, names());
-            self.error(format!("{} is not known; {hint}allowed: {allowed}", quote(text)))
+            self.error(format_text!(
+                "{} is not known; {}allowed: {allowed}",
+                "未知的值 {}；{}可用：{allowed}",
+                quote(text),
+                hint
+            ))
         })
     }
 
     pub(super) fn table(
         &self,
-        expected: &str,
+        expected: Text,
         allowed_keys: &'static [&'static str],
     ) -> Result<ConfigTable<'a>, Error> {
         match self.raw {
@@ -371,22 +344,35 @@ impl<'a> ConfigValue<'a> {
 
     /// A path, resolved against the directory of its file.
     pub(super) fn path(&self) -> Result<PathBuf, Error> {
-        let text = self.string("a path")?;
+        let text = self.string(text!("a path", "路径"))?;
         if text.is_empty() || text.contains('\0') {
-            return Err(self.error("must be a path, relative to this file or absolute"));
+            return Err(self.error(text!(
+                "must be a path, relative to this file or absolute",
+                "必须是路径，相对于此文件或绝对路径"
+            )));
         }
         Ok(self.location.source.resolve(text))
     }
 }
 
-fn type_name(value: &DeValue<'_>) -> &'static str {
+/// Reads each element of a list. All wrong ones are recorded.
+pub(super) fn read_all<'a, T>(
+    items: &[ConfigValue<'a>],
+    mut read: impl FnMut(&ConfigValue<'a>) -> Result<T, Error>,
+) -> Result<Vec<T>, Error> {
+    let read = items.iter().map(|item| read(item).map_err(|error| item.location.record(error)).ok());
+    let read: Vec<_> = read.collect();
+    read.into_iter().collect::<Option<_>>().ok_or_else(Error::recorded)
+}
+
+fn type_name(value: &DeValue<'_>) -> Text {
     match value {
-        DeValue::String(_) => "a string",
-        DeValue::Integer(_) => "a whole number",
-        DeValue::Float(_) => "a fraction",
-        DeValue::Boolean(_) => "true or false",
-        DeValue::Datetime(_) => "a date",
-        DeValue::Array(_) => "a list",
-        DeValue::Table(_) => "a table",
+        DeValue::String(_) => text!("a string", "字符串"),
+        DeValue::Integer(_) => text!("a whole number", "整数"),
+        DeValue::Float(_) => text!("a fraction", "小数"),
+        DeValue::Boolean(_) => text!("true or false", "true 或 false"),
+        DeValue::Datetime(_) => text!("a date", "日期"),
+        DeValue::Array(_) => text!("a list", "列表"),
+        DeValue::Table(_) => text!("a table", "表"),
     }
 }

@@ -6,6 +6,7 @@ use super::files;
 use super::reader::ConfigTable;
 use super::server::ServerConfig;
 use super::size;
+use crate::text;
 
 pub(super) const KEYS: &[&str] = &["memory", "disk", "dir"];
 
@@ -30,8 +31,8 @@ pub(super) fn read(root: &ConfigTable<'_>, server: &ServerConfig) -> ReplayConfi
     };
     if replay.disk.max(replay.memory / 8) < server.max_request_body {
         section.location_of("disk").warn(
-            "is smaller than server.max_request_body: bodies that fit neither in it nor in an eighth of replay.memory \
-             are refused or not retried",
+            text!("is smaller than server.max_request_body: bodies that fit neither in it nor in an eighth of replay.memory \
+             are refused or not retried", "小于 server.max_request_body：既放不进它、也放不进 replay.memory 八分之一的正文会被拒绝或不重试"),
         );
     }
     replay

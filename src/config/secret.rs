@@ -10,19 +10,24 @@ use super::key_hash::KeyHash;
 use super::loaded_files::SecretMode;
 use super::reader::ConfigValue;
 use crate::secret::{Masked, credential_scan::is_base64url, hex};
+use crate::text::Text;
+use crate::{format_text, text};
 
 pub(super) const KEYS: &[&str] = &["env", "file"];
 
 /// A secret that is being changed stands beside the one before.
 const MAX_SECRETS: usize = 2;
 
-const EXPECTED: &str = "{ env = \"NAME\" }, { file = \"path\" } or a string";
+const EXPECTED: Text = text!(
+    "{ env = \"NAME\" }, { file = \"path\" } or a string",
+    "{ env = \"NAME\" }、{ file = \"path\" } 或字符串"
+);
 
 /// Reads a secret: visible ASCII, not empty. Warns of one that is likely not what was meant.
 pub(super) fn read(item: &ConfigValue<'_>) -> Result<Masked, Error> {
     let secret = read_text(item)?;
     if let Some(mistake) = mistake(secret.expose()) {
-        item.location.warn(format!("{mistake}; is that meant?"));
+        item.location.warn(format_text!("{}; is that meant?", "{}；确实要这样吗？", mistake));
     }
     Ok(secret)
 }
@@ -31,12 +36,17 @@ pub(super) fn read(item: &ConfigValue<'_>) -> Result<Masked, Error> {
 pub(super) fn read_wecom(item: &ConfigValue<'_>) -> Result<Masked, Error> {
     let secret = read_text(item)?;
     if let Some(mistake) = mistake(secret.expose()) {
-        return Err(item.error(format!("{mistake}; write only the secret itself there")));
+        return Err(item.error(format_text!(
+            "{}; write only the secret itself there",
+            "{}；请只写 secret 本身",
+            mistake
+        )));
     }
     if !is_base64url(secret.expose()) {
-        item.location.warn(
+        item.location.warn(text!(
             "contains a character that no secret of WeCom has: they consist of letters, digits, - and _",
-        );
+            "含有企业微信的 secret 中不会出现的字符：它们只由字母、数字、- 和 _ 组成"
+        ));
     }
     Ok(secret)
 }
@@ -58,16 +68,16 @@ pub(super) fn read_wecom_secrets(item: &ConfigValue<'_>) -> Result<Vec<SourcedSe
     let items = item.list(EXPECTED)?;
     if items.is_empty() || items.len() > MAX_SECRETS {
         let count = items.len();
-        return Err(item.error(format!(
-            "lists {count} secrets; write one, or two while the secret is changed: the one in use and the other one"
-        )));
+        return Err(item.error(format_text!("lists {count} secrets; write one, or two while the secret is changed: the one in use and the other one", "列出了 {count} 个 secret；请写一个，更换期间写两个：正在使用的和另一个")));
     }
     let secrets = items.iter().map(read_sourced).collect::<Result<Vec<_>, _>>()?;
     if let ([first, second], [_, item]) = (&secrets[..], &items[..])
         && first.value == second.value
     {
-        item.location
-            .warn("is the same secret as the first one, so nothing is tried when that one is refused");
+        item.location.warn(text!(
+            "is the same secret as the first one, so nothing is tried when that one is refused",
+            "与第一个 secret 相同，因此第一个被拒绝时没有其他可试"
+        ));
     }
     Ok(secrets)
 }
@@ -83,40 +93,45 @@ fn read_sourced(item: &ConfigValue<'_>) -> Result<SourcedSecret, Error> {
 
 /// Reads a secret of WeCom from its file again, with the checks of the first time. Blocks. The error names the file and
 /// what is wrong with it, and shows nothing of the secret.
-pub fn read_secret_again(path: &Path) -> Result<Masked, String> {
+pub fn read_secret_again(path: &Path) -> Result<Masked, Text> {
     let file = files::read_secret_text(path)?;
     let text = file.text.trim_end_matches(['\r', '\n']);
-    match invalid_reason(text)
-        .map(|reason| format!("is {reason}"))
-        .or_else(|| mistake(text).map(str::to_owned))
-    {
+    match invalid_reason(text).map(|reason| format_text!("is {}", "{}", reason)).or_else(|| mistake(text)) {
         None => Ok(Masked::new(text)),
-        Some(reason) => Err(format!("{} {reason}", quote(&path.to_string_lossy()))),
+        Some(reason) => Err(format_text!("{} {}", "{} {}", quote(&path.to_string_lossy()), reason)),
     }
 }
 
 fn read_text(item: &ConfigValue<'_>) -> Result<Masked, Error> {
     if let Some(text) = item.as_str() {
-        let secret = validate(item, "is", text)?;
+        let secret = validate(item, text!("is", ""), text)?;
         if !item.location.source.is_file() {
             return Ok(secret);
         }
-        item.location
-            .warn("is in plain text in this file; write { env = \"NAME\" } or { file = \"path\" } instead");
+        item.location.warn(text!(
+            "is in plain text in this file; write { env = \"NAME\" } or { file = \"path\" } instead",
+            "在此文件中是明文；请改写成 { env = \"NAME\" } 或 { file = \"path\" }"
+        ));
         return Ok(secret);
     }
     if !item.location.source.is_file() {
-        let error = item.type_error("a string");
-        return Err(item.error(error.message + "; { env } and { file } are for files"));
+        let error = item.type_error(text!("a string", "字符串"));
+        return Err(item.error(format_text!(
+            "{}; {{ env }} and {{ file }} are for files",
+            "{}；{{ env }} 和 {{ file }} 只用于文件",
+            error.message
+        )));
     }
     let section = item.table(EXPECTED, KEYS)?;
     match (section.find("env"), section.find("file")) {
         (Some(env), None) => read_or_replace(&env, read_env),
         (None, Some(file)) => read_or_replace(&file, read_from_file),
-        (Some(_), Some(_)) => Err(item.error("names both env and file; keep one")),
+        (Some(_), Some(_)) => {
+            Err(item.error(text!("names both env and file; keep one", "同时写了 env 和 file；只保留一个")))
+        }
         // An unknown key is reported already.
         (None, None) if section.has_unknown_keys() => Err(Error::recorded()),
-        (None, None) => Err(item.error(format!("must be {EXPECTED}"))),
+        (None, None) => Err(item.error(format_text!("must be {}", "必须是 {}", EXPECTED))),
     }
 }
 
@@ -134,7 +149,7 @@ fn read_or_replace(
 
 fn read_from_file(item: &ConfigValue<'_>) -> Result<Masked, Error> {
     let text = files::read_secret_file(item)?;
-    validate(item, "names a file that is", text.trim_end_matches(['\r', '\n']))
+    validate(item, text!("names a file that is", "指定的文件"), text.trim_end_matches(['\r', '\n']))
 }
 
 /// What the placeholder of a secret that was not read begins with.
@@ -157,7 +172,10 @@ pub(super) fn read_long(item: &ConfigValue<'_>) -> Result<Masked, Error> {
     const MIN_BYTES: usize = 32;
     let secret = read(item)?;
     if secret.expose().len() < MIN_BYTES {
-        return Err(item.error(format!("is too short; it must have {MIN_BYTES} characters or more")));
+        return Err(item.error(format_text!(
+            "is too short; it must have {MIN_BYTES} characters or more",
+            "太短；至少需要 {MIN_BYTES} 个字符"
+        )));
     }
     Ok(secret)
 }
@@ -171,61 +189,68 @@ pub(super) fn read_aes_key(item: &ConfigValue<'_>) -> Result<Masked, Error> {
         key.expose().bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+/".contains(&byte)),
     );
     if length != CHARS {
-        return Err(item.error(format!(
-            "has {length} characters; an EncodingAESKey has {CHARS}, without the \"=\" that completes its base64"
-        )));
+        return Err(item.error(format_text!("has {length} characters; an EncodingAESKey has {CHARS}, without the \"=\" that completes its base64", "有 {length} 个字符；EncodingAESKey 有 {CHARS} 个，不含补全 base64 的 \"=\"")));
     }
     if !is_base64 {
-        return Err(
-            item.error("is no EncodingAESKey: it consists of letters and digits, as shown in the console")
-        );
+        return Err(item.error(text!(
+            "is no EncodingAESKey: it consists of letters and digits, as shown in the console",
+            "不是 EncodingAESKey：它由字母和数字组成，以管理后台显示的为准"
+        )));
     }
     Ok(key)
 }
 
 fn read_env(item: &ConfigValue<'_>) -> Result<Masked, Error> {
-    let name = item.string("the name of an environment variable")?;
+    let name = item.string(text!("the name of an environment variable", "环境变量名"))?;
     let is_name = |name: &str| {
         name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
             && name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
     };
     if !is_name(name) {
         // The value is not shown: it may be the secret itself by mistake.
-        return Err(item.error("must be the name of an environment variable: letters, digits and _"));
+        return Err(item.error(text!(
+            "must be the name of an environment variable: letters, digits and _",
+            "必须是环境变量名：字母、数字和 _"
+        )));
     }
     let Some(text) = item.location.source.env(name).map(Zeroizing::new) else {
-        return Err(item.error(format!("the environment variable {name} is not set")));
+        return Err(item
+            .error(format_text!("the environment variable {name} is not set", "环境变量 {name} 没有设置")));
     };
-    validate(item, &format!("the environment variable {name} is"), &text)
+    validate(item, format_text!("the environment variable {name} is", "环境变量 {name} "), &text)
 }
 
 /// Checks the secret `text`; `subject` is the subject of the error and its verb.
-fn validate(item: &ConfigValue<'_>, subject: &str, text: &str) -> Result<Masked, Error> {
+fn validate(item: &ConfigValue<'_>, subject: Text, text: &str) -> Result<Masked, Error> {
     match invalid_reason(text) {
         None => Ok(Masked::new(text)),
-        Some(reason) => Err(item.error(format!("{subject} {reason}"))),
+        Some(reason) => Err(item.error(format_text!("{} {}", "{}{}", subject, reason))),
     }
 }
 
 /// Why `text` cannot be a secret.
-fn invalid_reason(text: &str) -> Option<&'static str> {
+fn invalid_reason(text: &str) -> Option<Text> {
     if text.is_empty() {
-        return Some("empty");
+        return Some(text!("empty", "为空"));
     }
     if is_placeholder(text) {
-        return Some("a placeholder; replace it with the real one");
+        return Some(text!("a placeholder; replace it with the real one", "是占位文字；请换成真正的值"));
     }
     let is_visible = text.bytes().all(|byte| byte.is_ascii_graphic());
-    (!is_visible).then_some(
+    (!is_visible).then_some(text!(
         "not a secret: it contains characters other than visible ASCII, such as a space or a line break",
-    )
+        "不是密钥：含有可见 ASCII 以外的字符，如空格或换行"
+    ))
 }
 
 /// What was likely copied along with the secret, or in its place.
-fn mistake(text: &str) -> Option<&'static str> {
+fn mistake(text: &str) -> Option<Text> {
     let is_quoted = |quote| text.len() > 1 && text.starts_with(quote) && text.ends_with(quote);
     if ['"', '\'', '`'].into_iter().any(is_quoted) {
-        return Some("has quotes around it, which docker-compose's list form and --env-file keep");
+        return Some(text!(
+            "has quotes around it, which docker-compose's list form and --env-file keep",
+            "带有引号：docker-compose 的列表写法和 --env-file 会保留引号"
+        ));
     }
     let is_name = |name: &str| {
         name.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_')
@@ -234,13 +259,14 @@ fn mistake(text: &str) -> Option<&'static str> {
     match text.split_once('=') {
         // The signs at the end of base64 are no value.
         Some((name, value)) if is_name(name) && !value.bytes().all(|byte| byte == b'=') => {
-            return Some("begins like NAME=value");
+            return Some(text!("begins like NAME=value", "的开头像 NAME=value"));
         }
         _ => {}
     }
-    text.strip_prefix('$')
-        .is_some_and(is_name)
-        .then_some("is the name of a variable ($NAME) that nothing replaced")
+    text.strip_prefix('$').is_some_and(is_name).then_some(text!(
+        "is the name of a variable ($NAME) that nothing replaced",
+        "是没有被替换的变量名（$NAME）"
+    ))
 }
 
 /// Whether `text` is a placeholder for a secret. A placeholder sent to WeCom counts as a wrong secret, for which WeCom
@@ -292,7 +318,7 @@ mod tests {
             ("WECOM_HR_SECRET=abc", "NAME=value"),
             ("$WECOM_SECRET", "variable"),
         ] {
-            assert!(mistake(text).is_some_and(|mistake| mistake.contains(expected)), "{text}");
+            assert!(mistake(text).is_some_and(|mistake| mistake.english().contains(expected)), "{text}");
         }
         for text in ["abc", "\"", "a\"b", "YWJj==", "$2y$10$x", "a-b=c", "=x", "9a=b"] {
             assert_eq!(mistake(text), None, "{text}");

@@ -12,6 +12,8 @@ use super::reader::{ConfigTable, ConfigValue, MAX_CONCURRENCY};
 use super::size;
 use super::socket_access::{self, SocketAccess};
 use super::trusted_proxies::{self, TrustedProxies};
+use crate::text::Text;
+use crate::{format_text, text};
 
 pub(super) const KEYS: &[&str] = &[
     "listen",
@@ -109,7 +111,13 @@ pub(super) fn read(root: &ConfigTable<'_>) -> ServerConfig {
 }
 
 fn read_tls(item: &ConfigValue<'_>) -> Result<ServerTlsConfig, Error> {
-    let section = item.table("a table like { cert = \"server.pem\", key = \"server.key\" }", TLS_KEYS)?;
+    let section = item.table(
+        text!(
+            "a table like { cert = \"server.pem\", key = \"server.key\" }",
+            "{ cert = \"server.pem\", key = \"server.key\" } 这样的表"
+        ),
+        TLS_KEYS,
+    )?;
     let cert = section.read_required("cert", "cert = \"server.pem\"", files::read_file_path);
     let key = section.read_required("key", "key = \"server.key\"", files::read_private_file_path);
     Ok(ServerTlsConfig {
@@ -128,14 +136,12 @@ pub(super) fn reject_open_on_public_address(root: &ConfigTable<'_>, server: &Ser
 }
 
 /// Why a proxy without clients must not be open on these addresses: every caller could use the agents.
-pub(super) fn open_on_public_address(server: &ServerConfig) -> Option<String> {
+pub(super) fn open_on_public_address(server: &ServerConfig) -> Option<Text> {
     let public = server.listen.iter().find(|address| !address.is_loopback());
     public.filter(|_| !server.open).map(|public| {
-        format!(
-            "{} can be reached from other machines, and without [clients.*] any of them could use the agents; \
-             add a client (\"wecom-proxy key NAME\" prints the lines), or set server.open = true to allow it",
-            quote(&public.to_string())
-        )
+        format_text!("{} can be reached from other machines, and without [clients.*] any of them could use the agents; \
+             add a client (\"wecom-proxy key NAME\" prints the lines), or set server.open = true to allow it", "{} 能从其他机器访问，而没有 [clients.*] 时它们都可以使用这些应用；请添加调用方（\"wecom-proxy key NAME\" 会打印所需的几行），或设置 server.open = true 明确允许",
+            quote(&public.to_string()))
     })
 }
 
@@ -147,7 +153,7 @@ pub(super) fn warn_of_trusted_proxies_when_open(
 ) {
     if is_open && !server.trusted.is_empty() {
         root.subtable("server", KEYS).location_of("trusted_proxies").warn(
-            "only says which addresses are logged, not who may call: this proxy is open, and serves whatever reaches it",
+            text!("only says which addresses are logged, not who may call: this proxy is open, and serves whatever reaches it", "只决定日志中记录哪个地址，不决定谁可以调用：此代理是开放的，来者不拒"),
         );
     }
 }

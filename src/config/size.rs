@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 use super::error::{Error, quote};
 use super::reader::ConfigValue;
 use super::units;
+use crate::{format_text, text};
 
 /// Units with their bytes, from the largest to the smallest. KB, MB and GB are refused, because they are ambiguous:
 /// 1000 or 1024.
@@ -15,21 +16,26 @@ pub(super) const MAX_SIZE_BYTES: u64 = i64::MAX as u64;
 
 /// Reads a size in bytes.
 pub(super) fn read(item: &ConfigValue<'_>, range: RangeInclusive<u64>) -> Result<u64, Error> {
-    let expected = "a size like \"64MiB\" (B, KiB, MiB, GiB) or a plain number of bytes";
+    let expected = text!(
+        "a size like \"64MiB\" (B, KiB, MiB, GiB) or a plain number of bytes",
+        "\"64MiB\" 这样的大小（B、KiB、MiB、GiB），或字节数"
+    );
     if item.is_integer() {
         return item.integer(range);
     }
-    let text = item.string(expected)?;
-    let size = parse(text).ok_or_else(|| item.error(format!("{} is not {expected}", quote(text))))?;
+    let text = item.string(expected.clone())?;
+    let size = parse(text)
+        .ok_or_else(|| item.error(format_text!("{} is not {}", "{} 不是 {}", quote(text), expected)))?;
     if size < *range.start() {
-        return Err(item.error(format!(
+        return Err(item.error(format_text!(
             "{} is too small; at least {:?}",
+            "{} 太小；至少 {:?}",
             quote(text),
             format(*range.start())
         )));
     }
     if size > *range.end() {
-        return Err(item.error(format!("{} is too large", quote(text))));
+        return Err(item.error(format_text!("{} is too large", "{} 太大", quote(text))));
     }
     Ok(size)
 }

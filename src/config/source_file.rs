@@ -13,6 +13,7 @@ use super::error::{Error, Warning, quote};
 use super::loaded_files::{Inputs, SecretMode};
 use super::path_error;
 use super::text_encoding::decode_utf8;
+use crate::{format_text, text};
 
 /// Larger than any real configuration; keeps a device or log file named by mistake out of memory.
 const MAX_FILE_BYTES: u64 = 16 << 20;
@@ -41,10 +42,13 @@ impl<'a> SourceFile<'a> {
             .and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes))
             .map_err(|e| refuse(path_error::unreadable_message(path, &e)))?;
         if length as u64 > MAX_FILE_BYTES {
-            return Err(refuse("is too long for a configuration; at most 16MiB".to_owned()));
+            return Err(refuse(
+                text!("is too long for a configuration; at most 16MiB", "作为配置文件太长；最多 16MiB")
+                    .to_owned(),
+            ));
         }
         let text = decode_utf8(&bytes)
-            .map_err(|error| Error { line: Some(error.line), ..refuse(error.to_string()) })?;
+            .map_err(|error| Error { line: Some(error.line), ..refuse(error.message()) })?;
         Ok(Self {
             path: path.into(),
             text: Zeroizing::new(text.to_owned()),
@@ -84,11 +88,11 @@ impl<'a> SourceFile<'a> {
 
     /// Uses only toml's message: its `Display` prints the line, which may contain a secret.
     fn syntax_error(&self, error: &toml::de::Error) -> Error {
-        let mut message = format!("is not valid TOML: {}", error.message());
+        let mut message = format_text!("is not valid TOML: {}", "不是有效的 TOML：{}", error.message());
         if error.message() == "duplicate key" {
             // The span of this error covers a key, which may be shown.
             let key = error.span().and_then(|span| self.text.get(span)).unwrap_or_default();
-            message = format!("{} is a duplicate key; keep one", quote(key));
+            message = format_text!("{} is a duplicate key; keep one", "{} 重复出现；只保留一个", quote(key));
         }
         Error {
             file: self.path.to_path_buf(),

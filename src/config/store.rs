@@ -5,10 +5,12 @@ use std::path::PathBuf;
 use percent_encoding::percent_decode_str;
 
 use super::error::Error;
-use super::reader::{ConfigTable, ConfigValue};
+use super::reader::{ConfigTable, ConfigValue, read_all};
 use super::secret;
 use super::url;
 use crate::secret::Masked;
+use crate::text::Text;
+use crate::{format_text, text};
 
 pub(super) const KEYS: &[&str] = &[
     "redis",
@@ -26,8 +28,10 @@ pub(super) const KEYS: &[&str] = &[
 
 const EXAMPLE_URL: &str = "redis://127.0.0.1:6379/0";
 
-const EXPECTED: &str =
-    "\"memory\" or { redis = \"redis://127.0.0.1:6379/0\", key = { env = \"STORE_KEY\" } }";
+const EXPECTED: Text = text!(
+    "\"memory\" or { redis = \"redis://127.0.0.1:6379/0\", key = { env = \"STORE_KEY\" } }",
+    "\"memory\" 或 { redis = \"redis://127.0.0.1:6379/0\", key = { env = \"STORE_KEY\" } }"
+);
 
 /// Where tokens and tickets are stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,74 +105,114 @@ pub(super) fn read(item: &ConfigValue<'_>) -> Result<StoreConfig, Error> {
     match item.as_str() {
         Some("memory") => Ok(StoreConfig::Memory),
         // The value is not shown: it may be a URL with a password.
-        Some(_) => Err(item.error(format!("must be {EXPECTED}"))),
+        Some(_) => Err(item.error(format_text!("must be {}", "必须是 {}", EXPECTED))),
         None => read_redis(&item.table(EXPECTED, KEYS)?).map(|redis| StoreConfig::Redis(Box::new(redis))),
     }
 }
 
 fn read_redis(section: &ConfigTable<'_>) -> Result<RedisConfig, Error> {
-    let servers = section.read_required("redis", &format!("redis = {EXAMPLE_URL:?}"), read_urls)?;
-    let cluster = section.read_or("cluster", false, ConfigValue::boolean);
-    let sentinel = section.read_optional("sentinel", read_master_name);
-    let topology = match (cluster, sentinel) {
-        (true, Some(_)) => {
-            return Err(section
-                .location_of("cluster")
-                .error("conflicts with sentinel; a store is one or the other"));
-        }
-        (true, None) => Topology::Cluster,
-        (false, Some(master)) => Topology::Sentinel(master),
-        (false, None) => Topology::Single,
-    };
-    let location = section.location_of("redis");
-    if topology == Topology::Single && servers.len() > 1 {
-        return Err(location.error("lists several servers; set cluster = true, or sentinel = \"mymaster\""));
-    }
-    if topology == Topology::Cluster && servers.iter().any(|server| server.database != 0) {
-        return Err(location.error("names a database, but a cluster has only number 0"));
-    }
-    for key in ["sentinel_user", "sentinel_password"] {
-        if let Some(item) = section.find(key).filter(|_| !matches!(topology, Topology::Sentinel(_))) {
-            return Err(item.error("is only for sentinels; set sentinel = \"mymaster\""));
-        }
-    }
+    // All are read before the first error counts.
+    let servers = section.read_required("redis", &format!("redis = {EXAMPLE_URL:?}"), read_urls);
+    let key = section.read_required("key", "key = { env = \"STORE_KEY\" }", secret::read_long);
+    let topology = read_topology(section);
+    let ca_file = section.read_optional("ca_file", ConfigValue::path);
+    let user = section.read_optional("user", read_user);
+    let password = section.read_optional("password", secret::read);
+    let prefix = section.read_or("prefix", "wecom-proxy:".to_owned(), read_prefix);
+    let sentinel_user = section.read_optional("sentinel_user", read_user);
+    let sentinel_password = section.read_optional("sentinel_password", secret::read);
+    let old_key = section.read_optional("old_key", secret::read_long);
+    let servers = servers?;
+    check_topology(section, &topology, &servers);
     let default_port = if matches!(topology, Topology::Sentinel(_)) { 26379 } else { 6379 };
     let nodes = servers
         .iter()
         .map(|server| StoreNode { host: server.host.clone(), port: server.port.unwrap_or(default_port) });
     let nodes = nodes.collect();
     let Some(first) = servers.into_iter().next() else {
-        return Err(location.error(format!("is empty; write one like {EXAMPLE_URL:?}")));
+        return Err(section.location_of("redis").error(format_text!(
+            "is empty; write one like {EXAMPLE_URL:?}",
+            "为空；请写成 {EXAMPLE_URL:?}"
+        )));
     };
-    // The Redis client would log in as the default user.
-    let in_url = first.password.is_some();
-    for (user, password, is_given) in
-        [("user", "password", in_url), ("sentinel_user", "sentinel_password", false)]
-    {
-        if let Some(item) = section.find(user).filter(|_| !is_given && section.find(password).is_none()) {
-            return Err(
-                item.error(format!("needs {password} beside it; write {password} = {{ env = \"NAME\" }}"))
-            );
-        }
-    }
+    check_passwords(section, first.password.is_some());
     Ok(RedisConfig {
         nodes,
         topology,
         tls: first.tls,
-        ca_file: section.read_optional("ca_file", ConfigValue::path),
-        user: section.read_optional("user", read_user).or(first.user),
-        password: section.read_optional("password", secret::read).or(first.password),
+        ca_file,
+        user: user.or(first.user),
+        password: password.or(first.password),
         database: first.database,
-        prefix: section.read_or("prefix", "wecom-proxy:".to_owned(), read_prefix),
-        key: section.read_required("key", "key = { env = \"STORE_KEY\" }", secret::read_long)?,
-        sentinel_user: section.read_optional("sentinel_user", read_user),
-        sentinel_password: section.read_optional("sentinel_password", secret::read),
-        old_key: section.read_optional("old_key", secret::read_long),
+        prefix,
+        key: key?,
+        sentinel_user,
+        sentinel_password,
+        old_key,
     })
 }
 
+fn read_topology(section: &ConfigTable<'_>) -> Topology {
+    let cluster = section.read_or("cluster", false, ConfigValue::boolean);
+    match (cluster, section.read_optional("sentinel", read_master_name)) {
+        (is_cluster, Some(master)) => {
+            if is_cluster {
+                section.location_of("cluster").record_text(text!(
+                    "conflicts with sentinel; a store is one or the other",
+                    "与 sentinel 冲突；存储只能是其中一种"
+                ));
+            }
+            Topology::Sentinel(master)
+        }
+        (true, None) => Topology::Cluster,
+        (false, None) => Topology::Single,
+    }
+}
+
+/// Records what does not fit the topology.
+fn check_topology(section: &ConfigTable<'_>, topology: &Topology, servers: &[RedisUrl]) {
+    // A wrong one is reported already.
+    let is_known = !["cluster", "sentinel"].into_iter().any(|key| section.is_broken_here(key));
+    let location = section.location_of("redis");
+    if *topology == Topology::Single && servers.len() > 1 && is_known {
+        location.record_text(text!(
+            "lists several servers; set cluster = true, or sentinel = \"mymaster\"",
+            "列出了多台服务器；请设置 cluster = true，或 sentinel = \"mymaster\""
+        ));
+    }
+    if *topology == Topology::Cluster && servers.iter().any(|server| server.database != 0) {
+        location.record_text(text!(
+            "names a database, but a cluster has only number 0",
+            "指定了数据库编号，但集群只有 0 号"
+        ));
+    }
+    for key in ["sentinel_user", "sentinel_password"] {
+        let is_sentinel = matches!(topology, Topology::Sentinel(_));
+        if let Some(item) = section.find(key).filter(|_| !is_sentinel && is_known) {
+            item.location.record_text(text!(
+                "is only for sentinels; set sentinel = \"mymaster\"",
+                "只用于哨兵；请设置 sentinel = \"mymaster\""
+            ));
+        }
+    }
+}
+
+/// Records users without a password, with whom the Redis client would log in as the default user.
+fn check_passwords(section: &ConfigTable<'_>, is_in_url: bool) {
+    for (user, password, is_given) in
+        [("user", "password", is_in_url), ("sentinel_user", "sentinel_password", false)]
+    {
+        if let Some(item) = section.find(user).filter(|_| !is_given && section.find(password).is_none()) {
+            item.location.record_text(format_text!(
+                "needs {password} beside it; write {password} = {{ env = \"NAME\" }}",
+                "需要同时写 {password}；请写 {password} = {{ env = \"NAME\" }}"
+            ));
+        }
+    }
+}
+
 fn read_user(item: &ConfigValue<'_>) -> Result<String, Error> {
-    Ok(item.string("a user's name")?.to_owned())
+    Ok(item.string(text!("a user's name", "用户名"))?.to_owned())
 }
 
 /// One URL of `redis`.
@@ -182,8 +226,11 @@ struct RedisUrl {
 }
 
 fn read_urls(item: &ConfigValue<'_>) -> Result<Vec<RedisUrl>, Error> {
-    let items = item.one_or_list(&format!("a URL like {EXAMPLE_URL:?}, or a list of them"))?;
-    let servers = items.iter().map(read_url).collect::<Result<Vec<_>, _>>()?;
+    let items = item.one_or_list(format_text!(
+        "a URL like {EXAMPLE_URL:?}, or a list of them",
+        "{EXAMPLE_URL:?} 这样的 URL，或它们的列表"
+    ))?;
+    let servers = read_all(&items, read_url)?;
     let like_first = |server: &RedisUrl| {
         let Some(first) = servers.first() else { return true };
         (server.tls, &server.user, &server.password, server.database)
@@ -191,7 +238,10 @@ fn read_urls(item: &ConfigValue<'_>) -> Result<Vec<RedisUrl>, Error> {
     };
     match servers.iter().all(like_first) {
         true => Ok(servers),
-        false => Err(item.error("must name the same scheme, user, password and database in every URL")),
+        false => Err(item.error(text!(
+            "must name the same scheme, user, password and database in every URL",
+            "的各个 URL 中，协议、用户名、密码和数据库编号必须相同"
+        ))),
     }
 }
 
@@ -199,9 +249,9 @@ fn read_url(item: &ConfigValue<'_>) -> Result<RedisUrl, Error> {
     let url = url::read(item, &["redis", "rediss"], EXAMPLE_URL)?;
     let decode = |text: &str| {
         let decoded = percent_decode_str(text).decode_utf8();
-        decoded
-            .map(|text| text.into_owned())
-            .map_err(|_| item.error("has a user or password that is not UTF-8"))
+        decoded.map(|text| text.into_owned()).map_err(|_| {
+            item.error(text!("has a user or password that is not UTF-8", "的用户名或密码不是 UTF-8"))
+        })
     };
     let (user, password) = match url.userinfo {
         None => (None, None),
@@ -211,8 +261,10 @@ fn read_url(item: &ConfigValue<'_>) -> Result<RedisUrl, Error> {
         }
     };
     if password.as_ref().is_some_and(|password| !password.is_empty()) {
-        item.location
-            .warn("contains a password in plain text; write password = { env = \"NAME\" } beside it");
+        item.location.warn(text!(
+            "contains a password in plain text; write password = { env = \"NAME\" } beside it",
+            "含有明文密码；请在旁边写 password = { env = \"NAME\" }"
+        ));
     }
     Ok(RedisUrl {
         tls: url.scheme == "rediss",
@@ -231,25 +283,32 @@ fn read_database(item: &ConfigValue<'_>, rest: &str) -> Result<u32, Error> {
     }
     let digits = number.bytes().all(|byte| byte.is_ascii_digit());
     number.parse().ok().filter(|_| digits).ok_or_else(|| {
-        item.error(format!(
-            "must contain nothing but the database's number after the host, as in {EXAMPLE_URL:?}"
+        item.error(format_text!(
+            "must contain nothing but the database's number after the host, as in {EXAMPLE_URL:?}",
+            "的主机之后只能有数据库编号，如 {EXAMPLE_URL:?}"
         ))
     })
 }
 
 fn read_master_name(item: &ConfigValue<'_>) -> Result<String, Error> {
-    let text = item.string("the master's name, like \"mymaster\"")?;
+    let text = item.string(text!("the master's name, like \"mymaster\"", "主节点名，如 \"mymaster\""))?;
     match !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic()) {
         true => Ok(text.to_owned()),
-        false => Err(item.error("must be the name under which the sentinels know the master")),
+        false => Err(item.error(text!(
+            "must be the name under which the sentinels know the master",
+            "必须是哨兵所知的主节点名"
+        ))),
     }
 }
 
 /// Braces are refused: hash tags in braces keep a lock on the same cluster node as its value.
 fn read_prefix(item: &ConfigValue<'_>) -> Result<String, Error> {
-    let text = item.string("a string like \"wecom-proxy:\"")?;
+    let text = item.string(text!("a string like \"wecom-proxy:\"", "\"wecom-proxy:\" 这样的字符串"))?;
     if text.len() > 64 || !text.bytes().all(|b| b.is_ascii_graphic() && !b"{}*?[]\\".contains(&b)) {
-        return Err(item.error("must be at most 64 visible ASCII characters, none of { } [ ] * ? \\"));
+        return Err(item.error(text!(
+            "must be at most 64 visible ASCII characters, none of { } [ ] * ? \\",
+            "最多 64 个可见 ASCII 字符，且不含 { } [ ] * ? \\"
+        )));
     }
     Ok(text.to_owned())
 }

@@ -1,8 +1,12 @@
 //! Suggestions for mistyped words.
 
+use crate::{format_text, text::Text};
+
 /// `did you mean "listen"? `, or nothing if no candidate is close enough.
-pub(super) fn did_you_mean<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> String {
-    closest(word, candidates).map(|found| format!("did you mean {found:?}? ")).unwrap_or_default()
+pub(super) fn did_you_mean<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Text {
+    closest(word, candidates)
+        .map(|found| format_text!("did you mean {found:?}? ", "是否想写 {found:?}？"))
+        .unwrap_or_default()
 }
 
 /// The closest of `candidates`, if at most a third of the word's letters differ.

@@ -13,6 +13,7 @@ use super::secret;
 use super::suggest::did_you_mean;
 use super::url::PrivateUrl;
 use crate::secret::Masked;
+use crate::{format_text, text};
 
 pub(super) const PROVIDER_KEYS: &[&str] = &["corpid", "secret"];
 pub(super) const SUITE_KEYS: &[&str] = &[
@@ -159,8 +160,10 @@ pub(super) fn read(
     }
     config.corps = corps;
     if !has_state && !config.suites.is_empty() {
-        let message =
-            "needs [state]: tickets and permanent codes must outlive the process; add path and key there";
+        let message = text!(
+            "needs [state]: tickets and permanent codes must outlive the process; add path and key there",
+            "需要 [state]：ticket 和永久授权码必须在重启后保留；请在其中写 path 和 key"
+        );
         let location = root.location_of("suites");
         location.record(location.error(message));
     }
@@ -184,21 +187,23 @@ fn check_name(
 ) -> Result<(), Error> {
     agents::reject_reserved_name(name, item)?;
     let taken = [
-        ("agent", agents.contains_key(name)),
-        ("provider", config.providers.contains_key(name)),
-        ("suite", config.suites.contains_key(name)),
+        (text!("an agent", "应用"), agents.contains_key(name)),
+        (text!("a provider", "服务商"), config.providers.contains_key(name)),
+        (text!("a suite", "套件"), config.suites.contains_key(name)),
     ];
     match taken.iter().find(|(_, is_taken)| *is_taken) {
-        Some((kind, _)) => Err(item.error(format!(
-            "is the name of {} {kind} too; agents, suites and providers share one set of names",
-            if *kind == "agent" { "an" } else { "a" }
+        Some((kind, _)) => Err(item.error(format_text!(
+            "is the name of {} too; agents, suites and providers share one set of names",
+            "与一个{}同名；应用、套件和服务商不能重名",
+            kind
         ))),
         None => Ok(()),
     }
 }
 
 fn read_provider(name: &str, item: &ConfigValue<'_>) -> Result<ProviderConfig, Error> {
-    let section = item.table("a table with corpid and secret", PROVIDER_KEYS)?;
+    let section =
+        item.table(text!("a table with corpid and secret", "含 corpid 和 secret 的表"), PROVIDER_KEYS)?;
     let corpid = section.read_required("corpid", "corpid = \"ww1234567890abcdef\"", agents::read_corpid);
     let secret =
         section.read_required("secret", "secret = { env = \"PROVIDER_SECRET\" }", secret::read_wecom);
@@ -215,15 +220,20 @@ fn read_suite(
     item: &ConfigValue<'_>,
     providers: &BTreeMap<String, ProviderConfig>,
 ) -> Result<SuiteConfig, Error> {
-    let section = item.table("a table with suite_id and secret", SUITE_KEYS)?;
+    let section =
+        item.table(text!("a table with suite_id and secret", "含 suite_id 和 secret 的表"), SUITE_KEYS)?;
     let read_provider_name = |item: &ConfigValue<'_>| {
-        let provider = item.string("a provider's name")?;
+        let provider = item.string(text!("a provider's name", "服务商名"))?;
         match providers.contains_key(provider) || section.is_broken(&format!("providers.{provider}")) {
             true => Ok(provider.to_owned()),
             false => {
                 let hint = did_you_mean(provider, providers.keys().map(String::as_str));
-                Err(item
-                    .error(format!("there is no provider {}; {hint}add [providers.NAME]", quote(provider))))
+                Err(item.error(format_text!(
+                    "there is no provider {}; {}add [providers.NAME]",
+                    "没有服务商 {}；{}请添加 [providers.NAME]",
+                    quote(provider),
+                    hint
+                )))
             }
         }
     };
@@ -247,31 +257,46 @@ fn read_suite(
 }
 
 fn read_after_install(item: &ConfigValue<'_>) -> Result<PrivateUrl, Error> {
-    let text = item.string("a URL like \"https://crm.example.com/welcome\"")?;
+    let text = item.string(text!(
+        "a URL like \"https://crm.example.com/welcome\"",
+        "\"https://crm.example.com/welcome\" 这样的 URL"
+    ))?;
     let is_url = text
         .parse::<http::Uri>()
         .is_ok_and(|uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.authority().is_some());
     match is_url && !text.contains('#') {
         true => Ok(text.to_owned().into()),
-        false => Err(item.error("is no URL like \"https://crm.example.com/welcome\", without a fragment")),
+        false => Err(item.error(text!(
+            "is no URL like \"https://crm.example.com/welcome\", without a fragment",
+            "不是 \"https://crm.example.com/welcome\" 这样的 URL（不含 #）"
+        ))),
     }
 }
 
 /// Reads an authorised corp; `suites` are the names of the suites.
 pub(super) fn read_corp(name: &str, item: &ConfigValue<'_>, suites: &[&str]) -> Result<CorpConfig, Error> {
     if item.has_key("secret") {
-        return Err(
-            item.error("has suite and secret; an authorised corp has permanent_code in place of secret")
-        );
+        return Err(item.error(text!(
+            "has suite and secret; an authorised corp has permanent_code in place of secret",
+            "同时有 suite 和 secret；授权企业用 permanent_code 代替 secret"
+        )));
     }
-    let section = item.table("a table with suite, corpid and permanent_code", CORP_KEYS)?;
+    let section = item.table(
+        text!("a table with suite, corpid and permanent_code", "含 suite、corpid 和 permanent_code 的表"),
+        CORP_KEYS,
+    )?;
     let read_suite_name = |item: &ConfigValue<'_>| {
-        let suite = item.string("a suite's name")?;
+        let suite = item.string(text!("a suite's name", "套件名"))?;
         match suites.contains(&suite) || section.is_broken(&format!("suites.{suite}")) {
             true => Ok(suite.to_owned()),
             false => {
                 let hint = did_you_mean(suite, suites.iter().copied());
-                Err(item.error(format!("there is no suite {}; {hint}add [suites.NAME]", quote(suite))))
+                Err(item.error(format_text!(
+                    "there is no suite {}; {}add [suites.NAME]",
+                    "没有套件 {}；{}请添加 [suites.NAME]",
+                    quote(suite),
+                    hint
+                )))
             }
         }
     };
@@ -279,9 +304,10 @@ pub(super) fn read_corp(name: &str, item: &ConfigValue<'_>, suites: &[&str]) -> 
         let corpid = agents::read_corpid(item)?;
         match is_corpid(&corpid) {
             true => Ok(corpid),
-            false => {
-                Err(item.error("is no corpid of an authorised corp: letters, digits, - and _, at most 64"))
-            }
+            false => Err(item.error(text!(
+                "is no corpid of an authorised corp: letters, digits, - and _, at most 64",
+                "不是授权企业的 corpid：字母、数字、- 和 _，最多 64 个字符"
+            ))),
         }
     };
     let example = "permanent_code = { env = \"CORP_PERMANENT_CODE\" }";
@@ -305,9 +331,11 @@ fn reject_shared_id(
     suites: &BTreeMap<String, SuiteConfig>,
 ) -> Result<(), Error> {
     match suites.values().find(|other| other.suite_id == suite.suite_id) {
-        Some(other) => {
-            Err(item.error(format!("has the suite_id of suites.{}; keep one of them", other.name)))
-        }
+        Some(other) => Err(item.error(format_text!(
+            "has the suite_id of suites.{}; keep one of them",
+            "的 suite_id 与 suites.{} 相同；只保留一个",
+            other.name
+        ))),
         None => Ok(()),
     }
 }
@@ -320,9 +348,10 @@ fn reject_shared_corp(
 ) -> Result<(), Error> {
     let key = (corp.suite.clone(), corp.corpid.clone());
     match known.insert(key, corp.name.clone()) {
-        Some(other) => {
-            Err(item.error(format!("is the suite and corpid of agents.{other} too; keep one of them")))
-        }
+        Some(other) => Err(item.error(format_text!(
+            "is the suite and corpid of agents.{other} too; keep one of them",
+            "的套件和 corpid 与 agents.{other} 相同；只保留一个"
+        ))),
         None => Ok(()),
     }
 }

@@ -18,12 +18,14 @@ mod suites;
 mod traces;
 mod upstreams;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
 use tempfile::TempDir;
 
 use super::{Config, Error, load_with_env};
+use crate::text::{Language, Text};
 
 /// An agent, which every valid file needs.
 const AGENT_TABLE: &str = "[agents.hr]\ncorpid = \"ww1\"\nsecret = { env = \"HR\" }\n";
@@ -66,6 +68,16 @@ fn env(name: &str) -> Option<String> {
     Some(value.to_owned())
 }
 
+/// Asserts that the text has a Chinese one, which shows no secret either and names the same things in quotes.
+#[track_caller]
+fn assert_has_chinese_text(text: &Text) {
+    let chinese = text.get(Language::Chinese);
+    assert!(chinese.chars().any(|char| ('\u{4e00}'..='\u{9fff}').contains(&char)), "{text:?}");
+    assert!(!chinese.contains(HIDDEN), "a secret is shown: {chinese}");
+    let quoted = |text: &str| text.split('"').skip(1).step_by(2).map(str::to_owned).collect::<BTreeSet<_>>();
+    assert_eq!(quoted(text.english()), quoted(chinese), "{text:?}");
+}
+
 fn load_in(directory: &Path) -> Result<Config, Error> {
     load_with_env(&directory.join("proxy.toml"), &env)
 }
@@ -86,6 +98,7 @@ fn load_errors(files: &[(&str, &str)]) -> Vec<String> {
     let directory = directory_with(files);
     let Err(error) = load_in(directory.path()) else { return Vec::new() };
     assert!(!format!("{error} {error:?}").contains(HIDDEN), "a secret is shown: {error}");
+    error.all().for_each(|error| assert_has_chinese_text(&error.message));
     let prefix = format!("{}/", directory.path().display());
     let alone =
         |error: &Error| Error { others: Vec::new(), ..error.clone() }.to_string().replace(&prefix, "");
@@ -97,6 +110,7 @@ fn warnings(files: &[(&str, &str)]) -> Vec<String> {
     let directory = directory_with(files);
     let config = load_in(directory.path()).unwrap_or_else(|error| panic!("{error}"));
     assert!(!format!("{config:#?}").contains(HIDDEN), "a secret is shown: {config:?}");
+    config.warnings.iter().for_each(|warning| assert_has_chinese_text(&warning.message));
     let prefix = format!("{}/", directory.path().display());
     config.warnings.iter().map(|warning| warning.to_string().replace(&prefix, "")).collect()
 }

@@ -1,6 +1,7 @@
 //! Decodes files that people write: UTF-8, with or without a byte order mark. Editors on Windows also save GBK and UTF-16.
 
-use std::fmt;
+use crate::text::Text;
+use crate::{format_text, text};
 
 /// Why a file is not text in UTF-8.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -10,11 +11,17 @@ pub struct NotUtf8 {
     encoding: Option<&'static str>,
 }
 
-impl fmt::Display for NotUtf8 {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl NotUtf8 {
+    /// What is wrong, and what to do.
+    pub fn message(&self) -> Text {
         match self.encoding {
-            Some(encoding) => write!(f, "is {encoding}, not UTF-8; save it as UTF-8"),
-            None => write!(f, "is not UTF-8; save it as UTF-8"),
+            Some(encoding) => {
+                format_text!(
+                    "is {encoding}, not UTF-8; save it as UTF-8",
+                    "是 {encoding}，不是 UTF-8；请另存为 UTF-8"
+                )
+            }
+            None => text!("is not UTF-8; save it as UTF-8", "不是 UTF-8；请另存为 UTF-8"),
         }
     }
 }
@@ -64,7 +71,7 @@ mod tests {
             (b"a\n\n\xFF", "3 is not UTF-8; save it as UTF-8"),
         ] {
             let error = decode_utf8(bytes).unwrap_err();
-            assert_eq!(format!("{} {error}", error.line), expected);
+            assert_eq!(format!("{} {}", error.line, error.message().english()), expected);
         }
     }
 }

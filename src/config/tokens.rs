@@ -8,6 +8,7 @@ use super::reader::{ConfigTable, ConfigValue};
 use super::secret;
 use super::store::{self, StoreConfig};
 use crate::secret::Masked;
+use crate::text;
 
 pub(super) const KEYS: &[&str] =
     &["refresh_errcodes", "refresh_ahead", "renewals_per_hour", "pass_key", "store"];
@@ -50,7 +51,8 @@ pub(super) fn read(root: &ConfigTable<'_>) -> TokensConfig {
 }
 
 fn read_errcodes(item: &ConfigValue<'_>) -> Result<Vec<i64>, Error> {
-    let items = item.list("a list of errcodes like [40014, 42001]")?;
+    let items =
+        item.list(text!("a list of errcodes like [40014, 42001]", "errcode 列表，如 [40014, 42001]"))?;
     items
         .iter()
         .map(|item| item.integer(1..=i64::from(i32::MAX) as u64).map(|errcode| errcode as i64))

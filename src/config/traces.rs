@@ -8,7 +8,7 @@ use super::{
     otlp::{self, OtlpConfig},
     source_file::SourceFile,
 };
-use crate::secret::Masked;
+use crate::{format_text, secret::Masked, text, text::Text};
 
 /// `admin.otlp`, as the source of a setting.
 const FILE_KEY: &str = "admin.otlp";
@@ -68,7 +68,13 @@ impl OtelEnvironment<'_> {
     fn read(&mut self, otlp: Option<&OtlpConfig>) -> Option<TracesConfig> {
         if let Some(name) = self.disabling_variable() {
             if otlp.is_some() {
-                self.warn(name, format!("switches traces off, although {FILE_KEY} is set"));
+                self.warn(
+                    name,
+                    format_text!(
+                        "switches traces off, although {FILE_KEY} is set",
+                        "关闭了链路追踪，尽管设置了 {FILE_KEY}"
+                    ),
+                );
             }
             return None;
         }
@@ -100,9 +106,9 @@ impl OtelEnvironment<'_> {
         names.into_iter().find_map(|name| self.variable(name).map(|value| (name, value)))
     }
 
-    fn warn(&mut self, name: &str, message: impl Into<String>) {
+    fn warn(&mut self, name: &str, message: Text) {
         let (file, key) = (self.source.path().to_owned(), Some(name.to_owned()));
-        self.warnings.push(Warning { file, line: None, key, message: message.into() });
+        self.warnings.push(Warning { file, line: None, key, message });
     }
 
     /// The variable that switches traces off, if one does.
@@ -111,12 +117,21 @@ impl OtelEnvironment<'_> {
         match self.variable(disabled).map(|value| value.to_ascii_lowercase()).as_deref() {
             Some("true") => return Some(disabled),
             Some("false") | None => {}
-            Some(_) => self.warn(disabled, "this variable must be true or false; it is ignored"),
+            Some(_) => self.warn(
+                disabled,
+                text!(
+                    "this variable must be true or false; it is ignored",
+                    "此变量必须是 true 或 false；已忽略"
+                ),
+            ),
         }
         match self.variable(exporter).as_deref() {
             Some("none") => return Some(exporter),
             Some("otlp") | None => {}
-            Some(_) => self.warn(exporter, "only otlp and none are supported; otlp is used"),
+            Some(_) => self.warn(
+                exporter,
+                text!("only otlp and none are supported; otlp is used", "只支持 otlp 和 none；使用 otlp"),
+            ),
         }
         None
     }
@@ -131,7 +146,14 @@ impl OtelEnvironment<'_> {
                 Some(collector)
             }
             Err(reason) => {
-                self.warn(name, format!("this variable {reason}; no traces are exported"));
+                self.warn(
+                    name,
+                    format_text!(
+                        "this variable {}; no traces are exported",
+                        "此变量{}；不导出链路追踪",
+                        reason
+                    ),
+                );
                 None
             }
         }
@@ -147,7 +169,10 @@ impl OtelEnvironment<'_> {
             _ => {
                 self.warn(
                     name,
-                    "only grpc and http/protobuf are supported; the protocol follows from the endpoint",
+                    text!(
+                        "only grpc and http/protobuf are supported; the protocol follows from the endpoint",
+                        "只支持 grpc 和 http/protobuf；协议由地址决定"
+                    ),
                 );
                 None
             }
@@ -161,7 +186,13 @@ impl OtelEnvironment<'_> {
             http::HeaderName::from_bytes(key.as_bytes()).is_ok() && http::HeaderValue::from_str(value).is_ok()
         };
         let Some(pairs) = parse_pairs(&list).filter(|pairs| pairs.iter().all(is_header)) else {
-            self.warn(name, "this variable must be headers like name=value,name=value; it is ignored");
+            self.warn(
+                name,
+                text!(
+                    "this variable must be headers like name=value,name=value; it is ignored",
+                    "此变量必须是 name=value,name=value 这样的请求头；已忽略"
+                ),
+            );
             return Vec::new();
         };
         let shown: Vec<_> = pairs.iter().map(|(key, _)| format!("{key}=***")).collect();
@@ -185,7 +216,13 @@ impl OtelEnvironment<'_> {
             "always_off" => 0,
             "traceidratio" => self.sampler_threshold(),
             _ => {
-                self.warn(name, "this sampler is not supported; parentbased_always_on is used");
+                self.warn(
+                    name,
+                    text!(
+                        "this sampler is not supported; parentbased_always_on is used",
+                        "不支持这种采样方式；使用 parentbased_always_on"
+                    ),
+                );
                 return TraceSampler::default();
             }
         };
@@ -200,7 +237,13 @@ impl OtelEnvironment<'_> {
             None => 1.0,
             Some(Ok(ratio)) if (0.0..=1.0).contains(&ratio) => ratio,
             Some(_) => {
-                self.warn(name, "this variable must be a number from 0 to 1; 1 is used");
+                self.warn(
+                    name,
+                    text!(
+                        "this variable must be a number from 0 to 1; 1 is used",
+                        "此变量必须是 0 到 1 之间的数；使用 1"
+                    ),
+                );
                 1.0
             }
         };
@@ -217,7 +260,13 @@ impl OtelEnvironment<'_> {
                 attributes
             }
             Some((None, _)) => {
-                self.warn(name, "this variable must be attributes like name=value,name=value; it is ignored");
+                self.warn(
+                    name,
+                    text!(
+                        "this variable must be attributes like name=value,name=value; it is ignored",
+                        "此变量必须是 name=value,name=value 这样的属性；已忽略"
+                    ),
+                );
                 Vec::new()
             }
         };

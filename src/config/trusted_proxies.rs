@@ -6,8 +6,13 @@ use std::net::IpAddr;
 
 use super::error::{Error, quote};
 use super::reader::{ConfigTable, ConfigValue};
+use crate::text::Text;
+use crate::{format_text, text};
 
-const EXPECTED: &str = "a list like [\"127.0.0.1\", \"10.0.0.0/8\", \"unix\"]";
+const EXPECTED: Text = text!(
+    "a list like [\"127.0.0.1\", \"10.0.0.0/8\", \"unix\"]",
+    "[\"127.0.0.1\", \"10.0.0.0/8\", \"unix\"] 这样的列表"
+);
 
 /// Who may name the address of a client, and how. By default no peer may.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -108,7 +113,10 @@ pub(super) fn read(section: &ConfigTable<'_>) -> TrustedProxies {
     trusted.proxy_protocol = section.read_or("proxy_protocol", false, ConfigValue::boolean);
     if trusted.proxy_protocol && trusted.is_empty() {
         let location = section.location_of("proxy_protocol");
-        location.warn("has no effect: server.trusted_proxies names no peer that it applies to");
+        location.warn(text!(
+            "has no effect: server.trusted_proxies names no peer that it applies to",
+            "不起作用：server.trusted_proxies 中没有适用的来源"
+        ));
     }
     trusted
 }
@@ -116,21 +124,23 @@ pub(super) fn read(section: &ConfigTable<'_>) -> TrustedProxies {
 fn read_list(item: &ConfigValue<'_>) -> Result<TrustedProxies, Error> {
     let mut trusted = TrustedProxies::default();
     for item in item.list(EXPECTED)? {
-        let text =
-            item.string("an address like \"127.0.0.1\", a network like \"10.0.0.0/8\", or \"unix\"")?;
+        let text = item.string(text!(
+            "an address like \"127.0.0.1\", a network like \"10.0.0.0/8\", or \"unix\"",
+            "\"127.0.0.1\" 这样的地址、\"10.0.0.0/8\" 这样的网段，或 \"unix\""
+        ))?;
         if text == "unix" {
             trusted.unix = true;
             continue;
         }
         let Some(network) = IpNetwork::parse(text) else {
-            return Err(item.error(format!(
-                "{} is neither an address like \"127.0.0.1\", nor a network like \"10.0.0.0/8\", nor \"unix\"",
-                quote(text)
-            )));
+            return Err(item.error(format_text!("{} is neither an address like \"127.0.0.1\", nor a network like \"10.0.0.0/8\", nor \"unix\"", "{} 既不是 \"127.0.0.1\" 这样的地址，也不是 \"10.0.0.0/8\" 这样的网段，也不是 \"unix\"",
+                quote(text))));
         };
         if network.prefix_bits == 0 {
-            item.location
-                .warn("trusts every peer, so each caller can write the address that is logged for it");
+            item.location.warn(text!(
+                "trusts every peer, so each caller can write the address that is logged for it",
+                "信任所有来源，因此每个调用者都能改写日志中记录的地址"
+            ));
         }
         trusted.networks.push(network);
     }

@@ -14,6 +14,7 @@ use super::named_tables;
 use super::reader::{ConfigTable, ConfigValue, MAX_CONCURRENCY};
 use super::suggest::did_you_mean;
 use super::url::{self, Url};
+use crate::{format_text, text};
 
 pub(super) const KEYS: &[&str] = &[
     "url",
@@ -158,9 +159,12 @@ pub(super) fn read_named(root: &ConfigTable<'_>) -> BTreeMap<String, UpstreamCon
     let items = named_tables::collect_named(std::slice::from_ref(root), "upstreams");
     named_tables::read_each(&items, |name, item| {
         if name == DEFAULT_NAME {
-            return Err(item.error("cannot be an upstream's name, since metrics call [upstream] so"));
+            return Err(item.error(text!(
+                "cannot be an upstream's name, since metrics call [upstream] so",
+                "不能用作上游名，因为指标中用它表示 [upstream]"
+            )));
         }
-        let section = item.table("a table with url", KEYS)?;
+        let section = item.table(text!("a table with url", "含 url 的表"), KEYS)?;
         let url_example = "url = \"https://wecom.corp.example\"";
         let origin = section.read_required("url", url_example, read_origin)?;
         Ok(read_section(&section, origin))
@@ -172,7 +176,7 @@ pub(super) fn read_id(
     item: &ConfigValue<'_>,
     named: &BTreeMap<String, UpstreamConfig>,
 ) -> Result<UpstreamId, Error> {
-    let name = item.string("the NAME of one of [upstreams.NAME]")?;
+    let name = item.string(text!("the NAME of one of [upstreams.NAME]", "某个 [upstreams.NAME] 的 NAME"))?;
     if item.location.source.is_broken(&format!("upstreams.{name}")) {
         return Ok(UpstreamId::default());
     }
@@ -180,9 +184,13 @@ pub(super) fn read_id(
         let name_shown = quote(name);
         let names = || named.keys().map(String::as_str);
         match named.is_empty() {
-            true => item.error(format!("{name_shown} does not exist; there is no table [upstreams.NAME]")),
-            false => item.error(format!(
+            true => item.error(format_text!(
+                "{name_shown} does not exist; there is no table [upstreams.NAME]",
+                "{name_shown} 不存在；没有 [upstreams.NAME] 这样的表"
+            )),
+            false => item.error(format_text!(
                 "{name_shown} does not exist; {}there are: {}; without this key, [upstream] is used",
+                "{name_shown} 不存在；{}现有：{}；不写此键则使用 [upstream]",
                 did_you_mean(name, names()),
                 names().collect::<Vec<_>>().join(", ")
             )),
@@ -223,7 +231,10 @@ fn read_origin(item: &ConfigValue<'_>) -> Result<Origin, Error> {
     let path_prefix = read_path_prefix(item, &url)?;
     let tls = url.scheme == "https";
     if !tls && !is_loopback_host(&url.host) {
-        item.location.warn("is not https, so secrets and tokens cross the network in plain text");
+        item.location.warn(text!(
+            "is not https, so secrets and tokens cross the network in plain text",
+            "不是 https，因此 secret 和 token 在网络上明文传输"
+        ));
     }
     let default_port = if tls { 443 } else { 80 };
     let port = url.port.unwrap_or(default_port);
@@ -246,12 +257,16 @@ fn read_path_prefix(item: &ConfigValue<'_>, url: &Url<'_>) -> Result<String, Err
             && segment.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~!$&'()*+,=:@".contains(&b))
     };
     if !prefix.strip_prefix('/').is_some_and(|path| path.split('/').all(is_plain)) {
-        return Err(item.error(
+        return Err(item.error(text!(
             "may have a path like /prefix after the host and port: no query, no %, no empty or dot segments",
-        ));
+            "的主机和端口之后可以有 /prefix 这样的路径：不能有查询参数、% 、空的路径段或点"
+        )));
     }
     if prefix.split('/').any(|segment| segment.eq_ignore_ascii_case("cgi-bin")) {
-        return Err(item.error("must end before /cgi-bin, which each request has"));
+        return Err(item.error(text!(
+            "must end before /cgi-bin, which each request has",
+            "必须在 /cgi-bin 之前结束，因为每个请求都带有它"
+        )));
     }
     Ok(prefix.to_owned())
 }

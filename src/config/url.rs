@@ -13,6 +13,8 @@ use rustls::pki_types::ServerName;
 
 use super::error::Error;
 use super::reader::ConfigValue;
+use crate::text::Text;
+use crate::{format_text, text};
 
 /// A URL, or a path with a query, in which there may be a user, a password or a token.
 #[derive(Clone, PartialEq, Eq)]
@@ -82,16 +84,23 @@ pub(super) struct Url<'a> {
 
 /// Reads a URL with one of `schemes`; errors show `example`.
 pub(super) fn read<'a>(item: &ConfigValue<'a>, schemes: &[&str], example: &str) -> Result<Url<'a>, Error> {
-    let text = item.string(&format!("a URL like {example:?}"))?;
+    let text = item.string(format_text!("a URL like {example:?}", "{example:?} 这样的 URL"))?;
     let scheme = text.split_once("://").map(|(scheme, _)| scheme);
     if !scheme.is_some_and(|scheme| schemes.contains(&scheme)) {
         let schemes = schemes.iter().map(|scheme| format!("{scheme}://")).collect::<Vec<_>>().join(" or ");
-        return Err(item.error(format!("must start with {schemes}, as in {example:?}")));
+        return Err(item.error(format_text!(
+            "must start with {schemes}, as in {example:?}",
+            "必须以 {schemes} 开头，如 {example:?}"
+        )));
     }
-    let url = parse(text).map_err(|reason| item.error(format!("{reason}; write one like {example:?}")))?;
+    let url = parse(text).map_err(|reason| {
+        item.error(format_text!("{}; write one like {example:?}", "{}；请写成 {example:?}", reason))
+    })?;
     if scheme == Some("https") && ServerName::try_from(&*url.host).is_err() {
-        let message = "has a host that is no valid TLS server name: no label may begin or end with a hyphen";
-        return Err(item.error(message));
+        return Err(item.error(text!(
+            "has a host that is no valid TLS server name: no label may begin or end with a hyphen",
+            "的主机不是有效的 TLS 服务器名：各段不能以连字符开头或结尾"
+        )));
     }
     Ok(url)
 }
@@ -105,7 +114,10 @@ impl Url<'_> {
     /// Refuses a path, query or fragment.
     pub(super) fn require_no_path(self, item: &ConfigValue<'_>) -> Result<Self, Error> {
         if !matches!(self.rest, "" | "/") {
-            return Err(item.error("must contain nothing after the host and port: no path, no query"));
+            return Err(item.error(text!(
+                "must contain nothing after the host and port: no path, no query",
+                "的主机和端口之后不能再有内容：不能有路径和查询参数"
+            )));
         }
         Ok(self)
     }
@@ -113,17 +125,20 @@ impl Url<'_> {
     /// Refuses a user or password.
     pub(super) fn require_no_userinfo(self, item: &ConfigValue<'_>) -> Result<Self, Error> {
         match self.userinfo {
-            Some(_) => Err(item.error("must contain no user or password before the host")),
+            Some(_) => Err(item.error(text!(
+                "must contain no user or password before the host",
+                "的主机之前不能有用户名或密码"
+            ))),
             None => Ok(self),
         }
     }
 }
 
-pub(super) fn parse(text: &str) -> Result<Url<'_>, &'static str> {
+pub(super) fn parse(text: &str) -> Result<Url<'_>, Text> {
     if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err("contains a space or a character that is not ASCII");
+        return Err(text!("contains a space or a character that is not ASCII", "含有空格或非 ASCII 字符"));
     }
-    let (scheme, after) = text.split_once("://").ok_or("has no scheme")?;
+    let (scheme, after) = text.split_once("://").ok_or(text!("has no scheme", "没有协议"))?;
     let (authority, rest) = after.split_at(after.find(['/', '?', '#', '\\']).unwrap_or(after.len()));
     let (userinfo, host_port) = match authority.rsplit_once('@') {
         Some((userinfo, host_port)) => (Some(userinfo), host_port),
@@ -139,20 +154,22 @@ pub(super) fn parse(text: &str) -> Result<Url<'_>, &'static str> {
     Ok(Url { scheme, userinfo, host, is_absolute, port, rest })
 }
 
-fn parse_port(text: &str) -> Result<u16, &'static str> {
+fn parse_port(text: &str) -> Result<u16, Text> {
     let digits = text.bytes().all(|byte| byte.is_ascii_digit());
-    text.parse()
-        .ok()
-        .filter(|port| digits && *port != 0)
-        .ok_or("must have a port from 1 to 65535 after the host")
+    text.parse().ok().filter(|port| digits && *port != 0).ok_or(text!(
+        "must have a port from 1 to 65535 after the host",
+        "的主机之后必须有 1 到 65535 之间的端口"
+    ))
 }
 
-fn parse_host(text: &str) -> Result<String, &'static str> {
+fn parse_host(text: &str) -> Result<String, Text> {
     if let Some(inner) = text.strip_prefix('[') {
-        let inner = inner.strip_suffix(']').ok_or("has a host with an unclosed bracket")?;
-        let address = inner
-            .parse::<Ipv6Addr>()
-            .map_err(|_| "has brackets around a host that is not an IPv6 address")?;
+        let inner = inner
+            .strip_suffix(']')
+            .ok_or(text!("has a host with an unclosed bracket", "的主机有未闭合的方括号"))?;
+        let address = inner.parse::<Ipv6Addr>().map_err(|_| {
+            text!("has brackets around a host that is not an IPv6 address", "的方括号中不是 IPv6 地址")
+        })?;
         return Ok(address.to_string());
     }
     let is_name = |label: &str| {
@@ -160,12 +177,18 @@ fn parse_host(text: &str) -> Result<String, &'static str> {
             && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
     };
     if text.len() > 253 || !text.split('.').all(is_name) {
-        return Err("has no host, or one that is neither a name nor an address");
+        return Err(text!(
+            "has no host, or one that is neither a name nor an address",
+            "没有主机，或主机既不是名字也不是地址"
+        ));
     }
     // Some parsers take a name whose last label is a number for an IPv4 address, others for a name.
     let numeric = text.rsplit('.').next().is_some_and(|label| label.bytes().all(|b| b.is_ascii_digit()));
     if numeric && text.parse::<Ipv4Addr>().is_err() {
-        return Err("has a host that looks like an IPv4 address but is not one");
+        return Err(text!(
+            "has a host that looks like an IPv4 address but is not one",
+            "的主机像 IPv4 地址，但不是"
+        ));
     }
     Ok(text.to_ascii_lowercase())
 }
@@ -177,14 +200,14 @@ mod tests {
 
     #[test]
     fn parse_splits_url_into_parts() {
-        let url = parse("http://u:p@s@Egress.Example:3128/x?y").unwrap_or_else(|e| panic!("{e}"));
+        let url = parse("http://u:p@s@Egress.Example:3128/x?y").unwrap_or_else(|e| panic!("{e:?}"));
         assert_eq!((url.scheme, url.userinfo, url.rest), ("http", Some("u:p@s"), "/x?y"));
         assert_eq!((url.host.as_str(), url.port), ("egress.example", Some(3128)));
-        let url = parse("https://[::1]").unwrap_or_else(|e| panic!("{e}"));
+        let url = parse("https://[::1]").unwrap_or_else(|e| panic!("{e:?}"));
         assert_eq!((url.host.as_str(), url.port, url.bracketed_host().as_str()), ("::1", None, "[::1]"));
-        let url = parse("https://QYAPI.weixin.qq.com.:443").unwrap_or_else(|e| panic!("{e}"));
+        let url = parse("https://QYAPI.weixin.qq.com.:443").unwrap_or_else(|e| panic!("{e:?}"));
         assert_eq!((url.host.as_str(), url.is_absolute), ("qyapi.weixin.qq.com", true));
-        let url = parse("https://[2001:DB8::1]:8443/").unwrap_or_else(|e| panic!("{e}"));
+        let url = parse("https://[2001:DB8::1]:8443/").unwrap_or_else(|e| panic!("{e:?}"));
         assert_eq!((url.host.as_str(), url.port), ("2001:db8::1", Some(8443)));
     }
 

@@ -4,6 +4,7 @@ use std::{fmt, net::Ipv6Addr};
 
 use super::error::{Error, quote};
 use super::reader::ConfigValue;
+use crate::{format_text, text};
 
 /// An origin in the form that browsers send: in small letters, without a default port.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,26 +80,34 @@ fn normalize_host(host: &str) -> Option<String> {
 
 /// Reads an agent's `jssdk_origins`.
 pub(super) fn read_list(item: &ConfigValue<'_>) -> Result<Vec<WebOrigin>, Error> {
-    let items = item.list("a list of origins like [\"https://app.example.com\"]")?;
+    let items = item.list(text!(
+        "a list of origins like [\"https://app.example.com\"]",
+        "来源列表，如 [\"https://app.example.com\"]"
+    ))?;
     if items.is_empty() {
-        return Err(item.error("is empty; leave the key out where no browser may ask without a client's key"));
+        return Err(item.error(text!(
+            "is empty; leave the key out where no browser may ask without a client's key",
+            "为空；不允许浏览器在没有调用方密钥时请求的话，请去掉此键"
+        )));
     }
     items.iter().map(read_origin).collect()
 }
 
 fn read_origin(item: &ConfigValue<'_>) -> Result<WebOrigin, Error> {
-    let text = item.string("an origin like \"https://app.example.com\"")?;
+    let text = item.string(text!(
+        "an origin like \"https://app.example.com\"",
+        "\"https://app.example.com\" 这样的来源"
+    ))?;
     let Some(origin) = WebOrigin::parse(text) else {
-        return Err(item.error(format!(
-            "{} is not an origin: write scheme, host and port as \"https://app.example.com:8443\", without a path, a \
-             slash at the end or a wildcard",
-            quote(text)
-        )));
+        return Err(item.error(format_text!("{} is not an origin: write scheme, host and port as \"https://app.example.com:8443\", without a path, a \
+             slash at the end or a wildcard", "{} 不是来源：请写协议、主机和端口，如 \"https://app.example.com:8443\"，不含路径、末尾斜杠和通配符",
+            quote(text))));
     };
     match origin.is_trustworthy() {
         true => Ok(origin),
-        false => Err(item.error(format!(
+        false => Err(item.error(format_text!(
             "{} is http, which is allowed for localhost, 127.0.0.1 and [::1] only; use https",
+            "{} 是 http，只允许用于 localhost、127.0.0.1 和 [::1]；请用 https",
             quote(text)
         ))),
     }

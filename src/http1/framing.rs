@@ -9,6 +9,8 @@ use http::{Method, StatusCode, Version};
 pub use self::chunked::ChunkedDecoder;
 use super::headers::{HeaderKind, Headers};
 
+use crate::{display_text, text, text::Text};
+
 /// Body bytes below this size are copied out of the read buffer: a slice would keep the whole buffer alive.
 pub const MIN_SLICE_BYTES: usize = 4 * 1024;
 
@@ -16,20 +18,39 @@ pub const MIN_SLICE_BYTES: usize = 4 * 1024;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum FramingError {
     /// `Content-Length` is not a number, or repeated; a response may repeat the same one.
-    #[error("invalid Content-Length")]
     InvalidContentLength,
     /// A transfer coding other than a single `chunked`.
-    #[error("unsupported Transfer-Encoding, must be chunked")]
     InvalidTransferEncoding,
     /// A transfer coding together with a length, or before HTTP/1.1.
-    #[error("Transfer-Encoding with Content-Length or in HTTP/1.0")]
     UnexpectedTransferEncoding,
     /// A chunk that two parsers could read differently.
-    #[error("malformed chunked body")]
     InvalidChunk,
     /// Far more chunk-size lines, extensions and trailers than data.
-    #[error("chunk framing exceeds 64 KiB plus 16 times the data")]
     ChunkOverhead,
+}
+
+display_text!(FramingError);
+
+impl FramingError {
+    /// What is ambiguous.
+    pub fn text(self) -> Text {
+        match self {
+            Self::InvalidContentLength => text!("invalid Content-Length", "Content-Length 无效"),
+            Self::InvalidTransferEncoding => text!(
+                "unsupported Transfer-Encoding, must be chunked",
+                "不支持的 Transfer-Encoding，只能是 chunked"
+            ),
+            Self::UnexpectedTransferEncoding => text!(
+                "Transfer-Encoding with Content-Length or in HTTP/1.0",
+                "Transfer-Encoding 与 Content-Length 同时出现，或出现在 HTTP/1.0 中"
+            ),
+            Self::InvalidChunk => text!("malformed chunked body", "分块正文格式错误"),
+            Self::ChunkOverhead => text!(
+                "chunk framing exceeds 64 KiB plus 16 times the data",
+                "分块格式的开销超过 64 KiB 加数据的 16 倍"
+            ),
+        }
+    }
 }
 
 /// Framing of the rest of a body.

@@ -1,7 +1,7 @@
 //! TLS settings of the listeners (`server.tls`): certificate, key, and which client certificates are required.
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -16,14 +16,26 @@ use rustls::{
 use zeroize::Zeroizing;
 
 use super::certificate_expiry;
-use crate::config::{ServerTlsConfig, decode_utf8};
+use crate::{
+    config::{NotUtf8, ServerTlsConfig, decode_utf8},
+    display_text, format_text, text,
+    text::Text,
+};
 
 /// Error in `server.tls`, with the file that causes it.
 #[derive(Debug, thiserror::Error)]
-#[error("server.tls: {path}: {message}", path = .path.display())]
 pub struct TlsError {
     path: PathBuf,
-    message: String,
+    message: Text,
+}
+
+display_text!(TlsError);
+
+impl TlsError {
+    /// The file, and what is wrong with it.
+    pub fn text(&self) -> Text {
+        format_text!("server.tls: {}: {}", "server.tls：{}：{}", self.path.display(), self.message)
+    }
 }
 
 /// TLS towards clients: the handshake's configuration and the client certificates that are required.
@@ -56,11 +68,12 @@ impl TlsTermination {
     }
 
     /// Why most clients will refuse the certificate.
-    pub fn warning(&self) -> Option<&'static str> {
-        (!self.has_alt_name).then_some(
+    pub fn warning(&self) -> Option<Text> {
+        (!self.has_alt_name).then_some(text!(
             "the certificate has no subjectAltName, so clients refuse it whatever its commonName; make one with \
              -addext subjectAltName=DNS:NAME",
-        )
+            "证书没有 subjectAltName，无论 commonName 是什么，客户端都会拒绝；请用 -addext subjectAltName=DNS:NAME 重新生成"
+        ))
     }
 }
 
@@ -79,7 +92,7 @@ pub(super) fn accepts_client(tls: Option<&TlsTermination>, chain: Option<&[Certi
 
 /// Reads the files and builds the handshake's configuration.
 pub fn load_termination(tls: &ServerTlsConfig) -> Result<Arc<TlsTermination>, TlsError> {
-    let tls_error = |path: &Path, message: String| TlsError { path: path.to_owned(), message };
+    let tls_error = |path: &Path, message: Text| TlsError { path: path.to_owned(), message };
     let chain = load_certificates(&tls.cert)?;
     let has_alt_name = chain.first().is_some_and(has_alt_name);
     let expires_at = chain.first().and_then(|certificate| certificate_expiry::not_after(certificate));
@@ -87,42 +100,58 @@ pub fn load_termination(tls: &ServerTlsConfig) -> Result<Arc<TlsTermination>, Tl
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = ServerConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
-        .map_err(|error| tls_error(&tls.cert, error.to_string()))?;
+        .map_err(|error| tls_error(&tls.cert, unusable_certificate(&error)))?;
     let client_auth = tls.client_ca.as_deref().map(|path| load_client_auth(path, provider)).transpose()?;
     let builder = match &client_auth {
         None => builder.with_no_client_auth(),
         Some(auth) => builder.with_client_cert_verifier(auth.verifier.clone()),
     };
     let mut config = builder.with_single_cert(chain, key).map_err(|error| match error {
-        rustls::Error::InconsistentKeys(_) => {
-            tls_error(&tls.cert, "certificate does not match server.tls.key".into())
+        rustls::Error::InconsistentKeys(_) => tls_error(
+            &tls.cert,
+            text!("certificate does not match server.tls.key", "证书与 server.tls.key 不匹配"),
+        ),
+        rustls::Error::General(error) => {
+            tls_error(&tls.key, format_text!("unusable private key: {error}", "私钥不可用：{error}"))
         }
-        rustls::Error::General(error) => tls_error(&tls.key, format!("unusable private key: {error}")),
-        error => {
-            let error = error.to_string();
-            let message = match error.contains("UnsupportedCertVersion") {
-                true => {
-                    "the certificate is X.509 version 1; make one of version 3 with a subjectAltName".into()
-                }
-                false => format!("unusable certificate: {error}"),
-            };
-            tls_error(&tls.cert, message)
-        }
+        error => tls_error(&tls.cert, unusable_certificate(&error)),
     })?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Arc::new(TlsTermination { config: Arc::new(config), client_auth, has_alt_name, expires_at }))
 }
 
+fn unusable_certificate(error: &rustls::Error) -> Text {
+    let error = error.to_string();
+    match error.contains("UnsupportedCertVersion") {
+        true => text!(
+            "the certificate is X.509 version 1; make one of version 3 with a subjectAltName",
+            "证书是 X.509 第 1 版；请生成第 3 版、带 subjectAltName 的证书"
+        ),
+        false => format_text!("unusable certificate: {error}", "证书不可用：{error}"),
+    }
+}
+
+fn unreadable(error: &io::Error) -> Text {
+    format_text!("cannot read: {}", "无法读取：{}", error)
+}
+
+fn not_utf8(error: NotUtf8) -> Text {
+    format_text!("line {}: {}", "第 {} 行：{}", error.line, error.message())
+}
+
 /// Reads the private key. The error is a message without anything of the file.
-fn load_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
-    let bytes = Zeroizing::new(fs::read(path).map_err(|error| format!("cannot read: {error}"))?);
-    let text = decode_utf8(&bytes).map_err(|error| format!("line {}: {error}", error.line))?;
-    PrivateKeyDer::from_pem_slice(text.as_bytes()).map_err(|_| {
-        match text.contains("ENCRYPTED") {
-            true => "the private key is protected by a passphrase; remove it with: openssl pkey -in KEY -out NEW_KEY",
-            false => "no private key found, expected PEM (BEGIN PRIVATE KEY)",
-        }
-        .to_owned()
+fn load_key(path: &Path) -> Result<PrivateKeyDer<'static>, Text> {
+    let bytes = Zeroizing::new(fs::read(path).map_err(|error| unreadable(&error))?);
+    let text = decode_utf8(&bytes).map_err(not_utf8)?;
+    PrivateKeyDer::from_pem_slice(text.as_bytes()).map_err(|_| match text.contains("ENCRYPTED") {
+        true => text!(
+            "the private key is protected by a passphrase; remove it with: openssl pkey -in KEY -out NEW_KEY",
+            "私钥有密码保护；请去掉：openssl pkey -in KEY -out NEW_KEY"
+        ),
+        false => text!(
+            "no private key found, expected PEM (BEGIN PRIVATE KEY)",
+            "没有找到私钥，应为 PEM 格式（BEGIN PRIVATE KEY）"
+        ),
     })
 }
 
@@ -140,25 +169,29 @@ fn has_alt_name(certificate: &CertificateDer<'_>) -> bool {
 }
 
 fn load_client_auth(path: &Path, provider: Arc<CryptoProvider>) -> Result<ClientAuth, TlsError> {
-    let tls_error = |message: String| TlsError { path: path.to_owned(), message };
+    let tls_error = |message: Text| TlsError { path: path.to_owned(), message };
     let (roots, mut store) = (load_certificates(path)?, RootCertStore::empty());
     for root in &roots {
-        store.add(root.clone()).map_err(|error| tls_error(error.to_string()))?;
+        store.add(root.clone()).map_err(|error| tls_error(unusable_certificate(&error)))?;
     }
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(store), provider)
         .build()
-        .map_err(|error| tls_error(error.to_string()))?;
+        .map_err(|error| tls_error(format_text!("{error}", "不可用：{error}")))?;
     Ok(ClientAuth { roots, verifier })
 }
 
 fn load_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let tls_error = |message: String| TlsError { path: path.to_owned(), message };
-    let bytes = fs::read(path).map_err(|error| tls_error(format!("cannot read: {error}")))?;
-    let text = decode_utf8(&bytes).map_err(|error| tls_error(format!("line {}: {error}", error.line)))?;
+    let tls_error = |message: Text| TlsError { path: path.to_owned(), message };
+    let bytes = fs::read(path).map_err(|error| tls_error(unreadable(&error)))?;
+    let text = decode_utf8(&bytes).map_err(|error| tls_error(not_utf8(error)))?;
     let certificates = CertificateDer::pem_slice_iter(text.as_bytes()).collect::<Result<Vec<_>, _>>();
-    let certificates = certificates.map_err(|error| tls_error(error.to_string()))?;
+    let certificates =
+        certificates.map_err(|error| tls_error(format_text!("{error}", "不是有效的 PEM：{error}")))?;
     if certificates.is_empty() {
-        return Err(tls_error("no certificate found, expected PEM (BEGIN CERTIFICATE)".into()));
+        return Err(tls_error(text!(
+            "no certificate found, expected PEM (BEGIN CERTIFICATE)",
+            "没有找到证书，应为 PEM 格式（BEGIN CERTIFICATE）"
+        )));
     }
     Ok(certificates)
 }

@@ -8,7 +8,7 @@ use std::{
 use zeroize::Zeroizing;
 
 use super::{Collection, OpenError, shared, sqlite};
-use crate::config::StateConfig;
+use crate::{config::StateConfig, display_text, format_text, text, text::Text};
 
 /// What a check found.
 #[derive(Debug, PartialEq, Eq)]
@@ -38,25 +38,37 @@ pub struct RekeyReport {
 #[derive(Debug, thiserror::Error)]
 pub enum MaintenanceError {
     /// The state cannot be opened.
-    #[error(transparent)]
     Open(#[from] OpenError),
     /// The shared state does not respond.
-    #[error("tokens.store: {0}")]
     Store(String),
     /// A shared state has no file.
-    #[error("state.shared: this state is in Redis; copy it with Redis's own means, an RDB or AOF file")]
     Shared,
     /// The backup cannot be written.
-    #[error("{path} cannot be written: {reason}")]
     Target {
         /// The backup.
         path: PathBuf,
         /// The cause.
-        reason: String,
+        reason: Text,
     },
 }
 
+display_text!(MaintenanceError);
+
 impl MaintenanceError {
+    fn text(&self) -> Text {
+        match self {
+            Self::Open(error) => error.text(),
+            Self::Store(error) => format_text!("tokens.store: {error}", "tokens.store：{error}"),
+            Self::Shared => text!(
+                "state.shared: this state is in Redis; copy it with Redis's own means, an RDB or AOF file",
+                "state.shared：此状态在 Redis 中；请用 Redis 自己的方式（RDB 或 AOF 文件）备份"
+            ),
+            Self::Target { path, reason } => {
+                format_text!("{} cannot be written: {}", "{} 无法写入：{}", path.display(), reason)
+            }
+        }
+    }
+
     /// Whether another configuration or command line would help.
     pub fn is_configuration(&self) -> bool {
         match self {

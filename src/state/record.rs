@@ -5,7 +5,7 @@ use std::{fmt, path::PathBuf};
 use zeroize::Zeroizing;
 
 use super::Collection;
-use crate::store::StoreError;
+use crate::{display_text, format_text, store::StoreError, text, text::Text};
 
 /// One version of a record.
 #[derive(Clone, PartialEq, Eq)]
@@ -170,29 +170,20 @@ pub(super) fn skip_unreadable(record: Result<Record, ReadError>) -> Option<Recor
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The file cannot be created or opened.
-    #[error("state.path: {path} cannot be opened: {reason}")]
     Path {
         /// The file.
         path: PathBuf,
         /// The cause and a hint.
-        reason: String,
+        reason: Text,
     },
     /// The file is damaged or something else than a state.
-    #[error(
-        "state.path: {path} is damaged: {reason}; restore a file made by `wecom-proxy state backup`, or move this one and \
-         its -wal file away to begin with an empty state"
-    )]
     Damaged {
         /// The file.
         path: PathBuf,
         /// What is damaged.
-        reason: String,
+        reason: Text,
     },
     /// A newer version of the program wrote the file.
-    #[error(
-        "state.path: {path} has schema version {version}, this program knows {known} at most: a newer wecom-proxy wrote \
-         it; start that one, or restore a backup made before"
-    )]
     Newer {
         /// The file.
         path: PathBuf,
@@ -202,32 +193,63 @@ pub enum OpenError {
         known: i64,
     },
     /// The file is sealed under another key.
-    #[error(
-        "state.key: {path} was written under another key; configure that one as state.key, or as state.old_key until \
-         `wecom-proxy state rekey` has run"
-    )]
     Key {
         /// The file.
         path: PathBuf,
     },
     /// No cipher key can be derived from the configured one.
-    #[error("state.key: invalid key")]
     InvalidKey,
     /// The store of a shared state cannot be used.
-    #[error(transparent)]
     Store(#[from] StoreError),
     /// The records of a shared state are sealed under another key.
-    #[error(
-        "tokens.store.key: the shared state was written under another key, or is damaged; configure that one as \
-         tokens.store.key, or as old_key until `wecom-proxy state rekey` has run"
-    )]
     SharedKey,
     /// The thread of the state could not be created.
-    #[error("state: {0}")]
     Thread(std::io::Error),
 }
 
+display_text!(OpenError);
+
 impl OpenError {
+    /// What is wrong, and what to do.
+    pub fn text(&self) -> Text {
+        match self {
+            Self::Path { path, reason } => format_text!(
+                "state.path: {} cannot be opened: {}",
+                "state.path：{} 无法打开：{}",
+                path.display(),
+                reason
+            ),
+            Self::Damaged { path, reason } => format_text!(
+                "state.path: {} is damaged: {}; restore a file made by `wecom-proxy state backup`, or move this one and its \
+                 -wal file away to begin with an empty state",
+                "state.path：{} 已损坏：{}；请恢复 `wecom-proxy state backup` 生成的文件，或移走此文件及其 -wal 文件，从空状态开始",
+                path.display(),
+                reason
+            ),
+            Self::Newer { path, version, known } => format_text!(
+                "state.path: {} has schema version {version}, this program knows {known} at most: a newer wecom-proxy wrote \
+                 it; start that one, or restore a backup made before",
+                "state.path：{} 的结构版本是 {version}，本程序最多支持 {known}：它由更新版本的 wecom-proxy 写入；请启动那个版本，或恢复之前的备份",
+                path.display()
+            ),
+            Self::Key { path } => format_text!(
+                "state.key: {} was written under another key; configure that one as state.key, or as state.old_key until \
+                 `wecom-proxy state rekey` has run",
+                "state.key：{} 是用另一个密钥写入的；请把它配置为 state.key，或在运行 `wecom-proxy state rekey` 之前配置为 state.old_key",
+                path.display()
+            ),
+            Self::InvalidKey => text!("state.key: invalid key", "state.key：密钥无效"),
+            Self::Store(error) => error.text(),
+            Self::SharedKey => text!(
+                "tokens.store.key: the shared state was written under another key, or is damaged; configure that one as \
+                 tokens.store.key, or as old_key until `wecom-proxy state rekey` has run",
+                "tokens.store.key：共享的状态是用另一个密钥写入的，或已损坏；请把它配置为 tokens.store.key，或在运行 \
+                 `wecom-proxy state rekey` 之前配置为 old_key"
+            ),
+            Self::Thread(error) => format_text!("state: {}", "state：{}", error),
+        }
+    }
+
     /// Whether another configuration would help, rather than another file.
     pub fn is_configuration(&self) -> bool {
         matches!(self, Self::Key { .. } | Self::InvalidKey | Self::Store(_) | Self::SharedKey)

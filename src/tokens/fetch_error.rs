@@ -5,6 +5,8 @@ use std::{borrow::Cow, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 use crate::{
+    display_text, format_text, text,
+    text::Text,
     upstream::UpstreamErrorKind,
     wecom::{errcode, provider_api},
 };
@@ -13,7 +15,6 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
     /// WeCom returned an errcode.
-    #[error("gettoken failed with errcode {errcode}: {errmsg}")]
     Errcode {
         /// The errcode.
         errcode: i64,
@@ -21,42 +22,74 @@ pub enum FetchError {
         errmsg: String,
     },
     /// The request failed, or the response was truncated.
-    #[error("gettoken request failed: {0}")]
     Upstream(UpstreamErrorKind),
     /// The whole call took longer than this.
-    #[error("gettoken request failed: no response within {} s", .0.as_secs())]
     TimedOut(Duration),
     /// The response has no usable token.
-    #[error("gettoken response with HTTP {status} has no usable token: {reason}")]
     InvalidResponse {
         /// The HTTP status.
         status: u16,
         /// What is wrong with it.
-        reason: &'static str,
+        reason: &'static Text,
     },
     /// Another replica's attempt failed, and its backoff has not ended.
-    #[error("{0} (reported by another replica)")]
     OtherReplica(String),
     /// The budget for refreshes or for failed secrets is spent.
-    #[error(
-        "token refresh throttled: too many recent refreshes or failed secrets, and WeCom bans addresses for both"
-    )]
     Throttled {
         /// When it may be retried.
         retry_at: Instant,
     },
     /// WeCom has pushed no suite_ticket yet.
-    #[error("no suite_ticket has arrived yet: WeCom pushes one every 10 minutes to the suite's command URL")]
     NoTicket,
     /// The token of the suite is not available.
-    #[error("the suite's token is not available: {0}")]
     SuiteToken(Arc<FetchError>),
     /// The refresh task ended without a result.
-    #[error("token refresh cancelled")]
     Cancelled,
 }
 
+display_text!(FetchError);
+
 impl FetchError {
+    /// The error for operators, which may contain addresses.
+    pub fn text(&self) -> Text {
+        match self {
+            Self::Errcode { errcode, errmsg } => format_text!(
+                "gettoken failed with errcode {errcode}: {errmsg}",
+                "gettoken 失败，errcode {errcode}：{errmsg}"
+            ),
+            Self::Upstream(error) => {
+                format_text!("gettoken request failed: {}", "gettoken 请求失败：{}", error.text())
+            }
+            Self::TimedOut(limit) => format_text!(
+                "gettoken request failed: no response within {} s",
+                "gettoken 请求失败：{} 秒内没有响应",
+                limit.as_secs()
+            ),
+            Self::InvalidResponse { status, reason } => format_text!(
+                "gettoken response with HTTP {status} has no usable token: {}",
+                "gettoken 的响应（HTTP {status}）中没有可用的 token：{}",
+                reason
+            ),
+            Self::OtherReplica(error) => {
+                format_text!("{error} (reported by another replica)", "{error}（由另一个副本报告）")
+            }
+            Self::Throttled { .. } => text!(
+                "token refresh throttled: too many recent refreshes or failed secrets, and WeCom bans addresses for both",
+                "token 续期被限制：最近续期或错误的 secret 太多，企业微信会因此封禁地址"
+            ),
+            Self::NoTicket => text!(
+                "no suite_ticket has arrived yet: WeCom pushes one every 10 minutes to the suite's command URL",
+                "还没有收到 suite_ticket：企业微信每 10 分钟向套件的指令回调 URL 推送一次"
+            ),
+            Self::SuiteToken(cause) => format_text!(
+                "the suite's token is not available: {}",
+                "套件的 token 不可用：{}",
+                cause.text()
+            ),
+            Self::Cancelled => text!("token refresh cancelled", "token 续期已取消"),
+        }
+    }
+
     /// Whether a retry soon risks a ban of the whole address.
     pub(super) fn risks_ban(&self) -> bool {
         matches!(self, Self::Errcode { errcode, .. }

@@ -13,7 +13,11 @@ use tower_service::Service;
 use zeroize::Zeroizing;
 
 use super::{ConnectError, UpstreamErrorKind};
-use crate::config::{EgressLogin, EgressProtocol, EgressProxy};
+use crate::{
+    config::{EgressLogin, EgressProtocol, EgressProxy},
+    format_text, text,
+    text::Text,
+};
 
 /// Maximum bytes of the heads that respond to CONNECT, together.
 const MAX_HEAD_BYTES: usize = 8 * 1024;
@@ -22,9 +26,14 @@ const MAX_FRAMING_BYTES: usize = 128;
 /// Maximum schemes of `Proxy-Authenticate` that an error names, and bytes of each.
 const MAX_SCHEMES: usize = 4;
 const MAX_SCHEME_BYTES: usize = 20;
-const LOGIN_REFUSED: &str = "refused user and password: check those of upstream.via";
-const LOGIN_REQUIRED: &str = "requires a user and password: \
-    set upstream.via = { url = \"…\", user = \"…\", password = { env = \"NAME\" } }";
+const LOGIN_REFUSED: Text = text!(
+    "refused user and password: check those of upstream.via",
+    "拒绝了用户名和密码：请检查 upstream.via 中的"
+);
+const LOGIN_REQUIRED: Text = text!(
+    "requires a user and password: set upstream.via = { url = \"…\", user = \"…\", password = { env = \"NAME\" } }",
+    "需要用户名和密码：请设置 upstream.via = { url = \"…\", user = \"…\", password = { env = \"NAME\" } }"
+);
 
 /// Asks the egress proxy at the other end of `tcp` for a connection to `target`, a host and a port.
 pub(super) async fn open_tunnel(
@@ -41,8 +50,12 @@ pub(super) async fn open_tunnel(
 }
 
 /// An error whose text may be shown to callers.
-fn refused(text: String) -> UpstreamErrorKind {
-    UpstreamErrorKind::Unreachable(ConnectError::new(format!("the egress proxy (upstream.via) {text}")))
+fn refused(text: Text) -> UpstreamErrorKind {
+    UpstreamErrorKind::Unreachable(ConnectError::new(format_text!(
+        "the egress proxy (upstream.via) {}",
+        "出口代理（upstream.via）{}",
+        text
+    )))
 }
 
 async fn connect(
@@ -50,7 +63,8 @@ async fn connect(
     target: &str,
     login: Option<&EgressLogin>,
 ) -> Result<(), UpstreamErrorKind> {
-    let closed = |error: io::Error| refused(format!("closed the connection: {error}"));
+    let closed =
+        |error: io::Error| refused(format_text!("closed the connection: {}", "关闭了连接：{}", error));
     let login_bytes = login.map_or(0, |login| login.user.expose().len() + login.password.expose().len());
     // In full, because a copy that is outgrown would not be wiped.
     let mut request =
@@ -72,12 +86,15 @@ async fn connect(
         // Byte by byte: what follows the head belongs to the tunnel. Old proxies end lines with a bare LF.
         while !head.ends_with(b"\n\r\n") && !head.ends_with(b"\n\n") {
             if received == MAX_HEAD_BYTES {
-                return Err(refused("sent a CONNECT response head over 8 KiB".to_owned()));
+                return Err(refused(text!(
+                    "sent a CONNECT response head over 8 KiB",
+                    "对 CONNECT 的响应头超过 8 KiB"
+                )));
             }
             head.push(tcp.read_u8().await.map_err(closed)?);
             received += 1;
             if !b"HTTP/1.".starts_with(&head[..head.len().min(7)]) {
-                return Err(refused("does not speak HTTP".to_owned()));
+                return Err(refused(text!("does not speak HTTP", "不使用 HTTP")));
             }
         }
         match status(&head) {
@@ -86,11 +103,12 @@ async fn connect(
             Some(100 | 102..=199) => {}
             Some(407) => return Err(login_error(&head, login.is_some())),
             Some(code) => {
-                return Err(refused(format!(
-                    "refused the tunnel with {code}: it must allow CONNECT to the host of upstream.url"
+                return Err(refused(format_text!(
+                    "refused the tunnel with {code}: it must allow CONNECT to the host of upstream.url",
+                    "以 {code} 拒绝了隧道：它必须允许 CONNECT 到 upstream.url 的主机"
                 )));
             }
-            None => return Err(refused("does not speak HTTP".to_owned())),
+            None => return Err(refused(text!("does not speak HTTP", "不使用 HTTP"))),
         }
     }
 }
@@ -105,11 +123,12 @@ fn login_error(head: &[u8], is_login_shown: bool) -> UpstreamErrorKind {
     let schemes = offered_schemes(head);
     if !schemes.is_empty() && !schemes.iter().any(|scheme| scheme.eq_ignore_ascii_case("basic")) {
         let schemes = schemes.join(", ");
-        return refused(format!(
-            "offers only {schemes} for the login; this program speaks Basic: a user and password"
+        return refused(format_text!(
+            "offers only {schemes} for the login; this program speaks Basic: a user and password",
+            "只提供 {schemes} 登录方式；本程序使用 Basic：用户名和密码"
         ));
     }
-    refused(if is_login_shown { LOGIN_REFUSED } else { LOGIN_REQUIRED }.to_owned())
+    refused(if is_login_shown { LOGIN_REFUSED } else { LOGIN_REQUIRED })
 }
 
 /// The schemes of `Proxy-Authenticate` lines, the first of each line (RFC 9110 §11.7.1).
@@ -130,8 +149,9 @@ async fn connect_socks5(
     target: &str,
     login: Option<&EgressLogin>,
 ) -> Result<TcpStream, UpstreamErrorKind> {
-    let target: Uri =
-        target.parse().map_err(|_| refused("cannot be told the host of upstream.url".to_owned()))?;
+    let target: Uri = target.parse().map_err(|_| {
+        refused(text!("cannot be told the host of upstream.url", "无法接受 upstream.url 的主机"))
+    })?;
     let mut socks = SocksV5::new(Uri::default(), Connected(Some(tcp)));
     if let Some(EgressLogin { user, password }) = login {
         socks = socks.with_auth(user.expose().to_owned(), password.expose().to_owned());
@@ -143,13 +163,16 @@ async fn connect_socks5(
 }
 
 /// Explains an error of the handshake by its text, because hyper-util does not export its type.
-fn socks5_error(text: &str, is_login_shown: bool) -> String {
+fn socks5_error(text: &str, is_login_shown: bool) -> Text {
     let is_method_refused = text.contains("user/pass authentication");
     match is_login_shown {
-        false if is_method_refused => LOGIN_REQUIRED.to_owned(),
-        true if is_method_refused => "takes no user and password: leave them out of upstream.via".to_owned(),
-        true if text.contains("credentials") => LOGIN_REFUSED.to_owned(),
-        _ => format!("did not open the connection: {text}"),
+        false if is_method_refused => LOGIN_REQUIRED,
+        true if is_method_refused => text!(
+            "takes no user and password: leave them out of upstream.via",
+            "不接受用户名和密码：请从 upstream.via 中去掉"
+        ),
+        true if text.contains("credentials") => LOGIN_REFUSED,
+        _ => format_text!("did not open the connection: {text}", "没有建立连接：{text}"),
     }
 }
 

@@ -154,7 +154,7 @@ mod tests {
     }
 
     fn failure() -> ConnectError {
-        ConnectError::new("connection refused")
+        ConnectError::new(crate::text!("connection refused", "连接被拒绝"))
     }
 
     proptest! {

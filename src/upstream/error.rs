@@ -3,7 +3,9 @@
 use std::{borrow::Cow, io};
 
 use super::connect_error::ConnectError;
-use crate::{http1::framing::FramingError, request_body::RequestBodyError};
+use crate::{
+    display_text, format_text, http1::framing::FramingError, request_body::RequestBodyError, text, text::Text,
+};
 
 /// Why there is no complete response, and whether the upstream may have processed the request.
 #[derive(Debug)]
@@ -27,47 +29,69 @@ pub enum Delivery {
 #[derive(Debug, thiserror::Error)]
 pub enum UpstreamErrorKind {
     /// Connecting failed.
-    #[error("{0}")]
     Unreachable(ConnectError),
     /// The connection closed before the first byte of the response.
-    #[error("connection closed before the response")]
     ClosedBeforeResponse,
     /// The connection closed within the response.
-    #[error("response truncated")]
     Truncated,
     /// The connection failed within the response.
-    #[error("the connection failed: {0}")]
     Io(io::Error),
     /// No response head within `upstream.response_timeout`.
-    #[error("no response within upstream.response_timeout")]
     ResponseTimeout,
     /// No body data for longer than `upstream.body_timeout`.
-    #[error("response body stalled longer than upstream.body_timeout")]
     BodyTimeout,
     /// The response head is malformed or unacceptable.
-    #[error("{0}")]
-    InvalidHead(&'static str),
+    InvalidHead(&'static Text),
     /// The response body has ambiguous or malformed framing.
-    #[error("{0}")]
     Framing(#[source] FramingError),
     /// The upstream closed the HTTP/2 connection with an error before the response.
-    #[error("{0}")]
     GoAway(String),
     /// The upstream requires HTTP/1.1 (HTTP_1_1_REQUIRED, RFC 9113 §7): it did not process the request.
-    #[error("the upstream requires HTTP/1.1 (HTTP_1_1_REQUIRED)")]
     Http11Required,
     /// The upstream sent REFUSED_STREAM: it did not process the request (RFC 9113 §8.7).
-    #[error("stream refused before processing (REFUSED_STREAM)")]
     RefusedStream,
     /// An HTTP/2 protocol or stream error.
-    #[error("{0}")]
     Http2(String),
     /// Reading the request body from the client failed.
-    #[error("{0}")]
     RequestBody(RequestBodyError),
 }
 
+display_text!(UpstreamErrorKind);
+
 impl UpstreamErrorKind {
+    /// The cause for operators, which may contain addresses.
+    pub fn text(&self) -> Text {
+        match self {
+            Self::Unreachable(error) => error.text().clone(),
+            Self::ClosedBeforeResponse => {
+                text!("connection closed before the response", "连接在响应之前关闭")
+            }
+            Self::Truncated => text!("response truncated", "响应不完整"),
+            Self::Io(error) => format_text!("the connection failed: {}", "连接出错：{}", error),
+            Self::ResponseTimeout => text!(
+                "no response within upstream.response_timeout",
+                "在 upstream.response_timeout 内没有响应"
+            ),
+            Self::BodyTimeout => text!(
+                "response body stalled longer than upstream.body_timeout",
+                "响应正文停顿超过 upstream.body_timeout"
+            ),
+            Self::InvalidHead(reason) => (*reason).clone(),
+            Self::Framing(error) => error.text(),
+            Self::GoAway(error) => format_text!("{error}", "HTTP/2 连接被关闭：{error}"),
+            Self::Http11Required => text!(
+                "the upstream requires HTTP/1.1 (HTTP_1_1_REQUIRED)",
+                "上游要求 HTTP/1.1（HTTP_1_1_REQUIRED）"
+            ),
+            Self::RefusedStream => text!(
+                "stream refused before processing (REFUSED_STREAM)",
+                "请求在处理之前被拒绝（REFUSED_STREAM）"
+            ),
+            Self::Http2(error) => format_text!("{error}", "HTTP/2 出错：{error}"),
+            Self::RequestBody(error) => format_text!("{error}", "无法读取请求正文：{error}"),
+        }
+    }
+
     /// The message for callers: unlike `Display`, it contains no address, port, host or file.
     pub fn public_message(&self) -> Cow<'_, str> {
         match self {
@@ -85,7 +109,7 @@ impl From<&UpstreamErrorKind> for ConnectError {
     fn from(kind: &UpstreamErrorKind) -> Self {
         match kind {
             UpstreamErrorKind::Unreachable(error) => error.clone(),
-            other => Self::with_log_message(other.public_message().into_owned(), other.to_string()),
+            other => Self::with_details(other.public_message().into_owned(), other.text()),
         }
     }
 }

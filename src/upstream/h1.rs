@@ -26,6 +26,7 @@ use crate::{
         headers::{HeaderKind, Headers},
     },
     request_body::BodyReader,
+    text,
     time::deadline::Deadline,
 };
 
@@ -367,7 +368,9 @@ impl Http1Exchange {
             if head.status.is_informational() {
                 self.interim_responses += 1;
                 if self.interim_responses > MAX_INTERIM_RESPONSES {
-                    return Err(UpstreamErrorKind::InvalidHead("too many 1xx responses"));
+                    return Err(UpstreamErrorKind::InvalidHead(
+                        const { &text!("too many 1xx responses", "1xx 响应太多") },
+                    ));
                 }
                 continue;
             }

@@ -37,6 +37,7 @@ use crate::{
         io::Stream,
     },
     request_body::BodyReader,
+    text,
     time::deadline::Deadline,
 };
 
@@ -252,7 +253,9 @@ impl StreamSlot {
         let (parts, body) = response.into_parts();
         if parts.headers.keys().any(has_quotation_mark) {
             return Err(UpstreamError {
-                kind: UpstreamErrorKind::InvalidHead("invalid header name"),
+                kind: UpstreamErrorKind::InvalidHead(
+                    const { &text!("invalid header name", "响应头名称无效") },
+                ),
                 delivery: Delivery::MaybeSent,
             });
         }

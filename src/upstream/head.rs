@@ -14,6 +14,8 @@ use crate::http1::{
     headers::{HeaderCache, HeaderKind, Headers, MAX_HEAD_BYTES, ParsedHeaders},
 };
 
+use crate::text;
+
 /// Status line of nearly every response.
 const COMMON_STATUS_LINE: &[u8] = b"HTTP/1.1 200 OK\r\n";
 /// Maximum headers of a response.
@@ -72,19 +74,33 @@ pub fn parse_response_head(
     let length = match parsed {
         Ok(httparse::Status::Complete(length)) if length <= MAX_HEAD_BYTES => length,
         Ok(httparse::Status::Partial) if buffer.len() < MAX_HEAD_BYTES => return Ok(None),
-        Ok(_) => return Err(UpstreamErrorKind::InvalidHead("response head over 64 KiB")),
-        Err(httparse::Error::TooManyHeaders) => {
-            return Err(UpstreamErrorKind::InvalidHead("more than 128 headers in the response"));
+        Ok(_) => {
+            return Err(UpstreamErrorKind::InvalidHead(
+                const { &text!("response head over 64 KiB", "响应头超过 64 KiB") },
+            ));
         }
-        Err(_) => return Err(UpstreamErrorKind::InvalidHead("malformed response head")),
+        Err(httparse::Error::TooManyHeaders) => {
+            return Err(UpstreamErrorKind::InvalidHead(
+                const { &text!("more than 128 headers in the response", "响应头超过 128 个") },
+            ));
+        }
+        Err(_) => {
+            return Err(UpstreamErrorKind::InvalidHead(
+                const { &text!("malformed response head", "响应头格式错误") },
+            ));
+        }
     };
     if has_bare_lf(&buffer[..length]) {
-        return Err(UpstreamErrorKind::InvalidHead("bare LF in the response head"));
+        return Err(UpstreamErrorKind::InvalidHead(
+            const { &text!("bare LF in the response head", "响应头中有单独的 LF") },
+        ));
     }
     let parsed_status = status_and_version(&response)?;
     let headers = ParsedHeaders::new(&buffer[..length], response.headers).consume(buffer, length);
     if headers.has_too_many_connection_options() {
-        return Err(UpstreamErrorKind::InvalidHead("Connection lists more than 100 options"));
+        return Err(UpstreamErrorKind::InvalidHead(
+            const { &text!("Connection lists more than 100 options", "Connection 列出的选项超过 100 个") },
+        ));
     }
     Ok(Some(ResponseHead::new(parsed_status, header_cache.insert(headers))))
 }
@@ -121,9 +137,12 @@ fn status_and_version(
     response: &httparse::Response<'_, '_>,
 ) -> Result<(StatusCode, bool), UpstreamErrorKind> {
     let status = response.code.and_then(|code| StatusCode::from_u16(code).ok());
-    let status = status.ok_or(UpstreamErrorKind::InvalidHead("invalid status code"))?;
+    let status = status
+        .ok_or(UpstreamErrorKind::InvalidHead(const { &text!("invalid status code", "状态码无效") }))?;
     if status == StatusCode::SWITCHING_PROTOCOLS {
-        return Err(UpstreamErrorKind::InvalidHead("unexpected 101 Switching Protocols"));
+        return Err(UpstreamErrorKind::InvalidHead(
+            const { &text!("unexpected 101 Switching Protocols", "意外的 101 Switching Protocols") },
+        ));
     }
     Ok((status, response.version == Some(1)))
 }

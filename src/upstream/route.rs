@@ -12,6 +12,8 @@ use super::{
     pool::Pool,
 };
 
+use crate::text;
+
 /// The pooled connections of one route.
 pub(super) struct Route {
     pub(super) pool: Rc<Pool>,
@@ -119,7 +121,10 @@ impl Route {
             tokio::time::timeout_at(deadline, h2::Http2Sender::handshake(stream, dialed_at, max_age, open))
                 .await;
         let sender = handshake.unwrap_or_else(|_| {
-            let message = "HTTP/2 handshake exceeded upstream.connect_timeout";
+            let message = text!(
+                "HTTP/2 handshake exceeded upstream.connect_timeout",
+                "HTTP/2 握手超过 upstream.connect_timeout"
+            );
             let error = ConnectError::new(message).in_section(&settings.id);
             Err(UpstreamErrorKind::Unreachable(error))
         });

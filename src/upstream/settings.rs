@@ -11,30 +11,35 @@ use rustls::{
     ClientConfig, RootCertStore,
     client::WebPkiServerVerifier,
     crypto::CryptoProvider,
-    pki_types::{CertificateDer, ServerName, pem::PemObject},
+    pki_types::{
+        CertificateDer, ServerName,
+        pem::{self, PemObject},
+    },
 };
 
 use super::{
     ca_file_verifier::CaFileVerifier, egress_proxies::EgressProxies, http1_only::Http1OnlyAddresses,
     open_connection::OpenConnections, suspects::SuspectConnections,
 };
-use crate::config::{self, UpstreamId};
+use crate::{
+    config::{self, UpstreamId},
+    display_text, format_text, text,
+    text::{Language, Text},
+};
 
 /// Why the upstream cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum UpstreamSetupError {
     /// `ca_file` cannot be used.
-    #[error("{section}.ca_file: {path}: {message}", path = .path.display())]
     CaFile {
         /// The table in the file.
         section: String,
         /// The file.
         path: PathBuf,
         /// The cause.
-        message: String,
+        message: Text,
     },
     /// The host is not a valid TLS server name.
-    #[error("{section}.url: {host:?} is not a valid TLS server name")]
     ServerName {
         /// The table in the file.
         section: String,
@@ -42,8 +47,30 @@ pub enum UpstreamSetupError {
         host: String,
     },
     /// rustls rejected the provider's default versions.
-    #[error("TLS cannot be set up: {0}")]
     Tls(#[from] rustls::Error),
+}
+
+display_text!(UpstreamSetupError);
+
+impl UpstreamSetupError {
+    /// The key of the file, and what is wrong with it.
+    pub fn text(&self) -> Text {
+        match self {
+            Self::CaFile { section, path, message } => {
+                format_text!(
+                    "{section}.ca_file: {}: {}",
+                    "{section}.ca_file：{}：{}",
+                    path.display(),
+                    message
+                )
+            }
+            Self::ServerName { section, host } => format_text!(
+                "{section}.url: {host:?} is not a valid TLS server name",
+                "{section}.url：{host:?} 不是有效的 TLS 服务器名"
+            ),
+            Self::Tls(error) => format_text!("TLS cannot be set up: {error}", "无法设置 TLS：{error}"),
+        }
+    }
 }
 
 /// Where requests go, and the timeout of each step.
@@ -198,25 +225,39 @@ fn ca_file_verifier(
     provider: Arc<CryptoProvider>,
     section: &str,
 ) -> Result<CaFileVerifier, UpstreamSetupError> {
-    let ca_file_error = |message: String| UpstreamSetupError::CaFile {
+    let ca_file_error = |message: Text| UpstreamSetupError::CaFile {
         section: section.to_owned(),
         path: path.to_owned(),
         message,
     };
     let (mut roots, mut listed_certificates) = (RootCertStore::empty(), Vec::new());
-    for certificate in
-        CertificateDer::pem_file_iter(path).map_err(|error| ca_file_error(error.to_string()))?
-    {
-        let certificate = certificate.map_err(|error| ca_file_error(error.to_string()))?;
-        roots.add(certificate.clone()).map_err(|error| ca_file_error(error.to_string()))?;
+    for certificate in CertificateDer::pem_file_iter(path).map_err(|error| ca_file_error(pem_text(&error)))? {
+        let certificate = certificate.map_err(|error| ca_file_error(pem_text(&error)))?;
+        roots
+            .add(certificate.clone())
+            .map_err(|error| ca_file_error(format_text!("{error}", "证书不可用：{error}")))?;
         listed_certificates.push(certificate);
     }
     if roots.is_empty() {
-        return Err(ca_file_error("no certificate found, expected PEM (BEGIN CERTIFICATE)".into()));
+        return Err(ca_file_error(text!(
+            "no certificate found, expected PEM (BEGIN CERTIFICATE)",
+            "没有找到证书，应为 PEM 格式（BEGIN CERTIFICATE）"
+        )));
     }
     let authorities = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build();
     Ok(CaFileVerifier {
-        webpki_verifier: authorities.map_err(|error| ca_file_error(error.to_string()))?,
+        webpki_verifier: authorities
+            .map_err(|error| ca_file_error(format_text!("{error}", "证书不可用：{error}")))?,
         listed_certificates,
     })
+}
+
+fn pem_text(error: &pem::Error) -> Text {
+    match error {
+        pem::Error::Io(cause) => {
+            let chinese = format_text!("{}", "无法读取：{}", cause);
+            Text::formatted(error.to_string(), chinese.get(Language::Chinese).to_owned())
+        }
+        _ => format_text!("{error}", "不是有效的 PEM：{error}"),
+    }
 }

@@ -20,6 +20,8 @@ use super::{
     resolver::{LookupError, RESOLVER, Resolved, Resolver},
 };
 
+use crate::format_text;
+
 /// An address that has not accepted by then is joined by the next one (Connection Attempt Delay, RFC 8305 §5).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
@@ -110,13 +112,19 @@ async fn look_up<'a>(
 
 fn lookup_failed(host: &str, error: &LookupError) -> ConnectError {
     match error {
-        LookupError::Failed(error) => ConnectError::with_log_message(
+        LookupError::Failed(error) => ConnectError::with_details(
             "name not found",
-            format!("cannot resolve {host}: {error}; check the name and this machine's DNS"),
+            format_text!(
+                "cannot resolve {host}: {error}; check the name and this machine's DNS",
+                "无法解析 {host}：{error}；请检查名称和本机的 DNS"
+            ),
         ),
-        LookupError::TimedOut => ConnectError::with_log_message(
+        LookupError::TimedOut => ConnectError::with_details(
             "name resolution timed out",
-            format!("resolving {host} took too long; check this machine's DNS"),
+            format_text!(
+                "resolving {host} took too long; check this machine's DNS",
+                "解析 {host} 用时太长；请检查本机的 DNS"
+            ),
         ),
     }
 }

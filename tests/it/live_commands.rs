@@ -133,7 +133,7 @@ async fn refresh_and_inspect_act_on_one_agent() {
     let proxy = TestProxy::start_open().await;
     assert_prints(&command(&proxy, &["refresh", "hr"]).await, &["hr: a new token; it expires at 20"]);
     assert_prints(&command(&proxy, &["refresh", "hr"]).await, &["same token"]);
-    assert_fails(&command(&proxy, &["refresh", "no/such"]).await, 1, &["no agent of this name (404)"]);
+    assert_fails(&command(&proxy, &["refresh", "no/such"]).await, 2, &["no agent of this name (404)"]);
     proxy.wecom.reset_secret("ops", "another-secret-of-ops").expect("an agent");
     assert_fails(&command(&proxy, &["refresh", "ops"]).await, 1, &["40001", "tries again in"]);
 
@@ -144,7 +144,7 @@ async fn refresh_and_inspect_act_on_one_agent() {
     let id = proxy.get(USER_GET).await.header("x-request-id").to_owned();
     assert_prints(&command(&proxy, &["tail", "--id", &id]).await, &["\"detail\": {", "zhangsan"]);
     assert_prints(&command(&proxy, &["inspect", "hr", "--for", "0s"]).await, &["capture ended"]);
-    assert_fails(&command(&proxy, &["inspect", "hr", "--for", "2h"]).await, 1, &["at most 1h"]);
+    assert_fails(&command(&proxy, &["inspect", "hr", "--for", "2h"]).await, 2, &["at most 1h"]);
 }
 
 #[tokio::test]
@@ -159,7 +159,9 @@ async fn reload_reports_counts_and_mistakes() {
     std::fs::write(&path, &text).expect("a file");
     assert_prints(&reload().await, &["[replay] has changed and needs a restart"]);
     std::fs::write(&path, text + "[agents.it]\n").expect("a file");
-    assert_fails(&reload().await, 1, &["agents.it.corpid", "(422)"]);
+    let refused = reload().await;
+    assert_fails(&refused, 2, &["agents.it.corpid", "(422)"]);
+    assert_eq!(refused.err.lines().count(), 2, "a line for each mistake: {}", refused.err);
 }
 
 #[tokio::test]
@@ -175,8 +177,18 @@ async fn admin_key_is_read_from_the_environment() {
         run(command).await
     };
     assert_prints(&agents(Some(KEY)).await, &["hr", "ops"]);
-    assert_fails(&agents(None).await, 1, &["set WECOM_PROXY_ADMIN_KEY"]);
-    assert_fails(&agents(Some("another-key-of-the-operator-01")).await, 1, &["refuses the key", "(401)"]);
+    assert_fails(&agents(None).await, 2, &["set WECOM_PROXY_ADMIN_KEY"]);
+    assert_fails(&agents(Some("another-key-of-the-operator-01")).await, 2, &["refuses the key", "(401)"]);
+    // As a file or an env file has it.
+    for line_break in ["\n", "\r\n"] {
+        assert_prints(&agents(Some(&format!("{KEY}{line_break}"))).await, &["hr", "ops"]);
+    }
+    for key in [format!("{KEY}\n{KEY}"), format!(" {KEY}"), format!("{KEY} "), "\u{5bc6}\u{94a5}".to_owned()]
+    {
+        let refused = agents(Some(&key)).await;
+        assert_fails(&refused, 2, &["WECOM_PROXY_ADMIN_KEY is not a key", "line break"]);
+        assert!(!refused.err.contains(KEY), "{}", refused.err);
+    }
 }
 
 #[tokio::test]

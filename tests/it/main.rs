@@ -49,6 +49,7 @@ mod jssdk;
 mod keep_alive_hints;
 mod key_command;
 mod key_guessing;
+mod languages;
 mod layers;
 mod legacy_clients;
 mod live_commands;

@@ -114,7 +114,7 @@ impl Admin {
         }
         let is_new = current.is_none();
         let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
-        let warnings: Vec<_> = warnings.iter().map(|warning| warning.message.clone()).collect();
+        let warnings: Vec<_> = warnings.iter().map(|warning| warning.message.english().to_owned()).collect();
         if options.dry_run {
             let body = json!({ "dry_run": true, "status": status.as_u16(), "warnings": warnings });
             return Ok(Some(json_response(StatusCode::OK, &body)));

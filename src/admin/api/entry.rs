@@ -216,7 +216,8 @@ pub(super) fn same_key(client: &str, owner: &str) -> ApiError {
 
 /// The warnings with their keys.
 pub(super) fn texts(warnings: Vec<config::Warning>) -> Vec<String> {
-    let text = |config::Warning { key, message, .. }| format!("{}: {message}", key.unwrap_or_default());
+    let text =
+        |config::Warning { key, message, .. }| format!("{}: {}", key.unwrap_or_default(), message.english());
     warnings.into_iter().map(text).collect()
 }
 

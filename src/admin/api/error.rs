@@ -93,7 +93,7 @@ impl ApiError {
 /// 422 in the words of `check`.
 impl From<config::Error> for ApiError {
     fn from(config::Error { key, message, .. }: config::Error) -> Self {
-        Self::invalid(key.as_deref().unwrap_or_default(), &message)
+        Self::invalid(key.as_deref().unwrap_or_default(), message.english())
     }
 }
 

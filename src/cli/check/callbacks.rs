@@ -2,9 +2,15 @@
 
 use serde::Serialize;
 
-use crate::cli::{
-    online_check::{CallbackFinding, CallbackProblem},
-    style::{Cell, Style, Styler},
+use super::problem_text::action_text;
+use crate::{
+    cli::{
+        language::shown,
+        online_check::{CallbackFinding, CallbackProblem},
+        style::{Cell, Style, Styler},
+    },
+    format_text, text,
+    text::Language,
 };
 
 /// The table of callbacks and targets, then each problem with what to do; nothing without callbacks.
@@ -20,22 +26,29 @@ pub(super) fn callback_results_text(findings: &[CallbackFinding], styler: Styler
         };
         let targets = finding.targets.iter().map(|target| {
             let result = match target.is_reachable {
-                true => Cell::styled(Style::Good, "ok"),
-                false => Cell::styled(Style::Bad, "unreachable"),
+                true => Cell::text(Style::Good, &text!("ok", "正常")),
+                false => Cell::text(Style::Bad, &text!("unreachable", "无法连接")),
             };
             (&*target.name, result)
         });
         let none = finding.targets.is_empty().then(|| ("-", Cell::plain("-")));
         targets.chain(none).map(move |(target, result)| of_target(target, result)).collect::<Vec<_>>()
     });
-    let mut text = styler.render_table(&["CALLBACK", "TARGET", "CONNECTION", "CALLERS"], rows.collect());
+    let titles = [
+        text!("CALLBACK", "回调"),
+        text!("TARGET", "目标"),
+        text!("CONNECTION", "连接"),
+        text!("CALLERS", "来源数"),
+    ];
+    let mut text = styler.render_table(&titles, rows.collect());
     text.insert(0, '\n');
     for finding in findings {
         for problem in &finding.problems {
             let style = if problem.is_note { Style::Warning } else { Style::Bad };
             let heading = styler.apply(style, &format!("/callbacks/{}", finding.name));
-            let CallbackProblem { message, action_en, action_zh, .. } = problem;
-            text += &format!("\n{heading}: {message}\n  What to do: {action_en}.\n  处理：{action_zh}。\n");
+            let CallbackProblem { message, action, .. } = problem;
+            text += shown(&format_text!("\n{heading}: {}\n", "\n{heading}：{}\n", message));
+            text += &action_text(action);
         }
     }
     text
@@ -61,8 +74,9 @@ struct TargetResultJson<'a> {
 struct CallbackProblemJson<'a> {
     kind: &'static str,
     what: &'a str,
-    action_en: &'static str,
-    action_zh: &'static str,
+    what_zh: &'a str,
+    action_en: &'a str,
+    action_zh: &'a str,
 }
 
 impl<'a> CallbackResultJson<'a> {
@@ -70,9 +84,10 @@ impl<'a> CallbackResultJson<'a> {
         let targets = finding.targets.iter();
         let problems = finding.problems.iter().map(|problem| CallbackProblemJson {
             kind: problem.kind,
-            what: &problem.message,
-            action_en: problem.action_en,
-            action_zh: problem.action_zh,
+            what: problem.message.english(),
+            what_zh: problem.message.get(Language::Chinese),
+            action_en: problem.action.english(),
+            action_zh: problem.action.get(Language::Chinese),
         });
         Self {
             name: &finding.name,

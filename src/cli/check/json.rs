@@ -16,6 +16,7 @@ use crate::{
         online_check::{AgentFinding, AgentOutcome, OnlineReport, StopReason, StoreFinding, StoreHint},
     },
     config::{self, Config},
+    text::{Language, Text},
 };
 
 #[derive(Serialize)]
@@ -48,16 +49,24 @@ struct DiagnosticJson<'a> {
     line: Option<usize>,
     key: Option<&'a str>,
     what: String,
+    what_zh: String,
+}
+
+impl<'a> DiagnosticJson<'a> {
+    fn new(file: &Path, line: Option<usize>, key: Option<&'a str>, message: &Text) -> Self {
+        Self {
+            file: file.display().to_string(),
+            line,
+            key,
+            what: message.english().to_owned(),
+            what_zh: message.get(Language::Chinese).to_owned(),
+        }
+    }
 }
 
 impl<'a> From<&'a config::Error> for DiagnosticJson<'a> {
     fn from(error: &'a config::Error) -> Self {
-        Self {
-            file: error.file.display().to_string(),
-            line: error.line,
-            key: error.key.as_deref(),
-            what: error.message.clone(),
-        }
+        Self::new(&error.file, error.line, error.key.as_deref(), &error.message)
     }
 }
 
@@ -131,8 +140,7 @@ pub(super) fn invalid_config(path: &Path, error: &PrepareError) -> String {
     let errors: Vec<_> = match error {
         PrepareError::Config(error) => error.all().map(DiagnosticJson::from).collect(),
         PrepareError::Setup(file, error) => {
-            let (file, what) = (file.display().to_string(), error.to_string());
-            vec![DiagnosticJson { file, line: None, key: None, what }]
+            vec![DiagnosticJson::new(file, None, None, &Text::of(error))]
         }
     };
     to_json_line(&CheckJson {
@@ -151,11 +159,8 @@ pub(super) fn invalid_config(path: &Path, error: &PrepareError) -> String {
 
 /// The result for a valid file, with the online check if it ran.
 pub(super) fn valid_config(config: &Config, openness: Openness, report: Option<&OnlineReport>) -> String {
-    let warnings = config.warnings.iter().map(|warning| DiagnosticJson {
-        file: warning.file.display().to_string(),
-        line: warning.line,
-        key: warning.key.as_deref(),
-        what: warning.message.clone(),
+    let warnings = config.warnings.iter().map(|warning| {
+        DiagnosticJson::new(&warning.file, warning.line, warning.key.as_deref(), &warning.message)
     });
     let findings: HashMap<_, _> =
         report.iter().flat_map(|report| &report.agents).map(|finding| (&*finding.agent, finding)).collect();
@@ -204,7 +209,11 @@ fn online_json(report: &OnlineReport) -> OnlineJson<'_> {
 }
 
 fn store_json(finding: &StoreFinding) -> StoreJson<'_> {
-    let hint_json = |StoreHint { kind, action_en, action_zh }| StoreHintJson { kind, action_en, action_zh };
+    let hint_json = |StoreHint { kind, action }: &'static StoreHint| StoreHintJson {
+        kind,
+        action_en: action.english(),
+        action_zh: action.get(Language::Chinese),
+    };
     StoreJson {
         ok: finding.is_ok(),
         place: &finding.address,

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::cli::online_check::Problem;
+use crate::{cli::online_check::Problem, text::Language};
 
 /// A failure, and what to do about it.
 #[derive(Serialize)]
@@ -11,6 +11,7 @@ pub(super) struct ProblemJson {
     kind: &'static str,
     errcode: Option<i64>,
     what: String,
+    what_zh: String,
     seen_from: Option<String>,
     hint: Option<HintJson>,
 }
@@ -35,12 +36,14 @@ pub(super) fn problem_json(step: &'static str, problem: &Problem) -> ProblemJson
         place_en: explanation.console_path_en,
         place_zh: explanation.console_path_zh,
     });
+    let what = problem.text();
     let seen_from = problem.source_address().map(|address| address.to_string());
     ProblemJson {
         step,
         kind: problem.kind(),
         errcode: problem.errcode(),
-        what: problem.to_string(),
+        what: what.english().to_owned(),
+        what_zh: what.get(Language::Chinese).to_owned(),
         seen_from,
         hint,
     }

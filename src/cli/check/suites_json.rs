@@ -6,6 +6,7 @@ use super::problem_json::{ProblemJson, problem_json};
 use crate::{
     cli::online_check::{CommandUrlFinding, SuiteFinding, SuiteUrls, TicketFinding, TokenFinding},
     config::Config,
+    text::{Language, Text},
 };
 
 /// A provider or suite, with the result of the online check.
@@ -37,6 +38,7 @@ struct TicketJson<'a> {
     ok: bool,
     age_s: Option<u64>,
     trouble: Option<&'a str>,
+    trouble_zh: Option<&'a str>,
 }
 
 /// The providers and suites of the file; `None` without any. The findings have the same order.
@@ -81,7 +83,12 @@ fn ticket_json(ticket: &TicketFinding) -> TicketJson<'_> {
     let (age_s, trouble) = match ticket {
         TicketFinding::Age(age) => (Some(age.as_secs()), None),
         TicketFinding::Missing => (None, None),
-        TicketFinding::Unreadable(error) => (None, Some(&**error)),
+        TicketFinding::Unreadable(error) => (None, Some(error)),
     };
-    TicketJson { ok: ticket.is_ok(), age_s, trouble }
+    TicketJson {
+        ok: ticket.is_ok(),
+        age_s,
+        trouble: trouble.map(Text::english),
+        trouble_zh: trouble.map(|error| error.get(Language::Chinese)),
+    }
 }

@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use super::CliError;
-use crate::{app::App, config::Address, secret::random_u64};
+use crate::{app::App, config::Address, format_text, secret::random_u64};
 
 /// How long Redis may take to accept connections.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
@@ -38,28 +38,36 @@ pub(super) struct RedisProcess {
 impl RedisProcess {
     /// Starts the redis-server on the PATH, without persistence.
     pub(super) async fn start(dir: &TempDir) -> Result<Self, CliError> {
-        let reserved = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.map_err(CliError::other)?;
-        let address = reserved.local_addr().map_err(CliError::other)?;
+        let reserved = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.map_err(CliError::of)?;
+        let address = reserved.local_addr().map_err(CliError::of)?;
         drop(reserved);
         let found = Command::new("redis-server").arg("--version").stdin(Stdio::null()).output();
         found.map_err(|error| {
-            let message = "cannot start redis-server, through which several proxies share their tokens; \
-                                       install it, or name a running one with --redis redis://HOST:PORT";
-            CliError::other(format!("{message}: {error}"))
+            CliError::other(format_text!(
+                "cannot start redis-server, through which several proxies share their tokens; install it, or name a running \
+                 one with --redis redis://HOST:PORT: {}",
+                "无法启动 redis-server，多个代理通过它共享 token；请安装它，或用 --redis redis://HOST:PORT 指定正在运行的：{}",
+                error
+            ))
         })?;
         let mut command = Command::new("sh");
         command.args(["-c", WATCHDOG_SCRIPT, "sh", "redis-server"]);
         command.args(["--port", &address.port().to_string(), "--bind", "127.0.0.1"]);
         command.args(["--save", "", "--appendonly", "no", "--daemonize", "no"]);
         command.current_dir(dir.path()).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
-        let mut watchdog = command.spawn().map_err(CliError::other)?;
+        let mut watchdog = command.spawn().map_err(CliError::of)?;
         let server = Self { watchdog_stdin: watchdog.stdin.take(), watchdog, address };
         let connected = async {
             while TcpStream::connect(address).await.is_err() {
                 sleep(POLL_INTERVAL).await;
             }
         };
-        let timed_out = |_| CliError::other(format!("redis-server does not accept connections at {address}"));
+        let timed_out = |_| {
+            CliError::other(format_text!(
+                "redis-server does not accept connections at {address}",
+                "redis-server 没有在 {address} 接受连接"
+            ))
+        };
         timeout(START_TIMEOUT, connected).await.map_err(timed_out)?;
         Ok(server)
     }
@@ -91,7 +99,10 @@ pub(super) async fn wait_for_store(app: &App) -> Result<(), CliError> {
     };
     timeout(START_TIMEOUT, reached).await.map_err(|_| {
         let error = app.store_error().unwrap_or_default();
-        CliError::other(format!("the proxies cannot reach Redis: {error}"))
+        CliError::other(format_text!(
+            "the proxies cannot reach Redis: {error}",
+            "代理无法连接 Redis：{error}"
+        ))
     })
 }
 
@@ -103,7 +114,9 @@ pub(super) struct LoadBalancer {
 
 impl LoadBalancer {
     pub(super) async fn bind(listen: SocketAddr) -> Result<Self, CliError> {
-        let bind_error = |error: io::Error| CliError::other(format!("cannot listen on {listen}: {error}"));
+        let bind_error = |error: io::Error| {
+            CliError::other(format_text!("cannot listen on {listen}: {}", "无法监听 {listen}：{}", error))
+        };
         let listener = TcpListener::bind(listen).await.map_err(bind_error)?;
         let address = listener.local_addr().map_err(bind_error)?;
         Ok(Self { listener, address })

@@ -7,8 +7,11 @@ use std::{
     path::Path,
 };
 
-use super::{AdminClient, AdminLocation, status::all_agents, zip::ZipBuilder};
-use crate::cli::{CliError, VERSION, block_on, load_without_secrets, print};
+use super::{AdminLocation, ListenerClient, status::all_agents, zip::ZipBuilder};
+use crate::{
+    cli::{CliError, VERSION, block_on, load_without_secrets, print_text},
+    format_text,
+};
 
 /// The responses of the admin listener that are kept; none of them contains a secret or a captured body.
 const RESPONSES: [(&str, &str); 8] = [
@@ -35,35 +38,39 @@ const SYSTEM_FILES: [&str; 8] = [
 
 /// Writes the file; an existing one is never overwritten.
 pub fn diag(location: AdminLocation<'_>, target: &Path) -> Result<(), CliError> {
-    let client = AdminClient::new(location)?;
+    let client = ListenerClient::admin(location)?;
     let entries = block_on(async { Ok(collect(&client, location).await) })?;
     let mut zip = ZipBuilder::default();
     let mut names = Vec::new();
     for (name, content) in &entries {
-        zip.add(name, content).map_err(CliError::other)?;
+        zip.add(name, content).map_err(CliError::of)?;
         names.push(name.as_str());
     }
-    let bytes = zip.finish().map_err(CliError::other)?;
+    let bytes = zip.finish().map_err(CliError::of)?;
     let shown = target.display();
     // For the owner only: it names clients, users' addresses and paths.
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(target);
     let mut file = file.map_err(|error| match error.kind() {
-        ErrorKind::AlreadyExists => {
-            CliError::config(format!("{shown} exists and was not changed; name another file"))
-        }
-        _ => CliError::other(format!("cannot create {shown}: {error}")),
+        ErrorKind::AlreadyExists => CliError::config(format_text!(
+            "{shown} exists and was not changed; name another file",
+            "{shown} 已存在，没有改动；请换一个文件名"
+        )),
+        _ => CliError::other(format_text!("cannot create {shown}: {}", "无法创建 {shown}：{}", error)),
     })?;
-    file.write_all(&bytes).map_err(|error| CliError::other(format!("cannot write {shown}: {error}")))?;
-    print(format!(
+    file.write_all(&bytes).map_err(|error| {
+        CliError::other(format_text!("cannot write {shown}: {}", "无法写入 {shown}：{}", error))
+    })?;
+    print_text(&format_text!(
         "Wrote {shown}: {}.\nIt contains no secret, key or token, and no body; it names agents, clients, addresses and paths. \
          Look at it before you send it.\n",
+        "已写入 {shown}：{}。\n其中没有 Secret、密钥、token 和正文，但有应用和调用方的名称、地址和路径。发送之前请先查看。\n",
         names.join(", ")
     ))
 }
 
 /// Names and contents of the files. What cannot be fetched is replaced by its error, so that a proxy in trouble has a
 /// file too.
-async fn collect(client: &AdminClient, location: AdminLocation<'_>) -> Vec<(String, Vec<u8>)> {
+async fn collect(client: &ListenerClient, location: AdminLocation<'_>) -> Vec<(String, Vec<u8>)> {
     let mut entries = vec![
         ("version.txt".to_owned(), format!("{}\n", VERSION).into_bytes()),
         ("system.txt".to_owned(), system_text().into_bytes()),
@@ -71,7 +78,7 @@ async fn collect(client: &AdminClient, location: AdminLocation<'_>) -> Vec<(Stri
     ];
     let agents = match all_agents(client, "").await {
         Ok(agents) => agents.iter().map(|agent| format!("{agent}\n")).collect(),
-        Err(error) => format!("{}\n", error.message),
+        Err(error) => format!("{}\n", error.message.english()),
     };
     entries.push(("agents.json".to_owned(), agents.into_bytes()));
     for (name, path) in RESPONSES {
@@ -82,7 +89,7 @@ async fn collect(client: &AdminClient, location: AdminLocation<'_>) -> Vec<(Stri
                 content.extend_from_slice(&response.body);
                 content
             }
-            Err(error) => format!("{}\n", error.message).into_bytes(),
+            Err(error) => format!("{}\n", error.message.english()).into_bytes(),
         };
         entries.push((name.to_owned(), content));
     }
@@ -105,6 +112,6 @@ fn configuration_text(location: AdminLocation<'_>) -> String {
             let warnings = config.warnings.iter().map(|warning| format!("warning: {warning}\n"));
             warnings.chain([format!("{config:#?}\n")]).collect()
         }
-        Err(error) => format!("{}\n", error.message),
+        Err(error) => format!("{}\n", error.message.english()),
     }
 }

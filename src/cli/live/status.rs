@@ -3,11 +3,15 @@
 use http::StatusCode;
 use serde_json::Value;
 
-use super::{AdminClient, AdminLocation, encode, items, show, show_text, show_time};
+use super::{AdminLocation, ListenerClient, encode, items, show, show_time};
 use crate::cli::{
-    CliError, block_on, print,
-    style::{Cell, Style, Styler},
+    CliError, block_on,
+    language::shown,
+    print, print_text,
+    style::{Cell, Style, Styler, visible},
 };
+
+use crate::{format_text, text, text::Text};
 
 /// Agents of a page of the API; its maximum.
 const PAGE_LENGTH: usize = 1000;
@@ -16,7 +20,7 @@ const RATE_MINUTES: usize = 5;
 
 /// Prints what `/readyz` and the last minutes say; fails if the proxy is not ready.
 pub fn status(location: AdminLocation<'_>, as_json: bool) -> Result<(), CliError> {
-    let client = AdminClient::new(location)?;
+    let client = ListenerClient::admin(location)?;
     let (ready, health, overview) = block_on(async {
         let ready = client.get("/readyz").await?;
         let health = serde_json::from_slice(&ready.body).unwrap_or_default();
@@ -28,79 +32,91 @@ pub fn status(location: AdminLocation<'_>, as_json: bool) -> Result<(), CliError
     }
     match ready {
         StatusCode::OK => Ok(()),
-        status => Err(CliError::other(format!("not ready ({})", status.as_u16()))),
+        status => Err(CliError::other(format_text!("not ready ({})", "未就绪（{}）", status.as_u16()))),
     }
 }
 
 fn status_text(address: &str, health: &Value, overview: &Value, styler: Styler) -> String {
     let status = show(&health["status"]);
     let style = if status == "ok" { Style::Good } else { Style::Warning };
-    let mut text = format!(
-        "wecom-proxy {} at {address}: {}\n\n",
-        show(&overview["version"]),
-        styler.apply(style, &status)
+    let (version, status) = (show(&overview["version"]), styler.apply(style, &status));
+    let heading = format_text!(
+        "wecom-proxy {version} at {address}: {status}\n\n",
+        "wecom-proxy {version}，地址 {address}：{status}\n\n"
     );
     let agents = &health["agents"];
     let (failing, held) = (&agents["failing"], &agents["held"]);
     let count = |value: &Value| value.as_object().map_or(0, serde_json::Map::len) as u64;
     let corps = &health["corps"];
     let listeners: Vec<_> = items(&health["listeners"]).iter().map(show).collect();
+    let agent_counts = format_text!(
+        "{}, failing {}, held back {}",
+        "{}，失败 {}，暂缓 {}",
+        show(&agents["total"]),
+        count(failing),
+        count(held)
+    );
+    let connections = format_text!(
+        "{}, in flight {}",
+        "{}，处理中的请求 {}",
+        show(&overview["connections"]),
+        show(&overview["in_flight"])
+    );
     let facts = [
-        ("listeners", listeners.join(", ")),
-        (
-            "agents",
-            format!("{}, failing {}, held back {}", show(&agents["total"]), count(failing), count(held)),
-        ),
-        ("store", component(&health["store"])),
-        ("state", component(&health["state"])),
-        (
-            "connections",
-            format!("{}, in flight {}", show(&overview["connections"]), show(&overview["in_flight"])),
-        ),
-        ("traffic", traffic(items(&overview["minutes"]))),
+        (text!("listeners", "监听"), Cell::plain(listeners.join(", "))),
+        (text!("agents", "应用"), Cell::text(Style::Plain, &agent_counts)),
+        (text!("store", "存储"), Cell::text(Style::Plain, &component(&health["store"]))),
+        (text!("state", "状态"), Cell::text(Style::Plain, &component(&health["state"]))),
+        (text!("connections", "连接"), Cell::text(Style::Plain, &connections)),
+        (text!("traffic", "流量"), Cell::text(Style::Plain, &traffic(items(&overview["minutes"])))),
     ];
+    let corps_counts =
+        format_text!("{}, failing {}", "{}，失败 {}", show(&corps["total"]), show(&corps["failing"]));
     let corps = (corps["total"].as_u64() > Some(0))
-        .then(|| ("corps", format!("{}, failing {}", show(&corps["total"]), show(&corps["failing"]))));
+        .then(|| (text!("corps", "授权企业"), Cell::text(Style::Plain, &corps_counts)));
     let late: Vec<_> = items(&health["degraded"]).iter().map(show).collect();
-    let late = (!late.is_empty()).then(|| ("no suite_ticket", late.join(", ")));
-    let rows = facts
-        .into_iter()
-        .chain(corps)
-        .chain(late)
-        .map(|(name, value)| vec![Cell::plain(name), Cell::plain(value)]);
-    text += &styler.render_rows(rows.collect());
+    let late = (!late.is_empty())
+        .then(|| (text!("no suite_ticket", "没有 suite_ticket"), Cell::plain(late.join(", "))));
+    let facts = facts.into_iter().chain(corps).chain(late);
+    let rows = facts.map(|(name, value)| vec![Cell::text(Style::Plain, &name), value]);
+    let mut text = shown(&heading).to_owned() + &styler.render_rows(rows.collect());
     for (agent, error) in failing.as_object().into_iter().flatten() {
-        text += &format!("\n{}: {}\n", styler.apply(Style::Bad, &show_text(agent)), show(error));
+        text += &format!("\n{}: {}\n", styler.apply(Style::Bad, &visible(agent)), show(error));
     }
     text
 }
 
-fn component(value: &Value) -> String {
+fn component(value: &Value) -> Text {
     match (&value["kind"], &value["ok"]) {
-        (Value::Null, _) => "none".to_owned(),
-        (kind, Value::Bool(true)) => format!("{}, ok", show(kind)),
-        (kind, _) => format!("{}, not usable: {}", show(kind), show(&value["trouble"])),
+        (Value::Null, _) => text!("none", "无"),
+        (kind, Value::Bool(true)) => format_text!("{}, ok", "{}，正常", show(kind)),
+        (kind, _) => {
+            format_text!("{}, not usable: {}", "{}，不可用：{}", show(kind), show(&value["trouble"]))
+        }
     }
 }
 
 /// The rates over the last whole minutes; the last one is still running.
-fn traffic(minutes: &[Value]) -> String {
+fn traffic(minutes: &[Value]) -> Text {
     let whole = &minutes[..minutes.len().saturating_sub(1)];
     let whole = &whole[whole.len().saturating_sub(RATE_MINUTES)..];
     let sum = |key: &str| whole.iter().filter_map(|minute| minute[key].as_u64()).sum::<u64>();
     let (requests, failed) = (sum("requests"), sum("failed"));
     match whole.len() {
-        0 => "no whole minute yet".to_owned(),
+        0 => text!("no whole minute yet", "还不到一分钟"),
         count => {
             let rate = requests as f64 / (60 * count) as f64;
-            format!("{rate:.2} requests/s, failed {failed} of {requests}, in the last {count} min")
+            format_text!(
+                "{rate:.2} requests/s, failed {failed} of {requests}, in the last {count} min",
+                "最近 {count} 分钟：每秒 {rate:.2} 个请求，{requests} 个中失败 {failed} 个"
+            )
         }
     }
 }
 
 /// Prints the agents and the state of their tokens.
 pub fn agents(location: AdminLocation<'_>, only_trouble: bool, as_json: bool) -> Result<(), CliError> {
-    let client = AdminClient::new(location)?;
+    let client = ListenerClient::admin(location)?;
     let agents = block_on(async {
         if !only_trouble {
             return all_agents(&client, "").await;
@@ -118,10 +134,20 @@ pub fn agents(location: AdminLocation<'_>, only_trouble: bool, as_json: bool) ->
         return print(agents.iter().map(|agent| format!("{agent}\n")).collect::<String>());
     }
     if agents.is_empty() {
-        return print(if only_trouble { "no agent is in trouble\n" } else { "no agents\n" });
+        return print_text(&match only_trouble {
+            true => text!("no agent is in trouble\n", "没有应用有问题\n"),
+            false => text!("no agents\n", "没有应用\n"),
+        });
     }
     let rows = agents.iter().map(agent_row).collect();
-    let titles = ["AGENT", "TOKEN", "EXPIRES", "NEXT TRY", "TROUBLE", "FAILING"];
+    let titles = [
+        text!("AGENT", "应用"),
+        text!("TOKEN", "TOKEN"),
+        text!("EXPIRES", "过期时间"),
+        text!("NEXT TRY", "下次尝试"),
+        text!("TROUBLE", "问题"),
+        text!("FAILING", "失败原因"),
+    ];
     let mut text = Styler::stdout().render_table(&titles, rows);
     text.extend(agents.iter().filter_map(advice_text));
     print(text)
@@ -130,23 +156,27 @@ pub fn agents(location: AdminLocation<'_>, only_trouble: bool, as_json: bool) ->
 /// Since when an agent is in trouble, and what to do.
 fn advice_text(agent: &Value) -> Option<String> {
     let trouble = Some(&agent["trouble"]).filter(|trouble| !trouble.is_null())?;
-    let advice = &trouble["en"];
-    let mut text = format!(
+    let advice = |key: &str| Text::formatted(show(&trouble["en"][key]), show(&trouble["zh"][key]));
+    let heading = format_text!(
         "\n{}, in trouble since {}: {}; {}\n",
+        "\n{} 从 {} 起有问题：{}；{}\n",
         show(&agent["name"]),
         show_time(&trouble["failing_since"]),
-        show(&advice["meaning"]),
-        show(&advice["action"])
+        advice("meaning"),
+        advice("action")
     );
-    for (label, value) in [("  Admin console", &advice["place"]), ("  Address to add", &trouble["address"])] {
-        if !value.is_null() {
-            text += &format!("{label}: {}\n", show(value));
-        }
+    let mut text = shown(&heading).to_owned();
+    if !trouble["en"]["place"].is_null() {
+        text += shown(&format_text!("  Admin console: {}\n", "  管理后台：{}\n", advice("place")));
+    }
+    if !trouble["address"].is_null() {
+        let address = show(&trouble["address"]);
+        text += shown(&format_text!("  Address to add: {address}\n", "  要添加的地址：{address}\n"));
     }
     Some(text)
 }
 
-pub(super) async fn all_agents(client: &AdminClient, filter: &str) -> Result<Vec<Value>, CliError> {
+pub(super) async fn all_agents(client: &ListenerClient, filter: &str) -> Result<Vec<Value>, CliError> {
     let (mut agents, mut after) = (Vec::new(), String::new());
     loop {
         let path = format!("/api/agents?limit={PAGE_LENGTH}{filter}&after={}", encode(&after));
@@ -196,9 +226,9 @@ mod tests {
     #[test]
     fn traffic_leaves_out_the_running_minute() {
         let minute = |requests, failed| json!({ "requests": requests, "failed": failed });
-        assert_eq!(traffic(&[]), "no whole minute yet");
-        assert_eq!(traffic(&[minute(60, 1)]), "no whole minute yet");
+        assert_eq!(traffic(&[]).english(), "no whole minute yet");
+        assert_eq!(traffic(&[minute(60, 1)]).english(), "no whole minute yet");
         let text = traffic(&[minute(60, 1), minute(0, 0), minute(9000, 9000)]);
-        assert_eq!(text, "0.50 requests/s, failed 1 of 60, in the last 2 min");
+        assert_eq!(text.english(), "0.50 requests/s, failed 1 of 60, in the last 2 min");
     }
 }

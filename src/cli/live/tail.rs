@@ -6,11 +6,13 @@ use http_body_util::BodyExt;
 use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{AdminClient, AdminLocation, encode, items, show};
+use super::{AdminLocation, ListenerClient, encode, items, show};
 use crate::cli::{
-    CliError, block_on, print,
+    CliError, block_on, print, print_text,
     style::{Style, Styler},
 };
+
+use crate::{format_text, text};
 
 /// Exchanges that are printed before new ones.
 const RECENT_COUNT: usize = 20;
@@ -32,7 +34,7 @@ pub struct TailOptions {
 
 /// Prints exchanges until the reader closes the pipe or the program is interrupted.
 pub fn tail(location: AdminLocation<'_>, options: &TailOptions) -> Result<(), CliError> {
-    let client = AdminClient::new(location)?;
+    let client = ListenerClient::admin(location)?;
     block_on(async {
         match &options.id {
             Some(id) => print_one(&client, id).await,
@@ -41,17 +43,18 @@ pub fn tail(location: AdminLocation<'_>, options: &TailOptions) -> Result<(), Cl
     })
 }
 
-async fn print_one(client: &AdminClient, id: &str) -> Result<(), CliError> {
+async fn print_one(client: &ListenerClient, id: &str) -> Result<(), CliError> {
     let body = client.get(&format!("/api/requests?id={}", encode(id))).await?.into_json()?;
     match items(&body["requests"]).first() {
         Some(exchange) => print(format!("{exchange:#}\n")),
-        None => Err(CliError::other(
+        None => Err(CliError::other(text!(
             "no exchange with this id is kept; `admin.recent` is the number of those that are kept",
-        )),
+            "没有保留这个 id 的请求；保留的数量是 `admin.recent`"
+        ))),
     }
 }
 
-async fn follow(client: &AdminClient, options: &TailOptions) -> Result<(), CliError> {
+async fn follow(client: &ListenerClient, options: &TailOptions) -> Result<(), CliError> {
     let mut filter =
         options.agent.as_deref().map(|agent| format!("agent={}", encode(agent))).unwrap_or_default();
     if options.failed {
@@ -71,7 +74,7 @@ async fn follow(client: &AdminClient, options: &TailOptions) -> Result<(), CliEr
         options.print_exchange(exchange)?;
     }
     let Some(mut stream) = stream else { return Ok(()) };
-    let mut terminate = signal(SignalKind::terminate()).map_err(CliError::other)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(CliError::of)?;
     let mut events = EventLines::default();
     loop {
         let frame = tokio::select! {
@@ -80,13 +83,17 @@ async fn follow(client: &AdminClient, options: &TailOptions) -> Result<(), CliEr
             _ = tokio::signal::ctrl_c() => return Ok(()),
         };
         let Some(Ok(frame)) = frame else {
-            return Err(CliError::other("the proxy closed the stream; it was stopped or restarted"));
+            return Err(CliError::other(text!(
+                "the proxy closed the stream; it was stopped or restarted",
+                "代理关闭了数据流；它已停止或重启"
+            )));
         };
         for exchange in events.push(frame.data_ref().map_or(&[][..], |data| data)) {
             match exchange["lost"].as_u64() {
-                Some(lost) => {
-                    print(format!("({lost} exchanges were overwritten before they could be read)\n"))?
-                }
+                Some(lost) => print_text(&format_text!(
+                    "({lost} exchanges were overwritten before they could be read)\n",
+                    "（{lost} 个请求在读取之前已被覆盖）\n"
+                ))?,
                 None if printed.remove(&identity(&exchange)) => {}
                 None if options.includes(&exchange) => options.print_exchange(&exchange)?,
                 None => {}

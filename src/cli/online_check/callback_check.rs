@@ -12,8 +12,11 @@ use super::problem::Problem;
 use crate::{
     callbacks::{caller_of, probe_target},
     config::{CallbackConfig, Config, DeliveryMethod, SuiteUrl},
+    format_text,
     secret::Masked,
     state::{Collection, maintenance},
+    text,
+    text::Text,
 };
 
 /// The longest token that WeCom's console takes.
@@ -49,13 +52,11 @@ pub struct CallbackProblem {
     /// A stable identifier for programs.
     pub kind: &'static str,
     /// What is wrong.
-    pub message: String,
+    pub message: Text,
     /// Whether it only should be looked at.
     pub is_note: bool,
-    /// What to do, in English.
-    pub action_en: &'static str,
-    /// What to do, in Chinese.
-    pub action_zh: &'static str,
+    /// What to do.
+    pub action: Text,
 }
 
 impl CallbackFinding {
@@ -88,7 +89,7 @@ pub(super) async fn check_callbacks(config: &Config, addresses: CallbackAddresse
                 callers.len()
             }
             Err(error) => {
-                problems.push(state_problem(&*error));
+                problems.push(state_problem(error));
                 0
             }
         };
@@ -98,11 +99,11 @@ pub(super) async fn check_callbacks(config: &Config, addresses: CallbackAddresse
 }
 
 /// The addresses that pushed to each callback; the data URL of a suite counts as the suite.
-async fn read_callers(config: &Config) -> Result<BTreeMap<String, BTreeSet<IpAddr>>, String> {
+async fn read_callers(config: &Config) -> Result<BTreeMap<String, BTreeSet<IpAddr>>, Text> {
     let mut callers: BTreeMap<String, BTreeSet<IpAddr>> = BTreeMap::new();
     let Some(state) = &config.state else { return Ok(callers) };
     let names = maintenance::names(state, Collection::CallbackStatus).await;
-    for name in names.map_err(|error| error.to_string())? {
+    for name in names.map_err(|error| Text::of(&error))? {
         if let Some((callback, caller)) = caller_of(&name) {
             let callback = callback.strip_suffix(".data").unwrap_or(callback);
             callers.entry(callback.to_owned()).or_default().insert(caller.to_canonical());
@@ -116,13 +117,16 @@ fn token_problem(token: &Masked) -> Option<CallbackProblem> {
     let is_valid = token.len() <= MAX_TOKEN_CHARS && token.bytes().all(|byte| byte.is_ascii_alphanumeric());
     (!is_valid).then(|| CallbackProblem {
         kind: "token",
-        message: format!(
+        message: format_text!(
             "token has {} characters; WeCom's console takes at most {MAX_TOKEN_CHARS} letters and digits",
+            "token 有 {} 个字符；管理后台最多接受 {MAX_TOKEN_CHARS} 个字母和数字",
             token.chars().count()
         ),
         is_note: true,
-        action_en: "compare it with Token on the console's page of the receiver URL",
-        action_zh: "与管理后台“接收消息”页面上的 Token 核对",
+        action: text!(
+            "compare it with Token on the console's page of the receiver URL",
+            "与管理后台“接收消息”页面上的 Token 核对"
+        ),
     })
 }
 
@@ -140,23 +144,24 @@ async fn check_targets(callback: &CallbackConfig, problems: &mut Vec<CallbackPro
         let is_reachable = outcome.is_ok();
         problems.extend(outcome.err().map(|error| CallbackProblem {
             kind: "target",
-            message: format!("target {name} cannot be reached: {error}"),
+            message: format_text!("target {name} cannot be reached: {}", "无法连接目标 {name}：{}", error),
             is_note: false,
-            action_en: "check that the program runs and that its url, port and certificate are right; messages wait for it meanwhile",
-            action_zh: "确认目标程序在运行，且 url、端口和证书正确；在此之前消息会留在队列里",
+            action: text!("check that the program runs and that its url, port and certificate are right; messages wait for it meanwhile", "确认目标程序在运行，且 url、端口和证书正确；在此之前消息会留在队列里"),
         }));
         TargetFinding { name, is_reachable }
     });
     findings.collect()
 }
 
-fn state_problem(error: &str) -> CallbackProblem {
+fn state_problem(error: &Text) -> CallbackProblem {
     CallbackProblem {
         kind: "state",
-        message: format!("the callers are not known: {error}"),
+        message: format_text!("the callers are not known: {}", "无法得知推送来源：{}", error),
         is_note: false,
-        action_en: "without the state no callback is accepted; see docs/operations.md",
-        action_zh: "状态不可用时不接收任何回调；见 docs/operations.zh-CN.md",
+        action: text!(
+            "without the state no callback is accepted; see docs/operations.md",
+            "状态不可用时不接收任何回调；见 docs/operations.zh-CN.md"
+        ),
     }
 }
 
@@ -168,15 +173,19 @@ fn caller_problem(callers: &BTreeSet<IpAddr>, addresses: &CallbackAddresses) -> 
     let addresses = match addresses {
         Ok(addresses) => addresses,
         Err(problem) => {
-            let reason = problem
-                .as_ref()
-                .map_or("no agent passed whose token could ask".to_owned(), Problem::to_string);
+            let reason = problem.as_ref().map_or(
+                text!("no agent passed whose token could ask", "没有通过检查的应用可用来查询"),
+                Problem::text,
+            );
             return Some(CallbackProblem {
                 kind: "address-list",
-                message: format!("the callers were not compared with getcallbackip: {reason}"),
+                message: format_text!(
+                    "the callers were not compared with getcallbackip: {}",
+                    "没有与 getcallbackip 核对推送来源：{}",
+                    reason
+                ),
                 is_note: true,
-                action_en: "run the check again once an agent passes",
-                action_zh: "待有应用检查通过后重新运行",
+                action: text!("run the check again once an agent passes", "待有应用检查通过后重新运行"),
             });
         }
     };
@@ -187,18 +196,22 @@ fn caller_problem(callers: &BTreeSet<IpAddr>, addresses: &CallbackAddresses) -> 
     }
     let shown: Vec<_> = unknown.iter().take(MAX_SHOWN_CALLERS).map(ToString::to_string).collect();
     let more = match unknown.len().saturating_sub(MAX_SHOWN_CALLERS) {
-        0 => String::new(),
-        more => format!(" and {more} more"),
+        0 => Text::default(),
+        more => format_text!(" and {more} more", " 等，另有 {more} 个"),
     };
     Some(CallbackProblem {
         kind: "callers",
-        message: format!(
-            "{}{more} pushed valid messages in the last 7 days and are not among WeCom's addresses (getcallbackip)",
-            shown.join(", ")
+        message: format_text!(
+            "{}{} pushed valid messages in the last 7 days and are not among WeCom's addresses (getcallbackip)",
+            "{}{} 在最近 7 天推送过有效消息，但不在企业微信的地址中（getcallbackip）",
+            shown.join(", "),
+            more
         ),
         is_note: true,
-        action_en: "if it is a web server in front of the proxy, name it in server.trusted_proxies; if it is nothing that you know, token and aes_key are in other hands: change both",
-        action_zh: "若是代理前面的 Web 服务器，请写入 server.trusted_proxies；若是未知地址，说明 Token 与 EncodingAESKey 已泄露，请更换两者",
+        action: text!(
+            "if it is a web server in front of the proxy, name it in server.trusted_proxies; if it is nothing that you know, token and aes_key are in other hands: change both",
+            "若是代理前面的 Web 服务器，请写入 server.trusted_proxies；若是未知地址，说明 Token 与 EncodingAESKey 已泄露，请更换两者"
+        ),
     })
 }
 

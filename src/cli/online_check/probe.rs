@@ -8,7 +8,10 @@ use tokio::time::timeout;
 use super::problem::Problem;
 use crate::{
     config::AgentConfig,
+    format_text,
     secret::Masked,
+    text,
+    text::Text,
     tokens::fetch::GettokenClient,
     upstream::{Fetched, Settings, Upstream},
     wecom::response::{GettokenError, parse_ok_response},
@@ -55,7 +58,10 @@ impl Probe {
         token: &Masked,
         call_timeout: Duration,
     ) -> Result<(), Problem> {
-        let timed_out = |_| Problem::NoResponse(format!("no response within {} s", call_timeout.as_secs()));
+        let timed_out = |_| {
+            let seconds = call_timeout.as_secs();
+            Problem::NoResponse(format_text!("no response within {seconds} s", "{seconds} 秒内没有响应"))
+        };
         let target = self.target(token);
         let fetched = timeout(call_timeout, upstream.fetch_buffered(corpid, &target, MAX_RESPONSE_BYTES))
             .await
@@ -77,24 +83,26 @@ pub(super) async fn fetch_callback_addresses(
     let client = GettokenClient::new(settings.clone());
     let target = Masked::new(format!("/cgi-bin/getcallbackip?access_token={}", token.expose()));
     let fetched = client.upstream().fetch_buffered(&agent.corpid, &target, MAX_RESPONSE_BYTES);
-    let timed_out = |_| Problem::NoResponse("no response in time".to_owned());
+    let timed_out = |_| Problem::NoResponse(text!("no response in time", "没有及时响应"));
     let response = parse_response(&timeout(client.timeout(), fetched).await.map_err(timed_out)??, token)?;
     let entries = response.get("ip_list").and_then(Value::as_array);
-    let entries = entries.ok_or_else(|| Problem::InvalidResponse("no ip_list".to_owned()))?;
+    let entries = entries.ok_or_else(|| Problem::InvalidResponse(text!("no ip_list", "没有 ip_list")))?;
     Ok(entries.iter().filter_map(|entry| Some(entry.as_str()?.to_owned())).collect())
 }
 
 fn parse_response(fetched: &Fetched, token: &Masked) -> Result<Map<String, Value>, Problem> {
     let status = fetched.status;
-    let invalid = |reason: &str| Problem::InvalidResponse(format!("HTTP {status}, {reason}"));
-    let body = fetched.body.as_ref().ok_or_else(|| invalid("longer than 1 MiB"))?;
+    let invalid = |reason: Text| {
+        Problem::InvalidResponse(format_text!("HTTP {status}, {}", "HTTP {status}，{}", reason))
+    };
+    let body = fetched.body.as_ref().ok_or_else(|| invalid(text!("longer than 1 MiB", "超过 1 MiB")))?;
     match parse_ok_response(body) {
         Ok(response) if status == 200 => Ok(response),
-        Ok(_) => Err(invalid("without an errcode")),
+        Ok(_) => Err(invalid(text!("without an errcode", "没有 errcode"))),
         // A gateway may echo the URL, and with it the token.
         Err(GettokenError::Refused { errcode, errmsg }) => {
             Err(Problem::Refused { errcode, errmsg: errmsg.replace(token.expose(), "[masked]") })
         }
-        Err(_) => Err(invalid("not JSON")),
+        Err(_) => Err(invalid(text!("not JSON", "不是 JSON"))),
     }
 }

@@ -1,8 +1,10 @@
 //! Failures of an agent's check, with texts that contain no secret.
 
-use std::{fmt, net::IpAddr};
+use std::net::IpAddr;
 
 use crate::{
+    display_text, format_text, text,
+    text::Text,
     tokens::FetchError,
     upstream::UpstreamErrorKind,
     wecom::{
@@ -12,7 +14,10 @@ use crate::{
 };
 
 /// The likely cause of a response that is not WeCom's, such as a gateway's HTML page.
-const WRONG_UPSTREAM_HINT: &str = "upstream.url or upstream.via may not point to WeCom";
+const WRONG_UPSTREAM_HINT: Text = text!(
+    "upstream.url or upstream.via may not point to WeCom",
+    "upstream.url 或 upstream.via 可能没有指向企业微信"
+);
 
 /// Why a check failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,11 +30,11 @@ pub enum Problem {
         errmsg: String,
     },
     /// Connecting failed: DNS, TCP, egress proxy or TLS.
-    Unreachable(String),
+    Unreachable(Text),
     /// Connected, but no complete response arrived in time.
-    NoResponse(String),
+    NoResponse(Text),
     /// The response is not one of WeCom's API.
-    InvalidResponse(String),
+    InvalidResponse(Text),
     /// The call succeeds, but reports that the app is disabled.
     AppDisabled,
 }
@@ -71,14 +76,21 @@ impl Problem {
     }
 }
 
-impl fmt::Display for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+display_text!(Problem);
+
+impl Problem {
+    /// What went wrong.
+    pub fn text(&self) -> Text {
         match self {
-            Self::Refused { errcode, errmsg } => write!(f, "errcode {errcode}: {errmsg}"),
-            Self::Unreachable(cause) => write!(f, "WeCom cannot be reached: {cause}"),
-            Self::NoResponse(cause) => f.write_str(cause),
-            Self::InvalidResponse(cause) => write!(f, "{cause}; {WRONG_UPSTREAM_HINT}"),
-            Self::AppDisabled => f.write_str("WeCom reports the app as disabled"),
+            Self::Refused { errcode, errmsg } => {
+                format_text!("errcode {errcode}: {errmsg}", "errcode {errcode}：{errmsg}")
+            }
+            Self::Unreachable(cause) => {
+                format_text!("WeCom cannot be reached: {}", "无法连接企业微信：{}", cause)
+            }
+            Self::NoResponse(cause) => cause.clone(),
+            Self::InvalidResponse(cause) => format_text!("{}; {}", "{}；{}", cause, WRONG_UPSTREAM_HINT),
+            Self::AppDisabled => text!("WeCom reports the app as disabled", "企业微信报告该应用已停用"),
         }
     }
 }
@@ -86,11 +98,11 @@ impl fmt::Display for Problem {
 impl From<UpstreamErrorKind> for Problem {
     fn from(error: UpstreamErrorKind) -> Self {
         match error {
-            UpstreamErrorKind::Unreachable(cause) => Self::Unreachable(cause.to_string()),
+            UpstreamErrorKind::Unreachable(cause) => Self::Unreachable(cause.text().clone()),
             UpstreamErrorKind::InvalidHead(_) | UpstreamErrorKind::Framing(_) => {
-                Self::InvalidResponse(error.to_string())
+                Self::InvalidResponse(error.text())
             }
-            other => Self::NoResponse(other.to_string()),
+            other => Self::NoResponse(other.text()),
         }
     }
 }
@@ -100,13 +112,13 @@ impl From<FetchError> for Problem {
         match error {
             FetchError::Errcode { errcode, errmsg } => Self::Refused { errcode, errmsg },
             FetchError::Upstream(error) => error.into(),
-            FetchError::InvalidResponse { .. } => Self::InvalidResponse(error.to_string()),
+            FetchError::InvalidResponse { .. } => Self::InvalidResponse(error.text()),
             FetchError::TimedOut(_)
             | FetchError::OtherReplica(_)
             | FetchError::Throttled { .. }
             | FetchError::NoTicket
             | FetchError::SuiteToken(_)
-            | FetchError::Cancelled => Self::NoResponse(error.to_string()),
+            | FetchError::Cancelled => Self::NoResponse(error.text()),
         }
     }
 }

@@ -11,6 +11,8 @@ use tokio::{
 use crate::{
     config::{Config, RedisConfig, StoreConfig},
     store::{PreparedStore, Store},
+    text,
+    text::Text,
     tokens::{CredentialId, Credentials},
 };
 
@@ -39,64 +41,74 @@ pub struct StoreFinding {
 }
 
 /// Advice for a store that fails the check.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct StoreHint {
     /// A stable identifier for programs.
     pub kind: &'static str,
-    /// The advice in English.
-    pub action_en: &'static str,
-    /// The advice in Chinese.
-    pub action_zh: &'static str,
+    /// What to do.
+    pub action: Text,
 }
 
 const SENTINEL_HINT: StoreHint = StoreHint {
     kind: "sentinel",
-    action_en: "check that these are sentinels and that they know a master of this name (redis-cli -p 26379 SENTINEL MASTERS); if they have a login, set sentinel_user and sentinel_password to theirs",
-    action_zh: "确认这些地址是哨兵，且知道该名称的主节点（redis-cli -p 26379 SENTINEL MASTERS）；哨兵设有密码时，填写哨兵自己的 sentinel_user 和 sentinel_password",
+    action: text!(
+        "check that these are sentinels and that they know a master of this name (redis-cli -p 26379 SENTINEL MASTERS); if they have a login, set sentinel_user and sentinel_password to theirs",
+        "确认这些地址是哨兵，且知道该名称的主节点（redis-cli -p 26379 SENTINEL MASTERS）；哨兵设有密码时，填写哨兵自己的 sentinel_user 和 sentinel_password"
+    ),
 };
 
 /// Hints by a substring of the error text. The first match counts: `authentication` and `tls` occur in later errors
 /// too.
-const HINTS: [(&[&str], StoreHint); 8] = [
+static HINTS: [(&[&str], StoreHint); 8] = [
     (&["the sentinel refused or failed"], SENTINEL_HINT),
     (
         &["NOAUTH", "WRONGPASS", "AuthenticationFailed", "Password authentication failed", "authentication"],
         StoreHint {
             kind: "password",
-            action_en: "set user and password in tokens.store to those of the server (ACL LIST shows its users)",
-            action_zh: "在 tokens.store 中填写与服务器一致的 user 和 password（ACL LIST 可列出服务器的用户）",
+            action: text!(
+                "set user and password in tokens.store to those of the server (ACL LIST shows its users)",
+                "在 tokens.store 中填写与服务器一致的 user 和 password（ACL LIST 可列出服务器的用户）"
+            ),
         },
     ),
     (
         &["NOPERM", "no permissions", "can't run this command", "ACL failure"],
         StoreHint {
             kind: "rights",
-            action_en: "give the user the permissions that docs/scale.md lists under \"TLS and users\"",
-            action_zh: "按 docs/scale.zh-CN.md 的“TLS 与用户”一节给该用户授权",
+            action: text!(
+                "give the user the permissions that docs/scale.md lists under \"TLS and users\"",
+                "按 docs/scale.zh-CN.md 的“TLS 与用户”一节给该用户授权"
+            ),
         },
     ),
     (
         &["certificate", "UnknownIssuer", "InvalidCertificate", "tls", "TLS"],
         StoreHint {
             kind: "certificate",
-            action_en: "set ca_file to the CA that signed the server's certificate, and use the host name from that certificate",
-            action_zh: "用 ca_file 指定签发服务器证书的 CA，地址须与证书中的名称一致",
+            action: text!(
+                "set ca_file to the CA that signed the server's certificate, and use the host name from that certificate",
+                "用 ca_file 指定签发服务器证书的 CA，地址须与证书中的名称一致"
+            ),
         },
     ),
     (
         &["READONLY", "read only replica"],
         StoreHint {
             kind: "read-only",
-            action_en: "this is a replica; name the master, or the sentinels with sentinel = \"mymaster\"",
-            action_zh: "这是从节点；请填写主节点，或用 sentinel = \"mymaster\" 填写哨兵",
+            action: text!(
+                "this is a replica; name the master, or the sentinels with sentinel = \"mymaster\"",
+                "这是从节点；请填写主节点，或用 sentinel = \"mymaster\" 填写哨兵"
+            ),
         },
     ),
     (
         &["OOM", "maxmemory"],
         StoreHint {
             kind: "full",
-            action_en: "the server is full; raise its maxmemory (1 KB for each agent is needed)",
-            action_zh: "服务器内存已满；请调大 maxmemory（每个应用约需 1 KB）",
+            action: text!(
+                "the server is full; raise its maxmemory (1 KB for each agent is needed)",
+                "服务器内存已满；请调大 maxmemory（每个应用约需 1 KB）"
+            ),
         },
     ),
     (&["sentinel", "Sentinel"], SENTINEL_HINT),
@@ -104,16 +116,20 @@ const HINTS: [(&[&str], StoreHint); 8] = [
         &[""],
         StoreHint {
             kind: "unreachable",
-            action_en: "check that Redis or Valkey runs there and that this machine may connect to it (redis-cli -h HOST -p PORT PING)",
-            action_zh: "确认 Redis 或 Valkey 在该地址运行，且本机可以连接（redis-cli -h HOST -p PORT PING）",
+            action: text!(
+                "check that Redis or Valkey runs there and that this machine may connect to it (redis-cli -h HOST -p PORT PING)",
+                "确认 Redis 或 Valkey 在该地址运行，且本机可以连接（redis-cli -h HOST -p PORT PING）"
+            ),
         },
     ),
 ];
 
-const KEY_MISMATCH_HINT: StoreHint = StoreHint {
+static KEY_MISMATCH_HINT: StoreHint = StoreHint {
     kind: "key",
-    action_en: "the entries were written with another key: give every replica the same tokens.store.key, and change it as docs/scale.md says; the old entries are replaced or expire within two hours",
-    action_zh: "这些内容是用另一把密钥写入的：所有副本须使用相同的 tokens.store.key，更换方法见 docs/scale.zh-CN.md；旧内容会在两小时内被替换或过期",
+    action: text!(
+        "the entries were written with another key: give every replica the same tokens.store.key, and change it as docs/scale.md says; the old entries are replaced or expire within two hours",
+        "这些内容是用另一把密钥写入的：所有副本须使用相同的 tokens.store.key，更换方法见 docs/scale.zh-CN.md；旧内容会在两小时内被替换或过期"
+    ),
 };
 
 impl StoreFinding {
@@ -123,13 +139,13 @@ impl StoreFinding {
     }
 
     /// The advice, if the check failed.
-    pub fn hint(&self) -> Option<StoreHint> {
+    pub fn hint(&self) -> Option<&'static StoreHint> {
         match &self.error {
             Some(error) => HINTS
                 .iter()
                 .find(|(parts, _)| parts.iter().any(|part| error.contains(part)))
-                .map(|(_, hint)| *hint),
-            None => (!self.unreadable.is_empty()).then_some(KEY_MISMATCH_HINT),
+                .map(|(_, hint)| hint),
+            None => (!self.unreadable.is_empty()).then_some(&KEY_MISMATCH_HINT),
         }
     }
 }

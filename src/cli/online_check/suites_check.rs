@@ -8,15 +8,16 @@ use std::{
 };
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use super::{FailureStreak, Problem, StopReason};
 use crate::{
-    cli::local_request::{LocalRequestError, get},
+    cli::listener_client::ListenerClient,
     config::{Config, ProviderConfig, StateConfig, SuiteConfig, UpstreamId},
     secret::{Masked, random_u64},
     state::{Collection, maintenance},
     suites::{MAX_TICKET_AGE, Suites},
+    text::Text,
     time::clock::unix_now,
     tokens::{
         Credentials, FetchError,
@@ -73,7 +74,7 @@ pub enum TicketFinding {
     /// None was received yet.
     Missing,
     /// The state cannot be read.
-    Unreadable(String),
+    Unreadable(Text),
 }
 
 impl TicketFinding {
@@ -194,7 +195,7 @@ async fn read_ticket(config: &Config, suite_id: &str) -> (TicketFinding, Option<
         return (TicketFinding::Missing, None);
     }
     match maintenance::read(state, Collection::SuiteTickets, suite_id).await {
-        Err(error) => (TicketFinding::Unreadable(error.to_string()), None),
+        Err(error) => (TicketFinding::Unreadable(Text::of(&error)), None),
         Ok(record) => match record.and_then(|value| Suites::parse_ticket(&value)) {
             None => (TicketFinding::Missing, None),
             Some((ticket, received_at)) => {
@@ -223,11 +224,11 @@ async fn verify_callback(config: &Config, suite: &SuiteConfig) -> CommandUrlFind
         keys.sign(&timestamp, &nonce, &encrypted),
         utf8_percent_encode(&encrypted, NON_ALPHANUMERIC)
     );
-    match timeout(LOCAL_TIMEOUT, get(address, &target)).await {
-        Ok(Ok((status, body))) if status.is_success() && *body == *echo.as_bytes() => {
+    match ListenerClient::local(address).get_within(&target, LOCAL_TIMEOUT).await {
+        Ok(response) if response.status.is_success() && *response.body == *echo.as_bytes() => {
             CommandUrlFinding::Answers
         }
-        Ok(Ok((status, _))) => CommandUrlFinding::Refused(status.as_u16()),
-        Ok(Err(LocalRequestError { .. })) | Err(_) => CommandUrlFinding::NotRunning,
+        Ok(response) => CommandUrlFinding::Refused(response.status.as_u16()),
+        Err(_) => CommandUrlFinding::NotRunning,
     }
 }

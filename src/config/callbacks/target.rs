@@ -8,6 +8,8 @@ use super::super::named_tables::is_valid_name;
 use super::super::reader::{ConfigTable, ConfigValue};
 use super::super::{files, secret, url, url::PrivateUrl};
 use crate::secret::Masked;
+use crate::text::Text;
+use crate::{format_text, text};
 
 pub(crate) const KEYS: &[&str] = &[
     "name",
@@ -117,31 +119,32 @@ pub(super) fn read(callback: &ConfigTable<'_>) -> Result<Vec<CallbackTarget>, Er
     let mut targets: Vec<CallbackTarget> = Vec::new();
     let mut reply: Option<String> = None;
     let mut readers: BTreeMap<String, String> = BTreeMap::new();
-    for item in list.list("tables like [[callbacks.NAME.to]]")? {
-        let section = item.table("a table with name and url", KEYS)?;
+    for item in list.list(text!("tables like [[callbacks.NAME.to]]", "[[callbacks.NAME.to]] 这样的表"))? {
+        let section = item.table(text!("a table with name and url", "含 name 和 url 的表"), KEYS)?;
         let target = read_target(&item, &section)?;
         if targets.iter().any(|other| other.name == target.name) {
-            return Err(section.location_of("name").error(format!(
+            return Err(section.location_of("name").error(format_text!(
                 "{} is the name of another target; rename one of them",
+                "{} 是另一个目标的名字；请改其中一个",
                 quote(&target.name)
             )));
         }
         match &target.method {
             DeliveryMethod::Push { reply: true, .. } => {
                 if let Some(other) = reply.replace(target.name.clone()) {
-                    return Err(section
-                        .location_of("reply")
-                        .error(format!("is set for {} too; at most one target can reply", quote(&other))));
+                    return Err(section.location_of("reply").error(format_text!(
+                        "is set for {} too; at most one target can reply",
+                        "{} 也设置了此项；最多一个目标可以回复",
+                        quote(&other)
+                    )));
                 }
             }
             DeliveryMethod::Pull { clients } => {
                 for client in clients {
                     if let Some(other) = readers.insert(client.clone(), target.name.clone()) {
-                        return Err(section.location_of("clients").error(format!(
-                            "names {}, which reads the events of {} already; a client reads those of one target",
+                        return Err(section.location_of("clients").error(format_text!("names {}, which reads the events of {} already; a client reads those of one target", "指定的 {} 已在读取 {} 的事件；一个调用方只能读取一个目标",
                             quote(client),
-                            quote(&other)
-                        )));
+                            quote(&other))));
                     }
                 }
             }
@@ -154,23 +157,35 @@ pub(super) fn read(callback: &ConfigTable<'_>) -> Result<Vec<CallbackTarget>, Er
 
 fn read_target(item: &ConfigValue<'_>, section: &ConfigTable<'_>) -> Result<CallbackTarget, Error> {
     let name = section.read_required("name", "name = \"crm\"", |item| {
-        let name = item.string("a name like \"crm\"")?;
+        let name = item.string(text!("a name like \"crm\"", "\"crm\" 这样的名字"))?;
         match is_valid_name(name) {
             true => Ok(name.to_owned()),
-            false => Err(item.error("is not a name; use letters, digits, _ and -, at most 64 characters")),
+            false => Err(item.error(text!(
+                "is not a name; use letters, digits, _ and -, at most 64 characters",
+                "不是名字；请用字母、数字、_ 和 -，最多 64 个字符"
+            ))),
         }
     })?;
     let events = section.read_or("events", BTreeSet::new(), |item| {
-        read_texts(item, "a list of events like [\"change_contact\"]")
+        read_texts(
+            item,
+            text!("a list of events like [\"change_contact\"]", "事件列表，如 [\"change_contact\"]"),
+        )
     });
     let pull = section.read_or("pull", false, ConfigValue::boolean);
     let method = match (section.find("url"), pull) {
         (Some(url), false) => read_push(section, &url)?,
         (None, true) => read_pull(section)?,
-        (Some(url), true) => return Err(url.error("conflicts with pull = true; keep one of the two")),
+        (Some(url), true) => {
+            return Err(url.error(text!(
+                "conflicts with pull = true; keep one of the two",
+                "与 pull = true 冲突；两者只保留一个"
+            )));
+        }
         (None, false) => {
-            return Err(item.error(format!(
-                "has no url; write url = \"{URL_EXAMPLE}\", or pull = true and clients = [\"NAME\"]"
+            return Err(item.error(format_text!(
+                "has no url; write url = \"{URL_EXAMPLE}\", or pull = true and clients = [\"NAME\"]",
+                "没有 url；请写 url = \"{URL_EXAMPLE}\"，或 pull = true 和 clients = [\"NAME\"]"
             )));
         }
     };
@@ -181,21 +196,24 @@ fn read_pull(section: &ConfigTable<'_>) -> Result<DeliveryMethod, Error> {
     refuse_keys(
         section,
         &["ca_file", "form", "reply", "ordered", "secret", "token", "aes_key", "receive_id"],
-        "has no meaning with pull = true",
+        text!("has no meaning with pull = true", "在 pull = true 时没有意义"),
     )?;
     let clients = section.read_required("clients", "clients = [\"desktop\"]", |item| {
-        read_texts(item, "a list of clients like [\"desktop\"]")
+        read_texts(item, text!("a list of clients like [\"desktop\"]", "调用方列表，如 [\"desktop\"]"))
     })?;
     Ok(DeliveryMethod::Pull { clients })
 }
 
 fn read_push(section: &ConfigTable<'_>, url: &ConfigValue<'_>) -> Result<DeliveryMethod, Error> {
-    refuse_keys(section, &["clients"], "needs pull = true")?;
+    refuse_keys(section, &["clients"], text!("needs pull = true", "需要 pull = true"))?;
     let form = read_form(section)?;
     let reply = section.read_or("reply", false, ConfigValue::boolean);
     let ordered = section.read_or("ordered", false, ConfigValue::boolean);
     if reply && ordered {
-        let message = "conflicts with reply = true: a reply cannot wait for the messages before it";
+        let message = text!(
+            "conflicts with reply = true: a reply cannot wait for the messages before it",
+            "与 reply = true 冲突：回复不能等待前面的消息"
+        );
         return Err(section.location_of("ordered").error(message));
     }
     Ok(DeliveryMethod::Push { url: read_url(section, url)?, form, reply, ordered })
@@ -214,11 +232,18 @@ fn read_form(section: &ConfigTable<'_>) -> Result<TargetForm, Error> {
         refuse_keys(
             section,
             &["secret"],
-            "signs plain messages only; take it out, or write form = \"plain\"",
+            text!(
+                "signs plain messages only; take it out, or write form = \"plain\"",
+                "只用于给明文消息签名；请去掉，或写 form = \"plain\""
+            ),
         )?;
     }
     if form != Form::Reencrypt {
-        refuse_keys(section, &["token", "aes_key", "receive_id"], "needs form = \"reencrypt\"")?;
+        refuse_keys(
+            section,
+            &["token", "aes_key", "receive_id"],
+            text!("needs form = \"reencrypt\"", "需要 form = \"reencrypt\""),
+        )?;
     }
     Ok(match form {
         Form::Raw => TargetForm::Raw,
@@ -237,7 +262,10 @@ fn read_form(section: &ConfigTable<'_>) -> Result<TargetForm, Error> {
             receive_id: section.read_required(
                 "receive_id",
                 "receive_id = \"ww1234567890abcdef\"",
-                |item| item.string("a corpid or suite_id, or \"\"").map(str::to_owned),
+                |item| {
+                    item.string(text!("a corpid or suite_id, or \"\"", "corpid 或 suite_id，或 \"\""))
+                        .map(str::to_owned)
+                },
             )?,
         }),
     })
@@ -249,17 +277,23 @@ fn read_url(section: &ConfigTable<'_>, item: &ConfigValue<'_>) -> Result<TargetU
         TargetAddress::Tcp { tls: true, .. } => {
             url.ca_file = section.read_optional("ca_file", files::read_file_path);
         }
-        _ => refuse_keys(section, &["ca_file"], "needs a url with https")?,
+        _ => refuse_keys(section, &["ca_file"], text!("needs a url with https", "需要 https 的 url"))?,
     }
     Ok(url)
 }
 
 fn parse_url(item: &ConfigValue<'_>) -> Result<TargetUrl, Error> {
-    let text = item.string(&format!("a URL like \"{URL_EXAMPLE}\" or \"unix:/run/app.sock:/path\""))?;
+    let text = item.string(format_text!(
+        "a URL like \"{URL_EXAMPLE}\" or \"unix:/run/app.sock:/path\"",
+        "\"{URL_EXAMPLE}\" 或 \"unix:/run/app.sock:/path\" 这样的 URL"
+    ))?;
     if let Some(rest) = text.strip_prefix("unix:") {
         let (socket, path) = rest.split_once(":/").unwrap_or((rest, ""));
         if socket.is_empty() || rest.contains('\0') {
-            return Err(item.error("has no socket; write one like \"unix:/run/app.sock:/path\""));
+            return Err(item.error(text!(
+                "has no socket; write one like \"unix:/run/app.sock:/path\"",
+                "没有套接字；请写成 \"unix:/run/app.sock:/path\""
+            )));
         }
         let address = TargetAddress::Unix(item.location.source.resolve(socket));
         let path_and_query = read_path(item, &format!("/{path}"))?.into();
@@ -278,25 +312,28 @@ fn read_path(item: &ConfigValue<'_>, text: &str) -> Result<String, Error> {
     let is_valid = |byte: u8| byte.is_ascii_graphic() && !br#""<>\^`{|}#"#.contains(&byte);
     match text.bytes().all(is_valid) {
         true => Ok(text),
-        false => Err(item.error("has a path with a character that must be percent-encoded, or a \"#\"")),
+        false => Err(item.error(text!(
+            "has a path with a character that must be percent-encoded, or a \"#\"",
+            "的路径中有必须百分号编码的字符，或有 \"#\""
+        ))),
     }
 }
 
 /// A list of texts, not empty.
-fn read_texts(item: &ConfigValue<'_>, expected: &str) -> Result<BTreeSet<String>, Error> {
-    let texts = item.list(expected)?;
-    let texts = texts.iter().map(|text| match text.string("a name")? {
-        "" => Err(text.error("is empty")),
+fn read_texts(item: &ConfigValue<'_>, expected: Text) -> Result<BTreeSet<String>, Error> {
+    let texts = item.list(expected.clone())?;
+    let texts = texts.iter().map(|text| match text.string(text!("a name", "名字"))? {
+        "" => Err(text.error(text!("is empty", "为空"))),
         text => Ok(text.to_owned()),
     });
     let texts = texts.collect::<Result<BTreeSet<_>, _>>()?;
     match texts.is_empty() {
-        true => Err(item.error(format!("is empty; write {expected}"))),
+        true => Err(item.error(format_text!("is empty; write {}", "为空；请写{}", expected))),
         false => Ok(texts),
     }
 }
 
-fn refuse_keys(section: &ConfigTable<'_>, keys: &[&'static str], message: &str) -> Result<(), Error> {
+fn refuse_keys(section: &ConfigTable<'_>, keys: &[&'static str], message: Text) -> Result<(), Error> {
     match keys.iter().find_map(|key| section.find(key)) {
         Some(item) => Err(item.error(message)),
         None => Ok(()),

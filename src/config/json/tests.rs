@@ -27,7 +27,7 @@ fn client(value: Value) -> Result<ClientConfig, String> {
 }
 
 fn text(error: Error) -> String {
-    format!("{}: {}", error.key.unwrap_or_default(), error.message)
+    format!("{}: {}", error.key.unwrap_or_default(), error.message.english())
 }
 
 /// A table with all keys that are not written with another one's.

@@ -2,6 +2,7 @@
 
 use super::{AGENT_TABLE, directory_with, load_errors, warnings};
 use crate::config::{Error, SecretMode, is_unread, load_text, load_with, summarize_warnings};
+use crate::text::Text;
 use zeroize::Zeroizing;
 
 /// The file, line and key of each mistake.
@@ -98,6 +99,7 @@ fn repeated_warnings_are_summed_up() {
     let config = super::load_in(directory.path()).unwrap();
     assert_eq!(config.warnings.len(), 1001);
     let texts = summarize_warnings(&config.warnings);
+    let texts: Vec<_> = texts.iter().map(Text::english).collect();
     assert_eq!(texts.len(), 2, "{texts:#?}");
     assert!(texts[0].contains("this proxy is open"), "{texts:#?}");
     let expected = "(and 999 more, the last of them agents.a0999.secret)";

@@ -200,7 +200,7 @@ const INVALID_STORES: &[(&str, &str)] = &[
         "tokens.store.user: needs password beside it; write password = { env = \"NAME\" }",
     ),
     (
-        "{ redsi = \"redis://h\" }",
+        "{ redsi = \"redis://h\", KEY }",
         "tokens.store.redsi: unknown key \"redsi\"; did you mean \"redis\"? allowed: redis, cluster, sentinel, sentinel_user, sentinel_password, user, password, ca_file, prefix, key, old_key",
     ),
 ];
@@ -248,13 +248,15 @@ fn permission_denied_names_user_and_mode() {
     std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
     let denied = std::io::Error::from(std::io::ErrorKind::PermissionDenied);
     let message = path_error::unreadable_message(&path, &denied);
+    let message = message.english();
     assert!(
         message.starts_with("cannot be read: permission denied; user ") && message.contains("mode 600"),
         "{message}"
     );
     let message = path_error::unreadable_message(&path.join("under-a-file"), &denied);
+    let message = message.english();
     assert!(message.contains("each directory of the path"), "{message}");
     let missing = std::io::Error::from(std::io::ErrorKind::NotFound);
     let message = path_error::unreadable_message(std::path::Path::new("proxy.toml"), &missing);
-    assert!(message.contains("; it was looked for in /"), "{message}");
+    assert!(message.english().contains("; it was looked for in /"), "{message:?}");
 }

@@ -9,7 +9,7 @@ use std::io;
 use listenfd::ListenFd;
 
 use super::{BoundListener, BoundSocket, SockRef};
-use crate::config::Address;
+use crate::{config::Address, display_text, format_text, text::Text};
 
 /// Inherited sockets that are not used yet.
 #[derive(Debug, Default)]
@@ -19,22 +19,41 @@ pub struct Inherited(Vec<BoundListener>);
 #[derive(Debug, thiserror::Error)]
 pub enum InheritedError {
     /// Not a listening stream socket.
-    #[error(
-        "descriptor {0} from LISTEN_FDS is not a listening TCP or unix stream socket; with systemd, Accept=no and ListenStream= are needed"
-    )]
     NotListening(usize),
     /// A unix socket without a path.
-    #[error(
-        "descriptor {0} from LISTEN_FDS is an abstract or unnamed unix socket; only one with a path is supported"
-    )]
     NoPath(usize),
     /// The configuration does not contain its address.
-    #[error(
-        "inherited socket {0} (LISTEN_FDS) is not in server.listen or admin.listen, which name {configured}: write the same \
-         address there and in the socket unit",
-        configured = .1.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
-    )]
     NotConfigured(Address, Vec<Address>),
+}
+
+display_text!(InheritedError);
+
+impl InheritedError {
+    /// What is wrong with the socket, and what to do.
+    pub fn text(&self) -> Text {
+        match self {
+            Self::NotListening(descriptor) => format_text!(
+                "descriptor {} from LISTEN_FDS is not a listening TCP or unix stream socket; with systemd, Accept=no and \
+                 ListenStream= are needed",
+                "LISTEN_FDS 中的描述符 {} 不是监听中的 TCP 或 unix 流套接字；在 systemd 中需要 Accept=no 和 ListenStream=",
+                descriptor
+            ),
+            Self::NoPath(descriptor) => format_text!(
+                "descriptor {} from LISTEN_FDS is an abstract or unnamed unix socket; only one with a path is supported",
+                "LISTEN_FDS 中的描述符 {} 是抽象的或未命名的 unix 套接字；只支持有路径的",
+                descriptor
+            ),
+            Self::NotConfigured(address, configured) => {
+                let configured = configured.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+                format_text!(
+                    "inherited socket {address} (LISTEN_FDS) is not in server.listen or admin.listen, which name \
+                     {configured}: write the same address there and in the socket unit",
+                    "继承的套接字 {address}（LISTEN_FDS）不在 server.listen 和 admin.listen 中，其中是 {configured}：请在那里和 \
+                     socket 单元中写同一地址"
+                )
+            }
+        }
+    }
 }
 
 impl Inherited {

@@ -17,7 +17,7 @@ use super::{
     schema::{APPLICATION_ID, MIGRATIONS, SCHEMA_VERSION, migrate, version_of},
     wal,
 };
-use crate::secret::seal::Sealer;
+use crate::{format_text, secret::seal::Sealer, text, text::Text};
 
 /// How long an access waits for another process that writes.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -141,9 +141,12 @@ pub(super) fn connect_for_check(path: &Path) -> Result<Connection, OpenError> {
     let log = wal_of(path);
     match wal::is_damaged(&log) {
         Ok(true) => {
-            let reason =
-                format!("its log {} is, and the writes behind the damage would be lost", log.display());
-            return Err(damaged(path, &reason));
+            let reason = format_text!(
+                "its log {} is, and the writes behind the damage would be lost",
+                "它的日志 {} 已损坏，损坏之后的写入会丢失",
+                log.display()
+            );
+            return Err(damaged(path, reason));
         }
         // Another process has ended and moved the log into the file.
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -166,8 +169,8 @@ fn check_first_bytes(path: &Path) -> Result<(), OpenError> {
     file.take(MAGIC.len() as u64).read_to_end(&mut first).map_err(|error| unusable(path, &error))?;
     match &first[..] {
         MAGIC => Ok(()),
-        [] => Err(damaged(path, "it is empty")),
-        _ => Err(damaged(path, "it is no SQLite file")),
+        [] => Err(damaged(path, text!("it is empty", "是空文件"))),
+        _ => Err(damaged(path, text!("it is no SQLite file", "不是 SQLite 文件"))),
     }
 }
 
@@ -177,7 +180,10 @@ fn check_content(path: &Path, connection: &Connection) -> Result<(), OpenError> 
         connection.pragma_query_value(None, "application_id", |row| row.get(0)).map_err(failed)?;
     let version = version_of(connection).map_err(failed)?;
     if application != APPLICATION_ID || version < 1 {
-        return Err(damaged(path, "it is the SQLite file of another program"));
+        return Err(damaged(
+            path,
+            text!("it is the SQLite file of another program", "是其他程序的 SQLite 文件"),
+        ));
     }
     if version > SCHEMA_VERSION {
         return Err(OpenError::Newer { path: path.to_owned(), version, known: SCHEMA_VERSION });
@@ -187,7 +193,10 @@ fn check_content(path: &Path, connection: &Connection) -> Result<(), OpenError> 
     // The name of the database stands in the first line, between asterisks.
     match report.lines().find(|line| !line.starts_with("***")) {
         Some("ok") => Ok(()),
-        problem => Err(damaged(path, problem.unwrap_or("integrity_check fails"))),
+        problem => {
+            let problem = problem.unwrap_or("integrity_check fails");
+            Err(damaged(path, format_text!("{problem}", "完整性检查失败（{problem}）")))
+        }
     }
 }
 
@@ -197,10 +206,14 @@ pub(super) fn check_key(path: &Path, connection: &Connection, sealer: &Sealer) -
         .query_row("SELECT value FROM meta WHERE name = 'key'", [], |row| row.get(0))
         .optional()
         .map_err(|error| failed(path, &error))?;
-    let Some(sealed) = sealed else { return Err(damaged(path, "its key check is missing")) };
+    let Some(sealed) = sealed else {
+        return Err(damaged(path, text!("its key check is missing", "缺少密钥校验")));
+    };
     match sealer.open(KEY_CHECK_AAD, &sealed) {
         Some(plaintext) if *plaintext == KEY_CHECK => Ok(()),
-        _ if sealer.has_key_of(&sealed) => Err(damaged(path, "its key check is damaged")),
+        _ if sealer.has_key_of(&sealed) => {
+            Err(damaged(path, text!("its key check is damaged", "密钥校验已损坏")))
+        }
         _ => Err(OpenError::Key { path: path.to_owned() }),
     }
 }
@@ -234,31 +247,36 @@ pub(super) fn directory_of(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-pub(super) fn damaged(path: &Path, reason: &str) -> OpenError {
-    OpenError::Damaged { path: path.to_owned(), reason: reason.to_owned() }
+pub(super) fn damaged(path: &Path, reason: Text) -> OpenError {
+    OpenError::Damaged { path: path.to_owned(), reason }
 }
 
 /// The error of an access to the file while it is opened.
 pub(super) fn failed(path: &Path, error: &rusqlite::Error) -> OpenError {
     match error.sqlite_error_code() {
-        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => damaged(path, &error.to_string()),
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => damaged(path, sqlite_text(error)),
         _ if is_full(error) => unusable(path, &io::Error::new(io::ErrorKind::StorageFull, error.to_string())),
-        _ => OpenError::Path { path: path.to_owned(), reason: error.to_string() },
+        _ => OpenError::Path { path: path.to_owned(), reason: sqlite_text(error) },
     }
+}
+
+fn sqlite_text(error: &rusqlite::Error) -> Text {
+    format_text!("{error}", "SQLite 报告：{error}")
 }
 
 fn unusable(path: &Path, error: &io::Error) -> OpenError {
     let hint = match error.kind() {
-        io::ErrorKind::NotFound => "; make its directory first",
-        io::ErrorKind::PermissionDenied => {
-            "; the user that runs this program must be able to write to it and its directory"
-        }
+        io::ErrorKind::NotFound => text!("; make its directory first", "；请先创建其目录"),
+        io::ErrorKind::PermissionDenied => text!(
+            "; the user that runs this program must be able to write to it and its directory",
+            "；运行本程序的用户必须能写它和它的目录"
+        ),
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
-            "; no room is left on its disk, or in a quota: make some"
+            text!("; no room is left on its disk, or in a quota: make some", "；磁盘或配额已用完：请腾出空间")
         }
-        _ => "",
+        _ => Text::default(),
     };
-    OpenError::Path { path: path.to_owned(), reason: format!("{error}{hint}") }
+    OpenError::Path { path: path.to_owned(), reason: format_text!("{}{}", "{}{}", error, hint) }
 }
 
 /// Makes an empty file of mode 0600; there must be none yet.

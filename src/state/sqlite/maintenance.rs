@@ -10,7 +10,7 @@ use super::{
     file::{self, KEY_CHECK, KEY_CHECK_AAD},
     schema::version_of,
 };
-use crate::{config::StateFileConfig, secret::seal::Sealer, time::clock};
+use crate::{config::StateFileConfig, format_text, secret::seal::Sealer, text, text::Text, time::clock};
 
 /// Rows that `rekey` changes in one transaction: between two, the program can write.
 const REKEY_ROWS: usize = 256;
@@ -18,19 +18,18 @@ const REKEY_ROWS: usize = 256;
 /// Copies the file as it is at this moment into a new one, of mode 0600. Needs no key.
 pub(crate) fn backup(path: &Path, target: &Path) -> Result<(), MaintenanceError> {
     drop(file::connect_for_check(path)?);
-    let failed = |error: &dyn std::fmt::Display| MaintenanceError::Target {
-        path: target.to_owned(),
-        reason: error.to_string(),
-    };
+    let failed = |reason: Text| MaintenanceError::Target { path: target.to_owned(), reason };
     let created = file::create_private(target).map_err(|error| match error.kind() {
-        io::ErrorKind::AlreadyExists => failed(&"it exists already; choose another name"),
-        _ => failed(&error),
+        io::ErrorKind::AlreadyExists => {
+            failed(text!("it exists already; choose another name", "它已存在；请换一个名字"))
+        }
+        _ => failed(Text::of(&error)),
     })?;
     let copied = copy(path, target, &created);
     copied.map_err(|error| {
         // Half a backup must not be taken for a whole one.
         let _ = fs::remove_file(target);
-        failed(&error)
+        failed(format_text!("{error}", "{error}"))
     })
 }
 

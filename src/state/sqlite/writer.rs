@@ -14,7 +14,7 @@ use super::{
     rows::{self, Applied, BatchStatements, SealedRecord},
     schema::{SCHEMA_VERSION, version_of},
 };
-use crate::secret::seal::Sealer;
+use crate::{format_text, secret::seal::Sealer};
 
 /// Records that the listener gets at once while the state is opened.
 const LOAD_CHUNK_RECORDS: usize = 1024;
@@ -82,7 +82,10 @@ impl SqliteWriter {
     fn open_record(&self, sealed: SealedRecord) -> Result<Record, OpenError> {
         let (has_key, place) = (sealed.has_key(&self.sealer), sealed.place());
         sealed.open(&self.sealer).map_err(|_| match has_key {
-            true => file::damaged(&self.path, &format!("the record {place} cannot be decrypted")),
+            true => file::damaged(
+                &self.path,
+                format_text!("the record {place} cannot be decrypted", "记录 {place} 无法解密"),
+            ),
             false => OpenError::Key { path: self.path.clone() },
         })
     }

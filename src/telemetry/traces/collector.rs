@@ -18,8 +18,10 @@ use tokio_rustls::TlsConnector;
 
 use crate::{
     config::{OtlpConfig, TracesConfig},
+    display_text, format_text,
     http1::io::Stream,
     secret::Masked,
+    text::Text,
     upstream::{UpstreamSetupError, built_in_trust, ca_file_trust, tcp},
 };
 
@@ -36,14 +38,31 @@ const USER_AGENT: &str = concat!("wecom-proxy/", env!("CARGO_PKG_VERSION"));
 #[derive(Debug, thiserror::Error)]
 pub enum CollectorError {
     /// The host is not a name that a certificate can contain.
-    #[error("admin.otlp: {0:?} is not a host name that TLS can check")]
     InvalidHost(String),
     /// The certificates cannot be read.
-    #[error("the certificates to check the OpenTelemetry collector with cannot be used: {0}")]
     Certificate(#[from] UpstreamSetupError),
     /// rustls refused the cryptographic provider's defaults.
-    #[error("TLS cannot be set up: {0}")]
     Tls(#[from] rustls::Error),
+}
+
+display_text!(CollectorError);
+
+impl CollectorError {
+    /// The key of the file, and what is wrong with it.
+    pub fn text(&self) -> Text {
+        match self {
+            Self::InvalidHost(host) => format_text!(
+                "admin.otlp: {host:?} is not a host name that TLS can check",
+                "admin.otlp：{host:?} 不是 TLS 能校验的主机名"
+            ),
+            Self::Certificate(error) => format_text!(
+                "the certificates to check the OpenTelemetry collector with cannot be used: {}",
+                "用于校验 OpenTelemetry 收集器的证书不可用：{}",
+                error
+            ),
+            Self::Tls(error) => format_text!("TLS cannot be set up: {error}", "无法设置 TLS：{error}"),
+        }
+    }
 }
 
 /// The client of the collector.

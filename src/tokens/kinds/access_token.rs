@@ -5,6 +5,8 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::{
     secret::{Masked, credential_scan},
+    text,
+    text::Text,
     tokens::{Credentials, FetchError},
     upstream::Fetched,
     wecom::response::{GettokenError, GettokenResponse, parse_gettoken},
@@ -18,7 +20,11 @@ pub const PARAM: &str = "access_token";
 pub const APPENDED_PARAM: &str = "&access_token=";
 
 /// The reason if the access_token is a pass: gettoken's response came from a proxy.
-const LOOP_REASON: &str = "access_token is a pass of wecom-proxy: upstream.url leads back to a proxy; on this machine its host name must resolve to WeCom";
+const LOOP_REASON: &Text = &text!(
+    "access_token is a pass of wecom-proxy: upstream.url leads back to a proxy; on this machine its host name must resolve \
+     to WeCom",
+    "access_token 是 wecom-proxy 的通行证：upstream.url 又指回了代理；在本机上它的主机名必须解析到企业微信"
+);
 
 /// Length of a WeCom secret. Tokens are longer; the hints and addresses in WeCom's messages contain no word this
 /// long.
@@ -47,7 +53,7 @@ fn without_secrets(errmsg: &str) -> String {
 }
 
 /// The error for a response that has no usable token.
-pub(super) fn invalid_response(status: u16, reason: &'static str) -> FetchError {
+pub(super) fn invalid_response(status: u16, reason: &'static Text) -> FetchError {
     FetchError::InvalidResponse { status, reason }
 }
 
@@ -62,11 +68,19 @@ pub(super) fn refusal_of(error: GettokenError, status: u16, secrets: &[&Masked])
             });
             FetchError::Errcode { errcode, errmsg: without_secrets(&masked) }
         }
-        GettokenError::NotJson => invalid_response(status, "not JSON"),
-        GettokenError::MissingToken => invalid_response(status, "no access_token"),
-        GettokenError::InvalidToken => {
-            invalid_response(status, "access_token is not 1 to 512 characters allowed in a URL")
+        GettokenError::NotJson => invalid_response(status, const { &text!("not JSON", "不是 JSON") }),
+        GettokenError::MissingToken => {
+            invalid_response(status, const { &text!("no access_token", "没有 access_token") })
         }
+        GettokenError::InvalidToken => invalid_response(
+            status,
+            const {
+                &text!(
+                    "access_token is not 1 to 512 characters allowed in a URL",
+                    "access_token 不是 1 到 512 个 URL 允许的字符"
+                )
+            },
+        ),
     }
 }
 
@@ -76,7 +90,9 @@ pub(in crate::tokens) fn parse_response(
     fetched: Fetched,
 ) -> Result<GettokenResponse, FetchError> {
     let status = fetched.status;
-    let body = fetched.body.ok_or_else(|| invalid_response(status, "body exceeds 64 KiB"))?;
+    let body = fetched.body.ok_or_else(|| {
+        invalid_response(status, const { &text!("body exceeds 64 KiB", "正文超过 64 KiB") })
+    })?;
     let response = parse_gettoken(&body).map_err(|error| refusal_of(error, status, &[secret]))?;
     // A pass as a token would make this proxy call itself without end.
     match credential_scan::has_pass_prefix(response.token.expose()) {

@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::access_token::{invalid_response, refusal_of};
 use crate::{
     secret::{Masked, credential_scan},
+    text,
     tokens::{CachedToken, FetchError, PathKey, ReplaceOutcome},
     upstream::Fetched,
     wecom::{
@@ -113,12 +114,22 @@ pub(super) fn token_of(
 ) -> Result<GettokenResponse, FetchError> {
     let response = parse_token_response(body, member).map_err(|error| refusal_of(error, status, secrets))?;
     match credential_scan::has_pass_prefix(response.token.expose()) {
-        true => Err(invalid_response(status, "the token is a pass: upstream.url leads back to a proxy")),
+        true => Err(invalid_response(
+            status,
+            const {
+                &text!(
+                    "the token is a pass: upstream.url leads back to a proxy",
+                    "得到的 token 是通行证：upstream.url 又指回了代理"
+                )
+            },
+        )),
         false => Ok(response),
     }
 }
 
 /// The body of a response.
 pub(in crate::tokens) fn body_of(fetched: Fetched) -> Result<Vec<u8>, FetchError> {
-    fetched.body.ok_or_else(|| invalid_response(fetched.status, "body exceeds 64 KiB"))
+    fetched.body.ok_or_else(|| {
+        invalid_response(fetched.status, const { &text!("body exceeds 64 KiB", "正文超过 64 KiB") })
+    })
 }

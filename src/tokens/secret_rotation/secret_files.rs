@@ -36,7 +36,11 @@ impl SecretRotation {
                 Ok(secret) => changed = changed.or(self.replace_secret(nth, secret).then_some(nth)),
                 Err(reason) => {
                     let agent = self.agent_name.as_str();
-                    tracing::warn!(agent, reason, "secret file could not be read again, keeping the secret");
+                    tracing::warn!(
+                        agent,
+                        reason = reason.english(),
+                        "secret file could not be read again, keeping the secret"
+                    );
                 }
             }
         }

@@ -47,7 +47,8 @@ pub struct ProcessOutput(watch::Receiver<(String, bool)>);
 /// A command of the real program, without environment variables that affect it.
 pub fn wecom_proxy(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_wecom-proxy"));
-    for name in ["RUST_LOG", "WECOM_PROXY_CONFIG", "NOTIFY_SOCKET", "WECOM_HR_SECRET"] {
+    let inherited = ["RUST_LOG", "WECOM_PROXY_CONFIG", "NOTIFY_SOCKET", "WECOM_HR_SECRET"];
+    for name in inherited.iter().chain(&["LC_ALL", "LC_MESSAGES", "LANG", "WECOM_PROXY_ADMIN_KEY"]) {
         command.env_remove(name);
     }
     command.args(arguments);
