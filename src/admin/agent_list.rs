@@ -3,6 +3,7 @@
 use std::{cmp::Reverse, sync::Arc};
 
 use super::{
+    overview::hour_of,
     query::{parameters, parse_limit},
     trouble::Troubles,
 };
@@ -164,7 +165,7 @@ impl ListQuery {
     }
 
     fn rank(&self, agent: &Agent, directory: &Directory, troubles: &Troubles, hour: &HourStats) -> u64 {
-        let hour = || hour.agents.get(agent.counted_as());
+        let hour = || hour_of(agent, hour);
         match self.order {
             AgentOrder::Name => 0,
             AgentOrder::Trouble => match troubles.of(&agent.name) {

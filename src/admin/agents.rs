@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::{
     Admin,
     agent_list::{AgentPage, ListQuery},
-    overview::agent_stats_json,
+    overview::{agent_stats_json, hour_of},
     response::{AdminBody, error_response, json_response},
     trouble::{Troubles, trouble_json},
     unix_seconds,
@@ -44,7 +44,7 @@ impl Admin {
 
 fn listed_agent_json(agent: &Agent, directory: &Directory, troubles: &Troubles, hour: &HourStats) -> Value {
     let mut json = corp_row_json(agent, directory);
-    json["hour"] = hour.agents.get(agent.counted_as()).map_or(Value::Null, agent_stats_json);
+    json["hour"] = hour_of(agent, hour).map_or(Value::Null, agent_stats_json);
     json["trouble"] = trouble_json(troubles.of(&agent.name));
     json
 }

@@ -64,19 +64,20 @@ impl Admin {
             .map(|(name, wait)| (name, json!({ "next_try_in_seconds": ceil_seconds(wait) })))
             .collect();
         let unready = ready && tokenless;
-        let state = self.state_status();
+        let (state, degraded) = (self.state_status(), self.suites_without_ticket());
         let status = match (stopping, unready) {
             (true, _) => "shutting down",
             (_, true) => "no agent has a valid token",
             _ if !self.last_reload.is_ok() => "ok, but the last reload failed",
             _ if !failing.is_empty() => "ok, but some agents fail",
+            _ if !degraded.is_empty() => "ok, but a suite has no new suite_ticket",
             _ if state["ok"] == false => "ok, but the state fails",
             _ if !throttled.is_empty() => "ok, but some token refreshes are held back",
             _ => "ok",
         };
         let mut body = json!({
             "status": status,
-            "degraded": self.suites_without_ticket(),
+            "degraded": degraded,
             "agents": { "total": tokens.len() + corps.total, "failing": failing, "held": throttled },
             "corps": { "total": corps.total, "failing": corps.failing_count },
             "store": self.store_status(),

@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     blocking,
+    directory::Agent,
     proxy::UpstreamSettings,
     telemetry::metrics::{AgentStats, ClientStats, FailureCounts, HourStats, MinuteStats},
 };
@@ -148,6 +149,11 @@ fn minute_json(minute: &MinuteStats) -> Value {
     json["p50_bounds_ms"] = json!(bounds(0.5));
     json["p99_bounds_ms"] = json!(bounds(0.99));
     json
+}
+
+/// The last hour of an agent; that of a corp that counts as its suite is not known.
+pub(super) fn hour_of<'a>(agent: &Agent, hour: &'a HourStats) -> Option<&'a AgentStats> {
+    hour.agents.get(&*agent.name).filter(|_| !agent.is_unnamed_corp())
 }
 
 pub(super) fn agent_stats_json(hour: &AgentStats) -> Value {

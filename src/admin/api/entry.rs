@@ -262,6 +262,10 @@ pub(super) fn resolve(
 ) -> Result<(), ApiError> {
     let map = table.as_map_mut();
     remove_shown_keys(map);
+    // The list of clients shows it.
+    if kind == EntryKind::Client && map.get("name").is_some_and(|shown| shown == name) {
+        map.remove("name");
+    }
     for (key, value) in map {
         let has_keys = key == KEY_SHA256 && current.is_some_and(|current| !current.keys.is_empty());
         if *value != is_set() || has_keys {

@@ -237,6 +237,11 @@ async fn clients_are_listed_without_keys() {
     for name in ["one", "two"] {
         assert!(!listed.text().contains(&sha256(key_of(name))), "{}", listed.text());
     }
+    // What is listed can be put back; another name is a mistake.
+    let row = body["clients"][0].clone();
+    api.call("PUT", "/api/clients/one", row.clone()).await.assert_status(200);
+    api.call("PUT", "/api/clients/two", row).await.assert_status(422);
+    let listed = api.call("GET", "/api/clients", Value::Null).await;
     let tag = listed.header("etag").to_owned();
     let conditional = [("if-none-match", &*tag)];
     api.call_with("GET", "/api/clients", &conditional, Value::Null).await.assert_status(304);

@@ -174,6 +174,10 @@ async fn operators_see_which_corps_are_gone_and_which_are_refused() {
     let all = list("/api/agents").await;
     assert!(names(&all, "agents").is_sorted() && names(&all, "agents").contains(&"crm:wpBeta_2".to_owned()));
     assert_eq!(all["total"], names(&all, "agents").len());
+    // A corp that counts as its suite has no numbers of its own, and not those of the suite.
+    let rows = all["agents"].as_array().expect("rows");
+    let beta = rows.iter().find(|row| row["name"] == "crm:wpBeta_2").expect("the corp");
+    assert_eq!(beta["hour"], Value::Null, "{beta}");
 
     let corps = list("/api/suites/crm/corps").await;
     assert_eq!(names(&corps, "corps"), ["crm-acme", "crm:wpBeta_2"]);

@@ -39,6 +39,7 @@ async fn late_ticket_stops_only_what_needs_it() {
 
     let ready = admin_get(&proxy, "/readyz").await;
     assert_eq!((ready.status.as_u16(), &json_of(&ready)["degraded"]), (200, &json!(["crm"])));
+    assert_eq!(json_of(&ready)["status"], "ok, but a suite has no new suite_ticket");
     let metrics = admin_get(&proxy, "/metrics").await;
     let age = metrics.text().lines().find_map(|line| {
         line.strip_prefix("wecom_proxy_suite_ticket_age_seconds{suite=\"crm\"} ")?.parse::<u64>().ok()
