@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Runs a real Prometheus with deploy/prometheus/rules.yml beside the proxy and the simulator, and says which alerts fire.
 
-    python3 bench/alerts.py [--minutes 30] [--fault-minutes 14] [PROGRAM]
+    python3 bench/alerts.py [--minutes 30] [--fault-minutes 10] [PROGRAM]
 
 First steady load, with mistakes of callers in it, on a proxy that counted faults before Prometheus began: no alert may fire. Then
 faults, and each has to fire its alert. Exits with 1 otherwise. PROGRAM is by default target/release/wecom-proxy. Needs Debian's
@@ -153,10 +153,12 @@ class Setup:
             time.sleep(5)
 
 
-def inject_faults(setup, simulator, proxy):
-    """Faults that need not end, those that stop a process last."""
+def inject_address_fault(setup):
     setup.simulate("reset")
     setup.simulate("fail?errcode=60020&agent=hr&count=20&path=/cgi-bin/user/get")
+
+
+def inject_faults(setup, proxy):
     setup.simulate("fail?errcode=48002&agent=ops&path=/cgi-bin/user/get")
     setup.simulate("secret?agent=hr&secret=" + "changed-" * 4)
     setup.config.write_text(setup.config.read_text() + "\n[nonsense]\n")
@@ -166,7 +168,7 @@ def inject_faults(setup, simulator, proxy):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30)
-    parser.add_argument("--fault-minutes", type=float, default=14)
+    parser.add_argument("--fault-minutes", type=float, default=10)
     parser.add_argument("program", nargs="?", default=REPOSITORY / "target/release/wecom-proxy")
     options = parser.parse_args()
     with contextlib.ExitStack() as stack:
@@ -187,8 +189,11 @@ def main():
         steady, faulty = {}, {}
         setup.watch(options.minutes, steady, "steady")
         print(f"{load.sent} requests; steady load fired {sorted(steady) or 'nothing'}", flush=True)
-        inject_faults(setup, simulator, proxy)
-        setup.watch(options.fault_minutes - 4, faulty, "faults")
+        inject_address_fault(setup)
+        setup.watch(1, faulty, "address")
+        inject_faults(setup, proxy)
+        # A trouble fires after 8 minutes.
+        setup.watch(options.fault_minutes, faulty, "faults")
         setup.simulate("reset")
         setup.simulate("fail?errcode=45009&agent=ops&count=20&path=/cgi-bin/user/get")
         setup.watch(1, faulty, "quota")

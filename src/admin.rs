@@ -22,6 +22,7 @@ mod replay;
 mod requests;
 mod response;
 mod scrape;
+mod settings;
 mod suites;
 mod trouble;
 mod write_timeout_stream;
@@ -280,6 +281,7 @@ impl Admin {
             "/" => page::page(),
             "/metrics" => self.scrape().await,
             "/api/agents" => self.agents(request.uri().query()).await,
+            "/api/config" => self.config(),
             "/api/errcodes" => agents::errcodes(),
             "/api/openapi.json" => openapi::document(),
             "/api/quotas" => self.quotas(),
@@ -288,7 +290,7 @@ impl Admin {
             "/api/requests/stream" => self.stream(request),
             _ => error_response(
                 StatusCode::NOT_FOUND,
-                "unknown path; use /, /healthz, /readyz, /metrics, /api/agents, /api/callbacks, /api/clients, /api/errcodes, \
+                "unknown path; use /, /healthz, /readyz, /metrics, /api/agents, /api/callbacks, /api/clients, /api/config, /api/errcodes, \
                  /api/openapi.json, /api/overview, /api/quotas, /api/requests, /api/requests/stream, /api/suites, \
                  /api/suites/NAME/corps or /api/suites/NAME/install-link, or POST to /api/agents/NAME/refresh, /api/agents/NAME/inspect or /api/reload",
             ),

@@ -62,7 +62,7 @@ pub use callbacks::{
 };
 pub use clients::{AgentSet, ClientConfig, ClientKey, MAX_CLIENT_KEYS};
 pub use duration::{format as format_duration, parse as parse_duration};
-pub use effective::effective;
+pub use effective::{effective, effective_settings};
 pub use egress::{EgressLogin, EgressProtocol, EgressProxy};
 pub use error::{Error, Warning, summarize_warnings};
 pub use json::{

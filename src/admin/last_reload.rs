@@ -5,12 +5,16 @@ use std::time::SystemTime;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
-use super::unix_seconds;
-use crate::telemetry::metrics::TextEncoder;
+use super::{settings::SettingsInForce, unix_seconds};
+use crate::{config::Config, telemetry::metrics::TextEncoder};
 
 /// The last load of the configuration; the start counts as a successful one.
 #[derive(Debug)]
-pub struct LastReload(Mutex<LoadResult>);
+pub struct LastReload {
+    result: Mutex<LoadResult>,
+    /// The settings in force.
+    pub settings: SettingsInForce,
+}
 
 #[derive(Debug)]
 struct LoadResult {
@@ -20,16 +24,16 @@ struct LoadResult {
     failure: Option<String>,
 }
 
-impl Default for LastReload {
-    fn default() -> Self {
-        Self(Mutex::new(LoadResult { succeeded_at: SystemTime::now(), failure: None }))
-    }
-}
-
 impl LastReload {
+    /// The start with this configuration.
+    pub fn of_start(config: &Config) -> Self {
+        let result = Mutex::new(LoadResult { succeeded_at: SystemTime::now(), failure: None });
+        Self { result, settings: SettingsInForce::new(config) }
+    }
+
     /// Records the result of a reload.
     pub fn record<T, E: ToString>(&self, outcome: &Result<T, E>) {
-        let mut last = self.0.lock();
+        let mut last = self.result.lock();
         match outcome {
             Ok(_) => *last = LoadResult { succeeded_at: SystemTime::now(), failure: None },
             Err(error) => last.failure = Some(error.to_string()),
@@ -38,7 +42,7 @@ impl LastReload {
 
     /// Whether the file in use is the one on disk, as far as a reload has seen it.
     pub(super) fn to_json(&self) -> Value {
-        let last = self.0.lock();
+        let last = self.result.lock();
         json!({
             "ok": last.failure.is_none(),
             "loaded_at": unix_seconds(last.succeeded_at),
@@ -47,11 +51,11 @@ impl LastReload {
     }
 
     pub(super) fn is_ok(&self) -> bool {
-        self.0.lock().failure.is_none()
+        self.result.lock().failure.is_none()
     }
 
     pub(super) fn write_metrics(&self, text: &mut TextEncoder) {
-        let last = self.0.lock();
+        let last = self.result.lock();
         let help = "1 if the last reload of the configuration succeeded, 0 if it failed and the one before is in use.";
         let name = "wecom_proxy_config_last_reload_successful";
         text.write_single(name, "gauge", help, u8::from(last.failure.is_none()));

@@ -98,6 +98,8 @@ impl Admin {
             limit("replay.memory", None, budget.memory_used(), budget.max_memory()),
             limit("replay.disk", None, budget.disk_used(), budget.max_disk()),
         ];
+        let (renewals, max_renewals) = self.token_cache.refresh_budget_usage();
+        limits.push(limit("tokens.renewals_per_hour", None, renewals as u64, max_renewals as u64));
         for UpstreamSettings { connections, in_flight, .. } in &self.settings.upstreams {
             let (name, max) = (Some(connections.id().label()), in_flight.max_permits() as u64);
             limits.push(limit("upstream.max_in_flight", name, in_flight.in_use() as u64, max));

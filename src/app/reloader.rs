@@ -131,6 +131,7 @@ impl Reloader {
         for section in &needs_restart {
             tracing::warn!(section, "section changed, restart needed to apply it");
         }
+        self.last_reload.settings.reload(&loaded);
         let warnings: Vec<_> = mem::take(&mut loaded.warnings).iter().map(Text::of).collect();
         for warning in &warnings {
             tracing::warn!("{}", warning.english());

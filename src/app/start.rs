@@ -28,7 +28,7 @@ use super::{
     worker::WorkerSpec,
 };
 use crate::{
-    admin::{self, Admin},
+    admin::{self, Admin, LastReload},
     callbacks::Callbacks,
     config::{Address, Config, LogConfig, SocketAccess},
     directory::Directory,
@@ -94,6 +94,7 @@ impl App {
         let reloader = Arc::new(Reloader {
             last_load: Mutex::new(LoadRecord::of_start(&mut config)),
             include_counts: Mutex::new(std::mem::take(&mut config.include_counts)),
+            last_reload: Arc::new(LastReload::of_start(&config)),
             initial_config: config,
             directory: updater,
             quotas: settings.quotas.clone(),
@@ -105,7 +106,6 @@ impl App {
             state,
             callbacks: settings.callbacks.clone(),
             suites: settings.suites.clone(),
-            last_reload: Arc::default(),
         });
         file_watch::start(&reloader, watch_interval, &stop_seen);
         let addresses = [&listeners.addresses[..], &listeners.admin_addresses[..]].concat();

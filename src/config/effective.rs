@@ -15,8 +15,8 @@ use super::{
 };
 use crate::secret::Masked;
 
-/// The tables of the main file.
-pub fn effective(config: &Config) -> Map<String, Value> {
+/// The tables of settings: without agents, clients, callbacks, providers and suites, of which there can be very many.
+pub fn effective_settings(config: &Config) -> Map<String, Value> {
     let mut root = Map::new();
     root.insert("server".to_owned(), server(&config.server));
     root.insert("upstream".to_owned(), upstream(&config.upstream));
@@ -27,6 +27,12 @@ pub fn effective(config: &Config) -> Map<String, Value> {
     root.insert("log".to_owned(), log(&config.log));
     root.extend(config.admin.as_ref().map(|of| ("admin".to_owned(), admin(of))));
     root.extend(config.state.as_ref().map(|of| ("state".to_owned(), state(of))));
+    root
+}
+
+/// The tables of the main file.
+pub fn effective(config: &Config) -> Map<String, Value> {
+    let mut root = effective_settings(config);
     let agents = config.agents.iter().map(|(name, of)| (name, agent_to_json(of).into()));
     let corps = config.suites.corps.iter().map(|(name, of)| (name, corp(of)));
     put_tables(&mut root, "agents", agents.chain(corps));

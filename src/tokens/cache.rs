@@ -128,6 +128,11 @@ impl TokenCache {
         self.service.gettoken_calls.snapshot()
     }
 
+    /// The refreshes of the last hour beyond first tokens and expiries, and the most that there may be.
+    pub fn refresh_budget_usage(&self) -> (usize, usize) {
+        self.service.refresh_budget.usage(Instant::now())
+    }
+
     /// The agents whose refreshes are throttled by a budget, and the time until each next attempt.
     pub fn throttled_agents(&self) -> Vec<(String, Duration)> {
         self.service.throttled.snapshot(Instant::now())

@@ -31,11 +31,7 @@ impl HourlyWindow {
         priority: Priority,
         max: usize,
     ) -> Result<(), Instant> {
-        for calls in [&mut self.high, &mut self.normal] {
-            while calls.front().is_some_and(|call| now.saturating_duration_since(*call) >= HOUR) {
-                calls.pop_front();
-            }
-        }
+        self.forget_old(now);
         let free_at = |call: Option<&Instant>| call.map_or(now, |call| *call + HOUR);
         if priority == Priority::Normal && self.normal.len() >= max / 2 {
             return Err(free_at(self.normal.front()));
@@ -45,6 +41,20 @@ impl HourlyWindow {
         }
         self.refreshes_of(priority).push_back(now);
         Ok(())
+    }
+
+    /// The refreshes in the window.
+    pub(super) fn count(&mut self, now: Instant) -> usize {
+        self.forget_old(now);
+        self.high.len() + self.normal.len()
+    }
+
+    fn forget_old(&mut self, now: Instant) {
+        for calls in [&mut self.high, &mut self.normal] {
+            while calls.front().is_some_and(|call| now.saturating_duration_since(*call) >= HOUR) {
+                calls.pop_front();
+            }
+        }
     }
 
     /// Removes the refresh counted at this instant.

@@ -100,9 +100,7 @@ impl RefreshBudget {
             state.refusal_budget(agent, now).try_acquire(now, was_accepted)?;
         }
         if let Some(priority) = class.hourly_priority() {
-            let max = self.max_per_hour.unwrap_or(
-                DEFAULT_MAX_PER_HOUR.max(DEFAULT_MAX_PER_HOUR_PER_AGENT * state.refusal_budgets.len()),
-            );
+            let max = self.max_per_hour(&state);
             if let Err(retry_at) = state.hourly_window.try_acquire(now, priority, max) {
                 drop(state);
                 self.refund_agent(agent, class);
@@ -110,6 +108,18 @@ impl RefreshBudget {
             }
         }
         Ok(charge)
+    }
+
+    /// The refreshes of the last hour that were charged, and the most that may be.
+    pub(super) fn usage(&self, now: Instant) -> (usize, usize) {
+        let mut state = self.state();
+        let max = self.max_per_hour(&state);
+        (state.hourly_window.count(now), max)
+    }
+
+    fn max_per_hour(&self, state: &State) -> usize {
+        self.max_per_hour
+            .unwrap_or(DEFAULT_MAX_PER_HOUR.max(DEFAULT_MAX_PER_HOUR_PER_AGENT * state.refusal_budgets.len()))
     }
 
     /// Refunds a charge.

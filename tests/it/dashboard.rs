@@ -41,7 +41,7 @@ async fn generate_traffic(proxy: &TestProxy) {
 }
 
 /// Asserts that axe finds no violation of the accessibility rules (WCAG).
-async fn assert_accessible(browser: &mut Browser) {
+pub(super) async fn assert_accessible(browser: &mut Browser) {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/target/node/node_modules/axe-core/axe.min.js");
     let axe = std::fs::read_to_string(path).expect("`sh tests/run.sh` installs what this test needs");
     browser.eval(&format!("{axe}; true")).await;

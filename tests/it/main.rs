@@ -21,6 +21,7 @@ mod core_dumps;
 mod credential_stripping;
 mod curl_and_python;
 mod dashboard;
+mod dashboard_callbacks;
 mod dashboard_trouble;
 mod dead_connections;
 mod deploy;

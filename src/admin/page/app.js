@@ -2,6 +2,7 @@
 const REFRESH_INTERVAL_MS = 5000, STALE_TICK_MS = 1000;
 const STATUS_ZH = {
   ok: "正常", "ok, but some agents fail": "正常，但有应用失败", "ok, but some token refreshes are held back": "正常，但有换取被暂缓", "shutting down": "正在停止",
+  "ok, but the last reload failed": "正常，但上次重新加载失败", "ok, but the state fails": "正常，但状态存储有故障",
   "no agent has a valid token": "没有应用有可用的 token",
 };
 let latest = null, refreshGeneration = 0, answeredAt = 0, refreshTimer = 0;
@@ -83,6 +84,7 @@ async function reload() {
   await runAction("api/reload", (result) => {
     if (!result.ok) return [translate("notReloaded", result.failure), "bad"];
     const more = [result.needs_restart.length ? translate("needsRestart", result.needs_restart.join(", ")) : "", ...result.warnings].filter(Boolean);
+    loadSettings();
     return [[translate("reloaded", result.agents, result.clients), ...more].join(" "), more.length ? "" : "good"];
   });
   refresh();
@@ -98,8 +100,9 @@ function onKey(event) {
 
 function start() {
   translatePage();
-  byId("language").addEventListener("click", () => { switchLanguage(); show(); showExchanges(); setTailState(tail.state); });
+  byId("language").addEventListener("click", () => { switchLanguage(); show(); loadSettings(); showExchanges(); setTailState(tail.state); });
   byId("reload").addEventListener("click", reload);
+  byId("settings").addEventListener("toggle", loadSettings);
   byId("add-agent").addEventListener("click", () => openEntry("agents", null));
   byId("add-client").addEventListener("click", () => openEntry("clients", null));
   byId("agent-search").addEventListener("input", listChanged);

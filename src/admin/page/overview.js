@@ -37,6 +37,23 @@ function showLimits({ limits }) {
   }));
 }
 
+// The settings in force; loaded when they are opened, and after a reload.
+async function loadSettings() {
+  if (!byId("settings").open) return;
+  try {
+    const { settings, traces } = await callApi("api/config");
+    const table = byId("settings-table"), isSet = (value) => value?.set === true;
+    const text = (value) => value === null || value === undefined ? "–" : isSet(value) ? translate("isSet") : typeof value === "string" ? value : JSON.stringify(value);
+    setColumns(table, [translate("setting")], [translate("value")], [translate("applied")]);
+    table.tBodies[0].replaceChildren(
+      ...settings.map(({ key, value, needs_restart: restart, changed }) => createRow(table, [[key], [createElement("code", null, text(value))],
+        [changed ? chip(translate("changedSetting"), "warn") : translate(restart ? "byRestart" : "byReload")]])),
+      ...traces.map(({ name, value, source }) => createRow(table, [[translate("tracesSetting", name)], [createElement("code", null, value)], [source]])));
+  } catch (error) {
+    notice(translate("error", error.message), "bad");
+  }
+}
+
 // The clients by their requests, then those without any.
 function showClients(overview, configured) {
   const table = byId("clients"), { clients } = overview, used = new Set(clients.map(({ name }) => name));
