@@ -256,18 +256,20 @@ fn load_from<'a>(path: &Path, main: SourceFile<'a>, inputs: &'a Inputs<'a>) -> R
     for (file, table) in included.iter().zip(&tables) {
         match table {
             Ok(table) => roots.push(include::root_table(file, table)),
-            Err(error) => errors.extend(error.all().cloned()),
+            Err(error) => {
+                inputs.mark_incomplete();
+                errors.extend(error.all().cloned());
+            }
         }
     }
-    // What a file with a wrong syntax defines is not known, so nothing that refers to it can be judged.
-    let config = errors.is_empty().then(|| read_sections(path, &root, &roots));
+    let config = read_sections(path, &root, &roots);
     let files = || std::iter::once(&main).chain(&included);
     errors.extend(files().flat_map(SourceFile::take_errors));
     let order: Vec<_> = files().map(|file| file.path().to_owned()).collect();
-    let mut config = match (Error::combine(errors, &order), config) {
-        (None, Some(config)) => config,
-        (error, _) => return Err(error.unwrap_or_else(Error::recorded)),
-    };
+    if let Some(error) = Error::combine(errors, &order) {
+        return Err(error);
+    }
+    let mut config = config;
     config.include_counts = match_counts;
     let otlp = config.admin.as_ref().and_then(|admin| admin.otlp.as_ref());
     let (traces, of_environment) = traces::read(&main, otlp);
@@ -294,7 +296,9 @@ fn read_sections(path: &Path, root: &ConfigTable<'_>, roots: &[ConfigTable<'_>])
     let mut callbacks = callbacks::read(root, &agents, &clients, has_state);
     callbacks::add_suites(root, &suites, &clients, &mut callbacks);
     // With a state it is judged at the start, when its clients are known.
-    let has_clients = roots.iter().any(|root| !root.entries("clients").is_empty());
+    // A file that cannot be read may have some.
+    let has_clients =
+        root.is_broken("clients") || roots.iter().any(|root| !root.entries("clients").is_empty());
     if clients.is_empty() && !has_clients && !has_state {
         server::reject_open_on_public_address(root, &server);
     }

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use super::error::{Error, quote};
-use super::reader::ConfigValue;
+use super::reader::{ConfigValue, read_all};
 use crate::text::Text;
 use crate::{format_text, text};
 
@@ -70,12 +70,13 @@ impl fmt::Display for Address {
 /// Reads one address or a list of them; refuses duplicates and addresses in `taken`.
 pub(super) fn read(item: &ConfigValue<'_>, taken: &[Address]) -> Result<Vec<Address>, Error> {
     let mut addresses: Vec<Address> = Vec::new();
-    for item in item.one_or_list(format_text!(
+    let items = item.one_or_list(format_text!(
         "an address like {}, or a list of them",
         "{} 这样的地址，或地址列表",
         EXAMPLES
-    ))? {
-        let address = read_address(&item)?;
+    ))?;
+    read_all(&items, |item| {
+        let address = read_address(item)?;
         let others = || addresses.iter().chain(taken);
         if let Some(other) = others().find(|other| other.conflicts_with(&address)) {
             let of = match *other == address {
@@ -97,7 +98,8 @@ pub(super) fn read(item: &ConfigValue<'_>, taken: &[Address]) -> Result<Vec<Addr
                 quote(&other.to_string())));
         }
         addresses.push(address);
-    }
+        Ok(())
+    })?;
     if addresses.is_empty() {
         return Err(item.error(format_text!(
             "is empty; name at least one address like {}",

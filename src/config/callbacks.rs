@@ -12,7 +12,7 @@ use super::clients::ClientConfig;
 use super::duration;
 use super::error::{Error, quote};
 use super::named_tables;
-use super::reader::{ConfigTable, ConfigValue};
+use super::reader::{ConfigTable, ConfigValue, read_all};
 use super::secret;
 use super::state;
 use super::suggest::did_you_mean;
@@ -202,8 +202,8 @@ fn read_receive_ids(
         }
         (None, Some(ids)) => {
             let ids = ids.list(text!("a list of corpids or suite_ids like [\"ww1234567890abcdef\"]", "corpid 或 suite_id 的列表，如 [\"ww1234567890abcdef\"]"))?;
-            let ids = ids.iter().map(|id| Ok(id.string(text!("a corpid or suite_id, or \"\"", "corpid 或 suite_id，或 \"\""))?.to_owned()));
-            let ids: BTreeSet<_> = ids.collect::<Result<_, Error>>()?;
+            let ids = read_all(&ids, |id| Ok(id.string(text!("a corpid or suite_id, or \"\"", "corpid 或 suite_id，或 \"\""))?.to_owned()))?;
+            let ids: BTreeSet<_> = ids.into_iter().collect();
             match ids.is_empty() {
                 true => Err(section
                     .location_of("receive_ids")

@@ -10,7 +10,7 @@ use super::named_tables;
 use super::origin::Origin;
 use super::pattern::{self, AllowPattern};
 use super::rate_limit::{self, RateLimit};
-use super::reader::{ConfigTable, ConfigValue, Location};
+use super::reader::{ConfigTable, ConfigValue, Location, read_all};
 use super::secret;
 use super::suites::SuitesConfig;
 use crate::secret::credential_scan::is_base64url;
@@ -237,16 +237,17 @@ fn read_key_hashes<'a>(item: &ConfigValue<'a>) -> Result<LocatedKeys<'a>, Error>
         )));
     }
     let mut keys: LocatedKeys<'a> = Vec::with_capacity(items.len());
-    for item in items {
-        let key = ClientKey::new(key_hash::read(&item)?);
+    read_all(&items, |item| {
+        let key = ClientKey::new(key_hash::read(item)?);
         if keys.iter().any(|(other, _)| *other == key) {
             return Err(item.error(text!(
                 "is the same key as one before it; list each key once",
                 "与前面的密钥相同；每个密钥只写一次"
             )));
         }
-        keys.push((key, item.location));
-    }
+        keys.push((key, item.location.clone()));
+        Ok(())
+    })?;
     Ok(keys)
 }
 
@@ -268,14 +269,14 @@ fn read_agents(item: &ConfigValue<'_>, agents: &UnknownAgents<'_>) -> Result<Age
     let items = item.list(EXPECTED_AGENTS)?;
     let mut names = BTreeSet::new();
     let mut all = None;
-    for item in &items {
+    read_all(&items, |item| {
         let name = item.string(text!("an agent's name", "应用名"))?;
         if name == "*" {
-            all = Some(item);
-            continue;
+            all = Some(());
+            return Ok(());
         }
         agents.check(item, name)?;
-        if let Some(all) = all.or_else(|| items.iter().find(|item| item.as_str() == Some("*")))
+        if let Some(all) = items.iter().find(|item| item.as_str() == Some("*"))
             && !agents.is_suite_or_provider(name)
         {
             return Err(all.error(text!(
@@ -284,7 +285,8 @@ fn read_agents(item: &ConfigValue<'_>, agents: &UnknownAgents<'_>) -> Result<Age
             )));
         }
         names.insert(name.to_owned());
-    }
+        Ok(())
+    })?;
     match (all, names.is_empty()) {
         (Some(_), true) => Ok(AgentSet::All),
         (Some(_), false) => Ok(AgentSet::AllWith(names)),

@@ -37,6 +37,9 @@ pub(super) fn read<'a>(root: &ConfigTable<'_>, main: &SourceFile<'a>) -> Include
     });
     for item in items.into_iter().flatten() {
         if let Err(error) = read_pattern(&item, main, &mut seen, &mut included) {
+            if let Some(inputs) = main.inputs() {
+                inputs.mark_incomplete();
+            }
             item.location.record(error);
         }
     }

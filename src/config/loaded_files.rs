@@ -1,6 +1,6 @@
 //! The files that a load of the configuration reads, for `server.reload = "watch"`.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -15,6 +15,8 @@ pub(super) struct Inputs<'a> {
     files: RefCell<LoadedFiles>,
     /// The keys whose values are wrong.
     broken: RefCell<BTreeSet<String>>,
+    /// Whether a file could not be read, so that it is not known which agents and clients there are.
+    is_incomplete: Cell<bool>,
 }
 
 /// What becomes of secrets in the environment and in files.
@@ -76,7 +78,13 @@ impl FileStamp {
 
 impl<'a> Inputs<'a> {
     pub(super) fn new(env: &'a dyn Fn(&str) -> Option<String>, secrets: SecretMode) -> Self {
-        Self { env, secrets, files: RefCell::default(), broken: RefCell::default() }
+        Self {
+            env,
+            secrets,
+            files: RefCell::default(),
+            broken: RefCell::default(),
+            is_incomplete: Cell::default(),
+        }
     }
 
     pub(super) fn secrets(&self) -> SecretMode {
@@ -87,8 +95,15 @@ impl<'a> Inputs<'a> {
         self.broken.borrow_mut().insert(key.to_owned());
     }
 
+    /// Notes that a file with agents or clients could not be read.
+    pub(super) fn mark_incomplete(&self) {
+        self.is_incomplete.set(true);
+    }
+
     pub(super) fn is_broken(&self, key: &str) -> bool {
-        self.broken.borrow().contains(key)
+        let table = key.split('.').next().unwrap_or(key);
+        (self.is_incomplete.get() && matches!(table, "agents" | "clients"))
+            || self.broken.borrow().contains(key)
     }
 
     /// The value of an environment variable.

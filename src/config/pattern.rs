@@ -6,7 +6,7 @@ use http::Method;
 
 use super::error::{Error, quote};
 use super::glob::matches_glob;
-use super::reader::ConfigValue;
+use super::reader::{ConfigValue, read_all};
 use super::suggest::did_you_mean;
 use crate::text::Text;
 use crate::{format_text, text};
@@ -133,18 +133,15 @@ pub(super) fn read_path_patterns(item: &ConfigValue<'_>) -> Result<Vec<PathPatte
         "a list of paths like [\"/cgi-bin/corpgroup/*\"]",
         "路径列表，如 [\"/cgi-bin/corpgroup/*\"]"
     ))?;
-    items
-        .iter()
-        .map(|item| {
-            read_path_pattern(
-                item,
-                item.string(text!(
-                    "a path like \"/cgi-bin/corpgroup/*\"",
-                    "\"/cgi-bin/corpgroup/*\" 这样的路径"
-                ))?,
-            )
-        })
-        .collect()
+    read_all(&items, |item| {
+        read_path_pattern(
+            item,
+            item.string(text!(
+                "a path like \"/cgi-bin/corpgroup/*\"",
+                "\"/cgi-bin/corpgroup/*\" 这样的路径"
+            ))?,
+        )
+    })
 }
 
 /// Reads the path of a quota.
@@ -167,7 +164,7 @@ pub(super) fn read_allow_patterns(item: &ConfigValue<'_>) -> Result<Vec<AllowPat
             "为空，即什么都不允许；去掉此键则全部允许"
         )));
     }
-    items.iter().map(read_allow_pattern).collect()
+    read_all(&items, read_allow_pattern)
 }
 
 fn read_allow_pattern(item: &ConfigValue<'_>) -> Result<AllowPattern, Error> {

@@ -8,7 +8,7 @@ use super::error::{Error, quote};
 use super::files;
 use super::key_hash::KeyHash;
 use super::loaded_files::SecretMode;
-use super::reader::ConfigValue;
+use super::reader::{ConfigValue, read_all};
 use crate::secret::{Masked, credential_scan::is_base64url, hex};
 use crate::text::Text;
 use crate::{format_text, text};
@@ -70,7 +70,7 @@ pub(super) fn read_wecom_secrets(item: &ConfigValue<'_>) -> Result<Vec<SourcedSe
         let count = items.len();
         return Err(item.error(format_text!("lists {count} secrets; write one, or two while the secret is changed: the one in use and the other one", "列出了 {count} 个 secret；请写一个，更换期间写两个：正在使用的和另一个")));
     }
-    let secrets = items.iter().map(read_sourced).collect::<Result<Vec<_>, _>>()?;
+    let secrets = read_all(&items, read_sourced)?;
     if let ([first, second], [_, item]) = (&secrets[..], &items[..])
         && first.value == second.value
     {

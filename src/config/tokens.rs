@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::duration;
 use super::error::Error;
-use super::reader::{ConfigTable, ConfigValue};
+use super::reader::{ConfigTable, ConfigValue, read_all};
 use super::secret;
 use super::store::{self, StoreConfig};
 use crate::secret::Masked;
@@ -53,8 +53,5 @@ pub(super) fn read(root: &ConfigTable<'_>) -> TokensConfig {
 fn read_errcodes(item: &ConfigValue<'_>) -> Result<Vec<i64>, Error> {
     let items =
         item.list(text!("a list of errcodes like [40014, 42001]", "errcode 列表，如 [40014, 42001]"))?;
-    items
-        .iter()
-        .map(|item| item.integer(1..=i64::from(i32::MAX) as u64).map(|errcode| errcode as i64))
-        .collect()
+    read_all(&items, |item| item.integer(1..=i64::from(i32::MAX) as u64).map(|errcode| errcode as i64))
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use super::error::{Error, quote};
-use super::reader::{ConfigTable, ConfigValue};
+use super::reader::{ConfigTable, ConfigValue, read_all};
 use crate::text::Text;
 use crate::{format_text, text};
 
@@ -123,14 +123,14 @@ pub(super) fn read(section: &ConfigTable<'_>) -> TrustedProxies {
 
 fn read_list(item: &ConfigValue<'_>) -> Result<TrustedProxies, Error> {
     let mut trusted = TrustedProxies::default();
-    for item in item.list(EXPECTED)? {
+    read_all(&item.list(EXPECTED)?, |item| {
         let text = item.string(text!(
             "an address like \"127.0.0.1\", a network like \"10.0.0.0/8\", or \"unix\"",
             "\"127.0.0.1\" 这样的地址、\"10.0.0.0/8\" 这样的网段，或 \"unix\""
         ))?;
         if text == "unix" {
             trusted.unix = true;
-            continue;
+            return Ok(());
         }
         let Some(network) = IpNetwork::parse(text) else {
             return Err(item.error(format_text!("{} is neither an address like \"127.0.0.1\", nor a network like \"10.0.0.0/8\", nor \"unix\"", "{} 既不是 \"127.0.0.1\" 这样的地址，也不是 \"10.0.0.0/8\" 这样的网段，也不是 \"unix\"",
@@ -143,7 +143,8 @@ fn read_list(item: &ConfigValue<'_>) -> Result<TrustedProxies, Error> {
             ));
         }
         trusted.networks.push(network);
-    }
+        Ok(())
+    })?;
     Ok(trusted)
 }
 

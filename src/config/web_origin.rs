@@ -3,7 +3,7 @@
 use std::{fmt, net::Ipv6Addr};
 
 use super::error::{Error, quote};
-use super::reader::ConfigValue;
+use super::reader::{ConfigValue, read_all};
 use crate::{format_text, text};
 
 /// An origin in the form that browsers send: in small letters, without a default port.
@@ -90,7 +90,7 @@ pub(super) fn read_list(item: &ConfigValue<'_>) -> Result<Vec<WebOrigin>, Error>
             "为空；不允许浏览器在没有调用方密钥时请求的话，请去掉此键"
         )));
     }
-    items.iter().map(read_origin).collect()
+    read_all(&items, read_origin)
 }
 
 fn read_origin(item: &ConfigValue<'_>) -> Result<WebOrigin, Error> {

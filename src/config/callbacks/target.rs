@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::super::error::{Error, quote};
 use super::super::named_tables::is_valid_name;
-use super::super::reader::{ConfigTable, ConfigValue};
+use super::super::reader::{ConfigTable, ConfigValue, read_all};
 use super::super::{files, secret, url, url::PrivateUrl};
 use crate::secret::Masked;
 use crate::text::Text;
@@ -119,9 +119,10 @@ pub(super) fn read(callback: &ConfigTable<'_>) -> Result<Vec<CallbackTarget>, Er
     let mut targets: Vec<CallbackTarget> = Vec::new();
     let mut reply: Option<String> = None;
     let mut readers: BTreeMap<String, String> = BTreeMap::new();
-    for item in list.list(text!("tables like [[callbacks.NAME.to]]", "[[callbacks.NAME.to]] 这样的表"))? {
+    let items = list.list(text!("tables like [[callbacks.NAME.to]]", "[[callbacks.NAME.to]] 这样的表"))?;
+    read_all(&items, |item| {
         let section = item.table(text!("a table with name and url", "含 name 和 url 的表"), KEYS)?;
-        let target = read_target(&item, &section)?;
+        let target = read_target(item, &section)?;
         if targets.iter().any(|other| other.name == target.name) {
             return Err(section.location_of("name").error(format_text!(
                 "{} is the name of another target; rename one of them",
@@ -151,7 +152,8 @@ pub(super) fn read(callback: &ConfigTable<'_>) -> Result<Vec<CallbackTarget>, Er
             DeliveryMethod::Push { .. } => {}
         }
         targets.push(target);
-    }
+        Ok(())
+    })?;
     Ok(targets)
 }
 
@@ -322,11 +324,11 @@ fn read_path(item: &ConfigValue<'_>, text: &str) -> Result<String, Error> {
 /// A list of texts, not empty.
 fn read_texts(item: &ConfigValue<'_>, expected: Text) -> Result<BTreeSet<String>, Error> {
     let texts = item.list(expected.clone())?;
-    let texts = texts.iter().map(|text| match text.string(text!("a name", "名字"))? {
+    let texts = read_all(&texts, |text| match text.string(text!("a name", "名字"))? {
         "" => Err(text.error(text!("is empty", "为空"))),
         text => Ok(text.to_owned()),
-    });
-    let texts = texts.collect::<Result<BTreeSet<_>, _>>()?;
+    })?;
+    let texts: BTreeSet<_> = texts.into_iter().collect();
     match texts.is_empty() {
         true => Err(item.error(format_text!("is empty; write {}", "为空；请写{}", expected))),
         false => Ok(texts),

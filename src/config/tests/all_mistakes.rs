@@ -78,6 +78,75 @@ fn mistake_that_follows_from_another_is_not_named() {
     }
 }
 
+/// What the broken file defines is not known, so that an unknown agent is no mistake of the main file.
+#[test]
+fn wrong_syntax_of_an_included_file_hides_no_other_mistake() {
+    let main = "include = [\"a.toml\", \"b.toml\"]\n[server]\nlisten = \"0.0.0.0:1\"\nopen = 1\n[clients.x]\n\
+        key = { env = \"KEY\" }\nagents = [\"of-a\"]\nlimit = \"10\"\n";
+    let files =
+        [("proxy.toml", main), ("a.toml", "[agents.of-a\n"), ("b.toml", "[agents.of-b]\ncorpid = 1\n")];
+    assert_eq!(
+        places(&files),
+        [
+            "proxy.toml:4 server.open",
+            "proxy.toml:8 clients.x.limit",
+            "a.toml:1 is not valid TOML",
+            "b.toml:1 agents.of-b.secret",
+            "b.toml:2 agents.of-b.corpid",
+        ]
+    );
+}
+
+#[test]
+fn each_wrong_item_of_a_list_is_named() {
+    let text = "[server]
+listen = [\"x\", \"127.0.0.1:1\", \"y\"]
+trusted_proxies = [\"a\", \"unix\", \"b\"]
+[tokens]
+refresh_errcodes = [0, 1, -1]
+[[quotas.limit]]
+path = \"/x\"
+per = \"day\"
+limit = \"10\"
+[[quotas.limit]]
+path = \"/cgi-bin/x\"
+per = \"corp\"
+[agents.hr]
+corpid = \"ww1\"
+secret = [{ env = \"NOT\" }, { env = \"SET\" }]
+plain = [\"/a\", \"/b\"]
+[clients.a]
+key_sha256 = [\"1\", \"2\"]
+agents = [\"x\", \"hr\", \"y\"]
+allow = [\"/a\", \"GTE /cgi-bin/b\"]
+";
+    assert_eq!(
+        places(&[("proxy.toml", text)]),
+        [
+            "proxy.toml:2 server.listen[0]",
+            "proxy.toml:2 server.listen[2]",
+            "proxy.toml:3 server.trusted_proxies[0]",
+            "proxy.toml:3 server.trusted_proxies[2]",
+            "proxy.toml:5 tokens.refresh_errcodes[0]",
+            "proxy.toml:5 tokens.refresh_errcodes[2]",
+            "proxy.toml:7 quotas.limit[0].path",
+            "proxy.toml:8 quotas.limit[0].per",
+            "proxy.toml:9 quotas.limit[0].limit",
+            "proxy.toml:10 quotas.limit[1].limit",
+            "proxy.toml:15 agents.hr.secret[0].env",
+            "proxy.toml:15 agents.hr.secret[1].env",
+            "proxy.toml:16 agents.hr.plain[0]",
+            "proxy.toml:16 agents.hr.plain[1]",
+            "proxy.toml:18 clients.a.key_sha256[0]",
+            "proxy.toml:18 clients.a.key_sha256[1]",
+            "proxy.toml:19 clients.a.agents[0]",
+            "proxy.toml:19 clients.a.agents[2]",
+            "proxy.toml:20 clients.a.allow[0]",
+            "proxy.toml:20 clients.a.allow[1]",
+        ]
+    );
+}
+
 #[test]
 fn very_many_mistakes_are_counted() {
     let agents: String =
@@ -136,7 +205,7 @@ aes_key = { file = \"no\" }
     assert!(config.agents["hr"].secrets.iter().all(|secret| is_unread(&secret.value)));
     let missing: Vec<_> = config.warnings.iter().map(|warning| warning.key.as_deref()).collect();
     assert_eq!(missing, [Some("server.tls.cert")], "what is no secret is warned of: {:?}", config.warnings);
-    assert!(load(SecretMode::Required).is_err_and(|error: Error| error.all().count() == 8));
+    assert!(load(SecretMode::Required).is_err_and(|error: Error| error.all().count() == 9));
     // Other mistakes are errors still, and two clients with one key are one of them.
     let same = text.replace("NO_B", "NO_A").replace("ww1", "");
     let error = load_text("stdin", Zeroizing::new(same), &super::env, SecretMode::Unread).unwrap_err();
