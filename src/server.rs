@@ -17,7 +17,15 @@ mod task_pool;
 pub mod tls;
 mod wrong_key_throttle;
 
-use std::{io, net::IpAddr, pin::pin, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    future::{Future, poll_fn},
+    io,
+    net::IpAddr,
+    pin::{Pin, pin},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
 
 use arc_swap::ArcSwapOption;
 use bytes::BytesMut;
@@ -29,7 +37,8 @@ use tokio::{
 use self::{
     client_address::{ClientAddresses, Peer},
     client_auth::CertificateChain,
-    http1::ReusedByTask,
+    handoff::Handoff,
+    http1::{Http1Connection, ReusedByTask},
     task_pool::TaskPool,
     tls::TlsTermination,
     wrong_key_throttle::WrongKeyThrottle,
@@ -267,48 +276,102 @@ fn is_per_connection_error(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
 }
 
-/// Serves one connection to its end. State that an idle HTTP/1 connection does not need is boxed.
-async fn serve_connection(
+/// A connection of which is known who sends it and with which protocol it may begin.
+struct Negotiated {
     accepted: Accepted,
+    /// The settings of the TLS handshake, and the client's certificate chain.
+    tls: Option<Arc<TlsTermination>>,
+    chain: Option<CertificateChain>,
+    /// What ALPN selected. Without TLS there is no ALPN, and the first bytes decide.
+    alpn_is_http2: Option<bool>,
+}
+
+/// How a connection is served.
+enum Protocol<'a> {
+    Http1(Box<Http1Connection>),
+    Http2(Pin<Box<dyn Future<Output = ()> + 'a>>),
+}
+
+/// Serves the connection that was handed over to its end.
+///
+/// An idle HTTP/1 connection keeps this future: what it does not need then is boxed or moved away as a whole, because
+/// arguments and partly moved variables keep their memory while others are awaited.
+async fn serve_connection(
+    next: &Handoff<Accepted>,
     server: &Arc<Server>,
     proxy: &Rc<Proxy>,
     reused: &mut ReusedByTask,
 ) {
-    let Accepted { mut stream, mut peer, permit } = accepted;
-    permit.register_waker().await;
-    if server.client_addresses.sends_proxy_header(peer.address) {
-        let named = tokio::select! {
-            () = permit.close_requested() => None,
-            named = Box::pin(handshake::read_proxy_header(&mut stream, peer.address, server)) => named,
-        };
-        let Some(named) = named else { return };
-        peer = named;
-    }
-    let tls = server.tls.load_full();
-    // Without TLS there is no ALPN, and the first bytes decide.
-    let (stream, alpn_is_http2, chain) = match &tls {
-        None => (stream, None, None),
-        Some(tls) => {
-            let outcome = tokio::select! {
-                () = permit.close_requested() => None,
-                outcome = Box::pin(handshake::tls_handshake(stream, peer.address, tls.config.clone(), server)) => outcome,
-            };
-            let Some((stream, http2, chain)) = outcome else { return };
-            (stream, Some(http2), chain)
+    match open_connection(next, server, proxy, reused).await {
+        None => {}
+        Some(Protocol::Http2(serving)) => serving.await,
+        Some(Protocol::Http1(connection)) => {
+            let serve_http2 =
+                |(accepted, received)| Box::pin(http2::serve(accepted, received, server, proxy));
+            if let Some(serving) = http1::serve(connection, reused).await.map(serve_http2) {
+                serving.await;
+            }
         }
+    }
+}
+
+/// Takes the connection that was handed over and does what precedes its first request.
+async fn open_connection<'a>(
+    next: &Handoff<Accepted>,
+    server: &'a Arc<Server>,
+    proxy: &'a Rc<Proxy>,
+    reused: &mut ReusedByTask,
+) -> Option<Protocol<'a>> {
+    let accepted = poll_fn(|_| next.poll_take()).await;
+    accepted.permit.register_waker().await;
+    let is_plaintext = server.tls.load().is_none();
+    let negotiated = match is_plaintext && !server.client_addresses.sends_proxy_header(accepted.peer.address)
+    {
+        true => Negotiated { accepted, tls: None, chain: None, alpn_is_http2: None },
+        false => Box::pin(negotiate(accepted, server)).await?,
     };
-    if !server.admit_client(&permit, tls.as_ref(), chain) {
-        return;
+    select_protocol(negotiated, server, proxy, reused)
+}
+
+/// Reads the header of the PROXY protocol, and performs the TLS handshake.
+async fn negotiate(accepted: Accepted, server: &Arc<Server>) -> Option<Negotiated> {
+    let Accepted { mut stream, mut peer, permit } = accepted;
+    if server.client_addresses.sends_proxy_header(peer.address) {
+        peer = tokio::select! {
+            () = permit.close_requested() => None,
+            named = handshake::read_proxy_header(&mut stream, peer.address, server) => named,
+        }?;
     }
-    if alpn_is_http2 == Some(true) {
-        let serving = http2::serve(stream, BytesMut::new(), peer, server, permit, proxy);
-        return Box::pin(serving).await;
+    let Some(tls) = server.tls.load_full() else {
+        let accepted = Accepted { stream, peer, permit };
+        return Some(Negotiated { accepted, tls: None, chain: None, alpn_is_http2: None });
+    };
+    let (stream, is_http2, chain) = tokio::select! {
+        () = permit.close_requested() => None,
+        outcome = handshake::tls_handshake(stream, peer.address, tls.config.clone(), server) => outcome,
+    }?;
+    let accepted = Accepted { stream, peer, permit };
+    Some(Negotiated { accepted, tls: Some(tls), chain, alpn_is_http2: Some(is_http2) })
+}
+
+/// Decides how a connection is served; `None` if the current TLS settings do not accept its client.
+fn select_protocol<'a>(
+    negotiated: Negotiated,
+    server: &'a Arc<Server>,
+    proxy: &'a Rc<Proxy>,
+    reused: &mut ReusedByTask,
+) -> Option<Protocol<'a>> {
+    let Negotiated { accepted, tls, chain, alpn_is_http2 } = negotiated;
+    if !server.admit_client(&accepted.permit, tls.as_ref(), chain) {
+        return None;
     }
-    let accepted = Accepted { stream, peer, permit: permit.clone() };
-    let may_be_http2 = alpn_is_http2.is_none();
-    if let Some((stream, received)) = http1::serve(accepted, may_be_http2, server, proxy, reused).await {
-        Box::pin(http2::serve(stream, received, peer, server, permit, proxy)).await;
-    }
+    Some(match alpn_is_http2 {
+        Some(true) => Protocol::Http2(Box::pin(http2::serve(accepted, BytesMut::new(), server, proxy))),
+        _ => {
+            let may_be_http2 = alpn_is_http2.is_none();
+            Protocol::Http1(Http1Connection::new(accepted, may_be_http2, server, proxy, reused))
+        }
+    })
 }
 
 /// Completes [`SHUTDOWN_GRACE_TIMEOUT`] after the server has begun to stop.

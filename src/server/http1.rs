@@ -35,13 +35,12 @@ use self::{
     response_writer::{ResponseOptions, ResponseWriter, WriteOutcome},
     transport::Transport,
 };
-use super::{Accepted, Server, Timeouts, client_address::Peer, connection_limit::ConnectionPermit};
+use super::{Accepted, Server, client_address::Peer, connection_limit::ConnectionPermit};
 use crate::{
     http1::{
         buffer_pool,
         framing::{Framing, split_to},
         headers::Headers,
-        io::Stream,
     },
     proxy::{Inline, Proxy, Request, RequestTarget, Response},
     request_body::RequestBody,
@@ -56,35 +55,16 @@ pub(super) struct ReusedByTask {
     head_cache: RequestHeadCache,
 }
 
-/// Serves one connection to its end. If `may_be_http2` and the client sends the HTTP/2 preface, returns the stream and
-/// the bytes read from it. The task must be woken when the server stops.
+/// Serves one connection to its end. If it may be HTTP/2 and the client sends the preface, returns it with the bytes read
+/// from it. The task must be woken when the server stops.
 pub(super) async fn serve(
-    accepted: Accepted,
-    may_be_http2: bool,
-    server: &Arc<Server>,
-    proxy: &Rc<Proxy>,
+    mut connection: Box<Http1Connection>,
     reused: &mut ReusedByTask,
-) -> Option<(Stream, BytesMut)> {
-    let Accepted { stream, peer, permit } = accepted;
-    let ReusedByTask { timer, head_cache } = std::mem::take(reused);
-    let mut connection = Box::new(Http1Connection {
-        transport: Transport::new(stream),
-        peer,
-        may_be_http2,
-        timeouts: server.timeouts,
-        is_new: true,
-        server: server.clone(),
-        permit,
-        timer,
-        responded_at: None,
-        head_cache,
-        head: None,
-        proxy: proxy.clone(),
-    });
+) -> Option<(Accepted, BytesMut)> {
     let mut next = connection.read_request().await;
     loop {
         let keep_alive = match next {
-            NextRequest::Http2 => return connection.transport.into_parts(),
+            NextRequest::Http2 => return connection.into_accepted(),
             NextRequest::Closed => false,
             NextRequest::Head => {
                 let keep_open;
@@ -115,28 +95,55 @@ pub(super) async fn serve(
 }
 
 /// One client's HTTP/1 connection.
-struct Http1Connection {
+pub(super) struct Http1Connection {
     transport: Transport,
     peer: Peer,
     may_be_http2: bool,
     /// No request was handled on it yet.
     is_new: bool,
-    timeouts: Timeouts,
     server: Arc<Server>,
     permit: Arc<ConnectionPermit>,
     timer: Deadline,
     /// When the last response was complete; taken when the connection begins to wait for the next request.
     responded_at: Option<Instant>,
     head_cache: RequestHeadCache,
-    /// Head of the request that is to be handled next.
-    head: Option<RequestHead>,
     proxy: Rc<Proxy>,
 }
 
 impl Http1Connection {
+    /// A connection of which nothing is read. Takes what the task's last connection left.
+    pub(super) fn new(
+        accepted: Accepted,
+        may_be_http2: bool,
+        server: &Arc<Server>,
+        proxy: &Rc<Proxy>,
+        reused: &mut ReusedByTask,
+    ) -> Box<Self> {
+        let Accepted { stream, peer, permit } = accepted;
+        let ReusedByTask { timer, head_cache } = std::mem::take(reused);
+        Box::new(Self {
+            transport: Transport::new(stream),
+            peer,
+            may_be_http2,
+            is_new: true,
+            server: server.clone(),
+            permit,
+            timer,
+            responded_at: None,
+            head_cache,
+            proxy: proxy.clone(),
+        })
+    }
+
+    /// The connection as it was accepted, and the bytes read from it.
+    fn into_accepted(self) -> Option<(Accepted, BytesMut)> {
+        let Self { transport, peer, permit, .. } = self;
+        let (stream, received) = transport.into_parts()?;
+        Some((Accepted { stream, peer, permit }, received))
+    }
+
     /// Handles one request; returns whether the connection may be kept.
-    async fn handle_request(&mut self) -> bool {
-        let Some(head) = self.head.take() else { return false };
+    async fn handle_request(&mut self, head: RequestHead) -> bool {
         let (request, body, body_streamed, options) = self.build_request(head);
         self.timer.clear();
         let completed = {
@@ -286,7 +293,7 @@ impl Http1Connection {
             && !self.transport.state().is_at_end();
         let (mut writer, keep_alive) =
             ResponseWriter::start(response, ResponseOptions { keep_alive, ..options });
-        let write_timeout = self.timeouts.write_timeout(&self.permit);
+        let write_timeout = self.server.timeouts.write_timeout(&self.permit);
         let outcome = poll_fn(|cx| match writer.poll_write(cx, &self.transport, write_timeout) {
             Poll::Pending if self.permit.must_close_now() => Poll::Ready(WriteOutcome::Aborted),
             polled => polled,

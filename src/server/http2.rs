@@ -33,7 +33,7 @@ use self::{
     transport::Http2Transport,
 };
 use super::{
-    MAX_HEAD_BYTES, SHUTDOWN_GRACE_TIMEOUT, Server, client_address::Peer, connection_limit::ConnectionPermit,
+    Accepted, MAX_HEAD_BYTES, SHUTDOWN_GRACE_TIMEOUT, Server, connection_limit::ConnectionPermit,
     shutdown_grace_elapsed,
 };
 use crate::{http1::io::Stream, proxy::Proxy, time::deadline::Deadline};
@@ -54,13 +54,12 @@ const MAX_REMEMBERED_RESETS: usize = 8;
 
 /// Serves one connection to its end. `received` holds the bytes that were read from it before.
 pub(super) async fn serve(
-    mut stream: Stream,
+    accepted: Accepted,
     mut received: BytesMut,
-    peer: Peer,
     server: &Arc<Server>,
-    permit: Arc<ConnectionPermit>,
     proxy: &Rc<Proxy>,
 ) {
+    let Accepted { mut stream, peer, permit } = accepted;
     let (timeouts, mut stopping) = (server.timeouts, server.stopping.clone());
     let state = ConnectionState::new(permit.clone(), timeouts);
     if received.is_empty()

@@ -25,7 +25,7 @@ pub(super) struct TaskPool {
     idle: RefCell<Vec<Rc<PooledTask>>>,
 }
 
-/// How a task of the pool, once it is parked, is given its next connection.
+/// How a task of the pool is given its next connection.
 struct PooledTask {
     next: Handoff<Accepted>,
     waker: OnceCell<Waker>,
@@ -46,7 +46,11 @@ impl TaskPool {
                     waker.wake_by_ref();
                 }
             }
-            None => drop(spawn_local(run(self.clone(), accepted))),
+            None => {
+                let task = Rc::new(PooledTask { next: Handoff::empty(), waker: OnceCell::new() });
+                task.next.put(accepted);
+                spawn_local(run(self.clone(), task));
+            }
         }
     }
 
@@ -61,21 +65,18 @@ impl TaskPool {
     }
 }
 
-/// Body of a connection task: serves `first`, then each connection that [`TaskPool::serve`] hands over.
-async fn run(pool: Rc<TaskPool>, first: Accepted) {
-    let task = Rc::new(PooledTask { next: Handoff::empty(), waker: OnceCell::new() });
+/// Body of a connection task: serves each connection that is handed over to it.
+async fn run(pool: Rc<TaskPool>, task: Rc<PooledTask>) {
     let mut reused = ReusedByTask::default();
     poll_fn(|cx| {
         task.waker.get_or_init(|| cx.waker().clone());
         Poll::Ready(())
     })
     .await;
-    let mut accepted = first;
     loop {
-        serve_connection(accepted, &pool.server, &pool.proxy, &mut reused).await;
+        serve_connection(&task.next, &pool.server, &pool.proxy, &mut reused).await;
         if !pool.park(&task) {
             return;
         }
-        accepted = poll_fn(|_| task.next.poll_take()).await;
     }
 }

@@ -8,14 +8,14 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
-    Http1Connection,
+    Http1Connection, handler_pool,
     head::{self, HeadError},
 };
 use crate::server::{HTTP2_PREFACE, MAX_HEAD_BYTES, SHUTDOWN_GRACE_TIMEOUT};
 
 /// Result of waiting for a request.
 pub(super) enum NextRequest {
-    /// The head is stored in the connection.
+    /// The head is stored for the handler.
     Head,
     Malformed(HeadError),
     /// The client speaks HTTP/2.
@@ -48,7 +48,7 @@ impl Http1Connection {
                     match head::parse(&mut state.read_buf, &mut self.head_cache) {
                         Ok(Some(head)) => {
                             self.permit.mark_active();
-                            self.head = Some(head);
+                            handler_pool::put_head(head);
                             return Poll::Ready(NextRequest::Head);
                         }
                         Ok(None) => {}
@@ -82,8 +82,8 @@ impl Http1Connection {
         drop(state);
         if self.timer.at().is_none() {
             let (since, timeout) = match is_idle {
-                true => (self.responded_at.take(), self.timeouts.idle),
-                false => (None, self.timeouts.header),
+                true => (self.responded_at.take(), self.server.timeouts.idle),
+                false => (None, self.server.timeouts.header),
             };
             self.timer.set_from(since.unwrap_or_else(Instant::now), timeout);
         }
@@ -107,8 +107,8 @@ impl Http1Connection {
         }
         let since = |timeout| self.timer.at().and_then(|deadline| deadline.checked_sub(timeout));
         match is_idle {
-            true => since(self.timeouts.idle).is_some_and(|since| self.permit.mark_idle(since)),
-            false => since(self.timeouts.header).is_some_and(|since| self.permit.mark_partial(since)),
+            true => since(self.server.timeouts.idle).is_some_and(|since| self.permit.mark_idle(since)),
+            false => since(self.server.timeouts.header).is_some_and(|since| self.permit.mark_partial(since)),
         }
     }
 }

@@ -16,9 +16,12 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, TlsConnector, client::TlsStream};
 
 use super::*;
-use crate::server::{
-    LINGER_TIMEOUT,
-    connection_limit::{ConnectionLimiter, EvictionPolicy},
+use crate::{
+    http1::io::Stream,
+    server::{
+        LINGER_TIMEOUT,
+        connection_limit::{ConnectionLimiter, EvictionPolicy},
+    },
 };
 
 /// Both ends of a TLS connection.
