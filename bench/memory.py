@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Resident memory of the proxy for each client connection, by what the connection does.
 
-Usage: python3 bench/memory.py [PROGRAM]
+Usage: python3 bench/memory.py [PROGRAM [CASES_WITH_THIS_TEXT]]
 Uses 127.0.0.1 and a temporary directory only. Needs Linux and openssl.
 """
 
@@ -10,17 +10,24 @@ import pathlib
 import re
 import socket
 import ssl
+import struct
 import subprocess
 import sys
 import tempfile
 import threading
 
-CONNECTIONS = 500
+CONNECTIONS = 400
 KEY = "key-of-billing-0000000000"
 GET = f"GET /hr/cgi-bin/user/get HTTP/1.1\r\nHost: x\r\nX-Api-Key: {KEY}\r\n\r\n".encode()
+REFUSED = b"GET /hr/cgi-bin/user/get HTTP/1.1\r\nHost: x\r\n\r\n"
 RESPONSE = b'{"errcode":0,"errmsg":"ok","access_token":"a-token","expires_in":7200}'
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0"
+# With an initial window of 0, so that no response body can be sent.
+CLOSED_PREFACE = PREFACE[:24] + b"\0\0\x06\x04\0\0\0\0\0\0\x04\0\0\0\0"
 HEADERS, CONTINUATION = 1, 9
+END_STREAM, END_HEADERS = 1, 4
+# Offset of tcpi_bytes_sent in Linux's struct tcp_info.
+BYTES_SENT_OFFSET = 200
 
 
 class Upstream(http.server.BaseHTTPRequestHandler):
@@ -37,14 +44,45 @@ class Upstream(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def frame(kind, payload, stream=1):
-    return len(payload).to_bytes(3, "big") + bytes([kind, 0]) + stream.to_bytes(4, "big") + payload
+def frame(kind, payload, stream=1, flags=0):
+    return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
 
 
-def endless_head(size):
+def string(text):
+    """A string of HPACK (RFC 7541), without Huffman coding."""
+    if len(text) < 127:
+        return bytes([len(text)]) + text
+    rest, length = len(text) - 127, b"\x7f"
+    while rest >= 128:
+        length, rest = length + bytes([rest % 128 | 128]), rest // 128
+    return length + bytes([rest]) + text
+
+
+def head(method, *extra):
+    """A header block without a key."""
+    headers = [(b":method", method), (b":scheme", b"http"), (b":path", b"/hr/cgi-bin/user/get"), (b":authority", b"x"), *extra]
+    return b"".join(b"\0" + string(name) + string(value) for name, value in headers)
+
+
+def refused(count, method=b"GET"):
+    """Requests that are refused, on streams 1, 3 and so on."""
+    flags = END_HEADERS if method == b"POST" else END_HEADERS | END_STREAM
+    return b"".join(frame(HEADERS, head(method), 2 * nth + 1, flags) for nth in range(count))
+
+
+def refused_with_large_header(count):
+    """The same with a request id and with a header of 3,600 bytes that HPACK repeats by its index."""
+    block = head(b"GET", (b"x-request-id", b"abc"))
+    large = b"\x40" + string(b"x-a") + string(b"a" * 3600)
+    blocks = [block + (b"\xbe" if nth else large) + b"\xbe" * 15 for nth in range(count)]
+    return b"".join(frame(HEADERS, block, 2 * nth + 1, END_HEADERS | END_STREAM) for nth, block in enumerate(blocks))
+
+
+def endless_head(size, stream=1):
     """The begin of a header block of this size that does not end."""
-    chunks = [b"x" * 16000] * (size // 16000) + [b"x" * (size % 16000)]
-    return PREFACE + b"".join(frame(CONTINUATION if nth else HEADERS, chunk) for nth, chunk in enumerate(chunks))
+    block = head(b"GET", (b"x-large", b"y" * size))[:size]
+    chunks = [block[at : at + 16000] for at in range(0, size, 16000)]
+    return b"".join(frame(CONTINUATION if nth else HEADERS, chunk, stream) for nth, chunk in enumerate(chunks))
 
 
 def read_response(connection):
@@ -84,7 +122,11 @@ def measure(program, directory, upstream, name, tls, alpn, send, answered):
         connection = socket.create_connection(("127.0.0.1", proxy.port))
         if tls:
             connection = context.wrap_socket(connection, server_hostname="localhost")
-        connection.sendall(send)
+        connection.settimeout(2)
+        try:
+            connection.sendall(send)
+        except OSError:
+            pass  # The proxy has closed it.
         if answered:
             read_response(connection)
         return connection
@@ -96,11 +138,19 @@ def measure(program, directory, upstream, name, tls, alpn, send, answered):
         before = proxy.resident_kib()
         kept += [connect() for _ in range(CONNECTIONS)]
         settle(proxy)
-        print(f"{(proxy.resident_kib() - before) / CONNECTIONS:8.2f} KiB  {name}")
+        used = (proxy.resident_kib() - before) / CONNECTIONS
+        sent = bytes_sent(kept[-1])
+        print(f"{used:8.2f} KiB  {sent:6} bytes sent  {used * 1024 / max(sent, 1):6.1f} times  {name}", flush=True)
     finally:
         proxy.process.terminate()
         proxy.process.wait()
     del kept
+
+
+def bytes_sent(connection):
+    """Bytes that this side has sent over TCP, the TLS handshake included."""
+    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, BYTES_SENT_OFFSET + 8)
+    return struct.unpack_from("Q", info, BYTES_SENT_OFFSET)[0]
 
 
 def settle(proxy):
@@ -114,8 +164,40 @@ def settle(proxy):
         threading.Event().wait(0.1)
 
 
+# What a client without a key sends, whose window is closed. The short head is :method GET, :scheme http and :path /.
+TINY_HEAD = b"\x82\x86\x84"
+KEYLESS = (
+    ("1 refused request of 3 bytes", frame(HEADERS, TINY_HEAD, 1, END_HEADERS | END_STREAM)),
+    ("8 refused requests of 3 bytes",
+     b"".join(frame(HEADERS, TINY_HEAD, 2 * nth + 1, END_HEADERS | END_STREAM) for nth in range(8))),
+    ("8 refused requests", refused(8)),
+    ("250 refused requests", refused(250)),
+    ("250 refused requests with a large header", refused_with_large_header(250)),
+    ("250 refused requests with bodies to come", refused(250, b"POST")),
+    ("header block of 31 KiB that does not end", endless_head(31 << 10)),
+    ("header block of 53 KB that does not end", endless_head(53_000)),
+    ("header block of 64.5 KB that does not end", endless_head(64_500)),
+    ("8 refused requests, then such a header block of 53 KB", refused(8) + endless_head(53_000, 17)),
+    ("40 refused requests, then such a header block of 53 KB", refused(40) + endless_head(53_000, 81)),
+    ("8 refused requests with a large header, then such a header block of 53 KB",
+     refused_with_large_header(8) + endless_head(53_000, 17)),
+    ("39 refused requests with a large header, then such a header block of 11 KB",
+     refused_with_large_header(39) + endless_head(11_000, 79)),
+    ("PING, then such a header block of 53 KB", frame(6, bytes(8), 0) + endless_head(53_000)),
+)
+KEYLESS_HTTP1 = (
+    ("1 refused request", REFUSED),
+    ("2,000 refused requests", REFUSED * 2000),
+    ("head of 63 KB that does not end", REFUSED[:-2] + b"X-Large: " + b"y" * 63_000),
+    ("refused request and a head of 63 KB that does not end", REFUSED + REFUSED[:-2] + b"X-Large: " + b"y" * 63_000),
+    ("body of 1 MB of which 60 KB come",
+     b"POST /hr/cgi-bin/user/get HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n" + b"y" * 60_000),
+)
+
+
 def main():
     program = sys.argv[1] if len(sys.argv) > 1 else "target/release/wecom-proxy"
+    wanted = sys.argv[2] if len(sys.argv) > 2 else ""
     upstream = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Upstream)
     threading.Thread(target=upstream.serve_forever, daemon=True).start()
     with tempfile.TemporaryDirectory() as name:
@@ -132,10 +214,11 @@ def main():
                 ("idle, before a request", "http/1.1", b"", False),
                 ("idle, after a request", "http/1.1", GET, True),
                 ("HTTP/2, idle, before a request", "h2", PREFACE, False),
-                ("HTTP/2 without a key, header block of 31 KiB that does not end", "h2", endless_head(31 << 10), False),
-                ("HTTP/2 without a key, header block of 53 KiB that does not end", "h2", endless_head(53 << 10), False),
+                *((f"HTTP/1 without a key, {name}", "http/1.1", sent, False) for name, sent in KEYLESS_HTTP1),
+                *((f"HTTP/2 without a key, {name}", "h2", CLOSED_PREFACE + sent, False) for name, sent in KEYLESS),
             ):
-                measure(program, directory, upstream.server_address[1], case[0] + suffix, tls, *case[1:])
+                if wanted in case[0] + suffix:
+                    measure(program, directory, upstream.server_address[1], case[0] + suffix, tls, *case[1:])
 
 
 if __name__ == "__main__":

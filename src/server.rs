@@ -11,6 +11,7 @@ mod handoff;
 mod handshake;
 pub(crate) mod http1;
 mod http2;
+mod large_head;
 mod listener;
 mod proxy_protocol;
 mod task_pool;

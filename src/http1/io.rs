@@ -21,7 +21,10 @@ use tokio::{
 };
 use tokio_rustls::{client, server};
 
+pub use self::record_stream::RecordStream;
 use super::buffer_pool;
+
+mod record_stream;
 
 /// A byte stream.
 #[derive(Debug)]
@@ -31,7 +34,7 @@ pub enum Stream {
     /// A unix socket.
     Unix(UnixStream),
     /// TLS towards a client.
-    ServerTls(Box<server::TlsStream<Stream>>),
+    ServerTls(Box<server::TlsStream<RecordStream>>),
     /// TLS towards the upstream.
     ClientTls(Box<client::TlsStream<Stream>>),
 }
@@ -73,6 +76,32 @@ impl Stream {
         pin!(self.read_buf(buffer)).poll(cx)
     }
 
+    /// Under TLS towards a client, from now on reads more than one record at a time.
+    pub fn read_ahead(&mut self) {
+        if let Self::ServerTls(tls) = self {
+            tls.get_mut().0.read_ahead();
+        }
+    }
+
+    /// Decrypted bytes that the next read returns; 0 without TLS towards a client.
+    pub fn buffered_plaintext(&mut self) -> usize {
+        let Self::ServerTls(tls) = self else { return 0 };
+        let processed = tls.get_mut().1.process_new_packets();
+        processed.map_or(0, |state| state.plaintext_bytes_to_read())
+    }
+
+    /// Size of an incomplete TLS record; 0 without TLS towards a client, and after [`Stream::read_ahead`].
+    pub fn incomplete_record_bytes(&self) -> usize {
+        if let Self::ServerTls(tls) = self { tls.get_ref().0.incomplete_record_bytes() } else { 0 }
+    }
+
+    /// Until [`Stream::read_ahead`] leaves larger TLS records of a client unread; 0: no limit.
+    pub fn limit_records(&mut self, max_bytes: usize) {
+        if let Self::ServerTls(tls) = self {
+            tls.get_mut().0.limit_records(max_bytes);
+        }
+    }
+
     /// Waits for the first byte and leaves it unread; `None` at the end of the stream, or under TLS.
     pub async fn peek_byte(&self) -> io::Result<Option<u8>> {
         let received = match self {
@@ -88,7 +117,7 @@ impl Stream {
         match self {
             Self::Tcp(tcp) => tcp.try_io(Interest::READABLE, || Ok(())).is_ok(),
             Self::Unix(unix) => unix.try_io(Interest::READABLE, || Ok(())).is_ok(),
-            Self::ServerTls(tls) => tls.get_ref().0.is_readable(),
+            Self::ServerTls(tls) => tls.get_ref().0.stream().is_readable(),
             Self::ClientTls(tls) => tls.get_ref().0.is_readable(),
         }
     }
@@ -103,7 +132,7 @@ impl Stream {
         match self {
             Self::Tcp(tcp) => Some(tcp),
             Self::Unix(_) => None,
-            Self::ServerTls(tls) => tls.get_ref().0.tcp(),
+            Self::ServerTls(tls) => tls.get_ref().0.stream().tcp(),
             Self::ClientTls(tls) => tls.get_ref().0.tcp(),
         }
     }
@@ -153,7 +182,7 @@ impl CloseWatch {
                 let unix = unix::net::UnixStream::from(unix.as_fd().try_clone_to_owned()?);
                 UnixStream::from_std(unix).map(|unix| Self(Stream::Unix(unix)))
             }
-            Stream::ServerTls(tls) => Self::new(tls.get_ref().0),
+            Stream::ServerTls(tls) => Self::new(tls.get_ref().0.stream()),
             Stream::ClientTls(tls) => Self::new(tls.get_ref().0),
         }
     }
@@ -319,7 +348,11 @@ impl AsyncWrite for FinalWrite<'_> {
 
 impl AsyncRead for Stream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match_stream!(self.get_mut(), inner => Pin::new(inner).poll_read(cx, buf))
+        let stream = self.get_mut();
+        if let Self::ServerTls(tls) = stream {
+            return record_stream::poll_read_records(tls, cx, buf);
+        }
+        match_stream!(stream, inner => Pin::new(inner).poll_read(cx, buf))
     }
 }
 

@@ -75,10 +75,9 @@ pub(super) fn is_credential(request: &Request, text: &str) -> bool {
 /// Masks the credentials of this request in a text from WeCom, however short they are. The text is not the request's
 /// own, so even a word that happens to equal a short key may go.
 pub(super) fn mask_credentials(request: &Request, text: &str) -> String {
-    const MIN_BYTES: usize = 4;
     let keys = request.presented_keys().filter_map(|key| std::str::from_utf8(key).ok());
     let tokens: Vec<_> = query::token_values(request.target.query().unwrap_or_default()).collect();
-    let shown = keys.chain(tokens.iter().map(|token| &**token)).filter(|shown| shown.len() >= MIN_BYTES);
+    let shown = keys.chain(tokens.iter().map(|token| &**token)).filter(|shown| !shown.is_empty());
     let mut shown: Vec<_> = shown
         .flat_map(|shown| {
             let encoded = utf8_percent_encode(shown, NON_ALPHANUMERIC).to_string();
@@ -87,7 +86,27 @@ pub(super) fn mask_credentials(request: &Request, text: &str) -> String {
         .collect();
     // The longest first, because it may contain another.
     shown.sort_by_key(|shown| Reverse(shown.expose().len()));
-    shown.iter().fold(text.to_owned(), |text, shown| text.replace(shown.expose(), "[masked]"))
+    shown.iter().fold(text.to_owned(), |text, shown| mask_credential(&text, shown.expose()))
+}
+
+/// Masks a credential in a text. Of less than 4 bytes only as a whole word: it may be part of any other.
+fn mask_credential(text: &str, credential: &str) -> String {
+    const MASK: &str = "[masked]";
+    if credential.len() >= 4 {
+        return text.replace(credential, MASK);
+    }
+    let is_part_of_word = |neighbour: Option<char>| neighbour.is_some_and(char::is_alphanumeric);
+    let (mut masked, mut copied) = (String::with_capacity(text.len()), 0);
+    for (start, found) in text.match_indices(credential) {
+        let end = start + found.len();
+        if !is_part_of_word(text[..start].chars().next_back()) && !is_part_of_word(text[end..].chars().next())
+        {
+            masked.push_str(&text[copied..start]);
+            masked.push_str(MASK);
+            copied = end;
+        }
+    }
+    masked + &text[copied..]
 }
 
 /// The value of a header that must occur at most once, with only printable ASCII characters and tabs.
@@ -109,6 +128,26 @@ pub(super) fn single_value<'a>(
         _ => {
             let message = format!("the header {name} must contain only printable ASCII characters and tabs");
             Err(ProxyError::new(ErrorKind::BadRequest, message))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credential_is_masked_and_a_short_one_as_a_word() {
+        for (text, credential, expected) in [
+            ("key k-1234 refused: xk-1234x", "k-1234", "key [masked] refused: x[masked]x"),
+            ("key 'ab', (ab) and [ab] refused", "ab", "key '[masked]', ([masked]) and [[masked]] refused"),
+            ("abc cab", "ab", "abc cab"),
+            ("ab", "ab", "[masked]"),
+            ("错ab 错", "错", "错ab [masked]"),
+            ("aaa", "a", "aaa"),
+            ("", "a", ""),
+        ] {
+            assert_eq!(mask_credential(text, credential), expected, "{text}");
         }
     }
 }

@@ -12,7 +12,7 @@ use super::{
     SHUTDOWN_GRACE_TIMEOUT, Server, client_address::Peer, client_auth::CertificateChain, proxy_protocol,
     shutdown_grace_elapsed,
 };
-use crate::http1::io::Stream;
+use crate::http1::io::{RecordStream, Stream};
 
 /// The response to HTTP without TLS.
 const PLAINTEXT_RESPONSE: &str = "HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: 63\r\n\
@@ -78,7 +78,7 @@ async fn accept_tls(
         let _ = timeout(SHUTDOWN_GRACE_TIMEOUT, reject_plaintext(&mut stream)).await;
         return None;
     }
-    match TlsAcceptor::from(config).accept(stream).await {
+    match TlsAcceptor::from(config).accept(RecordStream::new(stream)).await {
         Ok(tls) => {
             let http2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
             let chain = tls.get_ref().1.peer_certificates().map(CertificateChain::from);

@@ -35,7 +35,9 @@ use self::{
     response_writer::{ResponseOptions, ResponseWriter, WriteOutcome},
     transport::Transport,
 };
-use super::{Accepted, Server, client_address::Peer, connection_limit::ConnectionPermit};
+use super::{
+    Accepted, Server, client_address::Peer, connection_limit::ConnectionPermit, large_head::LargeHead,
+};
 use crate::{
     http1::{
         buffer_pool,
@@ -107,6 +109,8 @@ pub(super) struct Http1Connection {
     /// When the last response was complete; taken when the connection begins to wait for the next request.
     responded_at: Option<Instant>,
     head_cache: RequestHeadCache,
+    /// Held while a large incomplete head is buffered.
+    large_head: Option<LargeHead>,
     proxy: Rc<Proxy>,
 }
 
@@ -131,6 +135,7 @@ impl Http1Connection {
             timer,
             responded_at: None,
             head_cache,
+            large_head: None,
             proxy: proxy.clone(),
         })
     }
@@ -152,6 +157,7 @@ impl Http1Connection {
                 let polled = handling.as_mut().poll(cx);
                 if request.authorized.get() && !self.permit.is_authorized() {
                     self.permit.mark_authorized();
+                    self.transport.state().read_ahead();
                 }
                 match polled {
                     Poll::Ready(response) => Poll::Ready(Some(response)),
@@ -265,6 +271,8 @@ impl Http1Connection {
         };
         let response = self.proxy.reject_head(malformed.status, malformed.message, &request);
         let is_head_request = self.transport.state().read_buf.trim_ascii_start().starts_with(b"HEAD ");
+        self.transport.state().release_buffer();
+        self.large_head = None;
         let options = ResponseOptions { version: Version::HTTP_11, is_head_request, keep_alive: false };
         if self.write_response(response, options, false).await != AfterResponse::Reset {
             lingering_close(&self.transport, true, &self.permit).await;

@@ -49,8 +49,9 @@ const MAX_FRAME_BYTES: u32 = 16 * 1024;
 /// Maximum number of bytes of a response in h2 that wait for the socket.
 const MAX_SEND_BUFFER_BYTES: usize = 64 * 1024;
 /// Number of streams reset by the proxy that h2 remembers, for a second each, so as to ignore what the client still
-/// sends on them; on others it is told that they are closed. They count as memory of clients without a key.
-const MAX_REMEMBERED_RESETS: usize = 8;
+/// sends on them; on others it is told that they are closed. They count as memory of clients without a key: with these, with the
+/// pending rejections and the current stream, h2's table of streams has 8 entries.
+const MAX_REMEMBERED_RESETS: usize = 4;
 
 /// Serves one connection to its end. `received` holds the bytes that were read from it before.
 pub(super) async fn serve(

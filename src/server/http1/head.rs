@@ -83,6 +83,13 @@ const fn header_fields_too_large(message: &'static str) -> HeadError {
     HeadError { status: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, message: Cow::Borrowed(message) }
 }
 
+/// The error for a large head that came without a key while too many others did.
+pub(super) fn too_many_large_heads() -> HeadError {
+    header_fields_too_large(
+        "too many large request heads arrive at the same time; send less than 32 KiB, or try again",
+    )
+}
+
 /// A request line.
 struct RequestLine {
     method: Method,

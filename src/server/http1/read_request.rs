@@ -11,7 +11,13 @@ use super::{
     Http1Connection, handler_pool,
     head::{self, HeadError},
 };
-use crate::server::{HTTP2_PREFACE, MAX_HEAD_BYTES, SHUTDOWN_GRACE_TIMEOUT};
+use crate::server::{HTTP2_PREFACE, MAX_HEAD_BYTES, SHUTDOWN_GRACE_TIMEOUT, large_head::LargeHead};
+
+/// So many bytes of an incomplete head any connection may hold before a request on it was authorized: with its buffer's spare
+/// capacity it takes less than 64 KiB. More takes a [`LargeHead`].
+const MAX_UNAUTHORIZED_HEAD_BYTES: usize = 44 * 1024;
+/// The same under TLS, whose state takes 8 KiB.
+const MAX_UNAUTHORIZED_TLS_HEAD_BYTES: usize = 36 * 1024;
 
 /// Result of waiting for a request.
 pub(super) enum NextRequest {
@@ -49,6 +55,7 @@ impl Http1Connection {
                         Ok(Some(head)) => {
                             self.permit.mark_active();
                             handler_pool::put_head(head);
+                            self.large_head = None;
                             return Poll::Ready(NextRequest::Head);
                         }
                         Ok(None) => {}
@@ -80,6 +87,9 @@ impl Http1Connection {
             false => state.release_spare_capacity(),
         }
         drop(state);
+        if !self.may_hold_head() {
+            return Poll::Ready(NextRequest::Malformed(head::too_many_large_heads()));
+        }
         if self.timer.at().is_none() {
             let (since, timeout) = match is_idle {
                 true => (self.responded_at.take(), self.server.timeouts.idle),
@@ -92,6 +102,23 @@ impl Http1Connection {
         }
         ready!(self.timer.poll_elapsed(cx));
         Poll::Ready(NextRequest::Closed)
+    }
+
+    /// Whether the connection may hold so many bytes of an incomplete head: until a request was authorized, more than a
+    /// connection without a key may use takes a [`LargeHead`].
+    fn may_hold_head(&mut self) -> bool {
+        let state = self.transport.state();
+        let held_bytes = state.read_buf.len() + state.stream().incomplete_record_bytes();
+        let max_bytes = match state.stream().is_plaintext() {
+            true => MAX_UNAUTHORIZED_HEAD_BYTES,
+            false => MAX_UNAUTHORIZED_TLS_HEAD_BYTES,
+        };
+        drop(state);
+        if held_bytes > max_bytes && !self.permit.is_authorized() && self.large_head.is_none() {
+            self.large_head = LargeHead::try_acquire();
+            return self.large_head.is_some();
+        }
+        true
     }
 
     /// Whether a connection without a complete request is to be closed. When the server stops, a new connection and one

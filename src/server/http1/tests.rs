@@ -17,7 +17,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, client::TlsStream};
 
 use super::*;
 use crate::{
-    http1::io::Stream,
+    http1::io::{RecordStream, Stream},
     server::{
         LINGER_TIMEOUT,
         connection_limit::{ConnectionLimiter, EvictionPolicy},
@@ -46,7 +46,7 @@ async fn tls_pair() -> (Stream, TlsStream<UnixStream>) {
     let (client_end, server_end) = UnixStream::pair().expect("a pair");
     let name = "localhost".try_into().expect("a name");
     let (server_end, client_end) = tokio::join!(
-        TlsAcceptor::from(Arc::new(server)).accept(Stream::Unix(server_end)),
+        TlsAcceptor::from(Arc::new(server)).accept(RecordStream::new(Stream::Unix(server_end))),
         TlsConnector::from(Arc::new(client)).connect(name, client_end),
     );
     (Stream::ServerTls(Box::new(server_end.expect("a handshake"))), client_end.expect("a handshake"))

@@ -114,6 +114,11 @@ impl TransportState {
         &self.stream
     }
 
+    /// See [`Stream::read_ahead`].
+    pub(super) fn read_ahead(&mut self) {
+        self.stream.read_ahead();
+    }
+
     /// Reads once into the buffer; 0 is the end of the stream.
     pub(super) fn poll_read_buf(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         // Reads only what the spare capacity holds, unless that is small: a pipelined request needs no second buffer.

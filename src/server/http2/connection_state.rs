@@ -17,15 +17,9 @@ use crate::{
 };
 
 /// Maximum number of pending rejections while no request on the connection was authorized.
-const MAX_PENDING_REJECTIONS: u32 = 6;
+const MAX_PENDING_REJECTIONS: u32 = 3;
 
-/// Number of streams reset because of [`MAX_PENDING_REJECTIONS`] after which reading pauses.
-const RESETS_PER_PAUSE: u32 = 8;
-
-/// How long reading pauses: longer than the second for which h2 remembers a stream that it has reset.
-const RESET_PAUSE_INTERVAL: Duration = Duration::from_millis(1100);
-
-/// Number of these resets after which the connection ends as soon as all that the
+/// Number of streams reset because of [`MAX_PENDING_REJECTIONS`] after which the connection ends as soon as all that the
 /// client has sent was read.
 const MAX_RESETS_WHEN_DRAINED: u32 = 40;
 
@@ -51,8 +45,6 @@ pub(super) struct ConnectionState {
     pending_rejections: Cell<u32>,
     /// Streams that were reset because [`MAX_PENDING_REJECTIONS`] was reached.
     stream_resets: Cell<u32>,
-    /// Until when nothing is read after these resets.
-    paused_until: Cell<Option<Instant>>,
     /// Rejected requests have used up what a connection may send without an authorized request.
     budget_exhausted: Cell<bool>,
     /// Bodies to be discarded; `None` once the connection has ended.
@@ -88,7 +80,6 @@ impl ConnectionState {
             write_blocked: Cell::new(false),
             pending_rejections: Cell::new(0),
             stream_resets: Cell::new(0),
-            paused_until: Cell::new(None),
             budget_exhausted: Cell::new(false),
             unread_bodies: RefCell::new(Some(Vec::new())),
             has_responded: Cell::new(false),
@@ -132,15 +123,6 @@ impl ConnectionState {
     /// Records a stream reset caused by too many pending rejections.
     pub(super) fn record_stream_reset(&self) {
         self.stream_resets.update(|resets| resets + 1);
-        if self.stream_resets.get().is_multiple_of(RESETS_PER_PAUSE) {
-            self.paused_until.set(Some(Instant::now() + RESET_PAUSE_INTERVAL));
-        }
-    }
-
-    /// Until when reading pauses: what the rejections of a client that does not read cost is bounded. `None` if not
-    /// paused.
-    pub(super) fn paused_until(&self) -> Option<Instant> {
-        self.paused_until.get().filter(|until| Instant::now() < *until)
     }
 
     /// Whether the connection is to end because of streams reset for too many pending rejections; `input_drained`: the

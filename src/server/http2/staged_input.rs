@@ -4,7 +4,6 @@
 //! request was authorized h2 gets complete header blocks only.
 
 use std::{
-    cell::Cell,
     io,
     pin::Pin,
     task::{Context, Poll, ready},
@@ -16,7 +15,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 use super::frame_tracker::FrameTracker;
 use crate::http1::{buffer_pool, io::Stream};
 use crate::secret::wipe;
-use crate::server::{HTTP2_PREFACE, MAX_HEAD_BYTES};
+use crate::server::{HTTP2_PREFACE, MAX_HEAD_BYTES, large_head::LargeHead};
 
 /// Maximum number of bytes to the end of a header block while no request was authorized, with what comes before the
 /// first: a header list of [`MAX_HEAD_BYTES`] takes no more.
@@ -24,12 +23,10 @@ const MAX_STAGED_BYTES: usize = MAX_HEAD_BYTES + MAX_SETTINGS_BYTES;
 /// Up to this size a connection's first header block is staged on any connection: together with its task such a
 /// connection takes less than 64 KiB. A larger one takes a [`LargeHead`].
 const MAX_FIRST_HEAD_BYTES: usize = 54 * 1024;
-/// The same for later header blocks: h2's buffers take another 20 KiB.
-const MAX_LATER_HEAD_BYTES: usize = 32 * 1024;
-/// So much less under TLS, whose state and buffers take 17 KiB after a full record.
-const TLS_STATE_BYTES: usize = 18 * 1024;
-/// Maximum number of connections of a worker that stage larger header blocks at the same time.
-const MAX_LARGE_HEADS: usize = 8;
+/// The same for later header blocks: h2 and untaken responses take more.
+const MAX_LATER_HEAD_BYTES: usize = 24 * 1024;
+/// So much less under TLS, whose state takes 8 KiB. What it holds of an incomplete record counts as staged.
+const TLS_STATE_BYTES: usize = 8 * 1024;
 /// The rest of a header block larger than this is read only when no rejection is pending.
 const MAX_HEAD_DURING_REJECTIONS_BYTES: usize = 2 * 1024;
 /// Budget: header blocks of this total size without an authorized request end the connection as soon as all that the
@@ -53,6 +50,8 @@ const BUFFER_GROWTH_BYTES: [usize; 2] = [256, 2 * 1024];
 #[derive(Debug)]
 pub(super) struct StagedInput {
     buffer: BytesMut,
+    /// Number of bytes in front of it that were consumed, and whose memory it still holds.
+    consumed: usize,
     /// Number of bytes that were tracked.
     tracked: usize,
     /// Number of bytes that h2 may read.
@@ -64,36 +63,13 @@ pub(super) struct StagedInput {
     large_head: Option<LargeHead>,
 }
 
-thread_local! {
-    static LARGE_HEADS: Cell<usize> = const { Cell::new(0) };
-}
-
-/// One of the [`MAX_LARGE_HEADS`] of this thread.
-#[derive(Debug)]
-struct LargeHead;
-
-impl LargeHead {
-    fn try_acquire() -> Option<Self> {
-        let held = LARGE_HEADS.get();
-        (held < MAX_LARGE_HEADS).then(|| {
-            LARGE_HEADS.set(held + 1);
-            Self
-        })
-    }
-}
-
-impl Drop for LargeHead {
-    fn drop(&mut self) {
-        LARGE_HEADS.set(LARGE_HEADS.get() - 1);
-    }
-}
-
 impl StagedInput {
     /// Starts with the bytes that were read while the protocol was detected.
     pub(super) fn new(buffer: BytesMut, under_tls: bool) -> Self {
         let tls_bytes = if under_tls { TLS_STATE_BYTES } else { 0 };
         Self {
             buffer,
+            consumed: 0,
             tracked: 0,
             releasable: 0,
             frames: FrameTracker::default(),
@@ -123,25 +99,38 @@ impl StagedInput {
         self.frames.control_frames() > MAX_UNAUTHORIZED_CONTROL_FRAMES
     }
 
-    /// Whether the bytes to the end of the connection's first header block are too many.
-    pub(super) fn first_head_exceeds_limit(&mut self) -> bool {
-        self.exceeds_limit(MAX_FIRST_HEAD_BYTES)
+    /// Whether the bytes to the end of the connection's first header block are too many, with those of an incomplete
+    /// TLS record.
+    pub(super) fn first_head_exceeds_limit(&mut self, record_bytes: usize) -> bool {
+        self.exceeds_limit(MAX_FIRST_HEAD_BYTES, record_bytes)
     }
 
-    /// Whether a later header block is too large without an authorized request.
-    pub(super) fn later_head_exceeds_limit(&mut self) -> bool {
-        self.exceeds_limit(MAX_LATER_HEAD_BYTES)
+    /// The same for a later header block without an authorized request.
+    pub(super) fn later_head_exceeds_limit(&mut self, record_bytes: usize) -> bool {
+        self.exceeds_limit(MAX_LATER_HEAD_BYTES, record_bytes)
     }
 
-    /// Whether more than `max_bytes` are staged without a [`LargeHead`], or more than any connection may stage.
-    fn exceeds_limit(&mut self, max_bytes: usize) -> bool {
-        if self.buffer.len() <= max_bytes - self.tls_bytes {
+    /// Whether more than `max_bytes` are held without a [`LargeHead`], or more are staged than any connection may. Without
+    /// a part of a header block, one record fits in any case.
+    fn exceeds_limit(&mut self, max_bytes: usize, record_bytes: usize) -> bool {
+        if self.buffer.len() + record_bytes <= max_bytes - self.tls_bytes
+            || self.buffer.is_empty() && record_bytes > 0
+        {
             return false;
         }
         if self.large_head.is_none() {
             self.large_head = LargeHead::try_acquire();
         }
         self.large_head.is_none() || self.buffer.len() > MAX_STAGED_BYTES
+    }
+
+    /// The largest TLS record that may be read into what the limit leaves; 0: any.
+    pub(super) fn max_record_bytes(&self, is_first_head: bool) -> usize {
+        let max_bytes = if is_first_head { MAX_FIRST_HEAD_BYTES } else { MAX_LATER_HEAD_BYTES };
+        match self.buffer.is_empty() || self.large_head.is_some() {
+            true => 0,
+            false => (max_bytes - self.tls_bytes).saturating_sub(self.buffer.len()).max(1),
+        }
     }
 
     /// Whether the header block is so large that the rest of it waits until no rejection is pending.
@@ -208,6 +197,7 @@ impl StagedInput {
         // Bytes of a head may be a credential, and after `advance` nothing reaches them.
         wipe(&mut self.buffer[..consumed]);
         self.buffer.advance(consumed);
+        self.consumed += consumed;
         (self.releasable, self.tracked) = (self.releasable - consumed, self.tracked - consumed);
         self.release_buffer();
     }
@@ -227,30 +217,60 @@ impl StagedInput {
         track_all(&mut self.frames, bytes)
     }
 
-    /// Reads once; 0 is the end of the stream.
+    /// Reads once; 0 is the end of the stream. Under TLS all that is decrypted is taken, because a part would not release the
+    /// rest, and no more: a read that is larger than that would decrypt another record.
     pub(super) fn poll_read_buf(
         &mut self,
         stream: &mut Stream,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<usize>> {
-        let filled = buffer_pool::with_scratch(|scratch| {
-            let mut read = ReadBuf::new(&mut scratch[..READ_BYTES]);
-            ready!(Pin::new(stream).poll_read(cx, &mut read))?;
-            self.append(read.filled());
-            Poll::Ready(Ok(read.filled().len()))
-        });
-        if filled.is_pending() && self.buffer.capacity() > self.buffer.len() + BUFFER_GROWTH_BYTES[1] {
-            self.resize(0);
+        let max_bytes = stream_read_bytes(stream.buffered_plaintext());
+        let filled = self.poll_read_once(stream, cx, max_bytes);
+        if filled.is_pending() {
+            self.release_spare_memory();
         }
-        filled
+        let mut read = ready!(filled)?;
+        let mut rest = if read > 0 { stream.buffered_plaintext() } else { 0 };
+        while rest > 0 {
+            match self.poll_read_once(stream, cx, stream_read_bytes(rest)) {
+                Poll::Ready(Ok(more)) if more > 0 => {
+                    read += more;
+                    rest = rest.saturating_sub(more);
+                }
+                _ => break,
+            }
+        }
+        Poll::Ready(Ok(read))
+    }
+
+    fn poll_read_once(
+        &mut self,
+        stream: &mut Stream,
+        cx: &mut Context<'_>,
+        max_bytes: usize,
+    ) -> Poll<io::Result<usize>> {
+        buffer_pool::with_scratch(|scratch| {
+            let mut read = ReadBuf::new(&mut scratch[..max_bytes]);
+            ready!(Pin::new(&mut *stream).poll_read(cx, &mut read))?;
+            self.append(read.filled(), stream.buffered_plaintext());
+            Poll::Ready(Ok(read.filled().len()))
+        })
     }
 
     /// The buffer is sized to its content and does not double: a header block may be most of what the connection holds.
-    fn append(&mut self, bytes: &[u8]) {
+    /// `more`: bytes that will follow at once.
+    fn append(&mut self, bytes: &[u8], more: usize) {
         if self.buffer.capacity() - self.buffer.len() < bytes.len() {
-            self.resize(bytes.len());
+            self.resize(bytes.len() + more);
         }
         self.buffer.extend_from_slice(bytes);
+    }
+
+    /// Releases memory in the buffer before and behind the staged bytes.
+    pub(super) fn release_spare_memory(&mut self) {
+        if self.consumed + self.buffer.capacity() > self.buffer.len() + BUFFER_GROWTH_BYTES[1] {
+            self.resize(0);
+        }
     }
 
     /// Moves the staged bytes into a buffer with `additional` spare bytes.
@@ -262,6 +282,7 @@ impl StagedInput {
         resized.extend_from_slice(&self.buffer);
         wipe(&mut self.buffer);
         buffer_pool::release(std::mem::replace(&mut self.buffer, resized));
+        self.consumed = 0;
     }
 
     /// Discards the staged bytes.
@@ -277,6 +298,7 @@ impl StagedInput {
         if self.buffer.is_empty() {
             buffer_pool::release(std::mem::take(&mut self.buffer));
             self.large_head = None;
+            self.consumed = 0;
         }
     }
 }
@@ -285,6 +307,11 @@ impl Drop for StagedInput {
     fn drop(&mut self) {
         wipe(&mut self.buffer);
     }
+}
+
+/// Size of a read, with so much decrypted plaintext that waits.
+fn stream_read_bytes(plaintext_bytes: usize) -> usize {
+    if plaintext_bytes > 0 { plaintext_bytes.min(READ_BYTES) } else { READ_BYTES }
 }
 
 /// Tracks bytes. Returns whether a header block ends in them.
@@ -311,7 +338,7 @@ mod tests {
         let mut staged = StagedInput::new(BytesMut::from(&bytes[..HTTP2_PREFACE.len() + 9]), false);
         staged.track_first_head();
         assert!(staged.is_in_header_block());
-        staged.append(&bytes[HTTP2_PREFACE.len() + 9..]);
+        staged.append(&bytes[HTTP2_PREFACE.len() + 9..], 0);
         let mut space = vec![0; bytes.len()];
         let mut buf = ReadBuf::new(&mut space);
         assert!(staged.read_all(&mut buf), "the block on stream 1 ends");
@@ -325,13 +352,25 @@ mod tests {
         let _slots: Vec<_> = std::iter::from_fn(LargeHead::try_acquire).collect();
         for (under_tls, tls_bytes) in [(false, 0), (true, TLS_STATE_BYTES)] {
             for extra in [0, 1] {
-                let exceeds = |max_bytes, limit: fn(&mut StagedInput) -> bool| {
-                    let bytes = BytesMut::zeroed(max_bytes - tls_bytes + extra);
-                    limit(&mut StagedInput::new(bytes, under_tls))
+                let exceeds = |max_bytes, limit: fn(&mut StagedInput, usize) -> bool, record_bytes| {
+                    let bytes = BytesMut::zeroed(max_bytes - tls_bytes - record_bytes + extra);
+                    limit(&mut StagedInput::new(bytes, under_tls), record_bytes)
                 };
-                assert_eq!(exceeds(MAX_FIRST_HEAD_BYTES, StagedInput::first_head_exceeds_limit), extra > 0);
-                assert_eq!(exceeds(MAX_LATER_HEAD_BYTES, StagedInput::later_head_exceeds_limit), extra > 0);
+                for record_bytes in [0, 10] {
+                    let first = StagedInput::first_head_exceeds_limit;
+                    assert_eq!(exceeds(MAX_FIRST_HEAD_BYTES, first, record_bytes), extra > 0);
+                    let later = StagedInput::later_head_exceeds_limit;
+                    assert_eq!(exceeds(MAX_LATER_HEAD_BYTES, later, record_bytes), extra > 0);
+                }
             }
         }
+        let mut empty = StagedInput::new(BytesMut::new(), true);
+        assert!(!empty.later_head_exceeds_limit(MAX_LATER_HEAD_BYTES));
+        assert_eq!(empty.max_record_bytes(false), 0);
+        let mut staged = StagedInput::new(BytesMut::zeroed(100), true);
+        let max_bytes = staged.max_record_bytes(false);
+        assert!(
+            !staged.later_head_exceeds_limit(max_bytes) && staged.later_head_exceeds_limit(max_bytes + 1)
+        );
     }
 }

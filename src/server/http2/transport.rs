@@ -4,6 +4,8 @@
 //! h2 hides whether a header block has begun, and decodes one while it arrives. Its time-out, and the bound on what a
 //! client without a key makes h2 decode, need [`StagedInput`], which looks at frame headers only.
 
+mod output;
+
 use std::{
     cell::RefCell,
     future::poll_fn,
@@ -11,10 +13,9 @@ use std::{
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
-    time::Duration,
 };
 
-use bytes::{Buf, BytesMut};
+use bytes::BytesMut;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::Instant,
@@ -22,16 +23,10 @@ use tokio::{
 
 use super::{
     connection_state::ConnectionState,
-    early_settings::{self, DuplicateFilter, FilterAction},
+    early_settings::{self, DuplicateFilter},
     staged_input::StagedInput,
 };
-use crate::{
-    http1::{buffer_pool, io::Stream},
-    time::deadline::Deadline,
-};
-
-/// Maximum number of slices in one write.
-const MAX_SLICES: usize = 8;
+use crate::{http1::io::Stream, time::deadline::Deadline};
 
 /// The byte stream of one connection, shared by h2 and the connection's task.
 #[derive(Clone)]
@@ -51,10 +46,16 @@ struct TransportState {
     /// Runs while a header block is incomplete.
     header_deadline: Deadline,
     write_deadline: Deadline,
-    /// Runs while reading pauses after streams were reset.
-    pause: Deadline,
     /// Frames to be removed from h2's output.
     duplicates: DuplicateFilter,
+}
+
+/// What a read before h2 is created has found.
+enum EarlyRead {
+    Bytes,
+    End,
+    /// The header block is larger than this connection may stage.
+    TooLarge,
 }
 
 impl Http2Transport {
@@ -70,7 +71,6 @@ impl Http2Transport {
             idle_deadline: Deadline::unset(),
             header_deadline: Deadline::unset(),
             write_deadline: Deadline::unset(),
-            pause: Deadline::unset(),
             duplicates: DuplicateFilter::default(),
         })))
     }
@@ -79,13 +79,14 @@ impl Http2Transport {
     pub(super) async fn wait_until_h2_needed(&self) -> io::Result<()> {
         while !self.0.borrow_mut().advance_before_h2() {
             poll_fn(|cx| self.poll_flush_output(cx)).await?;
-            if self.0.borrow_mut().staged.first_head_exceeds_limit() {
-                self.0.borrow_mut().output.extend_from_slice(&early_settings::GOAWAY);
-                poll_fn(|cx| self.poll_flush_output(cx)).await?;
-                return Err(io::ErrorKind::InvalidData.into());
-            }
-            if poll_fn(|cx| self.0.borrow_mut().poll_read_early(cx)).await? == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
+            match poll_fn(|cx| self.0.borrow_mut().poll_read_early(cx)).await? {
+                EarlyRead::Bytes => {}
+                EarlyRead::End => return Err(io::ErrorKind::UnexpectedEof.into()),
+                EarlyRead::TooLarge => {
+                    self.0.borrow_mut().output.extend_from_slice(&early_settings::GOAWAY);
+                    poll_fn(|cx| self.poll_flush_output(cx)).await?;
+                    return Err(io::ErrorKind::InvalidData.into());
+                }
             }
         }
         Ok(())
@@ -129,12 +130,40 @@ impl TransportState {
         false
     }
 
-    /// Reads once before h2 is created; 0 is the end of the stream.
-    fn poll_read_early(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        match self.staged.poll_read_buf(&mut self.stream, cx) {
-            Poll::Pending => self.poll_read_timeout(cx),
-            filled => filled,
+    /// Reads once before h2 is created.
+    fn poll_read_early(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<EarlyRead>> {
+        if self.staged.first_head_exceeds_limit(0) {
+            return Poll::Ready(Ok(EarlyRead::TooLarge));
         }
+        match self.poll_read_limited(cx, true)? {
+            Poll::Ready(Some(0)) => Poll::Ready(Ok(EarlyRead::End)),
+            Poll::Ready(Some(_)) => Poll::Ready(Ok(EarlyRead::Bytes)),
+            Poll::Ready(None) => Poll::Ready(Ok(EarlyRead::TooLarge)),
+            Poll::Pending => self.poll_read_timeout(cx),
+        }
+    }
+
+    /// Reads once, but no TLS record with which the connection would stage more than it may: then `None`.
+    fn poll_read_limited(
+        &mut self,
+        cx: &mut Context<'_>,
+        is_first_head: bool,
+    ) -> Poll<io::Result<Option<usize>>> {
+        self.stream.limit_records(self.staged.max_record_bytes(is_first_head));
+        let mut filled = self.staged.poll_read_buf(&mut self.stream, cx);
+        let record_bytes = self.stream.incomplete_record_bytes();
+        if filled.is_pending() && record_bytes > 0 {
+            let exceeds_limit = match is_first_head {
+                true => self.staged.first_head_exceeds_limit(record_bytes),
+                false => self.staged.later_head_exceeds_limit(record_bytes),
+            };
+            if exceeds_limit {
+                return Poll::Ready(Ok(None));
+            }
+            self.stream.limit_records(self.staged.max_record_bytes(is_first_head));
+            filled = self.staged.poll_read_buf(&mut self.stream, cx);
+        }
+        filled.map_ok(Some)
     }
 
     /// Fails when the header or idle time-out has elapsed.
@@ -168,10 +197,6 @@ impl TransportState {
         if self.connection.is_write_blocked() {
             return Poll::Pending;
         }
-        if let Some(until) = self.connection.paused_until() {
-            self.pause.set_from(until, Duration::ZERO);
-            ready!(self.pause.poll_elapsed(cx));
-        }
         loop {
             let is_ready = self.staged.track_staged();
             self.update_header_deadline();
@@ -182,15 +207,20 @@ impl TransportState {
                 return Poll::Ready(Ok(()));
             }
             if self.staged.exceeds_rejections_limit() && self.connection.has_pending_rejections() {
+                self.staged.release_spare_memory();
                 return Poll::Pending;
             }
-            if self.staged.later_head_exceeds_limit() {
+            if self.staged.later_head_exceeds_limit(0) {
                 self.exhaust_budget(cx);
                 return Poll::Pending;
             }
-            match self.staged.poll_read_buf(&mut self.stream, cx)? {
-                Poll::Ready(0) => return Poll::Ready(Ok(())),
-                Poll::Ready(_) => self.last_read_at = Instant::now(),
+            match self.poll_read_limited(cx, false)? {
+                Poll::Ready(Some(0)) => return Poll::Ready(Ok(())),
+                Poll::Ready(Some(_)) => self.last_read_at = Instant::now(),
+                Poll::Ready(None) => {
+                    self.exhaust_budget(cx);
+                    return Poll::Pending;
+                }
                 Poll::Pending => {
                     self.end_if_budget_exhausted(true, cx);
                     return Poll::Pending;
@@ -224,6 +254,7 @@ impl TransportState {
         let ends_head = if !self.staged.is_empty() {
             self.staged.read_all(buf)
         } else {
+            self.stream.read_ahead();
             ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
             self.last_read_at = Instant::now();
             self.staged.track(&buf.filled()[already_filled..])
@@ -254,90 +285,6 @@ impl TransportState {
                 return Poll::Ready(());
             }
         }
-    }
-}
-
-/// Writing.
-impl TransportState {
-    /// Appends h2's output without the frames that the client has received before.
-    fn buffer_new(&mut self, mut bytes: &[u8]) -> io::Result<()> {
-        while !bytes.is_empty() && !self.duplicates.is_done() {
-            match self.duplicates.next_action(bytes)? {
-                FilterAction::Skip(skipped) => bytes = &bytes[skipped..],
-                FilterAction::Write(length) => {
-                    let (written, rest) = bytes.split_at(length);
-                    self.output.extend_from_slice(written);
-                    self.duplicates.record_written(length);
-                    bytes = rest;
-                }
-            }
-        }
-        self.output.extend_from_slice(bytes);
-        Ok(())
-    }
-
-    /// Buffers a small write, which [`Self::poll_flush_output`] sends with others. A large one goes out at once,
-    /// together with what is buffered.
-    fn poll_write(&mut self, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        let length = bufs.iter().map(|buf| buf.len()).sum();
-        if !self.duplicates.is_done() {
-            ready!(self.poll_flush_output(cx))?;
-            bufs.iter().try_for_each(|buf| self.buffer_new(buf))?;
-            return Poll::Ready(Ok(length));
-        }
-        if self.output.len() + length <= buffer_pool::BUFFER_BYTES {
-            if self.output.capacity() == 0 {
-                self.output = buffer_pool::acquire();
-            }
-            bufs.iter().for_each(|buf| self.output.extend_from_slice(buf));
-            return Poll::Ready(Ok(length));
-        }
-        loop {
-            let mut slices = [IoSlice::new(&[]); MAX_SLICES];
-            let count = (bufs.len() + 1).min(MAX_SLICES);
-            slices[0] = IoSlice::new(&self.output);
-            slices[1..count].copy_from_slice(&bufs[..count - 1]);
-            let written = Pin::new(&mut self.stream).poll_write_vectored(cx, &slices[..count]);
-            let written = ready!(self.poll_with_write_timeout(cx, written))?;
-            if written == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
-            let buffered = self.output.len();
-            self.output.advance(written.min(buffered));
-            if written > buffered {
-                return Poll::Ready(Ok(written - buffered));
-            }
-        }
-    }
-
-    fn poll_flush_output(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while !self.output.is_empty() {
-            let written = Pin::new(&mut self.stream).poll_write(cx, &self.output);
-            let written = ready!(self.poll_with_write_timeout(cx, written))?;
-            if written == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
-            self.output.advance(written);
-        }
-        if self.output.capacity() > 0 {
-            buffer_pool::release(std::mem::take(&mut self.output));
-        }
-        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
-        self.poll_with_write_timeout(cx, flushed)
-    }
-
-    /// Turns a write that stays pending for too long into an error.
-    fn poll_with_write_timeout<T>(
-        &mut self,
-        cx: &mut Context<'_>,
-        written: Poll<io::Result<T>>,
-    ) -> Poll<io::Result<T>> {
-        if written.is_ready() && self.connection.is_write_blocked() {
-            // Reading, which stops while writes block, continues.
-            cx.waker().wake_by_ref();
-        }
-        self.connection.set_write_blocked(written.is_pending());
-        self.write_deadline.bound_transfer(cx, written, self.connection.write_timeout())
     }
 }
 
