@@ -39,6 +39,12 @@ impl Suite {
         in_file.or_else(|| self.state.named.get(corpid).map(|named| named.clone()))
     }
 
+    /// The name of this corp, if it is another one than `name`.
+    pub fn other_name(&self, corpid: &str, name: &str) -> Option<String> {
+        let named = self.named(corpid).filter(|named| named.agent.name != name);
+        named.map(|named| named.agent.name.clone())
+    }
+
     /// The name under which the state has this corp as an agent.
     pub fn name_in_state(&self, corpid: &str) -> Option<String> {
         let named = self.state.named.get(corpid).filter(|_| !self.is_file_corp(corpid));
@@ -58,8 +64,7 @@ impl Directory {
         let Some(suite) = self.suite_by_name(&corp.suite) else {
             return Some(format!("there is no suite {:?}", corp.suite));
         };
-        let named = suite.named(&corp.corpid).filter(|named| named.agent.name != corp.name);
-        named.map(|named| format!("agents.{}", named.agent.name))
+        suite.other_name(&corp.corpid, &corp.name).map(|other| format!("agents.{other}"))
     }
 
     /// Puts a corp in force, in place of the one of its name and corpid.

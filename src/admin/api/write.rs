@@ -164,6 +164,8 @@ impl Admin {
         let mut writes = vec![Write::delete(collection, name).when(precondition)];
         if let Ok((corp, _)) = entry.corp(name, version, None)
             && let Some(suite) = self.directory.load().suite_by_name(&corp.suite)
+            // What the state has of a corp belongs to the name that is in force.
+            && suite.other_name(&corp.corpid, name).is_none()
         {
             writes.extend(self.settings.suites.named_corp_deletions(&suite, &corp.corpid).await);
         }

@@ -247,3 +247,30 @@ async fn corp_with_a_name_of_its_own_follows_what_wecom_pushes() {
     api.proxy.app.reload().expect("a valid file");
     api.call("GET", NAMED, Value::Null).await.assert_status(200);
 }
+
+#[tokio::test]
+async fn deleting_an_agent_that_is_not_in_force_leaves_the_corp_of_the_file() {
+    let api = start().await;
+    api.call("PUT", NAMED, table_of(&api, "wpAlpha_1")).await.assert_status(201);
+    let path = api.proxy.dir.path().join("proxy.toml");
+    let text = std::fs::read_to_string(&path).expect("a file");
+    let code = api.proxy.wecom.add_authorized_corp("crm", "wpAlpha_1").expect("a suite");
+    let corp =
+        format!("[agents.in-file]\nsuite = \"crm\"\ncorpid = \"wpAlpha_1\"\npermanent_code = \"{code}\"\n");
+    std::fs::write(&path, text.replace("[clients.isv]", &format!("{corp}[clients.isv]"))).expect("a file");
+    api.proxy.app.reload().expect("a valid file");
+    let authorized = suites::authorize(&api.proxy, "isv", "crm", "wpAlpha_1").await.json();
+    let stand_in = authorized["permanent_code"].as_str().expect("a stand-in").to_owned();
+    assert_eq!(call_named(&api).await, (404, 200), "with the code of the reset");
+    let code_is_known = async || {
+        let body = json!({ "auth_corpid": "wpAlpha_1", "permanent_code": stand_in });
+        let info = suites::post(&api.proxy, "isv", "/crm/cgi-bin/service/get_auth_info", body).await;
+        info.errcode()
+    };
+    assert_eq!(code_is_known().await, 0);
+    api.call("DELETE", NAMED, Value::Null).await.assert_status(204);
+    assert_eq!(call_named(&api).await, (404, 200));
+    assert_eq!(code_is_known().await, 0);
+    api.proxy.app.reload().expect("a valid file");
+    assert_eq!(call_named(&api).await, (404, 200));
+}
