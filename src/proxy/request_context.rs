@@ -11,12 +11,14 @@ use super::{
     loggable::{loggable_method, masked_path},
     message_body::MessageBody,
     path_credential,
+    presented_key::loggable_header,
     request::Request,
     request_id::RequestId,
     target::RequestTarget,
 };
 use crate::{
     directory::{Agent, Client},
+    http1::headers::HeaderKind,
     inspector::{ExchangeRecorder, RedactionJob},
     limits::wait_limit::WaitPermit,
     request_body::RequestBody,
@@ -151,7 +153,13 @@ impl RequestContext {
     pub(super) fn new(request: &Request, request_id: RequestId, sinks: Rc<Sinks>) -> Self {
         let started = Instant::now();
         let trace = sinks.tracer.as_ref().map(|tracer| {
-            tracer.start_trace(&request.headers, request.version, request.socket_peer, started)
+            let (version, peer) = (request.version, request.socket_peer);
+            let mut trace = tracer.start_trace(&request.headers, version, peer, started);
+            trace.set_caller(
+                loggable_header(request, HeaderKind::Host),
+                loggable_header(request, HeaderKind::UserAgent),
+            );
+            trace
         });
         Self {
             started,

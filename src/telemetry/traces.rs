@@ -181,7 +181,7 @@ impl Tracer {
         started: Instant,
     ) -> Box<Trace> {
         let context = TraceContext::from_headers(headers, &self.ids, self.buffers.sampler);
-        Box::new(Trace::new(context, headers, version, peer, started))
+        Box::new(Trace::new(context, version, peer, started))
     }
 
     /// The request as the cause of a call that fetches a token.
@@ -191,8 +191,8 @@ impl Tracer {
         FetchCause::of(CausingRequest { trace_id, span_id, sampled })
     }
 
-    /// Keeps a request that has ended for the exporter, if its trace is sampled, or it failed or was retried. Drops it and counts its spans if the
-    /// buffer is full.
+    /// Keeps a request that has ended for the exporter, if its trace is sampled, or it failed or was retried. Drops it and
+    /// counts its spans if the buffer is full.
     pub fn end_trace(&self, trace: Box<Trace>, entry: &AccessLogEntry<'_>) {
         if !trace.context.sampled && !is_always_kept(entry) {
             return;

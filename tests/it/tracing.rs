@@ -381,3 +381,18 @@ async fn unsampled_trace_is_only_logged() {
         "night-shift-2"
     );
 }
+
+#[tokio::test]
+async fn secret_in_host_or_user_agent_is_not_exported() {
+    let receiver = OtlpReceiver::start(&[]).await;
+    let proxy = TestProxy::start_with_config(&config_with_otlp(CONFIG_WITH_CLIENTS, &receiver.http)).await;
+    let (key, other) = (client_key("billing"), "0f".repeat(32));
+    for (host, user_agent) in [(&*key, &*key), ("user:hush-hush@proxy.example", &other)] {
+        let request = Request::get(format!("/hr{USER_GET}")).header("x-api-key", &*key);
+        proxy.request(request.header("host", host).header("user-agent", user_agent), "").await;
+    }
+    receiver.wait_for_spans(5).await;
+    let exported = receiver.process.out.text();
+    assert_no_secret_in_traces(&exported);
+    assert!(!exported.contains(&other), "{exported}");
+}

@@ -1,6 +1,6 @@
 //! The spans of a request: one for the request, with a child span for each wait and attempt. Names and attributes
-//! follow OpenTelemetry's semantic conventions for HTTP. No span contains a query, credential or
-//! header other than `Host` and `User-Agent`.
+//! follow OpenTelemetry's semantic conventions for HTTP. No span contains a query, a credential, or a header other than
+//! `Host` and `User-Agent`.
 
 use std::time::Duration;
 
@@ -215,8 +215,9 @@ fn saturating(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
-/// The host of an authority without brackets, and its port.
+/// The host of an authority without brackets, and its port; nothing of one with a user.
 fn split_authority(authority: &str) -> (&str, Option<u16>) {
+    let authority = if authority.contains('@') { "" } else { authority };
     let (host, port) = match authority.rsplit_once(':') {
         Some((host, port)) if !port.ends_with(']') => (host, port.parse().ok()),
         _ => (authority, None),

@@ -6,11 +6,7 @@ use http::Version;
 use tokio::time::Instant;
 
 use super::context::TraceContext;
-use crate::{
-    http1::headers::{HeaderKind, Headers},
-    secret::hex,
-    telemetry::access_log::truncate,
-};
+use crate::{secret::hex, telemetry::access_log::truncate};
 
 /// Two attempts, a wait for a token before each, and one wait for a permit.
 pub(super) const MAX_CHILD_SPANS: usize = 5;
@@ -75,15 +71,10 @@ pub(super) struct ChildSpan {
 impl Trace {
     pub(super) fn new(
         context: TraceContext,
-        headers: &Headers,
         version: Version,
         peer: Option<IpAddr>,
         started: Instant,
     ) -> Self {
-        let mut text = String::with_capacity(TEXT_BYTES);
-        push_header(&mut text, headers, HeaderKind::Host, MAX_AUTHORITY_BYTES);
-        let authority_end = text.len();
-        push_header(&mut text, headers, HeaderKind::UserAgent, MAX_USER_AGENT_BYTES);
         let empty = ChildSpan {
             operation: Operation::Queue,
             started,
@@ -97,12 +88,21 @@ impl Trace {
             upstream: 0,
             peer,
             span_id: None,
-            authority_end,
-            user_agent_end: text.len(),
-            text,
+            authority_end: 0,
+            user_agent_end: 0,
+            text: String::new(),
             child_spans: [empty; MAX_CHILD_SPANS],
             child_span_count: 0,
         }
+    }
+
+    /// Sets `Host` and `User-Agent`, without credentials.
+    pub fn set_caller(&mut self, authority: &str, user_agent: &str) {
+        let mut text = String::with_capacity(TEXT_BYTES);
+        text.push_str(truncate(authority, MAX_AUTHORITY_BYTES));
+        self.authority_end = text.len();
+        text.push_str(truncate(user_agent, MAX_USER_AGENT_BYTES));
+        (self.user_agent_end, self.text) = (text.len(), text);
     }
 
     /// Starts the next child span; ignored beyond [`MAX_CHILD_SPANS`].
@@ -163,10 +163,4 @@ impl Trace {
         }
         text
     }
-}
-
-/// Appends the first `max` bytes of a header, if it is UTF-8.
-fn push_header(text: &mut String, headers: &Headers, kind: HeaderKind, max: usize) {
-    let value = headers.first(kind).and_then(|value| std::str::from_utf8(value).ok());
-    text.push_str(value.map_or("", |value| truncate(value, max)));
 }
