@@ -151,7 +151,7 @@ impl Destination {
                         })?;
                         let config = match &url.ca_file {
                             None => built_in_trust().map(Arc::new).map_err(io::Error::other)?,
-                            Some(path) => ca_file_trust(path, "to")
+                            Some(path) => ca_file_trust(path, "to.ca_file")
                                 .map_err(|error| io::Error::other(TextError(error.text())))?,
                         };
                         Some((TlsConnector::from(config), name))

@@ -158,7 +158,11 @@ fn egress_proxy(proxy: &EgressProxy) -> Value {
     let url = format!("{scheme}://{}", proxy.authority());
     match &proxy.login {
         None => url.into(),
-        Some(login) => json!({ "url": url, "user": login.user.expose(), "password": is_set() }),
+        Some(login) => {
+            // Without a password, the user is one: a token of the proxy's operator.
+            let user = if login.password.expose().is_empty() { "***" } else { login.user.expose() };
+            json!({ "url": url, "user": user, "password": is_set() })
+        }
     }
 }
 

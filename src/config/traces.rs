@@ -15,6 +15,19 @@ const FILE_KEY: &str = "admin.otlp";
 /// The name of the service where none is configured.
 const DEFAULT_SERVICE_NAME: &str = "wecom-proxy";
 
+/// The headers that an export has anyway, or that would break it.
+const RESERVED_HEADERS: [&str; 9] = [
+    "connection",
+    "content-encoding",
+    "content-length",
+    "content-type",
+    "host",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
+
 /// Where traces are sent, which ones, and what describes this process in them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TracesConfig {
@@ -183,14 +196,17 @@ impl OtelEnvironment<'_> {
         let names = ["OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS"];
         let Some((name, list)) = self.first_of(names) else { return Vec::new() };
         let is_header = |(key, value): &(String, String)| {
-            http::HeaderName::from_bytes(key.as_bytes()).is_ok() && http::HeaderValue::from_str(value).is_ok()
+            let name = http::HeaderName::from_bytes(key.as_bytes()).ok();
+            name.is_some_and(|name| !RESERVED_HEADERS.contains(&name.as_str()))
+                && http::HeaderValue::from_str(value).is_ok()
         };
         let Some(pairs) = parse_pairs(&list).filter(|pairs| pairs.iter().all(is_header)) else {
             self.warn(
                 name,
                 text!(
-                    "this variable must be headers like name=value,name=value; it is ignored",
-                    "此变量必须是 name=value,name=value 这样的请求头；已忽略"
+                    "this variable must be headers like name=value,name=value, without those that belong to the connection or \
+                     the body, such as Content-Type; it is ignored",
+                    "此变量必须是 name=value,name=value 这样的请求头，不含属于连接或请求体的请求头（如 Content-Type）；已忽略"
                 ),
             );
             return Vec::new();

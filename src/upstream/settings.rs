@@ -32,8 +32,8 @@ use crate::{
 pub enum UpstreamSetupError {
     /// `ca_file` cannot be used.
     CaFile {
-        /// The table in the file.
-        section: String,
+        /// The key or variable that names the file.
+        key: String,
         /// The file.
         path: PathBuf,
         /// The cause.
@@ -56,13 +56,8 @@ impl UpstreamSetupError {
     /// The key of the file, and what is wrong with it.
     pub fn text(&self) -> Text {
         match self {
-            Self::CaFile { section, path, message } => {
-                format_text!(
-                    "{section}.ca_file: {}: {}",
-                    "{section}.ca_file：{}：{}",
-                    path.display(),
-                    message
-                )
+            Self::CaFile { key, path, message } => {
+                format_text!("{key}: {}: {}", "{key}：{}：{}", path.display(), message)
             }
             Self::ServerName { section, host } => format_text!(
                 "{section}.url: {host:?} is not a valid TLS server name",
@@ -194,10 +189,10 @@ pub fn built_in_trust() -> Result<ClientConfig, rustls::Error> {
     Ok(builder.with_root_certificates(roots).with_no_client_auth())
 }
 
-/// TLS settings of a client that trusts the certificates of `ca_file`, which `section` names. Errors:
+/// TLS settings of a client that trusts the certificates of a file, which `key` names. Errors:
 /// [`UpstreamSetupError::CaFile`].
-pub fn ca_file_trust(path: &Path, section: &str) -> Result<Arc<ClientConfig>, UpstreamSetupError> {
-    Trust::of_file(path, section).map(|trust| trust.client_config)
+pub fn ca_file_trust(path: &Path, key: &str) -> Result<Arc<ClientConfig>, UpstreamSetupError> {
+    Trust::of_file(path, key).map(|trust| trust.client_config)
 }
 
 impl Trust {
@@ -206,12 +201,12 @@ impl Trust {
             let client_config = Arc::new(built_in_trust()?);
             return Ok(Self { listed_certificates: Vec::new(), client_config });
         };
-        Self::of_file(path, &id.section())
+        Self::of_file(path, &format!("{}.ca_file", id.section()))
     }
 
-    fn of_file(path: &Path, section: &str) -> Result<Self, UpstreamSetupError> {
+    fn of_file(path: &Path, key: &str) -> Result<Self, UpstreamSetupError> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let verifier = ca_file_verifier(path, provider.clone(), section)?;
+        let verifier = ca_file_verifier(path, provider.clone(), key)?;
         let listed_certificates = verifier.listed_certificates.clone();
         let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
         let builder = builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier));
@@ -223,13 +218,10 @@ impl Trust {
 fn ca_file_verifier(
     path: &Path,
     provider: Arc<CryptoProvider>,
-    section: &str,
+    key: &str,
 ) -> Result<CaFileVerifier, UpstreamSetupError> {
-    let ca_file_error = |message: Text| UpstreamSetupError::CaFile {
-        section: section.to_owned(),
-        path: path.to_owned(),
-        message,
-    };
+    let ca_file_error =
+        |message: Text| UpstreamSetupError::CaFile { key: key.to_owned(), path: path.to_owned(), message };
     let (mut roots, mut listed_certificates) = (RootCertStore::empty(), Vec::new());
     for certificate in CertificateDer::pem_file_iter(path).map_err(|error| ca_file_error(pem_text(&error)))? {
         let certificate = certificate.map_err(|error| ca_file_error(pem_text(&error)))?;

@@ -131,6 +131,7 @@ async fn certificate_of_the_environment_is_trusted() {
     let broken = broken.display().to_string();
     let output = serve_two_requests(&wecom, &config, &[env[0], (env[1].0, &broken)]).await;
     assert!(output.contains("no traces are exported"), "{output}");
+    assert!(output.contains("OTEL_EXPORTER_OTLP_CERTIFICATE: "), "{output}");
 }
 
 #[tokio::test]

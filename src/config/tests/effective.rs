@@ -55,7 +55,7 @@ fn urls_show_neither_a_password_nor_the_values_of_their_query() {
                 [callbacks.c]\nreceive_ids = [\"\"]\ntoken = { env = \"HR_CALLBACK_TOKEN\" }\n\
                 aes_key = { env = \"HR_CALLBACK_AES_KEY\" }\n[[callbacks.c.to]]\nname = \"a\"\n\
                 url = \"https://crm.example/in?token=hunter2&hunter2\"\n[[callbacks.c.to]]\nname = \"b\"\n\
-                url = \"unix:/a:/b?k=hunter2\"\n";
+                url = \"unix:/a:/b?k=hunter2\"\n[upstream]\nvia = \"http://hunter2@egress:1\"\n";
     let directory = directory_with(&[("proxy.toml", text)]);
     let config = load_in(directory.path()).unwrap_or_else(|error| panic!("{error}"));
     let (shown, debugged) = (Value::Object(effective(&config)).to_string(), format!("{config:#?}"));

@@ -81,6 +81,8 @@ fn values_that_are_not_understood_are_ignored_with_a_warning() {
         ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json", true),
         ("OTEL_EXPORTER_OTLP_HEADERS", "hunter2", true),
         ("OTEL_EXPORTER_OTLP_HEADERS", "a=hunter2%0A", true),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "Content-Length=3,a=hunter2", true),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "host=hunter2", true),
         ("OTEL_RESOURCE_ATTRIBUTES", "a=b,hunter2", true),
         ("OTEL_TRACES_SAMPLER", "jaeger_remote", true),
         ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://u:hunter2@c:4318", false),
