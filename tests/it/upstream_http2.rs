@@ -34,7 +34,7 @@ struct Http2Upstream {
     request_lines: Mutex<Vec<String>>,
     connections: AtomicUsize,
     sent_bytes: AtomicUsize,
-    /// Endless responses that the proxy has cancelled.
+    /// Endless responses, and requests whose response was complete, that the proxy has cancelled.
     cancelled: AtomicUsize,
 }
 
@@ -88,6 +88,15 @@ impl Http2Upstream {
                 // Neither reads the request body nor resets the stream.
                 let _kept = request;
                 std::future::pending().await
+            }
+            "/cgi-bin/responds-first" => {
+                let Ok(mut stream) = respond.send_response(Response::new(()), false) else { return };
+                let _ = stream.send_data("{}".into(), true);
+                let mut body = request.into_body();
+                while let Some(Ok(chunk)) = body.data().await {
+                    let _ = body.flow_control().release_capacity(chunk.len());
+                }
+                self.cancelled.fetch_add(1, Ordering::Relaxed);
             }
             "/cgi-bin/resets" => respond.send_reset(Reason::INTERNAL_ERROR),
             "/cgi-bin/hints" => {
@@ -252,6 +261,29 @@ async fn body_refused_early_is_released_with_its_client() {
             assert_eq!(upstream.request_count("POST /cgi-bin/refuses-early"), nth + 1);
         }
     }
+}
+
+#[tokio::test]
+async fn stream_with_a_complete_response_ends_while_its_client_sends_nothing() {
+    let (proxy, upstream, _dir) = start_proxy(100).await;
+    proxy.get(USER_GET).await.assert_ok();
+    let socket = TcpStream::connect(proxy.address()).await.expect("a connection");
+    let (sender, connection) = h2::client::handshake(socket).await.expect("a handshake");
+    tokio::spawn(connection);
+    let mut sender = sender.ready().await.expect("a stream");
+    let request = Request::post("http://proxy.test/hr/cgi-bin/responds-first").body(()).expect("a request");
+    let (response, mut body) = sender.send_request(request, false).expect("sent");
+    body.send_data(vec![b'x'; 20_000].into(), false).expect("sent");
+    let mut response = with_timeout(response).await.expect("a response").into_body();
+    assert_eq!(with_timeout(response.data()).await.expect("a body").expect("no error"), "{}");
+    wait_for_work("an end", async || upstream.cancelled.load(Ordering::Relaxed) == 1).await;
+    let mut connection = RawConnection::connect(proxy.address()).await;
+    let head = "POST /hr/cgi-bin/responds-first HTTP/1.1\r\nHost: x\r\nContent-Length: 40000\r\n\r\n";
+    connection.send(format!("{head}{}", "x".repeat(20_000))).await.expect("sent");
+    let (head, body) = connection.read_response().await;
+    assert!(head.contains("\r\nconnection: close\r\n") && body == "{}", "{head}{body}");
+    wait_for_work("an end", async || upstream.cancelled.load(Ordering::Relaxed) == 2).await;
+    drop(connection);
 }
 
 #[tokio::test]
