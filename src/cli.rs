@@ -1,6 +1,7 @@
 //! The commands of the program. Results go to stdout, logs and errors to stderr.
 
 mod check;
+mod command_line;
 mod completions;
 mod config_command;
 mod core_dumps;
@@ -32,6 +33,7 @@ use std::{
 use self::language::shown;
 pub use self::{
     check::{CheckOptions, check},
+    command_line::{exit_with_usage_error, parse_duration_arg},
     completions::completions,
     config_command::{config_schema, config_show},
     core_dumps::forbid_core_dumps,
@@ -131,11 +133,6 @@ impl Drop for FlushOnDrop<'_> {
     fn drop(&mut self) {
         self.0.flush(FORCED_EXIT_TIMEOUT);
     }
-}
-
-/// Parses a duration on the command line, in the configuration's syntax.
-pub fn parse_duration_arg(text: &str) -> Result<Duration, String> {
-    config::parse_duration(text).ok_or_else(|| "write it like 10s (ms, s, m, h)".to_owned())
 }
 
 /// Prints the error that ends the program, in the language of this process. Writes on another thread, so that a blocked stderr does not delay the exit

@@ -196,11 +196,14 @@ struct AdminOption {
     /// configuration file]. Its key is read from WECOM_PROXY_ADMIN_KEY
     #[arg(long = "admin", value_name = "URL", env = "WECOM_PROXY_ADMIN")]
     url: Option<String>,
+    /// Certificates, in PEM, that an https:// URL may be signed by, in place of the public authorities
+    #[arg(long = "admin-ca", value_name = "FILE", env = "WECOM_PROXY_ADMIN_CA")]
+    ca_file: Option<PathBuf>,
 }
 
 impl AdminOption {
     fn location<'a>(&'a self, config: &'a Path) -> AdminLocation<'a> {
-        AdminLocation { url: self.url.as_deref(), config }
+        AdminLocation { url: self.url.as_deref(), ca_file: self.ca_file.as_deref(), config }
     }
 }
 
@@ -235,7 +238,11 @@ fn main() -> ExitCode {
         cli::print_error(&message);
         return ExitCode::from(exit_code);
     }
-    let Arguments { config, language, command } = Arguments::parse();
+    let Arguments { config, language, command } = Arguments::try_parse().unwrap_or_else(|error| {
+        let arguments: Vec<_> =
+            std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
+        cli::exit_with_usage_error(&error, &arguments)
+    });
     if let Some(language) = language {
         cli::set_language(match language {
             LanguageOption::En => Language::English,

@@ -16,7 +16,9 @@ use super::{
 use crate::{
     blocking,
     directory::{Agent, Directory},
+    format_text,
     telemetry::metrics::HourStats,
+    text::{Language, Text},
     tokens::{TokenStatus, ceil_seconds},
     wecom::errcode,
 };
@@ -50,11 +52,12 @@ fn listed_agent_json(agent: &Agent, directory: &Directory, troubles: &Troubles, 
 }
 
 /// What is wrong with a corp that the file names and that cancelled, and what to do.
-pub(super) fn cancelled_message(agent: &Agent) -> String {
+pub(super) fn cancelled_message(agent: &Agent) -> Text {
     let origin = &agent.origin;
-    format!(
+    format_text!(
         "the corp withdrew its authorisation (cancel_auth) and is gone; take it out of the file ({origin}), write its new \
-         permanent_code there, or have the application installed again"
+         permanent_code there, or have the application installed again",
+        "该企业已取消授权（cancel_auth），不再可用；请从文件中删除它（{origin}），在其中写入新的永久授权码，或重新安装应用"
     )
 }
 
@@ -63,7 +66,9 @@ pub(super) fn corp_row_json(agent: &Agent, directory: &Directory) -> Value {
     let mut json = agent_json(agent);
     if directory.is_cancelled(agent) {
         json["cancelled"] = true.into();
-        json["failing"] = cancelled_message(agent).into();
+        let message = cancelled_message(agent);
+        json["failing"] = message.english().into();
+        json["failing_zh"] = message.get(Language::Chinese).into();
     }
     json
 }
@@ -97,7 +102,8 @@ pub(super) fn agent_json(agent: &Agent) -> Value {
             "failure": last.error,
         })),
         "inspected_until": agent.capture_switch.until().map(unix_seconds),
-        "failing": status.last_error,
+        "failing": status.last_error.as_ref().map(Text::english),
+        "failing_zh": status.last_error.as_ref().map(|error| error.get(Language::Chinese)),
         "held": status.throttled,
         "next_try_in_seconds": ceil_seconds(status.next_try_in),
     })

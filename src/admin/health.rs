@@ -54,7 +54,7 @@ impl Admin {
             .collect();
         let failing: serde_json::Map<_, _> = tokens
             .iter()
-            .filter_map(|(name, token)| token.last_error.clone().map(|error| (name.clone(), error.into())))
+            .filter_map(|(name, token)| Some((name.clone(), token.last_error.as_ref()?.english().into())))
             .chain(corps.failing)
             .collect();
         let throttled: serde_json::Map<_, _> = self
@@ -140,7 +140,7 @@ impl CorpHealth {
         let now = SystemTime::now();
         for corp in &corps {
             let failure = match directory.is_cancelled(corp) {
-                true => Some(cancelled_message(corp)),
+                true => Some(cancelled_message(corp).english().to_owned()),
                 false => {
                     health.has_usable |= corp.token.expires_at().is_some_and(|end| end > now);
                     corp.token.last_failure().map(|failure| failure.to_string())

@@ -179,18 +179,21 @@ fn overview_text(config: &Config, openness: Openness, styler: Styler) -> String 
         text!("LIMIT", "限制"),
     ];
     headings.extend(has_upstreams.then_some(text!("UPSTREAM", "上游")));
-    let mut text = styler.render_table(&headings, agents.collect());
-    text.push('\n');
+    let mut text = String::new();
+    if !config.agents.is_empty() {
+        text += &styler.render_table(&headings, agents.collect());
+        text.push('\n');
+    }
     if config.clients.is_empty() {
         text.push_str(shown(&match openness {
             Openness::ClosedByState(clients) => format_text!(
                 "No clients in the files, {clients} in the state: callers need the key of one.\n",
-                "文件中没有调用方，状态中有 {clients} 个：请求需要其中一个的密钥。\n"
+                "文件中没有调用方，状态库中有 {clients} 个：请求需要其中一个的密钥。\n"
             ),
             Openness::Unknown => text!(
                 "No clients in the files, and the state cannot be read here: without one in it, the proxy is open to every \
                  client that can connect.\n",
-                "文件中没有调用方，而状态在这里无法读取：如果其中也没有，代理对所有能连接的程序开放。\n"
+                "文件中没有调用方，而状态库在这里无法读取：如果其中也没有，代理对所有能连接的程序开放。\n"
             ),
             _ => text!(
                 "No clients: the proxy is open to every client that can connect.\n",
@@ -251,7 +254,8 @@ fn callbacks_text(config: &Config, styler: Styler) -> String {
             callback.receive_ids.iter().map(|id| if id.is_empty() { shown(&empty) } else { id.as_str() });
         let targets = callback.targets.iter().map(|target| &*target.name);
         vec![
-            Cell::plain(format!("/callbacks/{}", callback.name)),
+            // The data URL of a suite has a name with a dot.
+            Cell::plain(format!("/callbacks/{}", callback.name.replace('.', "/"))),
             Cell::plain(receive_ids.collect::<Vec<_>>().join(", ")),
             Cell::plain(targets.collect::<Vec<_>>().join(", ")),
         ]

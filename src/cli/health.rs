@@ -17,7 +17,7 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Prints the response of `/readyz`; fails unless its status is 200.
 pub fn health(path: &Path) -> Result<(), CliError> {
-    let client = ListenerClient::admin(AdminLocation { url: None, config: path })?;
+    let client = ListenerClient::admin(AdminLocation { url: None, ca_file: None, config: path })?;
     block_on(async {
         let response = client.get_within("/readyz", RESPONSE_TIMEOUT).await?;
         print(&response.body)?;

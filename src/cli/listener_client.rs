@@ -2,14 +2,14 @@
 
 mod endpoint;
 
-use std::{future::Future, io, sync::Arc, time::Duration};
+use std::{future::Future, io, path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
-use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, pki_types::ServerName};
 use serde_json::Value;
 use tokio::{
     net::{TcpStream, UnixStream},
@@ -20,7 +20,10 @@ use tokio_rustls::TlsConnector;
 pub use self::endpoint::AdminLocation;
 use self::endpoint::{ListenerEndpoint, ListenerTransport};
 use super::{CliError, style::visible};
-use crate::{config::Address, format_text, http1::io::Stream, secret::Masked, text, text::Text, upstream};
+use crate::{
+    config::Address, format_text, http1::io::Stream, secret::Masked, text, text::Text, upstream,
+    upstream::UpstreamSetupError,
+};
 
 /// Bounds connecting.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -32,6 +35,8 @@ const KEY_VARIABLE: &str = "WECOM_PROXY_ADMIN_KEY";
 /// Sends requests to a listener.
 pub(super) struct ListenerClient {
     endpoint: ListenerEndpoint,
+    /// Where the listener has TLS.
+    trust: Option<Arc<ClientConfig>>,
     key: Option<Masked>,
 }
 
@@ -79,6 +84,21 @@ fn authorization(key: &Masked) -> Result<HeaderValue, CliError> {
     Ok(value)
 }
 
+/// The TLS settings of a client that trusts these authorities, else the public ones.
+fn trust(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, CliError> {
+    match ca_file {
+        None => upstream::built_in_trust().map(Arc::new).map_err(CliError::foreign),
+        Some(path) => upstream::ca_file_trust(path, "--admin-ca").map_err(|error| {
+            let reason = match error {
+                UpstreamSetupError::CaFile { message, .. } => message,
+                other => Text::of(&other),
+            };
+            let path = path.display();
+            CliError::config(format_text!("--admin-ca: {path}: {}", "--admin-ca：{path}：{}", reason))
+        }),
+    }
+}
+
 /// Several mistakes are a line each.
 fn visible_lines(text: &str) -> String {
     text.lines().map(visible).collect::<Vec<_>>().join("\n")
@@ -88,6 +108,8 @@ fn visible_lines(text: &str) -> String {
 /// environment or configuration is needed.
 fn response_error(status: StatusCode, body: &Value) -> CliError {
     let string_of = |keys: &[&str]| keys.iter().find_map(|key| body[key].as_str()).map(visible_lines);
+    let is_unknown_path = status == StatusCode::NOT_FOUND
+        && body["error"].as_str().is_none_or(|error| error.starts_with("unknown path"));
     let mut text = match string_of(&["failure", "error"]) {
         Some(english) => {
             let chinese = string_of(&["failure_zh", "error_zh"]).unwrap_or_else(|| english.clone());
@@ -95,6 +117,13 @@ fn response_error(status: StatusCode, body: &Value) -> CliError {
         }
         None => text!("no reason given", "没有给出原因"),
     };
+    if is_unknown_path {
+        text = text!(
+            "this address does not know the path, so it is not the admin listener of wecom-proxy, or one of another version: \
+             check --admin and admin.listen",
+            "该地址没有这个路径，说明这不是 wecom-proxy 的管理端口，或版本不同：请检查 --admin 和 admin.listen"
+        );
+    }
     if status == StatusCode::UNAUTHORIZED {
         text = match key_from_env() {
             Some(_) => text!(
@@ -121,12 +150,17 @@ fn response_error(status: StatusCode, body: &Value) -> CliError {
 impl ListenerClient {
     /// A client of the admin listener at this location.
     pub(super) fn admin(location: AdminLocation<'_>) -> Result<Self, CliError> {
-        Ok(Self { endpoint: ListenerEndpoint::find(location)?, key: key_from_env() })
+        let endpoint = ListenerEndpoint::find(location)?;
+        let trust = match &endpoint.transport {
+            ListenerTransport::Tcp { tls: true, ca_file, .. } => Some(trust(ca_file.as_deref())?),
+            _ => None,
+        };
+        Ok(Self { endpoint, trust, key: key_from_env() })
     }
 
     /// A client without a key of a listener on this machine.
     pub(super) fn local(address: &Address) -> Self {
-        Self { endpoint: ListenerEndpoint::of_listener(address), key: None }
+        Self { endpoint: ListenerEndpoint::of_listener(address), trust: None, key: None }
     }
 
     /// The listener's address.
@@ -210,14 +244,11 @@ impl ListenerClient {
     async fn connect(&self) -> io::Result<Stream> {
         match &self.endpoint.transport {
             ListenerTransport::Unix(path) => Ok(Stream::Unix(UnixStream::connect(path).await?)),
-            ListenerTransport::Tcp { host, port, tls } => {
+            ListenerTransport::Tcp { host, port, .. } => {
                 let stream = Stream::Tcp(TcpStream::connect((host.as_str(), *port)).await?);
-                if !tls {
-                    return Ok(stream);
-                }
-                let trust = upstream::built_in_trust().map_err(io::Error::other)?;
+                let Some(trust) = &self.trust else { return Ok(stream) };
                 let name = ServerName::try_from(host.clone()).map_err(io::Error::other)?;
-                let tls = TlsConnector::from(Arc::new(trust)).connect(name, stream).await?;
+                let tls = TlsConnector::from(trust.clone()).connect(name, stream).await?;
                 Ok(Stream::ClientTls(Box::new(tls)))
             }
         }
@@ -226,12 +257,16 @@ impl ListenerClient {
     fn unreachable(&self, error: &io::Error) -> CliError {
         let hint = match (error.kind(), &self.endpoint.transport) {
             (io::ErrorKind::PermissionDenied, _) => text!(
-                "; this user may not use the socket: see admin.socket_mode and the rights of its directory",
+                "; this user may not use the socket: see its mode and the rights of its directory",
                 "；本用户无权使用该套接字：见其权限和所在目录的权限"
             ),
+            (io::ErrorKind::InvalidData, ListenerTransport::Tcp { tls: true, ca_file: None, .. }) => text!(
+                "; TLS failed: a certificate of a private authority needs --admin-ca FILE, and a listener without TLS http://",
+                "；TLS 失败：私有机构签发的证书需要 --admin-ca FILE；没有 TLS 的监听请用 http://"
+            ),
             (io::ErrorKind::InvalidData, ListenerTransport::Tcp { tls: true, .. }) => text!(
-                "; TLS failed: the certificate must be from a public authority, and a listener without TLS needs http://",
-                "；TLS 失败：证书须由公共机构签发；没有 TLS 的监听请用 http://"
+                "; TLS failed: the certificate must be in the file of --admin-ca or signed by one in it, and name this host",
+                "；TLS 失败：证书须在 --admin-ca 的文件中，或由其中的证书签发，且含有此主机名"
             ),
             (io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound, _) => text!(
                 "; the proxy does not run there, or its admin.listen is another address",
@@ -249,7 +284,7 @@ impl ListenerClient {
     }
 
     fn broken(&self, error: &hyper::Error) -> CliError {
-        let hint = match error.is_parse() {
+        let hint = match error.is_parse() || error.is_incomplete_message() {
             true => text!("; a listener with TLS needs https://", "；有 TLS 的监听请用 https://"),
             false => Text::default(),
         };

@@ -7,6 +7,7 @@ mod zip;
 
 use std::time::Duration;
 
+use http::StatusCode;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 
@@ -16,14 +17,17 @@ pub use self::{
     tail::{TailOptions, tail},
 };
 use super::{
-    AdminLocation, CliError, block_on, language::shown, listener_client::ListenerClient, print, print_text,
+    AdminLocation, CliError, block_on,
+    language::shown,
+    listener_client::{ListenerClient, ListenerResponse},
+    print, print_text,
     style::visible,
 };
 use crate::{config, format_text, text, text::Text};
 
 /// Refreshes an agent's token now.
 pub fn refresh(location: AdminLocation<'_>, agent: &str) -> Result<(), CliError> {
-    let body = act(location, &format!("/api/agents/{}/refresh", encode(agent)))?;
+    let body = act_on(location, agent, "refresh")?;
     let same = match body["same_token"].as_bool() {
         Some(true) => text!(
             "WeCom returned the same token, which is still valid",
@@ -68,7 +72,7 @@ pub fn reload(location: AdminLocation<'_>) -> Result<(), CliError> {
 /// Captures headers and bodies of an agent's exchanges for a while.
 pub fn inspect(location: AdminLocation<'_>, agent: &str, duration: Duration) -> Result<(), CliError> {
     let duration = config::format_duration(duration);
-    let body = act(location, &format!("/api/agents/{}/inspect?for={duration}", encode(agent)))?;
+    let body = act_on(location, agent, &format!("inspect?for={duration}"))?;
     let name = show(&body["agent"]);
     match body["inspected_until"].is_null() {
         true => print_text(&format_text!("{name}: capture ended\n", "{name}：已停止保留\n")),
@@ -80,6 +84,31 @@ pub fn inspect(location: AdminLocation<'_>, agent: &str, duration: Duration) -> 
             show_time(&body["inspected_until"])
         )),
     }
+}
+
+/// As [`act`], for one agent.
+fn act_on(location: AdminLocation<'_>, agent: &str, action: &str) -> Result<Value, CliError> {
+    let client = ListenerClient::admin(location)?;
+    let response = block_on(async { client.post(&format!("/api/agents/{}/{action}", encode(agent))).await })?;
+    match is_unknown_agent(&response) {
+        true => Err(unknown_agent(agent)),
+        false => response.into_json(),
+    }
+}
+
+/// Whether the proxy itself says so: another program at this address has other errors.
+fn is_unknown_agent(response: &ListenerResponse) -> bool {
+    let body: Value = serde_json::from_slice(&response.body).unwrap_or_default();
+    response.status == StatusCode::NOT_FOUND
+        && body["error"].as_str().is_some_and(|error| error.starts_with("there is no agent"))
+}
+
+fn unknown_agent(agent: &str) -> CliError {
+    let agent = visible(agent);
+    CliError::config(format_text!(
+        "there is no agent {agent}; `wecom-proxy agents` lists them",
+        "没有应用 {agent}；`wecom-proxy agents` 列出全部应用"
+    ))
 }
 
 /// Sends a POST; a response other than 200 is an error with the text of the proxy.

@@ -64,7 +64,7 @@ impl fmt::Debug for KeyHash {
 pub(super) fn read(item: &ConfigValue<'_>) -> Result<KeyHash, Error> {
     let text = item.string(EXPECTED)?;
     let hash = KeyHash::from_hex(text)
-        .ok_or_else(|| item.error(format_text!("must be {}", "必须是{}", EXPECTED)))?;
+        .ok_or_else(|| item.error(format_text!("must be {}", "应为：{}", EXPECTED)))?;
     if hash.is_placeholder() {
         return Err(item.error(text!(
             "is a placeholder, not the hash of a key; replace it with what \"wecom-proxy key NAME\" prints",

@@ -232,7 +232,7 @@ impl<'a> ConfigValue<'a> {
 
     /// Names the expected and the actual type, never the value, which may be a secret.
     pub(super) fn type_error(&self, expected: Text) -> Error {
-        self.error(format_text!("must be {}, not {}", "必须是{}，而不是{}", expected, type_name(self.raw)))
+        self.error(format_text!("must be {}, not {}", "应为：{}；写的是{}", expected, type_name(self.raw)))
     }
 
     pub(super) fn as_str(&self) -> Option<&'a str> {
@@ -276,7 +276,7 @@ impl<'a> ConfigValue<'a> {
             .ok_or_else(|| {
                 self.error(format_text!(
                     "must be {}, not {}",
-                    "必须是{}，而不是 {}",
+                    "应为：{}；写的是 {}",
                     expected,
                     truncate(&integer.to_string())
                 ))

@@ -214,8 +214,10 @@ fn read_env(item: &ConfigValue<'_>) -> Result<Masked, Error> {
         )));
     }
     let Some(text) = item.location.source.env(name).map(Zeroizing::new) else {
-        return Err(item
-            .error(format_text!("the environment variable {name} is not set", "环境变量 {name} 没有设置")));
+        return Err(item.error(format_text!(
+            "the environment variable {name} is not set; set it where this command and the proxy run",
+            "环境变量 {name} 没有设置；请在运行此命令和代理的环境中设置它"
+        )));
     };
     validate(item, format_text!("the environment variable {name} is", "环境变量 {name} "), &text)
 }

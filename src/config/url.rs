@@ -87,10 +87,12 @@ pub(super) fn read<'a>(item: &ConfigValue<'a>, schemes: &[&str], example: &str) 
     let text = item.string(format_text!("a URL like {example:?}", "{example:?} 这样的 URL"))?;
     let scheme = text.split_once("://").map(|(scheme, _)| scheme);
     if !scheme.is_some_and(|scheme| schemes.contains(&scheme)) {
-        let schemes = schemes.iter().map(|scheme| format!("{scheme}://")).collect::<Vec<_>>().join(" or ");
+        let schemes: Vec<_> = schemes.iter().map(|scheme| format!("{scheme}://")).collect();
+        let schemes = Text::formatted(schemes.join(" or "), schemes.join(" 或 "));
         return Err(item.error(format_text!(
-            "must start with {schemes}, as in {example:?}",
-            "必须以 {schemes} 开头，如 {example:?}"
+            "must start with {}, as in {example:?}",
+            "必须以 {} 开头，如 {example:?}",
+            schemes
         )));
     }
     let url = parse(text).map_err(|reason| {

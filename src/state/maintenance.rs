@@ -43,6 +43,10 @@ pub enum MaintenanceError {
     Store(String),
     /// A shared state has no file.
     Shared,
+    /// There is no state yet.
+    Missing(PathBuf),
+    /// The backup exists.
+    TargetExists(PathBuf),
     /// The backup cannot be written.
     Target {
         /// The backup.
@@ -63,6 +67,16 @@ impl MaintenanceError {
                 "state.shared: this state is in Redis; copy it with Redis's own means, an RDB or AOF file",
                 "state.shared：此状态在 Redis 中；请用 Redis 自己的方式（RDB 或 AOF 文件）备份"
             ),
+            Self::Missing(path) => format_text!(
+                "state.path: {} does not exist; the proxy makes it at its first start",
+                "state.path：{} 不存在；代理第一次启动时会创建它",
+                path.display()
+            ),
+            Self::TargetExists(path) => format_text!(
+                "{} exists and was not changed; name another file",
+                "{} 已存在，没有改动；请换一个文件名",
+                path.display()
+            ),
             Self::Target { path, reason } => {
                 format_text!("{} cannot be written: {}", "{} 无法写入：{}", path.display(), reason)
             }
@@ -73,16 +87,26 @@ impl MaintenanceError {
     pub fn is_configuration(&self) -> bool {
         match self {
             Self::Open(error) => error.is_configuration(),
-            Self::Shared => true,
+            Self::Shared | Self::Missing(_) | Self::TargetExists(_) => true,
             Self::Store(_) | Self::Target { .. } => false,
         }
     }
 }
 
+/// Refuses a file that does not exist in a directory that does: nothing is wrong with it, so its own error says too much.
+fn require_file(path: &Path) -> Result<(), MaintenanceError> {
+    let is_new = path.try_exists().is_ok_and(|exists| !exists)
+        && path.parent().is_none_or(|directory| directory.as_os_str().is_empty() || directory.is_dir());
+    if is_new { Err(MaintenanceError::Missing(path.to_owned())) } else { Ok(()) }
+}
+
 /// Copies the file of the state as it is at this moment into a new file of mode 0600. Needs no key. Blocks.
 pub fn backup(config: &StateConfig, target: &Path) -> Result<(), MaintenanceError> {
     match config {
-        StateConfig::File(file) => sqlite::maintenance::backup(&file.path, target),
+        StateConfig::File(file) => {
+            require_file(&file.path)?;
+            sqlite::maintenance::backup(&file.path, target)
+        }
         StateConfig::Shared(_) => Err(MaintenanceError::Shared),
     }
 }
@@ -98,7 +122,10 @@ pub fn count_clients(config: &StateConfig) -> Option<usize> {
 /// Reads and decrypts everything; changes nothing. Blocks.
 pub async fn check(config: &StateConfig) -> Result<CheckReport, MaintenanceError> {
     match config {
-        StateConfig::File(file) => Ok(sqlite::maintenance::check(file)?),
+        StateConfig::File(file) => {
+            require_file(&file.path)?;
+            Ok(sqlite::maintenance::check(file)?)
+        }
         StateConfig::Shared(redis) => shared::maintenance::check(redis).await,
     }
 }

@@ -8,6 +8,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::{CachedToken, FetchError, State};
+use crate::text::Text;
 
 /// The last refresh and its outcome.
 #[derive(Debug, Clone)]
@@ -38,7 +39,7 @@ pub struct TokenStatus {
     /// Whether a spent budget holds refreshes back now.
     pub throttled: bool,
     /// The last failure, if no success followed it.
-    pub last_error: Option<String>,
+    pub last_error: Option<Text>,
 }
 
 /// Whole seconds, rounded up, so that a retry is never too early.
@@ -84,7 +85,7 @@ impl CachedToken {
             last_refresh: state.last_refresh.clone(),
             next_try_in,
             throttled,
-            last_error: state.backoff.last_failure().map(|failure| failure.to_string()),
+            last_error: state.backoff.last_failure().map(|failure| failure.text()),
         }
     }
 }

@@ -56,8 +56,11 @@ async fn bash_completes_behind_subcommands() {
 
 #[tokio::test]
 async fn fish_completes_behind_subcommands() {
-    let script = "source $argv[1]; complete -C 'wecom-proxy check --o'; complete -C 'wecom-proxy state r'";
+    let script = "source $argv[1]; complete -C 'wecom-proxy check --o'; complete -C 'wecom-proxy state r'
+        complete -C 'wecom-proxy completions '; complete -C 'wecom-proxy --lang '";
     let output = ask("fish", script).await;
+    let values: Vec<_> = output.lines().filter(|line| !line.contains('\t')).collect();
+    assert_eq!(values, ["bash", "elvish", "fish", "powershell", "zsh", "en", "zh"], "{output}");
     assert!(output.contains("--online") && output.contains("rekey"), "{output}");
     assert!(!output.contains("--failed"), "{output}");
 }

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use wecom_proxy::simulator::{Fault, Settings, SimulatedAgent, Simulator};
 
 use crate::{
-    harness::{OPEN_CONFIG, closed_port, write_config},
+    harness::{OPEN_CONFIG, TestProxy, USER_GET, closed_port, write_config},
     process::{ExitOutput, run, wecom_proxy},
 };
 
@@ -168,6 +168,58 @@ async fn doctor_follows_the_locale() {
         unreachable.out
     );
     assert_no_english(&unreachable.out);
+}
+
+#[tokio::test]
+async fn mistakes_in_the_command_line_follow_the_locale() {
+    for (arguments, expected) in [
+        (&["chek"][..], "未知的命令 chek；是否想写 check？"),
+        (&["check", "--onlin"], "未知的参数 --onlin；是否想写 --online？"),
+        (&["key"], "缺少 <NAME>"),
+        (&["check", "--agent", "hr"], "缺少 --online"),
+        (&["tail", "--id", "x", "--failed"], "不能与 --failed 同时使用"),
+        (&["status", "--admin"], "--admin <URL> 需要一个值"),
+        (&["completions", "tcsh"], "的值 \"tcsh\" 无效；可用：bash, "),
+        (&["inspect", "hr", "--for", "5x"], "请写成 10s 这样"),
+        (&["--lang", "zh", "status", "--json", "--json"], "--json 只能写一次"),
+    ] {
+        let chinese = run_with(&[CHINESE], arguments).await;
+        assert_eq!(chinese.status, 2, "{chinese:?}");
+        assert!(chinese.err.contains(expected), "{}", chinese.err);
+        assert_chinese(&chinese.err);
+        let english = run_with(&[CHINESE], &[arguments, &["--lang=en"]].concat()).await;
+        assert_eq!((english.status, is_chinese(&english.err)), (2, false), "{}", english.err);
+    }
+}
+
+/// The commands that ask the running proxy, one of whose agents has a wrong secret.
+#[tokio::test]
+async fn live_commands_follow_the_locale() {
+    let proxy = TestProxy::start_open().await;
+    proxy.wecom.reset_secret("ops", "another-secret-of-ops").expect("an agent");
+    proxy.get(USER_GET).await.assert_ok();
+    proxy.get("/cgi-bin/user/get?userid=not-there").await;
+    proxy.request(http::Request::get(format!("/ops{USER_GET}")), "").await;
+    let url = format!("http://{}", proxy.admin_address());
+    let live =
+        async |arguments: &[&str]| run_with(&[CHINESE], &[arguments, &["--admin", &url]].concat()).await;
+    for (arguments, expected) in [
+        (&["status"][..], &["正常，但有应用失败", "状态库", "ops：gettoken 失败，errcode 40001"][..]),
+        (&["agents"], &["有效", "gettoken 失败，errcode 40001", "管理后台："]),
+        (&["tail", "--once", "--agent", "hr"], &["hint=UserID"]),
+    ] {
+        let output = live(arguments).await;
+        assert_eq!(output.status, 0, "{output:?}");
+        for text in expected {
+            assert!(output.out.contains(text), "no {text:?} in {}", output.out);
+        }
+        assert_no_english(&output.out);
+    }
+    for command in ["refresh", "inspect"] {
+        let output = live(&[command, "missing"]).await;
+        assert_eq!(output.status, 2, "{output:?}");
+        assert_chinese(&output.err);
+    }
 }
 
 /// The literals of `text!` and `format_text!` in a file: English and Chinese.

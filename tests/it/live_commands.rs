@@ -8,7 +8,12 @@ use tempfile::TempDir;
 use wecom_proxy::simulator::Settings;
 
 use crate::{
-    harness::{OPEN_CONFIG, TestProxy, USER_GET, sha256},
+    certificates::Authority,
+    harness::{
+        OPEN_CONFIG, TestProxy, USER_GET,
+        callback_target::{CallbackTarget, TargetResponse},
+        sha256,
+    },
     leak_detector,
     process::{ExitOutput, Process, run, run_wecom_proxy, tool, wecom_proxy},
 };
@@ -133,7 +138,9 @@ async fn refresh_and_inspect_act_on_one_agent() {
     let proxy = TestProxy::start_open().await;
     assert_prints(&command(&proxy, &["refresh", "hr"]).await, &["hr: a new token; it expires at 20"]);
     assert_prints(&command(&proxy, &["refresh", "hr"]).await, &["same token"]);
-    assert_fails(&command(&proxy, &["refresh", "no/such"]).await, 2, &["no agent of this name (404)"]);
+    assert_fails(&command(&proxy, &["refresh", "no/such"]).await, 2, &["there is no agent no/such"]);
+    assert_fails(&command(&proxy, &["inspect", "missing"]).await, 2, &["there is no agent missing"]);
+    assert_fails(&command(&proxy, &["tail", "--agent", "missing"]).await, 2, &["there is no agent missing"]);
     proxy.wecom.reset_secret("ops", "another-secret-of-ops").expect("an agent");
     assert_fails(&command(&proxy, &["refresh", "ops"]).await, 1, &["40001", "tries again in"]);
 
@@ -215,6 +222,33 @@ async fn location_comes_from_the_file_or_the_url() {
     assert_fails(&missing, 2, &["/not/there.toml"]);
 }
 
+#[tokio::test]
+async fn private_authority_is_trusted_where_it_is_named() {
+    let (authority, other) = (Authority::new(), Authority::new());
+    let listener = CallbackTarget::start_tls(authority.issue_server("127.0.0.1").server_config(&[])).await;
+    listener.respond([TargetResponse::body(r#"{"agents":[]}"#)]);
+    let url = format!("https://{}", listener.address);
+    let agents =
+        async |arguments: &[&str]| run_wecom_proxy(&[&["agents", "--admin", &url], arguments].concat()).await;
+    assert_fails(&agents(&[]).await, 1, &["UnknownIssuer", "--admin-ca FILE"]);
+    let [ca, other] = [authority.ca_file(), other.ca_file()].map(|path| path.display().to_string());
+    assert_fails(&agents(&["--admin-ca", &other]).await, 1, &["must be in the file of --admin-ca"]);
+    assert_fails(&agents(&["--admin-ca", "/not/there.pem"]).await, 2, &["--admin-ca: /not/there.pem: "]);
+    assert_prints(&agents(&["--admin-ca", &ca]).await, &["no agents"]);
+
+    let without_tls = run_wecom_proxy(&["agents", "--admin", &format!("http://{}", listener.address)]).await;
+    assert_fails(&without_tls, 1, &["a listener with TLS needs https://"]);
+}
+
+#[tokio::test]
+async fn address_of_another_listener_is_named_as_such() {
+    let proxy = TestProxy::start_open().await;
+    for url in [format!("http://{}", proxy.address()), format!("{}/sub", admin_url(&proxy))] {
+        let output = run_wecom_proxy(&["agents", "--admin", &url]).await;
+        assert_fails(&output, 2, &["it is not the admin listener", "check --admin"]);
+    }
+}
+
 /// The files of a ZIP archive, read by another implementation.
 fn unzip(path: &Path) -> BTreeMap<String, String> {
     let script = "import json, sys, zipfile
@@ -277,6 +311,6 @@ async fn diag_of_a_stopped_proxy_says_so() {
     let file = dir.path().join("diag.zip");
     let target = file.to_str().expect("a path in UTF-8");
     let output = run_wecom_proxy(&["diag", target, "--admin", "http://127.0.0.1:1"]).await;
-    assert_prints(&output, &["version.txt"]);
+    assert_prints(&output, &["version.txt", "proxy is missing from it: no response from 127.0.0.1:1"]);
     assert!(unzip(&file)["readyz.json"].contains("no response from 127.0.0.1:1"));
 }

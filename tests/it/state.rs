@@ -129,8 +129,8 @@ async fn commands_work_while_the_program_runs() {
     assert_eq!(fs::metadata(&copy).expect("a file").permissions().mode() & 0o777, 0o600);
     let before = fs::read(&copy).expect("readable");
     let output = state_command(&config, &["backup", copy_path]).await;
-    assert_eq!(output.status, 1, "{output:?}");
-    assert!(output.err.contains("it exists already"), "{output:?}");
+    assert_eq!(output.status, 2, "{output:?}");
+    assert!(output.err.contains("exists and was not changed"), "{output:?}");
     assert!(fs::read(&copy).expect("readable") == before);
 
     // A new key: the program is restarted with both, then the state is rewritten beside it.

@@ -42,7 +42,7 @@ impl Admin {
         let cancelled = directory.find_cancelled_corp(name).filter(|_| kind == EntryKind::Agent);
         let (body, tag) = entry.ok_or_else(|| match directory.is_complete() {
             true => match cancelled {
-                Some(corp) => ApiError::new(StatusCode::NOT_FOUND, cancelled_message(corp)),
+                Some(corp) => ApiError::new(StatusCode::NOT_FOUND, cancelled_message(corp).english()),
                 None => kind.not_found(),
             },
             false => {

@@ -68,16 +68,19 @@ fn agents_text(config: &Config, report: &OnlineReport, styler: Styler) -> String
 
 /// A summary in one line.
 pub(super) fn summary(report: &OnlineReport) -> Text {
-    let total = report.agents.len();
+    let total_agents = report.agents.len();
     let failed = report.agents.iter().filter(|finding| finding.outcome.problem().is_some()).count();
     let skipped =
         report.agents.iter().filter(|finding| matches!(finding.outcome, AgentOutcome::Skipped)).count();
     let mut parts = match (failed, skipped) {
         (0, 0) => Vec::new(),
-        (_, 0) => vec![format_text!("{failed} of {total} agents failed", "{total} 个应用中 {failed} 个失败")],
+        (_, 0) => vec![format_text!(
+            "{failed} of {total_agents} agents failed",
+            "{total_agents} 个应用中 {failed} 个失败"
+        )],
         _ => vec![format_text!(
-            "{failed} of {total} agents failed, {skipped} were not checked",
-            "{total} 个应用中 {failed} 个失败，{skipped} 个没有检查"
+            "{failed} of {total_agents} agents failed, {skipped} were not checked",
+            "{total_agents} 个应用中 {failed} 个失败，{skipped} 个没有检查"
         )],
     };
     if !report.is_store_ok() {
@@ -102,9 +105,9 @@ pub(super) fn summary(report: &OnlineReport) -> Text {
         parts.iter().map(|part| part.get(language)).collect::<Vec<_>>().join(separator)
     };
     match (failed, skipped) {
-        (0, 0) => Text::formatted(
+        (0, 0) if total_agents > 0 => Text::formatted(
             format!("all agents passed, but {}", joined(Language::English, ", and ")),
-            format!("应用全部通过，但{}", joined(Language::Chinese, "，")),
+            format!("应用全部通过，但有问题：{}", joined(Language::Chinese, "，")),
         ),
         _ => Text::formatted(joined(Language::English, "; "), joined(Language::Chinese, "；")),
     }

@@ -19,6 +19,8 @@ use crate::{
 pub struct AdminLocation<'a> {
     /// Its URL; without one, it is taken from the configuration file.
     pub url: Option<&'a str>,
+    /// The authorities of an `https://` URL, in PEM; without them, the public ones.
+    pub ca_file: Option<&'a Path>,
     /// The configuration file.
     pub config: &'a Path,
 }
@@ -35,7 +37,7 @@ pub(super) struct ListenerEndpoint {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum ListenerTransport {
-    Tcp { host: String, port: u16, tls: bool },
+    Tcp { host: String, port: u16, tls: bool, ca_file: Option<PathBuf> },
     Unix(PathBuf),
 }
 
@@ -49,8 +51,15 @@ impl ListenerEndpoint {
     /// The admin listener.
     pub(super) fn find(location: AdminLocation<'_>) -> Result<Self, CliError> {
         match location.url {
-            Some(url) => Self::from_url(url)
-                .map_err(|message| CliError::config(format_text!("--admin: {}", "--admin：{}", message))),
+            Some(url) => {
+                let mut endpoint = Self::from_url(url).map_err(|message| {
+                    CliError::config(format_text!("--admin: {}", "--admin：{}", message))
+                })?;
+                if let ListenerTransport::Tcp { ca_file, .. } = &mut endpoint.transport {
+                    *ca_file = location.ca_file.map(Path::to_owned);
+                }
+                Ok(endpoint)
+            }
             None => Self::from_config(location),
         }
     }
@@ -72,6 +81,7 @@ impl ListenerEndpoint {
                 host: address.ip().to_string(),
                 port: address.port(),
                 tls: false,
+                ca_file: None,
             },
             authority: address.to_string(),
             path_prefix: String::new(),
@@ -109,7 +119,7 @@ impl ListenerEndpoint {
         let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
         let port = authority.port_u16().unwrap_or(if tls { 443 } else { 80 });
         Ok(Self {
-            transport: ListenerTransport::Tcp { host, port, tls },
+            transport: ListenerTransport::Tcp { host, port, tls, ca_file: None },
             authority: authority.to_string(),
             path_prefix: uri.path().trim_end_matches('/').to_owned(),
         })
@@ -154,7 +164,12 @@ mod tests {
 
     #[test]
     fn urls_are_read_or_refused() {
-        let tcp = |host: &str, port, tls| ListenerTransport::Tcp { host: host.to_owned(), port, tls };
+        let tcp = |host: &str, port, tls| ListenerTransport::Tcp {
+            host: host.to_owned(),
+            port,
+            tls,
+            ca_file: None,
+        };
         for (url, target, prefix) in [
             ("http://127.0.0.1:9090", tcp("127.0.0.1", 9090, false), ""),
             ("http://[::1]:9090/", tcp("::1", 9090, false), ""),

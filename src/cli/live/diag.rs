@@ -11,6 +11,7 @@ use super::{AdminLocation, ListenerClient, status::all_agents, zip::ZipBuilder};
 use crate::{
     cli::{CliError, VERSION, block_on, load_without_secrets, print_text},
     format_text,
+    text::Text,
 };
 
 /// The responses of the admin listener that are kept; none of them contains a secret or a captured body.
@@ -39,7 +40,7 @@ const SYSTEM_FILES: [&str; 8] = [
 /// Writes the file; an existing one is never overwritten.
 pub fn diag(location: AdminLocation<'_>, target: &Path) -> Result<(), CliError> {
     let client = ListenerClient::admin(location)?;
-    let entries = block_on(async { Ok(collect(&client, location).await) })?;
+    let (entries, failure) = block_on(async { Ok(collect(&client, location).await) })?;
     let mut zip = ZipBuilder::default();
     let mut names = Vec::new();
     for (name, content) in &entries {
@@ -65,20 +66,33 @@ pub fn diag(location: AdminLocation<'_>, target: &Path) -> Result<(), CliError> 
          Look at it before you send it.\n",
         "已写入 {shown}：{}。\n其中没有 Secret、密钥、token 和正文，但有应用和调用方的名称、地址和路径。发送之前请先查看。\n",
         names.join(", ")
-    ))
+    ))?;
+    match failure {
+        None => Ok(()),
+        Some(failure) => print_text(&format_text!(
+            "The running proxy is missing from it: {}\n",
+            "其中缺少运行中的代理的内容：{}\n",
+            failure
+        )),
+    }
 }
 
 /// Names and contents of the files. What cannot be fetched is replaced by its error, so that a proxy in trouble has a
 /// file too.
-async fn collect(client: &ListenerClient, location: AdminLocation<'_>) -> Vec<(String, Vec<u8>)> {
+///
+/// Returns also why the agents could not be fetched.
+async fn collect(
+    client: &ListenerClient,
+    location: AdminLocation<'_>,
+) -> (Vec<(String, Vec<u8>)>, Option<Text>) {
     let mut entries = vec![
         ("version.txt".to_owned(), format!("{}\n", VERSION).into_bytes()),
         ("system.txt".to_owned(), system_text().into_bytes()),
         ("configuration.txt".to_owned(), configuration_text(location).into_bytes()),
     ];
-    let agents = match all_agents(client, "").await {
-        Ok(agents) => agents.iter().map(|agent| format!("{agent}\n")).collect(),
-        Err(error) => format!("{}\n", error.message.english()),
+    let (agents, failure) = match all_agents(client, "").await {
+        Ok(agents) => (agents.iter().map(|agent| format!("{agent}\n")).collect(), None),
+        Err(error) => (format!("{}\n", error.message.english()), Some(error.message)),
     };
     entries.push(("agents.json".to_owned(), agents.into_bytes()));
     for (name, path) in RESPONSES {
@@ -93,7 +107,7 @@ async fn collect(client: &ListenerClient, location: AdminLocation<'_>) -> Vec<(S
         };
         entries.push((name.to_owned(), content));
     }
-    entries
+    (entries, failure)
 }
 
 fn system_text() -> String {

@@ -21,14 +21,24 @@ const RATE_MINUTES: usize = 5;
 /// Prints what `/readyz` and the last minutes say; fails if the proxy is not ready.
 pub fn status(location: AdminLocation<'_>, as_json: bool) -> Result<(), CliError> {
     let client = ListenerClient::admin(location)?;
-    let (ready, health, overview) = block_on(async {
+    let (ready, health, overview, failing) = block_on(async {
         let ready = client.get("/readyz").await?;
-        let health = serde_json::from_slice(&ready.body).unwrap_or_default();
-        Ok::<_, CliError>((ready.status, health, client.get("/api/overview").await?.into_json()?))
+        let health: Value = serde_json::from_slice(&ready.body).unwrap_or_default();
+        let overview = client.get("/api/overview").await?.into_json()?;
+        // `/readyz` has the failures in English only.
+        let failing = match health["agents"]["failing"].as_object() {
+            Some(failing) if !as_json && !failing.is_empty() => all_agents(&client, "&failing=1").await?,
+            _ => Vec::new(),
+        };
+        Ok::<_, CliError>((ready.status, health, overview, failing))
     })?;
     match as_json {
         true => print(format!("{}\n", serde_json::json!({ "ready": health, "overview": overview })))?,
-        false => print(status_text(&client.address(), &health, &overview, Styler::stdout()))?,
+        false => {
+            let styler = Styler::stdout();
+            print(status_text(&client.address(), &health, &overview, styler))?;
+            print(failures_text(&health, &failing, styler))?;
+        }
     }
     match ready {
         StatusCode::OK => Ok(()),
@@ -39,7 +49,8 @@ pub fn status(location: AdminLocation<'_>, as_json: bool) -> Result<(), CliError
 fn status_text(address: &str, health: &Value, overview: &Value, styler: Styler) -> String {
     let status = show(&health["status"]);
     let style = if status == "ok" { Style::Good } else { Style::Warning };
-    let (version, status) = (show(&overview["version"]), styler.apply(style, &status));
+    let status = styler.apply(style, shown(&state_of_proxy(&status)));
+    let version = show(&overview["version"]);
     let heading = format_text!(
         "wecom-proxy {version} at {address}: {status}\n\n",
         "wecom-proxy {version}，地址 {address}：{status}\n\n"
@@ -66,7 +77,7 @@ fn status_text(address: &str, health: &Value, overview: &Value, styler: Styler) 
         (text!("listeners", "监听"), Cell::plain(listeners.join(", "))),
         (text!("agents", "应用"), Cell::text(Style::Plain, &agent_counts)),
         (text!("store", "存储"), Cell::text(Style::Plain, &component(&health["store"]))),
-        (text!("state", "状态"), Cell::text(Style::Plain, &component(&health["state"]))),
+        (text!("state", "状态库"), Cell::text(Style::Plain, &component(&health["state"]))),
         (text!("connections", "连接"), Cell::text(Style::Plain, &connections)),
         (text!("traffic", "流量"), Cell::text(Style::Plain, &traffic(items(&overview["minutes"])))),
     ];
@@ -79,11 +90,55 @@ fn status_text(address: &str, health: &Value, overview: &Value, styler: Styler) 
         .then(|| (text!("no suite_ticket", "没有 suite_ticket"), Cell::plain(late.join(", "))));
     let facts = facts.into_iter().chain(corps).chain(late);
     let rows = facts.map(|(name, value)| vec![Cell::text(Style::Plain, &name), value]);
-    let mut text = shown(&heading).to_owned() + &styler.render_rows(rows.collect());
-    for (agent, error) in failing.as_object().into_iter().flatten() {
-        text += &format!("\n{}: {}\n", styler.apply(Style::Bad, &visible(agent)), show(error));
+    shown(&heading).to_owned() + &styler.render_rows(rows.collect())
+}
+
+/// Each failing agent and why; `agents` has the texts in both languages.
+fn failures_text(health: &Value, agents: &[Value], styler: Styler) -> String {
+    let mut text = String::new();
+    for (name, error) in health["agents"]["failing"].as_object().into_iter().flatten() {
+        let known = agents.iter().find(|agent| agent["name"] == name.as_str());
+        let failure =
+            known.map_or_else(|| Text::formatted(show(error), show(error)), |agent| failure_text(agent));
+        let name = styler.apply(Style::Bad, &visible(name));
+        text += shown(&format_text!("\n{name}: {}\n", "\n{name}：{}\n", failure));
     }
     text
+}
+
+/// What `/readyz` says in one line.
+fn state_of_proxy(status: &str) -> Text {
+    let chinese = match status {
+        "ok" => "正常",
+        "shutting down" => "正在停止",
+        "no agent has a valid token" => "没有应用有可用的 token",
+        "ok, but the last reload failed" => "正常，但上次重新加载失败",
+        "ok, but some agents fail" => "正常，但有应用失败",
+        "ok, but a suite has no new suite_ticket" => "正常，但有套件没有新的 suite_ticket",
+        "ok, but the state fails" => "正常，但状态库有问题",
+        "ok, but some token refreshes are held back" => "正常，但有换取被暂缓",
+        other => other,
+    };
+    Text::formatted(status.to_owned(), chinese.to_owned())
+}
+
+/// The state of a token.
+fn state_of_token(state: &str) -> Text {
+    let chinese = match state {
+        "valid" => "有效",
+        "refused" => "被拒绝",
+        "expired" => "已过期",
+        "none" => "无",
+        other => other,
+    };
+    Text::formatted(state.to_owned(), chinese.to_owned())
+}
+
+/// Why an agent fails. A proxy of an older version has no Chinese text.
+fn failure_text(agent: &Value) -> Text {
+    let english = show(&agent["failing"]);
+    let chinese = agent["failing_zh"].as_str().map_or_else(|| english.clone(), visible);
+    Text::formatted(english, chinese)
 }
 
 fn component(value: &Value) -> Text {
@@ -209,11 +264,14 @@ fn agent_row(agent: &Value) -> Vec<Cell> {
     let next_try = agent["next_try_in_seconds"].as_u64().filter(|seconds| *seconds > 0);
     vec![
         Cell::plain(show(&agent["name"])),
-        Cell::styled(style, state),
+        Cell::text(style, &state_of_token(&state)),
         Cell::plain(show_time(&agent["token"]["expires_at"])),
-        Cell::optional(next_try.map(|seconds| format!("{seconds} s"))),
+        next_try.map_or_else(
+            || Cell::plain("-"),
+            |seconds| Cell::text(Style::Plain, &format_text!("{seconds} s", "{seconds} 秒")),
+        ),
         Cell::optional(reasons(agent)),
-        Cell::plain(show(&agent["failing"])),
+        Cell::text(Style::Plain, &failure_text(agent)),
     ]
 }
 

@@ -8,11 +8,13 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::{AdminLocation, ListenerClient, encode, items, show};
 use crate::cli::{
-    CliError, block_on, print, print_text,
+    CliError, block_on,
+    language::shown,
+    print, print_text,
     style::{Style, Styler},
 };
 
-use crate::{format_text, text};
+use crate::{format_text, text, text::Text, wecom::errcode};
 
 /// Exchanges that are printed before new ones.
 const RECENT_COUNT: usize = 20;
@@ -68,9 +70,12 @@ async fn follow(client: &ListenerClient, options: &TailOptions) -> Result<(), Cl
     let recent = client.get(&format!("/api/requests?limit={RECENT_COUNT}&{filter}")).await?.into_json()?;
     let recent = items(&recent["requests"]);
     let mut printed: HashSet<_> = recent.iter().map(identity).collect();
-    let shown: Vec<_> =
+    let included: Vec<_> =
         recent.iter().filter(|exchange| options.includes(exchange)).take(RECENT_COUNT).collect();
-    for exchange in shown.into_iter().rev() {
+    if let (Some(agent), true) = (&options.agent, recent.is_empty()) {
+        require_name(client, agent).await?;
+    }
+    for exchange in included.into_iter().rev() {
         options.print_exchange(exchange)?;
     }
     let Some(mut stream) = stream else { return Ok(()) };
@@ -99,6 +104,20 @@ async fn follow(client: &ListenerClient, options: &TailOptions) -> Result<(), Cl
                 None => {}
             }
         }
+    }
+}
+
+/// Refuses a name that is no agent's, suite's or provider's: a mistyped one would wait for ever.
+async fn require_name(client: &ListenerClient, name: &str) -> Result<(), CliError> {
+    let agent = client.get(&format!("/api/agents/{}", encode(name))).await?;
+    if !super::is_unknown_agent(&agent) {
+        return Ok(());
+    }
+    let suites = client.get("/api/suites").await?.into_json()?;
+    let has_name = |list: &Value| items(list).iter().any(|entry| entry["name"] == name);
+    match has_name(&suites["suites"]) || has_name(&suites["providers"]) {
+        true => Ok(()),
+        false => Err(super::unknown_agent(name)),
     }
 }
 
@@ -146,12 +165,26 @@ fn exchange_line(exchange: &Value, styler: Styler) -> String {
         line += &format!(" {}", styler.apply(style, &format!("errcode={errcode}")));
     }
     line += &format!(" {} ms id={}", show(&exchange["total_ms"]), show(&exchange["request_id"]));
-    for key in ["retried", "error", "reason", "hint"] {
+    for key in ["retried", "error", "reason"] {
         if !exchange[key].is_null() {
             line += &format!(" {key}={}", show(&exchange[key]));
         }
     }
+    if !exchange["hint"].is_null() {
+        line += &format!(" hint={}", shown(&hint_text(exchange)));
+    }
     line + "\n"
+}
+
+/// What the errcode means and what to do.
+fn hint_text(exchange: &Value) -> Text {
+    let english = show(&exchange["hint"]);
+    let explanation = exchange["errcode"].as_i64().and_then(errcode::explain);
+    let chinese = explanation.map_or_else(
+        || english.clone(),
+        |explanation| format!("{}：{}", explanation.meaning_zh, explanation.action_zh),
+    );
+    Text::formatted(english, chinese)
 }
 
 /// Splits server-sent events into the JSON of their data.

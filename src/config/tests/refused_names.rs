@@ -110,7 +110,7 @@ const INVALID_AGENTS_AND_CLIENTS: &[(&str, &str)] = &[
     ),
     (
         "[clients.a]\nkey = { env = \"NONE\" }\nagents = [\"hr\"]",
-        ":2: clients.a.key.env: the environment variable NONE is not set",
+        ":2: clients.a.key.env: the environment variable NONE is not set; set it where this command and the proxy run",
     ),
     (
         "[clients.a]\nkey_sha256 = \"HASH\"\nagents = \"hr\"",

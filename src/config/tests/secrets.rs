@@ -34,7 +34,7 @@ const INVALID_SECRETS: &[(&str, &str)] = &[
     ),
     (
         "[\"hunter2\", { env = \"UNSET\" }]",
-        "agents.hr.secret[1].env: the environment variable UNSET is not set",
+        "agents.hr.secret[1].env: the environment variable UNSET is not set; set it where this command and the proxy run",
     ),
     ("{}", "agents.hr.secret: must be { env = \"NAME\" }, { file = \"path\" } or a string"),
     ("\"\"", "agents.hr.secret: is empty"),
@@ -49,7 +49,10 @@ const INVALID_SECRETS: &[(&str, &str)] = &[
         "agents.hr.secret.file: names a file that is a placeholder; replace it with the real one",
     ),
     ("{ env = \"EMPTY\" }", "agents.hr.secret.env: the environment variable EMPTY is empty"),
-    ("{ env = \"UNSET\" }", "agents.hr.secret.env: the environment variable UNSET is not set"),
+    (
+        "{ env = \"UNSET\" }",
+        "agents.hr.secret.env: the environment variable UNSET is not set; set it where this command and the proxy run",
+    ),
     (
         "{ env = \"SPACED\" }",
         "agents.hr.secret.env: the environment variable SPACED is not a secret: it contains characters other than visible ASCII, such as a space or a line break",

@@ -82,6 +82,8 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
 fn create(path: &Path, sealer: &Sealer) -> Result<(), OpenError> {
     let directory = directory_of(path);
     let attempt = || -> io::Result<()> {
+        // Its error names the directory's problem alone; that of the temporary file names the file.
+        fs::metadata(directory)?;
         let file = tempfile::Builder::new().prefix(".state-").tempfile_in(directory)?;
         // SQLite gives the files beside it the same mode, whatever the umask.
         fs::set_permissions(file.path(), fs::Permissions::from_mode(0o600))?;

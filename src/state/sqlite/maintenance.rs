@@ -10,7 +10,7 @@ use super::{
     file::{self, KEY_CHECK, KEY_CHECK_AAD},
     schema::version_of,
 };
-use crate::{config::StateFileConfig, format_text, secret::seal::Sealer, text, text::Text, time::clock};
+use crate::{config::StateFileConfig, format_text, secret::seal::Sealer, text::Text, time::clock};
 
 /// Rows that `rekey` changes in one transaction: between two, the program can write.
 const REKEY_ROWS: usize = 256;
@@ -20,9 +20,7 @@ pub(crate) fn backup(path: &Path, target: &Path) -> Result<(), MaintenanceError>
     drop(file::connect_for_check(path)?);
     let failed = |reason: Text| MaintenanceError::Target { path: target.to_owned(), reason };
     let created = file::create_private(target).map_err(|error| match error.kind() {
-        io::ErrorKind::AlreadyExists => {
-            failed(text!("it exists already; choose another name", "它已存在；请换一个名字"))
-        }
+        io::ErrorKind::AlreadyExists => MaintenanceError::TargetExists(target.to_owned()),
         _ => failed(Text::of(&error)),
     })?;
     let copied = copy(path, target, &created);

@@ -31,9 +31,20 @@ async fn backup_overwrites_nothing() {
     let target = directory.path().join("copy.db");
     fs::write(&target, "").expect("written");
     let error = maintenance::backup(&state, &target).expect_err("it exists");
-    assert!(error.to_string().contains("it exists already; choose another name"), "{error}");
+    assert!(error.to_string().contains("exists and was not changed; name another file"), "{error}");
     let target = directory.path().join("missing").join("copy.db");
     assert!(matches!(maintenance::backup(&state, &target), Err(MaintenanceError::Target { .. })));
+}
+
+#[tokio::test]
+async fn state_that_does_not_exist_yet_is_named() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let state = config(&directory.path().join(FILE), KEY, None);
+    let error = maintenance::check(&state).await.expect_err("there is none");
+    assert!(error.is_configuration() && error.to_string().contains("at its first start"), "{error}");
+    let elsewhere = config(&directory.path().join("missing").join(FILE), KEY, None);
+    let error = maintenance::check(&elsewhere).await.expect_err("there is no directory");
+    assert!(error.to_string().ends_with("make its directory first"), "{error}");
 }
 
 #[tokio::test]
