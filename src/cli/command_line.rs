@@ -36,12 +36,12 @@ fn language_option(arguments: &[String]) -> Option<Language> {
         "--lang" => arguments.get(at + 1).map(String::as_str),
         other => other.strip_prefix("--lang="),
     });
-    let languages = values.filter_map(|value| match value {
+    let mut languages = values.filter_map(|value| match value {
         "en" => Some(Language::English),
         "zh" => Some(Language::Chinese),
         _ => None,
     });
-    languages.last()
+    languages.next_back()
 }
 
 fn chinese_text(error: &clap::Error) -> Option<String> {

@@ -29,6 +29,7 @@ async fn health_endpoints_return_the_documented_json() {
         let expected = json!({
             "status": "ok",
             "agents": { "total": 2, "failing": {}, "held": {} },
+            "corps": { "total": 0, "failing": 0 },
             "store": { "kind": "memory", "ok": true },
             "state": null,
             "degraded": [],

@@ -98,8 +98,7 @@ fn failures_text(health: &Value, agents: &[Value], styler: Styler) -> String {
     let mut text = String::new();
     for (name, error) in health["agents"]["failing"].as_object().into_iter().flatten() {
         let known = agents.iter().find(|agent| agent["name"] == name.as_str());
-        let failure =
-            known.map_or_else(|| Text::formatted(show(error), show(error)), |agent| failure_text(agent));
+        let failure = known.map_or_else(|| Text::formatted(show(error), show(error)), failure_text);
         let name = styler.apply(Style::Bad, &visible(name));
         text += shown(&format_text!("\n{name}: {}\n", "\n{name}：{}\n", failure));
     }

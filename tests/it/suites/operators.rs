@@ -262,7 +262,7 @@ async fn online_check_tells_ticket_token_and_callback_of_suites() {
         (&"not-asked".into(), &Value::Null, &"not-running".into())
     );
     assert!(human.contains("https://YOUR-HOST/callbacks/crm") && human.contains("指令回调URL"), "{human}");
-    assert!(human.contains("\n/callbacks/crm/data "), "{human}");
+    assert!(human.contains("\n/callbacks/crm/data"), "{human}");
 
     let proxy = Process::serve(&path).await;
     let address = proxy.address().await;
