@@ -100,7 +100,7 @@ impl Suite {
     }
 
     /// The corp with its newest permanent code; `None` if it withdrew its authorisation.
-    fn in_force(&self, named: &NamedCorp) -> Option<Arc<Agent>> {
+    pub(super) fn in_force(&self, named: &NamedCorp) -> Option<Arc<Agent>> {
         let overridden = self.state.overridden.get(&*named.agent.corpid);
         match overridden.filter(|overridden| overridden.file_code == named.code) {
             Some(overridden) => overridden.agent.clone(),

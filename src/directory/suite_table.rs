@@ -244,7 +244,10 @@ impl Shared<'_> {
         let mut suite = Suite { config, state, file_corps: HashMap::default() };
         for corp in corps {
             let (corpid, code) = (corp.corpid.clone(), corp.permanent_code.clone());
-            let previous = before.and_then(|before| before.file_corps.get(&corpid));
+            // Passes from before a cancellation stay void: nothing is taken over.
+            let previous = before.and_then(|before| {
+                before.file_corps.get(&corpid).filter(|named| before.in_force(named).is_some())
+            });
             let agent = self.named_corp(&suite, corp, previous.map(|previous| &previous.agent));
             suite.file_corps.insert(corpid, NamedCorp::new(agent, &code));
         }

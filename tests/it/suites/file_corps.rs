@@ -97,11 +97,19 @@ async fn corp_of_the_file_that_cancels_is_gone_until_it_authorises_again() {
 #[tokio::test]
 async fn another_code_in_the_file_ends_a_cancellation() {
     let proxy = start().await;
+    let before = pass(&proxy).await;
+    assert_eq!(call_with(&proxy, &before).await, 0);
     push_command(&proxy, CANCEL).await;
     assert_eq!(call(&proxy).await, (404, 404));
     let code = proxy.wecom.add_authorized_corp("crm", "wpAlpha_1").expect("a suite");
     set_code(&proxy, &code);
     assert_eq!(call(&proxy).await, (200, 200));
+    assert_eq!(call_with(&proxy, &before).await, 42001, "passes from before stay void");
+    let after = pass(&proxy).await;
+    assert_eq!(call_with(&proxy, &after).await, 0);
+    // Another change of the file, without a cancellation, voids no pass.
+    set_code(&proxy, &proxy.wecom.add_authorized_corp("crm", "wpAlpha_1").expect("a suite"));
+    assert_eq!((call_with(&proxy, &before).await, call_with(&proxy, &after).await), (42001, 0));
 }
 
 #[tokio::test]
