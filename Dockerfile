@@ -1,6 +1,8 @@
 # One static program on an empty image, for the architecture that the image is built for (amd64, arm64).
 
-FROM rust:1.95-slim-bookworm AS build
+# Another registry's copy serves where Docker Hub does not: --build-arg RUST_IMAGE=registry.example.com/rust:1.95-slim-bookworm
+ARG RUST_IMAGE=rust:1.95-slim-bookworm
+FROM $RUST_IMAGE AS build
 WORKDIR /build
 COPY Cargo.toml Cargo.lock build.rs ./
 COPY src src

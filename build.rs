@@ -1,4 +1,4 @@
-//! Names the commit and the build for `wecom-proxy --version`.
+//! Names the commit and the build for `wecom-proxy --version`, and keeps a static program from loading libraries.
 
 use std::{env, process::Command};
 
@@ -21,6 +21,14 @@ fn main() {
     };
     println!("cargo:rustc-env=WECOM_PROXY_COMMIT={commit}");
     println!("cargo:rustc-env=WECOM_PROXY_BUILD={} for {}", var("PROFILE"), var("TARGET"));
+    let is_static = var("CARGO_CFG_TARGET_FEATURE").split(',').any(|feature| feature == "crt-static");
+    if is_static && var("CARGO_CFG_TARGET_ENV") == "gnu" {
+        let source = "src/static_names.c";
+        println!("cargo:rerun-if-changed={source}");
+        for object in cc::Build::new().file(source).compile_intermediates() {
+            println!("cargo:rustc-link-arg-bins={}", object.display());
+        }
+    }
 }
 
 fn git(arguments: &[&str]) -> Option<String> {

@@ -10,7 +10,7 @@ use std::{
 use tempfile::TempDir;
 use toml::Table;
 
-use super::{read_text, repository_file, run_ok, yaml};
+use super::{program_command, read_text, repository_file, run_ok, yaml};
 
 /// The packages are of this program, which is already built; it is not static, and `ldd` decides that.
 fn build(out: &Path, parts: &[&str], ldd: &str) -> Output {
@@ -148,4 +148,33 @@ fn mirror_of_the_image_is_a_source_for_cargo() {
     let replaced = config["source"]["crates-io"]["replace-with"].as_str().expect("a name");
     assert_eq!(config["source"][replaced]["registry"].as_str(), Some("sparse+https://mirror.example/index/"));
     assert_eq!(dockerfile.matches("--mount=type=cache,").count(), 2);
+}
+
+/// A module that nsswitch.conf names belongs to the machine's own glibc, and kills a static program that loads it.
+#[tokio::test]
+async fn static_program_resolves_names_without_the_modules_of_the_machine() {
+    let dir = TempDir::new().expect("a directory");
+    let caller = dir.path().join("caller.c");
+    let program = "#include <netdb.h>\n#include <stddef.h>\nint main(void) { struct addrinfo *found; \
+                   return getaddrinfo(\"name.example\", NULL, NULL, &found); }\n";
+    fs::write(&caller, program).expect("written");
+    fs::write(dir.path().join("hosts"), "127.0.0.1 name.example\n").expect("written");
+    fs::write(dir.path().join("nsswitch.conf"), "hosts: absent\n").expect("written");
+    let static_names = repository_file("src/static_names.c");
+    for (sources, resolves) in [(vec![&caller], false), (vec![&caller, &static_names], true)] {
+        let mut compiler = Command::new("cc");
+        compiler.arg("-static").args(sources).arg("-o").arg(dir.path().join("caller"));
+        run_ok(compiler).await;
+        let mut command = program_command("unshare", "--version");
+        if !rustix::process::geteuid().is_root() {
+            command.args(["--user", "--map-root-user"]);
+        }
+        let script =
+            "mount --bind hosts /etc/hosts && mount --bind nsswitch.conf /etc/nsswitch.conf && ./caller";
+        command.args(["--mount", "sh", "-c", script]).current_dir(dir.path());
+        let status = command.status().expect("unshare");
+        assert_eq!(status.success(), resolves, "{status}");
+    }
+    let build_script = read_text("build.rs");
+    assert!(build_script.contains("\"src/static_names.c\"") && build_script.contains("crt-static"));
 }
