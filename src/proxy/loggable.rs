@@ -96,14 +96,11 @@ mod tests {
     #[test]
     fn credential_in_path_is_masked() {
         let (secret, pass) = ("Z9x-yW8v_0123456789abcdefABCDEF-_0123456789a", "wp1-AAAAAGqxO4ABbgFu");
-        let letters = "correcthorsebatterystaple";
         for (path, expected) in [
             (format!("/{secret}/cgi-bin/user/get"), "/[masked]/cgi-bin/user/get"),
             (format!("/hr/cgi-bin/user/get/{pass}"), "/hr/cgi-bin/user/get/[masked]"),
             (format!("/cgi-bin/{secret}/{secret}&a=b"), "/cgi-bin/[masked]/[masked]"),
             ("/cgi-bin/%61ccess%5Ftoken%2Fx%2Fy".to_owned(), "/cgi-bin/[masked]"),
-            (format!("/{letters}/cgi-bin/user/get"), "/[masked]/cgi-bin/user/get"),
-            (format!("/hr/cgi-bin/user/a_{letters}-b"), "/hr/cgi-bin/user/[masked]"),
         ] {
             assert_eq!(masked_path(&path, Some("hr")), expected);
         }

@@ -16,8 +16,6 @@ static PASS_FINDER: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("wp
 const MIN_PASS_CHARS: usize = 32;
 /// Shortest key that is searched for in its request. A shorter one may be a userid, a number or a word of a path.
 pub const MIN_KEY_BYTES: usize = 12;
-/// So many letters and digits in a row may be a credential even without a capital.
-const MIN_OPAQUE_WORD_BYTES: usize = 24;
 /// Maximum number of percent-decodings. A text that is encoded more often counts as a match.
 const MAX_DECODINGS: usize = 8;
 
@@ -50,29 +48,14 @@ pub fn contains_key(text: &[u8], key: &[u8]) -> bool {
 }
 
 /// Whether a path, a segment of one or a word may contain a credential: at least 16 bytes, with more than two digits, capitals or
-/// percent signs, or with [`MIN_OPAQUE_WORD_BYTES`] letters and digits in a row. WeCom's own paths have lower-case letters and
-/// underscores, with a digit at most, and words of up to 20 letters.
+/// percent signs. WeCom's own paths have lower-case letters and underscores, with a digit at most.
 #[inline]
 pub fn may_be_credential(text: &str) -> bool {
     // No early exit: lets LLVM vectorise.
     let is_common_in_credentials =
         |byte: &u8| byte.is_ascii_digit() | byte.is_ascii_uppercase() | (*byte == b'%');
     text.len() >= 16
-        && (text.as_bytes().iter().map(|byte| usize::from(is_common_in_credentials(byte))).sum::<usize>() > 2
-            || has_opaque_word(text.as_bytes()))
-}
-
-/// Whether there are [`MIN_OPAQUE_WORD_BYTES`] letters and digits in a row.
-fn has_opaque_word(text: &[u8]) -> bool {
-    let mut start = 0;
-    while let Some(window) = text.get(start..start + MIN_OPAQUE_WORD_BYTES) {
-        // From the end: most windows are left after a few bytes.
-        match window.iter().rposition(|byte| !byte.is_ascii_alphanumeric()) {
-            Some(last) => start += last + 1,
-            None => return true,
-        }
-    }
-    false
+        && text.as_bytes().iter().map(|byte| usize::from(is_common_in_credentials(byte))).sum::<usize>() > 2
 }
 
 fn contains_unencoded_pass(text: &[u8]) -> bool {

@@ -77,11 +77,14 @@ async fn reload_that_fails_at_its_callbacks_trusts_no_other_certificate() {
     let proxy = TestProxy::start_with_settings(settings, &toml).await;
     proxy.get(USER_GET).await.assert_ok();
     fs::copy(new.ca_file(), &ca_file).expect("copied");
-    // This host is no name for TLS, which is found out only when its certificates are checked.
+    // The certificates of a target are read only when it is set up.
+    let no_certificates = dir.path().join("none.pem");
+    fs::write(&no_certificates, "no certificate").expect("written");
     let callbacks = "[callbacks.hr]\nagent = \"hr\"\ntoken = \"token-of-callbacks\"\n\
                      aes_key = \"jWmYm7qr5nMoAUwZRjGtBxmz3KA1tkAj3ykkR6q2B2C\"\n\
-                     [[callbacks.hr.to]]\nname = \"one\"\nurl = \"https://-a.example/x\"\n";
-    proxy.rewrite_config(&format!("{toml}{callbacks}"));
+                     [[callbacks.hr.to]]\nname = \"one\"\nurl = \"https://target.example/x\"\n";
+    let ca_file = format!("ca_file = \"{}\"\n", no_certificates.display());
+    proxy.rewrite_config(&format!("{toml}{callbacks}{ca_file}"));
     let error = proxy.app.reload().expect_err("callbacks that cannot be served");
     assert!(error.to_string().starts_with("callbacks.hr, target one: "), "{error}");
     proxy.get(USER_GET).await.assert_ok();
