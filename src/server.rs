@@ -277,7 +277,7 @@ fn is_per_connection_error(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
 }
 
-/// A connection of which is known who sends it and with which protocol it may begin.
+/// A connection after the PROXY protocol header and the TLS handshake, if there are any.
 struct Negotiated {
     accepted: Accepted,
     /// The settings of the TLS handshake, and the client's certificate chain.
