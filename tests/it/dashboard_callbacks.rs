@@ -163,3 +163,28 @@ async fn settings_in_force_are_shown_without_secrets() {
     look_at_all(&mut browser, "settings").await;
     browser.assert_no_errors();
 }
+
+/// A corp without a table of its own has no counters, and its code takes the place of a secret.
+#[tokio::test]
+async fn an_authorised_corp_is_listed_without_counts_and_edited_by_its_code() {
+    let proxy = TestProxy::start_with_config(&(config("") + SUITE)).await;
+    let table =
+        json!({ "suite": "crm", "corpid": "wpc0rp00000000000001", "permanent_code": "a-permanent-code" });
+    let request =
+        Request::put("/api/agents/crm:wpc0rp00000000000001").header("content-type", "application/json");
+    let request = request.header("authorization", format!("Bearer {ADMIN_KEY}"));
+    let mut admin = TestClient::connect_http1(proxy.admin_address()).await;
+    assert_eq!(admin.request(request, table.to_string()).await.status, 201);
+
+    let mut browser = open_with_key(proxy.admin_address()).await;
+    let row =
+        "[...document.querySelectorAll('#agents tbody tr')].find((row) => row.innerText.includes('crm:'))";
+    browser.wait_for(row).await;
+    let cells = browser.eval(&format!("[...{row}.cells].map((cell) => cell.innerText).slice(5, 7)")).await;
+    assert_eq!(cells, json!(["–", "–"]));
+    browser.eval(&format!("({row}.querySelector('[data-key^=edit]').click(), true)")).await;
+    browser.wait_for("document.querySelector('#entry')").await;
+    let fields = "[...document.querySelectorAll('#entry input')].map((field) => field.name)";
+    assert_eq!(browser.eval(fields).await, json!(["corpid", "permanent_code", "agentid", "limit", "verify"]));
+    browser.assert_no_errors();
+}

@@ -51,14 +51,16 @@ function showPager() {
 
 function agentRow(table, agent) {
   const { hour, trouble } = agent, subtitle = [agent.corpid, agent.agentid, agent.upstream].filter((part) => part !== null).join(" · ");
+  // A corp that no file names counts as its suite, whose name is before the colon.
+  const none = agent.name.includes(":") ? "–" : "0";
   return createRow(table, [
     [[filterLink(agent.name, { agent: agent.name }), createElement("span", { class: "sub" }, subtitle)]],
     [tokenState(agent)],
     [expiry(agent), "nowrap"],
     [lastRefresh(agent)],
     [createElement("div", { class: "chips" }, errcodeChips(agent))],
-    [formatNumber(hour?.requests ?? 0), "number"],
-    [hour ? failureChips(hour, { agent: agent.name }) : "0"],
+    [hour ? formatNumber(hour.requests) : none, "number"],
+    [hour ? failureChips(hour, { agent: agent.name }) : none],
     [createElement("div", { class: "actions" }, refreshButton(agent), inspectButton(agent), editButton("agents", agent.name)), "number"],
   ], { class: trouble ? "in-trouble" : null });
 }

@@ -5,6 +5,11 @@ const EDITED = {
 };
 let hasState = false;
 
+// An authorised corp has a permanent code in place of a secret.
+function editedFields(kind, entry) {
+  return EDITED[kind].map(([key, type]) => [key === "secret" && entry?.suite ? "permanent_code" : key, type]);
+}
+
 function entryPath(kind, name) { return `api/${kind}/${encodeURIComponent(name)}`; }
 
 function editButton(kind, name) {
@@ -26,12 +31,13 @@ function showEntry(kind, name, entry, tag) {
   const message = createElement("p", { id: "entry-message", role: "alert" });
   const form = createElement("form", { id: "entry", class: "form" },
     isNew ? fieldRow(translate("name"), createElement("input", { name: "name", required: true, autocomplete: "off", spellcheck: "false", pattern: "[A-Za-z0-9_\\-]+" })) : "",
-    EDITED[kind].map(([key, type]) => fieldRow(key, entryField(key, type, entry, isFixed))),
+    editedFields(kind, entry).map(([key, type]) => fieldRow(key, entryField(key, type, entry, isFixed))),
     kind === "agents" && !isFixed ? createElement("label", { class: "check" }, createElement("input", { type: "checkbox", name: "verify", checked: true }), " ", translate("verify")) : "",
     isFixed ? createElement("p", { class: "quiet" }, translate("readOnly", entry.origin)) : createElement("div", { class: "bar" },
       createElement("button", { type: "submit", class: "main", "data-key": "save" }, translate("save")),
       isNew ? "" : createElement("button", { type: "button", "data-key": "remove", onclick: () => removeEntry(kind, name, tag) }, translate("remove"))),
     message);
+  if (!isFixed) form.elements[0].autofocus = true;
   form.addEventListener("submit", (event) => { event.preventDefault(); saveEntry(kind, name, entry, tag, form, message); });
   dialog.replaceChildren(dialogTitle(isNew ? translate(kind === "agents" ? "newAgent" : "newClient") : name), form, kind === "clients" && !isNew ? keyList(name, entry, isFixed) : "");
   if (!dialog.open) showDialog(dialog);
@@ -55,7 +61,7 @@ function entryField(key, type, entry, isFixed) {
 // The members that changed; null removes one.
 function changedMembers(kind, entry, form) {
   const changes = {};
-  for (const [key, type] of EDITED[kind]) {
+  for (const [key, type] of editedFields(kind, entry)) {
     const field = form.elements[key], text = field.value.trim(), before = entry?.[key] ?? null;
     const lines = text.split(/[\n,]+/).map((line) => line.trim()).filter(Boolean);
     const value = type === "checkbox" ? field.checked || null : type === "list" ? lines.length ? lines : null : text === "" ? null : type === "number" ? Number(text) : text;

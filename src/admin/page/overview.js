@@ -12,7 +12,7 @@ function showOverview(overview) {
     ...FAILURES.map(([key, kind]) => [key, sum(key) ? formatNumber(sum(key)) + " · " + formatPercent(sum(key), requests) : "0", sum(key) ? kind : "gray", { failed: key }]),
     ["slowest", slowest ? formatBounds(slowest.p99_bounds_ms, slowest.p99_ms) : "–"], ["inFlight", formatNumber(overview.in_flight)], ["connections", formatNumber(overview.connections)],
   ];
-  byId("overview-title").textContent = translate(whole.length ? "lastMinutes" : "runningMinute", whole.length);
+  byId("overview-title").textContent = translate(["runningMinute", "lastMinute"][whole.length] ?? "lastMinutes", whole.length);
   preserveFocus(byId("numbers"), () => byId("numbers").replaceChildren(...totals.map(([key, value, kind, filter]) => createElement("div", null,
     createElement("dt", null, translate(key)), createElement("dd", { class: kind }, filter ? filterLink(value, filter, kind) : value)))));
   byId("uptime").textContent = [overview.replica ?? overview.host, translate("uptime", formatDuration(overview.at - overview.started_at)), translate("zone", Intl.DateTimeFormat().resolvedOptions().timeZone)].filter(Boolean).join(" · ");

@@ -1,7 +1,7 @@
 // The texts of the page, in both languages.
 const TEXTS = {
   en: {
-    skip: "Skip to recent exchanges", reload: "Reload configuration", other: "中文", lastMinutes: "Last {0} whole minutes", runningMinute: "This minute",
+    skip: "Skip to recent exchanges", reload: "Reload configuration", other: "中文", lastMinute: "Last whole minute", lastMinutes: "Last {0} whole minutes", runningMinute: "This minute",
     perSecond: "requests/s", outage: "outage", refused: "refused here", wecom: "refused by WeCom", caller: "caller's mistakes", slowest: "slowest p99", uptime: "up {0}", zone: "times in {0}",
     startMark: "start", limits: "Limits in use", limit: "Limit", queueLimit: "requests waiting for upstream.max_in_flight", limitUsed: "Limit used", lastSeen: "Last seen", now: "now",
     moreClients: "and {0} more clients", inTrouble: "{0} in trouble", moreTroubles: "and {0} more", trouble: "trouble", timeouts: "time-outs", halfFailed: "half fail",
@@ -53,7 +53,7 @@ const TEXTS = {
     unreachable: "The proxy does not respond; retrying.", unreachableSince: "The proxy does not respond; last answer {0} ago.", unauthorized: "The key is missing or wrong. Reload the page to enter it.", curl: "curl",
   },
   zh: {
-    skip: "跳到最近的请求", reload: "重新加载配置", other: "English", lastMinutes: "最近 {0} 个整分钟", runningMinute: "当前一分钟",
+    skip: "跳到最近的请求", reload: "重新加载配置", other: "English", lastMinute: "最近一整分钟", lastMinutes: "最近 {0} 个整分钟", runningMinute: "当前一分钟",
     perSecond: "请求/秒", outage: "中断", refused: "代理拒绝", wecom: "企业微信拒绝", caller: "调用方有误", slowest: "最慢 p99", uptime: "已运行 {0}", zone: "时区 {0}",
     startMark: "启动", limits: "上限用量", limit: "上限", queueLimit: "等待 upstream.max_in_flight 的请求", limitUsed: "限流用量", lastSeen: "最近一次", now: "刚刚",
     moreClients: "以及其他 {0} 个调用方", inTrouble: "{0} 个应用有故障", moreTroubles: "以及其他 {0} 个", trouble: "故障", timeouts: "超时", halfFailed: "半数失败",
