@@ -50,6 +50,7 @@ mod url;
 mod web_origin;
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 pub use address::Address;
@@ -67,7 +68,7 @@ pub use egress::{EgressLogin, EgressProtocol, EgressProxy};
 pub use error::{Error, Warning, summarize_warnings};
 pub use json::{
     JsonTable, agent_from_json, agent_to_json, client_from_json, client_to_json, corp_from_json,
-    corp_to_json, named_corp_from_json, wipe as wipe_json,
+    corp_to_json, is_set, named_corp_from_json, wipe as wipe_json,
 };
 pub use key_hash::KeyHash;
 pub use loaded_files::{FileStamp, IncludePattern, LoadedFiles, SecretMode};
@@ -92,13 +93,12 @@ pub use tokens::TokensConfig;
 pub use traces::{TraceSampler, TracesConfig};
 pub use trusted_proxies::{ClientAddressHeader, IpNetwork, TrustedProxies};
 pub use upstream::{UpstreamConfig, UpstreamId};
-pub use url::PrivateUrl;
+pub use url::{PrivateUrl, authority, bracketed};
 pub use web_origin::WebOrigin;
 
 use loaded_files::Inputs;
 use reader::ConfigTable;
 use source_file::SourceFile;
-use zeroize::Zeroizing;
 
 use crate::format_text;
 
@@ -183,7 +183,7 @@ impl Config {
             None => Ok(()),
             Some(message) => {
                 let key = Some("server.listen".to_owned());
-                Err(Error { file: self.path.clone(), line: None, key, message, others: Vec::new() })
+                Err(Error { key, ..Error::of_file(&self.path, message) })
             }
         }
     }
@@ -219,15 +219,15 @@ pub fn load_with(
     Ok(Config { loaded_files: inputs.into_files(), ..config })
 }
 
-/// [`load_with`] for a text that is no file; paths in it are relative to the current directory.
-pub fn load_text(
+/// [`load_with`] for what is no file; paths in it are relative to the current directory.
+pub fn load_input(
     name: &str,
-    text: Zeroizing<String>,
+    input: impl Read,
     env: &dyn Fn(&str) -> Option<String>,
     secrets: SecretMode,
 ) -> Result<Config, Error> {
-    let inputs = Inputs::new(env, secrets);
-    load_from(Path::new(name), SourceFile::of_input(name, text, &inputs), &inputs)
+    let (path, inputs) = (Path::new(name), Inputs::new(env, secrets));
+    load_from(path, SourceFile::read_from(path, || Ok(input), &inputs)?, &inputs)
 }
 
 fn read_main<'a>(path: &Path, inputs: &'a Inputs<'a>) -> Result<SourceFile<'a>, Error> {

@@ -25,7 +25,7 @@ use std::{
 use foldhash::fast::RandomState;
 
 pub use self::{
-    agent::{Agent, AgentRole, PassBuyer, first_credentials},
+    agent::{Agent, AgentRole, PassBuyer, credentials, first_credentials},
     capture_switch::CaptureSwitch,
     client::Client,
     stored::{StoredEntry, StoredKey},

@@ -99,19 +99,8 @@ impl Admin {
         if self.server.reads_proxy_protocol() {
             return Err(PROXY_PROTOCOL);
         }
-        let mut addresses = self.proxy_listeners.iter().filter_map(|address| match address {
-            Address::Tcp(address) => Some(*address),
-            Address::Unix(_) => None,
-        });
-        let mut address = addresses.next().filter(|_| !self.tls).ok_or(NO_LISTENER)?;
-        if address.ip().is_unspecified() {
-            let loopback = match address {
-                SocketAddr::V4(_) => [127, 0, 0, 1].into(),
-                SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
-            };
-            address.set_ip(loopback);
-        }
-        Ok(address)
+        let address = self.proxy_listeners.iter().find_map(Address::to_connect);
+        address.filter(|_| !self.tls).ok_or(NO_LISTENER)
     }
 
     /// The request of an exchange; why it cannot be sent again.

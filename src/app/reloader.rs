@@ -345,13 +345,7 @@ fn reject_lost_includes(loaded: &Config, before: &BTreeMap<String, usize>) -> Re
 }
 
 fn config_error(loaded: &Config, key: &str, message: Text) -> config::Error {
-    config::Error {
-        file: loaded.path.clone(),
-        line: None,
-        key: Some(key.to_owned()),
-        message,
-        others: Vec::new(),
-    }
+    config::Error { key: Some(key.to_owned()), ..config::Error::of_file(&loaded.path, message) }
 }
 
 /// Loads the file on a temporary thread, or in place if none can be had. Parsing takes far more memory than its result,

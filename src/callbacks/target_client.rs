@@ -21,7 +21,7 @@ use tokio_rustls::TlsConnector;
 use tower_service::Service;
 
 use crate::{
-    config::{TargetAddress, TargetUrl},
+    config::{self, TargetAddress, TargetUrl},
     format_text,
     http1::io::Stream,
     text::{Text, TextError},
@@ -113,9 +113,8 @@ fn authority(address: &TargetAddress) -> String {
     match address {
         TargetAddress::Unix(_) => "localhost".to_owned(),
         TargetAddress::Tcp { tls, host, port } => {
-            let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
             let default_port = if *tls { 443 } else { 80 };
-            if *port == default_port { host } else { format!("{host}:{port}") }
+            if *port == default_port { config::bracketed(host) } else { config::authority(host, *port) }
         }
     }
 }

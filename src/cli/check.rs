@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     app::PreparedConfig,
-    config::{self, AgentConfig, AgentSet, ClientConfig, Config, SecretMode, Warning},
+    config::{self, AgentConfig, ClientConfig, Config, SecretMode, Warning},
     format_text,
     state::maintenance,
     text,
@@ -231,7 +231,7 @@ fn clients_table(config: &Config, styler: Styler) -> String {
         count => Cell::text(Style::Warning, &format_text!("{count} set", "设置了 {count} 个")),
     };
     let rows = config.clients.values().map(|client| {
-        let mut row = vec![Cell::plain(&client.name), Cell::plain(allowed_agents(client).join(", "))];
+        let mut row = vec![Cell::plain(&client.name), Cell::plain(client.agents.listed().join(", "))];
         row.extend(shows_keys.then(|| keys_cell(client)));
         row.push(Cell::plain(allowed_calls(client).join(", ")));
         row.push(Cell::optional(client.limit.as_ref()));
@@ -262,15 +262,6 @@ fn callbacks_text(config: &Config, styler: Styler) -> String {
     });
     let titles = [text!("CALLBACK", "回调"), text!("RECEIVEID", "RECEIVEID"), text!("TARGETS", "目标")];
     format!("\n{}", styler.render_table(&titles, callbacks.collect()))
-}
-
-/// The agents that the client may use; `*` for all.
-fn allowed_agents(client: &ClientConfig) -> Vec<&str> {
-    match &client.agents {
-        AgentSet::All => vec!["*"],
-        AgentSet::AllWith(names) => ["*"].into_iter().chain(names.iter().map(String::as_str)).collect(),
-        AgentSet::Named(names) => names.iter().map(String::as_str).collect(),
-    }
 }
 
 fn allowed_calls(client: &ClientConfig) -> Vec<String> {

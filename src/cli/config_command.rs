@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use serde_json::{Map, Value};
-use zeroize::Zeroizing;
 
 use super::{CliError, input::load_input, print};
 use crate::config::{self, SecretMode};
@@ -19,8 +18,8 @@ pub fn config_show(path: &Path, effective: bool) -> Result<(), CliError> {
     let config = load_input(path, SecretMode::Optional).map_err(CliError::from)?;
     let mut tables = config::effective(&config);
     if !effective {
-        let agent = Zeroizing::new("[agents.a]\ncorpid = \"w\"\nsecret = \"secret\"\n[admin]\n".to_owned());
-        let defaults = config::load_text("defaults", agent, &|_| None, SecretMode::Required);
+        let agent = "[agents.a]\ncorpid = \"w\"\nsecret = \"secret\"\n[admin]\n";
+        let defaults = config::load_input("defaults", agent.as_bytes(), &|_| None, SecretMode::Required);
         let defaults = config::effective(&defaults.map_err(CliError::from)?);
         tables.retain(|name, table| match (defaults.get(name), table) {
             // These have names, not defaults.

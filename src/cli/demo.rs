@@ -201,8 +201,8 @@ fn print_instructions(
     simulator: &Simulator,
     (admin_key, new_agent): (&str, &SimulatedAgent),
 ) -> Result<(), CliError> {
-    let Some(Address::Tcp(proxy)) = app.addresses().first() else { return Ok(()) };
-    let (proxy, control) = (connectable_address(*proxy), simulator.control_addr());
+    let Some(proxy) = app.addresses().first().and_then(Address::to_connect) else { return Ok(()) };
+    let control = simulator.control_addr();
     let dashboard = dashboard_urls([app].into_iter(), &format!("demo:{admin_key}@"));
     let admin = dashboard_urls([app].into_iter(), "");
     let SimulatedAgent { name, corpid, secret, .. } = new_agent;
@@ -235,11 +235,8 @@ Commands of the simulator: curl http://{control}/control    Stop: Ctrl-C
 
 /// The dashboards' URLs; `login` stands before the host.
 fn dashboard_urls<'a>(apps: impl Iterator<Item = &'a App>, login: &str) -> String {
-    let addresses = apps.flat_map(App::admin_addresses).filter_map(|address| match address {
-        Address::Tcp(address) => Some(format!("http://{login}{}/", connectable_address(*address))),
-        Address::Unix(_) => None,
-    });
-    addresses.collect::<Vec<_>>().join("  ")
+    let addresses = apps.flat_map(App::admin_addresses).filter_map(Address::to_connect);
+    addresses.map(|address| format!("http://{login}{address}/")).collect::<Vec<_>>().join("  ")
 }
 
 fn port_taken_note(subject: &str, wanted: u16, bound: SocketAddr) -> String {
@@ -258,7 +255,8 @@ fn print_replica_instructions(
     simulator: &Simulator,
     wanted_control: u16,
 ) -> Result<(), CliError> {
-    let (proxy, control) = (connectable_address(balancer), simulator.control_addr());
+    let proxy = Address::Tcp(balancer).to_connect().unwrap_or(balancer);
+    let control = simulator.control_addr();
     let notes = port_taken_note("proxies", wanted, proxy)
         + &port_taken_note("simulator's control address", wanted_control, control);
     print(format!(
@@ -277,12 +275,4 @@ Dashboards of the proxies, for a browser: {dashboards}
 Commands of the simulator: curl http://{control}/control    Stop: Ctrl-C
 "#
     ))
-}
-
-/// The address to connect to from this machine: loopback instead of the unspecified address.
-fn connectable_address(mut address: SocketAddr) -> SocketAddr {
-    if address.ip().is_unspecified() {
-        address.set_ip(Ipv4Addr::LOCALHOST.into());
-    }
-    address
 }

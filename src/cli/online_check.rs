@@ -28,10 +28,11 @@ pub use self::{
 };
 use crate::{
     config::{AgentConfig, Config, SourcedSecret},
+    directory,
     secret::Masked,
     text,
     text::Text,
-    tokens::{Credentials, fetch::GettokenClient},
+    tokens::fetch::GettokenClient,
     upstream::Settings,
     wecom::errcode,
 };
@@ -237,13 +238,7 @@ async fn check_agent(
 ) -> (Option<SystemTime>, AgentOutcome, Option<Masked>) {
     let client = GettokenClient::new(upstream.clone());
     let call_timeout = client.timeout();
-    let credentials = Credentials {
-        corpid: agent.corpid.clone(),
-        secret: secret.value.clone(),
-        upstream: agent.upstream.clone(),
-        generation: 0,
-    };
-    let (date, response) = client.fetch(&credentials).await;
+    let (date, response) = client.fetch(&directory::credentials(agent, secret)).await;
     let (outcome, token) = match response {
         Err(error) => (AgentOutcome::GettokenFailed(error.into()), None),
         Ok(response) => {

@@ -1,7 +1,7 @@
 //! Addresses to listen on: `"127.0.0.1:8080"`, `"[::1]:0"`, `"localhost:8080"`, `"unix:/run/wecom-proxy.sock"`.
 
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
 use super::error::{Error, quote};
@@ -33,6 +33,19 @@ impl Address {
             Self::Tcp(address) => address.ip().to_canonical().is_loopback(),
             Self::Unix(_) => true,
         }
+    }
+
+    /// Where to connect to it from this machine: the loopback address in place of one that stands for all; `None` for a
+    /// unix socket.
+    pub fn to_connect(&self) -> Option<SocketAddr> {
+        let Self::Tcp(mut address) = *self else { return None };
+        if address.ip().is_unspecified() {
+            address.set_ip(match address {
+                SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+                SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+            });
+        }
+        Some(address)
     }
 
     /// Whether the two cannot be bound at the same time. Port 0 never conflicts: each bind gets another port.

@@ -95,6 +95,16 @@ impl AgentSet {
         }
     }
 
+    /// Its names as in the file, `*` first.
+    pub fn listed(&self) -> Vec<&str> {
+        let (all, names) = match self {
+            Self::All => (Some("*"), None),
+            Self::AllWith(names) => (Some("*"), Some(names)),
+            Self::Named(names) => (None, Some(names)),
+        };
+        all.into_iter().chain(names.into_iter().flatten().map(String::as_str)).collect()
+    }
+
     /// Whether the set names this suite or provider.
     pub fn names(&self, name: &str) -> bool {
         match self {

@@ -7,86 +7,71 @@ use super::callbacks::{
     CallbackConfig, CallbackTarget, DeliveryMethod, ReencryptKeys, TargetAddress, TargetForm,
 };
 use super::egress::{EgressProtocol, EgressProxy};
+use super::json::{is_set, non_empty, table, texts};
+use super::reader::name_of;
 use super::{
-    AdminConfig, ClientAddressHeader, Config, CorpConfig, LogConfig, LogFormat, LoggedRequests, PrivateUrl,
-    ProviderConfig, QuotaMode, QuotasConfig, RedisConfig, ReloadTrigger, ReplayConfig, ServerConfig,
-    StateConfig, StoreConfig, SuiteConfig, TokensConfig, Topology, UpstreamConfig, agent_to_json,
-    client_to_json, format_duration, format_size,
+    AdminConfig, Config, LogConfig, LoggedRequests, PrivateUrl, ProviderConfig, QuotasConfig, RedisConfig,
+    ReplayConfig, ServerConfig, StateConfig, StoreConfig, SuiteConfig, TokensConfig, Topology,
+    UpstreamConfig, agent_to_json, authority, client_to_json, corp_to_json, format_duration, format_size,
+    log, quotas, server, trusted_proxies,
 };
 use crate::secret::Masked;
 
 /// The tables of settings: without agents, clients, callbacks, providers and suites, of which there can be very many.
 pub fn effective_settings(config: &Config) -> Map<String, Value> {
     let mut root = Map::new();
-    root.insert("server".to_owned(), server(&config.server));
-    root.insert("upstream".to_owned(), upstream(&config.upstream));
-    put_tables(&mut root, "upstreams", config.upstreams.iter().map(|(name, of)| (name, upstream(of))));
-    root.insert("tokens".to_owned(), tokens(&config.tokens));
-    root.insert("replay".to_owned(), replay(&config.replay));
-    root.insert("quotas".to_owned(), quotas(&config.quotas));
-    root.insert("log".to_owned(), log(&config.log));
-    root.extend(config.admin.as_ref().map(|of| ("admin".to_owned(), admin(of))));
-    root.extend(config.state.as_ref().map(|of| ("state".to_owned(), state(of))));
+    put_tables(
+        &mut root,
+        "upstreams",
+        config.upstreams.iter().map(|(name, of)| (name, upstream_to_json(of))),
+    );
+    root.extend(table(json!({
+        "server": server_to_json(&config.server),
+        "upstream": upstream_to_json(&config.upstream),
+        "tokens": tokens_to_json(&config.tokens),
+        "replay": replay_to_json(&config.replay),
+        "quotas": quotas_to_json(&config.quotas),
+        "log": log_to_json(&config.log),
+        "admin": config.admin.as_ref().map(admin_to_json),
+        "state": config.state.as_ref().map(state_to_json),
+    })));
     root
 }
 
 /// The tables of the main file.
 pub fn effective(config: &Config) -> Map<String, Value> {
     let mut root = effective_settings(config);
-    let agents = config.agents.iter().map(|(name, of)| (name, agent_to_json(of).into()));
-    let corps = config.suites.corps.iter().map(|(name, of)| (name, corp(of)));
+    let agents = config.agents.iter().map(|(name, of)| (name, agent_to_json(of)));
+    let corps = config.suites.corps.iter();
+    let corps = corps.map(|(name, of)| (name, corp_to_json((&of.suite, &of.corpid), &of.settings)));
     put_tables(&mut root, "agents", agents.chain(corps));
-    put_tables(
-        &mut root,
-        "clients",
-        config.clients.iter().map(|(name, of)| (name, client_to_json(of).into())),
-    );
+    put_tables(&mut root, "clients", config.clients.iter().map(|(name, of)| (name, client_to_json(of))));
     let callbacks = config.callbacks.iter().filter(|(_, of)| of.suite.is_none());
-    put_tables(&mut root, "callbacks", callbacks.map(|(name, of)| (name, callback(of))));
-    put_tables(&mut root, "providers", config.suites.providers.iter().map(|(name, of)| (name, provider(of))));
+    put_tables(&mut root, "callbacks", callbacks.map(|(name, of)| (name, callback_to_json(of))));
+    let providers = config.suites.providers.iter();
+    put_tables(&mut root, "providers", providers.map(|(name, of)| (name, provider_to_json(of))));
     let suites = config.suites.suites.iter();
-    put_tables(&mut root, "suites", suites.map(|(name, of)| (name, suite(of, config.callbacks.get(name)))));
+    let suites = suites.map(|(name, of)| (name, suite_to_json(of, config.callbacks.get(name))));
+    put_tables(&mut root, "suites", suites);
     root
 }
 
 fn put_tables<'a>(
     root: &mut Map<String, Value>,
     kind: &str,
-    tables: impl Iterator<Item = (&'a String, Value)>,
+    tables: impl Iterator<Item = (&'a String, Map<String, Value>)>,
 ) {
-    let tables: Map<_, _> = tables.map(|(name, table)| (name.clone(), table)).collect();
+    let tables: Map<_, _> = tables.map(|(name, table)| (name.clone(), table.into())).collect();
     if !tables.is_empty() {
         root.insert(kind.to_owned(), tables.into());
     }
-}
-
-/// A table without the keys whose value is null: TOML has none.
-fn table(value: Value) -> Value {
-    match value {
-        Value::Object(map) => {
-            map.into_iter().filter(|(_, value)| !value.is_null()).collect::<Map<_, _>>().into()
-        }
-        other => other,
-    }
-}
-
-fn is_set() -> Value {
-    json!({ "set": true })
 }
 
 fn masked(secret: &Option<Masked>) -> Value {
     secret.as_ref().map_or(Value::Null, |_| is_set())
 }
 
-fn texts<T: ToString>(items: impl IntoIterator<Item = T>) -> Vec<String> {
-    items.into_iter().map(|item| item.to_string()).collect()
-}
-
-fn non_empty(texts: Vec<String>) -> Option<Vec<String>> {
-    Some(texts).filter(|texts| !texts.is_empty())
-}
-
-fn server(server: &ServerConfig) -> Value {
+fn server_to_json(server: &ServerConfig) -> Map<String, Value> {
     let ServerConfig {
         listen,
         tls,
@@ -117,26 +102,19 @@ fn server(server: &ServerConfig) -> Value {
         "max_request_body": format_size(*max_request_body),
         "shutdown_grace": format_duration(*shutdown_grace),
         "trusted_proxies": networks,
-        "client_address": match trusted.header {
-            ClientAddressHeader::XForwardedFor => "x-forwarded-for",
-            ClientAddressHeader::Forwarded => "forwarded",
-        },
+        "client_address": name_of(&trusted_proxies::HEADERS, &trusted.header),
         "proxy_protocol": trusted.proxy_protocol,
         "socket_mode": socket_access.mode.map(|mode| format!("{mode:04o}")),
         "socket_group": socket_access.group.map(|group| group.to_string()),
-        "reload": match reload {
-            ReloadTrigger::Signal => "signal",
-            ReloadTrigger::Watch => "watch",
-        },
+        "reload": name_of(&server::RELOAD_TRIGGERS, reload),
     }))
 }
 
-fn upstream(upstream: &UpstreamConfig) -> Value {
-    let via: Vec<_> = upstream.via.iter().map(egress_proxy).collect();
+fn upstream_to_json(upstream: &UpstreamConfig) -> Map<String, Value> {
     table(json!({
         "url": upstream.base_url(),
         "ca_file": upstream.ca_file,
-        "via": Some(via).filter(|via| !via.is_empty()),
+        "via": non_empty(upstream.via.iter().map(egress_proxy).collect()),
         "connect_timeout": format_duration(upstream.connect_timeout),
         "response_timeout": format_duration(upstream.response_timeout),
         "body_timeout": format_duration(upstream.body_timeout),
@@ -166,7 +144,7 @@ fn egress_proxy(proxy: &EgressProxy) -> Value {
     }
 }
 
-fn tokens(tokens: &TokensConfig) -> Value {
+fn tokens_to_json(tokens: &TokensConfig) -> Map<String, Value> {
     table(json!({
         "refresh_errcodes": tokens.refresh_errcodes,
         "refresh_ahead": format_duration(tokens.refresh_ahead),
@@ -174,17 +152,14 @@ fn tokens(tokens: &TokensConfig) -> Value {
         "pass_key": masked(&tokens.pass_key),
         "store": match &tokens.store {
             StoreConfig::Memory => json!("memory"),
-            StoreConfig::Redis(redis) => store(redis),
+            StoreConfig::Redis(redis) => store(redis).into(),
         },
     }))
 }
 
-fn store(redis: &RedisConfig) -> Value {
+fn store(redis: &RedisConfig) -> Map<String, Value> {
     let scheme = if redis.tls { "rediss" } else { "redis" };
-    let urls = redis.nodes.iter().map(|node| match node.host.contains(':') {
-        true => format!("{scheme}://[{}]:{}/{}", node.host, node.port, redis.database),
-        false => format!("{scheme}://{}:{}/{}", node.host, node.port, redis.database),
-    });
+    let urls = redis.nodes.iter().map(|node| format!("{scheme}://{node}/{}", redis.database));
     table(json!({
         "redis": urls.collect::<Vec<_>>(),
         "cluster": matches!(redis.topology, Topology::Cluster),
@@ -203,44 +178,35 @@ fn store(redis: &RedisConfig) -> Value {
     }))
 }
 
-fn replay(ReplayConfig { memory, disk, dir }: &ReplayConfig) -> Value {
+fn replay_to_json(ReplayConfig { memory, disk, dir }: &ReplayConfig) -> Map<String, Value> {
     table(json!({ "memory": format_size(*memory), "disk": format_size(*disk), "dir": dir }))
 }
 
-fn quotas(QuotasConfig { mode, limits }: &QuotasConfig) -> Value {
+fn quotas_to_json(QuotasConfig { mode, limits }: &QuotasConfig) -> Map<String, Value> {
     let limits = limits.iter().map(
         |row| json!({ "path": row.path.to_string(), "per": row.per.name(), "limit": row.limit.to_string() }),
     );
     table(json!({
-        "mode": match mode {
-            QuotaMode::Off => "off",
-            QuotaMode::Observe => "observe",
-            QuotaMode::Shape => "shape",
-        },
-        "limit": Some(limits.collect::<Vec<_>>()).filter(|limits| !limits.is_empty()),
+        "mode": name_of(&quotas::MODES, mode),
+        "limit": non_empty(limits.collect()),
     }))
 }
 
-fn log(LogConfig { format, level, access, access_file }: &LogConfig) -> Value {
+fn log_to_json(LogConfig { format, level, access, access_file }: &LogConfig) -> Map<String, Value> {
     table(json!({
-        "format": match format {
-            LogFormat::Text => "text",
-            LogFormat::Json => "json",
-        },
+        "format": name_of(&log::FORMATS, format),
         "level": level.as_str(),
         "access": match access {
-            LoggedRequests::All => json!("all"),
             LoggedRequests::None => json!(false),
-            LoggedRequests::Failed => json!("failed"),
-            LoggedRequests::Slow => json!("slow"),
+            access => json!(name_of(&log::LOGGED_REQUESTS, access)),
         },
         "access_file": access_file,
     }))
 }
 
-fn admin(
+fn admin_to_json(
     AdminConfig { listen, key_sha256, reader_key_sha256, recent, otlp, trace_url, metrics }: &AdminConfig,
-) -> Value {
+) -> Map<String, Value> {
     table(json!({
         "listen": texts(listen),
         "key_sha256": key_sha256.as_ref().map(|_| is_set()),
@@ -252,34 +218,21 @@ fn admin(
     }))
 }
 
-fn state(state: &StateConfig) -> Value {
+fn state_to_json(state: &StateConfig) -> Map<String, Value> {
     match state {
-        StateConfig::Shared(_) => json!({ "shared": true }),
+        StateConfig::Shared(_) => table(json!({ "shared": true })),
         StateConfig::File(file) => {
             table(json!({ "path": file.path, "key": is_set(), "old_key": masked(&file.old_key) }))
         }
     }
 }
 
-fn corp(corp: &CorpConfig) -> Value {
-    let settings = &corp.settings;
-    table(json!({
-        "suite": corp.suite,
-        "corpid": corp.corpid,
-        "permanent_code": is_set(),
-        "agentid": settings.agentid,
-        "limit": settings.limit.map(|limit| limit.to_string()),
-        "plain": non_empty(texts(&settings.passthrough)),
-        "jssdk_origins": non_empty(texts(&settings.jssdk_origins)),
-    }))
-}
-
-fn provider(provider: &ProviderConfig) -> Value {
-    json!({ "corpid": provider.corpid, "secret": is_set() })
+fn provider_to_json(provider: &ProviderConfig) -> Map<String, Value> {
+    table(json!({ "corpid": provider.corpid, "secret": is_set() }))
 }
 
 /// `command` has the settings of the suite's receiver URLs.
-fn suite(suite: &SuiteConfig, command: Option<&CallbackConfig>) -> Value {
+fn suite_to_json(suite: &SuiteConfig, command: Option<&CallbackConfig>) -> Map<String, Value> {
     table(json!({
         "suite_id": suite.suite_id,
         "secret": is_set(),
@@ -289,26 +242,26 @@ fn suite(suite: &SuiteConfig, command: Option<&CallbackConfig>) -> Value {
         "max_age": command.map(|command| format_duration(command.max_age)),
         "after_install": suite.after_install.as_ref().map(PrivateUrl::masked),
         "limit_per_corp": suite.limit_per_corp.map(|limit| limit.to_string()),
-        "to": command.map(targets).filter(|targets| !targets.is_empty()),
+        "to": command.and_then(targets),
     }))
 }
 
-fn callback(callback: &CallbackConfig) -> Value {
+fn callback_to_json(callback: &CallbackConfig) -> Map<String, Value> {
     table(json!({
         "receive_ids": callback.receive_ids,
         "token": is_set(),
         "aes_key": is_set(),
         "answer": callback.answer,
         "max_age": format_duration(callback.max_age),
-        "to": Some(targets(callback)).filter(|targets| !targets.is_empty()),
+        "to": targets(callback),
     }))
 }
 
-fn targets(callback: &CallbackConfig) -> Vec<Value> {
-    callback.targets.iter().map(target).collect()
+fn targets(callback: &CallbackConfig) -> Option<Vec<Map<String, Value>>> {
+    non_empty(callback.targets.iter().map(target).collect())
 }
 
-fn target(CallbackTarget { name, events, method }: &CallbackTarget) -> Value {
+fn target(CallbackTarget { name, events, method }: &CallbackTarget) -> Map<String, Value> {
     let events = non_empty(texts(events));
     let (url, form, reply, ordered) = match method {
         DeliveryMethod::Pull { clients } => {
@@ -321,8 +274,7 @@ fn target(CallbackTarget { name, events, method }: &CallbackTarget) -> Value {
         TargetAddress::Unix(path) => format!("unix:{}:{}", path.display(), path_and_query),
         TargetAddress::Tcp { tls, host, port } => {
             let scheme = if *tls { "https" } else { "http" };
-            let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
-            format!("{scheme}://{host}:{port}{path_and_query}")
+            format!("{scheme}://{}{path_and_query}", authority(host, *port))
         }
     };
     let (form, secret, keys) = match form {

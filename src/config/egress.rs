@@ -2,8 +2,6 @@
 
 use std::net::IpAddr;
 
-use percent_encoding::percent_decode_str;
-
 use super::error::{Error, quote};
 use super::reader::ConfigValue;
 use super::secret;
@@ -63,10 +61,7 @@ pub struct EgressLogin {
 impl EgressProxy {
     /// `egress:3128`, without the user and password.
     pub fn authority(&self) -> String {
-        match self.host.contains(':') {
-            true => format!("[{}]:{}", self.host, self.port),
-            false => format!("{}:{}", self.host, self.port),
-        }
+        url::authority(&self.host, self.port)
     }
 }
 
@@ -134,25 +129,15 @@ fn read_url(item: &ConfigValue<'_>) -> Result<EgressProxy, Error> {
 }
 
 fn read_userinfo(item: &ConfigValue<'_>, url: &Url<'_>) -> Result<Option<EgressLogin>, Error> {
-    let Some(userinfo) = url.userinfo else {
-        return Ok(None);
-    };
-    // Split before decoding, because an escaped colon belongs to the user or password.
-    let (user, password) = userinfo.split_once(':').unwrap_or((userinfo, ""));
-    let decode = |text| {
-        let decoded = percent_decode_str(text).decode_utf8();
-        decoded.map(|text| Masked::new(&*text)).map_err(|_| {
-            item.error(text!("has a user or password that is not UTF-8", "的用户名或密码不是 UTF-8"))
-        })
-    };
-    let login = EgressLogin { user: decode(user)?, password: decode(password)? };
+    let Some((user, password)) = url.login(item)? else { return Ok(None) };
+    let login = EgressLogin { user, password };
     if !is_user(login.user.expose()) {
         return Err(item.error(text!(
             "must name a user without a colon before the \"@\", as in \"http://user:password@egress:3128\"",
             "必须在 \"@\" 前写不含冒号的用户名，如 \"http://user:password@egress:3128\""
         )));
     }
-    if !password.is_empty() {
+    if !login.password.expose().is_empty() {
         item.location.warn(
             text!("contains a password in plain text; write via = { url = \"…\", user = \"…\", password = { env = \"NAME\" } }", "含有明文密码；请写 via = { url = \"…\", user = \"…\", password = { env = \"NAME\" } }"),
         );

@@ -26,9 +26,14 @@ pub struct Error {
 const MAX_SHOWN_ERRORS: usize = 100;
 
 impl Error {
+    /// A mistake of a whole file.
+    pub fn of_file(file: impl Into<PathBuf>, message: Text) -> Self {
+        Self { file: file.into(), line: None, key: None, message, others: Vec::new() }
+    }
+
     /// Stands for an error that the file has recorded already.
     pub(super) fn recorded() -> Self {
-        Self { file: PathBuf::new(), line: None, key: None, message: Text::default(), others: Vec::new() }
+        Self::of_file("", Text::default())
     }
 
     pub(super) fn is_recorded(&self) -> bool {

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
@@ -113,9 +114,7 @@ fn open_regular(path: &Path) -> Result<(File, Metadata), Text> {
     Ok((File::open(path).map_err(unreadable)?, metadata))
 }
 
-#[cfg(unix)]
 fn warn_if_world_readable(location: &Location<'_>, path: &Path, metadata: &Metadata) {
-    use std::os::unix::fs::PermissionsExt;
     if metadata.permissions().mode() & 0o004 != 0 {
         let name = quote(&path.to_string_lossy());
         location.warn(format_text!(
@@ -124,6 +123,3 @@ fn warn_if_world_readable(location: &Location<'_>, path: &Path, metadata: &Metad
         ));
     }
 }
-
-#[cfg(not(unix))]
-fn warn_if_world_readable(_: &Location<'_>, _: &Path, _: &Metadata) {}

@@ -9,7 +9,7 @@ use zeroize::{Zeroize, Zeroizing};
 
 use super::agent_names::{AgentNames, UnknownAgents};
 use super::agents::{self, AgentConfig, AgentSettings};
-use super::clients::{self, AgentSet, ClientConfig};
+use super::clients::{self, ClientConfig};
 use super::error::{Error, Warning, quote};
 use super::named_tables;
 use super::origin::Origin;
@@ -186,13 +186,7 @@ fn read_table<T>(
 }
 
 fn error(kind: &str, key: &str, message: Text) -> Error {
-    Error {
-        file: SOURCE_NAME.into(),
-        line: None,
-        key: Some(format!("{kind}.{key}")),
-        message,
-        others: Vec::new(),
-    }
+    Error { key: Some(format!("{kind}.{key}")), ..Error::of_file(SOURCE_NAME, message) }
 }
 
 /// The table as TOML, one line for each of its keys.
@@ -267,63 +261,62 @@ fn write_string(text: &mut String, value: &str) {
 
 /// The table of an agent as JSON; a secret shows only that it is set.
 pub fn agent_to_json(agent: &AgentConfig) -> Map<String, Value> {
-    let mut map = Map::new();
-    map.insert("corpid".to_owned(), agent.corpid.clone().into());
-    map.insert("secret".to_owned(), json!({ "set": true }));
-    insert_if(&mut map, "upstream", agent.upstream.name().is_some(), || json!(agent.upstream.name()));
-    insert_settings(&mut map, &agent.settings);
+    let upstream = agent.upstream.name();
+    let mut map = table(json!({ "corpid": agent.corpid, "secret": is_set(), "upstream": upstream }));
+    map.extend(settings_to_json(&agent.settings));
     map
 }
 
-fn insert_settings(map: &mut Map<String, Value>, settings: &AgentSettings) {
+fn settings_to_json(settings: &AgentSettings) -> Map<String, Value> {
     let AgentSettings { agentid, accept_secret, limit, passthrough, jssdk_origins } = settings;
-    insert_if(map, "agentid", agentid.is_some(), || json!(agentid));
-    insert_if(map, "accept_secret", *accept_secret, || json!(true));
-    insert_if(map, "limit", limit.is_some(), || json!(limit.map(|limit| limit.to_string())));
-    insert_if(map, "plain", !passthrough.is_empty(), || json!(texts(passthrough)));
-    insert_if(map, "jssdk_origins", !jssdk_origins.is_empty(), || json!(texts(jssdk_origins)));
+    table(json!({
+        "agentid": agentid,
+        "accept_secret": accept_secret.then_some(true),
+        "limit": limit.map(|limit| limit.to_string()),
+        "plain": non_empty(texts(passthrough)),
+        "jssdk_origins": non_empty(texts(jssdk_origins)),
+    }))
 }
 
 /// The table of an authorised corp as JSON; its permanent code shows only that it is set.
 pub fn corp_to_json((suite, corpid): (&str, &str), settings: &AgentSettings) -> Map<String, Value> {
-    let mut map = Map::new();
-    map.insert("suite".to_owned(), suite.into());
-    map.insert("corpid".to_owned(), corpid.into());
-    map.insert("permanent_code".to_owned(), json!({ "set": true }));
-    insert_settings(&mut map, settings);
+    let mut map = table(json!({ "suite": suite, "corpid": corpid, "permanent_code": is_set() }));
+    map.extend(settings_to_json(settings));
     map
 }
 
 /// The table of a client as JSON; a key shows only that it is set.
 pub fn client_to_json(client: &ClientConfig) -> Map<String, Value> {
-    let agents = match &client.agents {
-        AgentSet::All => json!(["*"]),
-        AgentSet::AllWith(names) => {
-            json!(["*"].into_iter().chain(names.iter().map(String::as_str)).collect::<Vec<_>>())
-        }
-        AgentSet::Named(names) => json!(names),
-    };
-    let mut map = Map::new();
-    map.insert("key_sha256".to_owned(), json!({ "set": true }));
-    map.insert("agents".to_owned(), agents);
-    insert_if(&mut map, "key_in", client.key_in_path, || json!("path"));
     let is_default = client.allow == AllowPattern::everything();
-    insert_if(&mut map, "allow", !is_default, || json!(texts(&client.allow)));
-    insert_if(&mut map, "limit", client.limit.is_some(), || {
-        json!(client.limit.map(|limit| limit.to_string()))
-    });
-    insert_if(&mut map, "always_200", client.always_200, || json!(true));
+    table(json!({
+        "key_sha256": is_set(),
+        "agents": client.agents.listed(),
+        "key_in": client.key_in_path.then_some("path"),
+        "allow": (!is_default).then(|| texts(&client.allow)),
+        "limit": client.limit.map(|limit| limit.to_string()),
+        "always_200": client.always_200.then_some(true),
+    }))
+}
+
+/// An object without the keys whose value is null, of which TOML has none.
+pub(super) fn table(object: Value) -> Map<String, Value> {
+    let Value::Object(mut map) = object else { return Map::new() };
+    map.retain(|_, value| !value.is_null());
     map
 }
 
-fn insert_if(map: &mut Map<String, Value>, key: &str, condition: bool, value: impl FnOnce() -> Value) {
-    if condition {
-        map.insert(key.to_owned(), value());
-    }
+/// What is shown in place of a secret.
+pub fn is_set() -> Value {
+    json!({ "set": true })
 }
 
-fn texts<T: fmt::Display>(items: &[T]) -> Vec<String> {
-    items.iter().map(T::to_string).collect()
+pub(super) fn texts<T: ToString>(items: impl IntoIterator<Item = T>) -> Vec<String> {
+    items.into_iter().map(|item| item.to_string()).collect()
+}
+
+/// A list that is left out where it is empty.
+pub(super) fn non_empty<T>(items: Vec<T>) -> Option<Vec<T>> {
+    Some(items).filter(|items| !items.is_empty())
 }
 
 /// A JSON value whose objects have no key twice: two readers could take different ones.

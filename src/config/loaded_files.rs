@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, ErrorKind};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::glob::matches_glob;
@@ -67,9 +68,7 @@ pub struct FileStamp {
 
 impl FileStamp {
     /// The stamp of the regular file at `path`, through symbolic links.
-    #[cfg(unix)]
     pub fn of(path: &Path) -> Option<Self> {
-        use std::os::unix::fs::MetadataExt;
         let file = fs::metadata(path).ok().filter(fs::Metadata::is_file)?;
         let ctime = (file.ctime(), file.ctime_nsec());
         Some(Self { device: file.dev(), inode: file.ino(), size: file.size(), ctime })

@@ -15,13 +15,8 @@ pub(super) struct Location<'a> {
 
 impl<'a> Location<'a> {
     pub(super) fn error(&self, message: Text) -> Error {
-        Error {
-            file: self.source.path().to_owned(),
-            line: self.line,
-            key: Some(self.key.clone()).filter(|key| !key.is_empty()),
-            message,
-            others: Vec::new(),
-        }
+        let key = Some(self.key.clone()).filter(|key| !key.is_empty());
+        Error { line: self.line, key, ..Error::of_file(self.source.path(), message) }
     }
 
     /// Keeps an error of the value here, so that reading can go on.

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::error::Error;
-use super::reader::{ConfigTable, ConfigValue};
+use super::reader::{ConfigTable, ConfigValue, name_of};
 use crate::text;
 
 pub(super) const KEYS: &[&str] = &["format", "level", "access", "access_file"];
@@ -57,27 +57,26 @@ pub enum LogLevel {
 impl LogLevel {
     /// The name in the file, which `tracing` parses too.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Error => "error",
-            Self::Warn => "warn",
-            Self::Info => "info",
-            Self::Debug => "debug",
-            Self::Trace => "trace",
-        }
+        name_of(&LEVELS, &self)
     }
 }
 
-const LEVELS: [LogLevel; 5] =
-    [LogLevel::Error, LogLevel::Warn, LogLevel::Info, LogLevel::Debug, LogLevel::Trace];
+const LEVELS: [(&str, LogLevel); 5] = [
+    ("error", LogLevel::Error),
+    ("warn", LogLevel::Warn),
+    ("info", LogLevel::Info),
+    ("debug", LogLevel::Debug),
+    ("trace", LogLevel::Trace),
+];
+pub(super) const FORMATS: [(&str, LogFormat); 2] = [("text", LogFormat::Text), ("json", LogFormat::Json)];
+pub(super) const LOGGED_REQUESTS: [(&str, LoggedRequests); 3] =
+    [("all", LoggedRequests::All), ("failed", LoggedRequests::Failed), ("slow", LoggedRequests::Slow)];
 
 pub(super) fn read(root: &ConfigTable<'_>) -> LogConfig {
     let section = root.subtable("log", KEYS);
-    let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
     LogConfig {
-        format: section.read_or("format", LogFormat::Text, |item| item.one_of(&formats)),
-        level: section.read_or("level", LogLevel::Info, |item| {
-            item.one_of(&LEVELS.map(|level| (level.as_str(), level)))
-        }),
+        format: section.read_or("format", LogFormat::Text, |item| item.one_of(&FORMATS)),
+        level: section.read_or("level", LogLevel::Info, |item| item.one_of(&LEVELS)),
         access: section.read_or("access", LoggedRequests::All, read_access),
         access_file: section.read_optional("access_file", ConfigValue::path),
     }
@@ -93,9 +92,5 @@ fn read_access(item: &ConfigValue<'_>) -> Result<LoggedRequests, Error> {
         })?;
         return Ok(if all { LoggedRequests::All } else { LoggedRequests::None });
     }
-    item.one_of(&[
-        ("all", LoggedRequests::All),
-        ("failed", LoggedRequests::Failed),
-        ("slow", LoggedRequests::Slow),
-    ])
+    item.one_of(&LOGGED_REQUESTS)
 }

@@ -32,11 +32,7 @@ pub struct OtlpConfig {
 impl OtlpConfig {
     /// `host:port`, with brackets around an IPv6 address.
     pub fn authority(&self) -> String {
-        if self.host.contains(':') {
-            format!("[{}]:{}", self.host, self.port)
-        } else {
-            format!("{}:{}", self.host, self.port)
-        }
+        url::authority(&self.host, self.port)
     }
 }
 

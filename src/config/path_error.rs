@@ -3,6 +3,7 @@
 use crate::{format_text, text::Text};
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 /// The text for a file that cannot be read, with the cause and a hint.
@@ -25,9 +26,7 @@ pub(super) fn path_hint(path: &Path, error: &io::Error) -> Text {
 }
 
 /// Names the user that needs the permission, and the file's owner and mode.
-#[cfg(unix)]
 fn permission_hint(path: &Path) -> Text {
-    use std::os::unix::fs::MetadataExt;
     // The owner of /proc/self would be wrong: without core dumps it is root.
     let user = rustix::process::geteuid().as_raw();
     match fs::metadata(path) {
@@ -48,9 +47,4 @@ fn permission_hint(path: &Path) -> Text {
             user
         ),
     }
-}
-
-#[cfg(not(unix))]
-fn permission_hint(_: &Path) -> Text {
-    Text::default()
 }

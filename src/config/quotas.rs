@@ -3,7 +3,7 @@
 use super::error::Error;
 use super::pattern::{self, PathPattern};
 use super::rate_limit::{self, RateLimit};
-use super::reader::{ConfigTable, ConfigValue, read_all};
+use super::reader::{ConfigTable, ConfigValue, name_of, read_all};
 use crate::text;
 
 pub(super) const KEYS: &[&str] = &["mode", "limit"];
@@ -50,15 +50,20 @@ pub enum QuotaScope {
 impl QuotaScope {
     /// Its name in `per`.
     pub fn name(self) -> &'static str {
-        match self {
-            Self::Corp => "corp",
-            Self::Agent => "agent",
-            Self::Address => "address",
-            Self::Member => "member",
-            Self::Credential => "credential",
-        }
+        name_of(&SCOPES, &self)
     }
 }
+
+const SCOPES: [(&str, QuotaScope); 5] = [
+    ("corp", QuotaScope::Corp),
+    ("agent", QuotaScope::Agent),
+    ("address", QuotaScope::Address),
+    ("member", QuotaScope::Member),
+    ("credential", QuotaScope::Credential),
+];
+
+pub(super) const MODES: [(&str, QuotaMode); 3] =
+    [("observe", QuotaMode::Observe), ("shape", QuotaMode::Shape), ("off", QuotaMode::Off)];
 
 /// A row: each call that `path` matches has a quota of its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,9 +78,8 @@ pub struct QuotaLimit {
 
 pub(super) fn read(root: &ConfigTable<'_>) -> QuotasConfig {
     let section = root.subtable("quotas", KEYS);
-    let modes = [("observe", QuotaMode::Observe), ("shape", QuotaMode::Shape), ("off", QuotaMode::Off)];
     QuotasConfig {
-        mode: section.read_or("mode", QuotaMode::default(), |item| item.one_of(&modes)),
+        mode: section.read_or("mode", QuotaMode::default(), |item| item.one_of(&MODES)),
         limits: section.read_or("limit", Vec::new(), read_limits),
     }
 }
@@ -87,11 +91,9 @@ fn read_limits(item: &ConfigValue<'_>) -> Result<Vec<QuotaLimit>, Error> {
 fn read_limit(item: &ConfigValue<'_>) -> Result<QuotaLimit, Error> {
     let section =
         item.table(text!("a table with path, per and limit", "含 path、per 和 limit 的表"), LIMIT_KEYS)?;
-    let scopes = [QuotaScope::Corp, QuotaScope::Agent, QuotaScope::Address, QuotaScope::Member];
-    let scopes = scopes.map(|scope| (scope.name(), scope));
     // All are read before the first error counts.
     let path = section.read_required("path", EXAMPLE, pattern::read_path);
-    let per = section.read_required("per", EXAMPLE, |item| item.one_of(&scopes));
+    let per = section.read_required("per", EXAMPLE, |item| item.one_of(&SCOPES[..4]));
     let limit = section.read_required("limit", EXAMPLE, rate_limit::read);
     Ok(QuotaLimit { path: path?, per: per?, limit: limit? })
 }

@@ -365,6 +365,11 @@ pub(super) fn read_all<'a, T>(
     read.into_iter().collect::<Option<_>>().ok_or_else(Error::recorded)
 }
 
+/// The name of a choice, as [`ConfigValue::one_of`] reads it.
+pub(super) fn name_of<T: PartialEq>(choices: &[(&'static str, T)], choice: &T) -> &'static str {
+    choices.iter().find(|(_, known)| known == choice).map_or("", |(name, _)| name)
+}
+
 fn type_name(value: &DeValue<'_>) -> Text {
     match value {
         DeValue::String(_) => text!("a string", "字符串"),

@@ -73,6 +73,9 @@ pub enum ReloadTrigger {
     Watch,
 }
 
+pub(super) const RELOAD_TRIGGERS: [(&str, ReloadTrigger); 2] =
+    [("signal", ReloadTrigger::Signal), ("watch", ReloadTrigger::Watch)];
+
 /// `server.tls`: readable files, not yet parsed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerTlsConfig {
@@ -104,9 +107,7 @@ pub(super) fn read(root: &ConfigTable<'_>) -> ServerConfig {
             .read_or("shutdown_grace", Duration::from_secs(30), |item| duration::read(item, RANGE_WITH_ZERO)),
         trusted: trusted_proxies::read(&section),
         socket_access: socket_access::read(&section),
-        reload: section.read_or("reload", ReloadTrigger::Signal, |item| {
-            item.one_of(&[("signal", ReloadTrigger::Signal), ("watch", ReloadTrigger::Watch)])
-        }),
+        reload: section.read_or("reload", ReloadTrigger::Signal, |item| item.one_of(&RELOAD_TRIGGERS)),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::cell::{OnceCell, RefCell};
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -35,39 +35,33 @@ pub(super) struct SourceFile<'a> {
 impl<'a> SourceFile<'a> {
     pub(super) fn read(path: &Path, inputs: &'a Inputs<'a>) -> Result<Self, Error> {
         inputs.record_file(path);
-        let refuse =
-            |message| Error { file: path.to_owned(), line: None, key: None, message, others: Vec::new() };
-        let mut bytes = Zeroizing::new(Vec::new());
-        let length = File::open(path)
-            .and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes))
-            .map_err(|e| refuse(path_error::unreadable_message(path, &e)))?;
-        if length as u64 > MAX_FILE_BYTES {
-            return Err(refuse(
-                text!("is too long for a configuration; at most 16MiB", "作为配置文件太长；最多 16MiB")
-                    .to_owned(),
-            ));
-        }
-        let text = decode_utf8(&bytes)
-            .map_err(|error| Error { line: Some(error.line), ..refuse(error.message()) })?;
-        Ok(Self {
-            path: path.into(),
-            text: Zeroizing::new(text.to_owned()),
-            line_ends: OnceCell::new(),
-            inputs: Some(inputs),
-            warnings: RefCell::default(),
-            errors: RefCell::default(),
-        })
+        Self::read_from(path, || File::open(path), inputs)
     }
 
-    /// A text that stands for a file in the current directory.
-    pub(super) fn of_input(name: &str, text: Zeroizing<String>, inputs: &'a Inputs<'a>) -> Self {
-        Self { inputs: Some(inputs), ..Self::of_text(name, text) }
+    /// Reads what stands for a file at this path.
+    pub(super) fn read_from<R: Read>(
+        path: &Path,
+        open: impl FnOnce() -> io::Result<R>,
+        inputs: &'a Inputs<'a>,
+    ) -> Result<Self, Error> {
+        let mut bytes = Zeroizing::new(Vec::new());
+        let length = open()
+            .and_then(|input| input.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes))
+            .map_err(|e| Error::of_file(path, path_error::unreadable_message(path, &e)))?;
+        if length as u64 > MAX_FILE_BYTES {
+            let message =
+                text!("is too long for a configuration; at most 16MiB", "作为配置文件太长；最多 16MiB");
+            return Err(Error::of_file(path, message));
+        }
+        let text = decode_utf8(&bytes)
+            .map_err(|error| Error { line: Some(error.line), ..Error::of_file(path, error.message()) })?;
+        Ok(Self { inputs: Some(inputs), ..Self::of_text(path, Zeroizing::new(text.to_owned())) })
     }
 
     /// A text from elsewhere, which is read like a file named `name`, and in which secrets are strings.
-    pub(super) fn of_text(name: &str, text: Zeroizing<String>) -> Self {
+    pub(super) fn of_text(name: impl AsRef<Path>, text: Zeroizing<String>) -> Self {
         Self {
-            path: Path::new(name).into(),
+            path: name.as_ref().into(),
             text,
             line_ends: OnceCell::new(),
             inputs: None,
@@ -94,13 +88,8 @@ impl<'a> SourceFile<'a> {
             let key = error.span().and_then(|span| self.text.get(span)).unwrap_or_default();
             message = format_text!("{} is a duplicate key; keep one", "{} 重复出现；只保留一个", quote(key));
         }
-        Error {
-            file: self.path.to_path_buf(),
-            line: error.span().map(|span| self.line_at(span.start)),
-            key: None,
-            message,
-            others: Vec::new(),
-        }
+        let line = error.span().map(|span| self.line_at(span.start));
+        Error { line, ..Error::of_file(&*self.path, message) }
     }
 
     pub(super) fn path(&self) -> &Path {

@@ -1,8 +1,7 @@
 //! `tokens.store`: where tokens and tickets are stored, and shared by replicas.
 
+use std::fmt;
 use std::path::PathBuf;
-
-use percent_encoding::percent_decode_str;
 
 use super::error::Error;
 use super::reader::{ConfigTable, ConfigValue, read_all};
@@ -88,6 +87,12 @@ pub struct StoreNode {
     pub host: String,
     /// The port.
     pub port: u16,
+}
+
+impl fmt::Display for StoreNode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&url::authority(&self.host, self.port))
+    }
 }
 
 /// The topology of the store's servers.
@@ -236,31 +241,20 @@ fn read_urls(item: &ConfigValue<'_>) -> Result<Vec<RedisUrl>, Error> {
         (server.tls, &server.user, &server.password, server.database)
             == (first.tls, &first.user, &first.password, first.database)
     };
-    match servers.iter().all(like_first) {
-        true => Ok(servers),
-        false => Err(item.error(text!(
+    if !servers.iter().all(like_first) {
+        return Err(item.error(text!(
             "must name the same scheme, user, password and database in every URL",
             "的各个 URL 中，协议、用户名、密码和数据库编号必须相同"
-        ))),
+        )));
     }
+    Ok(servers)
 }
 
 fn read_url(item: &ConfigValue<'_>) -> Result<RedisUrl, Error> {
     let url = url::read(item, &["redis", "rediss"], EXAMPLE_URL)?;
-    let decode = |text: &str| {
-        let decoded = percent_decode_str(text).decode_utf8();
-        decoded.map(|text| text.into_owned()).map_err(|_| {
-            item.error(text!("has a user or password that is not UTF-8", "的用户名或密码不是 UTF-8"))
-        })
-    };
-    let (user, password) = match url.userinfo {
-        None => (None, None),
-        Some(userinfo) => {
-            let (user, password) = userinfo.split_once(':').unwrap_or((userinfo, ""));
-            (Some(decode(user)?), Some(decode(password)?))
-        }
-    };
-    if password.as_ref().is_some_and(|password| !password.is_empty()) {
+    let (user, password) = url.login(item)?.unzip();
+    let password = password.filter(|password| !password.expose().is_empty());
+    if password.is_some() {
         item.location.warn(text!(
             "contains a password in plain text; write password = { env = \"NAME\" } beside it",
             "含有明文密码；请在旁边写 password = { env = \"NAME\" }"
@@ -271,8 +265,8 @@ fn read_url(item: &ConfigValue<'_>) -> Result<RedisUrl, Error> {
         database: read_database(item, url.rest)?,
         port: url.port,
         host: url.host,
-        user: user.filter(|user| !user.is_empty()),
-        password: password.filter(|password| !password.is_empty()).map(Masked::new),
+        user: user.map(|user| user.expose().to_owned()).filter(|user| !user.is_empty()),
+        password,
     })
 }
 
@@ -292,13 +286,13 @@ fn read_database(item: &ConfigValue<'_>, rest: &str) -> Result<u32, Error> {
 
 fn read_master_name(item: &ConfigValue<'_>) -> Result<String, Error> {
     let text = item.string(text!("the master's name, like \"mymaster\"", "主节点名，如 \"mymaster\""))?;
-    match !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic()) {
-        true => Ok(text.to_owned()),
-        false => Err(item.error(text!(
+    if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(item.error(text!(
             "must be the name under which the sentinels know the master",
             "必须是哨兵所知的主节点名"
-        ))),
+        )));
     }
+    Ok(text.to_owned())
 }
 
 /// Braces are refused: hash tags in braces keep a lock on the same cluster node as its value.

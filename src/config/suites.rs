@@ -264,13 +264,13 @@ fn read_after_install(item: &ConfigValue<'_>) -> Result<PrivateUrl, Error> {
     let is_url = text
         .parse::<http::Uri>()
         .is_ok_and(|uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.authority().is_some());
-    match is_url && !text.contains('#') {
-        true => Ok(text.to_owned().into()),
-        false => Err(item.error(text!(
+    if !is_url || text.contains('#') {
+        return Err(item.error(text!(
             "is no URL like \"https://crm.example.com/welcome\", without a fragment",
             "不是 \"https://crm.example.com/welcome\" 这样的 URL（不含 #）"
-        ))),
+        )));
     }
+    Ok(text.to_owned().into())
 }
 
 /// Reads an authorised corp; `suites` are the names of the suites.
@@ -302,13 +302,13 @@ pub(super) fn read_corp(name: &str, item: &ConfigValue<'_>, suites: &[&str]) -> 
     };
     let read_corpid = |item: &ConfigValue<'_>| {
         let corpid = agents::read_corpid(item)?;
-        match is_corpid(&corpid) {
-            true => Ok(corpid),
-            false => Err(item.error(text!(
+        if !is_corpid(&corpid) {
+            return Err(item.error(text!(
                 "is no corpid of an authorised corp: letters, digits, - and _, at most 64",
                 "不是授权企业的 corpid：字母、数字、- 和 _，最多 64 个字符"
-            ))),
+            )));
         }
+        Ok(corpid)
     };
     let example = "permanent_code = { env = \"CORP_PERMANENT_CODE\" }";
     let suite = section.read_required("suite", "suite = \"crm\"", read_suite_name);

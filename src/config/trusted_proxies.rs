@@ -37,6 +37,9 @@ pub enum ClientAddressHeader {
     Forwarded,
 }
 
+pub(super) const HEADERS: [(&str, ClientAddressHeader); 2] =
+    [("x-forwarded-for", ClientAddressHeader::XForwardedFor), ("forwarded", ClientAddressHeader::Forwarded)];
+
 /// Addresses with a common prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IpNetwork {
@@ -61,7 +64,7 @@ impl IpNetwork {
     }
 
     /// `10.0.0.0/8`, or an address alone.
-    fn parse(text: &str) -> Option<Self> {
+    pub fn parse(text: &str) -> Option<Self> {
         let (address, prefix) = match text.split_once('/') {
             Some((address, prefix)) => (address, Some(prefix)),
             None => (text, None),
@@ -104,12 +107,8 @@ impl TrustedProxies {
 /// Reads the three keys of `[server]`.
 pub(super) fn read(section: &ConfigTable<'_>) -> TrustedProxies {
     let mut trusted = section.read_or("trusted_proxies", TrustedProxies::default(), read_list);
-    trusted.header = section.read_or("client_address", ClientAddressHeader::XForwardedFor, |item| {
-        item.one_of(&[
-            ("x-forwarded-for", ClientAddressHeader::XForwardedFor),
-            ("forwarded", ClientAddressHeader::Forwarded),
-        ])
-    });
+    trusted.header =
+        section.read_or("client_address", ClientAddressHeader::XForwardedFor, |item| item.one_of(&HEADERS));
     trusted.proxy_protocol = section.read_or("proxy_protocol", false, ConfigValue::boolean);
     if trusted.proxy_protocol && trusted.is_empty() {
         let location = section.location_of("proxy_protocol");

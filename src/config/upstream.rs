@@ -239,8 +239,8 @@ fn read_origin(item: &ConfigValue<'_>) -> Result<Origin, Error> {
     let default_port = if tls { 443 } else { 80 };
     let port = url.port.unwrap_or(default_port);
     let authority = match port == default_port {
-        true => url.bracketed_host(),
-        false => format!("{}:{port}", url.bracketed_host()),
+        true => url::bracketed(&url.host),
+        false => url::authority(&url.host, port),
     };
     let host = if url.is_absolute { url.host + "." } else { url.host };
     Ok(Origin { tls, host, port, authority, path_prefix })

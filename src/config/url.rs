@@ -9,10 +9,12 @@ use std::{
     ops::Deref,
 };
 
+use percent_encoding::percent_decode_str;
 use rustls::pki_types::ServerName;
 
 use super::error::Error;
 use super::reader::ConfigValue;
+use crate::secret::Masked;
 use crate::text::Text;
 use crate::{format_text, text};
 
@@ -108,11 +110,6 @@ pub(super) fn read<'a>(item: &ConfigValue<'a>, schemes: &[&str], example: &str) 
 }
 
 impl Url<'_> {
-    /// The host, in brackets if it is an IPv6 address.
-    pub(super) fn bracketed_host(&self) -> String {
-        if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() }
-    }
-
     /// Refuses a path, query or fragment.
     pub(super) fn require_no_path(self, item: &ConfigValue<'_>) -> Result<Self, Error> {
         if !matches!(self.rest, "" | "/") {
@@ -122,6 +119,20 @@ impl Url<'_> {
             )));
         }
         Ok(self)
+    }
+
+    /// User and password, decoded; without a colon, the password is empty.
+    pub(super) fn login(&self, item: &ConfigValue<'_>) -> Result<Option<(Masked, Masked)>, Error> {
+        let Some(userinfo) = self.userinfo else { return Ok(None) };
+        // Split before decoding, because an escaped colon belongs to the user or password.
+        let (user, password) = userinfo.split_once(':').unwrap_or((userinfo, ""));
+        let decode = |text| {
+            let decoded = percent_decode_str(text).decode_utf8().map(|text| Masked::new(&*text));
+            decoded.map_err(|_| {
+                item.error(text!("has a user or password that is not UTF-8", "的用户名或密码不是 UTF-8"))
+            })
+        };
+        Ok(Some((decode(user)?, decode(password)?)))
     }
 
     /// Refuses a user or password.
@@ -134,6 +145,16 @@ impl Url<'_> {
             None => Ok(self),
         }
     }
+}
+
+/// The host, in brackets if it is an IPv6 address.
+pub fn bracketed(host: &str) -> String {
+    if host.contains(':') { format!("[{host}]") } else { host.to_owned() }
+}
+
+/// `host:port`, with brackets around an IPv6 address.
+pub fn authority(host: &str, port: u16) -> String {
+    format!("{}:{port}", bracketed(host))
 }
 
 pub(super) fn parse(text: &str) -> Result<Url<'_>, Text> {
@@ -206,7 +227,7 @@ mod tests {
         assert_eq!((url.scheme, url.userinfo, url.rest), ("http", Some("u:p@s"), "/x?y"));
         assert_eq!((url.host.as_str(), url.port), ("egress.example", Some(3128)));
         let url = parse("https://[::1]").unwrap_or_else(|e| panic!("{e:?}"));
-        assert_eq!((url.host.as_str(), url.port, url.bracketed_host().as_str()), ("::1", None, "[::1]"));
+        assert_eq!((url.host.as_str(), url.port, bracketed(&url.host).as_str()), ("::1", None, "[::1]"));
         let url = parse("https://QYAPI.weixin.qq.com.:443").unwrap_or_else(|e| panic!("{e:?}"));
         assert_eq!((url.host.as_str(), url.is_absolute), ("qyapi.weixin.qq.com", true));
         let url = parse("https://[2001:DB8::1]:8443/").unwrap_or_else(|e| panic!("{e:?}"));

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// What the token of an agent is fetched with, by this secret of it.
-pub(super) fn credentials(config: &config::AgentConfig, secret: &SourcedSecret) -> Credentials {
+pub fn credentials(config: &config::AgentConfig, secret: &SourcedSecret) -> Credentials {
     let config::AgentConfig { corpid, upstream, origin, .. } = config;
     Credentials {
         corpid: corpid.clone(),

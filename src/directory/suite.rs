@@ -289,12 +289,7 @@ impl Suite {
 
 /// What the token of a corp of the state is fetched with.
 pub fn corp_credentials(corpid: &str, permanent_code: Masked, origin: &Origin) -> Credentials {
-    Credentials {
-        corpid: corpid.to_owned(),
-        secret: permanent_code,
-        upstream: UpstreamId::default(),
-        generation: origin.generation(),
-    }
+    Credentials { generation: origin.generation(), ..Credentials::new(corpid, permanent_code) }
 }
 
 /// Forgets the token of a corp that is gone, in the store too.

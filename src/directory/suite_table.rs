@@ -207,8 +207,7 @@ impl Shared<'_> {
     /// The agent of a provider.
     fn provider(&self, config: config::ProviderConfig, previous: Option<&Arc<Agent>>) -> Arc<Agent> {
         let config::ProviderConfig { name, corpid, secret, origin } = config;
-        let credentials =
-            Credentials { corpid: corpid.clone(), secret, upstream: UpstreamId::default(), generation: 0 };
+        let credentials = Credentials::new(&*corpid, secret);
         let spec = TokenSpec { agent: &name, counted_as: None, credentials, kind: TokenKind::Provider };
         let token = self.tokens.entry_of(spec, previous.is_some());
         self.agent(name, corpid, token, (AgentRole::Provider, origin), previous)
@@ -225,7 +224,7 @@ impl Shared<'_> {
         let before = before.filter(|before| before.config.suite_id == config.suite_id);
         let ticket = before.map_or_else(Arc::default, |before| before.state.ticket.clone());
         let (corpid, secret) = (config.suite_id.clone(), config.secret.clone());
-        let credentials = Credentials { corpid, secret, upstream: UpstreamId::default(), generation: 0 };
+        let credentials = Credentials::new(corpid, secret);
         let kind = TokenKind::Suite(ticket.clone());
         let spec = TokenSpec { agent: &config.name, counted_as: None, credentials, kind };
         let token = self.tokens.entry_of(spec, previous.is_some());

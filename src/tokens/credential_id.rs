@@ -23,6 +23,11 @@ pub struct Credentials {
 }
 
 impl Credentials {
+    /// Those of a file, for the first upstream.
+    pub fn new(corpid: impl Into<String>, secret: Masked) -> Self {
+        Self { corpid: corpid.into(), secret, upstream: UpstreamId::default(), generation: 0 }
+    }
+
     /// The same for all generations: WeCom knows of none, so backoff is kept by these.
     pub(super) fn without_generation(&self) -> Self {
         Self { generation: 0, ..self.clone() }

@@ -7,7 +7,7 @@ use tokio_rustls::TlsConnector;
 
 use super::{ConnectError, Settings, UpstreamErrorKind, egress, open_connection::OpenConnection, tcp};
 use crate::{
-    config::{EgressProtocol, EgressProxy},
+    config::{EgressProtocol, EgressProxy, authority},
     format_text,
     http1::io::Stream,
     text,
@@ -96,8 +96,7 @@ async fn tunnel_target(
                 None => return Err(connect_error(text!("name not found", "找不到该名称"))),
             }
         }
-        _ if host.contains(':') => format!("[{host}]:{port}"),
-        _ => format!("{}:{port}", host.trim_end_matches('.')),
+        _ => authority(host.trim_end_matches('.'), *port),
     })
 }
 

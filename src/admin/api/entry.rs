@@ -7,7 +7,7 @@ use super::error::ApiError;
 use crate::{
     config::{
         self, AgentConfig, AgentNames, AgentSettings, ClientConfig, ClientKey, CorpConfig, JsonTable,
-        KeyHash, Origin, SourcedSecret,
+        KeyHash, Origin, SourcedSecret, is_set,
     },
     directory::{Agent, Client, Directory, StoredEntry, StoredKey},
     state::Collection,
@@ -307,9 +307,4 @@ fn keys_of(value: &Value, before: &[StoredKey]) -> Option<Vec<StoredKey>> {
     };
     let keys: Vec<_> = hashes.map(|hash| hash.map(key)).collect::<Option<_>>()?;
     (!keys.is_empty()).then_some(keys)
-}
-
-/// What is shown in place of a secret, and keeps it.
-pub(super) fn is_set() -> Value {
-    json!({ "set": true })
 }

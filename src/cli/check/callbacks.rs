@@ -1,6 +1,6 @@
 //! The results for callbacks, as text and for programs.
 
-use serde::Serialize;
+use serde_json::{Value, json};
 
 use super::problem_text::action_text;
 use crate::{
@@ -55,48 +55,23 @@ pub(super) fn callback_results_text(findings: &[CallbackFinding], styler: Styler
 }
 
 /// One callback for programs.
-#[derive(Serialize)]
-pub(super) struct CallbackResultJson<'a> {
-    name: &'a str,
-    ok: bool,
-    targets: Vec<TargetResultJson<'a>>,
-    callers: usize,
-    problems: Vec<CallbackProblemJson<'a>>,
-}
-
-#[derive(Serialize)]
-struct TargetResultJson<'a> {
-    name: &'a str,
-    reachable: bool,
-}
-
-#[derive(Serialize)]
-struct CallbackProblemJson<'a> {
-    kind: &'static str,
-    what: &'a str,
-    what_zh: &'a str,
-    action_en: &'a str,
-    action_zh: &'a str,
-}
-
-impl<'a> CallbackResultJson<'a> {
-    pub(super) fn new(finding: &'a CallbackFinding) -> Self {
-        let targets = finding.targets.iter();
-        let problems = finding.problems.iter().map(|problem| CallbackProblemJson {
-            kind: problem.kind,
-            what: problem.message.english(),
-            what_zh: problem.message.get(Language::Chinese),
-            action_en: problem.action.english(),
-            action_zh: problem.action.get(Language::Chinese),
-        });
-        Self {
-            name: &finding.name,
-            ok: finding.is_ok(),
-            targets: targets
-                .map(|target| TargetResultJson { name: &target.name, reachable: target.is_reachable })
-                .collect(),
-            callers: finding.callers,
-            problems: problems.collect(),
-        }
-    }
+pub(super) fn callback_json(finding: &CallbackFinding) -> Value {
+    let targets = finding.targets.iter();
+    let targets = targets.map(|target| json!({ "name": target.name, "reachable": target.is_reachable }));
+    let problems = finding.problems.iter().map(|problem| {
+        json!({
+            "kind": problem.kind,
+            "what": problem.message.english(),
+            "what_zh": problem.message.get(Language::Chinese),
+            "action_en": problem.action.english(),
+            "action_zh": problem.action.get(Language::Chinese),
+        })
+    });
+    json!({
+        "name": finding.name,
+        "ok": finding.is_ok(),
+        "targets": targets.collect::<Vec<_>>(),
+        "callers": finding.callers,
+        "problems": problems.collect::<Vec<_>>(),
+    })
 }

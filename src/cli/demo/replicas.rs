@@ -128,11 +128,7 @@ impl LoadBalancer {
 
     /// Spawns a task that serves until the program ends.
     pub(super) fn serve<'a>(self, proxies: impl Iterator<Item = &'a Address>) {
-        let tcp = |address: &Address| match address {
-            Address::Tcp(address) => Some(*address),
-            Address::Unix(_) => None,
-        };
-        let mut next = proxies.filter_map(tcp).collect::<Vec<_>>().into_iter().cycle();
+        let mut next = proxies.filter_map(Address::to_connect).collect::<Vec<_>>().into_iter().cycle();
         tokio::spawn(async move {
             loop {
                 let Ok((mut client, _)) = self.listener.accept().await else {

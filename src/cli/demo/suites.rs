@@ -2,7 +2,7 @@
 
 use tempfile::TempDir;
 
-use super::{connectable_address, dashboard_urls, port_taken_note, replicas::random_store_key};
+use super::{dashboard_urls, port_taken_note, replicas::random_store_key};
 use crate::{
     app::App,
     cli::{
@@ -34,8 +34,8 @@ pub(super) fn print_instructions(
     (wanted, wanted_control): (u16, u16),
     simulator: &Simulator,
 ) -> Result<(), CliError> {
-    let Some(Address::Tcp(proxy)) = app.addresses().first() else { return Ok(()) };
-    let (proxy, control) = (connectable_address(*proxy), simulator.control_addr());
+    let Some(proxy) = app.addresses().first().and_then(Address::to_connect) else { return Ok(()) };
+    let control = simulator.control_addr();
     simulator.add_callback(console_settings(proxy));
     let admin = dashboard_urls([app].into_iter(), "");
     let notes = port_taken_note("proxy", wanted, proxy)

@@ -1,9 +1,6 @@
 //! The address of a listener: from a URL, from the configuration file, or given.
 
-use std::{
-    net::{Ipv4Addr, Ipv6Addr},
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use http::Uri;
 
@@ -66,24 +63,14 @@ impl ListenerEndpoint {
 
     /// A listener on this machine, without TLS.
     pub(super) fn of_listener(address: &Address) -> Self {
-        let mut address = match address {
+        let tcp = match address {
             Address::Unix(path) => return Self::unix(path.clone()),
-            Address::Tcp(address) => *address,
+            Address::Tcp(listening) => address.to_connect().unwrap_or(*listening),
         };
-        if address.ip().is_unspecified() {
-            address.set_ip(match address.is_ipv4() {
-                true => Ipv4Addr::LOCALHOST.into(),
-                false => Ipv6Addr::LOCALHOST.into(),
-            });
-        }
+        let (host, port) = (tcp.ip().to_string(), tcp.port());
         Self {
-            transport: ListenerTransport::Tcp {
-                host: address.ip().to_string(),
-                port: address.port(),
-                tls: false,
-                ca_file: None,
-            },
-            authority: address.to_string(),
+            transport: ListenerTransport::Tcp { host, port, tls: false, ca_file: None },
+            authority: tcp.to_string(),
             path_prefix: String::new(),
         }
     }

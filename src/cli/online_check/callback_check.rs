@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use super::problem::Problem;
 use crate::{
     callbacks::{caller_of, probe_target},
-    config::{CallbackConfig, Config, DeliveryMethod, SuiteUrl},
+    config::{CallbackConfig, Config, DeliveryMethod, IpNetwork, SuiteUrl},
     format_text,
     secret::Masked,
     state::{Collection, maintenance},
@@ -217,20 +217,6 @@ fn caller_problem(callers: &BTreeSet<IpAddr>, addresses: &CallbackAddresses) -> 
 
 /// Whether an entry of getcallbackip covers an address: an address, one with stars, or a network.
 fn is_among(address: IpAddr, entry: &str) -> bool {
-    if let Some((network, bits)) = entry.split_once('/') {
-        let (Ok(network), Ok(bits)) = (network.parse(), bits.parse::<u32>()) else { return false };
-        return match (network, address) {
-            (IpAddr::V4(network), IpAddr::V4(address)) => {
-                let mask = u32::MAX.checked_shl(32_u32.saturating_sub(bits)).unwrap_or(0);
-                network.to_bits() & mask == address.to_bits() & mask
-            }
-            (IpAddr::V6(network), IpAddr::V6(address)) => {
-                let mask = u128::MAX.checked_shl(128_u32.saturating_sub(bits)).unwrap_or(0);
-                network.to_bits() & mask == address.to_bits() & mask
-            }
-            _ => false,
-        };
-    }
     if entry.contains('*') {
         let (entry, address) = (entry.split('.'), address.to_string());
         let parts: Vec<_> = address.split('.').collect();
@@ -238,7 +224,7 @@ fn is_among(address: IpAddr, entry: &str) -> bool {
         return entry.len() == parts.len()
             && entry.iter().zip(parts).all(|(pattern, part)| *pattern == "*" || *pattern == part);
     }
-    entry.parse() == Ok(address)
+    IpNetwork::parse(entry).is_some_and(|network| network.contains(address))
 }
 
 #[cfg(test)]

@@ -9,11 +9,12 @@ use tokio::{
 };
 
 use crate::{
-    config::{Config, RedisConfig, StoreConfig},
+    config::{Config, StoreConfig},
+    directory,
     store::{PreparedStore, Store},
     text,
     text::Text,
-    tokens::{CredentialId, Credentials},
+    tokens::CredentialId,
 };
 
 /// How long the first attempt to connect may take; longer than the store's own connect timeout.
@@ -155,7 +156,7 @@ pub(super) async fn check_store(config: &Config) -> Option<StoreFinding> {
     let StoreConfig::Redis(redis) = &config.tokens.store else { return None };
     let start = Instant::now();
     let mut finding = StoreFinding {
-        address: join_addresses(redis),
+        address: redis.nodes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
         error: None,
         readable: 0,
         unreadable: Vec::new(),
@@ -185,12 +186,7 @@ pub(super) async fn check_store(config: &Config) -> Option<StoreFinding> {
 async fn check_tokens(config: &Config, store: &Store, finding: &mut StoreFinding) {
     for agent in config.agents.values().take(MAX_AGENTS) {
         for secret in &agent.secrets {
-            let credentials = Credentials {
-                corpid: agent.corpid.clone(),
-                secret: secret.value.clone(),
-                upstream: agent.upstream.clone(),
-                generation: 0,
-            };
+            let credentials = directory::credentials(agent, secret);
             match store.is_readable(&CredentialId::new("", &credentials).store_name()).await {
                 Err(_) => return,
                 Ok(None) => {}
@@ -200,12 +196,4 @@ async fn check_tokens(config: &Config, store: &Store, finding: &mut StoreFinding
         }
         finding.checked += 1;
     }
-}
-
-fn join_addresses(redis: &RedisConfig) -> String {
-    let nodes = redis.nodes.iter().map(|node| match node.host.contains(':') {
-        true => format!("[{}]:{}", node.host, node.port),
-        false => format!("{}:{}", node.host, node.port),
-    });
-    nodes.collect::<Vec<_>>().join(", ")
 }

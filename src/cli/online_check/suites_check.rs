@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::{FailureStreak, Problem, StopReason};
 use crate::{
     cli::listener_client::ListenerClient,
-    config::{Config, ProviderConfig, StateConfig, SuiteConfig, UpstreamId},
+    config::{Config, ProviderConfig, StateConfig, SuiteConfig},
     secret::{Masked, random_u64},
     state::{Collection, maintenance},
     suites::{MAX_TICKET_AGE, Suites},
@@ -160,7 +160,7 @@ async fn fetch(
 }
 
 async fn fetch_provider_token(provider: &ProviderConfig, upstream: &Arc<Settings>) -> Result<(), FetchError> {
-    let credentials = credentials(&provider.corpid, &provider.secret);
+    let credentials = Credentials::new(&provider.corpid, provider.secret.clone());
     let fetched = GettokenClient::new(upstream.clone()).call(&provider::request(&credentials)).await?;
     provider::parse(&credentials, fetched).map(drop)
 }
@@ -170,18 +170,9 @@ async fn fetch_suite_token(
     ticket: &Masked,
     upstream: &Arc<Settings>,
 ) -> Result<(), FetchError> {
-    let credentials = credentials(&suite.suite_id, &suite.secret);
+    let credentials = Credentials::new(&suite.suite_id, suite.secret.clone());
     let fetched = GettokenClient::new(upstream.clone()).call(&suite::request(&credentials, ticket)).await?;
     suite::parse(&credentials, ticket, fetched).map(drop)
-}
-
-fn credentials(id: &str, secret: &Masked) -> Credentials {
-    Credentials {
-        corpid: id.to_owned(),
-        secret: secret.clone(),
-        upstream: UpstreamId::default(),
-        generation: 0,
-    }
 }
 
 /// The newest ticket of a suite, and its value.

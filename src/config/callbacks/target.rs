@@ -160,13 +160,13 @@ pub(super) fn read(callback: &ConfigTable<'_>) -> Result<Vec<CallbackTarget>, Er
 fn read_target(item: &ConfigValue<'_>, section: &ConfigTable<'_>) -> Result<CallbackTarget, Error> {
     let name = section.read_required("name", "name = \"crm\"", |item| {
         let name = item.string(text!("a name like \"crm\"", "\"crm\" 这样的名字"))?;
-        match is_valid_name(name) {
-            true => Ok(name.to_owned()),
-            false => Err(item.error(text!(
+        if !is_valid_name(name) {
+            return Err(item.error(text!(
                 "is not a name; use letters, digits, _ and -, at most 64 characters",
                 "不是名字；请用字母、数字、_ 和 -，最多 64 个字符"
-            ))),
+            )));
         }
+        Ok(name.to_owned())
     })?;
     let events = section.read_or("events", BTreeSet::new(), |item| {
         read_texts(
@@ -312,13 +312,13 @@ fn parse_url(item: &ConfigValue<'_>) -> Result<TargetUrl, Error> {
 fn read_path(item: &ConfigValue<'_>, text: &str) -> Result<String, Error> {
     let text = if text.starts_with('?') { format!("/{text}") } else { text.to_owned() };
     let is_valid = |byte: u8| byte.is_ascii_graphic() && !br#""<>\^`{|}#"#.contains(&byte);
-    match text.bytes().all(is_valid) {
-        true => Ok(text),
-        false => Err(item.error(text!(
+    if !text.bytes().all(is_valid) {
+        return Err(item.error(text!(
             "has a path with a character that must be percent-encoded, or a \"#\"",
             "的路径中有必须百分号编码的字符，或有 \"#\""
-        ))),
+        )));
     }
+    Ok(text)
 }
 
 /// A list of texts, not empty.

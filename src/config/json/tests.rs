@@ -1,5 +1,6 @@
 use proptest::prelude::*;
 
+use super::super::clients::AgentSet;
 use super::*;
 
 const HASH: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";

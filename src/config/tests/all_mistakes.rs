@@ -1,9 +1,8 @@
 //! Several mistakes at once: all are named, and none that only follows from another.
 
 use super::{AGENT_TABLE, directory_with, load_errors, warnings};
-use crate::config::{Error, SecretMode, is_unread, load_text, load_with, summarize_warnings};
+use crate::config::{Error, SecretMode, is_unread, load_input, load_with, summarize_warnings};
 use crate::text::Text;
-use zeroize::Zeroizing;
 
 /// The file, line and key of each mistake.
 fn places(files: &[(&str, &str)]) -> Vec<String> {
@@ -208,7 +207,7 @@ aes_key = { file = \"no\" }
     assert!(load(SecretMode::Required).is_err_and(|error: Error| error.all().count() == 9));
     // Other mistakes are errors still, and two clients with one key are one of them.
     let same = text.replace("NO_B", "NO_A").replace("ww1", "");
-    let error = load_text("stdin", Zeroizing::new(same), &super::env, SecretMode::Unread).unwrap_err();
+    let error = load_input("stdin", same.as_bytes(), &super::env, SecretMode::Unread).unwrap_err();
     let keys: Vec<_> = error.all().map(|error| error.key.clone().unwrap_or_default()).collect();
     assert_eq!(keys, ["agents.hr.corpid", "clients.b.key"], "{error}");
     assert!(error.to_string().starts_with("stdin:"), "{error}");
