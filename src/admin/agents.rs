@@ -10,7 +10,7 @@ use super::{
     agent_list::{AgentPage, ListQuery},
     overview::{agent_stats_json, hour_of},
     response::{AdminBody, error_response, json_response},
-    trouble::{Troubles, trouble_json},
+    trouble::{Troubles, explanation_json, trouble_json},
     unix_seconds,
 };
 use crate::{
@@ -76,11 +76,8 @@ pub(super) fn corp_row_json(agent: &Agent, directory: &Directory) -> Value {
 /// The explanations of common errcodes.
 pub(super) fn errcodes() -> Response<AdminBody> {
     let explanations = errcode::explanations().iter().map(|explanation| {
-        json!({
-            "errcode": explanation.errcode,
-            "en": { "meaning": explanation.meaning_en, "action": explanation.action_en, "place": explanation.console_path_en },
-            "zh": { "meaning": explanation.meaning_zh, "action": explanation.action_zh, "place": explanation.console_path_zh },
-        })
+        let [english, chinese] = explanation_json(explanation);
+        json!({ "errcode": explanation.errcode, "en": english, "zh": chinese })
     });
     json_response(StatusCode::OK, &json!({ "errcodes": explanations.collect::<Vec<_>>() }))
 }

@@ -18,14 +18,16 @@ use std::sync::Arc;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 
-pub(super) use self::request::Resource;
 use self::{
     entry::EntryKind,
     error::ApiError,
     keys::KeyChange,
-    preconditions::Preconditions,
     request::{WriteOptions, bad_request, check_content_type, read_body},
     write::{Change, EntryWrite},
+};
+pub(super) use self::{
+    preconditions::{Evaluation, Preconditions},
+    request::Resource,
 };
 use super::{
     Admin, guard,

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use http::{Method, Request, Response, StatusCode, header};
-use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
 
 use super::{
     Admin,
+    query::{parameters, parse_limit},
     response::{AdminBody, error_response, json_response, method_not_allowed},
 };
 use crate::{
@@ -133,9 +133,9 @@ async fn events(callbacks: Option<&Arc<Callbacks>>, name: &str, query: Option<&s
     let Some(callbacks) = callbacks.filter(|callbacks| callbacks.endpoint(name).is_some()) else {
         return error_response(StatusCode::NOT_FOUND, "there is no callback of this name");
     };
-    let (queue, after, limit) = match parse_query(query.unwrap_or_default()) {
+    let (queue, after, limit) = match parse_query(query) {
         Ok(parsed) => parsed,
-        Err(message) => return error_response(StatusCode::BAD_REQUEST, message),
+        Err(message) => return error_response(StatusCode::BAD_REQUEST, &message),
     };
     match callbacks.events(name, queue, &after, limit).await {
         Ok((events, next)) => {
@@ -147,24 +147,16 @@ async fn events(callbacks: Option<&Arc<Callbacks>>, name: &str, query: Option<&s
 }
 
 /// The queue, `after` and the limit.
-fn parse_query(query: &str) -> Result<(EventQueue, String, usize), &'static str> {
+fn parse_query(query: Option<&str>) -> Result<(EventQueue, String, usize), String> {
     let (mut queue, mut after, mut limit) = (EventQueue::Dead, String::new(), DEFAULT_LIMIT);
-    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let value = percent_decode_str(value).decode_utf8_lossy();
+    for (name, value) in parameters(query) {
         match (name, &*value) {
             ("state", "dead") => queue = EventQueue::Dead,
             ("state", "pending") => queue = EventQueue::Pending,
-            ("state", _) => return Err("state: write dead or pending"),
-            ("after", value) => value.clone_into(&mut after),
-            ("limit", value) => {
-                limit = value
-                    .parse()
-                    .ok()
-                    .filter(|limit| (1..=MAX_LIMIT).contains(limit))
-                    .ok_or("limit: write 1 to 1000")?;
-            }
-            _ => return Err("unknown parameter; use state, after and limit"),
+            ("state", _) => return Err("state: write dead or pending".to_owned()),
+            ("after", _) => after = value,
+            ("limit", number) => limit = parse_limit(number, MAX_LIMIT)?,
+            _ => return Err("unknown parameter; use state, after and limit".to_owned()),
         }
     }
     Ok((queue, after, limit))
@@ -177,11 +169,7 @@ fn seconds(millis: u64) -> f64 {
 
 fn callback_json(status: &CallbackStatus) -> Value {
     let counts = |counts: &[(&str, u64)]| -> Value {
-        counts
-            .iter()
-            .map(|(result, count)| ((*result).to_owned(), json!(count)))
-            .collect::<serde_json::Map<_, _>>()
-            .into()
+        counts.iter().map(|(result, count)| ((*result).to_owned(), json!(count))).collect()
     };
     let target = |target: &TargetStatus| {
         json!({
@@ -239,18 +227,18 @@ fn write_counters(counts: &[CallbackCounts], text: &mut TextEncoder) {
 }
 
 fn write_gauges(status: &[CallbackStatus], text: &mut TextEncoder) {
-    let targets =
-        || status.iter().flat_map(|callback| callback.targets.iter().map(move |target| (callback, target)));
-    let name = "wecom_proxy_callback_pending";
-    text.begin_family(name, "gauge", "Callbacks that wait for a target.");
-    for (callback, target) in targets() {
-        text.write_sample(name, &[("callback", &*callback.name), ("target", &target.name)], target.pending);
-    }
-    let name = "wecom_proxy_callback_dead";
-    text.begin_family(name, "gauge", "Callbacks that a target did not accept in time, kept for 7 days.");
-    for (callback, target) in targets() {
-        text.write_sample(name, &[("callback", &*callback.name), ("target", &target.name)], target.dead);
-    }
+    let samples = |count: fn(&TargetStatus) -> u64| {
+        status.iter().flat_map(move |callback| {
+            let targets = callback.targets.iter();
+            targets.map(move |target| {
+                ([("callback", &*callback.name), ("target", &*target.name)], count(target))
+            })
+        })
+    };
+    let help = "Callbacks that wait for a target.";
+    text.write_family("wecom_proxy_callback_pending", "gauge", help, samples(|target| target.pending));
+    let help = "Callbacks that a target did not accept in time, kept for 7 days.";
+    text.write_family("wecom_proxy_callback_dead", "gauge", help, samples(|target| target.dead));
 }
 
 #[cfg(test)]
@@ -275,11 +263,11 @@ mod tests {
 
     #[test]
     fn query_is_parsed_or_refused() {
-        assert_eq!(parse_query(""), Ok((EventQueue::Dead, String::new(), 100)));
-        let parsed = parse_query("state=pending&after=hr%2Fcrm%2F1&limit=7");
+        assert_eq!(parse_query(None), Ok((EventQueue::Dead, String::new(), 100)));
+        let parsed = parse_query(Some("state=pending&after=hr%2Fcrm%2F1&limit=7"));
         assert_eq!(parsed, Ok((EventQueue::Pending, "hr/crm/1".to_owned(), 7)));
         for query in ["state=x", "limit=0", "limit=1001", "x=1"] {
-            assert!(parse_query(query).is_err(), "{query}");
+            assert!(parse_query(Some(query)).is_err(), "{query}");
         }
     }
 }

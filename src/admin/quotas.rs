@@ -30,10 +30,10 @@ impl Admin {
         }
         let name = "wecom_proxy_quota_used_ratio";
         let help = "Used share of WeCom's quotas; those of which less than half is used have no sample.";
-        text.begin_family(name, "gauge", help);
-        for ((agent, quota), ratio) in ratios {
-            text.write_sample(name, &[("agent", &*agent), ("quota", &*quota)], rounded(ratio));
-        }
+        let ratios = ratios.into_iter();
+        let samples =
+            ratios.map(|((agent, quota), ratio)| ([("agent", agent), ("quota", quota)], rounded(ratio)));
+        text.write_family(name, "gauge", help, samples);
     }
 }
 

@@ -57,48 +57,43 @@ impl Admin {
     }
 
     fn write_upstream_metrics(&self, text: &mut TextEncoder) {
-        let upstreams = &self.settings.upstreams;
-        let name = "wecom_proxy_upstream_connections";
-        text.begin_family(name, "gauge", "Open connections to the upstream.");
-        for UpstreamSettings { connections, .. } in upstreams {
-            text.write_sample(
-                name,
-                &[("upstream", connections.id().label())],
-                connections.open_connections(),
-            );
+        type Value = fn(&UpstreamSettings) -> usize;
+        let upstreams = || self.settings.upstreams.iter().map(|it| (it, it.connections.id().label()));
+        let gauges: [(_, _, Value); 4] = [
+            ("wecom_proxy_upstream_connections", "Open connections to the upstream.", |upstream| {
+                upstream.connections.open_connections()
+            }),
+            ("wecom_proxy_upstream_in_flight", "Requests in flight to the upstream.", |upstream| {
+                upstream.in_flight.in_use()
+            }),
+            (
+                "wecom_proxy_upstream_in_flight_limit",
+                "Limit of requests in flight: max_in_flight of the upstream.",
+                |upstream| upstream.in_flight.max_permits(),
+            ),
+            ("wecom_proxy_upstream_queued", "Requests that wait for max_in_flight.", |upstream| {
+                upstream.in_flight.queued()
+            }),
+        ];
+        for (name, help, value) in gauges {
+            let samples = upstreams().map(|(upstream, label)| ([("upstream", label)], value(upstream)));
+            text.write_family(name, "gauge", help, samples);
         }
-        let name = "wecom_proxy_upstream_in_flight";
-        text.begin_family(name, "gauge", "Requests in flight to the upstream.");
-        for UpstreamSettings { connections, in_flight, .. } in upstreams {
-            text.write_sample(name, &[("upstream", connections.id().label())], in_flight.in_use());
-        }
-        let name = "wecom_proxy_upstream_in_flight_limit";
-        text.begin_family(name, "gauge", "Limit of requests in flight: max_in_flight of the upstream.");
-        for UpstreamSettings { connections, in_flight, .. } in upstreams {
-            text.write_sample(name, &[("upstream", connections.id().label())], in_flight.max_permits());
-        }
-        let name = "wecom_proxy_upstream_queued";
-        text.begin_family(name, "gauge", "Requests that wait for max_in_flight.");
-        for UpstreamSettings { connections, in_flight, .. } in upstreams {
-            text.write_sample(name, &[("upstream", connections.id().label())], in_flight.queued());
-        }
-        let name = "wecom_proxy_via_up";
-        let help = "1 if the last connection through the egress proxy succeeded, 0 if it failed.";
-        if upstreams.iter().any(|upstream| upstream.connections.egress_proxies().next().is_some()) {
-            text.begin_family(name, "gauge", help);
-        }
-        for UpstreamSettings { connections, .. } in upstreams {
-            for (via, is_up) in connections.egress_proxies() {
-                let labels = [("upstream", connections.id().label()), ("via", &*via)];
-                text.write_sample(name, &labels, u8::from(is_up));
-            }
+        let egress = upstreams().flat_map(|(upstream, label)| {
+            let proxies = upstream.connections.egress_proxies();
+            proxies.map(move |(via, is_up)| ([("upstream", label.to_owned()), ("via", via)], u8::from(is_up)))
+        });
+        let egress: Vec<_> = egress.collect();
+        if !egress.is_empty() {
+            let help = "1 if the last connection through the egress proxy succeeded, 0 if it failed.";
+            text.write_family("wecom_proxy_via_up", "gauge", help, egress);
         }
     }
 
     fn write_proxy_metrics(&self, text: &mut TextEncoder) {
-        let version = [("version", env!("CARGO_PKG_VERSION"))];
-        text.begin_family("wecom_proxy_build_info", "gauge", "Always 1; the label is the running version.");
-        text.write_sample("wecom_proxy_build_info", &version, 1);
+        let version = [([("version", env!("CARGO_PKG_VERSION"))], 1)];
+        let help = "Always 1; the label is the running version.";
+        text.write_family("wecom_proxy_build_info", "gauge", help, version);
         text.write_single("wecom_proxy_in_flight", "gauge", "Requests in flight to WeCom.", self.in_flight());
         let help = "Requests waiting for a token or a ticket.";
         text.write_single("wecom_proxy_token_waiters", "gauge", help, self.token_waiters());
@@ -109,19 +104,14 @@ impl Admin {
         text.write_single("wecom_proxy_connections_limit", "gauge", help, limit);
         if let Some(expires_at) = self.server.certificate_expires_at() {
             let name = "wecom_proxy_certificate_expiry_timestamp_seconds";
-            text.begin_family(
-                name,
-                "gauge",
-                "Expiry of the certificate of server.tls, in seconds since 1970.",
-            );
-            text.write_sample(name, &[("certificate", "server")], expires_at);
+            let help = "Expiry of the certificate of server.tls, in seconds since 1970.";
+            text.write_family(name, "gauge", help, [([("certificate", "server")], expires_at)]);
         }
         self.last_reload.write_metrics(text);
         self.write_upstream_metrics(text);
-        text.begin_family("wecom_proxy_refusals_total", "counter", "The proxy's own errors by kind.");
-        for (kind, count) in self.metrics.proxy_errors() {
-            text.write_sample("wecom_proxy_refusals_total", &[("kind", &*kind)], count);
-        }
+        let errors = self.metrics.proxy_errors().into_iter().map(|(kind, count)| ([("kind", kind)], count));
+        let help = "The proxy's own errors by kind.";
+        text.write_family("wecom_proxy_refusals_total", "counter", help, errors);
         if self.token_cache.store().is_some() {
             let help = "1 if the shared store is reachable, 0 if this replica serves from memory.";
             let up = u8::from(self.token_cache.store_error().is_none());
@@ -134,10 +124,10 @@ impl Admin {
         let dropped = self.traces.as_ref().map_or(0, Traces::dropped);
         text.write_single("wecom_proxy_spans_dropped_total", "counter", help, dropped);
         let name = "wecom_proxy_captures_dropped_total";
-        text.begin_family(name, "counter", "Captured exchanges whose details were dropped, by reason.");
-        for reason in DropReason::ALL {
-            text.write_sample(name, &[("reason", reason.as_str())], self.recent.captures_dropped(reason));
-        }
+        let help = "Captured exchanges whose details were dropped, by reason.";
+        let dropped = DropReason::ALL
+            .map(|reason| ([("reason", reason.as_str())], self.recent.captures_dropped(reason)));
+        text.write_family(name, "counter", help, dropped);
         let budget = &self.settings.replay_budget;
         let help = "Memory of request bodies kept for a retry.";
         text.write_single("wecom_proxy_replay_memory_bytes", "gauge", help, budget.memory_used());
@@ -167,24 +157,19 @@ impl Admin {
             return;
         }
         let name = "wecom_proxy_suite_ticket_age_seconds";
-        text.begin_family(name, "gauge", "Age of the suite's newest suite_ticket; no sample without one.");
-        for suite in &suites {
-            if let Some(age) = suite.state.ticket.age() {
-                text.write_sample(name, &[("suite", suite.name())], age.as_secs());
-            }
-        }
+        let help = "Age of the suite's newest suite_ticket; no sample without one.";
+        let ages = suites
+            .iter()
+            .filter_map(|suite| Some(([("suite", suite.name())], suite.state.ticket.age()?.as_secs())));
+        text.write_family(name, "gauge", help, ages);
         let counts: Vec<_> = suites.iter().map(|suite| (suite.name(), CorpCounts::of(suite))).collect();
         let name = "wecom_proxy_suite_corps";
-        text.begin_family(name, "gauge", "Authorised corps of the suite.");
-        for (suite, counts) in &counts {
-            text.write_sample(name, &[("suite", *suite)], counts.total);
-        }
+        let totals = counts.iter().map(|(suite, counts)| ([("suite", suite)], counts.total));
+        text.write_family(name, "gauge", "Authorised corps of the suite.", totals);
         let name = "wecom_proxy_suite_corps_refused";
         let help = "Corps of the suite whose permanent code WeCom refuses (40084, 48004).";
-        text.begin_family(name, "gauge", help);
-        for (suite, counts) in &counts {
-            text.write_sample(name, &[("suite", *suite)], counts.refused);
-        }
+        let refused = counts.iter().map(|(suite, counts)| ([("suite", suite)], counts.refused));
+        text.write_family(name, "gauge", help, refused);
     }
 
     fn write_gettoken_metrics(&self, text: &mut TextEncoder) {
@@ -201,19 +186,18 @@ impl Admin {
             text.write_sample(&format!("{name}_count"), &labels, stats.count);
         }
         let name = "wecom_proxy_gettoken_errcodes_total";
-        text.begin_family(name, "counter", "Errcodes of the calls that fetch tokens.");
-        for (agent, stats) in &by_agent {
-            for (errcode, count) in &stats.errcodes {
-                let labels = [("agent", *agent), ("errcode", &*errcode.to_string())];
-                text.write_sample(name, &labels, *count);
-            }
-        }
+        let errcodes = by_agent.iter().flat_map(|(agent, stats)| {
+            let errcodes = stats.errcodes.iter();
+            errcodes.map(|(errcode, count)| {
+                ([("agent", (*agent).to_owned()), ("errcode", errcode.to_string())], count)
+            })
+        });
+        text.write_family(name, "counter", "Errcodes of the calls that fetch tokens.", errcodes);
     }
 
     fn write_token_metrics(&self, text: &mut TextEncoder) {
         let name = "wecom_proxy_token_refreshes_total";
         let help = "gettoken calls by reason and result; shared: made by another replica.";
-        text.begin_family(name, "counter", help);
         let mut counts = BTreeMap::<_, u64>::new();
         let refreshes = self.token_cache.refresh_counts();
         for refreshes in &refreshes {
@@ -221,23 +205,19 @@ impl Admin {
             let agent = self.metrics.agent_label(&refreshes.agent_name);
             *counts.entry((agent, refreshes.reason.as_str(), result)).or_default() += refreshes.count;
         }
-        for ((agent, reason, result), count) in counts {
-            text.write_sample(name, &[("agent", agent), ("reason", reason), ("result", result)], count);
-        }
+        let counts = counts.into_iter().map(|((agent, reason, result), count)| {
+            ([("agent", agent), ("reason", reason), ("result", result)], count)
+        });
+        text.write_family(name, "counter", help, counts);
         self.write_gettoken_metrics(text);
         let name = "wecom_proxy_token_renewals_held";
-        text.begin_family(
-            name,
-            "gauge",
-            "Agents whose token refresh is held back because the hourly budget is used up; others have no sample.",
-        );
+        let help = "Agents whose token refresh is held back because the hourly budget is used up; others have no sample.";
         let (throttled, mut held) = (self.token_cache.throttled_agents(), BTreeMap::<_, u64>::new());
         for (agent, _) in &throttled {
             *held.entry(self.metrics.agent_label(agent)).or_default() += 1;
         }
-        for (agent, count) in held {
-            text.write_sample(name, &[("agent", agent)], count);
-        }
+        let held = held.into_iter().map(|(agent, count)| ([("agent", agent)], count));
+        text.write_family(name, "gauge", help, held);
         let name = "wecom_proxy_token_expiry_timestamp_seconds";
         let help = "Expiry of the agent's token, in seconds since 1970; of several agents, the earliest.";
         text.begin_family(name, "gauge", help);

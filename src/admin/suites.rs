@@ -4,13 +4,13 @@
 use std::sync::Arc;
 
 use http::{Request, Response, StatusCode};
-use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
 
 use super::{
     Admin,
     agent_list::{AgentPage, ListQuery},
     agents::{agent_json, corp_row_json},
+    query::parameters,
     response::{AdminBody, error_response, json_response, method_not_allowed},
 };
 use crate::{
@@ -44,7 +44,7 @@ impl Admin {
         let query = request.uri().query();
         Some(match resource {
             "corps" => self.list_corps(agent, query).await,
-            _ => self.install_link(&agent, query.unwrap_or_default()).await,
+            _ => self.install_link(&agent, query).await,
         })
     }
 
@@ -73,12 +73,14 @@ impl Admin {
         json_response(StatusCode::OK, &listed.await.unwrap_or_default())
     }
 
-    async fn install_link(&self, agent: &Arc<Agent>, query: &str) -> Response<AdminBody> {
-        let Some(redirect_uri) = param(query, "redirect_uri").filter(|uri| !uri.is_empty()) else {
+    async fn install_link(&self, agent: &Arc<Agent>, query: Option<&str>) -> Response<AdminBody> {
+        let value =
+            |wanted: &str| parameters(query).find(|(name, _)| *name == wanted).map(|(_, value)| value);
+        let Some(redirect_uri) = value("redirect_uri").filter(|uri| !uri.is_empty()) else {
             let message = "redirect_uri is missing: https://HOST/callbacks/NAME/authorized, of a domain that the console lists";
             return error_response(StatusCode::BAD_REQUEST, message);
         };
-        let state = param(query, "state").unwrap_or_default();
+        let state = value("state").unwrap_or_default();
         let link = self.settings.suites.install_link(agent, &redirect_uri, &state, unix_now()).await;
         match link {
             Ok(link) => json_response(StatusCode::OK, &json!({ "url": link.expose() })),
@@ -137,10 +139,4 @@ impl CorpCounts {
         }
         counts
     }
-}
-
-fn param(query: &str, name: &str) -> Option<String> {
-    let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
-    let value = pairs.find(|(known, _)| *known == name)?.1;
-    Some(percent_decode_str(value).decode_utf8().ok()?.into_owned())
 }

@@ -11,11 +11,8 @@ use serde_json::{Value, json};
 use super::{Admin, unix_seconds};
 use crate::{
     telemetry::metrics::{AgentTrouble, TextEncoder, TroubleReason},
-    wecom::errcode,
+    wecom::errcode::{self, Explanation},
 };
-
-/// What an operator reads about a reason: meaning, action and place, in one language.
-type Advice = (&'static str, &'static str, Option<&'static str>);
 
 /// The agents in trouble.
 #[derive(Default)]
@@ -56,10 +53,10 @@ impl Admin {
         }
         let name = "wecom_proxy_agent_trouble";
         let help = "Agents in trouble in the last five minutes, by reason; others have no sample.";
-        text.begin_family(name, "gauge", help);
-        for ((agent, reason), count) in samples {
-            text.write_sample(name, &[("agent", &*agent), ("reason", &*reason)], count);
-        }
+        let samples = samples
+            .into_iter()
+            .map(|((agent, reason), count)| ([("agent", agent), ("reason", reason)], count));
+        text.write_family(name, "gauge", help, samples);
     }
 }
 
@@ -67,7 +64,7 @@ impl Admin {
 pub(super) fn trouble_json(trouble: Option<&AgentTrouble>) -> Value {
     let Some(trouble) = trouble else { return Value::Null };
     let first = trouble.reasons.first().copied().unwrap_or(TroubleReason::HalfFailed);
-    let ((meaning_en, action_en, place_en), (meaning_zh, action_zh, place_zh)) = advice(first);
+    let [english, chinese] = explanation_json(advice(first));
     json!({
         "reasons": trouble.reasons.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "failing_since": unix_seconds(trouble.failing_since),
@@ -75,36 +72,25 @@ pub(super) fn trouble_json(trouble: Option<&AgentTrouble>) -> Value {
         "requests": trouble.requests,
         "failed": trouble.failed,
         "address": trouble.untrusted_address.map(|address| address.to_string()),
-        "en": { "meaning": meaning_en, "action": action_en, "place": place_en },
-        "zh": { "meaning": meaning_zh, "action": action_zh, "place": place_zh },
+        "en": english,
+        "zh": chinese,
     })
 }
 
-/// What to tell about a reason, in English and in Chinese.
-fn advice(reason: TroubleReason) -> (Advice, Advice) {
-    let explanation = match reason {
-        TroubleReason::Errcode(errcode) => errcode::explain(errcode),
-        _ => None,
-    };
-    if let Some(it) = explanation {
-        return (
-            (it.meaning_en, it.action_en, it.console_path_en),
-            (it.meaning_zh, it.action_zh, it.console_path_zh),
-        );
-    }
+/// Meaning, action and place, in English and in Chinese.
+pub(super) fn explanation_json(it: &Explanation) -> [Value; 2] {
+    [
+        json!({ "meaning": it.meaning_en, "action": it.action_en, "place": it.console_path_en }),
+        json!({ "meaning": it.meaning_zh, "action": it.action_zh, "place": it.console_path_zh }),
+    ]
+}
+
+/// What an operator reads about a reason.
+fn advice(reason: TroubleReason) -> &'static Explanation {
     match reason {
-        TroubleReason::UpstreamTimeout => (
-            (
-                "WeCom did not respond in time",
-                "check the network to WeCom and upstream.response_timeout",
-                None,
-            ),
-            ("企业微信没有及时响应", "检查到企业微信的网络，以及upstream.response_timeout", None),
-        ),
-        _ => (
-            ("at least half of the requests fail", "open one of the failed requests: it says why", None),
-            ("一半以上的请求失败", "打开一个失败的请求查看原因", None),
-        ),
+        TroubleReason::Errcode(errcode) => errcode::explain(errcode).unwrap_or(&errcode::HALF_FAILED),
+        TroubleReason::UpstreamTimeout => &errcode::UPSTREAM_TIMEOUT,
+        TroubleReason::HalfFailed => &errcode::HALF_FAILED,
     }
 }
 
@@ -117,7 +103,7 @@ mod tests {
         let errcodes = (-1..1_000_000).filter(|errcode| errcode::is_trouble(*errcode));
         let reasons = errcodes.map(TroubleReason::Errcode);
         for reason in reasons.chain([TroubleReason::UpstreamTimeout, TroubleReason::HalfFailed]) {
-            let ((meaning_en, action_en, _), (meaning_zh, action_zh, _)) = advice(reason);
+            let Explanation { meaning_en, action_en, meaning_zh, action_zh, .. } = advice(reason);
             assert!(meaning_en.is_ascii() && action_en.is_ascii(), "{reason}");
             assert!(!meaning_zh.is_ascii() && !action_zh.is_ascii(), "{reason}");
             let is_general = meaning_en.starts_with("at least half");

@@ -79,6 +79,36 @@ pub struct Explanation {
     hint: &'static str,
 }
 
+/// For trouble without an errcode: WeCom does not respond.
+pub static UPSTREAM_TIMEOUT: Explanation = Explanation::without_errcode(
+    ["WeCom did not respond in time", "check the network to WeCom and upstream.response_timeout"],
+    ["企业微信没有及时响应", "检查到企业微信的网络，以及upstream.response_timeout"],
+);
+/// For trouble that is in the requests themselves.
+pub static HALF_FAILED: Explanation = Explanation::without_errcode(
+    ["at least half of the requests fail", "open one of the failed requests: it says why"],
+    ["一半以上的请求失败", "打开一个失败的请求查看原因"],
+);
+
+impl Explanation {
+    const fn without_errcode(
+        [meaning_en, action_en]: [&'static str; 2],
+        [meaning_zh, action_zh]: [&'static str; 2],
+    ) -> Self {
+        let (console_path_en, console_path_zh, hint) = (None, None, meaning_en);
+        Self {
+            errcode: 0,
+            meaning_en,
+            meaning_zh,
+            action_en,
+            action_zh,
+            console_path_en,
+            console_path_zh,
+            hint,
+        }
+    }
+}
+
 /// The explanation of `errcode`, if it is a common one.
 pub fn explain(errcode: i64) -> Option<&'static Explanation> {
     EXPLANATIONS

@@ -3,19 +3,14 @@
 use std::sync::Arc;
 
 use http::{Response, StatusCode};
-use serde_json::json;
 
-use super::super::{
-    Admin,
-    response::{AdminBody, json_response},
-};
+use super::super::{Admin, response::AdminBody};
 use super::{
-    entry::{EntryKind, corp_json, version_tag},
+    entry::{EntryKind, corp_json},
     error::ApiError,
-    preconditions::Evaluation,
     write::{
-        Attempts, Change, EntryWrite, MAX_ATTEMPTS, next_entry, no_content, precondition_failed,
-        reject_entry_of_file, written_response,
+        Attempts, Change, EntryWrite, dry_run_response, next_entry, no_content, reject_entry_of_file,
+        written_response,
     },
 };
 use crate::{
@@ -50,23 +45,8 @@ impl Admin {
         }
     }
 
-    /// Carries out a write of an authorised corp.
-    pub(super) async fn write_corp(
-        &self,
-        suite: &Suite,
-        write: &EntryWrite<'_>,
-    ) -> Result<Response<AdminBody>, ApiError> {
-        let mut attempts = Attempts::default();
-        for _ in 0..MAX_ATTEMPTS {
-            if let Some(response) = self.try_write_corp(suite, write, &mut attempts).await? {
-                return Ok(response);
-            }
-        }
-        Err(ApiError::busy())
-    }
-
-    /// Carries out a write; `None` if another one came first.
-    async fn try_write_corp(
+    /// Carries out a write of an authorised corp; `None` if another one came first.
+    pub(super) async fn try_write_corp(
         &self,
         suite: &Suite,
         write: &EntryWrite<'_>,
@@ -80,14 +60,8 @@ impl Admin {
             return Err(ApiError::new(StatusCode::CONFLICT, message));
         }
         let current = self.settings.suites.read_corp(suite, corpid).await?;
-        let tag = current.as_ref().map(|current| version_tag(current.version));
-        if write.preconditions.evaluate(tag.as_deref(), false) != Evaluation::Proceed {
-            return Err(precondition_failed(tag.is_some()));
-        }
-        if current.is_none() && !matches!(write.change, Change::Put(_)) {
-            return Err(kind.not_found());
-        }
-        match (next_entry(write, current.as_ref().map(|current| &current.entry), attempts)?, current) {
+        let before = current.as_ref().map(|current| (current.version, &current.entry));
+        match (next_entry(write, before, attempts)?, current) {
             (Some(next), current) => {
                 self.try_put_corp((suite, corpid), write, &next, current, attempts).await
             }
@@ -116,8 +90,7 @@ impl Admin {
         let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
         let warnings: Vec<_> = warnings.iter().map(|warning| warning.message.english().to_owned()).collect();
         if options.dry_run {
-            let body = json!({ "dry_run": true, "status": status.as_u16(), "warnings": warnings });
-            return Ok(Some(json_response(StatusCode::OK, &body)));
+            return Ok(Some(dry_run_response(status, &warnings)));
         }
         let version = match self.settings.suites.put_corp(suite, (&corp, next), current).await {
             Err(WriteError::Conflict { .. }) => return Ok(None),
@@ -138,8 +111,7 @@ impl Admin {
         version: u64,
     ) -> Result<Option<Response<AdminBody>>, ApiError> {
         if write.options.dry_run {
-            let body = json!({ "dry_run": true, "status": 204, "warnings": [] });
-            return Ok(Some(json_response(StatusCode::OK, &body)));
+            return Ok(Some(dry_run_response(StatusCode::NO_CONTENT, &[])));
         }
         match self.settings.suites.delete_corp(suite, corpid, Precondition::Version(version)).await {
             Err(WriteError::Conflict { .. }) => return Ok(None),

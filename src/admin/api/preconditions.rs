@@ -4,7 +4,7 @@ use http::{HeaderMap, HeaderName, header};
 
 /// What to do with a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Evaluation {
+pub(in crate::admin) enum Evaluation {
     /// All conditions hold.
     Proceed,
     /// A read of what the client has already: 304.
@@ -15,7 +15,7 @@ pub(super) enum Evaluation {
 
 /// The conditions of a request.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Preconditions {
+pub(in crate::admin) struct Preconditions {
     if_match: Option<Tags>,
     if_none_match: Option<Tags>,
 }
@@ -38,7 +38,7 @@ struct EntityTag {
 
 impl Preconditions {
     /// Parses the conditions; the error says which header is not valid.
-    pub(super) fn from_headers(headers: &HeaderMap) -> Result<Self, &'static str> {
+    pub(in crate::admin) fn from_headers(headers: &HeaderMap) -> Result<Self, &'static str> {
         let if_match = parse_header(headers, header::IF_MATCH)
             .ok_or("If-Match must be * or a list of entity tags like \"v7\"")?;
         let if_none_match = parse_header(headers, header::IF_NONE_MATCH)
@@ -49,7 +49,7 @@ impl Preconditions {
     /// Evaluates the conditions in the order of RFC 9110 §13.2.2. `current` is the strong entity tag of the target,
     /// without quotes; `None`: there is no such resource. There are no modification dates, so conditions on these are
     /// ignored.
-    pub(super) fn evaluate(&self, current: Option<&str>, is_read: bool) -> Evaluation {
+    pub(in crate::admin) fn evaluate(&self, current: Option<&str>, is_read: bool) -> Evaluation {
         // A weak tag never matches here (§13.1.1).
         if let Some(tags) = &self.if_match
             && !tags.contains(current, |tag| !tag.weak)

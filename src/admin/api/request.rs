@@ -9,7 +9,7 @@ use percent_encoding::percent_decode_str;
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
-use super::error::ApiError;
+use super::{super::query::parameters, error::ApiError};
 
 /// Longer than any agent or client.
 const MAX_BODY_BYTES: usize = 1 << 20;
@@ -77,9 +77,8 @@ pub(super) struct WriteOptions {
 impl WriteOptions {
     pub(super) fn from_query(query: Option<&str>) -> Result<Self, ApiError> {
         let mut options = Self::default();
-        for pair in query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
-            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            let value = match value {
+        for (name, value) in parameters(query) {
+            let value = match &*value {
                 "1" | "true" => true,
                 "0" | "false" => false,
                 _ => return Err(bad_request("write 1 or 0 for a parameter, as in ?dry_run=1")),

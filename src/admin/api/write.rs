@@ -62,12 +62,14 @@ impl Admin {
         state: &State,
         write: &EntryWrite<'_>,
     ) -> Result<Response<AdminBody>, ApiError> {
-        if let Some(suite) = self.suite_of_corp(write)? {
-            return self.write_corp(&suite, write).await;
-        }
+        let suite = self.suite_of_corp(write)?;
         let mut attempts = Attempts::default();
         for _ in 0..MAX_ATTEMPTS {
-            if let Some(response) = self.try_write(state, write, &mut attempts).await? {
+            let tried = match &suite {
+                Some(suite) => self.try_write_corp(suite, write, &mut attempts).await?,
+                None => self.try_write(state, write, &mut attempts).await?,
+            };
+            if let Some(response) = tried {
                 return Ok(response);
             }
         }
@@ -84,15 +86,7 @@ impl Admin {
         let EntryWrite { kind, name, .. } = *write;
         reject_entry_of_file(kind, name, &self.directory.load())?;
         let current = read_current(state, kind, name).await?;
-        let tag = current.as_ref().map(|current| version_tag(current.version));
-        // Before the name that is missing: who names a version is told that it is gone.
-        if write.preconditions.evaluate(tag.as_deref(), false) != Evaluation::Proceed {
-            return Err(precondition_failed(tag.is_some()));
-        }
-        if current.is_none() && !matches!(write.change, Change::Put(_)) {
-            return Err(kind.not_found());
-        }
-        let before = current.as_ref().map(|current| &current.entry);
+        let before = current.as_ref().map(|current| (current.version, &current.entry));
         match (next_entry(write, before, attempts)?, current) {
             (Some(next), current) => self.try_put(state, write, next, current, attempts).await,
             (None, Some(current)) => self.try_delete(state, write, current).await,
@@ -117,8 +111,7 @@ impl Admin {
         let is_new = current.is_none();
         let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
         if options.dry_run {
-            let body = json!({ "dry_run": true, "status": status.as_u16(), "warnings": warnings });
-            return Ok(Some(json_response(StatusCode::OK, &body)));
+            return Ok(Some(dry_run_response(status, &warnings)));
         }
         let precondition =
             current.as_ref().map_or(Precondition::Absent, |current| Precondition::Version(current.version));
@@ -155,8 +148,7 @@ impl Admin {
             if needs_others && others.iter().all(|other| other.name == name) {
                 return Err(last_client());
             }
-            let body = json!({ "dry_run": true, "status": 204, "warnings": [] });
-            return Ok(Some(json_response(StatusCode::OK, &body)));
+            return Ok(Some(dry_run_response(StatusCode::NO_CONTENT, &[])));
         }
         // Judged with the write, because another process may delete the other one.
         let precondition =
@@ -207,12 +199,21 @@ pub(super) fn reject_entry_of_file(
     }
 }
 
-/// The entry that the write makes in place of the one `before`; `None` deletes it.
+/// The entry that the write makes in place of the one before, of which `current` has the version; `None` deletes it.
 pub(super) fn next_entry(
     write: &EntryWrite<'_>,
-    before: Option<&StoredEntry>,
+    current: Option<(u64, &StoredEntry)>,
     attempts: &mut Attempts,
 ) -> Result<Option<StoredEntry>, ApiError> {
+    let tag = current.map(|(version, _)| version_tag(version));
+    // Before the name that is missing: who names a version is told that it is gone.
+    if write.preconditions.evaluate(tag.as_deref(), false) != Evaluation::Proceed {
+        return Err(precondition_failed(tag.is_some()));
+    }
+    let before = current.map(|(_, entry)| entry);
+    if before.is_none() && !matches!(write.change, Change::Put(_)) {
+        return Err(write.kind.not_found());
+    }
     let mut table = match &write.change {
         Change::Put(table) => table.clone(),
         Change::Patch(patch) => {
@@ -248,6 +249,12 @@ fn needs_client_of_state(directory: &Directory) -> bool {
 fn last_client() -> ApiError {
     let message = "this is the last client; without any, callers need no key: create another one first, or set server.open = true to allow that";
     ApiError::new(StatusCode::CONFLICT, message)
+}
+
+/// What a write would have returned.
+pub(super) fn dry_run_response(status: StatusCode, warnings: &[String]) -> Response<AdminBody> {
+    let body = json!({ "dry_run": true, "status": status.as_u16(), "warnings": warnings });
+    json_response(StatusCode::OK, &body)
 }
 
 pub(super) fn written_response(

@@ -8,6 +8,7 @@ use std::{
 
 use super::{
     Metrics,
+    counter_map::CounterMap,
     histogram::{BUCKET_BOUNDS_SECONDS, Histogram},
     registry::AgentMetrics,
     text_encoder::TextEncoder,
@@ -16,83 +17,63 @@ use super::{
 /// Approximate size of a page in bytes.
 const PAGE_BYTES: usize = 64 * 1024;
 
-struct MetricFamily {
-    name: &'static str,
-    kind: &'static str,
-    help: &'static str,
-    write: fn(&mut TextEncoder, &str, &AgentMetrics),
-}
+/// Name, kind, help, and what writes the samples of an agent under that name.
+type MetricFamily =
+    (&'static str, &'static str, &'static str, fn(&mut TextEncoder, &str, &str, &AgentMetrics));
 
 const FAMILIES: [MetricFamily; 8] = [
-    MetricFamily {
-        name: "wecom_proxy_requests_total",
-        kind: "counter",
-        help: "Requests by response status; aborted: client disconnected before the response.",
-        write: write_requests,
-    },
-    MetricFamily {
-        name: "wecom_proxy_request_duration_seconds",
-        kind: "histogram",
-        help: "Time from the end of a request's header block to the end of its response.",
-        write: |text, agent, counts| {
-            write_histogram(text, "wecom_proxy_request_duration_seconds", agent, &counts.durations);
-        },
-    },
-    MetricFamily {
-        name: "wecom_proxy_upstream_duration_seconds",
-        kind: "histogram",
-        help: "Time spent waiting for WeCom's response headers, per request.",
-        write: |text, agent, counts| {
-            write_histogram(text, "wecom_proxy_upstream_duration_seconds", agent, &counts.upstream_durations);
-        },
-    },
-    MetricFamily {
-        name: "wecom_proxy_errcodes_total",
-        kind: "counter",
-        help: "Responses by errcode, without the proxy's own errors.",
-        write: |text, agent, counts| {
-            for (errcode, count) in counts.errcodes.sorted() {
-                write_errcode(text, "wecom_proxy_errcodes_total", agent, errcode, count);
-            }
-        },
-    },
-    MetricFamily {
-        name: "wecom_proxy_agent_refusals_total",
-        kind: "counter",
-        help: "The proxy's own errors by agent and kind; without an agent, where none is known yet.",
-        write: |text, agent, counts| {
+    (
+        "wecom_proxy_requests_total",
+        "counter",
+        "Requests by response status; aborted: client disconnected before the response.",
+        write_requests,
+    ),
+    (
+        "wecom_proxy_request_duration_seconds",
+        "histogram",
+        "Time from the end of a request's header block to the end of its response.",
+        |text, name, agent, counts| write_histogram(text, name, agent, &counts.durations),
+    ),
+    (
+        "wecom_proxy_upstream_duration_seconds",
+        "histogram",
+        "Time spent waiting for WeCom's response headers, per request.",
+        |text, name, agent, counts| write_histogram(text, name, agent, &counts.upstream_durations),
+    ),
+    (
+        "wecom_proxy_errcodes_total",
+        "counter",
+        "Responses by errcode, without the proxy's own errors.",
+        |text, name, agent, counts| write_errcodes(text, name, agent, &counts.errcodes),
+    ),
+    (
+        "wecom_proxy_agent_refusals_total",
+        "counter",
+        "The proxy's own errors by agent and kind; without an agent, where none is known yet.",
+        |text, name, agent, counts| {
             for (kind, count) in &counts.refusals {
-                let labels = [("agent", agent), ("kind", &**kind)];
-                text.write_sample("wecom_proxy_agent_refusals_total", &labels, *count);
+                text.write_sample(name, &[("agent", agent), ("kind", &**kind)], *count);
             }
         },
-    },
-    MetricFamily {
-        name: "wecom_proxy_request_bytes_total",
-        kind: "counter",
-        help: "Bytes of request bodies.",
-        write: |text, agent, counts| {
-            text.write_sample("wecom_proxy_request_bytes_total", &[("agent", agent)], counts.request_bytes);
-        },
-    },
-    MetricFamily {
-        name: "wecom_proxy_response_bytes_total",
-        kind: "counter",
-        help: "Bytes of response bodies.",
-        write: |text, agent, counts| {
-            text.write_sample("wecom_proxy_response_bytes_total", &[("agent", agent)], counts.response_bytes);
-        },
-    },
-    MetricFamily {
-        name: "wecom_proxy_retries_total",
-        kind: "counter",
-        help: "Retried requests by the errcode that caused the retry.",
-        write: |text, agent, counts| {
-            for (errcode, count) in counts.retries.sorted() {
-                write_errcode(text, "wecom_proxy_retries_total", agent, errcode, count);
-            }
-        },
-    },
+    ),
+    (
+        "wecom_proxy_request_bytes_total",
+        "counter",
+        "Bytes of request bodies.",
+        |text, name, agent, counts| text.write_sample(name, &[("agent", agent)], counts.request_bytes),
+    ),
+    (
+        "wecom_proxy_response_bytes_total",
+        "counter",
+        "Bytes of response bodies.",
+        |text, name, agent, counts| text.write_sample(name, &[("agent", agent)], counts.response_bytes),
+    ),
+    (
+        "wecom_proxy_retries_total",
+        "counter",
+        "Retried requests by the errcode that caused the retry.",
+        |text, name, agent, counts| write_errcodes(text, name, agent, &counts.retries),
+    ),
 ];
 
 /// Iterates over the pages.
@@ -116,16 +97,16 @@ impl Iterator for AgentFamilies {
     fn next(&mut self) -> Option<String> {
         let mut text = TextEncoder::default();
         let registry = self.metrics.registry.lock();
-        while let Some(family) = FAMILIES.get(self.family_index) {
+        while let Some((name, kind, help, write)) = FAMILIES.get(self.family_index) {
             let rest = match &self.last_agent {
                 Some(after) => registry.agents.range::<str, _>((Excluded(&**after), Unbounded)),
                 None => {
-                    text.begin_family(family.name, family.kind, family.help);
+                    text.begin_family(name, kind, help);
                     registry.agents.range::<str, _>((Unbounded::<&str>, Unbounded))
                 }
             };
             for (agent, counts) in rest {
-                (family.write)(&mut text, agent, counts);
+                write(&mut text, name, agent, counts);
                 if text.len() >= PAGE_BYTES {
                     self.last_agent = Some(agent.clone());
                     return Some(text.into_string());
@@ -137,7 +118,7 @@ impl Iterator for AgentFamilies {
     }
 }
 
-fn write_requests(text: &mut TextEncoder, agent: &str, counts: &AgentMetrics) {
+fn write_requests(text: &mut TextEncoder, name: &str, agent: &str, counts: &AgentMetrics) {
     for (client, statuses) in &counts.statuses_by_client {
         for (status, count) in statuses.sorted() {
             let mut digits = itoa::Buffer::new();
@@ -148,15 +129,17 @@ fn write_requests(text: &mut TextEncoder, agent: &str, counts: &AgentMetrics) {
                 Some(status) => digits.format(status),
             };
             let labels = [("agent", agent), ("client", &**client), ("status", status)];
-            text.write_sample("wecom_proxy_requests_total", &labels, count);
+            text.write_sample(name, &labels, count);
         }
     }
 }
 
-fn write_errcode(text: &mut TextEncoder, name: &str, agent: &str, errcode: Option<i64>, count: u64) {
-    let mut digits = itoa::Buffer::new();
-    let errcode = errcode.map_or("other", |errcode| digits.format(errcode));
-    text.write_sample(name, &[("agent", agent), ("errcode", errcode)], count);
+fn write_errcodes(text: &mut TextEncoder, name: &str, agent: &str, counts: &CounterMap<i64>) {
+    for (errcode, count) in counts.sorted() {
+        let mut digits = itoa::Buffer::new();
+        let errcode = errcode.map_or("other", |errcode| digits.format(errcode));
+        text.write_sample(name, &[("agent", agent), ("errcode", errcode)], count);
+    }
 }
 
 fn write_histogram(text: &mut TextEncoder, name: &str, agent: &str, histogram: &Histogram) {

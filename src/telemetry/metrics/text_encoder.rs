@@ -29,6 +29,21 @@ impl TextEncoder {
         let _ = writeln!(self.0, " {value}");
     }
 
+    /// Writes a family with these samples: the labels and the value of each.
+    pub fn write_family<L: AsRef<str>, const N: usize>(
+        &mut self,
+        name: &str,
+        kind: &str,
+        help: &str,
+        samples: impl IntoIterator<Item = ([(&'static str, L); N], impl Display)>,
+    ) {
+        self.begin_family(name, kind, help);
+        for (labels, value) in samples {
+            let labels = labels.each_ref().map(|(label, text)| (*label, text.as_ref()));
+            self.write_sample(name, &labels, value);
+        }
+    }
+
     /// Writes a family of one sample without labels.
     pub fn write_single(&mut self, name: &str, kind: &str, help: &str, value: impl Display) {
         self.begin_family(name, kind, help);
