@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{Method, StatusCode};
 use tokio::{sync::Semaphore, time::timeout};
 
@@ -34,10 +34,10 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 const READERS_RETRY_AFTER: Duration = Duration::from_secs(30);
 /// What a body may have without a share of [`RECEIVE_BUDGET`].
 const MAX_FREE_BYTES: usize = 16 * 1024;
-/// The unit of the budget, in bytes.
+/// The unit of the budget, and what a body's memory grows by, in bytes.
 const BUDGET_UNIT: usize = 16 * 1024;
-/// Memory for bodies whose signature is not verified yet, in all workers together: 64 MiB.
-static RECEIVE_BUDGET: Semaphore = Semaphore::const_new(64 * 1024 * 1024 / BUDGET_UNIT);
+/// Memory for bodies whose signature is not verified yet, in all workers together: 32 MiB.
+static RECEIVE_BUDGET: Semaphore = Semaphore::const_new(32 * 1024 * 1024 / BUDGET_UNIT);
 
 /// The same for all refusals, so that a forger learns nothing; the reason is logged and counted.
 const REFUSED_MESSAGE: &str = "callback refused: check token, aes_key, receiveid and clock on both sides";
@@ -183,16 +183,21 @@ async fn read_body(body: RequestBody) -> Result<Bytes, RequestBodyError> {
         Ok(complete) => return Ok(complete),
         Err(reader) => reader,
     };
-    let mut received = BytesMut::new();
+    let mut received = Vec::new();
     let mut permits = Vec::new();
     while let Some(chunk) = poll_fn(|cx| reader.poll_chunk(cx)).await? {
-        received.extend_from_slice(&chunk);
-        let units = received.len().saturating_sub(MAX_FREE_BYTES).div_ceil(BUDGET_UNIT);
+        let length = received.len() + chunk.len();
+        let units = length.saturating_sub(MAX_FREE_BYTES).div_ceil(BUDGET_UNIT);
         while permits.len() < units {
             permits.push(RECEIVE_BUDGET.try_acquire().map_err(|_| RequestBodyError::ReplayBudgetExceeded)?);
         }
+        if length > received.capacity() {
+            // Not twice as much: many bodies may be incomplete for seconds.
+            received.reserve_exact(length.next_multiple_of(BUDGET_UNIT) - received.len());
+        }
+        received.extend_from_slice(&chunk);
     }
-    Ok(received.freeze())
+    Ok(received.into())
 }
 
 fn body_error(endpoint: &Endpoint, error: RequestBodyError) -> ProxyError {

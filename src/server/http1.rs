@@ -161,6 +161,8 @@ impl Http1Connection {
                 }
                 match polled {
                     Poll::Ready(response) => Poll::Ready(Some(response)),
+                    // A message of a callback is authorized only by its whole body, which may never come.
+                    Poll::Pending if self.permit.must_close_now() => Poll::Ready(None),
                     // While the request is handled, a disconnect ends it.
                     Poll::Pending => {
                         let mut state = self.transport.state();

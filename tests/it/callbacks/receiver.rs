@@ -6,9 +6,12 @@ use http::{Request, StatusCode};
 use wecom_proxy::simulator::SimulatedCallback;
 
 use super::{config, console, event, metric, push, push_raw, target};
-use crate::harness::{
-    TestClient, TestProxy,
-    callback_target::{CallbackTarget, TargetResponse},
+use crate::{
+    harness::{
+        TestClient, TestProxy, USER_GET,
+        callback_target::{CallbackTarget, TargetResponse},
+    },
+    raw_http::RawConnection,
 };
 
 fn unix_now() -> u64 {
@@ -206,4 +209,24 @@ async fn answer_does_not_wait_for_targets() {
     for number in 0..5 {
         assert_eq!(push(&proxy, &event("x", number)).await.status, StatusCode::OK);
     }
+}
+
+/// A message is authorized only by its whole body. While that does not come, a client with a key gets the place.
+#[tokio::test]
+async fn incomplete_messages_block_no_authenticated_client() {
+    let toml = config("").replacen("[server]", "[server]\nmax_connections = 4", 1);
+    let proxy = TestProxy::start_with_config(&toml).await;
+    let head = "POST /callbacks/hr HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n<";
+    let mut incomplete = Vec::new();
+    for _ in 0..4 {
+        let mut connection = RawConnection::connect(proxy.address()).await;
+        connection.send(head).await.expect("sent");
+        incomplete.push(connection);
+    }
+    let mut client = TestClient::connect_http1(proxy.address()).await;
+    let request = Request::get(format!("/hr{USER_GET}")).header("x-api-key", "key-of-desktop-0000000000");
+    client.request(request, "").await.assert_ok();
+    // The first one was closed for it, instead of being answered once its time was up.
+    let (received, _) = incomplete[0].read_to_end().await;
+    assert_eq!(String::from_utf8_lossy(&received), "");
 }
