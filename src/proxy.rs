@@ -7,6 +7,7 @@ mod auth_cache;
 mod authenticate;
 mod authorize;
 mod body_tap;
+mod byte_classes;
 mod callback;
 mod capture;
 mod decision;

@@ -79,7 +79,7 @@ fn query_names(admin: &Admin, names: &str) -> Vec<String> {
     let is_harmless = |name: &str| {
         name.len() <= MAX_NAME_BYTES
             && name.bytes().all(is_name_char)
-            && !may_be_credential(name)
+            && !may_be_credential(name.as_bytes())
             && directory.client_by_key(name).is_none()
     };
     let names = names.split('&').filter(|name| !name.is_empty());

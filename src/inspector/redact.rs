@@ -192,7 +192,7 @@ fn is_separator(c: char) -> bool {
 /// Whether a word of a text could be a credential: an agent's secret, a token, a key, encoded or not.
 fn has_opaque_word(text: &str) -> bool {
     let is_separator = |c: char| !(c.is_ascii_alphanumeric() || "_-+~%".contains(c));
-    text.split(is_separator).any(may_be_credential)
+    text.split(is_separator).any(|word| may_be_credential(word.as_bytes()))
 }
 
 /// Takes a JSON value off the start of a text.

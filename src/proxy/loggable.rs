@@ -28,26 +28,22 @@ const REGISTERED_METHODS: [&str; 40] = [
 /// The path up to a mistyped query, encoded or not, with possible credentials masked. `agent` is the name of a known
 /// agent, which is not masked.
 pub(super) fn masked_path<'a>(path: &'a str, agent: Option<&str>) -> Cow<'a, str> {
-    if let Some(unmasked) = unmasked_path(path) {
-        return Cow::Borrowed(unmasked);
-    }
     let path = strip_mistyped_query(path);
+    let is_credential =
+        |segment: &[u8]| may_be_credential(segment) && Some(segment) != agent.map(str::as_bytes);
+    // Splitting bytes takes half as long as splitting text.
+    if !path.as_bytes().split(|byte| *byte == b'/').any(is_credential) && !may_contain_path_key(path) {
+        return Cow::Borrowed(path);
+    }
     let mut follows_k = false;
     let segments = path.split('/').map(|segment| {
         let is_path_key = follows_k && !segment.is_empty();
         // Doubled slashes may stand between the two; an encoded one is part of this segment.
         follows_k = is_prefix_of_path_key(segment) || follows_k && segment.is_empty();
-        let is_masked = is_path_key
-            || may_contain_path_key(segment)
-            || may_be_credential(segment) && Some(segment) != agent;
+        let is_masked = is_path_key || may_contain_path_key(segment) || is_credential(segment.as_bytes());
         if is_masked { MASK } else { segment }
     });
     Cow::Owned(segments.collect::<Vec<_>>().join("/"))
-}
-
-/// The path up to a mistyped query, if no segment can be a credential; the fast path of [`masked_path`].
-pub(super) fn unmasked_path(path: &str) -> Option<&str> {
-    Some(strip_mistyped_query(path)).filter(|path| !may_be_credential(path) && !may_contain_path_key(path))
 }
 
 /// The path before a mistyped query: what looks like a query without its question mark, from the first `&`, `=`, `%3F`,

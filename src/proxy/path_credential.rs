@@ -23,8 +23,8 @@ pub(crate) fn split_path_credential(target: &str) -> (&str, Option<Masked>) {
 /// the path.
 pub(super) fn may_contain_path_key(path: &str) -> bool {
     any_decoding(path.as_bytes(), |path| {
-        let last_slash = memchr::memrchr(b'/', path).unwrap_or_default();
-        path[..last_slash].split(|byte| *byte == b'/').any(|segment| segment.eq_ignore_ascii_case(b"k"))
+        memchr::memchr2_iter(b'k', b'K', path)
+            .any(|at| path.get(at + 1) == Some(&b'/') && (at == 0 || path[at - 1] == b'/'))
     })
 }
 

@@ -295,7 +295,7 @@ impl RequestContext {
     /// The path without credentials, and up to what looks like a query without its question mark.
     fn loggable_path(&self) -> Cow<'_, str> {
         let masked = || masked_path(self.target.path(), self.agent.as_ref().map(|agent| agent.name.as_str()));
-        let path = self.target.unmasked_path().map_or_else(masked, Cow::Borrowed);
+        let path = self.target.harmless_path().map_or_else(masked, Cow::Borrowed);
         if self.has_path_credential {
             Cow::Owned(format!("{}{path}", path_credential::SHOWN_PREFIX))
         } else {

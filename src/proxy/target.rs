@@ -6,7 +6,13 @@ use http::Method;
 use percent_encoding::percent_decode_str;
 
 pub use super::target_kind::TargetKind;
-use super::{loggable::unmasked_path, query, target_kind::classify};
+use super::{
+    byte_classes::{
+        ByteClasses, DOT, DOUBLED_SLASH, NOT_IN_PATH, NOT_IN_QUERY, PERCENT, PERHAPS_MASKED, UNDERSCORE,
+    },
+    query,
+    target_kind::classify,
+};
 use crate::{
     secret::{
         credential_scan::{contains_pass, is_base64url},
@@ -28,7 +34,7 @@ struct Inner {
     path_end: usize,
     error: Option<TargetError>,
     parts: Parts,
-    unmasked_path_len: OnceCell<Option<usize>>,
+    path_classes: ByteClasses,
     path_key: OnceCell<PathKey>,
 }
 
@@ -83,7 +89,8 @@ impl RequestTarget {
     /// Parses path and query. Never fails; [`Self::check`] reports a target that is not forwarded.
     pub fn new(text: &str) -> Self {
         let path_end = memchr::memchr(b'?', text.as_bytes()).unwrap_or(text.len());
-        let parsed = Parts::parse(&text[..path_end], text.get(path_end + 1..));
+        let path_classes = ByteClasses::of(&text[..path_end]);
+        let parsed = Parts::parse(&text[..path_end], path_classes, text.get(path_end + 1..));
         let (parts, error) =
             parsed.map_or_else(|error| (Parts::default(), Some(error)), |parts| (parts, None));
         Self(Rc::new(Inner {
@@ -91,7 +98,7 @@ impl RequestTarget {
             path_end,
             error,
             parts,
-            unmasked_path_len: OnceCell::new(),
+            path_classes,
             path_key: OnceCell::new(),
         }))
     }
@@ -135,10 +142,9 @@ impl RequestTarget {
         }
     }
 
-    /// The part of the path that may be logged; `None` if some of it must be masked.
-    pub(super) fn unmasked_path(&self) -> Option<&str> {
-        let length = self.0.unmasked_path_len.get_or_init(|| unmasked_path(self.path()).map(str::len));
-        length.map(|length| &self.path()[..length])
+    /// The path, if nothing in it can have to be masked in the log.
+    pub(super) fn harmless_path(&self) -> Option<&str> {
+        (!self.0.path_classes.contains(PERHAPS_MASKED | PERCENT)).then(|| self.path())
     }
 }
 
@@ -209,24 +215,28 @@ impl RequestTarget {
 }
 
 impl Parts {
-    fn parse(path: &str, query: Option<&str>) -> Result<Self, TargetError> {
+    fn parse(path: &str, path_classes: ByteClasses, query: Option<&str>) -> Result<Self, TargetError> {
         // A base URL with a trailing slash doubles it; the upstream would not match the path then.
         let trimmed = match path.as_bytes() {
             [b'/', b'/', ..] => &path[path.len() - path.trim_start_matches('/').len() - 1..],
             _ => path,
         };
-        let is_invalid = |byte: u8| (byte <= b' ') | (byte == 0x7f) | (byte == b'#');
-        if query.is_some_and(|query| query.bytes().fold(false, |invalid, byte| invalid | is_invalid(byte))) {
+        let query = query.unwrap_or_default();
+        let query_classes = ByteClasses::of(query);
+        if query_classes.contains(NOT_IN_QUERY) {
             let message =
                 "the query contains a space, a control character or a \"#\", which must be percent-encoded";
             return Err(TargetError::Malformed(message));
         }
-        check_path(trimmed)?;
+        check_path(trimmed, path_classes)?;
         let (agent, upstream_path) = match trimmed.starts_with(API_ROOT) || trimmed == SIGNATURE_PATH {
             true => (None, trimmed),
             false => split_agent(trimmed)?,
         };
-        let normalized_path = normalize_path(upstream_path)?;
+        let normalized_path = match path_classes.contains(DOUBLED_SLASH | PERCENT) {
+            true => normalize_path(upstream_path)?,
+            false => Cow::Borrowed(upstream_path),
+        };
         let kind = match normalized_path.strip_prefix(API_ROOT) {
             Some(below) if !below.is_empty() => classify(below),
             None if normalized_path == SIGNATURE_PATH => TargetKind::JssdkSignature,
@@ -236,9 +246,11 @@ impl Parts {
         Ok(Self {
             agent: agent.map(|agent| agent_start..agent_start + agent.len()),
             upstream_path_start: path.len() - upstream_path.len(),
-            may_contain_token: query.is_some_and(query::may_contain_token),
+            // The name has an underscore, if it is not encoded.
+            may_contain_token: query_classes.contains(PERCENT | UNDERSCORE)
+                && query::may_contain_token(query),
             kind,
-            misplaced_pass: find_misplaced_pass(upstream_path, query.unwrap_or_default(), kind),
+            misplaced_pass: find_misplaced_pass(upstream_path, query, kind),
             normalized_path: match normalized_path {
                 Cow::Borrowed(_) => None,
                 Cow::Owned(normalized_path) => Some(normalized_path.into_boxed_str()),
@@ -269,8 +281,8 @@ fn split_agent(path: &str) -> Result<(Option<&str>, &str), TargetError> {
     let (name, rest) = after.split_at(memchr::memchr(b'/', after.as_bytes()).ok_or(TargetError::NoRoute)?);
     let slashes = rest.bytes().take_while(|byte| *byte == b'/').count();
     let rest = &rest[slashes - 1..];
-    let (suite, corpid) = name.split_once(':').unwrap_or((name, name));
-    let is_name = is_base64url(suite) && is_base64url(corpid);
+    let of_corp = |(suite, corpid)| is_base64url(suite) && is_base64url(corpid);
+    let is_name = is_base64url(name) || name.split_once(':').is_some_and(of_corp);
     if is_name && (rest.starts_with(API_ROOT) || rest == SIGNATURE_PATH) {
         Ok((Some(name), rest))
     } else {
@@ -280,12 +292,7 @@ fn split_agent(path: &str) -> Result<(Option<&str>, &str), TargetError> {
 
 /// The normalized path, or an error if the upstream may interpret it differently.
 fn normalize_path(path: &str) -> Result<Cow<'_, str>, TargetError> {
-    // No early exit: lets LLVM vectorise.
-    let doubled = path
-        .as_bytes()
-        .windows(2)
-        .fold(false, |doubled, pair| doubled | ((pair[0] == b'/') & (pair[1] == b'/')));
-    if !doubled && memchr::memchr(b'%', path.as_bytes()).is_none() {
+    if !path.contains("//") && !path.contains('%') {
         return Ok(Cow::Borrowed(path));
     }
     let decoded = percent_decode_str(path)
@@ -300,29 +307,13 @@ fn normalize_path(path: &str) -> Result<Cow<'_, str>, TargetError> {
     Ok(Cow::Owned(normalized))
 }
 
-/// Whether a byte must be percent-encoded in a path.
-fn must_be_encoded(byte: u8) -> bool {
-    (byte <= b' ')
-        | (byte >= 0x7f)
-        | (byte == b'\\')
-        | (byte == b'"')
-        | (byte == b'<')
-        | (byte == b'>')
-        | (byte == b'^')
-        | (byte == b'`')
-        | (byte == b'{')
-        | (byte == b'|')
-        | (byte == b'}')
-        | (byte == b'#')
-}
-
 /// Rejects a path that the upstream, or a server behind it, may resolve differently.
-fn check_path(path: &str) -> Result<(), TargetError> {
-    if path.bytes().fold(false, |invalid, byte| invalid | must_be_encoded(byte)) {
+fn check_path(path: &str, classes: ByteClasses) -> Result<(), TargetError> {
+    if classes.contains(NOT_IN_PATH) {
         return Err(TargetError::Malformed("the path contains a character that must be percent-encoded"));
     }
     // Nearly all paths contain neither.
-    if memchr::memchr2(b'.', b'%', path.as_bytes()).is_none() {
+    if !classes.contains(DOT | PERCENT) {
         return Ok(());
     }
     let mut text = Cow::Borrowed(path);
