@@ -5,6 +5,7 @@
 mod ca_file_verifier;
 mod connect_error;
 mod connection;
+mod connector;
 mod dial;
 mod egress;
 mod egress_proxies;
@@ -39,6 +40,7 @@ use tokio::time::Instant;
 
 pub use self::{
     connect_error::ConnectError,
+    connector::{Connector, root_cause},
     error::{Delivery, UpstreamError, UpstreamErrorKind},
     fetch::Fetched,
     settings::{Settings, UpstreamSetupError, built_in_trust, ca_file_trust},

@@ -1,34 +1,23 @@
 //! The HTTP client of one target, over TCP, TLS or a unix socket.
 
-use std::{future::Future, io, pin::Pin, sync::Arc, task, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{Request, StatusCode, Uri};
+use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::{
-    client::legacy::{
-        Client,
-        connect::{Connected, Connection},
-    },
-    rt::{TokioExecutor, TokioIo, TokioTimer},
+    client::legacy::Client,
+    rt::{TokioExecutor, TokioTimer},
 };
-use rustls::pki_types::ServerName;
-use tokio::{
-    net::UnixStream,
-    time::{Instant, timeout_at},
-};
-use tokio_rustls::TlsConnector;
-use tower_service::Service;
+use tokio::time::{Instant, timeout_at};
 
 use crate::{
     config::{self, TargetAddress, TargetUrl},
     format_text,
-    http1::io::Stream,
     text::{Text, TextError},
-    upstream::{built_in_trust, ca_file_trust, tcp},
+    upstream::{Connector, built_in_trust, ca_file_trust, root_cause},
 };
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Shorter than the keep-alive time of most servers.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 /// Bounds the body of a response, which is read so that the connection can be used again.
@@ -61,11 +50,10 @@ pub(super) struct TargetClient {
 
 impl TargetClient {
     pub(super) fn new(url: &TargetUrl) -> io::Result<Self> {
-        let connector = Connector(Arc::new(Destination::new(url)?));
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_TIMEOUT)
-            .build(connector);
+            .build(connector(url)?);
         Ok(Self { client, authority: authority(&url.address) })
     }
 
@@ -99,13 +87,20 @@ impl TargetClient {
     }
 }
 
-/// The innermost cause: the outer ones only say that connecting failed.
-fn root_cause(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(inner) = cause.source() {
-        cause = inner;
-    }
-    cause.to_string()
+fn connector(url: &TargetUrl) -> io::Result<Connector> {
+    let (tls, host, port) = match &url.address {
+        TargetAddress::Unix(path) => return Ok(Connector::unix(path.clone())),
+        TargetAddress::Tcp { tls, host, port } => (*tls, host, *port),
+    };
+    let error = |text| io::Error::other(TextError(text));
+    let tls = match &url.ca_file {
+        _ if !tls => None,
+        None => Some(Arc::new(built_in_trust().map_err(io::Error::other)?)),
+        Some(path) => Some(ca_file_trust(path, "to.ca_file").map_err(|reason| error(reason.text()))?),
+    };
+    Connector::tcp(host, port, tls).map_err(|_| {
+        error(format_text!("{host:?} is not a valid TLS server name", "{host:?} 不是有效的 TLS 服务器名"))
+    })
 }
 
 /// The value of `Host`.
@@ -121,87 +116,6 @@ fn authority(address: &TargetAddress) -> String {
 
 /// Why a target cannot be connected to, in words that name no address. Sends no request.
 pub async fn probe_target(url: &TargetUrl) -> Result<(), Text> {
-    let connected = async { Destination::new(url)?.connect().await.map(drop) }.await;
+    let connected = async { connector(url)?.connect().await.map(drop) }.await;
     connected.map_err(|error| format_text!("connection failed: {}", "连接失败：{}", error))
-}
-
-/// Connects to one address, whatever the URI says.
-#[derive(Clone)]
-struct Connector(Arc<Destination>);
-
-enum Destination {
-    Tcp { host: String, port: u16, tls: Option<(TlsConnector, ServerName<'static>)> },
-    Unix(std::path::PathBuf),
-}
-
-impl Destination {
-    fn new(url: &TargetUrl) -> io::Result<Self> {
-        Ok(match &url.address {
-            TargetAddress::Unix(path) => Self::Unix(path.clone()),
-            TargetAddress::Tcp { tls, host, port } => {
-                let tls = match tls {
-                    false => None,
-                    true => {
-                        let name = ServerName::try_from(host.clone()).map_err(|_| {
-                            io::Error::other(TextError(format_text!(
-                                "{host:?} is not a valid TLS server name",
-                                "{host:?} 不是有效的 TLS 服务器名"
-                            )))
-                        })?;
-                        let config = match &url.ca_file {
-                            None => built_in_trust().map(Arc::new).map_err(io::Error::other)?,
-                            Some(path) => ca_file_trust(path, "to.ca_file")
-                                .map_err(|error| io::Error::other(TextError(error.text())))?,
-                        };
-                        Some((TlsConnector::from(config), name))
-                    }
-                };
-                Self::Tcp { host: host.clone(), port: *port, tls }
-            }
-        })
-    }
-
-    async fn connect(&self) -> io::Result<Stream> {
-        let deadline = Instant::now() + CONNECT_TIMEOUT;
-        let connecting = async {
-            match self {
-                Self::Unix(path) => UnixStream::connect(path).await.map(Stream::Unix),
-                Self::Tcp { host, port, tls } => {
-                    let tcp = tcp::connect(host, *port, deadline).await;
-                    let tcp = tcp.map_err(|error| io::Error::other(TextError(error.text().clone())))?;
-                    let _ = tcp.set_nodelay(true);
-                    let stream = Stream::Tcp(tcp);
-                    match tls {
-                        None => Ok(stream),
-                        Some((connector, name)) => {
-                            let tls = connector.connect(name.clone(), stream).await?;
-                            Ok(Stream::ClientTls(Box::new(tls)))
-                        }
-                    }
-                }
-            }
-        };
-        timeout_at(deadline, connecting).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-    }
-}
-
-impl Service<Uri> for Connector {
-    type Response = TokioIo<Stream>;
-    type Error = io::Error;
-    type Future = Pin<Box<dyn Future<Output = io::Result<TokioIo<Stream>>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut task::Context<'_>) -> task::Poll<io::Result<()>> {
-        task::Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, _: Uri) -> Self::Future {
-        let destination = self.0.clone();
-        Box::pin(async move { destination.connect().await.map(TokioIo::new) })
-    }
-}
-
-impl Connection for Stream {
-    fn connected(&self) -> Connected {
-        Connected::new()
-    }
 }

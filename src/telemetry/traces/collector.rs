@@ -5,24 +5,19 @@ use std::{fmt, path::Path, sync::Arc, time::Duration};
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::{
-    body::Incoming,
-    client::conn::{http1, http2},
-};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper::body::Incoming;
+use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
 use prost::Message;
-use rustls::{ClientConfig, pki_types::ServerName};
-use tokio::time::{Instant, timeout};
-use tokio_rustls::TlsConnector;
+use rustls::ClientConfig;
+use tokio::time::timeout;
 
 use crate::{
     config::{OtlpConfig, TracesConfig},
     display_text, format_text,
-    http1::io::Stream,
     secret::Masked,
     text::Text,
-    upstream::{UpstreamSetupError, built_in_trust, ca_file_trust, tcp},
+    upstream::{Connector, UpstreamSetupError, built_in_trust, ca_file_trust, root_cause},
 };
 
 /// Bounds one export, connect included.
@@ -70,13 +65,9 @@ pub struct Collector {
     otlp: OtlpConfig,
     /// Sent with each export.
     headers: Vec<(String, Masked)>,
-    tls: Option<(TlsConnector, ServerName<'static>)>,
-    sender: Option<CollectorSender>,
-}
-
-enum CollectorSender {
-    Http1(http1::SendRequest<Full<Bytes>>),
-    Http2(http2::SendRequest<Full<Bytes>>),
+    connector: Connector,
+    /// Has one connection, which is reused.
+    client: Client<Connector, Full<Bytes>>,
 }
 
 /// A batch was not accepted.
@@ -112,44 +103,48 @@ impl Collector {
     pub fn new(
         TracesConfig { collector: otlp, headers, ca_file, .. }: &TracesConfig,
     ) -> Result<Self, CollectorError> {
-        let tls = match otlp.tls {
-            false => None,
-            true => {
-                let name = ServerName::try_from(otlp.host.clone());
-                let name = name.map_err(|_| CollectorError::InvalidHost(otlp.host.clone()))?;
-                Some((TlsConnector::from(Arc::new(tls_config(otlp.grpc, ca_file.as_deref())?)), name))
-            }
-        };
-        Ok(Self { otlp: otlp.clone(), headers: headers.clone(), tls, sender: None })
+        let OtlpConfig { tls, host, port, grpc, .. } = otlp;
+        let tls = tls.then(|| tls_config(*grpc, ca_file.as_deref()).map(Arc::new)).transpose()?;
+        let invalid = |_| CollectorError::InvalidHost(host.clone());
+        let connector = Connector::tcp(host, *port, tls).map_err(invalid)?;
+        let client = unconnected_client(&connector, *grpc);
+        Ok(Self { otlp: otlp.clone(), headers: headers.clone(), connector, client })
     }
 
     /// Sends a message. Returns how many of its spans the collector rejected.
     pub(super) async fn export(&mut self, message: Bytes) -> Result<u64, ExportError> {
         let result = timeout(EXPORT_TIMEOUT, self.try_export(message)).await;
         if !matches!(result, Ok(Ok(_) | Err(ExportError::Permanent(_)))) {
-            self.sender = None;
+            self.disconnect();
         }
         result.unwrap_or_else(|_| Err(transient("no response within 10 s")))
     }
 
     async fn try_export(&mut self, message: Bytes) -> Result<u64, ExportError> {
         let request = self.build_request(message)?;
-        if let Some(sender) = &mut self.sender {
-            // An error on a reused connection is not reported: the collector may just have closed it while idle.
-            if let Ok(response) = sender.send(request.clone()).await {
-                return self.read_response(response).await;
-            }
+        let mut sent = self.client.request(request.clone()).await;
+        if sent.as_ref().is_err_and(|error| !error.is_connect()) {
+            // The collector may just have closed the connection while it was idle.
+            self.disconnect();
+            sent = self.client.request(request).await;
         }
-        let failed = |error: hyper::Error| transient(format!("connection failed: {error}"));
-        let sender = self.sender.insert(connect(&self.otlp, self.tls.as_ref()).await?);
-        let response = sender.send(request).await.map_err(failed)?;
+        let response = sent.map_err(|error| match error.is_connect() {
+            true => transient(root_cause(&error)),
+            false => transient(format!("connection failed: {}", root_cause(&error))),
+        })?;
         self.read_response(response).await
+    }
+
+    /// Makes the next request open a connection.
+    fn disconnect(&mut self) {
+        self.client = unconnected_client(&self.connector, self.otlp.grpc);
     }
 
     fn build_request(&self, message: Bytes) -> Result<Request<Full<Bytes>>, ExportError> {
         let OtlpConfig { tls, grpc, path, .. } = &self.otlp;
-        let (authority, builder) = (self.otlp.authority(), Request::post("/"));
-        let mut builder = builder.header(header::USER_AGENT, USER_AGENT);
+        let scheme = if *tls { "https" } else { "http" };
+        let uri = format!("{scheme}://{}{path}", self.otlp.authority());
+        let mut builder = Request::post(uri).header(header::USER_AGENT, USER_AGENT);
         for (name, value) in &self.headers {
             let mut value =
                 HeaderValue::from_str(value.expose()).map_err(|_| permanent("a header is invalid"))?;
@@ -157,11 +152,9 @@ impl Collector {
             builder = builder.header(name, value);
         }
         let request = if *grpc {
-            let scheme = if *tls { "https" } else { "http" };
-            let builder = builder.uri(format!("{scheme}://{authority}{path}")).header(header::TE, "trailers");
+            let builder = builder.header(header::TE, "trailers");
             builder.header(header::CONTENT_TYPE, "application/grpc").body(grpc_frame(&message).into())
         } else {
-            let builder = builder.uri(path.as_str()).header(header::HOST, authority);
             builder.header(header::CONTENT_TYPE, "application/x-protobuf").body(message.into())
         };
         request.map_err(|error| ExportError::Permanent(error.to_string()))
@@ -188,47 +181,9 @@ impl Collector {
     }
 }
 
-impl CollectorSender {
-    async fn send(&mut self, request: Request<Full<Bytes>>) -> hyper::Result<Response<Incoming>> {
-        match self {
-            Self::Http1(sender) => {
-                sender.ready().await?;
-                sender.send_request(request).await
-            }
-            Self::Http2(sender) => {
-                sender.ready().await?;
-                sender.send_request(request).await
-            }
-        }
-    }
-}
-
-async fn connect(
-    otlp: &OtlpConfig,
-    tls: Option<&(TlsConnector, ServerName<'static>)>,
-) -> Result<CollectorSender, ExportError> {
-    let connected = tcp::connect(&otlp.host, otlp.port, Instant::now() + EXPORT_TIMEOUT).await;
-    let tcp = connected.map_err(|error| transient(format!("cannot connect: {error}")))?;
-    let _ = tcp.set_nodelay(true);
-    let stream = match tls {
-        None => Stream::Tcp(tcp),
-        Some((connector, name)) => {
-            let stream = connector.connect(name.clone(), Stream::Tcp(tcp)).await;
-            let failed = |error| transient(format!("TLS handshake failed: {error}"));
-            Stream::ClientTls(Box::new(stream.map_err(failed)?))
-        }
-    };
-    let failed = |error: hyper::Error| transient(format!("connection failed: {error}"));
-    if otlp.grpc {
-        let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
-        let (sender, connection) = handshake.await.map_err(failed)?;
-        tokio::spawn(connection);
-        Ok(CollectorSender::Http2(sender))
-    } else {
-        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
-        tokio::spawn(connection);
-        Ok(CollectorSender::Http1(sender))
-    }
+fn unconnected_client(connector: &Connector, grpc: bool) -> Client<Connector, Full<Bytes>> {
+    let mut builder = Client::builder(TokioExecutor::new());
+    builder.http2_only(grpc).pool_max_idle_per_host(1).build(connector.clone())
 }
 
 fn tls_config(grpc: bool, ca_file: Option<&Path>) -> Result<ClientConfig, CollectorError> {
