@@ -362,11 +362,8 @@ impl Proxy {
     pub fn reject_head(&self, status: StatusCode, message: impl Into<String>, request: &Request) -> Response {
         let mut context =
             Box::new(RequestContext::new(request, self.request_ids.assign(request), self.sinks.clone()));
-        let response = error_response(
-            ProxyError::new(ErrorKind::BadRequest, message).with_status(status),
-            &mut context,
-            false,
-        );
+        let response =
+            error_response(ErrorKind::BadRequest.error(message).with_status(status), &mut context, false);
         finish_response(response, context, false)
     }
 }

@@ -58,7 +58,7 @@ pub(super) fn authenticate_key(
                 }
                 false => "this key belongs to no client; ask the operator for a valid one",
             };
-            ProxyError::new(ErrorKind::Unauthenticated, message).with_wrong_key()
+            ErrorKind::Unauthenticated.error(message).with_wrong_key()
         })?;
         if let Some(other) = presented.replace(client.clone())
             && !Arc::ptr_eq(&other, client)
@@ -81,7 +81,7 @@ pub(super) fn presented_key_hashes(
 
 /// The client whose key stands in the path.
 fn path_credential_client(directory: &Directory, key: &Masked) -> Result<Arc<Client>, ProxyError> {
-    let unauthenticated = |message| ProxyError::new(ErrorKind::Unauthenticated, message);
+    let unauthenticated = |message| ErrorKind::Unauthenticated.error(message);
     if !is_base64url(key.expose()) {
         let message =
             "the path begins with /k/ and no key: write /k/KEY/cgi-bin/…, a key of letters, digits, - and _";
@@ -152,20 +152,33 @@ fn authenticated_by_pass(
     agent: Arc<Agent>,
     client: Option<Arc<Client>>,
 ) -> Result<Authenticated, ProxyError> {
-    if let (Some(key_client), Some(client)) = (key_client, &client)
-        && !Arc::ptr_eq(key_client, client)
-    {
-        return Err(conflicting_clients());
-    }
-    if requested.is_some_and(|requested| !may_stand_for(directory, requested, &agent)) {
-        let message = "the pass and the path or X-Wecom-Agent name two different agents; name one";
-        return Err(ProxyError::new(ErrorKind::BadRequest, message));
-    }
+    check_pass_agrees(directory, key_client, requested, &agent, client.as_ref())?;
     if key_client.or(client.as_ref()).is_some_and(|client| !client.may_use_agent(&agent)) {
         return Err(unknown_agent());
     }
     let pass_client = client.filter(|_| key_client.is_none());
     Ok(Authenticated { pass_client, agent: Some(agent), passthrough: false })
+}
+
+/// Refuses a pass of another client than the key's, or for another agent than the requested one.
+#[inline]
+pub(super) fn check_pass_agrees(
+    directory: &Directory,
+    key_client: Option<&Arc<Client>>,
+    requested: Option<&str>,
+    agent: &Arc<Agent>,
+    client: Option<&Arc<Client>>,
+) -> Result<(), ProxyError> {
+    if let (Some(key_client), Some(client)) = (key_client, client)
+        && !Arc::ptr_eq(key_client, client)
+    {
+        return Err(conflicting_clients());
+    }
+    if requested.is_some_and(|requested| !may_stand_for(directory, requested, agent)) {
+        let message = "the pass and the path or X-Wecom-Agent name two different agents; name one";
+        return Err(ErrorKind::BadRequest.error(message));
+    }
+    Ok(())
 }
 
 /// Whether a path or header that names `requested` agrees with a pass or a body that names this agent: the same one, of
@@ -237,7 +250,7 @@ fn reject_found_key(request: &Request, passthrough: bool) -> Result<(), ProxyErr
     }
     let message = "the path, the query or a header contains the key once more, and would go to WeCom; send it only as \
                  \"Authorization: Bearer KEY\" or \"X-Api-Key: KEY\"";
-    Err(ProxyError::new(ErrorKind::BadRequest, message))
+    Err(ErrorKind::BadRequest.error(message))
 }
 
 /// The agent named by the path or by `X-Wecom-Agent`.
@@ -250,7 +263,7 @@ pub(super) fn requested_agent<'a>(
         && segment != header
     {
         let message = "the path and X-Wecom-Agent name two different agents; name one";
-        return Err(ProxyError::new(ErrorKind::BadRequest, message));
+        return Err(ErrorKind::BadRequest.error(message));
     }
     Ok(target.agent().or(header))
 }
@@ -258,7 +271,7 @@ pub(super) fn requested_agent<'a>(
 /// Error for an agent that does not exist or that the client may not use. The name is not repeated: it may be a
 /// misplaced key.
 pub(super) fn unknown_agent() -> ProxyError {
-    ProxyError::new(ErrorKind::UnknownAgent, "no agent of this name for this client")
+    ErrorKind::UnknownAgent.error("no agent of this name for this client")
 }
 
 /// Error for a name that is no agent for this client: of a corp that it may use, why it is gone, else `unknown`.
@@ -273,7 +286,7 @@ pub(super) fn missing_agent(
         Some(_) => {
             let message = "the corp withdrew its authorisation of the suite (cancel_auth), so it cannot be called; an \
                            administrator of the corp must install the application again";
-            ProxyError::new(ErrorKind::UnknownAgent, message)
+            ErrorKind::UnknownAgent.error(message)
         }
         None => unknown(),
     }
@@ -283,30 +296,28 @@ pub(super) fn missing_agent(
 pub(super) fn no_agent_selected() -> ProxyError {
     let message = "choose an agent: by the path (/NAME/cgi-bin/…), by the header X-Wecom-Agent: NAME, \
                 or with the key of a client that has only one agent";
-    ProxyError::new(ErrorKind::NoAgent, message)
+    ErrorKind::NoAgent.error(message)
 }
 
 /// Error for a request without credentials.
 pub(super) fn unauthenticated() -> ProxyError {
     let message = "send your key as \"Authorization: Bearer KEY\", as \"X-Api-Key: KEY\", by HTTP Basic as the password, \
                 or call gettoken here and send the access_token that it returns";
-    ProxyError::new(ErrorKind::Unauthenticated, message)
+    ErrorKind::Unauthenticated.error(message)
 }
 
 pub(super) fn conflicting_clients() -> ProxyError {
-    ProxyError::new(ErrorKind::BadRequest, "credentials of two clients; send only one")
+    ErrorKind::BadRequest.error("credentials of two clients; send only one")
 }
 
 /// Error for a pass that would be forwarded to the upstream.
 pub(super) fn misplaced_pass(location: PassLocation) -> ProxyError {
     match location {
-        PassLocation::Path => ProxyError::new(
-            ErrorKind::BadRequest,
+        PassLocation::Path => ErrorKind::BadRequest.error(
             "the path contains a pass (an access_token from this proxy's gettoken), which must not go to WeCom; send it as \
              the parameter access_token",
         ),
-        PassLocation::Query => ProxyError::new(
-            ErrorKind::PassInvalid,
+        PassLocation::Query => ErrorKind::PassInvalid.error(
             "invalid access_token: another parameter contains a pass (an access_token from this proxy's gettoken), which \
              must not go to WeCom; send it as access_token",
         ),
@@ -316,15 +327,14 @@ pub(super) fn misplaced_pass(location: PassLocation) -> ProxyError {
 pub(super) fn invalid_pass(pass_error: PassError) -> ProxyError {
     match pass_error {
         PassError::Expired => {
-            ProxyError::new(ErrorKind::PassExpired, "access_token expired: call gettoken for a new one")
+            ErrorKind::PassExpired.error("access_token expired: call gettoken for a new one")
         }
         PassError::Unverified => {
             let message = "access_token no longer valid: the key or the secret that it was issued under has changed; \
                            call gettoken for a new one";
-            ProxyError::new(ErrorKind::PassExpired, message)
+            ErrorKind::PassExpired.error(message)
         }
-        PassError::Invalid => ProxyError::new(
-            ErrorKind::PassInvalid,
+        PassError::Invalid => ErrorKind::PassInvalid.error(
             "invalid access_token: not issued by this proxy for a present agent and client; call gettoken",
         ),
     }
@@ -342,10 +352,9 @@ fn presented_token(directory: &Directory, query: Option<&str>) -> Result<Present
             (Ok((agent, client)), PresentedToken::Pass { agent: other, client: other_client }) => {
                 let same_client = client.as_ref().map(Arc::as_ptr) == other_client.as_ref().map(Arc::as_ptr);
                 if !Arc::ptr_eq(&agent, other) || !same_client {
-                    return Err(ProxyError::new(
-                        ErrorKind::BadRequest,
-                        "the query contains two different passes; send one",
-                    ));
+                    return Err(
+                        ErrorKind::BadRequest.error("the query contains two different passes; send one")
+                    );
                 }
             }
             (Ok((agent, client)), _) => presented = PresentedToken::Pass { agent, client },

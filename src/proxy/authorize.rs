@@ -106,7 +106,7 @@ impl Proxy {
             }
             context.client = client;
         });
-        head_result.map_err(|message| ProxyError::new(ErrorKind::BadRequest, message))?;
+        head_result.map_err(|message| ErrorKind::BadRequest.error(message))?;
         // A wrong base URL is reported as such, not as a wrong key.
         request.target.check().map_err(target_error)?;
         key_result
@@ -124,7 +124,7 @@ impl Proxy {
             .is_ok_and(|named| named.eq_ignore_ascii_case(own) || is_local_authority(named, *local));
         match is_own {
             true => Ok(()),
-            false => Err(ProxyError::new(ErrorKind::BadRequest, OTHER_HOST_MESSAGE)),
+            false => Err(ErrorKind::BadRequest.error(OTHER_HOST_MESSAGE)),
         }
     }
 
@@ -168,10 +168,8 @@ pub(super) fn complete_authentication(
 
 fn target_error(error: TargetError) -> ProxyError {
     match error {
-        TargetError::Malformed(message) => ProxyError::new(ErrorKind::BadRequest, message),
-        TargetError::NoRoute => ProxyError::new(
-            ErrorKind::NoRoute,
-            "no route: the path must begin with /cgi-bin/ or /AGENT/cgi-bin/; check the base URL",
-        ),
+        TargetError::Malformed(message) => ErrorKind::BadRequest.error(message),
+        TargetError::NoRoute => ErrorKind::NoRoute
+            .error("no route: the path must begin with /cgi-bin/ or /AGENT/cgi-bin/; check the base URL"),
     }
 }

@@ -52,7 +52,7 @@ impl Proxy {
         context: &mut RequestContext,
     ) -> Result<Response, ProxyError> {
         check_head(request, false, |host, local| self.is_own_authority(host, local))
-            .map_err(|message| ProxyError::new(ErrorKind::BadRequest, message))?;
+            .map_err(|message| ErrorKind::BadRequest.error(message))?;
         if request.draining {
             return Err(ProxyError::shutting_down());
         }
@@ -65,8 +65,7 @@ impl Proxy {
             (None, _) => {
                 found?;
                 let message = "a receiver URL takes GET, which verifies it, and POST, which pushes a message";
-                Err(ProxyError::new(ErrorKind::BadRequest, message)
-                    .with_status(StatusCode::METHOD_NOT_ALLOWED))
+                Err(ErrorKind::BadRequest.error(message).with_status(StatusCode::METHOD_NOT_ALLOWED))
             }
             (Some("events"), &Method::GET) => self.stream_events(callbacks, found.ok(), request, context),
             (Some("authorized"), &Method::GET) => self.finish_install(request, name, context).await,
@@ -94,7 +93,7 @@ impl Proxy {
         context.client = authenticate_key(&directory, &request.headers, request.path_credential.as_ref())?;
         let Some(client) = &context.client else {
             let message = "reading events needs a client's key: \"Authorization: Bearer KEY\"";
-            return Err(ProxyError::new(ErrorKind::Unauthenticated, message));
+            return Err(ErrorKind::Unauthenticated.error(message));
         };
         request.authorized.set(true);
         charge_rate_limit(client.rate_limiter.as_ref(), context.started, "this client")?;
@@ -109,10 +108,9 @@ impl Proxy {
         let mut response = Response::events(events.map_err(|error| {
             match error {
                 SubscribeError::NotListed => unknown_callback(),
-                SubscribeError::TooManyReaders => {
-                    ProxyError::new(ErrorKind::Overloaded, "too many clients read events; retry later")
-                        .with_retry_after(READERS_RETRY_AFTER)
-                }
+                SubscribeError::TooManyReaders => ErrorKind::Overloaded
+                    .error("too many clients read events; retry later")
+                    .with_retry_after(READERS_RETRY_AFTER),
             }
         })?);
         response.headers.append(b"cache-control", b"no-store");
@@ -134,7 +132,7 @@ impl Proxy {
 }
 
 pub(super) fn unknown_callback() -> ProxyError {
-    ProxyError::new(ErrorKind::NoRoute, "no callback of this name; check the receiver URL")
+    ErrorKind::NoRoute.error("no callback of this name; check the receiver URL")
 }
 
 fn verify_url(endpoint: &Endpoint, request: &Request) -> Result<Response, ProxyError> {
@@ -205,12 +203,13 @@ fn body_error(endpoint: &Endpoint, error: RequestBodyError) -> ProxyError {
         RequestBodyError::TooLarge => refuse(endpoint, ReceiveResult::TooLarge),
         RequestBodyError::ReplayBudgetExceeded => {
             endpoint.refuse(ReceiveResult::NotDurable);
-            ProxyError::new(ErrorKind::Overloaded, "too many large callbacks at the same time; send it again")
+            ErrorKind::Overloaded
+                .error("too many large callbacks at the same time; send it again")
                 .with_retry_after(Duration::from_secs(1))
         }
         _ => {
             endpoint.refuse(ReceiveResult::Malformed);
-            ProxyError::new(ErrorKind::BadRequest, "request body incomplete, malformed or too slow")
+            ErrorKind::BadRequest.error("request body incomplete, malformed or too slow")
         }
     }
 }
@@ -219,16 +218,15 @@ fn body_error(endpoint: &Endpoint, error: RequestBodyError) -> ProxyError {
 fn refuse(endpoint: &Endpoint, reason: ReceiveResult) -> ProxyError {
     endpoint.refuse(reason);
     let error = match reason {
-        ReceiveResult::TooLarge => ProxyError::new(ErrorKind::BodyTooLarge, "callback larger than 1 MiB"),
+        ReceiveResult::TooLarge => ErrorKind::BodyTooLarge.error("callback larger than 1 MiB"),
         ReceiveResult::Malformed | ReceiveResult::Dtd => {
             let message = "callback malformed: XML without a document type, or JSON, with one encrypted message is needed";
-            ProxyError::new(ErrorKind::BadRequest, message)
+            ErrorKind::BadRequest.error(message)
         }
-        ReceiveResult::NotDurable => {
-            ProxyError::new(ErrorKind::Overloaded, "the callback could not be stored; send it again")
-                .with_retry_after(Duration::from_secs(1))
-        }
-        _ => ProxyError::new(ErrorKind::Forbidden, REFUSED_MESSAGE),
+        ReceiveResult::NotDurable => ErrorKind::Overloaded
+            .error("the callback could not be stored; send it again")
+            .with_retry_after(Duration::from_secs(1)),
+        _ => ErrorKind::Forbidden.error(REFUSED_MESSAGE),
     };
     error.with_log_message(format!("callback {} refused: {}", endpoint.name, reason.as_str()))
 }

@@ -51,6 +51,21 @@ impl ErrorKind {
         self.attributes().2
     }
 
+    /// An error of this kind.
+    pub(super) fn error(self, message: impl Into<String>) -> ProxyError {
+        ProxyError {
+            kind: self,
+            message: message.into(),
+            log_message: None,
+            wrong_key: false,
+            maybe_sent: false,
+            errcode: self.errcode(),
+            has_wecom_errcode: false,
+            status: None,
+            retry_after: None,
+        }
+    }
+
     /// Name, status and errcode.
     fn attributes(self) -> (&'static str, StatusCode, i64) {
         match self {
@@ -102,49 +117,31 @@ pub(super) struct ProxyError {
 }
 
 impl ProxyError {
-    /// An error with the errcode of its kind.
-    pub(super) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self {
-            kind,
-            message: message.into(),
-            log_message: None,
-            wrong_key: false,
-            maybe_sent: false,
-            errcode: kind.errcode(),
-            has_wecom_errcode: false,
-            status: None,
-            retry_after: None,
-        }
-    }
-
     /// Error for a request that arrives while the proxy shuts down or its connection closes. Nothing of it was sent.
     pub(super) fn shutting_down() -> Self {
-        Self::new(
-            ErrorKind::ShuttingDown,
-            "the proxy is shutting down or closing this connection; retry on a new connection",
-        )
+        ErrorKind::ShuttingDown
+            .error("the proxy is shutting down or closing this connection; retry on a new connection")
     }
 
     /// Error for a name or key that may be one of the state, which is not known.
     pub(super) fn state_unknown() -> Self {
         let message =
             "agents and clients are not all known yet, because the state cannot be read; retry later";
-        Self::new(ErrorKind::Overloaded, message).with_retry_after(Duration::from_secs(1))
+        ErrorKind::Overloaded.error(message).with_retry_after(Duration::from_secs(1))
     }
 
     /// Error for a body larger than `server.max_request_body`.
     pub(super) fn body_too_large(max_bytes: u64) -> Self {
-        Self::new(
-            ErrorKind::BodyTooLarge,
-            format!("request body larger than server.max_request_body ({max_bytes} bytes)"),
-        )
+        ErrorKind::BodyTooLarge
+            .error(format!("request body larger than server.max_request_body ({max_bytes} bytes)"))
     }
 
     /// Error for a body that cannot be buffered for a retry. Nothing of the request was sent.
     pub(super) fn replay_budget_exhausted() -> Self {
         let message =
             "no room to buffer a request body of this size now (replay.memory, replay.disk); retry later";
-        Self::new(ErrorKind::Overloaded, message)
+        ErrorKind::Overloaded
+            .error(message)
             .with_retry_after(Duration::from_secs(1))
             .with_log_message(format!("{message}; raise replay.disk if this recurs"))
     }
@@ -167,15 +164,15 @@ impl ProxyError {
             }
             UpstreamErrorKind::RequestBody(RequestBodyError::Stalled) => {
                 let message = "request body stalled longer than server.body_timeout";
-                return Self::new(ErrorKind::BadRequest, message);
+                return ErrorKind::BadRequest.error(message);
             }
             UpstreamErrorKind::RequestBody(RequestBodyError::Aborted) => {
-                return Self::new(ErrorKind::BadRequest, "request body incomplete or malformed");
+                return ErrorKind::BadRequest.error("request body incomplete or malformed");
             }
             UpstreamErrorKind::RequestBody(RequestBodyError::ChunkOverhead) => {
                 let message = "the chunk framing of the request body is larger than 64 KiB plus 16 times its data; send \
                                larger chunks, without extensions";
-                return Self::new(ErrorKind::BadRequest, message);
+                return ErrorKind::BadRequest.error(message);
             }
             _ => ErrorKind::UpstreamFailed,
         };
@@ -183,7 +180,7 @@ impl ProxyError {
             ErrorKind::UpstreamUnreachable => "WeCom unreachable",
             _ => "request to WeCom failed",
         };
-        Self::new(kind, format!("{summary}: {}", error.kind.public_message()))
+        kind.error(format!("{summary}: {}", error.kind.public_message()))
             .with_log_message(format!("{summary}: {}", error.kind))
     }
 

@@ -89,7 +89,7 @@ impl Proxy {
         if let (Some(header_client), Some(secret_client)) = (&context.client, &secret_client)
             && !Arc::ptr_eq(header_client, secret_client)
         {
-            return Err(ProxyError::new(ErrorKind::BadRequest, "keys of two clients; send only one"));
+            return Err(ErrorKind::BadRequest.error("keys of two clients; send only one"));
         }
         let agent = find_owner(&directory, kind, id);
         let is_authenticated = context.client.is_some() || directory.is_open();
@@ -206,7 +206,7 @@ fn reject_other_agent(
         return Ok(());
     }
     let message = "the body and the path or X-Wecom-Agent name two different agents; name one";
-    Err(ProxyError::new(ErrorKind::BadRequest, message))
+    Err(ErrorKind::BadRequest.error(message))
 }
 
 fn charge_client(client: Option<&Client>, context: &RequestContext) -> Result<(), ProxyError> {
@@ -216,7 +216,7 @@ fn charge_client(client: Option<&Client>, context: &RequestContext) -> Result<()
 
 /// WeCom's error in HTTP 200, so that the program's own handling works.
 pub(super) fn refused(errcode: i64, message: String) -> ProxyError {
-    ProxyError::new(ErrorKind::GettokenRefused, message).with_errcode(errcode)
+    ErrorKind::GettokenRefused.error(message).with_errcode(errcode)
 }
 
 pub(super) fn json_members(body: &[u8]) -> Map<String, Value> {

@@ -49,7 +49,7 @@ pub(super) fn respond(
     if let (Some(header_client), Some(secret_client)) = (&header_client, &secret_client)
         && !Arc::ptr_eq(header_client, secret_client)
     {
-        return Err(ProxyError::new(ErrorKind::BadRequest, "keys of two clients; send only one"));
+        return Err(ErrorKind::BadRequest.error("keys of two clients; send only one"));
     }
     let requested = authenticate::requested_agent(&request.target, &request.headers)?;
     let is_stand_in = corpsecret.expose().starts_with(STAND_IN_PREFIX);
@@ -126,7 +126,7 @@ fn reject_other_owner(
     if let (Some(header_client), Some(client)) = (header_client, client)
         && !Arc::ptr_eq(header_client, client)
     {
-        return Err(ProxyError::new(ErrorKind::BadRequest, "keys of two clients; send only one"));
+        return Err(ErrorKind::BadRequest.error("keys of two clients; send only one"));
     }
     let is_other = |name| !authenticate::may_stand_for(directory, name, corp);
     match requested.is_some_and(is_other) {
@@ -207,11 +207,11 @@ fn invalid_credential(directory: &Directory, corpid: &str, requested: Option<&st
 fn unknown_prefix() -> ProxyError {
     let message = "no agent of this name for this client: what stands before /cgi-bin/gettoken (or in X-Wecom-Agent) must be \
                    an agent's name; without it, corpid chooses the agent";
-    ProxyError::new(ErrorKind::UnknownAgent, message)
+    ErrorKind::UnknownAgent.error(message)
 }
 
 fn gettoken_error(errcode: i64, message: &str) -> ProxyError {
-    ProxyError::new(ErrorKind::GettokenRefused, message).with_errcode(errcode)
+    ErrorKind::GettokenRefused.error(message).with_errcode(errcode)
 }
 
 /// Response with WeCom's key order and no spaces, because legacy programs parse it by position.

@@ -230,11 +230,11 @@ fn replayed(record: RequestRecord, fingerprint: &str) -> Result<Box<ProbedRespon
     if record.fingerprint != fingerprint {
         let message =
             "this Idempotency-Key was used with another body or query; use a new key for a new request";
-        return Err(ProxyError::new(ErrorKind::IdempotencyMismatch, message));
+        return Err(ErrorKind::IdempotencyMismatch.error(message));
     }
     let Outcome::Done { status, errcode, has_date, header_bytes } = record.outcome else {
         let message = "this request was carried out, but its response was too large to be kept (256 KiB)";
-        return Err(ProxyError::new(ErrorKind::IdempotencyConflict, message));
+        return Err(ErrorKind::IdempotencyConflict.error(message));
     };
     let (headers, body) = record.response.split_at(header_bytes);
     let mut response = ProbedResponse::stored(status, headers, Bytes::copy_from_slice(body), errcode);
@@ -246,23 +246,24 @@ fn replayed(record: RequestRecord, fingerprint: &str) -> Result<Box<ProbedRespon
 fn no_state() -> ProxyError {
     let message = "Idempotency-Key needs the table [state] in the proxy's configuration, which has none; ask the operator \
                    for it, or send the request without this header";
-    ProxyError::new(ErrorKind::BadRequest, message)
+    ErrorKind::BadRequest.error(message)
 }
 
 fn state_unavailable(StateUnavailable(error): &StateUnavailable) -> ProxyError {
     let message = "Idempotency-Key cannot be kept now, so nothing was sent; retry later";
-    ProxyError::new(ErrorKind::Overloaded, message)
+    ErrorKind::Overloaded
+        .error(message)
         .with_retry_after(STATE_RETRY_AFTER)
         .with_log_message(format!("{message}: {error}"))
 }
 
 fn still_working() -> ProxyError {
     let message = "the first request with this Idempotency-Key is still at work; retry later";
-    ProxyError::new(ErrorKind::IdempotencyConflict, message)
+    ErrorKind::IdempotencyConflict.error(message)
 }
 
 fn in_doubt() -> ProxyError {
     let message = "this request was sent before and its outcome is not known: look whether WeCom carried it out; the header \
                    Idempotency-Key-Retry: send-again sends it once more";
-    ProxyError::new(ErrorKind::InDoubt, message)
+    ErrorKind::InDoubt.error(message)
 }

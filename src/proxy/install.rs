@@ -32,13 +32,13 @@ impl Proxy {
         let suite = agent.suite().ok_or_else(unknown_callback)?;
         suites.admit_redirect(request.peer).map_err(|wait| {
             let message = "too many installations from this address; try again later";
-            ProxyError::new(ErrorKind::RateLimited, message).with_retry_after(wait)
+            ErrorKind::RateLimited.error(message).with_retry_after(wait)
         })?;
         let query = request.target.query().unwrap_or_default();
         let forbidden = || {
             let message =
                 "state is not from an install link of this suite, or was used before; begin with a new link";
-            ProxyError::new(ErrorKind::Forbidden, message)
+            ErrorKind::Forbidden.error(message)
         };
         let (state, auth_code) = (param(query, "state"), param(query, "auth_code").map(Masked::new));
         let (state, auth_code) = state.zip(auth_code).ok_or_else(forbidden)?;
@@ -49,9 +49,7 @@ impl Proxy {
             Err(InstallStateError::Invalid) => return Err(forbidden()),
             Err(InstallStateError::State(error)) => {
                 let message = "the installation could not be recorded; try again with a new link";
-                return Err(
-                    ProxyError::new(ErrorKind::Overloaded, message).with_log_message(error.to_string())
-                );
+                return Err(ErrorKind::Overloaded.error(message).with_log_message(error.to_string()));
             }
         }
         context.agent = Some(agent.clone());

@@ -172,7 +172,7 @@ impl Proxy {
             return Err(ProxyError::shutting_down());
         }
         if !matches!(request.method, Method::GET | Method::HEAD) {
-            let error = ProxyError::new(ErrorKind::BadRequest, "use GET for a signature");
+            let error = ErrorKind::BadRequest.error("use GET for a signature");
             return Err(error.with_status(StatusCode::METHOD_NOT_ALLOWED));
         }
         let has_credential = context.client.is_some()
@@ -199,7 +199,7 @@ impl Proxy {
         self.settings.signature_limit.try_acquire(request.peer, context.started).map_err(|wait| {
             let seconds = ceil_seconds(wait).max(1);
             let message = format!("too many signatures for this address without a key; retry in {seconds} s");
-            ProxyError::new(ErrorKind::RateLimited, message).with_retry_after(wait)
+            ErrorKind::RateLimited.error(message).with_retry_after(wait)
         })
     }
 
@@ -285,7 +285,7 @@ fn ticket_of(body: &[u8]) -> Result<Masked, ProxyError> {
 }
 
 fn no_ticket(message: &str) -> ProxyError {
-    ProxyError::new(ErrorKind::TokenUnavailable, message)
+    ErrorKind::TokenUnavailable.error(message)
 }
 
 /// The error for a browser without a key. The log keeps WeCom's errmsg.

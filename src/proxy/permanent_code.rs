@@ -136,7 +136,7 @@ pub(super) fn authorize_error(error: AuthorizeError, suite: &Agent) -> ProxyErro
     match error {
         AuthorizeError::Fetch(failure) => token_unavailable(&failure, suite),
         AuthorizeError::Invalid(reason) => {
-            ProxyError::new(ErrorKind::UpstreamFailed, format!("request to WeCom failed: {reason}"))
+            ErrorKind::UpstreamFailed.error(format!("request to WeCom failed: {reason}"))
         }
         AuthorizeError::State(error) => could_not_keep(&error.to_string()),
     }
@@ -145,5 +145,5 @@ pub(super) fn authorize_error(error: AuthorizeError, suite: &Agent) -> ProxyErro
 fn could_not_keep(reason: &str) -> ProxyError {
     let message =
         "the permanent code could not be kept; call again with the same auth_code within 10 minutes";
-    ProxyError::new(ErrorKind::Overloaded, message).with_log_message(format!("{message}: {reason}"))
+    ErrorKind::Overloaded.error(message).with_log_message(format!("{message}: {reason}"))
 }

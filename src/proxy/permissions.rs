@@ -39,7 +39,7 @@ fn not_allowed(client: &Client) -> ProxyError {
     let key = format!("clients.{}.allow", client.config.name);
     let message =
         format!("path not allowed for this client: it is not in {key}, where the operator can add it");
-    ProxyError::new(ErrorKind::Forbidden, message)
+    ErrorKind::Forbidden.error(message)
 }
 
 /// Charges a request received at `now` to a rate limiter, or rejects it.
@@ -51,5 +51,5 @@ pub(super) fn charge_rate_limit(
 ) -> Result<(), ProxyError> {
     let Some(Err(wait)) = limiter.map(|limiter| limiter.try_acquire(now)) else { return Ok(()) };
     let message = format!("{subject} exceeds its rate limit; retry in {} s", ceil_seconds(wait).max(1));
-    Err(ProxyError::new(ErrorKind::RateLimited, message).with_retry_after(wait))
+    Err(ErrorKind::RateLimited.error(message).with_retry_after(wait))
 }

@@ -53,9 +53,9 @@ pub(super) fn authorization_key(headers: &Headers) -> Result<Option<PresentedKey
         let password = basic_password(rest.as_bytes());
         return password
             .map(|password| Some(PresentedKey::Decoded(password)))
-            .ok_or_else(|| ProxyError::new(ErrorKind::Unauthenticated, message));
+            .ok_or_else(|| ErrorKind::Unauthenticated.error(message));
     }
-    Err(ProxyError::new(ErrorKind::Unauthenticated, "unsupported Authorization scheme; use Bearer or Basic"))
+    Err(ErrorKind::Unauthenticated.error("unsupported Authorization scheme; use Bearer or Basic"))
 }
 
 pub(super) fn api_key(headers: &Headers) -> Result<Option<PresentedKey<'_>>, ProxyError> {
@@ -150,7 +150,7 @@ pub(super) fn single_value<'a>(
     let Some(value) = values.next() else { return Ok(None) };
     if values.next().is_some() {
         let message = format!("duplicate header {name}; send it once");
-        return Err(ProxyError::new(ErrorKind::BadRequest, message));
+        return Err(ErrorKind::BadRequest.error(message));
     }
     let printable =
         |so_far: bool, byte: &u8| so_far & (((*byte >= b' ') & (*byte <= b'~')) | (*byte == b'\t'));
@@ -158,7 +158,7 @@ pub(super) fn single_value<'a>(
         Ok(text) if value.iter().fold(true, printable) => Ok(Some(text)),
         _ => {
             let message = format!("the header {name} must contain only printable ASCII characters and tabs");
-            Err(ProxyError::new(ErrorKind::BadRequest, message))
+            Err(ErrorKind::BadRequest.error(message))
         }
     }
 }

@@ -109,5 +109,5 @@ fn quota_error(QuotaDenied { wait, is_held, quota }: &QuotaDenied) -> ProxyError
     let seconds = ceil_seconds(*wait).max(1);
     let reason = if *is_held { "WeCom blocks this call" } else { "WeCom's quota is nearly spent" };
     let message = format!("{reason} ({quota}); retry in {seconds} s, or make fewer calls");
-    ProxyError::new(ErrorKind::RateLimited, message).with_retry_after(*wait)
+    ErrorKind::RateLimited.error(message).with_retry_after(*wait)
 }

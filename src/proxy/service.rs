@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use super::{
     authenticate::{
-        conflicting_clients, invalid_pass, may_stand_for, misplaced_pass, reject_repeated_key,
-        requested_agent, unauthenticated, unknown_agent, verify_pass,
+        check_pass_agrees, invalid_pass, misplaced_pass, reject_repeated_key, requested_agent,
+        unauthenticated, unknown_agent, verify_pass,
     },
     capture::Capture,
     decision::{Decision, Exchange, TokenChoice, TokenParam, takes_access_token},
@@ -110,13 +110,13 @@ fn token_owner(
             provider.and_then(|name| directory.permitted_agent(name, client)).ok_or_else(|| {
                 let message = "this path wants the provider's token: call it in the provider's name, or let the operator name \
                                the provider in suites.NAME.provider and in the client's agents";
-                ProxyError::new(ErrorKind::UnknownAgent, message)
+                ErrorKind::UnknownAgent.error(message)
             })
         }
         _ => {
             let message =
                 "this path wants the token of a suite: name the suite in the path (/SUITE/cgi-bin/…)";
-            Err(ProxyError::new(ErrorKind::UnknownAgent, message))
+            Err(ErrorKind::UnknownAgent.error(message))
         }
     }
 }
@@ -131,7 +131,7 @@ pub(super) fn needs_corp(agent: &Agent) -> ProxyError {
         "this path is called in the name of a corp, and {kind} was named: name the corp by the path (/SUITE:CORPID/cgi-bin/…) \
          or by X-Wecom-Agent: SUITE:CORPID"
     );
-    ProxyError::new(ErrorKind::UnknownAgent, message)
+    ErrorKind::UnknownAgent.error(message)
 }
 
 /// The suite or provider that a call names by a pass, by the path, or by the header.
@@ -156,7 +156,7 @@ fn choose(
         (_, Some(agent)) if is_authenticated => Ok(Some(Chosen { agent, pass_client: None })),
         (Some(Err(PassConflict::Invalid(error))), _) => Err(invalid_pass(error)),
         (Some(Err(PassConflict::Two)), _) => {
-            Err(ProxyError::new(ErrorKind::BadRequest, "the query contains two different passes; send one"))
+            Err(ErrorKind::BadRequest.error("the query contains two different passes; send one"))
         }
         (None, Some(_)) => Err(unauthenticated()),
         (None, None) => Ok(None),
@@ -169,15 +169,7 @@ fn chosen_by_pass(
     requested: Option<&str>,
     (agent, client): VerifiedPass,
 ) -> Result<Chosen, ProxyError> {
-    if let (Some(key_client), Some(client)) = (key_client, &client)
-        && !Arc::ptr_eq(key_client, client)
-    {
-        return Err(conflicting_clients());
-    }
-    if requested.is_some_and(|requested| !may_stand_for(directory, requested, &agent)) {
-        let message = "the pass and the path or X-Wecom-Agent name two different agents; name one";
-        return Err(ProxyError::new(ErrorKind::BadRequest, message));
-    }
+    check_pass_agrees(directory, key_client, requested, &agent, client.as_ref())?;
     if key_client.is_some_and(|client| !client.may_use_agent(&agent)) {
         return Err(unknown_agent());
     }

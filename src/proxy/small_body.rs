@@ -51,11 +51,9 @@ pub(super) async fn read(body: RequestBody, max_bytes: usize) -> Result<SmallBod
         Ok(())
     };
     match timeout(READ_TIMEOUT, reading).await {
-        Err(_) => {
-            Err(ProxyError::new(ErrorKind::BadRequest, "request body stalled: a small one was expected"))
-        }
+        Err(_) => Err(ErrorKind::BadRequest.error("request body stalled: a small one was expected")),
         Ok(Err(BodySourceError::Aborted | BodySourceError::ChunkOverhead)) => {
-            Err(ProxyError::new(ErrorKind::BadRequest, "request body incomplete or malformed"))
+            Err(ErrorKind::BadRequest.error("request body incomplete or malformed"))
         }
         Ok(Ok(())) if received.len() <= max_bytes => Ok(SmallBody::Whole(wipe_on_drop(received))),
         Ok(Ok(())) => {

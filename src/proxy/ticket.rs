@@ -56,7 +56,7 @@ impl Proxy {
             TicketResult::Response(body) => Ok(ProbedResponse::local(body)),
             TicketResult::NoResponse => {
                 let message = "ticket fetch failed in a concurrent request; retry";
-                Err(ProxyError::new(ErrorKind::UpstreamFailed, message))
+                Err(ErrorKind::UpstreamFailed.error(message))
             }
             TicketResult::NoToken(failure) => Err(token_unavailable(&failure, agent)),
         }
@@ -125,5 +125,5 @@ fn fetch_outcome(result: &Result<Box<ProbedResponse>, ProxyError>) -> FetchOutco
 
 fn ticket_timeout(max_time: Duration) -> ProxyError {
     let message = format!("request to WeCom failed: no ticket within {:.1} s", max_time.as_secs_f64());
-    ProxyError::new(ErrorKind::UpstreamTimeout, message)
+    ErrorKind::UpstreamTimeout.error(message)
 }

@@ -28,7 +28,8 @@ pub(super) fn token_unavailable(failure: &FetchError, agent: &Agent) -> ProxyErr
         false => format!("; next attempt in {} s", ceil_seconds(next_attempt_in)),
     };
     let message = |reason: &dyn Display| format!("no token for this agent: {reason}{suffix}");
-    let error = ProxyError::new(ErrorKind::TokenUnavailable, message(&failure.public_message()))
+    let error = ErrorKind::TokenUnavailable
+        .error(message(&failure.public_message()))
         .with_log_message(message(failure));
     // A corp's callers learn what WeCom said of the suite's token.
     let cause = match failure {

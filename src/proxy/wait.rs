@@ -179,5 +179,5 @@ fn map_acquire_error(error: AcquireError) -> ProxyError {
 }
 
 fn overloaded(message: &'static str) -> ProxyError {
-    ProxyError::new(ErrorKind::Overloaded, message).with_retry_after(Duration::from_secs(1))
+    ErrorKind::Overloaded.error(message).with_retry_after(Duration::from_secs(1))
 }

@@ -25,7 +25,7 @@ pub(super) fn idempotency_key(headers: &Headers) -> Result<Cow<'_, str>, ProxyEr
         let message = format!(
             "Idempotency-Key must be one value of 1 to {MAX_KEY_BYTES} visible ASCII characters, bare or in double quotes"
         );
-        ProxyError::new(ErrorKind::BadRequest, message)
+        ErrorKind::BadRequest.error(message)
     })
 }
 
@@ -35,7 +35,7 @@ pub(super) fn allows_send_again(headers: &Headers) -> Result<bool, ProxyError> {
     for header in headers.iter().filter(|header| header.name.eq_ignore_ascii_case(RETRY_HEADER)) {
         if !header.value.eq_ignore_ascii_case(SEND_AGAIN) {
             let message = "Idempotency-Key-Retry has one value only: send-again";
-            return Err(ProxyError::new(ErrorKind::BadRequest, message));
+            return Err(ErrorKind::BadRequest.error(message));
         }
         is_allowed = true;
     }

@@ -33,7 +33,7 @@ impl<'a> BrowserRequest<'a> {
                 .and_then(WebOrigin::parse)
                 .map(Some)
                 .ok_or_else(origin_not_allowed),
-            _ => Err(ProxyError::new(ErrorKind::BadRequest, "duplicate Origin header")),
+            _ => Err(ErrorKind::BadRequest.error("duplicate Origin header")),
         }
     }
 
@@ -49,12 +49,12 @@ impl<'a> BrowserRequest<'a> {
         let origin = origin.ok_or_else(|| {
             let message =
                 "the URL's origin is not among the agent's jssdk_origins, for which no key is needed";
-            ProxyError::new(ErrorKind::Forbidden, message)
+            ErrorKind::Forbidden.error(message)
         })?;
         match self.origin()? {
             Some(asking) if asking != origin => {
                 let message = "the URL is of another origin than the page that asks for its signature";
-                Err(ProxyError::new(ErrorKind::Forbidden, message))
+                Err(ErrorKind::Forbidden.error(message))
             }
             _ => Ok(()),
         }
@@ -63,5 +63,5 @@ impl<'a> BrowserRequest<'a> {
 
 pub(super) fn origin_not_allowed() -> ProxyError {
     let message = "this origin is not among the agent's jssdk_origins, where the operator can add it";
-    ProxyError::new(ErrorKind::Forbidden, message)
+    ErrorKind::Forbidden.error(message)
 }

@@ -51,7 +51,7 @@ pub(super) fn page_url(query: &str) -> Result<Cow<'_, str>, ProxyError> {
 }
 
 fn bad_request(message: &str) -> ProxyError {
-    ProxyError::new(ErrorKind::BadRequest, message)
+    ErrorKind::BadRequest.error(message)
 }
 
 #[cfg(test)]
