@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use http::{Method, Request, Response, StatusCode, header};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{
     Admin,
@@ -11,9 +11,7 @@ use super::{
     response::{AdminBody, error_response, json_response, method_not_allowed},
 };
 use crate::{
-    callbacks::{
-        CallbackCounts, CallbackOverview, CallbackStatus, Callbacks, EventQueue, EventSummary, TargetStatus,
-    },
+    callbacks::{CallbackCounts, CallbackOverview, CallbackStatus, Callbacks, EventQueue, TargetStatus},
     state::WriteError,
     telemetry::metrics::TextEncoder,
 };
@@ -121,10 +119,7 @@ async fn list(callbacks: Option<&Arc<Callbacks>>) -> Response<AdminBody> {
         Some(callbacks) => callbacks.status().await,
     };
     match status {
-        Ok(CallbackOverview { delivers, callbacks }) => {
-            let callbacks: Vec<_> = callbacks.iter().map(callback_json).collect();
-            json_response(StatusCode::OK, &json!({ "delivers": delivers, "callbacks": callbacks }))
-        }
+        Ok(status) => json_response(StatusCode::OK, &json!(status)),
         Err(error) => error_response(StatusCode::SERVICE_UNAVAILABLE, &error.to_string()),
     }
 }
@@ -138,10 +133,7 @@ async fn events(callbacks: Option<&Arc<Callbacks>>, name: &str, query: Option<&s
         Err(message) => return error_response(StatusCode::BAD_REQUEST, &message),
     };
     match callbacks.events(name, queue, &after, limit).await {
-        Ok((events, next)) => {
-            let list: Vec<_> = events.iter().map(event_json).collect();
-            json_response(StatusCode::OK, &json!({ "events": list, "next": next }))
-        }
+        Ok((events, next)) => json_response(StatusCode::OK, &json!({ "events": events, "next": next })),
         Err(error) => error_response(StatusCode::SERVICE_UNAVAILABLE, &error.to_string()),
     }
 }
@@ -160,50 +152,6 @@ fn parse_query(query: Option<&str>) -> Result<(EventQueue, String, usize), Strin
         }
     }
     Ok((queue, after, limit))
-}
-
-/// Milliseconds since 1970 as seconds.
-fn seconds(millis: u64) -> f64 {
-    millis as f64 / 1000.0
-}
-
-fn callback_json(status: &CallbackStatus) -> Value {
-    let counts = |counts: &[(&str, u64)]| -> Value {
-        counts.iter().map(|(result, count)| ((*result).to_owned(), json!(count))).collect()
-    };
-    let target = |target: &TargetStatus| {
-        json!({
-            "name": target.name,
-            "pending": target.pending,
-            "dead": target.dead,
-            "oldest": target.oldest.map(seconds),
-            "last_success": target.last_success.map(seconds),
-            "last_error": target.last_error,
-            "last_error_at": target.last_error_at.map(seconds),
-            "delivered_last_minute": target.delivered_last_minute,
-            "attempts": counts(&target.attempts),
-        })
-    };
-    let targets: Vec<_> = status.targets.iter().map(target).collect();
-    json!({
-        "name": status.name,
-        "received": counts(&status.received),
-        "accepted_last_minute": status.accepted_last_minute,
-        "targets": targets,
-    })
-}
-
-fn event_json(event: &EventSummary) -> Value {
-    json!({
-        "id": event.id,
-        "target": event.target,
-        "event": event.event,
-        "received_at": seconds(event.received_at),
-        "deadline": seconds(event.deadline),
-        "next_attempt": seconds(event.due),
-        "attempts": event.attempts,
-        "last_error": event.last_error,
-    })
 }
 
 fn write_counters(counts: &[CallbackCounts], text: &mut TextEncoder) {

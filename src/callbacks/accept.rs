@@ -1,10 +1,6 @@
 //! Takes messages: stores each for its targets, and responds to WeCom.
 
-use std::{
-    net::IpAddr,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::{
@@ -17,13 +13,14 @@ use super::{
     attempt::attempt,
     delivery::{ATTEMPT_TIMEOUT, finish},
     handoff::NameClaim,
-    queue::{NewEvent, NewEventKind, PendingEvent, message_hash, new_id, pending_name, unix_millis},
+    queue::{NewEvent, NewEventKind, PendingEvent, message_hash, new_id, pending_name},
     stored_event::{EventHead, RawHead, StoredEvent},
     target::{Target, TargetSettings},
 };
 use crate::{
     config::{DeliveryMethod, TargetForm},
     state::Precondition,
+    time::clock,
     wecom::callback::message::Format,
 };
 
@@ -44,7 +41,7 @@ impl Callbacks {
         caller: Option<IpAddr>,
     ) -> Result<CallbackResponse, ReceiveResult> {
         let received = Instant::now();
-        let now = unix_millis(SystemTime::now());
+        let now = clock::unix_now_millis();
         let bytes = self.take_suite_message(endpoint, &message, received + DURABLE_TIMEOUT).await?;
         let (events, reply) = new_events(endpoint, &message, &bytes, now);
         let (targets, events): (Vec<_>, Vec<_>) = events.into_iter().unzip();
@@ -96,7 +93,7 @@ impl Callbacks {
         caller: Option<IpAddr>,
         deadline: Instant,
     ) -> Result<Option<u64>, ReceiveResult> {
-        let now = unix_millis(SystemTime::now());
+        let now = clock::unix_now_millis();
         let callers = &endpoint.received.callers;
         let note =
             caller.and_then(|caller| Some((caller, callers.note(&endpoint.name, caller, now)?))).unzip();

@@ -1,6 +1,6 @@
 //! One attempt to deliver a message: a POST in the form that the target wants, and what its response means.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bytes::Bytes;
 use hmac::{Hmac, KeyInit, Mac};
@@ -10,13 +10,13 @@ use sha2::Sha256;
 use tokio::time::Instant;
 
 use super::{
-    queue::unix_millis,
     stored_event::StoredEvent,
     target::{PushSettings, Target, TargetSettings},
 };
 use crate::{
     config::{DeliveryMethod, TargetForm},
     secret::{hex, random_u64},
+    time::clock,
     wecom::callback::{crypto::CallbackKeys, message::Format},
 };
 
@@ -97,7 +97,7 @@ fn build_request(
 
 /// `t=UNIX,v1=HEX(HMAC-SHA256(secret, "UNIX." + body))`
 fn sign(secret: &str, body: &[u8]) -> String {
-    sign_at(secret, body, unix_millis(SystemTime::now()) / 1000)
+    sign_at(secret, body, clock::unix_now())
 }
 
 fn sign_at(secret: &str, body: &[u8], now: u64) -> String {
@@ -126,7 +126,7 @@ fn encrypt_into(
     event: &StoredEvent,
 ) -> Result<Vec<u8>, AttemptError> {
     let encrypted = keys.encrypt(&event.message, receive_id).ok_or("the message cannot be encrypted")?;
-    let timestamp = (unix_millis(SystemTime::now()) / 1000).to_string();
+    let timestamp = (clock::unix_now()).to_string();
     let nonce = (random_u64() >> 24).to_string();
     let signature = keys.sign(&timestamp, &nonce, &encrypted);
     append_query(path, &format!("msg_signature={signature}&timestamp={timestamp}&nonce={nonce}"));

@@ -1,11 +1,7 @@
 //! Delivers the messages of one target, as fast as it accepts them; in one task for each target, so that none of them
 //! waits for another.
 
-use std::{
-    collections::VecDeque,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{mpsc, watch},
@@ -17,10 +13,10 @@ use super::{
     attempt::attempt,
     counters::DeliveryResult,
     handoff::{ClaimedEvent, NameClaim},
-    queue::{CallbackQueue, MAX_FETCHED, PendingEvent, unix_millis},
+    queue::{CallbackQueue, MAX_FETCHED, PendingEvent},
     target::{Target, TargetSettings},
 };
-use crate::{secret::random_fraction, state::WriteError};
+use crate::{secret::random_fraction, state::WriteError, time::clock};
 
 /// Messages that are sent to a target at the same time.
 const MAX_IN_FLIGHT: usize = 16;
@@ -188,7 +184,7 @@ impl TargetDelivery {
                 return tracing::warn!(callback, target, %error, "callback queue unreadable");
             }
         };
-        let unix_now = unix_millis(SystemTime::now());
+        let unix_now = clock::unix_now_millis();
         for pending in pending {
             if let Some(wait @ 1..) = pending.event.head.due.checked_sub(unix_now) {
                 self.scan_at = (now + Duration::from_millis(wait)).min(now + POLL_INTERVAL);
@@ -220,7 +216,7 @@ struct EndedAttempt {
 /// Makes one attempt.
 async fn deliver(target: &Target, settings: Arc<TargetSettings>, event: ClaimedEvent) -> EndedAttempt {
     let head = &event.pending.event.head;
-    let is_expired = unix_millis(SystemTime::now()) >= head.deadline;
+    let is_expired = clock::unix_now_millis() >= head.deadline;
     let result = match is_expired {
         false => attempt(target, &settings, &event.pending.event, ATTEMPT_TIMEOUT).await.map(drop),
         // It waited while no process delivered, or the target was down.
@@ -252,7 +248,7 @@ pub(super) async fn finish(
     result: Result<(), String>,
 ) -> Result<(), WriteError> {
     let (callback, name) = (&*target.callback, &*target.name);
-    let now = unix_millis(SystemTime::now());
+    let now = clock::unix_now_millis();
     let error = match result {
         Ok(()) => {
             target.counts.count(DeliveryResult::Delivered);
@@ -316,7 +312,7 @@ mod tests {
     async fn polls_of_idle_delivery(is_held: bool) -> u32 {
         let fixture = Fixture::new();
         fixture.target.replace_settings(Some(settings(false)));
-        fixture.insert(unix_millis(SystemTime::now()) + 3_600_000).await;
+        fixture.insert(clock::unix_now_millis() + 3_600_000).await;
         let (_lease, is_held) = watch::channel(is_held);
         let (_stop, stop_seen) = watch::channel(false);
         let mut delivery = TargetDelivery::new(fixture.queue.clone(), fixture.target.clone(), is_held)

@@ -1,17 +1,16 @@
 //! Which process delivers: with a shared state, or during a takeover, one at a time. The others accept messages and wait.
 
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{sync::Arc, time::Duration};
 
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, sleep_until, timeout, timeout_at},
 };
 
-use super::queue::unix_millis;
-use crate::state::{Collection, Precondition, State, Write, WriteError};
+use crate::{
+    state::{Collection, Precondition, State, Write, WriteError},
+    time::clock,
+};
 
 /// The record of the lease; its value is the owner's id.
 const NAME: &str = "delivery";
@@ -111,7 +110,7 @@ impl DeliveryLease {
             }
             Some(_) => return Ok(false),
         };
-        let expires_at = unix_millis(SystemTime::now()) / 1000 + TTL.as_secs();
+        let expires_at = clock::unix_now() + TTL.as_secs();
         let write = Write::put(Collection::CallbackLease, NAME, self.owner.as_bytes())
             .when(precondition)
             .expires_at(expires_at);

@@ -1,15 +1,20 @@
 //! What operators see and do: the state of each target, dead letters, redelivery. Shows no message.
 
-use std::time::SystemTime;
+use std::collections::BTreeMap;
 
-use super::{Callbacks, queue::unix_millis, status::TargetNotes, stored_event::EventHead, target::Target};
+use serde::Serialize;
+
+use super::{Callbacks, status::TargetNotes, stored_event::EventHead, target::Target};
 use crate::{
     state::{Collection, ReadError, WriteError},
     time::clock,
 };
 
+/// How often each result was counted.
+type ResultCounts = BTreeMap<&'static str, u64>;
+
 /// All callbacks.
-#[derive(Debug)]
+#[derive(Debug, Serialize)]
 pub struct CallbackOverview {
     /// Whether this process delivers; another one does otherwise.
     pub delivers: bool,
@@ -18,20 +23,20 @@ pub struct CallbackOverview {
 }
 
 /// A callback and its targets.
-#[derive(Debug)]
+#[derive(Debug, Serialize)]
 pub struct CallbackStatus {
     /// The callback's name.
     pub name: String,
     /// How often each result of a request was counted by this process.
-    pub received: Vec<(&'static str, u64)>,
+    pub received: ResultCounts,
     /// Messages that this process accepted in the last minute.
     pub accepted_last_minute: u64,
     /// Its targets, in the order of the file.
     pub targets: Vec<TargetStatus>,
 }
 
-/// A target. Times are in milliseconds since 1970.
-#[derive(Debug)]
+/// A target. Times are in seconds since 1970.
+#[derive(Debug, Serialize)]
 pub struct TargetStatus {
     /// The target's name.
     pub name: String,
@@ -40,17 +45,17 @@ pub struct TargetStatus {
     /// Dead letters.
     pub dead: u64,
     /// When the oldest of those that wait arrived.
-    pub oldest: Option<u64>,
+    pub oldest: Option<f64>,
     /// When it last accepted a message from any process, to a second.
-    pub last_success: Option<u64>,
+    pub last_success: Option<f64>,
     /// Why it last did not.
     pub last_error: Option<String>,
     /// When that was.
-    pub last_error_at: Option<u64>,
+    pub last_error_at: Option<f64>,
     /// What it accepted from this process in the last minute.
     pub delivered_last_minute: u64,
     /// How often each result of an attempt was counted by this process.
-    pub attempts: Vec<(&'static str, u64)>,
+    pub attempts: ResultCounts,
 }
 
 /// The counts of a callback and its targets.
@@ -59,9 +64,9 @@ pub struct CallbackCounts {
     /// The callback's name.
     pub name: String,
     /// Requests by result.
-    pub received: Vec<(&'static str, u64)>,
+    pub received: ResultCounts,
     /// Attempts by target and result.
-    pub attempts: Vec<(String, Vec<(&'static str, u64)>)>,
+    pub attempts: Vec<(String, ResultCounts)>,
 }
 
 /// The messages to list.
@@ -73,8 +78,8 @@ pub enum EventQueue {
     Dead,
 }
 
-/// A message for a target, without its content. Times are in milliseconds since 1970.
-#[derive(Debug)]
+/// A message for a target, without its content. Times are in seconds since 1970.
+#[derive(Debug, Serialize)]
 pub struct EventSummary {
     /// The message's id.
     pub id: String,
@@ -83,15 +88,20 @@ pub struct EventSummary {
     /// Event, InfoType or MsgType.
     pub event: String,
     /// When it arrived.
-    pub received_at: u64,
+    pub received_at: f64,
     /// When it is, or was, a dead letter.
-    pub deadline: u64,
-    /// When the next attempt is due.
-    pub due: u64,
+    pub deadline: f64,
+    /// When it is due.
+    pub next_attempt: f64,
     /// Attempts made.
     pub attempts: u32,
     /// Why the last one failed.
     pub last_error: Option<String>,
+}
+
+/// Milliseconds as seconds.
+fn seconds(millis: u64) -> f64 {
+    millis as f64 / 1000.0
 }
 
 impl Callbacks {
@@ -134,13 +144,13 @@ impl Callbacks {
         let (pending, oldest) = self.queue.summarize(Collection::CallbackPending, callback, name).await?;
         let (dead, _) = self.queue.summarize(Collection::CallbackDead, callback, name).await?;
         let (last_success, last_error) = target.status.lock().newest(notes, [callback, name]);
-        let (last_error, last_error_at) = last_error.map(|last| (last.error, last.at)).unzip();
+        let (last_error, last_error_at) = last_error.map(|last| (last.error, seconds(last.at))).unzip();
         Ok(TargetStatus {
             name: target.name.clone(),
             pending,
             dead,
-            oldest,
-            last_success,
+            oldest: oldest.map(seconds),
+            last_success: last_success.map(seconds),
             last_error,
             last_error_at,
             delivered_last_minute: target.delivered_lately.total(clock::unix_now()),
@@ -164,9 +174,9 @@ impl Callbacks {
             target: name.split('/').nth(1).unwrap_or_default().to_owned(),
             id: head.id,
             event: head.event,
-            received_at: head.received_at,
-            deadline: head.deadline,
-            due: head.due,
+            received_at: seconds(head.received_at),
+            deadline: seconds(head.deadline),
+            next_attempt: seconds(head.due),
             attempts: head.attempts,
             last_error: head.last_error,
         };
@@ -177,7 +187,7 @@ impl Callbacks {
     pub async fn redeliver(&self, callback: &str, id: &str) -> Result<Vec<String>, WriteError> {
         let mut redelivered = Vec::new();
         let Some(endpoint) = self.endpoint(callback) else { return Ok(redelivered) };
-        let now = unix_millis(SystemTime::now());
+        let now = clock::unix_now_millis();
         for target in &endpoint.targets {
             let settings = target.settings.load_full();
             let ordered = settings.and_then(|settings| settings.push.as_ref().map(|push| push.ordered));

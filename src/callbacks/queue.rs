@@ -8,7 +8,7 @@ use std::{
         Arc,
         atomic::{AtomicU32, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use sha2::{Digest, Sha256};
@@ -17,7 +17,6 @@ use super::stored_event::{EventHead, StoredEvent};
 use crate::{
     secret::{hex, random_u64},
     state::{Collection, PageLimit, Precondition, ReadError, Record, State, Write, WriteError},
-    time::clock,
 };
 
 /// How long a message is recognised when WeCom sends it again.
@@ -101,8 +100,7 @@ impl CallbackQueue {
             NewEventKind::Ordered => pending_write(callback, target, true, event),
             NewEventKind::Pull => {
                 let name = format!("{callback}/{target}/{}", event.head.id);
-                let mut write = Write::put(Collection::CallbackPull, name, *b"");
-                write.value = Some(event.encode());
+                let write = Write::put_secret(Collection::CallbackPull, name, event.encode());
                 write.expires_at(expiry(now, PULL_TTL))
             }
         }));
@@ -162,9 +160,9 @@ impl CallbackQueue {
         now: u64,
     ) -> Result<(), WriteError> {
         let name = format!("{callback}/{target}/{}", pending.event.head.id);
-        let mut dead = Write::put(Collection::CallbackDead, name, *b"").expires_at(expiry(now, DEAD_TTL));
-        dead.value = Some(pending.event.encode());
-        let writes = [pending.delete(), dead].into_iter().chain(note).collect();
+        let dead = Write::put_secret(Collection::CallbackDead, name, pending.event.encode());
+        let writes =
+            [pending.delete(), dead.expires_at(expiry(now, DEAD_TTL))].into_iter().chain(note).collect();
         done_unless_unavailable(self.state.write(writes).await)
     }
 
@@ -288,11 +286,6 @@ pub(super) fn message_hash(receive_id: &str, message: &[u8]) -> String {
     hex::encode(&hash.finalize())
 }
 
-/// Milliseconds since 1970.
-pub(super) fn unix_millis(time: SystemTime) -> u64 {
-    u64::try_from(clock::since_epoch(time).as_millis()).unwrap_or(u64::MAX)
-}
-
 /// What all records of a target begin with.
 pub(super) fn prefix(callback: &str, target: &str) -> String {
     format!("{callback}/{target}/")
@@ -311,8 +304,7 @@ pub(super) fn pending_name(callback: &str, target: &str, ordered: bool, event: &
 
 fn pending_write(callback: &str, target: &str, ordered: bool, event: &StoredEvent) -> Write {
     let (head, name) = (&event.head, pending_name(callback, target, ordered, event));
-    let mut write = Write::put(Collection::CallbackPending, name, *b"");
-    write.value = Some(event.encode());
+    let write = Write::put_secret(Collection::CallbackPending, name, event.encode());
     // Those of a target that was removed go in the end.
     write.expires_at(expiry(head.deadline, DEAD_TTL))
 }

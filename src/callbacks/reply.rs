@@ -1,16 +1,14 @@
 //! The response to WeCom: the fixed answer, or what a target replied, encrypted.
 
-use std::time::SystemTime;
-
 use bytes::Bytes;
 
 use super::{
     endpoint::{Endpoint, PushedMessage},
-    queue::unix_millis,
     target::TargetSettings,
 };
 use crate::{
     config::{DeliveryMethod, TargetForm},
+    time::clock,
     wecom::callback::message::{Envelope, Format},
 };
 
@@ -75,7 +73,7 @@ impl Endpoint {
 
     fn encrypt_reply(&self, format: Format, nonce: &str, receive_id: &str, reply: &[u8]) -> Option<Bytes> {
         let encrypted = self.keys.encrypt(reply, receive_id)?;
-        let timestamp = unix_millis(SystemTime::now()) / 1000;
+        let timestamp = clock::unix_now();
         let signature = self.keys.sign(&timestamp.to_string(), nonce, &encrypted);
         Some(Bytes::from(match format {
             Format::Json => serde_json::json!({

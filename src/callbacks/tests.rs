@@ -1,6 +1,6 @@
 //! The queue over a real state, at times that tests choose.
 
-use std::{path::Path, sync::Arc, time::SystemTime};
+use std::{path::Path, sync::Arc};
 
 use tempfile::TempDir;
 use tokio::{
@@ -11,7 +11,7 @@ use tokio::{
 use super::{
     delivery::finish,
     lease::DeliveryLease,
-    queue::{CallbackQueue, NewEvent, NewEventKind, PendingEvent, message_hash, new_id, unix_millis},
+    queue::{CallbackQueue, NewEvent, NewEventKind, PendingEvent, message_hash, new_id},
     stored_event::tests::event,
     target::{Target, TargetSettings, usable_keys},
 };
@@ -21,6 +21,7 @@ use crate::{
     },
     secret::Masked,
     state::{Collection, State, Write},
+    time::clock,
 };
 
 const AES_KEY: &str = "jWmYm7qr5nMoAUwZRjGtBxmz3KA1tkAj3ykkR6q2B2C";
@@ -86,7 +87,7 @@ impl Fixture {
 #[tokio::test]
 async fn repeated_message_is_not_inserted_again() {
     let fixture = Fixture::new();
-    let now = unix_millis(SystemTime::now());
+    let now = clock::unix_now_millis();
     for (hash, expected) in [("a", true), ("a", false), ("b", true)] {
         let stored =
             fixture.queue.insert("hr", hash, &[fixture.new_event(&new_id(now), now)], None, now).await;
@@ -98,7 +99,7 @@ async fn repeated_message_is_not_inserted_again() {
 #[tokio::test]
 async fn undeliverable_message_is_a_dead_letter_until_it_is_redelivered() {
     let (fixture, settings) = (Fixture::new(), settings(false));
-    let now = unix_millis(SystemTime::now());
+    let now = clock::unix_now_millis();
     // It arrived a day ago but a second.
     let id = fixture.insert(now - 86_399_000).await;
     let mut pending = fixture.pending().await.remove(0);
@@ -130,7 +131,7 @@ async fn undeliverable_message_is_a_dead_letter_until_it_is_redelivered() {
 #[tokio::test]
 async fn retries_wait_behind_what_is_due() {
     let (fixture, settings) = (Fixture::new(), settings(false));
-    let now = unix_millis(SystemTime::now());
+    let now = clock::unix_now_millis();
     let (first, second) = (fixture.insert(now - 20).await, fixture.insert(now - 10).await);
     let mut pending = fixture.pending().await.remove(0);
     assert_eq!(pending.event.head.id, first);
@@ -154,7 +155,7 @@ async fn retries_wait_behind_what_is_due() {
 #[tokio::test]
 async fn delivered_message_leaves_nothing() {
     let (fixture, settings) = (Fixture::new(), settings(false));
-    fixture.insert(unix_millis(SystemTime::now())).await;
+    fixture.insert(clock::unix_now_millis()).await;
     let mut pending = fixture.pending().await.remove(0);
     finish(&fixture.queue, &fixture.target, &settings, &mut pending, Ok(())).await.expect("stored");
     assert_eq!(fixture.summary(Collection::CallbackPending).await, (0, None));
@@ -163,7 +164,7 @@ async fn delivered_message_leaves_nothing() {
 
 #[tokio::test]
 async fn late_failure_does_not_revive_a_message() {
-    let now = unix_millis(SystemTime::now());
+    let now = clock::unix_now_millis();
     for (is_ordered, is_last) in [(false, false), (false, true), (true, false), (true, true)] {
         let (fixture, settings) = (Fixture::new(), settings(is_ordered));
         fixture.insert(now).await;
@@ -184,7 +185,7 @@ async fn late_failure_does_not_revive_a_message() {
 #[tokio::test]
 async fn late_failure_does_not_replace_another_attempt() {
     let (fixture, settings) = (Fixture::new(), settings(false));
-    fixture.insert(unix_millis(SystemTime::now())).await;
+    fixture.insert(clock::unix_now_millis()).await;
     let read = async || fixture.pending().await;
     let (mut late, mut other) = (read().await.remove(0), read().await.remove(0));
     for (pending, error) in [(&mut other, "other"), (&mut late, "late")] {
@@ -246,7 +247,7 @@ async fn lease_is_held_by_one_process_and_handed_over() {
 async fn lease_of_a_killed_process_is_taken_over() {
     let dir = tempfile::tempdir().expect("a directory");
     let state = open_state(dir.path());
-    let expires_at = unix_millis(SystemTime::now()) / 1000 + 2;
+    let expires_at = clock::unix_now() + 2;
     let killed = Write::put(Collection::CallbackLease, "delivery", *b"killed").expires_at(expires_at);
     state.write(vec![killed]).await.expect("stored");
     Candidate::start(state, "other").wait_held().await;
@@ -280,7 +281,7 @@ async fn lease_is_not_held_longer_while_the_state_hangs() {
 #[tokio::test]
 async fn list_of_large_messages_goes_on_over_pages() {
     let fixture = Fixture::new();
-    let now = unix_millis(SystemTime::now());
+    let now = clock::unix_now_millis();
     for number in 0..40 {
         let mut new = fixture.new_event(&new_id(now), now);
         new.event.message = vec![b'x'; 300 * 1024].into();

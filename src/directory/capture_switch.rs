@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use crate::time::clock;
+use crate::time::clock::unix_now_millis;
 
 /// A switch that turns itself off. While it is off, a check costs one load.
 #[derive(Debug, Default)]
@@ -31,23 +31,19 @@ impl CaptureSwitch {
 
     /// Turns it on for this long; zero turns it off.
     pub fn enable_for(&self, duration: Duration) {
-        let until = if duration.is_zero() { 0 } else { now_ms() + duration.as_millis() as u64 };
+        let until = if duration.is_zero() { 0 } else { unix_now_millis() + duration.as_millis() as u64 };
         self.until_ms.store(until, Ordering::Relaxed);
     }
 
     #[cold]
     fn check_expiry(&self, until: u64) -> bool {
-        if now_ms() < until {
+        if unix_now_millis() < until {
             return true;
         }
         // Fails if it was enabled again meanwhile.
         let _ = self.until_ms.compare_exchange(until, 0, Ordering::Relaxed, Ordering::Relaxed);
         false
     }
-}
-
-fn now_ms() -> u64 {
-    clock::since_epoch(SystemTime::now()).as_millis() as u64
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU8, Ordering::Relaxed},
     },
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use foldhash::fast::RandomState;
@@ -30,7 +30,7 @@ use self::{rules::Rules, tracker::Tracker, worker::WorkerBuffer};
 use crate::{
     config::{QuotaLimit, QuotaMode, QuotaScope, QuotasConfig},
     store::Store,
-    time::{clock::since_epoch, log_throttle::LogThrottle},
+    time::{clock::unix_now_millis, log_throttle::LogThrottle},
     wecom::quotas::MESSAGE_SEND,
 };
 
@@ -187,12 +187,12 @@ impl Quotas {
             return Vec::new();
         }
         self.merge_pending();
-        self.tracker.lock().report(MIN_REPORTED_RATIO, MAX_REPORTED, now_ms())
+        self.tracker.lock().report(MIN_REPORTED_RATIO, MAX_REPORTED, unix_now_millis())
     }
 
     /// Merges the calls of all workers.
     fn merge_pending(&self) {
-        let (workers, now) = (self.workers.lock().clone(), now_ms());
+        let (workers, now) = (self.workers.lock().clone(), unix_now_millis());
         for worker in workers {
             let mut tracker = self.tracker.lock();
             worker.merge(|call, count| tracker.count(call, count, now));
@@ -203,7 +203,7 @@ impl Quotas {
     /// changed since the last time.
     fn merge(&self) -> Vec<u32> {
         self.merge_pending();
-        let (mut tracker, now) = (self.tracker.lock(), now_ms());
+        let (mut tracker, now) = (self.tracker.lock(), unix_now_millis());
         let changed = tracker.take_changed();
         let warnings = tracker.take_warnings(&changed, now);
         drop(tracker);
@@ -250,11 +250,6 @@ fn warn(usage: &QuotaUsage) {
 
 fn limits_members(config: &QuotasConfig) -> bool {
     config.limits.iter().any(|row| row.per == QuotaScope::Member && row.path.as_str() != MESSAGE_SEND)
-}
-
-/// Milliseconds since 1970.
-fn now_ms() -> u64 {
-    since_epoch(SystemTime::now()).as_millis() as u64
 }
 
 #[cfg(test)]

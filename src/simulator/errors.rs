@@ -1,16 +1,15 @@
 //! Errcodes with WeCom's error texts.
 
 use std::net::IpAddr;
-use std::time::{SystemTime, UNIX_EPOCH};
 
+use super::callbacks::unix_now;
 use super::random;
 use super::response::ErrcodeJson;
 
 /// The error response for an errcode. As at WeCom, errmsg contains a hint that differs per response and the peer's
 /// address.
 pub(super) fn error_json(errcode: i64, peer: IpAddr) -> ErrcodeJson {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let hint = format!("{now}{:014}", random::number() % 100_000_000_000_000);
+    let hint = format!("{}{:014}", unix_now(), random::number() % 100_000_000_000_000);
     let more = format!("https://open.work.weixin.qq.com/devtool/query?e={errcode}");
     let text = errmsg(errcode);
     ErrcodeJson::new(errcode, format!("{text}, hint: [{hint}], from ip: {peer}, more info at {more}"))

@@ -2,12 +2,12 @@
 
 use std::collections::VecDeque;
 use std::ops::RangeInclusive;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use hyper::StatusCode;
 use hyper::header::{ACCEPT_RANGES, CONTENT_DISPOSITION, CONTENT_RANGE, CONTENT_TYPE, RANGE};
 
+use super::callbacks::unix_now;
 use super::multipart::{self, UploadedFile};
 use super::random;
 use super::response::{ErrcodeJson, SimulatedResponse};
@@ -55,9 +55,12 @@ pub(super) fn upload(state: &mut State, request: &ApiRequest<'_>) -> HandlerResu
         _ => return Err(40004),
     };
     let file = uploaded_file(request, max_bytes)?;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let media_id = state.media.insert(file);
-    ErrcodeJson::ok().with("type", kind).with("media_id", media_id).with("created_at", now.to_string()).into()
+    ErrcodeJson::ok()
+        .with("type", kind)
+        .with("media_id", media_id)
+        .with("created_at", unix_now().to_string())
+        .into()
 }
 
 /// `media/uploadimg`: the image is not stored.

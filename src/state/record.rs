@@ -4,8 +4,10 @@ use std::{fmt, path::PathBuf};
 
 use zeroize::Zeroizing;
 
-use super::Collection;
-use crate::{display_text, format_text, store::StoreError, text, text::Text};
+use super::{Collection, record_aad};
+use crate::{
+    display_text, format_text, secret::seal::Sealer, store::StoreError, text, text::Text, time::clock,
+};
 
 /// One version of a record.
 #[derive(Clone, PartialEq, Eq)]
@@ -27,6 +29,41 @@ impl fmt::Debug for Record {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = if self.value.is_some() { "" } else { " deleted" };
         write!(f, "Record({}:{} version {}{kind})", self.collection.name(), self.name, self.version)
+    }
+}
+
+/// A record whose value is still sealed.
+pub(super) struct SealedRecord {
+    pub(super) collection: Collection,
+    pub(super) name: String,
+    pub(super) version: u64,
+    pub(super) value: Option<Vec<u8>>,
+    pub(super) expires_at: Option<u64>,
+}
+
+impl SealedRecord {
+    /// `collection:name`
+    pub(super) fn place(&self) -> String {
+        record_aad(self.collection.name(), &self.name)
+    }
+
+    /// Whether the value is sealed under a configured key.
+    pub(super) fn has_key(&self, sealer: &Sealer) -> bool {
+        self.value.as_ref().is_none_or(|sealed| sealer.has_key_of(sealed))
+    }
+
+    /// Decrypts the value. One that has expired, but has not been deleted yet, counts as deleted.
+    pub(super) fn open(self, sealer: &Sealer) -> Result<Record, ReadError> {
+        let is_expired = self.expires_at.is_some_and(|end| end <= clock::unix_now());
+        let sealed = self.value.as_ref().filter(|_| !is_expired);
+        let opened = sealed.map(|sealed| {
+            let place = self.place();
+            sealer.open(&place, sealed).ok_or(ReadError::Unreadable(place))
+        });
+        let value = opened.transpose()?;
+        let expires_at = self.expires_at.filter(|_| value.is_some());
+        let Self { collection, name, version, .. } = self;
+        Ok(Record { collection, name, version, value, expires_at })
     }
 }
 
@@ -75,8 +112,12 @@ pub struct Write {
 impl Write {
     /// Creates or replaces a record.
     pub fn put(collection: Collection, name: impl Into<String>, value: impl Into<Vec<u8>>) -> Self {
-        let value = Some(Zeroizing::new(value.into()));
-        Self { collection, name: name.into(), value, precondition: Precondition::None, expires_at: None }
+        Self::put_secret(collection, name, Zeroizing::new(value.into()))
+    }
+
+    /// The same with a value that is not copied.
+    pub fn put_secret(collection: Collection, name: impl Into<String>, value: Zeroizing<Vec<u8>>) -> Self {
+        Self { value: Some(value), ..Self::delete(collection, name) }
     }
 
     /// Deletes a record, if there is one.

@@ -10,7 +10,7 @@ use tokio::{
 use super::{
     ChangeListener, Collection, DELETION_TTL_SECONDS, OpenError, PageLimit, Precondition, ReadError, Record,
     RecordPage, RecordSummary, SEALING_DOMAIN, WriteError,
-    record::skip_unreadable,
+    record::{SealedRecord, skip_unreadable},
     record_aad,
     worker::{Committed, RecordChanges, SharedHealth, StateBackend, StateWorker, Worker, WriteJob},
 };
@@ -156,21 +156,13 @@ impl SharedRecords {
         self.store.prepare_ca(redis)
     }
 
-    /// Decrypts a row; `None` for a collection that only another version of the program knows. A record that has
-    /// expired counts as deleted.
+    /// Decrypts a row; `None` for a collection that only another version of the program knows.
     fn open_row(&self, row: StateRow) -> Option<Result<Record, ReadError>> {
         let (collection, name) = row.field.split_once(':')?;
         let (collection, name) = (Collection::by_name(collection)?, name.to_owned());
-        let is_expired = row.expires_at.is_some_and(|end| end <= clock::unix_now());
-        let value = match row.sealed.is_empty() || is_expired {
-            true => None,
-            false => match self.sealer.open(&row.field, &row.sealed) {
-                Some(value) => Some(value),
-                None => return Some(Err(ReadError::Unreadable(row.field))),
-            },
-        };
-        let expires_at = row.expires_at.filter(|_| value.is_some());
-        Some(Ok(Record { collection, name, version: row.version, value, expires_at }))
+        let StateRow { version, expires_at, .. } = row;
+        let value = Some(row.sealed).filter(|sealed| !sealed.is_empty());
+        Some(SealedRecord { collection, name, version, value, expires_at }.open(&self.sealer))
     }
 
     fn reason(&self) -> String {

@@ -13,11 +13,11 @@ use std::{path::PathBuf, sync::Arc};
 use parking_lot::Mutex;
 use rusqlite::Connection;
 
-use self::{rows::SealedRecord, writer::SqliteWriter};
+use self::writer::SqliteWriter;
 use super::{
     ChangeListener, Collection, OpenError, PageLimit, ReadError, Record, RecordPage, RecordSummary,
     SEALING_DOMAIN, StateDelivery,
-    record::skip_unreadable,
+    record::{SealedRecord, skip_unreadable},
     worker::{SharedHealth, StateWorker, Worker},
 };
 use crate::{
@@ -151,8 +151,8 @@ fn open_readable(
 ) -> rusqlite::Result<RecordPage> {
     let (mut page, mut bytes) = (RecordPage::default(), 0_usize);
     scan(&mut |sealed| {
-        bytes += sealed.sealed_bytes();
-        let name = sealed.name().to_owned();
+        bytes += sealed.value.as_ref().map_or(0, Vec::len);
+        let name = sealed.name.clone();
         page.records.extend(skip_unreadable(sealed.open(sealer)));
         let goes_on = page.records.len() < limit.records && bytes < limit.bytes;
         page.after = Some(name).filter(|_| !goes_on);

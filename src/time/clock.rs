@@ -43,6 +43,11 @@ pub fn unix_now() -> u64 {
     unix_seconds(SystemTime::now())
 }
 
+/// Milliseconds since the Unix epoch, read from the system clock.
+pub fn unix_now_millis() -> u64 {
+    u64::try_from(since_epoch(SystemTime::now()).as_millis()).unwrap_or(u64::MAX)
+}
+
 /// Seconds since the Unix epoch.
 pub fn unix_seconds(time: SystemTime) -> u64 {
     since_epoch(time).as_secs()

@@ -50,10 +50,7 @@ impl Admin {
             let mut entry = current.entry;
             let before = entry.keys.clone();
             let created = change_list(&mut entry, change)?;
-            let put = Write {
-                value: Some(entry.to_bytes()),
-                ..Write::put(EntryKind::Client.collection(), name, Vec::new())
-            };
+            let put = Write::put_secret(EntryKind::Client.collection(), name, entry.to_bytes());
             let mut writes = claim_writes(state, name, &before, &entry.keys).await?;
             writes.push(put.when(Precondition::Version(current.version)));
             match state.write(writes).await {

@@ -115,7 +115,7 @@ impl Admin {
         }
         let precondition =
             current.as_ref().map_or(Precondition::Absent, |current| Precondition::Version(current.version));
-        let put = Write { value: Some(next.to_bytes()), ..Write::put(kind.collection(), name, Vec::new()) };
+        let put = Write::put_secret(kind.collection(), name, next.to_bytes());
         let keys_before = current.as_ref().map_or(&[][..], |current| &current.entry.keys);
         let mut writes = claim_writes(state, name, keys_before, &next.keys).await?;
         writes.push(put.when(precondition));

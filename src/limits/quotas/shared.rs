@@ -2,8 +2,11 @@
 
 use std::{mem, time::Duration};
 
-use super::{Quotas, now_ms};
-use crate::store::{QuotaCount, Store};
+use super::Quotas;
+use crate::{
+    store::{QuotaCount, Store},
+    time::clock::unix_now_millis,
+};
 
 /// Usage below this share of a limit is not exchanged, which spares the store most counters.
 const MIN_SHARED_PERCENT: u64 = 1;
@@ -26,7 +29,7 @@ impl Quotas {
         for unreported in unreported.chunks(MAX_COUNTS_PER_CALL) {
             let counts: Vec<_> = unreported.iter().map(|unreported| &unreported.count).collect();
             let totals = store.count_quotas(&counts).await.ok();
-            let (mut tracker, now) = (self.tracker.lock(), now_ms());
+            let (mut tracker, now) = (self.tracker.lock(), unix_now_millis());
             for (nth, Unreported { slot, counter, per, count }) in unreported.iter().enumerate() {
                 let found = tracker.counter(*slot).filter(|found| found.name() == *counter);
                 let windows = found.into_iter().flat_map(|found| &mut found.windows);

@@ -59,7 +59,7 @@ async fn full_buffer_is_merged_before_its_time() {
     for nth in 0..100_000 {
         worker.count(&call(&format!("agent-{nth}"), "ww1", USER_GET));
     }
-    while quotas.tracker.lock().report(0.5, 1, now_ms()).is_empty() {
+    while quotas.tracker.lock().report(0.5, 1, unix_now_millis()).is_empty() {
         tokio::task::yield_now().await;
     }
     assert!(started.elapsed() < MERGE_INTERVAL, "{:?}", started.elapsed());
@@ -72,7 +72,7 @@ fn credentials_have_names_of_their_own_among_replicas() {
     let quotas = quotas(QuotaMode::Observe, &[(send, QuotaScope::Credential, 20)]);
     let mut tracker = quotas.tracker.lock();
     for credential in [1, 0xfedc_ba98_7654_3210] {
-        tracker.count(&Call { agent: None, path: send, credential: Some(credential) }, 1, now_ms());
+        tracker.count(&Call { agent: None, path: send, credential: Some(credential) }, 1, unix_now_millis());
     }
     let slots = tracker.take_changed();
     let names: Vec<_> = slots.iter().filter_map(|slot| Some(tracker.counter(*slot)?.name())).collect();
@@ -150,7 +150,7 @@ fn fullest_member_of_an_application_is_reported_and_warned_of() {
     let mut warned = Vec::new();
     for minute in 0..125 {
         // Another member each time: one warning an hour for the application, however many members are written to.
-        let (members, now) = ([format!("member-{minute}")], now_ms() + minute * 60_000);
+        let (members, now) = ([format!("member-{minute}")], unix_now_millis() + minute * 60_000);
         for _ in 0..8 {
             let members = members::distinct(&quotas.member_hasher, &call("hr", "ww1", SEND), &[&*members[0]]);
             tracker.count_members(&call("hr", "ww1", SEND), &members, now);
@@ -198,13 +198,13 @@ fn members_of_one_message_are_bounded_before_the_lock() {
 fn blocked_messages_are_held_until_midnight_in_beijing() {
     let quotas = quotas(QuotaMode::Shape, &[]);
     let worker = WorkerQuotas::new(&quotas);
-    let first = quotas.tracker.lock().hold(&call("hr", "ww1", SEND), now_ms());
+    let first = quotas.tracker.lock().hold(&call("hr", "ww1", SEND), unix_now_millis());
     assert!(first.is_some_and(|held| held.held_for.is_some()), "the operator is told");
-    assert!(quotas.tracker.lock().hold(&call("hr", "ww1", SEND), now_ms()).is_none(), "once");
+    assert!(quotas.tracker.lock().hold(&call("hr", "ww1", SEND), unix_now_millis()).is_none(), "once");
     let denied = worker.try_take(&call("hr", "ww1", SEND), &["li"]).expect_err("held");
     assert!(denied.is_held && denied.quota == "agent unknown/day /cgi-bin/message/send", "{denied:?}");
-    let midnight = (now_ms() / 1000 + 8 * 3600).next_multiple_of(86_400) - 8 * 3600;
-    let until = now_ms() / 1000 + denied.wait.as_secs();
+    let midnight = (unix_now_millis() / 1000 + 8 * 3600).next_multiple_of(86_400) - 8 * 3600;
+    let until = unix_now_millis() / 1000 + denied.wait.as_secs();
     assert!(until.abs_diff(midnight) <= 2, "{until} {midnight}");
     worker.try_take(&call("ops", "ww1", SEND), &["li"]).expect("another application");
     let report = quotas.report();

@@ -10,8 +10,8 @@ use std::{
 use foldhash::fast::RandomState;
 use parking_lot::Mutex;
 
-use super::{Call, MembersBeyond, QuotaDenied, Quotas, members, now_ms};
-use crate::config::QuotaMode;
+use super::{Call, MembersBeyond, QuotaDenied, Quotas, members};
+use crate::{config::QuotaMode, time::clock::unix_now_millis};
 
 /// From this many calls of one worker on, they are merged at once.
 const MERGED_AT_ONCE: usize = 16_384;
@@ -121,18 +121,20 @@ impl WorkerQuotas {
 
     /// Counts a call that is made now, in the mode `shape`: whatever is left.
     pub fn count_at_once(&self, call: &Call<'_>) {
-        self.quotas.with_tracker(|tracker| tracker.count(call, 1, now_ms()));
+        self.quotas.with_tracker(|tracker| tracker.count(call, 1, unix_now_millis()));
     }
 
     /// Counts a call, and the members that its message goes to, unless it would spend a quota.
     pub fn try_take(&self, call: &Call<'_>, members: &[&str]) -> Result<(), QuotaDenied> {
         let members = members::distinct(&self.quotas.member_hasher, call, members);
-        self.quotas.with_tracker(|tracker| tracker.try_take(call, &members, now_ms()))
+        self.quotas.with_tracker(|tracker| tracker.try_take(call, &members, unix_now_millis()))
     }
 
     /// WeCom has refused the call with errcode 45009.
     pub fn hold(&self, call: &Call<'_>) {
-        let Some(held) = self.quotas.with_tracker(|tracker| tracker.hold(call, now_ms())) else { return };
+        let Some(held) = self.quotas.with_tracker(|tracker| tracker.hold(call, unix_now_millis())) else {
+            return;
+        };
         tracing::warn!(
             agent = held.agent,
             quota = held.quota,
@@ -155,7 +157,8 @@ impl WorkerQuotas {
     /// many.
     pub fn count_members<'a>(&self, call: &Call<'_>, members: &[&'a str]) -> Option<MembersBeyond<'a>> {
         let members = members::distinct(&self.quotas.member_hasher, call, members);
-        let beyond = self.quotas.with_tracker(|tracker| tracker.count_members(call, &members, now_ms()))?;
+        let beyond =
+            self.quotas.with_tracker(|tracker| tracker.count_members(call, &members, unix_now_millis()))?;
         if let Some(suppressed) = self.quotas.member_warnings.allow() {
             let agent = call.agent.map_or("", |(name, _)| name);
             tracing::warn!(

@@ -5,7 +5,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use parking_lot::Mutex;
@@ -15,7 +15,7 @@ use super::record::{Outcome, RequestRecord};
 use crate::{
     secret::random_u64,
     state::{Collection, Precondition, ReadError, State, Write, WriteError},
-    time::clock::{since_epoch, unix_now},
+    time::clock::{unix_now, unix_now_millis},
 };
 
 /// How long a record is kept, in seconds.
@@ -86,7 +86,7 @@ pub(super) async fn claim(
 }
 
 fn working(name: &str, fingerprint: &str, owner: u64, precondition: Precondition) -> Write {
-    let alive_until = now_ms() + CLAIM_TTL.as_millis() as u64;
+    let alive_until = unix_now_millis() + CLAIM_TTL.as_millis() as u64;
     put(name, &RequestRecord::new(fingerprint, Outcome::Working { owner, alive_until }), precondition)
 }
 
@@ -135,7 +135,7 @@ impl IdempotencyClaim {
                     }
                     match record.outcome {
                         Outcome::Done { .. } | Outcome::TooLarge => return Ok(Found::Record(record)),
-                        Outcome::Working { alive_until, .. } if now_ms() < alive_until => {
+                        Outcome::Working { alive_until, .. } if unix_now_millis() < alive_until => {
                             if started.elapsed() >= max_wait {
                                 return Ok(Found::StillWorking);
                             }
@@ -287,11 +287,6 @@ impl Drop for IdempotencyClaim {
             runtime.spawn(async move { dropped.end().await });
         }
     }
-}
-
-/// Milliseconds since 1970.
-fn now_ms() -> u64 {
-    since_epoch(SystemTime::now()).as_millis() as u64
 }
 
 #[cfg(test)]

@@ -3,68 +3,22 @@
 use rusqlite::{Connection, OptionalExtension, Row, Statement, params};
 
 use super::super::{
-    Collection, DELETION_TTL_SECONDS, Precondition, ReadError, Record, RecordSummary, Write, record_aad,
+    Collection, DELETION_TTL_SECONDS, Precondition, RecordSummary, Write, record::SealedRecord, record_aad,
 };
 use crate::{secret::seal::Sealer, time::clock};
 
 /// Expired rows that one transaction deletes at most, so that writes do not wait for long.
 const MAX_EXPIRED_ROWS: usize = 500;
 
-/// A record whose value is still sealed.
-pub(super) struct SealedRecord {
-    collection: Collection,
-    name: String,
-    version: u64,
-    value: Option<Vec<u8>>,
-    expires_at: Option<u64>,
-}
+/// The columns that [`read_record`] reads.
+const COLUMNS: &str = "collection, name, version, value, expires_at";
 
-impl SealedRecord {
-    /// The columns that [`SealedRecord::read`] reads.
-    const COLUMNS: &str = "collection, name, version, value, expires_at";
-
-    /// `None` for a collection that only another version of the program knows.
-    fn read(row: &Row<'_>) -> rusqlite::Result<Option<Self>> {
-        let collection = row.get_ref(0)?.as_str()?;
-        let Some(collection) = Collection::by_name(collection) else { return Ok(None) };
-        let (name, version, value, expires_at) = (row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?);
-        Ok(Some(Self { collection, name, version, value, expires_at }))
-    }
-
-    /// Its name in the collection.
-    pub(super) fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// The size of its value.
-    pub(super) fn sealed_bytes(&self) -> usize {
-        self.value.as_ref().map_or(0, Vec::len)
-    }
-
-    /// `collection:name`
-    pub(super) fn place(&self) -> String {
-        record_aad(self.collection.name(), &self.name)
-    }
-
-    /// Whether the value is sealed under a configured key.
-    pub(super) fn has_key(&self, sealer: &Sealer) -> bool {
-        self.value.as_ref().is_none_or(|sealed| sealer.has_key_of(sealed))
-    }
-
-    /// Decrypts the value. One that has expired, but not been deleted yet, counts as deleted.
-    pub(super) fn open(self, sealer: &Sealer) -> Result<Record, ReadError> {
-        let Self { collection, name, version, value, expires_at } = self;
-        let is_expired = expires_at.is_some_and(|end| end <= clock::unix_now());
-        let value = match value.filter(|_| !is_expired) {
-            None => None,
-            Some(sealed) => match sealer.open(&record_aad(collection.name(), &name), &sealed) {
-                Some(value) => Some(value),
-                None => return Err(ReadError::Unreadable(format!("{}:{name}", collection.name()))),
-            },
-        };
-        let expires_at = expires_at.filter(|_| value.is_some());
-        Ok(Record { collection, name, version, value, expires_at })
-    }
+/// `None` for a collection that only another version of the program knows.
+fn read_record(row: &Row<'_>) -> rusqlite::Result<Option<SealedRecord>> {
+    let collection = row.get_ref(0)?.as_str()?;
+    let Some(collection) = Collection::by_name(collection) else { return Ok(None) };
+    let (name, version, value, expires_at) = (row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?);
+    Ok(Some(SealedRecord { collection, name, version, value, expires_at }))
 }
 
 /// The version of the newest transaction.
@@ -78,13 +32,12 @@ pub(super) fn changes_since(
     version: u64,
     mut each: impl FnMut(SealedRecord),
 ) -> rusqlite::Result<()> {
-    let columns = SealedRecord::COLUMNS;
     let mut statement = connection.prepare(&format!(
-        "SELECT {columns} FROM records WHERE followed AND version > ?1 ORDER BY version"
+        "SELECT {COLUMNS} FROM records WHERE followed AND version > ?1 ORDER BY version"
     ))?;
     let mut rows = statement.query([version])?;
     while let Some(row) = rows.next()? {
-        SealedRecord::read(row)?.into_iter().for_each(&mut each);
+        read_record(row)?.into_iter().for_each(&mut each);
     }
     Ok(())
 }
@@ -95,13 +48,12 @@ pub(super) fn read(
     collection: Collection,
     name: &str,
 ) -> rusqlite::Result<Option<SealedRecord>> {
-    let columns = SealedRecord::COLUMNS;
     let query = format!(
-        "SELECT {columns} FROM records WHERE collection = ?1 AND name = ?2 AND value IS NOT NULL
+        "SELECT {COLUMNS} FROM records WHERE collection = ?1 AND name = ?2 AND value IS NOT NULL
          AND (expires_at IS NULL OR expires_at > ?3)"
     );
     let found = connection
-        .query_row(&query, params![collection.name(), name, clock::unix_now()], SealedRecord::read)
+        .query_row(&query, params![collection.name(), name, clock::unix_now()], read_record)
         .optional()?;
     Ok(found.flatten())
 }
@@ -113,14 +65,13 @@ pub(super) fn scan(
     [prefix, after]: &[String; 2],
     mut each: impl FnMut(SealedRecord) -> bool,
 ) -> rusqlite::Result<()> {
-    let columns = SealedRecord::COLUMNS;
     let mut statement = connection.prepare(&format!(
-        "SELECT {columns} FROM records WHERE collection = ?1 AND name >= ?2 AND name > ?3 AND value IS NOT NULL
+        "SELECT {COLUMNS} FROM records WHERE collection = ?1 AND name >= ?2 AND name > ?3 AND value IS NOT NULL
          AND (expires_at IS NULL OR expires_at > ?4) ORDER BY name"
     ))?;
     let mut rows = statement.query(params![collection.name(), prefix, after, clock::unix_now()])?;
     while let Some(row) = rows.next()? {
-        let record = SealedRecord::read(row)?.filter(|record| record.name.starts_with(prefix.as_str()));
+        let record = read_record(row)?.filter(|record| record.name.starts_with(prefix.as_str()));
         if !record.is_some_and(&mut each) {
             break;
         }
@@ -136,15 +87,14 @@ pub(super) fn scan_since(
     version: u64,
     mut each: impl FnMut(SealedRecord) -> bool,
 ) -> rusqlite::Result<()> {
-    let columns = SealedRecord::COLUMNS;
     // The collection is written out, so that the index of callbacks applies.
     let mut statement = connection.prepare(&format!(
-        "SELECT {columns} FROM records WHERE collection = 'callback_pull' AND version > ?1 AND name >= ?2 AND name < ?3
+        "SELECT {COLUMNS} FROM records WHERE collection = 'callback_pull' AND version > ?1 AND name >= ?2 AND name < ?3
          AND value IS NOT NULL AND (expires_at IS NULL OR expires_at > ?4) ORDER BY version"
     ))?;
     let mut rows = statement.query(params![version, prefix, prefix_end(prefix), clock::unix_now()])?;
     while let Some(row) = rows.next()? {
-        if !SealedRecord::read(row)?.is_some_and(&mut each) {
+        if !read_record(row)?.is_some_and(&mut each) {
             break;
         }
     }

@@ -7,11 +7,12 @@ use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 use super::{
     super::{
         OpenError, ReadError, Record, WriteError,
+        record::SealedRecord,
         worker::{Committed, RecordChanges, StateBackend, WriteJob},
     },
     checkpoint::Checkpointer,
     file,
-    rows::{self, Applied, BatchStatements, SealedRecord},
+    rows::{self, Applied, BatchStatements},
     schema::{SCHEMA_VERSION, version_of},
 };
 use crate::{format_text, secret::seal::Sealer};
