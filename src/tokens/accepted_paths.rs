@@ -11,8 +11,10 @@ use std::{
 
 use foldhash::fast::RandomState;
 
-/// Paths kept per token; a further one replaces another.
-const MAX_ACCEPTED_PATHS: usize = 128;
+/// The first paths of a token. Most programs call no more, and very many tokens may be alive.
+const FEW_PATHS: usize = 4;
+/// Further paths kept per token; one more replaces another.
+const MORE_PATHS: usize = 128;
 /// Set in the entry of a path that refused the token after it had accepted it.
 const REFUSED_BIT: u32 = 1;
 
@@ -32,30 +34,47 @@ impl PathKey {
     /// The index at which probing starts.
     #[inline]
     fn home_index(self) -> usize {
-        (self.0 >> 2) as usize % MAX_ACCEPTED_PATHS
+        (self.0 >> 2) as usize % MORE_PATHS
     }
 
     /// Linear probing over all entries: a shorter probe would evict a path while other entries are free, and its
     /// refusals would be throttled as if it had never accepted the token.
     fn probe_indices(self) -> impl Iterator<Item = usize> {
         let start = self.home_index();
-        (0..MAX_ACCEPTED_PATHS).map(move |nth| (start + nth) % MAX_ACCEPTED_PATHS)
+        (0..MORE_PATHS).map(move |nth| (start + nth) % MORE_PATHS)
     }
 }
 
-/// A bounded set of paths; allocated when the first is inserted.
+/// A bounded set of paths.
 #[derive(Debug, Default)]
-pub(super) struct AcceptedPaths(OnceLock<Box<[AtomicU32; MAX_ACCEPTED_PATHS]>>);
+pub(super) struct AcceptedPaths {
+    few: [AtomicU32; FEW_PATHS],
+    /// The paths for which there was no place among the few.
+    more: OnceLock<Box<[AtomicU32; MORE_PATHS]>>,
+}
 
 impl AcceptedPaths {
     /// Records that this path accepted the token.
     #[inline]
     pub(super) fn mark_accepted(&self, path: PathKey) {
-        let entries = self.0.get_or_init(|| Box::new([const { AtomicU32::new(0) }; MAX_ACCEPTED_PATHS]));
-        // Only the home entry is checked inline; a displaced path, or one that refused, is probed for.
-        if entries[path.home_index()].load(Ordering::Relaxed) != path.0 {
-            insert(entries, path);
+        // Only these entries are checked inline; a displaced path, or one that refused, is probed for.
+        let is_path = |entry: &AtomicU32| entry.load(Ordering::Relaxed) == path.0;
+        let home = || self.more.get().is_some_and(|more| is_path(&more[path.home_index()]));
+        if !self.few.iter().any(is_path) && !home() {
+            self.insert(path);
         }
+    }
+
+    #[cold]
+    fn insert(&self, path: PathKey) {
+        for entry in &self.few {
+            let _ = entry.compare_exchange(0, path.0, Ordering::Relaxed, Ordering::Relaxed);
+            if entry.load(Ordering::Relaxed) & !REFUSED_BIT == path.0 {
+                return entry.store(path.0, Ordering::Relaxed);
+            }
+        }
+        let more = self.more.get_or_init(|| Box::new([const { AtomicU32::new(0) }; MORE_PATHS]));
+        more[probe(more, path).unwrap_or(path.home_index())].store(path.0, Ordering::Relaxed);
     }
 
     /// Records that this path refused the token.
@@ -76,24 +95,21 @@ impl AcceptedPaths {
     }
 
     fn find_entry(&self, path: PathKey) -> Option<&AtomicU32> {
-        let entries = self.0.get()?;
-        let entry = &entries[probe(entries, path)?];
-        (entry.load(Ordering::Relaxed) & !REFUSED_BIT == path.0).then_some(entry)
+        let is_path = |entry: &&AtomicU32| entry.load(Ordering::Relaxed) & !REFUSED_BIT == path.0;
+        self.few.iter().find(is_path).or_else(|| {
+            let more = self.more.get()?;
+            Some(&more[probe(more, path)?]).filter(is_path)
+        })
     }
 }
 
 /// The index of this path, or else of the first empty entry; entries are never emptied again. `None` if other
 /// paths fill all entries.
-fn probe(entries: &[AtomicU32; MAX_ACCEPTED_PATHS], path: PathKey) -> Option<usize> {
+fn probe(entries: &[AtomicU32; MORE_PATHS], path: PathKey) -> Option<usize> {
     path.probe_indices().find(|index| {
         let key = entries[*index].load(Ordering::Relaxed) & !REFUSED_BIT;
         key == path.0 || key == 0
     })
-}
-
-#[cold]
-fn insert(entries: &[AtomicU32; MAX_ACCEPTED_PATHS], path: PathKey) {
-    entries[probe(entries, path).unwrap_or(path.home_index())].store(path.0, Ordering::Relaxed);
 }
 
 #[cfg(test)]
@@ -124,13 +140,14 @@ mod tests {
         }
         let kept =
             (0..1_000).filter(|nth| paths.was_ever_accepted(PathKey::from_path(&format!("/cgi-bin/{nth}"))));
-        assert!(kept.count() <= MAX_ACCEPTED_PATHS);
+        assert!(kept.count() <= FEW_PATHS + MORE_PATHS);
     }
+
     #[test]
     fn paths_up_to_the_bound_are_all_kept() {
         let paths = AcceptedPaths::default();
         let paths_to_keep: Vec<_> =
-            (0..MAX_ACCEPTED_PATHS).map(|nth| PathKey::from_path(&format!("/cgi-bin/{nth}"))).collect();
+            (0..FEW_PATHS + MORE_PATHS).map(|nth| PathKey::from_path(&format!("/cgi-bin/{nth}"))).collect();
         paths_to_keep.iter().for_each(|path| paths.mark_accepted(*path));
         let lost = paths_to_keep.iter().filter(|path| !paths.was_ever_accepted(**path)).count();
         assert_eq!(lost, 0);

@@ -50,33 +50,38 @@ pub(super) async fn refresh_before_expiry(entry: Weak<CachedToken>, token: Arc<T
     let mut at = token.refresh_at;
     loop {
         sleep_until(at).await;
-        let Some(entry) = entry.upgrade() else { return };
-        let still_current = entry.current.load().as_ref().is_some_and(|current| Arc::ptr_eq(current, &token));
-        if !still_current || !entry.used.load(Ordering::Relaxed) {
-            return;
+        // Very many tokens wait at the same time: what the attempt needs is allocated only for it.
+        match Box::pin(refresh_once(&entry, &token)).await {
+            Some(retry_at) => at = retry_at,
+            None => return,
         }
-        let now = Instant::now();
-        let (refresh, retry_at) = {
-            let mut state = entry.state();
-            let reason =
-                if now < token.usable_until { RefreshReason::Proactive } else { RefreshReason::Expired };
-            match state.wait_after_failures(now) {
-                wait if wait.is_zero() => match entry.join_or_start(&mut state, reason) {
-                    Ok(refresh) => (Some(refresh), now + Duration::from_secs(1)),
-                    Err(retry_at) => (None, retry_at.max(now + Duration::from_secs(1))),
-                },
-                wait => (None, now + wait.max(Duration::from_secs(1))),
-            }
-        };
-        if let Some(refresh) = refresh
-            && join(refresh).await.is_ok()
-        {
-            // The new token, or the reissued one with its next time, has a task of its own.
-            return;
-        }
-        if now >= token.usable_until {
-            return;
-        }
-        at = retry_at.min(token.usable_until);
     }
+}
+
+/// One attempt; returns when to make the next one, if any.
+async fn refresh_once(entry: &Weak<CachedToken>, token: &Arc<Token>) -> Option<Instant> {
+    let entry = entry.upgrade()?;
+    let still_current = entry.current.load().as_ref().is_some_and(|current| Arc::ptr_eq(current, token));
+    if !still_current || !entry.used.load(Ordering::Relaxed) {
+        return None;
+    }
+    let now = Instant::now();
+    let (refresh, retry_at) = {
+        let mut state = entry.state();
+        let reason = if now < token.usable_until { RefreshReason::Proactive } else { RefreshReason::Expired };
+        match state.wait_after_failures(now) {
+            wait if wait.is_zero() => match entry.join_or_start(&mut state, reason) {
+                Ok(refresh) => (Some(refresh), now + Duration::from_secs(1)),
+                Err(retry_at) => (None, retry_at.max(now + Duration::from_secs(1))),
+            },
+            wait => (None, now + wait.max(Duration::from_secs(1))),
+        }
+    };
+    if let Some(refresh) = refresh
+        && join(refresh).await.is_ok()
+    {
+        // The new token, or the reissued one with its next time, has a task of its own.
+        return None;
+    }
+    (now < token.usable_until).then(|| retry_at.min(token.usable_until))
 }
