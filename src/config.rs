@@ -194,11 +194,11 @@ pub fn load(path: &Path) -> Result<Config, Error> {
     load_recording(path).0
 }
 
-/// [`load`], and the files that it has read or tried to read.
+/// Reads the file again; also returns the files that were read or tried. A pipe has nothing more to read.
 pub fn load_recording(path: &Path) -> (Result<Config, Error>, LoadedFiles) {
     let env = |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
     let inputs = Inputs::new(&env, SecretMode::Required);
-    let result = read_main(path, &inputs).and_then(|main| load_from(path, main, &inputs));
+    let result = SourceFile::read(path, &inputs).and_then(|main| load_from(path, main, &inputs));
     let files = inputs.into_files();
     (result.map(|config| Config { loaded_files: files.clone(), ..config }), files)
 }
@@ -231,7 +231,7 @@ pub fn load_input(
 }
 
 fn read_main<'a>(path: &Path, inputs: &'a Inputs<'a>) -> Result<SourceFile<'a>, Error> {
-    SourceFile::read(path, inputs).map_err(|error| match path.exists() {
+    SourceFile::read_once(path, inputs).map_err(|error| match path.exists() {
         true => error,
         false => Error {
             message: format_text!(

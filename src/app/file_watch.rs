@@ -6,7 +6,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs::File,
+    fs::{self, File},
     io::{self, Read},
     path::{Path, PathBuf},
     sync::Arc,
@@ -156,6 +156,10 @@ impl FileWatch {
 
 /// Hashes a file, which may contain a secret.
 fn hash_file(path: &Path) -> io::Result<ContentHash> {
+    if !fs::metadata(path)?.is_file() {
+        // Opening a pipe would block.
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
     let (mut file, mut hash) = (File::open(path)?, Sha256::new());
     let mut chunk = Zeroizing::new([0; 8192]);
     loop {
@@ -168,7 +172,7 @@ fn hash_file(path: &Path) -> io::Result<ContentHash> {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::unix::fs::symlink};
+    use std::os::unix::fs::symlink;
 
     use tempfile::TempDir;
 

@@ -10,6 +10,7 @@ use toml::de::DeTable;
 use zeroize::Zeroizing;
 
 use super::error::{Error, Warning, quote};
+use super::files::open_regular;
 use super::loaded_files::{Inputs, SecretMode};
 use super::path_error;
 use super::text_encoding::decode_utf8;
@@ -33,7 +34,15 @@ pub(super) struct SourceFile<'a> {
 }
 
 impl<'a> SourceFile<'a> {
+    /// Reads a file that is no pipe.
     pub(super) fn read(path: &Path, inputs: &'a Inputs<'a>) -> Result<Self, Error> {
+        inputs.record_file(path);
+        let (file, _) = open_regular(path).map_err(|reason| Error::of_file(path, reason))?;
+        Self::read_from(path, || Ok(file), inputs)
+    }
+
+    /// Reads a file that may be a pipe, as `<(command)` in a shell is; for what is read only once.
+    pub(super) fn read_once(path: &Path, inputs: &'a Inputs<'a>) -> Result<Self, Error> {
         inputs.record_file(path);
         Self::read_from(path, || File::open(path), inputs)
     }

@@ -183,9 +183,9 @@ impl Headers {
         HeaderLines::new(wipe_on_drop(text), lines).into()
     }
 
-    /// Length of the text in bytes.
-    pub fn text_bytes(&self) -> usize {
-        self.lines.text.len()
+    /// Memory of the text and of the list of lines, in bytes.
+    pub fn held_bytes(&self) -> usize {
+        self.lines.text.len() + self.lines.entries.capacity() * size_of::<HeaderLine>()
     }
 
     /// Every header.

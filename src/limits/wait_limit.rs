@@ -7,7 +7,7 @@
 //! `by_client` the other way round. So neither an agent whose gettoken hangs, whatever its clients, nor a client
 //! that calls through many such agents takes the permits of the others.
 //!
-//! A request counts once for each started 4 KiB of its header text, so the cap bounds the memory of waiting
+//! A request counts once for each started 4 KiB of its headers and target in memory, so the cap bounds the memory of waiting
 //! requests too.
 
 use std::sync::{
@@ -17,7 +17,7 @@ use std::sync::{
 
 use super::concurrency_limit::{ConcurrencyLimit, MIN_QUEUE_CAPACITY, Permit};
 
-/// Header bytes per unit of the cap.
+/// Memory of headers and target per unit of the cap.
 const UNIT_BYTES: usize = 4 * 1024;
 
 /// Bounds the waiting requests; shared by all workers.
@@ -48,7 +48,8 @@ impl WaitLimit {
         Self { by_agent: limit(), by_client: limit(), requests: Arc::default() }
     }
 
-    /// A permit for a request of this client through this agent with this much header text; `None` where they,
+    /// A permit for a request of this client through this agent whose headers and target take this
+    /// much memory; `None` where they,
     /// or all requests together, have too many.
     pub fn try_acquire(
         &self,

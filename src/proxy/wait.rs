@@ -38,7 +38,7 @@ impl Proxy {
         if context.wait_permit.is_none() {
             let client = context.client.as_ref().map(|client| client.config.name.as_str());
             let agent = context.agent.as_ref().map(|agent| agent.name.as_str());
-            let header_bytes = template.headers.text_bytes() + template.target.as_str().len();
+            let header_bytes = template.headers.held_bytes() + template.target.as_str().len();
             let Some(permit) =
                 self.upstream_settings(template).wait_limit.try_acquire(client, agent, header_bytes)
             else {

@@ -124,6 +124,30 @@ async fn include_pattern_that_lost_its_files_fails_the_reload() {
     assert_eq!((status_with_key(&proxy, "crm").await, status_with_key(&proxy, "billing").await), (401, 200));
 }
 
+/// Opening a pipe waits for its writer.
+#[tokio::test]
+async fn pipe_in_place_of_a_file_fails_the_reload() {
+    let main = format!("include = [\"clients.d/*.toml\"]\n{OPEN_CONFIG}");
+    let proxy = TestProxy::start_with_config(&format!("{main}\n{}", client_section("billing"))).await;
+    let make_pipe = |name: &str| {
+        let status = std::process::Command::new(crate::process::tool("mkfifo"))
+            .arg(proxy.dir.path().join(name))
+            .status();
+        assert!(status.expect("mkfifo").success());
+    };
+    fs::create_dir(proxy.dir.path().join("clients.d")).expect("a directory");
+    make_pipe("clients.d/pipe.toml");
+    let error = proxy.app.reload().expect_err("a pipe");
+    assert!(error.to_string().contains("is not a file"), "{error}");
+    fs::remove_file(proxy.dir.path().join("clients.d/pipe.toml")).expect("removed");
+    proxy.app.reload().expect("a reload");
+    fs::remove_file(proxy.dir.path().join("proxy.toml")).expect("removed");
+    make_pipe("proxy.toml");
+    let error = proxy.app.reload().expect_err("a pipe");
+    assert!(error.to_string().contains("is not a file"), "{error}");
+    assert_eq!(status_with_key(&proxy, "billing").await, 200);
+}
+
 #[tokio::test]
 async fn admin_reload_does_not_open_a_closed_proxy() {
     let proxy = TestProxy::start_with_config(&format!("{OPEN_CONFIG}\n{}", client_section("billing"))).await;

@@ -230,3 +230,15 @@ async fn incomplete_messages_block_no_authenticated_client() {
     let (received, _) = incomplete[0].read_to_end().await;
     assert_eq!(String::from_utf8_lossy(&received), "");
 }
+
+/// Who recorded a push, or its body alone, must not get it decrypted by a verification.
+#[tokio::test]
+async fn verification_decrypts_no_message() {
+    let proxy = TestProxy::start_with_config(&config("")).await;
+    for message in [event("change_contact", 1), " {\"msgtype\":\"text\"}".to_owned()] {
+        let query = console(&proxy).verification_query(&message);
+        let response = proxy.request(Request::get(format!("/callbacks/hr?{query}")), "").await;
+        assert_eq!(response.status, StatusCode::BAD_REQUEST);
+        assert!(!response.text().contains("msgtype") && !response.text().contains("change_contact"));
+    }
+}
