@@ -30,6 +30,8 @@ use crate::{
 
 /// Largest body that is read.
 const MAX_BODY_BYTES: usize = 64 * 1024;
+/// The same where only the body can authorize the request: three short texts.
+const MAX_SECRET_BODY_BYTES: usize = 4 * 1024;
 
 /// The outcome of an exchange.
 pub(super) enum Exchanged {
@@ -48,7 +50,11 @@ impl Proxy {
         context: &mut RequestContext,
         exchange: Exchange,
     ) -> Result<Exchanged, ProxyError> {
-        let body = small_body::read(body, MAX_BODY_BYTES).await?;
+        let max_bytes = match exchange {
+            Exchange::FirstToken(_) => MAX_SECRET_BODY_BYTES,
+            _ => MAX_BODY_BYTES,
+        };
+        let body = small_body::read(body, max_bytes).await?;
         match (exchange, body) {
             (Exchange::FirstToken(kind), SmallBody::Whole(body)) => {
                 self.exchange_secret(request, body, context, kind)
@@ -65,7 +71,7 @@ impl Proxy {
             (Exchange::AuthInfo(suite), SmallBody::Larger(body)) => {
                 Ok(Exchanged::Forward(suite_route(request, suite), body))
             }
-            (_, SmallBody::Larger(_)) => Err(ProxyError::body_too_large(MAX_BODY_BYTES as u64)),
+            (_, SmallBody::Larger(_)) => Err(ProxyError::body_too_large(max_bytes as u64)),
         }
     }
 

@@ -8,6 +8,7 @@ use std::{borrow::Cow, sync::Arc};
 use bytes::Bytes;
 use http::{Method, StatusCode};
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use self::browser::BrowserRequest;
 use super::{
@@ -146,15 +147,15 @@ impl Proxy {
         context: &mut RequestContext,
         allowed_origin: &mut Option<WebOrigin>,
     ) -> Result<Response, ProxyError> {
-        let Authorized { agent, is_keyless } =
-            self.authorize_signature(request, browser, context, allowed_origin)?;
+        let authorized = self.authorize_signature(request, browser, context, allowed_origin)?;
+        let Authorized { ref agent, is_keyless } = authorized;
         let url = page_url::page_url(request.target.query().unwrap_or_default())?;
         if is_keyless {
             browser.check_page(&url, &agent.settings.jssdk_origins)?;
             self.charge_address(request, context)?;
         }
         check_allow_and_rate(request, context)?;
-        let result = self.signature_response(request, &agent, &url, context).await;
+        let result = self.signature_response(request, &authorized, &url, context).await;
         result.map_err(|error| if is_keyless { without_wecom_errmsg(error) } else { error })
     }
 
@@ -206,17 +207,17 @@ impl Proxy {
     async fn signature_response(
         &self,
         request: &Request,
-        agent: &Arc<Agent>,
+        authorized: &Authorized,
         url: &str,
         context: &mut RequestContext,
     ) -> Result<Response, ProxyError> {
-        let config = self.signed(request, agent, TicketKind::JSAPI, url, context).await?;
-        let agentid = agent.settings.agentid;
+        let config = self.signed(request, authorized, TicketKind::JSAPI, url, context).await?;
+        let agentid = authorized.agent.settings.agentid;
         let agent_config = match agentid {
-            Some(_) => Some(self.signed(request, agent, TicketKind::AGENT_CONFIG, url, context).await?),
+            Some(_) => Some(self.signed(request, authorized, TicketKind::AGENT_CONFIG, url, context).await?),
             None => None,
         };
-        let corpid = &agent.corpid;
+        let corpid = &authorized.agent.corpid;
         let (errcode, errmsg) = (errcode::OK, "ok");
         let body = SignatureResponse { errcode, errmsg, corpid, agentid, url, config, agent_config };
         context.errcode = Some(errcode);
@@ -228,11 +229,17 @@ impl Proxy {
     async fn signed(
         &self,
         request: &Request,
-        agent: &Arc<Agent>,
+        Authorized { agent, is_keyless }: &Authorized,
         kind: TicketKind,
         url: &str,
         context: &mut RequestContext,
     ) -> Result<Signature, ProxyError> {
+        if *is_keyless && let Some(failed) = agent.token.failed_ticket_fetch(kind) {
+            let wait = failed.retry_at.saturating_duration_since(Instant::now());
+            let error =
+                ticket_of(&failed.body).err().unwrap_or_else(|| no_ticket("no ticket for this agent"));
+            return Err(error.with_retry_after(wait));
+        }
         let target = RequestTarget::new(&kind.target());
         let template = RequestTemplate {
             method: &Method::GET,

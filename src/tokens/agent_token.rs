@@ -14,7 +14,7 @@ use super::{
     CachedToken, Credentials, FetchError, Outcome, PathKey, ReplaceOutcome, Token, TokenCache, TokenStatus,
     kinds::ticket::TicketKind,
     secret_rotation::SecretRotation,
-    tickets::{FetchOutcome, TicketResponse, TicketResult},
+    tickets::{FailedTicketFetch, FetchOutcome, TicketResponse, TicketResult},
 };
 use crate::config::SourcedSecret;
 
@@ -137,6 +137,11 @@ impl AgentToken {
     /// See [`CachedToken::cached_ticket`].
     pub fn cached_ticket(&self, kind: TicketKind) -> Option<TicketResponse> {
         self.serving().cached_ticket(kind)
+    }
+
+    /// See [`CachedToken::failed_ticket_fetch`].
+    pub fn failed_ticket_fetch(&self, kind: TicketKind) -> Option<FailedTicketFetch> {
+        self.serving().failed_ticket_fetch(kind)
     }
 
     /// See [`CachedToken::ticket`].

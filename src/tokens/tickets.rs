@@ -23,6 +23,9 @@ use super::{
 use crate::secret::Masked;
 
 /// A cached ticket is not returned in this time before its expiry, or in the second half of a lifetime shorter than
+/// How long callers without a key get the failure of a fetch: at first, and at most after more of them.
+const MIN_FAILURE_WAIT: Duration = Duration::from_secs(1);
+const MAX_FAILURE_WAIT: Duration = Duration::from_secs(60);
 /// twice this: the next request fetches one.
 const EXPIRY_MARGIN: Duration = Duration::from_secs(300);
 /// Longest lifetime accepted from a response.
@@ -47,6 +50,17 @@ struct TicketEntry(Mutex<State>);
 struct State {
     cached: Option<CachedTicket>,
     flight: SingleFlight<FetchOutcome>,
+    failed: Option<FailedTicketFetch>,
+}
+
+/// Fetches without a ticket since the last one with one.
+#[derive(Debug, Clone)]
+pub struct FailedTicketFetch {
+    /// WeCom's last response; empty if there was none.
+    pub body: Bytes,
+    /// When callers without a key may cause the next fetch.
+    pub retry_at: Instant,
+    wait: Duration,
 }
 
 /// How a fetch ended, for callers that waited for it. A cached ticket comes first.
@@ -178,6 +192,22 @@ impl AgentTickets {
 }
 
 impl TicketEntry {
+    /// Records how a fetch ended.
+    fn record_outcome(&self, outcome: &FetchOutcome, now: Instant) {
+        let mut state = self.state();
+        let has_ticket = state.cached.as_ref().is_some_and(|cached| now < cached.fetch_at);
+        let body = match outcome {
+            _ if has_ticket => return state.failed = None,
+            // The token's own backoff bounds these.
+            FetchOutcome::NoToken => return,
+            FetchOutcome::Response(body) => body.clone(),
+            FetchOutcome::NoResponse => Bytes::new(),
+        };
+        let wait =
+            state.failed.as_ref().map_or(MIN_FAILURE_WAIT, |failed| MAX_FAILURE_WAIT.min(2 * failed.wait));
+        state.failed = Some(FailedTicketFetch { body, retry_at: now + wait, wait });
+    }
+
     /// The cached ticket; `None`: there is none, or it is to be fetched.
     fn response(&self, now: Instant) -> Option<TicketResponse> {
         self.state().cached.as_ref()?.response(now)

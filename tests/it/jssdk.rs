@@ -277,6 +277,14 @@ async fn ticket_that_is_refused_names_wecoms_errcode() {
     let keyless = get_with(&proxy, &target(PAGE), &[("origin", APP)]).await;
     keyless.assert_proxy_error("token-unavailable", 502, 45009);
     assert!(!keyless.text().contains("from ip"), "{}", keyless.text());
+    // WeCom limits how often a corp fetches tickets: browsers cause no fetch soon after one that failed.
+    for _ in 0..20 {
+        let keyless = get_with(&proxy, &target(PAGE), &[("origin", APP)]).await;
+        keyless.assert_proxy_error("token-unavailable", 502, 45009);
+        assert!(!keyless.header("retry-after").is_empty());
+    }
+    let fetches = proxy.wecom.observe(|observed| observed.received_count("/cgi-bin/get_jsapi_ticket"));
+    assert!(fetches <= 6, "{fetches} fetches");
 }
 
 /// The origin of a web server, and what starts it with a page.

@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
-use super::{CachedTicket, FetchOutcome, Joined, MAX_TTL, TicketEntry, TicketResponse, TicketResult};
+use super::{
+    CachedTicket, FailedTicketFetch, FetchOutcome, Joined, MAX_TTL, TicketEntry, TicketResponse, TicketResult,
+};
 use crate::{
     secret::Masked,
     store::{Lease, NotificationKind, StoreRecord},
@@ -49,6 +51,12 @@ impl CachedToken {
         self.tickets.entry(kind).response(Instant::now())
     }
 
+    /// The failure that callers without a key get instead of a fetch: WeCom limits how often a corp may fetch tickets.
+    pub fn failed_ticket_fetch(&self, kind: TicketKind) -> Option<FailedTicketFetch> {
+        let state = self.tickets.entry(kind).state();
+        state.failed.clone().filter(|failed| Instant::now() < failed.retry_at)
+    }
+
     /// The ticket: cached, from another replica, or fetched with `fetch`, once for all concurrent callers. If the
     /// caller that fetches is cancelled, another one fetches.
     pub async fn ticket<R>(
@@ -77,6 +85,7 @@ impl CachedToken {
         let mut fetch = TicketFetch { entry, fetch };
         let (fetched, outcome) = take_or_fetch(self.store(), &name, fence, false, &mut fetch).await;
         self.forget_if_discarded();
+        entry.record_outcome(&outcome, Instant::now());
         entry.state().flight.complete(&leader, outcome.clone());
         match (fetched, entry.response(Instant::now())) {
             // The expiry of a ticket that WeCom returned again did not move, although its response says so.
