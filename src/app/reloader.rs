@@ -132,7 +132,7 @@ impl Reloader {
             tracing::warn!(section, "section changed, restart needed to apply it");
         }
         self.last_reload.settings.reload(&loaded);
-        let warnings: Vec<_> = mem::take(&mut loaded.warnings).iter().map(Text::of).collect();
+        let warnings = config::summarize_warnings(&mem::take(&mut loaded.warnings));
         for warning in &warnings {
             tracing::warn!("{}", warning.english());
         }

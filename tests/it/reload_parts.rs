@@ -92,3 +92,13 @@ async fn reload_that_fails_at_its_callbacks_trusts_no_other_certificate() {
     proxy.app.reload().expect("a reload");
     proxy.get(USER_GET).await.assert_proxy_error("upstream-unreachable", 502, -1);
 }
+
+/// A warning for each of very many agents would fill the log, and the report is kept.
+#[tokio::test]
+async fn warnings_of_a_reload_are_summed_up() {
+    let proxy = TestProxy::start_with_config(OPEN_CONFIG).await;
+    let report = proxy.app.reload().expect("a reload");
+    let plain = report.warnings.iter().filter(|warning| warning.english().contains("is in plain text"));
+    let plain: Vec<_> = plain.map(|warning| warning.english()).collect();
+    assert!(plain.len() == 1 && plain[0].contains("and "), "{plain:?}");
+}
