@@ -47,6 +47,8 @@ impl PullReader {
                 if self.sender.send(Bytes::from(std::mem::take(&mut text))).await.is_err() {
                     return;
                 }
+                // Nothing more is read from the state while the client reads slowly.
+                drop(self.sender.reserve().await);
             }
             if !self.target.is_reader(&self.client) || !(self.is_permitted)() {
                 return;

@@ -27,6 +27,8 @@ const DEAD_TTL: Duration = Duration::from_secs(7 * 24 * 3600);
 pub(super) const MAX_FETCHED: usize = 32;
 /// Their size, which the last of them may exceed: a message has up to 1 MiB, a raw one twice that.
 const MAX_FETCHED_BYTES: usize = 4 << 20;
+/// The same of messages for one of many readers, which may read slowly.
+const MAX_PULLED_BYTES: usize = 64 << 10;
 /// How long a message is kept for those who read it.
 const PULL_TTL: Duration = Duration::from_secs(24 * 3600);
 
@@ -206,7 +208,7 @@ impl CallbackQueue {
         target: &str,
         version: u64,
     ) -> Result<Vec<(u64, StoredEvent)>, ReadError> {
-        let limit = PageLimit { records: MAX_FETCHED, bytes: MAX_FETCHED_BYTES };
+        let limit = PageLimit { records: MAX_FETCHED, bytes: MAX_PULLED_BYTES };
         let records = self.state.scan_since(&prefix(callback, target), version, limit).await?;
         let decode = |record: Record| Some((record.version, StoredEvent::decode(record.value.as_deref()?)?));
         Ok(records.into_iter().filter_map(decode).collect())
