@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
 
 /// A thread without work ends after this.
@@ -64,7 +64,7 @@ impl ThreadPool {
 
     /// Queues a job. Returns it if the pool has no thread and the system grants none.
     pub fn submit(&'static self, job: Job) -> Result<(), Job> {
-        let mut queue = self.lock();
+        let mut queue = self.queue.lock();
         queue.jobs.push_back(job);
         if queue.idle < queue.jobs.len() && queue.threads < self.max_threads {
             // The thread waits for the lock, so it is counted before it runs.
@@ -87,7 +87,7 @@ impl ThreadPool {
 
     /// Waits for the next job; `None` when the thread is to end.
     fn next_job(&self) -> Option<Job> {
-        let mut queue = self.lock();
+        let mut queue = self.queue.lock();
         queue.idle += 1;
         self.job_added.wait_while_for(&mut queue, |queue| queue.jobs.is_empty(), IDLE_TIMEOUT);
         queue.idle -= 1;
@@ -96,10 +96,6 @@ impl ThreadPool {
             queue.threads -= 1;
         }
         job
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock()
     }
 }
 
@@ -131,7 +127,7 @@ mod tests {
         }
         // One thread is blocked, so the other runs them in order.
         assert_eq!(ended.iter().take(20).collect::<Vec<_>>(), (1..=20).collect::<Vec<_>>());
-        assert_eq!(POOL.lock().threads, 2);
+        assert_eq!(POOL.queue.lock().threads, 2);
         release.send(()).expect("the job waits");
     }
 

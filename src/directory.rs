@@ -78,7 +78,7 @@ pub struct Directory {
 pub(super) struct Shared<'a> {
     tokens: &'a Arc<TokenCache>,
     limits: &'a RateLimiterFactory,
-    pass_key: Option<&'a Arc<Masked>>,
+    pass_key: Option<Arc<Masked>>,
 }
 
 impl Directory {
@@ -104,13 +104,14 @@ impl Directory {
             upstreams: Arc::new(config.upstreams.clone()),
             pass_key: config.tokens.pass_key.clone().map(Arc::new),
         };
+        let shared = Shared { tokens, limits, pass_key: directory.pass_key.clone() };
         for agent in mem::take(&mut config.agents).into_values() {
-            directory.put_agent(agent, tokens, limits);
+            directory.put_agent(agent, &shared);
         }
         for client in mem::take(&mut config.clients).into_values() {
-            directory.put_client(client, tokens, limits);
+            directory.put_client(client, &shared);
         }
-        directory.replace_suites(mem::take(&mut config.suites), tokens, limits);
+        directory.replace_suites(mem::take(&mut config.suites), &shared);
         directory
     }
 
@@ -240,15 +241,9 @@ impl Directory {
 /// Changes; the snapshot is not in use yet.
 impl Directory {
     /// Adds an agent, in place of the one of its name, which is returned.
-    fn put_agent(
-        &mut self,
-        config: config::AgentConfig,
-        tokens: &Arc<TokenCache>,
-        limits: &RateLimiterFactory,
-    ) -> Option<Arc<Agent>> {
+    fn put_agent(&mut self, config: config::AgentConfig, shared: &Shared<'_>) -> Option<Arc<Agent>> {
         let previous = self.agent_by_name(&config.name).cloned();
-        let shared = Shared { tokens, limits, pass_key: self.pass_key.as_ref() };
-        let agent = Agent::build(config, &shared, previous.as_ref());
+        let agent = Agent::build(config, shared, previous.as_ref());
         if let Some(previous) = &previous {
             if Arc::ptr_eq(previous, &agent) {
                 return None;
@@ -257,11 +252,9 @@ impl Directory {
         }
         let hasher = self.hasher.clone();
         let hash_of = |(hash, _): &(KeyHash, Arc<Agent>)| hasher.hash_one(hash.as_bytes());
-        for hash in &agent.secret_hashes {
-            self.agents_by_secret.insert((*hash, agent.clone()), hash_of);
-        }
-        for hash in &agent.secrets_as_keys {
-            self.agents_by_secret_alone.insert((*hash, agent.clone()), hash_of);
+        let (by_secret, alone) = (&mut self.agents_by_secret, &mut self.agents_by_secret_alone);
+        for (table, hashes) in [(by_secret, &agent.secret_hashes), (alone, &agent.secrets_as_keys)] {
+            hashes.iter().for_each(|hash| table.insert((*hash, agent.clone()), hash_of));
         }
         self.agents_by_name.insert(agent.clone(), |agent| hasher.hash_one(&*agent.name));
         self.agents_sorted.insert(agent.clone());
@@ -278,14 +271,12 @@ impl Directory {
 
     fn unlink_agent(&mut self, agent: &Arc<Agent>) {
         let is_agent = |other: &Arc<Agent>| Arc::ptr_eq(other, agent);
-        let is_entry =
-            |hash: &KeyHash, (known, other): &(KeyHash, Arc<Agent>)| known == hash && is_agent(other);
-        for hash in &agent.secret_hashes {
-            self.agents_by_secret.remove(self.hash(hash.as_bytes()), |entry| is_entry(hash, entry));
-        }
-        for hash in &agent.secrets_as_keys {
-            let key = self.hash(hash.as_bytes());
-            self.agents_by_secret_alone.remove(key, |entry| is_entry(hash, entry));
+        let (by_secret, alone) = (&mut self.agents_by_secret, &mut self.agents_by_secret_alone);
+        for (table, hashes) in [(by_secret, &agent.secret_hashes), (alone, &agent.secrets_as_keys)] {
+            for hash in hashes {
+                let key = self.hasher.hash_one(hash.as_bytes());
+                table.remove(key, |(known, other)| known == hash && is_agent(other));
+            }
         }
         self.agents_by_name.remove(self.hash(&*agent.name), is_agent);
         self.agents_sorted.remove(agent);
@@ -305,28 +296,16 @@ impl Directory {
     }
 
     /// Replaces the suites and providers; tickets and corps of the suites that stay are kept.
-    fn replace_suites(
-        &mut self,
-        config: config::SuitesConfig,
-        tokens: &Arc<TokenCache>,
-        limits: &RateLimiterFactory,
-    ) {
+    fn replace_suites(&mut self, config: config::SuitesConfig, shared: &Shared<'_>) {
         if !config.is_empty() || self.has_suites() {
-            let shared = Shared { tokens, limits, pass_key: self.pass_key.as_ref() };
-            self.suites = Arc::new(SuiteTable::build(config, &shared, &self.suites));
+            self.suites = Arc::new(SuiteTable::build(config, shared, &self.suites));
         }
     }
 
     /// Adds a client, in place of the one of its name.
-    fn put_client(
-        &mut self,
-        config: config::ClientConfig,
-        tokens: &Arc<TokenCache>,
-        limits: &RateLimiterFactory,
-    ) {
+    fn put_client(&mut self, config: config::ClientConfig, shared: &Shared<'_>) {
         let previous = self.client_by_name(&config.name).cloned();
-        let shared = Shared { tokens, limits, pass_key: self.pass_key.as_ref() };
-        let client = Client::build(config, &shared, previous.as_ref());
+        let client = Client::build(config, shared, previous.as_ref());
         if let Some(previous) = previous {
             if Arc::ptr_eq(&previous, &client) {
                 return;

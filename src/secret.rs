@@ -13,6 +13,8 @@ use std::{fmt, hash::BuildHasher, hint::black_box, time::Instant};
 
 use bytes::Bytes;
 use foldhash::quality::RandomState;
+use hmac::{Hmac, KeyInit};
+use sha2::Sha256;
 use zeroize::Zeroize;
 
 /// A secret, key or token. `Debug` prints a mask, `Display` does not exist; [`Masked::expose`] is the only access to
@@ -41,6 +43,15 @@ impl fmt::Debug for Masked {
 impl Drop for Masked {
     fn drop(&mut self) {
         self.0.zeroize();
+    }
+}
+
+/// The start of an HMAC under a key of any length.
+pub(crate) fn hmac_with_key(key: &[u8]) -> Hmac<Sha256> {
+    match Hmac::new_from_slice(key) {
+        Ok(mac) => mac,
+        // RFC 2104 allows any length.
+        Err(_) => unreachable!("HMAC refuses no key"),
     }
 }
 

@@ -52,7 +52,7 @@ use std::{
     time::Duration,
 };
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 
 use arc_swap::ArcSwapOption;
 use tokio::time::Instant;
@@ -204,11 +204,11 @@ impl CachedToken {
 
     /// Continues the backoff of an earlier entry of these credentials.
     fn restore_backoff(&self, backoff: Backoff) {
-        self.state().backoff = backoff;
+        self.state.lock().backoff = backoff;
     }
 
     fn backoff(&self) -> Backoff {
-        self.state().backoff.clone()
+        self.state.lock().backoff.clone()
     }
 
     fn agent_name(&self) -> &str {
@@ -222,7 +222,7 @@ impl CachedToken {
 
     /// Ends the wait for a suite_ticket: a new one has arrived.
     pub fn forget_ticket_failure(&self) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         if state.backoff.last_failure().is_some_and(|last| last.is_ticket_error() || last.is_prerequisite()) {
             state.backoff = Backoff::default();
         }
@@ -287,7 +287,7 @@ impl CachedToken {
     /// failure is returned at once.
     pub async fn current_or_fetch(self: &Arc<Self>) -> Outcome {
         let refresh = {
-            let mut state = self.state();
+            let mut state = self.state.lock();
             let now = Instant::now();
             if let Some(token) = self.cached(now) {
                 return Ok(token);
@@ -310,7 +310,7 @@ impl CachedToken {
     /// returned; only a refusal of the current token causes a gettoken.
     pub async fn replace_refused(self: &Arc<Self>, refused: &Token, path: PathKey) -> ReplaceOutcome {
         let refresh = {
-            let mut state = self.state();
+            let mut state = self.state.lock();
             let now = Instant::now();
             let current = self.current.load_full().filter(|current| current.is_same_as(refused));
             let Some(current) = current else {
@@ -348,7 +348,7 @@ impl CachedToken {
     /// Records that a path refused a token that had just been refreshed, as it does for an app without
     /// permission for an API: further refreshes would not help.
     pub fn mark_refused_again(&self, token: &Token, path: PathKey) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         let current = self.current.load_full().filter(|current| current.is_same_as(token));
         if let Some(current) = current {
             if !current.is_accepted_on(path) {
@@ -361,7 +361,7 @@ impl CachedToken {
     /// Fetches a token in spite of backoff and cooldown, because an operator requested it.
     pub async fn force_refresh(self: &Arc<Self>) -> Outcome {
         let refresh = {
-            let mut state = self.state();
+            let mut state = self.state.lock();
             self.requested.store(true, Ordering::Relaxed);
             // A manual refresh is charged to no budget, so it is never throttled here.
             let refresh = self.join_or_start(&mut state, RefreshReason::Manual);
@@ -380,10 +380,6 @@ impl CachedToken {
             self.used.store(true, Ordering::Relaxed);
         }
         outcome
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock()
     }
 }
 

@@ -3,10 +3,9 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use hmac::{Hmac, KeyInit, Mac};
+use hmac::Mac;
 use http::{HeaderValue, Request, header};
 use http_body_util::Full;
-use sha2::Sha256;
 use tokio::time::Instant;
 
 use super::{
@@ -15,7 +14,7 @@ use super::{
 };
 use crate::{
     config::{DeliveryMethod, TargetForm},
-    secret::{hex, random_u64},
+    secret::{hex, hmac_with_key, random_u64},
     time::clock,
     wecom::callback::{crypto::CallbackKeys, message::Format},
 };
@@ -101,14 +100,10 @@ fn sign(secret: &str, body: &[u8]) -> String {
 }
 
 fn sign_at(secret: &str, body: &[u8], now: u64) -> String {
-    // HMAC takes a key of any length.
-    let mac = <Hmac<Sha256> as KeyInit>::new_from_slice(secret.as_bytes());
-    let digest = mac.map(|mut mac| {
-        mac.update(format!("{now}.").as_bytes());
-        mac.update(body);
-        hex::encode(&mac.finalize().into_bytes())
-    });
-    format!("t={now},v1={}", digest.unwrap_or_default())
+    let mut mac = hmac_with_key(secret.as_bytes());
+    mac.update(format!("{now}.").as_bytes());
+    mac.update(body);
+    format!("t={now},v1={}", hex::encode(&mac.finalize().into_bytes()))
 }
 
 fn append_query(path: &mut String, query: &str) {

@@ -123,7 +123,7 @@ impl Agent {
                 let previous = previous.filter(|previous| previous.corpid == corpid);
                 let before = previous.map(|previous| (&*previous.pass_keys, &previous.token));
                 let pass_keys =
-                    AgentPassKeys::new(shared.pass_key.cloned(), origin.generation(), &token, before);
+                    AgentPassKeys::new(shared.pass_key.clone(), origin.generation(), &token, before);
                 (Arc::new(pass_keys), Arc::default())
             }
         };
@@ -134,21 +134,41 @@ impl Agent {
             || format!("agent:{name}"),
         );
         Arc::new(Self {
-            name,
-            corpid,
             upstream,
             settings,
-            origin,
-            revision: random_u64(),
-            token,
             secret_hashes,
             secrets_as_keys,
             rate_limiter,
             capture_switch,
-            role: AgentRole::Application,
             pass_keys,
-            corp_pass_key: None,
+            ..Self::new(name, corpid, origin, token, AgentRole::Application)
         })
+    }
+
+    /// One without settings, of the default upstream.
+    pub(super) fn new(
+        name: String,
+        corpid: String,
+        origin: Origin,
+        token: AgentToken,
+        role: AgentRole,
+    ) -> Self {
+        Self {
+            name,
+            corpid,
+            upstream: config::UpstreamId::default(),
+            settings: config::AgentSettings::default(),
+            origin,
+            revision: random_u64(),
+            token,
+            secret_hashes: Box::default(),
+            secrets_as_keys: Box::default(),
+            rate_limiter: None,
+            capture_switch: Arc::default(),
+            role,
+            pass_keys: Arc::default(),
+            corp_pass_key: None,
+        }
     }
 
     /// Whether ordinary paths are called in its name: an application or a corp.
@@ -174,26 +194,6 @@ impl Agent {
         match &self.role {
             AgentRole::Corp { suite } if self.is_unnamed_corp() => suite,
             _ => &self.name,
-        }
-    }
-
-    /// The same agent, to change parts of it.
-    pub(super) fn duplicate(&self) -> Self {
-        Self {
-            name: self.name.clone(),
-            corpid: self.corpid.clone(),
-            upstream: self.upstream.clone(),
-            settings: self.settings.clone(),
-            origin: self.origin.clone(),
-            revision: random_u64(),
-            token: self.token.clone(),
-            secret_hashes: self.secret_hashes.clone(),
-            secrets_as_keys: self.secrets_as_keys.clone(),
-            rate_limiter: self.rate_limiter.clone(),
-            capture_switch: self.capture_switch.clone(),
-            role: self.role.clone(),
-            pass_keys: self.pass_keys.clone(),
-            corp_pass_key: self.corp_pass_key.clone(),
         }
     }
 

@@ -9,9 +9,9 @@ use foldhash::fast::RandomState;
 
 use super::{Agent, AgentRole, named_corps::NamedCorp};
 use crate::{
-    config::{self, KeyHash, Origin, UpstreamId},
+    config::{self, KeyHash, Origin},
     limits::RateLimiterFactory,
-    secret::{Masked, random_u64},
+    secret::Masked,
     tokens::{
         AgentToken, CachedToken, Credentials, TokenCache, TokenSpec,
         kinds::{TokenKind, suite::SuiteTicket},
@@ -200,7 +200,19 @@ impl Suite {
                 Arc::new(file.pass_keys.renewed(generation, &token, before))
             }
         };
-        let agent = Agent { token, pass_keys, ..file.duplicate() };
+        let agent = Agent {
+            settings: file.settings.clone(),
+            rate_limiter: file.rate_limiter.clone(),
+            capture_switch: file.capture_switch.clone(),
+            pass_keys,
+            ..Agent::new(
+                file.name.clone(),
+                file.corpid.clone(),
+                file.origin.clone(),
+                token,
+                file.role.clone(),
+            )
+        };
         OverriddenCorp { file_code, agent: Some(Arc::new(agent)), generation }
     }
 
@@ -260,22 +272,9 @@ impl Suite {
         let limit = settings.limit.or(self.config.limit_per_corp);
         let rate_limiter = super::reuse_or_create_limiter(limits, limit, limiter, || format!("agent:{name}"));
         let corp_pass_key = Some(Box::new(PassKey::derive(&corpid, &pass_secret, 0)));
-        Arc::new(Agent {
-            name,
-            corpid,
-            upstream: UpstreamId::default(),
-            origin,
-            revision: random_u64(),
-            settings,
-            token,
-            secret_hashes: Box::default(),
-            secrets_as_keys: Box::default(),
-            rate_limiter,
-            capture_switch: previous.map_or_else(Arc::default, |previous| previous.capture_switch.clone()),
-            pass_keys: Arc::default(),
-            corp_pass_key,
-            role: AgentRole::Corp { suite: self.name().into() },
-        })
+        let capture_switch = previous.map_or_else(Arc::default, |previous| previous.capture_switch.clone());
+        let agent = Agent::new(name, corpid, origin, token, AgentRole::Corp { suite: self.name().into() });
+        Arc::new(Agent { settings, rate_limiter, capture_switch, corp_pass_key, ..agent })
     }
 
     /// How a corp's token is fetched.

@@ -13,8 +13,7 @@ use super::{
     reuse_or_create_limiter,
 };
 use crate::{
-    config::{self, Origin, UpstreamId},
-    secret::random_u64,
+    config::{self, Origin},
     tokens::{AgentToken, CachedToken, Credentials, TokenSpec, kinds::TokenKind},
 };
 
@@ -210,7 +209,7 @@ impl Shared<'_> {
         let credentials = Credentials::new(&*corpid, secret);
         let spec = TokenSpec { agent: &name, counted_as: None, credentials, kind: TokenKind::Provider };
         let token = self.tokens.entry_of(spec, previous.is_some());
-        self.agent(name, corpid, token, (AgentRole::Provider, origin), previous)
+        Arc::new(self.agent(name, corpid, token, (AgentRole::Provider, origin), previous))
     }
 
     /// The agent of a suite, and the agents of its corps that the file names.
@@ -252,7 +251,7 @@ impl Shared<'_> {
         }
         let corps = suite.file_corps.values().map(|corp| corp.agent.clone()).collect();
         let role = (AgentRole::Suite(Arc::new(suite)), origin);
-        (self.agent(name, suite_id, token, role, previous), corps)
+        (Arc::new(self.agent(name, suite_id, token, role, previous)), corps)
     }
 
     /// A corp with a name of its own.
@@ -272,7 +271,7 @@ impl Shared<'_> {
         let limit = settings.limit.or(suite.config.limit_per_corp);
         let rate_limiter =
             reuse_or_create_limiter(self.limits, limit, limiter, || format!("agent:{}", agent.name));
-        Arc::new(Agent { settings, rate_limiter, ..agent.duplicate() })
+        Arc::new(Agent { settings, rate_limiter, ..agent })
     }
 
     fn agent(
@@ -282,7 +281,7 @@ impl Shared<'_> {
         entry: Arc<CachedToken>,
         (role, origin): (AgentRole, Origin),
         previous: Option<&Arc<Agent>>,
-    ) -> Arc<Agent> {
+    ) -> Agent {
         let token = AgentToken::Fixed(entry);
         let unchanged = previous.filter(|previous| previous.token.is_same_as(&token));
         let (pass_keys, capture_switch) = match unchanged {
@@ -290,25 +289,10 @@ impl Shared<'_> {
             None => {
                 let before = previous.map(|previous| (&*previous.pass_keys, &previous.token));
                 let generation = origin.generation();
-                let pass_keys = AgentPassKeys::new(self.pass_key.cloned(), generation, &token, before);
+                let pass_keys = AgentPassKeys::new(self.pass_key.clone(), generation, &token, before);
                 (Arc::new(pass_keys), Arc::default())
             }
         };
-        Arc::new(Agent {
-            name,
-            corpid,
-            upstream: UpstreamId::default(),
-            origin,
-            revision: random_u64(),
-            settings: config::AgentSettings::default(),
-            token,
-            secret_hashes: Box::default(),
-            secrets_as_keys: Box::default(),
-            rate_limiter: None,
-            capture_switch,
-            pass_keys,
-            corp_pass_key: None,
-            role,
-        })
+        Agent { capture_switch, pass_keys, ..Agent::new(name, corpid, origin, token, role) }
     }
 }

@@ -164,7 +164,7 @@ impl DirectoryUpdater {
         for client in clients.into_values() {
             update.put_client_of_file(client);
         }
-        update.next.replace_suites(mem::take(&mut config.suites), &self.tokens, &self.limits);
+        update.next.replace_suites(mem::take(&mut config.suites), &update.shared);
         update.shadow_agents_named_as_suites();
         update.put_corps_of_state_again();
         update.commit().0
@@ -173,7 +173,8 @@ impl DirectoryUpdater {
     fn begin(&self) -> Update<'_> {
         let shadowed = self.shadowed.lock();
         let next = Directory::clone(&self.directory.load());
-        Update { next, shadowed, updater: self, replaced: Vec::new(), corps: Vec::new() }
+        let shared = Shared { tokens: &self.tokens, limits: &self.limits, pass_key: next.pass_key.clone() };
+        Update { next, shadowed, shared, directory: &self.directory, replaced: Vec::new(), corps: Vec::new() }
     }
 }
 
@@ -181,7 +182,8 @@ impl DirectoryUpdater {
 struct Update<'a> {
     next: Directory,
     shadowed: parking_lot::MutexGuard<'a, Shadowed>,
-    updater: &'a DirectoryUpdater,
+    shared: Shared<'a>,
+    directory: &'a ArcSwap<Directory>,
     /// Agents that are no longer there, or not as they were: another one may have their tokens in the end.
     replaced: Vec<Arc<Agent>>,
     /// Suite and corpid of the corps that got or lost a name of their own.
@@ -197,13 +199,13 @@ impl Update<'_> {
         self.next.may_open = (self.next.may_open || self.next.is_open) && !has_clients;
         self.next.is_open = self.next.allow_open || self.next.may_open && self.next.is_complete;
         for agent in &self.replaced {
-            self.next.release_token(agent, &self.updater.tokens);
+            self.next.release_token(agent, self.shared.tokens);
         }
-        (self.updater.directory.swap(Arc::new(self.next)), self.corps)
+        (self.directory.swap(Arc::new(self.next)), self.corps)
     }
 
     fn put_agent(&mut self, agent: AgentConfig) {
-        let replaced = self.next.put_agent(agent, &self.updater.tokens, &self.updater.limits);
+        let replaced = self.next.put_agent(agent, &self.shared);
         self.replaced.extend(replaced);
     }
 
@@ -212,7 +214,7 @@ impl Update<'_> {
     }
 
     fn put_client(&mut self, client: ClientConfig) {
-        self.next.put_client(client, &self.updater.tokens, &self.updater.limits);
+        self.next.put_client(client, &self.shared);
     }
 
     fn put_agent_of_state(&mut self, agent: AgentConfig, is_new: bool) {
@@ -252,11 +254,9 @@ impl Update<'_> {
                 self.shadowed.corps.insert(corp.name.clone(), corp);
             }
             None => {
-                let (tokens, limits) = (&self.updater.tokens, &self.updater.limits);
-                let shared = Shared { tokens, limits, pass_key: self.next.pass_key.as_ref() };
                 self.corps.push((corp.suite.clone(), corp.corpid.clone()));
                 self.shadowed.corps_in_force.insert(corp.name.clone(), corp.clone());
-                self.next.put_named_corp(corp, &shared);
+                self.next.put_named_corp(corp, &self.shared);
             }
         }
     }
@@ -264,7 +264,7 @@ impl Update<'_> {
     fn delete_corp_of_state(&mut self, name: &str) {
         self.shadowed.corps.remove(name);
         self.shadowed.corps_in_force.remove(name);
-        self.corps.extend(self.next.remove_named_corp(name, &self.updater.tokens));
+        self.corps.extend(self.next.remove_named_corp(name, self.shared.tokens));
     }
 
     /// Puts them in force with the suites of the files as they are now.

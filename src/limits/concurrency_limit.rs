@@ -30,7 +30,7 @@ use std::{
     time::Duration,
 };
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 
 use foldhash::fast::RandomState;
 use tokio::{sync::oneshot, time::timeout};
@@ -114,7 +114,7 @@ impl ConcurrencyLimit {
     /// A permit at once or none, for requests that must not wait. `flow` is called only if more than half of the
     /// permits are in use.
     pub fn try_acquire(self: &Arc<Self>, flow: impl FnOnce() -> FlowKey) -> Option<Permit> {
-        self.try_acquire_uncontended().or_else(|| self.try_grant(&mut self.lock_queue(), flow()))
+        self.try_acquire_uncontended().or_else(|| self.try_grant(&mut self.queue.lock(), flow()))
     }
 
     /// The flow that a request counts for, from the outer level to the inner one: client, agent and endpoint, if
@@ -142,7 +142,7 @@ impl ConcurrencyLimit {
 
     /// Closes the queue: current and future waiters fail with [`AcquireError::Closed`].
     pub fn close(&self) {
-        let mut queue = self.lock_queue();
+        let mut queue = self.queue.lock();
         queue.is_closed = true;
         let waiters = queue.fair_queue.drain();
         self.queued.store(0, SeqCst);
@@ -151,7 +151,7 @@ impl ConcurrencyLimit {
     }
 
     fn acquire_or_enqueue(self: &Arc<Self>, flow: FlowKey) -> Result<Admission, AcquireError> {
-        let mut queue = self.lock_queue();
+        let mut queue = self.queue.lock();
         let mut granted = self.grant_waiters(&mut queue);
         let admission = self.grant_or_enqueue(&mut queue, flow);
         if matches!(admission, Ok(Admission::Queued(_))) {
@@ -242,17 +242,13 @@ impl ConcurrencyLimit {
         if flow.is_none() && self.queued.load(SeqCst) == 0 {
             return;
         }
-        let mut queue = self.lock_queue();
+        let mut queue = self.queue.lock();
         if let Some(flow) = flow {
             queue.fair_queue.count_released(flow);
         }
         let granted = self.grant_waiters(&mut queue);
         drop(queue);
         send_permits(granted);
-    }
-
-    fn lock_queue(&self) -> MutexGuard<'_, WaitQueue> {
-        self.queue.lock()
     }
 }
 
@@ -277,7 +273,7 @@ struct Waiter {
 
 impl Drop for Waiter {
     fn drop(&mut self) {
-        let mut queue = self.limit.lock_queue();
+        let mut queue = self.limit.queue.lock();
         queue.fair_queue.remove(&self.flow_key, self.id);
         self.limit.queued.store(queue.fair_queue.queued(), SeqCst);
     }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use foldhash::{HashMap, fast::RandomState};
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 
 use crate::time::log_throttle::LogThrottle;
 
@@ -105,10 +105,6 @@ impl Budget {
         self.used.load(Ordering::Relaxed)
     }
 
-    fn unsent(&self) -> MutexGuard<'_, HashMap<Owner, u64>> {
-        self.unsent.lock()
-    }
-
     /// Bytes that are not in use.
     pub(super) fn free(&self) -> u64 {
         self.max.saturating_sub(self.used())
@@ -157,7 +153,7 @@ impl Reservation {
     /// Reserves further bytes for a body of which nothing has arrived, if they fit and the owner's bodies of this kind
     /// then take at most half of what the others leave free.
     pub(super) fn try_grow_unsent(&self, owner: Owner, bytes: u64) -> Option<UnsentMark> {
-        let mut unsent = self.budget.unsent();
+        let mut unsent = self.budget.unsent.lock();
         let before = unsent.get(&owner).copied().unwrap_or(0);
         let sum = before.checked_add(bytes)?;
         if sum > self.budget.free().saturating_add(before) / 2 || !self.try_grow(bytes) {
@@ -191,7 +187,7 @@ pub(super) struct UnsentMark {
 
 impl Drop for UnsentMark {
     fn drop(&mut self) {
-        let mut unsent = self.budget.unsent();
+        let mut unsent = self.budget.unsent.lock();
         if let Some(bytes) = unsent.get_mut(&self.owner) {
             *bytes -= self.bytes;
             if *bytes == 0 {
@@ -223,7 +219,7 @@ mod tests {
         let further = reserve(greedy, 125).expect("half of the rest");
         assert!(arriving[0].try_grow(125) && !arriving[0].try_grow(1), "all that is free");
         drop((arriving, others, further));
-        assert!(budget.used() == 0 && budget.unsent().is_empty());
+        assert!(budget.used() == 0 && budget.unsent.lock().is_empty());
         assert!(reserve(greedy, u64::MAX).is_none());
     }
 }

@@ -2,11 +2,11 @@
 //! domain, such as the store and the state, has keys of its own, derived from the configured secret.
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
-use hmac::{Hmac, KeyInit, Mac};
+use hmac::{Hmac, Mac};
 use sha2::Sha256;
 use zeroize::Zeroizing;
 
-use super::{Masked, hex};
+use super::{Masked, hex, hmac_with_key};
 
 /// The first byte of a sealed value; key id, nonce, ciphertext and tag follow.
 const VERSION: u8 = 1;
@@ -86,15 +86,14 @@ impl Sealer {
 impl SealingKey {
     fn derive(domain: &str, key: &Masked) -> Option<Self> {
         let derived = |purpose: &str| {
-            let mut mac = <Hmac<Sha256> as KeyInit>::new_from_slice(key.expose().as_bytes()).ok()?;
+            let mut mac = hmac_with_key(key.expose().as_bytes());
             mac.update(format!("wecom-proxy {domain}: {purpose}").as_bytes());
-            Some(Zeroizing::new(<[u8; 32]>::from(mac.finalize().into_bytes())))
+            Zeroizing::new(<[u8; 32]>::from(mac.finalize().into_bytes()))
         };
-        let bytes = derived("values")?;
-        let id = derived("key id")?[..KEY_ID_BYTES].try_into().ok()?;
-        let signing = derived("news")?;
-        let signing = <Hmac<Sha256> as KeyInit>::new_from_slice(&*signing).ok()?;
-        Some(Self { id, key: RandomizedNonceKey::new(&AES_256_GCM, &*bytes).ok()?, signing_mac: signing })
+        let bytes = derived("values");
+        let id = derived("key id")[..KEY_ID_BYTES].try_into().ok()?;
+        let signing_mac = hmac_with_key(&*derived("news"));
+        Some(Self { id, key: RandomizedNonceKey::new(&AES_256_GCM, &*bytes).ok()?, signing_mac })
     }
 
     fn has_sealed(&self, sealed: &[u8]) -> bool {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -108,11 +108,7 @@ pub struct IssuedTokens(Arc<Mutex<Vec<String>>>);
 impl IssuedTokens {
     /// The tokens from index `from` on.
     pub fn since(&self, from: usize) -> Vec<String> {
-        self.lock().get(from..).map(<[String]>::to_vec).unwrap_or_default()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<String>> {
-        self.0.lock()
+        self.0.lock().get(from..).map(<[String]>::to_vec).unwrap_or_default()
     }
 }
 
@@ -158,7 +154,7 @@ impl AgentRegistry {
 
     /// Adds a text to the issued secrets.
     pub(super) fn record_issued(&self, secret: &str) {
-        self.issued.lock().push(secret.to_owned());
+        self.issued.0.lock().push(secret.to_owned());
     }
 
     /// The agent of this kind with this corpid (for a suite its id).
@@ -358,7 +354,7 @@ impl AgentRegistry {
 
     fn create_token(&mut self, agent: usize) -> u64 {
         let value = random::url_safe_text(TOKEN_CHARS);
-        self.issued.lock().push(value.clone());
+        self.issued.0.lock().push(value.clone());
         self.tokens.push(IssuedToken {
             value: value.clone(),
             agent,

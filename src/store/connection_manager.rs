@@ -7,7 +7,7 @@ use std::{
 };
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use redis::{RedisError, RedisResult, Script, Value};
 use tokio::{
     runtime::Handle,
@@ -97,14 +97,10 @@ impl ConnectionManager {
 
     fn mark_unavailable(&self, reason: String) {
         self.connection.store(None);
-        let before = self.lock_last_error().replace(reason.clone());
+        let before = self.last_error.lock().replace(reason.clone());
         if before.is_none_or(|before| before == NOT_CONNECTED_YET) {
             tracing::warn!(why = reason, "redis unavailable, serving tokens from memory");
         }
-    }
-
-    fn lock_last_error(&self) -> MutexGuard<'_, Option<String>> {
-        self.last_error.lock()
     }
 
     /// Connects, subscribes, and runs the commands of all scripts once, so that a missing permission shows now.
@@ -115,7 +111,7 @@ impl ConnectionManager {
         probe.key(&self.probe_keys[1]).arg(&self.channel).arg(PROBE_KEY_TTL.as_millis() as u64);
         probe.invoke_async::<()>(&mut connection).await?;
         self.connection.store(Some(Arc::new(connection)));
-        if self.lock_last_error().take().is_some() {
+        if self.last_error.lock().take().is_some() {
             tracing::info!("redis connected, sharing tokens with other replicas");
             let _ = self.event_sender.send(StoreEvent::Connected);
         }
@@ -162,11 +158,11 @@ impl Backend for ConnectionManager {
     }
 
     fn last_error(&self) -> Option<String> {
-        self.lock_last_error().clone()
+        self.last_error.lock().clone()
     }
 
     fn was_attempted(&self) -> bool {
-        self.lock_last_error().as_deref() != Some(NOT_CONNECTED_YET)
+        self.last_error.lock().as_deref() != Some(NOT_CONNECTED_YET)
     }
 
     fn request_probe(&self) {

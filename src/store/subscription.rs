@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 
 use tokio::{sync::Notify, time::timeout};
 
@@ -22,20 +22,16 @@ pub struct Subscription<'a> {
 
 impl Subscriptions {
     pub(super) fn subscribe(&self, name: &str) -> Subscription<'_> {
-        let notify = self.lock().entry(name.to_owned()).or_default().clone();
+        let notify = self.0.lock().entry(name.to_owned()).or_default().clone();
         Subscription { subscriptions: self, name: name.to_owned(), notify }
     }
 
     pub(super) fn wake(&self, name: &str) {
-        if let Some(notify) = self.lock().get(name) {
+        if let Some(notify) = self.0.lock().get(name) {
             notify.notify_waiters();
             // Stores a permit for a task that has read the store but does not wait yet.
             notify.notify_one();
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<Notify>>> {
-        self.0.lock()
     }
 }
 
@@ -49,7 +45,7 @@ impl Subscription<'_> {
 
 impl Drop for Subscription<'_> {
     fn drop(&mut self) {
-        let mut subscriptions = self.subscriptions.lock();
+        let mut subscriptions = self.subscriptions.0.lock();
         // Two references: the map's and this one.
         if Arc::strong_count(&self.notify) == 2 {
             subscriptions.remove(&self.name);
@@ -74,6 +70,6 @@ mod tests {
         second.wait(POLL_INTERVAL).await;
         assert_eq!(started_at.elapsed(), POLL_INTERVAL, "one notification wakes once");
         drop((first, second));
-        assert!(subscriptions.lock().is_empty());
+        assert!(subscriptions.0.lock().is_empty());
     }
 }

@@ -2,14 +2,13 @@
 
 use std::{sync::LazyLock, time::Duration};
 
-use hmac::{Hmac, KeyInit, Mac};
+use hmac::Mac;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use sha2::Sha256;
 
 use super::Suites;
 use crate::{
     directory::{Agent, Suite},
-    secret::{Masked, constant_time::constant_time_eq, hex},
+    secret::{Masked, constant_time::constant_time_eq, hex, hmac_with_key},
     state::{Collection, Precondition, Write, WriteError},
     tokens::{
         FetchError, PathKey,
@@ -146,15 +145,10 @@ fn open(suite: &Suite, state: &str, now: u64) -> Option<OpenedInstallState> {
 
 /// A MAC under a key derived from the suite's secret, so that every replica accepts it.
 fn mac(suite: &Suite, claims: &[u8]) -> [u8; MAC_BYTES] {
-    let keyed = |key: &[u8]| match <Hmac<Sha256> as KeyInit>::new_from_slice(key) {
-        Ok(mac) => mac,
-        // HMAC takes a key of any length (RFC 2104).
-        Err(_) => unreachable!("HMAC refuses no key"),
-    };
-    let mut derivation = keyed(suite.config.secret.expose().as_bytes());
+    let mut derivation = hmac_with_key(suite.config.secret.expose().as_bytes());
     derivation.update(b"wecom-proxy install state v1\0");
     derivation.update(suite.config.suite_id.as_bytes());
-    let mut mac = keyed(&derivation.finalize().into_bytes());
+    let mut mac = hmac_with_key(&derivation.finalize().into_bytes());
     mac.update(claims);
     let digest = mac.finalize().into_bytes();
     std::array::from_fn(|nth| digest[nth])

@@ -9,7 +9,7 @@ use std::{
 
 use dashmap::DashMap;
 use foldhash::fast::RandomState;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use tokio::{runtime::Handle, time::Instant};
 
 use super::{
@@ -71,7 +71,8 @@ impl TokenCache {
             return entry.clone();
         }
         let backoff = self
-            .former_backoffs()
+            .former_backoffs
+            .lock()
             .remove(&backoff_id(spec.kind.id_kind(), &spec.credentials))
             .filter(|backoff| !backoff.is_stale(Instant::now()));
         let entry = CachedToken::new(spec, self.service.clone(), is_changed);
@@ -99,7 +100,7 @@ impl TokenCache {
         if self.entries.remove_if(&entry.id, |_, other| Arc::ptr_eq(other, entry)).is_some() {
             let backoff = (backoff_id(entry.kind.id_kind(), &entry.credentials), entry.backoff());
             let now = Instant::now();
-            self.former_backoffs().extend(Some(backoff).filter(|(_, backoff)| !backoff.is_stale(now)));
+            self.former_backoffs.lock().extend(Some(backoff).filter(|(_, backoff)| !backoff.is_stale(now)));
         }
     }
 
@@ -110,7 +111,7 @@ impl TokenCache {
         let names: HashSet<_> = names.map(|entry| entry.agent_name().to_owned()).collect();
         self.service.retain_agents(|agent| is_agent(agent) || names.contains(agent));
         let now = Instant::now();
-        self.former_backoffs().retain(|_, backoff| !backoff.is_stale(now));
+        self.former_backoffs.lock().retain(|_, backoff| !backoff.is_stale(now));
     }
 
     /// Refresh counters by agent, reason and outcome.
@@ -151,10 +152,6 @@ impl TokenCache {
     pub(super) fn service(&self) -> &Arc<TokenService> {
         &self.service
     }
-
-    fn former_backoffs(&self) -> MutexGuard<'_, HashMap<CredentialId, Backoff>> {
-        self.former_backoffs.lock()
-    }
 }
 
 /// The key of `former_backoffs`.
@@ -170,6 +167,6 @@ impl TokenCache {
 
     /// Number of removed entries whose backoff is kept.
     pub(super) fn former_len(&self) -> usize {
-        self.former_backoffs().len()
+        self.former_backoffs.lock().len()
     }
 }

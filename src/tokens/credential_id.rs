@@ -1,11 +1,10 @@
 //! Whose token or ticket it is, without saying more of the credentials.
 
-use hmac::{Hmac, KeyInit, Mac};
-use sha2::Sha256;
+use hmac::Mac;
 
 use crate::{
     config::UpstreamId,
-    secret::{Masked, hex},
+    secret::{Masked, hex, hmac_with_key},
 };
 
 /// The credentials of a gettoken call.
@@ -43,10 +42,7 @@ impl CredentialId {
     /// `kind` is what `kinds` says. Replicas of two versions must agree on all of
     /// this.
     pub fn new(kind: &str, Credentials { corpid, secret, upstream, generation }: &Credentials) -> Self {
-        let Ok(mut mac) = <Hmac<Sha256> as KeyInit>::new_from_slice(secret.expose().as_bytes()) else {
-            // HMAC takes a key of any length (RFC 2104).
-            unreachable!("HMAC refuses no key")
-        };
+        let mut mac = hmac_with_key(secret.expose().as_bytes());
         mac.update(b"wecom-proxy store v1");
         mac.update(kind.as_bytes());
         mac.update(b"\0");

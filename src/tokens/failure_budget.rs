@@ -13,7 +13,7 @@
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 
 use tokio::{sync::Notify, time::Instant};
 
@@ -82,7 +82,7 @@ impl FailureBudget {
 
     /// Marks the queue as running; returns whether it was.
     pub(super) fn set_queue_running(&self) -> bool {
-        self.unproven.state().unproven_queue.set_running(true)
+        self.unproven.state.lock().unproven_queue.set_running(true)
     }
 
     /// What to do for the queue now; `None`: nothing is queued, and the queue is no longer running.
@@ -92,7 +92,7 @@ impl FailureBudget {
 
     /// Ends the turn of the agent that [`FailureBudget::next_queued`] returned.
     pub(super) fn finish_queued(&self, has_failed: bool) {
-        self.unproven.state().unproven_queue.finish(has_failed);
+        self.unproven.state.lock().unproven_queue.finish(has_failed);
     }
 
     /// Counts a failure for the credentials. One of a proven secret also takes one from the unproven limit if one is
@@ -157,7 +157,7 @@ impl FailureLimit {
 
     /// Counts a failure.
     fn record_failure(&self) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         state.bucket.consume(Instant::now(), self.rate);
         state.overtakes_left = 0;
     }
@@ -165,7 +165,7 @@ impl FailureLimit {
     /// Consumes a failure if one is available. An empty bucket is left alone, because taking from it would restart its refill
     /// interval.
     fn consume_if_available(&self) {
-        let (mut state, now) = (self.state(), Instant::now());
+        let (mut state, now) = (self.state.lock(), Instant::now());
         if state.bucket.available(now, self.rate) > 0 {
             state.bucket.consume(now, self.rate);
         }
@@ -173,12 +173,12 @@ impl FailureLimit {
 
     /// When the next failure is available.
     fn next(&self) -> Instant {
-        self.state().bucket.available_at(Instant::now(), self.rate)
+        self.state.lock().bucket.available_at(Instant::now(), self.rate)
     }
 
     /// A permit, or when this agent's turn is; `None` while running attempts may still return theirs.
     fn try_acquire(&self, agent: &str) -> Option<Result<AttemptPermit<'_>, Instant>> {
-        let (mut state, now) = (self.state(), Instant::now());
+        let (mut state, now) = (self.state.lock(), Instant::now());
         state.proven_queue.drop_missed(now, self.rate.refill_interval);
         let left = state.bucket.available(now, self.rate);
         let ahead = state.proven_queue.ahead_of(agent);
@@ -203,7 +203,7 @@ impl FailureLimit {
         agent: &Arc<CachedToken>,
         has_failed: bool,
     ) -> Option<Result<AttemptPermit<'_>, Instant>> {
-        let (mut state, now) = (self.state(), Instant::now());
+        let (mut state, now) = (self.state.lock(), Instant::now());
         let left = state.bucket.available(now, self.rate);
         let is_turn = state.unproven_queue.is_turn_of(agent);
         if is_turn || (state.unproven_queue.is_empty() && state.permits_in_use < left) {
@@ -220,7 +220,7 @@ impl FailureLimit {
 
     /// The same without a place in the queue.
     fn try_acquire_unqueued(&self) -> Option<Result<AttemptPermit<'_>, Instant>> {
-        let (mut state, now) = (self.state(), Instant::now());
+        let (mut state, now) = (self.state.lock(), Instant::now());
         let left = state.bucket.available(now, self.rate);
         match state.unproven_queue.len() {
             0 if state.permits_in_use < left => {
@@ -236,7 +236,7 @@ impl FailureLimit {
     }
 
     fn next_queued(&self) -> Option<NextStep> {
-        let (mut state, now) = (self.state(), Instant::now());
+        let (mut state, now) = (self.state.lock(), Instant::now());
         let left = state.bucket.available(now, self.rate);
         let next = match state.permits_in_use < left {
             _ if state.unproven_queue.is_empty() => None,
@@ -249,23 +249,19 @@ impl FailureLimit {
         }
         next
     }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock()
-    }
 }
 
 impl AttemptPermit<'_> {
     /// The attempt fetched a token: two agents may pass those ahead of them.
     pub(super) fn record_success(&self) {
-        let mut state = self.0.state();
+        let mut state = self.0.state.lock();
         state.overtakes_left = state.overtakes_left.saturating_add(2);
     }
 }
 
 impl Drop for AttemptPermit<'_> {
     fn drop(&mut self) {
-        self.0.state().permits_in_use -= 1;
+        self.0.state.lock().permits_in_use -= 1;
         self.0.permit_returned.notify_one();
     }
 }

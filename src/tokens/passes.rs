@@ -10,13 +10,13 @@
 use std::time::Duration;
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
-use hmac::{Hmac, KeyInit, Mac};
+use hmac::{Hmac, Mac};
 use sha2::Sha256;
 use zeroize::Zeroizing;
 
 use crate::{
     config::ClientKey,
-    secret::{Masked, credential_scan::PASS_PREFIX},
+    secret::{Masked, credential_scan::PASS_PREFIX, hmac_with_key},
 };
 
 /// The `expires_in` that clients get, as for real tokens.
@@ -165,14 +165,6 @@ fn derive_bytes(label: &[u8], corpid: &str, secret: &Masked, generation: u64) ->
         derivation.update(&generation.to_be_bytes());
     }
     Zeroizing::new(derivation.finalize().into_bytes().into())
-}
-
-fn hmac_with_key(key: &[u8]) -> Hmac<Sha256> {
-    match Hmac::new_from_slice(key) {
-        Ok(mac) => mac,
-        // HMAC takes a key of any length (RFC 2104).
-        Err(_) => unreachable!("HMAC refuses no key"),
-    }
 }
 
 fn split_name(bytes: &[u8]) -> Option<(&str, &[u8])> {

@@ -67,7 +67,7 @@ async fn refresh_once(entry: &Weak<CachedToken>, token: &Arc<Token>) -> Option<I
     }
     let now = Instant::now();
     let (refresh, retry_at) = {
-        let mut state = entry.state();
+        let mut state = entry.state.lock();
         let reason = if now < token.usable_until { RefreshReason::Proactive } else { RefreshReason::Expired };
         match state.wait_after_failures(now) {
             wait if wait.is_zero() => match entry.join_or_start(&mut state, reason) {

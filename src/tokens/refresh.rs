@@ -45,7 +45,7 @@ struct Attempt {
 impl Drop for RunningRefresh<'_> {
     fn drop(&mut self) {
         let fetched = std::mem::replace(&mut self.fetched, Err(FetchError::Cancelled));
-        let mut state = self.entry.state();
+        let mut state = self.entry.state.lock();
         let outcome = self.entry.apply_result(&mut state, self.attempt, fetched);
         state.refresh.complete(&self.leader, outcome);
     }
@@ -163,7 +163,8 @@ impl CachedToken {
             let acquired = failures.acquire_proven(&self.agent_name).await;
             return acquired.map_err(|retry_at| FetchError::Throttled { retry_at });
         }
-        let has_failed = self.state().backoff.last_failure().is_some_and(|last| last.is_credential_error());
+        let has_failed =
+            self.state.lock().backoff.last_failure().is_some_and(|last| last.is_credential_error());
         failures.acquire_unproven(self, has_failed).await.map_err(|retry_at| {
             if !failures.set_queue_running() {
                 self.service.runtime.spawn(unproven_queue::run(Arc::downgrade(&self.service)));
@@ -174,18 +175,19 @@ impl CachedToken {
 
     /// Whether the secret was changed and neither tried since nor known to fail; false from then on.
     fn take_changed_secret(&self) -> bool {
-        self.secret_changed.swap(false, Ordering::Relaxed) && self.state().backoff.last_failure().is_none()
+        self.secret_changed.swap(false, Ordering::Relaxed)
+            && self.state.lock().backoff.last_failure().is_none()
     }
 
     /// Tries this secret, whose turn in the queue of unproven secrets has come; returns whether WeCom refused it.
     pub(super) async fn try_queued_secret(self: &Arc<Self>) -> bool {
         // The refresh that was queued may be about to end.
-        let running = self.state().refresh.running();
+        let running = self.state.lock().refresh.running();
         if let Some(running) = running {
             let _ = join(running).await;
         }
         let refresh = {
-            let mut state = self.state();
+            let mut state = self.state.lock();
             state.unproven_queue_turn = None;
             let Some(reason) = state.queued_reason.take() else { return false };
             self.join_or_start(&mut state, reason)
@@ -345,7 +347,7 @@ impl CachedToken {
     /// Applies a token that another replica fetched. A refresh of this replica that is running will find it by
     /// itself.
     pub(super) fn apply_remote(self: &Arc<Self>, fetched: FetchedToken, is_unchanged: bool) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         let is_newer = self.current.load().as_ref().is_none_or(|current| !fetched.is_not_newer_than(current));
         if state.refresh.running().is_none() && is_newer {
             self.install_token(&mut state, Instant::now(), fetched);

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 
 use tokio::time::Instant;
 
@@ -84,7 +84,7 @@ impl RefreshBudget {
 
     /// Registers an agent as in use.
     pub(super) fn register_agent(&self, agent: &str) {
-        self.state().refusal_budget(agent, Instant::now());
+        self.state.lock().refusal_budget(agent, Instant::now());
     }
 
     /// Charges a refresh. Error: the instant at which the budget is sufficient.
@@ -94,7 +94,7 @@ impl RefreshBudget {
         class: BudgetClass,
         now: Instant,
     ) -> Result<Charge, Instant> {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         let charge = Charge { class, charged_at: now };
         if let Some(was_accepted) = class.agent_charge() {
             state.refusal_budget(agent, now).try_acquire(now, was_accepted)?;
@@ -112,7 +112,7 @@ impl RefreshBudget {
 
     /// The refreshes of the last hour that were charged, and the most that may be.
     pub(super) fn usage(&self, now: Instant) -> (usize, usize) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         let max = self.max_per_hour(&state);
         (state.hourly_window.count(now), max)
     }
@@ -126,13 +126,13 @@ impl RefreshBudget {
     pub(super) fn refund(&self, agent: &str, charge: Charge) {
         self.refund_agent(agent, charge.class);
         if let Some(priority) = charge.class.hourly_priority() {
-            self.state().hourly_window.release(charge.charged_at, priority);
+            self.state.lock().hourly_window.release(charge.charged_at, priority);
         }
     }
 
     fn refund_agent(&self, agent: &str, class: BudgetClass) {
         if let Some(was_accepted) = class.agent_charge() {
-            self.state().refusal_budget(agent, Instant::now()).release(was_accepted);
+            self.state.lock().refusal_budget(agent, Instant::now()).release(was_accepted);
         }
     }
 
@@ -140,11 +140,7 @@ impl RefreshBudget {
     /// refill it.
     pub(super) fn retain(&self, agents: impl Fn(&str) -> bool) {
         let now = Instant::now();
-        self.state().refusal_budgets.retain(|agent, budget| agents(agent) || !budget.is_full(now));
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock()
+        self.state.lock().refusal_budgets.retain(|agent, budget| agents(agent) || !budget.is_full(now));
     }
 }
 
@@ -158,6 +154,6 @@ impl State {
 impl RefreshBudget {
     /// Whether a refresh is left for a path that had accepted the token.
     pub(super) fn has_remaining(&self, agent: &str, now: Instant) -> bool {
-        self.state().refusal_budget(agent, now).has_remaining(now)
+        self.state.lock().refusal_budget(agent, now).has_remaining(now)
     }
 }

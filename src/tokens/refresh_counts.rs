@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 
 use super::RefreshReason;
 
@@ -28,7 +28,7 @@ pub struct RefreshCount {
 
 impl RefreshCounts {
     pub(super) fn increment(&self, agent: &str, reason: RefreshReason, ok: bool) {
-        let mut all = self.lock();
+        let mut all = self.0.lock();
         let counts = match all.get_mut(agent) {
             Some(counts) => counts,
             None => all.entry(agent.into()).or_default(),
@@ -50,14 +50,10 @@ impl RefreshCounts {
             });
             counters.collect::<Vec<_>>()
         };
-        self.lock().iter().flat_map(|(agent, counts)| of_agent(agent, counts)).collect()
+        self.0.lock().iter().flat_map(|(agent, counts)| of_agent(agent, counts)).collect()
     }
 
     pub(super) fn retain(&self, agents: impl Fn(&str) -> bool) {
-        self.lock().retain(|agent, _| agents(agent));
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<Box<str>, ReasonCounts>> {
-        self.0.lock()
+        self.0.lock().retain(|agent, _| agents(agent));
     }
 }

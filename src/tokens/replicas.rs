@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Weak},
 };
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 
 use tokio::{sync::Semaphore, time::Instant};
 
@@ -70,7 +70,7 @@ impl ReplicaSync {
             }
             _ => false,
         };
-        if needs_read && self.lock_pending_reads().insert(entry.id, kind).is_none() {
+        if needs_read && self.pending_reads.lock().insert(entry.id, kind).is_none() {
             let runtime = entry.service.runtime.clone();
             runtime.spawn(async move {
                 if let Some(replicas) = &entry.service.replicas {
@@ -84,7 +84,7 @@ impl ReplicaSync {
     /// notifications.
     async fn apply_record(&self, entry: &Arc<CachedToken>) {
         let permit = self.read_permits.acquire().await;
-        let kind = self.lock_pending_reads().remove(&entry.id);
+        let kind = self.pending_reads.lock().remove(&entry.id);
         if let Ok(Some(record)) = self.store.read(&entry.id.store_name()).await
             && let Some(fetched) = FetchedToken::from_record(&record)
         {
@@ -119,9 +119,5 @@ impl ReplicaSync {
             }
         }
         Ok(())
-    }
-
-    fn lock_pending_reads(&self) -> MutexGuard<'_, HashMap<CredentialId, NotificationKind>> {
-        self.pending_reads.lock()
     }
 }

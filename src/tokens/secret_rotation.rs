@@ -17,7 +17,7 @@ use std::{
 };
 
 use arc_swap::{ArcSwap, Guard};
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::{CachedToken, FetchError, Outcome, PathKey, ReplaceOutcome, Token, TokenCache, TokenStatus};
@@ -94,7 +94,7 @@ impl SecretRotation {
 
     /// Whether it has these secrets now, from these files.
     pub(super) fn has_secrets(&self, secrets: &[(Arc<CachedToken>, Option<PathBuf>)]) -> bool {
-        let state = self.state();
+        let state = self.state.lock();
         state.secrets.len() == secrets.len()
             && state
                 .secrets
@@ -109,7 +109,7 @@ impl SecretRotation {
 
     /// The entry that is tried first.
     pub(super) fn preferred(&self) -> Arc<CachedToken> {
-        let state = self.state();
+        let state = self.state.lock();
         state.secrets[state.preferred].entry.clone()
     }
 
@@ -119,7 +119,7 @@ impl SecretRotation {
             value: entry.credentials().secret.clone(),
             file: file.clone(),
         };
-        self.state().secrets.iter().map(sourced).collect()
+        self.state.lock().secrets.iter().map(sourced).collect()
     }
 
     /// Whether a file had another secret when it was read again. Takes no lock.
@@ -133,17 +133,17 @@ impl SecretRotation {
 
     /// The entry of the first secret.
     pub(super) fn first(&self) -> Arc<CachedToken> {
-        self.state().secrets[0].entry.clone()
+        self.state.lock().secrets[0].entry.clone()
     }
 
     /// The entries in the order of the configuration.
     pub(super) fn entries(&self) -> Vec<Arc<CachedToken>> {
-        self.state().secrets.iter().map(|secret| secret.entry.clone()).collect()
+        self.state.lock().secrets.iter().map(|secret| secret.entry.clone()).collect()
     }
 
     /// Secrets that a file had before, and until when their passes are accepted.
     pub(super) fn former(&self) -> Vec<(Arc<CachedToken>, Instant)> {
-        self.state().former.clone()
+        self.state.lock().former.clone()
     }
 
     /// The valid token; fetches one if there is none.
@@ -238,14 +238,14 @@ impl SecretRotation {
 
     /// The secret to be tried after `first`; `None`: there is none, or `first` is itself that one.
     fn second_after(&self, first: &Arc<CachedToken>) -> Option<Arc<CachedToken>> {
-        let state = self.state();
+        let state = self.state.lock();
         let second = state.second.as_ref().map(|second| &second.entry);
         second.filter(|second| !Arc::ptr_eq(second, first)).cloned()
     }
 
     /// The same, or the secret that is preferred by now: while a request waited for `first`, it may have been found to work.
     fn next_after(&self, first: &Arc<CachedToken>) -> Option<Arc<CachedToken>> {
-        let state = self.state();
+        let state = self.state.lock();
         let second = state.second.as_ref().map(|second| &second.entry);
         let mut candidates = second.into_iter().chain([&state.secrets[state.preferred].entry]);
         candidates.find(|next| !Arc::ptr_eq(next, first)).cloned()
@@ -255,7 +255,7 @@ impl SecretRotation {
     /// Returns whether it is the former. Nothing is selected after the refusal of the selected secret itself.
     async fn select_second(self: &Arc<Self>, refused: &Arc<CachedToken>) -> bool {
         {
-            let mut state = self.state();
+            let mut state = self.state.lock();
             if let Some(second) = &mut state.second
                 && Arc::ptr_eq(&second.entry, refused)
                 && !second.is_refused
@@ -269,7 +269,7 @@ impl SecretRotation {
             state.second = None;
         }
         let has_changed = self.read_files_again().await;
-        let mut state = self.state();
+        let mut state = self.state.lock();
         let next = match has_changed {
             true => Some(state.secrets[state.preferred].entry.clone()),
             false => state.other_than(refused),
@@ -280,7 +280,7 @@ impl SecretRotation {
 
     /// Uses the token of this entry from now on.
     fn serve_from(&self, entry: &Arc<CachedToken>) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         let Some(position) = state.secrets.iter().position(|secret| Arc::ptr_eq(&secret.entry, entry)) else {
             return;
         };
@@ -310,11 +310,7 @@ impl SecretRotation {
     }
 
     fn has_refused_second(&self) -> bool {
-        self.state().second.as_ref().is_some_and(|second| second.is_refused)
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock()
+        self.state.lock().second.as_ref().is_some_and(|second| second.is_refused)
     }
 }
 
@@ -365,6 +361,6 @@ impl CachedToken {
 
     /// Whether WeCom refused this secret when it was last tried.
     fn is_refused_secret(&self) -> bool {
-        self.state().backoff.last_failure().is_some_and(|failure| failure.is_credential_error())
+        self.state.lock().backoff.last_failure().is_some_and(|failure| failure.is_credential_error())
     }
 }

@@ -51,7 +51,7 @@ impl CachedToken {
     /// How long backoff or a spent budget holds refreshes back; zero if nothing does.
     pub fn next_try_in(&self) -> Duration {
         let now = Instant::now();
-        self.next_try_and_throttled(&self.state(), now).0
+        self.next_try_and_throttled(&self.state.lock(), now).0
     }
 
     /// The same, and whether a spent budget is a cause.
@@ -68,14 +68,14 @@ impl CachedToken {
 
     /// The last failure, if no success followed it.
     pub fn last_failure(&self) -> Option<Arc<FetchError>> {
-        self.state().backoff.last_failure()
+        self.state.lock().backoff.last_failure()
     }
 
     /// The current state.
     pub fn status(self: &Arc<Self>) -> TokenStatus {
         let now = Instant::now();
         let token = self.current.load_full();
-        let state = self.state();
+        let state = self.state.lock();
         let (next_try_in, throttled) = self.next_try_and_throttled(&state, now);
         TokenStatus {
             requested: self.requested.load(Ordering::Relaxed),

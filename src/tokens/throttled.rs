@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 
 use tokio::{
     runtime::Handle,
@@ -31,7 +31,7 @@ struct State {
 impl ThrottledAgents {
     /// Adds a throttled agent; the message is logged by a task on `runtime`.
     pub(super) fn insert(self: &Arc<Self>, agent: &str, retry_at: Instant, runtime: &Handle) {
-        let mut state = self.state();
+        let mut state = self.0.lock();
         match state.retry_times.get_mut(agent) {
             Some(known) => *known = retry_at,
             None => {
@@ -45,24 +45,24 @@ impl ThrottledAgents {
 
     /// Removes an agent whose refresh was made, with or without success.
     pub(super) fn remove(&self, agent: &str) {
-        self.state().retry_times.remove(agent);
+        self.0.lock().retry_times.remove(agent);
     }
 
     /// When this agent's next refresh may be tried, while it is throttled.
     pub(super) fn retry_at(&self, agent: &str, now: Instant) -> Option<Instant> {
-        self.state().retry_times.get(agent).copied().filter(|retry_at| now < *retry_at)
+        self.0.lock().retry_times.get(agent).copied().filter(|retry_at| now < *retry_at)
     }
 
     /// All throttled agents, by name.
     pub(super) fn snapshot(&self, now: Instant) -> Vec<(String, Duration)> {
-        let mut state = self.state();
+        let mut state = self.0.lock();
         state.retry_times.retain(|_, retry_at| now < *retry_at);
         state.retry_times.iter().map(|(agent, retry_at)| (agent.to_string(), *retry_at - now)).collect()
     }
 
     /// Drops all agents but these.
     pub(super) fn retain(&self, agents: impl Fn(&str) -> bool) {
-        self.state().retry_times.retain(|agent, _| agents(agent));
+        self.0.lock().retry_times.retain(|agent, _| agents(agent));
     }
 
     async fn run_log(self: Arc<Self>) {
@@ -70,7 +70,7 @@ impl ThrottledAgents {
         loop {
             let throttled = self.snapshot(Instant::now());
             let Some(first) = throttled.iter().map(|(_, wait)| *wait).min() else {
-                let mut state = self.state();
+                let mut state = self.0.lock();
                 // An agent added after the snapshot has found `is_logging` set and started no task.
                 if state.retry_times.is_empty() {
                     state.is_logging = false;
@@ -91,9 +91,5 @@ impl ThrottledAgents {
             );
             sleep(LOG_INTERVAL).await;
         }
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock()
     }
 }

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 
 use bytes::Bytes;
 use serde::Deserialize;
@@ -183,7 +183,7 @@ impl AgentTickets {
     /// Calls `visit` with each cached ticket, for redaction.
     pub fn for_each_value(&self, visit: &mut dyn FnMut(&str)) {
         for entry in self.0.iter().filter_map(OnceLock::get) {
-            let cached = entry.state().cached.as_ref().map(|cached| cached.ticket.clone());
+            let cached = entry.0.lock().cached.as_ref().map(|cached| cached.ticket.clone());
             if let Some(ticket) = cached {
                 visit(ticket.expose());
             }
@@ -194,7 +194,7 @@ impl AgentTickets {
 impl TicketEntry {
     /// Records how a fetch ended.
     fn record_outcome(&self, outcome: &FetchOutcome, now: Instant) {
-        let mut state = self.state();
+        let mut state = self.0.lock();
         let has_ticket = state.cached.as_ref().is_some_and(|cached| now < cached.fetch_at);
         let body = match outcome {
             _ if has_ticket => return state.failed = None,
@@ -210,12 +210,12 @@ impl TicketEntry {
 
     /// The cached ticket; `None`: there is none, or it is to be fetched.
     fn response(&self, now: Instant) -> Option<TicketResponse> {
-        self.state().cached.as_ref()?.response(now)
+        self.0.lock().cached.as_ref()?.response(now)
     }
 
     /// The cached ticket, or the fetch of another caller, or the lead of a new one.
     fn join(&self, now: Instant) -> Joined {
-        let mut state = self.state();
+        let mut state = self.0.lock();
         if let Some(ticket) = state.cached.as_ref().and_then(|cached| cached.response(now)) {
             return Joined::Cached(ticket);
         }
@@ -242,12 +242,8 @@ impl TicketEntry {
             return;
         }
         let ttl = Duration::from_secs(response.expires_in).min(MAX_TTL);
-        let (mut state, ticket) = (self.state(), Masked::new(response.ticket));
+        let (mut state, ticket) = (self.0.lock(), Masked::new(response.ticket));
         state.cached = Some(CachedTicket::new(ticket, requested_at, ttl, state.cached.as_ref()));
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock()
     }
 }
 

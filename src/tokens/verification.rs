@@ -23,7 +23,7 @@ impl CachedToken {
             false => None,
         };
         let refresh = {
-            let mut state = self.state();
+            let mut state = self.state.lock();
             if let Some(failure) = state.backoff.active_failure(Instant::now()) {
                 return Err(failure);
             }
@@ -46,7 +46,7 @@ impl CachedToken {
     }
 
     async fn acquire_verification(&self) -> Result<AttemptPermit<'_>, Arc<FetchError>> {
-        if let Some(failure) = self.state().backoff.active_failure(Instant::now()) {
+        if let Some(failure) = self.state.lock().backoff.active_failure(Instant::now()) {
             return Err(failure);
         }
         let failures = &self.service.failure_budget;

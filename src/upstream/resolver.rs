@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use tokio::{
     sync::watch,
     time::{Instant, timeout_at},
@@ -97,7 +97,7 @@ impl Resolver {
             return Ok(Resolved { addresses: vec![SocketAddr::new(ip, 0)], is_cached: false });
         }
         let (mut lookup_ended, has_stale) = {
-            let mut names = self.lock();
+            let mut names = self.names.lock();
             let name = names.entry(host.to_owned()).or_default();
             if let Some(result) = name.known_result() {
                 return result;
@@ -109,7 +109,7 @@ impl Resolver {
                     name.in_progress = Some(receiver.clone());
                     drop(names);
                     self.start_lookup(host.to_owned(), sender);
-                    names = self.lock();
+                    names = self.names.lock();
                     receiver
                 }
             };
@@ -124,7 +124,7 @@ impl Resolver {
             false => deadline,
         };
         let is_ended = timeout_at(wait_until, lookup_ended.changed()).await.is_ok();
-        let mut names = self.lock();
+        let mut names = self.names.lock();
         let name = names.entry(host.to_owned()).or_default();
         match name.failure.is_none() && is_ended {
             true => Ok(Resolved { addresses: name.addresses.clone(), is_cached: false }),
@@ -134,7 +134,7 @@ impl Resolver {
 
     /// Notes the address that a connection was made to, so that it is tried first.
     pub(super) fn mark_working(&self, host: &str, ip: IpAddr) {
-        if let Some(name) = self.lock().get_mut(host)
+        if let Some(name) = self.names.lock().get_mut(host)
             && name.last_working.replace(ip) != Some(ip)
         {
             name.move_working_first();
@@ -143,7 +143,7 @@ impl Resolver {
 
     /// Notes that none of the addresses accepts connections: the next caller looks the name up again.
     pub(super) fn expire(&self, host: &str) {
-        if let Some(name) = self.lock().get_mut(host) {
+        if let Some(name) = self.names.lock().get_mut(host) {
             // Many callers may fail at once; one more look-up serves them all.
             name.expired = name.resolved_at.is_none_or(|resolved_at| resolved_at.elapsed() >= FAILURE_TTL);
         }
@@ -161,7 +161,7 @@ impl Resolver {
     }
 
     fn finish_lookup(&self, host: &str, result: io::Result<Vec<SocketAddr>>) {
-        let mut names = self.lock();
+        let mut names = self.names.lock();
         let name = names.entry(host.to_owned()).or_default();
         name.in_progress = None;
         let failure = match result {
@@ -181,10 +181,6 @@ impl Resolver {
             Err(error) => error.to_string(),
         };
         name.failure = Some((Instant::now(), LookupError::Failed(failure)));
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, NameState>> {
-        self.names.lock()
     }
 }
 

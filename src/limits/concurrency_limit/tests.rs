@@ -38,7 +38,7 @@ async fn waiter_gets_the_released_permit_and_leaves_no_state() {
     assert_eq!(late.map(drop), Err(AcquireError::TimedOut));
     let (second, ()) = tokio::join!(acquire_as(&limit, "two"), async { drop(first) });
     drop(second.expect("a permit"));
-    assert_eq!((limit.available(), limit.lock_queue().fair_queue.queued()), (1, 0));
+    assert_eq!((limit.available(), limit.queue.lock().fair_queue.queued()), (1, 0));
     assert!(acquire_as(&limit, "three").await.is_ok());
 }
 
@@ -93,5 +93,5 @@ fn many_threads_lose_no_permit_and_no_wakeup() {
     for thread in threads {
         thread.join().expect("no panic").expect("a runtime");
     }
-    assert_eq!((limit.available(), limit.lock_queue().fair_queue.queued()), (3, 0));
+    assert_eq!((limit.available(), limit.queue.lock().fair_queue.queued()), (3, 0));
 }

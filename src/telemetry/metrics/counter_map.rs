@@ -5,17 +5,11 @@ pub(super) const MAX_ERRCODES: usize = 64;
 
 /// Counters by number. A linear search is enough: there are not many numbers, and the most frequent one is usually
 /// first.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct CounterMap<N> {
     entries: Vec<(N, u64)>,
     /// The count of all numbers beyond the limit.
     other: u64,
-}
-
-impl<N> Default for CounterMap<N> {
-    fn default() -> Self {
-        Self { entries: Vec::new(), other: 0 }
-    }
 }
 
 impl<N: Copy + Ord> CounterMap<N> {

@@ -18,7 +18,7 @@ impl SecretRotation {
     /// Reads the files of the secrets again. Returns whether one has another secret now, which then is the preferred one.
     pub(super) async fn read_files_again(self: &Arc<Self>) -> bool {
         let files: Vec<_> = {
-            let state = self.state();
+            let state = self.state.lock();
             let files = state.secrets.iter().map(|secret| secret.file.clone()).enumerate();
             files.filter_map(|(nth, file)| Some((nth, file?))).collect()
         };
@@ -45,7 +45,7 @@ impl SecretRotation {
             }
         }
         if let Some(changed) = changed {
-            self.state().preferred = changed;
+            self.state.lock().preferred = changed;
             tracing::info!(agent = self.agent_name.as_str(), secret = changed + 1, "secret file has changed");
         }
         changed.is_some()
@@ -54,14 +54,14 @@ impl SecretRotation {
     /// Puts the secret that was read from a file in place of the one before; returns whether it is another one.
     fn replace_secret(self: &Arc<Self>, nth: usize, secret: Masked) -> bool {
         let Some(cache) = self.cache.upgrade() else { return false };
-        let before = self.state().secrets[nth].entry.credentials().clone();
+        let before = self.state.lock().secrets[nth].entry.credentials().clone();
         if before.secret == secret {
             return false;
         }
         let credentials = Credentials { secret, ..before };
         let entry = cache.entry(&self.agent_name, credentials, true);
         entry.add_rotation(self);
-        let (mut state, now) = (self.state(), Instant::now());
+        let (mut state, now) = (self.state.lock(), Instant::now());
         let before = std::mem::replace(&mut state.secrets[nth].entry, entry);
         state.former.retain(|(_, until)| now < *until);
         state.former.insert(0, (before, now + MAX_AGE));

@@ -289,7 +289,7 @@ impl Simulation {
                 let polled = ask();
                 let is_right = matches!(&polled, Poll::Ready(Ok(token)) if token.is_same_as(&current));
                 self.wecom.check(is_right, || format!("a valid token, but {polled:?}"));
-            } else if entry.state().refresh.running().is_none()
+            } else if entry.state.lock().refresh.running().is_none()
                 && let Some(errcode) = self.wecom.backoff_errcode(entry.credentials())
             {
                 let polled = ask();

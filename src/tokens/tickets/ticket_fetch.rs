@@ -53,7 +53,7 @@ impl CachedToken {
 
     /// The failure that callers without a key get instead of a fetch: WeCom limits how often a corp may fetch tickets.
     pub fn failed_ticket_fetch(&self, kind: TicketKind) -> Option<FailedTicketFetch> {
-        let state = self.tickets.entry(kind).state();
+        let state = self.tickets.entry(kind).0.lock();
         state.failed.clone().filter(|failed| Instant::now() < failed.retry_at)
     }
 
@@ -81,12 +81,12 @@ impl CachedToken {
             }
         };
         let name = CredentialId::new(kind.id_kind(), &self.credentials).store_name();
-        let fence = entry.state().cached.as_ref().map_or(0, |cached| cached.fence);
+        let fence = entry.0.lock().cached.as_ref().map_or(0, |cached| cached.fence);
         let mut fetch = TicketFetch { entry, fetch };
         let (fetched, outcome) = take_or_fetch(self.store(), &name, fence, false, &mut fetch).await;
         self.forget_if_discarded();
         entry.record_outcome(&outcome, Instant::now());
-        entry.state().flight.complete(&leader, outcome.clone());
+        entry.0.lock().flight.complete(&leader, outcome.clone());
         match (fetched, entry.response(Instant::now())) {
             // The expiry of a ticket that WeCom returned again did not move, although its response says so.
             (Some(_), Some(ticket)) if ticket.is_repeated => TicketResult::Ticket(ticket),
@@ -130,7 +130,7 @@ impl<R, F: AsyncFnMut() -> (R, FetchOutcome)> LeasedFetch for TicketFetch<'_, F>
     }
 
     fn on_stored(&mut self, fetched: Self::Output, fence: u64, _: bool) -> ControlFlow<Self::Output> {
-        if let Some(cached) = &mut self.entry.state().cached {
+        if let Some(cached) = &mut self.entry.0.lock().cached {
             cached.fence = fence;
         }
         ControlFlow::Break(fetched)
@@ -160,7 +160,7 @@ impl TicketEntry {
             refetches: stored.refetches,
             fence: record.fence,
         };
-        let mut state = self.state();
+        let mut state = self.0.lock();
         state.cached = Some(match state.cached.take().filter(|cached| cached.ticket == ticket.ticket) {
             None => ticket,
             // The other replica may not have known that the ticket was one returned again.
@@ -181,7 +181,7 @@ impl TicketEntry {
 
     /// The cached ticket, if it can be used, as a store value with its TTL.
     fn encode_for_store(&self, lease: &Lease) -> Option<(Zeroizing<Vec<u8>>, Duration)> {
-        let (now, state) = (Instant::now(), self.state());
+        let (now, state) = (Instant::now(), self.0.lock());
         let cached = state.cached.as_ref().filter(|cached| now < cached.fetch_at)?;
         let since_lease = |at| milliseconds_between(lease.acquired_at(), at);
         let stored = StoredTicket {

@@ -51,7 +51,7 @@ impl Scripted {
 
     /// Makes the last result, or the last failure, this much older.
     fn age(&self, by: Duration) {
-        let mut names = self.resolver.lock();
+        let mut names = self.resolver.names.lock();
         let name = names.get_mut(HOST).expect("a name");
         name.resolved_at = name.resolved_at.map(|at| at - by);
         name.failure = name.failure.take().map(|(at, error)| (at - by, error));
@@ -123,7 +123,7 @@ async fn last_good_result_serves_while_lookups_fail_or_hang() {
 #[tokio::test]
 async fn slow_lookup_is_not_logged_as_a_failure() {
     let scripted = Scripted::new();
-    let is_failure_logged = || scripted.resolver.lock()[HOST].is_failure_logged;
+    let is_failure_logged = || scripted.resolver.names.lock()[HOST].is_failure_logged;
     scripted.queue(Ok(&["10.0.0.1"]));
     scripted.resolve_first().await.expect("an address");
     scripted.age(CACHE_TTL);
@@ -156,7 +156,7 @@ async fn panicking_lookup_is_a_failure_and_not_the_last() {
     let deadline = Instant::now() + Duration::from_secs(20);
     let failure = LookupError::Failed("the look-up panicked".to_owned());
     assert_eq!(resolver.resolve(HOST, deadline).await, Err(failure));
-    resolver.lock().get_mut(HOST).expect("a name").failure = None;
+    resolver.names.lock().get_mut(HOST).expect("a name").failure = None;
     let resolved = resolver.resolve(HOST, deadline).await.expect("an address");
     assert_eq!(resolved.addresses, [address("10.0.0.1")]);
 }
