@@ -202,11 +202,6 @@ impl CachedToken {
         }
     }
 
-    /// Continues the backoff of an earlier entry of these credentials.
-    fn restore_backoff(&self, backoff: Backoff) {
-        self.state.lock().backoff = backoff;
-    }
-
     fn backoff(&self) -> Backoff {
         self.state.lock().backoff.clone()
     }

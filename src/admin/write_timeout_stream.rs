@@ -24,17 +24,6 @@ impl WriteTimeoutStream {
     pub(super) fn new(stream: Stream, permit: Arc<ConnectionPermit>, write_timeout: Duration) -> Self {
         Self { stream, permit, write_deadline: Deadline::unset(), write_timeout }
     }
-
-    fn apply_write_timeout(
-        &mut self,
-        cx: &mut Context<'_>,
-        result: Poll<io::Result<usize>>,
-    ) -> Poll<io::Result<usize>> {
-        if result.is_ready() {
-            self.permit.mark_transferred();
-        }
-        self.write_deadline.bound_transfer(cx, result, self.write_timeout)
-    }
 }
 
 impl AsyncRead for WriteTimeoutStream {
@@ -52,21 +41,10 @@ impl AsyncWrite for WriteTimeoutStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let wrote = Pin::new(&mut this.stream).poll_write(cx, buf);
-        this.apply_write_timeout(cx, wrote)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let wrote = Pin::new(&mut this.stream).poll_write_vectored(cx, bufs);
-        this.apply_write_timeout(cx, wrote)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        if wrote.is_ready() {
+            this.permit.mark_transferred();
+        }
+        this.write_deadline.bound_transfer(cx, wrote, this.write_timeout)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

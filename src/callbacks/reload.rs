@@ -10,7 +10,7 @@ use super::{
     endpoint::Endpoint,
     target::{Target, TargetSettings, usable_keys},
 };
-use crate::config::{CallbackConfig, CallbackTarget};
+use crate::config::CallbackConfig;
 
 /// A configuration that can be used, and is not yet.
 pub struct PreparedCallbacks<'a> {
@@ -50,7 +50,8 @@ impl Callbacks {
                 });
                 let target =
                     known.cloned().unwrap_or_else(|| Arc::new(Target::new(name, &target_config.name)));
-                settings.push((target.clone(), known.is_none(), target_settings(config, target_config)?));
+                let keys = usable_keys(&config.token, &config.aes_key)?;
+                settings.push((target.clone(), known.is_none(), TargetSettings::new(target_config, keys)?));
                 targets.push(target);
             }
             let received = previous.map_or_else(Arc::default, |known| known.received.clone());
@@ -84,8 +85,4 @@ impl Callbacks {
             }
         }
     }
-}
-
-fn target_settings(config: &CallbackConfig, target: &CallbackTarget) -> io::Result<TargetSettings> {
-    TargetSettings::new(target, usable_keys(&config.token, &config.aes_key)?)
 }

@@ -144,11 +144,6 @@ impl Traces {
         self.0.not_empty.notify_one();
     }
 
-    /// Takes the buffered calls.
-    fn drain_fetches(&self) -> Vec<TracedFetch> {
-        mem::take(&mut *self.0.fetches.lock())
-    }
-
     /// The number of dropped spans: the buffer was full, or the collector rejected them.
     pub fn dropped(&self) -> u64 {
         self.0.buffers.dropped()

@@ -76,7 +76,7 @@ impl TokenCache {
             .remove(&backoff_id(spec.kind.id_kind(), &spec.credentials))
             .filter(|backoff| !backoff.is_stale(Instant::now()));
         let entry = CachedToken::new(spec, self.service.clone(), is_changed);
-        entry.restore_backoff(backoff.unwrap_or_default());
+        entry.state.lock().backoff = backoff.unwrap_or_default();
         self.entries.entry(id).or_insert_with(|| Arc::new(entry)).clone()
     }
 

@@ -87,7 +87,19 @@ impl FailureBudget {
 
     /// What to do for the queue now; `None`: nothing is queued, and the queue is no longer running.
     pub(super) fn next_queued(&self) -> Option<NextStep> {
-        self.unproven.next_queued()
+        let limit = &self.unproven;
+        let (mut state, now) = (limit.state.lock(), Instant::now());
+        let left = state.bucket.available(now, limit.rate);
+        let next = match state.permits_in_use < left {
+            _ if state.unproven_queue.is_empty() => None,
+            _ if left == 0 => Some(NextStep::Wait(state.bucket.available_at(now, limit.rate))),
+            false => Some(NextStep::Wait(now + PERMIT_POLL_INTERVAL)),
+            true => state.unproven_queue.pop().map(NextStep::Try),
+        };
+        if next.is_none() {
+            state.unproven_queue.set_running(false);
+        }
+        next
     }
 
     /// Ends the turn of the agent that [`FailureBudget::next_queued`] returned.
@@ -233,21 +245,6 @@ impl FailureLimit {
                 Some(Err(next + self.rate.refill_interval * ahead.min(MAX_REPORTED_INTERVALS) as u32))
             }
         }
-    }
-
-    fn next_queued(&self) -> Option<NextStep> {
-        let (mut state, now) = (self.state.lock(), Instant::now());
-        let left = state.bucket.available(now, self.rate);
-        let next = match state.permits_in_use < left {
-            _ if state.unproven_queue.is_empty() => None,
-            _ if left == 0 => Some(NextStep::Wait(state.bucket.available_at(now, self.rate))),
-            false => Some(NextStep::Wait(now + PERMIT_POLL_INTERVAL)),
-            true => state.unproven_queue.pop().map(NextStep::Try),
-        };
-        if next.is_none() {
-            state.unproven_queue.set_running(false);
-        }
-        next
     }
 }
 

@@ -1,7 +1,7 @@
 //! Pool of idle HTTP/1 connections and shared HTTP/2 connections, one per runtime.
 
 use std::{
-    cell::{Cell, OnceCell, RefCell, RefMut},
+    cell::{Cell, OnceCell, RefCell},
     rc::{Rc, Weak},
     sync::Arc,
     time::Duration,
@@ -76,7 +76,7 @@ impl Pool {
     /// of a close, and a system call is saved.
     pub(super) fn take_idle(&self, now: Instant, is_resendable: bool) -> Option<Box<UpstreamConnection>> {
         self.close_suspects();
-        let mut connections = self.connections();
+        let mut connections = self.connections.borrow_mut();
         while let Some(idle) = connections.idle_http1.pop() {
             let IdleConnection { mut connection, idle_since, idle_since_wait, reusable_until } = idle;
             let peeks = now > idle_since + PEEK_IDLE_TIMEOUT
@@ -101,7 +101,8 @@ impl Pool {
     fn close_suspects(&self) {
         let version = self.settings.suspects.version();
         if self.suspects_seen.replace(version) != version {
-            let (suspects, mut connections) = (self.settings.suspects.snapshot(), self.connections());
+            let (suspects, mut connections) =
+                (self.settings.suspects.snapshot(), self.connections.borrow_mut());
             self.retired_until.set(suspects.retired_until);
             connections.idle_http1.retain(|idle| {
                 !self.is_retired(idle.connection.dialed_at)
@@ -128,7 +129,7 @@ impl Pool {
         }
         connection.idle_since = Some(now);
         let idle_since_wait = self.event_waits();
-        let mut connections = self.connections();
+        let mut connections = self.connections.borrow_mut();
         connections.idle_http1.push(IdleConnection {
             connection,
             idle_since: now,
@@ -153,7 +154,7 @@ impl Pool {
     /// Reserves a stream on a connection with capacity, or on any if no more may be opened.
     pub(super) fn http2_slot(&self) -> Option<h2::StreamSlot> {
         self.close_suspects();
-        let (mut connections, now) = (self.connections(), Instant::now());
+        let (mut connections, now) = (self.connections.borrow_mut(), Instant::now());
         connections.evict_idle_http2(self.settings.idle_timeout, now);
         if let Some((sender, last_used)) =
             connections.http2.iter_mut().find(|(sender, _)| sender.accepts_stream(now))
@@ -166,12 +167,12 @@ impl Pool {
 
     /// Reserves a stream on the least loaded connection, where it may wait for another to end.
     pub(super) fn overflow_slot(&self) -> Option<h2::StreamSlot> {
-        self.connections().least_loaded()
+        self.connections.borrow_mut().least_loaded()
     }
 
     /// Adds a connection to the pool and reserves a stream on it.
     pub(super) fn add_http2(self: &Rc<Self>, sender: h2::Http2Sender) -> h2::StreamSlot {
-        let mut connections = self.connections();
+        let mut connections = self.connections.borrow_mut();
         let slot = sender.reserve_stream();
         if self.is_retired(sender.dialed_at()) {
             sender.retire();
@@ -183,7 +184,7 @@ impl Pool {
 
     /// Removes a connection from the pool. It may be dead without hyper knowing; its open streams continue.
     pub(super) fn mark_unusable(&self, connection: &h2::ConnectionId) {
-        let mut connections = self.connections();
+        let mut connections = self.connections.borrow_mut();
         let found = connections.http2.iter().position(|(sender, _)| sender.has_id(connection));
         let Some((_, last_used)) = found.map(|nth| connections.http2.swap_remove(nth)) else { return };
         if let Some(peer) = connection.peer().filter(|_| connection.is_dead()) {
@@ -194,10 +195,6 @@ impl Pool {
     /// A longest age for a new connection.
     pub(super) fn max_age(&self) -> Duration {
         spread(self.settings.max_age)
-    }
-
-    fn connections(&self) -> RefMut<'_, PooledConnections> {
-        self.connections.borrow_mut()
     }
 }
 
@@ -227,7 +224,7 @@ async fn sweep_idle(pool: Weak<Pool>) {
         let Some(pool) = pool.upgrade() else { return };
         pool.close_suspects();
         let (idle_timeout, now) = (pool.settings.idle_timeout, Instant::now());
-        let mut connections = pool.connections();
+        let mut connections = pool.connections.borrow_mut();
         connections.idle_http1.retain_mut(|idle| now < idle.reusable_until && idle.connection.is_reusable());
         connections.evict_idle_http2(idle_timeout, now);
         if connections.idle_http1.is_empty() && connections.http2.is_empty() {

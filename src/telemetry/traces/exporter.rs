@@ -80,7 +80,8 @@ impl Exporter {
         let mut requests = mem::take(&mut self.requests);
         self.traces.drain(&mut requests);
         let mut rest = requests.drain(..);
-        let (attributes, fetches) = (&self.traces.0.attributes, self.traces.drain_fetches());
+        let (attributes, fetches) =
+            (&self.traces.0.attributes, mem::take(&mut *self.traces.0.fetches.lock()));
         let mut first: Vec<_> = fetches.into_iter().map(|fetch| fetch.span(attributes, &self.ids)).collect();
         loop {
             let batch = self.next_batch(mem::take(&mut first), &mut rest);
