@@ -57,9 +57,9 @@ impl Admin {
     }
 
     fn write_upstream_metrics(&self, text: &mut TextEncoder) {
-        type Value = fn(&UpstreamSettings) -> usize;
+        type GaugeValue = fn(&UpstreamSettings) -> usize;
         let upstreams = || self.settings.upstreams.iter().map(|it| (it, it.connections.id().label()));
-        let gauges: [(_, _, Value); 4] = [
+        let gauges: [(_, _, GaugeValue); 4] = [
             ("wecom_proxy_upstream_connections", "Open connections to the upstream.", |upstream| {
                 upstream.connections.open_connections()
             }),

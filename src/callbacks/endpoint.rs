@@ -146,7 +146,7 @@ impl Endpoint {
         if self.verify_ids.as_ref().is_some_and(|ids| !ids.contains(decrypted.receive_id())) {
             return Err(ReceiveResult::ReceiveId);
         }
-        // A message that was pushed has the same form: whoever recorded one must not get it decrypted.
+        // A message that was pushed has the same form: one who recorded it must not get it decrypted.
         if matches!(decrypted.message().trim_ascii_start().first(), Some(b'<' | b'{')) {
             return Err(ReceiveResult::Malformed);
         }

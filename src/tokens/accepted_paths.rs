@@ -12,7 +12,7 @@ use std::{
 use foldhash::fast::RandomState;
 
 /// The first paths of a token. Most programs call no more, and very many tokens may be alive.
-const FEW_PATHS: usize = 4;
+const INLINE_PATHS: usize = 4;
 /// Further paths kept per token; one more replaces another.
 const MORE_PATHS: usize = 128;
 /// Set in the entry of a path that refused the token after it had accepted it.
@@ -48,7 +48,7 @@ impl PathKey {
 /// A bounded set of paths.
 #[derive(Debug, Default)]
 pub(super) struct AcceptedPaths {
-    few: [AtomicU32; FEW_PATHS],
+    few: [AtomicU32; INLINE_PATHS],
     /// The paths for which there was no place among the few.
     more: OnceLock<Box<[AtomicU32; MORE_PATHS]>>,
 }
@@ -140,14 +140,15 @@ mod tests {
         }
         let kept =
             (0..1_000).filter(|nth| paths.was_ever_accepted(PathKey::from_path(&format!("/cgi-bin/{nth}"))));
-        assert!(kept.count() <= FEW_PATHS + MORE_PATHS);
+        assert!(kept.count() <= INLINE_PATHS + MORE_PATHS);
     }
 
     #[test]
     fn paths_up_to_the_bound_are_all_kept() {
         let paths = AcceptedPaths::default();
-        let paths_to_keep: Vec<_> =
-            (0..FEW_PATHS + MORE_PATHS).map(|nth| PathKey::from_path(&format!("/cgi-bin/{nth}"))).collect();
+        let paths_to_keep: Vec<_> = (0..INLINE_PATHS + MORE_PATHS)
+            .map(|nth| PathKey::from_path(&format!("/cgi-bin/{nth}")))
+            .collect();
         paths_to_keep.iter().for_each(|path| paths.mark_accepted(*path));
         let lost = paths_to_keep.iter().filter(|path| !paths.was_ever_accepted(**path)).count();
         assert_eq!(lost, 0);
