@@ -27,6 +27,7 @@ mod pattern;
 mod quotas;
 mod rate_limit;
 mod reader;
+mod regular_file;
 mod replay;
 mod schema;
 mod secret;

@@ -1,8 +1,8 @@
 //! Files and directories that settings name. They must exist and be readable before anything starts.
 
 use std::fs::{self, File, Metadata};
-use std::io::{self, Read};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
@@ -11,12 +11,11 @@ use super::error::{Error, quote};
 use super::loaded_files::SecretMode;
 use super::path_error::{path_hint, unreadable_message};
 use super::reader::{ConfigValue, Location};
+use super::regular_file::open_regular;
 use super::text_encoding::decode_utf8;
 use crate::text::Text;
 use crate::{format_text, text};
 
-/// Lets the open of a pipe return at once (open(2), Linux on x86 and ARM).
-const O_NONBLOCK: i32 = 0o4000;
 /// Bounds a file with a secret.
 const MAX_SECRET_FILE_BYTES: u64 = 64 << 10;
 
@@ -104,17 +103,6 @@ pub(super) fn read_directory_path(item: &ConfigValue<'_>) -> Result<PathBuf, Err
 fn open_regular_file(item: &ConfigValue<'_>, path: &Path) -> Result<(File, Metadata), Error> {
     open_regular(path)
         .map_err(|reason| item.error(format_text!("{} {}", "{} {}", quote(&path.to_string_lossy()), reason)))
-}
-
-/// Opens a file that is no pipe, which would block until something writes to it.
-pub(super) fn open_regular(path: &Path) -> Result<(File, Metadata), Text> {
-    let unreadable = |e: io::Error| unreadable_message(path, &e);
-    let file = File::options().read(true).custom_flags(O_NONBLOCK).open(path).map_err(unreadable)?;
-    let metadata = file.metadata().map_err(unreadable)?;
-    if !metadata.is_file() {
-        return Err(text!("is not a file", "不是文件"));
-    }
-    Ok((file, metadata))
 }
 
 fn warn_if_world_readable(location: &Location<'_>, path: &Path, metadata: &Metadata) {

@@ -10,9 +10,9 @@ use toml::de::DeTable;
 use zeroize::Zeroizing;
 
 use super::error::{Error, Warning, quote};
-use super::files::open_regular;
 use super::loaded_files::{Inputs, SecretMode};
 use super::path_error;
+use super::regular_file::open_regular;
 use super::text_encoding::decode_utf8;
 use crate::{format_text, text};
 
