@@ -23,7 +23,8 @@ pub(super) struct AgentPassKeys {
     /// be very many agents.
     of_pass_key: OnceLock<Box<PassKey>>,
     pass_key: Option<Arc<Masked>>,
-    /// The agent's generation in the state; 0 for one of a file.
+    /// The agent's generation in the state; of a corp of a file that cancelled once, the one chosen then; 0 for others of a
+    /// file.
     generation: u64,
     /// Derived from the secrets before, the last first, and until when they serve: then their last pass has expired.
     previous: Vec<(KeptPassKey, Instant)>,
@@ -52,6 +53,19 @@ impl AgentPassKeys {
         previous.truncate(MAX_PREVIOUS_KEYS);
         previous.shrink_to_fit();
         Self { pass_key, generation, previous, ..Self::default() }
+    }
+
+    /// The generation that the keys are derived for.
+    pub(super) fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// The same keys for this generation.
+    pub(super) fn of_generation(self: &Arc<Self>, generation: u64, token: &AgentToken) -> Arc<Self> {
+        match self.generation == generation {
+            true => self.clone(),
+            false => Arc::new(self.renewed(generation, token, Some((&**self, token)))),
+        }
     }
 
     /// The keys of the same agent with another token and generation.

@@ -7,7 +7,7 @@ use arc_swap::ArcSwap;
 use dashmap::DashMap;
 use foldhash::fast::RandomState;
 
-use super::{Agent, AgentRole, named_corps::NamedCorp};
+use super::{Agent, AgentRole, named_corps::NamedCorp, pass_keys::AgentPassKeys};
 use crate::{
     config::{self, KeyHash, Origin},
     limits::RateLimiterFactory,
@@ -37,6 +37,8 @@ pub struct CorpOverride {
     pub file_code: KeyHash,
     /// Its newer permanent code; `None`: it withdrew its authorisation.
     pub renewed: Option<CorpCredentials>,
+    /// The generation of its passes, which holds for other codes too.
+    pub generation: u64,
 }
 
 /// A [`CorpOverride`] in force.
@@ -44,7 +46,34 @@ pub(super) struct OverriddenCorp {
     file_code: KeyHash,
     /// `None`: the corp withdrew its authorisation.
     pub(super) agent: Option<Arc<Agent>>,
-    generation: u64,
+    pub(super) generation: u64,
+}
+
+impl OverriddenCorp {
+    /// A corp whose file has another code since it cancelled: passes from before stay void. `None` if there is nothing to
+    /// void.
+    fn with_generation(named: &NamedCorp, generation: u64) -> Option<Self> {
+        let file = &named.agent;
+        // The state has a generation of its own for each of its agents.
+        if file.origin.generation() != 0 || generation == 0 {
+            return None;
+        }
+        let pass_keys = file.pass_keys.of_generation(generation, &file.token);
+        let agent = agent_with(file, file.token.clone(), pass_keys);
+        Some(Self { file_code: named.code, agent: Some(Arc::new(agent)), generation })
+    }
+}
+
+/// The agent of the same corp with this token and these keys.
+fn agent_with(file: &Agent, token: AgentToken, pass_keys: Arc<AgentPassKeys>) -> Agent {
+    let (name, corpid) = (file.name.clone(), file.corpid.clone());
+    Agent {
+        settings: file.settings.clone(),
+        rate_limiter: file.rate_limiter.clone(),
+        capture_switch: file.capture_switch.clone(),
+        pass_keys,
+        ..Agent::new(name, corpid, file.origin.clone(), token, file.role.clone())
+    }
 }
 
 /// What outlives a reload of a suite.
@@ -115,7 +144,10 @@ impl Suite {
 
     /// The hash of the permanent code with the name of this corp, and the generation of the agent, if it has a name.
     pub fn named_code(&self, corpid: &str) -> Option<(KeyHash, u64)> {
-        self.named(corpid).map(|named| (named.code, named.agent.origin.generation()))
+        self.named(corpid).map(|named| {
+            let agent = self.in_force(&named).unwrap_or(named.agent);
+            (named.code, agent.pass_keys.generation())
+        })
     }
 
     /// All authorised corps, in no order.
@@ -148,8 +180,10 @@ impl Suite {
     ) {
         let named = self.named(corpid);
         let overriding = named.as_ref().zip(overriding);
-        let overriding = overriding.filter(|(named, known)| known.file_code == named.code);
-        let agent = overriding.map(|(named, known)| self.override_corp(named, known, tokens));
+        let agent = overriding.and_then(|(named, known)| match known.file_code == named.code {
+            true => Some(self.override_corp(named, known, tokens)),
+            false => OverriddenCorp::with_generation(named, known.generation),
+        });
         let is_cancelled = agent.as_ref().is_some_and(|overridden| overridden.agent.is_none());
         let replaced = match agent {
             Some(overridden) => self.state.overridden.insert(corpid.into(), overridden),
@@ -181,10 +215,9 @@ impl Suite {
     fn override_corp(&self, named: &NamedCorp, known: CorpOverride, tokens: &TokenCache) -> OverriddenCorp {
         let file_code = known.file_code;
         let Some(renewed) = known.renewed else {
-            return OverriddenCorp { file_code, agent: None, generation: 0 };
+            return OverriddenCorp { file_code, agent: None, generation: known.generation };
         };
-        let file = &named.agent;
-        let generation = renewed.origin.generation();
+        let (file, generation) = (&named.agent, known.generation);
         let credentials = corp_credentials(&file.corpid, renewed.permanent_code, &renewed.origin);
         let spec = TokenSpec { agent: &file.name, counted_as: None, credentials, kind: self.corp_kind() };
         let token = AgentToken::Fixed(tokens.entry_of(spec, true));
@@ -192,7 +225,7 @@ impl Suite {
             self.state.overridden.get(&*file.corpid).filter(|previous| previous.generation == generation);
         let previous = previous.and_then(|previous| previous.agent.clone());
         // A reset of the code leaves passes as they are; those from before a cancellation stay void.
-        let previous = previous.or_else(|| (generation == file.origin.generation()).then(|| file.clone()));
+        let previous = previous.or_else(|| (generation == file.pass_keys.generation()).then(|| file.clone()));
         let pass_keys = match &previous {
             Some(previous) if previous.token.is_same_as(&token) => previous.pass_keys.clone(),
             _ => {
@@ -200,19 +233,7 @@ impl Suite {
                 Arc::new(file.pass_keys.renewed(generation, &token, before))
             }
         };
-        let agent = Agent {
-            settings: file.settings.clone(),
-            rate_limiter: file.rate_limiter.clone(),
-            capture_switch: file.capture_switch.clone(),
-            pass_keys,
-            ..Agent::new(
-                file.name.clone(),
-                file.corpid.clone(),
-                file.origin.clone(),
-                token,
-                file.role.clone(),
-            )
-        };
+        let agent = agent_with(file, token, pass_keys);
         OverriddenCorp { file_code, agent: Some(Arc::new(agent)), generation }
     }
 

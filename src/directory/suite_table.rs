@@ -271,7 +271,14 @@ impl Shared<'_> {
         let limit = settings.limit.or(suite.config.limit_per_corp);
         let rate_limiter =
             reuse_or_create_limiter(self.limits, limit, limiter, || format!("agent:{}", agent.name));
-        Arc::new(Agent { settings, rate_limiter, ..agent })
+        // Before the state is applied to the new directory.
+        let since_cancellation = suite.state.overridden.get(&*agent.corpid).map(|known| known.generation);
+        let generation = since_cancellation.filter(|_| agent.origin.generation() == 0);
+        let pass_keys = match generation {
+            Some(generation) => agent.pass_keys.of_generation(generation, &agent.token),
+            None => agent.pass_keys.clone(),
+        };
+        Arc::new(Agent { settings, rate_limiter, pass_keys, ..agent })
     }
 
     fn agent(

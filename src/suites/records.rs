@@ -167,6 +167,9 @@ pub(super) struct FileCode {
 pub(super) struct CancellationRecord {
     /// The hash of the permanent code that the file had then: another one is in force.
     pub(super) file_code: String,
+    /// Chosen at random at the cancellation, so that passes from before stay void with another code too.
+    #[serde(default)]
+    generation: u64,
     /// The version of the state that it was read from.
     #[serde(skip)]
     version: u64,
@@ -174,7 +177,7 @@ pub(super) struct CancellationRecord {
 
 impl CancellationRecord {
     pub(super) fn new(file_code: &KeyHash) -> Self {
-        Self { file_code: hex::encode(file_code.as_bytes()), version: 0 }
+        Self { file_code: hex::encode(file_code.as_bytes()), generation: random_u64().max(1), version: 0 }
     }
 
     /// The record of this version.
@@ -190,13 +193,13 @@ pub(super) fn newest_override(
     corpid: &str,
 ) -> Option<CorpOverride> {
     let renewed = corp.filter(|corp| cancellation.is_none_or(|known| known.version < corp.version));
-    let file_code = match (renewed, cancellation) {
-        (Some(corp), _) => corp.file_code.as_ref()?,
-        (None, Some(cancellation)) => &cancellation.file_code,
+    let (file_code, generation) = match (renewed, cancellation) {
+        (Some(corp), _) => (corp.file_code.as_ref()?, corp.generation),
+        (None, Some(cancellation)) => (&cancellation.file_code, cancellation.generation),
         (None, None) => return None,
     };
     let renewed = renewed.map(|corp| corp.credentials(corpid));
-    Some(CorpOverride { file_code: KeyHash::from_hex(file_code)?, renewed })
+    Some(CorpOverride { file_code: KeyHash::from_hex(file_code)?, renewed, generation })
 }
 
 /// An auth_code that was redeemed, or is being redeemed; its name is the suite_id, a slash, and the hash of the code.

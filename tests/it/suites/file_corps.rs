@@ -24,7 +24,12 @@ fn corp_section(code: &str) -> String {
 
 /// A proxy whose file names a corp with the permanent code that WeCom has.
 async fn start() -> TestProxy {
-    let proxy = start_without_ticket(SUITES).await;
+    start_with(SUITES).await
+}
+
+/// The same with this configuration.
+async fn start_with(toml: &str) -> TestProxy {
+    let proxy = start_without_ticket(toml).await;
     receive_ticket(&proxy, "crm").await;
     let code = proxy.wecom.add_authorized_corp("crm", "wpAlpha_1").expect("a suite");
     set_code(&proxy, &code);
@@ -110,6 +115,40 @@ async fn another_code_in_the_file_ends_a_cancellation() {
     // Another change of the file, without a cancellation, voids no pass.
     set_code(&proxy, &proxy.wecom.add_authorized_corp("crm", "wpAlpha_1").expect("a suite"));
     assert_eq!((call_with(&proxy, &before).await, call_with(&proxy, &after).await), (42001, 0));
+}
+
+#[tokio::test]
+async fn passes_under_pass_key_from_before_a_cancellation_stay_void() {
+    let pass_key = "[tokens]\npass_key = \"the-pass-key-of-all-replicas-0123456789\"\n";
+    let proxy = start_with(&format!("{pass_key}{SUITES}")).await;
+    let before = pass(&proxy).await;
+    assert_eq!(call_with(&proxy, &before).await, 0);
+    push_command(&proxy, CANCEL).await;
+    assert_eq!(call(&proxy).await, (404, 404));
+    let proxy = proxy.restart().await;
+    receive_ticket(&proxy, "crm").await;
+    let new_code = || proxy.wecom.add_authorized_corp("crm", "wpAlpha_1").expect("a suite");
+    set_code(&proxy, &new_code());
+    assert_eq!(call(&proxy).await, (200, 200));
+    assert_eq!(call_with(&proxy, &before).await, 42001, "passes from before stay void");
+    let after = pass(&proxy).await;
+    assert_eq!(call_with(&proxy, &after).await, 0);
+
+    let proxy = proxy.restart().await;
+    receive_ticket(&proxy, "crm").await;
+    assert_eq!((call_with(&proxy, &before).await, call_with(&proxy, &after).await), (42001, 0));
+    // Neither another code nor a second authorisation changes that.
+    set_code(&proxy, &proxy.wecom.add_authorized_corp("crm", "wpAlpha_1").expect("a suite"));
+    assert_eq!((call_with(&proxy, &before).await, call_with(&proxy, &after).await), (42001, 0));
+    push_command(&proxy, CANCEL).await;
+    authorize(&proxy, "isv", "crm", "wpAlpha_1").await;
+    assert_eq!((call_with(&proxy, &before).await, call_with(&proxy, &after).await), (42001, 42001));
+    let last = pass(&proxy).await;
+    set_code(&proxy, &proxy.wecom.add_authorized_corp("crm", "wpAlpha_1").expect("a suite"));
+    assert_eq!((call_with(&proxy, &after).await, call_with(&proxy, &last).await), (42001, 0));
+    let proxy = proxy.restart().await;
+    receive_ticket(&proxy, "crm").await;
+    assert_eq!((call_with(&proxy, &after).await, call_with(&proxy, &last).await), (42001, 0));
 }
 
 #[tokio::test]
