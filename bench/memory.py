@@ -24,8 +24,8 @@ RESPONSE = b'{"errcode":0,"errmsg":"ok","access_token":"a-token","expires_in":72
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0"
 # With an initial window of 0, so that no response body can be sent.
 CLOSED_PREFACE = PREFACE[:24] + b"\0\0\x06\x04\0\0\0\0\0\0\x04\0\0\0\0"
-HEADERS, CONTINUATION = 1, 9
-END_STREAM, END_HEADERS = 1, 4
+DATA, HEADERS, SETTINGS, CONTINUATION, UNKNOWN = 0, 1, 4, 9, 0x77
+END_STREAM, END_HEADERS, PADDED = 1, 4, 8
 # Offset of tcpi_bytes_sent in Linux's struct tcp_info.
 BYTES_SENT_OFFSET = 200
 
@@ -85,6 +85,16 @@ def endless_head(size, stream=1):
     return b"".join(frame(CONTINUATION if nth else HEADERS, chunk, stream) for nth, chunk in enumerate(chunks))
 
 
+def after_large_headers(sent):
+    """The same after 39 requests that are refused and fill HPACK's table."""
+    return refused_with_large_header(39) + sent
+
+
+def incomplete_data(flags=0):
+    """A request with a body, and 15 KB of a DATA frame of 16 KB."""
+    return frame(HEADERS, head(b"POST"), 79, END_HEADERS) + frame(DATA, b"d" * 16_000, 79, flags)[:15_000]
+
+
 def read_response(connection):
     received = b""
     while b"a-token" not in received:
@@ -112,6 +122,24 @@ class Proxy:
         return int(re.search(r"VmRSS:\s+(\d+)", status).group(1))
 
 
+def send_incomplete_record(address, context, send):
+    """A TLS connection on which the last byte of the last record is not sent; each item of the list is a record or more."""
+    connection = socket.create_connection(address)
+    received, to_send = ssl.MemoryBIO(), ssl.MemoryBIO()
+    session = context.wrap_bio(received, to_send, server_hostname="localhost")
+    while True:
+        try:
+            session.do_handshake()
+            break
+        except ssl.SSLWantReadError:
+            connection.sendall(to_send.read())
+            received.write(connection.recv(65_536))
+    for part in send:
+        session.write(part)
+    connection.sendall(to_send.read()[:-1])
+    return connection
+
+
 def measure(program, directory, upstream, name, tls, alpn, send, answered):
     tls_line = 'tls = { cert = "cert.pem", key = "key.pem" }\n' if tls else ""
     proxy = Proxy(program, directory, upstream, tls_line)
@@ -119,6 +147,8 @@ def measure(program, directory, upstream, name, tls, alpn, send, answered):
     context.set_alpn_protocols([alpn])
 
     def connect():
+        if isinstance(send, list):
+            return send_incomplete_record(("127.0.0.1", proxy.port), context, send)
         connection = socket.create_connection(("127.0.0.1", proxy.port))
         if tls:
             connection = context.wrap_socket(connection, server_hostname="localhost")
@@ -184,6 +214,22 @@ KEYLESS = (
     ("39 refused requests with a large header, then such a header block of 11 KB",
      refused_with_large_header(39) + endless_head(11_000, 79)),
     ("PING, then such a header block of 53 KB", frame(6, bytes(8), 0) + endless_head(53_000)),
+    ("39 refused requests with a large header, then 15 KB of a DATA frame", after_large_headers(incomplete_data())),
+    ("39 refused requests with a large header, then 15 KB of a padded DATA frame", after_large_headers(incomplete_data(PADDED))),
+    ("39 refused requests with a large header, then 15 KB of an unknown frame",
+     after_large_headers(frame(UNKNOWN, b"u" * 16_000, 0)[:15_000])),
+    ("39 refused requests with a large header, then 15 KB of SETTINGS",
+     after_large_headers(frame(SETTINGS, b"\0\5\0\0\x40\0" * 2600, 0)[:15_000])),
+)
+# Each item of a list is a TLS record; the last lacks its last byte.
+KEYLESS_RECORDS = (
+    ("8 refused requests, then a record of 16 KB", [refused(8), endless_head(20_000, 17)[:16_000]]),
+    ("39 refused requests with a large header, then a record of 16 KB",
+     [after_large_headers(b""), endless_head(20_000, 79)[:16_000]]),
+    ("39 refused requests with a large header, 3 KB of a header block, then a record of 12 KB of it",
+     [after_large_headers(b""), endless_head(30_000, 79)[:3_000], endless_head(30_000, 79)[3_000:15_000]]),
+    ("39 refused requests with a large header, then 15 records of a header block",
+     [after_large_headers(b""), *(endless_head(30_000, 79)[at : at + 1000] for at in range(0, 15_000, 1000))]),
 )
 KEYLESS_HTTP1 = (
     ("1 refused request", REFUSED),
@@ -216,6 +262,8 @@ def main():
                 ("HTTP/2, idle, before a request", "h2", PREFACE, False),
                 *((f"HTTP/1 without a key, {name}", "http/1.1", sent, False) for name, sent in KEYLESS_HTTP1),
                 *((f"HTTP/2 without a key, {name}", "h2", CLOSED_PREFACE + sent, False) for name, sent in KEYLESS),
+                *((f"HTTP/2 without a key, {name}, incomplete", "h2", [CLOSED_PREFACE, *sent], False)
+                  for name, sent in KEYLESS_RECORDS if tls),
             ):
                 if wanted in case[0] + suffix:
                     measure(program, directory, upstream.server_address[1], case[0] + suffix, tls, *case[1:])

@@ -9,7 +9,7 @@ pub mod hex;
 pub mod http_basic;
 pub(crate) mod seal;
 
-use std::{fmt, hash::BuildHasher, hint::black_box, time::Instant};
+use std::{cell::Cell, fmt, hash::BuildHasher, hint::black_box, ops::RangeInclusive, time::Instant};
 
 use bytes::Bytes;
 use foldhash::quality::RandomState;
@@ -75,6 +75,25 @@ pub fn wipe(bytes: &mut [u8]) {
     }
 }
 
+/// Capacity of a vector that its thread keeps for reuse. Freed among what connections keep, it would leave a hole that what
+/// they keep then fills.
+const SPARE_BYTES: RangeInclusive<usize> = 16 * 1024..=128 * 1024;
+
+thread_local! {
+    static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+/// An empty vector with room for `length` bytes, for [`wipe_on_drop`].
+pub fn vec_to_wipe(length: usize) -> Vec<u8> {
+    if SPARE_BYTES.contains(&length) {
+        let spare = SPARE.take();
+        if spare.capacity() >= length {
+            return spare;
+        }
+    }
+    Vec::with_capacity(length)
+}
+
 /// Bytes that are wiped when the last reference is dropped. Memory that the vector outgrew before is not wiped.
 pub fn wipe_on_drop(bytes: Vec<u8>) -> Bytes {
     Bytes::from_owner(WipeOnDrop(bytes))
@@ -91,12 +110,29 @@ impl AsRef<[u8]> for WipeOnDrop {
 impl Drop for WipeOnDrop {
     fn drop(&mut self) {
         wipe(&mut self.0);
+        if SPARE_BYTES.contains(&self.0.capacity()) {
+            let mut spare = std::mem::take(&mut self.0);
+            spare.clear();
+            let _ = SPARE.try_with(|kept| kept.set(spare));
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn large_vector_is_wiped_and_reused() {
+        let mut text = vec_to_wipe(20_000);
+        text.extend_from_slice(&[b's'; 20_000]);
+        let place = text.as_ptr();
+        drop(wipe_on_drop(text));
+        let mut reused = vec_to_wipe(18_000);
+        assert!(reused.as_ptr() == place && reused.is_empty() && reused.capacity() >= 20_000);
+        let other = vec_to_wipe(18_000);
+        assert!(other.as_ptr() != place && reused.spare_capacity_mut().len() >= 20_000);
+    }
 
     #[test]
     fn wipe_zeroes_bytes() {

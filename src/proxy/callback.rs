@@ -32,10 +32,12 @@ use crate::{
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 /// When a client that cannot read events should try again.
 const READERS_RETRY_AFTER: Duration = Duration::from_secs(30);
-/// What a body may have without a share of [`RECEIVE_BUDGET`].
-const MAX_FREE_BYTES: usize = 16 * 1024;
-/// The unit of the budget, and what a body's memory grows by, in bytes.
+/// What a body may have without a share of [`RECEIVE_BUDGET`]; most messages are smaller.
+const MAX_FREE_BYTES: usize = 4 * 1024;
+/// The unit of the budget, and what the memory of a larger body grows by, in bytes.
 const BUDGET_UNIT: usize = 16 * 1024;
+/// What the memory of a smaller body grows by.
+const GROWTH_BYTES: usize = 1024;
 /// Memory for bodies whose signature is not verified yet, in all workers together: 32 MiB.
 static RECEIVE_BUDGET: Semaphore = Semaphore::const_new(32 * 1024 * 1024 / BUDGET_UNIT);
 
@@ -191,7 +193,8 @@ async fn read_body(body: RequestBody) -> Result<Bytes, RequestBodyError> {
         }
         if length > received.capacity() {
             // Not twice as much: many bodies may be incomplete for seconds.
-            received.reserve_exact(length.next_multiple_of(BUDGET_UNIT) - received.len());
+            let unit = if length > MAX_FREE_BYTES { BUDGET_UNIT } else { GROWTH_BYTES };
+            received.reserve_exact(length.next_multiple_of(unit) - received.len());
         }
         received.extend_from_slice(&chunk);
     }

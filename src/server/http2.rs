@@ -4,6 +4,7 @@
 mod connection;
 mod connection_state;
 mod early_settings;
+mod frame_splitter;
 mod frame_tracker;
 mod incoming_body;
 mod keep_alive;

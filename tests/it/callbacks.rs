@@ -7,6 +7,7 @@ mod processes;
 mod pull;
 mod real_receivers;
 mod receiver;
+mod receiver_http2;
 mod reply;
 mod shared_state;
 mod signature_snippets;

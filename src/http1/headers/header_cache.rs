@@ -16,7 +16,7 @@ use super::{
     Header, HeaderKind, HeaderLine, HeaderLines, Headers, TextRange, content_length::ContentLength,
     credentials::HeaderCredentials, headers_start,
 };
-use crate::secret::{constant_time::constant_time_eq, wipe, wipe_on_drop};
+use crate::secret::{constant_time::constant_time_eq, vec_to_wipe, wipe, wipe_on_drop};
 
 /// Longest header block that is cached.
 const MAX_CACHED_BYTES: usize = 1024;
@@ -63,7 +63,7 @@ impl HeaderCache {
     pub fn get_or_insert_map(&mut self, map: &HeaderMap) -> Headers {
         let length = map.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum::<usize>() + 2;
         // Allocated at full length: memory that it outgrew would not be wiped.
-        let mut text = Vec::with_capacity(length);
+        let mut text = vec_to_wipe(length);
         for (name, value) in map {
             text.extend_from_slice(name.as_str().as_bytes());
             text.extend_from_slice(b": ");

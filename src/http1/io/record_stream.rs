@@ -2,14 +2,20 @@
 //!
 //! rustls keeps the buffer into which it reads, 18 KiB after a record of the maximum size, until it reads again with
 //! nothing in it. Without a part of the next record there is nothing in it between two records, and it can be released.
+//! A large record that has not arrived as a whole stays in the socket, because rustls would take up to 32 KiB for it.
 
 use std::{
+    future::Future,
     io,
-    pin::Pin,
+    pin::{Pin, pin},
     task::{Context, Poll, ready},
 };
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use rustix::{io::ioctl_fionread, net::sockopt::socket_recv_buffer_size};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
+    net::TcpStream,
+};
 use tokio_rustls::server::TlsStream;
 
 use super::Stream;
@@ -18,6 +24,9 @@ use super::Stream;
 const RECORD_HEADER_BYTES: usize = 5;
 /// Up to this size records fit into the buffer that rustls keeps anyway.
 const MAX_SMALL_RECORD_BYTES: usize = 4096 - RECORD_HEADER_BYTES;
+
+/// Size of a receive buffer that holds any record, with what the kernel counts beside its bytes.
+const MIN_RECEIVE_BUFFER_BYTES: usize = 64 * 1024;
 
 /// A stream that can end its reads at the end of a TLS record.
 #[derive(Debug)]
@@ -103,6 +112,11 @@ impl RecordPosition {
             && self.record_bytes() > self.max_record_bytes
     }
 
+    /// Size of the payload, if it is large and nothing of it was read.
+    fn unread_large_payload(&self) -> Option<usize> {
+        (self.remaining > MAX_SMALL_RECORD_BYTES && self.remaining == self.length()).then_some(self.remaining)
+    }
+
     /// Moves over bytes that were read, at most [`Self::bytes_to_end`].
     fn advance(&mut self, bytes: &[u8]) {
         if self.remaining > 0 {
@@ -137,6 +151,23 @@ pub(super) fn poll_read_records(
     read
 }
 
+/// Ready when this many bytes have arrived, or no more come.
+fn poll_arrived(tcp: &TcpStream, cx: &mut Context<'_>, bytes: usize) -> Poll<io::Result<()>> {
+    loop {
+        ready!(tcp.poll_read_ready(cx))?;
+        if ioctl_fionread(tcp)? >= bytes as u64 || socket_recv_buffer_size(tcp)? < MIN_RECEIVE_BUFFER_BYTES {
+            return Poll::Ready(Ok(()));
+        }
+        if let Poll::Ready(ready) = pin!(tcp.ready(Interest::READABLE)).poll(cx)
+            && ready?.is_read_closed()
+        {
+            return Poll::Ready(Ok(()));
+        }
+        // The next bytes make it readable again.
+        let _ = tcp.try_io(Interest::READABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
+    }
+}
+
 /// A source that has no bytes now.
 struct NothingToRead;
 
@@ -152,6 +183,9 @@ impl AsyncRead for RecordStream {
         let Some(position) = position else { return Pin::new(stream).poll_read(cx, buf) };
         if position.is_too_large() {
             return Poll::Pending;
+        }
+        if let (Stream::Tcp(tcp), Some(bytes)) = (&*stream, position.unread_large_payload()) {
+            ready!(poll_arrived(tcp, cx, bytes))?;
         }
         let max_bytes = position.bytes_to_end().min(buf.remaining());
         // rustls lends initialized memory, so nothing is written here.
@@ -196,13 +230,42 @@ mod tests {
 
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
-        net::UnixStream,
+        net::{TcpListener, UnixStream},
     };
 
     use super::*;
 
     fn record(length: usize) -> Vec<u8> {
         [&[23, 3, 3], &(length as u16).to_be_bytes()[..], &vec![1; length]].concat()
+    }
+
+    #[tokio::test]
+    async fn large_record_is_read_when_all_of_it_has_arrived() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let mut client =
+            TcpStream::connect(listener.local_addr().expect("an address")).await.expect("a connection");
+        client.set_nodelay(true).expect("a socket");
+        let (server, _) = listener.accept().await.expect("a connection");
+        let mut stream = RecordStream::new(Stream::Tcp(server));
+        let (mut buffer, bytes) = (vec![0; 20_000], record(16_000));
+        let (first, rest) = bytes.split_at(15_000);
+        client.write_all(first).await.expect("written");
+        assert_eq!(stream.read(&mut buffer).await.expect("a header"), RECORD_HEADER_BYTES);
+        let unread = poll_fn(|cx| Poll::Ready(pin!(stream.read(&mut buffer)).poll(cx).is_pending())).await;
+        assert!(unread, "it stays in the socket");
+        let reading = tokio::spawn(async move {
+            let read = stream.read(&mut buffer).await.expect("bytes");
+            (read, stream)
+        });
+        tokio::task::yield_now().await;
+        client.write_all(rest).await.expect("written");
+        let (read, mut stream) = reading.await.expect("no panic");
+        assert_eq!(read, 16_000);
+        // One that will never be complete is read.
+        client.write_all(&bytes[..9_000]).await.expect("written");
+        drop(client);
+        let mut buffer = Vec::new();
+        assert_eq!(stream.read_to_end(&mut buffer).await.expect("the end"), 9_000);
     }
 
     #[tokio::test]

@@ -19,6 +19,10 @@ use crate::{
 /// Maximum number of pending rejections while no request on the connection was authorized.
 const MAX_PENDING_REJECTIONS: u32 = 3;
 
+/// Maximum number of requests that are received without any on the connection being authorized: messages for callbacks,
+/// whose signature is verified only when their body is complete.
+const MAX_UNVERIFIED_REQUESTS: u32 = 4;
+
 /// Number of streams reset because of [`MAX_PENDING_REJECTIONS`] after which the connection ends as soon as all that the
 /// client has sent was read.
 const MAX_RESETS_WHEN_DRAINED: u32 = 40;
@@ -43,7 +47,9 @@ pub(super) struct ConnectionState {
     write_blocked: Cell<bool>,
     /// Responses to rejected requests that wait for the client, and bodies of such requests that are being discarded.
     pending_rejections: Cell<u32>,
-    /// Streams that were reset because [`MAX_PENDING_REJECTIONS`] was reached.
+    /// Requests that are received without being authorized.
+    unverified_requests: Cell<u32>,
+    /// Streams that were reset because [`MAX_PENDING_REJECTIONS`] or [`MAX_UNVERIFIED_REQUESTS`] was reached.
     stream_resets: Cell<u32>,
     /// Rejected requests have used up what a connection may send without an authorized request.
     budget_exhausted: Cell<bool>,
@@ -65,6 +71,9 @@ pub(super) struct UnreadBody {
 /// client's window lets it out, or the discarding of such a request's body.
 pub(super) struct PendingRejection(Rc<ConnectionState>);
 
+/// Counts a request that is received without being authorized, until dropped.
+pub(super) struct UnverifiedRequest(Rc<ConnectionState>);
+
 /// Counts a request in flight; dropped when its response was handed to h2.
 pub(super) struct RequestGuard(Rc<ConnectionState>);
 
@@ -79,6 +88,7 @@ impl ConnectionState {
             active_requests: Cell::new(0),
             write_blocked: Cell::new(false),
             pending_rejections: Cell::new(0),
+            unverified_requests: Cell::new(0),
             stream_resets: Cell::new(0),
             budget_exhausted: Cell::new(false),
             unread_bodies: RefCell::new(Some(Vec::new())),
@@ -112,6 +122,14 @@ impl ConnectionState {
         (self.pending_rejections.get() < MAX_PENDING_REJECTIONS).then(|| {
             self.pending_rejections.update(|pending| pending + 1);
             PendingRejection(self.clone())
+        })
+    }
+
+    /// Counts a request that waits without being authorized; `None` if there are too many.
+    pub(super) fn try_begin_unverified(self: &Rc<Self>) -> Option<UnverifiedRequest> {
+        (self.unverified_requests.get() < MAX_UNVERIFIED_REQUESTS).then(|| {
+            self.unverified_requests.update(|requests| requests + 1);
+            UnverifiedRequest(self.clone())
         })
     }
 
@@ -242,6 +260,12 @@ impl ConnectionState {
         // Taken out first: the drop of a body may come back here.
         let unread = self.unread_bodies.borrow_mut().take();
         drop(unread);
+    }
+}
+
+impl Drop for UnverifiedRequest {
+    fn drop(&mut self) {
+        self.0.unverified_requests.update(|requests| requests - 1);
     }
 }
 

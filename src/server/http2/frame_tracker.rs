@@ -4,12 +4,14 @@ use crate::server::HTTP2_PREFACE;
 
 /// Size of a frame header (RFC 9113 §4.1).
 pub(super) const FRAME_HEADER_BYTES: usize = 9;
-const DATA_FRAME: u8 = 0;
+pub(super) const DATA_FRAME: u8 = 0;
 const HEADERS_FRAME: u8 = 1;
 const PRIORITY_FRAME: u8 = 2;
 const SETTINGS_FRAME: u8 = 4;
 const WINDOW_UPDATE_FRAME: u8 = 8;
-const CONTINUATION_FRAME: u8 = 9;
+pub(super) const CONTINUATION_FRAME: u8 = 9;
+/// Maximum size of SETTINGS and the like without an authorized request: 170 settings. h2 keeps a buffer as large as one.
+const MAX_CONTROL_FRAME_BYTES: usize = 1024;
 const ACK_FLAG: u8 = 1;
 const END_HEADERS_FLAG: u8 = 4;
 
@@ -33,6 +35,8 @@ pub(super) struct FrameTracker {
     settings_frames: usize,
     /// Frames so far other than DATA, HEADERS and CONTINUATION.
     control_frames: usize,
+    /// A frame other than DATA and of a header block was seen whose payload h2 takes as a whole and that is large.
+    has_large_control_frame: bool,
     /// A frame other than HEADERS, CONTINUATION, SETTINGS, WINDOW_UPDATE and PRIORITY was seen: only h2 handles it.
     has_other_frames: bool,
 }
@@ -49,6 +53,7 @@ impl Default for FrameTracker {
             in_settings: false,
             settings_frames: 0,
             control_frames: 0,
+            has_large_control_frame: false,
             has_other_frames: false,
         }
     }
@@ -78,6 +83,8 @@ impl FrameTracker {
         self.expects_continuation = self.in_header_block && flags & END_HEADERS_FLAG == 0;
         self.header_bytes += if self.in_header_block { FRAME_HEADER_BYTES } else { 0 };
         self.control_frames += usize::from(!self.in_header_block && kind != DATA_FRAME);
+        self.has_large_control_frame |= (PRIORITY_FRAME..=WINDOW_UPDATE_FRAME).contains(&kind)
+            && self.payload_remaining > MAX_CONTROL_FRAME_BYTES;
         self.in_settings = kind == SETTINGS_FRAME && flags & ACK_FLAG == 0;
         self.has_other_frames |= !matches!(
             kind,
@@ -111,6 +118,11 @@ impl FrameTracker {
     /// Whether a frame other than HEADERS, CONTINUATION, SETTINGS, WINDOW_UPDATE and PRIORITY was seen.
     pub(super) fn has_other_frames(&self) -> bool {
         self.has_other_frames
+    }
+
+    /// Whether a control frame of more than [`MAX_CONTROL_FRAME_BYTES`] was seen.
+    pub(super) fn has_large_control_frame(&self) -> bool {
+        self.has_large_control_frame
     }
 
     /// Number of frames other than DATA, HEADERS and CONTINUATION.

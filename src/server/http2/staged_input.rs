@@ -12,7 +12,7 @@ use std::{
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, ReadBuf};
 
-use super::frame_tracker::FrameTracker;
+use super::{frame_splitter::FrameSplitter, frame_tracker::FrameTracker};
 use crate::http1::{buffer_pool, io::Stream};
 use crate::secret::wipe;
 use crate::server::{HTTP2_PREFACE, MAX_HEAD_BYTES, large_head::LargeHead};
@@ -23,8 +23,8 @@ const MAX_STAGED_BYTES: usize = MAX_HEAD_BYTES + MAX_SETTINGS_BYTES;
 /// Up to this size a connection's first header block is staged on any connection: together with its task such a
 /// connection takes less than 64 KiB. A larger one takes a [`LargeHead`].
 const MAX_FIRST_HEAD_BYTES: usize = 54 * 1024;
-/// The same for later header blocks: h2 and untaken responses take more.
-const MAX_LATER_HEAD_BYTES: usize = 24 * 1024;
+/// The same for later header blocks: h2, its table of headers and untaken responses take more.
+const MAX_LATER_HEAD_BYTES: usize = 12 * 1024;
 /// So much less under TLS, whose state takes 8 KiB. What it holds of an incomplete record counts as staged.
 const TLS_STATE_BYTES: usize = 8 * 1024;
 /// The rest of a header block larger than this is read only when no rejection is pending.
@@ -57,6 +57,9 @@ pub(super) struct StagedInput {
     /// Number of bytes that h2 may read.
     releasable: usize,
     frames: FrameTracker,
+    splitter: FrameSplitter,
+    /// Releasable bytes wait for the rest of a part.
+    awaits_part: bool,
     /// [`TLS_STATE_BYTES`], or 0 without TLS.
     tls_bytes: usize,
     /// Held while a large header block is staged.
@@ -73,6 +76,8 @@ impl StagedInput {
             tracked: 0,
             releasable: 0,
             frames: FrameTracker::default(),
+            splitter: FrameSplitter::default(),
+            awaits_part: false,
             tls_bytes,
             large_head: None,
         }
@@ -94,9 +99,10 @@ impl StagedInput {
         self.releasable == 0 && !self.frames.is_in_header_block() && self.frames.header_bytes() > max_bytes
     }
 
-    /// Whether more control frames came than a connection without an authorized request may send.
+    /// Whether more control frames came than a connection without an authorized request may send, or a large one.
     pub(super) fn has_too_many_control_frames(&self) -> bool {
         self.frames.control_frames() > MAX_UNAUTHORIZED_CONTROL_FRAMES
+            || self.frames.has_large_control_frame()
     }
 
     /// Whether the bytes to the end of the connection's first header block are too many, with those of an incomplete
@@ -157,10 +163,10 @@ impl StagedInput {
     /// Tracks the staged bytes, to the end of the next header block at most, or for [`MAX_FRAMES_PER_READ`] frames
     /// outside of one. Returns whether h2 may read any.
     pub(super) fn track_staged(&mut self) -> bool {
-        let (mut ends_head, mut frames) = (self.releasable > 0, 0);
+        let (mut ends_head, mut frames) = (self.releasable > 0 && !self.awaits_part, 0);
         while !ends_head
             && self.tracked < self.buffer.len()
-            && (frames < MAX_FRAMES_PER_READ || self.releasable == 0)
+            && (frames < MAX_FRAMES_PER_READ || self.releasable == 0 || self.awaits_part)
         {
             frames += 1;
             ends_head = self.track_frame();
@@ -190,16 +196,13 @@ impl StagedInput {
         self.frames.header_bytes() > 0 && !self.frames.is_in_header_block()
     }
 
-    /// Moves releasable bytes into `buf`, as far as they fit.
-    pub(super) fn read_releasable(&mut self, buf: &mut ReadBuf<'_>) {
-        let consumed = self.releasable.min(buf.remaining());
-        buf.put_slice(&self.buffer[..consumed]);
-        // Bytes of a head may be a credential, and after `advance` nothing reaches them.
-        wipe(&mut self.buffer[..consumed]);
-        self.buffer.advance(consumed);
-        self.consumed += consumed;
-        (self.releasable, self.tracked) = (self.releasable - consumed, self.tracked - consumed);
-        self.release_buffer();
+    /// Moves releasable bytes into `buf`, as far as they fit and make up parts. Returns whether there were any.
+    pub(super) fn read_releasable(&mut self, buf: &mut ReadBuf<'_>) -> bool {
+        let already_filled = buf.filled().len();
+        let consumed = self.splitter.pass(&self.buffer[..self.releasable], buf);
+        self.consume(consumed);
+        self.awaits_part = buf.filled().len() == already_filled;
+        !self.awaits_part
     }
 
     /// Moves any staged bytes into `buf`, as far as they fit. Returns whether a header block ends in those that were not
@@ -208,8 +211,24 @@ impl StagedInput {
         let ends_head = track_all(&mut self.frames, &self.buffer[self.tracked..]);
         self.tracked = self.buffer.len();
         self.releasable = self.tracked;
-        self.read_releasable(buf);
+        let consumed = self.splitter.pass_all(&self.buffer, buf);
+        self.consume(consumed);
         ends_head
+    }
+
+    /// Whether [`StagedInput::read_all`] has something for h2.
+    pub(super) fn has_rest(&self) -> bool {
+        !self.is_empty() || self.splitter.owes_header()
+    }
+
+    /// Removes bytes that were passed to h2.
+    fn consume(&mut self, bytes: usize) {
+        // Bytes of a head may be a credential, and after `advance` nothing reaches them.
+        wipe(&mut self.buffer[..bytes]);
+        self.buffer.advance(bytes);
+        self.consumed += bytes;
+        (self.releasable, self.tracked) = (self.releasable - bytes, self.tracked - bytes);
+        self.release_buffer();
     }
 
     /// Tracks bytes that h2 has read directly; none may be staged. Returns whether a header block ends in them.

@@ -65,13 +65,14 @@ impl RequestStream {
         poll_fn(|cx| writer.poll_write(cx, &self.context.connection)).await;
     }
 
-    /// The response to the request; `None` if the client resets the stream first. The request's memory is released
-    /// before the response is written.
+    /// The response to the request; `None` if the client resets the stream first, or too many wait without being
+    /// authorized. The request's memory is released before the response is written.
     async fn handle(&mut self, request: Box<Request>, body: RequestBody) -> Option<Response> {
         let Self { respond, continue_signal, context, .. } = self;
         let mut deadline = context.connection.take_deadline();
         let response = {
             let mut handling = pin!(context.proxy.handle::<Boxed>(&request, body, &mut deadline));
+            let mut unverified = None;
             let handled = poll_fn(|cx| {
                 if respond.poll_reset(cx).is_ready() {
                     return Poll::Ready(None);
@@ -79,6 +80,14 @@ impl RequestStream {
                 let polled = handling.as_mut().poll(cx);
                 if request.authorized.get() && !context.connection.is_authorized() {
                     context.connection.permit().mark_authorized();
+                }
+                if polled.is_pending() && !context.connection.is_authorized() && unverified.is_none() {
+                    unverified = context.connection.try_begin_unverified();
+                    if unverified.is_none() {
+                        context.connection.record_stream_reset();
+                        respond.send_reset(Reason::REFUSED_STREAM);
+                        return Poll::Ready(None);
+                    }
                 }
                 if polled.is_pending() && continue_signal.as_ref().is_some_and(|signal| signal.take_due(cx)) {
                     send_continue(respond);

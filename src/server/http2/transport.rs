@@ -200,18 +200,17 @@ impl TransportState {
         loop {
             let is_ready = self.staged.track_staged();
             self.update_header_deadline();
-            if is_ready {
-                self.staged.read_releasable(buf);
+            if is_ready && self.staged.read_releasable(buf) {
                 self.awaits_stream_poll = true;
                 self.end_if_budget_exhausted(false, cx);
                 return Poll::Ready(Ok(()));
             }
-            if self.staged.exceeds_rejections_limit() && self.connection.has_pending_rejections() {
-                self.staged.release_spare_memory();
-                return Poll::Pending;
-            }
             if self.staged.later_head_exceeds_limit(0) {
                 self.exhaust_budget(cx);
+                return Poll::Pending;
+            }
+            if self.staged.exceeds_rejections_limit() && self.connection.has_pending_rejections() {
+                self.staged.release_spare_memory();
                 return Poll::Pending;
             }
             match self.poll_read_limited(cx, false)? {
@@ -251,7 +250,7 @@ impl TransportState {
             return self.poll_read_staged(cx, buf);
         }
         let already_filled = buf.filled().len();
-        let ends_head = if !self.staged.is_empty() {
+        let ends_head = if self.staged.has_rest() {
             self.staged.read_all(buf)
         } else {
             self.stream.read_ahead();

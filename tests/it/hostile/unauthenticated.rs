@@ -88,6 +88,14 @@ async fn unread_refused_streams_use_little_memory() {
             "an incomplete large head that h2 reads",
             [encode_frame(PING, 0, 0, [1; 8]), half_head(1, 53_000)].concat(),
         ),
+        (
+            "an incomplete large DATA frame",
+            [
+                encode_frame(HEADERS, END_HEADERS, 1, encode_head("POST", &[])),
+                encode_frame(DATA, 0, 1, [b'd'; 16_000])[..15_000].to_vec(),
+            ]
+            .concat(),
+        ),
     ] {
         let (_wecom, _dir, proxy, address) = start_program("").await;
         keyed_request_time(address).await;
