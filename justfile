@@ -43,9 +43,9 @@ alerts *args:
     cargo build --locked --release
     python3 bench/alerts.py {{ args }}
 
-# Fuzz one target of fuzz/fuzz_targets for some seconds; needs `cargo install --locked cargo-fuzz` and the nightly toolchain.
+# Fuzz one target of fuzz/fuzz_targets for some seconds; needs `cargo install --locked cargo-fuzz` and a C++ compiler.
 fuzz target="request_head" seconds="60":
-    cargo +nightly fuzz run -s none {{ target }} -- -max_total_time={{ seconds }}
+    RUSTC_BOOTSTRAP=1 cargo fuzz run -s none {{ target }} -- -max_total_time={{ seconds }}
 
 # Check formatting, lints and dependencies; cargo-deny is skipped if it is not installed.
 lint:

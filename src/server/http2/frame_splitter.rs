@@ -165,6 +165,8 @@ fn copy(rest: &mut &[u8], max_bytes: usize, out: &mut ReadBuf<'_>) -> usize {
 mod tests {
     use super::*;
 
+    type JoinedFrame = (u8, u8, Vec<u8>);
+
     fn frame(kind: u8, flags: u8, length: usize) -> Vec<u8> {
         let [_, high, middle, low] = (length as u32).to_be_bytes();
         let payload = (0..length).map(|nth| (nth % 251) as u8);
@@ -179,8 +181,8 @@ mod tests {
 
     /// Kind, flags and payload without padding of the frames after the preface, parts of a frame joined; the number of bytes
     /// that count against a window; the largest payload.
-    fn joined(bytes: &[u8]) -> (Vec<(u8, u8, Vec<u8>)>, usize, usize) {
-        let (mut frames, mut counted, mut largest) = (Vec::<(u8, u8, Vec<u8>)>::new(), 0, 0);
+    fn joined(bytes: &[u8]) -> (Vec<JoinedFrame>, usize, usize) {
+        let (mut frames, mut counted, mut largest) = (Vec::<JoinedFrame>::new(), 0, 0);
         let mut bytes = bytes.strip_prefix(HTTP2_PREFACE).expect("the preface");
         while let Some((header, rest)) = bytes.split_first_chunk::<FRAME_HEADER_BYTES>() {
             let length = u32::from_be_bytes([0, header[0], header[1], header[2]]) as usize;
