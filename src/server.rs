@@ -16,6 +16,7 @@ mod listener;
 mod proxy_protocol;
 mod task_pool;
 pub mod tls;
+mod worker_share;
 mod wrong_key_throttle;
 
 use std::{
@@ -24,7 +25,10 @@ use std::{
     net::IpAddr,
     pin::{Pin, pin},
     rc::Rc,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -104,6 +108,7 @@ pub struct Server {
     handshake_log: LogThrottle,
     wrong_keys: WrongKeyThrottle,
     client_addresses: ClientAddresses,
+    workers: AtomicUsize,
     /// Becomes true when the shutdown begins: no connection is accepted any more, a new one may still send its first
     /// request, and further requests on others are rejected.
     pub stopping: watch::Receiver<bool>,
@@ -130,6 +135,7 @@ impl Server {
             handshake_log: LogThrottle::per_minute(MAX_HANDSHAKE_LINES),
             wrong_keys: WrongKeyThrottle::new(),
             client_addresses: ClientAddresses::new(&server.trusted),
+            workers: AtomicUsize::new(0),
             stopping,
         }
     }
@@ -202,6 +208,11 @@ impl Server {
         self.tls.load().as_ref().and_then(|tls| tls.expires_at())
     }
 
+    /// Counts a worker that accepts connections from now on.
+    pub fn add_worker(&self) {
+        self.workers.fetch_add(1, Relaxed);
+    }
+
     /// Number of open connections.
     pub fn open_connections(&self) -> usize {
         self.connection_limiter.open_connections()
@@ -229,7 +240,10 @@ pub async fn serve(mut listener: Listener, server: Arc<Server>, proxy: Rc<Proxy>
     while !server.is_stopping() {
         let accepted = tokio::select! {
             biased;
-            accepted = listener.accept() => accepted,
+            accepted = async {
+                worker_share::leave_to_others(&server).await;
+                listener.accept().await
+            } => accepted,
             _ = &mut stop => break,
         };
         match accepted {

@@ -54,6 +54,7 @@ async fn run_worker(
     open_guard: mpsc::Sender<()>,
     mut ended: watch::Receiver<bool>,
 ) -> io::Result<()> {
+    server.add_worker();
     for bound in bound.iter() {
         let (serving, open_guard) =
             (server::serve(bound.worker_listener()?, server.clone(), proxy.clone()), open_guard.clone());

@@ -12,7 +12,7 @@ use std::{
 
 use tokio::task::spawn_local;
 
-use super::{Accepted, Server, handoff::Handoff, http1::ReusedByTask, serve_connection};
+use super::{Accepted, Server, handoff::Handoff, http1::ReusedByTask, serve_connection, worker_share};
 use crate::proxy::Proxy;
 
 /// Maximum number of parked tasks.
@@ -38,6 +38,7 @@ impl TaskPool {
 
     /// Serves a connection on a parked task, or on a new one if none is parked.
     pub(super) fn serve(self: &Rc<Self>, accepted: Accepted) {
+        worker_share::count_opened();
         let idle = self.idle.borrow_mut().pop();
         match idle {
             Some(task) => {
@@ -75,6 +76,7 @@ async fn run(pool: Rc<TaskPool>, task: Rc<PooledTask>) {
     .await;
     loop {
         serve_connection(&task.next, &pool.server, &pool.proxy, &mut reused).await;
+        worker_share::count_closed();
         if !pool.park(&task) {
             return;
         }
